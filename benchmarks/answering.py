@@ -23,9 +23,9 @@ from PIL import Image
 from diffuse_cli.conditioning import Condition
 from diffuse_cli.core.degradations import LowRes
 from diffuse_cli.data import pair
-from diffuse_cli.givens import Giver, Inputs, inputs_for
 from diffuse_cli.metrics import average, frechet
 from diffuse_cli.metrics._similarity import psnr
+from diffuse_cli.models.image_conditioning import Giver, Inputs, inputs_for
 from diffuse_cli.sampling import Loaded, load_denoiser
 from diffuse_cli.system.devices import machine
 from diffuse_cli.system.events import finish

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from diffuse_cli.config import SAMPLING_STEPS
 from diffuse_cli.core import Conditions, Space
 from diffuse_cli.core.optimizers import BETAS
-from diffuse_cli.diffusion import Blueprint
 from diffuse_cli.exports import _unet
+from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.system.devices import device_type
 from diffuse_cli.training.configuring import complete, configure
 

@@ -43,7 +43,7 @@ from steps import (
     unbound,
 )
 
-from diffuse_cli import modelfile
+from diffuse_cli.models import model_file
 from diffuse_cli.sampling import load_denoiser
 from diffuse_cli.system.devices import device_type, machine, resolve_precision
 from diffuse_cli.system.events import finish
@@ -124,7 +124,7 @@ def inputs(batch: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor
 def write(preset: str, path: Path) -> None:
     """A model file of a preset with random weights."""
     blueprint = plan(SIZE, preset=preset).blueprint
-    modelfile.save(path, modelfile.Model(blueprint=blueprint, ema=blueprint.build().state_dict()))
+    model_file.save(path, model_file.Model(blueprint=blueprint, ema=blueprint.build().state_dict()))
 
 
 def ours(path: Path, batch: int, accelerator: Accelerator) -> Act:

@@ -27,7 +27,7 @@ from typing import Any
 import common
 from steps import plan, say, show, significant
 
-from diffuse_cli import modelfile
+from diffuse_cli.models import model_file
 
 IMPORT = re.compile(r"import time:\s+(\d+) \|\s+\d+ \|\s+(\S+)$", re.MULTILINE)
 SHOWN = 10
@@ -40,7 +40,7 @@ def make_model(path: Path) -> Path:
     """An untrained model of the preset `tiny`."""
     made = plan(28, images=2, preset="tiny")
     weights = made.blueprint.build().state_dict()
-    modelfile.save(path, modelfile.Model(blueprint=made.blueprint, ema=weights))
+    model_file.save(path, model_file.Model(blueprint=made.blueprint, ema=weights))
     return path
 
 

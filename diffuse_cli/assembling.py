@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diffuse_cli import ledger, packing, sheets
-from diffuse_cli.columns import told_by
 from diffuse_cli.config import SampleConfig
 from diffuse_cli.data import MANIFEST, MANIFEST_FORMAT
+from diffuse_cli.data.metadata_columns import told_by
 from diffuse_cli.folders import GIF, GRID, GRID_IMAGES
 from diffuse_cli.ledger import KEY, Ledger, Plan, parts_of
 from diffuse_cli.media import MEDIA, Asked, figures, like, prepare, suffix

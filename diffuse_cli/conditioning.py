@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from diffuse_cli.columns import typed_rows, untaught
 from diffuse_cli.config import GUIDANCE, DrawConfig
 from diffuse_cli.core.conditions import Number
+from diffuse_cli.data.metadata_columns import typed_rows, untaught
 from diffuse_cli.system.errors import UsageError, lookup
 from diffuse_cli.system.files import brief
 
 if TYPE_CHECKING:
     from diffuse_cli.core.conditions import Conditions
     from diffuse_cli.core.denoiser import Denoise
-    from diffuse_cli.givens import Inputs
-    from diffuse_cli.modelfile import Model
+    from diffuse_cli.models.image_conditioning import Inputs
+    from diffuse_cli.models.model_file import Model
 
 
 @dataclass(frozen=True)

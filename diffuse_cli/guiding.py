@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from diffuse_cli.columns import described
 from diffuse_cli.config import OWN
 from diffuse_cli.core.settings import dimensions
+from diffuse_cli.data.metadata_columns import described
 from diffuse_cli.resolving import DrawSettings
 from diffuse_cli.sampling import Loaded, load_denoiser, ready
 from diffuse_cli.system import files
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from diffuse_cli.core.conditions import Table
-    from diffuse_cli.diffusion import Blueprint
+    from diffuse_cli.models.blueprint import Blueprint
 
 
 def equipped(

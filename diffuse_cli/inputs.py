@@ -15,8 +15,8 @@ from diffuse_cli.core.settings import dimensions
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import Samples, file_hashes, pair, read_images
 from diffuse_cli.data.summary import fitting, span
-from diffuse_cli.givens import Giver, Inputs, beside, degrading, masked
 from diffuse_cli.media import MEDIA, Asked, like, like_mask, numbers_of
+from diffuse_cli.models.image_conditioning import Giver, Inputs, beside, degrading, masked
 from diffuse_cli.resolving import DrawSettings
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import DataError, UsageError

@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 from diffuse_cli import ledger
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import MANIFEST, MANIFEST_FORMAT
-from diffuse_cli.data.sources.batch import IMAGES, LABELS
+from diffuse_cli.data.sources.npz_batch import IMAGES, LABELS
 from diffuse_cli.folders import GIF, GRID
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import OutputError, UsageError

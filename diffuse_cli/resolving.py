@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from diffuse_cli.core.denoiser import Denoise, Denoiser
     from diffuse_cli.core.gaussian_start import LowFrequencies
     from diffuse_cli.core.process import Process
-    from diffuse_cli.modelfile import Model
+    from diffuse_cli.models.model_file import Model
 
 
 @dataclass(frozen=True)

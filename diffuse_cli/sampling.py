@@ -16,15 +16,15 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 
-from diffuse_cli import modelfile
 from diffuse_cli.core.denoiser import Denoise, Denoiser
 from diffuse_cli.core.kernels import cast_products, laid_out, lay_out
 from diffuse_cli.core.networks import widest
 from diffuse_cli.core.samplers import SAMPLERS, State
 from diffuse_cli.core.space import Space
 from diffuse_cli.core.tiling import Tiling, windowed
-from diffuse_cli.diffusion import kept_in_range
 from diffuse_cli.media import Size
+from diffuse_cli.models import model_file
+from diffuse_cli.models.blueprint import kept_in_range
 from diffuse_cli.resolving import DrawSettings
 from diffuse_cli.system.devices import PRECISIONS, resolve_precision, slow_precision
 from diffuse_cli.system.errors import translating
@@ -122,7 +122,7 @@ class Loaded:
         size: of the samples to draw, in windows of the model's; None for the model's.
     """
 
-    model: modelfile.Model
+    model: model_file.Model
     denoiser: Denoiser
     sha256: str
     precision: str
@@ -159,7 +159,7 @@ class Loaded:
 
 
 def load_denoiser(
-    path: str | Path | modelfile.Found,
+    path: str | Path | model_file.Found,
     weights: str,
     accelerator: Accelerator,
     precision: str | None = None,
@@ -181,7 +181,7 @@ def load_denoiser(
     Raises:
         ModelFileError: no model, as `modelfile.find` says, or no such weights in it.
     """
-    found = path if isinstance(path, modelfile.Found) else (yield from _found(path, alone))
+    found = path if isinstance(path, model_file.Found) else (yield from _found(path, alone))
     exact = precision_for(found.model, precision, accelerator)
     if not alone:  # processes may be on different machines
         exact = gather_object([exact])[0]
@@ -192,16 +192,16 @@ def load_denoiser(
     return Loaded(found.model, denoiser, found.sha256, exact, differentiable)
 
 
-def _found(path: str | Path, alone: bool) -> Work[modelfile.Found]:
+def _found(path: str | Path, alone: bool) -> Work[model_file.Found]:
     """The model at a path, the same on all processes."""
-    found = yield from modelfile.find(path)
+    found = yield from model_file.find(path)
     # A training may save a checkpoint while these processes look for its newest one.
     while not alone and len(set(gather_object([found.sha256]))) > 1:
-        found = yield from modelfile.find(path)
+        found = yield from model_file.find(path)
     return found
 
 
-def precision_for(model: modelfile.Model, precision: str | None, accelerator: Accelerator) -> str:
+def precision_for(model: model_file.Model, precision: str | None, accelerator: Accelerator) -> str:
     """The exact precision of a model's network: of `auto`, what it was trained in if the device has
     that; of None, the accelerator's."""
     if precision is None:
@@ -211,7 +211,7 @@ def precision_for(model: modelfile.Model, precision: str | None, accelerator: Ac
 
 
 def ready(
-    model: modelfile.Model,
+    model: model_file.Model,
     weights: str,
     accelerator: Accelerator,
     precision: str,

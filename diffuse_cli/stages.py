@@ -6,13 +6,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from diffuse_cli.columns import out_of_range
 from diffuse_cli.conditioning import check_columns
 from diffuse_cli.config import SampleConfig
-from diffuse_cli.givens import Giver, Inputs
+from diffuse_cli.data.metadata_columns import out_of_range
 from diffuse_cli.guiding import equipped
 from diffuse_cli.inputs import Offered, check_follows, from_samples, offered
 from diffuse_cli.media import looks
+from diffuse_cli.models.image_conditioning import Giver, Inputs
 from diffuse_cli.resolving import DrawSettings, resolve, tell
 from diffuse_cli.sampling import Drawing, Loaded, draw, load_denoiser, stored
 from diffuse_cli.system import files
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from diffuse_cli.core.space import Space
-    from diffuse_cli.modelfile import Found
+    from diffuse_cli.models.model_file import Found
     from diffuse_cli.sheets import Frames
 
     Array = npt.NDArray[Any]

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from diffuse_cli import modelfile
+from diffuse_cli.models import model_file
 
 
 def altered(
@@ -15,11 +15,11 @@ def altered(
 ) -> Path:
     """Write `out`: the model of `source`, with other fields of what it is given (`Given`), and of
     its training."""
-    model = modelfile.load(source)
+    model = model_file.load(source)
     conditions = model.blueprint.conditions
     if conditions.given:
         conditions = replace(conditions, given=replace(conditions.given, **given))
     blueprint = replace(model.blueprint, conditions=conditions)
     made = replace(model, blueprint=blueprint, training={**model.training, **training})
-    modelfile.save(out, made)
+    model_file.save(out, made)
     return out

@@ -194,10 +194,10 @@ def count_memory(model: Path, imported: Sequence[str]) -> None:
     for name in imported:
         with contextlib.suppress(Exception):  # made by other modules as they are imported
             importlib.import_module(name)
-    from diffuse_cli import modelfile
+    from diffuse_cli.models import model_file
     from diffuse_cli.training.memory import bytes_kept
 
-    bytes_kept(modelfile.load(model).blueprint, 1, False, False)
+    bytes_kept(model_file.load(model).blueprint, 1, False, False)
 
 
 def forget() -> None:

@@ -6,11 +6,11 @@ from typing import Any
 
 from nets import randomised
 
-from diffuse_cli import modelfile
 from diffuse_cli.config import DiffusionConfig
 from diffuse_cli.core import Conditions, Space
 from diffuse_cli.core.networks.unet import Config
-from diffuse_cli.diffusion import Blueprint
+from diffuse_cli.models import model_file
+from diffuse_cli.models.blueprint import Blueprint
 
 SMALL = Config(width=8, multipliers=(1, 2), blocks=1, attention=(4,), groups=4)
 UNTOLD = Conditions()
@@ -24,7 +24,7 @@ def model_of(
     diffusion: DiffusionConfig | None = None,
     network: str = "unet",
     **more: Any,
-) -> modelfile.Model:
+) -> model_file.Model:
     """A model whose weights are nowhere zero."""
     own = Blueprint(
         space=space,
@@ -34,4 +34,4 @@ def model_of(
         diffusion=diffusion or DiffusionConfig(),
     )
     ema = randomised(own).state_dict()
-    return modelfile.Model(blueprint=own, ema=ema, **more)
+    return model_file.Model(blueprint=own, ema=ema, **more)

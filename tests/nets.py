@@ -11,7 +11,7 @@ from torch import nn
 
 from diffuse_cli.config import DiffusionConfig
 from diffuse_cli.core import NETWORKS, Conditions, Space
-from diffuse_cli.diffusion import Blueprint
+from diffuse_cli.models.blueprint import Blueprint
 
 
 @dataclass(frozen=True)

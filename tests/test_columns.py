@@ -7,7 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from diffuse_cli.columns import (
+from diffuse_cli.core.conditions import Labels, Number, Table
+from diffuse_cli.data import Cells
+from diffuse_cli.data.metadata_columns import (
     names_of,
     out_of_range,
     rows_of,
@@ -18,10 +20,8 @@ from diffuse_cli.columns import (
     unknown,
     untaught,
 )
-from diffuse_cli.core.conditions import Labels, Number, Table
-from diffuse_cli.data import Cells
-from diffuse_cli.data.tables import Cell
-from diffuse_cli.data.tables import _number as number_of
+from diffuse_cli.data.metadata_files import Cell
+from diffuse_cli.data.metadata_files import _number as number_of
 from diffuse_cli.system.errors import DataError, UsageError
 
 TABLE = Table(

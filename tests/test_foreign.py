@@ -18,10 +18,10 @@ import torch
 from interop_oracles import checkpoint
 from safetensors.torch import save_file
 
-from diffuse_cli import modelfile
 from diffuse_cli.config import ConvertConfig
 from diffuse_cli.data.sources import is_images
 from diffuse_cli.interop import FORMATS, convert
+from diffuse_cli.models import model_file
 from diffuse_cli.system import file_types
 from diffuse_cli.system.events import finish
 from diffuse_cli.system.file_types import MOST_BYTES, MOST_STEPS
@@ -311,8 +311,8 @@ def test_of_a_hostile_pickle_little_is_listed(name: str, monkeypatch: pytest.Mon
             yield each
 
     monkeypatch.setattr(pickletools, "genops", counted)
-    with pytest.raises(modelfile.ModelFileError, match="is a pickle, which can run code"):
-        modelfile.load("m.pkl")
+    with pytest.raises(model_file.ModelFileError, match="is a pickle, which can run code"):
+        model_file.load("m.pkl")
     bytes_seen, instructions = listed
     assert 0 < bytes_seen <= MOST_BYTES
     assert instructions <= MOST_STEPS

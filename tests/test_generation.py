@@ -244,11 +244,11 @@ def oracle(model, n, labels):
     """The images of a model as the sampler alone draws them, each with its label or with none."""
     import torch
 
-    from diffuse_cli import modelfile
+    from diffuse_cli.models import model_file
     from diffuse_cli.resolving import DrawSettings
     from diffuse_cli.sampling import draw
 
-    loaded = modelfile.load(model)
+    loaded = model_file.load(model)
     net = loaded.network()
     found = []
     for k in range(n):

@@ -9,7 +9,14 @@ import torch
 from diffuse_cli.core.conditions import Given
 from diffuse_cli.core.degradations import DEGRADATIONS
 from diffuse_cli.core.space import Space
-from diffuse_cli.givens import Giver, beside, degrading, inputs_for, is_degradation, masked
+from diffuse_cli.models.image_conditioning import (
+    Giver,
+    beside,
+    degrading,
+    inputs_for,
+    is_degradation,
+    masked,
+)
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.rng import GivenDraws
 

@@ -14,14 +14,14 @@ import torch
 from nets import plan
 from PIL import Image
 
-from diffuse_cli import modelfile
 from diffuse_cli.conditioning import Condition
 from diffuse_cli.config import OWN, WEAK_GUIDANCE, DiffusionConfig, SampleConfig, SamplerChoice
 from diffuse_cli.core import SAMPLERS, Conditions, Denoiser
 from diffuse_cli.core.guidance import away, clip, interval, unconditional
 from diffuse_cli.core.samplers import spacing_of
-from diffuse_cli.diffusion import make_process
 from diffuse_cli.guiding import check_fits
+from diffuse_cli.models import model_file
+from diffuse_cli.models.blueprint import make_process
 from diffuse_cli.resolving import DrawSettings, Guide, resolve
 from diffuse_cli.sampling import draw
 from diffuse_cli.system.errors import UsageError
@@ -259,8 +259,8 @@ def test_eval_and_compare_say_what_guided(diffuse, weak, images):
 
 def test_a_recommendation_is_used_and_said(diffuse, weak):
     sampling = SamplerChoice("ddim", 3, None, 2.0)
-    recommending = dataclasses.replace(modelfile.load(weak), sampling=sampling)
-    modelfile.save(Path("r.safetensors"), recommending)
+    recommending = dataclasses.replace(model_file.load(weak), sampling=sampling)
+    model_file.save(Path("r.safetensors"), recommending)
     ran = diffuse("sample", "r.safetensors", "-n", 2, "--precision", "fp32", "-o", "a")
     assert "as the model file recommends: ddim, 3 steps, weak guidance 2\n" in ran.err
     diffuse("sample", weak, *QUICK, "--weak-guidance", 2, "-o", "b")

@@ -19,11 +19,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from nets import Plan, plan
 
-from diffuse_cli import modelfile
 from diffuse_cli.config import DiffusionConfig, SamplerChoice
 from diffuse_cli.core import Conditions, Space
 from diffuse_cli.core.networks.unet import Config
-from diffuse_cli.modelfile import Model, find, load, save
+from diffuse_cli.models import model_file
+from diffuse_cli.models.model_file import Model, find, load, save
 from diffuse_cli.system.errors import ModelFileError, UsageError
 from diffuse_cli.system.events import finish
 
@@ -270,9 +270,9 @@ def test_a_recommended_start_is_of_version_8_and_needs_low_frequencies(tmp_path:
 
 def test_a_file_with_a_recommendation_still_holds_the_model_of_its_run(tmp_path: Path):
     save(tmp_path / "m", model(sampling=SamplerChoice("ddim", 5)))
-    assert modelfile.holds(tmp_path / "m", model())
-    assert not modelfile.holds(tmp_path / "m", model(step=13))
-    assert not modelfile.holds(tmp_path / "m", model(training={"steps": 13}))
+    assert model_file.holds(tmp_path / "m", model())
+    assert not model_file.holds(tmp_path / "m", model(step=13))
+    assert not model_file.holds(tmp_path / "m", model(training={"steps": 13}))
 
 
 # -- a weak average -------------------------------------------------------------------------------
@@ -782,7 +782,7 @@ def test_what_a_description_says_is_escaped_and_brief(good: bytes, tmp_path: Pat
 
 
 def test_nothing_is_allocated_for_a_network_that_does_not_fit(good: bytes, tmp_path, monkeypatch):
-    read = modelfile.tensorfile
+    read = model_file.tensorfile
     monkeypatch.setattr(read, "read_tensors", lambda f, h: pytest.fail("tensors were read"))
     rejected(tmp_path, described(good, setting("network", "width", value=4096)))
 

@@ -10,7 +10,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from diffuse_cli import modelfile
 from diffuse_cli.config import (
     GUIDANCE,
     SAMPLER,
@@ -23,6 +22,7 @@ from diffuse_cli.config import (
 from diffuse_cli.core import SAMPLERS, Conditions, InvalidArgument, Space
 from diffuse_cli.core.gaussian_start import LowFrequencies
 from diffuse_cli.data import read_images
+from diffuse_cli.models import model_file
 from diffuse_cli.resolving import resolve
 from diffuse_cli.sampling import draw, prepared
 from diffuse_cli.system.errors import UsageError
@@ -218,7 +218,7 @@ def recommending(conditional, tmp_path_factory):
     """The conditional model with a recommendation. Do not write here."""
     path = tmp_path_factory.mktemp("recommending") / "model.safetensors"
     sampling = SamplerChoice("ipndm", 3, 1.5)
-    modelfile.save(path, dataclasses.replace(modelfile.load(conditional), sampling=sampling))
+    model_file.save(path, dataclasses.replace(model_file.load(conditional), sampling=sampling))
     return path
 
 
@@ -263,9 +263,9 @@ def test_the_recommendation_draws_what_typing_it_draws(diffuse, recommending, co
 def test_learned_times_are_drawn_with_shown_and_left_for_a_spacing(diffuse, model):
     times = (99, 71.25, 13)
     made = dataclasses.replace(
-        modelfile.load(model), sampling=SamplerChoice("unipc", 3, None, None, times)
+        model_file.load(model), sampling=SamplerChoice("unipc", 3, None, None, times)
     )
-    modelfile.save(Path("made.safetensors"), made)
+    model_file.save(Path("made.safetensors"), made)
     fp32 = ("-n", 2, "--precision", "fp32")
     ran = diffuse("sample", "made.safetensors", *fp32, "-o", "a")
     assert "as the model file recommends: unipc, 3 steps at learned times\n" in ran.err
@@ -279,7 +279,7 @@ def test_learned_times_are_drawn_with_shown_and_left_for_a_spacing(diffuse, mode
     assert a != b == c
     assert manifest("b")["spacing"] == manifest("c")["spacing"] == "wide"
     assert "times" not in manifest("b")
-    loaded = modelfile.load("made.safetensors")
+    loaded = model_file.load("made.safetensors")
     *_, drawing = draw(
         loaded.blueprint.denoiser(loaded.network()), resolve(config(), loaded), range(2),
         space=loaded.blueprint.space, device=torch.device("cpu"),
@@ -340,7 +340,7 @@ def test_a_gaussian_start_is_drawn_told_and_the_same_in_any_batch(diffuse, model
 
 def test_a_run_measures_what_it_trains_on(model, images):
     """The mean brightness of samples and its variance, by their first cosine."""
-    found = modelfile.load(model)
+    found = model_file.load(model)
     low, space = found.low_frequencies, found.blueprint.space
     stored = read_images(images, size=space.size)
     samples = finish(stored)
@@ -357,7 +357,7 @@ def test_a_run_measures_what_it_trains_on(model, images):
 
 
 def test_drawing_begins_where_the_start_says(model):
-    loaded = modelfile.load(model)
+    loaded = model_file.load(model)
     settings = resolve(config(start="gaussian", steps=3), loaded)
     process, space = loaded.blueprint.process, loaded.blueprint.space
     denoiser = loaded.blueprint.denoiser(loaded.network())

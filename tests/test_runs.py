@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import in_process
 
-from diffuse_cli import modelfile, sampling, tensorfile
+from diffuse_cli import sampling
+from diffuse_cli.models import model_file, tensor_file
 from diffuse_cli.system import files, run_reader
 from diffuse_cli.system.errors import ModelFileError
 from diffuse_cli.system.events import Notice, finish
@@ -46,7 +47,7 @@ def stopped(made, tmp_path, monkeypatch):
 
 def found(path) -> tuple[Path, int, list[str]]:
     """The file and step of the model at a path, and what is said."""
-    said, work = [], modelfile.find(path)
+    said, work = [], model_file.find(path)
     try:
         while True:
             event = next(work)
@@ -81,7 +82,7 @@ def test_a_checkpoint_is_a_model_too(stopped, diffuse):
 
 
 def test_a_checkpoint_says_of_its_model_what_the_model_file_says(stopped):
-    one, other = (modelfile.load(path) for path in (checkpoint(6), "6.safetensors"))
+    one, other = (model_file.load(path) for path in (checkpoint(6), "6.safetensors"))
     assert one.blueprint == other.blueprint
     assert {**vars(one), "ema": None, "raw": None} == {**vars(other), "ema": None, "raw": None}
     assert all(one.ema[name].equal(tensor) for name, tensor in other.ema.items())
@@ -107,7 +108,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(stopped):
         "its checksum): going back"
     )
     with pytest.raises(ModelFileError, match="does not match its checksum"):
-        finish(modelfile.find(checkpoint(6)))
+        finish(model_file.find(checkpoint(6)))
 
 
 def test_a_damaged_model_file_is_passed_over_and_said(stopped):
@@ -150,7 +151,7 @@ def test_weights_of_a_checkpoint_without_a_description_are_not_taken_for_another
 ):
     """Checkpoints of version 0.1, and those of what a checkpoint has besides the average."""
     path = checkpoint(6) / f"{name}.safetensors"
-    tensorfile.write(path, tensorfile.read(path))
+    tensor_file.write(path, tensor_file.read(path))
     ran = diffuse("sample", path, "-q")
     assert ran.code == 4
     assert "is a part of a checkpoint" in ran.line

@@ -15,7 +15,7 @@ import pytest
 from conftest import in_process, write_images
 from training.conftest import QUICK
 
-from diffuse_cli import modelfile
+from diffuse_cli.models import model_file
 from diffuse_cli.training import starting
 from diffuse_cli.training.rundir import RunDirectory
 from diffuse_cli.training.trainer import Trainer
@@ -257,7 +257,7 @@ def test_a_signal_while_a_checkpoint_is_written_lets_it_be_whole(train, monkeypa
 
 def test_a_signal_while_the_model_file_is_written_lets_it_be_whole(train, monkeypatch, of_4):
     with monkeypatch.context() as patch:
-        patch.setattr(modelfile, "save", raising(signal.SIGTERM, modelfile.save))
+        patch.setattr(model_file, "save", raising(signal.SIGTERM, model_file.save))
         ran = train("--steps", 4, "-q")
     assert ran.code == 0  # there is nothing left to do
     assert ran.out == "model.safetensors\n"

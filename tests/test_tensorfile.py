@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from diffuse_cli import tensorfile
+from diffuse_cli.models import tensor_file
 
 TENSORS = {
     "b": torch.arange(6.0).reshape(2, 3),
@@ -38,45 +38,45 @@ def file_of(header: object, body: bytes) -> bytes:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     found = tmp_path / "t.safetensors"
-    tensorfile.write(found, TENSORS, {"z": "1", "a": "2"})
+    tensor_file.write(found, TENSORS, {"z": "1", "a": "2"})
     return found
 
 
 def fault(path: Path, header: object, body: bytes) -> str:
     path.write_bytes(file_of(header, body))
     with pytest.raises(ValueError) as caught:  # noqa: PT011
-        tensorfile.read(path)
+        tensor_file.read(path)
     return str(caught.value)
 
 
 def test_what_is_written_is_what_is_read(path: Path):
-    for found in (tensorfile.read(path), safetensors.torch.load_file(path)):
+    for found in (tensor_file.read(path), safetensors.torch.load_file(path)):
         assert found.keys() == TENSORS.keys()
         assert all(
             found[n].dtype == t.dtype and found[n].equal(t) and found[n].shape == t.shape
             for n, t in TENSORS.items()
         )
-    with tensorfile.opened(path) as file:
-        assert tensorfile.read_header(file).metadata == {"a": "2", "z": "1"}
+    with tensor_file.opened(path) as file:
+        assert tensor_file.read_header(file).metadata == {"a": "2", "z": "1"}
 
 
 def test_what_the_library_writes_is_read(path: Path):
     safetensors.torch.save_file(TENSORS, path)
-    assert all(t.equal(TENSORS[n]) for n, t in tensorfile.read(path).items())
+    assert all(t.equal(TENSORS[n]) for n, t in tensor_file.read(path).items())
 
 
 def test_tensors_have_memory_of_their_own(path: Path):
-    found = tensorfile.read(path)
+    found = tensor_file.read(path)
     assert found["b"].data_ptr() != found["c"].data_ptr()
     assert all(tensor.data_ptr() % 64 == 0 for tensor in found.values())
     found["b"].zero_()
-    assert tensorfile.read(path)["b"].equal(TENSORS["b"])
+    assert tensor_file.read(path)["b"].equal(TENSORS["b"])
 
 
 def test_a_header_that_could_not_be_read_again_is_not_written(path: Path):
     before = path.read_bytes()
     with pytest.raises(ValueError, match="header"):
-        tensorfile.write(path, TENSORS, {"long": "x" * tensorfile.LARGEST_HEADER})
+        tensor_file.write(path, TENSORS, {"long": "x" * tensor_file.LARGEST_HEADER})
     assert path.read_bytes() == before
 
 
@@ -125,29 +125,29 @@ def test_each_lie_has_its_sentence(path: Path, header: object, size: int, says: 
 
 
 def test_a_list_is_as_deep_as_it_may_be():
-    assert tensorfile.parse(b"[" * 32 + b"]" * 32)
+    assert tensor_file.parse(b"[" * 32 + b"]" * 32)
 
 
 def test_marks_within_texts_are_none():
     text = json.dumps({"a": '[{"\\' * 200_000}).encode()
-    assert len(tensorfile.parse(text)["a"]) == 800_000
+    assert len(tensor_file.parse(text)["a"]) == 800_000
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_noticed(path: Path):
-    tensorfile.write(path, {"large": torch.zeros(100_000)})
-    with tensorfile.opened(path) as file:
-        header = tensorfile.read_header(file)
+    tensor_file.write(path, {"large": torch.zeros(100_000)})
+    with tensor_file.opened(path) as file:
+        header = tensor_file.read_header(file)
         with path.open("r+b") as other:
             other.truncate(path.stat().st_size - 40)
         with pytest.raises(ValueError, match="cut short while it was read"):
-            tensorfile.read_tensors(file, header)
+            tensor_file.read_tensors(file, header)
 
 
 def test_of_a_file_that_is_replaced_the_checked_one_is_read(path: Path):
-    with tensorfile.opened(path) as file:
-        header = tensorfile.read_header(file)
-        tensorfile.write(path, {"b": torch.ones(2, 3)})
-        assert tensorfile.read_tensors(file, header)["b"].equal(TENSORS["b"])
+    with tensor_file.opened(path) as file:
+        header = tensor_file.read_header(file)
+        tensor_file.write(path, {"b": torch.ones(2, 3)})
+        assert tensor_file.read_tensors(file, header)["b"].equal(TENSORS["b"])
 
 
 def test_a_header_needs_no_more_than_its_part_of_a_file(path: Path):
@@ -163,5 +163,5 @@ def test_a_header_needs_no_more_than_its_part_of_a_file(path: Path):
             return super().read(size)
 
     with Watching(path) as file:
-        tensorfile.read_header(file)
+        tensor_file.read_header(file)
     assert sum(read) == path.stat().st_size - sum(t.nbytes for t in TENSORS.values())

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
-from diffuse_cli import modelfile
 from diffuse_cli.api._calling import as_usual, done, path_of, placed, translating
 from diffuse_cli.api._options import Int, SampleOptions
 from diffuse_cli.api._samples import Samples
@@ -18,9 +17,10 @@ from diffuse_cli.config import SampleConfig
 from diffuse_cli.config.options import from_dict
 from diffuse_cli.config.parsers import plain
 from diffuse_cli.core.space import Space
-from diffuse_cli.inspection.model import report_on
 from diffuse_cli.ledger import parts_of
 from diffuse_cli.media import prepare
+from diffuse_cli.models import model_file
+from diffuse_cli.models.model_report import report_on
 from diffuse_cli.sampling import precision_for, ready
 from diffuse_cli.stages import load_chain
 from diffuse_cli.system import files
@@ -47,7 +47,7 @@ def load(path: str | os.PathLike[str]) -> Model:
     Raises:
         ModelFileError: it is missing, damaged, or not a model of `diffuse`.
     """
-    return Model(done(modelfile.find(path_of("path", path))))
+    return Model(done(model_file.find(path_of("path", path))))
 
 
 OF_FILES = {"out", "gif", "grid", "overwrite"}
@@ -65,7 +65,7 @@ class Model:
         space: what one of its samples is: medium, channels, size and levels.
     """
 
-    def __init__(self, found: modelfile.Found) -> None:
+    def __init__(self, found: model_file.Found) -> None:
         self._found = found
         self.path, self.sha256, self.step = found.path, found.sha256, found.model.step
         self.classes: tuple[str, ...] = found.model.blueprint.conditions.classes

@@ -18,7 +18,7 @@ from diffuse_cli.config.options import from_dict, to_dict
 from diffuse_cli.system.errors import UsageError
 
 if TYPE_CHECKING:
-    from diffuse_cli.modelfile import Model
+    from diffuse_cli.models.model_file import Model
 
 CONFIG = DistillConfig
 
@@ -30,8 +30,8 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
         UsageError, ModelFileError: as `train` with these options; or --given is missing or of no
             use to the model.
     """
-    from diffuse_cli.givens import check_pairs_option
-    from diffuse_cli.modelfile import load
+    from diffuse_cli.models.image_conditioning import check_pairs_option
+    from diffuse_cli.models.model_file import load
     from diffuse_cli.training.configuring import BATCH
     from diffuse_cli.training.configuring import configure as complete
 

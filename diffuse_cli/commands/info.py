@@ -23,8 +23,8 @@ from diffuse_cli.system.files import show
 if TYPE_CHECKING:
     from diffuse_cli.inspection.copies import Copies
     from diffuse_cli.inspection.dataset import DataReport
-    from diffuse_cli.inspection.model import ModelReport
     from diffuse_cli.inspection.run import RunReport
+    from diffuse_cli.models.model_report import ModelReport
 
 CONFIG = InfoConfig
 
@@ -37,8 +37,8 @@ MOST_CLASSES = 20
 def run(config: InfoConfig, console: Console) -> None:
     """Inspect, and print what was found."""
     from diffuse_cli.inspection import inspect
-    from diffuse_cli.inspection.model import ModelReport
     from diffuse_cli.inspection.run import RunReport
+    from diffuse_cli.models.model_report import ModelReport
 
     found = console.follow(inspect(config))
     model = found.model if isinstance(found, RunReport) else found

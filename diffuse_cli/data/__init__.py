@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from diffuse_cli.data.cache import open_index, save_index
+from diffuse_cli.data.metadata_files import Cells, read_cells
 from diffuse_cli.data.pairs import Pairs, pair
-from diffuse_cli.data.reading import read_images
+from diffuse_cli.data.reader import read_images
 from diffuse_cli.data.samples import HELD_OUT_MINIMUM, HELD_OUT_OF, Samples, held_out_rule
+from diffuse_cli.data.saved_samples import open_index, save_index
 from diffuse_cli.data.sources import MANIFEST, MANIFEST_FORMAT, file_hashes, is_images
-from diffuse_cli.data.sources.memory import File, held
+from diffuse_cli.data.sources.in_memory import File, held
 from diffuse_cli.data.summary import Summary
-from diffuse_cli.data.tables import Cells, read_cells
 
 __all__ = [
     "HELD_OUT_MINIMUM",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 
-from diffuse_cli.data.jobs import Reading, Result, decode_files
+from diffuse_cli.data.decoding_workers import Reading, Result, decode_files
 from diffuse_cli.data.sources import Entry
 from diffuse_cli.data.worker import Gone, Worker
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from diffuse_cli.data.streaming import Stream
+from diffuse_cli.data.stream import Stream
 from diffuse_cli.media import Array
 from diffuse_cli.system.events import Work
 

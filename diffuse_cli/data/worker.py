@@ -25,7 +25,14 @@ from typing import IO, Any
 
 import numpy as np
 
-from diffuse_cli.data.jobs import LATER, Decoded, Reading, Result, Skipped, decode_files
+from diffuse_cli.data.decoding_workers import (
+    LATER,
+    Decoded,
+    Reading,
+    Result,
+    Skipped,
+    decode_files,
+)
 from diffuse_cli.data.sources import Entry, open_source
 from diffuse_cli.media import Asked, Read, prepare
 

@@ -52,7 +52,7 @@ def _of_schedules(config: DemoConfig) -> Work[list[bytes]]:
     """The picture, and the page and the animation if they are asked for."""
     rows = settings(config)
 
-    from diffuse_cli.diffusion import make_process
+    from diffuse_cli.models.blueprint import make_process
 
     processes = {name: make_process(row) for name, row in rows.items()}
     sample = yield from subjects.read(config)

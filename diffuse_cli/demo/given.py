@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diffuse_cli.config import DemoConfig
-from diffuse_cli.givens import Giver, beside, degrading
 from diffuse_cli.media import MEDIA, Asked, like, looks
+from diffuse_cli.models.image_conditioning import Giver, beside, degrading
 from diffuse_cli.sampling import Loaded
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import UsageError

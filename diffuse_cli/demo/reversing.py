@@ -19,9 +19,9 @@ import torch
 from diffuse_cli.config import DemoConfig
 from diffuse_cli.core.samplers import SAMPLERS
 from diffuse_cli.demo.given import Told, told
-from diffuse_cli.diffusion import kept_in_range
 from diffuse_cli.evaluation.neighbors import search
 from diffuse_cli.media import looks
+from diffuse_cli.models.blueprint import kept_in_range
 from diffuse_cli.sampling import Loaded, stored
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import UsageError, lookup

@@ -23,10 +23,10 @@ from diffuse_cli.evaluation.images import (
 )
 from diffuse_cli.evaluation.parts import Evaluation
 from diffuse_cli.evaluation.words import words_of
-from diffuse_cli.givens import check_pairs_option
 from diffuse_cli.guiding import equipped
 from diffuse_cli.metrics import METRICS, Measured, Number, Values, Words, shown
 from diffuse_cli.metrics import measured as number
+from diffuse_cli.models.image_conditioning import check_pairs_option
 from diffuse_cli.sampling import Loaded
 from diffuse_cli.system import files
 from diffuse_cli.system.devices import made_with

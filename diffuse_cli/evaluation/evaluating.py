@@ -36,7 +36,7 @@ from diffuse_cli.features._judging import Judge, find_judge
 from diffuse_cli.guiding import equipped
 from diffuse_cli.media import figures
 from diffuse_cli.metrics import Facts, remarks
-from diffuse_cli.modelfile import Found
+from diffuse_cli.models.model_file import Found
 from diffuse_cli.resolving import DrawSettings, resolve, tell
 from diffuse_cli.sampling import Loaded, load_denoiser
 from diffuse_cli.system import files

@@ -16,7 +16,7 @@ from diffuse_cli.system.errors import ModelFileError, OutputError, UsageError, l
 from diffuse_cli.system.events import Work
 
 if TYPE_CHECKING:
-    from diffuse_cli.modelfile import Found
+    from diffuse_cli.models.model_file import Found
 
 
 class Target(Protocol):
@@ -91,9 +91,9 @@ def export(config: ConvertConfig) -> Work[Exported]:
             raise UsageError(f"{flag_of(f)} does not go with --to {name}", "Leave it out")
     with _claimed(target, name, config) as path:
         target.check(config)
-        from diffuse_cli import modelfile
+        from diffuse_cli.models import model_file
 
-        found = yield from modelfile.find(config.source)
+        found = yield from model_file.find(config.source)
         values = yield from target.write(path, found, config)
     return Exported(path, name, values)
 

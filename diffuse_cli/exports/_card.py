@@ -13,7 +13,7 @@ from diffuse_cli.exports._scheduler import SCHEDULERS
 from diffuse_cli.system.files import brief, show
 
 if TYPE_CHECKING:
-    from diffuse_cli.modelfile import Found, Model
+    from diffuse_cli.models.model_file import Found, Model
 
 HEAD = """\
 ---

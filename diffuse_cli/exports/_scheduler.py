@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from diffuse_cli.config import DiffusionConfig
-from diffuse_cli.diffusion import make_process
+from diffuse_cli.models.blueprint import make_process
 
 CLIPPED = {"clip_sample": True, "clip_sample_range": 1.0, "thresholding": False}
 THRESHOLDED = {"thresholding": True, "sample_max_value": 1.0}

@@ -10,17 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import UserError
 
-from diffuse_cli import modelfile
 from diffuse_cli.core.conditions import UNTOLD
 from diffuse_cli.core.settings import to_dict
-from diffuse_cli.diffusion import Blueprint
+from diffuse_cli.models import model_file
+from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.system.errors import ModelFileError
 from diffuse_cli.system.files import brief
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from diffuse_cli.modelfile import Model
+    from diffuse_cli.models.model_file import Model
 
 BATCH = "batch"
 """The name of the dimension that may have any length."""
@@ -90,6 +90,6 @@ def metadata(model: Model) -> Mapping[str, str]:
         known["columns"] = to_dict(own.conditions.table)["columns"]
     described = {name: json.dumps(value) for name, value in known.items()}
     return {
-        **{n: text for n, text in modelfile.metadata(model).items() if n != "format"},
+        **{n: text for n, text in model_file.metadata(model).items() if n != "format"},
         **{f"diffuse.{name}": text for name, text in described.items()},
     }

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from diffuse_cli.core.networks.unet import Config
-from diffuse_cli.diffusion import Blueprint
+from diffuse_cli.models.blueprint import Blueprint
 
 PLAIN = "Train with --preset small or base"
 PICTURES = "It draws pictures of 8 bits, grey or in colour"

@@ -19,7 +19,7 @@ from diffuse_cli.system.errors import UsageError, lookup
 from diffuse_cli.system.events import Notice, Work
 
 if TYPE_CHECKING:
-    from diffuse_cli.modelfile import Found, Model
+    from diffuse_cli.models.model_file import Found, Model
 
 OUT = "diffusers"
 PARTS = ("README.md", "model_index.json", "scheduler", "unet")
@@ -70,11 +70,11 @@ def write(path: Path, found: Found, config: ConvertConfig) -> Work[Mapping[str, 
     }
 
     def fill(folder: Path) -> None:
-        from diffuse_cli import tensorfile
+        from diffuse_cli.models import tensor_file
 
         files.write_json(folder / "model_index.json", index)
         files.write_json(folder / "unet" / "config.json", unet)
-        tensorfile.write(folder / "unet" / WEIGHTS, tensors, {"format": "pt"})
+        tensor_file.write(folder / "unet" / WEIGHTS, tensors, {"format": "pt"})
         files.write_json(folder / "scheduler" / "scheduler_config.json", process)
         files.write_text(folder / "README.md", _card.card(path.name, found, weights, name))
 

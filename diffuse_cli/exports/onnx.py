@@ -18,8 +18,8 @@ from diffuse_cli.system.errors import ModelFileError, UsageError
 from diffuse_cli.system.events import Notice, Progress, Work
 
 if TYPE_CHECKING:
-    from diffuse_cli.diffusion import Blueprint
-    from diffuse_cli.modelfile import Found
+    from diffuse_cli.models.blueprint import Blueprint
+    from diffuse_cli.models.model_file import Found
 
 OUT = "model.onnx"
 PARTS: tuple[str, ...] = ()

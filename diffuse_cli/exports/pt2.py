@@ -12,7 +12,7 @@ from diffuse_cli.system import files
 from diffuse_cli.system.events import Progress, Work
 
 if TYPE_CHECKING:
-    from diffuse_cli.modelfile import Found
+    from diffuse_cli.models.model_file import Found
 
 OUT = "model.pt2"
 PARTS: tuple[str, ...] = ()

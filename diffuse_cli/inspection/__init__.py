@@ -14,8 +14,8 @@ from diffuse_cli.system.hub_models import is_name
 
 if TYPE_CHECKING:
     from diffuse_cli.inspection.dataset import DataReport
-    from diffuse_cli.inspection.model import ModelReport
     from diffuse_cli.inspection.run import RunReport
+    from diffuse_cli.models.model_report import ModelReport
 
 HINT = "PATH is a folder or an archive of images, a model file or a run directory"
 
@@ -40,7 +40,7 @@ def inspect(config: InfoConfig) -> Work[DataReport | ModelReport | RunReport]:
 
         return (yield from inspect_data(config))
     if is_name(path):
-        from diffuse_cli.inspection.model import inspect_model
+        from diffuse_cli.models.model_report import inspect_model
 
         return (yield from inspect_model(config))
     mode = mode_of(path, HINT)
@@ -50,6 +50,6 @@ def inspect(config: InfoConfig) -> Work[DataReport | ModelReport | RunReport]:
         from diffuse_cli.inspection.run import inspect_run
 
         return (yield from inspect_run(config, path))
-    from diffuse_cli.inspection.model import inspect_model
+    from diffuse_cli.models.model_report import inspect_model
 
     return (yield from inspect_model(config))

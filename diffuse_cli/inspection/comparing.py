@@ -11,7 +11,7 @@ from diffuse_cli.config import CompareConfig, TrainConfig
 from diffuse_cli.config.options import from_dict, options, read_toml
 from diffuse_cli.config.train_options import from_file, to_file
 from diffuse_cli.features import KIDS
-from diffuse_cli.inspection.model import kind_of, training_config
+from diffuse_cli.models.model_report import kind_of, training_config
 from diffuse_cli.system import files, run_reader
 from diffuse_cli.system.devices import machine_or, rank
 from diffuse_cli.system.errors import ModelFileError
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from diffuse_cli.evaluation.comparing import BothMeasured
-    from diffuse_cli.modelfile import Model
+    from diffuse_cli.models.model_file import Model
 
 MEANT = (
     "size", "channels", "medium", "background", "classes", "schedule", "betas", "num_timesteps",
@@ -177,7 +177,7 @@ def _needed(side: Subject) -> Model:
 
 def _subject(path: str) -> Work[Subject]:
     """Read a model file, a run directory, or both where they lie side by side."""
-    from diffuse_cli import modelfile
+    from diffuse_cli.models import model_file
 
     given, places, found, settings = Path(path), None, None, {}
     run = run_reader.run_of(given)
@@ -186,7 +186,7 @@ def _subject(path: str) -> Work[Subject]:
         or run_reader.complete(run / run_reader.CHECKPOINTS)
         or run_reader.model_of(run).exists()
     ):
-        found = yield from modelfile.find(given)
+        found = yield from model_file.find(given)
         settings = _flat(training_config(found.path))
     model = found.model if found else None
     if (run / run_reader.CONFIG).is_file():

@@ -9,7 +9,7 @@ from typing import Any
 
 from diffuse_cli.config import InfoConfig
 from diffuse_cli.config.options import read_toml
-from diffuse_cli.inspection.model import ModelReport, inspect_model
+from diffuse_cli.models.model_report import ModelReport, inspect_model
 from diffuse_cli.system import outputs, run_reader
 from diffuse_cli.system.errors import ModelFileError
 from diffuse_cli.system.events import Notice, Work

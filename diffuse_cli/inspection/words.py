@@ -11,7 +11,7 @@ from diffuse_cli.system.files import show
 
 if TYPE_CHECKING:
     from diffuse_cli.config import SamplerChoice
-    from diffuse_cli.inspection.model import ModelReport
+    from diffuse_cli.models.model_report import ModelReport
 
 
 MOST_LISTED = 100
@@ -69,7 +69,7 @@ def _weights(found: ModelReport) -> str:
 
 def _network(found: ModelReport) -> list[str]:
     from diffuse_cli.core.networks import NETWORKS
-    from diffuse_cli.inspection.model import kind_of
+    from diffuse_cli.models.model_report import kind_of
 
     own, space = found.blueprint, found.blueprint.space
     count = own.conditions.num_classes
@@ -79,8 +79,8 @@ def _network(found: ModelReport) -> list[str]:
 
 
 def _given(found: ModelReport) -> str:
-    from diffuse_cli.givens import Giver
-    from diffuse_cli.inspection.model import kind_of
+    from diffuse_cli.models.image_conditioning import Giver
+    from diffuse_cli.models.model_report import kind_of
 
     giver = Giver.of(found.blueprint)
     assert giver is not None
@@ -91,7 +91,7 @@ def _given(found: ModelReport) -> str:
 
 def _told(found: ModelReport) -> list[str]:
     """The columns, for `sample --on`."""
-    from diffuse_cli.columns import described
+    from diffuse_cli.data.metadata_columns import described
 
     table = found.blueprint.conditions.table
     return [f"{brief(c.name)}: {described(c)}" for c in table.columns] if table else []

@@ -21,7 +21,7 @@ from diffuse_cli.system.hub_models import local_source
 if TYPE_CHECKING:
     from diffuse_cli.interop._assembling import Foreign
     from diffuse_cli.interop._source import Source
-    from diffuse_cli.modelfile import Model
+    from diffuse_cli.models.model_file import Model
 
 
 class Format(Protocol):
@@ -78,9 +78,9 @@ def convert(config: ConvertConfig) -> Work[Converted]:
     with outputs.claimed(
         config.out or OUT, ".safetensors", config.overwrite, read=config.source
     ) as path:
-        from diffuse_cli import modelfile
         from diffuse_cli.interop._assembling import assemble
         from diffuse_cli.interop._source import Source
+        from diffuse_cli.models import model_file
 
         source = Source((yield from local_source(config.source)))
         if source.is_own:
@@ -98,7 +98,7 @@ def convert(config: ConvertConfig) -> Work[Converted]:
         foreign = format.read(source, config)
         model = assemble(foreign, source, config)
         yield from foreign.notices
-        modelfile.save(path, model)
+        model_file.save(path, model)
         return Converted(path, name, model)
 
 

@@ -23,13 +23,13 @@ from diffuse_cli.core.settings import from_dict as checked
 from diffuse_cli.core.settings import to_dict as plain
 from diffuse_cli.core.space import Space
 from diffuse_cli.core.variances import channels_out
-from diffuse_cli.diffusion import Blueprint, make_denoiser, make_process, shapes
 from diffuse_cli.interop._source import Source
-from diffuse_cli.modelfile import Model
+from diffuse_cli.models.blueprint import Blueprint, make_denoiser, make_process, shapes
+from diffuse_cli.models.model_file import Model
+from diffuse_cli.models.tensor_file import first, misfit
 from diffuse_cli.system.errors import ModelFileError, UsageError, translated
 from diffuse_cli.system.events import Notice
 from diffuse_cli.system.files import brief, show
-from diffuse_cli.tensorfile import first, misfit
 from diffuse_cli.training.configuring import for_model_file
 
 if TYPE_CHECKING:

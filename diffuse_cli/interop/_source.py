@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from diffuse_cli import tensorfile
+from diffuse_cli.models import tensor_file
 from diffuse_cli.system import file_types, files, run_reader
 from diffuse_cli.system.errors import DiffuseError, ModelFileError
 from diffuse_cli.system.files import brief
@@ -60,9 +60,9 @@ class Source:
         """Whether it is a model file of this program, or a run."""
         if self.path.is_dir():
             return run_reader.run_at(self.path) is not None
-        with rejecting(self.path), tensorfile.opened(self.path) as file:
+        with rejecting(self.path), tensor_file.opened(self.path) as file:
             known = file_types.is_safetensors(file.read(9))
-            return known and "diffuse.config" in tensorfile.read_header(file).metadata
+            return known and "diffuse.config" in tensor_file.read_header(file).metadata
 
 
 @contextlib.contextmanager
@@ -73,7 +73,7 @@ def rejecting(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ModelFileError(f"cannot read {name}: {error.strerror or error}") from error
-    except tensorfile.MALFORMED as error:
+    except tensor_file.MALFORMED as error:
         raise ModelFileError(f"{name} cannot be used: {brief(error)}") from error
 
 
@@ -86,10 +86,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Refuses a file that is damaged, of a program that is not converted, or with anything in it but
     tensors of real numbers that lie in it.
     """
-    with rejecting(path), tensorfile.opened(path) as file:
+    with rejecting(path), tensor_file.opened(path) as file:
         kind = file_types.kind_of(file)
         if kind == file_types.SAFETENSORS:
-            header = tensorfile.read_header(file)
+            header = tensor_file.read_header(file)
             file_types.check_convertible(header.entries, path)
             return _check(path, load_file(path))
         if kind in file_types.PICKLES:
@@ -166,7 +166,7 @@ def _check(path: Path, found: Any) -> dict[str, Tensor]:
     if wrong:
         raise ModelFileError(
             f"{where} holds {len(wrong)} entries that are no tensors of real numbers: "
-            f"{tensorfile.first(wrong)}"
+            f"{tensor_file.first(wrong)}"
         )
     if sum(tensor.nbytes for tensor in found.values()) > path.stat().st_size:
         raise ModelFileError(f"{where} claims tensors that are larger than the file")

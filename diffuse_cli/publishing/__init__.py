@@ -12,14 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffuse_cli import modelfile, sheets
+from diffuse_cli import sheets
 from diffuse_cli.config import PushConfig, SampleConfig
 from diffuse_cli.evaluation.results import published
 from diffuse_cli.folders import LOCK, Unfinished, holding
-from diffuse_cli.givens import Giver
-from diffuse_cli.inspection.model import report_on
 from diffuse_cli.media import figures
-from diffuse_cli.modelfile import Found
+from diffuse_cli.models import model_file
+from diffuse_cli.models.image_conditioning import Giver
+from diffuse_cli.models.model_file import Found
+from diffuse_cli.models.model_report import report_on
 from diffuse_cli.publishing.card import card
 from diffuse_cli.stages import load_chain
 from diffuse_cli.system import files
@@ -70,7 +71,7 @@ def push(config: PushConfig) -> Work[Pushed]:
     if config.out is None and not config.overwrite:
         check_free(config.target)
     with _place(config) as folder:
-        found = yield from modelfile.find(config.model)
+        found = yield from model_file.find(config.model)
         numbers = _numbers(config, found) if config.eval else None
         picture, drawn = yield from _picture(config, found)
         begun = Unfinished(folder)

@@ -9,16 +9,16 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.columns import example
 from diffuse_cli.core.conditions import PAIRS
-from diffuse_cli.inspection.model import kind_of
+from diffuse_cli.data.metadata_columns import example
 from diffuse_cli.inspection.words import model_rows
 from diffuse_cli.media import MEDIA, judged, suffix
 from diffuse_cli.metrics import measured, shown
+from diffuse_cli.models.model_report import kind_of
 from diffuse_cli.system import files
 
 if TYPE_CHECKING:
-    from diffuse_cli.inspection.model import ModelReport
+    from diffuse_cli.models.model_report import ModelReport
 
 LEFT_OUT = ("model", "file", "title", "data")
 """Rows of `info` that are of the file here, or have a section of their own."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from accelerate import Accelerator
 
-from diffuse_cli import features, modelfile
+from diffuse_cli import features
 from diffuse_cli.config import EmaConfig, TrainConfig
 from diffuse_cli.config.options import from_dict
 from diffuse_cli.core.denoiser import Denoiser
@@ -21,6 +21,7 @@ from diffuse_cli.evaluation.images import Sides, drawn_from, inputs_of, read_sid
 from diffuse_cli.features._judging import find_judge
 from diffuse_cli.guiding import equipped
 from diffuse_cli.metrics import with_error
+from diffuse_cli.models import model_file
 from diffuse_cli.resolving import resolve, tell
 from diffuse_cli.sampling import Loaded, draw, ready
 from diffuse_cli.system import files
@@ -113,7 +114,7 @@ def measure_lengths(config: EmaConfig) -> Work[MeasuredLengths | None]:
         file = yield from measure(loaded.denoiser)
         yield from _tell(best, rows, _rank(file[metric]) < _rank(best.values[metric]))
         if out:
-            modelfile.save(out, chosen)
+            model_file.save(out, chosen)
     return MeasuredLengths(
         metric=metric,
         rows=tuple(rows),
@@ -184,8 +185,10 @@ def _fits(given: Sequence[power.Snapshot]) -> Work[dict[float, power.Combination
 
 
 def _models(
-    model: modelfile.Model, given: Sequence[power.Snapshot], fits: Mapping[float, power.Combination]
-) -> Iterator[modelfile.Model]:
+    model: model_file.Model,
+    given: Sequence[power.Snapshot],
+    fits: Mapping[float, power.Combination],
+) -> Iterator[model_file.Model]:
     """The model with the weights of each combination; buffers stay."""
     step = given[-1].step
     with _rejecting(given[-1].path.parent):

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from diffuse_cli import modelfile
 from diffuse_cli.conditioning import has_unconditional
 from diffuse_cli.config import (
     GAUSSIAN,
@@ -25,6 +24,7 @@ from diffuse_cli.core.process import Process
 from diffuse_cli.core.samplers import OF_DISTILLED, SAMPLERS
 from diffuse_cli.features import KIDS
 from diffuse_cli.metrics import Measured, Words, measured
+from diffuse_cli.models import model_file
 from diffuse_cli.system.errors import UsageError
 
 FEW_STEPS = (1, 2, 4, 8)
@@ -138,7 +138,7 @@ def first_settings(
 
 
 def other_scales(
-    config: TuneConfig, model: modelfile.Model, guidance: float | None
+    config: TuneConfig, model: model_file.Model, guidance: float | None
 ) -> tuple[float, ...]:
     """The guidance scales to try besides `guidance`, at which samplers are compared.
 
@@ -166,7 +166,9 @@ def with_weaker(setting: SamplerChoice, scale: float) -> SamplerChoice:
     return replace(setting, steps=steps, weak_guidance=scale)
 
 
-def starts(config: TuneConfig, model: modelfile.Model, first: Sequence[SamplerChoice]) -> list[int]:
+def starts(
+    config: TuneConfig, model: model_file.Model, first: Sequence[SamplerChoice]
+) -> list[int]:
     """The numbers of steps to try from a Gaussian start; none for a model that has no such start,
     which one that is told something has not, nor one that is distilled."""
     told = bool(model.blueprint.conditions) or model.distilled is not None

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from diffuse_cli import modelfile
 from diffuse_cli.config import GAUSSIAN, NOISE, DrawConfig, EvalConfig, SamplerChoice, TuneConfig
 from diffuse_cli.config.options import converted
 from diffuse_cli.core.denoiser import Denoiser
@@ -33,6 +32,7 @@ from diffuse_cli.features import FeatureNetwork
 from diffuse_cli.guiding import equipped
 from diffuse_cli.media import Array, figures
 from diffuse_cli.metrics import as_text, frechet, kid, manifold, with_error
+from diffuse_cli.models import model_file
 from diffuse_cli.resolving import DrawSettings, resolve
 from diffuse_cli.sampling import Loaded, draw
 from diffuse_cli.sweeps import recommending, tradeoff
@@ -151,7 +151,7 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
             picture = tradeoff.plot(tuned, files.show(Path(config.subject).name))
             files.write_bytes(plot, figures.png(picture))
         if out:
-            modelfile.save(out, replace(loaded.model, sampling=tuned.recommended))
+            model_file.save(out, replace(loaded.model, sampling=tuned.recommended))
         return tuned
 
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffuse_cli.columns import told_by, typed_rows
 from diffuse_cli.conditioning import check_columns
 from diffuse_cli.config import PictureConfig
 from diffuse_cli.core.kernels import laid_out
 from diffuse_cli.data import MANIFEST, MANIFEST_FORMAT
+from diffuse_cli.data.metadata_columns import told_by, typed_rows
 from diffuse_cli.folders import GRID, GRID_IMAGES, WRITTEN, Folder, Unfinished, gather, holding
 from diffuse_cli.guiding import equipped
 from diffuse_cli.media import figures, looks

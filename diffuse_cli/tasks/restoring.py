@@ -17,8 +17,8 @@ from diffuse_cli.core.inpainting import evaluations, legs, travel
 from diffuse_cli.core.kernels import laid_out
 from diffuse_cli.core.restoration import RESTORATIONS, consistent
 from diffuse_cli.core.samplers import SAMPLERS, State
-from diffuse_cli.diffusion import kept_in_range
-from diffuse_cli.givens import Giver, observed_space
+from diffuse_cli.models.blueprint import kept_in_range
+from diffuse_cli.models.image_conditioning import Giver, observed_space
 from diffuse_cli.resolving import DrawSettings
 from diffuse_cli.sampling import Loaded, stored
 from diffuse_cli.system.errors import UsageError, translating

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from diffuse_cli.core.conditions import PAIRS
 from diffuse_cli.core.degradations import Degradation
-from diffuse_cli.givens import Giver
+from diffuse_cli.models.image_conditioning import Giver
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import Notice, Work

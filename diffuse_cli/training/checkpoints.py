@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from diffuse_cli import modelfile
 from diffuse_cli.core.losses import TAUGHT
+from diffuse_cli.models import model_file
 from diffuse_cli.system import files
 from diffuse_cli.system.events import Notice, Work
 from diffuse_cli.training.budget import Budget
@@ -103,8 +103,8 @@ def checkpoint_of(
     return Checkpoint(
         step=step,
         model=trainer.net.state_dict(),
-        ema=modelfile.together(average, weak=weak.weights if weak else None),
-        about=modelfile.metadata(model_of(trainer.plan, step, average, None, weak)),
+        ema=model_file.together(average, weak=weak.weights if weak else None),
+        about=model_file.metadata(model_of(trainer.plan, step, average, None, weak)),
         optimizer=_moments(trainer.net, trainer.optimizer.optimizer),
         history=trainer.history.tensors(),
         best=monitor.tensors(),
@@ -152,7 +152,7 @@ def versions(checkpoint: Checkpoint | None) -> Work[tuple[dict[str, Any], ...]]:
     """The versions that a run was made with, each with its first step, and those of now; says where
     they are others than the checkpoint's."""
     past = tuple(checkpoint.state.get("versions", ())) if checkpoint else ()
-    now, last = modelfile.versions(), past[-1] if past else {}
+    now, last = model_file.versions(), past[-1] if past else {}
     if changed := [name for name in now if last.get(name, now[name]) != now[name]]:
         before, after = (", ".join(f"{name} {of[name]}" for name in changed) for of in (last, now))
         yield Notice(
@@ -168,7 +168,7 @@ def versions(checkpoint: Checkpoint | None) -> Work[tuple[dict[str, Any], ...]]:
 def restore(trainer: Trainer, saved: Checkpoint) -> None:
     """Go back to a checkpoint."""
     trainer.net.load_state_dict(dict(saved.model))
-    average, _, weak = modelfile.apart(saved.ema)
+    average, _, weak = model_file.apart(saved.ema)
     trainer.ema.net.load_state_dict(dict(average))
     if weak:
         trainer.weak = Weak(saved.state["weak_step"], weak)

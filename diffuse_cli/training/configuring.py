@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from diffuse_cli.columns import names_of
 from diffuse_cli.config import NETWORK, DiffusionConfig, TrainConfig
 from diffuse_cli.config.options import converted, flag_of, from_dict, options, read_toml, to_dict
 from diffuse_cli.config.parsers import Size
@@ -28,9 +27,10 @@ from diffuse_cli.core.settings import Settings
 from diffuse_cli.core.settings import to_dict as plain
 from diffuse_cli.core.space import LONGEST_SIDE, Space
 from diffuse_cli.core.variances import LEARNED
-from diffuse_cli.diffusion import Blueprint
-from diffuse_cli.givens import is_degradation
+from diffuse_cli.data.metadata_columns import names_of
 from diffuse_cli.media import named
+from diffuse_cli.models.blueprint import Blueprint
+from diffuse_cli.models.image_conditioning import is_degradation
 from diffuse_cli.system import files
 from diffuse_cli.system.devices import rank
 from diffuse_cli.system.errors import OutputError, UsageError, flag, lookup, suggest, translating
@@ -155,7 +155,7 @@ def _check_exclusive(typed: Layer) -> None:
 def _base(given: Layer) -> Layer:
     """What the model of --init, or else the named preset, gives."""
     if given.get("init"):
-        from diffuse_cli.modelfile import read_training
+        from diffuse_cli.models.model_file import read_training
 
         return _sized(Layer(read_training(given.get("init"))), given.get("size"))
     if name := given.get("preset") or first_of(given.get("network")):

@@ -15,8 +15,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from diffuse_cli.data.pool import cores
+from diffuse_cli.data.stream import TRIES, Stream
 from diffuse_cli.data.streamed import stream_of
-from diffuse_cli.data.streaming import TRIES, Stream
 from diffuse_cli.system.events import Notice, Work
 from diffuse_cli.system.files import show
 from diffuse_cli.system.memory import processes_here

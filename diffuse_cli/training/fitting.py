@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from diffuse_cli.core.conditions import Conditions, Table
-    from diffuse_cli.diffusion import Blueprint
-    from diffuse_cli.modelfile import Model
+    from diffuse_cli.models.blueprint import Blueprint
+    from diffuse_cli.models.model_file import Model
 
 GREY, COLOUR = 1, 3
 """Channels of samples that are converted; of others each is taken in its place."""

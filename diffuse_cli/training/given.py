@@ -17,7 +17,7 @@ from diffuse_cli.core.degradations import DEGRADATIONS
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import Pairs, Samples, is_images, pair
 from diffuse_cli.data.measuring import NOISE, limited, moments
-from diffuse_cli.givens import Giver, is_degradation
+from diffuse_cli.models.image_conditioning import Giver, is_degradation
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import DataError, UsageError, suggest
 from diffuse_cli.system.events import Notice, Work

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from diffuse_cli import modelfile
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.core import conditions
 from diffuse_cli.core.conditions import PAIRS, Given
 from diffuse_cli.core.losses import TAUGHT
 from diffuse_cli.core.networks import NETWORKS, Ends, count_parameters
 from diffuse_cli.core.settings import dimensions
-from diffuse_cli.diffusion import Blueprint
+from diffuse_cli.models import model_file
+from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import Notice, Table, Work
@@ -26,7 +26,7 @@ from diffuse_cli.training.fitting import COLOUR, GREY, ends_of, fitted, learns, 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from diffuse_cli.modelfile import Model
+    from diffuse_cli.models.model_file import Model
 
 NOISE = ("schedule", "betas", "log_snr_shift", "zero_terminal_snr", "rescale_timesteps")
 """Settings that decide how noisy samples are at the time that a network is shown."""
@@ -61,7 +61,7 @@ def first_weights(config: TrainConfig, blueprint: Blueprint) -> Work[Mapping[str
     """
     if not config.init:
         return None
-    model = (yield from modelfile.find(config.init)).model
+    model = (yield from model_file.find(config.init)).model
     source = files.show(config.init)
     _check(source, model.blueprint, blueprint)
     if config.loss in TAUGHT:

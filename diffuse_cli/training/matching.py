@@ -23,7 +23,7 @@ from diffuse_cli.training.updating import Updater
 
 if TYPE_CHECKING:
     from diffuse_cli.core.denoiser import Denoise, Denoiser
-    from diffuse_cli.diffusion import Blueprint
+    from diffuse_cli.models.blueprint import Blueprint
 
 PATHS = 0.85
 """The part of the way that is done by paths."""

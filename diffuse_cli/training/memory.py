@@ -20,7 +20,7 @@ from diffuse_cli.core.losses import TAUGHT
 from diffuse_cli.core.networks import Run
 from diffuse_cli.core.settings import Settings, dimensions
 from diffuse_cli.core.space import Space
-from diffuse_cli.diffusion import Blueprint, skeleton
+from diffuse_cli.models.blueprint import Blueprint, skeleton
 from diffuse_cli.system import memory
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.training.plan import Plan

@@ -11,11 +11,11 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli import modelfile
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.features import KIDS
 from diffuse_cli.media import MEDIA, figures
 from diffuse_cli.metrics import label
+from diffuse_cli.models import model_file
 from diffuse_cli.system import files
 from diffuse_cli.system.devices import log_picture
 from diffuse_cli.system.errors import Interrupted, Terminated
@@ -163,8 +163,8 @@ class Monitor:
         """The best model's file and how good it is, as plain values."""
         return {"model": str(self.run.best), **self.best.values()} if self.best else None
 
-    def _model(self, best: Best) -> modelfile.Model:
-        own, raw, _ = modelfile.apart(best.tensors)
+    def _model(self, best: Best) -> model_file.Model:
+        own, raw, _ = model_file.apart(best.tensors)
         weak = self.trainer.weak
         if weak and weak.step > best.step:
             weak = None
@@ -273,5 +273,5 @@ class Monitor:
     def _weights(self) -> dict[str, Tensor]:
         """A copy of what the model file of this step would hold, but for the weak average."""
         raw = self.trainer.net.state_dict() if self.config.keep_raw else None
-        tensors = modelfile.together(self.trainer.ema.net.state_dict(), raw)
+        tensors = model_file.together(self.trainer.ema.net.state_dict(), raw)
         return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from diffuse_cli.core.denoiser import Denoise, Denoiser
-    from diffuse_cli.diffusion import Blueprint
-    from diffuse_cli.givens import Inputs
+    from diffuse_cli.models.blueprint import Blueprint
+    from diffuse_cli.models.image_conditioning import Inputs
 
     Array = npt.NDArray[Any]
     Labels = npt.NDArray[np.int64]

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from diffuse_cli import modelfile
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.gaussian_start import NAME as LOW_FREQUENCIES
@@ -24,9 +23,10 @@ from diffuse_cli.core.targets import has_noise
 from diffuse_cli.core.variances import LEARNED
 from diffuse_cli.data import Pairs, Samples, held_out_rule, open_index, read_images, save_index
 from diffuse_cli.data.summary import fitting
-from diffuse_cli.diffusion import Blueprint, make_denoiser, make_process
-from diffuse_cli.givens import Giver, Inputs, inputs_for
 from diffuse_cli.media import MEDIA, asked_for
+from diffuse_cli.models import model_file
+from diffuse_cli.models.blueprint import Blueprint, make_denoiser, make_process
+from diffuse_cli.models.image_conditioning import Giver, Inputs, inputs_for
 from diffuse_cli.system import files
 from diffuse_cli.system.devices import settle, slow_precision
 from diffuse_cli.system.errors import DataError, UsageError, translating
@@ -373,9 +373,9 @@ def model_of(
     ema: Mapping[str, Tensor],
     raw: Mapping[str, Tensor] | None,
     weak: Weak | None = None,
-) -> modelfile.Model:
+) -> model_file.Model:
     """A model file of a run, with the weights after `step` steps."""
-    return modelfile.Model(
+    return model_file.Model(
         blueprint=plan.blueprint,
         ema=ema,
         raw=raw,
@@ -389,7 +389,7 @@ def model_of(
     )
 
 
-def bring_up_to_date(path: Path, model: modelfile.Model) -> None:
+def bring_up_to_date(path: Path, model: model_file.Model) -> None:
     """Write a model file, unless it holds this model already."""
-    if not modelfile.holds(path, model):
-        modelfile.save(path, model)
+    if not model_file.holds(path, model):
+        model_file.save(path, model)

@@ -23,7 +23,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from diffuse_cli import tensorfile
+from diffuse_cli.models import tensor_file
 from diffuse_cli.system import files
 from diffuse_cli.training.course import Course
 
@@ -133,7 +133,7 @@ def save_snapshot(folder: Path, powers: Powers, step: int, course: Course, count
     the way there was planned again, from which all of them stay."""
     about = {"lengths": list(KEPT_LENGTHS), "updates": powers.updates, "step": step}
     metadata = {"diffuse.ema": json.dumps(about, sort_keys=True)}
-    tensorfile.write(folder / f"step-{step:08d}.safetensors", powers.tensors(), metadata)
+    tensor_file.write(folder / f"step-{step:08d}.safetensors", powers.tensors(), metadata)
     for other, path in snapshots(folder):
         if not course.since and not snapshot_due(other, course, count):
             files.remove(path)
@@ -167,9 +167,9 @@ def read_snapshot(path: Path) -> Snapshot:
     Raises:
         OSError, ValueError: not a snapshot.
     """
-    with tensorfile.opened(path) as file:
-        text = tensorfile.read_header(file).metadata.get("diffuse.ema", "null")
-    about: Any = tensorfile.parse(text.encode())
+    with tensor_file.opened(path) as file:
+        text = tensor_file.read_header(file).metadata.get("diffuse.ema", "null")
+    about: Any = tensor_file.parse(text.encode())
     if not isinstance(about, dict):
         raise ValueError("it is not a snapshot of averages")
     try:
@@ -192,7 +192,7 @@ def combine(
         sums: dict[str, Tensor] = {}
         coefficients = iter(found.coefficients.tolist())
         for snapshot in given:
-            tensors = tensorfile.read(snapshot.path)
+            tensors = tensor_file.read(snapshot.path)
             for prefix in snapshot.profiles:
                 share = next(coefficients)
                 own = {

@@ -154,7 +154,7 @@ class RunDirectory:
 
     def save(self, checkpoint: Checkpoint) -> Path:
         """Write a checkpoint; old ones are removed only when it is on disk."""
-        from diffuse_cli import tensorfile
+        from diffuse_cli.models import tensor_file
 
         def fill(folder: Path) -> None:
             for name in TENSORS:
@@ -162,7 +162,7 @@ class RunDirectory:
                 if tensors or name not in OPTIONAL:
                     path = folder / f"{name}.safetensors"
                     about = checkpoint.about if path.name == run_reader.AVERAGE else None
-                    tensorfile.write(path, tensors, about)
+                    tensor_file.write(path, tensors, about)
             files.write_json(folder / "state.json", {**checkpoint.state, "step": checkpoint.step})
             sums = {path.name: files.sha256(path) for path in sorted(folder.iterdir())}
             files.write_json(folder / run_reader.MANIFEST, {"files": sums, "step": checkpoint.step})
@@ -178,7 +178,7 @@ class RunDirectory:
 
     def load(self) -> tuple[Checkpoint | None, list[str]]:
         """The newest checkpoint that verifies, and a sentence for each newer one that does not."""
-        from diffuse_cli import tensorfile
+        from diffuse_cli.models import tensor_file
 
         passed: list[str] = []
         for path in run_reader.complete(self.checkpoints):
@@ -190,7 +190,7 @@ class RunDirectory:
             # A verified checkpoint has all of its files; early versions had no history.
             there = {name: path / f"{name}.safetensors" for name in TENSORS}
             tensors: dict[str, Any] = {
-                n: tensorfile.read(p) if p.exists() else {} for n, p in there.items()
+                n: tensor_file.read(p) if p.exists() else {} for n, p in there.items()
             }
             return Checkpoint(step=state["step"], state=state, **tensors), passed
         return None, passed
@@ -203,10 +203,10 @@ class RunDirectory:
                 state = json.loads((path / "state.json").read_text())
                 if found := state.get("classes"):
                     return set(found)
-        from diffuse_cli import modelfile
+        from diffuse_cli.models import model_file
 
         with contextlib.suppress(ModelFileError):
-            return set(modelfile.load(self.model).classes)
+            return set(model_file.load(self.model).classes)
         return None
 
     def table(self) -> Table | None:
@@ -217,10 +217,10 @@ class RunDirectory:
                 state = json.loads((path / "state.json").read_text())
                 if found := state.get("table"):
                     return from_dict(Table, found["told"])
-        from diffuse_cli import modelfile
+        from diffuse_cli.models import model_file
 
         with contextlib.suppress(ModelFileError):
-            return modelfile.load(self.model).blueprint.conditions.table
+            return model_file.load(self.model).blueprint.conditions.table
         return None
 
     def newest_step(self) -> int | None:

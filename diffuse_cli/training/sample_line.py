@@ -7,10 +7,10 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-from diffuse_cli.columns import example
 from diffuse_cli.config import SampleConfig
 from diffuse_cli.core.conditions import PAIRS
 from diffuse_cli.data import Samples, is_images
+from diffuse_cli.data.metadata_columns import example
 from diffuse_cli.system.run_reader import MEMORY
 from diffuse_cli.training.plan import Plan
 

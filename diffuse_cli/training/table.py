@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from diffuse_cli import modelfile
-from diffuse_cli.columns import described, names_of, rows_of, table_of, unknown
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.core.conditions import Labels, Number, Table
 from diffuse_cli.core.settings import to_dict
 from diffuse_cli.data import Samples, read_cells
+from diffuse_cli.data.metadata_columns import described, names_of, rows_of, table_of, unknown
+from diffuse_cli.models import model_file
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import DataError, UsageError
 from diffuse_cli.system.events import Notice, Work
@@ -50,7 +50,7 @@ def told_by_table(
     if table is None:
         table = table_of(config.condition_on, cells, train)
         if config.init:
-            table = _scaled(table, modelfile.load(config.init).blueprint.conditions.table)
+            table = _scaled(table, model_file.load(config.init).blueprint.conditions.table)
     if not fits(to_dict(table)):
         raise DataError(
             "--condition-on: the labels do not fit into a model file", "Choose other columns"

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from diffuse_cli import modelfile
 from diffuse_cli.config import DISTILLED_STEPS, SamplerChoice, TrainConfig
 from diffuse_cli.core.guidance import guide
 from diffuse_cli.core.kernels import lay_out
 from diffuse_cli.core.losses import TAUGHT
-from diffuse_cli.diffusion import Blueprint
+from diffuse_cli.models import model_file
+from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import Work
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from diffuse_cli.core.denoiser import Denoise, Denoiser
-    from diffuse_cli.modelfile import Model
+    from diffuse_cli.models.model_file import Model
 
 AMPLIFIED = 2.0
 """By how much an error in the target may grow in x_0: v, x0 and flow have 1 at most."""
@@ -95,7 +95,7 @@ def taught_by(config: TrainConfig, checkpoint: Checkpoint | None) -> Work[Teache
         return None
     began = checkpoint.state.get("distilled") if checkpoint else None
     assert config.init is not None
-    found = yield from modelfile.find(config.init)
+    found = yield from model_file.find(config.init)
     if began and began["teacher"] != found.sha256:
         raise UsageError(
             f"{files.show(config.init)} is not the model that this run began to distil",

@@ -19,7 +19,7 @@ from diffuse_cli.core.kernels import lay_out
 from diffuse_cli.core.losses import TAUGHT
 from diffuse_cli.core.networks import checkpointed
 from diffuse_cli.core.timesteps import TIMESTEP_DRAWS, History, choose
-from diffuse_cli.diffusion import kept_in_range
+from diffuse_cli.models.blueprint import kept_in_range
 from diffuse_cli.system.errors import UsageError, lookup
 from diffuse_cli.system.memory import out_of_memory
 from diffuse_cli.system.rng import key, seed_modules, share, training_draws

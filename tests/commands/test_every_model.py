@@ -20,12 +20,12 @@ from kinds import KINDS, Workshop
 from PIL import Image
 from undrawn import undraw
 
-from diffuse_cli import modelfile
 from diffuse_cli.commands import COMMANDS as EVERY
 from diffuse_cli.evaluation import evaluating
 from diffuse_cli.exports._traced import inputs
 from diffuse_cli.media import MEDIA, Asked, like
 from diffuse_cli.metrics import METRICS, Facts, remarks
+from diffuse_cli.models import model_file
 
 TWO = ("--steps", 2)
 SMALL = ("-n", 4, *TWO, "--precision", "fp32")
@@ -50,9 +50,9 @@ class Bench:
         self.beside = shop.beside(self.kind)
 
     @property
-    def loaded(self) -> modelfile.Model:
+    def loaded(self) -> model_file.Model:
         """The model in the file."""
-        return modelfile.load(self.model)
+        return model_file.load(self.model)
 
     @property
     def other_half(self) -> tuple[Any, ...]:
@@ -131,7 +131,7 @@ def evaluated(bench: Bench, ran: Any) -> None:
 
 def tuned(bench: Bench, ran: Any) -> None:
     """The recommendation is in the new file and on the page."""
-    found = modelfile.load("tuned.safetensors")
+    found = model_file.load("tuned.safetensors")
     assert found.sampling is not None
     assert found.sampling.steps in (1, 2)
     assert all(torch.equal(found.ema[name], own) for name, own in bench.loaded.ema.items())
@@ -141,7 +141,7 @@ def tuned(bench: Bench, ran: Any) -> None:
 
 def averaged(bench: Bench, ran: Any) -> None:
     """The new file has the best average."""
-    found = modelfile.load("averaged.safetensors")
+    found = model_file.load("averaged.safetensors")
     assert found.data["ema_length"] == ran.json["best"]
     assert found.blueprint == bench.loaded.blueprint
 
@@ -164,7 +164,7 @@ def back(bench: Bench, ran: Any) -> None:
     from diffuse_cli.app import main
 
     assert main(["convert", "out", "-o", "back.safetensors", "-q"]) == 0
-    found, own = modelfile.load("back.safetensors"), bench.loaded
+    found, own = model_file.load("back.safetensors"), bench.loaded
     assert all(torch.equal(found.ema[name], tensor) for name, tensor in own.ema.items())
     bars, own_bars = (m.blueprint.process.alpha_bars for m in (found, own))
     assert torch.allclose(bars, own_bars)
@@ -188,7 +188,7 @@ def published(bench: Bench, ran: Any) -> None:
 
 def trained(bench: Bench, ran: Any) -> None:
     """A model of the same samples that is told the same."""
-    found, own = (m.blueprint for m in (modelfile.load("out.safetensors"), bench.loaded))
+    found, own = (m.blueprint for m in (model_file.load("out.safetensors"), bench.loaded))
     assert (found.space, found.network) == (own.space, own.network)
     for name in ("classes", "given", "table"):
         assert getattr(found.conditions, name) == getattr(own.conditions, name)
@@ -197,7 +197,7 @@ def trained(bench: Bench, ran: Any) -> None:
 def distilled(bench: Bench, ran: Any) -> None:
     """A model of the same that draws in a few steps."""
     trained(bench, ran)
-    found = modelfile.load("out.safetensors")
+    found = model_file.load("out.safetensors")
     assert found.distilled is not None
     assert found.sampling is not None
     assert found.sampling.sampler == "consistency"

@@ -17,7 +17,7 @@ from training.conftest import QUICK
 
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.data import read_images
-from diffuse_cli.data.sources.memory import held
+from diffuse_cli.data.sources.in_memory import held
 from diffuse_cli.system.events import finish
 from diffuse_cli.training.batches import Batches
 from diffuse_cli.training.plan import _mixed

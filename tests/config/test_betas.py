@@ -17,15 +17,15 @@ import torch
 from nets import plan
 from seams import giving
 
-from diffuse_cli import modelfile
 from diffuse_cli.config import DiffusionConfig, TrainConfig
 from diffuse_cli.config.options import from_dict, read_toml, to_dict, to_toml
 from diffuse_cli.config.parsers import parse_betas
 from diffuse_cli.config.train_options import to_file
 from diffuse_cli.core import SCHEDULES
 from diffuse_cli.core.schedules import zero_terminal_snr
-from diffuse_cli.diffusion import make_denoiser, make_process
-from diffuse_cli.modelfile import Model
+from diffuse_cli.models import model_file
+from diffuse_cli.models.blueprint import make_denoiser, make_process
+from diffuse_cli.models.model_file import Model
 from diffuse_cli.system.errors import ModelFileError, UsageError
 from diffuse_cli.training import estimating
 from diffuse_cli.training.configuring import configure
@@ -228,8 +228,10 @@ def saved(path: Path, betas: tuple[float, ...] = BETAS) -> Model:
     diffusion = DiffusionConfig(betas=betas, zero_terminal_snr=True)
     training = to_file(TrainConfig(data="x", betas=betas), control=False, places=False)
     weights = UNET.build().state_dict()
-    modelfile.save(path, Model(blueprint=UNET.blueprint(diffusion), ema=weights, training=training))
-    return modelfile.load(path)
+    model_file.save(
+        path, Model(blueprint=UNET.blueprint(diffusion), ema=weights, training=training)
+    )
+    return model_file.load(path)
 
 
 def test_a_model_file_keeps_its_betas(folder: Path):
@@ -266,16 +268,16 @@ def test_hostile_betas_are_rejected(folder: Path, betas: Any):
     text = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
     with pytest.raises(ModelFileError, match=r"m\.safetensors") as caught:
-        modelfile.load(path)
+        model_file.load(path)
     assert len(str(caught.value)) < 1000
 
 
 def test_a_path_in_the_training_of_a_model_is_not_read(folder: Path):
     path = folder / "m.safetensors"
     model = Model(blueprint=UNET.blueprint(DiffusionConfig()), ema=UNET.build().state_dict())
-    modelfile.save(path, Model(**{**vars(model), "training": {"betas": "b.txt"}}))
+    model_file.save(path, Model(**{**vars(model), "training": {"betas": "b.txt"}}))
     with pytest.raises(ModelFileError):
-        modelfile.load(path)
+        model_file.load(path)
 
 
 # -- training -------------------------------------------------------------------------------------
@@ -305,4 +307,4 @@ def test_diffuse_trains_on_betas_of_a_file(train, monkeypatch: pytest.MonkeyPatc
     Path("b.txt").unlink()
     assert train("--config", "dry.toml", "-o", "again.safetensors").code == 0
     assert Path("again.safetensors").read_bytes() == first
-    assert modelfile.load("model.safetensors").blueprint.diffusion.betas == BETAS
+    assert model_file.load("model.safetensors").blueprint.diffusion.betas == BETAS

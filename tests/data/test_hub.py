@@ -11,9 +11,9 @@ import pytest
 from hubs import COMMIT, Hub, serving
 from test_sources import corpus, parquet_file, parquet_files, sharded
 
-from diffuse_cli import modelfile
 from diffuse_cli.data import open_index, read_images, save_index
-from diffuse_cli.data.sources import hub
+from diffuse_cli.data.sources import hub_dataset
+from diffuse_cli.models import model_file
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.events import finish
 from diffuse_cli.system.hub import File, Listing
@@ -72,7 +72,7 @@ def test_the_training_split_is_downloaded_once_and_serves_without_a_network(
     assert "not in the cache, and HF_HUB_OFFLINE is set" in part.line
     line = ("train", NAME, "--config", recipe, "--steps", 1, "--batch-size", 2, "-q")
     assert info(*line, offline=True).code == 0
-    told = modelfile.load(tmp_path / "model.safetensors").data
+    told = model_file.load(tmp_path / "model.safetensors").data
     assert told["origin"] == f"{NAME}@{COMMIT}"
 
 
@@ -124,7 +124,7 @@ def test_what_is_not_what_the_hub_says_is_not_kept(
 
 def chosen(names: list[str], path: str = "") -> tuple[list[str], str | None]:
     listing = Listing("some/set", COMMIT, tuple(File(name, 1, None) for name in names))
-    found, folder = hub._chosen(listing, path)
+    found, folder = hub_dataset._chosen(listing, path)
     return [file.name for file in found], folder
 
 
@@ -173,7 +173,7 @@ def test_what_other_processes_decode_lies_where_the_first_opened_it(
 ) -> None:
     parquet_files(tmp_path / "data", corpus(12))
     here = SimpleNamespace(files=(), name=NAME, local=lambda: tmp_path / "data")
-    monkeypatch.setattr(hub, "_wanted", lambda text: here)
+    monkeypatch.setattr(hub_dataset, "_wanted", lambda text: here)
     images = finish(read_images(NAME, keep=0, cache=tmp_path / "cache", workers=1))
     save_index(images, tmp_path / "cache")
     monkeypatch.undo()

@@ -21,7 +21,15 @@ import pytest
 from corpus import encoded, fill, noise, zipped
 
 from diffuse_cli.data import Samples, is_images, pool, read_cells, read_images
-from diffuse_cli.data.sources import SOURCES, Source, _rows, kind_of, open_source, parquet, tar
+from diffuse_cli.data.sources import (
+    SOURCES,
+    Source,
+    _arrow_rows,
+    kind_of,
+    open_source,
+    parquet,
+    tar,
+)
 from diffuse_cli.data.sources import _tar_headers as headers
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.system.errors import DataError
@@ -502,7 +510,7 @@ def test_a_parquet_without_images_lists_what_it_has(tmp_path: Path) -> None:
 def test_rows_without_bytes_and_too_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = pa.array([encoded(noise(1)), None, b"", bytes(3000), b"hello"])
     pq.write_table(pa.table({"image": images}), tmp_path / "x.parquet")
-    monkeypatch.setattr(_rows, "LARGEST_FILE", 2000)
+    monkeypatch.setattr(_arrow_rows, "LARGEST_FILE", 2000)
     found = read(tmp_path / "x.parquet").summary.skipped
     assert {reason: count for reason, (count, _) in found.items()} == {
         reasons.EMPTY: 2, reasons.TOO_LARGE: 1, reasons.NOT_AN_IMAGE: 1,

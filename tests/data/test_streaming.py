@@ -12,9 +12,18 @@ import numpy as np
 import pytest
 from corpus import encoded, fill, noise, zipped
 
-from diffuse_cli.data import Samples, collecting, open_index, read_images, save_index, streaming
+from diffuse_cli.data import (
+    Samples,
+    decoding_pass,
+    open_index,
+    read_images,
+    save_index,
+)
+from diffuse_cli.data import (
+    stream as streaming,
+)
+from diffuse_cli.data.stream import Stream
 from diffuse_cli.data.streamed import Streamed, stream_of
-from diffuse_cli.data.streaming import Stream
 from diffuse_cli.media import file_errors
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.events import Notice, finish
@@ -62,14 +71,14 @@ def own(tmp_path: Path) -> Path:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that are decoded as a set is read."""
     names: list[str] = []
-    original = collecting.decode_all
+    original = decoding_pass.decode_all
 
     def decode_all(plan: Any, entries: Any, workers: int) -> Any:
         for result in original(plan, entries, workers):
             names.append(result.entry.name)
             yield result
 
-    monkeypatch.setattr(collecting, "decode_all", decode_all)
+    monkeypatch.setattr(decoding_pass, "decode_all", decode_all)
     return names
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from diffuse_cli.data import read_cells, tables
+from diffuse_cli.data import metadata_files, read_cells
 from diffuse_cli.system.errors import DataError
 
 NAMES = ["a.png", "b.png", "deep/c.png"]
@@ -143,6 +143,6 @@ def test_no_table_and_one_that_must_not_be_opened(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="not a regular file"):
         read_cells(tmp_path, NAMES)
     (tmp_path / "metadata.csv").unlink()
-    monkeypatch.setattr(tables, "LARGEST_TABLE", 10)
+    monkeypatch.setattr(metadata_files, "LARGEST_TABLE", 10)
     with pytest.raises(DataError, match="over 0 MiB"):
         read_cells(write(tmp_path, CSV), NAMES)

@@ -16,7 +16,7 @@ import pytest
 from corpus import BOMB, encoded, fill, noise, png, zipped
 
 from diffuse_cli.data import Samples, pool, read_images, worker
-from diffuse_cli.data.jobs import Reading, Result, decode_files
+from diffuse_cli.data.decoding_workers import Reading, Result, decode_files
 from diffuse_cli.data.sources import Entry, list_samples, open_source
 from diffuse_cli.media import LARGE
 from diffuse_cli.system.errors import DataError
@@ -169,7 +169,7 @@ def test_a_process_ends_with_the_one_that_started_it(tmp_path: Path) -> None:
     code = """if True:
         import sys, time
         from pathlib import Path
-        from diffuse_cli.data.jobs import Reading
+        from diffuse_cli.data.decoding_workers import Reading
         from diffuse_cli.media import Asked
         from diffuse_cli.data.sources import list_samples, open_source
         from diffuse_cli.data.worker import Worker

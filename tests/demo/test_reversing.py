@@ -11,8 +11,8 @@ from altering import altered
 from conftest import in_process
 from PIL import Image
 
-from diffuse_cli import modelfile
 from diffuse_cli.demo import reversing, showing
+from diffuse_cli.models import model_file
 from diffuse_cli.system.rng import image_noise
 
 
@@ -47,7 +47,7 @@ def test_both_ways_are_the_models(diffuse, model, picture, journey):
     steps of `ddpm`."""
     assert diffuse("noise-demo", picture, "--model", model, "--seed", 3).code == 0
     (found,) = journey
-    loaded = modelfile.load(model)
+    loaded = model_file.load(model)
     denoiser = loaded.blueprint.denoiser(loaded.network("ema").eval())
     process, space = denoiser.process, loaded.blueprint.space
     x0 = space.to_model(torch.tensor(np.asarray(Image.open(picture).convert("L"))))[None, None]
@@ -153,7 +153,7 @@ def test_the_model_is_told_what_it_is_given(diffuse, given, picture, images, jou
     assert np.array_equal(found.told.shown[0], shown)
     assert found.told.what == {"UP": "low-res:2", "PAINT": "mask:random", "PAIRS": "pairs"}[name]
 
-    loaded = modelfile.load(given[name])
+    loaded = model_file.load(given[name])
     denoiser = loaded.blueprint.denoiser(loaded.network("ema").eval())
     t = found.times[-1]
     x_t = loaded.blueprint.space.to_model(torch.tensor(np.array(found.image)))[None]

@@ -19,7 +19,6 @@ from conftest import write_images
 from oracles import exact_denoise, process_of
 from PIL import Image
 
-from diffuse_cli import modelfile
 from diffuse_cli.core import Prediction, Process, bits_per_dim
 from diffuse_cli.data import read_images
 from diffuse_cli.evaluation import answering, bounds, evaluating, neighbors, parts
@@ -27,6 +26,7 @@ from diffuse_cli.evaluation.images import Labelled, Training
 from diffuse_cli.metrics import METRICS, _nearest, _numbers, kid, landmarks, memorization
 from diffuse_cli.metrics._landmarks import LANDMARKS
 from diffuse_cli.metrics.memorization import Nearest
+from diffuse_cli.models import model_file
 from diffuse_cli.system.events import finish
 from diffuse_cli.system.rng import draw_noise, permutation
 
@@ -504,7 +504,7 @@ def test_a_class_of_one_image_is_left_out(diffuse, images, other, tmp_path):
 
 def bound_of(path, data, *, known, respaced=None, seed=0):
     """Bits by core alone: every image of DATA with its own label, in the order that eval draws."""
-    loaded = modelfile.load(path)
+    loaded = model_file.load(path)
     net = loaded.network()
     denoiser = loaded.blueprint.denoiser(lambda x, t, **cond: net(x, t, **cond))
     if respaced:

@@ -14,7 +14,6 @@ import pytest
 import torch
 from leaving import SMALL, model_of
 
-from diffuse_cli import modelfile
 from diffuse_cli.app import main
 from diffuse_cli.config import DiffusionConfig
 from diffuse_cli.core import SAMPLERS, Conditions, Space
@@ -23,6 +22,7 @@ from diffuse_cli.core.guidance import clip
 from diffuse_cli.core.networks.unet import Config
 from diffuse_cli.exports import onnx
 from diffuse_cli.exports._traced import inputs
+from diffuse_cli.models import model_file
 
 runtime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -57,7 +57,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("traced")
     for name, suffix in (("classes", ".onnx"), ("everything told", ".pt2")):
         path = folder / f"{name}.safetensors"
-        modelfile.save(path, model_of(**MODELS[name]))
+        model_file.save(path, model_of(**MODELS[name]))
         assert main(["convert", str(path), "-o", str(path.with_suffix(suffix)), "-q"]) == 0
     return folder
 
@@ -68,7 +68,7 @@ def session(path: Path) -> Any:
 
 @torch.no_grad()
 def test_a_network_answers_as_it_does_here(written: Path):
-    model = modelfile.load(written / "classes.safetensors")
+    model = model_file.load(written / "classes.safetensors")
     run, net = session(written / "classes.onnx"), model.network()
     for n in (1, 2, 5):
         fed = inputs(model.blueprint, n, seed=10 + n)
@@ -83,7 +83,7 @@ def test_a_network_answers_as_it_does_here(written: Path):
 
 
 def test_a_file_says_what_a_sampler_must_know(written: Path):
-    model = modelfile.load(written / "classes.safetensors")
+    model = model_file.load(written / "classes.safetensors")
     said = session(written / "classes.onnx").get_modelmeta().custom_metadata_map
     own = model.blueprint
 
@@ -96,12 +96,12 @@ def test_a_file_says_what_a_sampler_must_know(written: Path):
     assert (known("space")["size"], known("classes")) == (
         list(own.space.size), list(own.conditions.classes),
     )  # fmt: skip
-    assert known("config") == json.loads(modelfile.metadata(model)["diffuse.config"])
+    assert known("config") == json.loads(model_file.metadata(model)["diffuse.config"])
 
 
 def test_a_file_has_no_paths_of_this_machine(written: Path):
     data = (written / "classes.onnx").read_bytes()
-    root = str(Path(modelfile.__file__).parents[2]).encode()
+    root = str(Path(model_file.__file__).parents[2]).encode()
     for path in (root, b"site-packages", b".py"):
         assert path not in data
 
@@ -120,7 +120,7 @@ def test_the_sampler_of_the_page_draws_what_ddim_draws(
     names: dict[str, Any] = {}
     exec(compile(block, PAGE.name, "exec"), names)
 
-    own = (model := modelfile.load(written / "classes.safetensors")).blueprint
+    own = (model := model_file.load(written / "classes.safetensors")).blueprint
     net, label = model.network(), torch.ones(16, dtype=torch.long)
     denoiser = own.denoiser(lambda x, t: net(x, t, label=label))
     x = np.random.default_rng(0).standard_normal((16, *own.space.shape))
@@ -138,7 +138,7 @@ def test_the_sampler_of_the_page_draws_what_ddim_draws(
 @torch.no_grad()
 def test_a_program_of_torch_answers_and_says_the_same(written: Path):
     """Of a network with all other parts, which is told all else."""
-    model = modelfile.load(written / "everything told.safetensors")
+    model = model_file.load(written / "everything told.safetensors")
     said = {"diffuse.timesteps": "", "diffuse.space": "", "diffuse.columns": ""}
     program = torch.export.load(written / "everything told.pt2", extra_files=said)
     assert json.loads(said["diffuse.timesteps"]) == model.blueprint.process.timesteps.tolist()
@@ -171,7 +171,7 @@ def test_a_file_is_written_only_if_it_computes_the_same(
     monkeypatch.setattr(onnx, "_graph", lambda *_: (written / "classes.onnx").read_bytes())
     model = model_of(**MODELS["classes"])
     model.ema["conv_in.bias"].add_(1)
-    modelfile.save(Path("model.safetensors"), model)
+    model_file.save(Path("model.safetensors"), model)
     ran = diffuse("convert", "model.safetensors", "--to", "onnx", "-q")
     assert (ran.code, "onnxruntime computes something else" in ran.line) == (4, True)
     assert not Path("model.onnx").exists()

@@ -17,7 +17,6 @@ from leaving import PICTURES, SMALL, UNTOLD, model_of
 from safetensors.torch import load_file
 from torch import Tensor
 
-from diffuse_cli import modelfile
 from diffuse_cli.config import ConvertConfig, DiffusionConfig, SamplerChoice, TrainConfig
 from diffuse_cli.config.options import options
 from diffuse_cli.config.presets import PRESETS, architecture
@@ -26,7 +25,6 @@ from diffuse_cli.core.conditions import Given, Number, Table
 from diffuse_cli.core.guidance import clip
 from diffuse_cli.core.networks.unet import Config
 from diffuse_cli.core.schedules import SCHEDULES
-from diffuse_cli.diffusion import Blueprint, make_process
 from diffuse_cli.exports import TARGETS, _card, _scheduler, export
 from diffuse_cli.exports._scheduler import SCHEDULERS
 from diffuse_cli.exports._unet import lacks
@@ -34,6 +32,8 @@ from diffuse_cli.exports.diffusers import PARTS, WEIGHTS
 from diffuse_cli.interop import convert
 from diffuse_cli.interop._assembling import Net
 from diffuse_cli.interop._scheduler import read_process
+from diffuse_cli.models import model_file
+from diffuse_cli.models.blueprint import Blueprint, make_process
 from diffuse_cli.system.errors import DiffuseError
 from diffuse_cli.system.events import finish
 
@@ -47,16 +47,16 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def leave(model: modelfile.Model, out: str = "out", **options: Any) -> Path:
+def leave(model: model_file.Model, out: str = "out", **options: Any) -> Path:
     """The folder of a model."""
-    modelfile.save(Path("model.safetensors"), model)
+    model_file.save(Path("model.safetensors"), model)
     line = {"source": "model.safetensors", "out": out, "to": "diffusers", "overwrite": True}
     return finish(export(ConvertConfig(**{**line, **options}))).path
 
 
-def back(folder: Path) -> modelfile.Model:
+def back(folder: Path) -> model_file.Model:
     finish(convert(ConvertConfig(source=str(folder), out="again.safetensors", overwrite=True)))
-    return modelfile.load("again.safetensors")
+    return model_file.load("again.safetensors")
 
 
 def read(folder: Path, part: str) -> dict[str, Any]:
@@ -142,7 +142,7 @@ def test_heads_of_a_number_are_said_where_they_are_equally_wide():
 
 
 def test_where_to_write_may_be_an_argument(diffuse):
-    modelfile.save(Path("model.safetensors"), model_of())
+    model_file.save(Path("model.safetensors"), model_of())
     ran = diffuse("convert", "model.safetensors", "there", "--to", "diffusers", "-q")
     assert (ran.code, ran.out) == (0, "there\n")
     ran = diffuse("convert", "there", "back.safetensors", "-q")
@@ -157,7 +157,7 @@ def test_raw_weights_are_written_where_they_are_asked_for(diffuse):
     folder = leave(dataclasses.replace(model, raw=raw), weights="raw")
     found = load_file(folder / "unet" / WEIGHTS)
     assert all(torch.equal(found[name], tensor) for name, tensor in raw.items())
-    modelfile.save(Path("model.safetensors"), model)
+    model_file.save(Path("model.safetensors"), model)
     ran = diffuse("convert", "model.safetensors", "--to", "diffusers", "--weights", "raw", "-q")
     assert (ran.code, "has no raw weights" in ran.line) == (4, True)
     assert not Path("diffusers").exists()
@@ -238,7 +238,7 @@ class Same:
 
 
 def ours(
-    model: modelfile.Model, sampler: str, steps: int, seed: int, spacing: str = "trailing"
+    model: model_file.Model, sampler: str, steps: int, seed: int, spacing: str = "trailing"
 ) -> Tensor:
     """The levels of two pictures, from the noise of a seed."""
     own = model.blueprint
@@ -285,7 +285,7 @@ def test_a_trained_model_draws_the_same_picture_there(
     pipe = getattr(theirs, pipeline).from_pretrained("out")
     found, expected = (
         pictures(pipe, 10, 1, **options),
-        ours(modelfile.load(trained), sampler, 10, 1),
+        ours(model_file.load(trained), sampler, 10, 1),
     )
     assert float(expected.float().std()) > 10
     assert int((found - expected).abs().max()) <= 2
@@ -306,7 +306,7 @@ def test_every_variance_draws_the_same_picture_there(variance: str):
 # -- schedulers -----------------------------------------------------------------------------------
 
 
-def recommending(sampler: str, **more: Any) -> modelfile.Model:
+def recommending(sampler: str, **more: Any) -> model_file.Model:
     return model_of(sampling=SamplerChoice(sampler=sampler, steps=5), **more)
 
 
@@ -320,7 +320,7 @@ def test_the_scheduler_is_that_of_the_recommended_sampler(sampler: str):
 
 @pytest.mark.parametrize("sampler", ["unipc", "heun", "ipndm"])
 def test_a_sampler_that_no_pipeline_runs_is_said(diffuse, sampler: str):
-    modelfile.save(Path("model.safetensors"), recommending(sampler))
+    model_file.save(Path("model.safetensors"), recommending(sampler))
     ran = diffuse("convert", "model.safetensors", "--to", "diffusers")
     assert ran.code == 0
     assert f"no pipeline of diffusers runs {sampler}" in ran.err
@@ -329,10 +329,10 @@ def test_a_sampler_that_no_pipeline_runs_is_said(diffuse, sampler: str):
 
 def test_what_no_pipeline_does_is_said(diffuse):
     line = ("convert", "model.safetensors", "--to", "diffusers", "--overwrite")
-    modelfile.save(Path("model.safetensors"), model_of())
+    model_file.save(Path("model.safetensors"), model_of())
     assert "no pipeline" not in diffuse(*line).err
     assert "runs UniPCMultistepScheduler" in diffuse(*line, "--sampler", "unipc").err
-    modelfile.save(Path("model.safetensors"), model_of(conditions=Conditions(classes=("a", "b"))))
+    model_file.save(Path("model.safetensors"), model_of(conditions=Conditions(classes=("a", "b"))))
     assert "tells a U-Net its class: README.md there has a loop" in diffuse(*line).err
 
 
@@ -383,7 +383,7 @@ def test_the_card_says_what_the_model_file_knows():
     path = leave(model_of(step=5000, data=data, sampling=choice)) / "README.md"
     text = path.read_text()
     for fact in ("5,000", "1,234", "f" * 64, "ddim, 7 steps", "cosine, 1,000 timesteps",
-                 finish(modelfile.find("model.safetensors")).sha256):  # fmt: skip
+                 finish(model_file.find("model.safetensors")).sha256):  # fmt: skip
         assert fact in text
     assert "license" not in text
 
@@ -447,7 +447,7 @@ def test_a_solver_knows_of_a_process_that_ends_without_signal(name: str):
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_diffusers_cannot_say_is_refused_by_its_name(diffuse, name: str):
     says, parts = REFUSED[name]
-    modelfile.save(Path("model.safetensors"), model_of(**parts))
+    model_file.save(Path("model.safetensors"), model_of(**parts))
     ran = diffuse("convert", "model.safetensors", "--to", "diffusers", "-q")
     assert ran.code == 4, ran.err
     assert f"model.safetensors: diffusers cannot say {says}" in ran.line
@@ -482,7 +482,7 @@ def test_the_presets_that_can_go_are_those_of_the_page():
 
 
 def test_a_folder_is_replaced_only_where_asked_and_if_it_is_one(diffuse, here: Path):
-    modelfile.save(Path("model.safetensors"), model_of())
+    model_file.save(Path("model.safetensors"), model_of())
     line = ("convert", "model.safetensors", "--to", "diffusers", "-o", "out", "-q")
     assert diffuse(*line).code == 0
     first = (here / "out" / "README.md").stat().st_mtime_ns
@@ -500,7 +500,7 @@ def test_a_folder_is_replaced_only_where_asked_and_if_it_is_one(diffuse, here: P
 
 @pytest.mark.parametrize("out", [".", "..", "new/.."])
 def test_a_folder_without_a_name_is_not_replaced(diffuse, here: Path, out):
-    modelfile.save(Path("model.safetensors"), model_of())
+    model_file.save(Path("model.safetensors"), model_of())
     before = sorted(here.rglob("*"))
     ran = diffuse("convert", "model.safetensors", "--to", "diffusers", "-o", out, "-q")
     assert (ran.code, f"cannot replace {out}, a folder" in ran.line) == (5, True)
@@ -540,7 +540,7 @@ def test_bad_input_is_one_line_with_its_exit_code(diffuse, line: str, code: int,
 
 
 def test_json_says_what_was_written(diffuse):
-    modelfile.save(Path("model.safetensors"), model_of())
+    model_file.save(Path("model.safetensors"), model_of())
     found = diffuse("convert", "model.safetensors", "--to", "diffusers", "--json", "-q").json
     assert (found["out"], found["to"]) == ("diffusers", "diffusers")
     assert (found["pipeline"], found["scheduler"]) == ("DDPMPipeline", "DDPMScheduler")

@@ -13,11 +13,11 @@ import torch
 from conftest import in_process
 from undrawn import undraw
 
-from diffuse_cli import modelfile
 from diffuse_cli.core.space import Space
 from diffuse_cli.features import KIDS, FeatureNetwork
 from diffuse_cli.features._judging import find_judge
 from diffuse_cli.metrics import Measured, label
+from diffuse_cli.models import model_file
 from diffuse_cli.sweeps import lengths
 from diffuse_cli.system.events import finish
 
@@ -61,7 +61,7 @@ def test_training_keeps_the_best_by_them(
     assert best["kid_random_standard_error"] > 0
     kid = Measured(best["kid_random"], best["kid_random_standard_error"])
     assert f"best by {LABEL} at step {best['step']}: {kid}" in ran.err
-    assert modelfile.load(best["model"]).step == best["step"]
+    assert model_file.load(best["model"]).step == best["step"]
     ran = diffuse("compare", model, best["model"])
     assert f"lowest {LABEL}" in ran.out
     assert "lowest KID " not in ran.out

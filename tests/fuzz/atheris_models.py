@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "fuzz")]
 
 with atheris.instrument_imports(include=["diffuse_cli", "json"]):
-    from diffuse_cli import modelfile, tensorfile
+    from diffuse_cli.models import model_file, tensor_file
     from diffuse_cli.system.errors import ModelFileError
 
 from mutate_models import mutate, write_model
@@ -31,7 +31,7 @@ FOLDER = Path(tempfile.mkdtemp(prefix="atheris-models-"))
 MODEL = FOLDER / "m.safetensors"
 GOOD = write_model(MODEL)
 HEADER = 8 + struct.unpack("<Q", GOOD[:8])[0]
-DESCRIPTION = tensorfile.read_header(MODEL.open("rb")).metadata["diffuse.config"].encode()
+DESCRIPTION = tensor_file.read_header(MODEL.open("rb")).metadata["diffuse.config"].encode()
 
 
 def check(error: ModelFileError) -> None:
@@ -44,13 +44,13 @@ def try_one(data: bytes) -> None:
     """Accepted, or rejected; anything else ends the search."""
     MODEL.write_bytes(data)
     try:
-        modelfile.load(MODEL)
+        model_file.load(MODEL)
     except ModelFileError as error:
         check(error)
-    header = tensorfile.Header({"diffuse.config": data.decode("latin-1")}, {})
+    header = tensor_file.Header({"diffuse.config": data.decode("latin-1")}, {})
     try:
-        with modelfile._rejecting(MODEL):
-            modelfile.rebuild(modelfile.described(header))
+        with model_file._rejecting(MODEL):
+            model_file.rebuild(model_file.described(header))
     except ModelFileError as error:
         check(error)
 

@@ -39,9 +39,9 @@ import numpy as np
 from conftest import RECIPE, environment, write_images
 from memory import forget, peak
 
-from diffuse_cli import modelfile
 from diffuse_cli.app import main
 from diffuse_cli.config import SamplerChoice
+from diffuse_cli.models import model_file
 from diffuse_cli.system.errors import ModelFileError
 
 SECONDS = 20
@@ -63,8 +63,10 @@ def write_model(path: Path) -> bytes:
     line += ["--condition-on", "level,site"]
     with contextlib.redirect_stdout(io.StringIO()):
         assert main(line) == 0
-    recommending = dataclasses.replace(modelfile.load(path), sampling=SamplerChoice("ddim", 2, 1.0))
-    modelfile.save(path, recommending)
+    recommending = dataclasses.replace(
+        model_file.load(path), sampling=SamplerChoice("ddim", 2, 1.0)
+    )
+    model_file.save(path, recommending)
     return path.read_bytes()
 
 
@@ -262,7 +264,7 @@ def trial(path: Path, draw: random.Random) -> tuple[str, str]:
             forget()
             before = peak()
             try:
-                modelfile.load(path)
+                model_file.load(path)
                 outcome = "accepted"
             except ModelFileError:
                 outcome = "rejected"

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from conftest import Ran, in_process, write_images
 
-from diffuse_cli import modelfile
 from diffuse_cli.evaluation import comparing
 from diffuse_cli.metrics import METRICS, Measured, Number
+from diffuse_cli.models import model_file
 
 QUICK = ("-n", 6, "--steps", 2, "--timesteps", 5, "--precision", "fp32")
 
@@ -75,11 +75,11 @@ def test_the_settings_that_differ_and_the_losses(runs, diffuse):
 
 
 def test_a_setting_has_the_digits_that_tell_it_apart(runs, diffuse):
-    found = modelfile.load(runs("a.safetensors"))
+    found = model_file.load(runs("a.safetensors"))
     for name, lr in (("c", 0.0020001), ("d", 2 / 300)):
         training = {**found.training, "lr": lr}
         path = Path(f"{name}.safetensors")
-        modelfile.save(path, modelfile.Model(**{**vars(found), "training": training}))
+        model_file.save(path, model_file.Model(**{**vars(found), "training": training}))
     ours = runs("a.safetensors")
     assert rows(diffuse("compare", ours, "c.safetensors"))["lr"] == ["0.002", "0.0020001"]
     assert rows(diffuse("compare", ours, "d.safetensors"))["lr"] == ["0.002", "0.006667"]
@@ -91,7 +91,7 @@ def test_the_same_as_json(runs, diffuse):
     assert found["settings"]["ema_lengths"] == {"a": None, "b": 4}
     assert found["evaluation"] is None
     assert found["remarks"] == []
-    model = modelfile.load(runs("b.safetensors"))
+    model = model_file.load(runs("b.safetensors"))
     assert found["b"]["parameters"] == sum(t.numel() for t in model.ema.values())
     assert found["b"]["data"]["fingerprint"] == model.data["fingerprint"]
     value, step = min(logged(runs("b.run"), "held_out_loss"))
@@ -156,7 +156,7 @@ def test_an_older_model_has_the_losses_up_to_its_step(train, diffuse):
     assert train(*line, "--resume").code == 0
     shutil.copy("older.safetensors", "model.safetensors")
     found = diffuse("compare", "model.safetensors", "model.best.safetensors", "--json").json
-    best = modelfile.load("model.best.safetensors").step
+    best = model_file.load("model.best.safetensors").step
     losses, kids = (logged(Path("model.run"), name) for name in ("loss", "kid"))
     assert len(losses) == 6
     for side, step in (("a", 3), ("b", best)):
@@ -175,9 +175,11 @@ def test_what_is_no_model_is_refused(runs, images, diffuse):
 
 
 def test_settings_of_a_hostile_model_are_escaped_and_cut(conditional, model, diffuse):
-    found = modelfile.load(model)
+    found = model_file.load(model)
     training = {**found.training, "background": "#ffffff", "loss": "\x9b31m" + "x" * 5000}
-    modelfile.save(Path("m.safetensors"), modelfile.Model(**{**vars(found), "training": training}))
+    model_file.save(
+        Path("m.safetensors"), model_file.Model(**{**vars(found), "training": training})
+    )
     ran = diffuse("compare", "m.safetensors", conditional)
     assert ran.code == 0, ran.err
     assert "\x9b" not in ran.out
@@ -312,9 +314,9 @@ def test_models_of_other_samples_are_not_evaluated(runs, images, diffuse, monkey
 
 
 def test_two_backgrounds_are_refused_unless_one_is_named(runs, images, diffuse):
-    found = modelfile.load(runs("a.safetensors"))
+    found = model_file.load(runs("a.safetensors"))
     data = {**found.data, "background": "black"}
-    modelfile.save(Path("m.safetensors"), modelfile.Model(**{**vars(found), "data": data}))
+    model_file.save(Path("m.safetensors"), model_file.Model(**{**vars(found), "data": data}))
     line = ("compare", runs("a.safetensors"), "m.safetensors", images, *QUICK)
     ran = diffuse(*line, "-q")
     assert (ran.code, ran.out) == (2, "")

@@ -22,12 +22,12 @@ from conftest import ROOT, environment
 from PIL import Image
 from xxhash import xxh3_128_digest
 
-from diffuse_cli import modelfile, tensorfile
 from diffuse_cli.config import InfoConfig
 from diffuse_cli.data import Samples, Summary, read_images
 from diffuse_cli.inspection import dataset, inspect, near, sheet
 from diffuse_cli.inspection.copies import count_copies
 from diffuse_cli.media import figures
+from diffuse_cli.models import model_file, tensor_file
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.events import Notice, finish
@@ -678,7 +678,7 @@ def test_a_zip_with_an_image_is_images_whatever_else_is_in_it(tmp_path, diffuse)
 
 def test_what_a_model_file_says(conditional, images, diffuse):
     ran = diffuse("info", conditional, "--json")
-    loaded = modelfile.load(conditional)
+    loaded = model_file.load(conditional)
     found = ran.json
     assert ran.code == 0
     assert {k: found[k] for k in ("kind", "path", "size_bytes", "sha256", "title", "step")} == {
@@ -713,7 +713,7 @@ def test_what_a_model_file_says_for_people(conditional, diffuse):
         "step        60",
     ]
     assert "lr=0.002" in ran.out
-    held_out = modelfile.load(conditional).data["held_out"]["images"]
+    held_out = model_file.load(conditional).data["held_out"]["images"]
     assert f"            held_out: images={held_out}, minimum=40" in ran.out
     assert ran.err == "reading model 1/1\n"
 
@@ -777,8 +777,8 @@ def test_a_model_file_that_load_rejects(conditional, diffuse):
         Path(name).write_bytes(data)
         ran = diffuse("info", name, "-q")
         assert (ran.code, ran.out) == (4, "")
-        with pytest.raises(modelfile.ModelFileError) as error:
-            modelfile.load(name)
+        with pytest.raises(model_file.ModelFileError) as error:
+            model_file.load(name)
         assert ran.line == f"diffuse: {error.value}\n"
 
 
@@ -798,15 +798,15 @@ def test_a_model_lists_the_classes_that_it_draws(model, conditional, diffuse):
 
 
 def test_a_model_without_a_title_or_raw_weights(conditional, diffuse):
-    model = modelfile.load(conditional)
-    modelfile.save(Path("m.safetensors"), modelfile.Model(**{**vars(model), "raw": None}))
+    model = model_file.load(conditional)
+    model_file.save(Path("m.safetensors"), model_file.Model(**{**vars(model), "raw": None}))
     data = changed(Path("m.safetensors").read_bytes(), lambda c, m: m.pop("modelspec.title"))
     Path("m.safetensors").write_bytes(data)
     found = diffuse("info", "m.safetensors", "--json").json
     assert (found["title"], found["raw"]) == ("", False)
     assert "title       none\n" in diffuse("info", "m.safetensors").out
-    with tensorfile.opened(Path("m.safetensors")) as file:
-        assert tensorfile.read_header(file).metadata["format"] == "pt"
+    with tensor_file.opened(Path("m.safetensors")) as file:
+        assert tensor_file.read_header(file).metadata["format"] == "pt"
 
 
 @pytest.mark.parametrize(

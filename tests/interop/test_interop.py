@@ -23,16 +23,16 @@ from interop_oracles import answer, checkpoint
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diffuse_cli import modelfile
 from diffuse_cli.config import ConvertConfig, DiffusionConfig, TrainConfig
 from diffuse_cli.config.presets import PRESETS, architecture
 from diffuse_cli.core import SAMPLERS, Conditions, Space
 from diffuse_cli.core.guidance import clip
 from diffuse_cli.core.networks.unet import Config
 from diffuse_cli.core.settings import to_dict
-from diffuse_cli.diffusion import make_process
 from diffuse_cli.interop import FORMATS, _assembling, _scheduler, convert, diffusers, openai
 from diffuse_cli.interop._assembling import Net
+from diffuse_cli.models import model_file
+from diffuse_cli.models.blueprint import make_process
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import finish
 from diffuse_cli.training.configuring import complete, configure
@@ -112,10 +112,10 @@ def described(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({k: v for k, v in fields.items() if v is not None}))
 
 
-def converted(source: Path | str, **options: Any) -> modelfile.Model:
+def converted(source: Path | str, **options: Any) -> model_file.Model:
     """The model that `convert` writes, as it is read again."""
     finish(convert(ConvertConfig(source=str(source), overwrite=True, **options)))
-    return modelfile.load(OUT)
+    return model_file.load(OUT)
 
 
 def batch(channels: int, size: Any, n: int = 2) -> tuple[Tensor, Tensor]:
@@ -180,7 +180,7 @@ def test_a_pipeline_is_found_however_it_is_named(diffuse):
         assert diffuse("convert", source, "--overwrite").code == 0
         written.add(Path(OUT).read_bytes())
     assert len(written) == 1
-    assert modelfile.load(OUT).blueprint.diffusion.betas[-1] == pytest.approx(0.01)
+    assert model_file.load(OUT).blueprint.diffusion.betas[-1] == pytest.approx(0.01)
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -1033,7 +1033,7 @@ def test_the_path_is_printed_or_json(diffuse):
     assert (found["model"], found["format"], found["classes"]) == ("b.safetensors", "diffusers", 0)
     assert found["diffusion"]["schedule"] == "linear"
     assert found["space"]["size"] == [8, 8]
-    assert found["parameters"] == sum(t.numel() for t in modelfile.load(OUT).ema.values())
+    assert found["parameters"] == sum(t.numel() for t in model_file.load(OUT).ema.values())
 
 
 def test_equal_sources_are_equal_bytes(diffuse):
@@ -1051,7 +1051,7 @@ def test_nothing_is_overwritten_unless_asked(diffuse):
     assert (ran.code, "--overwrite" in ran.line) == (5, True)
     assert Path(OUT).read_text() == "mine"
     assert diffuse("convert", folder, "-q", "--overwrite").code == 0
-    assert modelfile.load(OUT).step == 0
+    assert model_file.load(OUT).step == 0
 
 
 def test_a_model_file_is_one_already(diffuse, model: Path):
@@ -1117,7 +1117,7 @@ def test_classes_have_the_names_of_a_file(diffuse):
         "\ufefftench\r\n\r\n great white shark \nбагет\n", encoding="utf-8"
     )
     assert diffuse("convert", folder, "--class-names", "names.txt", "-q").code == 0
-    assert modelfile.load(OUT).classes == ("tench", "great white shark", "багет")
+    assert model_file.load(OUT).classes == ("tench", "great white shark", "багет")
     for text, says in (("a\nb\n", "2 names for 3 classes"), ("a\nb\na\n", "'a' twice")):
         Path("names.txt").write_text(text)
         ran = diffuse("convert", folder, "--class-names", "names.txt", "--overwrite", "-q")
@@ -1130,7 +1130,7 @@ def test_options_come_from_a_file_too(diffuse):
     path, _ = saved()
     Path("c.toml").write_text('heads = 2\nsize = "8"\nschedule = "cosine"\nnum_timesteps = 100\n')
     assert diffuse("convert", path, "--config", "c.toml", "-q").code == 0
-    assert modelfile.load(OUT).blueprint.config.heads == 2
+    assert model_file.load(OUT).blueprint.config.heads == 2
 
 
 # -- what is made of it ---------------------------------------------------------------------------
@@ -1172,7 +1172,7 @@ def test_a_converted_model_is_sampled_measured_and_trained_on(diffuse, images, s
     still = ("--steps", 1, "--lr", 0, "--weight-decay", 0, "--precision", "fp32", "-q")
     ran = diffuse("train", images, "--init", OUT, "-o", "next.safetensors", *still)
     assert ran.code == 0, ran.err
-    before, after = modelfile.load(OUT), modelfile.load("next.safetensors")
+    before, after = model_file.load(OUT), model_file.load("next.safetensors")
     assert dataclasses.replace(after.blueprint, conditions=before.blueprint.conditions) == (
         before.blueprint
     )

@@ -150,9 +150,9 @@ def test_the_statistics_are_those_of_the_training_part(tmp_path: Path) -> None:
 def test_what_is_given_has_a_scale_of_its_own(
     diffuse: Callable[..., Any], recipe: Path, tmp_path: Path
 ) -> None:
-    from diffuse_cli import modelfile
     from diffuse_cli.data import pair, read_images
-    from diffuse_cli.givens import Giver
+    from diffuse_cli.models import model_file
+    from diffuse_cli.models.image_conditioning import Giver
     from diffuse_cli.system.events import finish
 
     data = save(tmp_path / "data", 60, (8, 8), lambda x: 1000 + 50 * x)
@@ -160,7 +160,7 @@ def test_what_is_given_has_a_scale_of_its_own(
     model = tmp_path / "m.safetensors"
     ran = diffuse("train", data, "--given", given, "--config", recipe, "--steps", 3, "-o", model)
     assert ran.code == 0, ran.err
-    found = modelfile.load(model).blueprint
+    found = model_file.load(model).blueprint
     samples, beside = (finish(read_images(folder)) for folder in (data, given))
     rows = pair(samples, beside).rows[~samples.held_out]
     own = beside.stored[rows].astype(np.float64)

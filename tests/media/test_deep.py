@@ -17,11 +17,11 @@ from rubbish import tiff as made
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import Samples, read_images
 from diffuse_cli.evaluation import answering
-from diffuse_cli.givens import Giver
 from diffuse_cli.media import Asked, image
 from diffuse_cli.media.image.decoding import decode
 from diffuse_cli.media.image.planes import SIGNATURE, chunk, fit_planes, png, rescaled, to_pixels
-from diffuse_cli.modelfile import load
+from diffuse_cli.models.image_conditioning import Giver
+from diffuse_cli.models.model_file import load
 from diffuse_cli.system.events import Notice, finish
 
 STRIP = (273, 4, [-1])

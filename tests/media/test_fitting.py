@@ -12,7 +12,6 @@ from corpus import encoded, fill, noise
 from PIL import Image
 from seams import giving
 
-from diffuse_cli import modelfile
 from diffuse_cli.config import EvalConfig
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.data import read_images
@@ -20,6 +19,7 @@ from diffuse_cli.data.summary import fitting
 from diffuse_cli.evaluation.images import read_sides
 from diffuse_cli.media import FITS, check_fit, image
 from diffuse_cli.media.image.planes import fit_image
+from diffuse_cli.models import model_file
 from diffuse_cli.sampling import Loaded
 from diffuse_cli.system.events import Notice, finish
 from diffuse_cli.training import estimating
@@ -27,7 +27,7 @@ from diffuse_cli.training import estimating
 NAVY = (0, 0, 128)
 
 
-def loaded(model: modelfile.Model) -> Loaded:
+def loaded(model: model_file.Model) -> Loaded:
     """A model whose network is not needed."""
     return Loaded(model, cast(Any, None), "", "fp32")
 
@@ -177,11 +177,11 @@ def test_a_model_is_measured_as_it_was_trained(diffuse: Any, recipe: Path, wide:
     ran = diffuse(*line, "--steps", 2)
     assert ran.code == 0, ran.err
     assert "images at 8x8, up to 44 % of it padding; batch" in ran.err
-    assert modelfile.load("model.safetensors").data["fit"] == "pad"
+    assert model_file.load("model.safetensors").data["fit"] == "pad"
     assert "fit=pad" in diffuse("info", "model.safetensors").out
     for option, fit in ((None, "pad"), ("stretch", "stretch")):
         config = EvalConfig(subject="model.safetensors", data=str(wide), fit=option)
-        sides = finish(read_sides(config, loaded(modelfile.load("model.safetensors"))))
+        sides = finish(read_sides(config, loaded(model_file.load("model.safetensors"))))
         expected = read(wide, size=(8, 8), fit=fit, background="black")
         assert sides.part == "held-out"
         assert {p.tobytes() for p in sides.real.samples} < {p.tobytes() for p in expected}
@@ -203,12 +203,12 @@ def test_weights_are_those_of_the_fit(diffuse: Any, recipe: Path, wide: Path) ->
     for fit in FITS:
         line = ["train", wide, "--config", recipe, "--size", 8, "--steps", 2, "--overwrite"]
         assert diffuse(*line, "--fit", fit, "-q").code == 0
-        found.append(modelfile.load("model.safetensors").ema["conv_in.weight"].numpy().tobytes())
+        found.append(model_file.load("model.safetensors").ema["conv_in.weight"].numpy().tobytes())
     assert len(set(found)) == len(FITS)
 
 
 def test_files_from_before_were_cropped(tmp_path: Path, wide: Path, model: Path) -> None:
-    made = modelfile.load(model)
+    made = model_file.load(model)
     old = {name: value for name, value in made.data.items() if name != "fit"}
     made = dataclasses.replace(made, data=old)
     config = EvalConfig(subject=str(model), data=str(wide))
@@ -226,9 +226,9 @@ def test_init_begins_with_the_fit_of_the_model(
 
 
 def test_a_fit_that_nobody_knows_is_no_model_file(diffuse: Any, model: Path) -> None:
-    made = modelfile.load(model)
+    made = model_file.load(model)
     for fit in ("squeeze", ["crop"], None):
         changed = dataclasses.replace(made, data={**made.data, "fit": fit})
-        modelfile.save(Path("m.safetensors"), changed)
+        model_file.save(Path("m.safetensors"), changed)
         ran = diffuse("info", "m.safetensors", "-q")
         assert ran.code == 4, fit

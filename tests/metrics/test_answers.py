@@ -14,7 +14,6 @@ from diffuse_cli.core.conditions import Conditions, Given
 from diffuse_cli.core.space import Space
 from diffuse_cli.evaluation.answering import nearest
 from diffuse_cli.evaluation.images import Labelled
-from diffuse_cli.givens import Giver, degrading, inputs_for, misfits
 from diffuse_cli.metrics import METRICS, Number, numbers
 from diffuse_cli.metrics._similarity import MOST, SPREAD, WINDOW, psnr, ssim
 from diffuse_cli.metrics.answers import (
@@ -24,6 +23,7 @@ from diffuse_cli.metrics.answers import (
     feature_distances,
     likeness,
 )
+from diffuse_cli.models.image_conditioning import Giver, degrading, inputs_for, misfits
 
 DRAW = np.random.default_rng(0)
 

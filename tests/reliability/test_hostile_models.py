@@ -12,7 +12,7 @@ import torch
 from conftest import ROOT, begin, environment
 from forks import Server
 
-from diffuse_cli import tensorfile
+from diffuse_cli.models import tensor_file
 
 FUZZ = ROOT / "tests" / "fuzz"
 
@@ -59,7 +59,7 @@ def listed(item: bytes, count: int, brackets: bytes = b"{}") -> bytes:
     return brackets[:1] + b",".join(item % k for k in range(count)) + brackets[1:]
 
 
-MOST = tensorfile.LARGEST_HEADER - 100
+MOST = tensor_file.LARGEST_HEADER - 100
 
 HEADERS: dict[str, Callable[[], bytes]] = {
     "lists": lambda: b"[" + b"[]," * (MOST // 3) + b"[]]",
@@ -114,12 +114,12 @@ def write_large(path: Path) -> None:
     """A file of 200 MB of weights that are all there."""
     from nets import plan
 
-    from diffuse_cli import modelfile
     from diffuse_cli.config import DiffusionConfig
+    from diffuse_cli.models import model_file
 
     blueprint = plan(size=8, width=256, multipliers=(1, 2), blocks=2).blueprint(DiffusionConfig())
     ema = {name: torch.zeros(shape) for name, shape in blueprint.shapes.items()}
-    modelfile.save(path, modelfile.Model(blueprint=blueprint, ema=ema, step=1))
+    model_file.save(path, model_file.Model(blueprint=blueprint, ema=ema, step=1))
 
 
 def write_giant(model: Path, path: Path) -> None:

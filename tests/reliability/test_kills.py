@@ -12,7 +12,7 @@ import rounds
 import torch
 from seams import Copies, killed_at_each, watching
 
-from diffuse_cli import tensorfile
+from diffuse_cli.models import tensor_file
 from diffuse_cli.system import files
 from diffuse_cli.training.rundir import KEPT, TENSORS, Checkpoint, RunDirectory
 
@@ -81,10 +81,10 @@ def test_a_save_over_a_damaged_checkpoint_that_is_killed_leaves_the_one_before(r
 def replaced(path: Path, copies: Copies) -> list[bool]:
     """Whether a model file that is being replaced is the new one, after a kill at each moment."""
     old, new = ({"a": torch.full((5,), value)} for value in (1.0, 2.0))
-    tensorfile.write(path, old)
+    tensor_file.write(path, old)
     found = [
-        tensorfile.read(copy / path.name)
-        for copy in killed_at_each(lambda: tensorfile.write(path, new), copies)
+        tensor_file.read(copy / path.name)
+        for copy in killed_at_each(lambda: tensor_file.write(path, new), copies)
     ]
     assert all(same(one, old) or same(one, new) for one in found)
     return [same(one, new) for one in found]

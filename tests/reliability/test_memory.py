@@ -13,11 +13,11 @@ from conftest import in_process
 from PIL import Image
 from safetensors.torch import load_file
 
-from diffuse_cli import modelfile
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.config.options import from_dict, read_toml
 from diffuse_cli.config.train_options import from_file
 from diffuse_cli.features import efficientnet_lite0
+from diffuse_cli.models import model_file
 from diffuse_cli.system import memory as machine_memory
 from diffuse_cli.system.memory import out_of_memory
 from diffuse_cli.training.memory import SLACK, cost
@@ -295,7 +295,7 @@ def test_a_batch_that_does_not_fit_is_split_and_said(train, has, monkeypatch):
 
     monkeypatch.setattr(Trainer, "losses", losses)
     config = from_dict(TrainConfig, from_file(read_toml(Path("whole.run/config.toml"))))
-    needs = cost(config, modelfile.load("whole.safetensors").blueprint, "cpu")
+    needs = cost(config, model_file.load("whole.safetensors").blueprint, "cpu")
     has(needs.of(2, SLACK["cpu"]) + 10)
     ran = train("--steps", 2)
     assert ran.code == 0, ran.err

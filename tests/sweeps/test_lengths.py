@@ -11,8 +11,8 @@ import pytest
 import torch
 from conftest import in_process
 
-from diffuse_cli import modelfile
 from diffuse_cli.core.losses import simple
+from diffuse_cli.models import model_file
 from diffuse_cli.sweeps import lengths
 from diffuse_cli.system.rng import training_draws
 from diffuse_cli.system.run_reader import run_of
@@ -81,10 +81,10 @@ def test_a_table_of_lengths_with_the_best_named_and_written(
     assert (found["step"], found["updates"], found["real"]) == (60, 60, 6)
     assert len({round(kid, 12) for kid in kids.values()}) == len(kids)
     assert "real images: the part that was never trained on" in ran.err
-    made = modelfile.load("best.safetensors")
+    made = model_file.load("best.safetensors")
     assert made.step == 60
     assert made.data["ema_length"] == found["best"]
-    assert made.raw["conv_out.weight"].equal(modelfile.load(kept).raw["conv_out.weight"])
+    assert made.raw["conv_out.weight"].equal(model_file.load(kept).raw["conv_out.weight"])
     again = diffuse("eval", "best.safetensors", images, *PLAIN, "--json").json
     assert again["kid"] == pytest.approx(kids[found["best"]], rel=1e-6)
     plain = diffuse("eval", kept, images, *PLAIN, "--json").json
@@ -111,10 +111,10 @@ def test_a_length_is_what_averaging_every_step_would_have_given(ema, monkeypatch
     expected = torch.zeros_like(raw[0])
     for t, weight in enumerate(raw, 1):
         expected.lerp_(weight, 1 - (1 - 1 / t) ** (gamma_of(0.08) + 1))
-    made = modelfile.load("made.safetensors").ema["conv_out.weight"].double()
+    made = model_file.load("made.safetensors").ema["conv_out.weight"].double()
     moved = float((raw[-1] - raw[29]).norm())
     assert float((made - expected).norm()) < 0.01 * moved
-    assert float((modelfile.load(whole).ema["conv_out.weight"] - expected).norm()) > 0.02 * moved
+    assert float((model_file.load(whole).ema["conv_out.weight"] - expected).norm()) > 0.02 * moved
 
 
 def test_the_held_out_loss_decides_where_it_is_asked_to(ema, monkeypatch):
@@ -179,7 +179,7 @@ def test_the_best_is_the_lowest_and_what_the_table_does_not_say_is_said(
     monkeypatch.setattr(lengths, "LENGTHS", (0.04, 0.05, 0.06, 0.08))
     ran = ema("-o", "made.safetensors")
     assert f"best: {best:.2f}" in ran.out
-    assert modelfile.load("made.safetensors").data["ema_length"] == best
+    assert model_file.load("made.safetensors").data["ema_length"] == best
     assert "length 0.05, 2 of 4" in ran.err
     for text in ("shortest that", "longest that", "own average is better"):
         assert (text in ran.err) == (said is not None and text in said)
@@ -188,7 +188,7 @@ def test_the_best_is_the_lowest_and_what_the_table_does_not_say_is_said(
 def test_the_best_model_of_a_run_has_the_snapshots_up_to_it(ema, diffuse, images, recipe):
     line = ("--steps", 12, "--ema-lengths", 6, "--eval-every", 7, "--eval-images", 4, "-q")
     diffuse("train", images, "--config", recipe, *line, "--stop-at", 7)
-    assert modelfile.load("model.best.safetensors").step == 7
+    assert model_file.load("model.best.safetensors").step == 7
     found = ema("--metric", "held-out", "--json", model="model.best.safetensors").json
     assert (found["step"], found["updates"]) == (6, 6)
 
@@ -200,7 +200,7 @@ def test_the_output_is_never_replaced_unasked(ema, monkeypatch):
     assert ran.code == 5
     assert Path("mine.safetensors").read_text() == "mine"
     assert ema("-o", "mine.safetensors", "--overwrite", "-q").code == 0
-    assert modelfile.load("mine.safetensors").step == 60
+    assert model_file.load("mine.safetensors").step == 60
 
 
 @pytest.mark.parametrize(
@@ -234,19 +234,19 @@ def test_a_model_without_snapshots_says_how_to_have_them(ema, model):
 
 @pytest.mark.parametrize("fault", ["cut", "another", "nan"])
 def test_a_damaged_snapshot_is_refused(ema, kept, fault):
-    from diffuse_cli import tensorfile
+    from diffuse_cli.models import tensor_file
 
     copied(kept)
     path = RUN / "ema/step-00000060.safetensors"
     if fault == "cut":
         path.write_bytes(path.read_bytes()[:-10])
     else:
-        tensors = tensorfile.read(path)
-        with tensorfile.opened(path) as file:
-            metadata = tensorfile.read_header(file).metadata
+        tensors = tensor_file.read(path)
+        with tensor_file.opened(path) as file:
+            metadata = tensor_file.read_header(file).metadata
         name = "0.05/conv_out.weight"
         tensors[name] = tensors[name][:, :2] if fault == "another" else tensors[name] * torch.nan
-        tensorfile.write(path, tensors, metadata)
+        tensor_file.write(path, tensors, metadata)
     ran = ema("-q", "-o", "x.safetensors", model=MODEL)
     assert ran.code == 4, ran.err
     assert "model.run/ema cannot be used" in ran.line
@@ -256,9 +256,9 @@ def test_a_damaged_snapshot_is_refused(ema, kept, fault):
 def test_snapshots_after_the_model_are_not_its_own(ema, kept):
     """Of a model of step 32, which no snapshot is of."""
     copied(kept)
-    modelfile.save(MODEL, dataclasses.replace(modelfile.load(kept), step=32))
+    model_file.save(MODEL, dataclasses.replace(model_file.load(kept), step=32))
     ran = ema("--json", "--metric", "held-out", "-o", "made.safetensors", model=MODEL)
     assert ran.json["step"] == 30
-    assert modelfile.load(MODEL).raw is not None
-    assert modelfile.load("made.safetensors").raw is None  # those are of step 32
+    assert model_file.load(MODEL).raw is not None
+    assert model_file.load("made.safetensors").raw is None  # those are of step 32
     assert "the last snapshot is of step 30, and the model of step 32" in ran.err

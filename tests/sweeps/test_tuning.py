@@ -14,13 +14,13 @@ from nets import plan
 from PIL import Image
 from undrawn import undraw
 
-from diffuse_cli import modelfile
 from diffuse_cli.conditioning import Condition
 from diffuse_cli.config import DiffusionConfig, SamplerChoice, TuneConfig
 from diffuse_cli.core import SCHEDULES, Process
 from diffuse_cli.core.samplers import OF_DISTILLED, SAMPLERS, spacing_of
 from diffuse_cli.media import figures
 from diffuse_cli.metrics import Words
+from diffuse_cli.models import model_file
 from diffuse_cli.resolving import DrawSettings
 from diffuse_cli.sampling import draw
 from diffuse_cli.sweeps import learning, tradeoff, tuning
@@ -128,8 +128,8 @@ def test_all_samplers_with_all_steps_that_the_model_can_take():
 
 def test_guidance_is_tried_beside_the_scale_of_the_samplers():
     blueprint = plan(size=8, num_classes=2).blueprint(DiffusionConfig())
-    model = modelfile.Model(blueprint=blueprint, ema={})
-    always = modelfile.Model(blueprint=blueprint, ema={}, training={"label_dropout": 0.0})
+    model = model_file.Model(blueprint=blueprint, ema={})
+    always = model_file.Model(blueprint=blueprint, ema={}, training={"label_dropout": 0.0})
     assert other_scales(config(), model, 2.0) == (1.0, 1.5, 3.0, 4.0)
     assert other_scales(config(), model, 2.5) == (1.0, 1.5, 2.0, 3.0, 4.0)
     assert other_scales(config(guidance="2,0,7.5,0"), model, 2.0) == (0.0, 7.5)
@@ -189,7 +189,7 @@ def test_a_table_of_settings_with_one_recommended_drawn_and_written(tune, diffus
         for r in found["rows"]
     ]
     assert SamplerChoice(**found["recommended"]) == recommend(rows)
-    made, before = modelfile.load("new.safetensors"), modelfile.load(model)
+    made, before = model_file.load("new.safetensors"), model_file.load(model)
     assert made.sampling == recommend(rows)
     assert all(torch.equal(made.ema[name], before.ema[name]) for name in before.ema)
     assert made.raw.keys() == before.raw.keys()
@@ -235,7 +235,7 @@ def test_evaluations_are_what_the_network_is_shown(tune, model, conditional, sca
     few = ("-n", 3, "--batch-size", 2, "--steps", "1,3")
     rows = tune(*few, *guided, *named, "--json", model=path).json["rows"]
     assert [r["setting"]["sampler"] for r in rows] == [s for s in samplers for _ in (1, 3)]
-    loaded = modelfile.load(path)
+    loaded = model_file.load(path)
     network = loaded.network()
     for r in rows:
         shown = []
@@ -270,7 +270,7 @@ def test_the_own_weak_average_is_tried_counted_and_recorded(tune, diffuse, image
     assert [r["setting"]["steps"] for r in found["rows"]] == [4, 2, 2, 2, 2, 2]
     assert [r["evaluations"] for r in found["rows"]] == [4] * 6
     assert len({r["values"]["kid"] for r in found["rows"]}) == 6
-    made = modelfile.load("new.safetensors")
+    made = model_file.load("new.safetensors")
     assert made.sampling == SamplerChoice(**found["recommended"])
     assert made.weak_step == 3
     same = diffuse("eval", "new.safetensors", images, "-n", 6, *FP32, *MEASURES, "--json")
@@ -306,7 +306,7 @@ def test_learned_times_are_tried_recorded_and_drawn_with(tune, diffuse, images, 
     assert len(others) == 10
     assert path != times
     assert set(path) <= {99, 89, 79, 69, 59, 49, 39, 29, 19, 9}  # of ten trailing times
-    assert modelfile.load("new.safetensors").sampling == SamplerChoice(**row["setting"])
+    assert model_file.load("new.safetensors").sampling == SamplerChoice(**row["setting"])
     assert ran.json["settings"]["times"] == times
     assert ran.json["kid"] == pytest.approx(row["values"]["kid"], rel=1e-6)
     sampler = row["setting"]["sampler"]
@@ -320,14 +320,14 @@ def test_learned_times_are_tried_recorded_and_drawn_with(tune, diffuse, images, 
     assert again["settings"]["spacing"] == spacing_of(sampler, 3)
     # The same are learned once more, and the table says which they are.
     lines = tune(*LEARNING, "--steps", 3, "-o", "again.safetensors").out.splitlines()
-    assert modelfile.load("again.safetensors").sampling == SamplerChoice(**row["setting"])
+    assert model_file.load("again.safetensors").sampling == SamplerChoice(**row["setting"])
     assert lines[0].split()[:4] == ["sampler", "steps", "times", "evaluations"]
     assert [line.split()[2] for line in lines[1:6]] == ["3", "3", "3", "learned", "learned"]
 
 
 @pytest.mark.parametrize(("wanted", "start"), [(60, [99, 50]), (80, [99, 82])])
 def test_the_search_starts_from_what_ends_nearer(model, monkeypatch, wanted, start):
-    process = modelfile.load(model).blueprint.process
+    process = model_file.load(model).blueprint.process
     loaded = SimpleNamespace(denoiser=SimpleNamespace(process=process))
     learner = learning.Learner(loaded, 0, torch.device("cpu"))
     away = lambda self, settings, ends: lambda times: abs(times[1] - wanted)  # noqa: E731
@@ -351,7 +351,7 @@ def test_no_time_but_the_first_is_of_snr_0():
 
 
 def test_times_are_learned_where_there_is_a_trajectory(model):
-    process = modelfile.load(model).blueprint.process
+    process = model_file.load(model).blueprint.process
 
     def steps(**given):
         return learned_steps(config(**given), first_settings(config(**given), None, 100), process)
@@ -384,7 +384,7 @@ def test_a_gaussian_start_is_tried_with_the_best_sampler_recorded_and_drawn_with
     assert [(s.sampler, s.steps) for s in settings[6:]] == [("unipc", 2), ("unipc", 4)]
     kids = [r["values"]["kid"] for r in ran.json["sweep"]["rows"]]
     assert len(set(kids)) == 8
-    assert modelfile.load("new.safetensors").sampling == settings[-1]
+    assert model_file.load("new.safetensors").sampling == settings[-1]
     assert (ran.json["settings"]["start"], ran.json["kid"]) == ("gaussian", pytest.approx(kids[-1]))
     assert "unipc, 4 steps from a Gaussian start" in Path("r.html").read_text(encoding="utf-8")
     same = diffuse("eval", "new.safetensors", images, "-n", 6, *FP32, *MEASURES, "--json")
@@ -415,9 +415,9 @@ def test_a_start_is_not_tried_where_there_is_none(tune, conditional, model):
     line = ("--samplers", "ddim", "--steps", 2, "--try-starts", "--json")
     told = tune(*line, model=conditional)
     assert {r["setting"]["start"] for r in told.json["rows"]} == {None}
-    found = modelfile.load(model)
+    found = model_file.load(model)
     old = {k: v for k, v in found.data.items() if k != "low_frequencies"}
-    modelfile.save(Path("old.safetensors"), dataclasses.replace(found, data=old))
+    model_file.save(Path("old.safetensors"), dataclasses.replace(found, data=old))
     ran = tune(*line, model="old.safetensors")
     assert [r["setting"]["start"] for r in ran.json["rows"]] == [None]
 
@@ -457,13 +457,13 @@ def test_the_model_itself_is_replaced_where_it_is_asked_and_a_finished_run_keeps
     assert path.read_bytes() == plain
     assert diffuse(*line, "--overwrite").code == 0
     recommending = path.read_bytes()
-    assert modelfile.load(path).sampling == SamplerChoice("ddim", 3)
+    assert model_file.load(path).sampling == SamplerChoice("ddim", 3)
     assert train("--resume", "--steps", 4, "-q").code == 0
     assert path.read_bytes() == recommending
     assert train("--init", path, "--steps", 2, "-o", "next.safetensors", "-q").code == 0
-    assert modelfile.load("next.safetensors").sampling is None
+    assert model_file.load("next.safetensors").sampling is None
     assert train("--resume", "--steps", 5, "-q").code == 0
-    assert modelfile.load(path).sampling is None  # other weights
+    assert model_file.load(path).sampling is None  # other weights
 
 
 @pytest.mark.parametrize(

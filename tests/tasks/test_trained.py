@@ -15,12 +15,12 @@ from altering import altered
 from conftest import in_process, write_images
 from PIL import Image
 
-from diffuse_cli import modelfile
 from diffuse_cli.core import RESTORATIONS, SAMPLERS
 from diffuse_cli.core.degradations import parse
 from diffuse_cli.core.restoration import consistent
-from diffuse_cli.diffusion import kept_in_range
-from diffuse_cli.givens import Giver
+from diffuse_cli.models import model_file
+from diffuse_cli.models.blueprint import kept_in_range
+from diffuse_cli.models.image_conditioning import Giver
 from diffuse_cli.system.rng import image_noise
 
 QUICK = ("--steps", 4, "--sampler", "ddim", "--precision", "fp32")
@@ -91,7 +91,7 @@ def manifest(folder: str) -> dict:
 
 def by_hand(path: Path, method: str | None, a, y, *, told: bool, seed: int = 0) -> np.ndarray:
     """What the first sample should be, from the parts: levels (8, 8)."""
-    model = modelfile.load(path)
+    model = model_file.load(path)
     denoiser = model.blueprint.denoiser(model.network("ema").eval())
     process, space = denoiser.process, model.blueprint.space
     given = Giver.of(model.blueprint).observed(y, a) if told else None

@@ -13,9 +13,9 @@ import pytest
 import torch
 from conftest import write_images
 
-from diffuse_cli import modelfile
 from diffuse_cli.config import SAMPLING_STEPS
 from diffuse_cli.metrics import Measured, kid
+from diffuse_cli.models import model_file
 from diffuse_cli.training import monitor, running, validation
 from diffuse_cli.training.rundir import RunDirectory
 from diffuse_cli.training.trainer import Trainer
@@ -54,7 +54,7 @@ def kids(run=RUN):
 
 
 def step_of(path):
-    return modelfile.load(path).step
+    return model_file.load(path).step
 
 
 # -- what is measured -----------------------------------------------------------------------------
@@ -181,14 +181,14 @@ def test_the_best_model_is_that_of_its_step(quick, course):
     }  # fmt: skip
     assert "best by KID at step 14: 0.200 ± 0.010, model.best.safetensors" in ran.err
     assert kids() == KIDS
-    best = modelfile.load(BEST)
+    best = model_file.load(BEST)
     assert best.step == 14
     quick("--steps", 16, "--stop-at", 14, "-o", "other.safetensors")
-    stopped = modelfile.load("other.safetensors")
+    stopped = model_file.load("other.safetensors")
     for name, tensor in stopped.ema.items():
         assert tensor.equal(best.ema[name])
         assert stopped.raw[name].equal(best.raw[name])
-    assert modelfile.load(MODEL).step == 16
+    assert model_file.load(MODEL).step == 16
     assert Path("other.safetensors").read_bytes() == BEST.read_bytes()
 
 

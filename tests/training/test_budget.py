@@ -14,8 +14,8 @@ from types import SimpleNamespace
 import pytest
 from seams import giving
 
-from diffuse_cli import modelfile
 from diffuse_cli.config import TrainConfig
+from diffuse_cli.models import model_file
 from diffuse_cli.system.events import finish
 from diffuse_cli.training import monitor, running
 from diffuse_cli.training.budget import Budget, Chore
@@ -309,7 +309,7 @@ def test_a_load_makes_it_shorter_and_its_files_say_so(loaded):
     assert 19 <= steps <= 21
     assert config_of(run)["steps"] == steps
     assert "minutes" not in config_of(run)
-    found = modelfile.load(loaded.folder / MODEL)
+    found = model_file.load(loaded.folder / MODEL)
     assert (found.step, found.training["steps"], found.weak_step) == (steps, steps, 4)
     assert any("30 steps become" in text for text in loaded.said)
     assert 3 <= len([*(run / "ema").iterdir()]) <= 5
@@ -444,4 +444,4 @@ def test_two_processes_end_at_the_step_that_the_first_planned(by_clock, clock, p
     assert "steps become" in ran.err
     assert ran.json["processes"] == 2
     assert ran.json["step"] == ran.json["steps"] == config_of()["steps"]
-    assert modelfile.load(MODEL).step == ran.json["steps"]
+    assert model_file.load(MODEL).step == ran.json["steps"]

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from conftest import in_process, write_images
 
-from diffuse_cli import modelfile
 from diffuse_cli.core import Conditions
+from diffuse_cli.models import model_file
 from diffuse_cli.system import files
 from training.conftest import QUICK
 
@@ -147,13 +147,13 @@ def test_init_takes_the_classes_over_by_name(diffuse, data, conditional):
     assert ran.code == 0
     told = "1 of 2 taken by name: light; 1 new, drawn at first as without a class: z_dark"
     assert told in ran.err
-    before, after = (modelfile.load(path).ema for path in (conditional, MODEL))
+    before, after = (model_file.load(path).ema for path in (conditional, MODEL))
     _, light, none = before[EMBEDDING]
     assert after[EMBEDDING][0].equal(light)
     assert after[EMBEDDING][2].equal(none)
     assert after[EMBEDDING][1].equal(none)
     assert all(after[name].equal(before[name]) for name in before if name != EMBEDDING)
-    assert modelfile.load(MODEL).classes == ("light", "z_dark")
+    assert model_file.load(MODEL).classes == ("light", "z_dark")
     again = diffuse("train", data, "--init", conditional, *STILL, "-o", "again.safetensors")
     assert again.code == 0
     assert Path("again.safetensors").read_bytes() == MODEL.read_bytes()
@@ -172,21 +172,21 @@ def of_classes(model, *names):
 
 
 def test_init_of_classes_in_another_order_puts_them_in_order(diffuse, data, conditional):
-    model = modelfile.load(conditional)
-    modelfile.save(Path("turned.safetensors"), of_classes(model, "light", "dark"))
+    model = model_file.load(conditional)
+    model_file.save(Path("turned.safetensors"), of_classes(model, "light", "dark"))
     ran = diffuse("train", data, "--init", "turned.safetensors", *STILL)
     assert "2 of 2 taken by name: dark, light\n" in ran.err
-    turned = modelfile.load(MODEL).ema[EMBEDDING]
+    turned = model_file.load(MODEL).ema[EMBEDDING]
     assert turned.equal(model.ema[EMBEDDING][[1, 0, 2]])
 
 
 def test_classes_of_a_converted_model_without_names_keep_their_places(diffuse, data, conditional):
-    model = modelfile.load(conditional)
-    modelfile.save(Path("numbers.safetensors"), replace(of_classes(model, "0", "1"), data={}))
+    model = model_file.load(conditional)
+    model_file.save(Path("numbers.safetensors"), replace(of_classes(model, "0", "1"), data={}))
     ran = diffuse("train", data, "--init", "numbers.safetensors", *STILL)
     assert "have no names: they are taken in the order of the folders, dark, light" in ran.err
-    assert modelfile.load(MODEL).ema[EMBEDDING].equal(model.ema[EMBEDDING])
-    modelfile.save(Path("digits.safetensors"), of_classes(model, "0", "1"))
+    assert model_file.load(MODEL).ema[EMBEDDING].equal(model.ema[EMBEDDING])
+    model_file.save(Path("digits.safetensors"), of_classes(model, "0", "1"))
     ran = diffuse("train", data, "--init", "digits.safetensors", *STILL, "-o", "next.safetensors")
     assert "0 of 2 taken by name; 2 new, drawn at first as without a class: dark" in ran.err
 

@@ -15,11 +15,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from seams import giving
 
-from diffuse_cli import modelfile
 from diffuse_cli.core import LOSSES
 from diffuse_cli.core.losses import simple
 from diffuse_cli.core.timesteps import TIMESTEP_DRAWS, History, choose
 from diffuse_cli.data import read_images
+from diffuse_cli.models import model_file
 from diffuse_cli.system.events import finish
 from diffuse_cli.system.rng import training_draws
 from diffuse_cli.training import estimating
@@ -37,7 +37,7 @@ def logged(run=RUN, name="loss"):
 
 
 def raw(path=MODEL):
-    return modelfile.load(path).raw
+    return model_file.load(path).raw
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def test_classes_are_no_more_than_a_condition(quick, images, shown):
 
 def test_the_model_file_names_its_classes(quick):
     quick("--classes", "--steps", 2)
-    model = modelfile.load(MODEL)
+    model = model_file.load(MODEL)
     assert model.classes == ("dark", "light")
     assert model.blueprint.conditions.num_classes == 2
     assert model.training["classes"] is True

@@ -12,12 +12,12 @@ import pytest
 import torch
 from conftest import in_process, logged
 
-from diffuse_cli import modelfile
 from diffuse_cli.commands.distill import configure
 from diffuse_cli.config import DistillConfig, DrawConfig, TrainConfig
 from diffuse_cli.config.options import options
 from diffuse_cli.core.distillation import POINTS, path
-from diffuse_cli.diffusion import kept_in_range
+from diffuse_cli.models import model_file
+from diffuse_cli.models.blueprint import kept_in_range
 from diffuse_cli.resolving import resolve
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import ModelFileError, UsageError
@@ -58,7 +58,7 @@ def fast(tmp_path_factory, images, teacher):
 
 
 def test_a_distilled_model_says_what_it_is(diffuse, fast, teacher):
-    found = modelfile.load(fast)
+    found = model_file.load(fast)
     assert found.distilled == {"teacher": files.sha256(teacher)}
     assert str(found.sampling) == "consistency, 2 steps"
     ran = diffuse("info", fast)
@@ -85,7 +85,7 @@ def test_only_a_distilled_model_is_drawn_from_by_consistency(diffuse, teacher, f
     ran = diffuse("sample", teacher, "--sampler", "consistency", "-o", "drawn")
     assert ran.code == UsageError.exit_code
     assert "diffuse distill" in ran.err
-    found = modelfile.load(fast)
+    found = model_file.load(fast)
     assert resolve(DrawConfig(), found).steps == 2
     assert resolve(DrawConfig(steps=4), found).sampler == "consistency"
     assert resolve(DrawConfig(sampler="ddim"), found).sampler == "ddim"
@@ -103,10 +103,10 @@ def test_two_processes_distil_as_one_does(distill, guided, pair, images):
     """But for the order of sums, also in the last step, where each has the critic learn a part."""
     line = ("--steps", 8, "--batch-size", 4, "-q")
     assert distill(guided, *line).code == 0
-    whole = modelfile.load(FAST)
+    whole = model_file.load(FAST)
     ran = pair("distill", guided, images, "-o", "two.safetensors", *line)
     assert ran.code == 0, ran.err
-    other = modelfile.load(Path("two.safetensors"))
+    other = model_file.load(Path("two.safetensors"))
     for name, weights in whole.ema.items():
         assert torch.allclose(weights, other.ema[name], atol=2e-5), name
 
@@ -134,7 +134,7 @@ def test_a_critic_learns_what_is_drawn_in_the_second_part_alone(distill, teacher
     assert ran.code == 0, ran.err
     paths = round(matching.PATHS * 20)
     assert learned == [(6 * matching.NOISES, False)] * (20 - paths) * matching.UPDATES
-    first = [*modelfile.load(teacher).network().parameters()]
+    first = [*model_file.load(teacher).network().parameters()]
     assert all(map(torch.equal, begun, first))
     assert not all(map(torch.equal, critics[0].net.parameters(), first))
     rates = logged("lr", Path("fast.run"))
@@ -157,7 +157,7 @@ def test_one_step_draws_what_the_model_draws_in_many(distill, model):
     assert distill(model, *line).code == 0
     noise = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     teacher, student = (
-        found.blueprint.denoiser(found.network()) for found in map(modelfile.load, (model, FAST))
+        found.blueprint.denoiser(found.network()) for found in map(model_file.load, (model, FAST))
     )
     known = path(kept_in_range(teacher, teacher), teacher.process, noise)
     with torch.no_grad():
@@ -167,19 +167,19 @@ def test_one_step_draws_what_the_model_draws_in_many(distill, model):
 
 def test_a_guided_model_is_followed_at_its_scale(distill, guided, diffuse):
     assert distill(guided, "--steps", 2, "--guidance", 1.5, "-q").code == 0
-    found = modelfile.load(FAST)
+    found = model_file.load(FAST)
     assert found.distilled == {"teacher": files.sha256(guided), "guidance": 1.5}
     assert found.sampling.guidance == 1.0
     ran = diffuse("sample", FAST, "-n", 2, "--class", "dark", "-o", "drawn", "-q")
     assert ran.code == 0
     assert "guided at 1.5" in diffuse("info", FAST).out
-    other = modelfile.load(guided)
+    other = model_file.load(guided)
     assert not torch.equal(next(iter(found.ema.values())), next(iter(other.ema.values())))
 
 
 def test_the_default_scale_is_the_one_of_the_model(distill, guided):
     assert distill(guided, "--steps", 1, "-q").code == 0
-    assert modelfile.load(FAST).distilled["guidance"] == 2.0
+    assert model_file.load(FAST).distilled["guidance"] == 2.0
 
 
 def test_guidance_needs_something_that_the_model_is_told(distill, teacher):
@@ -217,17 +217,17 @@ def test_times_that_no_path_looks_at_are_refused_and_not_taken_from_the_model(
     ran = quick(*more, "--steps", 2)
     assert (ran.code, "paths have times of their own" in ran.err) == (UsageError.exit_code, True)
     own = tmp_path / "own.safetensors"
-    training = {**modelfile.load(teacher).training, "timestep_draw": "importance"}
-    modelfile.save(own, replace(modelfile.load(teacher), training=training))
+    training = {**model_file.load(teacher).training, "timestep_draw": "importance"}
+    model_file.save(own, replace(model_file.load(teacher), training=training))
     assert distill(own, "--steps", 1, "-q").code == 0
-    assert modelfile.load(FAST).training["timestep_draw"] == "uniform"
+    assert model_file.load(FAST).training["timestep_draw"] == "uniform"
 
 
 def test_another_teacher_is_refused_on_resume(distill, teacher, tmp_path):
     own = tmp_path / "teacher.safetensors"
     own.write_bytes(teacher.read_bytes())
     assert distill(own, "--steps", 2, "--stop-at", 1, "-q").code == 0
-    modelfile.save(own, replace(modelfile.load(teacher), step=5))
+    model_file.save(own, replace(model_file.load(teacher), step=5))
     ran = distill(own, "--resume")
     assert ran.code == UsageError.exit_code
     assert "not the model that this run began to distil" in ran.err
@@ -269,10 +269,10 @@ def test_without_its_teacher_it_does_not_go_on(distill, teacher, tmp_path):
 
 def test_a_step_takes_a_quarter_of_the_models_batch(teacher, fast, images, tmp_path):
     """Each path counts at four times."""
-    before, after = (modelfile.load(each).training for each in (teacher, fast))
+    before, after = (model_file.load(each).training for each in (teacher, fast))
     assert (before["batch_size"], after["batch_size"]) == (8, 2)
-    larger, found = tmp_path / "larger.safetensors", modelfile.load(teacher)
-    modelfile.save(larger, replace(found, training={**found.training, "batch_size": 16}))
+    larger, found = tmp_path / "larger.safetensors", model_file.load(teacher)
+    model_file.save(larger, replace(found, training={**found.training, "batch_size": 16}))
     assert configure({"model": str(larger), "data": str(images)}).batch_size == 4
     [spec] = [spec for f, spec in options(DistillConfig) if f.name == "batch_size"]
     assert f"learned at {POINTS} times" in spec.help
@@ -329,6 +329,6 @@ def test_pairs_are_named_or_refused(diffuse, teacher, images):
     line = ("distill", out, images, "--given", images, "--steps", 2, "-q")
     assert diffuse(*line, "--stop-at", 1, "-o", FAST).code == 0
     assert diffuse("distill", out, images, "--resume", "-o", FAST, "-q").code == 0
-    found = modelfile.load(FAST)
-    assert found.blueprint.conditions.given == modelfile.load(out).blueprint.conditions.given
+    found = model_file.load(FAST)
+    assert found.blueprint.conditions.given == model_file.load(out).blueprint.conditions.given
     assert found.step == 2

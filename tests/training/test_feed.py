@@ -17,7 +17,7 @@ import pytest
 from conftest import in_process, write_images
 from PIL import Image, ImageOps
 
-from diffuse_cli.data import pair, pool, read_images, streaming
+from diffuse_cli.data import pair, pool, read_images, stream
 from diffuse_cli.system.events import finish
 from diffuse_cli.training import feed, timing
 from diffuse_cli.training.batches import Batches
@@ -244,7 +244,7 @@ def test_it_takes_images_in_their_order_and_is_bounded(plan, monkeypatch):
 
 
 def test_memory_does_not_grow(plan, monkeypatch):
-    monkeypatch.setattr(streaming, "REMEMBERED", 2**12)
+    monkeypatch.setattr(stream, "REMEMBERED", 2**12)
     batches = Batches(plan, 8, None)
     sizes = []
     tracemalloc.start()

@@ -11,9 +11,9 @@ import torch
 from conftest import in_process, logged
 from PIL import Image, ImageOps
 
-from diffuse_cli import modelfile
 from diffuse_cli.core.conditions import Given
 from diffuse_cli.core.networks.unet import ENDS
+from diffuse_cli.models import model_file
 from training.conftest import QUICK
 
 MODEL, RUN = Path("model.safetensors"), Path("model.run")
@@ -140,7 +140,7 @@ def test_a_preview_shows_what_is_given_its_samples_and_the_image(quick, images, 
 
 def test_a_model_file_says_what_is_given_and_only_then_is_newer(quick, negatives, diffuse):
     assert quick("--steps", 3, "--given", negatives, "--given-noise", 0.25).code == 0
-    model = modelfile.load(MODEL)
+    model = model_file.load(MODEL)
     assert model.blueprint.conditions.given == Given(channels=1, dropout=0.1, noise=0.25)
     assert model.network()(torch.zeros(1, 1, 8, 8), torch.zeros(1)).shape == (1, 1, 8, 8)
     assert str(negatives) not in MODEL.read_bytes().decode("latin1")
@@ -159,14 +159,14 @@ def test_a_model_that_was_given_nothing_begins_as_it_was(quick, model, negatives
     line = ("train", images, "--init", model, "--steps", 1, "--lr", 0, "--given")
     for given in (negatives, "low-res:2"):
         assert diffuse(*line, given, "--overwrite").code == 0
-        before, after = modelfile.load(model), modelfile.load(MODEL)
+        before, after = model_file.load(model), model_file.load(MODEL)
         old, new = (m.ema[ENDS.input] for m in (before, after))
         assert torch.equal(new[:, :1], old)
         assert not new[:, 1:].any()
         assert all(torch.equal(after.ema[n], v) for n, v in before.ema.items() if n != ENDS.input)
     line = ("train", images, "--init", MODEL, "--steps", 1, "-o", "next.safetensors")
     assert diffuse(*line).code == 0
-    assert modelfile.load("next.safetensors").blueprint.conditions.given.what == "low-res:2"
+    assert model_file.load("next.safetensors").blueprint.conditions.given.what == "low-res:2"
 
 
 # -- what is refused ------------------------------------------------------------------------------

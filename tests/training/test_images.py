@@ -14,7 +14,7 @@ from conftest import in_process, write_images
 from PIL import Image
 
 import diffuse_cli
-from diffuse_cli.data import collecting
+from diffuse_cli.data import decoding_pass
 from diffuse_cli.training import plan
 from diffuse_cli.training.trainer import Trainer
 from training.conftest import QUICK
@@ -95,7 +95,7 @@ SPOILT = {
 @pytest.fixture
 def while_reading(monkeypatch):
     """Have something done when the files are listed and none is read yet, and wait for no FIFO."""
-    original = collecting.decode_all
+    original = decoding_pass.decode_all
 
     def wait(number, frame):
         raise TimeoutError
@@ -107,7 +107,7 @@ def while_reading(monkeypatch):
             yield from original(plan, entries, 1)  # in this thread, where the alarm is heard
             signal.alarm(0)
 
-        monkeypatch.setattr(collecting, "decode_all", decode_all)
+        monkeypatch.setattr(decoding_pass, "decode_all", decode_all)
 
     before = signal.signal(signal.SIGALRM, wait)
     yield arrange

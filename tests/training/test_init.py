@@ -12,8 +12,8 @@ from diffuse_cli.core.conditions import Conditions, Given
 from diffuse_cli.core.networks import vit
 from diffuse_cli.core.networks.unet import ENDS, Config, resized
 from diffuse_cli.core.space import Space
-from diffuse_cli.diffusion import Blueprint
-from diffuse_cli.modelfile import Model
+from diffuse_cli.models.blueprint import Blueprint
+from diffuse_cli.models.model_file import Model
 from diffuse_cli.training.fitting import ends_of, fitted
 
 SMALL = {"width": 8, "multipliers": (1, 2), "blocks": 1, "attention": (4,), "groups": 4}

@@ -12,7 +12,7 @@ import torch
 from conftest import in_process
 from PIL import Image
 
-from diffuse_cli import modelfile
+from diffuse_cli.models import model_file
 
 MODEL, WHOLE = Path("model.safetensors"), Path("whole.safetensors")
 STILL = ("--steps", 1, "--lr", 0, "--weight-decay", 0)
@@ -54,7 +54,7 @@ def numbers(rows):
 @torch.no_grad()
 def outputs(path, **cond):
     """Of a model, for a noisy grey sample in its channels."""
-    model = modelfile.load(path)
+    model = model_file.load(path)
     space = model.blueprint.space
     grey = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     x = grey.expand(-1, space.channels, -1, -1)
@@ -72,7 +72,7 @@ def test_grey_becomes_colour_larger_given_and_of_classes(diffuse, colours, model
     assert rows["size"][-1].startswith("8x8 becomes 16x16")
     assert rows["given"][-1].startswith("new, at 0: low-res:2")
     assert rows["classes"][-1].startswith("new, at 0: dark, red")
-    made = modelfile.load(MODEL)
+    made = model_file.load(MODEL)
     assert sum(numbers(rows).values()) == sum(t.numel() for t in made.ema.values())
     assert made.blueprint.space.shape == (3, 16, 16)
     given = torch.randn(2, 4, 8, 8)
@@ -106,7 +106,7 @@ def test_colour_becomes_grey_smaller_and_is_told_nothing(diffuse, colours, image
     assert list(rows) == ["size", "channels", "variance", "given", "classes", "the rest"]
     for name in ("variance", "given", "classes"):
         assert rows[name][-1].startswith("left out")
-    made = modelfile.load(MODEL)
+    made = model_file.load(MODEL)
     assert not made.blueprint.conditions
     kept = numbers({name: rows[name] for name in ("channels", "the rest")})
     assert sum(kept.values()) == sum(t.numel() for t in made.ema.values())
@@ -142,7 +142,7 @@ def test_a_model_goes_on_at_another_size(diffuse, undrawn, tmp_path, first, then
     line = ("train", folder, "--init", "old.safetensors", "--size", then, *STILL)
     ran = diffuse(*line)
     assert ran.code == 0, ran.err
-    before, after = (modelfile.load(path) for path in ("old.safetensors", MODEL))
+    before, after = (model_file.load(path) for path in ("old.safetensors", MODEL))
     assert after.blueprint.space.size == (then, then)
     assert before.blueprint.config.patch == after.blueprint.config.patch
     assert all(after.ema[name].equal(tensor) for name, tensor in before.ema.items())
@@ -191,4 +191,4 @@ def test_what_is_no_model_is_refused(diffuse, images, wrong):
 def test_nothing_is_given_without_a_model_too(diffuse, images, recipe):
     line = ["train", images, "--config", recipe, "--given", "nothing", "--steps", 1, "-q"]
     assert in_process(line) == 0
-    assert modelfile.load(MODEL).blueprint.conditions.given is None
+    assert model_file.load(MODEL).blueprint.conditions.given is None

@@ -12,12 +12,12 @@ import pytest
 import torch
 from seams import giving
 
-from diffuse_cli import modelfile
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.config.options import from_dict, to_toml
 from diffuse_cli.config.presets import PRESETS, network_config
 from diffuse_cli.config.train_options import from_file, to_file
 from diffuse_cli.core import Conditions, Space
+from diffuse_cli.models import model_file
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import finish
 from diffuse_cli.training import estimating
@@ -230,8 +230,8 @@ def test_two_widths_in_a_file_that_differ_are_refused():
 
 def test_a_run_goes_on_with_its_own_width_alone(train, diffuse, images):
     assert train("--steps", 1, "--width", 12).code == 0
-    assert modelfile.load(MODEL).blueprint.config.width == 12
-    assert modelfile.load(MODEL).blueprint.config.groups == 4
+    assert model_file.load(MODEL).blueprint.config.width == 12
+    assert model_file.load(MODEL).blueprint.config.groups == 4
     assert diffuse("train", images, "--resume", "--width", 12).code == 0
     ran = diffuse("train", images, "--resume", "--width", 16)
     assert ran.code == 2
@@ -244,8 +244,8 @@ def test_a_model_to_start_from_has_its_own_width(train, diffuse, images):
     assert diffuse(*start, "same.safetensors", "--width", 12).code == 0
     assert diffuse(*start, "none.safetensors").code == 0
     assert (
-        modelfile.load("none.safetensors").blueprint.config
-        == modelfile.load("same.safetensors").blueprint.config
+        model_file.load("none.safetensors").blueprint.config
+        == model_file.load("same.safetensors").blueprint.config
     )
     ran = diffuse(*start, "other.safetensors", "--width", 16)
     assert ran.code == 2
@@ -260,7 +260,7 @@ def test_fourier_frequencies_are_drawn_by_the_seed_and_kept(train, recipe, tmp_p
     path = tmp_path / "fourier.toml"
     path.write_text(f'{recipe.read_text()}time_embedding = "fourier"\n')
     train("--config", path, "--steps", 2)
-    model = modelfile.load(MODEL)
+    model = model_file.load(MODEL)
     assert model.blueprint.config.time_embedding == "fourier"
     weight = model.ema["time_proj.weight"]
     assert weight.equal(model.raw["time_proj.weight"])
@@ -272,7 +272,7 @@ def test_fourier_frequencies_are_drawn_by_the_seed_and_kept(train, recipe, tmp_p
     assert Path("halves.safetensors").read_bytes() == MODEL.read_bytes()
 
     train("--config", path, "--steps", 1, "--seed", 1, "-o", "other.safetensors")
-    assert not modelfile.load("other.safetensors").ema["time_proj.weight"].equal(weight)
+    assert not model_file.load("other.safetensors").ema["time_proj.weight"].equal(weight)
 
 
 # -- memory ---------------------------------------------------------------------------------------

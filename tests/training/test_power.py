@@ -14,7 +14,7 @@ from conftest import in_process
 from seams import giving
 from torch import nn
 
-from diffuse_cli import tensorfile
+from diffuse_cli.models import tensor_file
 from diffuse_cli.sweeps.lengths import LENGTHS
 from diffuse_cli.system import files
 from diffuse_cli.training import checkpoints, power
@@ -201,7 +201,7 @@ def test_a_length_made_afterwards_equals_the_one_averaged_directly(tmp_path, cou
         if snapshot_due(step, Course.of(steps), count):
             as_float32 = {n: t.float() for n, t in powers.tensors().items()}
             about = {"lengths": KEPT_LENGTHS, "updates": powers.updates, "step": step}
-            tensorfile.write(
+            tensor_file.write(
                 tmp_path / f"step-{step:08d}.safetensors",
                 as_float32,
                 {"diffuse.ema": json.dumps(about)},
@@ -263,7 +263,7 @@ def test_the_average_of_a_run_is_that_of_its_weights(quick, monkeypatch):
     monkeypatch.setattr(Trainer, "step", step)
     quick("--steps", 12, *KEEP)
     assert len({*raw}) == 12
-    found = tensorfile.read(RUN / "ema/step-00000012.safetensors")
+    found = tensor_file.read(RUN / "ema/step-00000012.safetensors")
     for length, value in averaged(raw).items():
         here = found[f"{length:.2f}/patch_out.weight"][0, 0]
         assert float(here) == pytest.approx(value, rel=1e-4)
@@ -346,7 +346,7 @@ def test_the_estimate_of_memory_covers_them(quick, monkeypatch):
 def test_what_is_no_snapshot_is_refused(tmp_path):
     path = tmp_path / "step-00000001.safetensors"
     for metadata in (None, {"diffuse.ema": "[]"}, {"diffuse.ema": '{"lengths": [0.05]}'}):
-        tensorfile.write(path, {"a": torch.zeros(1)}, metadata)
+        tensor_file.write(path, {"a": torch.zeros(1)}, metadata)
         with pytest.raises(ValueError, match="not a snapshot"):
             read_snapshot(path)
     assert power.snapshots(tmp_path) == [(1, path)]

@@ -13,7 +13,7 @@ from conftest import in_process, write_images
 from safetensors.torch import load_file
 from seams import giving, watching
 
-from diffuse_cli import modelfile
+from diffuse_cli.models import model_file
 from diffuse_cli.system import files
 from diffuse_cli.training.rundir import Checkpoint, RunDirectory
 from diffuse_cli.training.trainer import Trainer
@@ -426,10 +426,10 @@ def test_a_run_from_init_resumes_without_that_model(diffuse, images, model_at_5)
 
 
 def test_another_version_is_said_and_kept_in_the_run(quick, model_at_5, monkeypatch):
-    here = modelfile.versions()
+    here = model_file.versions()
     older = {"diffuse": here["diffuse"], "torch": "2.5.0"}
     with monkeypatch.context() as patch:
-        patch.setattr(modelfile, "versions", lambda: older)
+        patch.setattr(model_file, "versions", lambda: older)
         assert quick("--steps", 6, "--stop-at", 2).code == 0
     ran = quick("--resume", "--stop-at", 4)
     assert (
@@ -454,7 +454,7 @@ def test_a_checkpoint_of_an_unknown_version_is_gone_on_with(train, stopped):
     assert ran.code == 0
     assert "written by" not in ran.err
     (kept,) = RunDirectory(MODEL).load()[0].state["versions"]
-    assert kept == {**modelfile.versions(), "step": state["step"]}
+    assert kept == {**model_file.versions(), "step": state["step"]}
 
 
 def test_a_torn_line_of_metrics_is_dropped(train, stopped):

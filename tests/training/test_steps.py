@@ -13,11 +13,11 @@ import torch
 from conftest import in_process
 from seams import giving
 
-from diffuse_cli import modelfile
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.core import LOSSES
 from diffuse_cli.core.losses import simple
 from diffuse_cli.data import read_images
+from diffuse_cli.models import model_file
 from diffuse_cli.system.events import finish
 from diffuse_cli.system.rng import draw_noise
 from diffuse_cli.training import estimating
@@ -164,7 +164,7 @@ def test_a_resume_between_two_moves_of_the_average_is_exact(quick, spoil, monkey
     quick("--steps", 10, "-o", "whole.safetensors")
     quick("--steps", 10, "--stop-at", 6)
     quick("--steps", 10, "--resume")
-    whole, resumed = (modelfile.load(path).ema for path in ("whole.safetensors", MODEL))
+    whole, resumed = (model_file.load(path).ema for path in ("whole.safetensors", MODEL))
     assert all(whole[name].equal(resumed[name]) for name in whole)
 
 
@@ -342,7 +342,7 @@ def test_a_short_run_samples_from_sensible_averaged_weights(images, model):
     """The average is not worse than the raw weights on held-out images, far from the start."""
     config = tomllib.loads((model.with_suffix(".run") / "config.toml").read_text())
     assert config["ema_decay"] == 0.999
-    model = modelfile.load(model)
+    model = model_file.load(model)
     pixels = finish(read_images(str(images), workers=1)).stored
     x0 = torch.from_numpy(pixels).float().repeat(4, 1, 1, 1) / 127.5 - 1
     t = torch.arange(len(x0)) * 37 % model.blueprint.diffusion.num_timesteps
@@ -358,7 +358,7 @@ def test_a_short_run_samples_from_sensible_averaged_weights(images, model):
 
 def test_keep_raw_keeps_the_weights_before_averaging(quick, tmp_path):
     quick("--steps", 4)
-    model = modelfile.load(MODEL)
+    model = model_file.load(MODEL)
     checkpoint, _ = RunDirectory(MODEL).load()
     assert all(model.raw[name].equal(t) for name, t in checkpoint.model.items())
     assert all(model.ema[name].equal(t) for name, t in checkpoint.ema.items())
@@ -366,4 +366,4 @@ def test_keep_raw_keeps_the_weights_before_averaging(quick, tmp_path):
     plain = tmp_path / "plain.toml"
     plain.write_text(QUICK.read_text().replace("keep_raw = true", ""))
     quick("--steps", 1, "--config", plain, "-o", "plain.safetensors")
-    assert modelfile.load("plain.safetensors").raw is None
+    assert model_file.load("plain.safetensors").raw is None

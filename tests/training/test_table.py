@@ -13,8 +13,8 @@ import torch
 from conftest import in_process, logged
 from PIL import Image
 
-from diffuse_cli import modelfile
 from diffuse_cli.core.conditions import Labels, Number
+from diffuse_cli.models import model_file
 from training.conftest import QUICK
 
 MODEL, RUN = Path("model.safetensors"), Path("model.run")
@@ -78,7 +78,7 @@ def follower(shades, tmp_path_factory):
 
 def test_each_image_is_told_its_own_row(learn, shown):
     assert learn("--steps", 10, *BOTH, "--label-dropout", 0).code == 0
-    level = modelfile.load(MODEL).blueprint.conditions.table.columns[0]
+    level = model_file.load(MODEL).blueprint.conditions.table.columns[0]
     missing = 0
     for x0, cond in shown:
         pixels, (codes, sides) = (x0 + 1) * 127.5, cond["row"].T
@@ -98,7 +98,7 @@ def test_rows_and_classes_and_what_is_given_go_together(train, images, tmp_path,
     line = ("train", data, "--config", QUICK, "--steps", 2, *BOTH)
     ran = diffuse(*line, "--classes", "--given", "low-res:2", "--strict")
     assert ran.code == 0, ran.err
-    conditions = modelfile.load(MODEL).blueprint.conditions
+    conditions = model_file.load(MODEL).blueprint.conditions
     assert conditions.classes
     assert conditions.given
     assert len(conditions.table) == 2
@@ -207,9 +207,9 @@ def test_a_run_goes_on_with_the_columns_that_it_began_with(learn, mine):
     assert ran.code == 2
     assert "--condition-on side differs from the run's level,side" in ran.line
     (mine / rows[0][0]).unlink()  # other images: a warning, and the scale of numbers stays
-    before = modelfile.load(next((RUN / "checkpoints").iterdir())).blueprint.conditions
+    before = model_file.load(next((RUN / "checkpoints").iterdir())).blueprint.conditions
     assert learn("--resume", data=mine).code == 0
-    assert modelfile.load(MODEL).blueprint.conditions == before
+    assert model_file.load(MODEL).blueprint.conditions == before
 
 
 # -- the model file, and where to begin -----------------------------------------------------------
@@ -217,12 +217,12 @@ def test_a_run_goes_on_with_the_columns_that_it_began_with(learn, mine):
 
 def test_a_model_file_says_what_is_told_and_only_then_is_newer(learn, diffuse):
     assert learn("--steps", 3, *BOTH).code == 0
-    level, side = modelfile.load(MODEL).blueprint.conditions.table.columns
+    level, side = model_file.load(MODEL).blueprint.conditions.table.columns
     assert isinstance(level, Number)
     assert 60 <= level.low < 70 < 210 < level.high <= 220
     assert 0.03 < level.missing < 0.07
     assert side == Labels(name="side", values=("left", "right"))
-    assert set(modelfile.load(MODEL).data["table"]) == {"fingerprint"}
+    assert set(model_file.load(MODEL).data["table"]) == {"fingerprint"}
     assert learn("--steps", 3, "-o", "plain.safetensors").code == 0
     told, plain = (p.read_bytes()[:9000] for p in (MODEL, Path("plain.safetensors")))
     assert rb"\"version\":5" in told
@@ -239,7 +239,7 @@ def test_a_model_that_was_told_nothing_begins_as_it_was(learn, diffuse, shades):
     assert learn("--steps", 5, "-o", "first.safetensors").code == 0
     line = ("train", shades, "--init", "first.safetensors", "--steps", 1, "--lr", 0, *BOTH)
     assert diffuse(*line).code == 0
-    before, after = modelfile.load("first.safetensors"), modelfile.load(MODEL)
+    before, after = model_file.load("first.safetensors"), model_file.load(MODEL)
     assert all(torch.equal(after.ema[n], v) for n, v in before.ema.items())
     x, t, row = torch.randn(2, 1, 8, 8), torch.tensor([3.0, 500]), torch.tensor([[1.0, 0]] * 2)
     with torch.no_grad():
@@ -255,7 +255,7 @@ def test_init_takes_columns_and_labels_by_their_names(follower, diffuse, mine):
     ran = diffuse(*line, "--condition-on", "place,side,level")
     assert ran.code == 0, ran.err
     assert "50 images without a row in metadata.csv, told nothing: 150.png" in ran.err
-    old, new = modelfile.load(follower), modelfile.load(MODEL)
+    old, new = model_file.load(follower), model_file.load(MODEL)
     theirs = old.blueprint.conditions.table.columns[0]
     _, side, level = new.blueprint.conditions.table.columns
     assert (level.mean, level.deviation) == (theirs.mean, theirs.deviation)
@@ -269,7 +269,7 @@ def test_init_takes_columns_and_labels_by_their_names(follower, diffuse, mine):
     assert not new.ema["row_embedding.0.linear_2.weight"].any()
     assert new.ema["row_embedding.0.linear_1.weight"].any()
     assert diffuse(*line, "-o", "same.safetensors").code == 0  # its own columns, without asking
-    same = modelfile.load("same.safetensors").blueprint.conditions.table
+    same = model_file.load("same.safetensors").blueprint.conditions.table
     assert [*same.names] == ["level", "side"]
 
 
@@ -278,7 +278,7 @@ def test_columns_that_are_left_out_leave_what_was_drawn_without_them(follower, d
     ran = diffuse(*line, "--condition-on", "level")
     assert ran.code == 0, ran.err
     assert "left out: side; draws at first as if told none of it" in ran.err
-    old, new = modelfile.load(follower), modelfile.load(MODEL)
+    old, new = model_file.load(follower), model_file.load(MODEL)
     x, t, row = torch.randn(2, 1, 8, 8), torch.tensor([3.0, 500]), torch.tensor([[0.5], [-1]])
     untold = torch.full((2, 1), torch.nan)
     with torch.no_grad():

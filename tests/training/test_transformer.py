@@ -11,9 +11,9 @@ import torch
 from conftest import logged
 from PIL import Image
 
-from diffuse_cli import modelfile
 from diffuse_cli.core.networks import vit
 from diffuse_cli.exports._traced import inputs
+from diffuse_cli.models import model_file
 
 STEPS = ("--steps", 3, "--log-every", 1, "-q")
 
@@ -53,7 +53,7 @@ def test_an_image_is_the_same_in_any_batch(diffuse, trained):
 @torch.no_grad()
 def test_it_leaves_as_a_program_of_torch(diffuse, trained):
     assert diffuse("convert", trained, "out.pt2", "-q").code == 0
-    model = modelfile.load(trained)
+    model = model_file.load(trained)
     assert isinstance(model.blueprint.config, vit.Config)
     program, net = torch.export.load("out.pt2").module(), model.network()
     for n in (1, 3):

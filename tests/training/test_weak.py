@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import in_process
 
-from diffuse_cli import modelfile
+from diffuse_cli.models import model_file
 from diffuse_cli.training import monitor
 from diffuse_cli.training.course import Course
 from diffuse_cli.training.ema import weak_step
@@ -56,12 +56,12 @@ def test_it_is_taken_after_a_share_of_the_steps(share, steps, taken):
 def test_the_share_is_an_option(quick):
     """The average after 5 of 17 steps, which a run that stops there has."""
     quick(*RUN, "--keep-weak", "--weak-after", 0.25)
-    found = modelfile.load(MODEL)
+    found = model_file.load(MODEL)
     assert (found.weak_step, found.training["weak_after"]) == (5, 0.25)
     ran = quick(*RUN, "--overwrite", "--keep-weak", "--weak-after", 0.25, "--stop-at", 4)
     assert "no weak average yet: --keep-weak takes it after step 5\n" in ran.err
     quick("--resume", "--stop-at", 5)
-    assert same(found.weak, modelfile.load(MODEL).ema)
+    assert same(found.weak, model_file.load(MODEL).ema)
 
 
 def test_a_share_without_an_average_is_refused(quick):
@@ -71,12 +71,12 @@ def test_a_share_without_an_average_is_refused(quick):
 
 
 def test_it_is_the_average_of_a_run_that_stopped_there_and_changes_nothing_else(quick, weak):
-    found = modelfile.load(weak)
+    found = model_file.load(weak)
     assert found.weak_step == 3
     quick(*RUN, "--stop-at", 3)
-    assert same(found.weak, modelfile.load(MODEL).ema)
+    assert same(found.weak, model_file.load(MODEL).ema)
     quick(*RUN, "--resume")
-    plain = modelfile.load(MODEL)
+    plain = model_file.load(MODEL)
     assert same(found.ema, plain.ema)
     assert same(found.raw, plain.raw)
     assert (plain.weak, plain.weak_step) == (None, None)
@@ -87,7 +87,7 @@ def test_stopped_and_resumed_equals_one_go(quick, weak, stop):
     ran = quick(*RUN, "--keep-weak", "--stop-at", stop)
     said = "no weak average yet: --keep-weak takes it after step 3\n"
     assert (said in ran.err) == (stop == 2)
-    assert modelfile.load(MODEL).weak_step == (None if stop == 2 else 3)
+    assert model_file.load(MODEL).weak_step == (None if stop == 2 else 3)
     ran = quick("--resume")
     assert ran.code == 0
     assert "no weak average" not in ran.err
@@ -98,18 +98,18 @@ def test_checkpoints_carry_it_and_are_models_with_it(quick, weak):
     quick(*RUN, "--keep-weak", "--save-every", 2, "--stop-at", 4)
     saved = RunDirectory(MODEL).load()[0]
     assert saved.state["weak_step"] == 3
-    averages = {step: modelfile.load(f"model.run/checkpoints/step-{step:08d}") for step in (2, 4)}
+    averages = {step: model_file.load(f"model.run/checkpoints/step-{step:08d}") for step in (2, 4)}
     assert averages[2].weak is None
-    assert same(averages[4].weak, modelfile.load(weak).weak)
+    assert same(averages[4].weak, model_file.load(weak).weak)
     assert tomllib.loads(Path("model.run/config.toml").read_text())["keep_weak"] is True
 
 
 def test_a_longer_run_keeps_what_it_has(quick):
     quick(*RUN, "--keep-weak")
-    before = modelfile.load(MODEL).weak
+    before = model_file.load(MODEL).weak
     ran = quick("--steps", 24, "--resume")
     assert ran.code == 0
-    found = modelfile.load(MODEL)
+    found = model_file.load(MODEL)
     assert (found.step, found.weak_step) == (24, 3)
     assert same(found.weak, before)
 
@@ -132,9 +132,9 @@ def test_the_best_model_has_it_from_its_step_on(quick, monkeypatch):
     best = Path("model.best.safetensors")
     line = (*RUN, "--keep-weak", "--eval-every", 2, "--eval-images", 6)
     quick(*line, "--stop-at", 2)
-    assert modelfile.load(best).weak is None
+    assert model_file.load(best).weak is None
     quick(*line, "--resume", "--stop-at", 6)
-    found, own = modelfile.load(best), modelfile.load(MODEL)
+    found, own = model_file.load(best), model_file.load(MODEL)
     assert (found.step, found.weak_step) == (4, 3)
     assert same(found.weak, own.weak)
     bytes_of = best.read_bytes()
@@ -150,4 +150,4 @@ def test_a_model_with_a_share_of_its_own_is_distilled_and_begun_from(quick, diff
     assert ran.code == 0, ran.err
     ran = quick("--steps", 2, "--init", MODEL, "--no-keep-weak", "-o", "next.safetensors")
     assert ran.code == 0, ran.err
-    assert modelfile.load("next.safetensors").weak is None
+    assert model_file.load("next.safetensors").weak is None

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-from diffuse_cli.data.sources._base import Entry, Source, extension_of, in_bytes
+from diffuse_cli.data.sources.entries import Entry, Source, extension_of, in_bytes
 from diffuse_cli.media import advice, by_extension, claiming
 from diffuse_cli.media.file_errors import Unusable
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from diffuse_cli.data.sources._base import plain_name
+from diffuse_cli.data.sources.entries import plain_name
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.file_errors import LARGEST_FILE, Unusable
 from diffuse_cli.system.descriptors import open_to_read, read_at

@@ -8,8 +8,8 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any
 
-from diffuse_cli.data.sources._base import Source, check_shards, is_file, shards_at
-from diffuse_cli.data.sources._rows import Layout, Rows, needed
+from diffuse_cli.data.sources._arrow_rows import Layout, Rows, needed
+from diffuse_cli.data.sources.entries import Source, check_shards, is_file, shards_at
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.files import brief, show
 

@@ -7,7 +7,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from diffuse_cli.data.sources._base import AT_ONCE, Entry, Source, is_folder, is_ignored_folder
+from diffuse_cli.data.sources.entries import AT_ONCE, Entry, Source, is_folder, is_ignored_folder
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.file_errors import LARGEST_FILE, Unusable
 from diffuse_cli.system.descriptors import open_to_read

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.lib.format import open_memmap
 
-from diffuse_cli.data.sources._base import Entry, Source, extension_of, is_file
-from diffuse_cli.data.sources.memory import encoded
+from diffuse_cli.data.sources.entries import Entry, Source, extension_of, is_file
+from diffuse_cli.data.sources.in_memory import encoded
 from diffuse_cli.media import Array
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.file_errors import Unusable

@@ -9,8 +9,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from diffuse_cli.data.sources._base import Source, check_shards, shards_at
-from diffuse_cli.data.sources._rows import Layout, Rows, needed
+from diffuse_cli.data.sources._arrow_rows import Layout, Rows, needed
+from diffuse_cli.data.sources.entries import Source, check_shards, shards_at
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.file_errors import Unusable
 from diffuse_cli.system.memory import raise_if_full

@@ -16,7 +16,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from diffuse_cli.data.sources._base import (
+from diffuse_cli.data.sources._listing import folder_classes
+from diffuse_cli.data.sources._tar_headers import Member, bytes_at, collect
+from diffuse_cli.data.sources.entries import (
     Entry,
     Source,
     Told,
@@ -26,8 +28,6 @@ from diffuse_cli.data.sources._base import (
     shards_at,
     short_names,
 )
-from diffuse_cli.data.sources._listing import folder_classes
-from diffuse_cli.data.sources._tar_headers import Member, bytes_at, collect
 from diffuse_cli.media import by_extension
 from diffuse_cli.media.file_errors import Unusable
 from diffuse_cli.system import file_types

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from diffuse_cli.data.sources._base import (
+from diffuse_cli.data.sources.entries import (
     AT_ONCE,
     HINT,
     Entry,

@@ -18,7 +18,7 @@ import numpy as np
 import PIL
 
 from diffuse_cli import system
-from diffuse_cli.data.jobs import Decoded, Result, Skipped
+from diffuse_cli.data.decoding_workers import Decoded, Result, Skipped
 from diffuse_cli.data.sources import Entry, Listing
 from diffuse_cli.media import Read
 from diffuse_cli.system import files

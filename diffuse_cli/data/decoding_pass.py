@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from diffuse_cli.data.index import Index
-from diffuse_cli.data.jobs import Decoded, Reading, Skipped
+from diffuse_cli.data.dataset_index import Index
+from diffuse_cli.data.decoding_workers import Decoded, Reading, Skipped
 from diffuse_cli.data.pool import decode_all
 from diffuse_cli.data.sources import Entry, Listing
 from diffuse_cli.data.store import Kept, Shape, Store
-from diffuse_cli.data.streaming import SECONDS_BETWEEN_EVENTS
+from diffuse_cli.data.stream import SECONDS_BETWEEN_EVENTS
 from diffuse_cli.data.summary import NAMED
 from diffuse_cli.media import MEDIA, Array, Read, Size, file_errors, kept_side
 from diffuse_cli.system.errors import DataError

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from diffuse_cli.data.jobs import Decoded, Reading, Result, decode_files
+from diffuse_cli.data.decoding_workers import Decoded, Reading, Result, decode_files
 from diffuse_cli.data.pool import MOST_PROCESSES, Decode, cores, decode_all, processes
 from diffuse_cli.data.samples import held_out
 from diffuse_cli.data.sources import Entry, open_source

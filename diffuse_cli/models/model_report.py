@@ -13,15 +13,15 @@ from diffuse_cli.config.train_options import to_file
 from diffuse_cli.core.settings import dimensions
 from diffuse_cli.core.settings import to_dict as plain
 from diffuse_cli.core.space import Space
-from diffuse_cli.diffusion import Blueprint
 from diffuse_cli.media import MEDIA
+from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import Progress, Work
 from diffuse_cli.system.outputs import asked
 
 if TYPE_CHECKING:
-    from diffuse_cli.modelfile import Found
+    from diffuse_cli.models.model_file import Found
 
 TASK = "reading model"
 
@@ -96,11 +96,11 @@ def inspect_model(config: InfoConfig) -> Work[ModelReport]:
             flag = "-o" if name == "out" else f"--{name}"
             shown = files.show(Path(config.path))
             raise UsageError(f"{flag} is for images, and {shown} is a model")
-    from diffuse_cli import modelfile
+    from diffuse_cli.models import model_file
 
     with asked(config, "out", ".toml") as out:
         yield Progress(TASK, 0, 1)
-        found = yield from modelfile.find(config.path)
+        found = yield from model_file.find(config.path)
         training = training_config(found.path) if config.toml else None
         if out and training:
             files.write_text(out, to_toml(training))
@@ -136,9 +136,9 @@ def training_config(path: Path) -> dict[str, Any]:
     Raises:
         ModelFileError: as `modelfile.read_training`.
     """
-    from diffuse_cli import modelfile
+    from diffuse_cli.models import model_file
 
-    config = from_dict(TrainConfig, {"data": "", **modelfile.read_training(path)})
+    config = from_dict(TrainConfig, {"data": "", **model_file.read_training(path)})
     return to_file(config, control=False, places=False)
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 
 from diffuse_cli.config.parsers import plain
 from diffuse_cli.core.registry import InvalidArgument
-from diffuse_cli.data.sources._base import Entry, Source, Told
+from diffuse_cli.data.sources.entries import Entry, Source, Told
 from diffuse_cli.media import MEDIA, Array, layout_of
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.run_reader import MEMORY

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffuse_cli import tensorfile
 from diffuse_cli.config import GAUSSIAN, DiffusionConfig, SamplerChoice
 from diffuse_cli.config.options import from_dict, to_dict
 from diffuse_cli.config.parsers import parse_color, parse_size
@@ -22,9 +21,10 @@ from diffuse_cli.core.gaussian_start import LowFrequencies, read
 from diffuse_cli.core.samplers import SAMPLERS
 from diffuse_cli.core.space import from_plain
 from diffuse_cli.core.variances import channels_out
-from diffuse_cli.diffusion import Blueprint
-from diffuse_cli.givens import Giver
 from diffuse_cli.media import check, check_fit
+from diffuse_cli.models import tensor_file
+from diffuse_cli.models.blueprint import Blueprint
+from diffuse_cli.models.image_conditioning import Giver
 from diffuse_cli.system import __version__, files
 from diffuse_cli.system.errors import ModelFileError, lookup
 
@@ -142,9 +142,9 @@ def _version(model: Model) -> int:
     return 3 if learned or model.weak is not None else 2
 
 
-def described(header: tensorfile.Header) -> dict[str, Any]:
+def described(header: tensor_file.Header) -> dict[str, Any]:
     """The description in a header, upgraded to the current version; newer ones are refused."""
-    found = tensorfile.parse(header.metadata["diffuse.config"].encode())
+    found = tensor_file.parse(header.metadata["diffuse.config"].encode())
     if not isinstance(found, dict):
         raise ValueError("its diffuse.config is not an object")
     version = found.get("version", 1)

@@ -15,9 +15,9 @@ from PIL import ImageColor
 
 from diffuse_cli.core.settings import dimensions
 from diffuse_cli.data import store
-from diffuse_cli.data.collecting import Tally, collect
-from diffuse_cli.data.index import Index
-from diffuse_cli.data.jobs import Reading
+from diffuse_cli.data.dataset_index import Index
+from diffuse_cli.data.decoding_pass import Tally, collect
+from diffuse_cli.data.decoding_workers import Reading
 from diffuse_cli.data.pool import cores
 from diffuse_cli.data.samples import Samples
 from diffuse_cli.data.sources import (
@@ -29,8 +29,8 @@ from diffuse_cli.data.sources import (
     list_samples,
     open_source,
 )
+from diffuse_cli.data.stream import Origin, Stream
 from diffuse_cli.data.streamed import stored_of
-from diffuse_cli.data.streaming import Origin, Stream
 from diffuse_cli.data.summary import (
     Summary,
     fitting,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from diffuse_cli.core.degradations import Degradation
-    from diffuse_cli.diffusion import Blueprint
+    from diffuse_cli.models.blueprint import Blueprint
 
     Array = npt.NDArray[Any]
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from diffuse_cli.data.sources._base import AT_ONCE, HINT, Entry, Source, is_file
+from diffuse_cli.data.sources.entries import AT_ONCE, HINT, Entry, Source, is_file
 from diffuse_cli.media import Array
 from diffuse_cli.system import file_types
 from diffuse_cli.system.errors import DataError

@@ -29,7 +29,7 @@ from diffuse_cli.system.files import brief
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from diffuse_cli.data.tables import Cell
+    from diffuse_cli.data.metadata_files import Cell
 
     Rows = npt.NDArray[np.float32]
 

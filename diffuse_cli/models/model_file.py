@@ -22,21 +22,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffuse_cli import tensorfile
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.config.options import from_dict
 from diffuse_cli.config.presets import network_config
 from diffuse_cli.config.train_options import from_file
 from diffuse_cli.core import settings
 from diffuse_cli.core.conditions import PAIRS
-from diffuse_cli.modelfile._description import (
-    SAMPLING,
-    Model,
-    describe,
-    described,
-    rebuild,
-    versions,
-)
+from diffuse_cli.models import tensor_file
+from diffuse_cli.models.model_header import SAMPLING, Model, describe, described, rebuild, versions
 from diffuse_cli.system import file_types, files, run_reader
 from diffuse_cli.system.errors import DiffuseError, ModelFileError
 from diffuse_cli.system.events import Notice, Work, finish
@@ -58,7 +51,7 @@ Weights = Mapping[str, Tensor]
 
 def save(path: Path, model: Model) -> None:
     """Write a model file, whole or not at all."""
-    tensorfile.write(path, together(model.ema, model.raw, model.weak), metadata(model))
+    tensor_file.write(path, together(model.ema, model.raw, model.weak), metadata(model))
 
 
 def together(ema: Weights, raw: Weights | None = None, weak: Weights | None = None) -> Weights:
@@ -156,8 +149,8 @@ def _models_of(given: Path, run: Path) -> list[Path]:
 
 def _step(path: Path) -> float:
     """The step of a model file; of a damaged one infinity, so that it is tried and named."""
-    with contextlib.suppress(ModelFileError), _rejecting(path), tensorfile.opened(path) as file:
-        return float(described(tensorfile.read_header(file))["step"])
+    with contextlib.suppress(ModelFileError), _rejecting(path), tensor_file.opened(path) as file:
+        return float(described(tensor_file.read_header(file))["step"])
     return math.inf
 
 
@@ -168,9 +161,9 @@ def load(path: str | Path) -> Model:
 
 def _read(path: Path) -> Found:
     """Read and check a model file, which is opened once."""
-    with _rejecting(path), tensorfile.opened(path) as file:
+    with _rejecting(path), tensor_file.opened(path) as file:
         file_types.check_kind(file, path)
-        header = tensorfile.read_header(file)
+        header = tensor_file.read_header(file)
         if "diffuse.config" not in header.metadata:
             if run_reader.run_at(path.parent):
                 raise ModelFileError(
@@ -180,7 +173,7 @@ def _read(path: Path) -> Found:
             raise file_types.rejected(header.entries, path)
         model = rebuild(described(header))
         _check_shapes(model, header.entries)
-        tensors = tensorfile.read_tensors(file, header)
+        tensors = tensor_file.read_tensors(file, header)
         _check_finite(tensors)
         own, raw, weak = apart(tensors)
         file.seek(0)
@@ -219,8 +212,8 @@ def holds(path: Path, model: Model) -> bool:
     """Whether the file at `path` already describes `model`, apart from `sampling`, which is written
     after the training."""
     try:
-        with _rejecting(path), tensorfile.opened(path) as file:
-            found = described(tensorfile.read_header(file))
+        with _rejecting(path), tensor_file.opened(path) as file:
+            found = described(tensor_file.read_header(file))
             wanted = json.loads(json.dumps(describe(model)))
             return bool({**found, SAMPLING: None} == {**wanted, SAMPLING: None})
     except ModelFileError:
@@ -243,13 +236,13 @@ def _rejecting(path: Path) -> Iterator[None]:
         raise ModelFileError(f"no such model file: {name}") from error
     except OSError as error:
         raise ModelFileError(f"cannot read {name}: {error.strerror}") from error
-    except (DiffuseError, *tensorfile.MALFORMED) as error:
+    except (DiffuseError, *tensor_file.MALFORMED) as error:
         said = error.message if isinstance(error, DiffuseError) else error
         reason = files.brief(said, 300)
         raise ModelFileError(f"{name} is not a valid model file: {reason}") from error
 
 
-def _check_shapes(model: Model, entries: Mapping[str, tensorfile.Entry]) -> None:
+def _check_shapes(model: Model, entries: Mapping[str, tensor_file.Entry]) -> None:
     """Refuse tensors that are not those of the network, once and for each further kind of weights;
     a weak average is there if the description has its step."""
     own = {name: f"F32 {list(shape)}" for name, shape in model.blueprint.shapes.items()}
@@ -257,7 +250,7 @@ def _check_shapes(model: Model, entries: Mapping[str, tensorfile.Entry]) -> None
     prefixes = ("", *[RAW] * has_raw, *[WEAK] * (model.weak is not None))
     expected = {prefix + name: text for prefix in prefixes for name, text in own.items()}
     found = {name: f"{entry.dtype} {list(entry.shape)}" for name, entry in entries.items()}
-    if wrong := tensorfile.misfit(expected, found):
+    if wrong := tensor_file.misfit(expected, found):
         raise ModelFileError(f"its tensors do not fit its network: {wrong}")
 
 
@@ -265,4 +258,4 @@ def _check_finite(tensors: Mapping[str, Tensor]) -> None:
     """Refuse NaN and infinite weights; the extremes show them, without a mask."""
     finite = {name: torch.stack(tensor.aminmax()).isfinite() for name, tensor in tensors.items()}
     if bad := [name for name, extremes in finite.items() if not extremes.all()]:
-        raise ModelFileError(f"weights that are not numbers: {tensorfile.first(bad)}")
+        raise ModelFileError(f"weights that are not numbers: {tensor_file.first(bad)}")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from diffuse_cli.data.sources._base import Entry, Source, Told, extension_of, short_names
+from diffuse_cli.data.sources.entries import Entry, Source, Told, extension_of, short_names
 from diffuse_cli.media import by_extension
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.file_errors import LARGEST_FILE, Unusable

@@ -1,0 +1,1 @@
+"""Model files: what a model is, and how it is stored."""
