@@ -40,7 +40,7 @@ from torchvision.transforms import v2
 
 from diffuse_cli.core import Conditions
 from diffuse_cli.data import Samples, open_index, read_images, save_index
-from diffuse_cli.data.pool import MANY_FILES, SMALL_FILE
+from diffuse_cli.data.decoding_workers import MANY_FILES, SMALL_FILE
 from diffuse_cli.media.image.planes import fit_image as fit
 from diffuse_cli.system.devices import machine, resolve_precision
 from diffuse_cli.system.events import finish

@@ -12,8 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diffuse_cli.data.dataset_index import Index
-from diffuse_cli.data.decoding_workers import Decoded, Reading, Skipped
-from diffuse_cli.data.pool import decode_all
+from diffuse_cli.data.decoding_workers import Decoded, Reading, Skipped, decode_all
 from diffuse_cli.data.sources import Entry, Listing
 from diffuse_cli.data.store import Kept, Shape, Store
 from diffuse_cli.data.stream import SECONDS_BETWEEN_EVENTS

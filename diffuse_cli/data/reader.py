@@ -17,8 +17,7 @@ from diffuse_cli.core.settings import dimensions
 from diffuse_cli.data import store
 from diffuse_cli.data.dataset_index import Index
 from diffuse_cli.data.decoding_pass import Tally, collect
-from diffuse_cli.data.decoding_workers import Reading
-from diffuse_cli.data.pool import cores
+from diffuse_cli.data.decoding_workers import Reading, cores
 from diffuse_cli.data.samples import Samples
 from diffuse_cli.data.sources import (
     Entry,
@@ -29,8 +28,7 @@ from diffuse_cli.data.sources import (
     list_samples,
     open_source,
 )
-from diffuse_cli.data.stream import Origin, Stream
-from diffuse_cli.data.streamed import stored_of
+from diffuse_cli.data.stream import Origin, Stream, stored_of
 from diffuse_cli.data.summary import (
     Summary,
     fitting,

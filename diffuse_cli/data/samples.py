@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
@@ -10,10 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from diffuse_cli.core.space import Space
-from diffuse_cli.data.measuring import limited, measured, moments
-from diffuse_cli.data.summary import Summary
+from diffuse_cli.core.space import TRANSFORMS, Space
+from diffuse_cli.data.summary import NAMED, Summary, plural
 from diffuse_cli.media import MEDIA
+from diffuse_cli.system.errors import DataError, lookup
+from diffuse_cli.system.files import show
 
 HELD_OUT_OF = 20
 HELD_OUT_MINIMUM = 40
@@ -130,3 +132,215 @@ def held_out_rule() -> dict[str, Any]:
         "rule": f"xxh3-128 of the decoded pixels, modulo {HELD_OUT_OF}, is 0",
         "minimum": HELD_OUT_MINIMUM,
     }
+
+
+# -- pairs ----------------------------------------------------------------------------------------
+
+# Pairs: samples, and another array beside each, found by its name.
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """What lies beside each of N samples.
+
+    Attributes:
+        samples: the N.
+        given: what lies beside them, at their size, in an order of its own.
+        rows: int64 (N,), the place in `given` of what belongs to each; -1 for none.
+    """
+
+    samples: Samples
+    given: Samples
+    rows: npt.NDArray[np.int64]
+
+    @property
+    def matched(self) -> npt.NDArray[np.bool_]:
+        """bool (N,): the samples that have something beside them."""
+        found: npt.NDArray[np.bool_] = self.rows >= 0
+        return found
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of what lies beside what, independent of names, order and resizing."""
+        own, theirs = self.samples.digests[self.matched], self.given.digests
+        both = np.concatenate([own, theirs[self.rows[self.matched]]], 1)
+        rows = sorted(row.tobytes() for row in both)
+        return sha256(b"pairs %d\n" % len(rows) + b"".join(rows)).hexdigest()
+
+    def beside(self, indices: npt.NDArray[np.int64]) -> Array:
+        """What lies beside these samples, as stored: (B, C, *size).
+
+        Each must be `matched`.
+        """
+        found: Array = self.given.stored[self.rows[indices]]
+        return found
+
+    def cut(self, part: Any) -> Pairs:
+        """The same pairs, of which `given.stored[part]` alone lies beside each sample."""
+        return replace(self, given=replace(self.given, stored=self.given.stored[part]))
+
+    def missing(self) -> Iterator[str]:
+        """A sentence for each side that has samples without another half."""
+        used = np.zeros(len(self.given), np.bool_)
+        used[self.rows[self.matched]] = True
+        for side, lone in ((self.samples, ~self.matched), (self.given, ~used)):
+            if names := [side.names[k] for k in np.flatnonzero(lone)[: NAMED + 1]]:
+                more = ", ..." if len(names) > NAMED else ""
+                listed = ", ".join(map(show, names[:NAMED]))
+                count = plural(int(lone.sum()), "image")
+                yield f"{count} of {side.summary.source} without a pair, left out: {listed}{more}"
+
+
+def pair(samples: Samples, given: Samples) -> Pairs:
+    """Find what lies beside each sample: a file of the same path, or of the same but for its
+    extension; below the folders that all files of a side share, if no path is the same.
+
+    Raises:
+        DataError: nothing has a pair.
+    """
+    for own, theirs in (
+        (samples.names, given.names),
+        (_below(samples.names), _below(given.names)),
+    ):
+        rows = _rows(own, theirs)
+        if (rows >= 0).any():
+            return Pairs(samples, given, rows)
+    first = ", ".join(show(side.names[0]) for side in (samples, given))
+    raise DataError(
+        f"no image of {samples.summary.source} has its pair in {given.summary.source}, by name: "
+        f"such as {first}",
+        "Give a pair the same name in both, and the same folders; the extensions may differ",
+    )
+
+
+def _rows(own: Sequence[str], theirs: Sequence[str]) -> npt.NDArray[np.int64]:
+    """The place in `theirs` of each name of `own`, -1 for none."""
+    whole = {name: k for k, name in enumerate(theirs)}
+    stems = {_stem(name): k for k, name in reversed(list(enumerate(theirs)))}
+    return np.array([whole.get(n, stems.get(_stem(n), -1)) for n in own], np.int64)
+
+
+def _stem(name: str) -> str:
+    folder, slash, base = name.rpartition("/")
+    stem, dot, extension = base.rpartition(".")
+    return folder + slash + (stem if dot else extension)
+
+
+def _below(names: Sequence[str]) -> list[str]:
+    """The names below the folders that all of them share."""
+    folders = [name.split("/")[:-1] for name in (min(names), max(names))]
+    depth = 0
+    for one, other in zip(*folders, strict=False):
+        if one != other:
+            break
+        depth += 1
+    return [name.split("/", depth)[-1] for name in names]
+
+
+# -- measuring ------------------------------------------------------------------------------------
+
+# The scale of stored samples, exactly: the mean and deviation of floats, the limits of levels.
+
+AT_ONCE = 2**22
+"""Numbers that are measured at a time."""
+
+DEEP = 65_536
+"""Levels of which few samples use all. Those of 8 bits are too few to be left out."""
+
+NOISE = 2.0**-26
+"""A deviation of less than this part of the mean is rounding, of 32-bit floats."""
+
+
+def moments(
+    space: Space, stored: Array, rows: npt.NDArray[np.int64], names: Sequence[str]
+) -> tuple[Array, Array]:
+    """The mean and deviation of each channel of some samples, transformed as their space says.
+
+    Sums are of differences from the first sample's mean, in float64.
+
+    Args:
+        stored: all samples, (N, C, *size).
+        rows: those that are measured.
+        names: of all samples, for errors.
+
+    Raises:
+        DataError: numbers that the transform is not defined for.
+    """
+    shift = np.zeros(0)
+    total, squares, count = np.zeros(space.channels), np.zeros(space.channels), 0
+    for places, values in _transformed(space, stored, rows):
+        wrong = ~np.isfinite(values).all(axis=(1, 2))
+        if wrong.any():
+            raise _refused(space, names[int(places[wrong][0])])
+        if not count:
+            shift = values[0].mean(1)
+        apart = values - shift[:, None]
+        total += apart.sum((0, 2))
+        squares += np.square(apart).sum((0, 2))
+        count += len(values) * values.shape[2]
+    mean = total / count
+    return mean + shift, np.sqrt(np.maximum(squares / count - mean**2, 0))
+
+
+def measured(
+    space: Space, stored: Array, rows: npt.NDArray[np.int64], names: Sequence[str]
+) -> Space:
+    """A space of floats with the `moments` of some samples.
+
+    Raises:
+        DataError: as `moments`, or a channel that never varies.
+    """
+    mean, std = moments(space, stored, rows, names)
+    for channel, (middle, spread) in enumerate(zip(mean, std, strict=True), 1):
+        if not spread > NOISE * abs(middle):
+            raise DataError(
+                f"channel {channel} of {space.channels} is {middle:.6g} everywhere: a model cannot "
+                "learn it",
+                "Leave it out of the files",
+            )
+    return replace(space, mean=tuple(mean.tolist()), std=tuple(std.tolist()))
+
+
+def limited(space: Space, stored: Array) -> Space:
+    """Return a space of 65,536 levels with the limits of some samples, if they use less than half
+    of them, as the 12 bits of a camera do; any other space as it is.
+
+    Args:
+        stored: the samples, (N, C, *size); those that are held out count, so that none is beyond.
+    """
+    if space.levels != DEEP:
+        return space
+    each = max(1, AT_ONCE // int(np.prod(stored.shape[1:])))
+    ends = set[int]()
+    for start in range(0, len(stored), each):
+        part = stored[np.arange(start, min(start + each, len(stored)))]
+        ends |= {int(part.min()), int(part.max())}
+    low, high = min(ends), max(ends)
+    if low == high or high - low + 1 >= DEEP // 2:
+        return space
+    return replace(space, limits=(low, high))
+
+
+def _transformed(
+    space: Space, stored: Array, rows: npt.NDArray[np.int64]
+) -> Iterator[tuple[npt.NDArray[np.int64], Array]]:
+    """Some rows at a time, and their numbers transformed, float64 (n, C, numbers)."""
+    each = max(1, AT_ONCE // int(np.prod(stored.shape[1:])))
+    for start in range(0, len(rows), each):
+        places = rows[start : start + each]
+        values = stored[places].reshape(len(places), space.channels, -1).astype(np.float64)
+        if space.transform is not None:
+            import torch
+
+            forward = TRANSFORMS[space.transform].forward
+            values = forward(torch.from_numpy(values)).numpy()
+        yield places, values
+
+
+def _refused(space: Space, name: str) -> DataError:
+    transform = space.transform or "none"
+    takes = lookup(TRANSFORMS, transform, "--transform").takes
+    hint = "Choose --transform asinh, which takes any number" if transform == "log" else ""
+    return DataError(f"--transform {transform} is for {takes}, and {show(name)} has others", hint)

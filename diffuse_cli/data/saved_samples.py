@@ -14,8 +14,7 @@ import numpy as np
 from diffuse_cli.data import summary
 from diffuse_cli.data.samples import Samples
 from diffuse_cli.data.store import INDEX, PIXELS, _map, forget
-from diffuse_cli.data.stream import Stream
-from diffuse_cli.data.streamed import Streamed, stream_of
+from diffuse_cli.data.stream import Stream, Streamed, stream_of
 from diffuse_cli.media import Array
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import DataError

@@ -77,7 +77,7 @@ def read(config: DemoConfig, space: Space | None = None, fit: str | None = None)
         size = checked_size(medium, config.size)
     if medium == "image" and space is None:
         return (yield from _own_image(config))
-    from diffuse_cli.data.measuring import limited, measured
+    from diffuse_cli.data.samples import limited, measured
     from diffuse_cli.media import MEDIA
     from diffuse_cli.tasks.inputs import read_one, rgb
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from diffuse_cli.config import InfoConfig
 from diffuse_cli.data import Samples, Summary, is_images, read_cells, read_images
-from diffuse_cli.data.measuring import limited, moments
 from diffuse_cli.data.metadata_columns import survey
+from diffuse_cli.data.samples import limited, moments
 from diffuse_cli.inspection import near, sheet
 from diffuse_cli.inspection.copies import Copies, count_copies, exact_roots
 from diffuse_cli.media import Array, asked_for, figures

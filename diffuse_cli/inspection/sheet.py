@@ -9,7 +9,7 @@ from PIL import Image
 
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import Samples
-from diffuse_cli.data.measuring import limited
+from diffuse_cli.data.samples import limited
 from diffuse_cli.media import MEDIA, Array, figures
 from diffuse_cli.system.events import Notice, Work
 

@@ -14,9 +14,8 @@ import numpy.typing as npt
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from diffuse_cli.data.pool import cores
-from diffuse_cli.data.stream import TRIES, Stream
-from diffuse_cli.data.streamed import stream_of
+from diffuse_cli.data.decoding_workers import cores
+from diffuse_cli.data.stream import TRIES, Stream, stream_of
 from diffuse_cli.system.events import Notice, Work
 from diffuse_cli.system.files import show
 from diffuse_cli.system.memory import processes_here

@@ -16,7 +16,7 @@ from diffuse_cli.core.conditions import PAIRS, Given
 from diffuse_cli.core.degradations import DEGRADATIONS
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import Pairs, Samples, is_images, pair
-from diffuse_cli.data.measuring import NOISE, limited, moments
+from diffuse_cli.data.samples import NOISE, limited, moments
 from diffuse_cli.models.image_conditioning import Giver, is_degradation
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import DataError, UsageError, suggest

@@ -10,7 +10,14 @@ import pytest
 from corpus import encoded, fill, noise, zipped
 from PIL import Image
 
-from diffuse_cli.data import Samples, open_index, pool, read_images, save_index, summary
+from diffuse_cli.data import (
+    Samples,
+    decoding_workers,
+    open_index,
+    read_images,
+    save_index,
+    summary,
+)
 from diffuse_cli.media import Large, advice, by_extension
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.image import image_metadata
@@ -178,7 +185,7 @@ def test_processes_hand_remarks_and_fits_on(
     folder = fill(tmp_path, {**remarkable(), "wide.png": encoded(noise(4, (20, 9), "RGB"))})
     options: dict[str, Any] = {"fit": "pad", "background": "navy", "size": (9, 9)}
     alone = read(folder, workers=1, **options)
-    monkeypatch.setattr(pool, "MANY_FILES", 1)
+    monkeypatch.setattr(decoding_workers, "MANY_FILES", 1)
     several = read(folder, workers=2, **options)
     assert several.summary == alone.summary
     assert several.summary.remarks

@@ -115,7 +115,7 @@ def test_large_images_are_decoded_one_at_a_time(
         monkeypatch.setattr(decoding, "LARGE", 63)
     if what == "bytes":
         monkeypatch.setattr("diffuse_cli.data.decoding_workers.LARGE", 63)
-    monkeypatch.setattr("diffuse_cli.data.pool._FILES_A_CHUNK", 1)
+    monkeypatch.setattr("diffuse_cli.data.decoding_workers._FILES_A_CHUNK", 1)
     kind = "AVIF" if what == "frames" else "PNG"
     folder = fill(tmp_path, {f"{k}.{kind}": encoded(noise(k), kind) for k in range(20)})
     finish(read_images(folder, workers=4))

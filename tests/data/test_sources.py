@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from corpus import encoded, fill, noise, zipped
 
-from diffuse_cli.data import Samples, is_images, pool, read_cells, read_images
+from diffuse_cli.data import Samples, decoding_workers, is_images, read_cells, read_images
 from diffuse_cli.data.sources import (
     SOURCES,
     Source,
@@ -30,7 +30,7 @@ from diffuse_cli.data.sources import (
     parquet,
     tar,
 )
-from diffuse_cli.data.sources import _tar_headers as headers
+from diffuse_cli.data.sources import tar as headers
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.events import finish
@@ -150,8 +150,8 @@ def test_processes_and_threads_read_the_same(
         reasons.NOT_AN_IMAGE: 1
     }
     many = read(path, workers=3)
-    monkeypatch.setattr(pool, "MANY_FILES", 1)
-    monkeypatch.setattr(pool, "_FILES_A_CHUNK", 8)
+    monkeypatch.setattr(decoding_workers, "MANY_FILES", 1)
+    monkeypatch.setattr(decoding_workers, "_FILES_A_CHUNK", 8)
     apart = read(path, workers=2)
     for found in (many, apart):
         assert np.array_equal(found.stored, one.stored)

@@ -22,8 +22,7 @@ from diffuse_cli.data import (
 from diffuse_cli.data import (
     stream as streaming,
 )
-from diffuse_cli.data.stream import Stream
-from diffuse_cli.data.streamed import Streamed, stream_of
+from diffuse_cli.data.stream import Stream, Streamed, stream_of
 from diffuse_cli.media import file_errors
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.events import Notice, finish

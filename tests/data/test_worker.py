@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from corpus import BOMB, encoded, fill, noise, png, zipped
 
-from diffuse_cli.data import Samples, pool, read_images, worker
+from diffuse_cli.data import Samples, decoding_workers, read_images
 from diffuse_cli.data.decoding_workers import Reading, Result, decode_files
 from diffuse_cli.data.sources import Entry, list_samples, open_source
 from diffuse_cli.media import LARGE
@@ -24,17 +24,17 @@ from diffuse_cli.system.events import finish
 
 
 @pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> list[worker.Worker]:
+def started(monkeypatch: pytest.MonkeyPatch) -> list[decoding_workers.Worker]:
     """The workers that are started; few files are many here."""
-    found: list[worker.Worker] = []
+    found: list[decoding_workers.Worker] = []
 
-    class Kept(worker.Worker):
+    class Kept(decoding_workers.Worker):
         def __init__(self, reading: Reading) -> None:
             super().__init__(reading)
             found.append(self)
 
-    monkeypatch.setattr(pool, "MANY_FILES", 1)
-    monkeypatch.setattr(pool, "Worker", Kept)
+    monkeypatch.setattr(decoding_workers, "MANY_FILES", 1)
+    monkeypatch.setattr(decoding_workers, "Worker", Kept)
     return found
 
 
@@ -42,7 +42,7 @@ def read(source: Path, **options: Any) -> Samples:
     return finish(read_images(source, **options))
 
 
-def ended(workers: list[worker.Worker]) -> bool:
+def ended(workers: list[decoding_workers.Worker]) -> bool:
     return all(each._process.returncode is not None for each in workers)
 
 
@@ -74,7 +74,7 @@ SETS: dict[str, tuple[dict[str, bytes], dict[str, Any]]] = {
 
 @pytest.mark.parametrize(("name", "packed"), [(name, k % 2 == 1) for k, name in enumerate(SETS)])
 def test_processes_give_what_threads_give(
-    tmp_path: Path, started: list[worker.Worker], name: str, packed: bool
+    tmp_path: Path, started: list[decoding_workers.Worker], name: str, packed: bool
 ) -> None:
     data, options = SETS[name]
     source = zipped(tmp_path / "x.zip", data) if packed else fill(tmp_path / "x", data)
@@ -86,7 +86,7 @@ def test_processes_give_what_threads_give(
     assert same(threads, processes)
 
 
-def test_names_of_any_bytes(tmp_path: Path, started: list[worker.Worker]) -> None:
+def test_names_of_any_bytes(tmp_path: Path, started: list[decoding_workers.Worker]) -> None:
     for k, name in enumerate([b"\xff\xfe.png", b"new\nline.png", "é".encode() + b".png"]):
         (tmp_path / os.fsdecode(name)).write_bytes(encoded(noise(k)))
     assert same(read(tmp_path, workers=2), read(tmp_path, workers=1))
@@ -94,41 +94,41 @@ def test_names_of_any_bytes(tmp_path: Path, started: list[worker.Worker]) -> Non
 
 
 def test_a_process_that_ends_is_done_without(
-    tmp_path: Path, started: list[worker.Worker], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, started: list[decoding_workers.Worker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = fill(tmp_path / "in", corpus())
     expected = read(folder, workers=1)
     work = read_images(folder, workers=2)
-    monkeypatch.setattr(pool, "_FILES_A_CHUNK", 8)
+    monkeypatch.setattr(decoding_workers, "_FILES_A_CHUNK", 8)
     next(work)  # listed
-    original = worker.Worker.decode
+    original = decoding_workers.Worker.decode
     calls: list[int] = []
 
-    def decode(self: worker.Worker, *arguments: Any) -> Any:
+    def decode(self: decoding_workers.Worker, *arguments: Any) -> Any:
         calls.append(1)
         if len(calls) == 3:
             self._process.kill()
             self._process.wait()
         return original(self, *arguments)
 
-    monkeypatch.setattr(worker.Worker, "decode", decode)
+    monkeypatch.setattr(decoding_workers.Worker, "decode", decode)
     assert same(finish(work), expected)
     assert len(calls) > 3
 
 
 def test_a_process_that_speaks_something_else_is_done_without(
-    tmp_path: Path, started: list[worker.Worker], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, started: list[decoding_workers.Worker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = fill(tmp_path / "in", corpus())
     expected = read(folder, workers=1)
     for code in ("print('hello')", "import sys; sys.exit(3)", "print('[]')", "print('[1]')"):
-        monkeypatch.setattr(worker, "_CODE", code)
+        monkeypatch.setattr(decoding_workers, "_CODE", code)
         assert same(read(folder, workers=2), expected)
     assert ended(started)
 
 
 def test_without_processes_threads_decode(
-    tmp_path: Path, started: list[worker.Worker], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, started: list[decoding_workers.Worker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
     folder = fill(tmp_path / "in", corpus())
@@ -137,7 +137,7 @@ def test_without_processes_threads_decode(
 
 
 def test_closing_early_ends_processes_and_threads(
-    tmp_path: Path, started: list[worker.Worker]
+    tmp_path: Path, started: list[decoding_workers.Worker]
 ) -> None:
     before = threading.active_count()
     folder = fill(tmp_path / "in", {**corpus(), "zz.png": b""})
@@ -153,14 +153,14 @@ def test_closing_early_ends_processes_and_threads(
 
 
 def test_files_in_the_current_folder_are_not_imported(
-    tmp_path: Path, started: list[worker.Worker], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, started: list[decoding_workers.Worker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = ("json", "PIL", "numpy", "diffuse_cli")
     fill(tmp_path, {f"{name}.py": b"raise SystemExit('imported')" for name in names})
     folder = fill(tmp_path / "in", corpus())
     expected = read(folder, workers=1)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pool, "decode_files", None)  # nothing but a process can decode
+    monkeypatch.setattr(decoding_workers, "decode_files", None)  # nothing but a process can decode
     assert same(read(folder, workers=2), expected)
 
 
@@ -172,7 +172,7 @@ def test_a_process_ends_with_the_one_that_started_it(tmp_path: Path) -> None:
         from diffuse_cli.data.decoding_workers import Reading
         from diffuse_cli.media import Asked
         from diffuse_cli.data.sources import list_samples, open_source
-        from diffuse_cli.data.worker import Worker
+        from diffuse_cli.data.decoding_workers import Worker
         source = open_source(Path(sys.argv[1]))
         reading = Reading(source, "image", Asked())
         worker = Worker(reading)
@@ -204,7 +204,7 @@ def _state(pid: int) -> str:
 
 def test_nothing_is_said_and_nothing_heavy_imported(tmp_path: Path) -> None:
     folder = fill(tmp_path / "in", corpus())
-    code = worker._CODE + "; print(sorted({'torch', 'typer', 'rich'} & set(sys.modules)))"
+    code = decoding_workers._CODE + "; print(sorted({'torch', 'typer', 'rich'} & set(sys.modules)))"
     lines = (
         b'{"source": %s, "medium": "image", "channels": null, "background": [255, 255, 255], '
         b'"fit": "crop"}\n'
@@ -217,7 +217,7 @@ def test_nothing_is_said_and_nothing_heavy_imported(tmp_path: Path) -> None:
 
 
 def test_a_large_image_is_decoded_here(
-    tmp_path: Path, started: list[worker.Worker], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, started: list[decoding_workers.Worker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As many processes as cores would each take the memory that one large image takes."""
     side, long = 4100, png(8, 8, 8, 0, bytes(72))
@@ -235,8 +235,8 @@ def test_a_large_image_is_decoded_here(
         here.extend(entry.name for entry in entries)
         return decode_files(reading, entries)
 
-    monkeypatch.setattr(worker, "decode_files", decode)
-    monkeypatch.setattr(pool, "SMALL_FILE", LARGE)
+    monkeypatch.setattr(decoding_workers, "decode_files", decode)
+    monkeypatch.setattr(decoding_workers, "SMALL_FILE", LARGE)
     assert same(read(folder, workers=2), expected)
     assert sorted(here) == ["a/pixels.png", "b/bytes-of-rubbish.png", "b/bytes.png"]
     assert len(expected) == 304
@@ -245,8 +245,8 @@ def test_a_large_image_is_decoded_here(
 def test_few_or_large_files_are_for_threads(tmp_path: Path, monkeypatch: Any) -> None:
     source = open_source(fill(tmp_path, {f"{k}.png": encoded(noise(k)) for k in range(20)}))
     entries = list_samples(source).candidates
-    assert not pool._many_small(entries)
-    monkeypatch.setattr(pool, "MANY_FILES", 20)
-    assert pool._many_small(entries)
-    monkeypatch.setattr(pool, "SMALL_FILE", 50)
-    assert not pool._many_small(entries)
+    assert not decoding_workers._many_small(entries)
+    monkeypatch.setattr(decoding_workers, "MANY_FILES", 20)
+    assert decoding_workers._many_small(entries)
+    monkeypatch.setattr(decoding_workers, "SMALL_FILE", 50)
+    assert not decoding_workers._many_small(entries)

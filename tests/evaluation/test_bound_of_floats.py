@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from diffuse_cli.core import Conditions, Denoiser, Process, Space
-from diffuse_cli.data.measuring import measured
+from diffuse_cli.data.samples import measured
 from diffuse_cli.evaluation.bounds import measure
 from diffuse_cli.evaluation.images import Labelled
 from diffuse_cli.system.events import finish

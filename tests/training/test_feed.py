@@ -17,7 +17,7 @@ import pytest
 from conftest import in_process, write_images
 from PIL import Image, ImageOps
 
-from diffuse_cli.data import pair, pool, read_images, stream
+from diffuse_cli.data import decoding_workers, pair, read_images, stream
 from diffuse_cli.system.events import finish
 from diffuse_cli.training import feed, timing
 from diffuse_cli.training.batches import Batches
@@ -74,8 +74,10 @@ def test_a_streamed_run_equals_one_from_memory(run, in_memory, cache):
 
 def test_it_is_resumed_with_another_cache(run, folder, in_memory, monkeypatch):
     read = []
-    original = pool.decode_files
-    monkeypatch.setattr(pool, "decode_files", lambda plan, e: read.extend(e) or original(plan, e))
+    original = decoding_workers.decode_files
+    monkeypatch.setattr(
+        decoding_workers, "decode_files", lambda plan, e: read.extend(e) or original(plan, e)
+    )
     assert run("--cache", 0, "--stop-at", 3).code == 0
     (folder / "dark/new.png").write_bytes((folder / "dark/000.png").read_bytes())
     read.clear()
@@ -292,12 +294,12 @@ def test_workers_end_with_a_run_that_is_killed(spawn, images, tmp_path):
 def test_workers_end_with_the_run(run, monkeypatch):
     started = []
 
-    class Kept(pool.Worker):
+    class Kept(decoding_workers.Worker):
         def __init__(self, reading):
             super().__init__(reading)
             started.append(self)
 
-    monkeypatch.setattr(pool, "Worker", Kept)
+    monkeypatch.setattr(decoding_workers, "Worker", Kept)
     assert run("--cache", 0).code == 0
     assert started
     assert all(worker._process.returncode is not None for worker in started)

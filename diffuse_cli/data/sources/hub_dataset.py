@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from diffuse_cli.data.sources._listing import TABLES
-from diffuse_cli.data.sources.entries import Source, extension_of, is_ignored_folder
+from diffuse_cli.data.sources.entries import TABLES, Source, extension_of, is_ignored_folder
 from diffuse_cli.media import by_extension
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import DataError
