@@ -34,8 +34,8 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 from torch_fidelity.utils import get_featuresdict_from_dataset
 
-from diffuse_cli.features import extract, inception, load, usual_batch
 from diffuse_cli.metrics import METRICS
+from diffuse_cli.metrics.features import extract, inception, load, usual_batch
 from diffuse_cli.system import files
 from diffuse_cli.system.events import finish
 

@@ -22,8 +22,8 @@ from PIL import Image, ImageFilter
 
 from diffuse_cli.evaluation.cache import cached
 from diffuse_cli.evaluation.neighbors import search
-from diffuse_cli.features import FeatureNetwork, find, load
 from diffuse_cli.metrics import METRICS
+from diffuse_cli.metrics.features import FeatureNetwork, find, load
 from diffuse_cli.system.events import finish
 from diffuse_cli.system.rng import permutation
 

@@ -146,7 +146,7 @@ PREVIEW_STEPS = 2
 """In how many steps a run draws its previews and what it measures KID of."""
 
 
-JUDGE = "diffuse_cli.features.efficientnet_lite0"
+JUDGE = "diffuse_cli.metrics.features.efficientnet_lite0"
 
 
 def less(arguments: Sequence[Any]) -> dict[str, int]:
@@ -166,7 +166,7 @@ def less(arguments: Sequence[Any]) -> dict[str, int]:
 @functools.cache
 def builder() -> Callable[[Path], Any]:
     """What builds the network that judges, once per file: nothing changes it."""
-    from diffuse_cli.features.efficientnet_lite0 import build
+    from diffuse_cli.metrics.features.efficientnet_lite0 import build
 
     return functools.cache(build)
 

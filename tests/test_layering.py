@@ -251,7 +251,7 @@ def test_tables_are_listed_without_torch():
         "from diffuse_cli.core import SCHEDULES, TARGETS, VARIANCES, LOSSES, WEIGHTINGS, "
         "SAMPLERS, SPACINGS, NETWORKS, DEGRADATIONS, RESTORATIONS, Gaussian; "
         "from diffuse_cli.config.presets import PRESETS; "
-        "from diffuse_cli.features import FEATURES; from diffuse_cli.metrics import METRICS; "
+        "from diffuse_cli.metrics.features import FEATURES; from diffuse_cli.metrics import METRICS; "
         "from diffuse_cli.data.sources import SOURCES; "
         "from diffuse_cli.commands import COMMANDS; from diffuse_cli.interop import FORMATS; "
         "from diffuse_cli.exports import TARGETS as PROGRAMS; "

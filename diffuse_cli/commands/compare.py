@@ -15,8 +15,8 @@ from diffuse_cli.commands._text import brief, said
 from diffuse_cli.config import CompareConfig
 from diffuse_cli.console import Console
 from diffuse_cli.core.settings import digits
-from diffuse_cli.features import KIDS
 from diffuse_cli.metrics import SIGNIFICANT, Measured, label
+from diffuse_cli.metrics.features import KIDS
 from diffuse_cli.system.events import columns
 from diffuse_cli.system.files import show
 
@@ -154,7 +154,7 @@ def _apart(found: Difference) -> tuple[str, str]:
 
 def _about(both: BothMeasured) -> list[str]:
     """What was measured, and how."""
-    from diffuse_cli.evaluation.words import network_of, part_of
+    from diffuse_cli.metrics.features.words import network_of, part_of
 
     part = part_of(both.part, both.words)
     drawn = [f"{s['sampler']}, {s['steps']} steps" for s in both.settings]

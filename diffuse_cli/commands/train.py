@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from diffuse_cli.commands._text import clock
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.console import Console
-from diffuse_cli.features import KIDS
 from diffuse_cli.metrics import Measured, label
+from diffuse_cli.metrics.features import KIDS
 from diffuse_cli.system import files
 from diffuse_cli.system.devices import rank
 from diffuse_cli.system.events import Notice, Progress

@@ -53,7 +53,7 @@ class FeatureConfig(Config):
     features: str = option(
         "efficientnet-lite0",
         "Feature network of images. Arrays and sounds have random features.",
-        table="features.FEATURES",
+        table="metrics.features.FEATURES",
     )
     feature_weights: str | None = measuring_option(
         None,

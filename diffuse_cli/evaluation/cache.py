@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from diffuse_cli.evaluation.team import ALONE, Team
-from diffuse_cli.features import FeatureNetwork, extract, usual_batch
 from diffuse_cli.media import Array
+from diffuse_cli.metrics.features import FeatureNetwork, extract, usual_batch
 from diffuse_cli.system import __version__, files
 from diffuse_cli.system.errors import OutputError
 from diffuse_cli.system.events import Notice, Work

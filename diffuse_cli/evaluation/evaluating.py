@@ -10,7 +10,6 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from diffuse_cli import features
 from diffuse_cli.config import (
     EvalConfig,
     FeatureConfig,
@@ -31,11 +30,11 @@ from diffuse_cli.evaluation.images import classes_told, drawn_from, read_sides
 from diffuse_cli.evaluation.parts import Evaluation, lacking, unmeasured
 from diffuse_cli.evaluation.results import Evaluated as Evaluated
 from diffuse_cli.evaluation.team import Team
-from diffuse_cli.evaluation.words import words_of
-from diffuse_cli.features._judging import Judge, find_judge
 from diffuse_cli.guiding import equipped
 from diffuse_cli.media import figures
-from diffuse_cli.metrics import Facts, remarks
+from diffuse_cli.metrics import Facts, features, remarks
+from diffuse_cli.metrics.features._judging import Judge, find_judge
+from diffuse_cli.metrics.features.words import words_of
 from diffuse_cli.models.model_file import Found
 from diffuse_cli.resolving import DrawSettings, resolve, tell
 from diffuse_cli.sampling import Loaded, load_denoiser

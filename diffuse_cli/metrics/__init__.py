@@ -23,28 +23,29 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from diffuse_cli.core.registry import Modules
-from diffuse_cli.metrics._presentation import LEVELS
-from diffuse_cli.metrics._presentation import QUESTIONS as QUESTIONS
-from diffuse_cli.metrics._presentation import SIGNIFICANT as SIGNIFICANT
-from diffuse_cli.metrics._presentation import Facts as Facts
-from diffuse_cli.metrics._presentation import Measured as Measured
-from diffuse_cli.metrics._presentation import Number as Number
-from diffuse_cli.metrics._presentation import Question as Question
-from diffuse_cli.metrics._presentation import Remark as Remark
-from diffuse_cli.metrics._presentation import Values as Values
-from diffuse_cli.metrics._presentation import Words as Words
-from diffuse_cli.metrics._presentation import as_text as as_text
-from diffuse_cli.metrics._presentation import listed as listed
-from diffuse_cli.metrics._presentation import measured as measured
-from diffuse_cli.metrics._presentation import with_error as with_error
+from diffuse_cli.metrics.presentation import LEVELS
+from diffuse_cli.metrics.presentation import QUESTIONS as QUESTIONS
+from diffuse_cli.metrics.presentation import SIGNIFICANT as SIGNIFICANT
+from diffuse_cli.metrics.presentation import Facts as Facts
+from diffuse_cli.metrics.presentation import Measured as Measured
+from diffuse_cli.metrics.presentation import Number as Number
+from diffuse_cli.metrics.presentation import Question as Question
+from diffuse_cli.metrics.presentation import Remark as Remark
+from diffuse_cli.metrics.presentation import Values as Values
+from diffuse_cli.metrics.presentation import Words as Words
+from diffuse_cli.metrics.presentation import as_text as as_text
+from diffuse_cli.metrics.presentation import listed as listed
+from diffuse_cli.metrics.presentation import measured as measured
+from diffuse_cli.metrics.presentation import with_error as with_error
 from diffuse_cli.system.errors import UsageError
 
 if TYPE_CHECKING:
     from diffuse_cli.media import Array
-    from diffuse_cli.metrics._numbers import Marginals
     from diffuse_cli.metrics._waves import Spectra
     from diffuse_cli.metrics.answers import Answers
+    from diffuse_cli.metrics.channel_distributions import Marginals
     from diffuse_cli.metrics.memorization import Nearest
+
 
 class Parts(Protocol):
     """The parts of an evaluation, of which a metric reads those that its `NEEDS` name.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from diffuse_cli.media import Array
-from diffuse_cli.metrics._moments import Moments
+from diffuse_cli.metrics.sample_statistics import Moments
 
 BINS, NEAR = 4096, 0.01
 """Bins of floats, and the part of a deviation up to which they have about one width."""

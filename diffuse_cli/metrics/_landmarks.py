@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from diffuse_cli.metrics._presentation import Measured, Values, measured
+from diffuse_cli.metrics.presentation import Measured, Values, measured
 
 LANDMARKS = {"blurred": "blurred real images", "mean": "their mean image", "noise": "noise"}
 """The KID of each is `kid_of_NAME`."""

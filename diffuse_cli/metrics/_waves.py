@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from diffuse_cli.media import Array
-from diffuse_cli.metrics._moments import numbers_of, spread, together
+from diffuse_cli.metrics.sample_statistics import numbers_of, spread, together
 
 MOST = 64
 """Shells of unit width, at most; beyond that their widths grow by a constant factor."""

@@ -19,8 +19,8 @@ from functools import partial
 from typing import Any
 
 from diffuse_cli.metrics import Facts, Measured, Number, Parts, Remark, listed
-from diffuse_cli.metrics._numbers import difference_error, told
-from diffuse_cli.metrics._presentation import SIGNIFICANT
+from diffuse_cli.metrics.channel_distributions import difference_error, told
+from diffuse_cli.metrics.presentation import SIGNIFICANT
 
 NEEDS = ("marginals",)
 

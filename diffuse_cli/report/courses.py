@@ -8,8 +8,8 @@ from typing import Any
 from markupsafe import Markup
 
 from diffuse_cli.evaluation.evaluating import Evaluated
-from diffuse_cli.features import KIDS
 from diffuse_cli.metrics import Measured, label, measured
+from diffuse_cli.metrics.features import KIDS
 from diffuse_cli.report import charts
 from diffuse_cli.report.charts import Line
 from diffuse_cli.report.curves import Curve, read_curves

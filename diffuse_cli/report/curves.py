@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diffuse_cli.features import KIDS
+from diffuse_cli.metrics.features import KIDS
 from diffuse_cli.system.run_reader import finite, rows
 
 POINTS = 250

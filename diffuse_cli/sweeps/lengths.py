@@ -12,15 +12,14 @@ from pathlib import Path
 import numpy as np
 from accelerate import Accelerator
 
-from diffuse_cli import features
 from diffuse_cli.config import EmaConfig, TrainConfig
 from diffuse_cli.config.options import from_dict
 from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.evaluation.evaluating import load_model, tell_judge
 from diffuse_cli.evaluation.images import Sides, drawn_from, inputs_of, read_sides
-from diffuse_cli.features._judging import find_judge
 from diffuse_cli.guiding import equipped
-from diffuse_cli.metrics import with_error
+from diffuse_cli.metrics import features, with_error
+from diffuse_cli.metrics.features._judging import find_judge
 from diffuse_cli.models import model_file
 from diffuse_cli.resolving import resolve, tell
 from diffuse_cli.sampling import Loaded, draw, ready

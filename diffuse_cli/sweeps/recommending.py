@@ -22,8 +22,8 @@ from diffuse_cli.config import (
 from diffuse_cli.core.learned_timesteps import draws_noise
 from diffuse_cli.core.process import Process
 from diffuse_cli.core.samplers import OF_DISTILLED, SAMPLERS
-from diffuse_cli.features import KIDS
 from diffuse_cli.metrics import Measured, Words, measured
+from diffuse_cli.metrics.features import KIDS
 from diffuse_cli.models import model_file
 from diffuse_cli.system.errors import UsageError
 

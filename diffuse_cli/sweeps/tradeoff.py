@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from diffuse_cli.config import SamplerChoice
-from diffuse_cli.evaluation.words import network_of
 from diffuse_cli.media import figures
 from diffuse_cli.media.figures import FAINT, INK, Sheet
 from diffuse_cli.metrics import label, measured
+from diffuse_cli.metrics.features.words import network_of
 from diffuse_cli.sweeps.recommending import Tried, Tuned
 
 if TYPE_CHECKING:

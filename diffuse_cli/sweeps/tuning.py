@@ -27,11 +27,11 @@ from diffuse_cli.evaluation import evaluating
 from diffuse_cli.evaluation.cache import cached, computed
 from diffuse_cli.evaluation.images import drawn_from, read_sides
 from diffuse_cli.evaluation.team import Team, draw_share, gathered
-from diffuse_cli.evaluation.words import words_of
-from diffuse_cli.features import FeatureNetwork
 from diffuse_cli.guiding import equipped
 from diffuse_cli.media import Array, figures
 from diffuse_cli.metrics import as_text, frechet, kid, manifold, with_error
+from diffuse_cli.metrics.features import FeatureNetwork
+from diffuse_cli.metrics.features.words import words_of
 from diffuse_cli.models import model_file
 from diffuse_cli.resolving import DrawSettings, resolve
 from diffuse_cli.sampling import Loaded, draw

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.config import TrainConfig
-from diffuse_cli.features import KIDS
 from diffuse_cli.media import MEDIA, figures
 from diffuse_cli.metrics import label
+from diffuse_cli.metrics.features import KIDS
 from diffuse_cli.models import model_file
 from diffuse_cli.system import files
 from diffuse_cli.system.devices import log_picture

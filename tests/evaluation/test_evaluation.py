@@ -23,7 +23,14 @@ from diffuse_cli.core import Prediction, Process, bits_per_dim
 from diffuse_cli.data import read_images
 from diffuse_cli.evaluation import answering, bounds, evaluating, neighbors, parts
 from diffuse_cli.evaluation.images import Labelled, Training
-from diffuse_cli.metrics import METRICS, _nearest, _numbers, kid, landmarks, memorization
+from diffuse_cli.metrics import (
+    METRICS,
+    _nearest,
+    channel_distributions,
+    kid,
+    landmarks,
+    memorization,
+)
 from diffuse_cli.metrics._landmarks import LANDMARKS
 from diffuse_cli.metrics.memorization import Nearest
 from diffuse_cli.models import model_file
@@ -383,7 +390,7 @@ def test_a_models_classes_are_measured_on_their_own_images(measure_classes, othe
             more_features=evaluation.more_features[evaluation.more.labels == label],
             landmarks={},
             floats=False,
-            marginals=_numbers.measure(*sides),
+            marginals=channel_distributions.measure(*sides),
             spectra=evaluation.spectra.of(real, fakes, evaluation.more.labels == label),
         )
         expected = {}

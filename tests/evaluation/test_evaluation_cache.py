@@ -15,7 +15,7 @@ from conftest import write_images
 from seams import FULL, failing
 
 from diffuse_cli.evaluation import cache
-from diffuse_cli.features import FeatureNetwork, extract
+from diffuse_cli.metrics.features import FeatureNetwork, extract
 from diffuse_cli.system import files
 from diffuse_cli.system.events import Notice, Progress, finish
 

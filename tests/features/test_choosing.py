@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import write_images
 
-from diffuse_cli.features import dinov2, find, inception
+from diffuse_cli.metrics.features import dinov2, find, inception
 from diffuse_cli.system.events import finish
 from diffuse_cli.system.files import sha256
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from diffuse_cli.features import FEATURES, FeatureNetwork, extract, find, load
-from diffuse_cli.features import efficientnet_lite0 as lite
+from diffuse_cli.metrics.features import FEATURES, FeatureNetwork, extract, find, load
+from diffuse_cli.metrics.features import efficientnet_lite0 as lite
 from diffuse_cli.system.errors import ModelFileError, UsageError, lookup
 from diffuse_cli.system.events import Progress, finish
 from diffuse_cli.system.files import sha256
@@ -182,7 +182,7 @@ def test_names_come_from_the_folder():
 
 def test_listing_names_imports_nothing_heavy():
     code = (
-        "import sys; from diffuse_cli.features import FEATURES; "
+        "import sys; from diffuse_cli.metrics.features import FEATURES; "
         "from diffuse_cli.metrics import METRICS; "
         "assert 'efficientnet-lite0' in FEATURES and 'kid' in METRICS; "
         "assert list(FEATURES) and len(METRICS) >= 2; "

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diffuse_cli.features import FEATURES
-from diffuse_cli.features.dinov2 import LARGE, SIZE, VisionTransformer, resized
-from diffuse_cli.features.efficientnet_lite0 import EfficientNetLite0
-from diffuse_cli.features.inception import Inception
+from diffuse_cli.metrics.features import FEATURES
+from diffuse_cli.metrics.features.dinov2 import LARGE, SIZE, VisionTransformer, resized
+from diffuse_cli.metrics.features.efficientnet_lite0 import EfficientNetLite0
+from diffuse_cli.metrics.features.inception import Inception
 
 
 def vision_transformer() -> torch.nn.Module:

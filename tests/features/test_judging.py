@@ -14,9 +14,9 @@ from conftest import in_process
 from undrawn import undraw
 
 from diffuse_cli.core.space import Space
-from diffuse_cli.features import KIDS, FeatureNetwork
-from diffuse_cli.features._judging import find_judge
 from diffuse_cli.metrics import Measured, label
+from diffuse_cli.metrics.features import KIDS, FeatureNetwork
+from diffuse_cli.metrics.features._judging import find_judge
 from diffuse_cli.models import model_file
 from diffuse_cli.sweeps import lengths
 from diffuse_cli.system.events import finish

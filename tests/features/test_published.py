@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffuse_cli.features import FEATURES, dinov2, extract, inception, load
+from diffuse_cli.metrics.features import FEATURES, dinov2, extract, inception, load
 from diffuse_cli.system.errors import ModelFileError
 from diffuse_cli.system.events import finish
 from diffuse_cli.system.files import sha256

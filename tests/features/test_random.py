@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from diffuse_cli.core.space import Space
-from diffuse_cli.features import extract
-from diffuse_cli.features._random import random_network_for
 from diffuse_cli.metrics import random_kid
+from diffuse_cli.metrics.features import extract
+from diffuse_cli.metrics.features.feature_choice import random_network_for
 from diffuse_cli.system.events import finish
 
 CPU = torch.device("cpu")

@@ -13,8 +13,8 @@ import pytest
 import torch
 from seams import FULL, failing
 
-from diffuse_cli.features import _weights
-from diffuse_cli.features._weights import Published, download
+from diffuse_cli.metrics.features import _weights
+from diffuse_cli.metrics.features._weights import Published, download
 from diffuse_cli.system import files, outputs
 from diffuse_cli.system.errors import BusyError, ModelFileError, OutputError
 from diffuse_cli.system.events import Notice, Progress, finish

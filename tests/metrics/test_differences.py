@@ -17,8 +17,8 @@ from diffuse_cli.evaluation.comparing import differences
 from diffuse_cli.metrics import (
     METRICS,
     SIGNIFICANT,
-    _numbers,
     _waves,
+    channel_distributions,
     memorization,
     numbers,
     spectrum,
@@ -95,8 +95,8 @@ class Side:
         return np.rint(120 + 10 * of.bright + 2 * bad + waves).clip(0, 255).astype(np.uint8)
 
     @cached_property
-    def marginals(self) -> _numbers.Marginals:
-        return _numbers.measure(*self.sides)
+    def marginals(self) -> channel_distributions.Marginals:
+        return channel_distributions.measure(*self.sides)
 
     @cached_property
     def spectra(self) -> _waves.Spectra:
@@ -195,18 +195,20 @@ def test_equally_bad_models_on_opposite_sides_look_different_by_their_influences
 
 def test_a_distance_of_two_models_that_are_both_real_samples_has_no_error():
     samples = pair("equal", 0)[0].sides[0]
-    same = _numbers.distances(samples, samples, [_numbers.Bins(np.arange(256.0))])[0][0]
+    same = channel_distributions.distances(
+        samples, samples, [channel_distributions.Bins(np.arange(256.0))]
+    )[0][0]
     assert same.distance_error(same) == 0
-    assert _numbers.difference_error(samples, samples, samples) == 0
+    assert channel_distributions.difference_error(samples, samples, samples) == 0
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e9])
 def test_the_error_of_a_difference_has_no_unit_of_floats(scale: float) -> None:
     a, b = pair("different", 0)
     real, one, other = (side.astype(np.float32) for side in (*a.sides[:2], b.sides[1]))
-    whole = _numbers.difference_error(real, one, other)
-    assert _numbers.difference_error(scale * real, scale * one, scale * other) == pytest.approx(
-        whole, rel=1e-3
-    )
+    whole = channel_distributions.difference_error(real, one, other)
+    assert channel_distributions.difference_error(
+        scale * real, scale * one, scale * other
+    ) == pytest.approx(whole, rel=1e-3)
     levels = METRICS["marginals"].difference_errors(a, b)["wasserstein"]
     assert whole * real.std() == pytest.approx(levels, rel=0.01)

@@ -8,7 +8,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from diffuse_cli.metrics import METRICS, Facts, Words, _moments, _numbers, marginals, remarks
+from diffuse_cli.metrics import (
+    METRICS,
+    Facts,
+    Words,
+    channel_distributions,
+    marginals,
+    remarks,
+    sample_statistics,
+)
 
 RNG = np.random.default_rng(4)
 
@@ -35,7 +43,7 @@ def pictures(seed: int, n: int, shift: float = 0.0, spread: float = 30.0) -> np.
 
 def found(real: np.ndarray, fake: np.ndarray, more: np.ndarray | None = None):
     side = SimpleNamespace(
-        marginals=_numbers.measure(real, fake, real[:0] if more is None else more)
+        marginals=channel_distributions.measure(real, fake, real[:0] if more is None else more)
     )
     return marginals.compute(side), marginals.details(side)
 
@@ -98,11 +106,11 @@ def test_a_shift_is_the_shift_and_its_distance():
 def test_the_potential_gives_the_distance_again():
     """Kantorovich: W is a difference of means of one function, of which errors are made."""
     real, fake = levels(0, 12), levels(1, 9, low=20)
-    bins = [_numbers.Bins(np.arange(256.0))] * 2
-    (one, _), _ = _numbers.distances(real, fake, bins)
+    bins = [channel_distributions.Bins(np.arange(256.0))] * 2
+    (one, _), _ = channel_distributions.distances(real, fake, bins)
     changed = real.copy()
     changed[3] = np.clip(changed[3].astype(int) + 1, 0, 255)  # moves few numbers past the other's
-    (other, _), _ = _numbers.distances(changed, fake, bins)
+    (other, _), _ = channel_distributions.distances(changed, fake, bins)
     assert abs(other.value - one.value) <= 1 / len(real)
     assert one.a.mean() == pytest.approx(0, abs=1e-12)
     assert one.b.mean() == pytest.approx(0, abs=1e-12)
@@ -144,7 +152,7 @@ def test_the_order_and_the_block_change_nothing(monkeypatch):
     real, fake = pictures(0, 40), pictures(1, 30, 5)
     more = pictures(2, 40)
     whole, channels = found(real, fake, more)
-    monkeypatch.setattr(_moments, "AT_ONCE", 90)
+    monkeypatch.setattr(sample_statistics, "AT_ONCE", 90)
     mixed, again = found(real[::-1], RNG.permutation(fake), RNG.permutation(more))
     assert mixed == pytest.approx(whole, rel=1e-9)
     assert again[1]["real"]["quantiles"] == channels[1]["real"]["quantiles"]
@@ -250,7 +258,8 @@ def test_a_difference_of_two_models_is_more_precise_than_each():
     other = (one.astype(int) - 3).clip(0, 255).astype(np.uint8)
     sides = [
         SimpleNamespace(
-            marginals=_numbers.measure(real, fake, real[:0]), sides=(real, fake, real[:0])
+            marginals=channel_distributions.measure(real, fake, real[:0]),
+            sides=(real, fake, real[:0]),
         )
         for fake in (one, other)
     ]

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from diffuse_cli.evaluation.neighbors import search
-from diffuse_cli.features import extract, find, load
 from diffuse_cli.metrics import (
     METRICS,
     Facts,
@@ -21,6 +20,7 @@ from diffuse_cli.metrics import (
     manifold,
     memorization,
 )
+from diffuse_cli.metrics.features import extract, find, load
 from diffuse_cli.system.errors import UsageError, lookup
 from diffuse_cli.system.events import finish
 

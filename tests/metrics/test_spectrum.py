@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from diffuse_cli.metrics import METRICS, Facts, Words, _moments, _waves, remarks, spectrum
+from diffuse_cli.metrics import METRICS, Facts, Words, _waves, remarks, sample_statistics, spectrum
 
 SIZES = [(64,), (7,), (16, 16), (12, 31), (1, 9), (6, 7, 8), (4, 10, 3)]
 
@@ -130,7 +130,7 @@ def test_errors_cover_repeated_draws(slope, low, high):
 def test_the_order_and_the_block_change_nothing(monkeypatch):
     real, fake, more = (fields(k, 30, (12, 10), 2) for k in range(3))
     whole = found(real, fake, more)[0]
-    monkeypatch.setattr(_moments, "AT_ONCE", 500)
+    monkeypatch.setattr(sample_statistics, "AT_ONCE", 500)
     assert found(real[::-1], fake[::-1], more[::-1])[0] == pytest.approx(whole, rel=1e-9)
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.config.options import from_dict, read_toml
 from diffuse_cli.config.train_options import from_file
-from diffuse_cli.features import efficientnet_lite0
+from diffuse_cli.metrics.features import efficientnet_lite0
 from diffuse_cli.models import model_file
 from diffuse_cli.system import memory as machine_memory
 from diffuse_cli.system.memory import out_of_memory

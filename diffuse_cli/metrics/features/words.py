@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from diffuse_cli.core.space import Space
-from diffuse_cli.features import RANDOM
 from diffuse_cli.media import MEDIA
 from diffuse_cli.metrics import Words
+from diffuse_cli.metrics.features import RANDOM
 
 
 def words_of(space: Space) -> Words:

@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from diffuse_cli.features import FeatureNetwork
 from diffuse_cli.media import judged
+from diffuse_cli.metrics.features import FeatureNetwork
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +37,7 @@ class Judge:
         (N, C, *size) as stored."""
         if self.trained is not None and judged(space):
             return self.trained
-        from diffuse_cli.features._random import random_network_for
+        from diffuse_cli.metrics.features.feature_choice import random_network_for
 
         return random_network_for(space, real, self.device)
 

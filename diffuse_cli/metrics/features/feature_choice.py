@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from diffuse_cli.features import RANDOM, FeatureNetwork, exact
+from diffuse_cli.metrics.features import RANDOM, FeatureNetwork, exact
 from diffuse_cli.system.rng import philox
 
 if TYPE_CHECKING:

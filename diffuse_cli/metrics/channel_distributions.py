@@ -16,7 +16,7 @@ from diffuse_cli.media import Array
 from diffuse_cli.metrics import halves, with_error
 from diffuse_cli.metrics._bins import Bins, binned, density, places_of
 from diffuse_cli.metrics._influence import Estimate, averaged, centred
-from diffuse_cli.metrics._moments import ROUNDING, Moments, moments, numbers_of, together
+from diffuse_cli.metrics.sample_statistics import ROUNDING, Moments, moments, numbers_of, together
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 

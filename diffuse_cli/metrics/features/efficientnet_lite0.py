@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from diffuse_cli.features._weights import built
+from diffuse_cli.metrics.features._weights import built
 from diffuse_cli.system.errors import ModelFileError
 from diffuse_cli.system.events import Work
 

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffuse_cli.features._weights import Published, built
+from diffuse_cli.metrics.features._weights import Published, built
 
 PUBLISHED = Published(
     network="dinov2",

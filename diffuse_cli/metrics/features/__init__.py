@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import torch
 
     from diffuse_cli.core.space import Space
-    from diffuse_cli.features._weights import Weights
     from diffuse_cli.media import Array
+    from diffuse_cli.metrics.features._weights import Weights
 
 
 KIDS = ("kid", "kid_random")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models import inception as blocks
 
-from diffuse_cli.features._weights import Published, built
+from diffuse_cli.metrics.features._weights import Published, built
 
 PUBLISHED = Published(
     network="inception",
