@@ -24,7 +24,7 @@ from diffuse_cli.conditioning import Condition
 from diffuse_cli.core.degradations import LowRes
 from diffuse_cli.data import pair
 from diffuse_cli.metrics import average, frechet
-from diffuse_cli.metrics._similarity import psnr
+from diffuse_cli.metrics.answers import psnr
 from diffuse_cli.models.image_conditioning import Giver, Inputs, inputs_for
 from diffuse_cli.sampling import Loaded, load_denoiser
 from diffuse_cli.system.devices import machine

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from diffuse_cli.metrics._waves import shells
+from diffuse_cli.metrics.spectrum import shells
 
 SIDE, COUNT = 32, 3000
 SCALES = ((2.0, 1.0), (3.0, 10.0), (5.0, 0.1), (8.0, 300.0))

@@ -154,7 +154,7 @@ def _apart(found: Difference) -> tuple[str, str]:
 
 def _about(both: BothMeasured) -> list[str]:
     """What was measured, and how."""
-    from diffuse_cli.metrics.features.words import network_of, part_of
+    from diffuse_cli.metrics.features.feature_choice import network_of, part_of
 
     part = part_of(both.part, both.words)
     drawn = [f"{s['sampler']}, {s['steps']} steps" for s in both.settings]

@@ -40,7 +40,7 @@ def run(config: EvalConfig, console: Console) -> None:
 def lines(found: Evaluated) -> list[str]:
     """A table of the numbers and their references, and what they were measured on."""
     rows = [["", "measured", "reference"], *(_row(n, found.values) for n in shown(found.values))]
-    from diffuse_cli.metrics.features.words import network_of, part_of
+    from diffuse_cli.metrics.features.feature_choice import network_of, part_of
 
     part = part_of(found.part, found.words)
     features = f"; {network_of(found.features)}" if found.features.get("name") else ""

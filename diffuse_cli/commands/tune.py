@@ -80,7 +80,7 @@ def lines(found: Tuned) -> list[str]:
     }
     shown = [i for i, head in enumerate(heads) if not absent.get(head)]
     rows = [heads, *(_cells(row, keys) for row in found.rows)]
-    from diffuse_cli.metrics.features.words import network_of, part_of
+    from diffuse_cli.metrics.features.feature_choice import network_of, part_of
 
     part = part_of(found.part, found.words)
     return [

@@ -16,10 +16,10 @@ from diffuse_cli.evaluation.images import Labelled, Training, inputs_of
 from diffuse_cli.evaluation.neighbors import search
 from diffuse_cli.evaluation.team import draw_share, gathered
 from diffuse_cli.media import Array
-from diffuse_cli.metrics._nearest import blocks, merge
-from diffuse_cli.metrics._waves import measure as measure_spectra
 from diffuse_cli.metrics.answers import Answers, feature_distances, likeness
 from diffuse_cli.metrics.landmarks import landmarks
+from diffuse_cli.metrics.sample_statistics import blocks, merge
+from diffuse_cli.metrics.spectrum import measure as measure_spectra
 from diffuse_cli.models.image_conditioning import Giver, Inputs, beside, degrading, misfits
 from diffuse_cli.sampling import Loaded
 from diffuse_cli.system.events import Work

@@ -16,7 +16,7 @@ from diffuse_cli.evaluation.images import Labelled, inputs_of
 from diffuse_cli.evaluation.parts import Bound, joined
 from diffuse_cli.media import Array, figures
 from diffuse_cli.metrics import Measured
-from diffuse_cli.metrics.features.words import words_of
+from diffuse_cli.metrics.features.feature_choice import words_of
 from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.models.image_conditioning import Inputs
 from diffuse_cli.system.events import Progress, Work

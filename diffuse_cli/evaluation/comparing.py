@@ -25,7 +25,7 @@ from diffuse_cli.evaluation.parts import Evaluation
 from diffuse_cli.guiding import equipped
 from diffuse_cli.metrics import METRICS, Measured, Number, Values, Words, shown
 from diffuse_cli.metrics import measured as number
-from diffuse_cli.metrics.features.words import words_of
+from diffuse_cli.metrics.features.feature_choice import words_of
 from diffuse_cli.models.image_conditioning import check_pairs_option
 from diffuse_cli.sampling import Loaded
 from diffuse_cli.system import files

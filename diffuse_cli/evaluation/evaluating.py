@@ -33,8 +33,7 @@ from diffuse_cli.evaluation.team import Team
 from diffuse_cli.guiding import equipped
 from diffuse_cli.media import figures
 from diffuse_cli.metrics import Facts, features, remarks
-from diffuse_cli.metrics.features._judging import Judge, find_judge
-from diffuse_cli.metrics.features.words import words_of
+from diffuse_cli.metrics.features.feature_choice import Judge, find_judge, words_of
 from diffuse_cli.models.model_file import Found
 from diffuse_cli.resolving import DrawSettings, resolve, tell
 from diffuse_cli.sampling import Loaded, load_denoiser

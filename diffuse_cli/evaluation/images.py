@@ -16,7 +16,7 @@ from diffuse_cli.core.space import Space
 from diffuse_cli.data import Pairs, Samples, pair, read_cells, read_images
 from diffuse_cli.data.metadata_columns import rows_of, unknown
 from diffuse_cli.media import MEDIA, Array, judged, like
-from diffuse_cli.metrics.features.words import words_of
+from diffuse_cli.metrics.features.feature_choice import words_of
 from diffuse_cli.models.image_conditioning import Giver, Inputs, check_pairs_option, inputs_for
 from diffuse_cli.resolving import DrawSettings
 from diffuse_cli.sampling import Loaded

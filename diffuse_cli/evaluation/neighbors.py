@@ -12,8 +12,8 @@ from PIL import Image
 
 from diffuse_cli.media import Array, figures
 from diffuse_cli.metrics import Words
-from diffuse_cli.metrics._nearest import blocks, merge, squared
 from diffuse_cli.metrics.memorization import Nearest, usable
+from diffuse_cli.metrics.sample_statistics import blocks, merge, squared
 from diffuse_cli.system.events import Progress, Work
 
 PAIRS, COLUMNS = 24, 4

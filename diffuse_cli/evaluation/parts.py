@@ -18,12 +18,12 @@ from diffuse_cli.evaluation.images import Labelled, Training
 from diffuse_cli.evaluation.team import Team
 from diffuse_cli.media import Array, judged, looks
 from diffuse_cli.metrics import METRICS, Metric
-from diffuse_cli.metrics._waves import Spectra
 from diffuse_cli.metrics.answers import Answers
 from diffuse_cli.metrics.channel_distributions import Marginals
 from diffuse_cli.metrics.channel_distributions import measure as measure_marginals
 from diffuse_cli.metrics.features import FeatureNetwork
 from diffuse_cli.metrics.memorization import Nearest
+from diffuse_cli.metrics.spectrum import Spectra
 from diffuse_cli.resolving import DrawSettings
 from diffuse_cli.sampling import Loaded
 from diffuse_cli.system.errors import UsageError

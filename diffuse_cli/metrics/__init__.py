@@ -41,10 +41,10 @@ from diffuse_cli.system.errors import UsageError
 
 if TYPE_CHECKING:
     from diffuse_cli.media import Array
-    from diffuse_cli.metrics._waves import Spectra
     from diffuse_cli.metrics.answers import Answers
     from diffuse_cli.metrics.channel_distributions import Marginals
     from diffuse_cli.metrics.memorization import Nearest
+    from diffuse_cli.metrics.spectrum import Spectra
 
 
 class Parts(Protocol):

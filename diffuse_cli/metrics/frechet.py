@@ -29,7 +29,7 @@ from diffuse_cli.metrics import (
     floor,
     with_error,
 )
-from diffuse_cli.metrics._influence import Estimate
+from diffuse_cli.metrics.sample_statistics import Estimate
 from diffuse_cli.system.rng import permutation
 
 NEEDS = ("features",)

@@ -9,8 +9,8 @@ import numpy as np
 
 from diffuse_cli.media import Array
 from diffuse_cli.metrics import Number, Parts
-from diffuse_cli.metrics._landmarks import LANDMARKS
 from diffuse_cli.metrics.kid import estimate, within
+from diffuse_cli.metrics.presentation import LANDMARKS
 from diffuse_cli.system.rng import philox
 
 NEEDS = ("features", "landmarks")

@@ -30,9 +30,14 @@ from diffuse_cli.metrics import (
     measured,
     with_error,
 )
-from diffuse_cli.metrics._landmarks import lost
-from diffuse_cli.metrics._nearest import blocks, centred, neighbors, squared
-from diffuse_cli.metrics._pairing import share_difference_error
+from diffuse_cli.metrics.presentation import lost
+from diffuse_cli.metrics.sample_statistics import (
+    blocks,
+    center_features,
+    neighbors,
+    share_difference_error,
+    squared,
+)
 
 NEEDS = ("features",)
 
@@ -110,7 +115,7 @@ def _counted(evaluation: Parts) -> dict[str, Share | Density]:
 
 def counted(real: Array, fake: Array) -> dict[str, Share | Density]:
     """The four numbers of two arrays of features, where there are neighbours enough."""
-    balls, points = centred(real, fake)
+    balls, points = center_features(real, fake)
     precision = Inside(balls, K_PRECISION, len(points))
     recall = Inside(points, K_PRECISION, len(balls))
     density = Inside(balls, K_DENSITY, len(points))
@@ -134,7 +139,7 @@ def counted(real: Array, fake: Array) -> dict[str, Share | Density]:
 def recall(real: Array, fake: Array) -> Share | None:
     """The recall of two arrays of features alone, where there are neighbours enough: distances
     among the real images, which may be many, are not needed."""
-    balls, points = centred(real, fake)
+    balls, points = center_features(real, fake)
     found = Inside(points, K_PRECISION, len(balls))
     for i in blocks(len(points)):
         for j in blocks(len(balls)):

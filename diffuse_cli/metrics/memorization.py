@@ -27,8 +27,8 @@ from diffuse_cli.metrics import (
     Values,
     with_error,
 )
-from diffuse_cli.metrics._landmarks import lost
-from diffuse_cli.metrics._pairing import share_difference_error
+from diffuse_cli.metrics.presentation import lost
+from diffuse_cli.metrics.sample_statistics import share_difference_error
 
 NEEDS = ("nearest",)
 

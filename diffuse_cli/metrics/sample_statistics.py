@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from diffuse_cli.media import Array
-from diffuse_cli.metrics._influence import centred
+from diffuse_cli.metrics import Measured
 
 AT_ONCE = 2**18
 """Numbers in memory as float64 at a time; more would not stay in a processor's cache."""
@@ -47,12 +48,12 @@ class Moments:
 
     def of_mean(self) -> Array:
         """The influence of each sample on the mean, (N, C)."""
-        return centred(self.means)
+        return center_influences(self.means)
 
     def of_log_deviation(self) -> Array:
         """The influence of each sample on the logarithm of the deviation, (N, C)."""
         middle = self.means.mean(0)
-        own = centred(self.squares - 2 * middle * self.means)
+        own = center_influences(self.squares - 2 * middle * self.means)
         found: Array = own / np.maximum(2 * np.square(self.deviation), 1e-300)
         return found
 
@@ -99,3 +100,147 @@ def spread(samples: Array) -> Array:
     found = moments(samples)
     inner: Array = (found.squares - np.square(found.means)).mean(0)
     return np.where(inner > ROUNDING * np.square(found.mean), inner, 0)
+
+
+# -- influence ------------------------------------------------------------------------------------
+
+# Estimates from two sets of samples, with standard errors by what each sample adds.
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value, and the influence of each sample at first order.
+
+    Attributes:
+        a, b: the influences, (N,) and (M,), of mean 0.
+    """
+
+    value: float
+    a: Array
+    b: Array
+
+    def error(self) -> float:
+        """The standard error over draws of both sets.
+
+        The infinitesimal jackknife: samples are independent, the numbers in one are not. For equal
+        distributions the influence is of second order in some distances, which a jackknife counts
+        twice, so the error is rather too large.
+        """
+        variance = sum(np.square(x).sum() / (len(x) * max(len(x) - 1, 1)) for x in (self.a, self.b))
+        return math.sqrt(float(variance))
+
+    def less(self, other: Estimate) -> Estimate:
+        """The difference of two estimates whose samples correspond."""
+        return Estimate(self.value - other.value, self.a - other.a, self.b - other.b)
+
+    def distance_error(self, other: Estimate) -> float:
+        """Return the standard error of the difference of two distances, by that of their squares.
+
+        A distance has a kink at 0, where its influence jumps: two models on opposite sides of the
+        real samples look certainly different by the influences of either. The square is smooth,
+        and y - x = (y^2 - x^2) / (y + x). Where one distance is far below the other the error is
+        up to twice that of the larger: so much may the real samples be off before both are alike.
+        """
+        total = self.value + other.value
+        if not total > 0:
+            return 0.0
+        scales = 2 * self.value / total, 2 * other.value / total
+        a, b = (
+            scales[0] * own - scales[1] * theirs
+            for own, theirs in ((self.a, other.a), (self.b, other.b))
+        )
+        return Estimate(0.0, a, b).error()
+
+    def measured(self) -> Measured:
+        """The value with its error."""
+        return Measured(self.value, self.error())
+
+
+def averaged(estimates: Sequence[Estimate]) -> Estimate:
+    """The mean of estimates from the same samples."""
+    return Estimate(
+        float(np.mean([e.value for e in estimates])),
+        np.mean([e.a for e in estimates], axis=0),
+        np.mean([e.b for e in estimates], axis=0),
+    )
+
+
+def center_influences(values: Array) -> Array:
+    """Numbers of samples (N, ...) less their mean."""
+    apart: Array = values - values.mean(0)
+    return apart
+
+
+# -- pairing --------------------------------------------------------------------------------------
+
+# The standard error of a difference between two sets of images that correspond.
+
+
+def share_difference_error(one: Array, other: Array) -> float:
+    """That of the difference of two shares of the same images: truth values (N,) of each.
+
+    Each of the four outcomes for an image has half an image more than was counted: that no image
+    differs is not known without error either.
+    """
+    n, apart = len(one) + 2, np.asarray(other, np.float64) - np.asarray(one, np.float64)
+    mean = float(apart.sum()) / n
+    return math.sqrt(((float(np.abs(apart).sum()) + 1) / n - mean**2) / n)
+
+
+# -- nearest --------------------------------------------------------------------------------------
+
+# Squared Euclidean distances by matrix products, block by block, and the nearest of them.
+
+BLOCK = 1000
+"""Rows and columns of distances in memory at a time."""
+
+NUMBERS = 2**26
+"""Numbers of the rows that are compared at a time."""
+
+
+def blocks(n: int, width: int = 1) -> Iterator[slice]:
+    """0 ... n - 1 in slices of at most `BLOCK` rows, and of at most `NUMBERS` of so many a row."""
+    rows = max(1, min(BLOCK, NUMBERS // width))
+    return (slice(start, min(start + rows, n)) for start in range(0, n, rows))
+
+
+def squared(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """|x_i - y_j|^2 of float64 rows (n, d) and (m, d): (n, m)."""
+    found = torch.addmm(y.square().sum(1)[None], x, y.T, alpha=-2)
+    return found.add_(x.square().sum(1)[:, None]).clamp_(min=0)
+
+
+def center_features(*arrays: Array) -> list[torch.Tensor]:
+    """The arrays (N, d) less the mean of the first, float64, so products round less."""
+    mean = arrays[0].mean(0, dtype=np.float64)
+    return [torch.from_numpy(np.asarray(a, np.float64) - mean) for a in arrays]
+
+
+def merge(
+    kept: tuple[torch.Tensor, torch.Tensor] | None, found: torch.Tensor, start: int, k: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k nearest of `kept` and of `found`, the distances (n, m) to columns from `start` on:
+    values (n, k), ascending, and their columns."""
+    values, columns = found.topk(min(k, found.shape[1]), 1, largest=False)
+    columns = columns + start
+    if kept is not None:
+        values, columns = torch.cat([kept[0], values], 1), torch.cat([kept[1], columns], 1)
+    order = values.argsort(dim=1, stable=True)[:, :k]
+    return values.gather(1, order), columns.gather(1, order)
+
+
+def neighbors(x: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the squared distances of each row (n, d) to its 1st ... k-th nearest other, and their
+    places, (n, k) each; n > k."""
+    distances = x.new_empty(len(x), k)
+    places = torch.empty(len(x), k, dtype=torch.int64)
+    for i in blocks(len(x)):
+        kept = None
+        for j in blocks(len(x)):
+            found = squared(x[i], x[j])
+            if i == j:
+                found.fill_diagonal_(torch.inf)
+            kept = merge(kept, found, j.start, k)
+        assert kept is not None
+        distances[i], places[i] = kept
+    return distances, places

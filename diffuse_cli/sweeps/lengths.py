@@ -19,7 +19,7 @@ from diffuse_cli.evaluation.evaluating import load_model, tell_judge
 from diffuse_cli.evaluation.images import Sides, drawn_from, inputs_of, read_sides
 from diffuse_cli.guiding import equipped
 from diffuse_cli.metrics import features, with_error
-from diffuse_cli.metrics.features._judging import find_judge
+from diffuse_cli.metrics.features.feature_choice import find_judge
 from diffuse_cli.models import model_file
 from diffuse_cli.resolving import resolve, tell
 from diffuse_cli.sampling import Loaded, draw, ready

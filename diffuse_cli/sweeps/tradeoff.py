@@ -11,7 +11,7 @@ from diffuse_cli.config import SamplerChoice
 from diffuse_cli.media import figures
 from diffuse_cli.media.figures import FAINT, INK, Sheet
 from diffuse_cli.metrics import label, measured
-from diffuse_cli.metrics.features.words import network_of
+from diffuse_cli.metrics.features.feature_choice import network_of
 from diffuse_cli.sweeps.recommending import Tried, Tuned
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ from diffuse_cli.guiding import equipped
 from diffuse_cli.media import Array, figures
 from diffuse_cli.metrics import as_text, frechet, kid, manifold, with_error
 from diffuse_cli.metrics.features import FeatureNetwork
-from diffuse_cli.metrics.features.words import words_of
+from diffuse_cli.metrics.features.feature_choice import words_of
 from diffuse_cli.models import model_file
 from diffuse_cli.resolving import DrawSettings, resolve
 from diffuse_cli.sampling import Loaded, draw

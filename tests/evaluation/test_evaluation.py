@@ -25,14 +25,14 @@ from diffuse_cli.evaluation import answering, bounds, evaluating, neighbors, par
 from diffuse_cli.evaluation.images import Labelled, Training
 from diffuse_cli.metrics import (
     METRICS,
-    _nearest,
     channel_distributions,
     kid,
     landmarks,
     memorization,
+    sample_statistics,
 )
-from diffuse_cli.metrics._landmarks import LANDMARKS
 from diffuse_cli.metrics.memorization import Nearest
+from diffuse_cli.metrics.presentation import LANDMARKS
 from diffuse_cli.models import model_file
 from diffuse_cli.system.events import finish
 from diffuse_cli.system.rng import draw_noise, permutation
@@ -873,8 +873,8 @@ def test_a_page_of_pairs_needs_training_images(measure, diffuse, images, other):
 
 @pytest.mark.parametrize(("block", "numbers"), [(7, 2**26), (1000, 2**26), (1000, 300)])
 def test_the_nearest_is_the_nearest_of_all(block, numbers, monkeypatch):
-    monkeypatch.setattr(_nearest, "BLOCK", block)
-    monkeypatch.setattr(_nearest, "NUMBERS", numbers)
+    monkeypatch.setattr(sample_statistics, "BLOCK", block)
+    monkeypatch.setattr(sample_statistics, "NUMBERS", numbers)
     draw = np.random.default_rng(0)
     training = draw.integers(0, 256, (40, 1, 4, 4), np.uint8)
     samples = draw.integers(0, 256, (23, 3, 4, 4), np.uint8)

@@ -16,7 +16,7 @@ from undrawn import undraw
 from diffuse_cli.core.space import Space
 from diffuse_cli.metrics import Measured, label
 from diffuse_cli.metrics.features import KIDS, FeatureNetwork
-from diffuse_cli.metrics.features._judging import find_judge
+from diffuse_cli.metrics.features.feature_choice import find_judge
 from diffuse_cli.models import model_file
 from diffuse_cli.sweeps import lengths
 from diffuse_cli.system.events import finish

@@ -17,7 +17,6 @@ from diffuse_cli.evaluation.comparing import differences
 from diffuse_cli.metrics import (
     METRICS,
     SIGNIFICANT,
-    _waves,
     channel_distributions,
     memorization,
     numbers,
@@ -99,8 +98,8 @@ class Side:
         return channel_distributions.measure(*self.sides)
 
     @cached_property
-    def spectra(self) -> _waves.Spectra:
-        return _waves.measure(*self.sides)
+    def spectra(self) -> spectrum.Spectra:
+        return spectrum.measure(*self.sides)
 
     @cached_property
     def bits(self) -> np.ndarray:

@@ -9,7 +9,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from diffuse_cli.metrics import METRICS, Facts, Words, _waves, remarks, sample_statistics, spectrum
+from diffuse_cli.metrics import (
+    METRICS,
+    Facts,
+    Words,
+    remarks,
+    sample_statistics,
+    spectrum,
+)
 
 SIZES = [(64,), (7,), (16, 16), (12, 31), (1, 9), (6, 7, 8), (4, 10, 3)]
 
@@ -30,18 +37,18 @@ def fields(seed: int, n: int, size: tuple[int, ...], slope: float, filtered=None
 
 
 def found(real, fake, more=None):
-    side = SimpleNamespace(spectra=_waves.measure(real, fake, real[:0] if more is None else more))
+    side = SimpleNamespace(spectra=spectrum.measure(real, fake, real[:0] if more is None else more))
     return spectrum.compute(side), spectrum.details(side)
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_the_shells_hold_all_the_variance(size):
     """Parseval: powers by the number of frequencies are points times the variance."""
-    shells = _waves.shells(size)
+    shells = spectrum.shells(size)
     points = math.prod(size)
     assert shells.counts.sum() == points - 1
     samples = 3 * noise(0, 4, (2, *size)) + 50
-    powers = _waves.powers(samples, shells, np.array([1.0, 4.0]))
+    powers = spectrum.powers(samples, shells, np.array([1.0, 4.0]))
     variances = samples.reshape(4, 2, -1).var(2)
     expected = points * (variances[:, 0] + variances[:, 1] / 4) / 2
     assert powers @ shells.counts == pytest.approx(expected, rel=1e-10)
@@ -73,8 +80,8 @@ def test_a_wave_is_in_its_shell(size, wave):
     places = np.meshgrid(*[np.arange(side) for side in size], indexing="ij")
     phase = sum(2 * np.pi * k * x / side for k, x, side in zip(wave, places, size, strict=True))
     sample = np.cos(phase + 0.3 * (wave != (8, 8)))[None, None]
-    shells = _waves.shells(size)
-    powers = _waves.powers(sample, shells, np.ones(1))[0] * shells.counts
+    shells = spectrum.shells(size)
+    powers = spectrum.powers(sample, shells, np.ones(1))[0] * shells.counts
     frequency = math.sqrt(sum((k / side) ** 2 for k, side in zip(wave, size, strict=True)))
     own = int(np.abs(shells.frequencies - frequency).argmin())
     assert powers[own] == pytest.approx(powers.sum(), rel=1e-9)
@@ -84,12 +91,12 @@ def test_a_wave_is_in_its_shell(size, wave):
 @pytest.mark.parametrize(("size", "slope"), [((128,), 1.0), ((32, 48), 2.0), ((16, 16, 16), 3.0)])
 def test_a_power_law_is_found_within_its_error(size, slope):
     """Each shell's power against the mean of the law over its own frequencies."""
-    shells = _waves.shells(size)
+    shells = spectrum.shells(size)
     axes = [np.fft.fftfreq(side) for side in size[:-1]] + [np.fft.rfftfreq(size[-1])]
     radius = np.sqrt(sum(np.square(a) for a in np.meshgrid(*axes, indexing="ij"))).ravel()
     law = np.add.reduceat(radius[shells.order] ** -slope * shells.weights, shells.starts)
     law /= shells.counts
-    powers = _waves.powers(fields(0, 120, size, slope), shells, np.ones(1))
+    powers = spectrum.powers(fields(0, 120, size, slope), shells, np.ones(1))
     off = (powers.mean(0) - law) / spectrum._errors(powers)
     n = len(off)
     assert np.square(off).sum() < n + 4 * math.sqrt(2 * n)
@@ -98,7 +105,7 @@ def test_a_power_law_is_found_within_its_error(size, slope):
 
 
 def test_long_signals_have_few_shells():
-    shells = _waves.shells((4096,))
+    shells = spectrum.shells((4096,))
     assert 40 < len(shells.counts) <= 64
     assert shells.frequencies[:5] == pytest.approx(np.arange(1, 6) / 4096)
 
@@ -147,7 +154,7 @@ def test_channels_of_other_units_count_alike():
 def test_what_never_varies_has_no_spectrum(shape):
     flat = np.full((4, *shape), 7.3, np.float32)
     assert found(flat, flat)[0] == {}
-    METRICS["spectrum"].details(SimpleNamespace(spectra=_waves.measure(flat, flat, flat)))
+    METRICS["spectrum"].details(SimpleNamespace(spectra=spectrum.measure(flat, flat, flat)))
 
 
 def test_the_floor_and_paired_differences():
@@ -155,10 +162,12 @@ def test_the_floor_and_paired_differences():
     values, _ = found(real, fake, more)
     assert values["spectral_distance_floor"] == pytest.approx(
         spectrum.distance(
-            *(_waves.measure(real, more, more).real, _waves.measure(real, more, more).fake)
+            *(spectrum.measure(real, more, more).real, spectrum.measure(real, more, more).fake)
         ).value
     )
-    sides = [SimpleNamespace(spectra=_waves.measure(real, own, more)) for own in (fake, 1.1 * fake)]
+    sides = [
+        SimpleNamespace(spectra=spectrum.measure(real, own, more)) for own in (fake, 1.1 * fake)
+    ]
     errors = spectrum.difference_errors(*sides)
     assert errors["fine_detail"] < values["fine_detail_standard_error"] / 100
 

@@ -10,19 +10,27 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from diffuse_cli.core.space import Space
+from diffuse_cli.media import MEDIA, judged
+from diffuse_cli.metrics import Words
 from diffuse_cli.metrics.features import RANDOM, FeatureNetwork, exact
 from diffuse_cli.system.rng import philox
 
 if TYPE_CHECKING:
+    import torch
+
     from diffuse_cli.core.space import Space
     from diffuse_cli.media import Array
+    from diffuse_cli.system.events import Work
+
 
 WIDTHS = (32, 64, 128, 128)
 """Channels after each convolution of stride 2; samples of a few points have fewer of them."""
@@ -92,3 +100,69 @@ def random_network_for(space: Space, real: Array, device: torch.device) -> Featu
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - np.square(mean), 0))
     return random_network(space, mean.tolist(), np.where(std > 0, std, 1).tolist(), device)
+
+
+# -- judging --------------------------------------------------------------------------------------
+
+# Which network's features compare samples of a space with real ones.
+#
+# Networks that were trained on photographs say something of images, and nothing of arrays and
+# sounds: those have the features of a network with random weights, whose distances are numbers of
+# another name (`FeatureNetwork.kid`).
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Chooses the network once samples are read.
+
+    Attributes:
+        trained: that of images; None where it is not needed.
+    """
+
+    trained: FeatureNetwork | None
+    device: torch.device
+
+    def of(self, space: Space, real: Array) -> FeatureNetwork:
+        """The network for samples of a space; random features are standardised by the real ones,
+        (N, C, *size) as stored."""
+        if self.trained is not None and judged(space):
+            return self.trained
+
+        return random_network_for(space, real, self.device)
+
+
+def find_judge(
+    space: Space | None, device: torch.device, trained: Work[FeatureNetwork]
+) -> Work[Judge]:
+    """Find what judges samples of a space, before the work on them begins.
+
+    Args:
+        space: None while it is not known.
+        trained: finds the network of images, where it may be needed.
+    """
+    needed = space is None or judged(space)
+    return Judge((yield from trained) if needed else None, device)
+
+
+# -- words ----------------------------------------------------------------------------------------
+
+# What is said of samples of a space.
+
+
+def words_of(space: Space) -> Words:
+    """The words of a space's medium."""
+    kind = MEDIA[space.medium]
+    low, high = getattr(kind, "LOW_HIGH", ("low", "high"))
+    channels = getattr(kind, "CHANNELS", {}).get(space.channels, ())
+    return Words(kind.MANY, getattr(kind, "POINTS", "points"), low, high, channels, kind.ONE)
+
+
+def network_of(features: Mapping[str, str]) -> str:
+    """The feature network, as `FeatureNetwork.described` has it, in words."""
+    name = features.get("name", "")
+    return "random features" if name == RANDOM else f"features of {name}"
+
+
+def part_of(part: str, words: Words) -> str:
+    """Which of the real samples were measured, `held-out` or `all`, in words."""
+    return {"held-out": f"held-out {words.many}", "all": f"all {words.many} of DATA"}[part]
