@@ -20,13 +20,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from diffuse_cli.conditioning import Condition
 from diffuse_cli.core.degradations import LowRes
 from diffuse_cli.data import pair
 from diffuse_cli.metrics import average, frechet
 from diffuse_cli.metrics.answers import psnr
 from diffuse_cli.models.image_conditioning import Giver, Inputs, inputs_for
-from diffuse_cli.sampling import Loaded, load_denoiser
+from diffuse_cli.sampling.conditioning import Condition
+from diffuse_cli.sampling.generation import Loaded, load_denoiser
 from diffuse_cli.system.devices import machine
 from diffuse_cli.system.events import finish
 from diffuse_cli.system.rng import permutation

@@ -21,10 +21,10 @@ import numpy as np
 from accelerate import Accelerator
 
 from diffuse_cli.config import OWN, SAMPLER
-from diffuse_cli.guiding import equipped
 from diffuse_cli.metrics import manifold
-from diffuse_cli.resolving import DrawSettings, Guide
-from diffuse_cli.sampling import Loaded, load_denoiser
+from diffuse_cli.sampling.generation import Loaded, load_denoiser
+from diffuse_cli.sampling.guidance_model import equipped
+from diffuse_cli.sampling.sampling_settings import DrawSettings, Guide
 from diffuse_cli.system.devices import machine, resolve_precision
 from diffuse_cli.system.events import finish
 

@@ -13,7 +13,6 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from diffuse_cli.conditioning import Condition
 from diffuse_cli.core import Space
 from diffuse_cli.core.gaussian_start import LowFrequencies
 from diffuse_cli.core.samplers import sampler_options
@@ -21,8 +20,9 @@ from diffuse_cli.data import Samples, read_images
 from diffuse_cli.metrics import kid, manifold
 from diffuse_cli.metrics.features import extract, find, load
 from diffuse_cli.metrics.features.feature_choice import random_network_for
-from diffuse_cli.resolving import DrawSettings, Guide
-from diffuse_cli.sampling import Loaded, collect, draw
+from diffuse_cli.sampling.conditioning import Condition
+from diffuse_cli.sampling.generation import Loaded, collect, draw
+from diffuse_cli.sampling.sampling_settings import DrawSettings, Guide
 from diffuse_cli.system.events import finish
 from diffuse_cli.system.rng import permutation
 

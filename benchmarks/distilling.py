@@ -23,7 +23,7 @@ from typing import Any
 
 import common
 
-from diffuse_cli.sampling import load_denoiser
+from diffuse_cli.sampling.generation import load_denoiser
 from diffuse_cli.system.devices import machine
 from diffuse_cli.system.events import finish
 

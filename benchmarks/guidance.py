@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from diffuse_cli.conditioning import Condition
 from diffuse_cli.data import Samples
-from diffuse_cli.sampling import load_denoiser
+from diffuse_cli.sampling.conditioning import Condition
+from diffuse_cli.sampling.generation import load_denoiser
 from diffuse_cli.system.devices import machine, resolve_precision
 from diffuse_cli.system.events import finish
 from diffuse_cli.system.rng import permutation

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from diffuse_cli.core import SAMPLERS, SCHEDULES, Denoiser, Prediction, Process, solvers
 from diffuse_cli.core.guidance import clip
-from diffuse_cli.sampling import load_denoiser
+from diffuse_cli.sampling.generation import load_denoiser
 from diffuse_cli.system.devices import machine, resolve_precision
 from diffuse_cli.system.events import finish
 

@@ -31,7 +31,7 @@ from diffuse_cli.core import RESTORATIONS, SAMPLERS, Denoiser, Process
 from diffuse_cli.core.degradations import Degradation, parse
 from diffuse_cli.core.guidance import clip
 from diffuse_cli.core.inpainting import legs, travel
-from diffuse_cli.sampling import load_denoiser
+from diffuse_cli.sampling.generation import load_denoiser
 from diffuse_cli.system.devices import machine
 from diffuse_cli.system.events import finish
 from diffuse_cli.system.rng import image_noise, philox

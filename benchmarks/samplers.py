@@ -18,7 +18,7 @@ import common
 from diffuse_cli.core import SAMPLERS
 from diffuse_cli.core.denoiser import Prediction
 from diffuse_cli.core.samplers import spacing_of
-from diffuse_cli.sampling import Loaded, load_denoiser
+from diffuse_cli.sampling.generation import Loaded, load_denoiser
 from diffuse_cli.system.devices import machine, resolve_precision
 from diffuse_cli.system.events import finish
 

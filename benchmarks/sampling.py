@@ -44,7 +44,7 @@ from steps import (
 )
 
 from diffuse_cli.models import model_file
-from diffuse_cli.sampling import load_denoiser
+from diffuse_cli.sampling.generation import load_denoiser
 from diffuse_cli.system.devices import device_type, machine, resolve_precision
 from diffuse_cli.system.events import finish
 

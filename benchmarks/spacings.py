@@ -29,7 +29,7 @@ import torch
 from diffuse_cli.core import SAMPLERS, SCHEDULES, SPACINGS, Prediction, Process
 from diffuse_cli.core.samplers import OF_DISTILLED
 from diffuse_cli.metrics import frechet
-from diffuse_cli.sampling import load_denoiser
+from diffuse_cli.sampling.generation import load_denoiser
 from diffuse_cli.system.devices import machine
 from diffuse_cli.system.events import finish
 

@@ -25,10 +25,10 @@ from accelerate import Accelerator
 from diffuse_cli.config import GAUSSIAN, OWN, SAMPLER, STARTS
 from diffuse_cli.core.gaussian_start import LowFrequencies, measure
 from diffuse_cli.core.samplers import spacing_of
-from diffuse_cli.guiding import equipped
 from diffuse_cli.metrics import frechet
-from diffuse_cli.resolving import DrawSettings, Guide
-from diffuse_cli.sampling import Loaded, load_denoiser
+from diffuse_cli.sampling.generation import Loaded, load_denoiser
+from diffuse_cli.sampling.guidance_model import equipped
+from diffuse_cli.sampling.sampling_settings import DrawSettings, Guide
 from diffuse_cli.system.devices import machine, resolve_precision
 from diffuse_cli.system.events import finish
 

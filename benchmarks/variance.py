@@ -26,7 +26,7 @@ from diffuse_cli.core.variances import LEARNED
 from diffuse_cli.evaluation.bounds import measure
 from diffuse_cli.evaluation.images import Labelled
 from diffuse_cli.evaluation.parts import Bound
-from diffuse_cli.sampling import load_denoiser
+from diffuse_cli.sampling.generation import load_denoiser
 from diffuse_cli.system.devices import machine, resolve_precision
 from diffuse_cli.system.events import finish
 

@@ -8,13 +8,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from diffuse_cli.conditioning import Condition, condition
 from diffuse_cli.config import GUIDANCE, SampleConfig
 from diffuse_cli.core import SCHEDULES, Conditions, Denoiser, Process, Space
 from diffuse_cli.core.guidance import clip
 from diffuse_cli.core.samplers import SAMPLERS
-from diffuse_cli.resolving import DrawSettings, resolve
-from diffuse_cli.sampling import draw
+from diffuse_cli.sampling.conditioning import Condition, condition
+from diffuse_cli.sampling.generation import draw
+from diffuse_cli.sampling.sampling_settings import DrawSettings, resolve
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.rng import image_noise
 

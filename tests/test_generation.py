@@ -181,10 +181,10 @@ OTHERS = {
 def test_samples_of_other_settings_are_refused_before_any_drawing(sample, monkeypatch, finished):
     with monkeypatch.context() as patch:
         if not finished:
-            patch.setattr("diffuse_cli.ledger.Ledger.end", lambda *a: None)
+            patch.setattr("diffuse_cli.sampling.journal.Ledger.end", lambda *a: None)
         sample("-n", 2)
     before = {p: p.read_bytes() for p in OUT.rglob("*") if p.is_file()}
-    monkeypatch.setattr("diffuse_cli.stages.draw", lambda *a, **b: 1 / 0)
+    monkeypatch.setattr("diffuse_cli.sampling.cascade.draw", lambda *a, **b: 1 / 0)
     for option, named in OTHERS.items():
         ran = sample("-n", 2, "-q", *option.split())
         assert ran.code == 5, option
@@ -245,8 +245,8 @@ def oracle(model, n, labels):
     import torch
 
     from diffuse_cli.models import model_file
-    from diffuse_cli.resolving import DrawSettings
-    from diffuse_cli.sampling import draw
+    from diffuse_cli.sampling.generation import draw
+    from diffuse_cli.sampling.sampling_settings import DrawSettings
 
     loaded = model_file.load(model)
     net = loaded.network()

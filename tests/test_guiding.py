@@ -14,16 +14,16 @@ import torch
 from nets import plan
 from PIL import Image
 
-from diffuse_cli.conditioning import Condition
 from diffuse_cli.config import OWN, WEAK_GUIDANCE, DiffusionConfig, SampleConfig, SamplerChoice
 from diffuse_cli.core import SAMPLERS, Conditions, Denoiser
 from diffuse_cli.core.guidance import away, clip, interval, unconditional
 from diffuse_cli.core.samplers import spacing_of
-from diffuse_cli.guiding import check_fits
 from diffuse_cli.models import model_file
 from diffuse_cli.models.blueprint import make_process
-from diffuse_cli.resolving import DrawSettings, Guide, resolve
-from diffuse_cli.sampling import draw
+from diffuse_cli.sampling.conditioning import Condition
+from diffuse_cli.sampling.generation import draw
+from diffuse_cli.sampling.guidance_model import check_fits
+from diffuse_cli.sampling.sampling_settings import DrawSettings, Guide, resolve
 from diffuse_cli.system.errors import UsageError
 
 CPU = torch.device("cpu")

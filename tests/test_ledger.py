@@ -14,8 +14,8 @@ import pytest
 from conftest import free_port
 from seams import Copies, ends_at, killed_at_each, killed_while
 
-from diffuse_cli.folders import WORK, holding, manifest_in
-from diffuse_cli.ledger import Ledger, parts_of
+from diffuse_cli.sampling.folders import WORK, holding, manifest_in
+from diffuse_cli.sampling.journal import Ledger, parts_of
 from diffuse_cli.system import files, outputs
 from diffuse_cli.system.errors import OutputError, Terminated
 
@@ -186,7 +186,7 @@ def sample(diffuse, conditional):
 def test_the_same_command_again_says_that_it_is_finished(sample, monkeypatch):
     first = sample("-n", 5, "--gif")
     before = tree(OUT)
-    monkeypatch.setattr("diffuse_cli.stages.draw", lambda *a, **b: 1 / 0)
+    monkeypatch.setattr("diffuse_cli.sampling.cascade.draw", lambda *a, **b: 1 / 0)
     again = sample("-n", 5, "--gif")
     assert again.code == 0
     assert again.out == first.out

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffuse_cli.ledger import Ledger
+from diffuse_cli.sampling.journal import Ledger
 from diffuse_cli.system.errors import Terminated
 
 QUICK = ("--steps", 2, "--precision", "fp32", "--sampler", "ddim", "--batch-size", 4, "-n", 6)

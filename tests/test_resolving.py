@@ -23,8 +23,8 @@ from diffuse_cli.core import SAMPLERS, Conditions, InvalidArgument, Space
 from diffuse_cli.core.gaussian_start import LowFrequencies
 from diffuse_cli.data import read_images
 from diffuse_cli.models import model_file
-from diffuse_cli.resolving import resolve
-from diffuse_cli.sampling import draw, prepared
+from diffuse_cli.sampling.generation import draw, prepared
+from diffuse_cli.sampling.sampling_settings import resolve
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import finish
 from diffuse_cli.system.rng import image_noise

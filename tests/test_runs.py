@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import in_process
 
-from diffuse_cli import sampling
 from diffuse_cli.models import model_file, tensor_file
+from diffuse_cli.sampling import generation
 from diffuse_cli.system import files, run_reader
 from diffuse_cli.system.errors import ModelFileError
 from diffuse_cli.system.events import Notice, finish
@@ -167,8 +167,8 @@ def test_the_processes_of_one_command_take_the_same_checkpoint(stopped, monkeypa
     def gather(values):
         return values + (answers.pop(0) if answers else [])
 
-    monkeypatch.setattr(sampling, "gather_object", gather)
-    loaded = finish(sampling.load_denoiser(RUN, "ema", Accelerator(cpu=True)))
+    monkeypatch.setattr(generation, "gather_object", gather)
+    loaded = finish(generation.load_denoiser(RUN, "ema", Accelerator(cpu=True)))
     assert loaded.model.step == 6
     assert answers == []
 

@@ -361,7 +361,9 @@ def test_a_signal_is_not_taken_for_a_damaged_image(diffuse, images, monkeypatch,
 def test_a_signal_while_sampling_ends_it_without_a_traceback(
     diffuse, model, monkeypatch, number, code
 ):
-    monkeypatch.setattr("diffuse_cli.sampling.image_noise", lambda *a: signal.raise_signal(number))
+    monkeypatch.setattr(
+        "diffuse_cli.sampling.generation.image_noise", lambda *a: signal.raise_signal(number)
+    )
     ran = diffuse("sample", model, "-q")
     assert ran.code == code
     assert ran.err.count("\n") == 1
@@ -369,7 +371,7 @@ def test_a_signal_while_sampling_ends_it_without_a_traceback(
 
 
 MOMENTS = {
-    "unwinding": "diffuse_cli.ledger.Ledger.abandon",
+    "unwinding": "diffuse_cli.sampling.journal.Ledger.abandon",
     "saying": "diffuse_cli.console.Console.fail",
     "leaving": "diffuse_cli.app.launched",
 }
@@ -392,7 +394,7 @@ def again(real):
         os.kill(os.getpid(), {number})
         return found
     return called
-patch("diffuse_cli.sampling.image_noise", lambda real: lambda *a: os.kill(os.getpid(), {number}))
+patch("diffuse_cli.sampling.generation.image_noise", lambda real: lambda *a: os.kill(os.getpid(), {number}))
 patch("{moment}", again)
 """
 

@@ -17,12 +17,12 @@ from diffuse_cli.config import SampleConfig
 from diffuse_cli.config.options import from_dict
 from diffuse_cli.config.parsers import plain
 from diffuse_cli.core.space import Space
-from diffuse_cli.ledger import parts_of
 from diffuse_cli.media import prepare
 from diffuse_cli.models import model_file
 from diffuse_cli.models.model_report import report_on
-from diffuse_cli.sampling import precision_for, ready
-from diffuse_cli.stages import load_chain
+from diffuse_cli.sampling.cascade import load_chain
+from diffuse_cli.sampling.generation import precision_for, ready
+from diffuse_cli.sampling.journal import parts_of
 from diffuse_cli.system import files
 from diffuse_cli.system.devices import machine
 from diffuse_cli.system.errors import UsageError

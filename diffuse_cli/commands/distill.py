@@ -71,7 +71,7 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
 
 def guidance_of(found: Model) -> float | None:
     """The scale at which a model with conditions is drawn from by default; None for others."""
-    from diffuse_cli.conditioning import default_guidance
+    from diffuse_cli.sampling.conditioning import default_guidance
 
     conditions = found.blueprint.conditions
     if not conditions:

@@ -13,7 +13,7 @@ CONFIG = InpaintConfig
 
 def run(config: InpaintConfig, console: Console) -> None:
     """Inpaint, and print the paths of the pictures."""
-    from diffuse_cli.tasks.restoring import inpaint
+    from diffuse_cli.sampling.tasks.inverse_problems import inpaint
 
     made = console.follow(inpaint(config))
     if made is not None:

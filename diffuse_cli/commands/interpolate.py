@@ -13,7 +13,7 @@ CONFIG = InterpolateConfig
 
 def run(config: InterpolateConfig, console: Console) -> None:
     """Interpolate, and print the paths of the pictures."""
-    from diffuse_cli.tasks.interpolating import interpolate
+    from diffuse_cli.sampling.tasks.variations import interpolate
 
     found = console.follow(interpolate(config))
     if found is not None:

@@ -13,7 +13,7 @@ CONFIG = RestoreConfig
 
 def run(config: RestoreConfig, console: Console) -> None:
     """Restore, and print the paths of the pictures."""
-    from diffuse_cli.tasks.restoring import restore
+    from diffuse_cli.sampling.tasks.inverse_problems import restore
 
     made = console.follow(restore(config))
     if made is not None:

@@ -13,7 +13,7 @@ CONFIG = UpscaleConfig
 
 def run(config: UpscaleConfig, console: Console) -> None:
     """Upscale, and print the paths of the pictures."""
-    from diffuse_cli.tasks.restoring import upscale
+    from diffuse_cli.sampling.tasks.inverse_problems import upscale
 
     made = console.follow(upscale(config))
     if made is not None:

@@ -78,7 +78,7 @@ def _of_model(config: DemoConfig) -> Work[list[bytes]]:
     from diffuse_cli.data import read_images
     from diffuse_cli.demo import reversing, showing
     from diffuse_cli.media import like
-    from diffuse_cli.sampling import load_denoiser
+    from diffuse_cli.sampling.generation import load_denoiser
     from diffuse_cli.system.devices import machine
 
     assert config.model is not None

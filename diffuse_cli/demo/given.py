@@ -10,11 +10,11 @@ import numpy as np
 from diffuse_cli.config import DemoConfig
 from diffuse_cli.media import MEDIA, Asked, like, looks
 from diffuse_cli.models.image_conditioning import Giver, beside, degrading
-from diffuse_cli.sampling import Loaded
+from diffuse_cli.sampling.generation import Loaded
+from diffuse_cli.sampling.tasks.task_inputs import read_one, rgb
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import Notice, Work
-from diffuse_cli.tasks.inputs import read_one, rgb
 
 if TYPE_CHECKING:
     import numpy.typing as npt

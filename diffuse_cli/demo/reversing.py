@@ -22,12 +22,12 @@ from diffuse_cli.demo.given import Told, told
 from diffuse_cli.evaluation.neighbors import search
 from diffuse_cli.media import looks
 from diffuse_cli.models.blueprint import kept_in_range
-from diffuse_cli.sampling import Loaded, stored
+from diffuse_cli.sampling.generation import Loaded, stored
+from diffuse_cli.sampling.tasks.telling import check_class
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import UsageError, lookup
 from diffuse_cli.system.events import Progress, Work
 from diffuse_cli.system.rng import image_noise
-from diffuse_cli.tasks.telling import check_class
 
 if TYPE_CHECKING:
     import numpy.typing as npt

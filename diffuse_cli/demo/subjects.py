@@ -79,7 +79,7 @@ def read(config: DemoConfig, space: Space | None = None, fit: str | None = None)
         return (yield from _own_image(config))
     from diffuse_cli.data.samples import limited, measured
     from diffuse_cli.media import MEDIA
-    from diffuse_cli.tasks.inputs import read_one, rgb
+    from diffuse_cli.sampling.tasks.task_inputs import read_one, rgb
 
     prepare(medium)
     own: Mapping[str, Any] = like(space) if space else {"size": size}
@@ -104,7 +104,7 @@ def _own_image(config: DemoConfig) -> Work[Subject]:
     from diffuse_cli.media import image
     from diffuse_cli.media.image.decoding import read_image
     from diffuse_cli.media.image.planes import fit_image
-    from diffuse_cli.tasks.inputs import rgb
+    from diffuse_cli.sampling.tasks.task_inputs import rgb
 
     background = config.background or WHITE
     picture, remarks = read_image(config.image, background)

@@ -21,7 +21,7 @@ from diffuse_cli.metrics.landmarks import landmarks
 from diffuse_cli.metrics.sample_statistics import blocks, merge
 from diffuse_cli.metrics.spectrum import measure as measure_spectra
 from diffuse_cli.models.image_conditioning import Giver, Inputs, beside, degrading, misfits
-from diffuse_cli.sampling import Loaded
+from diffuse_cli.sampling.generation import Loaded
 from diffuse_cli.system.events import Work
 
 if TYPE_CHECKING:

@@ -22,12 +22,12 @@ from diffuse_cli.evaluation.images import (
     with_pairs,
 )
 from diffuse_cli.evaluation.parts import Evaluation
-from diffuse_cli.guiding import equipped
 from diffuse_cli.metrics import METRICS, Measured, Number, Values, Words, shown
 from diffuse_cli.metrics import measured as number
 from diffuse_cli.metrics.features.feature_choice import words_of
 from diffuse_cli.models.image_conditioning import check_pairs_option
-from diffuse_cli.sampling import Loaded
+from diffuse_cli.sampling.generation import Loaded
+from diffuse_cli.sampling.guidance_model import equipped
 from diffuse_cli.system import files
 from diffuse_cli.system.devices import made_with
 from diffuse_cli.system.errors import UsageError

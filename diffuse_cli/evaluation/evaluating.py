@@ -30,13 +30,13 @@ from diffuse_cli.evaluation.images import classes_told, drawn_from, read_sides
 from diffuse_cli.evaluation.parts import Evaluation, lacking, unmeasured
 from diffuse_cli.evaluation.results import Evaluated as Evaluated
 from diffuse_cli.evaluation.team import Team
-from diffuse_cli.guiding import equipped
 from diffuse_cli.media import figures
 from diffuse_cli.metrics import Facts, features, remarks
 from diffuse_cli.metrics.features.feature_choice import Judge, find_judge, words_of
 from diffuse_cli.models.model_file import Found
-from diffuse_cli.resolving import DrawSettings, resolve, tell
-from diffuse_cli.sampling import Loaded, load_denoiser
+from diffuse_cli.sampling.generation import Loaded, load_denoiser
+from diffuse_cli.sampling.guidance_model import equipped
+from diffuse_cli.sampling.sampling_settings import DrawSettings, resolve, tell
 from diffuse_cli.system import files
 from diffuse_cli.system.devices import machine_or, made_with
 from diffuse_cli.system.errors import DiffuseError, UsageError

@@ -18,8 +18,8 @@ from diffuse_cli.data.metadata_columns import rows_of, unknown
 from diffuse_cli.media import MEDIA, Array, judged, like
 from diffuse_cli.metrics.features.feature_choice import words_of
 from diffuse_cli.models.image_conditioning import Giver, Inputs, check_pairs_option, inputs_for
-from diffuse_cli.resolving import DrawSettings
-from diffuse_cli.sampling import Loaded
+from diffuse_cli.sampling.generation import Loaded
+from diffuse_cli.sampling.sampling_settings import DrawSettings
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import Notice, Work
 from diffuse_cli.system.memory import free_memory, processes_here

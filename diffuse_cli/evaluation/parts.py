@@ -24,8 +24,8 @@ from diffuse_cli.metrics.channel_distributions import measure as measure_margina
 from diffuse_cli.metrics.features import FeatureNetwork
 from diffuse_cli.metrics.memorization import Nearest
 from diffuse_cli.metrics.spectrum import Spectra
-from diffuse_cli.resolving import DrawSettings
-from diffuse_cli.sampling import Loaded
+from diffuse_cli.sampling.generation import Loaded
+from diffuse_cli.sampling.sampling_settings import DrawSettings
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import Notice, Work
 

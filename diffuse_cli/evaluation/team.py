@@ -11,8 +11,8 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
 from diffuse_cli.media import Array
-from diffuse_cli.resolving import DrawSettings
-from diffuse_cli.sampling import Loaded, collect, draw
+from diffuse_cli.sampling.generation import Loaded, collect, draw
+from diffuse_cli.sampling.sampling_settings import DrawSettings
 from diffuse_cli.system.events import Work
 from diffuse_cli.system.rng import share
 

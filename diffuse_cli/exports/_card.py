@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffuse_cli.conditioning import default_guidance
 from diffuse_cli.config.sample_options import SAMPLING_STEPS
 from diffuse_cli.core.settings import dimensions
 from diffuse_cli.exports._scheduler import SCHEDULERS
+from diffuse_cli.sampling.conditioning import default_guidance
 from diffuse_cli.system.files import brief, show
 
 if TYPE_CHECKING:

@@ -139,7 +139,7 @@ def _measured(
     config: CompareConfig, sides: tuple[Subject, Subject], accelerator: Accelerator | None
 ) -> Work[BothMeasured | None]:
     from diffuse_cli.evaluation.comparing import measure_both
-    from diffuse_cli.sampling import Loaded, precision_for, ready
+    from diffuse_cli.sampling.generation import Loaded, precision_for, ready
 
     with machine_or(accelerator, config.precision, config.device) as accelerator:
         loaded = []

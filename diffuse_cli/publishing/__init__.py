@@ -12,17 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffuse_cli import sheets
 from diffuse_cli.config import PushConfig, SampleConfig
 from diffuse_cli.evaluation.results import published
-from diffuse_cli.folders import LOCK, Unfinished, holding
 from diffuse_cli.media import figures
 from diffuse_cli.models import model_file
 from diffuse_cli.models.image_conditioning import Giver
 from diffuse_cli.models.model_file import Found
 from diffuse_cli.models.model_report import report_on
 from diffuse_cli.publishing.card import card
-from diffuse_cli.stages import load_chain
+from diffuse_cli.sampling import sheets
+from diffuse_cli.sampling.cascade import load_chain
+from diffuse_cli.sampling.folders import LOCK, Unfinished, holding
 from diffuse_cli.system import files
 from diffuse_cli.system.devices import machine
 from diffuse_cli.system.errors import ModelFileError, OutputError, UsageError

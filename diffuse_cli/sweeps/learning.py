@@ -11,8 +11,8 @@ import torch
 
 from diffuse_cli.config import SAMPLER
 from diffuse_cli.core.learned_timesteps import cheapest_path, improved, step_costs
-from diffuse_cli.resolving import DrawSettings
-from diffuse_cli.sampling import Loaded, draw
+from diffuse_cli.sampling.generation import Loaded, draw
+from diffuse_cli.sampling.sampling_settings import DrawSettings
 from diffuse_cli.system.events import Progress, Work
 from diffuse_cli.system.rng import image_noise
 

@@ -17,12 +17,12 @@ from diffuse_cli.config.options import from_dict
 from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.evaluation.evaluating import load_model, tell_judge
 from diffuse_cli.evaluation.images import Sides, drawn_from, inputs_of, read_sides
-from diffuse_cli.guiding import equipped
 from diffuse_cli.metrics import features, with_error
 from diffuse_cli.metrics.features.feature_choice import find_judge
 from diffuse_cli.models import model_file
-from diffuse_cli.resolving import resolve, tell
-from diffuse_cli.sampling import Loaded, draw, ready
+from diffuse_cli.sampling.generation import Loaded, draw, ready
+from diffuse_cli.sampling.guidance_model import equipped
+from diffuse_cli.sampling.sampling_settings import resolve, tell
 from diffuse_cli.system import files
 from diffuse_cli.system.devices import machine
 from diffuse_cli.system.errors import ModelFileError, lookup

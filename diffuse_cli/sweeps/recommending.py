@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from diffuse_cli.conditioning import has_unconditional
 from diffuse_cli.config import (
     GAUSSIAN,
     LEARNED_STEPS,
@@ -25,6 +24,7 @@ from diffuse_cli.core.samplers import OF_DISTILLED, SAMPLERS
 from diffuse_cli.metrics import Measured, Words, measured
 from diffuse_cli.metrics.features import KIDS
 from diffuse_cli.models import model_file
+from diffuse_cli.sampling.conditioning import has_unconditional
 from diffuse_cli.system.errors import UsageError
 
 FEW_STEPS = (1, 2, 4, 8)

@@ -27,14 +27,14 @@ from diffuse_cli.evaluation import evaluating
 from diffuse_cli.evaluation.cache import cached, computed
 from diffuse_cli.evaluation.images import drawn_from, read_sides
 from diffuse_cli.evaluation.team import Team, draw_share, gathered
-from diffuse_cli.guiding import equipped
 from diffuse_cli.media import Array, figures
 from diffuse_cli.metrics import as_text, frechet, kid, manifold, with_error
 from diffuse_cli.metrics.features import FeatureNetwork
 from diffuse_cli.metrics.features.feature_choice import words_of
 from diffuse_cli.models import model_file
-from diffuse_cli.resolving import DrawSettings, resolve
-from diffuse_cli.sampling import Loaded, draw
+from diffuse_cli.sampling.generation import Loaded, draw
+from diffuse_cli.sampling.guidance_model import equipped
+from diffuse_cli.sampling.sampling_settings import DrawSettings, resolve
 from diffuse_cli.sweeps import recommending, tradeoff
 from diffuse_cli.sweeps.learning import Learner
 from diffuse_cli.sweeps.recommending import Tried, Tuned, recommend, with_weaker

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffuse_cli.conditioning import Condition, default_guidance
 from diffuse_cli.config import SAMPLER, SAMPLING_STEPS
 from diffuse_cli.media import figures, looks
-from diffuse_cli.resolving import DrawSettings
-from diffuse_cli.sampling import Drawing, draw, stored
+from diffuse_cli.sampling.conditioning import Condition, default_guidance
+from diffuse_cli.sampling.generation import Drawing, draw, stored
+from diffuse_cli.sampling.sampling_settings import DrawSettings
 from diffuse_cli.system.events import Notice, Progress, Work
 from diffuse_cli.system.memory import out_of_memory
 from diffuse_cli.training.feed import readable

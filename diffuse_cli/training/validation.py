@@ -14,7 +14,7 @@ from diffuse_cli.media import MEDIA
 from diffuse_cli.metrics import kid
 from diffuse_cli.metrics.features import KIDS, FeatureNetwork, extract, ready
 from diffuse_cli.metrics.features.feature_choice import find_judge
-from diffuse_cli.sampling import Drawing, collect
+from diffuse_cli.sampling.generation import Drawing, collect
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import Work, finish
 from diffuse_cli.system.rng import permutation

@@ -20,7 +20,7 @@ from diffuse_cli.evaluation.images import read_sides
 from diffuse_cli.media import FITS, check_fit, image
 from diffuse_cli.media.image.planes import fit_image
 from diffuse_cli.models import model_file
-from diffuse_cli.sampling import Loaded
+from diffuse_cli.sampling.generation import Loaded
 from diffuse_cli.system.events import Notice, finish
 from diffuse_cli.training import estimating
 

@@ -163,7 +163,7 @@ def test_sampling_that_does_not_fit_names_the_option(diffuse, model, monkeypatch
     def full(*arguments):
         raise error
 
-    monkeypatch.setattr("diffuse_cli.sampling.image_noise", full)
+    monkeypatch.setattr("diffuse_cli.sampling.generation.image_noise", full)
     ran = diffuse("sample", model, "-q")
     assert ran.code == 2
     assert "out of memory" in ran.line
@@ -221,9 +221,9 @@ def test_a_network_that_cannot_be_traced_is_no_bug(diffuse, model, monkeypatch, 
 
 def test_a_library_that_does_not_fit_is_no_bug(diffuse, model, monkeypatch):
     words = "libgomp.so: failed to map segment from shared object"
-    monkeypatch.setattr("diffuse_cli.sampling.image_noise", raising(ImportError(words)))
+    monkeypatch.setattr("diffuse_cli.sampling.generation.image_noise", raising(ImportError(words)))
     assert "out of memory" in diffuse("sample", model, "-q").line
-    monkeypatch.setattr("diffuse_cli.sampling.image_noise", raising(OSError(ENOMEM, "")))
+    monkeypatch.setattr("diffuse_cli.sampling.generation.image_noise", raising(OSError(ENOMEM, "")))
     assert "out of memory" in diffuse("sample", model, "-q").line
 
 

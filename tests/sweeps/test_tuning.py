@@ -14,15 +14,15 @@ from nets import plan
 from PIL import Image
 from undrawn import undraw
 
-from diffuse_cli.conditioning import Condition
 from diffuse_cli.config import DiffusionConfig, SamplerChoice, TuneConfig
 from diffuse_cli.core import SCHEDULES, Process
 from diffuse_cli.core.samplers import OF_DISTILLED, SAMPLERS, spacing_of
 from diffuse_cli.media import figures
 from diffuse_cli.metrics import Words
 from diffuse_cli.models import model_file
-from diffuse_cli.resolving import DrawSettings
-from diffuse_cli.sampling import draw
+from diffuse_cli.sampling.conditioning import Condition
+from diffuse_cli.sampling.generation import draw
+from diffuse_cli.sampling.sampling_settings import DrawSettings
 from diffuse_cli.sweeps import learning, tradeoff, tuning
 from diffuse_cli.sweeps.recommending import (
     Tried,

@@ -19,14 +19,14 @@ from seams import FULL, ends_at, killed_while
 from diffuse_cli.config import DrawConfig
 from diffuse_cli.core import RESTORATIONS
 from diffuse_cli.core.degradations import parse
-from diffuse_cli.guiding import equipped
 from diffuse_cli.media.image.planes import fit_image
-from diffuse_cli.resolving import resolve
-from diffuse_cli.sampling import load_denoiser
+from diffuse_cli.sampling.generation import load_denoiser
+from diffuse_cli.sampling.guidance_model import equipped
+from diffuse_cli.sampling.sampling_settings import resolve
+from diffuse_cli.sampling.tasks.variations import psnr_of, slerp
 from diffuse_cli.system import files
 from diffuse_cli.system.devices import machine
 from diffuse_cli.system.events import finish
-from diffuse_cli.tasks.interpolating import psnr_of, slerp
 
 QUICK = ("--steps", 4, "--sampler", "ddim", "--precision", "fp32", "-q")
 methods = pytest.mark.parametrize("method", list(RESTORATIONS))

@@ -18,7 +18,7 @@ from diffuse_cli.config.options import options
 from diffuse_cli.core.distillation import POINTS, path
 from diffuse_cli.models import model_file
 from diffuse_cli.models.blueprint import kept_in_range
-from diffuse_cli.resolving import resolve
+from diffuse_cli.sampling.sampling_settings import resolve
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import ModelFileError, UsageError
 from diffuse_cli.training import teaching

@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from diffuse_cli.conditioning import check_columns, condition
 from diffuse_cli.config import DrawConfig, InterpolateConfig
 from diffuse_cli.config.task_options import ENCODING_STEPS
 from diffuse_cli.core.samplers import SAMPLERS, encode
-from diffuse_cli.folders import Folder, gather
 from diffuse_cli.media import Asked, like
-from diffuse_cli.sampling import Drawing, Loaded, collect, load_denoiser
+from diffuse_cli.sampling.conditioning import check_columns, condition
+from diffuse_cli.sampling.folders import Folder, gather
+from diffuse_cli.sampling.generation import Drawing, Loaded, collect, load_denoiser
+from diffuse_cli.sampling.tasks import Made, Plan, finish, opened
+from diffuse_cli.sampling.tasks.task_inputs import read, read_one
+from diffuse_cli.sampling.tasks.telling import check_class, remark, tells
 from diffuse_cli.system.errors import DataError, UsageError
 from diffuse_cli.system.events import Notice, Progress, Work
 from diffuse_cli.system.files import show
 from diffuse_cli.system.rng import share
-from diffuse_cli.tasks.inputs import read, read_one
-from diffuse_cli.tasks.making import Made, Plan, finish, opened
-from diffuse_cli.tasks.telling import check_class, remark, tells
 
 if TYPE_CHECKING:
     import numpy.typing as npt

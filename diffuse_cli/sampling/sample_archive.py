@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from diffuse_cli import ledger
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import MANIFEST, MANIFEST_FORMAT
 from diffuse_cli.data.sources.npz_batch import IMAGES, LABELS
-from diffuse_cli.folders import GIF, GRID
+from diffuse_cli.sampling import journal
+from diffuse_cli.sampling.folders import GIF, GRID
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import OutputError, UsageError
 
@@ -46,11 +46,11 @@ def check(out: Path, overwrite: bool) -> None:
     Raises:
         OutputError: it exists and is not of `sample`, or cannot be written.
     """
-    ledger.check(folder_of(out), overwrite)
+    journal.check(folder_of(out), overwrite)
     if is_packed(out):
         files.check_writable(out)
         if out.exists() and not overwrite and not manifest_of(out):
-            raise OutputError(f"{files.show(out)} exists already", ledger.TAKEN)
+            raise OutputError(f"{files.show(out)} exists already", journal.TAKEN)
 
 
 def check_kind(out: Path, space: Space, gif: bool) -> None:
@@ -89,8 +89,8 @@ def check_same(out: Path, key: str, names: Iterator[str]) -> None:
         OutputError
     """
     there = manifest_of(out)
-    if there.get(ledger.KEY) != key:
-        raise OutputError(f"{files.show(out)} exists already, of other settings", ledger.TAKEN)
+    if there.get(journal.KEY) != key:
+        raise OutputError(f"{files.show(out)} exists already, of other settings", journal.TAKEN)
     if not {*names} <= {*there["images"]}:
         raise OutputError(
             f"{files.show(out)} exists already, with {len(there['images']):,} images",

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffuse_cli.conditioning import Condition
 from diffuse_cli.core.space import Space
 from diffuse_cli.media import figures, looks
+from diffuse_cli.sampling.conditioning import Condition
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.conditioning import Condition, condition
 from diffuse_cli.config import (
     DISTILLED_STEPS,
     GAUSSIAN,
@@ -23,6 +22,7 @@ from diffuse_cli.config import (
 )
 from diffuse_cli.core.guidance import away, interval, unconditional
 from diffuse_cli.core.samplers import OF_DISTILLED, sampler_options, spacing_of
+from diffuse_cli.sampling.conditioning import Condition, condition
 from diffuse_cli.system.errors import UsageError, lookup
 from diffuse_cli.system.events import Notice, Work
 

@@ -17,7 +17,7 @@ from diffuse_cli.data import Samples, file_hashes, pair, read_images
 from diffuse_cli.data.summary import fitting, span
 from diffuse_cli.media import MEDIA, Asked, like, like_mask, numbers_of
 from diffuse_cli.models.image_conditioning import Giver, Inputs, beside, degrading, masked
-from diffuse_cli.resolving import DrawSettings
+from diffuse_cli.sampling.sampling_settings import DrawSettings
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import DataError, UsageError
 from diffuse_cli.system.events import Notice, Work
@@ -25,7 +25,7 @@ from diffuse_cli.system.events import Notice, Work
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from diffuse_cli.sampling import Loaded
+    from diffuse_cli.sampling.generation import Loaded
 
     Array = npt.NDArray[Any]
 

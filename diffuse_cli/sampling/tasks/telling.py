@@ -12,7 +12,7 @@ from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import Notice, Work
 
 if TYPE_CHECKING:
-    from diffuse_cli.sampling import Loaded
+    from diffuse_cli.sampling.generation import Loaded
 
 
 def tells(loaded: Loaded, degradation: Degradation | None, flag: str) -> bool:

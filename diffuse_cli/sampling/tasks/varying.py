@@ -11,16 +11,16 @@ import torch
 
 from diffuse_cli.config import VaryConfig
 from diffuse_cli.core.samplers import SAMPLERS, State
-from diffuse_cli.resolving import DrawSettings
-from diffuse_cli.sampling import Loaded, prepared
+from diffuse_cli.sampling.generation import Loaded, prepared
+from diffuse_cli.sampling.sampling_settings import DrawSettings
+from diffuse_cli.sampling.tasks import Made, Plan, make
+from diffuse_cli.sampling.tasks.task_inputs import read
+from diffuse_cli.sampling.tasks.telling import remark, tells
 from diffuse_cli.system.events import Work
-from diffuse_cli.tasks.inputs import read
-from diffuse_cli.tasks.making import Made, Plan, make
-from diffuse_cli.tasks.telling import remark, tells
 
 if TYPE_CHECKING:
     from diffuse_cli.core.solvers import Noise
-    from diffuse_cli.tasks.making import Bind
+    from diffuse_cli.sampling.tasks import Bind
 
 
 def vary(config: VaryConfig) -> Work[Made | None]:

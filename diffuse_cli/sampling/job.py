@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffuse_cli import ledger, packing, sheets
 from diffuse_cli.config import SampleConfig
 from diffuse_cli.data import MANIFEST, MANIFEST_FORMAT
 from diffuse_cli.data.metadata_columns import told_by
-from diffuse_cli.folders import GIF, GRID, GRID_IMAGES
-from diffuse_cli.ledger import KEY, Ledger, Plan, parts_of
 from diffuse_cli.media import MEDIA, Asked, figures, like, prepare, suffix
-from diffuse_cli.sampling import stored
-from diffuse_cli.stages import Chain, load_chain
+from diffuse_cli.sampling import journal, sample_archive, sheets
+from diffuse_cli.sampling.cascade import Chain, load_chain
+from diffuse_cli.sampling.folders import GIF, GRID, GRID_IMAGES
+from diffuse_cli.sampling.generation import stored
+from diffuse_cli.sampling.journal import KEY, Ledger, Plan, parts_of
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import OutputError
 from diffuse_cli.system.events import Progress, Work
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from accelerate import Accelerator
 
-    from diffuse_cli.sheets import Frames
+    from diffuse_cli.sampling.sheets import Frames
 
     Array = npt.NDArray[Any]
 
@@ -57,12 +57,14 @@ class Generated:
 def load_job(config: SampleConfig, accelerator: Accelerator) -> Work[Job]:
     """Read the models, and what the images are given."""
     out = Path(config.out)
-    folder = packing.folder_of(out)
+    folder = sample_archive.folder_of(out)
     before: Mapping[str, Any] = {}
     if not config.overwrite:
-        before = ledger.earlier(folder) or (packing.manifest_of(out) if out.is_file() else {})
+        before = journal.earlier(folder) or (
+            sample_archive.manifest_of(out) if out.is_file() else {}
+        )
     chain = yield from load_chain(config, accelerator, before)
-    packing.check_kind(out, chain.space, config.gif)
+    sample_archive.check_kind(out, chain.space, config.gif)
     return Job(config, out, folder, chain)
 
 
@@ -87,9 +89,9 @@ class Job:
 
     def begin(self, overwrite: bool) -> Plan:
         """What is left to draw."""
-        if packing.is_packed(self.out) and self.out.exists() and not overwrite:
+        if sample_archive.is_packed(self.out) and self.out.exists() and not overwrite:
             names = (self.ledger.path(i).name for i in self.wanted)
-            packing.check_same(self.out, self.ledger.key, names)
+            sample_archive.check_same(self.out, self.ledger.key, names)
             return Plan([], finished=True)
         wanted = {GRID: self.config.grid, GIF: self.config.gif}
         return self.ledger.begin(
@@ -167,11 +169,11 @@ class Job:
 
     def pack(self) -> None:
         """Pack the folder into the file that was asked for, if it is one, and remove it."""
-        if not (self.folder / MANIFEST).exists() or not packing.is_packed(self.out):
+        if not (self.folder / MANIFEST).exists() or not sample_archive.is_packed(self.out):
             return
         wanted, indices = self.stages[-1].settings.condition, sorted(self.ledger.hashes)
         labels = [wanted.label(i) for i in indices] if wanted and wanted.labels else None
-        packing.pack(self.out, self.folder, self._read, labels)
+        sample_archive.pack(self.out, self.folder, self._read, labels)
         files.remove(self.folder)
 
     def written(self, processes: int) -> Generated:
@@ -180,7 +182,7 @@ class Job:
             self.folder / name if asked else None
             for name, asked in ((GRID, self.config.grid), (GIF, self.config.gif))
         )
-        if packing.is_packed(self.out):
+        if sample_archive.is_packed(self.out):
             return Generated((), None, None, None, processes, self.out)
         images = tuple(self.ledger.path(i) for i in self.wanted)
         return Generated(images, grid, gif, self.folder / MANIFEST, processes)

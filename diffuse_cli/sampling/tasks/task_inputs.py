@@ -24,7 +24,7 @@ from diffuse_cli.media import (
     prepare,
 )
 from diffuse_cli.media.file_errors import LARGEST_FILE, MEMORY, TOO_LARGE, Unusable
-from diffuse_cli.sampling import Loaded
+from diffuse_cli.sampling.generation import Loaded
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import DataError, UsageError, translating
 from diffuse_cli.system.events import Notice, Work

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.data import MANIFEST
-from diffuse_cli.folders import GIF, GRID, WORK, WRITTEN, manifest_in, name_of, named_in
+from diffuse_cli.sampling.folders import GIF, GRID, WORK, WRITTEN, manifest_in, name_of, named_in
 from diffuse_cli.system import files, outputs
 from diffuse_cli.system.errors import OutputError
 

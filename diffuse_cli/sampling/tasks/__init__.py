@@ -10,24 +10,32 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffuse_cli.conditioning import check_columns
 from diffuse_cli.config import PictureConfig
 from diffuse_cli.core.kernels import laid_out
 from diffuse_cli.data import MANIFEST, MANIFEST_FORMAT
 from diffuse_cli.data.metadata_columns import told_by, typed_rows
-from diffuse_cli.folders import GRID, GRID_IMAGES, WRITTEN, Folder, Unfinished, gather, holding
-from diffuse_cli.guiding import equipped
 from diffuse_cli.media import figures, looks
-from diffuse_cli.resolving import DrawSettings, resolve, tell
-from diffuse_cli.sampling import Drawing, Loaded, collect, load_denoiser
-from diffuse_cli.stages import DESCRIBED
+from diffuse_cli.sampling.cascade import DESCRIBED
+from diffuse_cli.sampling.conditioning import check_columns
+from diffuse_cli.sampling.folders import (
+    GRID,
+    GRID_IMAGES,
+    WRITTEN,
+    Folder,
+    Unfinished,
+    gather,
+    holding,
+)
+from diffuse_cli.sampling.generation import Drawing, Loaded, collect, load_denoiser
+from diffuse_cli.sampling.guidance_model import equipped
+from diffuse_cli.sampling.sampling_settings import DrawSettings, resolve, tell
+from diffuse_cli.sampling.tasks.task_inputs import check_apart
+from diffuse_cli.sampling.tasks.telling import check_class
 from diffuse_cli.system import files, outputs
 from diffuse_cli.system.devices import machine, rank
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import Work
 from diffuse_cli.system.rng import image_noise, share
-from diffuse_cli.tasks.inputs import check_apart
-from diffuse_cli.tasks.telling import check_class
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -25,7 +25,7 @@ from diffuse_cli.core.tiling import Tiling, windowed
 from diffuse_cli.media import Size
 from diffuse_cli.models import model_file
 from diffuse_cli.models.blueprint import kept_in_range
-from diffuse_cli.resolving import DrawSettings
+from diffuse_cli.sampling.sampling_settings import DrawSettings
 from diffuse_cli.system.devices import PRECISIONS, resolve_precision, slow_precision
 from diffuse_cli.system.errors import translating
 from diffuse_cli.system.events import Notice, Progress, Work

@@ -6,10 +6,10 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli import packing
-from diffuse_cli.assembling import Generated, load_job
 from diffuse_cli.config import SampleConfig
-from diffuse_cli.folders import holding
+from diffuse_cli.sampling import sample_archive
+from diffuse_cli.sampling.folders import holding
+from diffuse_cli.sampling.job import Generated, load_job
 from diffuse_cli.system import files
 from diffuse_cli.system.devices import machine, rank
 from diffuse_cli.system.errors import OutputError
@@ -38,9 +38,9 @@ def generate(config: SampleConfig) -> Work[Generated | None]:
         UsageError: options that do not go together.
     """
     out = Path(config.out)
-    folder, name = packing.folder_of(out), files.show(out)
+    folder, name = sample_archive.folder_of(out), files.show(out)
     if rank() == 0:
-        packing.check(out, config.overwrite)
+        sample_archive.check(out, config.overwrite)
     with (
         holding(folder) if rank() == 0 else contextlib.nullcontext(),
         machine(config.precision, config.device) as accelerator,

@@ -6,15 +6,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from diffuse_cli.conditioning import check_columns
 from diffuse_cli.config import SampleConfig
 from diffuse_cli.data.metadata_columns import out_of_range
-from diffuse_cli.guiding import equipped
-from diffuse_cli.inputs import Offered, check_follows, from_samples, offered
 from diffuse_cli.media import looks
 from diffuse_cli.models.image_conditioning import Giver, Inputs
-from diffuse_cli.resolving import DrawSettings, resolve, tell
-from diffuse_cli.sampling import Drawing, Loaded, draw, load_denoiser, stored
+from diffuse_cli.sampling.conditioning import check_columns
+from diffuse_cli.sampling.conditioning_inputs import Offered, check_follows, from_samples, offered
+from diffuse_cli.sampling.generation import Drawing, Loaded, draw, load_denoiser, stored
+from diffuse_cli.sampling.guidance_model import equipped
+from diffuse_cli.sampling.sampling_settings import DrawSettings, resolve, tell
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import Notice, Work
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from diffuse_cli.core.space import Space
     from diffuse_cli.models.model_file import Found
-    from diffuse_cli.sheets import Frames
+    from diffuse_cli.sampling.sheets import Frames
 
     Array = npt.NDArray[Any]
 

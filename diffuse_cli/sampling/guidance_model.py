@@ -10,8 +10,8 @@ import torch
 from diffuse_cli.config import OWN
 from diffuse_cli.core.settings import dimensions
 from diffuse_cli.data.metadata_columns import described
-from diffuse_cli.resolving import DrawSettings
-from diffuse_cli.sampling import Loaded, load_denoiser, ready
+from diffuse_cli.sampling.generation import Loaded, load_denoiser, ready
+from diffuse_cli.sampling.sampling_settings import DrawSettings
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import ModelFileError, UsageError
 from diffuse_cli.system.events import Work

@@ -19,14 +19,14 @@ from diffuse_cli.core.restoration import RESTORATIONS, consistent
 from diffuse_cli.core.samplers import SAMPLERS, State
 from diffuse_cli.models.blueprint import kept_in_range
 from diffuse_cli.models.image_conditioning import Giver, observed_space
-from diffuse_cli.resolving import DrawSettings
-from diffuse_cli.sampling import Loaded, stored
+from diffuse_cli.sampling.generation import Loaded, stored
+from diffuse_cli.sampling.sampling_settings import DrawSettings
+from diffuse_cli.sampling.tasks import Made, Plan, make
+from diffuse_cli.sampling.tasks.task_inputs import enlarged, read, read_mask, read_opaque
+from diffuse_cli.sampling.tasks.telling import remark, tells
 from diffuse_cli.system.errors import UsageError, translating
 from diffuse_cli.system.events import Work
 from diffuse_cli.system.rng import draw_noise, philox
-from diffuse_cli.tasks.inputs import enlarged, read, read_mask, read_opaque
-from diffuse_cli.tasks.making import Made, Plan, make
-from diffuse_cli.tasks.telling import remark, tells
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from diffuse_cli.core.denoiser import Denoise
     from diffuse_cli.core.solvers import Noise
     from diffuse_cli.media import Size
-    from diffuse_cli.tasks.making import Bind
+    from diffuse_cli.sampling.tasks import Bind
 
     Array = npt.NDArray[Any]
 

@@ -1,0 +1,1 @@
+"""Samples from a model: settings, conditioning, generation, and the job that writes them."""
