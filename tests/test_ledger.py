@@ -14,8 +14,7 @@ import pytest
 from conftest import free_port
 from seams import Copies, ends_at, killed_at_each, killed_while
 
-from diffuse_cli.sampling.folders import WORK, holding, manifest_in
-from diffuse_cli.sampling.journal import Ledger, parts_of
+from diffuse_cli.sampling.journal import WORK, Ledger, holding, manifest_in, parts_of
 from diffuse_cli.system import files, outputs
 from diffuse_cli.system.errors import OutputError, Terminated
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, overload
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import File
 from diffuse_cli.media import MEDIA, figures, looks, suffix
-from diffuse_cli.sampling.folders import name_of
+from diffuse_cli.sampling.journal import name_of
 from diffuse_cli.system import files
 
 if TYPE_CHECKING:

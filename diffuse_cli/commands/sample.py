@@ -13,7 +13,7 @@ CONFIG = SampleConfig
 
 def run(config: SampleConfig, console: Console) -> None:
     """Sample, and print the paths of the pictures."""
-    from diffuse_cli.sampling._generation import generate
+    from diffuse_cli.sampling.job import generate
 
     made = console.follow(generate(config))
     if made is not None:

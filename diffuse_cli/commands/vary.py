@@ -10,7 +10,7 @@ CONFIG = VaryConfig
 
 def run(config: VaryConfig, console: Console) -> None:
     """Vary, and print the paths of the pictures."""
-    from diffuse_cli.sampling.tasks.varying import vary
+    from diffuse_cli.sampling.tasks.variations import vary
 
     made = console.follow(vary(config))
     if made is not None:

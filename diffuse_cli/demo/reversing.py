@@ -23,7 +23,7 @@ from diffuse_cli.evaluation.neighbors import search
 from diffuse_cli.media import looks
 from diffuse_cli.models.blueprint import kept_in_range
 from diffuse_cli.sampling.generation import Loaded, stored
-from diffuse_cli.sampling.tasks.telling import check_class
+from diffuse_cli.sampling.tasks.task_inputs import check_class
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import UsageError, lookup
 from diffuse_cli.system.events import Progress, Work

@@ -20,9 +20,9 @@ from diffuse_cli.models.image_conditioning import Giver
 from diffuse_cli.models.model_file import Found
 from diffuse_cli.models.model_report import report_on
 from diffuse_cli.publishing.card import card
-from diffuse_cli.sampling import sheets
+from diffuse_cli.sampling import generation
 from diffuse_cli.sampling.cascade import load_chain
-from diffuse_cli.sampling.folders import LOCK, Unfinished, holding
+from diffuse_cli.sampling.journal import LOCK, Unfinished, holding
 from diffuse_cli.system import files
 from diffuse_cli.system.devices import machine
 from diffuse_cli.system.errors import ModelFileError, OutputError, UsageError
@@ -173,5 +173,5 @@ def _picture(config: PushConfig, found: Found) -> Work[tuple[bytes, str]]:
         drawn = dict(zip(wanted, chain.drawn(wanted, accelerator), strict=True))
         yield Progress("sampling", len(wanted), len(wanted))
     settings = chain.last.settings
-    grid = sheets.arrange(drawn, chain.space, settings.condition)
+    grid = generation.arrange(drawn, chain.space, settings.condition)
     return figures.png(grid), f"{settings.choice}, seed {settings.seed}"

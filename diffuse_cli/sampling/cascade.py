@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from diffuse_cli.core.space import Space
     from diffuse_cli.models.model_file import Found
-    from diffuse_cli.sampling.sheets import Frames
+    from diffuse_cli.sampling.generation import Frames
 
     Array = npt.NDArray[Any]
 

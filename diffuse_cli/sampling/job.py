@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,22 +16,33 @@ from diffuse_cli.config import SampleConfig
 from diffuse_cli.data import MANIFEST, MANIFEST_FORMAT
 from diffuse_cli.data.metadata_columns import told_by
 from diffuse_cli.media import MEDIA, Asked, figures, like, prepare, suffix
-from diffuse_cli.sampling import journal, sample_archive, sheets
+from diffuse_cli.sampling import generation, journal, sample_archive
 from diffuse_cli.sampling.cascade import Chain, load_chain
-from diffuse_cli.sampling.folders import GIF, GRID, GRID_IMAGES
 from diffuse_cli.sampling.generation import stored
-from diffuse_cli.sampling.journal import KEY, Ledger, Plan, parts_of
+from diffuse_cli.sampling.journal import (
+    GIF,
+    GRID,
+    GRID_IMAGES,
+    KEY,
+    Ledger,
+    Plan,
+    holding,
+    parts_of,
+)
 from diffuse_cli.system import files
+from diffuse_cli.system.devices import machine, rank
 from diffuse_cli.system.errors import OutputError
-from diffuse_cli.system.events import Progress, Work
+from diffuse_cli.system.events import Notice, Progress, Work
+from diffuse_cli.system.processes import from_first, meet
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     from accelerate import Accelerator
 
-    from diffuse_cli.sampling.sheets import Frames
+    from diffuse_cli.sampling.generation import Frames
 
     Array = npt.NDArray[Any]
+
 
 GIF_IMAGES = 16
 """Most images shown in the animation."""
@@ -153,7 +165,7 @@ class Job:
             made[GRID] = figures.png(self._grid(indices[:GRID_IMAGES]))
         if self.config.gif:
             frames = {i: [*self._side(i, "frames")] for i in indices[:GIF_IMAGES]}
-            made[GIF] = sheets.animate(frames, self.space)
+            made[GIF] = generation.animate(frames, self.space)
         for name, data in made.items():
             files.write_bytes(self.folder / name, data)
         listed = {self.ledger.path(i).name: self.ledger.hashes[i] for i in indices}
@@ -205,8 +217,8 @@ class Job:
         elif given:
             seen = last.inputs(sorted({i % turn for i in indices}))
         if seen:
-            return sheets.beside(drawn, self.space, seen, turn)
-        return sheets.arrange(drawn, self.space, last.settings.condition)
+            return generation.beside(drawn, self.space, seen, turn)
+        return generation.arrange(drawn, self.space, last.settings.condition)
 
     def _read(self, name: str) -> Array:
         """An image that was written, as stored."""
@@ -251,3 +263,59 @@ class Job:
         if wanted and wanted.rows and table:
             told["on"] = [told_by(table, wanted.row(i)) for i in indices]
         return told
+
+
+# -- generation -----------------------------------------------------------------------------------
+
+# `diffuse sample`: images from a model file into a folder, with their manifest.
+
+
+def generate(config: SampleConfig) -> Work[Generated | None]:
+    """Draw images from a model file and write them with a manifest.
+
+    Yields `Progress`. Each process writes the images that it draws, part by part, and goes on where
+    an earlier sampling of the same settings was stopped; at the end the first one writes grid,
+    animation and manifest.
+
+    Returns:
+        What was written, or None on every process but the first.
+
+    Raises:
+        OutputError: the folder holds other samples already, or cannot be written.
+        ModelFileError: not a model file.
+        UsageError: options that do not go together.
+    """
+    out = Path(config.out)
+    folder, name = sample_archive.folder_of(out), files.show(out)
+    if rank() == 0:
+        sample_archive.check(out, config.overwrite)
+    with (
+        holding(folder) if rank() == 0 else contextlib.nullcontext(),
+        machine(config.precision, config.device) as accelerator,
+    ):
+        job = yield from load_job(config, accelerator)
+        plan = from_first(accelerator, lambda: job.begin(config.overwrite))
+        if plan.finished:
+            if not accelerator.is_main_process:
+                return None
+            job.pack()
+            yield Notice(f"{name} is finished: these images are drawn already")
+            return job.written(accelerator.num_processes)
+        mine = plan.parts[accelerator.process_index :: accelerator.num_processes]
+        if drawn := sum(map(len, job.parts)) - sum(map(len, plan.parts)):
+            yield Notice(f"{name}: going on, {drawn:,} images are drawn already")
+        try:
+            with job.ledger.writing(accelerator.process_index):
+                yield from job.draw(mine, accelerator)
+        except BaseException as error:
+            if accelerator.num_processes == 1:
+                job.ledger.abandon()
+            if isinstance(error, OutputError):
+                error.of_one()
+            raise
+        meet(accelerator)
+        if not accelerator.is_main_process:
+            return None
+        job.finish()
+        job.pack()
+        return job.written(accelerator.num_processes)

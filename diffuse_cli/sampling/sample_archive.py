@@ -18,7 +18,7 @@ from diffuse_cli.core.space import Space
 from diffuse_cli.data import MANIFEST, MANIFEST_FORMAT
 from diffuse_cli.data.sources.npz_batch import IMAGES, LABELS
 from diffuse_cli.sampling import journal
-from diffuse_cli.sampling.folders import GIF, GRID
+from diffuse_cli.sampling.journal import GIF, GRID
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import OutputError, UsageError
 

@@ -16,7 +16,7 @@ from PIL import Image
 from seams import FULL, ends_at, failing, killed_while
 
 from diffuse_cli.publishing.card import _text
-from diffuse_cli.sampling.folders import holding
+from diffuse_cli.sampling.journal import holding
 from diffuse_cli.system import files
 
 Run = Callable[..., Any]

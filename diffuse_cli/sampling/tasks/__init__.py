@@ -17,7 +17,9 @@ from diffuse_cli.data.metadata_columns import told_by, typed_rows
 from diffuse_cli.media import figures, looks
 from diffuse_cli.sampling.cascade import DESCRIBED
 from diffuse_cli.sampling.conditioning import check_columns
-from diffuse_cli.sampling.folders import (
+from diffuse_cli.sampling.generation import Drawing, Loaded, collect, load_denoiser
+from diffuse_cli.sampling.guidance_model import equipped
+from diffuse_cli.sampling.journal import (
     GRID,
     GRID_IMAGES,
     WRITTEN,
@@ -26,11 +28,8 @@ from diffuse_cli.sampling.folders import (
     gather,
     holding,
 )
-from diffuse_cli.sampling.generation import Drawing, Loaded, collect, load_denoiser
-from diffuse_cli.sampling.guidance_model import equipped
 from diffuse_cli.sampling.sampling_settings import DrawSettings, resolve, tell
-from diffuse_cli.sampling.tasks.task_inputs import check_apart
-from diffuse_cli.sampling.tasks.telling import check_class
+from diffuse_cli.sampling.tasks.task_inputs import check_apart, check_class
 from diffuse_cli.system import files, outputs
 from diffuse_cli.system.devices import machine, rank
 from diffuse_cli.system.errors import UsageError

@@ -22,8 +22,14 @@ from diffuse_cli.models.image_conditioning import Giver, observed_space
 from diffuse_cli.sampling.generation import Loaded, stored
 from diffuse_cli.sampling.sampling_settings import DrawSettings
 from diffuse_cli.sampling.tasks import Made, Plan, make
-from diffuse_cli.sampling.tasks.task_inputs import enlarged, read, read_mask, read_opaque
-from diffuse_cli.sampling.tasks.telling import remark, tells
+from diffuse_cli.sampling.tasks.task_inputs import (
+    enlarged,
+    read,
+    read_mask,
+    read_opaque,
+    remark,
+    tells,
+)
 from diffuse_cli.system.errors import UsageError, translating
 from diffuse_cli.system.events import Work
 from diffuse_cli.system.rng import draw_noise, philox

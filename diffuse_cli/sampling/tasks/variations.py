@@ -5,22 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from diffuse_cli.config import DrawConfig, InterpolateConfig
+from diffuse_cli.config import DrawConfig, InterpolateConfig, VaryConfig
 from diffuse_cli.config.task_options import ENCODING_STEPS
-from diffuse_cli.core.samplers import SAMPLERS, encode
+from diffuse_cli.core.samplers import SAMPLERS, State, encode
 from diffuse_cli.media import Asked, like
 from diffuse_cli.sampling.conditioning import check_columns, condition
-from diffuse_cli.sampling.folders import Folder, gather
-from diffuse_cli.sampling.generation import Drawing, Loaded, collect, load_denoiser
-from diffuse_cli.sampling.tasks import Made, Plan, finish, opened
-from diffuse_cli.sampling.tasks.task_inputs import read, read_one
-from diffuse_cli.sampling.tasks.telling import check_class, remark, tells
+from diffuse_cli.sampling.generation import Drawing, Loaded, collect, load_denoiser, prepared
+from diffuse_cli.sampling.journal import Folder, gather
+from diffuse_cli.sampling.sampling_settings import DrawSettings
+from diffuse_cli.sampling.tasks import Made, Plan, finish, make, opened
+from diffuse_cli.sampling.tasks.task_inputs import check_class, read, read_one, remark, tells
 from diffuse_cli.system.errors import DataError, UsageError
 from diffuse_cli.system.events import Notice, Progress, Work
 from diffuse_cli.system.files import show
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from diffuse_cli.core.solvers import Times
 
     Array = npt.NDArray[Any]
+    from diffuse_cli.core.solvers import Noise
+    from diffuse_cli.sampling.tasks import Bind
 
 
 @dataclass(frozen=True)
@@ -187,3 +190,36 @@ def said(psnr: Sequence[float | None]) -> Notice:
     """How near the ends come back."""
     first, second = ("exactly" if p is None else f"at {p:.1f} dB" for p in psnr)
     return Notice(f"A comes back from its noise {first}, B {second}")
+
+
+# -- varying --------------------------------------------------------------------------------------
+
+# `diffuse vary`: a picture, noised part of the way and drawn again (SDEdit, Meng et al. 2022).
+
+
+def vary(config: VaryConfig) -> Work[Made | None]:
+    """Draw variations of each picture; see `making.make`.
+
+    The last `strength` of the sampler's times are visited, at least one.
+    """
+
+    def planning(loaded: Loaded, settings: DrawSettings, device: torch.device) -> Work[Plan]:
+        found = yield from read(config.image, loaded, config.fit, loaded.space.shape)
+        yield from found.notices
+        yield from remark(loaded, told=False)
+        x0 = loaded.space.to_model(torch.from_numpy(np.array(found.values)))
+        process = loaded.denoiser.process
+        every = settings.times_of(process)
+        times = every[len(every) - max(1, round(config.strength * len(every))) :]
+        denoise = prepared(loaded.denoiser, settings)
+
+        def states(rows: Sequence[int], bind: Bind, noise: Noise) -> Iterator[State]:
+            start = process.diffuse(x0[list(rows)].to(device), times[0], noise(-1))
+            sample = partial(SAMPLERS[settings.sampler], **settings.options)
+            yield from sample(bind(denoise), process, start, times, noise=noise)
+
+        described = {"strength": config.strength}
+        return Plan(found.names, len(times), states, [found.values], described)
+
+    untold = partial(tells, degradation=None, flag="vary")
+    return (yield from make(config, "vary", planning, tells=untold))
