@@ -20,8 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.config.presets import PRESETS
 from diffuse_cli.core import Conditions, Space
-from diffuse_cli.training.configuring import complete
-from diffuse_cli.training.memory import cost
+from diffuse_cli.training.configuration import complete
+from diffuse_cli.training.memory_estimate import cost
 
 SIDES = {"ddpm-cifar10": 32, "iddpm-cifar10": 32, "vit-b": 256, "ddpm-celebahq-256": 256,
          "adm-128": 128, "adm-256": 256}  # fmt: skip

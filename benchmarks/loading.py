@@ -44,7 +44,7 @@ from diffuse_cli.data.decoding_workers import MANY_FILES, SMALL_FILE
 from diffuse_cli.media.image.planes import fit_image as fit
 from diffuse_cli.system.devices import machine, resolve_precision
 from diffuse_cli.system.events import finish
-from diffuse_cli.training.configuring import complete, configure
+from diffuse_cli.training.configuration import complete, configure
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.trainer import Trainer
 

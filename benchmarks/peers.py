@@ -28,7 +28,7 @@ from diffuse_cli.core.optimizers import BETAS
 from diffuse_cli.exports import _unet
 from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.system.devices import device_type
-from diffuse_cli.training.configuring import complete, configure
+from diffuse_cli.training.configuration import complete, configure
 
 EVALUATIONS = SAMPLING_STEPS
 """Evaluations of the network per sample: as many as ours takes by default."""

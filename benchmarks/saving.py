@@ -26,7 +26,7 @@ from diffuse_cli.system.devices import machine, resolve_precision
 from diffuse_cli.system.events import Stop
 from diffuse_cli.training.checkpoints import EVERY, SHARE, checkpoint_of
 from diffuse_cli.training.monitor import Monitor
-from diffuse_cli.training.rundir import RunDirectory
+from diffuse_cli.training.run_directory import RunDirectory
 
 NETWORKS = {"tiny": 64, "small": 64, "ddpm-cifar10": 16}
 """Presets, with a batch size that a step of a few seconds has at most."""

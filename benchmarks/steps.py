@@ -33,7 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffuse_cli.core import Conditions
 from diffuse_cli.data import Samples
 from diffuse_cli.data.summary import Summary
-from diffuse_cli.training.configuring import complete, configure
+from diffuse_cli.training.configuration import complete, configure
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.trainer import Trainer
 

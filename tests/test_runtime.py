@@ -18,7 +18,7 @@ from diffuse_cli.core import Conditions, Space
 from diffuse_cli.system import devices
 from diffuse_cli.system.devices import PRECISIONS, resolve_precision
 from diffuse_cli.system.errors import UsageError
-from diffuse_cli.training.configuring import complete
+from diffuse_cli.training.configuration import complete
 
 
 def test_precisions_are_those_of_the_command_line():

@@ -17,7 +17,7 @@ from training.conftest import QUICK
 
 from diffuse_cli.models import model_file
 from diffuse_cli.training import starting
-from diffuse_cli.training.rundir import RunDirectory
+from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.trainer import Trainer
 
 MODEL, RUN = Path("model.safetensors"), Path("model.run")

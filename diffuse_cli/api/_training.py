@@ -29,9 +29,9 @@ from diffuse_cli.system.devices import Turns
 from diffuse_cli.system.errors import Interrupted, Terminated, UsageError
 from diffuse_cli.system.events import Notice, Progress, Table, finish
 from diffuse_cli.system.processes import Pending, noting
-from diffuse_cli.training.configuring import configure
-from diffuse_cli.training.loop import fit
+from diffuse_cli.training.configuration import configure
 from diffuse_cli.training.reports import Previewed, Step, Trained, Validated
+from diffuse_cli.training.training_loop import fit
 
 TrainingEvent: TypeAlias = Progress | Notice | Table | Step | Previewed | Validated | Trained
 """What a training yields; `Trained` is the last one."""

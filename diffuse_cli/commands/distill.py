@@ -32,8 +32,8 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
     """
     from diffuse_cli.models.image_conditioning import check_pairs_option
     from diffuse_cli.models.model_file import load
-    from diffuse_cli.training.configuring import BATCH
-    from diffuse_cli.training.configuring import configure as complete
+    from diffuse_cli.training.configuration import BATCH
+    from diffuse_cli.training.configuration import configure as complete
 
     given = {**(filed or {}), **typed}
     config = from_dict(DistillConfig, given)

@@ -18,7 +18,7 @@ from diffuse_cli.system import files
 from diffuse_cli.system.devices import rank
 from diffuse_cli.system.events import Notice, Progress
 from diffuse_cli.system.processes import deferred
-from diffuse_cli.training.configuring import configure as configure
+from diffuse_cli.training.configuration import configure as configure
 
 if TYPE_CHECKING:
     from diffuse_cli.training.reports import Trained
@@ -32,7 +32,7 @@ def run(config: TrainConfig, console: Console) -> None:
         _dry_run(config, console)
         return
     began = time.monotonic()
-    from diffuse_cli.training.loop import fit
+    from diffuse_cli.training.training_loop import fit
 
     with deferred() as stop:
         spent = time.monotonic() - began

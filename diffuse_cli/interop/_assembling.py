@@ -30,7 +30,7 @@ from diffuse_cli.models.tensor_file import first, misfit
 from diffuse_cli.system.errors import ModelFileError, UsageError, translated
 from diffuse_cli.system.events import Notice
 from diffuse_cli.system.files import brief, show
-from diffuse_cli.training.configuring import for_model_file
+from diffuse_cli.training.configuration import for_model_file
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -29,7 +29,7 @@ from diffuse_cli.system.errors import ModelFileError, lookup
 from diffuse_cli.system.events import Notice, Progress, Work
 from diffuse_cli.system.outputs import asked
 from diffuse_cli.system.run_reader import run_of
-from diffuse_cli.training import power
+from diffuse_cli.training import ema_weights
 from diffuse_cli.training.objective import Objective, losses_of
 from diffuse_cli.training.validation import KidMeasure
 
@@ -144,17 +144,17 @@ def _tell(best: MeasuredLength, rows: Sequence[MeasuredLength], beaten: bool) ->
 # -- lengths --------------------------------------------------------------------------------------
 
 
-def _snapshots(path: Path, step: int) -> list[power.Snapshot]:
+def _snapshots(path: Path, step: int) -> list[ema_weights.Snapshot]:
     """The snapshots of a model's run, up to its step."""
     folder = run_of(path) / "ema"
-    found = [own for number, own in power.snapshots(folder) if number <= step]
+    found = [own for number, own in ema_weights.snapshots(folder) if number <= step]
     if not found:
         raise ModelFileError(
             f"{files.show(path)} has no averages of other lengths in {files.show(folder)}",
             "Train with --ema-lengths 24, and keep the run directory beside the model",
         )
     with _rejecting(folder):
-        return [power.read_snapshot(own) for own in found]
+        return [ema_weights.read_snapshot(own) for own in found]
 
 
 @contextlib.contextmanager
@@ -168,15 +168,15 @@ def _rejecting(folder: Path) -> Iterator[None]:
         raise ModelFileError(text) from error
 
 
-def _end(given: Sequence[power.Snapshot]) -> int:
+def _end(given: Sequence[ema_weights.Snapshot]) -> int:
     return round(max(p.updates for p in given[-1].profiles.values()))
 
 
-def _fits(given: Sequence[power.Snapshot]) -> Work[dict[float, power.Combination]]:
+def _fits(given: Sequence[ema_weights.Snapshot]) -> Work[dict[float, ema_weights.Combination]]:
     """The combination for each length that the snapshots can give."""
     profiles = [profile for snapshot in given for profile in snapshot.profiles.values()]
-    wanted = {v: power.Profile(power.gamma_of(v), _end(given)) for v in LENGTHS}
-    every = {length: power.nearest(profiles, profile) for length, profile in wanted.items()}
+    wanted = {v: ema_weights.Profile(ema_weights.gamma_of(v), _end(given)) for v in LENGTHS}
+    every = {length: ema_weights.nearest(profiles, profile) for length, profile in wanted.items()}
     far = [f"{length:.2f}" for length, found in every.items() if found.error > NEAR]
     if far:
         yield Notice(f"left out, as they need more snapshots than {len(given)}: {', '.join(far)}")
@@ -185,16 +185,16 @@ def _fits(given: Sequence[power.Snapshot]) -> Work[dict[float, power.Combination
 
 def _models(
     model: model_file.Model,
-    given: Sequence[power.Snapshot],
-    fits: Mapping[float, power.Combination],
+    given: Sequence[ema_weights.Snapshot],
+    fits: Mapping[float, ema_weights.Combination],
 ) -> Iterator[model_file.Model]:
     """The model with the weights of each combination; buffers stay."""
     step = given[-1].step
     with _rejecting(given[-1].path.parent):
-        shapes = power.shapes_of(model.ema)
-        combined = power.combine(given, list(fits.values()))
+        shapes = ema_weights.shapes_of(model.ema)
+        combined = ema_weights.combine(given, list(fits.values()))
         for length, made in zip(fits, combined, strict=True):
-            if not power.shapes_of(made).items() <= shapes.items():
+            if not ema_weights.shapes_of(made).items() <= shapes.items():
                 raise ValueError("they are of another network")
             if not all(bool(tensor.isfinite().all()) for tensor in made.values()):
                 raise ValueError("they hold weights that are not numbers")

@@ -19,16 +19,16 @@ from diffuse_cli.core.losses import TAUGHT
 from diffuse_cli.models import model_file
 from diffuse_cli.system import files
 from diffuse_cli.system.events import Notice, Work
-from diffuse_cli.training.budget import Budget
 from diffuse_cli.training.ema import Weak
+from diffuse_cli.training.ema_weights import KEPT_LENGTHS
 from diffuse_cli.training.plan import Plan, model_of
-from diffuse_cli.training.power import KEPT_LENGTHS
-from diffuse_cli.training.rundir import KEPT, Checkpoint, RunDirectory
+from diffuse_cli.training.run_directory import KEPT, Checkpoint, RunDirectory
+from diffuse_cli.training.time_budget import Budget
 from diffuse_cli.training.trainer import Trainer
 
 if TYPE_CHECKING:
-    from diffuse_cli.training.matching import Matching
     from diffuse_cli.training.monitor import Monitor
+    from diffuse_cli.training.teacher import Matching
 
 EVERY = 500
 """Default steps between checkpoints."""

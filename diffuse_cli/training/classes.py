@@ -9,7 +9,7 @@ from diffuse_cli.config import TrainConfig
 from diffuse_cli.data import Samples
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import DataError, UsageError
-from diffuse_cli.training.rundir import RunDirectory
+from diffuse_cli.training.run_directory import RunDirectory
 
 NAMED = 5
 """Most classes that a message names."""

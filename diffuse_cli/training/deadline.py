@@ -10,8 +10,8 @@ from accelerate.utils import gather_object
 
 from diffuse_cli.system.errors import DiffuseError
 from diffuse_cli.system.events import Stop
-from diffuse_cli.training.budget import Budget, Chores
-from diffuse_cli.training.course import Course
+from diffuse_cli.training.optimization import Course
+from diffuse_cli.training.time_budget import Budget, Chores
 
 
 class Laps:

@@ -14,10 +14,10 @@ from diffuse_cli.config.train_options import to_file
 from diffuse_cli.core.networks import count_parameters
 from diffuse_cli.system.devices import machine
 from diffuse_cli.system.events import Work
-from diffuse_cli.training.memory import SLACK, cost, images_at_a_time
+from diffuse_cli.training.memory_estimate import SLACK, cost, images_at_a_time
 from diffuse_cli.training.monitor import chores
 from diffuse_cli.training.plan import check_batch, prepare, settled
-from diffuse_cli.training.timing import (
+from diffuse_cli.training.time_estimate import (
     cut_short,
     duration,
     fill_minutes,

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from diffuse_cli.core.gaussian_start import LowFrequencies, measure
-from diffuse_cli.training.feed import readable, streamed
+from diffuse_cli.training.batches import readable, streamed
 from diffuse_cli.training.plan import Plan
 
 MOST, STREAMED = 512, 64

@@ -21,7 +21,6 @@ from diffuse_cli.system.devices import log_picture
 from diffuse_cli.system.errors import Interrupted, Terminated
 from diffuse_cli.system.events import Notice, Stop, Work, until
 from diffuse_cli.system.memory import out_of_memory
-from diffuse_cli.training.budget import Chore, Chores
 from diffuse_cli.training.overfitting import HeldOut, Overfitting
 from diffuse_cli.training.plan import Plan, bring_up_to_date, model_of
 from diffuse_cli.training.previews import (
@@ -31,7 +30,8 @@ from diffuse_cli.training.previews import (
     passes_of_step,
 )
 from diffuse_cli.training.reports import Previewed, Validated
-from diffuse_cli.training.rundir import Checkpoint, RunDirectory
+from diffuse_cli.training.run_directory import Checkpoint, RunDirectory
+from diffuse_cli.training.time_budget import Chore, Chores
 from diffuse_cli.training.trainer import HELD_OUT_BATCH, Trainer
 from diffuse_cli.training.validation import IMAGES, Best, Validator
 

@@ -13,7 +13,7 @@ from diffuse_cli.core.kernels import laid_out
 from diffuse_cli.core.losses import LOSSES, weights
 from diffuse_cli.system.errors import lookup
 from diffuse_cli.system.rng import training_draws
-from diffuse_cli.training.layers import default_loss
+from diffuse_cli.training.config_layers import default_loss
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -33,14 +33,14 @@ from diffuse_cli.system.errors import DataError, UsageError, translating
 from diffuse_cli.system.events import Notice, Work
 from diffuse_cli.system.run_reader import MEMORY
 from diffuse_cli.training.classes import check_labels, check_names, class_names
-from diffuse_cli.training.configuring import complete, for_model_file
+from diffuse_cli.training.config_layers import default_loss
+from diffuse_cli.training.configuration import complete, for_model_file
 from diffuse_cli.training.ema import Weak
 from diffuse_cli.training.given import check_pairs, given_of, paired, pairs_at
-from diffuse_cli.training.initial import first_weights
-from diffuse_cli.training.layers import default_loss
-from diffuse_cli.training.rundir import RunDirectory
-from diffuse_cli.training.table import check_rows, told_by_table
+from diffuse_cli.training.initial_weights import first_weights
+from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.teaching import Teacher, check_distilled
+from diffuse_cli.training.training_conditions import check_rows, told_by_table
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

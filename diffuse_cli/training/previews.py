@@ -14,7 +14,7 @@ from diffuse_cli.sampling.generation import Drawing, draw, stored
 from diffuse_cli.sampling.sampling_settings import DrawSettings
 from diffuse_cli.system.events import Notice, Progress, Work
 from diffuse_cli.system.memory import out_of_memory
-from diffuse_cli.training.feed import readable
+from diffuse_cli.training.batches import readable
 from diffuse_cli.training.plan import Plan, given_inputs
 from diffuse_cli.training.trainer import Trainer, evaluations, held_out_images
 

@@ -15,14 +15,20 @@ from diffuse_cli.system import files
 from diffuse_cli.system.devices import aside
 from diffuse_cli.system.errors import OutputError, UsageError
 from diffuse_cli.system.events import Notice, Stop, Work, until
-from diffuse_cli.training.budget import Budget
-from diffuse_cli.training.course import Course
-from diffuse_cli.training.initial import first_weights
+from diffuse_cli.training.initial_weights import first_weights
 from diffuse_cli.training.monitor import chores
+from diffuse_cli.training.optimization import Course
 from diffuse_cli.training.plan import Plan, check_fingerprint
-from diffuse_cli.training.rundir import Checkpoint, RunDirectory
+from diffuse_cli.training.run_directory import Checkpoint, RunDirectory
 from diffuse_cli.training.threads import go_on_with
-from diffuse_cli.training.timing import cut_short, fill_minutes, parted, seconds_in_all, too_few
+from diffuse_cli.training.time_budget import Budget
+from diffuse_cli.training.time_estimate import (
+    cut_short,
+    fill_minutes,
+    parted,
+    seconds_in_all,
+    too_few,
+)
 
 
 class Start(NamedTuple):

@@ -16,7 +16,7 @@ from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import Work
-from diffuse_cli.training.rundir import Checkpoint
+from diffuse_cli.training.run_directory import Checkpoint
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

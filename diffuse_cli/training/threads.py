@@ -18,7 +18,7 @@ from accelerate import Accelerator
 
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.system.events import Notice, Work
-from diffuse_cli.training.stopwatch import Stopwatch
+from diffuse_cli.training.step_timer import Stopwatch
 
 OWN = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 """Variables by which users say how many threads there are."""

@@ -23,14 +23,14 @@ from diffuse_cli.models.blueprint import kept_in_range
 from diffuse_cli.system.errors import UsageError, lookup
 from diffuse_cli.system.memory import out_of_memory
 from diffuse_cli.system.rng import key, seed_modules, share, training_draws
-from diffuse_cli.training.batches import Batches, mirrored
-from diffuse_cli.training.course import WHOLE, Course, lr_at
+from diffuse_cli.training.batches import readable
 from diffuse_cli.training.ema import Average, Weak, due
-from diffuse_cli.training.feed import readable
-from diffuse_cli.training.matching import PARTS, PATHS, Matching
+from diffuse_cli.training.ema_weights import Powers
 from diffuse_cli.training.objective import Objective, losses_of
+from diffuse_cli.training.optimization import WHOLE, Course, lr_at
 from diffuse_cli.training.plan import Plan, given_inputs
-from diffuse_cli.training.power import Powers
+from diffuse_cli.training.teacher import PARTS, PATHS, Matching
+from diffuse_cli.training.training_batches import Batches, mirrored
 from diffuse_cli.training.updating import Updater
 
 Seen = list[tuple[Tensor, Tensor]]

@@ -18,7 +18,7 @@ from diffuse_cli.sampling.generation import Drawing, collect
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import Work, finish
 from diffuse_cli.system.rng import permutation
-from diffuse_cli.training.feed import readable
+from diffuse_cli.training.batches import readable
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.previews import draw_by_default
 

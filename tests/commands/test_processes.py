@@ -18,7 +18,7 @@ from training.conftest import QUICK
 from diffuse_cli import app
 from diffuse_cli.system import outputs
 from diffuse_cli.system.errors import DataError
-from diffuse_cli.training.rundir import RunDirectory
+from diffuse_cli.training.run_directory import RunDirectory
 
 STEPS = ("--steps", 4, "--log-every", 1, "--num-timesteps", 8)
 
@@ -225,7 +225,7 @@ def test_a_world_size_without_a_launcher_is_a_usage_error(process, images):
 
 HOLDER = """
 import sys
-from diffuse_cli.training.rundir import RunDirectory
+from diffuse_cli.training.run_directory import RunDirectory
 run = RunDirectory("model.safetensors")
 with run.held():
     print("held", flush=True)

@@ -28,9 +28,9 @@ from diffuse_cli.models.blueprint import make_denoiser, make_process
 from diffuse_cli.models.model_file import Model
 from diffuse_cli.system.errors import ModelFileError, UsageError
 from diffuse_cli.training import estimating
-from diffuse_cli.training.configuring import configure
+from diffuse_cli.training.configuration import configure
 from diffuse_cli.training.plan import prepare
-from diffuse_cli.training.rundir import RunDirectory
+from diffuse_cli.training.run_directory import RunDirectory
 
 BETAS = (0.001, 0.25, 1 / 3)
 

@@ -35,7 +35,7 @@ from diffuse_cli.models import model_file
 from diffuse_cli.models.blueprint import make_process
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import finish
-from diffuse_cli.training.configuring import complete, configure
+from diffuse_cli.training.configuration import complete, configure
 
 theirs = pytest.importorskip("diffusers")
 

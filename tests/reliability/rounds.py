@@ -36,7 +36,7 @@ from forks import Forked, Server
 from training.conftest import QUICK
 
 from diffuse_cli.system import files
-from diffuse_cli.training.rundir import RunDirectory
+from diffuse_cli.training.run_directory import RunDirectory
 
 MODEL = "model.safetensors"
 MADE = ("model*.safetensors", "model.run/ema/*")

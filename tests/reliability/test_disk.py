@@ -13,7 +13,7 @@ from conftest import in_process
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import OutputError
 from diffuse_cli.training import checkpoints
-from diffuse_cli.training.rundir import RunDirectory
+from diffuse_cli.training.run_directory import RunDirectory
 
 MODEL = Path("model.safetensors")
 
@@ -114,7 +114,7 @@ def test_a_limit_that_is_met_while_saving_keeps_the_last_checkpoint(
     options = ("train", images, "--config", recipe, "--steps", 3, "--save-every", 1, "-q")
     before = f"""
 from diffuse_cli import files
-from diffuse_cli.training.rundir import RunDirectory
+from diffuse_cli.training.run_directory import RunDirectory
 save, files._file_size_limit = RunDirectory.save, lambda: None
 def limited(self, checkpoint):
     if checkpoint.step > 1:
@@ -156,7 +156,9 @@ def test_the_estimate_covers_what_a_run_writes(train, monkeypatch, more):
 
 @pytest.mark.parametrize("out", ["/proc/model.safetensors", "/sys/model.safetensors"])
 def test_a_place_that_refuses_files_is_refused_before_any_computing(train, monkeypatch, out):
-    monkeypatch.setattr("diffuse_cli.training.loop.prepare", lambda *a: pytest.fail("read"))
+    monkeypatch.setattr(
+        "diffuse_cli.training.training_loop.prepare", lambda *a: pytest.fail("read")
+    )
     assert train("--steps", 2, "-o", out, "-q").code == 5
 
 

@@ -14,7 +14,7 @@ from seams import Copies, killed_at_each, watching
 
 from diffuse_cli.models import tensor_file
 from diffuse_cli.system import files
-from diffuse_cli.training.rundir import KEPT, TENSORS, Checkpoint, RunDirectory
+from diffuse_cli.training.run_directory import KEPT, TENSORS, Checkpoint, RunDirectory
 
 
 def checkpoint(step: int) -> Checkpoint:

@@ -20,8 +20,8 @@ from diffuse_cli.metrics.features import efficientnet_lite0
 from diffuse_cli.models import model_file
 from diffuse_cli.system import memory as machine_memory
 from diffuse_cli.system.memory import out_of_memory
-from diffuse_cli.training.memory import SLACK, cost
-from diffuse_cli.training.rundir import RunDirectory
+from diffuse_cli.training.memory_estimate import SLACK, cost
+from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.trainer import Trainer
 
 MODEL, RUN = Path("model.safetensors"), Path("model.run")
@@ -151,7 +151,7 @@ def test_memory_of_the_preview_is_no_reason_to_end(train, monkeypatch):
 
 def test_a_preview_drawn_in_parts_shows_every_image(train, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("diffuse_cli.training.running.images_at_a_time", lambda *arguments: 5)
+        patch.setattr("diffuse_cli.training.loop.images_at_a_time", lambda *arguments: 5)
         assert train("--steps", 1).code == 0
     in_parts = Image.open(RUN / "previews/step-00000001.png").size
     assert train("--steps", 1, "--overwrite").code == 0
@@ -284,7 +284,7 @@ def test_a_run_that_cannot_fit_is_refused_before_anything_is_made(
 
 
 def test_a_batch_that_does_not_fit_is_split_and_said(train, has, monkeypatch):
-    monkeypatch.setattr("diffuse_cli.training.timing.SECONDS", 0.0)
+    monkeypatch.setattr("diffuse_cli.training.time_estimate.SECONDS", 0.0)
     train("--steps", 2, "-o", "whole.safetensors", "-q")
     seen = []
     real = Trainer.losses

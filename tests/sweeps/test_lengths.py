@@ -16,7 +16,7 @@ from diffuse_cli.models import model_file
 from diffuse_cli.sweeps import lengths
 from diffuse_cli.system.rng import training_draws
 from diffuse_cli.system.run_reader import run_of
-from diffuse_cli.training.power import gamma_of, snapshots
+from diffuse_cli.training.ema_weights import gamma_of, snapshots
 from diffuse_cli.training.trainer import Trainer
 
 MODEL, RUN = Path("model.safetensors"), Path("model.run")

@@ -16,8 +16,8 @@ from conftest import write_images
 from diffuse_cli.config import SAMPLING_STEPS
 from diffuse_cli.metrics import Measured, kid
 from diffuse_cli.models import model_file
-from diffuse_cli.training import monitor, running, validation
-from diffuse_cli.training.rundir import RunDirectory
+from diffuse_cli.training import loop, monitor, validation
+from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.trainer import Trainer
 from training.conftest import QUICK
 
@@ -382,6 +382,6 @@ def test_what_is_logged_goes_to_trackers_too(quick, course, monkeypatch):
     monkeypatch.setattr(
         Accelerator, "log", lambda self, values, **k: seen.append(values) or real(self, values, **k)
     )
-    monkeypatch.setattr(running, "begin_trackers", lambda *arguments: ())
+    monkeypatch.setattr(loop, "begin_trackers", lambda *arguments: ())
     assert quick("--steps", 2, *EVAL, "--log", "tensorboard").code == 0
     assert {"kid": 0.9, "kid_standard_error": 0.01} in seen

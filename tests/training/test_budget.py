@@ -17,14 +17,14 @@ from seams import giving
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.models import model_file
 from diffuse_cli.system.events import finish
-from diffuse_cli.training import monitor, running
-from diffuse_cli.training.budget import Budget, Chore
-from diffuse_cli.training.configuring import configure
-from diffuse_cli.training.course import Course, lr_at
-from diffuse_cli.training.loop import fit
-from diffuse_cli.training.rundir import RunDirectory
-from diffuse_cli.training.stopwatch import Stopwatch
+from diffuse_cli.training import loop, monitor
+from diffuse_cli.training.configuration import configure
+from diffuse_cli.training.optimization import Course, lr_at
+from diffuse_cli.training.run_directory import RunDirectory
+from diffuse_cli.training.step_timer import Stopwatch
+from diffuse_cli.training.time_budget import Budget, Chore
 from diffuse_cli.training.trainer import Trainer
+from diffuse_cli.training.training_loop import fit
 from training.conftest import QUICK
 
 MODEL = Path("model.safetensors")
@@ -429,7 +429,7 @@ def test_processes_plan_from_the_time_that_the_slowest_has_spent(by_clock, monke
         return RunDirectory(MODEL).load()[0].state["budget"]["used"]
 
     alone = used()
-    monkeypatch.setattr(running, "gather_object", lambda told: [*told, told[0] + 7])
+    monkeypatch.setattr(loop, "gather_object", lambda told: [*told, told[0] + 7])
     assert used(overwrite=True) == pytest.approx(alone + 7)
 
 

@@ -23,7 +23,7 @@ from diffuse_cli.models import model_file
 from diffuse_cli.system.events import finish
 from diffuse_cli.system.rng import training_draws
 from diffuse_cli.training import estimating
-from diffuse_cli.training.rundir import RunDirectory
+from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.trainer import Trainer
 from training.conftest import QUICK
 

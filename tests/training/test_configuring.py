@@ -19,8 +19,8 @@ from diffuse_cli.core.networks import NETWORKS
 from diffuse_cli.core.settings import Settings, setting
 from diffuse_cli.core.variances import LEARNED
 from diffuse_cli.system.errors import UsageError
-from diffuse_cli.training.configuring import BATCH, complete, configure, rate_at
-from diffuse_cli.training.memory import bytes_kept
+from diffuse_cli.training.configuration import BATCH, complete, configure, rate_at
+from diffuse_cli.training.memory_estimate import bytes_kept
 
 GREY = Space(channels=1, size=(8, 8))
 NAMES = tuple(f"class {k}" for k in range(1000))

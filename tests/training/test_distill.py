@@ -114,7 +114,7 @@ def test_two_processes_distil_as_one_does(distill, guided, pair, images):
 def test_a_critic_learns_what_is_drawn_in_the_second_part_alone(distill, teacher, monkeypatch):
     """Twice a step of the last of twenty, from the model's own weights on; there the student's rate
     is lower."""
-    from diffuse_cli.training import matching
+    from diffuse_cli.training import teacher as matching
 
     learned, begun = [], []
 

@@ -19,10 +19,11 @@ from PIL import Image, ImageOps
 
 from diffuse_cli.data import decoding_workers, pair, read_images, stream
 from diffuse_cli.system.events import finish
-from diffuse_cli.training import feed, timing
-from diffuse_cli.training.batches import Batches
+from diffuse_cli.training import batches as feed
+from diffuse_cli.training import time_estimate
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.trainer import Trainer
+from diffuse_cli.training.training_batches import Batches
 from training.conftest import QUICK
 
 MODEL, RUN = Path("model.safetensors"), Path("model.run")
@@ -126,8 +127,8 @@ def test_pairs_are_streamed_as_they_are_kept(diffuse, images, negatives):
 
 
 def test_minutes_and_dry_runs(diffuse, images, monkeypatch):
-    monkeypatch.setattr(timing, "SECONDS", 0.0)
-    monkeypatch.setattr(timing, "BRIEFLY", 0.0)
+    monkeypatch.setattr(time_estimate, "SECONDS", 0.0)
+    monkeypatch.setattr(time_estimate, "BRIEFLY", 0.0)
     train = functools.partial(diffuse, "train", images, "--config", QUICK)
     ran = train("--cache", 0, "--minutes", 0.02)
     assert ran.code == 0, ran.err

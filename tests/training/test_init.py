@@ -14,7 +14,7 @@ from diffuse_cli.core.networks.unet import ENDS, Config, resized
 from diffuse_cli.core.space import Space
 from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.models.model_file import Model
-from diffuse_cli.training.fitting import ends_of, fitted
+from diffuse_cli.training.weight_transfer import ends_of, fitted
 
 SMALL = {"width": 8, "multipliers": (1, 2), "blocks": 1, "attention": (4,), "groups": 4}
 B, K = 3, 2

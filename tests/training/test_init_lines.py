@@ -166,7 +166,7 @@ def test_another_schedule_is_said(diffuse, images, model):
 
 
 def test_a_dry_run_says_it_and_writes_nothing(diffuse, colours, model, monkeypatch):
-    monkeypatch.setattr("diffuse_cli.training.timing.SECONDS", 0.0)
+    monkeypatch.setattr("diffuse_cli.training.time_estimate.SECONDS", 0.0)
     ran = diffuse("train", colours, "--init", model, "--channels", 3, "--dry-run")
     assert ran.code == 0, ran.err
     assert "grey becomes colour" in table(ran)["channels"][-1]

@@ -21,13 +21,13 @@ from diffuse_cli.models import model_file
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import finish
 from diffuse_cli.training import estimating
-from diffuse_cli.training.configuring import batched, complete, configure, rate_at
-from diffuse_cli.training.memory import bytes_kept
+from diffuse_cli.training.configuration import batched, complete, configure, rate_at
+from diffuse_cli.training.memory_estimate import bytes_kept
 from diffuse_cli.training.monitor import GUESS
 from diffuse_cli.training.plan import too_narrow
-from diffuse_cli.training.rundir import RunDirectory
-from diffuse_cli.training.stopwatch import Stopwatch
-from diffuse_cli.training.timing import batch_for, fill_minutes
+from diffuse_cli.training.run_directory import RunDirectory
+from diffuse_cli.training.step_timer import Stopwatch
+from diffuse_cli.training.time_estimate import batch_for, fill_minutes
 
 MODEL = Path("model.safetensors")
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from diffuse_cli.training.overfitting import HeldOut, Overfitting, risen
-from diffuse_cli.training.rundir import RunDirectory
+from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.trainer import Trainer
 
 DRAW = np.random.default_rng(0)

@@ -17,9 +17,8 @@ from torch import nn
 from diffuse_cli.models import tensor_file
 from diffuse_cli.sweeps.lengths import LENGTHS
 from diffuse_cli.system import files
-from diffuse_cli.training import checkpoints, power
-from diffuse_cli.training.course import Course
-from diffuse_cli.training.power import (
+from diffuse_cli.training import checkpoints, ema_weights
+from diffuse_cli.training.ema_weights import (
     KEPT_LENGTHS,
     Powers,
     Profile,
@@ -31,7 +30,8 @@ from diffuse_cli.training.power import (
     snapshot_due,
     snapshots,
 )
-from diffuse_cli.training.rundir import RunDirectory
+from diffuse_cli.training.optimization import Course
+from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.trainer import Trainer
 from training.conftest import QUICK
 
@@ -349,4 +349,4 @@ def test_what_is_no_snapshot_is_refused(tmp_path):
         tensor_file.write(path, {"a": torch.zeros(1)}, metadata)
         with pytest.raises(ValueError, match="not a snapshot"):
             read_snapshot(path)
-    assert power.snapshots(tmp_path) == [(1, path)]
+    assert ema_weights.snapshots(tmp_path) == [(1, path)]

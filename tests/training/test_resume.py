@@ -15,7 +15,7 @@ from seams import giving, watching
 
 from diffuse_cli.models import model_file
 from diffuse_cli.system import files
-from diffuse_cli.training.rundir import Checkpoint, RunDirectory
+from diffuse_cli.training.run_directory import Checkpoint, RunDirectory
 from diffuse_cli.training.trainer import Trainer
 from training.conftest import QUICK
 
@@ -399,7 +399,7 @@ def test_a_stop_beyond_the_last_step_is_refused(train, stopped):
 
 
 def test_a_stop_beyond_the_steps_that_minutes_hold_is_said(quick, monkeypatch):
-    monkeypatch.setattr("diffuse_cli.training.stopwatch.Stopwatch.seconds", giving(100.0))
+    monkeypatch.setattr("diffuse_cli.training.step_timer.Stopwatch.seconds", giving(100.0))
     ran = quick("--minutes", 10, "--stop-at", 11)
     assert ran.code == 0
     assert "--stop-at 11 is beyond the 10 steps" in ran.err

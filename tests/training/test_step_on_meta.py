@@ -17,7 +17,7 @@ from diffuse_cli.data import Samples
 from diffuse_cli.data.summary import Summary
 from diffuse_cli.system.rng import training_draws
 from diffuse_cli.training import trainer as module
-from diffuse_cli.training.configuring import complete, configure
+from diffuse_cli.training.configuration import complete, configure
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.trainer import Trainer
 from training.conftest import QUICK

@@ -21,11 +21,11 @@ from diffuse_cli.models import model_file
 from diffuse_cli.system.events import finish
 from diffuse_cli.system.rng import draw_noise
 from diffuse_cli.training import estimating
-from diffuse_cli.training.batches import Batches
-from diffuse_cli.training.course import Course, lr_at
-from diffuse_cli.training.power import read_snapshot
-from diffuse_cli.training.rundir import RunDirectory
+from diffuse_cli.training.ema_weights import read_snapshot
+from diffuse_cli.training.optimization import Course, lr_at
+from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.trainer import Trainer
+from diffuse_cli.training.training_batches import Batches
 from diffuse_cli.training.updating import Updater
 from training.conftest import QUICK
 
@@ -305,7 +305,7 @@ def test_each_part_of_a_batch_has_dropout_of_its_own(quick):
                 yield part
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("diffuse_cli.training.running.Trainer", Watched)
+        patch.setattr("diffuse_cli.training.loop.Trainer", Watched)
         assert quick("--steps", 2, "--accumulation", 4).code == 0
     assert seen.keys() == {(step, first) for step in range(2) for first in (0, 2, 4, 6)}
     assert len(set(map(tuple, seen.values()))) == 8

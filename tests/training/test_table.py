@@ -290,7 +290,7 @@ def test_columns_that_are_left_out_leave_what_was_drawn_without_them(follower, d
 
 
 def test_a_dry_run_is_fed_back(learn, diffuse, shades, monkeypatch):
-    monkeypatch.setattr("diffuse_cli.training.timing.SECONDS", 0.0)
+    monkeypatch.setattr("diffuse_cli.training.time_estimate.SECONDS", 0.0)
     line = ("--steps", 2, "--condition-on", "level", "--condition-on", "side:label")
     Path("back.toml").write_text(learn(*line, "--dry-run").out)
     assert learn(*line).code == 0

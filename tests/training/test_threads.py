@@ -10,7 +10,7 @@ import torch
 
 from diffuse_cli.system.events import Notice
 from diffuse_cli.training import threads
-from diffuse_cli.training.budget import Budget
+from diffuse_cli.training.time_budget import Budget
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def test_a_run_by_minutes_chooses_keeps_and_goes_on(train, monkeypatch):
         return 1
 
     went_on = []
-    monkeypatch.setattr("diffuse_cli.training.timing.fastest", fastest)
+    monkeypatch.setattr("diffuse_cli.training.time_estimate.fastest", fastest)
     monkeypatch.setattr(
         "diffuse_cli.training.starting.go_on_with", lambda n, accelerator: went_on.append(n)
     )

@@ -13,11 +13,11 @@ from seams import giving
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.core import Conditions, Space
 from diffuse_cli.system.events import Progress
-from diffuse_cli.training import estimating, stopwatch, timing
-from diffuse_cli.training.configuring import complete, configure
+from diffuse_cli.training import estimating, step_timer, time_estimate
+from diffuse_cli.training.configuration import complete, configure
 from diffuse_cli.training.monitor import preview_spacing
-from diffuse_cli.training.stopwatch import Stopwatch
-from diffuse_cli.training.timing import (
+from diffuse_cli.training.step_timer import Stopwatch
+from diffuse_cli.training.time_estimate import (
     Forecast,
     fill_minutes,
     seconds_in_all,
@@ -69,10 +69,10 @@ def machine(monkeypatch):
             def wait(self):
                 pass
 
-        monkeypatch.setattr(stopwatch, "Trainer", Trainer)
+        monkeypatch.setattr(step_timer, "Trainer", Trainer)
         monkeypatch.setattr(Stopwatch, "a_pass", giving(None))
-        monkeypatch.setattr(stopwatch.time, "monotonic", lambda: now[0])
-        monkeypatch.setattr(stopwatch, "gather_object", lambda values: values)
+        monkeypatch.setattr(step_timer.time, "monotonic", lambda: now[0])
+        monkeypatch.setattr(step_timer, "gather_object", lambda values: values)
         device = SimpleNamespace(type="cpu")
         accelerator = SimpleNamespace(num_processes=1, device=device, free_memory=lambda: None)
         return SimpleNamespace(accelerator=accelerator, now=now, steps=steps)
@@ -160,9 +160,9 @@ def test_a_part_that_the_network_does_not_suit_is_left_out(machine, monkeypatch)
     """A quarter of the side is 66, which is halved once; the network halves three times."""
     here = machine(each=0.0001)
     plan = plan_of(side=264, channels=3, preset="base", batch_size=1)
-    fake = stopwatch.Trainer
+    fake = step_timer.Trainer
     made = lambda plan, accelerator: (plan.blueprint.shapes, fake(plan, accelerator))[1]  # noqa: E731
-    monkeypatch.setattr(stopwatch, "Trainer", made)
+    monkeypatch.setattr(step_timer, "Trainer", made)
     found, _ = run(Stopwatch(plan, here.accelerator, 20).seconds(plan.config))
     assert found == pytest.approx(0.0001 * 264**2 / 32**2)
 
@@ -229,7 +229,7 @@ def test_a_pass_is_timed_as_a_preview_takes_it(quick):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Stopwatch, "a_pass", a_pass)
-        patch.setattr(timing, "BRIEFLY", 0.0)
+        patch.setattr(time_estimate, "BRIEFLY", 0.0)
         assert quick("--minutes", 0.01, "--stop-at", 1, "-q").code == 0
     assert 1e-6 < found[0] < 0.1
     assert found[1] is None
@@ -238,7 +238,7 @@ def test_a_pass_is_timed_as_a_preview_takes_it(quick):
 def test_the_time_of_a_step_is_a_task_that_ends(machine):
     here = machine(each=0.01)
     _, events = run(fill_minutes(plan_of(minutes=3), here.accelerator, 64))
-    assert events[-1] == Progress(stopwatch.TASK, 9, 9)
+    assert events[-1] == Progress(step_timer.TASK, 9, 9)
     assert all(e.done < 9 for e in events[:-1])
 
 
@@ -286,7 +286,7 @@ def test_the_minutes_that_are_named_draw_something(machine):
     assert minutes == 14
     enough, budget = filled(here, minutes=minutes)
     assert not list(too_few(enough.config, seconds_in_all(enough, budget)))
-    assert timing.FEWEST <= enough.config.steps < 1.1 * timing.FEWEST
+    assert time_estimate.FEWEST <= enough.config.steps < 1.1 * time_estimate.FEWEST
 
 
 def test_days_are_called_so():
@@ -300,7 +300,7 @@ def test_days_are_called_so():
 
 def test_a_slow_run_says_early_how_long_it_will_take(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(timing.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time_estimate.time, "monotonic", lambda: now[0])
 
     def said(seconds, steps, **given):
         """By step, what is said of a run of such steps."""
@@ -326,7 +326,7 @@ def test_a_slow_run_says_early_how_long_it_will_take(monkeypatch):
 @pytest.mark.parametrize(("stops", "told"), [(None, 0), (False, 0), (True, 1)])
 def test_a_run_beside_others_says_once_that_fewer_threads_may_be_faster(monkeypatch, stops, told):
     now = [0.0]
-    monkeypatch.setattr(timing.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time_estimate.time, "monotonic", lambda: now[0])
     counted = None if stops is None else SimpleNamespace(busy=stops)
     forecast, found = Forecast(config_of(side=32), 0, 40, counted), []
     for step in range(1, 41):
@@ -351,9 +351,9 @@ def test_train_and_dry_run_warn_and_go_on(quick, monkeypatch):
 
 
 def test_a_slow_run_says_so_while_it_trains(quick, monkeypatch):
-    monkeypatch.setattr(timing, "SLOW", -1)
-    monkeypatch.setattr(timing, "MINUTE", 0)
-    monkeypatch.setattr(timing, "DAY", 0)
+    monkeypatch.setattr(time_estimate, "SLOW", -1)
+    monkeypatch.setattr(time_estimate, "MINUTE", 0)
+    monkeypatch.setattr(time_estimate, "DAY", 0)
     ran = quick("--steps", 4)
     assert ran.code == 0
     assert ran.err.count("s a step: 0.0 minutes to go\n") == 1

@@ -23,8 +23,8 @@ from diffuse_cli.core.space import Space
 from diffuse_cli.models.blueprint import Blueprint, skeleton
 from diffuse_cli.system import memory
 from diffuse_cli.system.errors import UsageError
+from diffuse_cli.training.ema_weights import KEPT_LENGTHS
 from diffuse_cli.training.plan import Plan
-from diffuse_cli.training.power import KEPT_LENGTHS
 
 COPIES = 5
 """Weights, gradients, two moments and the average, in float32; --ema-lengths keeps more."""

@@ -16,7 +16,7 @@ from diffuse_cli.system import files
 from diffuse_cli.system.errors import DataError, UsageError
 from diffuse_cli.system.events import Notice, Work
 from diffuse_cli.training.classes import fits
-from diffuse_cli.training.rundir import RunDirectory
+from diffuse_cli.training.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     import numpy as np

@@ -21,7 +21,7 @@ from diffuse_cli.system import files
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import Notice, Table, Work
 from diffuse_cli.training.classes import named
-from diffuse_cli.training.fitting import COLOUR, GREY, ends_of, fitted, learns, numbered
+from diffuse_cli.training.weight_transfer import COLOUR, GREY, ends_of, fitted, learns, numbered
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,14 +11,14 @@ from accelerate import Accelerator
 
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.system.events import Notice, Work
-from diffuse_cli.training.budget import FIRST, Budget
-from diffuse_cli.training.configuring import batched
-from diffuse_cli.training.course import warmup_of
-from diffuse_cli.training.memory import smaller_side, split
+from diffuse_cli.training.configuration import batched
+from diffuse_cli.training.memory_estimate import smaller_side, split
 from diffuse_cli.training.monitor import chores
+from diffuse_cli.training.optimization import warmup_of
 from diffuse_cli.training.plan import Plan
-from diffuse_cli.training.stopwatch import Stopwatch
+from diffuse_cli.training.step_timer import Stopwatch
 from diffuse_cli.training.threads import Stops, fastest
+from diffuse_cli.training.time_budget import FIRST, Budget
 
 SECONDS, SHARE, BRIEFLY = 20.0, 0.05, 1.0
 """Measuring takes at most so many seconds, or this share of --minutes, or, of very few minutes, so

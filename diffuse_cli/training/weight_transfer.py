@@ -16,7 +16,7 @@ from diffuse_cli.core.conditions import Labels
 from diffuse_cli.core.networks import NETWORKS, Ends
 from diffuse_cli.core.variances import LEARNED
 from diffuse_cli.system.rng import philox
-from diffuse_cli.training.table import with_columns
+from diffuse_cli.training.training_conditions import with_columns
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,7 +14,7 @@ from accelerate.utils import gather_object
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.system.errors import DiffuseError
 from diffuse_cli.system.events import Progress, Work
-from diffuse_cli.training.memory import cost
+from diffuse_cli.training.memory_estimate import cost
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.previews import (
     PREVIEW_IMAGES,

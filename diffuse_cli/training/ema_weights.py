@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from diffuse_cli.models import tensor_file
 from diffuse_cli.system import files
-from diffuse_cli.training.course import Course
+from diffuse_cli.training.optimization import Course
 
 KEPT_LENGTHS = (0.05, 0.10)
 """The lengths that training follows."""
