@@ -24,7 +24,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from diffuse_cli.training import trainer as training
-from diffuse_cli.training.ema import EVERY
+from diffuse_cli.training.ema_weights import EVERY
 
 STEPS = EVERY
 """Steps that are profiled: one moves the average."""

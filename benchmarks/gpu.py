@@ -33,7 +33,7 @@ from torch import Tensor
 from diffuse_cli.core.kernels import laid_out, lay_out
 from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.system.devices import DEVICES, device_type, has_bfloat16, machine
-from diffuse_cli.training.ema import EVERY
+from diffuse_cli.training.ema_weights import EVERY
 
 SIZE = 32
 

@@ -49,7 +49,7 @@ from steps import (
 )
 
 from diffuse_cli.system.devices import device_type, has_bfloat16, machine, resolve_precision
-from diffuse_cli.training.ema import EVERY
+from diffuse_cli.training.ema_weights import EVERY
 
 SIZE = 32
 

@@ -16,7 +16,7 @@ from conftest import in_process, write_images
 from training.conftest import QUICK
 
 from diffuse_cli.models import model_file
-from diffuse_cli.training import starting
+from diffuse_cli.training import checkpoints
 from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.trainer import Trainer
 
@@ -146,7 +146,7 @@ def test_a_signal_while_the_time_of_a_step_is_measured_ends_it(train, monkeypatc
         measured.append(True)
         yield
 
-    monkeypatch.setattr(starting, "fill_minutes", slow)
+    monkeypatch.setattr(checkpoints, "fill_minutes", slow)
     ran = train("--minutes", 1, "-q")
     assert (ran.code, measured) == (code, [])
     assert ran.err.count("\n") == 1

@@ -27,7 +27,7 @@ from diffuse_cli.system.errors import UsageError as UsageError
 from diffuse_cli.system.events import Notice as Notice
 from diffuse_cli.system.events import Progress as Progress
 from diffuse_cli.system.events import Table as Table
-from diffuse_cli.training.reports import Previewed as Previewed
-from diffuse_cli.training.reports import Step as Step
-from diffuse_cli.training.reports import Trained as Trained
-from diffuse_cli.training.reports import Validated as Validated
+from diffuse_cli.training.monitor import Previewed as Previewed
+from diffuse_cli.training.monitor import Step as Step
+from diffuse_cli.training.monitor import Trained as Trained
+from diffuse_cli.training.monitor import Validated as Validated

@@ -30,8 +30,8 @@ from diffuse_cli.system.errors import Interrupted, Terminated, UsageError
 from diffuse_cli.system.events import Notice, Progress, Table, finish
 from diffuse_cli.system.processes import Pending, noting
 from diffuse_cli.training.configuration import configure
-from diffuse_cli.training.reports import Previewed, Step, Trained, Validated
-from diffuse_cli.training.training_loop import fit
+from diffuse_cli.training.loop import fit
+from diffuse_cli.training.monitor import Previewed, Step, Trained, Validated
 
 TrainingEvent: TypeAlias = Progress | Notice | Table | Step | Previewed | Validated | Trained
 """What a training yields; `Trained` is the last one."""

@@ -21,7 +21,7 @@ from diffuse_cli.system.processes import deferred
 from diffuse_cli.training.configuration import configure as configure
 
 if TYPE_CHECKING:
-    from diffuse_cli.training.reports import Trained
+    from diffuse_cli.training.monitor import Trained
 
 CONFIG = TrainConfig
 
@@ -32,7 +32,7 @@ def run(config: TrainConfig, console: Console) -> None:
         _dry_run(config, console)
         return
     began = time.monotonic()
-    from diffuse_cli.training.training_loop import fit
+    from diffuse_cli.training.loop import fit
 
     with deferred() as stop:
         spent = time.monotonic() - began
@@ -51,7 +51,7 @@ def run(config: TrainConfig, console: Console) -> None:
 
 
 def _dry_run(config: TrainConfig, console: Console) -> None:
-    from diffuse_cli.training.estimating import estimate
+    from diffuse_cli.training.time_estimate import estimate
 
     found = console.follow(estimate(config))
     if rank() == 0:
@@ -66,7 +66,7 @@ class _Describe:
         self.text = ""
 
     def __call__(self, event: Any) -> Progress | Notice | None:
-        from diffuse_cli.training.reports import Previewed, Step, Validated
+        from diffuse_cli.training.monitor import Previewed, Step, Validated
 
         if isinstance(event, Validated):
             best = f"  best so far: {files.show(event.best)}" if event.best else ""

@@ -30,7 +30,7 @@ from diffuse_cli.system.events import Notice, Progress, Work
 from diffuse_cli.system.outputs import asked
 from diffuse_cli.system.run_reader import run_of
 from diffuse_cli.training import ema_weights
-from diffuse_cli.training.objective import Objective, losses_of
+from diffuse_cli.training.optimization import Objective, losses_of
 from diffuse_cli.training.validation import KidMeasure
 
 LENGTHS = (0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.10, 0.12, 0.15, 0.20, 0.25)

@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from diffuse_cli.core.gaussian_start import LowFrequencies, measure
+from diffuse_cli.core.kernels import laid_out
+from diffuse_cli.core.process import spread
 from diffuse_cli.data.decoding_workers import cores
 from diffuse_cli.data.stream import TRIES, Stream, stream_of
 from diffuse_cli.system.events import Notice, Work
 from diffuse_cli.system.files import show
 from diffuse_cli.system.memory import processes_here
+from diffuse_cli.system.rng import permutation
 from diffuse_cli.training.plan import Plan
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from torch import Tensor
+
+    Indices = npt.NDArray[np.int64]
+
 
 Indices = npt.NDArray[np.int64]
 
@@ -189,3 +202,128 @@ class Faults:
                 continue
             text = f"{show(name)}: {reason}: the next image that can be read takes its place"
             yield Notice(text, warning=True)
+
+
+# -- training batches -----------------------------------------------------------------------------
+
+# The images of a plan at positions of the global batch, on the device.
+
+
+def mirrored(x: Tensor, flip: Tensor) -> Tensor:
+    """x (B, C, *size), mirrored where `flip` (B,) is true."""
+    return torch.where(spread(flip, x), x.flip(-1), x)
+
+
+class Batches:
+    """Epochs of the training images, shuffled, one after another."""
+
+    def __init__(
+        self, plan: Plan, batch_size: int, device: torch.device, mine: range | None = None
+    ) -> None:
+        """`mine` are this process's positions of the batch; None for all."""
+        self.plan, self.batch_size, self.device = plan, batch_size, device
+        self._orders: dict[int, Indices] = {}
+        self.feed = Feed.of(plan, self._ordered, range(batch_size) if mine is None else mine)
+
+    def at(self, step: int, positions: range) -> Indices:
+        """The images at positions of the batch after `step` steps, as indices into all."""
+        if self.feed is not None:
+            return self.feed.at(step, positions)
+        return self._ordered(step, positions)
+
+    def close(self) -> None:
+        """Read nothing more ahead."""
+        if self.feed is not None:
+            self.feed.close()
+
+    def _ordered(self, step: int, positions: range) -> Indices:
+        n = len(self.plan.train)
+        places = np.arange(positions.start, positions.stop) + step * self.batch_size
+        epochs, offsets = places // n, places % n
+        chosen = np.empty(len(places), dtype=np.int64)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            chosen[here] = self._order(int(epoch), n)[offsets[here]]
+        return self.plan.train[chosen]
+
+    def _order(self, epoch: int, n: int) -> Indices:
+        if epoch not in self._orders:
+            self._orders = {e: o for e, o in self._orders.items() if e >= epoch - 1}
+            self._orders[epoch] = permutation(self.plan.config.seed, epoch, n)
+        return self._orders[epoch]
+
+    def samples(self, indices: Indices) -> Tensor:
+        """Samples x_0, as the model sees them."""
+        stored = self._moved(self.plan.images.stored[indices])
+        return laid_out(self.plan.blueprint.space.to_model(stored))
+
+    def condition(
+        self, indices: Indices, x0: Tensor, flip: Tensor | None, step: int, positions: range
+    ) -> dict[str, Tensor]:
+        """The conditions of these samples, by keyword.
+
+        Args:
+            x0: the samples, mirrored already where `flip` (B,) says so.
+            step, positions: what is drawn for them.
+        """
+        images = self.plan.images
+        labels = self._moved(images.labels[indices])
+        row = None if images.rows is None else self._moved(images.rows[indices])
+        given = self._given(indices, x0, flip, step, positions)
+        return self.plan.blueprint.conditions.told(labels, given, row)
+
+    def _given(
+        self, indices: Indices, x0: Tensor, flip: Tensor | None, step: int, positions: range
+    ) -> Tensor | None:
+        giver, pairs = self.plan.giver, self.plan.pairs
+        if giver is None:
+            return None
+        draws = giver.draws(self.plan.config.seed, "given", step, positions, self.device)
+        if pairs is None:
+            told = giver.degraded(x0, draws)
+        else:
+            beside = giver.inputs.to_model(self._moved(pairs.beside(indices)))
+            told = giver.observed(beside if flip is None else mirrored(beside, flip))
+        return laid_out(giver.augmented(told, draws))
+
+    def _moved(self, values: npt.NDArray[Any]) -> Tensor:
+        """`values` on the device, without waiting for it."""
+        tensor = torch.from_numpy(values)
+        if self.device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
+
+
+# -- low frequencies ------------------------------------------------------------------------------
+
+# The low frequencies of what a model is trained on, for a Gaussian start of sampling.
+
+MOST, STREAMED = 512, 64
+"""The samples that are measured, and those of data that is read as it is used: of so many, the
+deviation of the mean brightness is known to 3 % and 9 %."""
+
+AT_ONCE = 2**22
+"""Numbers that are measured at a time."""
+
+
+def low_frequencies(plan: Plan) -> LowFrequencies | None:
+    """Those of samples evenly spaced among the ones trained on; None for a model that is told
+    something or distilled, which is not sampled from them."""
+    if plan.blueprint.conditions or plan.teacher:
+        return None
+    most = min(STREAMED if streamed(plan) else MOST, len(plan.train))
+    places = np.linspace(0, len(plan.train) - 1, most).round().astype(np.int64)
+    return measure(_batches(plan, plan.train[places]))
+
+
+def _batches(plan: Plan, indices: npt.NDArray[np.int64]) -> Iterator[torch.Tensor]:
+    """These samples as the model sees them; with --flip mirrored ones too."""
+    space = plan.blueprint.space
+    each = max(1, AT_ONCE // math.prod(space.shape))
+    for start in range(0, len(indices), each):
+        chosen = readable(plan, indices[start : start + each])
+        stored = np.ascontiguousarray(plan.images.stored[chosen])
+        samples = space.to_model(torch.from_numpy(stored))
+        yield samples
+        if plan.config.flip:
+            yield samples.flip(-1)

@@ -20,7 +20,7 @@ from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import Notice, Table, Work
-from diffuse_cli.training.classes import named
+from diffuse_cli.training.training_conditions import named
 from diffuse_cli.training.weight_transfer import COLOUR, GREY, ends_of, fitted, learns, numbered
 
 if TYPE_CHECKING:

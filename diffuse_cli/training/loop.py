@@ -2,41 +2,53 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import time
+from collections.abc import Callable, Iterator
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from diffuse_cli.config import TrainConfig
 from diffuse_cli.config.options import words_of
 from diffuse_cli.core.networks import count_parameters
 from diffuse_cli.media import MEDIA
 from diffuse_cli.system import run_reader
+from diffuse_cli.system.devices import machine, rank
 from diffuse_cli.system.errors import DataError, DiffuseError, Interrupted, Terminated
-from diffuse_cli.system.events import Notice, Stop, Work
-from diffuse_cli.training.batches import Faults
-from diffuse_cli.training.checkpoints import Pace, check_room, checkpoint_of, restore, versions
-from diffuse_cli.training.deadline import Deadline, Laps, agreed
-from diffuse_cli.training.diagnosing import PATIENCE, diverged
-from diffuse_cli.training.ema import no_weak
-from diffuse_cli.training.ema_weights import rewind_snapshots, save_snapshot, snapshot_due
-from diffuse_cli.training.low_frequencies import low_frequencies
-from diffuse_cli.training.memory_estimate import images_at_a_time
-from diffuse_cli.training.monitor import SAVE, Monitor, chores
-from diffuse_cli.training.plan import Plan, bring_up_to_date, model_of
-from diffuse_cli.training.reports import Meter, Step, Trained
-from diffuse_cli.training.run_directory import RunDirectory
-from diffuse_cli.training.sample_command import sample_line
-from diffuse_cli.training.starting import (
+from diffuse_cli.system.events import Notice, Stop, Work, until
+from diffuse_cli.training.batches import Faults, feeding, low_frequencies
+from diffuse_cli.training.checkpoints import (
+    Pace,
     begin_trackers,
+    check_room,
+    checkpoint_of,
     last_checkpoint,
+    restore,
     started,
+    versions,
     with_first_weights,
     write_config,
 )
-from diffuse_cli.training.teaching import taught_by
-from diffuse_cli.training.threads import Stops, open_to_choice
+from diffuse_cli.training.ema_weights import no_weak, rewind_snapshots, save_snapshot, snapshot_due
+from diffuse_cli.training.memory_estimate import images_at_a_time
+from diffuse_cli.training.monitor import SAVE, Meter, Monitor, Step, Trained, chores
+from diffuse_cli.training.plan import (
+    Plan,
+    bring_up_to_date,
+    check_batch,
+    model_of,
+    prepare,
+    settled,
+)
+from diffuse_cli.training.run_directory import RunDirectory
+from diffuse_cli.training.sample_command import sample_line
+from diffuse_cli.training.step_timer import Stops, kept, open_to_choice
+from diffuse_cli.training.teacher import taught_by
+from diffuse_cli.training.time_budget import Deadline, Laps, agreed
 from diffuse_cli.training.time_estimate import Forecast
-from diffuse_cli.training.trainer import Outcome, Trainer
+from diffuse_cli.training.trainer import PATIENCE, Outcome, Trainer, diverged
 
 TYPED_AGAIN = (
     "gradient_checkpointing", "strict", "cache", "workers", "save_every", "log", "log_every",
@@ -291,3 +303,68 @@ class Run:
             medium=self.plan.images.medium,
             sample_line=sample_line(self.plan, self.run.model),
         )
+
+
+# -- training loop --------------------------------------------------------------------------------
+
+# `fit`: from a configuration to a model file, as a generator of events.
+
+
+def fit(
+    config: TrainConfig,
+    stop: Stop | None = None,
+    *,
+    debug: bool = False,
+    spent: float = 0.0,
+    clock: Callable[[], float] = time.monotonic,
+) -> Work[Trained | None]:
+    """Train a model and write its file.
+
+    Yields `Progress` and `Notice` while it prepares, then a `Step` for every step, with `Previewed`
+    and `Validated` between them.
+
+    Args:
+        config: completed here from the data and the machine.
+        stop: asked after every step; an error from it ends the run with a checkpoint.
+        debug: if training diverges, find the module that was not finite.
+        spent: seconds of --minutes that are over; all but the reading of images counts.
+        clock: tells the seconds.
+
+    Returns:
+        `Trained`, or None on every process but the first.
+
+    Raises:
+        DiffuseError: of any kind; earlier files stay.
+    """
+    run = RunDirectory(config.out)
+    stop = stop or Stop()
+    main = rank() == 0
+    laps = Laps(clock)
+    with (
+        _holding(run, config) if main else contextlib.nullcontext(),
+        machine(
+            config.precision,
+            config.device,
+            accumulation=config.accumulation,
+            log=config.log,
+            folder=run.logs,
+        ) as accelerator,
+    ):
+        check_batch(config, accelerator.num_processes)
+        spent += laps()
+        plan = yield from until(stop, prepare(config, accelerator, run))
+        laps()
+        plan = settled(plan, accelerator)
+        with feeding(plan), kept():
+            return (yield from Run(plan, accelerator, run, stop, debug, laps).work(spent))
+
+
+@contextlib.contextmanager
+def _holding(run: RunDirectory, config: TrainConfig) -> Iterator[None]:
+    """Lock first: if another run is under way, that is the error to show."""
+    with run.held():
+        if not config.goes_on:
+            run.check_free(config.overwrite)
+        if config.eval_every:
+            run.check_best(config.overwrite)
+        yield

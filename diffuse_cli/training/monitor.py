@@ -8,8 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.media import MEDIA, figures
@@ -21,7 +26,6 @@ from diffuse_cli.system.devices import log_picture
 from diffuse_cli.system.errors import Interrupted, Terminated
 from diffuse_cli.system.events import Notice, Stop, Work, until
 from diffuse_cli.system.memory import out_of_memory
-from diffuse_cli.training.overfitting import HeldOut, Overfitting
 from diffuse_cli.training.plan import Plan, bring_up_to_date, model_of
 from diffuse_cli.training.previews import (
     draw_preview,
@@ -29,11 +33,10 @@ from diffuse_cli.training.previews import (
     passes_of_preview,
     passes_of_step,
 )
-from diffuse_cli.training.reports import Previewed, Validated
 from diffuse_cli.training.run_directory import Checkpoint, RunDirectory
 from diffuse_cli.training.time_budget import Chore, Chores
 from diffuse_cli.training.trainer import HELD_OUT_BATCH, Trainer
-from diffuse_cli.training.validation import IMAGES, Best, Validator
+from diffuse_cli.training.validation import IMAGES, Best, HeldOut, Overfitting, Validator
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -275,3 +278,96 @@ class Monitor:
         raw = self.trainer.net.state_dict() if self.config.keep_raw else None
         tensors = model_file.together(self.trainer.ema.net.state_dict(), raw)
         return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+
+
+# -- reports --------------------------------------------------------------------------------------
+
+# Events of a run: a step, a preview, an evaluation, its end.
+
+
+@dataclass(frozen=True)
+class Step:
+    """A finished step; every `log_every`-th has what was measured since the one before.
+
+    Attributes:
+        many: what `images_per_second` counts.
+    """
+
+    step: int
+    steps: int
+    loss: float | None = None
+    lr: float | None = None
+    grad_norm: float | None = None
+    images_per_second: float | None = None
+    seconds_left: float | None = None
+    many: str = "images"
+
+
+@dataclass(frozen=True)
+class Previewed:
+    """The held-out loss after a step, and the preview that was written."""
+
+    step: int
+    held_out_loss: float | None
+    preview: Path | None
+
+
+@dataclass(frozen=True)
+class Validated:
+    """The KID after a step by its key, its error, and the model file if it is the best so far."""
+
+    step: int
+    key: str
+    kid: float
+    error: float | None
+    best: Path | None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """How a run ended.
+
+    `best` has the model file with the lowest KID, its step and numbers, with --eval-every;
+    `sample_line` is a command that samples, empty if there is none.
+    """
+
+    model: Path
+    run: Path
+    step: int
+    steps: int
+    loss: float | None
+    held_out_loss: float | None
+    parameters: int
+    images: int
+    processes: int
+    seconds: float
+    best: dict[str, Any] | None = None
+    medium: str = "image"
+    sample_line: str = ""
+
+
+class Meter:
+    """Mean loss and images per second since the last reading."""
+
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size = batch_size
+        self._losses: list[torch.Tensor] = []
+        self._seconds, self._since = 0.0, time.monotonic()
+
+    def add(self, loss: torch.Tensor) -> None:
+        """Note a finished step."""
+        self._losses.append(loss)
+        now = time.monotonic()
+        self._seconds, self._since = self._seconds + now - self._since, now
+
+    def pause(self) -> None:
+        """Leave out the time since the last step: it was not training."""
+        self._since = time.monotonic()
+
+    def read(self) -> tuple[float, float]:
+        """The mean of the finite losses and the images per second; starts again."""
+        losses = torch.stack(self._losses)
+        mean = float(losses[losses.isfinite()].mean())
+        speed = self.batch_size * len(self._losses) / max(self._seconds, 1e-9)
+        self._losses, self._seconds = [], 0.0
+        return mean, speed

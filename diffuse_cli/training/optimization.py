@@ -7,10 +7,35 @@ the part of the way that is behind it. The length may be planned again as the ru
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from diffuse_cli.config import TrainConfig
+from diffuse_cli.core.kernels import laid_out
+from diffuse_cli.core.losses import LOSSES, weights
+from diffuse_cli.core.optimizers import OPTIMIZERS
+from diffuse_cli.system.errors import lookup
+from diffuse_cli.system.rng import training_draws
+from diffuse_cli.training.config_layers import default_loss
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from torch import Tensor
+
+    from diffuse_cli.core.denoiser import Denoise, Denoiser
+    from diffuse_cli.models.blueprint import Blueprint
+    from diffuse_cli.models.image_conditioning import Inputs
+
+    Array = npt.NDArray[Any]
+    Labels = npt.NDArray[np.int64]
+
 
 WHOLE = ((1.0, 1.0),)
 """A way of one part."""
@@ -92,3 +117,146 @@ def lr_at(
             return config.lr * share * rise * 0.5 * (1 + math.cos(angle))
         begins = ends
     return 0.0
+
+
+# -- updating -------------------------------------------------------------------------------------
+
+# Weights moved by a clipped gradient, or left where it is not finite.
+
+
+class Updater:
+    """A network with its optimizer.
+
+    An optimizer that obeys takes divisor and verdict as from a gradient scaler: both stay on the
+    device, and clipping needs no extra pass over the gradient.
+
+    Attributes:
+        net: the network itself, which has the weights.
+        prepared: what to call; compiled and shared among processes as the run is.
+        optimizer: of those weights, as Accelerate prepares it.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        net: nn.Module,
+        accelerator: Accelerator,
+        *,
+        lr: float,
+        weight_decay: float,
+        compiled: bool = False,
+    ) -> None:
+        self.net, self._accelerator, self._most = net, accelerator, config.grad_clip
+        make = lookup(OPTIMIZERS, config.optimizer or "adamw", "--optimizer")
+        optimizer = make(net, lr=lr, weight_decay=weight_decay)
+        body: Any = _compiled(net) if compiled else net
+        self.prepared, self.optimizer = accelerator.prepare(body, optimizer)
+        # Without a gradient scaler of its own; Metal's kernel reads neither scale nor verdict.
+        self.obeys = (
+            getattr(optimizer, "_step_supports_amp_scaling", False)
+            and accelerator.scaler is None
+            and accelerator.device.type != "mps"
+        )
+
+    def norm(self) -> Tensor:
+        """The norm of the gradient, on the device; clips it here if the optimizer will not."""
+        weights = list(self.net.parameters())
+        if self.obeys:
+            return get_total_norm([w.grad for w in weights if w.grad is not None])
+        norm = self._accelerator.clip_grad_norm_(weights, self._most)
+        return torch.zeros((), device=self._accelerator.device) if norm is None else norm.detach()
+
+    def move(self, norm: Tensor) -> None:
+        """Take the optimizer's step for a gradient of that norm, if it is finite, and forget it."""
+        if self.obeys:
+            self.optimizer.optimizer.found_inf = (~norm.isfinite()).float()
+            self.optimizer.optimizer.grad_scale = (norm / self._most).clamp(min=1)
+        # A gradient scaler decides by itself, and must see what it scaled too much.
+        if self.obeys or self._accelerator.scaler is not None or bool(norm.isfinite()):
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def _compiled(net: nn.Module) -> Any:
+    """`net` compiled, with kernels that are not chosen by their time, which would change bytes."""
+    import torch._inductor.config as inductor
+
+    exact: dict[str, Any] = {"deterministic": True} if hasattr(inductor, "deterministic") else {}
+    return torch.compile(net, options=exact)
+
+
+# -- objective ------------------------------------------------------------------------------------
+
+# The training loss of a configuration, and its value on images under fixed draws.
+
+
+class Objective:
+    """The loss of a configuration, weighted by timestep of a denoiser's process.
+
+    Args:
+        teacher: of a loss that follows one, or None.
+
+    Attributes:
+        weight: of each timestep's loss, (T,) on the CPU in float64; None for 1.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        denoiser: Denoiser,
+        device: torch.device,
+        teacher: Denoise | None = None,
+    ) -> None:
+        name = config.loss or default_loss(config.variance)
+        self._loss = lookup(LOSSES, name, "--loss")
+        self._more: dict[str, Any] = {} if teacher is None else {"teacher": teacher}
+        self.weight = weights(config.weighting or "none", denoiser)
+        self._weights = None if self.weight is None else self.weight.float().to(device)
+
+    def __call__(
+        self, denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, cond: Mapping[str, Tensor]
+    ) -> Tensor:
+        """The loss of each image, (B,)."""
+        weight = None if self._weights is None else self._weights[t]
+        return self._loss(denoiser, x0, t, noise, weight, **self._more, **cond)
+
+
+def losses_of(
+    objective: Objective,
+    denoiser: Denoiser,
+    blueprint: Blueprint,
+    samples: Array,
+    labels: Labels,
+    *,
+    given: Inputs | None = None,
+    rows: Array | None = None,
+    seed: int,
+    batch_size: int,
+    device: torch.device,
+) -> Iterator[Tensor]:
+    """The loss of each image, a batch at a time.
+
+    Image k always gets the same timestep and noise, so the losses of two networks can be compared.
+
+    Args:
+        samples: as stored, (N, C, *size).
+        labels: (N,), -1 for none.
+        given: what each is given, for a model that is given anything.
+        rows: the codes of its columns, for a model that is told a table.
+    """
+    for start in range(0, len(samples), batch_size):
+        here = range(start, min(start + batch_size, len(samples)))
+        shape = samples.shape[1:]
+        draws = training_draws(seed, 0, here, shape=shape, device=device, purpose="held-out")
+        t = (draws.u * denoiser.process.num_timesteps).long()
+        own, classes = (
+            torch.tensor(values[here.start : here.stop], device=device)
+            for values in (samples, labels)
+        )
+        x0 = laid_out(blueprint.space.to_model(own))
+        told, row = given.at(here, device) if given else None, None
+        if rows is not None:
+            row = torch.tensor(rows[here.start : here.stop], device=device)
+        cond = blueprint.conditions.told(classes, told, row)
+        with torch.no_grad():
+            yield objective(denoiser, x0, t, draws.noise, cond)

@@ -32,15 +32,23 @@ from diffuse_cli.system.devices import settle, slow_precision
 from diffuse_cli.system.errors import DataError, UsageError, translating
 from diffuse_cli.system.events import Notice, Work
 from diffuse_cli.system.run_reader import MEMORY
-from diffuse_cli.training.classes import check_labels, check_names, class_names
 from diffuse_cli.training.config_layers import default_loss
 from diffuse_cli.training.configuration import complete, for_model_file
-from diffuse_cli.training.ema import Weak
-from diffuse_cli.training.given import check_pairs, given_of, paired, pairs_at
+from diffuse_cli.training.ema_weights import Weak
 from diffuse_cli.training.initial_weights import first_weights
 from diffuse_cli.training.run_directory import RunDirectory
-from diffuse_cli.training.teaching import Teacher, check_distilled
-from diffuse_cli.training.training_conditions import check_rows, told_by_table
+from diffuse_cli.training.teacher import Teacher, check_distilled
+from diffuse_cli.training.training_conditions import (
+    check_labels,
+    check_names,
+    check_pairs,
+    check_rows,
+    class_names,
+    given_of,
+    paired,
+    pairs_at,
+    told_by_table,
+)
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -6,18 +6,24 @@ import dataclasses
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
+import torch
 from accelerate import Accelerator
 
 from diffuse_cli.config import TrainConfig
+from diffuse_cli.config.options import to_toml
+from diffuse_cli.config.train_options import to_file
+from diffuse_cli.core.networks import count_parameters
+from diffuse_cli.system.devices import machine
 from diffuse_cli.system.events import Notice, Work
 from diffuse_cli.training.configuration import batched
-from diffuse_cli.training.memory_estimate import smaller_side, split
+from diffuse_cli.training.memory_estimate import SLACK, cost, images_at_a_time, smaller_side, split
 from diffuse_cli.training.monitor import chores
 from diffuse_cli.training.optimization import warmup_of
-from diffuse_cli.training.plan import Plan
-from diffuse_cli.training.step_timer import Stopwatch
-from diffuse_cli.training.threads import Stops, fastest
+from diffuse_cli.training.plan import Plan, check_batch, prepare, settled
+from diffuse_cli.training.step_timer import Stops, Stopwatch, fastest
 from diffuse_cli.training.time_budget import FIRST, Budget
 
 SECONDS, SHARE, BRIEFLY = 20.0, 0.05, 1.0
@@ -209,3 +215,67 @@ def batch_for(images: float, least: int = 1) -> int:
     """
     fitting = (batch for batch, steps in ENOUGH.items() if images >= batch * steps)
     return max(SMALLEST, least, *fitting)
+
+
+# -- estimating -----------------------------------------------------------------------------------
+
+# What a training would cost, for `--dry-run`.
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A complete configuration with its parameters, memory in bytes and seconds."""
+
+    config: TrainConfig
+    parameters: int
+    memory: int
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values."""
+        return {
+            "config": to_file(self.config, control=False),
+            "parameters": self.parameters,
+            "memory_bytes": self.memory,
+            "seconds": round(self.seconds, 1),
+        }
+
+    def to_toml(self) -> str:
+        """The configuration as TOML, with the costs as comments."""
+        costs = (
+            f"# {self.parameters:,} parameters, about {self.memory / 2**30:.2f} GiB, "
+            f"about {duration(self.seconds)} on this machine"
+        )
+        return f"{costs}\n\n{to_toml(to_file(self.config, control=False))}"
+
+
+def estimate(config: TrainConfig) -> Work[Estimate]:
+    """Read the data, complete the configuration, and time a few steps that are thrown away.
+
+    Raises:
+        DiffuseError: what training itself would raise before its first step.
+    """
+    with machine(config.precision, config.device, accumulation=config.accumulation) as accelerator:
+        check_batch(config, accelerator.num_processes)
+        plan = settled((yield from prepare(config)), accelerator)
+        room = images_at_a_time(plan, accelerator)
+        in_all = None
+        if plan.config.minutes is not None:
+            done, budget = yield from fill_minutes(plan, accelerator, room)
+            filled = dataclasses.replace(plan, config=done)
+            seconds, in_all = budget.step, seconds_in_all(filled, budget)
+            total = budget.used + budget.needed(0, done.steps, chores(filled))
+        else:
+            done = yield from parted(plan.config, room, accelerator.num_processes)
+            seconds = yield from seconds_a_step(dataclasses.replace(plan, config=done), accelerator)
+            total = seconds * done.steps
+        device = accelerator.device.type
+    yield from cut_short(done)
+    yield from too_few(done, in_all)
+    yield from too_long(done, seconds, done.steps)
+    assert done.batch_size is not None
+    part = -(-done.batch_size // done.accumulation)
+    memory = cost(done, plan.blueprint, device).of(part, SLACK.get(device, 1.0))
+    with torch.device("meta"):
+        parameters = count_parameters(plan.blueprint.build())
+    return Estimate(done, parameters, memory, total)

@@ -20,18 +20,14 @@ from diffuse_cli.core.losses import TAUGHT
 from diffuse_cli.core.networks import checkpointed
 from diffuse_cli.core.timesteps import TIMESTEP_DRAWS, History, choose
 from diffuse_cli.models.blueprint import kept_in_range
-from diffuse_cli.system.errors import UsageError, lookup
+from diffuse_cli.system.errors import DivergedError, UsageError, lookup
 from diffuse_cli.system.memory import out_of_memory
 from diffuse_cli.system.rng import key, seed_modules, share, training_draws
-from diffuse_cli.training.batches import readable
-from diffuse_cli.training.ema import Average, Weak, due
-from diffuse_cli.training.ema_weights import Powers
-from diffuse_cli.training.objective import Objective, losses_of
-from diffuse_cli.training.optimization import WHOLE, Course, lr_at
+from diffuse_cli.training.batches import Batches, mirrored, readable
+from diffuse_cli.training.ema_weights import Average, Powers, Weak, due
+from diffuse_cli.training.optimization import WHOLE, Course, Objective, Updater, losses_of, lr_at
 from diffuse_cli.training.plan import Plan, given_inputs
 from diffuse_cli.training.teacher import PARTS, PATHS, Matching
-from diffuse_cli.training.training_batches import Batches, mirrored
-from diffuse_cli.training.updating import Updater
 
 Seen = list[tuple[Tensor, Tensor]]
 """Timesteps and their losses, of each forward pass."""
@@ -326,3 +322,60 @@ class Trainer:
             device=self.device,
         )
         return torch.cat(list(losses))
+
+
+# -- diagnosing -----------------------------------------------------------------------------------
+
+# The error of a training that diverged, and the module where it began.
+
+PATIENCE = 10
+"""A run has diverged after this many steps in a row whose gradient is not finite."""
+
+
+def diverged(trainer: Trainer, step: int, kept: int | None, *, debug: bool) -> DivergedError:
+    """The error of a run that diverged with the step after `step` steps.
+
+    Args:
+        kept: the step of the newest checkpoint.
+        debug: name the module where it begins.
+    """
+    where = f"the last good checkpoint is step {kept:,}" if kept else "there is no checkpoint"
+    text = (
+        f"training diverged: {PATIENCE} steps in a row up to {step + 1:,} had a gradient that "
+        f"is not finite; {where}"
+    )
+    if not debug:
+        return DivergedError(text, "Lower --lr; --debug names the module where it begins")
+    module = first_not_finite(trainer, step)
+    found = (
+        f"{module} was the first module whose output was not finite"
+        if module
+        else "every module's output was finite, the gradient was not"
+    )
+    return DivergedError(f"{text}; {found}", "Lower --lr")
+
+
+def first_not_finite(trainer: Trainer, step: int) -> str:
+    """The first module with an output that is not finite, in a repetition of the step after `step`
+    steps; empty if all are finite.
+
+    A bad step changes no weights, so the same happens again.
+    """
+    found: list[str] = []
+    names = {module: name for name, module in trainer.net.named_modules() if name}
+
+    def look(module: nn.Module, inputs: Any, output: Any) -> None:
+        if not found and isinstance(output, Tensor) and not bool(output.isfinite().all()):
+            found.append(names[module])
+
+    hooks = [module.register_forward_hook(look) for module in names]
+    try:
+        with torch.no_grad(), trainer.accelerator.autocast():
+            denoiser = trainer.plan.blueprint.denoiser(trainer.net)
+            chances = trainer.chances()
+            for positions in trainer.parts(step):
+                trainer.losses(denoiser, step, positions, chances)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found[0] if found else ""

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
 
 from diffuse_cli.config import TrainConfig
-from diffuse_cli.core.conditions import Labels, Number, Table
+from diffuse_cli.config.train_options import GIVEN_DROPOUT
+from diffuse_cli.core.conditions import PAIRS, Given, Labels, Number, Table
+from diffuse_cli.core.degradations import DEGRADATIONS
 from diffuse_cli.core.settings import to_dict
-from diffuse_cli.data import Samples, read_cells
+from diffuse_cli.core.space import Space
+from diffuse_cli.data import Pairs, Samples, is_images, pair, read_cells
 from diffuse_cli.data.metadata_columns import described, names_of, rows_of, table_of, unknown
+from diffuse_cli.data.samples import NOISE, limited, moments
 from diffuse_cli.models import model_file
+from diffuse_cli.models.image_conditioning import Giver, is_degradation
 from diffuse_cli.system import files
-from diffuse_cli.system.errors import DataError, UsageError
+from diffuse_cli.system.errors import DataError, UsageError, suggest
 from diffuse_cli.system.events import Notice, Work
-from diffuse_cli.training.classes import fits
 from diffuse_cli.training.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -128,4 +137,173 @@ def check_rows(config: TrainConfig, now: Mapping[str, str], expected: Mapping[st
             f"the table in {files.show(config.data)} does not say what it said of the images when "
             "this run began",
             "Put it back, or begin another run with --init",
+        )
+
+
+# -- classes --------------------------------------------------------------------------------------
+
+# The classes of the images, checked against those that a run or a model has learned.
+
+NAMED = 5
+"""Most classes that a message names."""
+
+CLASSES_BYTES = 750_000
+"""Room for the names of classes, as JSON, in the header of a model file."""
+
+
+def class_names(images: Samples) -> tuple[str, ...]:
+    """The names of the classes.
+
+    Raises:
+        DataError: the images lie in fewer than two class folders, or in more than a model file has
+            room for.
+    """
+    if len(images.class_names) < 2:
+        raise DataError(
+            "--classes: the images are not in class folders",
+            "Put each class into a folder of its name, or leave --classes out",
+        )
+    if not fits(images.class_names):
+        raise DataError(
+            f"--classes: {len(images.class_names):,} class folders, whose names do not fit into a "
+            "model file",
+            "Leave --classes out",
+        )
+    return images.class_names
+
+
+def fits(names: object) -> bool:
+    """Whether the header of a model file has room for names, as plain values."""
+    return len(json.dumps(names)) <= CLASSES_BYTES
+
+
+def check_names(config: TrainConfig, images: Samples) -> None:
+    """Refuse classes whose names are not those of a run.
+
+    Raises:
+        UsageError: they are not.
+    """
+    before, now = RunDirectory(config.out).classes(), set(images.class_names)
+    if before is None or before == now:
+        return
+    changes = {"gone": before - now, "new": now - before}
+    told = "; ".join(f"{what} {named(names)}" for what, names in changes.items() if names)
+    raise UsageError(
+        f"the class folders in {files.show(config.data)} are not those that this run began with: "
+        f"{told}",
+        "Give them their names back, or begin another run with --init, which takes what was "
+        "learned of a class by its name",
+    )
+
+
+def check_labels(config: TrainConfig, now: Mapping[str, str], expected: Mapping[str, str]) -> None:
+    """Refuse images that lie in other class folders than at a checkpoint.
+
+    Args:
+        now, expected: the fingerprint of each class; empty if an early version kept none.
+
+    Raises:
+        UsageError: they do.
+    """
+    moved = [name for name, found in expected.items() if now.get(name, found) != found]
+    if moved:
+        raise UsageError(
+            f"images in {files.show(config.data)} lie in other class folders than when this "
+            f"run began: {named(moved)} changed",
+            "Put them back, or begin another run with --init",
+        )
+
+
+def named(names: Iterable[str]) -> str:
+    """Names of classes in a sentence, at most `NAMED` of them."""
+    listed = sorted(map(files.show, names))
+    more = f" and {len(listed) - NAMED:,} more" if len(listed) > NAMED else ""
+    return ", ".join(listed[:NAMED]) + more
+
+
+# -- given ----------------------------------------------------------------------------------------
+
+# What a model is given beside its images: which pairs or degradation, and whether it stays.
+
+
+def pairs_at(config: TrainConfig) -> str | None:
+    """The folder or zip file of --given; None where nothing or a degradation is given.
+
+    Raises:
+        DataError: neither there nor a degradation.
+    """
+    if config.given is None or is_degradation(config.given):
+        return None
+    if not (is_images(path := Path(config.given)) or path.exists()):
+        raise DataError(
+            f"--given {files.show(config.given)}: no such file or folder, and no degradation",
+            suggest(config.given.partition(":")[0], DEGRADATIONS),
+        )
+    return config.given
+
+
+def paired(config: TrainConfig, images: Samples, given: Samples) -> Work[Pairs]:
+    """The images with what was read beside them; says what has no pair.
+
+    Raises:
+        DataError: nothing has a pair, or, with --strict, something has none.
+        UsageError: a pair of another kind of numbers.
+    """
+    own, theirs = images.unmeasured, given.unmeasured
+    if (own.medium, own.levels, own.size) != (theirs.medium, theirs.levels, theirs.size):
+        raise UsageError(f"--given {files.show(str(config.given))}: not samples as those of DATA")
+    found = pair(images, given)
+    for line in found.missing():
+        if config.strict:
+            raise DataError(line, "Leave --strict out to train on the pairs alone")
+        yield Notice(line, warning=True)
+    return found
+
+
+def given_of(
+    config: TrainConfig, space: Space, pairs: Pairs | None, trained: npt.NDArray[np.int64]
+) -> Given | None:
+    """What the model of a configuration is given.
+
+    Args:
+        trained: the samples that are trained on; what lies beside them has the mean and deviation
+            that floats are standardised by.
+
+    Raises:
+        UsageError: a degradation that there is not, or that does not suit the images.
+        DataError: numbers beside them that --transform is not defined for.
+    """
+    if config.given is None:
+        return None
+    scale: dict[str, tuple[Any, ...] | None] = {}
+    if pairs and space.levels is None:
+        theirs = pairs.given
+        own = replace(theirs.unmeasured, transform=space.transform)
+        mean, std = moments(own, theirs.stored, pairs.rows[trained], theirs.names)
+        # A channel that never varies says nothing, and does no harm.
+        varies = std > NOISE * np.abs(mean)
+        scale = {"mean": tuple(mean.tolist()), "std": tuple(np.where(varies, std, 1.0).tolist())}
+    elif pairs:
+        scale = {"limits": limited(pairs.given.unmeasured, pairs.given.stored).limits}
+    given = Given(
+        channels=pairs.given.unmeasured.channels if pairs else space.channels,
+        what=PAIRS if pairs else config.given,
+        dropout=GIVEN_DROPOUT if config.given_dropout is None else config.given_dropout,
+        noise=config.given_noise or 0.0,
+        **scale,
+    )
+    return Giver(given, space).given
+
+
+def check_pairs(config: TrainConfig, now: Mapping[str, str], expected: Mapping[str, str]) -> None:
+    """Refuse other pairs than at a checkpoint.
+
+    Raises:
+        UsageError: their fingerprints differ.
+    """
+    if dict(now) != dict(expected):
+        raise UsageError(
+            f"what lies beside the images in {files.show(str(config.given))} is not what this run "
+            "began with",
+            "Put it back, under its names, or begin another run with --init",
         )

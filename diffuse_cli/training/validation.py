@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy.typing as npt
 
 from diffuse_cli.core.space import Space
 from diffuse_cli.media import MEDIA
-from diffuse_cli.metrics import kid
+from diffuse_cli.metrics import Measured, kid
 from diffuse_cli.metrics.features import KIDS, FeatureNetwork, extract, ready
 from diffuse_cli.metrics.features.feature_choice import find_judge
 from diffuse_cli.sampling.generation import Drawing, collect
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[Any]
 
+
 IMAGES = 256
 """Default of --eval-images."""
 
@@ -37,7 +39,7 @@ REAL_IMAGES = 1000
 NETWORK = "efficientnet-lite0"
 """The feature network of images, which is in the installation."""
 
-LEAST = 2
+FEWEST_FOR_KID = 2
 """Images on a side that an estimate of KID needs."""
 
 
@@ -115,12 +117,12 @@ class Validator:
 
     def __init__(self, plan: Plan, images: int, device: torch.device) -> None:
         self.plan, self.images, self.device = plan, images, device
-        self.held_out = len(plan.held_out) >= LEAST
+        self.held_out = len(plan.held_out) >= FEWEST_FOR_KID
         chosen = plan.held_out if self.held_out else plan.train
-        if len(chosen) < LEAST:
+        if len(chosen) < FEWEST_FOR_KID:
             many = MEDIA[plan.images.medium].MANY
             raise UsageError(
-                f"an evaluation needs {LEAST} real {many}, and the data has {len(chosen)}",
+                f"an evaluation needs {FEWEST_FOR_KID} real {many}, and the data has {len(chosen)}",
                 f"Leave --eval-every out, or give more {many}",
             )
         real = chosen[permutation(plan.config.seed, 0, len(chosen))[:REAL_IMAGES]]
@@ -143,3 +145,87 @@ def _classes_of(plan: Plan, count: int) -> list[int]:
     order = permutation(plan.config.seed, 1, len(plan.train))[:count]
     labels = plan.images.labels[plan.train[order]]
     return [int(label) for label in labels if label >= 0]
+
+
+# -- overfitting ----------------------------------------------------------------------------------
+
+# A warning when a model begins to learn its images by heart.
+#
+# The rule: the held-out loss is above its best by more than three standard errors, twice in a row,
+# while the training loss is below its value at that best. Held-out losses are of the same images
+# with the same draws every time, so the standard error is that of paired differences: it covers
+# which images happen to be held out, and is far smaller than the spread of the losses. One rise may
+# be an accident of optimization; two in a row while training improves are not.
+
+ERRORS = 3.0
+"""Standard errors of a rise that counts."""
+
+ROW = 2
+"""Rises in a row that make a warning."""
+
+FEWEST_FOR_ERROR = 8
+"""Fewest images for a standard error worth using."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The held-out loss of each image, and the mean training loss since the measurement before."""
+
+    step: int
+    losses: tuple[float, ...]
+    training: float | None
+
+    @property
+    def mean(self) -> float:
+        """The held-out loss."""
+        return math.fsum(self.losses) / len(self.losses)
+
+
+def risen(best: HeldOut, now: HeldOut) -> bool:
+    """Whether `now` is worse on held-out images and better on training images."""
+    if len(now.losses) < FEWEST_FOR_ERROR or len(best.losses) != len(now.losses):
+        return False
+    if best.training is None or now.training is None or now.training >= best.training:
+        return False
+    rise = np.subtract(now.losses, best.losses)
+    error = float(rise.std(ddof=1)) / math.sqrt(len(rise))
+    return float(rise.mean()) > ERRORS * error
+
+
+class Overfitting:
+    """Watches held-out losses for a rise."""
+
+    def __init__(self) -> None:
+        self.best: HeldOut | None = None
+        self.above = 0
+        self.said = False
+
+    def see(self, now: HeldOut) -> str | None:
+        """The warning, the first time it is due."""
+        best = self.best
+        if best is None or len(best.losses) != len(now.losses) or now.mean < best.mean:
+            self.best, self.above = now, 0
+            return None
+        self.above = self.above + 1 if risen(best, now) else 0
+        if self.said or self.above < ROW:
+            return None
+        self.said = True
+        assert best.training is not None
+        assert now.training is not None
+        return (
+            f"overfitting: the held-out loss was best at step {best.step:,} and has risen from "
+            f"{Measured(best.mean)} to {Measured(now.mean)}, while the training loss fell from "
+            f"{Measured(best.training)} to {Measured(now.training)}: the model is learning its "
+            "training data by heart"
+        )
+
+    def state(self) -> dict[str, Any]:
+        """As plain values."""
+        best = asdict(self.best) if self.best else None
+        return {"best": best, "above": self.above, "said": self.said}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go back to what `state` returned."""
+        best = state["best"]
+        self.best = HeldOut(**{**best, "losses": tuple(best["losses"])}) if best else None
+        self.above, self.said = state["above"], state["said"]

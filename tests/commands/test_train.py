@@ -19,9 +19,9 @@ from diffuse_cli.config import TrainConfig
 from diffuse_cli.data import read_images
 from diffuse_cli.data.sources.in_memory import held
 from diffuse_cli.system.events import finish
+from diffuse_cli.training.batches import Batches
 from diffuse_cli.training.plan import _mixed
 from diffuse_cli.training.trainer import Trainer
-from diffuse_cli.training.training_batches import Batches
 
 MODEL, RUN = Path("model.safetensors"), Path("model.run")
 

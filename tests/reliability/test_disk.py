@@ -156,9 +156,7 @@ def test_the_estimate_covers_what_a_run_writes(train, monkeypatch, more):
 
 @pytest.mark.parametrize("out", ["/proc/model.safetensors", "/sys/model.safetensors"])
 def test_a_place_that_refuses_files_is_refused_before_any_computing(train, monkeypatch, out):
-    monkeypatch.setattr(
-        "diffuse_cli.training.training_loop.prepare", lambda *a: pytest.fail("read")
-    )
+    monkeypatch.setattr("diffuse_cli.training.loop.prepare", lambda *a: pytest.fail("read"))
     assert train("--steps", 2, "-o", out, "-q").code == 5
 
 

@@ -19,12 +19,12 @@ from diffuse_cli.models import model_file
 from diffuse_cli.system.events import finish
 from diffuse_cli.training import loop, monitor
 from diffuse_cli.training.configuration import configure
+from diffuse_cli.training.loop import fit
 from diffuse_cli.training.optimization import Course, lr_at
 from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.step_timer import Stopwatch
 from diffuse_cli.training.time_budget import Budget, Chore
 from diffuse_cli.training.trainer import Trainer
-from diffuse_cli.training.training_loop import fit
 from training.conftest import QUICK
 
 MODEL = Path("model.safetensors")

@@ -21,7 +21,7 @@ from diffuse_cli.models.blueprint import kept_in_range
 from diffuse_cli.sampling.sampling_settings import resolve
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import ModelFileError, UsageError
-from diffuse_cli.training import teaching
+from diffuse_cli.training import teacher as teaching
 from training.conftest import QUICK
 
 FAST = Path("fast.safetensors")

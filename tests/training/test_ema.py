@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffuse_cli.training.ema import Average, decay_at, due
+from diffuse_cli.training.ema_weights import Average, decay_at, due
 
 LARGEST = 0.9999
 

@@ -21,9 +21,9 @@ from diffuse_cli.data import decoding_workers, pair, read_images, stream
 from diffuse_cli.system.events import finish
 from diffuse_cli.training import batches as feed
 from diffuse_cli.training import time_estimate
+from diffuse_cli.training.batches import Batches
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.trainer import Trainer
-from diffuse_cli.training.training_batches import Batches
 from training.conftest import QUICK
 
 MODEL, RUN = Path("model.safetensors"), Path("model.run")

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from diffuse_cli.training.overfitting import HeldOut, Overfitting, risen
 from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.trainer import Trainer
+from diffuse_cli.training.validation import HeldOut, Overfitting, risen
 
 DRAW = np.random.default_rng(0)
 EACH = DRAW.uniform(0.5, 1.5, 100)

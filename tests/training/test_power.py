@@ -334,9 +334,9 @@ def test_the_estimate_of_disk_covers_them(quick, monkeypatch):
 
 
 def test_the_estimate_of_memory_covers_them(quick, monkeypatch):
-    from diffuse_cli.training import estimating
+    from diffuse_cli.training import time_estimate
 
-    monkeypatch.setattr(estimating, "seconds_a_step", giving(1.0))
+    monkeypatch.setattr(time_estimate, "seconds_a_step", giving(1.0))
     without = quick("--dry-run", "--json").json
     kept = quick("--dry-run", "--json", *KEEP).json
     more = len(KEPT_LENGTHS) * 4 * without["parameters"]

@@ -20,13 +20,12 @@ from diffuse_cli.data import read_images
 from diffuse_cli.models import model_file
 from diffuse_cli.system.events import finish
 from diffuse_cli.system.rng import draw_noise
-from diffuse_cli.training import estimating
+from diffuse_cli.training import time_estimate
+from diffuse_cli.training.batches import Batches
 from diffuse_cli.training.ema_weights import read_snapshot
-from diffuse_cli.training.optimization import Course, lr_at
+from diffuse_cli.training.optimization import Course, Updater, lr_at
 from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.trainer import Trainer
-from diffuse_cli.training.training_batches import Batches
-from diffuse_cli.training.updating import Updater
 from training.conftest import QUICK
 
 MODEL, RUN = Path("model.safetensors"), Path("model.run")
@@ -159,7 +158,7 @@ def test_bad_steps_are_counted_on_after_a_resume(quick, spoil):
 
 def test_a_resume_between_two_moves_of_the_average_is_exact(quick, spoil, monkeypatch):
     """The steps since the last move, one of them bad, are part of the state."""
-    monkeypatch.setattr("diffuse_cli.training.ema.EAGER", 0)
+    monkeypatch.setattr("diffuse_cli.training.ema_weights.EAGER", 0)
     spoil(lambda call: call in (5, 15))
     quick("--steps", 10, "-o", "whole.safetensors")
     quick("--steps", 10, "--stop-at", 6)
@@ -331,7 +330,7 @@ def test_the_rise_takes_a_tenth_of_a_short_run():
 def test_a_warmup_that_is_cut_is_said(quick, monkeypatch):
     said = "is more than a tenth of 20 steps: the learning rate rises over 2"
     assert f"--warmup 3 {said}" in quick("--steps", 20, "--warmup", 3, "--stop-at", 1).err
-    monkeypatch.setattr(estimating, "seconds_a_step", giving(1.0))
+    monkeypatch.setattr(time_estimate, "seconds_a_step", giving(1.0))
     options = ("--steps", 20, "--dry-run", "--warmup")
     assert f"--warmup 3 {said}" in quick(*options, 3).err
     assert "--warmup" not in quick(*options, 2).err

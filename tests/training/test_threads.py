@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from diffuse_cli.system.events import Notice
-from diffuse_cli.training import threads
+from diffuse_cli.training import step_timer
 from diffuse_cli.training.time_budget import Budget
 
 
@@ -19,12 +19,12 @@ def computer(monkeypatch):
 
     def make(every, seconds, stops=True, own=None, processes=1, device="cpu"):
         now = [every]
-        for name in threads.OWN:
+        for name in step_timer.OWN:
             monkeypatch.delenv(name, raising=False)
         if own:
             monkeypatch.setenv(own, str(every))
-        monkeypatch.setattr(threads.torch, "get_num_threads", lambda: now[0])
-        monkeypatch.setattr(threads.torch, "set_num_threads", lambda n: now.__setitem__(0, n))
+        monkeypatch.setattr(step_timer.torch, "get_num_threads", lambda: now[0])
+        monkeypatch.setattr(step_timer.torch, "set_num_threads", lambda n: now.__setitem__(0, n))
         tried, learned = [], []
 
         def a_few(config):
@@ -34,7 +34,7 @@ def computer(monkeypatch):
 
         watch = SimpleNamespace(a_few=a_few, relearn=lambda config, s: learned.append(s))
         accelerator = SimpleNamespace(num_processes=processes, device=SimpleNamespace(type=device))
-        found = threads.fastest(watch, None, SimpleNamespace(busy=stops), accelerator)
+        found = step_timer.fastest(watch, None, SimpleNamespace(busy=stops), accelerator)
         said = []
         while True:
             try:
@@ -88,26 +88,26 @@ def test_nothing_is_tried_where_nothing_else_runs_or_another_has_decided(compute
 
 def test_what_is_tried_are_fewer_threads():
     for every in range(2, 70):
-        found = threads.fewer(every)
+        found = step_timer.fewer(every)
         assert found == sorted(set(found), reverse=True)
         assert 1 <= found[-1] <= found[0] == every - 1
 
 
 def test_the_number_is_put_back_and_a_resumed_run_goes_on_with_its_own(monkeypatch):
-    for name in threads.OWN:
+    for name in step_timer.OWN:
         monkeypatch.delenv(name, raising=False)
     now = [4]
-    monkeypatch.setattr(threads.torch, "get_num_threads", lambda: now[0])
-    monkeypatch.setattr(threads.torch, "set_num_threads", lambda n: now.__setitem__(0, n))
+    monkeypatch.setattr(step_timer.torch, "get_num_threads", lambda: now[0])
+    monkeypatch.setattr(step_timer.torch, "set_num_threads", lambda n: now.__setitem__(0, n))
     here = SimpleNamespace(num_processes=1, device=torch.device("cpu"))
-    with threads.kept():
-        threads.go_on_with(None, here)
+    with step_timer.kept():
+        step_timer.go_on_with(None, here)
         assert now == [4]
-        threads.go_on_with(3, here)
+        step_timer.go_on_with(3, here)
         assert now == [3]
     assert now == [4]
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
-    threads.go_on_with(3, here)
+    step_timer.go_on_with(3, here)
     assert now == [4]
 
 
@@ -122,18 +122,18 @@ def test_a_budget_keeps_it_and_one_of_before_has_none():
 
 def test_stops_are_counted_by_the_second(monkeypatch):
     counts, clock = [100, 160], [0.0]
-    monkeypatch.setattr(threads, "_stopped", lambda: counts[0])
-    monkeypatch.setattr(threads.time, "monotonic", lambda: clock[0])
-    stops = threads.Stops()
+    monkeypatch.setattr(step_timer, "_stopped", lambda: counts[0])
+    monkeypatch.setattr(step_timer.time, "monotonic", lambda: clock[0])
+    stops = step_timer.Stops()
     assert stops.a_second() == 0
     counts[0], clock[0] = 160, 2.0
     assert stops.a_second() == 30
-    monkeypatch.setattr(threads.torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(step_timer.torch, "get_num_threads", lambda: 2)
     assert not stops.busy
     counts[0] = 220
     assert stops.busy
     monkeypatch.undo()
-    assert threads.Stops().a_second() >= 0
+    assert step_timer.Stops().a_second() >= 0
 
 
 def test_a_run_by_minutes_chooses_keeps_and_goes_on(train, monkeypatch):
@@ -148,7 +148,7 @@ def test_a_run_by_minutes_chooses_keeps_and_goes_on(train, monkeypatch):
     went_on = []
     monkeypatch.setattr("diffuse_cli.training.time_estimate.fastest", fastest)
     monkeypatch.setattr(
-        "diffuse_cli.training.starting.go_on_with", lambda n, accelerator: went_on.append(n)
+        "diffuse_cli.training.checkpoints.go_on_with", lambda n, accelerator: went_on.append(n)
     )
     ran = train("--minutes", 0.02, "--stop-at", 3, "-q")
     assert ran.code == 0, ran.err

@@ -13,7 +13,7 @@ from seams import giving
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.core import Conditions, Space
 from diffuse_cli.system.events import Progress
-from diffuse_cli.training import estimating, step_timer, time_estimate
+from diffuse_cli.training import step_timer, time_estimate
 from diffuse_cli.training.configuration import complete, configure
 from diffuse_cli.training.monitor import preview_spacing
 from diffuse_cli.training.step_timer import Stopwatch
@@ -338,7 +338,7 @@ def test_a_run_beside_others_says_once_that_fewer_threads_may_be_faster(monkeypa
 
 
 def test_train_and_dry_run_warn_and_go_on(quick, monkeypatch):
-    monkeypatch.setattr(estimating, "seconds_a_step", giving(0.01))
+    monkeypatch.setattr(time_estimate, "seconds_a_step", giving(0.01))
     warning = "warning: 4 steps will draw nothing: try --steps 300\n"
     ran = quick("--steps", 4)
     assert ran.code == 0

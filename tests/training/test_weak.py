@@ -11,7 +11,7 @@ from conftest import in_process
 
 from diffuse_cli.models import model_file
 from diffuse_cli.training import monitor
-from diffuse_cli.training.ema import weak_step
+from diffuse_cli.training.ema_weights import weak_step
 from diffuse_cli.training.optimization import Course
 from diffuse_cli.training.run_directory import RunDirectory
 from training.conftest import QUICK

@@ -13,7 +13,7 @@ from diffuse_cli.core.networks import count_parameters
 from diffuse_cli.core.networks._unet_modules import Attention
 from diffuse_cli.core.networks.layers import sinusoids
 from diffuse_cli.core.registry import InvalidArgument
-from diffuse_cli.training.ema import Average
+from diffuse_cli.training.ema_weights import Average
 
 SMALL: dict[str, Any] = {"width": 8, "groups": 4, "blocks": 1, "multipliers": (1, 2), "size": 8}
 """A network of four small feature maps; `attention` names those with attention."""
