@@ -26,7 +26,7 @@ from torch import Tensor
 from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.core.likelihood import bound_terms, prior_bits, strata, visited, visits
 from diffuse_cli.core.process import Process
-from diffuse_cli.evaluation.bounds import places
+from diffuse_cli.evaluation.variational_bound import places
 from diffuse_cli.sampling.generation import load_denoiser
 from diffuse_cli.system.devices import machine, resolve_precision
 from diffuse_cli.system.events import finish

@@ -20,8 +20,8 @@ import numpy as np
 from common import machine, read
 from PIL import Image, ImageFilter
 
-from diffuse_cli.evaluation.cache import cached
-from diffuse_cli.evaluation.neighbors import search
+from diffuse_cli.evaluation.examples import search
+from diffuse_cli.evaluation.feature_cache import cached
 from diffuse_cli.metrics import METRICS
 from diffuse_cli.metrics.features import FeatureNetwork, find, load
 from diffuse_cli.system.events import finish

@@ -23,10 +23,10 @@ import numpy as np
 
 from diffuse_cli.config import SAMPLER
 from diffuse_cli.core.learned_timesteps import improved
+from diffuse_cli.evaluation.tune import learning
+from diffuse_cli.evaluation.tune.learning import Learner
 from diffuse_cli.sampling.generation import load_denoiser
 from diffuse_cli.sampling.sampling_settings import DrawSettings
-from diffuse_cli.sweeps import learning
-from diffuse_cli.sweeps.learning import Learner
 from diffuse_cli.system.devices import machine, resolve_precision
 from diffuse_cli.system.events import finish
 

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from diffuse_cli.core import VARIANCES, Denoiser
 from diffuse_cli.core.variances import LEARNED
-from diffuse_cli.evaluation.bounds import measure
-from diffuse_cli.evaluation.images import Labelled
-from diffuse_cli.evaluation.parts import Bound
+from diffuse_cli.evaluation.image_sets import Labelled
+from diffuse_cli.evaluation.metric_inputs import Bound
+from diffuse_cli.evaluation.variational_bound import measure
 from diffuse_cli.sampling.generation import load_denoiser
 from diffuse_cli.system.devices import machine, resolve_precision
 from diffuse_cli.system.events import finish

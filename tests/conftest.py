@@ -159,7 +159,10 @@ def less(arguments: Sequence[Any]) -> dict[str, int]:
     if arguments[:1] == ["train"]:
         found["diffuse_cli.training.previews.SAMPLING_STEPS"] = PREVIEW_STEPS
     if arguments[:1] == ["tune"]:
-        found |= {"diffuse_cli.sweeps.learning.SAMPLES": 4, "diffuse_cli.sweeps.learning.FINE": 10}
+        found |= {
+            "diffuse_cli.evaluation.tune.learning.SAMPLES": 4,
+            "diffuse_cli.evaluation.tune.learning.FINE": 10,
+        }
     return found
 
 

@@ -21,7 +21,7 @@ from diffuse_cli.system.events import columns
 from diffuse_cli.system.files import show
 
 if TYPE_CHECKING:
-    from diffuse_cli.evaluation.comparing import BothMeasured, Difference
+    from diffuse_cli.evaluation.paired_comparison import BothMeasured, Difference
     from diffuse_cli.inspection.comparing import Comparison, Subject
 
 CONFIG = CompareConfig

@@ -16,14 +16,14 @@ from diffuse_cli.system.events import columns, plain
 from diffuse_cli.system.outputs import asked
 
 if TYPE_CHECKING:
-    from diffuse_cli.evaluation.evaluating import Evaluated
+    from diffuse_cli.evaluation.evaluation_run import Evaluated
 
 CONFIG = EvalConfig
 
 
 def run(config: EvalConfig, console: Console) -> None:
     """Evaluate, and print the numbers."""
-    from diffuse_cli.evaluation.evaluating import evaluate
+    from diffuse_cli.evaluation.evaluation_run import evaluate
 
     with asked(config, "report", ".html") as report:
         found = console.follow(evaluate(config))
@@ -31,7 +31,7 @@ def run(config: EvalConfig, console: Console) -> None:
             return
         values = found.to_json(config)
         if report:
-            from diffuse_cli.report.page import page
+            from diffuse_cli.evaluation.report import page
 
             files.write_text(report, page(config, found, plain(values)))
     console.show(values, lines(found))

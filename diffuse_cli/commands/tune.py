@@ -20,7 +20,7 @@ from diffuse_cli.system.events import columns, plain
 from diffuse_cli.system.outputs import asked
 
 if TYPE_CHECKING:
-    from diffuse_cli.sweeps.recommending import Tried, Tuned
+    from diffuse_cli.evaluation.tune.candidates import Tried, Tuned
 
 CONFIG = TuneConfig
 
@@ -34,7 +34,7 @@ def run(config: TuneConfig, console: Console) -> None:
     if config.report is not None:
         _with_report(config, console)
         return
-    from diffuse_cli.sweeps.tuning import tune
+    from diffuse_cli.evaluation.tune import tune
 
     found = console.follow(tune(config))
     if rank() == 0:
@@ -45,13 +45,13 @@ def run(config: TuneConfig, console: Console) -> None:
 def _with_report(config: TuneConfig, console: Console) -> None:
     """Also evaluate the recommended setting, and write the page of both."""
     from diffuse_cli.commands import eval as evaluation
-    from diffuse_cli.sweeps.tuning import tune_and_evaluate
+    from diffuse_cli.evaluation.tune import tune_and_evaluate
 
     with asked(config, "report", ".html") as report:
         both = console.follow(tune_and_evaluate(config))
         if both is None:
             return
-        from diffuse_cli.report.page import page
+        from diffuse_cli.evaluation.report import page
 
         tuned, chosen, found = both
         values = {**found.to_json(chosen), "sweep": to_json(tuned)}

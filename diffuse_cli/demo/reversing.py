@@ -19,7 +19,7 @@ import torch
 from diffuse_cli.config import DemoConfig
 from diffuse_cli.core.samplers import SAMPLERS
 from diffuse_cli.demo.given import Told, told
-from diffuse_cli.evaluation.neighbors import search
+from diffuse_cli.evaluation.examples import search
 from diffuse_cli.media import looks
 from diffuse_cli.models.blueprint import kept_in_range
 from diffuse_cli.sampling.generation import Loaded, stored

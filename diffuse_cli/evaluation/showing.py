@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from diffuse_cli.evaluation.images import Labelled
-from diffuse_cli.evaluation.neighbors import Twin, worst
-from diffuse_cli.evaluation.parts import Evaluation
+from diffuse_cli.evaluation.examples import Twin, worst
+from diffuse_cli.evaluation.image_sets import Labelled
+from diffuse_cli.evaluation.metric_inputs import Evaluation
 from diffuse_cli.media import Array
 
 SAMPLES, OF_CLASS, TWINS = 64, 10, 12

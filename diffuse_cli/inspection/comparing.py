@@ -20,7 +20,7 @@ from diffuse_cli.system.events import Work
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from diffuse_cli.evaluation.comparing import BothMeasured
+    from diffuse_cli.evaluation.paired_comparison import BothMeasured
     from diffuse_cli.models.model_file import Model
 
 MEANT = (
@@ -138,7 +138,7 @@ def compare(
 def _measured(
     config: CompareConfig, sides: tuple[Subject, Subject], accelerator: Accelerator | None
 ) -> Work[BothMeasured | None]:
-    from diffuse_cli.evaluation.comparing import measure_both
+    from diffuse_cli.evaluation.paired_comparison import measure_both
     from diffuse_cli.sampling.generation import Loaded, precision_for, ready
 
     with machine_or(accelerator, config.precision, config.device) as accelerator:

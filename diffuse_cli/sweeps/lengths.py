@@ -15,8 +15,8 @@ from accelerate import Accelerator
 from diffuse_cli.config import EmaConfig, TrainConfig
 from diffuse_cli.config.options import from_dict
 from diffuse_cli.core.denoiser import Denoiser
-from diffuse_cli.evaluation.evaluating import load_model, tell_judge
-from diffuse_cli.evaluation.images import Sides, drawn_from, inputs_of, read_sides
+from diffuse_cli.evaluation.evaluation_run import load_model, tell_judge
+from diffuse_cli.evaluation.image_sets import Sides, drawn_from, inputs_of, read_sides
 from diffuse_cli.metrics import features, with_error
 from diffuse_cli.metrics.features.feature_choice import find_judge
 from diffuse_cli.models import model_file

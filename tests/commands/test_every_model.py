@@ -21,7 +21,7 @@ from PIL import Image
 from undrawn import undraw
 
 from diffuse_cli.commands import COMMANDS as EVERY
-from diffuse_cli.evaluation import evaluating
+from diffuse_cli.evaluation import evaluation_run
 from diffuse_cli.exports._traced import inputs
 from diffuse_cli.media import MEDIA, Asked, like
 from diffuse_cli.metrics import METRICS, Facts, remarks
@@ -379,7 +379,7 @@ def test_all_metrics_each_alone_and_pairs(
     diffuse: Any, shop: Workshop, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     facts: list[Facts] = []
-    monkeypatch.setattr(evaluating, "remarks", lambda own: facts.append(own) or remarks(own))
+    monkeypatch.setattr(evaluation_run, "remarks", lambda own: facts.append(own) or remarks(own))
     if name not in DRAWN:
         undraw(monkeypatch)
     bench = Bench(shop, name)

@@ -12,8 +12,8 @@ import torch
 
 from diffuse_cli.core import Conditions, Denoiser, Process, Space
 from diffuse_cli.data.samples import measured
-from diffuse_cli.evaluation.bounds import measure
-from diffuse_cli.evaluation.images import Labelled
+from diffuse_cli.evaluation.image_sets import Labelled
+from diffuse_cli.evaluation.variational_bound import measure
 from diffuse_cli.system.events import finish
 
 BARS = torch.linspace(12, -12, 300, dtype=torch.float64).sigmoid()

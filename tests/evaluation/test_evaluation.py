@@ -21,8 +21,14 @@ from PIL import Image
 
 from diffuse_cli.core import Prediction, Process, bits_per_dim
 from diffuse_cli.data import read_images
-from diffuse_cli.evaluation import answering, bounds, evaluating, neighbors, parts
-from diffuse_cli.evaluation.images import Labelled, Training
+from diffuse_cli.evaluation import (
+    evaluation_run,
+    examples,
+    input_builders,
+    metric_inputs,
+    variational_bound,
+)
+from diffuse_cli.evaluation.image_sets import Labelled, Training
 from diffuse_cli.metrics import (
     METRICS,
     channel_distributions,
@@ -132,21 +138,23 @@ class Metal(torch.Tensor):
 
 
 def test_the_bound_needs_no_float64_of_the_device(measure, images, monkeypatch, of_images):
-    terms, prior = bounds.bound_terms, bounds.prior_bits
+    terms, prior = variational_bound.bound_terms, variational_bound.prior_bits
     with monkeypatch.context() as patch:
         patch.setattr(
-            bounds, "bound_terms", lambda *a, **k: (t.as_subclass(Metal) for t in terms(*a, **k))
+            variational_bound,
+            "bound_terms",
+            lambda *a, **k: (t.as_subclass(Metal) for t in terms(*a, **k)),
         )
-        patch.setattr(bounds, "prior_bits", lambda *a: prior(*a).as_subclass(Metal))
+        patch.setattr(variational_bound, "prior_bits", lambda *a: prior(*a).as_subclass(Metal))
         found = measure(images, *OF_IMAGES, *BITS).json
     assert found["bits_per_dim"] == of_images[0].json["bits_per_dim"]
 
 
 def test_bits_per_dimension_are_the_sum_of_three_parts(of_images):
     found = of_images[0].json
-    parts = [found[f"bits_{name}"] for name in ("prior", "middle", "decoder")]
-    assert found["bits_per_dim"] == pytest.approx(sum(parts), rel=1e-6)
-    assert min(parts) >= 0
+    metric_inputs = [found[f"bits_{name}"] for name in ("prior", "middle", "decoder")]
+    assert found["bits_per_dim"] == pytest.approx(sum(metric_inputs), rel=1e-6)
+    assert min(metric_inputs) >= 0
     assert 1 < found["bits_per_dim"] < 20
 
 
@@ -326,13 +334,13 @@ def measure_classes(diffuse, conditional):
 def finished(monkeypatch):
     """The parts that an evaluation was made of, when it is done."""
     kept = []
-    real = evaluating._by_class
+    real = evaluation_run._by_class
 
     def by_class(evaluation, names):
         kept.append(evaluation)
         return real(evaluation, names)
 
-    monkeypatch.setattr(evaluating, "_by_class", by_class)
+    monkeypatch.setattr(evaluation_run, "_by_class", by_class)
     return kept
 
 
@@ -611,7 +619,7 @@ def estimated(x0, timesteps, seed=0, indices=None, batch_size=64, spread=0.5):
     """The bound under the exact denoiser of Gaussian data."""
     process = process_of("cosine", 300)
     exact = Exact(process, 256, exact_denoise(process, spread=spread))
-    work = bounds.measure(
+    work = variational_bound.measure(
         exact, Labelled(x0, np.full(len(x0), -1)), PLAIN,
         indices or range(len(x0)), timesteps=timesteps, seed=seed, batch_size=batch_size,
         device=torch.device("cpu"),
@@ -656,7 +664,7 @@ def test_visits_depend_on_the_seed_and_the_image_alone():
 
 
 def test_visits_to_a_block_of_images_fall_into_different_parts_of_their_stratum():
-    found = bounds.places(3, range(32), 5)
+    found = variational_bound.places(3, range(32), 5)
     cells = np.floor(found * 16).astype(int).reshape(2, 16, 5)
     assert (np.sort(cells, 1) == np.arange(16)[:, None]).all()
     flat = cells.transpose(0, 2, 1).reshape(10, 16)
@@ -680,9 +688,9 @@ def test_every_group_of_the_curve_was_visited(n, timesteps):
 def test_training_images_are_visited_half_as_often(
     measure, images, monkeypatch, asked, of_training
 ):
-    seen, real = {}, bounds.measure
+    seen, real = {}, variational_bound.measure
     monkeypatch.setattr(
-        bounds, "measure", lambda *a, **k: seen.update({k["task"]: k}) or real(*a, **k)
+        variational_bound, "measure", lambda *a, **k: seen.update({k["task"]: k}) or real(*a, **k)
     )
     few = ("--respaced", 20, "--metrics", "likelihood,overfitting")
     assert measure(images, "-n", 4, "--timesteps", asked, *few).code == 0
@@ -690,7 +698,7 @@ def test_training_images_are_visited_half_as_often(
 
 
 def test_respacing_to_more_timesteps_than_there_are_is_refused(measure, other, monkeypatch):
-    monkeypatch.setattr(evaluating, "read_sides", lambda *a: 1 / 0)
+    monkeypatch.setattr(evaluation_run, "read_sides", lambda *a: 1 / 0)
     ran = measure(other, "-n", 4, "--respaced", 101, "-q")
     assert ran.code == 2
     assert "--respaced must be 2 to 100" in ran.line
@@ -716,7 +724,7 @@ def test_a_plot_is_written_and_named(measure, other):
 
 def test_a_plot_is_not_overwritten(measure, other, monkeypatch):
     Path("bound.png").write_bytes(b"earlier")
-    monkeypatch.setattr(evaluating, "load_denoiser", lambda *a: 1 / 0)
+    monkeypatch.setattr(evaluation_run, "load_denoiser", lambda *a: 1 / 0)
     ran = measure(other, "-n", 4, "--plot", "bound.png", "-q")
     assert ran.code == 5
     assert "--overwrite" in ran.line
@@ -790,7 +798,7 @@ def test_images_that_memory_does_not_hold_give_the_same_numbers(
     measure, images, monkeypatch, of_images
 ):
     kept = of_images[0].json
-    monkeypatch.setattr("diffuse_cli.evaluation.images.kept_bytes", lambda: 5 * 64)
+    monkeypatch.setattr("diffuse_cli.evaluation.image_sets.kept_bytes", lambda: 5 * 64)
     assert {**measure(images, *OF_IMAGES).json, "seconds": kept["seconds"]} == kept
 
 
@@ -848,8 +856,8 @@ def test_copies_of_training_images_are_caught(diffuse, images, tmp_path):
 def test_both_spaces_have_as_many_references(diffuse, images, monkeypatch):
     """One share is expected of both, which depends on how many references there are."""
     searched = []
-    inner = parts.search
-    monkeypatch.setattr(parts, "search", lambda *a: searched.append(a[4]) or inner(*a))
+    inner = metric_inputs.search
+    monkeypatch.setattr(metric_inputs, "search", lambda *a: searched.append(a[4]) or inner(*a))
     assert diffuse("eval", images, images, "--train-n", 20, "--json").json["memorized_expected"]
     assert searched == [20, 20]
 
@@ -883,7 +891,7 @@ def test_the_nearest_is_the_nearest_of_all(block, numbers, monkeypatch):
     order = draw.permutation(40)[:30]
     order[0] = 17
     order[3:5] = order[2], order[2]  # three times there: no reference for itself
-    found = finish(neighbors.search(samples, held_out, training, order, 8))
+    found = finish(examples.search(samples, held_out, training, order, 8))
     assert len(found.references) == 9 + 8
     alone = training[order[:8]]
     sides = (
@@ -915,7 +923,7 @@ def test_training_images_make_up_for_few_held_out_ones(held_out, training, alone
 
 def test_a_reference_with_nothing_but_copies_of_itself_is_left_out():
     training = np.zeros((5, 1, 2, 2), np.uint8)
-    found = finish(neighbors.search(training[:2], training[:0], training, np.arange(5), 5))
+    found = finish(examples.search(training[:2], training[:0], training, np.arange(5), 5))
     assert not memorization.usable(found.references).size
 
 
@@ -924,7 +932,7 @@ def test_the_worst_pairs_come_first():
         "features": Nearest(np.array([4.0, 1.0, 9.0]), np.array([2.0, 4.0]), np.array([5, 6, 7])),
         "pixels": Nearest(np.array([1.0, 8.0, 9.0]), np.array([10.0, 10.0]), np.array([1, 2, 3])),
     }
-    found = neighbors.worst(near, 2)
+    found = examples.worst(near, 2)
     assert [(p.sample, p.place, p.space) for p in found] == [(0, 1, "pixels"), (1, 6, "features")]
     assert [p.ratio for p in found] == pytest.approx([0.1, 1 / 3])
 
@@ -959,13 +967,13 @@ def test_landmarks_are_made_of_pictures_not_of_stored_numbers(monkeypatch):
         yield from ()
         return np.zeros((len(pixels), 2))
 
-    monkeypatch.setattr(parts, "cached", features)
+    monkeypatch.setattr(metric_inputs, "cached", features)
     stored = np.random.default_rng(0).integers(0, 16, (60, 1, 8, 8)).astype(np.uint8)
     evaluation = SimpleNamespace(
         real=Labelled(stored, np.zeros(60)), look=lambda samples: samples * np.uint8(17),
         network=None, team=None,
     )  # fmt: skip
-    finish(answering._make_landmarks(evaluation))
+    finish(input_builders._make_landmarks(evaluation))
     blurred, mean, noise = np.split(seen[0], [60, 64])
     assert np.abs(mean - 17.0 * stored.mean(0)).max() <= 0.5
     assert abs(blurred.mean() - 17 * stored.mean()) < 2

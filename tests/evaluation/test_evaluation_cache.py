@@ -14,7 +14,7 @@ import torch
 from conftest import write_images
 from seams import FULL, failing
 
-from diffuse_cli.evaluation import cache
+from diffuse_cli.evaluation import feature_cache
 from diffuse_cli.metrics.features import FeatureNetwork, extract
 from diffuse_cli.system import files
 from diffuse_cli.system.events import Notice, Progress, finish
@@ -39,7 +39,7 @@ class Counting:
         return pixels.float().mean((2, 3)) / 7
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        return finish(cache.cached(self.network, pixels))
+        return finish(feature_cache.cached(self.network, pixels))
 
 
 def noise(seed: int = 0, n: int = 6, side: int = 8) -> np.ndarray:
@@ -51,7 +51,7 @@ def kept(folder: Path) -> list[Path]:
 
 
 def test_files_of_others_stay(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "LARGEST", 1000)
+    monkeypatch.setattr(feature_cache, "LARGEST", 1000)
     folder.mkdir()
     (folder / "samples.npz").write_bytes(bytes(2000))
     for seed in range(8):
@@ -100,23 +100,23 @@ def test_another_network_has_its_own(folder: Path, change: dict[str, str]) -> No
 def test_another_device_has_its_own(folder: Path) -> None:
     network = Counting().network
     elsewhere = replace(network, device=torch.device("meta"))
-    assert cache._key(network, noise()) != cache._key(elsewhere, noise())
+    assert feature_cache._key(network, noise()) != feature_cache._key(elsewhere, noise())
 
 
 def test_another_resize_of_the_network_has_its_own(folder: Path) -> None:
     """The pixels do not stand for it."""
     network = Counting().network
     other = replace(network, resize="9x9, nearest")
-    assert cache._key(network, noise()) != cache._key(other, noise())
+    assert feature_cache._key(network, noise()) != feature_cache._key(other, noise())
 
 
 def test_another_version_of_the_program_has_its_own(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = Counting().network
-    earlier = cache._key(network, noise())
-    monkeypatch.setattr(cache, "__version__", "0.0.1")
-    assert cache._key(network, noise()) != earlier
+    earlier = feature_cache._key(network, noise())
+    monkeypatch.setattr(feature_cache, "__version__", "0.0.1")
+    assert feature_cache._key(network, noise()) != earlier
 
 
 DAMAGE: dict[str, Callable[[bytes, bytes], bytes]] = {
@@ -206,9 +206,9 @@ def test_the_least_recently_used_go_first(folder: Path, monkeypatch: pytest.Monk
     measure = Counting()
     for seed in range(3):
         measure(noise(seed))
-        path = folder / f"{cache._key(measure.network, noise(seed))}.npz"
+        path = folder / f"{feature_cache._key(measure.network, noise(seed))}.npz"
         os.utime(path, (seed, seed))
-    monkeypatch.setattr(cache, "LARGEST", 3 * path.stat().st_size)
+    monkeypatch.setattr(feature_cache, "LARGEST", 3 * path.stat().st_size)
     measure(noise(0))  # used again: now the newest
     measure(noise(3))
     assert len(kept(folder)) == 3
@@ -223,14 +223,14 @@ def test_the_least_recently_used_go_first(folder: Path, monkeypatch: pytest.Monk
 def test_features_larger_than_the_cache_are_not_kept(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache, "LARGEST", 71)
+    monkeypatch.setattr(feature_cache, "LARGEST", 71)
     Counting()(noise())
     assert not folder.exists()
 
 
 def test_what_is_said(folder: Path) -> None:
     network = Counting().network
-    first, again = (list(cache.cached(network, noise(), tell=True)) for _ in range(2))
+    first, again = (list(feature_cache.cached(network, noise(), tell=True)) for _ in range(2))
     assert [type(event) for event in first] == [Progress]
     (notice,) = again
     assert isinstance(notice, Notice)

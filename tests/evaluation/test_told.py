@@ -12,7 +12,7 @@ import pytest
 from conftest import in_process
 from PIL import Image
 
-from diffuse_cli.evaluation import evaluating
+from diffuse_cli.evaluation import evaluation_run
 from diffuse_cli.sweeps import lengths
 
 SMALL = (
@@ -62,8 +62,8 @@ def known():
 def told(diffuse, models, shades, known, monkeypatch):
     """The model of columns, measured once; and the evaluation."""
     if not known:
-        real = evaluating._by_class
-        monkeypatch.setattr(evaluating, "_by_class", lambda *a: known.append(a[0]) or real(*a))
+        real = evaluation_run._by_class
+        monkeypatch.setattr(evaluation_run, "_by_class", lambda *a: known.append(a[0]) or real(*a))
         known.append(diffuse("eval", models / "columns.safetensors", shades, *SMALL, "--json"))
     evaluation, ran = known
     assert ran.code == 0, ran.err

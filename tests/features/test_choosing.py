@@ -81,7 +81,7 @@ def test_a_wrong_checksum_ends_before_the_work(diffuse, model, other, monkeypatc
         monkeypatch.setenv("DIFFUSE_WEIGHTS", ".")
     file.write_bytes(b"other weights")
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("loaded"))
-    monkeypatch.setattr("diffuse_cli.evaluation.evaluating.read_sides", lambda *_: 1 / 0)
+    monkeypatch.setattr("diffuse_cli.evaluation.evaluation_run.read_sides", lambda *_: 1 / 0)
     ran = diffuse(*line)
     assert ran.code == 4
     assert f"{file} is not the weights of {name}" in ran.line

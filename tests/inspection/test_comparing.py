@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import Ran, in_process, write_images
 
-from diffuse_cli.evaluation import comparing
+from diffuse_cli.evaluation import paired_comparison
 from diffuse_cli.metrics import METRICS, Measured, Number
 from diffuse_cli.models import model_file
 
@@ -212,9 +212,9 @@ def test_both_are_evaluated_as_eval_does(runs, conditional, images, diffuse):
 def test_errors_are_of_pairs_of_images(runs, images, diffuse, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        comparing,
+        paired_comparison,
         "Evaluation",
-        lambda *a, real=comparing.Evaluation, **k: seen.append(real(*a, **k)) or seen[-1],
+        lambda *a, real=paired_comparison.Evaluation, **k: seen.append(real(*a, **k)) or seen[-1],
     )
     ran = diffuse("compare", runs("a.run"), runs("b.run"), images, *QUICK, "--json")
     own = ran.json["evaluation"]["differences"]["bits_per_dim"]
@@ -249,9 +249,11 @@ def test_the_table_says_which_is_better_and_what_the_error_is_of(
             mean = float(evaluation.fakes.samples.mean())
             return {"light": mean, "light_standard_error": 1e-6, "real": 1.0, "unknown": mean}
 
-    monkeypatch.setattr(comparing, "METRICS", {"size": Size(), "likelihood": METRICS["likelihood"]})
-    monkeypatch.setattr("diffuse_cli.evaluation.parts.METRICS", comparing.METRICS)
-    monkeypatch.setattr("diffuse_cli.metrics.METRICS", comparing.METRICS)
+    monkeypatch.setattr(
+        paired_comparison, "METRICS", {"size": Size(), "likelihood": METRICS["likelihood"]}
+    )
+    monkeypatch.setattr("diffuse_cli.evaluation.metric_inputs.METRICS", paired_comparison.METRICS)
+    monkeypatch.setattr("diffuse_cli.metrics.METRICS", paired_comparison.METRICS)
     ran = diffuse("compare", runs("a.run"), runs("b.run"), images, *QUICK)
     found = rows(ran)
     assert found["bits per dimension"][3] == "paired"
@@ -271,8 +273,8 @@ def test_which_is_better_follows_the_direction():
         values = [{"x": 1.0, "x_standard_error": 0.1}, {"x": 1 + apart, "x_standard_error": 0.1}]
         shape = Number("x", "x", direction=direction)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(comparing, "shown", lambda values: [shape])
-            (found,) = comparing.differences(values, {"x": 0.1})
+            patch.setattr(paired_comparison, "shown", lambda values: [shape])
+            (found,) = paired_comparison.differences(values, {"x": 0.1})
         return found.better
 
     assert [better("lower", a) for a in (-1, -0.2, 0.2, 1)] == ["B", "", "", "A"]
@@ -299,7 +301,7 @@ def test_the_held_out_part_is_used_where_one_was_trained_on_data(
 
 
 def test_models_of_other_samples_are_not_evaluated(runs, images, diffuse, monkeypatch):
-    monkeypatch.setattr(comparing, "measure_both", lambda *a: 1 / 0)
+    monkeypatch.setattr(paired_comparison, "measure_both", lambda *a: 1 / 0)
     ran = diffuse("compare", runs("a.run"), runs("large.run"), images, *QUICK)
     assert ran.code == 0
     assert (
@@ -342,9 +344,9 @@ def test_with_and_without_pairs_are_compared_on_the_images_that_have_one(
 ):
     seen = []
     monkeypatch.setattr(
-        comparing,
+        paired_comparison,
         "Evaluation",
-        lambda *a, real=comparing.Evaluation, **k: seen.append(real(*a, **k)) or seen[-1],
+        lambda *a, real=paired_comparison.Evaluation, **k: seen.append(real(*a, **k)) or seen[-1],
     )
     beside = tmp_path / "beside"
     shutil.copytree(images, beside)

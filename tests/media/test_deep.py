@@ -16,7 +16,7 @@ from rubbish import tiff as made
 
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import Samples, read_images
-from diffuse_cli.evaluation import answering
+from diffuse_cli.evaluation import input_builders
 from diffuse_cli.media import Asked, image
 from diffuse_cli.media.image.decoding import decode
 from diffuse_cli.media.image.planes import SIGNATURE, chunk, fit_planes, png, rescaled, to_pixels
@@ -301,13 +301,13 @@ def test_psnr_has_the_range_of_the_limits(
     diffuse: Any, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spans: list[float] = []
-    known = answering.likeness
+    known = input_builders.likeness
 
     def likeness(*args: Any) -> Any:
         spans.append(args[-1])
         return known(*args)
 
-    monkeypatch.setattr(answering, "likeness", likeness)
+    monkeypatch.setattr(input_builders, "likeness", likeness)
     line = ("--config", recipe, "--given", "low-res:2", "--steps", 2, "-q")
     assert diffuse("train", camera(tmp_path / "data", 8), *line).code == 0
     line = ("-n", 4, "--steps", 2, "--metrics", "answers", "-q")

@@ -16,7 +16,7 @@ from diffuse_cli.config import EvalConfig
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.data import read_images
 from diffuse_cli.data.summary import fitting
-from diffuse_cli.evaluation.images import read_sides
+from diffuse_cli.evaluation.image_sets import read_sides
 from diffuse_cli.media import FITS, check_fit, image
 from diffuse_cli.media.image.planes import fit_image
 from diffuse_cli.models import model_file

@@ -12,8 +12,8 @@ import torch
 
 from diffuse_cli.core.conditions import Conditions, Given
 from diffuse_cli.core.space import Space
-from diffuse_cli.evaluation.answering import nearest
-from diffuse_cli.evaluation.images import Labelled
+from diffuse_cli.evaluation.image_sets import Labelled
+from diffuse_cli.evaluation.input_builders import nearest
 from diffuse_cli.metrics import METRICS, Number, numbers
 from diffuse_cli.metrics.answers import (
     MOST,

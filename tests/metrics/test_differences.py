@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from diffuse_cli.evaluation.comparing import differences
+from diffuse_cli.evaluation.paired_comparison import differences
 from diffuse_cli.metrics import (
     METRICS,
     SIGNIFICANT,

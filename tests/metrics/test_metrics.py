@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffuse_cli.evaluation.neighbors import search
+from diffuse_cli.evaluation.examples import search
 from diffuse_cli.metrics import (
     METRICS,
     Facts,

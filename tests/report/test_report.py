@@ -22,15 +22,14 @@ from diffuse_cli import metrics
 from diffuse_cli.config import EvalConfig, SamplerChoice
 from diffuse_cli.config.options import from_dict, to_arguments
 from diffuse_cli.data.summary import plural
-from diffuse_cli.evaluation import evaluating, parts
+from diffuse_cli.evaluation import evaluation_run, metric_inputs
+from diffuse_cli.evaluation.report import COLOURS, charts, curves, style
+from diffuse_cli.evaluation.report.courses import sweep
+from diffuse_cli.evaluation.report.templates import environment, render
 from diffuse_cli.evaluation.results import published
 from diffuse_cli.evaluation.showing import OF_CLASS, SAMPLES, TWINS
+from diffuse_cli.evaluation.tune.candidates import Tried, Tuned
 from diffuse_cli.metrics import METRICS, Measured, Words
-from diffuse_cli.report import charts, curves, style
-from diffuse_cli.report.courses import sweep
-from diffuse_cli.report.page import COLOURS
-from diffuse_cli.report.templating import environment, render
-from diffuse_cli.sweeps.recommending import Tried, Tuned
 
 QUICK = ("--steps", 4, "--precision", "fp32", "--timesteps", 5)
 HOSTILE = '<script>alert(1)</script> & "x"'.replace("/", "∕")
@@ -125,7 +124,7 @@ def alone(model, folder):
     line = ["eval", folder / "alone.safetensors", other, "-n", 4, *QUICK, "--report", path]
     with pytest.MonkeyPatch.context() as patch:
         undraw(patch)
-        patch.setattr(parts, "METRICS", {**METRICS, "sheen": metric})
+        patch.setattr(metric_inputs, "METRICS", {**METRICS, "sheen": metric})
         assert in_process([*line, "--overwrite", "-q"]) == 0
     return read(path)
 
@@ -421,7 +420,7 @@ def test_a_page_that_cannot_be_written_is_refused_first(
 ):
     Path("there.html").write_text("earlier")
     Path("file").touch()
-    monkeypatch.setattr(evaluating, "load_denoiser", lambda *a: 1 / 0)
+    monkeypatch.setattr(evaluation_run, "load_denoiser", lambda *a: 1 / 0)
     ran = diffuse(command, model, images, "-n", 4, "--report", path, "-q")
     assert ran.code == code
     assert words in ran.line

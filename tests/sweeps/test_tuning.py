@@ -17,14 +17,9 @@ from undrawn import undraw
 from diffuse_cli.config import DiffusionConfig, SamplerChoice, TuneConfig
 from diffuse_cli.core import SCHEDULES, Process
 from diffuse_cli.core.samplers import OF_DISTILLED, SAMPLERS, spacing_of
-from diffuse_cli.media import figures
-from diffuse_cli.metrics import Words
-from diffuse_cli.models import model_file
-from diffuse_cli.sampling.conditioning import Condition
-from diffuse_cli.sampling.generation import draw
-from diffuse_cli.sampling.sampling_settings import DrawSettings
-from diffuse_cli.sweeps import learning, tradeoff, tuning
-from diffuse_cli.sweeps.recommending import (
+from diffuse_cli.evaluation import tune as tuning
+from diffuse_cli.evaluation.tune import learning, tradeoff_figure
+from diffuse_cli.evaluation.tune.candidates import (
     Tried,
     Tuned,
     first_settings,
@@ -37,6 +32,12 @@ from diffuse_cli.sweeps.recommending import (
     weak_scales,
     with_weaker,
 )
+from diffuse_cli.media import figures
+from diffuse_cli.metrics import Words
+from diffuse_cli.models import model_file
+from diffuse_cli.sampling.conditioning import Condition
+from diffuse_cli.sampling.generation import draw
+from diffuse_cli.sampling.sampling_settings import DrawSettings
 from diffuse_cli.system.errors import UsageError
 
 NAN = math.nan
@@ -512,10 +513,10 @@ def test_scales_of_a_weaker_model_are_hollow_points_with_a_sign_of_their_own(mon
     monkeypatch.setattr(
         figures.Sheet, "axes", lambda self, *p: drawn.append(real(self, *p)) or drawn[-1]
     )
-    tradeoff.plot(swept(*rows), "m")
+    tradeoff_figure.plot(swept(*rows), "m")
     assert sorted(text.get_text() for text in drawn[0].texts) == ["8", "9", "w1.5", "w3"]
     learned = dataclasses.replace(rows[2].setting, times=(9.0, 5.0, 3.0, 1.0))
-    tradeoff.plot(swept(rows[0], dataclasses.replace(rows[2], setting=learned)), "m")
+    tradeoff_figure.plot(swept(rows[0], dataclasses.replace(rows[2], setting=learned)), "m")
     assert "4 learned w1.5" in [text.get_text() for axes in drawn for text in axes.texts]
 
 
@@ -544,9 +545,9 @@ def test_the_picture_has_a_line_for_each_sampler_and_a_ring(monkeypatch, least):
 
     monkeypatch.setattr(figures.Sheet, "axes", axes)
     found = swept(*rows)
-    picture = tradeoff.plot(found, "m")
+    picture = tradeoff_figure.plot(found, "m")
     if least > 0:
-        assert figures.png(picture) == figures.png(tradeoff.plot(found, "m"))
+        assert figures.png(picture) == figures.png(tradeoff_figure.plot(found, "m"))
     plot = drawn[0]
     assert (plot.get_xscale(), plot.get_yscale()) == ("log", "log" if least > 0 else "linear")
     lines = [container[0] for container in plot.containers]
@@ -569,7 +570,9 @@ def test_an_axis_has_three_numbers_or_more(monkeypatch, values):
     monkeypatch.setattr(
         figures.Sheet, "axes", lambda self, *p: drawn.append(real(self, *p)) or drawn[-1]
     )
-    tradeoff.plot(swept(*(row("ddim", 5 + i, v, seconds=v) for i, v in enumerate(values))), "m")
+    tradeoff_figure.plot(
+        swept(*(row("ddim", 5 + i, v, seconds=v) for i, v in enumerate(values))), "m"
+    )
     for axis in (drawn[0].xaxis, drawn[0].yaxis):
         low, high = axis.get_view_interval()
         assert sum(low <= tick <= high for tick in axis.get_majorticklocs()) >= 3

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from diffuse_cli.evaluation.bounds import make_bits, make_train_bits
-from diffuse_cli.evaluation.cache import cached, computed
-from diffuse_cli.evaluation.images import Labelled, Training, inputs_of
-from diffuse_cli.evaluation.neighbors import search
+from diffuse_cli.evaluation.examples import search
+from diffuse_cli.evaluation.feature_cache import cached, computed
+from diffuse_cli.evaluation.image_sets import Labelled, Training, inputs_of
 from diffuse_cli.evaluation.team import draw_share, gathered
+from diffuse_cli.evaluation.variational_bound import make_bits, make_train_bits
 from diffuse_cli.media import Array
 from diffuse_cli.metrics.answers import Answers, feature_distances, likeness
 from diffuse_cli.metrics.landmarks import landmarks
@@ -27,7 +27,7 @@ from diffuse_cli.system.events import Work
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from diffuse_cli.evaluation.parts import Builder, Evaluation
+    from diffuse_cli.evaluation.metric_inputs import Builder, Evaluation
 
 
 ANSWERED, ANSWERED_AT_ONCE, ANSWERS_SHOWN = 1000, 16, 10

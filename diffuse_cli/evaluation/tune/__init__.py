@@ -23,10 +23,13 @@ from diffuse_cli.config import GAUSSIAN, NOISE, DrawConfig, EvalConfig, SamplerC
 from diffuse_cli.config.options import converted
 from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.data.summary import plural
-from diffuse_cli.evaluation import evaluating
-from diffuse_cli.evaluation.cache import cached, computed
-from diffuse_cli.evaluation.images import drawn_from, read_sides
+from diffuse_cli.evaluation import evaluation_run
+from diffuse_cli.evaluation.feature_cache import cached, computed
+from diffuse_cli.evaluation.image_sets import drawn_from, read_sides
 from diffuse_cli.evaluation.team import Team, draw_share, gathered
+from diffuse_cli.evaluation.tune import candidates, tradeoff_figure
+from diffuse_cli.evaluation.tune.candidates import Tried, Tuned, recommend, with_weaker
+from diffuse_cli.evaluation.tune.learning import Learner
 from diffuse_cli.media import Array, figures
 from diffuse_cli.metrics import as_text, frechet, kid, manifold, with_error
 from diffuse_cli.metrics.features import FeatureNetwork
@@ -35,9 +38,6 @@ from diffuse_cli.models import model_file
 from diffuse_cli.sampling.generation import Loaded, draw
 from diffuse_cli.sampling.guidance_model import equipped
 from diffuse_cli.sampling.sampling_settings import DrawSettings, resolve
-from diffuse_cli.sweeps import recommending, tradeoff
-from diffuse_cli.sweeps.learning import Learner
-from diffuse_cli.sweeps.recommending import Tried, Tuned, recommend, with_weaker
 from diffuse_cli.system import files
 from diffuse_cli.system.devices import machine_or, made_with
 from diffuse_cli.system.events import Notice, Progress, Work
@@ -64,7 +64,7 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
         asked(config, "plot", ".png") as plot,
         machine_or(accelerator, config.precision, config.device) as accelerator,
     ):
-        loaded = yield from evaluating.load_model(config, config.weights, accelerator)
+        loaded = yield from evaluation_run.load_model(config, config.weights, accelerator)
         first_scale = config.guidance[0] if config.guidance else None
         weaker = config.guide_with or config.weak_guidance or loaded.model.weak
         drawn = converted(
@@ -79,29 +79,29 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
         timesteps = process.num_timesteps
         choice = base.choice
         distilled = loaded.model.distilled is not None
-        first = recommending.first_settings(
+        first = candidates.first_settings(
             config,
             choice.guidance,
             timesteps,
             choice.weak_guidance,
             distilled,
         )
-        scales = recommending.other_scales(config, loaded.model, choice.guidance)
-        weak_scales = recommending.weak_scales(config) if base.guide else ()
-        few = recommending.learned_steps(config, first, process)
+        scales = candidates.other_scales(config, loaded.model, choice.guidance)
+        weak_scales = candidates.weak_scales(config) if base.guide else ()
+        few = candidates.learned_steps(config, first, process)
         if distilled:  # its guidance is in its weights, and its times are set
             scales, few = (), []
-        starts = recommending.starts(config, loaded.model, first)
+        starts = candidates.starts(config, loaded.model, first)
         words = words_of(loaded.space)
         more = _more(scales, weak_scales, starts, few)
         yield from _announce(config, first, more, timesteps, words.many)
-        judge = yield from evaluating.judging(config, loaded.space, accelerator)
+        judge = yield from evaluation_run.judging(config, loaded.space, accelerator)
         sides = yield from read_sides(config, loaded)
         sides.check()
         base = drawn_from(base, loaded, sides, config.seed)
         team = Team.of(accelerator)
         network = judge.of(sides.space, sides.real.samples)
-        yield from evaluating.tell_judge(config, network, sides.space)
+        yield from evaluation_run.tell_judge(config, network, sides.space)
         shown = network.seen(sides.space, sides.real.samples)
         real = np.asarray((yield from cached(network, shown, team, tell=True)), np.float64)
         measure = _Measure(config.n, loaded, base, network, real, team)
@@ -119,18 +119,18 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
             setting = with_weaker(found, scale)
             rows.append((yield from _counted(measure(setting), setting, len(rows), total)))
         found = recommend(rows)
-        for setting in recommending.started(found, starts):
+        for setting in candidates.started(found, starts):
             rows.append((yield from _counted(measure(setting), setting, len(rows), total)))
         found = replace(recommend(rows), start=None)
         for n in few:
-            setting = recommending.to_learn(rows[: len(first)], found, n, process)
+            setting = candidates.to_learn(rows[: len(first)], found, n, process)
             learned = yield from _counted(measure.learn(setting), setting, len(rows), total)
             for timed in learned:
                 rows.append((yield from _counted(measure(timed), timed, len(rows), total)))
         yield Progress("tuning", total, total)
         found = recommend(rows)
         yield from _tell_variety(rows, found, words.many)
-        described = evaluating.describe(base, config, loaded)
+        described = evaluation_run.describe(base, config, loaded)
         tuned = Tuned(
             rows=tuple(rows),
             recommended=found,
@@ -148,7 +148,7 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
         if not accelerator.is_main_process:
             return tuned
         if plot:
-            picture = tradeoff.plot(tuned, files.show(Path(config.subject).name))
+            picture = tradeoff_figure.plot(tuned, files.show(Path(config.subject).name))
             files.write_bytes(plot, figures.png(picture))
         if out:
             model_file.save(out, replace(loaded.model, sampling=tuned.recommended))
@@ -157,7 +157,7 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
 
 def tune_and_evaluate(
     config: TuneConfig,
-) -> Work[tuple[Tuned, EvalConfig, evaluating.Evaluated] | None]:
+) -> Work[tuple[Tuned, EvalConfig, evaluation_run.Evaluated] | None]:
     """`tune`, then evaluate the setting that it recommends, for `--report`; raises what they do.
 
     Returns what was tried, the evaluation and its result; None on every process but the first.
@@ -173,7 +173,7 @@ def tune_and_evaluate(
             spacing=None if setting.times else config.spacing,
             plot=None,
         )
-        found = yield from evaluating.evaluate(chosen, accelerator, times=setting.times)
+        found = yield from evaluation_run.evaluate(chosen, accelerator, times=setting.times)
     return (tuned, chosen, found) if found else None
 
 
@@ -217,7 +217,7 @@ def _announce(
 def _tell_variety(rows: Sequence[Tried], found: SamplerChoice, many: str) -> Work[None]:
     """Say so if the recommended setting draws samples that are much more alike than others'."""
     own = next(row for row in rows if row.setting == found)
-    if (most := recommending.more_varied(rows, own)) is None:
+    if (most := candidates.more_varied(rows, own)) is None:
         return
     here, there = (as_text(row.values, "recall") for row in (own, most))
     yield Notice(

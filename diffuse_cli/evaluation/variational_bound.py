@@ -12,8 +12,8 @@ from PIL import Image
 
 from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.core.likelihood import bound_terms, prior_bits, visited, visits
-from diffuse_cli.evaluation.images import Labelled, inputs_of
-from diffuse_cli.evaluation.parts import Bound, joined
+from diffuse_cli.evaluation.image_sets import Labelled, inputs_of
+from diffuse_cli.evaluation.metric_inputs import Bound, joined
 from diffuse_cli.media import Array, figures
 from diffuse_cli.metrics import Measured
 from diffuse_cli.metrics.features.feature_choice import words_of
@@ -23,7 +23,7 @@ from diffuse_cli.system.events import Progress, Work
 from diffuse_cli.system.rng import draw_noise, philox
 
 if TYPE_CHECKING:
-    from diffuse_cli.evaluation.parts import Evaluation
+    from diffuse_cli.evaluation.metric_inputs import Evaluation
 
 
 BLOCK = 16

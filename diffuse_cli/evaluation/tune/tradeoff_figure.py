@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from diffuse_cli.config import SamplerChoice
+from diffuse_cli.evaluation.tune.candidates import Tried, Tuned
 from diffuse_cli.media import figures
 from diffuse_cli.media.figures import FAINT, INK, Sheet
 from diffuse_cli.metrics import label, measured
 from diffuse_cli.metrics.features.feature_choice import network_of
-from diffuse_cli.sweeps.recommending import Tried, Tuned
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,9 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from diffuse_cli.evaluation.report.templates import printable
 from diffuse_cli.media import figures
 from diffuse_cli.metrics import Measured
-from diffuse_cli.report.templating import printable
 
 WIDTH = 4.9
 """Inches of a plot; its text is then readable on a phone and on a page."""

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.config import CompareConfig, EvalConfig
 from diffuse_cli.config.options import converted
-from diffuse_cli.evaluation.answering import PARTS
-from diffuse_cli.evaluation.evaluating import describe, judging, measured, settle, tell_judge
-from diffuse_cli.evaluation.images import (
+from diffuse_cli.evaluation.evaluation_run import describe, judging, measured, settle, tell_judge
+from diffuse_cli.evaluation.image_sets import (
     drawn_from,
     knows,
     read_for,
@@ -21,7 +20,8 @@ from diffuse_cli.evaluation.images import (
     told_part,
     with_pairs,
 )
-from diffuse_cli.evaluation.parts import Evaluation
+from diffuse_cli.evaluation.input_builders import PARTS
+from diffuse_cli.evaluation.metric_inputs import Evaluation
 from diffuse_cli.metrics import METRICS, Measured, Number, Values, Words, shown
 from diffuse_cli.metrics import measured as number
 from diffuse_cli.metrics.features.feature_choice import words_of

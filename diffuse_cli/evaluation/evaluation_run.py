@@ -24,10 +24,10 @@ from diffuse_cli.config.options import first_given
 from diffuse_cli.core.conditions import PAIRS
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import is_images
-from diffuse_cli.evaluation import bounds, neighbors, showing
-from diffuse_cli.evaluation.answering import PARTS
-from diffuse_cli.evaluation.images import classes_told, drawn_from, read_sides
-from diffuse_cli.evaluation.parts import Evaluation, lacking, unmeasured
+from diffuse_cli.evaluation import examples, showing, variational_bound
+from diffuse_cli.evaluation.image_sets import classes_told, drawn_from, read_sides
+from diffuse_cli.evaluation.input_builders import PARTS
+from diffuse_cli.evaluation.metric_inputs import Evaluation, lacking, unmeasured
 from diffuse_cli.evaluation.results import Evaluated as Evaluated
 from diffuse_cli.evaluation.team import Team
 from diffuse_cli.media import figures
@@ -120,13 +120,13 @@ def evaluate(
         if not accelerator.is_main_process:
             return None
         if plot and evaluation.bound:
-            picture = bounds.draw(
+            picture = variational_bound.draw(
                 evaluation.bound, files.show(subject.name), density=evaluation.floats
             )
             files.write_bytes(plot, figures.png(picture))
         if page:
-            twins = showing.twins(evaluation, neighbors.PAIRS)
-            files.write_bytes(page, figures.png(neighbors.draw(twins, words)))
+            twins = showing.twins(evaluation, examples.PAIRS)
+            files.write_bytes(page, figures.png(examples.draw(twins, words)))
         real = len(sides.real)
         generated = 0 if evaluation.fakes is None else len(evaluation.fakes)
         dim = evaluation.fake_features.shape[1]

@@ -7,13 +7,13 @@ from typing import Any
 
 from markupsafe import Markup
 
-from diffuse_cli.evaluation.evaluating import Evaluated
+from diffuse_cli.evaluation.evaluation_run import Evaluated
+from diffuse_cli.evaluation.report import charts
+from diffuse_cli.evaluation.report.charts import Line
+from diffuse_cli.evaluation.report.curves import Curve, read_curves
+from diffuse_cli.evaluation.tune.candidates import Tried, Tuned
 from diffuse_cli.metrics import Measured, label, measured
 from diffuse_cli.metrics.features import KIDS
-from diffuse_cli.report import charts
-from diffuse_cli.report.charts import Line
-from diffuse_cli.report.curves import Curve, read_curves
-from diffuse_cli.sweeps.recommending import Tried, Tuned
 from diffuse_cli.system.run_reader import METRICS, run_of
 
 

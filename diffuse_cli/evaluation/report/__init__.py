@@ -13,13 +13,13 @@ from markupsafe import Markup
 from diffuse_cli.config import EvalConfig, TuneConfig
 from diffuse_cli.config.options import place_name, to_arguments
 from diffuse_cli.data.summary import plural
-from diffuse_cli.evaluation.evaluating import Evaluated
-from diffuse_cli.evaluation.images import FINGERPRINTS
+from diffuse_cli.evaluation.evaluation_run import Evaluated
+from diffuse_cli.evaluation.image_sets import FINGERPRINTS
+from diffuse_cli.evaluation.report import courses, sections, style
+from diffuse_cli.evaluation.report.distributions import distributions
+from diffuse_cli.evaluation.report.templates import render
 from diffuse_cli.evaluation.results import published
-from diffuse_cli.report import courses, sections, style
-from diffuse_cli.report.distributions import distributions
-from diffuse_cli.report.templating import render
-from diffuse_cli.sweeps.recommending import Tuned
+from diffuse_cli.evaluation.tune.candidates import Tuned
 from diffuse_cli.system import __version__
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"

@@ -8,13 +8,13 @@ from typing import Any
 
 from markupsafe import Markup
 
-from diffuse_cli.evaluation.evaluating import Evaluated
-from diffuse_cli.evaluation.images import Labelled
+from diffuse_cli.evaluation.evaluation_run import Evaluated
+from diffuse_cli.evaluation.image_sets import Labelled
+from diffuse_cli.evaluation.report import charts
+from diffuse_cli.evaluation.report.charts import Dot
+from diffuse_cli.evaluation.report.templates import Picture, row_of
 from diffuse_cli.evaluation.showing import Shown
 from diffuse_cli.metrics import QUESTIONS, Number, Values, class_numbers, measured, shown
-from diffuse_cli.report import charts
-from diffuse_cli.report.charts import Dot
-from diffuse_cli.report.templating import Picture, row_of
 
 SAMPLE, SMALL, LARGE = 56, 48, 84
 """Approximate sides of an image on the screen: among many, in a row, in a pair."""

@@ -6,10 +6,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from diffuse_cli.evaluation.evaluating import Evaluated
+from diffuse_cli.evaluation.evaluation_run import Evaluated
+from diffuse_cli.evaluation.report import charts
+from diffuse_cli.evaluation.report.charts import Line
 from diffuse_cli.metrics import Measured, Words
-from diffuse_cli.report import charts
-from diffuse_cli.report.charts import Line
 
 CHANNELS = 8
 """How many channels are drawn, the first ones."""
