@@ -23,8 +23,8 @@ import numpy as np
 
 from diffuse_cli.config import SAMPLER
 from diffuse_cli.core.learned_timesteps import improved
-from diffuse_cli.evaluation.tune import learning
-from diffuse_cli.evaluation.tune.learning import Learner
+from diffuse_cli.evaluation.tune import candidates
+from diffuse_cli.evaluation.tune.candidates import Learner
 from diffuse_cli.sampling.generation import load_denoiser
 from diffuse_cli.sampling.sampling_settings import DrawSettings
 from diffuse_cli.system.devices import machine, resolve_precision
@@ -52,7 +52,7 @@ def ways(learner: Learner, settings: DrawSettings, wanted: list[str]) -> Iterato
         if way in wanted:
             began = time.monotonic()
             start = trailing if way == "search" else learner.nearer(settings, path, ends)
-            *_, times = improved(start, error, learning.ROUNDS)
+            *_, times = improved(start, error, candidates.ROUNDS)
             yield way, times, took + time.monotonic() - began
 
 
@@ -72,7 +72,7 @@ def main() -> None:
         real = np.ascontiguousarray(common.read(options.real, size=loaded.space.size).stored)
         wanted = common.features(real[:1000], accelerator)
         learner = Learner(loaded, options.n, accelerator.device)
-        others = replace(learner, first=options.n + learning.SAMPLES)
+        others = replace(learner, first=options.n + candidates.SAMPLES)
         _, ends = others.planned(DrawSettings(steps=2))
         for steps in map(int, options.steps.split(",")):
             settings = DrawSettings(sampler=options.sampler, steps=steps)
@@ -101,8 +101,8 @@ def main() -> None:
         "sampler": options.sampler,
         "n": options.n,
         "real": len(wanted),
-        "samples": learning.SAMPLES,
-        "rounds": learning.ROUNDS,
+        "samples": candidates.SAMPLES,
+        "rounds": candidates.ROUNDS,
     }
     print(json.dumps({**settings, "machine": common.machine(), "results": results}, indent=1))
 

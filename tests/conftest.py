@@ -160,8 +160,8 @@ def less(arguments: Sequence[Any]) -> dict[str, int]:
         found["diffuse_cli.training.previews.SAMPLING_STEPS"] = PREVIEW_STEPS
     if arguments[:1] == ["tune"]:
         found |= {
-            "diffuse_cli.evaluation.tune.learning.SAMPLES": 4,
-            "diffuse_cli.evaluation.tune.learning.FINE": 10,
+            "diffuse_cli.evaluation.tune.candidates.SAMPLES": 4,
+            "diffuse_cli.evaluation.tune.candidates.FINE": 10,
         }
     return found
 

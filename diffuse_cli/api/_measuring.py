@@ -17,8 +17,8 @@ from diffuse_cli.api._options import EvalOptions, Int
 from diffuse_cli.api._samples import Samples
 from diffuse_cli.config import EvalConfig
 from diffuse_cli.config.options import from_dict
+from diffuse_cli.evaluation.evaluation_run import Evaluated
 from diffuse_cli.evaluation.evaluation_run import evaluate as measure
-from diffuse_cli.evaluation.results import Evaluated
 from diffuse_cli.metrics import METRICS, Measured, measured
 from diffuse_cli.system.devices import machine
 from diffuse_cli.system.errors import UsageError, lookup

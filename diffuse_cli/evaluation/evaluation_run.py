@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,18 @@ from diffuse_cli.config import (
     TuneConfig,
     WeightsConfig,
 )
-from diffuse_cli.config.options import first_given
+from diffuse_cli.config.options import first_given, place_name
 from diffuse_cli.core.conditions import PAIRS
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import is_images
-from diffuse_cli.evaluation import examples, showing, variational_bound
+from diffuse_cli.evaluation import examples, variational_bound
+from diffuse_cli.evaluation.examples import Shown
+from diffuse_cli.evaluation.feature_cache import Team
 from diffuse_cli.evaluation.image_sets import classes_told, drawn_from, read_sides
 from diffuse_cli.evaluation.input_builders import PARTS
 from diffuse_cli.evaluation.metric_inputs import Evaluation, lacking, unmeasured
-from diffuse_cli.evaluation.results import Evaluated as Evaluated
-from diffuse_cli.evaluation.team import Team
 from diffuse_cli.media import figures
-from diffuse_cli.metrics import Facts, features, remarks
+from diffuse_cli.metrics import Facts, Remark, Words, features, remarks
 from diffuse_cli.metrics.features.feature_choice import Judge, find_judge, words_of
 from diffuse_cli.models.model_file import Found
 from diffuse_cli.sampling.generation import Loaded, load_denoiser
@@ -125,7 +126,7 @@ def evaluate(
             )
             files.write_bytes(plot, figures.png(picture))
         if page:
-            twins = showing.twins(evaluation, examples.PAIRS)
+            twins = examples.twins(evaluation, examples.PAIRS)
             files.write_bytes(page, figures.png(examples.draw(twins, words)))
         real = len(sides.real)
         generated = 0 if evaluation.fakes is None else len(evaluation.fakes)
@@ -153,7 +154,7 @@ def evaluate(
             report=Path(config.report) if config.report else None,
             remarks=remarks(facts),
             words=words,
-            shown=showing.choose(evaluation, sides.classes) if config.report else None,
+            shown=examples.choose(evaluation, sides.classes) if config.report else None,
         )
 
 
@@ -305,3 +306,70 @@ def _model_facts(loaded: Loaded) -> dict[str, Any]:
         "classes": list(model.blueprint.conditions.classes),
         "versions": dict(model.versions),
     }
+
+
+# -- results --------------------------------------------------------------------------------------
+
+# What an evaluation found.
+
+PLACES = ("subject", "data", "plot", "pairs", "report", "out")
+"""Entries of the numbers of `eval` and `tune` that are paths of this machine."""
+
+
+def published(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """The object that `--json` prints as others may read it: places by their names alone."""
+    named = {k: place_name(v) for k, v in numbers.items() if k in PLACES and isinstance(v, str)}
+    swept = {k: published(v) for k, v in numbers.items() if k == "sweep"}
+    return {**numbers, **named, **swept}
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The numbers of an evaluation, and what is needed to compare them with others.
+
+    Attributes:
+        values: the metrics' numbers by key.
+        classes: the same for each class on both sides, with its counts.
+        terms: the bound by timestep, of a model.
+        details: what else the metrics found, by their names.
+        real, generated: how many images on each side.
+        part: which of the real images: `held-out` or `all`.
+        features: the feature network, see `FeatureNetwork.described`.
+        settings: how a model's images were drawn and its bound was taken.
+        fingerprints: of DATA, and of a folder that is measured.
+        made_with: versions and the machine.
+        plot, pairs, report: paths of the plot of the terms, of the page of nearest training images
+            and of the report; None if not asked for.
+        words: what is said of the samples.
+    """
+
+    values: dict[str, float]
+    classes: dict[str, dict[str, float]]
+    terms: list[dict[str, Any]]
+    details: dict[str, Any]
+    real: int
+    generated: int
+    part: str
+    features: dict[str, str]
+    settings: dict[str, Any]
+    seconds: float
+    model: dict[str, Any]
+    fingerprints: dict[str, str]
+    made_with: dict[str, str]
+    plot: Path | None
+    pairs: Path | None
+    report: Path | None
+    remarks: list[Remark]
+    words: Words
+    shown: Shown | None
+
+    def to_json(self, config: EvalConfig) -> dict[str, object]:
+        """The numbers, and all that is needed to compare them with others."""
+        values = dataclasses.asdict(dataclasses.replace(self, shown=None, remarks=[]))
+        del values["shown"], values["words"]
+        values["remarks"] = [str(remark) for remark in self.remarks if remark.warns]
+        numbers = values.pop("values")
+        counts = {"real": values.pop("real"), "generated": values.pop("generated")}
+        for name in ("plot", "pairs", "report"):
+            values[name] = str(values[name]) if values[name] else None
+        return {"subject": config.subject, "data": config.data, "n": counts, **numbers, **values}

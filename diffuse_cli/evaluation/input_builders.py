@@ -11,9 +11,8 @@ import numpy as np
 import torch
 
 from diffuse_cli.evaluation.examples import search
-from diffuse_cli.evaluation.feature_cache import cached, computed
+from diffuse_cli.evaluation.feature_cache import cached, computed, draw_share, gathered
 from diffuse_cli.evaluation.image_sets import Labelled, Training, inputs_of
-from diffuse_cli.evaluation.team import draw_share, gathered
 from diffuse_cli.evaluation.variational_bound import make_bits, make_train_bits
 from diffuse_cli.media import Array
 from diffuse_cli.metrics.answers import Answers, feature_distances, likeness

@@ -14,8 +14,8 @@ from accelerate import Accelerator
 from diffuse_cli.config import EvalConfig
 from diffuse_cli.core.likelihood import strata
 from diffuse_cli.core.space import Space
+from diffuse_cli.evaluation.feature_cache import Team
 from diffuse_cli.evaluation.image_sets import Labelled, Training
-from diffuse_cli.evaluation.team import Team
 from diffuse_cli.media import Array, judged, looks
 from diffuse_cli.metrics import METRICS, Metric
 from diffuse_cli.metrics.answers import Answers

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from diffuse_cli.config import PushConfig, SampleConfig
-from diffuse_cli.evaluation.results import published
+from diffuse_cli.evaluation.evaluation_run import published
 from diffuse_cli.media import figures
 from diffuse_cli.models import model_file
 from diffuse_cli.models.image_conditioning import Giver

@@ -23,11 +23,11 @@ from diffuse_cli.config import EvalConfig, SamplerChoice
 from diffuse_cli.config.options import from_dict, to_arguments
 from diffuse_cli.data.summary import plural
 from diffuse_cli.evaluation import evaluation_run, metric_inputs
-from diffuse_cli.evaluation.report import COLOURS, charts, curves, style
-from diffuse_cli.evaluation.report.courses import sweep
+from diffuse_cli.evaluation.evaluation_run import published
+from diffuse_cli.evaluation.examples import OF_CLASS, SAMPLES, TWINS
+from diffuse_cli.evaluation.report import COLOURS, charts, sections, templates
+from diffuse_cli.evaluation.report.sections import sweep
 from diffuse_cli.evaluation.report.templates import environment, render
-from diffuse_cli.evaluation.results import published
-from diffuse_cli.evaluation.showing import OF_CLASS, SAMPLES, TWINS
 from diffuse_cli.evaluation.tune.candidates import Tried, Tuned
 from diffuse_cli.metrics import METRICS, Measured, Words
 
@@ -438,7 +438,7 @@ def test_the_curves_are_those_of_the_models_run(diffuse, train, images, undrawn)
     line = ("--steps", 4, "--eval-every", 2, "--eval-images", 4, "--log-every", 1)
     assert train(*line).code == 0
     logged = [json.loads(x) for x in Path("model.run/metrics.jsonl").read_text().splitlines()]
-    found = curves.read_curves(Path("model.run/metrics.jsonl"))
+    found = sections.read_curves(Path("model.run/metrics.jsonl"))
     assert {*found} == {"loss", "held_out_loss", "kid"}
     for key, curve in found.items():
         there = [(row["step"], row[key]) for row in logged if key in row]
@@ -464,15 +464,15 @@ def test_a_strange_log_is_read_as_far_as_it_goes(tmp_path):
             '{"step": 1e999, "loss": 1}', '{"step": 7, "loss": ' + "9" * 400 + "}",
             '{"step": 8, "loss": 0.25}', '{"step": 9, "lo']  # fmt: skip
     log.write_text("\n".join(rows))
-    assert curves.read_curves(log) == {"loss": curves.Curve([1, 8], [0.5, 0.25], [0, 0])}
-    assert curves.read_curves(tmp_path / "none") == {}
+    assert sections.read_curves(log) == {"loss": sections.Curve([1, 8], [0.5, 0.25], [0, 0])}
+    assert sections.read_curves(tmp_path / "none") == {}
 
 
 def test_a_long_log_is_averaged(tmp_path):
     log = tmp_path / "metrics.jsonl"
     log.write_text("".join(f'{{"step": {k}, "loss": {k}}}\n' for k in range(10_000)))
-    curve = curves.read_curves(log)["loss"]
-    assert len(curve.steps) == curves.POINTS
+    curve = sections.read_curves(log)["loss"]
+    assert len(curve.steps) == sections.POINTS
     assert np.mean(curve.values) == pytest.approx(4999.5)
 
 
@@ -590,10 +590,10 @@ def luminance(color):
     return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
 
 
-@pytest.mark.parametrize("colors", [style.LIGHT, style.DARK])
+@pytest.mark.parametrize("colors", [templates.LIGHT, templates.DARK])
 def test_words_stand_out_in_both_schemes(colors):
     """A contrast of 4.5, as WCAG 2 asks for text."""
-    assert {*colors} == {*style.LIGHT} >= {*charts.INKS}
+    assert {*colors} == {*templates.LIGHT} >= {*charts.INKS}
     for name in ("faint", *charts.COLORS):
         for ground in ("paper", "panel"):
             dark, light = sorted((luminance(colors[name]), luminance(colors[ground])))

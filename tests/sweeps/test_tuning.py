@@ -18,7 +18,7 @@ from diffuse_cli.config import DiffusionConfig, SamplerChoice, TuneConfig
 from diffuse_cli.core import SCHEDULES, Process
 from diffuse_cli.core.samplers import OF_DISTILLED, SAMPLERS, spacing_of
 from diffuse_cli.evaluation import tune as tuning
-from diffuse_cli.evaluation.tune import learning, tradeoff_figure
+from diffuse_cli.evaluation.tune import candidates, tradeoff_figure
 from diffuse_cli.evaluation.tune.candidates import (
     Tried,
     Tuned,
@@ -330,9 +330,9 @@ def test_learned_times_are_tried_recorded_and_drawn_with(tune, diffuse, images, 
 def test_the_search_starts_from_what_ends_nearer(model, monkeypatch, wanted, start):
     process = model_file.load(model).blueprint.process
     loaded = SimpleNamespace(denoiser=SimpleNamespace(process=process))
-    learner = learning.Learner(loaded, 0, torch.device("cpu"))
+    learner = candidates.Learner(loaded, 0, torch.device("cpu"))
     away = lambda self, settings, ends: lambda times: abs(times[1] - wanted)  # noqa: E731
-    monkeypatch.setattr(learning.Learner, "error", away)
+    monkeypatch.setattr(candidates.Learner, "error", away)
     assert learner.nearer(DrawSettings(steps=2), [99, 82], torch.zeros(1)) == start
 
 
@@ -345,7 +345,7 @@ def test_a_gaussian_start_is_tried_once_in_as_many_steps():
 def test_no_time_but_the_first_is_of_snr_0():
     process = Process(SCHEDULES["flow"](8))
     loaded = SimpleNamespace(denoiser=SimpleNamespace(process=process))
-    learner = learning.Learner(loaded, 0, torch.device("cpu"))
+    learner = candidates.Learner(loaded, 0, torch.device("cpu"))
     error = learner.error(DrawSettings(steps=3), torch.zeros(1))
     assert process.alpha_bar(6.3) == 0 < process.alpha_bar(6)
     assert error([7.0, 6.3, 2.0]) == math.inf

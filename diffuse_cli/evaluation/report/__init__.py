@@ -13,12 +13,11 @@ from markupsafe import Markup
 from diffuse_cli.config import EvalConfig, TuneConfig
 from diffuse_cli.config.options import place_name, to_arguments
 from diffuse_cli.data.summary import plural
-from diffuse_cli.evaluation.evaluation_run import Evaluated
+from diffuse_cli.evaluation.evaluation_run import Evaluated, published
 from diffuse_cli.evaluation.image_sets import FINGERPRINTS
-from diffuse_cli.evaluation.report import courses, sections, style
-from diffuse_cli.evaluation.report.distributions import distributions
+from diffuse_cli.evaluation.report import sections, templates
+from diffuse_cli.evaluation.report.sections import distributions
 from diffuse_cli.evaluation.report.templates import render
-from diffuse_cli.evaluation.results import published
 from diffuse_cli.evaluation.tune.candidates import Tuned
 from diffuse_cli.system import __version__
 
@@ -50,9 +49,9 @@ def page(
         "distributions": ("Channels and frequencies", distributions(found)),
         **({"answers": ("What it was given", sections.answers(shown))} if shown.answers else {}),
         "classes": ("Class by class", sections.classes(found, shown)),
-        "bits": ("Bits by timestep", courses.bits(found)),
-        "training": ("The training", courses.training(found, Path(config.subject))),
-        **({"sweep": ("Samplers, steps and guidance", courses.sweep(swept))} if swept else {}),
+        "bits": ("Bits by timestep", sections.bits(found)),
+        "training": ("The training", sections.training(found, Path(config.subject))),
+        **({"sweep": ("Samplers, steps and guidance", sections.sweep(swept))} if swept else {}),
         "nearest": (f"Nearest training {found.words.many}", sections.nearest(found, shown)),
         "repeat": ("Repeat this", _repeat(config, found, numbers, asked)),
     }
@@ -61,7 +60,7 @@ def page(
         title=f"Evaluation of {Path(config.subject).name}",
         version=__version__,
         policy=POLICY,
-        style=Markup(style.css()),
+        style=Markup(templates.css()),
         subject=place_name(config.subject),
         data=place_name(config.data),
         found=found,

@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 
 from diffuse_cli.evaluation.evaluation_run import Evaluated
+from diffuse_cli.evaluation.examples import Shown
 from diffuse_cli.evaluation.image_sets import Labelled
 from diffuse_cli.evaluation.report import charts
-from diffuse_cli.evaluation.report.charts import Dot
+from diffuse_cli.evaluation.report.charts import Dot, Line
 from diffuse_cli.evaluation.report.templates import Picture, row_of
-from diffuse_cli.evaluation.showing import Shown
-from diffuse_cli.metrics import QUESTIONS, Number, Values, class_numbers, measured, shown
+from diffuse_cli.evaluation.tune.candidates import Tried, Tuned
+from diffuse_cli.metrics import (
+    QUESTIONS,
+    Measured,
+    Number,
+    Values,
+    Words,
+    class_numbers,
+    label,
+    measured,
+    shown,
+)
+from diffuse_cli.metrics.features import KIDS
+from diffuse_cli.system.run_reader import METRICS, finite, rows, run_of
 
 SAMPLE, SMALL, LARGE = 56, 48, 84
 """Approximate sides of an image on the screen: among many, in a row, in a pair."""
@@ -136,3 +152,187 @@ def nearest(found: Evaluated, images: Shown) -> dict[str, Any]:
         pairs.append((row_of((twin.generated, twin.training), words, LARGE), twin.pair))
     said = [r for r in found.remarks if r.kind == "memorisation"]
     return {"pairs": pairs, "remarks": said, "words": found.words}
+
+
+# -- courses --------------------------------------------------------------------------------------
+
+# The contents of the sections on bits by timestep, on the training, and on what `tune` tried.
+
+
+def bits(found: Evaluated) -> dict[str, Any]:
+    """The terms of the bound by timestep."""
+    terms = found.terms
+    if not terms:
+        return {"plot": None, "words": found.words}
+    edges = [term["first"] + 1 for term in terms] + [terms[-1]["last"] + 2]
+    values = [term["bits_per_timestep"] for term in terms]
+    density = " of the density" if "nats_per_dim" in found.values else ""
+    said = (
+        f"Bits per dimension{density} that each timestep costs, from {Measured(values[0])} at the "
+        f"first to {Measured(values[-1])} at the last"
+    )
+    axis = f"bits per dimension{density}, each"
+    plot = charts.stairs("bits", values, edges, said, "timestep + 1", axis)
+    keys = {"total": "bits_per_dim", "first": "bits_decoder", "others": "bits_middle",
+            "left": "bits_prior"}  # fmt: skip
+    return {"plot": plot, **{name: measured(found.values, key) for name, key in keys.items()}}
+
+
+def training(found: Evaluated, model: Path) -> dict[str, Any]:
+    """The curves of the model's run, if its log lies beside the model file."""
+    log = run_of(model) / METRICS if found.model else None
+    curves = read_curves(log) if log else {}
+    step = float(found.model["step"]) if curves else 0.0
+    loss = {"loss": "training", "held_out_loss": f"{found.words.many} held out"}
+    series = [
+        Line(name, curves[key].steps, curves[key].values, marks=len(curves[key].steps) < 40)
+        for key, name in loss.items()
+        if key in curves
+    ]
+    return {
+        "model": bool(found.model),
+        "words": found.words,
+        "log": log and f"{log.parent.name}/{log.name}",
+        "loss": _loss(series, step) if series else None,
+        "kid": next((_kid(curves[key], key, step) for key in KIDS if key in curves), None),
+        "kid_label": next((label(key) for key in KIDS if key in curves), ""),
+    }
+
+
+def _loss(series: list[Line], step: float) -> Markup:
+    said = "; ".join(f"loss of {line.label}: last {Measured(line.y[-1])}" for line in series)
+    positive = all(value > 0 for line in series for value in line.y)
+    return charts.lines("loss", series, f"Loss over steps: {said}", "step", "loss",
+                        log_y=positive, mark=(step, "measured"))  # fmt: skip
+
+
+def _kid(curve: Curve, key: str, step: float) -> Markup:
+    name = label(key)
+    line = Line(name, curve.steps, curve.values, curve.errors, marks=True)
+    best = min(range(len(curve.values)), key=curve.values.__getitem__)
+    lowest = Measured(curve.values[best], curve.errors[best])
+    said = f"{name} over steps, lowest {lowest} at step {curve.steps[best]:,.0f}"
+    return charts.lines("kid", [line], said, "step", name, mark=(step, "measured"))
+
+
+def sweep(swept: Tuned) -> dict[str, Any]:
+    """A row for each setting, and a plot of quality against cost."""
+    rows = [(row, measured(row.values, swept.metric)) for row in swept.rows]
+    name = label(swept.metric)
+    return {"swept": swept, "label": name, "rows": rows, "plot": _quality(swept, name)}
+
+
+def _quality(swept: Tuned, label: str) -> Markup:
+    """A line for each sampler, start, learned times or not, and guidance scale, over
+    evaluations."""
+    groups: dict[str, list[Tried]] = {}
+    for row in swept.rows:
+        setting = row.setting
+        name = setting.sampler + setting.begun + setting.learned + setting.scales
+        groups.setdefault(name, []).append(row)
+    series = []
+    for name, rows in groups.items():
+        rows.sort(key=lambda row: row.evaluations)
+        values, errors = zip(*(measured(row.values, swept.metric) for row in rows), strict=True)
+        series.append(Line(name, [r.evaluations for r in rows], values, errors, marks=True))
+    axis = f"network evaluations per {swept.words.one}"
+    said = f"{label} of each sampler and guidance scale over {axis}"
+    return charts.lines("sweep", series, said, axis, label, log_x=True)
+
+
+# -- distributions --------------------------------------------------------------------------------
+
+# The contents of the section on the numbers in samples: densities by channel, and spectra.
+
+CHANNELS = 8
+"""How many channels are drawn, the first ones."""
+
+SIDES = ("real", "generated")
+
+
+def distributions(found: Evaluated) -> dict[str, Any]:
+    """A plot of each channel's density, and one of the power by frequency."""
+    channels = found.details.get("marginals", [])
+    spectrum = found.details.get("spectrum")
+    return {
+        "channels": [_channel(k, own, found.words) for k, own in enumerate(channels[:CHANNELS])],
+        "more": max(0, len(channels) - CHANNELS),
+        "spectrum": _spectrum(spectrum) if spectrum and any(spectrum["real"]) else None,
+        "points": found.words.points,
+    }
+
+
+def _measured(values: dict[str, Any], key: str) -> Measured:
+    return Measured(values[key], values[f"{key}_standard_error"])
+
+
+def _channel(k: int, channel: dict[str, Any], words: Words) -> tuple[Markup, str]:
+    """The plot of a channel, and its caption."""
+    density = channel["density"]
+    name = words.channel(k)
+    said = "; ".join(
+        f"{side}: mean {_measured(channel[side], 'mean')}, "
+        f"deviation {_measured(channel[side], 'deviation')}"
+        for side in SIDES
+    )
+    series = {side: density[side] for side in SIDES}
+    caption = f"{name[:1].upper()}{name[1:]}. {said[:1].upper()}{said[1:]}."
+    label = f"Density of the numbers of {name}; {said}"
+    return charts.outlines(f"density-{k}", density["edges"], series, label, "number"), caption
+
+
+def _spectrum(spectrum: dict[str, Any]) -> Markup:
+    series = []
+    for name in SIDES:
+        drawn = [
+            (f, power, error)
+            for f, power, error in zip(
+                spectrum["frequencies"],
+                spectrum[name],
+                spectrum[f"{name}_standard_error"],
+                strict=True,
+            )
+            if power > 0
+        ]
+        if drawn:
+            places, powers, errors = zip(*drawn, strict=True)
+            series.append(Line(name, places, powers, errors, band=True))
+    said = "Power by frequency, real and generated"
+    return charts.lines(
+        "spectrum", series, said, "waves per point", "power", log_x=True, log_y=True
+    )
+
+
+# -- curves ---------------------------------------------------------------------------------------
+
+# The course of a training, from the model's run directory.
+
+POINTS = 250
+"""Points of a curve at most; neighbours are averaged."""
+
+KEYS = ("loss", "held_out_loss", *KIDS)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Values by step, with standard errors, 0 if there are none."""
+
+    steps: list[float]
+    values: list[float]
+    errors: list[float]
+
+
+def read_curves(log: Path) -> dict[str, Curve]:
+    """The curves in `metrics.jsonl` by the names in `KEYS`; other lines are skipped."""
+    points: dict[str, list[tuple[float, float, float]]] = {key: [] for key in KEYS}
+    for row in rows(log):
+        for key, given in points.items():
+            if (value := finite(row.get(key))) is not None:
+                error = finite(row.get(f"{key}_standard_error")) or 0.0
+                given.append((float(row["step"]), value, error))
+    found = {}
+    for key, given in points.items():
+        if given:
+            parts = np.array_split(given, min(POINTS, len(given)))
+            found[key] = Curve(*np.stack([part.mean(0) for part in parts], 1).tolist())
+    return found

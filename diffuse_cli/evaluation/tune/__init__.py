@@ -24,12 +24,10 @@ from diffuse_cli.config.options import converted
 from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.data.summary import plural
 from diffuse_cli.evaluation import evaluation_run
-from diffuse_cli.evaluation.feature_cache import cached, computed
+from diffuse_cli.evaluation.feature_cache import Team, cached, computed, draw_share, gathered
 from diffuse_cli.evaluation.image_sets import drawn_from, read_sides
-from diffuse_cli.evaluation.team import Team, draw_share, gathered
 from diffuse_cli.evaluation.tune import candidates, tradeoff_figure
-from diffuse_cli.evaluation.tune.candidates import Tried, Tuned, recommend, with_weaker
-from diffuse_cli.evaluation.tune.learning import Learner
+from diffuse_cli.evaluation.tune.candidates import Learner, Tried, Tuned, recommend, with_weaker
 from diffuse_cli.media import Array, figures
 from diffuse_cli.metrics import as_text, frechet, kid, manifold, with_error
 from diffuse_cli.metrics.features import FeatureNetwork
