@@ -22,10 +22,10 @@ import torch.nn.functional as F
 from common import to_uint8
 from torch import Tensor, nn
 
+from diffuse_cli.commands.convert.exporters import _diffusers_fields
 from diffuse_cli.config import SAMPLING_STEPS
 from diffuse_cli.core import Conditions, Space
 from diffuse_cli.core.optimizers import BETAS
-from diffuse_cli.exports import _unet
 from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.system.devices import device_type
 from diffuse_cli.training.configuration import complete, configure
@@ -55,10 +55,10 @@ def diffusers_unet(like: Blueprint) -> nn.Module:
     """
     from diffusers import UNet2DModel
 
-    lacks = _unet._of_network(like.config, like.space.size)  # type: ignore[arg-type]
+    lacks = _diffusers_fields._of_network(like.config, like.space.size)  # type: ignore[arg-type]
     if missing := [f"{name} = {value}" for name, value, _ in lacks]:
         raise ValueError(f"UNet2DModel has no option for {', '.join(missing)}")
-    options = {k: v for k, v in _unet.fields(like).items() if not k.startswith("_")}
+    options = {k: v for k, v in _diffusers_fields.fields(like).items() if not k.startswith("_")}
     net: nn.Module = UNet2DModel(**options)
     return net
 

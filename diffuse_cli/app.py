@@ -16,11 +16,11 @@ import typer.main
 from typer.exceptions import TyperException
 
 from diffuse_cli.commands import COMMANDS
-from diffuse_cli.commands._help import Command, Group
-from diffuse_cli.commands._mistakes import explain
-from diffuse_cli.commands._options import make_command
+from diffuse_cli.commands._cli import make_command
+from diffuse_cli.commands._cli.console import Console, steady
+from diffuse_cli.commands._cli.help import Command, Group
+from diffuse_cli.commands._cli.suggestions import explain
 from diffuse_cli.config.options import options
-from diffuse_cli.console import Console, steady
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.system import __version__
 from diffuse_cli.system.devices import launched, rank, wait_briefly

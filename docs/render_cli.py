@@ -19,7 +19,7 @@ import typer
 from diffuse_cli import __version__
 from diffuse_cli.app import build, main
 from diffuse_cli.commands import COMMANDS
-from diffuse_cli.commands._help import grouped
+from diffuse_cli.commands._cli.help import grouped
 
 PAGE, MANUAL = Path(__file__).with_name("cli.md"), Path(__file__).with_name("diffuse.1")
 HEAD = """# The command line

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from diffuse_cli import console
-from diffuse_cli.console import Console
+from diffuse_cli.commands._cli import console
+from diffuse_cli.commands._cli.console import Console
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import Notice, Progress, Table
 

@@ -201,7 +201,7 @@ def test_the_checker_sees_every_kind_of_import():
 if TYPE_CHECKING:
     from diffuse_cli.app import main
 def f():
-    import diffuse_cli.demo
+    import diffuse_cli.commands.noise_demo.demonstration
     from diffuse_cli import training
 from . import console
 from .core.process import Process
@@ -253,8 +253,8 @@ def test_tables_are_listed_without_torch():
         "from diffuse_cli.config.presets import PRESETS; "
         "from diffuse_cli.metrics.features import FEATURES; from diffuse_cli.metrics import METRICS; "
         "from diffuse_cli.data.sources import SOURCES; "
-        "from diffuse_cli.commands import COMMANDS; from diffuse_cli.interop import FORMATS; "
-        "from diffuse_cli.exports import TARGETS as PROGRAMS; "
+        "from diffuse_cli.commands import COMMANDS; from diffuse_cli.commands.convert.importers import FORMATS; "
+        "from diffuse_cli.commands.convert.exporters import TARGETS as PROGRAMS; "
         "assert all(map(list, (SCHEDULES, TARGETS, VARIANCES, LOSSES, WEIGHTINGS, SAMPLERS, "
         "SPACINGS, NETWORKS, DEGRADATIONS, RESTORATIONS, PRESETS, FEATURES, METRICS, COMMANDS, "
         "FORMATS, SOURCES, PROGRAMS)))"

@@ -372,7 +372,7 @@ def test_a_signal_while_sampling_ends_it_without_a_traceback(
 
 MOMENTS = {
     "unwinding": "diffuse_cli.sampling.journal.Ledger.abandon",
-    "saying": "diffuse_cli.console.Console.fail",
+    "saying": "diffuse_cli.commands._cli.console.Console.fail",
     "leaving": "diffuse_cli.app.launched",
 }
 """What is called after a first signal, in this order."""

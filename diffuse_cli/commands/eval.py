@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from diffuse_cli.commands._cli.console import Console
 from diffuse_cli.config import EvalConfig
-from diffuse_cli.console import Console
 from diffuse_cli.metrics import Number, Values, class_numbers, shown
 from diffuse_cli.system import files
 from diffuse_cli.system.events import columns, plain

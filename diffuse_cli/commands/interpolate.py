@@ -5,8 +5,8 @@ Says how near the two come back from their noise.
 
 from __future__ import annotations
 
+from diffuse_cli.commands._cli.console import Console
 from diffuse_cli.config import InterpolateConfig
-from diffuse_cli.console import Console
 
 CONFIG = InterpolateConfig
 

@@ -5,8 +5,8 @@ Degraded again, what is drawn gives the image again, unless it has noise.
 
 from __future__ import annotations
 
+from diffuse_cli.commands._cli.console import Console
 from diffuse_cli.config import RestoreConfig
-from diffuse_cli.console import Console
 
 CONFIG = RestoreConfig
 

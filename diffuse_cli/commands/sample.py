@@ -5,8 +5,8 @@ Writes the images, a grid of them, and a manifest with the settings that reprodu
 
 from __future__ import annotations
 
+from diffuse_cli.commands._cli.console import Console
 from diffuse_cli.config import SampleConfig
-from diffuse_cli.console import Console
 
 CONFIG = SampleConfig
 

@@ -11,8 +11,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from diffuse_cli.commands._cli.console import Console
 from diffuse_cli.config import LEARNED, TuneConfig
-from diffuse_cli.console import Console
 from diffuse_cli.metrics import as_text, label
 from diffuse_cli.system import files
 from diffuse_cli.system.devices import rank

@@ -5,8 +5,8 @@ Averaged over blocks, what is drawn gives the small image again.
 
 from __future__ import annotations
 
+from diffuse_cli.commands._cli.console import Console
 from diffuse_cli.config import UpscaleConfig
-from diffuse_cli.console import Console
 
 CONFIG = UpscaleConfig
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from diffuse_cli.commands._cli.console import Console
 from diffuse_cli.config import VaryConfig
-from diffuse_cli.console import Console
 
 CONFIG = VaryConfig
 

@@ -45,13 +45,13 @@ class ConvertConfig(Config):
     to: str | None = option(
         None,
         "Program to write SOURCE for, a model file or run directory of diffuse.",
-        table="exports.TARGETS",
+        table="commands.convert.exporters.TARGETS",
         shown="by the suffix of -o, else a model file",
     )
     format: str | None = option(
         None,
         "Program that saved SOURCE.",
-        table="interop.FORMATS",
+        table="commands.convert.importers.FORMATS",
         shown="recognised by its content",
     )
     preset: str | None = option(

@@ -21,8 +21,8 @@ from PIL import Image
 from undrawn import undraw
 
 from diffuse_cli.commands import COMMANDS as EVERY
+from diffuse_cli.commands.convert.exporters._graph import inputs
 from diffuse_cli.evaluation import evaluation_run
-from diffuse_cli.exports._traced import inputs
 from diffuse_cli.media import MEDIA, Asked, like
 from diffuse_cli.metrics import METRICS, Facts, remarks
 from diffuse_cli.models import model_file

@@ -13,9 +13,9 @@ import pytest
 from conftest import environment
 
 from diffuse_cli.app import build
-from diffuse_cli.commands import COMMANDS, _help
-from diffuse_cli.commands._mistakes import ADVICE, SYNONYMS, VALUES
-from diffuse_cli.commands._options import check_names
+from diffuse_cli.commands import COMMANDS
+from diffuse_cli.commands._cli import check_names, help
+from diffuse_cli.commands._cli.suggestions import ADVICE, SYNONYMS, VALUES
 from diffuse_cli.config.options import GROUPS, flag_of, options
 
 SCREEN = 30
@@ -26,7 +26,7 @@ SCREEN = 30
 def help_of(request, diffuse, monkeypatch):
     """The help of a command at 80 columns, without a terminal and on one."""
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setattr(_help, "_on_terminal", lambda: request.param == "terminal")
+    monkeypatch.setattr(help, "_on_terminal", lambda: request.param == "terminal")
 
     def run(*command):
         ran = diffuse(*command, "--help")

@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 from training.conftest import QUICK
 
 from diffuse_cli.commands import COMMANDS
-from diffuse_cli.commands._mistakes import ADVICE, SYNONYMS
+from diffuse_cli.commands._cli.suggestions import ADVICE, SYNONYMS
 from diffuse_cli.config.options import flag_of, options
 
 Run = Callable[..., Any]

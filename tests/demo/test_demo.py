@@ -14,11 +14,10 @@ import torch
 from PIL import Image
 
 import diffuse_cli
-from diffuse_cli import demo
+from diffuse_cli.commands.noise_demo import demonstration, forward_process
+from diffuse_cli.commands.noise_demo.demo_page import PAGE, Lines
 from diffuse_cli.config import DemoConfig
 from diffuse_cli.core import SCHEDULES, Process, Space
-from diffuse_cli.demo import drawing
-from diffuse_cli.demo.page import PAGE, Lines
 from diffuse_cli.media import figures
 from diffuse_cli.system.errors import DataError, OutputError, UsageError
 from diffuse_cli.system.events import Notice, Progress
@@ -37,7 +36,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(image: str = "grey.png", **options: Any) -> tuple[tuple[Path, ...], list[Any]]:
-    work = demo.demonstrate(DemoConfig(image=image, **options))
+    work = demonstration.demonstrate(DemoConfig(image=image, **options))
     events = []
     while True:
         try:
@@ -47,15 +46,15 @@ def run(image: str = "grey.png", **options: Any) -> tuple[tuple[Path, ...], list
 
 
 @pytest.fixture
-def scenes(monkeypatch: pytest.MonkeyPatch) -> list[drawing.Scene]:
+def scenes(monkeypatch: pytest.MonkeyPatch) -> list[forward_process.Scene]:
     """The scenes that are drawn, without drawing them."""
-    kept: list[drawing.Scene] = []
+    kept: list[forward_process.Scene] = []
 
-    def draw(scene: drawing.Scene, steps: int) -> Image.Image:
+    def draw(scene: forward_process.Scene, steps: int) -> Image.Image:
         kept.append(scene)
         return Image.new("RGB", (1, 1))
 
-    monkeypatch.setattr(demo, "draw", draw)
+    monkeypatch.setattr(demonstration, "draw", draw)
     return kept
 
 
@@ -101,7 +100,7 @@ def test_every_cell_is_the_forward_process(
 
 def test_times_reach_both_ends_and_never_repeat() -> None:
     def times(count: int, num_timesteps: int) -> list[int]:
-        return drawing.Scene("", None, None, None, {}, num_timesteps).times(count)  # type: ignore[arg-type]
+        return forward_process.Scene("", None, None, None, {}, num_timesteps).times(count)  # type: ignore[arg-type]
 
     assert times(8, 1000) == [0, 143, 285, 428, 571, 714, 856, 999]
     assert times(64, 5) == [0, 1, 2, 3, 4]
@@ -128,7 +127,7 @@ def test_gif_stands_beside_the_picture_moves_and_loops(folder: Path) -> None:
         assert moving.info["loop"] == 0
         first = np.asarray(moving.convert("RGB"))
         moving.seek(11)
-        assert moving.info["duration"] > 1000 * drawing.HOLD
+        assert moving.info["duration"] > 1000 * forward_process.HOLD
         last = np.asarray(moving.convert("RGB"))
     assert (first != last).any(2).mean() > 0.1
     progress = [e for e in events if isinstance(e, Progress)]
@@ -141,7 +140,7 @@ def test_large_animation_stays_small() -> None:
     draw = np.random.default_rng(2)
     Image.fromarray(draw.integers(0, 256, (300, 300, 3), np.uint8)).save("large.png")
     (_, moving), _ = run("large.png", gif=True, schedule=("linear", "cosine"), num_timesteps=8)
-    assert moving.stat().st_size < 3_000_000 * 8 / drawing.FRAMES
+    assert moving.stat().st_size < 3_000_000 * 8 / forward_process.FRAMES
 
 
 def test_a_transparent_image_shows_the_background() -> None:
@@ -179,14 +178,14 @@ def test_one_warning_names_all_that_end_too_early() -> None:
 # -- what is shown --------------------------------------------------------------------------------
 
 
-Shown = Callable[..., drawing.Scene]
+Shown = Callable[..., forward_process.Scene]
 
 
 @pytest.fixture
-def shown(scenes: list[drawing.Scene]) -> Shown:
+def shown(scenes: list[forward_process.Scene]) -> Shown:
     """What options show."""
 
-    def show(**options: Any) -> drawing.Scene:
+    def show(**options: Any) -> forward_process.Scene:
         run(overwrite=True, **options)
         return scenes.pop()
 
@@ -211,7 +210,7 @@ def test_the_rescale_applies_to_every_row(shown: Shown, folder: Path) -> None:
 def test_a_log_snr_of_minus_infinity_is_drawn_at_the_lower_edge(shown: Shown) -> None:
     scene = shown(zero_terminal_snr=True, num_timesteps=20)
     axes = figures.Sheet(4, 3, 50).axes(1, 1, 2, 1)
-    lines = drawing.log_snr(axes, scene, [0])
+    lines = forward_process.log_snr(axes, scene, [0])
     assert len(lines) == len(SCHEDULES)
     for line, process in zip(lines, scene.processes.values(), strict=True):
         *before, last = np.asarray(line.get_ydata()).tolist()
@@ -223,7 +222,7 @@ def test_the_right_plot_reads_both_variances(shown: Shown) -> None:
     scene = shown(num_timesteps=20)
     sheet = figures.Sheet(4, 3, 50)
     axes = sheet.axes(1, 1, 2, 1)
-    drawing._variances(axes, scene, [0])
+    forward_process._variances(axes, scene, [0])
     sheet.render()
     for line, process in zip(axes.lines, scene.processes.values(), strict=True):
         assert np.asarray(line.get_ydata()) == pytest.approx(process.alpha_bars.numpy())
@@ -368,7 +367,7 @@ def test_usage_errors_answer_without_torch() -> None:
     code = """
 import sys
 from diffuse_cli.config import DemoConfig
-from diffuse_cli.demo import demonstrate
+from diffuse_cli.commands.noise_demo.demonstration import demonstrate
 from diffuse_cli.system.errors import DiffuseError
 for options in ({"schedule": ("x",)}, {"betas": "x"}, {"out": "a.jpg"}, {"out": "clear.png"}):
     try:

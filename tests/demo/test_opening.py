@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from diffuse_cli.demo import opening
+from diffuse_cli.commands.noise_demo import opening
 
 LINE = ("noise-demo", "grey.png", "--schedule", "cosine", "--steps", 2, "--num-timesteps", 4)
 SILENT = {"DISPLAY": "", "WAYLAND_DISPLAY": "", "BROWSER": ""}

@@ -11,7 +11,7 @@ from altering import altered
 from conftest import in_process
 from PIL import Image
 
-from diffuse_cli.demo import reversing, showing
+from diffuse_cli.commands.noise_demo import reverse_process, showing
 from diffuse_cli.models import model_file
 from diffuse_cli.system.rng import image_noise
 
@@ -23,11 +23,11 @@ def picture(images: Path) -> Path:
 
 
 @pytest.fixture
-def journey(monkeypatch: pytest.MonkeyPatch) -> list[reversing.Journey]:
+def journey(monkeypatch: pytest.MonkeyPatch) -> list[reverse_process.Journey]:
     """The journeys that are drawn, without drawing them."""
-    seen: list[reversing.Journey] = []
+    seen: list[reverse_process.Journey] = []
 
-    def drawn(journey: reversing.Journey, steps: int) -> Image.Image:
+    def drawn(journey: reverse_process.Journey, steps: int) -> Image.Image:
         seen.append(journey)
         return Image.new("RGB", (1, 1))
 
@@ -38,7 +38,7 @@ def journey(monkeypatch: pytest.MonkeyPatch) -> list[reversing.Journey]:
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Journeys of 12 times, for what does not depend on how many there are."""
-    monkeypatch.setattr(reversing, "STEPS", 12)
+    monkeypatch.setattr(reverse_process, "STEPS", 12)
 
 
 @pytest.mark.usefixtures("short")
@@ -82,10 +82,12 @@ def test_the_nearest_image_of_data_is_found(diffuse, model, images, picture, jou
     real = [np.asarray(Image.open(p).convert("L"))[None] for p in sorted(images.rglob("*.png"))]
     for way, near in ((found.forward, found.forward_near), (found.reverse, found.reverse_near)):
         for t in found.times[::3]:
-            least = min(reversing.distance(way.x0[t], image) for image in real)
+            least = min(reverse_process.distance(way.x0[t], image) for image in real)
             assert near.distances[t] == pytest.approx(least)
-            assert reversing.distance(near.images[t], way.x0[t]) == pytest.approx(least)
-    assert found.forward_near.distances[0] <= reversing.distance(found.forward.x0[0], found.image)
+            assert reverse_process.distance(near.images[t], way.x0[t]) == pytest.approx(least)
+    assert found.forward_near.distances[0] <= reverse_process.distance(
+        found.forward.x0[0], found.image
+    )
 
 
 @pytest.mark.usefixtures("short")

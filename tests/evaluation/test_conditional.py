@@ -14,7 +14,7 @@ from conftest import in_process
 from PIL import Image
 from undrawn import undraw
 
-from diffuse_cli.sweeps import lengths
+from diffuse_cli.commands.ema import ema_lengths
 
 SMALL = ("-n", 12, "--steps", 2, "--timesteps", 4, "--precision", "fp32")
 
@@ -133,7 +133,7 @@ def test_a_folder_is_given_nothing(diffuse, images):
 
 
 def test_tune_ema_and_compare_tell_what_is_given(diffuse, models, images, model, monkeypatch):
-    monkeypatch.setattr(lengths, "LENGTHS", (0.08,))
+    monkeypatch.setattr(ema_lengths, "LENGTHS", (0.08,))
     few = ("-n", 8, "--precision", "fp32")
     line = ("--samplers", "ddim", "--steps", 2, "--guidance", "1,2", "--no-learn-times")
     ran = diffuse("tune", models / "upscaler.safetensors", images, *few, *line, "--json")

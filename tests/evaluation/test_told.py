@@ -12,8 +12,8 @@ import pytest
 from conftest import in_process
 from PIL import Image
 
+from diffuse_cli.commands.ema import ema_lengths
 from diffuse_cli.evaluation import evaluation_run
-from diffuse_cli.sweeps import lengths
 
 SMALL = (
     "-n", 12, "--steps", 2, "--timesteps", 4, "--train-n", 8, "--precision", "fp32",
@@ -110,7 +110,7 @@ def test_rows_and_classes_of_an_image_are_told_together(diffuse, models, shades,
 
 
 def test_tune_ema_and_compare_tell_rows(diffuse, models, shades, monkeypatch):
-    monkeypatch.setattr(lengths, "LENGTHS", (0.08,))
+    monkeypatch.setattr(ema_lengths, "LENGTHS", (0.08,))
     few = ("-n", 8, "--precision", "fp32")
     line = ("--samplers", "ddim", "--steps", 2, "--guidance", "1,2", "--no-learn-times")
     model = models / "columns.safetensors"

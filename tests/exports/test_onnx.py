@@ -15,13 +15,13 @@ import torch
 from leaving import SMALL, model_of
 
 from diffuse_cli.app import main
+from diffuse_cli.commands.convert.exporters import onnx
+from diffuse_cli.commands.convert.exporters._graph import inputs
 from diffuse_cli.config import DiffusionConfig
 from diffuse_cli.core import SAMPLERS, Conditions, Space
 from diffuse_cli.core.conditions import Given, Labels, Number, Table
 from diffuse_cli.core.guidance import clip
 from diffuse_cli.core.networks.unet import Config
-from diffuse_cli.exports import onnx
-from diffuse_cli.exports._traced import inputs
 from diffuse_cli.models import model_file
 
 runtime = pytest.importorskip("onnxruntime")

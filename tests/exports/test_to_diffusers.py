@@ -17,6 +17,13 @@ from leaving import PICTURES, SMALL, UNTOLD, model_of
 from safetensors.torch import load_file
 from torch import Tensor
 
+from diffuse_cli.commands.convert.exporters import TARGETS, _pipeline_card, _scheduler, export
+from diffuse_cli.commands.convert.exporters._diffusers_fields import lacks
+from diffuse_cli.commands.convert.exporters._scheduler import SCHEDULERS
+from diffuse_cli.commands.convert.exporters.diffusers import PARTS, WEIGHTS
+from diffuse_cli.commands.convert.importers import convert
+from diffuse_cli.commands.convert.importers._assembly import Net
+from diffuse_cli.commands.convert.importers._scheduler import read_process
 from diffuse_cli.config import ConvertConfig, DiffusionConfig, SamplerChoice, TrainConfig
 from diffuse_cli.config.options import options
 from diffuse_cli.config.presets import PRESETS, architecture
@@ -25,13 +32,6 @@ from diffuse_cli.core.conditions import Given, Number, Table
 from diffuse_cli.core.guidance import clip
 from diffuse_cli.core.networks.unet import Config
 from diffuse_cli.core.schedules import SCHEDULES
-from diffuse_cli.exports import TARGETS, _card, _scheduler, export
-from diffuse_cli.exports._scheduler import SCHEDULERS
-from diffuse_cli.exports._unet import lacks
-from diffuse_cli.exports.diffusers import PARTS, WEIGHTS
-from diffuse_cli.interop import convert
-from diffuse_cli.interop._assembling import Net
-from diffuse_cli.interop._scheduler import read_process
 from diffuse_cli.models import model_file
 from diffuse_cli.models.blueprint import Blueprint, make_process
 from diffuse_cli.system.errors import DiffuseError
@@ -567,7 +567,7 @@ def test_the_cards_loop_guides_as_sample_does(
     made = model_of(conditions=Conditions(classes=("a", "b")))
     training = {**made.training, "label_dropout": dropout}
     model = dataclasses.replace(made, sampling=sampling, training=training)
-    card = _card.draw("name", model, "ddpm")
+    card = _pipeline_card.draw("name", model, "ddpm")
     assert f"label, scale = torch.tensor([0, 0, 0, 0]), {scale}\n" in card
 
 

@@ -13,12 +13,12 @@ import torch
 from conftest import in_process
 from undrawn import undraw
 
+from diffuse_cli.commands.ema import ema_lengths
 from diffuse_cli.core.space import Space
 from diffuse_cli.metrics import Measured, label
 from diffuse_cli.metrics.features import KIDS, FeatureNetwork
 from diffuse_cli.metrics.features.feature_choice import find_judge
 from diffuse_cli.models import model_file
-from diffuse_cli.sweeps import lengths
 from diffuse_cli.system.events import finish
 
 LABEL = "KID, random features"
@@ -99,7 +99,7 @@ def test_tune_decides_by_them_and_eval_finds_the_same_numbers(
 def test_the_tables_say_so(
     model: Path, signals: Path, diffuse: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lengths, "LENGTHS", (0.08,))
+    monkeypatch.setattr(ema_lengths, "LENGTHS", (0.08,))
     line = (model, signals, "-n", 4, "--precision", "fp32")
     ran = diffuse("tune", *line, "--samplers", "ddim", "--steps", 2, "--guidance", 1,
                   "--no-learn-times")  # fmt: skip

@@ -22,10 +22,11 @@ from conftest import ROOT, environment
 from PIL import Image
 from xxhash import xxh3_128_digest
 
+from diffuse_cli.commands.info import duplicates, reports, sheet
+from diffuse_cli.commands.info.copies import count_copies
+from diffuse_cli.commands.info.inspection import inspect
 from diffuse_cli.config import InfoConfig
 from diffuse_cli.data import Samples, Summary, read_images
-from diffuse_cli.inspection import dataset, inspect, near, sheet
-from diffuse_cli.inspection.copies import count_copies
 from diffuse_cli.media import figures
 from diffuse_cli.models import model_file, tensor_file
 from diffuse_cli.system import files
@@ -279,11 +280,11 @@ def test_large_sets_are_mapped_and_nothing_is_left(tmp_path, monkeypatch, messy,
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
-    monkeypatch.setattr(dataset, "MAP_OVER", 0)
+    monkeypatch.setattr(reports, "MAP_OVER", 0)
     mapped = []
-    measure = dataset._measure
+    measure = reports._measure
     monkeypatch.setattr(
-        dataset,
+        reports,
         "_measure",
         lambda found, *rest: mapped.append(found.stored.filename) or measure(found, *rest),
     )
@@ -301,7 +302,7 @@ def test_large_sets_are_mapped_and_nothing_is_left(tmp_path, monkeypatch, messy,
 
 def test_measuring_in_blocks_changes_nothing(messy, monkeypatch):
     expected = look(messy)
-    monkeypatch.setattr(near, "BLOCK", 1)
+    monkeypatch.setattr(duplicates, "BLOCK", 1)
     assert look(messy) == expected
 
 
@@ -481,7 +482,10 @@ def test_hashes_a_few_bits_apart_are_candidates(apart):
         flips = draw.choice(64, apart, replace=False)
         hashed[k + 1] = hashed[k] ^ np.uint64(sum(1 << int(bit) for bit in flips))
     pairs = [
-        tuple(sorted(p)) for b in range(5) for c in near._candidates(hashed, b) for p in c.tolist()
+        tuple(sorted(p))
+        for b in range(5)
+        for c in duplicates._candidates(hashed, b)
+        for p in c.tolist()
     ]
     expected = [(k, k + 1) for k in range(0, 1000, 2)] if apart <= 4 else []
     assert sorted(pairs) == expected
@@ -497,19 +501,19 @@ def test_groups_are_joined_in_any_order():
             expected[link + 1] = expected[link]
         roots = np.arange(61)
         for part in np.array_split(pairs, 3):
-            roots = near._united(roots, part)
+            roots = duplicates._united(roots, part)
         assert roots.tolist() == expected
 
 
 def everyone_with_everyone(pixels: Any, hashed: Any) -> Any:
     """Groups as `near.groups` means them, by comparing all pairs."""
-    vectors = near.frequencies(pixels).reshape(len(pixels), -1)
+    vectors = duplicates.frequencies(pixels).reshape(len(pixels), -1)
     vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     roots = list(range(len(pixels)))
     for i in range(len(pixels)):
         for j in range(i):
             apart = (int(hashed[i]) ^ int(hashed[j])).bit_count()
-            if apart <= near.DISTANCE and vectors[i] @ vectors[j] >= near.ALIKE:
+            if apart <= duplicates.DISTANCE and vectors[i] @ vectors[j] >= duplicates.ALIKE:
                 low, high = sorted((roots[i], roots[j]))
                 roots = [low if root == high else root for root in roots]
     return roots
@@ -517,7 +521,7 @@ def everyone_with_everyone(pixels: Any, hashed: Any) -> Any:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_bands_find_what_comparing_all_pairs_finds(seed, monkeypatch):
-    monkeypatch.setattr(near, "PAIRS", 7)
+    monkeypatch.setattr(duplicates, "PAIRS", 7)
     draw = np.random.default_rng(seed)
     bases = [scene(100 * seed + k)[..., 0].astype(float) for k in range(30)]
     strengths = draw.uniform(0, 12, 150)
@@ -525,38 +529,38 @@ def test_bands_find_what_comparing_all_pairs_finds(seed, monkeypatch):
         [bases[k % 30] + draw.normal(0, s, (32, 32)) for k, s in enumerate(strengths)]
     )
     pixels = pixels.clip(0, 255).astype(np.uint8)[draw.permutation(150), None]
-    hashed = near.hashes(near.frequencies(pixels))
+    hashed = duplicates.hashes(duplicates.frequencies(pixels))
     expected = everyone_with_everyone(pixels, hashed)
     assert 30 < len(set(expected)) < 100
     chosen = np.arange(150)
-    assert finish(near.groups(pixels, hashed, chosen)).tolist() == expected
+    assert finish(duplicates.groups(pixels, hashed, chosen)).tolist() == expected
     some = np.flatnonzero(np.arange(150) % 4 != 0)
     expected = everyone_with_everyone(pixels[some], hashed[some])
-    assert finish(near.groups(pixels, hashed, some)).tolist() == expected
+    assert finish(duplicates.groups(pixels, hashed, some)).tolist() == expected
 
 
 def test_the_search_is_bounded_where_all_hashes_are_one(monkeypatch):
     compared = []
     monkeypatch.setattr(
-        near,
+        duplicates,
         "_alike",
         lambda pixels, pairs: compared.append(len(pairs)) or np.zeros(len(pairs), bool),
     )
     pixels = np.zeros((500, 1, 8, 8), np.uint8)
-    roots = finish(near.groups(pixels, np.zeros(500, np.uint64), np.arange(500)))
+    roots = finish(duplicates.groups(pixels, np.zeros(500, np.uint64), np.arange(500)))
     assert roots.tolist() == list(range(500))
-    assert near.CANDIDATES * 500 <= sum(compared) < (near.CANDIDATES + 1) * 500
+    assert duplicates.CANDIDATES * 500 <= sum(compared) < (duplicates.CANDIDATES + 1) * 500
 
 
 def test_frequencies_are_those_of_the_cosine_transform():
     pixels = noise(1, 20)[None, None].astype(np.uint8)
-    found = near.frequencies(pixels)
+    found = duplicates.frequencies(pixels)
     assert found.shape == (1, 1, 16, 16)
     place = np.pi * (np.arange(20) + 0.5) / 20
     expected = (pixels[0, 0] * np.outer(np.cos(3 * place), np.cos(5 * place))).sum() * 2 / 20
     assert found[0, 0, 3, 5] == pytest.approx(expected, rel=1e-5)
     assert found[0, 0, 0, 0] == 0
-    assert near.frequencies(np.zeros((2, 3, 4, 9), np.uint8)).shape == (2, 3, 4, 9)
+    assert duplicates.frequencies(np.zeros((2, 3, 4, 9), np.uint8)).shape == (2, 3, 4, 9)
 
 
 # -- the contact sheet ----------------------------------------------------------------------------
@@ -606,7 +610,7 @@ def test_large_images_are_small_on_the_sheet(tmp_path, channels):
 
 
 def test_a_sheet_is_refused_before_anything_is_read(images, diffuse, monkeypatch):
-    monkeypatch.setattr(dataset, "read_images", lambda *a, **k: 1 / 0)
+    monkeypatch.setattr(reports, "read_images", lambda *a, **k: 1 / 0)
     Path("there.png").write_bytes(b"mine")
     Path("file").write_bytes(b"")
     Path("link.png").symlink_to(images)
@@ -925,6 +929,6 @@ def test_images_are_looked_at_without_torch(images, tmp_path):
 def test_images_that_the_disk_does_not_hold_are_described_the_same(diffuse, messy, monkeypatch):
     line = ("info", messy, "--json", "-o", "sheet.png")
     kept, sheet_of = diffuse(*line).json, Path("sheet.png").read_bytes()
-    monkeypatch.setattr(dataset, "kept_bytes", lambda folder: 0)
+    monkeypatch.setattr(reports, "kept_bytes", lambda folder: 0)
     assert diffuse(*line, "--overwrite").json == kept
     assert Path("sheet.png").read_bytes() == sheet_of

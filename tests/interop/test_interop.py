@@ -23,14 +23,21 @@ from interop_oracles import answer, checkpoint
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from diffuse_cli.commands.convert.importers import (
+    FORMATS,
+    _assembly,
+    _scheduler,
+    convert,
+    diffusers,
+    openai,
+)
+from diffuse_cli.commands.convert.importers._assembly import Net
 from diffuse_cli.config import ConvertConfig, DiffusionConfig, TrainConfig
 from diffuse_cli.config.presets import PRESETS, architecture
 from diffuse_cli.core import SAMPLERS, Conditions, Space
 from diffuse_cli.core.guidance import clip
 from diffuse_cli.core.networks.unet import Config
 from diffuse_cli.core.settings import to_dict
-from diffuse_cli.interop import FORMATS, _assembling, _scheduler, convert, diffusers, openai
-from diffuse_cli.interop._assembling import Net
 from diffuse_cli.models import model_file
 from diffuse_cli.models.blueprint import make_process
 from diffuse_cli.system.errors import UsageError
@@ -980,7 +987,10 @@ def test_a_file_that_is_no_model_is_refused(diffuse, name: str):
 
 def test_a_pickle_that_is_too_large_is_not_read(diffuse, monkeypatch):
     torch.save(checkpoint(), "m.pt")
-    monkeypatch.setattr("diffuse_cli.interop._source.MOST_BYTES", Path("m.pt").stat().st_size - 1)
+    monkeypatch.setattr(
+        "diffuse_cli.commands.convert.importers._foreign_files.MOST_BYTES",
+        Path("m.pt").stat().st_size - 1,
+    )
     monkeypatch.setattr(torch, "load", lambda *a, **k: pytest.fail("it was read"))
     ran = diffuse("convert", "m.pt", "--heads", 2, *TYPED, "-q")
     assert (ran.code, "is a pickle of more than" in ran.line) == (4, True)
@@ -1206,9 +1216,9 @@ def test_training_on_follows_the_presets_recipe(learned: bool):
     foreign = openai.read(source, ConvertConfig(source="m.pt", preset="iddpm-imagenet64"))
     assert foreign.diffusion == {"variance": "learned" if learned else "large"}
     config = ConvertConfig(source="m.pt", preset="iddpm-imagenet64")
-    diffusion = _assembling.settle(foreign, source, config)
+    diffusion = _assembly.settle(foreign, source, config)
     assert (diffusion.schedule, diffusion.num_timesteps) == ("cosine", 4000)
-    kept = _assembling.training(foreign.unet, diffusion, "iddpm-imagenet64")
+    kept = _assembly.training(foreign.unet, diffusion, "iddpm-imagenet64")
     assert foreign.unet == unet
     assert "lr" not in kept
     assert kept.get("loss") == ("hybrid" if learned else None)

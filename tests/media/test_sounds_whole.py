@@ -15,7 +15,7 @@ import pytest
 from conftest import in_process
 from undrawn import undraw
 
-from diffuse_cli.demo import drawing
+from diffuse_cli.commands.noise_demo import forward_process
 
 pytest.importorskip("soundfile", reason="of the extra [audio]")
 
@@ -100,7 +100,7 @@ def test_drawn_sounds_are_data_at_their_rate(
 @pytest.fixture
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """Animations of few frames."""
-    monkeypatch.setattr(drawing, "FRAMES", 8)
+    monkeypatch.setattr(forward_process, "FRAMES", 8)
 
 
 @pytest.mark.usefixtures("brief")

@@ -15,7 +15,7 @@ from hubs import COMMIT, serving
 from PIL import Image
 from seams import FULL, ends_at, failing, killed_while
 
-from diffuse_cli.publishing.card import _text
+from diffuse_cli.commands.push.card import _text
 from diffuse_cli.sampling.journal import holding
 from diffuse_cli.system import files
 
@@ -156,7 +156,7 @@ def test_a_push_that_is_killed_can_be_repeated(diffuse: Run, model: Path):
 def test_a_place_that_refuses_files_is_refused_before_anything_is_drawn(
     diffuse: Run, model: Path, monkeypatch
 ):
-    monkeypatch.setattr("diffuse_cli.publishing._picture", lambda *a: 1 / 0)
+    monkeypatch.setattr("diffuse_cli.commands.push.publication._picture", lambda *a: 1 / 0)
     Path("file").touch()
     ran = diffuse("push", model, TARGET, "--license", "mit", "-o", "file/out")
     assert (ran.code, "cannot write file/out" in ran.line) == (5, True)

@@ -11,9 +11,9 @@ import pytest
 import torch
 from conftest import in_process
 
+from diffuse_cli.commands.ema import ema_lengths
 from diffuse_cli.core.losses import simple
 from diffuse_cli.models import model_file
-from diffuse_cli.sweeps import lengths
 from diffuse_cli.system.rng import training_draws
 from diffuse_cli.system.run_reader import run_of
 from diffuse_cli.training.ema_weights import gamma_of, snapshots
@@ -70,7 +70,7 @@ def ema(diffuse, images, kept):
 def test_a_table_of_lengths_with_the_best_named_and_written(
     ema, diffuse, images, kept, monkeypatch
 ):
-    monkeypatch.setattr(lengths, "LENGTHS", (0.05, 0.08, 0.12))
+    monkeypatch.setattr(ema_lengths, "LENGTHS", (0.05, 0.08, 0.12))
     ran = ema("-o", "best.safetensors", "--json")
     assert ran.code == 0, ran.err
     found = ran.json
@@ -92,7 +92,7 @@ def test_a_table_of_lengths_with_the_best_named_and_written(
 
 
 def test_the_table_in_text(ema, monkeypatch):
-    monkeypatch.setattr(lengths, "LENGTHS", (0.02, 0.08, 0.1))
+    monkeypatch.setattr(ema_lengths, "LENGTHS", (0.02, 0.08, 0.1))
     ran = ema("-o", "best.safetensors")
     assert "left out, as they need more snapshots than 4: 0.02\n" in ran.err
     lines = ran.out.splitlines()
@@ -106,7 +106,7 @@ def test_the_table_in_text(ema, monkeypatch):
 def test_a_length_is_what_averaging_every_step_would_have_given(ema, monkeypatch, followed):
     """The weights after each step of the run, averaged by the definition."""
     whole, raw = followed
-    monkeypatch.setattr(lengths, "LENGTHS", (0.08,))
+    monkeypatch.setattr(ema_lengths, "LENGTHS", (0.08,))
     assert ema("-o", "made.safetensors", model=whole).code == 0
     expected = torch.zeros_like(raw[0])
     for t, weight in enumerate(raw, 1):
@@ -121,13 +121,13 @@ def test_the_held_out_loss_decides_where_it_is_asked_to(ema, monkeypatch):
     """That of the training: an independent sum of min-SNR weights, the target v, and draws that
     belong to positions."""
     seen = []
-    real = lengths.EMA_METRICS["held-out"]
+    real = ema_lengths.EMA_METRICS["held-out"]
 
     def make(config, loaded, sides, accelerator):
         seen.append((loaded, sides.real))
         return real(config, loaded, sides, accelerator)
 
-    monkeypatch.setattr(lengths, "EMA_METRICS", {"held-out": make})
+    monkeypatch.setattr(ema_lengths, "EMA_METRICS", {"held-out": make})
     ran = ema("--metric", "held-out", "--json")
     assert "left out, as they need more snapshots than 4: 0.02, 0.03, 0.15, 0.20, 0.25" in ran.err
     found = ran.json
@@ -175,8 +175,8 @@ def test_the_best_is_the_lowest_and_what_the_table_does_not_say_is_said(
 
         return "kid", measure
 
-    monkeypatch.setattr(lengths, "EMA_METRICS", {"kid": make})
-    monkeypatch.setattr(lengths, "LENGTHS", (0.04, 0.05, 0.06, 0.08))
+    monkeypatch.setattr(ema_lengths, "EMA_METRICS", {"kid": make})
+    monkeypatch.setattr(ema_lengths, "LENGTHS", (0.04, 0.05, 0.06, 0.08))
     ran = ema("-o", "made.safetensors")
     assert f"best: {best:.2f}" in ran.out
     assert model_file.load("made.safetensors").data["ema_length"] == best
@@ -194,7 +194,7 @@ def test_the_best_model_of_a_run_has_the_snapshots_up_to_it(ema, diffuse, images
 
 
 def test_the_output_is_never_replaced_unasked(ema, monkeypatch):
-    monkeypatch.setattr(lengths, "LENGTHS", (0.05, 0.1))
+    monkeypatch.setattr(ema_lengths, "LENGTHS", (0.05, 0.1))
     Path("mine.safetensors").write_text("mine")
     ran = ema("-o", "mine.safetensors", "-q")
     assert ran.code == 5

@@ -14,8 +14,8 @@ from conftest import in_process
 from seams import giving
 from torch import nn
 
+from diffuse_cli.commands.ema.ema_lengths import LENGTHS
 from diffuse_cli.models import tensor_file
-from diffuse_cli.sweeps.lengths import LENGTHS
 from diffuse_cli.system import files
 from diffuse_cli.training import checkpoints, ema_weights
 from diffuse_cli.training.ema_weights import (

@@ -11,8 +11,8 @@ import torch
 from conftest import logged
 from PIL import Image
 
+from diffuse_cli.commands.convert.exporters._graph import inputs
 from diffuse_cli.core.networks import vit
-from diffuse_cli.exports._traced import inputs
 from diffuse_cli.models import model_file
 
 STEPS = ("--steps", 3, "--log-every", 1, "-q")

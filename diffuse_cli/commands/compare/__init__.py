@@ -1,0 +1,167 @@
+"""Set two runs or models side by side.
+
+Prints the settings that differ, and the losses of the two runs. Given DATA, it also evaluates both
+on the same real images and from the same noise: the error of a difference is then that of pairs of
+images, which is smaller than that of two independent evaluations. A side that is better is the
+better one of these two models: other seeds of their recipes can turn it round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from diffuse_cli.commands._cli._text import brief, said
+from diffuse_cli.commands._cli.console import Console
+from diffuse_cli.config import CompareConfig
+from diffuse_cli.core.settings import digits
+from diffuse_cli.metrics import SIGNIFICANT, Measured, label
+from diffuse_cli.metrics.features import KIDS
+from diffuse_cli.system.events import columns
+from diffuse_cli.system.files import show
+
+if TYPE_CHECKING:
+    from diffuse_cli.commands.compare.run_comparison import Comparison, Subject
+    from diffuse_cli.evaluation.paired_comparison import BothMeasured, Difference
+
+CONFIG = CompareConfig
+
+NONE = "–"
+
+IF_DIFFERENT = ("written by",)
+"""Facts that are left out where they are the same."""
+
+
+def run(config: CompareConfig, console: Console) -> None:
+    """Compare, and print what differs."""
+    from diffuse_cli.commands.compare.run_comparison import compare
+
+    found = console.follow(compare(config))
+    if found is not None:
+        console.show(to_json(found), lines(found))
+
+
+def to_json(found: Comparison) -> dict[str, Any]:
+    """Everything, with each number's error."""
+    return {
+        "a": found.a.to_dict(),
+        "b": found.b.to_dict(),
+        "settings": {k: {"a": a, "b": b} for k, (a, b) in found.settings.items()},
+        "remarks": list(found.remarks),
+        "evaluation": _evaluation(found.measured) if found.measured else None,
+    }
+
+
+def _evaluation(both: BothMeasured) -> dict[str, Any]:
+    return {
+        "n": {"real": both.real, "generated": both.generated},
+        "part": both.part,
+        "features": both.features,
+        "fingerprint": both.fingerprint,
+        "settings": dict(zip("ab", both.settings, strict=True)),
+        "values": dict(zip("ab", both.values, strict=True)),
+        "differences": {
+            d.number.key: {
+                "difference": d.apart.value,
+                "standard_error": d.apart.error,
+                "paired": d.paired,
+                "better": d.better.lower() or None,
+            }
+            for d in both.differences
+        },
+        "made_with": both.made_with,
+    }
+
+
+def lines(found: Comparison) -> list[str]:
+    """The two names, a table of both, and what cannot be compared."""
+    sides = found.a, found.b
+    rows = [["", "A", "B"]]
+    rows += [[brief(name), *_setting(*pair)] for name, pair in found.settings.items()]
+    ours, theirs = (_facts(side) for side in sides)
+    rows += [
+        [name, ours[name], theirs[name]]
+        for name in ours
+        if {ours[name], theirs[name]} != {NONE}
+        and not (name in IF_DIFFERENT and ours[name] == theirs[name])
+    ]
+    measured = found.measured
+    return [
+        *(f"{name}  {show(side.path)}" for name, side in zip("AB", sides, strict=True)),
+        "",
+        *columns(rows),
+        *(["", *columns([*_measured(measured)]), *_about(measured)] if measured else []),
+        *(brief(remark) for remark in found.remarks),
+    ]
+
+
+def _setting(*pair: Any) -> list[str]:
+    """The values of a setting, with as many digits as tell them apart."""
+    short, long = (
+        [NONE if value is None else brief(said(value, *kind)) for value in pair]
+        for kind in ((), (digits,))
+    )
+    return short if short[0] != short[1] else long
+
+
+def _facts(side: Subject) -> dict[str, str]:
+    """What there is to say of a run or model, by its label."""
+    parameters = side.parameters
+    versions = side.model.versions if side.model else {}
+    lowest = _lowest(side.lowest_held_out_loss)
+    return {
+        "parameters": NONE if parameters is None else f"{parameters:,}",
+        "training images": _images(side.data),
+        "step": brief(f"{side.step:,} of {side.steps:,}"),
+        "loss": NONE if side.loss is None else str(Measured(side.loss)),
+        "held-out loss": NONE if side.held_out_loss is None else str(Measured(side.held_out_loss)),
+        "  lowest": lowest,
+        **{f"lowest {label(key)}": _lowest(getattr(side, f"lowest_{key}")) for key in KIDS},
+        "written by": brief(", ".join(f"{k} {said(v)}" for k, v in versions.items())) or NONE,
+    }
+
+
+def _images(data: Mapping[str, Any]) -> str:
+    rule = data.get("held_out")
+    counts = [data.get("images"), rule.get("images") if isinstance(rule, Mapping) else 0]
+    if not all(isinstance(count, int) for count in counts):  # a converted model has none
+        return NONE
+    return brief(f"{counts[0]:,}, {counts[1]:,} held out")
+
+
+def _lowest(found: Mapping[str, float] | None) -> str:
+    if found is None:
+        return NONE
+    number = Measured(found["value"], found.get("standard_error", 0.0))
+    return f"{number} at step {found['step']:,.0f}"
+
+
+def _measured(both: BothMeasured) -> Iterator[list[str]]:
+    """A row for each number: both, their difference, what its error is of, which is better."""
+    yield ["", "A", "B", "B less A", "error", "better"]
+    for d in both.differences:
+        yield [
+            "  " * d.number.part + d.number.label,
+            *(d.number.text(values) for values in both.values),
+            *(_apart(d) if all(map(d.number.quoted, both.values)) else ("", "")),
+            d.better,
+        ]
+
+
+def _apart(found: Difference) -> tuple[str, str]:
+    return f"{found.apart:+}", "paired" if found.paired else "independent"
+
+
+def _about(both: BothMeasured) -> list[str]:
+    """What was measured, and how."""
+    from diffuse_cli.metrics.features.feature_choice import network_of, part_of
+
+    part = part_of(both.part, both.words)
+    drawn = [f"{s['sampler']}, {s['steps']} steps" for s in both.settings]
+    how = drawn[0] if drawn[0] == drawn[1] else f"{drawn[0]} (A), {drawn[1]} (B)"
+    return [
+        f"n = {both.generated:,} generated against {both.real:,} real ({part}); drawn with {how}; "
+        f"{network_of(both.features)}",
+        f"better: where the difference is more than {SIGNIFICANT} standard errors. It is said of "
+        "these two models, not of their recipes: two seeds of one recipe differed by 4.7",
+    ]

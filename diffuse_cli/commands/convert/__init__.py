@@ -1,0 +1,58 @@
+"""Convert another program's model to a model file, or a model for another program.
+
+Reads pipelines of diffusers, and checkpoints of OpenAI's improved-diffusion and guided-diffusion.
+No code in a file is executed. With --to, or an -o that ends in .onnx or .pt2, it goes the other
+way.
+"""
+
+from __future__ import annotations
+
+from diffuse_cli.commands._cli.console import Console
+from diffuse_cli.config import ConvertConfig
+
+CONFIG = ConvertConfig
+
+
+def run(config: ConvertConfig, console: Console) -> None:
+    """Convert, and print the path of what was written."""
+    from diffuse_cli.commands.convert.exporters import export, target_of
+
+    if target_of(config) is None:
+        _bring(config, console)
+        return
+    exported = console.follow(export(config))
+    values = {"out": str(exported.path), "to": exported.target, **exported.values}
+    console.result([exported.path], values)
+
+
+def _bring(config: ConvertConfig, console: Console) -> None:
+    """Convert to a model file."""
+    from diffuse_cli.commands.convert.importers import convert
+    from diffuse_cli.config.options import to_dict
+    from diffuse_cli.core.settings import dimensions
+    from diffuse_cli.core.settings import to_dict as plain
+    from diffuse_cli.system.files import sha256
+
+    made = console.follow(convert(config))
+    own = made.model.blueprint
+    parameters = sum(tensor.numel() for tensor in made.model.ema.values())
+    diffusion, count = own.diffusion, own.conditions.num_classes
+    size = dimensions(own.space.size)
+    schedule = diffusion.schedule or "custom betas"
+    classes = f", {count:,} classes" if count else ""
+    console.say(
+        f"{made.format}: {parameters:,} parameters, {size}, {schedule} over "
+        f"{diffusion.num_timesteps:,} timesteps, target {diffusion.target}, "
+        f"variance {diffusion.variance}{classes}"
+    )
+    values = {
+        "model": str(made.path),
+        "format": made.format,
+        "parameters": parameters,
+        "space": plain(own.space),
+        "network": {"name": own.network, **plain(own.config)},
+        "diffusion": to_dict(diffusion),
+        "classes": count,
+        "sha256": sha256(made.path),
+    }
+    console.result([made.path], values)

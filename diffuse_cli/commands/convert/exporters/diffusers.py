@@ -1,0 +1,115 @@
+"""A folder that pipelines of diffusers load: `UNet2DModel`, a scheduler and a model card.
+
+Tensors have their names already. What diffusers has no word for is refused by the field's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffuse_cli.commands.convert.exporters import _scheduler, lacking
+from diffuse_cli.commands.convert.exporters._scheduler import SCHEDULERS, Scheduler
+from diffuse_cli.config import ConvertConfig
+from diffuse_cli.core.samplers import SAMPLERS
+from diffuse_cli.core.variances import LEARNED
+from diffuse_cli.system import files
+from diffuse_cli.system.errors import UsageError, lookup
+from diffuse_cli.system.events import Notice, Work
+
+if TYPE_CHECKING:
+    from diffuse_cli.models.model_file import Found, Model
+
+OUT = "diffusers"
+PARTS = ("README.md", "model_index.json", "scheduler", "unet")
+OPTIONS = ("sampler",)
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+DEFAULT = "ddpm"
+"""The sampler of a model that recommends none, or one that no pipeline runs."""
+
+LOOP = "no pipeline of diffusers {}: README.md there has a loop that does"
+
+
+def check(config: ConvertConfig) -> None:
+    """Refuse a sampler that has no scheduler there."""
+    if config.sampler is None:
+        return
+    lookup(SAMPLERS, config.sampler, "--sampler")
+    if config.sampler not in SCHEDULERS:
+        raise UsageError(
+            f"--sampler {config.sampler} has no scheduler in diffusers that does the same",
+            f"Choose one of {', '.join(SCHEDULERS)}",
+        )
+
+
+def write(path: Path, found: Found, config: ConvertConfig) -> Work[Mapping[str, Any]]:
+    """Write the folder; says which scheduler it has where that is not what one would expect."""
+    from diffuse_cli.commands.convert.exporters import _diffusers_fields, _pipeline_card
+
+    model, weights = found.model, config.weights or "ema"
+    for lack in _diffusers_fields.lacks(model.blueprint):
+        raise lacking(found, "diffusers", *lack)
+    if model.distilled is not None:
+        raise lacking(found, "diffusers", "distilled", "a consistency function",
+                      "Convert the model that it was made from")  # fmt: skip
+    tensors = model.tensors(weights)
+    name, notices = _sampler(model, config)
+    yield from notices
+    if model.blueprint.conditions.classes:
+        yield Notice(LOOP.format("tells a U-Net its class"))
+    scheduler = SCHEDULERS[name]
+    unet = _diffusers_fields.fields(model.blueprint)
+    process = _scheduler.fields(scheduler, model.blueprint.diffusion)
+    index = {
+        "_class_name": scheduler.pipeline or "DDPMPipeline",
+        "scheduler": ["diffusers", scheduler.name],
+        "unet": ["diffusers", "UNet2DModel"],
+    }
+
+    def fill(folder: Path) -> None:
+        from diffuse_cli.models import tensor_file
+
+        files.write_json(folder / "model_index.json", index)
+        files.write_json(folder / "unet" / "config.json", unet)
+        tensor_file.write(folder / "unet" / WEIGHTS, tensors, {"format": "pt"})
+        files.write_json(folder / "scheduler" / "scheduler_config.json", process)
+        files.write_text(folder / "README.md", _pipeline_card.card(path.name, found, weights, name))
+
+    files.write_folder(path, fill)
+    return {
+        "pipeline": index["_class_name"],
+        "scheduler": scheduler.name,
+        "unet": unet,
+        "sha256": files.sha256(path / "unet" / WEIGHTS),
+    }
+
+
+def _sampler(model: Model, config: ConvertConfig) -> tuple[str, list[Notice]]:
+    """The sampler whose scheduler is written, and what to say about it."""
+    learned = model.blueprint.diffusion.variance in LEARNED
+    if config.sampler is not None:
+        chosen = SCHEDULERS[config.sampler]
+        if learned and not chosen.variance:
+            raise UsageError(
+                f"--sampler {config.sampler}: {chosen.name} takes no learned variance",
+                f"Give --sampler {DEFAULT}, or leave it out",
+            )
+        alone = [Notice(LOOP.format(f"runs {chosen.name}"))] if chosen.pipeline is None else []
+        return config.sampler, alone
+    wanted = model.sampling.sampler if model.sampling else DEFAULT
+    if _runs(SCHEDULERS.get(wanted), learned):
+        return wanted, []
+    name = SCHEDULERS[DEFAULT].name
+    return DEFAULT, [
+        Notice(f"no pipeline of diffusers runs {wanted}, which is recommended: {name}")
+    ]
+
+
+def _runs(scheduler: Scheduler | None, learned: bool) -> bool:
+    """Whether a pipeline runs it with the model."""
+    if scheduler is None or scheduler.pipeline is None:
+        return False
+    return scheduler.variance or not learned

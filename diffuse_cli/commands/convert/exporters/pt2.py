@@ -1,0 +1,41 @@
+"""The network as a program of `torch.export`, which PyTorch runs without the code of `diffuse`."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffuse_cli.config import ConvertConfig
+from diffuse_cli.system import files
+from diffuse_cli.system.events import Progress, Work
+
+if TYPE_CHECKING:
+    from diffuse_cli.models.model_file import Found
+
+OUT = "model.pt2"
+PARTS: tuple[str, ...] = ()
+OPTIONS: tuple[str, ...] = ()
+
+TASK = "tracing the network"
+
+
+def check(config: ConvertConfig) -> None:
+    """Everything that it needs is there."""
+
+
+def write(path: Path, found: Found, config: ConvertConfig) -> Work[Mapping[str, Any]]:
+    """Write the file; the metadata are extra files in it."""
+    import torch
+
+    from diffuse_cli.commands.convert.exporters._graph import metadata, traced
+
+    model = found.model
+    yield Progress(TASK, 0, 1)
+    program = traced(model.network(config.weights or "ema"), model.blueprint)
+    yield Progress(TASK, 1, 1)
+    data = io.BytesIO()
+    torch.export.save(program, data, extra_files=dict(metadata(model)))
+    files.write_bytes(path, data.getvalue())
+    return {"parameters": sum(tensor.numel() for tensor in model.ema.values())}

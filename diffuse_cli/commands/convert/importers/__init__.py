@@ -1,0 +1,117 @@
+"""Models of other programs, one format a file of this folder (see `Format`).
+
+Nothing in a foreign file is ever executed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from diffuse_cli.config import ConvertConfig
+from diffuse_cli.config.presets import preset_of
+from diffuse_cli.core.registry import Modules
+from diffuse_cli.system import outputs
+from diffuse_cli.system.errors import ModelFileError, UsageError, flag, lookup
+from diffuse_cli.system.events import Work
+from diffuse_cli.system.hub_models import local_source
+
+if TYPE_CHECKING:
+    from diffuse_cli.commands.convert.importers._assembly import Foreign
+    from diffuse_cli.commands.convert.importers._foreign_files import Source
+    from diffuse_cli.models.model_file import Model
+
+
+class Format(Protocol):
+    """A module of this folder.
+
+    Attributes:
+        OPTIONS: the options of `ConvertConfig` that not every format takes.
+    """
+
+    OPTIONS: Collection[str]
+
+    def recognises(self, source: Source) -> bool:
+        """Whether the source is of this format, usable or not."""
+        ...
+
+    def read(self, source: Source, config: ConvertConfig) -> Foreign:
+        """The network, process and weights of a source.
+
+        Raises:
+            ModelFileError: it is damaged, or has a layer that `UNet` lacks.
+            UsageError: an option does not suit it, or is missing.
+        """
+        ...
+
+
+FORMATS: Mapping[str, Format] = Modules("formats", __name__, __path__)
+
+
+OUT = "model.safetensors"
+OF_EXPORTS = ("weights", "sampler")
+"""Options of `ConvertConfig` for models that leave."""
+
+
+@dataclass(frozen=True)
+class Converted:
+    """The model file, the format of its source, and the model."""
+
+    path: Path
+    format: str
+    model: Model
+
+
+def convert(config: ConvertConfig) -> Work[Converted]:
+    """Write another program's model as a model file.
+
+    Raises:
+        UsageError: the source is a `diffuse` model, or options do not suit it.
+        ModelFileError: the source is missing, damaged, or of no known format.
+        OutputError: the model file exists, or cannot be written.
+    """
+    for option in OF_EXPORTS:
+        if getattr(config, option) is not None:
+            raise UsageError(f"{flag(option)} goes with --to", "Give both, or neither")
+    with outputs.claimed(
+        config.out or OUT, ".safetensors", config.overwrite, read=config.source
+    ) as path:
+        from diffuse_cli.commands.convert.importers._assembly import assemble
+        from diffuse_cli.commands.convert.importers._foreign_files import Source
+        from diffuse_cli.models import model_file
+
+        source = Source((yield from local_source(config.source)))
+        if source.is_own:
+            raise UsageError(
+                f"{source.name} is a diffuse model already",
+                "Use it as it is, or give --to diffusers or --to onnx",
+            )
+        name = config.format or next((n for n, f in FORMATS.items() if f.recognises(source)), None)
+        if name is None:
+            raise ModelFileError(
+                f"{source.name} is no model of a known format: {', '.join(FORMATS)}"
+            )
+        format = lookup(FORMATS, name, "--format")
+        _check_options(config, name)
+        foreign = format.read(source, config)
+        model = assemble(foreign, source, config)
+        yield from foreign.notices
+        model_file.save(path, model)
+        return Converted(path, name, model)
+
+
+def _check_options(config: ConvertConfig, name: str) -> None:
+    """Raise a `UsageError` for options of other formats, or a preset of another network."""
+    if config.preset and (own := preset_of(config.preset).network) != "unet":
+        raise UsageError(
+            f"--preset {config.preset} is a '{own}', and models of {name} are U-Nets",
+            "Leave it out, or name a published U-Net",
+        )
+    special = {option for format in FORMATS.values() for option in format.OPTIONS}
+    for option in sorted(special.difference(FORMATS[name].OPTIONS)):
+        if getattr(config, option) is not None:
+            raise UsageError(
+                f"{flag(option)} does not go with {name}, whose files say it", "Leave it out"
+            )

@@ -1,0 +1,298 @@
+"""One checked model from foreign files, a preset and typed options."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from diffuse_cli.commands.convert.importers._foreign_files import Source
+from diffuse_cli.config import ConvertConfig, DiffusionConfig, TrainConfig
+from diffuse_cli.config.options import from_dict, options, to_dict
+from diffuse_cli.config.parsers import Size
+from diffuse_cli.config.presets import PRESETS
+from diffuse_cli.config.shared_options import TIMESTEPS
+from diffuse_cli.core.conditions import Conditions
+from diffuse_cli.core.networks import unet as unets
+from diffuse_cli.core.registry import InvalidArgument
+from diffuse_cli.core.settings import from_dict as checked
+from diffuse_cli.core.settings import to_dict as plain
+from diffuse_cli.core.space import Space
+from diffuse_cli.core.variances import channels_out
+from diffuse_cli.models.blueprint import Blueprint, make_denoiser, make_process, shapes
+from diffuse_cli.models.model_file import Model
+from diffuse_cli.models.tensor_file import first, misfit
+from diffuse_cli.system.errors import ModelFileError, UsageError, translated
+from diffuse_cli.system.events import Notice
+from diffuse_cli.system.files import brief, show
+from diffuse_cli.training.configuration import for_model_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+PROCESS = tuple(f.name for f, _ in options(DiffusionConfig))
+SHAPE = ("width", "time_width", "multipliers", "blocks", "scale_shift", "resblock_updown")
+"""Fields of a network that its tensors show, besides the levels with attention."""
+
+OPTIONAL = ("heads", "head_width", "heads_up", "time_width")
+
+NAMES_BYTES = 10_000_000
+"""The most that is read of a file of class names."""
+
+
+def assemble(foreign: Foreign, source: Source, config: ConvertConfig) -> Model:
+    """The model, with every tensor checked; raises what `convert` does."""
+    unet = foreign.unet
+    if unet.space.channels not in (1, 3):
+        raise ModelFileError(
+            f"{source.name} takes {unet.space.channels} channels, not the 1 or 3 of an image",
+            "Latent and super-resolution networks are not supported",
+        )
+    if config.preset and (wrong := unlike(config.preset, unet)):
+        raise UsageError(f"--preset {config.preset} is not the network of {source.name}: {wrong}")
+    diffusion = settle(foreign, source, config)
+    return Model(
+        blueprint=Blueprint(
+            space=unet.space,
+            network="unet",
+            config=unet.config,
+            conditions=Conditions(classes=class_names(config, unet.num_classes, foreign.classes)),
+            diffusion=diffusion,
+        ),
+        ema=fitted(foreign, source),
+        training=training(unet, diffusion, config.preset),
+    )
+
+
+def network(where: Path, config: ConvertConfig, size: Size, fields: Mapping[str, Any]) -> Net:
+    """The network that the file `where` describes, for images of `size`; `fields` as in `net`.
+
+    An invalid one is the file's fault, unless its levels do not halve the typed --size.
+    """
+    if fields.get("heads") is None and fields.get("head_width") is None:
+        # Left out, a training that begins with it would fill it in.
+        fields = {**fields, "heads": 1}
+    for name, value in fields.items():
+        if value is None and name not in OPTIONAL:
+            raise ModelFileError(f"{show(where)} does not say {name}")
+    try:
+        return net(fields, size)
+    except InvalidArgument as error:
+        factor = 2 ** (len(fields["multipliers"]) - 1)
+        if config.size and any(side % factor for side in config.size):
+            raise translated(error) from error
+        raise ModelFileError(f"{show(where)}: {brief(error)}") from error
+
+
+def net(fields: Mapping[str, Any], size: Size) -> Net:
+    """A network by its settings, `channels`, `out_channels` and `num_classes`; an
+    `InvalidArgument` if there is none."""
+    settings = dict(fields)
+    space = Space(channels=settings.pop("channels"), size=size)
+    out_channels, num_classes = (settings.pop(name) for name in ("out_channels", "num_classes"))
+    if not all(type(count) is int and count >= 0 for count in (out_channels, num_classes)):
+        raise InvalidArgument(f"it has {out_channels!r} channels out and {num_classes!r} classes")
+    config = checked(unets.Config, settings)
+    unets.check(config, space)
+    return Net(config=config, space=space, out_channels=out_channels, num_classes=num_classes)
+
+
+def attention_at(size: Size, attends: list[bool]) -> tuple[int, ...]:
+    """The resolutions with attention, from the levels that have it."""
+    return tuple(min(size) >> i for i, attend in enumerate(attends) if attend)
+
+
+def unlike(preset: str, unet: Net) -> str:
+    """How a network differs from a preset's, as far as tensors show it; empty if it does not.
+
+    The levels with attention are compared, not their resolutions: the image size may differ.
+    """
+    own, attends = PRESETS[preset].settings, unet.attends
+    defaults = {f.name: f.default for f in dataclasses.fields(unets.Config)}
+    for name in SHAPE:
+        expected, found = own.get(name, defaults[name]), getattr(unet.config, name)
+        if expected != found:
+            return f"{name} is {found} there, not {expected}"
+    at = own["attention"]
+    side = max(at) << attends.index(True) if at and any(attends) else 0
+    if bool(at) != any(attends) or [side >> i in at for i in range(len(attends))] != attends:
+        return "attention is at other levels"
+    return ""
+
+
+# -- the process ----------------------------------------------------------------------------------
+
+
+def settle(foreign: Foreign, source: Source, config: ConvertConfig) -> DiffusionConfig:
+    """The process: typed options before the source, before the preset; the default target is eps.
+
+    An invalid one is the fault of what was typed, if anything was, else of the source.
+    """
+    typed = {name: getattr(config, name, None) for name in PROCESS}
+    typed = {name: value for name, value in typed.items() if value is not None}
+    said = _layered({"target": "eps"}, _published(config.preset), foreign.diffusion, typed)
+    if "betas" not in said and not {"schedule", "num_timesteps"} <= said.keys():
+        missing = "number of timesteps" if "schedule" in said else "noise schedule"
+        raise UsageError(
+            f"{source.name} does not say its {missing}",
+            "Give --schedule and --num-timesteps, or --betas, or a --preset",
+        )
+    try:
+        diffusion = from_dict(DiffusionConfig, said)
+        make_denoiser(None, diffusion, make_process(diffusion))
+    except UsageError as error:
+        if typed:
+            raise
+        raise ModelFileError(f"{source.name}: {error.message}", error.hint) from error
+    unet = foreign.unet
+    out, needed = unet.out_channels, channels_out(diffusion.variance, unet.space.channels)
+    if out != needed:
+        text = f"variance '{diffusion.variance}' needs {needed} channels out, not {out}"
+        if "variance" in typed:
+            raise UsageError(f"--{text} as in {source.name}", "Leave --variance out")
+        raise ModelFileError(f"{source.name}: {text}")
+    return diffusion
+
+
+def _published(preset: str | None) -> dict[str, Any]:
+    """A preset's process; the default T is that of a training."""
+    if preset is None:
+        return {}
+    said = {name: value for name, value in PRESETS[preset].train.items() if name in PROCESS}
+    return {"num_timesteps": TIMESTEPS, **said}
+
+
+def _layered(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Later layers override earlier ones; betas and a schedule replace each other."""
+    result: dict[str, Any] = {}
+    for layer in layers:
+        if "betas" in layer:
+            result.pop("schedule", None)
+            result.pop("num_timesteps", None)
+        if "schedule" in layer:
+            result.pop("betas", None)
+        result |= layer
+    return result
+
+
+# -- the tensors ----------------------------------------------------------------------------------
+
+
+def fitted(foreign: Foreign, source: Source) -> dict[str, Tensor]:
+    """The tensors in float32, none missing or too many, each of its shape and finite.
+
+    The label embedding gains a row of zeros for "none", which other programs do not have: it gives
+    the network without a label. A model that left here has one already.
+    """
+    tensors, unet = dict(foreign.tensors), foreign.unet
+    name = "class_embedding.weight"
+    if unet.num_classes and not foreign.classes and name in tensors and tensors[name].ndim == 2:
+        rows = tensors[name].to(torch.float32)
+        tensors[name] = torch.cat([rows, rows.new_zeros(1, rows.shape[1])])
+
+    def their(name: str) -> str:
+        return brief(foreign.theirs.get(name, name))
+
+    shapes = {name: str(shape) for name, shape in unet.shapes.items()}
+    found = {name: str(tuple(tensor.shape)) for name, tensor in tensors.items()}
+    if wrong := misfit(shapes, found, their):
+        raise ModelFileError(f"{source.name} does not fit its network: {wrong}")
+    done = {name: tensor.to(torch.float32) for name, tensor in tensors.items()}
+    bad = [their(name) for name, tensor in done.items() if not bool(tensor.isfinite().all())]
+    if bad:
+        raise ModelFileError(f"{source.name} has weights that are not numbers: {first(bad)}")
+    return done
+
+
+# -- class names and training ---------------------------------------------------------------------
+
+
+def class_names(config: ConvertConfig, count: int, said: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """The names of the classes: those in a file, one a line, or those said, or their numbers."""
+    if config.class_names is None:
+        return said or tuple(map(str, range(count)))
+    flag = f"--class-names {show(config.class_names)}"
+    try:
+        with Path(config.class_names).open("rb") as file:
+            lines = file.read(NAMES_BYTES).decode("utf-8-sig").splitlines()
+    except OSError as error:
+        raise UsageError(f"{flag}: {error.strerror}") from error
+    except ValueError as error:
+        raise UsageError(f"{flag} is not text: {error}") from error
+    names = tuple(filter(None, map(str.strip, lines)))
+    if len(names) != count:
+        raise UsageError(f"{flag} has {len(names):,} names for {count:,} classes")
+    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+        raise UsageError(f"{flag} has '{show(twice[0])}' twice", "Give each class its own name")
+    return names
+
+
+def training(unet: Net, diffusion: DiffusionConfig, preset: str | None) -> dict[str, Any]:
+    """The configuration for `train --init`: the preset's, without its learning rate, which follows
+    from width and batch size."""
+    recipe = dict(PRESETS[preset].train) if preset else {}
+    if recipe.get("variance") != diffusion.variance:
+        recipe.pop("loss", None)
+    recipe = {name: recipe[name] for name in recipe if name != "lr" and name not in PROCESS}
+    labels = {"classes": True, "label_dropout": 0.0} if unet.num_classes else {}
+    given = {
+        **recipe,
+        **to_dict(diffusion),
+        **labels,
+        "size": unet.space.size,
+        "channels": unet.space.channels,
+        "preset": preset,
+        "width": unet.config.width,
+        "network": "unet",
+        "architecture": plain(unet.config),
+    }
+    return for_model_file(from_dict(TrainConfig, {"data": "", **given}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Net:
+    """A U-Net of another program: its settings, and what they imply of the data."""
+
+    config: unets.Config
+    space: Space
+    out_channels: int
+    num_classes: int
+
+    @property
+    def attends(self) -> list[bool]:
+        """Which levels have attention."""
+        return self.config.attends(self.space.size)
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The shape of each tensor by its name here."""
+        conditions = Conditions(classes=tuple(map(str, range(self.num_classes))))
+        return shapes("unet", self.config, self.space, conditions, self.out_channels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Foreign:
+    """Another program's model, in this program's terms.
+
+    Attributes:
+        unet: the network.
+        diffusion: fields of `DiffusionConfig`; a preset or the user gives the others.
+        tensors: by the names of `UNet`; the label embedding lacks the row for "none", unless
+            `classes` are there. Tensors that do not belong to the network keep their names.
+        classes: the names of classes, and the label embedding has a row for "none"; or empty.
+        theirs: names in the file by names of `UNet`, where they differ; for messages.
+        notices: what to tell the user.
+    """
+
+    unet: Net
+    diffusion: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+    classes: tuple[str, ...] = ()
+    theirs: Mapping[str, str] = field(default_factory=dict)
+    notices: tuple[Notice, ...] = ()

@@ -1,0 +1,276 @@
+"""Checkpoints of OpenAI's improved-diffusion and guided-diffusion: a state dict and nothing else.
+
+The tensors show the shape of the network; a preset or options give the attention heads, the image
+size and the process. The rows of `qkv` are ordered by head and then query, key, value (`legacy`,
+the only order of improved-diffusion), or the other way round (`new`, guided-diffusion's
+`use_new_attention_order`). The label embedding has no row for "no class"; it is zero here, which
+gives the network without a label. As it was not trained so, `diffuse sample` does not guide it by
+default.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from diffuse_cli.commands.convert.importers._assembly import (
+    Foreign,
+    Net,
+    attention_at,
+    net,
+    network,
+    unlike,
+)
+from diffuse_cli.commands.convert.importers._foreign_files import Source
+from diffuse_cli.config import ConvertConfig
+from diffuse_cli.config.parsers import Size
+from diffuse_cli.config.presets import PRESETS
+from diffuse_cli.core.registry import InvalidArgument
+from diffuse_cli.core.variances import LEARNED
+from diffuse_cli.system import file_types
+from diffuse_cli.system.errors import ModelFileError, UsageError
+from diffuse_cli.system.events import Notice
+
+OPTIONS = ("heads", "head_width", "heads_upsample", "attention_order")
+
+GROUPS = 32
+"""Groups of every GroupNorm in OpenAI's code."""
+
+NEW_ORDER = ("adm-64",)
+"""Presets whose published checkpoint uses the `new` order."""
+
+ASSUMED = (
+    "assumed {} attention heads on the way up, too: give --heads-upsample N if it was trained with "
+    "another --num_heads_upsample"
+)
+
+RESIDUAL = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+QKV = ("to_q", "to_k", "to_v")
+ATTENTION = {"group_norm": "norm", **dict.fromkeys(QKV, "qkv"), "to_out.0": "proj_out"}
+ENDS = {
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+    "class_embedding": "label_emb",
+}
+"""OpenAI's layers by the names of `UNet`: in residual blocks, in attention and outside both."""
+
+
+def recognises(source: Source) -> bool:
+    """A file whose first layers have OpenAI's names."""
+    return file_types.is_of("openai", source.tensors)
+
+
+def read(source: Source, config: ConvertConfig) -> Foreign:
+    """The network and weights of a checkpoint, which does not hold its process."""
+    if not recognises(source):
+        raise ModelFileError(f"{source.name} is no checkpoint of OpenAI's: it has no input_blocks")
+    state = source.tensors
+    shape = _shape(source)
+    heads = _heads(source, config, shape)
+    size = _size(source, config, shape["attends"])
+    attention = attention_at(size, shape.pop("attends"))
+    if config.preset:
+        shape["dropout"] = PRESETS[config.preset].settings.get("dropout", 0.0)
+    fields = {**shape, **heads, "attention": attention}
+    unet = network(source.path, config, size, fields)
+    theirs = dict(_names(unet))
+    order = config.attention_order or ("new" if config.preset in NEW_ORDER else "legacy")
+    known = set(theirs.values())
+    tensors = {name: tensor for name, tensor in state.items() if name not in known}
+    for ours, name in theirs.items():
+        if name in state:
+            tensors[ours] = _part(unet, ours, state[name], order)
+    assumed = config.heads and config.heads_upsample is None and any(unet.attends)
+    return Foreign(
+        unet=unet,
+        diffusion={"variance": _variance(unet, config.preset)},
+        tensors=tensors,
+        theirs=theirs,
+        notices=(Notice(ASSUMED.format(config.heads)),) if assumed else (),
+    )
+
+
+# -- the shape ------------------------------------------------------------------------------------
+
+
+def _shape(source: Source) -> dict[str, Any]:
+    """The fields of the network that its tensors show; `attends`: the levels with attention."""
+    state = source.tensors
+
+    def sizes(name: str) -> list[int]:
+        if name not in state:
+            raise ModelFileError(f"{source.name} is not a whole checkpoint: {name} is missing")
+        return [*state[name].shape, 0, 0]
+
+    blocks, levels, updown = _blocks(source)
+    firsts = [f"input_blocks.{1 + i * (blocks + 1)}" for i in range(levels)]
+    width, channels = sizes("input_blocks.0.0.weight")[:2]
+    time_width = sizes("time_embed.0.weight")[1]
+    widths = [sizes(f"{first}.0.out_layers.3.weight")[0] for first in firsts]
+    if not width or any(w == 0 or w % width for w in widths):
+        raise ModelFileError(
+            f"{source.name} has levels of {widths} channels, not multiples of the first's {width}"
+        )
+    return {
+        "channels": channels,
+        "out_channels": sizes("out.2.weight")[0],
+        "width": width,
+        "time_width": None if time_width == width else time_width,
+        "multipliers": tuple(w // width for w in widths),
+        "blocks": blocks,
+        "resblock_updown": updown,
+        "scale_shift": sizes(f"{firsts[0]}.0.emb_layers.1.weight")[0] == 2 * widths[0],
+        "groups": GROUPS,
+        "num_classes": sizes("label_emb.weight")[0] if "label_emb.weight" in state else 0,
+        "attends": [f"{first}.1.qkv.weight" in state for first in firsts],
+    }
+
+
+def _blocks(source: Source) -> tuple[int, int, bool]:
+    """Residual blocks per level, levels, and whether residual blocks do the resampling.
+
+    On the way up a level has one block more, and each level but the last ends with upsampling: a
+    residual block or convolution after the first part of its last output block.
+    """
+    places = [match for name in source.tensors if (match := _PLACE.match(name))]
+    outputs = {match["block"] for match in places}
+    ups = {match["block"]: match["kind"] for match in places if match["part"] != "0"
+           and match["kind"] in ("in_layers", "conv")}  # fmt: skip
+    levels = len(ups) + 1
+    if not outputs:
+        raise ModelFileError(
+            f"{source.name} has no output_blocks: it is a classifier, not a diffusion model"
+        )
+    if len(outputs) % levels or len(outputs) == levels:
+        raise ModelFileError(
+            f"{source.name}: {len(outputs)} output blocks do not divide into {levels} levels"
+        )
+    return len(outputs) // levels - 1, levels, "in_layers" in ups.values()
+
+
+_PLACE = re.compile(r"output_blocks\.(?P<block>\d+)\.(?P<part>\d+)\.(?P<kind>\w+)")
+
+
+def _heads(source: Source, config: ConvertConfig, shape: Mapping[str, Any]) -> dict[str, Any]:
+    """Attention heads: as typed, or the preset's."""
+    given: Mapping[str, Any] = vars(config)
+    if not (config.heads or config.head_width) and config.preset:
+        given = PRESETS[config.preset].settings
+    found = {name: given.get(name) for name in ("heads", "head_width")}
+    up = config.heads_upsample
+    if up and found["head_width"]:
+        raise UsageError(
+            f"--heads-upsample does not go with --preset {config.preset}, "
+            f"whose heads are {found['head_width']} channels wide",
+            "Leave it out, or give --heads",
+        )
+    if any(found.values()):
+        return {**found, "heads_up": None if up == found["heads"] else up}
+    alike = ", ".join(f"--preset {name}" for name in PRESETS if _suits(name, shape))
+    raise UsageError(
+        f"{source.name} does not say its attention heads and its process",
+        f"It has the shape of {alike}" if alike else "Give --heads or --head-width, and --schedule",
+    )
+
+
+def _suits(preset: str, shape: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint has the shape of a published preset."""
+    side = 2 ** len(shape["attends"]) * 4
+    fields = {name: value for name, value in shape.items() if name != "attends"}
+    fields["attention"] = attention_at((side, side), shape["attends"])
+    try:
+        found = net({**fields, "heads": 1}, (side, side))
+    except InvalidArgument:
+        return False
+    return PRESETS[preset].published and not unlike(preset, found)
+
+
+def _size(source: Source, config: ConvertConfig, attends: list[bool]) -> Size:
+    """The image size: as typed, or the one at which the preset's attention resolutions are at the
+    levels with attention."""
+    if config.size:
+        return config.size
+    at = PRESETS[config.preset].settings["attention"] if config.preset else ()
+    if not at or True not in attends:
+        raise UsageError(f"{source.name} does not say its image size", "Give --size")
+    side = max(at) << attends.index(True)
+    return side, side
+
+
+def _variance(unet: Net, preset: str | None) -> str:
+    """Learned if there are channels for it; else the preset's, or `large`, OpenAI's default."""
+    if unet.out_channels == 2 * unet.space.channels:
+        return "learned"
+    known = str(PRESETS[preset].train.get("variance", "large")) if preset else "large"
+    return "large" if known in LEARNED else known
+
+
+# -- the tensors ----------------------------------------------------------------------------------
+
+
+def _names(unet: Net) -> Iterator[tuple[str, str]]:
+    """Every tensor's name in `UNet`, with the name of OpenAI's tensor that it is or is part of."""
+    places = dict(_places(unet))
+    for name in unet.shapes:
+        layer, kind = name.rsplit(".", 1)
+        if layer in ENDS:
+            yield name, f"{ENDS[layer]}.{kind}"
+            continue
+        place = next(p for p in places if name.startswith(p + "."))
+        layer = layer.removeprefix(place + ".")
+        parts = {"conv": "op" if "down" in place else "conv", **RESIDUAL, **ATTENTION}
+        yield name, f"{places[place]}.{parts[layer]}.{kind}"
+
+
+def _places(unet: Net) -> Iterator[tuple[str, str]]:
+    """Every block's name in `UNet`, with OpenAI's name: there are a list of blocks down and one up.
+
+    Downsampling follows a level in the list; upsampling is a part of a level's last block.
+    """
+    levels, attends, blocks = len(unet.config.multipliers), unet.attends, unet.config.blocks
+    for i in range(levels):
+        first = 1 + i * (blocks + 1)
+        for j in range(blocks):
+            yield f"down_blocks.{i}.resnets.{j}", f"input_blocks.{first + j}.0"
+            yield f"down_blocks.{i}.attentions.{j}", f"input_blocks.{first + j}.1"
+        yield f"down_blocks.{i}.downsamplers.0", f"input_blocks.{first + blocks}.0"
+    for ours, part in (("resnets.0", 0), ("attentions.0", 1), ("resnets.1", 2)):
+        yield f"mid_block.{ours}", f"middle_block.{part}"
+    for i, attend in enumerate(reversed(attends)):
+        first = i * (blocks + 1)
+        for j in range(blocks + 1):
+            yield f"up_blocks.{i}.resnets.{j}", f"output_blocks.{first + j}.0"
+            yield f"up_blocks.{i}.attentions.{j}", f"output_blocks.{first + j}.1"
+        part = 2 if attend else 1
+        yield f"up_blocks.{i}.upsamplers.0", f"output_blocks.{first + blocks}.{part}"
+
+
+def _part(unet: Net, name: str, tensor: Tensor, order: str) -> Tensor:
+    """The tensor `name` of `UNet` from OpenAI's: without the last side, of length 1, of attention's
+    convolutions, and only the rows of `qkv` for queries, keys or values."""
+    if ".attentions." in name and tensor.ndim == 3 and tensor.shape[-1] == 1:
+        tensor = tensor.squeeze(-1)
+    third = next((i for i, to in enumerate(QKV) if f".{to}." in name), None)
+    if third is None:
+        return tensor
+    width, rest = divmod(tensor.shape[0] if tensor.ndim else 0, 3)
+    if rest or width not in unet.config.widths:
+        return tensor  # its shape is refused later
+    if order == "new":
+        return tensor.chunk(3)[third]
+    there = unet.config.upward if name.startswith("up_blocks.") else unet.config
+    by_head: Tensor = tensor.unflatten(0, (there.heads_at(width), 3, -1))
+    return by_head[:, third].flatten(0, 1)

@@ -1,0 +1,44 @@
+"""Choose the length of the weight average (EMA) after training.
+
+Computes averages of many lengths from the snapshots that train --ema-lengths saved beside the
+model, measures each, and names the best.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from diffuse_cli.commands._cli.console import Console
+from diffuse_cli.config import EmaConfig
+from diffuse_cli.metrics import as_text, label
+from diffuse_cli.system import files
+from diffuse_cli.system.events import columns
+
+if TYPE_CHECKING:
+    from diffuse_cli.commands.ema.ema_lengths import MeasuredLengths
+
+CONFIG = EmaConfig
+
+
+def run(config: EmaConfig, console: Console) -> None:
+    """Measure the lengths, and print them and the best."""
+    from diffuse_cli.commands.ema.ema_lengths import measure_lengths
+
+    found = console.follow(measure_lengths(config))
+    if found is not None:
+        out = str(found.out) if found.out else None
+        values = {"subject": config.subject, "data": config.data, **dataclasses.asdict(found)}
+        console.show({**values, "out": out}, lines(found))
+
+
+def lines(found: MeasuredLengths) -> list[str]:
+    """A row for each length, the best of them, and the file that was written."""
+    rows = [["length", label(found.metric)]]
+    rows += [[f"{row.length:.2f}", as_text(row.values, found.metric)] for row in found.rows]
+    rows.append(["in the file", as_text(found.file, found.metric)])
+    return [
+        *columns(rows),
+        f"best: {found.best:.2f} of the {found.updates:,} updates at step {found.step:,}",
+        *([files.show(found.out)] if found.out else []),
+    ]

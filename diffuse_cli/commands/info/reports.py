@@ -1,0 +1,217 @@
+"""A set of images: how training would see it, and what is wrong with it."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffuse_cli.commands.info import duplicates as near
+from diffuse_cli.commands.info import sheet
+from diffuse_cli.commands.info.copies import Copies, count_copies, exact_roots
+from diffuse_cli.config import InfoConfig
+from diffuse_cli.data import Samples, Summary, is_images, read_cells, read_images
+from diffuse_cli.data.metadata_columns import survey
+from diffuse_cli.data.samples import limited, moments
+from diffuse_cli.media import Array, asked_for, figures
+from diffuse_cli.system import files, outputs
+from diffuse_cli.system.errors import DataError, UsageError, translating
+from diffuse_cli.system.events import Notice, Progress, Work
+
+MAP_OVER = 2**30
+"""Bytes beyond which pixels are mapped from a temporary file."""
+
+MEASURING = "measuring images"
+
+BLANK = 2.0
+"""Images that vary by less, in levels of 255 and without the finest detail, are not compared."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and standard deviation of each channel's values."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def scaled(self, low: int, high: int) -> Spread:
+        """The same of values in low ... high in [-1, 1], the network's range."""
+        half = (high - low) / 2
+        return Spread(
+            tuple((m - low) / half - 1 for m in self.mean), tuple(s / half for s in self.std)
+        )
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """Facts about a set of images.
+
+    Attributes:
+        size: (height, width) after resizing.
+        held_out: images that `train` would not train on.
+        near_duplicates: among images that differ; None if they are too small to compare.
+        blank: almost blank images, which are not compared.
+        ends: the levels that are -1 and 1 to the network; None for floats.
+        top: the highest level that a value can have; None for floats.
+        out: the contact sheet, if asked for.
+        columns: of tables beside the images, each in words.
+    """
+
+    path: str
+    summary: Summary
+    size: tuple[int, ...]
+    held_out: int
+    pixels: Spread
+    duplicates: Copies
+    near_duplicates: Copies | None
+    blank: int
+    fingerprint: str
+    ends: tuple[int, int] | None
+    top: int | None
+    out: Path | None
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values."""
+        sides = (
+            dict(zip(("height", "width"), self.size, strict=True)) if len(self.size) == 2 else {}
+        )
+        return {
+            "kind": "data",
+            "path": self.path,
+            **self.summary.to_dict(),
+            "size": sides or list(self.size),
+            "held_out": self.held_out,
+            "pixels": asdict(self.pixels),
+            **({"range": list(self.ends)} if self.ends not in (None, (0, self.top)) else {}),
+            **({"pixels_scaled": asdict(self.pixels.scaled(*self.ends))} if self.ends else {}),
+            "duplicates": asdict(self.duplicates),
+            "near_duplicates": self.near_duplicates and asdict(self.near_duplicates),
+            "blank": self.blank,
+            "fingerprint": self.fingerprint,
+            "contact_sheet": str(self.out) if self.out else None,
+            **({"columns": dict(self.columns)} if self.columns else {}),
+        }
+
+
+def inspect_data(config: InfoConfig) -> Work[DataReport]:
+    """Read the images once and describe them; see `inspect`."""
+    _check_apart(config)
+    with translating():
+        layout = asked_for(config.layout, config.alpha)
+    with (
+        outputs.asked(config, "out", ".png") as out,
+        tempfile.TemporaryDirectory(prefix="diffuse-info-") as folder,
+    ):
+        images = yield from read_images(
+            config.path,
+            size=config.size,
+            background=config.background or "white",
+            fit=config.fit or "crop",
+            layout=layout,
+            bits=config.bits,
+            rate=config.rate,
+            strict=config.strict,
+            workers=config.workers,
+            cache=Path(folder),
+            map_over=MAP_OVER,
+            single=not is_images(Path(config.path)),
+            keep=kept_bytes(folder),
+        )
+        report = yield from _report(config, images, out)
+        report = replace(report, columns=(yield from _columns(config, images)))
+        if out is not None:
+            page = yield from sheet.draw(images)
+            files.write_bytes(out, figures.png(page))
+        return report
+
+
+def kept_bytes(folder: str) -> int:
+    """Bytes of a set that are kept, in memory or in a temporary file; others are decoded again for
+    each measurement."""
+    return max(MAP_OVER, files.free_space(Path(folder)) // 2)
+
+
+def _check_apart(config: InfoConfig) -> None:
+    """Refuse a contact sheet that would become one of the images."""
+    target, data = Path(config.out or "").resolve(), Path(config.path).resolve()
+    if config.out is not None and data in (target, *target.parents):
+        where = f"-o {files.show(config.out)} is in {files.show(config.path)}"
+        raise UsageError(f"{where}, where it would be one of the images", "Write it elsewhere")
+
+
+def _report(config: InfoConfig, images: Samples, out: Path | None) -> Work[DataReport]:
+    top = {"uint8": 255, "uint16": 65_535}.get(images.stored.dtype.name)
+    pictured = top is not None and images.stored.ndim == 4
+    ends = limited(images.unmeasured, images.stored).ends if top is not None else None
+    if pictured and ends is not None:
+        pixels, hashed, blank = yield from _measure(images, ends)
+    else:
+        every = np.arange(len(images))
+        found = moments(images.unmeasured, images.stored, every, images.names)
+        pixels = Spread(*(tuple(values.tolist()) for values in found))
+    roots, everything = exact_roots(images), np.arange(len(images))
+    similar = None
+    if pictured and near.can_compare(images.stored):
+        different = np.flatnonzero((roots == everything) & ~blank)
+        alike = yield from near.groups(images.stored, hashed, different)
+        similar = count_copies(images, alike, different)
+    return DataReport(
+        path=config.path,
+        summary=images.summary,
+        size=images.unmeasured.size,
+        held_out=int(images.held_out.sum()),
+        pixels=pixels,
+        duplicates=count_copies(images, roots, everything),
+        near_duplicates=similar,
+        blank=int(blank.sum()) if pictured else 0,
+        fingerprint=images.fingerprint,
+        ends=ends,
+        top=top,
+        out=out,
+    )
+
+
+def _columns(config: InfoConfig, images: Samples) -> Work[dict[str, str]]:
+    """The columns of tables beside the images, in words; a broken table is a warning."""
+    if not images.summary.tables:
+        return {}
+    try:
+        cells = read_cells(config.path, images.names)
+    except DataError as error:
+        yield Notice(str(error), warning=True)
+        return {}
+    for line in cells.lines:
+        yield Notice(line, warning=True)
+    return survey(cells, np.flatnonzero(~images.held_out))
+
+
+def _measure(images: Samples, ends: tuple[int, int]) -> Work[tuple[Spread, Array, Array]]:
+    """The spread of the values, each image's hash and whether it is blank, in one pass."""
+    count, axes = len(images), (0, *range(2, images.stored.ndim))
+    totals, squares = np.zeros((2, images.stored.shape[1]), np.uint64)
+    hashed, blank = np.zeros(count, np.uint64), np.zeros(count, np.bool_)
+    comparable = near.can_compare(images.stored)
+    faint = BLANK * (ends[1] - ends[0]) / 255
+    yield Progress(MEASURING, 0, count)
+    for block in near.blocks(images.stored):
+        part = images.stored[block]
+        totals += part.sum(axes, dtype=np.uint64)
+        squares += np.square(part, dtype=np.uint32).sum(axes, dtype=np.uint64)
+        found = near.frequencies(part)
+        blank[block] = np.square(found).sum((1, 2, 3)) < faint**2 * math.prod(part.shape[1:])
+        if comparable:
+            hashed[block] = near.hashes(found)
+        yield Progress(MEASURING, min(block.stop, count), count)
+    values = count * math.prod(images.stored.shape[2:])
+    sums = list(zip(totals.tolist(), squares.tolist(), strict=True))  # exact, as whole numbers
+    spread = Spread(
+        mean=tuple(total / values for total, _ in sums),
+        std=tuple(math.sqrt(square * values - total**2) / values for total, square in sums),
+    )
+    return spread, hashed, blank
