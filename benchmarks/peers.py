@@ -58,7 +58,9 @@ def diffusers_unet(like: Blueprint) -> nn.Module:
     lacks = _diffusers_fields._of_network(like.config, like.space.size)  # type: ignore[arg-type]
     if missing := [f"{name} = {value}" for name, value, _ in lacks]:
         raise ValueError(f"UNet2DModel has no option for {', '.join(missing)}")
-    options = {k: v for k, v in _diffusers_fields.fields(like).items() if not k.startswith("_")}
+    options = {
+        k: v for k, v in _diffusers_fields.unet_fields(like).items() if not k.startswith("_")
+    }
     net: nn.Module = UNet2DModel(**options)
     return net
 

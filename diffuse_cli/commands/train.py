@@ -9,8 +9,7 @@ import dataclasses
 import time
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.commands._cli._text import clock
-from diffuse_cli.commands._cli.console import Console
+from diffuse_cli.commands._cli.console import Console, clock
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.metrics import Measured, label
 from diffuse_cli.metrics.features import KIDS

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from diffuse_cli.commands.noise_demo import opening
+from diffuse_cli.commands import noise_demo
 
 LINE = ("noise-demo", "grey.png", "--schedule", "cosine", "--steps", 2, "--num-timesteps", 4)
 SILENT = {"DISPLAY": "", "WAYLAND_DISPLAY": "", "BROWSER": ""}
@@ -61,7 +61,7 @@ def test_a_viewer_that_does_not_start_is_no_error(
 
     monkeypatch.setenv("DISPLAY", ":0")
     monkeypatch.setattr(webbrowser, "open", stand_in)
-    assert opening.opened(Path("grey.png")) == "--open: the system has no viewer for grey.png"
+    assert noise_demo.opened(Path("grey.png")) == "--open: the system has no viewer for grey.png"
 
 
 @pytest.mark.usefixtures("silent")
@@ -73,6 +73,6 @@ def test_nothing_is_opened_unless_asked_for(diffuse: Callable[..., Any]) -> None
 
 def test_of_several_files_the_one_that_shows_most_is_opened() -> None:
     png, html, gif = (Path(f"a.{kind}") for kind in ("png", "html", "gif"))
-    assert opening.best([png]) == png
-    assert opening.best([png, gif]) == gif
-    assert opening.best([png, html, gif]) == html
+    assert noise_demo.best([png]) == png
+    assert noise_demo.best([png, gif]) == gif
+    assert noise_demo.best([png, html, gif]) == html

@@ -11,7 +11,7 @@ from altering import altered
 from conftest import in_process
 from PIL import Image
 
-from diffuse_cli.commands.noise_demo import reverse_process, showing
+from diffuse_cli.commands.noise_demo import reverse_process
 from diffuse_cli.models import model_file
 from diffuse_cli.system.rng import image_noise
 
@@ -31,7 +31,7 @@ def journey(monkeypatch: pytest.MonkeyPatch) -> list[reverse_process.Journey]:
         seen.append(journey)
         return Image.new("RGB", (1, 1))
 
-    monkeypatch.setattr(showing, "draw", drawn)
+    monkeypatch.setattr(reverse_process, "draw", drawn)
     return seen
 
 

@@ -22,8 +22,8 @@ from conftest import ROOT, environment
 from PIL import Image
 from xxhash import xxh3_128_digest
 
-from diffuse_cli.commands.info import duplicates, reports, sheet
-from diffuse_cli.commands.info.copies import count_copies
+from diffuse_cli.commands.info import duplicates, reports
+from diffuse_cli.commands.info.duplicates import count_copies
 from diffuse_cli.commands.info.inspection import inspect
 from diffuse_cli.config import InfoConfig
 from diffuse_cli.data import Samples, Summary, read_images
@@ -590,9 +590,9 @@ def test_a_sheet_has_a_row_for_each_class(tmp_path, diffuse):
 
 
 def test_a_sheet_of_many_classes_says_what_it_leaves_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(sheet, "ROWS", 3)
+    monkeypatch.setattr(reports, "ROWS", 3)
     data = fill(tmp_path, {f"{k}/1.png": png(np.full((4, 4), k)) for k in range(5)})
-    work = sheet.draw(finish(read_images(data)))
+    work = reports.draw(finish(read_images(data)))
     assert next(work) == Notice("the contact sheet shows 3 of 5 classes")
     with pytest.raises(StopIteration) as done:
         next(work)
@@ -603,7 +603,7 @@ def test_a_sheet_of_many_classes_says_what_it_leaves_out(tmp_path, monkeypatch):
 def test_large_images_are_small_on_the_sheet(tmp_path, channels):
     data = fill(tmp_path, {"a.png": png(noise(1, 300, channels)), "b.png": png(noise(2, 300))})
     images = finish(read_images(data, size=(150, 300)))
-    page = finish(sheet.draw(images))
+    page = finish(reports.draw(images))
     assert page.size == (128 + 2 + 128, 64)
     expected = figures.shrunk(figures.image(images.stored[1]), 128)
     assert page.crop((130, 0, 258, 64)).tobytes() == expected.tobytes()

@@ -26,7 +26,6 @@ from torch import Tensor
 from diffuse_cli.commands.convert.importers import (
     FORMATS,
     _assembly,
-    _scheduler,
     convert,
     diffusers,
     openai,
@@ -404,12 +403,12 @@ COLOUR = Net(config=Config(), space=Space(channels=3, size=(8, 8)), out_channels
 
 
 @pytest.mark.parametrize("case", list(SCHEDULES_OF))
-@pytest.mark.parametrize("kind", _scheduler.SCHEDULERS)
+@pytest.mark.parametrize("kind", diffusers.SCHEDULERS)
 def test_betas_are_those_of_the_scheduler(here: Path, kind: str, case: str):
     given, expected = SCHEDULES_OF[case]
     scheduler = getattr(theirs, kind)(**{"beta_start": 1e-4, "beta_end": 0.02, **given})
     scheduler.save_pretrained(here)
-    fields, _ = _scheduler.read_process(here, COLOUR)
+    fields, _ = diffusers.read_process(here, COLOUR)
     found = DiffusionConfig(**fields)
     process = make_process(found)
     assert torch.allclose(process.betas, scheduler.betas.double(), rtol=2e-6, atol=1e-9)
@@ -418,7 +417,7 @@ def test_betas_are_those_of_the_scheduler(here: Path, kind: str, case: str):
     assert process.timesteps.tolist() == list(range(process.num_timesteps))
 
 
-@pytest.mark.parametrize("kind", _scheduler.SCHEDULERS)
+@pytest.mark.parametrize("kind", diffusers.SCHEDULERS)
 def test_betas_that_a_file_leaves_out_are_the_schedulers(kind: str):
     scheduler = getattr(theirs, kind)()
     folder = pipeline(scheduler=scheduler)

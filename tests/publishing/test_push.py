@@ -15,7 +15,7 @@ from hubs import COMMIT, serving
 from PIL import Image
 from seams import FULL, ends_at, failing, killed_while
 
-from diffuse_cli.commands.push.card import _text
+from diffuse_cli.commands.push.publication import _text
 from diffuse_cli.sampling.journal import holding
 from diffuse_cli.system import files
 

@@ -253,3 +253,15 @@ def said(value: Any, number: Callable[[float], str] = "{:.4g}".format) -> str:
 def brief(text: str) -> str:
     """The start of a text from a file, escaped."""
     return show(text if len(text) <= LONGEST else f"{text[:LONGEST]} ...")
+
+
+# -- text -----------------------------------------------------------------------------------------
+
+# Numbers and tables as text.
+
+
+def clock(seconds: float) -> str:
+    """`3:05`, or `1:03:05` from an hour on."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -11,8 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.commands._cli._text import brief, said
-from diffuse_cli.commands._cli.console import Console
+from diffuse_cli.commands._cli.console import Console, brief, said
 from diffuse_cli.config import CompareConfig
 from diffuse_cli.core.settings import digits
 from diffuse_cli.metrics import SIGNIFICANT, Measured, label

@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from diffuse_cli.commands._cli._text import brief, clock
-from diffuse_cli.commands._cli.console import Console
-from diffuse_cli.commands.info.words import Rows, labelled, model_rows, more
+from diffuse_cli.commands._cli.console import Console, brief, clock
+from diffuse_cli.commands.info.inspection import Rows, labelled, model_rows, more
 from diffuse_cli.config import InfoConfig
 from diffuse_cli.config.options import to_toml
 from diffuse_cli.core.settings import dimensions
@@ -21,9 +20,8 @@ from diffuse_cli.system.events import columns
 from diffuse_cli.system.files import show
 
 if TYPE_CHECKING:
-    from diffuse_cli.commands.info.copies import Copies
-    from diffuse_cli.commands.info.reports import DataReport
-    from diffuse_cli.commands.info.run import RunReport
+    from diffuse_cli.commands.info.duplicates import Copies
+    from diffuse_cli.commands.info.reports import DataReport, RunReport
     from diffuse_cli.models.model_report import ModelReport
 
 CONFIG = InfoConfig
@@ -37,7 +35,7 @@ MOST_CLASSES = 20
 def run(config: InfoConfig, console: Console) -> None:
     """Inspect, and print what was found."""
     from diffuse_cli.commands.info.inspection import inspect
-    from diffuse_cli.commands.info.run import RunReport
+    from diffuse_cli.commands.info.reports import RunReport
     from diffuse_cli.models.model_report import ModelReport
 
     found = console.follow(inspect(config))

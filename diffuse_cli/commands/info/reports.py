@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from diffuse_cli.commands.info import duplicates as near
-from diffuse_cli.commands.info import sheet
-from diffuse_cli.commands.info.copies import Copies, count_copies, exact_roots
+from diffuse_cli.commands.info.duplicates import Copies, count_copies, exact_roots
 from diffuse_cli.config import InfoConfig
+from diffuse_cli.config.options import read_toml
+from diffuse_cli.core.space import Space
 from diffuse_cli.data import Samples, Summary, is_images, read_cells, read_images
 from diffuse_cli.data.metadata_columns import survey
 from diffuse_cli.data.samples import limited, moments
-from diffuse_cli.media import Array, asked_for, figures
-from diffuse_cli.system import files, outputs
-from diffuse_cli.system.errors import DataError, UsageError, translating
+from diffuse_cli.media import MEDIA, Array, asked_for, figures
+from diffuse_cli.models.model_report import ModelReport, inspect_model
+from diffuse_cli.system import files, outputs, run_reader
+from diffuse_cli.system.errors import DataError, ModelFileError, UsageError, translating
 from diffuse_cli.system.events import Notice, Progress, Work
 
 MAP_OVER = 2**30
@@ -126,7 +130,7 @@ def inspect_data(config: InfoConfig) -> Work[DataReport]:
         report = yield from _report(config, images, out)
         report = replace(report, columns=(yield from _columns(config, images)))
         if out is not None:
-            page = yield from sheet.draw(images)
+            page = yield from draw(images)
             files.write_bytes(out, figures.png(page))
         return report
 
@@ -215,3 +219,133 @@ def _measure(images: Samples, ends: tuple[int, int]) -> Work[tuple[Spread, Array
         std=tuple(math.sqrt(square * values - total**2) / values for total, square in sums),
     )
     return spread, hashed, blank
+
+
+# -- run ------------------------------------------------------------------------------------------
+
+# A run directory: how far its training is, and the newest model in it. Nothing is locked.
+
+LOGGED = ("loss", "held_out_loss", "images_per_second")
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """The state of a run.
+
+    Attributes:
+        process: the number of the process that trains it; None if none does.
+        step, steps: the last one that is known of, and how many there will be.
+        loss, held_out_loss, images_per_second: the last that were logged.
+        seconds_left: at that speed, while a process trains it.
+        resume: what to type to go on; None if it is under way or finished.
+        model: None if there is no complete checkpoint yet.
+    """
+
+    path: str
+    process: int | None
+    step: int
+    steps: int
+    loss: float | None
+    held_out_loss: float | None
+    images_per_second: float | None
+    seconds_left: float | None
+    resume: str | None
+    model: ModelReport | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {"kind": "run", **values, "model": self.model.to_dict() if self.model else None}
+
+
+def inspect_run(config: InfoConfig, run: Path) -> Work[RunReport]:
+    """Describe a run directory. Yields `Notice`.
+
+    Raises:
+        ModelFileError: its configuration has no steps.
+        UsageError: an option is for images.
+    """
+    model = None
+    try:
+        model = yield from inspect_model(config)
+    except ModelFileError as error:
+        if config.toml:
+            raise
+        yield Notice(str(error), warning=True)
+    settings = read_toml(run / run_reader.CONFIG)
+    steps, batch = settings.get("steps"), settings.get("batch_size")
+    if not isinstance(steps, int) or not isinstance(batch, int):
+        raise ModelFileError(
+            f"{config.path}: its {run_reader.CONFIG} has no steps or no batch size"
+        )
+    rows = list(run_reader.rows(run / run_reader.METRICS))
+    last = {name: run_reader.last(rows, name) for name in LOGGED}
+    step = int(max([row["step"] for row in rows] + [model.step if model else 0]))
+    process, speed = outputs.holder(run / run_reader.LOCK), last["images_per_second"]
+    again = run_reader.resume_line(str(settings.get("data")), str(run_reader.model_of(run)))
+    return RunReport(
+        path=config.path,
+        process=process,
+        step=step,
+        steps=steps,
+        **last,
+        seconds_left=(steps - step) * batch / speed if process and speed else None,
+        resume=again if process is None and step < steps else None,
+        model=model,
+    )
+
+
+# -- sheet ----------------------------------------------------------------------------------------
+
+# A contact sheet: images spread evenly over a set.
+
+SHOWN = 64
+"""Most images on a sheet without classes."""
+
+COLUMNS, ROWS = 10, 50
+"""Most images of a class, and classes, on a sheet."""
+
+SIDE = 128
+"""Larger images are scaled down to this."""
+
+
+def draw(images: Samples) -> Work[Image.Image]:
+    """The sheet; with classes, a row for each and for images outside them.
+
+    Yields a `Notice` if there are more classes than rows.
+    """
+    space = limited(images.unmeasured, images.stored)
+    if not images.class_names:
+        return figures.grid(_small(images, space, _spread(np.arange(len(images)), SHOWN)))
+    labels = list(range(len(images.class_names)))
+    if (images.labels == -1).any():
+        labels.append(-1)
+    if len(labels) > ROWS:
+        yield Notice(f"the contact sheet shows {ROWS} of {len(labels):,} classes")
+    chosen = [labels[i] for i in _spread(np.arange(len(labels)), ROWS)]
+    rows = [_spread(np.flatnonzero(images.labels == label), COLUMNS) for label in chosen]
+    return figures.grid(_filled(images, space, rows), columns=max(map(len, rows)))
+
+
+def _spread(indices: Array, most: int) -> Array:
+    """At most `most` of the indices, evenly spaced from the first to the last."""
+    if len(indices) <= most:
+        return indices
+    return indices[np.linspace(0, len(indices) - 1, most).round().astype(np.int64)]
+
+
+def _filled(images: Samples, space: Space, rows: Sequence[Array]) -> Array:
+    """The images of each row, with short rows filled up with white."""
+    small = [_small(images, space, row) for row in rows]
+    page = np.full((len(rows), max(map(len, rows)), *small[0].shape[1:]), 255, np.uint8)
+    for i, row in enumerate(small):
+        page[i, : len(row)] = row
+    return page.reshape(-1, *page.shape[2:])
+
+
+def _small(images: Samples, space: Space, chosen: Array) -> Array:
+    """Images at the size on the sheet."""
+    medium = MEDIA[space.medium]
+    seen = (medium.look(images.stored[[k]], space)[0] for k in chosen)
+    shrunk = (figures.shrunk(figures.image(each), SIDE) for each in seen)
+    return np.stack([np.atleast_3d(np.asarray(each)).transpose(2, 0, 1) for each in shrunk])

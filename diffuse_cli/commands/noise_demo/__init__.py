@@ -6,17 +6,21 @@ with one it also shows what the model expects the image to be, and how the model
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from diffuse_cli.commands._cli.console import Console
 from diffuse_cli.config import DemoConfig
+from diffuse_cli.system.files import show
 
 CONFIG = DemoConfig
 
 
 def run(config: DemoConfig, console: Console) -> None:
     """Draw the picture, print its path, and open it if asked to."""
-    from diffuse_cli.commands.noise_demo import opening
     from diffuse_cli.commands.noise_demo.demonstration import demonstrate
     from diffuse_cli.core.schedules import SCHEDULES
 
@@ -29,5 +33,38 @@ def run(config: DemoConfig, console: Console) -> None:
     if config.betas is not None:
         values["betas"] = config.betas
     console.result(paths, values)
-    if config.open and (why := opening.opened(opening.best(paths))):
+    if config.open and (why := opened(best(paths))):
         console.warn(why)
+
+
+# -- opening --------------------------------------------------------------------------------------
+
+# Opening a file in the viewer of the system: `noise-demo --open`.
+
+KINDS = (".html", ".gif", ".png")
+"""The file that shows most first."""
+
+
+def best(paths: Sequence[Path]) -> Path:
+    """Of several files the one to look at."""
+    return min(paths, key=lambda path: KINDS.index(path.suffix))
+
+
+def opened(path: Path) -> str:
+    """Open a file; returns why that was not possible, or nothing.
+
+    A viewer that is not there is no error: the file is written, and its path was printed.
+    """
+    import webbrowser
+
+    # Without a display webbrowser would start a browser of text, which takes the terminal.
+    if sys.platform.startswith("linux") and not any(
+        os.environ.get(name) for name in ("BROWSER", "DISPLAY", "WAYLAND_DISPLAY")
+    ):
+        return f"--open: there is no display to show {show(path)} on"
+    try:
+        if webbrowser.open(path.resolve().as_uri()):
+            return ""
+    except (webbrowser.Error, OSError):
+        pass
+    return f"--open: the system has no viewer for {show(path)}"

@@ -8,10 +8,13 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.commands.noise_demo import listening, subjects
+import numpy as np
+
+from diffuse_cli.commands.noise_demo import demo_page
 from diffuse_cli.commands.noise_demo.forward_process import (
     FRAME_COLUMNS,
     PURE_NOISE,
@@ -19,17 +22,28 @@ from diffuse_cli.commands.noise_demo.forward_process import (
     animate,
     draw,
 )
-from diffuse_cli.commands.noise_demo.subjects import Subject
 from diffuse_cli.config import DemoConfig, DiffusionConfig
 from diffuse_cli.config.noise_demo_options import ForwardConfig, ReverseConfig
 from diffuse_cli.config.options import first_given
-from diffuse_cli.media import MEDIA, checked_size, figures
+from diffuse_cli.core.space import Space
+from diffuse_cli.media import (
+    MEDIA,
+    Array,
+    Asked,
+    by_extension,
+    checked_size,
+    figures,
+    like,
+    prepare,
+    settled,
+)
 from diffuse_cli.system import files, outputs
 from diffuse_cli.system.errors import UsageError, lookup, translating
 from diffuse_cli.system.events import Notice, Progress, Work
 
 if TYPE_CHECKING:
     from diffuse_cli.core import Process
+
 
 LARGEST_SIDE = 512
 
@@ -61,7 +75,7 @@ def _of_schedules(config: DemoConfig) -> Work[list[bytes]]:
     from diffuse_cli.models.blueprint import make_process
 
     processes = {name: make_process(row) for name, row in rows.items()}
-    sample = yield from subjects.read(config)
+    sample = yield from read(config)
     scene = _scene(config, sample, processes)
     yield from _warning(scene)
     yield Progress("drawing", 0, 1)
@@ -70,7 +84,7 @@ def _of_schedules(config: DemoConfig) -> Work[list[bytes]]:
     if config.html:
         times = scene.times(config.steps)
         noised = {name: {t: scene.stored(name, t) for t in times} for name in processes}
-        contents.append(listening.page(scene.title, noised, times, scene.space))
+        contents.append(demo_page.page(scene.title, noised, times, scene.space))
     if config.gif:
         small = sample.shrunk(100 if len(processes) <= FRAME_COLUMNS else 64)
         contents.append((yield from animate(_scene(config, small, processes))))
@@ -81,19 +95,19 @@ def _of_model(config: DemoConfig) -> Work[list[bytes]]:
     """The same for a model: its own process, at its own size."""
     from dataclasses import replace
 
-    from diffuse_cli.commands.noise_demo import reverse_process, showing
+    from diffuse_cli.commands.noise_demo import reverse_process
     from diffuse_cli.data import read_images
     from diffuse_cli.media import like
     from diffuse_cli.sampling.generation import load_denoiser
     from diffuse_cli.system.devices import machine
 
     assert config.model is not None
-    subjects.check_there(config.image)
+    check_there(config.image)
     with machine("fp32") as accelerator:
         loaded = yield from load_denoiser(config.model, config.weights, accelerator)
         space, fit = loaded.space, config.fit or loaded.fit
         config = replace(config, background=config.background or loaded.background)
-        sample = yield from subjects.read(config, space, fit)
+        sample = yield from read(config, space, fit)
         journey = yield from reverse_process.travel(
             config, sample.values, loaded, accelerator.device
         )
@@ -108,13 +122,13 @@ def _of_model(config: DemoConfig) -> Work[list[bytes]]:
             forward, reverse = yield from reverse_process.nearest(journey, images.stored)
             journey = replace(journey, forward_near=forward, reverse_near=reverse)
     yield Progress("drawing", 0, 1)
-    contents = [figures.png(showing.draw(journey, config.steps))]
+    contents = [figures.png(reverse_process.draw(journey, config.steps))]
     yield Progress("drawing", 1, 1)
     if config.html:
-        times = showing.times_of(journey, config.steps)
-        contents.append(listening.page(journey.title, showing.heard(journey), times, space))
+        times = reverse_process.times_of(journey, config.steps)
+        contents.append(demo_page.page(journey.title, reverse_process.heard(journey), times, space))
     if config.gif:
-        contents.append((yield from showing.animate(journey)))
+        contents.append((yield from reverse_process.animate(journey)))
     return contents
 
 
@@ -151,7 +165,7 @@ def _outputs(config: DemoConfig, stack: contextlib.ExitStack) -> tuple[Path, ...
     image = Path(config.image)
     out = Path(config.out) if config.out is not None else Path(f"{image.stem}.noise-demo.png")
     if config.html:
-        listening.check(subjects.medium_of(config.image, None), config.image)
+        demo_page.check(medium_of(config.image, None), config.image)
     wanted = {".html": config.html, ".gif": config.gif}
     named = {".png": out, **{end: out.with_suffix(end) for end, on in wanted.items() if on}}
     paths = [
@@ -159,7 +173,7 @@ def _outputs(config: DemoConfig, stack: contextlib.ExitStack) -> tuple[Path, ...
         for end, path in named.items()
     ]
     with translating():
-        size = checked_size(subjects.medium_of(config.image, None), config.size)
+        size = checked_size(medium_of(config.image, None), config.size)
     if size is not None and len(size) > 1 and max(size) > LARGEST_SIDE:
         raise UsageError(f"--size must be at most {LARGEST_SIDE} a side, not {max(size)}")
     if config.model is not None and (flag := first_given(config, ForwardConfig)):
@@ -201,3 +215,103 @@ def _warning(scene: Scene) -> Iterator[Notice]:
             f"{PURE_NOISE:.0f}: use --zero-terminal-snr, another schedule or more timesteps",
             warning=True,
         )
+
+
+# -- subjects -------------------------------------------------------------------------------------
+
+# The sample that `noise-demo` begins with.
+
+WHITE = "white"
+"""The background where none is asked for."""
+
+OWN_SIDE = 256
+"""Larger images are scaled down to this, without --size."""
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A sample as stored, (C, *size), and its space."""
+
+    values: Array
+    space: Space
+
+    def shrunk(self, side: int) -> Subject:
+        """An image of at most so many pixels a side; anything else as it is."""
+        if self.space.medium != "image":
+            return self
+        values = _channels_first(figures.shrunk(figures.image(self.values), side))
+        return replace(self, values=values, space=replace(self.space, size=values.shape[1:]))
+
+
+def medium_of(path: str, space: Space | None) -> str:
+    """What a file holds: what a model draws, or what its extension says."""
+    usual = by_extension().get(Path(path).suffix.lower(), "image")
+    return usual if space is None else space.medium
+
+
+def check_there(path: str) -> None:
+    """Refuse an image that cannot be read, before a model is.
+
+    Raises:
+        DataError: it is missing or cannot be read.
+    """
+    if medium_of(path, None) == "image":
+        from diffuse_cli.media.image.decoding import read_image
+
+        read_image(path)
+
+
+def read(config: DemoConfig, space: Space | None = None, fit: str | None = None) -> Work[Subject]:
+    """The sample, at the size and of the numbers of a model, or its own.
+
+    Raises:
+        DataError: it is missing or cannot be read.
+        UsageError: a size of another number of sides.
+    """
+    medium = medium_of(config.image, space)
+    with translating():
+        size = checked_size(medium, config.size)
+    if medium == "image" and space is None:
+        return (yield from _own_image(config))
+    from diffuse_cli.data.samples import limited, measured
+    from diffuse_cli.media import MEDIA
+    from diffuse_cli.sampling.tasks.task_inputs import read_one, rgb
+
+    prepare(medium)
+    own: Mapping[str, Any] = like(space) if space else {"size": size}
+    asked = Asked(**own, fit=fit or "crop", background=rgb(config.background or WHITE))
+    path = Path(config.image)
+    asked, _ = settled(medium, asked, (path.read_bytes() for path in [path] if path.is_file()))
+    found = read_one(config.image, medium, asked)
+    shown = files.show(config.image)
+    yield from (Notice(f"{shown}: {text}", warning=True) for text in found.remarks)
+    values = np.array(found.values)
+    if space is None:
+        space = replace(MEDIA[medium].space(values[None]), layout=found.layout, rate=asked.rate)
+        if space.levels is None:
+            name = Path(config.image).name
+            space = measured(space, values[None], np.zeros(1, np.int64), [name])
+        space = limited(space, values[None])
+    return Subject(values, space)
+
+
+def _own_image(config: DemoConfig) -> Work[Subject]:
+    """An image at the size asked for, or its own, in 8 bits."""
+    from diffuse_cli.media import image
+    from diffuse_cli.media.image.decoding import read_image
+    from diffuse_cli.media.image.planes import fit_image
+    from diffuse_cli.sampling.tasks.task_inputs import rgb
+
+    background = config.background or WHITE
+    picture, remarks = read_image(config.image, background)
+    yield from (Notice(f"{files.show(config.image)}: {text}", warning=True) for text in remarks)
+    if config.size:
+        picture = fit_image(picture, config.size, config.fit or "crop", rgb(background))
+    else:
+        picture = figures.shrunk(picture, OWN_SIDE)
+    values = _channels_first(picture)
+    return Subject(values, image.space(values[None]))
+
+
+def _channels_first(picture: Any) -> Array:
+    return np.atleast_3d(np.asarray(picture)).transpose(2, 0, 1)

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.commands.convert.exporters import _scheduler, lacking
-from diffuse_cli.commands.convert.exporters._scheduler import SCHEDULERS, Scheduler
+from diffuse_cli.commands.convert.exporters import _diffusers_fields, lacking
+from diffuse_cli.commands.convert.exporters._diffusers_fields import SCHEDULERS, Scheduler
 from diffuse_cli.config import ConvertConfig
 from diffuse_cli.core.samplers import SAMPLERS
 from diffuse_cli.core.variances import LEARNED
@@ -47,7 +47,7 @@ def check(config: ConvertConfig) -> None:
 
 def write(path: Path, found: Found, config: ConvertConfig) -> Work[Mapping[str, Any]]:
     """Write the folder; says which scheduler it has where that is not what one would expect."""
-    from diffuse_cli.commands.convert.exporters import _diffusers_fields, _pipeline_card
+    from diffuse_cli.commands.convert.exporters import _pipeline_card
 
     model, weights = found.model, config.weights or "ema"
     for lack in _diffusers_fields.lacks(model.blueprint):
@@ -61,8 +61,8 @@ def write(path: Path, found: Found, config: ConvertConfig) -> Work[Mapping[str, 
     if model.blueprint.conditions.classes:
         yield Notice(LOOP.format("tells a U-Net its class"))
     scheduler = SCHEDULERS[name]
-    unet = _diffusers_fields.fields(model.blueprint)
-    process = _scheduler.fields(scheduler, model.blueprint.diffusion)
+    unet = _diffusers_fields.unet_fields(model.blueprint)
+    process = _diffusers_fields.scheduler_fields(scheduler, model.blueprint.diffusion)
     index = {
         "_class_name": scheduler.pipeline or "DDPMPipeline",
         "scheduler": ["diffusers", scheduler.name],
