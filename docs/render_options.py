@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from diffuse_cli.api._calling import HELD
+from diffuse_cli.api.calls import HELD
 from diffuse_cli.config import EvalConfig, SampleConfig, TrainConfig, parsers
 from diffuse_cli.config.options import kind_of, options
 from diffuse_cli.core.networks import NETWORKS
@@ -27,7 +27,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, SupportsFloat, SupportsIndex, TypeAlias, TypedDict
 
 if TYPE_CHECKING:
-    from diffuse_cli.api._calling import Data
+    from diffuse_cli.api.calls import Data
 
 Int: TypeAlias = SupportsIndex
 Float: TypeAlias = SupportsFloat | SupportsIndex

@@ -8,13 +8,13 @@ as an event.
 
 from __future__ import annotations
 
-from diffuse_cli.api._measuring import Evaluation as Evaluation
-from diffuse_cli.api._measuring import evaluate as evaluate
-from diffuse_cli.api._models import Model as Model
-from diffuse_cli.api._models import load as load
-from diffuse_cli.api._samples import Samples as Samples
-from diffuse_cli.api._training import TrainingEvent as TrainingEvent
-from diffuse_cli.api._training import train as train
+from diffuse_cli.api.evaluation_result import Evaluation as Evaluation
+from diffuse_cli.api.evaluation_result import evaluate as evaluate
+from diffuse_cli.api.generated_samples import Samples as Samples
+from diffuse_cli.api.loaded_model import Model as Model
+from diffuse_cli.api.loaded_model import load as load
+from diffuse_cli.api.training_run import TrainingEvent as TrainingEvent
+from diffuse_cli.api.training_run import train as train
 from diffuse_cli.core.denoiser import Denoiser as Denoiser
 from diffuse_cli.core.space import Space as Space
 from diffuse_cli.system.errors import BusyError as BusyError

@@ -18,7 +18,7 @@ from conftest import JUDGE, in_process
 from PIL import Image
 
 import diffuse_cli as diffuse
-from diffuse_cli.api._calling import done
+from diffuse_cli.api.calls import done
 from diffuse_cli.core import SAMPLERS
 from diffuse_cli.core.guidance import clip
 from diffuse_cli.system.events import Notice

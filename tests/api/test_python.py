@@ -18,8 +18,8 @@ from torch.utils.data import TensorDataset
 from training.conftest import QUICK
 
 import diffuse_cli as diffuse
-from diffuse_cli.api import _options
-from diffuse_cli.api._calling import in_python
+from diffuse_cli.api import keywords
+from diffuse_cli.api.calls import in_python
 from diffuse_cli.commands import COMMANDS
 from diffuse_cli.config import EvalConfig, SampleConfig, TrainConfig
 from diffuse_cli.core.networks import NETWORKS
@@ -126,17 +126,17 @@ def test_options_may_be_values_of_numpy_and_torch(images: Path):
 
 
 TYPES: list[tuple[Any, Any, Any, set[str], set[str]]] = [
-    (diffuse.train, _options.TrainOptions, TrainConfig, {"dry_run", "architecture"}, set()),
+    (diffuse.train, keywords.TrainOptions, TrainConfig, {"dry_run", "architecture"}, set()),
     (
         diffuse.Model.sample,
-        _options.SampleOptions,
+        keywords.SampleOptions,
         SampleConfig,
         {"model", "classes", "out", "gif", "grid", "overwrite"},
         {"label", "progress"},
     ),
     (
         diffuse.evaluate,
-        _options.EvalOptions,
+        keywords.EvalOptions,
         EvalConfig,
         {"subject", "report", "overwrite"},
         {"model", "progress"},

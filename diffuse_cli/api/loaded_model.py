@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
-from diffuse_cli.api._calling import as_usual, done, path_of, placed, translating
-from diffuse_cli.api._options import Int, SampleOptions
-from diffuse_cli.api._samples import Samples
+from diffuse_cli.api.calls import as_usual, done, path_of, placed, translating
+from diffuse_cli.api.generated_samples import Samples
+from diffuse_cli.api.keywords import Int, SampleOptions
 from diffuse_cli.config import SampleConfig
 from diffuse_cli.config.options import from_dict
 from diffuse_cli.config.parsers import plain

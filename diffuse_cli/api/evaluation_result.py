@@ -11,10 +11,10 @@ from typing import Any, Unpack
 
 from accelerate.utils import gather_object
 
-from diffuse_cli.api._calling import Data, done, named, placed, translating
-from diffuse_cli.api._models import Model
-from diffuse_cli.api._options import EvalOptions, Int
-from diffuse_cli.api._samples import Samples
+from diffuse_cli.api.calls import Data, done, named, placed, translating
+from diffuse_cli.api.generated_samples import Samples
+from diffuse_cli.api.keywords import EvalOptions, Int
+from diffuse_cli.api.loaded_model import Model
 from diffuse_cli.config import EvalConfig
 from diffuse_cli.config.options import from_dict
 from diffuse_cli.evaluation.evaluation_run import Evaluated

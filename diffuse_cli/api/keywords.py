@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, SupportsFloat, SupportsIndex, TypeAlias, TypedDict
 
 if TYPE_CHECKING:
-    from diffuse_cli.api._calling import Data
+    from diffuse_cli.api.calls import Data
 
 Int: TypeAlias = SupportsIndex
 Float: TypeAlias = SupportsFloat | SupportsIndex

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 
 from PIL.Image import Image
 
-from diffuse_cli.api._samples import Samples
+from diffuse_cli.api.generated_samples import Samples
 from diffuse_cli.config import EvalConfig, SampleConfig, TrainConfig
 from diffuse_cli.config.options import flag_of, options
 from diffuse_cli.config.parsers import brief, plain

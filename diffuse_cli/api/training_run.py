@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias, Unpack
 
-from diffuse_cli.api._calling import (
+from diffuse_cli.api.calls import (
     Data,
     as_usual,
     check_data,
@@ -20,7 +20,7 @@ from diffuse_cli.api._calling import (
     placed,
     translating,
 )
-from diffuse_cli.api._options import TrainOptions
+from diffuse_cli.api.keywords import TrainOptions
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.config.options import read_toml
 from diffuse_cli.config.parsers import plain
