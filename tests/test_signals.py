@@ -394,7 +394,8 @@ def again(real):
         os.kill(os.getpid(), {number})
         return found
     return called
-patch("diffuse_cli.sampling.generation.image_noise", lambda real: lambda *a: os.kill(os.getpid(), {number}))
+noise = "diffuse_cli.sampling.generation.image_noise"
+patch(noise, lambda real: lambda *a: os.kill(os.getpid(), {number}))
 patch("{moment}", again)
 """
 

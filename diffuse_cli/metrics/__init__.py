@@ -92,7 +92,12 @@ class Metric(Protocol):
     def compute(self, evaluation: Any) -> dict[str, float]: ...
 
 
-METRICS: Mapping[str, Metric] = Modules("metrics", __name__, __path__)
+METRICS: Mapping[str, Metric] = Modules(
+    "metrics",
+    __name__,
+    __path__,
+    helpers=("channel_distributions", "features", "presentation", "sample_statistics"),
+)
 
 
 def numbers() -> list[Number]:

@@ -17,9 +17,9 @@ from functools import partial
 import numpy as np
 import torch
 
+from diffuse_cli.media import Array
 from diffuse_cli.metrics import (
     SIGNIFICANT,
-    Array,
     Facts,
     Measured,
     Number,

@@ -19,17 +19,8 @@ from typing import Any
 
 import torch
 
-from diffuse_cli.metrics import (
-    Array,
-    Facts,
-    Number,
-    Parts,
-    Remark,
-    Values,
-    both,
-    measured,
-    with_error,
-)
+from diffuse_cli.media import Array
+from diffuse_cli.metrics import Facts, Number, Parts, Remark, Values, both, measured, with_error
 from diffuse_cli.metrics.presentation import lost
 from diffuse_cli.metrics.sample_statistics import (
     blocks,

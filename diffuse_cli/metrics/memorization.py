@@ -16,9 +16,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from diffuse_cli.media import Array
 from diffuse_cli.metrics import (
     SIGNIFICANT,
-    Array,
     Facts,
     Measured,
     Number,

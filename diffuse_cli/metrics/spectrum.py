@@ -20,7 +20,6 @@ import torch
 
 from diffuse_cli.media import Array
 from diffuse_cli.metrics import (
-    Array,
     Facts,
     Measured,
     Number,

@@ -79,7 +79,7 @@ class Network(Protocol):
         ...
 
 
-NETWORKS: Mapping[str, Network] = Modules("networks", __name__, __path__)
+NETWORKS: Mapping[str, Network] = Modules("networks", __name__, __path__, helpers=("layers",))
 
 
 def plainly(block: Run, *inputs: object) -> Tensor:

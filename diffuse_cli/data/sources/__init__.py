@@ -51,7 +51,7 @@ class SourceKind(Protocol):
         ...
 
 
-SOURCES: Mapping[str, SourceKind] = Modules("sources", __name__, __path__)
+SOURCES: Mapping[str, SourceKind] = Modules("sources", __name__, __path__, helpers=("entries",))
 
 
 def kind_of(path: Path, *, single: bool = False) -> str:

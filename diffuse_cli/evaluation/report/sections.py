@@ -231,10 +231,10 @@ def _quality(swept: Tuned, label: str) -> Markup:
         name = setting.sampler + setting.begun + setting.learned + setting.scales
         groups.setdefault(name, []).append(row)
     series = []
-    for name, rows in groups.items():
-        rows.sort(key=lambda row: row.evaluations)
-        values, errors = zip(*(measured(row.values, swept.metric) for row in rows), strict=True)
-        series.append(Line(name, [r.evaluations for r in rows], values, errors, marks=True))
+    for name, group in groups.items():
+        group.sort(key=lambda row: row.evaluations)
+        values, errors = zip(*(measured(row.values, swept.metric) for row in group), strict=True)
+        series.append(Line(name, [row.evaluations for row in group], values, errors, marks=True))
     axis = f"network evaluations per {swept.words.one}"
     said = f"{label} of each sampler and guidance scale over {axis}"
     return charts.lines("sweep", series, said, axis, label, log_x=True)

@@ -95,7 +95,9 @@ class FeatureModule(Protocol):
         ...
 
 
-FEATURES: Mapping[str, FeatureModule] = Modules("features", __name__, __path__)
+FEATURES: Mapping[str, FeatureModule] = Modules(
+    "features", __name__, __path__, helpers=("feature_choice",)
+)
 
 
 def find(name: str) -> Work[Path]:

@@ -128,11 +128,11 @@ def _kinds(attends: list[bool], way: str, by_resnet: bool) -> list[str]:
 
 # -- scheduler ------------------------------------------------------------------------------------
 
-# A process and a sampler as a scheduler of diffusers: what `interop._scheduler` reads, backwards.
+# A process and a sampler as a scheduler of diffusers: what `importers.diffusers` reads, backwards.
 #
 # The schedulers of UniPC and DPM-Solver++ have no switch that clips x_0. Dynamic thresholding whose
-# largest value is 1 does it: s, the percentile, is kept between 1 and that (Saharia et al. 2022, sec.
-# 2.3).
+# largest value is 1 does it: s, the percentile, is kept between 1 and that (Saharia et al. 2022,
+# sec. 2.3).
 
 CLIPPED = {"clip_sample": True, "clip_sample_range": 1.0, "thresholding": False}
 THRESHOLDED = {"thresholding": True, "sample_max_value": 1.0}
@@ -153,7 +153,7 @@ class Scheduler:
     name: str
     pipeline: str | None = "DDPMPipeline"
     variance: bool = False
-    scheduler_fields: Mapping[str, Any] = field(default_factory=dict)
+    fields: Mapping[str, Any] = field(default_factory=dict)
 
 
 MULTISTEP: dict[str, Any] = {

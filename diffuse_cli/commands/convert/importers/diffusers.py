@@ -1,8 +1,8 @@
 """`UNet2DModel` of diffusers with its scheduler: a pipeline's folder, its `unet/`, or a file there.
 
 Tensors have the names of `UNet`, except old attention layers. `config.json` has the network,
-`scheduler_config.json` the process. A folder that `diffuse_cli.commands.convert.exporters` wrote also names the
-classes, and has a row for "no class" in the label embedding.
+`scheduler_config.json` the process. A folder that `convert.exporters` wrote also names the classes,
+and has a row for "no class" in the label embedding.
 """
 
 from __future__ import annotations
