@@ -151,7 +151,7 @@ class Medium(Protocol):
 
 
 MEDIA: Mapping[str, Medium] = Modules(
-    "media", __name__, __path__, helpers=("figures", "file_errors", "shapes")
+    "media", __name__, __path__, helpers=("array_figures", "figures", "file_errors", "shapes")
 )
 
 

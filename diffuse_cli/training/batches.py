@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
-    Indices = npt.NDArray[np.int64]
-
 
 Indices = npt.NDArray[np.int64]
 

@@ -21,7 +21,7 @@ from diffuse_cli.core.space import Space
 from diffuse_cli.media import FITS as FITS
 from diffuse_cli.media import Array, Asked, Read, Size, figures, numbers_of
 from diffuse_cli.media import file_errors as reasons
-from diffuse_cli.media.array import drawn
+from diffuse_cli.media.array_figures import drawn
 from diffuse_cli.media.file_errors import ADVICE as ADVICE
 from diffuse_cli.media.file_errors import Unusable
 from diffuse_cli.media.image.decoding import decoded

@@ -1,0 +1,88 @@
+"""Arrays as figures: panels of grey for fields, lines for signals, slices for volumes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+Shades = npt.NDArray[np.uint8]
+
+
+PANELS = 8
+"""Channels that are shown, the first ones."""
+
+
+GAP, LINE, WHITE = 1, 0, 255
+"""Pixels between panels of a sample, and their grey: a grid has white between samples."""
+
+
+HEIGHT, WIDEST = 48, 256
+"""Pixels of the plot of a signal; a longer one has several numbers in a column."""
+
+
+PAPER, INK, RULE = 255, 40, 225
+
+
+def drawn(shades: Shades) -> Shades:
+    """Greys (N, C, *size), of one to three dimensions, as pictures (N, 1, H, W)."""
+    draw = {1: _lines, 2: _fields, 3: _slices}[shades.ndim - 2]
+    return draw(shades[:, :PANELS])[:, None]
+
+
+def _fields(shades: Shades) -> Shades:
+    """Channels side by side, as near to a square as possible."""
+    panels = [*shades.swapaxes(0, 1)]
+    across = round(math.sqrt(len(panels) * shades.shape[2] / shades.shape[3]))
+    across = max(1, min(across, len(panels)))
+    panels += [np.full_like(panels[0], WHITE)] * (-len(panels) % across)
+    rows = [_beside(panels[k : k + across], 2) for k in range(0, len(panels), across)]
+    return _beside(rows, 1)
+
+
+def _slices(shades: Shades) -> Shades:
+    """A row for each channel: the slices through the middle, across each axis."""
+    rows = []
+    for volume in shades.swapaxes(0, 1):
+        middles = [side // 2 for side in volume.shape[1:]]
+        cuts = [np.take(volume, middle, axis) for axis, middle in enumerate(middles, 1)]
+        tallest = max(cut.shape[1] for cut in cuts)
+        rows.append(_beside([_padded(cut, tallest) for cut in cuts], 2))
+    return _beside(rows, 1)
+
+
+def _padded(pictures: Shades, height: int) -> Shades:
+    missing = height - pictures.shape[1]
+    return np.pad(pictures, ((0, 0), (0, missing), (0, 0)), constant_values=WHITE)
+
+
+def _beside(parts: Sequence[Shades], axis: int) -> Shades:
+    """Pictures (N, H, W) next to each other, with a line between them."""
+    shape = list(parts[0].shape)
+    shape[axis] = GAP
+    gap = np.full(shape, LINE, np.uint8)
+    spaced = [piece for part in parts for piece in (part, gap)][:-1]
+    return np.concatenate(spaced, axis)
+
+
+def _lines(shades: Shades) -> Shades:
+    """A plot for each channel, one above the other: from one number to the next."""
+    return _beside([_plot(own) for own in shades.swapaxes(0, 1)], 1)
+
+
+def _plot(signals: Shades) -> Shades:
+    """Signals (N, L) as plots (N, HEIGHT, W), the mean of floats at half height."""
+    count, length = signals.shape
+    heights = np.rint((255 - signals.astype(np.float32)) * ((HEIGHT - 1) / 255)).astype(np.int64)
+    nexts = np.concatenate([heights[:, 1:], heights[:, -1:]], 1)
+    low, high = np.minimum(heights, nexts), np.maximum(heights, nexts)
+    starts = np.unique(np.arange(min(length, WIDEST)) * length // min(length, WIDEST))
+    top = np.minimum.reduceat(low, starts, axis=1)[:, None]
+    bottom = np.maximum.reduceat(high, starts, axis=1)[:, None]
+    rows = np.arange(HEIGHT)[None, :, None]
+    plots = np.full((count, HEIGHT, len(starts)), PAPER, np.uint8)
+    plots[:, HEIGHT // 2] = RULE
+    plots[(rows >= top) & (rows <= bottom)] = INK
+    return plots
