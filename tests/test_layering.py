@@ -1,4 +1,4 @@
-"""A room imports only from rooms above it, and nothing heavy is imported to say what is wrong."""
+"""A package imports only from lower floors, and nothing heavy is imported to say what is wrong."""
 
 from __future__ import annotations
 
@@ -8,135 +8,66 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from house import (
+    FLOORS,
+    PACKAGE,
+    arrows,
+    at_run_time,
+    circles,
+    imported,
+    modules,
+    packages_of,
+    tree_of,
+)  # fmt: skip
 
 import diffuse_cli
-
-PACKAGE = Path(diffuse_cli.__file__).parent
-
-ROOMS = (
-    "core", "pictures", "errors", "events", "descriptors", "memory", "files", "hub", "runs",
-    "unusable", "media", "locks", "foreign", "parsing", "options", "config", "presets", "diffusion",
-    "draws", "givens", "data", "folders", "ledger", "packing", "columns", "tensorfile", "modelfile",
-    "runtime", "outputs", "peers", "conditioning", "resolving", "sampling", "sheets", "inputs",
-    "guiding", "stages", "assembling", "generation", "tasks", "features", "metrics",
-    "evaluation", "training", "sweeps", "demo", "inspection", "report", "interop", "exports",
-    "publishing", "console", "signals", "api", "commands", "app", "__main__",
-)  # fmt: skip
-"""From the top of the house to the bottom; a room imports from itself and from those before it."""
-
-CORE = (
-    "errors", "registry", "settings", "masks", "_degradation", "degradations", "transforms",
-    "space", "tables", "conditions", "schedules", "spacings", "timesteps", "targets", "variances",
-    "gaussian", "process", "kernels.attention", "kernels.dropout", "kernels.layout",
-    "kernels.norms", "kernels.precision", "networks.__init__", "networks._time", "networks._rows",
-    "networks._told", "networks._start", "networks._patches", "networks._blocks",
-    "networks._unet", "networks.unet", "networks._vit", "networks.vit", "denoiser", "solvers",
-    "consistency", "matching", "losses", "windows", "low_frequencies", "samplers", "jumps",
-    "learned_times", "guidance", "restoration", "likelihood", "muon", "optimizers",
-)  # fmt: skip
-"""The same inside core, for what is imported when a module runs; names for types may come from
-anywhere there."""
 
 ALLOWED = {"torch", "numpy", "diffuse_cli"} | set(sys.stdlib_module_names)
 """What core may import beside itself."""
 
 TESTS = Path(__file__).parent
-OF_NO_ROOM = {"fuzz", "golden", "reliability", "test_benchmarks", "test_course", "test_docs",
-              "test_entry_points", "test_layering", "test_packaging", "test_site"}  # fmt: skip
+OF_NO_PACKAGE = {"fuzz", "golden", "reliability", "test_benchmarks", "test_course", "test_docs",
+                 "test_entry_points", "test_layering", "test_packaging", "test_site"}  # fmt: skip
 """Folders and files of tests that concern the whole program."""
 
 
-def imported(tree: ast.AST, module: str) -> Iterator[str]:
-    """Full names of what a module imports, also in functions and under TYPE_CHECKING."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                package = module.split(".")[: -node.level]
-                base = ".".join([*package, *filter(None, [base])])
-            yield base
-            yield from (f"{base}.{alias.name}" for alias in node.names)
-
-
-def at_run_time(tree: ast.Module) -> ast.Module:
-    """The module without its `if TYPE_CHECKING:` blocks."""
-
-    class Without(ast.NodeTransformer):
-        def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
-            self.generic_visit(node)
-            return node.orelse if "TYPE_CHECKING" in ast.dump(node.test) else node
-
-    return Without().visit(tree)
-
-
-def modules() -> list[tuple[str, Path]]:
-    """Dotted names within the package, such as `core.process`."""
-    found = []
-    for path in sorted(PACKAGE.rglob("*.py")):
-        parts = path.relative_to(PACKAGE).with_suffix("").parts
-        if parts[-1] == "__init__" and len(parts) > 1:
-            parts = (*parts[:-1], "__init__")
-        found.append((".".join(parts), path))
-    return found
-
-
 def core() -> list[tuple[str, Path]]:
-    """The modules of core, such as `core.kernels.norms`."""
-    return [(name, path) for name, path in modules() if name.startswith("core.")]
+    """Return the modules of core."""
+    return [(name, path) for name, path in modules().items() if name.split(".")[0] == "core"]
 
 
-def rooms_of(names: Iterator[str]) -> set[str]:
-    """The rooms among imported names: `diffuse_cli.core.process` is core."""
-    return {
-        part[1]
-        for part in (name.split(".") for name in names)
-        if part[0] == "diffuse_cli" and len(part) > 1 and part[1] in ROOMS
-    }
-
-
-def test_every_room_has_its_place():
+def test_every_package_has_its_floor():
     there = {p.stem for p in PACKAGE.glob("*.py")} | {
         p.name for p in PACKAGE.iterdir() if (p / "__init__.py").exists()
     }
-    assert there - {"__init__"} <= set(ROOMS)
-    inside = {name.removeprefix("core.") for name, _ in core()}
-    assert inside - {"__init__", "kernels.__init__"} == set(CORE)
+    assert there - {"__init__"} == {name for floor in FLOORS for name in floor}
     assert len(modules()) > 40
 
 
-@pytest.mark.parametrize(("name", "path"), modules(), ids=lambda v: v if isinstance(v, str) else "")
-def test_a_room_imports_from_rooms_above_it(name: str, path: Path):
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    room = name.split(".")[0]
-    found = rooms_of(imported(tree, f"diffuse_cli.{name}"))
-    allowed = set(ROOMS[: ROOMS.index(room) + 1]) if room != "__init__" else {"api"}
-    if room == "__init__":  # which every module imports
-        assert rooms_of(imported(at_run_time(tree), "diffuse_cli")) == set()
+@pytest.mark.parametrize(("name", "path"), modules().items(), ids=lambda v: str(v)[-40:])
+def test_a_package_imports_from_lower_floors(name: str, path: Path):
+    found = packages_of(imported(tree_of(path), f"diffuse_cli.{name}"))
+    if not name:  # the root: every module imports it
+        assert found == {"api", "system"}
+        assert packages_of(imported(tree_of(path, run_time=True), "diffuse_cli")) == {"system"}
+        return
+    own = name.split(".")[0]
+    floor = next(k for k, names in enumerate(FLOORS) if own in names)
+    allowed = {own, *(lower for names in FLOORS[:floor] for lower in names)}
     assert found <= allowed, f"{name} imports {sorted(found - allowed)}"
 
 
-@pytest.mark.parametrize("name", CORE)
-def test_a_part_of_core_imports_from_parts_above_it(name: str):
-    path = PACKAGE.joinpath("core", *name.split(".")).with_suffix(".py")
-    tree = at_run_time(ast.parse(path.read_text(encoding="utf-8")))
-    found = set(imported(tree, f"diffuse_cli.core.{name}"))
-    parts = {p for p in CORE if f"diffuse_cli.core.{p.removesuffix('.__init__')}" in found}
-    above = set(CORE[: CORE.index(name)])
-    if name in ("networks.unet", "networks.vit"):  # inside `build`: settings load without torch
-        assert name.replace(".", "._") in parts
-    assert parts <= above, f"core.{name} imports {sorted(parts - above)}"
+def test_no_files_import_each_other():
+    assert circles(arrows(run_time=True)) == []
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == [["b", "c"]]
 
 
-@pytest.mark.parametrize(("name", "path"), core(), ids=lambda v: v if isinstance(v, str) else "")
+@pytest.mark.parametrize(("name", "path"), core(), ids=lambda v: str(v)[-40:])
 def test_the_core_imports_torch_numpy_the_standard_library_and_itself_alone(name: str, path: Path):
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    found = set(imported(tree, f"diffuse_cli.{name}"))
+    found = set(imported(tree_of(path), f"diffuse_cli.{name}"))
     assert {full.split(".")[0] for full in found} <= ALLOWED
     ours = {full for full in found if full.split(".")[0] == "diffuse_cli"} - {"diffuse_cli"}
     assert all(full.split(".")[1] == "core" for full in ours), sorted(ours)
@@ -150,7 +81,7 @@ def test_the_core_works_without_the_rest_of_the_package(tmp_path: Path):
 import importlib.util
 import torch
 from diffuse_cli import core
-assert importlib.util.find_spec("diffuse_cli.system.errors") is None
+assert importlib.util.find_spec("diffuse_cli.system") is None
 for name in core.__all__:
     assert getattr(core, name) is not None
 for table in (core.SCHEDULES, core.SPACINGS, core.TIMESTEP_DRAWS, core.TARGETS, core.VARIANCES,
@@ -170,20 +101,13 @@ assert state.x.shape == x.shape
     assert done.returncode == 0, done.stderr
 
 
-def test_the_machine_knows_nothing_of_the_house():
-    known = {"memory": set(), "runtime": {"errors", "memory"}, "draws": set()}
-    for name, rooms in known.items():
-        tree = ast.parse((PACKAGE / f"{name}.py").read_text(encoding="utf-8"))
-        assert rooms_of(imported(tree, f"diffuse_cli.{name}")) == rooms
-
-
 def test_the_core_knows_no_files_no_printing_and_no_accelerate():
     banned = {
         "accelerate",
         "rich",
         "typer",
         "pathlib",
-        "diffuse_cli.system.files",
+        "diffuse_cli.system",
         "safetensors",
         "os",
     }
@@ -203,14 +127,14 @@ if TYPE_CHECKING:
 def f():
     import diffuse_cli.commands.noise_demo.demonstration
     from diffuse_cli import training
-from . import console
+from . import api
 from .core.process import Process
 """
     tree = ast.parse(source)
-    assert rooms_of(imported(tree, "diffuse_cli.system.errors")) == {
-        "app", "demo", "training", "console", "core",
+    assert packages_of(imported(tree, "diffuse_cli.system")) == {
+        "app", "commands", "training", "api", "core",
     }  # fmt: skip
-    assert "app" not in rooms_of(imported(at_run_time(tree), "diffuse_cli.system.errors"))
+    assert "app" not in packages_of(imported(at_run_time(tree), "diffuse_cli.system"))
 
 
 # -- in a fresh interpreter -----------------------------------------------------------------------
@@ -323,11 +247,11 @@ ANSWERS: dict[str, tuple[list[str], int, str]] = {
 }
 
 
-def test_tests_lie_where_their_room_lies():
-    folders = {str(path.parent.relative_to(TESTS)) for path in TESTS.rglob("test_*.py")} - {"."}
-    odd = [name for name in folders - OF_NO_ROOM if not (PACKAGE / name / "__init__.py").exists()]
-    files = {path.stem for path in TESTS.glob("test_*.py")} - OF_NO_ROOM
-    odd += [name for name in files if name.removeprefix("test_") not in ROOMS]
+def test_tests_lie_in_the_folder_of_their_package():
+    paths = [path.relative_to(TESTS) for path in TESTS.rglob("test_*.py")]
+    packages = {name for floor in FLOORS for name in floor}
+    odd = [path for path in paths if path.parts[0].removesuffix(".py") not in
+           packages | OF_NO_PACKAGE]  # fmt: skip
     assert odd == []
 
 

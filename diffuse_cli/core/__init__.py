@@ -36,14 +36,14 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "SCHEDULES": "schedules",
-    "SPACINGS": "spacings",
+    "SPACINGS": "timesteps",
     "TIMESTEP_DRAWS": "timesteps",
     "TARGETS": "targets",
     "VARIANCES": "variances",
-    "InvalidArgument": "errors",
+    "InvalidArgument": "registry",
     "Space": "space",
     "Conditions": "conditions",
-    "Table": "tables",
+    "Table": "conditions",
     "Gaussian": "gaussian",
     "Process": "process",
     "NETWORKS": "networks",

@@ -137,7 +137,7 @@ def test_every_source_gives_what_a_folder_gives(tmp_path: Path, name: str) -> No
 def test_every_source_is_made_here() -> None:
     """A new one has to be among `MAKERS`; the hub is served in test_hub.py, batches are written
     in test_packing.py, and arrays, in memory or in a .npy file, in test_in_memory.py."""
-    assert {*SOURCES} - {"hub", "batch", "memory", "npy"} <= {*MAKERS}
+    assert {*SOURCES} - {"hub-dataset", "in-memory", "npy", "npz-batch"} <= {*MAKERS}
 
 
 @pytest.mark.parametrize("name", list(MAKERS))

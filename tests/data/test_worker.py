@@ -160,7 +160,10 @@ def test_files_in_the_current_folder_are_not_imported(
     folder = fill(tmp_path / "in", corpus())
     expected = read(folder, workers=1)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(decoding_workers, "decode_files", None)  # nothing but a process can decode
+    # Nothing but a process can decode.
+    monkeypatch.setattr(
+        decoding_workers, "decode_files", lambda reading, late: [1 / 0 for _ in late]
+    )
     assert same(read(folder, workers=2), expected)
 
 

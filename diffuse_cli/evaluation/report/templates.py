@@ -27,7 +27,7 @@ def printable(value: Any) -> Any:
 def environment() -> Environment:
     """Jinja with the templates of this folder; an undefined name is an error."""
     found = Environment(
-        loader=PackageLoader("diffuse_cli.report"),
+        loader=PackageLoader("diffuse_cli.evaluation.report"),
         autoescape=True,
         finalize=printable,
         undefined=StrictUndefined,
@@ -92,7 +92,7 @@ LIGHT, DARK = ({name: both[i] for name, both in _COLORS.items()} for i in range(
 
 def css() -> str:
     """The style sheet; print is light."""
-    rules = resources.files("diffuse_cli.report") / "templates" / "style.css"
+    rules = resources.files("diffuse_cli.evaluation.report") / "templates" / "style.css"
     dark = f"@media screen and (prefers-color-scheme: dark) {{ {_variables(DARK, 'dark')} }}"
     return f"{_variables(LIGHT, 'light')}\n{dark}\n{rules.read_text('utf-8')}"
 

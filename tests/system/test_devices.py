@@ -277,7 +277,7 @@ WAYS = {
 def seen(code: str, said: str = "") -> list[str]:
     """What is printed by a process in whose environment is nothing of how threads wait."""
     env = {k: v for k, v in os.environ.items() if k not in devices.WAITING and k not in NAMES}
-    env["PYTHONPATH"] = str(Path(devices.__file__).parents[1])
+    env["PYTHONPATH"] = str(Path(devices.__file__).parents[2])
     line = [sys.executable, "-c", WATCH + code, "sample", "no-such-model"]
     return subprocess.run(
         line, env=env, input=said, capture_output=True, text=True

@@ -1,0 +1,184 @@
+"""The plan of the house, and a count of what stands in it: `python tests/house.py`."""
+
+from __future__ import annotations
+
+import ast
+import io
+import tokenize
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1] / "diffuse_cli"
+
+FLOORS: tuple[tuple[str, ...], ...] = (
+    ("core",),
+    ("system",),
+    ("media", "config"),
+    ("data", "models", "metrics"),
+    ("sampling",),
+    ("training", "evaluation"),
+    ("commands", "api"),
+    ("app",),
+    ("__main__",),
+)
+"""From the ground up. A package imports from itself and from lower floors; packages of one floor do
+not import each other."""
+
+
+def modules() -> dict[str, Path]:
+    """Return the files by dotted name: `core.process`, `core`, and "" for the root."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def tree_of(path: Path, *, run_time: bool = False) -> ast.Module:
+    """Return the syntax tree of a file, without its `if TYPE_CHECKING:` blocks if at run time."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return at_run_time(tree) if run_time else tree
+
+
+def at_run_time(tree: ast.Module) -> ast.Module:
+    """Return the module without its `if TYPE_CHECKING:` blocks."""
+
+    class Without(ast.NodeTransformer):
+        def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
+            self.generic_visit(node)
+            return node.orelse if "TYPE_CHECKING" in ast.dump(node.test) else node
+
+    return Without().visit(tree)
+
+
+def imported(tree: ast.AST, module: str) -> Iterator[str]:
+    """Yield full names of what a module imports, also in functions and under TYPE_CHECKING."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                package = module.split(".")[: -node.level]
+                base = ".".join([*package, *filter(None, [base])])
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def packages_of(names: Iterable[str]) -> set[str]:
+    """Return the packages among imported names: `diffuse_cli.core.process` is core."""
+    known = {name for floor in FLOORS for name in floor}
+    parts = (name.split(".") for name in names)
+    return {part[1] for part in parts if part[0] == "diffuse_cli" and len(part) > 1} & known
+
+
+def arrows(*, run_time: bool = False) -> dict[str, set[str]]:
+    """Return the files that each file imports, by dotted name."""
+    files = modules()
+    found = {}
+    for name, path in files.items():
+        # Importing `a.b` names `a` too, whose file runs first; only the file that is meant counts.
+        names = set(imported(tree_of(path, run_time=run_time), f"diffuse_cli.{name}"))
+        ours = {full.removeprefix("diffuse_cli.") for full in names if full.startswith("diffuse_")}
+        longest = {full for full in ours if full in files}
+        inner = {full.rpartition(".")[0] for full in longest}
+        named = {full.rpartition(".")[0] for full in ours if full not in files}
+        found[name] = {full for full in longest if full not in inner - named} - {name}
+    return found
+
+
+def circles(graph: Mapping[str, set[str]]) -> list[list[str]]:
+    """Return the groups of files that import each other (Tarjan 1972)."""
+    order: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(name: str) -> None:
+        order[name] = low[name] = len(order)
+        stack.append(name)
+        for other in sorted(graph[name]):
+            if other not in order:
+                visit(other)
+                low[name] = min(low[name], low[other])
+            elif other in stack:
+                low[name] = min(low[name], order[other])
+        if low[name] == order[name]:
+            k = stack.index(name)
+            group, stack[k:] = stack[k:], []
+            if len(group) > 1:
+                found.append(sorted(group))
+
+    for name in graph:
+        if name not in order:
+            visit(name)
+    return found
+
+
+def lines_of_code(path: Path) -> int:
+    """Count the lines with code: neither blank, nor a comment, nor part of a docstring."""
+    text = path.read_text(encoding="utf-8")
+    docs: set[int] = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            docs |= set(range(node.lineno, (node.end_lineno or 0) + 1))
+    skipped = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT,
+               tokenize.ENCODING, tokenize.ENDMARKER)  # fmt: skip
+    held: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in skipped:
+            held |= set(range(token.start[0], token.end[0] + 1))
+    return len(held - docs)
+
+
+def classes() -> dict[str, list[str]]:
+    """Return the modules that define a class of each name."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for name, path in modules().items():
+        for node in tree_of(path).body:
+            if isinstance(node, ast.ClassDef):
+                found[node.name].append(name)
+    return found
+
+
+def stems() -> dict[str, list[str]]:
+    """Return the modules of each stem."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for name in modules():
+        found[name.rpartition(".")[2]].append(name)
+    return found
+
+
+def main() -> None:
+    """Print the counts."""
+    files, graph = modules(), arrows()
+    between = {
+        (own, other.split(".")[0])
+        for name, others in graph.items()
+        for other in others
+        if (own := name.split(".")[0]) != other.split(".")[0] and own and other
+    }
+    lengths = {name: len(path.read_text().splitlines()) for name, path in files.items()}
+    longest = max(lengths, key=lengths.__getitem__)
+    rows: list[tuple[str, object]] = [
+        ("packages", sum((path / "__init__.py").exists() for path in PACKAGE.iterdir())),
+        ("modules beside them", sorted(p.stem for p in PACKAGE.glob("*.py"))),
+        ("arrows between packages", len(between)),
+        ("circles of files, at run time", circles(arrows(run_time=True))),
+        ("circles of files, with types", circles(graph)),
+        ("files", len(files)),
+        ("longest file", f"{longest}: {lengths[longest]}"),
+        ("files above 400 lines", [n for n, c in lengths.items() if c > 400]),
+        ("lines", sum(lengths.values())),
+        ("lines of code", sum(map(lines_of_code, files.values()))),
+        ("class names used again", {n: w for n, w in classes().items() if len(w) > 1}),
+        ("file stems used again", {n: w for n, w in stems().items() if len(w) > 1}),
+        ("arrows by package", dict(Counter(own for own, _ in between))),
+    ]
+    for label, value in rows:
+        print(f"{label}: {value}")
+
+
+if __name__ == "__main__":
+    main()
