@@ -15,7 +15,7 @@ from diffuse_cli.evaluation.metric_inputs import Evaluation
 from diffuse_cli.media import Array, figures
 from diffuse_cli.metrics import Words
 from diffuse_cli.metrics.memorization import Nearest, usable
-from diffuse_cli.metrics.sample_statistics import blocks, merge, squared
+from diffuse_cli.metrics.nearest_neighbors import blocks, merge, squared
 from diffuse_cli.system.events import Progress, Work
 
 PAIRS, COLUMNS = 24, 4

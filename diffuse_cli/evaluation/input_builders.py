@@ -17,7 +17,7 @@ from diffuse_cli.evaluation.variational_bound import make_bits, make_train_bits
 from diffuse_cli.media import Array
 from diffuse_cli.metrics.answers import Answers, feature_distances, likeness
 from diffuse_cli.metrics.landmarks import landmarks
-from diffuse_cli.metrics.sample_statistics import blocks, merge
+from diffuse_cli.metrics.nearest_neighbors import blocks, merge
 from diffuse_cli.metrics.spectrum import measure as measure_spectra
 from diffuse_cli.models.image_conditioning import Giver, Inputs, beside, degrading, misfits
 from diffuse_cli.sampling.generation import Loaded

@@ -96,7 +96,13 @@ METRICS: Mapping[str, Metric] = Modules(
     "metrics",
     __name__,
     __path__,
-    helpers=("channel_distributions", "features", "presentation", "sample_statistics"),
+    helpers=(
+        "channel_distributions",
+        "features",
+        "nearest_neighbors",
+        "presentation",
+        "sample_statistics",
+    ),
 )
 
 

@@ -16,8 +16,8 @@ import numpy as np
 
 from diffuse_cli.media import Array
 from diffuse_cli.metrics import Facts, Number, Parts, Remark, both, floor, listed, with_error
+from diffuse_cli.metrics.nearest_neighbors import blocks
 from diffuse_cli.metrics.presentation import LANDMARKS, standing
-from diffuse_cli.metrics.sample_statistics import blocks
 
 NEEDS = ("features",)
 

@@ -21,14 +21,9 @@ import torch
 
 from diffuse_cli.media import Array
 from diffuse_cli.metrics import Facts, Number, Parts, Remark, Values, both, measured, with_error
+from diffuse_cli.metrics.nearest_neighbors import blocks, center_features, neighbors, squared
 from diffuse_cli.metrics.presentation import lost
-from diffuse_cli.metrics.sample_statistics import (
-    blocks,
-    center_features,
-    neighbors,
-    share_difference_error,
-    squared,
-)
+from diffuse_cli.metrics.sample_statistics import share_difference_error
 
 NEEDS = ("features",)
 

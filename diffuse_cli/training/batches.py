@@ -28,7 +28,6 @@ from diffuse_cli.system.rng import permutation
 from diffuse_cli.training.plan import Plan
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
     from torch import Tensor
 
 

@@ -27,7 +27,6 @@ from diffuse_cli.training.config_layers import default_loss
 
 if TYPE_CHECKING:
     import numpy.typing as npt
-    from torch import Tensor
 
     from diffuse_cli.core.denoiser import Denoise, Denoiser
     from diffuse_cli.models.blueprint import Blueprint

@@ -29,11 +29,7 @@ from diffuse_cli.training.optimization import Updater
 from diffuse_cli.training.run_directory import Checkpoint
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
-    from torch import Tensor
-
     from diffuse_cli.core.denoiser import Denoise, Denoiser
-    from diffuse_cli.models.blueprint import Blueprint
     from diffuse_cli.models.model_file import Model
 
 

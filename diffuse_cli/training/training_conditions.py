@@ -28,8 +28,6 @@ from diffuse_cli.system.events import Notice, Work
 from diffuse_cli.training.run_directory import RunDirectory
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
     from torch import Tensor
 
 

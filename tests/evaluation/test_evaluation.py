@@ -35,7 +35,7 @@ from diffuse_cli.metrics import (
     kid,
     landmarks,
     memorization,
-    sample_statistics,
+    nearest_neighbors,
 )
 from diffuse_cli.metrics.memorization import Nearest
 from diffuse_cli.metrics.presentation import LANDMARKS
@@ -881,8 +881,8 @@ def test_a_page_of_pairs_needs_training_images(measure, diffuse, images, other):
 
 @pytest.mark.parametrize(("block", "numbers"), [(7, 2**26), (1000, 2**26), (1000, 300)])
 def test_the_nearest_is_the_nearest_of_all(block, numbers, monkeypatch):
-    monkeypatch.setattr(sample_statistics, "BLOCK", block)
-    monkeypatch.setattr(sample_statistics, "NUMBERS", numbers)
+    monkeypatch.setattr(nearest_neighbors, "BLOCK", block)
+    monkeypatch.setattr(nearest_neighbors, "NUMBERS", numbers)
     draw = np.random.default_rng(0)
     training = draw.integers(0, 256, (40, 1, 4, 4), np.uint8)
     samples = draw.integers(0, 256, (23, 3, 4, 4), np.uint8)

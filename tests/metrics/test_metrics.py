@@ -18,7 +18,7 @@ from diffuse_cli.metrics import (
     kid,
     manifold,
     memorization,
-    sample_statistics,
+    nearest_neighbors,
 )
 from diffuse_cli.metrics.features import extract, find, load
 from diffuse_cli.system.errors import UsageError, lookup
@@ -120,7 +120,7 @@ def test_kid_is_that_of_torch_fidelity():
 
 @pytest.mark.parametrize(("n", "m"), [(2, 3), (13, 7), (20, 41)])
 def test_kid_is_the_definition(n, m, monkeypatch):
-    monkeypatch.setattr(sample_statistics, "BLOCK", 6)
+    monkeypatch.setattr(nearest_neighbors, "BLOCK", 6)
     x, y = drawn(0, n).astype(np.float64), drawn(1, m, shift=0.5).astype(np.float64)
 
     def k(a, b):
@@ -137,7 +137,7 @@ def test_kid_is_the_definition(n, m, monkeypatch):
 def test_kid_does_not_depend_on_the_block(monkeypatch):
     real, fake = drawn(0, 50), drawn(1, 37)
     whole = measured("kid", real, fake)
-    monkeypatch.setattr(sample_statistics, "BLOCK", 8)
+    monkeypatch.setattr(nearest_neighbors, "BLOCK", 8)
     assert measured("kid", real, fake) == pytest.approx(whole, rel=1e-9)
 
 
@@ -406,7 +406,7 @@ def by_hand(real: np.ndarray, fake: np.ndarray) -> dict[str, float]:
 @pytest.mark.parametrize(("n", "m"), [(30, 30), (23, 41), (40, 9)])
 @pytest.mark.parametrize("block", [7, 1000])
 def test_the_four_are_the_definition_whatever_the_block(n, m, block, monkeypatch):
-    monkeypatch.setattr(sample_statistics, "BLOCK", block)
+    monkeypatch.setattr(nearest_neighbors, "BLOCK", block)
     real, fake = drawn(3, n), drawn(4, m, shift=1.5)
     found = measured("manifold", real, fake)
     expected = by_hand(real, fake)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from diffuse_cli.core.kernels import Dropout, GroupNorm, attend, laid_out, over_size
 from diffuse_cli.core.networks import Run, plainly
-from diffuse_cli.core.networks.layers import TIME_EMBEDDINGS, Told, folded, unfolded, zeroed
+from diffuse_cli.core.networks._patches import folded, unfolded
+from diffuse_cli.core.networks.layers import TIME_EMBEDDINGS, Told, zeroed
 from diffuse_cli.core.registry import Registry, lookup
 from diffuse_cli.core.space import Space
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from diffuse_cli.core.kernels import Dropout, attend, laid_out
 from diffuse_cli.core.networks import Run, plainly
-from diffuse_cli.core.networks.layers import Told, balanced, folded, sinusoids, unfolded, zeroed
+from diffuse_cli.core.networks._patches import folded, unfolded
+from diffuse_cli.core.networks.layers import Told, balanced, sinusoids, zeroed
 from diffuse_cli.core.space import Space
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.networks import Ends
-from diffuse_cli.core.networks.layers import fitting
+from diffuse_cli.core.networks._patches import fitting
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.settings import Settings, dimensions, from_dict, setting
 from diffuse_cli.core.space import Space

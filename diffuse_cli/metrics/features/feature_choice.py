@@ -25,9 +25,6 @@ from diffuse_cli.metrics.features import RANDOM, FeatureNetwork, exact
 from diffuse_cli.system.rng import philox
 
 if TYPE_CHECKING:
-    import torch
-
-    from diffuse_cli.core.space import Space
     from diffuse_cli.media import Array
     from diffuse_cli.system.events import Work
 

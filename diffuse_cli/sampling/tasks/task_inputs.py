@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from diffuse_cli.media import Read, Size
 
     Array = npt.NDArray[Any]
-    from diffuse_cli.sampling.generation import Loaded
 
 
 FAINT = 1 / 8

@@ -10,8 +10,8 @@ from oracles import generator
 
 from diffuse_cli.core import LOSSES, SAMPLERS, SCHEDULES, Denoiser, Process
 from diffuse_cli.core.kernels import laid_out, lay_out
+from diffuse_cli.core.networks._patches import folded, unfolded
 from diffuse_cli.core.networks._unet_modules import Parts, Upsample
-from diffuse_cli.core.networks.layers import folded, unfolded
 
 SIZES = {1: (16,), 2: (8, 4), 3: (8, 4, 4)}
 dimensions = pytest.mark.parametrize("dims", list(SIZES))

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,10 +31,6 @@ from diffuse_cli.system.errors import ModelFileError, UsageError, translated
 from diffuse_cli.system.events import Notice
 from diffuse_cli.system.files import brief, show
 from diffuse_cli.training.configuration import for_model_file
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 PROCESS = tuple(f.name for f, _ in options(DiffusionConfig))
 SHAPE = ("width", "time_width", "multipliers", "blocks", "scale_shift", "resblock_updown")
