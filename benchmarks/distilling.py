@@ -1,7 +1,7 @@
 """How good are one to eight steps of a distilled model, for minutes of distilling?
 
 Distils a model anew for each row (`NAME=options of diffuse distill`, with KEY=VALUE among them for
-a constant of `core.consistency`), all with the same seed, steps and images, and draws with the
+a constant of `core.distillation`), all with the same seed, steps and images, and draws with the
 same noise; beside them the model itself with `unipc`. KID x 1000 is of EfficientNet-Lite0's
 features. What is done is in --out and not repeated.
 

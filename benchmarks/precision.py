@@ -2,7 +2,7 @@
 
 Times 3x3 convolutions, channels-last, of narrow to wide networks in float32 and bfloat16 by turns,
 forward and with the backward pass, in seconds of the processor: what else the machine does does not
-count. `runtime.GAINING_WIDTHS` is made of what this says. Prints JSON.
+count. `devices.GAINING_WIDTHS` is made of what this says. Prints JSON.
 
     OMP_NUM_THREADS=1 python benchmarks/precision.py > benchmarks/results/precision.json
 """

@@ -36,7 +36,7 @@ class Indexed(Protocol):
 
 Data: TypeAlias = "str | os.PathLike[str] | Iterable[Any] | Indexed"
 """DATA as the command line takes it, or samples: those that were drawn, or what
-`data.sources.memory.held` takes."""
+`data.sources.in_memory.held` takes."""
 
 LOG = logging.getLogger("diffuse")
 LOG.addHandler(logging.NullHandler())

@@ -354,7 +354,7 @@ def from_file(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_file(config: TrainConfig, **kinds: bool) -> dict[str, Any]:
-    """The inverse of `from_file`; `kinds` are keywords of `options.to_dict`."""
+    """The inverse of `from_file`; `kinds` are keywords of `config.options.to_dict`."""
     fields = to_dict(config, **kinds)
     settings = fields.pop("architecture")
     return {**fields, config.network or NETWORK: settings} if settings else fields

@@ -134,7 +134,7 @@ def training_config(path: Path) -> dict[str, Any]:
     """The configuration of a model's training, as `train --config` reads it; without paths.
 
     Raises:
-        ModelFileError: as `modelfile.read_training`.
+        ModelFileError: as `model_file.read_training`.
     """
     from diffuse_cli.models import model_file
 

@@ -184,7 +184,7 @@ def load_denoiser(
         typed: whether `precision` is an option that was passed, and not another model's.
 
     Raises:
-        ModelFileError: no model, as `modelfile.find` says, or no such weights in it.
+        ModelFileError: no model, as `model_file.find` says, or no such weights in it.
     """
     found = path if isinstance(path, model_file.Found) else (yield from _found(path, alone))
     exact = precision_for(found.model, precision, accelerator)

@@ -42,7 +42,7 @@ class Guide:
     Attributes:
         path: of its file; `OWN` for the early average in the model's own.
         scale: 1 is the model alone, 0 the weaker one.
-        denoiser, sha256: of the file, once `guiding.equipped` has read it.
+        denoiser, sha256: of the file, once `guidance_model.equipped` has read it.
     """
 
     path: str

@@ -1,7 +1,7 @@
 """The second part of distilling: what the student draws is moved to the teacher's distribution.
 
 The ends of paths make samples that are blurred where noise alike leads to different ends. So the
-last part of the way goes by another loss, `core.matching`, that asks for no path.
+last part of the way goes by another loss, `core.distillation`, that asks for no path.
 """
 
 from __future__ import annotations

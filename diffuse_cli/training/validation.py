@@ -48,10 +48,10 @@ class Best:
     """The averaged weights with the lowest KID so far, on the CPU.
 
     Attributes:
-        key: of the KID, one of `features.KIDS`.
+        key: of the KID, one of `metrics.features.KIDS`.
         error: its standard error; None of fewer than four samples.
         images: how many were drawn: KIDs of other numbers are not compared.
-        tensors: the weights by name; raw ones, where they are kept, under `modelfile.RAW`.
+        tensors: the weights by name; raw ones, where they are kept, under `model_file.RAW`.
     """
 
     step: int

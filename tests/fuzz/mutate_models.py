@@ -2,7 +2,7 @@
 
     python tests/fuzz/mutate_models.py --count 10000 --seed 0 --processes 100
 
-Each file is read by `modelfile.load`, and then by `diffuse info`, `sample` or `train --init` in
+Each file is read by `model_file.load`, and then by `diffuse info`, `sample` or `train --init` in
 this process; some also in a process of their own. A file may be accepted (0) or rejected (4).
 Anything else is a failure: a traceback, another exit code, more than one line on stderr, a time
 over the limit, memory over the size of the file and 100 MB. Prints one JSON object, and exits with

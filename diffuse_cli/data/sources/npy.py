@@ -1,4 +1,4 @@
-"""A .npy file as a set: each row of its first axis is a sample, as `memory` takes an array.
+"""A .npy file as a set: each row of its first axis is a sample, as `in_memory` takes an array.
 
 The file is mapped, so that a set may be larger than the memory.
 """

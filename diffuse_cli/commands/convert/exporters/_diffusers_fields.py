@@ -1,4 +1,4 @@
-"""A U-Net as the fields of diffusers' `UNet2DModel`: what `interop.diffusers` reads, backwards."""
+"""A U-Net as the fields of diffusers' `UNet2DModel`: what `importers.diffusers` reads, backwards."""
 
 from __future__ import annotations
 
