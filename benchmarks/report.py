@@ -70,7 +70,7 @@ def commands(options: argparse.Namespace, model: Path) -> dict[str, list[str]]:
         "budget": ["train_step.py", "--budget"],
         "growth": ["growth.py"],
         "loading": ["loading.py"],
-        "sampling": ["sampling/generation.py", options.run, str(model)],
+        "sampling": ["sampling.py", options.run, str(model)],
     }
 
 

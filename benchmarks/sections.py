@@ -332,7 +332,7 @@ SECTIONS: dict[str, tuple[str, str, Callable[[Result], Lines]]] = {
         "Quality for time: Fashion-MNIST", "time_to_quality.py final", quality,
     ),
     "quality-cifar-10": ("Quality for time: CIFAR-10", "time_to_quality.py final", quality),
-    "sampling": ("Sampling", "sampling/generation.py", sampling),
+    "sampling": ("Sampling", "sampling.py", sampling),
     "distilling": ("One to eight evaluations", "distilling.py", distilled),
     "growth": ("How cost grows", "growth.py", grown),
     "loading": ("Loading", "loading.py", anything),

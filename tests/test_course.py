@@ -59,7 +59,7 @@ def test_a_chapter_has_a_picture_and_the_command_that_made_it(path: Path):
     text = path.read_text(encoding="utf-8")
     pictures = [target for mark, _, target in LINK.findall(text) if mark]
     assert pictures
-    drawn = re.findall(r'^    "(\w+)": \(', (COURSE / "media/figures.py").read_text(), re.MULTILINE)
+    drawn = re.findall(r'^    "(\w+)": \(', (COURSE / "pictures.py").read_text(), re.MULTILINE)
     for target in pictures:
         place = path.parent / target
         assert place.stat().st_size < 250_000

@@ -2,8 +2,8 @@
 
 `SAMPLERS[name](denoise, process, x, times, *, noise, **options)` yields a `State` after each step.
 The last step goes to `end`: s = -1, which gives the images, unless the caller stops on the way
-(`core.inpainting` goes up again from there). `noise(k)` is the noise of the k-th step: all randomness
-comes from the caller.
+(`core.inpainting` goes up again from there). `noise(k)` is the noise of the k-th step: all
+randomness comes from the caller.
 """
 
 from __future__ import annotations

@@ -62,8 +62,8 @@ class Asked:
 
 class Read(NamedTuple):
     """One sample (C, *size), a 16-byte hash of its content, the file's mode, size in reverse, as in
-    (width, height), and channels, what is wrong with the sample (constants of `file_errors`), and its
-    layout, if the medium has several."""
+    (width, height), and channels, what is wrong with the sample (constants of `file_errors`), and
+    its layout, if the medium has several."""
 
     values: Array
     digest: bytes

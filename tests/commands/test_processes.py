@@ -273,12 +273,13 @@ def test_the_second_run_is_told_of_the_first_though_a_model_stands_there(train, 
 
 RACE = """
 import sys
-from diffuse_cli import app, locks
+from diffuse_cli import app
+from diffuse_cli.system import outputs
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.errors import BusyError
 sys.stdin.readline()
 try:
-    with locks.held(__import__("pathlib").Path("out") / "lock"):
+    with outputs.hold_lock(__import__("pathlib").Path("out") / "lock"):
         print("held", flush=True)
         sys.stdin.readline()
 except BusyError as error:

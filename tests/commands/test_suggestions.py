@@ -184,7 +184,7 @@ def texts() -> list[str]:
     """The texts of the package that are not docstrings."""
     found = [*ADVICE.values(), *SYNONYMS.values()]
     for path in sorted((ROOT / "diffuse_cli").rglob("*.py")):
-        if path.name != "_mistakes.py":
+        if path.name != "suggestions.py":
             nodes = [*ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
             docs = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
             constants = (n for n in nodes if isinstance(n, ast.Constant) and id(n) not in docs)

@@ -594,10 +594,10 @@ def test_the_index_round_trips(tmp_path: Path, cached: bool) -> None:
     data = {f"{'ab'[k % 2]}/{k}.png": encoded(noise(k)) for k in range(50)}
     folder = fill(tmp_path / "in", data | {"a/bad\n.png": b"", "n.txt": b""})
     (folder / os.fsdecode(b"\xff.png")).write_bytes(encoded(noise(99, (9, 9))))
-    saved_samples = tmp_path / "cache"
-    images = read(folder, cache=saved_samples if cached else None)
-    save_index(images, saved_samples)
-    again = open_index(saved_samples)
+    cache = tmp_path / "cache"
+    images = read(folder, cache=cache if cached else None)
+    save_index(images, cache)
+    again = open_index(cache)
     assert isinstance(again.stored, np.memmap)
     for name in ("stored", "labels", "digests", "held_out"):
         left, right = getattr(images, name), getattr(again, name)
@@ -608,25 +608,25 @@ def test_the_index_round_trips(tmp_path: Path, cached: bool) -> None:
 
 
 def test_an_index_without_its_pixels_is_refused(tmp_path: Path) -> None:
-    folder, saved_samples = fill(tmp_path / "in", many(5)), tmp_path / "cache"
+    folder, cache = fill(tmp_path / "in", many(5)), tmp_path / "cache"
     with pytest.raises(DataError):
-        open_index(saved_samples)
-    save_index(read(folder, cache=saved_samples), saved_samples)
-    with (saved_samples / "pixels.u8").open("ab") as file:
+        open_index(cache)
+    save_index(read(folder, cache=cache), cache)
+    with (cache / "pixels.u8").open("ab") as file:
         file.write(b"x")
     with pytest.raises(DataError, match="not those of the index"):
-        open_index(saved_samples)
-    (saved_samples / "index.npz").write_bytes(b"hello")
+        open_index(cache)
+    (cache / "index.npz").write_bytes(b"hello")
     with pytest.raises(DataError):
-        open_index(saved_samples)
+        open_index(cache)
 
 
 def test_reading_again_forgets_the_index(tmp_path: Path) -> None:
-    folder, saved_samples = fill(tmp_path / "in", many(5)), tmp_path / "cache"
-    save_index(read(folder, cache=saved_samples), saved_samples)
-    read(folder, cache=saved_samples)
+    folder, cache = fill(tmp_path / "in", many(5)), tmp_path / "cache"
+    save_index(read(folder, cache=cache), cache)
+    read(folder, cache=cache)
     with pytest.raises(DataError):
-        open_index(saved_samples)
+        open_index(cache)
 
 
 def test_a_full_disk_is_an_output_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

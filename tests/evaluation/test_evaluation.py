@@ -25,7 +25,6 @@ from diffuse_cli.evaluation import (
     evaluation_run,
     examples,
     input_builders,
-    metric_inputs,
     variational_bound,
 )
 from diffuse_cli.evaluation.image_sets import Labelled, Training
@@ -152,9 +151,9 @@ def test_the_bound_needs_no_float64_of_the_device(measure, images, monkeypatch, 
 
 def test_bits_per_dimension_are_the_sum_of_three_parts(of_images):
     found = of_images[0].json
-    metric_inputs = [found[f"bits_{name}"] for name in ("prior", "middle", "decoder")]
-    assert found["bits_per_dim"] == pytest.approx(sum(metric_inputs), rel=1e-6)
-    assert min(metric_inputs) >= 0
+    parts = [found[f"bits_{name}"] for name in ("prior", "middle", "decoder")]
+    assert found["bits_per_dim"] == pytest.approx(sum(parts), rel=1e-6)
+    assert min(parts) >= 0
     assert 1 < found["bits_per_dim"] < 20
 
 
@@ -856,8 +855,8 @@ def test_copies_of_training_images_are_caught(diffuse, images, tmp_path):
 def test_both_spaces_have_as_many_references(diffuse, images, monkeypatch):
     """One share is expected of both, which depends on how many references there are."""
     searched = []
-    inner = metric_inputs.search
-    monkeypatch.setattr(metric_inputs, "search", lambda *a: searched.append(a[4]) or inner(*a))
+    inner = input_builders.search
+    monkeypatch.setattr(input_builders, "search", lambda *a: searched.append(a[4]) or inner(*a))
     assert diffuse("eval", images, images, "--train-n", 20, "--json").json["memorized_expected"]
     assert searched == [20, 20]
 
@@ -967,7 +966,7 @@ def test_landmarks_are_made_of_pictures_not_of_stored_numbers(monkeypatch):
         yield from ()
         return np.zeros((len(pixels), 2))
 
-    monkeypatch.setattr(metric_inputs, "cached", features)
+    monkeypatch.setattr(input_builders, "cached", features)
     stored = np.random.default_rng(0).integers(0, 16, (60, 1, 8, 8)).astype(np.uint8)
     evaluation = SimpleNamespace(
         real=Labelled(stored, np.zeros(60)), look=lambda samples: samples * np.uint8(17),

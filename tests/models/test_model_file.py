@@ -22,7 +22,7 @@ from nets import Plan, plan
 from diffuse_cli.config import DiffusionConfig, SamplerChoice
 from diffuse_cli.core import Conditions, Space
 from diffuse_cli.core.networks.unet import Config
-from diffuse_cli.models import model_file
+from diffuse_cli.models import model_file, tensor_file
 from diffuse_cli.models.model_file import Model, find, load, save
 from diffuse_cli.system.errors import ModelFileError, UsageError
 from diffuse_cli.system.events import finish
@@ -782,8 +782,7 @@ def test_what_a_description_says_is_escaped_and_brief(good: bytes, tmp_path: Pat
 
 
 def test_nothing_is_allocated_for_a_network_that_does_not_fit(good: bytes, tmp_path, monkeypatch):
-    read = model_file.tensorfile
-    monkeypatch.setattr(read, "read_tensors", lambda f, h: pytest.fail("tensors were read"))
+    monkeypatch.setattr(tensor_file, "read_tensors", lambda f, h: pytest.fail("tensors were read"))
     rejected(tmp_path, described(good, setting("network", "width", value=4096)))
 
 

@@ -71,7 +71,9 @@ class World:
     def start(self, options: list[str], seam: str = "") -> Forked:
         """A process that trains in `folder`, over one of `seams`."""
         line = ["train", "images", "--config", "tiny.toml", *options]
-        before = f"import seams; from diffuse_cli import files; files.operation = seams.{seam}"
+        before = (
+            f"import seams; from diffuse_cli.system import files; files.operation = seams.{seam}"
+        )
         with (self.folder / "log.txt").open("a") as log:
             said = log.fileno()
             return begin(

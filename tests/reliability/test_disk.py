@@ -113,7 +113,7 @@ def test_a_limit_that_is_met_while_saving_keeps_the_last_checkpoint(
 ):
     options = ("train", images, "--config", recipe, "--steps", 3, "--save-every", 1, "-q")
     before = f"""
-from diffuse_cli import files
+from diffuse_cli.system import files
 from diffuse_cli.training.run_directory import RunDirectory
 save, files._file_size_limit = RunDirectory.save, lambda: None
 def limited(self, checkpoint):

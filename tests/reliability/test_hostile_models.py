@@ -20,17 +20,17 @@ READ = """
 import os, sys
 from pathlib import Path
 from memory import forget, peak
-from diffuse_cli import modelfile
+from diffuse_cli.models import model_file
 from diffuse_cli.system.errors import ModelFileError
 good, *others = sys.argv[1:]
-modelfile.load(good)
+model_file.load(good)
 for path in others:
     sys.stdout.flush()
     if os.fork() == 0:
         forget()
         start = peak()
         try:
-            modelfile.load(path)
+            model_file.load(path)
             outcome = "accepted"
         except ModelFileError:
             outcome = "rejected"

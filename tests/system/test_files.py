@@ -148,7 +148,7 @@ def test_a_line_is_added_to_a_log(tmp_path: Path):
 # -- what a killed process left --------------------------------------------------------------------
 
 WRITES = (
-    "import os, signal, sys; from pathlib import Path; from diffuse_cli import files\n"
+    "import os, signal, sys; from pathlib import Path; from diffuse_cli.system import files\n"
     "os.getpid = lambda: 1\n"
     "with files.writing(Path(sys.argv[1])) as file:\n"
     "    file.write(b'half'); file.flush(); print('there', flush=True); sys.stdin.read()\n"

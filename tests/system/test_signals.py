@@ -97,7 +97,7 @@ def test_an_interrupt_of_another_making_ends_as_one(diffuse, monkeypatch):
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("diffuse_cli.commands.info.reports", interrupted)
+    monkeypatch.setattr("diffuse_cli.commands.info.run", interrupted)
     ran = diffuse("info", "model.safetensors")
     assert (ran.code, ran.out, ran.err.strip()) == (130, "", "")
     monkeypatch.setattr("diffuse_cli.app.build", interrupted)

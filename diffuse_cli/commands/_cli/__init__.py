@@ -162,7 +162,7 @@ METAVARS: dict[Any, str] = {
 def _help(f: dataclasses.Field[Any], spec: Option) -> str:
     """The help of a field: its sentence, the names it accepts, its default."""
     parts = [spec.help]
-    if spec.table == "presets.PRESETS":
+    if spec.table == "config.presets.PRESETS":
         from diffuse_cli.config.presets import PRESETS
 
         own = PRESETS.own  # entries of other packages are not imported for their help

@@ -1,4 +1,4 @@
-"""A U-Net as the fields of diffusers' `UNet2DModel`: what `importers.diffusers` reads, backwards."""
+"""A U-Net as the fields of diffusers' `UNet2DModel`: as `importers.diffusers` reads it."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def _kinds(attends: list[bool], way: str, by_resnet: bool) -> list[str]:
 
 # -- scheduler ------------------------------------------------------------------------------------
 
-# A process and a sampler as a scheduler of diffusers: what `importers.diffusers` reads, backwards.
+# A process and a sampler as a scheduler of diffusers: as `importers.diffusers` reads it.
 #
 # The schedulers of UniPC and DPM-Solver++ have no switch that clips x_0. Dynamic thresholding whose
 # largest value is 1 does it: s, the percentile, is kept between 1 and that (Saharia et al. 2022,

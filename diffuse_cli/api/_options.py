@@ -1,0 +1,143 @@
+"""Options of commands as keywords of `train`, `Model.sample` and `evaluate`.
+
+Written by docs/render_options.py.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, SupportsFloat, SupportsIndex, TypeAlias, TypedDict
+
+if TYPE_CHECKING:
+    from diffuse_cli.api.calls import Data
+
+Int: TypeAlias = SupportsIndex
+Float: TypeAlias = SupportsFloat | SupportsIndex
+Path: TypeAlias = str | os.PathLike[str]
+
+
+class TrainOptions(TypedDict, total=False):
+    """Options of `train` beside its parameters."""
+
+    strict: bool | None
+    workers: Int | None
+    num_timesteps: Int | None
+    schedule: str | None
+    betas: Path | Sequence[Float] | None
+    log_snr_shift: Float | None
+    zero_terminal_snr: bool | None
+    rescale_timesteps: bool | None
+    target: str | None
+    variance: str | None
+    steps: Int | None
+    minutes: Float | None
+    size: Int | str | Sequence[Int] | None
+    preset: str | None
+    batch_size: Int | None
+    classes: bool | None
+    auto_resume: bool | None
+    medium: str | None
+    channels: Int | None
+    layout: str | None
+    alpha: bool | None
+    bits: Int | None
+    rate: Int | None
+    transform: str | None
+    given: Data | None
+    condition_on: str | Sequence[str] | None
+    flip: bool | None
+    background: str | None
+    fit: str | None
+    cache: Int | str | None
+    width: Int | None
+    init: Path | None
+    network: str | None
+    lr: Float | None
+    optimizer: str | None
+    warmup: Int | None
+    weight_decay: Float | None
+    grad_clip: Float | None
+    accumulation: Int | None
+    loss: str | None
+    weighting: str | None
+    timestep_draw: str | None
+    teacher_guidance: Float | None
+    label_dropout: Float | None
+    given_dropout: Float | None
+    given_noise: Float | None
+    ema_decay: Float | None
+    ema_lengths: Int | None
+    seed: Int | None
+    precision: str | None
+    device: str | None
+    compile: bool | None
+    gradient_checkpointing: bool | None
+    stop_at: Int | None
+    save_every: Int | None
+    preview_every: Int | None
+    eval_every: Int | None
+    eval_images: Int | None
+    keep_raw: bool | None
+    keep_weak: bool | None
+    weak_after: Float | None
+    log: str | None
+    log_every: Int | None
+    unet: Mapping[str, Any] | None
+    vit: Mapping[str, Any] | None
+
+
+class SampleOptions(TypedDict, total=False):
+    """Options of `Model.sample` beside its parameters."""
+
+    weights: str | None
+    batch_size: Int | None
+    precision: str | None
+    device: str | None
+    spacing: str | None
+    threshold: Float | None
+    guidance_interval: str | Sequence[Float] | None
+    guide_with: Path | None
+    guidance: Float | None
+    weak_guidance: Float | None
+    eta: Float | None
+    order: Int | None
+    start: str | None
+    range: str | Sequence[Int] | None
+    given: Data | None
+    mask: Data | None
+    degrade: bool | None
+    then: Path | None
+
+
+class EvalOptions(TypedDict, total=False):
+    """Options of `evaluate` beside its parameters."""
+
+    weights: str | None
+    strict: bool | None
+    workers: Int | None
+    seed: Int | None
+    batch_size: Int | None
+    precision: str | None
+    device: str | None
+    spacing: str | None
+    threshold: Float | None
+    guidance_interval: str | Sequence[Float] | None
+    guide_with: Path | None
+    steps: Int | None
+    sampler: str | None
+    guidance: Float | None
+    weak_guidance: Float | None
+    eta: Float | None
+    order: Int | None
+    start: str | None
+    timesteps: Int | str | None
+    respaced: Int | None
+    plot: Path | None
+    features: str | None
+    feature_weights: Path | None
+    background: str | None
+    fit: str | None
+    given: Data | None
+    train_n: Int | None
+    pairs: Path | None
