@@ -9,6 +9,7 @@ from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -142,6 +143,18 @@ def test_a_recipe_is_chosen_only_between_two_worse_rates():
         bench.chosen(rows, "diffusers")
     rows.append(trial(11.0, lr=best.lr * 2))
     assert bench.chosen(rows, "diffusers") == replace(best, solver="UniPC")
+
+
+def test_every_solver_of_diffusers_samples_under_every_schedule():
+    bench = benchmark("time_to_quality")
+    kind, like = bench.peers.Diffusers, bench.peers.blueprint("tiny", 1, 16)
+    for schedule in kind.schedules:
+        peer = kind(replace(bench.START["diffusers"], schedule=schedule), like)
+        for solver in kind.solvers:
+            peer.recipe = replace(peer.recipe, solver=solver)
+            samples = peer.draw(lambda x, t: SimpleNamespace(sample=torch.zeros_like(x)), 2)
+            assert samples.shape == (2, 1, 16, 16)
+            assert samples.isfinite().all(), solver
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
