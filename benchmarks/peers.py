@@ -254,7 +254,7 @@ class Diffusers:
         chosen = {"timestep_spacing": "trailing", "clip_sample": True, **CLIPPED, **options}
         scheduler = made.from_config(self.scheduler.config, **chosen)
         scheduler.set_timesteps(EVALUATIONS)
-        if hasattr(scheduler, "set_begin_index"):  # it searches t = 998, which Karras' sigmas repeat
+        if hasattr(scheduler, "set_begin_index"):  # else it searches t, which Karras' sigmas repeat
             scheduler.set_begin_index(0)
         x = torch.randn(n, *self.size.shape, device=device_type())
         for t in scheduler.timesteps:
