@@ -12,7 +12,7 @@ from diffuse_cli.config import EvalConfig, SampleConfig, TrainConfig, parsers
 from diffuse_cli.config.options import kind_of, options
 from diffuse_cli.core.networks import NETWORKS
 
-MODULE = Path(__file__).parents[1] / "diffuse_cli" / "api" / "_options.py"
+MODULE = Path(__file__).parents[1] / "diffuse_cli" / "api" / "keywords.py"
 
 HEAD = '''\
 """Options of commands as keywords of `train`, `Model.sample` and `evaluate`.

@@ -79,7 +79,7 @@ def test_tables_of_numbers_are_what_metrics_say():
 
 
 def test_types_of_the_python_interface_are_the_options_of_the_commands():
-    module = ROOT / "diffuse_cli" / "api" / "_options.py"
+    module = ROOT / "diffuse_cli" / "api" / "keywords.py"
     text = script("render_options").render()
     assert module.read_text(encoding="utf-8") == text, "run: python docs/render_options.py"
 
