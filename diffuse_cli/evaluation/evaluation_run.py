@@ -29,8 +29,8 @@ from diffuse_cli.evaluation import examples, variational_bound
 from diffuse_cli.evaluation.examples import Shown
 from diffuse_cli.evaluation.feature_cache import Team
 from diffuse_cli.evaluation.image_sets import classes_told, drawn_from, read_sides
-from diffuse_cli.evaluation.input_builders import PARTS
-from diffuse_cli.evaluation.metric_inputs import Evaluation, lacking, unmeasured
+from diffuse_cli.evaluation.input_builders import make
+from diffuse_cli.evaluation.metric_inputs import EvaluationRun, lacking, unmeasured
 from diffuse_cli.media import figures
 from diffuse_cli.metrics import Facts, Remark, Words, features, remarks
 from diffuse_cli.metrics.features.feature_choice import Judge, find_judge, words_of
@@ -109,15 +109,15 @@ def evaluate(
                 f"Give the model's training data, 40 {words.many} or more, without --train-n 0",
             )
         network = judge.of(sides.space, sides.real.samples)
-        evaluation = Evaluation(
+        evaluation = EvaluationRun(
             config, accelerator, network, loaded, settings, sides.real, sides.more, sides.fakes,
-            training, space=sides.space, builders=PARTS,
+            training, space=sides.space,
         )  # fmt: skip
         yield from tell_judge(config, network, sides.space)
         yield from unmeasured(config.metrics or (), evaluation.lacking)
         values = yield from measured(evaluation)
         if config.metrics is None:
-            yield from evaluation.make("generated")
+            yield from make(evaluation, "generated")
         if not accelerator.is_main_process:
             return None
         if plot and evaluation.bound:
@@ -167,23 +167,23 @@ def settle(config: EvalConfig, loaded: Loaded) -> DrawSettings:
     return settings
 
 
-def measured(evaluation: Evaluation) -> Work[dict[str, float]]:
+def measured(evaluation: EvaluationRun) -> Work[dict[str, float]]:
     """The numbers of every metric whose parts can be made; only the first process has them."""
     values: dict[str, float] = {}
     for metric in evaluation.metrics.values():
         for need in metric.NEEDS:
-            yield from evaluation.make(need)
+            yield from make(evaluation, need)
         if evaluation.accelerator.is_main_process:
             values |= metric.compute(evaluation)
     return values
 
 
-def details(evaluation: Evaluation) -> dict[str, Any]:
+def details(evaluation: EvaluationRun) -> dict[str, Any]:
     """What else metrics tell of a finished evaluation, by their names."""
     return {
         name: metric.details(evaluation)
         for name, metric in evaluation.metrics.items()
-        if hasattr(metric, "details")
+        if metric.details
     }
 
 
@@ -248,7 +248,7 @@ def load_model(
     )
 
 
-def _by_class(evaluation: Evaluation, names: Sequence[str]) -> dict[str, dict[str, float]]:
+def _by_class(evaluation: EvaluationRun, names: Sequence[str]) -> dict[str, dict[str, float]]:
     """The metrics' numbers for every class with two images or more on both sides."""
     found: dict[str, dict[str, float]] = {}
     for label, name in enumerate(names if evaluation.fakes is not None else ()):

@@ -10,11 +10,13 @@ import numpy as np
 import torch
 from PIL import Image
 
+from diffuse_cli.core.space import Space
 from diffuse_cli.evaluation.image_sets import Labelled
-from diffuse_cli.evaluation.metric_inputs import Evaluation
+from diffuse_cli.evaluation.metric_inputs import EvaluationRun
 from diffuse_cli.media import Array, figures
 from diffuse_cli.metrics import Words
-from diffuse_cli.metrics.memorization import Nearest, usable
+from diffuse_cli.metrics.inputs import Nearest
+from diffuse_cli.metrics.memorization import usable
 from diffuse_cli.metrics.nearest_neighbors import blocks, merge, squared
 from diffuse_cli.system.events import Progress, Work
 
@@ -29,6 +31,14 @@ UNDER = "Distance, where 1 is the usual one of {many} that are no copies; 0 is a
 
 SAME = 1e-10
 """Images with a mean squared difference up to this are the same; features differ by rounding."""
+
+
+def comparable(space: Space, stored: Array) -> Array:
+    """Return stored samples as numbers that can be compared: floats as the model sees them."""
+    if space.levels is not None:
+        return stored
+    seen: Array = space.to_model(torch.from_numpy(np.ascontiguousarray(stored))).numpy()
+    return seen
 
 
 def search(
@@ -180,7 +190,7 @@ class Shown:
     answers: dict[str, Array]
 
 
-def choose(evaluation: Evaluation, names: Sequence[str]) -> Shown:
+def choose(evaluation: EvaluationRun, names: Sequence[str]) -> Shown:
     """The first images of a finished evaluation, overall and by class, and the worst pairs."""
     sides, look = (evaluation.generated, evaluation.real), evaluation.look
     generated, real = (Labelled(look(s.samples[:SAMPLES]), s.labels[:SAMPLES]) for s in sides)
@@ -200,7 +210,7 @@ def choose(evaluation: Evaluation, names: Sequence[str]) -> Shown:
     )
 
 
-def twins(evaluation: Evaluation, count: int) -> list[Twin]:
+def twins(evaluation: EvaluationRun, count: int) -> list[Twin]:
     """The pairs of `neighbors.worst` in a finished evaluation whose training images are known."""
     fakes, training, look = evaluation.generated, evaluation.training, evaluation.look
     assert training is not None

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from functools import partial
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from diffuse_cli.evaluation.examples import search
+from diffuse_cli.evaluation.examples import comparable, search
 from diffuse_cli.evaluation.feature_cache import cached, computed, draw_share, gathered
 from diffuse_cli.evaluation.image_sets import Labelled, Training, inputs_of
+from diffuse_cli.evaluation.metric_inputs import EvaluationRun
 from diffuse_cli.evaluation.variational_bound import make_bits, make_train_bits
 from diffuse_cli.media import Array
-from diffuse_cli.metrics.answers import Answers, feature_distances, likeness
+from diffuse_cli.metrics.answers import feature_distances, likeness
+from diffuse_cli.metrics.channel_distributions import measure as measure_marginals
+from diffuse_cli.metrics.inputs import Answers
 from diffuse_cli.metrics.landmarks import landmarks
 from diffuse_cli.metrics.nearest_neighbors import blocks, merge
 from diffuse_cli.metrics.spectrum import measure as measure_spectra
@@ -23,21 +27,15 @@ from diffuse_cli.models.image_conditioning import Giver, Inputs, beside, degradi
 from diffuse_cli.sampling.generation import Loaded
 from diffuse_cli.system.events import Work
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from diffuse_cli.evaluation.metric_inputs import Builder, Evaluation
-
-
 ANSWERED, ANSWERED_AT_ONCE, ANSWERS_SHOWN = 1000, 16, 10
 """Most real images whose generated ones are compared with them, how many at a time, and how many
 are shown."""
 
 
-def make_answers(evaluation: Evaluation) -> Work[None]:
+def make_answers(evaluation: EvaluationRun) -> Work[None]:
     """The first two images of what each real image is given, against it; the second is drawn for
     `ANSWERED` of them, if it is not there already."""
-    yield from evaluation.make("features")
+    yield from make(evaluation, "features")
     config, loaded, settings = evaluation.config, evaluation.loaded, evaluation.settings
     assert loaded is not None
     assert settings is not None
@@ -77,7 +75,9 @@ def make_answers(evaluation: Evaluation) -> Work[None]:
     evaluation.answers = Answers(values, np.arange(count), first)
 
 
-def _instead(evaluation: Evaluation, count: int) -> Work[tuple[dict[str, Array], dict[str, Array]]]:
+def _instead(
+    evaluation: EvaluationRun, count: int
+) -> Work[tuple[dict[str, Array], dict[str, Array]]]:
     """What could stand for the first real images without a model, and its features, by name: what
     they are given, and the nearest of `train_n` training images."""
     loaded, real, seed = evaluation.loaded, evaluation.real, evaluation.config.seed
@@ -171,15 +171,15 @@ def _known_whole(giver: Giver, images: Labelled, seed: int) -> Tensor:
     return inputs.at(range(len(images)), torch.device("cpu"))[:, :-1]
 
 
-def _make_generated(evaluation: Evaluation) -> Work[None]:
+def _make_generated(evaluation: EvaluationRun) -> Work[None]:
     """The images that a model draws."""
     if evaluation.fakes is None:
         evaluation.fakes = yield from _generate(evaluation)
 
 
-def _make_features(evaluation: Evaluation) -> Work[None]:
+def _make_features(evaluation: EvaluationRun) -> Work[None]:
     """Features of real, generated and training images; a model generates first."""
-    yield from evaluation.make("generated")
+    yield from make(evaluation, "generated")
     assert evaluation.fakes is not None
     network, team, look = evaluation.network, evaluation.team, evaluation.look
     real, fakes = look(evaluation.real.samples), look(evaluation.fakes.samples)
@@ -196,9 +196,9 @@ def _make_features(evaluation: Evaluation) -> Work[None]:
         evaluation.more_features = yield from cached(network, look(more.samples), team)
 
 
-def _make_random_features(evaluation: Evaluation) -> Work[None]:
+def _make_random_features(evaluation: EvaluationRun) -> Work[None]:
     """Features of a network with random weights, of both sides and of further real samples."""
-    yield from evaluation.make("generated")
+    yield from make(evaluation, "generated")
     network, team = evaluation.network, evaluation.team
     real, fakes, more = evaluation.sides
     evaluation.real_features = yield from computed(network, real, team)
@@ -207,7 +207,7 @@ def _make_random_features(evaluation: Evaluation) -> Work[None]:
         evaluation.more_features = yield from computed(network, more, team)
 
 
-def _make_landmarks(evaluation: Evaluation) -> Work[None]:
+def _make_landmarks(evaluation: EvaluationRun) -> Work[None]:
     """Features of images known to be bad."""
     made = landmarks(evaluation.look(evaluation.real.samples))
     pixels = np.concatenate([*made.values()])
@@ -216,26 +216,26 @@ def _make_landmarks(evaluation: Evaluation) -> Work[None]:
     evaluation.landmarks = dict(zip(made, np.split(features, ends[:-1]), strict=True))
 
 
-def _make_nearest(evaluation: Evaluation) -> Work[None]:
+def _make_nearest(evaluation: EvaluationRun) -> Work[None]:
     """Distances to the nearest training image: in pixels among all, in features among `train_n`."""
     training, known = evaluation.training, evaluation.config.train_n
     assert training is not None
     if evaluation.network.pictures:
         yield from _nearest_in_features(evaluation, training)
         known = len(evaluation.train_features)
-    yield from evaluation.make("generated")
+    yield from make(evaluation, "generated")
     evaluation.nearest["pixels"] = yield from search(
         evaluation.generated.samples,
         training.held_out.samples,
         training.samples,
         training.order,
         min(training.alone, known),
-        evaluation.numbers,
+        partial(comparable, evaluation.space),
     )
 
 
-def _nearest_in_features(evaluation: Evaluation, training: Training) -> Work[None]:
-    yield from evaluation.make("features")
+def _nearest_in_features(evaluation: EvaluationRun, training: Training) -> Work[None]:
+    yield from make(evaluation, "features")
     held_out, features = training.held_out, evaluation.train_features
     theirs = evaluation.real_features
     if evaluation.loaded is None:  # a model's real images are the held-out ones
@@ -248,21 +248,21 @@ def _nearest_in_features(evaluation: Evaluation, training: Training) -> Work[Non
     evaluation.nearest["features"] = replace(near, places=training.order[near.places])
 
 
-def _make_marginals(evaluation: Evaluation) -> Work[None]:
+def _make_marginals(evaluation: EvaluationRun) -> Work[None]:
     """What the numbers of both sides are, on the first process."""
-    yield from evaluation.make("generated")
+    yield from make(evaluation, "generated")
     if evaluation.accelerator.is_main_process:
-        evaluation.marginals = evaluation.measure_marginals()
+        evaluation.marginals = measure_marginals(*evaluation.sides)
 
 
-def _make_spectra(evaluation: Evaluation) -> Work[None]:
+def _make_spectra(evaluation: EvaluationRun) -> Work[None]:
     """The power of both sides by frequency, on the first process."""
-    yield from evaluation.make("generated")
+    yield from make(evaluation, "generated")
     if evaluation.accelerator.is_main_process:
         evaluation.spectra = measure_spectra(*evaluation.sides)
 
 
-def _generate(evaluation: Evaluation) -> Work[Labelled]:
+def _generate(evaluation: EvaluationRun) -> Work[Labelled]:
     n, loaded, settings = evaluation.config.n, evaluation.loaded, evaluation.settings
     assert loaded is not None
     assert settings is not None
@@ -273,7 +273,7 @@ def _generate(evaluation: Evaluation) -> Work[Labelled]:
     return Labelled(gathered(mine, n, team), np.array(labels, np.int64))
 
 
-PARTS: dict[str, Builder] = {
+PARTS: Mapping[str, Callable[[EvaluationRun], Work[None]]] = {
     "bits": make_bits,
     "train_bits": make_train_bits,
     "generated": _make_generated,
@@ -285,3 +285,11 @@ PARTS: dict[str, Builder] = {
     "marginals": _make_marginals,
     "spectra": _make_spectra,
 }
+"""Functions that make a part of an evaluation, by its name."""
+
+
+def make(evaluation: EvaluationRun, part: str) -> Work[None]:
+    """Make a part of `PARTS`, once."""
+    if part not in evaluation.made:
+        evaluation.made.add(part)
+        yield from PARTS[part](evaluation)

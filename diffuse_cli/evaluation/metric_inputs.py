@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import torch
 from accelerate import Accelerator
 
 from diffuse_cli.config import EvalConfig
@@ -18,16 +17,13 @@ from diffuse_cli.evaluation.feature_cache import Team
 from diffuse_cli.evaluation.image_sets import Labelled, Training
 from diffuse_cli.media import Array, judged, looks
 from diffuse_cli.metrics import METRICS, Metric
-from diffuse_cli.metrics.answers import Answers
-from diffuse_cli.metrics.channel_distributions import Marginals
 from diffuse_cli.metrics.channel_distributions import measure as measure_marginals
 from diffuse_cli.metrics.features import FeatureNetwork
-from diffuse_cli.metrics.memorization import Nearest
-from diffuse_cli.metrics.spectrum import Spectra
+from diffuse_cli.metrics.inputs import MetricInputs, Nearest
 from diffuse_cli.sampling.generation import Loaded
 from diffuse_cli.sampling.sampling_settings import DrawSettings
 from diffuse_cli.system.errors import UsageError
-from diffuse_cli.system.events import Notice, Work
+from diffuse_cli.system.events import Notice
 
 OF_TRAINING = "DATA that a model was trained on, with a held-out part"
 
@@ -75,13 +71,15 @@ def unmeasured(asked: Sequence[str], lacks: Set[str]) -> Iterator[Notice]:
         yield Notice(f"{said}: it is left out", warning=True)
 
 
-Builder = Callable[["Evaluation"], Work[None]]
-"""Makes one part of an evaluation."""
-
-
 @dataclass
-class Evaluation:
-    """An evaluation under way. Metrics read the parts that their `NEEDS` name."""
+class EvaluationRun(MetricInputs):
+    """An evaluation under way: samples of both sides, and what was computed of them.
+
+    Attributes:
+        fakes: the generated samples, once they are drawn.
+        training: the training samples, if they are known and wanted.
+        made: the parts that were made, see `input_builders.make`.
+    """
 
     config: EvalConfig
     accelerator: Accelerator
@@ -92,38 +90,14 @@ class Evaluation:
     more: Labelled
     fakes: Labelled | None = None
     training: Training | None = None
-    space: Space = field(kw_only=True)
-    builders: Mapping[str, Builder] = field(kw_only=True)
     bound: Bound | None = None
-    bits: Array = field(default_factory=lambda: np.zeros((0, 3)))
     train: Labelled | None = None
-    train_bits: Array = field(default_factory=lambda: np.zeros((0, 3)))
-    real_features: Array = field(default_factory=lambda: np.zeros((0, 0)))
-    fake_features: Array = field(default_factory=lambda: np.zeros((0, 0)))
-    more_features: Array = field(default_factory=lambda: np.zeros((0, 0)))
     train_features: Array = field(default_factory=lambda: np.zeros((0, 0)))
-    landmarks: dict[str, Array] = field(default_factory=dict)
-    nearest: dict[str, Nearest] = field(default_factory=dict)
-    answers: Answers = field(default_factory=lambda: Answers({}, np.zeros(0, np.int64)))
-    marginals: Marginals | None = None
-    spectra: Spectra | None = None
     made: set[str] = field(default_factory=set)
 
     def look(self, samples: Array) -> Array:
         """Stored samples as pictures, uint8 (N, 1 or 3, H, W), for feature networks and people."""
         return looks(self.space, samples)
-
-    @property
-    def floats(self) -> bool:
-        """Whether samples are floats, whose bound is a density's."""
-        return self.space.levels is None
-
-    def numbers(self, samples: Array) -> Array:
-        """Stored samples as numbers that can be compared: floats as the model sees them."""
-        if self.space.levels is not None:
-            return samples
-        seen: Array = self.space.to_model(torch.from_numpy(np.ascontiguousarray(samples))).numpy()
-        return seen
 
     @property
     def generated(self) -> Labelled:
@@ -135,12 +109,6 @@ class Evaluation:
     def team(self) -> Team:
         """The processes of this evaluation."""
         return Team.of(self.accelerator)
-
-    def make(self, part: str) -> Work[None]:
-        """Make a part of `builders`, once."""
-        if part not in self.made:
-            self.made.add(part)
-            yield from self.builders[part](self)
 
     def can_measure(self, needs: tuple[str, ...]) -> bool:
         """Whether these parts can be made."""
@@ -158,7 +126,7 @@ class Evaluation:
         found = ((name, METRICS[name]) for name in METRICS if name in wanted)
         return {name: metric for name, metric in found if self.can_measure(metric.NEEDS)}
 
-    def of_class(self, label: int) -> Evaluation:
+    def of_class(self, label: int) -> EvaluationRun:
         """A finished evaluation, of one class alone."""
         ours, theirs = self.real.labels == label, self.generated.labels == label
         others = self.more.labels == label
@@ -174,9 +142,9 @@ class Evaluation:
             landmarks={},  # of all images
             answers=self.answers[ours],
         )
-        if self.marginals is not None:
-            part.marginals = part.measure_marginals()
-        if self.spectra is not None:
+        if "marginals" in self.made:
+            part.marginals = measure_marginals(*part.sides)
+        if "spectra" in self.made:
             part.spectra = self.spectra.of(ours, theirs, others)
         if self.train is not None:
             part.train_bits = self.train_bits[self.train.labels == label]
@@ -192,10 +160,6 @@ class Evaluation:
                 for space, found in self.nearest.items()
             }
         return part
-
-    def measure_marginals(self) -> Marginals:
-        """The marginals of its samples, once they are drawn."""
-        return measure_marginals(*self.sides)
 
     @property
     def sides(self) -> tuple[Array, Array, Array]:

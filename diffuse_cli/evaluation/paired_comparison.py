@@ -20,8 +20,7 @@ from diffuse_cli.evaluation.image_sets import (
     told_part,
     with_pairs,
 )
-from diffuse_cli.evaluation.input_builders import PARTS
-from diffuse_cli.evaluation.metric_inputs import Evaluation
+from diffuse_cli.evaluation.metric_inputs import EvaluationRun
 from diffuse_cli.metrics import METRICS, Measured, Number, Values, Words, shown
 from diffuse_cli.metrics import measured as number
 from diffuse_cli.metrics.features.feature_choice import words_of
@@ -121,9 +120,9 @@ def measure_both(
         yield Notice(f"evaluating {files.show(each.subject)}")
         drawn = drawn_from(base, model, side, each.seed)
         evaluations.append(
-            Evaluation(
+            EvaluationRun(
                 each, accelerator, network, model, drawn, side.real, side.more, None,
-                side.training, space=side.space, builders=PARTS,
+                side.training, space=side.space,
             )
         )  # fmt: skip
         values.append((yield from measured(evaluations[-1])))
@@ -150,13 +149,12 @@ def measure_both(
     )
 
 
-def _paired_errors(evaluations: Sequence[Evaluation]) -> dict[str, float]:
+def _paired_errors(evaluations: Sequence[EvaluationRun]) -> dict[str, float]:
     """By key, the errors that metrics have for the difference of two finished evaluations."""
     errors: dict[str, float] = {}
     for metric in METRICS.values():
-        of_both = getattr(metric, "difference_errors", None)
-        if of_both and all(each.can_measure(metric.NEEDS) for each in evaluations):
-            errors |= of_both(*evaluations)
+        if all(each.can_measure(metric.NEEDS) for each in evaluations):
+            errors |= metric.difference_errors(*evaluations)
     return errors
 
 

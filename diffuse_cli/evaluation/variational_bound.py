@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from PIL import Image
 from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.core.likelihood import bound_terms, prior_bits, visited, visits
 from diffuse_cli.evaluation.image_sets import Labelled, inputs_of
-from diffuse_cli.evaluation.metric_inputs import Bound, joined
+from diffuse_cli.evaluation.metric_inputs import Bound, EvaluationRun, joined
 from diffuse_cli.media import Array, figures
 from diffuse_cli.metrics import Measured
 from diffuse_cli.metrics.features.feature_choice import words_of
@@ -22,22 +22,18 @@ from diffuse_cli.models.image_conditioning import Inputs
 from diffuse_cli.system.events import Progress, Work
 from diffuse_cli.system.rng import draw_noise, philox
 
-if TYPE_CHECKING:
-    from diffuse_cli.evaluation.metric_inputs import Evaluation
-
-
 BLOCK = 16
 """Consecutive images whose visits are spread over each stratum."""
 
 
-def make_bits(evaluation: Evaluation) -> Work[None]:
+def make_bits(evaluation: EvaluationRun) -> Work[None]:
     """The bound of each real image."""
     timesteps = evaluation.config.timesteps
     evaluation.bound = yield from _bound(evaluation, evaluation.real, timesteps, "likelihood")
     evaluation.bits = evaluation.bound.parts()
 
 
-def make_train_bits(evaluation: Evaluation) -> Work[None]:
+def make_train_bits(evaluation: EvaluationRun) -> Work[None]:
     """The bound of an equal number of training images, at half as many timesteps each.
 
     Fewer images would save as much, and cost far more precision: images differ more than timesteps.
@@ -52,7 +48,7 @@ def make_train_bits(evaluation: Evaluation) -> Work[None]:
 
 
 def _bound(
-    evaluation: Evaluation, images: Labelled, timesteps: int | str, task: str
+    evaluation: EvaluationRun, images: Labelled, timesteps: int | str, task: str
 ) -> Work[Bound]:
     """The bound of each image, on the model's process or a respaced one."""
     config, loaded = evaluation.config, evaluation.loaded

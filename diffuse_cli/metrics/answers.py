@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.metrics import Number, average, with_error
+import numpy as np
 
-if TYPE_CHECKING:
-    from diffuse_cli.media import Array
-
+from diffuse_cli.media import Array
+from diffuse_cli.metrics.inputs import MetricInputs
+from diffuse_cli.metrics.presentation import Number, with_error
+from diffuse_cli.metrics.sample_statistics import average
 
 NEEDS = ("answers",)
 
@@ -106,25 +105,6 @@ BESIDE = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Answers:
-    """Numbers of each real image, (M,) by key.
-
-    Attributes:
-        rows: their places among the real images.
-        first: the first samples themselves, (K, C, *size) by what they are.
-    """
-
-    values: Mapping[str, Array]
-    rows: Array
-    first: Mapping[str, Array] = field(default_factory=dict)
-
-    def __getitem__(self, chosen: Array) -> Answers:
-        """Those of some of the real images, by truth values of all of them."""
-        own = chosen[self.rows]
-        return Answers({key: value[own] for key, value in self.values.items()}, self.rows[own])
-
-
 def likeness(
     truth: Array, first: Array, second: Array, others: Mapping[str, Array], span: float
 ) -> dict[str, Array]:
@@ -134,7 +114,6 @@ def likeness(
     Args:
         span: of the stored numbers.
     """
-    import numpy as np
 
     def apart(one: Array, other: Array) -> Array:
         squares = np.square(one.astype(np.float64) - other).reshape(len(one), -1).mean(1)
@@ -155,7 +134,6 @@ def likeness(
 
 def feature_distances(truth: Array, drawn: Array, others: Mapping[str, Array]) -> dict[str, Array]:
     """The same of features, (M, d) each."""
-    import numpy as np
 
     def apart(one: Array) -> Array:
         distance: Array = np.sqrt(np.square(one.astype(np.float64) - truth).mean(1))
@@ -165,7 +143,7 @@ def feature_distances(truth: Array, drawn: Array, others: Mapping[str, Array]) -
     return values | {f"feature_distance_of_{name}": apart(of) for name, of in others.items()}
 
 
-def compute(evaluation: Any) -> dict[str, float]:
+def compute(evaluation: MetricInputs) -> dict[str, float]:
     """The mean of each number over the real images, with its standard error."""
     found: dict[str, float] = {}
     for key, values in evaluation.answers.values.items():
@@ -174,7 +152,7 @@ def compute(evaluation: Any) -> dict[str, float]:
     return found
 
 
-def difference_errors(a: Any, b: Any) -> dict[str, float]:
+def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
     """By the differences of each real image, where both have its number."""
     one, other = a.answers.values, b.answers.values
     return {
@@ -204,8 +182,6 @@ def psnr(one: Array, other: Array, span: float) -> Array:
     Args:
         span: of the numbers, from the smallest to the largest.
     """
-    import numpy as np
-
     apart = one.astype(np.float64) - other
     error = np.square(apart).reshape(len(one), -1).mean(1)
     found: Array = 10 * np.log10(span**2 / np.maximum(error, span**2 * 10 ** (-MOST / 10)))
@@ -218,8 +194,6 @@ def ssim(one: Array, other: Array, span: float) -> Array:
     Wang et al. 2004, eq. 13, with its Gaussian window, cut to the shortest side and only where it
     lies inside.
     """
-    import numpy as np
-
     x, y = one.astype(np.float64), other.astype(np.float64)
     weights = _window(min(WINDOW, *x.shape[2:]))
     mean_x, mean_y = _blurred(x, weights), _blurred(y, weights)

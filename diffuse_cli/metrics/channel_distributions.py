@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 
 from diffuse_cli.media import Array
-from diffuse_cli.metrics import halves, with_error
+from diffuse_cli.metrics.presentation import with_error
 from diffuse_cli.metrics.sample_statistics import (
     ROUNDING,
     Estimate,
     Moments,
     averaged,
     center_influences,
+    halves,
     moments,
     numbers_of,
     together,
@@ -76,6 +77,7 @@ class Marginals:
         shifts: of the mean, by channel, in the same units.
         variety: the deviation of samples' means over that of real ones; None if these are equal,
             but for rounding.
+        samples: real and generated ones, as stored.
     """
 
     channels: tuple[Channel, ...]
@@ -83,6 +85,7 @@ class Marginals:
     floor: Estimate | None
     shifts: tuple[Estimate, ...]
     variety: Estimate | None
+    samples: tuple[Array, Array]
 
     @property
     def farthest(self) -> int:
@@ -98,6 +101,7 @@ def measure(real: Array, fake: Array, more: Array) -> Marginals:
     Args:
         more: further real samples, for the floor.
     """
+    samples = real, fake
     real, fake, more = together(real, fake, more)
     channels = real.shape[1]
     ours, theirs = moments(real), moments(fake)
@@ -130,6 +134,7 @@ def measure(real: Array, fake: Array, more: Array) -> Marginals:
         floor=floor,
         shifts=tuple(_scaled(shifts, units)),
         variety=_variety(ours, theirs, units, bool(bins[0].step), math.prod(real.shape[2:])),
+        samples=samples,
     )
 
 

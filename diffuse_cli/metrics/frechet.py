@@ -18,15 +18,13 @@ import numpy as np
 import torch
 
 from diffuse_cli.media import Array
-from diffuse_cli.metrics import (
+from diffuse_cli.metrics.inputs import MetricInputs, both, floor
+from diffuse_cli.metrics.presentation import (
     SIGNIFICANT,
     Facts,
     Measured,
     Number,
-    Parts,
     Remark,
-    both,
-    floor,
     with_error,
 )
 from diffuse_cli.metrics.sample_statistics import Estimate
@@ -96,7 +94,7 @@ SMALLEST = 4
 """The fewest images of a part."""
 
 
-def compute(evaluation: Parts) -> dict[str, float]:
+def compute(evaluation: MetricInputs) -> dict[str, float]:
     """`frechet_distance`, `frechet_floor` and `frechet_infinity`, with their standard errors.
 
     The floor is the distance of real images from other real ones, `floor_images` on each side;
@@ -117,7 +115,7 @@ def compute(evaluation: Parts) -> dict[str, float]:
     return result
 
 
-def difference_errors(a: Parts, b: Parts) -> dict[str, float]:
+def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
     """Those of `frechet_distance` and `frechet_infinity`, by the differences of influences."""
     (real, of_a), (_, of_b) = both(a, NAME), both(b, NAME)
     one, other = fit(real, of_a), fit(real, of_b)

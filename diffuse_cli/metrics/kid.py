@@ -15,9 +15,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from diffuse_cli.media import Array
-from diffuse_cli.metrics import Facts, Number, Parts, Remark, both, floor, listed, with_error
+from diffuse_cli.metrics.inputs import MetricInputs, both, floor
 from diffuse_cli.metrics.nearest_neighbors import blocks
-from diffuse_cli.metrics.presentation import LANDMARKS, standing
+from diffuse_cli.metrics.presentation import (
+    LANDMARKS,
+    Facts,
+    Number,
+    Remark,
+    listed,
+    standing,
+    with_error,
+)
 
 NEEDS = ("features",)
 
@@ -76,7 +84,7 @@ def remarks(facts: Facts) -> Iterator[Remark]:
     yield Remark("likeness", "finding", words)
 
 
-def compute(evaluation: Parts) -> dict[str, float]:
+def compute(evaluation: MetricInputs) -> dict[str, float]:
     """`kid`, and `kid_floor`, that of real images against other real ones.
 
     Each has a standard error if there are at least 4 images on each side.
@@ -87,7 +95,7 @@ def compute(evaluation: Parts) -> dict[str, float]:
     return result
 
 
-def difference_errors(a: Parts, b: Parts) -> dict[str, float]:
+def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
     """That of `kid`, where there are at least 4 images on each side.
 
     The two k-th generated images are one sample, a pair. The difference is then an estimate like

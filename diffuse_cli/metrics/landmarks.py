@@ -8,9 +8,9 @@ from __future__ import annotations
 import numpy as np
 
 from diffuse_cli.media import Array
-from diffuse_cli.metrics import Number, Parts
+from diffuse_cli.metrics.inputs import MetricInputs
 from diffuse_cli.metrics.kid import estimate, within
-from diffuse_cli.metrics.presentation import LANDMARKS
+from diffuse_cli.metrics.presentation import LANDMARKS, Number
 from diffuse_cli.system.rng import philox
 
 NEEDS = ("features", "landmarks")
@@ -40,7 +40,7 @@ BLUR = 1 / 16
 """The deviation of the blur over the longer side: only shapes remain."""
 
 
-def compute(evaluation: Parts) -> dict[str, float]:
+def compute(evaluation: MetricInputs) -> dict[str, float]:
     """`kid_of_NAME` for each landmark, with standard errors as for `kid`."""
     if not evaluation.landmarks:
         return {}

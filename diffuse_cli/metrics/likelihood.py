@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from diffuse_cli.metrics import Facts, Number, Parts, Remark, average, with_error
+from diffuse_cli.metrics.inputs import MetricInputs
+from diffuse_cli.metrics.presentation import Facts, Number, Remark, with_error
+from diffuse_cli.metrics.sample_statistics import average
 
 NEEDS = ("bits",)
 
@@ -53,7 +55,7 @@ def remarks(facts: Facts) -> Iterator[Remark]:
         )
 
 
-def compute(evaluation: Parts) -> dict[str, float]:
+def compute(evaluation: MetricInputs) -> dict[str, float]:
     """The mean bound over images with its standard error, and the means of its parts.
 
     The parts are those of Ho et al. 2020, eq. 5: the prior's L_T, the sum of L_1 ... L_T-1, and
@@ -69,7 +71,7 @@ def compute(evaluation: Parts) -> dict[str, float]:
     }
 
 
-def difference_errors(a: Parts, b: Parts) -> dict[str, float]:
+def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
     """Those of the bound and of its parts, by the differences of each image's bits."""
     apart = b.bits - a.bits
     names = ("bits_per_dim", *(f"bits_{name}" for name in PARTS))

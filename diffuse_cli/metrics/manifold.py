@@ -20,9 +20,17 @@ from typing import Any
 import torch
 
 from diffuse_cli.media import Array
-from diffuse_cli.metrics import Facts, Number, Parts, Remark, Values, both, measured, with_error
+from diffuse_cli.metrics.inputs import MetricInputs, both
 from diffuse_cli.metrics.nearest_neighbors import blocks, center_features, neighbors, squared
-from diffuse_cli.metrics.presentation import lost
+from diffuse_cli.metrics.presentation import (
+    Facts,
+    Number,
+    Remark,
+    Values,
+    lost,
+    measured,
+    with_error,
+)
 from diffuse_cli.metrics.sample_statistics import share_difference_error
 
 NEEDS = ("features",)
@@ -78,7 +86,7 @@ def remarks(facts: Facts) -> Iterator[Remark]:
     yield Remark("plausibility and variety", "finding", words)
 
 
-def compute(evaluation: Parts) -> dict[str, float]:
+def compute(evaluation: MetricInputs) -> dict[str, float]:
     """`precision`, `recall`, `density`, `coverage`, each with its standard error.
 
     A number is left out where a side has no more than k images.
@@ -89,13 +97,13 @@ def compute(evaluation: Parts) -> dict[str, float]:
     return result
 
 
-def difference_errors(a: Parts, b: Parts) -> dict[str, float]:
+def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
     """Those of all four, by what each image counts for in both."""
     one, other = _counted(a), _counted(b)
     return {name: other[name].error_less(one[name]) for name in one}  # type: ignore[arg-type]
 
 
-def _counted(evaluation: Parts) -> dict[str, Share | Density]:
+def _counted(evaluation: MetricInputs) -> dict[str, Share | Density]:
     return counted(*both(evaluation, "precision and recall"))
 
 

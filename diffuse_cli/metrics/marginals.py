@@ -18,9 +18,9 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from diffuse_cli.metrics import Facts, Measured, Number, Parts, Remark, listed
 from diffuse_cli.metrics.channel_distributions import difference_error, told
-from diffuse_cli.metrics.presentation import SIGNIFICANT
+from diffuse_cli.metrics.inputs import MetricInputs
+from diffuse_cli.metrics.presentation import SIGNIFICANT, Facts, Measured, Number, Remark, listed
 
 NEEDS = ("marginals",)
 
@@ -64,7 +64,7 @@ TOLD = 3
 """Channels that a remark names at most."""
 
 
-def compute(evaluation: Parts) -> dict[str, float]:
+def compute(evaluation: MetricInputs) -> dict[str, float]:
     """`wasserstein` and its floor, `mean_shift` and `mean_variety`, with standard errors."""
     found = evaluation.marginals
     result = {
@@ -78,10 +78,10 @@ def compute(evaluation: Parts) -> dict[str, float]:
     return result
 
 
-def difference_errors(a: Parts, b: Parts) -> dict[str, float]:
+def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
     """Those of the distance, of the shift of one channel, and of the variety of means."""
     one, other = a.marginals, b.marginals
-    result = {"wasserstein": difference_error(a.sides[0], a.sides[1], b.sides[1])}
+    result = {"wasserstein": difference_error(*one.samples, other.samples[1])}
     if (k := one.farthest) == other.farthest:
         result["mean_shift"] = other.shifts[k].less(one.shifts[k]).error()
     if one.variety is not None and other.variety is not None:
@@ -89,7 +89,7 @@ def difference_errors(a: Parts, b: Parts) -> dict[str, float]:
     return result
 
 
-def details(evaluation: Parts) -> list[dict[str, Any]]:
+def details(evaluation: MetricInputs) -> list[dict[str, Any]]:
     """Each channel: mean, deviation and quantiles of both sides, shift, distance, and densities;
     all in the units of stored numbers."""
     return [channel.described() for channel in evaluation.marginals.channels]

@@ -12,22 +12,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 
 from diffuse_cli.media import Array
-from diffuse_cli.metrics import (
+from diffuse_cli.metrics.inputs import MetricInputs
+from diffuse_cli.metrics.presentation import (
     SIGNIFICANT,
     Facts,
     Measured,
     Number,
-    Parts,
     Remark,
     Values,
+    lost,
     with_error,
 )
-from diffuse_cli.metrics.presentation import lost
 from diffuse_cli.metrics.sample_statistics import share_difference_error
 
 NEEDS = ("nearest",)
@@ -131,21 +130,7 @@ def _doubts(values: Values, nearer: list[str], more: bool, many: str) -> Iterato
         yield ". There are so few of these that only much copying would be seen"
 
 
-@dataclass(frozen=True)
-class Nearest:
-    """Distances to the nearest training image in one space.
-
-    Attributes:
-        samples, references: of generated images (N,) and of images that are no copies (M,).
-        places: the index of the training image nearest to each generated one, (N,).
-    """
-
-    samples: Array
-    references: Array
-    places: Array
-
-
-def compute(evaluation: Parts) -> dict[str, float]:
+def compute(evaluation: MetricInputs) -> dict[str, float]:
     """For each space `memorized_SPACE` and `memorized_rank_SPACE`, with standard errors.
 
     The first is the share of samples that are closer to a training image than all but 5 % of the
@@ -171,7 +156,7 @@ def compute(evaluation: Parts) -> dict[str, float]:
     return result
 
 
-def difference_errors(a: Parts, b: Parts) -> dict[str, float]:
+def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
     """Those of shares and of chances, where the references are the same.
 
     The chances' is that of two correlated ones by DeLong et al. 1988.

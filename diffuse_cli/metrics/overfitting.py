@@ -10,7 +10,9 @@ import math
 from collections.abc import Iterator
 from functools import partial
 
-from diffuse_cli.metrics import Facts, Measured, Number, Parts, Remark, average, with_error
+from diffuse_cli.metrics.inputs import MetricInputs
+from diffuse_cli.metrics.presentation import Facts, Measured, Number, Remark, with_error
+from diffuse_cli.metrics.sample_statistics import average
 
 NEEDS = ("bits", "train_bits")
 
@@ -55,7 +57,7 @@ def _predicts(facts: Facts) -> bool:
     return not (facts.stored and facts[key].above(facts.stored))
 
 
-def compute(evaluation: Parts) -> dict[str, float]:
+def compute(evaluation: MetricInputs) -> dict[str, float]:
     """`bits_per_dim_train`, and `bits_per_dim_gap`: held-out less training, positive if overfitted.
 
     Empty if a side has fewer than two images, which give no error.
@@ -71,7 +73,7 @@ def compute(evaluation: Parts) -> dict[str, float]:
     }
 
 
-def difference_errors(a: Parts, b: Parts) -> dict[str, float]:
+def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
     """Those of both numbers, by the differences of each image's bits."""
     held_out, train = (b.bits - a.bits).sum(1), (b.train_bits - a.train_bits).sum(1)
     errors = [average(apart)[1] for apart in (held_out, train)]

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from diffuse_cli.metrics import Facts, Number, Parts, Remark, both, floor
+from diffuse_cli.metrics.inputs import MetricInputs, both, floor
 from diffuse_cli.metrics.kid import difference_errors as of_kid
 from diffuse_cli.metrics.kid import estimate
+from diffuse_cli.metrics.presentation import Facts, Number, Remark
 
 NEEDS = ("random_features",)
 
@@ -34,7 +35,7 @@ BESIDE = ("kid_random_floor",)
 NAME = "the kernel distance of random features"
 
 
-def compute(evaluation: Parts) -> dict[str, float]:
+def compute(evaluation: MetricInputs) -> dict[str, float]:
     """`kid_random`, and `kid_random_floor`, that of real samples against other real ones; with
     standard errors of at least 4 samples on each side."""
     result = estimate(*both(evaluation, NAME), "kid_random")
@@ -43,7 +44,7 @@ def compute(evaluation: Parts) -> dict[str, float]:
     return result
 
 
-def difference_errors(a: Parts, b: Parts) -> dict[str, float]:
+def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
     """As that of `kid`."""
     return {f"{key}_random": error for key, error in of_kid(a, b).items()}
 

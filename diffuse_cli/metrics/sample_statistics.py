@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from diffuse_cli.media import Array
-from diffuse_cli.metrics import Measured
+from diffuse_cli.metrics.presentation import Measured
 
 AT_ONCE = 2**18
 """Numbers in memory as float64 at a time; more would not stay in a processor's cache."""
@@ -92,6 +92,26 @@ def together(*sides: Array) -> tuple[Array, ...]:
     """Samples (N, C, *size) of several sides, grey ones repeated to the channels of others."""
     channels = max(side.shape[1] for side in sides)
     return tuple(np.broadcast_to(s, (len(s), channels, *s.shape[2:])) for s in sides)
+
+
+def halves(real: Array, more: Array) -> tuple[Array, Array] | None:
+    """Two disjoint, equally large sets of real rows, to measure against each other.
+
+    The real ones against further ones, or two halves of the real ones if these are larger; None if
+    they would have fewer than two rows.
+    """
+    a, b = real, more
+    if min(len(real), len(more)) < len(real) // 2:
+        a, b = real[::2], real[1::2]
+    n = min(len(a), len(b))
+    return (a[:n], b[:n]) if n > 1 else None
+
+
+def average(values: Array) -> Measured:
+    """The mean of independent values (N,) and its standard error, NaN for one value."""
+    n = len(values)
+    error = float(values.std(ddof=1)) / math.sqrt(n) if n > 1 else math.nan
+    return Measured(float(values.mean()), error)
 
 
 def spread(samples: Array) -> Array:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,18 +18,12 @@ import numpy as np
 import torch
 
 from diffuse_cli.media import Array
-from diffuse_cli.metrics import (
-    Facts,
-    Measured,
-    Number,
-    Parts,
-    Remark,
-    halves,
-    with_error,
-)
+from diffuse_cli.metrics.inputs import MetricInputs, Shells, Spectra
+from diffuse_cli.metrics.presentation import Facts, Measured, Number, Remark, with_error
 from diffuse_cli.metrics.sample_statistics import (
     Estimate,
     center_influences,
+    halves,
     numbers_of,
     spread,
     together,
@@ -75,7 +68,7 @@ LEAST = 1e-10
 DECIBELS = 10 / math.log(10)
 
 
-def compute(evaluation: Parts) -> dict[str, float]:
+def compute(evaluation: MetricInputs) -> dict[str, float]:
     """`spectral_distance` and its floor, and `fine_detail`, with standard errors; nothing of
     samples of one point, or that never vary."""
     found = evaluation.spectra
@@ -89,7 +82,7 @@ def compute(evaluation: Parts) -> dict[str, float]:
     return result
 
 
-def difference_errors(a: Parts, b: Parts) -> dict[str, float]:
+def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
     """Those of the distance, by its square, and of fine detail, by differences of influences."""
     one, other = a.spectra, b.spectra
     if not len(one.shells.counts) or not one.real.any():
@@ -102,7 +95,7 @@ def difference_errors(a: Parts, b: Parts) -> dict[str, float]:
     return result
 
 
-def details(evaluation: Parts) -> dict[str, Any]:
+def details(evaluation: MetricInputs) -> dict[str, Any]:
     """The power of both sides by frequency, in waves per point."""
     found = evaluation.spectra
     sides = {"real": found.real, "generated": found.fake}
@@ -158,7 +151,7 @@ def distance(real: Array, fake: Array) -> Estimate:
     return Estimate(value, -a, b)
 
 
-def fine(evaluation: Parts) -> Estimate | None:
+def fine(evaluation: MetricInputs) -> Estimate | None:
     """The power from `FINE` on, generated over real, in decibels; None if there is none."""
     found = evaluation.spectra
     counts = np.where(found.shells.frequencies >= FINE, found.shells.counts, 0)
@@ -183,24 +176,6 @@ def fine(evaluation: Parts) -> Estimate | None:
 
 MOST = 64
 """Shells of unit width, at most; beyond that their widths grow by a constant factor."""
-
-
-@dataclass(frozen=True)
-class Shells:
-    """Where the frequencies of a real Fourier transform fall.
-
-    Attributes:
-        frequencies: the mean of each shell, ascending, (S,).
-        counts: of frequencies in each, but 0: together one less than the points.
-        order, starts: places of the flattened transform by shell, and where each shell starts.
-        weights: how many frequencies each of these places stands for: 1, or 2 with its mirror.
-    """
-
-    frequencies: Array
-    counts: Array
-    order: Array
-    starts: Array
-    weights: Array
 
 
 def shells(size: tuple[int, ...]) -> Shells:
@@ -228,25 +203,6 @@ def _edges(most: float) -> Array:
         middles = np.unique(np.rint(np.geomspace(1, last, MOST)).astype(int))
     edges: Array = middles - 0.5
     return edges
-
-
-@dataclass(frozen=True)
-class Spectra:
-    """The power of each sample in each shell, (N, S), real and generated.
-
-    The mean over channels of the periodogram |X|^2 / points, less the sample's mean, over the
-    variance of real samples about their means: 1 at every frequency for white noise of their
-    variance. Summed with `shells.counts` it is points times the variance (Parseval's theorem).
-    """
-
-    shells: Shells
-    real: Array
-    fake: Array
-    more: Array
-
-    def of(self, real: Array, fake: Array, more: Array) -> Spectra:
-        """Those of some samples alone, by masks."""
-        return Spectra(self.shells, self.real[real], self.fake[fake], self.more[more])
 
 
 def measure(real: Array, fake: Array, more: Array) -> Spectra:

@@ -13,7 +13,7 @@ import pytest
 from conftest import Ran, in_process, write_images
 
 from diffuse_cli.evaluation import paired_comparison
-from diffuse_cli.metrics import METRICS, Measured, Number
+from diffuse_cli.metrics import METRICS, Measured, Metric, Number
 from diffuse_cli.models import model_file
 
 QUICK = ("-n", 6, "--steps", 2, "--timesteps", 5, "--precision", "fp32")
@@ -213,8 +213,10 @@ def test_errors_are_of_pairs_of_images(runs, images, diffuse, monkeypatch):
     seen = []
     monkeypatch.setattr(
         paired_comparison,
-        "Evaluation",
-        lambda *a, real=paired_comparison.Evaluation, **k: seen.append(real(*a, **k)) or seen[-1],
+        "EvaluationRun",
+        lambda *a, real=paired_comparison.EvaluationRun, **k: (
+            seen.append(real(*a, **k)) or seen[-1]
+        ),
     )
     ran = diffuse("compare", runs("a.run"), runs("b.run"), images, *QUICK, "--json")
     own = ran.json["evaluation"]["differences"]["bits_per_dim"]
@@ -238,19 +240,20 @@ def test_a_model_does_not_differ_from_itself(runs, images, diffuse):
 def test_the_table_says_which_is_better_and_what_the_error_is_of(
     runs, images, diffuse, monkeypatch
 ):
-    class Size:
-        NEEDS = ("features",)
-        NUMBERS = (
+    def compute(evaluation: Any) -> dict[str, float]:
+        mean = float(evaluation.fakes.samples.mean())
+        return {"light": mean, "light_standard_error": 1e-6, "real": 1.0, "unknown": mean}
+
+    size = Metric(
+        ("features",),
+        compute,
+        (
             Number("light", "light", direction="higher"),
             Number("real", "of real ones", question="likeness"),
-        )
-
-        def compute(self, evaluation: Any) -> dict[str, float]:
-            mean = float(evaluation.fakes.samples.mean())
-            return {"light": mean, "light_standard_error": 1e-6, "real": 1.0, "unknown": mean}
-
+        ),
+    )
     monkeypatch.setattr(
-        paired_comparison, "METRICS", {"size": Size(), "likelihood": METRICS["likelihood"]}
+        paired_comparison, "METRICS", {"size": size, "likelihood": METRICS["likelihood"]}
     )
     monkeypatch.setattr("diffuse_cli.evaluation.metric_inputs.METRICS", paired_comparison.METRICS)
     monkeypatch.setattr("diffuse_cli.metrics.METRICS", paired_comparison.METRICS)
@@ -345,8 +348,10 @@ def test_with_and_without_pairs_are_compared_on_the_images_that_have_one(
     seen = []
     monkeypatch.setattr(
         paired_comparison,
-        "Evaluation",
-        lambda *a, real=paired_comparison.Evaluation, **k: seen.append(real(*a, **k)) or seen[-1],
+        "EvaluationRun",
+        lambda *a, real=paired_comparison.EvaluationRun, **k: (
+            seen.append(real(*a, **k)) or seen[-1]
+        ),
     )
     beside = tmp_path / "beside"
     shutil.copytree(images, beside)

@@ -36,7 +36,7 @@ from diffuse_cli.metrics import (
     memorization,
     nearest_neighbors,
 )
-from diffuse_cli.metrics.memorization import Nearest
+from diffuse_cli.metrics.inputs import Nearest
 from diffuse_cli.metrics.presentation import LANDMARKS
 from diffuse_cli.models import model_file
 from diffuse_cli.system.events import finish

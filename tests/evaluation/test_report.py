@@ -29,7 +29,7 @@ from diffuse_cli.evaluation.report import COLOURS, charts, sections, templates
 from diffuse_cli.evaluation.report.sections import sweep
 from diffuse_cli.evaluation.report.templates import environment, render
 from diffuse_cli.evaluation.tune.candidates import Tried, Tuned
-from diffuse_cli.metrics import METRICS, Measured, Words
+from diffuse_cli.metrics import METRICS, Measured, Metric, Words
 
 QUICK = ("--steps", 4, "--precision", "fp32", "--timesteps", 5)
 HOSTILE = '<script>alert(1)</script> & "x"'.replace("/", "∕")
@@ -120,7 +120,7 @@ def alone(model, folder):
     other = write_images(folder / "other", 14, seed=9)
     path = folder / "alone.html"
     path.write_text("earlier")
-    metric = SimpleNamespace(NEEDS=(), compute=lambda evaluation: {"sheen_of_images": 41.25})
+    metric = Metric((), lambda evaluation: {"sheen_of_images": 41.25})
     line = ["eval", folder / "alone.safetensors", other, "-n", 4, *QUICK, "--report", path]
     with pytest.MonkeyPatch.context() as patch:
         undraw(patch)

@@ -19,7 +19,6 @@ from diffuse_cli.metrics.answers import (
     MOST,
     SPREAD,
     WINDOW,
-    Answers,
     compute,
     difference_errors,
     feature_distances,
@@ -27,6 +26,7 @@ from diffuse_cli.metrics.answers import (
     psnr,
     ssim,
 )
+from diffuse_cli.metrics.inputs import Answers
 from diffuse_cli.models.image_conditioning import Giver, degrading, inputs_for, misfits
 
 DRAW = np.random.default_rng(0)

@@ -17,7 +17,9 @@ from diffuse_cli.evaluation.paired_comparison import differences
 from diffuse_cli.metrics import (
     METRICS,
     SIGNIFICANT,
+    Metric,
     channel_distributions,
+    inputs,
     memorization,
     numbers,
     spectrum,
@@ -35,7 +37,7 @@ N, COLUMNS = 48, 6
 CAREFUL = {"wasserstein": 4, "spectral_distance": 4, "frechet_infinity": 3}
 """How many times the spread the errors of some differences may be where both models are equal."""
 
-PAIRED = [name for name in METRICS if hasattr(METRICS[name], "difference_errors")]
+PAIRED = [k for k, own in METRICS.items() if own.difference_errors is not Metric.difference_errors]
 
 KINDS = {"equal": (0.0, 0.0), "opposite": (1.0, -1.0), "different": (0.0, 16.0)}
 """How bad the two models are, about in errors of a mean, and on which side."""
@@ -98,7 +100,7 @@ class Side:
         return channel_distributions.measure(*self.sides)
 
     @cached_property
-    def spectra(self) -> spectrum.Spectra:
+    def spectra(self) -> inputs.Spectra:
         return spectrum.measure(*self.sides)
 
     @cached_property
@@ -111,10 +113,10 @@ class Side:
         return 3 + self.common.of_training + 0.1 * self.fake.of_training
 
     @cached_property
-    def nearest(self) -> dict[str, memorization.Nearest]:
+    def nearest(self) -> dict[str, inputs.Nearest]:
         samples = np.exp(self.fake.distances - 0.2 * self.bad)
         references = np.exp(self.real.distances)
-        found = memorization.Nearest(samples, references, np.zeros(N, int))
+        found = inputs.Nearest(samples, references, np.zeros(N, int))
         return dict.fromkeys(memorization.SPACES, found)
 
     @cached_property

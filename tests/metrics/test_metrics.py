@@ -15,9 +15,9 @@ from diffuse_cli.metrics import (
     Facts,
     Words,
     frechet,
+    inputs,
     kid,
     manifold,
-    memorization,
     nearest_neighbors,
 )
 from diffuse_cli.metrics.features import extract, find, load
@@ -479,7 +479,7 @@ def test_the_recall_alone_is_that_among_all(real: int, fake: int):
 
 
 def nearest(samples: np.ndarray, references: np.ndarray) -> dict[str, float]:
-    found = memorization.Nearest(samples, references, np.zeros(len(samples), int))
+    found = inputs.Nearest(samples, references, np.zeros(len(samples), int))
     return METRICS["memorization"].compute(SimpleNamespace(nearest={"pixels": found}))
 
 
@@ -636,7 +636,7 @@ def test_shares_of_copies_are_compared_where_their_references_are_the_same():
     rng = np.random.default_rng(0)
 
     def side(samples: np.ndarray, references: np.ndarray) -> SimpleNamespace:
-        near = memorization.Nearest(samples, references, np.zeros(len(samples), int))
+        near = inputs.Nearest(samples, references, np.zeros(len(samples), int))
         return SimpleNamespace(nearest={"pixels": near})
 
     def draw(i: int) -> list[SimpleNamespace]:

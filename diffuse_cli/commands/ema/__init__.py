@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from diffuse_cli.commands._cli.console import Console
 from diffuse_cli.config import EmaConfig
-from diffuse_cli.metrics import as_text, label
+from diffuse_cli.metrics import label
+from diffuse_cli.metrics.presentation import as_text
 from diffuse_cli.system import files
 from diffuse_cli.system.events import columns
 

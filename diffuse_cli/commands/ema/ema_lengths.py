@@ -17,8 +17,9 @@ from diffuse_cli.config.options import from_dict
 from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.evaluation.evaluation_run import load_model, tell_judge
 from diffuse_cli.evaluation.image_sets import Sides, drawn_from, inputs_of, read_sides
-from diffuse_cli.metrics import features, with_error
+from diffuse_cli.metrics import features
 from diffuse_cli.metrics.features.feature_choice import find_judge
+from diffuse_cli.metrics.presentation import with_error
 from diffuse_cli.models import model_file
 from diffuse_cli.sampling.generation import Loaded, draw, ready
 from diffuse_cli.sampling.guidance_model import equipped

@@ -21,7 +21,7 @@ from diffuse_cli.commands.noise_demo.demo_condition import Told, told
 from diffuse_cli.commands.noise_demo.forward_process import log_snr, over_time
 from diffuse_cli.config import DemoConfig
 from diffuse_cli.core.samplers import SAMPLERS
-from diffuse_cli.evaluation.examples import search
+from diffuse_cli.evaluation.examples import comparable, search
 from diffuse_cli.media import MEDIA, figures, looks
 from diffuse_cli.media.figures import FAINT, Sheet
 from diffuse_cli.models.blueprint import kept_in_range
@@ -104,7 +104,7 @@ class Journey:
 
     def missed(self, t: int) -> float:
         """How far the estimate from the image's x_t is from the image."""
-        return distance(*map(self.numbers, (self.forward.x0[t], self.image)))
+        return distance(*(comparable(self.space, own) for own in (self.forward.x0[t], self.image)))
 
     @property
     def unit(self) -> str:
@@ -114,13 +114,6 @@ class Journey:
     def said(self, away: float) -> str:
         """A distance in few digits."""
         return f"{away:.2f}" if self.space.levels is None else f"{away:.0f}"
-
-    def numbers(self, stored: Array) -> Array:
-        """Stored numbers (..., C, *size) as they are compared: floats as the model sees them."""
-        if self.space.levels is not None:
-            return stored
-        seen: Array = self.space.to_model(torch.from_numpy(np.ascontiguousarray(stored))).numpy()
-        return seen
 
     def look(self, stored: Array) -> Array:
         """A stored sample as a picture, uint8 (1 or 3, H, W)."""
@@ -217,7 +210,8 @@ def nearest(journey: Journey, data: Array) -> Work[tuple[Near, Near]]:
     """The nearest of some images to the estimates on both ways."""
     ways = journey.forward, journey.reverse
     queries = np.stack([way.x0[t] for way in ways for t in journey.times])
-    found = yield from search(queries, queries[:0], data, np.arange(len(data)), see=journey.numbers)
+    see = partial(comparable, journey.space)
+    found = yield from search(queries, queries[:0], data, np.arange(len(data)), see=see)
     count, near = len(journey.times), []
     for k in range(len(ways)):
         part = slice(k * count, (k + 1) * count)

@@ -29,9 +29,10 @@ from diffuse_cli.evaluation.image_sets import drawn_from, read_sides
 from diffuse_cli.evaluation.tune import candidates, tradeoff_figure
 from diffuse_cli.evaluation.tune.candidates import Learner, Tried, Tuned, recommend, with_weaker
 from diffuse_cli.media import Array, figures
-from diffuse_cli.metrics import as_text, frechet, kid, manifold, with_error
+from diffuse_cli.metrics import frechet, kid, manifold
 from diffuse_cli.metrics.features import FeatureNetwork
 from diffuse_cli.metrics.features.feature_choice import words_of
+from diffuse_cli.metrics.presentation import as_text, with_error
 from diffuse_cli.models import model_file
 from diffuse_cli.sampling.generation import Loaded, draw
 from diffuse_cli.sampling.guidance_model import equipped
