@@ -15,7 +15,7 @@ from PIL import Image
 
 import diffuse_cli
 from diffuse_cli.commands.noise_demo import demonstration, forward_process
-from diffuse_cli.commands.noise_demo.demo_page import PAGE, Lines
+from diffuse_cli.commands.noise_demo.demo_page import HOLD, PAGE, Lines, spread_evenly
 from diffuse_cli.config import DemoConfig
 from diffuse_cli.core import SCHEDULES, Process, Space
 from diffuse_cli.media import figures
@@ -54,7 +54,7 @@ def scenes(monkeypatch: pytest.MonkeyPatch) -> list[forward_process.Scene]:
         kept.append(scene)
         return Image.new("RGB", (1, 1))
 
-    monkeypatch.setattr(demonstration, "draw", draw)
+    monkeypatch.setattr(forward_process.Scene, "draw", draw)
     return kept
 
 
@@ -99,12 +99,9 @@ def test_every_cell_is_the_forward_process(
 
 
 def test_times_reach_both_ends_and_never_repeat() -> None:
-    def times(count: int, num_timesteps: int) -> list[int]:
-        return forward_process.Scene("", None, None, None, {}, num_timesteps).times(count)  # type: ignore[arg-type]
-
-    assert times(8, 1000) == [0, 143, 285, 428, 571, 714, 856, 999]
-    assert times(64, 5) == [0, 1, 2, 3, 4]
-    assert times(2, 2) == [0, 1]
+    assert spread_evenly(range(1000), 8) == [0, 143, 285, 428, 571, 714, 856, 999]
+    assert spread_evenly(range(5), 64) == [0, 1, 2, 3, 4]
+    assert spread_evenly(range(2), 2) == [0, 1]
 
 
 def test_same_request_same_bytes() -> None:
@@ -127,7 +124,7 @@ def test_gif_stands_beside_the_picture_moves_and_loops(folder: Path) -> None:
         assert moving.info["loop"] == 0
         first = np.asarray(moving.convert("RGB"))
         moving.seek(11)
-        assert moving.info["duration"] > 1000 * forward_process.HOLD
+        assert moving.info["duration"] > 1000 * HOLD
         last = np.asarray(moving.convert("RGB"))
     assert (first != last).any(2).mean() > 0.1
     progress = [e for e in events if isinstance(e, Progress)]
@@ -210,7 +207,7 @@ def test_the_rescale_applies_to_every_row(shown: Shown, folder: Path) -> None:
 def test_a_log_snr_of_minus_infinity_is_drawn_at_the_lower_edge(shown: Shown) -> None:
     scene = shown(zero_terminal_snr=True, num_timesteps=20)
     axes = figures.Sheet(4, 3, 50).axes(1, 1, 2, 1)
-    lines = forward_process.log_snr(axes, scene, [0])
+    lines = forward_process.log_snr(axes, scene.processes, [0])
     assert len(lines) == len(SCHEDULES)
     for line, process in zip(lines, scene.processes.values(), strict=True):
         *before, last = np.asarray(line.get_ydata()).tolist()
@@ -222,7 +219,7 @@ def test_the_right_plot_reads_both_variances(shown: Shown) -> None:
     scene = shown(num_timesteps=20)
     sheet = figures.Sheet(4, 3, 50)
     axes = sheet.axes(1, 1, 2, 1)
-    forward_process._variances(axes, scene, [0])
+    forward_process._variances(axes, scene.processes, [0])
     sheet.render()
     for line, process in zip(axes.lines, scene.processes.values(), strict=True):
         assert np.asarray(line.get_ydata()) == pytest.approx(process.alpha_bars.numpy())

@@ -31,7 +31,7 @@ def journey(monkeypatch: pytest.MonkeyPatch) -> list[reverse_process.Journey]:
         seen.append(journey)
         return Image.new("RGB", (1, 1))
 
-    monkeypatch.setattr(reverse_process, "draw", drawn)
+    monkeypatch.setattr(reverse_process.Journey, "draw", drawn)
     return seen
 
 
@@ -52,21 +52,21 @@ def test_both_ways_are_the_models(diffuse, model, picture, journey):
     process, space = denoiser.process, loaded.blueprint.space
     x0 = space.to_model(torch.tensor(np.asarray(Image.open(picture).convert("L"))))[None, None]
     noise = image_noise(3, [0], -1, space.shape, torch.device("cpu"))
-    assert found.times[0] == 0
-    assert found.times[-1] == process.num_timesteps - 1
-    for t in found.times[:: len(found.times) // 4]:
+    assert found.every[0] == 0
+    assert found.every[-1] == process.num_timesteps - 1
+    for t in found.every[:: len(found.every) // 4]:
         x_t = process.diffuse(x0, t, noise)
         assert np.array_equal(found.forward.x[t], space.to_stored(x_t)[0].numpy())
         with torch.no_grad():
             expected = denoiser(x_t, t).x0.clamp(-1, 1)
         off = found.forward.x0[t].astype(int) - space.to_stored(expected)[0].numpy().astype(int)
         assert np.abs(off).max() <= 1
-    last = found.times[-1]
+    last = found.every[-1]
     assert np.array_equal(found.reverse.x[last], space.to_stored(noise)[0].numpy())
-    assert list(found.reverse.x) == list(found.reverse.x0) == found.times
+    assert list(found.reverse.x) == list(found.reverse.x0) == found.every
 
     drawn = diffuse(
-        "sample", model, "-n", 1, "--sampler", "ddpm", "--steps", len(found.times), "--seed", 3,
+        "sample", model, "-n", 1, "--sampler", "ddpm", "--steps", len(found.every), "--seed", 3,
         "--spacing", "linspace", "--no-grid", "--precision", "fp32", "-o", "drawn",
     )  # fmt: skip
     assert drawn.code == 0, drawn.err
@@ -81,7 +81,7 @@ def test_the_nearest_image_of_data_is_found(diffuse, model, images, picture, jou
     (found,) = journey
     real = [np.asarray(Image.open(p).convert("L"))[None] for p in sorted(images.rglob("*.png"))]
     for way, near in ((found.forward, found.forward_near), (found.reverse, found.reverse_near)):
-        for t in found.times[::3]:
+        for t in found.every[::3]:
             least = min(reverse_process.distance(way.x0[t], image) for image in real)
             assert near.distances[t] == pytest.approx(least)
             assert reverse_process.distance(near.images[t], way.x0[t]) == pytest.approx(least)
@@ -114,7 +114,7 @@ def test_a_class_is_told(diffuse, conditional, picture, journey):
     for label in (["--class", "dark"], ["--class", "light"], []):
         ran = diffuse("noise-demo", picture, "--model", conditional, *label, "--overwrite")
         assert ran.code == 0, ran.err
-    dark, light, none = (found.forward.x0[found.times[-1]].mean() for found in journey)
+    dark, light, none = (found.forward.x0[found.every[-1]].mean() for found in journey)
     assert dark < light
     assert len({dark, light, none}) == 3
 
@@ -145,23 +145,24 @@ def test_the_model_is_told_what_it_is_given(diffuse, given, picture, images, jou
     (found,) = journey
     told = ("--given", other) if name == "PAIRS" else ("--given", picture, "--degrade")
     drawn = diffuse(
-        "sample", given[name], *told, "-n", 1, "--sampler", "ddpm", "--steps", len(found.times),
+        "sample", given[name], *told, "-n", 1, "--sampler", "ddpm", "--steps", len(found.every),
         "--seed", 3, "--spacing", "linspace", "--precision", "fp32", "-o", "drawn",
     )  # fmt: skip
     assert drawn.code == 0, drawn.err
     off = found.reverse.x0[0].astype(int) - np.asarray(Image.open("drawn/00000.png")).astype(int)
     assert np.abs(off).max() <= 1
     shown = np.asarray(Image.open("drawn/grid.png"))[:64:8, :64:8]
-    assert np.array_equal(found.told.shown[0], shown)
-    assert found.told.what == {"UP": "low-res:2", "PAINT": "mask:random", "PAIRS": "pairs"}[name]
+    assert np.array_equal(found.condition.shown[0], shown)
+    kinds = {"UP": "low-res:2", "PAINT": "mask:random", "PAIRS": "pairs"}
+    assert found.condition.what == kinds[name]
 
     loaded = model_file.load(given[name])
     denoiser = loaded.blueprint.denoiser(loaded.network("ema").eval())
-    t = found.times[-1]
+    t = found.every[-1]
     x_t = loaded.blueprint.space.to_model(torch.tensor(np.array(found.image)))[None]
     x_t = denoiser.process.diffuse(x_t, t, image_noise(3, [0], -1, (1, 8, 8), torch.device("cpu")))
     with torch.no_grad():
-        expected = denoiser(x_t, t, given=found.told.given).x0.clamp(-1, 1)
+        expected = denoiser(x_t, t, given=found.condition.given).x0.clamp(-1, 1)
     wanted = loaded.blueprint.space.to_stored(expected)[0].numpy().astype(int)
     assert np.abs(found.forward.x0[t] - wanted).max() <= 1
 
@@ -188,7 +189,7 @@ def test_samples_of_any_dimensions_are_told(diffuse, recipe, journey, tmp_path, 
     ran = diffuse("noise-demo", "data/3.npy", "--model", "m.safetensors")
     assert ran.code == 0, ran.err
     (found,) = journey
-    assert (found.told.shown.dtype, found.told.shown.ndim) == (np.uint8, 3)
+    assert (found.condition.shown.dtype, found.condition.shown.ndim) == (np.uint8, 3)
 
 
 def test_a_model_that_knows_no_image_without_a_class_asks_for_one(diffuse, conditional, picture):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from diffuse_cli.config import DemoConfig
-from diffuse_cli.media import MEDIA, Asked, like, looks
+from diffuse_cli.media import MEDIA, Array, Asked, like, looks
 from diffuse_cli.models.image_conditioning import Giver, beside, degrading
 from diffuse_cli.sampling.generation import Loaded
 from diffuse_cli.sampling.tasks.task_inputs import read_one, rgb
@@ -17,15 +17,12 @@ from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import Notice, Work
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
     import torch
     from torch import Tensor
 
-    Array = npt.NDArray[Any]
-
 
 @dataclass(frozen=True)
-class Told:
+class DemoCondition:
     """What a model is told of an image.
 
     Attributes:
@@ -39,9 +36,9 @@ class Told:
     shown: Array
 
 
-def told(
+def read_condition(
     config: DemoConfig, image: Array, loaded: Loaded, device: torch.device
-) -> Work[Told | None]:
+) -> Work[DemoCondition | None]:
     """What the model is told of an image (C, H, W); None if it is given nothing.
 
     Its degradation is made of the image; the other half of a pair is --given.
@@ -68,7 +65,7 @@ def told(
             raise UsageError("the model was trained on pairs", "Give what it is told: --given FILE")
         inputs = beside(giver, (yield from _other(config, giver, loaded))[None])
     given = inputs.at([0], device)
-    return Told(giver.given.what, given, looks(giver.shown, giver.look(given))[0])
+    return DemoCondition(giver.given.what, given, looks(giver.shown, giver.look(given))[0])
 
 
 def _other(config: DemoConfig, giver: Giver, loaded: Loaded) -> Work[Array]:

@@ -1,27 +1,24 @@
-"""A page of rows of pictures over timesteps, with a legend and plots under them."""
+"""Rows of pictures over timesteps: the page, the animation, and a page to listen to."""
 
 from __future__ import annotations
 
-import base64
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.media import MEDIA, figures
+from diffuse_cli.media import MEDIA, Array, figures, looks
 from diffuse_cli.media.figures import FAINT, Pixels, Sheet, styled
 from diffuse_cli.system.errors import UsageError
+from diffuse_cli.system.events import Progress, Work
 from diffuse_cli.system.files import show
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
     from matplotlib.axes import Axes
+    from matplotlib.text import Text
     from PIL import Image
 
     from diffuse_cli.core import Space
-
-    Array = npt.NDArray[Any]
 
 
 LEFT, RIGHT, TOP, BOTTOM = 1.1, 0.35, 0.86, 0.56  # inches, as everything below
@@ -31,6 +28,12 @@ PAGE = 12.6  # the most height of all lines, unless they would be lower than LOW
 HEAD, FOOT, BETWEEN = 0.22, 0.28, 0.06  # over and under a line of pictures; between schedules
 PLOT, PLOT_GAP, PLOT_HEAD, LEGEND = 2.15, 0.75, 0.34, 0.2
 DPI = 192
+
+
+def spread_evenly(times: Sequence[int], count: int) -> list[int]:
+    """Return at most `count` of the timesteps, evenly spaced from the first to the last."""
+    last, count = len(times) - 1, min(count, len(times))
+    return [times[round(i * last / (count - 1))] for i in range(count)]
 
 
 @dataclass(frozen=True)
@@ -153,21 +156,49 @@ def _legend(sheet: Sheet, legend: Sequence[tuple[str, str]], y: float, content: 
         sheet.text(LEFT + i * pitch + 0.15, y, name, pitch - 0.25, fontsize=9, **style)
 
 
+# -- the animation --------------------------------------------------------------------------------
+
+SECONDS, HOLD, FRAME_DPI, FRAME_GAP = 4.0, 1.5, 100, 0.14
+
+
+def zoomed(pixels: Pixels, side: float) -> tuple[int, float, float]:
+    """Return the dots per pixel of a picture about `side` inches wide, its width and its height."""
+    height, width = pixels.shape[-2:]
+    zoom = max(1, round(FRAME_DPI * side / max(height, width)))
+    return zoom, zoom * width / FRAME_DPI, zoom * height / FRAME_DPI
+
+
+def animate(
+    sheet: Sheet,
+    label: Text,
+    times: Sequence[int],
+    num_timesteps: int,
+    zoom: int,
+    pictures: Callable[[int], Iterable[tuple[float, float, Pixels]]],
+) -> Work[bytes]:
+    """Render a sheet at each timestep.
+
+    Args:
+        label: names the timestep.
+        pictures: returns the place and the pixels of each picture at a timestep.
+    """
+    frames: list[Image.Image] = []
+    for t in times:
+        label.set_text(f"$t$ = {t} of {num_timesteps}")
+        sheet.images.clear()
+        for x, y, pixels in pictures(t):
+            sheet.image(x, y, pixels, zoom)
+        frames.append(sheet.render())
+        yield Progress("animating", len(frames), len(times))
+    return figures.gif(frames, seconds=SECONDS, hold=HOLD)
+
+
 # -- listening ------------------------------------------------------------------------------------
 
 # The page of `noise-demo --html`, on which each picture of a sound can be played.
 
-POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
-"""What a browser may load: nothing from outside the page, and no script."""
-
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; margin: 2rem; }
-h1 { font-size: 1.2rem; }
-th { font-size: .85rem; text-align: left; padding: .6rem .4rem .2rem 0; }
-td { padding: 0 .4rem .6rem 0; vertical-align: top; }
-img, audio { display: block; width: 12rem; }
-audio { height: 2rem; margin-top: .2rem; }
-"""
+SIDE = 192
+"""The width of a picture on the screen."""
 
 
 def check(medium: str, path: str) -> None:
@@ -183,35 +214,19 @@ def check(medium: str, path: str) -> None:
 def page(
     title: str, rows: Mapping[str, Mapping[int, Array]], times: Sequence[int], space: Space
 ) -> bytes:
-    """A table in one HTML file: a row for each name, a column for each timestep.
+    """A table for each name in one HTML file, with a column for each timestep.
 
     Args:
         rows: stored samples (C, *size) by timestep.
     """
-    heads = "".join(f"<th>t = {t}</th>" for t in times)
-    lines = [
-        "<!doctype html>",
-        '<html lang="en"><head><meta charset="utf-8">',
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>",
-        f"<h1>{escape(title)}</h1><table>",
-    ]
-    for name, samples in rows.items():
-        cells = "".join(f"<td>{_played(samples[t], space)}</td>" for t in times)
-        lines.append(f"<tr><th>{escape(name)}</th>{heads}</tr><tr><td></td>{cells}</tr>")
-    return "\n".join([*lines, "</table></body></html>\n"]).encode()
+    from diffuse_cli.evaluation.report.templates import POLICY, inside, picture, whole_page
 
-
-def _played(sample: Array, space: Space) -> str:
-    """A sample as its picture, and a button to play it."""
     medium: Any = MEDIA[space.medium]
-    picture = figures.png(medium.look(sample[None], space)[0])
-    sound = _inside(medium.PLAYED, medium.encode(sample, space))
-    return (
-        f'<img alt="" src="{_inside("image/png", picture)}">'
-        f'<audio controls preload="none" src="{sound}"></audio>'
-    )
 
+    def heard(name: str, t: int, sample: Array) -> tuple[object, str]:
+        shown = picture(looks(space, sample[None])[0], f"{name}, t = {t}", SIDE)
+        return shown, inside(medium.PLAYED, medium.encode(sample, space))
 
-def _inside(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+    cells = {name: [heard(name, t, own[t]) for t in times] for name, own in rows.items()}
+    policy = f"{POLICY}; media-src data:"
+    return whole_page("sounds", title, policy=policy, rows=cells, times=times).encode()

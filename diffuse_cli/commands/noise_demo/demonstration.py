@@ -15,13 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diffuse_cli.commands.noise_demo import demo_page
-from diffuse_cli.commands.noise_demo.forward_process import (
-    FRAME_COLUMNS,
-    PURE_NOISE,
-    Scene,
-    animate,
-    draw,
-)
+from diffuse_cli.commands.noise_demo.forward_process import FRAME_COLUMNS, PURE_NOISE, Scene
 from diffuse_cli.config import DemoConfig, DiffusionConfig
 from diffuse_cli.config.noise_demo_options import ForwardConfig, ReverseConfig
 from diffuse_cli.config.options import first_given
@@ -42,6 +36,7 @@ from diffuse_cli.system.errors import UsageError, lookup, translating
 from diffuse_cli.system.events import Notice, Progress, Work
 
 if TYPE_CHECKING:
+    from diffuse_cli.commands.noise_demo.reverse_process import Journey
     from diffuse_cli.core import Process
 
 
@@ -59,17 +54,22 @@ def demonstrate(config: DemoConfig) -> Work[tuple[Path, ...]]:
     """
     with contextlib.ExitStack() as stack:
         paths = _outputs(config, stack)
-        if config.model is not None:
-            contents = yield from _of_model(config)
-        else:
-            contents = yield from _of_schedules(config)
+        scene, small = yield from (_of_schedules if config.model is None else _of_model)(config)
+        yield Progress("drawing", 0, 1)
+        contents = [figures.png(scene.draw(config.steps))]
+        yield Progress("drawing", 1, 1)
+        if config.html:
+            times = scene.times(config.steps)
+            contents.append(demo_page.page(scene.title, scene.heard(times), times, scene.space))
+        if config.gif:
+            contents.append((yield from small.animate()))
         for path, content in zip(paths, contents, strict=True):
             files.write_bytes(path, content)
     return paths
 
 
-def _of_schedules(config: DemoConfig) -> Work[list[bytes]]:
-    """The picture, and the page and the animation if they are asked for."""
+def _of_schedules(config: DemoConfig) -> Work[tuple[Scene, Scene]]:
+    """The processes of some schedules, at the sample's size and small enough to be animated."""
     rows = settings(config)
 
     from diffuse_cli.models.blueprint import make_process
@@ -78,26 +78,16 @@ def _of_schedules(config: DemoConfig) -> Work[list[bytes]]:
     sample = yield from read(config)
     scene = _scene(config, sample, processes)
     yield from _warning(scene)
-    yield Progress("drawing", 0, 1)
-    contents = [figures.png(draw(scene, config.steps))]
-    yield Progress("drawing", 1, 1)
-    if config.html:
-        times = scene.times(config.steps)
-        noised = {name: {t: scene.stored(name, t) for t in times} for name in processes}
-        contents.append(demo_page.page(scene.title, noised, times, scene.space))
-    if config.gif:
-        small = sample.shrunk(100 if len(processes) <= FRAME_COLUMNS else 64)
-        contents.append((yield from animate(_scene(config, small, processes))))
-    return contents
+    if not config.gif:
+        return scene, scene
+    small = sample.shrunk(100 if len(processes) <= FRAME_COLUMNS else 64)
+    return scene, _scene(config, small, processes)
 
 
-def _of_model(config: DemoConfig) -> Work[list[bytes]]:
-    """The same for a model: its own process, at its own size."""
-    from dataclasses import replace
-
+def _of_model(config: DemoConfig) -> Work[tuple[Journey, Journey]]:
+    """The process of a model, at its own size, and what the model makes of it."""
     from diffuse_cli.commands.noise_demo import reverse_process
     from diffuse_cli.data import read_images
-    from diffuse_cli.media import like
     from diffuse_cli.sampling.generation import load_denoiser
     from diffuse_cli.system.devices import machine
 
@@ -121,15 +111,7 @@ def _of_model(config: DemoConfig) -> Work[list[bytes]]:
             )
             forward, reverse = yield from reverse_process.nearest(journey, images.stored)
             journey = replace(journey, forward_near=forward, reverse_near=reverse)
-    yield Progress("drawing", 0, 1)
-    contents = [figures.png(reverse_process.draw(journey, config.steps))]
-    yield Progress("drawing", 1, 1)
-    if config.html:
-        times = reverse_process.times_of(journey, config.steps)
-        contents.append(demo_page.page(journey.title, reverse_process.heard(journey), times, space))
-    if config.gif:
-        contents.append((yield from reverse_process.animate(journey)))
-    return contents
+    return journey, journey
 
 
 def settings(config: DemoConfig) -> dict[str, DiffusionConfig]:
@@ -185,7 +167,7 @@ def _outputs(config: DemoConfig, stack: contextlib.ExitStack) -> tuple[Path, ...
     return tuple(paths)
 
 
-def _scene(config: DemoConfig, sample: Subject, processes: Mapping[str, Process]) -> Scene:
+def _scene(config: DemoConfig, sample: DemoSample, processes: Mapping[str, Process]) -> Scene:
     import torch
 
     from diffuse_cli.system.rng import draw_noise
@@ -197,7 +179,7 @@ def _scene(config: DemoConfig, sample: Subject, processes: Mapping[str, Process]
     rescaled += ",  zero terminal SNR" if config.zero_terminal_snr else ""
     title = f"Forward process of {_short(Path(config.image).name, 42)},  T = {total}{rescaled}"
     x0 = space.to_model(torch.tensor(sample.values[None]))[0]
-    return Scene(title, x0, noise, space, processes, total)
+    return Scene(title, x0, noise, space, processes)
 
 
 def _warning(scene: Scene) -> Iterator[Notice]:
@@ -229,13 +211,13 @@ OWN_SIDE = 256
 
 
 @dataclass(frozen=True, eq=False)
-class Subject:
+class DemoSample:
     """A sample as stored, (C, *size), and its space."""
 
     values: Array
     space: Space
 
-    def shrunk(self, side: int) -> Subject:
+    def shrunk(self, side: int) -> DemoSample:
         """An image of at most so many pixels a side; anything else as it is."""
         if self.space.medium != "image":
             return self
@@ -261,7 +243,9 @@ def check_there(path: str) -> None:
         read_image(path)
 
 
-def read(config: DemoConfig, space: Space | None = None, fit: str | None = None) -> Work[Subject]:
+def read(
+    config: DemoConfig, space: Space | None = None, fit: str | None = None
+) -> Work[DemoSample]:
     """The sample, at the size and of the numbers of a model, or its own.
 
     Raises:
@@ -274,7 +258,6 @@ def read(config: DemoConfig, space: Space | None = None, fit: str | None = None)
     if medium == "image" and space is None:
         return (yield from _own_image(config))
     from diffuse_cli.data.samples import limited, measured
-    from diffuse_cli.media import MEDIA
     from diffuse_cli.sampling.tasks.task_inputs import read_one, rgb
 
     prepare(medium)
@@ -292,10 +275,10 @@ def read(config: DemoConfig, space: Space | None = None, fit: str | None = None)
             name = Path(config.image).name
             space = measured(space, values[None], np.zeros(1, np.int64), [name])
         space = limited(space, values[None])
-    return Subject(values, space)
+    return DemoSample(values, space)
 
 
-def _own_image(config: DemoConfig) -> Work[Subject]:
+def _own_image(config: DemoConfig) -> Work[DemoSample]:
     """An image at the size asked for, or its own, in 8 bits."""
     from diffuse_cli.media import image
     from diffuse_cli.media.image.decoding import read_image
@@ -310,7 +293,7 @@ def _own_image(config: DemoConfig) -> Work[Subject]:
     else:
         picture = figures.shrunk(picture, OWN_SIDE)
     values = _channels_first(picture)
-    return Subject(values, image.space(values[None]))
+    return DemoSample(values, image.space(values[None]))
 
 
 def _channels_first(picture: Any) -> Array:

@@ -7,17 +7,18 @@ the variances of signal and noise.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from diffuse_cli.commands.noise_demo import demo_page
-from diffuse_cli.media import MEDIA, figures
+from diffuse_cli.commands.noise_demo.demo_page import FRAME_DPI, FRAME_GAP
+from diffuse_cli.media import figures, looks
 from diffuse_cli.media.figures import COLORS, FAINT, Pixels, Sheet
-from diffuse_cli.system.events import Progress, Work
+from diffuse_cli.system.events import Work
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,6 +39,11 @@ FORMULA = (
 )
 
 
+FRAMES, FRAME_WIDTH, FRAME_COLUMNS = 40, 2.0, 5
+FRAME_TOP, FRAME_HEAD, FRAME_LEFT = 0.42, 0.28, 0.62
+NOISE = 1_800_000  # pixels times zoom of all frames; noise does not compress: 3 or 4 MB
+
+
 @dataclass(frozen=True)
 class Scene:
     """What is shown: the sample as the model sees it and the noise, (C, *size)."""
@@ -47,13 +53,15 @@ class Scene:
     noise: Tensor
     space: Space
     processes: Mapping[str, Process]
-    num_timesteps: int
+
+    @property
+    def num_timesteps(self) -> int:
+        """T of all processes."""
+        return next(iter(self.processes.values())).num_timesteps
 
     def times(self, count: int) -> list[int]:
-        """At most `count` timesteps from 0 to T - 1, evenly spaced."""
-        last = self.num_timesteps - 1
-        count = min(count, last + 1)
-        return [round(i * last / (count - 1)) for i in range(count)]
+        """Return at most `count` timesteps from 0 to T - 1, evenly spaced."""
+        return demo_page.spread_evenly(range(self.num_timesteps), count)
 
     def stored(self, name: str, t: int) -> Any:
         """x_t as stored, (C, *size)."""
@@ -62,27 +70,60 @@ class Scene:
 
     def noised(self, name: str, t: int) -> Pixels:
         """x_t as pixels (C, H, W)."""
-        stored = self.stored(name, t)[None]
-        pixels: Pixels = MEDIA[self.space.medium].look(stored, self.space)[0]
+        pixels: Pixels = looks(self.space, self.stored(name, t)[None])[0]
         return pixels
 
+    def heard(self, times: Sequence[int]) -> dict[str, dict[int, Any]]:
+        """Return the stored samples of each row by timestep."""
+        return {name: {t: self.stored(name, t) for t in times} for name in self.processes}
 
-# -- the picture ----------------------------------------------------------------------------------
+    def draw(self, steps: int) -> Image.Image:
+        """Draw the picture at `steps` timesteps."""
+        times = self.times(steps)
+        colors = {name: figures.color(i) for i, name in enumerate(self.processes)}
+        rows = [
+            demo_page.Row(name, colors[name], partial(self.noised, name), partial(level, process))
+            for name, process in self.processes.items()
+        ]
+        plots = [partial(p, processes=self.processes, times=times) for p in (log_snr, _variances)]
+        return demo_page.draw(self.title, FORMULA, rows, times, [*colors.items()], plots)
+
+    def animate(self) -> Work[bytes]:
+        """Animate the pictures of all processes, over the log-SNR, from t = 0 to T - 1."""
+        names, count = list(self.processes), len(self.processes)
+        first = self.noised(names[0], 0)
+        zoom, w, h = demo_page.zoomed(first, FRAME_WIDTH)
+        lines = math.ceil(count / FRAME_COLUMNS)
+        columns = math.ceil(count / lines)
+        pitch, line = max(w, 0.9) + FRAME_GAP, FRAME_HEAD + h + FRAME_GAP
+        content = max(columns * pitch - FRAME_GAP, 3.4)
+        plot = FRAME_TOP + lines * line + 0.34
+        sheet = Sheet(FRAME_LEFT + content + 0.28, plot + 1.8, FRAME_DPI)
+        curves = log_snr(sheet.axes(FRAME_LEFT, plot, content, 1.3), self.processes, [0])
+        label = sheet.text(FRAME_LEFT + content / 2, 0.3, "", ha="center", fontsize=12)
+        start = FRAME_LEFT + (content - (columns - 1) * pitch) / 2
+        centers = [
+            (start + i % columns * pitch, FRAME_TOP + i // columns * line + FRAME_HEAD)
+            for i in range(count)
+        ]
+        style: dict[str, Any] = {"fontweight": "bold", "parse_math": False, "ha": "center"}
+        for i, (name, (x, y)) in enumerate(zip(names, centers, strict=True)):
+            sheet.text(x, y - 0.1, name, pitch, fontsize=10, color=figures.color(i), **style)
+
+        def pictures(t: int) -> Iterator[tuple[float, float, Pixels]]:
+            for curve, name, (x, y) in zip(curves, names, centers, strict=True):
+                curve.set_markevery([t])
+                yield x - w / 2, y, self.noised(name, t)
+
+        size = count * math.prod(first.shape[-2:]) * zoom
+        times = self.times(max(8, min(FRAMES, NOISE // size)))
+        return (
+            yield from demo_page.animate(sheet, label, times, self.num_timesteps, zoom, pictures)
+        )
 
 
-def draw(scene: Scene, steps: int) -> Image.Image:
-    """The picture of a scene at `steps` timesteps."""
-    times = scene.times(steps)
-    colors = {name: figures.color(i) for i, name in enumerate(scene.processes)}
-    rows = [
-        demo_page.Row(name, colors[name], partial(scene.noised, name), partial(_level, process))
-        for name, process in scene.processes.items()
-    ]
-    plots = (partial(plot, scene=scene, times=times) for plot in (log_snr, _variances))
-    return demo_page.draw(scene.title, FORMULA, rows, times, list(colors.items()), list(plots))
-
-
-def _level(process: Process, t: int) -> str:
+def level(process: Process, t: int) -> str:
+    """Return the caption of a timestep, its alpha-bar."""
     return rf"$\bar\alpha$ = {figures.readable(process.alpha_bar(t))}"
 
 
@@ -93,16 +134,6 @@ CURVE: dict[str, Any] = {"clip_on": False, "zorder": 3, "marker": "o", "markersi
                          "markeredgecolor": "white", "markeredgewidth": 0.8}  # fmt: skip
 
 
-class Curves(Protocol):
-    """What the plots show: processes by name."""
-
-    @property
-    def processes(self) -> Mapping[str, Process]: ...
-
-    @property
-    def num_timesteps(self) -> int: ...
-
-
 def over_time(axes: Axes, title: str) -> None:
     """A plot over t / T."""
     axes.set_title(title, loc="left", fontsize=9.5, pad=9)
@@ -111,26 +142,28 @@ def over_time(axes: Axes, title: str) -> None:
     axes.tick_params(length=0)
 
 
-def _plot(axes: Axes, scene: Curves, title: str, times: list[int], levels: Levels) -> list[Line2D]:
+def _plot(
+    axes: Axes, processes: Mapping[str, Process], title: str, times: list[int], levels: Levels
+) -> list[Line2D]:
     """Plot `levels` of each alpha-bar over t / T, with marks at `times`; returns the lines.
 
     Later lines are thinner: of two that coincide both are seen.
     """
     over_time(axes, title)
-    x = [t / scene.num_timesteps for t in range(scene.num_timesteps)]
     drawn: list[Line2D] = []
-    count = len(scene.processes)
-    for i, process in enumerate(scene.processes.values()):
+    count = len(processes)
+    for i, process in enumerate(processes.values()):
+        x = [t / process.num_timesteps for t in range(process.num_timesteps)]
         style = {**CURVE, "color": figures.color(i), "linestyle": DASHES[i // len(COLORS) % 3]}
         style |= {"linewidth": 1.6 + 1.4 * (count - 1 - i) / count, "markevery": times}
         drawn += axes.plot(x, levels(process.alpha_bars).tolist(), **style)
     return drawn
 
 
-def log_snr(axes: Axes, scene: Curves, times: list[int]) -> list[Line2D]:
+def log_snr(axes: Axes, processes: Mapping[str, Process], times: list[int]) -> list[Line2D]:
     """log-SNR over time, -inf at the lower edge; marks signal = noise and pure noise."""
     title = r"log-SNR,  $\log\,\bar\alpha_t\,/\,(1-\bar\alpha_t)$  in nats"
-    drawn = _plot(axes, scene, title, times, lambda a: a.log() - (1 - a).log())
+    drawn = _plot(axes, processes, title, times, lambda a: a.log() - (1 - a).log())
     values = np.ma.masked_invalid([line.get_ydata() for line in drawn])
     low, high = min(values.min(), PURE_NOISE - 4), max(values.max(), 4)
     low, high = low - 0.06 * (high - low), high + 0.06 * (high - low)
@@ -147,53 +180,11 @@ def log_snr(axes: Axes, scene: Curves, times: list[int]) -> list[Line2D]:
     return drawn
 
 
-def _variances(axes: Axes, scene: Curves, times: list[int]) -> None:
+def _variances(axes: Axes, processes: Mapping[str, Process], times: list[int]) -> None:
     """alpha-bar over time, with 1 - alpha-bar on the right scale."""
     title = r"variance of signal $\bar\alpha_t$ (left) and noise $1-\bar\alpha_t$ (right)"
-    _plot(axes, scene, title, times, lambda a: a)
+    _plot(axes, processes, title, times, lambda a: a)
     axes.set_ylim(0, 1)
     right = axes.secondary_yaxis("right", functions=(partial(np.subtract, 1),) * 2)
     right.tick_params(length=0, labelsize=8, labelcolor=FAINT, pad=6)
     right.spines["right"].set(color="#9a9a9a", linewidth=0.7)
-
-
-# -- the animation --------------------------------------------------------------------------------
-
-FRAMES, SECONDS, HOLD, FRAME_DPI, FRAME_WIDTH, FRAME_GAP = 40, 4.0, 1.5, 100, 2.0, 0.14
-FRAME_COLUMNS, FRAME_TOP, FRAME_HEAD, FRAME_LEFT = 5, 0.42, 0.28, 0.62
-NOISE = 1_800_000  # pixels times zoom of all frames; noise does not compress: 3 or 4 MB
-
-
-def animate(scene: Scene) -> Work[bytes]:
-    """The picture of each process side by side, over the log-SNR, from t = 0 to T - 1."""
-    count = len(scene.processes)
-    height, width = scene.noised(next(iter(scene.processes)), 0).shape[-2:]
-    zoom = max(1, round(FRAME_DPI * FRAME_WIDTH / max(height, width)))
-    w, h = zoom * width / FRAME_DPI, zoom * height / FRAME_DPI
-    lines = math.ceil(count / FRAME_COLUMNS)
-    columns = math.ceil(count / lines)
-    pitch, line = max(w, 0.9) + FRAME_GAP, FRAME_HEAD + h + FRAME_GAP
-    content = max(columns * pitch - FRAME_GAP, 3.4)
-    plot = FRAME_TOP + lines * line + 0.34
-    sheet = Sheet(FRAME_LEFT + content + 0.28, plot + 1.8, FRAME_DPI)
-    curves = log_snr(sheet.axes(FRAME_LEFT, plot, content, 1.3), scene, [0])
-    label = sheet.text(FRAME_LEFT + content / 2, 0.3, "", ha="center", fontsize=12)
-    start = FRAME_LEFT + (content - (columns - 1) * pitch) / 2
-    centers = [
-        (start + i % columns * pitch, FRAME_TOP + i // columns * line + FRAME_HEAD)
-        for i in range(count)
-    ]
-    for i, (name, (x, y)) in enumerate(zip(scene.processes, centers, strict=True)):
-        style: dict[str, Any] = {"fontweight": "bold", "parse_math": False, "ha": "center"}
-        sheet.text(x, y - 0.1, name, pitch, fontsize=10, color=figures.color(i), **style)
-    times = scene.times(max(8, min(FRAMES, NOISE // (count * height * width * zoom))))
-    frames = []
-    for done, t in enumerate(times, 1):
-        label.set_text(f"$t$ = {t} of {scene.num_timesteps}")
-        sheet.images.clear()
-        for curve, name, (x, y) in zip(curves, scene.processes, centers, strict=True):
-            curve.set_markevery([t])
-            sheet.image(x - w / 2, y, scene.noised(name, t), zoom)
-        frames.append(sheet.render())
-        yield Progress("animating", done, len(times))
-    return figures.gif(frames, seconds=SECONDS, hold=HOLD)

@@ -7,7 +7,7 @@ it. In reverse: x_t of an image drawn by `ddpm`, from the same noise, and the sa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,13 +17,14 @@ import numpy as np
 import torch
 
 from diffuse_cli.commands.noise_demo import demo_page
-from diffuse_cli.commands.noise_demo.demo_condition import Told, told
-from diffuse_cli.commands.noise_demo.forward_process import log_snr, over_time
+from diffuse_cli.commands.noise_demo.demo_condition import DemoCondition, read_condition
+from diffuse_cli.commands.noise_demo.demo_page import FRAME_DPI, FRAME_GAP
+from diffuse_cli.commands.noise_demo.forward_process import level, log_snr, over_time
 from diffuse_cli.config import DemoConfig
 from diffuse_cli.core.samplers import SAMPLERS
 from diffuse_cli.evaluation.examples import comparable, search
-from diffuse_cli.media import MEDIA, figures, looks
-from diffuse_cli.media.figures import FAINT, Sheet
+from diffuse_cli.media import MEDIA, Array, figures, looks
+from diffuse_cli.media.figures import FAINT, Pixels, Sheet
 from diffuse_cli.models.blueprint import kept_in_range
 from diffuse_cli.sampling.generation import Loaded, stored
 from diffuse_cli.sampling.tasks.task_inputs import check_class
@@ -33,19 +34,28 @@ from diffuse_cli.system.events import Progress, Work
 from diffuse_cli.system.rng import image_noise
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
+    from matplotlib.axes import Axes
+    from PIL import Image
     from torch import Tensor
 
     from diffuse_cli.core import Process, Space
     from diffuse_cli.core.denoiser import Denoise
 
-    Array = npt.NDArray[Any]
-    from matplotlib.axes import Axes
-    from PIL import Image
-
 
 STEPS, BATCH = 100, 25
 """Timesteps that are computed, of which the page shows some; and images evaluated at a time."""
+
+
+FORMULA = (
+    r"forward: the {one} with noise $\varepsilon$;   reverse, from right to left: what is drawn "
+    r"from the same $\varepsilon$;   expected: $E[x_0|x_t]$ by the model"
+)
+GIVEN = ", which is told what is given"
+
+BLUE, RED, GREEN = (figures.color(i) for i in range(3))
+
+WIDTH, HEAD = 1.6, 0.7
+NAMES = ("forward", "expected", "reverse", "expected")
 
 
 @dataclass(frozen=True)
@@ -74,7 +84,7 @@ class Journey:
     """What is shown. Distances are root mean squared differences, in `unit`.
 
     Attributes:
-        told: what the model is told on both ways, if it is given anything.
+        condition: what the model is given on both ways, if anything.
     """
 
     title: str
@@ -83,24 +93,14 @@ class Journey:
     forward: Way
     reverse: Way
     space: Space
-    told: Told | None = None
+    condition: DemoCondition | None = None
     forward_near: Near | None = None
     reverse_near: Near | None = None
 
     @property
-    def times(self) -> list[int]:
+    def every(self) -> list[int]:
         """The timesteps, rising."""
         return list(self.forward.x)
-
-    @property
-    def num_timesteps(self) -> int:
-        """T, as a `Scene` says it."""
-        return self.process.num_timesteps
-
-    @property
-    def processes(self) -> dict[str, Process]:
-        """The process, as a `Scene` says it."""
-        return {"": self.process}
 
     def missed(self, t: int) -> float:
         """How far the estimate from the image's x_t is from the image."""
@@ -120,6 +120,80 @@ class Journey:
         seen: Array = looks(self.space, stored[None])[0]
         return seen
 
+    def times(self, count: int) -> list[int]:
+        """Return at most `count` of the timesteps, evenly spaced."""
+        return demo_page.spread_evenly(self.every, count)
+
+    def heard(self, times: Sequence[int]) -> dict[str, Mapping[int, Any]]:
+        """Return the stored samples of each row by timestep."""
+        forward, reverse = self.forward, self.reverse
+        return {
+            "forward": forward.x,
+            "forward: expected": forward.x0,
+            "reverse": reverse.x,
+            "reverse: expected": reverse.x0,
+        }
+
+    def draw(self, steps: int) -> Image.Image:
+        """Draw the page, with at most `steps` pictures in a row."""
+        times, near, given = self.times(steps), self.reverse_near, self.condition
+
+        def seen(numbers: Mapping[int, Any]) -> Callable[[int], Any]:
+            return lambda t: self.look(numbers[t])
+
+        def off(t: int) -> str:
+            return f"off by {self.said(self.missed(t))}"
+
+        def nothing(t: int) -> str:
+            return ""
+
+        rows = [
+            demo_page.Row("forward", BLUE, seen(self.forward.x), partial(level, self.process)),
+            demo_page.Row("expected", BLUE, seen(self.forward.x0), off),
+            demo_page.Row("reverse", RED, seen(self.reverse.x), nothing),
+            demo_page.Row("expected", RED, seen(self.reverse.x0), nothing),
+        ]
+        one = MEDIA[self.space.medium].ONE
+        legend = [(f"from the {one}", BLUE)]
+        if given is not None:
+            once: dict[int, Any] = {times[0]: given.shown}
+            rows.append(demo_page.Row("given", FAINT, once.get, lambda t: given.what))
+        if near is not None:
+            rows.append(
+                demo_page.Row(
+                    "nearest",
+                    GREEN,
+                    seen(near.images),
+                    lambda t: f"{self.said(near.distances[t])} away",
+                )
+            )
+            legend += [(f"from the nearest {one} of DATA", GREEN), ("the same in reverse", RED)]
+        plots: list[Callable[[Axes], object]] = [
+            partial(_distances, journey=self),
+            partial(log_snr, processes={"": self.process}, times=times),
+        ]
+        formula = FORMULA.replace("{one}", one) + (GIVEN if given else "")
+        return demo_page.draw(self.title, formula, rows, times, legend, plots)
+
+    def animate(self) -> Work[bytes]:
+        """Animate both ways and the expected samples on them, from t = T - 1 to 0."""
+        zoom, w, h = demo_page.zoomed(self.look(self.image), WIDTH)
+        pitch = max(w, 0.9) + FRAME_GAP
+        width = len(NAMES) * pitch
+        sheet = Sheet(width + FRAME_GAP, HEAD + h + FRAME_GAP, FRAME_DPI)
+        label = sheet.text(width / 2, 0.26, "", ha="center", fontsize=11)
+        lefts = [FRAME_GAP + i * pitch + (pitch - FRAME_GAP - w) / 2 for i in range(len(NAMES))]
+        for name, left, color in zip(NAMES, lefts, (BLUE, BLUE, RED, RED), strict=True):
+            sheet.text(left + w / 2, HEAD - 0.08, name, ha="center", fontsize=9, color=color)
+        sides = [side for way in (self.forward, self.reverse) for side in (way.x, way.x0)]
+
+        def pictures(t: int) -> Iterator[tuple[float, float, Pixels]]:
+            for left, side in zip(lefts, sides, strict=True):
+                yield left, HEAD, self.look(side[t])
+
+        times, total = self.every[::-1], self.process.num_timesteps
+        return (yield from demo_page.animate(sheet, label, times, total, zoom, pictures))
+
 
 def distance(a: Array, b: Array) -> float:
     """The root mean squared difference."""
@@ -137,10 +211,9 @@ def travel(
     """
     process, space = loaded.denoiser.process, loaded.space
     last = process.num_timesteps - 1
-    count = min(STEPS, last + 1)
-    times = sorted({round(i * last / (count - 1)) for i in range(count)})
+    times = demo_page.spread_evenly(range(last + 1), STEPS)
     x0 = space.to_model(torch.tensor(values[None], device=device))
-    given = yield from told(config, values, loaded, device)
+    given = yield from read_condition(config, values, loaded, device)
     denoise = kept_in_range(_telling(loaded, config.label, given, device), loaded.denoiser)
     noise = partial(image_noise, config.seed, [0], shape=space.shape, device=device)
     forward = yield from _forward(denoise, process, x0, noise(-1), times, loaded)
@@ -151,7 +224,7 @@ def travel(
 
 
 def _telling(
-    loaded: Loaded, label: str | None, given: Told | None, device: torch.device
+    loaded: Loaded, label: str | None, given: DemoCondition | None, device: torch.device
 ) -> Denoise:
     """The model, told a class, or none if it has classes, and what it is given."""
     conditions = loaded.model.blueprint.conditions
@@ -208,98 +281,20 @@ def _reverse(
 
 def nearest(journey: Journey, data: Array) -> Work[tuple[Near, Near]]:
     """The nearest of some images to the estimates on both ways."""
-    ways = journey.forward, journey.reverse
-    queries = np.stack([way.x0[t] for way in ways for t in journey.times])
+    times = journey.every
+    queries = np.stack([way.x0[t] for way in (journey.forward, journey.reverse) for t in times])
     see = partial(comparable, journey.space)
     found = yield from search(queries, queries[:0], data, np.arange(len(data)), see=see)
-    count, near = len(journey.times), []
-    for k in range(len(ways)):
-        part = slice(k * count, (k + 1) * count)
-        near.append(
-            Near(
-                dict(zip(journey.times, data[found.places[part]], strict=True)),
-                dict(zip(journey.times, map(float, found.samples[part]), strict=True)),
-            )
-        )
-    return near[0], near[1]
-
-
-# -- showing --------------------------------------------------------------------------------------
-
-# The page and the animation of `noise-demo --model`.
-
-FORMULA = (
-    r"forward: the {one} with noise $\varepsilon$;   reverse, from right to left: what is drawn "
-    r"from the same $\varepsilon$;   expected: $E[x_0|x_t]$ by the model"
-)
-GIVEN = ", which is told what is given"
-
-BLUE, RED, GREEN = (figures.color(i) for i in range(3))
-
-
-def times_of(journey: Journey, steps: int) -> list[int]:
-    """At most `steps` timesteps of a journey, evenly spaced."""
-    every = journey.times
-    count = min(steps, len(every))
-    return [every[round(i * (len(every) - 1) / (count - 1))] for i in range(count)]
-
-
-def heard(journey: Journey) -> dict[str, Mapping[int, Any]]:
-    """The stored samples of each row by timestep."""
-    forward, reverse = journey.forward, journey.reverse
-    return {
-        "forward": forward.x,
-        "forward: expected": forward.x0,
-        "reverse": reverse.x,
-        "reverse: expected": reverse.x0,
-    }
-
-
-def draw(journey: Journey, steps: int) -> Image.Image:
-    """The page of a journey, with at most `steps` pictures in a row."""
-    times = times_of(journey, steps)
-    forward, reverse, near = journey.forward, journey.reverse, journey.reverse_near
-
-    def level(t: int) -> str:
-        return rf"$\bar\alpha$ = {figures.readable(journey.process.alpha_bar(t))}"
-
-    def off(t: int) -> str:
-        return f"off by {journey.said(journey.missed(t))}"
-
-    def seen(numbers: Mapping[int, Any]) -> Callable[[int], Any]:
-        return lambda t: journey.look(numbers[t])
-
-    rows = [
-        demo_page.Row("forward", BLUE, seen(forward.x), level),
-        demo_page.Row("expected", BLUE, seen(forward.x0), off),
-        demo_page.Row("reverse", RED, seen(reverse.x), lambda t: ""),
-        demo_page.Row("expected", RED, seen(reverse.x0), lambda t: ""),
-    ]
-    one = MEDIA[journey.space.medium].ONE
-    legend, told = [(f"from the {one}", BLUE)], journey.told
-    if told is not None:
-        shown, what = told.shown, told.what
-        once: dict[int, Any] = {times[0]: shown}
-        rows.append(demo_page.Row("given", FAINT, once.get, lambda t: what))
-    if near is not None:
-        away = near.distances
-        rows.append(
-            demo_page.Row(
-                "nearest", GREEN, seen(near.images), lambda t: f"{journey.said(away[t])} away"
-            )
-        )
-        legend += [(f"from the nearest {one} of DATA", GREEN), ("the same in reverse", RED)]
-    plots: list[Callable[[Axes], object]] = [
-        partial(_distances, journey=journey),
-        partial(log_snr, scene=journey, times=times),
-    ]
-    formula = FORMULA.replace("{one}", one) + (GIVEN if told else "")
-    return demo_page.draw(journey.title, formula, rows, times, legend, plots)
+    forward, reverse = (
+        Near(dict(zip(times, data[places], strict=True)), dict(zip(times, away, strict=True)))
+        for places, away in zip(np.split(found.places, 2), np.split(found.samples, 2), strict=True)
+    )
+    return forward, reverse
 
 
 def _distances(axes: Axes, journey: Journey) -> None:
     """How far the expected x_0 is from the image, and from its nearest of DATA, over t / T."""
-    times, total = journey.times, journey.num_timesteps
+    times, total = journey.every, journey.process.num_timesteps
     title = f"expected $x_0$: how far away it is, in {journey.unit} (root mean square)"
     over_time(axes, title)
     x = [t / total for t in times]
@@ -310,33 +305,3 @@ def _distances(axes: Axes, journey: Journey) -> None:
         if near is not None:
             axes.plot(x, [near.distances[t] for t in times], color=color, **style)
     axes.set_ylim(bottom=0)
-
-
-# -- the animation --------------------------------------------------------------------------------
-
-SECONDS, HOLD, DPI, WIDTH, GAP, HEAD = 4.0, 1.5, 100, 1.6, 0.14, 0.7
-NAMES = ("forward", "expected", "reverse", "expected")
-
-
-def animate(journey: Journey) -> Work[bytes]:
-    """Both ways and what is expected on them, from t = T - 1 to 0."""
-    height, width = journey.look(journey.image).shape[-2:]
-    zoom = max(1, round(DPI * WIDTH / max(height, width)))
-    w, h = zoom * width / DPI, zoom * height / DPI
-    pitch = max(w, 0.9) + GAP
-    sheet = Sheet(len(NAMES) * pitch + GAP, HEAD + h + GAP, DPI)
-    label = sheet.text(len(NAMES) * pitch / 2, 0.26, "", ha="center", fontsize=11)
-    lefts = [GAP + i * pitch + (pitch - GAP - w) / 2 for i in range(len(NAMES))]
-    for name, left, color in zip(NAMES, lefts, (BLUE, BLUE, RED, RED), strict=True):
-        sheet.text(left + w / 2, HEAD - 0.08, name, ha="center", fontsize=9, color=color)
-    ways = journey.forward, journey.reverse
-    frames = []
-    for t in reversed(journey.times):
-        label.set_text(f"$t$ = {t} of {journey.num_timesteps}")
-        sheet.images.clear()
-        shown = [side[t] for way in ways for side in (way.x, way.x0)]
-        for left, numbers in zip(lefts, shown, strict=True):
-            sheet.image(left, HEAD, journey.look(numbers), zoom)
-        frames.append(sheet.render())
-        yield Progress("animating", len(frames), len(journey.times))
-    return figures.gif(frames, seconds=SECONDS, hold=HOLD)

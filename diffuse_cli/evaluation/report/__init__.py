@@ -8,21 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
 from diffuse_cli.config import EvalConfig, TuneConfig
 from diffuse_cli.config.options import place_name, to_arguments
 from diffuse_cli.data.summary import plural
 from diffuse_cli.evaluation.evaluation_run import Evaluated, published
 from diffuse_cli.evaluation.image_sets import FINGERPRINTS
-from diffuse_cli.evaluation.report import sections, templates
+from diffuse_cli.evaluation.report import sections
 from diffuse_cli.evaluation.report.sections import distributions
-from diffuse_cli.evaluation.report.templates import render
+from diffuse_cli.evaluation.report.templates import render, whole_page
 from diffuse_cli.evaluation.tune.candidates import Tuned
-from diffuse_cli.system import __version__
-
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-"""What a browser may load: nothing from outside the page, and no script."""
 
 COLOURS = {1: "grey", 3: "colour"}
 
@@ -55,12 +49,9 @@ def page(
         "nearest": (f"Nearest training {found.words.many}", sections.nearest(found, shown)),
         "repeat": ("Repeat this", _repeat(config, found, numbers, asked)),
     }
-    whole = render(
+    return whole_page(
         "page",
-        title=f"Evaluation of {Path(config.subject).name}",
-        version=__version__,
-        policy=POLICY,
-        style=Markup(templates.css()),
+        f"Evaluation of {Path(config.subject).name}",
         subject=place_name(config.subject),
         data=place_name(config.data),
         found=found,
@@ -69,7 +60,6 @@ def page(
         verdict=[remark for remark in found.remarks if remark.level != "note"],
         sections=[(name, title, render(name, **data)) for name, (title, data) in parts.items()],
     )
-    return f"{whole}\n"
 
 
 def _repeat(

@@ -13,7 +13,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from diffuse_cli.media import figures
-from diffuse_cli.system import files
+from diffuse_cli.system import __version__, files
+
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+"""What a browser may load: nothing from outside the page, and no script."""
 
 
 def printable(value: Any) -> Any:
@@ -43,6 +46,17 @@ def render(template: str, **names: Any) -> Markup:
     return Markup(environment().get_template(f"{template}.html").render(**names))
 
 
+def whole_page(template: str, title: str, **names: Any) -> str:
+    """Render a page of a template that extends `base.html`."""
+    every = {"policy": POLICY, "version": __version__, "style": Markup(css()), **names}
+    return f"{render(template, title=title, **every)}\n"
+
+
+def inside(kind: str, content: bytes) -> str:
+    """Return the content of a file as an address in the page."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
 @dataclass(frozen=True)
 class Picture:
     """An image in the page; `width` and `height` are on the screen."""
@@ -56,10 +70,9 @@ class Picture:
 def picture(pixels: figures.Pixels, alt: str, side: int) -> Picture:
     """Pixels (C, H, W) about `side` wide, scaled down, or up by a whole number."""
     shown = figures.shrunk(figures.image(pixels), side)
-    data = base64.b64encode(figures.png(shown)).decode()
     zoom = max(1, round(side / max(pixels.shape[1:])))
     width, height = (n * zoom for n in shown.size)
-    return Picture(f"data:image/png;base64,{data}", alt, width, height)
+    return Picture(inside("image/png", figures.png(shown)), alt, width, height)
 
 
 def row_of(pixels: Iterable[figures.Pixels], words: Iterable[str], side: int) -> list[Picture]:
