@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from diffuse_cli.metrics import QUESTIONS, Measured, Number, numbers
+from diffuse_cli.metrics import QUESTIONS, Measured, MetricNumber, numbers
 
 PAGE = Path(__file__).with_name("evaluation.md")
 START, END = "<!-- numbers: python docs/render_numbers.py -->\n", "<!-- end of numbers -->\n"
 
 
-def row(number: Number) -> str:
+def row(number: MetricNumber) -> str:
     """A line of the table."""
     ideal = number.ideal
     reference = f"`{ideal}`" if isinstance(ideal, str) else "" if ideal is None else Measured(ideal)

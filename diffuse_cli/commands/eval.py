@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from diffuse_cli.commands._cli.console import Console
 from diffuse_cli.config import EvalConfig
-from diffuse_cli.metrics import Number, Values, class_numbers, shown
+from diffuse_cli.metrics import MetricNumber, Values, class_numbers, shown
 from diffuse_cli.system import files
 from diffuse_cli.system.events import columns, plain
 from diffuse_cli.system.outputs import asked
@@ -54,7 +54,7 @@ def lines(found: Evaluated) -> list[str]:
     ]
 
 
-def _row(number: Number, values: Values) -> list[str]:
+def _row(number: MetricNumber, values: Values) -> list[str]:
     reference = number.reference(values)
     return [
         "  " * number.part + number.label,

@@ -21,7 +21,7 @@ from diffuse_cli.evaluation.image_sets import (
     with_pairs,
 )
 from diffuse_cli.evaluation.metric_inputs import EvaluationRun
-from diffuse_cli.metrics import METRICS, Measured, Number, Values, Words, shown
+from diffuse_cli.metrics import METRICS, Measured, MetricNumber, Values, Words, shown
 from diffuse_cli.metrics import measured as number
 from diffuse_cli.metrics.features.feature_choice import words_of
 from diffuse_cli.models.image_conditioning import check_pairs_option
@@ -47,7 +47,7 @@ class Difference:
         better: `A` or `B` where the difference is significant and there is a better direction.
     """
 
-    number: Number
+    number: MetricNumber
     apart: Measured
     paired: bool
     better: str

@@ -16,7 +16,7 @@ from diffuse_cli.metrics.presentation import QUESTIONS as QUESTIONS
 from diffuse_cli.metrics.presentation import SIGNIFICANT as SIGNIFICANT
 from diffuse_cli.metrics.presentation import Facts as Facts
 from diffuse_cli.metrics.presentation import Measured as Measured
-from diffuse_cli.metrics.presentation import Number as Number
+from diffuse_cli.metrics.presentation import MetricNumber as MetricNumber
 from diffuse_cli.metrics.presentation import Remark as Remark
 from diffuse_cli.metrics.presentation import Values as Values
 from diffuse_cli.metrics.presentation import Words as Words
@@ -42,7 +42,7 @@ class Metric:
 
     NEEDS: tuple[str, ...]
     compute: Callable[[Any], dict[str, float]]
-    NUMBERS: tuple[Number, ...] = ()
+    NUMBERS: tuple[MetricNumber, ...] = ()
     BESIDE: tuple[str, ...] = ()
     remarks: Callable[[Facts], Iterable[Remark]] = lambda facts: ()
     difference_errors: Callable[[Any, Any], dict[str, float]] = lambda a, b: {}
@@ -53,8 +53,9 @@ class Metrics(Modules[Metric]):
     """The metrics by name, with defaults where a file does not say."""
 
     def __getitem__(self, name: str) -> Metric:
-        own = vars(super().__getitem__(name))
-        return Metric(**{f.name: own[f.name] for f in fields(Metric) if f.name in own})
+        found = super().__getitem__(name)
+        names = (f.name for f in fields(Metric) if hasattr(found, f.name))
+        return Metric(**{name: getattr(found, name) for name in names})
 
 
 METRICS: Mapping[str, Metric] = Metrics(
@@ -72,7 +73,7 @@ METRICS: Mapping[str, Metric] = Metrics(
 )
 
 
-def numbers() -> list[Number]:
+def numbers() -> list[MetricNumber]:
     """How the numbers of all metrics are shown, in order."""
     found = [n for metric in METRICS.values() for n in metric.NUMBERS]
     return sorted(found, key=lambda n: ([*QUESTIONS].index(n.question), n.place))
@@ -83,19 +84,19 @@ def label(key: str) -> str:
     return next((n.label for n in numbers() if n.key == key), key.replace("_", " "))
 
 
-def shown(values: Values) -> list[Number]:
+def shown(values: Values) -> list[MetricNumber]:
     """How these values are shown, in order; those that no metric describes come last."""
     known = numbers()
     named = {n.key for n in known} | {key for metric in METRICS.values() for key in metric.BESIDE}
     others = [
-        Number(key, key.replace("_", " "))
+        MetricNumber(key, key.replace("_", " "))
         for key in values
         if key not in named and not key.endswith("_standard_error")
     ]
     return [n for n in known if n.key in values] + others
 
 
-def class_numbers(classes: Mapping[str, Values]) -> list[Number]:
+def class_numbers(classes: Mapping[str, Values]) -> list[MetricNumber]:
     """The numbers shown for each class, if any class has them."""
     there = (n for n in numbers() if n.by_class)
     return [n for n in there if any(n.key in values for values in classes.values())]

@@ -12,93 +12,41 @@ import numpy as np
 
 from diffuse_cli.media import Array
 from diffuse_cli.metrics.inputs import MetricInputs
-from diffuse_cli.metrics.presentation import Number, with_error
+from diffuse_cli.metrics.presentation import MetricNumber, with_error
 from diffuse_cli.metrics.sample_statistics import average
 
 NEEDS = ("answers",)
 
-NUMBERS = (
-    Number(
-        "psnr",
-        "PSNR",
-        "Of a generated image against the real one, in decibels: by their mean squared error. The "
-        "reference is what is given itself, blown up or filled in without a model. An average of "
-        "all that is plausible has the best PSNR, and looks blurred.",
-        "higher",
-        "psnr_of_given",
-        "answers",
-        0,
-    ),
-    Number(
-        "psnr_of_nearest",
-        "of the nearest training image",
-        "Of the training image that is given the most similar: looked up, not drawn.",
-        "",
-        None,
-        "answers",
-        1,
-        part=True,
-    ),
-    Number(
-        "ssim",
-        "SSIM",
-        "The same by structure (Wang et al. 2004), at most 1.",
-        "higher",
-        "ssim_of_given",
-        "answers",
-        2,
-    ),
-    Number(
-        "ssim_of_nearest",
-        "of the nearest training image",
-        "That image by structure.",
-        "",
-        None,
-        "answers",
-        3,
-        part=True,
-    ),
-    Number(
-        "feature_distance",
-        "distance in features",
-        "The root mean squared difference of a generated image and the real one in features, which "
-        "blur costs more than in decibels. The reference is what is given itself.",
-        "lower",
-        "feature_distance_of_given",
-        "answers",
-        4,
-    ),
-    Number(
-        "feature_distance_of_nearest",
-        "of the nearest training image",
-        "That image in features.",
-        "",
-        None,
-        "answers",
-        5,
-        part=True,
-    ),
-    Number(
-        "inconsistency",
-        "inconsistency",
-        "How far a generated image, degraded in the same way, is from what it was given: the mean "
-        "difference, where the range is 2. The reference is the real image, off by noise alone.",
-        "reference",
-        "inconsistency_of_real",
-        "answers",
-        6,
-    ),
-    Number(
-        "diversity",
-        "diversity",
-        "How far two images of the same input are apart: the root of their mean squared "
-        "difference, where the range is 2. As far as one of them from the real image is right.",
-        "reference",
-        "distance_to_real",
-        "answers",
-        7,
-    ),
-)
+_NEAREST = "of the nearest training image"
+
+NUMBERS = tuple(
+    MetricNumber(key, label, says, direction, ideal, "answers", place, part=label == _NEAREST)
+    for place, (key, label, says, direction, ideal) in enumerate((
+        ("psnr", "PSNR",
+         "Of a generated image against the real one, in decibels: by their mean squared error. The "
+         "reference is what is given itself, blown up or filled in without a model. An average of "
+         "all that is plausible has the best PSNR, and looks blurred.",
+         "higher", "psnr_of_given"),
+        ("psnr_of_nearest", _NEAREST,
+         "Of the training image that is given the most similar: looked up, not drawn.", "", None),
+        ("ssim", "SSIM", "The same by structure (Wang et al. 2004), at most 1.",
+         "higher", "ssim_of_given"),
+        ("ssim_of_nearest", _NEAREST, "That image by structure.", "", None),
+        ("feature_distance", "distance in features",
+         "The root mean squared difference of a generated image and the real one in features, "
+         "which blur costs more than in decibels. The reference is what is given itself.",
+         "lower", "feature_distance_of_given"),
+        ("feature_distance_of_nearest", _NEAREST, "That image in features.", "", None),
+        ("inconsistency", "inconsistency",
+         "How far a generated image, degraded in the same way, is from what it was given: the mean "
+         "difference, where the range is 2. The reference is the real image, off by noise alone.",
+         "reference", "inconsistency_of_real"),
+        ("diversity", "diversity",
+         "How far two images of the same input are apart: the root of their mean squared "
+         "difference, where the range is 2. As far as one of them from the real image is right.",
+         "reference", "distance_to_real"),
+    ))
+)  # fmt: skip
 BESIDE = (
     "psnr_of_given", "ssim_of_given", "feature_distance_of_given", "inconsistency_of_real",
     "distance_to_real",

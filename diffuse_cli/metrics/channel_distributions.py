@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 
 from diffuse_cli.media import Array
-from diffuse_cli.metrics.presentation import with_error
 from diffuse_cli.metrics.sample_statistics import (
     ROUNDING,
-    Estimate,
     Moments,
+    SampledEstimate,
     averaged,
     center_influences,
     halves,
@@ -27,10 +26,6 @@ from diffuse_cli.metrics.sample_statistics import (
 )
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
-
-
-def told(key: str, estimate: Estimate) -> dict[str, float]:
-    return with_error(key, *estimate.measured())
 
 
 @dataclass(frozen=True)
@@ -47,22 +42,22 @@ class Channel:
     """A channel of both sides, in the units of stored numbers."""
 
     sides: tuple[dict[str, Any], dict[str, Any]]
-    shift: Estimate
-    contrast: Estimate | None
-    distance: Estimate
+    shift: SampledEstimate
+    contrast: SampledEstimate | None
+    distance: SampledEstimate
     density: dict[str, list[float]]
 
     def described(self) -> dict[str, Any]:
         """As JSON."""
         contrast: dict[str, Any] = {"contrast": None, "contrast_standard_error": None}
         if self.contrast is not None:
-            contrast = told("contrast", self.contrast)
+            contrast = self.contrast.by("contrast")
         return {
             "real": self.sides[0],
             "generated": self.sides[1],
-            **told("shift", self.shift),
+            **self.shift.by("shift"),
             **contrast,
-            **told("wasserstein", self.distance),
+            **self.distance.by("wasserstein"),
             "density": self.density,
         }
 
@@ -81,10 +76,10 @@ class Marginals:
     """
 
     channels: tuple[Channel, ...]
-    whole: Estimate
-    floor: Estimate | None
-    shifts: tuple[Estimate, ...]
-    variety: Estimate | None
+    whole: SampledEstimate
+    floor: SampledEstimate | None
+    shifts: tuple[SampledEstimate, ...]
+    variety: SampledEstimate | None
     samples: tuple[Array, Array]
 
     @property
@@ -113,7 +108,7 @@ def measure(real: Array, fake: Array, more: Array) -> Marginals:
     if (parts := halves(real, more)) is not None:
         floor = averaged(_scaled(distances(*parts, bins)[0], units))
     shifts = [
-        Estimate(
+        SampledEstimate(
             float(theirs.mean[c] - ours.mean[c]), -ours.of_mean()[:, c], theirs.of_mean()[:, c]
         )
         for c in range(channels)
@@ -138,20 +133,20 @@ def measure(real: Array, fake: Array, more: Array) -> Marginals:
     )
 
 
-def _scaled(estimates: Sequence[Estimate], units: Array) -> list[Estimate]:
+def _scaled(estimates: Sequence[SampledEstimate], units: Array) -> list[SampledEstimate]:
     return [
-        Estimate(float(e.value / u), e.a / u, e.b / u)
+        SampledEstimate(float(e.value / u), e.a / u, e.b / u)
         for e, u in zip(estimates, units, strict=True)
     ]
 
 
-def _ratios(ours: Moments, theirs: Moments) -> list[Estimate | None]:
+def _ratios(ours: Moments, theirs: Moments) -> list[SampledEstimate | None]:
     """The deviation of generated numbers over that of real ones, by channel; None if these are
     equal."""
     varied = _varied(ours)
     ratios = theirs.deviation / np.where(varied, ours.deviation, 1.0)
     a, b = ours.of_log_deviation(), theirs.of_log_deviation()
-    found = [Estimate(float(r), -r * a[:, c], r * b[:, c]) for c, r in enumerate(ratios)]
+    found = [SampledEstimate(float(r), -r * a[:, c], r * b[:, c]) for c, r in enumerate(ratios)]
     return [own if known else None for own, known in zip(found, varied, strict=True)]
 
 
@@ -171,7 +166,7 @@ def _rounding(side: Moments, floats: bool, points: int) -> Array:
 
 def _variety(
     ours: Moments, theirs: Moments, units: Array, floats: bool, points: int
-) -> Estimate | None:
+) -> SampledEstimate | None:
     """The root of the ratio of the variances of samples' means, over all channels; None if those
     of real samples are equal."""
     totals, influences = [], []
@@ -183,7 +178,7 @@ def _variety(
         return None
     ratio = math.sqrt(totals[1] / totals[0])
     a, b = (own / (2 * max(total, 1e-300)) for own, total in zip(influences, totals, strict=True))
-    return Estimate(ratio, -ratio * a, ratio * b)
+    return SampledEstimate(ratio, -ratio * a, ratio * b)
 
 
 @dataclass(frozen=True)
@@ -196,7 +191,7 @@ class Counted:
 
 def distances(
     a: Array, b: Array, bins: Sequence[Bins]
-) -> tuple[list[Estimate], tuple[list[Counted], list[Counted]]]:
+) -> tuple[list[SampledEstimate], tuple[list[Counted], list[Counted]]]:
     """The Wasserstein distance of two sets of samples by channel, and what was counted."""
     counts = [_counts(side, bins) for side in (a, b)]
     gaps = [np.cumsum(x) / x.sum() - np.cumsum(y) / y.sum() for x, y in zip(*counts, strict=True)]
@@ -208,7 +203,7 @@ def distances(
         _by_sample(side, bins, potentials, own) for side, own in zip((a, b), counts, strict=True)
     )
     found = [
-        Estimate(float(own @ gap), phi_a[:, c], -phi_b[:, c])
+        SampledEstimate(float(own @ gap), phi_a[:, c], -phi_b[:, c])
         for c, (own, gap) in enumerate(zip(signed, gaps, strict=True))
     ]
     return found, (of_a, of_b)
@@ -219,7 +214,7 @@ def difference_error(real: Array, one: Array, other: Array) -> float:
 
     The k-th samples of both correspond. |y| - |x| has kinks, where one side's share crosses the
     real one; with (y^2 - x^2) / (|x| + |y|) for it in each bin, and the sum of the two fixed, what
-    is left is smooth. See `Estimate.distance_error`.
+    is left is smooth. See `SampledEstimate.distance_error`.
 
     Args:
         real, one, other: stored samples (N, C, *size), (M, C, *size) and (M, C, *size).
@@ -242,7 +237,8 @@ def difference_error(real: Array, one: Array, other: Array) -> float:
         for side, own, each in zip(sides, potentials, counts, strict=True)
     ]
     apart = [
-        Estimate(0.0, found[0][:, c], found[1][:, c] + found[2][:, c]) for c in range(len(bins))
+        SampledEstimate(0.0, found[0][:, c], found[1][:, c] + found[2][:, c])
+        for c in range(len(bins))
     ]
     return averaged(_scaled(apart, _units(ours, bins))).error()
 
@@ -297,10 +293,10 @@ def _described(side: Moments, c: int, counted: Counted) -> dict[str, Any]:
     n, deviation = len(side.means), float(side.deviation[c])
     nothing = np.zeros(1)
     of_deviation = deviation * side.of_log_deviation()[:, c]
-    mean = Estimate(float(side.mean[c]), side.of_mean()[:, c], nothing)
+    mean = SampledEstimate(float(side.mean[c]), side.of_mean()[:, c], nothing)
     return {
-        **told("mean", mean),
-        **told("deviation", Estimate(deviation, of_deviation, nothing)),
+        **mean.by("mean"),
+        **SampledEstimate(deviation, of_deviation, nothing).by("deviation"),
         "deviation_of_means": float(side.means[:, c].std(ddof=1)) if n > 1 else 0.0,
         "quantiles": [
             {"share": share, "value": float(value), "standard_error": float(error)}

@@ -23,16 +23,15 @@ from diffuse_cli.metrics.presentation import (
     SIGNIFICANT,
     Facts,
     Measured,
-    Number,
+    MetricNumber,
     Remark,
-    with_error,
 )
-from diffuse_cli.metrics.sample_statistics import Estimate
+from diffuse_cli.metrics.sample_statistics import SampledEstimate
 from diffuse_cli.system.rng import permutation
 
 NEEDS = ("features",)
 
-_number = partial(Number, direction="lower", question="likeness", place=2)
+_number = partial(MetricNumber, direction="lower", question="likeness", place=2)
 
 NUMBERS = (
     _number(
@@ -103,14 +102,14 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
     """
     real, fake = both(evaluation, NAME)
     whole = fit(real, fake)
-    result = with_error("frechet_distance", whole.value, whole.error())
+    result = whole.by("frechet_distance")
     if min(len(real), len(fake)) >= SMALLEST * max(PARTS):
         line, bend = infinity(real, fake, whole)
-        result |= with_error("frechet_infinity", line.value, line.error())
+        result |= line.by("frechet_infinity")
         result["frechet_infinity_bend"] = bend
     if halves := floor(evaluation):
         bare = fit(*halves)
-        result |= with_error("frechet_floor", bare.value, bare.error())
+        result |= bare.by("frechet_floor")
         result["floor_images"] = float(len(halves[0]))
     return result
 
@@ -126,7 +125,7 @@ def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
     return result
 
 
-def fit(a: Array, b: Array) -> Estimate:
+def fit(a: Array, b: Array) -> SampledEstimate:
     """The squared Fréchet distance of float64 features (N, d) and (M, d), with the influences."""
     centred_a, centred_b = a - a.mean(0), b - b.mean(0)
     (basis_a, root_a), (basis_b, root_b) = _factors(centred_a), _factors(centred_b)
@@ -135,14 +134,14 @@ def fit(a: Array, b: Array) -> Estimate:
     # S = R^T R on both sides, so S_a S_b has the non-zero eigenvalues of (R_a R_b^T)(R_a R_b^T)^T:
     # the trace of its root is a sum of singular values, and nothing ill-conditioned is rooted.
     spread = root_a.square().sum() + root_b.square().sum() - 2 * shared.sum()
-    return Estimate(
+    return SampledEstimate(
         float(np.square(gap).sum() + spread.item()),
         _influence(centred_a, gap, basis_a, left, shared),
         _influence(centred_b, -gap, basis_b, right.T, shared),
     )
 
 
-def infinity(a: Array, b: Array, whole: Estimate) -> tuple[Estimate, float]:
+def infinity(a: Array, b: Array, whole: SampledEstimate) -> tuple[SampledEstimate, float]:
     """The distance at 1/n = 0, `whole` being the fit of all images, and what a parabola adds to it.
 
     The error is that of sampling, of points that come from the same images. The gap between the
@@ -151,10 +150,10 @@ def infinity(a: Array, b: Array, whole: Estimate) -> tuple[Estimate, float]:
     order_a, order_b = permutation(0, 0, len(a)), permutation(0, 1, len(b))
     divided = [_divided(a[order_a], b[order_b], parts) for parts in PARTS[1:]]
     back_a, back_b = order_a.argsort(), order_b.argsort()
-    levels = [whole, *(Estimate(f.value, f.a[back_a], f.b[back_b]) for f in divided)]
+    levels = [whole, *(SampledEstimate(f.value, f.a[back_a], f.b[back_b]) for f in divided)]
     line, curve = _intercept(PARTS, 1), _intercept(PARTS, 2)
     values = np.array([level.value for level in levels])
-    sampled = Estimate(
+    sampled = SampledEstimate(
         float(line @ values),
         sum(w * level.a for w, level in zip(line, levels, strict=True)),
         sum(w * level.b for w, level in zip(line, levels, strict=True)),
@@ -162,11 +161,11 @@ def infinity(a: Array, b: Array, whole: Estimate) -> tuple[Estimate, float]:
     return sampled, float((curve - line) @ values)
 
 
-def _divided(a: Array, b: Array, parts: int) -> Estimate:
+def _divided(a: Array, b: Array, parts: int) -> SampledEstimate:
     """The mean distance of a part of one side from a part of the other."""
     pairs = zip(np.array_split(a, parts), np.array_split(b, parts), strict=True)
     fits = [fit(*pair) for pair in pairs]
-    return Estimate(
+    return SampledEstimate(
         float(np.mean([f.value for f in fits])),
         np.concatenate([f.a for f in fits]),
         np.concatenate([f.b for f in fits]),

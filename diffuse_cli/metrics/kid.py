@@ -20,7 +20,7 @@ from diffuse_cli.metrics.nearest_neighbors import blocks
 from diffuse_cli.metrics.presentation import (
     LANDMARKS,
     Facts,
-    Number,
+    MetricNumber,
     Remark,
     listed,
     standing,
@@ -30,7 +30,7 @@ from diffuse_cli.metrics.presentation import (
 NEEDS = ("features",)
 
 NUMBERS = (
-    Number(
+    MetricNumber(
         "kid",
         "KID",
         "Kernel inception distance: how different the two clouds are. It does not depend on how "
@@ -89,9 +89,14 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
 
     Each has a standard error if there are at least 4 images on each side.
     """
-    result = estimate(*both(evaluation, NAME))
+    return of_features(evaluation, NAME, "kid")
+
+
+def of_features(evaluation: MetricInputs, name: str, key: str) -> dict[str, float]:
+    """Return the kernel distance called `name` and its floor, by the key and `key_floor`."""
+    result = estimate(*both(evaluation, name), key)
     if halves := floor(evaluation):
-        result |= estimate(*halves, "kid_floor")
+        result |= estimate(*halves, f"{key}_floor")
     return result
 
 

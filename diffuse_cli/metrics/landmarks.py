@@ -10,7 +10,7 @@ import numpy as np
 from diffuse_cli.media import Array
 from diffuse_cli.metrics.inputs import MetricInputs
 from diffuse_cli.metrics.kid import estimate, within
-from diffuse_cli.metrics.presentation import LANDMARKS, Number
+from diffuse_cli.metrics.presentation import LANDMARKS, MetricNumber
 from diffuse_cli.system.rng import philox
 
 NEEDS = ("features", "landmarks")
@@ -18,7 +18,7 @@ NEEDS = ("features", "landmarks")
 LACKS = {"blurred": "shapes without detail", "mean": "no variety", "noise": "nothing learned"}
 
 NUMBERS = tuple(
-    Number(
+    MetricNumber(
         f"kid_of_{name}",
         f"of {words}",
         f"For comparison: {LACKS[name]}. A model should be clearly below.",

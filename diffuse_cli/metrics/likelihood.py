@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from diffuse_cli.metrics.inputs import MetricInputs
-from diffuse_cli.metrics.presentation import Facts, Number, Remark, with_error
+from diffuse_cli.metrics.presentation import Facts, MetricNumber, Remark, with_error
 from diffuse_cli.metrics.sample_statistics import average
 
 NEEDS = ("bits",)
@@ -19,7 +19,7 @@ PARTS = {
 IDEAL = {"prior": 0.0}
 
 NUMBERS = (
-    Number(
+    MetricNumber(
         "bits_per_dim",
         "bits per dimension",
         "The bound for real samples; the sum of the three parts.",
@@ -28,7 +28,7 @@ NUMBERS = (
         axis="bits per dimension",
         by_class=True,
     ),
-    Number(
+    MetricNumber(
         "nats_per_dim",
         "nats per dimension",
         "The same of a density, in natural logarithms: of the numbers in the files, in their "
@@ -38,7 +38,7 @@ NUMBERS = (
         part=True,
     ),
     *(
-        Number(f"bits_{part}", label, says, "lower", IDEAL.get(part), "prediction", part=True)
+        MetricNumber(f"bits_{part}", label, says, "lower", IDEAL.get(part), "prediction", part=True)
         for part, (label, says) in PARTS.items()
     ),
 )

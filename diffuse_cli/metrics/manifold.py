@@ -24,7 +24,7 @@ from diffuse_cli.metrics.inputs import MetricInputs, both
 from diffuse_cli.metrics.nearest_neighbors import blocks, center_features, neighbors, squared
 from diffuse_cli.metrics.presentation import (
     Facts,
-    Number,
+    MetricNumber,
     Remark,
     Values,
     lost,
@@ -55,8 +55,8 @@ SAYS = {
 }
 
 
-def _number(name: str, direction: str, ideal: float | None = None, **more: Any) -> Number:
-    return Number(name, name, SAYS[name], direction, ideal, "variety", axis="share", **more)
+def _number(name: str, direction: str, ideal: float | None = None, **more: Any) -> MetricNumber:
+    return MetricNumber(name, name, SAYS[name], direction, ideal, "variety", axis="share", **more)
 
 
 NUMBERS = (

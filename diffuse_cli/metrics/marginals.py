@@ -18,13 +18,20 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from diffuse_cli.metrics.channel_distributions import difference_error, told
+from diffuse_cli.metrics.channel_distributions import difference_error
 from diffuse_cli.metrics.inputs import MetricInputs
-from diffuse_cli.metrics.presentation import SIGNIFICANT, Facts, Measured, Number, Remark, listed
+from diffuse_cli.metrics.presentation import (
+    SIGNIFICANT,
+    Facts,
+    Measured,
+    MetricNumber,
+    Remark,
+    listed,
+)
 
 NEEDS = ("marginals",)
 
-_number = partial(Number, question="numbers")
+_number = partial(MetricNumber, question="numbers")
 
 NUMBERS = (
     _number(
@@ -68,13 +75,13 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
     """`wasserstein` and its floor, `mean_shift` and `mean_variety`, with standard errors."""
     found = evaluation.marginals
     result = {
-        **told("wasserstein", found.whole),
-        **told("mean_shift", found.shifts[found.farthest]),
+        **found.whole.by("wasserstein"),
+        **found.shifts[found.farthest].by("mean_shift"),
     }
     if found.variety is not None:
-        result |= told("mean_variety", found.variety)
+        result |= found.variety.by("mean_variety")
     if found.floor is not None:
-        result |= told("wasserstein_floor", found.floor)
+        result |= found.floor.by("wasserstein_floor")
     return result
 
 

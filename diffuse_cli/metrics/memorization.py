@@ -21,7 +21,7 @@ from diffuse_cli.metrics.presentation import (
     SIGNIFICANT,
     Facts,
     Measured,
-    Number,
+    MetricNumber,
     Remark,
     Values,
     lost,
@@ -40,8 +40,8 @@ FEW = 0.1
 SPACES = {"features": "as the network sees it", "pixels": "pixel by pixel"}
 
 NUMBERS = tuple(
-    Number(f"{key}_{space}", f"{label} in {space}", says.format(words), "below", ideal, "copies",
-           axis="share")
+    MetricNumber(f"{key}_{space}", f"{label} in {space}", says.format(words), "below", ideal,
+                 "copies", axis="share")
     for key, label, ideal, says in (
         ("memorized", "near", "memorized_expected",
          "Share of the generated samples that are nearer to a training sample, {}, than nearly all "

@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from functools import partial
 
 from diffuse_cli.metrics.inputs import MetricInputs
-from diffuse_cli.metrics.presentation import Facts, Measured, Number, Remark, with_error
+from diffuse_cli.metrics.presentation import Facts, Measured, MetricNumber, Remark, with_error
 from diffuse_cli.metrics.sample_statistics import average
 
 NEEDS = ("bits", "train_bits")
 
-_number = partial(Number, direction="reference", question="prediction", part=True)
+_number = partial(MetricNumber, direction="reference", question="prediction", part=True)
 
 NUMBERS = (
     _number(

@@ -145,7 +145,7 @@ QUESTIONS: Mapping[str, Question] = {
     ),
     "other": Question("Other numbers", ""),
 }
-"""In the order shown; each `Number` names the one that it answers."""
+"""In the order shown; each `MetricNumber` names the one that it answers."""
 
 DIRECTIONS = {
     "lower": "lower is better",
@@ -157,7 +157,7 @@ DIRECTIONS = {
 
 
 @dataclass(frozen=True)
-class Number:
+class MetricNumber:
     """How a number of an evaluation is shown.
 
     Attributes:

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from diffuse_cli.metrics.inputs import MetricInputs, both, floor
+from diffuse_cli.metrics.inputs import MetricInputs
 from diffuse_cli.metrics.kid import difference_errors as of_kid
-from diffuse_cli.metrics.kid import estimate
-from diffuse_cli.metrics.presentation import Facts, Number, Remark
+from diffuse_cli.metrics.kid import of_features
+from diffuse_cli.metrics.presentation import Facts, MetricNumber, Remark
 
 NEEDS = ("random_features",)
 
 NUMBERS = (
-    Number(
+    MetricNumber(
         "kid_random",
         "KID, random features",
         "Kernel distance of features of a network with random weights, as none was trained on such "
@@ -38,10 +38,7 @@ NAME = "the kernel distance of random features"
 def compute(evaluation: MetricInputs) -> dict[str, float]:
     """`kid_random`, and `kid_random_floor`, that of real samples against other real ones; with
     standard errors of at least 4 samples on each side."""
-    result = estimate(*both(evaluation, NAME), "kid_random")
-    if halves := floor(evaluation):
-        result |= estimate(*halves, "kid_random_floor")
-    return result
+    return of_features(evaluation, NAME, "kid_random")
 
 
 def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from diffuse_cli.media import Array
-from diffuse_cli.metrics.presentation import Measured
+from diffuse_cli.metrics.presentation import Measured, with_error
 
 AT_ONCE = 2**18
 """Numbers in memory as float64 at a time; more would not stay in a processor's cache."""
@@ -127,7 +127,7 @@ def spread(samples: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class SampledEstimate:
     """A value, and the influence of each sample at first order.
 
     Attributes:
@@ -148,11 +148,11 @@ class Estimate:
         variance = sum(np.square(x).sum() / (len(x) * max(len(x) - 1, 1)) for x in (self.a, self.b))
         return math.sqrt(float(variance))
 
-    def less(self, other: Estimate) -> Estimate:
+    def less(self, other: SampledEstimate) -> SampledEstimate:
         """The difference of two estimates whose samples correspond."""
-        return Estimate(self.value - other.value, self.a - other.a, self.b - other.b)
+        return SampledEstimate(self.value - other.value, self.a - other.a, self.b - other.b)
 
-    def distance_error(self, other: Estimate) -> float:
+    def distance_error(self, other: SampledEstimate) -> float:
         """Return the standard error of the difference of two distances, by that of their squares.
 
         A distance has a kink at 0, where its influence jumps: two models on opposite sides of the
@@ -168,16 +168,16 @@ class Estimate:
             scales[0] * own - scales[1] * theirs
             for own, theirs in ((self.a, other.a), (self.b, other.b))
         )
-        return Estimate(0.0, a, b).error()
+        return SampledEstimate(0.0, a, b).error()
 
-    def measured(self) -> Measured:
-        """The value with its error."""
-        return Measured(self.value, self.error())
+    def by(self, key: str) -> dict[str, float]:
+        """Return the value and its error, by their keys."""
+        return with_error(key, self.value, self.error())
 
 
-def averaged(estimates: Sequence[Estimate]) -> Estimate:
+def averaged(estimates: Sequence[SampledEstimate]) -> SampledEstimate:
     """The mean of estimates from the same samples."""
-    return Estimate(
+    return SampledEstimate(
         float(np.mean([e.value for e in estimates])),
         np.mean([e.a for e in estimates], axis=0),
         np.mean([e.b for e in estimates], axis=0),

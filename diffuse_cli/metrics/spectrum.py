@@ -19,9 +19,9 @@ import torch
 
 from diffuse_cli.media import Array
 from diffuse_cli.metrics.inputs import MetricInputs, Shells, Spectra
-from diffuse_cli.metrics.presentation import Facts, Measured, Number, Remark, with_error
+from diffuse_cli.metrics.presentation import Facts, Measured, MetricNumber, Remark
 from diffuse_cli.metrics.sample_statistics import (
-    Estimate,
+    SampledEstimate,
     center_influences,
     halves,
     numbers_of,
@@ -31,7 +31,7 @@ from diffuse_cli.metrics.sample_statistics import (
 
 NEEDS = ("spectra",)
 
-_number = partial(Number, question="numbers")
+_number = partial(MetricNumber, question="numbers")
 
 NUMBERS = (
     _number(
@@ -74,11 +74,11 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
     found = evaluation.spectra
     if not len(found.shells.counts) or not found.real.any():
         return {}
-    result = with_error("spectral_distance", *distance(found.real, found.fake).measured())
+    result = distance(found.real, found.fake).by("spectral_distance")
     if (parts := halves(found.real, found.more)) is not None:
-        result |= with_error("spectral_distance_floor", *distance(*parts).measured())
+        result |= distance(*parts).by("spectral_distance_floor")
     if (band := fine(evaluation)) is not None:
-        result |= with_error("fine_detail", *band.measured())
+        result |= band.by("fine_detail")
     return result
 
 
@@ -138,7 +138,7 @@ def remarks(facts: Facts) -> Iterator[Remark]:
     )
 
 
-def distance(real: Array, fake: Array) -> Estimate:
+def distance(real: Array, fake: Array) -> SampledEstimate:
     """The log-spectral distance of powers (N, S) and (M, S), in decibels."""
     levels = [np.maximum(side.mean(0), LEAST) for side in (real, fake)]
     gaps = DECIBELS * np.log(levels[1] / levels[0])
@@ -148,10 +148,10 @@ def distance(real: Array, fake: Array) -> Estimate:
         DECIBELS * (center_influences(side) / level) @ slopes
         for side, level in zip((real, fake), levels, strict=True)
     )
-    return Estimate(value, -a, b)
+    return SampledEstimate(value, -a, b)
 
 
-def fine(evaluation: MetricInputs) -> Estimate | None:
+def fine(evaluation: MetricInputs) -> SampledEstimate | None:
     """The power from `FINE` on, generated over real, in decibels; None if there is none."""
     found = evaluation.spectra
     counts = np.where(found.shells.frequencies >= FINE, found.shells.counts, 0)
@@ -164,7 +164,7 @@ def fine(evaluation: MetricInputs) -> Estimate | None:
         DECIBELS * center_influences(side) / level
         for side, level in zip((real, fake), levels, strict=True)
     )
-    return Estimate(DECIBELS * math.log(levels[1] / levels[0]), -a, b)
+    return SampledEstimate(DECIBELS * math.log(levels[1] / levels[0]), -a, b)
 
 
 # -- waves ----------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import pytest
 from conftest import Ran, in_process, write_images
 
 from diffuse_cli.evaluation import paired_comparison
-from diffuse_cli.metrics import METRICS, Measured, Metric, Number
+from diffuse_cli.metrics import METRICS, Measured, Metric, MetricNumber
 from diffuse_cli.models import model_file
 
 QUICK = ("-n", 6, "--steps", 2, "--timesteps", 5, "--precision", "fp32")
@@ -248,8 +248,8 @@ def test_the_table_says_which_is_better_and_what_the_error_is_of(
         ("features",),
         compute,
         (
-            Number("light", "light", direction="higher"),
-            Number("real", "of real ones", question="likeness"),
+            MetricNumber("light", "light", direction="higher"),
+            MetricNumber("real", "of real ones", question="likeness"),
         ),
     )
     monkeypatch.setattr(
@@ -274,7 +274,7 @@ def test_the_table_says_which_is_better_and_what_the_error_is_of(
 def test_which_is_better_follows_the_direction():
     def better(direction: str, apart: float) -> str:
         values = [{"x": 1.0, "x_standard_error": 0.1}, {"x": 1 + apart, "x_standard_error": 0.1}]
-        shape = Number("x", "x", direction=direction)
+        shape = MetricNumber("x", "x", direction=direction)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(paired_comparison, "shown", lambda values: [shape])
             (found,) = paired_comparison.differences(values, {"x": 0.1})

@@ -176,11 +176,11 @@ def test_every_metric_has_its_words(whole):
 
 
 NEW = """
-from diffuse_cli.metrics import Number, Remark
+from diffuse_cli.metrics import MetricNumber, Remark
 
 NEEDS = ()
 NUMBERS = (
-    Number("sheen", "sheen <b>", "How they shine.", "higher", 50.0, "variety", axis="lux",
+    MetricNumber("sheen", "sheen <b>", "How they shine.", "higher", 50.0, "variety", axis="lux",
            by_class=True),
 )
 

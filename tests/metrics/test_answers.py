@@ -14,7 +14,7 @@ from diffuse_cli.core.conditions import Conditions, Given
 from diffuse_cli.core.space import Space
 from diffuse_cli.evaluation.image_sets import Labelled
 from diffuse_cli.evaluation.input_builders import nearest
-from diffuse_cli.metrics import METRICS, Number, numbers
+from diffuse_cli.metrics import METRICS, MetricNumber, numbers
 from diffuse_cli.metrics.answers import (
     MOST,
     SPREAD,
@@ -164,5 +164,5 @@ def test_every_number_is_shown():
     made = likeness(*(images(2, 8, 8) for _ in range(3)), others, 255)
     apart = feature_distances(*(images(2, 8, 8) for _ in range(2)), others)
     assert own == {*made, *apart, "inconsistency", "inconsistency_of_real"}
-    assert all(isinstance(n, Number) for n in METRICS["answers"].NUMBERS)
+    assert all(isinstance(n, MetricNumber) for n in METRICS["answers"].NUMBERS)
     assert all(n.part or n.ideal in own for n in METRICS["answers"].NUMBERS)

@@ -21,7 +21,7 @@ from diffuse_cli.evaluation.tune.candidates import Tried, Tuned
 from diffuse_cli.metrics import (
     QUESTIONS,
     Measured,
-    Number,
+    MetricNumber,
     Values,
     Words,
     class_numbers,
@@ -61,7 +61,7 @@ def numbers(found: Evaluated) -> dict[str, Any]:
     }
 
 
-def _plots(question: str, there: Sequence[Number], values: Values) -> Iterator[Markup]:
+def _plots(question: str, there: Sequence[MetricNumber], values: Values) -> Iterator[Markup]:
     """Dots of the numbers of one axis, if there are two of them or a reference."""
     for place, axis in enumerate(dict.fromkeys(n.axis for n in there if n.axis)):
         members = [n for n in there if n.axis == axis and n.quoted(values)]

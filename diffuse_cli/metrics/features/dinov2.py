@@ -51,7 +51,7 @@ LARGE = Shape()
 DIM = LARGE.width
 
 
-class Attention(nn.Module):
+class DinoAttention(nn.Module):
     """Self-attention of tokens (N, L, C)."""
 
     def __init__(self, width: int, heads: int) -> None:
@@ -86,13 +86,13 @@ class Scale(nn.Module):
         return x * self.gamma
 
 
-class Block(nn.Module):
+class DinoBlock(nn.Module):
     """Attention and perceptron, each normed before and scaled after, each beside a residual."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
-        self.attn = Attention(width, heads)
+        self.attn = DinoAttention(width, heads)
         self.ls1 = Scale(width)
         self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
         self.mlp = perceptron(width)
@@ -113,7 +113,7 @@ class VisionTransformer(nn.Module):
         self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, width, shape.patch, shape.patch)})
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + shape.grid**2, width))
-        self.blocks = nn.Sequential(*(Block(width, shape.heads) for _ in range(shape.depth)))
+        self.blocks = nn.Sequential(*(DinoBlock(width, shape.heads) for _ in range(shape.depth)))
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ norm = partial(nn.BatchNorm2d, eps=1e-3)
 """The BatchNorm after each convolution."""
 
 
-class Stage(NamedTuple):
+class StageShape(NamedTuple):
     """A row of table 1: `repeats` blocks, the first of which has the stride."""
 
     kernel: int
@@ -63,13 +63,13 @@ class Stage(NamedTuple):
 
 
 STAGES = (
-    Stage(3, 1, 1, 16, 1),
-    Stage(3, 2, 6, 24, 2),
-    Stage(5, 2, 6, 40, 2),
-    Stage(3, 2, 6, 80, 3),
-    Stage(5, 1, 6, 112, 3),
-    Stage(5, 2, 6, 192, 4),
-    Stage(3, 1, 6, 320, 1),
+    StageShape(3, 1, 1, 16, 1),
+    StageShape(3, 2, 6, 24, 2),
+    StageShape(5, 2, 6, 40, 2),
+    StageShape(3, 2, 6, 80, 3),
+    StageShape(5, 1, 6, 112, 3),
+    StageShape(5, 2, 6, 192, 4),
+    StageShape(3, 1, 6, 320, 1),
 )
 
 
@@ -92,7 +92,7 @@ def _widen(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object)
     state[f"{prefix}weight"] = F.pad(state[f"{prefix}weight"], (1, 0, 1, 0))
 
 
-class Block(nn.Module):
+class InvertedResidual(nn.Module):
     """Inverted residual (Sandler et al. 2018): widen, filter each channel, project."""
 
     def __init__(self, width_in: int, width: int, kernel: int, stride: int, expansion: int):
@@ -131,7 +131,7 @@ class EfficientNetLite0(nn.Module):
         for stage in STAGES:
             for i in range(stage.repeats):
                 stride = 1 if i else stage.stride
-                block = Block(width, stage.width, stage.kernel, stride, stage.expansion)
+                block = InvertedResidual(width, stage.width, stage.kernel, stride, stage.expansion)
                 self._blocks.append(block)
                 width = stage.width
         self._conv_head = SameConv(width, DIM, 1)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -40,15 +40,13 @@ LARGEST = 1e3
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
-def random_network(
-    space: Space, mean: Sequence[float], std: Sequence[float], device: torch.device
-) -> FeatureNetwork:
+def random_network_for(space: Space, real: Array, device: torch.device) -> FeatureNetwork:
     """A network for stored samples (N, C, *size) of a space -> float32 features.
 
     Features are the means and root mean squares over space of every channel after each layer.
 
     Args:
-        mean, std: what numbers are standardised by, in the model's units, by channel.
+        real: the samples by which numbers are standardised, in the model's units, by channel.
     """
     sizes, width = [], space.channels
     for k, wider in enumerate(WIDTHS):
@@ -63,10 +61,20 @@ def random_network(
     ]
     digest = hashlib.sha256(b"".join(own.tobytes() for own in drawn)).hexdigest()
     weights = [torch.from_numpy(own).to(device) for own in drawn]
+    total, squares, count = np.zeros(space.channels), np.zeros(space.channels), 0
+    for start in range(0, len(real), 64):
+        part = torch.from_numpy(np.ascontiguousarray(real[start : start + 64]))
+        seen = np.nan_to_num(space.to_model(part).double().numpy())
+        seen = seen.reshape(len(seen), space.channels, -1)
+        total += seen.sum((0, 2))
+        squares += np.square(seen).sum((0, 2))
+        count += len(seen) * seen.shape[2]
+    mean = total / count
+    std = np.sqrt(np.maximum(squares / count - np.square(mean), 0))
     shape = (-1, *[1] * space.dims)
     middle, spread = (
         torch.tensor(values, dtype=torch.float32, device=device).reshape(shape)
-        for values in (mean, std)
+        for values in (mean, np.where(std > 0, std, 1))
     )
     convolve = CONVOLUTIONS[space.dims]
 
@@ -82,21 +90,6 @@ def random_network(
 
     dim = 2 * sum(size[0] for size in sizes)
     return FeatureNetwork(RANDOM, dim, digest, device, forward, pictures=False)
-
-
-def random_network_for(space: Space, real: Array, device: torch.device) -> FeatureNetwork:
-    """A network that standardises by real samples (N, C, *size), as stored."""
-    total, squares, count = np.zeros(space.channels), np.zeros(space.channels), 0
-    for start in range(0, len(real), 64):
-        part = torch.from_numpy(np.ascontiguousarray(real[start : start + 64]))
-        seen = np.nan_to_num(space.to_model(part).double().numpy())
-        seen = seen.reshape(len(seen), space.channels, -1)
-        total += seen.sum((0, 2))
-        squares += np.square(seen).sum((0, 2))
-        count += len(seen) * seen.shape[2]
-    mean = total / count
-    std = np.sqrt(np.maximum(squares / count - np.square(mean), 0))
-    return random_network(space, mean.tolist(), np.where(std > 0, std, 1).tolist(), device)
 
 
 # -- judging --------------------------------------------------------------------------------------
