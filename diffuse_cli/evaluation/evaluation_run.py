@@ -28,12 +28,13 @@ from diffuse_cli.data import is_images
 from diffuse_cli.evaluation import examples, variational_bound
 from diffuse_cli.evaluation.examples import Shown
 from diffuse_cli.evaluation.feature_cache import Team
-from diffuse_cli.evaluation.image_sets import classes_told, drawn_from, read_sides
+from diffuse_cli.evaluation.image_sets import Sides, classes_told, drawn_from, read_sides
 from diffuse_cli.evaluation.input_builders import make
 from diffuse_cli.evaluation.metric_inputs import EvaluationRun, lacking, unmeasured
 from diffuse_cli.media import figures
 from diffuse_cli.metrics import Facts, Remark, Words, features, remarks
-from diffuse_cli.metrics.features.feature_choice import Judge, find_judge, words_of
+from diffuse_cli.metrics.features import FeatureNetwork, feature_choice
+from diffuse_cli.metrics.features.feature_choice import Judge, words_of
 from diffuse_cli.models.model_file import Found
 from diffuse_cli.sampling.generation import Loaded, load_denoiser
 from diffuse_cli.sampling.guidance_model import equipped
@@ -89,7 +90,7 @@ def evaluate(
             lacks = lacking(loaded.space, loaded, training=config.train_n > 0)
             for _ in unmeasured(config.metrics or (), lacks):
                 pass  # said when DATA is read, which may not be what the model was trained on
-        judge = yield from judging(config, loaded.space if loaded else None, accelerator)
+        judge = yield from find_judge(config, loaded.space if loaded else None, accelerator)
         sides = yield from read_sides(config, loaded)
         sides.check()
         words = words_of(sides.space)
@@ -108,12 +109,11 @@ def evaluate(
                 "--pairs needs DATA that the model was trained on, with a held-out part",
                 f"Give the model's training data, 40 {words.many} or more, without --train-n 0",
             )
-        network = judge.of(sides.space, sides.real.samples)
+        network = yield from choose_network(config, judge, sides)
         evaluation = EvaluationRun(
             config, accelerator, network, loaded, settings, sides.real, sides.more, sides.fakes,
             training, space=sides.space,
         )  # fmt: skip
-        yield from tell_judge(config, network, sides.space)
         yield from unmeasured(config.metrics or (), evaluation.lacking)
         values = yield from measured(evaluation)
         if config.metrics is None:
@@ -187,46 +187,54 @@ def details(evaluation: EvaluationRun) -> dict[str, Any]:
     }
 
 
-def find_network(config: MeasureConfig, accelerator: Accelerator) -> Work[features.FeatureNetwork]:
-    """The feature network; to be called before the work, as its weights may be missing or wrong."""
+def find_network(
+    config: MeasureConfig, accelerator: Accelerator, *, alone: bool = False
+) -> Work[FeatureNetwork]:
+    """The feature network; to be called before the work, as its weights may be missing or wrong.
+
+    Args:
+        alone: whether only the first process calls it.
+    """
     name, device = config.features, accelerator.device
-    if config.feature_weights is not None:
-        return (yield from features.ready(name, device, config.feature_weights))
-    failed = None
-    if accelerator.is_local_main_process:  # downloads; the others wait
-        try:
-            yield from features.find(name)
-        except DiffuseError as error:
-            failed = error
-    for reason in filter(None, Team.of(accelerator).gather(failed)):
-        raise reason
-    return (yield from features.ready(name, device))
+    if not alone and config.feature_weights is None:
+        failed = None
+        if accelerator.is_local_main_process:  # downloads; the others wait
+            try:
+                yield from features.find(name)
+            except DiffuseError as error:
+                failed = error
+        for reason in filter(None, Team.of(accelerator).gather(failed)):
+            raise reason
+    return (yield from features.ready(name, device, config.feature_weights))
 
 
-def judging(config: MeasureConfig, space: Space | None, accelerator: Accelerator) -> Work[Judge]:
-    """What chooses the feature network for samples of a space, None while it is not known."""
-    trained = find_network(config, accelerator)
-    return (yield from find_judge(space, accelerator.device, trained))
+def find_judge(
+    config: MeasureConfig, space: Space | None, accelerator: Accelerator, *, alone: bool = False
+) -> Work[Judge]:
+    """Find what chooses the feature network for samples of a space, None while it is not known."""
+    trained = find_network(config, accelerator, alone=alone)
+    return (yield from feature_choice.find_judge(space, accelerator.device, trained))
 
 
-def tell_judge(config: MeasureConfig, network: features.FeatureNetwork, space: Space) -> Work[None]:
-    """Say where features are not those of photographs.
+def choose_network(config: MeasureConfig, judge: Judge, sides: Sides) -> Work[FeatureNetwork]:
+    """Choose the feature network for the sides; say where features are not those of photographs.
 
     Raises:
         UsageError: a network of photographs was asked for.
     """
-    if network.pictures:
-        return
-    many = words_of(space).many
-    if flag := first_given(config, FeatureConfig):
-        raise UsageError(
-            f"{flag} is of photographs, whose features say nothing of {many}",
-            "Leave it out: KID is that of random features",
+    network = judge.of(sides.space, sides.real.samples)
+    if not network.pictures:
+        many = words_of(sides.space).many
+        if flag := first_given(config, FeatureConfig):
+            raise UsageError(
+                f"{flag} is of photographs, whose features say nothing of {many}",
+                "Leave it out: KID is that of random features",
+            )
+        yield Notice(
+            f"left out: what features of photographs say, as of {many} they say nothing; KID is "
+            "that of random features"
         )
-    yield Notice(
-        f"left out: what features of photographs say, as of {many} they say nothing; KID is that "
-        "of random features"
-    )
+    return network
 
 
 def load_model(

@@ -87,7 +87,7 @@ def _flat(rows: Array, channels: int | None) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class Pair:
+class NearestPair:
     """A generated sample, a training one, and `ratio`, their distance over the median distance of
     references to their nearest."""
 
@@ -104,18 +104,18 @@ class Pair:
 class Twin:
     """The two pictures of a pair, (C, H, W)."""
 
-    pair: Pair
+    pair: NearestPair
     generated: Array
     training: Array
 
 
-def worst(nearest: Mapping[str, Nearest], count: int) -> list[Pair]:
+def worst(nearest: Mapping[str, Nearest], count: int) -> list[NearestPair]:
     """The samples nearest to training images, each in the space where it is nearer."""
-    pairs: dict[int, Pair] = {}
+    pairs: dict[int, NearestPair] = {}
     for space, found in nearest.items():
         usual = max(float(np.median(usable(found.references))), 1e-12)
         for i, distance in enumerate(found.samples.tolist()):
-            pair = Pair(i, int(found.places[i]), space, distance / usual)
+            pair = NearestPair(i, int(found.places[i]), space, distance / usual)
             pairs[i] = min(pairs.get(i, pair), pair, key=lambda p: p.ratio)
     return sorted(pairs.values(), key=lambda p: (p.ratio, p.sample))[:count]
 
@@ -215,6 +215,10 @@ def twins(evaluation: EvaluationRun, count: int) -> list[Twin]:
     fakes, training, look = evaluation.generated, evaluation.training, evaluation.look
     assert training is not None
     return [
-        Twin(pair, look(fakes.samples[[pair.sample]])[0], look(training.samples[[pair.place]])[0])
+        Twin(
+            pair,
+            look(fakes.samples[[pair.sample]])[0],
+            look(training.pool.samples[[pair.place]])[0],
+        )
         for pair in worst(evaluation.nearest, count)
     ]

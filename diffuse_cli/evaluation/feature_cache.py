@@ -13,14 +13,16 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
+from diffuse_cli.core.space import Space
 from diffuse_cli.media import Array
+from diffuse_cli.metrics import kid
 from diffuse_cli.metrics.features import FeatureNetwork, extract, usual_batch
 from diffuse_cli.sampling.generation import Loaded, collect, draw
 from diffuse_cli.sampling.sampling_settings import DrawSettings
@@ -88,6 +90,14 @@ def gathered(mine: dict[int, Array], n: int, team: Team, first: int = 0) -> Arra
     """The samples of all processes, (n, C, *size); every process must call it."""
     pixels = {i: image for part in team.gather(mine) for i, image in part.items()}
     return np.stack([pixels[i] for i in range(first, first + n)])
+
+
+def draw_all(
+    settings: DrawSettings, loaded: Loaded, n: int, device: torch.device, team: Team, first: int = 0
+) -> Work[Array]:
+    """Draw the n samples from `first` on, a share of them in each process."""
+    mine = yield from draw_share(settings, loaded, n, device, team, first)
+    return gathered(mine, n, team, first)
 
 
 NAMED = re.compile("[0-9a-f]{64}")
@@ -175,3 +185,36 @@ def _shrink(folder: Path) -> None:
         total += info.st_size
         if total > LARGEST:
             path.unlink(missing_ok=True)
+
+
+# -- measuring ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FeatureMeasure:
+    """Measures generated samples against the same real ones, by features of a network.
+
+    Attributes:
+        space: of stored samples.
+        real: float64 features of the real samples, (N, network.dim).
+    """
+
+    network: FeatureNetwork
+    space: Space
+    real: Array
+    team: Team
+
+    @classmethod
+    def of(cls, network: FeatureNetwork, space: Space, real: Array, team: Team) -> Work[Self]:
+        """Return the measure against stored real samples (N, C, *size)."""
+        found = yield from cached(network, network.seen(space, real), team, tell=True)
+        return cls(network, space, np.asarray(found, np.float64), team)
+
+    def features(self, samples: Array) -> Work[Array]:
+        """Return float64 features of stored samples (N, C, *size)."""
+        seen = self.network.seen(self.space, samples)
+        return np.asarray((yield from computed(self.network, seen, self.team)), np.float64)
+
+    def kid(self, features: Array) -> dict[str, float]:
+        """Return the KID of generated samples, by features, and its standard error, by key."""
+        return kid.estimate(self.real, features, self.network.kid)

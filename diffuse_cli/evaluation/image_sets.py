@@ -60,23 +60,48 @@ KEPT_SHARE = 2
 
 
 @dataclass(frozen=True)
-class Training:
-    """Training images, and held-out ones of the same data.
+class Pool:
+    """Everything in a data set, of which `Labelled` are taken.
 
     Attributes:
         samples: all of the data, (N, C, *size), a read-only memory map if they are many.
         labels: their classes, (N,).
-        order: the indices of the training images, shuffled.
         pairs: what lies beside the images, for a model that is given it.
         rows: the codes of their columns, for a model that is told them.
     """
 
     samples: Array
     labels: Array
-    order: Array
-    held_out: Labelled
     pairs: Pairs | None = None
     rows: Array | None = None
+
+    @classmethod
+    def of(cls, images: Samples, names: Sequence[str], pairs: Pairs | None = None) -> Pool:
+        """Label images by the place in `names` of their class, -1 if it is not there."""
+        places = {name: i for i, name in enumerate(names)}
+        known = np.array([*(places.get(name, -1) for name in images.class_names), -1], np.int64)
+        return cls(images.stored, known[images.labels], pairs, images.rows)
+
+    def __getitem__(self, chosen: Array) -> Labelled:
+        """Take some of the images, by index."""
+        given = self.pairs.beside(chosen) if self.pairs is not None else None
+        told = None if self.rows is None else self.rows[chosen]
+        samples = np.ascontiguousarray(self.samples[chosen])
+        return Labelled(samples, self.labels[chosen], given, told)
+
+
+@dataclass(frozen=True)
+class Training:
+    """Training images, and held-out ones of the same data.
+
+    Attributes:
+        pool: all of the data.
+        order: the indices of the training images, shuffled.
+    """
+
+    pool: Pool
+    order: Array
+    held_out: Labelled
 
     @property
     def alone(self) -> int:
@@ -85,7 +110,7 @@ class Training:
 
     def first(self, n: int) -> Labelled:
         """At most n training images."""
-        return _some(self.samples, self.labels, self.pairs, self.rows, self.order[:n])
+        return self.pool[self.order[:n]]
 
 
 FINGERPRINTS: Mapping[str, str] = {
@@ -146,19 +171,25 @@ def read_sides(config: MeasureConfig, loaded: Loaded | None) -> Work[Sides]:
 
 def read_for(config: MeasureConfig, loaded: Loaded) -> Work[Samples]:
     """DATA as samples of a model's space."""
-    space = loaded.space
-    images = yield from read_images(
-        config.data,
-        **like(space),
-        background=config.background or loaded.background,
-        fit=config.fit or loaded.fit,
-        medium=space.medium,
-        strict=config.strict,
-        workers=config.workers,
-        keep=kept_bytes(),
-    )
+    images = yield from _read_as(loaded.space, config.data, config, loaded)
     yield from _tell(images)
     return images
+
+
+def _read_as(space: Space, data: str, config: SidesConfig, loaded: Loaded) -> Work[Samples]:
+    """Read samples of a space, fitted as the options say, or else as the model's were."""
+    return (
+        yield from read_images(
+            data,
+            **like(space),
+            background=config.background or loaded.background,
+            fit=config.fit or loaded.fit,
+            medium=space.medium,
+            strict=config.strict,
+            workers=config.workers,
+            keep=kept_bytes(),
+        )
+    )
 
 
 def kept_bytes() -> int:
@@ -192,16 +223,7 @@ def read_pairs(config: SidesConfig, images: Samples, loaded: Loaded) -> Work[Pai
     if given is None or given.what != PAIRS:
         return None
     assert config.given is not None  # as `check_pairs_option` says
-    found = yield from read_images(
-        config.given,
-        **like(Giver(given, loaded.space).inputs),
-        background=config.background or loaded.background,
-        fit=config.fit or loaded.fit,
-        medium=images.medium,
-        strict=config.strict,
-        workers=config.workers,
-        keep=kept_bytes(),
-    )
+    found = yield from _read_as(Giver(given, loaded.space).inputs, config.given, config, loaded)
     pairs = pair(images, found)
     for line in pairs.missing():
         yield Notice(line, warning=True)
@@ -269,13 +291,14 @@ def sides_for(
         usable: which images count, instead of those with pairs.
     """
     names = loaded.model.classes
+    pool = Pool.of(images, names, pairs)
     if usable is None:
         usable = with_pairs(images, [pairs])
     chosen = np.flatnonzero(images.held_out & usable if held_out else usable)
-    real, more = _choose(config, images, chosen, names, pairs)
-    known = knows(loaded, images)
-    training = _training(config, images, names, usable, pairs) if known else None
-    if training is not None:
+    real, more = _choose(config, pool, chosen)
+    training = None
+    if knows(loaded, images):
+        training = _training(config, pool, images.held_out, usable)
         more = training.first(len(real))
     part, prints = "held-out" if held_out else "all", {"data": images.fingerprint}
     if pairs is not None:
@@ -330,10 +353,11 @@ def _of_folder(config: MeasureConfig) -> Work[Sides]:
         images = yield from read(config.data, **asked, bits=8)
     yield from _tell(theirs, images)
     names = images.class_names
-    fakes, _ = _choose(config, theirs, np.arange(len(theirs)), names)
-    real, more = _choose(config, images, np.arange(len(images)), names)
-    every = np.ones(len(images), np.bool_)
-    training = _training(config, images, names, every) if images.held_out.any() else None
+    fakes, _ = _choose(config, Pool.of(theirs, names), np.arange(len(theirs)))
+    pool, training = Pool.of(images, names), None
+    real, more = _choose(config, pool, np.arange(len(images)))
+    if images.held_out.any():
+        training = _training(config, pool, images.held_out, np.ones(len(images), np.bool_))
     prints = {"data": images.fingerprint, "subject": theirs.fingerprint}
     # The deviations of floats are those of the real ones: what is generated may have none.
     space = images.space
@@ -349,48 +373,18 @@ def _tell(*sets: Samples) -> Work[None]:
             yield Notice(line)
 
 
-def _choose(
-    config: MeasureConfig,
-    images: Samples,
-    chosen: Array,
-    names: Sequence[str],
-    pairs: Pairs | None = None,
-) -> tuple[Labelled, Labelled]:
+def _choose(config: MeasureConfig, pool: Pool, chosen: Array) -> tuple[Labelled, Labelled]:
     """At most n of the chosen images, shuffled, and at most n of the rest."""
-    order, labels = chosen[permutation(config.seed, 0, len(chosen))], _labels(images, names)
-    first, more = order[: config.n], order[config.n : 2 * config.n]
-    return (
-        _some(images.stored, labels, pairs, images.rows, first),
-        _some(images.stored, labels, pairs, images.rows, more),
-    )
+    order = chosen[permutation(config.seed, 0, len(chosen))]
+    return pool[order[: config.n]], pool[order[config.n : 2 * config.n]]
 
 
-def _some(
-    samples: Array, labels: Array, pairs: Pairs | None, rows: Array | None, chosen: Array
-) -> Labelled:
-    """Samples by index, with what lies beside them and their rows."""
-    given = pairs.beside(chosen) if pairs is not None else None
-    told = None if rows is None else rows[chosen]
-    return Labelled(np.ascontiguousarray(samples[chosen]), labels[chosen], given, told)
+def _training(config: MeasureConfig, pool: Pool, held_out: Array, usable: Array) -> Training:
+    """The training images, and at most n held-out ones.
 
-
-def _labels(images: Samples, names: Sequence[str]) -> Array:
-    """The index in `names` of each image's class, -1 if it is not there."""
-    places = {name: i for i, name in enumerate(names)}
-    known = np.array([*(places.get(name, -1) for name in images.class_names), -1], np.int64)
-    return known[images.labels]
-
-
-def _training(
-    config: MeasureConfig,
-    images: Samples,
-    names: Sequence[str],
-    usable: Array,
-    pairs: Pairs | None = None,
-) -> Training:
-    """The training images, and at most n held-out ones."""
-    own = np.flatnonzero(~images.held_out & usable)
+    Args:
+        held_out, usable: which images of the pool are, (N,).
+    """
+    own = np.flatnonzero(~held_out & usable)
     order = own[permutation(config.seed, 1, len(own))]
-    held_out, _ = _choose(config, images, np.flatnonzero(images.held_out & usable), names, pairs)
-    labels = _labels(images, names)
-    return Training(images.stored, labels, order, held_out, pairs, images.rows)
+    return Training(pool, order, _choose(config, pool, np.flatnonzero(held_out & usable))[0])

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from diffuse_cli.evaluation.examples import comparable, search
-from diffuse_cli.evaluation.feature_cache import cached, computed, draw_share, gathered
-from diffuse_cli.evaluation.image_sets import Labelled, Training, inputs_of
+from diffuse_cli.evaluation.feature_cache import cached, computed, draw_all
+from diffuse_cli.evaluation.image_sets import Labelled, Training
 from diffuse_cli.evaluation.metric_inputs import EvaluationRun
 from diffuse_cli.evaluation.variational_bound import make_bits, make_train_bits
 from diffuse_cli.media import Array
@@ -23,8 +23,14 @@ from diffuse_cli.metrics.inputs import Answers
 from diffuse_cli.metrics.landmarks import landmarks
 from diffuse_cli.metrics.nearest_neighbors import blocks, merge
 from diffuse_cli.metrics.spectrum import measure as measure_spectra
-from diffuse_cli.models.image_conditioning import Giver, Inputs, beside, degrading, misfits
-from diffuse_cli.sampling.generation import Loaded
+from diffuse_cli.models.image_conditioning import (
+    Giver,
+    Inputs,
+    beside,
+    degrading,
+    inputs_for,
+    misfits,
+)
 from diffuse_cli.system.events import Work
 
 ANSWERED, ANSWERED_AT_ONCE, ANSWERS_SHOWN = 1000, 16, 10
@@ -36,23 +42,22 @@ def make_answers(evaluation: EvaluationRun) -> Work[None]:
     """The first two images of what each real image is given, against it; the second is drawn for
     `ANSWERED` of them, if it is not there already."""
     yield from make(evaluation, "features")
-    config, loaded, settings = evaluation.config, evaluation.loaded, evaluation.settings
-    assert loaded is not None
-    assert settings is not None
-    real, fakes, team = evaluation.real, evaluation.generated.samples, evaluation.team
+    config, (loaded, settings) = evaluation.config, evaluation.source
+    giver = Giver.of(loaded.model.blueprint)
+    assert giver is not None
+    real, fakes = evaluation.real, evaluation.generated.samples
     count = min(len(real), len(fakes), ANSWERED)
     second = fakes[len(real) : len(real) + count]
     if len(second) < count:
-        device = evaluation.accelerator.device
-        mine = yield from draw_share(settings, loaded, count, device, team, len(real))
-        second = gathered(mine, count, team, len(real))
-    others, features = yield from _instead(evaluation, count)
+        device, team = evaluation.accelerator.device, evaluation.team
+        second = yield from draw_all(settings, loaded, count, device, team, len(real))
+    others, features = yield from _instead(evaluation, giver, count)
     if not evaluation.accelerator.is_main_process:
         return
     every = range(count)
     found = [
         answered(
-            loaded,
+            giver,
             real.samples[list(rows)],
             [fakes[list(rows)], second[list(rows)]],
             {name: images[list(rows)] for name, images in others.items()},
@@ -76,30 +81,28 @@ def make_answers(evaluation: EvaluationRun) -> Work[None]:
 
 
 def _instead(
-    evaluation: EvaluationRun, count: int
+    evaluation: EvaluationRun, giver: Giver, count: int
 ) -> Work[tuple[dict[str, Array], dict[str, Array]]]:
     """What could stand for the first real images without a model, and its features, by name: what
     they are given, and the nearest of `train_n` training images."""
-    loaded, real, seed = evaluation.loaded, evaluation.real, evaluation.config.seed
-    assert loaded is not None
+    real, seed = evaluation.real, evaluation.config.seed
     images: dict[str, Array] = {}
     features: dict[str, Array] = {}
-    inputs = inputs_of(loaded, real, seed)
-    assert inputs is not None
-    if (given := given_itself(loaded, inputs, count)) is not None:
+    inputs = inputs_for(giver, real.samples, real.pairs, seed)
+    if (given := given_itself(giver, inputs, count)) is not None:
         images["given"] = given
         look = evaluation.look(given)
         features["given"] = yield from computed(evaluation.network, look, evaluation.team)
     if evaluation.training is not None and len(evaluation.train_features):
         known = evaluation.training.first(len(evaluation.train_features))
-        places = nearest(loaded, inputs, count, known, seed)
+        places = nearest(giver, inputs, count, known, seed)
         images["nearest"] = known.samples[places]
         features["nearest"] = evaluation.train_features[places]
     return images, features
 
 
 def answered(
-    loaded: Loaded,
+    giver: Giver,
     truth: Array,
     drawn: Sequence[Array],
     others: Mapping[str, Array],
@@ -114,9 +117,7 @@ def answered(
         others: what else could stand for them, by name.
         rows: their places among the real images.
     """
-    space, giver = loaded.space, Giver.of(loaded.model.blueprint)
-    assert giver is not None
-    span = space.bins - 1.0 if space.bins else 2.0
+    span = giver.space.bins - 1.0 if giver.space.bins else 2.0
     values = likeness(truth, drawn[0], drawn[1], others, span)
     if giver.degradation:
         off = [misfits(giver, each, truth, seed, rows) for each in (*drawn, truth)]
@@ -124,24 +125,18 @@ def answered(
     return values
 
 
-def given_itself(loaded: Loaded, inputs: Inputs, count: int) -> Array | None:
+def given_itself(giver: Giver, inputs: Inputs, count: int) -> Array | None:
     """What the first real images are given, as samples (count, C, *size); None if its channels are
     not theirs."""
-
-    giver, space = Giver.of(loaded.model.blueprint), loaded.space
-    assert giver is not None
-    if giver.given.channels not in (1, space.channels):
+    if giver.given.channels not in (1, giver.space.channels):
         return None
     given = giver.look(inputs.at(range(count), torch.device("cpu")))
-    return np.broadcast_to(given, (count, *space.shape))
+    return np.broadcast_to(given, (count, *giver.space.shape))
 
 
-def nearest(loaded: Loaded, inputs: Inputs, count: int, training: Labelled, seed: int) -> Array:
+def nearest(giver: Giver, inputs: Inputs, count: int, training: Labelled, seed: int) -> Array:
     """The place of the training image that comes nearest to what each of the first real images is
     given, where that is known: (count,)."""
-
-    giver = Giver.of(loaded.model.blueprint)
-    assert giver is not None
     width = giver.given.channels * math.prod(giver.space.size)
     places: list[Array] = []
     for mine in blocks(count, width):
@@ -173,38 +168,32 @@ def _known_whole(giver: Giver, images: Labelled, seed: int) -> Tensor:
 
 def _make_generated(evaluation: EvaluationRun) -> Work[None]:
     """The images that a model draws."""
-    if evaluation.fakes is None:
-        evaluation.fakes = yield from _generate(evaluation)
+    if evaluation.fakes is not None:
+        return
+    n, (loaded, settings) = evaluation.config.n, evaluation.source
+    device, team = evaluation.accelerator.device, evaluation.team
+    samples = yield from draw_all(settings, loaded, n, device, team)
+    wanted = settings.condition
+    labels = [wanted.label(i) if wanted else -1 for i in range(n)]
+    evaluation.fakes = Labelled(samples, np.array(labels, np.int64))
 
 
 def _make_features(evaluation: EvaluationRun) -> Work[None]:
-    """Features of real, generated and training images; a model generates first."""
+    """Features of both sides, of further real images and, of pictures, of training images."""
     yield from make(evaluation, "generated")
-    assert evaluation.fakes is not None
-    network, team, look = evaluation.network, evaluation.team, evaluation.look
-    real, fakes = look(evaluation.real.samples), look(evaluation.fakes.samples)
-    evaluation.real_features = yield from cached(network, real, team, tell=True)
-    evaluation.fake_features = yield from computed(network, fakes, team)
-    more, known = evaluation.more, 0
-    if training := evaluation.training:
+    network, team, known = evaluation.network, evaluation.team, 0
+    see = partial(network.seen, evaluation.space)
+    real, fakes, more = evaluation.sides
+    evaluation.real_features = yield from cached(network, see(real), team, tell=True)
+    evaluation.fake_features = yield from computed(network, see(fakes), team)
+    if network.pictures and (training := evaluation.training):
         first = training.first(evaluation.config.train_n)
-        evaluation.train_features = yield from cached(network, look(first.samples), team)
+        evaluation.train_features = yield from cached(network, see(first.samples), team)
         known = len(first) if evaluation.loaded else 0  # `more` are the first training images
     if len(more) <= known:
         evaluation.more_features = evaluation.train_features[: len(more)]
     elif len(more):
-        evaluation.more_features = yield from cached(network, look(more.samples), team)
-
-
-def _make_random_features(evaluation: EvaluationRun) -> Work[None]:
-    """Features of a network with random weights, of both sides and of further real samples."""
-    yield from make(evaluation, "generated")
-    network, team = evaluation.network, evaluation.team
-    real, fakes, more = evaluation.sides
-    evaluation.real_features = yield from computed(network, real, team)
-    evaluation.fake_features = yield from computed(network, fakes, team)
-    if len(more):
-        evaluation.more_features = yield from computed(network, more, team)
+        evaluation.more_features = yield from cached(network, see(more), team)
 
 
 def _make_landmarks(evaluation: EvaluationRun) -> Work[None]:
@@ -227,7 +216,7 @@ def _make_nearest(evaluation: EvaluationRun) -> Work[None]:
     evaluation.nearest["pixels"] = yield from search(
         evaluation.generated.samples,
         training.held_out.samples,
-        training.samples,
+        training.pool.samples,
         training.order,
         min(training.alone, known),
         partial(comparable, evaluation.space),
@@ -262,23 +251,12 @@ def _make_spectra(evaluation: EvaluationRun) -> Work[None]:
         evaluation.spectra = measure_spectra(*evaluation.sides)
 
 
-def _generate(evaluation: EvaluationRun) -> Work[Labelled]:
-    n, loaded, settings = evaluation.config.n, evaluation.loaded, evaluation.settings
-    assert loaded is not None
-    assert settings is not None
-    device, team = evaluation.accelerator.device, evaluation.team
-    mine = yield from draw_share(settings, loaded, n, device, team)
-    wanted = settings.condition
-    labels = [wanted.label(i) if wanted else -1 for i in range(n)]
-    return Labelled(gathered(mine, n, team), np.array(labels, np.int64))
-
-
 PARTS: Mapping[str, Callable[[EvaluationRun], Work[None]]] = {
     "bits": make_bits,
     "train_bits": make_train_bits,
     "generated": _make_generated,
     "features": _make_features,
-    "random_features": _make_random_features,
+    "random_features": _make_features,
     "landmarks": _make_landmarks,
     "nearest": _make_nearest,
     "answers": make_answers,

@@ -106,6 +106,13 @@ class EvaluationRun(MetricInputs):
         return self.fakes
 
     @property
+    def source(self) -> tuple[Loaded, DrawSettings]:
+        """The model, and how its images are drawn."""
+        assert self.loaded is not None
+        assert self.settings is not None
+        return self.loaded, self.settings
+
+    @property
     def team(self) -> Team:
         """The processes of this evaluation."""
         return Team.of(self.accelerator)
@@ -149,7 +156,7 @@ class EvaluationRun(MetricInputs):
         if self.train is not None:
             part.train_bits = self.train_bits[self.train.labels == label]
         if training := self.training:
-            alone = training.labels[training.order[: training.alone]]
+            alone = training.pool.labels[training.order[: training.alone]]
             own = np.concatenate([training.held_out.labels, alone]) == label
             part.nearest = {
                 space: Nearest(

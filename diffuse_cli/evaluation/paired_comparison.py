@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.config import CompareConfig, EvalConfig
 from diffuse_cli.config.options import converted
-from diffuse_cli.evaluation.evaluation_run import describe, judging, measured, settle, tell_judge
+from diffuse_cli.evaluation.evaluation_run import (
+    choose_network,
+    describe,
+    find_judge,
+    measured,
+    settle,
+)
 from diffuse_cli.evaluation.image_sets import (
     drawn_from,
     knows,
@@ -101,7 +107,7 @@ def measure_both(
     settings = []
     for each, model in zip(own, models, strict=True):
         settings.append((yield from equipped(settle(each, model), model, accelerator)))
-    judge = yield from judging(own[0], models[0].space, accelerator)
+    judge = yield from find_judge(own[0], models[0].space, accelerator)
     images = yield from read_for(own[0], models[0])
     held_out = any(knows(model, images) for model in models)
     pairs, sides = [], []
@@ -112,8 +118,7 @@ def measure_both(
         told = yield from read_rows(own[0].data, images, model)
         sides.append(sides_for(own[0], told, model, held_out=held_out, pairs=beside, usable=usable))
     sides[0].check()
-    network = judge.of(sides[0].space, sides[0].real.samples)
-    yield from tell_judge(own[0], network, sides[0].space)
+    network = yield from choose_network(own[0], judge, sides[0])
     yield told_part(sides[0], images)
     evaluations, values = [], []
     for each, model, base, side in zip(own, models, settings, sides, strict=True):

@@ -214,9 +214,7 @@ def test_errors_are_of_pairs_of_images(runs, images, diffuse, monkeypatch):
     monkeypatch.setattr(
         paired_comparison,
         "EvaluationRun",
-        lambda *a, real=paired_comparison.EvaluationRun, **k: (
-            seen.append(real(*a, **k)) or seen[-1]
-        ),
+        lambda *a, of=paired_comparison.EvaluationRun, **k: seen.append(of(*a, **k)) or seen[-1],
     )
     ran = diffuse("compare", runs("a.run"), runs("b.run"), images, *QUICK, "--json")
     own = ran.json["evaluation"]["differences"]["bits_per_dim"]
@@ -349,9 +347,7 @@ def test_with_and_without_pairs_are_compared_on_the_images_that_have_one(
     monkeypatch.setattr(
         paired_comparison,
         "EvaluationRun",
-        lambda *a, real=paired_comparison.EvaluationRun, **k: (
-            seen.append(real(*a, **k)) or seen[-1]
-        ),
+        lambda *a, of=paired_comparison.EvaluationRun, **k: seen.append(of(*a, **k)) or seen[-1],
     )
     beside = tmp_path / "beside"
     shutil.copytree(images, beside)
@@ -365,4 +361,4 @@ def test_with_and_without_pairs_are_compared_on_the_images_that_have_one(
     assert ran.code == 0, ran.err
     a, b = seen
     np.testing.assert_array_equal(a.real.samples, b.real.samples)
-    assert len(a.training.labels) == len(b.training.labels)
+    assert len(a.training.pool.labels) == len(b.training.pool.labels)

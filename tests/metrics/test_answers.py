@@ -118,9 +118,7 @@ def test_the_nearest_training_image_is_the_one_that_looks_alike_where_it_is_know
     # What is unknown of the right image is another's, and far off.
     seen = inputs.at(range(6), torch.device("cpu"))[:, -1:].numpy() > 0
     known.samples[places] = np.where(seen, truth, 255 - truth)
-    found = nearest(
-        SimpleNamespace(model=SimpleNamespace(blueprint=blueprint)), inputs, 6, known, 5
-    )
+    found = nearest(giver, inputs, 6, known, 5)
     assert found.tolist() == places.tolist()
 
 

@@ -15,13 +15,13 @@ from accelerate import Accelerator
 from diffuse_cli.config import EmaConfig, TrainConfig
 from diffuse_cli.config.options import from_dict
 from diffuse_cli.core.denoiser import Denoiser
-from diffuse_cli.evaluation.evaluation_run import load_model, tell_judge
+from diffuse_cli.evaluation.evaluation_run import choose_network, find_judge, load_model
+from diffuse_cli.evaluation.feature_cache import ALONE, FeatureMeasure, draw_all
 from diffuse_cli.evaluation.image_sets import Sides, drawn_from, inputs_of, read_sides
-from diffuse_cli.metrics import features
-from diffuse_cli.metrics.features.feature_choice import find_judge
 from diffuse_cli.metrics.presentation import with_error
+from diffuse_cli.metrics.sample_statistics import average
 from diffuse_cli.models import model_file
-from diffuse_cli.sampling.generation import Loaded, draw, ready
+from diffuse_cli.sampling.generation import Loaded, ready
 from diffuse_cli.sampling.guidance_model import equipped
 from diffuse_cli.sampling.sampling_settings import resolve, tell
 from diffuse_cli.system import files
@@ -32,7 +32,6 @@ from diffuse_cli.system.outputs import asked
 from diffuse_cli.system.run_reader import run_of
 from diffuse_cli.training import ema_weights
 from diffuse_cli.training.optimization import Objective, losses_of
-from diffuse_cli.training.validation import KidMeasure
 
 LENGTHS = (0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.10, 0.12, 0.15, 0.20, 0.25)
 """The lengths to try: standard deviations of the profile, as a share of the run."""
@@ -215,23 +214,19 @@ def _kid(
     config: EmaConfig, loaded: Loaded, sides: Sides, accelerator: Accelerator
 ) -> Work[tuple[str, Measure]]:
     sides.check()
-    device, space = accelerator.device, loaded.space
-    # Not `find_network`, which waits for other processes: only the first one is here.
-    trained = features.ready(config.features, device, config.feature_weights)
-    judge = yield from find_judge(space, device, trained)
-    real = sides.real.samples
-    network = judge.of(space, real)
-    yield from tell_judge(config, network, space)
-    kid = KidMeasure(real, space, network)
+    judge = yield from find_judge(config, loaded.space, accelerator, alone=True)
+    network = yield from choose_network(config, judge, sides)
     settings = drawn_from(resolve(config, loaded.model), loaded, sides, config.seed)
     settings = yield from equipped(settings, loaded, accelerator, alone=True)
     yield from tell(settings)
+    against = yield from FeatureMeasure.of(network, sides.space, sides.real.samples, ALONE)
 
     def measure(denoiser: Denoiser) -> Work[dict[str, float]]:
-        drawings = draw(denoiser, settings, range(config.n), space=space, device=device)
-        return (yield from kid.measure(drawings, config.n))
+        own = dataclasses.replace(loaded, denoiser=denoiser)
+        samples = yield from draw_all(settings, own, config.n, accelerator.device, ALONE)
+        return against.kid((yield from against.features(samples)))
 
-    return kid.key, measure
+    return network.kid, measure
 
 
 def _loss(
@@ -262,8 +257,7 @@ def _loss(
         mean = math.fsum(losses) / len(losses)
         if len(losses) < 2:
             return {"held_out_loss": mean}
-        error = float(np.std(losses, ddof=1)) / math.sqrt(len(losses))
-        return with_error("held_out_loss", mean, error)
+        return with_error("held_out_loss", mean, average(np.array(losses)).error)
 
     return "held_out_loss", measure
 

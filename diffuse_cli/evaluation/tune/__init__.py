@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 
@@ -24,13 +23,12 @@ from diffuse_cli.config.options import converted
 from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.data.summary import plural
 from diffuse_cli.evaluation import evaluation_run
-from diffuse_cli.evaluation.feature_cache import Team, cached, computed, draw_share, gathered
+from diffuse_cli.evaluation.feature_cache import FeatureMeasure, Team, draw_share, gathered
 from diffuse_cli.evaluation.image_sets import drawn_from, read_sides
 from diffuse_cli.evaluation.tune import candidates, tradeoff_figure
 from diffuse_cli.evaluation.tune.candidates import Learner, Tried, Tuned, recommend, with_weaker
-from diffuse_cli.media import Array, figures
-from diffuse_cli.metrics import frechet, kid, manifold
-from diffuse_cli.metrics.features import FeatureNetwork
+from diffuse_cli.media import figures
+from diffuse_cli.metrics import frechet, manifold
 from diffuse_cli.metrics.features.feature_choice import words_of
 from diffuse_cli.metrics.presentation import as_text, with_error
 from diffuse_cli.models import model_file
@@ -94,38 +92,34 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
         words = words_of(loaded.space)
         more = _more(scales, weak_scales, starts, few)
         yield from _announce(config, first, more, timesteps, words.many)
-        judge = yield from evaluation_run.judging(config, loaded.space, accelerator)
+        judge = yield from evaluation_run.find_judge(config, loaded.space, accelerator)
         sides = yield from read_sides(config, loaded)
         sides.check()
         base = drawn_from(base, loaded, sides, config.seed)
         team = Team.of(accelerator)
-        network = judge.of(sides.space, sides.real.samples)
-        yield from evaluation_run.tell_judge(config, network, sides.space)
-        shown = network.seen(sides.space, sides.real.samples)
-        real = np.asarray((yield from cached(network, shown, team, tell=True)), np.float64)
-        measure = _Measure(config.n, loaded, base, network, real, team)
+        network = yield from evaluation_run.choose_network(config, judge, sides)
+        against = yield from FeatureMeasure.of(network, sides.space, sides.real.samples, team)
+        measure = _Measure(config.n, loaded, base, against)
         measure.warm_up()
         total = len(first) + sum(more.values())
         rows: list[Tried] = []
-        for setting in first:
-            rows.append((yield from _counted(measure(setting), setting, len(rows), total)))
-        found = recommend(rows)
-        for scale in scales:
-            setting = replace(found, guidance=scale)
-            rows.append((yield from _counted(measure(setting), setting, len(rows), total)))
-        found = recommend(rows)
-        for scale in weak_scales:
-            setting = with_weaker(found, scale)
-            rows.append((yield from _counted(measure(setting), setting, len(rows), total)))
-        found = recommend(rows)
-        for setting in candidates.started(found, starts):
-            rows.append((yield from _counted(measure(setting), setting, len(rows), total)))
-        found = replace(recommend(rows), start=None)
+
+        def tried(settings: Iterable[SamplerChoice]) -> Work[SamplerChoice]:
+            """Measure settings; return the best of all so far."""
+            for setting in settings:
+                rows.append((yield from _counted(measure(setting), setting, len(rows), total)))
+            return recommend(rows)
+
+        found = yield from tried(first)
+        found = yield from tried(replace(found, guidance=scale) for scale in scales)
+        found = yield from tried(with_weaker(found, scale) for scale in weak_scales)
+        found = yield from tried(candidates.started(found, starts))
+        found = replace(found, start=None)
         for n in few:
             setting = candidates.to_learn(rows[: len(first)], found, n, process)
-            learned = yield from _counted(measure.learn(setting), setting, len(rows), total)
-            for timed in learned:
-                rows.append((yield from _counted(measure(timed), timed, len(rows), total)))
+            yield from tried(
+                (yield from _counted(measure.learn(setting), setting, len(rows), total))
+            )
         yield Progress("tuning", total, total)
         found = recommend(rows)
         yield from _tell_variety(rows, found, words.many)
@@ -248,14 +242,12 @@ class _Seen:
 
 @dataclass(frozen=True)
 class _Measure:
-    """Measures settings of a model by n images against the same real ones, float64 features."""
+    """Measures settings of a model by n images."""
 
     n: int
     loaded: Loaded
     base: DrawSettings
-    network: FeatureNetwork
-    real: Array
-    team: Team
+    against: FeatureMeasure
 
     def settings(self, setting: SamplerChoice) -> DrawSettings:
         """How images are drawn with a setting."""
@@ -276,9 +268,9 @@ class _Measure:
 
     def learn(self, setting: SamplerChoice) -> Work[list[SamplerChoice]]:
         """A setting with learned times, from other noise than images are drawn from."""
-        learner = Learner(self.loaded, self.n, self.network.device)
+        learner = Learner(self.loaded, self.n, self.against.network.device)
         found = yield from learner(self.settings(setting))
-        return [replace(setting, times=times) for times in self.team.from_first(found)]
+        return [replace(setting, times=times) for times in self.against.team.from_first(found)]
 
     def __call__(self, setting: SamplerChoice) -> Work[Tried]:
         settings, seen = self.settings(setting), _Seen()
@@ -287,21 +279,20 @@ class _Measure:
             settings = replace(settings, guide=replace(settings.guide, denoiser=weaker))
         began = time.perf_counter()
         loaded = replace(self.loaded, denoiser=seen.by(self.loaded.denoiser))
-        mine = yield from draw_share(settings, loaded, self.n, self.network.device, self.team)
-        parts = self.team.gather((seen.images, time.perf_counter() - began))
-        shown = self.network.seen(self.loaded.space, gathered(mine, self.n, self.team))
-        fake = np.asarray((yield from computed(self.network, shown, self.team)), np.float64)
+        against, team = self.against, self.against.team
+        mine = yield from draw_share(settings, loaded, self.n, against.network.device, team)
+        parts = team.gather((seen.images, time.perf_counter() - began))
+        fake = yield from against.features(gathered(mine, self.n, team))
         values: dict[str, float] = {}
-        if self.team.index == 0:
-            values = kid.estimate(self.real, fake, self.network.kid)
-            if self.network.pictures:
-                whole = frechet.fit(self.real, fake)
-                values |= with_error("frechet_distance", whole.value, whole.error())
-                if varied := manifold.recall(self.real, fake):
+        if team.index == 0:
+            values = against.kid(fake)
+            if against.network.pictures:
+                values |= frechet.fit(against.real, fake).by("frechet_distance")
+                if varied := manifold.recall(against.real, fake):
                     values |= with_error("recall", varied.value(), varied.error())
         return Tried(
             setting,
-            self.team.from_first(values),
+            team.from_first(values),
             seconds=sum(seconds for _, seconds in parts) / self.n,
             evaluations=sum(images for images, _ in parts) // self.n,
         )
@@ -311,7 +302,7 @@ class _Measure:
         batch = range(min(self.n, self.base.batch_size))
         guide = replace(self.base.guide, scale=2.0) if self.base.guide else None
         settings = replace(self.base, sampler="ddim", steps=1, guide=guide)
-        denoiser, device = self.loaded.denoiser, self.network.device
+        denoiser, device = self.loaded.denoiser, self.against.network.device
         for _ in draw(denoiser, settings, batch, space=self.loaded.space, device=device):
             pass
 
