@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import shlex
 import time
 from collections.abc import Iterator, Mapping
@@ -32,7 +33,6 @@ from diffuse_cli.training.monitor import chores
 from diffuse_cli.training.optimization import Course
 from diffuse_cli.training.plan import Plan, check_fingerprint, model_of
 from diffuse_cli.training.run_directory import KEPT, Checkpoint, RunDirectory
-from diffuse_cli.training.step_timer import go_on_with
 from diffuse_cli.training.time_budget import Budget
 from diffuse_cli.training.time_estimate import (
     cut_short,
@@ -56,6 +56,9 @@ SHARE = 100
 
 WEIGHTS, MOMENTS = "net.", "optimizer."
 """How names begin in the file of a critic."""
+
+OWN_THREADS = {"OMP_NUM_THREADS", "MKL_NUM_THREADS"}
+"""Variables by which users say how many threads there are."""
 
 SPARE = 2**23
 """Bytes for metrics, previews, headers and the losses that timesteps are drawn by."""
@@ -307,21 +310,31 @@ def started(
         spent: seconds of --minutes that are over.
     """
     done = checkpoint.step if checkpoint else 0
-    seconds, budget = None, _saved_budget(plan.config, checkpoint)
+    seconds, budget = None, None
+    if checkpoint and plan.config.minutes is not None and "budget" in checkpoint.state:
+        budget = Budget(**checkpoint.state["budget"])
+    if budget and budget.threads and not OWN_THREADS & os.environ.keys():
+        torch.set_num_threads(budget.threads)  # for the same results
     if budget:
-        go_on_with(budget.threads, accelerator)
+        budget.count(spent)
     if checkpoint and budget and plan.config.minutes == budget.minutes:
         course = Course(**checkpoint.state["course"])
         config = replace(plan.config, steps=course.steps, minutes=None)
         config = yield from parted(config, room, accelerator.num_processes)
-        yield _clock(budget := budget.spent(spent), done < course.steps)
+        yield _clock(budget, done < course.steps)
         return Start(config, course, budget)
     config = plan.config
     if budget and config.minutes is not None:
-        budget = _changed(budget.spent(spent), config.minutes)
+        if budget.used >= 60 * config.minutes:
+            raise UsageError(
+                f"--minutes {config.minutes:g} is the total of the run, and "
+                f"{budget.used / 60:.3g} are used already",
+                f"For {config.minutes:g} more, set "
+                f"--minutes {budget.used / 60 + config.minutes:.3g}",
+            )
+        budget.minutes = config.minutes
         yield _clock(budget)
-        budget, steps = budget.plan(done, chores(plan))
-        config = replace(config, steps=steps, minutes=None)
+        config = replace(config, steps=budget.plan(done, chores(plan)), minutes=None)
     elif config.minutes is not None:
         if done:
             yield Notice(f"--minutes {config.minutes:g} starts now: the run began with --steps")
@@ -346,13 +359,6 @@ def started(
     return Start(config, Course.of(config.steps), budget)
 
 
-def _saved_budget(config: TrainConfig, checkpoint: Checkpoint | None) -> Budget | None:
-    """The time that a run by --minutes had left at a checkpoint; None if it goes on by steps, or
-    began by them."""
-    values = checkpoint.state.get("budget") if checkpoint and config.minutes is not None else None
-    return Budget.read(values) if values else None
-
-
 def _clock(budget: Budget, goes_on: bool = True) -> Notice:
     """The minutes of a resumed run: they are those of the whole run."""
     total = f"--minutes {budget.minutes:g} is the total of the run"
@@ -361,22 +367,6 @@ def _clock(budget: Budget, goes_on: bool = True) -> Notice:
         return Notice(f"{total}, which is finished. For {budget.minutes:g} more, {more}")
     left = max(0.0, budget.left / 60)
     return Notice(f"{total}: {budget.used / 60:.3g} are used, {left:.3g} are left")
-
-
-def _changed(budget: Budget, minutes: float) -> Budget:
-    """A budget of other minutes in all.
-
-    Raises:
-        UsageError: they are over.
-    """
-    changed = replace(budget, minutes=minutes)
-    if changed.left <= 0:
-        used = budget.used / 60
-        raise UsageError(
-            f"--minutes {minutes:g} is the total of the run, and {used:.3g} are used already",
-            f"For {minutes:g} more, set --minutes {used + minutes:.3g}",
-        )
-    return changed
 
 
 def write_config(run: RunDirectory, config: TrainConfig, budget: Budget | None = None) -> None:

@@ -7,6 +7,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
@@ -44,9 +45,8 @@ from diffuse_cli.training.plan import (
 )
 from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.sample_command import sample_line
-from diffuse_cli.training.step_timer import Stops, kept, open_to_choice
 from diffuse_cli.training.teacher import taught_by
-from diffuse_cli.training.time_budget import Deadline, Laps, agreed
+from diffuse_cli.training.time_budget import Budget, Laps
 from diffuse_cli.training.time_estimate import Forecast
 from diffuse_cli.training.trainer import PATIENCE, Outcome, Trainer, diverged
 
@@ -69,7 +69,8 @@ class Run:
         laps: Laps,
     ) -> None:
         self.plan, self.accelerator, self.run, self.stop = plan, accelerator, run, stop
-        self.debug, self.laps, self.deadline = debug, laps, Deadline(None, laps)
+        self.debug, self.laps = debug, laps
+        self.budget: Budget | None = None
         self.main = accelerator.is_main_process
         self.loss: float | None = None
         self.faults = Faults(plan, accelerator)
@@ -92,11 +93,10 @@ class Run:
             check_room(self.plan, self.run)
         # Plans that differ by a step would leave the processes waiting for each other.
         spent = float(max(gather_object([spent + self.laps()])))
-        config, course, budget = yield from started(
+        config, course, self.budget = yield from started(
             self.plan, self.accelerator, self.run, checkpoint, self.stop, self.room, spent
         )
         self.laps()  # what that took is in the budget
-        self.deadline = Deadline(budget, self.laps)
         made_with = yield from versions(checkpoint)
         self.plan = dataclasses.replace(self.plan, config=config, versions=made_with)
         trainer = Trainer(self.plan, self.accelerator)
@@ -121,8 +121,12 @@ class Run:
             average = trainer.ema.net.state_dict()
             model = model_of(trainer.plan, last, average, raw, trainer.weak)
             bring_up_to_date(self.run.model, model)
-            if self.deadline.budget and last == trainer.course.steps:
+            if self.budget and last == trainer.course.steps:
                 write_config(self.run, trainer.config)
+            if trainer.course.steps != course.steps:
+                yield Notice(
+                    f"{course.steps:,} steps became {trainer.course.steps:,}, to end in time"
+                )
             if config.keep_weak and trainer.weak is None:
                 yield Notice(no_weak(trainer.course.steps, last, config.weak_after))
         self.accelerator.wait_for_everyone()
@@ -137,7 +141,7 @@ class Run:
                 self.run.clear()
             self.run.rewind_metrics(start)
             rewind_snapshots(self.run.snapshots, start)
-            write_config(self.run, self.plan.config, self.deadline.budget)
+            write_config(self.run, self.plan.config, self.budget)
         self.accelerator.wait_for_everyone()
 
     def _chosen(self, trainer: Trainer) -> str:
@@ -155,13 +159,12 @@ class Run:
         if monitor.due(done, end):
             yield from self._measure(trainer, monitor, done, end)
             if self.main and done >= end:
-                self.run.save(checkpoint_of(trainer, done, monitor, self.deadline.budget))
-            if error := agreed(self.accelerator, self.stop)[0]:
+                self.run.save(checkpoint_of(trainer, done, monitor, self.budget))
+            if error := self._agreed()[0]:
                 raise self._ended(error, done, "its checkpoint is complete")
         meter, pace = Meter(trainer.batch_size), Pace(config.save_every)
-        steady = self.deadline.budget is None and open_to_choice(self.accelerator)
-        forecast = Forecast(config, done, end, Stops() if steady else None)
-        self.deadline.spend()
+        forecast = Forecast(config, done, end)
+        self._count()
         while done < end:
             try:
                 outcome = yield from self._step(trainer, done, start)
@@ -170,7 +173,9 @@ class Run:
             if trainer.bad >= PATIENCE:
                 raise diverged(trainer, done, self.run.newest_step(), debug=self.debug)
             done += 1
-            self.deadline.stepped(settled=not trainer.unread)
+            seconds = self.laps()
+            if self.budget:
+                self.budget.count_step(seconds, settled=not trainer.unread)
             meter.add(outcome.loss)
             if done % config.log_every == 0 or done == end:
                 yield self._log(trainer, done, meter, float(outcome.grad_norm))
@@ -180,21 +185,23 @@ class Run:
                 yield Step(done, trainer.course.steps)
             yield from forecast.after(done)
             self._snapshot(trainer, done)
-            steps = 0
-            if self.main:
-                steps = self.deadline.planned(trainer.course, done, chores(trainer.plan))
-            error, steps = agreed(self.accelerator, self.stop, steps)
-            if steps:
-                yield from self._replan(trainer, done, steps)
+            steps = before = trainer.course.steps
+            if self.main and self.budget and self.budget.due and done < steps:
+                steps = self.budget.replan(done, steps, chores(trainer.plan))
+            error, steps = self._agreed(steps)
+            if steps != before:
+                trainer.follow(trainer.course.revised(done, steps))
+                if self.main:
+                    write_config(self.run, trainer.config, self.budget)
                 end = self._end(trainer)
             if error is None and monitor.due(done, end):
                 yield from self._measure(trainer, monitor, done, end)
                 meter.pause()
-                error = agreed(self.accelerator, self.stop)[0]
+                error = self._agreed()[0]
             if self.main and (error or pace.due(done, monitor.previewed == done) or done == end):
                 with pace.measured():
-                    self.run.save(checkpoint_of(trainer, done, monitor, self.deadline.budget))
-                self.deadline.spend(SAVE)
+                    self.run.save(checkpoint_of(trainer, done, monitor, self.budget))
+                self._count(SAVE)
                 meter.pause()
             if error:
                 raise self._ended(error, done, "checkpoint saved")
@@ -209,13 +216,13 @@ class Run:
         """Measure what is due."""
         if self.main:
             for chore, work in monitor.work(done, end):
-                self.deadline.spend()
+                self._count()
                 try:
                     yield from work
                 except DataError as gone:
                     raise self._gone(gone, trainer, monitor, done) from gone
                 cut_off = self.stop() is not None
-                self.deadline.spend(None if cut_off else chore)
+                self._count(None if cut_off else chore)
 
     def _step(self, trainer: Trainer, step: int, start: int) -> Work[Outcome]:
         """A step; a signal ends the first one at once if it compiles, which takes long."""
@@ -243,20 +250,29 @@ class Run:
         if self.main and trainer.powers and count and snapshot_due(done, course, count):
             save_snapshot(self.run.snapshots, trainer.powers, done, course, count)
 
-    def _replan(self, trainer: Trainer, done: int, steps: int) -> Work[None]:
-        """Go on to another last step."""
-        before = trainer.course.steps
-        trainer.follow(trainer.course.revised(done, steps))
-        if self.main:
-            write_config(self.run, trainer.config, self.deadline.budget)
-        yield Notice(f"step {done:,}: {before:,} steps become {steps:,}, to end in time")
+    def _count(self, chore: str | None = None) -> None:
+        """Count the time since it was counted last: that of a chore, or of anything else."""
+        seconds = self.laps()
+        if self.budget:
+            self.budget.count(seconds, chore)
+
+    def _agreed(self, steps: int = 0) -> tuple[DiffuseError | None, int]:
+        """The error to stop with, and the number of steps that the first process planned: the same
+        on every process, so that all stop after the same step, and go on to the same one."""
+        error = self.stop()
+        if self.accelerator.num_processes == 1:
+            return error, steps
+        asked = torch.tensor([error is not None, steps * self.main], device=self.accelerator.device)
+        stopping, steps = self.accelerator.reduce(asked, "sum").tolist()
+        errors: list[DiffuseError | None] = gather_object([error]) if stopping else []
+        return next((e for e in errors if e is not None), None), steps
 
     def _gone(
         self, error: DataError, trainer: Trainer, monitor: Monitor, step: int
     ) -> DiffuseError:
         """Save where nothing is left to read; what to say."""
         if self.main:
-            self.run.save(checkpoint_of(trainer, step, monitor, self.deadline.budget))
+            self.run.save(checkpoint_of(trainer, step, monitor, self.budget))
         return self._ended(error, step, "checkpoint saved").of_one()
 
     def _ended(self, error: DiffuseError, step: int, kept: str) -> DiffuseError:
@@ -276,7 +292,7 @@ class Run:
         if self.plan.config.log:
             self.accelerator.log(told, step=done)
         steps = trainer.course.steps
-        budget = self.deadline.budget
+        budget = self.budget
         left = budget.left if budget else (steps - done) * meter.batch_size / speed
         many = MEDIA[trainer.plan.images.medium].MANY
         return Step(done, steps, self.loss, lr, norm, speed, max(0.0, left), many)
@@ -355,8 +371,19 @@ def fit(
         plan = yield from until(stop, prepare(config, accelerator, run))
         laps()
         plan = settled(plan, accelerator)
-        with feeding(plan), kept():
+        with feeding(plan), _threads():
             return (yield from Run(plan, accelerator, run, stop, debug, laps).work(spent))
+
+
+@contextlib.contextmanager
+def _threads() -> Iterator[None]:
+    """Put the number of threads back, where a resumed run computed with its own."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        if torch.get_num_threads() != before:
+            torch.set_num_threads(before)
 
 
 @contextlib.contextmanager

@@ -6,19 +6,10 @@ resumed run decides as one in one go would.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from bisect import bisect
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any
-
-import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
-
-from diffuse_cli.system.errors import DiffuseError
-from diffuse_cli.system.events import Stop
-from diffuse_cli.training.optimization import Course
 
 LOOKS, BETWEEN = 10, 100
 """The plan is looked at after each 1/LOOKS of the time, near the end when half of what was left is
@@ -63,9 +54,9 @@ Chores = Callable[[int], Iterable[Chore]]
 """From the number of steps of a run to its chores, with guesses of what they cost."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Budget:
-    """The time that a run has, and what it knows of its speed.
+    """The time that a run has, and what it knows of its speed; plain values, for a checkpoint.
 
     Attributes:
         minutes: all that it may take.
@@ -78,7 +69,7 @@ class Budget:
         steps, seconds: those of the block under way.
         costs: of the chores that were done, in steps, each time; the last few.
         fresh: seconds of those that were done in the block under way.
-        threads: that the run computes with, if they are fewer than there are.
+        threads: that a run of an earlier version chose to compute with.
     """
 
     minutes: float
@@ -88,18 +79,12 @@ class Budget:
     ahead: int = 0
     gone: int = 0
     length: int = 0
-    blocks: tuple[float, ...] = ()
+    blocks: list[float] = field(default_factory=list)
     steps: int = 0
     seconds: float = 0.0
-    costs: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    fresh: Mapping[str, float] = field(default_factory=dict)
+    costs: dict[str, list[float]] = field(default_factory=dict)
+    fresh: dict[str, float] = field(default_factory=dict)
     threads: int | None = None
-
-    @classmethod
-    def read(cls, values: Mapping[str, Any]) -> Budget:
-        """The inverse of `dataclasses.asdict`, from JSON."""
-        costs = {name: tuple(found) for name, found in values["costs"].items()}
-        return cls(**{**values, "blocks": tuple(values["blocks"]), "costs": costs})
 
     @property
     def total(self) -> float:
@@ -124,34 +109,28 @@ class Budget:
 
     # -- what goes by ------------------------------------------------------------------------------
 
-    def stepped(self, seconds: float, settled: bool) -> Budget:
-        """After another step; `settled` if nothing of it is still under way on the device."""
-        steps, total = self.steps + 1, self.seconds + seconds
-        blocks, costs, fresh = self.blocks, dict(self.costs), self.fresh
-        if settled and self._over(BLOCKS * total, BLOCKS * steps):
-            now = total / steps
-            for name, took in fresh.items():
-                *before, last = costs[name]
-                costs[name] = (*before, min(last, took / now))
-            blocks, steps, total, fresh = (*blocks, now)[-BLOCKS:], 0, 0.0, {}
-        used, gone = self.used + seconds, self.gone + 1
-        return dataclasses.replace(
-            self, used=used, gone=gone, blocks=blocks, steps=steps, seconds=total, costs=costs,
-            fresh=fresh,
-        )  # fmt: skip
+    def count_step(self, seconds: float, settled: bool) -> None:
+        """Count another step; `settled` if nothing of it is still under way on the device."""
+        self.used, self.gone = self.used + seconds, self.gone + 1
+        self.steps, self.seconds = self.steps + 1, self.seconds + seconds
+        if settled and self._over(BLOCKS * self.seconds, BLOCKS * self.steps):
+            now = self.seconds / self.steps
+            for name, took in self.fresh.items():
+                self.costs[name][-1] = min(self.costs[name][-1], took / now)
+            self.blocks = [*self.blocks, now][-BLOCKS:]
+            self.steps, self.seconds, self.fresh = 0, 0.0, {}
 
-    def spent(self, seconds: float, chore: str | None = None) -> Budget:
-        """After some time without steps: a chore, or anything else.
+    def count(self, seconds: float, chore: str | None = None) -> None:
+        """Count some time without steps: a chore, or anything else.
 
         What a chore costs is noted in steps, as a load makes both slower: in those just before it,
         or, if they are fewer, just after it, for a load that came with it.
         """
-        costs, fresh = dict(self.costs), dict(self.fresh)
+        self.used += seconds
         if chore is not None:
             now = self.seconds / self.steps if self.steps else [self.step, *self.blocks][-1]
-            costs[chore] = (*costs.get(chore, ()), seconds / now)[-COSTS:]
-            fresh[chore] = seconds
-        return dataclasses.replace(self, used=self.used + seconds, costs=costs, fresh=fresh)
+            self.costs[chore] = [*self.costs.get(chore, ()), seconds / now][-COSTS:]
+            self.fresh[chore] = seconds
 
     # -- what is to come ---------------------------------------------------------------------------
 
@@ -168,33 +147,27 @@ class Budget:
         last = min(sum(costs) * self.pace, MOST * self.total)
         return (steps - done + between) * self.pace + last
 
-    def plan(self, done: int, chores: Chores, least: int = 1) -> tuple[Budget, int]:
+    def plan(self, done: int, chores: Chores, least: int = 1) -> int:
         """The number of steps that fills the time that is left; at least so many more."""
-        fits, beyond = done + least, done + least + 1 + max(0, int(self.left / self.pace))
-        while beyond - fits > 1:
-            middle = (fits + beyond) // 2
-            # The nearest number of steps: half a step more is near enough.
-            if self.needed(done, middle, chores) <= self.left + self.pace / 2:
-                fits = middle
-            else:
-                beyond = middle
-        return self._looked(done, fits), fits
+        steps = done + least
+        more = range(steps + 1, steps + 1 + max(0, int(self.left / self.pace)))
+        # The nearest number of steps: half a step more is near enough.
+        most = self.left + self.pace / 2
+        return self._look(
+            done, steps + bisect(more, most, key=lambda n: self.needed(done, n, chores))
+        )
 
-    def look(self, done: int, steps: int, chores: Chores) -> tuple[Budget, int]:
+    def replan(self, done: int, steps: int, chores: Chores) -> int:
         """Look at the plan of a run of `steps` steps: the same number where it holds, or one that
         does."""
         missed = self.needed(done, steps, chores) - self.left
         if abs(missed) > TOLERANCE * self.total:
             return self.plan(done, chores)
-        return self._looked(done, steps), steps
+        return self._look(done, steps)
 
-    def _looked(self, done: int, steps: int) -> Budget:
-        return dataclasses.replace(self, looked=self.used, ahead=steps - done, gone=0, length=steps)
-
-
-# -- deadline -------------------------------------------------------------------------------------
-
-# The plan of a run by --minutes as it goes on, and what its processes decide together.
+    def _look(self, done: int, steps: int) -> int:
+        self.looked, self.ahead, self.gone, self.length = self.used, steps - done, 0, steps
+        return steps
 
 
 class Laps:
@@ -206,52 +179,3 @@ class Laps:
     def __call__(self) -> float:
         before, self._since = self._since, self.clock()
         return self._since - before
-
-
-class Deadline:
-    """Counts the time of a run, and plans it again. Of a run without a budget it does nothing.
-
-    Attributes:
-        budget: what the run has left, and knows of its speed.
-    """
-
-    def __init__(self, budget: Budget | None, laps: Laps) -> None:
-        self.budget, self._laps = budget, laps
-
-    def stepped(self, settled: bool) -> None:
-        """Count a step; `settled` if nothing of it is still under way on the device."""
-        seconds = self._laps()
-        if self.budget:
-            self.budget = self.budget.stepped(seconds, settled)
-
-    def spend(self, chore: str | None = None) -> None:
-        """Count the time since it was counted last: that of a chore, or of anything else."""
-        seconds = self._laps()
-        if self.budget:
-            self.budget = self.budget.spent(seconds, chore)
-
-    def planned(self, course: Course, done: int, chores: Chores) -> int:
-        """Another number of steps, if the time asks for it after `done` of them; else 0."""
-        if not (self.budget and self.budget.due and done < course.steps):
-            return 0
-        self.budget, steps = self.budget.look(done, course.steps, chores)
-        return 0 if steps == course.steps else steps
-
-
-def agreed(accelerator: Accelerator, stop: Stop, steps: int = 0) -> tuple[DiffuseError | None, int]:
-    """The error to stop with, and the number of steps that the first process planned.
-
-    They are the same on every process: all stop after the same step, and go on to the same one.
-
-    Args:
-        steps: a new number of steps on the first process, or 0, as on all others.
-    """
-    error = stop()
-    if accelerator.num_processes == 1:
-        return error, steps
-    asked = torch.tensor([error is not None, steps], device=accelerator.device)
-    stopping, steps = accelerator.reduce(asked, "sum").tolist()
-    if not stopping:
-        return None, steps
-    errors: list[DiffuseError | None] = gather_object([error])
-    return next(e for e in errors if e is not None), steps

@@ -22,8 +22,8 @@ from diffuse_cli.training.configuration import configure
 from diffuse_cli.training.loop import fit
 from diffuse_cli.training.optimization import Course, lr_at
 from diffuse_cli.training.run_directory import RunDirectory
-from diffuse_cli.training.step_timer import Stopwatch
 from diffuse_cli.training.time_budget import Budget, Chore
+from diffuse_cli.training.time_estimate import Stopwatch
 from diffuse_cli.training.trainer import Trainer
 from training.conftest import QUICK
 
@@ -108,22 +108,23 @@ class Driven:
 
 def drive(seconds, *, minutes=1.0, step=0.05, chores=alone, costs=None, measured=2.0):
     """Step as a run does; `seconds(now)` is the time of a step, `costs(now)` that of a chore."""
-    budget, steps = Budget(minutes, step, used=measured).plan(0, chores)
-    course = Course.of(steps)
+    budget = Budget(minutes, step, used=measured)
+    course = Course.of(budget.plan(0, chores))
     plans, places, done, now = [course.steps], [0.0], 0, measured
     while done < course.steps:
         took = seconds(now)
         done, now = done + 1, now + took
-        budget = budget.stepped(took, settled=done <= 64 or done % 4 == 0)
+        budget.count_step(took, settled=done <= 64 or done % 4 == 0)
         if budget.due and done < course.steps:
-            budget, steps = budget.look(done, course.steps, chores)
+            steps = budget.replan(done, course.steps, chores)
             if steps != course.steps:
                 course = course.revised(done, steps)
                 plans.append(steps)
         for chore in chores(course.steps):
             if done % chore.every == 0 or done == course.steps:
                 took = costs(now)
-                now, budget = now + took, budget.spent(took, chore.name)
+                now += took
+                budget.count(took, chore.name)
         places.append(course.at(done))
     assert budget.used == pytest.approx(now)
     return Driven(course, plans, now, places, budget)
@@ -199,14 +200,14 @@ def test_hours_are_looked_at_as_often_as_minutes():
 
 def test_a_chore_that_takes_longer_than_the_run_leaves_half_to_its_steps():
     chores = lambda steps: (Chore("look", steps, 1000.0),)  # noqa: E731
-    assert Budget(1, 0.5).plan(0, chores)[1] == 60
+    assert Budget(1, 0.5).plan(0, chores) == 60
 
 
 def test_what_a_run_knows_survives_json():
     budget = drive(lambda now: 0.07, chores=sixteenths, costs=lambda now: 0.3).budget
     assert budget.blocks
     assert budget.costs
-    assert Budget.read(json.loads(json.dumps(dataclasses.asdict(budget)))) == budget
+    assert Budget(**json.loads(json.dumps(dataclasses.asdict(budget)))) == budget
 
 
 # -- a run ----------------------------------------------------------------------------------------
@@ -311,7 +312,9 @@ def test_a_load_makes_it_shorter_and_its_files_say_so(loaded):
     assert "minutes" not in config_of(run)
     found = model_file.load(loaded.folder / MODEL)
     assert (found.step, found.training["steps"], found.weak_step) == (steps, steps, 4)
-    assert any("30 steps become" in text for text in loaded.said)
+    assert [t for t in loaded.said if "steps" in t and "in time" in t] == [
+        f"30 steps became {steps}, to end in time"
+    ]
     assert 3 <= len([*(run / "ema").iterdir()]) <= 5
     rates = [clock.rates[k] for k in range(3, steps)]
     assert rates == sorted(rates, reverse=True)
@@ -441,7 +444,7 @@ def test_two_processes_end_at_the_step_that_the_first_planned(by_clock, clock, p
     assert state["budget"]["used"] == pytest.approx(10.5)
     ran = pair("train", images, "--resume", "--json")
     assert ran.code == 0, ran.err
-    assert "steps become" in ran.err
+    assert "steps became" in ran.err
     assert ran.json["processes"] == 2
     assert ran.json["step"] == ran.json["steps"] == config_of()["steps"]
     assert model_file.load(MODEL).step == ran.json["steps"]

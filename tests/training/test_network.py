@@ -26,8 +26,7 @@ from diffuse_cli.training.memory_estimate import bytes_kept
 from diffuse_cli.training.monitor import GUESS
 from diffuse_cli.training.plan import too_narrow
 from diffuse_cli.training.run_directory import RunDirectory
-from diffuse_cli.training.step_timer import Stopwatch
-from diffuse_cli.training.time_estimate import batch_for, fill_minutes
+from diffuse_cli.training.time_estimate import Stopwatch, batch_for, fill_minutes
 
 MODEL = Path("model.safetensors")
 

@@ -399,7 +399,7 @@ def test_a_stop_beyond_the_last_step_is_refused(train, stopped):
 
 
 def test_a_stop_beyond_the_steps_that_minutes_hold_is_said(quick, monkeypatch):
-    monkeypatch.setattr("diffuse_cli.training.step_timer.Stopwatch.seconds", giving(100.0))
+    monkeypatch.setattr("diffuse_cli.training.time_estimate.Stopwatch.seconds", giving(100.0))
     ran = quick("--minutes", 10, "--stop-at", 11)
     assert ran.code == 0
     assert "--stop-at 11 is beyond the 10 steps" in ran.err

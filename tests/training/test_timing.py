@@ -13,12 +13,12 @@ from seams import giving
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.core import Conditions, Space
 from diffuse_cli.system.events import Progress
-from diffuse_cli.training import step_timer, time_estimate
+from diffuse_cli.training import time_estimate
 from diffuse_cli.training.configuration import complete, configure
 from diffuse_cli.training.monitor import preview_spacing
-from diffuse_cli.training.step_timer import Stopwatch
 from diffuse_cli.training.time_estimate import (
     Forecast,
+    Stopwatch,
     fill_minutes,
     seconds_in_all,
     too_few,
@@ -69,10 +69,10 @@ def machine(monkeypatch):
             def wait(self):
                 pass
 
-        monkeypatch.setattr(step_timer, "Trainer", Trainer)
+        monkeypatch.setattr(time_estimate, "Trainer", Trainer)
         monkeypatch.setattr(Stopwatch, "a_pass", giving(None))
-        monkeypatch.setattr(step_timer.time, "monotonic", lambda: now[0])
-        monkeypatch.setattr(step_timer, "gather_object", lambda values: values)
+        monkeypatch.setattr(time_estimate.time, "monotonic", lambda: now[0])
+        monkeypatch.setattr(time_estimate, "gather_object", lambda values: values)
         device = SimpleNamespace(type="cpu")
         accelerator = SimpleNamespace(num_processes=1, device=device, free_memory=lambda: None)
         return SimpleNamespace(accelerator=accelerator, now=now, steps=steps)
@@ -160,9 +160,9 @@ def test_a_part_that_the_network_does_not_suit_is_left_out(machine, monkeypatch)
     """A quarter of the side is 66, which is halved once; the network halves three times."""
     here = machine(each=0.0001)
     plan = plan_of(side=264, channels=3, preset="base", batch_size=1)
-    fake = step_timer.Trainer
+    fake = time_estimate.Trainer
     made = lambda plan, accelerator: (plan.blueprint.shapes, fake(plan, accelerator))[1]  # noqa: E731
-    monkeypatch.setattr(step_timer, "Trainer", made)
+    monkeypatch.setattr(time_estimate, "Trainer", made)
     found, _ = run(Stopwatch(plan, here.accelerator, 20).seconds(plan.config))
     assert found == pytest.approx(0.0001 * 264**2 / 32**2)
 
@@ -212,7 +212,7 @@ def test_a_preview_is_counted_by_the_time_of_its_passes(machine, monkeypatch):
     monkeypatch.setattr(Stopwatch, "a_pass", giving(0.001))
     plan, budget = filled(here, minutes=2, batch_size=8)
     assert plan.config.steps == pytest.approx((120 - here.now[0] - 8 * 0.32) / 0.06, abs=1)
-    assert budget.costs["preview"] == pytest.approx((0.32 / 0.06,))
+    assert budget.costs["preview"] == pytest.approx([0.32 / 0.06])
 
 
 def test_a_pass_is_timed_as_a_preview_takes_it(quick):
@@ -238,7 +238,7 @@ def test_a_pass_is_timed_as_a_preview_takes_it(quick):
 def test_the_time_of_a_step_is_a_task_that_ends(machine):
     here = machine(each=0.01)
     _, events = run(fill_minutes(plan_of(minutes=3), here.accelerator, 64))
-    assert events[-1] == Progress(step_timer.TASK, 9, 9)
+    assert events[-1] == Progress(time_estimate.TASK, 9, 9)
     assert all(e.done < 9 for e in events[:-1])
 
 
@@ -321,20 +321,6 @@ def test_a_slow_run_says_early_how_long_it_will_take(monkeypatch):
     }
     assert list(said(60.0, 5000)) == [1]
     assert list(said(60.0, 5000, compile=True)) == [2]
-
-
-@pytest.mark.parametrize(("stops", "told"), [(None, 0), (False, 0), (True, 1)])
-def test_a_run_beside_others_says_once_that_fewer_threads_may_be_faster(monkeypatch, stops, told):
-    now = [0.0]
-    monkeypatch.setattr(time_estimate.time, "monotonic", lambda: now[0])
-    counted = None if stops is None else SimpleNamespace(busy=stops)
-    forecast, found = Forecast(config_of(side=32), 0, 40, counted), []
-    for step in range(1, 41):
-        now[0] += 1.0
-        found += [notice.text for notice in forecast.after(step)]
-    assert (
-        found == ["other programs keep this machine busy: OMP_NUM_THREADS=1 may be faster"] * told
-    )
 
 
 def test_train_and_dry_run_warn_and_go_on(quick, monkeypatch):
