@@ -47,6 +47,7 @@ from diffuse_cli.system.events import finish
 from diffuse_cli.training.configuration import complete, configure
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.trainer import Trainer
+from diffuse_cli.training.training_data import TrainingData
 
 HEIGHT, WIDTH = 1500, 2000
 MARGIN = 64
@@ -201,7 +202,8 @@ def plan_for(images: Samples) -> Plan:
     """A training of `tiny` on all images."""
     typed = {"data": images.summary.source, "preset": "tiny", "batch_size": BATCH}
     config, blueprint = complete(configure(typed), images.space, Conditions())
-    return Plan(config, blueprint, images, np.arange(len(images)), np.arange(0), None)
+    data = TrainingData(images, np.arange(len(images)), np.arange(0))
+    return Plan(config, blueprint, data)
 
 
 def measure_waiting(images: Samples, steps: int, accelerator: Accelerator) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from diffuse_cli.data.summary import Summary
 from diffuse_cli.training.configuration import complete, configure
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.trainer import Trainer
+from diffuse_cli.training.training_data import TrainingData
 
 Act = Callable[[], object]
 
@@ -91,7 +92,7 @@ def plan(size: int, images: int = 256, **options: Any) -> Plan:
         summary=Summary("random pixels", images, images, 3),
     )
     config, blueprint = complete(configure({"data": "", **options}), found.space, Conditions())
-    return Plan(config, blueprint, found, np.arange(images), np.arange(0), None)
+    return Plan(config, blueprint, TrainingData(found, np.arange(images), np.arange(0)))
 
 
 def ours(plan: Plan, accelerator: Accelerator) -> tuple[Act, Trainer]:

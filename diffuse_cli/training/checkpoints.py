@@ -12,7 +12,7 @@ import shlex
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
@@ -28,20 +28,16 @@ from diffuse_cli.system.devices import aside
 from diffuse_cli.system.errors import OutputError, UsageError
 from diffuse_cli.system.events import Notice, Stop, Work, until
 from diffuse_cli.training.ema_weights import KEPT_LENGTHS, Weak
-from diffuse_cli.training.initial_weights import first_weights
+from diffuse_cli.training.memory_estimate import parted
 from diffuse_cli.training.monitor import chores
 from diffuse_cli.training.optimization import Course
-from diffuse_cli.training.plan import Plan, check_fingerprint, model_of
+from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.run_directory import KEPT, Checkpoint, RunDirectory
+from diffuse_cli.training.run_length import cut_short
 from diffuse_cli.training.time_budget import Budget
-from diffuse_cli.training.time_estimate import (
-    cut_short,
-    fill_minutes,
-    parted,
-    seconds_in_all,
-    too_few,
-)
+from diffuse_cli.training.time_estimate import first_plan
 from diffuse_cli.training.trainer import Trainer
+from diffuse_cli.training.training_data import check_fingerprint
 
 if TYPE_CHECKING:
     from diffuse_cli.training.monitor import Monitor
@@ -59,6 +55,9 @@ WEIGHTS, MOMENTS = "net.", "optimizer."
 
 OWN_THREADS = {"OMP_NUM_THREADS", "MKL_NUM_THREADS"}
 """Variables by which users say how many threads there are."""
+
+Versions = tuple[Mapping[str, Any], ...]
+"""The versions of the programs that made a run, each with its first step."""
 
 SPARE = 2**23
 """Bytes for metrics, previews, headers and the losses that timesteps are drawn by."""
@@ -116,16 +115,21 @@ def check_room(plan: Plan, run: RunDirectory) -> None:
 
 
 def checkpoint_of(
-    trainer: Trainer, step: int, monitor: Monitor, budget: Budget | None = None
+    trainer: Trainer,
+    step: int,
+    monitor: Monitor,
+    versions: Versions = (),
+    budget: Budget | None = None,
 ) -> Checkpoint:
     """The whole state after `step` steps; with the plan of a run by --minutes."""
+    plan = trainer.plan
     average, weak = trainer.ema.net.state_dict(), trainer.weak
     scaler = trainer.accelerator.scaler
     return Checkpoint(
         step=step,
         model=trainer.net.state_dict(),
         ema=model_file.together(average, weak=weak.weights if weak else None),
-        about=model_file.metadata(model_of(trainer.plan, step, average, None, weak)),
+        about=model_file.metadata(plan.model(step, trainer.course.steps, average, None, weak)),
         optimizer=_moments(trainer.net, trainer.optimizer.optimizer),
         history=trainer.history.tensors(),
         best=monitor.tensors(),
@@ -139,12 +143,9 @@ def checkpoint_of(
             "bad": trainer.bad,
             "accumulation": trainer.accumulation,
             "scaler": scaler.state_dict() if scaler is not None else None,
-            "fingerprint": trainer.plan.images.fingerprint,
-            "classes": trainer.plan.class_fingerprints,
-            "given": trainer.plan.given_fingerprints,
-            **({"table": trainer.plan.table_state} if trainer.plan.table_state else {}),
-            **({"distilled": trainer.plan.teacher.described} if trainer.plan.teacher else {}),
-            "versions": list(trainer.plan.versions),
+            **plan.data.state(bool(plan.config.classes)),
+            **({"distilled": plan.teacher.described} if plan.teacher else {}),
+            "versions": list(versions),
             "watch": monitor.state(),
             **({"budget": asdict(budget), "course": asdict(trainer.course)} if budget else {}),
         },
@@ -169,7 +170,7 @@ def _critic(matching: Matching) -> dict[str, Tensor]:
     }
 
 
-def versions(checkpoint: Checkpoint | None) -> Work[tuple[dict[str, Any], ...]]:
+def versions_of(checkpoint: Checkpoint | None) -> Work[Versions]:
     """The versions that a run was made with, each with its first step, and those of now; says where
     they are others than the checkpoint's."""
     past = tuple(checkpoint.state.get("versions", ())) if checkpoint else ()
@@ -246,26 +247,12 @@ def _laid_out_as(like: Tensor, value: Tensor) -> Tensor:
 # Where a run starts: the checkpoint that it goes on from, and the steps that it will take.
 
 
-class Start(NamedTuple):
-    """How a run begins, or goes on.
-
-    Attributes:
-        config: with the number of steps.
-        course: the way to the last of them.
-        budget: the time that it may take, of a run by --minutes.
-    """
-
-    config: TrainConfig
-    course: Course
-    budget: Budget | None = None
-
-
 def last_checkpoint(plan: Plan, run: RunDirectory) -> Work[Checkpoint | None]:
     """The checkpoint to go on from, or None; tells the user which.
 
     Raises:
         OutputError: there is a model, and nothing that leads to it.
-        UsageError: more steps are done than are asked for.
+        UsageError: more steps are done than are asked for, or another model is distilled.
     """
     config = plan.config
     if not config.goes_on:
@@ -282,16 +269,17 @@ def last_checkpoint(plan: Plan, run: RunDirectory) -> Work[Checkpoint | None]:
             )
         yield Notice(f"no complete checkpoint in {files.show(run.path)}: starting at step 0")
         return None
-    yield from check_fingerprint(plan, checkpoint.state)
+    yield from check_fingerprint(config, plan.data, checkpoint.state)
+    began = checkpoint.state.get("distilled")
+    if began and plan.teacher and began["teacher"] != plan.teacher.sha256:
+        raise UsageError(
+            f"{files.show(str(config.init))} is not the model that this run began to distil",
+            "Put that one back, or start again with --overwrite",
+        )
     yield Notice(f"resuming from step {checkpoint.step:,} of {files.show(run.path)}")
     if config.minutes is None and config.steps < checkpoint.step:
         raise UsageError(f"--steps {config.steps}: step {checkpoint.step} is done already")
     return checkpoint
-
-
-def with_first_weights(plan: Plan) -> Work[Plan]:
-    """A plan that should have gone on, and has nothing to go on from."""
-    return replace(plan, init=(yield from first_weights(plan.config, plan.blueprint)))
 
 
 def started(
@@ -300,52 +288,41 @@ def started(
     run: RunDirectory,
     checkpoint: Checkpoint | None,
     stop: Stop,
-    room: int,
     spent: float,
-) -> Work[Start]:
-    """The steps of a run: those of the configuration, or those that fill its minutes.
+) -> Work[tuple[TrainConfig, Course, Budget | None]]:
+    """The configuration with its steps, or those that fill its minutes, the way to the last of
+    them, and the time that it may take, of a run by --minutes.
 
     Args:
-        room: most images at a time.
         spent: seconds of --minutes that are over.
     """
-    done = checkpoint.step if checkpoint else 0
-    seconds, budget = None, None
-    if checkpoint and plan.config.minutes is not None and "budget" in checkpoint.state:
+    config, done = plan.config, checkpoint.step if checkpoint else 0
+    budget: Budget | None = None
+    wanted = config.minutes
+    if checkpoint and wanted is not None and "budget" in checkpoint.state:
         budget = Budget(**checkpoint.state["budget"])
-    if budget and budget.threads and not OWN_THREADS & os.environ.keys():
-        torch.set_num_threads(budget.threads)  # for the same results
-    if budget:
+        if budget.threads and not OWN_THREADS & os.environ.keys():
+            torch.set_num_threads(budget.threads)  # for the same results
         budget.count(spent)
-    if checkpoint and budget and plan.config.minutes == budget.minutes:
-        course = Course(**checkpoint.state["course"])
-        config = replace(plan.config, steps=course.steps, minutes=None)
-        config = yield from parted(config, room, accelerator.num_processes)
-        yield _clock(budget, done < course.steps)
-        return Start(config, course, budget)
-    config = plan.config
-    if budget and config.minutes is not None:
-        if budget.used >= 60 * config.minutes:
+        if wanted == budget.minutes:
+            course = Course(**checkpoint.state["course"])
+            config = replace(config, steps=course.steps, minutes=None)
+            config = yield from parted(config, plan.room, accelerator.num_processes)
+            yield _clock(budget, done < course.steps)
+            return config, course, budget
+        budget.minutes, used = wanted, budget.used / 60
+        if budget.left <= 0:
             raise UsageError(
-                f"--minutes {config.minutes:g} is the total of the run, and "
-                f"{budget.used / 60:.3g} are used already",
-                f"For {config.minutes:g} more, set "
-                f"--minutes {budget.used / 60 + config.minutes:.3g}",
+                f"--minutes {wanted:g} is the total of the run, and {used:.3g} are used already",
+                f"For {wanted:g} more, set --minutes {used + wanted:.3g}",
             )
-        budget.minutes = config.minutes
         yield _clock(budget)
         config = replace(config, steps=budget.plan(done, chores(plan)), minutes=None)
-    elif config.minutes is not None:
-        if done:
-            yield Notice(f"--minutes {config.minutes:g} starts now: the run began with --steps")
-        measuring = fill_minutes(plan, accelerator, room, spent)
-        config, budget = yield from until(stop, measuring)
-        seconds = seconds_in_all(replace(plan, config=config), budget)
-        config = replace(config, steps=done + config.steps)
-        yield Notice(
-            f"{budget.step:.3g} s a step of {config.batch_size} images: {config.steps:,} steps"
-        )
-    config = yield from parted(config, room, accelerator.num_processes)
+        config = yield from parted(config, plan.room, accelerator.num_processes)
+    else:
+        if done and wanted is not None:
+            yield Notice(f"--minutes {wanted:g} starts now: the run began with --steps")
+        config, budget = yield from until(stop, first_plan(plan, accelerator, done, spent))
     if done and run.exists():
         before = read_toml(run.config).get("steps")
         if before != config.steps:
@@ -354,9 +331,7 @@ def started(
                 "new schedule"
             )
     yield from cut_short(config)
-    if not done:
-        yield from too_few(config, seconds)
-    return Start(config, Course.of(config.steps), budget)
+    return config, Course.of(config.steps), budget
 
 
 def _clock(budget: Budget, goes_on: bool = True) -> Notice:
@@ -369,9 +344,11 @@ def _clock(budget: Budget, goes_on: bool = True) -> Notice:
     return Notice(f"{total}: {budget.used / 60:.3g} are used, {left:.3g} are left")
 
 
-def write_config(run: RunDirectory, config: TrainConfig, budget: Budget | None = None) -> None:
+def write_config(
+    run: RunDirectory, config: TrainConfig, steps: int, budget: Budget | None = None
+) -> None:
     """Write config.toml; with the minutes, as long as they may change the number of steps."""
-    values = to_file(config, control=False)
+    values = to_file(replace(config, steps=steps), control=False)
     if budget:
         values["minutes"] = budget.minutes
     files.write_text(run.config, to_toml(values))

@@ -14,12 +14,13 @@ from accelerate.utils import gather_object
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.config.options import words_of
 from diffuse_cli.core.networks import count_parameters
+from diffuse_cli.core.settings import dimensions
+from diffuse_cli.data.summary import fitting
 from diffuse_cli.media import MEDIA
 from diffuse_cli.system import run_reader
 from diffuse_cli.system.devices import machine, rank
 from diffuse_cli.system.errors import DataError, DiffuseError, Interrupted, Terminated
 from diffuse_cli.system.events import Notice, Stop, Work, until
-from diffuse_cli.training.batches import Faults, feeding, low_frequencies
 from diffuse_cli.training.checkpoints import (
     Pace,
     begin_trackers,
@@ -28,26 +29,18 @@ from diffuse_cli.training.checkpoints import (
     last_checkpoint,
     restore,
     started,
-    versions,
-    with_first_weights,
+    versions_of,
     write_config,
 )
 from diffuse_cli.training.ema_weights import no_weak, rewind_snapshots, save_snapshot, snapshot_due
-from diffuse_cli.training.memory_estimate import images_at_a_time
+from diffuse_cli.training.feed import Faults, feeding
+from diffuse_cli.training.initial_weights import first_weights
 from diffuse_cli.training.monitor import SAVE, Meter, Monitor, Step, Trained, chores
-from diffuse_cli.training.plan import (
-    Plan,
-    bring_up_to_date,
-    check_batch,
-    model_of,
-    prepare,
-    settled,
-)
+from diffuse_cli.training.plan import Plan, check_batch, prepare
 from diffuse_cli.training.run_directory import RunDirectory
+from diffuse_cli.training.run_length import Forecast
 from diffuse_cli.training.sample_command import sample_line
-from diffuse_cli.training.teacher import taught_by
 from diffuse_cli.training.time_budget import Budget, Laps
-from diffuse_cli.training.time_estimate import Forecast
 from diffuse_cli.training.trainer import PATIENCE, Outcome, Trainer, diverged
 
 TYPED_AGAIN = (
@@ -57,80 +50,73 @@ TYPED_AGAIN = (
 
 
 class Run:
-    """A run from its first step, or from a checkpoint's, to its model file."""
+    """A run from its first step, or from a checkpoint's, to its model file.
+
+    Attributes:
+        plan: all that stays the same; complete once the number of steps is known.
+        trainer: the state that steps change.
+        monitor: what was measured of it.
+        budget: the time that is left, of a run by --minutes.
+        loss: the mean training loss of the last line of the log.
+    """
+
+    plan: Plan
+    trainer: Trainer
+    monitor: Monitor
 
     def __init__(
-        self,
-        plan: Plan,
-        accelerator: Accelerator,
-        run: RunDirectory,
-        stop: Stop,
-        debug: bool,
-        laps: Laps,
+        self, accelerator: Accelerator, run: RunDirectory, stop: Stop, debug: bool, laps: Laps
     ) -> None:
-        self.plan, self.accelerator, self.run, self.stop = plan, accelerator, run, stop
-        self.debug, self.laps = debug, laps
+        self.accelerator, self.run, self.stop, self.debug = accelerator, run, stop, debug
+        self.laps, self.main = laps, accelerator.is_main_process
         self.budget: Budget | None = None
-        self.main = accelerator.is_main_process
         self.loss: float | None = None
-        self.faults = Faults(plan, accelerator)
-        self.room = images_at_a_time(plan, accelerator)
-        self.plan = dataclasses.replace(plan, room=min(plan.room, self.room))
 
-    def work(self, spent: float) -> Work[Trained | None]:
+    def work(self, plan: Plan, spent: float) -> Work[Trained | None]:
         """Start or resume, step to the end, and write the model file; `spent` as in `fit`."""
-        began = self.laps.clock()
-        checkpoint = yield from last_checkpoint(self.plan, self.run)
-        if checkpoint is None and self.plan.config.goes_on:
-            self.plan = yield from with_first_weights(self.plan)
-        teacher = yield from taught_by(self.plan.config, checkpoint)
-        self.plan = dataclasses.replace(self.plan, teacher=teacher)
-        if self.accelerator.is_main_process:
-            low = low_frequencies(self.plan)
-            self.plan = dataclasses.replace(self.plan, low_frequencies=low)
-        start = checkpoint.step if checkpoint else 0
+        began, accelerator, run = self.laps.clock(), self.accelerator, self.run
+        checkpoint = yield from last_checkpoint(plan, run)
+        init = None if checkpoint else (yield from first_weights(plan.config, plan.blueprint))
         if self.main:
-            check_room(self.plan, self.run)
+            check_room(plan, run)
         # Plans that differ by a step would leave the processes waiting for each other.
         spent = float(max(gather_object([spent + self.laps()])))
         config, course, self.budget = yield from started(
-            self.plan, self.accelerator, self.run, checkpoint, self.stop, self.room, spent
+            plan, accelerator, run, checkpoint, self.stop, spent
         )
         self.laps()  # what that took is in the budget
-        made_with = yield from versions(checkpoint)
-        self.plan = dataclasses.replace(self.plan, config=config, versions=made_with)
-        trainer = Trainer(self.plan, self.accelerator)
-        trainer.follow(course)
-        monitor = Monitor(trainer, self.run, self.stop)
+        self.versions = yield from versions_of(checkpoint)
+        self.plan = dataclasses.replace(plan, config=config)
+        self.trainer = trainer = Trainer(self.plan, accelerator, init)
+        trainer.course = course
+        self.monitor = monitor = Monitor(trainer, run, self.stop)
         if checkpoint:
             restore(trainer, checkpoint)
             yield from monitor.restore(checkpoint)
         if self.main:
             yield from monitor.begin()
+        start = last = checkpoint.step if checkpoint else 0
         self._begin(start)
-        last = start
         if self.main:
             monitor.settle()
-        if start < self._end(trainer) or monitor.due(start, self._end(trainer)):
-            yield from begin_trackers(trainer.config, self.accelerator, self.run)
-            yield Notice(self._chosen(trainer))
-            last = yield from self._steps(trainer, monitor, start)
+        if start < self.end or monitor.due(start, self.end):
+            yield from begin_trackers(config, accelerator, run)
+            yield Notice(self._chosen())
+            last = yield from self._steps(start)
         if self.main:
             monitor.settle()
             raw = trainer.net.state_dict() if config.keep_raw else None
             average = trainer.ema.net.state_dict()
-            model = model_of(trainer.plan, last, average, raw, trainer.weak)
-            bring_up_to_date(self.run.model, model)
-            if self.budget and last == trainer.course.steps:
-                write_config(self.run, trainer.config)
-            if trainer.course.steps != course.steps:
-                yield Notice(
-                    f"{course.steps:,} steps became {trainer.course.steps:,}, to end in time"
-                )
+            steps = trainer.course.steps
+            run.write(run.model, self.plan.model(last, steps, average, raw, trainer.weak))
+            if self.budget and last == steps:
+                write_config(run, config, steps)
+            if steps != course.steps:
+                yield Notice(f"{course.steps:,} steps became {steps:,}, to end in time")
             if config.keep_weak and trainer.weak is None:
-                yield Notice(no_weak(trainer.course.steps, last, config.weak_after))
-        self.accelerator.wait_for_everyone()
-        return self._result(trainer, monitor, last, self.laps.clock() - began)
+                yield Notice(no_weak(steps, last, config.weak_after))
+        accelerator.wait_for_everyone()
+        return self._result(last, self.laps.clock() - began) if self.main else None
 
     # -- before ------------------------------------------------------------------------------------
 
@@ -141,101 +127,118 @@ class Run:
                 self.run.clear()
             self.run.rewind_metrics(start)
             rewind_snapshots(self.run.snapshots, start)
-            write_config(self.run, self.plan.config, self.budget)
+            write_config(self.run, self.plan.config, self.trainer.course.steps, self.budget)
         self.accelerator.wait_for_everyone()
 
-    def _chosen(self, trainer: Trainer) -> str:
-        return self.plan.chosen(
-            count_parameters(trainer.net),
+    def _chosen(self) -> str:
+        """The choices of the configuration, as one line."""
+        config, images, processes = (
+            self.plan.config,
+            self.plan.data.images,
             self.accelerator.num_processes,
-            self.accelerator.device.type,
+        )
+        size = images.space.size
+        fitted = fitting(images.summary.sizes, size, config.fit, images.medium)
+        preset = f", preset {config.preset}" if config.preset else ""
+        shared = f" on {processes} processes" if processes > 1 else ""
+        parts = f" in {config.accumulation} parts" if config.accumulation > 1 else ""
+        return (
+            f"training {config.network}{preset}, "
+            f"{count_parameters(self.trainer.net):,} parameters; "
+            f"{MEDIA[images.medium].MANY} at {dimensions(size)}{fitted}; "
+            f"batch {config.batch_size}{parts}{shared}, learning rate {config.lr:.3g}, "
+            f"{config.precision} on {self.accelerator.device.type}; {config.steps:,} steps"
         )
 
     # -- the loop ----------------------------------------------------------------------------------
 
-    def _steps(self, trainer: Trainer, monitor: Monitor, start: int) -> Work[int]:
-        """Step to the end, and return what that is."""
-        config, done, end = self.plan.config, start, self._end(trainer)
-        if monitor.due(done, end):
-            yield from self._measure(trainer, monitor, done, end)
-            if self.main and done >= end:
-                self.run.save(checkpoint_of(trainer, done, monitor, self.budget))
+    @property
+    def end(self) -> int:
+        """The step after which it stops."""
+        steps = self.trainer.course.steps
+        return min(steps, self.plan.config.stop_at or steps)
+
+    def _steps(self, done: int) -> Work[int]:
+        """Step from `done` to the end, and return what that is."""
+        config, trainer, monitor, start = self.plan.config, self.trainer, self.monitor, done
+        if monitor.due(done, self.end):
+            yield from self._measure(done)
+            if self.main and done >= self.end:
+                self._save(done)
             if error := self._agreed()[0]:
                 raise self._ended(error, done, "its checkpoint is complete")
         meter, pace = Meter(trainer.batch_size), Pace(config.save_every)
-        forecast = Forecast(config, done, end)
+        forecast, faults = (
+            Forecast(config, done, self.end),
+            Faults(self.plan.data, self.accelerator),
+        )
         self._count()
-        while done < end:
+        while done < self.end:
             try:
-                outcome = yield from self._step(trainer, done, start)
+                outcome = yield from self._step(done, start)
             except DataError as gone:
-                raise self._gone(gone, trainer, monitor, done) from gone
+                raise self._gone(gone, done) from gone
             if trainer.bad >= PATIENCE:
                 raise diverged(trainer, done, self.run.newest_step(), debug=self.debug)
             done += 1
-            seconds = self.laps()
+            seconds, before = self.laps(), trainer.course.steps
             if self.budget:
                 self.budget.count_step(seconds, settled=not trainer.unread)
             meter.add(outcome.loss)
-            if done % config.log_every == 0 or done == end:
-                yield self._log(trainer, done, meter, float(outcome.grad_norm))
+            if done % config.log_every == 0 or done == self.end:
+                yield self._log(done, meter, float(outcome.grad_norm))
                 monitor.logged(self.loss)
-                yield from self.faults.tell()
+                yield from faults.tell()
             else:
-                yield Step(done, trainer.course.steps)
+                yield Step(done, before)
             yield from forecast.after(done)
-            self._snapshot(trainer, done)
-            steps = before = trainer.course.steps
+            count = config.ema_lengths
+            if self.main and trainer.powers and count and snapshot_due(done, trainer.course, count):
+                save_snapshot(self.run.snapshots, trainer.powers, done, trainer.course, count)
+            steps = before
             if self.main and self.budget and self.budget.due and done < steps:
-                steps = self.budget.replan(done, steps, chores(trainer.plan))
+                steps = self.budget.replan(done, steps, chores(self.plan))
             error, steps = self._agreed(steps)
             if steps != before:
-                trainer.follow(trainer.course.revised(done, steps))
+                trainer.course = trainer.course.revised(done, steps)
                 if self.main:
-                    write_config(self.run, trainer.config, self.budget)
-                end = self._end(trainer)
-            if error is None and monitor.due(done, end):
-                yield from self._measure(trainer, monitor, done, end)
+                    write_config(self.run, config, steps, self.budget)
+            if error is None and monitor.due(done, self.end):
+                yield from self._measure(done)
                 meter.pause()
                 error = self._agreed()[0]
-            if self.main and (error or pace.due(done, monitor.previewed == done) or done == end):
+            looked = monitor.previewed == done
+            if self.main and (error or pace.due(done, looked) or done == self.end):
                 with pace.measured():
-                    self.run.save(checkpoint_of(trainer, done, monitor, self.budget))
+                    self._save(done)
                 self._count(SAVE)
                 meter.pause()
             if error:
                 raise self._ended(error, done, "checkpoint saved")
         return done
 
-    def _end(self, trainer: Trainer) -> int:
-        """The step after which it stops."""
-        steps = trainer.course.steps
-        return min(steps, trainer.config.stop_at or steps)
-
-    def _measure(self, trainer: Trainer, monitor: Monitor, done: int, end: int) -> Work[None]:
+    def _measure(self, done: int) -> Work[None]:
         """Measure what is due."""
         if self.main:
-            for chore, work in monitor.work(done, end):
+            for chore, work in self.monitor.work(done, self.end):
                 self._count()
                 try:
                     yield from work
                 except DataError as gone:
-                    raise self._gone(gone, trainer, monitor, done) from gone
+                    raise self._gone(gone, done) from gone
                 cut_off = self.stop() is not None
                 self._count(None if cut_off else chore)
 
-    def _step(self, trainer: Trainer, step: int, start: int) -> Work[Outcome]:
+    def _step(self, step: int, start: int) -> Work[Outcome]:
         """A step; a signal ends the first one at once if it compiles, which takes long."""
-        parts = trainer.accumulation
-        if self.plan.config.compile and step == start:
-            try:
-                with self.stop.at_once():
-                    outcome = trainer.step(step)
-            except (Interrupted, Terminated) as error:
-                kept = "nothing is lost" if start == 0 else "its checkpoint is complete"
-                raise self._ended(error, start, kept) from error
-        else:
-            outcome = trainer.step(step)
+        trainer, parts = self.trainer, self.trainer.accumulation
+        try:
+            compiles = self.plan.config.compile and step == start
+            with self.stop.at_once() if compiles else contextlib.nullcontext():
+                outcome = trainer.step(step)
+        except (Interrupted, Terminated) as error:
+            kept = "nothing is lost" if start == 0 else "its checkpoint is complete"
+            raise self._ended(error, start, kept) from error
         if trainer.accumulation != parts:
             yield Notice(
                 f"out of memory: from step {step + 1:,} on the {trainer.batch_size} images of a "
@@ -243,12 +246,6 @@ class Run:
                 warning=True,
             )
         return outcome
-
-    def _snapshot(self, trainer: Trainer, done: int) -> None:
-        """Save the averages of other lengths when due."""
-        course, count = trainer.course, self.plan.config.ema_lengths
-        if self.main and trainer.powers and count and snapshot_due(done, course, count):
-            save_snapshot(self.run.snapshots, trainer.powers, done, course, count)
 
     def _count(self, chore: str | None = None) -> None:
         """Count the time since it was counted last: that of a chore, or of anything else."""
@@ -267,12 +264,14 @@ class Run:
         errors: list[DiffuseError | None] = gather_object([error]) if stopping else []
         return next((e for e in errors if e is not None), None), steps
 
-    def _gone(
-        self, error: DataError, trainer: Trainer, monitor: Monitor, step: int
-    ) -> DiffuseError:
+    def _save(self, step: int) -> None:
+        """Save a checkpoint."""
+        self.run.save(checkpoint_of(self.trainer, step, self.monitor, self.versions, self.budget))
+
+    def _gone(self, error: DataError, step: int) -> DiffuseError:
         """Save where nothing is left to read; what to say."""
         if self.main:
-            self.run.save(checkpoint_of(trainer, step, monitor, self.budget))
+            self._save(step)
         return self._ended(error, step, "checkpoint saved").of_one()
 
     def _ended(self, error: DiffuseError, step: int, kept: str) -> DiffuseError:
@@ -280,43 +279,35 @@ class Run:
         again = run_reader.resume_line(config.data, config.out, words_of(config, TYPED_AGAIN))
         return type(error)(f"{error.message} at step {step:,}: {kept}", f"Go on with: {again}")
 
-    def _log(self, trainer: Trainer, done: int, meter: Meter, norm: float) -> Step:
+    def _log(self, done: int, meter: Meter, norm: float) -> Step:
+        trainer, steps = self.trainer, self.trainer.course.steps
         lr = trainer.lr_at(done - 1)
         self.loss, speed = meter.read()
         told = {"loss": self.loss, "lr": lr, "grad_norm": norm, "images_per_second": speed}
         if self.main:
-            values = {**told}
-            if feed := trainer.batches.feed:
-                values["waiting"] = feed.share()
-            self.run.log(step=done, **values)
-        if self.plan.config.log:
-            self.accelerator.log(told, step=done)
-        steps = trainer.course.steps
-        budget = self.budget
-        left = budget.left if budget else (steps - done) * meter.batch_size / speed
-        many = MEDIA[trainer.plan.images.medium].MANY
+            feed = trainer.batches.feed
+            self.monitor.log(done, told, **({"waiting": feed.share()} if feed else {}))
+        left = self.budget.left if self.budget else (steps - done) * meter.batch_size / speed
+        many = MEDIA[self.plan.data.images.medium].MANY
         return Step(done, steps, self.loss, lr, norm, speed, max(0.0, left), many)
 
     # -- after -------------------------------------------------------------------------------------
 
-    def _result(
-        self, trainer: Trainer, monitor: Monitor, step: int, seconds: float
-    ) -> Trained | None:
-        if not self.main:
-            return None
+    def _result(self, step: int, seconds: float) -> Trained:
+        images = self.plan.data.images
         return Trained(
             model=self.run.model,
             run=self.run.path,
             step=step,
-            steps=trainer.course.steps,
+            steps=self.trainer.course.steps,
             loss=self.loss,
-            held_out_loss=monitor.held_out_loss,
-            parameters=count_parameters(trainer.net),
-            images=len(self.plan.images),
+            held_out_loss=self.monitor.held_out_loss,
+            parameters=count_parameters(self.trainer.net),
+            images=len(images),
             processes=self.accelerator.num_processes,
             seconds=round(seconds, 3),
-            best=monitor.found(),
-            medium=self.plan.images.medium,
+            best=self.monitor.found(),
+            medium=images.medium,
             sample_line=sample_line(self.plan, self.run.model),
         )
 
@@ -368,11 +359,9 @@ def fit(
     ):
         check_batch(config, accelerator.num_processes)
         spent += laps()
-        plan = yield from until(stop, prepare(config, accelerator, run))
-        laps()
-        plan = settled(plan, accelerator)
-        with feeding(plan), _threads():
-            return (yield from Run(plan, accelerator, run, stop, debug, laps).work(spent))
+        plan = yield from until(stop, prepare(config, accelerator, run, laps))
+        with feeding(plan.data), _threads():
+            return (yield from Run(accelerator, run, stop, debug, laps).work(plan, spent))
 
 
 @contextlib.contextmanager

@@ -23,8 +23,8 @@ from diffuse_cli.core.space import Space
 from diffuse_cli.models.blueprint import Blueprint, skeleton
 from diffuse_cli.system import memory
 from diffuse_cli.system.errors import UsageError
+from diffuse_cli.system.events import Notice, Work
 from diffuse_cli.training.ema_weights import KEPT_LENGTHS
-from diffuse_cli.training.plan import Plan
 
 COPIES = 5
 """Weights, gradients, two moments and the average, in float32; --ema-lengths keeps more."""
@@ -152,13 +152,12 @@ def _shared(sizes: Collection[int]) -> Cost:
     return Cost(sum(sizes) - images, images // BATCH)
 
 
-def images_at_a_time(plan: Plan, accelerator: Accelerator) -> int:
+def images_at_a_time(config: TrainConfig, blueprint: Blueprint, accelerator: Accelerator) -> int:
     """How many images per part a process has memory for.
 
     Raises:
         UsageError: not even one, on any of the processes.
     """
-    config, blueprint = plan.config, plan.blueprint
     device, processes = accelerator.device.type, accelerator.num_processes
     free = memory.free_memory(device)
     if device == "cpu":
@@ -172,7 +171,7 @@ def images_at_a_time(plan: Plan, accelerator: Accelerator) -> int:
         raise UsageError(
             f"one image of {dimensions(blueprint.space.size)} takes {_bytes(needs.of(1))} of "
             f"memory in training, and {_bytes(free)} are free",
-            f"Try {_smaller(plan, device, free)}",
+            f"Try {_smaller(config, blueprint, device, free)}",
         )
     return images
 
@@ -185,9 +184,20 @@ def split(config: TrainConfig, images: int, processes: int) -> TrainConfig:
     return dataclasses.replace(config, accumulation=max(config.accumulation, parts))
 
 
-def _smaller(plan: Plan, device: str, free: int) -> str:
+def parted(config: TrainConfig, room: int, processes: int) -> Work[TrainConfig]:
+    """`config` in parts of at most `room` images; tells the user if that changes it."""
+    done = split(config, room, processes)
+    if done.accumulation != config.accumulation:
+        yield Notice(
+            f"the {done.batch_size} images of a batch do not fit into memory at once: they are "
+            f"computed in {done.accumulation} parts (--accumulation {done.accumulation})",
+            warning=True,
+        )
+    return done
+
+
+def _smaller(config: TrainConfig, blueprint: Blueprint, device: str, free: int) -> str:
     """What to type for a run that fits."""
-    config, blueprint = plan.config, plan.blueprint
     again = dataclasses.replace(config, gradient_checkpointing=True)
     if not config.gradient_checkpointing and cost(again, blueprint, device).of(1) <= free:
         return "--gradient-checkpointing"

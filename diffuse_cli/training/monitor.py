@@ -10,23 +10,21 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from diffuse_cli.config import TrainConfig
 from diffuse_cli.media import MEDIA, figures
 from diffuse_cli.metrics import label
-from diffuse_cli.metrics.features import KIDS
 from diffuse_cli.models import model_file
 from diffuse_cli.system import files
 from diffuse_cli.system.devices import log_picture
 from diffuse_cli.system.errors import Interrupted, Terminated
 from diffuse_cli.system.events import Notice, Stop, Work, until
 from diffuse_cli.system.memory import out_of_memory
-from diffuse_cli.training.plan import Plan, bring_up_to_date, model_of
+from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.previews import (
     draw_preview,
     passes_of_drawing,
@@ -42,6 +40,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+T = TypeVar("T")
+
 PREVIEWS, SHARE = 8, 5
 """Without --preview-every a run has so many previews, or fewer if they would take over 1/SHARE of
 the time of its steps."""
@@ -54,13 +54,10 @@ PREVIEW, EVALUATION, SAVE = "preview", "evaluation", "save"
 """The names of chores."""
 
 
-def preview_spacing(plan: Plan, steps: int | None = None) -> int:
-    """Steps from one preview to the next: the same whenever the run is resumed. Of a run of so many
-    `steps`, by default those of the plan."""
+def preview_spacing(plan: Plan, steps: int) -> int:
+    """Steps from one preview to the next in a run of so many: the same whenever it is resumed."""
     passes = passes_of_preview(plan)
-    return max(
-        -(-(steps or plan.config.steps) // PREVIEWS), -(-SHARE * passes // passes_of_step(plan))
-    )
+    return max(-(-steps // PREVIEWS), -(-SHARE * passes // passes_of_step(plan)))
 
 
 def chores(plan: Plan, a_pass: float | None = None) -> Chores:
@@ -82,6 +79,17 @@ def chores(plan: Plan, a_pass: float | None = None) -> Chores:
     return of
 
 
+def unless_full(work: Work[T], doing: str) -> Work[T | None]:
+    """Pass on the events and result of `work`; None, and a warning, if memory runs out."""
+    try:
+        return (yield from work)
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+    yield Notice(f"out of memory while {doing}: it is left out", warning=True)
+    return None
+
+
 class Monitor:
     """Previews and evaluations of a run.
 
@@ -93,6 +101,7 @@ class Monitor:
 
     def __init__(self, trainer: Trainer, run: RunDirectory, stop: Stop) -> None:
         self.trainer, self.run, self.stop = trainer, run, stop
+        self.config = trainer.config
         self.images = self.config.eval_images or IMAGES
         self.held_out_loss: float | None = None
         self.overfitting = Overfitting()
@@ -100,20 +109,15 @@ class Monitor:
         self.previewed: int | None = None
         self.validated: int | None = None
         self._loss, self._readings = 0.0, 0
-        self._many = MEDIA[trainer.plan.images.medium].MANY
+        self._many = MEDIA[trainer.plan.data.images.medium].MANY
         self._validator: Validator | None = None
-
-    @property
-    def config(self) -> TrainConfig:
-        """That of the trainer, whose number of steps may be planned again."""
-        return self.trainer.config
 
     # -- state -------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps beside the best weights, as plain values."""
         return {
-            "overfitting": self.overfitting.state(),
+            "overfitting": asdict(self.overfitting),
             "best": self.best.values() if self.best else None,
             "looked": self.previewed,
             "evaluated": self.validated,
@@ -130,7 +134,7 @@ class Monitor:
         state = saved.state.get("watch")
         if state is None:
             return
-        self.overfitting.restore(state["overfitting"])
+        self.overfitting = Overfitting.restored(state["overfitting"])
         self._loss, self._readings = state["loss"], state["readings"]
         self.previewed, self.validated = state.get("looked"), state["evaluated"]
         self.best = Best.restored(state["best"], saved.best) if state["best"] else None
@@ -158,20 +162,18 @@ class Monitor:
     def settle(self) -> None:
         """Make the best model's file agree with the state, whatever a killed run left."""
         if self.best is not None:
-            bring_up_to_date(self.run.best, self._model(self.best))
+            own, raw, _ = model_file.apart(self.best.tensors)
+            weak = self.trainer.weak
+            weak = weak if weak and weak.step <= self.best.step else None
+            steps = self.trainer.course.steps
+            model = self.trainer.plan.model(self.best.step, steps, own, raw or None, weak)
+            self.run.write(self.run.best, model)
         elif self.config.eval_every:
             files.remove(self.run.best)
 
     def found(self) -> dict[str, Any] | None:
         """The best model's file and how good it is, as plain values."""
         return {"model": str(self.run.best), **self.best.values()} if self.best else None
-
-    def _model(self, best: Best) -> model_file.Model:
-        own, raw, _ = model_file.apart(best.tensors)
-        weak = self.trainer.weak
-        if weak and weak.step > best.step:
-            weak = None
-        return model_of(self.trainer.plan, best.step, own, raw or None, weak)
 
     # -- when --------------------------------------------------------------------------------------
 
@@ -186,13 +188,15 @@ class Monitor:
         return done > 0 and (self._preview_due(done, end) or self._validation_due(done))
 
     def _preview_due(self, done: int, end: int) -> bool:
-        every = self.config.preview_every or preview_spacing(self.trainer.plan)
+        every = self.config.preview_every or preview_spacing(
+            self.trainer.plan, self.trainer.course.steps
+        )
         return self.previewed != done and (done % every == 0 or done == end)
 
     def _validation_due(self, done: int) -> bool:
         # Not where --stop-at ends: a run in one go would not evaluate there.
         every = self.config.eval_every
-        here = every is not None and (done % every == 0 or done == self.config.steps)
+        here = every is not None and (done % every == 0 or done == self.trainer.course.steps)
         return here and self.validated != done
 
     # -- work --------------------------------------------------------------------------------------
@@ -208,10 +212,11 @@ class Monitor:
         with contextlib.suppress(Interrupted, Terminated):
             yield from work
 
-    def _log(self, done: int, values: dict[str, float]) -> None:
-        self.run.log(step=done, **values)
+    def log(self, done: int, values: Mapping[str, float], **own: float) -> None:
+        """Add a line to the metrics, and all but `own` to the trackers of --log."""
+        self.run.log(step=done, **values, **own)
         if self.config.log:
-            self.trainer.accelerator.log(values, step=done)
+            self.trainer.accelerator.log(dict(values), step=done)
 
     def _preview(self, done: int) -> Work[None]:
         """Measure the held-out loss, draw a preview, and warn of overfitting."""
@@ -231,8 +236,9 @@ class Monitor:
         losses, mean = self.trainer.held_out_losses(), None
         if losses is not None:
             mean = sum(float(part.sum()) for part in losses.split(HELD_OUT_BATCH)) / len(losses)
-            self._log(done, {"held_out_loss": mean})
-        picture, path = (yield from draw_preview(self.trainer)), None
+            self.log(done, {"held_out_loss": mean})
+        drawing, path = draw_preview(self.trainer), None
+        picture = yield from unless_full(drawing, "drawing the preview")
         if picture is not None:
             path = self.run.previews / f"step-{done:08d}.png"
             files.write_bytes(path, figures.png(picture))
@@ -249,29 +255,20 @@ class Monitor:
         Raises:
             Interrupted, Terminated: a signal came; nothing is changed then.
         """
-        found = yield from until(self.stop, self._measure())
+        assert self._validator is not None
+        measuring = unless_full(self._validator.kid(self.trainer.ema_net), "evaluating")
+        found = yield from until(self.stop, measuring)
         self.validated = done
-        if not found:
+        if found is None:
             return
-        [key] = [key for key in KIDS if key in found]
+        key = self._validator.key
         kid, error = found[key], found.get(f"{key}_standard_error")
-        self._log(done, found)
+        self.log(done, found)
         better = kid < (self.best.kid if self.best else math.inf)
         if better:
             self.best = Best(done, key, kid, error, self.images, self._weights())
             self.settle()
         yield Validated(done, key, kid, error, self.run.best if better else None)
-
-    def _measure(self) -> Work[dict[str, float]]:
-        """The KID, or nothing if memory runs out."""
-        assert self._validator is not None
-        try:
-            return (yield from self._validator.kid(self.trainer.ema_net))
-        except Exception as error:
-            if not out_of_memory(error):
-                raise
-        yield Notice("out of memory while evaluating: it is left out", warning=True)
-        return {}
 
     def _weights(self) -> dict[str, Tensor]:
         """A copy of what the model file of this step would hold, but for the weak average."""

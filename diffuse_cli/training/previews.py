@@ -12,10 +12,9 @@ from diffuse_cli.media import figures, looks
 from diffuse_cli.sampling.conditioning import Condition, default_guidance
 from diffuse_cli.sampling.generation import Drawing, draw, stored
 from diffuse_cli.sampling.sampling_settings import DrawSettings
-from diffuse_cli.system.events import Notice, Progress, Work
-from diffuse_cli.system.memory import out_of_memory
-from diffuse_cli.training.batches import readable
-from diffuse_cli.training.plan import Plan, given_inputs
+from diffuse_cli.system.events import Progress, Work
+from diffuse_cli.training.feed import readable
+from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.trainer import Trainer, evaluations, held_out_images
 
 if TYPE_CHECKING:
@@ -27,6 +26,9 @@ if TYPE_CHECKING:
 
 PREVIEW_IMAGES, GIVEN_SHOWN = 16, 4
 """Samples of a preview, and the arrays that they are given, if any."""
+
+MOST = 64
+"""Most samples to draw at a time."""
 
 
 def draw_by_default(
@@ -50,9 +52,9 @@ def draw_by_default(
     settings = DrawSettings(
         sampler=choice.sampler if choice else SAMPLER,
         steps=min(choice.steps if choice else SAMPLING_STEPS, denoiser.process.num_timesteps),
-        condition=_condition(plan, readable(plan, shown_of(plan, inputs)[:count]), classes),
+        condition=_condition(plan, readable(plan.data, shown_of(plan, inputs)[:count]), classes),
         seed=plan.config.seed,
-        batch_size=plan.room,
+        batch_size=min(MOST, plan.room),
     )
     return draw(denoiser, settings, range(count), space=plan.blueprint.space, device=device)
 
@@ -65,10 +67,10 @@ def shown_of(plan: Plan, count: int | None = None) -> npt.NDArray[np.int64]:
         count: so many of them: the first, or, of a model that is told columns alone, from the 10th
             to the 90th percentile of the first column.
     """
-    chosen = plan.held_out if len(plan.held_out) else plan.train
-    if count is None or plan.giver or plan.images.rows is None:
+    chosen = plan.data.held_out if len(plan.data.held_out) else plan.data.train
+    if count is None or plan.giver or plan.data.images.rows is None:
         return chosen[:count]
-    codes = plan.images.rows[chosen, 0]
+    codes = plan.data.images.rows[chosen, 0]
     told = chosen[np.argsort(codes, kind="stable")][: int((~np.isnan(codes)).sum())]
     if len(told) == 0:
         return chosen[:count]
@@ -84,20 +86,20 @@ def _condition(
     if not conditions:
         return None
     labels: Iterable[int] = classes or range(conditions.num_classes)
-    rows = plan.images.rows
+    rows = plan.data.images.rows
     if labels and shows_images(plan):
-        own = plan.images.labels[chosen]
+        own = plan.data.images.labels[chosen]
         labels = np.where(own >= 0, own, conditions.num_classes).tolist()
     scale = default_guidance(conditions, plan.config.label_dropout)
     if plan.teacher:
         scale = 1.0  # it is in the weights
     told = () if rows is None else tuple(map(tuple, rows[chosen].tolist()))
-    return Condition(tuple(labels), scale, given_inputs(plan, chosen), rows=told)
+    return Condition(tuple(labels), scale, plan.inputs(chosen), rows=told)
 
 
 def shows_images(plan: Plan) -> bool:
     """Whether previews are drawn for some images, each by what it is given or told."""
-    return plan.giver is not None or plan.images.rows is not None
+    return plan.giver is not None or plan.data.images.rows is not None
 
 
 def passes_of_step(plan: Plan) -> int:
@@ -121,26 +123,19 @@ def passes_of_drawing(plan: Plan, images: int) -> int:
 
 def passes_of_preview(plan: Plan) -> int:
     """Passes that a preview takes, with the held-out loss."""
-    measured = len(plan.held_out[: held_out_images(plan.config)])
+    measured = len(plan.data.held_out[: held_out_images(plan.config)])
     return passes_of_drawing(plan, PREVIEW_IMAGES) + measured * evaluations(plan.config)
 
 
-def draw_preview(trainer: Trainer) -> Work[Image | None]:
-    """A grid of samples, or rows of what is given, samples, and the image; None if memory runs
-    out."""
+def draw_preview(trainer: Trainer) -> Work[Image]:
+    """A grid of samples, or rows of what is given, samples, and the image."""
     plan, net, device = trainer.plan, trainer.ema_net, trainer.device
     space, inputs = plan.blueprint.space, GIVEN_SHOWN if shows_images(plan) else None
     ended = []
-    try:
-        for drawing in draw_by_default(plan, net, PREVIEW_IMAGES, device, inputs):
-            if drawing.done:
-                ended.append(stored(space, drawing.state.x))
-            yield Progress("preview", drawing.step, drawing.steps)
-    except Exception as error:
-        if not out_of_memory(error):
-            raise
-        yield Notice("out of memory while drawing the preview: it is left out", warning=True)
-        return None
+    for drawing in draw_by_default(plan, net, PREVIEW_IMAGES, device, inputs):
+        if drawing.done:
+            ended.append(stored(space, drawing.state.x))
+        yield Progress("preview", drawing.step, drawing.steps)
     samples = looks(space, np.concatenate(ended))
     return _beside(plan, samples) if shows_images(plan) else figures.grid(samples)
 
@@ -149,9 +144,9 @@ def _beside(plan: Plan, samples: Array) -> Image:
     """A row for each of some images: what is given of it, if anything is, samples, and itself."""
     import torch
 
-    giver, chosen = plan.giver, readable(plan, shown_of(plan, GIVEN_SHOWN))
-    given, space = given_inputs(plan, chosen), plan.blueprint.space
-    truths = looks(space, plan.images.stored[chosen])
+    giver, chosen = plan.giver, readable(plan.data, shown_of(plan, GIVEN_SHOWN))
+    given, space = plan.inputs(chosen), plan.blueprint.space
+    truths = looks(space, plan.data.images.stored[chosen])
     rows = [[*samples[k :: len(chosen)], truths[k]] for k in range(len(chosen))]
     if giver and given:
         told = giver.look(given.at(range(len(chosen)), torch.device("cpu")))

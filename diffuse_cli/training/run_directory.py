@@ -33,6 +33,8 @@ from diffuse_cli.system.errors import ModelFileError, OutputError, UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from diffuse_cli.models.model_file import Model
+
 KEPT = 2
 """Checkpoints to keep, the newest included."""
 
@@ -198,29 +200,39 @@ class RunDirectory:
     def classes(self) -> set[str] | None:
         """The names of the classes that the run began with, from an unverified checkpoint or the
         model file; None if neither has any."""
-        for path in run_reader.complete(self.checkpoints):
-            with contextlib.suppress(OSError, ValueError, AttributeError):
-                state = json.loads((path / "state.json").read_text())
-                if found := state.get("classes"):
-                    return set(found)
-        from diffuse_cli.models import model_file
-
-        with contextlib.suppress(ModelFileError):
-            return set(model_file.load(self.model).classes)
-        return None
+        if found := self._kept("classes"):
+            return set(found)
+        model = self._model()
+        return set(model.classes) if model else None
 
     def table(self) -> Table | None:
         """The columns that the run began with, from an unverified checkpoint or the model file;
         None if neither has any."""
+        if found := self._kept("table"):
+            return from_dict(Table, found["told"])
+        model = self._model()
+        return model.blueprint.conditions.table if model else None
+
+    def _kept(self, name: str) -> Any:
+        """A value of the newest checkpoint that has it; None if none does."""
         for path in run_reader.complete(self.checkpoints):
             with contextlib.suppress(OSError, ValueError, AttributeError):
-                state = json.loads((path / "state.json").read_text())
-                if found := state.get("table"):
-                    return from_dict(Table, found["told"])
+                if found := json.loads((path / "state.json").read_text()).get(name):
+                    return found
+        return None
+
+    def write(self, path: Path, model: Model) -> None:
+        """Write a model file, unless it holds this model already."""
+        from diffuse_cli.models import model_file
+
+        if not model_file.holds(path, model):
+            model_file.save(path, model)
+
+    def _model(self) -> Model | None:
         from diffuse_cli.models import model_file
 
         with contextlib.suppress(ModelFileError):
-            return model_file.load(self.model).blueprint.conditions.table
+            return model_file.load(self.model)
         return None
 
     def newest_step(self) -> int | None:

@@ -40,13 +40,15 @@ def _told(plan: Plan) -> Iterator[str]:
         yield from ("--on", f"{name}={value}")
     if conditions.given is None:
         return
-    unseen = int([*plan.held_out, *plan.train][0])
+    unseen = int([*plan.data.held_out, *plan.data.train][0])
     if conditions.given.what == PAIRS:
-        assert plan.pairs is not None
+        assert plan.data.pairs is not None
         assert plan.config.given is not None
-        yield from _input(plan.config.given, plan.pairs.given, int(plan.pairs.rows[unseen]))
+        yield from _input(
+            plan.config.given, plan.data.pairs.given, int(plan.data.pairs.rows[unseen])
+        )
     else:
-        yield from _input(plan.config.data, plan.images, unseen)
+        yield from _input(plan.config.data, plan.data.images, unseen)
         yield "--degrade"
 
 

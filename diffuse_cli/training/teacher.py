@@ -21,12 +21,10 @@ from diffuse_cli.core.kernels import laid_out, lay_out
 from diffuse_cli.core.losses import TAUGHT, simple
 from diffuse_cli.models import model_file
 from diffuse_cli.models.blueprint import Blueprint
-from diffuse_cli.system import files
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import Work
 from diffuse_cli.system.rng import Draws, training_draws
 from diffuse_cli.training.optimization import Updater
-from diffuse_cli.training.run_directory import Checkpoint
 
 if TYPE_CHECKING:
     from diffuse_cli.core.denoiser import Denoise, Denoiser
@@ -218,23 +216,17 @@ def check_distilled(config: TrainConfig, denoiser: Denoiser) -> None:
         )
 
 
-def taught_by(config: TrainConfig, checkpoint: Checkpoint | None) -> Work[Teacher | None]:
-    """The model that a run distils, or None.
+def taught_by(config: TrainConfig) -> Work[Teacher | None]:
+    """Load the model that a run distils, or None.
 
     Raises:
         ModelFileError: it is missing or damaged.
-        UsageError: it is another than the run began with.
+        UsageError: guidance of a model that is conditioned on nothing.
     """
     if config.loss not in TAUGHT:
         return None
-    began = checkpoint.state.get("distilled") if checkpoint else None
     assert config.init is not None
     found = yield from model_file.find(config.init)
-    if began and began["teacher"] != found.sha256:
-        raise UsageError(
-            f"{files.show(config.init)} is not the model that this run began to distil",
-            "Put that one back, or start again with --overwrite",
-        )
     scale = config.teacher_guidance
     if scale not in (None, 1) and not found.model.blueprint.conditions:
         raise UsageError(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,10 +23,11 @@ from diffuse_cli.models.blueprint import kept_in_range
 from diffuse_cli.system.errors import DivergedError, UsageError, lookup
 from diffuse_cli.system.memory import out_of_memory
 from diffuse_cli.system.rng import key, seed_modules, share, training_draws
-from diffuse_cli.training.batches import Batches, mirrored, readable
+from diffuse_cli.training.batches import Batches, mirrored
 from diffuse_cli.training.ema_weights import Average, Powers, Weak, due
+from diffuse_cli.training.feed import readable
 from diffuse_cli.training.optimization import WHOLE, Course, Objective, Updater, losses_of, lr_at
-from diffuse_cli.training.plan import Plan, given_inputs
+from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.teacher import PARTS, PATHS, Matching
 
 Seen = list[tuple[Tensor, Tensor]]
@@ -72,14 +73,21 @@ class Trainer:
         accumulation: forward passes per step; more than configured if memory ran out.
     """
 
-    def __init__(self, plan: Plan, accelerator: Accelerator) -> None:
+    def __init__(
+        self, plan: Plan, accelerator: Accelerator, init: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Make the state before the first step.
+
+        Args:
+            init: the weights to start from.
+        """
         self.plan, self.config, self.accelerator = plan, plan.config, accelerator
         self.device = accelerator.device
         self.course = Course.of(self.config.steps)
         assert self.config.batch_size is not None
         self._begin(self.config.batch_size, self.config.accumulation)
         torch.manual_seed(key(self.config.seed, "weights") & 0xFFFF_FFFF)
-        self.net = self._network()
+        self.net = self._network(init)
         self.ema = Average(self.net, self.config.ema_decay)
         self.powers = Powers(self.net) if self.config.ema_lengths else None
         self.weak: Weak | None = None
@@ -101,18 +109,17 @@ class Trainer:
         self._objective = Objective(self.config, self.denoiser, self.device, leads)
         self.matching: Matching | None = None
         if plan.teacher and teacher:
-            critic = self._network()
-            critic.load_state_dict(dict(plan.teacher.model.ema))
+            critic = self._network(plan.teacher.model.ema)
             self.matching = Matching(self.config, plan.blueprint, critic, teacher, accelerator)
         self._draw = lookup(TIMESTEP_DRAWS, self.config.timestep_draw, "--timestep-draw")
         self.history = History(self.config.num_timesteps, self._draw.keep)
 
-    def _network(self) -> nn.Module:
-        """A network with the weights that the run starts from."""
+    def _network(self, init: Mapping[str, Tensor] | None) -> nn.Module:
+        """A network with some weights, or with those of its own."""
         blueprint = self.plan.blueprint
         net = blueprint.build()
-        if self.plan.init is not None:
-            net.load_state_dict(self.plan.init)
+        if init is not None:
+            net.load_state_dict(init)
         if self.config.gradient_checkpointing:
             if not hasattr(net, "run_block"):
                 raise UsageError(
@@ -130,11 +137,6 @@ class Trainer:
     def _begin(self, batch_size: int, accumulation: int) -> None:
         self.batch_size, self.accumulation = batch_size, accumulation
         self.batches = Batches(self.plan, batch_size, self.device, self.mine)
-
-    def follow(self, course: Course) -> None:
-        """Go another way from here, of which the configuration has the number of steps."""
-        self.course, self.config = course, replace(self.config, steps=course.steps)
-        self.plan = replace(self.plan, config=self.config)
 
     # -- a step ------------------------------------------------------------------------------------
 
@@ -305,17 +307,20 @@ class Trainer:
     def held_out_losses(self) -> Tensor | None:
         """The loss of the averaged weights on each held-out image, (N,), with the same draws every
         time; None if nothing is held out."""
-        images, chosen = self.plan.images, self.plan.held_out[: held_out_images(self.config)]
+        images, chosen = (
+            self.plan.data.images,
+            self.plan.data.held_out[: held_out_images(self.config)],
+        )
         if len(chosen) == 0:
             return None
-        chosen = readable(self.plan, chosen)
+        chosen = readable(self.plan.data, chosen)
         losses = losses_of(
             self._objective,
             self.plan.blueprint.denoiser(self.ema_net),
             self.plan.blueprint,
             images.stored[chosen],
             images.labels[chosen],
-            given=given_inputs(self.plan, chosen),
+            given=self.plan.inputs(chosen),
             rows=None if images.rows is None else images.rows[chosen],
             seed=self.config.seed,
             batch_size=min(HELD_OUT_BATCH, self.plan.room),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.config.train_options import GIVEN_DROPOUT
-from diffuse_cli.core.conditions import PAIRS, Given, Labels, Number, Table
+from diffuse_cli.core.conditions import PAIRS, Given, Number, Table
 from diffuse_cli.core.degradations import DEGRADATIONS
 from diffuse_cli.core.settings import to_dict
 from diffuse_cli.core.space import Space
@@ -28,7 +28,7 @@ from diffuse_cli.system.events import Notice, Work
 from diffuse_cli.training.run_directory import RunDirectory
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 
 def told_by_table(
@@ -78,64 +78,6 @@ def _scaled(table: Table, known: Table | None) -> Table:
             column = replace(column, mean=old.mean, deviation=old.deviation)
         columns.append(column)
     return Table(columns=tuple(columns))
-
-
-def with_columns(
-    weights: Mapping[str, Tensor],
-    embedding: str,
-    own: Table | None,
-    wanted: Table | None,
-    shapes: Mapping[str, tuple[int, ...]],
-) -> Mapping[str, Tensor]:
-    """The weights of a model of the table `own` for the table `wanted`: columns by their names, and
-    labels by theirs. A new column or label begins at 0, so that the model begins as it was.
-
-    Args:
-        embedding: `Ends.columns` of the network.
-        shapes: of the tensors that are wanted.
-    """
-    import torch
-
-    if own == wanted:
-        return weights
-    done = {name: of for name, of in weights.items() if not name.startswith(f"{embedding}.")}
-    places = {name: k for k, name in enumerate(own.names)} if own else {}
-    for k, column in enumerate(wanted.columns if wanted else ()):
-        old = own.names.get(column.name) if own else None
-        for name in (n for n in shapes if n.startswith(f"{embedding}.{k}.")):
-            rest = name.removeprefix(f"{embedding}.{k}.")
-            found = torch.zeros(shapes[name])
-            if old and type(old) is type(column):
-                before = weights[f"{embedding}.{places[column.name]}.{rest}"]
-                found = _by_label(before, found, old, column)
-            elif rest.startswith("linear_1."):  # what reads the number; what it says is 0
-                torch.nn.init.uniform_(found, -1, 1, torch.Generator().manual_seed(k))
-            done[name] = found
-    return done
-
-
-def _by_label(before: Tensor, found: Tensor, old: object, column: object) -> Tensor:
-    if not (isinstance(old, Labels) and isinstance(column, Labels)):
-        return before
-    found[-1] = before[-1]
-    for row, value in enumerate(column.values):
-        if (place := old.code(value)) == place:
-            found[row] = before[int(place)]
-    return found
-
-
-def check_rows(config: TrainConfig, now: Mapping[str, str], expected: Mapping[str, str]) -> None:
-    """Refuse other rows than at a checkpoint.
-
-    Raises:
-        UsageError: their fingerprints differ.
-    """
-    if dict(now) != dict(expected):
-        raise UsageError(
-            f"the table in {files.show(config.data)} does not say what it said of the images when "
-            "this run began",
-            "Put it back, or begin another run with --init",
-        )
 
 
 # -- classes --------------------------------------------------------------------------------------
@@ -192,24 +134,6 @@ def check_names(config: TrainConfig, images: Samples) -> None:
         "Give them their names back, or begin another run with --init, which takes what was "
         "learned of a class by its name",
     )
-
-
-def check_labels(config: TrainConfig, now: Mapping[str, str], expected: Mapping[str, str]) -> None:
-    """Refuse images that lie in other class folders than at a checkpoint.
-
-    Args:
-        now, expected: the fingerprint of each class; empty if an early version kept none.
-
-    Raises:
-        UsageError: they do.
-    """
-    moved = [name for name, found in expected.items() if now.get(name, found) != found]
-    if moved:
-        raise UsageError(
-            f"images in {files.show(config.data)} lie in other class folders than when this "
-            f"run began: {named(moved)} changed",
-            "Put them back, or begin another run with --init",
-        )
 
 
 def named(names: Iterable[str]) -> str:
@@ -291,17 +215,3 @@ def given_of(
         **scale,
     )
     return Giver(given, space).given
-
-
-def check_pairs(config: TrainConfig, now: Mapping[str, str], expected: Mapping[str, str]) -> None:
-    """Refuse other pairs than at a checkpoint.
-
-    Raises:
-        UsageError: their fingerprints differ.
-    """
-    if dict(now) != dict(expected):
-        raise UsageError(
-            f"what lies beside the images in {files.show(str(config.given))} is not what this run "
-            "began with",
-            "Put it back, under its names, or begin another run with --init",
-        )

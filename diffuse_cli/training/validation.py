@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from diffuse_cli.sampling.generation import Drawing, collect
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import Work, finish
 from diffuse_cli.system.rng import permutation
-from diffuse_cli.training.batches import readable
+from diffuse_cli.training.feed import readable
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.previews import draw_by_default
 
@@ -109,6 +109,7 @@ class Validator:
 
     Attributes:
         held_out: whether the real images are held out; if not, the model is trained on them.
+        key: of the KID.
 
     Raises:
         UsageError: the data has too few images.
@@ -117,10 +118,10 @@ class Validator:
 
     def __init__(self, plan: Plan, images: int, device: torch.device) -> None:
         self.plan, self.images, self.device = plan, images, device
-        self.held_out = len(plan.held_out) >= FEWEST_FOR_KID
-        chosen = plan.held_out if self.held_out else plan.train
+        self.held_out = len(plan.data.held_out) >= FEWEST_FOR_KID
+        chosen = plan.data.held_out if self.held_out else plan.data.train
         if len(chosen) < FEWEST_FOR_KID:
-            many = MEDIA[plan.images.medium].MANY
+            many = MEDIA[plan.data.images.medium].MANY
             raise UsageError(
                 f"an evaluation needs {FEWEST_FOR_KID} real {many}, and the data has {len(chosen)}",
                 f"Leave --eval-every out, or give more {many}",
@@ -128,8 +129,9 @@ class Validator:
         real = chosen[permutation(plan.config.seed, 0, len(chosen))[:REAL_IMAGES]]
         space = plan.blueprint.space
         judge = finish(find_judge(space, device, ready(NETWORK, device)))
-        samples = np.ascontiguousarray(plan.images.stored[readable(plan, real)])
+        samples = np.ascontiguousarray(plan.data.images.stored[readable(plan.data, real)])
         self._kid = KidMeasure(samples, space, judge.of(space, samples))
+        self.key = self._kid.key
         self._classes = _classes_of(plan, images)
 
     def kid(self, net: Any) -> Work[dict[str, float]]:
@@ -142,8 +144,8 @@ def _classes_of(plan: Plan, count: int) -> list[int]:
     """At most `count` classes in their shares of the training images; none without classes."""
     if not plan.blueprint.conditions.num_classes:
         return []
-    order = permutation(plan.config.seed, 1, len(plan.train))[:count]
-    labels = plan.images.labels[plan.train[order]]
+    order = permutation(plan.config.seed, 1, len(plan.data.train))[:count]
+    labels = plan.data.images.labels[plan.data.train[order]]
     return [int(label) for label in labels if label >= 0]
 
 
@@ -192,13 +194,26 @@ def risen(best: HeldOut, now: HeldOut) -> bool:
     return float(rise.mean()) > ERRORS * error
 
 
+@dataclass
 class Overfitting:
-    """Watches held-out losses for a rise."""
+    """Watches held-out losses for a rise.
 
-    def __init__(self) -> None:
-        self.best: HeldOut | None = None
-        self.above = 0
-        self.said = False
+    Attributes:
+        best: the measurement with the lowest held-out loss.
+        above: rises in a row.
+        said: whether a warning was given.
+    """
+
+    best: HeldOut | None = None
+    above: int = 0
+    said: bool = False
+
+    @classmethod
+    def restored(cls, state: Mapping[str, Any]) -> Overfitting:
+        """The inverse of `dataclasses.asdict`, from JSON."""
+        best = state["best"]
+        held = HeldOut(**{**best, "losses": tuple(best["losses"])}) if best else None
+        return cls(**{**state, "best": held})
 
     def see(self, now: HeldOut) -> str | None:
         """The warning, the first time it is due."""
@@ -218,14 +233,3 @@ class Overfitting:
             f"{Measured(best.training)} to {Measured(now.training)}: the model is learning its "
             "training data by heart"
         )
-
-    def state(self) -> dict[str, Any]:
-        """As plain values."""
-        best = asdict(self.best) if self.best else None
-        return {"best": best, "above": self.above, "said": self.said}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go back to what `state` returned."""
-        best = state["best"]
-        self.best = HeldOut(**{**best, "losses": tuple(best["losses"])}) if best else None
-        self.above, self.said = state["above"], state["said"]

@@ -16,7 +16,6 @@ from diffuse_cli.core.conditions import Labels
 from diffuse_cli.core.networks import NETWORKS, Ends
 from diffuse_cli.core.variances import LEARNED
 from diffuse_cli.system.rng import philox
-from diffuse_cli.training.training_conditions import with_columns
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -197,3 +196,45 @@ def _fit_classes(weights: dict[str, Tensor], ends: Ends, model: Model, wanted: C
     places = {name: k for k, name in enumerate(old)}
     found = [rows[places[name]] if name in places else nothing for name in names]
     weights[ends.classes] = torch.stack([*found, rows[-1]])
+
+
+def with_columns(
+    weights: Mapping[str, Tensor],
+    embedding: str,
+    own: Table | None,
+    wanted: Table | None,
+    shapes: Mapping[str, tuple[int, ...]],
+) -> Mapping[str, Tensor]:
+    """The weights of a model of the table `own` for the table `wanted`: columns by their names, and
+    labels by theirs. A new column or label begins at 0, so that the model begins as it was.
+
+    Args:
+        embedding: `Ends.columns` of the network.
+        shapes: of the tensors that are wanted.
+    """
+    if own == wanted:
+        return weights
+    done = {name: of for name, of in weights.items() if not name.startswith(f"{embedding}.")}
+    places = {name: k for k, name in enumerate(own.names)} if own else {}
+    for k, column in enumerate(wanted.columns if wanted else ()):
+        old = own.names.get(column.name) if own else None
+        for name in (n for n in shapes if n.startswith(f"{embedding}.{k}.")):
+            rest = name.removeprefix(f"{embedding}.{k}.")
+            found = torch.zeros(shapes[name])
+            if old and type(old) is type(column):
+                before = weights[f"{embedding}.{places[column.name]}.{rest}"]
+                found = _by_label(before, found, old, column)
+            elif rest.startswith("linear_1."):  # what reads the number; what it says is 0
+                torch.nn.init.uniform_(found, -1, 1, torch.Generator().manual_seed(k))
+            done[name] = found
+    return done
+
+
+def _by_label(before: Tensor, found: Tensor, old: object, column: object) -> Tensor:
+    if not (isinstance(old, Labels) and isinstance(column, Labels)):
+        return before
+    found[-1] = before[-1]
+    for row, value in enumerate(column.values):
+        if (place := old.code(value)) == place:
+            found[row] = before[int(place)]
+    return found

@@ -306,6 +306,6 @@ def test_the_held_out_images_are_in_no_batch(quick, monkeypatch):
     quick("--steps", 7, "--preview-every", 100)
     batches = seen[0][0]
     trained = {int(k) for _, indices in seen[:7] for k in indices}
-    assert trained == {*map(int, batches.plan.train)}
-    assert len(batches.plan.held_out) == 6
-    assert not trained & {*map(int, batches.plan.held_out)}
+    assert trained == {*map(int, batches.plan.data.train)}
+    assert len(batches.plan.data.held_out) == 6
+    assert not trained & {*map(int, batches.plan.data.held_out)}

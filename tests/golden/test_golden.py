@@ -30,7 +30,7 @@ def test_results_are_as_recorded(name, digests, tmp_path, monkeypatch, pair):
     monkeypatch.setattr(f"{JUDGE}.build", builder())  # at its full size, but once for all
     # Nothing of a preview is recorded, and memory does not decide a result.
     monkeypatch.setattr("diffuse_cli.training.previews.SAMPLING_STEPS", PREVIEW_STEPS)
-    monkeypatch.setattr("diffuse_cli.training.loop.images_at_a_time", lambda *_: 100)
+    monkeypatch.setattr("diffuse_cli.training.plan.images_at_a_time", lambda *_: 100)
     goldens.furnish(tmp_path)
     found = goldens.measure(name, lambda *line: pair(*line).out)
     assert goldens.differences(RECORD["cases"][name], goldens.rows(found)) == []

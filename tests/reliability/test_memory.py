@@ -151,7 +151,7 @@ def test_memory_of_the_preview_is_no_reason_to_end(train, monkeypatch):
 
 def test_a_preview_drawn_in_parts_shows_every_image(train, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("diffuse_cli.training.loop.images_at_a_time", lambda *arguments: 5)
+        patch.setattr("diffuse_cli.training.plan.images_at_a_time", lambda *arguments: 5)
         assert train("--steps", 1).code == 0
     in_parts = Image.open(RUN / "previews/step-00000001.png").size
     assert train("--steps", 1, "--overwrite").code == 0

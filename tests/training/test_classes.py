@@ -175,13 +175,13 @@ def test_the_held_out_loss_is_measured_with_the_labels(train, monkeypatch):
         found = real(self)
         if found is None:
             return None
-        held = self.plan.held_out
+        held = self.plan.data.held_out
         draws = training_draws(
             0, 0, range(len(held)), shape=(1, 8, 8), device=self.device, purpose="held-out"
         )
         t = (draws.u.double() * 100).long()
-        x0 = torch.from_numpy(self.plan.images.stored[held]).float() / 127.5 - 1
-        labels = torch.from_numpy(self.plan.images.labels[held])
+        x0 = torch.from_numpy(self.plan.data.images.stored[held]).float() / 127.5 - 1
+        labels = torch.from_numpy(self.plan.data.images.labels[held])
         denoiser = self.plan.blueprint.denoiser(self.ema.net)
         snr = denoiser.process.alpha_bars / (1 - denoiser.process.alpha_bars)
         weight = (snr.clamp(max=5) / (snr + 1))[t].float()

@@ -19,11 +19,11 @@ from PIL import Image, ImageOps
 
 from diffuse_cli.data import decoding_workers, pair, read_images, stream
 from diffuse_cli.system.events import finish
-from diffuse_cli.training import batches as feed
-from diffuse_cli.training import time_estimate
+from diffuse_cli.training import feed, time_estimate
 from diffuse_cli.training.batches import Batches
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.trainer import Trainer
+from diffuse_cli.training.training_data import TrainingData
 from training.conftest import QUICK
 
 MODEL, RUN = Path("model.safetensors"), Path("model.run")
@@ -206,23 +206,23 @@ def plan(images, negatives):
     every, held_out = np.arange(60), own.held_out
     pairs = pair(own, beside)
     config = SimpleNamespace(seed=0)
-    made = Plan(config, None, own, every[~held_out], every[held_out], None, pairs=pairs)
-    with feed.feeding(made):
+    made = Plan(config, None, TrainingData(own, every[~held_out], every[held_out], pairs))
+    with feed.feeding(made.data):
         yield made
 
 
 def test_a_pair_is_replaced_as_a_whole(plan, tmp_path, negatives, monkeypatch):
     own = shutil.copytree(negatives, tmp_path / "negatives")
-    plan.pairs.given.stored.stream.origin.__dict__["source"] = str(own)
-    entries = plan.pairs.given.stored.stream.origin.entries
+    plan.data.pairs.given.stored.stream.origin.__dict__["source"] = str(own)
+    entries = plan.data.pairs.given.stored.stream.origin.entries
     moved = [e._replace(key=e.key.replace(str(negatives), str(own))) for e in entries]
-    plan.pairs.given.stored.stream.origin.__dict__["entries"] = moved
-    first, second = plan.train[:2]
-    (own / plan.images.names[first]).unlink()
-    assert feed.readable(plan, np.array([second, first])).tolist() == [second, second]
-    last = plan.held_out[-1]
-    (own / plan.images.names[last]).unlink()
-    assert feed.readable(plan, np.array([last])).tolist() == [plan.held_out[0]]
+    plan.data.pairs.given.stored.stream.origin.__dict__["entries"] = moved
+    first, second = plan.data.train[:2]
+    (own / plan.data.images.names[first]).unlink()
+    assert feed.readable(plan.data, np.array([second, first])).tolist() == [second, second]
+    last = plan.data.held_out[-1]
+    (own / plan.data.images.names[last]).unlink()
+    assert feed.readable(plan.data, np.array([last])).tolist() == [plan.data.held_out[0]]
 
 
 def test_it_takes_images_in_their_order_and_is_bounded(plan, monkeypatch):
@@ -235,7 +235,7 @@ def test_it_takes_images_in_their_order_and_is_bounded(plan, monkeypatch):
     for k in (0, 1, 2, 3, 7, 8, 2):  # also back and forth
         assert batches.at(k, range(2, 6)).tolist() == plain[k].tolist()
         assert batches.at(k, range(4, 5)).tolist() == plain[k][2:3].tolist()
-        assert set(plan.images.stored.stream._ahead) == set(plain[k].tolist())
+        assert set(plan.data.images.stored.stream._ahead) == set(plain[k].tolist())
         assert len(batches.feed._queue) == 3
     assert sum(asked) <= 4 * (4 + 3 + 1 + 3 + 4 + 4)
     monkeypatch.setattr(feed, "AHEAD", 0)
@@ -253,7 +253,7 @@ def test_memory_does_not_grow(plan, monkeypatch):
     tracemalloc.start()
     for k in range(120):
         batches.at(k, range(8))
-        plan.images.stored[plan.held_out]
+        plan.data.images.stored[plan.data.held_out]
         if k in (40, 119):
             sizes.append(tracemalloc.get_traced_memory()[0])
     tracemalloc.stop()

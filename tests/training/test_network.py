@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import tomllib
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from seams import giving
@@ -24,9 +25,11 @@ from diffuse_cli.training import time_estimate
 from diffuse_cli.training.configuration import batched, complete, configure, rate_at
 from diffuse_cli.training.memory_estimate import bytes_kept
 from diffuse_cli.training.monitor import GUESS
-from diffuse_cli.training.plan import too_narrow
+from diffuse_cli.training.plan import Plan, too_narrow
 from diffuse_cli.training.run_directory import RunDirectory
-from diffuse_cli.training.time_estimate import Stopwatch, batch_for, fill_minutes
+from diffuse_cli.training.time_budget import batch_for
+from diffuse_cli.training.time_estimate import Stopwatch, fill_minutes
+from diffuse_cli.training.training_data import TrainingData
 
 MODEL = Path("model.safetensors")
 
@@ -384,12 +387,6 @@ def test_dry_run_prints_less_memory_with_checkpointing(train, monkeypatch):
 def test_minutes_are_filled_with_the_batch_that_suits_them(monkeypatch, typed, batch):
     """At 128 images a second, seven minutes are 53,760 images."""
 
-    @dataclass
-    class Plan:
-        config: TrainConfig
-        blueprint: object
-        held_out: tuple[int, ...] = ()
-
     measured = []
 
     def seconds(watch, config, **options):
@@ -402,8 +399,9 @@ def test_minutes_are_filled_with_the_batch_that_suits_them(monkeypatch, typed, b
     device = SimpleNamespace(type="cpu")
     accelerator = SimpleNamespace(num_processes=1, device=device, free_memory=lambda: None)
     given = {"minutes": 7.0} | ({"batch_size": typed} if typed else {})
-    plan = Plan(*complete(configure({"data": "images", **given}), IMAGES, Conditions()))
-    config, budget = finish(fill_minutes(plan, accelerator, 64))
+    made = complete(configure({"data": "images", **given}), IMAGES, Conditions())
+    plan = Plan(*made, TrainingData(None, np.arange(0), np.arange(0)))
+    config, budget = finish(fill_minutes(plan, accelerator))
     assert config.batch_size == batch
     previews = 8 * GUESS * 320 / (3 * batch)
     assert config.steps == pytest.approx(7 * 60 * 128 / batch - previews, abs=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -71,9 +72,7 @@ def test_the_state_goes_through_json():
         one, texts = Overfitting(), []
         for i, look in enumerate(looks):
             if i == cut:
-                state = json.loads(json.dumps(one.state()))
-                one = Overfitting()
-                one.restore(state)
+                one = Overfitting.restored(json.loads(json.dumps(asdict(one))))
             texts.append(one.see(look))
         assert [bool(t) for t in texts] == [False, False, True, False]
 

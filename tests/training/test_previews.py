@@ -33,7 +33,7 @@ def plan_of(steps, batch_size=64, held_out=96, classes=0):
     conditions = Conditions(classes=tuple(map(str, range(classes))))
     blueprint = SimpleNamespace(conditions=conditions)
     return SimpleNamespace(
-        config=config, blueprint=blueprint, held_out=range(held_out), teacher=None
+        config=config, blueprint=blueprint, data=SimpleNamespace(held_out=range(held_out))
     )
 
 
@@ -50,7 +50,7 @@ def plan_of(steps, batch_size=64, held_out=96, classes=0):
     ],
 )
 def test_a_run_has_about_eight_previews_or_as_many_as_are_cheap(plan, every):
-    assert preview_spacing(plan) == every
+    assert preview_spacing(plan, plan.config.steps) == every
 
 
 def test_a_resumed_run_has_the_previews_of_one_in_one_go(diffuse, images, monkeypatch):

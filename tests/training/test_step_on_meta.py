@@ -20,6 +20,7 @@ from diffuse_cli.training import trainer as module
 from diffuse_cli.training.configuration import complete, configure
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.trainer import Trainer
+from diffuse_cli.training.training_data import TrainingData
 from training.conftest import QUICK
 
 META = torch.device("meta")
@@ -101,7 +102,9 @@ def trainer_of(**options: Any) -> Trainer:
     typed |= {"target": "v", "schedule": "cosine", "optimizer": "adamw", **options}
     conditions = Conditions(classes=images.class_names)
     config, blueprint = complete(configure(typed, {"vit": VIT}), images.space, conditions)
-    return Trainer(Plan(config, blueprint, images, np.arange(32), np.arange(0), None), Bare())
+    return Trainer(
+        Plan(config, blueprint, TrainingData(images, np.arange(32), np.arange(0))), Bare()
+    )
 
 
 @pytest.mark.parametrize(

@@ -10,20 +10,15 @@ import numpy as np
 import pytest
 from seams import giving
 
-from diffuse_cli.config import TrainConfig
 from diffuse_cli.core import Conditions, Space
 from diffuse_cli.system.events import Progress
-from diffuse_cli.training import time_estimate
+from diffuse_cli.training import run_length, time_estimate
 from diffuse_cli.training.configuration import complete, configure
 from diffuse_cli.training.monitor import preview_spacing
-from diffuse_cli.training.time_estimate import (
-    Forecast,
-    Stopwatch,
-    fill_minutes,
-    seconds_in_all,
-    too_few,
-    too_long,
-)
+from diffuse_cli.training.plan import Plan
+from diffuse_cli.training.run_length import Forecast, too_few, too_long
+from diffuse_cli.training.time_estimate import Stopwatch, fill_minutes, seconds_in_all
+from diffuse_cli.training.training_data import TrainingData
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,21 +26,12 @@ class Images:
     stored: np.ndarray
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    config: TrainConfig
-    blueprint: object
-    images: Images
-    init: object = None
-    held_out: tuple[int, ...] = ()
-    pairs: object = None
-
-
 def plan_of(side=32, channels=1, **given):
     config = configure({"data": "x", "preset": "tiny", **given})
     space = Space(channels=channels, size=(side, side))
     config, blueprint = complete(config, space, Conditions())
-    return Plan(config, blueprint, Images(np.zeros((4, channels, side, side), np.uint8)))
+    images = Images(np.zeros((4, channels, side, side), np.uint8))
+    return Plan(config, blueprint, TrainingData(images, np.arange(4), np.arange(0)))
 
 
 @pytest.fixture
@@ -83,7 +69,7 @@ def machine(monkeypatch):
 def filled(here, **given):
     """The plan with the steps that fill its minutes, and its budget."""
     plan = plan_of(**given)
-    config, budget = run(fill_minutes(plan, here.accelerator, 64))[0]
+    config, budget = run(fill_minutes(plan, here.accelerator))[0]
     return dataclasses.replace(plan, config=config), budget
 
 
@@ -191,7 +177,7 @@ def test_measuring_steps_and_what_comes_beside_them_fill_the_minutes(machine, mi
     assert budget.used == here.now[0] > 2.5
     assert budget.step == pytest.approx(0.06)
     steps = plan.config.steps
-    previews = -(-steps // preview_spacing(plan))
+    previews = -(-steps // preview_spacing(plan, steps))
     assert previews == 8
     expected = (minutes * 60 - here.now[0]) / 0.06 - 8 * 320 / 48
     assert steps == pytest.approx(expected, abs=1)
@@ -237,7 +223,7 @@ def test_a_pass_is_timed_as_a_preview_takes_it(quick):
 
 def test_the_time_of_a_step_is_a_task_that_ends(machine):
     here = machine(each=0.01)
-    _, events = run(fill_minutes(plan_of(minutes=3), here.accelerator, 64))
+    _, events = run(fill_minutes(plan_of(minutes=3), here.accelerator))
     assert events[-1] == Progress(time_estimate.TASK, 9, 9)
     assert all(e.done < 9 for e in events[:-1])
 
@@ -286,7 +272,7 @@ def test_the_minutes_that_are_named_draw_something(machine):
     assert minutes == 14
     enough, budget = filled(here, minutes=minutes)
     assert not list(too_few(enough.config, seconds_in_all(enough, budget)))
-    assert time_estimate.FEWEST <= enough.config.steps < 1.1 * time_estimate.FEWEST
+    assert run_length.FEWEST <= enough.config.steps < 1.1 * run_length.FEWEST
 
 
 def test_days_are_called_so():
@@ -300,7 +286,7 @@ def test_days_are_called_so():
 
 def test_a_slow_run_says_early_how_long_it_will_take(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(time_estimate.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(run_length.time, "monotonic", lambda: now[0])
 
     def said(seconds, steps, **given):
         """By step, what is said of a run of such steps."""
@@ -337,9 +323,9 @@ def test_train_and_dry_run_warn_and_go_on(quick, monkeypatch):
 
 
 def test_a_slow_run_says_so_while_it_trains(quick, monkeypatch):
-    monkeypatch.setattr(time_estimate, "SLOW", -1)
-    monkeypatch.setattr(time_estimate, "MINUTE", 0)
-    monkeypatch.setattr(time_estimate, "DAY", 0)
+    monkeypatch.setattr(run_length, "SLOW", -1)
+    monkeypatch.setattr(run_length, "MINUTE", 0)
+    monkeypatch.setattr(run_length, "DAY", 0)
     ran = quick("--steps", 4)
     assert ran.code == 0
     assert ran.err.count("s a step: 0.0 minutes to go\n") == 1
