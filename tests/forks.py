@@ -197,7 +197,7 @@ def count_memory(model: Path, imported: Sequence[str]) -> None:
     from diffuse_cli.models import model_file
     from diffuse_cli.training.memory_estimate import bytes_kept
 
-    bytes_kept(model_file.load(model).blueprint, 1, False, False)
+    bytes_kept(model_file.load(model).blueprint, False, False)
 
 
 def forget() -> None:

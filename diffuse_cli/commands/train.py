@@ -5,7 +5,6 @@ Writes the model file and, beside it, a run directory with checkpoints, previews
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -43,9 +42,8 @@ def run(config: TrainConfig, console: Console) -> None:
         console.say(_summary(trained))
         if trained.sample_line:
             console.say(f"Draw {MEDIA[trained.medium].MANY} with: {trained.sample_line}")
-        values = {f.name: getattr(trained, f.name) for f in dataclasses.fields(trained)}
+        values = {**vars(trained), "model": str(trained.model), "run": str(trained.run)}
         del values["sample_line"]
-        values |= {"model": str(trained.model), "run": str(trained.run)}
         console.result([trained.model], {**values, "sha256": files.sha256(trained.model)})
 
 

@@ -201,14 +201,9 @@ def _resumed(given: Layer, run: RunDirectory) -> TrainConfig:
 
 def _checked_later(name: str, value: Any, stored: TrainConfig) -> bool:
     """Whether it names files, which are compared by their content."""
-    if name == "init":
-        return stored.loss in TAUGHT
-    return name == "given" and _both_pairs(value, stored.given)
-
-
-def _both_pairs(value: str | None, own: str | None) -> bool:
-    """Whether both are folders of pairs, which are checked by their content."""
-    return None not in (value, own) and not any(map(is_degradation, (str(value), str(own))))
+    if name == "given":
+        return not any(path is None or is_degradation(path) for path in (value, stored.given))
+    return name == "init" and stored.loss in TAUGHT
 
 
 def _differs(name: str, typed: Any, stored: Any) -> UsageError:

@@ -13,14 +13,12 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from diffuse_cli.config import TrainConfig
-from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.distillation import POINTS
 from diffuse_cli.core.kernels import laid_out
 from diffuse_cli.core.losses import TAUGHT
 from diffuse_cli.core.networks import Run
-from diffuse_cli.core.settings import Settings, dimensions
-from diffuse_cli.core.space import Space
-from diffuse_cli.models.blueprint import Blueprint, skeleton
+from diffuse_cli.core.settings import dimensions
+from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.system import memory
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import Notice, Work
@@ -55,7 +53,7 @@ def cost(config: TrainConfig, blueprint: Blueprint, device: str, processes: int 
     """What a complete configuration costs on a device."""
     parameters = sum(map(math.prod, blueprint.shapes.values()))
     half, again = config.precision != "fp32", config.gradient_checkpointing
-    kept = _kept(*_network(blueprint), half, again, device)
+    kept = bytes_kept(blueprint, half, again, device)
     copies = COPIES + (len(KEPT_LENGTHS) if config.ema_lengths else 0)
     copies += processes > 1  # the gradients on their way to the others
     if config.loss in TAUGHT:
@@ -64,47 +62,25 @@ def cost(config: TrainConfig, blueprint: Blueprint, device: str, processes: int 
     return Cost(copies * 4 * parameters + kept.fixed, points * kept.image)
 
 
-def bytes_kept(
-    blueprint: Blueprint, batch: int, half: bool, checkpointing: bool, device: str = "cpu"
-) -> int:
-    """Bytes that a network keeps for the backward pass of a batch, besides its weights.
-
-    With `checkpointing`: the inputs of its blocks, and what the largest block keeps while it runs
-    again. Counted with fake tensors, which take no memory.
-    """
-    return _kept(*_network(blueprint), half, checkpointing, device).of(batch)
-
-
-def _network(blueprint: Blueprint) -> tuple[str, Settings, Space, Conditions, int]:
-    """What the network depends on: the process does not matter."""
-    own = blueprint
-    return own.network, own.config, own.space, own.conditions, own.out_channels
-
-
 BATCH = 1009
 """Images of the batch that is counted. As it is a prime, and larger than what else is counted, what
 takes a multiple of it is what is kept for each image."""
 
 
 @functools.lru_cache(maxsize=256)
-def _kept(
-    network: str,
-    config: Settings,
-    space: Space,
-    conditions: Conditions,
-    out_channels: int,
-    half: bool,
-    checkpointing: bool,
-    device: str,
-) -> Cost:
-    """What `bytes_kept` counts, by one pass."""
+def bytes_kept(blueprint: Blueprint, half: bool, checkpointing: bool, device: str = "cpu") -> Cost:
+    """Count the bytes that a network keeps for the backward pass, besides its weights.
+
+    With `checkpointing`: the inputs of its blocks, and what the largest block keeps while it runs
+    again. Counted with fake tensors, which take no memory.
+    """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     kept: dict[int, int] = {}
     alive: list[torch.Tensor] = []
     largest = Cost(0, 0)
 
-    net = skeleton(network, config, space, conditions, out_channels)  # quickly built
+    net = blueprint.skeleton()  # quickly built
     with FakeTensorMode(), torch.device(device):
         for module in net.modules():  # as `to_empty` and `lay_out`, which cannot with such tensors
             for name, weight in module.named_parameters(recurse=False):
@@ -140,8 +116,8 @@ def _kept(
             torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t),
             torch.autocast(device, torch.bfloat16, enabled=half),
         ):
-            cond = conditions.told(torch.zeros(BATCH, dtype=torch.long))
-            net(laid_out(torch.zeros(BATCH, *space.shape)), torch.zeros(BATCH), **cond)
+            cond = blueprint.conditions.told(torch.zeros(BATCH, dtype=torch.long))
+            net(laid_out(torch.zeros(BATCH, *blueprint.space.shape)), torch.zeros(BATCH), **cond)
     found = _shared(kept.values())
     return Cost(found.fixed + largest.fixed, found.image + largest.image)
 

@@ -143,14 +143,8 @@ class Matching:
         accelerator.backward(losses.sum() * (parts / (2 * NOISES * batch_size)))
 
     def _draws(self, step: int, positions: range, purpose: str) -> Draws:
-        return training_draws(
-            self.config.seed,
-            step,
-            positions,
-            shape=self._shape,
-            device=self.accelerator.device,
-            purpose=purpose,
-        )
+        seed, shape, device = self.config.seed, self._shape, self.accelerator.device
+        return training_draws(seed, step, positions, shape=shape, device=device, purpose=purpose)
 
 
 # -- teaching -------------------------------------------------------------------------------------

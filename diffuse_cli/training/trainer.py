@@ -277,13 +277,8 @@ class Trainer:
         self, denoiser: Denoiser, step: int, positions: range, chances: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The timesteps and losses of positions of the global batch, (B,) each."""
-        draws = training_draws(
-            self.config.seed,
-            step,
-            positions,
-            shape=self.plan.blueprint.space.shape,
-            device=self.device,
-        )
+        shape = self.plan.blueprint.space.shape
+        draws = training_draws(self.config.seed, step, positions, shape=shape, device=self.device)
         indices = self.batches.at(step, positions)
         x0 = self.batches.samples(indices)
         flip = draws.flip if self.config.flip else None

@@ -226,7 +226,7 @@ def test_a_width_without_a_default_is_a_width(wide):
     once, blueprint = complete(configure({"data": "x", "preset": "plain"}), space, conditions)
     assert (once.width, once.lr) == (4, DEFAULT_RATE)
     assert complete(once, space, conditions)[0] == once
-    assert bytes_kept(blueprint, 2, False, False) > 0
+    assert bytes_kept(blueprint, False, False).of(2) > 0
 
 
 def test_a_preset_need_not_name_rate_or_width(wide):

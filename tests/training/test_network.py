@@ -350,7 +350,7 @@ def test_the_estimate_counts_what_autograd_keeps(batch, network):
     blueprint = drawn_up(**network)
     net, x, t = laid_out(blueprint, batch)
     expected = bytes_saved(net, lambda: net(x, t))
-    assert bytes_kept(blueprint, batch, half=False, checkpointing=False) == expected
+    assert bytes_kept(blueprint, half=False, checkpointing=False).of(batch) == expected
 
 
 @pytest.mark.parametrize("resblock_updown", [False, True])
@@ -367,9 +367,9 @@ def test_the_estimate_with_checkpointing_is_inputs_and_the_largest_block(resbloc
         for (block, given), besides in zip(calls, inputs, strict=True)
     )
     expected = total({v for own in inputs for v in own}) + total({x}) + outside + largest
-    found = bytes_kept(blueprint, 2, half=False, checkpointing=True)
+    found = bytes_kept(blueprint, half=False, checkpointing=True).of(2)
     assert found == pytest.approx(expected, rel=0.01)
-    assert found < bytes_kept(blueprint, 2, half=False, checkpointing=False) / 2
+    assert found < bytes_kept(blueprint, half=False, checkpointing=False).of(2) / 2
 
 
 def test_dry_run_prints_less_memory_with_checkpointing(train, monkeypatch):
