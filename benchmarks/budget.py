@@ -79,7 +79,7 @@ def mark(owner: Any, name: str, part: str) -> Any:
 
 def profiled(step: stepping.Act, trainer: Any, cuda: bool) -> tuple[dict[str, float], float]:
     """Seconds of each part of a step, and of the step under the profiler."""
-    mark(trainer._updater, "norm", CLIP)
+    mark(trainer.updater, "norm", CLIP)
     mark(trainer.ema, "follow", AVERAGE)
     draws = mark(training, "training_draws", DRAWS)
     kinds = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * cuda]

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
 
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.config.options import options, place_name, read_toml, to_toml
@@ -41,7 +40,6 @@ from diffuse_cli.training.training_data import check_fingerprint
 
 if TYPE_CHECKING:
     from diffuse_cli.training.monitor import Monitor
-    from diffuse_cli.training.teacher import Matching
 
 
 EVERY = 500
@@ -49,9 +47,6 @@ EVERY = 500
 
 SHARE = 100
 """By default saving takes at most 1/SHARE of the time."""
-
-WEIGHTS, MOMENTS = "net.", "optimizer."
-"""How names begin in the file of a critic."""
 
 OWN_THREADS = {"OMP_NUM_THREADS", "MKL_NUM_THREADS"}
 """Variables by which users say how many threads there are."""
@@ -130,11 +125,11 @@ def checkpoint_of(
         model=trainer.net.state_dict(),
         ema=model_file.together(average, weak=weak.weights if weak else None),
         about=model_file.metadata(plan.model(step, trainer.course.steps, average, None, weak)),
-        optimizer=_moments(trainer.net, trainer.optimizer.optimizer),
+        optimizer=trainer.updater.moments(),
         history=trainer.history.tensors(),
         best=monitor.tensors(),
         powers=trainer.powers.tensors() if trainer.powers else {},
-        critic=_critic(trainer.matching) if trainer.matching else {},
+        critic=trainer.matching.tensors() if trainer.matching else {},
         state={
             "ema_updates": trainer.ema.updates,
             "ema_forgotten": trainer.ema.forgotten,
@@ -150,24 +145,6 @@ def checkpoint_of(
             **({"budget": asdict(budget), "course": asdict(trainer.course)} if budget else {}),
         },
     )
-
-
-def _moments(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The state of an optimizer, by the names of the weights."""
-    return {
-        f"{name}.{k}": value
-        for name, weight in net.named_parameters()
-        for k, value in optimizer.state.get(weight, {}).items()
-    }
-
-
-def _critic(matching: Matching) -> dict[str, Tensor]:
-    """The state of a critic: its weights, and its optimizer's."""
-    moments = _moments(matching.net, matching.optimizer.optimizer)
-    return {
-        **{f"{WEIGHTS}{name}": value for name, value in matching.net.state_dict().items()},
-        **{f"{MOMENTS}{name}": value for name, value in moments.items()},
-    }
 
 
 def versions_of(checkpoint: Checkpoint | None) -> Work[Versions]:
@@ -205,41 +182,11 @@ def restore(trainer: Trainer, saved: Checkpoint) -> None:
     trainer.bad = saved.state.get("bad", 0)
     trainer.accumulation = max(saved.state.get("accumulation", 0), trainer.accumulation)
     trainer.history.restore(saved.history)
-    _restore_moments(trainer.net, trainer.optimizer.optimizer, saved.optimizer)
+    trainer.updater.restore(saved.optimizer)
     if trainer.matching and saved.critic:
-        critic = trainer.matching
-        critic.net.load_state_dict(_named(saved.critic, WEIGHTS))
-        _restore_moments(critic.net, critic.optimizer.optimizer, _named(saved.critic, MOMENTS))
+        trainer.matching.restore(saved.critic)
     if trainer.accelerator.scaler is not None and saved.state["scaler"]:
         trainer.accelerator.scaler.load_state_dict(saved.state["scaler"])
-
-
-def _named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Those whose names begin so, without it."""
-    return {
-        name.removeprefix(prefix): value
-        for name, value in tensors.items()
-        if name.startswith(prefix)
-    }
-
-
-def _restore_moments(
-    net: nn.Module, optimizer: torch.optim.Optimizer, saved: Mapping[str, Tensor]
-) -> None:
-    """Give an optimizer the state that `_moments` took."""
-    weights = dict(net.named_parameters())
-    for name, value in saved.items():
-        weight, k = name.rpartition(".")[::2]
-        # The fused AdamW walks through memory: moments must lie as their weight does.
-        own = _laid_out_as(weights[weight], value).to(weights[weight].device)
-        optimizer.state[weights[weight]][k] = own
-
-
-def _laid_out_as(like: Tensor, value: Tensor) -> Tensor:
-    """`value` with the strides of `like`, if they have the same shape."""
-    if value.shape != like.shape:
-        return value
-    return torch.empty_like(like, dtype=value.dtype, requires_grad=False).copy_(value)
 
 
 # -- starting -------------------------------------------------------------------------------------

@@ -175,6 +175,26 @@ class Updater:
             self.optimizer.step()
         self.optimizer.zero_grad()
 
+    def moments(self) -> dict[str, Tensor]:
+        """The state of the optimizer, by the names of the weights."""
+        state = self.optimizer.optimizer.state
+        return {
+            f"{name}.{k}": value
+            for name, weight in self.net.named_parameters()
+            for k, value in state.get(weight, {}).items()
+        }
+
+    def restore(self, saved: Mapping[str, Tensor]) -> None:
+        """Give the optimizer the state that `moments` took."""
+        weights = dict(self.net.named_parameters())
+        for name, value in saved.items():
+            owner, k = name.rpartition(".")[::2]
+            weight, own = weights[owner], value
+            if value.shape == weight.shape:
+                # The fused AdamW walks through memory: moments must lie as their weight does.
+                own = torch.empty_like(weight, dtype=value.dtype, requires_grad=False).copy_(value)
+            self.optimizer.optimizer.state[weight][k] = own.to(weight.device)
+
 
 def _compiled(net: nn.Module) -> Any:
     """`net` compiled, with kernels that are not chosen by their time, which would change bytes."""

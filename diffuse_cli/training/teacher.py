@@ -51,6 +51,10 @@ UPDATES = 2
 """Of the critic, in each step: it must know the samples of now."""
 
 
+WEIGHTS, MOMENTS = "net.", "optimizer."
+"""How names begin in the file of a critic."""
+
+
 @dataclass(frozen=True)
 class Drawn:
     """What the student has drawn at positions of the batch, once by one evaluation and once by two,
@@ -68,7 +72,7 @@ class Matching:
         net: for the critic, with the teacher's weights, on its device.
 
     Attributes:
-        net, optimizer: the critic's state.
+        net: the critic.
     """
 
     def __init__(
@@ -84,9 +88,20 @@ class Matching:
         self._updater = Updater(
             config, net, accelerator, lr=FASTER * (config.lr or 0.0), weight_decay=0.0
         )
-        self.optimizer = self._updater.optimizer
         self._critic = blueprint.denoiser(self._updater.prepared)
         self._drawn: list[Drawn] = []
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The state of the critic: its weights, and its optimizer's."""
+        return {
+            **{f"{WEIGHTS}{name}": value for name, value in self.net.state_dict().items()},
+            **{f"{MOMENTS}{name}": value for name, value in self._updater.moments().items()},
+        }
+
+    def restore(self, saved: Mapping[str, Tensor]) -> None:
+        """Go back to what `tensors` returned."""
+        for start, load in ((WEIGHTS, self.net.load_state_dict), (MOMENTS, self._updater.restore)):
+            load({k.removeprefix(start): v for k, v in saved.items() if k.startswith(start)})
 
     def begin(self) -> None:
         """Forget what was drawn in a step that did not come to its end."""

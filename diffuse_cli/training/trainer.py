@@ -93,7 +93,7 @@ class Trainer:
         self.weak: Weak | None = None
         self.unread: list[Tensor] = []
         self.bad = 0
-        self._updater = Updater(
+        self.updater = Updater(
             self.config,
             self.net,
             accelerator,
@@ -101,8 +101,8 @@ class Trainer:
             weight_decay=self.config.weight_decay,
             compiled=self.config.compile,
         )
-        self.optimizer = self._updater.optimizer
-        self.denoiser = plan.blueprint.denoiser(self._updater.prepared)
+        self.optimizer = self.updater.optimizer
+        self.denoiser = plan.blueprint.denoiser(self.updater.prepared)
         teacher = plan.teacher.denoise(accelerator) if plan.teacher else None
         # Paths are those that samples take; the critic, which knows no range, is compared as it is.
         leads = teacher and kept_in_range(teacher, self.denoiser)
@@ -145,7 +145,7 @@ class Trainer:
 
         The norm of such a step is not finite either.
         """
-        self._updater.prepared.train()
+        self.updater.prepared.train()
         if step and self.matches(step) and not self.ema.forgotten:
             self.ema.restart()
         for group in self.optimizer.param_groups:
@@ -153,7 +153,7 @@ class Trainer:
         total, norm, seen = self._gradient(step, self.chances())
         loss = self.accelerator.reduce(total, "sum") / self.batch_size
         norm = norm + 0 * loss
-        self._updater.move(norm)
+        self.updater.move(norm)
         if self.matching:
             self.matching.follow(step, self.batch_size)
         if self._draw.keep and bool(norm.isfinite()):
@@ -210,7 +210,7 @@ class Trainer:
         if self.matching:
             self.matching.begin()
         for positions in self.parts(step):
-            with accelerator.accumulate(self._updater.prepared):
+            with accelerator.accumulate(self.updater.prepared):
                 t, plain = self.losses(self.denoiser, step, positions, chances)
                 # Each timestep counts the same, however often it is drawn.
                 losses = plain / (len(chances) * chances).to(plain).take(t)
@@ -220,7 +220,7 @@ class Trainer:
                 scale = self.accumulation * accelerator.num_processes / self.batch_size
                 accelerator.backward(losses.sum() * scale)
                 if accelerator.sync_gradients:
-                    norm = self._updater.norm()
+                    norm = self.updater.norm()
         return total, norm, seen
 
     def parts(self, step: int) -> Iterator[range]:
