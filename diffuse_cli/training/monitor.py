@@ -18,6 +18,7 @@ import torch
 
 from diffuse_cli.media import MEDIA, figures
 from diffuse_cli.metrics import label
+from diffuse_cli.metrics.features import KIDS
 from diffuse_cli.models import model_file
 from diffuse_cli.system import files
 from diffuse_cli.system.devices import log_picture
@@ -34,7 +35,15 @@ from diffuse_cli.training.previews import (
 from diffuse_cli.training.run_directory import Checkpoint, RunDirectory
 from diffuse_cli.training.time_budget import Chore, Chores
 from diffuse_cli.training.trainer import HELD_OUT_BATCH, Trainer
-from diffuse_cli.training.validation import IMAGES, Best, HeldOut, Overfitting, Validator
+from diffuse_cli.training.validation import (
+    IMAGES,
+    Best,
+    HeldOut,
+    KidMeasure,
+    Overfitting,
+    draw_in_shares,
+    kid_measure,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -110,7 +119,7 @@ class Monitor:
         self.validated: int | None = None
         self._loss, self._readings = 0.0, 0
         self._many = MEDIA[trainer.plan.data.images.medium].MANY
-        self._validator: Validator | None = None
+        self._kid: KidMeasure | None = None
 
     # -- state -------------------------------------------------------------------------------------
 
@@ -150,14 +159,10 @@ class Monitor:
         """Load the real images and the feature network, before anything is replaced.
 
         Raises:
-            UsageError, ModelFileError: as `Validator`.
+            UsageError, ModelFileError: as `kid_measure`.
         """
         if self.config.eval_every:
-            self._validator = Validator(self.trainer.plan, self.images, self.trainer.device)
-            if not self._validator.held_out:
-                yield Notice(
-                    f"nothing is held out: --eval-every compares with training {self._many}"
-                )
+            self._kid = yield from kid_measure(self.trainer.plan, self.trainer.device)
 
     def settle(self) -> None:
         """Make the best model's file agree with the state, whatever a killed run left."""
@@ -255,13 +260,11 @@ class Monitor:
         Raises:
             Interrupted, Terminated: a signal came; nothing is changed then.
         """
-        assert self._validator is not None
-        measuring = unless_full(self._validator.kid(self.trainer.ema_net), "evaluating")
-        found = yield from until(self.stop, measuring)
+        found = yield from until(self.stop, unless_full(self._measure(), "evaluating"))
         self.validated = done
         if found is None:
             return
-        key = self._validator.key
+        [key] = [key for key in KIDS if key in found]
         kid, error = found[key], found.get(f"{key}_standard_error")
         self.log(done, found)
         better = kid < (self.best.kid if self.best else math.inf)
@@ -269,6 +272,13 @@ class Monitor:
             self.best = Best(done, key, kid, error, self.images, self._weights())
             self.settle()
         yield Validated(done, key, kid, error, self.run.best if better else None)
+
+    def _measure(self) -> Work[dict[str, float]]:
+        """The KID of the averaged weights."""
+        assert self._kid is not None
+        plan, net, device = self.trainer.plan, self.trainer.ema_net, self.trainer.device
+        drawings = draw_in_shares(plan, net, self.images, device)
+        return (yield from self._kid.measure(drawings, self.images))
 
     def _weights(self) -> dict[str, Tensor]:
         """A copy of what the model file of this step would hold, but for the weak average."""

@@ -17,7 +17,7 @@ from diffuse_cli.metrics.features import KIDS, FeatureNetwork, extract, ready
 from diffuse_cli.metrics.features.feature_choice import find_judge
 from diffuse_cli.sampling.generation import Drawing, collect
 from diffuse_cli.system.errors import UsageError
-from diffuse_cli.system.events import Work, finish
+from diffuse_cli.system.events import Notice, Work, finish
 from diffuse_cli.system.rng import permutation
 from diffuse_cli.training.feed import readable
 from diffuse_cli.training.plan import Plan
@@ -104,49 +104,37 @@ class KidMeasure:
         return np.asarray(found, np.float64)
 
 
-class Validator:
-    """KID against real images of a plan: the same ones, from the same noise, every time.
-
-    Attributes:
-        held_out: whether the real images are held out; if not, the model is trained on them.
-        key: of the KID.
+def kid_measure(plan: Plan, device: torch.device) -> Work[KidMeasure]:
+    """Measure against real images of a plan, the same ones every time; says if none are held out.
 
     Raises:
         UsageError: the data has too few images.
         ModelFileError: the feature network's weights are missing.
     """
-
-    def __init__(self, plan: Plan, images: int, device: torch.device) -> None:
-        self.plan, self.images, self.device = plan, images, device
-        self.held_out = len(plan.data.held_out) >= FEWEST_FOR_KID
-        chosen = plan.data.held_out if self.held_out else plan.data.train
-        if len(chosen) < FEWEST_FOR_KID:
-            many = MEDIA[plan.data.images.medium].MANY
-            raise UsageError(
-                f"an evaluation needs {FEWEST_FOR_KID} real {many}, and the data has {len(chosen)}",
-                f"Leave --eval-every out, or give more {many}",
-            )
-        real = chosen[permutation(plan.config.seed, 0, len(chosen))[:REAL_IMAGES]]
-        space = plan.blueprint.space
-        judge = finish(find_judge(space, device, ready(NETWORK, device)))
-        samples = np.ascontiguousarray(plan.data.images.stored[readable(plan.data, real)])
-        self._kid = KidMeasure(samples, space, judge.of(space, samples))
-        self.key = self._kid.key
-        self._classes = _classes_of(plan, images)
-
-    def kid(self, net: Any) -> Work[dict[str, float]]:
-        """The KID of a network of the plan's kind and its standard error, by key."""
-        drawings = draw_by_default(self.plan, net, self.images, self.device, classes=self._classes)
-        return (yield from self._kid.measure(drawings, self.images))
+    data, space, many = plan.data, plan.blueprint.space, MEDIA[plan.data.images.medium].MANY
+    held_out = len(data.held_out) >= FEWEST_FOR_KID
+    chosen = data.held_out if held_out else data.train
+    if len(chosen) < FEWEST_FOR_KID:
+        raise UsageError(
+            f"an evaluation needs {FEWEST_FOR_KID} real {many}, and the data has {len(chosen)}",
+            f"Leave --eval-every out, or give more {many}",
+        )
+    real = chosen[permutation(plan.config.seed, 0, len(chosen))[:REAL_IMAGES]]
+    judge = finish(find_judge(space, device, ready(NETWORK, device)))
+    samples = np.ascontiguousarray(data.images.stored[readable(data, real)])
+    if not held_out:
+        yield Notice(f"nothing is held out: --eval-every compares with training {many}")
+    return KidMeasure(samples, space, judge.of(space, samples))
 
 
-def _classes_of(plan: Plan, count: int) -> list[int]:
-    """At most `count` classes in their shares of the training images; none without classes."""
-    if not plan.blueprint.conditions.num_classes:
-        return []
-    order = permutation(plan.config.seed, 1, len(plan.data.train))[:count]
-    labels = plan.data.images.labels[plan.data.train[order]]
-    return [int(label) for label in labels if label >= 0]
+def draw_in_shares(plan: Plan, net: Any, count: int, device: torch.device) -> Iterator[Drawing]:
+    """Draw from the same noise every time; of classes, in their shares of the training images."""
+    classes: list[int] = []
+    if plan.blueprint.conditions.num_classes:
+        order = permutation(plan.config.seed, 1, len(plan.data.train))[:count]
+        labels = plan.data.images.labels[plan.data.train[order]]
+        classes = [int(label) for label in labels if label >= 0]
+    return draw_by_default(plan, net, count, device, classes=classes)
 
 
 # -- overfitting ----------------------------------------------------------------------------------

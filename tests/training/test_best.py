@@ -160,11 +160,11 @@ def test_a_run_that_cannot_be_evaluated_replaces_nothing(quick, tmp_path, diffus
 
 
 def test_out_of_memory_leaves_an_evaluation_out(quick, monkeypatch):
-    def full(self, net):
+    def full(self, drawings, count):
         yield from ()
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(validation.Validator, "kid", full)
+    monkeypatch.setattr(validation.KidMeasure, "measure", full)
     ran = quick("--steps", 2, *EVAL)
     assert ran.code == 0
     assert "out of memory while evaluating: it is left out" in ran.err
@@ -347,7 +347,7 @@ def test_a_number_of_images_needs_evaluations(quick):
 
 
 def test_a_run_without_evaluations_keeps_nothing_of_them(quick, monkeypatch):
-    monkeypatch.setattr(validation.Validator, "__init__", lambda *a: pytest.fail("made"))
+    monkeypatch.setattr(validation.KidMeasure, "__init__", lambda *a: pytest.fail("made"))
     assert quick("--steps", 4, "--json").json["best"] is None
     assert "eval" not in (RUN / "config.toml").read_text()
     [newest] = (RUN / "checkpoints").iterdir()
