@@ -76,7 +76,9 @@ class Run:
         """Start or resume, step to the end, and write the model file; `spent` as in `fit`."""
         began, accelerator, run = self.laps.clock(), self.accelerator, self.run
         checkpoint = yield from last_checkpoint(plan, run)
-        init = None if checkpoint else (yield from first_weights(plan.config, plan.blueprint))
+        init = None
+        if checkpoint is None:
+            init = yield from until(self.stop, first_weights(plan.config, plan.blueprint))
         if self.main:
             check_room(plan, run)
         # Plans that differ by a step would leave the processes waiting for each other.

@@ -33,7 +33,7 @@ from diffuse_cli.training.previews import (
     passes_of_step,
 )
 from diffuse_cli.training.run_directory import Checkpoint, RunDirectory
-from diffuse_cli.training.time_budget import Chore, Chores
+from diffuse_cli.training.time_budget import Chore, Chores, Laps
 from diffuse_cli.training.trainer import HELD_OUT_BATCH, Trainer
 from diffuse_cli.training.validation import (
     IMAGES,
@@ -359,17 +359,16 @@ class Meter:
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size
         self._losses: list[torch.Tensor] = []
-        self._seconds, self._since = 0.0, time.monotonic()
+        self._seconds, self._laps = 0.0, Laps(time.monotonic)
 
     def add(self, loss: torch.Tensor) -> None:
         """Note a finished step."""
         self._losses.append(loss)
-        now = time.monotonic()
-        self._seconds, self._since = self._seconds + now - self._since, now
+        self._seconds += self._laps()
 
     def pause(self) -> None:
         """Leave out the time since the last step: it was not training."""
-        self._since = time.monotonic()
+        self._laps()
 
     def read(self) -> tuple[float, float]:
         """The mean of the finite losses and the images per second; starts again."""
