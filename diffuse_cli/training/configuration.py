@@ -60,7 +60,9 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
     flags, file = Layer(typed), Layer(from_file(filed or {}))
     given = merged(flags, file)
     Layer({"data": "", **given.given}).config()
-    _check_exclusive(flags)
+    for one, other in (("steps", "minutes"), ("init", "preset"), ("schedule", "betas")):
+        if one in flags and other in flags:
+            raise UsageError(f"--{one} and --{other} exclude each other", "Leave one of them out")
     run = RunDirectory(given.get("out", "model.safetensors"))
     if given.get("resume") or given.get("auto_resume"):
         if run.exists():
@@ -144,12 +146,6 @@ def _check_begins(run: RunDirectory, auto: bool) -> None:
         f"there is no run {files.show(run.path)} to resume",
         f"{near}To begin one, leave --resume out, or type --auto-resume instead",
     )
-
-
-def _check_exclusive(typed: Layer) -> None:
-    for one, other in (("steps", "minutes"), ("init", "preset"), ("schedule", "betas")):
-        if one in typed and other in typed:
-            raise UsageError(f"--{one} and --{other} exclude each other", "Leave one of them out")
 
 
 def _base(given: Layer) -> Layer:

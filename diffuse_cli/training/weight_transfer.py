@@ -56,8 +56,8 @@ def fitted(model: Model, wanted: Blueprint, seed: int = 0) -> Mapping[str, Tenso
         variance.fill_(FRACTION.get(own.diffusion.variance, 0.0))
     _fit_classes(weights, ends, model, wanted.conditions)
     tables = own.conditions.table, wanted.conditions.table
-    for untold in without(model, *tables):
-        weights[ends.class_bias] = weights[ends.class_bias] + untold
+    for added in without(model, *tables):
+        weights[ends.class_bias] = weights[ends.class_bias] + added
     return with_columns(weights, ends.columns, *tables, wanted.shapes)
 
 
@@ -155,13 +155,10 @@ def numbered(model: Model, names: tuple[str, ...]) -> bool:
     return not model.data and old == tuple(map(str, range(len(names)))) and old != names
 
 
-def unclassed(model: Model) -> Tensor:
-    """What is added for no class, (D,): its row, or the mean of the classes if it was never
-    learned."""
-    ends = ends_of(model.blueprint)
-    assert ends is not None
-    *_, nothing = rows = model.ema[ends.classes]
-    return rows[:-1].mean(0) if model.training.get("label_dropout") == 0 else nothing
+def untold(rows: Tensor, never: bool) -> Tensor:
+    """What is added where a label is not told, (D,): its row, or the mean of the labels if it was
+    never learned."""
+    return rows[:-1].mean(0) if never else rows[-1]
 
 
 def without(model: Model, own: Table | None, wanted: Table | None) -> Iterator[Tensor]:
@@ -175,9 +172,8 @@ def without(model: Model, own: Table | None, wanted: Table | None) -> Iterator[T
         if not isinstance(column, Labels):
             yield model.ema[f"{ends.columns}.{k}.untold"]
             continue
-        *_, nothing = rows = model.ema[f"{ends.columns}.{k}.weight"]
         never = model.training.get("label_dropout") == 0 and not column.missing
-        yield rows[:-1].mean(0) if never else nothing
+        yield untold(model.ema[f"{ends.columns}.{k}.weight"], never)
 
 
 def _fit_classes(weights: dict[str, Tensor], ends: Ends, model: Model, wanted: Conditions) -> None:
@@ -189,7 +185,8 @@ def _fit_classes(weights: dict[str, Tensor], ends: Ends, model: Model, wanted: C
     if not old:
         weights[ends.classes] = bias.new_zeros(len(names) + 1, len(bias))
         return
-    rows, nothing = weights.pop(ends.classes), unclassed(model)
+    rows = weights.pop(ends.classes)
+    nothing = untold(rows, model.training.get("label_dropout") == 0)
     if not names:
         weights[ends.class_bias] = bias + nothing
         return
