@@ -115,12 +115,12 @@ def read_data(
     pairs = yield from _read_pairs(config, images, several, run)
     if config.classes and config.goes_on:
         check_names(config, images)
-    with translating(lambda _: "--transform"):
-        images.space  # noqa: B018  numbers that a transform is not defined for are refused here
     indices = np.arange(len(images)) if pairs is None else np.flatnonzero(pairs.matched)
     held_out = images.held_out[indices]
     train = indices[~held_out]
     images, table = yield from told_by_table(config, images, train)
+    with translating(lambda _: "--transform"):
+        images.space  # noqa: B018  numbers that a transform is not defined for are refused here
     return TrainingData(images, train, indices[held_out], pairs, table)
 
 
