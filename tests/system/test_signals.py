@@ -16,7 +16,7 @@ from conftest import in_process, write_images
 from training.conftest import QUICK
 
 from diffuse_cli.models import model_file
-from diffuse_cli.training import checkpoints
+from diffuse_cli.training import time_estimate
 from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.trainer import Trainer
 
@@ -106,15 +106,15 @@ def test_an_interrupt_of_another_making_ends_as_one(diffuse, monkeypatch):
 
 
 def test_a_signal_while_images_are_read_leaves_nothing_behind(train, monkeypatch, tmp_path):
-    from diffuse_cli.training import plan
+    from diffuse_cli.training import training_data
 
     def interrupted(*arguments, **options):
         yield from ()
         signal.raise_signal(signal.SIGINT)
         yield from real(*arguments, **options)
 
-    real = plan.read_images
-    monkeypatch.setattr(plan, "read_images", interrupted)
+    real = training_data.read_images
+    monkeypatch.setattr(training_data, "read_images", interrupted)
     ran = train("--steps", 9, "-q")
     assert ran.code == 130
     assert ran.err.count("\n") == 1
@@ -146,7 +146,7 @@ def test_a_signal_while_the_time_of_a_step_is_measured_ends_it(train, monkeypatc
         measured.append(True)
         yield
 
-    monkeypatch.setattr(checkpoints, "fill_minutes", slow)
+    monkeypatch.setattr(time_estimate, "fill_minutes", slow)
     ran = train("--minutes", 1, "-q")
     assert (ran.code, measured) == (code, [])
     assert ran.err.count("\n") == 1

@@ -15,7 +15,7 @@ from PIL import Image
 
 import diffuse_cli
 from diffuse_cli.data import decoding_pass
-from diffuse_cli.training import plan
+from diffuse_cli.training import training_data
 from diffuse_cli.training.trainer import Trainer
 from training.conftest import QUICK
 
@@ -159,7 +159,7 @@ def test_a_run_goes_on_without_its_images(run, folder, whole, monkeypatch, mappe
 
     monkeypatch.setattr(Trainer, "step", step)
     if mapped:
-        monkeypatch.setattr(plan, "memory", lambda: 0)
+        monkeypatch.setattr(training_data, "memory", lambda: 0)
     ran = run("--steps", 8, "--preview-every", 4)
     assert ran.code == 0, ran.err
     assert seen == [mapped]
