@@ -17,14 +17,8 @@ def run(config: SampleConfig, console: Console) -> None:
 
     made = console.follow(generate(config))
     if made is not None:
-        values = {
-            "out": config.out,
-            "images": [str(path) for path in made.images],
-            "grid": str(made.grid) if made.grid else None,
-            "gif": str(made.gif) if made.gif else None,
-            "manifest": str(made.manifest) if made.manifest else None,
-            "processes": made.processes,
-        }
+        gif = str(made.gif) if made.gif else None
+        values = {"out": config.out, **made.values, "gif": gif}
         console.result(made.paths, values)
         if made.grid:
             console.say(f"See them all in one image: {made.grid}")

@@ -1,11 +1,11 @@
-"""The images of a `diffuse sample`: which are left, their parts drawn, and what is made of all."""
+"""Samples of a command: which are left, their parts drawn and recorded, and figures of them all."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,22 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diffuse_cli.config import SampleConfig
+from diffuse_cli.core.space import Space
 from diffuse_cli.data import MANIFEST, MANIFEST_FORMAT
 from diffuse_cli.data.metadata_columns import told_by
 from diffuse_cli.media import MEDIA, Asked, figures, like, prepare, suffix
 from diffuse_cli.sampling import generation, journal, sample_archive
 from diffuse_cli.sampling.cascade import Chain, load_chain
 from diffuse_cli.sampling.generation import stored
-from diffuse_cli.sampling.journal import (
-    GIF,
-    GRID,
-    GRID_IMAGES,
-    KEY,
-    Ledger,
-    Plan,
-    holding,
-    parts_of,
-)
+from diffuse_cli.sampling.journal import GIF, GRID, GRID_IMAGES, KEY, Ledger, holding, parts_of
 from diffuse_cli.system import files
 from diffuse_cli.system.devices import machine, rank
 from diffuse_cli.system.errors import OutputError
@@ -38,6 +30,7 @@ from diffuse_cli.system.processes import from_first, meet
 if TYPE_CHECKING:
     import numpy.typing as npt
     from accelerate import Accelerator
+    from PIL.Image import Image
 
     from diffuse_cli.sampling.generation import Frames
 
@@ -49,9 +42,12 @@ GIF_IMAGES = 16
 
 
 @dataclass(frozen=True)
-class Generated:
-    """What `generate` wrote, or found: the images in order, then the grid, the animation, the
-    manifest; or the file that they are packed into."""
+class SampleFiles:
+    """Files that a job wrote, or found: the samples in order, then the figures and the manifest.
+
+    Attributes:
+        packed: the file that all of them are packed into, in the place of them.
+    """
 
     images: tuple[Path, ...]
     grid: Path | None
@@ -65,91 +61,140 @@ class Generated:
         """Every picture."""
         return tuple(p for p in (*self.images, self.grid, self.gif, self.packed) if p is not None)
 
-
-def load_job(config: SampleConfig, accelerator: Accelerator) -> Work[Job]:
-    """Read the models, and what the images are given."""
-    out = Path(config.out)
-    folder = sample_archive.folder_of(out)
-    before: Mapping[str, Any] = {}
-    if not config.overwrite:
-        before = journal.earlier(folder) or (
-            sample_archive.manifest_of(out) if out.is_file() else {}
-        )
-    chain = yield from load_chain(config, accelerator, before)
-    sample_archive.check_kind(out, chain.space, config.gif)
-    return Job(config, out, folder, chain)
+    @property
+    def values(self) -> dict[str, Any]:
+        """Entries for `--json`."""
+        return {
+            "images": [str(path) for path in self.images],
+            "grid": str(self.grid) if self.grid else None,
+            "manifest": str(self.manifest) if self.manifest else None,
+            "processes": self.processes,
+        }
 
 
-@dataclass
-class Job:
-    """The images of a command: those of the last model, drawn from those of the ones before."""
+@dataclass(frozen=True)
+class PartState:
+    """State of a part after `step` of the `steps` of its model.
 
-    config: SampleConfig
-    out: Path
-    folder: Path
-    chain: Chain
+    Attributes:
+        share: the fraction of the work that is done.
+        samples: the samples as stored, (N, C, *size), once they are drawn.
+        side: arrays that figures need of them.
+    """
 
-    def __post_init__(self) -> None:
-        config, self.wanted = self.config, self.chain.wanted(self.config)
-        self.parts = parts_of(self.wanted, config.batch_size)
-        self.stages, self.space = self.chain.stages, self.chain.space
-        self.medium = MEDIA[self.space.medium]
-        prepare(self.space.medium)
-        self.ledger = Ledger(self.folder, self.settings, suffix(self.space))
-        self.shown = self.wanted[:GRID_IMAGES] if config.grid and len(self.stages) > 1 else range(0)
-        self.moving = self.wanted[:GIF_IMAGES] if config.gif else range(0)
+    step: int
+    steps: int
+    share: float
+    samples: Array | None = None
+    side: Mapping[str, Array] = field(default_factory=dict)
 
-    def begin(self, overwrite: bool) -> Plan:
-        """What is left to draw."""
-        if sample_archive.is_packed(self.out) and self.out.exists() and not overwrite:
-            names = (self.ledger.path(i).name for i in self.wanted)
-            sample_archive.check_same(self.out, self.ledger.key, names)
-            return Plan([], finished=True)
-        wanted = {GRID: self.config.grid, GIF: self.config.gif}
+
+class SamplingJob(ABC):
+    """Samples that a command writes into a folder, in parts.
+
+    Each process writes the parts that it draws, and goes on where an earlier command of the same
+    settings was stopped. At the end the first one writes figures of all samples and the manifest.
+
+    Args:
+        config: `out`, `batch_size`, `grid` and `overwrite`.
+        wanted: the indices of the samples.
+        described: settings that decide the bytes of a sample, for the manifest too.
+        hidden: settings that decide them, and which the manifest has in another form.
+        folder: of the files, until they are packed into `out`; by default `out`.
+    """
+
+    sides: Sequence[int] = ()
+    """Samples with arrays that figures need."""
+
+    def __init__(
+        self,
+        config: Any,
+        space: Space,
+        wanted: range,
+        described: Mapping[str, Any],
+        hidden: Mapping[str, Any],
+        folder: Path | None = None,
+    ) -> None:
+        self.out, self.overwrite = Path(config.out), bool(config.overwrite)
+        self.folder, self.space, self.wanted = folder or self.out, space, wanted
+        self.described = {"format": MANIFEST_FORMAT, **described}
+        self.ledger = Ledger(self.folder, {**self.described, **hidden}, suffix(space))
+        self.parts = parts_of(wanted, config.batch_size)
+        self.figures: dict[str, Callable[[Sequence[int]], bytes]] = {}
+        if config.grid:
+            self.figures[GRID] = lambda indices: figures.png(self.draw_grid(indices))
+        prepare(space.medium)
+        self.medium = MEDIA[space.medium]
+
+    @abstractmethod
+    def draw_part(self, part: range, accelerator: Accelerator) -> Iterator[PartState]:
+        """Draw samples; the last state has them."""
+
+    @abstractmethod
+    def draw_grid(self, indices: Sequence[int]) -> Image:
+        """Return the grid of samples that are written."""
+
+    def describe(self, indices: Sequence[int]) -> dict[str, Any]:
+        """Return entries of the manifest about all samples."""
+        return {}
+
+    def begin(self) -> list[range] | None:
+        """Return the parts that are left to draw; None if nothing is left to do."""
         return self.ledger.begin(
-            self.parts,
-            overwrite=overwrite,
-            pictures={name for name, asked in wanted.items() if asked},
-            sides={*self.shown, *self.moving},
+            self.parts, overwrite=self.overwrite, pictures={*self.figures}, sides=self.sides
         )
 
-    def draw(self, parts: Sequence[range], accelerator: Accelerator) -> Work[None]:
-        """Draw parts and write them."""
+    def run(self, accelerator: Accelerator) -> Work[SampleFiles | None]:
+        """Draw what is left, and write it.
+
+        Returns:
+            The files, or None on every process but the first.
+
+        Raises:
+            OutputError: the folder holds other samples already, or cannot be written.
+        """
+        name, first = files.show(self.out), accelerator.is_main_process
+        left = from_first(accelerator, self.begin)
+        if left is None:
+            if first:
+                yield Notice(f"{name} is finished: these images are drawn already")
+        else:
+            if drawn := sum(map(len, self.parts)) - sum(map(len, left)):
+                yield Notice(f"{name}: going on, {drawn:,} images are drawn already")
+            mine = left[accelerator.process_index :: accelerator.num_processes]
+            try:
+                with self.ledger.writing(accelerator.process_index):
+                    yield from self._draw(mine, accelerator)
+            except BaseException as error:
+                if accelerator.num_processes == 1:
+                    self.ledger.abandon()
+                if isinstance(error, OutputError):
+                    error.of_one()
+                raise
+            meet(accelerator)
+            if first:
+                self._finish()
+        if not first:
+            return None
+        if packed := self.pack():
+            return SampleFiles((), None, None, None, accelerator.num_processes, packed)
+        grid, gif = (self.folder / n if n in self.figures else None for n in (GRID, GIF))
+        images = tuple(self.ledger.path(i) for i in self.wanted)
+        return SampleFiles(images, grid, gif, self.folder / MANIFEST, accelerator.num_processes)
+
+    def _draw(self, parts: Sequence[range], accelerator: Accelerator) -> Work[None]:
         done, total = 0, sum(map(len, parts))
         for part in parts:
-            samples, side = yield from self._part(part, accelerator, done, total)
-            data = (self.medium.encode(sample, self.space) for sample in samples)
-            self.ledger.add(accelerator.process_index, part, data, side)
+            for state in self.draw_part(part, accelerator):
+                at = done + int(len(part) * state.share)
+                yield Progress("sampling", at, total, f"step {state.step}/{state.steps}")
+            assert state.samples is not None
+            data = (self.medium.encode(sample, self.space) for sample in state.samples)
+            self.ledger.add(accelerator.process_index, part, data, state.side)
             done += len(part)
 
-    def _part(
-        self, part: range, accelerator: Accelerator, done: int, total: int
-    ) -> Work[tuple[Array, dict[str, Array]]]:
-        """The images of a part, as stored, and what is kept of them for grid and animation."""
-        side: dict[str, Array] = {}
-        frames: list[Array] = []
-        moving = sum(i in self.moving for i in part)
-        for moment in self.chain.draw(part, accelerator):
-            stage, k, drawing, samples = moment
-            final = k + 1 == len(self.stages)
-            if final and moving:
-                frames.append(stored(self.space, drawing.state.x[:moving]))
-            if k > 0 and drawing.done:
-                shown = [i for i in part if i in self.shown]
-                if seen := stage.inputs(shown):
-                    side["seen"] = np.stack([seen[i][0] for i in shown])
-            share = (k + drawing.step / drawing.steps) / len(self.stages)
-            at = done + int(len(part) * share)
-            yield Progress("sampling", at, total, f"step {drawing.step}/{drawing.steps}")
-        if frames:
-            side["frames"] = np.stack(frames, 1)
-        assert samples is not None
-        return samples, side
-
-    # -- what is made of all images ----------------------------------------------------------------
-
-    def finish(self) -> None:
-        """Write grid and animation and, last, the manifest that names every file.
+    def _finish(self) -> None:
+        """Write the figures and, last, the manifest that names every file.
 
         Raises:
             OutputError: an image that another process drew is not there.
@@ -160,103 +205,120 @@ class Job:
                 f"{files.show(self.ledger.path(lost[0]))} is not there", "Type the command again"
             )
         indices = sorted(self.ledger.hashes)
-        made = {}
-        if self.config.grid:
-            made[GRID] = figures.png(self._grid(indices[:GRID_IMAGES]))
-        if self.config.gif:
-            frames = {i: [*self._side(i, "frames")] for i in indices[:GIF_IMAGES]}
-            made[GIF] = generation.animate(frames, self.space)
-        for name, data in made.items():
-            files.write_bytes(self.folder / name, data)
+        for name, draw in self.figures.items():
+            files.write_bytes(self.folder / name, draw(indices))
         listed = {self.ledger.path(i).name: self.ledger.hashes[i] for i in indices}
         manifest = {
-            **{k: v for k, v in self.settings.items() if k != "told"},
+            **self.described,
             KEY: self.ledger.key,
-            **self._counted(indices),
+            **self.describe(indices),
             "images": [*listed],
-            **self._told(indices),
-            "files": {**listed, **{name: files.sha256(self.folder / name) for name in made}},
+            "files": {**listed, **{n: files.sha256(self.folder / n) for n in self.figures}},
         }
         self.ledger.end(manifest)
 
-    def pack(self) -> None:
-        """Pack the folder into the file that was asked for, if it is one, and remove it."""
-        if not (self.folder / MANIFEST).exists() or not sample_archive.is_packed(self.out):
-            return
-        wanted, indices = self.stages[-1].settings.condition, sorted(self.ledger.hashes)
-        labels = [wanted.label(i) for i in indices] if wanted and wanted.labels else None
-        sample_archive.pack(self.out, self.folder, self._read, labels)
-        files.remove(self.folder)
+    def pack(self) -> Path | None:
+        """Return the file that the folder is packed into, if the command names one."""
+        return None
 
-    def written(self, processes: int) -> Generated:
-        """The images that were asked for, and what was made of all."""
-        grid, gif = (
-            self.folder / name if asked else None
-            for name, asked in ((GRID, self.config.grid), (GIF, self.config.gif))
-        )
-        if sample_archive.is_packed(self.out):
-            return Generated((), None, None, None, processes, self.out)
-        images = tuple(self.ledger.path(i) for i in self.wanted)
-        return Generated(images, grid, gif, self.folder / MANIFEST, processes)
+    def read(self, path: Path) -> Array:
+        """Return a sample that was written, as stored."""
+        with files.reported(path):
+            return self.medium.read(path.read_bytes(), Asked(**like(self.space))).values
+
+
+class CascadeJob(SamplingJob):
+    """Samples of `diffuse sample`: of the last model, drawn from those of the ones before."""
+
+    def __init__(self, config: SampleConfig, chain: Chain) -> None:
+        first, last = chain.stages[0], chain.last
+        self.chain, self.condition = chain, last.settings.condition
+        self.cascaded = first is not last
+        wanted, turn, cycle = self.condition, 1, range(0)
+        if wanted:
+            turn = wanted.turn
+            cycle = range(0, max(len(wanted.labels), len(wanted.rows)) * turn, turn)
+        described = {
+            **last.described(config),
+            "batch_size": config.batch_size,
+            **last.settings.described_guidance(),
+            **chain.offered.described,
+            **({"first": first.described(config)} if self.cascaded else {}),
+        }
+        hidden = {"told": {**self._told(cycle), "turn": turn}}
+        folder = sample_archive.folder_of(Path(config.out))
+        super().__init__(config, chain.space, chain.wanted(config), described, hidden, folder)
+        self.shown = self.wanted[: GRID_IMAGES * (config.grid and self.cascaded)]
+        self.moving = self.wanted[: GIF_IMAGES * config.gif]
+        self.sides = [*{*self.shown, *self.moving}]
+        if config.gif:
+            self.figures[GIF] = self._draw_gif
+
+    def begin(self) -> list[range] | None:
+        """Return the parts that are left to draw; None if they are, or are packed already."""
+        if self.folder != self.out and self.out.exists() and not self.overwrite:
+            names = (self.ledger.path(i).name for i in self.wanted)
+            sample_archive.check_same(self.out, self.ledger.key, names)
+            return None
+        return super().begin()
+
+    def draw_part(self, part: range, accelerator: Accelerator) -> Iterator[PartState]:
+        """Draw samples, and keep what grid and animation show of them."""
+        side: dict[str, Array] = {}
+        frames: list[Array] = []
+        moving, models = sum(i in self.moving for i in part), len(self.chain.stages)
+        for stage, k, drawing, samples in self.chain.draw(part, accelerator):
+            if moving and k + 1 == models:
+                frames.append(stored(self.space, drawing.state.x[:moving]))
+            if drawing.done:
+                if frames:
+                    side["frames"] = np.stack(frames, 1)
+                shown = [i for i in part if i in self.shown]
+                if k > 0 and (seen := stage.inputs(shown)):
+                    side["seen"] = np.stack([seen[i][0] for i in shown])
+            share = (k + drawing.step / drawing.steps) / models
+            yield PartState(drawing.step, drawing.steps, share, samples, side)
+
+    def draw_grid(self, indices: Sequence[int]) -> Image:
+        """Return the grid of samples that are written, beside what they are drawn from."""
+        drawn = {i: self.read(self.ledger.path(i)) for i in indices[:GRID_IMAGES]}
+        given = self.condition.given if self.condition else None
+        turn = len(given) if given else max(drawn) + 1
+        seen: Frames = {}
+        if self.cascaded:
+            seen = {i: [self._side(i, "seen")] for i in drawn}
+        elif given:
+            seen = self.chain.last.inputs(sorted({i % turn for i in drawn}))
+        if seen:
+            return generation.beside(drawn, self.space, seen, turn)
+        return generation.arrange(drawn, self.space, self.condition)
+
+    def _draw_gif(self, indices: Sequence[int]) -> bytes:
+        frames = {i: [*self._side(i, "frames")] for i in indices[:GIF_IMAGES]}
+        return generation.animate(frames, self.space)
 
     def _side(self, index: int, name: str) -> Array:
-        """What is kept of an image."""
+        """Return an array that is kept with a sample until the end."""
         path = self.ledger.sides[index]
         with np.load(path, allow_pickle=False) as file:
             kept: Array = file[name][index - int(path.stem)]
         return kept
 
-    def _grid(self, indices: Sequence[int]) -> Any:
-        drawn = {i: self._read(self.ledger.path(i).name) for i in indices}
-        last = self.stages[-1]
-        given = last.settings.condition.given if last.settings.condition else None
-        seen: Frames = {}
-        turn = len(given) if given else max(indices) + 1
-        if len(self.stages) > 1:
-            seen = {i: [self._side(i, "seen")] for i in indices}
-        elif given:
-            seen = last.inputs(sorted({i % turn for i in indices}))
-        if seen:
-            return generation.beside(drawn, self.space, seen, turn)
-        return generation.arrange(drawn, self.space, last.settings.condition)
-
-    def _read(self, name: str) -> Array:
-        """An image that was written, as stored."""
-        path = self.folder / name
-        with files.reported(path):
-            return self.medium.read(path.read_bytes(), Asked(**like(self.space))).values
-
-    # -- what is said of them ----------------------------------------------------------------------
-
-    @cached_property
-    def settings(self) -> dict[str, Any]:
-        """All that decides the bytes of an image."""
-        first, last = self.stages[0], self.stages[-1]
-        wanted = last.settings.condition
-        cycle = range(max(len(wanted.labels), len(wanted.rows)) * wanted.turn) if wanted else ()
-        told = self._told(cycle[:: wanted.turn]) if wanted else {}
-        return {
-            "format": MANIFEST_FORMAT,
-            **last.described(self.config),
-            "batch_size": self.config.batch_size,
-            **last.settings.described_guidance(),
-            **self.chain.offered.described,
-            **({"first": first.described(self.config)} if first is not last else {}),
-            "told": {**told, "turn": wanted.turn if wanted else 1},
-        }
-
-    def _counted(self, indices: Sequence[int]) -> dict[str, Any]:
-        """The smallest number that has these images, and which they are if some are left out."""
-        whole = -(-(indices[-1] + 1) // self.chain.offered.per)
-        if len(indices) == whole * self.chain.offered.per:
-            return {"n": whole}
-        starts = [indices[0], *(b for a, b in pairwise(indices) if b != a + 1)]
-        stops = [*(a + 1 for a, b in pairwise(indices) if b != a + 1), indices[-1] + 1]
-        return {"n": whole, "ranges": [*map(list, zip(starts, stops, strict=True))]}
+    def describe(self, indices: Sequence[int]) -> dict[str, Any]:
+        """Return the least number that has these samples, which they are if some are left out, and
+        their conditions."""
+        per = self.chain.offered.per
+        whole = -(-(indices[-1] + 1) // per)
+        counted: dict[str, Any] = {"n": whole}
+        if len(indices) != whole * per:
+            gaps = [i for a, b in pairwise(indices) if b != a + 1 for i in (a + 1, b)]
+            ends = [indices[0], *gaps, indices[-1] + 1]
+            counted["ranges"] = [ends[k : k + 2] for k in range(0, len(ends), 2)]
+        return {**counted, **self._told(indices)}
 
     def _told(self, indices: Sequence[int]) -> dict[str, Any]:
-        """The class of each image, and what else it is told."""
-        model, wanted = self.stages[-1].loaded.model, self.stages[-1].settings.condition
+        """Return the class of each sample, and its metadata columns."""
+        model, wanted = self.chain.last.loaded.model, self.condition
         table, told = model.blueprint.conditions.table, dict[str, Any]()
         if wanted and wanted.labels:
             told["classes"] = [model.classes[wanted.label(i)] for i in indices]
@@ -264,21 +326,36 @@ class Job:
             told["on"] = [told_by(table, wanted.row(i)) for i in indices]
         return told
 
+    def pack(self) -> Path | None:
+        """Pack the folder into the file that was asked for, if it is one, and remove it."""
+        if self.folder == self.out:
+            return None
+        if not (self.folder / MANIFEST).exists():
+            return self.out
+        wanted, indices = self.condition, sorted(self.ledger.hashes)
+        labels = [wanted.label(i) for i in indices] if wanted and wanted.labels else None
+        sample_archive.pack(self.out, self.folder, self.read, labels)
+        files.remove(self.folder)
+        return self.out
 
-# -- generation -----------------------------------------------------------------------------------
 
-# `diffuse sample`: images from a model file into a folder, with their manifest.
+@contextlib.contextmanager
+def open_folder(config: Any, folder: Path) -> Iterator[Accelerator]:
+    """Lock the output folder of a command, which was checked, and set up its Accelerator."""
+    with (
+        holding(folder) if rank() == 0 else contextlib.nullcontext(),
+        machine(config.precision, config.device) as accelerator,
+    ):
+        yield accelerator
 
 
-def generate(config: SampleConfig) -> Work[Generated | None]:
-    """Draw images from a model file and write them with a manifest.
+def generate(config: SampleConfig) -> Work[SampleFiles | None]:
+    """Draw images from a model file and write them with a manifest; see `SamplingJob`.
 
-    Yields `Progress`. Each process writes the images that it draws, part by part, and goes on where
-    an earlier sampling of the same settings was stopped; at the end the first one writes grid,
-    animation and manifest.
+    Yields `Progress`.
 
     Returns:
-        What was written, or None on every process but the first.
+        The files, or None on every process but the first.
 
     Raises:
         OutputError: the folder holds other samples already, or cannot be written.
@@ -286,36 +363,12 @@ def generate(config: SampleConfig) -> Work[Generated | None]:
         UsageError: options that do not go together.
     """
     out = Path(config.out)
-    folder, name = sample_archive.folder_of(out), files.show(out)
+    folder, before = sample_archive.folder_of(out), dict[str, Any]()
     if rank() == 0:
         sample_archive.check(out, config.overwrite)
-    with (
-        holding(folder) if rank() == 0 else contextlib.nullcontext(),
-        machine(config.precision, config.device) as accelerator,
-    ):
-        job = yield from load_job(config, accelerator)
-        plan = from_first(accelerator, lambda: job.begin(config.overwrite))
-        if plan.finished:
-            if not accelerator.is_main_process:
-                return None
-            job.pack()
-            yield Notice(f"{name} is finished: these images are drawn already")
-            return job.written(accelerator.num_processes)
-        mine = plan.parts[accelerator.process_index :: accelerator.num_processes]
-        if drawn := sum(map(len, job.parts)) - sum(map(len, plan.parts)):
-            yield Notice(f"{name}: going on, {drawn:,} images are drawn already")
-        try:
-            with job.ledger.writing(accelerator.process_index):
-                yield from job.draw(mine, accelerator)
-        except BaseException as error:
-            if accelerator.num_processes == 1:
-                job.ledger.abandon()
-            if isinstance(error, OutputError):
-                error.of_one()
-            raise
-        meet(accelerator)
-        if not accelerator.is_main_process:
-            return None
-        job.finish()
-        job.pack()
-        return job.written(accelerator.num_processes)
+    with open_folder(config, folder) as accelerator:
+        if not config.overwrite:
+            before = journal.earlier(folder) or sample_archive.manifest_of(out)
+        chain = yield from load_chain(config, accelerator, before)
+        sample_archive.check_kind(out, chain.space, config.gif)
+        return (yield from CascadeJob(config, chain).run(accelerator))

@@ -20,9 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.core.space import Space
 from diffuse_cli.data import MANIFEST, MANIFEST_FORMAT
-from diffuse_cli.media import MEDIA, suffix
 from diffuse_cli.system import files, outputs
 from diffuse_cli.system.errors import OutputError
 
@@ -57,10 +55,7 @@ def key_of(settings: Mapping[str, Any]) -> str:
 
 def earlier(folder: Path) -> dict[str, Any]:
     """What the samples in a folder say of their settings; empty if there are none."""
-    try:
-        return dict(json.loads((folder / WORK / SETTINGS).read_text())[KEY])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return manifest_in(folder)
+    return files.read_json(folder / WORK / SETTINGS).get(KEY) or manifest_in(folder)
 
 
 def check(folder: Path, overwrite: bool) -> None:
@@ -78,14 +73,6 @@ def check(folder: Path, overwrite: bool) -> None:
     with files.reported(folder):
         if any(WRITTEN.fullmatch(path.name) for path in folder.iterdir()):
             raise OutputError(f"{files.show(folder)} holds samples already", TAKEN)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is left to draw; `finished` if a manifest lists all that is asked for."""
-
-    parts: list[range]
-    finished: bool = False
 
 
 @dataclass
@@ -124,8 +111,11 @@ class Ledger:
         overwrite: bool,
         pictures: Collection[str],
         sides: Collection[int],
-    ) -> Plan:
+    ) -> list[range] | None:
         """Begin, or go on with what the folder holds.
+
+        Returns:
+            The parts that are left to draw; None if a manifest lists all that is wanted.
 
         Args:
             parts: the images that are wanted.
@@ -136,42 +126,37 @@ class Ledger:
             OutputError: the folder holds samples of other settings, and not `overwrite`.
             BusyError: a process of an earlier sampling still writes there.
         """
-        self._wait_for_none()
+        for path in sorted(self.work.glob("*.lock")):
+            with outputs.hold_lock(path):
+                pass
         if overwrite:
             self._clear()
         manifest = manifest_in(self.folder)
-        if not manifest and not self._begun() and not self._listed({"files": {}}):
+        if not manifest and not self._begun() and not self._listed({}):
             files.remove(self.work)
             self._note({})
-            return Plan([*parts])
+            return [*parts]
         self._check_same()
         found = self._verified(self._listed(manifest))
         unfinished = (self.work / SETTINGS).exists()
         whole = all(i in found for part in parts for i in part)
-        if whole and not unfinished and self._have(pictures, manifest):
+        there = (n in manifest.get("files", ()) and (self.folder / n).is_file() for n in pictures)
+        if whole and not unfinished and all(there):
             self.hashes = found
-            return Plan([], finished=True)
+            return None
         if not unfinished:
             self._note(found)
         for name in (MANIFEST, GRID, GIF):
             files.remove(self.folder / name)
         files.sweep(self.work)
         lacking = {*sides} - {*self.sides}
-        return Plan([p for p in parts if any(i not in found or i in lacking for i in p)])
-
-    def _have(self, pictures: Collection[str], manifest: Mapping[str, Any]) -> bool:
-        return all(n in manifest["files"] and (self.folder / n).is_file() for n in pictures)
-
-    def _wait_for_none(self) -> None:
-        for path in sorted(self.work.glob("*.lock")):
-            with outputs.hold_lock(path):
-                pass
+        return [p for p in parts if any(i not in found or i in lacking for i in p)]
 
     def _clear(self) -> None:
         """Remove what an earlier sampling recorded, and nothing else."""
-        names = named_in(manifest_in(self.folder))
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-            names += json.loads((self.work / SETTINGS).read_text())["files"]
+        manifest = manifest_in(self.folder)
+        names = [MANIFEST, *manifest["files"]] if manifest else []
+        names += files.read_json(self.work / SETTINGS).get("files", ())
         names += [self.path(i).name for i in self._begun()]
         for name in filter(WRITTEN.fullmatch, names):
             files.remove(self.folder / name)
@@ -186,7 +171,7 @@ class Ledger:
         if own == self.key:
             return
         names = (n for n in self.settings if n in there and there[n] != self.settings[n])
-        name = next(names, "told").replace("_", " ")
+        name = next(names, [*self.settings][-1]).replace("_", " ")
         raise OutputError(
             f"{files.show(self.folder)} holds samples already, of other settings: {name}", TAKEN
         )
@@ -199,11 +184,8 @@ class Ledger:
 
     def _listed(self, manifest: Mapping[str, Any]) -> dict[str, set[str]]:
         """The hashes of each file that are on record: several of one that was drawn again."""
-        try:
-            first = json.loads((self.work / SETTINGS).read_text())["files"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            first = manifest["files"]
-        found = {name: {value} for name, value in first.items()}
+        first = files.read_json(self.work / SETTINGS) or manifest
+        found = {name: {value} for name, value in first.get("files", {}).items()}
         for line in self._lines():
             for name, value in line.get("files", {}).items():
                 found.setdefault(name, set()).add(value)
@@ -217,12 +199,7 @@ class Ledger:
     def _lines(self) -> Iterator[dict[str, Any]]:
         """The lines of all logs; one that a kill has cut is left out."""
         for log in sorted(self.work.glob("*.jsonl")):
-            with log.open(encoding="utf-8", errors="replace") as lines:
-                for text in lines:
-                    with contextlib.suppress(ValueError, RecursionError):
-                        line = json.loads(text)
-                        if isinstance(line, dict) and {"start", "stop"} <= {*line}:
-                            yield line
+            yield from (x for x in files.read_json_lines(log) if {"start", "stop"} <= {*x})
 
     def _take_side(self, line: Mapping[str, Any]) -> None:
         path = self.work / f"{line['start']}.npz"
@@ -246,7 +223,7 @@ class Ledger:
     def collect(self) -> None:
         """Read the hashes of all images that are on record, each drawn by whatever process."""
         self.sides = {}
-        listed = self._listed({"files": {}})
+        listed = self._listed({})
         certain = {n: next(iter(hashes)) for n, hashes in listed.items() if len(hashes) == 1}
         again = {n: hashes for n, hashes in listed.items() if len(hashes) > 1}
         self.hashes = {int(n.partition(".")[0]): value for n, value in certain.items()}
@@ -263,7 +240,7 @@ class Ledger:
     def abandon(self) -> None:
         """Leave nothing of a sampling that was stopped before its first part was drawn."""
         lines = [*self._lines()]
-        noted = json.loads((self.work / SETTINGS).read_text())["files"]
+        noted = files.read_json(self.work / SETTINGS)["files"]
         if noted or any("files" in line for line in lines):
             return
         for i in self._begun():
@@ -330,104 +307,13 @@ def holding(folder: Path, owned: str = f"{WRITTEN.pattern}|{re.escape(WORK)}") -
         yield
 
 
-class Unfinished:
-    """The record of what a command has written into a folder, kept until all of it is there.
-
-    A stopped command leaves it: its files can be told from others, and it can be given again.
-    """
-
-    NAME = ".unfinished"
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.path = folder, folder / self.NAME
-
-    def add(self, name: str, sha256: str) -> None:
-        """Note a file that will be written now."""
-        files.append_line(self.path, f"{sha256} {name}")
-
-    def write(self, name: str, data: bytes) -> Path:
-        """Note a file, and write it."""
-        self.add(name, hashlib.sha256(data).hexdigest())
-        files.write_bytes(self.folder / name, data)
-        return self.folder / name
-
-    def names(self) -> set[str]:
-        """Return the files that are there as they were noted."""
-        try:
-            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
-        except OSError:
-            return set()
-        noted = {(sha256, name) for sha256, _, name in (line.partition(" ") for line in lines)}
-        return {
-            name
-            for sha256, name in noted
-            if Path(name).name == name
-            and (self.folder / name).is_file()
-            and files.sha256(self.folder / name) == sha256
-        }
-
-    def clear(self) -> None:
-        """Remove what an earlier command left unfinished."""
-        for name in self.names():
-            files.remove(self.folder / name)
-        self.end()
-
-    def end(self) -> None:
-        """Forget the record: all of it is there."""
-        files.remove(self.path)
-
-
 def manifest_in(folder: Path) -> dict[str, Any]:
     """The manifest of the samples in a folder; empty if there is none."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if manifest["format"] == MANIFEST_FORMAT and all(map(str, manifest["files"])):
-            return dict(manifest)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        pass
-    return {}
-
-
-def named_in(manifest: dict[str, Any]) -> list[str]:
-    """The files of samples that a manifest lists, and itself; only these are ever replaced."""
-    names = [MANIFEST, *map(str, manifest["files"])] if manifest else []
-    return [name for name in names if WRITTEN.fullmatch(name)]
-
-
-class Folder(dict[int, "Array"]):
-    """Samples by index: writes each one that is added, and keeps the first ones for the grid."""
-
-    def __init__(self, folder: Path, space: Space) -> None:
-        super().__init__()
-        self.folder, self.space, self.medium = folder, space, MEDIA[space.medium]
-        self.count, self.unfinished = 0, Unfinished(folder)
-
-    def __setitem__(self, index: int, sample: Array) -> None:
-        if self.count == 0:
-            for name in named_in(manifest_in(self.folder)):
-                files.remove(self.folder / name)
-            self.unfinished.clear()
-        self.unfinished.write(self.path(index).name, self.medium.encode(sample, self.space))
-        self.count += 1
-        if index < GRID_IMAGES:
-            super().__setitem__(index, sample)
-
-    def path(self, index: int) -> Path:
-        """The file of a sample."""
-        return self.folder / name_of(index, suffix(self.space))
+    manifest = files.read_json(folder / MANIFEST)
+    known = manifest.get("format") == MANIFEST_FORMAT and isinstance(manifest.get("files"), dict)
+    return manifest if known else {}
 
 
 def name_of(index: int, suffix: str) -> str:
     """The name of a sample's file."""
     return f"{index:05d}{suffix}"
-
-
-def gather(keep: dict[int, Array]) -> None:
-    """Bring what other processes drew to the first one, which writes it."""
-    from accelerate.utils import gather_object
-
-    everyone = gather_object([{} if isinstance(keep, Folder) else keep])
-    if isinstance(keep, Folder):
-        for theirs in everyone:
-            for i in sorted(theirs):
-                keep[i] = theirs[i]

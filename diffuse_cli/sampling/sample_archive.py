@@ -99,7 +99,7 @@ def check_same(out: Path, key: str, names: Iterator[str]) -> None:
 
 
 def pack(
-    out: Path, folder: Path, read: Callable[[str], Array], labels: Sequence[int] | None
+    out: Path, folder: Path, read: Callable[[Path], Array], labels: Sequence[int] | None
 ) -> None:
     """Write the file, whole or not at all.
 
@@ -129,7 +129,7 @@ def _zip(
     archive: zipfile.ZipFile,
     folder: Path,
     manifest: Mapping[str, Any],
-    read: Callable[[str], Array],
+    read: Callable[[Path], Array],
     labels: Sequence[int] | None,
 ) -> None:
     """The files of the folder."""
@@ -143,14 +143,14 @@ def _npz(
     archive: zipfile.ZipFile,
     folder: Path,
     manifest: Mapping[str, Any],
-    read: Callable[[str], Array],
+    read: Callable[[Path], Array],
     labels: Sequence[int] | None,
 ) -> None:
     """The images as one array (N, H, W, C), the labels as another, and the manifest of these."""
     import numpy as np
 
     names = manifest["images"]
-    channels, *size = read(names[0]).shape
+    channels, *size = read(folder / names[0]).shape
     shape = (len(names), *size, channels)
 
     def arrays() -> Iterator[bytes]:
@@ -160,7 +160,7 @@ def _npz(
         header.seek(0)
         yield header.read()
         for name in names:
-            yield np.moveaxis(read(name), 0, -1).tobytes()
+            yield np.moveaxis(read(folder / name), 0, -1).tobytes()
 
     listed = {IMAGES: _member(archive, IMAGES, arrays(), int(np.prod(shape)) + 128)}
     if labels is not None:

@@ -225,6 +225,23 @@ def append_line(path: Path, line: str) -> None:
         file.write(line + "\n")
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; an empty one if it is missing or damaged."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        value = json.loads(path.read_text(encoding="utf-8"))
+        return value if isinstance(value, dict) else {}
+    return {}
+
+
+def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a log; other lines, such as one that a kill has cut, are skipped."""
+    with contextlib.suppress(OSError), path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            with contextlib.suppress(ValueError, RecursionError):
+                if isinstance(value := json.loads(line), dict):
+                    yield value
+
+
 def make_folder(path: Path) -> None:
     """Make `path` and its parents."""
     check_local(path)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -96,26 +97,6 @@ def check_free(path: Path, overwrite: bool, *, hint: str, of: Path | None = None
         raise OutputError(f"{files.show(of or path)} exists already", hint)
 
 
-def check_samples(
-    folder: Path, overwrite: bool, manifest: str, written: Callable[[str], object]
-) -> None:
-    """Raise an `OutputError` if a folder has samples, without `overwrite`, or cannot be written.
-
-    Args:
-        manifest: the name of a file that will be written into it.
-        written: whether a file of this name is a sample.
-    """
-    files.check_writable(folder / manifest)
-    if overwrite or not folder.is_dir():
-        return
-    with files.reported(folder):
-        earlier = any(written(path.name) for path in folder.iterdir())
-    if earlier:
-        raise OutputError(
-            f"{files.show(folder)} holds samples already", "Choose another -o, or --overwrite"
-        )
-
-
 # -- locks ----------------------------------------------------------------------------------------
 
 # One process at a time on an output: a lock that ends with the process that holds it.
@@ -185,3 +166,50 @@ def _written(path: Path) -> str:
         return files.show(path.read_text(errors="replace")[:20].strip())
     except OSError:
         return ""
+
+
+class UnfinishedFiles:
+    """The record of what a command has written into a folder, kept until all of it is there.
+
+    A stopped command leaves it: its files can be told from others, and it can be given again.
+    """
+
+    NAME = ".unfinished"
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.path = folder, folder / self.NAME
+
+    def add(self, name: str, sha256: str) -> None:
+        """Note a file that will be written now."""
+        files.append_line(self.path, f"{sha256} {name}")
+
+    def write(self, name: str, data: bytes) -> Path:
+        """Note a file, and write it."""
+        self.add(name, hashlib.sha256(data).hexdigest())
+        files.write_bytes(self.folder / name, data)
+        return self.folder / name
+
+    def names(self) -> set[str]:
+        """Return the files that are there as they were noted."""
+        try:
+            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:
+            return set()
+        noted = {(sha256, name) for sha256, _, name in (line.partition(" ") for line in lines)}
+        return {
+            name
+            for sha256, name in noted
+            if Path(name).name == name
+            and (self.folder / name).is_file()
+            and files.sha256(self.folder / name) == sha256
+        }
+
+    def clear(self) -> None:
+        """Remove what an earlier command left unfinished."""
+        for name in self.names():
+            files.remove(self.folder / name)
+        self.end()
+
+    def end(self) -> None:
+        """Forget the record: all of it is there."""
+        files.remove(self.path)

@@ -84,12 +84,7 @@ def resume_line(data: str, model: str, options: Sequence[str] = ()) -> str:
 
 def rows(log: Path) -> Iterator[dict[str, Any]]:
     """The lines of a log that have a step; others, such as a torn one, are skipped."""
-    with contextlib.suppress(OSError), log.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            with contextlib.suppress(ValueError, RecursionError):
-                row = json.loads(line)
-                if isinstance(row, dict) and finite(row.get("step")) is not None:
-                    yield row
+    yield from (x for x in files.read_json_lines(log) if finite(x.get("step")) is not None)
 
 
 def last(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:

@@ -56,10 +56,10 @@ def draw(folder: Path, wanted: range = range(5), *, settings=SETTINGS, before=No
 def _draw(folder, wanted, settings, before, options):
     book = Ledger(folder, settings, ".bin")
     options = {"overwrite": False, "pictures": (), "sides": range(2), **options}
-    plan = book.begin(parts_of(wanted, 2), **options)
-    if plan.finished:
+    left = book.begin(parts_of(wanted, 2), **options)
+    if left is None:
         return None
-    for part in plan.parts:
+    for part in left:
         if before:
             before(part)
         side = {"of": np.array(part)} if part.start == 0 else {}
@@ -70,7 +70,7 @@ def _draw(folder, wanted, settings, before, options):
         with np.load(path) as kept:
             assert kept["of"].tolist() == [0, 1]
     book.end({"format": "diffuse.samples", "settings": book.key, "files": names})
-    return sum(map(len, plan.parts))
+    return sum(map(len, left))
 
 
 def test_a_sampling_that_is_killed_at_any_operation_goes_on(tmp_path):

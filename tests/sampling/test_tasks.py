@@ -495,8 +495,7 @@ def test_a_task_that_is_killed_leaves_whole_files_and_can_be_repeated(
         if "manifest.json" in found:
             assert found == wanted
         if moment % 3 == 0:
-            ended = found == wanted and not Path("cut/.unfinished").exists()
-            assert diffuse(*line, "-o", "cut").code == (5 if ended else 0), moment
+            assert diffuse(*line, "-o", "cut").code == 0, moment
             there = {path.name: path.read_bytes() for path in Path("cut").iterdir()}
             assert {k: v for k, v in there.items() if k != ".lock"} == wanted
         shutil.rmtree("cut", ignore_errors=True)
@@ -506,42 +505,74 @@ def test_a_task_that_is_killed_leaves_whole_files_and_can_be_repeated(
 
 
 def test_a_full_disk_leaves_a_task_that_can_be_repeated(diffuse, model, picture, monkeypatch):
-    line = ("vary", model, "a.png", "-n", 2, *QUICK)
+    line = ("vary", model, "a.png", "-n", 2, "--batch-size", 1, *QUICK[:-1])
     assert diffuse(*line, "-o", "whole").code == 0
     wanted = {path.name: path.read_bytes() for path in Path("whole").iterdir()}
-    real, written = files.write_bytes, []
+    real = files.write_bytes
 
-    def once(path, data):
-        if written:
+    def write(path, data):
+        if path.name == "00001.png":
             with files.reported(path):
                 raise FULL
-        written.append(path)
         real(path, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "write_bytes", once)
+        patch.setattr(files, "write_bytes", write)
         assert diffuse(*line).code == 5
-    assert {p.name for p in Path("varied").iterdir()} == {"00000.png", ".unfinished"}
-    assert diffuse(*line).code == 0
+    assert {p.name for p in Path("varied").iterdir()} == {"00000.png", ".sampling"}
+    ran = diffuse(*line)
+    assert (ran.code, "1 images are drawn already" in ran.err) == (0, True)
     assert {path.name: path.read_bytes() for path in Path("varied").iterdir()} == wanted
 
 
 def test_only_what_a_stopped_task_wrote_is_taken_for_its_own(diffuse, model, picture):
     line = ("vary", model, "a.png", "-n", 1, *QUICK)
-    own = hashlib.sha256(b"own").hexdigest()
     Path("varied").mkdir()
-    Path("varied/00000.png").write_bytes(b"own")
-    Path("varied/.unfinished").write_text(f"{own} 00000.png\n{own} ../a.png\n")
     for name in ("00000.png", "00001.png"):
         Path("varied", name).write_bytes(b"somebody's")
         ran = diffuse(*line)
         assert (ran.code, "holds samples already" in ran.line) == (5, True)
         assert Path("varied", name).read_bytes() == b"somebody's"
         Path("varied", name).unlink()
-        Path("varied/00000.png").write_bytes(b"own")
-    assert diffuse(*line).code == 0
-    assert Path("varied/00000.png").read_bytes() != b"own"
-    assert not Path("varied/.unfinished").exists()
+    own = {"files": {"00000.png": "", "../a.png": hashlib.sha256(picture.read_bytes()).hexdigest()}}
+    Path("varied/.sampling").mkdir()
+    Path("varied/.sampling/settings.json").write_text(json.dumps({"settings": {}, **own}))
+    Path("varied/00001.png").write_bytes(b"somebody's")
+    ran = diffuse(*line)
+    assert (ran.code, "holds samples already" in ran.line) == (5, True)
+    assert diffuse(*line, "--overwrite").code == 0
+    assert sorted(path.name for path in Path("varied").iterdir()) == [
+        "00000.png", "00001.png", "grid.png", "manifest.json"
+    ]  # fmt: skip
+    assert Path("varied/00001.png").read_bytes() == b"somebody's"
+    assert picture.exists()
+
+
+OTHERS = {
+    "--seed 1": "seed",
+    "--strength 0.5": "strength",
+    "--batch-size 3": "batch size",
+    "-n 3": "n",
+}
+
+
+def test_a_finished_task_is_left_as_it_is_and_one_of_other_settings_is_refused(
+    diffuse, model, picture, monkeypatch
+):
+    line = ("vary", model, "a.png", "-n", 2, *QUICK[:-1])
+    first = diffuse(*line)
+    before = {path: path.read_bytes() for path in Path("varied").iterdir()}
+    monkeypatch.setattr("diffuse_cli.sampling.tasks.stored", lambda *a: 1 / 0)
+    again = diffuse(*line)
+    assert (again.code, again.out) == (0, first.out)
+    assert "varied is finished" in again.err
+    for options, name in OTHERS.items():
+        ran = diffuse(*line, *options.split(), "-q")
+        assert (ran.code, f"of other settings: {name}" in ran.line) == (5, True), options
+    Image.fromarray(255 - np.asarray(Image.open("a.png"))).save("a.png")
+    ran = diffuse(*line, "-q")
+    assert (ran.code, "of other settings: pictures" in ran.line) == (5, True)
+    assert {path: path.read_bytes() for path in Path("varied").iterdir()} == before
 
 
 def test_a_task_runs_as_a_process(process, model, picture):

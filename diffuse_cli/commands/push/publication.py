@@ -28,13 +28,13 @@ from diffuse_cli.models.model_file import Found
 from diffuse_cli.models.model_report import kind_of, report_on
 from diffuse_cli.sampling import generation
 from diffuse_cli.sampling.cascade import load_chain
-from diffuse_cli.sampling.journal import LOCK, Unfinished, holding
+from diffuse_cli.sampling.journal import LOCK, holding
 from diffuse_cli.system import files
 from diffuse_cli.system.devices import machine
 from diffuse_cli.system.errors import ModelFileError, OutputError, UsageError
 from diffuse_cli.system.events import Notice, Progress, Work
 from diffuse_cli.system.hub_models import MODEL_FILE, check_free, pushed, upload
-from diffuse_cli.system.outputs import check_suffix
+from diffuse_cli.system.outputs import UnfinishedFiles, check_suffix
 
 if TYPE_CHECKING:
     from diffuse_cli.models.model_report import ModelReport
@@ -84,7 +84,7 @@ def push(config: PushConfig) -> Work[Pushed]:
         found = yield from model_file.find(config.model)
         numbers = _numbers(config, found) if config.eval else None
         picture, drawn = yield from _picture(config, found)
-        begun = Unfinished(folder)
+        begun = UnfinishedFiles(folder)
         begun.clear()
         for name in OWNED:  # of another model, which was here
             files.remove(folder / name)
@@ -133,7 +133,7 @@ def _place(config: PushConfig) -> Iterator[Path]:
     out = Path(config.out)
     files.check_writable(out / CARD)
     with holding(out, "|".join(map(re.escape, (MODEL_FILE, CARD, *OWNED)))):
-        begun = Unfinished(out)
+        begun = UnfinishedFiles(out)
         with files.reported(out):
             others = {path.name for path in out.iterdir()} - {LOCK, begun.NAME} - begun.names()
         if others and not config.overwrite:

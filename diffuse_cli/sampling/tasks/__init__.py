@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,34 +14,28 @@ import numpy as np
 
 from diffuse_cli.config import PictureConfig
 from diffuse_cli.core.kernels import laid_out
-from diffuse_cli.data import MANIFEST, MANIFEST_FORMAT
 from diffuse_cli.data.metadata_columns import told_by, typed_rows
 from diffuse_cli.media import figures, looks
+from diffuse_cli.sampling import journal
 from diffuse_cli.sampling.cascade import DESCRIBED
 from diffuse_cli.sampling.conditioning import check_columns
-from diffuse_cli.sampling.generation import Drawing, Loaded, collect, load_denoiser
+from diffuse_cli.sampling.generation import Loaded, load_denoiser, stored
 from diffuse_cli.sampling.guidance_model import equipped
-from diffuse_cli.sampling.journal import (
-    GRID,
-    GRID_IMAGES,
-    WRITTEN,
-    Folder,
-    Unfinished,
-    gather,
-    holding,
-)
+from diffuse_cli.sampling.job import PartState, SampleFiles, SamplingJob, open_folder
+from diffuse_cli.sampling.journal import GRID_IMAGES
 from diffuse_cli.sampling.sampling_settings import DrawSettings, resolve, tell
 from diffuse_cli.sampling.tasks.task_inputs import check_apart, check_class
-from diffuse_cli.system import files, outputs
-from diffuse_cli.system.devices import machine, rank
+from diffuse_cli.system import files
+from diffuse_cli.system.devices import rank
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import Work
-from diffuse_cli.system.rng import image_noise, share
+from diffuse_cli.system.rng import image_noise
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
     from accelerate import Accelerator
+    from PIL.Image import Image
 
     from diffuse_cli.core.denoiser import Denoise
     from diffuse_cli.core.samplers import State
@@ -52,52 +48,77 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is drawn for some pictures.
+class TaskPlan:
+    """Samples of a task: those of each picture follow each other.
 
     Attributes:
-        names: of the pictures.
+        names: names of the pictures.
         steps: states of each batch.
         states: (pictures by index, one a sample; binds a denoiser to the samples' classes; noise)
-            -> the states of a batch, of which the last one is written. None where something
-            else draws.
+            -> the states of a batch, of which the last one is written.
+        pictures: values that were read, of masks too, which decide the samples.
         shown: stored samples that the grid shows before those of a picture, (N, C, *size) each.
-        described: for the manifest.
+        described: entries of the manifest.
     """
 
     names: Sequence[str]
     steps: int
-    states: Callable[[Sequence[int], Bind, Noise], Iterator[State]] | None = None
-    shown: Sequence[Array] = ()
-    described: Mapping[str, Any] = field(default_factory=dict)
+    states: Callable[[Sequence[int], Bind, Noise], Iterator[State]]
+    pictures: Sequence[Array]
+    shown: Sequence[Array]
+    described: Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class Made:
-    """What was written: the samples of each picture in turn, the grid, the manifest."""
+class TaskJob(SamplingJob):
+    """Samples of a task with pictures.
 
-    images: tuple[Path, ...]
-    grid: Path | None
-    manifest: Path
-    processes: int
+    Args:
+        states: draws the states of some samples, of which the last one is written.
+        pictures: values that were read, which decide the samples.
+        shown: see `TaskPlan`.
+    """
 
-    @property
-    def paths(self) -> tuple[Path, ...]:
-        """Every picture."""
-        return tuple(p for p in (*self.images, self.grid) if p is not None)
-
-    @property
-    def values(self) -> dict[str, Any]:
-        """For `--json`."""
-        return {
-            "images": [str(path) for path in self.images],
-            "grid": str(self.grid) if self.grid else None,
-            "manifest": str(self.manifest),
-            "processes": self.processes,
+    def __init__(
+        self,
+        config: Any,
+        loaded: Loaded,
+        wanted: range,
+        described: Mapping[str, Any],
+        states: Callable[[range], Iterator[State]],
+        steps: int,
+        pictures: Sequence[Array],
+        shown: Sequence[Array] = (),
+    ) -> None:
+        described = {
+            **described,
+            "batch_size": config.batch_size,
+            "precision": loaded.precision,
+            "model": {"sha256": loaded.sha256},
         }
+        of = hashlib.sha256()
+        for values in pictures:
+            of.update(f"{values.dtype.str} {values.shape}".encode() + values.tobytes())
+        super().__init__(config, loaded.space, wanted, described, {"pictures": of.hexdigest()})
+        self.states, self.steps, self.pictures, self.shown = states, steps, pictures, shown
+
+    def draw_part(self, part: range, accelerator: Accelerator) -> Iterator[PartState]:
+        """Draw samples; the last state has them."""
+        for step, state in enumerate(self.states(part), 1):
+            samples = stored(self.space, state.x) if step == self.steps else None
+            yield PartState(step, self.steps, step / self.steps, samples)
+
+    def draw_grid(self, indices: Sequence[int]) -> Image:
+        """Return a row for each picture: itself, and its samples; one row where none is shown."""
+        per = len(indices) // len(self.shown[0]) if self.shown else len(indices)
+        columns = min(per, GRID_IMAGES)
+        rows: list[Array] = []
+        for i in range(max(1, min(len(indices) // per, GRID_IMAGES // columns))):
+            rows += [shown[i] for shown in self.shown]
+            rows += [self.read(self.ledger.path(i * per + j)) for j in range(columns)]
+        return figures.grid(looks(self.space, np.stack(rows)), len(self.shown) + columns)
 
 
-Planning = Callable[[Loaded, DrawSettings, "torch.device"], Work[Plan]]
+Planning = Callable[[Loaded, DrawSettings, "torch.device"], Work[TaskPlan]]
 
 
 def make(
@@ -108,7 +129,7 @@ def make(
     tells: Callable[[Loaded], bool],
     size: Callable[[Loaded], Size | None] = lambda loaded: None,
     differentiable: bool = False,
-) -> Work[Made | None]:
+) -> Work[SampleFiles | None]:
     """Draw `config.n` samples for each picture, and write them with a grid and a manifest.
 
     Args:
@@ -116,15 +137,15 @@ def make(
         size: of the samples, where none is typed; None for the model's.
 
     Returns:
-        What was written, or None on every process but the first.
+        The files, or None on every process but the first.
 
     Raises:
-        OutputError: the folder holds samples already, or cannot be written.
+        OutputError: the folder holds other samples already, or cannot be written.
         ModelFileError: not a model file.
         UsageError: options that do not go together.
         DataError: a picture that cannot be used.
     """
-    with opened(config, config.image) as accelerator:
+    with open_task(config, config.image) as accelerator:
         loaded = yield from load_denoiser(
             config.model,
             config.weights,
@@ -137,17 +158,6 @@ def make(
         settings = yield from equipped(settings, loaded, accelerator)
         yield from tell(settings)
         plan = yield from planning(loaded, settings, accelerator.device)
-        mine = share(
-            len(plan.names) * config.n, accelerator.num_processes, accelerator.process_index
-        )
-        drawings = _drawings(plan, config, settings, loaded, mine, accelerator.device)
-        folder = Folder(Path(config.out), loaded.space)
-        keep = folder if accelerator.is_main_process else {}
-        yield from collect(drawings, loaded.space, len(mine), keep)
-        if accelerator.num_processes > 1:
-            gather(keep)
-        if keep is not folder:
-            return None
         described = {
             "task": task,
             "sampler": settings.sampler,
@@ -156,39 +166,31 @@ def make(
             **{name: getattr(config, name) for name in (*DESCRIBED, "n")},
             **settings.described_guidance(),
             **_classes(config, settings, loaded, len(plan.names)),
+            "inputs": [files.show(name) for name in plan.names],
+            **plan.described,
         }
-        plan = replace(plan, described={**described, **plan.described})
-        return finish(config, loaded, plan, folder, accelerator)
+        states = partial(_states, plan, config, settings, loaded, accelerator.device)
+        wanted = range(len(plan.names) * config.n)
+        job = TaskJob(
+            config, loaded, wanted, described, states, plan.steps, plan.pictures, plan.shown
+        )
+        return (yield from job.run(accelerator))
 
 
 @contextlib.contextmanager
-def opened(config: Any, *inputs: str) -> Iterator[Accelerator]:
-    """The checked and locked output folder of a task, and its Accelerator.
+def open_task(config: Any, *inputs: str) -> Iterator[Accelerator]:
+    """Check and lock the output folder of a task, and set up its Accelerator.
 
     Raises:
-        OutputError: the folder holds samples already, or cannot be written.
+        OutputError: the folder holds samples that are not a task's, or cannot be written.
         UsageError: it holds an input.
     """
     folder = Path(config.out)
     if rank() == 0:
         check_apart(folder, *inputs)
-        files.check_writable(folder / MANIFEST)
-    with (
-        _held(folder, config.overwrite) if rank() == 0 else contextlib.nullcontext(),
-        machine(config.precision, config.device) as accelerator,
-    ):
+        journal.check(folder, config.overwrite)
+    with open_folder(config, folder) as accelerator:
         yield accelerator
-
-
-@contextlib.contextmanager
-def _held(folder: Path, overwrite: bool) -> Iterator[None]:
-    """Lock a folder, and refuse it if it holds samples but what a stopped task left of its own."""
-    with holding(folder):
-        own = Unfinished(folder).names()
-        outputs.check_samples(
-            folder, overwrite, MANIFEST, lambda name: name not in own and WRITTEN.fullmatch(name)
-        )
-        yield
 
 
 def _settings(config: PictureConfig, loaded: Loaded, told: bool) -> DrawSettings:
@@ -212,32 +214,28 @@ def _settings(config: PictureConfig, loaded: Loaded, told: bool) -> DrawSettings
     return replace(settings, condition=replace(wanted, labels=(), rows=rows))
 
 
-def _drawings(
-    plan: Plan,
+def _states(
+    plan: TaskPlan,
     config: PictureConfig,
     settings: DrawSettings,
     loaded: Loaded,
-    mine: Sequence[int],
     device: torch.device,
-) -> Iterator[Drawing]:
-    """Draw samples by index, a batch at a time; those of a picture follow each other.
+    part: range,
+) -> Iterator[State]:
+    """Draw samples by index.
 
     Sample j of any picture starts from the same noise, for any number of samples and pictures.
     """
-    for start in range(0, len(mine), settings.batch_size):
-        batch = mine[start : start + settings.batch_size]
-        of, own = [k // config.n for k in batch], [k % config.n for k in batch]
+    of, own = [k // config.n for k in part], [k % config.n for k in part]
 
-        def noise(k: int, own: Sequence[int] = own) -> torch.Tensor:
-            return laid_out(image_noise(settings.seed, own, k, loaded.space.shape, device))
+    def noise(k: int) -> torch.Tensor:
+        return laid_out(image_noise(settings.seed, own, k, loaded.space.shape, device))
 
-        def bind(denoise: Denoise, own: Sequence[int] = own) -> Denoise:
-            wanted = settings.condition
-            return wanted.bind(denoise, own, device) if wanted else denoise
+    def bind(denoise: Denoise) -> Denoise:
+        wanted = settings.condition
+        return wanted.bind(denoise, own, device) if wanted else denoise
 
-        assert plan.states is not None
-        for step, state in enumerate(plan.states(of, bind, noise), 1):
-            yield Drawing(batch, step, plan.steps, state)
+    return plan.states(of, bind, noise)
 
 
 def _classes(
@@ -253,38 +251,3 @@ def _classes(
         rows = [told_by(conditions.table, wanted.row(j)) for j in range(config.n)]
         found["on"] = rows * count
     return found
-
-
-def finish(
-    config: Any, loaded: Loaded, plan: Plan, drawn: Folder, accelerator: Accelerator
-) -> Made:
-    """Write the grid and, last, the manifest that names every file."""
-    images = tuple(drawn.path(k) for k in range(drawn.count))
-    grid = None
-    if config.grid:
-        grid = drawn.unfinished.write(GRID, figures.png(_grid(plan, drawn, loaded)))
-    written = [*images, *filter(None, [grid])]
-    manifest = drawn.folder / MANIFEST
-    described = {
-        "format": MANIFEST_FORMAT,
-        **plan.described,
-        "precision": loaded.precision,
-        "model": {"sha256": loaded.sha256},
-        "inputs": [files.show(name) for name in plan.names],
-        "images": [path.name for path in images],
-        "files": {path.name: files.sha256(path) for path in written},
-    }
-    drawn.unfinished.write(MANIFEST, files.as_json(described).encode())
-    drawn.unfinished.end()
-    return Made(images, grid, manifest, accelerator.num_processes)
-
-
-def _grid(plan: Plan, drawn: Folder, loaded: Loaded) -> Any:
-    """A row for each picture: itself, and its samples. One row where no picture is shown."""
-    per = drawn.count // len(plan.names) if plan.shown else drawn.count
-    columns = min(per, GRID_IMAGES)
-    rows = []
-    for i in range(max(1, min(drawn.count // per, GRID_IMAGES // columns))):
-        rows += [shown[i] for shown in plan.shown]
-        rows += [drawn[i * per + j] for j in range(columns)]
-    return figures.grid(looks(loaded.space, np.stack(rows)), len(plan.shown) + columns)

@@ -20,8 +20,9 @@ from diffuse_cli.core.samplers import SAMPLERS, State
 from diffuse_cli.models.blueprint import kept_in_range
 from diffuse_cli.models.image_conditioning import Giver, observed_space
 from diffuse_cli.sampling.generation import Loaded, stored
+from diffuse_cli.sampling.job import SampleFiles
 from diffuse_cli.sampling.sampling_settings import DrawSettings
-from diffuse_cli.sampling.tasks import Made, Plan, make
+from diffuse_cli.sampling.tasks import TaskPlan, make
 from diffuse_cli.sampling.tasks.task_inputs import (
     enlarged,
     read,
@@ -69,6 +70,7 @@ class Seen:
         degradation: not drawn yet, if it is random.
         u: its random numbers, (N, uniforms).
         y: (N, ...), in the model's numbers.
+        pictures: values that were read, which decide the samples.
         whole: the pictures as stored, where they are known.
     """
 
@@ -76,6 +78,7 @@ class Seen:
     degradation: Degradation
     u: Tensor
     y: Tensor
+    pictures: Sequence[Array]
     whole: Array | None = None
 
     def of(self, rows: Sequence[int], device: torch.device) -> tuple[Degradation, Tensor]:
@@ -84,9 +87,9 @@ class Seen:
         return self.degradation.drawn(self.u[chosen].to(device)), self.y[chosen].to(device)
 
 
-def inpaint(config: InpaintConfig) -> Work[Made | None]:
+def inpaint(config: InpaintConfig) -> Work[SampleFiles | None]:
     """Draw the masked part of each picture anew, without a mask the transparent part of one; see
-    `making.make`."""
+    `tasks.make`."""
 
     def look(loaded: Loaded) -> Work[Seen]:
         if config.mask is None:  # soon refused, before a folder is read
@@ -96,14 +99,14 @@ def inpaint(config: InpaintConfig) -> Work[Made | None]:
             known = read_mask(config.mask, loaded, config.fit, found.sizes)
         yield from found.notices
         made = DEGRADATIONS["mask"](mask=torch.from_numpy(known))  # type: ignore[call-arg]
-        return _degraded(config, loaded, found.names, found.values, made)
+        return _degraded(config, loaded, found.names, found.values, made, known)
 
     wanted = Wanted(DEGRADATIONS["mask"](), "--mask")
     return (yield from _restored(config, "inpaint", wanted, look))
 
 
-def upscale(config: UpscaleConfig) -> Work[Made | None]:
-    """Draw each picture `factor` times larger; see `making.make`."""
+def upscale(config: UpscaleConfig) -> Work[SampleFiles | None]:
+    """Draw each picture `factor` times larger; see `tasks.make`."""
     wanted = Wanted(parse(f"low-res:{config.factor}"), f"--factor {config.factor}")
 
     def look(loaded: Loaded) -> Work[Seen]:
@@ -115,8 +118,8 @@ def upscale(config: UpscaleConfig) -> Work[Made | None]:
     return (yield from _restored(config, "upscale", wanted, look, size))
 
 
-def restore(config: RestoreConfig) -> Work[Made | None]:
-    """Draw what each picture was before it was degraded; see `making.make`."""
+def restore(config: RestoreConfig) -> Work[SampleFiles | None]:
+    """Draw what each picture was before it was degraded; see `tasks.make`."""
     made = parse(config.degradation)
 
     def look(loaded: Loaded) -> Work[Seen]:
@@ -145,7 +148,7 @@ def _observed(
     u = _uniforms(config.seed, fitted, len(y))
     # What is unknown is shown grey, whatever the file has there; samples do not depend on it.
     drawn = fitted.drawn(u)
-    return Seen(found.names, fitted, u, drawn.apply(drawn.pinv(y)))
+    return Seen(found.names, fitted, u, drawn.apply(drawn.pinv(y)), [found.values])
 
 
 def _degraded(
@@ -154,6 +157,7 @@ def _degraded(
     names: Sequence[str],
     values: Array,
     degradation: Degradation,
+    *masks: Array,
 ) -> Seen:
     """Whole pictures, degraded here."""
     fitted = degradation.fitted(loaded.space.shape)
@@ -163,7 +167,7 @@ def _degraded(
     if fitted.sigma:
         rows = [draw_noise(config.seed, "observed", i, shape=y.shape[1:]) for i in range(len(y))]
         y = y + fitted.sigma * torch.stack(rows)
-    return Seen(names, fitted, u, y, values)
+    return Seen(names, fitted, u, y, [values, *masks], values)
 
 
 def _uniforms(seed: int, degradation: Degradation, count: int) -> Tensor:
@@ -174,8 +178,8 @@ def _uniforms(seed: int, degradation: Degradation, count: int) -> Tensor:
 
 def _restored(
     config: RestoringConfig, task: str, wanted: Wanted, look: Any, size: Any = lambda loaded: None
-) -> Work[Made | None]:
-    def planning(loaded: Loaded, settings: DrawSettings, device: torch.device) -> Work[Plan]:
+) -> Work[SampleFiles | None]:
+    def planning(loaded: Loaded, settings: DrawSettings, device: torch.device) -> Work[TaskPlan]:
         told = wanted.told(loaded)
         method = _method(config, wanted, told)
         seen: Seen = yield from look(loaded)
@@ -204,7 +208,7 @@ def _restored(
             "degradation": seen.degradation.text,
             "jumps": config.jumps,
         }
-        return Plan(seen.names, steps, states, _shown(seen, loaded), described)
+        return TaskPlan(seen.names, steps, states, seen.pictures, _shown(seen, loaded), described)
 
     # Which method is the default depends on the model, which is not read yet.
     chosen = RESTORATIONS.get(config.method or METHOD)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,25 +14,21 @@ import torch
 from diffuse_cli.config import DrawConfig, InterpolateConfig, VaryConfig
 from diffuse_cli.config.task_options import ENCODING_STEPS
 from diffuse_cli.core.samplers import SAMPLERS, State, encode
-from diffuse_cli.media import Asked, like
 from diffuse_cli.sampling.conditioning import check_columns, condition
-from diffuse_cli.sampling.generation import Drawing, Loaded, collect, load_denoiser, prepared
-from diffuse_cli.sampling.journal import Folder, gather
+from diffuse_cli.sampling.generation import Loaded, load_denoiser, prepared
+from diffuse_cli.sampling.job import SampleFiles
 from diffuse_cli.sampling.sampling_settings import DrawSettings
-from diffuse_cli.sampling.tasks import Made, Plan, finish, make, opened
-from diffuse_cli.sampling.tasks.task_inputs import check_class, read, read_one, remark, tells
+from diffuse_cli.sampling.tasks import TaskJob, TaskPlan, make, open_task
+from diffuse_cli.sampling.tasks.task_inputs import check_class, read, remark, tells
 from diffuse_cli.system.errors import DataError, UsageError
 from diffuse_cli.system.events import Notice, Progress, Work
 from diffuse_cli.system.files import show
-from diffuse_cli.system.rng import share
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
     from diffuse_cli.core.denoiser import Denoise
-    from diffuse_cli.core.process import Process
-    from diffuse_cli.core.solvers import Times
 
     Array = npt.NDArray[Any]
     from diffuse_cli.core.solvers import Noise
@@ -45,8 +40,25 @@ class Interpolated:
     """What was written, and how near A and B come back from their noise: peak signal-to-noise
     ratios in dB, None where they are the same to the last level."""
 
-    made: Made
-    psnr: tuple[float | None, ...]
+    made: SampleFiles
+    psnr: list[float | None]
+
+
+class InterpolationJob(TaskJob):
+    """Pictures between the two that were read."""
+
+    @cached_property
+    def psnr(self) -> list[float | None]:
+        """How near both come back, as `psnr_of`; once all samples are written."""
+        written = (self.read(self.ledger.path(k)) for k in (0, self.wanted[-1]))
+        return [
+            psnr_of(end, own, self.space.bins)
+            for end, own in zip(self.pictures, written, strict=True)
+        ]
+
+    def describe(self, indices: Sequence[int]) -> dict[str, Any]:
+        """Return how near both come back."""
+        return {"psnr": self.psnr}
 
 
 def interpolate(config: InterpolateConfig) -> Work[Interpolated | None]:
@@ -60,9 +72,9 @@ def interpolate(config: InterpolateConfig) -> Work[Interpolated | None]:
 
     Raises:
         InvalidArgument: the noise of a picture was not found in so few steps.
-        OutputError, ModelFileError, UsageError, DataError: as `making.make`.
+        OutputError, ModelFileError, UsageError, DataError: as `tasks.make`.
     """
-    with opened(config, config.first, config.second) as accelerator:
+    with open_task(config, config.first, config.second) as accelerator:
         loaded = yield from load_denoiser(
             config.model, config.weights, accelerator, config.precision
         )
@@ -76,21 +88,12 @@ def interpolate(config: InterpolateConfig) -> Work[Interpolated | None]:
         for step, state in enumerate(encode(denoise, process, x0, times), 1):
             yield Progress("encoding", step, len(times))
             noise = state.x
-        mine = share(config.n, accelerator.num_processes, accelerator.process_index)
-        shares = torch.linspace(0, 1, config.n)[mine.start : mine.stop].to(x0)
-        mixed = slerp(noise[0], noise[1], shares)
-        drawings = _drawings(denoise, process, mixed, times, mine, config.batch_size)
-        folder = Folder(Path(config.out), loaded.space)
-        keep: dict[int, Array] = folder if accelerator.is_main_process else {}
-        yield from collect(drawings, loaded.space, len(mine), keep)
-        if accelerator.num_processes > 1:
-            gather(keep)
-        if keep is not folder:
-            return None
-        psnr = tuple(
-            psnr_of(end, _written(folder.path(k), loaded), loaded.space.bins)
-            for k, end in zip((0, config.n - 1), ends, strict=True)
-        )
+        mixed = slerp(noise[0], noise[1], torch.linspace(0, 1, config.n).to(x0))
+
+        def states(part: range) -> Iterator[State]:
+            own = mixed[part.start : part.stop]
+            return SAMPLERS["ddim"](denoise, process, own, times, noise=lambda k: own)
+
         described = {
             "task": "interpolate",
             "sampler": "ddim",
@@ -100,12 +103,14 @@ def interpolate(config: InterpolateConfig) -> Work[Interpolated | None]:
             "weights": config.weights,
             "class": config.label,
             **({"on": list(config.on)} if config.on else {}),
-            "psnr": psnr,
+            "inputs": [show(name) for name in names],
         }
-        plan = Plan(names, len(times), described=described)
-        made = finish(config, loaded, plan, folder, accelerator)
-        yield said(psnr)
-        return Interpolated(made, psnr)
+        job = InterpolationJob(config, loaded, range(config.n), described, states, len(times), ends)
+        made = yield from job.run(accelerator)
+        if made is None:
+            return None
+        yield said(job.psnr)
+        return Interpolated(made, job.psnr)
 
 
 def _ends(config: InterpolateConfig, loaded: Loaded) -> Work[tuple[list[str], list[Array]]]:
@@ -154,27 +159,6 @@ def slerp(a: Tensor, b: Tensor, shares: Tensor) -> Tensor:
     return mixed
 
 
-def _drawings(
-    denoise: Denoise,
-    process: Process,
-    noise: Tensor,
-    times: Times,
-    mine: Sequence[int],
-    batch_size: int,
-) -> Iterator[Drawing]:
-    for start in range(0, len(mine), batch_size):
-        part = slice(start, start + batch_size)
-        states = SAMPLERS["ddim"](denoise, process, noise[part], times, noise=lambda k: noise)
-        for step, state in enumerate(states, 1):
-            yield Drawing(mine[part], step, len(times), state)
-
-
-def _written(path: Path, loaded: Loaded) -> Array:
-    """A sample that was written, as stored."""
-    space = loaded.space
-    return read_one(str(path), space.medium, Asked(**like(space))).values
-
-
 def psnr_of(a: Array, b: Array, levels: int | None) -> float | None:
     """Return 10 log10(range^2 / mean squared error) of stored samples; None where they are equal.
 
@@ -197,13 +181,13 @@ def said(psnr: Sequence[float | None]) -> Notice:
 # `diffuse vary`: a picture, noised part of the way and drawn again (SDEdit, Meng et al. 2022).
 
 
-def vary(config: VaryConfig) -> Work[Made | None]:
-    """Draw variations of each picture; see `making.make`.
+def vary(config: VaryConfig) -> Work[SampleFiles | None]:
+    """Draw variations of each picture; see `tasks.make`.
 
     The last `strength` of the sampler's times are visited, at least one.
     """
 
-    def planning(loaded: Loaded, settings: DrawSettings, device: torch.device) -> Work[Plan]:
+    def planning(loaded: Loaded, settings: DrawSettings, device: torch.device) -> Work[TaskPlan]:
         found = yield from read(config.image, loaded, config.fit, loaded.space.shape)
         yield from found.notices
         yield from remark(loaded, told=False)
@@ -219,7 +203,8 @@ def vary(config: VaryConfig) -> Work[Made | None]:
             yield from sample(bind(denoise), process, start, times, noise=noise)
 
         described = {"strength": config.strength}
-        return Plan(found.names, len(times), states, [found.values], described)
+        values = [found.values]
+        return TaskPlan(found.names, len(times), states, values, values, described)
 
     untold = partial(tells, degradation=None, flag="vary")
     return (yield from make(config, "vary", planning, tells=untold))
