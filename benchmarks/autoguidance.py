@@ -20,11 +20,11 @@ import common
 import numpy as np
 from accelerate import Accelerator
 
-from diffuse_cli.config import OWN, SAMPLER
+from diffuse_cli.config import OWN, SAMPLER, DrawConfig
 from diffuse_cli.metrics import manifold
 from diffuse_cli.sampling.generation import Loaded, load_denoiser
-from diffuse_cli.sampling.guidance_model import equipped
-from diffuse_cli.sampling.sampling_settings import DrawSettings, Guide
+from diffuse_cli.sampling.guidance_model import load_guide
+from diffuse_cli.sampling.sampling_settings import Guide
 from diffuse_cli.system.devices import machine, resolve_precision
 from diffuse_cli.system.events import finish
 
@@ -37,9 +37,9 @@ def guides(
         yield "", None
     for path in options.weak:
         for scale in (scale for scale in options.scales if scale != 1):
-            asked = DrawSettings(guide=Guide(path, scale))
-            found = finish(equipped(asked, loaded, accelerator))
-            yield "own" if path == OWN else Path(path).stem, found.guide
+            asked = DrawConfig(guide_with=path, weak_guidance=scale)
+            found = finish(load_guide(asked, loaded, accelerator))
+            yield "own" if path == OWN else Path(path).stem, found
 
 
 def main() -> None:

@@ -22,13 +22,12 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from diffuse_cli.config import GAUSSIAN, OWN, SAMPLER, STARTS
+from diffuse_cli.config import GAUSSIAN, OWN, SAMPLER, STARTS, DrawConfig
 from diffuse_cli.core.gaussian_start import LowFrequencies, measure
 from diffuse_cli.core.samplers import spacing_of
 from diffuse_cli.metrics import frechet
 from diffuse_cli.sampling.generation import Loaded, load_denoiser
-from diffuse_cli.sampling.guidance_model import equipped
-from diffuse_cli.sampling.sampling_settings import DrawSettings, Guide
+from diffuse_cli.sampling.guidance_model import load_guide
 from diffuse_cli.system.devices import machine, resolve_precision
 from diffuse_cli.system.events import finish
 
@@ -66,8 +65,8 @@ def drawn(
     row: Row, start: LowFrequencies | None, loaded: Loaded, accelerator: Accelerator, n: int
 ) -> common.Pixels:
     """Images of a row."""
-    guide = Guide(OWN, row.scale) if row.scale != 1 else None
-    found = finish(equipped(DrawSettings(guide=guide), loaded, accelerator)).guide
+    asked = DrawConfig(guide_with=OWN, weak_guidance=row.scale)
+    found = finish(load_guide(asked, loaded, accelerator)) if row.scale != 1 else None
     pixels, _ = common.sample(
         loaded, n, accelerator, steps=row.steps, sampler=SAMPLER, guide=found, start=start
     )

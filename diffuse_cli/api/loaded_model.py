@@ -132,7 +132,7 @@ class Model:
             drawn: list[Array] = []
             for part in parts_of(wanted, config.batch_size):
                 yield Progress("sampling", part.start - wanted.start, len(wanted))
-                drawn.append(chain.drawn(part, accelerator))
+                drawn.append(chain.draw_samples(part, accelerator))
             yield Progress("sampling", len(wanted), len(wanted))
         prepare(chain.space.medium)
         return Samples(np.concatenate(drawn), chain.space, wanted.start)

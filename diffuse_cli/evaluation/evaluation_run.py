@@ -37,8 +37,8 @@ from diffuse_cli.metrics.features import FeatureNetwork, feature_choice
 from diffuse_cli.metrics.features.feature_choice import Judge, words_of
 from diffuse_cli.models.model_file import Found
 from diffuse_cli.sampling.generation import Loaded, load_denoiser
-from diffuse_cli.sampling.guidance_model import equipped
-from diffuse_cli.sampling.sampling_settings import DrawSettings, resolve, tell
+from diffuse_cli.sampling.guidance_model import load_guide
+from diffuse_cli.sampling.sampling_settings import DrawSettings, Guide, resolve, tell
 from diffuse_cli.system import files
 from diffuse_cli.system.devices import machine_or, made_with
 from diffuse_cli.system.errors import DiffuseError, UsageError
@@ -82,7 +82,8 @@ def evaluate(
             loaded = yield from load_denoiser(
                 found or subject, config.weights, accelerator, config.precision
             )
-            settings = yield from equipped(settle(config, loaded), loaded, accelerator)
+            guide = yield from load_guide(config, loaded, accelerator)
+            settings = settle(config, loaded, guide)
             settings = replace(settings, times=times or settings.times)
             yield from tell(settings)
             described = describe(settings, config, loaded)
@@ -158,9 +159,9 @@ def evaluate(
         )
 
 
-def settle(config: EvalConfig, loaded: Loaded) -> DrawSettings:
+def settle(config: EvalConfig, loaded: Loaded, guide: Guide | None) -> DrawSettings:
     """How the model's images are drawn; refuses more timesteps than it has."""
-    settings, process = resolve(config, loaded.model), loaded.denoiser.process
+    settings, process = resolve(config, loaded.model, guide=guide), loaded.denoiser.process
     settings.times_of(process)
     if config.respaced is not None and config.respaced > process.num_timesteps:
         raise UsageError(f"--respaced must be 2 to {process.num_timesteps}, the model's timesteps")
@@ -282,11 +283,11 @@ def describe(
     return {
         "sampler": settings.sampler,
         "steps": settings.steps,
-        **settings.described_times(),
+        **settings.describe_times(),
         "threshold": settings.threshold,
         "seed": settings.seed,
         **settings.options,
-        **settings.described_guidance(),
+        **settings.describe_guidance(),
         **({"given": given.what} if given else {}),
         **({"columns": list(table.names)} if table else {}),
         "weights": config.weights,

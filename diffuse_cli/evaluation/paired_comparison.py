@@ -32,7 +32,7 @@ from diffuse_cli.metrics import measured as number
 from diffuse_cli.metrics.features.feature_choice import words_of
 from diffuse_cli.models.image_conditioning import check_pairs_option
 from diffuse_cli.sampling.generation import Loaded
-from diffuse_cli.sampling.guidance_model import equipped
+from diffuse_cli.sampling.guidance_model import load_guide
 from diffuse_cli.system import files
 from diffuse_cli.system.devices import made_with
 from diffuse_cli.system.errors import UsageError
@@ -106,7 +106,8 @@ def measure_both(
     check_pairs_option(config.given, *(m.model.blueprint.conditions.given for m in models))
     settings = []
     for each, model in zip(own, models, strict=True):
-        settings.append((yield from equipped(settle(each, model), model, accelerator)))
+        guide = yield from load_guide(each, model, accelerator)
+        settings.append(settle(each, model, guide))
     judge = yield from find_judge(own[0], models[0].space, accelerator)
     images = yield from read_for(own[0], models[0])
     held_out = any(knows(model, images) for model in models)

@@ -45,35 +45,54 @@ class Condition:
         """The label of an image; -1 for a model without classes."""
         return self.labels[index // self.turn % len(self.labels)] if self.labels else -1
 
-    def tells(self, model: Model) -> bool:
-        """Whether a model is told anything by it, or will be by what it is given."""
-        return bool(self.labels or self.rows or model.blueprint.conditions.given)
-
     def row(self, index: int) -> tuple[float, ...]:
         """The codes of an image; empty where no column is told."""
         return self.rows[index // self.turn % len(self.rows)] if self.rows else ()
 
-    def bind(self, guided: Denoise, indices: Sequence[int], device: torch.device) -> Denoise:
-        """`guided` with what a batch of images is told."""
+    def bind(
+        self,
+        guided: Denoise,
+        indices: Sequence[int],
+        device: torch.device,
+        given: Inputs | None = None,
+    ) -> Denoise:
+        """Bind `guided` to the conditions of a batch of images.
+
+        Args:
+            given: inputs of this batch, in the place of `self.given`.
+        """
         cond: dict[str, torch.Tensor] = {}
         if self.labels:
             cond["label"] = torch.tensor([self.label(i) for i in indices], device=device)
         if self.rows:
             rows = [self.row(i) for i in indices]
             cond["row"] = torch.tensor(rows, dtype=torch.float32, device=device)
-        if self.given:
-            cond["given"] = self.given.at(indices, device)
+        if given := given or self.given:
+            cond["given"] = given.at(indices, device)
         return partial(guided, **cond)
 
 
 def condition(
-    config: DrawConfig, model: Model, names: Sequence[str] = (), on: Sequence[str] = ()
+    config: DrawConfig,
+    model: Model,
+    names: Sequence[str] = (),
+    on: Sequence[str] = (),
+    *,
+    every: bool = True,
+    told: bool | None = None,
+    given: Inputs | None = None,
+    turn: int = 1,
 ) -> Condition | None:
-    """The named classes, or all, each with each of the rows that NAME=VALUE of columns say, and the
-    guidance scale; None for a model that is told nothing.
+    """Return the named classes, each with each of the rows that NAME=VALUE of columns say, and the
+    guidance scale; None for a model that is conditioned on nothing.
 
-    The scale is the given one, else the model file's recommendation, else the default. What the
-    images are given is not read yet.
+    The scale is the given one, else the model file's recommendation, else the default.
+
+    Args:
+        every: no names mean every class, and not none.
+        told: whether the model is conditioned on an input; None if labels, rows and inputs follow,
+            which are not checked here.
+        given, turn: see `Condition`.
 
     Raises:
         UsageError: no such class, column or label, or one or guidance for a model without them.
@@ -95,25 +114,42 @@ def condition(
                 "Train one with --classes or --condition-on",
             )
         return None
-    every = {name: i for i, name in enumerate(classes)}
-    chosen = tuple(lookup(every, name, "--class") for name in names)
-    scale = config.guidance
+    known = {name: i for i, name in enumerate(classes)}
+    labels = tuple(lookup(known, name, "--class") for name in names)
+    scale = guidance_scale(config, model)
+    if every:
+        labels = labels or tuple(known.values())
+    rows = typed_rows(conditions.table, on) if conditions.table and on else ()
+    if told is not None:
+        check_columns(model, rows)
+        if not (labels or rows or told):
+            if not every:
+                return None
+            scale = scale if config.guidance is not None else 1.0  # all scales are one
+    if labels and rows:  # each with each
+        labels, rows = labels * len(rows), tuple(row for row in rows for _ in labels)
+    return Condition(labels, scale, given, turn, rows)
+
+
+def guidance_scale(config: DrawConfig, model: Model) -> float:
+    """Return the guidance scale of a model with conditions.
+
+    Raises:
+        UsageError: guidance for a model that was always given its input.
+    """
+    conditions, scale = model.blueprint.conditions, config.guidance
     if scale is None and model.sampling is not None:
         scale = model.sampling.guidance
     dropout = model.training.get("label_dropout")
     if scale is None:
-        scale = default_guidance(conditions, dropout)
-    elif scale != 1 and conditions.given and not has_unconditional(conditions, dropout):
+        return default_guidance(conditions, dropout)
+    if scale != 1 and conditions.given and not has_unconditional(conditions, dropout):
         raise UsageError(
             f"--guidance {scale:g}: the model was always told what it is given, and cannot do "
             "without",
             "Leave it out, or train one with --given-dropout 0.1",
         )
-    labels = chosen or tuple(every.values())
-    rows = typed_rows(conditions.table, on) if conditions.table and on else ()
-    if labels and rows:  # each with each
-        labels, rows = labels * len(rows), tuple(row for row in rows for _ in labels)
-    return Condition(labels, scale, rows=rows)
+    return scale
 
 
 def default_guidance(conditions: Conditions, label_dropout: Any) -> float:
@@ -134,7 +170,7 @@ def has_unconditional(conditions: Conditions, label_dropout: Any) -> bool:
     return 0 not in shares
 
 
-def check_columns(model: Model, wanted: Condition | None) -> None:
+def check_columns(model: Model, rows: Sequence[tuple[float, ...]]) -> None:
     """Refuse to leave out a column that the model was always told.
 
     Raises:
@@ -143,7 +179,7 @@ def check_columns(model: Model, wanted: Condition | None) -> None:
     table = model.blueprint.conditions.table
     if table is None or model.training.get("label_dropout") != 0:
         return
-    if names := untaught(table, wanted.rows if wanted else ()):
+    if names := untaught(table, rows):
         listed = ", ".join(map(brief, names[:10]))
         raise UsageError(
             f"--on is missing for {listed}: the model was trained with --label-dropout 0, and was "

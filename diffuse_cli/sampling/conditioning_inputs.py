@@ -17,7 +17,7 @@ from diffuse_cli.data import Samples, file_hashes, pair, read_images
 from diffuse_cli.data.summary import fitting, span
 from diffuse_cli.media import MEDIA, Asked, like, like_mask, numbers_of
 from diffuse_cli.models.image_conditioning import Giver, Inputs, beside, degrading, masked
-from diffuse_cli.sampling.sampling_settings import DrawSettings
+from diffuse_cli.sampling.conditioning import guidance_scale
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import DataError, UsageError
 from diffuse_cli.system.events import Notice, Work
@@ -34,7 +34,7 @@ WHITE = 1 / 2
 
 
 @dataclass(frozen=True)
-class Offered:
+class SampleInputs:
     """What the images of a command are given.
 
     Attributes:
@@ -48,7 +48,7 @@ class Offered:
     described: dict[str, Any]
 
 
-def offered(config: SampleConfig, settings: DrawSettings, loaded: Loaded) -> Work[Offered]:
+def read_inputs(config: SampleConfig, loaded: Loaded) -> Work[SampleInputs]:
     """Read what the images are given; nothing for a model that is given nothing.
 
     Raises:
@@ -61,11 +61,14 @@ def offered(config: SampleConfig, settings: DrawSettings, loaded: Loaded) -> Wor
             raise UsageError(
                 "--given: the model was trained without", "Train one with --given, or leave it out"
             )
-        return Offered(None, 1, {})
+        return SampleInputs(None, 1, {})
     if config.given is None:
-        if settings.condition is None or settings.condition.scale != 0:
-            raise UsageError(_wanted(giver), _how(giver))
-        return Offered(None, 1, {})
+        if guidance_scale(config, loaded.model) != 0:
+            colours = {1: "grey ", 3: "colour "}.get(giver.inputs.channels, "")
+            what = f"{colours}images of {dimensions(giver.inputs.size)} ({giver.given.what})"
+            free = ", or --guidance 0 to draw without any" if giver.given.dropout else ""
+            raise UsageError(f"the model draws from {what}", f"Give them: --given PATH{free}")
+        return SampleInputs(None, 1, {})
     _check(config, giver)
     read = partial(
         read_images,
@@ -95,18 +98,7 @@ def offered(config: SampleConfig, settings: DrawSettings, loaded: Loaded) -> Wor
         described["degraded"] = giver.given.what
     else:
         inputs = beside(giver, samples.stored)
-    return Offered(inputs, len(samples), {"given": described})
-
-
-def _wanted(giver: Giver) -> str:
-    channels = {1: "grey ", 3: "colour "}.get(giver.inputs.channels, "")
-    what = f" ({giver.given.what})"
-    return f"the model draws from {channels}images of {dimensions(giver.inputs.size)}{what}"
-
-
-def _how(giver: Giver) -> str:
-    free = ", or --guidance 0 to draw without any" if giver.given.dropout else ""
-    return f"Give them: --given PATH{free}"
+    return SampleInputs(inputs, len(samples), {"given": described})
 
 
 def _check(config: SampleConfig, giver: Giver) -> None:
@@ -147,14 +139,18 @@ def _described(path: str, names: Sequence[str]) -> dict[str, Any]:
     return {"files": [{"name": files.show(name), "sha256": hashes[name]} for name in names]}
 
 
-def check_follows(space: Space, loaded: Loaded) -> None:
+def check_follows(space: Space, loaded: Loaded, path: str) -> None:
     """Refuse a model that cannot be given samples of a space.
 
     Raises:
-        UsageError: samples of other channels or levels, or a model that needs a mask.
+        UsageError: samples of other channels or levels, or a model that needs a mask or nothing.
     """
     giver = Giver.of(loaded.model.blueprint)
-    assert giver is not None
+    if giver is None:
+        raise UsageError(
+            f"--then {files.show(path)}: the model was trained without --given",
+            "Name one that draws from what the first draws, such as of --given low-res:4",
+        )
     if giver.masks:
         raise UsageError(f"--then: the model is told what is unknown ({giver.given.what})")
     wanted = giver.inputs

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import Tensor
 
+    from diffuse_cli.models.image_conditioning import Inputs
+
     Array = npt.NDArray[Any]
     from PIL.Image import Image
 
@@ -69,8 +71,12 @@ def draw(
     *,
     space: Space,
     device: torch.device,
+    given: Inputs | None = None,
 ) -> Iterator[Drawing]:
     """Draw the images with these indices, a batch at a time.
+
+    Args:
+        given: inputs of these images, in the place of those of the condition.
 
     Raises:
         InvalidArgument: more steps than the process has timesteps.
@@ -84,8 +90,8 @@ def draw(
         def noise(k: int, batch: Sequence[int] = batch) -> Tensor:
             return laid_out(image_noise(settings.seed, batch, k, space.shape, device))
 
-        bound = condition.bind(denoise, batch, device) if condition else denoise
-        begun = settings.begun(noise(-1), process, times[0])
+        bound = condition.bind(denoise, batch, device, given) if condition else denoise
+        begun = settings.start_state(noise(-1), process, times[0])
         states = sample(bound, process, begun, times, noise=noise)
         for step, state in enumerate(states, 1):
             yield Drawing(batch, step, len(times), state)
@@ -140,7 +146,7 @@ class Loaded:
         own = self.model.blueprint.space
         return own if self.size is None else replace(own, size=self.size)
 
-    def enlarged(self, size: Size | None) -> Loaded:
+    def enlarge(self, size: Size | None) -> Loaded:
         """The same for larger samples, if a size is given.
 
         Raises:
@@ -172,6 +178,7 @@ def load_denoiser(
     alone: bool = False,
     differentiable: bool = False,
     typed: bool = True,
+    earlier: Any = None,
 ) -> Work[Loaded]:
     """Read a model and put its network on the device.
 
@@ -182,10 +189,15 @@ def load_denoiser(
         alone: the other processes do not read it.
         differentiable: allow gradients of its output by its input.
         typed: whether `precision` is an option that was passed, and not another model's.
+        earlier: the manifest of samples that are added to, whose precision takes the place of
+            `auto`.
 
     Raises:
         ModelFileError: no model, as `model_file.find` says, or no such weights in it.
     """
+    own = earlier.get("precision") if isinstance(earlier, dict) else None
+    if precision == "auto" and own in ("fp32", "bf16"):
+        precision, typed = own, False
     found = path if isinstance(path, model_file.Found) else (yield from _found(path, alone))
     exact = precision_for(found.model, precision, accelerator)
     if not alone:  # processes may be on different machines

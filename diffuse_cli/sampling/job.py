@@ -15,7 +15,6 @@ import numpy as np
 from diffuse_cli.config import SampleConfig
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import MANIFEST, MANIFEST_FORMAT
-from diffuse_cli.data.metadata_columns import told_by
 from diffuse_cli.media import MEDIA, Asked, figures, like, prepare, suffix
 from diffuse_cli.sampling import generation, journal, sample_archive
 from diffuse_cli.sampling.cascade import Chain, load_chain
@@ -239,13 +238,13 @@ class CascadeJob(SamplingJob):
             turn = wanted.turn
             cycle = range(0, max(len(wanted.labels), len(wanted.rows)) * turn, turn)
         described = {
-            **last.described(config),
+            **last.describe(config),
             "batch_size": config.batch_size,
-            **last.settings.described_guidance(),
+            **last.settings.describe_guidance(),
             **chain.offered.described,
-            **({"first": first.described(config)} if self.cascaded else {}),
+            **({"first": first.describe(config)} if self.cascaded else {}),
         }
-        hidden = {"told": {**self._told(cycle), "turn": turn}}
+        hidden = {"told": {**last.describe_conditions(cycle), "turn": turn}}
         folder = sample_archive.folder_of(Path(config.out))
         super().__init__(config, chain.space, chain.wanted(config), described, hidden, folder)
         self.shown = self.wanted[: GRID_IMAGES * (config.grid and self.cascaded)]
@@ -267,14 +266,14 @@ class CascadeJob(SamplingJob):
         side: dict[str, Array] = {}
         frames: list[Array] = []
         moving, models = sum(i in self.moving for i in part), len(self.chain.stages)
-        for stage, k, drawing, samples in self.chain.draw(part, accelerator):
+        for k, drawing, samples, given in self.chain.draw(part, accelerator):
             if moving and k + 1 == models:
                 frames.append(stored(self.space, drawing.state.x[:moving]))
             if drawing.done:
                 if frames:
                     side["frames"] = np.stack(frames, 1)
                 shown = [i for i in part if i in self.shown]
-                if k > 0 and (seen := stage.inputs(shown)):
+                if seen := self.chain.stages[k].show_inputs(shown, given):
                     side["seen"] = np.stack([seen[i][0] for i in shown])
             share = (k + drawing.step / drawing.steps) / models
             yield PartState(drawing.step, drawing.steps, share, samples, side)
@@ -288,7 +287,7 @@ class CascadeJob(SamplingJob):
         if self.cascaded:
             seen = {i: [self._side(i, "seen")] for i in drawn}
         elif given:
-            seen = self.chain.last.inputs(sorted({i % turn for i in drawn}))
+            seen = self.chain.last.show_inputs(sorted({i % turn for i in drawn}), given)
         if seen:
             return generation.beside(drawn, self.space, seen, turn)
         return generation.arrange(drawn, self.space, self.condition)
@@ -314,17 +313,7 @@ class CascadeJob(SamplingJob):
             gaps = [i for a, b in pairwise(indices) if b != a + 1 for i in (a + 1, b)]
             ends = [indices[0], *gaps, indices[-1] + 1]
             counted["ranges"] = [ends[k : k + 2] for k in range(0, len(ends), 2)]
-        return {**counted, **self._told(indices)}
-
-    def _told(self, indices: Sequence[int]) -> dict[str, Any]:
-        """Return the class of each sample, and its metadata columns."""
-        model, wanted = self.chain.last.loaded.model, self.condition
-        table, told = model.blueprint.conditions.table, dict[str, Any]()
-        if wanted and wanted.labels:
-            told["classes"] = [model.classes[wanted.label(i)] for i in indices]
-        if wanted and wanted.rows and table:
-            told["on"] = [told_by(table, wanted.row(i)) for i in indices]
-        return told
+        return {**counted, **self.chain.last.describe_conditions(indices)}
 
     def pack(self) -> Path | None:
         """Pack the folder into the file that was asked for, if it is one, and remove it."""

@@ -42,13 +42,13 @@ class Guide:
     Attributes:
         path: of its file; `OWN` for the early average in the model's own.
         scale: 1 is the model alone, 0 the weaker one.
-        denoiser, sha256: of the file, once `guidance_model.equipped` has read it.
+        denoiser, sha256: of the file; see `guidance_model.load_guide`.
     """
 
     path: str
     scale: float
-    denoiser: Denoiser | None = None
-    sha256: str = ""
+    denoiser: Denoiser
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -104,20 +104,20 @@ class DrawSettings:
             return process.times(self.steps, self.spaced, log_snr=self.start.log_snr)
         return self.times or process.times(self.steps, self.spaced)
 
-    def begun(self, noise: Tensor, process: Process, time: int | float) -> Tensor:
+    def start_state(self, noise: Tensor, process: Process, time: int | float) -> Tensor:
         """x_t at the first of the times, from noise of the same shape."""
         if self.start is None:
             return noise
         alpha, sigma = process.level(time, like=noise)
         return self.start.begun(noise, float(alpha), float(sigma))
 
-    def described_times(self) -> dict[str, Any]:
+    def describe_times(self) -> dict[str, Any]:
         """What a manifest says of them."""
         if self.times is None:
             return {"spacing": self.spaced, **({"start": GAUSSIAN} if self.start else {})}
         return {"spacing": LEARNED, "times": list(self.times)}
 
-    def described_guidance(self) -> dict[str, Any]:
+    def describe_guidance(self) -> dict[str, Any]:
         """What a manifest says of it; empty where nothing is guided."""
         described: dict[str, Any] = {}
         if self.condition:
@@ -134,7 +134,6 @@ class DrawSettings:
         if self.condition:
             others.append((unconditional(denoise), self.condition.scale))
         if self.guide:
-            assert self.guide.denoiser is not None
             others.append((self.guide.denoiser, self.guide.scale))
         whole = away(denoise, *others) if others else denoise
         if self.noise_levels is None:
@@ -143,22 +142,31 @@ class DrawSettings:
 
 
 def resolve(
-    config: DrawConfig, model: Model, names: Sequence[str] = (), on: Sequence[str] = ()
+    config: DrawConfig,
+    model: Model,
+    names: Sequence[str] = (),
+    on: Sequence[str] = (),
+    *,
+    guide: Guide | None = None,
+    **conditioning: Any,
 ) -> DrawSettings:
-    """The settings of a configuration for a model: `names` are the classes to draw, all if empty,
-    and `on` NAME=VALUE of columns.
+    """Return the settings of a configuration for a model.
 
     A recommended sampler is used with its recommended steps or not at all; with both go a
     recommended start, unless one is given, and learned times, unless a spacing or a Gaussian start
     is.
+
+    Args:
+        names, on, conditioning: see `condition`.
+        guide: the weaker model, from `guidance_model.load_guide`.
 
     Raises:
         UsageError: a class that the model does not have, or guidance, a start or a threshold that
             it cannot have.
         InvalidArgument: an option that the sampler does not take.
     """
-    wanted, guide = condition(config, model, names, on), guide_of(config, model)
-    if config.guidance_interval and not (wanted or guide):
+    wanted = condition(config, model, names, on, **conditioning)
+    if config.guidance_interval and not (model.blueprint.conditions or guide):
         raise UsageError(
             "--guidance-interval: the model was trained without classes",
             "Train one with --classes, or guide by a weaker one with --guide-with",
@@ -188,7 +196,7 @@ def resolve(
         begun, asked = found.start if asked is None else None, asked or found.start
         if times or begun or None in (config.sampler, config.steps):
             taken.append(str(SamplerChoice(sampler, steps, times=times, start=begun)))
-    if wanted and found and found.guidance is not None and config.guidance is None:
+    if wanted and found and config.guidance is None and found.guidance == wanted.scale:
         taken.append(f"guidance {wanted.scale:g}")
     if guide and config.weak_guidance is None and _recommends(model, guide.path) is not None:
         taken.append(f"weak guidance {guide.scale:g}")
@@ -228,8 +236,8 @@ def start_of(model: Model, sampler: str) -> LowFrequencies:
     return model.low_frequencies
 
 
-def guide_of(config: DrawConfig, model: Model) -> Guide | None:
-    """The weaker model that is named or recommended, and its scale; not read yet.
+def choose_guide(config: DrawConfig, model: Model) -> tuple[str, float] | None:
+    """Return the path of the weaker model that is named or recommended, and its scale.
 
     Raises:
         UsageError: a scale without a weaker model.
@@ -245,7 +253,7 @@ def guide_of(config: DrawConfig, model: Model) -> Guide | None:
         )
     if scale is None:
         scale = WEAK_GUIDANCE if found is None else found
-    return Guide(path or OWN, scale)
+    return path or OWN, scale
 
 
 def _recommends(model: Model, path: str) -> float | None:

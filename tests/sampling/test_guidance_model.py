@@ -23,7 +23,7 @@ from diffuse_cli.models.blueprint import make_process
 from diffuse_cli.sampling.conditioning import Condition
 from diffuse_cli.sampling.generation import draw
 from diffuse_cli.sampling.guidance_model import check_fits
-from diffuse_cli.sampling.sampling_settings import DrawSettings, Guide, resolve
+from diffuse_cli.sampling.sampling_settings import DrawSettings, Guide, choose_guide, resolve
 from diffuse_cli.system.errors import UsageError
 
 CPU = torch.device("cpu")
@@ -82,22 +82,24 @@ def described(recommended=None, weak=None, classes=()):
 def test_what_is_given_comes_first_and_a_recommendation_is_for_the_own_average(
     given, recommended, wanted, taken
 ):
-    found = resolve(SampleConfig(model="m", **given), described(recommended, weak={}))
-    assert (found.guide and (found.guide.path, found.guide.scale)) == wanted
+    config, model = SampleConfig(model="m", **given), described(recommended, weak={})
+    chosen = choose_guide(config, model)
+    assert chosen == wanted
+    found = resolve(config, model, guide=Guide(*chosen, None, "") if chosen else None)
     assert (f"weak guidance {recommended}" in found.taken.replace(" 0", " 0.0")) == taken
 
 
 def test_a_scale_without_a_weaker_model_is_refused():
     with pytest.raises(UsageError, match="--weak-guidance goes with --guide-with"):
-        resolve(SampleConfig(model="m", weak_guidance=2), described())
+        choose_guide(SampleConfig(model="m", weak_guidance=2), described())
 
 
 def test_an_interval_needs_guidance_of_either_kind():
     config = SampleConfig(model="m", guidance_interval=(0.2, 5))
     with pytest.raises(UsageError, match="--guidance-interval: the model was trained without"):
         resolve(config, described())
-    guided = dataclasses.replace(config, guide_with="w")
-    assert resolve(guided, described()).noise_levels == (0.2, 5)
+    guide = Guide("w", 2, None, "")
+    assert resolve(config, described(), guide=guide).noise_levels == (0.2, 5)
     assert resolve(config, described(classes=("a", "b"))).noise_levels == (0.2, 5)
 
 
@@ -127,7 +129,7 @@ def test_every_sampler_draws_with_a_weaker_model_in_an_interval_and_with_classes
         sampler,
         6,
         condition=Condition((0,), 3.0) if classes else None,
-        guide=Guide("w", 1.5, weak),
+        guide=Guide("w", 1.5, weak, ""),
         noise_levels=levels,
     )
     *_, last = draw(main, settings, range(2), space=SPACE, device=CPU)

@@ -143,7 +143,7 @@ def test_a_recommended_start_goes_with_its_sampler_and_steps_unless_another_is_g
     found = resolve(config(**given), recommending)
     assert (found.start, found.taken) == (start, taken)
     assert found.choice.start == ("gaussian" if start else None)
-    assert found.described_times().get("start") == found.choice.start
+    assert found.describe_times().get("start") == found.choice.start
 
 
 def test_learned_times_are_left_for_a_gaussian_start():

@@ -21,7 +21,7 @@ from diffuse_cli.core import RESTORATIONS
 from diffuse_cli.core.degradations import parse
 from diffuse_cli.media.image.planes import fit_image
 from diffuse_cli.sampling.generation import load_denoiser
-from diffuse_cli.sampling.guidance_model import equipped
+from diffuse_cli.sampling.guidance_model import load_guide
 from diffuse_cli.sampling.sampling_settings import resolve
 from diffuse_cli.sampling.tasks.variations import psnr_of, slerp
 from diffuse_cli.system import files
@@ -290,7 +290,8 @@ def test_gradients_go_through_the_network_and_its_guide(weak, guided):
     config = DrawConfig(precision="fp32", device="cpu", guide_with="self" if guided else None)
     with machine("fp32", "cpu") as accelerator:
         loaded = finish(load_denoiser(weak, "ema", accelerator, "fp32", differentiable=True))
-        settings = finish(equipped(resolve(config, loaded.model), loaded, accelerator))
+        guide = finish(load_guide(config, loaded, accelerator))
+        settings = resolve(config, loaded.model, guide=guide)
     denoise = settings.guided(loaded.denoiser, loaded.denoiser.process)
     g = torch.Generator().manual_seed(1)
     x, way = torch.randn(2, 2, 1, 8, 8, generator=g)

@@ -22,7 +22,7 @@ from diffuse_cli.metrics.presentation import with_error
 from diffuse_cli.metrics.sample_statistics import average
 from diffuse_cli.models import model_file
 from diffuse_cli.sampling.generation import Loaded, ready
-from diffuse_cli.sampling.guidance_model import equipped
+from diffuse_cli.sampling.guidance_model import load_guide
 from diffuse_cli.sampling.sampling_settings import resolve, tell
 from diffuse_cli.system import files
 from diffuse_cli.system.devices import machine
@@ -216,8 +216,9 @@ def _kid(
     sides.check()
     judge = yield from find_judge(config, loaded.space, accelerator, alone=True)
     network = yield from choose_network(config, judge, sides)
-    settings = drawn_from(resolve(config, loaded.model), loaded, sides, config.seed)
-    settings = yield from equipped(settings, loaded, accelerator, alone=True)
+    guide = yield from load_guide(config, loaded, accelerator, alone=True)
+    resolved = resolve(config, loaded.model, guide=guide)
+    settings = drawn_from(resolved, loaded, sides, config.seed)
     yield from tell(settings)
     against = yield from FeatureMeasure.of(network, sides.space, sides.real.samples, ALONE)
 

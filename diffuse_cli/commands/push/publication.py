@@ -180,7 +180,7 @@ def _picture(config: PushConfig, found: Found) -> Work[tuple[bytes, str]]:
         chain = yield from load_chain(own, accelerator, found=found)
         wanted = chain.wanted(own)
         yield Progress("sampling", 0, len(wanted))
-        drawn = dict(zip(wanted, chain.drawn(wanted, accelerator), strict=True))
+        drawn = dict(zip(wanted, chain.draw_samples(wanted, accelerator), strict=True))
         yield Progress("sampling", len(wanted), len(wanted))
     settings = chain.last.settings
     grid = generation.arrange(drawn, chain.space, settings.condition)

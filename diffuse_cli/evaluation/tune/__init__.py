@@ -33,7 +33,7 @@ from diffuse_cli.metrics.features.feature_choice import words_of
 from diffuse_cli.metrics.presentation import as_text, with_error
 from diffuse_cli.models import model_file
 from diffuse_cli.sampling.generation import Loaded, draw
-from diffuse_cli.sampling.guidance_model import equipped
+from diffuse_cli.sampling.guidance_model import load_guide
 from diffuse_cli.sampling.sampling_settings import DrawSettings, resolve
 from diffuse_cli.system import files
 from diffuse_cli.system.devices import machine_or, made_with
@@ -71,7 +71,8 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
             guidance=first_scale,
             weak_guidance=1.0 if weaker else None,
         )
-        base = yield from equipped(resolve(drawn, loaded.model), loaded, accelerator)
+        guide = yield from load_guide(drawn, loaded, accelerator)
+        base = resolve(drawn, loaded.model, guide=guide)
         base, process = replace(base, times=None, start=None), loaded.denoiser.process
         timesteps = process.num_timesteps
         choice = base.choice
@@ -274,7 +275,7 @@ class _Measure:
 
     def __call__(self, setting: SamplerChoice) -> Work[Tried]:
         settings, seen = self.settings(setting), _Seen()
-        if settings.guide is not None and settings.guide.denoiser is not None:
+        if settings.guide is not None:
             weaker = seen.by(settings.guide.denoiser)
             settings = replace(settings, guide=replace(settings.guide, denoiser=weaker))
         began = time.perf_counter()

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,16 +13,14 @@ import numpy as np
 
 from diffuse_cli.config import PictureConfig
 from diffuse_cli.core.kernels import laid_out
-from diffuse_cli.data.metadata_columns import told_by, typed_rows
 from diffuse_cli.media import figures, looks
 from diffuse_cli.sampling import journal
-from diffuse_cli.sampling.cascade import DESCRIBED
-from diffuse_cli.sampling.conditioning import check_columns
+from diffuse_cli.sampling.cascade import CascadeStage
 from diffuse_cli.sampling.generation import Loaded, load_denoiser, stored
-from diffuse_cli.sampling.guidance_model import equipped
+from diffuse_cli.sampling.guidance_model import load_guide
 from diffuse_cli.sampling.job import PartState, SampleFiles, SamplingJob, open_folder
 from diffuse_cli.sampling.journal import GRID_IMAGES
-from diffuse_cli.sampling.sampling_settings import DrawSettings, resolve, tell
+from diffuse_cli.sampling.sampling_settings import DrawSettings, Guide, resolve, tell
 from diffuse_cli.sampling.tasks.task_inputs import check_apart, check_class
 from diffuse_cli.system import files
 from diffuse_cli.system.devices import rank
@@ -36,6 +33,7 @@ if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
     from PIL.Image import Image
+    from torch import Tensor
 
     from diffuse_cli.core.denoiser import Denoise
     from diffuse_cli.core.samplers import State
@@ -89,12 +87,7 @@ class TaskJob(SamplingJob):
         pictures: Sequence[Array],
         shown: Sequence[Array] = (),
     ) -> None:
-        described = {
-            **described,
-            "batch_size": config.batch_size,
-            "precision": loaded.precision,
-            "model": {"sha256": loaded.sha256},
-        }
+        described = {"n": config.n, "batch_size": config.batch_size, **described}
         of = hashlib.sha256()
         for values in pictures:
             of.update(f"{values.dtype.str} {values.shape}".encode() + values.tobytes())
@@ -118,13 +111,13 @@ class TaskJob(SamplingJob):
         return figures.grid(looks(self.space, np.stack(rows)), len(self.shown) + columns)
 
 
-Planning = Callable[[Loaded, DrawSettings, "torch.device"], Work[TaskPlan]]
+PlanTask = Callable[[Loaded, DrawSettings, "torch.device"], Work[TaskPlan]]
 
 
 def make(
     config: PictureConfig,
     task: str,
-    planning: Planning,
+    plan_task: PlanTask,
     *,
     tells: Callable[[Loaded], bool],
     size: Callable[[Loaded], Size | None] = lambda loaded: None,
@@ -152,28 +145,38 @@ def make(
             accelerator,
             config.precision,
             differentiable=differentiable,
+            earlier=None if config.overwrite else journal.earlier(Path(config.out)),
         )
-        loaded = loaded.enlarged(config.size or size(loaded))
-        settings = _settings(config, loaded, tells(loaded))
-        settings = yield from equipped(settings, loaded, accelerator)
+        loaded = loaded.enlarge(config.size or size(loaded))
+        guide = yield from load_guide(config, loaded, accelerator)
+        settings = _resolve(config, loaded, guide, told=tells(loaded))
         yield from tell(settings)
-        plan = yield from planning(loaded, settings, accelerator.device)
+        plan = yield from plan_task(loaded, settings, accelerator.device)
+        stage, n, device = CascadeStage(loaded, settings), config.n, accelerator.device
+
+        def states(part: range) -> Iterator[State]:
+            # Sample j of any picture starts from the same noise, whatever the number of either.
+            own = [k % n for k in part]
+
+            def noise(k: int) -> Tensor:
+                return laid_out(image_noise(settings.seed, own, k, loaded.space.shape, device))
+
+            def bind(denoise: Denoise) -> Denoise:
+                wanted = settings.condition
+                return wanted.bind(denoise, own, device) if wanted else denoise
+
+            return plan.states([k // n for k in part], bind, noise)
+
         described = {
             "task": task,
-            "sampler": settings.sampler,
-            "steps": settings.steps,
-            **settings.described_times(),
-            **{name: getattr(config, name) for name in (*DESCRIBED, "n")},
-            **settings.described_guidance(),
-            **_classes(config, settings, loaded, len(plan.names)),
+            **stage.describe(config),
+            **settings.describe_guidance(),
+            **stage.describe_conditions([*range(n)] * len(plan.names)),
             "inputs": [files.show(name) for name in plan.names],
             **plan.described,
         }
-        states = partial(_states, plan, config, settings, loaded, accelerator.device)
-        wanted = range(len(plan.names) * config.n)
-        job = TaskJob(
-            config, loaded, wanted, described, states, plan.steps, plan.pictures, plan.shown
-        )
+        wanted, pictures = range(len(plan.names) * n), plan.pictures
+        job = TaskJob(config, loaded, wanted, described, states, plan.steps, pictures, plan.shown)
         return (yield from job.run(accelerator))
 
 
@@ -193,61 +196,19 @@ def open_task(config: Any, *inputs: str) -> Iterator[Accelerator]:
         yield accelerator
 
 
-def _settings(config: PictureConfig, loaded: Loaded, told: bool) -> DrawSettings:
-    """How samples are drawn: without `--class` of no class, and given nothing unless `told`."""
-    settings = resolve(config, loaded.model, config.classes, config.on)
-    wanted, conditions = settings.condition, loaded.model.blueprint.conditions
-    check_columns(loaded.model, wanted)
-    if wanted is None:
-        return settings
-    named = bool(config.classes or config.on)
-    if config.guidance is not None and not (named or told):
-        if conditions.classes or conditions.table:
-            raise UsageError("--guidance goes with --class or --on", "Say what the picture is of")
-        raise UsageError("--guidance: the model is told nothing here", "Leave it out")
-    check_class(loaded, labelled=bool(config.classes), told=told)
-    if config.classes:
-        return settings
-    if not (config.on or told):
-        return replace(settings, condition=None)
-    rows = typed_rows(conditions.table, config.on) if conditions.table and config.on else ()
-    return replace(settings, condition=replace(wanted, labels=(), rows=rows))
-
-
-def _states(
-    plan: TaskPlan,
-    config: PictureConfig,
-    settings: DrawSettings,
-    loaded: Loaded,
-    device: torch.device,
-    part: range,
-) -> Iterator[State]:
-    """Draw samples by index.
-
-    Sample j of any picture starts from the same noise, for any number of samples and pictures.
-    """
-    of, own = [k // config.n for k in part], [k % config.n for k in part]
-
-    def noise(k: int) -> torch.Tensor:
-        return laid_out(image_noise(settings.seed, own, k, loaded.space.shape, device))
-
-    def bind(denoise: Denoise) -> Denoise:
-        wanted = settings.condition
-        return wanted.bind(denoise, own, device) if wanted else denoise
-
-    return plan.states(of, bind, noise)
-
-
-def _classes(
-    config: PictureConfig, settings: DrawSettings, loaded: Loaded, count: int
-) -> dict[str, Any]:
-    """The manifest's entries on the class of each sample, and what else it is told."""
-    wanted, conditions = settings.condition, loaded.model.blueprint.conditions
-    found: dict[str, Any] = {}
-    if wanted and wanted.labels:
-        names = [conditions.classes[wanted.label(j)] for j in range(config.n)]
-        found["classes"] = names * count
-    if wanted and wanted.rows and conditions.table:
-        rows = [told_by(conditions.table, wanted.row(j)) for j in range(config.n)]
-        found["on"] = rows * count
-    return found
+def _resolve(
+    config: PictureConfig, loaded: Loaded, guide: Guide | None, *, told: bool
+) -> DrawSettings:
+    """Return sampling settings: without `--class` of no class, and without input unless `told`."""
+    options = (config, loaded.model, config.classes, config.on)
+    settings = resolve(*options, guide=guide, every=False, told=told)
+    conditions = loaded.model.blueprint.conditions
+    if conditions:
+        if config.guidance is not None and settings.condition is None:
+            if conditions.classes or conditions.table:
+                raise UsageError(
+                    "--guidance goes with --class or --on", "Say what the picture is of"
+                )
+            raise UsageError("--guidance: the model is told nothing here", "Leave it out")
+        check_class(loaded, labelled=bool(config.classes), told=told)
+    return settings

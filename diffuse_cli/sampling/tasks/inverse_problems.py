@@ -24,7 +24,7 @@ from diffuse_cli.sampling.job import SampleFiles
 from diffuse_cli.sampling.sampling_settings import DrawSettings
 from diffuse_cli.sampling.tasks import TaskPlan, make
 from diffuse_cli.sampling.tasks.task_inputs import (
-    enlarged,
+    enlarge_size,
     read,
     read_mask,
     read_opaque,
@@ -51,19 +51,19 @@ JUMPS = 10
 
 
 @dataclass(frozen=True)
-class Wanted:
+class DegradationOption:
     """The degradation that is to be undone, and the option that says so."""
 
     degradation: Degradation
     flag: str
 
-    def told(self, loaded: Loaded) -> bool:
-        """Whether the model is told y; see `telling.tells`."""
+    def is_input(self, loaded: Loaded) -> bool:
+        """Whether the model is conditioned on y; see `task_inputs.tells`."""
         return tells(loaded, self.degradation, self.flag)
 
 
 @dataclass(frozen=True)
-class Seen:
+class Observation:
     """What is known of some pictures.
 
     Attributes:
@@ -91,7 +91,7 @@ def inpaint(config: InpaintConfig) -> Work[SampleFiles | None]:
     """Draw the masked part of each picture anew, without a mask the transparent part of one; see
     `tasks.make`."""
 
-    def look(loaded: Loaded) -> Work[Seen]:
+    def look(loaded: Loaded) -> Work[Observation]:
         if config.mask is None:  # soon refused, before a folder is read
             known = read_opaque(config.image, loaded, config.fit)
         found = yield from read(config.image, loaded, config.fit, loaded.space.shape)
@@ -99,45 +99,45 @@ def inpaint(config: InpaintConfig) -> Work[SampleFiles | None]:
             known = read_mask(config.mask, loaded, config.fit, found.sizes)
         yield from found.notices
         made = DEGRADATIONS["mask"](mask=torch.from_numpy(known))  # type: ignore[call-arg]
-        return _degraded(config, loaded, found.names, found.values, made, known)
+        return _degrade(config, loaded, found.names, found.values, made, known)
 
-    wanted = Wanted(DEGRADATIONS["mask"](), "--mask")
-    return (yield from _restored(config, "inpaint", wanted, look))
+    wanted = DegradationOption(DEGRADATIONS["mask"](), "--mask")
+    return (yield from _restore(config, "inpaint", wanted, look))
 
 
 def upscale(config: UpscaleConfig) -> Work[SampleFiles | None]:
     """Draw each picture `factor` times larger; see `tasks.make`."""
-    wanted = Wanted(parse(f"low-res:{config.factor}"), f"--factor {config.factor}")
+    wanted = DegradationOption(parse(f"low-res:{config.factor}"), f"--factor {config.factor}")
 
-    def look(loaded: Loaded) -> Work[Seen]:
-        return (yield from _observed(config, loaded, wanted.degradation, "--factor"))
+    def look(loaded: Loaded) -> Work[Observation]:
+        return (yield from _read_observation(config, loaded, wanted.degradation, "--factor"))
 
     def size(loaded: Loaded) -> Size | None:
-        return enlarged(config.image, loaded, config.factor)
+        return enlarge_size(config.image, loaded, config.factor)
 
-    return (yield from _restored(config, "upscale", wanted, look, size))
+    return (yield from _restore(config, "upscale", wanted, look, size))
 
 
 def restore(config: RestoreConfig) -> Work[SampleFiles | None]:
     """Draw what each picture was before it was degraded; see `tasks.make`."""
     made = parse(config.degradation)
 
-    def look(loaded: Loaded) -> Work[Seen]:
+    def look(loaded: Loaded) -> Work[Observation]:
         if not config.degrade:
-            return (yield from _observed(config, loaded, made, "--degradation"))
+            return (yield from _read_observation(config, loaded, made, "--degradation"))
         with translating():
             made.fitted(loaded.space.shape)
         found = yield from read(config.image, loaded, config.fit, loaded.space.shape)
         yield from found.notices
-        return _degraded(config, loaded, found.names, found.values, made)
+        return _degrade(config, loaded, found.names, found.values, made)
 
-    wanted = Wanted(made, f"--degradation {made.text}")
-    return (yield from _restored(config, "restore", wanted, look))
+    wanted = DegradationOption(made, f"--degradation {made.text}")
+    return (yield from _restore(config, "restore", wanted, look))
 
 
-def _observed(
+def _read_observation(
     config: RestoringConfig, loaded: Loaded, degradation: Degradation, flag: str
-) -> Work[Seen]:
+) -> Work[Observation]:
     """Pictures that are degraded already."""
     with translating(lambda _: flag):
         fitted = degradation.fitted(loaded.space.shape)
@@ -145,44 +145,48 @@ def _observed(
     found = yield from read(config.image, loaded, config.fit, space.shape)
     yield from found.notices
     y = space.to_model(torch.from_numpy(np.array(found.values)))
-    u = _uniforms(config.seed, fitted, len(y))
+    u = _draw_uniforms(config.seed, fitted, len(y))
     # What is unknown is shown grey, whatever the file has there; samples do not depend on it.
     drawn = fitted.drawn(u)
-    return Seen(found.names, fitted, u, drawn.apply(drawn.pinv(y)), [found.values])
+    return Observation(found.names, fitted, u, drawn.apply(drawn.pinv(y)), [found.values])
 
 
-def _degraded(
+def _degrade(
     config: RestoringConfig,
     loaded: Loaded,
     names: Sequence[str],
     values: Array,
     degradation: Degradation,
     *masks: Array,
-) -> Seen:
+) -> Observation:
     """Whole pictures, degraded here."""
     fitted = degradation.fitted(loaded.space.shape)
     x0 = loaded.space.to_model(torch.from_numpy(np.array(values)))
-    u = _uniforms(config.seed, fitted, len(x0))
+    u = _draw_uniforms(config.seed, fitted, len(x0))
     y = fitted.drawn(u).apply(x0)
     if fitted.sigma:
         rows = [draw_noise(config.seed, "observed", i, shape=y.shape[1:]) for i in range(len(y))]
         y = y + fitted.sigma * torch.stack(rows)
-    return Seen(names, fitted, u, y, [values, *masks], values)
+    return Observation(names, fitted, u, y, [values, *masks], values)
 
 
-def _uniforms(seed: int, degradation: Degradation, count: int) -> Tensor:
+def _draw_uniforms(seed: int, degradation: Degradation, count: int) -> Tensor:
     """Random numbers for each picture, (N, uniforms)."""
     draws = [philox(seed, "degraded", i).random(degradation.uniforms) for i in range(count)]
     return torch.from_numpy(np.stack(draws)).float()
 
 
-def _restored(
-    config: RestoringConfig, task: str, wanted: Wanted, look: Any, size: Any = lambda loaded: None
+def _restore(
+    config: RestoringConfig,
+    task: str,
+    wanted: DegradationOption,
+    look: Any,
+    size: Any = lambda loaded: None,
 ) -> Work[SampleFiles | None]:
-    def planning(loaded: Loaded, settings: DrawSettings, device: torch.device) -> Work[TaskPlan]:
-        told = wanted.told(loaded)
-        method = _method(config, wanted, told)
-        seen: Seen = yield from look(loaded)
+    def plan_task(loaded: Loaded, settings: DrawSettings, device: torch.device) -> Work[TaskPlan]:
+        told, giver = wanted.is_input(loaded), Giver.of(loaded.model.blueprint)
+        method = _choose_method(config, wanted, told)
+        seen: Observation = yield from look(loaded)
         yield from remark(loaded, told)
         times = settings.times_of(loaded.denoiser.process)
         path = legs(times, max(1, round(len(times) / JUMPS)), config.jumps)
@@ -192,9 +196,9 @@ def _restored(
             degradation, y = seen.of(rows, device)
             process = loaded.denoiser.process
             guided = bind(settings.guided(loaded.denoiser, process))
-            if told:
-                guided = _giving(guided, loaded, degradation, y)
-            denoise = _fitted(guided, method, loaded, settings, degradation, y)
+            if told and giver:
+                guided = partial(guided, given=laid_out(giver.observed(y, degradation)))
+            denoise = _fit_denoiser(guided, method, loaded, settings, degradation, y)
             sample = partial(SAMPLERS[settings.sampler], denoise, process, **settings.options)
             states = travel(sample, process, noise(-1), path, noise=noise)
             for step, state in enumerate(states, 1):
@@ -208,19 +212,21 @@ def _restored(
             "degradation": seen.degradation.text,
             "jumps": config.jumps,
         }
-        return TaskPlan(seen.names, steps, states, seen.pictures, _shown(seen, loaded), described)
+        return TaskPlan(
+            seen.names, steps, states, seen.pictures, _show_pictures(seen, loaded), described
+        )
 
     # Which method is the default depends on the model, which is not read yet.
     chosen = RESTORATIONS.get(config.method or METHOD)
     differs = chosen is not None and chosen.differentiates
     return (
         yield from make(
-            config, task, planning, tells=wanted.told, size=size, differentiable=differs
+            config, task, plan_task, tells=wanted.is_input, size=size, differentiable=differs
         )
     )
 
 
-def _method(config: RestoringConfig, wanted: Wanted, told: bool) -> str:
+def _choose_method(config: RestoringConfig, wanted: DegradationOption, told: bool) -> str:
     """How samples are made to fit.
 
     Raises:
@@ -234,14 +240,7 @@ def _method(config: RestoringConfig, wanted: Wanted, told: bool) -> str:
     return config.method or (TOLD if told else METHOD)
 
 
-def _giving(denoise: Denoise, loaded: Loaded, degradation: Degradation, y: Tensor) -> Denoise:
-    """The denoiser of a model that was trained for it, told y."""
-    giver = Giver.of(loaded.model.blueprint)
-    assert giver is not None
-    return partial(denoise, given=laid_out(giver.observed(y, degradation)))
-
-
-def _fitted(
+def _fit_denoiser(
     guided: Denoise,
     method: str,
     loaded: Loaded,
@@ -260,7 +259,7 @@ def _fitted(
     return restoration(in_range(guided), process, degradation, y)
 
 
-def _shown(seen: Seen, loaded: Loaded) -> list[Array]:
+def _show_pictures(seen: Observation, loaded: Loaded) -> list[Array]:
     """The pictures where they are known, and what is seen of them."""
     drawn = seen.degradation.drawn(seen.u)
     same = seen.y.shape[1:] == loaded.space.shape

@@ -79,7 +79,7 @@ def read(path: str, loaded: Loaded, fit: str | None, shape: Sequence[int]) -> Wo
         check_fit(medium, fit)
     prepare(medium)
     channels, *size = shape
-    if _several(path):
+    if is_images(Path(path), single=True):
         found = yield from read_images(
             path,
             size=tuple(size),
@@ -117,21 +117,16 @@ def _larger(sizes: frozenset[Size], loaded: Loaded, size: Sequence[int]) -> str:
     return f"; --size {'x'.join(map(str, own[::-1]))} keeps it" if larger else ""
 
 
-def enlarged(path: str, loaded: Loaded, factor: int) -> Size | None:
+def enlarge_size(path: str, loaded: Loaded, factor: int) -> Size | None:
     """The size of the one picture in a file, `factor` times larger, if no side of that is less than
     the model's."""
-    if _several(path):
+    if is_images(Path(path), single=True):
         return None
     space = loaded.space
     prepare(space.medium)
     one = read_one(path, space.medium, Asked(**like(space)))
     size = tuple(factor * side for side in one.size[::-1])
     return size if all(s >= own for s, own in zip(size, space.size, strict=True)) else None
-
-
-def _several(path: str) -> bool:
-    """Whether it holds samples, and is not one."""
-    return is_images(Path(path), single=True)
 
 
 def rgb(color: str) -> tuple[int, ...]:
@@ -195,7 +190,7 @@ def read_opaque(path: str, loaded: Loaded, fit: str | None) -> Array:
         DataError: not usable, or nothing of it is opaque.
         UsageError: not one image, or nothing of it is transparent.
     """
-    if _several(path):
+    if is_images(Path(path), single=True):
         raise UsageError("--mask is missing", "Only for a single image can its transparency be one")
     space, shown = loaded.space, files.show(path)
     medium = MEDIA[space.medium]

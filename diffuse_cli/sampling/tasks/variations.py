@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ import torch
 from diffuse_cli.config import DrawConfig, InterpolateConfig, VaryConfig
 from diffuse_cli.config.task_options import ENCODING_STEPS
 from diffuse_cli.core.samplers import SAMPLERS, State, encode
-from diffuse_cli.sampling.conditioning import check_columns, condition
+from diffuse_cli.sampling.conditioning import condition
 from diffuse_cli.sampling.generation import Loaded, load_denoiser, prepared
 from diffuse_cli.sampling.job import SampleFiles
 from diffuse_cli.sampling.sampling_settings import DrawSettings
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Interpolated:
+class Interpolation:
     """What was written, and how near A and B come back from their noise: peak signal-to-noise
     ratios in dB, None where they are the same to the last level."""
 
@@ -61,7 +61,7 @@ class InterpolationJob(TaskJob):
         return {"psnr": self.psnr}
 
 
-def interpolate(config: InterpolateConfig) -> Work[Interpolated | None]:
+def interpolate(config: InterpolateConfig) -> Work[Interpolation | None]:
     """Draw pictures from A to B.
 
     The noise from which `ddim` makes each is found exactly (`samplers.encode`), and mixed along
@@ -80,8 +80,8 @@ def interpolate(config: InterpolateConfig) -> Work[Interpolated | None]:
         )
         tells(loaded, None, "interpolate")
         check_class(loaded, labelled=config.label is not None, told=False)
-        process, denoise = loaded.denoiser.process, _told(config, loaded)
-        names, ends = yield from _ends(config, loaded)
+        process, denoise = loaded.denoiser.process, _condition_denoiser(config, loaded)
+        names, ends = yield from _read_ends(config, loaded)
         yield from remark(loaded, told=False)
         times = process.times(config.steps or min(ENCODING_STEPS, process.num_timesteps))
         x0 = loaded.space.to_model(torch.from_numpy(np.stack(ends))).to(accelerator.device)
@@ -99,7 +99,8 @@ def interpolate(config: InterpolateConfig) -> Work[Interpolated | None]:
             "sampler": "ddim",
             "steps": len(times),
             "seed": config.seed,
-            "n": config.n,
+            "precision": loaded.precision,
+            "model": {"sha256": loaded.sha256},
             "weights": config.weights,
             "class": config.label,
             **({"on": list(config.on)} if config.on else {}),
@@ -109,11 +110,11 @@ def interpolate(config: InterpolateConfig) -> Work[Interpolated | None]:
         made = yield from job.run(accelerator)
         if made is None:
             return None
-        yield said(job.psnr)
-        return Interpolated(made, job.psnr)
+        yield report_psnr(job.psnr)
+        return Interpolation(made, job.psnr)
 
 
-def _ends(config: InterpolateConfig, loaded: Loaded) -> Work[tuple[list[str], list[Array]]]:
+def _read_ends(config: InterpolateConfig, loaded: Loaded) -> Work[tuple[list[str], list[Array]]]:
     """The names of A and B, and what is stored of them."""
     names, ends, notices = list[str](), [], list[Notice]()
     for path in (config.first, config.second):
@@ -127,19 +128,17 @@ def _ends(config: InterpolateConfig, loaded: Loaded) -> Work[tuple[list[str], li
     return names, ends
 
 
-def _told(config: InterpolateConfig, loaded: Loaded) -> Denoise:
+def _condition_denoiser(config: InterpolateConfig, loaded: Loaded) -> Denoise:
     """The denoiser, told class and columns. x_0 is not clipped: a clipped step has no inverse."""
     names = () if config.label is None else (config.label,)
-    wanted = condition(DrawConfig(), loaded.model, names, config.on)
-    check_columns(loaded.model, wanted)
-    if wanted is None or not (names or config.on):
+    wanted = condition(DrawConfig(), loaded.model, names, config.on, every=False, told=False)
+    if wanted is None:
         return loaded.denoiser
     if len(set(wanted.rows)) > 1:
         raise UsageError("--on names a column twice", "Name it once")
-    alone = wanted if names else replace(wanted, labels=())
 
     def told(x_t: Tensor, t: Any, /, **cond: Any) -> Any:
-        return alone.bind(loaded.denoiser, range(len(x_t)), x_t.device)(x_t, t)
+        return wanted.bind(loaded.denoiser, range(len(x_t)), x_t.device)(x_t, t)
 
     return told
 
@@ -170,7 +169,7 @@ def psnr_of(a: Array, b: Array, levels: int | None) -> float | None:
     return 10 * math.log10(wide**2 / error) if error else None
 
 
-def said(psnr: Sequence[float | None]) -> Notice:
+def report_psnr(psnr: Sequence[float | None]) -> Notice:
     """How near the ends come back."""
     first, second = ("exactly" if p is None else f"at {p:.1f} dB" for p in psnr)
     return Notice(f"A comes back from its noise {first}, B {second}")
@@ -187,7 +186,7 @@ def vary(config: VaryConfig) -> Work[SampleFiles | None]:
     The last `strength` of the sampler's times are visited, at least one.
     """
 
-    def planning(loaded: Loaded, settings: DrawSettings, device: torch.device) -> Work[TaskPlan]:
+    def plan_task(loaded: Loaded, settings: DrawSettings, device: torch.device) -> Work[TaskPlan]:
         found = yield from read(config.image, loaded, config.fit, loaded.space.shape)
         yield from found.notices
         yield from remark(loaded, told=False)
@@ -207,4 +206,4 @@ def vary(config: VaryConfig) -> Work[SampleFiles | None]:
         return TaskPlan(found.names, len(times), states, values, values, described)
 
     untold = partial(tells, degradation=None, flag="vary")
-    return (yield from make(config, "vary", planning, tells=untold))
+    return (yield from make(config, "vary", plan_task, tells=untold))
