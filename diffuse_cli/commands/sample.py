@@ -18,7 +18,8 @@ def run(config: SampleConfig, console: Console) -> None:
     made = console.follow(generate(config))
     if made is not None:
         gif = str(made.gif) if made.gif else None
-        values = {"out": config.out, **made.values, "gif": gif}
+        order = dict.fromkeys(("out", "images", "grid"))
+        values = {**order, "gif": gif, **made.values, "out": config.out}
         console.result(made.paths, values)
         if made.grid:
             console.say(f"See them all in one image: {made.grid}")

@@ -402,3 +402,16 @@ def test_a_path_is_shown_on_one_line():
 def test_sha256_is_that_of_the_bytes(tmp_path: Path):
     (tmp_path / "file").write_bytes(b"abc")
     assert files.sha256(tmp_path / "file") == hashlib.sha256(b"abc").hexdigest()
+
+
+def test_damaged_json_is_an_empty_object_and_a_torn_line_is_skipped(tmp_path):
+    path = tmp_path / "a"
+    assert files.read_json(path) == {}
+    for text in ('{"a": 1', "[1]", "\udcff", "[" * 100_000):
+        path.write_text(text, errors="surrogateescape")
+        assert files.read_json(path) == {}
+    path.write_text('{"a": 1}')
+    assert files.read_json(path) == {"a": 1}
+    path.write_bytes(b'{"a": 1}\n{"a": \n[2]\n\xff\n{"a": 3}')
+    assert [*files.read_json_lines(path)] == [{"a": 1}, {"a": 3}]
+    assert [*files.read_json_lines(tmp_path / "none")] == []
