@@ -1,4 +1,4 @@
-"""The models of `diffuse sample` and how they draw: the one that is named, and that of `--then`."""
+"""The models of `diffuse sample`, MODEL and that of `--then`, with their sampling settings."""
 
 from __future__ import annotations
 
@@ -107,10 +107,10 @@ class Moment(NamedTuple):
 
 @dataclass(frozen=True)
 class Chain:
-    """Models, each of which but the first draws from what the one before it drew.
+    """Models, each of which is conditioned on samples of the one before it.
 
     Attributes:
-        offered: what the first one is given.
+        offered: inputs of the first one.
     """
 
     stages: tuple[CascadeStage, ...]
@@ -118,12 +118,12 @@ class Chain:
 
     @property
     def last(self) -> CascadeStage:
-        """The model whose samples are wanted."""
+        """Stage whose samples are written."""
         return self.stages[-1]
 
     @property
     def space(self) -> Space:
-        """That of the samples."""
+        """Space of the samples."""
         return self.last.loaded.space
 
     def draw(self, part: range, accelerator: Accelerator) -> Iterator[Moment]:
@@ -139,13 +139,13 @@ class Chain:
                 yield Moment(place, drawing, drawn, given)
 
     def draw_samples(self, part: range, accelerator: Accelerator) -> Array:
-        """The samples with these indices as stored, drawn in one batch."""
+        """Return the samples with these indices as stored, generated in one batch."""
         *_, last = self.draw(part, accelerator)
         assert last.drawn is not None
         return last.drawn
 
     def wanted(self, config: SampleConfig) -> range:
-        """The indices of the samples that a command asks for."""
+        """Return the indices of the samples that a command asks for."""
         return range(*config.range) if config.range else range(config.number * self.offered.per)
 
 
@@ -155,7 +155,7 @@ def load_chain(
     before: Mapping[str, Any] = {},
     found: Found | None = None,
 ) -> Work[Chain]:
-    """Read the models, and what the samples are given.
+    """Read the models and the inputs, and resolve the settings.
 
     Args:
         before: the manifest of earlier samples that are added to.
@@ -164,7 +164,7 @@ def load_chain(
     Raises:
         ModelFileError: not a model file.
         UsageError: options that do not go together.
-        DataError: what is given cannot be used.
+        DataError: an input cannot be used.
     """
     first = before.get("first") if config.then else before
     options = (config.weights, accelerator, config.precision)

@@ -1,4 +1,4 @@
-"""What `sample --given` names: read as the model is given it, and named in the manifest."""
+"""Inputs of `sample --given`: read in the form of the model's inputs, and named in the manifest."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ WHITE = 1 / 2
 
 @dataclass(frozen=True)
 class SampleInputs:
-    """What the images of a command are given.
+    """Inputs of the images of a command.
 
     Attributes:
         inputs: for the model.
@@ -49,7 +49,7 @@ class SampleInputs:
 
 
 def read_inputs(config: SampleConfig, loaded: Loaded) -> Work[SampleInputs]:
-    """Read what the images are given; nothing for a model that is given nothing.
+    """Read the inputs of the images; none for a model without inputs.
 
     Raises:
         UsageError: it is missing, or the model is not given anything.
@@ -118,7 +118,7 @@ def _check(config: SampleConfig, giver: Giver) -> None:
 
 
 def _known(samples: Samples, masks: Samples, path: Path) -> Array:
-    """Where each sample is known: one mask for all, or those of the same names."""
+    """Return where each sample is known: one mask for all, or those of the same names."""
     if len(masks) > 1 or path.is_dir():
         found = pair(samples, masks)
         if not found.matched.all():

@@ -1,11 +1,10 @@
-"""What is drawn of a sampling, so that one that was stopped goes on.
+"""The record of samples that are written, so that a command that was stopped goes on.
 
-A sampling is a set of images of the same settings, drawn in parts: batches by index, so that an
-image is drawn with the same others however often the sampling is stopped. While it is unfinished,
-its folder has a hidden one, `.sampling`, with the settings and, for each process that drew, a log:
-a line for each part, with the SHA-256 of its files, once they are on the disk. A file that no line
-speaks of, or that does not match its hash, is drawn again. At the end the manifest takes the place
-of the hidden folder.
+A job writes images of the same settings in parts: batches by index, so that an image is generated
+with the same others however often the job is stopped. While it is unfinished, its folder has
+a hidden one, `.sampling`, with the settings and a log of each process: a line for each part, with
+the SHA-256 of its files, once they are on the disk. A file that is on no line, or does not match
+its hash, is generated again. At the end the manifest takes the place of the hidden folder.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ TAKEN = "Choose another -o, or --overwrite"
 
 
 def parts_of(wanted: range, size: int) -> list[range]:
-    """The batches of some images: they end at multiples of `size`, and at the end."""
+    """Return the batches of some images: they end at multiples of `size`, and at the end."""
     first, last = wanted.start // size, (wanted.stop - 1) // size
     return [
         range(max(k * size, wanted.start), min((k + 1) * size, wanted.stop))
@@ -48,13 +47,13 @@ def parts_of(wanted: range, size: int) -> list[range]:
 
 
 def key_of(settings: Mapping[str, Any]) -> str:
-    """A hash of all that decides the bytes of images."""
+    """Return a hash of all that decides the bytes of images."""
     text = json.dumps(settings, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def earlier(folder: Path) -> dict[str, Any]:
-    """What the samples in a folder say of their settings; empty if there are none."""
+    """Return the settings of samples in a folder; empty if there are none."""
     return files.read_json(folder / WORK / SETTINGS).get(KEY) or manifest_in(folder)
 
 
@@ -99,7 +98,7 @@ class Ledger:
         self.work = self.folder / WORK
 
     def path(self, index: int) -> Path:
-        """The file of an image."""
+        """Return the file of an image."""
         return self.folder / name_of(index, self.suffix)
 
     # -- by the first process ----------------------------------------------------------------------
@@ -183,7 +182,7 @@ class Ledger:
         files.write_json(self.work / SETTINGS, {KEY: self.settings, "files": listed})
 
     def _listed(self, manifest: Mapping[str, Any]) -> dict[str, set[str]]:
-        """The hashes of each file that are on record: several of one that was drawn again."""
+        """Return the recorded hashes of each file: several of one that was generated again."""
         first = files.read_json(self.work / SETTINGS) or manifest
         found = {name: {value} for name, value in first.get("files", {}).items()}
         for line in self._lines():
@@ -193,11 +192,11 @@ class Ledger:
         return found
 
     def _begun(self) -> set[int]:
-        """The images whose files may have been written."""
+        """Return the images whose files may have been written."""
         return {i for line in self._lines() for i in range(line["start"], line["stop"])}
 
     def _lines(self) -> Iterator[dict[str, Any]]:
-        """The lines of all logs; one that a kill has cut is left out."""
+        """Yield the lines of all logs that are whole."""
         for log in sorted(self.work.glob("*.jsonl")):
             yield from (x for x in files.read_json_lines(log) if {"start", "stop"} <= {*x})
 
@@ -207,7 +206,7 @@ class Ledger:
             self.sides.update(dict.fromkeys(range(line["start"], line["stop"]), path))
 
     def _verified(self, listed: Mapping[str, Collection[str]]) -> dict[int, str]:
-        """The images whose files are there and match a hash."""
+        """Return the images whose files are there and match a hash."""
         found = {}
         for name, hashes in listed.items():
             stem, dot, suffix = name.partition(".")
@@ -290,7 +289,7 @@ GRID_IMAGES = 400
 """Most images of the grid."""
 
 WORK = ".sampling"
-"""The folder, in that of the samples, of what is recorded until they are finished."""
+"""The folder of the record, which stands beside the samples until they are finished."""
 
 WRITTEN = re.compile(r"\d{5,}\.\w+|grid\.png|denoising\.gif|manifest\.json")
 
@@ -308,12 +307,12 @@ def holding(folder: Path, owned: str = f"{WRITTEN.pattern}|{re.escape(WORK)}") -
 
 
 def manifest_in(folder: Path) -> dict[str, Any]:
-    """The manifest of the samples in a folder; empty if there is none."""
+    """Return the manifest of the samples in a folder; empty if there is none."""
     manifest = files.read_json(folder / MANIFEST)
     known = manifest.get("format") == MANIFEST_FORMAT and isinstance(manifest.get("files"), dict)
     return manifest if known else {}
 
 
 def name_of(index: int, suffix: str) -> str:
-    """The name of a sample's file."""
+    """Return the name of a sample's file."""
     return f"{index:05d}{suffix}"

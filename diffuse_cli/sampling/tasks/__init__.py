@@ -1,4 +1,4 @@
-"""What the tasks share: a model is loaded, samples are drawn for each picture, and written."""
+"""Tasks with pictures: read the model, plan the samples of each picture, and write them."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def make(
     """Draw `config.n` samples for each picture, and write them with a grid and a manifest.
 
     Args:
-        tells: whether the model is told what it is given.
+        tells: whether the model is conditioned on the picture.
         size: of the samples, where none is typed; None for the model's.
 
     Returns:

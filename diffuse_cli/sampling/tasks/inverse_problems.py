@@ -47,12 +47,12 @@ if TYPE_CHECKING:
     Array = npt.NDArray[Any]
 
 JUMPS = 10
-"""Into how many parts --jumps divides the way."""
+"""Parts into which --jumps divides the sampling steps."""
 
 
 @dataclass(frozen=True)
 class DegradationOption:
-    """The degradation that is to be undone, and the option that says so."""
+    """A degradation to undo, and the option that names it."""
 
     degradation: Degradation
     flag: str
@@ -64,7 +64,7 @@ class DegradationOption:
 
 @dataclass(frozen=True)
 class Observation:
-    """What is known of some pictures.
+    """Degraded pictures.
 
     Attributes:
         degradation: not drawn yet, if it is random.
@@ -82,7 +82,7 @@ class Observation:
     whole: Array | None = None
 
     def of(self, rows: Sequence[int], device: torch.device) -> tuple[Degradation, Tensor]:
-        """The degradation of some pictures, and what it left of them."""
+        """Return the degradation of some pictures, and the degraded pictures."""
         chosen = list(rows)
         return self.degradation.drawn(self.u[chosen].to(device)), self.y[chosen].to(device)
 
@@ -227,7 +227,7 @@ def _restore(
 
 
 def _choose_method(config: RestoringConfig, wanted: DegradationOption, told: bool) -> str:
-    """How samples are made to fit.
+    """Return the method that makes samples fit.
 
     Raises:
         UsageError: by telling a model what it was not trained for.
@@ -248,8 +248,10 @@ def _fit_denoiser(
     degradation: Degradation,
     y: Tensor,
 ) -> Denoise:
-    """The denoiser by a method. Where it is differentiated it is kept in range only after: what is
-    clamped has no gradient."""
+    """Return the denoiser of a method.
+
+    Where it is differentiated it is kept in range only after: clamping has no gradient.
+    """
     in_range = partial(kept_in_range, denoiser=loaded.denoiser, percentile=settings.threshold)
     if method == TOLD:
         return in_range(guided)
@@ -260,7 +262,7 @@ def _fit_denoiser(
 
 
 def _show_pictures(seen: Observation, loaded: Loaded) -> list[Array]:
-    """The pictures where they are known, and what is seen of them."""
+    """Return whole pictures, where they are known, and degraded ones, as stored."""
     drawn = seen.degradation.drawn(seen.u)
     same = seen.y.shape[1:] == loaded.space.shape
     left = stored(loaded.space, seen.y if same else drawn.pinv(seen.y))

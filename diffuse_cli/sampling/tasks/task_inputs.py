@@ -65,7 +65,7 @@ class Pictures:
 
 
 def read(path: str, loaded: Loaded, fit: str | None, shape: Sequence[int]) -> Work[Pictures]:
-    """The samples of a file, a folder or a zip file, fitted to a shape (C, *size).
+    """Read the samples of a file, a folder or a zip file, fitted to a shape (C, *size).
 
     Args:
         fit: a name in `FITS`; None for that of the model's training.
@@ -109,7 +109,7 @@ def read(path: str, loaded: Loaded, fit: str | None, shape: Sequence[int]) -> Wo
 
 
 def _larger(sizes: frozenset[Size], loaded: Loaded, size: Sequence[int]) -> str:
-    """How to keep the one size of pictures that are larger than what is drawn of them."""
+    """Say how to keep the one size of pictures that are larger than what is drawn of them."""
     if len(sizes) > 1 or tuple(size) != loaded.space.size:
         return ""
     (own,) = sizes
@@ -118,8 +118,8 @@ def _larger(sizes: frozenset[Size], loaded: Loaded, size: Sequence[int]) -> str:
 
 
 def enlarge_size(path: str, loaded: Loaded, factor: int) -> Size | None:
-    """The size of the one picture in a file, `factor` times larger, if no side of that is less than
-    the model's."""
+    """Return the size of the one picture in a file, `factor` times larger; None if a side of that
+    is less than the model's."""
     if is_images(Path(path), single=True):
         return None
     space = loaded.space
@@ -130,14 +130,14 @@ def enlarge_size(path: str, loaded: Loaded, factor: int) -> Size | None:
 
 
 def rgb(color: str) -> tuple[int, ...]:
-    """A colour's red, green and blue, 0 ... 255."""
+    """Return a colour's red, green and blue, 0 ... 255."""
     from PIL import ImageColor
 
     return ImageColor.getrgb(color)[:3]
 
 
 def read_one(path: str, medium: str, asked: Asked) -> Read:
-    """The sample of one file.
+    """Read the sample of one file.
 
     Raises:
         DataError: there is none, or it is not usable.
@@ -159,7 +159,7 @@ def read_one(path: str, medium: str, asked: Asked) -> Read:
 
 
 def read_mask(path: str, loaded: Loaded, fit: str | None, sizes: frozenset[Size]) -> Array:
-    """A mask as (1, 1, *size), 1 where the pictures are kept.
+    """Read a mask as (1, 1, *size), 1 where the pictures are kept.
 
     Args:
         sizes: of the pictures before they were fitted; the mask is fitted as they were.
@@ -182,7 +182,7 @@ def read_mask(path: str, loaded: Loaded, fit: str | None, sizes: frozenset[Size]
 
 
 def read_opaque(path: str, loaded: Loaded, fit: str | None) -> Array:
-    """Where an image is not transparent, as `read_mask` has where it is kept.
+    """Return where an image is not transparent, as `read_mask` has where it is kept.
 
     What it looks like on white and on black differs by how transparent it is.
 
@@ -277,7 +277,7 @@ def _purpose(giver: Giver) -> str:
 
 
 def _command(giver: Giver) -> str:
-    """The command line that the model was trained for."""
+    """Return the command line that the model was trained for."""
     own = giver.degradation
     if own is None:
         return "sample MODEL --given FILE"

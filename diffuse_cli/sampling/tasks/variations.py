@@ -115,7 +115,7 @@ def interpolate(config: InterpolateConfig) -> Work[Interpolation | None]:
 
 
 def _read_ends(config: InterpolateConfig, loaded: Loaded) -> Work[tuple[list[str], list[Array]]]:
-    """The names of A and B, and what is stored of them."""
+    """Return the names and the stored values of A and B."""
     names, ends, notices = list[str](), [], list[Notice]()
     for path in (config.first, config.second):
         found = yield from read(path, loaded, config.fit, loaded.space.shape)
@@ -129,7 +129,10 @@ def _read_ends(config: InterpolateConfig, loaded: Loaded) -> Work[tuple[list[str
 
 
 def _condition_denoiser(config: InterpolateConfig, loaded: Loaded) -> Denoise:
-    """The denoiser, told class and columns. x_0 is not clipped: a clipped step has no inverse."""
+    """Return the denoiser with its class and columns bound.
+
+    x_0 is not clipped: a clipped step has no inverse.
+    """
     names = () if config.label is None else (config.label,)
     wanted = condition(DrawConfig(), loaded.model, names, config.on, every=False, told=False)
     if wanted is None:
@@ -170,7 +173,7 @@ def psnr_of(a: Array, b: Array, levels: int | None) -> float | None:
 
 
 def report_psnr(psnr: Sequence[float | None]) -> Notice:
-    """How near the ends come back."""
+    """Say how near the ends come back."""
     first, second = ("exactly" if p is None else f"at {p:.1f} dB" for p in psnr)
     return Notice(f"A comes back from its noise {first}, B {second}")
 
