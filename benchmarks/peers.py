@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from common import to_uint8
 from torch import Tensor, nn
 
-from diffuse_cli.commands.convert.exporters import _diffusers_fields
+from diffuse_cli.commands.convert.diffusers_unet import network_lacks, unet_fields
 from diffuse_cli.config import SAMPLING_STEPS
 from diffuse_cli.core import Conditions, Space
 from diffuse_cli.core.optimizers import BETAS
@@ -55,12 +55,10 @@ def diffusers_unet(like: Blueprint) -> nn.Module:
     """
     from diffusers import UNet2DModel
 
-    lacks = _diffusers_fields._of_network(like.config, like.space.size)  # type: ignore[arg-type]
+    lacks = network_lacks(like.config, like.space.size)  # type: ignore[arg-type]
     if missing := [f"{name} = {value}" for name, value, _ in lacks]:
         raise ValueError(f"UNet2DModel has no option for {', '.join(missing)}")
-    options = {
-        k: v for k, v in _diffusers_fields.unet_fields(like).items() if not k.startswith("_")
-    }
+    options = {k: v for k, v in unet_fields(like).items() if not k.startswith("_")}
     net: nn.Module = UNet2DModel(**options)
     return net
 

@@ -23,6 +23,8 @@ from interop_oracles import answer, checkpoint
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from diffuse_cli.commands.convert.diffusers_schedulers import BETA_ENDS
+from diffuse_cli.commands.convert.diffusers_unet import DEFAULTS, ONLY
 from diffuse_cli.commands.convert.importers import (
     FORMATS,
     _assembly,
@@ -238,8 +240,8 @@ def test_the_size_is_typed_where_the_files_do_not_say_it(diffuse):
 
 def test_defaults_are_those_of_diffusers():
     parameters = dict(list(inspect.signature(theirs.UNet2DModel.__init__).parameters.items())[1:])
-    assert {n: p.default for n, p in parameters.items()} == diffusers.DEFAULTS
-    assert set(diffusers.ONLY) <= set(diffusers.DEFAULTS)
+    assert {n: p.default for n, p in parameters.items()} == DEFAULTS
+    assert set(ONLY) <= set(DEFAULTS)
 
 
 LACKING: dict[str, Any] = {
@@ -403,7 +405,7 @@ COLOUR = Net(config=Config(), space=Space(channels=3, size=(8, 8)), out_channels
 
 
 @pytest.mark.parametrize("case", list(SCHEDULES_OF))
-@pytest.mark.parametrize("kind", diffusers.SCHEDULERS)
+@pytest.mark.parametrize("kind", BETA_ENDS)
 def test_betas_are_those_of_the_scheduler(here: Path, kind: str, case: str):
     given, expected = SCHEDULES_OF[case]
     scheduler = getattr(theirs, kind)(**{"beta_start": 1e-4, "beta_end": 0.02, **given})
@@ -417,7 +419,7 @@ def test_betas_are_those_of_the_scheduler(here: Path, kind: str, case: str):
     assert process.timesteps.tolist() == list(range(process.num_timesteps))
 
 
-@pytest.mark.parametrize("kind", diffusers.SCHEDULERS)
+@pytest.mark.parametrize("kind", BETA_ENDS)
 def test_betas_that_a_file_leaves_out_are_the_schedulers(kind: str):
     scheduler = getattr(theirs, kind)()
     folder = pipeline(scheduler=scheduler)

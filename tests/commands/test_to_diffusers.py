@@ -17,13 +17,9 @@ from leaving import PICTURES, SMALL, UNTOLD, model_of
 from safetensors.torch import load_file
 from torch import Tensor
 
-from diffuse_cli.commands.convert.exporters import (
-    TARGETS,
-    _diffusers_fields,
-    _pipeline_card,
-    export,
-)
-from diffuse_cli.commands.convert.exporters._diffusers_fields import SCHEDULERS, lacks
+from diffuse_cli.commands.convert.diffusers_schedulers import SCHEDULERS, scheduler_fields
+from diffuse_cli.commands.convert.diffusers_unet import lacks
+from diffuse_cli.commands.convert.exporters import TARGETS, _pipeline_card, export
 from diffuse_cli.commands.convert.exporters.diffusers import PARTS, WEIGHTS
 from diffuse_cli.commands.convert.importers import convert
 from diffuse_cli.commands.convert.importers._assembly import Net
@@ -190,7 +186,7 @@ COLOUR = Net(config=SMALL, space=PICTURES, out_channels=3, num_classes=0)
 @pytest.mark.parametrize("name", [n for n in SCHEDULES if n != "sqrt"])
 def test_betas_are_those_of_the_process(here: Path, name: str, sampler: str):
     diffusion = DiffusionConfig(schedule=name)
-    fields = _diffusers_fields.scheduler_fields(SCHEDULERS[sampler], diffusion)
+    fields = scheduler_fields(SCHEDULERS[sampler], diffusion)
     (here / "scheduler_config.json").write_text(json.dumps(fields))
     scheduler = getattr(theirs, SCHEDULERS[sampler].name).from_pretrained(here)
     expected = make_process(diffusion).alpha_bars.float()
@@ -437,13 +433,9 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.mark.parametrize("name", ["dpmpp-2m", "unipc"])
 def test_a_solver_knows_of_a_process_that_ends_without_signal(name: str):
     """It takes the logarithm of the SNR, which a flag there keeps from being infinite."""
-    own = _diffusers_fields.scheduler_fields(
-        SCHEDULERS[name], DiffusionConfig(schedule="cosine", target="v")
-    )
+    own = scheduler_fields(SCHEDULERS[name], DiffusionConfig(schedule="cosine", target="v"))
     assert own["rescale_betas_zero_snr"] is False
-    found = _diffusers_fields.scheduler_fields(
-        SCHEDULERS[name], DiffusionConfig(schedule="flow", target="v")
-    )
+    found = scheduler_fields(SCHEDULERS[name], DiffusionConfig(schedule="flow", target="v"))
     kind, finite = getattr(theirs, found.pop("_class_name")), []
     for flagged in (found["rescale_betas_zero_snr"], False):
         solver = kind.from_config({**found, "rescale_betas_zero_snr": flagged})

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffuse_cli.commands.convert.exporters._diffusers_fields import SCHEDULERS
+from diffuse_cli.commands.convert.diffusers_schedulers import SCHEDULERS
 from diffuse_cli.config.sample_options import SAMPLING_STEPS
 from diffuse_cli.core.settings import dimensions
 from diffuse_cli.sampling.conditioning import default_guidance

@@ -9,8 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.commands.convert.exporters import _diffusers_fields, lacking
-from diffuse_cli.commands.convert.exporters._diffusers_fields import SCHEDULERS, Scheduler
+from diffuse_cli.commands.convert.diffusers_schedulers import (
+    SCHEDULERS,
+    Scheduler,
+    scheduler_fields,
+)
+from diffuse_cli.commands.convert.diffusers_unet import lacks, unet_fields
+from diffuse_cli.commands.convert.exporters import lacking
 from diffuse_cli.config import ConvertConfig
 from diffuse_cli.core.samplers import SAMPLERS
 from diffuse_cli.core.variances import LEARNED
@@ -50,7 +55,7 @@ def write(path: Path, found: Found, config: ConvertConfig) -> Work[Mapping[str, 
     from diffuse_cli.commands.convert.exporters import _pipeline_card
 
     model, weights = found.model, config.weights or "ema"
-    for lack in _diffusers_fields.lacks(model.blueprint):
+    for lack in lacks(model.blueprint):
         raise lacking(found, "diffusers", *lack)
     if model.distilled is not None:
         raise lacking(found, "diffusers", "distilled", "a consistency function",
@@ -61,8 +66,8 @@ def write(path: Path, found: Found, config: ConvertConfig) -> Work[Mapping[str, 
     if model.blueprint.conditions.classes:
         yield Notice(LOOP.format("tells a U-Net its class"))
     scheduler = SCHEDULERS[name]
-    unet = _diffusers_fields.unet_fields(model.blueprint)
-    process = _diffusers_fields.scheduler_fields(scheduler, model.blueprint.diffusion)
+    unet = unet_fields(model.blueprint)
+    process = scheduler_fields(scheduler, model.blueprint.diffusion)
     index = {
         "_class_name": scheduler.pipeline or "DDPMPipeline",
         "scheduler": ["diffusers", scheduler.name],
