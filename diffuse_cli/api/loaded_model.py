@@ -19,7 +19,7 @@ from diffuse_cli.config.parsers import plain
 from diffuse_cli.core.space import Space
 from diffuse_cli.media import prepare
 from diffuse_cli.models import model_file
-from diffuse_cli.models.model_report import report_on
+from diffuse_cli.models.model_report import facts
 from diffuse_cli.sampling.cascade import load_chain
 from diffuse_cli.sampling.generation import precision_for, ready
 from diffuse_cli.sampling.journal import parts_of
@@ -78,10 +78,8 @@ class Model:
     @property
     def info(self) -> dict[str, Any]:
         """What `diffuse info MODEL --json` prints."""
-        facts: dict[str, Any] = json.loads(
-            json.dumps(without_nan(report_on(self._found).to_dict()))
-        )
-        return facts
+        values: dict[str, Any] = json.loads(json.dumps(without_nan(facts(self._found))))
+        return values
 
     def sample(
         self,

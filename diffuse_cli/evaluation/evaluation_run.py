@@ -309,7 +309,7 @@ def _model_facts(loaded: Loaded) -> dict[str, Any]:
     model = loaded.model
     return {
         "step": model.step,
-        "parameters": sum(tensor.numel() for tensor in model.ema.values()),
+        "parameters": model.parameters,
         "shape": list(loaded.space.shape),
         "num_timesteps": loaded.denoiser.process.num_timesteps,
         "classes": list(model.blueprint.conditions.classes),

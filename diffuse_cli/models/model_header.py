@@ -75,6 +75,11 @@ class Model:
         return self.blueprint.conditions.classes
 
     @property
+    def parameters(self) -> int:
+        """The number of parameters of the network."""
+        return sum(tensor.numel() for tensor in self.ema.values())
+
+    @property
     def low_frequencies(self) -> LowFrequencies | None:
         """Those of the training data, if they were measured."""
         found, space = self.data.get(LOW_FREQUENCIES), self.blueprint.space

@@ -15,7 +15,7 @@ from hubs import COMMIT, serving
 from PIL import Image
 from seams import FULL, ends_at, failing, killed_while
 
-from diffuse_cli.commands.push.publication import _text
+from diffuse_cli.commands._cli.model_facts import escape
 from diffuse_cli.sampling.journal import holding
 from diffuse_cli.system import files
 
@@ -224,4 +224,4 @@ def test_no_name_of_a_folder_or_file_leaves_the_machine(
 
 
 def test_texts_of_a_file_are_not_markdown():
-    assert _text("<b>|`*_[x]") == r"&lt;b&gt;\|\`\*\_\[x\]"
+    assert escape("<b>|`*_[x]") == r"&lt;b&gt;\|\`\*\_\[x\]"

@@ -265,3 +265,25 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+MOST_LISTED = 100
+"""The most words in a list, and lines of settings, to print."""
+
+Rows = list[tuple[str, str]]
+"""Labels, each with a text."""
+
+
+def labelled(label: str, texts: Iterable[str]) -> Rows:
+    """Return lines under one label, which is on the first."""
+    return [("" if i else label, text) for i, text in enumerate(texts)]
+
+
+def listed(words: Sequence[str]) -> str:
+    """Return the first of the words, and how many more there are."""
+    return ", ".join(map(brief, words[:MOST_LISTED])) + more(len(words) - MOST_LISTED)
+
+
+def more(count: int) -> str:
+    """Return how many more there are."""
+    return f" and {count:,} more" if count > 0 else ""

@@ -105,12 +105,12 @@ def _setting(*pair: Any) -> list[str]:
 
 def _facts(side: Subject) -> dict[str, str]:
     """What there is to say of a run or model, by its label."""
-    parameters = side.parameters
-    versions = side.model.versions if side.model else {}
+    known = side.facts
+    parameters, versions = known.get("parameters"), known.get("versions", {})
     lowest = _lowest(side.lowest_held_out_loss)
     return {
         "parameters": NONE if parameters is None else f"{parameters:,}",
-        "training images": _images(side.data),
+        "training images": _images(known.get("data", {})),
         "step": brief(f"{side.step:,} of {side.steps:,}"),
         "loss": NONE if side.loss is None else str(Measured(side.loss)),
         "held-out loss": NONE if side.held_out_loss is None else str(Measured(side.held_out_loss)),

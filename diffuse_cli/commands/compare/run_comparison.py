@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from diffuse_cli.config import CompareConfig, TrainConfig
 from diffuse_cli.config.options import from_dict, options, read_toml
 from diffuse_cli.config.train_options import from_file, to_file
 from diffuse_cli.metrics.features import KIDS
-from diffuse_cli.models.model_report import kind_of, training_config
+from diffuse_cli.models.model_report import facts, kind_of, training_config
 from diffuse_cli.system import files, run_reader
 from diffuse_cli.system.devices import machine_or, rank
 from diffuse_cli.system.errors import ModelFileError
@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from diffuse_cli.evaluation.paired_comparison import BothMeasured
-    from diffuse_cli.models.model_file import Model
+    from diffuse_cli.models.model_file import Found
+
+HELD = ("path", "settings", "places", "found")
+"""Attributes of `Subject` that are not printed as they are."""
 
 MEANT = (
     "size", "channels", "medium", "background", "classes", "schedule", "betas", "num_timesteps",
@@ -39,7 +42,7 @@ class Subject:
     Attributes:
         settings: its training's, by name; those of the network as `unet.width`.
         places: those of the run alone, such as its data; None without a run directory.
-        model, sha256: its model, or the newest of a run, and its hash; None if it has none yet.
+        found: its model, or the newest of a run; None if it has none yet.
         step, steps: of the model or the run, and of the whole training.
         loss, held_out_loss: the last ones logged up to that step.
         lowest_held_out_loss: with its step.
@@ -49,8 +52,7 @@ class Subject:
     path: str
     settings: Mapping[str, Any]
     places: Mapping[str, Any] | None
-    model: Model | None
-    sha256: str | None
+    found: Found | None
     step: int
     steps: int
     loss: float | None
@@ -60,21 +62,21 @@ class Subject:
     lowest_kid_random: dict[str, float] | None
 
     @property
-    def parameters(self) -> int | None:
-        """Of the network."""
-        return sum(tensor.numel() for tensor in self.model.ema.values()) if self.model else None
-
-    @property
-    def data(self) -> Mapping[str, Any]:
-        """What the model file says of the training data."""
-        return self.model.data if self.model else {}
+    def facts(self) -> Mapping[str, Any]:
+        """What the model file says, by name; nothing without a model."""
+        return facts(self.found) if self.found else {}
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, without the settings."""
-        values = {k: v for k, v in vars(self).items() if k not in ("settings", "places", "model")}
-        versions = dict(self.model.versions) if self.model else None
-        facts = {"parameters": self.parameters, "data": dict(self.data), "versions": versions}
-        return {**values, **facts}
+        known = self.facts
+        return {
+            "path": self.path,
+            "sha256": known.get("sha256"),
+            **{k: v for k, v in vars(self).items() if k not in HELD},
+            "parameters": known.get("parameters"),
+            "data": dict(known.get("data", {})),
+            "versions": known.get("versions"),
+        }
 
 
 @dataclass(frozen=True)
@@ -122,32 +124,32 @@ def compare(
     }
     remarks, measured = [*_about_losses(a, b, differing)], None
     if config.data is not None:
-        spaces = [_needed(side).blueprint.space for side in (a, b)]
+        sides = [_needed(side) for side in (a, b)]
+        spaces = [found.model.blueprint.space for found in sides]
         if spaces[0] != spaces[1]:
             kinds = [kind_of(space) for space in spaces]
             remarks.append(
                 f"the metrics cannot be compared: samples of A are {kinds[0]}, and of B {kinds[1]}"
             )
         else:
-            measured = yield from _measured(config, (a, b), accelerator)
+            measured = yield from _measured(config, sides, accelerator)
     if rank() > 0:
         return None
     return Comparison(a, b, differing, tuple(remarks), measured)
 
 
 def _measured(
-    config: CompareConfig, sides: tuple[Subject, Subject], accelerator: Accelerator | None
+    config: CompareConfig, sides: Sequence[Found], accelerator: Accelerator | None
 ) -> Work[BothMeasured | None]:
     from diffuse_cli.evaluation.paired_comparison import measure_both
     from diffuse_cli.sampling.generation import Loaded, precision_for, ready
 
     with machine_or(accelerator, config.precision, config.device) as accelerator:
         loaded = []
-        for side in sides:
-            if model := side.model:
-                exact = precision_for(model, config.precision, accelerator)
-                denoiser = ready(model, config.weights, accelerator, exact)
-                loaded.append(Loaded(model, denoiser, str(side.sha256), exact))
+        for found in sides:
+            exact = precision_for(found.model, config.precision, accelerator)
+            denoiser = ready(found.model, config.weights, accelerator, exact)
+            loaded.append(Loaded(found.model, denoiser, found.sha256, exact))
         return (yield from measure_both(config, loaded, accelerator))
 
 
@@ -156,7 +158,7 @@ def _about_losses(a: Subject, b: Subject, differing: Mapping[str, Any]) -> Itera
     if a.loss is None or b.loss is None:
         return
     names = [name for name in MEANT if name in differing]
-    prints = [side.data.get("fingerprint") for side in (a, b)]
+    prints = [side.facts.get("data", {}).get("fingerprint") for side in (a, b)]
     if prints[0] != prints[1] and None not in prints:
         names.append("training images")
     if names:
@@ -166,13 +168,13 @@ def _about_losses(a: Subject, b: Subject, differing: Mapping[str, Any]) -> Itera
 # -- reading --------------------------------------------------------------------------------------
 
 
-def _needed(side: Subject) -> Model:
-    if side.model is None:
+def _needed(side: Subject) -> Found:
+    if side.found is None:
         raise ModelFileError(
             f"{files.show(side.path)} has no model yet",
             "Leave out DATA, or wait for its first checkpoint",
         )
-    return side.model
+    return side.found
 
 
 def _subject(path: str) -> Work[Subject]:
@@ -201,8 +203,7 @@ def _subject(path: str) -> Work[Subject]:
         path=path,
         settings=settings,
         places=places,
-        model=model,
-        sha256=found.sha256 if found else None,
+        found=found,
         step=model.step if model else max((int(row["step"]) for row in rows), default=0),
         steps=settings["steps"],
         loss=run_reader.last(rows, "loss"),

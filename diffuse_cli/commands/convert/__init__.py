@@ -28,30 +28,26 @@ def run(config: ConvertConfig, console: Console) -> None:
 def _bring(config: ConvertConfig, console: Console) -> None:
     """Convert to a model file."""
     from diffuse_cli.commands.convert.importers import convert
-    from diffuse_cli.config.options import to_dict
     from diffuse_cli.core.settings import dimensions
-    from diffuse_cli.core.settings import to_dict as plain
+    from diffuse_cli.models.model_header import describe
     from diffuse_cli.system.files import sha256
 
     made = console.follow(convert(config))
-    own = made.model.blueprint
-    parameters = sum(tensor.numel() for tensor in made.model.ema.values())
+    own, said = made.model.blueprint, describe(made.model)
     diffusion, count = own.diffusion, own.conditions.num_classes
     size = dimensions(own.space.size)
     schedule = diffusion.schedule or "custom betas"
     classes = f", {count:,} classes" if count else ""
     console.say(
-        f"{made.format}: {parameters:,} parameters, {size}, {schedule} over "
+        f"{made.format}: {made.model.parameters:,} parameters, {size}, {schedule} over "
         f"{diffusion.num_timesteps:,} timesteps, target {diffusion.target}, "
         f"variance {diffusion.variance}{classes}"
     )
     values = {
         "model": str(made.path),
         "format": made.format,
-        "parameters": parameters,
-        "space": plain(own.space),
-        "network": {"name": own.network, **plain(own.config)},
-        "diffusion": to_dict(diffusion),
+        "parameters": made.model.parameters,
+        **{name: said[name] for name in ("space", "network", "diffusion")},
         "classes": count,
         "sha256": sha256(made.path),
     }

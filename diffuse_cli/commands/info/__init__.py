@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from diffuse_cli.commands._cli.console import Console, brief, clock
-from diffuse_cli.commands.info.inspection import Rows, labelled, model_rows, more
+from diffuse_cli.commands._cli.console import Console, Rows, brief, clock, labelled, more
 from diffuse_cli.config import InfoConfig
 from diffuse_cli.config.options import to_toml
 from diffuse_cli.core.settings import dimensions
@@ -22,7 +21,6 @@ from diffuse_cli.system.files import show
 if TYPE_CHECKING:
     from diffuse_cli.commands.info.duplicates import Copies
     from diffuse_cli.commands.info.reports import DataReport, RunReport
-    from diffuse_cli.models.model_report import ModelReport
 
 CONFIG = InfoConfig
 
@@ -35,20 +33,23 @@ MOST_CLASSES = 20
 def run(config: InfoConfig, console: Console) -> None:
     """Inspect, and print what was found."""
     from diffuse_cli.commands.info.inspection import inspect
-    from diffuse_cli.commands.info.reports import RunReport
-    from diffuse_cli.models.model_report import ModelReport
+    from diffuse_cli.commands.info.model_inspection import ModelReport
+    from diffuse_cli.commands.info.reports import DataReport, RunReport
 
     found = console.follow(inspect(config))
     model = found.model if isinstance(found, RunReport) else found
     if isinstance(model, ModelReport) and model.config:
-        lines = _toml(model)
-    elif isinstance(found, RunReport):
-        lines = columns(_run_rows(found))
-    elif isinstance(found, ModelReport):
-        lines = columns(model_rows(found))
-    else:
-        lines = columns(_data_rows(found, config.fit or "crop"))
-    console.show(found.to_dict(), lines)
+        text = str(model.out) if model.out else to_toml(model.config)
+        console.show(found.to_dict(), map(show, text.splitlines()))
+        return
+    rows = _run_rows(found) if isinstance(found, RunReport) else []
+    if isinstance(model, ModelReport):
+        from diffuse_cli.commands._cli.model_facts import model_rows
+
+        rows += model_rows(model.found)
+    elif isinstance(found, DataReport):
+        rows = _data_rows(found, config.fit or "crop")
+    console.show(found.to_dict(), columns(rows))
 
 
 # -- images ---------------------------------------------------------------------------------------
@@ -188,7 +189,6 @@ def _run_rows(found: RunReport) -> Rows:
         ("loss", ", ".join(losses) or "none yet"),
         ("speed", f"{speed:,.0f} {_many(found)}/s" if speed is not None else "none yet"),
         *([("go on with", show(found.resume))] if found.resume else []),
-        *(model_rows(found.model) if found.model else []),
     ]
 
 
@@ -196,10 +196,4 @@ def _many(found: RunReport) -> str:
     """What its samples are called, as far as that is known."""
     from diffuse_cli.media import MEDIA
 
-    return MEDIA[found.model.blueprint.space.medium].MANY if found.model else "samples"
-
-
-def _toml(found: ModelReport) -> list[str]:
-    """The path of the TOML, or its lines."""
-    text = str(found.out) if found.out else to_toml(found.config or {})
-    return [show(line) for line in text.splitlines()]
+    return MEDIA[found.model.found.model.blueprint.space.medium].MANY if found.model else "samples"

@@ -15,6 +15,7 @@ from PIL import Image
 
 from diffuse_cli.commands.info import duplicates as near
 from diffuse_cli.commands.info.duplicates import Copies, count_copies, exact_roots
+from diffuse_cli.commands.info.model_inspection import ModelReport, inspect_model
 from diffuse_cli.config import InfoConfig
 from diffuse_cli.config.options import read_toml
 from diffuse_cli.core.space import Space
@@ -22,7 +23,6 @@ from diffuse_cli.data import Samples, Summary, is_images, read_cells, read_image
 from diffuse_cli.data.metadata_columns import survey
 from diffuse_cli.data.samples import limited, moments
 from diffuse_cli.media import MEDIA, Array, asked_for, figures
-from diffuse_cli.models.model_report import ModelReport, inspect_model
 from diffuse_cli.system import files, outputs, run_reader
 from diffuse_cli.system.errors import DataError, ModelFileError, UsageError, translating
 from diffuse_cli.system.events import Notice, Progress, Work
@@ -280,7 +280,7 @@ def inspect_run(config: InfoConfig, run: Path) -> Work[RunReport]:
         )
     rows = list(run_reader.rows(run / run_reader.METRICS))
     last = {name: run_reader.last(rows, name) for name in LOGGED}
-    step = int(max([row["step"] for row in rows] + [model.step if model else 0]))
+    step = int(max([row["step"] for row in rows] + [model.found.model.step if model else 0]))
     process, speed = outputs.holder(run / run_reader.LOCK), last["images_per_second"]
     again = run_reader.resume_line(str(settings.get("data")), str(run_reader.model_of(run)))
     return RunReport(

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import html
 import json
 import math
 import re
 import shlex
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from diffuse_cli.commands.info.inspection import model_rows
+from diffuse_cli.commands._cli.model_facts import data_section, escape, model_section, table
 from diffuse_cli.config import PushConfig, SampleConfig
 from diffuse_cli.core.conditions import PAIRS
 from diffuse_cli.data.metadata_columns import example
@@ -25,7 +24,7 @@ from diffuse_cli.metrics import measured, shown
 from diffuse_cli.models import model_file
 from diffuse_cli.models.image_conditioning import Giver
 from diffuse_cli.models.model_file import Found
-from diffuse_cli.models.model_report import kind_of, report_on
+from diffuse_cli.models.model_report import kind_of
 from diffuse_cli.sampling import generation
 from diffuse_cli.sampling.cascade import load_chain
 from diffuse_cli.sampling.journal import LOCK, holding
@@ -35,10 +34,6 @@ from diffuse_cli.system.errors import ModelFileError, OutputError, UsageError
 from diffuse_cli.system.events import Notice, Progress, Work
 from diffuse_cli.system.hub_models import MODEL_FILE, check_free, pushed, upload
 from diffuse_cli.system.outputs import UnfinishedFiles, check_suffix
-
-if TYPE_CHECKING:
-    from diffuse_cli.models.model_report import ModelReport
-
 
 CARD, SAMPLES, NUMBERS = "README.md", "samples.png", "eval.json"
 """Names of the files beside the model."""
@@ -98,7 +93,7 @@ def push(config: PushConfig) -> Work[Pushed]:
         if numbers:
             begun.write(NUMBERS, (json.dumps(numbers, indent=1) + "\n").encode())
         text = card(
-            report_on(found),
+            found,
             pushed(config.target),
             str(config.license),
             numbers=numbers,
@@ -196,7 +191,7 @@ LEFT_OUT = ("model", "file", "title", "data")
 
 
 def card(
-    found: ModelReport,
+    found: Found,
     repo: str,
     license: str,
     *,
@@ -217,18 +212,18 @@ def card(
         f"# {repo.rpartition('/')[2]}",
         _said(found),
         f"![Samples of the model]({samples})" if samples else "",
-        f"Not chosen: the first ones of {_text(drawn)}." if drawn else "",
+        f"Not chosen: the first ones of {escape(drawn)}." if drawn else "",
         _use(name, found),
-        "## The model\n\n" + _table(("", ""), _rows(found)),
-        _data(found.data),
+        model_section(found, LEFT_OUT, [("SHA-256", f"`{found.sha256}`")]),
+        data_section(found.model.data),
         _measured(numbers),
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def _head(found: ModelReport, license: str) -> str:
+def _head(found: Found, license: str) -> str:
     """The hub's metadata: YAML, of which JSON is a part."""
-    space, conditions = found.blueprint.space, found.blueprint.conditions
+    space, conditions = found.model.blueprint.space, found.model.blueprint.conditions
     drawn = space.medium == "image" and judged(space) and not conditions.given
     values = {
         "license": license,
@@ -240,32 +235,32 @@ def _head(found: ModelReport, license: str) -> str:
     return "\n".join(["---", *lines, "---"])
 
 
-def _said(found: ModelReport) -> str:
-    space, conditions = found.blueprint.space, found.blueprint.conditions
+def _said(found: Found) -> str:
+    space, conditions = found.model.blueprint.space, found.model.blueprint.conditions
     told = [f"one of {len(conditions.classes):,} classes"] * bool(conditions.classes)
     told += [f"what it is given ({conditions.given.what})"] if conditions.given else []
     told += ["columns of a table"] if conditions.table else []
     what = f", told {' and '.join(told)}" if told else ""
     return (
-        f"A diffusion model of {MEDIA[space.medium].MANY} ({kind_of(space)}){_text(what)}: "
-        f"{found.parameters:,} parameters, trained for {found.step:,} steps with "
+        f"A diffusion model of {MEDIA[space.medium].MANY} ({kind_of(space)}){escape(what)}: "
+        f"{found.model.parameters:,} parameters, trained for {found.model.step:,} steps with "
         "`diffuse`."
     )
 
 
-def _use(name: str, found: ModelReport) -> str:
+def _use(name: str, found: Found) -> str:
     """Return lines that sample from it, with an input of the reader's and a value of each column.
 
     The command and the program have the same options.
     """
-    conditions, flags, keywords = found.blueprint.conditions, list[str](), ""
+    conditions, flags, keywords = found.model.blueprint.conditions, list[str](), ""
     if conditions.table:
         values = dict(map(example, conditions.table.columns))
         for column, value in values.items():
             flags += ["--on", f"{column}={value}"]
         keywords += f", on={values!r}"
     if conditions.given:
-        file = f"input{suffix(found.blueprint.space)}"
+        file = f"input{suffix(found.model.blueprint.space)}"
         flags += ["--given", file]
         keywords += f", given={file!r}"
         if conditions.given.what != PAIRS:
@@ -287,34 +282,6 @@ samples.images()
 ```"""
 
 
-def _rows(found: ModelReport) -> Iterator[Sequence[str]]:
-    yield "SHA-256", f"`{found.sha256}`"
-    label = ""
-    for own, text in model_rows(found):
-        label = own or label
-        if label not in LEFT_OUT:
-            yield own, _text(text)
-
-
-def _data(data: Mapping[str, Any]) -> str:
-    """What is known of the training data, which are not part of the model."""
-    if not data.get("fingerprint"):
-        return ""
-    rows = [("fingerprint", f"`{_text(str(data['fingerprint']))}`")]
-    if isinstance(count := data.get("images"), int):
-        held = data.get("held_out")
-        out = held.get("images") if isinstance(held, Mapping) else None
-        apart = f", {out:,} of them held out" if isinstance(out, int) else ""
-        rows.append(("samples", f"{count:,}{apart}"))
-    if origin := data.get("origin"):
-        rows.append(("origin", _text(str(origin))))
-    return (
-        "## The data\n\n"
-        "The training data are not here. `diffuse info DATA` prints the same fingerprint of the "
-        "same data.\n\n" + _table(("", ""), rows)
-    )
-
-
 def _measured(numbers: Mapping[str, Any] | None) -> str:
     if numbers is None:
         return "## Numbers\n\nNothing was measured; `diffuse eval` does."
@@ -332,7 +299,7 @@ def _measured(numbers: Mapping[str, Any] | None) -> str:
             f"{measured(values, number.key)}",
             str(reference) if known else "",
         )
-        rows.append([_text(cell) for cell in cells])
+        rows.append([escape(cell) for cell in cells])
     counts, settings = numbers["n"], numbers["settings"]
     network, part = dict(numbers["features"]).get("name", ""), numbers.get("part", "")
     how = [
@@ -340,23 +307,12 @@ def _measured(numbers: Mapping[str, Any] | None) -> str:
         f"{settings.get('sampler')}, {settings.get('steps')} steps, seed {settings.get('seed')}",
         *([f"features of {network}"] if network else []),
     ]
-    remarks = [f"- {_text(str(remark))}" for remark in numbers["remarks"]]
+    remarks = [f"- {escape(str(remark))}" for remark in numbers["remarks"]]
     parts = [
         "## Numbers",
         "A value, its standard error, and what a perfect model would reach.",
-        _table(("", "measured", "reference"), rows),
-        _text("; ".join(how)) + ". All of it: [eval.json](eval.json).",
+        table(("", "measured", "reference"), rows),
+        escape("; ".join(how)) + ". All of it: [eval.json](eval.json).",
         "\n".join(remarks),
     ]
     return "\n\n".join(filter(None, parts))
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-
-
-def _text(text: str) -> str:
-    """A text of a file as it is read, not as Markdown or HTML."""
-    safe = html.escape(files.show(text), quote=False)
-    return "".join(f"\\{c}" if c in "\\`*_[]|#" else c for c in safe)

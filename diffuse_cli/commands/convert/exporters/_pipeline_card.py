@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from diffuse_cli.commands._cli.model_facts import data_section, model_section
 from diffuse_cli.commands.convert.diffusers_schedulers import SCHEDULERS
 from diffuse_cli.config.sample_options import SAMPLING_STEPS
 from diffuse_cli.core.settings import dimensions
 from diffuse_cli.sampling.conditioning import default_guidance
-from diffuse_cli.system.files import brief, show
+from diffuse_cli.system.files import show
 
 if TYPE_CHECKING:
     from diffuse_cli.models.model_file import Found, Model
@@ -76,6 +76,9 @@ GUIDED_LEARNED = """\
         free, _ = unet(x, t, class_labels=nothing).sample.chunk(2, dim=1)
         y = torch.cat([free + scale * (told - free), variance], dim=1)"""
 
+LEFT_OUT = ("model", "title", "file", "weights", "classes", "data")
+"""Rows of `diffuse info` that are of the model file, or have a section of their own."""
+
 SHOWN = 100
 """How many class names are listed."""
 
@@ -90,7 +93,17 @@ def card(name: str, found: Found, weights: str, sampler: str) -> str:
         what += f", told one of {len(classes):,} classes"
     task = f"{'class-conditional' if classes else 'unconditional'}-image-generation"
     head = HEAD.format(task=task, name=show(name), what=what)
-    return head + draw(name, model, sampler) + "\n".join(("", *facts(found, weights)))
+    first = [
+        ("weights", {"ema": "averaged over the training", "raw": "of the last step"}[weights]),
+        ("written from", f"`{show(found.path.name)}`, SHA-256 `{found.sha256}`"),
+    ]
+    parts = [
+        head + draw(name, model, sampler).rstrip("\n"),
+        model_section(found, LEFT_OUT, first),
+        data_section(model.data),
+        "\n".join(labels(classes)),
+    ]
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def draw(name: str, model: Model, sampler: str) -> str:
@@ -117,44 +130,11 @@ def draw(name: str, model: Model, sampler: str) -> str:
     return LOOP.format(name=show(name), setting=setting, shape=shape, steps=steps, answer=answer)
 
 
-def facts(found: Found, weights: str) -> Iterator[str]:
-    """What the model file says of the model."""
-    model = found.model
-    own = model.blueprint
-    yield from ("## What it is", "", "| | |", "|---|---|")
-    diffusion = own.diffusion
-    schedule = diffusion.schedule or "betas of its own"
-    rows = {
-        "parameters": f"{sum(t.numel() for t in model.ema.values()):,}",
-        "weights": {"ema": "averaged over the training", "raw": "of the last step"}[weights],
-        "training steps": f"{model.step:,}" if model.step else "",
-        "training samples": _count(model),
-        "fingerprint of the data": f"`{brief(model.data['fingerprint'])}`"
-        if "fingerprint" in model.data
-        else "",
-        "noise schedule": f"{schedule}, {diffusion.num_timesteps:,} timesteps",
-        "shift of its log-SNR": f"{diffusion.log_snr_shift:g}" if diffusion.log_snr_shift else "",
-        "rescaled to zero terminal SNR": "yes" if diffusion.zero_terminal_snr else "",
-        "target": diffusion.target,
-        "variance": diffusion.variance,
-        "recommended setting": str(model.sampling) if model.sampling else "",
-        "written from": f"`{show(Path(found.path).name)}`, SHA-256 `{found.sha256}`",
-        "trained with": f"diffuse {brief(model.versions.get('diffuse', '?'), 50)}",
-    }
-    yield from (f"| {name} | {_cell(text)} |" for name, text in rows.items() if text)
-    yield ""
-    if classes := own.conditions.classes:
-        yield from (f"Label {len(classes)} stands for no class. The others:", "", "```")
-        yield from (f"{i}: {show(name)}" for i, name in enumerate(classes[:SHOWN]))
+def labels(classes: Sequence[str]) -> Iterator[str]:
+    """Yield a section that names the class of each label."""
+    if classes:
+        yield from ("## Labels", "", f"Label {len(classes)} stands for no class. The others:", "")
+        yield from ("```", *(f"{i}: {show(name)}" for i, name in enumerate(classes[:SHOWN])))
         if len(classes) > SHOWN:
             yield f"and {len(classes) - SHOWN:,} more, in unet/config.json"
-        yield from ("```", "")
-
-
-def _count(model: Model) -> str:
-    count = model.data.get("images")
-    return f"{count:,}" if isinstance(count, int) else ""
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
+        yield "```"

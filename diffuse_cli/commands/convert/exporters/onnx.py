@@ -53,9 +53,8 @@ def write(path: Path, found: Found, config: ConvertConfig) -> Work[Mapping[str, 
     model = found.model
     tensors = model.tensors(config.weights or "ema")
     if sum(tensor.nbytes for tensor in tensors.values()) > MOST_BYTES:
-        count = sum(tensor.numel() for tensor in tensors.values())
         hint = "Its files are smaller than 2 GiB; --to diffusers has no limit"
-        raise lacking(found, "ONNX", "parameters", f"{count:,}", hint)
+        raise lacking(found, "ONNX", "parameters", f"{model.parameters:,}", hint)
     yield Progress(TASK, 0, 1)
     net = model.network(config.weights or "ema")
     data = _graph(net, model.blueprint, metadata(model))
@@ -68,7 +67,7 @@ def write(path: Path, found: Found, config: ConvertConfig) -> Work[Mapping[str, 
         )
     files.write_bytes(path, data)
     yield Notice(f"outputs in onnxruntime differ by {error:.1g} at most")
-    return {"parameters": sum(t.numel() for t in tensors.values()), "error": error}
+    return {"parameters": model.parameters, "error": error}
 
 
 def _graph(net: Any, own: Blueprint, said: Mapping[str, str]) -> bytes:

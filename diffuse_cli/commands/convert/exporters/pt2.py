@@ -38,4 +38,4 @@ def write(path: Path, found: Found, config: ConvertConfig) -> Work[Mapping[str, 
     data = io.BytesIO()
     torch.export.save(program, data, extra_files=dict(metadata(model)))
     files.write_bytes(path, data.getvalue())
-    return {"parameters": sum(tensor.numel() for tensor in model.ema.values())}
+    return {"parameters": model.parameters}

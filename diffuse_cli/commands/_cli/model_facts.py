@@ -1,0 +1,148 @@
+"""The facts of a model file in words, for a terminal and for model cards."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from diffuse_cli.commands._cli.console import MOST_LISTED, Rows, brief, labelled, listed, said
+from diffuse_cli.core.gaussian_start import NAME as LOW_FREQUENCIES
+from diffuse_cli.core.networks import NETWORKS
+from diffuse_cli.data.metadata_columns import described
+from diffuse_cli.models.image_conditioning import Giver
+from diffuse_cli.models.model_report import kind_of
+from diffuse_cli.system.files import show
+
+if TYPE_CHECKING:
+    from diffuse_cli.config import DiffusionConfig
+    from diffuse_cli.core.conditions import Conditions
+    from diffuse_cli.models.blueprint import Blueprint
+    from diffuse_cli.models.model_file import Found, Model
+
+
+def model_rows(found: Found) -> Rows:
+    """Return the facts of a model file as labels and texts."""
+    model = found.model
+    conditions, sampling, distilled = model.blueprint.conditions, model.sampling, model.distilled
+    rows = [
+        ("model", show(found.path)),
+        ("title", brief(found.title) or "none"),
+        ("file", f"{found.size_bytes:,} bytes, SHA-256 {found.sha256}"),
+        ("weights", _weights(model)),
+        ("parameters", f"{model.parameters:,}"),
+        *labelled("network", _network(model.blueprint)),
+        ("process", _process(model.blueprint.diffusion)),
+        ("classes", listed(conditions.classes) or "none: trained without --classes"),
+        *labelled("given", _given(model.blueprint)),
+        *labelled("told", _told(conditions)),
+        ("step", brief(f"{model.step:,}")),
+    ]
+    if distilled:
+        guided = f", guided at {distilled['guidance']:g}" if "guidance" in distilled else ""
+        rows += [("distilled", brief(f"from the model of SHA-256 {distilled['teacher']}{guided}"))]
+    if sampling:
+        rows += [("recommended", show(str(sampling)))]
+        if sampling.times:
+            rows += [("times", brief(", ".join(f"{time:g}" for time in sampling.times)))]
+    # The tables of low frequencies are many numbers.
+    data = {k: "measured" if k == LOW_FREQUENCIES else v for k, v in model.data.items()}
+    return [
+        *rows,
+        *labelled("data", _settings(data)),
+        *labelled("training", _settings(model.training)),
+        *labelled("versions", _settings(model.versions)),
+    ]
+
+
+def _weights(model: Model) -> str:
+    kinds = "averaged" if model.raw is None else "averaged and raw"
+    if model.weak_step is None:
+        return kinds
+    return f"{kinds}; the average of step {model.weak_step:,}, for --guide-with self"
+
+
+def _network(own: Blueprint) -> list[str]:
+    count = own.conditions.num_classes
+    conditional = f", conditional on {count:,} classes" if count else ""
+    lines = NETWORKS[own.network].describe(own.config, own.space)
+    return [f"{own.network}, {kind_of(own.space)}{conditional}", *map(show, lines)]
+
+
+def _given(own: Blueprint) -> Iterator[str]:
+    """Yield the kind of image that the model is conditioned on, if there is one."""
+    if giver := Giver.of(own):
+        given = giver.given
+        noise = f", with noise of up to {given.noise:g}" if given.noise else ""
+        kind = f"{show(given.what)}: {kind_of(giver.inputs)}"
+        yield f"{kind}; dropped from {given.dropout:.0%}{noise}"
+
+
+def _told(conditions: Conditions) -> list[str]:
+    """Return the columns, for `sample --on`."""
+    table = conditions.table
+    return [f"{brief(c.name)}: {described(c)}" for c in table.columns] if table else []
+
+
+def _process(diffusion: DiffusionConfig) -> str:
+    betas = "custom betas" if diffusion.betas else f"schedule {show(diffusion.schedule)}"
+    moved = f", log-SNR shifted by {diffusion.log_snr_shift:+g}" if diffusion.log_snr_shift else ""
+    zero = " at zero terminal SNR" if diffusion.zero_terminal_snr else ""
+    return (
+        f"{betas}{moved}{zero}, {diffusion.num_timesteps:,} timesteps, "
+        f"target {show(diffusion.target)}, variance {show(diffusion.variance)}"
+    )
+
+
+def _settings(values: Mapping[str, Any], before: str = "") -> list[str]:
+    """Return a line for the settings, and one for each table in them."""
+    tables = {name: value for name, value in values.items() if isinstance(value, Mapping)}
+    single = [f"{brief(k)}={brief(said(v))}" for k, v in values.items() if k not in tables]
+    lines = [f"{before}{listed(single)}"] if single else []
+    for name, table in tables.items():
+        lines += _settings(table, f"{before}{brief(name)}: ")
+    return lines if len(lines) <= MOST_LISTED else [*lines[:MOST_LISTED], "..."]
+
+
+# -- Markdown -------------------------------------------------------------------------------------
+
+
+def model_section(found: Found, left_out: Collection[str], first: Iterable[Sequence[str]]) -> str:
+    """Return a section on the model: the `first` rows, in Markdown, and those of `model_rows`
+    without the labels that are left out."""
+    rows, label = [*first], ""
+    for own, text in model_rows(found):
+        label = own or label
+        if label not in left_out:
+            rows.append((own, escape(text)))
+    return "## The model\n\n" + table(("", ""), rows)
+
+
+def data_section(data: Mapping[str, Any]) -> str:
+    """Return a section on the training data, which are not part of the model."""
+    if not data.get("fingerprint"):
+        return ""
+    rows = [("fingerprint", f"`{escape(str(data['fingerprint']))}`")]
+    if isinstance(count := data.get("images"), int):
+        held = data.get("held_out")
+        out = held.get("images") if isinstance(held, Mapping) else None
+        apart = f", {out:,} of them held out" if isinstance(out, int) else ""
+        rows.append(("samples", f"{count:,}{apart}"))
+    if origin := data.get("origin"):
+        rows.append(("origin", escape(str(origin))))
+    return (
+        "## The data\n\n"
+        "The training data are not here. `diffuse info DATA` prints the same fingerprint of the "
+        "same data.\n\n" + table(("", ""), rows)
+    )
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def escape(text: str) -> str:
+    """Return a text of a file as it is read, not as Markdown or HTML."""
+    safe = html.escape(show(text), quote=False)
+    return "".join(f"\\{c}" if c in "\\`*_[]|#" else c for c in safe)
