@@ -1,4 +1,8 @@
-"""`--help`: options in groups, coloured on a terminal, plain elsewhere."""
+"""`--help`: options in groups, coloured on a terminal, plain elsewhere.
+
+Typer's own panels would draw boxes in files and in docs/cli.md, too, order groups by their first
+option, and import every command to list them.
+"""
 
 from __future__ import annotations
 
@@ -79,7 +83,13 @@ def _page(ctx: Any, rest: str, text: str, sections: dict[str, Rows]) -> str:
     columns = shutil.get_terminal_size().columns
     if _on_terminal():
         return _colourful(usage, paragraphs, sections, max(40, min(columns, WIDEST)))
-    return "\n".join(_plain(usage, paragraphs, sections, max(40, min(columns, 80)))) + "\n"
+    width = max(40, min(columns, 80))
+    lines = [f"Usage: {usage}"]
+    for paragraph in paragraphs:
+        lines += ["", *_wrap(paragraph, width - 2)]
+    for title, rows in sections.items():
+        lines += ["", f"{title}:", *(f"  {line}" for line in _table(rows, width - 2))]
+    return "\n".join(lines) + "\n"
 
 
 def _on_terminal() -> bool:
@@ -87,47 +97,34 @@ def _on_terminal() -> bool:
 
 
 def _wrap(text: str, width: int) -> list[str]:
-    """Lines broken between words, but not at a hyphen or inside `[default: `."""
+    """Return lines broken between words, but not at a hyphen or inside `[default: `."""
     joined = text.replace("[default: ", "[default:\0")
     lines = textwrap.wrap(joined, width, break_on_hyphens=False, break_long_words=False)
     return [line.replace("\0", " ") for line in lines]
 
 
-def _plain(
-    usage: str, paragraphs: list[str], sections: dict[str, Rows], width: int
-) -> Iterator[str]:
-    yield f"Usage: {usage}"
-    for paragraph in paragraphs:
-        yield ""
-        yield from _wrap(paragraph, width - 2)
-    for title, rows in sections.items():
-        yield ""
-        yield f"{title}:"
-        for left, text in rows:
-            both = zip_longest(_wrap(left, LEFT), _wrap(text, width - LEFT - 4), fillvalue="")
-            yield from (f"  {flags:<{LEFT}}  {words}".rstrip() for flags, words in both)
+def _table(rows: Rows, width: int) -> Iterator[str]:
+    """Yield lines of two columns."""
+    for left, text in rows:
+        both = zip_longest(_wrap(left, LEFT), _wrap(text, width - LEFT - 2), fillvalue="")
+        yield from (f"{flags:<{LEFT}}  {words}".rstrip() for flags, words in both)
 
 
 def _colourful(usage: str, paragraphs: list[str], sections: dict[str, Rows], width: int) -> str:
     from rich.console import Console
     from rich.panel import Panel
-    from rich.table import Table
     from rich.text import Text
 
-    console = Console(file=io.StringIO(), force_terminal=True, width=width, highlight=False)
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, width=width, highlight=False)
     console.print(Text.assemble(("Usage: ", "yellow"), (usage, "bold")))
     for paragraph in paragraphs:
         console.print(Text("\n" + paragraph))
     console.print()
     for title, rows in sections.items():
-        table = Table.grid(padding=(0, 2, 0, 0))
-        table.add_column(width=LEFT, no_wrap=True)
-        table.add_column()
-        for left, text in rows:
-            flags = Text("\n".join(_wrap(left, LEFT)), "cyan")
-            flags.highlight_regex(r"(?<=\s)[A-Z].*", "yellow")
-            words = Text("\n".join(_wrap(text, width - LEFT - 6)))
-            words.highlight_regex(r"(?s)\[default: .*\]", "dim")
-            table.add_row(flags, words)
-        console.print(Panel(table, title=title, title_align="left", border_style="dim"))
-    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+        lines = Text("\n".join(_table(rows, width - 4)))
+        lines.highlight_regex(rf"(?m)^\S.{{1,{LEFT - 1}}}", "cyan")
+        lines.highlight_regex(rf"(?m)^-[^A-Z\n]{{0,{LEFT - 3}}} (?P<yellow>[A-Z]\S*)")
+        lines.highlight_regex(r"(?sm)\[default: .*?\]$", "dim")
+        console.print(Panel(lines, title=title, title_align="left", border_style="dim"))
+    return file.getvalue()

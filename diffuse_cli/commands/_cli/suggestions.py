@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from typer.exceptions import TyperException
@@ -11,253 +11,156 @@ from typer.exceptions import TyperException
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.system.errors import UsageError, near, suggest
 
-SYNONYMS: dict[str, str] = {
-    # how long
-    "--num-steps": "--steps",
-    "--max-steps": "--steps",
-    "--train-steps": "--steps",
-    "--max-train-steps": "--steps",
-    "--train-num-steps": "--steps",
-    "--iterations": "--steps",
-    "--iters": "--steps",
-    "--num-inference-steps": "--steps",
-    "--inference-steps": "--steps",
-    "--sampling-steps": "--steps",
-    "--sampling-timesteps": "--steps",
-    "--ddim-steps": "--steps",
-    "--nfe": "--steps",
-    "--time": "--minutes",
-    "--checkpointing-steps": "--save-every",
-    "--save-steps": "--save-every",
-    "--validation-steps": "--preview-every",
-    "--logging-steps": "--log-every",
-    "--resume-from-checkpoint": "--resume",
-    # what is read, written and shown
-    "--resolution": "--size",
-    "--image-size": "--size",
-    "--img-size": "--size",
-    "--random-flip": "--flip",
-    "--horizontal-flip": "--flip",
-    "--num-workers": "--workers",
-    "--dataloader-num-workers": "--workers",
-    "--output": "--out",
-    "--output-dir": "--out",
-    "--outdir": "--out",
-    "--output-path": "--out",
-    "--results-folder": "--out",
-    "--save-dir": "--out",
-    "--force": "--overwrite",
-    "--overwrite-output-dir": "--overwrite",
-    "--report-to": "--log",
-    "--logger": "--log",
-    "--random-seed": "--seed",
-    # how it is trained
-    "--learning-rate": "--lr",
-    "--train-lr": "--lr",
-    "--lr-warmup-steps": "--warmup",
-    "--warmup-steps": "--warmup",
-    "--batch": "--batch-size",
-    "--bs": "--batch-size",
-    "--train-batch-size": "--batch-size",
-    "--eval-batch-size": "--batch-size",
-    "--gradient-accumulation-steps": "--accumulation",
-    "--gradient-accumulate-every": "--accumulation",
-    "--max-grad-norm": "--grad-clip",
-    "--clip-grad": "--grad-clip",
-    "--adam-weight-decay": "--weight-decay",
-    "--wd": "--weight-decay",
-    "--optim": "--optimizer",
-    "--ema": "--ema-decay",
-    "--ema-max-decay": "--ema-decay",
-    "--pretrained": "--init",
-    "--finetune-from": "--init",
-    "--class-cond": "--classes",
-    "--class-conditional": "--classes",
-    "--num-classes": "--classes",
-    "--dim": "--width",
-    "--model-channels": "--width",
-    "--arch": "--network",
-    "--architecture": "--network",
-    # the process
-    "--beta-schedule": "--schedule",
-    "--noise-schedule": "--schedule",
-    "--prediction-type": "--target",
-    "--parametrization": "--target",
-    "--objective": "--target",
-    "--noise-steps": "--num-timesteps",
-    "--diffusion-steps": "--num-timesteps",
-    "--num-train-timesteps": "--num-timesteps",
-    "--ddpm-num-steps": "--num-timesteps",
-    "--loss-type": "--loss",
-    "--snr-gamma": "--weighting min-snr",
-    # how it samples
-    "--num-images": "-n",
-    "--num-samples": "-n",
-    "--n-samples": "-n",
-    "--scheduler": "--sampler",
-    "--solver": "--sampler",
-    "--label": "--class",
-    "--class-label": "--class",
-    "--class-labels": "--class",
-    "--cfg": "--guidance",
-    "--cfg-scale": "--guidance",
-    "--guidance-scale": "--guidance",
-    "--autoguidance": "--guide-with",
-    "--dynamic-thresholding": "--threshold",
-    # the machine
-    "--fp16": "--precision fp16",
-    "--bf16": "--precision bf16",
-    "--mixed-precision": "--precision",
-    "--dtype": "--precision",
-    "--amp": "--precision",
-    "--gpu": "--device cuda",
-    "--cpu": "--device cpu",
-    "--cuda": "--device cuda",
-    # commands
-    "--sweep": "diffuse tune MODEL DATA",
-    "--sweep-samplers": "diffuse tune MODEL DATA --samplers",
-    "--sweep-steps": "diffuse tune MODEL DATA --steps",
-    "--sweep-guidance": "diffuse tune MODEL DATA --guidance",
-    "--ema-sweep": "diffuse ema MODEL DATA",
-    "--ema-metric": "diffuse ema MODEL DATA --metric",
-    "fit": "train",
-    "finetune": "train DATA --init MODEL",
-    "generate": "sample",
-    "evaluate": "eval",
-    "img2img": "vary",
-    "superres": "upscale",
-    "colorize": "restore MODEL IMAGE --degradation grey",
-    "deblur": "restore MODEL IMAGE --degradation blur:2",
-    "fid": "eval",
-    "sweep": "tune",
-    "inspect": "info",
-    "diff": "compare",
-}
+
+def _by_word(words: Mapping[str, str]) -> dict[str, str]:
+    """Return our name by each of the words that mean it."""
+    return {word: ours for ours, theirs in words.items() for word in theirs.split()}
+
+
+SYNONYMS = _by_word({
+    "--steps": (
+        "--num-steps --max-steps --train-steps --max-train-steps --train-num-steps --iterations "
+        "--iters --num-inference-steps --inference-steps --sampling-steps --sampling-timesteps "
+        "--ddim-steps --nfe"
+    ),
+    "--minutes": "--time",
+    "--save-every": "--checkpointing-steps --save-steps",
+    "--preview-every": "--validation-steps",
+    "--log-every": "--logging-steps",
+    "--resume": "--resume-from-checkpoint",
+    "--size": "--resolution --image-size --img-size",
+    "--flip": "--random-flip --horizontal-flip",
+    "--workers": "--num-workers --dataloader-num-workers",
+    "--out": "--output --output-dir --outdir --output-path --results-folder --save-dir",
+    "--overwrite": "--force --overwrite-output-dir",
+    "--log": "--report-to --logger",
+    "--seed": "--random-seed",
+    "--lr": "--learning-rate --train-lr",
+    "--warmup": "--lr-warmup-steps --warmup-steps",
+    "--batch-size": "--batch --bs --train-batch-size --eval-batch-size",
+    "--accumulation": "--gradient-accumulation-steps --gradient-accumulate-every",
+    "--grad-clip": "--max-grad-norm --clip-grad",
+    "--weight-decay": "--adam-weight-decay --wd",
+    "--optimizer": "--optim",
+    "--ema-decay": "--ema --ema-max-decay",
+    "--init": "--pretrained --finetune-from",
+    "--classes": "--class-cond --class-conditional --num-classes",
+    "--width": "--dim --model-channels",
+    "--network": "--arch --architecture",
+    "--schedule": "--beta-schedule --noise-schedule",
+    "--target": "--prediction-type --parametrization --objective",
+    "--num-timesteps": "--noise-steps --diffusion-steps --num-train-timesteps --ddpm-num-steps",
+    "--loss": "--loss-type",
+    "--weighting min-snr": "--snr-gamma",
+    "-n": "--num-images --num-samples --n-samples",
+    "--sampler": "--scheduler --solver",
+    "--class": "--label --class-label --class-labels",
+    "--guidance": "--cfg --cfg-scale --guidance-scale",
+    "--guide-with": "--autoguidance",
+    "--threshold": "--dynamic-thresholding",
+    "--precision fp16": "--fp16",
+    "--precision bf16": "--bf16",
+    "--precision": "--mixed-precision --dtype --amp",
+    "--device cuda": "--gpu --cuda",
+    "--device cpu": "--cpu",
+    "diffuse tune MODEL DATA": "--sweep",
+    "diffuse tune MODEL DATA --samplers": "--sweep-samplers",
+    "diffuse tune MODEL DATA --steps": "--sweep-steps",
+    "diffuse tune MODEL DATA --guidance": "--sweep-guidance",
+    "diffuse ema MODEL DATA": "--ema-sweep",
+    "diffuse ema MODEL DATA --metric": "--ema-metric",
+    "train": "fit",
+    "train DATA --init MODEL": "finetune",
+    "sample": "generate",
+    "eval": "evaluate fid",
+    "vary": "img2img",
+    "upscale": "superres",
+    "restore MODEL IMAGE --degradation grey": "colorize",
+    "restore MODEL IMAGE --degradation blur:2": "deblur",
+    "tune": "sweep",
+    "info": "inspect",
+    "compare": "diff",
+})  # fmt: skip
 """Names of options and commands in other programs, and earlier ones here, to the names here.
 
 A flag is suggested only for commands that have it, anything else for every command. A flag is also
 found if it is typed with underscores.
 """
 
-_EPOCHS = (
-    "Set --steps: N epochs are N x images / batch size (64 by default) steps. Or set --minutes"
-)
-_DATA = "DATA has no flag: diffuse train DATA"
-_MODEL = "MODEL has no flag: diffuse sample MODEL"
-_SIZE = (
-    "A model samples at the size that it was trained at. Train one with --size, or enlarge its "
-    "samples with --then and a model of --given low-res:4"
-)
-
-ADVICE: dict[tuple[str, str], str] = {
-    **{
-        (command, flag): _EPOCHS
-        for command in ("train", "distill")
-        for flag in (
-            "--epochs", "--epoch", "--num-epochs", "--n-epochs", "--max-epochs",
-            "--num-train-epochs",
-        )
-    },
-    **{
-        ("train", flag): _DATA
-        for flag in (
-            "--data", "--data-dir", "--dataset", "--dataset-name", "--data-path",
-            "--train-data-dir", "--images",
-        )
-    },
-    **{
-        ("sample", flag): _MODEL
-        for flag in ("--model", "--model-path", "--ckpt", "--checkpoint", "--pretrained")
-    },
-    **{
-        ("sample", flag): _SIZE
-        for flag in ("--size", "--resolution", "--image-size", "--height", "--width")
-    },
-    ("train", "--use-ema"): "The EMA weights are always kept. Set --keep-raw to save the raw ones",
-    ("sample", "--use-ema"): "The EMA weights are the default. Set --weights raw for the raw ones",
+_HINTS = {
+    ("train distill", "--epochs --epoch --num-epochs --n-epochs --max-epochs --num-train-epochs"):
+        "Set --steps: N epochs are N x images / batch size (64 by default) steps. Or set --minutes",
+    ("train", "--data --data-dir --dataset --dataset-name --data-path --train-data-dir --images"):
+        "DATA has no flag: diffuse train DATA",
+    ("sample", "--model --model-path --ckpt --checkpoint --pretrained"):
+        "MODEL has no flag: diffuse sample MODEL",
+    ("sample", "--size --resolution --image-size --height --width"):
+        "A model samples at the size that it was trained at. Train one with --size, or enlarge its "
+        "samples with --then and a model of --given low-res:4",
+    ("train", "--use-ema"):
+        "The EMA weights are always kept. Set --keep-raw to save the raw ones",
+    ("sample", "--use-ema"):
+        "The EMA weights are the default. Set --weights raw for the raw ones",
 }  # fmt: skip
+
+ADVICE = {
+    (command, flag): hint
+    for (commands, flags), hint in _HINTS.items()
+    for command in commands.split()
+    for flag in flags.split()
+}
 """Hints for flags of other programs that have no counterpart in a command, by both."""
 
-VALUES: dict[str, dict[str, str]] = {
+_VALUES = {
     "--sampler": {
-        "dpm++": "dpmpp-2m",
-        "dpm++2m": "dpmpp-2m",
-        "dpm++-2m": "dpmpp-2m",
-        "dpm-solver": "dpmpp-2m",
-        "dpm-solver++": "dpmpp-2m",
-        "dpmsolver": "dpmpp-2m",
-        "dpmsolver++": "dpmpp-2m",
-        "dpmpp": "dpmpp-2m",
-        "dpm++-sde": "dpmpp-2m-sde",
-        "dpm++-2m-sde": "dpmpp-2m-sde",
-        "dpm++2m-sde": "dpmpp-2m-sde",
-        "sde": "dpmpp-2m-sde",
-        "euler": "ddim",
-        "euler-a": "ddpm",
-        "euler-ancestral": "ddpm",
-        "ancestral": "ddpm",
-        "edm": "heun",
-        "pndm": "ipndm",
-        "plms": "ipndm",
-        "lcm": "consistency",
+        "dpmpp-2m": "dpm++ dpm++2m dpm++-2m dpm-solver dpm-solver++ dpmsolver dpmsolver++ dpmpp",
+        "dpmpp-2m-sde": "dpm++-sde dpm++-2m-sde dpm++2m-sde sde",
+        "ddim": "euler",
+        "ddpm": "euler-a euler-ancestral ancestral",
+        "heun": "edm",
+        "ipndm": "pndm plms",
+        "consistency": "lcm",
     },
     "--metrics": {
-        "fid": "frechet --features inception",
-        "fd": "frechet",
-        "fd-dinov2": "frechet --features dinov2",
-        "mmd": "kid",
-        "precision": "manifold",
-        "recall": "manifold",
-        "coverage": "manifold",
-        "nll": "likelihood",
-        "bpd": "likelihood",
-        "bits-per-dim": "likelihood",
-        "elbo": "likelihood",
-        "psnr": "answers",
-        "copies": "memorization",
+        "frechet --features inception": "fid",
+        "frechet": "fd",
+        "frechet --features dinov2": "fd-dinov2",
+        "kid": "mmd",
+        "manifold": "precision recall coverage",
+        "likelihood": "nll bpd bits-per-dim elbo",
+        "answers": "psnr",
+        "memorization": "copies",
     },
-    "--features": {
-        "inceptionv3": "inception",
-        "inception-v3": "inception",
-        "dino": "dinov2",
-    },
+    "--features": {"inception": "inceptionv3 inception-v3", "dinov2": "dino"},
     "--schedule": {
-        "squaredcos-cap-v2": "cosine",
-        "squaredcos": "cosine",
-        "scaled-linear": "quadratic",
-        "rectified-flow": "flow",
+        "cosine": "squaredcos-cap-v2 squaredcos",
+        "quadratic": "scaled-linear",
+        "flow": "rectified-flow",
     },
     "--target": {
-        "epsilon": "eps",
-        "noise": "eps",
-        "pred-noise": "eps",
-        "sample": "x0",
-        "x-start": "x0",
-        "pred-x0": "x0",
-        "v-prediction": "v",
-        "pred-v": "v",
+        "eps": "epsilon noise pred-noise",
+        "x0": "sample x-start pred-x0",
+        "v": "v-prediction pred-v",
     },
     "--variance": {
-        "fixed-small": "small",
-        "fixed-large": "large",
-        "learned-range": "learned",
+        "small": "fixed-small",
+        "large": "fixed-large",
+        "learned": "learned-range",
     },
-    "--loss": {"mse": "simple", "l2": "simple", "kl": "vlb", "elbo": "vlb"},
-    "--optimizer": {"adam": "adamw"},
-    "--network": {"dit": "vit", "uvit": "vit", "transformer": "vit"},
+    "--loss": {"simple": "mse l2", "vlb": "kl elbo"},
+    "--optimizer": {"adamw": "adam"},
+    "--network": {"vit": "dit uvit transformer"},
     "--precision": {
-        "no": "fp32",
-        "float32": "fp32",
-        "32": "fp32",
-        "float16": "fp16",
-        "half": "fp16",
-        "16": "fp16",
-        "bfloat16": "bf16",
+        "fp32": "no float32 32",
+        "fp16": "float16 half 16",
+        "bf16": "bfloat16",
     },
-    "--device": {"gpu": "cuda", "nvidia": "cuda", "metal": "mps"},
-    "--fit": {"center": "crop", "centercrop": "crop", "letterbox": "pad", "resize": "stretch"},
-    "--log": {"tb": "tensorboard", "weights-and-biases": "wandb"},
+    "--device": {"cuda": "gpu nvidia", "mps": "metal"},
+    "--fit": {"crop": "center centercrop", "pad": "letterbox", "stretch": "resize"},
+    "--log": {"tensorboard": "tb", "wandb": "weights-and-biases"},
 }
+
+VALUES = {flag: _by_word(words) for flag, words in _VALUES.items()}
 """Values of options in other programs, to the values here and what else goes with them.
 
 They are also found with underscores, and in capitals.
