@@ -23,10 +23,16 @@ from diffuse_cli.commands._cli.suggestions import explain
 from diffuse_cli.config.options import options
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.system import __version__
-from diffuse_cli.system.devices import launched, rank, wait_briefly
 from diffuse_cli.system.errors import DiffuseError, OutputError, UsageError, translated
 from diffuse_cli.system.memory import out_of_memory
-from diffuse_cli.system.processes import leave_quietly, lost, raised
+from diffuse_cli.system.processes import (
+    launched,
+    leave_quietly,
+    lost,
+    raised,
+    rank,
+    wait_briefly,
+)
 
 ORDER = (
     "train", "sample", "inpaint", "upscale", "restore", "vary", "interpolate", "noise-demo", "eval",

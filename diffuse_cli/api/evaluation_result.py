@@ -22,8 +22,7 @@ from diffuse_cli.evaluation.evaluation_run import evaluate as measure
 from diffuse_cli.metrics import METRICS, Measured, measured
 from diffuse_cli.system.devices import machine
 from diffuse_cli.system.errors import UsageError, lookup
-from diffuse_cli.system.events import Progress
-from diffuse_cli.system.events import plain as without_nan
+from diffuse_cli.system.events import Progress, replace_nonfinite
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +99,7 @@ def evaluate(
 
 
 def _typed(config: EvalConfig, found: Evaluated) -> Evaluation:
-    facts = json.loads(json.dumps(without_nan(found.to_json(config))))
+    facts = json.loads(json.dumps(replace_nonfinite(found.to_json(config))))
     return Evaluation(
         numbers=found.values,
         classes=found.classes,

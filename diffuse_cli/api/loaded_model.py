@@ -26,8 +26,7 @@ from diffuse_cli.sampling.journal import parts_of
 from diffuse_cli.system import files
 from diffuse_cli.system.devices import machine
 from diffuse_cli.system.errors import UsageError
-from diffuse_cli.system.events import Progress, Work
-from diffuse_cli.system.events import plain as without_nan
+from diffuse_cli.system.events import Progress, Work, replace_nonfinite
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -78,7 +77,7 @@ class Model:
     @property
     def info(self) -> dict[str, Any]:
         """What `diffuse info MODEL --json` prints."""
-        values: dict[str, Any] = json.loads(json.dumps(without_nan(facts(self._found))))
+        values: dict[str, Any] = json.loads(json.dumps(replace_nonfinite(facts(self._found))))
         return values
 
     def sample(

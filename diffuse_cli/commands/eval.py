@@ -12,7 +12,7 @@ from diffuse_cli.commands._cli.console import Console
 from diffuse_cli.config import EvalConfig
 from diffuse_cli.metrics import MetricNumber, Values, class_numbers, shown
 from diffuse_cli.system import files
-from diffuse_cli.system.events import columns, plain
+from diffuse_cli.system.events import align_columns, replace_nonfinite
 from diffuse_cli.system.outputs import asked
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def run(config: EvalConfig, console: Console) -> None:
         if report:
             from diffuse_cli.evaluation.report import page
 
-            files.write_text(report, page(config, found, plain(values)))
+            files.write_text(report, page(config, found, replace_nonfinite(values)))
     console.show(values, lines(found))
 
 
@@ -46,7 +46,7 @@ def lines(found: Evaluated) -> list[str]:
     features = f"; {network_of(found.features)}" if found.features.get("name") else ""
     said = [str(r) for r in found.remarks if r.warns or r.level == "note"]
     return [
-        *columns(rows),
+        *align_columns(rows),
         f"n = {found.generated:,} generated against {found.real:,} real ({part}){features}",
         *said,
         *_class_lines(found),
@@ -73,4 +73,4 @@ def _class_lines(found: Evaluated) -> list[str]:
         counts = [f"{values['generated']:,}", f"{values['real']:,}"]
         cells = [n.text(values) if n.quoted(values) else "-" for n in numbers]
         rows.append([files.show(name), *counts, *cells])
-    return ["", *columns(rows)]
+    return ["", *align_columns(rows)]

@@ -13,9 +13,8 @@ from diffuse_cli.config import TrainConfig
 from diffuse_cli.metrics import Measured, label
 from diffuse_cli.metrics.features import KIDS
 from diffuse_cli.system import files
-from diffuse_cli.system.devices import rank
 from diffuse_cli.system.events import Notice, Progress
-from diffuse_cli.system.processes import deferred
+from diffuse_cli.system.processes import deferred, rank
 from diffuse_cli.training.configuration import configure as configure
 
 if TYPE_CHECKING:

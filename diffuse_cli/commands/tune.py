@@ -16,9 +16,9 @@ from diffuse_cli.config import LEARNED, TuneConfig
 from diffuse_cli.metrics import label
 from diffuse_cli.metrics.presentation import as_text
 from diffuse_cli.system import files
-from diffuse_cli.system.devices import rank
-from diffuse_cli.system.events import columns, plain
+from diffuse_cli.system.events import align_columns, replace_nonfinite
 from diffuse_cli.system.outputs import asked
+from diffuse_cli.system.processes import rank
 
 if TYPE_CHECKING:
     from diffuse_cli.evaluation.tune.candidates import Tried, Tuned
@@ -57,7 +57,7 @@ def _with_report(config: TuneConfig, console: Console) -> None:
         tuned, chosen, found = both
         values = {**found.to_json(chosen), "sweep": to_json(tuned)}
         assert report is not None
-        files.write_text(report, page(chosen, found, plain(values), tuned, config))
+        files.write_text(report, page(chosen, found, replace_nonfinite(values), tuned, config))
     console.show(values, [*lines(tuned), "", *evaluation.lines(found)])
 
 
@@ -85,7 +85,7 @@ def lines(found: Tuned) -> list[str]:
 
     part = part_of(found.part, found.words)
     return [
-        *columns([[row[i] for i in shown] for row in rows]),
+        *align_columns([[row[i] for i in shown] for row in rows]),
         f"n = {found.n:,} generated against {found.real:,} real ({part}) for each; "
         f"{network_of(found.features)}; seconds per {found.words.one} on {found.device}",
         f"recommended: {found.recommended}",

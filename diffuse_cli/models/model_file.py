@@ -31,6 +31,7 @@ from diffuse_cli.core.conditions import PAIRS
 from diffuse_cli.models import tensor_file
 from diffuse_cli.models.model_header import SAMPLING, Model, describe, described, rebuild, versions
 from diffuse_cli.system import file_types, files, run_reader
+from diffuse_cli.system.descriptors import opened
 from diffuse_cli.system.errors import DiffuseError, ModelFileError
 from diffuse_cli.system.events import Notice, Work, finish
 from diffuse_cli.system.hub_models import local_model
@@ -149,7 +150,7 @@ def _models_of(given: Path, run: Path) -> list[Path]:
 
 def _step(path: Path) -> float:
     """The step of a model file; of a damaged one infinity, so that it is tried and named."""
-    with contextlib.suppress(ModelFileError), _rejecting(path), tensor_file.opened(path) as file:
+    with contextlib.suppress(ModelFileError), _rejecting(path), opened(path) as file:
         return float(described(tensor_file.read_header(file))["step"])
     return math.inf
 
@@ -161,7 +162,7 @@ def load(path: str | Path) -> Model:
 
 def _read(path: Path) -> Found:
     """Read and check a model file, which is opened once."""
-    with _rejecting(path), tensor_file.opened(path) as file:
+    with _rejecting(path), opened(path) as file:
         file_types.check_kind(file, path)
         header = tensor_file.read_header(file)
         if "diffuse.config" not in header.metadata:
@@ -212,7 +213,7 @@ def holds(path: Path, model: Model) -> bool:
     """Whether the file at `path` already describes `model`, apart from `sampling`, which is written
     after the training."""
     try:
-        with _rejecting(path), tensor_file.opened(path) as file:
+        with _rejecting(path), opened(path) as file:
             found = described(tensor_file.read_header(file))
             wanted = json.loads(json.dumps(describe(model)))
             return bool({**found, SAMPLING: None} == {**wanted, SAMPLING: None})

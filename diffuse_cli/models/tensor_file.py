@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from diffuse_cli.system import files
-from diffuse_cli.system.descriptors import opened as opened
+from diffuse_cli.system.descriptors import opened
 from diffuse_cli.system.files import brief, show
 
 DTYPES = {

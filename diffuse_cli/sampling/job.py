@@ -21,10 +21,10 @@ from diffuse_cli.sampling.cascade import Chain, load_chain
 from diffuse_cli.sampling.generation import stored
 from diffuse_cli.sampling.journal import GIF, GRID, GRID_IMAGES, KEY, Ledger, holding, parts_of
 from diffuse_cli.system import files
-from diffuse_cli.system.devices import machine, rank
+from diffuse_cli.system.devices import machine
 from diffuse_cli.system.errors import OutputError
 from diffuse_cli.system.events import Notice, Progress, Work
-from diffuse_cli.system.processes import from_first, meet
+from diffuse_cli.system.processes import from_first, meet, rank
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.system.errors import UsageError, lookup
 from diffuse_cli.system.memory import keep_freed_memory
+from diffuse_cli.system.processes import launched
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -42,33 +43,6 @@ any want a single one (H, W, 3)."""
 
 AS_VALUES = {"trackio": "Image"}
 """Trackers that log pictures as values, and the class of such a value in their package."""
-
-WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME", "KMP_LIBRARY")
-"""Variables by which users say how threads wait for each other."""
-
-SPINS = 3000
-"""How often a waiting thread looks again before it sleeps, of GNU's OpenMP, whose own number is
-300,000 (benchmarks/README.md)."""
-
-
-def wait_briefly() -> None:
-    """Let threads that wait for each other sleep soon; to be called before torch is imported.
-
-    A thread that looks again and again, as PyTorch's do, holds up the one that it waits for where
-    another process has taken its core. A user's own setting stays.
-    """
-    if not any(name in os.environ for name in WAITING):
-        os.environ["GOMP_SPINCOUNT"] = str(SPINS)
-
-
-def rank() -> int:
-    """The index of this process among those of a launcher; 0 if it is alone."""
-    return int(os.environ.get("RANK", "0") or 0)
-
-
-def launched() -> int:
-    """How many processes a launcher started, this one among them; 1 if there was none."""
-    return int(os.environ.get("WORLD_SIZE", "1") or 1)
 
 
 def device_type(wanted: str = "auto") -> str:

@@ -77,16 +77,16 @@ def until(stop: Stop, work: Work[T]) -> Work[T]:
         yield event
 
 
-def columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of cells as lines with aligned columns."""
+def align_columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return rows of cells as lines with aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
-def plain(value: Any) -> Any:
-    """`value` for JSON: NaN and infinity become None."""
+def replace_nonfinite(value: Any) -> Any:
+    """Return a value for JSON, in which NaN and infinity are None."""
     if isinstance(value, dict):
-        return {name: plain(each) for name, each in value.items()}
+        return {name: replace_nonfinite(each) for name, each in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(each) for each in value]
+        return [replace_nonfinite(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

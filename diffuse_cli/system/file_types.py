@@ -44,6 +44,9 @@ MAGIC: tuple[tuple[int, bytes, str], ...] = (
 FOLDERS = ("config.json", "unet/config.json", "model_index.json")
 """A folder of diffusers has one of these files."""
 
+WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+"""Files of weights in a folder of diffusers, the first that is there."""
+
 
 @dataclass(frozen=True)
 class Known:

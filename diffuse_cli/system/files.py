@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from diffuse_cli.system.errors import OutputError, UsageError
+from diffuse_cli.system.memory import limit_of
 
 CACHE = "DIFFUSE_CACHE"
 """The variable that names the cache folder; empty, nothing is kept."""
@@ -347,7 +348,7 @@ def check_room(folder: Path, total: int, largest: int) -> None:
             f"{show(folder)} needs {_mib(total)} of disk, and {_mib(free)} are free",
             "Free some space, or choose another -o",
         )
-    limit = _file_size_limit()
+    limit = limit_of("RLIMIT_FSIZE")
     if limit is not None and largest > limit:
         raise OutputError(
             f"{show(folder)} needs a file of {_mib(largest)}, and the limit is {_mib(limit)}",
@@ -371,15 +372,6 @@ def _nearest(folder: Path) -> Path:
 
 def _mib(count: int) -> str:
     return f"{count / 2**20:,.1f} MiB"
-
-
-def _file_size_limit() -> int | None:
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-    return None if limit == resource.RLIM_INFINITY else limit
 
 
 def check_local(path: Path) -> None:

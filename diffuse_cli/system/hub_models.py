@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import posixpath
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import DiffuseError, ModelFileError, OutputError, UsageError
 from diffuse_cli.system.events import Notice, Progress, Work
+from diffuse_cli.system.file_types import WEIGHTS
 from diffuse_cli.system.files import brief
 from diffuse_cli.system.hub import (
     LOGIN,
@@ -33,9 +35,6 @@ FORM = re.compile(
     r"hf:/+(?!datasets/|spaces/|models/)(?P<name>[^/@]+/[^/@]+)"
     r"(@(?P<revision>refs/pr/[^/]+|[^/]+))?(/(?P<path>.+))?"
 )
-
-_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
-"""Files of weights in a folder of diffusers, the first that is there."""
 
 
 class Name(NamedTuple):
@@ -95,7 +94,7 @@ def local_source(path: str | Path) -> Work[Path]:
         return (yield from _local(listing, [name.file]))
     wanted = []
     for folder in (name.file, posixpath.join(name.file, "unet")):
-        weights = [posixpath.join(folder, own) for own in _WEIGHTS]
+        weights = [posixpath.join(folder, own) for own in WEIGHTS]
         wanted += [each for each in weights if each in names][:1]
     if not wanted:
         raise ModelFileError(
@@ -122,7 +121,7 @@ def _model_file(listing: Listing, wanted: str) -> str:
     names = {file.name for file in listing.files}
     if (wanted or MODEL_FILE) in names:
         return wanted or MODEL_FILE
-    if not wanted and names & {*_WEIGHTS, *(f"unet/{own}" for own in _WEIGHTS)}:
+    if not wanted and names & {*WEIGHTS, *(f"unet/{own}" for own in WEIGHTS)}:
         raise ModelFileError(
             f"{listing.title} is a model of diffusers",
             f"Convert it: diffuse convert {listing.title} -o model.safetensors",
@@ -165,20 +164,28 @@ def check_free(target: str) -> None:
         UsageError: not a name.
         OutputError: it does, or the hub does not answer.
     """
-    name = pushed(target)
-    hub = package(MODEL._replace(error=OutputError), name)
-    try:
-        found = hub.HfApi().repo_info(name, repo_type=MODEL.repo_type)
-    except hub.errors.RepositoryNotFoundError:
-        return
-    except Exception as error:
-        raise_if_full(error)
-        raise _refused(error, name) from error
+    with _pushing(target) as (name, hub):
+        try:
+            found = hub.HfApi().repo_info(name, repo_type=MODEL.repo_type)
+        except hub.errors.RepositoryNotFoundError:
+            return
     if any(file.rfilename == MODEL_FILE for file in found.siblings or ()):
         raise OutputError(
             f"{MODEL.title(name)} holds a model already",
             "Type --overwrite to replace it; the hub keeps it in the history",
         )
+
+
+@contextlib.contextmanager
+def _pushing(target: str) -> Iterator[tuple[str, Any]]:
+    """Yield the ORG/NAME to write to and huggingface_hub; what the hub refuses is one line."""
+    name = pushed(target)
+    hub = package(MODEL._replace(error=OutputError), name)
+    try:
+        yield name, hub
+    except Exception as error:
+        raise_if_full(error)
+        raise _refused(error, name) from error
 
 
 def upload(
@@ -196,22 +203,17 @@ def upload(
         UsageError: not a name, or one with a revision or a file.
         OutputError: the hub does not take it.
     """
-    name = pushed(target)
-    hub = package(MODEL._replace(error=OutputError), name)
-    operations = [
-        hub.CommitOperationAdd(path.relative_to(folder).as_posix(), str(path))
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    ]
-    try:
+    with _pushing(target) as (name, hub):
+        operations = [
+            hub.CommitOperationAdd(path.relative_to(folder).as_posix(), str(path))
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        ]
         hub.HfApi().create_repo(name, private=private or None, exist_ok=True)
         there = {file.rfilename for file in hub.HfApi().repo_info(name).siblings or ()}
         gone = there & set(owned) - {operation.path_in_repo for operation in operations}
         operations += [hub.CommitOperationDelete(path) for path in sorted(gone)]
         made = hub.HfApi().create_commit(name, operations, commit_message=message)
-    except Exception as error:
-        raise_if_full(error)
-        raise _refused(error, name) from error
     for known in [own for own in KNOWN if own.repo == name]:
         del KNOWN[known]
     return str(made.commit_url)

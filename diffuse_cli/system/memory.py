@@ -71,14 +71,21 @@ def _free_of_group(root: Path = Path("/sys/fs/cgroup")) -> int:
 
 def _free_of_limit() -> int:
     """Bytes that `ulimit -v` leaves."""
-    with contextlib.suppress(ImportError, OSError, ValueError, AttributeError):
-        import resource
-
-        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-        if limit != resource.RLIM_INFINITY:
+    if (limit := limit_of("RLIMIT_AS")) is not None:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
             used = int(Path("/proc/self/statm").read_text().split()[0])
             return limit - used * os.sysconf("SC_PAGE_SIZE")
     return UNLIMITED
+
+
+def limit_of(name: str) -> int | None:
+    """Return a limit of this process, such as `RLIMIT_FSIZE`; None if there is none."""
+    with contextlib.suppress(ImportError, AttributeError, OSError, ValueError):  # as on Windows
+        import resource
+
+        limit = resource.getrlimit(getattr(resource, name))[0]
+        return None if limit == resource.RLIM_INFINITY else limit
+    return None
 
 
 def raise_if_full(error: BaseException) -> None:

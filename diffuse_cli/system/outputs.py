@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from diffuse_cli.system import files
-from diffuse_cli.system.devices import rank
 from diffuse_cli.system.errors import BusyError, OutputError, UsageError
+from diffuse_cli.system.processes import rank
 
 
 @contextlib.contextmanager

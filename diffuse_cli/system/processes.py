@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-from diffuse_cli.system.devices import launched, rank
 from diffuse_cli.system.errors import DiffuseError, Interrupted, LostError, Terminated
 from diffuse_cli.system.events import Stop
 
@@ -20,6 +19,33 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
+
+WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME", "KMP_LIBRARY")
+"""Variables by which users say how threads wait for each other."""
+
+SPINS = 3000
+"""How often a waiting thread looks again before it sleeps, of GNU's OpenMP, whose own number is
+300,000 (benchmarks/README.md)."""
+
+
+def wait_briefly() -> None:
+    """Let threads that wait for each other sleep soon; to be called before torch is imported.
+
+    A thread that looks again and again, as PyTorch's do, holds up the one that it waits for where
+    another process has taken its core. A user's own setting stays.
+    """
+    if not any(name in os.environ for name in WAITING):
+        os.environ["GOMP_SPINCOUNT"] = str(SPINS)
+
+
+def rank() -> int:
+    """Return the index of this process among those of a launcher; 0 if it is alone."""
+    return int(os.environ.get("RANK", "0") or 0)
+
+
+def launched() -> int:
+    """Return how many processes a launcher started, this one among them; 1 if there was none."""
+    return int(os.environ.get("WORLD_SIZE", "1") or 1)
 
 
 def from_first(accelerator: Accelerator, work: Callable[[], T]) -> T:

@@ -32,8 +32,8 @@ from diffuse_cli.media import named
 from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.models.image_conditioning import is_degradation
 from diffuse_cli.system import files
-from diffuse_cli.system.devices import rank
 from diffuse_cli.system.errors import OutputError, UsageError, flag, lookup, suggest, translating
+from diffuse_cli.system.processes import rank
 from diffuse_cli.training.config_layers import Layer, default_loss, merged
 from diffuse_cli.training.run_directory import RunDirectory
 

@@ -18,9 +18,10 @@ from diffuse_cli.core.settings import dimensions
 from diffuse_cli.data.summary import fitting
 from diffuse_cli.media import MEDIA
 from diffuse_cli.system import run_reader
-from diffuse_cli.system.devices import machine, rank
+from diffuse_cli.system.devices import machine
 from diffuse_cli.system.errors import DataError, DiffuseError, Interrupted, Terminated
 from diffuse_cli.system.events import Notice, Stop, Work, until
+from diffuse_cli.system.processes import rank
 from diffuse_cli.training.checkpoints import (
     Pace,
     begin_trackers,

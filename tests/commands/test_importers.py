@@ -43,6 +43,7 @@ from diffuse_cli.models import model_file
 from diffuse_cli.models.blueprint import make_process
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import finish
+from diffuse_cli.system.file_types import WEIGHTS
 from diffuse_cli.training.configuration import complete, configure
 
 theirs = pytest.importorskip("diffusers")
@@ -169,16 +170,16 @@ def places(folder: Path) -> dict[str, Path]:
     flat.mkdir()
     for part in (
         "unet/config.json",
-        f"unet/{diffusers.WEIGHTS[0]}",
+        f"unet/{WEIGHTS[0]}",
         "scheduler/scheduler_config.json",
     ):
         (flat / Path(part).name).write_bytes((folder / part).read_bytes())
     return {
         "pipeline": folder,
         "unet": folder / "unet",
-        "file": folder / "unet" / diffusers.WEIGHTS[0],
+        "file": folder / "unet" / WEIGHTS[0],
         "flat": flat,
-        "flat file": flat / diffusers.WEIGHTS[0],
+        "flat file": flat / WEIGHTS[0],
     }
 
 
@@ -195,9 +196,9 @@ def test_a_pipeline_is_found_however_it_is_named(diffuse):
 def test_weights_may_be_a_pickle_of_tensors(zipped: bool):
     folder = pipeline()
     plain = converted(folder).ema
-    weights = load_file(folder / "unet" / diffusers.WEIGHTS[0])
-    (folder / "unet" / diffusers.WEIGHTS[0]).unlink()
-    pickled = folder / "unet" / diffusers.WEIGHTS[1]
+    weights = load_file(folder / "unet" / WEIGHTS[0])
+    (folder / "unet" / WEIGHTS[0]).unlink()
+    pickled = folder / "unet" / WEIGHTS[1]
     torch.save(weights, pickled, _use_new_zipfile_serialization=zipped)
     found = converted(folder).ema
     assert all(torch.equal(found[name], plain[name]) for name in plain)
@@ -205,7 +206,7 @@ def test_weights_may_be_a_pickle_of_tensors(zipped: bool):
 
 def test_old_names_of_attention_layers_are_known():
     folder = pipeline()
-    path = folder / "unet" / diffusers.WEIGHTS[0]
+    path = folder / "unet" / WEIGHTS[0]
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     weights = {}
     for name, tensor in load_file(path).items():
@@ -222,7 +223,7 @@ def test_old_names_of_attention_layers_are_known():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_weights_of_another_precision_become_float32(dtype: torch.dtype):
     folder = pipeline(unet2d().to(dtype))
-    weights = load_file(folder / "unet" / diffusers.WEIGHTS[0])
+    weights = load_file(folder / "unet" / WEIGHTS[0])
     model = converted(folder)
     assert all(torch.equal(t, weights[name].float()) for name, t in model.ema.items())
 
@@ -358,7 +359,7 @@ def test_a_network_of_latents_is_refused(diffuse):
 
 def test_weights_and_configuration_that_differ_are_told_apart(diffuse):
     folder = pipeline()
-    path = folder / "unet" / diffusers.WEIGHTS[0]
+    path = folder / "unet" / WEIGHTS[0]
     weights = load_file(path)
     changed = {
         "is missing": {n: t for n, t in weights.items() if n != "conv_in.bias"},
@@ -928,8 +929,8 @@ def test_a_plain_pickle_is_refused(diffuse):
 
 def test_a_pickle_in_a_folder_of_diffusers_is_not_run_either(diffuse):
     folder = pipeline()
-    (folder / "unet" / diffusers.WEIGHTS[0]).unlink()
-    torch.save({"conv_in.weight": Evil()}, folder / "unet" / diffusers.WEIGHTS[1])
+    (folder / "unet" / WEIGHTS[0]).unlink()
+    torch.save({"conv_in.weight": Evil()}, folder / "unet" / WEIGHTS[1])
     ran = diffuse("convert", folder, "-q")
     assert (ran.code, "posix.system" in ran.line) == (4, True)
     assert not Path("harmed").exists()

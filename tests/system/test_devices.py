@@ -15,7 +15,7 @@ import torch
 
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.core import Conditions, Space
-from diffuse_cli.system import devices
+from diffuse_cli.system import devices, processes
 from diffuse_cli.system.devices import PRECISIONS, resolve_precision
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.training.configuration import complete
@@ -266,8 +266,8 @@ for own in json.load(sys.stdin):
 """Runs the command line of this process in each of the environments."""
 
 WAYS = {
-    "nothing": ({}, [str(devices.SPINS), None, None]),
-    "threads": ({"OMP_NUM_THREADS": "2"}, [str(devices.SPINS), None, "2"]),
+    "nothing": ({}, [str(processes.SPINS), None, None]),
+    "threads": ({"OMP_NUM_THREADS": "2"}, [str(processes.SPINS), None, "2"]),
     "spins": ({"GOMP_SPINCOUNT": "7"}, ["7", None, None]),
     "policy": ({"OMP_WAIT_POLICY": "active"}, [None, "active", None]),
     "another library": ({"KMP_BLOCKTIME": "5"}, [None, None, None]),
@@ -276,7 +276,7 @@ WAYS = {
 
 def seen(code: str, said: str = "") -> list[str]:
     """What is printed by a process in whose environment is nothing of how threads wait."""
-    env = {k: v for k, v in os.environ.items() if k not in devices.WAITING and k not in NAMES}
+    env = {k: v for k, v in os.environ.items() if k not in processes.WAITING and k not in NAMES}
     env["PYTHONPATH"] = str(Path(devices.__file__).parents[2])
     line = [sys.executable, "-c", WATCH + code, "sample", "no-such-model"]
     return subprocess.run(

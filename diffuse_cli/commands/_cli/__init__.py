@@ -28,8 +28,8 @@ from diffuse_cli.config.options import (
     run_option,
 )
 from diffuse_cli.core.settings import digits
-from diffuse_cli.system.devices import rank
 from diffuse_cli.system.errors import UsageError, lookup
+from diffuse_cli.system.processes import rank
 
 KEYWORD = inspect.Parameter.KEYWORD_ONLY
 

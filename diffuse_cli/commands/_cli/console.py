@@ -18,7 +18,14 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from diffuse_cli.system.errors import DiffuseError, OutputError
-from diffuse_cli.system.events import Notice, Progress, Table, Work, columns, plain
+from diffuse_cli.system.events import (
+    Notice,
+    Progress,
+    Table,
+    Work,
+    align_columns,
+    replace_nonfinite,
+)
 from diffuse_cli.system.files import show
 
 if TYPE_CHECKING:
@@ -67,7 +74,7 @@ class Console:
     def table(self, rows: Sequence[Sequence[str]]) -> None:
         """Print rows of cells in columns; a terminal breaks long cells within their columns."""
         if not self.live:
-            for line in columns(rows):
+            for line in align_columns(rows):
                 self.say(line)
             return
         from rich.table import Table as Grid
@@ -125,7 +132,7 @@ class Console:
 
     def show(self, values: dict[str, Any], lines: Iterable[str]) -> None:
         """Print the JSON object, or else lines of text."""
-        self.write([json.dumps(plain(values))] if self.as_json else lines)
+        self.write([json.dumps(replace_nonfinite(values))] if self.as_json else lines)
 
     def write(self, lines: Iterable[str]) -> None:
         """Print lines on stdout; a closed pipe is no error."""

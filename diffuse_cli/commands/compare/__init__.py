@@ -16,7 +16,7 @@ from diffuse_cli.config import CompareConfig
 from diffuse_cli.core.settings import digits
 from diffuse_cli.metrics import SIGNIFICANT, Measured, label
 from diffuse_cli.metrics.features import KIDS
-from diffuse_cli.system.events import columns
+from diffuse_cli.system.events import align_columns
 from diffuse_cli.system.files import show
 
 if TYPE_CHECKING:
@@ -88,8 +88,8 @@ def lines(found: Comparison) -> list[str]:
     return [
         *(f"{name}  {show(side.path)}" for name, side in zip("AB", sides, strict=True)),
         "",
-        *columns(rows),
-        *(["", *columns([*_measured(measured)]), *_about(measured)] if measured else []),
+        *align_columns(rows),
+        *(["", *align_columns([*_measured(measured)]), *_about(measured)] if measured else []),
         *(brief(remark) for remark in found.remarks),
     ]
 

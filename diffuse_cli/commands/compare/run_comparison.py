@@ -13,9 +13,10 @@ from diffuse_cli.config.train_options import from_file, to_file
 from diffuse_cli.metrics.features import KIDS
 from diffuse_cli.models.model_report import facts, kind_of, training_config
 from diffuse_cli.system import files, run_reader
-from diffuse_cli.system.devices import machine_or, rank
+from diffuse_cli.system.devices import machine_or
 from diffuse_cli.system.errors import ModelFileError
 from diffuse_cli.system.events import Work
+from diffuse_cli.system.processes import rank
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -14,7 +14,7 @@ from diffuse_cli.config import EmaConfig
 from diffuse_cli.metrics import label
 from diffuse_cli.metrics.presentation import as_text
 from diffuse_cli.system import files
-from diffuse_cli.system.events import columns
+from diffuse_cli.system.events import align_columns
 
 if TYPE_CHECKING:
     from diffuse_cli.commands.ema.ema_lengths import MeasuredLengths
@@ -39,7 +39,7 @@ def lines(found: MeasuredLengths) -> list[str]:
     rows += [[f"{row.length:.2f}", as_text(row.values, found.metric)] for row in found.rows]
     rows.append(["in the file", as_text(found.file, found.metric)])
     return [
-        *columns(rows),
+        *align_columns(rows),
         f"best: {found.best:.2f} of the {found.updates:,} updates at step {found.step:,}",
         *([files.show(found.out)] if found.out else []),
     ]

@@ -15,7 +15,7 @@ from diffuse_cli.config import InfoConfig
 from diffuse_cli.config.options import to_toml
 from diffuse_cli.core.settings import dimensions
 from diffuse_cli.metrics import Measured
-from diffuse_cli.system.events import columns
+from diffuse_cli.system.events import align_columns
 from diffuse_cli.system.files import show
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def run(config: InfoConfig, console: Console) -> None:
         rows += model_rows(model.found)
     elif isinstance(found, DataReport):
         rows = _data_rows(found, config.fit or "crop")
-    console.show(found.to_dict(), columns(rows))
+    console.show(found.to_dict(), align_columns(rows))
 
 
 # -- images ---------------------------------------------------------------------------------------

@@ -23,9 +23,9 @@ from diffuse_cli.sampling.journal import GRID_IMAGES
 from diffuse_cli.sampling.sampling_settings import DrawSettings, Guide, resolve, tell
 from diffuse_cli.sampling.tasks.task_inputs import check_apart, check_class
 from diffuse_cli.system import files
-from diffuse_cli.system.devices import rank
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import Work
+from diffuse_cli.system.processes import rank
 from diffuse_cli.system.rng import image_noise
 
 if TYPE_CHECKING:

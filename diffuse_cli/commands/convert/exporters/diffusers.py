@@ -19,7 +19,7 @@ from diffuse_cli.commands.convert.exporters import lacking
 from diffuse_cli.config import ConvertConfig
 from diffuse_cli.core.samplers import SAMPLERS
 from diffuse_cli.core.variances import LEARNED
-from diffuse_cli.system import files
+from diffuse_cli.system import file_types, files
 from diffuse_cli.system.errors import UsageError, lookup
 from diffuse_cli.system.events import Notice, Work
 
@@ -30,7 +30,7 @@ OUT = "diffusers"
 PARTS = ("README.md", "model_index.json", "scheduler", "unet")
 OPTIONS = ("sampler",)
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
+WEIGHTS = file_types.WEIGHTS[0]
 
 DEFAULT = "ddpm"
 """The sampler of a model that recommends none, or one that no pipeline runs."""

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from diffuse_cli.models import tensor_file
 from diffuse_cli.system import file_types, files, run_reader
+from diffuse_cli.system.descriptors import opened
 from diffuse_cli.system.errors import DiffuseError, ModelFileError
 from diffuse_cli.system.files import brief
 from diffuse_cli.system.memory import raise_if_full
@@ -60,7 +61,7 @@ class Source:
         """Whether it is a model file of this program, or a run."""
         if self.path.is_dir():
             return run_reader.run_at(self.path) is not None
-        with rejecting(self.path), tensor_file.opened(self.path) as file:
+        with rejecting(self.path), opened(self.path) as file:
             known = file_types.is_safetensors(file.read(9))
             return known and "diffuse.config" in tensor_file.read_header(file).metadata
 
@@ -86,7 +87,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Refuses a file that is damaged, of a program that is not converted, or with anything in it but
     tensors of real numbers that lie in it.
     """
-    with rejecting(path), tensor_file.opened(path) as file:
+    with rejecting(path), opened(path) as file:
         kind = file_types.kind_of(file)
         if kind == file_types.SAFETENSORS:
             header = tensor_file.read_header(file)

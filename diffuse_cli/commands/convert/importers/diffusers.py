@@ -30,8 +30,6 @@ from diffuse_cli.system.files import brief, show
 
 OPTIONS: tuple[str, ...] = ()
 
-WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
-
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 """Attention layers by their names before diffusers 0.15."""
 
@@ -99,10 +97,10 @@ def _tensors(source: Source, folder: Path) -> dict[str, Any]:
     """The weights, by today's names."""
     tensors = source.tensors
     if source.path.is_dir():
-        there = [folder / name for name in WEIGHTS if (folder / name).is_file()]
+        there = [folder / name for name in file_types.WEIGHTS if (folder / name).is_file()]
         if not there:
             raise ModelFileError(
-                f"{show(folder)} has no {WEIGHTS[0]}",
+                f"{show(folder)} has no {file_types.WEIGHTS[0]}",
                 "Weights of another name can be given as SOURCE",
             )
         tensors = read_weights(there[0])
