@@ -18,7 +18,7 @@ from typer.exceptions import TyperException
 from diffuse_cli.commands import COMMANDS
 from diffuse_cli.commands._cli import make_command
 from diffuse_cli.commands._cli.console import Console, steady
-from diffuse_cli.commands._cli.help import Command, Group
+from diffuse_cli.commands._cli.help import HelpfulCommand, HelpfulGroup
 from diffuse_cli.commands._cli.suggestions import explain
 from diffuse_cli.config.options import options
 from diffuse_cli.core.registry import InvalidArgument
@@ -45,7 +45,7 @@ ORDER = (
 def _made(name: str) -> Any:
     """The command of this name, made once: a process may run many command lines."""
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
-    app.command(name, cls=Command)(make_command(COMMANDS[name]))
+    app.command(name, cls=HelpfulCommand)(make_command(COMMANDS[name]))
     return typer.main.get_command(app)
 
 
@@ -75,7 +75,7 @@ def build() -> Any:
     `obj` of its context."""
     app = typer.Typer(
         name="diffuse",
-        cls=Group,
+        cls=HelpfulGroup,
         help="Train, sample, measure and demonstrate denoising diffusion models.",
         rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"]},

@@ -243,7 +243,7 @@ def _rejecting(path: Path) -> Iterator[None]:
         raise ModelFileError(f"{name} is not a valid model file: {reason}") from error
 
 
-def _check_shapes(model: Model, entries: Mapping[str, tensor_file.Entry]) -> None:
+def _check_shapes(model: Model, entries: Mapping[str, tensor_file.TensorEntry]) -> None:
     """Refuse tensors that are not those of the network, once and for each further kind of weights;
     a weak average is there if the description has its step."""
     own = {name: f"F32 {list(shape)}" for name, shape in model.blueprint.shapes.items()}

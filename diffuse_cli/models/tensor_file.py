@@ -59,7 +59,7 @@ MOST_DIMENSIONS = 8
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorEntry:
     """A tensor in a file: its type, its shape and the offset of its bytes in the data."""
 
     dtype: str
@@ -76,7 +76,7 @@ class Header:
     """A checked header: `metadata`, and the tensors by name."""
 
     metadata: Mapping[str, str]
-    entries: Mapping[str, Entry]
+    entries: Mapping[str, TensorEntry]
 
 
 # -- writing --------------------------------------------------------------------------------------
@@ -192,7 +192,7 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
 
 
-def _entry(name: str, value: Any) -> Entry:
+def _entry(name: str, value: Any) -> TensorEntry:
     """A checked entry; `true` is no whole number."""
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"{show(name, 200)} is not described as a tensor")
@@ -205,13 +205,13 @@ def _entry(name: str, value: Any) -> Entry:
     )
     if not whole or len(offsets) != 2 or len(shape) > MOST_DIMENSIONS:
         raise ValueError(f"{show(name, 200)} has no shape, or no place in the file")
-    entry = Entry(dtype, tuple(shape), offsets[0])
+    entry = TensorEntry(dtype, tuple(shape), offsets[0])
     if offsets[1] != entry.end:
         raise ValueError(f"{show(name, 200)} has not as many bytes as its shape says")
     return entry
 
 
-def _check_layout(entries: Mapping[str, Entry], size: int) -> None:
+def _check_layout(entries: Mapping[str, TensorEntry], size: int) -> None:
     """Refuse tensors that do not fill `size` bytes of data without gaps."""
     end = 0
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].end)):

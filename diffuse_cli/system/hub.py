@@ -68,7 +68,7 @@ def check_within(typed: str, *parts: str | None) -> None:
                 raise UsageError(f"{files.show(typed)}: {brief(part)} leads out of a repository")
 
 
-class File(NamedTuple):
+class HubFile(NamedTuple):
     """A file of a repository: its path there, its bytes, and its SHA-256 if the hub says it."""
 
     name: str
@@ -77,7 +77,7 @@ class File(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Listing:
+class HubListing:
     """A repository at a commit.
 
     Attributes:
@@ -90,7 +90,7 @@ class Listing:
 
     repo: str
     commit: str
-    files: tuple[File, ...]
+    files: tuple[HubFile, ...]
     why: str = ""
     kind: Kind = DATASET
 
@@ -104,7 +104,7 @@ class Listing:
         """The folder of its files at the commit."""
         return _folder(self.kind, self.repo) / "snapshots" / self.commit
 
-    def path(self, file: File) -> Path:
+    def path(self, file: HubFile) -> Path:
         """Where a file is once it is downloaded."""
         return self.snapshot / file.name
 
@@ -140,7 +140,7 @@ def package(kind: Kind, repo: str) -> Any:
     return hub
 
 
-def listed(repo: str, revision: str, kind: Kind = DATASET) -> Listing:
+def listed(repo: str, revision: str, kind: Kind = DATASET) -> HubListing:
     """A repository as the hub has it, else as it was when the hub was last asked, else what is in
     the cache.
 
@@ -163,7 +163,7 @@ def listed(repo: str, revision: str, kind: Kind = DATASET) -> Listing:
             ) from error
         return listing
     entries = [
-        File(s.rfilename, s.size, s.lfs.sha256 if s.lfs else None) for s in found.siblings or ()
+        HubFile(s.rfilename, s.size, s.lfs.sha256 if s.lfs else None) for s in found.siblings or ()
     ]
     listing = _made(kind, repo, found.sha, entries, "")
     for name in dict.fromkeys((revision, found.sha)):
@@ -173,7 +173,7 @@ def listed(repo: str, revision: str, kind: Kind = DATASET) -> Listing:
     return listing
 
 
-def downloaded(listing: Listing, file: File) -> None:
+def downloaded(listing: HubListing, file: HubFile) -> None:
     """Bring a file into the cache, whole or not at all.
 
     Raises:
@@ -210,10 +210,10 @@ def downloaded(listing: Listing, file: File) -> None:
         )
 
 
-def _made(kind: Kind, repo: str, commit: str, entries: list[File], why: str) -> Listing:
+def _made(kind: Kind, repo: str, commit: str, entries: list[HubFile], why: str) -> HubListing:
     safe = [f for f in entries if not {"..", ""} & {*f.name.split("/")} and "\0" not in f.name]
     ordered = sorted(safe, key=lambda f: f.name.encode("utf-8", "surrogateescape"))
-    return Listing(repo, commit, tuple(ordered), why, kind)
+    return HubListing(repo, commit, tuple(ordered), why, kind)
 
 
 def reason(error: Exception, kind: Kind, repo: str, revision: str = "main") -> str:
@@ -260,16 +260,16 @@ def _record(kind: Kind, repo: str, revision: str) -> Path | None:
     return cache / "hub" / f"{quote(f'{own}@{revision}', safe='@')}.json" if cache else None
 
 
-def _recorded(kind: Kind, repo: str, revision: str, why: str) -> Listing | None:
+def _recorded(kind: Kind, repo: str, revision: str, why: str) -> HubListing | None:
     record = _record(kind, repo, revision)
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
         said = json.loads(record.read_bytes()) if record else {}
-        entries = [File(*entry) for entry in said["files"]]
+        entries = [HubFile(*entry) for entry in said["files"]]
         return _made(kind, repo, str(said["commit"]), entries, why)
     return None
 
 
-def _in_cache(kind: Kind, repo: str, revision: str, why: str) -> Listing | None:
+def _in_cache(kind: Kind, repo: str, revision: str, why: str) -> HubListing | None:
     """What another program has downloaded of a revision."""
     folder, commit = _folder(kind, repo), revision
     with contextlib.suppress(OSError, ValueError):
@@ -278,7 +278,7 @@ def _in_cache(kind: Kind, repo: str, revision: str, why: str) -> Listing | None:
     names = [p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()]
     if not names or "/" in commit:
         return None
-    listing = _made(kind, repo, commit, [File(name, None, None) for name in names], why)
+    listing = _made(kind, repo, commit, [HubFile(name, None, None) for name in names], why)
     shards = Counter((_PART.sub("", n), int(m[1])) for n in names if (m := _PART.search(n)))
     for (_, count), there in shards.items():
         if there < count:

@@ -19,7 +19,7 @@ from diffuse_cli.system.files import brief
 from diffuse_cli.system.hub import (
     LOGIN,
     MODEL,
-    Listing,
+    HubListing,
     check_within,
     downloaded,
     listed,
@@ -106,18 +106,18 @@ def local_source(path: str | Path) -> Work[Path]:
     return listing.snapshot / name.file
 
 
-KNOWN: dict[Name, Listing] = {}
+KNOWN: dict[Name, HubListing] = {}
 """What the hub has said: a name stands for the same as long as this process runs."""
 
 
-def _listing(name: Name) -> Listing:
+def _listing(name: Name) -> HubListing:
     own = name._replace(file="")
     if own not in KNOWN:
         KNOWN[own] = listed(name.repo, name.revision, MODEL)
     return KNOWN[own]
 
 
-def _model_file(listing: Listing, wanted: str) -> str:
+def _model_file(listing: HubListing, wanted: str) -> str:
     names = {file.name for file in listing.files}
     if (wanted or MODEL_FILE) in names:
         return wanted or MODEL_FILE
@@ -131,12 +131,12 @@ def _model_file(listing: Listing, wanted: str) -> str:
     )
 
 
-def _such_as(listing: Listing, extensions: tuple[str, ...]) -> str:
+def _such_as(listing: HubListing, extensions: tuple[str, ...]) -> str:
     found = [file.name for file in listing.files if file.name.endswith(extensions)]
     return f"Name one of its files, such as {listing.title}/{brief(found[0])}" if found else ""
 
 
-def _local(listing: Listing, names: Sequence[str]) -> Work[Path]:
+def _local(listing: HubListing, names: Sequence[str]) -> Work[Path]:
     """Bring files into the cache; the path of the first."""
     wanted = [file for file in listing.files if file.name in {*names}]
     missing = [file for file in wanted if not listing.path(file).is_file()]

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
@@ -157,11 +157,13 @@ def _strike(error: DiffuseError) -> NoReturn:
 
 
 @contextlib.contextmanager
-def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+def _handling(
+    handler: Callable[[int, FrameType | None], None], numbers: Iterable[int] = tuple(ERRORS)
+) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, handler) for number in ERRORS}
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
@@ -218,17 +220,11 @@ class Pending(Stop):
 def noting(pending: Pending) -> Iterator[None]:
     """Inside the block Ctrl-C is noted as in `deferred`, unless the program does something else
     about it; SIGTERM is left to the program."""
-    own = signal.default_int_handler
-    main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGINT) is not own:
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
         return
-    signal.signal(signal.SIGINT, pending.handle)
-    try:
-        with _as_error():
-            yield
-    finally:
-        signal.signal(signal.SIGINT, own)
+    with _as_error(), _handling(pending.handle, (signal.SIGINT,)):
+        yield
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from diffuse_cli.data.sources import hub_dataset
 from diffuse_cli.models import model_file
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.events import finish
-from diffuse_cli.system.hub import File, Listing
+from diffuse_cli.system.hub import HubFile, HubListing
 
 NAME = "hf://datasets/some/set"
 
@@ -123,7 +123,7 @@ def test_what_is_not_what_the_hub_says_is_not_kept(
 
 
 def chosen(names: list[str], path: str = "") -> tuple[list[str], str | None]:
-    listing = Listing("some/set", COMMIT, tuple(File(name, 1, None) for name in names))
+    listing = HubListing("some/set", COMMIT, tuple(HubFile(name, 1, None) for name in names))
     found, folder = hub_dataset._chosen(listing, path)
     return [file.name for file in found], folder
 

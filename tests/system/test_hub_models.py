@@ -13,7 +13,7 @@ from hubs import COMMIT, Hub, serving
 from diffuse_cli.system import hub_models
 from diffuse_cli.system.errors import ModelFileError
 from diffuse_cli.system.events import finish
-from diffuse_cli.system.hub import MODEL, File, Listing
+from diffuse_cli.system.hub import MODEL, HubFile, HubListing
 from diffuse_cli.system.hub_models import model_name
 
 NAME = "hf://some/model"
@@ -115,7 +115,7 @@ def test_of_diffusers_the_network_and_the_scheduler_are_downloaded(
         "unet/diffusion_pytorch_model.bin", "unet/diffusion_pytorch_model.safetensors",
         "vae/config.json", "vae/diffusion_pytorch_model.safetensors", "a.pt",
     )  # fmt: skip
-    listing = Listing("a/b", COMMIT, tuple(File(name, 1, None) for name in names), "", MODEL)
+    listing = HubListing("a/b", COMMIT, tuple(HubFile(name, 1, None) for name in names), "", MODEL)
     got: list[str] = []
     monkeypatch.setattr(hub_models, "KNOWN", {})
     monkeypatch.setattr(hub_models, "listed", lambda *name: listing)

@@ -27,7 +27,7 @@ WIDEST, LEFT = 100, 28
 Rows = list[tuple[str, str]]
 
 
-class Command(TyperCommand):
+class HelpfulCommand(TyperCommand):
     """A command whose help has sections."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
@@ -35,7 +35,7 @@ class Command(TyperCommand):
         formatter.write(_page(ctx, "", self.help or "", grouped(self.get_params(ctx))))
 
 
-class Group(TyperGroup):
+class HelpfulGroup(TyperGroup):
     """The program, whose help lists its commands."""
 
     commands: Any

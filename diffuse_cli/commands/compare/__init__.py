@@ -20,7 +20,7 @@ from diffuse_cli.system.events import align_columns
 from diffuse_cli.system.files import show
 
 if TYPE_CHECKING:
-    from diffuse_cli.commands.compare.run_comparison import Comparison, Subject
+    from diffuse_cli.commands.compare.run_comparison import Comparison, Side
     from diffuse_cli.evaluation.paired_comparison import BothMeasured, Difference
 
 CONFIG = CompareConfig
@@ -103,7 +103,7 @@ def _setting(*pair: Any) -> list[str]:
     return short if short[0] != short[1] else long
 
 
-def _facts(side: Subject) -> dict[str, str]:
+def _facts(side: Side) -> dict[str, str]:
     """What there is to say of a run or model, by its label."""
     known = side.facts
     parameters, versions = known.get("parameters"), known.get("versions", {})

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from diffuse_cli.models.model_file import Found
 
 HELD = ("path", "settings", "places", "found")
-"""Attributes of `Subject` that are not printed as they are."""
+"""Attributes of `Side` that are not printed as they are."""
 
 MEANT = (
     "size", "channels", "medium", "background", "classes", "schedule", "betas", "num_timesteps",
@@ -37,7 +37,7 @@ PLACES = tuple(f.name for f, spec in options(TrainConfig) if spec.place)
 
 
 @dataclass(frozen=True)
-class Subject:
+class Side:
     """A run or a model. Settings and versions of a model file are untrusted; escape them.
 
     Attributes:
@@ -90,8 +90,8 @@ class Comparison:
         measured: with DATA, where both draw the same kind of samples.
     """
 
-    a: Subject
-    b: Subject
+    a: Side
+    b: Side
     settings: dict[str, tuple[Any, Any]]
     remarks: tuple[str, ...]
     measured: BothMeasured | None
@@ -154,7 +154,7 @@ def _measured(
         return (yield from measure_both(config, loaded, accelerator))
 
 
-def _about_losses(a: Subject, b: Subject, differing: Mapping[str, Any]) -> Iterator[str]:
+def _about_losses(a: Side, b: Side, differing: Mapping[str, Any]) -> Iterator[str]:
     """Whether the losses of two subjects are of the same quantity."""
     if a.loss is None or b.loss is None:
         return
@@ -169,7 +169,7 @@ def _about_losses(a: Subject, b: Subject, differing: Mapping[str, Any]) -> Itera
 # -- reading --------------------------------------------------------------------------------------
 
 
-def _needed(side: Subject) -> Found:
+def _needed(side: Side) -> Found:
     if side.found is None:
         raise ModelFileError(
             f"{files.show(side.path)} has no model yet",
@@ -178,7 +178,7 @@ def _needed(side: Subject) -> Found:
     return side.found
 
 
-def _subject(path: str) -> Work[Subject]:
+def _subject(path: str) -> Work[Side]:
     """Read a model file, a run directory, or both where they lie side by side."""
     from diffuse_cli.models import model_file
 
@@ -200,7 +200,7 @@ def _subject(path: str) -> Work[Subject]:
         settings = settings or of_run
     log = run_reader.rows(run / run_reader.METRICS)
     rows = [row for row in log if model is None or row["step"] <= model.step]
-    return Subject(
+    return Side(
         path=path,
         settings=settings,
         places=places,

@@ -174,7 +174,7 @@ def _united(roots: Array, pairs: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class Group:
+class CopyGroup:
     """The size of a group, and the names of its first images."""
 
     count: int
@@ -197,7 +197,7 @@ class Copies:
     surplus: int
     across_classes: int
     across_split: int
-    first: tuple[Group, ...]
+    first: tuple[CopyGroup, ...]
 
 
 def exact_roots(images: Samples) -> Array:
@@ -223,6 +223,7 @@ def count_copies(images: Samples, roots: Array, chosen: Array) -> Copies:
         across_classes=sum(len(np.unique(labels[part])) > 1 for part in parts),
         across_split=sum(int(held_out[part].sum()) for part in parts if not held_out[part].all()),
         first=tuple(
-            Group(len(parts[i]), tuple(images.names[k] for k in parts[i][:NAMED])) for i in ranked
+            CopyGroup(len(parts[i]), tuple(images.names[k] for k in parts[i][:NAMED]))
+            for i in ranked
         ),
     )

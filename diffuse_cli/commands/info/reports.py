@@ -6,7 +6,7 @@ import dataclasses
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ class DataReport:
     ends: tuple[int, int] | None
     top: int | None
     out: Path | None
-    columns: Mapping[str, str] = field(default_factory=dict)
+    columns: Mapping[str, str]
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values."""
@@ -128,7 +128,6 @@ def inspect_data(config: InfoConfig) -> Work[DataReport]:
             keep=kept_bytes(folder),
         )
         report = yield from _report(config, images, out)
-        report = replace(report, columns=(yield from _columns(config, images)))
         if out is not None:
             page = yield from draw(images)
             files.write_bytes(out, figures.png(page))
@@ -178,6 +177,7 @@ def _report(config: InfoConfig, images: Samples, out: Path | None) -> Work[DataR
         ends=ends,
         top=top,
         out=out,
+        columns=(yield from _columns(config, images)),
     )
 
 

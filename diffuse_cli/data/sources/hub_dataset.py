@@ -21,7 +21,7 @@ from diffuse_cli.data.sources.entries import TABLES, Source, extension_of, is_ig
 from diffuse_cli.media import by_extension
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import DataError
-from diffuse_cli.system.hub import File, Listing, check_within, downloaded, listed
+from diffuse_cli.system.hub import HubFile, HubListing, check_within, downloaded, listed
 
 SHARDS, ZIP = (".parquet", ".arrow", ".tar"), ".zip"
 """Kinds of files that are data, those that are preferred first."""
@@ -89,8 +89,8 @@ class Wanted(NamedTuple):
         name: what can be typed for the same again.
     """
 
-    listing: Listing
-    files: Sequence[File]
+    listing: HubListing
+    files: Sequence[HubFile]
     folder: str | None
     name: str
 
@@ -130,7 +130,7 @@ def _shown(text: str) -> str:
     return files.show(re.sub(r"^hf:/+", "hf://", text))
 
 
-def _chosen(listing: Listing, path: str) -> tuple[list[File], str | None]:
+def _chosen(listing: HubListing, path: str) -> tuple[list[HubFile], str | None]:
     """The files at a path, a folder or a pattern, and the folder that they are below, if they are
     no shards.
 
@@ -167,10 +167,10 @@ def _chosen(listing: Listing, path: str) -> tuple[list[File], str | None]:
     )
 
 
-def _of_training(listing: Listing, shards: list[File]) -> list[File]:
+def _of_training(listing: HubListing, shards: list[HubFile]) -> list[HubFile]:
     """The shards of the training split, if any is named so, and of one configuration."""
     shards = [f for f in shards if TRAIN.search(f.name)] or shards
-    by_folder: dict[str, list[File]] = {}
+    by_folder: dict[str, list[HubFile]] = {}
     for file in shards:
         parts = posixpath.dirname(file.name).split("/")
         kept = [part for part in parts if part not in ("", DATA) and not TRAIN.search(part)]
@@ -192,9 +192,9 @@ def _is_hidden(name: str) -> bool:
     return base.startswith(".") or any(map(is_ignored_folder, folders))
 
 
-def _contents(listing: Listing) -> str:
+def _contents(listing: HubListing) -> str:
     return _such_as(listing, listing.files) if listing.files else "It is empty"
 
 
-def _such_as(listing: Listing, found: Sequence[File]) -> str:
+def _such_as(listing: HubListing, found: Sequence[HubFile]) -> str:
     return f"Name one, such as {listing.title}/{files.brief(found[0].name)}"

@@ -20,7 +20,7 @@ from diffuse_cli.system.hub_models import local_source
 
 if TYPE_CHECKING:
     from diffuse_cli.commands.convert.importers._assembly import Foreign
-    from diffuse_cli.commands.convert.importers._foreign_files import Source
+    from diffuse_cli.commands.convert.importers._foreign_files import ForeignSource
     from diffuse_cli.models.model_file import Model
 
 
@@ -33,11 +33,11 @@ class Format(Protocol):
 
     OPTIONS: Collection[str]
 
-    def recognises(self, source: Source) -> bool:
+    def recognises(self, source: ForeignSource) -> bool:
         """Whether the source is of this format, usable or not."""
         ...
 
-    def read(self, source: Source, config: ConvertConfig) -> Foreign:
+    def read(self, source: ForeignSource, config: ConvertConfig) -> Foreign:
         """The network, process and weights of a source.
 
         Raises:
@@ -79,10 +79,10 @@ def convert(config: ConvertConfig) -> Work[Converted]:
         config.out or OUT, ".safetensors", config.overwrite, read=config.source
     ) as path:
         from diffuse_cli.commands.convert.importers._assembly import assemble
-        from diffuse_cli.commands.convert.importers._foreign_files import Source
+        from diffuse_cli.commands.convert.importers._foreign_files import ForeignSource
         from diffuse_cli.models import model_file
 
-        source = Source((yield from local_source(config.source)))
+        source = ForeignSource((yield from local_source(config.source)))
         if source.is_own:
             raise UsageError(
                 f"{source.name} is a diffuse model already",

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffuse_cli.commands.convert.importers._foreign_files import Source
+from diffuse_cli.commands.convert.importers._foreign_files import ForeignSource
 from diffuse_cli.config import ConvertConfig, DiffusionConfig, TrainConfig
 from diffuse_cli.config.options import from_dict, options, to_dict
 from diffuse_cli.config.parsers import Size
@@ -42,7 +42,7 @@ NAMES_BYTES = 10_000_000
 """The most that is read of a file of class names."""
 
 
-def assemble(foreign: Foreign, source: Source, config: ConvertConfig) -> Model:
+def assemble(foreign: Foreign, source: ForeignSource, config: ConvertConfig) -> Model:
     """The model, with every tensor checked; raises what `convert` does."""
     unet = foreign.unet
     if unet.space.channels not in (1, 3):
@@ -125,7 +125,7 @@ def unlike(preset: str, unet: Net) -> str:
 # -- the process ----------------------------------------------------------------------------------
 
 
-def settle(foreign: Foreign, source: Source, config: ConvertConfig) -> DiffusionConfig:
+def settle(foreign: Foreign, source: ForeignSource, config: ConvertConfig) -> DiffusionConfig:
     """The process: typed options before the source, before the preset; the default target is eps.
 
     An invalid one is the fault of what was typed, if anything was, else of the source.
@@ -180,7 +180,7 @@ def _layered(*layers: Mapping[str, Any]) -> dict[str, Any]:
 # -- the tensors ----------------------------------------------------------------------------------
 
 
-def fitted(foreign: Foreign, source: Source) -> dict[str, Tensor]:
+def fitted(foreign: Foreign, source: ForeignSource) -> dict[str, Tensor]:
     """The tensors in float32, none missing or too many, each of its shape and finite.
 
     The label embedding gains a row of zeros for "none", which other programs do not have: it gives

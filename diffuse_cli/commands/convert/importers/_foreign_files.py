@@ -42,7 +42,7 @@ OF_THE_OLD_FORMAT = 5
 JSON_BYTES = 10_000_000
 
 
-class Source:
+class ForeignSource:
     """A folder or file to convert, which exists."""
 
     def __init__(self, path: str | Path) -> None:

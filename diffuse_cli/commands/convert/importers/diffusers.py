@@ -15,7 +15,7 @@ from diffuse_cli.commands.convert.diffusers_schedulers import read_scheduler
 from diffuse_cli.commands.convert.diffusers_unet import read_unet
 from diffuse_cli.commands.convert.importers._assembly import Foreign, Net, attention_at, network
 from diffuse_cli.commands.convert.importers._foreign_files import (
-    Source,
+    ForeignSource,
     read_json,
     read_weights,
     rejecting,
@@ -34,14 +34,14 @@ OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_o
 """Attention layers by their names before diffusers 0.15."""
 
 
-def recognises(source: Source) -> bool:
+def recognises(source: ForeignSource) -> bool:
     """A folder with `config.json`, there or in `unet/`, or a file with tensors of these names."""
     if source.path.is_dir():
         return file_types.is_folder(source.path)
     return file_types.is_of("diffusers", source.tensors)
 
 
-def read(source: Source, config: ConvertConfig) -> Foreign:
+def read(source: ForeignSource, config: ConvertConfig) -> Foreign:
     """The network, process and weights of a `UNet2DModel`."""
     folder = _folder(source)
     _check_pipeline(folder)
@@ -67,7 +67,7 @@ def read(source: Source, config: ConvertConfig) -> Foreign:
 # -- files ----------------------------------------------------------------------------------------
 
 
-def _folder(source: Source) -> Path:
+def _folder(source: ForeignSource) -> Path:
     """The folder of the network."""
     folder = source.path if source.path.is_dir() else source.path.parent
     if source.path.is_dir() and not (folder / "config.json").is_file():
@@ -93,7 +93,7 @@ def _check_pipeline(folder: Path) -> None:
             )
 
 
-def _tensors(source: Source, folder: Path) -> dict[str, Any]:
+def _tensors(source: ForeignSource, folder: Path) -> dict[str, Any]:
     """The weights, by today's names."""
     tensors = source.tensors
     if source.path.is_dir():

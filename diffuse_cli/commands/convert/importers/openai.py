@@ -24,7 +24,7 @@ from diffuse_cli.commands.convert.importers._assembly import (
     network,
     unlike,
 )
-from diffuse_cli.commands.convert.importers._foreign_files import Source
+from diffuse_cli.commands.convert.importers._foreign_files import ForeignSource
 from diffuse_cli.config import ConvertConfig
 from diffuse_cli.config.parsers import Size
 from diffuse_cli.config.presets import PRESETS
@@ -68,12 +68,12 @@ ENDS = {
 """OpenAI's layers by the names of `UNet`: in residual blocks, in attention and outside both."""
 
 
-def recognises(source: Source) -> bool:
+def recognises(source: ForeignSource) -> bool:
     """A file whose first layers have OpenAI's names."""
     return file_types.is_of("openai", source.tensors)
 
 
-def read(source: Source, config: ConvertConfig) -> Foreign:
+def read(source: ForeignSource, config: ConvertConfig) -> Foreign:
     """The network and weights of a checkpoint, which does not hold its process."""
     if not recognises(source):
         raise ModelFileError(f"{source.name} is no checkpoint of OpenAI's: it has no input_blocks")
@@ -106,7 +106,7 @@ def read(source: Source, config: ConvertConfig) -> Foreign:
 # -- the shape ------------------------------------------------------------------------------------
 
 
-def _shape(source: Source) -> dict[str, Any]:
+def _shape(source: ForeignSource) -> dict[str, Any]:
     """The fields of the network that its tensors show; `attends`: the levels with attention."""
     state = source.tensors
 
@@ -139,7 +139,7 @@ def _shape(source: Source) -> dict[str, Any]:
     }
 
 
-def _blocks(source: Source) -> tuple[int, int, bool]:
+def _blocks(source: ForeignSource) -> tuple[int, int, bool]:
     """Residual blocks per level, levels, and whether residual blocks do the resampling.
 
     On the way up a level has one block more, and each level but the last ends with upsampling: a
@@ -164,7 +164,9 @@ def _blocks(source: Source) -> tuple[int, int, bool]:
 _PLACE = re.compile(r"output_blocks\.(?P<block>\d+)\.(?P<part>\d+)\.(?P<kind>\w+)")
 
 
-def _heads(source: Source, config: ConvertConfig, shape: Mapping[str, Any]) -> dict[str, Any]:
+def _heads(
+    source: ForeignSource, config: ConvertConfig, shape: Mapping[str, Any]
+) -> dict[str, Any]:
     """Attention heads: as typed, or the preset's."""
     given: Mapping[str, Any] = vars(config)
     if not (config.heads or config.head_width) and config.preset:
@@ -198,7 +200,7 @@ def _suits(preset: str, shape: Mapping[str, Any]) -> bool:
     return PRESETS[preset].published and not unlike(preset, found)
 
 
-def _size(source: Source, config: ConvertConfig, attends: list[bool]) -> Size:
+def _size(source: ForeignSource, config: ConvertConfig, attends: list[bool]) -> Size:
     """The image size: as typed, or the one at which the preset's attention resolutions are at the
     levels with attention."""
     if config.size:
