@@ -20,7 +20,8 @@ from diffuse_cli.system.files import show
 
 if TYPE_CHECKING:
     from diffuse_cli.commands.info.duplicates import Copies
-    from diffuse_cli.commands.info.reports import DataReport, RunReport
+    from diffuse_cli.commands.info.inspection import RunReport
+    from diffuse_cli.commands.info.reports import DataReport
 
 CONFIG = InfoConfig
 
@@ -32,9 +33,8 @@ MOST_CLASSES = 20
 
 def run(config: InfoConfig, console: Console) -> None:
     """Inspect, and print what was found."""
-    from diffuse_cli.commands.info.inspection import inspect
-    from diffuse_cli.commands.info.model_inspection import ModelReport
-    from diffuse_cli.commands.info.reports import DataReport, RunReport
+    from diffuse_cli.commands.info.inspection import ModelReport, RunReport, inspect
+    from diffuse_cli.commands.info.reports import DataReport
 
     found = console.follow(inspect(config))
     model = found.model if isinstance(found, RunReport) else found

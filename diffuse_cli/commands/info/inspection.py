@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import stat
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.commands.info.model_inspection import ModelReport, inspect_model
+from diffuse_cli.commands.info.reports import DataReport, inspect_data
 from diffuse_cli.config import InfoConfig
-from diffuse_cli.system import files, run_reader
-from diffuse_cli.system.errors import DataError, UsageError
-from diffuse_cli.system.events import Work
+from diffuse_cli.config.options import read_toml, to_toml
+from diffuse_cli.data import is_images
+from diffuse_cli.data.sources import is_sample, mode_of
+from diffuse_cli.models.model_report import facts, training_config
+from diffuse_cli.system import files, outputs, run_reader
+from diffuse_cli.system.errors import DataError, ModelFileError, UsageError
+from diffuse_cli.system.events import Notice, Progress, Work
 from diffuse_cli.system.hub_models import is_name
 
 if TYPE_CHECKING:
-    from diffuse_cli.commands.info.reports import DataReport, RunReport
+    from diffuse_cli.models.model_file import Found
 
 HINT = "PATH is a folder or an archive of images, a model file or a run directory"
 
@@ -28,22 +33,141 @@ def inspect(config: InfoConfig) -> Work[DataReport | ModelReport | RunReport]:
         UsageError: an option does not suit it.
         OutputError: the contact sheet cannot be written.
     """
-    from diffuse_cli.data import is_images
-    from diffuse_cli.data.sources import is_sample, mode_of
-
     path = Path(config.path)
     if is_images(path) or is_sample(path):
         if config.toml:
             raise UsageError(f"--toml is for model files, and {files.show(path)} holds images")
-        from diffuse_cli.commands.info.reports import inspect_data
-
         return (yield from inspect_data(config))
     if not is_name(path):
         mode = mode_of(path, HINT)
         if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
             raise DataError(f"neither a folder nor a regular file: {files.show(path)}", HINT)
         if run_reader.run_at(path) == path:
-            from diffuse_cli.commands.info.reports import inspect_run
-
             return (yield from inspect_run(config, path))
     return (yield from inspect_model(config))
+
+
+# -- model ----------------------------------------------------------------------------------------
+
+IMAGES_ONLY = (
+    "size", "background", "fit", "layout", "alpha", "bits", "rate", "out", "workers", "strict",
+)  # fmt: skip
+"""Options that apply to images alone."""
+
+
+@dataclass(frozen=True)
+class ModelReport:
+    """A model file.
+
+    Attributes:
+        config: what `train --config` reads, with --toml.
+        out: the file it was written to.
+    """
+
+    found: Found
+    config: dict[str, Any] | None = None
+    out: Path | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values."""
+        toml = {"config": self.config, "toml": str(self.out) if self.out else None}
+        return {**facts(self.found), **(toml if self.config else {})}
+
+
+def inspect_model(config: InfoConfig) -> Work[ModelReport]:
+    """Read and describe a model: of a file, a checkpoint, or the newest of a run.
+
+    Raises:
+        ModelFileError: it is damaged, or not a model.
+        UsageError: an option is for images.
+        OutputError: the TOML cannot be written.
+    """
+    for name in IMAGES_ONLY:
+        if getattr(config, name) not in (None, False) and not (name == "out" and config.toml):
+            flag = "-o" if name == "out" else f"--{name}"
+            shown = files.show(Path(config.path))
+            raise UsageError(f"{flag} is for images, and {shown} is a model")
+    from diffuse_cli.models import model_file
+
+    with outputs.asked(config, "out", ".toml") as out:
+        yield Progress("reading model", 0, 1)
+        found = yield from model_file.find(config.path)
+        training = training_config(found.path) if config.toml else None
+        if out and training:
+            files.write_text(out, to_toml(training))
+    yield Progress("reading model", 1, 1)
+    return ModelReport(found, training, out)
+
+
+# -- run ------------------------------------------------------------------------------------------
+
+# A run directory: how far its training is, and the newest model in it. Nothing is locked.
+
+LOGGED = ("loss", "held_out_loss", "images_per_second")
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """The state of a run.
+
+    Attributes:
+        process: the number of the process that trains it; None if none does.
+        step, steps: the last one that is known of, and how many there will be.
+        loss, held_out_loss, images_per_second: the last that were logged.
+        seconds_left: at that speed, while a process trains it.
+        resume: what to type to go on; None if it is under way or finished.
+        model: None if there is no complete checkpoint yet.
+    """
+
+    path: str
+    process: int | None
+    step: int
+    steps: int
+    loss: float | None
+    held_out_loss: float | None
+    images_per_second: float | None
+    seconds_left: float | None
+    resume: str | None
+    model: ModelReport | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values."""
+        model = self.model.to_dict() if self.model else None
+        return {"kind": "run", **vars(self), "model": model}
+
+
+def inspect_run(config: InfoConfig, run: Path) -> Work[RunReport]:
+    """Describe a run directory. Yields `Notice`.
+
+    Raises:
+        ModelFileError: its configuration has no steps.
+        UsageError: an option is for images.
+    """
+    model = None
+    try:
+        model = yield from inspect_model(config)
+    except ModelFileError as error:
+        if config.toml:
+            raise
+        yield Notice(str(error), warning=True)
+    settings = read_toml(run / run_reader.CONFIG)
+    steps, batch = settings.get("steps"), settings.get("batch_size")
+    if not isinstance(steps, int) or not isinstance(batch, int):
+        raise ModelFileError(
+            f"{config.path}: its {run_reader.CONFIG} has no steps or no batch size"
+        )
+    rows = list(run_reader.rows(run / run_reader.METRICS))
+    last = {name: run_reader.last(rows, name) for name in LOGGED}
+    step = int(max([row["step"] for row in rows] + [model.found.model.step if model else 0]))
+    process, speed = outputs.holder(run / run_reader.LOCK), last["images_per_second"]
+    again = run_reader.resume_line(str(settings.get("data")), str(run_reader.model_of(run)))
+    return RunReport(
+        path=config.path,
+        process=process,
+        step=step,
+        steps=steps,
+        **last,
+        seconds_left=(steps - step) * batch / speed if process and speed else None,
+        resume=again if process is None and step < steps else None,
+        model=model,
+    )
