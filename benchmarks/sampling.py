@@ -124,7 +124,9 @@ def inputs(batch: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor
 def write(preset: str, path: Path) -> None:
     """A model file of a preset with random weights."""
     blueprint = plan(SIZE, preset=preset).blueprint
-    model_file.save(path, model_file.Model(blueprint=blueprint, ema=blueprint.build().state_dict()))
+    model_file.save(
+        path, model_file.StoredModel(blueprint=blueprint, ema=blueprint.build().state_dict())
+    )
 
 
 def ours(path: Path, batch: int, accelerator: Accelerator) -> Act:

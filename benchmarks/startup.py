@@ -40,7 +40,7 @@ def make_model(path: Path) -> Path:
     """An untrained model of the preset `tiny`."""
     made = plan(28, images=2, preset="tiny")
     weights = made.blueprint.build().state_dict()
-    model_file.save(path, model_file.Model(blueprint=made.blueprint, ema=weights))
+    model_file.save(path, model_file.StoredModel(blueprint=made.blueprint, ema=weights))
     return path
 
 

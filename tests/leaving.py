@@ -24,7 +24,7 @@ def model_of(
     diffusion: DiffusionConfig | None = None,
     network: str = "unet",
     **more: Any,
-) -> model_file.Model:
+) -> model_file.StoredModel:
     """A model whose weights are nowhere zero."""
     own = Blueprint(
         space=space,
@@ -34,4 +34,4 @@ def model_of(
         diffusion=diffusion or DiffusionConfig(),
     )
     ema = randomised(own).state_dict()
-    return model_file.Model(blueprint=own, ema=ema, **more)
+    return model_file.StoredModel(blueprint=own, ema=ema, **more)

@@ -18,7 +18,7 @@ from diffuse_cli.config.options import from_dict, to_dict
 from diffuse_cli.system.errors import UsageError
 
 if TYPE_CHECKING:
-    from diffuse_cli.models.model_file import Model
+    from diffuse_cli.models.model_file import StoredModel
 
 CONFIG = DistillConfig
 
@@ -69,7 +69,7 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
     return complete(values)
 
 
-def guidance_of(found: Model) -> float | None:
+def guidance_of(found: StoredModel) -> float | None:
     """The scale at which a model with conditions is drawn from by default; None for others."""
     from diffuse_cli.sampling.conditioning import default_guidance
 

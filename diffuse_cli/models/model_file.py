@@ -29,7 +29,14 @@ from diffuse_cli.config.train_options import from_file
 from diffuse_cli.core import settings
 from diffuse_cli.core.conditions import PAIRS
 from diffuse_cli.models import tensor_file
-from diffuse_cli.models.model_header import SAMPLING, Model, describe, described, rebuild, versions
+from diffuse_cli.models.model_header import (
+    SAMPLING,
+    StoredModel,
+    describe,
+    described,
+    rebuild,
+    versions,
+)
 from diffuse_cli.system import file_types, files, run_reader
 from diffuse_cli.system.descriptors import opened
 from diffuse_cli.system.errors import DiffuseError, ModelFileError
@@ -37,7 +44,7 @@ from diffuse_cli.system.events import Notice, Work, finish
 from diffuse_cli.system.hub_models import local_model
 
 __all__ = [
-    "RAW", "WEAK", "Found", "Model", "apart", "find", "holds", "load",
+    "RAW", "WEAK", "Found", "StoredModel", "apart", "find", "holds", "load",
     "metadata", "read_training", "save", "together", "versions",
 ]  # fmt: skip
 
@@ -50,7 +57,7 @@ Weights = Mapping[str, Tensor]
 # -- writing --------------------------------------------------------------------------------------
 
 
-def save(path: Path, model: Model) -> None:
+def save(path: Path, model: StoredModel) -> None:
     """Write a model file, whole or not at all."""
     tensor_file.write(path, together(model.ema, model.raw, model.weak), metadata(model))
 
@@ -70,7 +77,7 @@ def apart(tensors: Weights) -> tuple[Weights, Weights, Weights]:
     return kinds[""], kinds[RAW], kinds[WEAK]
 
 
-def metadata(model: Model) -> dict[str, str]:
+def metadata(model: StoredModel) -> dict[str, str]:
     """What a model file says in its header; with it, a file of the averaged weights is one."""
     blueprint = model.blueprint
     return {
@@ -93,7 +100,7 @@ class Found:
     """A model, and the file that it was read from. Its title is untrusted."""
 
     path: Path
-    model: Model
+    model: StoredModel
     title: str
     size_bytes: int
     sha256: str
@@ -155,7 +162,7 @@ def _step(path: Path) -> float:
     return math.inf
 
 
-def load(path: str | Path) -> Model:
+def load(path: str | Path) -> StoredModel:
     """The model at a path, as `find` finds it."""
     return finish(find(path)).model
 
@@ -209,7 +216,7 @@ def read_training(path: str | Path) -> dict[str, Any]:
     return training
 
 
-def holds(path: Path, model: Model) -> bool:
+def holds(path: Path, model: StoredModel) -> bool:
     """Whether the file at `path` already describes `model`, apart from `sampling`, which is written
     after the training."""
     try:
@@ -243,7 +250,7 @@ def _rejecting(path: Path) -> Iterator[None]:
         raise ModelFileError(f"{name} is not a valid model file: {reason}") from error
 
 
-def _check_shapes(model: Model, entries: Mapping[str, tensor_file.TensorEntry]) -> None:
+def _check_shapes(model: StoredModel, entries: Mapping[str, tensor_file.TensorEntry]) -> None:
     """Refuse tensors that are not those of the network, once and for each further kind of weights;
     a weak average is there if the description has its step."""
     own = {name: f"F32 {list(shape)}" for name, shape in model.blueprint.shapes.items()}

@@ -41,7 +41,7 @@ SAMPLING, WEAK_KEY, DISTILLED = "sampling", "weak", "distilled"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model:
+class StoredModel:
     """What a model file holds.
 
     Attributes:
@@ -107,7 +107,7 @@ def versions() -> dict[str, str]:
     return {"diffuse": __version__, "torch": torch.__version__.split("+")[0]}
 
 
-def describe(model: Model) -> dict[str, Any]:
+def describe(model: StoredModel) -> dict[str, Any]:
     """Everything but the tensors, as plain values."""
     blueprint = model.blueprint
     return {
@@ -126,7 +126,7 @@ def describe(model: Model) -> dict[str, Any]:
     }
 
 
-def _version(model: Model) -> int:
+def _version(model: StoredModel) -> int:
     """The oldest version that can say what the model is."""
     space, given = model.blueprint.space, model.blueprint.conditions.given
     if space.limits is not None or (given is not None and given.limits is not None):
@@ -187,7 +187,7 @@ def _upgraded(old: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def rebuild(described: Mapping[str, Any]) -> Model:
+def rebuild(described: Mapping[str, Any]) -> StoredModel:
     """The model without its tensors; `weak` is empty if the file has one."""
     network = _settled(described["network"])
     name = network.pop("name")
@@ -215,7 +215,7 @@ def rebuild(described: Mapping[str, Any]) -> Model:
         sampling = _recommended(described[SAMPLING], blueprint.conditions, timesteps)
         if sampling.weak_guidance is not None and weak_step is None:
             raise ValueError("guidance by a weak average is recommended, and there is none")
-    model = Model(
+    model = StoredModel(
         blueprint=blueprint,
         ema={},
         weak=None if weak_step is None else {},

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from diffuse_cli.core.conditions import Conditions
     from diffuse_cli.core.denoiser import Denoise
     from diffuse_cli.models.image_conditioning import Inputs
-    from diffuse_cli.models.model_file import Model
+    from diffuse_cli.models.model_file import StoredModel
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Condition:
 
 def condition(
     config: DrawConfig,
-    model: Model,
+    model: StoredModel,
     names: Sequence[str] = (),
     on: Sequence[str] = (),
     *,
@@ -131,7 +131,7 @@ def condition(
     return Condition(labels, scale, given, turn, rows)
 
 
-def guidance_scale(config: DrawConfig, model: Model) -> float:
+def guidance_scale(config: DrawConfig, model: StoredModel) -> float:
     """Return the guidance scale of a model with conditions.
 
     Raises:
@@ -170,7 +170,7 @@ def has_unconditional(conditions: Conditions, label_dropout: Any) -> bool:
     return 0 not in shares
 
 
-def check_columns(model: Model, rows: Sequence[tuple[float, ...]]) -> None:
+def check_columns(model: StoredModel, rows: Sequence[tuple[float, ...]]) -> None:
     """Refuse to leave out a column that the model was always told.
 
     Raises:

@@ -133,7 +133,7 @@ class Loaded:
         size: of the samples to draw, in windows of the model's; None for the model's.
     """
 
-    model: model_file.Model
+    model: model_file.StoredModel
     denoiser: Denoiser
     sha256: str
     precision: str
@@ -218,7 +218,9 @@ def _found(path: str | Path, alone: bool) -> Work[model_file.Found]:
     return found
 
 
-def precision_for(model: model_file.Model, precision: str | None, accelerator: Accelerator) -> str:
+def precision_for(
+    model: model_file.StoredModel, precision: str | None, accelerator: Accelerator
+) -> str:
     """The exact precision of a model's network: of `auto`, what it was trained in if the device has
     that; of None, the accelerator's."""
     if precision is None:
@@ -228,7 +230,7 @@ def precision_for(model: model_file.Model, precision: str | None, accelerator: A
 
 
 def ready(
-    model: model_file.Model,
+    model: model_file.StoredModel,
     weights: str,
     accelerator: Accelerator,
     precision: str,

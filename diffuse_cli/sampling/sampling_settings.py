@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from diffuse_cli.core.denoiser import Denoise, Denoiser
     from diffuse_cli.core.gaussian_start import LowFrequencies
     from diffuse_cli.core.process import Process
-    from diffuse_cli.models.model_file import Model
+    from diffuse_cli.models.model_file import StoredModel
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class DrawSettings:
 
 def resolve(
     config: DrawConfig,
-    model: Model,
+    model: StoredModel,
     names: Sequence[str] = (),
     on: Sequence[str] = (),
     *,
@@ -217,7 +217,7 @@ def resolve(
     )
 
 
-def start_of(model: Model, sampler: str) -> LowFrequencies:
+def start_of(model: StoredModel, sampler: str) -> LowFrequencies:
     """The model's low frequencies, to begin from.
 
     Raises:
@@ -236,7 +236,7 @@ def start_of(model: Model, sampler: str) -> LowFrequencies:
     return model.low_frequencies
 
 
-def choose_guide(config: DrawConfig, model: Model) -> tuple[str, float] | None:
+def choose_guide(config: DrawConfig, model: StoredModel) -> tuple[str, float] | None:
     """Return the path of the weaker model that is named or recommended, and its scale.
 
     Raises:
@@ -256,7 +256,7 @@ def choose_guide(config: DrawConfig, model: Model) -> tuple[str, float] | None:
     return path or OWN, scale
 
 
-def _recommends(model: Model, path: str) -> float | None:
+def _recommends(model: StoredModel, path: str) -> float | None:
     """The scale that the model file recommends, which was found with its own weak average."""
     return model.sampling.weak_guidance if model.sampling and path == OWN else None
 

@@ -26,7 +26,7 @@ from diffuse_cli.training.weight_transfer import COLOUR, GREY, ends_of, fitted, 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from diffuse_cli.models.model_file import Model
+    from diffuse_cli.models.model_file import StoredModel
 
 NOISE = ("schedule", "betas", "log_snr_shift", "zero_terminal_snr", "rescale_timesteps")
 """Settings that decide how noisy samples are at the time that a network is shown."""
@@ -91,7 +91,7 @@ def _check(source: str, own: Blueprint, wanted: Blueprint) -> None:
         )
 
 
-def _check_student(source: str, teacher: Model, wanted: Blueprint) -> None:
+def _check_student(source: str, teacher: StoredModel, wanted: Blueprint) -> None:
     """Refuse to distil into a network of other conditions, other levels or other shapes."""
     own = teacher.blueprint
     if own.space.ends != wanted.space.ends:
@@ -146,7 +146,7 @@ def _shapes(blueprint: Blueprint) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _warnings(source: str, model: Model, wanted: Blueprint) -> Iterator[str]:
+def _warnings(source: str, model: StoredModel, wanted: Blueprint) -> Iterator[str]:
     own, names = model.blueprint, wanted.conditions.classes
     if own.diffusion.target != wanted.diffusion.target:
         yield (
@@ -183,7 +183,7 @@ def _told(source: str, found: list[Part], wanted: Blueprint) -> Work[None]:
 # -- what is not simply taken ---------------------------------------------------------------------
 
 
-def parts(model: Model, wanted: Blueprint) -> Iterator[Part]:
+def parts(model: StoredModel, wanted: Blueprint) -> Iterator[Part]:
     """What is not simply taken of a model."""
     own, ends = model.blueprint, ends_of(model.blueprint)
     if own.space.size != wanted.space.size:
@@ -249,7 +249,7 @@ def _given(own: Blueprint, wanted: Blueprint, ends: Ends) -> Iterator[Part]:
         yield Part("given", text, count)
 
 
-def _classes(model: Model, wanted: Blueprint, ends: Ends) -> Iterator[Part]:
+def _classes(model: StoredModel, wanted: Blueprint, ends: Ends) -> Iterator[Part]:
     old, names = model.blueprint.conditions.classes, wanted.conditions.classes
     if old == names or (names and numbered(model, names)):
         return

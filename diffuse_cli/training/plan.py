@@ -102,10 +102,10 @@ class Plan:
         ema: Mapping[str, Tensor],
         raw: Mapping[str, Tensor] | None,
         weak: Weak | None,
-    ) -> model_file.Model:
+    ) -> model_file.StoredModel:
         """Make a model file of a run of so many steps, with the weights after `step` of them."""
         low = {LOW_FREQUENCIES: self.low_frequencies.plain} if self.low_frequencies else {}
-        return model_file.Model(
+        return model_file.StoredModel(
             blueprint=self.blueprint,
             ema=ema,
             raw=raw,

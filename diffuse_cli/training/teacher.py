@@ -28,7 +28,7 @@ from diffuse_cli.training.optimization import Updater
 
 if TYPE_CHECKING:
     from diffuse_cli.core.denoiser import Denoise, Denoiser
-    from diffuse_cli.models.model_file import Model
+    from diffuse_cli.models.model_file import StoredModel
 
 
 PATHS = 0.85
@@ -180,7 +180,7 @@ class Teacher:
     """
 
     sha256: str
-    model: Model
+    model: StoredModel
     guidance: float | None = None
 
     @property

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from diffuse_cli.core.conditions import Conditions, Table
     from diffuse_cli.models.blueprint import Blueprint
-    from diffuse_cli.models.model_file import Model
+    from diffuse_cli.models.model_file import StoredModel
 
 GREY, COLOUR = 1, 3
 """Channels of samples that are converted; of others each is taken in its place."""
@@ -37,7 +37,7 @@ def ends_of(blueprint: Blueprint) -> Ends | None:
     return ends
 
 
-def fitted(model: Model, wanted: Blueprint, seed: int = 0) -> Mapping[str, Tensor]:
+def fitted(model: StoredModel, wanted: Blueprint, seed: int = 0) -> Mapping[str, Tensor]:
     """The averaged weights of a model for a blueprint of the same network.
 
     Args:
@@ -149,7 +149,7 @@ def differences(weight: Tensor, wanted: Blueprint, seed: int) -> Tensor:
 # -- classes and columns --------------------------------------------------------------------------
 
 
-def numbered(model: Model, names: tuple[str, ...]) -> bool:
+def numbered(model: StoredModel, names: tuple[str, ...]) -> bool:
     """Whether the classes of a converted model have numbers for names, one for each of `names`."""
     old = model.blueprint.conditions.classes
     return not model.data and old == tuple(map(str, range(len(names)))) and old != names
@@ -161,7 +161,7 @@ def untold(rows: Tensor, never: bool) -> Tensor:
     return rows[:-1].mean(0) if never else rows[-1]
 
 
-def without(model: Model, own: Table | None, wanted: Table | None) -> Iterator[Tensor]:
+def without(model: StoredModel, own: Table | None, wanted: Table | None) -> Iterator[Tensor]:
     """What is added for each column that is left out where it is not told, (D,); of labels their
     mean if that was never learned."""
     ends, names = ends_of(model.blueprint), wanted.names if wanted else {}
@@ -176,7 +176,9 @@ def without(model: Model, own: Table | None, wanted: Table | None) -> Iterator[T
         yield untold(model.ema[f"{ends.columns}.{k}.weight"], never)
 
 
-def _fit_classes(weights: dict[str, Tensor], ends: Ends, model: Model, wanted: Conditions) -> None:
+def _fit_classes(
+    weights: dict[str, Tensor], ends: Ends, model: StoredModel, wanted: Conditions
+) -> None:
     """Rows by name; a new class begins as no class, and a model without classes as before."""
     old, names = model.blueprint.conditions.classes, wanted.classes
     bias = weights[ends.class_bias]

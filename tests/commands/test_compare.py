@@ -79,7 +79,7 @@ def test_a_setting_has_the_digits_that_tell_it_apart(runs, diffuse):
     for name, lr in (("c", 0.0020001), ("d", 2 / 300)):
         training = {**found.training, "lr": lr}
         path = Path(f"{name}.safetensors")
-        model_file.save(path, model_file.Model(**{**vars(found), "training": training}))
+        model_file.save(path, model_file.StoredModel(**{**vars(found), "training": training}))
     ours = runs("a.safetensors")
     assert rows(diffuse("compare", ours, "c.safetensors"))["lr"] == ["0.002", "0.0020001"]
     assert rows(diffuse("compare", ours, "d.safetensors"))["lr"] == ["0.002", "0.006667"]
@@ -178,7 +178,7 @@ def test_settings_of_a_hostile_model_are_escaped_and_cut(conditional, model, dif
     found = model_file.load(model)
     training = {**found.training, "background": "#ffffff", "loss": "\x9b31m" + "x" * 5000}
     model_file.save(
-        Path("m.safetensors"), model_file.Model(**{**vars(found), "training": training})
+        Path("m.safetensors"), model_file.StoredModel(**{**vars(found), "training": training})
     )
     ran = diffuse("compare", "m.safetensors", conditional)
     assert ran.code == 0, ran.err
@@ -319,7 +319,7 @@ def test_models_of_other_samples_are_not_evaluated(runs, images, diffuse, monkey
 def test_two_backgrounds_are_refused_unless_one_is_named(runs, images, diffuse):
     found = model_file.load(runs("a.safetensors"))
     data = {**found.data, "background": "black"}
-    model_file.save(Path("m.safetensors"), model_file.Model(**{**vars(found), "data": data}))
+    model_file.save(Path("m.safetensors"), model_file.StoredModel(**{**vars(found), "data": data}))
     line = ("compare", runs("a.safetensors"), "m.safetensors", images, *QUICK)
     ran = diffuse(*line, "-q")
     assert (ran.code, ran.out) == (2, "")

@@ -50,7 +50,7 @@ class Bench:
         self.beside = shop.beside(self.kind)
 
     @property
-    def loaded(self) -> model_file.Model:
+    def loaded(self) -> model_file.StoredModel:
         """The model in the file."""
         return model_file.load(self.model)
 

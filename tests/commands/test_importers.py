@@ -121,7 +121,7 @@ def described(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({k: v for k, v in fields.items() if v is not None}))
 
 
-def converted(source: Path | str, **options: Any) -> model_file.Model:
+def converted(source: Path | str, **options: Any) -> model_file.StoredModel:
     """The model that `convert` writes, as it is read again."""
     finish(convert(ConvertConfig(source=str(source), overwrite=True, **options)))
     return model_file.load(OUT)

@@ -804,7 +804,7 @@ def test_a_model_lists_the_classes_that_it_draws(model, conditional, diffuse):
 
 def test_a_model_without_a_title_or_raw_weights(conditional, diffuse):
     model = model_file.load(conditional)
-    model_file.save(Path("m.safetensors"), model_file.Model(**{**vars(model), "raw": None}))
+    model_file.save(Path("m.safetensors"), model_file.StoredModel(**{**vars(model), "raw": None}))
     data = changed(Path("m.safetensors").read_bytes(), lambda c, m: m.pop("modelspec.title"))
     Path("m.safetensors").write_bytes(data)
     found = diffuse("info", "m.safetensors", "--json").json

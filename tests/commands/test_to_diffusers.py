@@ -47,14 +47,14 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def leave(model: model_file.Model, out: str = "out", **options: Any) -> Path:
+def leave(model: model_file.StoredModel, out: str = "out", **options: Any) -> Path:
     """The folder of a model."""
     model_file.save(Path("model.safetensors"), model)
     line = {"source": "model.safetensors", "out": out, "to": "diffusers", "overwrite": True}
     return finish(export(ConvertConfig(**{**line, **options}))).path
 
 
-def back(folder: Path) -> model_file.Model:
+def back(folder: Path) -> model_file.StoredModel:
     finish(convert(ConvertConfig(source=str(folder), out="again.safetensors", overwrite=True)))
     return model_file.load("again.safetensors")
 
@@ -238,7 +238,7 @@ class Same:
 
 
 def ours(
-    model: model_file.Model, sampler: str, steps: int, seed: int, spacing: str = "trailing"
+    model: model_file.StoredModel, sampler: str, steps: int, seed: int, spacing: str = "trailing"
 ) -> Tensor:
     """The levels of two pictures, from the noise of a seed."""
     own = model.blueprint
@@ -306,7 +306,7 @@ def test_every_variance_draws_the_same_picture_there(variance: str):
 # -- schedulers -----------------------------------------------------------------------------------
 
 
-def recommending(sampler: str, **more: Any) -> model_file.Model:
+def recommending(sampler: str, **more: Any) -> model_file.StoredModel:
     return model_of(sampling=SamplerChoice(sampler=sampler, steps=5), **more)
 
 

@@ -25,7 +25,7 @@ from diffuse_cli.core import SCHEDULES
 from diffuse_cli.core.schedules import zero_terminal_snr
 from diffuse_cli.models import model_file
 from diffuse_cli.models.blueprint import make_denoiser, make_process
-from diffuse_cli.models.model_file import Model
+from diffuse_cli.models.model_file import StoredModel
 from diffuse_cli.system.errors import ModelFileError, UsageError
 from diffuse_cli.training import time_estimate
 from diffuse_cli.training.configuration import configure
@@ -224,12 +224,12 @@ def test_resume_takes_the_betas_of_the_run(folder: Path):
 UNET = plan(size=4, channels=1, width=4, groups=2, multipliers=(1,), blocks=1, attention=())
 
 
-def saved(path: Path, betas: tuple[float, ...] = BETAS) -> Model:
+def saved(path: Path, betas: tuple[float, ...] = BETAS) -> StoredModel:
     diffusion = DiffusionConfig(betas=betas, zero_terminal_snr=True)
     training = to_file(TrainConfig(data="x", betas=betas), control=False, places=False)
     weights = UNET.build().state_dict()
     model_file.save(
-        path, Model(blueprint=UNET.blueprint(diffusion), ema=weights, training=training)
+        path, StoredModel(blueprint=UNET.blueprint(diffusion), ema=weights, training=training)
     )
     return model_file.load(path)
 
@@ -274,8 +274,8 @@ def test_hostile_betas_are_rejected(folder: Path, betas: Any):
 
 def test_a_path_in_the_training_of_a_model_is_not_read(folder: Path):
     path = folder / "m.safetensors"
-    model = Model(blueprint=UNET.blueprint(DiffusionConfig()), ema=UNET.build().state_dict())
-    model_file.save(path, Model(**{**vars(model), "training": {"betas": "b.txt"}}))
+    model = StoredModel(blueprint=UNET.blueprint(DiffusionConfig()), ema=UNET.build().state_dict())
+    model_file.save(path, StoredModel(**{**vars(model), "training": {"betas": "b.txt"}}))
     with pytest.raises(ModelFileError):
         model_file.load(path)
 

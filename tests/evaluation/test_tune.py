@@ -129,8 +129,8 @@ def test_all_samplers_with_all_steps_that_the_model_can_take():
 
 def test_guidance_is_tried_beside_the_scale_of_the_samplers():
     blueprint = plan(size=8, num_classes=2).blueprint(DiffusionConfig())
-    model = model_file.Model(blueprint=blueprint, ema={})
-    always = model_file.Model(blueprint=blueprint, ema={}, training={"label_dropout": 0.0})
+    model = model_file.StoredModel(blueprint=blueprint, ema={})
+    always = model_file.StoredModel(blueprint=blueprint, ema={}, training={"label_dropout": 0.0})
     assert other_scales(config(), model, 2.0) == (1.0, 1.5, 3.0, 4.0)
     assert other_scales(config(), model, 2.5) == (1.0, 1.5, 2.0, 3.0, 4.0)
     assert other_scales(config(guidance="2,0,7.5,0"), model, 2.0) == (0.0, 7.5)

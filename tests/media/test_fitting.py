@@ -27,7 +27,7 @@ from diffuse_cli.training import time_estimate
 NAVY = (0, 0, 128)
 
 
-def loaded(model: model_file.Model) -> Loaded:
+def loaded(model: model_file.StoredModel) -> Loaded:
     """A model whose network is not needed."""
     return Loaded(model, cast(Any, None), "", "fp32")
 

@@ -23,7 +23,7 @@ from diffuse_cli.config import DiffusionConfig, SamplerChoice
 from diffuse_cli.core import Conditions, Space
 from diffuse_cli.core.networks.unet import Config
 from diffuse_cli.models import model_file, tensor_file
-from diffuse_cli.models.model_file import Model, find, load, save
+from diffuse_cli.models.model_file import StoredModel, find, load, save
 from diffuse_cli.system.errors import ModelFileError, UsageError
 from diffuse_cli.system.events import finish
 
@@ -39,7 +39,7 @@ def weights(seed: int = 0, unet: Plan = UNET) -> dict[str, torch.Tensor]:
     return {name: torch.randn(t.shape, generator=generator) for name, t in state.items()}
 
 
-def model(**changes: Any) -> Model:
+def model(**changes: Any) -> StoredModel:
     fields: dict[str, Any] = {
         "blueprint": UNET.blueprint(DIFFUSION),
         "ema": weights(),
@@ -47,7 +47,7 @@ def model(**changes: Any) -> Model:
         "data": {"fingerprint": "abc", "images": 20, "origin": "hf://datasets/a/Ümlaut"},
         "training": {"steps": 12, "lr": 2e-3},
     }
-    return Model(**{**fields, **changes})
+    return StoredModel(**{**fields, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_a_model_is_read_as_it_was_written(tmp_path: Path, raw, weak):
     written = model(raw=raw, **weak)
     save(tmp_path / "m.safetensors", written)
     read = load(tmp_path / "m.safetensors")
-    for f in dataclasses.fields(Model):
+    for f in dataclasses.fields(StoredModel):
         if f.name in ("ema", "raw", "weak", "versions"):
             continue
         assert getattr(read, f.name) == getattr(written, f.name), f.name
@@ -358,7 +358,7 @@ def diffusion(variance: str) -> DiffusionConfig:
     return DiffusionConfig(num_timesteps=50, schedule="linear", target="v", variance=variance)
 
 
-def of(unet: Plan, variance: str, data: Any = None) -> Model:
+def of(unet: Plan, variance: str, data: Any = None) -> StoredModel:
     blueprint = unet.blueprint(diffusion(variance))
     return model(blueprint=blueprint, ema=weights(0, unet), data=data or {})
 
@@ -439,7 +439,7 @@ def test_a_file_of_version_1_is_the_same_model(tmp_path: Path, learned: bool):
     data = described((tmp_path / "new").read_bytes(), version_1)
     (tmp_path / "old").write_bytes(data)
     old, new = load(tmp_path / "old"), load(tmp_path / "new")
-    for f in dataclasses.fields(Model):
+    for f in dataclasses.fields(StoredModel):
         if f.name != "ema":
             assert getattr(old, f.name) == getattr(new, f.name), f.name
     assert all(torch.equal(new.ema[name], t) for name, t in old.ema.items())

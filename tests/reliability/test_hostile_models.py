@@ -119,7 +119,7 @@ def write_large(path: Path) -> None:
 
     blueprint = plan(size=8, width=256, multipliers=(1, 2), blocks=2).blueprint(DiffusionConfig())
     ema = {name: torch.zeros(shape) for name, shape in blueprint.shapes.items()}
-    model_file.save(path, model_file.Model(blueprint=blueprint, ema=ema, step=1))
+    model_file.save(path, model_file.StoredModel(blueprint=blueprint, ema=ema, step=1))
 
 
 def write_giant(model: Path, path: Path) -> None:

@@ -13,7 +13,7 @@ from diffuse_cli.core.networks import vit
 from diffuse_cli.core.networks.unet import ENDS, Config, resized
 from diffuse_cli.core.space import Space
 from diffuse_cli.models.blueprint import Blueprint
-from diffuse_cli.models.model_file import Model
+from diffuse_cli.models.model_file import StoredModel
 from diffuse_cli.training.weight_transfer import ends_of, fitted
 
 SMALL = {"width": 8, "multipliers": (1, 2), "blocks": 1, "attention": (4,), "groups": 4}
@@ -41,7 +41,7 @@ def trained(own, **training):
     """A model of which no weight is zero."""
     torch.manual_seed(1)
     tensors = {name: torch.randn(shape) / 4 for name, shape in own.shapes.items()}
-    return Model(blueprint=own, ema=tensors, training=training)
+    return StoredModel(blueprint=own, ema=tensors, training=training)
 
 
 def network(own, weights):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from diffuse_cli.config import DiffusionConfig
     from diffuse_cli.core.conditions import Conditions
     from diffuse_cli.models.blueprint import Blueprint
-    from diffuse_cli.models.model_file import Found, Model
+    from diffuse_cli.models.model_file import Found, StoredModel
 
 
 def model_rows(found: Found) -> Rows:
@@ -55,7 +55,7 @@ def model_rows(found: Found) -> Rows:
     ]
 
 
-def _weights(model: Model) -> str:
+def _weights(model: StoredModel) -> str:
     kinds = "averaged" if model.raw is None else "averaged and raw"
     if model.weak_step is None:
         return kinds

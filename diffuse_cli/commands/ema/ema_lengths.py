@@ -184,10 +184,10 @@ def _fits(given: Sequence[ema_weights.Snapshot]) -> Work[dict[float, ema_weights
 
 
 def _models(
-    model: model_file.Model,
+    model: model_file.StoredModel,
     given: Sequence[ema_weights.Snapshot],
     fits: Mapping[float, ema_weights.Combination],
-) -> Iterator[model_file.Model]:
+) -> Iterator[model_file.StoredModel]:
     """The model with the weights of each combination; buffers stay."""
     step = given[-1].step
     with _rejecting(given[-1].path.parent):

@@ -149,7 +149,7 @@ def first_settings(
 
 
 def other_scales(
-    config: TuneConfig, model: model_file.Model, guidance: float | None
+    config: TuneConfig, model: model_file.StoredModel, guidance: float | None
 ) -> tuple[float, ...]:
     """The guidance scales to try besides `guidance`, at which samplers are compared.
 
@@ -178,7 +178,7 @@ def with_weaker(setting: SamplerChoice, scale: float) -> SamplerChoice:
 
 
 def starts(
-    config: TuneConfig, model: model_file.Model, first: Sequence[SamplerChoice]
+    config: TuneConfig, model: model_file.StoredModel, first: Sequence[SamplerChoice]
 ) -> list[int]:
     """The numbers of steps to try from a Gaussian start; none for a model that has no such start,
     which one that is told something has not, nor one that is distilled."""

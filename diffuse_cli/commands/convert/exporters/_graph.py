@@ -20,7 +20,7 @@ from diffuse_cli.system.files import brief
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from diffuse_cli.models.model_file import Model
+    from diffuse_cli.models.model_file import StoredModel
 
 BATCH = "batch"
 """The name of the dimension that may have any length."""
@@ -70,7 +70,7 @@ def traced(net: nn.Module, own: Blueprint) -> Any:
     return program
 
 
-def metadata(model: Model) -> Mapping[str, str]:
+def metadata(model: StoredModel) -> Mapping[str, str]:
     """What a sampler must know, as JSON by name.
 
     `diffuse.timesteps` is what the network is shown as `t` at each timestep, `diffuse.alpha_bars`

@@ -13,7 +13,7 @@ from diffuse_cli.sampling.conditioning import default_guidance
 from diffuse_cli.system.files import show
 
 if TYPE_CHECKING:
-    from diffuse_cli.models.model_file import Found, Model
+    from diffuse_cli.models.model_file import Found, StoredModel
 
 HEAD = """\
 ---
@@ -106,7 +106,7 @@ def card(name: str, found: Found, weights: str, sampler: str) -> str:
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def draw(name: str, model: Model, sampler: str) -> str:
+def draw(name: str, model: StoredModel, sampler: str) -> str:
     """The Python that draws four pictures: by a pipeline, or a loop if none runs the model."""
     own, scheduler = model.blueprint, SCHEDULERS[sampler]
     recommended = model.sampling if model.sampling and model.sampling.sampler == sampler else None

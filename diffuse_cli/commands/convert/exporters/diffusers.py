@@ -24,7 +24,7 @@ from diffuse_cli.system.errors import UsageError, lookup
 from diffuse_cli.system.events import Notice, Work
 
 if TYPE_CHECKING:
-    from diffuse_cli.models.model_file import Found, Model
+    from diffuse_cli.models.model_file import Found, StoredModel
 
 OUT = "diffusers"
 PARTS = ("README.md", "model_index.json", "scheduler", "unet")
@@ -92,7 +92,7 @@ def write(path: Path, found: Found, config: ConvertConfig) -> Work[Mapping[str, 
     }
 
 
-def _sampler(model: Model, config: ConvertConfig) -> tuple[str, list[Notice]]:
+def _sampler(model: StoredModel, config: ConvertConfig) -> tuple[str, list[Notice]]:
     """The sampler whose scheduler is written, and what to say about it."""
     learned = model.blueprint.diffusion.variance in LEARNED
     if config.sampler is not None:

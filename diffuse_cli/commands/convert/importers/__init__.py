@@ -21,7 +21,7 @@ from diffuse_cli.system.hub_models import local_source
 if TYPE_CHECKING:
     from diffuse_cli.commands.convert.importers._assembly import Foreign
     from diffuse_cli.commands.convert.importers._foreign_files import ForeignSource
-    from diffuse_cli.models.model_file import Model
+    from diffuse_cli.models.model_file import StoredModel
 
 
 class Format(Protocol):
@@ -61,7 +61,7 @@ class Converted:
 
     path: Path
     format: str
-    model: Model
+    model: StoredModel
 
 
 def convert(config: ConvertConfig) -> Work[Converted]:

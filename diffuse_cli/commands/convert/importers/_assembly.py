@@ -25,7 +25,7 @@ from diffuse_cli.core.settings import to_dict as plain
 from diffuse_cli.core.space import Space
 from diffuse_cli.core.variances import channels_out
 from diffuse_cli.models.blueprint import Blueprint, make_denoiser, make_process, shapes
-from diffuse_cli.models.model_file import Model
+from diffuse_cli.models.model_file import StoredModel
 from diffuse_cli.models.tensor_file import first, misfit
 from diffuse_cli.system.errors import ModelFileError, UsageError, translated
 from diffuse_cli.system.events import Notice
@@ -42,7 +42,7 @@ NAMES_BYTES = 10_000_000
 """The most that is read of a file of class names."""
 
 
-def assemble(foreign: Foreign, source: ForeignSource, config: ConvertConfig) -> Model:
+def assemble(foreign: Foreign, source: ForeignSource, config: ConvertConfig) -> StoredModel:
     """The model, with every tensor checked; raises what `convert` does."""
     unet = foreign.unet
     if unet.space.channels not in (1, 3):
@@ -53,7 +53,7 @@ def assemble(foreign: Foreign, source: ForeignSource, config: ConvertConfig) -> 
     if config.preset and (wrong := unlike(config.preset, unet)):
         raise UsageError(f"--preset {config.preset} is not the network of {source.name}: {wrong}")
     diffusion = settle(foreign, source, config)
-    return Model(
+    return StoredModel(
         blueprint=Blueprint(
             space=unet.space,
             network="unet",
