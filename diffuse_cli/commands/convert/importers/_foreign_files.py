@@ -23,7 +23,7 @@ from torch import Tensor
 
 from diffuse_cli.models import tensor_file
 from diffuse_cli.system import file_types, files, run_reader
-from diffuse_cli.system.descriptors import opened
+from diffuse_cli.system.descriptors import opened, read_bounded
 from diffuse_cli.system.errors import DiffuseError, ModelFileError
 from diffuse_cli.system.files import brief
 from diffuse_cli.system.memory import raise_if_full
@@ -200,11 +200,7 @@ def _usable(name: object, value: object) -> bool:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file."""
     with rejecting(path):
-        with path.open("rb") as file:
-            data = file.read(JSON_BYTES + 1)
-        if len(data) > JSON_BYTES:
-            raise ValueError(f"more than {JSON_BYTES:,} bytes")
-        found = json.loads(data.decode("utf-8-sig"))
+        found = json.loads(read_bounded(path, JSON_BYTES).decode("utf-8-sig"))
         if not isinstance(found, dict):
             raise ValueError("it is not a JSON object")
         return found
