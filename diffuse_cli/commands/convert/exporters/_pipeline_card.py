@@ -93,9 +93,10 @@ def card(name: str, found: Found, weights: str, sampler: str) -> str:
         what += f", told one of {len(classes):,} classes"
     task = f"{'class-conditional' if classes else 'unconditional'}-image-generation"
     head = HEAD.format(task=task, name=show(name), what=what)
+    file = show(found.path.name).replace("|", "\\|")
     first = [
         ("weights", {"ema": "averaged over the training", "raw": "of the last step"}[weights]),
-        ("written from", f"`{show(found.path.name)}`, SHA-256 `{found.sha256}`"),
+        ("written from", f"`{file}`, SHA-256 `{found.sha256}`"),
     ]
     parts = [
         head + draw(name, model, sampler).rstrip("\n"),
