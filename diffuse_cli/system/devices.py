@@ -302,10 +302,9 @@ def log_picture(accelerator: Accelerator, name: str, picture: Image, step: int) 
             tracker.log({name: value(pixels)}, step=step)
 
 
-@contextlib.contextmanager
 def machine_or(
     given: Accelerator | None, precision: str, device: str = "auto"
-) -> Iterator[Accelerator]:
+) -> contextlib.AbstractContextManager[Accelerator]:
     """The given Accelerator, which stays open, or a new one.
 
     With several processes, each can make only one in its life.
@@ -313,11 +312,7 @@ def machine_or(
     Raises:
         UsageError: as `machine` does.
     """
-    if given is not None:
-        yield given
-        return
-    with machine(precision, device) as accelerator:
-        yield accelerator
+    return machine(precision, device) if given is None else contextlib.nullcontext(given)
 
 
 def made_with(accelerator: Accelerator) -> dict[str, str]:

@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,7 @@ from diffuse_cli.system.errors import BusyError, OutputError, UsageError
 from diffuse_cli.system.processes import rank
 
 
-@contextlib.contextmanager
-def asked(config: Any, name: str, suffix: str) -> Iterator[Path | None]:
+def asked(config: Any, name: str, suffix: str) -> AbstractContextManager[Path | None]:
     """Claim the path of a configuration's option `name`; None if it was not given.
 
     Raises:
@@ -24,11 +24,9 @@ def asked(config: Any, name: str, suffix: str) -> Iterator[Path | None]:
     """
     given = getattr(config, name)
     if given is None:
-        yield None
-        return
+        return contextlib.nullcontext()
     flag = "-o" if name == "out" else f"--{name}"
-    with claimed(given, suffix, config.overwrite, flag=flag) as path:
-        yield path
+    return claimed(given, suffix, config.overwrite, flag=flag)
 
 
 @contextlib.contextmanager
@@ -57,8 +55,7 @@ def claimed(
         yield path
 
 
-@contextlib.contextmanager
-def hold_output(path: Path, flag: str = "-o") -> Iterator[None]:
+def hold_output(path: Path, flag: str = "-o") -> AbstractContextManager[None]:
     """Hold a file or a folder that is written beside itself and renamed: one process at a time.
     What killed processes left of it goes.
 
@@ -69,15 +66,13 @@ def hold_output(path: Path, flag: str = "-o") -> Iterator[None]:
         OutputError: it has no name, or nothing can be written beside it.
     """
     if rank() > 0:
-        yield
-        return
+        return contextlib.nullcontext()
     if path.name in ("", ".."):  # nothing can be written beside it under its name
         said = f"cannot replace {files.show(path)}, a folder that the path does not name"
         raise OutputError(said, f"Choose another {flag}")
     lock = path.with_name(f".{path.name}.lock")
-    with hold_lock(lock, f"Wait for it, or choose another {flag}", of=path):
-        files.sweep(path.parent, re.escape(path.name))
-        yield
+    hint = f"Wait for it, or choose another {flag}"
+    return hold_lock(lock, hint, of=path, owned=re.escape(path.name))
 
 
 def check_suffix(path: Path, suffix: str, flag: str = "-o") -> None:
@@ -108,7 +103,9 @@ PATIENCE = 0.2
 
 
 @contextlib.contextmanager
-def hold_lock(path: Path, hint: str = WAIT, *, of: Path | None = None) -> Iterator[None]:
+def hold_lock(
+    path: Path, hint: str = WAIT, *, of: Path | None = None, owned: str = ""
+) -> Iterator[None]:
     """Hold the lock file `path`, and remove it at the end, with folders that are new and empty.
 
     The system releases the lock however the process ends. A forked child does not keep it:
@@ -116,6 +113,8 @@ def hold_lock(path: Path, hint: str = WAIT, *, of: Path | None = None) -> Iterat
 
     Args:
         of: what is locked, for the error; by default the folder of the file.
+        owned: names in the folder, as a regular expression: what killed processes left of them
+            goes.
 
     Raises:
         BusyError: another process holds it.
@@ -140,6 +139,8 @@ def hold_lock(path: Path, hint: str = WAIT, *, of: Path | None = None) -> Iterat
                 # On Windows a locked file cannot be written, and filelock removes it.
                 stack.callback(files.remove, path)
                 path.write_text(f"{os.getpid()}\n")
+        if owned:
+            files.sweep(path.parent, owned)
         yield
 
 

@@ -33,7 +33,7 @@ from diffuse_cli.system.errors import ModelFileError, OutputError, UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from diffuse_cli.models.model_file import Model
+    from diffuse_cli.models.model_file import StoredModel
 
 KEPT = 2
 """Checkpoints to keep, the newest included."""
@@ -221,14 +221,14 @@ class RunDirectory:
                     return found
         return None
 
-    def write(self, path: Path, model: Model) -> None:
+    def write(self, path: Path, model: StoredModel) -> None:
         """Write a model file, unless it holds this model already."""
         from diffuse_cli.models import model_file
 
         if not model_file.holds(path, model):
             model_file.save(path, model)
 
-    def _model(self) -> Model | None:
+    def _model(self) -> StoredModel | None:
         from diffuse_cli.models import model_file
 
         with contextlib.suppress(ModelFileError):

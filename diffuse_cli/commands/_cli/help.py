@@ -17,14 +17,12 @@ from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
 
-from diffuse_cli.commands._cli.console import is_terminal
+from diffuse_cli.commands._cli.console import Rows, is_terminal
 from diffuse_cli.commands._cli.suggestions import no_command
 from diffuse_cli.config.options import GROUPS
 
 WIDEST, LEFT = 100, 28
 """The most columns that are used, and the columns of the flags."""
-
-Rows = list[tuple[str, str]]
 
 
 class HelpfulCommand(TyperCommand):
