@@ -107,15 +107,14 @@ def _facts(side: Side) -> dict[str, str]:
     """What there is to say of a run or model, by its label."""
     known = side.facts
     parameters, versions = known.get("parameters"), known.get("versions", {})
-    lowest = _lowest(side.lowest_held_out_loss)
     return {
         "parameters": NONE if parameters is None else f"{parameters:,}",
         "training images": _images(known.get("data", {})),
         "step": brief(f"{side.step:,} of {side.steps:,}"),
         "loss": NONE if side.loss is None else str(Measured(side.loss)),
         "held-out loss": NONE if side.held_out_loss is None else str(Measured(side.held_out_loss)),
-        "  lowest": lowest,
-        **{f"lowest {label(key)}": _lowest(getattr(side, f"lowest_{key}")) for key in KIDS},
+        "  lowest": _lowest(side.lowest["held_out_loss"]),
+        **{f"lowest {label(key)}": _lowest(side.lowest[key]) for key in KIDS},
         "written by": brief(", ".join(f"{k} {said(v)}" for k, v in versions.items())) or NONE,
     }
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from diffuse_cli.evaluation.paired_comparison import BothMeasured
     from diffuse_cli.models.model_file import Found
 
-HELD = ("path", "settings", "places", "found")
+HELD = ("path", "settings", "places", "found", "lowest")
 """Attributes of `Side` that are not printed as they are."""
 
 MEANT = (
@@ -46,8 +46,7 @@ class Side:
         found: its model, or the newest of a run; None if it has none yet.
         step, steps: of the model or the run, and of the whole training.
         loss, held_out_loss: the last ones logged up to that step.
-        lowest_held_out_loss: with its step.
-        lowest_kid, lowest_kid_random: of features of either kind, with their steps.
+        lowest: the lowest held-out loss and KIDs by name, with their steps.
     """
 
     path: str
@@ -58,9 +57,7 @@ class Side:
     steps: int
     loss: float | None
     held_out_loss: float | None
-    lowest_held_out_loss: dict[str, float] | None
-    lowest_kid: dict[str, float] | None
-    lowest_kid_random: dict[str, float] | None
+    lowest: Mapping[str, dict[str, float] | None]
 
     @property
     def facts(self) -> Mapping[str, Any]:
@@ -74,6 +71,7 @@ class Side:
             "path": self.path,
             "sha256": known.get("sha256"),
             **{k: v for k, v in vars(self).items() if k not in HELD},
+            **{f"lowest_{name}": lowest for name, lowest in self.lowest.items()},
             "parameters": known.get("parameters"),
             "data": dict(known.get("data", {})),
             "versions": known.get("versions"),
@@ -82,7 +80,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two subjects.
+    """Two runs or models.
 
     Attributes:
         settings: of A and of B where they differ; None where one has none.
@@ -112,8 +110,8 @@ def compare(
         ModelFileError: neither a model file nor a run, or DATA with a run without a model.
         DataError, UsageError: DATA or an option cannot be used.
     """
-    a = yield from _subject(config.a)
-    b = yield from _subject(config.b)
+    a = yield from _side(config.a)
+    b = yield from _side(config.b)
     with_places = a.places is not None and b.places is not None
     ours, theirs = (
         {**(side.places or {} if with_places else {}), **side.settings} for side in (a, b)
@@ -155,7 +153,7 @@ def _measured(
 
 
 def _about_losses(a: Side, b: Side, differing: Mapping[str, Any]) -> Iterator[str]:
-    """Whether the losses of two subjects are of the same quantity."""
+    """Whether the losses of two runs are of the same quantity."""
     if a.loss is None or b.loss is None:
         return
     names = [name for name in MEANT if name in differing]
@@ -178,7 +176,7 @@ def _needed(side: Side) -> Found:
     return side.found
 
 
-def _subject(path: str) -> Work[Side]:
+def _side(path: str) -> Work[Side]:
     """Read a model file, a run directory, or both where they lie side by side."""
     from diffuse_cli.models import model_file
 
@@ -209,8 +207,7 @@ def _subject(path: str) -> Work[Side]:
         steps=settings["steps"],
         loss=run_reader.last(rows, "loss"),
         held_out_loss=run_reader.last(rows, "held_out_loss"),
-        lowest_held_out_loss=_lowest(rows, "held_out_loss"),
-        **{f"lowest_{key}": _lowest(rows, key) for key in KIDS},
+        lowest={name: _lowest(rows, name) for name in ("held_out_loss", *KIDS)},
     )
 
 
