@@ -43,7 +43,7 @@ ORDER = (
 
 @functools.cache
 def _made(name: str) -> Any:
-    """The command of this name, made once: a process may run many command lines."""
+    """Return the command of this name, made once: a process may run many command lines."""
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
     app.command(name, cls=HelpfulCommand)(make_command(COMMANDS[name]))
     return typer.main.get_command(app)
@@ -65,14 +65,14 @@ class Commands(Mapping[str, Any]):
         return len(COMMANDS)
 
     def about(self, name: str) -> str:
-        """What a command does, in a sentence, for which it need not be made."""
+        """Return one sentence about a command, for which it need not be made."""
         return COMMANDS.about(name)
 
 
 @functools.cache
 def build() -> Any:
-    """The program, with a command for each entry of COMMANDS, which appends its console to the
-    `obj` of its context."""
+    """Return the program, with a command for each entry of COMMANDS, which appends its console to
+    the `obj` of its context."""
     app = typer.Typer(
         name="diffuse",
         cls=HelpfulGroup,
@@ -150,7 +150,7 @@ def _expected(console: Console, error: DiffuseError) -> int:
 
 
 def run() -> None:
-    """The entry point `diffuse`."""
+    """Run the command line of the process, as the entry point `diffuse`."""
     leave_quietly()
     wait_briefly()
     code = main()

@@ -47,7 +47,7 @@ class Blueprint:
         return channels_out(self.diffusion.variance, self.space.channels)
 
     def build(self) -> nn.Module:
-        """The network with random weights.
+        """Return the network with random weights.
 
         Raises:
             UsageError: it does not suit the space.
@@ -55,7 +55,7 @@ class Blueprint:
         return build(self.network, self.config, self.space, self.conditions, self.out_channels)
 
     def skeleton(self) -> nn.Module:
-        """The network without weights, on the meta device; raises as `build`."""
+        """Return the network without weights, on the meta device; raises as `build`."""
         return skeleton(self.network, self.config, self.space, self.conditions, self.out_channels)
 
     @cached_property
@@ -73,7 +73,7 @@ class Blueprint:
         return shapes(self.network, self.config, self.space, self.conditions, self.out_channels)
 
     def denoiser(self, net: Any) -> Denoiser:
-        """A network with the model's process, target and variance.
+        """Return a network with the model's process, target and variance.
 
         Raises:
             UsageError: as `make_denoiser`.
@@ -84,7 +84,7 @@ class Blueprint:
 def build(
     network: str, config: Settings, space: Space, conditions: Conditions, out_channels: int
 ) -> nn.Module:
-    """A network with random weights.
+    """Return a network with random weights.
 
     Raises:
         UsageError: there is none of this name, or it does not suit the space.
@@ -97,7 +97,7 @@ def build(
 def skeleton(
     network: str, config: Settings, space: Space, conditions: Conditions, out_channels: int
 ) -> nn.Module:
-    """A network without weights, on the meta device; raises as `build`."""
+    """Return a network without weights, on the meta device; raises as `build`."""
     import torch
 
     from diffuse_cli.core.networks.layers import Undrawn
@@ -110,7 +110,7 @@ def skeleton(
 def shapes(
     network: str, config: Settings, space: Space, conditions: Conditions, out_channels: int
 ) -> Mapping[str, tuple[int, ...]]:
-    """The shape of each tensor of a network by name; allocates nothing.
+    """Return the shape of each tensor of a network by name; allocates nothing.
 
     A command asks several times for the same network: of the configuration, the model file and the
     checkpoint.
@@ -120,7 +120,7 @@ def shapes(
 
 
 def make_process(diffusion: DiffusionConfig) -> Process:
-    """The forward process of a configuration.
+    """Return the forward process of a configuration.
 
     Raises:
         UsageError: no such schedule, or betas that are no process.
@@ -141,7 +141,7 @@ def make_process(diffusion: DiffusionConfig) -> Process:
 def make_denoiser(
     net: Any, diffusion: DiffusionConfig, process: Process, levels: int | None = 256
 ) -> Denoiser:
-    """A network with a process, and the target and variance of a configuration.
+    """Return a network with a process, and the target and variance of a configuration.
 
     Raises:
         UsageError: an unknown name, or a target that is undefined under the process.

@@ -63,13 +63,14 @@ def save(path: Path, model: StoredModel) -> None:
 
 
 def together(ema: Weights, raw: Weights | None = None, weak: Weights | None = None) -> Weights:
-    """The weights of a model file under the names that they have in it."""
+    """Return the weights of a model file under the names that they have in it."""
     kinds = (("", ema), (RAW, raw or {}), (WEAK, weak or {}))
     return {prefix + name: tensor for prefix, own in kinds for name, tensor in own.items()}
 
 
 def apart(tensors: Weights) -> tuple[Weights, Weights, Weights]:
-    """The inverse of `together`: averaged, raw and weak weights, empty where there are none."""
+    """Return the inverse of `together`: averaged, raw and weak weights, empty where there are
+    none."""
     kinds: dict[str, dict[str, Tensor]] = {"": {}, RAW: {}, WEAK: {}}
     for name, tensor in tensors.items():
         prefix = next((p for p in (RAW, WEAK) if name.startswith(p)), "")
@@ -78,7 +79,7 @@ def apart(tensors: Weights) -> tuple[Weights, Weights, Weights]:
 
 
 def metadata(model: StoredModel) -> dict[str, str]:
-    """What a model file says in its header; with it, a file of the averaged weights is one."""
+    """Return the metadata of a model file; with it, a file of the averaged weights is one."""
     blueprint = model.blueprint
     return {
         "format": "pt",
@@ -141,7 +142,7 @@ def find(path: str | Path) -> Work[Found]:
 
 
 def _models_of(given: Path, run: Path) -> list[Path]:
-    """The models of a checkpoint or, newest first, of a run."""
+    """Return the models of a checkpoint or, newest first, of a run."""
     if given != run:
         return [given / run_reader.AVERAGE]
     found = run_reader.complete(run / run_reader.CHECKPOINTS)
@@ -156,14 +157,14 @@ def _models_of(given: Path, run: Path) -> list[Path]:
 
 
 def _step(path: Path) -> float:
-    """The step of a model file; of a damaged one infinity, so that it is tried and named."""
+    """Return the step of a model file; of a damaged one infinity, so that it is tried and named."""
     with contextlib.suppress(ModelFileError), _rejecting(path), opened(path) as file:
         return float(described(tensor_file.read_header(file))["step"])
     return math.inf
 
 
 def load(path: str | Path) -> StoredModel:
-    """The model at a path, as `find` finds it."""
+    """Return the model at a path, as `find` finds it."""
     return finish(find(path)).model
 
 
@@ -195,7 +196,7 @@ def _read(path: Path) -> Found:
 
 
 def read_training(path: str | Path) -> dict[str, Any]:
-    """The training configuration in a model file, with its network, for `--init`.
+    """Return the training configuration in a model file, with its network, for `--init`.
 
     Raises:
         ModelFileError: as in `load`, or it is not a configuration.

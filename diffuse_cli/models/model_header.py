@@ -86,7 +86,7 @@ class StoredModel:
         return None if found is None else read(found, space.channels, space.size)
 
     def tensors(self, weights: str = "ema") -> Mapping[str, Tensor]:
-        """The averaged, raw or weak weights by name; a `ModelFileError` without them."""
+        """Return the averaged, raw or weak weights by name; a `ModelFileError` without them."""
         every = {"ema": self.ema, "raw": self.raw, "weak": self.weak}
         tensors = lookup(every, weights, "--weights")
         if tensors is None:
@@ -95,7 +95,8 @@ class StoredModel:
         return tensors
 
     def network(self, weights: str = "ema") -> nn.Module:
-        """The network with its averaged, raw or weak weights; a `ModelFileError` without them."""
+        """Return the network with its averaged, raw or weak weights; a `ModelFileError` without
+        them."""
         tensors = self.tensors(weights)
         net = self.blueprint.skeleton()
         net.load_state_dict(dict(tensors), assign=True)
@@ -103,7 +104,7 @@ class StoredModel:
 
 
 def versions() -> dict[str, str]:
-    """Those of the `diffuse` and torch that run."""
+    """Return the versions of the `diffuse` and torch that run."""
     return {"diffuse": __version__, "torch": torch.__version__.split("+")[0]}
 
 
@@ -127,7 +128,7 @@ def describe(model: StoredModel) -> dict[str, Any]:
 
 
 def _version(model: StoredModel) -> int:
-    """The oldest version that can say what the model is."""
+    """Return the oldest version that can say what the model is."""
     space, given = model.blueprint.space, model.blueprint.conditions.given
     if space.limits is not None or (given is not None and given.limits is not None):
         return VERSION
@@ -148,7 +149,8 @@ def _version(model: StoredModel) -> int:
 
 
 def described(header: tensor_file.Header) -> dict[str, Any]:
-    """The description in a header, upgraded to the current version; newer ones are refused."""
+    """Return the description in a header, upgraded to the current version; newer ones are
+    refused."""
     found = tensor_file.parse(header.metadata["diffuse.config"].encode())
     if not isinstance(found, dict):
         raise ValueError("its diffuse.config is not an object")
@@ -166,7 +168,7 @@ def described(header: tensor_file.Header) -> dict[str, Any]:
 
 
 def _upgraded(old: Mapping[str, Any]) -> dict[str, Any]:
-    """A version 1 description, in which the network held size, channels and classes."""
+    """Upgrade a description of version 1, in which the network held size, channels and classes."""
     unet = _settled(old["unet"])
     network = {k: v for k, v in unet.items() if k not in DATA_FACTS}
     classes = list(old["classes"])
@@ -188,7 +190,7 @@ def _upgraded(old: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def rebuild(described: Mapping[str, Any]) -> StoredModel:
-    """The model without its tensors; `weak` is empty if the file has one."""
+    """Return the model without its tensors; `weak` is empty if the file has one."""
     network = _settled(described["network"])
     name = network.pop("name")
     blueprint = Blueprint(
@@ -234,7 +236,7 @@ def rebuild(described: Mapping[str, Any]) -> StoredModel:
 
 
 def _distilled(values: Any) -> dict[str, Any] | None:
-    """What a description says of the teacher, checked."""
+    """Return the checked facts of the teacher in a description."""
     if values is None:
         return None
     found = dict(values)
@@ -247,7 +249,7 @@ def _distilled(values: Any) -> dict[str, Any] | None:
 def _recommended(
     values: Mapping[str, Any], conditions: Conditions, timesteps: int
 ) -> SamplerChoice:
-    """A recommended setting, checked to suit the model."""
+    """Return a recommended setting, checked to suit the model."""
     setting = from_dict(SamplerChoice, _settled(values))
     lookup(SAMPLERS, setting.sampler, "sampling")
     if setting.steps > timesteps:

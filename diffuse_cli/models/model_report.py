@@ -46,7 +46,7 @@ def facts(found: Found) -> dict[str, Any]:
 
 
 def training_config(path: Path) -> dict[str, Any]:
-    """The configuration of a model's training, as `train --config` reads it; without paths.
+    """Return the configuration of a model's training, as `train --config` reads it; without paths.
 
     Raises:
         ModelFileError: as `model_file.read_training`.
@@ -58,7 +58,7 @@ def training_config(path: Path) -> dict[str, Any]:
 
 
 def kind_of(space: Space) -> str:
-    """What samples of a space are: `28x28, grey`, or `5120 at 8,000 Hz, mono`."""
+    """Return the kind of samples of a space: `28x28, grey`, or `5120 at 8,000 Hz, mono`."""
     kinds = {1: "grey", 3: "colour", **getattr(MEDIA[space.medium], "KINDS", {})}
     rate = f" at {space.rate:,} Hz" if space.rate else ""
     kind = kinds.get(space.channels, f"{space.channels} channels")

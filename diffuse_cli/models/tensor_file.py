@@ -110,7 +110,7 @@ def write(
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    """The memory of a contiguous tensor."""
+    """Return the memory of a contiguous tensor."""
     return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
@@ -118,14 +118,14 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file by name; raises as the three functions below do."""
+    """Return the tensors of a file by name; raises as the three functions below do."""
     with opened(path) as file:
         return read_tensors(file, read_header(file))
 
 
 def read_header(file: IO[bytes]) -> Header:
-    """The checked header of an open file, which is left at the start of the data; a `ValueError` if
-    it is damaged, or not safetensors."""
+    """Return the checked header of an open file, which is left at the start of the data; a
+    `ValueError` if it is damaged, or not safetensors."""
     size = os.fstat(file.fileno()).st_size
     file.seek(0)
     start = file.read(8)
@@ -146,8 +146,8 @@ def read_header(file: IO[bytes]) -> Header:
 
 
 def read_tensors(file: BufferedReader, header: Header) -> dict[str, Tensor]:
-    """The tensors of a file whose header has just been read; a `ValueError` for a type that is not
-    in `DTYPES`, or if the file has become shorter."""
+    """Return the tensors of a file whose header has just been read; a `ValueError` for a type that
+    is not in `DTYPES`, or if the file has become shorter."""
     tensors = {}
     for name, entry in sorted(header.entries.items(), key=lambda item: item[1].start):
         if entry.dtype not in DTYPES:
@@ -193,7 +193,7 @@ def _refuse(constant: str) -> None:
 
 
 def _entry(name: str, value: Any) -> TensorEntry:
-    """A checked entry; `true` is no whole number."""
+    """Return a checked entry; `true` is no whole number."""
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"{show(name, 200)} is not described as a tensor")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
@@ -236,7 +236,7 @@ MALFORMED = (
 def misfit(
     expected: Mapping[str, str], found: Mapping[str, str], called: Callable[[str], str] = brief
 ) -> str:
-    """How tensors differ from those of a network, each a text by name; empty if they do not.
+    """Return differences of tensors to those of a network, each a text by name; empty if none.
     `called` gives the name in a message."""
     problems = set()
     for name in expected.keys() | found.keys():
@@ -250,6 +250,6 @@ def misfit(
 
 
 def first(texts: Collection[str], between: str = ", ", most: int = 5) -> str:
-    """The first of the texts in order, and how many more there are."""
+    """Return the first of the texts in order, and how many more there are."""
     more = f" and {len(texts) - most} more" if len(texts) > most else ""
     return between.join(sorted(texts)[:most]) + more

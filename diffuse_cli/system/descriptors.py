@@ -16,7 +16,7 @@ _moving = threading.Lock()
 
 
 def open_to_read(path: str | Path) -> int:
-    """A descriptor of a file, to be closed with `os.close`."""
+    """Return a descriptor of a file, to be closed with `os.close`."""
     flags = 0
     for name in _FLAGS:
         flags |= getattr(os, name, 0)

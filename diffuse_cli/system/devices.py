@@ -305,7 +305,7 @@ def log_picture(accelerator: Accelerator, name: str, picture: Image, step: int) 
 def machine_or(
     given: Accelerator | None, precision: str, device: str = "auto"
 ) -> contextlib.AbstractContextManager[Accelerator]:
-    """The given Accelerator, which stays open, or a new one.
+    """Return the given Accelerator, which stays open, or a new one.
 
     With several processes, each can make only one in its life.
 
@@ -316,7 +316,7 @@ def machine_or(
 
 
 def made_with(accelerator: Accelerator) -> dict[str, str]:
-    """The versions and the machine behind a number; others may round differently."""
+    """Return the versions and the machine behind a number; others may round differently."""
     import platform
 
     import numpy as np

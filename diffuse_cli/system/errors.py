@@ -98,12 +98,12 @@ class Terminated(DiffuseError):
 
 
 def flag(name: str) -> str:
-    """An argument's name as the flag that sets it."""
+    """Return an argument's name as the flag that sets it."""
     return "--" + name.replace("_", "-")
 
 
 def translated(error: InvalidArgument, name: Callable[[str], str] = flag) -> UsageError:
-    """An error of the core, with its argument under the name that people type."""
+    """Return an error of the core, with its argument under the name that people type."""
     return UsageError(error.message(name(error.argument)), error.hint)
 
 
@@ -117,7 +117,7 @@ def translating(name: Callable[[str], str] = flag) -> Iterator[None]:
 
 
 def near(name: str, names: Iterable[str], cutoff: float = 0.5) -> str:
-    """The most similar of `names`, or an empty string if none is similar enough."""
+    """Return the most similar of `names`, or an empty string if none is similar enough."""
     return next(iter(get_close_matches(name, list(names), n=1, cutoff=cutoff)), "")
 
 

@@ -57,7 +57,7 @@ class Stop:
     """May end work early. This one never does."""
 
     def __call__(self) -> DiffuseError | None:
-        """The error to end with, or None."""
+        """Return the error to end with, or None."""
         return None
 
     def at_once(self) -> contextlib.AbstractContextManager[None]:

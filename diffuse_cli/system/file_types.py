@@ -92,7 +92,7 @@ KNOWN = (
 
 
 def kind_of(file: IO[bytes]) -> str:
-    """The kind of an open file: one of those above, or empty if unknown."""
+    """Return the kind of an open file: one of those above, or empty if unknown."""
     file.seek(0)
     start = file.read(262)
     if is_safetensors(start):
@@ -108,7 +108,7 @@ def kind_of(file: IO[bytes]) -> str:
 
 
 def kind_at(path: Path) -> str:
-    """The kind of a regular file, empty if it cannot be opened."""
+    """Return the kind of a regular file, empty if it cannot be opened."""
     try:
         with path.open("rb") as file:
             return kind_of(file)
@@ -123,7 +123,7 @@ def is_safetensors(start: bytes) -> bool:
 
 
 def told(names: Collection[str]) -> Known | None:
-    """The program whose models have tensors of these names, or strings in a pickle."""
+    """Return the program whose models have tensors of these names, or strings in a pickle."""
     bare = [name.removeprefix("module.") for name in names]
     for known in KNOWN:
         if all(any(re.search(mark, name) for name in bare) for mark in known.marks):
@@ -149,7 +149,8 @@ MOST_BYTES, MOST_STEPS, LONGEST = 2**22, 200_000, 300
 
 
 def texts(file: IO[bytes]) -> set[str]:
-    """The strings in a pickle, or in that of a TORCH file; instructions are listed, not run."""
+    """Return the strings in a pickle, or in that of a TORCH file; instructions are listed, not
+    run."""
     found: set[str] = set()
     try:
         data = io.BytesIO(_pickled(file))
@@ -166,7 +167,7 @@ def texts(file: IO[bytes]) -> set[str]:
 
 
 def _pickled(file: IO[bytes]) -> bytes:
-    """The first bytes of the pickle in a file."""
+    """Return the first bytes of the pickle in a file."""
     if kind_of(file) == TORCH:
         with zipfile.ZipFile(file) as archive:
             name = next(n for n in archive.namelist() if n.endswith("/data.pkl"))
@@ -207,7 +208,7 @@ def check_convertible(names: Collection[str], path: Path) -> None:
 
 
 def rejected(names: Collection[str], path: Path) -> ModelFileError:
-    """The error for a safetensors file of another program, with tensors of these names."""
+    """Return the error for a safetensors file of another program, with tensors of these names."""
     check_convertible(names, path)
     if known := told(names):
         return ModelFileError(f"{show(path)} is a model of {known.name}", convert_line(path))
@@ -218,5 +219,5 @@ def rejected(names: Collection[str], path: Path) -> ModelFileError:
 
 
 def convert_line(path: Path) -> str:
-    """The hint to convert a foreign model."""
+    """Return the hint to convert a foreign model."""
     return f"Type: diffuse convert {shlex.quote(show(path))} -o model.safetensors"

@@ -61,14 +61,15 @@ def reported(path: Path) -> Iterator[None]:
 
 
 def show(path: Path | str | bytes, most: int | None = None) -> str:
-    """A path or name for people, at most `most` characters; what cannot be printed is escaped."""
+    """Return a path or name for people, at most `most` characters; what cannot be printed is
+    escaped."""
     text = os.fsdecode(path)
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return text[:most]
 
 
 def brief(value: object, most: int = 200) -> str:
-    """What a file or a library says, on one line of at most `most` characters."""
+    """Return the text of a file or a library on one line of at most `most` characters."""
     return show(" ".join(str(value).split()), most)
 
 
@@ -165,8 +166,8 @@ def writing(path: Path) -> Iterator[io.BufferedWriter]:
 
 @functools.cache
 def _leftovers(folder: Path) -> tuple[Path, ...]:
-    """The temporary files in a folder when this process first writes there: listing a large folder
-    for every file is slow."""
+    """Return the temporary files in a folder when this process first writes there: listing a large
+    folder for every file is slow."""
     with contextlib.suppress(OSError):
         return tuple(p for p in folder.iterdir() if _is_temporary(p))
     return ()
@@ -307,7 +308,7 @@ def remove(path: Path) -> None:
 
 
 def _doomed(path: Path) -> Path:
-    """The name of a folder while its files are removed."""
+    """Return the name of a folder while its files are removed."""
     if not _is_temporary(path):
         return _temporary(path, ".old")
     return path.with_name(path.name.replace(f"{_BEFORE}.tmp", ".old.tmp"))
@@ -366,7 +367,7 @@ def free_space(folder: Path) -> int:
 
 
 def _nearest(folder: Path) -> Path:
-    """The folder, or the nearest above it that exists."""
+    """Return the folder, or the nearest above it that exists."""
     return next(place for place in (folder, *folder.parents) if place.exists())
 
 
@@ -405,6 +406,6 @@ def size_of(path: Path) -> int:
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -47,7 +47,7 @@ class Kind(NamedTuple):
     error: type[DiffuseError]
 
     def title(self, repo: str) -> str:
-        """What is typed for a repository."""
+        """Return the name that is typed for a repository."""
         return f"hf://{self.prefix}{repo}"
 
 
@@ -105,7 +105,7 @@ class HubListing:
         return _folder(self.kind, self.repo) / "snapshots" / self.commit
 
     def path(self, file: HubFile) -> Path:
-        """Where a file is once it is downloaded."""
+        """Return the path of a file once it is downloaded."""
         return self.snapshot / file.name
 
     def check_online(self, missing: int, total: int) -> None:
@@ -141,8 +141,8 @@ def package(kind: Kind, repo: str) -> Any:
 
 
 def listed(repo: str, revision: str, kind: Kind = DATASET) -> HubListing:
-    """A repository as the hub has it, else as it was when the hub was last asked, else what is in
-    the cache.
+    """Return a repository as the hub has it, else as it was when the hub was last asked, else what
+    is in the cache.
 
     Raises:
         DataError, ModelFileError: there is none, or no way to know.
@@ -247,14 +247,14 @@ def reason(error: Exception, kind: Kind, repo: str, revision: str = "main") -> s
 
 
 def _folder(kind: Kind, repo: str) -> Path:
-    """The hub's cache of a repository."""
+    """Return the hub's cache of a repository."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE) / f"{kind.repo_type}s--{repo.replace('/', '--')}"
 
 
 def _record(kind: Kind, repo: str, revision: str) -> Path | None:
-    """The file that says what a revision was when the hub was last asked."""
+    """Return the file that says what a revision was when the hub was last asked."""
     cache = files.cache_folder()
     own = repo if kind is DATASET else f"{kind.repo_type}s/{repo}"
     return cache / "hub" / f"{quote(f'{own}@{revision}', safe='@')}.json" if cache else None
@@ -270,7 +270,7 @@ def _recorded(kind: Kind, repo: str, revision: str, why: str) -> HubListing | No
 
 
 def _in_cache(kind: Kind, repo: str, revision: str, why: str) -> HubListing | None:
-    """What another program has downloaded of a revision."""
+    """Return the files of a revision that another program has downloaded."""
     folder, commit = _folder(kind, repo), revision
     with contextlib.suppress(OSError, ValueError):
         commit = (folder / "refs" / revision).read_text().strip()

@@ -51,7 +51,7 @@ def is_name(path: str | Path) -> bool:
 
 
 def model_name(path: str | Path) -> Name:
-    """The parts of a model's name.
+    """Return the parts of a model's name.
 
     Raises:
         ModelFileError: it is not one.
@@ -66,7 +66,7 @@ def model_name(path: str | Path) -> Name:
 
 
 def local_model(path: str | Path) -> Work[Path]:
-    """A path as it is; the name of a model on the hub as the path of its file in the cache.
+    """Return a path as it is; the name of a model on the hub as the path of its file in the cache.
 
     Raises:
         ModelFileError: there is no such model, it cannot be had, or it has no such file.
@@ -220,7 +220,7 @@ def upload(
 
 
 def pushed(target: str) -> str:
-    """The ORG/NAME of a repository to write to.
+    """Return the ORG/NAME of a repository to write to.
 
     Raises:
         UsageError: not a name, or one with a revision or a file.
@@ -233,7 +233,7 @@ def pushed(target: str) -> str:
 
 
 def _refused(error: Exception, repo: str) -> OutputError:
-    """What the hub refuses, as one line."""
+    """Return the error for a refusal of the hub, in one line."""
     from huggingface_hub import constants, errors
 
     status = getattr(getattr(error, "response", None), "status_code", None)

@@ -152,7 +152,8 @@ def _remove_empty(folders: Iterable[Path]) -> None:
 
 
 def holder(path: Path) -> int | None:
-    """The process that holds a lock file, as far as its number tells; the lock is not touched."""
+    """Return the process that holds a lock file, as far as its number tells; the lock is not
+    touched."""
     with contextlib.suppress(OSError, ValueError, OverflowError):
         process = int(_written(path))
         if process > 0 and os.name == "posix":

@@ -49,7 +49,7 @@ def launched() -> int:
 
 
 def from_first(accelerator: Accelerator, work: Callable[[], T]) -> T:
-    """What `work` returns on the first process, or its error; every process must call it."""
+    """Return the result of `work` on the first process, or its error; each process must call it."""
     if accelerator.num_processes == 1:
         return work()
     from accelerate.utils import broadcast_object_list
@@ -85,7 +85,7 @@ _GONE = (
 
 
 def lost(error: BaseException) -> LostError | None:
-    """What to say if an error means that another process is gone; None for others."""
+    """Return the error to print if another process is gone; None for other errors."""
     if launched() < 2 or not isinstance(error, RuntimeError):
         return None
     if not (type(error).__name__.startswith("Dist") or any(text in str(error) for text in _GONE)):
@@ -191,7 +191,7 @@ class Pending(Stop):
         self._urgent = False
 
     def __call__(self) -> DiffuseError | None:
-        """The first signal's error, or None."""
+        """Return the first signal's error, or None."""
         return self._noted
 
     @contextlib.contextmanager

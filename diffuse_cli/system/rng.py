@@ -34,7 +34,7 @@ def philox(seed: int, purpose: str, *index: int) -> np.random.Generator:
 
 
 def permutation(seed: int, epoch: int, n: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """The order of n samples in an epoch."""
+    """Return the order of n samples in an epoch."""
     return philox(seed, "order", epoch).permutation(n)
 
 
@@ -50,7 +50,8 @@ def draw_noise(seed: int, purpose: str, *index: int, shape: Sequence[int]) -> Te
 def image_noise(
     seed: int, indices: Sequence[int], draw: int, shape: Sequence[int], device: torch.device
 ) -> Tensor:
-    """The noise of step `draw` of each image, (B, *shape); that of step -1 starts sampling."""
+    """Return the noise of step `draw` of each image, (B, *shape); that of step -1 starts
+    sampling."""
     import torch
 
     noise = torch.stack([draw_noise(seed, "image", i, draw, shape=shape) for i in indices])
@@ -83,7 +84,7 @@ def training_draws(
     device: torch.device,
     purpose: str = "training",
 ) -> Draws:
-    """The draws of some positions of the global batch, with a generator for each block of 8.
+    """Return the draws of some positions of the global batch, with a generator for each block of 8.
 
     They depend on neither the number of processes nor the accumulation.
     """
@@ -143,7 +144,7 @@ def _in_blocks(
     purpose: str,
     draw: Callable[..., tuple[Tensor, ...]],
 ) -> list[Tensor]:
-    """What `draw` draws for blocks of positions, cut to these positions."""
+    """Return the draws of `draw` for blocks of positions, cut to these positions."""
     import torch
 
     first, last = positions.start // BLOCK, (positions.stop - 1) // BLOCK
@@ -168,5 +169,5 @@ def seed_modules(seed: int, step: int, microbatch: int, process: int) -> None:
 
 
 def share(n: int, parts: int, index: int) -> range:
-    """The `index`-th of `parts` contiguous shares of 0 ... n-1, as even as can be."""
+    """Return the `index`-th of `parts` contiguous shares of 0 ... n-1, as even as can be."""
     return range(n * index // parts, n * (index + 1) // parts)

@@ -27,7 +27,8 @@ MEMORY = "memory:"
 
 
 def run_at(path: Path) -> Path | None:
-    """The run directory that a path is, or in which it is a checkpoint; None for anything else."""
+    """Return the run directory that a path is, or in which it is a checkpoint; None for anything
+    else."""
     with contextlib.suppress(OSError):  # a name that is too long, a folder that is not ours
         if (path / MANIFEST).is_file() and (path / AVERAGE).is_file():
             return path.parent.parent
@@ -37,7 +38,8 @@ def run_at(path: Path) -> Path | None:
 
 
 def run_of(model: Path) -> Path:
-    """The run directory of a model: of a file, also of a best one, or that which it is in."""
+    """Return the run directory of a model: of a file, also of a best one, or that which it is
+    in."""
     if found := run_at(model):
         return found
     own = model.with_suffix(".run")
@@ -47,22 +49,22 @@ def run_of(model: Path) -> Path:
 
 
 def model_of(run: Path) -> Path:
-    """The model file of a run directory."""
+    """Return the model file of a run directory."""
     return run.with_suffix(".safetensors")
 
 
 def complete(checkpoints: Path) -> list[Path]:
-    """The checkpoints that are whole, newest first by step."""
+    """Return the checkpoints that are whole, newest first by step."""
     return sorted((p.parent for p in checkpoints.glob(f"step-*/{MANIFEST}")), reverse=True)
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step of a checkpoint."""
+    """Return the step of a checkpoint."""
     return int(checkpoint.name.removeprefix("step-"))
 
 
 def fault(checkpoint: Path, *names: str) -> str:
-    """What is wrong with these files of a checkpoint, or with all of them; empty where they match
+    """Return the fault of these files of a checkpoint, or of all of them; empty where they match
     the manifest."""
     try:
         sums = json.loads((checkpoint / MANIFEST).read_text())["files"]
@@ -75,7 +77,7 @@ def fault(checkpoint: Path, *names: str) -> str:
 
 
 def resume_line(data: str, model: str, options: Sequence[str] = ()) -> str:
-    """What goes on with a run: a command with these options, or the call of a program that holds
+    """Return how a run is resumed: a command with these options, or the call of a program that has
     the data."""
     if data.startswith(MEMORY):
         return f"diffuse.train(data, out={model!r}, resume=True)"
@@ -83,18 +85,18 @@ def resume_line(data: str, model: str, options: Sequence[str] = ()) -> str:
 
 
 def rows(log: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a log that have a step; others, such as a torn one, are skipped."""
+    """Yield the lines of a log that have a step; others, such as a torn one, are skipped."""
     yield from (x for x in files.read_json_lines(log) if finite(x.get("step")) is not None)
 
 
 def last(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
-    """The last number of a name in a log."""
+    """Return the last number of a name in a log."""
     found = (finite(row.get(name)) for row in reversed(rows))
     return next((value for value in found if value is not None), None)
 
 
 def finite(value: Any) -> float | None:
-    """A number of a log; None for anything else."""
+    """Return a number of a log; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     return float(value) if abs(value) < 1e300 and math.isfinite(value) else None

@@ -49,8 +49,8 @@ class Universal(Config):
 
 
 def make_command(module: Any) -> Any:
-    """The function that Typer calls for a command; its parameters are the options. It appends its
-    console to the `obj` of the context."""
+    """Return the function that Typer calls for a command; its parameters are the options. It
+    appends its console to the `obj` of the context."""
     kind = module.CONFIG
     configure = getattr(module, "configure", lambda typed, file: from_dict(kind, {**file, **typed}))
 
@@ -97,7 +97,7 @@ def check_names(kind: type[Any], given: Mapping[str, Any]) -> None:
 
 
 def _table(table: str | tuple[str, ...]) -> Mapping[str, Any]:
-    """The entries that an option names; listing them imports no torch."""
+    """Return the entries that an option names; listing them imports no torch."""
     if isinstance(table, str):
         module, _, name = table.rpartition(".")
         table = getattr(import_module(f"diffuse_cli.{module}"), name)
@@ -115,7 +115,7 @@ def _parameters(kind: type[Any]) -> list[inspect.Parameter]:
 
 
 def _parameter(f: dataclasses.Field[Any], spec: Option) -> inspect.Parameter:
-    """An option as Typer sees it: it parses truth values and lists, `from_text` numbers."""
+    """Return an option as Typer sees it: it parses truth values and lists, `from_text` numbers."""
     kind = kind_of(f)
     repeated = kind.startswith("tuple[str")
     annotation: Any = (list[str] if repeated else bool if kind == "bool" else str) | None
@@ -160,7 +160,7 @@ METAVARS: dict[Any, str] = {
 
 
 def _help(f: dataclasses.Field[Any], spec: Option) -> str:
-    """The help of a field: its sentence, the names it accepts, its default."""
+    """Return the help of a field: its sentence, the names it accepts, its default."""
     parts = [spec.help]
     if spec.table == "config.presets.PRESETS":
         from diffuse_cli.config.presets import PRESETS
@@ -176,7 +176,7 @@ def _help(f: dataclasses.Field[Any], spec: Option) -> str:
 
 
 def _shown(f: dataclasses.Field[Any], spec: Option) -> str:
-    """The default as `--help` prints it, or an empty string."""
+    """Return the default as `--help` prints it, or an empty string."""
     if spec.shown or any(f.default is none for none in (dataclasses.MISSING, None, False)):
         return spec.shown
     if f.default is True:

@@ -249,7 +249,7 @@ LONGEST, MOST_VALUES = 200, 20
 
 
 def said(value: Any, number: Callable[[float], str] = "{:.4g}".format) -> str:
-    """A value as text; of a long list, its length."""
+    """Return a value as text; of a long list, its length."""
     if isinstance(value, list):
         if len(value) > MOST_VALUES:
             return f"{len(value):,} values"
@@ -258,7 +258,7 @@ def said(value: Any, number: Callable[[float], str] = "{:.4g}".format) -> str:
 
 
 def brief(text: str) -> str:
-    """The start of a text from a file, escaped."""
+    """Return the start of a text from a file, escaped."""
     return show(text if len(text) <= LONGEST else f"{text[:LONGEST]} ...")
 
 

@@ -45,7 +45,7 @@ class HelpfulGroup(TyperGroup):
         formatter.write(_page(ctx, "COMMAND [ARGS]...", self.help or "", sections))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """The command of this name.
+        """Return the command of this name.
 
         Raises:
             UsageError: there is none.

@@ -168,7 +168,7 @@ They are also found with underscores, and in capitals.
 
 
 def explain(error: TyperException) -> UsageError:
-    """An error of Typer's as one of ours."""
+    """Return an error of Typer's as one of ours."""
     context: Any = getattr(error, "ctx", None)
     typed: str = getattr(error, "option_name", "")
     if hasattr(error, "possibilities") and context is not None:
@@ -177,7 +177,7 @@ def explain(error: TyperException) -> UsageError:
 
 
 def _meant(typed: str, context: Any) -> str:
-    """What to type instead of a flag that the command does not have."""
+    """Return a hint for a flag that the command does not have."""
     typed = typed.replace("_", "-")
     if advice := ADVICE.get((context.info_name, typed)):
         return advice
@@ -193,7 +193,7 @@ def _meant(typed: str, context: Any) -> str:
 
 
 def _flags_of(commands: Any, name: str) -> list[str]:
-    """Those of a command; none of an extension that is broken."""
+    """Return the flags of a command; none of an extension that is broken."""
     with contextlib.suppress(InvalidArgument):
         return _flags(commands[name])
     return []
@@ -205,14 +205,15 @@ def _flags(command: Any) -> list[str]:
 
 
 def no_command(typed: str, names: Iterable[str]) -> UsageError:
-    """The error for a command that does not exist."""
+    """Return the error for a command that does not exist."""
     known = SYNONYMS.get(typed)
     hint = f"Did you mean '{known}'?" if known else suggest(typed, names)
     return UsageError(f"there is no command '{typed}'", hint)
 
 
 def meant_value(flag: str, value: str) -> str:
-    """The hint for a value that another program takes under this name; empty for any other."""
+    """Return the hint for a value that another program takes under this name; empty for any
+    other."""
     known = VALUES.get("--sampler" if flag == "--samplers" else flag, {})
     own = known.get(value.lower().replace("_", "-"))
     return f"Did you mean '{flag} {own}'?" if own else ""

@@ -73,7 +73,7 @@ def _evaluation(both: BothMeasured) -> dict[str, Any]:
 
 
 def lines(found: Comparison) -> list[str]:
-    """The two names, a table of both, and what cannot be compared."""
+    """Return the two names, a table of both, and what cannot be compared."""
     sides = found.a, found.b
     rows = [["", "A", "B"]]
     rows += [[brief(name), *_setting(*pair)] for name, pair in found.settings.items()]
@@ -95,7 +95,7 @@ def lines(found: Comparison) -> list[str]:
 
 
 def _setting(*pair: Any) -> list[str]:
-    """The values of a setting, with as many digits as tell them apart."""
+    """Return the values of a setting, with as many digits as tell them apart."""
     short, long = (
         [NONE if value is None else brief(said(value, *kind)) for value in pair]
         for kind in ((), (digits,))
@@ -104,7 +104,7 @@ def _setting(*pair: Any) -> list[str]:
 
 
 def _facts(side: Side) -> dict[str, str]:
-    """What there is to say of a run or model, by its label."""
+    """Return the facts of a run or model by their labels."""
     known = side.facts
     parameters, versions = known.get("parameters"), known.get("versions", {})
     return {
@@ -135,7 +135,8 @@ def _lowest(found: Mapping[str, float] | None) -> str:
 
 
 def _measured(both: BothMeasured) -> Iterator[list[str]]:
-    """A row for each number: both, their difference, what its error is of, which is better."""
+    """Yield a row for each number: both, their difference, what its error is of, which is
+    better."""
     yield ["", "A", "B", "B less A", "error", "better"]
     for d in both.differences:
         yield [
@@ -151,7 +152,7 @@ def _apart(found: Difference) -> tuple[str, str]:
 
 
 def _about(both: BothMeasured) -> list[str]:
-    """What was measured, and how."""
+    """Return lines about the samples and settings of the evaluation."""
     from diffuse_cli.metrics.features.feature_choice import network_of, part_of
 
     part = part_of(both.part, both.words)

@@ -221,7 +221,7 @@ def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _lowest(rows: list[dict[str, Any]], name: str) -> dict[str, float] | None:
-    """The lowest number of this name with its error, if it has one, and its step."""
+    """Return the lowest number of this name with its error, if it has one, and its step."""
     found = [(v, row) for row in rows if (v := run_reader.finite(row.get(name))) is not None]
     if not found:
         return None

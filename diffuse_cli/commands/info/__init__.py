@@ -193,7 +193,7 @@ def _run_rows(found: RunReport) -> Rows:
 
 
 def _many(found: RunReport) -> str:
-    """What its samples are called, as far as that is known."""
+    """Return the word for samples of a run, as far as it is known."""
     from diffuse_cli.media import MEDIA
 
     return MEDIA[found.model.found.model.blueprint.space.medium].MANY if found.model else "samples"

@@ -58,7 +58,7 @@ _ONES = np.array([bin(i).count("1") for i in range(2**16)], np.uint8)
 
 
 def blocks(pixels: Array, total: int | None = None) -> Iterator[slice]:
-    """The images, or so many such images, in batches of bounded size."""
+    """Yield the images, or so many such images, in batches of bounded size."""
     count = max(1, BLOCK // max(1, math.prod(pixels.shape[1:])))
     for start in range(0, len(pixels) if total is None else total, count):
         yield slice(start, start + count)
@@ -70,8 +70,8 @@ def can_compare(pixels: Array) -> bool:
 
 
 def frequencies(pixels: Array) -> Array:
-    """The lowest DCT coefficients, float32 (N, C, h, w), of images uint8 (N, C, H, W), without the
-    mean."""
+    """Return the lowest DCT coefficients, float32 (N, C, h, w), of images uint8 (N, C, H, W),
+    without the mean."""
     rows, columns = (_cosines(side) for side in pixels.shape[2:])
     found: Array = rows @ pixels.astype(np.float32) @ columns.T
     found[:, :, 0, 0] = 0
@@ -79,7 +79,7 @@ def frequencies(pixels: Array) -> Array:
 
 
 def _cosines(side: int) -> Array:
-    """The first rows of the orthonormal DCT-II of `side` values."""
+    """Return the first rows of the orthonormal DCT-II of `side` values."""
     frequency, place = np.arange(min(side, COMPARED)), np.arange(side) + 0.5
     basis = np.cos(np.pi / side * np.outer(frequency, place)) * np.sqrt(2 / side)
     basis[0] /= np.sqrt(2)
@@ -87,7 +87,7 @@ def _cosines(side: int) -> Array:
 
 
 def hashes(found: Array) -> Array:
-    """The hash of each image, uint64 (N,), from its frequencies."""
+    """Return the hash of each image, uint64 (N,), from its frequencies."""
     low = found.mean(axis=1)[:, :HASHED, :HASHED].reshape(len(found), -1)
     scale = np.sqrt(np.square(low).mean(axis=1, keepdims=True))
     bits = np.packbits(low > MARGIN * scale, axis=1)
@@ -146,7 +146,7 @@ def _join(roots: Array, pixels: Array, chosen: Array, pairs: Array) -> Array:
 
 
 def _alike(pixels: Array, pairs: Array) -> Array:
-    """Which pairs of images correlate in their lower frequencies over all channels."""
+    """Return whether each pair of images correlates in the lower frequencies of all channels."""
     own, inverse = np.unique(pairs, return_inverse=True)
     parts = [frequencies(pixels[own[block]]) for block in blocks(pixels, len(own))]
     vectors = np.concatenate(parts).reshape(len(own), -1)
@@ -157,7 +157,7 @@ def _alike(pixels: Array, pairs: Array) -> Array:
 
 
 def _united(roots: Array, pairs: Array) -> Array:
-    """The roots after joining every pair's groups under the smaller root."""
+    """Return the roots after joining every pair's groups under the smaller root."""
     roots = roots.copy()
     while True:
         ends = np.sort(roots[pairs], axis=1)
@@ -208,8 +208,8 @@ def exact_roots(images: Samples) -> Array:
 
 
 def count_copies(images: Samples, roots: Array, chosen: Array) -> Copies:
-    """The groups among the `chosen` images; `roots` has, for each, the index in `chosen` of the
-    first of its group."""
+    """Return the groups among the `chosen` images; `roots` has, for each, the index in `chosen` of
+    the first of its group."""
     sizes = np.bincount(roots, minlength=len(chosen))
     found = np.flatnonzero(sizes > 1)
     members = np.flatnonzero(sizes[roots] > 1)

@@ -41,7 +41,7 @@ class Spread:
     std: tuple[float, ...]
 
     def scaled(self, low: int, high: int) -> Spread:
-        """The same of values in low ... high in [-1, 1], the network's range."""
+        """Return the same of values in low ... high in [-1, 1], the network's range."""
         half = (high - low) / 2
         return Spread(
             tuple((m - low) / half - 1 for m in self.mean), tuple(s / half for s in self.std)
@@ -179,7 +179,7 @@ def _report(config: InfoConfig, images: Samples, out: Path | None) -> Work[DataR
 
 
 def _columns(config: InfoConfig, images: Samples) -> Work[dict[str, str]]:
-    """The columns of tables beside the images, in words; a broken table is a warning."""
+    """Return the columns of tables beside the images, in words; a broken table is a warning."""
     if not images.summary.tables:
         return {}
     try:
@@ -193,7 +193,7 @@ def _columns(config: InfoConfig, images: Samples) -> Work[dict[str, str]]:
 
 
 def _measure(images: Samples, ends: tuple[int, int]) -> Work[tuple[Spread, Array, Array]]:
-    """The spread of the values, each image's hash and whether it is blank, in one pass."""
+    """Return the spread of the values, each image's hash and whether it is blank, in one pass."""
     count, axes = len(images), (0, *range(2, images.stored.ndim))
     totals, squares = np.zeros((2, images.stored.shape[1]), np.uint64)
     hashed, blank = np.zeros(count, np.uint64), np.zeros(count, np.bool_)
@@ -233,7 +233,7 @@ SIDE = 128
 
 
 def draw(images: Samples) -> Work[Image.Image]:
-    """The sheet; with classes, a row for each and for images outside them.
+    """Return the sheet; with classes, a row for each and for images outside them.
 
     Yields a `Notice` if there are more classes than rows.
     """
@@ -258,7 +258,7 @@ def _spread(indices: Array, most: int) -> Array:
 
 
 def _filled(images: Samples, space: Space, rows: Sequence[Array]) -> Array:
-    """The images of each row, with short rows filled up with white."""
+    """Return the images of each row, with short rows filled up with white."""
     small = [_small(images, space, row) for row in rows]
     page = np.full((len(rows), max(map(len, rows)), *small[0].shape[1:]), 255, np.uint8)
     for i, row in enumerate(small):

@@ -139,7 +139,7 @@ def _place(config: PushConfig) -> Iterator[Path]:
 
 
 def _numbers(config: PushConfig, found: Found) -> Mapping[str, Any]:
-    """What eval printed, if it measured this model.
+    """Return the values that eval printed, if it measured this model.
 
     Raises:
         UsageError: it is something else.
@@ -163,7 +163,8 @@ def _numbers(config: PushConfig, found: Found) -> Mapping[str, Any]:
 
 
 def _picture(config: PushConfig, found: Found) -> Work[tuple[bytes, str]]:
-    """A picture of samples as a PNG, and how they were drawn; both empty if they cannot be."""
+    """Return a picture of samples as a PNG, and how they were drawn; both empty if they cannot
+    be."""
     if config.samples:
         with files.reported(Path(config.samples)):
             return Path(config.samples).read_bytes(), ""
@@ -199,7 +200,7 @@ def card(
     samples: str = "",
     drawn: str = "",
 ) -> str:
-    """The card as Markdown, with the hub's metadata before it.
+    """Return the card as Markdown, with the hub's metadata before it.
 
     Args:
         repo: its ORG/NAME.
@@ -222,7 +223,7 @@ def card(
 
 
 def _head(found: Found, license: str) -> str:
-    """The hub's metadata: YAML, of which JSON is a part."""
+    """Return the hub's metadata: YAML, of which JSON is a part."""
     space, conditions = found.model.blueprint.space, found.model.blueprint.conditions
     drawn = space.medium == "image" and judged(space) and not conditions.given
     values = {

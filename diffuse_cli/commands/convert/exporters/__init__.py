@@ -67,7 +67,8 @@ class Exported:
 
 
 def target_of(config: ConvertConfig) -> str | None:
-    """The program to write for: as typed, or by the suffix of `-o`; None for a model file."""
+    """Return the program to write for: as typed, or by the suffix of `-o`; None for a model
+    file."""
     if config.to is not None or config.out is None:
         return config.to
     suffix = Path(config.out).suffix.lower()
@@ -101,7 +102,7 @@ def export(config: ConvertConfig) -> Work[Exported]:
 def lacking(
     found: Found, program: str, field: str, value: object, hint: str = ""
 ) -> ModelFileError:
-    """The error for a setting of a model that another program has no word for."""
+    """Return the error for a setting of a model that another program has no word for."""
     said = files.brief(f"{field} = {value}")
     return ModelFileError(f"{files.show(found.path)}: {program} cannot say {said}", hint)
 

@@ -46,8 +46,8 @@ def inputs(own: Blueprint, n: int, seed: int = 0) -> dict[str, Tensor]:
 
 
 def traced(net: nn.Module, own: Blueprint) -> Any:
-    """The network as a `torch.export.ExportedProgram` of any batch size, without the paths of the
-    files that its code was traced in.
+    """Return the network as a `torch.export.ExportedProgram` of any batch size, without the paths
+    of the files that its code was traced in.
 
     Raises:
         ModelFileError: torch cannot trace it, such as one that takes `len` of its input.
@@ -71,7 +71,7 @@ def traced(net: nn.Module, own: Blueprint) -> Any:
 
 
 def metadata(model: StoredModel) -> Mapping[str, str]:
-    """What a sampler must know, as JSON by name.
+    """Return the values that a sampler needs, as JSON by name.
 
     `diffuse.timesteps` is what the network is shown as `t` at each timestep, `diffuse.alpha_bars`
     the share of signal there. `diffuse.config` is the description in the model file.

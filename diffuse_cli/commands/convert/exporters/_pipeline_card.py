@@ -84,7 +84,7 @@ SHOWN = 100
 
 
 def card(name: str, found: Found, weights: str, sampler: str) -> str:
-    """The text, for a folder of this name with the scheduler of a sampler."""
+    """Return the text, for a folder of this name with the scheduler of a sampler."""
     model = found.model
     space, classes = model.blueprint.space, model.blueprint.conditions.classes
     kind = "grey" if space.channels == 1 else "colour"
@@ -108,7 +108,8 @@ def card(name: str, found: Found, weights: str, sampler: str) -> str:
 
 
 def draw(name: str, model: StoredModel, sampler: str) -> str:
-    """The Python that draws four pictures: by a pipeline, or a loop if none runs the model."""
+    """Return the Python that draws four pictures: by a pipeline, or a loop if none runs the
+    model."""
     own, scheduler = model.blueprint, SCHEDULERS[sampler]
     recommended = model.sampling if model.sampling and model.sampling.sampler == sampler else None
     steps = recommended.steps if recommended else SAMPLING_STEPS

@@ -93,7 +93,7 @@ def write(path: Path, found: Found, config: ConvertConfig) -> Work[Mapping[str, 
 
 
 def _sampler(model: StoredModel, config: ConvertConfig) -> tuple[str, list[Notice]]:
-    """The sampler whose scheduler is written, and what to say about it."""
+    """Return the sampler whose scheduler is written, and what to say about it."""
     learned = model.blueprint.diffusion.variance in LEARNED
     if config.sampler is not None:
         chosen = SCHEDULERS[config.sampler]

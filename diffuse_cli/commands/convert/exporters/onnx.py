@@ -71,7 +71,7 @@ def write(path: Path, found: Found, config: ConvertConfig) -> Work[Mapping[str, 
 
 
 def _graph(net: Any, own: Blueprint, said: Mapping[str, str]) -> bytes:
-    """The bytes of an ONNX file."""
+    """Return the bytes of an ONNX file."""
     import warnings
 
     import torch
@@ -97,7 +97,7 @@ def _graph(net: Any, own: Blueprint, said: Mapping[str, str]) -> bytes:
 
 
 def _differs(data: bytes, net: Any, own: Blueprint) -> float:
-    """The largest difference of outputs in onnxruntime, in deviations of the network's."""
+    """Return the largest difference of outputs in onnxruntime, in deviations of the network's."""
     import onnxruntime
     import torch
 

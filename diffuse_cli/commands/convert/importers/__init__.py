@@ -38,7 +38,7 @@ class Format(Protocol):
         ...
 
     def read(self, source: ForeignSource, config: ConvertConfig) -> Foreign:
-        """The network, process and weights of a source.
+        """Return the network, process and weights of a source.
 
         Raises:
             ModelFileError: it is damaged, or has a layer that `UNet` lacks.

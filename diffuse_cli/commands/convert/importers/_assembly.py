@@ -43,7 +43,7 @@ NAMES_BYTES = 10_000_000
 
 
 def assemble(foreign: Foreign, source: ForeignSource, config: ConvertConfig) -> StoredModel:
-    """The model, with every tensor checked; raises what `convert` does."""
+    """Return the model, with every tensor checked; raises what `convert` does."""
     unet = foreign.unet
     if unet.space.channels not in (1, 3):
         raise ModelFileError(
@@ -67,7 +67,8 @@ def assemble(foreign: Foreign, source: ForeignSource, config: ConvertConfig) -> 
 
 
 def network(where: Path, config: ConvertConfig, size: Size, fields: Mapping[str, Any]) -> Net:
-    """The network that the file `where` describes, for images of `size`; `fields` as in `net`.
+    """Return the network that the file `where` describes, for images of `size`; `fields` as in
+    `net`.
 
     An invalid one is the file's fault, unless its levels do not halve the typed --size.
     """
@@ -87,7 +88,7 @@ def network(where: Path, config: ConvertConfig, size: Size, fields: Mapping[str,
 
 
 def net(fields: Mapping[str, Any], size: Size) -> Net:
-    """A network by its settings, `channels`, `out_channels` and `num_classes`; an
+    """Return a network by its settings, `channels`, `out_channels` and `num_classes`; an
     `InvalidArgument` if there is none."""
     settings = dict(fields)
     space = Space(channels=settings.pop("channels"), size=size)
@@ -100,12 +101,12 @@ def net(fields: Mapping[str, Any], size: Size) -> Net:
 
 
 def attention_at(size: Size, attends: list[bool]) -> tuple[int, ...]:
-    """The resolutions with attention, from the levels that have it."""
+    """Return the resolutions with attention, from the levels that have it."""
     return tuple(min(size) >> i for i, attend in enumerate(attends) if attend)
 
 
 def unlike(preset: str, unet: Net) -> str:
-    """How a network differs from a preset's, as far as tensors show it; empty if it does not.
+    """Return the difference of a network to a preset's, as far as tensors show it; empty if none.
 
     The levels with attention are compared, not their resolutions: the image size may differ.
     """
@@ -126,7 +127,8 @@ def unlike(preset: str, unet: Net) -> str:
 
 
 def settle(foreign: Foreign, source: ForeignSource, config: ConvertConfig) -> DiffusionConfig:
-    """The process: typed options before the source, before the preset; the default target is eps.
+    """Return the process: typed options before the source, before the preset; the default target is
+    eps.
 
     An invalid one is the fault of what was typed, if anything was, else of the source.
     """
@@ -157,7 +159,7 @@ def settle(foreign: Foreign, source: ForeignSource, config: ConvertConfig) -> Di
 
 
 def _published(preset: str | None) -> dict[str, Any]:
-    """A preset's process; the default T is that of a training."""
+    """Return a preset's process; the default T is that of a training."""
     if preset is None:
         return {}
     said = {name: value for name, value in PRESETS[preset].train.items() if name in PROCESS}
@@ -181,7 +183,7 @@ def _layered(*layers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fitted(foreign: Foreign, source: ForeignSource) -> dict[str, Tensor]:
-    """The tensors in float32, none missing or too many, each of its shape and finite.
+    """Return the tensors in float32, none missing or too many, each of its shape and finite.
 
     The label embedding gains a row of zeros for "none", which other programs do not have: it gives
     the network without a label. A model that left here has one already.
@@ -210,7 +212,8 @@ def fitted(foreign: Foreign, source: ForeignSource) -> dict[str, Tensor]:
 
 
 def class_names(config: ConvertConfig, count: int, said: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """The names of the classes: those in a file, one a line, or those said, or their numbers."""
+    """Return the names of the classes: those in a file, one a line, or those said, or their
+    numbers."""
     if config.class_names is None:
         return said or tuple(map(str, range(count)))
     flag = f"--class-names {show(config.class_names)}"
@@ -230,8 +233,8 @@ def class_names(config: ConvertConfig, count: int, said: tuple[str, ...] = ()) -
 
 
 def training(unet: Net, diffusion: DiffusionConfig, preset: str | None) -> dict[str, Any]:
-    """The configuration for `train --init`: the preset's, without its learning rate, which follows
-    from width and batch size."""
+    """Return the configuration for `train --init`: the preset's, without its learning rate, which
+    follows from width and batch size."""
     recipe = dict(PRESETS[preset].train) if preset else {}
     if recipe.get("variance") != diffusion.variance:
         recipe.pop("loss", None)

@@ -82,7 +82,7 @@ def rejecting(path: Path) -> Iterator[None]:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors in a safetensors file or a pickle, by name.
+    """Return the tensors in a safetensors file or a pickle, by name.
 
     Refuses a file that is damaged, of a program that is not converted, or with anything in it but
     tensors of real numbers that lie in it.
@@ -102,7 +102,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _unpickle(path: Path, zipped: bool) -> Any:
-    """The content of a pickle of tensors."""
+    """Return the content of a pickle of tensors."""
     _check_sizes(path, zipped)
     _check_calls(path, zipped)
     name = files.show(path)
@@ -175,8 +175,8 @@ def _check(path: Path, found: Any) -> dict[str, Tensor]:
 
 
 def _unwrapped(found: Any) -> Any:
-    """What a checkpoint has under `state_dict`, without the `module.` that `DataParallel` puts
-    before every name."""
+    """Return the entries of a checkpoint under `state_dict`, without the `module.` that
+    `DataParallel` puts before every name."""
     if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
         found = found["state_dict"]
     if isinstance(found, Mapping) and all(str(name).startswith("module.") for name in found):
@@ -198,7 +198,7 @@ def _usable(name: object, value: object) -> bool:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file."""
+    """Return the object in a JSON file."""
     with rejecting(path):
         found = json.loads(read_bounded(path, JSON_BYTES).decode("utf-8-sig"))
         if not isinstance(found, dict):

@@ -35,14 +35,15 @@ OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_o
 
 
 def recognises(source: ForeignSource) -> bool:
-    """A folder with `config.json`, there or in `unet/`, or a file with tensors of these names."""
+    """Whether it is a folder with `config.json`, there or in `unet/`, or a file with tensors of
+    these names."""
     if source.path.is_dir():
         return file_types.is_folder(source.path)
     return file_types.is_of("diffusers", source.tensors)
 
 
 def read(source: ForeignSource, config: ConvertConfig) -> Foreign:
-    """The network, process and weights of a `UNet2DModel`."""
+    """Return the network, process and weights of a `UNet2DModel`."""
     folder = _folder(source)
     _check_pipeline(folder)
     described = folder / "config.json"
@@ -68,7 +69,7 @@ def read(source: ForeignSource, config: ConvertConfig) -> Foreign:
 
 
 def _folder(source: ForeignSource) -> Path:
-    """The folder of the network."""
+    """Return the folder of the network."""
     folder = source.path if source.path.is_dir() else source.path.parent
     if source.path.is_dir() and not (folder / "config.json").is_file():
         folder = folder / "unet"
@@ -94,7 +95,7 @@ def _check_pipeline(folder: Path) -> None:
 
 
 def _tensors(source: ForeignSource, folder: Path) -> dict[str, Any]:
-    """The weights, by today's names."""
+    """Return the weights, by today's names."""
     tensors = source.tensors
     if source.path.is_dir():
         there = [folder / name for name in file_types.WEIGHTS if (folder / name).is_file()]
@@ -116,7 +117,7 @@ def _tensors(source: ForeignSource, folder: Path) -> dict[str, Any]:
 
 
 def read_process(folder: Path, unet: Net) -> tuple[dict[str, Any], tuple[Notice, ...]]:
-    """The fields of a process, and what to tell the user."""
+    """Return the fields of a process, and what to tell the user."""
     learned = unet.out_channels == channels_out("learned", unet.space.channels)
     shown = {"rescale_timesteps": False}
     there = (folder, folder / "scheduler", folder.parent / "scheduler")
@@ -132,7 +133,7 @@ def read_process(folder: Path, unet: Net) -> tuple[dict[str, Any], tuple[Notice,
 
 
 def _notices(folder: Path, path: Path, said: Mapping[str, Any]) -> tuple[Notice, ...]:
-    """The files that were read, and settings of sampling that a model file does not keep."""
+    """Return the files that were read, and settings of sampling that a model file does not keep."""
     read = Notice(f"network from {show(folder / 'config.json')}, process from {show(path)}")
     if said.get("thresholding") and said.get("sample_max_value", 1.0) != 1:
         ratio = brief(said.get("dynamic_thresholding_ratio", 0.995))

@@ -69,12 +69,12 @@ ENDS = {
 
 
 def recognises(source: ForeignSource) -> bool:
-    """A file whose first layers have OpenAI's names."""
+    """Whether it is a file whose first layers have OpenAI's names."""
     return file_types.is_of("openai", source.tensors)
 
 
 def read(source: ForeignSource, config: ConvertConfig) -> Foreign:
-    """The network and weights of a checkpoint, which does not hold its process."""
+    """Return the network and weights of a checkpoint, which does not hold its process."""
     if not recognises(source):
         raise ModelFileError(f"{source.name} is no checkpoint of OpenAI's: it has no input_blocks")
     state = source.tensors
@@ -107,7 +107,8 @@ def read(source: ForeignSource, config: ConvertConfig) -> Foreign:
 
 
 def _shape(source: ForeignSource) -> dict[str, Any]:
-    """The fields of the network that its tensors show; `attends`: the levels with attention."""
+    """Return the fields of the network that its tensors show; `attends`: the levels with
+    attention."""
     state = source.tensors
 
     def sizes(name: str) -> list[int]:
@@ -201,8 +202,8 @@ def _suits(preset: str, shape: Mapping[str, Any]) -> bool:
 
 
 def _size(source: ForeignSource, config: ConvertConfig, attends: list[bool]) -> Size:
-    """The image size: as typed, or the one at which the preset's attention resolutions are at the
-    levels with attention."""
+    """Return the image size: as typed, or the one at which the preset's attention resolutions are
+    at the levels with attention."""
     if config.size:
         return config.size
     at = PRESETS[config.preset].settings["attention"] if config.preset else ()
@@ -261,8 +262,8 @@ def _places(unet: Net) -> Iterator[tuple[str, str]]:
 
 
 def _part(unet: Net, name: str, tensor: Tensor, order: str) -> Tensor:
-    """The tensor `name` of `UNet` from OpenAI's: without the last side, of length 1, of attention's
-    convolutions, and only the rows of `qkv` for queries, keys or values."""
+    """Return the tensor `name` of `UNet` from OpenAI's: without the last side, of length 1, of
+    attention's convolutions, and only the rows of `qkv` for queries, keys or values."""
     if ".attentions." in name and tensor.ndim == 3 and tensor.shape[-1] == 1:
         tensor = tensor.squeeze(-1)
     third = next((i for i, to in enumerate(QKV) if f".{to}." in name), None)
