@@ -17,7 +17,7 @@ from diffuse_cli.config import SampleConfig
 from diffuse_cli.config.options import from_dict
 from diffuse_cli.config.parsers import plain
 from diffuse_cli.core.space import Space
-from diffuse_cli.media import prepare
+from diffuse_cli.media import MEDIA
 from diffuse_cli.models import model_file
 from diffuse_cli.models.model_report import facts
 from diffuse_cli.sampling.cascade import load_chain
@@ -131,7 +131,7 @@ class Model:
                 yield Progress("sampling", part.start - wanted.start, len(wanted))
                 drawn.append(chain.draw_samples(part, accelerator))
             yield Progress("sampling", len(wanted), len(wanted))
-        prepare(chain.space.medium)
+        MEDIA[chain.space.medium].prepare()
         return Samples(np.concatenate(drawn), chain.space, wanted.start)
 
     def denoiser(

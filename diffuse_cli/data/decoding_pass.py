@@ -17,7 +17,7 @@ from diffuse_cli.data.sources import Entry, Listing
 from diffuse_cli.data.store import Kept, Shape, Store
 from diffuse_cli.data.stream import SECONDS_BETWEEN_EVENTS
 from diffuse_cli.data.summary import NAMED
-from diffuse_cli.media import MEDIA, Array, Read, Size, file_errors, kept_side
+from diffuse_cli.media import MEDIA, Array, Read, Size, file_errors
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.events import Progress, Work
 from diffuse_cli.system.files import show
@@ -74,7 +74,7 @@ def collect(
     """Decode everything into a store, which is replaced when a sample does not fit its shape; what
     the index knows is not decoded."""
     total, kind = len(listing.candidates), MEDIA[reading.medium]
-    task = f"reading {kind.MANY}"
+    task = f"reading {kind.many}"
 
     def fitted(values: Array) -> Array:
         asked = reading.asked
@@ -129,8 +129,8 @@ def _goes_with(store: Store | None, read: Read, reading: Reading) -> bool:
             reading.asked = dataclasses.replace(asked, size=shape)
         return True
     kind = MEDIA[reading.medium]
-    if getattr(kind, "MIXED", False):
-        alike = read.layout in getattr(kind, "ALIKE", ())
+    if kind.mixed:
+        alike = read.layout in kind.alike
         return not alike or store.shape[0] == read.values.shape[0]
     return store.shape == read.values.shape
 
@@ -140,7 +140,7 @@ def _type_for(store: Store | None, values: Array, reading: Reading) -> np.dtype[
     several, or one that holds the numbers of both."""
     if store is None or store.dtype == values.dtype:
         return values.dtype
-    if not getattr(MEDIA[reading.medium], "BITS", ()):
+    if not MEDIA[reading.medium].bits:
         return np.promote_types(store.dtype, values.dtype)
     least = min(store.dtype, values.dtype, key=lambda own: own.itemsize)
     reading.asked = dataclasses.replace(reading.asked, numbers=least.name)
@@ -153,7 +153,7 @@ def _shape_for(store: Store | None, values: Array, reading: Reading) -> Shape:
     if store is None:
         return channels, *size
     if reading.asked.size is None and store.shape[1:] != tuple(size):
-        side = kept_side(reading.medium, len(size))
+        side = MEDIA[reading.medium].sides[len(size)]
         reading.asked = dataclasses.replace(reading.asked, size=(side,) * len(size))
     most = max(channels, store.shape[0])
     if 1 < min(channels, store.shape[0]) < most:

@@ -29,7 +29,6 @@ from diffuse_cli.media import (
     file_errors,
     freely,
     one_large,
-    prepare,
 )
 from diffuse_cli.media.file_errors import Unusable
 from diffuse_cli.system.memory import out_of_memory
@@ -200,7 +199,7 @@ def main() -> None:
     source, medium = said.pop("source"), said.pop("medium")
     asked = Asked(**said, shared=True)
     reading = Reading(open_source(Path(source)), medium, asked)
-    prepare(reading.medium)
+    MEDIA[reading.medium].prepare()
     for line in stdin:
         request = json.loads(line)
         size = tuple(request["size"]) if request["size"] else None

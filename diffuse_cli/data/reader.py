@@ -45,17 +45,8 @@ from diffuse_cli.media import (
     Medium,
     Size,
     advice,
-    check_bits,
-    check_channels,
-    check_fit,
-    check_layout,
-    check_rate,
-    checked_size,
     file_errors,
-    kept_side,
     layout_of,
-    prepare,
-    settled,
 )
 from diffuse_cli.media.file_errors import Unusable
 from diffuse_cli.system.errors import DataError, translating
@@ -135,17 +126,13 @@ def read_images(
     with contextlib.closing(open_source(Path(source), single=single)) as opened:
         before = known.listing() if goes_on else None
         listing = before or list_samples(opened, medium)
+        kind = MEDIA[listing.medium]
         with translating():
-            check_fit(listing.medium, fit)
-            check_layout(listing.medium, layout)
-            check_channels(listing.medium, channels, layout)
-            check_rate(listing.medium, rate)
-            size = checked_size(listing.medium, size)
-            numbers = numbers or check_bits(listing.medium, bits)
+            asked = kind.checked(asked, bits)
             if listing.medium == ARRAY and layout is None:
-                layout = layout_of(opened.shapes())
-        prepare(listing.medium)
-        asked = dataclasses.replace(asked, size=size, numbers=numbers, layout=layout)
+                asked = dataclasses.replace(asked, layout=layout_of(opened.shapes()))
+        kind.prepare()
+        numbers = asked.numbers
         asked = yield from _settled(asked, opened, listing)
         reading = Reading(opened, listing.medium, asked)
         bound = most_bytes(listing, asked)
@@ -181,8 +168,8 @@ def read_images(
     if asked.size is None and (notice := _size_notice(sizes, stored.shape[2:], medium, fit)):
         yield Notice(notice)
     if numbers is None and stored.dtype == np.uint8 and (lost := _deeper(tally.modes)):
-        many = MEDIA[medium].MANY
-        count = f"{lost:,} of {plural(len(tally.names), MEDIA[medium].ONE, many)}"
+        many = MEDIA[medium].many
+        count = f"{lost:,} of {plural(len(tally.names), MEDIA[medium].one, many)}"
         yield Notice(f"{count} have 16 bits, and become 8 as the others; --bits 16 keeps them")
     yield from _warnings(tally, asked, MEDIA[medium])
     return _samples(source, stored, listing, tally, transform, asked.rate)
@@ -193,7 +180,7 @@ def _settled(asked: Asked, source: Source, listing: Listing) -> Work[Asked]:
     every = listing.candidates
     chosen = every[:: -(-len(every) // LOOKED_AT) or 1]
     contents = filter(None, (_tried(source, entry) for entry in chosen))
-    asked, notice = settled(listing.medium, asked, contents)
+    asked, notice = MEDIA[listing.medium].settled(asked, contents)
     if notice and every:
         yield Notice(notice)
     return asked
@@ -217,17 +204,18 @@ def _deeper(modes: Counter[str]) -> int:
 def most_bytes(listing: Listing, asked: Asked) -> int:
     """How much the samples may take: the channels asked for, or four of bytes, or what is in the
     files."""
-    usual, size = kept_side(listing.medium, 2), asked.size
+    kind, size = MEDIA[listing.medium], asked.size
+    usual = kind.sides.get(2, 0)
     each = np.dtype(asked.numbers or "uint8").itemsize * (asked.channels or 4)
     bound = len(listing.candidates) * each * math.prod(size or (usual, usual))
-    if not getattr(MEDIA[listing.medium], "UNPACKED", False):
+    if not kind.unpacked:
         return bound
     return max(bound, sum(entry.size for entry in listing.candidates))
 
 
 def _nothing(source: str | Path, listing: Listing, tally: Tally) -> DataError:
     """Says what is there instead, and what to do with most of that."""
-    many = MEDIA[listing.medium].MANY
+    many = MEDIA[listing.medium].many
     unread = sorted(listing.unread.items(), key=lambda item: -item[1])
     found = [f"{count:,} {extension}" for extension, count in unread]
     if rest := listing.others - sum(listing.unread.values()):
@@ -243,7 +231,7 @@ def _warnings(tally: Tally, asked: Asked, kind: Medium) -> Iterator[Notice]:
     """What is wrong with samples that are used."""
     contrast = "black" if sum(asked.background) > 3 * 127 else "white"
     for reason, found in tally.remarks.items():
-        (line,) = remark_lines({reason: found}, plural(len(tally.entries), kind.ONE, kind.MANY))
+        (line,) = remark_lines({reason: found}, plural(len(tally.entries), kind.one, kind.many))
         todo = f"; type --background {contrast}" if reason == file_errors.BLANK else ""
         yield Notice(f"{line}{todo}", warning=True)
 
@@ -252,15 +240,15 @@ def _size_notice(sizes: Counter[Size], result: Size, medium: str, fit: str) -> s
     """Says that samples were resized without being asked to; empty if they were not."""
     if list(sizes) == [result[::-1]]:
         return ""
-    usual, side = min(sizes.most_common(1)[0][0]), kept_side(medium, len(result))
     kind = MEDIA[medium]
+    usual, side = min(sizes.most_common(1)[0][0]), kind.sides[len(result)]
     todo = "type --size for another"
     if usual > side:
         todo = f"type --size {2 * side} for more detail"
     elif usual < side:
         todo = f"type --size {usual} to keep the usual size"
-    found = f"all {kind.MANY} are" if len(sizes) == 1 else f"{kind.MANY} of"
-    done = getattr(kind, "FITTED", "resized")
+    found = f"all {kind.many} are" if len(sizes) == 1 else f"{kind.many} of"
+    done = kind.fitted
     if done != "resized" and len(sizes) == 1:
         own = "x".join(map(str, next(iter(sizes))[::-1]))
         todo = f"type --size {own} to keep them whole"

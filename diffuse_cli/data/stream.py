@@ -30,7 +30,7 @@ from diffuse_cli.data.decoding_workers import (
 )
 from diffuse_cli.data.samples import held_out
 from diffuse_cli.data.sources import Entry, open_source
-from diffuse_cli.media import MEDIA, Array, Asked, file_errors, prepare
+from diffuse_cli.media import MEDIA, Array, Asked, file_errors
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.events import Progress, Work
 from diffuse_cli.system.files import show
@@ -213,21 +213,21 @@ class Stream:
         row, reason = self._last
         name = show(self.origin.entries[row].name)
         kind = MEDIA[self.origin.medium]
-        text = f"{show(self.origin.source)} no longer holds its {kind.MANY}: {name}: {reason}"
+        text = f"{show(self.origin.source)} no longer holds its {kind.many}: {name}: {reason}"
         return DataError(text, "Put them back as they were")
 
     # -- inside ------------------------------------------------------------------------------------
 
     @cached_property
     def _reading(self) -> Reading:
-        prepare(self.origin.medium)
+        MEDIA[self.origin.medium].prepare()
         source = open_source(Path(self.origin.source), single=self.origin.single)
         asked = dataclasses.replace(self.origin.asked, size=self.origin.shape[1:])
         return Reading(source, self.origin.medium, asked)
 
     def filled(self, store: Kept, count: int, workers: int) -> Work[Stream]:
         """The stream with its first `count` samples kept in a store."""
-        task, holes, origin = f"keeping {MEDIA[self.origin.medium].MANY}", list[int](), self.origin
+        task, holes, origin = f"keeping {MEDIA[self.origin.medium].many}", list[int](), self.origin
         entries, blank = tuple(origin.entries[:count]), np.zeros(origin.shape, origin.dtype)
         last = time.monotonic()
         yield Progress(task, 0, count)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from diffuse_cli.core.settings import dimensions
-from diffuse_cli.media import MEDIA, advice, fits
+from diffuse_cli.media import MEDIA, advice
 from diffuse_cli.system.files import show
 
 NAMED = 5
@@ -64,24 +64,24 @@ class Summary:
             parts.append(plural(len(self.classes), "class", "classes"))
         lines = [", ".join(parts)]
         if self.greyed:
-            kinds = getattr(MEDIA[self.medium], "KINDS", {})
+            kinds = MEDIA[self.medium].kinds
             lines.append(f"{self.counted(self.greyed)} in {kinds[3]}, read as {kinds[1]}")
         if self.classes and self.unlabelled:
             lines.append(f"{self.counted(self.unlabelled)} outside the class folders")
         lines += [*skip_lines(self.skipped), *self.ignored()]
         if self.unnamed:
-            many = MEDIA[self.medium].MANY
+            many = MEDIA[self.medium].many
             lines.append(f"ignored {plural(self.unnamed, 'file')} not named as {many}")
         return lines
 
     def counted(self, count: int) -> str:
         """`1 image`, `2 images`, in the medium's words."""
-        return plural(count, MEDIA[self.medium].ONE, MEDIA[self.medium].MANY)
+        return plural(count, MEDIA[self.medium].one, MEDIA[self.medium].many)
 
     @property
     def kind(self) -> str:
         """What the samples are: `grey`, `colour`, `4 channels of float32`."""
-        kinds = getattr(MEDIA[self.medium], "KINDS", {})
+        kinds = MEDIA[self.medium].kinds
         if self.channels in kinds:
             return str(kinds[self.channels])
         numbers = " and ".join(sorted(self.modes))
@@ -176,7 +176,7 @@ def fitting(
 ) -> str:
     """`, cropped at the centre by up to 44 %`: what becomes of samples of `sizes` (width, height)
     at `size` (height, width); empty if nothing."""
-    change = fits(medium)[fit]
+    change = MEDIA[medium].fits[fit]
     wanted = size[::-1]
     lost, added, bent = [0.0], [0.0], [0.0]
     for own in sizes:
@@ -185,7 +185,7 @@ def fitting(
         lost.append(1 - math.prod(taken) / math.prod(own))
         added.append(1 - math.prod(filled) / math.prod(wanted))
         bent.append(max(scales) / min(scales) - 1)
-    where = getattr(MEDIA[medium], "CROPPED", "at the centre")
+    where = MEDIA[medium].cropped
     said = {
         f"cropped {where} by up to {{}} %": lost,
         "up to {} % of it padding": added,

@@ -348,7 +348,7 @@ def _of_folder(config: MeasureConfig) -> Work[Sides]:
     if not judged(theirs.unmeasured):  # grey photos are shown in colour where the others are
         asked["channels"] = theirs.stored.shape[1]
     images = yield from read(config.data, **asked)
-    if images.stored.dtype != theirs.stored.dtype and hasattr(MEDIA[theirs.medium], "BITS"):
+    if images.stored.dtype != theirs.stored.dtype and MEDIA[theirs.medium].bits:
         theirs = yield from read(config.subject, **own, bits=8)
         images = yield from read(config.data, **asked, bits=8)
     yield from _tell(theirs, images)

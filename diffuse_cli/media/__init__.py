@@ -1,12 +1,12 @@
-"""Kinds of data, one medium a file, as `Medium` describes."""
+"""Kinds of data, one medium per file, as `Medium` describes."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -74,90 +74,159 @@ class Read(NamedTuple):
     layout: str | None = None
 
 
-class Medium(Protocol):
-    """A module of this folder.
+def _keep(asked: Asked, _: Iterable[bytes]) -> tuple[Asked, str]:
+    """Return a request as it is, and no words."""
+    return asked, ""
 
-    It may have `prepare()`, called before a process reads, `check(space)`, which raises
-    `InvalidArgument` for a space whose samples it cannot write, `settled(asked, files)`, which
-    completes what is asked for from some files and says in words what it chose, and these
-    attributes:
 
-    - `FITS`, the fits that it knows, by name (`crop` alone without it);
-    - `ADVICE`, what to do with files that it does not read, by extension;
-    - `DIMS`, the numbers of dimensions that samples can have (two without it);
-    - `RATES`, those that its samples can have, in Hz (none without it);
-    - `LAYOUTS`, the names of the orders of axes that its files can have (none without it);
-    - `MIXED`, whether a sample of one channel goes with samples of several (no without it);
-    - `KINDS`, what samples of so many channels are called;
-    - `BROUGHT`, the numbers of channels that its samples can be brought to, by layout (any without
-      it);
-    - `BITS`, the numbers of bits that a sample's levels can have, if `--bits` can choose: files of
-      fewer are scaled to more, and the other way round. Without being asked, samples have those of
-      the file with the fewest;
-    - `CLAIMED`, extensions of another medium's files that it reads instead if its `claims(data)` is
-      true of their bytes (none without it);
-    - `UNPACKED`, whether samples take as much memory as their files (no without it);
-    - `FITTED`, what becomes of a sample of another size (`resized` without it), and `CROPPED`,
-      where it is cropped (`at the centre` without it);
-    - `JUDGED`, whether networks that know photographs can judge samples (yes without it), and
-      `UNJUDGED`, layouts of which they cannot;
-    - `ALIKE`, layouts whose samples all have the same channels, whatever `MIXED` says;
-    - `SUFFIXES`, of the files it writes of a layout, instead of `SUFFIX`;
-    - `PLAYED`, the type of its files for a browser that plays them (not played without it);
-    - `FLIPPED`, how `--flip` mirrors samples, if that has to be said;
-    - `CHANNELS`, the names of the channels of samples of so many (numbers without it);
-    - `LOW_HIGH`, what samples are whose numbers are too small, or too large (`low`, `high`);
-    - `POINTS`, what samples are made of (`points` without it).
+@dataclass(frozen=True, kw_only=True)
+class Medium:
+    """A kind of data: `MEDIUM` of a module of this folder, or of another package.
 
     Attributes:
-        EXTENSIONS: of the files it reads, such as `.png`.
-        SUFFIX: of the files it writes.
-        ONE, MANY: the words for a sample and for several.
-        KEPT_SIDE: samples keep their size if all have the same and no side is longer; others get
-            this size. A number, or one by the number of dimensions.
+        extensions: the extensions of files that it reads, such as `.png`.
+        suffix: the extension of files that it writes.
+        one, many: the words for a sample and for several.
+        sides: the numbers of dimensions that samples can have, each with the size of samples that
+            are not asked for one: they keep theirs if all have the same and no side is longer, and
+            get this one otherwise.
+        read: returns the sample in a file's bytes, with the channels and size asked for. It raises
+            `Unusable` with the reason, or `Large` for a sample too large for a shared process.
+        fit: returns a sample at the size asked for.
+        space: returns the space of stored samples (N, C, *size). The mean and standard deviation
+            of floats are measured afterwards, any will do.
+        encode: returns the bytes of a file of a stored sample (C, *size), which depend on nothing
+            else.
+        look: returns stored samples (N, C, *size) as images, grey (N, 1, H, W) or RGB (N, 3, H, W).
+        prepare: called before a process reads.
+        check: raises `InvalidArgument` for a space whose samples cannot be written.
+        settled: completes a request from some files, and says in words what it chose.
+        fits: the fits that it knows, by name.
+        advice: what to do with files that it does not read, by extension.
+        rates: the rates that samples can have, in Hz; empty for samples without a rate.
+        layouts: the names of the orders of axes that files can have.
+        mixed: whether a sample of one channel goes with samples of several.
+        alike: the layouts whose samples all have the same channels, whatever `mixed` says.
+        kinds: the names of samples by their number of channels.
+        brought: the numbers of channels that samples can be brought to, by layout; any without.
+        bits: the numbers of bits of a sample's levels, if `--bits` can choose: files of fewer are
+            scaled to more, and the other way round. Without `--bits`, samples have the bits of the
+            file with the fewest.
+        claimed: extensions of another medium's files that it reads instead if `claims` is true of
+            their bytes.
+        unpacked: whether samples take as much memory as their files.
+        fitted: the word for what becomes of a sample of another size.
+        cropped: where a sample is cropped, in words.
+        judged: whether networks that know photographs can judge samples.
+        unjudged: layouts of which they cannot.
+        suffixes: the extensions of files of a layout, instead of `suffix`.
+        played: the type of its files for a browser that plays them; empty for files not played.
+        flipped: how `--flip` mirrors samples, if that has to be said.
+        channel_names: the names of the channels, by their number.
+        low_high: the words for samples whose numbers are too small, or too large.
+        points: the word for what samples are made of.
     """
 
-    EXTENSIONS: frozenset[str]
-    SUFFIX: str
-    ONE: str
-    MANY: str
-    KEPT_SIDE: int | Mapping[int, int]
+    extensions: frozenset[str]
+    suffix: str
+    one: str
+    many: str
+    sides: Mapping[int, int]
+    read: Callable[[bytes, Asked], Read]
+    fit: Callable[[Array, Asked], Array]
+    space: Callable[[Array], Space]
+    encode: Callable[[Array, Space], bytes]
+    look: Callable[[Array, Space], npt.NDArray[np.uint8]]
+    prepare: Callable[[], None] = lambda: None
+    check: Callable[[Space], None] = lambda _: None
+    settled: Callable[[Asked, Iterable[bytes]], tuple[Asked, str]] = _keep
+    fits: Mapping[str, Fit] = field(default_factory=lambda: {"crop": crop})
+    advice: Mapping[str, str] = field(default_factory=dict)
+    rates: Sequence[int] = ()
+    layouts: Sequence[str] = ()
+    mixed: bool = False
+    alike: Sequence[str] = ()
+    kinds: Mapping[int, str] = field(default_factory=dict)
+    brought: Mapping[str | None, Sequence[int]] = field(default_factory=dict)
+    bits: Sequence[int] = ()
+    claimed: frozenset[str] = frozenset()
+    claims: Callable[[bytes], bool] = lambda _: False
+    unpacked: bool = False
+    fitted: str = "resized"
+    cropped: str = "at the centre"
+    judged: bool = True
+    unjudged: Sequence[str] = ()
+    suffixes: Mapping[str | None, str] = field(default_factory=dict)
+    played: str = ""
+    flipped: str = ""
+    channel_names: Mapping[int, Sequence[str]] = field(default_factory=dict)
+    low_high: tuple[str, str] = ("low", "high")
+    points: str = "points"
 
-    def read(self, data: bytes, asked: Asked) -> Read:
-        """The sample in a file's bytes, with the channels and size asked for.
+    def checked(self, asked: Asked, bits: int | None = None) -> Asked:
+        """Return a request with a size of as many sides as samples have, and numbers of `bits`.
 
         Raises:
-            Unusable: with the reason.
-            Large: too large to be read in a shared process.
+            InvalidArgument: something that samples cannot have.
         """
-        ...
+        many, layout = self.many, named(asked.layout)
+        lookup(self.fits, asked.fit, "fit")
+        if layout == ALPHA and ALPHA not in self.layouts:
+            raise InvalidArgument(f": {many} have no transparency", argument="alpha")
+        if layout is not None and not self.layouts:
+            raise InvalidArgument(f"{many} have no layout", argument="layout")
+        if layout is not None:
+            lookup(dict.fromkeys(self.layouts), layout, "layout")
+        channels, known = asked.channels, self.brought.get(layout)
+        if channels is not None and known and channels not in known:
+            what = f"{many} with transparency" if layout == ALPHA else many
+            hint = "--alpha keeps transparency" if channels in self.brought.get(ALPHA, ()) else ""
+            text = f": {what} have {' or '.join(map(str, known))}, not {channels}"
+            raise InvalidArgument(text, hint, argument="channels")
+        if asked.rate is not None and not self.rates:
+            raise InvalidArgument(f"{many} have no rate", argument="rate")
+        if asked.rate is not None and asked.rate not in self.rates:
+            text = f"must be {self.rates[0]:,} to {self.rates[-1]:,} Hz"
+            raise InvalidArgument(text, argument="rate")
+        size, numbers = self.checked_size(asked.size), asked.numbers
+        if numbers is None and bits is not None:
+            if bits not in self.bits:
+                text = f"{many} have {' or '.join(map(str, self.bits))} bits, not {bits}"
+                text = text if self.bits else f"{many} keep the numbers of their files"
+                raise InvalidArgument(text, argument="bits")
+            numbers = f"uint{bits}"
+        return replace(asked, size=size, numbers=numbers)
 
-    def fit(self, values: Array, asked: Asked) -> Array:
-        """A sample at the size asked for."""
-        ...
+    def checked_size(self, size: Size | None) -> Size | None:
+        """Return a size with as many sides as samples have; equal sides stand for one.
 
-    def space(self, samples: Array) -> Space:
-        """The space of stored samples (N, C, *size); the mean and deviation of floats are measured
-        afterwards, any will do."""
-        ...
+        Raises:
+            InvalidArgument: more or fewer sides, or one that is too long.
+        """
+        if size is None:
+            return None
+        if [*self.sides] == [1] and len(set(size)) == 1:
+            size = size[:1]
+        if len(size) > 1 and max(size) > LONGEST_SIDE:
+            raise InvalidArgument(f"a side is 1 to {LONGEST_SIDE} long", argument="size")
+        if len(size) not in self.sides:
+            sides = "side" if [*self.sides] == [1] else "sides"
+            text = f"{self.many} have {' or '.join(map(str, self.sides))} {sides}, not {len(size)}"
+            raise InvalidArgument(text, argument="size")
+        return size
 
-    def encode(self, sample: Array, space: Space) -> bytes:
-        """A stored sample (C, *size) as a file's bytes, which depend on nothing else."""
-        ...
 
-    def look(self, samples: Array, space: Space) -> npt.NDArray[np.uint8]:
-        """Stored samples (N, C, *size) as pictures, grey (N, 1, H, W) or RGB (N, 3, H, W)."""
-        ...
+class _Media(Modules[Medium]):
+    """The media, each in `MEDIUM` of a module."""
+
+    def __getitem__(self, name: str) -> Medium:
+        found: Any = super().__getitem__(name)
+        return found.MEDIUM  # type: ignore[no-any-return]
 
 
-MEDIA: Mapping[str, Medium] = Modules(
+MEDIA: Mapping[str, Medium] = _Media(
     "media", __name__, __path__, helpers=("array_figures", "figures", "file_errors", "shapes")
 )
-
-
-def prepare(medium: str) -> None:
-    """Call a medium's `prepare`, if it has one."""
-    getattr(MEDIA[medium], "prepare", lambda: None)()
 
 
 def check(space: Space) -> None:
@@ -166,14 +235,7 @@ def check(space: Space) -> None:
     Raises:
         InvalidArgument
     """
-    getattr(lookup(MEDIA, space.medium, "medium"), "check", lambda _: None)(space)
-
-
-def settled(medium: str, asked: Asked, files: Iterable[bytes]) -> tuple[Asked, str]:
-    """What is asked for, with what a medium decides from some files, and that in words."""
-    kind = MEDIA[medium]
-    found: tuple[Asked, str] = getattr(kind, "settled", lambda asked, _: (asked, ""))(asked, files)
-    return found
+    lookup(MEDIA, space.medium, "medium").check(space)
 
 
 def check_fit(medium: str, fit: str) -> None:
@@ -182,113 +244,19 @@ def check_fit(medium: str, fit: str) -> None:
     Raises:
         InvalidArgument
     """
-    lookup(fits(medium), fit, "fit")
-
-
-def fits(medium: str) -> Mapping[str, Fit]:
-    """The fits that a medium knows, by name."""
-    own: Mapping[str, Fit] = getattr(MEDIA[medium], "FITS", {"crop": crop})
-    return own
-
-
-def check_layout(medium: str, layout: str | None) -> None:
-    """Refuse an order of axes that a medium does not know.
-
-    Raises:
-        InvalidArgument
-    """
-    known = getattr(MEDIA[medium], "LAYOUTS", ())
-    if named(layout) == ALPHA and ALPHA not in known:
-        raise InvalidArgument(f": {MEDIA[medium].MANY} have no transparency", argument="alpha")
-    if layout is not None and not known:
-        raise InvalidArgument(f"{MEDIA[medium].MANY} have no layout", argument="layout")
-    if layout is not None:
-        lookup(dict.fromkeys(known), str(named(layout)), "layout")
-
-
-def check_channels(medium: str, channels: int | None, layout: str | None) -> None:
-    """Refuse channels that samples of a medium and a layout cannot be brought to.
-
-    Raises:
-        InvalidArgument
-    """
-    kind = MEDIA[medium]
-    brought: Mapping[str | None, Sequence[int]] = getattr(kind, "BROUGHT", {})
-    known = brought.get(named(layout))
-    if channels is not None and known and channels not in known:
-        what = f"{kind.MANY} with transparency" if named(layout) == ALPHA else kind.MANY
-        hint = "--alpha keeps transparency" if channels in brought.get(ALPHA, ()) else ""
-        text = f": {what} have {' or '.join(map(str, known))}, not {channels}"
-        raise InvalidArgument(text, hint, argument="channels")
-
-
-def check_bits(medium: str, bits: int | None) -> str | None:
-    """The name of the NumPy type of levels of so many bits; None without any.
-
-    Raises:
-        InvalidArgument: bits that a medium's levels cannot have.
-    """
-    if bits is None:
-        return None
-    known = getattr(MEDIA[medium], "BITS", ())
-    if bits not in known:
-        text = f"{MEDIA[medium].MANY} have {' or '.join(map(str, known))} bits, not {bits}"
-        if not known:
-            text = f"{MEDIA[medium].MANY} keep the numbers of their files"
-        raise InvalidArgument(text, argument="bits")
-    return f"uint{bits}"
-
-
-def check_rate(medium: str, rate: int | None) -> None:
-    """Refuse a rate of a medium without one.
-
-    Raises:
-        InvalidArgument
-    """
-    known: Sequence[int] = getattr(MEDIA[medium], "RATES", ())
-    if rate is not None and not known:
-        raise InvalidArgument(f"{MEDIA[medium].MANY} have no rate", argument="rate")
-    if rate is not None and rate not in known:
-        raise InvalidArgument(f"must be {known[0]:,} to {known[-1]:,} Hz", argument="rate")
-
-
-def checked_size(medium: str, size: Size | None) -> Size | None:
-    """A size with as many sides as samples of a medium have; equal sides stand for one.
-
-    Raises:
-        InvalidArgument: more or fewer sides, or one that is too long.
-    """
-    kind = MEDIA[medium]
-    dims = getattr(kind, "DIMS", (2,))
-    if size is not None and dims == (1,) and len(set(size)) == 1:
-        size = size[:1]
-    if size is not None and len(size) > 1 and max(size) > LONGEST_SIDE:
-        raise InvalidArgument(f"a side is 1 to {LONGEST_SIDE} long", argument="size")
-    if size is not None and len(size) not in dims:
-        raise InvalidArgument(
-            f"{kind.MANY} have {' or '.join(map(str, dims))} "
-            f"{'side' if dims == (1,) else 'sides'}, not {len(size)}",
-            argument="size",
-        )
-    return size
-
-
-def kept_side(medium: str, dims: int) -> int:
-    """The longest side of samples that keep their size, by the number of their dimensions."""
-    side = MEDIA[medium].KEPT_SIDE
-    return side if isinstance(side, int) else side[dims]
+    lookup(MEDIA[medium].fits, fit, "fit")
 
 
 def judged(space: Space) -> bool:
     """Whether features of networks that were trained on photographs say something of samples."""
-    kind = MEDIA[space.medium]
-    return bool(getattr(kind, "JUDGED", True)) and space.layout not in getattr(kind, "UNJUDGED", ())
+    medium = MEDIA[space.medium]
+    return medium.judged and space.layout not in medium.unjudged
 
 
 def suffix(space: Space) -> str:
-    """That of the files in which samples of a space are written."""
-    kind = MEDIA[space.medium]
-    return str(getattr(kind, "SUFFIXES", {}).get(space.layout, kind.SUFFIX))
+    """Return the extension of files in which samples of a space are written."""
+    medium = MEDIA[space.medium]
+    return medium.suffixes.get(space.layout, medium.suffix)
 
 
 def numbers_of(space: Space) -> str:
@@ -311,26 +279,19 @@ def like(space: Space) -> dict[str, Any]:
 
 def like_mask(space: Space) -> dict[str, Any]:
     """How a mask of samples is read: one channel of any numbers, keywords as those of `like`."""
-    mixed = getattr(MEDIA[space.medium], "MIXED", False)
-    layout = None if mixed else space.layout
+    layout = None if MEDIA[space.medium].mixed else space.layout
     return {**like(space), "channels": 1, "numbers": None, "layout": layout}
 
 
 def by_extension() -> dict[str, str]:
     """The medium of each file extension; `image` wins, then the first one listed."""
     names = sorted(MEDIA, key=lambda name: name != "image")
-    return {e: name for name in reversed(names) for e in MEDIA[name].EXTENSIONS}
-
-
-def claiming() -> dict[str, tuple[frozenset[str], Callable[[bytes], bool]]]:
-    """Return `CLAIMED` and `claims` of the media that have them, by name."""
-    kinds: dict[str, Any] = {name: kind for name, kind in MEDIA.items() if hasattr(kind, "CLAIMED")}
-    return {name: (kind.CLAIMED, kind.claims) for name, kind in kinds.items()}
+    return {e: name for name in reversed(names) for e in MEDIA[name].extensions}
 
 
 def advice() -> dict[str, str]:
     """What to do with files that no medium reads, by extension."""
-    return {e: text for kind in MEDIA.values() for e, text in getattr(kind, "ADVICE", {}).items()}
+    return {e: text for kind in MEDIA.values() for e, text in kind.advice.items()}
 
 
 def looks(space: Space, samples: Array) -> Array:

@@ -15,7 +15,7 @@ import numpy as np
 from diffuse_cli.config import SampleConfig
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import MANIFEST, MANIFEST_FORMAT
-from diffuse_cli.media import MEDIA, Asked, figures, like, prepare, suffix
+from diffuse_cli.media import MEDIA, Asked, figures, like, suffix
 from diffuse_cli.sampling import generation, journal, sample_archive
 from diffuse_cli.sampling.cascade import Chain, load_chain
 from diffuse_cli.sampling.generation import stored
@@ -122,7 +122,7 @@ class SamplingJob(ABC):
         self.figures: dict[str, Callable[[Sequence[int]], bytes]] = {}
         if config.grid:
             self.figures[GRID] = lambda indices: figures.png(self.draw_grid(indices))
-        prepare(space.medium)
+        MEDIA[space.medium].prepare()
         self.medium = MEDIA[space.medium]
 
     @abstractmethod

@@ -148,7 +148,7 @@ class Run:
         return (
             f"training {config.network}{preset}, "
             f"{count_parameters(self.trainer.net):,} parameters; "
-            f"{MEDIA[images.medium].MANY} at {dimensions(size)}{fitted}; "
+            f"{MEDIA[images.medium].many} at {dimensions(size)}{fitted}; "
             f"batch {config.batch_size}{parts}{shared}, learning rate {config.lr:.3g}, "
             f"{config.precision} on {self.accelerator.device.type}; {config.steps:,} steps"
         )
@@ -291,7 +291,7 @@ class Run:
             feed = trainer.batches.feed
             self.monitor.log(done, told, **({"waiting": feed.share()} if feed else {}))
         left = self.budget.left if self.budget else (steps - done) * meter.batch_size / speed
-        many = MEDIA[self.plan.data.images.medium].MANY
+        many = MEDIA[self.plan.data.images.medium].many
         return Step(done, steps, self.loss, lr, norm, speed, max(0.0, left), many)
 
     # -- after -------------------------------------------------------------------------------------

@@ -118,7 +118,7 @@ class Monitor:
         self.previewed: int | None = None
         self.validated: int | None = None
         self._loss, self._readings = 0.0, 0
-        self._many = MEDIA[trainer.plan.data.images.medium].MANY
+        self._many = MEDIA[trainer.plan.data.images.medium].many
         self._kid: KidMeasure | None = None
 
     # -- state -------------------------------------------------------------------------------------

@@ -151,15 +151,15 @@ def prepare(
     yield from (Notice(line) for line in images.summary.lines())
     if config.init and images.summary.greyed:
         yield Notice("grey as the model of --init is; --channels 3 goes on in colour")
-    if done.flip and (how := getattr(MEDIA[images.medium], "FLIPPED", "")):
-        yield Notice(f"--flip mirrors half of the {MEDIA[images.medium].MANY} {how}")
+    if done.flip and (how := MEDIA[images.medium].flipped):
+        yield Notice(f"--flip mirrors half of the {MEDIA[images.medium].many} {how}")
     if not config.goes_on:  # where it could still be changed
         for line in slow_precision(config.precision, config.device):
             yield Notice(line, warning=True)
         yield from too_narrow(config, blueprint)
     if len(data.train) < FEW:
         yield Notice(
-            f"1 {MEDIA[images.medium].ONE} to train on: the model can only memorise it; what it "
+            f"1 {MEDIA[images.medium].one} to train on: the model can only memorise it; what it "
             "draws will be a copy",
             warning=True,
         )

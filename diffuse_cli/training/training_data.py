@@ -135,7 +135,7 @@ def _read_pairs(
     if source is None:
         return None
     kind, space = MEDIA[images.medium], images.unmeasured
-    bits = 8 * images.stored.dtype.itemsize if getattr(kind, "BITS", ()) else None
+    bits = 8 * images.stored.dtype.itemsize if kind.bits else None
     own = replace(
         config, data=source, size=space.size, channels=None, medium=images.medium, bits=bits
     )

@@ -111,7 +111,7 @@ def kid_measure(plan: Plan, device: torch.device) -> Work[KidMeasure]:
         UsageError: the data has too few images.
         ModelFileError: the feature network's weights are missing.
     """
-    data, space, many = plan.data, plan.blueprint.space, MEDIA[plan.data.images.medium].MANY
+    data, space, many = plan.data, plan.blueprint.space, MEDIA[plan.data.images.medium].many
     held_out = len(data.held_out) >= FEWEST_FOR_KID
     chosen = data.held_out if held_out else data.train
     if len(chosen) < FEWEST_FOR_KID:

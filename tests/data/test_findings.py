@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,8 @@ from diffuse_cli.data import (
     save_index,
     summary,
 )
-from diffuse_cli.media import Large, advice, by_extension
+from diffuse_cli.media import Large, advice, by_extension, image
 from diffuse_cli.media import file_errors as reasons
-from diffuse_cli.media.image import image_metadata
 from diffuse_cli.media.image.full_depth import floats_in
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.events import Notice, finish
@@ -98,7 +98,8 @@ def test_avif_is_read(tmp_path: Path) -> None:
 def test_avif_that_pillow_cannot_read_has_advice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("diffuse_cli.media.image.EXTENSIONS", image_metadata.EXTENSIONS - {".avif"})
+    without = dataclasses.replace(image.MEDIUM, extensions=image.MEDIUM.extensions - {".avif"})
+    monkeypatch.setattr(image, "MEDIUM", without)
     assert ".avif" not in by_extension()
     found = read(fill(tmp_path, {"a.png": encoded(noise(1)), "b.avif": b""})).summary
     assert found.unread == {".avif": 1}

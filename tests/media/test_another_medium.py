@@ -15,10 +15,8 @@ from conftest import JUDGE
 TOY = """
 import numpy as np
 from xxhash import xxh3_128
-from diffuse_cli.media import Read, Space
+from diffuse_cli.media import Medium, Read, Space
 from diffuse_cli.media.file_errors import CORRUPT, Unusable
-
-EXTENSIONS, SUFFIX, ONE, MANY, KEPT_SIDE = frozenset({".dots"}), ".dots", "field", "fields", 64
 
 def read(data, asked):
     height, width, *dots = data
@@ -40,6 +38,11 @@ def encode(sample, space):
 
 def look(samples, space):
     return samples * np.uint8(17)
+
+MEDIUM = Medium(
+    extensions=frozenset({".dots"}), suffix=".dots", one="field", many="fields", sides={2: 64},
+    read=read, fit=fit, space=space, encode=encode, look=look,
+)
 """
 
 NETWORK = """

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.space import Space
-from diffuse_cli.media import Asked, Large, checked_size, like
+from diffuse_cli.media import MEDIA, Asked, Large, like
 from diffuse_cli.media import audio as medium
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.audio import BANDS, LOUD, QUIET, loudest, resampled, spectrogram
@@ -154,7 +154,7 @@ def test_a_shorter_sound_ends_in_silence_and_pad_refuses_a_longer_one():
 
 def test_without_a_size_a_long_sound_keeps_a_second_or_two():
     read = medium.read(sound(np.zeros(20_000)), Asked())
-    assert (read.values.shape, read.size) == ((1, medium.KEPT_SIDE), (20_000,))
+    assert (read.values.shape, read.size) == ((1, medium.LONGEST), (20_000,))
 
 
 def test_the_usual_rate_and_the_longest_length_are_chosen():
@@ -242,10 +242,10 @@ def test_spaces_that_are_no_sound():
 
 
 def test_a_size_of_one_number_is_a_length():
-    assert checked_size("audio", (9000, 9000)) == (9000,)
+    assert MEDIA["audio"].checked_size((9000, 9000)) == (9000,)
     for medium_, size in (("audio", (9, 8)), ("image", (9000, 9000)), ("array", (5000, 5000))):
         with pytest.raises(InvalidArgument):
-            checked_size(medium_, size)
+            MEDIA[medium_].checked_size(size)
 
 
 def test_what_a_space_asks_for_is_what_it_was_made_of():

@@ -9,12 +9,14 @@ import re
 import shlex
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import in_process, write_images
 from training.conftest import QUICK
 
+from diffuse_cli.media import image
 from diffuse_cli.models import model_file
 from diffuse_cli.training import time_estimate
 from diffuse_cli.training.run_directory import RunDirectory
@@ -352,7 +354,8 @@ def test_the_line_that_goes_on_has_the_options_that_a_run_does_not_keep(diffuse,
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_is_not_taken_for_a_damaged_image(diffuse, images, monkeypatch, number, code):
     """What reads images of strangers catches whatever they make libraries raise."""
-    monkeypatch.setattr("diffuse_cli.media.image.read", lambda *a: signal.raise_signal(number))
+    stopped = replace(image.MEDIUM, read=lambda *a: signal.raise_signal(number))
+    monkeypatch.setattr(image, "MEDIUM", stopped)
     ran = diffuse("info", images, "--workers", 1, "-q")
     assert (ran.code, ran.out) == (code, "")
 

@@ -196,4 +196,4 @@ def _many(found: RunReport) -> str:
     """Return the word for samples of a run, as far as it is known."""
     from diffuse_cli.media import MEDIA
 
-    return MEDIA[found.model.found.model.blueprint.space.medium].MANY if found.model else "samples"
+    return MEDIA[found.model.found.model.blueprint.space.medium].many if found.model else "samples"

@@ -56,7 +56,7 @@ def read_condition(
         if config.given is not None:
             raise UsageError(
                 f"--given: the model is told {giver.given.what} of the "
-                f"{MEDIA[loaded.space.medium].ONE}",
+                f"{MEDIA[loaded.space.medium].one}",
                 "Leave it out",
             )
         inputs = degrading(giver, image[None], config.seed, "given")

@@ -207,7 +207,7 @@ def check(medium: str, path: str) -> None:
     Raises:
         UsageError
     """
-    if not hasattr(MEDIA[medium], "PLAYED"):
+    if not MEDIA[medium].played:
         raise UsageError(f"--html plays sounds, and {show(path)} is none", "Leave it out")
 
 
@@ -221,11 +221,11 @@ def page(
     """
     from diffuse_cli.evaluation.report.templates import POLICY, inside, picture, whole_page
 
-    medium: Any = MEDIA[space.medium]
+    medium = MEDIA[space.medium]
 
     def heard(name: str, t: int, sample: Array) -> tuple[object, str]:
         shown = picture(looks(space, sample[None])[0], f"{name}, t = {t}", SIDE)
-        return shown, inside(medium.PLAYED, medium.encode(sample, space))
+        return shown, inside(medium.played, medium.encode(sample, space))
 
     cells = {name: [heard(name, t, own[t]) for t in times] for name, own in rows.items()}
     policy = f"{POLICY}; media-src data:"

@@ -25,11 +25,8 @@ from diffuse_cli.media import (
     Array,
     Asked,
     by_extension,
-    checked_size,
     figures,
     like,
-    prepare,
-    settled,
 )
 from diffuse_cli.system import files, outputs
 from diffuse_cli.system.errors import UsageError, lookup, translating
@@ -155,7 +152,7 @@ def _outputs(config: DemoConfig, stack: contextlib.ExitStack) -> tuple[Path, ...
         for end, path in named.items()
     ]
     with translating():
-        size = checked_size(medium_of(config.image, None), config.size)
+        size = MEDIA[medium_of(config.image, None)].checked_size(config.size)
     if size is not None and len(size) > 1 and max(size) > LARGEST_SIDE:
         raise UsageError(f"--size must be at most {LARGEST_SIDE} a side, not {max(size)}")
     if config.model is not None and (flag := first_given(config, ForwardConfig)):
@@ -192,7 +189,7 @@ def _warning(scene: Scene) -> Iterator[Notice]:
     ]
     if kept:
         yield Notice(
-            f"with T = {last + 1} part of the {MEDIA[scene.space.medium].ONE} is left in x_{last}: "
+            f"with T = {last + 1} part of the {MEDIA[scene.space.medium].one} is left in x_{last}: "
             f"{', '.join(kept)}; sampling starts from pure noise, a log-SNR below "
             f"{PURE_NOISE:.0f}: use --zero-terminal-snr, another schedule or more timesteps",
             warning=True,
@@ -254,17 +251,18 @@ def read(
     """
     medium = medium_of(config.image, space)
     with translating():
-        size = checked_size(medium, config.size)
+        size = MEDIA[medium].checked_size(config.size)
     if medium == "image" and space is None:
         return (yield from _own_image(config))
     from diffuse_cli.data.samples import limited, measured
     from diffuse_cli.sampling.tasks.task_inputs import read_one, rgb
 
-    prepare(medium)
+    MEDIA[medium].prepare()
     own: Mapping[str, Any] = like(space) if space else {"size": size}
     asked = Asked(**own, fit=fit or "crop", background=rgb(config.background or WHITE))
     path = Path(config.image)
-    asked, _ = settled(medium, asked, (path.read_bytes() for path in [path] if path.is_file()))
+    files_there = (each.read_bytes() for each in [path] if each.is_file())
+    asked, _ = MEDIA[medium].settled(asked, files_there)
     found = read_one(config.image, medium, asked)
     shown = files.show(config.image)
     yield from (Notice(f"{shown}: {text}", warning=True) for text in found.remarks)

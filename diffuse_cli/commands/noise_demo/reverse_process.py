@@ -153,7 +153,7 @@ class Journey:
             demo_page.Row("reverse", RED, seen(self.reverse.x), nothing),
             demo_page.Row("expected", RED, seen(self.reverse.x0), nothing),
         ]
-        one = MEDIA[self.space.medium].ONE
+        one = MEDIA[self.space.medium].one
         legend = [(f"from the {one}", BLUE)]
         if given is not None:
             once: dict[int, Any] = {times[0]: given.shown}

@@ -243,7 +243,7 @@ def _said(found: Found) -> str:
     told += ["columns of a table"] if conditions.table else []
     what = f", told {' and '.join(told)}" if told else ""
     return (
-        f"A diffusion model of {MEDIA[space.medium].MANY} ({kind_of(space)}){escape(what)}: "
+        f"A diffusion model of {MEDIA[space.medium].many} ({kind_of(space)}){escape(what)}: "
         f"{found.model.parameters:,} parameters, trained for {found.model.step:,} steps with "
         "`diffuse`."
     )

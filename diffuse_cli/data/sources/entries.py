@@ -14,7 +14,7 @@ from itertools import islice, product, takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from diffuse_cli.media import advice, by_extension, claiming
+from diffuse_cli.media import MEDIA, advice, by_extension
 from diffuse_cli.media.file_errors import Unusable
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.files import show
@@ -270,9 +270,9 @@ def list_samples(source: Source, medium: str | None = None) -> Listing:
                 unread[extension] += 1
             if base == MANIFEST and not entry.fault and (names := _read_manifest(source, entry)):
                 samples[folder] = names
-    for name, (extensions, claims) in claiming().items():
-        theirs = [e for e in found["image"] if extension_of(e.name) in extensions]
-        if theirs and _claimed(source, theirs, claims):
+    for name, kind in MEDIA.items():
+        theirs = [e for e in found["image"] if extension_of(e.name) in kind.claimed]
+        if theirs and _claimed(source, theirs, kind.claims):
             taken = set(theirs)
             found["image"] = [e for e in found["image"] if e not in taken]
             found.setdefault(name, []).extend(theirs)

@@ -14,7 +14,7 @@ from xxhash import xxh3_128
 
 from diffuse_cli.core.registry import InvalidArgument, lookup
 from diffuse_cli.core.space import MOST_CHANNELS, Space
-from diffuse_cli.media import Array, Asked, Read, numbers_of
+from diffuse_cli.media import Array, Asked, Medium, Read, numbers_of
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.array.npy_file import array_in
 from diffuse_cli.media.array_figures import drawn
@@ -22,16 +22,11 @@ from diffuse_cli.media.file_errors import Unusable
 from diffuse_cli.media.image.full_depth import floats_in, is_float
 from diffuse_cli.media.shapes import OF_ARRAYS, Lengths, Size
 
-EXTENSIONS, SUFFIX = frozenset({".npy", ".npz"}), ".npy"
-CLAIMED, claims = frozenset({".tif", ".tiff"}), is_float
-ONE, MANY = "array", "arrays"
-KEPT_SIDE = {1: 4096, 2: 64, 3: 32}
-DIMS, UNPACKED, JUDGED = (1, 2, 3), True, False
-FITTED, FLIPPED = "cut", "along their last axis"
+SIDES = {1: 4096, 2: 64, 3: 32}
+"""The longest side of arrays that keep their size, by their number of dimensions."""
 
 USUAL = {1: "L", 2: "HW", 3: "CHW", 4: "CDHW"}
 """The layout of a file without another, by the number of its axes."""
-LAYOUTS = OF_ARRAYS
 
 LEVELS = {"bool": 2, "uint8": 256, "uint16": 65_536}
 """How many levels numbers of a type have; those of other types are floats."""
@@ -40,9 +35,6 @@ LEVELS = {"bool": 2, "uint8": 256, "uint16": 65_536}
 def crop(own: Size, wanted: Size) -> tuple[Lengths, Lengths]:
     """Cut off what is beyond the result: numbers of a field are not resampled."""
     return wanted, wanted
-
-
-FITS = {"crop": crop}
 
 
 def read(data: bytes, asked: Asked) -> Read:
@@ -57,7 +49,7 @@ def read(data: bytes, asked: Asked) -> Read:
     if asked.channels not in (None, channels):
         raise Unusable(reasons.CHANNELS)
     numbers = _numbers(values, asked.numbers)
-    kept = tuple(min(side, KEPT_SIDE[len(size)]) for side in size)
+    kept = tuple(min(side, SIDES[len(size)]) for side in size)
     numbers = _cut(numbers, asked.size or kept)
     mode = whole.dtype.name
     return Read(numbers, digest.digest(), mode, tuple(size[::-1]), channels, (), layout)
@@ -132,7 +124,7 @@ def space(samples: Array) -> Space:
 def check(space: Space) -> None:
     """A layout of as many dimensions, and levels of a type."""
     if space.layout is not None:
-        lookup(dict.fromkeys(LAYOUTS), space.layout, "layout")
+        lookup(dict.fromkeys(OF_ARRAYS), space.layout, "layout")
         axes = space.layout.replace("C", "")
         if len(axes) != space.dims or (axes == space.layout and space.channels != 1):
             raise InvalidArgument(f"an array of {space.shape} has no layout {space.layout}")
@@ -173,3 +165,26 @@ def _shades(samples: Array, space: Space) -> npt.NDArray[np.uint8]:
         scaled = 127.5 + 127.5 / 3 * np.nan_to_num(model)
     shades: npt.NDArray[np.uint8] = np.rint(scaled.clip(0, 255)).astype(np.uint8)
     return shades
+
+
+MEDIUM = Medium(
+    extensions=frozenset({".npy", ".npz"}),
+    suffix=".npy",
+    one="array",
+    many="arrays",
+    sides=SIDES,
+    read=read,
+    fit=fit,
+    space=space,
+    encode=encode,
+    look=look,
+    check=check,
+    fits={"crop": crop},
+    layouts=OF_ARRAYS,
+    claimed=frozenset({".tif", ".tiff"}),
+    claims=is_float,
+    unpacked=True,
+    fitted="cut",
+    judged=False,
+    flipped="along their last axis",
+)

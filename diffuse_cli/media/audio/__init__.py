@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -13,31 +13,21 @@ from xxhash import xxh3_128
 
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.space import Space
-from diffuse_cli.media import Array, Asked, Read
+from diffuse_cli.media import Array, Asked, Medium, Read
 from diffuse_cli.media import file_errors as reasons
-from diffuse_cli.media.audio.sound_file import RATES as RATES
-from diffuse_cli.media.audio.sound_file import check_installed, heard, measured, written
+from diffuse_cli.media.audio.sound_file import RATES, check_installed, heard, measured, written
 from diffuse_cli.media.file_errors import Unusable
 from diffuse_cli.media.shapes import Lengths, Size
 
-EXTENSIONS, SUFFIX = frozenset({".wav", ".flac"}), ".wav"
-ONE, MANY = "sound", "sounds"
-KINDS = {1: "mono", 2: "stereo"}
-BROUGHT = {None: (1, 2)}
-KEPT_SIDE = 16_384
-DIMS, MIXED, UNPACKED, JUDGED = (1,), True, True, False
-FITTED, CROPPED, FLIPPED = "cut or padded", "to their loudest part", "in time"
-PLAYED = "audio/wav"
-prepare = check_installed
-
+LONGEST = 16_384
+"""The longest that a sound is without being asked for."""
 USUAL_RATE = 16_000
 """The most that a rate is without being asked for: speech is whole at it."""
 MULTIPLE = 256
 """A length that is chosen is a multiple of this, which a network can halve."""
 
-_CONVERT = "convert them to WAV or FLAC, such as with ffmpeg -i NAME{0} NAME.wav"
+_CONVERT = "convert them to WAV or FLAC, such as with ffmpeg -i NAME.{0} NAME.wav"
 _OTHERS = "mp3 ogg oga opus m4a aac wma aif aiff aifc au caf mka amr"
-ADVICE: Mapping[str, str] = {f".{name}": _CONVERT.format(f".{name}") for name in _OTHERS.split()}
 
 CLIPPED_RUN, FULL_SCALE = 3, 32_766 / 32_768
 """So many samples in a row at full scale are taken for a cut-off peak."""
@@ -54,9 +44,6 @@ def pad(own: Size, wanted: Size) -> tuple[Lengths, Lengths]:
     return crop(own, wanted)
 
 
-FITS = {"crop": crop, "pad": pad}
-
-
 def settled(asked: Asked, files: Iterable[bytes]) -> tuple[Asked, str]:
     """`asked` with the rate and the length that suit some files, and what was chosen, in words."""
     chosen: list[str] = []
@@ -71,8 +58,8 @@ def settled(asked: Asked, files: Iterable[bytes]) -> tuple[Asked, str]:
     assert asked.rate is not None
     if asked.size is None:
         rate = asked.rate
-        longest = max((-(-count * rate // own) for own, count in found), default=KEPT_SIDE)
-        side = min(-(-longest // MULTIPLE) * MULTIPLE, KEPT_SIDE)
+        longest = max((-(-count * rate // own) for own, count in found), default=LONGEST)
+        side = min(-(-longest // MULTIPLE) * MULTIPLE, LONGEST)
         asked = replace(asked, size=(side,))
         chosen.append(f"{side} samples each, {side / rate:.2f} s; type --size for more or fewer")
     return asked, f"sounds {'; '.join(chosen)}" if chosen else ""
@@ -90,7 +77,7 @@ def read(data: bytes, asked: Asked) -> Read:
     remarks = _remarks(samples)
     rate = asked.rate or sound.rate
     whole = max(1, round(length * rate / sound.rate))
-    wanted = asked.size[0] if asked.size else min(whole, KEPT_SIDE)
+    wanted = asked.size[0] if asked.size else min(whole, LONGEST)
     if asked.fit == "pad" and whole > wanted:
         raise Unusable(reasons.LONGER)
     samples = _channels(samples, asked.channels)
@@ -279,3 +266,32 @@ def _waves(samples: Array, width: int) -> Shades:
     shades[:, WAVE // 2] = RULE
     shades[(rows >= top) & (rows <= bottom)] = INK
     return shades
+
+
+MEDIUM = Medium(
+    extensions=frozenset({".wav", ".flac"}),
+    suffix=".wav",
+    one="sound",
+    many="sounds",
+    sides={1: LONGEST},
+    read=read,
+    fit=fit,
+    space=space,
+    encode=encode,
+    look=look,
+    prepare=check_installed,
+    check=check,
+    settled=settled,
+    fits={"crop": crop, "pad": pad},
+    advice={f".{name}": _CONVERT.format(name) for name in _OTHERS.split()},
+    rates=RATES,
+    mixed=True,
+    kinds={1: "mono", 2: "stereo"},
+    brought={None: (1, 2)},
+    unpacked=True,
+    fitted="cut or padded",
+    cropped="to their loudest part",
+    judged=False,
+    played="audio/wav",
+    flipped="in time",
+)

@@ -18,16 +18,13 @@ from xxhash import xxh3_128, xxh3_128_digest
 
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.space import Space
-from diffuse_cli.media import FITS as FITS
-from diffuse_cli.media import Array, Asked, Read, Size, figures, numbers_of
+from diffuse_cli.media import Array, Asked, Medium, Read, Size, figures, numbers_of
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.array_figures import drawn
-from diffuse_cli.media.file_errors import ADVICE as ADVICE
-from diffuse_cli.media.file_errors import Unusable
+from diffuse_cli.media.file_errors import ADVICE, Unusable
 from diffuse_cli.media.image.decoding import decoded
 from diffuse_cli.media.image.full_depth import stack, tiff, whole
-from diffuse_cli.media.image.image_metadata import EXTENSIONS as EXTENSIONS
-from diffuse_cli.media.image.image_metadata import silence_pillow
+from diffuse_cli.media.image.image_metadata import EXTENSIONS, silence_pillow
 from diffuse_cli.media.image.planes import (
     TOP,
     channels_first,
@@ -43,26 +40,11 @@ from diffuse_cli.media.image.planes import (
     with_channels,
 )
 from diffuse_cli.media.image.planes import fit_planes as planes_fitted
-from diffuse_cli.media.shapes import ALPHA, OF_IMAGES, PAGES
+from diffuse_cli.media.shapes import ALPHA, FITS, OF_IMAGES, PAGES
 
-prepare = silence_pillow
-SUFFIX = ".png"
-ONE, MANY = "image", "images"
-KEPT_SIDE = 64
+SIDE = 64
+"""Images without another size get this one, unless all have one size that is no larger."""
 MODES = {1: "L", 3: "RGB"}
-KINDS = {1: "grey", 2: "grey and transparency", 3: "colour", 4: "colour and transparency"}
-CHANNELS = {
-    1: ("grey",),
-    2: ("grey", "transparency"),
-    3: ("red", "green", "blue"),
-    4: ("red", "green", "blue", "transparency"),
-}
-LOW_HIGH, POINTS = ("dark", "bright"), "pixels"
-MIXED, BITS = True, (8, 16)
-BROUGHT = {None: (1, 3), ALPHA: (2, 4)}
-
-LAYOUTS = OF_IMAGES
-SUFFIXES, ALIKE, UNJUDGED = {PAGES: ".tif"}, (PAGES,), (PAGES,)
 
 
 def read(data: bytes, asked: Asked) -> Read:
@@ -105,7 +87,7 @@ def _kept(size: Size, asked: Asked) -> Size:
     """The size to which an image of a size (width, height) is fitted."""
     if asked.size is not None:
         return asked.size
-    return (KEPT_SIDE, KEPT_SIDE) if max(size) > KEPT_SIDE else size[::-1]
+    return (SIDE, SIDE) if max(size) > SIDE else size[::-1]
 
 
 def _read_opaque(data: bytes, asked: Asked) -> Read:
@@ -204,3 +186,37 @@ def look(samples: Array, space: Space) -> npt.NDArray[np.uint8]:
 def _colour_of(space: Space) -> tuple[int, ...]:
     assert space.layout is not None
     return tuple(bytes.fromhex(space.layout.partition(":")[2]))
+
+
+MEDIUM = Medium(
+    extensions=EXTENSIONS,
+    suffix=".png",
+    one="image",
+    many="images",
+    sides={2: SIDE},
+    read=read,
+    fit=fit,
+    space=space,
+    encode=encode,
+    look=look,
+    prepare=silence_pillow,
+    check=check,
+    fits=FITS,
+    advice=ADVICE,
+    layouts=OF_IMAGES,
+    mixed=True,
+    alike=(PAGES,),
+    kinds={1: "grey", 2: "grey and transparency", 3: "colour", 4: "colour and transparency"},
+    brought={None: (1, 3), ALPHA: (2, 4)},
+    bits=(8, 16),
+    unjudged=(PAGES,),
+    suffixes={PAGES: ".tif"},
+    channel_names={
+        1: ("grey",),
+        2: ("grey", "transparency"),
+        3: ("red", "green", "blue"),
+        4: ("red", "green", "blue", "transparency"),
+    },
+    low_high=("dark", "bright"),
+    points="pixels",
+)

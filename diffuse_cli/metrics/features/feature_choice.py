@@ -142,9 +142,8 @@ def find_judge(
 def words_of(space: Space) -> Words:
     """The words of a space's medium."""
     kind = MEDIA[space.medium]
-    low, high = getattr(kind, "LOW_HIGH", ("low", "high"))
-    channels = getattr(kind, "CHANNELS", {}).get(space.channels, ())
-    return Words(kind.MANY, getattr(kind, "POINTS", "points"), low, high, channels, kind.ONE)
+    channels = tuple(kind.channel_names.get(space.channels, ()))
+    return Words(kind.many, kind.points, *kind.low_high, channels, kind.one)
 
 
 def network_of(features: Mapping[str, str]) -> str:

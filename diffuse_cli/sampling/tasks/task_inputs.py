@@ -23,7 +23,6 @@ from diffuse_cli.media import (
     like_mask,
     named,
     numbers_of,
-    prepare,
 )
 from diffuse_cli.media.file_errors import LARGEST_FILE, MEMORY, TOO_LARGE, Unusable
 from diffuse_cli.models.image_conditioning import Giver
@@ -77,7 +76,7 @@ def read(path: str, loaded: Loaded, fit: str | None, shape: Sequence[int]) -> Wo
     medium, fit = loaded.space.medium, fit or loaded.fit
     with translating():
         check_fit(medium, fit)
-    prepare(medium)
+    MEDIA[medium].prepare()
     channels, *size = shape
     if is_images(Path(path), single=True):
         found = yield from read_images(
@@ -103,7 +102,7 @@ def read(path: str, loaded: Loaded, fit: str | None, shape: Sequence[int]) -> Wo
     if sizes != {tuple(size[::-1])}:
         were, changed = span(dict.fromkeys(sizes, 1)), fitting(sizes, tuple(size), fit, medium)
         kept = _larger(sizes, loaded, size)
-        done = getattr(MEDIA[medium], "FITTED", "resized")
+        done = MEDIA[medium].fitted
         notices.append(Notice(f"{were}: {done} to {dimensions(size)}{changed}{kept}"))
     return Pictures(names, values, sizes, tuple(notices))
 
@@ -123,7 +122,7 @@ def enlarge_size(path: str, loaded: Loaded, factor: int) -> Size | None:
     if is_images(Path(path), single=True):
         return None
     space = loaded.space
-    prepare(space.medium)
+    MEDIA[space.medium].prepare()
     one = read_one(path, space.medium, Asked(**like(space)))
     size = tuple(factor * side for side in one.size[::-1])
     return size if all(s >= own for s, own in zip(size, space.size, strict=True)) else None
@@ -143,10 +142,10 @@ def read_one(path: str, medium: str, asked: Asked) -> Read:
         DataError: there is none, or it is not usable.
     """
     kind, shown = MEDIA[medium], files.show(path)
-    hint = f"Give one of {', '.join(sorted(kind.EXTENSIONS))}"
+    hint = f"Give one of {', '.join(sorted(kind.extensions))}"
     try:
         if not Path(path).is_file():
-            raise DataError(f"no such {kind.ONE}: {shown}", hint)
+            raise DataError(f"no such {kind.one}: {shown}", hint)
         if Path(path).stat().st_size > LARGEST_FILE:
             raise Unusable(TOO_LARGE)
         return kind.read(Path(path).read_bytes(), asked)
