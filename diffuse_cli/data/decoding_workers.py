@@ -26,9 +26,8 @@ from diffuse_cli.media import (
     Asked,
     Large,
     Read,
+    alone,
     file_errors,
-    freely,
-    one_large,
 )
 from diffuse_cli.media.file_errors import Unusable
 from diffuse_cli.system.memory import out_of_memory
@@ -69,13 +68,10 @@ def decode_files(reading: Reading, entries: Iterable[Entry]) -> list[Result]:
 
 
 def _decode_file(reading: Reading, entry: Entry) -> Result:
-    large = entry.size > LARGE
     try:
         if entry.fault:
             raise Unusable(entry.fault)
-        if large and reading.asked.shared:
-            raise Large
-        with one_large if large else freely:
+        with alone(entry.size > LARGE, reading.asked.shared):
             data = reading.source.read(entry)
             return Decoded(entry, MEDIA[reading.medium].read(data, reading.asked))
     except Unusable as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -27,12 +27,24 @@ Size = tuple[int, ...]
 
 LARGE = 2**24
 """Samples of this many elements or bytes are read one at a time, which bounds the memory."""
-one_large = threading.RLock()
-freely = contextlib.nullcontext()
+_one_large = threading.RLock()
 
 
 class Large(Exception):
     """A sample too large to be read beside other processes."""
+
+
+@contextlib.contextmanager
+def alone(large: bool, shared: bool = False) -> Iterator[None]:
+    """Read a large sample inside the block, while no other thread reads one.
+
+    Raises:
+        Large: in a process that is shared.
+    """
+    if large and shared:
+        raise Large
+    with _one_large if large else contextlib.nullcontext():
+        yield
 
 
 @dataclass(frozen=True)

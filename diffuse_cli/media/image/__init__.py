@@ -22,8 +22,8 @@ from diffuse_cli.media import Array, Asked, Medium, Read, Size, figures, numbers
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.array_figures import drawn
 from diffuse_cli.media.file_errors import ADVICE, Unusable
-from diffuse_cli.media.image.decoding import decoded
-from diffuse_cli.media.image.full_depth import stack, tiff, whole
+from diffuse_cli.media.image.decoding import DecodedImage, decoded
+from diffuse_cli.media.image.full_depth import stack, tiff
 from diffuse_cli.media.image.image_metadata import EXTENSIONS, silence_pillow
 from diffuse_cli.media.image.planes import (
     TOP,
@@ -58,9 +58,9 @@ def read(data: bytes, asked: Asked) -> Read:
     alpha = asked.layout is not None
     if alpha:
         asked = replace(asked, background=_below(asked))
-    found = whole(data, asked.background, asked.shared, alpha=alpha)
-    if found is None:
-        return _read_opaque(data, asked)
+    found = decoded(data, asked.background, asked.shared, alpha=alpha, deep=True)
+    if found.planes is None:
+        return _read_opaque(found, asked)
     layout = f"{ALPHA}:{bytes(asked.background).hex()}" if alpha else None
     channels = len(found.planes) - alpha
     read = _read_planes(found.planes, found.mode, asked, channels, layout)
@@ -90,9 +90,9 @@ def _kept(size: Size, asked: Asked) -> Size:
     return (SIDE, SIDE) if max(size) > SIDE else size[::-1]
 
 
-def _read_opaque(data: bytes, asked: Asked) -> Read:
-    found = decoded(data, asked.background, asked.shared)
+def _read_opaque(found: DecodedImage, asked: Asked) -> Read:
     image, to_srgb = found.image, found.to_srgb
+    assert image is not None
     wanted = MODES[asked.channels] if asked.channels is not None else _mode(image, asked)
 
     def finished(part: Image.Image) -> Image.Image:

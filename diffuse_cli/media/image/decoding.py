@@ -1,19 +1,18 @@
-"""The bytes of one image file to an L or RGB image, or the reason why not."""
+"""The bytes of one image file as an L or RGB image or as planes, or the reason why not."""
 
 from __future__ import annotations
 
-import contextlib
 import stat
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageColor
 
-from diffuse_cli.media import LARGE, Large, freely, one_large
+from diffuse_cli.media import LARGE, alone
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.file_errors import LARGEST_FILE, Unusable
+from diffuse_cli.media.image.full_depth import grey_levels, is_deep, planes
 from diffuse_cli.media.image.image_metadata import (
     AVIF,
     FORMATS,
@@ -21,26 +20,28 @@ from diffuse_cli.media.image.image_metadata import (
     Conversion,
     failing_as,
     open_header,
+    orientation,
     pixels_at_once,
     silence_pillow,
     to_srgb,
 )
+from diffuse_cli.media.image.planes import Planes, Size, laid, upright
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.files import show
 
+_TURN = Image.Transpose
 _TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+    2: _TURN.FLIP_LEFT_RIGHT,
+    3: _TURN.ROTATE_180,
+    4: _TURN.FLIP_TOP_BOTTOM,
+    5: _TURN.TRANSPOSE,
+    6: _TURN.ROTATE_270,
+    7: _TURN.TRANSVERSE,
+    8: _TURN.ROTATE_90,
 }
-_ORIENTATION = 0x0112
-_BITS_PER_SAMPLE = 258
 
-_VALUES_AT_ONCE = 2**20
+_MODES = {1: "I;16", 2: "LA;16", 3: "RGB;16", 4: "RGBA;16"}
+"""Names of planes of 16 bits in the manner of Pillow, which has the first alone."""
 
 _FAINT = 8
 """Levels by which an image may differ from its background and still be blank."""
@@ -49,21 +50,28 @@ SRGB = object()
 """In the place of a profile: there is none."""
 
 
-class Decoded(NamedTuple):
-    """An image, upright and opaque, as L or RGB; the file's mode, and what is wrong with it.
+class DecodedImage(NamedTuple):
+    """An upright image.
 
-    With `to_srgb` it is L, RGB or CMYK in the colours of the file's `profile`: converting it after
-    it has become small takes a fraction of the time.
+    Attributes:
+        image: L or RGB of 8 bits, opaque; with `to_srgb`, L, RGB or CMYK in the colours of the
+            file's `profile`: converting it after it has become small takes a fraction of the time.
+        planes: (C, H, W) in sRGB instead of the image: those of 16 bits, which Pillow does not
+            have, and images with their alpha as the last plane.
+        mode: Pillow's of the file.
+        remarks: what is wrong with the image.
     """
 
-    image: Image.Image
+    image: Image.Image | None
+    planes: Planes | None
     mode: str
     remarks: tuple[str, ...]
-    to_srgb: Conversion | None
-    profile: bytes
+    to_srgb: Conversion | None = None
+    profile: bytes = b""
 
     def in_srgb(self) -> Image.Image:
         """The image as L or RGB in sRGB."""
+        assert self.image is not None
         return self.to_srgb(self.image) if self.to_srgb else self.image
 
 
@@ -79,59 +87,85 @@ def decode(file: Path | str | bytes, background: str = "white") -> Image.Image:
     """
     data = file if isinstance(file, bytes) else Path(file).read_bytes()
     silence_pillow()
-    return decoded(data, ImageColor.getcolor(background, "RGB")).in_srgb()
+    return decoded(data, ImageColor.getrgb(background)[:3]).in_srgb()
 
 
-def decoded(data: bytes, background: tuple[int, ...] | int, shared: bool = False) -> Decoded:
-    """`decode` bytes on an RGB background, but leave colours to be converted.
+def decoded(
+    data: bytes, background: Size, shared: bool = False, *, alpha: bool = False, deep: bool = False
+) -> DecodedImage:
+    """Decode bytes, on an RGB background, but leave colours of 8 bits to be converted.
+
+    LittleCMS converts 8 bits alone, in Pillow, so an image of 16 bits with the profile of another
+    space than sRGB has 8.
+
+    Args:
+        alpha: give planes with the alpha as the last one, of opaque images too.
+        deep: give planes of 16 bits where the file has 16.
 
     Raises:
+        Unusable: with the reason.
         Large: `shared`, and the image is to be decoded alone.
     """
     image = open_header(data)
     mode = image.mode
+    if deep := deep and is_deep(image, data):
+        kind = "L" if mode.startswith("I") or data[25:26] == b"\x04" else "RGB"
+        convert, remarks = _conversion(image.info.get("icc_profile", SRGB), kind)
+        deep = convert is None
     # An AVIF of any size can hold frames of 2**28 pixels, which are decoded and then scaled.
     large = image.format in AVIF or pixels_at_once(image) > LARGE
-    if large and shared:
-        raise Large
-    with one_large if large else freely:
-        with failing_as(reasons.CORRUPT):
-            image.load()
-        with failing_as(reasons.PIXELS):
-            turn, profile = orientation(image), image.info.get("icc_profile", SRGB)
-            opaque, convert, remarks = _normalised(image, profile, background)
+    with alone(large, shared), failing_as(reasons.PIXELS):
+        if deep:
+            values = planes(image, data)
+            mode = mode if mode.startswith("I") else _MODES[len(values)]
+        else:
+            with failing_as(reasons.CORRUPT):
+                image.load()
+            profile = image.info.get("icc_profile", SRGB)
+            found, convert, remarks = _normalised(image, profile, background, alpha)
+        turn = orientation(image)
+        if not (deep or alpha):
             if turn in _TURNS:
-                opaque = opaque.transpose(_TURNS[turn])
-            return Decoded(opaque, mode, remarks, convert, profile if convert else b"")
-
-
-def orientation(image: Image.Image) -> int:
-    with contextlib.suppress(Exception):  # broken EXIF does not make the image unusable
-        return int(image.getexif().get(_ORIENTATION, 1))
-    return 1
+                found = found.transpose(_TURNS[turn])
+            return DecodedImage(found, None, mode, remarks, convert, profile if convert else b"")
+        if not deep:
+            values = np.asarray(found).transpose(2, 0, 1)
+        if alpha and len(values) % 2:
+            values = np.concatenate([values, np.full_like(values[:1], np.iinfo(values.dtype).max)])
+        if len(values) % 2 == 0:
+            values = laid(values, background) if alpha else laid(values, background)[:-1]
+        return DecodedImage(None, np.ascontiguousarray(upright(values, turn)), mode, remarks)
 
 
 def _normalised(
-    image: Image.Image, profile: Any, background: tuple[int, ...] | int
+    image: Image.Image, profile: Any, background: Size, alpha: bool
 ) -> tuple[Image.Image, Conversion | None, tuple[str, ...]]:
-    """The image as opaque L, RGB or CMYK, its conversion to sRGB, and what is wrong with it."""
-    if image.mode in ("L", "RGB") and profile is SRGB and "transparency" not in image.info:
+    """The image as opaque L, RGB or CMYK, its conversion to sRGB, and what is wrong with it; with
+    `alpha`, as LA or RGBA in sRGB."""
+    simple = image.mode in ("L", "RGB") and profile is SRGB
+    if simple and not alpha and "transparency" not in image.info:
         return image, None, ()
     if image.mode.startswith("I"):
-        image = scaled(image)
+        image = _shallow(image)
     elif image.mode == "F":
         raise Unusable(reasons.FLOATS)
     kind = "CMYK" if image.mode == "CMYK" else "L" if is_grey(image) else "RGB"
-    convert, remarks = conversion(profile, kind)
-    if image.has_transparency_data:
-        opaque, blank = _composited(image, convert, background)
+    convert, remarks = _conversion(profile, kind)
+    if kind == "CMYK" and alpha:
+        image, convert = (convert(image) if convert else image).convert("RGB"), None
+    if alpha or image.has_transparency_data:
+        found = _straight(image)
+        found = convert(found) if convert else found
+        if alpha:
+            return found, None, remarks
+        opaque, blank = _composited(found, kind == "L", background)
         return opaque, None, (*remarks, reasons.BLANK) if blank else remarks
     if kind == "CMYK" and convert is None:
         kind = "RGB"
     return image if image.mode == kind else image.convert(kind), convert, remarks
 
 
-def conversion(profile: Any, kind: str) -> tuple[Conversion | None, tuple[str, ...]]:
+def _conversion(profile: Any, kind: str) -> tuple[Conversion | None, tuple[str, ...]]:
     """How images of a kind become sRGB, and what is wrong with their profile."""
     if profile is SRGB:
         return None, ()
@@ -149,50 +183,34 @@ def is_grey(image: Image.Image) -> bool:
     return palette[::3] == palette[1::3] == palette[2::3]
 
 
-def scaled(image: Image.Image) -> Image.Image:
+def _shallow(image: Image.Image) -> Image.Image:
     """Grey of up to 16 bits as L, or LA if one value is transparent, rounded to nearest."""
-    bits = 16
-    if tags := getattr(image, "tag_v2", None):
-        bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]
-    values: npt.NDArray[Any] = np.asarray(image)
-    top = 2**bits - 1
-    if bits > 16 or values.min() < 0 or values.max() > top:
-        raise Unusable(reasons.PIXELS)
-    levels = ((np.arange(top + 1) * 510 + top) // (2 * top)).astype(np.uint8)
-    flat, grey = values.reshape(-1), np.empty(values.shape, np.uint8)
-    for at in range(0, flat.size, _VALUES_AT_ONCE):
-        part = slice(at, at + _VALUES_AT_ONCE)
-        grey.reshape(-1)[part] = levels[flat[part]]
+    grey = Image.fromarray(grey_levels(image, 255))
     if "transparency" not in image.info:
-        return Image.fromarray(grey)
-    alpha = (values != image.info["transparency"]).astype(np.uint8) * np.uint8(255)
-    return Image.merge("LA", (Image.fromarray(grey), Image.fromarray(alpha)))
+        return grey
+    opaque = np.asarray(image) != image.info["transparency"]
+    return Image.merge("LA", (grey, Image.fromarray(opaque.astype(np.uint8) * np.uint8(255))))
 
 
-def _composited(
-    image: Image.Image, convert: Conversion | None, background: tuple[int, ...] | int
-) -> tuple[Image.Image, bool]:
+def _composited(image: Image.Image, grey: bool, background: Size) -> tuple[Image.Image, bool]:
     """A transparent image on an RGB background, and whether nothing of it is left to see; grey on
     grey stays L."""
-    red, green, blue = background if isinstance(background, tuple) else (background,) * 3
-    grey = is_grey(image)
-    image = straight(image)
-    image = convert(image) if convert else image
-    if grey and red == green == blue:
-        below = Image.new("L", image.size, red)
-    else:
-        below = Image.new("RGB", image.size, (red, green, blue))
+    plain = grey and len(set(background)) == 1
+    mode, colour = ("L", background[:1]) if plain else ("RGB", background)
+    below = Image.new(mode, image.size, colour)
     below.paste(image, mask=image)
     return below, _varies(image.getchannel("A"), 0) and not _varies(below, _FAINT)
 
 
-def straight(image: Image.Image) -> Image.Image:
+def _straight(image: Image.Image) -> Image.Image:
     """An image as LA or RGBA."""
     mode = "LA" if is_grey(image) else "RGBA"
     if image.mode == "La":
         image = image.convert("LA")
-    if image.mode == "RGB" and "transparency" in image.info:
-        image = _keyed(image)
+    key = image.info.get("transparency")
+    if image.mode == "RGB" and isinstance(key, tuple) and max(key) > 255:
+        image = image.copy()  # a colour of 16 bits, scaled to 8 as Pillow does its pixels
+        image.info["transparency"] = tuple(v >> 8 for v in key)
     return image if image.mode == mode else image.convert(mode)
 
 
@@ -200,15 +218,6 @@ def _varies(image: Image.Image, most: int) -> bool:
     """Whether the levels of a channel differ by more than `most`."""
     bands = np.reshape(image.getextrema(), (-1, 2))
     return bool((bands[:, 1] - bands[:, 0]).max() > most)
-
-
-def _keyed(image: Image.Image) -> Image.Image:
-    """Scale the transparent colour of a 16-bit RGB file to 8 bits, as Pillow does its pixels."""
-    key = image.info["transparency"]
-    if isinstance(key, tuple) and max(key) > 255:
-        image = image.copy()
-        image.info["transparency"] = tuple(v >> 8 for v in key)
-    return image
 
 
 def read_image(path: Path | str, background: str = "white") -> tuple[Image.Image, tuple[str, ...]]:
@@ -226,7 +235,7 @@ def read_image(path: Path | str, background: str = "white") -> tuple[Image.Image
         if info.st_size > LARGEST_FILE:
             raise Unusable(reasons.TOO_LARGE)
         silence_pillow()
-        found = decoded(path.read_bytes(), ImageColor.getcolor(background, "RGB"))
+        found = decoded(path.read_bytes(), ImageColor.getrgb(background)[:3])
         return found.in_srgb(), found.remarks
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(f"no such image: {show(path)}", hint) from None

@@ -83,7 +83,7 @@ _PLUGINS = (
     WebPImagePlugin,
 )
 
-_TILE = (322, 323)
+_TILE, _ORIENTATION = (322, 323), 0x0112
 
 _LONGEST = 2**20
 """The longest side: each row takes memory besides its pixels."""
@@ -160,6 +160,13 @@ def pixels_at_once(image: Image.Image) -> int:
         return area
     width, height = (operator.index(image.tag_v2.get(tag, 0)) for tag in _TILE)
     return max(area, width * height)
+
+
+def orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation of an image, 1 where there is none."""
+    with contextlib.suppress(Exception):  # broken EXIF does not make the image unusable
+        return int(image.getexif().get(_ORIENTATION, 1))
+    return 1
 
 
 def _covered(extents: tuple[int, int, int, int] | None) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,21 +28,14 @@ _LUMA = np.array([0.299, 0.587, 0.114])
 _COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
 """Of PNG, by the number of planes."""
 
-_TURNED: Mapping[int, Callable[[Planes], Planes]] = {
-    2: lambda v: v[:, :, ::-1],
-    3: lambda v: v[:, ::-1, ::-1],
-    4: lambda v: v[:, ::-1],
-    5: lambda v: v.swapaxes(1, 2),
-    6: lambda v: v.swapaxes(1, 2)[:, :, ::-1],
-    7: lambda v: v.swapaxes(1, 2)[:, ::-1, ::-1],
-    8: lambda v: v.swapaxes(1, 2)[:, ::-1],
-}
-
 
 def upright(values: Planes, orientation: int) -> Planes:
     """Planes turned as an EXIF orientation says."""
-    turned = _TURNED.get(orientation)
-    return turned(values) if turned else values
+    if orientation in (5, 6, 7, 8):
+        values = values.swapaxes(1, 2)
+    if orientation in (2, 3, 6, 7):
+        values = values[:, :, ::-1]
+    return values[:, ::-1] if orientation in (3, 4, 7, 8) else values
 
 
 def rescaled(values: Planes, numbers: str) -> Planes:
@@ -122,32 +115,35 @@ def lifted(values: Planes, background: Size) -> Planes:
 # -- scaling and writing ---------------------------------------------------------------------------
 
 
-def fit_planes(values: Planes, size: Size, fit: str, fill: Sequence[float]) -> Planes:
-    """Planes scaled to `size` (height, width) as `FITS[fit]` says, on one level for each plane."""
-    own, wanted = values.shape[:0:-1], size[::-1]
-    if own == wanted:
-        return values
+def _placed(own: Size, size: Size, fit: str) -> tuple[dict[str, Any], tuple[int, int]]:
+    """Return how an image of `own` (width, height) is scaled to a part of `size` (height, width) as
+    `FITS[fit]` says, as keywords of Pillow's `resize`, and the corner of that part."""
+    wanted = size[::-1]
     taken, filled = FITS[fit](own, wanted)
     left, top = (max(0.0, (a - b) / 2) for a, b in zip(own, taken, strict=True))
     width, height = (max(1, round(side)) for side in filled)
-    scaled = np.stack([
-        np.asarray(
-            Image.fromarray(np.ascontiguousarray(plane, np.float32)).resize(
-                (width, height),
-                Image.Resampling.BICUBIC,
-                box=(left, top, own[0] - left, own[1] - top),
-                reducing_gap=REDUCING_GAP,
-            )
-        )
-        for plane in values
-    ])  # fmt: skip
+    keywords = {
+        "size": (width, height),
+        "resample": Image.Resampling.BICUBIC,
+        "box": (left, top, own[0] - left, own[1] - top),
+        "reducing_gap": REDUCING_GAP,
+    }
+    return keywords, ((wanted[0] - width) // 2, (wanted[1] - height) // 2)
+
+
+def fit_planes(values: Planes, size: Size, fit: str, fill: Sequence[float]) -> Planes:
+    """Planes scaled to `size` (height, width) as `FITS[fit]` says, on one level for each plane."""
+    if values.shape[1:] == size:
+        return values
+    keywords, (x, y) = _placed(values.shape[:0:-1], size, fit)
+    floats = (Image.fromarray(np.ascontiguousarray(plane, np.float32)) for plane in values)
+    scaled = np.stack([np.asarray(plane.resize(**keywords)) for plane in floats])
     done: Planes = np.rint(scaled.clip(0, TOP[values.dtype.name])).astype(values.dtype)
     if done.shape[1:] == size:
         return done
     page = np.empty((len(values), *size), values.dtype)
     page[:] = np.rint(np.reshape(fill, (-1, 1, 1)))
-    x, y = (wanted[0] - width) // 2, (wanted[1] - height) // 2
-    page[:, y : y + height, x : x + width] = done
+    page[:, y : y + done.shape[1], x : x + done.shape[2]] = done
     return page
 
 
@@ -228,20 +224,12 @@ def fit_image(
     wanted = size[1], size[0]
     if image.size == wanted:
         return finish(image)
-    taken, filled = FITS[fit](image.size, wanted)
-    left, top = (max(0.0, (own - part) / 2) for own, part in zip(image.size, taken, strict=True))
-    width, height = (max(1, round(side)) for side in filled)
-    scaled = image.resize(
-        (width, height),
-        Image.Resampling.BICUBIC,
-        box=(left, top, image.width - left, image.height - top),
-        reducing_gap=REDUCING_GAP,
-    )
-    done = finish(scaled)
+    keywords, corner = _placed(image.size, size, fit)
+    done = finish(image.resize(**keywords))
     if done.size == wanted:
         return done
     page = Image.new("RGB", wanted, background).convert(done.mode)
-    page.paste(done, ((wanted[0] - width) // 2, (wanted[1] - height) // 2))
+    page.paste(done, corner)
     return page
 
 
