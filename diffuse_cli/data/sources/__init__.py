@@ -1,4 +1,4 @@
-"""Sources of samples, one a file here, as `SourceKind` describes."""
+"""Sources of samples, one per file here: `SOURCE`, a class as `Source` describes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 from diffuse_cli.core.registry import Modules
 from diffuse_cli.data.sources.entries import HINT, extension_of, is_file, is_folder
@@ -30,28 +30,16 @@ from diffuse_cli.system.files import show
 from diffuse_cli.system.hub_models import is_name
 
 
-class SourceKind(Protocol):
-    """A module of this folder. `folder` is asked last, the others in the order of their names.
+class _Sources(Modules[type[Source]]):
+    """The classes of sources, each in `SOURCE` of a module."""
 
-    It may have `fetch(path)`, which brings here what is elsewhere, and yields how many of how many
-    files are here, and `SAMPLE`, whether its file is one sample where that is asked for.
-    """
-
-    def recognises(self, path: Path) -> bool:
-        """Whether there is a source of this kind at a path, where there may be anything, or nothing
-        yet; cheaply, and without what `open` may need to import."""
-        ...
-
-    def open(self, path: Path) -> Source:
-        """The source, not yet listed.
-
-        Raises:
-            DataError: it cannot be read, or needs a package that is not installed.
-        """
-        ...
+    def __getitem__(self, name: str) -> type[Source]:
+        found: Any = super().__getitem__(name)
+        return found.SOURCE  # type: ignore[no-any-return]
 
 
-SOURCES: Mapping[str, SourceKind] = Modules("sources", __name__, __path__, helpers=("entries",))
+SOURCES: Mapping[str, type[Source]] = _Sources("sources", __name__, __path__, helpers=("entries",))
+"""`folder` is asked last whether it recognises a path, the others in the order of their names."""
 
 
 def kind_of(path: Path, *, single: bool = False) -> str:
@@ -61,7 +49,7 @@ def kind_of(path: Path, *, single: bool = False) -> str:
         return ""
     names = sorted(SOURCES, key=lambda name: name == "folder")
     found = next((name for name in names if SOURCES[name].recognises(path)), "")
-    return "" if single and found and getattr(SOURCES[found], "SAMPLE", False) else found
+    return "" if single and found and SOURCES[found].is_sample else found
 
 
 def fetching(path: Path) -> Work[None]:
@@ -71,8 +59,7 @@ def fetching(path: Path) -> Work[None]:
         DataError: it cannot be had.
     """
     kind = kind_of(path)
-    fetch = getattr(SOURCES[kind], "fetch", None) if kind else None
-    for done, total in fetch(path) if fetch else ():
+    for done, total in SOURCES[kind].fetch(path) if kind else ():
         yield Progress("downloading files", done, total)
 
 

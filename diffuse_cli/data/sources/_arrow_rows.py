@@ -15,7 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from diffuse_cli.data.sources.entries import Entry, Source, Told, extension_of, short_names
+from diffuse_cli.data.sources.entries import (
+    Entry,
+    Source,
+    Told,
+    check_shards,
+    extension_of,
+    short_names,
+)
 from diffuse_cli.media import by_extension
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.file_errors import LARGEST_FILE, Unusable
@@ -96,11 +103,12 @@ class Shard(Protocol):
     def close(self) -> None: ...
 
 
-class Rows(Source):
+class ArrowRows(Source):
     """The rows of shards; `shard` opens one."""
 
     def __init__(self, path: Path, shards: Sequence[Path]) -> None:
         super().__init__(path)
+        check_shards(shards)
         self._names = short_names(shards)
         self._open: OrderedDict[str, tuple[Shard, Layout]] = OrderedDict()
         self._lock = threading.Lock()

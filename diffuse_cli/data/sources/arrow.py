@@ -8,8 +8,8 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any
 
-from diffuse_cli.data.sources._arrow_rows import Layout, Rows, needed
-from diffuse_cli.data.sources.entries import Source, check_shards, is_file, shards_at
+from diffuse_cli.data.sources._arrow_rows import ArrowRows, Layout, needed
+from diffuse_cli.data.sources.entries import is_file, shards_at
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.files import brief, show
 
@@ -17,23 +17,6 @@ EXTENSION = ".arrow"
 STATE, SPLITS = "state.json", "dataset_dict.json"
 """What a folder of a saved dataset has, and one of its splits."""
 TRAIN = "train"
-
-
-def recognises(path: Path) -> bool:
-    if is_file(path / SPLITS) or is_file(path / STATE):
-        return True
-    return shards_at(path, EXTENSION) is not None
-
-
-def open(path: Path) -> Source:
-    needed("pyarrow.ipc", "parquet", path)
-    folder = _split(path) if is_file(path / SPLITS) else path
-    if is_file(folder / STATE):
-        shards = _shards(folder)
-    else:
-        shards = shards_at(folder, EXTENSION) or [folder]
-    check_shards(shards)
-    return Saved(path, shards)
 
 
 def _split(path: Path) -> Path:
@@ -69,8 +52,21 @@ def _json(path: Path) -> dict[str, Any]:
     return found
 
 
-class Saved(Rows):
+class Saved(ArrowRows):
     """The rows of Arrow files."""
+
+    @staticmethod
+    def recognises(path: Path) -> bool:
+        if is_file(path / SPLITS) or is_file(path / STATE):
+            return True
+        return shards_at(path, EXTENSION) is not None
+
+    @classmethod
+    def open(cls, path: Path) -> Saved:
+        needed("pyarrow.ipc", "parquet", path)
+        folder = _split(path) if is_file(path / SPLITS) else path
+        whole = is_file(folder / STATE)
+        return cls(path, _shards(folder) if whole else shards_at(folder, EXTENSION) or [folder])
 
     def shard(self, path: str) -> ArrowShard:
         return ArrowShard(path)
@@ -108,3 +104,6 @@ class ArrowShard:
 
     def close(self) -> None:
         del self._table
+
+
+SOURCE = Saved

@@ -58,16 +58,44 @@ class Source:
     A process that decodes opens the source again by `path`, and gets entries that another listed.
 
     Attributes:
-        path: as `open` of its module takes it.
+        path: as `open` takes it.
         origin: what can be typed for the same samples anywhere, for the model file; empty for what
             lies here.
         tables: names of tables that are part of the source, once `entries` has ended.
         portable: whether another process can open it.
+        is_sample: whether its file is one sample where a sample is asked for.
     """
 
     origin: str = ""
     tables: tuple[str, ...] = ()
     portable: bool = True
+    is_sample: bool = False
+
+    @staticmethod
+    def recognises(path: Path) -> bool:
+        """Whether there is such a source at a path, where there may be anything, or nothing yet.
+
+        It is cheap, and does without what `open` may need to import.
+        """
+        raise NotImplementedError
+
+    @staticmethod
+    def fetch(path: Path) -> Iterator[tuple[int, int]]:
+        """Bring what is elsewhere here, and yield how many of how many files are here.
+
+        Raises:
+            DataError: it cannot be had.
+        """
+        yield from ()
+
+    @classmethod
+    def open(cls, path: Path) -> Source:
+        """Return the source at a path, not yet listed.
+
+        Raises:
+            DataError: it cannot be read, or needs a package that is not installed.
+        """
+        return cls(path)
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -13,16 +13,12 @@ from diffuse_cli.media.file_errors import LARGEST_FILE, Unusable
 from diffuse_cli.system.descriptors import open_to_read
 
 
-def recognises(path: Path) -> bool:
-    return is_folder(path)
-
-
-def open(path: Path) -> Source:
-    return Folder(path)
-
-
 class Folder(Source):
     """All files below a folder. Links are followed; each folder is visited once."""
+
+    @staticmethod
+    def recognises(path: Path) -> bool:
+        return is_folder(path)
 
     def entries(self) -> Iterator[Entry]:
         seen: set[tuple[int, int]] = set()
@@ -89,3 +85,6 @@ class OneFile(Folder):
 
     def entries(self) -> Iterator[Entry]:
         yield Entry(self.path.name, self.path.stat().st_size, str(self.path))
+
+
+SOURCE = Folder

@@ -39,41 +39,45 @@ _FORM = re.compile(
 )
 
 
-def recognises(path: Path) -> bool:
-    return path.parts[:2] == ("hf:", "datasets")
+class HubDataset(Source):
+    """A data set of the hub, which is opened as what it is once it is here."""
 
+    @staticmethod
+    def recognises(path: Path) -> bool:
+        return path.parts[:2] == ("hf:", "datasets")
 
-def open(path: Path) -> Source:
-    from diffuse_cli.data.sources import open_source
+    @staticmethod
+    def fetch(path: Path) -> Iterator[tuple[int, int]]:
+        """Download what is not in the cache; the files that are there so far, and all.
 
-    for _ in fetch(path):
-        pass
-    wanted = _wanted(str(path))
-    source = open_source(wanted.local())
-    source.origin = wanted.name
-    return source
+        Raises:
+            DataError: there is no such data, it cannot be had, or it is not what the hub says.
+        """
+        wanted = _wanted(str(path))
+        missing = [file for file in wanted.files if not wanted.listing.path(file).is_file()]
+        total, done = len(wanted.files), len(wanted.files) - len(missing)
+        if not missing:
+            return
+        yield done, total
+        wanted.listing.check_online(len(missing), total)
+        with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="diffuse-hub") as pool:
+            try:
+                for _ in pool.map(functools.partial(downloaded, wanted.listing), missing):
+                    done += 1
+                    yield done, total
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
 
+    @classmethod
+    def open(cls, path: Path) -> Source:
+        from diffuse_cli.data.sources import open_source
 
-def fetch(path: Path) -> Iterator[tuple[int, int]]:
-    """Download what is not in the cache; the files that are there so far, and all.
-
-    Raises:
-        DataError: there is no such data, it cannot be had, or it is not what the hub says.
-    """
-    wanted = _wanted(str(path))
-    missing = [file for file in wanted.files if not wanted.listing.path(file).is_file()]
-    total, done = len(wanted.files), len(wanted.files) - len(missing)
-    if not missing:
-        return
-    yield done, total
-    wanted.listing.check_online(len(missing), total)
-    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="diffuse-hub") as pool:
-        try:
-            for _ in pool.map(functools.partial(downloaded, wanted.listing), missing):
-                done += 1
-                yield done, total
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        for _ in cls.fetch(path):
+            pass
+        wanted = _wanted(str(path))
+        source = open_source(wanted.local())
+        source.origin = wanted.name
+        return source
 
 
 # -- what is wanted -------------------------------------------------------------------------------
@@ -198,3 +202,6 @@ def _contents(listing: HubListing) -> str:
 
 def _such_as(listing: HubListing, found: Sequence[HubFile]) -> str:
     return f"Name one, such as {listing.title}/{files.brief(found[0].name)}"
+
+
+SOURCE = HubDataset

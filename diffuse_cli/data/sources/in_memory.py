@@ -94,18 +94,14 @@ def held(samples: Iterable[Any], around: Around = contextlib.nullcontext) -> Ite
         del _HELD[name]
 
 
-def recognises(path: Path) -> bool:
-    return path.name in _HELD
-
-
-def open(path: Path) -> Source:
-    return Memory(path)
-
-
-class Memory(Source):
+class HeldSamples(Source):
     """Samples that are held, named after their places, so that their order stays."""
 
     portable = False
+
+    @staticmethod
+    def recognises(path: Path) -> bool:
+        return path.name in _HELD
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -219,3 +215,6 @@ def _picture(values: Array) -> File | None:
         return None  # Pillow writes no such PNG
     medium, planes = MEDIA["image"], np.ascontiguousarray(np.moveaxis(values, -1, 0))
     return File(medium.encode(planes, medium.space(planes[None])), ".png")
+
+
+SOURCE = HeldSamples

@@ -20,19 +20,15 @@ from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.files import brief, show
 from diffuse_cli.system.memory import raise_if_full
 
-SAMPLE = True
 
-
-def recognises(path: Path) -> bool:
-    return extension_of(path.name) == ".npy" and is_file(path)
-
-
-def open(path: Path) -> Source:
-    return Rows(path)
-
-
-class Rows(Source):
+class NpyRows(Source):
     """The rows of an array, named after their places."""
+
+    is_sample = True
+
+    @staticmethod
+    def recognises(path: Path) -> bool:
+        return extension_of(path.name) == ".npy" and is_file(path)
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -73,3 +69,6 @@ def _mapped(path: Path) -> Array:
             "Its first axis counts samples: N x H x W, N x C x H x W or N x H x W x C",
         )
     return values
+
+
+SOURCE = NpyRows

@@ -27,31 +27,31 @@ _NOT_ONE = (ValueError, OSError, EOFError, zipfile.BadZipFile, NotImplementedErr
 """What reading another file may raise."""
 
 
-def recognises(path: Path) -> bool:
-    """A zip file with nothing but such an array, and what may lie beside it."""
-    if not is_file(path) or file_types.kind_at(path) != file_types.ZIP:
-        return False
-    try:
-        with zipfile.ZipFile(path) as archive:
-            _array_in(archive)
-    except _NOT_ONE:
-        return False
-    return True
-
-
-def open(path: Path) -> Source:
-    try:
-        return Batch(path)
-    except _NOT_ONE as error:
-        raise DataError(f"cannot read the images in {show(path)}: {error}", HINT) from error
-
-
 class Batch(Source):
     """The images of such a file, as if each were a PNG file; they stay on the disk.
 
     Raises:
         ValueError: another array, or a file that is cut short.
     """
+
+    @staticmethod
+    def recognises(path: Path) -> bool:
+        """A zip file with nothing but such an array, and what may lie beside it."""
+        if not is_file(path) or file_types.kind_at(path) != file_types.ZIP:
+            return False
+        try:
+            with zipfile.ZipFile(path) as archive:
+                _array_in(archive)
+        except _NOT_ONE:
+            return False
+        return True
+
+    @classmethod
+    def open(cls, path: Path) -> Batch:
+        try:
+            return cls(path)
+        except _NOT_ONE as error:
+            raise DataError(f"cannot read the images in {show(path)}: {error}", HINT) from error
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -131,3 +131,6 @@ def _mapped(file: IO[bytes], start: int, shape: tuple[int, ...]) -> Array:
 
     mapped: np.memmap[Any, Any] = np.memmap(file, np.uint8, "r", start, shape)
     return mapped
+
+
+SOURCE = Batch

@@ -9,8 +9,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from diffuse_cli.data.sources._arrow_rows import Layout, Rows, needed
-from diffuse_cli.data.sources.entries import Source, check_shards, shards_at
+from diffuse_cli.data.sources._arrow_rows import ArrowRows, Layout, needed
+from diffuse_cli.data.sources.entries import shards_at
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.file_errors import Unusable
 from diffuse_cli.system.memory import raise_if_full
@@ -23,19 +23,17 @@ KEPT_BYTES = 2**28
 """Decoded blocks that are kept, those last read."""
 
 
-def recognises(path: Path) -> bool:
-    return shards_at(path, EXTENSION) is not None
-
-
-def open(path: Path) -> Source:
-    shards = shards_at(path, EXTENSION) or [path]
-    check_shards(shards)
-    needed("pyarrow.parquet", "parquet", path)
-    return Parquet(path, shards)
-
-
-class Parquet(Rows):
+class Parquet(ArrowRows):
     """The rows of parquet files."""
+
+    @staticmethod
+    def recognises(path: Path) -> bool:
+        return shards_at(path, EXTENSION) is not None
+
+    @classmethod
+    def open(cls, path: Path) -> Parquet:
+        needed("pyarrow.parquet", "parquet", path)
+        return cls(path, shards_at(path, EXTENSION) or [path])
 
     def __init__(self, path: Path, shards: Sequence[Path]) -> None:
         super().__init__(path, shards)
@@ -140,3 +138,6 @@ class ParquetShard:
             if found == number:
                 return block
         raise Unusable(reasons.CORRUPT)
+
+
+SOURCE = Parquet

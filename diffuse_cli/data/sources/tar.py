@@ -48,20 +48,7 @@ MOST_OPEN = 64
 """Shards that stay open; more are opened for each member."""
 
 
-def recognises(path: Path) -> bool:
-    if is_file(path):
-        kind = file_types.kind_at(path)
-        return kind == file_types.TAR or (not kind and extension_of(path.name) == EXTENSION)
-    return shards_at(path, EXTENSION) is not None
-
-
-def open(path: Path) -> Source:
-    shards = shards_at(path, EXTENSION) or [path]
-    check_shards(shards)
-    return Tar(path, shards)
-
-
-class Index(NamedTuple):
+class TarMembers(NamedTuple):
     """What is in the shards.
 
     Attributes:
@@ -85,8 +72,17 @@ class Tar(Source):
     member of one name, all names begin with their shard's.
     """
 
-    def __init__(self, path: Path, shards: list[Path]) -> None:
+    @staticmethod
+    def recognises(path: Path) -> bool:
+        if is_file(path):
+            kind = file_types.kind_at(path)
+            return kind == file_types.TAR or (not kind and extension_of(path.name) == EXTENSION)
+        return shards_at(path, EXTENSION) is not None
+
+    def __init__(self, path: Path) -> None:
         super().__init__(path)
+        shards = shards_at(path, EXTENSION) or [path]
+        check_shards(shards)
         self._shards = short_names(shards)
         self._open: dict[str, int] = {}
         self._lock = threading.Lock()
@@ -147,7 +143,7 @@ class Tar(Source):
             os.close(file)
 
     @cached_property
-    def _index(self) -> Index:
+    def _index(self) -> TarMembers:
         """What `entries` and `told` say."""
         members: dict[Path, dict[str, Member]] = {shard: {} for shard in self._shards}
         others: list[Entry] = []
@@ -157,7 +153,7 @@ class Tar(Source):
         distinct = {name for found in members.values() for name in found}
         several = len(distinct) < sum(map(len, members.values()))
         readers = by_extension()
-        index = Index({}, others, {}, {}, several)
+        index = TarMembers({}, others, {}, {}, several)
         notes: list[tuple[dict[str, Entry], str, Entry]] = []
         for shard, found in members.items():
             prefix = self._shards[shard].removesuffix(EXTENSION) + "/" if several else ""
@@ -370,3 +366,6 @@ def bytes_at(file: int, start: int, size: int) -> bytes:
             raise Unusable(reasons.CORRUPT)
         data += more
     return data
+
+
+SOURCE = Tar

@@ -29,31 +29,31 @@ _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 """With other methods zipfile unpacks a whole member, however little is asked for."""
 
 
-def recognises(path: Path) -> bool:
-    """A zip file that is not a model of torch."""
-    kind = file_types.kind_at(path) if is_file(path) else ""
-    if kind != file_types.TORCH:
-        return kind == file_types.ZIP
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except Exception as error:  # damaged, but it begins as a model
-        raise_if_full(error)
-        return False
-    readers = by_extension()
-    return any(extension_of(name.rpartition("/")[2]) in readers for name in names)
-
-
-def open(path: Path) -> Source:
-    try:
-        return Zip(path)
-    except Exception as error:
-        raise_if_full(error)
-        raise DataError(f"cannot read the zip file {show(path)}: {error}", HINT) from error
-
-
 class Zip(Source):
     """The members of a zip file."""
+
+    @staticmethod
+    def recognises(path: Path) -> bool:
+        """A zip file that is not a model of torch."""
+        kind = file_types.kind_at(path) if is_file(path) else ""
+        if kind != file_types.TORCH:
+            return kind == file_types.ZIP
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+        except Exception as error:  # damaged, but it begins as a model
+            raise_if_full(error)
+            return False
+        readers = by_extension()
+        return any(extension_of(name.rpartition("/")[2]) in readers for name in names)
+
+    @classmethod
+    def open(cls, path: Path) -> Zip:
+        try:
+            return cls(path)
+        except Exception as error:
+            raise_if_full(error)
+            raise DataError(f"cannot read the zip file {show(path)}: {error}", HINT) from error
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -94,3 +94,6 @@ def _member_fault(info: zipfile.ZipInfo) -> str:
     if info.compress_type not in _METHODS:
         return reasons.COMPRESSION
     return reasons.IRREGULAR if kind not in (0, stat.S_IFREG) else ""
+
+
+SOURCE = Zip
