@@ -14,13 +14,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 import PIL
 
 from diffuse_cli import system
-from diffuse_cli.data.decoding_workers import Decoded, Result, Skipped
+from diffuse_cli.data.decoding_workers import Result, blank, described, result_of
 from diffuse_cli.data.sources import Entry, Listing
-from diffuse_cli.media import Read
 from diffuse_cli.system import files
 
 FORMAT = 1
@@ -71,9 +69,10 @@ class Index:
             if isinstance(line, dict):
                 complete = done == len(listing.candidates)
                 break
-            if done == len(listing.candidates) or Entry(*line[0]) != listing.candidates[done]:
+            entry = Entry(*line[0])
+            if done == len(listing.candidates) or entry != listing.candidates[done]:
                 break
-            yield _result(line), True
+            yield result_of(entry, line[1:], blank), True
             done, end = done + 1, place
         rest = decode(listing.candidates[done:])
         if complete or self.path is None:
@@ -126,7 +125,7 @@ def _noted(file: IO[bytes], results: Iterator[Result]) -> Iterator[Result]:
     """The results, once they are written or soon will be."""
     lines, last = list[Any](), time.monotonic()
     for result in results:
-        lines.append(_line(result))
+        lines.append([result.entry, *described(result)])
         if time.monotonic() - last > SECONDS:
             _write(file, lines)
             lines, last = [], time.monotonic()
@@ -138,21 +137,3 @@ def _write(file: IO[bytes], values: Sequence[Any]) -> None:
     with files.operation("append", Path(file.name)):
         file.write("".join(json.dumps(value) + "\n" for value in values).encode())
         file.flush()
-
-
-def _line(result: Result) -> list[Any]:
-    if isinstance(result, Skipped):
-        return [result.entry, result.reason]
-    values, digest, *rest = result.read
-    return [result.entry, digest.hex(), values.shape, values.dtype.str, *rest]
-
-
-def _result(line: Sequence[Any]) -> Result:
-    entry, found = Entry(*line[0]), line[1:]
-    if len(found) == 1:
-        return Skipped(entry, found[0])
-    digest, shape, dtype, mode, size, channels, remarks, layout = found
-    values = np.broadcast_to(np.zeros((), dtype), shape)
-    name = bytes.fromhex(digest)
-    read = Read(values, name, mode, tuple(size), channels, tuple(remarks), layout)
-    return Decoded(entry, read)

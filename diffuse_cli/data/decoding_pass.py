@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from diffuse_cli.data.dataset_index import Index
-from diffuse_cli.data.decoding_workers import Decoded, Reading, Skipped, decode_all
+from diffuse_cli.data.decoding_workers import Decoded, Reading, Skipped, blank, decode_all
 from diffuse_cli.data.sources import Entry, Listing
 from diffuse_cli.data.store import Kept, Shape, Store
 from diffuse_cli.data.stream import SECONDS_BETWEEN_EVENTS
 from diffuse_cli.data.summary import NAMED
-from diffuse_cli.media import MEDIA, Array, Read, Size, file_errors
+from diffuse_cli.media import MEDIA, Array, Asked, Medium, Read, Size, file_errors
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.events import Progress, Work
 from diffuse_cli.system.files import show
@@ -70,27 +70,31 @@ def collect(
     index: Index,
     strict: bool,
     workers: int,
-) -> Work[None]:
-    """Decode everything into a store, which is replaced when a sample does not fit its shape; what
-    the index knows is not decoded."""
-    total, kind = len(listing.candidates), MEDIA[reading.medium]
-    task = f"reading {kind.many}"
+) -> Work[Reading]:
+    """Decode everything into a store, and return how the samples are read again.
+
+    The store is replaced when a sample does not fit its shape. What the index knows is not decoded.
+    A request that leaves sizes open is completed by the samples: files that are not handed out yet
+    are read by the new one.
+    """
+    total, kind, current = len(listing.candidates), MEDIA[reading.medium], reading
+    task, last = f"reading {kind.many}", time.monotonic()
 
     def fitted(values: Array) -> Array:
-        asked = reading.asked
-        numbers = asked.numbers
-        fits = asked.size is None or values.shape[1:] == asked.size
+        """Return values at the size, with the channels and of the type decided by now."""
+        asked = current.asked
+        size, numbers = asked.size or values.shape[1:], asked.numbers
+        fits = size == values.shape[1:]
         fits = fits and (not numbers or values.dtype == numbers or values.dtype.name == numbers)
         fits = fits and (asked.channels is None or values.shape[0] in (1, asked.channels))
-        size = asked.size or values.shape[1:]
         return values if fits else kind.fit(values, dataclasses.replace(asked, size=size))
 
-    last = time.monotonic()
     yield Progress(task, 0, total)
-    found = index.results(listing, lambda rest: decode_all(reading, rest, workers))
+    found = index.results(listing, lambda rest: decode_all(lambda: current, rest, workers))
     try:
         for done, (result, known) in enumerate(found, 1):
-            if isinstance(result, Decoded) and not _goes_with(kept.store, result.read, reading):
+            store = kept.store
+            if isinstance(result, Decoded) and store and not _goes_with(store, result.read, kind):
                 result = Skipped(result.entry, file_errors.SHAPE)
             if isinstance(result, Skipped):
                 if strict:
@@ -99,10 +103,14 @@ def collect(
                 tally.skip(result)
             else:
                 tally.add(result.entry, result.read)
-                values = _unread(result.read, reading) if known else fitted(result.read.values)
-                store = kept.store
-                shape = _shape_for(store, values, reading)
-                dtype = _type_for(store, values, reading)
+                values = result.read.values
+                if known:  # numbers that are wanted are those that would be read
+                    values = blank(values.shape, current.asked.numbers or values.dtype)
+                else:
+                    values = fitted(values)
+                asked, shape, dtype = _in_common(current.asked, store, values, kind)
+                if asked is not current.asked:
+                    current = dataclasses.replace(current, asked=asked)
                 if store is None or (store.shape, store.dtype) != (shape, dtype):
                     kept.renew(shape, dtype, fitted)
                 kept.append(None if known or not kept.open else fitted(values))
@@ -111,51 +119,43 @@ def collect(
                 yield Progress(task, done, total)
         yield Progress(task, total, total)
     except BaseException as error:
-        kept.abort(error)
+        if kept.store is not None:
+            kept.store.abort(error)
         raise
+    return current
 
 
-def _unread(read: Read, reading: Reading) -> Array:
-    """In the place of a known sample's numbers: their shape, and the type that they become."""
-    dtype = reading.asked.numbers or read.values.dtype
-    return np.broadcast_to(np.zeros((), dtype), read.values.shape)
+def _goes_with(store: Store, read: Read, kind: Medium) -> bool:
+    """Whether a sample can be stored with others."""
+    if not kind.mixed:
+        return store.shape == read.values.shape
+    return read.layout not in kind.alike or store.shape[0] == read.values.shape[0]
 
 
-def _goes_with(store: Store | None, read: Read, reading: Reading) -> bool:
-    """Whether a sample can be stored with others; gives a size of equal sides its dimensions."""
-    shape, asked = read.values.shape[1:], reading.asked
+def _in_common(
+    asked: Asked, store: Store | None, values: Array, kind: Medium
+) -> tuple[Asked, Shape, np.dtype[Any]]:
+    """Return the request, the shape and the type that stored samples have with another.
+
+    Samples of several sizes get that of the medium. The type is that of fewest bits, where a medium
+    has several, or one that holds the numbers of all.
+    """
+    (channels, *own), dtype, changed = values.shape, values.dtype, dict[str, Any]()
+    size = asked.size
     if store is None:
-        if asked.size is not None and len(asked.size) != len(shape):
-            reading.asked = dataclasses.replace(asked, size=shape)
-        return True
-    kind = MEDIA[reading.medium]
-    if kind.mixed:
-        alike = read.layout in kind.alike
-        return not alike or store.shape[0] == read.values.shape[0]
-    return store.shape == read.values.shape
-
-
-def _type_for(store: Store | None, values: Array, reading: Reading) -> np.dtype[Any]:
-    """The type of a store that takes a sample, too: that of fewest bits, where a medium has
-    several, or one that holds the numbers of both."""
-    if store is None or store.dtype == values.dtype:
-        return values.dtype
-    if not MEDIA[reading.medium].bits:
-        return np.promote_types(store.dtype, values.dtype)
-    least = min(store.dtype, values.dtype, key=lambda own: own.itemsize)
-    reading.asked = dataclasses.replace(reading.asked, numbers=least.name)
-    return least
-
-
-def _shape_for(store: Store | None, values: Array, reading: Reading) -> Shape:
-    """The shape that a store needs for `values`, too; where sizes differ, it decides the size."""
-    channels, *size = values.shape
-    if store is None:
-        return channels, *size
-    if reading.asked.size is None and store.shape[1:] != tuple(size):
-        side = MEDIA[reading.medium].sides[len(size)]
-        reading.asked = dataclasses.replace(reading.asked, size=(side,) * len(size))
-    most = max(channels, store.shape[0])
-    if 1 < min(channels, store.shape[0]) < most:
-        reading.asked = dataclasses.replace(reading.asked, channels=most)
-    return most, *(reading.asked.size or size)
+        if size is not None and len(size) != len(own):  # equal sides, of any number of dimensions
+            asked = dataclasses.replace(asked, size=tuple(own))
+        return asked, values.shape, dtype
+    if size is None and store.shape[1:] != tuple(own):
+        size = changed["size"] = (kind.sides[len(own)],) * len(own)
+    least, most = sorted((channels, store.shape[0]))
+    if 1 < least < most:
+        changed["channels"] = most
+    if store.dtype != dtype and kind.bits:
+        dtype = min(store.dtype, dtype, key=lambda each: each.itemsize)
+        changed["numbers"] = dtype.name
+    elif store.dtype != dtype:
+        dtype = np.promote_types(store.dtype, dtype)
+    if changed:
+        asked = dataclasses.replace(asked, **changed)
+    return asked, (most, *(size or own)), dtype

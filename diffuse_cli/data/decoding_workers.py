@@ -18,14 +18,17 @@ from queue import SimpleQueue
 from typing import IO, Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from diffuse_cli.data.sources import Entry, Source, open_source
 from diffuse_cli.media import (
     LARGE,
     MEDIA,
+    Array,
     Asked,
     Large,
     Read,
+    Size,
     alone,
     file_errors,
 )
@@ -36,9 +39,9 @@ LATER = "large"
 """The reason by which a worker leaves a sample to the process that started it; never shown."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Reading:
-    """The source of files, the medium that reads them, and what every sample becomes."""
+    """The source of files, the medium that reads them, and how every sample is read."""
 
     source: Source
     medium: str
@@ -60,6 +63,30 @@ class Skipped(NamedTuple):
 
 
 Result = Decoded | Skipped
+
+
+def described(result: Result) -> list[Any]:
+    """Return a result as JSON values, without its file and its numbers."""
+    if isinstance(result, Skipped):
+        return [result.reason]
+    values, digest, *rest = result.read
+    return [digest.hex(), values.shape, values.dtype.str, *rest]
+
+
+def result_of(
+    entry: Entry, fields: Sequence[Any], numbers: Callable[[Size, np.dtype[Any]], Array]
+) -> Result:
+    """Return the result of a file that `described` gave, with numbers by their shape and type."""
+    if len(fields) == 1:
+        return Skipped(entry, fields[0])
+    digest, shape, dtype, mode, size, channels, remarks, layout = fields
+    values, name = numbers(tuple(shape), np.dtype(dtype)), bytes.fromhex(digest)
+    return Decoded(entry, Read(values, name, mode, tuple(size), channels, tuple(remarks), layout))
+
+
+def blank(shape: Size, dtype: npt.DTypeLike) -> Array:
+    """Return zeros of a shape and a type, which take no memory."""
+    return np.broadcast_to(np.zeros((), dtype), shape)
 
 
 def decode_files(reading: Reading, entries: Iterable[Entry]) -> list[Result]:
@@ -168,17 +195,13 @@ def _is_late(result: Result) -> bool:
 
 def _results(entries: Sequence[Entry], answer: IO[bytes]) -> Iterator[Result]:
     """The results in an answer, or a `ValueError` if it is incomplete."""
-    for entry, fields in zip(entries, json.loads(answer.readline()), strict=True):
-        if isinstance(fields, str):
-            yield Skipped(entry, fields)
-            continue
-        shape, kind, digest, mode, size, channels, remarks, layout = fields
-        dtype = np.dtype(kind)
+
+    def numbers(shape: Size, dtype: np.dtype[Any]) -> Array:
         data = answer.read(math.prod(shape) * dtype.itemsize)
-        values = np.frombuffer(data, dtype).reshape(shape)
-        name = bytes.fromhex(digest)
-        read = Read(values, name, mode, tuple(size), channels, tuple(remarks), layout)
-        yield Decoded(entry, read)
+        return np.frombuffer(data, dtype).reshape(shape)
+
+    for entry, fields in zip(entries, json.loads(answer.readline()), strict=True):
+        yield result_of(entry, fields, numbers)
 
 
 # -- in the process -------------------------------------------------------------------------------
@@ -193,26 +216,18 @@ def main() -> None:
     said = json.loads(hello)
     said["background"] = tuple(said["background"])
     source, medium = said.pop("source"), said.pop("medium")
-    asked = Asked(**said, shared=True)
-    reading = Reading(open_source(Path(source)), medium, asked)
-    MEDIA[reading.medium].prepare()
+    opened, asked = open_source(Path(source)), Asked(**said, shared=True)
+    MEDIA[medium].prepare()
     for line in stdin:
         request = json.loads(line)
         size = tuple(request["size"]) if request["size"] else None
-        reading.asked = dataclasses.replace(reading.asked, size=size)
+        reading = Reading(opened, medium, dataclasses.replace(asked, size=size))
         found = decode_files(reading, (Entry(*fields) for fields in request["files"]))
-        stdout.write(json.dumps([_fields(result) for result in found]).encode() + b"\n")
+        stdout.write(json.dumps([described(result) for result in found]).encode() + b"\n")
         for result in found:
             if isinstance(result, Decoded):
                 stdout.write(result.read.values.tobytes())
         stdout.flush()
-
-
-def _fields(result: Result) -> Any:
-    if isinstance(result, Skipped):
-        return result.reason
-    values, digest, *rest = result.read
-    return values.shape, values.dtype.str, digest.hex(), *rest
 
 
 # -- pool -----------------------------------------------------------------------------------------
@@ -239,22 +254,29 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def decode_all(reading: Reading, entries: tuple[Entry, ...], workers: int) -> Iterator[Result]:
-    """The results in the order of `entries`, a bounded number of chunks ahead."""
+def decode_all(
+    reading: Callable[[], Reading], entries: tuple[Entry, ...], workers: int
+) -> Iterator[Result]:
+    """The results in the order of `entries`, a bounded number of chunks ahead.
+
+    Args:
+        reading: returns how files are read that are handed out now.
+    """
+    chunks = _chunks(entries, reading().asked)
     if workers == 1:
-        for chunk in _chunks(entries, reading):
-            yield from decode_files(reading, chunk)
+        for chunk in chunks:
+            yield from decode_files(reading(), chunk)
         return
     with contextlib.ExitStack() as stack:
         decode: Decode = decode_files
         if _many_small(entries):
             workers = min(workers, MOST_PROCESSES)
-            decode = stack.enter_context(processes(reading, workers))
+            decode = stack.enter_context(processes(reading(), workers))
         pool = ThreadPoolExecutor(workers, thread_name_prefix="diffuse-images")
         stack.callback(pool.shutdown, wait=True, cancel_futures=True)
         ahead: deque[Future[list[Result]]] = deque()
-        for chunk in _chunks(entries, reading):
-            ahead.append(pool.submit(decode, reading, chunk))
+        for chunk in chunks:
+            ahead.append(pool.submit(decode, reading(), chunk))
             if len(ahead) > 2 * workers:
                 yield from ahead.popleft().result()
         while ahead:
@@ -296,9 +318,9 @@ def processes(reading: Reading, count: int) -> Iterator[Decode]:
         yield decode
 
 
-def _chunks(entries: tuple[Entry, ...], reading: Reading) -> Iterator[list[Entry]]:
+def _chunks(entries: tuple[Entry, ...], asked: Asked) -> Iterator[list[Entry]]:
     """Many small files or few large ones each: threads neither wait nor fill the memory."""
-    size = reading.asked.size or (_USUAL_SIDE, _USUAL_SIDE)
+    size = asked.size or (_USUAL_SIDE, _USUAL_SIDE)
     most = max(1, min(_FILES_A_CHUNK, _OUTPUT_A_CHUNK // (3 * math.prod(size))))
     chunk: list[Entry] = []
     total = 0

@@ -22,7 +22,7 @@ from diffuse_cli.core.conditions import (
 )
 from diffuse_cli.core.settings import digits
 from diffuse_cli.data import Cells
-from diffuse_cli.data.summary import NAMED, plural
+from diffuse_cli.data.summary import listed, plural
 from diffuse_cli.system.errors import DataError, UsageError, lookup, near
 from diffuse_cli.system.files import brief
 
@@ -86,9 +86,8 @@ def _column(name: str, kind: str, cells: Cells, train: npt.NDArray[np.int64]) ->
     every = cells.columns.get(name)
     if every is None:
         found = near(name, cells.columns)
-        there = ", ".join(brief(n, 50) for n in [*cells.columns][:20]) or "none"
         raise UsageError(
-            f"--condition-on {brief(name)}: {cells.where} has no such column; it has {there}",
+            f"--condition-on {brief(name)}: {cells.where} has no such column; it has {cells.names}",
             f"Did you mean '{brief(found)}'?" if found else "Name one of them",
         )
     told = [cell for cell in every if cell is not None]
@@ -178,11 +177,8 @@ def rows_of(table: Table, cells: Cells) -> Rows:
     """
     for name in table.names:
         if name not in cells.columns:
-            there = ", ".join(brief(n, 50) for n in [*cells.columns][:20]) or "none"
-            raise UsageError(
-                f"{cells.where} has no column {brief(name)}, which the model is told; it has "
-                f"{there}"
-            )
+            text = f"{cells.where} has no column {brief(name)}, which the model is told"
+            raise UsageError(f"{text}; it has {cells.names}")
     return np.array(
         [[*map(_code, itertools.repeat(c), cells.columns[c.name])] for c in table.columns],
         np.float32,
@@ -197,13 +193,10 @@ def unknown(table: Table, cells: Cells) -> Iterator[str]:
         told = (cell for cell in cells.columns.get(column.name, ()) if cell is not None)
         lone = [cell.text for cell in told if column.code(cell.text) != column.code(cell.text)]
         if lone:
-            listed = ", ".join(brief(text, 40) for text in sorted(set(lone))[:NAMED])
-            more = ", ..." if len(set(lone)) > NAMED else ""
-            count = plural(len(lone), "image")
-            yield (
-                f"{count} of a {brief(column.name)} that was not trained on, told nothing of it: "
-                f"{listed}{more}"
-            )
+            names, count = sorted(set(lone)), plural(len(lone), "image")
+            few = listed(names, len(names), lambda text: brief(text, 40))
+            text = f"{count} of a {brief(column.name)} that was not trained on"
+            yield f"{text}, told nothing of it: {few}"
 
 
 def _code(column: Column, cell: Cell | None) -> float:

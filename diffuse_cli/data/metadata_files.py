@@ -9,12 +9,12 @@ import json
 import math
 import posixpath
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from diffuse_cli.data.sources import TABLES, Entry, Source, in_bytes, open_source
-from diffuse_cli.data.summary import NAMED, plural
+from diffuse_cli.data.summary import listed, plural
 from diffuse_cli.media.file_errors import Unusable
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.files import brief, show
@@ -62,6 +62,11 @@ class Cells:
         """The tables, for a message."""
         more = f" and {len(self.tables) - 1:,} more" if len(self.tables) > 1 else ""
         return self.tables[0] + more
+
+    @property
+    def names(self) -> str:
+        """The first columns, for a message."""
+        return ", ".join(brief(n, 50) for n in [*self.columns][:20]) or "none"
 
 
 def read_cells(
@@ -136,8 +141,8 @@ def _matched(
     known = set(names)
     without = [name for name in names if name not in rows]
     lone = [name for name in rows if name not in known]
-    first, *more = tables
-    where = first + (f" and {len(more):,} more" if more else "")
+    cells = Cells(tables, {column: [row.get(column) for row in own] for column in columns})
+    where = cells.where
     if len(without) == len(names):
         raise DataError(
             f"{where}: none of its {len(rows):,} rows is about an image that was read"
@@ -146,17 +151,12 @@ def _matched(
         )
     lines = []
     if without:
-        count = plural(len(without), "image")
-        lines.append(f"{count} without a row in {where}, told nothing: {_listed(without)}")
+        count, few = plural(len(without), "image"), listed(without, len(without), brief)
+        lines.append(f"{count} without a row in {where}, told nothing: {few}")
     if lone:
-        count = plural(len(lone), "row")
-        lines.append(f"{count} of {where} without an image: {_listed(lone)}")
-    cells = {column: [row.get(column) for row in own] for column in columns}
-    return Cells(tables, cells, tuple(lines))
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(map(brief, names[:NAMED])) + (", ..." if len(names) > NAMED else "")
+        count, few = plural(len(lone), "row"), listed(lone, len(lone), brief)
+        lines.append(f"{count} of {where} without an image: {few}")
+    return replace(cells, lines=tuple(lines))
 
 
 # -- the two formats ------------------------------------------------------------------------------

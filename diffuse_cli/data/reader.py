@@ -42,7 +42,6 @@ from diffuse_cli.media import (
     MEDIA,
     Array,
     Asked,
-    Medium,
     Size,
     advice,
     file_errors,
@@ -143,9 +142,10 @@ def read_images(
         folder = cache if cache is not None and taken > map_over else None
         tally = Tally()
         kept = store.Kept(folder, len(listing.candidates), keep)
-        yield from collect(reading, listing, tally, kept, known, strict, workers or cores())
+        each = workers or cores()
+        reading = yield from collect(reading, listing, tally, kept, known, strict, each)
         stored = None
-        if tally.entries:
+        if kept.store is not None:
             stream = Stream(
                 Origin(
                     source=str(source),
@@ -153,26 +153,26 @@ def read_images(
                     asked=reading.asked,
                     entries=tally.entries,
                     digests=tally.all_digests(),
-                    shape=kept.shape,
-                    dtype=kept.dtype,
+                    shape=kept.store.shape,
+                    dtype=kept.store.dtype,
                     single=single,
                 ),
-                kept.finish(),
+                kept.store.finish(),
                 workers=workers,
                 strict=strict,
             )
-            stored = yield from stored_of(stream, kept, workers or cores())
+            stored = yield from stored_of(stream, kept, each)
     if stored is None:
         raise _nothing(source, listing, tally)
-    medium, sizes = listing.medium, tally.sizes
-    if asked.size is None and (notice := _size_notice(sizes, stored.shape[2:], medium, fit)):
+    images = _samples(source, stored, listing, tally, transform, asked.rate)
+    summary = images.summary
+    if asked.size is None and (notice := _size_notice(summary, stored.shape[2:], fit)):
         yield Notice(notice)
     if numbers is None and stored.dtype == np.uint8 and (lost := _deeper(tally.modes)):
-        many = MEDIA[medium].many
-        count = f"{lost:,} of {plural(len(tally.names), MEDIA[medium].one, many)}"
+        count = f"{lost:,} of {summary.counted(summary.usable)}"
         yield Notice(f"{count} have 16 bits, and become 8 as the others; --bits 16 keeps them")
-    yield from _warnings(tally, asked, MEDIA[medium])
-    return _samples(source, stored, listing, tally, transform, asked.rate)
+    yield from _warnings(summary, asked)
+    return images
 
 
 def _settled(asked: Asked, source: Source, listing: Listing) -> Work[Asked]:
@@ -227,33 +227,33 @@ def _nothing(source: str | Path, listing: Listing, tally: Tally) -> DataError:
     return DataError(text, hint[:1].upper() + hint[1:])
 
 
-def _warnings(tally: Tally, asked: Asked, kind: Medium) -> Iterator[Notice]:
+def _warnings(summary: Summary, asked: Asked) -> Iterator[Notice]:
     """What is wrong with samples that are used."""
     contrast = "black" if sum(asked.background) > 3 * 127 else "white"
-    for reason, found in tally.remarks.items():
-        (line,) = remark_lines({reason: found}, plural(len(tally.entries), kind.one, kind.many))
+    for reason, found in summary.remarks.items():
+        (line,) = remark_lines({reason: found}, summary.counted(summary.usable))
         todo = f"; type --background {contrast}" if reason == file_errors.BLANK else ""
         yield Notice(f"{line}{todo}", warning=True)
 
 
-def _size_notice(sizes: Counter[Size], result: Size, medium: str, fit: str) -> str:
+def _size_notice(summary: Summary, result: Size, fit: str) -> str:
     """Says that samples were resized without being asked to; empty if they were not."""
+    kind, sizes = MEDIA[summary.medium], summary.sizes
     if list(sizes) == [result[::-1]]:
         return ""
-    kind = MEDIA[medium]
-    usual, side = min(sizes.most_common(1)[0][0]), kind.sides[len(result)]
+    most = max(sizes, key=sizes.__getitem__)
+    usual, side = min(most), kind.sides[len(result)]
     todo = "type --size for another"
     if usual > side:
         todo = f"type --size {2 * side} for more detail"
     elif usual < side:
         todo = f"type --size {usual} to keep the usual size"
     found = f"all {kind.many} are" if len(sizes) == 1 else f"{kind.many} of"
-    done = kind.fitted
-    if done != "resized" and len(sizes) == 1:
+    if kind.fitted != "resized" and len(sizes) == 1:
         own = "x".join(map(str, next(iter(sizes))[::-1]))
         todo = f"type --size {own} to keep them whole"
-    cut = fitting(sizes, result, fit, medium)
-    return f"{found} {span(sizes)}: {done} to {dimensions(result)}{cut}; {todo}"
+    cut = fitting(sizes, result, fit, summary.medium)
+    return f"{found} {span(sizes)}: {kind.fitted} to {dimensions(result)}{cut}; {todo}"
 
 
 def _samples(

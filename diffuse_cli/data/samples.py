@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diffuse_cli.core.space import TRANSFORMS, Space
-from diffuse_cli.data.summary import NAMED, Summary, plural
+from diffuse_cli.data.summary import NAMED, Summary, listed, plural
 from diffuse_cli.media import MEDIA
 from diffuse_cli.system.errors import DataError, lookup
 from diffuse_cli.system.files import show
@@ -121,9 +121,9 @@ def held_out(digests: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
     return np.zeros_like(chosen) if chosen.all() else chosen
 
 
-def _fingerprint(digests: npt.NDArray[np.uint8]) -> str:
+def _fingerprint(digests: npt.NDArray[np.uint8], kind: bytes = b"") -> str:
     rows = sorted(row.tobytes() for row in digests)
-    return sha256(b"%d\n" % len(rows) + b"".join(rows)).hexdigest()
+    return sha256(kind + b"%d\n" % len(rows) + b"".join(rows)).hexdigest()
 
 
 def held_out_rule() -> dict[str, Any]:
@@ -166,8 +166,7 @@ class Pairs:
         """SHA-256 of what lies beside what, independent of names, order and resizing."""
         own, theirs = self.samples.digests[self.matched], self.given.digests
         both = np.concatenate([own, theirs[self.rows[self.matched]]], 1)
-        rows = sorted(row.tobytes() for row in both)
-        return sha256(b"pairs %d\n" % len(rows) + b"".join(rows)).hexdigest()
+        return _fingerprint(both, b"pairs ")
 
     def beside(self, indices: npt.NDArray[np.int64]) -> Array:
         """What lies beside these samples, as stored: (B, C, *size).
@@ -186,11 +185,10 @@ class Pairs:
         used = np.zeros(len(self.given), np.bool_)
         used[self.rows[self.matched]] = True
         for side, lone in ((self.samples, ~self.matched), (self.given, ~used)):
-            if names := [side.names[k] for k in np.flatnonzero(lone)[: NAMED + 1]]:
-                more = ", ..." if len(names) > NAMED else ""
-                listed = ", ".join(map(show, names[:NAMED]))
-                count = plural(int(lone.sum()), "image")
-                yield f"{count} of {side.summary.source} without a pair, left out: {listed}{more}"
+            if count := int(lone.sum()):
+                names = listed([side.names[k] for k in np.flatnonzero(lone)[:NAMED]], count)
+                text = f"{plural(count, 'image')} of {side.summary.source}"
+                yield f"{text} without a pair, left out: {names}"
 
 
 def pair(samples: Samples, given: Samples) -> Pairs:

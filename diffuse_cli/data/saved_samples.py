@@ -19,6 +19,9 @@ from diffuse_cli.media import Array
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import DataError
 
+PLAIN = ("class_names", "names", "medium", "layout", "transform", "rate")
+"""Attributes of samples that are written as they are."""
+
 
 def save_index(images: Samples, folder: Path) -> None:
     """Write everything into `folder`, except samples that are mapped from it.
@@ -34,12 +37,7 @@ def save_index(images: Samples, folder: Path) -> None:
     meta = {
         "shape": kept.shape,
         "dtype": kept.dtype.str,
-        "medium": images.medium,
-        "layout": images.layout,
-        "transform": images.transform,
-        "rate": images.rate,
-        "class_names": images.class_names,
-        "names": images.names,
+        **{name: getattr(images, name) for name in PLAIN},
         "summary": images.summary.to_dict(),
         "stream": stream.to_dict() if stream else None,
     }
@@ -74,17 +72,14 @@ def open_index(folder: Path) -> Samples:
         stored: Any = _map(folder / PIXELS, shape, dtype)
         if meta.get("stream"):
             stored = Streamed(Stream.from_dict(meta["stream"], digests, stored))
+        kept = ((name, meta[name]) for name in PLAIN if name in meta)
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in kept}
         return Samples(
             stored=stored,
-            medium=meta.get("medium", "image"),
-            layout=meta.get("layout"),
-            transform=meta.get("transform"),
-            rate=meta.get("rate"),
             labels=labels,
-            class_names=tuple(meta["class_names"]),
-            names=tuple(meta["names"]),
             digests=digests,
             summary=summary.from_dict(meta["summary"]),
+            **plain,
         )
     except (OSError, ValueError, LookupError, TypeError, zipfile.BadZipFile) as error:
         raise DataError(f"no image cache in {files.show(folder)}: {error}") from error

@@ -113,10 +113,7 @@ class Kept:
         self.room, self._count = self._total, 0
         if self._keep is not None:
             self.room = min(self._total, self._keep // (math.prod(shape) * dtype.itemsize))
-        if self._folder is None or self.room == 0:
-            self.store = Memory(self.room, shape, dtype)
-        else:
-            self.store = Mapped(self._folder, shape, dtype)
+        self.store = self._begin(shape, dtype)
         was_open, self.open = self.open, True
         for values in before:
             self.append(fitted(values))
@@ -129,33 +126,15 @@ class Kept:
             self.store.append(values)
             self._count += 1
 
-    @property
-    def shape(self) -> Shape:
-        """That of the samples."""
+    def again(self) -> Store:
+        """Return an empty store of the same shape."""
         assert self.store is not None
-        return self.store.shape
+        return self._begin(self.store.shape, self.store.dtype)
 
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """That of the samples."""
-        assert self.store is not None
-        return self.store.dtype
-
-    def again(self) -> Kept:
-        """An empty one of the same shape."""
-        other = Kept(self._folder, self._total, self._keep)
-        other.renew(self.shape, self.dtype, lambda values: values)
-        return other
-
-    def finish(self) -> Array:
-        """(K, C, *size)."""
-        assert self.store is not None
-        return self.store.finish()
-
-    def abort(self, error: BaseException) -> None:
-        """As that of the stores."""
-        if self.store is not None:
-            self.store.abort(error)
+    def _begin(self, shape: Shape, dtype: np.dtype[Any]) -> Store:
+        if self._folder is None or self.room == 0:
+            return Memory(self.room, shape, dtype)
+        return Mapped(self._folder, shape, dtype)
 
 
 def _map(path: Path, shape: Shape, dtype: np.dtype[Any]) -> Array:

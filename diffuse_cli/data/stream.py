@@ -23,6 +23,7 @@ from diffuse_cli.data.decoding_workers import (
     Decoded,
     Reading,
     Result,
+    blank,
     cores,
     decode_all,
     decode_files,
@@ -36,7 +37,7 @@ from diffuse_cli.system.events import Progress, Work
 from diffuse_cli.system.files import show
 
 if TYPE_CHECKING:
-    from diffuse_cli.data.store import Kept
+    from diffuse_cli.data.store import Kept, Store
 
 
 Indices = npt.NDArray[np.int64]
@@ -162,15 +163,13 @@ class Stream:
     def to_dict(self) -> dict[str, Any]:
         """All but what is kept, and the digests, as plain values; the source by where it lies here,
         as what a name of the hub stands for may change."""
-        origin = self.origin
+        values = vars(self.origin).copy()
+        del values["digests"]
         return {
+            **values,
             "source": str(self._reading.source.path.absolute()),
-            "medium": origin.medium,
-            "asked": dataclasses.asdict(origin.asked),
-            "entries": [list(entry) for entry in origin.entries],
-            "shape": origin.shape,
-            "dtype": origin.dtype.str,
-            "single": origin.single,
+            "asked": dataclasses.asdict(self.origin.asked),
+            "dtype": self.origin.dtype.str,
             "holes": sorted(self.holes),
             "workers": self.workers,
             "strict": self.strict,
@@ -225,16 +224,16 @@ class Stream:
         asked = dataclasses.replace(self.origin.asked, size=self.origin.shape[1:])
         return Reading(source, self.origin.medium, asked)
 
-    def filled(self, store: Kept, count: int, workers: int) -> Work[Stream]:
+    def filled(self, store: Store, count: int, workers: int) -> Work[Stream]:
         """The stream with its first `count` samples kept in a store."""
         task, holes, origin = f"keeping {MEDIA[self.origin.medium].many}", list[int](), self.origin
-        entries, blank = tuple(origin.entries[:count]), np.zeros(origin.shape, origin.dtype)
+        entries, none = tuple(origin.entries[:count]), blank(origin.shape, origin.dtype)
         last = time.monotonic()
         yield Progress(task, 0, count)
         try:
-            for row, result in enumerate(decode_all(self._reading, entries, workers)):
+            for row, result in enumerate(decode_all(lambda: self._reading, entries, workers)):
                 found = self._checked([row], [result])
-                store.append(found.get(row, blank))
+                store.append(found.get(row, none))
                 if not found:
                     holes.append(row)
                 if time.monotonic() - last > SECONDS_BETWEEN_EVENTS:
@@ -283,7 +282,9 @@ class Stream:
         if not rows:
             return {}
         entries = tuple(self.origin.entries[row] for row in rows)
-        found = self._checked(rows, decode_all(self._reading, entries, self.workers or cores()))
+        found = self._checked(
+            rows, decode_all(lambda: self._reading, entries, self.workers or cores())
+        )
         self.remember(found)
         return found
 
@@ -334,7 +335,7 @@ class Streamed:
         self.stream, self._part = stream, part
         self._of_each: Any = (..., *part)
         origin = stream.origin
-        one = np.broadcast_to(np.zeros((), origin.dtype), origin.shape)
+        one = blank(origin.shape, origin.dtype)
         self.shape: tuple[int, ...] = (len(origin.entries), *one[self._of_each].shape)
         self.dtype, self.ndim = origin.dtype, len(self.shape)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -107,15 +107,9 @@ class Summary:
             "remarks": _plain(self.remarks),
             "tables": list(self.tables),
         }
-        rare: dict[str, Any] = {
-            "greyed": 0,
-            "unread": {},
-            "remarks": {},
-            "tables": [],
-            "medium": "image",
-        }
-        rare |= {"origin": ""}
-        return {name: value for name, value in values.items() if rare.get(name, self) != value}
+        rare = {"greyed", "unread", "remarks", "tables", "medium", "origin"}
+        usual: tuple[Any, ...] = (0, "", "image", [], {})
+        return {k: value for k, value in values.items() if k not in rare or value not in usual}
 
 
 def from_dict(values: Mapping[str, Any]) -> Summary:
@@ -151,8 +145,13 @@ def remark_lines(remarks: Skips, usable: str) -> Iterable[str]:
 def _named(reasons: Skips) -> Iterable[tuple[int, str]]:
     """The count of each reason, the most frequent first, and the reason with names."""
     for reason, (count, names) in sorted(reasons.items(), key=lambda item: -item[1][0]):
-        more = ", ..." if count > len(names) else ""
-        yield count, f"{reason}: {', '.join(map(show, names))}{more}"
+        yield count, f"{reason}: {listed(names, count)}"
+
+
+def listed(names: Sequence[str], count: int, shown: Callable[[str], str] = show) -> str:
+    """The first few of so many names, and dots for more."""
+    more = ", ..." if count > min(len(names), NAMED) else ""
+    return ", ".join(map(shown, names[:NAMED])) + more
 
 
 def skip_counts(skipped: Skips) -> str:

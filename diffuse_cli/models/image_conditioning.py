@@ -262,10 +262,9 @@ def masked(giver: Giver, stored: Array, known: Array) -> Inputs:
 def degrading(giver: Giver, samples: Array, seed: int, purpose: str) -> Inputs:
     """Stored samples that are degraded, each by draws of its own: on the CPU, so that they are the
     same on every device."""
-    import torch
 
     def make(own: Tensor, rows: Sequence[int]) -> Tensor:
-        draws = _by_row(giver, seed, purpose, rows, torch.device("cpu"))
+        draws = _by_row(giver, seed, purpose, rows)
         moved = GivenDraws(*(value.to(own.device) for value in vars(draws).values()))
         return giver.degraded(giver.space.to_model(own), moved)
 
@@ -278,7 +277,7 @@ def misfits(giver: Giver, samples: Array, truths: Array, seed: int, rows: Sequen
     import torch
 
     assert giver.degradation is not None
-    draws = _by_row(giver, seed, "given", rows, torch.device("cpu"))
+    draws = _by_row(giver, seed, "given", rows)
     made = giver.degradation.drawn(draws.u)
     x, x0 = (giver.space.to_model(torch.from_numpy(each)) for each in (samples, truths))
     apart = (
@@ -286,11 +285,10 @@ def misfits(giver: Giver, samples: Array, truths: Array, seed: int, rows: Sequen
     ).abs()
     known = made.known(x0)
     if known is not None:
-        apart, known = apart * known, known.expand_as(apart)
-        found = apart.flatten(1).sum(1) / known.flatten(1).sum(1).clamp(min=1)
+        count = known.expand_as(apart).flatten(1).sum(1).clamp(min=1)
+        numbers: Array = ((apart * known).flatten(1).sum(1) / count).numpy()
     else:
-        found = apart.flatten(1).mean(1)
-    numbers: Array = found.numpy()
+        numbers = apart.flatten(1).mean(1).numpy()
     return numbers
 
 
@@ -302,14 +300,14 @@ def inputs_for(giver: Giver, samples: Array, pairs: Array | None, seed: int) -> 
     return degrading(giver, samples, seed, "given")
 
 
-def _by_row(
-    giver: Giver, seed: int, purpose: str, rows: Sequence[int], device: torch.device
-) -> GivenDraws:
-    """The draws of each row, which depend on nothing but its place; a block is drawn once."""
+def _by_row(giver: Giver, seed: int, purpose: str, rows: Sequence[int]) -> GivenDraws:
+    """The draws of each row, on the CPU, which depend on nothing but its place; a block is drawn
+    once."""
     import torch
 
+    cpu = torch.device("cpu")
     blocks = {
-        k: giver.draws(seed, purpose, 0, range(k * BLOCK, (k + 1) * BLOCK), device)
+        k: giver.draws(seed, purpose, 0, range(k * BLOCK, (k + 1) * BLOCK), cpu)
         for k in sorted({row // BLOCK for row in rows})
     }
     fields = [
