@@ -27,7 +27,7 @@ SECONDS = 1.0
 """Lines are written this often: so much is read again after a kill."""
 
 
-class Index:
+class DatasetIndex:
     """The index of a source in the file at `path`; a damaged one, or one of another source, of
     other options or of another version, counts as none.
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from diffuse_cli.data.dataset_index import Index
-from diffuse_cli.data.decoding_workers import Decoded, Reading, Skipped, blank, decode_all
+from diffuse_cli.data.dataset_index import DatasetIndex
+from diffuse_cli.data.decoding_workers import DecodedSample, Reading, Skipped, blank, decode_all
 from diffuse_cli.data.sources import Entry, Listing
 from diffuse_cli.data.store import Kept, Shape, Store
 from diffuse_cli.data.stream import SECONDS_BETWEEN_EVENTS
@@ -67,7 +67,7 @@ def collect(
     listing: Listing,
     tally: Tally,
     kept: Kept,
-    index: Index,
+    index: DatasetIndex,
     strict: bool,
     workers: int,
 ) -> Work[Reading]:
@@ -94,7 +94,7 @@ def collect(
     try:
         for done, (result, known) in enumerate(found, 1):
             store = kept.store
-            if isinstance(result, Decoded) and store and not _goes_with(store, result.read, kind):
+            if isinstance(result, DecodedSample) and not _goes_with(store, result.read, kind):
                 result = Skipped(result.entry, file_errors.SHAPE)
             if isinstance(result, Skipped):
                 if strict:
@@ -125,10 +125,10 @@ def collect(
     return current
 
 
-def _goes_with(store: Store, read: Read, kind: Medium) -> bool:
-    """Whether a sample can be stored with others."""
-    if not kind.mixed:
-        return store.shape == read.values.shape
+def _goes_with(store: Store | None, read: Read, kind: Medium) -> bool:
+    """Whether a sample can be stored with others, if there are any."""
+    if store is None or not kind.mixed:
+        return store is None or store.shape == read.values.shape
     return read.layout not in kind.alike or store.shape[0] == read.values.shape[0]
 
 

@@ -48,7 +48,7 @@ class Reading:
     asked: Asked
 
 
-class Decoded(NamedTuple):
+class DecodedSample(NamedTuple):
     """A usable sample of a file."""
 
     entry: Entry
@@ -62,7 +62,7 @@ class Skipped(NamedTuple):
     reason: str
 
 
-Result = Decoded | Skipped
+Result = DecodedSample | Skipped
 
 
 def described(result: Result) -> list[Any]:
@@ -81,7 +81,8 @@ def result_of(
         return Skipped(entry, fields[0])
     digest, shape, dtype, mode, size, channels, remarks, layout = fields
     values, name = numbers(tuple(shape), np.dtype(dtype)), bytes.fromhex(digest)
-    return Decoded(entry, Read(values, name, mode, tuple(size), channels, tuple(remarks), layout))
+    read = Read(values, name, mode, tuple(size), channels, tuple(remarks), layout)
+    return DecodedSample(entry, read)
 
 
 def blank(shape: Size, dtype: npt.DTypeLike) -> Array:
@@ -100,7 +101,7 @@ def _decode_file(reading: Reading, entry: Entry) -> Result:
             raise Unusable(entry.fault)
         with alone(entry.size > LARGE, reading.asked.shared):
             data = reading.source.read(entry)
-            return Decoded(entry, MEDIA[reading.medium].read(data, reading.asked))
+            return DecodedSample(entry, MEDIA[reading.medium].read(data, reading.asked))
     except Unusable as error:
         return Skipped(entry, error.reason)
     except Large:
@@ -225,7 +226,7 @@ def main() -> None:
         found = decode_files(reading, (Entry(*fields) for fields in request["files"]))
         stdout.write(json.dumps([described(result) for result in found]).encode() + b"\n")
         for result in found:
-            if isinstance(result, Decoded):
+            if isinstance(result, DecodedSample):
                 stdout.write(result.read.values.tobytes())
         stdout.flush()
 

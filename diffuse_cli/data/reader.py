@@ -15,7 +15,7 @@ from PIL import ImageColor
 
 from diffuse_cli.core.settings import dimensions
 from diffuse_cli.data import store
-from diffuse_cli.data.dataset_index import Index
+from diffuse_cli.data.dataset_index import DatasetIndex
 from diffuse_cli.data.decoding_pass import Tally, collect
 from diffuse_cli.data.decoding_workers import Reading, cores
 from diffuse_cli.data.samples import Samples
@@ -104,7 +104,7 @@ def read_images(
         single: `source` may be a sample itself.
         keep: bytes of samples to keep, in memory or the cache; the others are decoded when they are
             looked up. None keeps all.
-        index: the file of an `Index`, for a set that may be larger than `keep`.
+        index: the file of a `DatasetIndex`, for a set that may be larger than `keep`.
         goes_on: a complete index counts, whatever has become of the source.
 
     Raises:
@@ -121,7 +121,7 @@ def read_images(
         "bits": bits,
         **asdict(asked),
     }
-    known = Index(index, about, goes_on)
+    known = DatasetIndex(index, about, goes_on)
     with contextlib.closing(open_source(Path(source), single=single)) as opened:
         before = known.listing() if goes_on else None
         listing = before or list_samples(opened, medium)
@@ -137,7 +137,7 @@ def read_images(
         bound = most_bytes(listing, asked)
         if before is None and (keep is None or bound <= keep):
             known.remove()
-            known = Index(None, about)
+            known = DatasetIndex(None, about)
         taken = bound if keep is None else min(bound, keep)
         folder = cache if cache is not None and taken > map_over else None
         tally = Tally()

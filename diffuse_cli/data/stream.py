@@ -20,7 +20,7 @@ import numpy.typing as npt
 from diffuse_cli.data.decoding_workers import (
     MOST_PROCESSES,
     Decode,
-    Decoded,
+    DecodedSample,
     Reading,
     Result,
     blank,
@@ -249,7 +249,7 @@ class Stream:
     def _checked(self, rows: Sequence[int], results: Iterable[Result]) -> dict[int, Array]:
         found = {}
         for row, result in zip(rows, results, strict=True):
-            if isinstance(result, Decoded):
+            if isinstance(result, DecodedSample):
                 values, fault = self._as_stored(row, result)
             else:
                 values, fault = None, result.reason
@@ -266,7 +266,7 @@ class Stream:
                 self._last = row, fault
         return found
 
-    def _as_stored(self, row: int, result: Decoded) -> tuple[Array | None, str]:
+    def _as_stored(self, row: int, result: DecodedSample) -> tuple[Array | None, str]:
         """The sample with the channels of all, or what is wrong with it."""
         if result.read.digest != self.origin.digests[row].tobytes():
             return None, file_errors.CHANGED

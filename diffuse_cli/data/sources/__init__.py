@@ -16,8 +16,8 @@ from diffuse_cli.data.sources.entries import MANIFEST_FORMAT as MANIFEST_FORMAT
 from diffuse_cli.data.sources.entries import TABLES as TABLES
 from diffuse_cli.data.sources.entries import Entry as Entry
 from diffuse_cli.data.sources.entries import Listing as Listing
+from diffuse_cli.data.sources.entries import MetadataRow as MetadataRow
 from diffuse_cli.data.sources.entries import Source as Source
-from diffuse_cli.data.sources.entries import Told as Told
 from diffuse_cli.data.sources.entries import classes_of as classes_of
 from diffuse_cli.data.sources.entries import in_bytes as in_bytes
 from diffuse_cli.data.sources.entries import list_samples as list_samples

@@ -17,8 +17,8 @@ from typing import Any, Protocol
 
 from diffuse_cli.data.sources.entries import (
     Entry,
+    MetadataRow,
     Source,
-    Told,
     check_shards,
     extension_of,
     short_names,
@@ -154,7 +154,7 @@ class ArrowRows(Source):
             raise Unusable(reasons.TOO_LARGE)
         return data or b""
 
-    def told(self, wanted: Collection[str] | None) -> Iterator[Told]:
+    def told(self, wanted: Collection[str] | None) -> Iterator[MetadataRow]:
         for path, name in self._names.items():
             try:
                 with self._lock:
@@ -169,7 +169,7 @@ class ArrowRows(Source):
                 raise DataError(f"cannot read the columns of {name}: {brief(error)}") from error
             for row, entry in enumerate(entries):
                 cells = {c: values[c][row] if c in values else None for c in layout.plain}
-                yield Told(show(name), row + 1, entry.name, cells)
+                yield MetadataRow(show(name), row + 1, entry.name, cells)
 
     def close(self) -> None:
         with self._lock:

@@ -43,7 +43,7 @@ class Entry(NamedTuple):
     label: str | None = None
 
 
-class Told(NamedTuple):
+class MetadataRow(NamedTuple):
     """What a source says of one sample: of which table and line, and each value by its column."""
 
     table: str
@@ -117,7 +117,7 @@ class Source:
         """
         raise NotImplementedError
 
-    def told(self, wanted: Collection[str] | None) -> Iterator[Told]:
+    def told(self, wanted: Collection[str] | None) -> Iterator[MetadataRow]:
         """What its own tables say of samples. Every column is named; those that are not wanted may
         be None.
 

@@ -20,7 +20,7 @@ from PIL import Image
 
 from diffuse_cli.config.parsers import plain
 from diffuse_cli.core.registry import InvalidArgument
-from diffuse_cli.data.sources.entries import Entry, Source, Told
+from diffuse_cli.data.sources.entries import Entry, MetadataRow, Source
 from diffuse_cli.media import MEDIA, Array, layout_of
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.run_reader import MEMORY
@@ -142,10 +142,10 @@ class HeldSamples(Source):
             list(self.entries())
         return self._shapes or ()
 
-    def told(self, wanted: Collection[str] | None) -> Iterator[Told]:
+    def told(self, wanted: Collection[str] | None) -> Iterator[MetadataRow]:
         names = [entry.name for entry in self.entries()]
         for k, values in self._told.items():
-            yield Told(self.path.name, k + 1, names[k], values)
+            yield MetadataRow(self.path.name, k + 1, names[k], values)
 
 
 def _parted(given: Any) -> tuple[Any, Any]:

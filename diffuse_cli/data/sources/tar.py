@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 from diffuse_cli.data.sources.entries import (
     Entry,
+    MetadataRow,
     Source,
-    Told,
     check_shards,
     extension_of,
     folder_classes,
@@ -103,7 +103,7 @@ class Tar(Source):
         with self._file(shard) as file:
             return bytes_at(file, int(start), int(size))
 
-    def told(self, wanted: Collection[str] | None) -> Iterator[Told]:
+    def told(self, wanted: Collection[str] | None) -> Iterator[MetadataRow]:
         for stem, entry in self._index.columns.items():
             table = show(entry.name)
             if entry.size > LARGEST_NOTE:
@@ -119,7 +119,7 @@ class Tar(Source):
             if not isinstance(values, dict):
                 raise DataError(f"{table}: not an object in braces")
             for sample in self._samples(stem):
-                yield Told(table, 1, sample.name, values)
+                yield MetadataRow(table, 1, sample.name, values)
 
     def close(self) -> None:
         with self._lock:
