@@ -79,10 +79,14 @@ def result_of(
     """Return the result of a file that `described` gave, with numbers by their shape and type."""
     if len(fields) == 1:
         return Skipped(entry, fields[0])
-    digest, shape, dtype, mode, size, channels, remarks, layout = fields
-    values, name = numbers(tuple(shape), np.dtype(dtype)), bytes.fromhex(digest)
-    read = Read(values, name, mode, tuple(size), channels, tuple(remarks), layout)
-    return DecodedSample(entry, read)
+    digest, shape, dtype, *rest = with_tuples(fields)
+    values = numbers(shape, np.dtype(dtype))
+    return DecodedSample(entry, Read(values, bytes.fromhex(digest), *rest))
+
+
+def with_tuples(values: Iterable[Any]) -> list[Any]:
+    """Return values of JSON, with tuples for lists."""
+    return [tuple(value) if isinstance(value, list) else value for value in values]
 
 
 def blank(shape: Size, dtype: npt.DTypeLike) -> Array:
@@ -152,15 +156,7 @@ class Worker:
             env={**os.environ, "PYTHONPATH": path},
             process_group=0,  # Ctrl-C is for the parent alone
         )
-        self._hello = {
-            "source": str(reading.source.path),
-            "medium": reading.medium,
-            "channels": reading.asked.channels,
-            "background": reading.asked.background,
-            "fit": reading.asked.fit,
-            "layout": reading.asked.layout,
-            "numbers": reading.asked.numbers,
-        }
+        self._hello = [str(reading.source.path), reading.medium]
 
     def decode(self, reading: Reading, entries: Sequence[Entry]) -> list[Result]:
         """`decode_files` in the process, except large samples: they are decoded here, one by one.
@@ -171,12 +167,13 @@ class Worker:
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
         assert stdout is not None
+        asked = dataclasses.astuple(dataclasses.replace(reading.asked, shared=True))
         files = [(e.name, e.size, e.key, e.fault) for e in entries]
         try:
-            for line in filter(None, (self._hello, {"size": reading.asked.size, "files": files})):
+            for line in filter(None, (self._hello, [asked, files])):
                 stdin.write(json.dumps(line).encode() + b"\n")
             stdin.flush()
-            self._hello = {}
+            self._hello = []
             found = list(_results(entries, stdout))
         except (OSError, ValueError, TypeError) as error:
             self.close()
@@ -214,16 +211,13 @@ def main() -> None:
     hello = stdin.readline()
     if not hello:
         return
-    said = json.loads(hello)
-    said["background"] = tuple(said["background"])
-    source, medium = said.pop("source"), said.pop("medium")
-    opened, asked = open_source(Path(source)), Asked(**said, shared=True)
+    path, medium = json.loads(hello)
+    source = open_source(Path(path))
     MEDIA[medium].prepare()
     for line in stdin:
-        request = json.loads(line)
-        size = tuple(request["size"]) if request["size"] else None
-        reading = Reading(opened, medium, dataclasses.replace(asked, size=size))
-        found = decode_files(reading, (Entry(*fields) for fields in request["files"]))
+        asked, files = json.loads(line)
+        reading = Reading(source, medium, Asked(*with_tuples(asked)))
+        found = decode_files(reading, (Entry(*fields) for fields in files))
         stdout.write(json.dumps([described(result) for result in found]).encode() + b"\n")
         for result in found:
             if isinstance(result, DecodedSample):

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from diffuse_cli.data import summary
+from diffuse_cli.data.decoding_workers import with_tuples
 from diffuse_cli.data.samples import Samples
 from diffuse_cli.data.store import INDEX, PIXELS, _map, forget
 from diffuse_cli.data.stream import Stream, Streamed, stream_of
@@ -72,8 +73,8 @@ def open_index(folder: Path) -> Samples:
         stored: Any = _map(folder / PIXELS, shape, dtype)
         if meta.get("stream"):
             stored = Streamed(Stream.from_dict(meta["stream"], digests, stored))
-        kept = ((name, meta[name]) for name in PLAIN if name in meta)
-        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in kept}
+        names = [name for name in PLAIN if name in meta]
+        plain: dict[str, Any] = dict(zip(names, with_tuples(map(meta.get, names)), strict=True))
         return Samples(
             stored=stored,
             labels=labels,

@@ -28,6 +28,7 @@ from diffuse_cli.data.decoding_workers import (
     decode_all,
     decode_files,
     processes,
+    with_tuples,
 )
 from diffuse_cli.data.samples import held_out
 from diffuse_cli.data.sources import Entry, open_source
@@ -180,12 +181,11 @@ class Stream:
         cls, values: dict[str, Any], digests: npt.NDArray[np.uint8], kept: Array
     ) -> Stream:
         """What `to_dict` described."""
-        asked = values["asked"].items()
-        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in asked}
+        asked = values["asked"]
         origin = Origin(
             source=values["source"],
             medium=values["medium"],
-            asked=Asked(**fields),
+            asked=Asked(**dict(zip(asked, with_tuples(asked.values()), strict=True))),
             entries=[Entry(*entry) for entry in values["entries"]],
             digests=digests,
             shape=tuple(values["shape"]),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
 import threading
 import time
+import wave
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,15 @@ def corpus() -> dict[str, bytes]:
     return data | {"a/clear.png": encoded(noise(7, mode="RGBA")), "b/grey.png": encoded(noise(8))}
 
 
+def sound(seed: int, rate: int) -> bytes:
+    """A WAV of a quarter of a second."""
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setparams((1, 2, rate, 0, "NONE", ""))
+        file.writeframes(np.random.default_rng(seed).integers(-999, 999, rate // 4, "<i2"))
+    return buffer.getvalue()
+
+
 def same(one: Samples, two: Samples) -> bool:
     arrays = ("stored", "labels", "digests")
     equal = all(np.array_equal(getattr(one, name), getattr(two, name)) for name in arrays)
@@ -69,6 +80,7 @@ SETS: dict[str, tuple[dict[str, bytes], dict[str, Any]]] = {
     "a size": ({**corpus(), "c.png": encoded(noise(9, (90, 70)))}, {"size": (5, 7)}),
     "a large one at last": ({**corpus(), "zz.png": encoded(noise(9, (90, 70)))}, {}),
     "another size at first": ({**corpus(), "0.png": encoded(noise(9, (9, 7)))}, {}),
+    "sounds of two rates": ({f"{k}.wav": sound(k, 8000 << k % 2) for k in range(9)}, {}),
 }
 
 
@@ -208,13 +220,9 @@ def _state(pid: int) -> str:
 def test_nothing_is_said_and_nothing_heavy_imported(tmp_path: Path) -> None:
     folder = fill(tmp_path / "in", corpus())
     code = decoding_workers._CODE + "; print(sorted({'torch', 'typer', 'rich'} & set(sys.modules)))"
-    lines = (
-        b'{"source": %s, "medium": "image", "channels": null, "background": [255, 255, 255], '
-        b'"fit": "crop"}\n'
-    )
-    name = b'"' + os.fsencode(str(folder)) + b'"'
+    line = b'["%s", "image"]\n' % os.fsencode(str(folder))
     done = subprocess.run(
-        [sys.executable, "-c", "import sys; " + code], input=lines % name, capture_output=True
+        [sys.executable, "-c", "import sys; " + code], input=line, capture_output=True
     )
     assert (done.stdout, done.stderr) == (b"[]\n", b"")
 

@@ -57,7 +57,7 @@ def read(data: bytes, asked: Asked) -> Read:
         return _read_planes(values, mode, asked, len(values), PAGES)
     alpha = asked.layout is not None
     if alpha:
-        asked = replace(asked, background=_below(asked))
+        asked = replace(asked, background=_background(asked.layout, asked.background))
     found = decoded(data, asked.background, asked.shared, alpha=alpha, deep=True)
     if found.planes is None:
         return _read_opaque(found, asked)
@@ -76,11 +76,10 @@ def _read_planes(values: Array, mode: str, asked: Asked, channels: int, layout: 
     return Read(done, name.digest(), mode, size, channels, (), layout)
 
 
-def _below(asked: Asked) -> Size:
-    """The RGB background that a layout names, or that was asked for."""
-    assert asked.layout is not None
-    _, named, colour = asked.layout.partition(":")
-    return tuple(bytes.fromhex(colour)) if named else asked.background
+def _background(layout: str | None, otherwise: Size = ()) -> Size:
+    """The RGB background that a layout names, or another."""
+    _, named, colour = (layout or "").partition(":")
+    return tuple(bytes.fromhex(colour)) if named else otherwise
 
 
 def _kept(size: Size, asked: Asked) -> Size:
@@ -127,7 +126,7 @@ def fit(values: Array, asked: Asked) -> Array:
         picture = figures.image(values)
         done = to_pixels(fit_image(picture, asked.size, asked.fit, asked.background))
     else:
-        background = _below(asked) if alpha else asked.background
+        background = _background(asked.layout, asked.background)
         below, plain = shade(background, values)
         grey = len(values) - alpha == 1 and (plain or asked.fit != "pad")
         channels = asked.channels or (1 if grey else 3) + alpha
@@ -161,7 +160,7 @@ def encode(sample: Array, space: Space) -> bytes:
     if space.layout == PAGES:
         return tiff(sample)
     if space.layout is not None:
-        return png(lifted(sample, _colour_of(space)))
+        return png(lifted(sample, _background(space.layout)))
     return figures.png(sample) if space.levels == 256 else png(sample)
 
 
@@ -176,16 +175,11 @@ def look(samples: Array, space: Space) -> npt.NDArray[np.uint8]:
     if space.layout == PAGES:
         return drawn(rescaled(samples, "uint8"))
     if space.layout is not None and samples.shape[1] in (2, 4):
-        background = _colour_of(space)
+        background = _background(space.layout)
         samples = np.stack([possible(sample, background)[:-1] for sample in samples])
     samples = rescaled(samples, "uint8")
     channels = samples.shape[1]
     return samples if channels in MODES else samples[:, : 3 if channels > 3 else 1]
-
-
-def _colour_of(space: Space) -> tuple[int, ...]:
-    assert space.layout is not None
-    return tuple(bytes.fromhex(space.layout.partition(":")[2]))
 
 
 MEDIUM = Medium(
