@@ -93,7 +93,7 @@ class Registry(MutableMapping[str, Entry]):
 
 
 class Modules(Registry[Entry]):
-    """The modules of a package, each imported when it is looked up.
+    """The modules of a package, or one value of each, imported when it is looked up.
 
     `some_name.py` is `some-name`; a file that starts with an underscore is not listed.
 
@@ -102,19 +102,31 @@ class Modules(Registry[Entry]):
         package: `__name__` of the package.
         path: its `__path__`.
         helpers: modules of the package that are not entries, though other packages import them.
+        value: the name of the value in a module that is its entry; empty for the module.
     """
 
     def __init__(
-        self, group: str, package: str, path: list[str], helpers: Collection[str] = ()
+        self,
+        group: str,
+        package: str,
+        path: list[str],
+        helpers: Collection[str] = (),
+        value: str = "",
     ) -> None:
+        self.value = value
         files = [info.name for info in pkgutil.iter_modules(path) if info.name[0] != "_"]
         entries = sorted(set(files).difference(helpers))
         super().__init__(group, {f.replace("_", "-"): f"{package}.{f}" for f in entries})
 
     def __getitem__(self, name: str) -> Entry:
         if isinstance(module := self.own.get(name), str):
-            return cast(Entry, importlib.import_module(module))
-        return super().__getitem__(name)
+            found: Any = importlib.import_module(module)
+        else:
+            found = super().__getitem__(name)
+        if self.value and not hasattr(found, self.value):
+            text = f"the extension {name} cannot be loaded: it has no {self.value}"
+            raise InvalidArgument(text, "Update it, or uninstall it")
+        return cast(Entry, getattr(found, self.value) if self.value else found)
 
     def about(self, name: str) -> str:
         """The first paragraph of an entry's docstring; that of a module, which may import much, is

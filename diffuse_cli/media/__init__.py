@@ -228,17 +228,8 @@ class Medium:
         return size
 
 
-class _Media(Modules[Medium]):
-    """The media, each in `MEDIUM` of a module."""
-
-    def __getitem__(self, name: str) -> Medium:
-        found: Any = super().__getitem__(name)
-        return found.MEDIUM  # type: ignore[no-any-return]
-
-
-MEDIA: Mapping[str, Medium] = _Media(
-    "media", __name__, __path__, helpers=("array_figures", "figures", "file_errors", "shapes")
-)
+_HELPERS = ("array_figures", "figures", "file_errors", "shapes")
+MEDIA: Mapping[str, Medium] = Modules("media", __name__, __path__, _HELPERS, "MEDIUM")
 
 
 def check(space: Space) -> None:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import JUDGE
+
+from diffuse_cli.core import registry
+from diffuse_cli.core.registry import InvalidArgument
+from diffuse_cli.media import MEDIA
 
 TOY = """
 import numpy as np
@@ -156,3 +161,10 @@ def test_they_train_resume_sample_and_evaluate(
     assert found["kid_of_mean"] > 0.2 > abs(found["kid_of_noise"])  # the data are noise
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") == 6 + 4 + 2 * 6
+
+
+def test_a_module_without_a_medium_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = {"media": {"dots": EntryPoint("dots", "json", "diffuse.media")}}
+    monkeypatch.setattr(registry, "added", lambda: points)
+    with pytest.raises(InvalidArgument, match="dots cannot be loaded: it has no MEDIUM"):
+        MEDIA["dots"]

@@ -7,7 +7,6 @@ import hashlib
 import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from diffuse_cli.core.registry import Modules
 from diffuse_cli.data.sources.entries import HINT, extension_of, is_file, is_folder
@@ -29,16 +28,9 @@ from diffuse_cli.system.events import Progress, Work
 from diffuse_cli.system.files import show
 from diffuse_cli.system.hub_models import is_name
 
-
-class _Sources(Modules[type[Source]]):
-    """The classes of sources, each in `SOURCE` of a module."""
-
-    def __getitem__(self, name: str) -> type[Source]:
-        found: Any = super().__getitem__(name)
-        return found.SOURCE  # type: ignore[no-any-return]
-
-
-SOURCES: Mapping[str, type[Source]] = _Sources("sources", __name__, __path__, helpers=("entries",))
+SOURCES: Mapping[str, type[Source]] = Modules(
+    "sources", __name__, __path__, helpers=("entries",), value="SOURCE"
+)
 """`folder` is asked last whether it recognises a path, the others in the order of their names."""
 
 
