@@ -268,7 +268,8 @@ def moments(
     """
     shift = np.zeros(0)
     total, squares, count = np.zeros(space.channels), np.zeros(space.channels), 0
-    for places, values in _transformed(space, stored, rows):
+    for places, samples in _parts(stored, rows):
+        values = _transformed(space, samples)
         wrong = ~np.isfinite(values).all(axis=(1, 2))
         if wrong.any():
             raise _refused(space, names[int(places[wrong][0])])
@@ -310,10 +311,8 @@ def limited(space: Space, stored: Array) -> Space:
     """
     if space.levels != DEEP:
         return space
-    each = max(1, AT_ONCE // int(np.prod(stored.shape[1:])))
     ends = set[int]()
-    for start in range(0, len(stored), each):
-        part = stored[np.arange(start, min(start + each, len(stored)))]
+    for _, part in _parts(stored, np.arange(len(stored))):
         ends |= {int(part.min()), int(part.max())}
     low, high = min(ends), max(ends)
     if low == high or high - low + 1 >= DEEP // 2:
@@ -321,20 +320,24 @@ def limited(space: Space, stored: Array) -> Space:
     return replace(space, limits=(low, high))
 
 
-def _transformed(
-    space: Space, stored: Array, rows: npt.NDArray[np.int64]
+def _parts(
+    stored: Array, rows: npt.NDArray[np.int64]
 ) -> Iterator[tuple[npt.NDArray[np.int64], Array]]:
-    """Some rows at a time, and their numbers transformed, float64 (n, C, numbers)."""
+    """Some rows at a time, and the samples in them."""
     each = max(1, AT_ONCE // int(np.prod(stored.shape[1:])))
     for start in range(0, len(rows), each):
-        places = rows[start : start + each]
-        values = stored[places].reshape(len(places), space.channels, -1).astype(np.float64)
-        if space.transform is not None:
-            import torch
+        yield (places := rows[start : start + each]), stored[places]
 
-            forward = TRANSFORMS[space.transform].forward
-            values = forward(torch.from_numpy(values)).numpy()
-        yield places, values
+
+def _transformed(space: Space, samples: Array) -> Array:
+    """The numbers of samples, transformed as their space says, float64 (n, C, numbers)."""
+    values = samples.reshape(len(samples), space.channels, -1).astype(np.float64)
+    if space.transform is None:
+        return values
+    import torch
+
+    transformed: Array = TRANSFORMS[space.transform].forward(torch.from_numpy(values)).numpy()
+    return transformed
 
 
 def _refused(space: Space, name: str) -> DataError:

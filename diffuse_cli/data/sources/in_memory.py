@@ -168,7 +168,7 @@ def encoded(sample: Any) -> File:
         path = Path(sample)
         return File(path.read_bytes(), path.suffix.lower())
     if isinstance(sample, Image.Image):
-        return _of_image(sample)
+        return of_image(sample)
     if hasattr(sample, "detach"):  # a tensor of PyTorch
         sample = sample.detach().cpu()
     if hasattr(sample, "__array__"):
@@ -177,10 +177,11 @@ def encoded(sample: Any) -> File:
     raise TypeError(f"{what} is no image of Pillow, no array and no path")
 
 
-def _of_image(image: Image.Image) -> File:
+def of_image(image: Image.Image, compress_level: int = 1) -> File:
+    """An image of Pillow as a file."""
     buffer = io.BytesIO()
     if image.mode in PNG_MODES:
-        image.save(buffer, "png", compress_level=1, exif=image.getexif())
+        image.save(buffer, "png", compress_level=compress_level, exif=image.getexif())
         return File(buffer.getvalue(), ".png")
     image.save(buffer, "tiff", icc_profile=image.info.get("icc_profile"))
     return File(buffer.getvalue(), ".tif")
@@ -210,7 +211,7 @@ def _picture(values: Array) -> File | None:
     if channels > 4:
         return None
     if values.dtype == np.uint8:
-        return _of_image(Image.fromarray(np.squeeze(values, -1) if channels == 1 else values))
+        return of_image(Image.fromarray(np.squeeze(values, -1) if channels == 1 else values))
     if channels in (2, 4):
         return None  # Pillow writes no such PNG
     medium, planes = MEDIA["image"], np.ascontiguousarray(np.moveaxis(values, -1, 0))

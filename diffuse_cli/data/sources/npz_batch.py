@@ -6,15 +6,19 @@ evaluations/README.md) reads, and its published samples and references are; `arr
 
 from __future__ import annotations
 
-import io
 import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
+
+import numpy as np
+from PIL import Image
 
 from diffuse_cli.data.sources.entries import AT_ONCE, HINT, Entry, Source, is_file
+from diffuse_cli.data.sources.in_memory import of_image
 from diffuse_cli.media import Array
+from diffuse_cli.media.array.npy_file import HEADERS
 from diffuse_cli.system import file_types
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.files import show
@@ -58,7 +62,8 @@ class Batch(Source):
         with zipfile.ZipFile(path) as archive:
             shape, start = _array_in(archive)
             self._file = _unpacked(archive, path)
-        self.images = _mapped(self._file[0], self._file[1] + start, shape)
+        file, at = self._file
+        self.images: Array = np.memmap(file, np.uint8, "r", at + start, shape)
 
     def entries(self) -> Iterator[Entry]:
         """An entry for each image."""
@@ -68,14 +73,9 @@ class Batch(Source):
 
     def read(self, entry: Entry) -> bytes:
         """A PNG file without compression."""
-        from PIL import Image
-
         pixels = self.images[int(entry.key)]
-        file = io.BytesIO()
-        Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(
-            file, "PNG", compress_level=0
-        )
-        return file.getvalue()
+        image = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
+        return of_image(image, compress_level=0).data
 
     def close(self) -> None:
         """Close the file, once no image is used any more."""
@@ -93,16 +93,10 @@ def _array_in(archive: zipfile.ZipFile) -> tuple[tuple[int, ...], int]:
 
 def _header(member: IO[bytes]) -> tuple[tuple[int, ...], int]:
     """The shape, and how many bytes come before the numbers."""
-    import numpy as np
-
     version = np.lib.format.read_magic(member)
-    read = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }.get(version)
-    if read is None:
+    if version not in HEADERS:
         raise ValueError("another version")
-    shape, by_columns, dtype = read(member)
+    shape, by_columns, dtype = HEADERS[version](member)
     if by_columns or dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3):
         raise ValueError("another array")
     if min(shape) < 1:
@@ -124,13 +118,6 @@ def _unpacked(archive: zipfile.ZipFile, path: Path) -> tuple[IO[bytes], int]:
             unpacked.write(data)
     unpacked.flush()
     return unpacked, 0
-
-
-def _mapped(file: IO[bytes], start: int, shape: tuple[int, ...]) -> Array:
-    import numpy as np
-
-    mapped: np.memmap[Any, Any] = np.memmap(file, np.uint8, "r", start, shape)
-    return mapped
 
 
 SOURCE = Batch

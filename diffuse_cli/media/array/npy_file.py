@@ -24,7 +24,7 @@ _AT_ONCE = 2**20
 _NAMED, _LONGEST_NAME = 3, 20
 """Arrays of a .npz that are named, and characters of a name."""
 
-_HEADERS: dict[tuple[int, int], Callable[..., tuple[Any, ...]]] = {
+HEADERS: dict[tuple[int, int], Callable[..., tuple[Any, ...]]] = {
     (1, 0): npy.read_array_header_1_0,
     (2, 0): npy.read_array_header_2_0,
 }
@@ -89,7 +89,7 @@ def _parsed(data: bytes) -> Array:
         version = npy.read_magic(file)
         if version == (3, 0):
             raise Unusable(reasons.NUMBERS)
-        shape, fortran, dtype = _HEADERS[version](file)
+        shape, fortran, dtype = HEADERS[version](file)
     except Unusable:
         raise
     except Exception:  # the header is text of any kind
