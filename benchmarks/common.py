@@ -16,7 +16,7 @@ from PIL import Image
 from diffuse_cli.core import Space
 from diffuse_cli.core.gaussian_start import LowFrequencies
 from diffuse_cli.core.samplers import sampler_options
-from diffuse_cli.data import Samples, read_images
+from diffuse_cli.data import Dataset, read_images
 from diffuse_cli.metrics import kid, manifold
 from diffuse_cli.metrics.features import extract, find, load
 from diffuse_cli.metrics.features.feature_choice import random_network_for
@@ -52,7 +52,7 @@ def _processor() -> str:
     return next(names, platform.processor() or platform.machine())
 
 
-def read(source: str, size: tuple[int, int] | None = None) -> Samples:
+def read(source: str, size: tuple[int, int] | None = None) -> Dataset:
     """The images of a folder."""
     return finish(read_images(source, size=size))
 
@@ -63,13 +63,13 @@ def pictures(paths: Sequence[str]) -> Pixels:
     return np.stack([p[None] if p.ndim == 2 else p.transpose(2, 0, 1) for p in found])
 
 
-def held_out(images: Samples, n: int) -> Pixels:
+def held_out(images: Dataset, n: int) -> Pixels:
     """n images that training never saw, of every class: images come in the order of their names."""
     own = np.flatnonzero(images.held_out)
     return np.ascontiguousarray(images.stored[own[permutation(0, 0, len(own))[:n]]])
 
 
-def some(images: Samples, n: int) -> Pixels:
+def some(images: Dataset, n: int) -> Pixels:
     """n of all images, of every class."""
     return np.ascontiguousarray(images.stored[permutation(0, 0, len(images))[:n]])
 

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from diffuse_cli.data import Samples
+from diffuse_cli.data import Dataset
 from diffuse_cli.sampling.conditioning import Condition
 from diffuse_cli.sampling.generation import load_denoiser
 from diffuse_cli.system.devices import machine, resolve_precision
@@ -33,7 +33,7 @@ def scaled(pixels: Any) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels)).float() / 127.5 - 1
 
 
-def train_classifier(images: Samples, epochs: int) -> nn.Module:
+def train_classifier(images: Dataset, epochs: int) -> nn.Module:
     """A classifier of the images that are not held out."""
     torch.manual_seed(0)
     height, width = images.space.size

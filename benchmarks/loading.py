@@ -39,7 +39,7 @@ from torchvision import datasets
 from torchvision.transforms import v2
 
 from diffuse_cli.core import Conditions
-from diffuse_cli.data import Samples, open_index, read_images, save_index
+from diffuse_cli.data import Dataset, open_index, read_images, save_index
 from diffuse_cli.data.decoding_workers import MANY_FILES, SMALL_FILE
 from diffuse_cli.media.image.planes import fit_image as fit
 from diffuse_cli.system.devices import machine, resolve_precision
@@ -115,7 +115,7 @@ def cores() -> int:
 # -- reading --------------------------------------------------------------------------------------
 
 
-def read(source: Path, workers: int) -> Samples:
+def read(source: Path, workers: int) -> Dataset:
     """What `diffuse train` does."""
     return finish(read_images(source, workers=workers))
 
@@ -198,7 +198,7 @@ def took(act: Act) -> float:
 # -- training -------------------------------------------------------------------------------------
 
 
-def plan_for(images: Samples) -> Plan:
+def plan_for(images: Dataset) -> Plan:
     """A training of `tiny` on all images."""
     typed = {"data": images.summary.source, "preset": "tiny", "batch_size": BATCH}
     config, blueprint = complete(configure(typed), images.space, Conditions())
@@ -206,7 +206,7 @@ def plan_for(images: Samples) -> Plan:
     return Plan(config, blueprint, data)
 
 
-def measure_waiting(images: Samples, steps: int, accelerator: Accelerator) -> dict[str, Any]:
+def measure_waiting(images: Dataset, steps: int, accelerator: Accelerator) -> dict[str, Any]:
     """Seconds of a step, and of the fetching in it; the share is the worse of both stores."""
     trainer = Trainer(plan_for(images), accelerator)
     taken = [took(lambda k=k: trainer.step(k)) for k in range(steps + 2)][2:]

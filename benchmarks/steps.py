@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffuse_cli.core import Conditions
-from diffuse_cli.data import Samples
+from diffuse_cli.data import Dataset
 from diffuse_cli.data.summary import Summary
 from diffuse_cli.training.configuration import complete, configure
 from diffuse_cli.training.plan import Plan
@@ -83,7 +83,7 @@ SETTINGS = tuple(
 def plan(size: int, images: int = 256, **options: Any) -> Plan:
     """A training on random pixels; `options` are those of `diffuse train`."""
     pixels = np.random.default_rng(0).integers(0, 256, (images, 3, size, size), np.uint8)
-    found = Samples(
+    found = Dataset(
         stored=pixels,
         labels=np.full(images, -1),
         class_names=(),

@@ -5,8 +5,8 @@ from diffuse_cli.data.metadata_files import read_cells as read_cells
 from diffuse_cli.data.reader import read_images as read_images
 from diffuse_cli.data.samples import HELD_OUT_MINIMUM as HELD_OUT_MINIMUM
 from diffuse_cli.data.samples import HELD_OUT_OF as HELD_OUT_OF
+from diffuse_cli.data.samples import Dataset as Dataset
 from diffuse_cli.data.samples import Pairs as Pairs
-from diffuse_cli.data.samples import Samples as Samples
 from diffuse_cli.data.samples import held_out_rule as held_out_rule
 from diffuse_cli.data.samples import pair as pair
 from diffuse_cli.data.saved_samples import open_index as open_index

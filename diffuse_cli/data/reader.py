@@ -1,4 +1,4 @@
-"""From a folder or zip file to `Samples`: each file is read once and decoded once, in order."""
+"""From a folder or zip file to `Dataset`: each file is read once and decoded once, in order."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from diffuse_cli.data import store
 from diffuse_cli.data.dataset_index import DatasetIndex
 from diffuse_cli.data.decoding_pass import Tally, collect
 from diffuse_cli.data.decoding_workers import Reading, cores
-from diffuse_cli.data.samples import Samples
+from diffuse_cli.data.samples import Dataset
 from diffuse_cli.data.sources import (
     Entry,
     Listing,
@@ -80,7 +80,7 @@ def read_images(
     keep: int | None = None,
     index: Path | None = None,
     goes_on: bool = False,
-) -> Work[Samples]:
+) -> Work[Dataset]:
     """Find, check and decode every sample of a folder or zip file.
 
     Yields `Progress`, a `Notice` if samples are resized without `size`, and warnings of what is
@@ -263,7 +263,7 @@ def _samples(
     tally: Tally,
     transform: str | None,
     rate: int | None,
-) -> Samples:
+) -> Dataset:
     labels, class_names = classes_of(tally.names, listing.candidates)
     counts = Counter(labels)
     summary = Summary(
@@ -284,7 +284,7 @@ def _samples(
         tables=listing.tables,
         origin=listing.origin,
     )
-    return Samples(
+    return Dataset(
         stored=stored,
         labels=np.array(labels, np.int64),
         class_names=class_names,

@@ -25,7 +25,7 @@ FEW = 64
 
 
 @dataclass(frozen=True, eq=False)
-class Samples:
+class Dataset:
     """N samples, in the byte order of their names.
 
     Attributes:
@@ -151,8 +151,8 @@ class Pairs:
         rows: int64 (N,), the place in `given` of what belongs to each; -1 for none.
     """
 
-    samples: Samples
-    given: Samples
+    samples: Dataset
+    given: Dataset
     rows: npt.NDArray[np.int64]
 
     @property
@@ -191,7 +191,7 @@ class Pairs:
                 yield f"{text} without a pair, left out: {names}"
 
 
-def pair(samples: Samples, given: Samples) -> Pairs:
+def pair(samples: Dataset, given: Dataset) -> Pairs:
     """Find what lies beside each sample: a file of the same path, or of the same but for its
     extension; below the folders that all files of a side share, if no path is the same.
 

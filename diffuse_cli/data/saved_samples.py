@@ -13,7 +13,7 @@ import numpy as np
 
 from diffuse_cli.data import summary
 from diffuse_cli.data.decoding_workers import with_tuples
-from diffuse_cli.data.samples import Samples
+from diffuse_cli.data.samples import Dataset
 from diffuse_cli.data.store import INDEX, PIXELS, _map, forget
 from diffuse_cli.data.stream import Stream, Streamed, stream_of
 from diffuse_cli.media import Array
@@ -24,7 +24,7 @@ PLAIN = ("class_names", "names", "medium", "layout", "transform", "rate")
 """Attributes of samples that are written as they are."""
 
 
-def save_index(images: Samples, folder: Path) -> None:
+def save_index(images: Dataset, folder: Path) -> None:
     """Write everything into `folder`, except samples that are mapped from it.
 
     Raises:
@@ -57,7 +57,7 @@ def _is_mapped_from(pixels: Array, path: Path) -> bool:
     return name is not None and path.exists() and path.samefile(name)
 
 
-def open_index(folder: Path) -> Samples:
+def open_index(folder: Path) -> Dataset:
     """What `save_index` wrote into `folder`, mapped read-only.
 
     Raises:
@@ -75,7 +75,7 @@ def open_index(folder: Path) -> Samples:
             stored = Streamed(Stream.from_dict(meta["stream"], digests, stored))
         names = [name for name in PLAIN if name in meta]
         plain: dict[str, Any] = dict(zip(names, with_tuples(map(meta.get, names)), strict=True))
-        return Samples(
+        return Dataset(
             stored=stored,
             labels=labels,
             digests=digests,

@@ -13,7 +13,7 @@ from diffuse_cli.config import MeasureConfig
 from diffuse_cli.config.eval_options import SidesConfig
 from diffuse_cli.core.conditions import PAIRS
 from diffuse_cli.core.space import Space
-from diffuse_cli.data import Pairs, Samples, pair, read_cells, read_images
+from diffuse_cli.data import Dataset, Pairs, pair, read_cells, read_images
 from diffuse_cli.data.metadata_columns import rows_of, unknown
 from diffuse_cli.media import MEDIA, Array, judged, like
 from diffuse_cli.metrics.features.feature_choice import words_of
@@ -76,7 +76,7 @@ class Pool:
     rows: Array | None = None
 
     @classmethod
-    def of(cls, images: Samples, names: Sequence[str], pairs: Pairs | None = None) -> Pool:
+    def of(cls, images: Dataset, names: Sequence[str], pairs: Pairs | None = None) -> Pool:
         """Label images by the place in `names` of their class, -1 if it is not there."""
         places = {name: i for i, name in enumerate(names)}
         known = np.array([*(places.get(name, -1) for name in images.class_names), -1], np.int64)
@@ -169,14 +169,14 @@ def read_sides(config: MeasureConfig, loaded: Loaded | None) -> Work[Sides]:
     return sides
 
 
-def read_for(config: MeasureConfig, loaded: Loaded) -> Work[Samples]:
+def read_for(config: MeasureConfig, loaded: Loaded) -> Work[Dataset]:
     """DATA as samples of a model's space."""
     images = yield from _read_as(loaded.space, config.data, config, loaded)
     yield from _tell(images)
     return images
 
 
-def _read_as(space: Space, data: str, config: SidesConfig, loaded: Loaded) -> Work[Samples]:
+def _read_as(space: Space, data: str, config: SidesConfig, loaded: Loaded) -> Work[Dataset]:
     """Read samples of a space, fitted as the options say, or else as the model's were."""
     return (
         yield from read_images(
@@ -197,7 +197,7 @@ def kept_bytes() -> int:
     return free_memory("cpu") // (KEPT_SHARE * processes_here())
 
 
-def read_rows(data: str, images: Samples, loaded: Loaded) -> Work[Samples]:
+def read_rows(data: str, images: Dataset, loaded: Loaded) -> Work[Dataset]:
     """DATA with the columns that a model is told; as it is for one that is told none.
 
     Raises:
@@ -213,7 +213,7 @@ def read_rows(data: str, images: Samples, loaded: Loaded) -> Work[Samples]:
     return replace(images, rows=rows_of(table, cells))
 
 
-def read_pairs(config: SidesConfig, images: Samples, loaded: Loaded) -> Work[Pairs | None]:
+def read_pairs(config: SidesConfig, images: Dataset, loaded: Loaded) -> Work[Pairs | None]:
     """What lies beside DATA, for a model that was trained on pairs.
 
     Raises:
@@ -270,7 +270,7 @@ def _classes_of(sides: Sides) -> tuple[int, ...]:
     return tuple(labels[labels >= 0].tolist())
 
 
-def knows(loaded: Loaded, images: Samples) -> bool:
+def knows(loaded: Loaded, images: Dataset) -> bool:
     """Whether a model was trained on all of these images but a part that was held out."""
     same = images.fingerprint == loaded.model.data.get("fingerprint")
     return bool(same and images.held_out.any())
@@ -278,7 +278,7 @@ def knows(loaded: Loaded, images: Samples) -> bool:
 
 def sides_for(
     config: MeasureConfig,
-    images: Samples,
+    images: Dataset,
     loaded: Loaded,
     *,
     held_out: bool,
@@ -308,14 +308,14 @@ def sides_for(
     return Sides(real, more, None, training, part, names, prints, loaded.space)
 
 
-def with_pairs(images: Samples, several: Sequence[Pairs | None]) -> Array:
+def with_pairs(images: Dataset, several: Sequence[Pairs | None]) -> Array:
     """Which images have a pair in each of several sets."""
     matched = [pairs.matched for pairs in several if pairs is not None]
     usable: Array = np.logical_and.reduce([np.ones(len(images), np.bool_), *matched])
     return usable
 
 
-def told_part(sides: Sides, images: Samples) -> Notice:
+def told_part(sides: Sides, images: Dataset) -> Notice:
     """Which of the images are the real ones."""
     held_out = sides.part == "held-out"
     which = "the part that was never trained on" if held_out else sides.part
@@ -366,7 +366,7 @@ def _of_folder(config: MeasureConfig) -> Work[Sides]:
     return Sides(real, more, fakes, training, "all", names, prints, space)
 
 
-def _tell(*sets: Samples) -> Work[None]:
+def _tell(*sets: Dataset) -> Work[None]:
     """How many images were found, and which were skipped and why."""
     for images in sets:
         for line in images.summary.lines():

@@ -13,7 +13,7 @@ import numpy as np
 from diffuse_cli.config import SampleConfig
 from diffuse_cli.core.settings import dimensions
 from diffuse_cli.core.space import Space
-from diffuse_cli.data import Samples, file_hashes, pair, read_images
+from diffuse_cli.data import Dataset, file_hashes, pair, read_images
 from diffuse_cli.data.summary import fitting, span
 from diffuse_cli.media import MEDIA, Asked, like, like_mask, numbers_of
 from diffuse_cli.models.image_conditioning import Giver, Inputs, beside, degrading, masked
@@ -117,7 +117,7 @@ def _check(config: SampleConfig, giver: Giver) -> None:
         )
 
 
-def _known(samples: Samples, masks: Samples, path: Path) -> Array:
+def _known(samples: Dataset, masks: Dataset, path: Path) -> Array:
     """Return where each sample is known: one mask for all, or those of the same names."""
     if len(masks) > 1 or path.is_dir():
         found = pair(samples, masks)

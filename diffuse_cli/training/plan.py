@@ -22,7 +22,7 @@ from diffuse_cli.core.settings import to_dict
 from diffuse_cli.core.space import Space
 from diffuse_cli.core.targets import has_noise
 from diffuse_cli.core.variances import LEARNED
-from diffuse_cli.data import Samples
+from diffuse_cli.data import Dataset
 from diffuse_cli.media import MEDIA
 from diffuse_cli.models import model_file
 from diffuse_cli.models.blueprint import Blueprint, make_denoiser, make_process
@@ -203,7 +203,7 @@ def too_narrow(config: TrainConfig, blueprint: Blueprint) -> Iterator[Notice]:
         )
 
 
-def _mixed(config: TrainConfig, images: Samples) -> Work[None]:
+def _mixed(config: TrainConfig, images: Dataset) -> Work[None]:
     """Warn of a handful of images of nearly as many sizes, as lie about among other things."""
     count, sizes = len(images), len(images.summary.sizes)
     if FEW < count < HANDFUL and sizes > 2 and sizes * 2 >= count:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from diffuse_cli.config import SampleConfig
 from diffuse_cli.core.conditions import PAIRS
-from diffuse_cli.data import Samples, is_images
+from diffuse_cli.data import Dataset, is_images
 from diffuse_cli.data.metadata_columns import example
 from diffuse_cli.system.run_reader import MEMORY
 from diffuse_cli.training.plan import Plan
@@ -52,7 +52,7 @@ def _told(plan: Plan) -> Iterator[str]:
         yield "--degrade"
 
 
-def _input(source: str, samples: Samples, index: int) -> Iterator[str]:
+def _input(source: str, samples: Dataset, index: int) -> Iterator[str]:
     """The file of a sample, or else the first of its source."""
     file = Path(source) / samples.names[index]
     if file.is_file():

@@ -17,7 +17,7 @@ from diffuse_cli.core.conditions import PAIRS, Given, Number, Table
 from diffuse_cli.core.degradations import DEGRADATIONS
 from diffuse_cli.core.settings import to_dict
 from diffuse_cli.core.space import Space
-from diffuse_cli.data import Pairs, Samples, is_images, pair, read_cells
+from diffuse_cli.data import Dataset, Pairs, is_images, pair, read_cells
 from diffuse_cli.data.metadata_columns import described, names_of, rows_of, table_of, unknown
 from diffuse_cli.data.samples import NOISE, limited, moments
 from diffuse_cli.models import model_file
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 
 def told_by_table(
-    config: TrainConfig, images: Samples, train: npt.NDArray[np.int64]
-) -> Work[tuple[Samples, Table | None]]:
+    config: TrainConfig, images: Dataset, train: npt.NDArray[np.int64]
+) -> Work[tuple[Dataset, Table | None]]:
     """The images with their codes of the columns of --condition-on, and what these columns are.
 
     They are those that a run began with; else numbers keep the scale that the model of --init
@@ -91,7 +91,7 @@ CLASSES_BYTES = 750_000
 """Room for the names of classes, as JSON, in the header of a model file."""
 
 
-def class_names(images: Samples) -> tuple[str, ...]:
+def class_names(images: Dataset) -> tuple[str, ...]:
     """The names of the classes.
 
     Raises:
@@ -117,7 +117,7 @@ def fits(names: object) -> bool:
     return len(json.dumps(names)) <= CLASSES_BYTES
 
 
-def check_names(config: TrainConfig, images: Samples) -> None:
+def check_names(config: TrainConfig, images: Dataset) -> None:
     """Refuse classes whose names are not those of a run.
 
     Raises:
@@ -164,7 +164,7 @@ def pairs_at(config: TrainConfig) -> str | None:
     return config.given
 
 
-def paired(config: TrainConfig, images: Samples, given: Samples) -> Work[Pairs]:
+def paired(config: TrainConfig, images: Dataset, given: Dataset) -> Work[Pairs]:
     """The images with what was read beside them; says what has no pair.
 
     Raises:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.core.conditions import Table
 from diffuse_cli.core.settings import to_dict
-from diffuse_cli.data import Pairs, Samples, held_out_rule, open_index, read_images, save_index
+from diffuse_cli.data import Dataset, Pairs, held_out_rule, open_index, read_images, save_index
 from diffuse_cli.media import MEDIA, asked_for
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import DataError, UsageError, translating
@@ -41,7 +41,7 @@ DISK_SHARE = 2
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Samples that are split into those trained on and those held out.
+    """Dataset that are split into those trained on and those held out.
 
     Attributes:
         images: all samples.
@@ -50,7 +50,7 @@ class TrainingData:
         table: the metadata columns that a model is conditioned on.
     """
 
-    images: Samples
+    images: Dataset
     train: npt.NDArray[np.int64]
     held_out: npt.NDArray[np.int64]
     pairs: Pairs | None = None
@@ -126,7 +126,7 @@ def read_data(
 
 def _read_pairs(
     config: TrainConfig,
-    images: Samples,
+    images: Dataset,
     several: Accelerator | None,
     run: RunDirectory | None,
 ) -> Work[Pairs | None]:
@@ -148,7 +148,7 @@ def _read(
     several: Accelerator | None,
     cache: Path | None,
     index: Path | None,
-) -> Work[Samples]:
+) -> Work[Dataset]:
     if several and cache and not several.is_local_main_process:
         several.wait_for_everyone()
         images = open_index(cache)

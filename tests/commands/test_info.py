@@ -26,7 +26,7 @@ from diffuse_cli.commands.info import duplicates, reports
 from diffuse_cli.commands.info.duplicates import count_copies
 from diffuse_cli.commands.info.inspection import inspect
 from diffuse_cli.config import InfoConfig
-from diffuse_cli.data import Samples, Summary, read_images
+from diffuse_cli.data import Dataset, Summary, read_images
 from diffuse_cli.media import figures
 from diffuse_cli.models import model_file, tensor_file
 from diffuse_cli.system import files
@@ -451,7 +451,7 @@ def test_only_likenesses_across_the_split_count():
     for k, held in enumerate(sides):
         if held:
             digests[k] = 0
-    images = Samples(
+    images = Dataset(
         stored=np.zeros((count, 1, 8, 8), np.uint8),
         labels=np.full(count, -1),
         class_names=(),

@@ -12,7 +12,7 @@ from corpus import encoded, fill, noise, zipped
 from PIL import Image
 
 from diffuse_cli.data import (
-    Samples,
+    Dataset,
     decoding_workers,
     open_index,
     read_images,
@@ -26,7 +26,7 @@ from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.events import Notice, finish
 
 
-def read(source: Path, **options: Any) -> Samples:
+def read(source: Path, **options: Any) -> Dataset:
     return finish(read_images(source, **options))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffuse_cli.data import Samples, held, read_cells, read_images
+from diffuse_cli.data import Dataset, held, read_cells, read_images
 from diffuse_cli.data.sources import open_source
 from diffuse_cli.media.file_errors import Unusable
 from diffuse_cli.system.errors import DataError, UsageError
@@ -19,7 +19,7 @@ DRAW = np.random.default_rng(3)
 COLOUR = [DRAW.integers(0, 256, (6, 5, 3), np.uint8) for _ in range(44)]
 
 
-def read(samples: Any, **options: Any) -> Samples:
+def read(samples: Any, **options: Any) -> Dataset:
     with held(samples) as name:
         found = finish(read_images(name, **options))
         found.stored[:]  # as long as they are held

@@ -1,4 +1,4 @@
-"""From folders and zip files to `Samples`: what is found, in which order, at which size."""
+"""From folders and zip files to `Dataset`: what is found, in which order, at which size."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from corpus import BOMB, encoded, fill, noise, within, zipped
 from PIL import Image
 from seams import FULL, failing
 
-from diffuse_cli.data import Samples, open_index, read_images, save_index, saved_samples, store
+from diffuse_cli.data import Dataset, open_index, read_images, save_index, saved_samples, store
 from diffuse_cli.data.samples import HELD_OUT_MINIMUM
 from diffuse_cli.data.sources import Entry, classes_of
 from diffuse_cli.data.store import Mapped
@@ -33,7 +33,7 @@ from diffuse_cli.system.errors import DataError, OutputError
 from diffuse_cli.system.events import Notice, Progress, finish
 
 
-def read(source: Path | str, **options: Any) -> Samples:
+def read(source: Path | str, **options: Any) -> Dataset:
     return finish(read_images(source, **options))
 
 
@@ -279,7 +279,7 @@ def test_forced_channels(tmp_path: Path) -> None:
 # -- fingerprint and held-out part ----------------------------------------------------------------
 
 
-def held(images: Samples) -> set[bytes]:
+def held(images: Dataset) -> set[bytes]:
     return {row.tobytes() for row in images.digests[images.held_out]}
 
 
@@ -314,10 +314,10 @@ def test_the_fingerprint_counts_copies(tmp_path: Path) -> None:
     assert read(folder).fingerprint != before
 
 
-def with_digests(tmp_path: Path, digests: np.ndarray) -> Samples:
+def with_digests(tmp_path: Path, digests: np.ndarray) -> Dataset:
     images = read(fill(tmp_path, many(1)))
     names = ("x",) * len(digests)
-    return Samples(images.stored, images.labels, (), names, digests, images.summary)
+    return Dataset(images.stored, images.labels, (), names, digests, images.summary)
 
 
 def test_few_images_hold_nothing_out(tmp_path: Path) -> None:

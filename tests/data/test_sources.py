@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from corpus import encoded, fill, noise, zipped
 
-from diffuse_cli.data import Samples, decoding_workers, is_images, read_cells, read_images
+from diffuse_cli.data import Dataset, decoding_workers, is_images, read_cells, read_images
 from diffuse_cli.data.sources import (
     SOURCES,
     Source,
@@ -38,7 +38,7 @@ from diffuse_cli.system.events import finish
 Files = Mapping[str, bytes]
 
 
-def read(source: Path | str, **options: Any) -> Samples:
+def read(source: Path | str, **options: Any) -> Dataset:
     return finish(read_images(source, **options))
 
 

@@ -13,7 +13,7 @@ import pytest
 from corpus import encoded, fill, noise, zipped
 
 from diffuse_cli.data import (
-    Samples,
+    Dataset,
     decoding_pass,
     open_index,
     read_images,
@@ -28,11 +28,11 @@ from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.events import Notice, finish
 
 
-def read(source: Path, **options: Any) -> Samples:
+def read(source: Path, **options: Any) -> Dataset:
     return finish(read_images(source, workers=2, **options))
 
 
-def streamed(source: Path, keep: int = 0, **options: Any) -> tuple[Samples, Stream]:
+def streamed(source: Path, keep: int = 0, **options: Any) -> tuple[Dataset, Stream]:
     images = read(source, keep=keep, **options)
     stream = stream_of(images.stored)
     assert stream is not None
@@ -81,7 +81,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def same(one: Samples, two: Samples) -> bool:
+def same(one: Dataset, two: Dataset) -> bool:
     every = np.arange(len(one))
     facts = ("names", "class_names", "medium", "fingerprint", "class_fingerprints", "space")
     return (

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from corpus import BOMB, encoded, fill, noise, png, zipped
 
-from diffuse_cli.data import Samples, decoding_workers, read_images
+from diffuse_cli.data import Dataset, decoding_workers, read_images
 from diffuse_cli.data.decoding_workers import Reading, Result, decode_files
 from diffuse_cli.data.sources import Entry, list_samples, open_source
 from diffuse_cli.media import LARGE
@@ -40,7 +40,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[decoding_workers.Worker]:
     return found
 
 
-def read(source: Path, **options: Any) -> Samples:
+def read(source: Path, **options: Any) -> Dataset:
     return finish(read_images(source, **options))
 
 
@@ -68,7 +68,7 @@ def sound(seed: int, rate: int) -> bytes:
     return buffer.getvalue()
 
 
-def same(one: Samples, two: Samples) -> bool:
+def same(one: Dataset, two: Dataset) -> bool:
     arrays = ("stored", "labels", "digests")
     equal = all(np.array_equal(getattr(one, name), getattr(two, name)) for name in arrays)
     return equal and (one.names, one.summary) == (two.names, two.summary)

@@ -15,7 +15,7 @@ from rubbish import grey
 from rubbish import tiff as made
 
 from diffuse_cli.core.space import Space
-from diffuse_cli.data import Samples, read_images
+from diffuse_cli.data import Dataset, read_images
 from diffuse_cli.evaluation import input_builders
 from diffuse_cli.media import Asked, image
 from diffuse_cli.media.image.decoding import decode
@@ -163,7 +163,7 @@ def save(folder: Path, kinds: str) -> Path:
     return folder
 
 
-def gathered(folder: Path, **options: Any) -> tuple[Samples, list[str]]:
+def gathered(folder: Path, **options: Any) -> tuple[Dataset, list[str]]:
     notices = []
     work = read_images(folder, **options)
     while True:

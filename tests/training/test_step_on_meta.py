@@ -13,7 +13,7 @@ import torch
 
 from diffuse_cli.core import LOSSES, TIMESTEP_DRAWS, WEIGHTINGS, Conditions
 from diffuse_cli.core.losses import TAUGHT
-from diffuse_cli.data import Samples
+from diffuse_cli.data import Dataset
 from diffuse_cli.data.summary import Summary
 from diffuse_cli.system.rng import training_draws
 from diffuse_cli.training import trainer as module
@@ -90,7 +90,7 @@ def on_meta(monkeypatch: pytest.MonkeyPatch):
 
 
 def trainer_of(**options: Any) -> Trainer:
-    images = Samples(
+    images = Dataset(
         stored=np.zeros((32, 3, 8, 8), np.uint8),
         labels=np.arange(32) % 2,
         class_names=("a", "b"),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from diffuse_cli.data import Samples
+from diffuse_cli.data import Dataset
 from diffuse_cli.data.summary import NAMED
 from diffuse_cli.media import Array
 from diffuse_cli.system.events import Progress, Work
@@ -200,14 +200,14 @@ class Copies:
     first: tuple[CopyGroup, ...]
 
 
-def exact_roots(images: Samples) -> Array:
+def exact_roots(images: Dataset) -> Array:
     """For each image the first with its digest."""
     words = np.ascontiguousarray(images.digests).view(np.uint64)
     _, first, inverse = np.unique(words, axis=0, return_index=True, return_inverse=True)
     return first[inverse.reshape(-1)]
 
 
-def count_copies(images: Samples, roots: Array, chosen: Array) -> Copies:
+def count_copies(images: Dataset, roots: Array, chosen: Array) -> Copies:
     """Return the groups among the `chosen` images; `roots` has, for each, the index in `chosen` of
     the first of its group."""
     sizes = np.bincount(roots, minlength=len(chosen))

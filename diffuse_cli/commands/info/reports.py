@@ -16,7 +16,7 @@ from diffuse_cli.commands.info import duplicates as near
 from diffuse_cli.commands.info.duplicates import Copies, count_copies, exact_roots
 from diffuse_cli.config import InfoConfig
 from diffuse_cli.core.space import Space
-from diffuse_cli.data import Samples, Summary, is_images, read_cells, read_images
+from diffuse_cli.data import Dataset, Summary, is_images, read_cells, read_images
 from diffuse_cli.data.metadata_columns import survey
 from diffuse_cli.data.samples import limited, moments
 from diffuse_cli.media import MEDIA, Array, asked_for, figures
@@ -145,7 +145,7 @@ def _check_apart(config: InfoConfig) -> None:
         raise UsageError(f"{where}, where it would be one of the images", "Write it elsewhere")
 
 
-def _report(config: InfoConfig, images: Samples, out: Path | None) -> Work[DataReport]:
+def _report(config: InfoConfig, images: Dataset, out: Path | None) -> Work[DataReport]:
     top = {"uint8": 255, "uint16": 65_535}.get(images.stored.dtype.name)
     pictured = top is not None and images.stored.ndim == 4
     ends = limited(images.unmeasured, images.stored).ends if top is not None else None
@@ -178,7 +178,7 @@ def _report(config: InfoConfig, images: Samples, out: Path | None) -> Work[DataR
     )
 
 
-def _columns(config: InfoConfig, images: Samples) -> Work[dict[str, str]]:
+def _columns(config: InfoConfig, images: Dataset) -> Work[dict[str, str]]:
     """Return the columns of tables beside the images, in words; a broken table is a warning."""
     if not images.summary.tables:
         return {}
@@ -192,7 +192,7 @@ def _columns(config: InfoConfig, images: Samples) -> Work[dict[str, str]]:
     return survey(cells, np.flatnonzero(~images.held_out))
 
 
-def _measure(images: Samples, ends: tuple[int, int]) -> Work[tuple[Spread, Array, Array]]:
+def _measure(images: Dataset, ends: tuple[int, int]) -> Work[tuple[Spread, Array, Array]]:
     """Return the spread of the values, each image's hash and whether it is blank, in one pass."""
     count, axes = len(images), (0, *range(2, images.stored.ndim))
     totals, squares = np.zeros((2, images.stored.shape[1]), np.uint64)
@@ -232,7 +232,7 @@ SIDE = 128
 """Larger images are scaled down to this."""
 
 
-def draw(images: Samples) -> Work[Image.Image]:
+def draw(images: Dataset) -> Work[Image.Image]:
     """Return the sheet; with classes, a row for each and for images outside them.
 
     Yields a `Notice` if there are more classes than rows.
@@ -257,7 +257,7 @@ def _spread(indices: Array, most: int) -> Array:
     return indices[np.linspace(0, len(indices) - 1, most).round().astype(np.int64)]
 
 
-def _filled(images: Samples, space: Space, rows: Sequence[Array]) -> Array:
+def _filled(images: Dataset, space: Space, rows: Sequence[Array]) -> Array:
     """Return the images of each row, with short rows filled up with white."""
     small = [_small(images, space, row) for row in rows]
     page = np.full((len(rows), max(map(len, rows)), *small[0].shape[1:]), 255, np.uint8)
@@ -266,7 +266,7 @@ def _filled(images: Samples, space: Space, rows: Sequence[Array]) -> Array:
     return page.reshape(-1, *page.shape[2:])
 
 
-def _small(images: Samples, space: Space, chosen: Array) -> Array:
+def _small(images: Dataset, space: Space, chosen: Array) -> Array:
     """Images at the size on the sheet."""
     medium = MEDIA[space.medium]
     seen = (medium.look(images.stored[[k]], space)[0] for k in chosen)
