@@ -89,7 +89,7 @@ def read_images(
     Args:
         source: a folder, searched to any depth, or a zip file.
         size: (height, width) of the result; None keeps a common size up to the medium's
-            `KEPT_SIDE`, and resizes to that otherwise.
+            `sides`, and resizes to that otherwise.
         channels: of the result; None for the most that a sample has.
         background: the colour behind transparent images, and around padded ones.
         fit: a name in `FITS`, for samples of another shape than the result.

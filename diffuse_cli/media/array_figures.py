@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 Shades = npt.NDArray[np.uint8]
+Heights = npt.NDArray[Any]
 
 
 PANELS = 8
@@ -38,8 +40,8 @@ def _fields(shades: Shades) -> Shades:
     across = round(math.sqrt(len(panels) * shades.shape[2] / shades.shape[3]))
     across = max(1, min(across, len(panels)))
     panels += [np.full_like(panels[0], WHITE)] * (-len(panels) % across)
-    rows = [_beside(panels[k : k + across], 2) for k in range(0, len(panels), across)]
-    return _beside(rows, 1)
+    rows = [beside(panels[k : k + across], 2) for k in range(0, len(panels), across)]
+    return beside(rows, 1)
 
 
 def _slices(shades: Shades) -> Shades:
@@ -49,8 +51,8 @@ def _slices(shades: Shades) -> Shades:
         middles = [side // 2 for side in volume.shape[1:]]
         cuts = [np.take(volume, middle, axis) for axis, middle in enumerate(middles, 1)]
         tallest = max(cut.shape[1] for cut in cuts)
-        rows.append(_beside([_padded(cut, tallest) for cut in cuts], 2))
-    return _beside(rows, 1)
+        rows.append(beside([_padded(cut, tallest) for cut in cuts], 2))
+    return beside(rows, 1)
 
 
 def _padded(pictures: Shades, height: int) -> Shades:
@@ -58,7 +60,7 @@ def _padded(pictures: Shades, height: int) -> Shades:
     return np.pad(pictures, ((0, 0), (0, missing), (0, 0)), constant_values=WHITE)
 
 
-def _beside(parts: Sequence[Shades], axis: int) -> Shades:
+def beside(parts: Sequence[Shades], axis: int) -> Shades:
     """Pictures (N, H, W) next to each other, with a line between them."""
     shape = list(parts[0].shape)
     shape[axis] = GAP
@@ -69,20 +71,26 @@ def _beside(parts: Sequence[Shades], axis: int) -> Shades:
 
 def _lines(shades: Shades) -> Shades:
     """A plot for each channel, one above the other: from one number to the next."""
-    return _beside([_plot(own) for own in shades.swapaxes(0, 1)], 1)
+    return beside([_plot(own) for own in shades.swapaxes(0, 1)], 1)
 
 
 def _plot(signals: Shades) -> Shades:
     """Signals (N, L) as plots (N, HEIGHT, W), the mean of floats at half height."""
-    count, length = signals.shape
+    length = signals.shape[1]
     heights = np.rint((255 - signals.astype(np.float32)) * ((HEIGHT - 1) / 255)).astype(np.int64)
     nexts = np.concatenate([heights[:, 1:], heights[:, -1:]], 1)
     low, high = np.minimum(heights, nexts), np.maximum(heights, nexts)
     starts = np.unique(np.arange(min(length, WIDEST)) * length // min(length, WIDEST))
-    top = np.minimum.reduceat(low, starts, axis=1)[:, None]
-    bottom = np.maximum.reduceat(high, starts, axis=1)[:, None]
-    rows = np.arange(HEIGHT)[None, :, None]
-    plots = np.full((count, HEIGHT, len(starts)), PAPER, np.uint8)
-    plots[:, HEIGHT // 2] = RULE
+    return spans(low, high, starts, HEIGHT)
+
+
+def spans(low: Heights, high: Heights, starts: Heights, height: int) -> Shades:
+    """Plots (N, height, W) of the least and the largest heights (N, L), from each start to the
+    next, over a rule at half height."""
+    top = np.rint(np.minimum.reduceat(low, starts, axis=1))[:, None]
+    bottom = np.rint(np.maximum.reduceat(high, starts, axis=1))[:, None]
+    rows = np.arange(height)[None, :, None]
+    plots = np.full((len(low), height, len(starts)), PAPER, np.uint8)
+    plots[:, height // 2] = RULE
     plots[(rows >= top) & (rows <= bottom)] = INK
     return plots

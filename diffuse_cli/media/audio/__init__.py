@@ -15,6 +15,7 @@ from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.space import Space
 from diffuse_cli.media import Array, Asked, Medium, Read
 from diffuse_cli.media import file_errors as reasons
+from diffuse_cli.media.array_figures import PAPER, Shades, beside, spans
 from diffuse_cli.media.audio.sound_file import RATES, check_installed, heard, measured, written
 from diffuse_cli.media.file_errors import Unusable
 from diffuse_cli.media.shapes import Lengths, Size
@@ -206,28 +207,26 @@ def loudest(sound: Array, length: int) -> slice:
 
 # Sounds as pictures: the waveform over the spectrogram.
 
-Shades = npt.NDArray[np.uint8]
-
-WIDEST, WAVE, BANDS, GAP = 192, 32, 64, 1
-"""Pixels: of the width at most, of the heights of both parts, and between them."""
+WIDEST, WAVE, BANDS = 192, 32, 64
+"""Pixels: of the width at most, and of the heights of both parts."""
 WINDOW = 0.025
 """Seconds that a column of the spectrogram looks at: some periods of a voice."""
 LOUD, QUIET = 6.0, -54.0
 """Decibels that are black and white; 0 is a tone of three deviations."""
 TALLEST = 8.0
 """Deviations that reach the edges of a waveform."""
-PAPER, INK, RULE, LINE = 255, 40, 225, 0
 
 
 def drawn(samples: Array, rate: int) -> Shades:
     """Sounds (N, C, L) in their deviations as greys (N, 1, H, W), channels one above the other."""
     samples = np.nan_to_num(samples).astype(np.float32)
     width = min(WIDEST, samples.shape[2])
-    panels: list[Shades] = []
-    for own in samples.swapaxes(0, 1):
-        for part in (_waves(own, width), _shades(spectrogram(own, rate, width))):
-            panels += [part, np.full((len(own), GAP, width), LINE, np.uint8)]
-    return np.concatenate(panels[:-1], 1)[:, None]
+    panels = [
+        part
+        for own in samples.swapaxes(0, 1)
+        for part in (_waves(own, width), _shades(spectrogram(own, rate, width)))
+    ]
+    return beside(panels, 1)[:, None]
 
 
 def spectrogram(samples: Array, rate: int, columns: int) -> Array:
@@ -259,13 +258,7 @@ def _waves(samples: Array, width: int) -> Shades:
     """Sounds (N, L) as what each column spans, (N, WAVE, width)."""
     starts = np.arange(width) * samples.shape[1] // width
     heights = (1 - samples / TALLEST).clip(0, 2) * ((WAVE - 1) / 2)
-    top = np.rint(np.minimum.reduceat(heights, starts, axis=1))[:, None]
-    bottom = np.rint(np.maximum.reduceat(heights, starts, axis=1))[:, None]
-    rows = np.arange(WAVE)[None, :, None]
-    shades = np.full((len(samples), WAVE, width), PAPER, np.uint8)
-    shades[:, WAVE // 2] = RULE
-    shades[(rows >= top) & (rows <= bottom)] = INK
-    return shades
+    return spans(heights, heights, starts, WAVE)
 
 
 MEDIUM = Medium(

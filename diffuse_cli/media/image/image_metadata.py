@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
 import io
 import logging
 import math
@@ -16,18 +17,11 @@ from typing import Any
 
 import numpy as np
 from PIL import (
-    AvifImagePlugin,
-    BmpImagePlugin,
-    GifImagePlugin,
     Image,
     ImageCms,
     ImageFile,
-    JpegImagePlugin,
-    MpoImagePlugin,
-    PngImagePlugin,
     TiffImagePlugin,
     UnidentifiedImageError,
-    WebPImagePlugin,
     _imaging,
     features,
 )
@@ -71,17 +65,9 @@ _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     *((0, b"P%d" % n, OTHER_FORMAT) for n in range(1, 8)),  # netpbm
 )
 
-# Imported here: Pillow would import them from several threads at once.
-_PLUGINS = (
-    AvifImagePlugin,
-    BmpImagePlugin,
-    GifImagePlugin,
-    JpegImagePlugin,
-    MpoImagePlugin,
-    PngImagePlugin,
-    TiffImagePlugin,
-    WebPImagePlugin,
-)
+for _name in ("Avif", "Bmp", "Gif", "Jpeg", "Mpo", "Png", "WebP"):
+    # Pillow would import them from several threads at once.
+    importlib.import_module(f"PIL.{_name}ImagePlugin")
 
 _TILE, _ORIENTATION = (322, 323), 0x0112
 
