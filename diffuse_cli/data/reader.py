@@ -168,7 +168,9 @@ def read_images(
     summary = images.summary
     if asked.size is None and (notice := _size_notice(summary, stored.shape[2:], fit)):
         yield Notice(notice)
-    if numbers is None and stored.dtype == np.uint8 and (lost := _deeper(tally.modes)):
+    deep = [mode for mode in tally.modes if mode[:1] == "I" or mode[-3:] == ";16"]
+    lost = sum(tally.modes[mode] for mode in deep)
+    if numbers is None and stored.dtype == np.uint8 and lost:
         count = f"{lost:,} of {summary.counted(summary.usable)}"
         yield Notice(f"{count} have 16 bits, and become 8 as the others; --bits 16 keeps them")
     yield from _warnings(summary, asked)
@@ -194,11 +196,6 @@ def _tried(source: Source, entry: Entry) -> bytes | None:
         return source.read(entry)
     except (Unusable, OSError):
         return None
-
-
-def _deeper(modes: Counter[str]) -> int:
-    """How many images have more than 8 bits, by Pillow's names."""
-    return sum(count for mode, count in modes.items() if mode[:1] == "I" or mode[-3:] == ";16")
 
 
 def most_bytes(listing: Listing, asked: Asked) -> int:

@@ -16,7 +16,6 @@ from diffuse_cli.data.decoding_workers import with_tuples
 from diffuse_cli.data.samples import Dataset
 from diffuse_cli.data.store import INDEX, PIXELS, _map, forget
 from diffuse_cli.data.stream import Stream, Streamed, stream_of
-from diffuse_cli.media import Array
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import DataError
 
@@ -32,9 +31,10 @@ def save_index(images: Dataset, folder: Path) -> None:
     """
     stream = stream_of(images.stored)
     kept = stream.kept if stream else images.stored
-    if not _is_mapped_from(kept, folder / PIXELS):
+    path, mapped = folder / PIXELS, getattr(kept, "filename", None)
+    if mapped is None or not path.exists() or not path.samefile(mapped):
         forget(folder)
-        files.write_bytes(folder / PIXELS, kept.tobytes())
+        files.write_bytes(path, kept.tobytes())
     meta = {
         "shape": kept.shape,
         "dtype": kept.dtype.str,
@@ -50,11 +50,6 @@ def save_index(images: Dataset, folder: Path) -> None:
         meta=np.frombuffer(json.dumps(meta).encode(), np.uint8),
     )
     files.write_bytes(folder / INDEX, buffer.getvalue())
-
-
-def _is_mapped_from(pixels: Array, path: Path) -> bool:
-    name = getattr(pixels, "filename", None)
-    return name is not None and path.exists() and path.samefile(name)
 
 
 def open_index(folder: Path) -> Dataset:

@@ -94,7 +94,8 @@ class Tar(Source):
         if any(labels.values()):
             own = [labels.get(_split(e.name)[0], "") for e in samples]
         else:
-            own = folder_classes([self._path_of(e) for e in samples])
+            inside = self._index.prefixed  # a shard, which is no folder
+            own = folder_classes([e.name.partition("/")[2] if inside else e.name for e in samples])
         for entry, label in zip(samples, own, strict=True):
             yield entry._replace(label=label)
 
@@ -174,10 +175,6 @@ class Tar(Source):
                 others.append(entry)
         self.tables = ("*.json",) if index.columns else ()
         return index
-
-    def _path_of(self, entry: Entry) -> str:
-        """The path of an entry in its shard."""
-        return entry.name.partition("/")[2] if self._index.prefixed else entry.name
 
     def _is_noted(self, stem: str) -> bool:
         return stem in self._index.classes or stem in self._index.columns
