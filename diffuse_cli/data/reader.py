@@ -95,7 +95,7 @@ def read_images(
         fit: a name in `FITS`, for samples of another shape than the result.
         medium: a name in `MEDIA`; None for the one of most files.
         layout, numbers, rate: as in `Asked`.
-        bits: of levels, instead of `numbers`, for a medium that has `BITS`.
+        bits: of levels, instead of `numbers`, for a medium that has `bits`.
         transform: of the space, a name in `TRANSFORMS`.
         strict: stop at the first bad file instead of skipping it.
         workers: threads; None for one per core.

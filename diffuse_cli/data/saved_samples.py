@@ -14,7 +14,7 @@ import numpy as np
 from diffuse_cli.data import summary
 from diffuse_cli.data.decoding_workers import with_tuples
 from diffuse_cli.data.samples import Dataset
-from diffuse_cli.data.store import INDEX, PIXELS, _map, forget
+from diffuse_cli.data.store import INDEX, PIXELS, forget, mapped_file
 from diffuse_cli.data.stream import Stream, Streamed, stream_of
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import DataError
@@ -65,7 +65,7 @@ def open_index(folder: Path) -> Dataset:
         shape, dtype = tuple(meta["shape"]), np.dtype(meta.get("dtype", "u1"))
         if (folder / PIXELS).stat().st_size != math.prod(shape) * dtype.itemsize:
             raise ValueError("the pixels are not those of the index")
-        stored: Any = _map(folder / PIXELS, shape, dtype)
+        stored: Any = mapped_file(folder / PIXELS, shape, dtype)
         if meta.get("stream"):
             stored = Streamed(Stream.from_dict(meta["stream"], digests, stored))
         names = [name for name in PLAIN if name in meta]

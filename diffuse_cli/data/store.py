@@ -79,7 +79,7 @@ class Mapped:
             OutputError: the file cannot be written.
         """
         self._stack.close()
-        return _map(self._path, (self._count, *self.shape), self.dtype)
+        return mapped_file(self._path, (self._count, *self.shape), self.dtype)
 
     def abort(self, error: BaseException) -> None:
         """Remove the unfinished file; an `OSError` becomes an `OutputError`."""
@@ -137,7 +137,8 @@ class Kept:
         return Mapped(self._folder, shape, dtype)
 
 
-def _map(path: Path, shape: Shape, dtype: np.dtype[Any]) -> Array:
+def mapped_file(path: Path, shape: Shape, dtype: np.dtype[Any]) -> Array:
+    """Return the samples in a file, mapped read-only."""
     if shape[0] == 0:  # there is nothing to map
         return np.empty(shape, dtype)
     return np.memmap(path, dtype, mode="r", shape=shape)

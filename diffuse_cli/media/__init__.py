@@ -55,9 +55,9 @@ class Asked:
         size: None while all samples so far have one small size.
         channels: None for those of the file.
         background: RGB (0 ... 255) behind transparent pixels and around padded samples.
-        fit: a name in the medium's `FITS`, for samples of another shape than `size`.
+        fit: a name in the medium's `fits`, for samples of another shape than `size`.
         shared: other processes read too; raise `Large` for a large sample.
-        layout: one of the medium's `LAYOUTS`; None for that of the file.
+        layout: one of the medium's `layouts`; None for that of the file.
         numbers: the name of a NumPy type that holds the numbers to be read; None for any.
         rate: of sounds, in Hz; None for that of the file.
     """

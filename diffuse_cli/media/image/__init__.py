@@ -63,17 +63,23 @@ def read(data: bytes, asked: Asked) -> Read:
         return _read_opaque(found, asked)
     layout = f"{ALPHA}:{bytes(asked.background).hex()}" if alpha else None
     channels = len(found.planes) - alpha
-    read = _read_planes(found.planes, found.mode, asked, channels, layout)
-    return read._replace(remarks=found.remarks)
+    return _read_planes(found.planes, found.mode, asked, channels, layout, found.remarks)
 
 
-def _read_planes(values: Array, mode: str, asked: Asked, channels: int, layout: str | None) -> Read:
+def _read_planes(
+    values: Array,
+    mode: str,
+    asked: Asked,
+    channels: int,
+    layout: str | None,
+    remarks: tuple[str, ...] = (),
+) -> Read:
     values = np.ascontiguousarray(values)
     name = xxh3_128(f"{mode} {values.shape}\n".encode())
     name.update(values.data)
     size = values.shape[:0:-1]
     done = fit(values, replace(asked, size=_kept(size, asked)))
-    return Read(done, name.digest(), mode, size, channels, (), layout)
+    return Read(done, name.digest(), mode, size, channels, remarks, layout)
 
 
 def _background(layout: str | None, otherwise: Size = ()) -> Size:
