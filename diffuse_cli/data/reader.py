@@ -125,14 +125,7 @@ def read_images(
     with contextlib.closing(open_source(Path(source), single=single)) as opened:
         before = known.listing() if goes_on else None
         listing = before or list_samples(opened, medium)
-        kind = MEDIA[listing.medium]
-        with translating():
-            asked = kind.checked(asked, bits)
-            if listing.medium == ARRAY and layout is None:
-                asked = dataclasses.replace(asked, layout=layout_of(opened.shapes()))
-        kind.prepare()
-        numbers = asked.numbers
-        asked = yield from _settled(asked, opened, listing)
+        asked = yield from _completed(asked, bits, opened, listing)
         reading = Reading(opened, listing.medium, asked)
         bound = most_bytes(listing, asked)
         if before is None and (keep is None or bound <= keep):
@@ -170,19 +163,28 @@ def read_images(
         yield Notice(notice)
     deep = [mode for mode in tally.modes if mode[:1] == "I" or mode[-3:] == ";16"]
     lost = sum(tally.modes[mode] for mode in deep)
-    if numbers is None and stored.dtype == np.uint8 and lost:
+    if asked.numbers is None and stored.dtype == np.uint8 and lost:
         count = f"{lost:,} of {summary.counted(summary.usable)}"
         yield Notice(f"{count} have 16 bits, and become 8 as the others; --bits 16 keeps them")
     yield from _warnings(summary, asked)
     return images
 
 
-def _settled(asked: Asked, source: Source, listing: Listing) -> Work[Asked]:
-    """What a medium decides of what is open, from some files evenly among all."""
-    every = listing.candidates
+def _completed(asked: Asked, bits: int | None, source: Source, listing: Listing) -> Work[Asked]:
+    """Complete a request: by what the medium can have, and from some files evenly among all.
+
+    Raises:
+        UsageError: something that samples cannot have.
+    """
+    kind, every = MEDIA[listing.medium], listing.candidates
+    with translating():
+        asked = kind.checked(asked, bits)
+        if listing.medium == ARRAY and asked.layout is None:
+            asked = dataclasses.replace(asked, layout=layout_of(source.shapes()))
+    kind.prepare()
     chosen = every[:: -(-len(every) // LOOKED_AT) or 1]
     contents = filter(None, (_tried(source, entry) for entry in chosen))
-    asked, notice = MEDIA[listing.medium].settled(asked, contents)
+    asked, notice = kind.settled(asked, contents)
     if notice and every:
         yield Notice(notice)
     return asked

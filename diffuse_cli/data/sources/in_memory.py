@@ -53,19 +53,13 @@ class _Held:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def file(self, index: int) -> File:
-        with self.lock:
-            return encoded(_parted(self._sample(index))[0])
-
     def known(self, index: int) -> tuple[File, Any]:
         """A sample, and what is told of it."""
         with self.lock:
-            sample, told = _parted(self._sample(index))
+            with self.around():
+                given = self.samples[index]
+            sample, told = _parted(given)
             return encoded(sample), told
-
-    def _sample(self, index: int) -> Any:
-        with self.around():
-            return self.samples[index]
 
 
 _HELD: dict[str, _Held] = {}
@@ -133,7 +127,7 @@ class HeldSamples(Source):
 
     def read(self, entry: Entry) -> bytes:
         try:
-            return self._held.file(int(entry.key)).data
+            return self._held.known(int(entry.key))[0].data
         except LookupError:  # there are fewer than there were
             raise FileNotFoundError(entry.key) from None
 
