@@ -41,7 +41,7 @@ DISK_SHARE = 2
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Dataset that are split into those trained on and those held out.
+    """Samples that are split into those trained on and those held out.
 
     Attributes:
         images: all samples.
