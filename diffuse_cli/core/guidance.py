@@ -4,27 +4,63 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
 from diffuse_cli.core.conditions import untold
-from diffuse_cli.core.denoiser import Denoise, Prediction
+from diffuse_cli.core.denoiser import Denoise, Denoiser, Prediction
 from diffuse_cli.core.process import Process, spread
+from diffuse_cli.core.registry import InvalidArgument
 
 
-def clip(denoise: Denoise, process: Process) -> Denoise:
-    """Clamp x_0 to [-1, 1] and recompute eps = (x_t - alpha x_0) / sigma."""
+@dataclass(frozen=True)
+class Wrapped:
+    """A function that predicts, with the process of the model that it wraps."""
+
+    predict: Denoise
+    process: Process
+
+    def __call__(self, x_t: Tensor, t: Any, /, **cond: Any) -> Prediction:
+        return self.predict(x_t, t, **cond)
+
+
+def process_of(denoise: Denoise, process: Process | None = None) -> Process:
+    """Return `process`, or else the one that a denoiser or a wrapper of one carries.
+
+    Raises:
+        InvalidArgument: there is none.
+    """
+    if process is None and isinstance(denoise, Denoiser | Wrapped):
+        return denoise.process
+    if process is None:
+        raise InvalidArgument("is needed with a plain function", argument="process")
+    return process
+
+
+def carrying(denoise: Denoise, predict: Denoise) -> Denoise:
+    """Return `predict`, which wraps `denoise`, with its process where it carries one."""
+    carries = isinstance(denoise, Denoiser | Wrapped)
+    return Wrapped(predict, denoise.process) if carries else predict
+
+
+def clip(denoise: Denoise, process: Process | None = None) -> Denoise:
+    """Clamp x_0 to [-1, 1] and recompute eps = (x_t - alpha x_0) / sigma.
+
+    Args:
+        process: only needed for a plain function; also in the other wrappers.
+    """
+    own = process_of(denoise, process)
 
     def clipped(x_t: Tensor, t: Any, /, **cond: Any) -> Prediction:
         prediction = denoise(x_t, t, **cond)
-        return with_x0(prediction, prediction.x0.clamp(-1, 1), process, x_t, t)
+        return with_x0(prediction, prediction.x0.clamp(-1, 1), own, x_t, t)
 
-    return clipped
+    return Wrapped(clipped, own)
 
 
-def threshold(denoise: Denoise, process: Process, percentile: float) -> Denoise:
+def threshold(denoise: Denoise, percentile: float, process: Process | None = None) -> Denoise:
     """Dynamic thresholding of x_0, with eps recomputed (Saharia et al. 2022, sec. 2.3).
 
     x_0 is clamped to [-s, s] and divided by s, the percentile of |x_0| over an image, at least 1.
@@ -33,14 +69,15 @@ def threshold(denoise: Denoise, process: Process, percentile: float) -> Denoise:
     Args:
         percentile: in (0, 1]; interpolated between elements.
     """
+    own = process_of(denoise, process)
 
     def thresholded(x_t: Tensor, t: Any, /, **cond: Any) -> Prediction:
         prediction = denoise(x_t, t, **cond)
         s = spread(_percentile(prediction.x0.abs().flatten(1), percentile).clamp(min=1), x_t)
         x0 = prediction.x0.clamp(-s, s) / s
-        return with_x0(prediction, x0, process, x_t, t)
+        return with_x0(prediction, x0, own, x_t, t)
 
-    return thresholded
+    return Wrapped(thresholded, own)
 
 
 def _percentile(rows: Tensor, share: float) -> Tensor:
@@ -83,7 +120,7 @@ def unconditional(denoise: Denoise) -> Denoise:
     def free(x_t: Tensor, t: Any, /, **cond: Any) -> Prediction:
         return denoise(x_t, t, **untold(cond))
 
-    return free
+    return carrying(denoise, free)
 
 
 def away(denoise: Denoise, *others: tuple[Denoise, float]) -> Denoise:
@@ -109,7 +146,7 @@ def away(denoise: Denoise, *others: tuple[Denoise, float]) -> Denoise:
             raw=None,
         )
 
-    return guided
+    return carrying(denoise, guided)
 
 
 def _pushed(own: Tensor, others: Sequence[tuple[Tensor, float]]) -> Tensor:
@@ -121,16 +158,17 @@ def _pushed(own: Tensor, others: Sequence[tuple[Tensor, float]]) -> Tensor:
 
 
 def interval(
-    inside: Denoise, outside: Denoise, process: Process, low: float, high: float
+    inside: Denoise, outside: Denoise, low: float, high: float, process: Process | None = None
 ) -> Denoise:
     """`inside` at noise levels low < sigma / alpha <= high, `outside` at all others.
 
     With a guided and a plain model, guidance in a limited interval (Kynkäänniemi et al. 2024, eq.
     6). Takes one int or float time for the whole batch.
     """
+    own = process_of(inside, process)
 
     def chosen(x_t: Tensor, t: int | float, /, **cond: Any) -> Prediction:
-        level = math.exp(-process.log_snr(t) / 2)
+        level = math.exp(-own.log_snr(t) / 2)
         return (inside if low < level <= high else outside)(x_t, t, **cond)
 
-    return chosen
+    return Wrapped(chosen, own)

@@ -169,6 +169,42 @@ WEIGHTINGS: Registry[Callable[[Tensor], Tensor | None]] = Registry(
 )
 
 
+def loss(
+    denoiser: Denoiser,
+    x0: Tensor,
+    name: str = "simple",
+    *,
+    t: Tensor | None = None,
+    noise: Tensor | None = None,
+    seed: int | None = None,
+    weighting: str = "none",
+    **cond: Any,
+) -> Tensor:
+    """Compute a training loss, (B,), and draw the timesteps and noise that are not passed.
+
+    Args:
+        name: a name in `LOSSES`.
+        t, noise: as for the losses. Timesteps are drawn uniformly.
+        seed: of the draws; by default they are PyTorch's next ones.
+        weighting: a name in `WEIGHTINGS`.
+        cond: passed to the network.
+
+    Raises:
+        InvalidArgument: no such loss or weighting.
+    """
+    import torch
+
+    draws = None if seed is None else torch.Generator().manual_seed(seed)
+    if t is None:
+        t = torch.randint(denoiser.process.num_timesteps, (len(x0),), generator=draws)
+    if noise is None:
+        noise = torch.randn(x0.shape, generator=draws).to(x0)
+    weight = weights(weighting, denoiser)
+    if weight is not None:
+        weight = weight[t.cpu()].to(x0.dtype).to(x0.device)
+    return lookup(LOSSES, name, "loss")(denoiser, x0, t.to(x0.device), noise, weight, **cond)
+
+
 def weights(name: str, denoiser: Denoiser) -> Tensor | None:
     """The weight of the target's squared error at every timestep, (T,) in float64, or None.
 

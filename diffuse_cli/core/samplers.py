@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.core import distillation, solvers
 from diffuse_cli.core.gaussian import Gaussian
@@ -186,6 +187,47 @@ SAMPLERS: Registry[Callable[..., Iterator[State]]] = Registry(
         "consistency": distillation.sample,
     },
 )
+
+def sample(
+    denoise: Denoise,
+    shape: Sequence[int],
+    *,
+    steps: int = 20,
+    sampler: str = "unipc",
+    spacing: str | None = None,
+    seed: int | None = None,
+    noise: Tensor | None = None,
+    **options: Any,
+) -> Tensor:
+    """Generate samples of a shape (B, C, *size), and draw the noise.
+
+    Args:
+        denoise: a `Denoiser`, or what a function of `core.guidance` makes of one.
+        sampler, spacing: names in `SAMPLERS` and `SPACINGS`.
+        seed: of the draws; by default they are PyTorch's next ones.
+        noise: the initial noise, on the device of the network; by default drawn on the CPU.
+        options: of the sampler, such as `eta`; others are passed to the network.
+
+    Raises:
+        InvalidArgument: no such sampler or spacing, more steps than timesteps, or a plain function.
+    """
+    import torch
+
+    from diffuse_cli.core.guidance import process_of
+
+    process, run = process_of(denoise), lookup(SAMPLERS, sampler, "sampler")
+    draws = None if seed is None else torch.Generator().manual_seed(seed)
+    x = torch.randn(*shape, generator=draws) if noise is None else noise
+    times = process.times(steps, spacing or spacing_of(sampler, steps))
+    knobs = {k: options.pop(k) for k in inspect.signature(run).parameters if k in options}
+
+    def noise_at(k: int) -> Tensor:
+        return torch.randn(x.shape, generator=draws).to(x)
+
+    with torch.no_grad():
+        *_, last = run(partial(denoise, **options), process, x, times, noise=noise_at, **knobs)
+    return last.x
+
 
 SPACED = {"unipc": "wide"}
 FEW = 10

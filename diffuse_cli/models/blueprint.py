@@ -160,4 +160,4 @@ def kept_in_range(denoise: Denoise, denoiser: Denoiser, percentile: float | None
         return denoise
     if percentile is None:
         return clip(denoise, denoiser.process)
-    return threshold(denoise, denoiser.process, percentile)
+    return threshold(denoise, percentile, denoiser.process)

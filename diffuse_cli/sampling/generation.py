@@ -99,7 +99,7 @@ def draw(
 
 def prepared(denoiser: Denoiser, settings: DrawSettings) -> Denoise:
     """What a sampler calls, with guidance and in range; for a model with classes not bound yet."""
-    guided = settings.guided(denoiser, denoiser.process)
+    guided = settings.guided(denoiser)
     return kept_in_range(guided, denoiser, settings.threshold)
 
 

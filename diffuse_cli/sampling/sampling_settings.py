@@ -128,7 +128,7 @@ class DrawSettings:
             described["guide"] = {"sha256": self.guide.sha256, "weights": weights}
         return {**described, "guidance_interval": self.noise_levels} if described else {}
 
-    def guided(self, denoise: Denoise, process: Process) -> Denoise:
+    def guided(self, denoise: Denoise) -> Denoise:
         """`denoise` with the guidance of both kinds; with classes, to be called with `label`."""
         others: list[tuple[Denoise, float]] = []
         if self.condition:
@@ -138,7 +138,7 @@ class DrawSettings:
         whole = away(denoise, *others) if others else denoise
         if self.noise_levels is None:
             return whole
-        return interval(whole, denoise, process, *self.noise_levels)
+        return interval(whole, denoise, *self.noise_levels)
 
 
 def resolve(

@@ -163,7 +163,7 @@ def test_threshold_scales_each_image_back_by_its_own_percentile(t):
     scale = torch.tensor([0.5, 2.0, 8.0]).double().reshape(3, 1, 1, 1)
     guess = scale * torch.rand(3, 3, 8, 8, generator=generator(1), dtype=torch.float64)
     x = torch.randn(guess.shape, generator=generator(2), dtype=torch.float64)
-    found = threshold(Denoiser(lambda x, t: guess, FULL, "x0", "large"), FULL, 0.9)(x, t)
+    found = threshold(Denoiser(lambda x, t: guess, FULL, "x0", "large"), 0.9)(x, t)
     for image, before in zip(found.x0, guess, strict=True):
         s = max(1.0, float(before.abs().flatten().quantile(0.9)))
         assert torch.allclose(image, before.clamp(-s, s) / s)
@@ -175,14 +175,14 @@ def test_threshold_scales_each_image_back_by_its_own_percentile(t):
 
 def test_the_whole_range_is_scaled_by_its_largest():
     guess = torch.tensor([-4.0, 1, 2, 3]).reshape(1, 1, 2, 2)
-    found = threshold(Denoiser(lambda x, t: guess, FULL, "x0"), FULL, 1.0)(guess, 5)
+    found = threshold(Denoiser(lambda x, t: guess, FULL, "x0"), 1.0)(guess, 5)
     assert torch.allclose(found.x0, guess / 4)
 
 
 def test_threshold_hands_on_the_variance_and_the_conditions():
     seen = []
     denoiser = Denoiser(lambda x, t, **cond: seen.append(cond) or x, FULL, "v", "large")
-    found = threshold(denoiser, FULL, 0.9)(X, 20, label=LABEL)
+    found = threshold(denoiser, 0.9)(X, 20, label=LABEL)
     assert seen == [{"label": LABEL}]
     assert found.log_var(20, 3) == denoiser(X, 20).log_var(20, 3)
 
@@ -195,19 +195,19 @@ def test_an_interval_is_of_noise_levels_open_below():
     process = sigma_process([0.5, 1.0, 2.0, 4.0])
     asked = []
     both = [lambda x, t, name=name, **cond: asked.append((name, t, cond)) for name in "io"]
-    chosen = interval(*both, process, 0.9, 2.1)
+    chosen = interval(*both, 0.9, 2.1, process)
     for t in (0, 1, 1.5, 2, 3):
         chosen(X, t, label=LABEL)
     assert [name for name, _, _ in asked] == list("oiiio")
     assert all(cond == {"label": LABEL} for _, _, cond in asked)
     level = math.exp(-process.log_snr(1) / 2)
-    interval(*both, process, level, 9)(X, 1)
-    interval(*both, process, 0, level)(X, 1)
+    interval(*both, level, 9, process)(X, 1)
+    interval(*both, 0, level, process)(X, 1)
     assert [name for name, _, _ in asked[-2:]] == ["o", "i"]
 
 
 def test_an_interval_without_end_holds_pure_noise():
     process = zero_snr(50)
     inside, outside = (lambda x, t: "inside"), (lambda x, t: "outside")
-    assert interval(inside, outside, process, 1, math.inf)(X, 49) == "inside"
-    assert interval(inside, outside, process, 1, 1e9)(X, 49) == "outside"
+    assert interval(inside, outside, 1, math.inf, process)(X, 49) == "inside"
+    assert interval(inside, outside, 1, 1e9, process)(X, 49) == "outside"

@@ -136,7 +136,7 @@ def test_every_sampler_draws_with_a_weaker_model_in_an_interval_and_with_classes
     others = ((unconditional(main), 3.0), (weak, 1.5)) if classes else ((weak, 1.5),)
     denoise = away(main, *others)
     if levels:
-        denoise = interval(denoise, main, PROCESS, *levels)
+        denoise = interval(denoise, main, *levels)
     label = {"label": torch.zeros(2, dtype=torch.int64)} if classes else {}
     expected = SAMPLERS[sampler](
         lambda x, t: clip(denoise, PROCESS)(x, t, **label),

@@ -292,7 +292,7 @@ def test_gradients_go_through_the_network_and_its_guide(weak, guided):
         loaded = finish(load_denoiser(weak, "ema", accelerator, "fp32", differentiable=True))
         guide = finish(load_guide(config, loaded, accelerator))
         settings = resolve(config, loaded.model, guide=guide)
-    denoise = settings.guided(loaded.denoiser, loaded.denoiser.process)
+    denoise = settings.guided(loaded.denoiser)
     g = torch.Generator().manual_seed(1)
     x, way = torch.randn(2, 2, 1, 8, 8, generator=g)
     x = x.requires_grad_()

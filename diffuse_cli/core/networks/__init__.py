@@ -82,6 +82,29 @@ class Network(Protocol):
 NETWORKS: Mapping[str, Network] = Modules("networks", __name__, __path__, helpers=("layers",))
 
 
+def build_for(
+    network: Network,
+    channels: int,
+    size: int | tuple[int, ...],
+    conditions: Conditions | None = None,
+    out_channels: int | None = None,
+    **settings: Any,
+) -> nn.Module:
+    """Build a network with random weights for samples of a shape.
+
+    Args:
+        size: one number for square images.
+        out_channels: `channels` by default; twice as many with a learned variance.
+        settings: fields of the network's `Config`.
+
+    Raises:
+        InvalidArgument: a wrong setting, or a size that does not suit the network.
+    """
+    space = Space(channels=channels, size=(size, size) if isinstance(size, int) else size)
+    config = network.Config(**settings)
+    return network.build(config, space, conditions or Conditions(), out_channels)
+
+
 def plainly(block: Run, *inputs: object) -> Tensor:
     """Run a block."""
     return block(*inputs)

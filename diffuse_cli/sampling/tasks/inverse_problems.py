@@ -195,7 +195,7 @@ def _restore(
         def states(rows: Sequence[int], bind: Bind, noise: Noise) -> Iterator[State]:
             degradation, y = seen.of(rows, device)
             process = loaded.denoiser.process
-            guided = bind(settings.guided(loaded.denoiser, process))
+            guided = bind(settings.guided(loaded.denoiser))
             if told and giver:
                 guided = partial(guided, given=laid_out(giver.observed(y, degradation)))
             denoise = _fit_denoiser(guided, method, loaded, settings, degradation, y)
