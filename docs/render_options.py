@@ -9,8 +9,9 @@ from pathlib import Path
 
 from diffuse_cli.api.calls import HELD
 from diffuse_cli.config import EvalConfig, SampleConfig, TrainConfig, parsers
-from diffuse_cli.config.options import kind_of, options
+from diffuse_cli.config.options import options
 from diffuse_cli.core.networks import NETWORKS
+from diffuse_cli.core.settings import kind_of
 
 MODULE = Path(__file__).parents[1] / "diffuse_cli" / "api" / "keywords.py"
 

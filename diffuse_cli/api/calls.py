@@ -16,8 +16,9 @@ from PIL.Image import Image
 from diffuse_cli.api.generated_samples import Samples
 from diffuse_cli.config import EvalConfig, SampleConfig, TrainConfig
 from diffuse_cli.config.options import flag_of, options
-from diffuse_cli.config.parsers import brief, plain
+from diffuse_cli.config.parsers import plain
 from diffuse_cli.core.registry import InvalidArgument
+from diffuse_cli.core.settings import brief
 from diffuse_cli.data import held
 from diffuse_cli.system.devices import reading_sample
 from diffuse_cli.system.errors import DiffuseError, UsageError, translated

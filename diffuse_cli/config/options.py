@@ -1,23 +1,25 @@
-"""Options are fields of frozen dataclasses.
+"""Options are settings with a flag.
 
-A field's metadata holds its flag, help and range. The command line, checks, documentation and TOML
-are made from it.
+The command line, documentation and TOML are made from the fields of frozen dataclasses, which
+`core.settings` checks.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import tomllib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from diffuse_cli.config.parsers import as_number, brief
+from diffuse_cli.config.parsers import as_number
 from diffuse_cli.core import settings
+from diffuse_cli.core.registry import InvalidArgument
+from diffuse_cli.core.settings import Setting, Settings, fields_of, kind_of
 from diffuse_cli.system.descriptors import read_bounded
-from diffuse_cli.system.errors import UsageError, suggest, translating
+from diffuse_cli.system.errors import UsageError, translating
 
 OVERWRITE = "Replace existing output."
 """Help of --overwrite, which every command that writes has."""
@@ -41,19 +43,15 @@ GROUPS = (
 )
 """The sections of `--help`, the most needed first."""
 
-C = TypeVar("C")
+C = TypeVar("C", bound="Config")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Option:
-    """How a field is typed, explained and checked.
+class Option(Setting):
+    """A field on the command line.
 
     Attributes:
-        help: one sentence for `--help`.
-        low, high: the range of a number, inclusive.
-        below: an exclusive upper bound.
         table: the names that may be typed, or where their table is: `core.losses.LOSSES`.
-        parse: makes the value from text or TOML; raises ValueError.
         control: does not affect the weights: `--resume` ignores it, the model file omits it.
         place: belongs to this machine or run, like a path: the model file omits it.
         argument: positional, without a flag.
@@ -62,12 +60,7 @@ class Option:
         shown: the default in `--help`, if it depends on machine or data.
     """
 
-    help: str
-    low: float | None = None
-    high: float | None = None
-    below: float | None = None
     table: str | tuple[str, ...] = ()
-    parse: Callable[[Any], Any] | None = None
     control: bool = False
     place: bool = False
     argument: bool = False
@@ -79,7 +72,7 @@ class Option:
 
 def option(default: Any = MISSING, help: str = "", **metadata: Any) -> Any:
     """A dataclass field that is an option of the command line."""
-    return field(default=default, metadata={"option": Option(help=help, **metadata)})
+    return field(default=default, metadata={"setting": Option(help=help, **metadata)})
 
 
 data_option = partial(option, group="Data")
@@ -99,9 +92,9 @@ def argument(metavar: str, help: str) -> Any:
 
 def options(config: type | object) -> Iterator[tuple[dataclasses.Field[Any], Option]]:
     """The fields of a configuration that are options, with their metadata."""
-    for f in dataclasses.fields(config):  # type: ignore[arg-type]
-        if "option" in f.metadata:
-            yield f, f.metadata["option"]
+    for f in fields_of(config).values():
+        if isinstance(spec := f.metadata.get("setting"), Option):
+            yield f, spec
 
 
 def first_given(config: object, *kinds: type) -> str:
@@ -122,9 +115,9 @@ def converted(config: object, kind: type[C], **changes: Any) -> C:
 
 def flag_of(f: dataclasses.Field[Any]) -> str:
     """The flag of a field, the long one if it has one; the metavar of an argument."""
-    spec: Option = f.metadata["option"]
-    if spec.argument:
-        return spec.metavar or f.name.upper()
+    spec = f.metadata.get("setting")
+    if not isinstance(spec, Option) or spec.argument:
+        return getattr(spec, "metavar", "") or f.name.upper()
     if spec.flag.startswith("--"):
         return spec.flag
     return f"-{f.name}" if len(f.name) == 1 else "--" + f.name.replace("_", "-")
@@ -140,48 +133,34 @@ def words_of(config: object, names: Collection[str]) -> list[str]:
     return words
 
 
-class Config:
+def flag_in(kind: type[Config], name: str) -> str:
+    """Return the flag of a field by its name, or an empty string without a name."""
+    return flag_of(fields_of(kind)[name]) if name else ""
+
+
+class Config(Settings):
     """The base of configurations, whose options are parsed and checked when one is made.
 
     Raises:
         UsageError: a value of the wrong type or out of range, under its flag.
     """
 
+    NOUN = "option"
+
     def __post_init__(self) -> None:
-        for f, spec in options(self):
-            value = getattr(self, f.name)
-            if value is not None:
-                made = _parse(f, spec, value) if spec.parse else _checked(f, spec, value)
-                object.__setattr__(self, f.name, made)
+        with translating(partial(flag_in, type(self))):
+            super().__post_init__()
 
 
-def _checked(f: dataclasses.Field[Any], spec: Option, value: Any) -> Any:
-    with translating(lambda _: flag_of(f)):
-        return settings.checked(f.name, kind_of(f), value, spec.low, spec.high, spec.below)
-
-
-def kind_of(f: dataclasses.Field[Any]) -> str:
-    """A field's annotation without its None."""
-    return settings.type_name(f).removesuffix(" | None")
-
-
-def _parse(f: dataclasses.Field[Any], spec: Option, value: Any) -> Any:
-    if spec.parse is None or value is None:
-        return value
-    try:
-        return spec.parse(value)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UsageError(f"{flag_of(f)} {brief(value)}: {error}") from error
-
-
-def parsed(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+def parsed(kind: type[Config], values: Mapping[str, Any]) -> dict[str, Any]:
     """`values` with the options of `kind` parsed; files that they name are read here, once.
 
     Raises:
         UsageError: a value that cannot be parsed.
     """
-    known = {f.name: (f, spec) for f, spec in options(kind)}
-    return {k: _parse(*known[k], value) if k in known else value for k, value in values.items()}
+    known = fields_of(kind)
+    with translating(partial(flag_in, kind)):
+        return {k: settings.parsed(known[k], v) if k in known else v for k, v in values.items()}
 
 
 def from_text(f: dataclasses.Field[Any], text: str) -> int | float | str:
@@ -190,11 +169,11 @@ def from_text(f: dataclasses.Field[Any], text: str) -> int | float | str:
     Raises:
         UsageError: not a number, or out of range.
     """
-    spec: Option = f.metadata["option"]
     number: type[float] | None = {"int": int, "float": float}.get(kind_of(f))
-    if spec.parse is not None or number is None:
+    if number is None or f.metadata["setting"].parse:
         return text
-    return _checked(f, spec, as_number(text, number))  # type: ignore[no-any-return]
+    with translating(lambda _: flag_of(f)):
+        return settings.accepted(f, as_number(text, number))  # type: ignore[no-any-return]
 
 
 # -- dictionaries and TOML ------------------------------------------------------------------------
@@ -206,16 +185,11 @@ def from_dict(kind: type[C], values: Mapping[str, Any], where: str = "configurat
     Raises:
         UsageError: an unknown or missing key, or an invalid value.
     """
-    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    for name in values:
-        if name not in fields:
-            raise UsageError(f"{where}: there is no option '{name}'", suggest(str(name), fields))
-    for name, f in fields.items():
-        required = f.default is MISSING and f.default_factory is MISSING
-        if required and name not in values:
-            called = flag_of(f) if "option" in f.metadata else name.upper()
-            raise UsageError(f"{where}: {called} is missing")
-    return kind(**values)
+    try:
+        return settings.from_dict(kind, values)
+    except InvalidArgument as error:
+        named = error.message(flag_in(kind, error.argument))
+        raise UsageError(f"{where}: {named}", error.hint) from error
 
 
 def to_dict(config: object, *, control: bool = True, places: bool = True) -> dict[str, Any]:
@@ -225,12 +199,7 @@ def to_dict(config: object, *, control: bool = True, places: bool = True) -> dic
         for f, spec in options(config)
         if (spec.control and not control) or (spec.place and not places)
     }
-    values = settings.to_dict(config)
-    return {
-        name: dict(value) if isinstance(value, Mapping) else value
-        for name, value in values.items()
-        if name not in omitted
-    }
+    return {k: value for k, value in settings.to_dict(config).items() if k not in omitted}
 
 
 def place_name(place: str) -> str:

@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from diffuse_cli.core.settings import brief
 from diffuse_cli.system.descriptors import read_bounded
 
 Size = tuple[int, ...]
@@ -253,12 +254,6 @@ def as_number(word: str, kind: Callable[[str], float]) -> float | str:
         return kind(word)
     except ValueError:
         return word
-
-
-def brief(value: Any) -> str:
-    """A value for a message, shortened."""
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:60]} …"
 
 
 def parse_interval(value: Any) -> tuple[float, float]:

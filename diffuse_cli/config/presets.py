@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from dataclasses import fields as fields_of
 from typing import Any
 
 from diffuse_cli.config import NETWORK, TrainConfig
 from diffuse_cli.core.networks import NETWORKS
 from diffuse_cli.core.registry import Registry
-from diffuse_cli.core.settings import Settings, from_dict
+from diffuse_cli.core.settings import Settings, fields_of, from_dict
 from diffuse_cli.core.space import Space
 from diffuse_cli.system.errors import UsageError, lookup, translating
 
@@ -255,8 +254,7 @@ def architecture(
             )
         given["width"] = config.width
     module, fields = lookup(NETWORKS, name, "--network"), {**preset.at(space.dims), **given}
-    known = {f.name for f in fields_of(module.Config)}
-    if config.width is not None and "width" not in known:
+    if config.width is not None and "width" not in fields_of(module.Config):
         raise UsageError(f"--width: the network '{name}' has none", "Leave it out")
     adapt = getattr(module, "adapt", None)
     if adapt is None:

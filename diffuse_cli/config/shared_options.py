@@ -104,7 +104,7 @@ class DiffusionConfig(Config):
     num_timesteps: int = process_option(
         None, "Timesteps T of the forward process.", low=2, high=100_000, shown=TIMESTEPS_SHOWN
     )
-    schedule: str = process_option("cosine", "Noise schedule.", table="core.schedules.SCHEDULES")
+    schedule: str | None = process_option("cosine", "Noise schedule.", table="core.schedules.SCHEDULES")
     betas: tuple[float, ...] | None = process_option(
         None, "Read the betas from a file.", parse=parse_betas
     )

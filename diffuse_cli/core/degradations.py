@@ -11,12 +11,13 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from diffuse_cli.core.cosine_transform import cosines, through
 from diffuse_cli.core.inpainting import MASKS
 from diffuse_cli.core.registry import InvalidArgument, Registry, suggest
-from diffuse_cli.core.settings import Settings, digits, dimensions, setting, type_name
+from diffuse_cli.core.settings import Settings, digits, dimensions, fields_of, kind_of, setting
 
 if TYPE_CHECKING:
     import torch
@@ -246,25 +247,17 @@ class Blur(Degradation):
     @staticmethod
     def _scaled(x: Tensor, gains: Tensor) -> Tensor:
         """x with its frequencies multiplied."""
-        bases = [cosines(side, x.dtype, x.device) for side in x.shape[2:]]
-        for axis, basis in enumerate(bases, 2):
-            x = (x.movedim(axis, -1) @ basis.mT).movedim(-1, axis)
-        x = x * gains
-        for axis, basis in enumerate(bases, 2):
-            x = (x.movedim(axis, -1) @ basis).movedim(-1, axis)
-        return x
+        bases = [basis(side, x.dtype, x.device) for side in x.shape[2:]]
+        return through(through(x, bases) * gains, [each.mT for each in bases])
 
 
 @functools.lru_cache(maxsize=32)
-def cosines(side: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The orthonormal cosine transform DCT-II of a side, a row for each frequency."""
+def basis(side: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the cosine transform of a side, a row for each frequency."""
     import torch
 
     with torch.inference_mode(False):  # it is kept, and may be differentiated through
-        k = torch.arange(side, dtype=torch.float64)
-        rows = torch.cos(math.pi / side * k[:, None] * (k + 0.5)) * math.sqrt(2 / side)
-        rows[0] /= math.sqrt(2)
-        return rows.to(dtype).to(device)
+        return torch.from_numpy(cosines(side, side)).to(dtype).to(device)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -383,8 +376,7 @@ def _parsed(text: str) -> Degradation:
 
 def _value(kind: Any, text: str) -> Any:
     """The value after the colon, as the option's type; unchanged where it is not one."""
-    (option,) = (f for f in fields(kind) if f.name == kind.VALUE)
-    number: Any = {"int": int, "float": float}.get(type_name(option), str)
+    number: Any = {"int": int, "float": float}.get(kind_of(fields_of(kind)[kind.VALUE]), str)
     try:
         return number(text)
     except ValueError:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from diffuse_cli.core.cosine_transform import cosines, through
 from diffuse_cli.core.registry import InvalidArgument
 
 if TYPE_CHECKING:
@@ -65,10 +66,10 @@ class LowFrequencies:
             for own in (self.colors, self.mean, self.variance)
         )
         lowest = mean.shape[1:]
-        low = _mixed(colors, _through(noise, _bases(noise, lowest)))
+        low = _mixed(colors, through(noise, _bases(noise, lowest)))
         more = (alpha**2 * variance + sigma**2).sqrt() - sigma
         added = _mixed(colors.T, alpha * mean + more * low)
-        return sigma * noise + _through(added, [basis.T for basis in _bases(noise, lowest)])
+        return sigma * noise + through(added, [basis.T for basis in _bases(noise, lowest)])
 
 
 def measure(batches: Iterable[Tensor]) -> LowFrequencies:
@@ -83,7 +84,7 @@ def measure(batches: Iterable[Tensor]) -> LowFrequencies:
     total = products = torch.zeros(())
     for batch in batches:
         x = batch.double()
-        lows.append(_through(x, _bases(x, lowest_of(x.shape[2:]))))
+        lows.append(through(x, _bases(x, lowest_of(x.shape[2:]))))
         total = total + x.sum(0)
         flat = x.movedim(1, 0).flatten(1)
         products = products + flat @ flat.T
@@ -130,24 +131,17 @@ def lowest_of(size: Sequence[int]) -> tuple[int, ...]:
 
 
 def _bases(like: Tensor, lowest: Sequence[int]) -> list[Tensor]:
-    """The first rows of the orthonormal cosine transform (DCT-II) of each dimension, (k, side)."""
+    """Return the transform to the lowest frequencies of each dimension, (k, side).
+
+    Their angles are rounded to float32, as in all samples so far.
+    """
     import torch
 
-    bases = []
-    for side, count in zip(like.shape[2:], lowest, strict=True):
-        places = torch.arange(side, dtype=torch.float64) + 0.5
-        waves = torch.cos(math.pi / side * torch.arange(count)[:, None] * places)
-        waves *= math.sqrt(2 / side)
-        waves[0] /= math.sqrt(2)
-        bases.append(waves.to(like.dtype).to(like.device))  # not every device has float64
-    return bases
-
-
-def _through(x: Tensor, bases: Sequence[Tensor]) -> Tensor:
-    """Each spatial dimension of x (B, C, *size) times the matrix that belongs to it."""
-    for dim, basis in enumerate(bases, 2):
-        x = (x.movedim(dim, -1) @ basis.T).movedim(-1, dim)
-    return x
+    rows = (
+        torch.from_numpy(cosines(side, count, "float32"))
+        for side, count in zip(like.shape[2:], lowest, strict=True)
+    )
+    return [each.to(like.dtype).to(like.device) for each in rows]  # float64 is not on every device
 
 
 def _mixed(colors: Tensor, x: Tensor) -> Tensor:

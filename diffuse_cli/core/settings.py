@@ -1,6 +1,6 @@
-"""Frozen dataclasses that check their fields, for example a network's `Config`.
+"""Frozen dataclasses that check their fields: a network's `Config`, the options of a command.
 
-A field's annotation is its type; `setting` adds a range.
+A field's annotation is its type. `setting` adds its range, its help and its parser.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ import dataclasses
 import math
 import operator
 import reprlib
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass
+from typing import Any, ClassVar, TypeVar
 
 from diffuse_cli.core.registry import InvalidArgument, suggest
 
-S = TypeVar("S")
+S = TypeVar("S", bound="Settings")
 
 _KINDS: dict[str, tuple[Any, str]] = {
     "int": ((int,), "a whole number"),
@@ -26,9 +26,27 @@ _KINDS: dict[str, tuple[Any, str]] = {
 """The types that a field's annotation allows, and what it is called."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """The range, help and parser of a field.
+
+    Attributes:
+        low, high: the range of a number, or of each number in a tuple, inclusive.
+        below: an exclusive upper bound.
+        help: one sentence.
+        parse: makes the value from text or plain values; raises ValueError.
+    """
+
+    low: float | None = None
+    high: float | None = None
+    below: float | None = None
+    help: str = ""
+    parse: Callable[[Any], Any] | None = None
+
+
 def setting(default: Any = MISSING, low: float | None = None, high: float | None = None) -> Any:
-    """A field of `Settings` with the range of its number, or of each number in a tuple."""
-    return dataclasses.field(default=default, metadata={"range": (low, high)})
+    """Return a field of `Settings`, with the range of its number or of each number in a tuple."""
+    return dataclasses.field(default=default, metadata={"setting": Setting(low=low, high=high)})
 
 
 class Settings:
@@ -38,42 +56,66 @@ class Settings:
         InvalidArgument: a value of the wrong type or out of range.
     """
 
+    NOUN: ClassVar[str] = "setting"
+
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]
-            value = getattr(self, field.name)
-            kind = type_name(field)
-            if value is None and kind.endswith("| None"):
-                continue
-            kind = kind.removesuffix(" | None")
-            if kind.startswith("tuple"):
-                if not isinstance(value, (list, tuple)):
-                    raise InvalidArgument(f"must be a list, not {value!r}", argument=field.name)
-                value, kind = tuple(value), kind.removeprefix("tuple[").split(",")[0].rstrip("]")
-            low, high = field.metadata.get("range", (None, None))
-            if isinstance(value, tuple):
-                value = tuple(checked(field.name, kind, each, low, high) for each in value)
-            else:
-                value = checked(field.name, kind, value, low, high)
-            object.__setattr__(self, field.name, value)
+        for name, field in fields_of(self).items():
+            object.__setattr__(self, name, accepted(field, getattr(self, name)))
 
 
-def type_name(field: dataclasses.Field[Any]) -> str:
-    """A field's annotation as it is written, also where annotations are not strings."""
-    return field.type.__name__ if isinstance(field.type, type) else str(field.type)
+def fields_of(kind: Any) -> dict[str, dataclasses.Field[Any]]:
+    """Return the fields of a dataclass by name."""
+    return {field.name: field for field in dataclasses.fields(kind)}
 
 
-def checked(
-    name: str,
-    kind: str,
-    value: Any,
-    low: float | None = None,
-    high: float | None = None,
-    below: float | None = None,
-) -> Any:
-    """`value` as what an annotation names; a whole number becomes a float where one is meant.
+def kind_of(field: dataclasses.Field[Any]) -> str:
+    """Return a field's annotation as it is written, without its None, also where annotations are
+    not strings."""
+    name = field.type.__name__ if isinstance(field.type, type) else str(field.type)
+    return name.removesuffix(" | None")
 
-    `low` and `high` belong to a number's range, `below` does not. Annotations other than int,
-    float, bool and str are not checked.
+
+def accepted(field: dataclasses.Field[Any], value: Any) -> Any:
+    """Return a value for a field: parsed, of its type and in its range.
+
+    Raises:
+        InvalidArgument: a value of the wrong type or out of range.
+    """
+    kind, spec = kind_of(field), field.metadata.get("setting", Setting())
+    if value is None and (field.default is None or str(field.type).endswith("| None")):
+        return None
+    if spec.parse:
+        return parsed(field, value)
+    if not kind.startswith("tuple"):
+        return checked(field.name, kind, value, spec)
+    if not isinstance(value, (list, tuple)):
+        raise InvalidArgument(f"must be a list, not {value!r}", argument=field.name)
+    kind = kind.removeprefix("tuple[").split(",")[0].rstrip("]")
+    return tuple(checked(field.name, kind, each, spec) for each in value)
+
+
+def parsed(field: dataclasses.Field[Any], value: Any) -> Any:
+    """Return what the field's parser makes of a value, or the value itself without a parser.
+
+    Raises:
+        InvalidArgument: the parser refuses it.
+    """
+    parse = field.metadata.get("setting", Setting()).parse
+    try:
+        return value if parse is None or value is None else parse(value)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InvalidArgument(f"{brief(value)}: {error}", argument=field.name) from error
+
+
+def brief(value: Any) -> str:
+    """Return a value for a message, shortened."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:60]} …"
+
+
+def checked(name: str, kind: str, value: Any, spec: Setting) -> Any:
+    """Return a value as what an annotation names; a whole number becomes a float where one is
+    meant. Annotations other than int, float, bool and str are not checked.
 
     Raises:
         InvalidArgument: with the argument `name`.
@@ -90,9 +132,9 @@ def checked(
     if not math.isfinite(value):
         raise InvalidArgument(f"must be a finite number, not {value}", argument=name)
     for words, bound, holds in (
-        ("at least", low, operator.ge),
-        ("at most", high, operator.le),
-        ("below", below, operator.lt),
+        ("at least", spec.low, operator.ge),
+        ("at most", spec.high, operator.le),
+        ("below", spec.below, operator.lt),
     ):
         if bound is not None and not holds(value, bound):
             problem = f"must be {words} {digits(bound)}, not {digits(value)}"
@@ -101,27 +143,27 @@ def checked(
 
 
 def digits(value: float) -> str:
-    """A number with all of its digits, and no more."""
+    """Return a number with all of its digits, and no more."""
     return f"{value:g}" if float(f"{value:g}") == value else str(value)
 
 
 def dimensions(size: Sequence[int]) -> str:
-    """`64x64`, or `48 high x 64 wide` where height and width differ."""
+    """Return `64x64`, or `48 high x 64 wide` where height and width differ."""
     if len(size) == 2 and size[0] != size[1]:
         return f"{size[0]} high x {size[1]} wide"
     return "x".join(map(str, size))
 
 
 def from_dict(kind: type[S], values: Mapping[str, Any]) -> S:
-    """Settings from plain values.
+    """Make settings from plain values.
 
     Raises:
         InvalidArgument: an unknown name, a missing one, or a value that the settings refuse.
     """
-    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    fields = fields_of(kind)
     for name in values:
         if name not in fields:
-            raise InvalidArgument(f"there is no setting '{name}'", suggest(str(name), fields))
+            raise InvalidArgument(f"there is no {kind.NOUN} '{name}'", suggest(str(name), fields))
     for name, f in fields.items():
         if name not in values and f.default is MISSING and f.default_factory is MISSING:
             raise InvalidArgument("is missing", argument=name)
@@ -129,12 +171,14 @@ def from_dict(kind: type[S], values: Mapping[str, Any]) -> S:
 
 
 def to_dict(settings: object) -> dict[str, Any]:
-    """Settings as plain values: tuples become lists, settings in them tables, None is left out."""
-    values = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}  # type: ignore[arg-type]
+    """Return settings as plain values: tuples become lists, settings in them tables, None is left out."""
+    values = {name: getattr(settings, name) for name in fields_of(settings)}
     return {name: _plain(value) for name, value in values.items() if value is not None}
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Settings):
         return to_dict(value)
+    if isinstance(value, Mapping):
+        return dict(value)
     return [_plain(each) for each in value] if isinstance(value, tuple) else value

@@ -129,7 +129,7 @@ def make_process(diffusion: DiffusionConfig) -> Process:
 
     betas: Sequence[float] | None = diffusion.betas
     if betas is None:
-        betas = lookup(SCHEDULES, diffusion.schedule, "--schedule")(diffusion.num_timesteps)
+        betas = lookup(SCHEDULES, str(diffusion.schedule), "--schedule")(diffusion.num_timesteps)
     with translating():
         if diffusion.log_snr_shift:
             betas = shifted(betas, diffusion.log_snr_shift)

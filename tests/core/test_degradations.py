@@ -9,7 +9,7 @@ import torch
 from oracles import generator
 
 from diffuse_cli.core import DEGRADATIONS
-from diffuse_cli.core.degradations import CUTOFF, Degradation, Mask, cosines, parse
+from diffuse_cli.core.degradations import CUTOFF, Degradation, Mask, basis, parse
 from diffuse_cli.core.inpainting import LARGEST, MASKS, MOST, SMALLEST
 from diffuse_cli.core.registry import InvalidArgument
 
@@ -189,7 +189,7 @@ def test_the_pseudo_inverse_of_grey_is_the_grey_picture():
 
 def test_the_cosine_transform_is_orthonormal():
     for side in (1, 2, 7, 64):
-        rows = cosines(side, torch.float64, torch.device("cpu"))
+        rows = basis(side, torch.float64, torch.device("cpu"))
         assert torch.allclose(rows @ rows.mT, torch.eye(side, dtype=torch.float64), atol=1e-13)
 
 

@@ -20,14 +20,13 @@ from diffuse_cli.config.options import (
     flag_of,
     from_dict,
     from_text,
-    kind_of,
     options,
     output_option,
     parsed,
     read_toml,
     run_option,
 )
-from diffuse_cli.core.settings import digits
+from diffuse_cli.core.settings import digits, kind_of
 from diffuse_cli.system.errors import UsageError, lookup
 from diffuse_cli.system.processes import rank
 

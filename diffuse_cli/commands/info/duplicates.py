@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from diffuse_cli.core.cosine_transform import cosines
 from diffuse_cli.data import Dataset
 from diffuse_cli.data.summary import NAMED
 from diffuse_cli.media import Array
@@ -72,18 +73,11 @@ def can_compare(pixels: Array) -> bool:
 def frequencies(pixels: Array) -> Array:
     """Return the lowest DCT coefficients, float32 (N, C, h, w), of images uint8 (N, C, H, W),
     without the mean."""
-    rows, columns = (_cosines(side) for side in pixels.shape[2:])
+    sides = (cosines(side, min(side, COMPARED)) for side in pixels.shape[2:])
+    rows, columns = (side.astype(np.float32) for side in sides)
     found: Array = rows @ pixels.astype(np.float32) @ columns.T
     found[:, :, 0, 0] = 0
     return found
-
-
-def _cosines(side: int) -> Array:
-    """Return the first rows of the orthonormal DCT-II of `side` values."""
-    frequency, place = np.arange(min(side, COMPARED)), np.arange(side) + 0.5
-    basis = np.cos(np.pi / side * np.outer(frequency, place)) * np.sqrt(2 / side)
-    basis[0] /= np.sqrt(2)
-    return np.asarray(basis, np.float32)
 
 
 def hashes(found: Array) -> Array:

@@ -1,0 +1,32 @@
+"""The orthonormal cosine transform (DCT-II) of samples, a matrix for each spatial dimension."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def cosines(side: int, count: int, rounded: str = "float64") -> Any:
+    """Return the first rows of the transform of `side` values, a float64 array (count, side).
+
+    Args:
+        rounded: the type in which angular frequencies are computed.
+    """
+    import numpy as np
+
+    frequencies = np.arange(count, dtype=rounded) * np.asarray(math.pi / side, rounded)
+    rows = np.cos(np.outer(frequencies.astype("float64"), np.arange(side) + 0.5))
+    rows *= math.sqrt(2 / side)
+    rows[0] /= math.sqrt(2)
+    return rows
+
+
+def through(x: Tensor, bases: Sequence[Tensor]) -> Tensor:
+    """Return each spatial dimension of x (B, C, *size) times the matrix that belongs to it."""
+    for dim, basis in enumerate(bases, 2):
+        x = (x.movedim(dim, -1) @ basis.mT).movedim(-1, dim)
+    return x
