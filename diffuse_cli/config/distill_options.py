@@ -8,7 +8,7 @@ from diffuse_cli.config.options import (
     BESIDE,
     MODEL,
     OVERWRITE,
-    Config,
+    Options,
     argument,
     data_option,
     optimiser_option,
@@ -25,7 +25,7 @@ SHARE = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillConfig(Config):
+class DistillConfig(Options):
     """What a distillation does not take from the model; it is a training like any other."""
 
     model: str = argument("MODEL", MODEL)

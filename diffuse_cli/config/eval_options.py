@@ -9,7 +9,7 @@ from diffuse_cli.config.options import (
     BESIDE,
     MODEL,
     OVERWRITE,
-    Config,
+    Options,
     argument,
     data_option,
     first_given,
@@ -47,7 +47,7 @@ LEARNED_STEPS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureConfig(Config):
+class FeatureConfig(Options):
     """The network whose features images are compared in."""
 
     features: str = option(
@@ -86,7 +86,7 @@ class MeasureConfig(SidesConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BoundConfig(Config):
+class BoundConfig(Options):
     """How the likelihood bound is estimated."""
 
     timesteps: int | str = option(

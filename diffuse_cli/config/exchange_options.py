@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from diffuse_cli.config.options import (
     MODEL,
     OVERWRITE,
-    Config,
+    Options,
     argument,
     data_option,
     network_option,
@@ -19,7 +19,7 @@ from diffuse_cli.system.errors import UsageError, flag
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvertConfig(Config):
+class ConvertConfig(Options):
     """A model of another program, to be written as a model file, or the other way round.
 
     None stands for what the source or the preset says.
@@ -150,7 +150,7 @@ class ConvertConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PushConfig(Config):
+class PushConfig(Options):
     """A model, and what its card says.
 
     Raises:

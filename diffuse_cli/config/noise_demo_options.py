@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from diffuse_cli.config.options import OVERWRITE, Config, argument, option
+from diffuse_cli.config.options import OVERWRITE, Options, argument, option
 from diffuse_cli.config.parsers import Size, parse_color, parse_length, parse_names
 from diffuse_cli.config.sample_options import WeightsConfig
 from diffuse_cli.config.shared_options import BACKGROUND, FIT, LOG_SNR_SHIFT, TIMESTEPS_SHOWN
 
 
 @dataclass(frozen=True, kw_only=True)
-class ForwardConfig(Config):
+class ForwardConfig(Options):
     """The processes that are shown, and the size; a model has its own."""
 
     schedule: tuple[str, ...] | None = option(

@@ -43,7 +43,7 @@ GROUPS = (
 )
 """The sections of `--help`, the most needed first."""
 
-C = TypeVar("C", bound="Config")
+C = TypeVar("C", bound="Options")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,12 +133,12 @@ def words_of(config: object, names: Collection[str]) -> list[str]:
     return words
 
 
-def flag_in(kind: type[Config], name: str) -> str:
+def flag_in(kind: type[Options], name: str) -> str:
     """Return the flag of a field by its name, or an empty string without a name."""
     return flag_of(fields_of(kind)[name]) if name else ""
 
 
-class Config(Settings):
+class Options(Settings):
     """The base of configurations, whose options are parsed and checked when one is made.
 
     Raises:
@@ -152,7 +152,7 @@ class Config(Settings):
             super().__post_init__()
 
 
-def parsed(kind: type[Config], values: Mapping[str, Any]) -> dict[str, Any]:
+def parsed(kind: type[Options], values: Mapping[str, Any]) -> dict[str, Any]:
     """`values` with the options of `kind` parsed; files that they name are read here, once.
 
     Raises:

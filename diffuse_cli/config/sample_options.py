@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from diffuse_cli.config.options import (
     MODEL,
     OVERWRITE,
-    Config,
+    Options,
     argument,
     option,
     output_option,
@@ -58,7 +58,7 @@ MOST_STEPS, STRONGEST = 100_000, 100
 
 
 @dataclass(frozen=True)
-class SamplerChoice(Config):
+class SamplerChoice(Options):
     """What `tune` chooses: a sampler, its steps, the guidance of a model with classes, that by the
     model's own weak average, times learned for all this (None: those of the spacing), and where it
     starts (None: in pure noise).
@@ -106,7 +106,7 @@ class SamplerChoice(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ComputeConfig(Config):
+class ComputeConfig(Options):
     """The seed, and how the machine is used."""
 
     seed: int = option(0, "Seed of the noise.", low=0, high=2**63 - 1)
@@ -124,7 +124,7 @@ class ComputeConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class WeightsConfig(Config):
+class WeightsConfig(Options):
     """Which of a model's weights to use."""
 
     weights: str = sampling_option(
@@ -133,7 +133,7 @@ class WeightsConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrajectoryConfig(Config):
+class TrajectoryConfig(Options):
     """Options that go with any sampler."""
 
     spacing: str | None = sampling_option(
@@ -159,7 +159,7 @@ class TrajectoryConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GuideConfig(Config):
+class GuideConfig(Options):
     """The weaker model to guide by."""
 
     guide_with: str | None = sampling_option(
@@ -229,7 +229,7 @@ class DrawConfig(SamplerConfig, ComputeConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StartConfig(Config):
+class StartConfig(Options):
     """Where sampling begins."""
 
     start: str | None = sampling_option(

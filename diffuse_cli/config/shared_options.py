@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from diffuse_cli.config.options import (
     OVERWRITE,
-    Config,
+    Options,
     argument,
     data_option,
     option,
@@ -30,7 +30,7 @@ RATE = "Rate of sounds in Hz, to which others are resampled."
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReadingConfig(Config):
+class ReadingConfig(Options):
     """How images are read."""
 
     strict: bool = data_option(
@@ -90,7 +90,7 @@ LOG_SNR_SHIFT = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiffusionConfig(Config):
+class DiffusionConfig(Options):
     """The forward process and what the network learns of its reverse.
 
     Attributes:
@@ -104,7 +104,9 @@ class DiffusionConfig(Config):
     num_timesteps: int = process_option(
         None, "Timesteps T of the forward process.", low=2, high=100_000, shown=TIMESTEPS_SHOWN
     )
-    schedule: str | None = process_option("cosine", "Noise schedule.", table="core.schedules.SCHEDULES")
+    schedule: str | None = process_option(
+        "cosine", "Noise schedule.", table="core.schedules.SCHEDULES"
+    )
     betas: tuple[float, ...] | None = process_option(
         None, "Read the betas from a file.", parse=parse_betas
     )

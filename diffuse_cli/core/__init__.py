@@ -10,7 +10,7 @@ the entry of the first of `TABLES`.
 
 from __future__ import annotations
 
-import ast
+import re
 import sys
 from functools import partial
 from importlib import import_module
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # read below, so that each name is declared once
     from diffuse_cli.core.conditions import Conditions as Conditions
-    from diffuse_cli.core.conditions import Table as Table
+    from diffuse_cli.core.conditions import MetadataTable as MetadataTable
     from diffuse_cli.core.degradations import DEGRADATIONS as DEGRADATIONS
     from diffuse_cli.core.denoiser import Denoiser as Denoiser
     from diffuse_cli.core.denoiser import Prediction as Prediction
@@ -55,10 +55,8 @@ TABLES = (
 """Tables whose entries can be imported by name."""
 
 _HOMES = {
-    alias.name: f"{node.module}"
-    for node in ast.walk(ast.parse(getsource(sys.modules[__name__])))
-    if isinstance(node, ast.ImportFrom) and f"{node.module}".startswith(__name__)
-    for alias in node.names
+    name: home
+    for home, name in re.findall(r"from (\S+) import (\w+) as \2", getsource(sys.modules[__name__]))
 }
 
 __all__ = sorted(_HOMES)

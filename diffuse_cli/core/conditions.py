@@ -74,11 +74,11 @@ class Conditions(Settings):
 
     classes: tuple[str, ...] = setting(())
     given: Given | None = setting(None)
-    table: Table | None = setting(None)
+    table: MetadataTable | None = setting(None)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, kind in (("given", Given), ("table", Table)):
+        for name, kind in (("given", Given), ("table", MetadataTable)):
             own = getattr(self, name)
             if isinstance(own, Mapping):  # as plain values
                 own = from_dict(kind, own)
@@ -175,7 +175,7 @@ Value = float | str
 
 
 @dataclass(frozen=True, kw_only=True)
-class Number(Settings):
+class Numbers(Settings):
     """A column of numbers; the code of one is (value - mean) / deviation.
 
     Attributes:
@@ -234,11 +234,11 @@ class Labels(Settings):
         return self.values[int(code)]
 
 
-Column = Number | Labels
+Column = Numbers | Labels
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table(Settings):
+class MetadataTable(Settings):
     """What a model is told of each sample: a row of codes, `UNTOLD` where it is told nothing."""
 
     columns: tuple[Column, ...] = setting()
@@ -273,8 +273,8 @@ class Table(Settings):
 
 def _column(column: Any) -> Column:
     if isinstance(column, Mapping):  # as plain values
-        kind: type[Column] = Labels if "values" in column else Number
+        kind: type[Column] = Labels if "values" in column else Numbers
         return from_dict(kind, column)
-    if not isinstance(column, Number | Labels):
+    if not isinstance(column, Numbers | Labels):
         raise InvalidArgument("must be tables", argument="columns")
     return column

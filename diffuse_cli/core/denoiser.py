@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from diffuse_cli.core.process import Process, Table, Time
+from diffuse_cli.core.process import Process, Time, TimestepTable
 from diffuse_cli.core.registry import InvalidArgument, lookup
 from diffuse_cli.core.targets import STEPWISE, TARGETS
 from diffuse_cli.core.variances import LEARNED, VARIANCES
@@ -86,8 +86,8 @@ class Denoiser:
                 "Choose v, x0 or mu",
             )
         self.coefficients: tuple[Tensor, Tensor] = (a.expand_as(alpha), b.expand_as(alpha))
-        self._targets = Table(*self.coefficients)
-        self._inverses = Table(*self._invert(a, b, alpha, sigma))
+        self._targets = TimestepTable(*self.coefficients)
+        self._inverses = TimestepTable(*self._invert(a, b, alpha, sigma))
 
     @staticmethod
     def _invert(a: Any, b: Any, alpha: Any, sigma: Any) -> tuple[Any, Any, Any, Any]:

@@ -78,7 +78,7 @@ class Gaussian:
 
 
 @dataclass(frozen=True)
-class Pair:
+class StepCoefficients:
     """The coefficients of a step from t to s, s < t; numbers, or tensors that broadcast.
 
     Attributes:

@@ -41,8 +41,9 @@ def process_of(denoise: Denoise, process: Process | None = None) -> Process:
 
 def carrying(denoise: Denoise, predict: Denoise) -> Denoise:
     """Return `predict`, which wraps `denoise`, with its process where it carries one."""
-    carries = isinstance(denoise, Denoiser | Wrapped)
-    return Wrapped(predict, denoise.process) if carries else predict
+    if isinstance(denoise, Denoiser | Wrapped):
+        return Wrapped(predict, denoise.process)
+    return predict
 
 
 def clip(denoise: Denoise, process: Process | None = None) -> Denoise:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffuse_cli.core.gaussian import Gaussian, Pair
+from diffuse_cli.core.gaussian import Gaussian, StepCoefficients
 from diffuse_cli.core.registry import InvalidArgument, lookup
 from diffuse_cli.core.timesteps import SPACINGS
 
@@ -26,7 +26,7 @@ Time = int | float | Tensor
 CLEAN = "s = -1 is clean data, not an index"
 
 
-class Table:
+class TimestepTable:
     """A row of float64 numbers per timestep, with a cached copy for each device and dtype."""
 
     def __init__(self, *columns: Tensor) -> None:
@@ -90,23 +90,23 @@ class Process:
             timesteps = torch.arange(self.num_timesteps) * (1000 / self.num_timesteps)
         self.timesteps = torch.as_tensor(timesteps, dtype=torch.float64).cpu()
         self._log_snrs = torch.log(self.alpha_bars) - torch.log1p(-self.alpha_bars)
-        self._levels = Table(self.alpha_bars.sqrt(), (1 - self.alpha_bars).sqrt())
-        self._shown = Table(self.timesteps)
+        self._levels = TimestepTable(self.alpha_bars.sqrt(), (1 - self.alpha_bars).sqrt())
+        self._shown = TimestepTable(self.timesteps)
         self._floor = math.log(float(self.betas[0]))
         if self.num_timesteps > 1:
             self._floor = float(self._pair(self.alpha_bars[1], before[1]).log_beta_tilde)
         self.steps = self._pair(self.alpha_bars, before)
-        self._steps = Table(*self.steps.columns())
+        self._steps = TimestepTable(*self.steps.columns())
 
     # -- coefficients ------------------------------------------------------------------------------
 
-    def _pair(self, alpha_bar_t: Tensor, alpha_bar_s: Tensor) -> Pair:
+    def _pair(self, alpha_bar_t: Tensor, alpha_bar_s: Tensor) -> StepCoefficients:
         """The coefficients of a step, in float64."""
         first = (alpha_bar_s == 1).double()
         beta = 1 - alpha_bar_t / alpha_bar_s
         noise_t, noise_s = 1 - alpha_bar_t, 1 - alpha_bar_s
         log_beta_tilde = torch.log(beta * (noise_s + first) / noise_t)
-        return Pair(
+        return StepCoefficients(
             alpha=alpha_bar_t.sqrt(),
             sigma=noise_t.sqrt(),
             alpha_s=alpha_bar_s.sqrt(),
@@ -142,7 +142,7 @@ class Process:
         t = t.detach().cpu()
         return torch.where(t < 0, 1.0, self.alpha_bars[t.clamp(min=0)])
 
-    def pair(self, t: Time, s: Time | None = None, *, like: Tensor) -> Pair:
+    def pair(self, t: Time, s: Time | None = None, *, like: Tensor) -> StepCoefficients:
         """The coefficients of the step from t to s; by default to the timestep before t.
 
         For a tensor t the default s is fast: it reads a table on the device of `like`.
@@ -152,18 +152,20 @@ class Process:
             ValueError: a number s with alpha_bar 0.
         """
         if isinstance(t, Tensor) and s is None:
-            return Pair(*self._steps(t, like))
+            return StepCoefficients(*self._steps(t, like))
         if isinstance(t, Tensor) or isinstance(s, Tensor):
             levels = (self._alpha_bars_at(torch.as_tensor(v)) for v in (t, s))
             exact = self._pair(*levels).columns()
-            return Pair(*(spread(c.to(like.dtype).to(like.device), like) for c in exact))
+            return StepCoefficients(
+                *(spread(c.to(like.dtype).to(like.device), like) for c in exact)
+            )
         if t < 0:
             raise IndexError(CLEAN)
         s = math.ceil(t) - 1 if s is None else s
         level_t, level_s = (torch.tensor(self.alpha_bar(v), dtype=torch.float64) for v in (t, s))
         if level_s == 0:
             raise ValueError(f"there is no step to s = {s}, where alpha_bar is 0")
-        return Pair(*(float(c) for c in self._pair(level_t, level_s).columns()))
+        return StepCoefficients(*(float(c) for c in self._pair(level_t, level_s).columns()))
 
     def level(self, t: Time, *, like: Tensor) -> tuple[Any, Any]:
         """alpha_t and sigma_t, as numbers or as tensors that broadcast against `like`."""
@@ -197,7 +199,7 @@ class Process:
     def posterior(self, x0: Tensor, x_t: Tensor, t: Time, s: Time | None = None) -> Gaussian:
         """q(x_s | x_t, x_0), with variance beta-tilde (Ho et al. 2020, eqs. 6 and 7).
 
-        At s = -1 the mean is x_0; for the variance see `Pair`.
+        At s = -1 the mean is x_0; for the variance see `StepCoefficients`.
         """
         pair = self.pair(t, s, like=x_t)
         return Gaussian(pair.c1 * x0 + pair.c2 * x_t, pair.log_beta_tilde)

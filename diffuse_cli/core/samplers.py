@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from diffuse_cli.core import distillation, solvers
 from diffuse_cli.core.gaussian import Gaussian
 from diffuse_cli.core.registry import InvalidArgument, Registry, lookup
+from diffuse_cli.core.solvers import SolverStep, Times, steps
 from diffuse_cli.core.solvers import State as State
-from diffuse_cli.core.solvers import Step, Times, steps
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -105,7 +105,7 @@ def encode(
 
 
 def _undo(
-    denoise: Denoise, step: Step, x_s: Tensor, tolerance: float, iterations: int
+    denoise: Denoise, step: SolverStep, x_s: Tensor, tolerance: float, iterations: int
 ) -> tuple[Tensor, Prediction]:
     """The x_t from which `ddim` comes to x_s, by fixed-point iteration.
 
@@ -187,6 +187,7 @@ SAMPLERS: Registry[Callable[..., Iterator[State]]] = Registry(
         "consistency": distillation.sample,
     },
 )
+
 
 def sample(
     denoise: Denoise,

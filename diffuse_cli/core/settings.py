@@ -171,7 +171,10 @@ def from_dict(kind: type[S], values: Mapping[str, Any]) -> S:
 
 
 def to_dict(settings: object) -> dict[str, Any]:
-    """Return settings as plain values: tuples become lists, settings in them tables, None is left out."""
+    """Return settings as plain values: tuples become lists, settings in them tables.
+
+    None is left out.
+    """
     values = {name: getattr(settings, name) for name in fields_of(settings)}
     return {name: _plain(value) for name, value in values.items() if value is not None}
 

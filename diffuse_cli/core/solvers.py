@@ -41,7 +41,7 @@ class State:
 
 
 @dataclass(frozen=True)
-class Step:
+class SolverStep:
     """The numbers of a step from t to s: alpha and sigma at both, lambda at t, and its growth h."""
 
     t: int | float
@@ -67,7 +67,7 @@ class Step:
         return self.sigma_s / self.sigma * x - self.alpha_s * math.expm1(-self.h) * x0
 
 
-def steps(process: Process, times: Times, end: float = -1) -> Iterator[Step]:
+def steps(process: Process, times: Times, end: float = -1) -> Iterator[SolverStep]:
     """The steps from each time to the next, and from the last to the end, clean data."""
     for t, s in pairwise([*times, end]):
         bar, bar_s = process.alpha_bar(t), process.alpha_bar(s)
@@ -75,7 +75,7 @@ def steps(process: Process, times: Times, end: float = -1) -> Iterator[Step]:
         alpha, sigma = math.sqrt(bar), math.sqrt(1 - bar)
         alpha_s, sigma_s = math.sqrt(bar_s), math.sqrt(1 - bar_s)
         h = process.log_snr(s) / 2 - start
-        yield Step(t, s, alpha, sigma, alpha_s, sigma_s, start, h)
+        yield SolverStep(t, s, alpha, sigma, alpha_s, sigma_s, start, h)
 
 
 # -- in z and r -----------------------------------------------------------------------------------
@@ -170,7 +170,7 @@ def dpmpp_2m_sde(
         yield State(x, x0, step.s)
 
 
-def _halfway(step: Step, x0: Tensor, before: Known | None) -> Tensor:
+def _halfway(step: SolverStep, x0: Tensor, before: Known | None) -> Tensor:
     """x_0 in the middle of a step, on the line through the last two."""
     if before is None or step.h == math.inf:
         return x0
@@ -199,7 +199,7 @@ def unipc(
         corrector: correct each step.
     """
     past: list[Known] = []
-    taken: tuple[Step, Tensor, Tensor, list[Known]] | None = None
+    taken: tuple[SolverStep, Tensor, Tensor, list[Known]] | None = None
     for step in steps(process, times, end):
         here = (step.start, denoise(x, step.t).x0)
         if corrector and taken is not None:
@@ -214,7 +214,7 @@ def unipc(
         yield State(x, here[1], step.s)
 
 
-def _multistep(step: Step, x: Tensor, x0: Tensor, others: list[Known]) -> Tensor:
+def _multistep(step: SolverStep, x: Tensor, x0: Tensor, others: list[Known]) -> Tensor:
     """A step with x_0 at its start and at other lambdas, which may include its end."""
     ratios = [(start - step.start) / step.h for start, _ in others]
     estimate = x0

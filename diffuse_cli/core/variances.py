@@ -1,8 +1,8 @@
 """The log-variance of the reverse process.
 
-Each entry takes a `Pair`, with log beta and log beta-tilde of the step from t to s, and the second
-half of the network's output, or None. At the first timestep beta-tilde is 0, and
-`Pair.log_beta_tilde` is that of the second timestep.
+Each entry takes `StepCoefficients`, with log beta and log beta-tilde of the step from t to s, and
+the second half of the network's output, or None. At the first timestep beta-tilde is 0, and
+`StepCoefficients.log_beta_tilde` is that of the second timestep.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from diffuse_cli.core.registry import Registry
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from diffuse_cli.core.gaussian import Pair
+    from diffuse_cli.core.gaussian import StepCoefficients
 
-Variance = Callable[["Pair", "Tensor | None"], Any]
+Variance = Callable[["StepCoefficients", "Tensor | None"], Any]
 
 
-def small(pair: Pair, raw: Tensor | None) -> float | Tensor:
+def small(pair: StepCoefficients, raw: Tensor | None) -> float | Tensor:
     """beta-tilde, the variance of the posterior: exact for data that is one point."""
     log_var: float | Tensor = pair.log_beta_tilde
     return log_var
 
 
-def large(pair: Pair, raw: Tensor | None) -> float | Tensor:
+def large(pair: StepCoefficients, raw: Tensor | None) -> float | Tensor:
     """beta: exact for standard normal data (Ho et al. 2020, section 3.2)."""
     log_var: float | Tensor = pair.log_beta + pair.first * (pair.log_beta_tilde - pair.log_beta)
     return log_var
 
 
-def learned(pair: Pair, raw: Tensor | None) -> Tensor:
+def learned(pair: StepCoefficients, raw: Tensor | None) -> Tensor:
     """f log beta + (1 - f) log beta-tilde, f = (raw + 1) / 2 (Nichol & Dhariwal 2021, eq. 15).
 
     `raw`, the second half of the network's channels, is not bounded.

@@ -16,8 +16,8 @@ from diffuse_cli.core.conditions import (
     UNTOLD,
     Column,
     Labels,
-    Number,
-    Table,
+    MetadataTable,
+    Numbers,
     Value,
 )
 from diffuse_cli.core.settings import digits
@@ -42,7 +42,7 @@ ALMOST = 0.9
 
 def example(column: Column) -> tuple[str, float | str]:
     """Return the name of a column, and a value that it has in the training data."""
-    return column.name, column.low if isinstance(column, Number) else column.values[0]
+    return column.name, column.low if isinstance(column, Numbers) else column.values[0]
 
 
 # -- of tables ------------------------------------------------------------------------------------
@@ -68,7 +68,7 @@ def names_of(asked: Sequence[str]) -> list[str]:
     return names
 
 
-def table_of(asked: Sequence[str], cells: Cells, train: npt.NDArray[np.int64]) -> Table:
+def table_of(asked: Sequence[str], cells: Cells, train: npt.NDArray[np.int64]) -> MetadataTable:
     """The table of a training: what its columns are, from the samples that are trained on.
 
     Args:
@@ -79,7 +79,7 @@ def table_of(asked: Sequence[str], cells: Cells, train: npt.NDArray[np.int64]) -
         UsageError: no such column.
         DataError: cells that are not of the kind, or a column that tells nothing.
     """
-    return Table(columns=tuple(_column(*split(one), cells, train) for one in asked))
+    return MetadataTable(columns=tuple(_column(*split(one), cells, train) for one in asked))
 
 
 def _column(name: str, kind: str, cells: Cells, train: npt.NDArray[np.int64]) -> Column:
@@ -102,7 +102,7 @@ def _column(name: str, kind: str, cells: Cells, train: npt.NDArray[np.int64]) ->
     return _number(name, told, own, len(train))
 
 
-def _number(name: str, told: Sequence[Cell], own: Sequence[Cell], train: int) -> Number:
+def _number(name: str, told: Sequence[Cell], own: Sequence[Cell], train: int) -> Numbers:
     for cell in told:
         if cell.number is not None and math.isinf(cell.number):
             raise DataError(f"{cell.place}: {brief(name)} is {brief(cell.text)}, not finite")
@@ -118,7 +118,7 @@ def _number(name: str, told: Sequence[Cell], own: Sequence[Cell], train: int) ->
             f"--condition-on {brief(name)}: {low:g} to {high:g} is too far", "Leave the column out"
         )
     variance = math.fsum(((value - mean) / far) ** 2 / len(values) for value in values)
-    return Number(
+    return Numbers(
         name=name,
         mean=mean,
         deviation=far * math.sqrt(variance),
@@ -168,7 +168,7 @@ def survey(cells: Cells, train: npt.NDArray[np.int64]) -> dict[str, str]:
     return found
 
 
-def rows_of(table: Table, cells: Cells) -> Rows:
+def rows_of(table: MetadataTable, cells: Cells) -> Rows:
     """The codes of each sample, float32 (N, columns).
 
     Raises:
@@ -185,7 +185,7 @@ def rows_of(table: Table, cells: Cells) -> Rows:
     ).T.copy()
 
 
-def unknown(table: Table, cells: Cells) -> Iterator[str]:
+def unknown(table: MetadataTable, cells: Cells) -> Iterator[str]:
     """A sentence for each column with labels that are none of its values."""
     for column in table.columns:
         if not isinstance(column, Labels):
@@ -212,7 +212,7 @@ def _code(column: Column, cell: Cell | None) -> float:
 # -- of what is typed -----------------------------------------------------------------------------
 
 
-def typed_rows(table: Table, on: Sequence[str]) -> tuple[tuple[float, ...], ...]:
+def typed_rows(table: MetadataTable, on: Sequence[str]) -> tuple[tuple[float, ...], ...]:
     """The rows of `--on NAME=VALUE`, each of a column with each of the others.
 
     Raises:
@@ -247,12 +247,12 @@ def _value(column: Column, text: str) -> Value:
     return number
 
 
-def out_of_range(table: Table, on: Sequence[str]) -> Iterator[str]:
+def out_of_range(table: MetadataTable, on: Sequence[str]) -> Iterator[str]:
     """A sentence for each number of --on that is outside those of the training."""
     for column in table.columns:
         for words in on:
             name, _, text = words.rpartition("=")
-            if not isinstance(column, Number) or name != column.name:
+            if not isinstance(column, Numbers) or name != column.name:
                 continue
             if not column.low <= float(text) <= column.high:
                 yield (
@@ -261,7 +261,7 @@ def out_of_range(table: Table, on: Sequence[str]) -> Iterator[str]:
                 )
 
 
-def untaught(table: Table, rows: Sequence[Sequence[float]]) -> list[str]:
+def untaught(table: MetadataTable, rows: Sequence[Sequence[float]]) -> list[str]:
     """The columns that some rows leave out, though every training sample has them."""
     blank = (UNTOLD,) * len(table)
     return [
@@ -271,7 +271,7 @@ def untaught(table: Table, rows: Sequence[Sequence[float]]) -> list[str]:
     ]
 
 
-def told_by(table: Table, row: Sequence[float]) -> dict[str, Any]:
+def told_by(table: MetadataTable, row: Sequence[float]) -> dict[str, Any]:
     """What a row tells, for a manifest."""
     return {
         name: brief(value) if isinstance(value, str) else float(f"{value:.10g}")
@@ -282,7 +282,7 @@ def told_by(table: Table, row: Sequence[float]) -> dict[str, Any]:
 def described(column: Column) -> str:
     """A column in words: its range, or its labels."""
     blank = f"; missing from {column.missing:.0%}" if column.missing else ""
-    if isinstance(column, Number):
+    if isinstance(column, Numbers):
         spread = f"mean {column.mean:.4g}, deviation {column.deviation:.4g}"
         return f"{digits(column.low)} to {digits(column.high)}, {spread}{blank}"
     listed = ", ".join(brief(value, 40) for value in column.values[:10])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from diffuse_cli.config import GUIDANCE, DrawConfig
-from diffuse_cli.core.conditions import Number
+from diffuse_cli.core.conditions import Numbers
 from diffuse_cli.data.metadata_columns import typed_rows, untaught
 from diffuse_cli.system.errors import UsageError, lookup
 from diffuse_cli.system.files import brief
@@ -157,7 +157,7 @@ def default_guidance(conditions: Conditions, label_dropout: Any) -> float:
     prediction, and 1 for a model that is given an array or told numbers, which are to be followed,
     not exaggerated.
     """
-    numbers = conditions.table and any(isinstance(c, Number) for c in conditions.table.columns)
+    numbers = conditions.table and any(isinstance(c, Numbers) for c in conditions.table.columns)
     if conditions.given or numbers or not has_unconditional(conditions, label_dropout):
         return 1.0
     return GUIDANCE

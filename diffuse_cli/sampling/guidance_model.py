@@ -84,7 +84,7 @@ def _traits(of: Blueprint) -> dict[str, tuple[object, str]]:
     space, diffusion, conditions = of.space, of.diffusion, of.conditions
     numbers = "floats" if space.levels is None else f"{space.levels:,} levels"
     channels = "1 channel" if space.channels == 1 else f"{space.channels} channels"
-    betas = "custom betas" if diffusion.betas else diffusion.schedule
+    betas = "custom betas" if diffusion.betas else str(diffusion.schedule)
     if shift := diffusion.log_snr_shift:
         betas += f" with log-SNR shifted by {shift:+g}"
     zero = " at zero terminal SNR" if diffusion.zero_terminal_snr else ""

@@ -116,9 +116,9 @@ def _check_student(source: str, teacher: StoredModel, wanted: Blueprint) -> None
 
 def _encoded(told: object) -> object:
     """Return the part of a condition that decides its encoding, without statistics of samples."""
-    if isinstance(told, conditions.Table):
+    if isinstance(told, conditions.MetadataTable):
         return tuple(map(_encoded, told.columns))
-    if isinstance(told, conditions.Number):
+    if isinstance(told, conditions.Numbers):
         return told.name, told.mean, told.deviation
     if isinstance(told, conditions.Labels):
         return told.name, told.values

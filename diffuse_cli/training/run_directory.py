@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.config.options import read_toml
-from diffuse_cli.core.conditions import Table
+from diffuse_cli.core.conditions import MetadataTable
 from diffuse_cli.core.settings import from_dict
 from diffuse_cli.system import files, outputs, run_reader
 from diffuse_cli.system.errors import ModelFileError, OutputError, UsageError
@@ -205,11 +205,12 @@ class RunDirectory:
         model = self._model()
         return set(model.classes) if model else None
 
-    def table(self) -> Table | None:
+    def table(self) -> MetadataTable | None:
         """The columns that the run began with, from an unverified checkpoint or the model file;
         None if neither has any."""
         if found := self._kept("table"):
-            return from_dict(Table, found["told"])
+            table: MetadataTable = from_dict(MetadataTable, found["told"])
+            return table
         model = self._model()
         return model.blueprint.conditions.table if model else None
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.config.train_options import GIVEN_DROPOUT
-from diffuse_cli.core.conditions import PAIRS, Given, Number, Table
+from diffuse_cli.core.conditions import PAIRS, Given, MetadataTable, Numbers
 from diffuse_cli.core.degradations import DEGRADATIONS
 from diffuse_cli.core.settings import to_dict
 from diffuse_cli.core.space import Space
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 def told_by_table(
     config: TrainConfig, images: Dataset, train: npt.NDArray[np.int64]
-) -> Work[tuple[Dataset, Table | None]]:
+) -> Work[tuple[Dataset, MetadataTable | None]]:
     """The images with their codes of the columns of --condition-on, and what these columns are.
 
     They are those that a run began with; else numbers keep the scale that the model of --init
@@ -69,15 +69,15 @@ def told_by_table(
     return replace(images, rows=rows_of(table, cells)), table
 
 
-def _scaled(table: Table, known: Table | None) -> Table:
+def _scaled(table: MetadataTable, known: MetadataTable | None) -> MetadataTable:
     """The table with numbers on the scale of a model that knows them already."""
     columns = []
     for column in table.columns:
         old = known.names.get(column.name) if known else None
-        if isinstance(column, Number) and isinstance(old, Number):
+        if isinstance(column, Numbers) and isinstance(old, Numbers):
             column = replace(column, mean=old.mean, deviation=old.deviation)
         columns.append(column)
-    return Table(columns=tuple(columns))
+    return MetadataTable(columns=tuple(columns))
 
 
 # -- classes --------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diffuse_cli.config import TrainConfig
-from diffuse_cli.core.conditions import Table
+from diffuse_cli.core.conditions import MetadataTable
 from diffuse_cli.core.settings import to_dict
 from diffuse_cli.data import Dataset, Pairs, held_out_rule, open_index, read_images, save_index
 from diffuse_cli.media import MEDIA, asked_for
@@ -54,7 +54,7 @@ class TrainingData:
     train: npt.NDArray[np.int64]
     held_out: npt.NDArray[np.int64]
     pairs: Pairs | None = None
-    table: Table | None = None
+    table: MetadataTable | None = None
 
     @property
     def fingerprints(self) -> dict[str, dict[str, str]]:

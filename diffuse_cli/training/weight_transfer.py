@@ -20,7 +20,7 @@ from diffuse_cli.system.rng import philox
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from diffuse_cli.core.conditions import Conditions, Table
+    from diffuse_cli.core.conditions import Conditions, MetadataTable
     from diffuse_cli.models.blueprint import Blueprint
     from diffuse_cli.models.model_file import StoredModel
 
@@ -161,7 +161,9 @@ def untold(rows: Tensor, never: bool) -> Tensor:
     return rows[:-1].mean(0) if never else rows[-1]
 
 
-def without(model: StoredModel, own: Table | None, wanted: Table | None) -> Iterator[Tensor]:
+def without(
+    model: StoredModel, own: MetadataTable | None, wanted: MetadataTable | None
+) -> Iterator[Tensor]:
     """What is added for each column that is left out where it is not told, (D,); of labels their
     mean if that was never learned."""
     ends, names = ends_of(model.blueprint), wanted.names if wanted else {}
@@ -200,8 +202,8 @@ def _fit_classes(
 def with_columns(
     weights: Mapping[str, Tensor],
     embedding: str,
-    own: Table | None,
-    wanted: Table | None,
+    own: MetadataTable | None,
+    wanted: MetadataTable | None,
     shapes: Mapping[str, tuple[int, ...]],
 ) -> Mapping[str, Tensor]:
     """The weights of a model of the table `own` for the table `wanted`: columns by their names, and

@@ -19,7 +19,7 @@ from diffuse_cli.commands.convert.exporters import onnx
 from diffuse_cli.commands.convert.exporters._graph import inputs
 from diffuse_cli.config import DiffusionConfig
 from diffuse_cli.core import SAMPLERS, Conditions, Space
-from diffuse_cli.core.conditions import Given, Labels, Number, Table
+from diffuse_cli.core.conditions import Given, Labels, MetadataTable, Numbers
 from diffuse_cli.core.guidance import clip
 from diffuse_cli.core.networks.unet import Config
 from diffuse_cli.models import model_file
@@ -28,7 +28,7 @@ runtime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 PAGE = Path(__file__).parents[2] / "docs" / "ecosystem.md"
-AGE = Number(name="age", mean=1.0, deviation=1.0, low=0.0, high=9.0)
+AGE = Numbers(name="age", mean=1.0, deviation=1.0, low=0.0, high=9.0)
 SITE = Labels(name="site", values=("a", "b"))
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -45,7 +45,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "space": Space(
             channels=2, size=(16,), medium="array", levels=None, mean=(0.0, 1.0), std=(1.0, 2.0)
         ),
-        "conditions": Conditions(given=Given(channels=2), table=Table(columns=(AGE, SITE))),
+        "conditions": Conditions(given=Given(channels=2), table=MetadataTable(columns=(AGE, SITE))),
     },
 }  # fmt: skip
 

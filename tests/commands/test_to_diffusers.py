@@ -28,7 +28,7 @@ from diffuse_cli.config import ConvertConfig, DiffusionConfig, SamplerChoice, Tr
 from diffuse_cli.config.options import options
 from diffuse_cli.config.presets import PRESETS, architecture
 from diffuse_cli.core import SAMPLERS, Conditions, Space
-from diffuse_cli.core.conditions import Given, Number, Table
+from diffuse_cli.core.conditions import Given, MetadataTable, Numbers
 from diffuse_cli.core.guidance import clip
 from diffuse_cli.core.networks.unet import Config
 from diffuse_cli.core.schedules import SCHEDULES
@@ -390,7 +390,7 @@ def test_the_card_says_what_the_model_file_knows():
 
 # -- what diffusers cannot say --------------------------------------------------------------------
 
-AGE = Number(name="age", mean=1.0, deviation=1.0, low=0.0, high=9.0)
+AGE = Numbers(name="age", mean=1.0, deviation=1.0, low=0.0, high=9.0)
 SOUND = Space(
     channels=1, size=(64,), medium="audio", levels=None, mean=(0.0,), std=(1.0,), rate=8000
 )
@@ -425,7 +425,10 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     "16 bits": ("levels = 65536", of_space(levels=65_536)),
     "transparency": ("layout = alpha", of_space(channels=4, layout="alpha:ffffff")),
     "given": ("given = grey", {"conditions": Conditions(given=Given(channels=3, what="grey"))}),
-    "columns": ("condition-on = age", {"conditions": Conditions(table=Table(columns=(AGE,)))}),
+    "columns": (
+        "condition-on = age",
+        {"conditions": Conditions(table=MetadataTable(columns=(AGE,)))},
+    ),
     "distilled": ("distilled = ", {"distilled": {"teacher": "0" * 64}}),
 }
 

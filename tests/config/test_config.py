@@ -22,7 +22,7 @@ from diffuse_cli.config import (
     TuneConfig,
 )
 from diffuse_cli.config.options import (
-    Config,
+    Options,
     flag_of,
     from_dict,
     from_text,
@@ -113,7 +113,7 @@ def test_a_wrong_training_option_is_named(options: dict[str, Any], message: str)
 
 def test_types_are_checked_where_annotations_are_not_strings():
     fields = [("count", int, option(3, "Count.", low=1))]
-    kind = dataclasses.make_dataclass("Counted", fields, bases=(Config,), frozen=True)
+    kind = dataclasses.make_dataclass("Counted", fields, bases=(Options,), frozen=True)
     ((count, _),) = options(kind)
     assert kind(count=from_text(count, "4")).count == 4
     for wrong in ("4", 0, True):

@@ -9,7 +9,15 @@ import torch
 from nets import plan, randomised
 
 from diffuse_cli.core import Conditions, Denoiser, Process
-from diffuse_cli.core.conditions import MOST_VALUES, UNTOLD, Given, Labels, Number, Table, untold
+from diffuse_cli.core.conditions import (
+    MOST_VALUES,
+    UNTOLD,
+    Given,
+    Labels,
+    MetadataTable,
+    Numbers,
+    untold,
+)
 from diffuse_cli.core.guidance import guide, unconditional
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.schedules import SCHEDULES
@@ -18,9 +26,9 @@ from diffuse_cli.core.settings import from_dict, to_dict
 BOTH = Conditions(classes=("a", "b"), given=Given(channels=3, what="low-res:4", dropout=0.25))
 
 
-AGE = Number(name="age", mean=40.0, deviation=10.0, low=18.0, high=90.0)
+AGE = Numbers(name="age", mean=40.0, deviation=10.0, low=18.0, high=90.0)
 SITE = Labels(name="site", values=("oslo", "paris", "rome"), missing=0.25)
-TOLD = Conditions(table=Table(columns=(AGE, SITE)))
+TOLD = Conditions(table=MetadataTable(columns=(AGE, SITE)))
 
 
 @pytest.mark.parametrize("conditions", [Conditions(), Conditions(classes=("a",)), BOTH, TOLD])
@@ -181,7 +189,7 @@ def test_rows_are_dropped_with_the_label_and_as_many_again_in_part():
 
 
 def test_a_single_column_is_all_or_nothing():
-    one = Conditions(table=Table(columns=(AGE,)))
+    one = Conditions(table=MetadataTable(columns=(AGE,)))
     u, row = u_and_rows(1000, one.table)
     hidden = one.dropped({"row": row}, u, 0.2)["row"].isnan()
     assert torch.equal(hidden[:, 0], u < 0.2)

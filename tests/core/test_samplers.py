@@ -218,7 +218,7 @@ def test_the_last_log_snr_has_the_published_digits(process, value: float):
 )
 def test_a_rough_step_is_taken_by_ddim(name, guarded, unguarded, monkeypatch):
     assert spread_of(name, COSINE.times(10), process=COSINE) == pytest.approx(guarded, abs=5e-5)
-    monkeypatch.setattr("diffuse_cli.core.solvers.Step.rough", False)
+    monkeypatch.setattr("diffuse_cli.core.solvers.SolverStep.rough", False)
     assert spread_of(name, COSINE.times(10), process=COSINE) == pytest.approx(unguarded, abs=5e-5)
 
 

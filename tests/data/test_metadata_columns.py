@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from diffuse_cli.core.conditions import Labels, Number, Table
+from diffuse_cli.core.conditions import Labels, MetadataTable, Numbers
 from diffuse_cli.data import Cells
 from diffuse_cli.data.metadata_columns import (
     names_of,
@@ -24,9 +24,9 @@ from diffuse_cli.data.metadata_files import Cell
 from diffuse_cli.data.metadata_files import _number as number_of
 from diffuse_cli.system.errors import DataError, UsageError
 
-TABLE = Table(
+TABLE = MetadataTable(
     columns=(
-        Number(name="age", mean=40, deviation=10, low=20, high=60),
+        Numbers(name="age", mean=40, deviation=10, low=20, high=60),
         Labels(name="site", values=("oslo", "paris"), missing=0.1),
     )
 )
@@ -55,7 +55,7 @@ def test_numbers_are_of_the_training_images_whatever_their_order():
     assert found == pytest.approx((own.mean(), own.std(), 1 / 3))
     tenths = [str(k / 10) for k in range(100)]
     assert learned("x", x=tenths) == learned("x", x=tenths[::-1])
-    rows = rows_of(Table(columns=(age,)), cells(age=ages))
+    rows = rows_of(MetadataTable(columns=(age,)), cells(age=ages))
     assert rows.dtype == np.float32
     assert rows.shape == (7, 1)
     assert np.isnan(rows[[0, 6]]).all()
@@ -125,7 +125,7 @@ def test_typed_values_are_told_each_with_each():
     assert rows == ((1, 1), (1, 0), (-0.5, 1), (-0.5, 0))
     assert told_by(TABLE, rows[2]) == {"age": 35, "site": "paris"}
     assert told_by(TABLE, typed_rows(TABLE, ["site=oslo"])[0]) == {"site": "oslo"}
-    odd = Table(columns=(Labels(name="a=b", values=("c=d", "e")),))
+    odd = MetadataTable(columns=(Labels(name="a=b", values=("c=d", "e")),))
     assert typed_rows(odd, ["a=b=c=d"]) == ((0,),)
 
 

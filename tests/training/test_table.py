@@ -13,7 +13,7 @@ import torch
 from conftest import in_process, logged
 from PIL import Image
 
-from diffuse_cli.core.conditions import Labels, Number
+from diffuse_cli.core.conditions import Labels, Numbers
 from diffuse_cli.models import model_file
 from training.conftest import QUICK
 
@@ -218,7 +218,7 @@ def test_a_run_goes_on_with_the_columns_that_it_began_with(learn, mine):
 def test_a_model_file_says_what_is_told_and_only_then_is_newer(learn, diffuse):
     assert learn("--steps", 3, *BOTH).code == 0
     level, side = model_file.load(MODEL).blueprint.conditions.table.columns
-    assert isinstance(level, Number)
+    assert isinstance(level, Numbers)
     assert 60 <= level.low < 70 < 210 < level.high <= 220
     assert 0.03 < level.missing < 0.07
     assert side == Labels(name="side", values=("left", "right"))

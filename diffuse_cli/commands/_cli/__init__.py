@@ -15,8 +15,8 @@ from diffuse_cli.commands._cli.console import Console
 from diffuse_cli.commands._cli.suggestions import meant_value
 from diffuse_cli.config import parsers
 from diffuse_cli.config.options import (
-    Config,
     Option,
+    Options,
     flag_of,
     from_dict,
     from_text,
@@ -34,7 +34,7 @@ KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
 
 @dataclass(frozen=True, kw_only=True)
-class Universal(Config):
+class Universal(Options):
     """The options of every command."""
 
     config_file: str | None = run_option(

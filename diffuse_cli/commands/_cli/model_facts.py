@@ -85,7 +85,7 @@ def _told(conditions: Conditions) -> list[str]:
 
 
 def _process(diffusion: DiffusionConfig) -> str:
-    betas = "custom betas" if diffusion.betas else f"schedule {show(diffusion.schedule)}"
+    betas = "custom betas" if diffusion.betas else f"schedule {show(str(diffusion.schedule))}"
     moved = f", log-SNR shifted by {diffusion.log_snr_shift:+g}" if diffusion.log_snr_shift else ""
     zero = " at zero terminal SNR" if diffusion.zero_terminal_snr else ""
     return (

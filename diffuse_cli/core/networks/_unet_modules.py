@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from diffuse_cli.core.kernels import Dropout, GroupNorm, attend, laid_out, over_size
 from diffuse_cli.core.networks import Run, plainly
 from diffuse_cli.core.networks._patches import folded, unfolded
-from diffuse_cli.core.networks.layers import TIME_EMBEDDINGS, Told, zeroed
+from diffuse_cli.core.networks.layers import TIME_EMBEDDINGS, ConditionedNetwork, zeroed
 from diffuse_cli.core.registry import Registry, lookup
 from diffuse_cli.core.space import Space
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from diffuse_cli.core.networks.unet import Config
 
 
-class UNet(Told):
+class UNet(ConditionedNetwork):
     """The U-Net.
 
     Attributes:
@@ -41,7 +41,7 @@ class UNet(Told):
         super().__init__(conditions)
         self.patch = config.patch
         self.run_block: Run = plainly
-        parts, upward = (Parts(c, space.dims) for c in (config, config.upward))
+        parts, upward = (UNetParts(c, space.dims) for c in (config, config.upward))
         width, time_width = config.width, config.time_channels
         widths, attends = config.widths, config.attends(space.size)
         folded = config.patch**space.dims
@@ -102,7 +102,7 @@ class Level(nn.Module):
 
     def __init__(
         self,
-        parts: Parts,
+        parts: UNetParts,
         inputs: list[int],
         width: int,
         attend: bool,
@@ -113,7 +113,7 @@ class Level(nn.Module):
         super().__init__()
         self.resnets = nn.ModuleList(parts.residual(w, width) for w in inputs)
         if attend:
-            self.attentions = nn.ModuleList(Attention(parts, width) for _ in inputs)
+            self.attentions = nn.ModuleList(SpatialAttention(parts, width) for _ in inputs)
         if down:
             self.downsamplers = nn.ModuleList([parts.resized(width, halved)])
         if up:
@@ -145,10 +145,10 @@ class Level(nn.Module):
 class Middle(nn.Module):
     """Residual block, attention, residual block at the lowest resolution."""
 
-    def __init__(self, parts: Parts, width: int) -> None:
+    def __init__(self, parts: UNetParts, width: int) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(parts.residual(width, width) for _ in range(2))
-        self.attentions = nn.ModuleList([Attention(parts, width)])
+        self.attentions = nn.ModuleList([SpatialAttention(parts, width)])
 
     def forward(self, h: Tensor, emb: Tensor, run: Run = plainly) -> Tensor:
         """Shape-preserving."""
@@ -171,7 +171,7 @@ TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3
 
 
 @dataclass(frozen=True)
-class Parts:
+class UNetParts:
     """Makes the layers of one U-Net."""
 
     config: Config
@@ -224,7 +224,7 @@ class ResBlock(nn.Module):
     `resize` acts on both branches before the first convolution (Brock et al. 2019, appendix B).
     """
 
-    def __init__(self, parts: Parts, before: int, after: int, resize: Resize) -> None:
+    def __init__(self, parts: UNetParts, before: int, after: int, resize: Resize) -> None:
         super().__init__()
         self.scale_shift, self.resize = parts.config.scale_shift, resize
         self.norm1 = parts.norm(before)
@@ -253,7 +253,7 @@ class ConvNeXt(nn.Module):
 
     EXPANSION = 4
 
-    def __init__(self, parts: Parts, before: int, after: int, resize: Resize) -> None:
+    def __init__(self, parts: UNetParts, before: int, after: int, resize: Resize) -> None:
         super().__init__()
         self.scale_shift, self.resize = parts.config.scale_shift, resize
         self.dwconv = parts.conv(before, before, 7, groups=before)
@@ -272,7 +272,7 @@ class ConvNeXt(nn.Module):
         return h.add_(self.conv_shortcut(x))  # type: ignore[no-any-return]
 
 
-BLOCKS: Registry[Callable[[Parts, int, int, Resize], nn.Module]] = Registry(
+BLOCKS: Registry[Callable[[UNetParts, int, int, Resize], nn.Module]] = Registry(
     "blocks", {"resnet": ResBlock, "convnext": ConvNeXt}
 )
 """Residual blocks `(parts, before, after, resize)` by the name of `Config.block`."""
@@ -290,10 +290,10 @@ def timed(
     return norm(h.add_(over_size(time, h)), silu=silu)  # type: ignore[no-any-return]
 
 
-class Attention(nn.Module):
+class SpatialAttention(nn.Module):
     """Self-attention over all positions, plus the input (Ho et al. 2020, appendix B)."""
 
-    def __init__(self, parts: Parts, width: int) -> None:
+    def __init__(self, parts: UNetParts, width: int) -> None:
         super().__init__()
         self.heads = parts.config.heads_at(width)
         self.group_norm = parts.norm(width)
@@ -323,7 +323,7 @@ class Attention(nn.Module):
 class Downsample(nn.Module):
     """A convolution of stride 2; with padding 0, padded at the far ends only, as in TensorFlow."""
 
-    def __init__(self, parts: Parts, width: int) -> None:
+    def __init__(self, parts: UNetParts, width: int) -> None:
         super().__init__()
         self.padding = parts.config.downsample_padding
         self.conv = parts.conv(width, width, stride=2, padding=self.padding)
@@ -344,7 +344,7 @@ class Upsample(nn.Module):
     keeps_precision = True
     """The kernel is summed before it is cast."""
 
-    def __init__(self, parts: Parts, width: int) -> None:
+    def __init__(self, parts: UNetParts, width: int) -> None:
         super().__init__()
         self.conv = parts.conv(width, width)
 

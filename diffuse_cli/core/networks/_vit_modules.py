@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from diffuse_cli.core.kernels import Dropout, attend, laid_out
 from diffuse_cli.core.networks import Run, plainly
 from diffuse_cli.core.networks._patches import folded, unfolded
-from diffuse_cli.core.networks.layers import Told, balanced, sinusoids, zeroed
+from diffuse_cli.core.networks.layers import ConditionedNetwork, balanced, sinusoids, zeroed
 from diffuse_cli.core.space import Space
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ He 2025."""
 EPS = 1e-6
 
 
-class Transformer(Told):
+class Transformer(ConditionedNetwork):
     """The transformer over patches.
 
     Attributes:
@@ -61,7 +61,7 @@ class Transformer(Told):
         self._embed(conditions, TIME_FEATURES, width)
         if config.context:
             self.context = nn.Parameter(0.02 * torch.randn(config.context, width))
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(TransformerBlock(config) for _ in range(config.depth))
         self.norm_out = RMSNorm(width, weighted=False)
         self.modulation = zeroed(nn.Linear(width, 2 * width))
         self.patch_out = zeroed(nn.Linear(width, out_channels * places))
@@ -99,7 +99,7 @@ class Transformer(Told):
         return self.patch_out(modulated(self.norm_out(h), shift, scale))  # type: ignore[no-any-return]
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """Attention and an MLP, each between a shift, a scale and a gate that follow from what is told
     and start at zero, such that a block starts as the identity (adaLN-zero: Peebles & Xie 2023,
     section 3.2)."""
@@ -108,7 +108,7 @@ class Block(nn.Module):
         super().__init__()
         self.modulation = zeroed(nn.Linear(config.width, 6 * config.width))
         self.norm1 = RMSNorm(config.width, weighted=False)
-        self.attention = Attention(config)
+        self.attention = RotaryAttention(config)
         self.norm2 = RMSNorm(config.width, weighted=False)
         self.mlp = SwiGLU(config)
 
@@ -124,7 +124,7 @@ def modulated(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return torch.addcmul(shift, h, 1 + scale)
 
 
-class Attention(nn.Module):
+class RotaryAttention(nn.Module):
     """Self-attention whose queries and keys are normalised (Henry et al. 2020; Dehghani et al.
     2023, section 2) and turned by their positions (Su et al. 2024)."""
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from diffuse_cli.core.conditions import UNTOLD, Column, Labels, Table
+from diffuse_cli.core.conditions import UNTOLD, Column, Labels, MetadataTable
 from diffuse_cli.core.registry import Registry
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from diffuse_cli.core.networks.unet import Config
 
 
-class Told(nn.Module):
+class ConditionedNetwork(nn.Module):
     """The base of a network that adds up embeddings of what it is told, and reads an array that it
     is given together with its input.
 
@@ -120,7 +120,7 @@ LONGEST, WAVES = 16.0, 6
 class RowEmbedding(nn.ModuleList):
     """The sum of an embedding of each column."""
 
-    def __init__(self, table: Table, width: int) -> None:
+    def __init__(self, table: MetadataTable, width: int) -> None:
         super().__init__(_embedding(column, width) for column in table.columns)
 
     def forward(self, row: Tensor) -> Tensor:

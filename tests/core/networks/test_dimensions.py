@@ -11,7 +11,7 @@ from oracles import generator
 from diffuse_cli.core import LOSSES, SAMPLERS, SCHEDULES, Denoiser, Process
 from diffuse_cli.core.kernels import laid_out, lay_out
 from diffuse_cli.core.networks._patches import folded, unfolded
-from diffuse_cli.core.networks._unet_modules import Parts, Upsample
+from diffuse_cli.core.networks._unet_modules import UNetParts, Upsample
 
 SIZES = {1: (16,), 2: (8, 4), 3: (8, 4, 4)}
 dimensions = pytest.mark.parametrize("dims", list(SIZES))
@@ -65,7 +65,7 @@ def test_laid_out_for_speed_it_computes_the_same(dims: int):
 @dimensions
 def test_upsampling_is_nearest_neighbours_and_a_convolution(dims: int):
     torch.manual_seed(0)
-    layer = Upsample(Parts(plan(width=8, groups=4).config, dims), 3).double()
+    layer = Upsample(UNetParts(plan(width=8, groups=4).config, dims), 3).double()
     for size in (SIZES[dims], (1,) * dims):
         x = torch.randn(2, 3, *size, dtype=torch.float64)
         expected = layer.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))

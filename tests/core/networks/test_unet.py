@@ -10,7 +10,7 @@ from nets import Plan, batch, plan, randomised
 from oracles import generator
 
 from diffuse_cli.core.networks import count_parameters
-from diffuse_cli.core.networks._unet_modules import Attention
+from diffuse_cli.core.networks._unet_modules import SpatialAttention
 from diffuse_cli.core.networks.layers import sinusoids
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.training.ema_weights import Average
@@ -384,8 +384,10 @@ def test_heads_must_suit_the_levels_that_have_attention_alone():
 
 def test_the_way_up_can_have_other_heads():
     net = plan(**{**SMALL, "attention": (8, 4), "heads": 2, "heads_up": 4}).build()
-    heads = {part: {m.heads for m in getattr(net, part).modules() if isinstance(m, Attention)}
-             for part in ("down_blocks", "mid_block", "up_blocks")}  # fmt: skip
+    heads = {
+        part: {m.heads for m in getattr(net, part).modules() if isinstance(m, SpatialAttention)}
+        for part in ("down_blocks", "mid_block", "up_blocks")
+    }
     assert heads == {"down_blocks": {2}, "mid_block": {2}, "up_blocks": {4}}
 
 

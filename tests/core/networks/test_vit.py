@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffuse_cli.core import NETWORKS, Conditions, Space
-from diffuse_cli.core.conditions import UNTOLD, Given, Labels, Number, Table
+from diffuse_cli.core.conditions import UNTOLD, Given, Labels, MetadataTable, Numbers
 from diffuse_cli.core.kernels import cast_products, laid_out, lay_out
 from diffuse_cli.core.networks import _vit_modules, checkpointed, count_parameters
 from diffuse_cli.core.networks.vit import Config, adapt, describe
@@ -24,8 +24,8 @@ SMALL: dict[str, Any] = {
     "network": "vit", "patch": 2, "width": 24, "depth": 3, "head_width": 12,
 }  # fmt: skip
 SIZES = {1: (16,), 2: (8, 4), 3: (4, 2, 6)}
-AGE = Number(name="age", mean=40.0, deviation=10.0, low=18.0, high=90.0)
-TABLE = Table(columns=(AGE, Labels(name="site", values=("a", "b"))))
+AGE = Numbers(name="age", mean=40.0, deviation=10.0, low=18.0, high=90.0)
+TABLE = MetadataTable(columns=(AGE, Labels(name="site", values=("a", "b"))))
 
 SHAPES: dict[str, Plan] = {
     "plain": plan(8, **SMALL),
