@@ -4,11 +4,15 @@
 are imported when they are first used: torch is not loaded before.
 """
 
+import re
+import sys
+from importlib import import_module
+from inspect import getsource
 from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.system import __version__ as __version__
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # read below, so that each name is declared once
     from diffuse_cli.api import BusyError as BusyError
     from diffuse_cli.api import DataError as DataError
     from diffuse_cli.api import Denoiser as Denoiser
@@ -33,39 +37,12 @@ if TYPE_CHECKING:
     from diffuse_cli.api import load as load
     from diffuse_cli.api import train as train
 
-__all__ = [
-    "BusyError",
-    "DataError",
-    "Denoiser",
-    "DiffuseError",
-    "DivergedError",
-    "Evaluation",
-    "Model",
-    "ModelFileError",
-    "Notice",
-    "OutputError",
-    "Previewed",
-    "Progress",
-    "Samples",
-    "Space",
-    "Step",
-    "Table",
-    "Trained",
-    "TrainingEvent",
-    "UsageError",
-    "Validated",
-    "__version__",
-    "evaluate",
-    "load",
-    "train",
-]
+__all__ = sorted(re.findall(r"import (\w+) as \1\b", getsource(sys.modules[__name__])))
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
     return getattr(import_module("diffuse_cli.api"), name)
 
 

@@ -10,7 +10,6 @@ from diffuse_cli.config.eval_options import LEARNED_STEPS as LEARNED_STEPS
 from diffuse_cli.config.eval_options import TUNED_GUIDANCE as TUNED_GUIDANCE
 from diffuse_cli.config.eval_options import TUNED_STEPS as TUNED_STEPS
 from diffuse_cli.config.eval_options import TUNED_WEAK as TUNED_WEAK
-from diffuse_cli.config.eval_options import BoundConfig as BoundConfig
 from diffuse_cli.config.eval_options import CompareConfig as CompareConfig
 from diffuse_cli.config.eval_options import EmaConfig as EmaConfig
 from diffuse_cli.config.eval_options import EvalConfig as EvalConfig
@@ -31,14 +30,11 @@ from diffuse_cli.config.sample_options import SAMPLER as SAMPLER
 from diffuse_cli.config.sample_options import SAMPLING_STEPS as SAMPLING_STEPS
 from diffuse_cli.config.sample_options import STARTS as STARTS
 from diffuse_cli.config.sample_options import WEAK_GUIDANCE as WEAK_GUIDANCE
-from diffuse_cli.config.sample_options import ComputeConfig as ComputeConfig
 from diffuse_cli.config.sample_options import DrawConfig as DrawConfig
-from diffuse_cli.config.sample_options import GuideConfig as GuideConfig
 from diffuse_cli.config.sample_options import SampleConfig as SampleConfig
 from diffuse_cli.config.sample_options import SamplerChoice as SamplerChoice
 from diffuse_cli.config.sample_options import SamplerConfig as SamplerConfig
 from diffuse_cli.config.sample_options import StartConfig as StartConfig
-from diffuse_cli.config.sample_options import TrajectoryConfig as TrajectoryConfig
 from diffuse_cli.config.sample_options import WeightsConfig as WeightsConfig
 from diffuse_cli.config.shared_options import DiffusionConfig as DiffusionConfig
 from diffuse_cli.config.shared_options import InfoConfig as InfoConfig

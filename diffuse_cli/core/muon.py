@@ -2,6 +2,9 @@
 
 Jordan et al. 2024. A gradient's momentum M = U S V^T is replaced by about U V^T, so that every
 direction of a weight matrix moves at the same rate, the rare ones too.
+
+`torch.optim.Muon` moves one matrix at a time: moving the small ones of a side together halves the
+time of a step on CPUs.
 """
 
 from __future__ import annotations

@@ -182,13 +182,16 @@ class InvalidArgument(ValueError):
         return f"{text}. {self.hint}" if self.hint else text
 
 
+def near(name: str, names: Iterable[str], cutoff: float = 0.5) -> str:
+    """Return the most similar of `names`, or an empty string if none is similar enough."""
+    return next(iter(get_close_matches(name, list(names), n=1, cutoff=cutoff)), "")
+
+
 def suggest(name: str, names: Iterable[str]) -> str:
-    """A hint after an unknown name: the nearest known one, or all of them."""
+    """Return a hint after an unknown name: the nearest known one, or all of them."""
     names = list(names)
-    near = get_close_matches(name, names, n=1, cutoff=0.5)
-    if near:
-        return f"Did you mean '{near[0]}'?"
-    return "Choose from: " + ", ".join(names)
+    found = near(name, names)
+    return f"Did you mean '{found}'?" if found else "Choose from: " + ", ".join(names)
 
 
 def lookup(table: Mapping[str, T], name: str, argument: str) -> T:

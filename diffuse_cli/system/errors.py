@@ -7,12 +7,12 @@ Anything that is not a `DiffuseError` is a bug and ends with a traceback.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from difflib import get_close_matches
+from collections.abc import Callable, Iterator, Mapping
 from typing import Self, TypeVar
 
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.registry import lookup as known
+from diffuse_cli.core.registry import near as near
 from diffuse_cli.core.registry import suggest as suggest
 
 T = TypeVar("T")
@@ -114,11 +114,6 @@ def translating(name: Callable[[str], str] = flag) -> Iterator[None]:
         yield
     except InvalidArgument as error:
         raise translated(error, name) from error
-
-
-def near(name: str, names: Iterable[str], cutoff: float = 0.5) -> str:
-    """Return the most similar of `names`, or an empty string if none is similar enough."""
-    return next(iter(get_close_matches(name, list(names), n=1, cutoff=cutoff)), "")
 
 
 def lookup(table: Mapping[str, T], name: str, what: str) -> T:
