@@ -62,7 +62,7 @@ def bound_terms(
 ) -> Iterator[Tensor]:
     """The term of the bound for each (time, noise), shape (B,); a time is an int or (B,) ints."""
     process = denoiser.process
-    denoise = clipped(denoiser) if clip and denoiser.levels else denoiser
+    denoise = clipped(denoiser, process) if clip and denoiser.levels else denoiser
     for t, noise in draws:
         x_t = process.diffuse(x0, t, noise)
         yield bound_term(process, denoise(x_t, t, **cond), x0, x_t, t, denoiser.levels)

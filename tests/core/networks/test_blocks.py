@@ -17,7 +17,7 @@ from diffuse_cli.core.kernels import GroupNorm, attend, cast_products
 from diffuse_cli.core.networks import checkpointed
 from diffuse_cli.core.networks._unet_modules import (
     BLOCKS,
-    Parts,
+    UNetParts,
     Upsample,
     doubled,
     halved,
@@ -113,7 +113,7 @@ def test_bfloat16_autocast_runs(config: Plan):
 
 # -- blocks ---------------------------------------------------------------------------------------
 
-PARTS = Parts(Config(width=8, groups=4, multipliers=(1, 2), attention=()), 2)
+PARTS = UNetParts(Config(width=8, groups=4, multipliers=(1, 2), attention=()), 2)
 
 
 def randomise(block: nn.Module) -> nn.Module:
@@ -148,7 +148,7 @@ def test_sizes_change_by_means_and_nearest_neighbours():
 @torch.no_grad()
 def test_a_convnext_block_is_what_it_says(scale_shift: bool):
     config = plan(**{**TINY, "scale_shift": scale_shift, "norm_eps": 0.1}).config
-    block = randomise(BLOCKS["convnext"](Parts(config, 2), 8, 16, unchanged)).eval()
+    block = randomise(BLOCKS["convnext"](UNetParts(config, 2), 8, 16, unchanged)).eval()
     g = generator(6)
     x, emb = torch.randn(2, 8, 5, 7, generator=g), torch.randn(2, 32, generator=g)
     w = block.state_dict()
@@ -170,7 +170,7 @@ def test_a_convnext_block_is_what_it_says(scale_shift: bool):
 @pytest.mark.parametrize("block", list(BLOCKS))
 @torch.no_grad()
 def test_dropout_acts_in_every_block(block: str):
-    made = randomise(BLOCKS[block](Parts(plan(**TINY, dropout=0.5).config, 2), 8, 8, unchanged))
+    made = randomise(BLOCKS[block](UNetParts(plan(**TINY, dropout=0.5).config, 2), 8, 8, unchanged))
     x, emb = torch.randn(2, 8, 8, 8, generator=generator(5)), torch.ones(2, 32)
     assert not torch.allclose(made(x, emb), made(x, emb), atol=1e-3)
     made.eval()
@@ -221,7 +221,7 @@ def test_checkpointing_changes_nothing_where_there_is_no_gradient():
 @pytest.mark.parametrize("size", [(5, 6), (1, 1), (1, 3)])
 def test_the_transposed_convolution_is_upsampling_and_convolution(size: tuple[int, int]):
     torch.manual_seed(0)
-    layer = Upsample(Parts(plan(**TINY).config, len(size)), 6).double()
+    layer = Upsample(UNetParts(plan(**TINY).config, len(size)), 6).double()
     x = torch.randn(2, 6, *size, dtype=torch.float64, requires_grad=True)
     found = layer(x, torch.zeros(2, 1))
     expected = layer.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
