@@ -20,8 +20,8 @@ os.environ["DIFFUSE_CACHE"] = ""
 
 import numpy as np
 import pytest
-from forks import Forked, Server
 from PIL import Image
+from process_server import Forked, Server
 
 ROOT = Path(__file__).parents[1]
 

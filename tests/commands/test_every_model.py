@@ -18,7 +18,7 @@ import pytest
 import torch
 from kinds import KINDS, Workshop
 from PIL import Image
-from undrawn import undraw
+from unplotted_pages import undraw
 
 from diffuse_cli.commands import COMMANDS as EVERY
 from diffuse_cli.commands.convert.exporters._graph import inputs

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Ran
-from interop_oracles import answer, checkpoint
+from openai_oracle import answer, checkpoint
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 

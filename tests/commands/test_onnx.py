@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from leaving import SMALL, model_of
+from private_models import SMALL, model_of
 
 from diffuse_cli.app import main
 from diffuse_cli.commands.convert.exporters import onnx

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Ran, free_port, write_images
-from launching import StandIns
+from forked_launchers import StandIns
 from PIL import Image
 from training.conftest import QUICK
 

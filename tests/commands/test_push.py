@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 from conftest import in_process
-from hubs import COMMIT, serving
+from file_operations import FULL, ends_at, failing, killed_while
+from hub_server import COMMIT, serving
 from PIL import Image
-from seams import FULL, ends_at, failing, killed_while
 
 from diffuse_cli.commands._cli.model_facts import escape
 from diffuse_cli.sampling.journal import holding

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from altering import altered
 from conftest import in_process
+from edited_models import altered
 from PIL import Image
 
 from diffuse_cli.commands.noise_demo import reverse_process

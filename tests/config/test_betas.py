@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from nets import plan
-from seams import giving
+from file_operations import giving
+from networks import plan
 
 from diffuse_cli.config import DiffusionConfig, TrainConfig
 from diffuse_cli.config.options import from_dict, read_toml, to_dict, to_toml

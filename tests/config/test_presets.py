@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from nets import Plan
+from networks import Plan
 
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.config.options import from_dict

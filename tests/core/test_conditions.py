@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from nets import plan, randomised
+from networks import plan, randomised
 
 from diffuse_cli.core import Conditions, Denoiser, Process
 from diffuse_cli.core.conditions import (

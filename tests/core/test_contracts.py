@@ -16,8 +16,8 @@ from functools import cache
 
 import pytest
 import torch
-from covering import covering
-from nets import plan
+from covering_array import covering
+from networks import plan
 from oracles import (
     SAID,
     SPREAD,

@@ -7,7 +7,7 @@ from functools import cache
 
 import pytest
 import torch
-from covering import covering
+from covering_array import covering
 from oracles import generator, ideal_net, last, process_of
 
 from diffuse_cli.core import SAMPLERS, SCHEDULES, VARIANCES, Denoiser, bits_per_dim

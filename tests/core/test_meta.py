@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from covering import covering
-from nets import plan
+from covering_array import covering
+from networks import plan
 
 from diffuse_cli.core import (
     LOSSES,

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from nets import plan, randomised
+from networks import plan, randomised
 from oracles import exact_denoise, gaussian_denoise, generator, process_of, zero_snr
 
 from diffuse_cli.core import DEGRADATIONS, RESTORATIONS, SAMPLERS, Denoiser, Process

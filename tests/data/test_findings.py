@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from corpus import encoded, fill, noise, zipped
+from image_corpus import encoded, fill, noise, zipped
 from PIL import Image
 
 from diffuse_cli.data import (

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hubs import COMMIT, Hub, serving
+from hub_server import COMMIT, Hub, serving
 from test_sources import corpus, parquet_file, parquet_files, sharded
 
 from diffuse_cli.data import open_index, read_images, save_index

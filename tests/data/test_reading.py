@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from corpus import BOMB, encoded, fill, noise, within, zipped
+from file_operations import FULL, failing
+from image_corpus import BOMB, encoded, fill, noise, within, zipped
 from PIL import Image
-from seams import FULL, failing
 
 from diffuse_cli.data import Dataset, open_index, read_images, save_index, saved_samples, store
 from diffuse_cli.data.samples import HELD_OUT_MINIMUM

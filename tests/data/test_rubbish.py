@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, Ran, environment, write_images
-from corpus import chunk, encoded, fill, noise, png
-from rubbish import odd, place, rubbish, zeros
+from image_corpus import chunk, encoded, fill, noise, png
+from odd_files import odd, place, rubbish, zeros
 from training.conftest import QUICK
 
 from diffuse_cli.data import read_images
@@ -27,7 +27,7 @@ MIB = 2**20
 FOUND = """if True:
     import json, sys
     sys.path.insert(0, sys.argv[1])
-    from memory import forget, peak
+    from peak_memory import forget, peak
     from diffuse_cli.data import read_images
     from diffuse_cli.media.image.decoding import decode
     from diffuse_cli.system.events import finish

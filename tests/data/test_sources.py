@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from corpus import encoded, fill, noise, zipped
+from image_corpus import encoded, fill, noise, zipped
 
 from diffuse_cli.data import Dataset, decoding_workers, is_images, read_cells, read_images
 from diffuse_cli.data.sources import (

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from corpus import BOMB, encoded, fill, noise, png, zipped
+from image_corpus import BOMB, encoded, fill, noise, png, zipped
 
 from diffuse_cli.data import Dataset, decoding_workers, read_images
 from diffuse_cli.data.decoding_workers import Reading, Result, decode_files

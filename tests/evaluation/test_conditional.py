@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import in_process
 from PIL import Image
-from undrawn import undraw
+from unplotted_pages import undraw
 
 from diffuse_cli.commands.ema import ema_lengths
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_images
-from seams import FULL, failing
+from file_operations import FULL, failing
 
 from diffuse_cli.evaluation import feature_cache
 from diffuse_cli.metrics.features import FeatureNetwork, extract

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import in_process
-from undrawn import undraw
+from unplotted_pages import undraw
 
 from diffuse_cli.commands.ema import ema_lengths
 from diffuse_cli.core.space import Space

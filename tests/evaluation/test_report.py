@@ -16,7 +16,7 @@ import pytest
 from conftest import in_process, write_images
 from jinja2 import UndefinedError
 from PIL import Image
-from undrawn import undraw
+from unplotted_pages import undraw
 
 from diffuse_cli import metrics
 from diffuse_cli.config import EvalConfig, SamplerChoice

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from nets import plan
+from networks import plan
 from PIL import Image
-from undrawn import undraw
+from unplotted_pages import undraw
 
 from diffuse_cli.config import DiffusionConfig, SamplerChoice, TuneConfig
 from diffuse_cli.core import SCHEDULES, Process

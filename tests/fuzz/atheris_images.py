@@ -1,7 +1,7 @@
 """Image files grown by coverage: whatever reaches new lines of Pillow's readers and ours is kept.
 
 Needs atheris, NumPy and Pillow, and no torch. The flags are libFuzzer's; without a folder to keep
-files in, it starts anew from the images that `mutations` changes.
+files in, it starts anew from the images that `mutated_images` changes.
 
     PYTHONPATH=. python tests/fuzz/atheris_images.py -max_total_time=600 -timeout=20
 """
@@ -24,7 +24,7 @@ with atheris.instrument_imports(include=["PIL", "diffuse_cli"]):
     from diffuse_cli.media.file_errors import Unusable
     from diffuse_cli.media.image.decoding import decode
 
-from mutations import BY_FORMAT, CHANGES, seeds
+from mutated_images import BY_FORMAT, CHANGES, seeds
 from PIL import Image
 
 REASONS = {value for value in vars(reasons).values() if isinstance(value, str)}

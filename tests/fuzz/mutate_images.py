@@ -32,8 +32,8 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from mutations import mutated
-from rubbish import rubbish
+from mutated_images import mutated
+from odd_files import rubbish
 
 from diffuse_cli.app import main as diffuse
 from diffuse_cli.data import read_images

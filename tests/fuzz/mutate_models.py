@@ -37,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 from conftest import RECIPE, environment, write_images
-from memory import forget, peak
+from peak_memory import forget, peak
 
 from diffuse_cli.app import main
 from diffuse_cli.config import SamplerChoice

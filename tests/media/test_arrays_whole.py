@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from undrawn import undraw
+from unplotted_pages import undraw
 
 DRAW = np.random.default_rng(3)
 

@@ -7,11 +7,11 @@ import random
 import struct
 from typing import Any
 
+import icc_profiles
 import numpy as np
-import profiles
 import pytest
-from corpus import chunk, encoded, noise
-from mutations import CHANGES
+from image_corpus import chunk, encoded, noise
+from mutated_images import CHANGES
 from PIL import Image, ImageCms
 
 from diffuse_cli.media import Asked, image
@@ -42,8 +42,8 @@ def off(found: Any, expected: Any) -> float:
 def test_colours_become_srgb(kind: str, name: str, gamma: Any) -> None:
     colours = noise(1, (40, 30), "RGB")
     options = {"lossless": True} if kind == "WEBP" else {}
-    data = encoded(colours, kind, icc_profile=profiles.rgb(name, gamma), **options)
-    expected = profiles.converted(np.asarray(colours), name, gamma)
+    data = encoded(colours, kind, icc_profile=icc_profiles.rgb(name, gamma), **options)
+    expected = icc_profiles.converted(np.asarray(colours), name, gamma)
     assert off(colours, expected) > 5
     assert off(decode(data), expected) < 4  # LittleCMS computes 8-bit pixels in whole numbers
     assert np.abs(np.asarray(decode(data)) - expected).mean() < 0.5
@@ -53,12 +53,12 @@ def test_colours_become_srgb(kind: str, name: str, gamma: Any) -> None:
 @pytest.mark.parametrize("kind", ["JPEG", "AVIF"])
 def test_lossy_files_have_profiles_too(kind: str) -> None:
     flat = Image.new("RGB", (16, 16), (30, 200, 90))
-    data = encoded(flat, kind, icc_profile=profiles.rgb("AdobeRGB", 2.2), quality=100)
-    expected = profiles.converted(np.array([30.0, 200, 90]), "AdobeRGB", 2.2)
+    data = encoded(flat, kind, icc_profile=icc_profiles.rgb("AdobeRGB", 2.2), quality=100)
+    expected = icc_profiles.converted(np.array([30.0, 200, 90]), "AdobeRGB", 2.2)
     assert off(decode(data), expected) < 6
 
 
-@pytest.mark.parametrize("profile", [BUILT_IN, profiles.rgb("sRGB", "sRGB")])
+@pytest.mark.parametrize("profile", [BUILT_IN, icc_profiles.rgb("sRGB", "sRGB")])
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
 def test_srgb_stays_as_it_is(mode: str, profile: bytes) -> None:
     colours = noise(2, (40, 30), mode)
@@ -73,10 +73,10 @@ def test_srgb_stays_as_it_is(mode: str, profile: bytes) -> None:
 def test_grey_is_mapped_and_stays_grey() -> None:
     ramp = np.arange(256, dtype=np.uint8).reshape(16, 16)
     wide = Image.fromarray(ramp.astype(np.uint16) * 257)
-    expected = profiles.srgb(profiles.linear(ramp / 255, 1.8))
+    expected = icc_profiles.srgb(icc_profiles.linear(ramp / 255, 1.8))
     assert off(ramp, expected) > 5
     for picture in (Image.fromarray(ramp), wide, Image.fromarray(ramp).convert("P")):
-        for profile in (profiles.grey(1.8), profiles.rgb("P3", 1.8)):
+        for profile in (icc_profiles.grey(1.8), icc_profiles.rgb("P3", 1.8)):
             made = decode(encoded(picture, icc_profile=profile))
             assert made.mode == "L"
             assert off(made, expected) < 2
@@ -84,22 +84,22 @@ def test_grey_is_mapped_and_stays_grey() -> None:
 
 def test_a_palette_is_converted() -> None:
     colours = noise(3, (9, 9), "RGB").quantize(40)
-    made = decode(encoded(colours, icc_profile=profiles.rgb("P3", "sRGB")))
-    assert off(made, profiles.converted(np.asarray(colours.convert("RGB")), "P3", "sRGB")) < 4
+    made = decode(encoded(colours, icc_profile=icc_profiles.rgb("P3", "sRGB")))
+    assert off(made, icc_profiles.converted(np.asarray(colours.convert("RGB")), "P3", "sRGB")) < 4
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
 def test_transparent_pixels_are_converted_and_the_background_is_not(mode: str) -> None:
     pixels = np.asarray(noise(4, (9, 9), mode)).copy()
     pixels[..., -1] = 255 * (np.arange(9) % 2)
-    profile = profiles.rgb("AdobeRGB", 2.2) if mode == "RGBA" else profiles.grey(1.8)
+    profile = icc_profiles.rgb("AdobeRGB", 2.2) if mode == "RGBA" else icc_profiles.grey(1.8)
     made = np.asarray(decode(encoded(Image.fromarray(pixels), icc_profile=profile), "#204060"))
     assert (made[:, ::2] == (0x20, 0x40, 0x60)).all()
     shown = np.asarray(Image.fromarray(pixels).convert("RGB"))[:, 1::2]
     if mode == "RGBA":
-        assert off(made[:, 1::2], profiles.converted(shown, "AdobeRGB", 2.2)) < 4
+        assert off(made[:, 1::2], icc_profiles.converted(shown, "AdobeRGB", 2.2)) < 4
     else:
-        assert off(made[:, 1::2], profiles.srgb(profiles.linear(shown / 255, 1.8))) < 2
+        assert off(made[:, 1::2], icc_profiles.srgb(icc_profiles.linear(shown / 255, 1.8))) < 2
 
 
 @pytest.mark.parametrize("kind", ["TIFF", "JPEG"])
@@ -108,22 +108,22 @@ def test_ink_is_what_its_profile_says(kind: str) -> None:
     for ink in inks:
         flat = Image.new("CMYK", (8, 8), ink)
         options = {"quality": 100} if kind == "JPEG" else {}
-        made = decode(encoded(flat, kind, icc_profile=profiles.cmyk(), **options))
-        light = profiles.lightness(np.array(ink) / 255)
+        made = decode(encoded(flat, kind, icc_profile=icc_profiles.cmyk(), **options))
+        light = icc_profiles.lightness(np.array(ink) / 255)
         luminance = ((light + 16) / 116) ** 3 if light > 8 else light / 903.3
         assert made.mode == "RGB"
-        assert off(made, profiles.srgb(np.array(luminance))) <= 2, ink
+        assert off(made, icc_profiles.srgb(np.array(luminance))) <= 2, ink
 
 
 # -- broken ones ----------------------------------------------------------------------------------
 
-P3 = profiles.rgb("P3", "sRGB")
+P3 = icc_profiles.rgb("P3", "sRGB")
 BROKEN = {
     "cut": P3[:300],
     "rubbish": b"rubbish " * 40,
     "tiny": b"x",
-    "of ink": profiles.cmyk(),
-    "of grey": profiles.grey(2.2),
+    "of ink": icc_profiles.cmyk(),
+    "of grey": icc_profiles.grey(2.2),
     "a list of names": P3[:12] + b"nmcl" + P3[16:],
     "a link": P3[:12] + b"link" + P3[16:],
     "without curves": P3.replace(b"rTRC", b"xTRC"),
@@ -165,15 +165,15 @@ def test_profiles_that_cannot_be_put_together_are_named() -> None:
     ],
 )
 def test_a_profile_holds_the_tables_that_it_claims(tag: bytes) -> None:
-    profile = profiles.assembled(b"RGB ", b"Lab ", {b"A2B0": tag})
+    profile = icc_profiles.assembled(b"RGB ", b"Lab ", {b"A2B0": tag})
     with pytest.raises(image_metadata.BadProfile):
         image_metadata._check_tables(profile)
-    image_metadata._check_tables(profiles.cmyk())
+    image_metadata._check_tables(icc_profiles.cmyk())
     image_metadata._check_tables(P3)
 
 
 def test_grey_cannot_be_ink() -> None:
-    data = encoded(noise(5), icc_profile=profiles.cmyk())
+    data = encoded(noise(5), icc_profile=icc_profiles.cmyk())
     assert decode(data).tobytes() == noise(5).tobytes()
     assert remarks(data) == (reasons.PROFILE,)
 
@@ -188,7 +188,7 @@ def test_ink_with_a_broken_profile_is_converted_as_without() -> None:
 @pytest.mark.parametrize("kind", ["RGB", "L", "CMYK"])
 def test_changed_profiles_convert_or_are_broken_and_nothing_else(kind: str) -> None:
     rng = random.Random(kind)
-    seeds = (P3, BUILT_IN, profiles.grey(1.8), profiles.cmyk())
+    seeds = (P3, BUILT_IN, icc_profiles.grey(1.8), icc_profiles.cmyk())
     pixels = noise(7, (8, 8), "RGB").convert(kind)
     outcomes = set()
     for _ in range(600):
@@ -224,7 +224,7 @@ def test_a_photo_is_converted_when_it_is_small() -> None:
 
 def test_channels_and_padding_come_after_the_colours() -> None:
     colours = noise(9, (20, 10), "RGB")
-    data = encoded(colours, icc_profile=profiles.rgb("AdobeRGB", 2.2))
+    data = encoded(colours, icc_profile=icc_profiles.rgb("AdobeRGB", 2.2))
     grey = image.read(data, Asked(channels=1)).values[0]
     assert grey.tolist() == np.asarray(decode(data).convert("L")).tolist()
     padded = image.read(data, Asked((20, 20), None, (0, 255, 9), "pad")).values
@@ -235,7 +235,7 @@ def test_channels_and_padding_come_after_the_colours() -> None:
 def test_an_image_is_another_one_under_another_profile() -> None:
     colours = noise(10, (80, 70), "RGB")
     plain = encoded(colours)
-    p3, adobe = (encoded(colours, icc_profile=p) for p in (P3, profiles.rgb("AdobeRGB", 2.2)))
+    p3, adobe = (encoded(colours, icc_profile=p) for p in (P3, icc_profiles.rgb("AdobeRGB", 2.2)))
     assert len({image.read(data, Asked()).digest for data in (plain, p3, adobe)}) == 3
     assert image.read(p3, Asked()).digest == image.read(p3, Asked(size=(5, 5))).digest
 

@@ -7,12 +7,12 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import icc_profiles
 import numpy as np
-import profiles
 import pytest
+from odd_files import grey
+from odd_files import tiff as made
 from PIL import Image, ImageOps
-from rubbish import grey
-from rubbish import tiff as made
 
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import Dataset, read_images
@@ -141,7 +141,7 @@ def tagged(values: np.ndarray, name: bytes, data: bytes) -> bytes:
 
 @pytest.mark.parametrize(
     ("profile", "dtype"),
-    [(profiles.rgb("sRGB", "sRGB"), "uint16"), (profiles.rgb("AdobeRGB", 2.2), "uint8")],
+    [(icc_profiles.rgb("sRGB", "sRGB"), "uint16"), (icc_profiles.rgb("AdobeRGB", 2.2), "uint8")],
 )
 def test_another_colour_space_has_eight_bits(profile: bytes, dtype: str) -> None:
     values = levels(3, 4, 4)

@@ -8,9 +8,9 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from corpus import encoded, fill, noise
+from file_operations import giving
+from image_corpus import encoded, fill, noise
 from PIL import Image
-from seams import giving
 
 from diffuse_cli.config import EvalConfig
 from diffuse_cli.core.registry import InvalidArgument

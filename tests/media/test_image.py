@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from corpus import BOMB, chunk, encoded, noise, png
+from image_corpus import BOMB, chunk, encoded, noise, png
+from odd_files import grey, tiff
 from PIL import Image, ImageOps
-from rubbish import grey, tiff
 from xxhash import xxh3_128_digest
 
 from diffuse_cli.media import file_errors as reasons

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import in_process
 from PIL import Image
-from undrawn import undraw
+from unplotted_pages import undraw
 
 from diffuse_cli.data import read_images
 from diffuse_cli.media import Asked, image

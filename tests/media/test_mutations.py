@@ -7,10 +7,10 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from corpus import encoded, fill, noise
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from mutations import BY_FORMAT, CHANGES, mutated, seeds
+from image_corpus import encoded, fill, noise
+from mutated_images import BY_FORMAT, CHANGES, mutated, seeds
 from PIL import Image
 
 from diffuse_cli.data import read_images

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import in_process
-from undrawn import undraw
+from unplotted_pages import undraw
 
 from diffuse_cli.commands.noise_demo import forward_process
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from seams import FULL, failing
+from file_operations import FULL, failing
 
 from diffuse_cli.metrics.features import _weights
 from diffuse_cli.metrics.features._weights import Published, download

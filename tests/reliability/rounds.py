@@ -32,7 +32,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from conftest import begin, environment, write_images
-from forks import Forked, Server
+from process_server import Forked, Server
 from training.conftest import QUICK
 
 from diffuse_cli.system import files
@@ -69,11 +69,10 @@ class World:
         (folder / "tiny.toml").write_text(QUICK.read_text() + "dropout = 0.2\n")
 
     def start(self, options: list[str], seam: str = "") -> Forked:
-        """A process that trains in `folder`, over one of `seams`."""
+        """A process that trains in `folder`, over one of `file_operations`."""
         line = ["train", "images", "--config", "tiny.toml", *options]
-        before = (
-            f"import seams; from diffuse_cli.system import files; files.operation = seams.{seam}"
-        )
+        replace = f"files.operation = file_operations.{seam}"
+        before = f"import file_operations; from diffuse_cli.system import files; {replace}"
         with (self.folder / "log.txt").open("a") as log:
             said = log.fileno()
             return begin(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, begin, environment
-from forks import Server
+from process_server import Server
 
 from diffuse_cli.models import tensor_file
 
@@ -19,7 +19,7 @@ FUZZ = ROOT / "tests" / "fuzz"
 READ = """
 import os, sys
 from pathlib import Path
-from memory import forget, peak
+from peak_memory import forget, peak
 from diffuse_cli.models import model_file
 from diffuse_cli.system.errors import ModelFileError
 good, *others = sys.argv[1:]
@@ -112,7 +112,7 @@ def memory(server: Server, model: Path, *paths: Path) -> dict[str, tuple[str, in
 
 def write_large(path: Path) -> None:
     """A file of 200 MB of weights that are all there."""
-    from nets import plan
+    from networks import plan
 
     from diffuse_cli.config import DiffusionConfig
     from diffuse_cli.models import model_file

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import pytest
 from conftest import free_port
-from forks import Forked
-from launching import StandIns
+from forked_launchers import StandIns
+from process_server import Forked
 
 HOST = """
 import ctypes, os, sys

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import rounds
 import torch
-from seams import Copies, killed_at_each, watching
+from file_operations import Copies, killed_at_each, watching
 
 from diffuse_cli.models import tensor_file
 from diffuse_cli.system import files

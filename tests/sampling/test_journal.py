@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import free_port
-from seams import Copies, ends_at, killed_at_each, killed_while
+from file_operations import Copies, ends_at, killed_at_each, killed_while
 
 from diffuse_cli.sampling.journal import WORK, Ledger, holding, manifest_in, parts_of
 from diffuse_cli.system import files, outputs
@@ -255,7 +255,7 @@ def test_what_is_no_range_is_a_usage_error(sample, text):
 
 
 def test_a_full_disk_loses_nothing_that_was_drawn(sample, monkeypatch):
-    from seams import FULL, failing
+    from file_operations import FULL, failing
 
     sample("-n", 10, "-o", "whole")
     real = files.write_bytes

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from altering import altered
 from conftest import in_process, write_images
-from covering import covering
+from covering_array import covering
+from edited_models import altered
+from file_operations import FULL, ends_at, killed_while
 from PIL import Image
-from seams import FULL, ends_at, killed_while
 
 from diffuse_cli.config import DrawConfig
 from diffuse_cli.core import RESTORATIONS

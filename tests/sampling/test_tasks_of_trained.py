@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from altering import altered
 from conftest import in_process, write_images
+from edited_models import altered
 from PIL import Image
 
 from diffuse_cli.core import RESTORATIONS, SAMPLERS

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from interop_oracles import checkpoint
+from openai_oracle import checkpoint
 from safetensors.torch import save_file
 
 from diffuse_cli.commands.convert.importers import FORMATS, convert

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import environment
-from seams import FULL, ends_at, failing, killed_while, watching
+from file_operations import FULL, ends_at, failing, killed_while, watching
 
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import OutputError

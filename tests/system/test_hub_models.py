@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hubs import COMMIT, Hub, serving
+from hub_server import COMMIT, Hub, serving
 
 from diffuse_cli.system import hub_models
 from diffuse_cli.system.errors import ModelFileError

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from seams import giving
+from file_operations import giving
 
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.models import model_file

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import PREVIEW_STEPS, write_images
+from file_operations import giving
 from PIL import Image
 from safetensors.torch import load_file
-from seams import giving
 
 from diffuse_cli.core import LOSSES
 from diffuse_cli.core.losses import simple

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from seams import giving
+from file_operations import giving
 
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.config.options import from_dict, to_toml

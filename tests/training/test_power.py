@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import in_process
-from seams import giving
+from file_operations import giving
 from torch import nn
 
 from diffuse_cli.commands.ema.ema_lengths import LENGTHS
@@ -305,7 +305,7 @@ def test_lengths_cannot_begin_in_the_middle(quick):
 
 
 def test_a_snapshot_is_whole_or_not_there(tmp_path, monkeypatch):
-    from seams import FULL, failing
+    from file_operations import FULL, failing
 
     from diffuse_cli.system.errors import OutputError
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from conftest import in_process, write_images
+from file_operations import giving, watching
 from safetensors.torch import load_file
-from seams import giving, watching
 
 from diffuse_cli.models import model_file
 from diffuse_cli.system import files

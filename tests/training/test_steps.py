@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import in_process
-from seams import giving
+from file_operations import giving
 
 from diffuse_cli.config import TrainConfig
 from diffuse_cli.core import LOSSES

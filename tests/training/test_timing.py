@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from seams import giving
+from file_operations import giving
 
 from diffuse_cli.core import Conditions, Space
 from diffuse_cli.system.events import Progress

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from covering import covering
-from nets import Plan, batch, plan, randomised
+from covering_array import covering
+from networks import Plan, batch, plan, randomised
 from oracles import generator
 from torch import nn
 

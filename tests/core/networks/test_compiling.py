@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from nets import batch, plan, randomised
+from networks import batch, plan, randomised
 
 BACKENDS = {"resnet": "aot_eager"}
 """Of the others only the first half of compiling is tested, which takes half the time."""

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import batch, plan, randomised
+from networks import batch, plan, randomised
 from oracles import generator
 from torch import Tensor
 

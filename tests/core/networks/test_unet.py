@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from nets import Plan, batch, plan, randomised
+from networks import Plan, batch, plan, randomised
 from oracles import generator
 
 from diffuse_cli.core.networks import count_parameters

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from nets import Plan, batch, plan, randomised
+from networks import Plan, batch, plan, randomised
 from oracles import generator
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode

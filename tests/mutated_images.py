@@ -8,9 +8,9 @@ from collections.abc import Callable
 from functools import cache
 from random import Random
 
-from corpus import encoded, noise
+from image_corpus import encoded, noise
+from odd_files import odd
 from PIL import Image
-from rubbish import odd
 
 EXTREMES = (0, 1, 2, 7, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 2**32 - 1)
 NUMBERS = (">B", "<H", ">H", "<L", ">L")

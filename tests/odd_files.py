@@ -9,9 +9,9 @@ import zlib
 from functools import cache
 from pathlib import Path
 
+import icc_profiles
 import numpy as np
-import profiles
-from corpus import chunk, encoded, fill, noise, png
+from image_corpus import chunk, encoded, fill, noise, png
 from PIL import Image
 
 from diffuse_cli.media import file_errors as reasons
@@ -82,7 +82,7 @@ def odd() -> dict[str, bytes]:
     turned = Image.Exif()
     turned[0x0112] = 6
     strip = [(273, 4, [-1]), (278, 4, [8]), (279, 4, [64])]
-    p3 = profiles.rgb("P3", "sRGB")
+    p3 = icc_profiles.rgb("P3", "sRGB")
     files = {f"{kind}.{kind.lower()}": encoded(colour, kind) for kind in FORMATS}
     files |= {f"grey-{kind}.{kind.lower()}": encoded(pale, kind) for kind in FORMATS}
     files |= {
@@ -105,13 +105,13 @@ def odd() -> dict[str, bytes]:
         "clear.webp": encoded(noise(9, (8, 8), "RGBA"), "WEBP", lossless=True),
         "turned.jpg": encoded(noise(10, (5, 9), "RGB"), "JPEG", exif=turned),
         **{f"p3.{kind.lower()}": encoded(colour, kind, icc_profile=p3) for kind in PROFILED},
-        "gamma.png": encoded(pale, icc_profile=profiles.grey(1.8)),
-        "ink.tif": encoded(colour.convert("CMYK"), "TIFF", icc_profile=profiles.cmyk()),
+        "gamma.png": encoded(pale, icc_profile=icc_profiles.grey(1.8)),
+        "ink.tif": encoded(colour.convert("CMYK"), "TIFF", icc_profile=icc_profiles.cmyk()),
         # Four inks at 80 levels each would be 245 MB.
         "ink-that-unpacks.tif": encoded(
             colour.convert("CMYK"),
             "TIFF",
-            icc_profile=profiles.cmyk().replace(b"\4\3\2\0", b"\4\3\x50\0"),
+            icc_profile=icc_profiles.cmyk().replace(b"\4\3\2\0", b"\4\3\x50\0"),
         ),
         "cut-profile.png": encoded(colour, icc_profile=p3[:300]),
         "name-says-gif.gif": encoded(pale),

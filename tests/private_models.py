@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from nets import randomised
+from networks import randomised
 
 from diffuse_cli.config import DiffusionConfig
 from diffuse_cli.core import Conditions, Space

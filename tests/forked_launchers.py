@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from forks import Forked
+from process_server import Forked
 
 STAND_IN = """
 import json, os, sys, time
