@@ -167,7 +167,7 @@ class Worker:
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
         assert stdout is not None
-        asked = dataclasses.astuple(dataclasses.replace(reading.asked, shared=True))
+        asked = [*vars(dataclasses.replace(reading.asked, shared=True)).values()]
         files = [(e.name, e.size, e.key, e.fault) for e in entries]
         try:
             for line in filter(None, (self._hello, [asked, files])):
