@@ -20,7 +20,7 @@ import common
 import numpy as np
 from accelerate import Accelerator
 
-from diffuse_cli.config import OWN, SAMPLER, DrawConfig
+from diffuse_cli.config.sample_options import OWN, SAMPLER, DrawConfig
 from diffuse_cli.metrics import manifold
 from diffuse_cli.sampling.generation import Loaded, load_denoiser
 from diffuse_cli.sampling.guidance_model import load_guide

@@ -17,8 +17,8 @@ import math
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffuse_cli.config import TrainConfig
 from diffuse_cli.config.presets import PRESETS
+from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core import Conditions, Space
 from diffuse_cli.training.configuration import complete
 from diffuse_cli.training.memory_estimate import cost

@@ -23,7 +23,7 @@ from common import to_uint8
 from torch import Tensor, nn
 
 from diffuse_cli.commands.convert.diffusers_unet import network_lacks, unet_fields
-from diffuse_cli.config import SAMPLING_STEPS
+from diffuse_cli.config.sample_options import SAMPLING_STEPS
 from diffuse_cli.core import Conditions, Space
 from diffuse_cli.core.optimizers import BETAS
 from diffuse_cli.models.blueprint import Blueprint

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from diffuse_cli.config import GAUSSIAN, OWN, SAMPLER, STARTS, DrawConfig
+from diffuse_cli.config.sample_options import GAUSSIAN, OWN, SAMPLER, STARTS, DrawConfig
 from diffuse_cli.core.gaussian_start import LowFrequencies, measure
 from diffuse_cli.core.samplers import spacing_of
 from diffuse_cli.metrics import frechet

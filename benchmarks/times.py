@@ -21,7 +21,7 @@ from typing import Any
 import common
 import numpy as np
 
-from diffuse_cli.config import SAMPLER
+from diffuse_cli.config.sample_options import SAMPLER
 from diffuse_cli.core.learned_timesteps import improved
 from diffuse_cli.evaluation.tune import candidates
 from diffuse_cli.evaluation.tune.candidates import Learner

@@ -8,8 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from diffuse_cli.api.calls import HELD
-from diffuse_cli.config import EvalConfig, SampleConfig, TrainConfig, parsers
+from diffuse_cli.config import parsers
+from diffuse_cli.config.eval_options import EvalConfig
 from diffuse_cli.config.options import options
+from diffuse_cli.config.sample_options import SampleConfig
+from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core.networks import NETWORKS
 from diffuse_cli.core.settings import kind_of
 

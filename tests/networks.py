@@ -9,7 +9,7 @@ import torch
 from oracles import generator
 from torch import nn
 
-from diffuse_cli.config import DiffusionConfig
+from diffuse_cli.config.shared_options import DiffusionConfig
 from diffuse_cli.core import NETWORKS, Conditions, Space
 from diffuse_cli.models.blueprint import Blueprint
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from networks import randomised
 
-from diffuse_cli.config import DiffusionConfig
+from diffuse_cli.config.shared_options import DiffusionConfig
 from diffuse_cli.core import Conditions, Space
 from diffuse_cli.core.networks.unet import Config
 from diffuse_cli.models import model_file

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffuse_cli.config import SAMPLING_STEPS
+from diffuse_cli.config.sample_options import SAMPLING_STEPS
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 RESULTS = FOLDER / "results"

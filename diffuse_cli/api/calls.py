@@ -14,9 +14,11 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 from PIL.Image import Image
 
 from diffuse_cli.api.generated_samples import Samples
-from diffuse_cli.config import EvalConfig, SampleConfig, TrainConfig
+from diffuse_cli.config.eval_options import EvalConfig
 from diffuse_cli.config.options import flag_of, options
 from diffuse_cli.config.parsers import plain
+from diffuse_cli.config.sample_options import SampleConfig
+from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.settings import brief
 from diffuse_cli.data import held

@@ -15,7 +15,7 @@ from diffuse_cli.api.calls import Data, done, named, placed, translating
 from diffuse_cli.api.generated_samples import Samples
 from diffuse_cli.api.keywords import EvalOptions, Int
 from diffuse_cli.api.loaded_model import Model
-from diffuse_cli.config import EvalConfig
+from diffuse_cli.config.eval_options import EvalConfig
 from diffuse_cli.config.options import from_dict
 from diffuse_cli.evaluation.evaluation_run import Evaluated
 from diffuse_cli.evaluation.evaluation_run import evaluate as measure

@@ -13,9 +13,9 @@ import numpy as np
 from diffuse_cli.api.calls import as_usual, done, path_of, placed, translating
 from diffuse_cli.api.generated_samples import Samples
 from diffuse_cli.api.keywords import Int, SampleOptions
-from diffuse_cli.config import SampleConfig
 from diffuse_cli.config.options import from_dict
 from diffuse_cli.config.parsers import plain
+from diffuse_cli.config.sample_options import SampleConfig
 from diffuse_cli.core.space import Space
 from diffuse_cli.media import MEDIA
 from diffuse_cli.models import model_file

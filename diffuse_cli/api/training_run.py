@@ -21,10 +21,9 @@ from diffuse_cli.api.calls import (
     translating,
 )
 from diffuse_cli.api.keywords import TrainOptions
-from diffuse_cli.config import TrainConfig
 from diffuse_cli.config.options import read_toml
 from diffuse_cli.config.parsers import plain
-from diffuse_cli.config.train_options import from_file
+from diffuse_cli.config.train_options import TrainConfig, from_file
 from diffuse_cli.system.devices import Turns
 from diffuse_cli.system.errors import Interrupted, Terminated, UsageError
 from diffuse_cli.system.events import Notice, Progress, Table, finish

@@ -12,8 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.commands.train import run as run
-from diffuse_cli.config import DistillConfig
-from diffuse_cli.config.distill_options import SHARE, STEPS
+from diffuse_cli.config.distill_options import SHARE, STEPS, DistillConfig
 from diffuse_cli.config.options import from_dict, to_dict
 from diffuse_cli.system.errors import UsageError
 

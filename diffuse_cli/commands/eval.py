@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from diffuse_cli.commands._cli.console import Console
-from diffuse_cli.config import EvalConfig
+from diffuse_cli.config.eval_options import EvalConfig
 from diffuse_cli.metrics import MetricNumber, Values, class_numbers, shown
 from diffuse_cli.system import files
 from diffuse_cli.system.events import align_columns, replace_nonfinite

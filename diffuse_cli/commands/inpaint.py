@@ -6,7 +6,7 @@ What the mask leaves black is kept to the last level.
 from __future__ import annotations
 
 from diffuse_cli.commands._cli.console import Console
-from diffuse_cli.config import InpaintConfig
+from diffuse_cli.config.task_options import InpaintConfig
 
 CONFIG = InpaintConfig
 

@@ -6,7 +6,7 @@ Says how near the two come back from their noise.
 from __future__ import annotations
 
 from diffuse_cli.commands._cli.console import Console
-from diffuse_cli.config import InterpolateConfig
+from diffuse_cli.config.task_options import InterpolateConfig
 
 CONFIG = InterpolateConfig
 

@@ -6,7 +6,7 @@ Degraded again, what is drawn gives the image again, unless it has noise.
 from __future__ import annotations
 
 from diffuse_cli.commands._cli.console import Console
-from diffuse_cli.config import RestoreConfig
+from diffuse_cli.config.task_options import RestoreConfig
 
 CONFIG = RestoreConfig
 

@@ -6,7 +6,7 @@ Writes the images, a grid of them, and a manifest with the settings that reprodu
 from __future__ import annotations
 
 from diffuse_cli.commands._cli.console import Console
-from diffuse_cli.config import SampleConfig
+from diffuse_cli.config.sample_options import SampleConfig
 
 CONFIG = SampleConfig
 

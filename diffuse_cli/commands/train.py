@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.commands._cli.console import Console, clock
-from diffuse_cli.config import TrainConfig
+from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.metrics import Measured, label
 from diffuse_cli.metrics.features import KIDS
 from diffuse_cli.system import files

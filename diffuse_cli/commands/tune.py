@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from diffuse_cli.commands._cli.console import Console
-from diffuse_cli.config import LEARNED, TuneConfig
+from diffuse_cli.config.eval_options import TuneConfig
+from diffuse_cli.config.sample_options import LEARNED
 from diffuse_cli.metrics import label
 from diffuse_cli.metrics.presentation import as_text
 from diffuse_cli.system import files

@@ -6,7 +6,7 @@ Averaged over blocks, what is drawn gives the small image again.
 from __future__ import annotations
 
 from diffuse_cli.commands._cli.console import Console
-from diffuse_cli.config import UpscaleConfig
+from diffuse_cli.config.task_options import UpscaleConfig
 
 CONFIG = UpscaleConfig
 

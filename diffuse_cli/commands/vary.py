@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from diffuse_cli.commands._cli.console import Console
-from diffuse_cli.config import VaryConfig
+from diffuse_cli.config.task_options import VaryConfig
 
 CONFIG = VaryConfig
 

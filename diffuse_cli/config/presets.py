@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from diffuse_cli.config import NETWORK, TrainConfig
+from diffuse_cli.config.train_options import NETWORK, TrainConfig
 from diffuse_cli.core.networks import NETWORKS
 from diffuse_cli.core.registry import Registry
 from diffuse_cli.core.settings import Settings, fields_of, from_dict

@@ -11,17 +11,15 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from diffuse_cli.config import (
+from diffuse_cli.config.eval_options import (
     EvalConfig,
     FeatureConfig,
     MeasureConfig,
     PlottedBoundConfig,
-    SamplerConfig,
-    StartConfig,
     TuneConfig,
-    WeightsConfig,
 )
 from diffuse_cli.config.options import first_given, place_name
+from diffuse_cli.config.sample_options import SamplerConfig, StartConfig, WeightsConfig
 from diffuse_cli.core.conditions import PAIRS
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import is_images

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from diffuse_cli.config import MeasureConfig
-from diffuse_cli.config.eval_options import SidesConfig
+from diffuse_cli.config.eval_options import MeasureConfig, SidesConfig
 from diffuse_cli.core.conditions import PAIRS
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import Dataset, Pairs, pair, read_cells, read_images

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 
-from diffuse_cli.config import EvalConfig
+from diffuse_cli.config.eval_options import EvalConfig
 from diffuse_cli.core.likelihood import strata
 from diffuse_cli.core.space import Space
 from diffuse_cli.evaluation.feature_cache import Team

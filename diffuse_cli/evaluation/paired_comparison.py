@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.config import CompareConfig, EvalConfig
+from diffuse_cli.config.eval_options import CompareConfig, EvalConfig
 from diffuse_cli.config.options import converted
 from diffuse_cli.evaluation.evaluation_run import (
     choose_network,

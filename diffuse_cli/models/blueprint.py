@@ -8,8 +8,8 @@ from functools import cached_property, lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.config import DiffusionConfig
 from diffuse_cli.config.presets import naming
+from diffuse_cli.config.shared_options import DiffusionConfig
 from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.networks import NETWORKS
 from diffuse_cli.core.schedules import SCHEDULES, shifted, zero_terminal_snr

@@ -22,10 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffuse_cli.config import TrainConfig
 from diffuse_cli.config.options import from_dict
 from diffuse_cli.config.presets import network_config
-from diffuse_cli.config.train_options import from_file
+from diffuse_cli.config.train_options import TrainConfig, from_file
 from diffuse_cli.core import settings
 from diffuse_cli.core.conditions import PAIRS
 from diffuse_cli.models import tensor_file

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffuse_cli.config import GAUSSIAN, DiffusionConfig, SamplerChoice
 from diffuse_cli.config.options import from_dict, to_dict
 from diffuse_cli.config.parsers import parse_color, parse_size
 from diffuse_cli.config.presets import network_config
+from diffuse_cli.config.sample_options import GAUSSIAN, SamplerChoice
+from diffuse_cli.config.shared_options import DiffusionConfig
 from diffuse_cli.config.train_options import DATA_FACTS
 from diffuse_cli.core import settings
 from diffuse_cli.core.conditions import Conditions

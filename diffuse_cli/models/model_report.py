@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.config import TrainConfig
 from diffuse_cli.config.options import from_dict, to_dict
-from diffuse_cli.config.train_options import to_file
+from diffuse_cli.config.train_options import TrainConfig, to_file
 from diffuse_cli.core.settings import dimensions
 from diffuse_cli.core.settings import to_dict as plain
 from diffuse_cli.core.space import Space

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from diffuse_cli.config import SampleConfig
+from diffuse_cli.config.sample_options import SampleConfig
 from diffuse_cli.data.metadata_columns import out_of_range, told_by
 from diffuse_cli.media import looks
 from diffuse_cli.models.image_conditioning import Giver, Inputs

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from diffuse_cli.config import GUIDANCE, DrawConfig
+from diffuse_cli.config.sample_options import GUIDANCE, DrawConfig
 from diffuse_cli.core.conditions import Numbers
 from diffuse_cli.data.metadata_columns import typed_rows, untaught
 from diffuse_cli.system.errors import UsageError, lookup

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffuse_cli.config import SampleConfig
+from diffuse_cli.config.sample_options import SampleConfig
 from diffuse_cli.core.settings import dimensions
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import Dataset, file_hashes, pair, read_images

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from diffuse_cli.config import OWN, DrawConfig
+from diffuse_cli.config.sample_options import OWN, DrawConfig
 from diffuse_cli.core.settings import dimensions
 from diffuse_cli.data.metadata_columns import described
 from diffuse_cli.sampling.generation import Loaded, load_denoiser, ready

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.config import (
+from diffuse_cli.config.sample_options import (
     DISTILLED_STEPS,
     GAUSSIAN,
     LEARNED,

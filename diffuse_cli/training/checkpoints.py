@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import Accelerator
 
-from diffuse_cli.config import TrainConfig
 from diffuse_cli.config.options import options, place_name, read_toml, to_toml
-from diffuse_cli.config.train_options import to_file
+from diffuse_cli.config.train_options import TrainConfig, to_file
 from diffuse_cli.core.losses import TAUGHT
 from diffuse_cli.models import model_file
 from diffuse_cli.system import files

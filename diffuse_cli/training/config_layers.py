@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from diffuse_cli.config import TrainConfig
 from diffuse_cli.config.options import from_dict, parsed
 from diffuse_cli.config.presets import PRESETS, network_of
+from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core.networks import NETWORKS
 from diffuse_cli.core.variances import LEARNED
 

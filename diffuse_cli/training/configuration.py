@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from diffuse_cli.config import NETWORK, DiffusionConfig, TrainConfig
 from diffuse_cli.config.options import converted, flag_of, from_dict, options, read_toml, to_dict
 from diffuse_cli.config.parsers import Size
 from diffuse_cli.config.presets import (
@@ -18,7 +17,8 @@ from diffuse_cli.config.presets import (
     network_config,
     preset_of,
 )
-from diffuse_cli.config.train_options import WEIGHTED, from_file, to_file
+from diffuse_cli.config.shared_options import DiffusionConfig
+from diffuse_cli.config.train_options import NETWORK, WEIGHTED, TrainConfig, from_file, to_file
 from diffuse_cli.core import degradations
 from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.losses import OF_LEARNED, TAUGHT

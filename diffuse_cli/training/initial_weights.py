@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from diffuse_cli.config import TrainConfig
+from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core import conditions
 from diffuse_cli.core.conditions import PAIRS, Given
 from diffuse_cli.core.losses import TAUGHT

@@ -11,8 +11,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from diffuse_cli.config import TrainConfig
 from diffuse_cli.config.options import words_of
+from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core.networks import count_parameters
 from diffuse_cli.core.settings import dimensions
 from diffuse_cli.data.summary import fitting

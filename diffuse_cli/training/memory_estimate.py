@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from diffuse_cli.config import TrainConfig
+from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core.distillation import POINTS
 from diffuse_cli.core.kernels import laid_out
 from diffuse_cli.core.losses import TAUGHT

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from diffuse_cli.config import TrainConfig
+from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core.kernels import laid_out
 from diffuse_cli.core.losses import LOSSES, weights
 from diffuse_cli.core.optimizers import OPTIMIZERS

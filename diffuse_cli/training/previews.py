@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffuse_cli.config import SAMPLER, SAMPLING_STEPS
+from diffuse_cli.config.sample_options import SAMPLER, SAMPLING_STEPS
 from diffuse_cli.media import figures, looks
 from diffuse_cli.sampling.conditioning import Condition, default_guidance
 from diffuse_cli.sampling.generation import Drawing, draw, stored

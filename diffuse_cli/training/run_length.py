@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 
-from diffuse_cli.config import TrainConfig
+from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.system.events import Notice
 from diffuse_cli.training.memory_estimate import smaller_side
 from diffuse_cli.training.optimization import warmup_of

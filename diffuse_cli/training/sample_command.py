@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-from diffuse_cli.config import SampleConfig
+from diffuse_cli.config.sample_options import SampleConfig
 from diffuse_cli.core.conditions import PAIRS
 from diffuse_cli.data import Dataset, is_images
 from diffuse_cli.data.metadata_columns import example

@@ -14,7 +14,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from diffuse_cli.config import DISTILLED_STEPS, SamplerChoice, TrainConfig
+from diffuse_cli.config.sample_options import DISTILLED_STEPS, SamplerChoice
+from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core import distillation
 from diffuse_cli.core.guidance import guide
 from diffuse_cli.core.kernels import laid_out, lay_out

@@ -14,9 +14,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from diffuse_cli.config import TrainConfig
 from diffuse_cli.config.options import to_toml
-from diffuse_cli.config.train_options import to_file
+from diffuse_cli.config.train_options import TrainConfig, to_file
 from diffuse_cli.core.networks import count_parameters
 from diffuse_cli.system.devices import machine
 from diffuse_cli.system.errors import DiffuseError

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from diffuse_cli.config import TrainConfig
+from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.core.distillation import EVALUATIONS
 from diffuse_cli.core.kernels import lay_out

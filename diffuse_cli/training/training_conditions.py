@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from diffuse_cli.config import TrainConfig
-from diffuse_cli.config.train_options import GIVEN_DROPOUT
+from diffuse_cli.config.train_options import GIVEN_DROPOUT, TrainConfig
 from diffuse_cli.core.conditions import PAIRS, Given, MetadataTable, Numbers
 from diffuse_cli.core.degradations import DEGRADATIONS
 from diffuse_cli.core.settings import to_dict

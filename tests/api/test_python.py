@@ -21,7 +21,9 @@ import diffuse_cli as diffuse
 from diffuse_cli.api import keywords
 from diffuse_cli.api.calls import in_python
 from diffuse_cli.commands import COMMANDS
-from diffuse_cli.config import EvalConfig, SampleConfig, TrainConfig
+from diffuse_cli.config.eval_options import EvalConfig
+from diffuse_cli.config.sample_options import SampleConfig
+from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core.networks import NETWORKS
 
 

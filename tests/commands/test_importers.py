@@ -33,8 +33,10 @@ from diffuse_cli.commands.convert.importers import (
     openai,
 )
 from diffuse_cli.commands.convert.importers._assembly import Net
-from diffuse_cli.config import ConvertConfig, DiffusionConfig, TrainConfig
+from diffuse_cli.config.exchange_options import ConvertConfig
 from diffuse_cli.config.presets import PRESETS, architecture
+from diffuse_cli.config.shared_options import DiffusionConfig
+from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core import SAMPLERS, Conditions, Space
 from diffuse_cli.core.guidance import clip
 from diffuse_cli.core.networks.unet import Config

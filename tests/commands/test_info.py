@@ -25,7 +25,7 @@ from xxhash import xxh3_128_digest
 from diffuse_cli.commands.info import duplicates, reports
 from diffuse_cli.commands.info.duplicates import count_copies
 from diffuse_cli.commands.info.inspection import inspect
-from diffuse_cli.config import InfoConfig
+from diffuse_cli.config.shared_options import InfoConfig
 from diffuse_cli.data import Dataset, Summary, read_images
 from diffuse_cli.media import figures
 from diffuse_cli.models import model_file, tensor_file

@@ -16,7 +16,7 @@ from PIL import Image
 import diffuse_cli
 from diffuse_cli.commands.noise_demo import demonstration, forward_process
 from diffuse_cli.commands.noise_demo.demo_page import HOLD, PAGE, Lines, spread_evenly
-from diffuse_cli.config import DemoConfig
+from diffuse_cli.config.noise_demo_options import DemoConfig
 from diffuse_cli.core import SCHEDULES, Process, Space
 from diffuse_cli.media import figures
 from diffuse_cli.system.errors import DataError, OutputError, UsageError
@@ -363,7 +363,7 @@ def test_odd_shapes_fit_on_the_page(shape: tuple[int, int], options: dict[str, A
 def test_usage_errors_answer_without_torch() -> None:
     code = """
 import sys
-from diffuse_cli.config import DemoConfig
+from diffuse_cli.config.noise_demo_options import DemoConfig
 from diffuse_cli.commands.noise_demo.demonstration import demonstrate
 from diffuse_cli.system.errors import DiffuseError
 for options in ({"schedule": ("x",)}, {"betas": "x"}, {"out": "a.jpg"}, {"out": "clear.png"}):

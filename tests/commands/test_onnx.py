@@ -17,7 +17,7 @@ from private_models import SMALL, model_of
 from diffuse_cli.app import main
 from diffuse_cli.commands.convert.exporters import onnx
 from diffuse_cli.commands.convert.exporters._graph import inputs
-from diffuse_cli.config import DiffusionConfig
+from diffuse_cli.config.shared_options import DiffusionConfig
 from diffuse_cli.core import SAMPLERS, Conditions, Space
 from diffuse_cli.core.conditions import Given, Labels, MetadataTable, Numbers
 from diffuse_cli.core.guidance import clip

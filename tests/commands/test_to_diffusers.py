@@ -24,9 +24,12 @@ from diffuse_cli.commands.convert.exporters.diffusers import PARTS, WEIGHTS
 from diffuse_cli.commands.convert.importers import convert
 from diffuse_cli.commands.convert.importers._assembly import Net
 from diffuse_cli.commands.convert.importers.diffusers import read_process
-from diffuse_cli.config import ConvertConfig, DiffusionConfig, SamplerChoice, TrainConfig
+from diffuse_cli.config.exchange_options import ConvertConfig
 from diffuse_cli.config.options import options
 from diffuse_cli.config.presets import PRESETS, architecture
+from diffuse_cli.config.sample_options import SamplerChoice
+from diffuse_cli.config.shared_options import DiffusionConfig
+from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core import SAMPLERS, Conditions, Space
 from diffuse_cli.core.conditions import Given, MetadataTable, Numbers
 from diffuse_cli.core.guidance import clip

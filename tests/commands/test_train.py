@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from training.conftest import QUICK
 
-from diffuse_cli.config import TrainConfig
+from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.data import read_images
 from diffuse_cli.data.sources.in_memory import held
 from diffuse_cli.system.events import finish

@@ -17,10 +17,10 @@ import torch
 from file_operations import giving
 from networks import plan
 
-from diffuse_cli.config import DiffusionConfig, TrainConfig
 from diffuse_cli.config.options import from_dict, read_toml, to_dict, to_toml
 from diffuse_cli.config.parsers import parse_betas
-from diffuse_cli.config.train_options import to_file
+from diffuse_cli.config.shared_options import DiffusionConfig
+from diffuse_cli.config.train_options import TrainConfig, to_file
 from diffuse_cli.core import SCHEDULES
 from diffuse_cli.core.schedules import zero_terminal_snr
 from diffuse_cli.models import model_file

@@ -11,16 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffuse_cli.config import (
-    ConvertConfig,
-    DemoConfig,
-    DiffusionConfig,
-    EmaConfig,
-    EvalConfig,
-    SampleConfig,
-    TrainConfig,
-    TuneConfig,
-)
+from diffuse_cli.config.eval_options import EmaConfig, EvalConfig, TuneConfig
+from diffuse_cli.config.exchange_options import ConvertConfig
+from diffuse_cli.config.noise_demo_options import DemoConfig
 from diffuse_cli.config.options import (
     Options,
     flag_of,
@@ -33,6 +26,9 @@ from diffuse_cli.config.options import (
     to_toml,
 )
 from diffuse_cli.config.parsers import parse_ints, parse_names, parse_size
+from diffuse_cli.config.sample_options import SampleConfig
+from diffuse_cli.config.shared_options import DiffusionConfig
+from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.system.errors import UsageError, lookup
 
 REQUIRED: dict[type, dict[str, Any]] = {

@@ -9,9 +9,9 @@ import pytest
 import torch
 from networks import Plan
 
-from diffuse_cli.config import TrainConfig
 from diffuse_cli.config.options import from_dict
 from diffuse_cli.config.presets import PRESETS, architecture, choose, naming
+from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core import LOSSES, SCHEDULES, TARGETS, VARIANCES, WEIGHTINGS, Conditions, Space
 from diffuse_cli.core.networks import NETWORKS, count_parameters, vit
 from diffuse_cli.core.networks.unet import Config, check

@@ -19,8 +19,9 @@ from PIL import Image
 from unplotted_pages import undraw
 
 from diffuse_cli import metrics
-from diffuse_cli.config import EvalConfig, SamplerChoice
+from diffuse_cli.config.eval_options import EvalConfig
 from diffuse_cli.config.options import from_dict, to_arguments
+from diffuse_cli.config.sample_options import SamplerChoice
 from diffuse_cli.data.summary import plural
 from diffuse_cli.evaluation import evaluation_run, metric_inputs
 from diffuse_cli.evaluation.evaluation_run import published

@@ -14,7 +14,9 @@ from networks import plan
 from PIL import Image
 from unplotted_pages import undraw
 
-from diffuse_cli.config import DiffusionConfig, SamplerChoice, TuneConfig
+from diffuse_cli.config.eval_options import TuneConfig
+from diffuse_cli.config.sample_options import SamplerChoice
+from diffuse_cli.config.shared_options import DiffusionConfig
 from diffuse_cli.core import SCHEDULES, Process
 from diffuse_cli.core.samplers import OF_DISTILLED, SAMPLERS, spacing_of
 from diffuse_cli.evaluation import tune as tuning

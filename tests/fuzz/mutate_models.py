@@ -40,7 +40,7 @@ from conftest import RECIPE, environment, write_images
 from peak_memory import forget, peak
 
 from diffuse_cli.app import main
-from diffuse_cli.config import SamplerChoice
+from diffuse_cli.config.sample_options import SamplerChoice
 from diffuse_cli.models import model_file
 from diffuse_cli.system.errors import ModelFileError
 

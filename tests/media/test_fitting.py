@@ -12,7 +12,7 @@ from file_operations import giving
 from image_corpus import encoded, fill, noise
 from PIL import Image
 
-from diffuse_cli.config import EvalConfig
+from diffuse_cli.config.eval_options import EvalConfig
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.data import read_images
 from diffuse_cli.data.summary import fitting

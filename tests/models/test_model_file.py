@@ -19,7 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from networks import Plan, plan
 
-from diffuse_cli.config import DiffusionConfig, SamplerChoice
+from diffuse_cli.config.sample_options import SamplerChoice
+from diffuse_cli.config.shared_options import DiffusionConfig
 from diffuse_cli.core import Conditions, Space
 from diffuse_cli.core.networks.unet import Config
 from diffuse_cli.models import model_file, tensor_file

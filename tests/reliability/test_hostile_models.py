@@ -114,7 +114,7 @@ def write_large(path: Path) -> None:
     """A file of 200 MB of weights that are all there."""
     from networks import plan
 
-    from diffuse_cli.config import DiffusionConfig
+    from diffuse_cli.config.shared_options import DiffusionConfig
     from diffuse_cli.models import model_file
 
     blueprint = plan(size=8, width=256, multipliers=(1, 2), blocks=2).blueprint(DiffusionConfig())

@@ -13,9 +13,8 @@ from conftest import in_process
 from PIL import Image
 from safetensors.torch import load_file
 
-from diffuse_cli.config import TrainConfig
 from diffuse_cli.config.options import from_dict, read_toml
-from diffuse_cli.config.train_options import from_file
+from diffuse_cli.config.train_options import TrainConfig, from_file
 from diffuse_cli.metrics.features import efficientnet_lite0
 from diffuse_cli.models import model_file
 from diffuse_cli.system import memory as machine_memory

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from diffuse_cli.config import GUIDANCE, SampleConfig
+from diffuse_cli.config.sample_options import GUIDANCE, SampleConfig
 from diffuse_cli.core import SCHEDULES, Conditions, Denoiser, Process, Space
 from diffuse_cli.core.guidance import clip
 from diffuse_cli.core.samplers import SAMPLERS

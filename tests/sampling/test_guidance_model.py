@@ -14,7 +14,8 @@ import torch
 from networks import plan
 from PIL import Image
 
-from diffuse_cli.config import OWN, WEAK_GUIDANCE, DiffusionConfig, SampleConfig, SamplerChoice
+from diffuse_cli.config.sample_options import OWN, WEAK_GUIDANCE, SampleConfig, SamplerChoice
+from diffuse_cli.config.shared_options import DiffusionConfig
 from diffuse_cli.core import SAMPLERS, Conditions, Denoiser
 from diffuse_cli.core.guidance import away, clip, interval, unconditional
 from diffuse_cli.core.samplers import spacing_of

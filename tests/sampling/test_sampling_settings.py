@@ -10,15 +10,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from diffuse_cli.config import (
+from diffuse_cli.config.eval_options import EvalConfig
+from diffuse_cli.config.sample_options import (
     GUIDANCE,
     SAMPLER,
     SAMPLING_STEPS,
-    EvalConfig,
     SampleConfig,
     SamplerChoice,
-    VaryConfig,
 )
+from diffuse_cli.config.task_options import VaryConfig
 from diffuse_cli.core import SAMPLERS, Conditions, InvalidArgument, Space
 from diffuse_cli.core.gaussian_start import LowFrequencies
 from diffuse_cli.data import read_images

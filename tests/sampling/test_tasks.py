@@ -16,7 +16,7 @@ from edited_models import altered
 from file_operations import FULL, ends_at, killed_while
 from PIL import Image
 
-from diffuse_cli.config import DrawConfig
+from diffuse_cli.config.sample_options import DrawConfig
 from diffuse_cli.core import RESTORATIONS
 from diffuse_cli.core.degradations import parse
 from diffuse_cli.media.image.planes import fit_image

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffuse_cli.config import TrainConfig
+from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core import Conditions, Space
 from diffuse_cli.system import devices, processes
 from diffuse_cli.system.devices import PRECISIONS, resolve_precision

@@ -19,7 +19,7 @@ from openai_oracle import checkpoint
 from safetensors.torch import save_file
 
 from diffuse_cli.commands.convert.importers import FORMATS, convert
-from diffuse_cli.config import ConvertConfig
+from diffuse_cli.config.exchange_options import ConvertConfig
 from diffuse_cli.data.sources import is_images
 from diffuse_cli.models import model_file
 from diffuse_cli.system import file_types

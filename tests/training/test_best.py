@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import write_images
 
-from diffuse_cli.config import SAMPLING_STEPS
+from diffuse_cli.config.sample_options import SAMPLING_STEPS
 from diffuse_cli.metrics import Measured, kid
 from diffuse_cli.models import model_file
 from diffuse_cli.training import loop, monitor, validation

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 from file_operations import giving
 
-from diffuse_cli.config import TrainConfig
+from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.models import model_file
 from diffuse_cli.system.events import finish
 from diffuse_cli.training import loop, monitor

@@ -13,8 +13,10 @@ import torch
 from conftest import in_process, logged
 
 from diffuse_cli.commands.distill import configure
-from diffuse_cli.config import DistillConfig, DrawConfig, TrainConfig
+from diffuse_cli.config.distill_options import DistillConfig
 from diffuse_cli.config.options import options
+from diffuse_cli.config.sample_options import DrawConfig
+from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core.distillation import POINTS, path
 from diffuse_cli.models import model_file
 from diffuse_cli.models.blueprint import kept_in_range

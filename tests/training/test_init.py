@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from diffuse_cli.config import DiffusionConfig
+from diffuse_cli.config.shared_options import DiffusionConfig
 from diffuse_cli.core.conditions import Conditions, Given
 from diffuse_cli.core.networks import vit
 from diffuse_cli.core.networks.unet import ENDS, Config, resized

@@ -13,10 +13,9 @@ import pytest
 import torch
 from file_operations import giving
 
-from diffuse_cli.config import TrainConfig
 from diffuse_cli.config.options import from_dict, to_toml
 from diffuse_cli.config.presets import PRESETS, network_config
-from diffuse_cli.config.train_options import from_file, to_file
+from diffuse_cli.config.train_options import TrainConfig, from_file, to_file
 from diffuse_cli.core import Conditions, Space
 from diffuse_cli.models import model_file
 from diffuse_cli.system.errors import UsageError

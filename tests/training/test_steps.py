@@ -13,7 +13,7 @@ import torch
 from conftest import in_process
 from file_operations import giving
 
-from diffuse_cli.config import TrainConfig
+from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core import LOSSES
 from diffuse_cli.core.losses import simple
 from diffuse_cli.data import read_images

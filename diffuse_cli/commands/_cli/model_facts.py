@@ -15,7 +15,7 @@ from diffuse_cli.models.model_report import kind_of
 from diffuse_cli.system.files import show
 
 if TYPE_CHECKING:
-    from diffuse_cli.config import DiffusionConfig
+    from diffuse_cli.config.shared_options import DiffusionConfig
     from diffuse_cli.core.conditions import Conditions
     from diffuse_cli.models.blueprint import Blueprint
     from diffuse_cli.models.model_file import Found, StoredModel

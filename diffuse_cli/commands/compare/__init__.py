@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.commands._cli.console import Console, brief, said
-from diffuse_cli.config import CompareConfig
+from diffuse_cli.config.eval_options import CompareConfig
 from diffuse_cli.core.settings import digits
 from diffuse_cli.metrics import SIGNIFICANT, Measured, label
 from diffuse_cli.metrics.features import KIDS

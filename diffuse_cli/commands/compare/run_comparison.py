@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.config import CompareConfig, TrainConfig
+from diffuse_cli.config.eval_options import CompareConfig
 from diffuse_cli.config.options import from_dict, options, read_toml
-from diffuse_cli.config.train_options import from_file, to_file
+from diffuse_cli.config.train_options import TrainConfig, from_file, to_file
 from diffuse_cli.metrics.features import KIDS
 from diffuse_cli.models.model_report import facts, kind_of, training_config
 from diffuse_cli.system import files, run_reader

@@ -8,7 +8,7 @@ way.
 from __future__ import annotations
 
 from diffuse_cli.commands._cli.console import Console
-from diffuse_cli.config import ConvertConfig
+from diffuse_cli.config.exchange_options import ConvertConfig
 
 CONFIG = ConvertConfig
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from diffuse_cli.config import DiffusionConfig
 from diffuse_cli.config.parsers import parse_betas
+from diffuse_cli.config.shared_options import DiffusionConfig
 from diffuse_cli.core.schedules import SCHEDULES, cosine
 from diffuse_cli.models.blueprint import make_process
 from diffuse_cli.system.errors import ModelFileError

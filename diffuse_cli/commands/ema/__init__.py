@@ -10,7 +10,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from diffuse_cli.commands._cli.console import Console
-from diffuse_cli.config import EmaConfig
+from diffuse_cli.config.eval_options import EmaConfig
 from diffuse_cli.metrics import label
 from diffuse_cli.metrics.presentation import as_text
 from diffuse_cli.system import files

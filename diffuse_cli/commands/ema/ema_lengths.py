@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 from accelerate import Accelerator
 
-from diffuse_cli.config import EmaConfig, TrainConfig
+from diffuse_cli.config.eval_options import EmaConfig
 from diffuse_cli.config.options import from_dict
+from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.evaluation.evaluation_run import choose_network, find_judge, load_model
 from diffuse_cli.evaluation.feature_cache import ALONE, FeatureMeasure, draw_all

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from diffuse_cli.commands._cli.console import Console, Rows, brief, clock, labelled, more
-from diffuse_cli.config import InfoConfig
 from diffuse_cli.config.options import to_toml
+from diffuse_cli.config.shared_options import InfoConfig
 from diffuse_cli.core.settings import dimensions
 from diffuse_cli.metrics import Measured
 from diffuse_cli.system.events import align_columns

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.commands.info.reports import DataReport, inspect_data
-from diffuse_cli.config import InfoConfig
 from diffuse_cli.config.options import read_toml, to_toml
+from diffuse_cli.config.shared_options import InfoConfig
 from diffuse_cli.data import is_images
 from diffuse_cli.data.sources import is_sample, mode_of
 from diffuse_cli.models.model_report import facts, training_config

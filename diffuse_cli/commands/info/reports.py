@@ -14,7 +14,7 @@ from PIL import Image
 
 from diffuse_cli.commands.info import duplicates as near
 from diffuse_cli.commands.info.duplicates import Copies, count_copies, exact_roots
-from diffuse_cli.config import InfoConfig
+from diffuse_cli.config.shared_options import InfoConfig
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import Dataset, Summary, is_images, read_cells, read_images
 from diffuse_cli.data.metadata_columns import survey

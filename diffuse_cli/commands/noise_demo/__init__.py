@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from diffuse_cli.commands._cli.console import Console
-from diffuse_cli.config import DemoConfig
+from diffuse_cli.config.noise_demo_options import DemoConfig
 from diffuse_cli.system.files import show
 
 CONFIG = DemoConfig

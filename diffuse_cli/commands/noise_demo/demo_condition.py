@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from diffuse_cli.config import DemoConfig
+from diffuse_cli.config.noise_demo_options import DemoConfig
 from diffuse_cli.media import MEDIA, Array, Asked, like, looks
 from diffuse_cli.models.image_conditioning import Giver, beside, degrading
 from diffuse_cli.sampling.generation import Loaded

@@ -16,9 +16,9 @@ import numpy as np
 
 from diffuse_cli.commands.noise_demo import demo_page
 from diffuse_cli.commands.noise_demo.forward_process import FRAME_COLUMNS, PURE_NOISE, Scene
-from diffuse_cli.config import DemoConfig, DiffusionConfig
-from diffuse_cli.config.noise_demo_options import ForwardConfig, ReverseConfig
+from diffuse_cli.config.noise_demo_options import DemoConfig, ForwardConfig, ReverseConfig
 from diffuse_cli.config.options import first_given
+from diffuse_cli.config.shared_options import DiffusionConfig
 from diffuse_cli.core.space import Space
 from diffuse_cli.media import (
     MEDIA,

@@ -20,7 +20,7 @@ from diffuse_cli.commands.noise_demo import demo_page
 from diffuse_cli.commands.noise_demo.demo_condition import DemoCondition, read_condition
 from diffuse_cli.commands.noise_demo.demo_page import FRAME_DPI, FRAME_GAP
 from diffuse_cli.commands.noise_demo.forward_process import level, log_snr, over_time
-from diffuse_cli.config import DemoConfig
+from diffuse_cli.config.noise_demo_options import DemoConfig
 from diffuse_cli.core.samplers import SAMPLERS
 from diffuse_cli.evaluation.examples import comparable, search
 from diffuse_cli.media import MEDIA, Array, figures, looks

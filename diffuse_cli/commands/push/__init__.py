@@ -7,7 +7,7 @@ Afterwards hf://ORG/NAME stands for the model wherever a command takes one.
 from __future__ import annotations
 
 from diffuse_cli.commands._cli.console import Console
-from diffuse_cli.config import PushConfig
+from diffuse_cli.config.exchange_options import PushConfig
 
 CONFIG = PushConfig
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from diffuse_cli.commands._cli.model_facts import data_section, escape, model_section, table
-from diffuse_cli.config import PushConfig, SampleConfig
+from diffuse_cli.config.exchange_options import PushConfig
+from diffuse_cli.config.sample_options import SampleConfig
 from diffuse_cli.core.conditions import PAIRS
 from diffuse_cli.data.metadata_columns import example
 from diffuse_cli.evaluation.evaluation_run import published

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffuse_cli.config import EvalConfig, TuneConfig
+from diffuse_cli.config.eval_options import EvalConfig, TuneConfig
 from diffuse_cli.config.options import place_name, to_arguments
 from diffuse_cli.data.summary import plural
 from diffuse_cli.evaluation.evaluation_run import Evaluated, published

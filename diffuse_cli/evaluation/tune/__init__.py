@@ -18,8 +18,9 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator
 
-from diffuse_cli.config import GAUSSIAN, NOISE, DrawConfig, EvalConfig, SamplerChoice, TuneConfig
+from diffuse_cli.config.eval_options import EvalConfig, TuneConfig
 from diffuse_cli.config.options import converted
+from diffuse_cli.config.sample_options import GAUSSIAN, NOISE, DrawConfig, SamplerChoice
 from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.data.summary import plural
 from diffuse_cli.evaluation import evaluation_run

@@ -11,16 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from diffuse_cli.config import (
-    GAUSSIAN,
+from diffuse_cli.config.eval_options import (
     LEARNED_STEPS,
-    SAMPLER,
     TUNED_GUIDANCE,
     TUNED_STEPS,
     TUNED_WEAK,
-    SamplerChoice,
     TuneConfig,
 )
+from diffuse_cli.config.sample_options import GAUSSIAN, SAMPLER, SamplerChoice
 from diffuse_cli.core.learned_timesteps import cheapest_path, draws_noise, improved, step_costs
 from diffuse_cli.core.process import Process
 from diffuse_cli.core.samplers import OF_DISTILLED, SAMPLERS

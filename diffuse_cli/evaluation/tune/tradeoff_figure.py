@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from diffuse_cli.config import SamplerChoice
+from diffuse_cli.config.sample_options import SamplerChoice
 from diffuse_cli.evaluation.tune.candidates import Tried, Tuned
 from diffuse_cli.media import figures
 from diffuse_cli.media.figures import FAINT, INK, Sheet

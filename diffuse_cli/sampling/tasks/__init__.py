@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffuse_cli.config import PictureConfig
+from diffuse_cli.config.task_options import PictureConfig
 from diffuse_cli.core.kernels import laid_out
 from diffuse_cli.media import figures, looks
 from diffuse_cli.sampling import journal

@@ -10,8 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from diffuse_cli.config import InpaintConfig, RestoreConfig, RestoringConfig, UpscaleConfig
-from diffuse_cli.config.task_options import METHOD, TOLD
+from diffuse_cli.config.task_options import (
+    METHOD,
+    TOLD,
+    InpaintConfig,
+    RestoreConfig,
+    RestoringConfig,
+    UpscaleConfig,
+)
 from diffuse_cli.core.degradations import DEGRADATIONS, Degradation, parse
 from diffuse_cli.core.inpainting import evaluations, legs, travel
 from diffuse_cli.core.kernels import laid_out

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from diffuse_cli.config import DrawConfig, InterpolateConfig, VaryConfig
-from diffuse_cli.config.task_options import ENCODING_STEPS
+from diffuse_cli.config.sample_options import DrawConfig
+from diffuse_cli.config.task_options import ENCODING_STEPS, InterpolateConfig, VaryConfig
 from diffuse_cli.core.samplers import SAMPLERS, State, encode
 from diffuse_cli.sampling.conditioning import condition
 from diffuse_cli.sampling.generation import Loaded, load_denoiser, prepared

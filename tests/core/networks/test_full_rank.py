@@ -12,8 +12,8 @@ from networks import batch, plan, randomised
 from oracles import generator
 from torch import Tensor
 
-from diffuse_cli.config import TrainConfig
 from diffuse_cli.config.presets import architecture, choose
+from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core import (
     LOSSES,
     NETWORKS,

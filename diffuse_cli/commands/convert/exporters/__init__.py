@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from diffuse_cli.config import ConvertConfig
+from diffuse_cli.config.exchange_options import ConvertConfig
 from diffuse_cli.config.options import flag_of, options
 from diffuse_cli.core.registry import Modules
 from diffuse_cli.system import files, outputs

@@ -16,7 +16,7 @@ from diffuse_cli.commands.convert.diffusers_schedulers import (
 )
 from diffuse_cli.commands.convert.diffusers_unet import lacks, unet_fields
 from diffuse_cli.commands.convert.exporters import lacking
-from diffuse_cli.config import ConvertConfig
+from diffuse_cli.config.exchange_options import ConvertConfig
 from diffuse_cli.core.samplers import SAMPLERS
 from diffuse_cli.core.variances import LEARNED
 from diffuse_cli.system import file_types, files

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.commands.convert.exporters import lacking
-from diffuse_cli.config import ConvertConfig
+from diffuse_cli.config.exchange_options import ConvertConfig
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import ModelFileError, UsageError
 from diffuse_cli.system.events import Notice, Progress, Work

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.config import ConvertConfig
+from diffuse_cli.config.exchange_options import ConvertConfig
 from diffuse_cli.system import files
 from diffuse_cli.system.events import Progress, Work
 

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from diffuse_cli.commands.convert.importers._foreign_files import ForeignSource
-from diffuse_cli.config import ConvertConfig, DiffusionConfig, TrainConfig
+from diffuse_cli.config.exchange_options import ConvertConfig
 from diffuse_cli.config.options import from_dict, options, to_dict
 from diffuse_cli.config.parsers import Size
 from diffuse_cli.config.presets import PRESETS
-from diffuse_cli.config.shared_options import TIMESTEPS
+from diffuse_cli.config.shared_options import TIMESTEPS, DiffusionConfig
+from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.networks import unet as unets
 from diffuse_cli.core.registry import InvalidArgument

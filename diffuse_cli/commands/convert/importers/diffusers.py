@@ -20,7 +20,7 @@ from diffuse_cli.commands.convert.importers._foreign_files import (
     read_weights,
     rejecting,
 )
-from diffuse_cli.config import ConvertConfig
+from diffuse_cli.config.exchange_options import ConvertConfig
 from diffuse_cli.config.parsers import parse_size
 from diffuse_cli.core.variances import channels_out
 from diffuse_cli.system import file_types

@@ -25,7 +25,7 @@ from diffuse_cli.commands.convert.importers._assembly import (
     unlike,
 )
 from diffuse_cli.commands.convert.importers._foreign_files import ForeignSource
-from diffuse_cli.config import ConvertConfig
+from diffuse_cli.config.exchange_options import ConvertConfig
 from diffuse_cli.config.parsers import Size
 from diffuse_cli.config.presets import PRESETS
 from diffuse_cli.core.registry import InvalidArgument
