@@ -1,4 +1,4 @@
-"""The subcommands, one file each; `noise_demo.py` is `noise-demo`.
+"""The subcommands: one file each, or a package with work of its own; `noise_demo` is `noise-demo`.
 
 A module has `CONFIG`, the dataclass of its options, `run(config, console)`, and a docstring, which
 is the help. A command configured by more than flags and a file also has `configure(typed, filed)`.
