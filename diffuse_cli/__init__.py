@@ -4,40 +4,22 @@
 are imported when they are first used: torch is not loaded before.
 """
 
-import re
-import sys
+# ruff: noqa: F405
+
 from importlib import import_module
-from inspect import getsource
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.system import __version__ as __version__
+from diffuse_cli.system import __version__
 
-if TYPE_CHECKING:  # read below, so that each name is declared once
-    from diffuse_cli.api import BusyError as BusyError
-    from diffuse_cli.api import DataError as DataError
-    from diffuse_cli.api import Denoiser as Denoiser
-    from diffuse_cli.api import DiffuseError as DiffuseError
-    from diffuse_cli.api import DivergedError as DivergedError
-    from diffuse_cli.api import Evaluation as Evaluation
-    from diffuse_cli.api import Model as Model
-    from diffuse_cli.api import ModelFileError as ModelFileError
-    from diffuse_cli.api import Notice as Notice
-    from diffuse_cli.api import OutputError as OutputError
-    from diffuse_cli.api import Previewed as Previewed
-    from diffuse_cli.api import Progress as Progress
-    from diffuse_cli.api import Samples as Samples
-    from diffuse_cli.api import Space as Space
-    from diffuse_cli.api import Step as Step
-    from diffuse_cli.api import Table as Table
-    from diffuse_cli.api import Trained as Trained
-    from diffuse_cli.api import TrainingEvent as TrainingEvent
-    from diffuse_cli.api import UsageError as UsageError
-    from diffuse_cli.api import Validated as Validated
-    from diffuse_cli.api import evaluate as evaluate
-    from diffuse_cli.api import load as load
-    from diffuse_cli.api import train as train
+if TYPE_CHECKING:
+    from diffuse_cli.api import *  # noqa: F403
 
-__all__ = sorted(re.findall(r"import (\w+) as \1\b", getsource(sys.modules[__name__])))
+__all__ = [
+    "BusyError", "DataError", "Denoiser", "DiffuseError", "DivergedError", "Evaluation",
+    "Model", "ModelFileError", "Notice", "OutputError", "Previewed", "Progress", "Samples",
+    "Space", "Step", "Table", "Trained", "TrainingEvent", "UsageError", "Validated",
+    "__version__", "evaluate", "load", "train",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

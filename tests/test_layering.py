@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import compileall
 import json
 import os
 import shutil
@@ -99,6 +100,24 @@ assert state.x.shape == x.shape
 """
     done = python("-c", code, path=tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_package_works_without_its_source(tmp_path: Path):
+    shutil.copytree(PACKAGE, tmp_path / "diffuse_cli", ignore=shutil.ignore_patterns("__pycache__"))
+    assert compileall.compile_dir(tmp_path, quiet=1, legacy=True)
+    for source in tmp_path.rglob("*.py"):
+        source.unlink()
+    code = """
+import diffuse_cli
+from diffuse_cli.core import Denoiser, Process, cosine, sample, unet
+assert "train" in dir(diffuse_cli)
+assert diffuse_cli.UsageError.exit_code == 2
+denoiser = Denoiser(unet(channels=1, size=4, width=32), Process(cosine(4)), "v")
+assert sample(denoiser, (1, 1, 4, 4), steps=1).shape == (1, 1, 4, 4)
+"""
+    for arguments in (["-c", code], ["-m", "diffuse_cli", "--help"]):
+        done = python(*arguments, path=tmp_path)
+        assert done.returncode == 0, done.stderr
 
 
 def test_the_core_knows_no_files_no_printing_and_no_accelerate():
