@@ -23,7 +23,7 @@ from PIL import Image
 from diffuse_cli.core.degradations import LowRes
 from diffuse_cli.data import pair
 from diffuse_cli.metrics import frechet
-from diffuse_cli.metrics.answers import psnr
+from diffuse_cli.metrics.paired import psnr
 from diffuse_cli.metrics.sample_statistics import average
 from diffuse_cli.models.image_conditioning import Giver, Inputs, inputs_for
 from diffuse_cli.sampling.conditioning import Condition

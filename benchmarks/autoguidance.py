@@ -21,7 +21,7 @@ import numpy as np
 from accelerate import Accelerator
 
 from diffuse_cli.config.sample_options import OWN, SAMPLER, DrawConfig
-from diffuse_cli.metrics import manifold
+from diffuse_cli.metrics import precision_recall
 from diffuse_cli.sampling.generation import Loaded, load_denoiser
 from diffuse_cli.sampling.guidance_model import load_guide
 from diffuse_cli.sampling.sampling_settings import Guide
@@ -72,7 +72,9 @@ def main() -> None:
                 seed=options.seed,
             )
             fake = common.features(pixels, accelerator)
-            shares = {key: each.value() for key, each in manifold.counted(wanted, fake).items()}
+            shares = {
+                key: each.value() for key, each in precision_recall.counted(wanted, fake).items()
+            }
             results.append(
                 {
                     "weak": name,

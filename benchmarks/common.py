@@ -17,7 +17,7 @@ from diffuse_cli.core import Space
 from diffuse_cli.core.gaussian_start import LowFrequencies
 from diffuse_cli.core.samplers import sampler_options
 from diffuse_cli.data import Dataset, read_images
-from diffuse_cli.metrics import kid, manifold
+from diffuse_cli.metrics import kid, precision_recall
 from diffuse_cli.metrics.features import extract, find, load
 from diffuse_cli.metrics.features.feature_choice import random_network_for
 from diffuse_cli.sampling.conditioning import Condition
@@ -135,7 +135,7 @@ def distance(real: np.ndarray[Any, Any], fake: np.ndarray[Any, Any]) -> dict[str
 
 def shares(real: np.ndarray[Any, Any], fake: np.ndarray[Any, Any]) -> dict[str, float]:
     """Precision and recall of two arrays of features."""
-    found = manifold.counted(real, fake)
+    found = precision_recall.counted(real, fake)
     return {name: round(found[name].value(), 4) for name in ("precision", "recall")}
 
 

@@ -43,7 +43,7 @@ LADDERS = {
 }
 """Which way each metric should go along a ladder; others need not go anywhere."""
 
-OF_FEATURES = ("kid", "frechet", "manifold")
+OF_FEATURES = ("kid", "frechet", "precision-recall")
 
 
 def log(text: str) -> None:

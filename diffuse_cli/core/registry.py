@@ -63,12 +63,20 @@ class Registry(MutableMapping[str, Entry]):
     Args:
         group: the table's name in entry points.
         own: our entries.
+        aliases: the names of entries by the names that they had before, which are not listed.
     """
 
-    def __init__(self, group: str, own: Mapping[str, Any]) -> None:
-        self.group, self.own = group, dict(own)
+    def __init__(
+        self, group: str, own: Mapping[str, Any], aliases: Mapping[str, str] | None = None
+    ) -> None:
+        self.group, self.own, self.aliases = group, dict(own), aliases or {}
+
+    def current(self, name: str) -> str:
+        """Return the name under which an entry is listed, from this one or one that it had."""
+        return self.aliases.get(name, name)
 
     def __getitem__(self, name: str) -> Entry:
+        name = self.current(name)
         return cast(Entry, self.own[name] if name in self.own else _loaded(self._added[name]))
 
     @property
@@ -83,7 +91,7 @@ class Registry(MutableMapping[str, Entry]):
         del self.own[name]
 
     def __contains__(self, name: object) -> bool:
-        return name in self.own or name in self._added
+        return name in self.own or name in self.aliases or name in self._added
 
     def __iter__(self) -> Iterator[str]:
         return iter({**self.own, **self._added})
@@ -103,6 +111,7 @@ class Modules(Registry[Entry]):
         path: its `__path__`.
         helpers: modules of the package that are not entries, though other packages import them.
         value: the name of the value in a module that is its entry; empty for the module.
+        aliases: see `Registry`.
     """
 
     def __init__(
@@ -112,14 +121,16 @@ class Modules(Registry[Entry]):
         path: list[str],
         helpers: Collection[str] = (),
         value: str = "",
+        aliases: Mapping[str, str] | None = None,
     ) -> None:
         self.value = value
         files = [info.name for info in pkgutil.iter_modules(path) if info.name[0] != "_"]
         entries = sorted(set(files).difference(helpers))
-        super().__init__(group, {f.replace("_", "-"): f"{package}.{f}" for f in entries})
+        own = {f.replace("_", "-"): f"{package}.{f}" for f in entries}
+        super().__init__(group, own, aliases)
 
     def __getitem__(self, name: str) -> Entry:
-        if isinstance(module := self.own.get(name), str):
+        if isinstance(module := self.own.get(self.current(name)), str):
             found: Any = importlib.import_module(module)
         else:
             found = super().__getitem__(name)

@@ -17,11 +17,11 @@ from diffuse_cli.evaluation.image_sets import Labelled, Training
 from diffuse_cli.evaluation.metric_inputs import EvaluationRun
 from diffuse_cli.evaluation.variational_bound import make_bits, make_train_bits
 from diffuse_cli.media import Array
-from diffuse_cli.metrics.answers import feature_distances, likeness
+from diffuse_cli.metrics.baselines import baselines
 from diffuse_cli.metrics.channel_distributions import measure as measure_marginals
 from diffuse_cli.metrics.inputs import Answers
-from diffuse_cli.metrics.landmarks import landmarks
 from diffuse_cli.metrics.nearest_neighbors import blocks, merge
+from diffuse_cli.metrics.paired import feature_distances, likeness
 from diffuse_cli.metrics.spectrum import measure as measure_spectra
 from diffuse_cli.models.image_conditioning import (
     Giver,
@@ -109,7 +109,7 @@ def answered(
     seed: int,
     rows: Sequence[int],
 ) -> dict[str, Array]:
-    """The numbers of `metrics.answers` of some real images, by key.
+    """The numbers of `metrics.paired` of some real images, by key.
 
     Args:
         truth: the real images (M, C, *size), whose inputs have draws of `seed`.
@@ -198,7 +198,7 @@ def _make_features(evaluation: EvaluationRun) -> Work[None]:
 
 def _make_landmarks(evaluation: EvaluationRun) -> Work[None]:
     """Features of images known to be bad."""
-    made = landmarks(evaluation.look(evaluation.real.samples))
+    made = baselines(evaluation.look(evaluation.real.samples))
     pixels = np.concatenate([*made.values()])
     features = yield from cached(evaluation.network, pixels, evaluation.team)
     ends = np.cumsum([len(images) for images in made.values()])

@@ -129,7 +129,8 @@ class EvaluationRun(MetricInputs):
     @property
     def metrics(self) -> Mapping[str, Metric]:
         """The metrics that are wanted and can be measured, by name."""
-        wanted = METRICS if self.config.metrics is None else self.config.metrics
+        asked = self.config.metrics
+        wanted = METRICS if asked is None else [*map(METRICS.current, asked)]
         found = ((name, METRICS[name]) for name in METRICS if name in wanted)
         return {name: metric for name, metric in found if self.can_measure(metric.NEEDS)}
 

@@ -58,7 +58,7 @@ class Metrics(Modules[Metric]):
         return Metric(**{name: getattr(found, name) for name in names})
 
 
-METRICS: Mapping[str, Metric] = Metrics(
+METRICS = Metrics(
     "metrics",
     __name__,
     __path__,
@@ -70,6 +70,11 @@ METRICS: Mapping[str, Metric] = Metrics(
         "presentation",
         "sample_statistics",
     ),
+    aliases={
+        "answers": "paired",
+        "landmarks": "baselines",
+        "manifold": "precision-recall",
+    },
 )
 
 

@@ -18,7 +18,7 @@ from diffuse_cli.media import Array
 from diffuse_cli.metrics.inputs import MetricInputs, both, floor
 from diffuse_cli.metrics.nearest_neighbors import blocks
 from diffuse_cli.metrics.presentation import (
-    LANDMARKS,
+    BASELINES,
     Facts,
     MetricNumber,
     Remark,
@@ -54,7 +54,7 @@ def remarks(facts: Facts) -> Iterator[Remark]:
         return
     kid = facts["kid"]
     farther, level, nearer = (
-        listed([f"{LANDMARKS[name]} ({facts[f'kid_of_{name}']})" for name in names])
+        listed([f"{BASELINES[name]} ({facts[f'kid_of_{name}']})" for name in names])
         for names in standing(facts.values)
     )
     if farther or level:

@@ -305,9 +305,9 @@ REFUSED: dict[tuple[str, str], tuple[int, str]] = {
 }
 """What does not go together: the exit code, and words of the line."""
 
-UNGIVEN = {"answers": "needs a model of images that is given something"}
+UNGIVEN = {"paired": "needs a model of images that is given something"}
 IMAGES = {"random-kid": "needs arrays, sounds or stacks"}
-OTHERS = dict.fromkeys(("frechet", "kid", "landmarks", "manifold"), "needs images")
+OTHERS = dict.fromkeys(("baselines", "frechet", "kid", "precision-recall"), "needs images")
 
 ALONE: dict[str, dict[str, str]] = {
     **dict.fromkeys(KINDS, IMAGES | UNGIVEN),

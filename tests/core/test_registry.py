@@ -71,6 +71,14 @@ def test_an_entry_is_imported_when_it_is_looked_up(table, loaded: list[str]):
         table["other"]
 
 
+def test_an_entry_is_known_by_its_old_name_too(loaded: list[str]):
+    things = Registry("things", {"new": min}, aliases={"old": "new"})
+    assert "old" in things
+    assert things["old"] is things["new"] is min
+    assert [things.current(name) for name in ("old", "new", "other")] == ["new", "new", "other"]
+    assert "old" not in list(things)
+
+
 def test_our_own_entry_wins(loaded: list[str]):
     assert Registry("things", {"own": min})["own"] is min
     assert loaded == []

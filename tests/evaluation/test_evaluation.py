@@ -30,14 +30,14 @@ from diffuse_cli.evaluation import (
 from diffuse_cli.evaluation.image_sets import Labelled, Pool, Training
 from diffuse_cli.metrics import (
     METRICS,
+    baselines,
     channel_distributions,
     kid,
-    landmarks,
     memorization,
     nearest_neighbors,
 )
 from diffuse_cli.metrics.inputs import Nearest
-from diffuse_cli.metrics.presentation import LANDMARKS
+from diffuse_cli.metrics.presentation import BASELINES
 from diffuse_cli.models import model_file
 from diffuse_cli.system.events import finish
 from diffuse_cli.system.rng import draw_noise, permutation
@@ -936,13 +936,13 @@ def test_the_worst_pairs_come_first():
     assert [p.ratio for p in found] == pytest.approx([0.1, 1 / 3])
 
 
-# -- landmarks ------------------------------------------------------------------------------------
+# -- baselines ------------------------------------------------------------------------------------
 
 
 def test_landmarks_are_what_they_are_called():
     draw = np.random.default_rng(0)
     real = draw.integers(0, 256, (150, 3, 8, 16)).astype(np.uint8)
-    made = landmarks.landmarks(real)
+    made = baselines.baselines(real)
     assert {name: len(images) for name, images in made.items()} == {
         "blurred": 100, "mean": 4, "noise": 100,
     }  # fmt: skip
@@ -950,12 +950,12 @@ def test_landmarks_are_what_they_are_called():
     assert np.abs(made["mean"] - real.mean(0)).max() <= 0.5
     assert np.abs(made["noise"].mean() - 127.5) < 2
     flat = np.full((1, 1, 1, 5), 200.0)
-    np.testing.assert_allclose(landmarks.blurred(flat), flat)
+    np.testing.assert_allclose(baselines.blurred(flat), flat)
     dot = np.zeros((1, 1, 33, 33))
     dot[..., 16, 16] = 1
     rows, columns = np.indices((33, 33)) - 16
     expected = np.exp(-(rows**2 + columns**2) / (2 * (33 / 16) ** 2))
-    np.testing.assert_allclose(landmarks.blurred(dot)[0, 0], expected / expected.sum(), atol=1e-8)
+    np.testing.assert_allclose(baselines.blurred(dot)[0, 0], expected / expected.sum(), atol=1e-8)
 
 
 def test_landmarks_are_made_of_pictures_not_of_stored_numbers(monkeypatch):
@@ -983,7 +983,7 @@ def test_landmarks_are_made_of_pictures_not_of_stored_numbers(monkeypatch):
 def test_landmarks_are_measured_as_generated_images_are(of_other):
     ran, evaluation = of_other
     found = ran.json
-    assert {*evaluation.landmarks} == {*LANDMARKS} == {"blurred", "mean", "noise"}
+    assert {*evaluation.landmarks} == {*BASELINES} == {"blurred", "mean", "noise"}
     for name, features in evaluation.landmarks.items():
         expected = kid.estimate(
             *(np.asarray(x, float) for x in (evaluation.real_features, features))

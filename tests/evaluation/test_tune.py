@@ -160,7 +160,7 @@ def test_scale_one_of_a_weaker_model_is_not_tried_again():
 # -- on the command line --------------------------------------------------------------------------
 
 FP32 = ("--precision", "fp32")
-MEASURES = ("--metrics", "kid,frechet,manifold")
+MEASURES = ("--metrics", "kid,frechet,precision-recall")
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from diffuse_cli.metrics import (
     frechet,
     inputs,
     kid,
-    manifold,
     nearest_neighbors,
+    precision_recall,
 )
 from diffuse_cli.metrics.features import extract, find, load
 from diffuse_cli.system.errors import UsageError, lookup
@@ -26,7 +26,7 @@ from diffuse_cli.system.events import finish
 
 RELATIVE = 1e-5
 
-OF_FEATURES = ["kid", "frechet", "manifold"]
+OF_FEATURES = ["kid", "frechet", "precision-recall"]
 
 
 def drawn(seed: int, n: int, d: int = 24, shift: float = 0.0) -> np.ndarray:
@@ -375,7 +375,7 @@ def test_precision_and_recall_are_those_of_torch_fidelity():
             torch.from_numpy(fake).double(), torch.from_numpy(real).double(),
             prc_neighborhood=3, prc_batch_size=1000, save_cpu_ram=False, verbose=False,
         )  # fmt: skip
-        found = measured("manifold", real, fake)
+        found = measured("precision-recall", real, fake)
         for key in ("precision", "recall"):
             assert found[key] == pytest.approx(expected[key], rel=RELATIVE)
         assert 0 < found["precision"] < 1
@@ -408,14 +408,14 @@ def by_hand(real: np.ndarray, fake: np.ndarray) -> dict[str, float]:
 def test_the_four_are_the_definition_whatever_the_block(n, m, block, monkeypatch):
     monkeypatch.setattr(nearest_neighbors, "BLOCK", block)
     real, fake = drawn(3, n), drawn(4, m, shift=1.5)
-    found = measured("manifold", real, fake)
+    found = measured("precision-recall", real, fake)
     expected = by_hand(real, fake)
     assert {key: found[key] for key in expected} == pytest.approx(expected, rel=RELATIVE)
     assert 0 < found["coverage"] < 1
 
 
 def test_equal_distributions_have_density_one_and_full_coverage():
-    found = measured("manifold", normal(0, 1500, 8), normal(1, 1500, 8))
+    found = measured("precision-recall", normal(0, 1500, 8), normal(1, 1500, 8))
     assert found["density"] == pytest.approx(1, abs=3 * found["density_standard_error"])
     assert found["coverage"] == pytest.approx(1 - 2**-5, abs=3 * found["coverage_standard_error"])
 
@@ -426,18 +426,32 @@ def test_what_is_missing_and_what_is_false_is_told_apart():
     real = (centres + rng.normal(size=(200, 4))).astype(np.float32)
     dropped = (centres + rng.normal(size=(200, 4)))[:100].astype(np.float32)
     false = np.concatenate([dropped, 90 + rng.normal(size=(100, 4)).astype(np.float32)])
-    few, wrong = (measured("manifold", real, fake) for fake in (dropped, false))
+    few, wrong = (measured("precision-recall", real, fake) for fake in (dropped, false))
     assert few["precision"] > 0.8
     assert few["recall"] < 0.55
     assert few["coverage"] < 0.55
     assert wrong["precision"] == pytest.approx(few["precision"] / 2)
 
 
+@pytest.mark.parametrize(
+    ("old", "name"),
+    [("answers", "paired"), ("landmarks", "baselines"), ("manifold", "precision-recall")],
+)
+def test_a_metric_is_known_by_its_old_name_too(old: str, name: str):
+    assert METRICS[old] == METRICS[name]
+    assert METRICS.current(old) == name in METRICS
+    assert old not in list(METRICS)
+
+
 def test_too_few_neighbours_leave_numbers_out():
-    assert not measured("manifold", drawn(0, 3), drawn(1, 3))
-    four = {key for key in measured("manifold", drawn(0, 4), drawn(1, 3)) if "error" not in key}
+    assert not measured("precision-recall", drawn(0, 3), drawn(1, 3))
+    four = {
+        key for key in measured("precision-recall", drawn(0, 4), drawn(1, 3)) if "error" not in key
+    }
     assert four == {"precision"}
-    six = {key for key in measured("manifold", drawn(0, 6), drawn(1, 4)) if "error" not in key}
+    six = {
+        key for key in measured("precision-recall", drawn(0, 6), drawn(1, 4)) if "error" not in key
+    }
     assert six == {"precision", "recall", "density", "coverage"}
 
 
@@ -455,7 +469,7 @@ def test_too_few_neighbours_leave_numbers_out():
 )
 def test_errors_of_the_four_cover_repeated_draws(draw):
     """In few dimensions and in many, where some images are neighbours of very many others."""
-    values, errors = repeated("manifold", draw, 150)
+    values, errors = repeated("precision-recall", draw, 150)
     assert {*values} == {"precision", "recall", "density", "coverage"}
     ratios = {
         key: np.sqrt(np.square(errors[key]).mean()) / own.std(ddof=1) for key, own in values.items()
@@ -468,11 +482,11 @@ def test_errors_of_the_four_cover_repeated_draws(draw):
 def test_the_recall_alone_is_that_among_all(real: int, fake: int):
     draw = np.random.default_rng(0)
     a, b = draw.normal(size=(real, 5)), draw.normal(size=(fake, 5))
-    alone, among = manifold.recall(a, b), manifold.counted(a, b)["recall"]
+    alone, among = precision_recall.recall(a, b), precision_recall.counted(a, b)["recall"]
     assert alone is not None
     assert (alone.value(), alone.error()) == (among.value(), among.error())
     assert 0 < alone.value() < 1
-    assert manifold.recall(a, b[:3]) is None
+    assert precision_recall.recall(a, b[:3]) is None
 
 
 # -- memorisation and overfitting -----------------------------------------------------------------
@@ -600,7 +614,7 @@ def compared(name: str, draw, times: int) -> dict[str, tuple[float, float]]:
     [
         ("kid", {"kid"}, 1.3),
         ("frechet", {"frechet_distance", "frechet_infinity"}, 1.3),
-        ("manifold", {"precision", "recall", "density", "coverage"}, 2.5),
+        ("precision-recall", {"precision", "recall", "density", "coverage"}, 2.5),
     ],
 )
 def test_errors_of_differences_cover_repeated_draws(name, keys, high, n, shift, apart):
@@ -657,7 +671,7 @@ def test_shares_of_copies_are_compared_where_their_references_are_the_same():
 def test_a_model_does_not_differ_from_itself(name):
     a, b = two(0, 30, 0.5, 0)[0], two(0, 30, 0.5, 0)[0]
     errors = METRICS[name].difference_errors(a, b)
-    assert max(errors.values()) < (0.05 if name == "manifold" else 1e-9)
+    assert max(errors.values()) < (0.05 if name == "precision-recall" else 1e-9)
 
 
 def test_of_too_few_images_the_kernel_distances_are_not_compared():

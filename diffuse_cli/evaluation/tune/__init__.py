@@ -29,7 +29,7 @@ from diffuse_cli.evaluation.image_sets import drawn_from, read_sides
 from diffuse_cli.evaluation.tune import candidates, tradeoff_figure
 from diffuse_cli.evaluation.tune.candidates import Learner, Tried, Tuned, recommend, with_weaker
 from diffuse_cli.media import figures
-from diffuse_cli.metrics import frechet, manifold
+from diffuse_cli.metrics import frechet, precision_recall
 from diffuse_cli.metrics.features.feature_choice import words_of
 from diffuse_cli.metrics.presentation import as_text, with_error
 from diffuse_cli.models import model_file
@@ -290,7 +290,7 @@ class _Measure:
             values = against.kid(fake)
             if against.network.pictures:
                 values |= frechet.fit(against.real, fake).by("frechet_distance")
-                if varied := manifold.recall(against.real, fake):
+                if varied := precision_recall.recall(against.real, fake):
                     values |= with_error("recall", varied.value(), varied.error())
         return Tried(
             setting,

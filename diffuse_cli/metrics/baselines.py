@@ -10,7 +10,7 @@ import numpy as np
 from diffuse_cli.media import Array
 from diffuse_cli.metrics.inputs import MetricInputs
 from diffuse_cli.metrics.kid import estimate, within
-from diffuse_cli.metrics.presentation import LANDMARKS, MetricNumber
+from diffuse_cli.metrics.presentation import BASELINES, MetricNumber
 from diffuse_cli.system.rng import philox
 
 NEEDS = ("features", "landmarks")
@@ -27,7 +27,7 @@ NUMBERS = tuple(
         part=True,
         axis="KID",
     )
-    for name, words in LANDMARKS.items()
+    for name, words in BASELINES.items()
 )
 
 IMAGES = 100
@@ -41,7 +41,7 @@ BLUR = 1 / 16
 
 
 def compute(evaluation: MetricInputs) -> dict[str, float]:
-    """`kid_of_NAME` for each landmark, with standard errors as for `kid`."""
+    """`kid_of_NAME` for each baseline, with standard errors as for `kid`."""
     if not evaluation.landmarks:
         return {}
     real = np.asarray(evaluation.real_features, np.float64)
@@ -52,8 +52,8 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
     return found
 
 
-def landmarks(real: Array) -> dict[str, Array]:
-    """Pictures uint8 (M, C, H, W) by the names in `LANDMARKS`, of real ones."""
+def baselines(real: Array) -> dict[str, Array]:
+    """Pictures uint8 (M, C, H, W) by the names in `BASELINES`, of real ones."""
     some = real[:IMAGES].astype(np.float64)
     mean = np.repeat(real.mean(0, keepdims=True), COPIES, 0)
     noise = philox(0, "landmarks").integers(0, 256, some.shape)

@@ -15,7 +15,8 @@ from diffuse_cli.core.space import Space
 from diffuse_cli.evaluation.image_sets import Labelled
 from diffuse_cli.evaluation.input_builders import nearest
 from diffuse_cli.metrics import METRICS, MetricNumber, numbers
-from diffuse_cli.metrics.answers import (
+from diffuse_cli.metrics.inputs import Answers
+from diffuse_cli.metrics.paired import (
     MOST,
     SPREAD,
     WINDOW,
@@ -26,7 +27,6 @@ from diffuse_cli.metrics.answers import (
     psnr,
     ssim,
 )
-from diffuse_cli.metrics.inputs import Answers
 from diffuse_cli.models.image_conditioning import Giver, degrading, inputs_for, misfits
 
 DRAW = np.random.default_rng(0)
@@ -157,10 +157,10 @@ def test_numbers_have_errors_and_those_of_a_class_are_its_own():
 
 
 def test_every_number_is_shown():
-    own = {n.key for n in numbers() if n.question == "answers"} | set(METRICS["answers"].BESIDE)
+    own = {n.key for n in numbers() if n.question == "answers"} | set(METRICS["paired"].BESIDE)
     others = {name: images(2, 8, 8) for name in ("given", "nearest")}
     made = likeness(*(images(2, 8, 8) for _ in range(3)), others, 255)
     apart = feature_distances(*(images(2, 8, 8) for _ in range(2)), others)
     assert own == {*made, *apart, "inconsistency", "inconsistency_of_real"}
-    assert all(isinstance(n, MetricNumber) for n in METRICS["answers"].NUMBERS)
-    assert all(n.part or n.ideal in own for n in METRICS["answers"].NUMBERS)
+    assert all(isinstance(n, MetricNumber) for n in METRICS["paired"].NUMBERS)
+    assert all(n.part or n.ideal in own for n in METRICS["paired"].NUMBERS)
