@@ -153,11 +153,6 @@ class Conditions(Settings):
         return kept & ~(left_out & (u < 2 * share)[:, None])
 
 
-def untold(cond: Mapping[str, Any]) -> dict[str, None]:
-    """The keywords of a model that is told nothing: each of them None."""
-    return dict.fromkeys(cond)
-
-
 # -- tables ---------------------------------------------------------------------------------------
 
 # Columns of a table that a model can be told: a number or a label of each sample.

@@ -37,6 +37,7 @@ class Degradation(Settings):
     """The base of degradations; its methods are pure functions of tensors (B, C, *size).
 
     A A⁺ A = A and A⁺ A A⁺ = A⁺ hold for `apply` and `pinv`, <A x, y> = <x, Aᵀ y> for `transpose`.
+    An orthogonal projection, such as a mask, is its own pseudo-inverse and transpose.
 
     Attributes:
         sigma: standard deviation of the noise in y, in the model's numbers.
@@ -62,12 +63,12 @@ class Degradation(Settings):
         raise NotImplementedError
 
     def pinv(self, y: Tensor) -> Tensor:
-        """A⁺(y): of all x with A x nearest to y, the smallest."""
-        raise NotImplementedError
+        """A⁺(y): of all x with A x nearest to y, the smallest; A(y) by default."""
+        return self.apply(y)
 
     def transpose(self, y: Tensor) -> Tensor:
-        """Aᵀ(y)."""
-        raise NotImplementedError
+        """Aᵀ(y); A(y) by default."""
+        return self.apply(y)
 
     def known(self, like: Tensor) -> Tensor | None:
         """1 where y is of the sample, 0 where it says nothing, broadcast against (B, C, *size);
@@ -140,8 +141,7 @@ class LowRes(Degradation):
     def apply(self, x0: Tensor) -> Tensor:
         self.fitted(x0.shape[1:])
         blocks = [part for side in x0.shape[2:] for part in (side // self.factor, self.factor)]
-        y: Tensor = x0.reshape(*x0.shape[:2], *blocks).mean(list(range(3, 2 * x0.ndim - 2, 2)))
-        return y
+        return x0.reshape(*x0.shape[:2], *blocks).mean(list(range(3, 2 * x0.ndim - 2, 2)))
 
     def pinv(self, y: Tensor) -> Tensor:
         for axis in range(2, y.ndim):
@@ -231,9 +231,6 @@ class Blur(Degradation):
         gains = self._gains(y)
         return self._scaled(y, (1 / gains).where(gains > 0, 0))
 
-    def transpose(self, y: Tensor) -> Tensor:
-        return self.apply(y)
-
     def _gains(self, like: Tensor) -> Tensor:
         """The gain at each frequency, shaped *size."""
         import torch
@@ -312,12 +309,6 @@ class Mask(Degradation):
     def apply(self, x0: Tensor) -> Tensor:
         return x0 * self.known(x0)
 
-    def pinv(self, y: Tensor) -> Tensor:
-        return self.apply(y)
-
-    def transpose(self, y: Tensor) -> Tensor:
-        return self.apply(y)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Noise(Degradation):
@@ -328,12 +319,6 @@ class Noise(Degradation):
 
     def apply(self, x0: Tensor) -> Tensor:
         return x0
-
-    def pinv(self, y: Tensor) -> Tensor:
-        return y
-
-    def transpose(self, y: Tensor) -> Tensor:
-        return y
 
 
 DEGRADATIONS: Registry[type[Degradation]] = Registry(

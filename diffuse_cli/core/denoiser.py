@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -32,6 +32,11 @@ class Prediction:
     eps: Tensor
     raw: Tensor | None = None
     log_var: LogVar | None = None
+
+    def with_x0(self, x0: Tensor, process: Process, x_t: Tensor, t: Time) -> Prediction:
+        """Return the prediction with another x_0, and eps = (x_t - alpha x_0) / sigma."""
+        alpha, sigma = process.level(t, like=x_t)
+        return replace(self, x0=x0, eps=(x_t - alpha * x0) / sigma)
 
 
 class Denoise(Protocol):

@@ -76,13 +76,9 @@ def path(denoise: Denoise, process: Process, noise: Tensor, fine: Sequence[int] 
         places.append(len(times))
         times += [round(t - (t - s) * k / steps) for k in range(steps)]
     with torch.no_grad():
-        states = unipc(denoise, process, noise, times, noise=_no_noise)
+        states = unipc(denoise, process, noise, times, noise=lambda k: noise)  # it draws none
         passed = [noise, *(state.x for state in states)]
     return Path(torch.stack([passed[k] for k in places]), tuple(points), passed[-1])
-
-
-def _no_noise(k: int) -> Tensor:
-    raise AssertionError("a solver of the flow draws no noise")
 
 
 def consistency_loss(

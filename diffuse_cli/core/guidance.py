@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
-from diffuse_cli.core.conditions import untold
 from diffuse_cli.core.denoiser import Denoise, Denoiser, Prediction
 from diffuse_cli.core.process import Process, spread
 from diffuse_cli.core.registry import InvalidArgument
@@ -52,13 +51,7 @@ def clip(denoise: Denoise, process: Process | None = None) -> Denoise:
     Args:
         process: only needed for a plain function; also in the other wrappers.
     """
-    own = process_of(denoise, process)
-
-    def clipped(x_t: Tensor, t: Any, /, **cond: Any) -> Prediction:
-        prediction = denoise(x_t, t, **cond)
-        return with_x0(prediction, prediction.x0.clamp(-1, 1), own, x_t, t)
-
-    return Wrapped(clipped, own)
+    return _changed(denoise, process, lambda x0: x0.clamp(-1, 1))
 
 
 def threshold(denoise: Denoise, percentile: float, process: Process | None = None) -> Denoise:
@@ -70,15 +63,25 @@ def threshold(denoise: Denoise, percentile: float, process: Process | None = Non
     Args:
         percentile: in (0, 1]; interpolated between elements.
     """
+
+    def thresholded(x0: Tensor) -> Tensor:
+        s = spread(_percentile(x0.abs().flatten(1), percentile).clamp(min=1), x0)
+        return x0.clamp(-s, s) / s
+
+    return _changed(denoise, process, thresholded)
+
+
+def _changed(
+    denoise: Denoise, process: Process | None, change: Callable[[Tensor], Tensor]
+) -> Denoise:
+    """`denoise` with x_0 changed by a function, and eps recomputed."""
     own = process_of(denoise, process)
 
-    def thresholded(x_t: Tensor, t: Any, /, **cond: Any) -> Prediction:
+    def changed(x_t: Tensor, t: Any, /, **cond: Any) -> Prediction:
         prediction = denoise(x_t, t, **cond)
-        s = spread(_percentile(prediction.x0.abs().flatten(1), percentile).clamp(min=1), x_t)
-        x0 = prediction.x0.clamp(-s, s) / s
-        return with_x0(prediction, x0, own, x_t, t)
+        return prediction.with_x0(change(prediction.x0), own, x_t, t)
 
-    return Wrapped(thresholded, own)
+    return Wrapped(changed, own)
 
 
 def _percentile(rows: Tensor, share: float) -> Tensor:
@@ -86,14 +89,6 @@ def _percentile(rows: Tensor, share: float) -> Tensor:
     ordered, position = rows.sort(dim=1).values, share * (rows.shape[1] - 1)
     low, high = math.floor(position), math.ceil(position)
     return ordered[:, low].lerp(ordered[:, high], position - low)
-
-
-def with_x0(
-    prediction: Prediction, x0: Tensor, process: Process, x_t: Tensor, t: Any
-) -> Prediction:
-    """The prediction with another x_0, and eps = (x_t - alpha x_0) / sigma."""
-    alpha, sigma = process.level(t, like=x_t)
-    return replace(prediction, x0=x0, eps=(x_t - alpha * x0) / sigma)
 
 
 def guide(denoise: Denoise, scale: float) -> Denoise:
@@ -119,7 +114,7 @@ def unconditional(denoise: Denoise) -> Denoise:
     """`denoise` told nothing: every condition that it is called with is dropped."""
 
     def free(x_t: Tensor, t: Any, /, **cond: Any) -> Prediction:
-        return denoise(x_t, t, **untold(cond))
+        return denoise(x_t, t, **dict.fromkeys(cond))
 
     return carrying(denoise, free)
 

@@ -84,14 +84,13 @@ def ddnm(
         iterations: of the solver for the inverse, with noise; 1 is exact where A Aᵀ is a multiple
             of one on what is observed, as for all degradations but `blur`.
     """
-    from diffuse_cli.core.guidance import with_x0
 
     def restored(x_t: Tensor, t: Any, /, **cond: Any) -> Prediction:
         prediction = denoise(x_t, t, **cond)
         _, level = process.level(t, like=x_t)
         missed = y - degradation.apply(prediction.x0)
         back = _alike(degradation, missed, level**2, sigma, iterations)
-        return with_x0(prediction, prediction.x0 + level**2 * back, process, x_t, t)
+        return prediction.with_x0(prediction.x0 + level**2 * back, process, x_t, t)
 
     return restored
 
@@ -113,11 +112,10 @@ def pigdm(
     Args:
         iterations: as for `ddnm`.
     """
-
-    def weigh(missed: Tensor, variance: Any, spread: Linear) -> Tensor:
-        return _alike(degradation, missed, variance, sigma, iterations)
-
-    return _by_gradient(denoise, process, degradation, y, weigh)
+    return _by_gradient(
+        denoise, process, degradation, y,
+        lambda missed, variance, _: _alike(degradation, missed, variance, sigma, iterations),
+    )  # fmt: skip
 
 
 def mmps(
@@ -137,11 +135,10 @@ def mmps(
     Args:
         iterations: of the solver for (A V Aᵀ + sigma^2)⁻¹; each costs a gradient.
     """
-
-    def weigh(missed: Tensor, variance: Any, spread: Linear) -> Tensor:
-        return _weighed(degradation, missed, spread, sigma, iterations)
-
-    return _by_gradient(denoise, process, degradation, y, weigh)
+    return _by_gradient(
+        denoise, process, degradation, y,
+        lambda missed, _, spread: _weighed(degradation, missed, spread, sigma, iterations),
+    )  # fmt: skip
 
 
 def _by_gradient(
@@ -158,8 +155,6 @@ def _by_gradient(
     """
     import torch
 
-    from diffuse_cli.core.guidance import with_x0
-
     def restored(x_t: Tensor, t: Any, /, **cond: Any) -> Prediction:
         near = _above_zero(process, t)
         alpha, level = process.level(near, like=x_t)
@@ -175,7 +170,7 @@ def _by_gradient(
             return moved
 
         x0 = x0 + spread(weigh(y - degradation.apply(x0), level**2, spread))
-        return with_x0(_detached(prediction), x0, process, x_t, t)
+        return _detached(prediction).with_x0(x0, process, x_t, t)
 
     return restored
 

@@ -54,15 +54,16 @@ class UNet(ConditionedNetwork):
         for i, (after, attends_here) in enumerate(zip(widths, attends, strict=True)):
             last = i == len(widths) - 1
             inputs = [before] + [after] * (config.blocks - 1)
-            self.down_blocks.append(Level(parts, inputs, after, attends_here, down=not last))
+            resize = None if last else halved
+            self.down_blocks.append(Level(parts, inputs, after, attends_here, resize))
             skips += [after] * (config.blocks + (not last))
             before = after
         self.mid_block = Middle(parts, before)
         self.up_blocks = nn.ModuleList()
         for i, (after, attends_here) in enumerate(zip(widths[::-1], attends[::-1], strict=True)):
-            last = i == len(widths) - 1
             inputs = [w + skips.pop() for w in [before] + [after] * config.blocks]
-            self.up_blocks.append(Level(upward, inputs, after, attends_here, up=not last))
+            resize = None if i == len(widths) - 1 else doubled
+            self.up_blocks.append(Level(upward, inputs, after, attends_here, resize))
             before = after
         self.conv_norm_out = parts.norm(before)
         self.conv_out = zeroed(parts.conv(before, out_channels * folded))
@@ -101,24 +102,17 @@ class Level(nn.Module):
     """The blocks of one resolution, on the way down or up, and the change of size after them."""
 
     def __init__(
-        self,
-        parts: UNetParts,
-        inputs: list[int],
-        width: int,
-        attend: bool,
-        *,
-        down: bool = False,
-        up: bool = False,
+        self, parts: UNetParts, inputs: list[int], width: int, attend: bool, resize: Resize | None
     ) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(parts.residual(w, width) for w in inputs)
         if attend:
             self.attentions = nn.ModuleList(SpatialAttention(parts, width) for _ in inputs)
-        if down:
+        if resize is halved:
             self.downsamplers = nn.ModuleList([parts.resized(width, halved)])
-        if up:
+        if resize is doubled:
             self.upsamplers = nn.ModuleList([parts.resized(width, doubled)])
-        self.attend, self.down, self.up = attend, down, up
+        self.attend, self.resize = attend, resize
 
     def forward(
         self, h: Tensor, emb: Tensor, run: Run = plainly, skips: list[Tensor] | None = None
@@ -128,10 +122,10 @@ class Level(nn.Module):
         for i in range(len(self.resnets)):
             h = run(self._block, i, h, emb, skips.pop() if skips is not None else None)
             states.append(h)
-        if self.down:
+        if self.resize is halved:
             h = run(self.downsamplers[0], h, emb)
             states.append(h)
-        if self.up:
+        if self.resize is doubled:
             h = run(self.upsamplers[0], h, emb)
         return h, states
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from diffuse_cli.core.conditions import UNTOLD, Column, Labels, MetadataTable
+from diffuse_cli.core.conditions import UNTOLD, Labels, MetadataTable
 from diffuse_cli.core.registry import Registry
 
 if TYPE_CHECKING:
@@ -121,18 +121,17 @@ class RowEmbedding(nn.ModuleList):
     """The sum of an embedding of each column."""
 
     def __init__(self, table: MetadataTable, width: int) -> None:
-        super().__init__(_embedding(column, width) for column in table.columns)
+        super().__init__(
+            LabelEmbedding(len(column.values), width)
+            if isinstance(column, Labels)
+            else NumberEmbedding(width)
+            for column in table.columns
+        )
 
     def forward(self, row: Tensor) -> Tensor:
         """Codes (B, columns) to (B, width)."""
         found = [embed(code) for embed, code in zip(self, row.unbind(1), strict=True)]
         return torch.stack(found).sum(0)
-
-
-def _embedding(column: Column, width: int) -> nn.Module:
-    if isinstance(column, Labels):
-        return LabelEmbedding(len(column.values), width)
-    return NumberEmbedding(width)
 
 
 class NumberEmbedding(nn.Module):

@@ -124,13 +124,13 @@ class Config(Settings):
         Raises:
             InvalidArgument: they do not divide it.
         """
-        heads = self.heads if self.heads is not None else 1
-        if self.heads is None and self.head_width is not None:
+        if self.head_width is not None:  # instead of `heads`
             if width % self.head_width:
                 raise InvalidArgument(
                     f"a level of {width} channels has no heads of {self.head_width}"
                 )
-            heads = width // self.head_width
+            return width // self.head_width
+        heads = self.heads or 1
         if width % heads:
             raise InvalidArgument(
                 f"a level of {width} channels cannot be cut into its attention heads"
