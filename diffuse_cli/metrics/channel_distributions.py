@@ -29,44 +29,11 @@ QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 
 @dataclass(frozen=True)
-class Quantiles:
-    """Quantiles of a channel, and their standard errors (Woodruff 1952): half of how far they move
-    where the share is off by an error of its own."""
-
-    values: Array
-    errors: Array
-
-
-@dataclass(frozen=True)
-class Channel:
-    """A channel of both sides, in the units of stored numbers."""
-
-    sides: tuple[dict[str, Any], dict[str, Any]]
-    shift: SampledEstimate
-    contrast: SampledEstimate | None
-    distance: SampledEstimate
-    density: dict[str, list[float]]
-
-    def described(self) -> dict[str, Any]:
-        """As JSON."""
-        contrast: dict[str, Any] = {"contrast": None, "contrast_standard_error": None}
-        if self.contrast is not None:
-            contrast = self.contrast.by("contrast")
-        return {
-            "real": self.sides[0],
-            "generated": self.sides[1],
-            **self.shift.by("shift"),
-            **contrast,
-            **self.distance.by("wasserstein"),
-            "density": self.density,
-        }
-
-
-@dataclass(frozen=True)
 class Marginals:
     """What was measured of two sets of samples.
 
     Attributes:
+        channels: each channel of both sides as JSON, in the units of stored numbers.
         whole: the distance, mean over channels; in levels, or in deviations.
         floor: the same of real samples against other real ones; None if there are too few.
         shifts: of the mean, by channel, in the same units.
@@ -75,7 +42,7 @@ class Marginals:
         samples: real and generated ones, as stored.
     """
 
-    channels: tuple[Channel, ...]
+    channels: list[dict[str, Any]]
     whole: SampledEstimate
     floor: SampledEstimate | None
     shifts: tuple[SampledEstimate, ...]
@@ -98,7 +65,6 @@ def measure(real: Array, fake: Array, more: Array) -> Marginals:
     """
     samples = real, fake
     real, fake, more = together(real, fake, more)
-    channels = real.shape[1]
     ours, theirs = moments(real), moments(fake)
     others = moments(more) if len(more) else ours
     bins = binned(ours, (theirs, others), all(s.dtype.kind in "bu" for s in (real, fake, more)))
@@ -107,24 +73,23 @@ def measure(real: Array, fake: Array, more: Array) -> Marginals:
     floor = None
     if (parts := halves(real, more)) is not None:
         floor = averaged(_scaled(distances(*parts, bins)[0], units))
-    shifts = [
-        SampledEstimate(
-            float(theirs.mean[c] - ours.mean[c]), -ours.of_mean()[:, c], theirs.of_mean()[:, c]
-        )
-        for c in range(channels)
-    ]
+    a, b = -ours.of_mean(), theirs.of_mean()
+    apart_means = enumerate(theirs.mean - ours.mean)
+    shifts = [SampledEstimate(float(gap), a[:, c], b[:, c]) for c, gap in apart_means]
     stretched = _ratios(ours, theirs)
+    nothing = {"contrast": None, "contrast_standard_error": None}
     return Marginals(
-        channels=tuple(
-            Channel(
-                (_described(ours, c, sides[0][c]), _described(theirs, c, sides[1][c])),
-                shifts[c],
-                stretched[c],
-                apart[c],
-                density(bins[c], sides[0][c].counts, sides[1][c].counts),
-            )
-            for c in range(channels)
-        ),
+        channels=[
+            {
+                "real": _described(ours, c, sides[0][c]),
+                "generated": _described(theirs, c, sides[1][c]),
+                **shifts[c].by("shift"),
+                **(ratio.by("contrast") if (ratio := stretched[c]) else nothing),
+                **apart[c].by("wasserstein"),
+                "density": density(bins[c], sides[0][c].counts, sides[1][c].counts),
+            }
+            for c in range(len(bins))
+        ],
         whole=averaged(_scaled(apart, units)),
         floor=floor,
         shifts=tuple(_scaled(shifts, units)),
@@ -158,8 +123,7 @@ def _rounding(side: Moments, floats: bool, points: int) -> Array:
     """
     variance = np.square(side.deviation)
     if not floats:
-        levels: Array = np.minimum(variance, 1.0) / (3 * points)
-        return levels
+        return np.minimum(variance, 1.0) / (3 * points)
     whole = ROUNDING * (np.square(side.mean) + variance)
     return np.maximum(whole, 1e-6 * variance / points)
 
@@ -183,10 +147,15 @@ def _variety(
 
 @dataclass(frozen=True)
 class Counted:
-    """Numbers of a side in each bin of a channel (B,), and their quantiles."""
+    """Numbers of a side in each bin of a channel (B,), and their quantiles.
+
+    Standard errors of quantiles (Woodruff 1952) are half of how far they move where the share is
+    off by an error of its own.
+    """
 
     counts: Array
-    quantiles: Quantiles
+    quantiles: Array
+    errors: Array
 
 
 def distances(
@@ -283,8 +252,7 @@ def _by_sample(
             own.points[places_of(counts[c], np.clip(np.array(QUANTILES) + sign * errors[c], 0, 1))]
             for sign in (-1, 1)
         ]
-        quantiles = Quantiles(own.points[places[c]], (ends[1] - ends[0]) / 2)
-        counted.append(Counted(counts[c], quantiles))
+        counted.append(Counted(counts[c], own.points[places[c]], (ends[1] - ends[0]) / 2))
     return center_influences(means), counted
 
 
@@ -301,7 +269,7 @@ def _described(side: Moments, c: int, counted: Counted) -> dict[str, Any]:
         "quantiles": [
             {"share": share, "value": float(value), "standard_error": float(error)}
             for share, value, error in zip(
-                QUANTILES, counted.quantiles.values, counted.quantiles.errors, strict=True
+                QUANTILES, counted.quantiles, counted.errors, strict=True
             )
         ],
     }
@@ -339,8 +307,7 @@ class Bins:
         if not self.step:
             return values.astype(np.intp)
         places = (np.arcsinh((values - self.centre) / self.scale) - self.low) / self.step
-        found: Array = np.clip(places, 0, len(self.points) - 1).astype(np.intp)
-        return found
+        return np.clip(places, 0, len(self.points) - 1).astype(np.intp)
 
 
 def binned(ours: Moments, others: Sequence[Moments], levels: bool) -> list[Bins]:

@@ -175,8 +175,7 @@ def _divided(a: Array, b: Array, parts: int) -> SampledEstimate:
 def _intercept(x: tuple[int, ...], degree: int) -> Array:
     """The weights of y in the value at 0 of a polynomial fitted to points (x, y)."""
     powers = np.vander(np.array(x, np.float64), degree + 1, increasing=True)
-    weights: Array = np.linalg.pinv(powers)[0]
-    return weights
+    return np.asarray(np.linalg.pinv(powers)[0])
 
 
 def _factors(centred: Array) -> tuple[torch.Tensor | None, torch.Tensor]:

@@ -99,7 +99,7 @@ def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
 def details(evaluation: MetricInputs) -> list[dict[str, Any]]:
     """Each channel: mean, deviation and quantiles of both sides, shift, distance, and densities;
     all in the units of stored numbers."""
-    return [channel.described() for channel in evaluation.marginals.channels]
+    return evaluation.marginals.channels
 
 
 # -- remarks --------------------------------------------------------------------------------------

@@ -64,9 +64,7 @@ def likeness(
     """
 
     def apart(one: Array, other: Array) -> Array:
-        squares = np.square(one.astype(np.float64) - other).reshape(len(one), -1).mean(1)
-        distance: Array = np.sqrt(squares) * (2 / span)
-        return distance
+        return distance(one, other) * (2 / span)
 
     values = {
         "psnr": (psnr(first, truth, span) + psnr(second, truth, span)) / 2,
@@ -82,13 +80,8 @@ def likeness(
 
 def feature_distances(truth: Array, drawn: Array, others: Mapping[str, Array]) -> dict[str, Array]:
     """The same of features, (M, d) each."""
-
-    def apart(one: Array) -> Array:
-        distance: Array = np.sqrt(np.square(one.astype(np.float64) - truth).mean(1))
-        return distance
-
-    values = {"feature_distance": apart(drawn)}
-    return values | {f"feature_distance_of_{name}": apart(of) for name, of in others.items()}
+    apart = {f"feature_distance_of_{name}": distance(of, truth) for name, of in others.items()}
+    return {"feature_distance": distance(drawn, truth), **apart}
 
 
 def compute(evaluation: MetricInputs) -> dict[str, float]:
@@ -124,16 +117,24 @@ MOST = 100.0
 """The PSNR of equal samples, in decibels."""
 
 
+def mean_square(one: Array, other: Array) -> Array:
+    """The mean squared difference of samples (N, ...), each from its own other: (N,)."""
+    return np.asarray(np.square(one.astype(np.float64) - other).reshape(len(one), -1).mean(1))
+
+
+def distance(one: Array, other: Array) -> Array:
+    """The root of `mean_square`."""
+    return np.asarray(np.sqrt(mean_square(one, other)))
+
+
 def psnr(one: Array, other: Array, span: float) -> Array:
     """The peak signal-to-noise ratio of samples (N, C, *size) in decibels, at most `MOST`: (N,).
 
     Args:
         span: of the numbers, from the smallest to the largest.
     """
-    apart = one.astype(np.float64) - other
-    error = np.square(apart).reshape(len(one), -1).mean(1)
-    found: Array = 10 * np.log10(span**2 / np.maximum(error, span**2 * 10 ** (-MOST / 10)))
-    return found
+    least = span**2 * 10 ** (-MOST / 10)
+    return np.asarray(10 * np.log10(span**2 / np.maximum(mean_square(one, other), least)))
 
 
 def ssim(one: Array, other: Array, span: float) -> Array:
@@ -151,8 +152,7 @@ def ssim(one: Array, other: Array, span: float) -> Array:
     c1, c2 = (K1 * span) ** 2, (K2 * span) ** 2
     found = (2 * mean_x * mean_y + c1) * (2 * both + c2)
     found = found / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
-    means: Array = found.reshape(len(x), -1).mean(1)
-    return means
+    return np.asarray(found.reshape(len(x), -1).mean(1))
 
 
 def _window(side: int) -> Sequence[float]:

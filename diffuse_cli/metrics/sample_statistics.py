@@ -35,15 +35,13 @@ class Moments:
     @property
     def mean(self) -> Array:
         """Over all numbers, (C,)."""
-        found: Array = self.means.mean(0) + self.shift
-        return found
+        return np.asarray(self.means.mean(0) + self.shift)
 
     @property
     def deviation(self) -> Array:
         """Over all numbers, (C,)."""
         variance = self.squares.mean(0) - np.square(self.means.mean(0))
-        found: Array = np.sqrt(np.maximum(variance, 0))
-        return found
+        return np.asarray(np.sqrt(np.maximum(variance, 0)))
 
     def of_mean(self) -> Array:
         """The influence of each sample on the mean, (N, C)."""
@@ -53,8 +51,7 @@ class Moments:
         """The influence of each sample on the logarithm of the deviation, (N, C)."""
         middle = self.means.mean(0)
         own = center_influences(self.squares - 2 * middle * self.means)
-        found: Array = own / np.maximum(2 * np.square(self.deviation), 1e-300)
-        return found
+        return np.asarray(own / np.maximum(2 * np.square(self.deviation), 1e-300))
 
 
 def numbers_of(samples: Array) -> Iterator[tuple[slice, Array]]:
@@ -186,8 +183,7 @@ def averaged(estimates: Sequence[SampledEstimate]) -> SampledEstimate:
 
 def center_influences(values: Array) -> Array:
     """Numbers of samples (N, ...) less their mean."""
-    apart: Array = values - values.mean(0)
-    return apart
+    return np.asarray(values - values.mean(0))
 
 
 # -- pairing --------------------------------------------------------------------------------------

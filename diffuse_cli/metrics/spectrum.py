@@ -110,8 +110,7 @@ def _errors(rows: Array) -> Array:
     """The standard errors of column means."""
     if len(rows) < 2:
         return np.zeros(rows.shape[1])
-    found: Array = rows.std(0, ddof=1) / math.sqrt(len(rows))
-    return found
+    return np.asarray(rows.std(0, ddof=1) / math.sqrt(len(rows)))
 
 
 def remarks(facts: Facts) -> Iterator[Remark]:
@@ -201,8 +200,7 @@ def _edges(most: float) -> Array:
     middles = np.arange(1, last + 1)
     if last > MOST:
         middles = np.unique(np.rint(np.geomspace(1, last, MOST)).astype(int))
-    edges: Array = middles - 0.5
-    return edges
+    return middles - 0.5
 
 
 def measure(real: Array, fake: Array, more: Array) -> Spectra:
