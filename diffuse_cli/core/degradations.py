@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from diffuse_cli.core.cosine_transform import cosines, through
 from diffuse_cli.core.inpainting import MASKS
-from diffuse_cli.core.registry import InvalidArgument, Registry, suggest
+from diffuse_cli.core.registry import InvalidArgument, Registry, lookup, suggest
 from diffuse_cli.core.settings import Settings, digits, dimensions, fields_of, kind_of, setting
 
 if TYPE_CHECKING:
@@ -345,10 +345,7 @@ def parse(text: str) -> Degradation:
 
 def _parsed(text: str) -> Degradation:
     name, colon, value = text.partition(":")
-    if name not in DEGRADATIONS:
-        hint = suggest(name, DEGRADATIONS)
-        raise InvalidArgument(f": there is no '{name}'", hint, argument="degradation")
-    kind: Any = DEGRADATIONS[name]
+    kind: Any = lookup(DEGRADATIONS, name, "degradation")
     if not colon:
         return kind()  # type: ignore[no-any-return]
     if not kind.VALUE:

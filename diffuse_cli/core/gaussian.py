@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,8 +77,7 @@ class Gaussian:
         return -(above - below).clamp(min=least).log()
 
 
-@dataclass(frozen=True)
-class StepCoefficients:
+class StepCoefficients(NamedTuple):
     """The coefficients of a step from t to s, s < t; numbers, or tensors that broadcast.
 
     Attributes:
@@ -100,7 +99,3 @@ class StepCoefficients:
     log_beta: Any
     log_beta_tilde: Any
     first: Any
-
-    def columns(self) -> list[Any]:
-        """The coefficients in the order of the fields."""
-        return [getattr(self, f.name) for f in fields(self)]

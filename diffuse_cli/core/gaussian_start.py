@@ -118,11 +118,10 @@ def read(values: Mapping[str, Any], channels: int, size: Sequence[int]) -> LowFr
             raise InvalidArgument("are no table of numbers", argument=name) from error
         if tuple(tensor.shape) != fits or not bool(tensor.isfinite().all()):
             raise InvalidArgument(f"must be finite numbers of shape {fits}", argument=name)
-        found[name] = tensor
-    if bool((found["variance"] < 0).any()):
-        raise InvalidArgument("must not be negative", argument="variance")
-    own = {name: _nested(tensor.tolist()) for name, tensor in found.items()}
-    return LowFrequencies(size=tuple(size), **own)
+        if name == "variance" and bool((tensor < 0).any()):
+            raise InvalidArgument("must not be negative", argument=name)
+        found[name] = _nested(tensor.tolist())
+    return LowFrequencies(size=tuple(size), **found)
 
 
 def lowest_of(size: Sequence[int]) -> tuple[int, ...]:

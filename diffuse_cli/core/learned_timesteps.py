@@ -9,18 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from diffuse_cli.core.denoiser import Prediction
+from diffuse_cli.core.process import Process
 from diffuse_cli.core.samplers import SAMPLERS
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from diffuse_cli.core.process import Process
-    from diffuse_cli.core.solvers import Times
+from diffuse_cli.core.solvers import Times
 
 REACH, DIGITS = 0.3, 2
 """How far a time is moved at first, of the way to its neighbour; the decimals that are kept."""

@@ -69,10 +69,8 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Move the weights; a closure, which returns the loss, is called first."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        with torch.enable_grad():
+            loss = closure() if closure else None
         scale, bad = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         vars(self._adamw).update(
             state=self.state, param_groups=self.param_groups[1:], grad_scale=scale, found_inf=bad

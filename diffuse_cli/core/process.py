@@ -96,7 +96,7 @@ class Process:
         if self.num_timesteps > 1:
             self._floor = float(self._pair(self.alpha_bars[1], before[1]).log_beta_tilde)
         self.steps = self._pair(self.alpha_bars, before)
-        self._steps = TimestepTable(*self.steps.columns())
+        self._steps = TimestepTable(*self.steps)
 
     # -- coefficients ------------------------------------------------------------------------------
 
@@ -155,17 +155,15 @@ class Process:
             return StepCoefficients(*self._steps(t, like))
         if isinstance(t, Tensor) or isinstance(s, Tensor):
             levels = (self._alpha_bars_at(torch.as_tensor(v)) for v in (t, s))
-            exact = self._pair(*levels).columns()
-            return StepCoefficients(
-                *(spread(c.to(like.dtype).to(like.device), like) for c in exact)
-            )
+            exact = (c.to(like.dtype).to(like.device) for c in self._pair(*levels))
+            return StepCoefficients(*(spread(c, like) for c in exact))
         if t < 0:
             raise IndexError(CLEAN)
         s = math.ceil(t) - 1 if s is None else s
         level_t, level_s = (torch.tensor(self.alpha_bar(v), dtype=torch.float64) for v in (t, s))
         if level_s == 0:
             raise ValueError(f"there is no step to s = {s}, where alpha_bar is 0")
-        return StepCoefficients(*(float(c) for c in self._pair(level_t, level_s).columns()))
+        return StepCoefficients(*map(float, self._pair(level_t, level_s)))
 
     def level(self, t: Time, *, like: Tensor) -> tuple[Any, Any]:
         """alpha_t and sigma_t, as numbers or as tensors that broadcast against `like`."""

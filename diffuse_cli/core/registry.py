@@ -166,8 +166,6 @@ def _source(module: str) -> str | None:
 
 # The core's error, and look-ups that raise it.
 
-T = TypeVar("T")
-
 
 class InvalidArgument(ValueError):
     """A wrong argument.
@@ -205,7 +203,7 @@ def suggest(name: str, names: Iterable[str]) -> str:
     return f"Did you mean '{found}'?" if found else "Choose from: " + ", ".join(names)
 
 
-def lookup(table: Mapping[str, T], name: str, argument: str) -> T:
+def lookup(table: Mapping[str, Entry], name: str, argument: str) -> Entry:
     """`table[name]`.
 
     Raises:

@@ -112,10 +112,7 @@ def pigdm(
     Args:
         iterations: as for `ddnm`.
     """
-    return _by_gradient(
-        denoise, process, degradation, y,
-        lambda missed, variance, _: _alike(degradation, missed, variance, sigma, iterations),
-    )  # fmt: skip
+    return _by_gradient(denoise, process, degradation, y, sigma, iterations, jacobian=False)
 
 
 def mmps(
@@ -135,10 +132,7 @@ def mmps(
     Args:
         iterations: of the solver for (A V Aᵀ + sigma^2)⁻¹; each costs a gradient.
     """
-    return _by_gradient(
-        denoise, process, degradation, y,
-        lambda missed, _, spread: _weighed(degradation, missed, spread, sigma, iterations),
-    )  # fmt: skip
+    return _by_gradient(denoise, process, degradation, y, sigma, iterations, jacobian=True)
 
 
 def _by_gradient(
@@ -146,9 +140,14 @@ def _by_gradient(
     process: Process,
     degradation: Degradation,
     y: Tensor,
-    weigh: Callable[[Tensor, Any, Linear], Tensor],
+    sigma: float,
+    iterations: int,
+    *,
+    jacobian: bool,
 ) -> Denoise:
-    """x_0 + V `weigh`(y - A x_0, sigma_t^2, V), V = sigma_t^2 / alpha_t J (Tweedie's covariance).
+    """x_0 + V Aᵀ (A S Aᵀ + sigma^2)⁻¹ (y - A x_0), with S = V, or sigma_t^2 without the `jacobian`.
+
+    V = sigma_t^2 / alpha_t J is Tweedie's covariance, J the Jacobian of x_0 by x_t.
 
     At SNR 0, where J is 0 and V the data's own covariance, V and sigma_t are those of the noisiest
     timestep whose SNR is not 0.
@@ -169,7 +168,12 @@ def _by_gradient(
             moved: Tensor = level**2 / alpha * found
             return moved
 
-        x0 = x0 + spread(weigh(y - degradation.apply(x0), level**2, spread))
+        missed = y - degradation.apply(x0)
+        if jacobian:
+            back = _weighed(degradation, missed, spread, sigma, iterations)
+        else:
+            back = _alike(degradation, missed, level**2, sigma, iterations)
+        x0 = x0 + spread(back)
         return _detached(prediction).with_x0(x0, process, x_t, t)
 
     return restored

@@ -20,27 +20,24 @@ if TYPE_CHECKING:
 Variance = Callable[["StepCoefficients", "Tensor | None"], Any]
 
 
-def small(pair: StepCoefficients, raw: Tensor | None) -> float | Tensor:
+def small(pair: StepCoefficients, raw: Tensor | None) -> Any:
     """beta-tilde, the variance of the posterior: exact for data that is one point."""
-    log_var: float | Tensor = pair.log_beta_tilde
-    return log_var
+    return pair.log_beta_tilde
 
 
-def large(pair: StepCoefficients, raw: Tensor | None) -> float | Tensor:
+def large(pair: StepCoefficients, raw: Tensor | None) -> Any:
     """beta: exact for standard normal data (Ho et al. 2020, section 3.2)."""
-    log_var: float | Tensor = pair.log_beta + pair.first * (pair.log_beta_tilde - pair.log_beta)
-    return log_var
+    return pair.log_beta + pair.first * (pair.log_beta_tilde - pair.log_beta)
 
 
-def learned(pair: StepCoefficients, raw: Tensor | None) -> Tensor:
+def learned(pair: StepCoefficients, raw: Tensor | None) -> Any:
     """f log beta + (1 - f) log beta-tilde, f = (raw + 1) / 2 (Nichol & Dhariwal 2021, eq. 15).
 
     `raw`, the second half of the network's channels, is not bounded.
     """
     assert raw is not None
     f = (raw + 1) / 2
-    log_var: Tensor = f * pair.log_beta + (1 - f) * pair.log_beta_tilde
-    return log_var
+    return f * pair.log_beta + (1 - f) * pair.log_beta_tilde
 
 
 LEARNED = frozenset({"learned"})

@@ -29,7 +29,7 @@ def bar(process: Process, t: int) -> float:
 
 
 def numbers(pair) -> list[float]:
-    return [float(column) for column in pair.columns()]
+    return [float(column) for column in pair]
 
 
 # -- the forward Gaussians ------------------------------------------------------------------------
@@ -95,7 +95,7 @@ def test_int_float_and_tensor_times_agree(t: int, s: int):
     expected = numbers(FULL.pair(t, s, like=like))
     times = torch.full((4,), t), torch.full((4,), s)
     for pair in (FULL.pair(*times, like=like), FULL.pair(times[0], s, like=like)):
-        for column, value in zip(pair.columns(), expected, strict=True):
+        for column, value in zip(pair, expected, strict=True):
             assert column.shape in [(4, 1, 1, 1), (1, 1, 1, 1)]
             assert torch.allclose(column, torch.tensor(value, dtype=torch.float64), rtol=1e-12)
     assert numbers(FULL.pair(float(t), float(s), like=like)) == pytest.approx(expected, rel=1e-12)
@@ -108,7 +108,7 @@ def test_the_table_is_the_step_to_the_timestep_before(t: int):
     assert numbers(FULL.pair(t, like=like)) == expected
     assert numbers(FULL.pair(float(t), like=like)) == pytest.approx(expected, rel=1e-12)
     table = FULL.pair(torch.full((4,), t), like=like)
-    for column, value in zip(table.columns(), expected, strict=True):
+    for column, value in zip(table, expected, strict=True):
         assert torch.allclose(column, torch.tensor(value, dtype=torch.float64), rtol=1e-12)
 
 
@@ -292,7 +292,7 @@ def test_a_process_without_signal_at_its_end_is_finite_everywhere_else(name: str
     for t in (last, float(last), torch.full((4,), last)):
         for s in (last - 1, 0, -1, None):
             pair = process.pair(t, s, like=x)
-            assert all(bool(torch.as_tensor(c).isfinite().all()) for c in pair.columns()), (t, s)
+            assert all(bool(torch.as_tensor(c).isfinite().all()) for c in pair), (t, s)
             for nothing in (pair.alpha, pair.c2, pair.log_beta):
                 assert bool((torch.as_tensor(nothing) == 0).all()), (t, s)
     assert process.log_snr(torch.tensor([last])).tolist() == [-math.inf]

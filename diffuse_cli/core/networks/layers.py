@@ -109,63 +109,6 @@ def balanced(module: Any) -> Any:
     return module
 
 
-# -- rows -----------------------------------------------------------------------------------------
-
-# Embeddings of a row of a table.
-
-LONGEST, WAVES = 16.0, 6
-"""The longest period of a number's waves, in deviations, and their number, each half as long."""
-
-
-class RowEmbedding(nn.ModuleList):
-    """The sum of an embedding of each column."""
-
-    def __init__(self, table: MetadataTable, width: int) -> None:
-        super().__init__(
-            LabelEmbedding(len(column.values), width)
-            if isinstance(column, Labels)
-            else NumberEmbedding(width)
-            for column in table.columns
-        )
-
-    def forward(self, row: Tensor) -> Tensor:
-        """Codes (B, columns) to (B, width)."""
-        found = [embed(code) for embed, code in zip(self, row.unbind(1), strict=True)]
-        return torch.stack(found).sum(0)
-
-
-class NumberEmbedding(nn.Module):
-    """Two linear layers over cos and sin of a number (Tancik et al. 2020), at periods that tell
-    numbers of the data apart and still lead from one to the next; and what stands for no number."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.linear_1 = nn.Linear(2 * WAVES, width)
-        self.linear_2 = nn.Linear(width, width)
-        self.untold = nn.Parameter(torch.zeros(width))
-
-    def forward(self, code: Tensor) -> Tensor:
-        """(B,) to (B, width)."""
-        told = ~code.isnan()
-        powers = torch.arange(WAVES, dtype=torch.float32, device=code.device)
-        angles = code.where(told, 0.0).float()[:, None] * (2 * math.pi / LONGEST * 2**powers)
-        found = self.linear_2(F.silu(self.linear_1(waves(angles, cos_first=True))))
-        return torch.where(told[:, None], found, self.untold.to(found))
-
-
-class LabelEmbedding(nn.Module):
-    """A row of `weight` for each label, and a last one for none."""
-
-    def __init__(self, labels: int, width: int) -> None:
-        super().__init__()
-        self.none = labels
-        self.weight = nn.Parameter(torch.randn(labels + 1, width))
-
-    def forward(self, code: Tensor) -> Tensor:
-        """(B,) to (B, width)."""
-        return F.embedding(code.where(~code.isnan(), self.none).long(), self.weight)
-
-
 # -- time -----------------------------------------------------------------------------------------
 
 # Time embeddings.
@@ -248,3 +191,58 @@ def waves(angles: Tensor, cos_first: bool) -> Tensor:
     """(B, n) to (B, 2n): cos and sin."""
     halves = (angles.cos(), angles.sin()) if cos_first else (angles.sin(), angles.cos())
     return torch.cat(halves, dim=1)
+
+
+# -- rows -----------------------------------------------------------------------------------------
+
+# Embeddings of a row of a table.
+
+LONGEST, WAVES = 16.0, 6
+"""The longest period of a number's waves, in deviations, and their number, each half as long."""
+
+
+class RowEmbedding(nn.ModuleList):
+    """The sum of an embedding of each column."""
+
+    def __init__(self, table: MetadataTable, width: int) -> None:
+        super().__init__(
+            LabelEmbedding(len(column.values), width)
+            if isinstance(column, Labels)
+            else NumberEmbedding(width)
+            for column in table.columns
+        )
+
+    def forward(self, row: Tensor) -> Tensor:
+        """Codes (B, columns) to (B, width)."""
+        found = [embed(code) for embed, code in zip(self, row.unbind(1), strict=True)]
+        return torch.stack(found).sum(0)
+
+
+class NumberEmbedding(TimeEmbedding):
+    """Two linear layers over cos and sin of a number (Tancik et al. 2020), at periods that tell
+    numbers of the data apart and still lead from one to the next; and what stands for no number."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(2 * WAVES, width)
+        self.untold = nn.Parameter(torch.zeros(width))
+
+    def forward(self, code: Tensor) -> Tensor:
+        """(B,) to (B, width)."""
+        told = ~code.isnan()
+        powers = torch.arange(WAVES, dtype=torch.float32, device=code.device)
+        angles = code.where(told, 0.0).float()[:, None] * (2 * math.pi / LONGEST * 2**powers)
+        found = super().forward(waves(angles, cos_first=True))
+        return torch.where(told[:, None], found, self.untold.to(found))
+
+
+class LabelEmbedding(nn.Module):
+    """A row of `weight` for each label, and a last one for none."""
+
+    def __init__(self, labels: int, width: int) -> None:
+        super().__init__()
+        self.none = labels
+        self.weight = nn.Parameter(torch.randn(labels + 1, width))
+
+    def forward(self, code: Tensor) -> Tensor:
+        """(B,) to (B, width)."""
+        return F.embedding(code.where(~code.isnan(), self.none).long(), self.weight)
