@@ -108,8 +108,7 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
         result |= line.by("frechet_infinity")
         result["frechet_infinity_bend"] = bend
     if halves := floor(evaluation):
-        bare = fit(*halves)
-        result |= bare.by("frechet_floor")
+        result |= fit(*halves).by("frechet_floor")
         result["floor_images"] = float(len(halves[0]))
     return result
 

@@ -145,12 +145,13 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
         if min(n, m) < 2:
             continue
         share, error, expected = close(samples, references)
-        rank, rank_error = closer(samples, references)
+        sides = _sides(samples, references)
+        rank = float(sides[0].mean())
         result |= {
             **with_error(f"memorized_{space}", share, error),
             "memorized_expected": expected,
             "memorized_references": float(m),
-            **with_error(f"memorized_rank_{space}", rank, rank_error),
+            **with_error(f"memorized_rank_{space}", rank, _rank_error(*sides)),
             f"memorized_z_{space}": (rank - 0.5) / math.sqrt((n + m + 1) / (12 * n * m)),
         }
     return result
@@ -214,22 +215,16 @@ def _near(samples: Array, references: Array) -> tuple[Array, float]:
     return samples < ordered[k - 1], float(between) * places / max(high - low, 1)
 
 
-def closer(samples: Array, references: Array) -> tuple[float, float]:
-    """The chance that a sample's distance is below a reference's, ties halved, and its error.
-
-    The error is that of DeLong et al. 1988, at least that of one more image on the wrong side.
-    """
-    of_samples, of_references = _sides(samples, references)
-    return float(of_samples.mean()), _rank_error(of_samples, of_references)
-
-
 def _sides(samples: Array, references: Array) -> tuple[Array, Array]:
     """Of each sample, the share of references that are farther, (N,); of each reference, the share
-    of samples that are closer, (M,)."""
+    of samples that are closer, (M,); ties halved. The mean of either is the chance that a sample is
+    closer than a reference."""
     return 1 - _below(references, samples), _below(samples, references)
 
 
 def _rank_error(of_samples: Array, of_references: Array) -> float:
+    """The standard error of that chance (DeLong et al. 1988), at least that of one more image on
+    the wrong side."""
     n, m = len(of_samples), len(of_references)
     variance = of_samples.var(ddof=1) / n + of_references.var(ddof=1) / m
     return math.sqrt(max(float(variance), 1 / (min(n, m) + 2) ** 2))

@@ -48,9 +48,7 @@ def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
 
 def remarks(facts: Facts) -> Iterator[Remark]:
     """Whether random features tell generated samples from real ones."""
-    if "kid_random" not in facts or "kid_random_floor" not in facts:
-        return
-    if "kid_random_standard_error" not in facts.values:
+    if not {"kid_random", "kid_random_floor", "kid_random_standard_error"} <= {*facts.values}:
         return
     kid, least, many = facts["kid_random"], facts["kid_random_floor"], facts.words.many
     told = "tell" if kid.above(least) else "do not tell"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import http.client
 import os
@@ -103,16 +102,9 @@ def download(published: Published, path: Path) -> Work[None]:
     yield Notice(f"downloading the weights of {published.network} {where}")
     with outputs.hold_lock(path.with_name(f".{path.name}.lock"), "Wait for it"):
         files.sweep(path.parent, re.escape(path.name))
-        with _reported(published):
-            request = urllib.request.Request(published.url, headers={"User-Agent": "diffuse"})
-            response = urllib.request.urlopen(request, timeout=PATIENCE)
-        with response, files.writing(path) as file:
+        with files.writing(path) as file:
             done, hashed = 0, hashlib.sha256()
-            while True:
-                with _reported(published):
-                    chunk = response.read(CHUNK)
-                if not chunk:
-                    break
+            for chunk in _received(published):
                 done += len(chunk)
                 if done > published.size:
                     raise _failed(published, f"it has more than {published.size:,} bytes")
@@ -126,11 +118,13 @@ def download(published: Published, path: Path) -> Work[None]:
                 raise _failed(published, f"its SHA-256 is {hashed.hexdigest()}")
 
 
-@contextlib.contextmanager
-def _reported(published: Published) -> Iterator[None]:
-    """Around what the network may fail at, and the disk may not."""
+def _received(published: Published) -> Iterator[bytes]:
+    """Yield the file in parts; what the network fails at is a `ModelFileError`."""
     try:
-        yield
+        request = urllib.request.Request(published.url, headers={"User-Agent": "diffuse"})
+        with urllib.request.urlopen(request, timeout=PATIENCE) as response:
+            while chunk := response.read(CHUNK):
+                yield chunk
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise _failed(published, _reason(error)) from error
 
