@@ -169,12 +169,9 @@ def travel(
             x = process.transition(x, before, leg.times[0]).sample(noise(drawn))
             drawn += 1
 
-        def shifted(k: int, by: int = drawn) -> Tensor:
-            return noise(by + k)
-
         # A sampler of another package need not know of ends where there are no jumps.
         told = {} if leg.end < 0 else {"end": leg.end}
-        for state in sample(x, leg.times, noise=shifted, **told):
+        for state in sample(x, leg.times, noise=lambda k, by=drawn: noise(by + k), **told):
             x = state.x
             yield state
         drawn += len(leg.times)

@@ -85,11 +85,7 @@ def flow(num_timesteps: int) -> list[float]:
     x_u = (1 - u) x_0 + u eps (Lipman et al. 2023, eq. 22; Liu et al. 2023) over
     sqrt((1 - u)^2 + u^2); it ends without signal.
     """
-
-    def alpha_bar(u: float) -> float:
-        return (1 - u) ** 2 / ((1 - u) ** 2 + u**2)
-
-    return _from_alpha_bar(alpha_bar, num_timesteps, most=1.0)
+    return _from_alpha_bar(lambda u: (1 - u) ** 2 / ((1 - u) ** 2 + u**2), num_timesteps, most=1.0)
 
 
 def zero_terminal_snr(betas: Sequence[float]) -> list[float]:

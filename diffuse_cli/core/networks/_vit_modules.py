@@ -86,10 +86,8 @@ class Transformer(ConditionedNetwork):
         for i, block in enumerate(self.blocks):
             if context is not None and i == self.entry:
                 h = torch.cat([told[:, None] + context, h], dim=1)
-                cos, sin = (
-                    F.pad(cos, (0, 0, len(context), 0), value=1.0),
-                    F.pad(sin, (0, 0, len(context), 0)),
-                )
+                cos = F.pad(cos, (0, 0, len(context), 0), value=1.0)
+                sin = F.pad(sin, (0, 0, len(context), 0))
             h = self.run_block(block, h, emb, cos, sin)
         y = self.run_block(self._read_out, h[:, h.shape[1] - grid.numel() :], emb)
         return laid_out(unfolded(y.transpose(1, 2).unflatten(2, grid), self.patch))
