@@ -12,11 +12,13 @@ import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from diffuse_cli.system import files, outputs
 from diffuse_cli.system.errors import ModelFileError
@@ -192,3 +194,12 @@ def built(make: Callable[[], Network], path: Path, published: Weights, unused: s
         raise ModelFileError(f"{show(path)}: {reason[:200]}", published.ways) from error
     network.eval().requires_grad_(False)
     return network
+
+
+def fold(network: nn.Module) -> None:
+    """Multiply every BatchNorm into the convolution before it: the same function, faster."""
+    for module in list(network.modules()):
+        for (name, conv), (after, batch_norm) in pairwise(list(module.named_children())):
+            if isinstance(batch_norm, nn.BatchNorm2d):
+                setattr(module, name, fuse_conv_bn_eval(conv, batch_norm))
+                setattr(module, after, nn.Identity())
