@@ -75,10 +75,8 @@ def moments(samples: Array) -> Moments:
         values = stored.astype(np.float64)
         if not where.start:
             shift = values[0].mean(1)
-        least, most = (
-            pick(own, side(values, axis=(0, 2)))
-            for pick, own, side in ((np.minimum, least, np.min), (np.maximum, most, np.max))
-        )
+        least = np.minimum(least, values.min((0, 2)))
+        most = np.maximum(most, values.max((0, 2)))
         values -= shift[:, None]
         means[where] = values.mean(2)
         squares[where] = np.square(values, out=values).mean(2)
@@ -160,12 +158,8 @@ class SampledEstimate:
         total = self.value + other.value
         if not total > 0:
             return 0.0
-        scales = 2 * self.value / total, 2 * other.value / total
-        a, b = (
-            scales[0] * own - scales[1] * theirs
-            for own, theirs in ((self.a, other.a), (self.b, other.b))
-        )
-        return SampledEstimate(0.0, a, b).error()
+        x, y = 2 * self.value / total, 2 * other.value / total
+        return SampledEstimate(0.0, x * self.a - y * other.a, x * self.b - y * other.b).error()
 
     def by(self, key: str) -> dict[str, float]:
         """Return the value and its error, by their keys."""

@@ -200,6 +200,6 @@ def fold(network: nn.Module) -> None:
     """Multiply every BatchNorm into the convolution before it: the same function, faster."""
     for module in list(network.modules()):
         for (name, conv), (after, batch_norm) in pairwise(list(module.named_children())):
-            if isinstance(batch_norm, nn.BatchNorm2d):
+            if isinstance(conv, nn.Conv2d) and isinstance(batch_norm, nn.BatchNorm2d):
                 setattr(module, name, fuse_conv_bn_eval(conv, batch_norm))
                 setattr(module, after, nn.Identity())

@@ -12,6 +12,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -48,12 +49,9 @@ def random_network_for(space: Space, real: Array, device: torch.device) -> Featu
     Args:
         real: the samples by which numbers are standardised, in the model's units, by channel.
     """
-    sizes, width = [], space.channels
-    for k, wider in enumerate(WIDTHS):
-        if k and max(space.size) <= 2**k:
-            break
-        sizes.append((wider, width, *[KERNEL] * space.dims))
-        width = wider
+    wide = [width for k, width in enumerate(WIDTHS) if k == 0 or max(space.size) > 2**k]
+    kernel = [KERNEL] * space.dims
+    sizes = [(after, before, *kernel) for before, after in pairwise([space.channels, *wide])]
     drawn = [
         philox(0, "random-features", k, *size).standard_normal(size, dtype=np.float32)
         * np.float32(math.sqrt(2 / math.prod(size[1:])))
