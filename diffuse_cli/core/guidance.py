@@ -128,13 +128,12 @@ def away(denoise: Denoise, *others: tuple[Denoise, float]) -> Denoise:
     Args:
         others: with their scales; one of scale 1 is not evaluated.
     """
-    active = [(other, scale) for other, scale in others if scale != 1]
 
     def guided(x_t: Tensor, t: Any, /, **cond: Any) -> Prediction:
         own = denoise(x_t, t, **cond)
-        if not active:
+        found = [(other(x_t, t, **cond), scale) for other, scale in others if scale != 1]
+        if not found:
             return own
-        found = [(other(x_t, t, **cond), scale) for other, scale in active]
         return replace(
             own,
             x0=_pushed(own.x0, [(their.x0, scale) for their, scale in found]),
