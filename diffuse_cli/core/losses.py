@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.core import distillation
 from diffuse_cli.core.gaussian import Gaussian
-from diffuse_cli.core.registry import Registry, lookup
+from diffuse_cli.core.registry import Registry, by_name, lookup
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -157,15 +157,7 @@ def jit(snr: Tensor) -> Tensor:
 
 
 WEIGHTINGS: Registry[Callable[[Tensor], Tensor | None]] = Registry(
-    "weightings",
-    {
-        "none": _none,
-        "min-snr": min_snr,
-        "p2": p2,
-        "flow": flow,
-        "logit-normal": logit_normal,
-        "jit": jit,
-    },
+    "weightings", {"none": _none, **by_name(min_snr, p2, flow, logit_normal, jit)}
 )
 
 

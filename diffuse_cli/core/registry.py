@@ -18,7 +18,7 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
-from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping
 from difflib import get_close_matches
 from importlib.abc import InspectLoader
 from importlib.metadata import EntryPoint, entry_points
@@ -98,6 +98,11 @@ class Registry(MutableMapping[str, Entry]):
 
     def __len__(self) -> int:
         return len({**self.own, **self._added})
+
+
+def by_name(*entries: Callable[..., Any]) -> dict[str, Any]:
+    """Return functions by their names: `min_snr` is the entry `min-snr`."""
+    return {entry.__name__.replace("_", "-"): entry for entry in entries}
 
 
 class Modules(Registry[Entry]):

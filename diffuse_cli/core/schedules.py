@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
 from operator import mul
 
-from diffuse_cli.core.registry import InvalidArgument, Registry
+from diffuse_cli.core.registry import InvalidArgument, Registry, by_name
 
 MAX_BETA = 0.999
 
@@ -140,15 +140,5 @@ def _capped(betas: list[float], most: float = MAX_BETA) -> list[float]:
 
 
 SCHEDULES: Registry[Schedule] = Registry(
-    "schedules",
-    {
-        "linear": linear,
-        "quadratic": quadratic,
-        "constant": constant,
-        "cosine": cosine,
-        "sigmoid": sigmoid,
-        "sqrt": sqrt,
-        "laplace": laplace,
-        "flow": flow,
-    },
+    "schedules", by_name(linear, quadratic, constant, cosine, sigmoid, sqrt, laplace, flow)
 )

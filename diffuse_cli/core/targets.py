@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.core.registry import Registry
+from diffuse_cli.core.registry import Registry, by_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,6 +58,4 @@ def has_noise(target: str) -> bool:
 STEPWISE = frozenset({"mu"})
 """Targets that are defined at whole timesteps only, by the timestep before."""
 
-TARGETS: Registry[Target] = Registry(
-    "targets", {"eps": eps, "x0": x0, "v": v, "flow": flow, "mu": mu}
-)
+TARGETS: Registry[Target] = Registry("targets", by_name(eps, x0, v, flow, mu))

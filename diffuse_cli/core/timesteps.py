@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from diffuse_cli.core.registry import Registry
+from diffuse_cli.core.registry import Registry, by_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -201,13 +201,5 @@ def _time_of(log_snr: float, log_snrs: Sequence[float]) -> float:
 
 
 SPACINGS: Registry[Spacing] = Registry(
-    "spacings",
-    {
-        "trailing": trailing,
-        "leading": leading,
-        "linspace": linspace,
-        "karras": karras,
-        "early": early,
-        "wide": wide,
-    },
+    "spacings", by_name(trailing, leading, linspace, karras, early, wide)
 )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.core.registry import Registry
+from diffuse_cli.core.registry import Registry, by_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,9 +43,7 @@ def learned(pair: StepCoefficients, raw: Tensor | None) -> Any:
 LEARNED = frozenset({"learned"})
 """Variances that the network learns, with twice the output channels."""
 
-VARIANCES: Registry[Variance] = Registry(
-    "variances", {"small": small, "large": large, "learned": learned}
-)
+VARIANCES: Registry[Variance] = Registry("variances", by_name(small, large, learned))
 
 
 def channels_out(variance: str, channels: int) -> int:
