@@ -135,10 +135,9 @@ class Modules(Registry[Entry]):
         super().__init__(group, own, aliases)
 
     def __getitem__(self, name: str) -> Entry:
-        if isinstance(module := self.own.get(self.current(name)), str):
-            found: Any = importlib.import_module(module)
-        else:
-            found = super().__getitem__(name)
+        found: Any = super().__getitem__(name)
+        if isinstance(found, str):
+            found = importlib.import_module(found)
         if self.value and not hasattr(found, self.value):
             text = f"the extension {name} cannot be loaded: it has no {self.value}"
             raise InvalidArgument(text, "Update it, or uninstall it")
