@@ -37,7 +37,6 @@ class Degradation(Settings):
     """The base of degradations; its methods are pure functions of tensors (B, C, *size).
 
     A A⁺ A = A and A⁺ A A⁺ = A⁺ hold for `apply` and `pinv`, <A x, y> = <x, Aᵀ y> for `transpose`.
-    An orthogonal projection, such as a mask, is its own pseudo-inverse and transpose.
 
     Attributes:
         sigma: standard deviation of the noise in y, in the model's numbers.
@@ -63,12 +62,12 @@ class Degradation(Settings):
         raise NotImplementedError
 
     def pinv(self, y: Tensor) -> Tensor:
-        """A⁺(y): of all x with A x nearest to y, the smallest; A(y) by default."""
-        return self.apply(y)
+        """A⁺(y): of all x with A x nearest to y, the smallest."""
+        raise NotImplementedError
 
     def transpose(self, y: Tensor) -> Tensor:
-        """Aᵀ(y); A(y) by default."""
-        return self.apply(y)
+        """Aᵀ(y)."""
+        raise NotImplementedError
 
     def known(self, like: Tensor) -> Tensor | None:
         """1 where y is of the sample, 0 where it says nothing, broadcast against (B, C, *size);
@@ -116,6 +115,16 @@ class Degradation(Settings):
     def refusal(self, needed: str, found: str) -> InvalidArgument:
         """The error for samples that do not suit it."""
         return InvalidArgument(f": {self.text} needs {needed}, not {found}", argument="degradation")
+
+
+class Projection(Degradation):
+    """A degradation that is its own pseudo-inverse and transpose."""
+
+    def pinv(self, y: Tensor) -> Tensor:
+        return self.apply(y)
+
+    def transpose(self, y: Tensor) -> Tensor:
+        return self.apply(y)
 
 
 CUTOFF = 0.01
@@ -231,6 +240,9 @@ class Blur(Degradation):
         gains = self._gains(y)
         return self._scaled(y, (1 / gains).where(gains > 0, 0))
 
+    def transpose(self, y: Tensor) -> Tensor:
+        return self.apply(y)
+
     def _gains(self, like: Tensor) -> Tensor:
         """The gain at each frequency, shaped *size."""
         import torch
@@ -258,7 +270,7 @@ def basis(side: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Mask(Degradation):
+class Mask(Projection):
     """Some positions are known, all channels of them; y is 0 at the others.
 
     Attributes:
@@ -311,7 +323,7 @@ class Mask(Degradation):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Noise(Degradation):
+class Noise(Projection):
     """Nothing but noise."""
 
     NAME, VALUE, EXAMPLE = NOISE, "sigma", "noise:0.2"
