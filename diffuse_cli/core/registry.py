@@ -116,7 +116,7 @@ class Modules(Registry[Entry]):
         path: its `__path__`.
         helpers: modules of the package that are not entries, though other packages import them.
         value: the name of the value in a module that is its entry; empty for the module.
-        aliases: see `Registry`.
+        aliases: see `Registry`; an entry keeps the place of its old name.
     """
 
     def __init__(
@@ -130,7 +130,9 @@ class Modules(Registry[Entry]):
     ) -> None:
         self.value = value
         files = [info.name for info in pkgutil.iter_modules(path) if info.name[0] != "_"]
-        entries = sorted(set(files).difference(helpers))
+        before = {new: old for old, new in (aliases or {}).items()}
+        own_files = set(files).difference(helpers)
+        entries = sorted(own_files, key=lambda f: before.get(f.replace("_", "-"), f))
         own = {f.replace("_", "-"): f"{package}.{f}" for f in entries}
         super().__init__(group, own, aliases)
 
