@@ -25,14 +25,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.config.options import read_toml
-from diffuse_cli.core.conditions import MetadataTable
-from diffuse_cli.core.settings import from_dict
 from diffuse_cli.system import files, outputs, run_reader
 from diffuse_cli.system.errors import ModelFileError, OutputError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from diffuse_cli.core.conditions import Conditions
     from diffuse_cli.models.model_file import StoredModel
 
 KEPT = 2
@@ -197,29 +196,14 @@ class RunDirectory:
             return Checkpoint(step=state["step"], state=state, **tensors), passed
         return None, passed
 
-    def classes(self) -> set[str] | None:
-        """The names of the classes that the run began with, from an unverified checkpoint or the
-        model file; None if neither has any."""
-        if found := self._kept("classes"):
-            return set(found)
-        model = self._model()
-        return set(model.classes) if model else None
+    def conditions(self) -> Conditions | None:
+        """The conditions that the run began with, from a checkpoint or the model file; None if
+        neither can be read."""
+        from diffuse_cli.models import model_file
 
-    def table(self) -> MetadataTable | None:
-        """The columns that the run began with, from an unverified checkpoint or the model file;
-        None if neither has any."""
-        if found := self._kept("table"):
-            table: MetadataTable = from_dict(MetadataTable, found["told"])
-            return table
-        model = self._model()
-        return model.blueprint.conditions.table if model else None
-
-    def _kept(self, name: str) -> Any:
-        """A value of the newest checkpoint that has it; None if none does."""
-        for path in run_reader.complete(self.checkpoints):
-            with contextlib.suppress(OSError, ValueError, AttributeError):
-                if found := json.loads((path / "state.json").read_text()).get(name):
-                    return found
+        for path in (*run_reader.complete(self.checkpoints), self.model):
+            with contextlib.suppress(ModelFileError):
+                return model_file.load(path).blueprint.conditions
         return None
 
     def write(self, path: Path, model: StoredModel) -> None:
@@ -229,18 +213,9 @@ class RunDirectory:
         if not model_file.holds(path, model):
             model_file.save(path, model)
 
-    def _model(self) -> StoredModel | None:
-        from diffuse_cli.models import model_file
-
-        with contextlib.suppress(ModelFileError):
-            return model_file.load(self.model)
-        return None
-
     def newest_step(self) -> int | None:
         """The step of the newest complete checkpoint, without reading it."""
-        for path in run_reader.complete(self.checkpoints):
-            return run_reader.step_of(path)
-        return None
+        return next(map(run_reader.step_of, run_reader.complete(self.checkpoints)), None)
 
     # -- metrics -----------------------------------------------------------------------------------
 

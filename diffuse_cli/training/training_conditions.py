@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,9 +25,6 @@ from diffuse_cli.system import files
 from diffuse_cli.system.errors import DataError, UsageError, suggest
 from diffuse_cli.system.events import Notice, Work
 from diffuse_cli.training.run_directory import RunDirectory
-
-if TYPE_CHECKING:
-    pass
 
 
 def told_by_table(
@@ -52,7 +49,8 @@ def told_by_table(
         if config.strict:
             raise DataError(line, "Leave --strict out to train with them")
         yield Notice(line, warning=True)
-    table = RunDirectory(config.out).table() if config.goes_on else None
+    began = RunDirectory(config.out).conditions() if config.goes_on else None
+    table = began.table if began else None
     if table is None:
         table = table_of(config.condition_on, cells, train)
         if config.init:
@@ -122,8 +120,8 @@ def check_names(config: TrainConfig, images: Dataset) -> None:
     Raises:
         UsageError: they are not.
     """
-    before, now = RunDirectory(config.out).classes(), set(images.class_names)
-    if before is None or before == now:
+    began, now = RunDirectory(config.out).conditions(), set(images.class_names)
+    if began is None or (before := set(began.classes)) == now:
         return
     changes = {"gone": before - now, "new": now - before}
     told = "; ".join(f"{what} {named(names)}" for what, names in changes.items() if names)
