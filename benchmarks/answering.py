@@ -102,7 +102,7 @@ def main() -> None:
     own, other = order[: o.n], order[o.n : 2 * o.n]
     truth = np.ascontiguousarray(images.stored[own])
     if o.given:
-        beside = np.ascontiguousarray(pairs.beside(own))[:, : giver.given.channels]
+        beside = np.ascontiguousarray(pairs[own])[:, : giver.given.channels]
     made = answers(loaded, truth, inputs_for(giver, truth, beside, o.seed), o)
     rows = []
     with machine("fp32", "cpu") as accelerator:

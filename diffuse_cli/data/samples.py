@@ -168,7 +168,7 @@ class Pairs:
         both = np.concatenate([own, theirs[self.rows[self.matched]]], 1)
         return _fingerprint(both, b"pairs ")
 
-    def beside(self, indices: npt.NDArray[np.int64]) -> Array:
+    def __getitem__(self, indices: npt.NDArray[np.int64]) -> Array:
         """What lies beside these samples, as stored: (B, C, *size).
 
         Each must be `matched`.

@@ -30,14 +30,23 @@ class Labelled:
     """Stored samples (N, C, *size) and their classes, int64 (N,), -1 for none.
 
     Attributes:
-        pairs: what lies beside each, as stored, for a model that is given it.
+        samples: of a whole data set a read-only memory map, if they are many.
+        pairs: what lies beside each, as stored, for a model that is given it; by index alone for a
+            whole data set.
         rows: the codes of its columns, (N, columns), for a model that is told them.
     """
 
     samples: Array
     labels: Array
-    pairs: Array | None = None
+    pairs: Any = None
     rows: Array | None = None
+
+    @classmethod
+    def of(cls, images: Dataset, names: Sequence[str], pairs: Pairs | None = None) -> Labelled:
+        """Label images by the place in `names` of their class, -1 if it is not there."""
+        places = {name: i for i, name in enumerate(names)}
+        known = np.array([*(places.get(name, -1) for name in images.class_names), -1], np.int64)
+        return cls(images.stored, known[images.labels], pairs, images.rows)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -59,37 +68,6 @@ KEPT_SHARE = 2
 
 
 @dataclass(frozen=True)
-class Pool:
-    """Everything in a data set, of which `Labelled` are taken.
-
-    Attributes:
-        samples: all of the data, (N, C, *size), a read-only memory map if they are many.
-        labels: their classes, (N,).
-        pairs: what lies beside the images, for a model that is given it.
-        rows: the codes of their columns, for a model that is told them.
-    """
-
-    samples: Array
-    labels: Array
-    pairs: Pairs | None = None
-    rows: Array | None = None
-
-    @classmethod
-    def of(cls, images: Dataset, names: Sequence[str], pairs: Pairs | None = None) -> Pool:
-        """Label images by the place in `names` of their class, -1 if it is not there."""
-        places = {name: i for i, name in enumerate(names)}
-        known = np.array([*(places.get(name, -1) for name in images.class_names), -1], np.int64)
-        return cls(images.stored, known[images.labels], pairs, images.rows)
-
-    def __getitem__(self, chosen: Array) -> Labelled:
-        """Take some of the images, by index."""
-        given = self.pairs.beside(chosen) if self.pairs is not None else None
-        told = None if self.rows is None else self.rows[chosen]
-        samples = np.ascontiguousarray(self.samples[chosen])
-        return Labelled(samples, self.labels[chosen], given, told)
-
-
-@dataclass(frozen=True)
 class Training:
     """Training images, and held-out ones of the same data.
 
@@ -98,7 +76,7 @@ class Training:
         order: the indices of the training images, shuffled.
     """
 
-    pool: Pool
+    pool: Labelled
     order: Array
     held_out: Labelled
 
@@ -160,19 +138,25 @@ def read_sides(config: MeasureConfig, loaded: Loaded | None) -> Work[Sides]:
     if loaded is None:
         return (yield from _of_folder(config))
     check_pairs_option(config.given, loaded.model.blueprint.conditions.given)
-    images = yield from read_for(config, loaded)
-    images = yield from read_rows(config.data, images, loaded)
-    pairs = yield from read_pairs(config, images, loaded)
-    sides = sides_for(config, images, loaded, held_out=knows(loaded, images), pairs=pairs)
-    yield told_part(sides, images)
+    [sides] = yield from sides_for(config, [loaded])
     return sides
 
 
-def read_for(config: MeasureConfig, loaded: Loaded) -> Work[Dataset]:
-    """DATA as samples of a model's space."""
-    images = yield from _read_as(loaded.space, config.data, config, loaded)
+def sides_for(config: MeasureConfig, models: Sequence[Loaded]) -> Work[list[Sides]]:
+    """Read the sides for each of several models of one space: the same images, those held out if
+    one of the models was trained on the others, or all; without those that lack a pair."""
+    images = yield from _read_as(models[0].space, config.data, config, models[0])
     yield from _tell(images)
-    return images
+    held_out = any(knows(model, images) for model in models)
+    usable, read = np.ones(len(images), np.bool_), []
+    for model in models:
+        told = yield from _read_rows(config.data, images, model)
+        pairs = yield from _read_pairs(config, images, model)
+        if pairs is not None:
+            usable &= pairs.matched
+        read.append((told, model, pairs))
+    yield _told_part(images, held_out)
+    return [_sides_of(config, *each, usable, held_out=held_out) for each in read]
 
 
 def _read_as(space: Space, data: str, config: SidesConfig, loaded: Loaded) -> Work[Dataset]:
@@ -196,7 +180,7 @@ def kept_bytes() -> int:
     return free_memory("cpu") // (KEPT_SHARE * processes_here())
 
 
-def read_rows(data: str, images: Dataset, loaded: Loaded) -> Work[Dataset]:
+def _read_rows(data: str, images: Dataset, loaded: Loaded) -> Work[Dataset]:
     """DATA with the columns that a model is told; as it is for one that is told none.
 
     Raises:
@@ -212,7 +196,7 @@ def read_rows(data: str, images: Dataset, loaded: Loaded) -> Work[Dataset]:
     return replace(images, rows=rows_of(table, cells))
 
 
-def read_pairs(config: SidesConfig, images: Dataset, loaded: Loaded) -> Work[Pairs | None]:
+def _read_pairs(config: SidesConfig, images: Dataset, loaded: Loaded) -> Work[Pairs | None]:
     """What lies beside DATA, for a model that was trained on pairs.
 
     Raises:
@@ -275,24 +259,18 @@ def knows(loaded: Loaded, images: Dataset) -> bool:
     return bool(same and images.held_out.any())
 
 
-def sides_for(
+def _sides_of(
     config: MeasureConfig,
     images: Dataset,
     loaded: Loaded,
+    pairs: Pairs | None,
+    usable: Array,
     *,
     held_out: bool,
-    pairs: Pairs | None = None,
-    usable: Array | None = None,
 ) -> Sides:
-    """The sides for a model: the images held out, or all of them; those with pairs alone.
-
-    Args:
-        usable: which images count, instead of those with pairs.
-    """
+    """The sides for a model: of the usable images those held out, or all of them."""
     names = loaded.model.classes
-    pool = Pool.of(images, names, pairs)
-    if usable is None:
-        usable = with_pairs(images, [pairs])
+    pool = Labelled.of(images, names, pairs)
     chosen = np.flatnonzero(images.held_out & usable if held_out else usable)
     real, more = _choose(config, pool, chosen)
     training = None
@@ -307,19 +285,11 @@ def sides_for(
     return Sides(real, more, None, training, part, names, prints, loaded.space)
 
 
-def with_pairs(images: Dataset, several: Sequence[Pairs | None]) -> Array:
-    """Which images have a pair in each of several sets."""
-    matched = [pairs.matched for pairs in several if pairs is not None]
-    usable: Array = np.logical_and.reduce([np.ones(len(images), np.bool_), *matched])
-    return usable
-
-
-def told_part(sides: Sides, images: Dataset) -> Notice:
+def _told_part(images: Dataset, held_out: bool) -> Notice:
     """Which of the images are the real ones."""
-    held_out = sides.part == "held-out"
-    which = "the part that was never trained on" if held_out else sides.part
+    which = "the part that was never trained on" if held_out else "all"
     count = int(images.held_out.sum()) if held_out else len(images)
-    return Notice(f"real {words_of(sides.space).many}: {which}, {count:,} of {len(images):,}")
+    return Notice(f"real {MEDIA[images.medium].many}: {which}, {count:,} of {len(images):,}")
 
 
 def _of_folder(config: MeasureConfig) -> Work[Sides]:
@@ -352,8 +322,8 @@ def _of_folder(config: MeasureConfig) -> Work[Sides]:
         images = yield from read(config.data, **asked, bits=8)
     yield from _tell(theirs, images)
     names = images.class_names
-    fakes, _ = _choose(config, Pool.of(theirs, names), np.arange(len(theirs)))
-    pool, training = Pool.of(images, names), None
+    fakes, _ = _choose(config, Labelled.of(theirs, names), np.arange(len(theirs)))
+    pool, training = Labelled.of(images, names), None
     real, more = _choose(config, pool, np.arange(len(images)))
     if images.held_out.any():
         training = _training(config, pool, images.held_out, np.ones(len(images), np.bool_))
@@ -372,13 +342,13 @@ def _tell(*sets: Dataset) -> Work[None]:
             yield Notice(line)
 
 
-def _choose(config: MeasureConfig, pool: Pool, chosen: Array) -> tuple[Labelled, Labelled]:
+def _choose(config: MeasureConfig, pool: Labelled, chosen: Array) -> tuple[Labelled, Labelled]:
     """At most n of the chosen images, shuffled, and at most n of the rest."""
     order = chosen[permutation(config.seed, 0, len(chosen))]
     return pool[order[: config.n]], pool[order[config.n : 2 * config.n]]
 
 
-def _training(config: MeasureConfig, pool: Pool, held_out: Array, usable: Array) -> Training:
+def _training(config: MeasureConfig, pool: Labelled, held_out: Array, usable: Array) -> Training:
     """The training images, and at most n held-out ones.
 
     Args:

@@ -16,16 +16,7 @@ from diffuse_cli.evaluation.evaluation_run import (
     measured,
     settle,
 )
-from diffuse_cli.evaluation.image_sets import (
-    drawn_from,
-    knows,
-    read_for,
-    read_pairs,
-    read_rows,
-    sides_for,
-    told_part,
-    with_pairs,
-)
+from diffuse_cli.evaluation.image_sets import drawn_from, sides_for
 from diffuse_cli.evaluation.metric_inputs import EvaluationRun
 from diffuse_cli.metrics import METRICS, Measured, MetricNumber, Values, Words, shown
 from diffuse_cli.metrics import measured as number
@@ -109,19 +100,10 @@ def measure_both(
         guide = yield from load_guide(each, model, accelerator)
         settings.append(settle(each, model, guide))
     judge = yield from find_judge(own[0], models[0].space, accelerator)
-    images = yield from read_for(own[0], models[0])
-    held_out = any(knows(model, images) for model in models)
-    pairs, sides = [], []
-    for model in models:
-        pairs.append((yield from read_pairs(own[0], images, model)))
-    usable = with_pairs(images, pairs)
-    for model, beside in zip(models, pairs, strict=True):
-        told = yield from read_rows(own[0].data, images, model)
-        sides.append(sides_for(own[0], told, model, held_out=held_out, pairs=beside, usable=usable))
+    sides = yield from sides_for(own[0], models)
     sides[0].check()
     network = yield from choose_network(own[0], judge, sides[0])
-    yield told_part(sides[0], images)
-    evaluations, values = [], []
+    evaluations, values, described = [], [], []
     for each, model, base, side in zip(own, models, settings, sides, strict=True):
         yield Notice(f"evaluating {files.show(each.subject)}")
         drawn = drawn_from(base, model, side, each.seed)
@@ -132,15 +114,9 @@ def measure_both(
             )
         )  # fmt: skip
         values.append((yield from measured(evaluations[-1])))
+        described.append({**describe(base, each, model), "timesteps": each.timesteps})
     if not accelerator.is_main_process:
         return None
-    described = [
-        {
-            **describe(drawn, each, model),
-            "timesteps": each.timesteps,
-        }
-        for each, drawn, model in zip(own, settings, models, strict=True)
-    ]
     return BothMeasured(
         values=(values[0], values[1]),
         differences=differences(values, _paired_errors(evaluations)),
@@ -149,7 +125,7 @@ def measure_both(
         part=sides[0].part,
         features=network.described(),
         settings=(described[0], described[1]),
-        fingerprint=images.fingerprint,
+        fingerprint=sides[0].fingerprints["data"],
         words=words_of(sides[0].space),
         made_with=made_with(accelerator),
     )

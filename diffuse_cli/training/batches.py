@@ -96,7 +96,7 @@ class Batches:
         if pairs is None:
             told = giver.degraded(x0, draws)
         else:
-            beside = giver.inputs.to_model(self._moved(pairs.beside(indices)))
+            beside = giver.inputs.to_model(self._moved(pairs[indices]))
             told = giver.observed(beside if flip is None else mirrored(beside, flip))
         return laid_out(giver.augmented(told, draws))
 

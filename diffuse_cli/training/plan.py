@@ -92,7 +92,7 @@ class Plan:
         """The inputs of these images outside of training steps: the same every time."""
         if self.giver is None:
             return None
-        pairs = self.data.pairs.beside(chosen) if self.data.pairs else None
+        pairs = self.data.pairs[chosen] if self.data.pairs else None
         return inputs_for(self.giver, self.data.images.stored[chosen], pairs, self.config.seed)
 
     def model(

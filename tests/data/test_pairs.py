@@ -62,7 +62,7 @@ def test_a_folder_and_a_zip_file_make_pairs(tmp_path):
             archive.write(tmp_path / "theirs" / name, name)
     found = pair(read(own), read(tmp_path / "theirs.zip"))
     assert named(found) == {"x/a.png": "top/a.png", "x/b.png": "top/b.png"}
-    assert found.beside(np.array([1]))[0, 0, 0, 0] == 10
+    assert found[np.array([1])][0, 0, 0, 0] == 10
 
 
 def test_what_has_no_pair_is_named(tmp_path):

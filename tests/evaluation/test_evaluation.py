@@ -27,7 +27,7 @@ from diffuse_cli.evaluation import (
     input_builders,
     variational_bound,
 )
-from diffuse_cli.evaluation.image_sets import Labelled, Pool, Training
+from diffuse_cli.evaluation.image_sets import Labelled, Training
 from diffuse_cli.metrics import (
     METRICS,
     baselines,
@@ -916,7 +916,7 @@ def test_the_nearest_is_the_nearest_of_all(block, numbers, monkeypatch):
 )
 def test_training_images_make_up_for_few_held_out_ones(held_out, training, alone):
     pixels, labels = np.zeros((held_out, 1, 2, 2), np.uint8), np.zeros(held_out, np.int64)
-    own = Training(Pool(pixels, labels), np.arange(training), Labelled(pixels, labels))
+    own = Training(Labelled(pixels, labels), np.arange(training), Labelled(pixels, labels))
     assert own.alone == alone
 
 
