@@ -49,6 +49,7 @@ def page(
         "nearest": (f"Nearest training {found.words.many}", sections.nearest(found, shown)),
         "repeat": ("Repeat this", _repeat(config, found, numbers, asked)),
     }
+    every = {"words": found.words, "model": found.model}
     return whole_page(
         "page",
         f"Evaluation of {Path(config.subject).name}",
@@ -58,7 +59,9 @@ def page(
         colour=COLOURS if found.words.one == "image" else {},
         plural=plural,
         verdict=[remark for remark in found.remarks if remark.level != "note"],
-        sections=[(name, title, render(name, **data)) for name, (title, data) in parts.items()],
+        sections=[
+            (name, title, render(name, **every, **data)) for name, (title, data) in parts.items()
+        ],
     )
 
 

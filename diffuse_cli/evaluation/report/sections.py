@@ -54,11 +54,7 @@ def numbers(found: Evaluated) -> dict[str, Any]:
                 "plots": list(_plots(question, members, found.values)),
             }
         )
-    return {
-        "groups": groups,
-        "words": found.words,
-        "notes": [r for r in found.remarks if r.level == "note"],
-    }
+    return {"groups": groups, "notes": [r for r in found.remarks if r.level == "note"]}
 
 
 def _plots(question: str, there: Sequence[MetricNumber], values: Values) -> Iterator[Markup]:
@@ -106,8 +102,6 @@ def classes(found: Evaluated, images: Shown) -> dict[str, Any]:
         for name, v in found.classes.items()
     ]
     return {
-        "model": bool(found.model),
-        "words": found.words,
         "grid": list(_class_images(images, found.words.one)),
         "more": images.more_classes,
         "columns": columns,
@@ -150,8 +144,7 @@ def nearest(found: Evaluated, images: Shown) -> dict[str, Any]:
     for twin in images.twins:
         words = (f"generated {one} {twin.pair.sample}", f"its nearest training {one}")
         pairs.append((row_of((twin.generated, twin.training), words, LARGE), twin.pair))
-    said = [r for r in found.remarks if r.kind == "memorisation"]
-    return {"pairs": pairs, "remarks": said, "words": found.words}
+    return {"pairs": pairs, "remarks": [r for r in found.remarks if r.kind == "memorisation"]}
 
 
 # -- courses --------------------------------------------------------------------------------------
@@ -163,7 +156,7 @@ def bits(found: Evaluated) -> dict[str, Any]:
     """The terms of the bound by timestep."""
     terms = found.terms
     if not terms:
-        return {"plot": None, "words": found.words}
+        return {"plot": None}
     edges = [term["first"] + 1 for term in terms] + [terms[-1]["last"] + 2]
     values = [term["bits_per_timestep"] for term in terms]
     density = " of the density" if "nats_per_dim" in found.values else ""
@@ -190,8 +183,6 @@ def training(found: Evaluated, model: Path) -> dict[str, Any]:
         if key in curves
     ]
     return {
-        "model": bool(found.model),
-        "words": found.words,
         "log": log and f"{log.parent.name}/{log.name}",
         "loss": _loss(series, step) if series else None,
         "kid": next((_kid(curves[key], key, step) for key in KIDS if key in curves), None),
@@ -258,7 +249,6 @@ def distributions(found: Evaluated) -> dict[str, Any]:
         "channels": [_channel(k, own, found.words) for k, own in enumerate(channels[:CHANNELS])],
         "more": max(0, len(channels) - CHANNELS),
         "spectrum": _spectrum(spectrum) if spectrum and any(spectrum["real"]) else None,
-        "points": found.words.points,
     }
 
 
