@@ -6,17 +6,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from diffuse_cli.config import presets
 from diffuse_cli.config.options import converted, flag_of, from_dict, options, read_toml, to_dict
 from diffuse_cli.config.parsers import Size
-from diffuse_cli.config.presets import (
-    DEFAULT_RATE,
-    PRESETS,
-    architecture,
-    choose,
-    first_of,
-    network_config,
-    preset_of,
-)
 from diffuse_cli.config.shared_options import DiffusionConfig
 from diffuse_cli.config.train_options import NETWORK, WEIGHTED, TrainConfig, from_file, to_file
 from diffuse_cli.core import degradations
@@ -107,7 +99,8 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
     if config.teacher_guidance is not None and config.loss not in TAUGHT:
         raise UsageError("--teacher-guidance goes with --loss consistency", "Leave it out")
     if config.size and config.preset and max(config.size) <= LONGEST_SIDE:
-        architecture(config, config.preset, Space(channels=config.channels or 3, size=config.size))
+        space = Space(channels=config.channels or 3, size=config.size)
+        presets.architecture(config, config.preset, space)
     return _checked(config)
 
 
@@ -154,8 +147,8 @@ def _base(given: Layer) -> Layer:
         from diffuse_cli.models.model_file import read_training
 
         return _sized(Layer(read_training(given.get("init"))), given.get("size"))
-    if name := given.get("preset") or first_of(given.get("network")):
-        train = lookup(PRESETS, name, "--preset").train
+    if name := given.get("preset") or presets.first_of(given.get("network")):
+        train = lookup(presets.PRESETS, name, "--preset").train
         # The learning rate depends on the width, which `complete` knows.
         return Layer(train).without("lr")
     return Layer()
@@ -167,7 +160,7 @@ def _sized(model: Layer, size: Size | None) -> Layer:
     resized = getattr(NETWORKS[name], "resized", None)
     if size is None or own is None or resized is None:
         return model
-    config = network_config(name, model.network)
+    config = presets.network_config(name, model.network)
     return Layer({**model.given, "architecture": plain(resized(config, own, size))})
 
 
@@ -229,8 +222,8 @@ def rate_at(preset: str | None, width: int | None, batch_size: int, dims: int = 
     By the root of the batch size: the noise of a gradient falls with that root, while the size of
     a step of Adam stays (Malladi et al. 2022).
     """
-    own = preset_of(preset)
-    rate: float = own.train.get("lr", DEFAULT_RATE)
+    own = presets.preset_of(preset)
+    rate: float = own.train.get("lr", presets.DEFAULT_RATE)
     rate *= (batch_size / own.train.get("batch_size", BATCH)) ** 0.5
     return rate if width is None else rate * own.at(dims).get("width", width) / width
 
@@ -255,9 +248,9 @@ def complete(
     """
     from diffuse_cli.system.devices import device_type, resolve_precision
 
-    preset = choose(config, space, device_type(config.device))
+    preset = presets.choose(config, space, device_type(config.device))
     loss = config.loss or default_loss(config.variance)
-    network, settings = architecture(config, preset, space)
+    network, settings = presets.architecture(config, preset, space)
     if config.batch_size or config.minutes is None:
         config = dataclasses.replace(config, preset=preset)
         config = batched(config, config.batch_size or BATCH, space, settings)

@@ -22,17 +22,7 @@ from diffuse_cli.system.devices import machine
 from diffuse_cli.system.errors import DataError, DiffuseError, Interrupted, Terminated
 from diffuse_cli.system.events import Notice, Stop, Work, until
 from diffuse_cli.system.processes import rank
-from diffuse_cli.training.checkpoints import (
-    Pace,
-    begin_trackers,
-    check_room,
-    checkpoint_of,
-    last_checkpoint,
-    restore,
-    started,
-    versions_of,
-    write_config,
-)
+from diffuse_cli.training import checkpoints
 from diffuse_cli.training.ema_weights import no_weak, rewind_snapshots, save_snapshot, snapshot_due
 from diffuse_cli.training.feed import Faults, feeding
 from diffuse_cli.training.initial_weights import first_weights
@@ -76,25 +66,25 @@ class Run:
     def work(self, plan: Plan, spent: float) -> Work[Trained | None]:
         """Start or resume, step to the end, and write the model file; `spent` as in `fit`."""
         began, accelerator, run = self.laps.clock(), self.accelerator, self.run
-        checkpoint = yield from last_checkpoint(plan, run)
+        checkpoint = yield from checkpoints.last_checkpoint(plan, run)
         init = None
         if checkpoint is None:
             init = yield from until(self.stop, first_weights(plan.config, plan.blueprint))
         if self.main:
-            check_room(plan, run)
+            checkpoints.check_room(plan, run)
         # Plans that differ by a step would leave the processes waiting for each other.
         spent = float(max(gather_object([spent + self.laps()])))
-        config, course, self.budget = yield from started(
+        config, course, self.budget = yield from checkpoints.started(
             plan, accelerator, run, checkpoint, self.stop, spent
         )
         self.laps()  # what that took is in the budget
-        self.versions = yield from versions_of(checkpoint)
+        self.versions = yield from checkpoints.versions_of(checkpoint)
         self.plan = dataclasses.replace(plan, config=config)
         self.trainer = trainer = Trainer(self.plan, accelerator, init)
         trainer.course = course
         self.monitor = monitor = Monitor(trainer, run, self.stop)
         if checkpoint:
-            restore(trainer, checkpoint)
+            checkpoints.restore(trainer, checkpoint)
             yield from monitor.restore(checkpoint)
         if self.main:
             yield from monitor.begin()
@@ -103,7 +93,7 @@ class Run:
         if self.main:
             monitor.settle()
         if start < self.end or monitor.due(start, self.end):
-            yield from begin_trackers(config, accelerator, run)
+            yield from checkpoints.begin_trackers(config, accelerator, run)
             yield Notice(self._chosen())
             last = yield from self._steps(start)
         if self.main:
@@ -113,7 +103,7 @@ class Run:
             steps = trainer.course.steps
             run.write(run.model, self.plan.model(last, steps, average, raw, trainer.weak))
             if self.budget and last == steps:
-                write_config(run, config, steps)
+                checkpoints.write_config(run, config, steps)
             if steps != course.steps:
                 yield Notice(f"{course.steps:,} steps became {steps:,}, to end in time")
             if config.keep_weak and trainer.weak is None:
@@ -125,21 +115,19 @@ class Run:
 
     def _begin(self, start: int) -> None:
         """Prepare the run directory for the steps from `start` on."""
+        run, config = self.run, self.plan.config
         if self.main:
-            if self.plan.config.overwrite:
-                self.run.clear()
-            self.run.rewind_metrics(start)
-            rewind_snapshots(self.run.snapshots, start)
-            write_config(self.run, self.plan.config, self.trainer.course.steps, self.budget)
+            if config.overwrite:
+                run.clear()
+            run.rewind_metrics(start)
+            rewind_snapshots(run.snapshots, start)
+            checkpoints.write_config(run, config, self.trainer.course.steps, self.budget)
         self.accelerator.wait_for_everyone()
 
     def _chosen(self) -> str:
         """The choices of the configuration, as one line."""
-        config, images, processes = (
-            self.plan.config,
-            self.plan.data.images,
-            self.accelerator.num_processes,
-        )
+        config, images = self.plan.config, self.plan.data.images
+        processes = self.accelerator.num_processes
         size = images.space.size
         fitted = fitting(images.summary.sizes, size, config.fit, images.medium)
         preset = f", preset {config.preset}" if config.preset else ""
@@ -170,11 +158,9 @@ class Run:
                 self._save(done)
             if error := self._agreed()[0]:
                 raise self._ended(error, done, "its checkpoint is complete")
-        meter, pace = Meter(trainer.batch_size), Pace(config.save_every)
-        forecast, faults = (
-            Forecast(config, done, self.end),
-            Faults(self.plan.data, self.accelerator),
-        )
+        meter, pace = Meter(trainer.batch_size), checkpoints.Pace(config.save_every)
+        forecast = Forecast(config, done, self.end)
+        faults = Faults(self.plan.data, self.accelerator)
         self._count()
         while done < self.end:
             try:
@@ -205,7 +191,7 @@ class Run:
             if steps != before:
                 trainer.course = trainer.course.revised(done, steps)
                 if self.main:
-                    write_config(self.run, config, steps, self.budget)
+                    checkpoints.write_config(self.run, config, steps, self.budget)
             if error is None and monitor.due(done, self.end):
                 yield from self._measure(done)
                 meter.pause()
@@ -269,7 +255,8 @@ class Run:
 
     def _save(self, step: int) -> None:
         """Save a checkpoint."""
-        self.run.save(checkpoint_of(self.trainer, step, self.monitor, self.versions, self.budget))
+        state = self.trainer, step, self.monitor, self.versions, self.budget
+        self.run.save(checkpoints.checkpoint_of(*state))
 
     def _gone(self, error: DataError, step: int) -> DiffuseError:
         """Save where nothing is left to read; what to say."""

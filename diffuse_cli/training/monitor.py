@@ -25,6 +25,7 @@ from diffuse_cli.system.devices import log_picture
 from diffuse_cli.system.errors import Interrupted, Terminated
 from diffuse_cli.system.events import Notice, Stop, Work, until
 from diffuse_cli.system.memory import out_of_memory
+from diffuse_cli.training import validation
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.previews import (
     draw_preview,
@@ -35,15 +36,6 @@ from diffuse_cli.training.previews import (
 from diffuse_cli.training.run_directory import Checkpoint, RunDirectory
 from diffuse_cli.training.time_budget import Chore, Chores, Laps
 from diffuse_cli.training.trainer import HELD_OUT_BATCH, Trainer
-from diffuse_cli.training.validation import (
-    IMAGES,
-    Best,
-    HeldOut,
-    KidMeasure,
-    Overfitting,
-    draw_in_shares,
-    kid_measure,
-)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,7 +74,7 @@ def chores(plan: Plan, a_pass: float | None = None) -> Chores:
         yield Chore(PREVIEW, every, passes_of_preview(plan) * each)
         yield Chore(SAVE, config.save_every or every, 0.0)
         if config.eval_every:
-            passes = passes_of_drawing(plan, config.eval_images or IMAGES)
+            passes = passes_of_drawing(plan, config.eval_images or validation.IMAGES)
             yield Chore(EVALUATION, config.eval_every, passes * each)
 
     return of
@@ -111,15 +103,15 @@ class Monitor:
     def __init__(self, trainer: Trainer, run: RunDirectory, stop: Stop) -> None:
         self.trainer, self.run, self.stop = trainer, run, stop
         self.config = trainer.config
-        self.images = self.config.eval_images or IMAGES
+        self.images = self.config.eval_images or validation.IMAGES
         self.held_out_loss: float | None = None
-        self.overfitting = Overfitting()
-        self.best: Best | None = None
+        self.overfitting = validation.Overfitting()
+        self.best: validation.Best | None = None
         self.previewed: int | None = None
         self.validated: int | None = None
         self._loss, self._readings = 0.0, 0
         self._many = MEDIA[trainer.plan.data.images.medium].many
-        self._kid: KidMeasure | None = None
+        self._kid: validation.KidMeasure | None = None
 
     # -- state -------------------------------------------------------------------------------------
 
@@ -143,10 +135,10 @@ class Monitor:
         state = saved.state.get("watch")
         if state is None:
             return
-        self.overfitting = Overfitting.restored(state["overfitting"])
+        self.overfitting = validation.Overfitting.restored(state["overfitting"])
         self._loss, self._readings = state["loss"], state["readings"]
         self.previewed, self.validated = state.get("looked"), state["evaluated"]
-        self.best = Best.restored(state["best"], saved.best) if state["best"] else None
+        self.best = validation.Best.restored(state["best"], saved.best) if state["best"] else None
         if self.best and self.config.eval_every and self.best.images != self.images:
             yield Notice(
                 f"the best model so far was found with {self.best.images} {self._many} an "
@@ -162,7 +154,7 @@ class Monitor:
             UsageError, ModelFileError: as `kid_measure`.
         """
         if self.config.eval_every:
-            self._kid = yield from kid_measure(self.trainer.plan, self.trainer.device)
+            self._kid = yield from validation.kid_measure(self.trainer.plan, self.trainer.device)
 
     def settle(self) -> None:
         """Make the best model's file agree with the state, whatever a killed run left."""
@@ -229,7 +221,7 @@ class Monitor:
         self.previewed, self.held_out_loss = done, previewed.held_out_loss
         training = self._loss / self._readings if self._readings else None
         self._loss, self._readings = 0.0, 0
-        text = self.overfitting.see(HeldOut(done, losses, training)) if losses else None
+        text = self.overfitting.see(validation.HeldOut(done, losses, training)) if losses else None
         if text:
             if best := self.best:
                 text += f"; {files.show(self.run.best)} is the best by {label(best.key)}"
@@ -269,7 +261,7 @@ class Monitor:
         self.log(done, found)
         better = kid < (self.best.kid if self.best else math.inf)
         if better:
-            self.best = Best(done, key, kid, error, self.images, self._weights())
+            self.best = validation.Best(done, key, kid, error, self.images, self._weights())
             self.settle()
         yield Validated(done, key, kid, error, self.run.best if better else None)
 
@@ -277,7 +269,7 @@ class Monitor:
         """The KID of the averaged weights."""
         assert self._kid is not None
         plan, net, device = self.trainer.plan, self.trainer.ema_net, self.trainer.device
-        drawings = draw_in_shares(plan, net, self.images, device)
+        drawings = validation.draw_in_shares(plan, net, self.images, device)
         return (yield from self._kid.measure(drawings, self.images))
 
     def _weights(self) -> dict[str, Tensor]:

@@ -20,17 +20,12 @@ from diffuse_cli.core.networks import count_parameters
 from diffuse_cli.system.devices import machine
 from diffuse_cli.system.errors import DiffuseError
 from diffuse_cli.system.events import Notice, Progress, Work
+from diffuse_cli.training import previews
 from diffuse_cli.training.configuration import batched
 from diffuse_cli.training.initial_weights import first_weights
 from diffuse_cli.training.memory_estimate import SLACK, cost, parted, split
 from diffuse_cli.training.monitor import chores
 from diffuse_cli.training.plan import Plan, check_batch, prepare
-from diffuse_cli.training.previews import (
-    PREVIEW_IMAGES,
-    draw_by_default,
-    passes_of_denoising,
-    passes_of_step,
-)
 from diffuse_cli.training.run_length import cut_short, duration, fewest, too_few, too_long
 from diffuse_cli.training.time_budget import FIRST, Budget, batch_for
 from diffuse_cli.training.trainer import Trainer
@@ -85,12 +80,13 @@ class Stopwatch:
     def a_pass(self, plan: Plan, step: float) -> Work[float | None]:
         """The time in which an image passes through the network for a preview, on the slowest
         process, after steps of `step` seconds were timed; None if there is no time for it."""
-        passes, times = passes_of_denoising(plan, PREVIEW_IMAGES), list[float]()
-        guess = step * passes / passes_of_step(plan)
+        images, times = previews.PREVIEW_IMAGES, list[float]()
+        passes = previews.passes_of_denoising(plan, images)
+        guess = step * passes / previews.passes_of_step(plan)
         trainer = self._trainer
         if trainer is None or (1 + PASSES) * guess > self.budget / BESIDE:
             return None
-        drawings = draw_by_default(plan, trainer.ema_net, PREVIEW_IMAGES, trainer.device)
+        drawings = previews.draw_by_default(plan, trainer.ema_net, images, trainer.device)
         while len(times) < 1 + PASSES:
             yield Progress(TASK, min(int(self.spent), self.total - 1), self.total)
             began = time.monotonic()

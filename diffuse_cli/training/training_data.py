@@ -19,14 +19,8 @@ from diffuse_cli.media import MEDIA, asked_for
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import DataError, UsageError, translating
 from diffuse_cli.system.events import Notice, Work
+from diffuse_cli.training import training_conditions
 from diffuse_cli.training.run_directory import RunDirectory
-from diffuse_cli.training.training_conditions import (
-    check_names,
-    named,
-    paired,
-    pairs_at,
-    told_by_table,
-)
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -110,15 +104,14 @@ def read_data(
     several = accelerator if run and accelerator.num_processes > 1 else None
     if run and config.overwrite and accelerator.is_main_process and run.exists():
         files.remove(run.index)
-    cache, index = (run.cache, run.index / "images.jsonl") if run else (None, None)
-    images = yield from _read(config, several, cache, index)
+    images = yield from _read(config, several, run)
     pairs = yield from _read_pairs(config, images, several, run)
     if config.classes and config.goes_on:
-        check_names(config, images)
+        training_conditions.check_names(config, images)
     indices = np.arange(len(images)) if pairs is None else np.flatnonzero(pairs.matched)
     held_out = images.held_out[indices]
     train = indices[~held_out]
-    images, table = yield from told_by_table(config, images, train)
+    images, table = yield from training_conditions.told_by_table(config, images, train)
     with translating(lambda _: "--transform"):
         images.space  # noqa: B018  numbers that a transform is not defined for are refused here
     return TrainingData(images, train, indices[held_out], pairs, table)
@@ -131,7 +124,7 @@ def _read_pairs(
     run: RunDirectory | None,
 ) -> Work[Pairs | None]:
     """What lies beside the images, if that is what is given: at their size, fitted as they are."""
-    source = pairs_at(config)
+    source = training_conditions.pairs_at(config)
     if source is None:
         return None
     kind, space = MEDIA[images.medium], images.unmeasured
@@ -139,16 +132,19 @@ def _read_pairs(
     own = replace(
         config, data=source, size=space.size, channels=None, medium=images.medium, bits=bits
     )
-    cache, index = (run.cache / "given", run.index / "given.jsonl") if run else (None, None)
-    return (yield from paired(config, images, (yield from _read(own, several, cache, index))))
+    given = yield from _read(own, several, run, "given")
+    return (yield from training_conditions.paired(config, images, given))
 
 
 def _read(
     config: TrainConfig,
     several: Accelerator | None,
-    cache: Path | None,
-    index: Path | None,
+    run: RunDirectory | None,
+    part: str = "",
 ) -> Work[Dataset]:
+    """Read samples; `part` names their files in the run directory, if they are not the images."""
+    cache = run.cache / part if run else None
+    index = run.index / f"{part or 'images'}.jsonl" if run else None
     if several and cache and not several.is_local_main_process:
         several.wait_for_everyone()
         images = open_index(cache)
@@ -222,7 +218,7 @@ def check_fingerprint(
     if moved:
         raise UsageError(
             f"images in {source} lie in other class folders than when this run began: "
-            f"{named(moved)} changed",
+            f"{training_conditions.named(moved)} changed",
             "Put them back, or begin another run with --init",
         )
     if now["given"] != state.get("given", {}):

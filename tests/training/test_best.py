@@ -16,7 +16,7 @@ from conftest import write_images
 from diffuse_cli.config.sample_options import SAMPLING_STEPS
 from diffuse_cli.metrics import Measured, kid
 from diffuse_cli.models import model_file
-from diffuse_cli.training import loop, monitor, validation
+from diffuse_cli.training import checkpoints, monitor, validation
 from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.trainer import Trainer
 from training.conftest import QUICK
@@ -357,7 +357,6 @@ def test_a_run_without_evaluations_keeps_nothing_of_them(quick, monkeypatch):
 
 def test_the_estimate_of_disk_covers_best_models(quick, course, monkeypatch):
     from diffuse_cli.system import files
-    from diffuse_cli.training import checkpoints
 
     asked = []
     monkeypatch.setattr(files, "check_room", lambda folder, *sizes: asked.append(sizes))
@@ -382,6 +381,6 @@ def test_what_is_logged_goes_to_trackers_too(quick, course, monkeypatch):
     monkeypatch.setattr(
         Accelerator, "log", lambda self, values, **k: seen.append(values) or real(self, values, **k)
     )
-    monkeypatch.setattr(loop, "begin_trackers", lambda *arguments: ())
+    monkeypatch.setattr(checkpoints, "begin_trackers", lambda *arguments: ())
     assert quick("--steps", 2, *EVAL, "--log", "tensorboard").code == 0
     assert {"kid": 0.9, "kid_standard_error": 0.01} in seen
