@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from diffuse_cli.config.train_options import TrainConfig
-from diffuse_cli.core import conditions
-from diffuse_cli.core.conditions import PAIRS, Given
+from diffuse_cli.core.conditions import PAIRS, MetadataTable
 from diffuse_cli.core.losses import TAUGHT
 from diffuse_cli.core.networks import NETWORKS, Ends, count_parameters
-from diffuse_cli.core.settings import dimensions
+from diffuse_cli.core.settings import Settings, dimensions, to_dict
 from diffuse_cli.models import model_file
 from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.system import files
@@ -31,6 +30,8 @@ if TYPE_CHECKING:
 NOISE = ("schedule", "betas", "log_snr_shift", "zero_terminal_snr", "rescale_timesteps")
 """Settings that decide how noisy samples are at the time that a network is shown."""
 
+STATISTICS = {"low", "high", "missing", "dropout", "noise"}
+"""Fields of conditions that say how a model was trained, and change no encoding."""
 
 CONDITIONS = {"given": "conditioning images", "classes": "classes", "table": "metadata columns"}
 """The names that people read of each field of `Conditions`."""
@@ -116,14 +117,10 @@ def _check_student(source: str, teacher: StoredModel, wanted: Blueprint) -> None
 
 def _encoded(told: object) -> object:
     """Return the part of a condition that decides its encoding, without statistics of samples."""
-    if isinstance(told, conditions.MetadataTable):
+    if isinstance(told, MetadataTable):
         return tuple(map(_encoded, told.columns))
-    if isinstance(told, conditions.Numbers):
-        return told.name, told.mean, told.deviation
-    if isinstance(told, conditions.Labels):
-        return told.name, told.values
-    if isinstance(told, Given):
-        return told.what, told.channels, told.mean, told.std, told.limits
+    if isinstance(told, Settings):
+        return {name: value for name, value in to_dict(told).items() if name not in STATISTICS}
     return told
 
 
@@ -216,9 +213,7 @@ def _channels(own: Blueprint, wanted: Blueprint, ends: Ends) -> Iterator[Part]:
     elif (before, after) == (COLOUR, GREY):
         text = "colour becomes grey: grey is read as it was, and drawn as the mean of colours"
     drawn = after * (1 + (learns(own) and learns(wanted)))
-    read = _count(wanted, ends.input, after)
-    written = sum(_count(wanted, name, drawn) for name in (ends.output, ends.output_bias))
-    yield Part("channels", text, read + written)
+    yield Part("channels", text, _read(wanted, ends, after) + _written(wanted, ends, drawn))
 
 
 def _variance(own: Blueprint, wanted: Blueprint, ends: Ends) -> Iterator[Part]:
@@ -226,7 +221,7 @@ def _variance(own: Blueprint, wanted: Blueprint, ends: Ends) -> Iterator[Part]:
         return
     gone = learns(own)
     of = own if gone else wanted
-    count = sum(_count(of, name, of.space.channels) for name in (ends.output, ends.output_bias))
+    count = _written(of, ends, of.space.channels)
     if gone:
         text = f"left out: it is {wanted.diffusion.variance}, not learned"
     else:
@@ -238,11 +233,11 @@ def _given(own: Blueprint, wanted: Blueprint, ends: Ends) -> Iterator[Part]:
     old, new = own.conditions.given, wanted.conditions.given
     if old and not new:
         never = "; it never learned without" if old.dropout == 0 else ""
-        count = _count(own, ends.input, own.conditions.given_channels)
+        count = _read(own, ends, own.conditions.given_channels)
         text = f"left out: {old.what}; draws at first as if not given it{never}"
         yield Part("given", text, count, gone=True)
     elif new and (not old or (old.what, old.channels) != (new.what, new.channels)):
-        count = _count(wanted, ends.input, wanted.conditions.given_channels)
+        count = _read(wanted, ends, wanted.conditions.given_channels)
         text = f"new, at 0: {new.what}; draws at first as before, whatever it is given"
         if old:
             text = f"{old.what} becomes {new.what}: taken"
@@ -291,11 +286,13 @@ def _columns(own: Blueprint, wanted: Blueprint, ends: Ends) -> Iterator[Part]:
         yield Part("columns", text, count, gone)
 
 
-def _count(of: Blueprint, name: str, channels: int) -> int:
-    """The parameters of so many channels of a tensor of `Ends`."""
-    ends = ends_of(of)
-    assert ends is not None
+def _read(of: Blueprint, ends: Ends, channels: int) -> int:
+    """The parameters by which a network reads so many channels."""
     every = of.space.channels + of.conditions.given_channels
-    if name != ends.input:
-        every = of.space.channels * (1 + learns(of))
-    return math.prod(of.shapes[name]) * channels // every
+    return math.prod(of.shapes[ends.input]) * channels // every
+
+
+def _written(of: Blueprint, ends: Ends, channels: int) -> int:
+    """The parameters by which a network predicts so many channels."""
+    every = of.space.channels * (1 + learns(of))
+    return sum(math.prod(of.shapes[n]) for n in (ends.output, ends.output_bias)) * channels // every

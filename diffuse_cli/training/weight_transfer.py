@@ -71,17 +71,26 @@ def learns(blueprint: Blueprint) -> bool:
 
 def reading(own: Blueprint, wanted: Blueprint) -> Tensor:
     """How the channels that a network reads become those of another."""
-    sample = read(own.space.channels, wanted.space.channels)
-    return beside(sample, read_given(own.conditions, wanted.conditions))
+    old, new = own.conditions, wanted.conditions
+    given = [zeros(new.given_channels, old.given_channels)]
+    if old.given and new.given:  # its last channel says where it is
+        given = [read(old.given.channels, new.given.channels), read(1, 1)]
+    return beside(read(own.space.channels, wanted.space.channels), *given)
 
 
 def writing(own: Blueprint, wanted: Blueprint) -> Tensor:
     """How the channels that a network predicts become those of another."""
     before, after = own.space.channels, wanted.space.channels
-    sample = written(before, after)
+    sample = read(after, before).T  # grey as each colour, colours as their mean
     if learns(own) and learns(wanted):
         return beside(sample, sample)
     return beside(sample, zeros(after * learns(wanted), before * learns(own)))
+
+
+def beside(*parts: Tensor) -> Tensor:
+    """A matrix for the channels of all parts, one after the other."""
+    whole: Tensor = torch.block_diag(*parts)
+    return whole
 
 
 def read(before: int, after: int) -> Tensor:
@@ -93,27 +102,9 @@ def read(before: int, after: int) -> Tensor:
     return torch.eye(after, before, dtype=torch.float64)
 
 
-def written(before: int, after: int) -> Tensor:
-    """How samples are predicted: grey as each colour, colours as their mean."""
-    return read(after, before).T
-
-
-def read_given(own: Conditions, wanted: Conditions) -> Tensor:
-    """How what is given is read, whose last channel says where it is."""
-    if own.given and wanted.given:
-        return beside(read(own.given.channels, wanted.given.channels), read(1, 1))
-    return zeros(wanted.given_channels, own.given_channels)
-
-
 def zeros(after: int, before: int) -> Tensor:
     """A matrix by which all is left out, and all is new."""
     return torch.zeros(after, before, dtype=torch.float64)
-
-
-def beside(one: Tensor, other: Tensor) -> Tensor:
-    """A matrix for the channels of both, one after the other."""
-    both: Tensor = torch.block_diag(one, other)
-    return both
 
 
 def combined(weight: Tensor, matrix: Tensor, dim: int) -> Tensor:
@@ -133,10 +124,8 @@ def differences(weight: Tensor, wanted: Blueprint, seed: int) -> Tensor:
     If the input did not see the differences between channels, and the output predicted none,
     neither had a gradient by which to learn them. As large as a new convolution's.
     """
-    channels, every = (
-        wanted.space.channels,
-        wanted.space.channels + wanted.conditions.given_channels,
-    )
+    channels = wanted.space.channels
+    every = channels + wanted.conditions.given_channels
     shape = (len(weight), channels, weight.shape[1] // every, *weight.shape[2:])
     bound = weight[0].numel() ** -0.5
     drawn = torch.from_numpy(philox(seed, "colours").uniform(-bound, bound, shape))
