@@ -130,7 +130,7 @@ def evaluate(
         real = len(sides.real)
         generated = 0 if evaluation.fakes is None else len(evaluation.fakes)
         dim = evaluation.fake_features.shape[1]
-        told = details(evaluation)
+        told = {k: of.details(evaluation) for k, of in evaluation.metrics.items() if of.details}
         facts = Facts(
             values, real, generated, dim, loaded is not None, sides.space.levels, told, words
         )
@@ -175,15 +175,6 @@ def measured(evaluation: EvaluationRun) -> Work[dict[str, float]]:
         if evaluation.accelerator.is_main_process:
             values |= metric.compute(evaluation)
     return values
-
-
-def details(evaluation: EvaluationRun) -> dict[str, Any]:
-    """What else metrics tell of a finished evaluation, by their names."""
-    return {
-        name: metric.details(evaluation)
-        for name, metric in evaluation.metrics.items()
-        if metric.details
-    }
 
 
 def find_network(
@@ -272,6 +263,10 @@ def _by_class(evaluation: EvaluationRun, names: Sequence[str]) -> dict[str, dict
     return found
 
 
+DISTILLED = {"teacher": "teacher_sha256", "guidance": "teacher_guidance"}
+"""The names of what a model file keeps of the model that it was distilled from."""
+
+
 def describe(
     settings: DrawSettings, config: EvalConfig | TuneConfig, loaded: Loaded
 ) -> dict[str, Any]:
@@ -291,15 +286,8 @@ def describe(
         "weights": config.weights,
         "precision": loaded.precision,
         "model_sha256": loaded.sha256,
-        **_taught(loaded),
+        **{DISTILLED[key]: value for key, value in (loaded.model.distilled or {}).items()},
     }
-
-
-def _taught(loaded: Loaded) -> dict[str, Any]:
-    """From which model it was distilled, and at which guidance, if it was."""
-    found = loaded.model.distilled or {}
-    names = {"teacher": "teacher_sha256", "guidance": "teacher_guidance"}
-    return {names[key]: value for key, value in found.items()}
 
 
 def _model_facts(loaded: Loaded) -> dict[str, Any]:

@@ -102,14 +102,10 @@ def measure(
     times = visited(expected, torch.from_numpy(places(seed, indices, n)))
     for done in range(0, len(indices), batch_size):
         batch = indices[done : done + batch_size]
-        x0, own = (
-            torch.tensor(values[batch.start : batch.stop], device=device)
-            for values in (images.samples, images.labels)
-        )
-        stored, x0 = x0, blueprint.space.to_model(x0)
-        told, row = given.at(batch, device) if given else None, None
-        if images.rows is not None:
-            row = torch.tensor(images.rows[batch.start : batch.stop], device=device)
+        chosen = images[batch.start : batch.stop]
+        stored, own = (torch.tensor(of, device=device) for of in (chosen.samples, chosen.labels))
+        row = None if chosen.rows is None else torch.tensor(chosen.rows, device=device)
+        x0, told = blueprint.space.to_model(stored), given.at(batch, device) if given else None
         cond: dict[str, Any] = {**blueprint.conditions.told(own, told, row)}
         draws = _draws(seed, batch, times[done : done + batch_size], x0)
         terms = []

@@ -268,14 +268,11 @@ def losses_of(
         shape = samples.shape[1:]
         draws = training_draws(seed, 0, here, shape=shape, device=device, purpose="held-out")
         t = (draws.u * denoiser.process.num_timesteps).long()
-        own, classes = (
-            torch.tensor(values[here.start : here.stop], device=device)
-            for values in (samples, labels)
-        )
+        part = slice(here.start, here.stop)
+        own, classes = (torch.tensor(of[part], device=device) for of in (samples, labels))
+        row = None if rows is None else torch.tensor(rows[part], device=device)
         x0 = laid_out(blueprint.space.to_model(own))
-        told, row = given.at(here, device) if given else None, None
-        if rows is not None:
-            row = torch.tensor(rows[here.start : here.stop], device=device)
+        told = given.at(here, device) if given else None
         cond = blueprint.conditions.told(classes, told, row)
         with torch.no_grad():
             yield objective(denoiser, x0, t, draws.noise, cond)

@@ -302,10 +302,8 @@ class Trainer:
     def held_out_losses(self) -> Tensor | None:
         """The loss of the averaged weights on each held-out image, (N,), with the same draws every
         time; None if nothing is held out."""
-        images, chosen = (
-            self.plan.data.images,
-            self.plan.data.held_out[: held_out_images(self.config)],
-        )
+        images = self.plan.data.images
+        chosen = self.plan.data.held_out[: held_out_images(self.config)]
         if len(chosen) == 0:
             return None
         chosen = readable(self.plan.data, chosen)
