@@ -23,14 +23,8 @@ from diffuse_cli.metrics.inputs import Answers
 from diffuse_cli.metrics.nearest_neighbors import blocks, merge
 from diffuse_cli.metrics.paired import feature_distances, likeness
 from diffuse_cli.metrics.spectrum import measure as measure_spectra
-from diffuse_cli.models.image_conditioning import (
-    Giver,
-    Inputs,
-    beside,
-    degrading,
-    inputs_for,
-    misfits,
-)
+from diffuse_cli.models import image_conditioning
+from diffuse_cli.models.image_conditioning import Giver, Inputs, inputs_for
 from diffuse_cli.system.events import Work
 
 ANSWERED, ANSWERED_AT_ONCE, ANSWERS_SHOWN = 1000, 16, 10
@@ -120,6 +114,7 @@ def answered(
     span = giver.space.bins - 1.0 if giver.space.bins else 2.0
     values = likeness(truth, drawn[0], drawn[1], others, span)
     if giver.degradation:
+        misfits = image_conditioning.misfits
         off = [misfits(giver, each, truth, seed, rows) for each in (*drawn, truth)]
         values |= {"inconsistency": (off[0] + off[1]) / 2, "inconsistency_of_real": off[2]}
     return values
@@ -160,9 +155,9 @@ def _known_whole(giver: Giver, images: Labelled, seed: int) -> Tensor:
     if giver.masks:
         return giver.space.to_model(torch.from_numpy(images.samples))
     if images.pairs is not None:
-        inputs = beside(giver, images.pairs)
+        inputs = image_conditioning.beside(giver, images.pairs)
     else:
-        inputs = degrading(giver, images.samples, seed, "looked up")
+        inputs = image_conditioning.degrading(giver, images.samples, seed, "looked up")
     return inputs.at(range(len(images)), torch.device("cpu"))[:, :-1]
 
 

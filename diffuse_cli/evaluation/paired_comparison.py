@@ -161,10 +161,10 @@ def differences(values: Sequence[Values], paired: Values) -> tuple[Difference, .
 
 def _better(apart: Measured, direction: str) -> str:
     """Which side is significantly better, if the direction says which way that is."""
-    sign = {"lower": -1, "higher": 1}.get(direction, 0)
-    if not sign or not apart.error > 0:
-        return ""
+    above, below = {"lower": "AB", "higher": "BA"}.get(direction, ("", ""))
     nothing = Measured(0.0)
+    if not apart.error > 0:
+        return ""
     if apart.above(nothing):
-        return "B" if sign > 0 else "A"
-    return ("A" if sign > 0 else "B") if nothing.above(apart) else ""
+        return above
+    return below if nothing.above(apart) else ""

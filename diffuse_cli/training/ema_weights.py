@@ -280,10 +280,6 @@ class Average:
         self.largest = largest
         self.updates = self.forgotten = 0
 
-    def restart(self) -> None:
-        """Begin anew: the next update forgets all before."""
-        self.forgotten = self.updates
-
     def follow(self, net: nn.Module, updates: int = 1) -> None:
         """Move towards `net` after `updates` updates of its weights.
 

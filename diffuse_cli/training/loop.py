@@ -369,8 +369,5 @@ def _threads() -> Iterator[None]:
 def _holding(run: RunDirectory, config: TrainConfig) -> Iterator[None]:
     """Lock first: if another run is under way, that is the error to show."""
     with run.held():
-        if not config.goes_on:
-            run.check_free(config.overwrite)
-        if config.eval_every:
-            run.check_best(config.overwrite)
+        run.check_free(config)
         yield

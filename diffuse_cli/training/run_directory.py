@@ -31,6 +31,7 @@ from diffuse_cli.system.errors import ModelFileError, OutputError, UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from diffuse_cli.config.train_options import TrainConfig
     from diffuse_cli.core.conditions import Conditions
     from diffuse_cli.models.model_file import StoredModel
 
@@ -87,28 +88,24 @@ class RunDirectory:
         """Whether a run began here; a failed start leaves a folder with a lock alone."""
         return self.config.exists()
 
-    def check_free(self, overwrite: bool) -> None:
-        """Refuse to start where a model or a run exists.
+    def check_free(self, config: TrainConfig) -> None:
+        """Refuse to start where a model or a run exists, and to write a best model over a file that
+        is not this run's.
 
         Raises:
-            OutputError: one exists and `overwrite` is false, or it cannot be written.
+            OutputError: one exists without --overwrite, is another run's, or cannot be written.
         """
-        hint = "Go on with --resume, start again with --overwrite, or choose another -o"
-        outputs.check_free(self.model, overwrite, hint=hint)
-        outputs.check_free(self.config, overwrite, hint=hint, of=self.path)
-
-    def check_best(self, overwrite: bool) -> None:
-        """Refuse to write a best model over a file that is not this run's.
-
-        Raises:
-            OutputError: it is another run's, or nobody's and `overwrite` is false.
-        """
-        if RunDirectory(self.best).exists():
-            raise OutputError(
-                f"{files.show(self.best)} belongs to another run", "Choose another -o"
-            )
-        hint = "Choose another -o, or --overwrite"
-        outputs.check_free(self.best, overwrite or self._has_best(), hint=hint)
+        over = config.overwrite
+        if not config.goes_on:
+            hint = "Go on with --resume, start again with --overwrite, or choose another -o"
+            outputs.check_free(self.model, over, hint=hint)
+            outputs.check_free(self.config, over, hint=hint, of=self.path)
+        if config.eval_every:
+            if RunDirectory(self.best).exists():
+                shown = files.show(self.best)
+                raise OutputError(f"{shown} belongs to another run", "Choose another -o")
+            hint = "Choose another -o, or --overwrite"
+            outputs.check_free(self.best, over or self._has_best(), hint=hint)
 
     def _has_best(self) -> bool:
         """Whether the run that began here writes its best model."""

@@ -147,7 +147,7 @@ class Trainer:
         """
         self.updater.prepared.train()
         if step and self.matches(step) and not self.ema.forgotten:
-            self.ema.restart()
+            self.ema.forgotten = self.ema.updates  # it begins anew: the next update forgets all
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr_at(step)
         total, norm, seen = self._gradient(step, self.chances())

@@ -25,14 +25,11 @@ WIDTH = 4.9
 COLUMNS = 3
 """Entries of a legend side by side."""
 
-INKS = {
-    "ink": "#010101", "faint": "#020202", "rule": "#030303", "paper": "#040404",
-    "first": "#050505", "second": "#060606", "third": "#070707", "fourth": "#080808",
-    "fifth": "#090909", "sixth": "#0a0a0a", "seventh": "#0b0b0b",
-}  # fmt: skip
-"""Placeholders for the colours of `style`, replaced when a plot becomes part of the page."""
-
 COLORS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "ink")
+_NAMES = ("ink", "faint", "rule", "paper", *COLORS[:-1])
+INKS = {name: f"#{k:02x}{k:02x}{k:02x}" for k, name in enumerate(_NAMES, 1)}
+"""Placeholders for the colours of the page, replaced when a plot becomes part of it."""
+
 DASHES = ("-", "--", "-.", ":")
 MARKS = ("o", "s", "^", "D", "v", "P", "*", "X")
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from diffuse_cli import metrics
 from diffuse_cli.evaluation.evaluation_run import Evaluated
 from diffuse_cli.evaluation.examples import Shown
 from diffuse_cli.evaluation.image_sets import Labelled
@@ -18,17 +19,7 @@ from diffuse_cli.evaluation.report import charts
 from diffuse_cli.evaluation.report.charts import Dot, Line
 from diffuse_cli.evaluation.report.templates import Picture, row_of
 from diffuse_cli.evaluation.tune.candidates import Tried, Tuned
-from diffuse_cli.metrics import (
-    QUESTIONS,
-    Measured,
-    MetricNumber,
-    Values,
-    Words,
-    class_numbers,
-    label,
-    measured,
-    shown,
-)
+from diffuse_cli.metrics import Measured, MetricNumber, Values, Words, label, measured
 from diffuse_cli.metrics.features import KIDS
 from diffuse_cli.system.run_reader import METRICS, finite, rows, run_of
 
@@ -45,11 +36,11 @@ DATA_BUDGET = 200_000
 def numbers(found: Evaluated) -> dict[str, Any]:
     """Every number under the question that it answers, and a plot for each axis."""
     groups = []
-    for question, group in groupby(shown(found.values), lambda n: n.question):
+    for question, group in groupby(metrics.shown(found.values), lambda n: n.question):
         members = list(group)
         groups.append(
             {
-                "question": QUESTIONS[question],
+                "question": metrics.QUESTIONS[question],
                 "rows": [(n, n.text(found.values), n.reference(found.values)) for n in members],
                 "plots": list(_plots(question, members, found.values)),
             }
@@ -95,7 +86,7 @@ def _alt(what: str, k: int, images: Labelled, names: Sequence[str]) -> str:
 
 def classes(found: Evaluated, images: Shown) -> dict[str, Any]:
     """For each class, a row of images of both sides, and its numbers."""
-    columns = class_numbers(found.classes)
+    columns = metrics.class_numbers(found.classes)
     rows = [
         [name, f"{v['generated']:,}", f"{v['real']:,}"]
         + [n.text(v) if n.quoted(v) else "–" for n in columns]

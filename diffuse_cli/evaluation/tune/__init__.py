@@ -76,16 +76,10 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
         base = resolve(drawn, loaded.model, guide=guide)
         base, process = replace(base, times=None, start=None), loaded.denoiser.process
         timesteps = process.num_timesteps
-        choice = base.choice
+        scale, weak = base.choice.guidance, base.choice.weak_guidance
         distilled = loaded.model.distilled is not None
-        first = candidates.first_settings(
-            config,
-            choice.guidance,
-            timesteps,
-            choice.weak_guidance,
-            distilled,
-        )
-        scales = candidates.other_scales(config, loaded.model, choice.guidance)
+        first = candidates.first_settings(config, scale, timesteps, weak, distilled)
+        scales = candidates.other_scales(config, loaded.model, scale)
         weak_scales = candidates.weak_scales(config) if base.guide else ()
         few = candidates.learned_steps(config, first, process)
         if distilled:  # its guidance is in its weights, and its times are set

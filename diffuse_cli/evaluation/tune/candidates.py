@@ -11,13 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from diffuse_cli.config.eval_options import (
-    LEARNED_STEPS,
-    TUNED_GUIDANCE,
-    TUNED_STEPS,
-    TUNED_WEAK,
-    TuneConfig,
-)
+from diffuse_cli.config import eval_options
+from diffuse_cli.config.eval_options import TuneConfig
 from diffuse_cli.config.sample_options import GAUSSIAN, SAMPLER, SamplerChoice
 from diffuse_cli.core.learned_timesteps import cheapest_path, draws_noise, improved, step_costs
 from diffuse_cli.core.process import Process
@@ -136,7 +131,7 @@ def first_settings(
 
     A distilled model has samplers and default steps of its own.
     """
-    asked = FEW_STEPS if distilled and config.steps == TUNED_STEPS else config.steps
+    asked = FEW_STEPS if distilled and config.steps == eval_options.TUNED_STEPS else config.steps
     steps = [n for n in dict.fromkeys(asked) if n <= timesteps]
     if not steps:
         raise UsageError(f"--steps must have one from 1 to {timesteps}, the model's timesteps")
@@ -156,7 +151,7 @@ def other_scales(
     scales = config.guidance
     if scales is None:
         conditions, dropout = model.blueprint.conditions, model.training.get("label_dropout")
-        scales = TUNED_GUIDANCE if has_unconditional(conditions, dropout) else ()
+        scales = eval_options.TUNED_GUIDANCE if has_unconditional(conditions, dropout) else ()
     if guidance is None:
         return ()
     return tuple(s for s in dict.fromkeys(scales) if s != guidance)
@@ -164,7 +159,7 @@ def other_scales(
 
 def weak_scales(config: TuneConfig) -> tuple[float, ...]:
     """The scales of guidance by a weaker model to try; 1 is without it, and was tried before."""
-    scales = TUNED_WEAK if config.weak_guidance is None else config.weak_guidance
+    scales = eval_options.TUNED_WEAK if config.weak_guidance is None else config.weak_guidance
     return tuple(s for s in dict.fromkeys(scales) if s != 1)
 
 
@@ -204,8 +199,8 @@ def learned_steps(
     """The numbers of steps to learn times for: the few among the `first` settings."""
     if not config.learn_times:
         return []
-    steady = [setting for setting in first if not draws_noise(setting.sampler, process)]
-    return sorted({setting.steps for setting in steady if 1 < setting.steps <= LEARNED_STEPS})
+    steady = {setting.steps for setting in first if not draws_noise(setting.sampler, process)}
+    return sorted(steps for steps in steady if 1 < steps <= eval_options.LEARNED_STEPS)
 
 
 def to_learn(
