@@ -161,7 +161,7 @@ def differences(values: Sequence[Values], paired: Values) -> tuple[Difference, .
 
 def _better(apart: Measured, direction: str) -> str:
     """Which side is significantly better, if the direction says which way that is."""
-    above, below = {"lower": "AB", "higher": "BA"}.get(direction, ("", ""))
+    above, below = {"lower": ("A", "B"), "higher": ("B", "A")}.get(direction, ("", ""))
     nothing = Measured(0.0)
     if not apart.error > 0:
         return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,8 @@ class Batches:
             mine: this process's positions of the batch; None for all.
         """
         self.plan, self.batch_size, self.device = plan, batch_size, device
-        self._orders: dict[int, Indices] = {}
+        seed, n = plan.config.seed, len(plan.data.train)
+        self._order = lru_cache(maxsize=2)(lambda epoch: permutation(seed, epoch, n))
         self.feed: Feed | None = None
         if streams(plan.data):
             mine = range(batch_size) if mine is None else mine
@@ -57,14 +59,8 @@ class Batches:
         chosen = np.empty(len(places), dtype=np.int64)
         for epoch in np.unique(epochs):
             here = epochs == epoch
-            chosen[here] = self._order(int(epoch), n)[offsets[here]]
+            chosen[here] = self._order(int(epoch))[offsets[here]]
         return self.plan.data.train[chosen]
-
-    def _order(self, epoch: int, n: int) -> Indices:
-        if epoch not in self._orders:
-            self._orders = {e: o for e, o in self._orders.items() if e >= epoch - 1}
-            self._orders[epoch] = permutation(self.plan.config.seed, epoch, n)
-        return self._orders[epoch]
 
     def samples(self, indices: Indices) -> Tensor:
         """Samples x_0, as the model sees them."""

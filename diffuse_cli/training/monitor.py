@@ -57,6 +57,8 @@ PREVIEW, EVALUATION, SAVE = "preview", "evaluation", "save"
 
 def preview_spacing(plan: Plan, steps: int) -> int:
     """Steps from one preview to the next in a run of so many: the same whenever it is resumed."""
+    if plan.config.preview_every:
+        return plan.config.preview_every
     passes = passes_of_preview(plan)
     return max(-(-steps // PREVIEWS), -(-SHARE * passes // passes_of_step(plan)))
 
@@ -70,7 +72,7 @@ def chores(plan: Plan, a_pass: float | None = None) -> Chores:
     config, each = plan.config, a_pass or GUESS / passes_of_step(plan)
 
     def of(steps: int) -> Iterator[Chore]:
-        every = config.preview_every or preview_spacing(plan, steps)
+        every = preview_spacing(plan, steps)
         yield Chore(PREVIEW, every, passes_of_preview(plan) * each)
         yield Chore(SAVE, config.save_every or every, 0.0)
         if config.eval_every:
@@ -119,7 +121,7 @@ class Monitor:
         """What a checkpoint keeps beside the best weights, as plain values."""
         return {
             "overfitting": asdict(self.overfitting),
-            "best": self.best.values() if self.best else None,
+            "best": self.best.values if self.best else None,
             "looked": self.previewed,
             "evaluated": self.validated,
             "loss": self._loss,
@@ -138,10 +140,11 @@ class Monitor:
         self.overfitting = validation.Overfitting.restored(state["overfitting"])
         self._loss, self._readings = state["loss"], state["readings"]
         self.previewed, self.validated = state.get("looked"), state["evaluated"]
-        self.best = validation.Best.restored(state["best"], saved.best) if state["best"] else None
-        if self.best and self.config.eval_every and self.best.images != self.images:
+        self.best = validation.Best(state["best"], saved.best) if state["best"] else None
+        before = self.best.values["images"] if self.best else self.images
+        if self.config.eval_every and before != self.images:
             yield Notice(
-                f"the best model so far was found with {self.best.images} {self._many} an "
+                f"the best model so far was found with {before} {self._many} an "
                 f"evaluation, not {self.images}: the search starts again, without "
                 f"{files.show(self.run.best)}"
             )
@@ -161,16 +164,16 @@ class Monitor:
         if self.best is not None:
             own, raw, _ = model_file.apart(self.best.tensors)
             weak = self.trainer.weak
-            weak = weak if weak and weak.step <= self.best.step else None
-            steps = self.trainer.course.steps
-            model = self.trainer.plan.model(self.best.step, steps, own, raw or None, weak)
+            step, steps = self.best.values["step"], self.trainer.course.steps
+            weak = weak if weak and weak.step <= step else None
+            model = self.trainer.plan.model(step, steps, own, raw or None, weak)
             self.run.write(self.run.best, model)
         elif self.config.eval_every:
             files.remove(self.run.best)
 
     def found(self) -> dict[str, Any] | None:
         """The best model's file and how good it is, as plain values."""
-        return {"model": str(self.run.best), **self.best.values()} if self.best else None
+        return {"model": str(self.run.best), **self.best.values} if self.best else None
 
     # -- when --------------------------------------------------------------------------------------
 
@@ -185,9 +188,7 @@ class Monitor:
         return done > 0 and (self._preview_due(done, end) or self._validation_due(done))
 
     def _preview_due(self, done: int, end: int) -> bool:
-        every = self.config.preview_every or preview_spacing(
-            self.trainer.plan, self.trainer.course.steps
-        )
+        every = preview_spacing(self.trainer.plan, self.trainer.course.steps)
         return self.previewed != done and (done % every == 0 or done == end)
 
     def _validation_due(self, done: int) -> bool:
@@ -259,9 +260,10 @@ class Monitor:
         [key] = [key for key in KIDS if key in found]
         kid, error = found[key], found.get(f"{key}_standard_error")
         self.log(done, found)
-        better = kid < (self.best.kid if self.best else math.inf)
+        better = kid < (self.best.values[self.best.key] if self.best else math.inf)
         if better:
-            self.best = validation.Best(done, key, kid, error, self.images, self._weights())
+            values = {"step": done, key: kid, f"{key}_standard_error": error, "images": self.images}
+            self.best = validation.Best(values, self._weights())
             self.settle()
         yield Validated(done, key, kid, error, self.run.best if better else None)
 

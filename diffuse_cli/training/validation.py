@@ -48,34 +48,19 @@ class Best:
     """The averaged weights with the lowest KID so far, on the CPU.
 
     Attributes:
-        key: of the KID, one of `metrics.features.KIDS`.
-        error: its standard error; None of fewer than four samples.
-        images: how many were drawn: KIDs of other numbers are not compared.
+        values: their step, the KID under its key, one of `metrics.features.KIDS`, its standard
+            error, None of fewer than four samples, and how many `images` were drawn: KIDs of other
+            numbers are not compared.
         tensors: the weights by name; raw ones, where they are kept, under `model_file.RAW`.
     """
 
-    step: int
-    key: str
-    kid: float
-    error: float | None
-    images: int
+    values: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
 
-    def values(self) -> dict[str, Any]:
-        """Everything but the weights; the KID and its error under its key."""
-        return {
-            "step": self.step,
-            self.key: self.kid,
-            f"{self.key}_standard_error": self.error,
-            "images": self.images,
-        }
-
-    @classmethod
-    def restored(cls, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Best:
-        """From what `values` gave."""
-        [key] = [key for key in KIDS if key in values]
-        error = values[f"{key}_standard_error"]
-        return cls(values["step"], key, values[key], error, values["images"], tensors)
+    @property
+    def key(self) -> str:
+        """The key of the KID."""
+        return next(key for key in KIDS if key in self.values)
 
 
 class KidMeasure:

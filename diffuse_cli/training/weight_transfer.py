@@ -56,7 +56,7 @@ def fitted(model: StoredModel, wanted: Blueprint, seed: int = 0) -> Mapping[str,
         variance.fill_(FRACTION.get(own.diffusion.variance, 0.0))
     _fit_classes(weights, ends, model, wanted.conditions)
     tables = own.conditions.table, wanted.conditions.table
-    for added in without(model, *tables):
+    for added in without(model, ends, *tables):
         weights[ends.class_bias] = weights[ends.class_bias] + added
     return with_columns(weights, ends.columns, *tables, wanted.shapes)
 
@@ -151,20 +151,18 @@ def untold(rows: Tensor, never: bool) -> Tensor:
 
 
 def without(
-    model: StoredModel, own: MetadataTable | None, wanted: MetadataTable | None
+    model: StoredModel, ends: Ends, own: MetadataTable | None, wanted: MetadataTable | None
 ) -> Iterator[Tensor]:
     """What is added for each column that is left out where it is not told, (D,); of labels their
     mean if that was never learned."""
-    ends, names = ends_of(model.blueprint), wanted.names if wanted else {}
-    assert ends is not None
     for k, column in enumerate(own.columns if own else ()):
-        if column.name in names:
+        if wanted and column.name in wanted.names:
             continue
-        if not isinstance(column, Labels):
+        if isinstance(column, Labels):
+            never = model.training.get("label_dropout") == 0 and not column.missing
+            yield untold(model.ema[f"{ends.columns}.{k}.weight"], never)
+        else:
             yield model.ema[f"{ends.columns}.{k}.untold"]
-            continue
-        never = model.training.get("label_dropout") == 0 and not column.missing
-        yield untold(model.ema[f"{ends.columns}.{k}.weight"], never)
 
 
 def _fit_classes(

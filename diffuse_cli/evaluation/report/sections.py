@@ -265,16 +265,8 @@ def _channel(k: int, channel: dict[str, Any], words: Words) -> tuple[Markup, str
 def _spectrum(spectrum: dict[str, Any]) -> Markup:
     series = []
     for name in SIDES:
-        drawn = [
-            (f, power, error)
-            for f, power, error in zip(
-                spectrum["frequencies"],
-                spectrum[name],
-                spectrum[f"{name}_standard_error"],
-                strict=True,
-            )
-            if power > 0
-        ]
+        columns = spectrum["frequencies"], spectrum[name], spectrum[f"{name}_standard_error"]
+        drawn = [row for row in zip(*columns, strict=True) if row[1] > 0]
         if drawn:
             places, powers, errors = zip(*drawn, strict=True)
             series.append(Line(name, places, powers, errors, band=True))
