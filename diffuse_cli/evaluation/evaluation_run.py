@@ -11,13 +11,8 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from diffuse_cli.config.eval_options import (
-    EvalConfig,
-    FeatureConfig,
-    MeasureConfig,
-    PlottedBoundConfig,
-    TuneConfig,
-)
+from diffuse_cli.config import eval_options
+from diffuse_cli.config.eval_options import EvalConfig, MeasureConfig, TuneConfig
 from diffuse_cli.config.options import first_given, place_name
 from diffuse_cli.config.sample_options import SamplerConfig, StartConfig, WeightsConfig
 from diffuse_cli.core.conditions import PAIRS
@@ -67,7 +62,9 @@ def evaluate(
     began = time.monotonic()
     subject = Path(config.subject)
     folder = found is None and is_images(subject)
-    flag = first_given(config, PlottedBoundConfig, StartConfig, SamplerConfig, WeightsConfig)
+    flag = first_given(
+        config, eval_options.PlottedBoundConfig, StartConfig, SamplerConfig, WeightsConfig
+    )
     if folder and (flag := "--given" if config.given else flag):
         raise UsageError(f"{flag} needs a model, and {files.show(subject)} is a folder of images")
     with (
@@ -87,8 +84,8 @@ def evaluate(
             described = describe(settings, config, loaded)
             described |= {"timesteps": config.timesteps, "respaced": config.respaced}
             lacks = lacking(loaded.space, loaded, training=config.train_n > 0)
-            for _ in unmeasured(config.metrics or (), lacks):
-                pass  # said when DATA is read, which may not be what the model was trained on
+            # Said when DATA is read, which may not be what the model was trained on.
+            list(unmeasured(config.metrics or (), lacks))
         judge = yield from find_judge(config, loaded.space if loaded else None, accelerator)
         sides = yield from read_sides(config, loaded)
         sides.check()
@@ -215,7 +212,7 @@ def choose_network(config: MeasureConfig, judge: Judge, sides: Sides) -> Work[Fe
     network = judge.of(sides.space, sides.real.samples)
     if not network.pictures:
         many = words_of(sides.space).many
-        if flag := first_given(config, FeatureConfig):
+        if flag := first_given(config, eval_options.FeatureConfig):
             raise UsageError(
                 f"{flag} is of photographs, whose features say nothing of {many}",
                 "Leave it out: KID is that of random features",

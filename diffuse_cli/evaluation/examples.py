@@ -212,13 +212,10 @@ def choose(evaluation: EvaluationRun, names: Sequence[str]) -> Shown:
 
 def twins(evaluation: EvaluationRun, count: int) -> list[Twin]:
     """The pairs of `neighbors.worst` in a finished evaluation whose training images are known."""
-    fakes, training, look = evaluation.generated, evaluation.training, evaluation.look
-    assert training is not None
+    assert evaluation.training is not None
+    fakes, pool = evaluation.generated.samples, evaluation.training.pool.samples
+    look = evaluation.look
     return [
-        Twin(
-            pair,
-            look(fakes.samples[[pair.sample]])[0],
-            look(training.pool.samples[[pair.place]])[0],
-        )
+        Twin(pair, look(fakes[[pair.sample]])[0], look(pool[[pair.place]])[0])
         for pair in worst(evaluation.nearest, count)
     ]

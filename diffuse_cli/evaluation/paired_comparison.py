@@ -9,17 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.config.eval_options import CompareConfig, EvalConfig
 from diffuse_cli.config.options import converted
-from diffuse_cli.evaluation.evaluation_run import (
-    choose_network,
-    describe,
-    find_judge,
-    measured,
-    settle,
-)
+from diffuse_cli.evaluation import evaluation_run
 from diffuse_cli.evaluation.image_sets import drawn_from, sides_for
 from diffuse_cli.evaluation.metric_inputs import EvaluationRun
-from diffuse_cli.metrics import METRICS, Measured, MetricNumber, Values, Words, shown
-from diffuse_cli.metrics import measured as number
+from diffuse_cli.metrics import METRICS, Measured, MetricNumber, Values, Words, measured, shown
 from diffuse_cli.metrics.features.feature_choice import words_of
 from diffuse_cli.models.image_conditioning import check_pairs_option
 from diffuse_cli.sampling.generation import Loaded
@@ -98,11 +91,11 @@ def measure_both(
     settings = []
     for each, model in zip(own, models, strict=True):
         guide = yield from load_guide(each, model, accelerator)
-        settings.append(settle(each, model, guide))
-    judge = yield from find_judge(own[0], models[0].space, accelerator)
+        settings.append(evaluation_run.settle(each, model, guide))
+    judge = yield from evaluation_run.find_judge(own[0], models[0].space, accelerator)
     sides = yield from sides_for(own[0], models)
     sides[0].check()
-    network = yield from choose_network(own[0], judge, sides[0])
+    network = yield from evaluation_run.choose_network(own[0], judge, sides[0])
     evaluations, values, described = [], [], []
     for each, model, base, side in zip(own, models, settings, sides, strict=True):
         yield Notice(f"evaluating {files.show(each.subject)}")
@@ -113,8 +106,9 @@ def measure_both(
                 side.training, space=side.space,
             )
         )  # fmt: skip
-        values.append((yield from measured(evaluations[-1])))
-        described.append({**describe(base, each, model), "timesteps": each.timesteps})
+        values.append((yield from evaluation_run.measured(evaluations[-1])))
+        facts = evaluation_run.describe(base, each, model)
+        described.append({**facts, "timesteps": each.timesteps})
     if not accelerator.is_main_process:
         return None
     return BothMeasured(
@@ -150,7 +144,7 @@ def differences(values: Sequence[Values], paired: Values) -> tuple[Difference, .
     for shape in shown({k: v for k, v in values[0].items() if k in values[1]}):
         if not shape.direction and shape.question != "other":
             continue  # it says something of the real images
-        a, b = (number(own, shape.key) for own in values)
+        a, b = (measured(own, shape.key) for own in values)
         error = paired.get(shape.key, math.hypot(a.error, b.error))
         apart, better = Measured(b.value - a.value, error), ""
         if all(map(shape.quoted, values)):

@@ -25,14 +25,8 @@ from diffuse_cli.system.devices import log_picture
 from diffuse_cli.system.errors import Interrupted, Terminated
 from diffuse_cli.system.events import Notice, Stop, Work, until
 from diffuse_cli.system.memory import out_of_memory
-from diffuse_cli.training import validation
+from diffuse_cli.training import previews, validation
 from diffuse_cli.training.plan import Plan
-from diffuse_cli.training.previews import (
-    draw_preview,
-    passes_of_drawing,
-    passes_of_preview,
-    passes_of_step,
-)
 from diffuse_cli.training.run_directory import Checkpoint, RunDirectory
 from diffuse_cli.training.time_budget import Chore, Chores, Laps
 from diffuse_cli.training.trainer import HELD_OUT_BATCH, Trainer
@@ -59,8 +53,8 @@ def preview_spacing(plan: Plan, steps: int) -> int:
     """Steps from one preview to the next in a run of so many: the same whenever it is resumed."""
     if plan.config.preview_every:
         return plan.config.preview_every
-    passes = passes_of_preview(plan)
-    return max(-(-steps // PREVIEWS), -(-SHARE * passes // passes_of_step(plan)))
+    passes = previews.passes_of_preview(plan)
+    return max(-(-steps // PREVIEWS), -(-SHARE * passes // previews.passes_of_step(plan)))
 
 
 def chores(plan: Plan, a_pass: float | None = None) -> Chores:
@@ -69,14 +63,14 @@ def chores(plan: Plan, a_pass: float | None = None) -> Chores:
     Args:
         a_pass: what a pass of an image costs, in steps, if that was measured.
     """
-    config, each = plan.config, a_pass or GUESS / passes_of_step(plan)
+    config, each = plan.config, a_pass or GUESS / previews.passes_of_step(plan)
 
     def of(steps: int) -> Iterator[Chore]:
         every = preview_spacing(plan, steps)
-        yield Chore(PREVIEW, every, passes_of_preview(plan) * each)
+        yield Chore(PREVIEW, every, previews.passes_of_preview(plan) * each)
         yield Chore(SAVE, config.save_every or every, 0.0)
         if config.eval_every:
-            passes = passes_of_drawing(plan, config.eval_images or validation.IMAGES)
+            passes = previews.passes_of_drawing(plan, config.eval_images or validation.IMAGES)
             yield Chore(EVALUATION, config.eval_every, passes * each)
 
     return of
@@ -235,7 +229,7 @@ class Monitor:
         if losses is not None:
             mean = sum(float(part.sum()) for part in losses.split(HELD_OUT_BATCH)) / len(losses)
             self.log(done, {"held_out_loss": mean})
-        drawing, path = draw_preview(self.trainer), None
+        drawing, path = previews.draw_preview(self.trainer), None
         picture = yield from unless_full(drawing, "drawing the preview")
         if picture is not None:
             path = self.run.previews / f"step-{done:08d}.png"

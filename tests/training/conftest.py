@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from diffuse_cli.training import monitor
+from diffuse_cli.training import previews
 
 QUICK = Path(__file__).with_name("quick.toml")
 
@@ -26,4 +26,4 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     def draw(trainer: Any) -> Iterator[None]:
         yield from ()
 
-    monkeypatch.setattr(monitor, "draw_preview", draw)
+    monkeypatch.setattr(previews, "draw_preview", draw)

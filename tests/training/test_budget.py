@@ -17,7 +17,7 @@ from file_operations import giving
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.models import model_file
 from diffuse_cli.system.events import finish
-from diffuse_cli.training import loop, monitor
+from diffuse_cli.training import loop, previews
 from diffuse_cli.training.configuration import configure
 from diffuse_cli.training.loop import fit
 from diffuse_cli.training.optimization import Course, lr_at
@@ -234,7 +234,7 @@ def ticking():
         patch.setattr(Trainer, "step", step)
         patch.setattr(Stopwatch, "seconds", giving(STEP))
         patch.setattr(Stopwatch, "elapsed", lambda self: 0.0)
-        patch.setattr(monitor, "passes_of_preview", lambda plan: 0)
+        patch.setattr(previews, "passes_of_preview", lambda plan: 0)
         patch.setattr("diffuse_cli.training.previews.SAMPLING_STEPS", 2)
         yield here
 
