@@ -83,9 +83,10 @@ def _instead(
     images: dict[str, Array] = {}
     features: dict[str, Array] = {}
     inputs = inputs_for(giver, real.samples, real.pairs, seed)
-    if (given := given_itself(giver, inputs, count)) is not None:
-        images["given"] = given
-        look = evaluation.look(given)
+    if giver.given.channels in (1, giver.space.channels):  # it can be looked at as samples are
+        given = giver.look(inputs.at(range(count), torch.device("cpu")))
+        images["given"] = np.broadcast_to(given, (count, *giver.space.shape))
+        look = evaluation.look(images["given"])
         features["given"] = yield from computed(evaluation.network, look, evaluation.team)
     if evaluation.training is not None and len(evaluation.train_features):
         known = evaluation.training.first(len(evaluation.train_features))
@@ -118,15 +119,6 @@ def answered(
         off = [misfits(giver, each, truth, seed, rows) for each in (*drawn, truth)]
         values |= {"inconsistency": (off[0] + off[1]) / 2, "inconsistency_of_real": off[2]}
     return values
-
-
-def given_itself(giver: Giver, inputs: Inputs, count: int) -> Array | None:
-    """What the first real images are given, as samples (count, C, *size); None if its channels are
-    not theirs."""
-    if giver.given.channels not in (1, giver.space.channels):
-        return None
-    given = giver.look(inputs.at(range(count), torch.device("cpu")))
-    return np.broadcast_to(given, (count, *giver.space.shape))
 
 
 def nearest(giver: Giver, inputs: Inputs, count: int, training: Labelled, seed: int) -> Array:

@@ -126,7 +126,7 @@ def checkpoint_of(
         about=model_file.metadata(plan.model(step, trainer.course.steps, average, None, weak)),
         optimizer=trainer.updater.moments(),
         history=trainer.history.tensors(),
-        best=monitor.tensors(),
+        best=monitor.best.tensors if monitor.best else {},
         powers=trainer.powers.tensors() if trainer.powers else {},
         critic=trainer.matching.tensors() if trainer.matching else {},
         state={

@@ -122,10 +122,6 @@ class Monitor:
             "readings": self._readings,
         }
 
-    def tensors(self) -> Mapping[str, Tensor]:
-        """The best weights."""
-        return self.best.tensors if self.best else {}
-
     def restore(self, saved: Checkpoint) -> Work[None]:
         """Go back to a checkpoint; early versions kept nothing of this."""
         state = saved.state.get("watch")

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from diffuse_cli.config.options import read_toml
 from diffuse_cli.system import files, outputs, run_reader
 from diffuse_cli.system.errors import ModelFileError, OutputError, UsageError
+from diffuse_cli.system.events import replace_nonfinite
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -216,11 +216,7 @@ class RunDirectory:
 
     def log(self, **values: Any) -> None:
         """Add a line to metrics.jsonl; numbers that are not finite become null."""
-        plain = {
-            name: value if not isinstance(value, float) or math.isfinite(value) else None
-            for name, value in values.items()
-        }
-        files.append_line(self.metrics, json.dumps(plain))
+        files.append_line(self.metrics, json.dumps(replace_nonfinite(values)))
 
     def rewind_metrics(self, step: int) -> None:
         """Drop the lines after `step`, and a torn last line."""
