@@ -7,7 +7,6 @@ holds, and `RULES` drop from the lower one what belongs to the value it replaces
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from diffuse_cli.config.options import from_dict, parsed
@@ -17,29 +16,19 @@ from diffuse_cli.core.networks import NETWORKS
 from diffuse_cli.core.variances import LEARNED
 
 
-@dataclass(frozen=True)
-class Layer:
+class Layer(dict[str, Any]):
     """The options that one source gives, by name.
 
     Raises:
         UsageError: a value that cannot be parsed.
     """
 
-    given: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "given", parsed(TrainConfig, self.given))
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.given
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """The value of an option."""
-        return self.given.get(name, default)
+    def __init__(self, given: Mapping[str, Any] | None = None) -> None:
+        super().__init__(parsed(TrainConfig, given or {}))
 
     def without(self, *names: str) -> Layer:
         """The layer without these options."""
-        return Layer({k: v for k, v in self.given.items() if k not in names})
+        return Layer({k: v for k, v in self.items() if k not in names})
 
     @property
     def network(self) -> Mapping[str, Any]:
@@ -54,7 +43,7 @@ class Layer:
 
     def keeping(self, settings: Mapping[str, Any]) -> Layer:
         """The layer with these settings of its network, if it has any."""
-        return Layer({**self.given, "architecture": settings}) if self.network else self
+        return Layer({**self, "architecture": settings}) if self.network else self
 
     def config(self) -> TrainConfig:
         """The configuration of the layer over the defaults.
@@ -62,7 +51,7 @@ class Layer:
         Raises:
             UsageError: no data, an unknown option, or options that exclude each other.
         """
-        return from_dict(TrainConfig, self.given)
+        return from_dict(TrainConfig, self)
 
 
 def merged(*layers: Layer) -> Layer:
@@ -71,7 +60,7 @@ def merged(*layers: Layer) -> Layer:
     for above in reversed(layers):
         for rule in RULES:
             below = rule(above, below)
-        below = Layer({**below.given, **above.given})
+        below = Layer({**below, **above})
     return below
 
 

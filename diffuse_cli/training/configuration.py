@@ -51,7 +51,7 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
     """
     flags, file = Layer(typed), Layer(from_file(filed or {}))
     given = merged(flags, file)
-    Layer({"data": "", **given.given}).config()
+    Layer({"data": "", **given}).config()
     for one, other in (("steps", "minutes"), ("init", "preset"), ("schedule", "betas")):
         if one in flags and other in flags:
             raise UsageError(f"--{one} and --{other} exclude each other", "Leave one of them out")
@@ -146,7 +146,7 @@ def _base(given: Layer) -> Layer:
     if given.get("init"):
         from diffuse_cli.models.model_file import read_training
 
-        return _sized(Layer(read_training(given.get("init"))), given.get("size"))
+        return _sized(Layer(read_training(given["init"])), given.get("size"))
     if name := given.get("preset") or presets.first_of(given.get("network")):
         train = lookup(presets.PRESETS, name, "--preset").train
         # The learning rate depends on the width, which `complete` knows.
@@ -156,12 +156,12 @@ def _base(given: Layer) -> Layer:
 
 def _sized(model: Layer, size: Size | None) -> Layer:
     """What a model gives, with its network as it is at another size."""
-    name, own = model.get("network"), model.get("size")
+    name, own = model["network"], model.get("size")
     resized = getattr(NETWORKS[name], "resized", None)
     if size is None or own is None or resized is None:
         return model
     config = presets.network_config(name, model.network)
-    return Layer({**model.given, "architecture": plain(resized(config, own, size))})
+    return Layer({**model, "architecture": plain(resized(config, own, size))})
 
 
 def _resumed(given: Layer, run: RunDirectory) -> TrainConfig:

@@ -187,8 +187,10 @@ class RunDirectory:
             state = json.loads((path / "state.json").read_text())
             # A verified checkpoint has all of its files; early versions had no history.
             there = {name: path / f"{name}.safetensors" for name in TENSORS}
-            read = {n: tensor_file.read(p) if p.exists() else {} for n, p in there.items()}
-            return Checkpoint(step=state["step"], state=state, **read), passed
+            tensors: dict[str, Any] = {
+                n: tensor_file.read(p) if p.exists() else {} for n, p in there.items()
+            }
+            return Checkpoint(step=state["step"], state=state, **tensors), passed
         return None, passed
 
     def conditions(self) -> Conditions | None:
