@@ -212,7 +212,8 @@ class Run:
             for chore, work in self.monitor.work(done, self.end):
                 self._count()
                 try:
-                    yield from work
+                    with contextlib.suppress(Interrupted, Terminated):
+                        yield from work
                 except DataError as gone:
                     raise self._gone(gone, done) from gone
                 cut_off = self.stop() is not None

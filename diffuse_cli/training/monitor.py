@@ -6,7 +6,6 @@ with the same best, and measures again what a signal cut off.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -22,7 +21,6 @@ from diffuse_cli.metrics.features import KIDS
 from diffuse_cli.models import model_file
 from diffuse_cli.system import files
 from diffuse_cli.system.devices import log_picture
-from diffuse_cli.system.errors import Interrupted, Terminated
 from diffuse_cli.system.events import Notice, Stop, Work, until
 from diffuse_cli.system.memory import out_of_memory
 from diffuse_cli.training import previews, validation
@@ -190,15 +188,12 @@ class Monitor:
     # -- work --------------------------------------------------------------------------------------
 
     def work(self, done: int, end: int) -> Iterator[tuple[str, Work[None]]]:
-        """What is due, as the name of each chore and its work, which a signal ends at once."""
+        """What is due, as the name of each chore and its work, which a signal ends at once, with an
+        error."""
         if self._preview_due(done, end):
-            yield PREVIEW, self._unless_stopped(self._preview(done))
+            yield PREVIEW, self._preview(done)
         if self._validation_due(done) and self.stop() is None:
-            yield EVALUATION, self._unless_stopped(self._validate(done))
-
-    def _unless_stopped(self, work: Work[None]) -> Work[None]:
-        with contextlib.suppress(Interrupted, Terminated):
-            yield from work
+            yield EVALUATION, self._validate(done)
 
     def log(self, done: int, values: Mapping[str, float], **own: float) -> None:
         """Add a line to the metrics, and all but `own` to the trackers of --log."""

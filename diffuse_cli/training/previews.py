@@ -90,9 +90,8 @@ def _condition(
     if labels and shows_images(plan):
         own = plan.data.images.labels[chosen]
         labels = np.where(own >= 0, own, conditions.num_classes).tolist()
-    scale = default_guidance(conditions, plan.config.label_dropout)
-    if plan.teacher:
-        scale = 1.0  # it is in the weights
+    # The guidance of a teacher is in the weights.
+    scale = 1.0 if plan.teacher else default_guidance(conditions, plan.config.label_dropout)
     told = () if rows is None else tuple(map(tuple, rows[chosen].tolist()))
     return Condition(tuple(labels), scale, plan.inputs(chosen), rows=told)
 
