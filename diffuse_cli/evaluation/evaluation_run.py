@@ -236,11 +236,8 @@ def load_model(
     if is_images(Path(config.subject)):
         shown = files.show(Path(config.subject))
         raise UsageError(f"{shown} is a folder of images", "Give a model file")
-    return (
-        yield from load_denoiser(
-            config.subject, weights, accelerator, config.precision, alone=alone
-        )
-    )
+    subject, precision = config.subject, config.precision
+    return (yield from load_denoiser(subject, weights, accelerator, precision, alone=alone))
 
 
 def _by_class(evaluation: EvaluationRun, names: Sequence[str]) -> dict[str, dict[str, float]]:

@@ -161,18 +161,17 @@ def sides_for(config: MeasureConfig, models: Sequence[Loaded]) -> Work[list[Side
 
 def _read_as(space: Space, data: str, config: SidesConfig, loaded: Loaded) -> Work[Dataset]:
     """Read samples of a space, fitted as the options say, or else as the model's were."""
-    return (
-        yield from read_images(
-            data,
-            **like(space),
-            background=config.background or loaded.background,
-            fit=config.fit or loaded.fit,
-            medium=space.medium,
-            strict=config.strict,
-            workers=config.workers,
-            keep=kept_bytes(),
-        )
+    images = yield from read_images(
+        data,
+        **like(space),
+        background=config.background or loaded.background,
+        fit=config.fit or loaded.fit,
+        medium=space.medium,
+        strict=config.strict,
+        workers=config.workers,
+        keep=kept_bytes(),
     )
+    return images
 
 
 def kept_bytes() -> int:

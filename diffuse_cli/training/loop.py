@@ -339,7 +339,7 @@ def fit(
     main = rank() == 0
     laps = Laps(clock)
     with (
-        _holding(run, config) if main else contextlib.nullcontext(),
+        run.held(config) if main else contextlib.nullcontext(),
         machine(
             config.precision,
             config.device,
@@ -364,11 +364,3 @@ def _threads() -> Iterator[None]:
     finally:
         if torch.get_num_threads() != before:
             torch.set_num_threads(before)
-
-
-@contextlib.contextmanager
-def _holding(run: RunDirectory, config: TrainConfig) -> Iterator[None]:
-    """Lock first: if another run is under way, that is the error to show."""
-    with run.held():
-        run.check_free(config)
-        yield

@@ -114,16 +114,23 @@ class RunDirectory:
         return False
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self, config: TrainConfig | None = None) -> Iterator[None]:
         """Hold the directory's lock; remove the folder again if no run began in it.
+
+        Args:
+            config: of a run that starts here, which is checked only now: if another run is under
+                way, that is the error to show.
 
         Raises:
             BusyError: another process holds it.
+            OutputError: as `check_free`.
         """
         try:
             with outputs.hold_lock(self.path / run_reader.LOCK), outputs.hold_output(self.model):
                 try:
                     self._sweep()
+                    if config:
+                        self.check_free(config)
                     yield
                 finally:
                     files.remove(self.cache)
