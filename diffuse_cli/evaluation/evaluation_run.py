@@ -31,7 +31,7 @@ from diffuse_cli.metrics.features.feature_choice import Judge, words_of
 from diffuse_cli.models.model_file import Found
 from diffuse_cli.sampling.generation import Loaded, load_denoiser
 from diffuse_cli.sampling.guidance_model import load_guide
-from diffuse_cli.sampling.sampling_settings import DrawSettings, Guide, resolve, tell
+from diffuse_cli.sampling.sampling_settings import DrawSettings, resolve, tell
 from diffuse_cli.system import files
 from diffuse_cli.system.devices import machine_or, made_with
 from diffuse_cli.system.errors import DiffuseError, UsageError
@@ -77,8 +77,7 @@ def evaluate(
             loaded = yield from load_denoiser(
                 found or subject, config.weights, accelerator, config.precision
             )
-            guide = yield from load_guide(config, loaded, accelerator)
-            settings = settle(config, loaded, guide)
+            settings = yield from settle(config, loaded, accelerator)
             settings = replace(settings, times=times or settings.times)
             yield from tell(settings)
             described = describe(settings, config, loaded)
@@ -154,8 +153,9 @@ def evaluate(
         )
 
 
-def settle(config: EvalConfig, loaded: Loaded, guide: Guide | None) -> DrawSettings:
+def settle(config: EvalConfig, loaded: Loaded, accelerator: Accelerator) -> Work[DrawSettings]:
     """How the model's images are drawn; refuses more timesteps than it has."""
+    guide = yield from load_guide(config, loaded, accelerator)
     settings, process = resolve(config, loaded.model, guide=guide), loaded.denoiser.process
     settings.times_of(process)
     if config.respaced is not None and config.respaced > process.num_timesteps:

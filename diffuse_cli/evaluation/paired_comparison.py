@@ -16,7 +16,6 @@ from diffuse_cli.metrics import METRICS, Measured, MetricNumber, Values, Words, 
 from diffuse_cli.metrics.features.feature_choice import words_of
 from diffuse_cli.models.image_conditioning import check_pairs_option
 from diffuse_cli.sampling.generation import Loaded
-from diffuse_cli.sampling.guidance_model import load_guide
 from diffuse_cli.system import files
 from diffuse_cli.system.devices import made_with
 from diffuse_cli.system.errors import UsageError
@@ -90,8 +89,7 @@ def measure_both(
     check_pairs_option(config.given, *(m.model.blueprint.conditions.given for m in models))
     settings = []
     for each, model in zip(own, models, strict=True):
-        guide = yield from load_guide(each, model, accelerator)
-        settings.append(evaluation_run.settle(each, model, guide))
+        settings.append((yield from evaluation_run.settle(each, model, accelerator)))
     judge = yield from evaluation_run.find_judge(own[0], models[0].space, accelerator)
     sides = yield from sides_for(own[0], models)
     sides[0].check()
