@@ -21,7 +21,7 @@ from diffuse_cli.config.sample_options import SampleConfig
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.settings import brief
-from diffuse_cli.data import held
+from diffuse_cli.data.sources.in_memory import held
 from diffuse_cli.system.devices import reading_sample
 from diffuse_cli.system.errors import DiffuseError, UsageError, translated
 from diffuse_cli.system.events import Notice, Progress, Work

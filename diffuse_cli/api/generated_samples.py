@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from diffuse_cli.core.space import Space
-from diffuse_cli.data import File
+from diffuse_cli.data.sources.in_memory import File
 from diffuse_cli.media import MEDIA, figures, looks, suffix
 from diffuse_cli.sampling.journal import name_of
 from diffuse_cli.system import files

@@ -18,7 +18,7 @@ import PIL
 
 from diffuse_cli import system
 from diffuse_cli.data.decoding_workers import Result, blank, described, result_of
-from diffuse_cli.data.sources import Entry, Listing
+from diffuse_cli.data.sources.entries import Entry, Listing
 from diffuse_cli.system import files
 
 FORMAT = 1

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from diffuse_cli.data.dataset_index import DatasetIndex
 from diffuse_cli.data.decoding_workers import DecodedSample, Reading, Skipped, blank, decode_all
-from diffuse_cli.data.sources import Entry, Listing
+from diffuse_cli.data.sources.entries import Entry, Listing
 from diffuse_cli.data.store import Kept, Shape, Store
 from diffuse_cli.data.stream import SECONDS_BETWEEN_EVENTS
 from diffuse_cli.data.summary import NAMED

@@ -21,7 +21,6 @@ from diffuse_cli.core.conditions import (
     Value,
 )
 from diffuse_cli.core.settings import digits
-from diffuse_cli.data import Cells
 from diffuse_cli.data.summary import listed, plural
 from diffuse_cli.system.errors import DataError, UsageError, lookup, near
 from diffuse_cli.system.files import brief
@@ -29,7 +28,7 @@ from diffuse_cli.system.files import brief
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from diffuse_cli.data.metadata_files import Cell
+    from diffuse_cli.data.metadata_files import Cell, Cells
 
     Rows = npt.NDArray[np.float32]
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from diffuse_cli.data.sources import TABLES, Entry, Source, in_bytes, open_source
+from diffuse_cli.data.sources import open_source
+from diffuse_cli.data.sources.entries import TABLES, Entry, Source, in_bytes, read_table
 from diffuse_cli.data.summary import listed, plural
-from diffuse_cli.media.file_errors import Unusable
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.files import brief, show
 
@@ -168,21 +168,13 @@ def _text(entry: Entry, source: Source) -> str:
     Raises:
         DataError: it cannot be read, is too large or not UTF-8.
     """
-    table = show(entry.name)
-    if entry.fault:
-        raise DataError(f"cannot use {table}: {entry.fault}")
-    if entry.size > LARGEST_TABLE:
-        raise DataError(f"cannot use {table}: over {LARGEST_TABLE // 2**20} MiB")
+    data = read_table(source, entry, LARGEST_TABLE)
     try:
-        data = source.read(entry)
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{table}, line {line:,}: not UTF-8", "Save the table as UTF-8") from None
-    except Unusable as error:
-        raise DataError(f"cannot use {table}: {error.reason}") from None
-    except OSError as error:
-        raise DataError(f"cannot read {table}: {error.strerror}") from error
+        text = f"{show(entry.name)}, line {line:,}: not UTF-8"
+        raise DataError(text, "Save the table as UTF-8") from None
 
 
 def _csv(text: str, table: str) -> Iterator[tuple[int, Row]]:

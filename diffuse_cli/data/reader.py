@@ -19,15 +19,8 @@ from diffuse_cli.data.dataset_index import DatasetIndex
 from diffuse_cli.data.decoding_pass import Tally, collect
 from diffuse_cli.data.decoding_workers import Reading, cores
 from diffuse_cli.data.samples import Dataset
-from diffuse_cli.data.sources import (
-    Entry,
-    Listing,
-    Source,
-    classes_of,
-    fetching,
-    list_samples,
-    open_source,
-)
+from diffuse_cli.data.sources import fetching, open_source
+from diffuse_cli.data.sources.entries import Entry, Listing, Source, classes_of, list_samples
 from diffuse_cli.data.stream import Origin, Stream, stored_of
 from diffuse_cli.data.summary import (
     Summary,

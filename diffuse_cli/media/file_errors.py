@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from diffuse_cli.system.errors import DataError
+from diffuse_cli.system.files import show
 
 EMPTY = "empty file"
 NOT_AN_IMAGE = "not an image"
@@ -60,6 +66,42 @@ class Unusable(Exception):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+@contextlib.contextmanager
+def refusing(path: Path | str, hint: str = "") -> Iterator[None]:
+    """Turn what is wrong with a file that must be usable into a `DataError`."""
+    try:
+        yield
+    except Unusable as error:
+        if error.reason == MEMORY:
+            raise MemoryError from error
+        raise DataError(f"cannot use {show(path)}: {error.reason}", hint) from error
+    except OSError as error:
+        raise DataError(f"cannot read {show(path)}: {error.strerror}", hint) from error
+
+
+@contextlib.contextmanager
+def read_needed(path: Path, one: str, hint: str) -> Iterator[bytes]:
+    """Read a file that must be a sample, `one` of a medium, and refuse it as `refusing` does.
+
+    Raises:
+        DataError: there is no such file, or it is not usable inside the block.
+    """
+    with refusing(path, hint):
+        try:
+            info = path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            raise DataError(f"no such {one}: {show(path)}", hint) from None
+        except ValueError as error:
+            raise DataError(f"cannot read {show(path)}: {error}", hint) from error
+        if stat.S_ISDIR(info.st_mode):
+            raise DataError(f"no such {one}: {show(path)} is a folder", hint)
+        if not stat.S_ISREG(info.st_mode):
+            raise Unusable(IRREGULAR)
+        if info.st_size > LARGEST_FILE:
+            raise Unusable(TOO_LARGE)
+        yield path.read_bytes()
 
 
 # -- advice ---------------------------------------------------------------------------------------

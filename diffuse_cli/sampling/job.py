@@ -14,7 +14,7 @@ import numpy as np
 
 from diffuse_cli.config.sample_options import SampleConfig
 from diffuse_cli.core.space import Space
-from diffuse_cli.data import MANIFEST, MANIFEST_FORMAT
+from diffuse_cli.data.sources.entries import MANIFEST, MANIFEST_FORMAT
 from diffuse_cli.media import MEDIA, Asked, figures, like, suffix
 from diffuse_cli.sampling import generation, journal, sample_archive
 from diffuse_cli.sampling.cascade import Chain, load_chain

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.data import MANIFEST, MANIFEST_FORMAT
+from diffuse_cli.data.sources.entries import MANIFEST, MANIFEST_FORMAT
 from diffuse_cli.system import files, outputs
 from diffuse_cli.system.errors import OutputError
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from diffuse_cli.core.space import Space
-from diffuse_cli.data import MANIFEST, MANIFEST_FORMAT
+from diffuse_cli.data.sources.entries import MANIFEST, MANIFEST_FORMAT
 from diffuse_cli.data.sources.npz_batch import IMAGES, LABELS
 from diffuse_cli.sampling import journal
 from diffuse_cli.sampling.journal import GIF, GRID

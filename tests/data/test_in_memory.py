@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffuse_cli.data import Dataset, held, read_cells, read_images
+from diffuse_cli.data import Dataset, read_cells, read_images
 from diffuse_cli.data.sources import open_source
+from diffuse_cli.data.sources.in_memory import held
 from diffuse_cli.media.file_errors import Unusable
 from diffuse_cli.system.errors import DataError, UsageError
 from diffuse_cli.system.events import finish

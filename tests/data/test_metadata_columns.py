@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from diffuse_cli.core.conditions import Labels, MetadataTable, Numbers
-from diffuse_cli.data import Cells
 from diffuse_cli.data.metadata_columns import (
     names_of,
     out_of_range,
@@ -20,7 +19,7 @@ from diffuse_cli.data.metadata_columns import (
     unknown,
     untaught,
 )
-from diffuse_cli.data.metadata_files import Cell
+from diffuse_cli.data.metadata_files import Cell, Cells
 from diffuse_cli.data.metadata_files import _number as number_of
 from diffuse_cli.system.errors import DataError, UsageError
 

@@ -22,7 +22,7 @@ from PIL import Image
 
 from diffuse_cli.data import Dataset, open_index, read_images, save_index, saved_samples, store
 from diffuse_cli.data.samples import HELD_OUT_MINIMUM
-from diffuse_cli.data.sources import Entry, classes_of
+from diffuse_cli.data.sources.entries import Entry, classes_of
 from diffuse_cli.data.store import Mapped
 from diffuse_cli.data.summary import fitting
 from diffuse_cli.media import file_errors as reasons

@@ -23,6 +23,7 @@ from image_corpus import encoded, fill, noise, zipped
 from diffuse_cli.data import Dataset, decoding_workers, is_images, read_cells, read_images
 from diffuse_cli.data.sources import (
     SOURCES,
+    Entry,
     Source,
     _arrow_rows,
     kind_of,
@@ -179,9 +180,11 @@ def test_headers_are_read_as_tarfile_reads_them(tmp_path: Path, form: int) -> No
     if form != tarfile.USTAR_FORMAT:
         files |= {long: b"12345", "x" * 300 + ".png": b"1", "caf\udce9.png": b"raw"}
     path = tarred(tmp_path / "x.tar", files, form)
-    with path.open("rb") as file, tarfile.open(path) as archive:
-        found = [(m.path, m.start, m.size) for m in headers.members_of(file.fileno())]
-        assert found == [(m.name, m.offset_data, m.size) for m in archive]
+    members: dict[str, Entry] = {}
+    assert headers.collect(path, members) == ""
+    with tarfile.open(path) as archive:
+        found = [(headers.plain_name(m.name), f"{m.offset_data}:{m.size}:{path}") for m in archive]
+        assert [(name, member.key) for name, member in members.items()] == found
     with contextlib.closing(open_source(path)) as source:
         found = {e.name: source.read(e) for e in source.entries()}
     assert found == {headers.plain_name(name): data for name, data in files.items()}

@@ -19,7 +19,8 @@ from image_corpus import BOMB, encoded, fill, noise, png, zipped
 
 from diffuse_cli.data import Dataset, decoding_workers, read_images
 from diffuse_cli.data.decoding_workers import Reading, Result, decode_files
-from diffuse_cli.data.sources import Entry, list_samples, open_source
+from diffuse_cli.data.sources import Entry, open_source
+from diffuse_cli.data.sources.entries import list_samples
 from diffuse_cli.media import LARGE
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.events import finish
@@ -186,7 +187,8 @@ def test_a_process_ends_with_the_one_that_started_it(tmp_path: Path) -> None:
         from pathlib import Path
         from diffuse_cli.data.decoding_workers import Reading
         from diffuse_cli.media import Asked
-        from diffuse_cli.data.sources import list_samples, open_source
+        from diffuse_cli.data.sources import open_source
+        from diffuse_cli.data.sources.entries import list_samples
         from diffuse_cli.data.decoding_workers import Worker
         source = open_source(Path(sys.argv[1]))
         reading = Reading(source, "image", Asked())

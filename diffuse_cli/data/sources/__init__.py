@@ -10,16 +10,8 @@ from pathlib import Path
 
 from diffuse_cli.core.registry import Modules
 from diffuse_cli.data.sources.entries import HINT, extension_of, is_file, is_folder
-from diffuse_cli.data.sources.entries import MANIFEST as MANIFEST
-from diffuse_cli.data.sources.entries import MANIFEST_FORMAT as MANIFEST_FORMAT
-from diffuse_cli.data.sources.entries import TABLES as TABLES
 from diffuse_cli.data.sources.entries import Entry as Entry
-from diffuse_cli.data.sources.entries import Listing as Listing
-from diffuse_cli.data.sources.entries import MetadataRow as MetadataRow
 from diffuse_cli.data.sources.entries import Source as Source
-from diffuse_cli.data.sources.entries import classes_of as classes_of
-from diffuse_cli.data.sources.entries import in_bytes as in_bytes
-from diffuse_cli.data.sources.entries import list_samples as list_samples
 from diffuse_cli.data.sources.folder import OneFile
 from diffuse_cli.media import by_extension
 from diffuse_cli.system import file_types, run_reader

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from diffuse_cli.media import MEDIA, advice, by_extension
-from diffuse_cli.media.file_errors import Unusable
+from diffuse_cli.media.file_errors import Unusable, refusing
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.files import show
 
@@ -132,6 +132,20 @@ class Source:
 
     def close(self) -> None:
         """Close what `open` and `read` have opened."""
+
+
+def read_table(source: Source, entry: Entry, most: int) -> bytes:
+    """Read an entry of at most so many bytes that says something of samples.
+
+    Raises:
+        DataError: it cannot be used.
+    """
+    with refusing(entry.name):
+        if entry.fault:
+            raise Unusable(entry.fault)
+        if entry.size > most:
+            raise Unusable(f"over {most // 2**20} MiB")
+        return source.read(entry)
 
 
 def is_ignored_folder(name: str) -> bool:

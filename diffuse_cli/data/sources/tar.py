@@ -8,6 +8,7 @@ columns.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import tarfile
@@ -26,6 +27,7 @@ from diffuse_cli.data.sources.entries import (
     folder_classes,
     is_file,
     plain_name,
+    read_table,
     shards_at,
     short_names,
 )
@@ -36,6 +38,7 @@ from diffuse_cli.system import file_types
 from diffuse_cli.system.descriptors import open_to_read, read_at
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.files import brief, show
+from diffuse_cli.system.memory import raise_if_full
 
 EXTENSION = ".tar"
 CLASS, COLUMNS = ".cls", ".json"
@@ -106,17 +109,11 @@ class Tar(Source):
 
     def told(self, wanted: Collection[str] | None) -> Iterator[MetadataRow]:
         for stem, entry in self._index.columns.items():
-            table = show(entry.name)
-            if entry.size > LARGEST_NOTE:
-                raise DataError(f"cannot use {table}: over {LARGEST_NOTE // 2**20} MiB")
+            table, data = show(entry.name), read_table(self, entry, LARGEST_NOTE)
             try:
-                values = json.loads(self.read(entry))
+                values = json.loads(data)
             except (ValueError, RecursionError) as error:
                 raise DataError(f"{table}: {brief(getattr(error, 'msg', 'not JSON'))}") from None
-            except Unusable as error:
-                raise DataError(f"cannot use {table}: {error.reason}") from None
-            except OSError as error:
-                raise DataError(f"cannot read {table}: {error.strerror}") from error
             if not isinstance(values, dict):
                 raise DataError(f"{table}: not an object in braces")
             for sample in self._samples(stem):
@@ -146,7 +143,7 @@ class Tar(Source):
     @cached_property
     def _index(self) -> TarMembers:
         """What `entries` and `told` say."""
-        members: dict[Path, dict[str, Member]] = {shard: {} for shard in self._shards}
+        members: dict[Path, dict[str, Entry]] = {shard: {} for shard in self._shards}
         others: list[Entry] = []
         for shard, short in self._shards.items():
             if fault := collect(shard, members[shard]):
@@ -158,8 +155,8 @@ class Tar(Source):
         notes: list[tuple[dict[str, Entry], str, Entry]] = []
         for shard, found in members.items():
             prefix = self._shards[shard].removesuffix(EXTENSION) + "/" if several else ""
-            for name, (_, start, size, fault) in found.items():
-                entry = Entry(prefix + name, size, f"{start}:{size}:{shard}", fault)
+            for name, member in found.items():
+                entry = member._replace(name=prefix + name)
                 stem, extension = _split(entry.name)
                 if extension_of(name) in readers:
                     index.media.setdefault(stem, []).append(entry)
@@ -210,144 +207,53 @@ def _split(name: str) -> tuple[str, str]:
 
 # -- tar headers ----------------------------------------------------------------------------------
 
-# The members of a tar file by its headers: ustar, pax and GNU.
-
-LONGEST = 2**20
+LONGEST = 2**16
 """Longest header of a long name."""
 
 _BLOCK = 512
-_LONG = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
-_PAX = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 
 
-class Member(NamedTuple):
-    """A file in a shard: its path there, where its bytes begin, how many they are, and the reason
-    why it must not be read, if any."""
+class Headers(io.FileIO):
+    """A tar file for tarfile, which itself would read a header of any length that one claims."""
 
-    path: str
-    start: int
-    size: int
-    fault: str = ""
-
-
-class Broken(Exception):
-    """Not the header of a member."""
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read so many bytes, if that is not too many for a header."""
+        if size is None or not 0 <= size <= LONGEST:
+            raise Unusable(reasons.CORRUPT)
+        return super().read(size)
 
 
-def collect(shard: Path, found: dict[str, Member]) -> str:
+def collect(shard: Path, found: dict[str, Entry]) -> str:
     """Add the members of a shard by their names, the last of a name, and say what is wrong with it:
     those before the damage are found."""
     try:
-        file = open_to_read(shard)
+        with Headers(open_to_read(shard)) as file:
+            end = os.fstat(file.fileno()).st_size
+            if not end:
+                return reasons.EMPTY
+            archive = tarfile.TarFile(fileobj=file, encoding="utf-8")
+            while info := archive.next():
+                archive.members.clear()  # of a million members tarfile would keep the headers
+                if info.size < 0 or archive.offset > end:
+                    return reasons.CORRUPT
+                if not info.isdir() and (name := plain_name(info.name)):
+                    key = f"{info.offset_data}:{info.size}:{shard}"
+                    found[name] = Entry(name, info.size, key, _fault(info))
+            # At a damaged header tarfile ends as at the blocks of zeros behind the last member.
+            return reasons.CORRUPT if any(read_at(file.fileno(), _BLOCK, archive.offset)) else ""
     except FileNotFoundError:
         return reasons.VANISHED
     except OSError:
         return reasons.UNREADABLE
-    try:
-        for member in members_of(file):
-            if name := plain_name(member.path):
-                found[name] = member
-    except Broken:
-        return reasons.CORRUPT if os.fstat(file).st_size else reasons.EMPTY
-    except OSError:
-        return reasons.UNREADABLE
-    finally:
-        os.close(file)
-    return ""
+    except Exception as error:  # headers are bytes of any kind
+        raise_if_full(error)
+        return reasons.CORRUPT
 
 
-def members_of(file: int) -> Iterator[Member]:
-    """The members of an open tar file, but folders, in the order in which they lie there.
-
-    Raises:
-        Broken: a header that is damaged, or a member that is cut.
-    """
-    at, end = 0, os.fstat(file).st_size
-    if not end:
-        raise Broken
-    more: dict[str, str] = {}
-    while at < end:
-        try:
-            # One header, without reading on: tarfile itself would take any length that one claims.
-            info = tarfile.TarInfo.frombuf(read_at(file, _BLOCK, at), "utf-8", "surrogateescape")
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
-            return
-        except (tarfile.TarError, ValueError) as error:
-            raise Broken from error
-        at += _BLOCK
-        if info.type == tarfile.GNUTYPE_SPARSE:
-            at += _BLOCK * _more_blocks(file, at)
-        size, name = _number(more.get("size"), info.size), more.get("path", info.name)
-        has_data = info.isreg() or info.type not in tarfile.SUPPORTED_TYPES
-        if info.type in _LONG or info.type in _PAX:
-            if not 0 <= info.size <= LONGEST:
-                raise Broken
-            data = _whole(file, at, info.size)
-            if info.type in _PAX:
-                more |= _records(data) if info.type != tarfile.XGLTYPE else {}
-            else:
-                text = data.rstrip(b"\0").decode("utf-8", "surrogateescape")
-                more |= {"path": text} if info.type == tarfile.GNUTYPE_LONGNAME else {}
-            at += -(-info.size // _BLOCK) * _BLOCK
-            continue
-        if size < 0 or (has_data and at + size > end):
-            raise Broken
-        if not info.isdir():
-            sparse = info.type == tarfile.GNUTYPE_SPARSE or "GNU.sparse" in more
-            plain = info.isreg() and not sparse
-            yield Member(name, at, size, _fault(plain, size))
-        at += -(-size // _BLOCK) * _BLOCK if has_data else 0
-        more = {}
-    if at > end:
-        raise Broken
-
-
-def _fault(plain: bool, size: int) -> str:
-    if not plain:
+def _fault(info: tarfile.TarInfo) -> str:
+    if not info.isreg() or info.issparse():
         return reasons.IRREGULAR
-    return reasons.TOO_LARGE if size > LARGEST_FILE else ""
-
-
-def _more_blocks(file: int, at: int) -> int:
-    """How many blocks of a sparse member's map follow its header."""
-    count, block = 0, read_at(file, _BLOCK, at - _BLOCK)
-    extended = len(block) == _BLOCK and block[482]
-    while extended:
-        block = _whole(file, at + count * _BLOCK, _BLOCK)
-        extended, count = block[504], count + 1
-    return count
-
-
-def _number(text: str | None, otherwise: int) -> int:
-    try:
-        return int(text) if text is not None else otherwise
-    except ValueError as error:
-        raise Broken from error
-
-
-def _records(data: bytes) -> dict[str, str]:
-    """The records of a pax header that say where and what a member is: `path`, `size`, and
-    `GNU.sparse` if any of that name is there."""
-    found: dict[str, str] = {}
-    while data and data[0]:
-        length, space, _ = data[:20].partition(b" ")
-        if not (space and length.isdigit() and len(length) + 2 < int(length) <= len(data)):
-            raise Broken
-        name, _, value = data[len(length) + 1 : int(length) - 1].partition(b"=")
-        key = name.decode("utf-8", "replace")
-        if key in ("path", "size"):
-            found[key] = value.decode("utf-8", "surrogateescape")
-        elif key.startswith("GNU.sparse."):
-            found["GNU.sparse"] = ""
-        data = data[int(length) :]
-    return found
-
-
-def _whole(file: int, start: int, size: int) -> bytes:
-    try:
-        return bytes_at(file, start, size)
-    except Unusable as error:
-        raise Broken from error
+    return reasons.TOO_LARGE if info.size > LARGEST_FILE else ""
 
 
 def bytes_at(file: int, start: int, size: int) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import stat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +10,7 @@ from PIL import Image, ImageColor
 
 from diffuse_cli.media import LARGE, alone
 from diffuse_cli.media import file_errors as reasons
-from diffuse_cli.media.file_errors import LARGEST_FILE, Unusable
+from diffuse_cli.media.file_errors import Unusable, read_needed
 from diffuse_cli.media.image.full_depth import grey_levels, is_deep, planes
 from diffuse_cli.media.image.image_metadata import (
     AVIF,
@@ -26,8 +25,6 @@ from diffuse_cli.media.image.image_metadata import (
     to_srgb,
 )
 from diffuse_cli.media.image.planes import Planes, Size, laid, upright
-from diffuse_cli.system.errors import DataError
-from diffuse_cli.system.files import show
 
 _TURN = Image.Transpose
 _TURNS = {
@@ -226,24 +223,8 @@ def read_image(path: Path | str, background: str = "white") -> tuple[Image.Image
     Raises:
         DataError: there is no such file, or it is not a usable image.
     """
-    path = Path(path)
     hint = f"Give a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file"
-    try:
-        info = path.stat()
-        if not stat.S_ISREG(info.st_mode):
-            raise Unusable("a folder" if stat.S_ISDIR(info.st_mode) else reasons.IRREGULAR)
-        if info.st_size > LARGEST_FILE:
-            raise Unusable(reasons.TOO_LARGE)
-        silence_pillow()
-        found = decoded(path.read_bytes(), ImageColor.getrgb(background)[:3])
+    silence_pillow()
+    with read_needed(Path(path), "image", hint) as data:
+        found = decoded(data, ImageColor.getrgb(background)[:3])
         return found.in_srgb(), found.remarks
-    except (FileNotFoundError, NotADirectoryError):
-        raise DataError(f"no such image: {show(path)}", hint) from None
-    except Unusable as error:
-        if error.reason == reasons.MEMORY:
-            raise MemoryError from error
-        raise DataError(f"cannot use {show(path)}: {error.reason}", hint) from error
-    except OSError as error:
-        raise DataError(f"cannot read {show(path)}: {error.strerror}", hint) from error
-    except ValueError as error:
-        raise DataError(f"cannot read {show(path)}: {error}", hint) from error

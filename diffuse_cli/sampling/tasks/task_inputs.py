@@ -24,7 +24,7 @@ from diffuse_cli.media import (
     named,
     numbers_of,
 )
-from diffuse_cli.media.file_errors import LARGEST_FILE, MEMORY, TOO_LARGE, Unusable
+from diffuse_cli.media.file_errors import read_needed
 from diffuse_cli.models.image_conditioning import Giver
 from diffuse_cli.sampling.generation import Loaded
 from diffuse_cli.system import files
@@ -141,20 +141,10 @@ def read_one(path: str, medium: str, asked: Asked) -> Read:
     Raises:
         DataError: there is none, or it is not usable.
     """
-    kind, shown = MEDIA[medium], files.show(path)
+    kind = MEDIA[medium]
     hint = f"Give one of {', '.join(sorted(kind.extensions))}"
-    try:
-        if not Path(path).is_file():
-            raise DataError(f"no such {kind.one}: {shown}", hint)
-        if Path(path).stat().st_size > LARGEST_FILE:
-            raise Unusable(TOO_LARGE)
-        return kind.read(Path(path).read_bytes(), asked)
-    except Unusable as error:
-        if error.reason == MEMORY:
-            raise MemoryError from error
-        raise DataError(f"cannot use {shown}: {error.reason}", hint) from error
-    except OSError as error:
-        raise DataError(f"cannot read {shown}: {error.strerror}", hint) from error
+    with read_needed(Path(path), kind.one, hint) as data:
+        return kind.read(data, asked)
 
 
 def read_mask(path: str, loaded: Loaded, fit: str | None, sizes: frozenset[Size]) -> Array:
