@@ -185,12 +185,10 @@ def _completed(asked: Asked, bits: int | None, source: Source, listing: Listing)
 
 def _tried(source: Source, entry: Entry) -> bytes | None:
     """The content of a small file, or None."""
-    if entry.fault or entry.size > LARGE:
-        return None
-    try:
-        return source.read(entry)
-    except (Unusable, OSError):
-        return None
+    with contextlib.suppress(Unusable, OSError):
+        if not entry.fault and entry.size <= LARGE:
+            return source.read(entry)
+    return None
 
 
 def most_bytes(listing: Listing, asked: Asked) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diffuse_cli.core.space import TRANSFORMS, Space
+from diffuse_cli.data.sources.entries import below_common
 from diffuse_cli.data.summary import NAMED, Summary, listed, plural
 from diffuse_cli.media import MEDIA
 from diffuse_cli.system.errors import DataError, lookup
@@ -90,12 +91,8 @@ class Dataset:
     @cached_property
     def class_fingerprints(self) -> dict[str, str]:
         """The `fingerprint` of each class."""
-        order = np.argsort(self.labels, kind="stable")
-        bounds = np.searchsorted(self.labels[order], np.arange(len(self.class_names) + 1))
-        return {
-            name: _fingerprint(self.digests[order[bounds[k] : bounds[k + 1]]])
-            for k, name in enumerate(self.class_names)
-        }
+        names = enumerate(self.class_names)
+        return {name: _fingerprint(self.digests[self.labels == k]) for k, name in names}
 
     @cached_property
     def rows_fingerprint(self) -> str:
@@ -198,10 +195,8 @@ def pair(samples: Dataset, given: Dataset) -> Pairs:
     Raises:
         DataError: nothing has a pair.
     """
-    for own, theirs in (
-        (samples.names, given.names),
-        (_below(samples.names), _below(given.names)),
-    ):
+    sides = samples.names, given.names
+    for own, theirs in (sides, [below_common(names, names) for names in sides]):
         rows = _rows(own, theirs)
         if (rows >= 0).any():
             return Pairs(samples, given, rows)
@@ -224,17 +219,6 @@ def _stem(name: str) -> str:
     folder, slash, base = name.rpartition("/")
     stem, dot, extension = base.rpartition(".")
     return folder + slash + (stem if dot else extension)
-
-
-def _below(names: Sequence[str]) -> list[str]:
-    """The names below the folders that all of them share."""
-    folders = [name.split("/")[:-1] for name in (min(names), max(names))]
-    depth = 0
-    for one, other in zip(*folders, strict=False):
-        if one != other:
-            break
-        depth += 1
-    return [name.split("/", depth)[-1] for name in names]
 
 
 # -- measuring ------------------------------------------------------------------------------------

@@ -338,6 +338,7 @@ class Streamed:
         one = blank(origin.shape, origin.dtype)
         self.shape: tuple[int, ...] = (len(origin.entries), *one[self._of_each].shape)
         self.dtype, self.ndim = origin.dtype, len(self.shape)
+        self._places = np.arange(len(self))
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -347,13 +348,8 @@ class Streamed:
             if not key or key[0] is not Ellipsis or self._part:
                 raise IndexError("a part is [..., slices]")
             return Streamed(self.stream, key[1:])
-        if isinstance(key, (int, np.integer)):
-            return self._rows(np.array([range(len(self))[key]]))[0]
-        if isinstance(key, slice):
-            return self._rows(np.arange(*key.indices(len(self))))
-        rows = np.asarray(key)
-        rows = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows.astype(np.int64)
-        return self._rows(np.where(rows < 0, rows + len(self), rows))
+        rows = self._places[key]
+        return self._rows(rows) if np.ndim(rows) else self._rows(rows[None])[0]
 
     def _rows(self, rows: Indices) -> Array:
         found = np.empty((len(rows), *self.shape[1:]), self.dtype)

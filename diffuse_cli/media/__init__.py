@@ -14,6 +14,7 @@ import numpy.typing as npt
 from diffuse_cli.core.registry import InvalidArgument, Modules, lookup
 from diffuse_cli.core.space import LONGEST_SIDE
 from diffuse_cli.core.space import Space as Space
+from diffuse_cli.media.file_errors import MEMORY, Unusable
 from diffuse_cli.media.shapes import ALPHA as ALPHA
 from diffuse_cli.media.shapes import FITS as FITS
 from diffuse_cli.media.shapes import Fit as Fit
@@ -21,6 +22,7 @@ from diffuse_cli.media.shapes import asked_for as asked_for
 from diffuse_cli.media.shapes import crop
 from diffuse_cli.media.shapes import layout_of as layout_of
 from diffuse_cli.media.shapes import named as named
+from diffuse_cli.system.memory import out_of_memory
 
 Array = npt.NDArray[Any]
 Size = tuple[int, ...]
@@ -45,6 +47,17 @@ def alone(large: bool, shared: bool = False) -> Iterator[None]:
         raise Large
     with _one_large if large else contextlib.nullcontext():
         yield
+
+
+@contextlib.contextmanager
+def failing_as(reason: str) -> Iterator[None]:
+    """Turn errors inside the block into `Unusable`."""
+    try:
+        yield
+    except (Unusable, Large):
+        raise
+    except Exception as error:
+        raise Unusable(MEMORY if out_of_memory(error) else reason) from None
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ Anything that is not a `DiffuseError` is a bug and ends with a traceback.
 from __future__ import annotations
 
 import contextlib
+import importlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.registry import lookup as known
@@ -52,6 +53,20 @@ class DataError(DiffuseError):
     """DATA or IMAGE is missing or unusable."""
 
     exit_code = 3
+
+
+def extra_package(
+    name: str, extra: str, message: str, error: Callable[[str, str], DiffuseError] = DataError
+) -> Any:
+    """Import a package of one of our extras, or say what it is needed for.
+
+    Raises:
+        DiffuseError: it is not installed, or a library that it loads.
+    """
+    try:
+        return importlib.import_module(name)
+    except (ImportError, OSError):
+        raise error(message, f"Install it: pip install 'diffuse-cli[{extra}]'") from None
 
 
 class ModelFileError(DiffuseError):

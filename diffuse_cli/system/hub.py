@@ -4,7 +4,6 @@ also without a network."""
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import re
 from collections import Counter
@@ -20,6 +19,7 @@ from diffuse_cli.system.errors import (
     ModelFileError,
     OutputError,
     UsageError,
+    extra_package,
 )
 from diffuse_cli.system.files import brief
 from diffuse_cli.system.memory import raise_if_full
@@ -128,13 +128,8 @@ def package(kind: Kind, repo: str) -> Any:
     Raises:
         DataError, ModelFileError: it is not installed.
     """
-    try:
-        hub = importlib.import_module("huggingface_hub")
-    except ImportError:
-        raise kind.error(
-            f"huggingface_hub is needed to read {brief(kind.title(repo))}",
-            "Install it: pip install 'diffuse-cli[hub]'",
-        ) from None
+    text = f"huggingface_hub is needed to read {brief(kind.title(repo))}"
+    hub = extra_package("huggingface_hub", "hub", text, kind.error)
     hub.logging.set_verbosity_error()
     hub.utils.disable_progress_bars()
     return hub

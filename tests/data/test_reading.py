@@ -124,7 +124,7 @@ def test_strict_ends_at_the_first_bad_file(tmp_path: Path) -> None:
         (SystemError, reasons.UNREADABLE),
     ],
 )
-@pytest.mark.parametrize("where", ["data.sources.folder.Folder.read", "media.image.digest"])
+@pytest.mark.parametrize("where", ["data.sources.folder.Folder.read", "media.image.planes.digest"])
 def test_whatever_is_raised_for_a_file_is_a_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, error: type[Exception], reason: str
 ) -> None:

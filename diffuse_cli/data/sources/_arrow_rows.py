@@ -6,7 +6,6 @@ A sample is named after its shard and row, so that the order of names is that of
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import threading
 from collections import OrderedDict
@@ -19,7 +18,6 @@ from diffuse_cli.data.sources.entries import (
     Entry,
     MetadataRow,
     Source,
-    check_shards,
     extension_of,
     short_names,
 )
@@ -43,35 +41,20 @@ STARTS = {
 """The extension of a sample without a name, by its first bytes."""
 
 
-def needed(package: str, extra: str, path: Path) -> Any:
-    """A package of one of our extras.
-
-    Raises:
-        DataError: it is not installed.
-    """
-    try:
-        return importlib.import_module(package)
-    except ImportError:
-        raise DataError(
-            f"{package.partition('.')[0]} is needed to read {show(path)}",
-            f"Install it: pip install 'diffuse-cli[{extra}]'",
-        ) from None
-
-
 @dataclass(frozen=True)
 class Layout:
     """What the columns of a table hold.
 
     Attributes:
         sample: the column of files.
-        nested: whether it is a structure of `bytes` and `path`.
+        nested: the fields of its structure, of which `bytes` is one; empty if it is bytes itself.
         label: the column of classes, if there is one.
         plain: columns of numbers and texts, that of classes among them.
         names: the names of the classes that whole numbers stand for, by column.
     """
 
     sample: str
-    nested: bool
+    nested: Sequence[str]
     label: str | None
     plain: tuple[str, ...]
     names: Mapping[str, Sequence[str]]
@@ -108,7 +91,6 @@ class ArrowRows(Source):
 
     def __init__(self, path: Path, shards: Sequence[Path]) -> None:
         super().__init__(path)
-        check_shards(shards)
         self._names = short_names(shards)
         self._open: OrderedDict[str, tuple[Shard, Layout]] = OrderedDict()
         self._lock = threading.Lock()
@@ -118,14 +100,16 @@ class ArrowRows(Source):
         raise NotImplementedError
 
     def entries(self) -> Iterator[Entry]:
-        tables, bare = [], DataError("")
+        tables = []
         for path, name in self._names.items():
             try:
                 with self._lock:
                     shard, layout = self._opened(str(path))
                     found = [*self._listed(shard, layout, str(path))]
-            except DataError as error:
-                fault, bare = reasons.NO_SAMPLES, error
+            except DataError:
+                if len(self._names) == 1:
+                    raise
+                fault = reasons.NO_SAMPLES
             except Exception as error:
                 raise_if_full(error)
                 fault = _reason(error, path)
@@ -134,8 +118,6 @@ class ArrowRows(Source):
                     tables.append(name)
                 yield from found
                 continue
-            if len(self._names) == 1 and fault == reasons.NO_SAMPLES:
-                raise bare
             yield Entry(f"{name}/", 0, str(path), fault, label="")
         self.tables = tuple(tables)
 
@@ -190,7 +172,7 @@ class ArrowRows(Source):
         """The entries of a shard."""
         readers, usual = by_extension(), ""
         names: Sequence[str | None] = [None] * shard.count
-        if layout.nested and "path" in _fields(shard.schema.field(layout.sample).type):
+        if "path" in layout.nested:
             column = shard.columns([f"{layout.sample}.path"]).column(layout.sample)
             names = [value and value["path"] for value in column.to_pylist()]
         labels = _values(shard, layout, layout.label) if layout.label else [None] * shard.count
@@ -250,11 +232,15 @@ def layout_of(schema: Any, path: str) -> Layout:
     Raises:
         DataError: none holds files.
     """
+    from pyarrow import types
+
     features = _features(schema.metadata or {})
     kinds = {field.name: field.type for field in schema}
+    fields = {n: [f.name for f in kind] for n, kind in kinds.items() if types.is_struct(kind)}
+    binary = [n for n, k in kinds.items() if types.is_binary(k) or types.is_large_binary(k)]
     marked = [n for n in kinds if features.get(n, {}).get("_type") in ("Image", "Audio")]
-    able = [n for n, kind in kinds.items() if "bytes" in _fields(kind)]
-    able = [n for n in marked if n in able] or able or [n for n in kinds if _is_binary(kinds[n])]
+    able = [n for n, names in fields.items() if "bytes" in names]
+    able = [n for n in marked if n in able] or able or binary
     if not able:
         listed = ", ".join(f"{brief(n, 40)} ({brief(kind, 40)})" for n, kind in kinds.items())
         raise DataError(
@@ -267,11 +253,14 @@ def layout_of(schema: Any, path: str) -> Layout:
         for n, feature in features.items()
         if feature.get("_type") == "ClassLabel" and isinstance(feature.get("names"), list)
     }
-    plain = tuple(n for n, kind in kinds.items() if _is_plain(kind))
+    others = (types.is_nested, types.is_null, types.is_fixed_size_binary)
+    plain = tuple(n for n, k in kinds.items() if n not in binary and not any(t(k) for t in others))
     classes = [n for n in plain if n in names] + [n for n in plain if n in LABEL]
-    labels = [n for n in classes if _is_label(kinds[n])]
+    values = {n: k.value_type if types.is_dictionary(k) else k for n, k in kinds.items()}
+    countable = (types.is_integer, types.is_string, types.is_large_string)
+    labels = [n for n in classes if any(test(values[n]) for test in countable)]
     label = next((n for n in LABEL if n in labels), labels[0] if labels else None)
-    return Layout(sample, bool(_fields(kinds[sample])), label, plain, names)
+    return Layout(sample, fields.get(sample, ()), label, plain, names)
 
 
 def _features(metadata: Mapping[bytes, bytes]) -> dict[str, dict[str, Any]]:
@@ -281,30 +270,3 @@ def _features(metadata: Mapping[bytes, bytes]) -> dict[str, dict[str, Any]]:
         return {name: feature for name, feature in found.items() if isinstance(feature, dict)}
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return {}
-
-
-def _fields(kind: Any) -> list[str]:
-    """The names of the fields of a structure."""
-    from pyarrow import types
-
-    return [field.name for field in kind] if types.is_struct(kind) else []
-
-
-def _is_binary(kind: Any) -> bool:
-    from pyarrow import types
-
-    return bool(types.is_binary(kind) or types.is_large_binary(kind))
-
-
-def _is_label(kind: Any) -> bool:
-    from pyarrow import types
-
-    value = kind.value_type if types.is_dictionary(kind) else kind
-    return bool(types.is_integer(value) or types.is_string(value) or types.is_large_string(value))
-
-
-def _is_plain(kind: Any) -> bool:
-    from pyarrow import types
-
-    other = types.is_nested(kind) or types.is_null(kind) or _is_binary(kind)
-    return not (other or types.is_fixed_size_binary(kind))

@@ -8,9 +8,9 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any
 
-from diffuse_cli.data.sources._arrow_rows import ArrowRows, Layout, needed
+from diffuse_cli.data.sources._arrow_rows import ArrowRows, Layout
 from diffuse_cli.data.sources.entries import is_file, shards_at
-from diffuse_cli.system.errors import DataError
+from diffuse_cli.system.errors import DataError, extra_package
 from diffuse_cli.system.files import brief, show
 
 EXTENSION = ".arrow"
@@ -63,7 +63,7 @@ class Saved(ArrowRows):
 
     @classmethod
     def open(cls, path: Path) -> Saved:
-        needed("pyarrow.ipc", "parquet", path)
+        extra_package("pyarrow.ipc", "parquet", f"pyarrow is needed to read {show(path)}")
         folder = _split(path) if is_file(path / SPLITS) else path
         whole = is_file(folder / STATE)
         return cls(path, _shards(folder) if whole else shards_at(folder, EXTENSION) or [folder])

@@ -6,11 +6,12 @@ import contextlib
 import glob
 import json
 import os
+import posixpath
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice, product, takewhile
+from itertools import islice, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -241,23 +242,17 @@ def _expanded(text: str) -> Iterator[str]:
     return map("".join, product(*choices))
 
 
-def check_shards(shards: Iterable[Path]) -> None:
-    """Refuse a shard that was written out and is not there.
+def short_names(shards: Sequence[Path]) -> dict[Path, str]:
+    """The file names of shards; their paths if these are not unique.
 
     Raises:
-        DataError
+        DataError: a shard that was written out is not there.
     """
     for shard in shards:
         if not is_file(shard):
             raise DataError(f"no such file: {show(shard)}", "Check the numbers in braces")
-
-
-def short_names(shards: Iterable[Path]) -> dict[Path, str]:
-    """Shards by their file names; by their paths if these are not unique."""
-    paths = list(shards)
-    names = [path.name for path in paths]
-    unique = len(set(names)) == len(names)
-    return dict(zip(paths, names if unique else map(str, paths), strict=True))
+    unique = len({shard.name for shard in shards}) == len(shards)
+    return {shard: shard.name if unique else str(shard) for shard in shards}
 
 
 # -- listing --------------------------------------------------------------------------------------
@@ -372,8 +367,12 @@ def classes_of(
 def folder_classes(names: Sequence[str], candidates: Sequence[str] | None = None) -> list[str]:
     """The folder of each, directly below the common folder of all candidates, or of all `names`;
     empty for files directly in that."""
-    folders = {name.rpartition("/")[0] for name in candidates or names}
-    levels = zip(*(folder.split("/") if folder else () for folder in folders), strict=False)
-    depth = sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, levels))
-    parts = [name.split("/")[depth:] for name in names]
-    return [part[0] if len(part) > 1 else "" for part in parts]
+    parts = (name.partition("/") for name in below_common(names, candidates or names))
+    return [folder if slash else "" for folder, slash, _ in parts]
+
+
+def below_common(names: Sequence[str], every: Iterable[str]) -> list[str]:
+    """Names below the folders that all of `every` share."""
+    folders = {name.rpartition("/")[0] for name in every}
+    shared = posixpath.commonpath(folders) if folders else ""
+    return [name.removeprefix(f"{shared}/") for name in names]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from diffuse_cli.data.sources.entries import AT_ONCE, Entry, Source, is_folder, is_ignored_folder
+from diffuse_cli.data.sources.entries import Entry, Source, is_folder, is_ignored_folder
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.file_errors import LARGEST_FILE, Unusable
 from diffuse_cli.system.descriptors import open_to_read
@@ -47,19 +48,13 @@ class Folder(Source):
 
     def read(self, entry: Entry) -> bytes:
         # It may have become a FIFO since it was listed.
-        descriptor = open_to_read(entry.key)
-        try:
-            info = os.fstat(descriptor)
+        with io.FileIO(open_to_read(entry.key)) as file:
+            info = os.fstat(file.fileno())
             if not stat.S_ISREG(info.st_mode):
                 raise Unusable(reasons.IRREGULAR)
             if info.st_size > LARGEST_FILE:
                 raise Unusable(reasons.TOO_LARGE)
-            data = os.read(descriptor, info.st_size)
-            while len(data) < info.st_size and (more := os.read(descriptor, AT_ONCE)):
-                data += more
-            return data
-        finally:
-            os.close(descriptor)
+            return file.readall()
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

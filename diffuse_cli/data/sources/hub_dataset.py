@@ -120,7 +120,8 @@ def _wanted(text: str) -> Wanted:
     """
     form = _FORM.fullmatch(text.replace(os.sep, "/"))
     if form is None:
-        raise DataError(f"not a data set: {_shown(text)}", "Type hf://datasets/ORG/NAME")
+        shown = files.show(re.sub(r"^hf:/+", "hf://", text))
+        raise DataError(f"not a data set: {shown}", "Type hf://datasets/ORG/NAME")
     check_within(text, *form.group("name", "revision", "path"))
     revision = unquote(form["revision"] or "main")
     listing = listed(form["name"], ALIASES.get(revision, revision))
@@ -128,10 +129,6 @@ def _wanted(text: str) -> Wanted:
     found, folder = _chosen(listing, path)
     ending = f"/{path}" if path else ""
     return Wanted(listing, found, folder, f"{listing.title}@{listing.commit}{ending}")
-
-
-def _shown(text: str) -> str:
-    return files.show(re.sub(r"^hf:/+", "hf://", text))
 
 
 def _chosen(listing: HubListing, path: str) -> tuple[list[HubFile], str | None]:
@@ -145,7 +142,8 @@ def _chosen(listing: HubListing, path: str) -> tuple[list[HubFile], str | None]:
     below = [f for f in listing.files if not path or f.name.startswith(f"{path}/")]
     there = exact or [f for f in below if not _is_hidden(f.name.removeprefix(path))]
     if not there:
-        raise DataError(f"nothing at {path or 'all'} in {listing.title}", _contents(listing))
+        hint = _such_as(listing, listing.files) if listing.files else "It is empty"
+        raise DataError(f"nothing at {path or 'all'} in {listing.title}", hint)
     for extension in SHARDS:
         if shards := [f for f in there if extension_of(f.name) == extension]:
             return (shards if exact else _of_training(listing, shards)), None
@@ -194,10 +192,6 @@ def _of_training(listing: HubListing, shards: list[HubFile]) -> list[HubFile]:
 def _is_hidden(name: str) -> bool:
     *folders, base = name.strip("/").split("/")
     return base.startswith(".") or any(map(is_ignored_folder, folders))
-
-
-def _contents(listing: HubListing) -> str:
-    return _such_as(listing, listing.files) if listing.files else "It is empty"
 
 
 def _such_as(listing: HubListing, found: Sequence[HubFile]) -> str:

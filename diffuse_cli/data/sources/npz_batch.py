@@ -6,6 +6,7 @@ evaluations/README.md) reads, and its published samples and references are; `arr
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from typing import IO
 import numpy as np
 from PIL import Image
 
-from diffuse_cli.data.sources.entries import AT_ONCE, HINT, Entry, Source, is_file
+from diffuse_cli.data.sources.entries import HINT, Entry, Source, is_file
 from diffuse_cli.data.sources.in_memory import of_image
 from diffuse_cli.media import Array
 from diffuse_cli.media.array.npy_file import HEADERS
@@ -88,20 +89,15 @@ def _array_in(archive: zipfile.ZipFile) -> tuple[tuple[int, ...], int]:
     if IMAGES not in names or not names <= {IMAGES, *OTHERS}:
         raise ValueError("no such array")
     with archive.open(IMAGES) as member:
-        return _header(member)
-
-
-def _header(member: IO[bytes]) -> tuple[tuple[int, ...], int]:
-    """The shape, and how many bytes come before the numbers."""
-    version = np.lib.format.read_magic(member)
-    if version not in HEADERS:
-        raise ValueError("another version")
-    shape, by_columns, dtype = HEADERS[version](member)
-    if by_columns or dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3):
-        raise ValueError("another array")
-    if min(shape) < 1:
-        raise ValueError("no images")
-    return shape, member.tell()
+        version = np.lib.format.read_magic(member)
+        if version not in HEADERS:
+            raise ValueError("another version")
+        shape, by_columns, dtype = HEADERS[version](member)
+        if by_columns or dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3):
+            raise ValueError("another array")
+        if min(shape) < 1:
+            raise ValueError("no images")
+        return shape, member.tell()
 
 
 def _unpacked(archive: zipfile.ZipFile, path: Path) -> tuple[IO[bytes], int]:
@@ -114,8 +110,7 @@ def _unpacked(archive: zipfile.ZipFile, path: Path) -> tuple[IO[bytes], int]:
         return file, info.header_offset + 30 + name + extra
     unpacked = tempfile.TemporaryFile()  # noqa: SIM115  it is read until the end
     with archive.open(info) as member:
-        while data := member.read(AT_ONCE):
-            unpacked.write(data)
+        shutil.copyfileobj(member, unpacked)
     unpacked.flush()
     return unpacked, 0
 

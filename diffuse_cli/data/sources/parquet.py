@@ -9,10 +9,12 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from diffuse_cli.data.sources._arrow_rows import ArrowRows, Layout, needed
+from diffuse_cli.data.sources._arrow_rows import ArrowRows, Layout
 from diffuse_cli.data.sources.entries import shards_at
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.file_errors import Unusable
+from diffuse_cli.system.errors import extra_package
+from diffuse_cli.system.files import show
 from diffuse_cli.system.memory import raise_if_full
 
 EXTENSION = ".parquet"
@@ -32,7 +34,7 @@ class Parquet(ArrowRows):
 
     @classmethod
     def open(cls, path: Path) -> Parquet:
-        needed("pyarrow.parquet", "parquet", path)
+        extra_package("pyarrow.parquet", "parquet", f"pyarrow is needed to read {show(path)}")
         return cls(path, shards_at(path, EXTENSION) or [path])
 
     def __init__(self, path: Path, shards: Sequence[Path]) -> None:

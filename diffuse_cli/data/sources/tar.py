@@ -22,7 +22,6 @@ from diffuse_cli.data.sources.entries import (
     Entry,
     MetadataRow,
     Source,
-    check_shards,
     extension_of,
     folder_classes,
     is_file,
@@ -84,9 +83,7 @@ class Tar(Source):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        shards = shards_at(path, EXTENSION) or [path]
-        check_shards(shards)
-        self._shards = short_names(shards)
+        self._shards = short_names(shards_at(path, EXTENSION) or [path])
         self._open: dict[str, int] = {}
         self._lock = threading.Lock()
 
@@ -134,11 +131,8 @@ class Tar(Source):
         if kept is not None:
             yield kept
             return
-        file = open_to_read(shard)
-        try:
-            yield file
-        finally:
-            os.close(file)
+        with io.FileIO(open_to_read(shard)) as file:
+            yield file.fileno()
 
     @cached_property
     def _index(self) -> TarMembers:
@@ -262,7 +256,7 @@ def bytes_at(file: int, start: int, size: int) -> bytes:
     Raises:
         Unusable: it ends before.
     """
-    data = read_at(file, size, start)
+    data = b""
     while len(data) < size:
         more = read_at(file, size - len(data), start + len(data))
         if not more:

@@ -72,14 +72,10 @@ class Zip(Source):
             with self._file.open(entry.key) as file:
                 # At once, zipfile unpacks more than the member's declared size.
                 return b"".join(iter(partial(file.read, AT_ONCE), b""))
-        except RuntimeError as error:
-            raise_if_full(error)
-            raise Unusable(reasons.UNREADABLE) from None
-        except OSError as error:
-            raise Unusable(reasons.UNREADABLE if error.errno else reasons.CORRUPT) from None
         except Exception as error:
             raise_if_full(error)
-            raise Unusable(reasons.CORRUPT) from None
+            unread = isinstance(error, RuntimeError) or getattr(error, "errno", None)
+            raise Unusable(reasons.UNREADABLE if unread else reasons.CORRUPT) from None
 
     def close(self) -> None:
         self._file.close()

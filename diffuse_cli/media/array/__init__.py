@@ -7,6 +7,7 @@ without a sign are levels; all other numbers are floats.
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -50,7 +51,7 @@ def read(data: bytes, asked: Asked) -> Read:
         raise Unusable(reasons.CHANNELS)
     numbers = _numbers(values, asked.numbers)
     kept = tuple(min(side, SIDES[len(size)]) for side in size)
-    numbers = _cut(numbers, asked.size or kept)
+    numbers = fit(numbers, replace(asked, size=asked.size or kept))
     mode = whole.dtype.name
     return Read(numbers, digest.digest(), mode, tuple(size[::-1]), channels, (), layout)
 
@@ -86,9 +87,10 @@ def _numbers(values: Array, wanted: str | None) -> Array:
     return values.astype(wanted)
 
 
-def _cut(values: Array, wanted: Size) -> Array:
+def fit(values: Array, asked: Asked) -> Array:
     """The centre of (C, *size); a size of equal sides is one of any number of dimensions."""
-    own = values.shape[1:]
+    assert asked.size is not None
+    own, wanted = values.shape[1:], asked.size
     if len(wanted) != len(own) and len(set(wanted)) == 1:
         wanted = wanted[:1] * len(own)
     if len(wanted) != len(own):
@@ -98,12 +100,6 @@ def _cut(values: Array, wanted: Size) -> Array:
     starts = [(a - b) // 2 for a, b in zip(own, wanted, strict=True)]
     parts = (slice(start, start + side) for start, side in zip(starts, wanted, strict=True))
     return np.ascontiguousarray(values[(slice(None), *parts)])
-
-
-def fit(values: Array, asked: Asked) -> Array:
-    """As `read` fits an array."""
-    assert asked.size is not None
-    return _cut(values, asked.size)
 
 
 def space(samples: Array) -> Space:

@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.lib import format as npy
 
-from diffuse_cli.media import LARGE, Array, Large
+from diffuse_cli.media import LARGE, Array, alone, failing_as
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.file_errors import LARGEST_FILE, Unusable
 from diffuse_cli.system.files import show
-from diffuse_cli.system.memory import raise_if_full
 
 ZIPPED = b"PK\3\4"
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -47,28 +46,20 @@ def array_in(data: bytes, shared: bool = False) -> Array:
 
 def _member(data: bytes, shared: bool) -> bytes:
     """The bytes of the one array of a .npz."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as file:
-            members = [info for info in file.infolist() if not info.is_dir()]
-            if len(members) != 1:
-                raise Unusable(reasons.MEMBERS.format(_listed(members)))
-            (info,) = members
-            if info.flag_bits & 0x1:
-                raise Unusable(reasons.ENCRYPTED)
-            if info.compress_type not in _METHODS:
-                raise Unusable(reasons.COMPRESSION)
-            if info.file_size > LARGEST_FILE:
-                raise Unusable(reasons.TOO_LARGE)
-            if shared and info.file_size > LARGE:
-                raise Large
-            with file.open(info) as opened:
-                # At once, zipfile unpacks more than the declared size.
-                return b"".join(iter(partial(opened.read, _AT_ONCE), b""))
-    except (Unusable, Large):
-        raise
-    except Exception as error:  # of damaged bytes zipfile raises many kinds
-        raise_if_full(error)
-        raise Unusable(reasons.CORRUPT) from None
+    with failing_as(reasons.CORRUPT), zipfile.ZipFile(io.BytesIO(data)) as file:
+        members = [info for info in file.infolist() if not info.is_dir()]
+        if len(members) != 1:
+            raise Unusable(reasons.MEMBERS.format(_listed(members)))
+        (info,) = members
+        if info.flag_bits & 0x1:
+            raise Unusable(reasons.ENCRYPTED)
+        if info.compress_type not in _METHODS:
+            raise Unusable(reasons.COMPRESSION)
+        if info.file_size > LARGEST_FILE:
+            raise Unusable(reasons.TOO_LARGE)
+        with alone(info.file_size > LARGE, shared), file.open(info) as opened:
+            # At once, zipfile unpacks more than the declared size.
+            return b"".join(iter(partial(opened.read, _AT_ONCE), b""))
 
 
 def _listed(members: list[zipfile.ZipInfo]) -> str:
@@ -85,15 +76,11 @@ def _parsed(data: bytes) -> Array:
         cut = npy.MAGIC_PREFIX.startswith(data[: len(npy.MAGIC_PREFIX)])
         raise Unusable(reasons.CORRUPT if cut else reasons.NOT_AN_ARRAY)
     file = io.BytesIO(data)
-    try:
+    with failing_as(reasons.CORRUPT):
         version = npy.read_magic(file)
         if version == (3, 0):
             raise Unusable(reasons.NUMBERS)
         shape, fortran, dtype = HEADERS[version](file)
-    except Unusable:
-        raise
-    except Exception:  # the header is text of any kind
-        raise Unusable(reasons.CORRUPT) from None
     _check_type(dtype)
     if not all(isinstance(side, int) and side >= 0 for side in shape):
         raise Unusable(reasons.CORRUPT)

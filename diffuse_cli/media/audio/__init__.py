@@ -84,7 +84,7 @@ def read(data: bytes, asked: Asked) -> Read:
     samples = _channels(samples, asked.channels)
     # What is beside the part that is kept need not be resampled.
     samples = samples[:, loudest(samples, -(-wanted * sound.rate // rate))]
-    values = _fitted(resampled(samples, sound.rate, rate), wanted)
+    values = fit(resampled(samples, sound.rate, rate), replace(asked, size=(wanted,)))
     mode = f"{sound.stored} at {sound.rate:,} Hz"
     return Read(values, digest.digest(), mode, (whole,), channels, remarks)
 
@@ -110,18 +110,14 @@ def _channels(samples: Array, wanted: int | None) -> Array:
     raise Unusable(reasons.CHANNELS)
 
 
-def _fitted(samples: Array, length: int) -> Array:
-    """(C, length), float32."""
-    kept = samples[:, loudest(samples, length)]
-    fitted = np.zeros((len(samples), length), np.float32)
+def fit(values: Array, asked: Asked) -> Array:
+    """The loudest part of a sound, or all of it and silence after it, float32."""
+    assert asked.size is not None
+    (length,) = asked.size
+    kept = values[:, loudest(values, length)]
+    fitted = np.zeros((len(values), length), np.float32)
     fitted[:, : kept.shape[1]] = kept
     return fitted
-
-
-def fit(values: Array, asked: Asked) -> Array:
-    """As `read` fits a sound."""
-    assert asked.size is not None
-    return _fitted(values, asked.size[0])
 
 
 def space(samples: Array) -> Space:
@@ -152,9 +148,16 @@ def encode(sample: Array, space: Space) -> bytes:
 
 
 def look(samples: Array, space: Space) -> npt.NDArray[np.uint8]:
-    """The waveform of each channel over its spectrogram."""
-    scale = max(space.std, default=1.0)
-    return drawn(samples / np.float32(scale), space.rate or USUAL_RATE)
+    """The waveform of each channel over its spectrogram, as greys (N, 1, H, W)."""
+    scale, rate = max(space.std, default=1.0), space.rate or USUAL_RATE
+    samples = np.nan_to_num(samples / np.float32(scale)).astype(np.float32)
+    width = min(WIDEST, samples.shape[2])
+    panels = [
+        part
+        for own in samples.swapaxes(0, 1)
+        for part in (_waves(own, width), _shades(spectrogram(own, rate, width)))
+    ]
+    return beside(panels, 1)[:, None]
 
 
 # -- resampling -----------------------------------------------------------------------------------
@@ -215,18 +218,6 @@ LOUD, QUIET = 6.0, -54.0
 """Decibels that are black and white; 0 is a tone of three deviations."""
 TALLEST = 8.0
 """Deviations that reach the edges of a waveform."""
-
-
-def drawn(samples: Array, rate: int) -> Shades:
-    """Sounds (N, C, L) in their deviations as greys (N, 1, H, W), channels one above the other."""
-    samples = np.nan_to_num(samples).astype(np.float32)
-    width = min(WIDEST, samples.shape[2])
-    panels = [
-        part
-        for own in samples.swapaxes(0, 1)
-        for part in (_waves(own, width), _shades(spectrogram(own, rate, width)))
-    ]
-    return beside(panels, 1)[:, None]
 
 
 def spectrogram(samples: Array, rate: int, columns: int) -> Array:

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from diffuse_cli.media import LARGE, Array, Large
+from diffuse_cli.media import LARGE, Array, Large, failing_as
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.file_errors import Unusable
-from diffuse_cli.system.errors import DataError
-from diffuse_cli.system.memory import raise_if_full
+from diffuse_cli.system.errors import extra_package
 
 if TYPE_CHECKING:
     from soundfile import SoundFile
@@ -48,12 +47,7 @@ def check_installed() -> None:
     Raises:
         DataError
     """
-    try:
-        import soundfile  # noqa: F401
-    except (ImportError, OSError) as error:
-        raise DataError(
-            "reading sounds needs soundfile", "Install it: pip install 'diffuse-cli[audio]'"
-        ) from error
+    extra_package("soundfile", "audio", "reading sounds needs soundfile")
 
 
 def heard(data: bytes, shared: bool = False) -> Sound:
@@ -70,14 +64,9 @@ def heard(data: bytes, shared: bool = False) -> Sound:
     if not data.startswith(MARKS):
         cut = any(mark.startswith(data[:4]) for mark in MARKS)
         raise Unusable(reasons.CORRUPT if cut else reasons.NOT_A_SOUND)
-    try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
-            _check(file, data, shared)
-            samples = _unpacked(file)
-            return Sound(samples, file.samplerate, file.subtype)
-    except (soundfile.LibsndfileError, RuntimeError, ValueError) as error:
-        raise_if_full(error)
-        raise Unusable(reasons.CORRUPT) from None
+    with failing_as(reasons.CORRUPT), soundfile.SoundFile(io.BytesIO(data)) as file:
+        _check(file, data, shared)
+        return Sound(_unpacked(file), file.samplerate, file.subtype)
 
 
 def measured(data: bytes) -> tuple[int, int] | None:

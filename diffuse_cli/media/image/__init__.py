@@ -22,24 +22,10 @@ from diffuse_cli.media import Array, Asked, Medium, Read, Size, figures, numbers
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.array_figures import drawn
 from diffuse_cli.media.file_errors import ADVICE, Unusable
+from diffuse_cli.media.image import planes
 from diffuse_cli.media.image.decoding import DecodedImage, decoded
 from diffuse_cli.media.image.full_depth import stack, tiff
 from diffuse_cli.media.image.image_metadata import EXTENSIONS, silence_pillow
-from diffuse_cli.media.image.planes import (
-    TOP,
-    channels_first,
-    digest,
-    digest_of,
-    fit_image,
-    lifted,
-    png,
-    possible,
-    rescaled,
-    shade,
-    to_pixels,
-    with_channels,
-)
-from diffuse_cli.media.image.planes import fit_planes as planes_fitted
 from diffuse_cli.media.shapes import ALPHA, FITS, OF_IMAGES, PAGES
 
 SIDE = 64
@@ -105,13 +91,13 @@ def _read_opaque(found: DecodedImage, asked: Asked) -> Read:
         return part if part.mode == wanted else part.convert(wanted)
 
     done = image if to_srgb else finished(image)
-    done = fit_image(done, _kept(image.size, asked), asked.fit, asked.background, finished)
+    done = planes.fit_image(done, _kept(image.size, asked), asked.fit, asked.background, finished)
     values = np.asarray(done)
-    name = digest(values) if done is image else digest_of(image)
+    name = planes.digest(values) if done is image else planes.digest_of(image)
     if to_srgb:  # equal numbers are other colours under another profile
         name = xxh3_128_digest(name + found.profile)
     channels = len(image.getbands())
-    levels = rescaled(channels_first(values), asked.numbers or "uint8")
+    levels = planes.rescaled(planes.channels_first(values), asked.numbers or "uint8")
     return Read(levels, name, found.mode, image.size, channels, found.remarks)
 
 
@@ -126,26 +112,27 @@ def fit(values: Array, asked: Asked) -> Array:
     assert asked.size is not None
     alpha = asked.layout is not None
     if asked.layout == PAGES:
-        grey = int(with_channels(shade(asked.background, values)[0], 1, False).flat[0])
-        done = planes_fitted(values, asked.size, asked.fit, [grey] * len(values))
+        below, _ = planes.shade(asked.background, values)
+        grey = int(planes.with_channels(below, 1, False).flat[0])
+        done = planes.fit_planes(values, asked.size, asked.fit, [grey] * len(values))
     elif values.dtype == np.uint8 and not alpha:
         picture = figures.image(values)
-        done = to_pixels(fit_image(picture, asked.size, asked.fit, asked.background))
+        done = planes.to_pixels(planes.fit_image(picture, asked.size, asked.fit, asked.background))
     else:
         background = _background(asked.layout, asked.background)
-        below, plain = shade(background, values)
+        below, plain = planes.shade(background, values)
         grey = len(values) - alpha == 1 and (plain or asked.fit != "pad")
         channels = asked.channels or (1 if grey else 3) + alpha
-        values = with_channels(values, channels, alpha)
+        values = planes.with_channels(values, channels, alpha)
         fill = [*below.flat[: channels - alpha], *[0] * alpha]
-        done = planes_fitted(values, asked.size, asked.fit, fill)
-    return rescaled(done, asked.numbers or done.dtype.name)
+        done = planes.fit_planes(values, asked.size, asked.fit, fill)
+    return planes.rescaled(done, asked.numbers or done.dtype.name)
 
 
 def space(samples: Array) -> Space:
     """256 or 65,536 levels."""
     channels, *size = map(int, samples.shape[1:])
-    levels = TOP[samples.dtype.name] + 1
+    levels = planes.TOP[samples.dtype.name] + 1
     return Space(channels=channels, size=tuple(size), medium="image", levels=levels)
 
 
@@ -166,8 +153,8 @@ def encode(sample: Array, space: Space) -> bytes:
     if space.layout == PAGES:
         return tiff(sample)
     if space.layout is not None:
-        return png(lifted(sample, _background(space.layout)))
-    return figures.png(sample) if space.levels == 256 else png(sample)
+        return planes.png(planes.lifted(sample, _background(space.layout)))
+    return figures.png(sample) if space.levels == 256 else planes.png(sample)
 
 
 def look(samples: Array, space: Space) -> npt.NDArray[np.uint8]:
@@ -179,11 +166,11 @@ def look(samples: Array, space: Space) -> npt.NDArray[np.uint8]:
         shades = (samples.clip(low, high).astype(np.float32) - low) * (255 / (high - low))
         samples = np.rint(shades).astype(np.uint8)
     if space.layout == PAGES:
-        return drawn(rescaled(samples, "uint8"))
+        return drawn(planes.rescaled(samples, "uint8"))
     if space.layout is not None and samples.shape[1] in (2, 4):
         background = _background(space.layout)
-        samples = np.stack([possible(sample, background)[:-1] for sample in samples])
-    samples = rescaled(samples, "uint8")
+        samples = np.stack([planes.possible(sample, background)[:-1] for sample in samples])
+    samples = planes.rescaled(samples, "uint8")
     channels = samples.shape[1]
     return samples if channels in MODES else samples[:, : 3 if channels > 3 else 1]
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageColor
 
-from diffuse_cli.media import LARGE, alone
+from diffuse_cli.media import LARGE, alone, failing_as
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.file_errors import Unusable, read_needed
 from diffuse_cli.media.image.full_depth import grey_levels, is_deep, planes
@@ -17,7 +17,6 @@ from diffuse_cli.media.image.image_metadata import (
     FORMATS,
     BadProfile,
     Conversion,
-    failing_as,
     open_header,
     orientation,
     pixels_at_once,

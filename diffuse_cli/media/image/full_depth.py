@@ -15,11 +15,10 @@ import numpy.typing as npt
 from PIL import Image
 
 from diffuse_cli.core.space import MOST_CHANNELS
-from diffuse_cli.media import LARGE, Array, alone
+from diffuse_cli.media import LARGE, Array, alone, failing_as
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.file_errors import Unusable
 from diffuse_cli.media.image.image_metadata import (
-    failing_as,
     open_header,
     orientation,
     pixels_at_once,

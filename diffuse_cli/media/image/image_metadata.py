@@ -9,9 +9,10 @@ import io
 import logging
 import math
 import operator
+import re
 import struct
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache, lru_cache
 from typing import Any
 
@@ -26,44 +27,26 @@ from PIL import (
     features,
 )
 
+from diffuse_cli.media import failing_as
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.file_errors import CORRUPT, NOT_AN_IMAGE, OTHER_FORMAT, Unusable
-from diffuse_cli.system.memory import out_of_memory, raise_if_full
+from diffuse_cli.system.memory import raise_if_full
 
 AVIF = ("AVIF",) if features.check("avif") else ()
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", *AVIF)
 _KNOWN = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 EXTENSIONS = frozenset((*_KNOWN, *(f".{name.lower()}" for name in AVIF)))
 
-# Signatures (offset, bytes, reason) of files that Pillow does not open.
-_SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
-    (0, b"\x89PNG", CORRUPT),
-    (0, b"\xff\xd8\xff", CORRUPT),
-    (8, b"WEBP", CORRUPT),
-    (0, b"GIF8", CORRUPT),
-    (0, b"II*\0", CORRUPT),
-    (0, b"MM\0*", CORRUPT),
-    (0, b"BM", CORRUPT),
-    (0, b"%!PS", OTHER_FORMAT),
-    (0, b"\xc5\xd0\xd3\xc6", OTHER_FORMAT),  # EPS with a preview
-    (0, b"%PDF", OTHER_FORMAT),
-    (0, b"<svg", OTHER_FORMAT),
-    (0, b"<?xml", OTHER_FORMAT),
-    (0, b"8BPS", OTHER_FORMAT),  # PSD
-    (0, b"\0\0\1\0", OTHER_FORMAT),  # ICO
-    (0, b"icns", OTHER_FORMAT),
-    (0, b"qoif", OTHER_FORMAT),
-    (0, b"DDS ", OTHER_FORMAT),
-    (0, b"v/1\x01", OTHER_FORMAT),  # OpenEXR
-    (0, b"gimp xcf", OTHER_FORMAT),
-    (0, b"\xd7\xcd\xc6\x9a", OTHER_FORMAT),  # WMF
-    (0, b"\xff\x0a", OTHER_FORMAT),  # JPEG XL
-    (4, b"JXL ", OTHER_FORMAT),
-    (4, b"jP  ", OTHER_FORMAT),  # JPEG 2000
-    *((4, b"ftypavi" + end, CORRUPT) for end in (b"f", b"s") if AVIF),
-    (4, b"ftyp", OTHER_FORMAT),  # HEIC
-    *((0, b"P%d" % n, OTHER_FORMAT) for n in range(1, 8)),  # netpbm
+_STARTS = rb"\x89PNG|\xff\xd8\xff|.{8}WEBP|GIF8|II\*\0|MM\0\*|BM"
+_CUT = re.compile(_STARTS + (rb"|.{4}ftypavi[fs]" if AVIF else b""), re.DOTALL)
+"""Beginnings of files that Pillow opens if they are whole."""
+_FOREIGN = re.compile(
+    rb"%!PS|\xc5\xd0\xd3\xc6|%PDF|<svg|<\?xml|8BPS|\x00\x00\x01\x00|icns|qoif|DDS |v/1\x01|gimp xcf"
+    rb"|\xd7\xcd\xc6\x9a|\xff\x0a|.{4}JXL |.{4}jP  |.{4}ftyp|P[1-7]",
+    re.DOTALL,
 )
+"""Those of EPS, also with a preview, PDF, SVG, PSD, ICO, icons of macOS, QOI, DDS, OpenEXR and XCF,
+and of WMF, JPEG XL, JPEG 2000, HEIC and netpbm."""
 
 for _name in ("Avif", "Bmp", "Gif", "Jpeg", "Mpo", "Png", "WebP"):
     # Pillow would import them from several threads at once.
@@ -116,17 +99,6 @@ def open_header(data: bytes) -> Image.Image:
     return image
 
 
-@contextlib.contextmanager
-def failing_as(reason: str) -> Iterator[None]:
-    """Turn errors inside the block into `Unusable`."""
-    try:
-        yield
-    except Unusable:
-        raise
-    except Exception as error:
-        raise Unusable(reasons.MEMORY if out_of_memory(error) else reason) from None
-
-
 def _is_bomb(image: ImageFile.ImageFile, data: bytes) -> bool:
     """Whether an image is above Pillow's limit, or a few bytes of it cause much work."""
     most = Image.MAX_IMAGE_PIXELS or 2**63  # Pillow only warns up to twice its limit
@@ -163,10 +135,9 @@ def _covered(extents: tuple[int, int, int, int] | None) -> int:
 
 def reason_of(data: bytes) -> str:
     """Why Pillow opened nothing in `data`, from its first bytes."""
-    for start, signature, reason in _SIGNATURES:
-        if data.startswith(signature, start):
-            return reason
-    return NOT_AN_IMAGE
+    if _CUT.match(data):
+        return CORRUPT
+    return OTHER_FORMAT if _FOREIGN.match(data) else NOT_AN_IMAGE
 
 
 # -- colors ---------------------------------------------------------------------------------------
