@@ -78,9 +78,15 @@ class DatasetIndex:
         if complete or self.path is None:
             yield from ((result, False) for result in rest)
             return
-        with files.reported(self.path), self._continued(end) as file:
-            yield from ((result, False) for result in _noted(file, rest))
-            _write(file, [asdict(replace(listing, candidates=(), unread=dict(listing.unread)))])
+        with files.reported(self.path):
+            files.make_folder(self.path.parent)
+            with self.path.open("r+b" if end else "wb") as file:
+                file.truncate(end)
+                file.seek(end)
+                if not end:
+                    _write(file, [self._header])
+                yield from ((result, False) for result in _noted(file, rest))
+                _write(file, [asdict(replace(listing, candidates=(), unread=dict(listing.unread)))])
 
     def remove(self) -> None:
         """Forget all."""
@@ -107,18 +113,6 @@ class DatasetIndex:
         own = self._header
         same = (header[k] == own[k] or header[k] is None for k in own)
         return header.keys() == own.keys() and all(same)
-
-    @contextlib.contextmanager
-    def _continued(self, end: int) -> Iterator[IO[bytes]]:
-        """The file, open at `end` without what was behind it; at 0 with a header."""
-        assert self.path is not None
-        files.make_folder(self.path.parent)
-        with self.path.open("r+b" if end else "wb") as file:
-            file.truncate(end)
-            file.seek(end)
-            if not end:
-                _write(file, [self._header])
-            yield file
 
 
 def _noted(file: IO[bytes], results: Iterator[Result]) -> Iterator[Result]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from diffuse_cli.data.sources import open_source
-from diffuse_cli.data.sources.entries import TABLES, Entry, Source, in_bytes, read_table
+from diffuse_cli.data.sources.entries import TABLES, Entry, MetadataRow, Source, in_bytes
 from diffuse_cli.data.summary import listed, plural
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.files import brief, show
@@ -88,21 +88,22 @@ def read_cells(
                 f"Put one beside the images, with a column {FILE_NAME}",
             )
         entries = sorted(found, key=lambda e: in_bytes(e.name))
-        rows: dict[str, tuple[str, int, Row]] = {}
+        rows: dict[str, MetadataRow] = {}
         columns: dict[str, None] = {}
-        for table, line, name, values in _told(source, entries, wanted):
-            columns.update(dict.fromkeys(values))
-            _check_first(table, line, name, rows)
-            kept = {k: v for k, v in values.items() if wanted is None or k in wanted}
-            rows[name] = (table, line, kept)
+        for row in _told(source, entries, wanted):
+            columns.update(dict.fromkeys(row.values))
+            if row.name in rows:
+                raise _second(row, rows[row.name])
+            kept = {k: v for k, v in row.values.items() if wanted is None or k in wanted}
+            rows[row.name] = row._replace(values=kept)
         tables = (*(show(e.name) for e in entries), *source.tables)
     return _matched(tables, rows, columns, names)
 
 
 def _told(
     source: Source, entries: Iterable[Entry], wanted: Collection[str] | None
-) -> Iterator[tuple[str, int, str, Row]]:
-    """The table, the line, the sample's name and the cells of every row.
+) -> Iterator[MetadataRow]:
+    """Every row, with cells for values.
 
     Raises:
         DataError: a table is broken.
@@ -113,31 +114,26 @@ def _told(
             named = values.pop(FILE_NAME, None)
             if named is None:
                 raise DataError(f"{table}, line {line:,}: no {FILE_NAME}")
-            yield table, line, posixpath.normpath(posixpath.join(folder, named.text)), values
-    for table, line, name, said in source.told(wanted):
-        yield table, line, name, {k: _cell(v, table, line) for k, v in said.items()}
+            name = posixpath.normpath(posixpath.join(folder, named.text))
+            yield MetadataRow(table, line, name, values)
+    for row in source.told(wanted):
+        cells = {k: _cell(v, row.table, row.line) for k, v in row.values.items()}
+        yield row._replace(values=cells)
 
 
-def _check_first(
-    table: str, line: int, name: str, rows: Mapping[str, tuple[str, int, Row]]
-) -> None:
-    """Refuse a second row of a sample."""
-    if name in rows:
-        where, before, _ = rows[name]
-        there = f"line {before:,}" + (f" of {where}" if where != table else "")
-        raise DataError(
-            f"{table}, line {line:,}: {brief(name)} has a row already, in {there}",
-            "Leave one of the two",
-        )
+def _second(row: MetadataRow, before: MetadataRow) -> DataError:
+    there = f"line {before.line:,}" + (f" of {before.table}" if before.table != row.table else "")
+    text = f"{row.table}, line {row.line:,}: {brief(row.name)} has a row already, in {there}"
+    return DataError(text, "Leave one of the two")
 
 
 def _matched(
     tables: tuple[str, ...],
-    rows: Mapping[str, tuple[str, int, Row]],
+    rows: Mapping[str, MetadataRow],
     columns: Mapping[str, None],
     names: Sequence[str],
 ) -> Cells:
-    own = [rows[name][2] if name in rows else {} for name in names]
+    own = [rows[name].values if name in rows else {} for name in names]
     known = set(names)
     without = [name for name in names if name not in rows]
     lone = [name for name in rows if name not in known]
@@ -168,7 +164,7 @@ def _text(entry: Entry, source: Source) -> str:
     Raises:
         DataError: it cannot be read, is too large or not UTF-8.
     """
-    data = read_table(source, entry, LARGEST_TABLE)
+    data = source.read_table(entry, LARGEST_TABLE)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

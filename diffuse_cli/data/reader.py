@@ -14,13 +14,13 @@ import numpy as np
 from PIL import ImageColor
 
 from diffuse_cli.core.settings import dimensions
-from diffuse_cli.data import store
 from diffuse_cli.data.dataset_index import DatasetIndex
 from diffuse_cli.data.decoding_pass import Tally, collect
 from diffuse_cli.data.decoding_workers import Reading, cores
 from diffuse_cli.data.samples import Dataset
 from diffuse_cli.data.sources import fetching, open_source
 from diffuse_cli.data.sources.entries import Entry, Listing, Source, classes_of, list_samples
+from diffuse_cli.data.store import Kept
 from diffuse_cli.data.stream import Origin, Stream, stored_of
 from diffuse_cli.data.summary import (
     Summary,
@@ -127,29 +127,23 @@ def read_images(
         taken = bound if keep is None else min(bound, keep)
         folder = cache if cache is not None and taken > map_over else None
         tally = Tally()
-        kept = store.Kept(folder, len(listing.candidates), keep)
+        kept = Kept(folder, len(listing.candidates), keep)
         each = workers or cores()
         reading = yield from collect(reading, listing, tally, kept, known, strict, each)
-        stored = None
-        if kept.store is not None:
-            stream = Stream(
-                Origin(
-                    source=str(source),
-                    medium=reading.medium,
-                    asked=reading.asked,
-                    entries=tally.entries,
-                    digests=tally.all_digests(),
-                    shape=kept.store.shape,
-                    dtype=kept.store.dtype,
-                    single=single,
-                ),
-                kept.store.finish(),
-                workers=workers,
-                strict=strict,
-            )
-            stored = yield from stored_of(stream, kept, each)
-    if stored is None:
-        raise _nothing(source, listing, tally)
+        if (store := kept.store) is None:
+            raise _nothing(source, listing, tally)
+        origin = Origin(
+            source=str(source),
+            medium=reading.medium,
+            asked=reading.asked,
+            entries=tally.entries,
+            digests=tally.all_digests(),
+            shape=store.shape,
+            dtype=store.dtype,
+            single=single,
+        )
+        stream = Stream(origin, store.finish(), workers=workers, strict=strict)
+        stored = yield from stored_of(stream, store, each)
     images = _samples(source, stored, listing, tally, transform, asked.rate)
     summary = images.summary
     if asked.size is None and (notice := _size_notice(summary, stored.shape[2:], fit)):

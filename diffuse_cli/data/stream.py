@@ -38,7 +38,7 @@ from diffuse_cli.system.events import Progress, Work
 from diffuse_cli.system.files import show
 
 if TYPE_CHECKING:
-    from diffuse_cli.data.store import Kept, Store
+    from diffuse_cli.data.store import Store
 
 
 Indices = npt.NDArray[np.int64]
@@ -110,16 +110,15 @@ class Stream:
 
     def fetch(self, rows: Iterable[int]) -> dict[int, Array]:
         """The samples in these rows, but for faults; decoded by a worker where there is one."""
-        found, entries, wanted = dict[int, Array](), list[Entry](), list[int]()
-        for row in dict.fromkeys(map(int, rows)):
-            if row < len(self.kept) and row not in self.holes:
-                found[row] = np.asarray(self.kept[row])
-            else:
-                wanted.append(row)
-                entries.append(self.origin.entries[row])
-        if wanted:
+        asked = dict.fromkeys(map(int, rows))
+        found = {row: np.asarray(self.kept[row]) for row in asked if self._is_kept(row)}
+        if wanted := [row for row in asked if row not in found]:
+            entries = [self.origin.entries[row] for row in wanted]
             found |= self._checked(wanted, self._decode(self._reading, entries))
         return found
+
+    def _is_kept(self, row: int) -> bool:
+        return row < len(self.kept) and row not in self.holes
 
     @property
     def bytes_each(self) -> int:
@@ -289,7 +288,7 @@ class Stream:
         return found
 
     def _at_hand(self, row: int) -> Array | None:
-        if row < len(self.kept) and row not in self.holes:
+        if self._is_kept(row):
             return np.asarray(self.kept[row])
         if row in self._ahead:
             return self._ahead[row]
@@ -366,11 +365,11 @@ def stream_of(stored: Any) -> Stream | None:
     return stored.stream if isinstance(stored, Streamed) else None
 
 
-def stored_of(stream: Stream, kept: Kept, workers: int) -> Work[Any]:
+def stored_of(stream: Stream, store: Store, workers: int) -> Work[Any]:
     """The samples of a stream: what is kept, if that is all of them, or can be; else the stream."""
     count = len(stream.origin.entries)
-    if (room := min(kept.room, count)) > len(stream.kept):
-        yield from stream.filled(kept.again(), room, workers)
+    if (room := min(store.capacity, count)) > len(stream.kept):
+        yield from stream.filled(store.again(), room, workers)
     if len(stream.kept) == count and not stream.holes:
         return stream.kept
     return Streamed(stream)

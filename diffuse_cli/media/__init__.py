@@ -99,11 +99,6 @@ class Read(NamedTuple):
     layout: str | None = None
 
 
-def _keep(asked: Asked, _: Iterable[bytes]) -> tuple[Asked, str]:
-    """Return a request as it is, and no words."""
-    return asked, ""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Medium:
     """A kind of data: `MEDIUM` of a module of this folder, or of another package.
@@ -164,7 +159,7 @@ class Medium:
     look: Callable[[Array, Space], npt.NDArray[np.uint8]]
     prepare: Callable[[], None] = lambda: None
     check: Callable[[Space], None] = lambda _: None
-    settled: Callable[[Asked, Iterable[bytes]], tuple[Asked, str]] = _keep
+    settled: Callable[[Asked, Iterable[bytes]], tuple[Asked, str]] = lambda asked, _: (asked, "")
     fits: Mapping[str, Fit] = field(default_factory=lambda: {"crop": crop})
     advice: Mapping[str, str] = field(default_factory=dict)
     rates: Sequence[int] = ()

@@ -20,10 +20,10 @@ from file_operations import FULL, failing
 from image_corpus import BOMB, encoded, fill, noise, within, zipped
 from PIL import Image
 
-from diffuse_cli.data import Dataset, open_index, read_images, save_index, saved_samples, store
+from diffuse_cli.data import Dataset, open_index, read_images, save_index, saved_samples
 from diffuse_cli.data.samples import HELD_OUT_MINIMUM
 from diffuse_cli.data.sources.entries import Entry, classes_of
-from diffuse_cli.data.store import Mapped
+from diffuse_cli.data.store import Store
 from diffuse_cli.data.summary import fitting
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.image.planes import digest
@@ -640,11 +640,11 @@ def test_a_full_disk_is_an_output_error(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_disk_that_fills_up_is_an_output_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(self: Mapped, pixels: object) -> None:
+    def refuse(self: Store, pixels: object) -> None:
         raise OSError(28, "No space left on device")
 
     folder = fill(tmp_path / "in", many(5))
-    monkeypatch.setattr(Mapped, "append", refuse)
+    monkeypatch.setattr(Store, "append", refuse)
     with pytest.raises(OutputError, match="No space left"):
         read(folder, cache=tmp_path / "cache")
     assert not list((tmp_path / "cache").iterdir())
@@ -662,4 +662,4 @@ def test_memory_that_is_not_there_is_said_in_units_that_are_not_0(monkeypatch, c
 
     monkeypatch.setattr(saved_samples.np, "empty", empty)
     with pytest.raises(DataError, match=f"need {said} of memory"):
-        store.Memory(count, (3, 32, 32), np.dtype("u1"))
+        Store(None, count, (3, 32, 32), np.dtype("u1"))

@@ -14,13 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from diffuse_cli.data.sources.entries import (
-    Entry,
-    MetadataRow,
-    Source,
-    extension_of,
-    short_names,
-)
+from diffuse_cli.data.sources.entries import Entry, MetadataRow, Source, extension_of, short_names
 from diffuse_cli.media import by_extension
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.file_errors import LARGEST_FILE, Unusable

@@ -22,8 +22,6 @@ from diffuse_cli.system.files import show
 
 HINT = "DATA is a folder, or a .zip, .tar, .parquet or .npy file, of images"
 
-AT_ONCE = 2**20
-
 
 class Entry(NamedTuple):
     """A file of a source.
@@ -118,6 +116,19 @@ class Source:
         """
         raise NotImplementedError
 
+    def read_table(self, entry: Entry, most: int) -> bytes:
+        """The bytes, at most so many, of an entry that says something of samples.
+
+        Raises:
+            DataError: it cannot be used.
+        """
+        with refusing(entry.name):
+            if entry.fault:
+                raise Unusable(entry.fault)
+            if entry.size > most:
+                raise Unusable(f"over {most // 2**20} MiB")
+            return self.read(entry)
+
     def told(self, wanted: Collection[str] | None) -> Iterator[MetadataRow]:
         """What its own tables say of samples. Every column is named; those that are not wanted may
         be None.
@@ -133,20 +144,6 @@ class Source:
 
     def close(self) -> None:
         """Close what `open` and `read` have opened."""
-
-
-def read_table(source: Source, entry: Entry, most: int) -> bytes:
-    """Read an entry of at most so many bytes that says something of samples.
-
-    Raises:
-        DataError: it cannot be used.
-    """
-    with refusing(entry.name):
-        if entry.fault:
-            raise Unusable(entry.fault)
-        if entry.size > most:
-            raise Unusable(f"over {most // 2**20} MiB")
-        return source.read(entry)
 
 
 def is_ignored_folder(name: str) -> bool:

@@ -26,7 +26,6 @@ from diffuse_cli.data.sources.entries import (
     folder_classes,
     is_file,
     plain_name,
-    read_table,
     shards_at,
     short_names,
 )
@@ -106,7 +105,7 @@ class Tar(Source):
 
     def told(self, wanted: Collection[str] | None) -> Iterator[MetadataRow]:
         for stem, entry in self._index.columns.items():
-            table, data = show(entry.name), read_table(self, entry, LARGEST_NOTE)
+            table, data = show(entry.name), self.read_table(entry, LARGEST_NOTE)
             try:
                 values = json.loads(data)
             except (ValueError, RecursionError) as error:
@@ -204,8 +203,6 @@ def _split(name: str) -> tuple[str, str]:
 LONGEST = 2**16
 """Longest header of a long name."""
 
-_BLOCK = 512
-
 
 class Headers(io.FileIO):
     """A tar file for tarfile, which itself would read a header of any length that one claims."""
@@ -234,7 +231,8 @@ def collect(shard: Path, found: dict[str, Entry]) -> str:
                     key = f"{info.offset_data}:{info.size}:{shard}"
                     found[name] = Entry(name, info.size, key, _fault(info))
             # At a damaged header tarfile ends as at the blocks of zeros behind the last member.
-            return reasons.CORRUPT if any(read_at(file.fileno(), _BLOCK, archive.offset)) else ""
+            last = read_at(file.fileno(), tarfile.BLOCKSIZE, archive.offset)
+            return reasons.CORRUPT if any(last) else ""
     except FileNotFoundError:
         return reasons.VANISHED
     except OSError:

@@ -8,15 +8,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from diffuse_cli.data.sources.entries import (
-    AT_ONCE,
-    HINT,
-    Entry,
-    Source,
-    extension_of,
-    is_file,
-    plain_name,
-)
+from diffuse_cli.data.sources.entries import HINT, Entry, Source, extension_of, is_file, plain_name
 from diffuse_cli.media import by_extension
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.file_errors import LARGEST_FILE, Unusable
@@ -25,6 +17,7 @@ from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.files import show
 from diffuse_cli.system.memory import raise_if_full
 
+_AT_ONCE = 2**20
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 """With other methods zipfile unpacks a whole member, however little is asked for."""
 
@@ -71,7 +64,7 @@ class Zip(Source):
         try:
             with self._file.open(entry.key) as file:
                 # At once, zipfile unpacks more than the member's declared size.
-                return b"".join(iter(partial(file.read, AT_ONCE), b""))
+                return b"".join(iter(partial(file.read, _AT_ONCE), b""))
         except Exception as error:
             raise_if_full(error)
             unread = isinstance(error, RuntimeError) or getattr(error, "errno", None)

@@ -144,8 +144,7 @@ def look(samples: Array, space: Space) -> npt.NDArray[np.uint8]:
     Floats are grey at their mean, and white and black three deviations from it.
     """
     if space.levels == 256 and samples.shape[1] == 3 and space.dims == 2:
-        colours: npt.NDArray[np.uint8] = samples.astype(np.uint8)
-        return colours
+        return samples.astype(np.uint8)
     return drawn(_shades(samples, space))
 
 

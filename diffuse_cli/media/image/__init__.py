@@ -112,7 +112,7 @@ def fit(values: Array, asked: Asked) -> Array:
     assert asked.size is not None
     alpha = asked.layout is not None
     if asked.layout == PAGES:
-        below, _ = planes.shade(asked.background, values)
+        below = planes.shade(asked.background, values)
         grey = int(planes.with_channels(below, 1, False).flat[0])
         done = planes.fit_planes(values, asked.size, asked.fit, [grey] * len(values))
     elif values.dtype == np.uint8 and not alpha:
@@ -120,7 +120,7 @@ def fit(values: Array, asked: Asked) -> Array:
         done = planes.to_pixels(planes.fit_image(picture, asked.size, asked.fit, asked.background))
     else:
         background = _background(asked.layout, asked.background)
-        below, plain = planes.shade(background, values)
+        below, plain = planes.shade(background, values), len(set(background)) == 1
         grey = len(values) - alpha == 1 and (plain or asked.fit != "pad")
         channels = asked.channels or (1 if grey else 3) + alpha
         values = planes.with_channels(values, channels, alpha)

@@ -67,11 +67,16 @@ def with_channels(values: Planes, channels: int, alpha: bool) -> Planes:
 # -- transparency ----------------------------------------------------------------------------------
 
 
-def shade(background: Size, values: Planes) -> tuple[Planes, bool]:
-    """An RGB background in the levels of planes, float64 (3, 1, 1), and whether it is grey."""
+def shade(background: Size, values: Planes) -> Planes:
+    """An RGB background in the levels of planes, float64 (3, 1, 1)."""
     top = TOP[values.dtype.name]
-    colour = np.array(background, np.float64).reshape(3, 1, 1) * (top / 255)
-    return colour, len(set(background)) == 1
+    return np.array(background, np.float64).reshape(3, 1, 1) * (top / 255)
+
+
+def _apart(values: Planes, background: Size) -> tuple[Planes, Planes, Planes]:
+    """The colours of planes with an alpha last, the opaque part of each pixel, and a background."""
+    share = values[-1:] / TOP[values.dtype.name]
+    return values[:-1].astype(np.float64), share, shade(background, values)
 
 
 def laid(values: Planes, background: Size) -> Planes:
@@ -79,36 +84,29 @@ def laid(values: Planes, background: Size) -> Planes:
 
     The alpha comes after them, as it was.
     """
-    below, grey = shade(background, values)
-    colours, alpha = values[:-1].astype(np.float64), values[-1:]
-    share = alpha / TOP[values.dtype.name]
-    below = below[:1] if grey and len(colours) == 1 else below
+    colours, share, below = _apart(values, background)
+    below = below[:1] if len(colours) == len(set(background)) == 1 else below
     done = np.floor(colours * share + below * (1 - share) + 0.5).astype(values.dtype)
-    return np.concatenate([done, alpha])
+    return np.concatenate([done, values[-1:]])
 
 
 def possible(values: Planes, background: Size) -> Planes:
     """Planes as `laid` makes them: colours that no colour on this background gives are moved to the
     nearest that one does."""
-    below, _ = shade(background, values)
-    top = TOP[values.dtype.name]
-    colours, alpha = values[:-1].astype(np.float64), values[-1:].astype(np.float64)
-    least = below[: len(colours)] * (1 - alpha / top)
-    kept = np.clip(colours, np.floor(least + 0.5), np.floor(least + alpha + 0.5))
+    colours, share, below = _apart(values, background)
+    least = below[: len(colours)] * (1 - share)
+    kept = np.clip(colours, np.floor(least + 0.5), np.floor(least + values[-1:] + 0.5))
     return np.concatenate([kept.astype(values.dtype), values[-1:]])
 
 
 def lifted(values: Planes, background: Size) -> Planes:
     """The planes with a straight alpha that `laid` gives these; transparent pixels have the
     background's colour."""
-    below, _ = shade(background, values)
-    below = below[: len(values) - 1]
-    top = TOP[values.dtype.name]
-    colours, alpha = values[:-1].astype(np.float64), values[-1:].astype(np.float64)
-    share = alpha / top
-    straight = (colours - below * (1 - share)) / np.where(alpha > 0, share, 1)
-    straight = np.where(alpha > 0, straight, below)
-    done = np.rint(straight.clip(0, top)).astype(values.dtype)
+    colours, share, below = _apart(values, background)
+    below = below[: len(colours)]
+    straight = (colours - below * (1 - share)) / np.where(share > 0, share, 1)
+    straight = np.where(share > 0, straight, below).clip(0, TOP[values.dtype.name])
+    done = np.rint(straight).astype(values.dtype)
     return np.concatenate([done, values[-1:]])
 
 
