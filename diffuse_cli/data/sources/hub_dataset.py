@@ -157,8 +157,7 @@ def _chosen(listing: HubListing, path: str) -> tuple[list[HubFile], str | None]:
         within = f"{folder}/" if folder else ""
         return [*samples, *(f for f in tables if f.name.startswith(within))], folder
     zips = [f for f in there if extension_of(f.name) == ZIP]
-    if len(zips) > 1:
-        zips = [f for f in zips if TRAIN.search(f.name)] or zips
+    zips = [f for f in zips if TRAIN.search(f.name)] or zips
     if len(zips) == 1:
         return zips, None
     if zips:

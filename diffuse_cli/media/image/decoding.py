@@ -71,17 +71,15 @@ class DecodedImage(NamedTuple):
         return self.to_srgb(self.image) if self.to_srgb else self.image
 
 
-def decode(file: Path | str | bytes, background: str = "white") -> Image.Image:
-    """The first frame of an image file or of its bytes, upright and opaque, as L or RGB.
+def decode(data: bytes, background: str = "white") -> Image.Image:
+    """The first frame of the bytes of an image file, upright and opaque, as L or RGB.
 
     Grey stays L; an ICC profile is converted to sRGB; transparency is composited on `background`;
     16 bits are scaled to 8.
 
     Raises:
         Unusable: with the reason.
-        OSError: the file cannot be read.
     """
-    data = file if isinstance(file, bytes) else Path(file).read_bytes()
     silence_pillow()
     return decoded(data, ImageColor.getrgb(background)[:3]).in_srgb()
 
