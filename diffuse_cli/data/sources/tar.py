@@ -145,7 +145,8 @@ class Tar(Source):
         several = len(distinct) < sum(map(len, members.values()))
         readers = by_extension()
         index = TarMembers({}, others, {}, {}, several)
-        notes: list[tuple[dict[str, Entry], str, Entry]] = []
+        notes = {CLASS: index.classes, COLUMNS: index.columns}
+        rest: list[tuple[str, str, Entry]] = []
         for shard, found in members.items():
             prefix = self._shards[shard].removesuffix(EXTENSION) + "/" if several else ""
             for name, member in found.items():
@@ -153,14 +154,11 @@ class Tar(Source):
                 stem, extension = _split(entry.name)
                 if extension_of(name) in readers:
                     index.media.setdefault(stem, []).append(entry)
-                elif extension in (CLASS, COLUMNS):
-                    table = index.classes if extension == CLASS else index.columns
-                    notes.append((table, stem, entry))
                 else:
-                    others.append(entry)
-        for table, stem, entry in notes:
-            if stem in index.media:
-                table[stem] = entry
+                    rest.append((stem, extension, entry))
+        for stem, extension, entry in rest:
+            if stem in index.media and extension in notes:
+                notes[extension][stem] = entry
             else:
                 others.append(entry)
         self.tables = ("*.json",) if index.columns else ()

@@ -11,11 +11,10 @@ from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
-from xxhash import xxh3_128
 
 from diffuse_cli.core.registry import InvalidArgument, lookup
 from diffuse_cli.core.space import MOST_CHANNELS, Space
-from diffuse_cli.media import Array, Asked, Medium, Read, numbers_of
+from diffuse_cli.media import Array, Asked, Medium, Read, content_digest, numbers_of
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.array.npy_file import array_in
 from diffuse_cli.media.array_figures import drawn
@@ -42,8 +41,7 @@ def read(data: bytes, asked: Asked) -> Read:
     """The array with its channels first, cut at its centre to the size asked for."""
     whole = floats_in(data, asked.shared) if is_float(data) else array_in(data, asked.shared)
     values, layout = _channels_first(whole, asked)
-    digest = xxh3_128(f"{values.dtype.str} {values.shape}\n".encode())
-    digest.update(np.ascontiguousarray(values).data)
+    digest = content_digest(f"{values.dtype.str} {values.shape}", values)
     channels, *size = values.shape
     if channels > MOST_CHANNELS:
         raise Unusable(reasons.MANY_CHANNELS)
@@ -53,7 +51,7 @@ def read(data: bytes, asked: Asked) -> Read:
     kept = tuple(min(side, SIDES[len(size)]) for side in size)
     numbers = fit(numbers, replace(asked, size=asked.size or kept))
     mode = whole.dtype.name
-    return Read(numbers, digest.digest(), mode, tuple(size[::-1]), channels, (), layout)
+    return Read(numbers, digest, mode, tuple(size[::-1]), channels, (), layout)
 
 
 def _channels_first(values: Array, asked: Asked) -> tuple[Array, str]:

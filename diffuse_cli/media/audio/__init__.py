@@ -9,11 +9,10 @@ from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
-from xxhash import xxh3_128
 
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.space import Space
-from diffuse_cli.media import Array, Asked, Medium, Read
+from diffuse_cli.media import Array, Asked, Medium, Read, content_digest
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.array_figures import PAPER, Shades, beside, spans
 from diffuse_cli.media.audio.sound_file import RATES, check_installed, heard, measured, written
@@ -72,8 +71,7 @@ def read(data: bytes, asked: Asked) -> Read:
     samples = sound.samples
     if not np.isfinite(samples).all():
         raise Unusable(reasons.MISSING)
-    digest = xxh3_128(f"{sound.rate} {samples.shape}\n".encode())
-    digest.update(samples.data)
+    digest = content_digest(f"{sound.rate} {samples.shape}", samples)
     channels, length = samples.shape
     remarks = _remarks(samples)
     rate = asked.rate or sound.rate
@@ -86,7 +84,7 @@ def read(data: bytes, asked: Asked) -> Read:
     samples = samples[:, loudest(samples, -(-wanted * sound.rate // rate))]
     values = fit(resampled(samples, sound.rate, rate), replace(asked, size=(wanted,)))
     mode = f"{sound.stored} at {sound.rate:,} Hz"
-    return Read(values, digest.digest(), mode, (whole,), channels, remarks)
+    return Read(values, digest, mode, (whole,), channels, remarks)
 
 
 def _remarks(samples: Array) -> tuple[str, ...]:

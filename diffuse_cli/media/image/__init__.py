@@ -14,11 +14,11 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from xxhash import xxh3_128, xxh3_128_digest
+from xxhash import xxh3_128_digest
 
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.space import Space
-from diffuse_cli.media import Array, Asked, Medium, Read, Size, figures, numbers_of
+from diffuse_cli.media import Array, Asked, Medium, Read, Size, content_digest, figures, numbers_of
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.array_figures import drawn
 from diffuse_cli.media.file_errors import ADVICE, Unusable
@@ -61,11 +61,10 @@ def _read_planes(
     remarks: tuple[str, ...] = (),
 ) -> Read:
     values = np.ascontiguousarray(values)
-    name = xxh3_128(f"{mode} {values.shape}\n".encode())
-    name.update(values.data)
+    name = content_digest(f"{mode} {values.shape}", values)
     size = values.shape[:0:-1]
     done = fit(values, replace(asked, size=_kept(size, asked)))
-    return Read(done, name.digest(), mode, size, channels, remarks, layout)
+    return Read(done, name, mode, size, channels, remarks, layout)
 
 
 def _background(layout: str | None, otherwise: Size = ()) -> Size:

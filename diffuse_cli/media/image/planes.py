@@ -15,6 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 from xxhash import xxh3_128
 
+from diffuse_cli.media import content_digest
 from diffuse_cli.media.shapes import FITS
 
 Planes = npt.NDArray[Any]
@@ -184,30 +185,20 @@ times as fast, and on average within half a level of the filter over all pixels.
 
 
 def digest(values: Pixels) -> bytes:
-    """A 16-byte hash of the mode, size and pixels, (H, W) or (H, W, 3).
-
-    XXH3 takes a fiftieth of the time of decoding, a cryptographic hash half of it; that would
-    protect only against the user's own images.
-    """
+    """A 16-byte hash of the mode, size and pixels, (H, W) or (H, W, 3)."""
     height, width = values.shape[:2]
-    found = _begun("L" if values.ndim == 2 else "RGB", width, height)
-    found.update(np.ascontiguousarray(values).data)
-    return found.digest()
+    return content_digest(f"{'L' if values.ndim == 2 else 'RGB'} {width}x{height}", values)
 
 
 def digest_of(image: Image.Image) -> bytes:
     """The `digest` of an L or RGB image, in strips to save memory."""
     width, height = image.size
-    found = _begun(image.mode, width, height)
+    found = xxh3_128(f"{image.mode} {width}x{height}\n".encode())
     rows = max(1, _BYTES_AT_ONCE // (width * len(image.mode)))
     for top in range(0, height, rows):
         strip = image.crop((0, top, width, min(top + rows, height)))
         found.update(strip.tobytes())
     return found.digest()
-
-
-def _begun(mode: str, width: int, height: int) -> xxh3_128:
-    return xxh3_128(f"{mode} {width}x{height}\n".encode())
 
 
 def fit_image(
