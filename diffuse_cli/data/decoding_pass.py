@@ -36,10 +36,6 @@ class Tally:
     skipped: dict[str, tuple[int, tuple[str, ...]]] = field(default_factory=dict)
     remarks: dict[str, tuple[int, tuple[str, ...]]] = field(default_factory=dict)
 
-    @property
-    def names(self) -> list[str]:
-        return [entry.name for entry in self.entries]
-
     def add(self, entry: Entry, read: Read) -> None:
         self.entries.append(entry)
         self.digests.append(read.digest)

@@ -19,7 +19,7 @@ from diffuse_cli.data.decoding_pass import Tally, collect
 from diffuse_cli.data.decoding_workers import Reading, cores
 from diffuse_cli.data.samples import Dataset
 from diffuse_cli.data.sources import fetching, open_source
-from diffuse_cli.data.sources.entries import Entry, Listing, Source, classes_of, list_samples
+from diffuse_cli.data.sources.entries import Listing, Source, classes_of, list_samples, read_some
 from diffuse_cli.data.store import Kept
 from diffuse_cli.data.stream import Origin, Stream, stored_of
 from diffuse_cli.data.summary import (
@@ -40,7 +40,6 @@ from diffuse_cli.media import (
     file_errors,
     layout_of,
 )
-from diffuse_cli.media.file_errors import Unusable
 from diffuse_cli.system.errors import DataError, translating
 from diffuse_cli.system.events import Notice, Work
 from diffuse_cli.system.files import show
@@ -169,20 +168,10 @@ def _completed(asked: Asked, bits: int | None, source: Source, listing: Listing)
         if listing.medium == ARRAY and asked.layout is None:
             asked = dataclasses.replace(asked, layout=layout_of(source.shapes()))
     kind.prepare()
-    chosen = every[:: -(-len(every) // LOOKED_AT) or 1]
-    contents = filter(None, (_tried(source, entry) for entry in chosen))
-    asked, notice = kind.settled(asked, contents)
+    asked, notice = kind.settled(asked, read_some(source, every, LOOKED_AT, LARGE))
     if notice and every:
         yield Notice(notice)
     return asked
-
-
-def _tried(source: Source, entry: Entry) -> bytes | None:
-    """The content of a small file, or None."""
-    with contextlib.suppress(Unusable, OSError):
-        if not entry.fault and entry.size <= LARGE:
-            return source.read(entry)
-    return None
 
 
 def most_bytes(listing: Listing, asked: Asked) -> int:
@@ -248,7 +237,8 @@ def _samples(
     transform: str | None,
     rate: int | None,
 ) -> Dataset:
-    labels, class_names = classes_of(tally.names, listing.candidates)
+    names = tuple(entry.name for entry in tally.entries)
+    labels, class_names = classes_of(names, listing.candidates)
     counts = Counter(labels)
     summary = Summary(
         source=show(source),
@@ -272,7 +262,7 @@ def _samples(
         stored=stored,
         labels=np.array(labels, np.int64),
         class_names=class_names,
-        names=tuple(tally.names),
+        names=names,
         medium=listing.medium,
         layout=tally.layout,
         transform=transform,

@@ -9,14 +9,14 @@ import os
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from diffuse_cli.media import MEDIA, advice, by_extension
-from diffuse_cli.media.file_errors import Unusable, refusing
+from diffuse_cli.media.file_errors import LARGEST_FILE, Unusable, refusing
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.files import show
 
@@ -306,7 +306,8 @@ def list_samples(source: Source, medium: str | None = None) -> Listing:
                 samples[folder] = names
     for name, kind in MEDIA.items():
         theirs = [e for e in found["image"] if extension_of(e.name) in kind.claimed]
-        if theirs and _claimed(source, theirs, kind.claims):
+        said = [*map(kind.claims, read_some(source, theirs, LOOKED_AT, LARGEST_FILE))]
+        if said and all(said):
             taken = set(theirs)
             found["image"] = [e for e in found["image"] if e not in taken]
             found.setdefault(name, []).extend(theirs)
@@ -318,13 +319,15 @@ def list_samples(source: Source, medium: str | None = None) -> Listing:
     return Listing(chosen, tuple(ordered), others, unread, listed, source.origin)
 
 
-def _claimed(source: Source, entries: Sequence[Entry], claims: Callable[[bytes], bool]) -> bool:
-    """Whether a medium claims all of a few files, evenly among all, that can be read."""
-    said = list[bool]()
-    for entry in entries[:: -(-len(entries) // LOOKED_AT)]:
+def read_some(
+    source: Source, entries: Sequence[Entry], count: int, largest: int
+) -> Iterator[bytes]:
+    """The bytes of about so many entries, evenly among all, of those that can be read and are not
+    larger."""
+    for entry in entries[:: -(-len(entries) // count) or 1]:
         with contextlib.suppress(Unusable, OSError):
-            said += [] if entry.fault else [claims(source.read(entry))]
-    return bool(said) and all(said)
+            if not entry.fault and entry.size <= largest:
+                yield source.read(entry)
 
 
 def _is_listed(name: str, samples: dict[str, frozenset[str]]) -> bool:
