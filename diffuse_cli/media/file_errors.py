@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -81,6 +82,21 @@ def refusing(path: Path | str, hint: str = "") -> Iterator[None]:
         raise DataError(f"cannot read {show(path)}: {error.strerror}", hint) from error
 
 
+def stat_of(path: Path, what: str, hint: str) -> os.stat_result:
+    """What is at a path.
+
+    Raises:
+        DataError: there is nothing, or it cannot be read.
+    """
+    try:
+        return path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"no such {what}: {show(path)}", hint) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"cannot read {show(path)}: {reason}", hint) from None
+
+
 @contextlib.contextmanager
 def read_needed(path: Path, one: str, hint: str) -> Iterator[bytes]:
     """Read a file that must be a sample, `one` of a medium, and refuse it as `refusing` does.
@@ -89,12 +105,7 @@ def read_needed(path: Path, one: str, hint: str) -> Iterator[bytes]:
         DataError: there is no such file, or it is not usable inside the block.
     """
     with refusing(path, hint):
-        try:
-            info = path.stat()
-        except (FileNotFoundError, NotADirectoryError):
-            raise DataError(f"no such {one}: {show(path)}", hint) from None
-        except ValueError as error:
-            raise DataError(f"cannot read {show(path)}: {error}", hint) from error
+        info = stat_of(path, one, hint)
         if stat.S_ISDIR(info.st_mode):
             raise DataError(f"no such {one}: {show(path)} is a folder", hint)
         if not stat.S_ISREG(info.st_mode):

@@ -11,7 +11,8 @@ from diffuse_cli.commands.info.reports import DataReport, inspect_data
 from diffuse_cli.config.options import read_toml, to_toml
 from diffuse_cli.config.shared_options import InfoConfig
 from diffuse_cli.data import is_images
-from diffuse_cli.data.sources import is_sample, mode_of
+from diffuse_cli.data.sources import is_sample
+from diffuse_cli.media.file_errors import stat_of
 from diffuse_cli.models.model_report import facts, training_config
 from diffuse_cli.system import files, outputs, run_reader
 from diffuse_cli.system.errors import DataError, ModelFileError, UsageError
@@ -39,7 +40,7 @@ def inspect(config: InfoConfig) -> Work[DataReport | ModelReport | RunReport]:
             raise UsageError(f"--toml is for model files, and {files.show(path)} holds images")
         return (yield from inspect_data(config))
     if not is_name(path):
-        mode = mode_of(path, HINT)
+        mode = stat_of(path, "file or folder", HINT).st_mode
         if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
             raise DataError(f"neither a folder nor a regular file: {files.show(path)}", HINT)
         if run_reader.run_at(path) == path:

@@ -14,6 +14,7 @@ from diffuse_cli.data.sources.entries import Entry as Entry
 from diffuse_cli.data.sources.entries import Source as Source
 from diffuse_cli.data.sources.folder import OneFile
 from diffuse_cli.media import by_extension
+from diffuse_cli.media.file_errors import stat_of
 from diffuse_cli.system import file_types, run_reader
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.events import Progress, Work
@@ -58,20 +59,6 @@ def is_sample(path: Path) -> bool:
     return extension_of(path.name) in by_extension() and is_file(path)
 
 
-def mode_of(path: Path, hint: str) -> int:
-    """The `st_mode` of a path.
-
-    Raises:
-        DataError: there is nothing, or it cannot be read.
-    """
-    try:
-        return path.stat().st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        raise DataError(f"no such file or folder: {show(path)}", hint) from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {show(path)}: {error}", hint) from None
-
-
 def open_source(path: Path, *, single: bool = False) -> Source:
     """The source at `path`, or, if `single`, the file of a sample.
 
@@ -83,7 +70,7 @@ def open_source(path: Path, *, single: bool = False) -> Source:
     if is_name(path):
         name = str(path).removeprefix("hf:").lstrip("/")
         raise DataError(f"not a data set: hf://{show(name)}", "Type hf://datasets/ORG/NAME")
-    mode, hint = mode_of(path, HINT), HINT
+    mode, hint = stat_of(path, "file or folder", HINT).st_mode, HINT
     if run_reader.run_at(path):
         raise DataError(f"{show(path)} is the run directory of a model, not images", hint)
     if single and is_sample(path):

@@ -222,7 +222,8 @@ def collect(shard: Path, found: dict[str, Entry]) -> str:
                 return reasons.EMPTY
             archive = tarfile.TarFile(fileobj=file, encoding="utf-8")
             while info := archive.next():
-                archive.members.clear()  # of a million members tarfile would keep the headers
+                # Of a million members tarfile would keep the headers.
+                archive.members.clear()  # type: ignore[attr-defined]
                 if info.size < 0 or archive.offset > end:
                     return reasons.CORRUPT
                 if not info.isdir() and (name := plain_name(info.name)):
