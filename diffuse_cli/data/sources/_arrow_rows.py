@@ -247,12 +247,14 @@ def layout_of(schema: Any, path: str) -> Layout:
         for n, feature in features.items()
         if feature.get("_type") == "ClassLabel" and isinstance(feature.get("names"), list)
     }
-    others = (types.is_nested, types.is_null, types.is_fixed_size_binary)
-    plain = tuple(n for n, k in kinds.items() if n not in binary and not any(t(k) for t in others))
+    not_plain = (types.is_nested, types.is_null, types.is_fixed_size_binary)
+    plain = tuple(
+        n for n, k in kinds.items() if n not in binary and not any(t(k) for t in not_plain)
+    )
     classes = [n for n in plain if n in names] + [n for n in plain if n in LABEL]
     values = {n: k.value_type if types.is_dictionary(k) else k for n, k in kinds.items()}
-    countable = (types.is_integer, types.is_string, types.is_large_string)
-    labels = [n for n in classes if any(test(values[n]) for test in countable)]
+    class_types = (types.is_integer, types.is_string, types.is_large_string)
+    labels = [n for n in classes if any(test(values[n]) for test in class_types)]
     label = next((n for n in LABEL if n in labels), labels[0] if labels else None)
     return Layout(sample, fields.get(sample, ()), label, plain, names)
 
