@@ -247,10 +247,8 @@ def layout_of(schema: Any, path: str) -> Layout:
         for n, feature in features.items()
         if feature.get("_type") == "ClassLabel" and isinstance(feature.get("names"), list)
     }
-    not_plain = (types.is_nested, types.is_null, types.is_fixed_size_binary)
-    plain = tuple(
-        n for n, k in kinds.items() if n not in binary and not any(t(k) for t in not_plain)
-    )
+    bare = (types.is_nested, types.is_null, types.is_fixed_size_binary)
+    plain = tuple(n for n, k in kinds.items() if n not in binary and not any(t(k) for t in bare))
     classes = [n for n in plain if n in names] + [n for n in plain if n in LABEL]
     values = {n: k.value_type if types.is_dictionary(k) else k for n, k in kinds.items()}
     class_types = (types.is_integer, types.is_string, types.is_large_string)
