@@ -13,6 +13,8 @@ from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.file_errors import LARGEST_FILE, Unusable
 from diffuse_cli.system.descriptors import open_to_read
 
+_AT_ONCE = 2**20
+
 
 class Folder(Source):
     """All files below a folder. Links are followed; each folder is visited once."""
@@ -54,7 +56,10 @@ class Folder(Source):
                 raise Unusable(reasons.IRREGULAR)
             if info.st_size > LARGEST_FILE:
                 raise Unusable(reasons.TOO_LARGE)
-            return file.readall()
+            data = os.read(file.fileno(), info.st_size)
+            while len(data) < info.st_size and (more := os.read(file.fileno(), _AT_ONCE)):
+                data += more
+            return data
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
