@@ -30,9 +30,10 @@ class DistillConfig(Options):
 
     model: str = argument("MODEL", MODEL)
     data: str = argument("DATA", "Folder or zip of samples such as it was trained on.")
-    steps: int | None = option(None, "Training steps.", low=1, high=100_000_000, shown=f"{STEPS}")
-    minutes: float | None = option(
-        None,
+    steps: int | None = option.optional(
+        "Training steps.", low=1, high=100_000_000, shown=f"{STEPS}"
+    )
+    minutes: float | None = option.optional(
         "Distil for X minutes in total, over all resumes; it sets the steps.",
         low=0.01,
         high=1e6,
@@ -45,8 +46,7 @@ class DistillConfig(Options):
         control=True,
         metavar="FILE",
     )
-    guidance: float | None = option(
-        None,
+    guidance: float | None = option.optional(
         "Of a model with conditions: follow it guided at this scale; no other guidance can be "
         "asked for later.",
         low=0,
@@ -55,20 +55,19 @@ class DistillConfig(Options):
     )
     resume: bool = option(False, "Continue from the last checkpoint.", control=True)
     overwrite: bool = option(False, OVERWRITE, control=True)
-    given: str | None = data_option(None, BESIDE, metavar="PATH", place=True, shown="")
-    batch_size: int | None = optimiser_option(
-        None,
+    given: str | None = data_option.optional(BESIDE, metavar="PATH", place=True)
+    batch_size: int | None = optimiser_option.optional(
         "Paths per step, over all processes; each is learned at 4 times. In the last part, noises "
         "from which to draw in one step and in two.",
         low=1,
         high=1_000_000,
         shown="a quarter of the model's",
     )
-    lr: float | None = optimiser_option(
-        None, "Peak learning rate.", low=0, high=10, shown="half of the model's"
+    lr: float | None = optimiser_option.optional(
+        "Peak learning rate.", low=0, high=10, shown="half of the model's"
     )
-    workers: int | None = run_option(
-        None, "Threads that read images.", low=1, high=1024, control=True, shown="one per core"
+    workers: int | None = run_option.optional(
+        "Threads that read images.", low=1, high=1024, control=True, shown="one per core"
     )
     seed: int = run_option(0, "Seed of all random draws.", low=0, high=2**63 - 1)
     precision: str = run_option(
@@ -77,13 +76,13 @@ class DistillConfig(Options):
     device: str = run_option(
         "auto", "Device; auto is a GPU where PyTorch sees one.", table="system.devices.DEVICES"
     )
-    stop_at: int | None = run_option(
-        None, "Stop after this step; --resume continues.", low=1, control=True
+    stop_at: int | None = run_option.optional(
+        "Stop after this step; --resume continues.", low=1, control=True
     )
-    preview_every: int | None = run_option(
-        None, "Steps between preview pictures.", low=1, shown="an eighth of the steps"
+    preview_every: int | None = run_option.optional(
+        "Steps between preview pictures.", low=1, shown="an eighth of the steps"
     )
-    save_every: int | None = run_option(
-        None, "Steps between checkpoints.", low=1, control=True, shown="500"
+    save_every: int | None = run_option.optional(
+        "Steps between checkpoints.", low=1, control=True, shown="500"
     )
     log_every: int = output_option(50, "Steps between lines of metrics.jsonl.", low=1, control=True)

@@ -55,8 +55,7 @@ class FeatureConfig(Options):
         "Feature network of images. Arrays and sounds have random features.",
         table="metrics.features.FEATURES",
     )
-    feature_weights: str | None = measuring_option(
-        None,
+    feature_weights: str | None = measuring_option.optional(
         "Weights of the feature network.",
         parse=parse_file,
         place=True,
@@ -71,9 +70,11 @@ class SidesConfig(FeatureConfig, ComputeConfig, ReadingConfig):
     n: int = option(
         1000, "Images on each side, generated and real.", flag="-n", low=2, high=10_000_000
     )
-    background: str | None = data_option(None, BACKGROUND, parse=parse_color, shown="the model's")
-    fit: str | None = data_option(None, FIT, table="media.FITS", shown="the model's")
-    given: str | None = data_option(None, BESIDE, place=True, metavar="PATH", shown="")
+    background: str | None = data_option.optional(
+        BACKGROUND, parse=parse_color, shown="the model's"
+    )
+    fit: str | None = data_option.optional(FIT, table="media.FITS", shown="the model's")
+    given: str | None = data_option.optional(BESIDE, place=True, metavar="PATH")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +96,7 @@ class BoundConfig(Options):
         "or 'all'.",
         parse=parse_timesteps,
     )
-    respaced: int | None = measuring_option(
-        None,
+    respaced: int | None = measuring_option.optional(
         "Compute the bound over N of the model's timesteps.",
         low=2,
         high=100_000,
@@ -108,8 +108,8 @@ class BoundConfig(Options):
 class PlottedBoundConfig(BoundConfig):
     """The bound, and a plot of it."""
 
-    plot: str | None = output_option(
-        None, "Plot the bound by timestep.", place=True, metavar="FILE.png", shown=""
+    plot: str | None = output_option.optional(
+        "Plot the bound by timestep.", place=True, metavar="FILE.png"
     )
 
 
@@ -120,19 +120,16 @@ class EvalConfig(MeasureConfig, PlottedBoundConfig, StartConfig, DrawConfig, Wei
     subject: str = argument(
         "MODEL_OR_FOLDER", "Model file, run directory, or folder of generated images."
     )
-    metrics: tuple[str, ...] | None = option(
-        None,
+    metrics: tuple[str, ...] | None = option.optional(
         "Measure these alone, and draw images only if one of them needs some.",
         table="metrics.METRICS",
         parse=parse_listed,
         shown="all that suit the data",
     )
-    report: str | None = option(
-        None,
+    report: str | None = option.optional(
         "Write a page with samples, every number and plot, and how to reproduce them.",
         place=True,
         metavar="FILE.html",
-        shown="",
     )
     train_n: int = measuring_option(
         5000,
@@ -141,12 +138,10 @@ class EvalConfig(MeasureConfig, PlottedBoundConfig, StartConfig, DrawConfig, Wei
         low=0,
         high=10_000_000,
     )
-    pairs: str | None = output_option(
-        None,
+    pairs: str | None = output_option.optional(
         "Show the generated images nearest to training images, side by side.",
         place=True,
         metavar="FILE.png",
-        shown="",
     )
 
     def __post_init__(self) -> None:
@@ -163,8 +158,7 @@ class EvalConfig(MeasureConfig, PlottedBoundConfig, StartConfig, DrawConfig, Wei
 class TuneConfig(MeasureConfig, GuideConfig, TrajectoryConfig, WeightsConfig):
     """Samplers, steps and guidance scales of a model, compared."""
 
-    samplers: tuple[str, ...] | None = option(
-        None,
+    samplers: tuple[str, ...] | None = option.optional(
         "Samplers to try.",
         table="core.samplers.SAMPLERS",
         parse=parse_listed,
@@ -173,15 +167,13 @@ class TuneConfig(MeasureConfig, GuideConfig, TrajectoryConfig, WeightsConfig):
     steps: tuple[int, ...] = option(
         TUNED_STEPS, "Numbers of steps to try with each sampler.", parse=parse_ints
     )
-    guidance: tuple[float, ...] | None = option(
-        None,
+    guidance: tuple[float, ...] | None = option.optional(
         "Guidance scales to try, for a model with classes: samplers are compared at the first "
         "scale, and the best of them is tried at the others.",
         parse=parse_scales,
         shown=f"the model's, then {','.join(f'{scale:g}' for scale in TUNED_GUIDANCE)}",
     )
-    weak_guidance: tuple[float, ...] | None = option(
-        None,
+    weak_guidance: tuple[float, ...] | None = option.optional(
         "Scales of guidance by a weaker model to try with the best setting, in as many network "
         "evaluations. The weaker model is that of --guide-with, or the model's early average.",
         parse=parse_scales,
@@ -195,23 +187,19 @@ class TuneConfig(MeasureConfig, GuideConfig, TrajectoryConfig, WeightsConfig):
     try_starts: bool = option(
         True, "Also try --start gaussian with the sampler that is best without, if the model can."
     )
-    out: str | None = option(
-        None,
+    out: str | None = option.optional(
         "Write the model with the recommended setting, which sample and eval then use.",
         flag="-o",
         place=True,
         metavar="FILE",
-        shown="",
     )
-    plot: str | None = option(
-        None, "Plot KID against seconds per image.", place=True, metavar="FILE.png", shown=""
+    plot: str | None = option.optional(
+        "Plot KID against seconds per image.", place=True, metavar="FILE.png"
     )
-    report: str | None = option(
-        None,
+    report: str | None = option.optional(
         "Evaluate the recommended setting, and write a page with that and everything tried.",
         place=True,
         metavar="FILE.html",
-        shown="",
     )
 
     def __post_init__(self) -> None:
@@ -236,8 +224,8 @@ class EmaConfig(MeasureConfig, StartConfig, DrawConfig):
         "images, which draws none.",
         table=("kid", "held-out"),
     )
-    out: str | None = option(
-        None, "Write a model file with the best average.", flag="-o", metavar="FILE", shown=""
+    out: str | None = option.optional(
+        "Write a model file with the best average.", flag="-o", metavar="FILE"
     )
 
     def __post_init__(self) -> None:
@@ -255,8 +243,7 @@ class CompareConfig(SidesConfig, BoundConfig, StartConfig, DrawConfig, WeightsCo
 
     a: str = argument("A", MODEL)
     b: str = argument("B", MODEL)
-    data: str | None = option(
-        None,
+    data: str | None = option.optional(
         "Folder or zip of real images. Both are then also evaluated, from the same noise and "
         "against the same images.",
         metavar="[DATA]",

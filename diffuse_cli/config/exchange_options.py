@@ -28,102 +28,90 @@ class ConvertConfig(Options):
     source: str = argument(
         "SOURCE", "Folder or file that another program saved, or with --to a model of diffuse."
     )
-    where: str | None = option(
-        None,
+    where: str | None = option.optional(
         "Where to write, as with -o.",
         metavar="[OUT]",
         argument=True,
         place=True,
     )
-    out: str | None = option(
-        None,
+    out: str | None = option.optional(
         "Model file to write, or what --to makes of one.",
         flag="-o",
         metavar="FILE|FOLDER",
         shown="model.safetensors, or diffusers, model.onnx or model.pt2 with --to",
     )
-    to: str | None = option(
-        None,
+    to: str | None = option.optional(
         "Program to write SOURCE for, a model file or run directory of diffuse.",
         table="commands.convert.exporters.TARGETS",
         shown="by the suffix of -o, else a model file",
     )
-    format: str | None = option(
-        None,
+    format: str | None = option.optional(
         "Program that saved SOURCE.",
         table="commands.convert.importers.FORMATS",
         shown="recognised by its content",
     )
-    preset: str | None = option(
-        None,
+    preset: str | None = option.optional(
         "Published network that SOURCE is: supplies what its files leave out.",
         table="config.presets.PRESETS",
     )
     overwrite: bool = option(False, OVERWRITE)
-    weights: str | None = option(
-        None, "With --to: the averaged weights, or the raw ones.", table=("ema", "raw"), shown="ema"
+    weights: str | None = option.optional(
+        "With --to: the averaged weights, or the raw ones.", table=("ema", "raw"), shown="ema"
     )
-    sampler: str | None = option(
-        None,
+    sampler: str | None = option.optional(
         "With --to diffusers: the sampler whose scheduler is written.",
         table="core.samplers.SAMPLERS",
         shown="the model's, if pipelines of diffusers run it, else ddpm",
     )
 
-    size: Size | None = data_option(
-        None, "Image size.", parse=parse_size, shown="from SOURCE or preset"
+    size: Size | None = data_option.optional(
+        "Image size.", parse=parse_size, shown="from SOURCE or preset"
     )
-    class_names: str | None = data_option(
-        None,
+    class_names: str | None = data_option.optional(
         "Text file with a class name on each line.",
         place=True,
         metavar="FILE",
         shown="0, 1, 2, ...",
     )
 
-    heads: int | None = network_option(
-        None, "Attention heads (openai).", low=1, high=256, shown="from the preset"
+    heads: int | None = network_option.optional(
+        "Attention heads (openai).", low=1, high=256, shown="from the preset"
     )
-    head_width: int | None = network_option(
-        None, "Channels of each attention head (openai).", low=1, high=4096, shown="from the preset"
+    head_width: int | None = network_option.optional(
+        "Channels of each attention head (openai).", low=1, high=4096, shown="from the preset"
     )
-    heads_upsample: int | None = network_option(
-        None,
+    heads_upsample: int | None = network_option.optional(
         "Attention heads on the way up (openai): its --num_heads_upsample.",
         low=1,
         high=256,
         shown="as on the way down",
     )
-    attention_order: str | None = network_option(
-        None,
+    attention_order: str | None = network_option.optional(
         "Order of queries, keys and values (openai). new: trained with "
         "--use_new_attention_order True.",
         table=("legacy", "new"),
         shown="from the preset, else legacy",
     )
 
-    schedule: str | None = process_option(
-        None, "Noise schedule.", table="core.schedules.SCHEDULES", shown="from SOURCE or preset"
+    schedule: str | None = process_option.optional(
+        "Noise schedule.", table="core.schedules.SCHEDULES", shown="from SOURCE or preset"
     )
-    betas: tuple[float, ...] | None = process_option(
-        None, "Read the betas from a file.", parse=parse_betas
+    betas: tuple[float, ...] | None = process_option.optional(
+        "Read the betas from a file.", parse=parse_betas
     )
-    num_timesteps: int | None = process_option(
-        None, "Timesteps T of the process.", low=2, high=100_000, shown="from SOURCE or preset"
+    num_timesteps: int | None = process_option.optional(
+        "Timesteps T of the process.", low=2, high=100_000, shown="from SOURCE or preset"
     )
-    rescale_timesteps: bool | None = process_option(
-        None,
+    rescale_timesteps: bool | None = process_option.optional(
         "The network was trained on t * 1000 / T instead of t.",
         shown="on for openai, off for diffusers",
     )
-    target: str | None = process_option(
-        None,
+    target: str | None = process_option.optional(
         "What the network predicts.",
         table="core.targets.TARGETS",
         shown="from SOURCE or preset, else eps",
     )
-    variance: str | None = process_option(
-        None,
+    variance: str | None = process_option.optional(
         "Variance of the reverse process.",
         table="core.variances.VARIANCES",
         shown="from SOURCE or preset",
@@ -159,34 +147,27 @@ class PushConfig(Options):
 
     model: str = argument("MODEL", MODEL)
     target: str = argument("TARGET", "The model's name on the hub, hf://ORG/NAME.")
-    license: str | None = option(
-        None,
+    license: str | None = option.optional(
         "Licence under which others may use the model, as the hub writes it: mit, cc-by-4.0, "
         "other. It must be given.",
         parse=parse_license,
-        shown="",
     )
-    eval: str | None = option(
-        None,
+    eval: str | None = option.optional(
         "Numbers for the card: a file of what diffuse eval --json printed.",
         parse=parse_file,
         metavar="FILE.json",
-        shown="",
     )
-    samples: str | None = option(
-        None,
+    samples: str | None = option.optional(
         "Picture of samples for the card, such as grid.png.",
         parse=parse_file,
         metavar="FILE.png",
         shown="16 are drawn",
     )
     private: bool = option(False, "Let nobody else see a repository that is made.", control=True)
-    out: str | None = option(
-        None,
+    out: str | None = option.optional(
         "Write the folder that would be pushed, and push nothing.",
         flag="-o",
         metavar="FOLDER",
-        shown="",
     )
     overwrite: bool = option(False, OVERWRITE)
 

@@ -30,19 +30,6 @@ BESIDE = "What lies beside the images of DATA, for a model trained on pairs: a f
 MODEL = "Model file, run directory, or hf://ORG/NAME."
 """Help of MODEL."""
 
-GROUPS = (
-    "Options",
-    "Data",
-    "Network",
-    "Process",
-    "Sampling",
-    "Measuring",
-    "Optimisation",
-    "Run",
-    "Output",
-)
-"""The sections of `--help`, the most needed first."""
-
 C = TypeVar("C", bound="Options")
 
 
@@ -56,7 +43,7 @@ class Option(Setting):
         place: belongs to this machine or run, like a path: the model file omits it.
         argument: positional, without a flag.
         flag: the long flag if it is not the field's name, or an additional short one.
-        group: its section of `--help`, one of `GROUPS`.
+        group: its section of `--help`.
         shown: the default in `--help`, if it depends on machine or data.
     """
 
@@ -67,22 +54,34 @@ class Option(Setting):
     flag: str = ""
     shown: str = ""
     metavar: str = ""
-    group: str = GROUPS[0]
+    group: str = "Options"
 
 
-def option(default: Any = MISSING, help: str = "", **metadata: Any) -> Any:
-    """A dataclass field that is an option of the command line."""
-    return field(default=default, metadata={"setting": Option(help=help, **metadata)})
+@dataclass(frozen=True)
+class OptionMaker:
+    """Makes dataclass fields that are options of the command line, in a section of `--help`."""
+
+    group: str
+
+    def __call__(self, default: Any = MISSING, help: str = "", **metadata: Any) -> Any:
+        spec = Option(help=help, group=self.group, **metadata)
+        return field(default=default, metadata={"setting": spec})
+
+    def optional(self, help: str, **metadata: Any) -> Any:
+        """Return an option that is None unless it is given."""
+        return self(None, help, **metadata)
 
 
-data_option = partial(option, group="Data")
-network_option = partial(option, group="Network")
-process_option = partial(option, group="Process")
-sampling_option = partial(option, group="Sampling")
-measuring_option = partial(option, group="Measuring")
-optimiser_option = partial(option, group="Optimisation")
-run_option = partial(option, group="Run")
-output_option = partial(option, group="Output")
+GROUPS = (
+    "Options", "Data", "Network", "Process", "Sampling", "Measuring", "Optimisation", "Run",
+    "Output",
+)  # fmt: skip
+"""The sections of `--help`, the most needed first."""
+
+(
+    option, data_option, network_option, process_option, sampling_option, measuring_option,
+    optimiser_option, run_option, output_option,
+) = map(OptionMaker, GROUPS)  # fmt: skip
 
 
 def argument(metavar: str, help: str) -> Any:
@@ -121,16 +120,6 @@ def flag_of(f: dataclasses.Field[Any]) -> str:
     if spec.flag.startswith("--"):
         return spec.flag
     return f"-{f.name}" if len(f.name) == 1 else "--" + f.name.replace("_", "-")
-
-
-def words_of(config: object, names: Collection[str]) -> list[str]:
-    """The options with these names that differ from their defaults, as they are typed."""
-    words: list[str] = []
-    for f, _ in options(config):
-        value = getattr(config, f.name)
-        if f.name in names and value != f.default:
-            words += [flag_of(f)] if value is True else [flag_of(f), str(value)]
-    return words
 
 
 def flag_in(kind: type[Options], name: str) -> str:
@@ -207,14 +196,19 @@ def place_name(place: str) -> str:
     return place if place.startswith("hf:") else Path(place).name or place
 
 
-def to_arguments(config: object, *, places: bool = True) -> list[str]:
+def to_arguments(
+    config: object, names: Collection[str] | None = None, *, places: bool = True
+) -> list[str]:
     """The command line that makes this configuration; defaults are left out.
 
     Args:
+        names: the fields to set; None for all.
         places: as they were typed, or else their names alone, for a page that others may read.
     """
     positional, flags = [], []
     for f, spec in options(config):
+        if names is not None and f.name not in names:
+            continue
         value = getattr(config, f.name)
         if spec.place and not places and isinstance(value, str):
             value = place_name(value)

@@ -69,12 +69,12 @@ class SamplerChoice(Options):
 
     sampler: str = option(help="Sampler.")
     steps: int = option(help="Steps.", low=1, high=MOST_STEPS)
-    guidance: float | None = option(None, "Guidance scale.", low=0, high=STRONGEST)
-    weak_guidance: float | None = option(
-        None, "Scale of guidance by a weaker model.", low=0, high=STRONGEST
+    guidance: float | None = option.optional("Guidance scale.", low=0, high=STRONGEST)
+    weak_guidance: float | None = option.optional(
+        "Scale of guidance by a weaker model.", low=0, high=STRONGEST
     )
-    times: tuple[float, ...] | None = option(None, "Learned times.", parse=parse_times)
-    start: str | None = option(None, "Where it starts.", table=STARTS)
+    times: tuple[float, ...] | None = option.optional("Learned times.", parse=parse_times)
+    start: str | None = option.optional("Where it starts.", table=STARTS)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -84,25 +84,17 @@ class SamplerChoice(Options):
             raise UsageError("learned times begin in pure noise")
 
     def __str__(self) -> str:
-        steps = f"{self.steps} {'step' if self.steps == 1 else 'steps'}"
-        return f"{self.sampler}, {steps}{self.begun}{self.learned}{self.scales}"
+        steps = "1 step" if self.steps == 1 else f"{self.steps} steps"
+        return f"{self.sampler}, {steps}{self.manner}"
 
     @property
-    def begun(self) -> str:
-        """Where it starts, in words."""
-        return " from a Gaussian start" if self.start == GAUSSIAN else ""
-
-    @property
-    def learned(self) -> str:
-        """Whether its times are learned, in words."""
-        return " at learned times" if self.times else ""
-
-    @property
-    def scales(self) -> str:
-        """Its scales in words, each after a comma."""
+    def manner(self) -> str:
+        """Where it starts, whether its times are learned, and its scales, in words."""
+        begun = " from a Gaussian start" if self.start == GAUSSIAN else ""
+        learned = " at learned times" if self.times else ""
         guided = "" if self.guidance is None else f", guidance {self.guidance:g}"
         weakly = "" if self.weak_guidance is None else f", weak guidance {self.weak_guidance:g}"
-        return guided + weakly
+        return begun + learned + guided + weakly
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,22 +128,18 @@ class WeightsConfig(Options):
 class TrajectoryConfig(Options):
     """Options that go with any sampler."""
 
-    spacing: str | None = sampling_option(
-        None,
+    spacing: str | None = sampling_option.optional(
         "Which timesteps the sampler visits.",
         table="core.timesteps.SPACINGS",
         shown="those that tune learned, or wide with unipc in at most 10 steps, else trailing",
     )
-    threshold: float | None = sampling_option(
-        None,
+    threshold: float | None = sampling_option.optional(
         "Dynamic thresholding: instead of clipping a predicted image, scale it until this share "
         "of its pixels, such as 0.995, is in range.",
         low=0.01,
         high=1,
-        shown="",
     )
-    guidance_interval: tuple[float, float] | None = sampling_option(
-        None,
+    guidance_interval: tuple[float, float] | None = sampling_option.optional(
         "Guide only at noise levels (sigma/alpha) between these.",
         parse=parse_interval,
         shown="all",
@@ -162,8 +150,7 @@ class TrajectoryConfig(Options):
 class GuideConfig(Options):
     """The weaker model to guide by."""
 
-    guide_with: str | None = sampling_option(
-        None,
+    guide_with: str | None = sampling_option.optional(
         "Guide by a weaker model of the same data, a file or run directory; 'self' is the early "
         "average in a model trained with --keep-weak. A step then takes one more evaluation.",
         place=True,
@@ -180,36 +167,33 @@ class SamplerConfig(GuideConfig, TrajectoryConfig):
         UsageError: an option that the named sampler does not take.
     """
 
-    steps: int | None = option(
-        None,
+    steps: int | None = option.optional(
         "Sampling steps, each one network evaluation (two with heun), more with guidance.",
         low=1,
         high=MOST_STEPS,
         shown=f"the model's, or {SAMPLING_STEPS}",
     )
-    sampler: str | None = option(
-        None, "Sampler.", table="core.samplers.SAMPLERS", shown=f"the model's, or {SAMPLER}"
+    sampler: str | None = option.optional(
+        "Sampler.", table="core.samplers.SAMPLERS", shown=f"the model's, or {SAMPLER}"
     )
-    guidance: float | None = option(
-        None,
+    guidance: float | None = option.optional(
         "Guidance scale, for a model with classes or columns: 1 is the conditional model, 0 the "
         "unconditional.",
         low=0,
         high=STRONGEST,
         shown=f"the model's, or {GUIDANCE:g}; 1 if trained with --label-dropout 0, or on numbers",
     )
-    weak_guidance: float | None = sampling_option(
-        None,
+    weak_guidance: float | None = sampling_option.optional(
         "Scale of --guide-with: 1 is the model alone, 0 the weaker one. Added to what --guidance "
         "does.",
         low=0,
         high=STRONGEST,
         shown=f"the model's, or {WEAK_GUIDANCE:g}",
     )
-    eta: float | None = sampling_option(
-        None, "Noise added by ddim: 0 for none, 1 for as much as ddpm.", low=0, high=1, shown="0"
+    eta: float | None = sampling_option.optional(
+        "Noise added by ddim: 0 for none, 1 for as much as ddpm.", low=0, high=1, shown="0"
     )
-    order: int | None = sampling_option(None, "Order of unipc.", low=2, high=3, shown="2")
+    order: int | None = sampling_option.optional("Order of unipc.", low=2, high=3, shown="2")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -232,8 +216,7 @@ class DrawConfig(SamplerConfig, ComputeConfig):
 class StartConfig(Options):
     """Where sampling begins."""
 
-    start: str | None = sampling_option(
-        None,
+    start: str | None = sampling_option.optional(
         "Where sampling begins: in pure noise, or where the data is nearly Gaussian, in noise with "
         "its brightness and layout. For a model that is told nothing.",
         table=STARTS,
@@ -246,21 +229,18 @@ class SampleConfig(StartConfig, DrawConfig, WeightsConfig):
     """Images from a model file."""
 
     model: str = argument("MODEL", MODEL)
-    n: int | None = option(
-        None,
+    n: int | None = option.optional(
         "Number of images; with --given, of each.",
         flag="-n",
         low=1,
         high=10_000_000,
         shown=str(IMAGES),
     )
-    range: tuple[int, int] | None = option(
-        None,
+    range: tuple[int, int] | None = option.optional(
         "Draw images A to B - 1 of the seed alone, as one of several machines, or to add to a "
         "folder.",
         parse=parse_range,
         metavar="A:B",
-        shown="",
     )
     out: str = option(
         "samples",
@@ -277,29 +257,23 @@ class SampleConfig(StartConfig, DrawConfig, WeightsConfig):
         shown="every class in turn",
     )
     on: tuple[str, ...] = option((), ON, parse=parse_settings, shown="nothing is told")
-    given: str | None = option(
-        None,
+    given: str | None = option.optional(
         "What the images are drawn from, for a model trained with --given: an image, or a folder "
         "or zip of them, as the model is given them (small for low-res:4, grey for grey).",
         metavar="PATH",
-        shown="",
     )
-    mask: str | None = option(
-        None,
+    mask: str | None = option.optional(
         "What is unknown of --given, for a model trained on masks: white in an image for all, or "
         "in a folder or zip of images of the same names.",
         metavar="PATH",
-        shown="",
     )
     degrade: bool = option(
         False, "The images of --given are whole: degrade them as in training first."
     )
-    then: str | None = option(
-        None,
+    then: str | None = option.optional(
         "Give each image to another model, such as one trained with --given low-res:4, and write "
         "what that draws.",
         metavar="MODEL",
-        shown="",
     )
     gif: bool = option(False, "Also write denoising.gif, from noise to image.")
     grid: bool = output_option(True, "Write grid.png, all images in one.")

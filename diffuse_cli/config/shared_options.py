@@ -36,8 +36,8 @@ class ReadingConfig(Options):
     strict: bool = data_option(
         False, "Stop at the first bad file instead of skipping it.", control=True
     )
-    workers: int | None = data_option(
-        None, "Threads that read images.", low=1, high=256, control=True, shown="all cores"
+    workers: int | None = data_option.optional(
+        "Threads that read images.", low=1, high=256, control=True, shown="all cores"
     )
 
 
@@ -48,26 +48,24 @@ class InfoConfig(ReadingConfig):
     path: str = argument(
         "PATH", "Images, arrays or sounds, as for train; a model file; or a run directory."
     )
-    size: Size | None = data_option(
-        None, "Image size, as for train.", parse=parse_length, shown="from the data"
+    size: Size | None = data_option.optional(
+        "Image size, as for train.", parse=parse_length, shown="from the data"
     )
-    background: str | None = data_option(None, BACKGROUND, parse=parse_color, shown="white")
-    fit: str | None = data_option(None, FIT, table="media.FITS", shown="crop")
-    layout: str | None = data_option(
-        None, LAYOUT, table="media.shapes.LAYOUTS", shown="L, HW, CHW or CDHW, by their number"
+    background: str | None = data_option.optional(BACKGROUND, parse=parse_color, shown="white")
+    fit: str | None = data_option.optional(FIT, table="media.FITS", shown="crop")
+    layout: str | None = data_option.optional(
+        LAYOUT, table="media.shapes.LAYOUTS", shown="L, HW, CHW or CDHW, by their number"
     )
     alpha: bool = data_option(False, ALPHA)
-    bits: int | None = data_option(None, BITS, low=8, high=16, shown=OWN_BITS)
-    rate: int | None = data_option(
-        None, RATE, low=1000, high=384_000, shown="the usual one in the data, at most 16000"
+    bits: int | None = data_option.optional(BITS, low=8, high=16, shown=OWN_BITS)
+    rate: int | None = data_option.optional(
+        RATE, low=1000, high=384_000, shown="the usual one in the data, at most 16000"
     )
-    out: str | None = option(
-        None,
+    out: str | None = option.optional(
         "Write a contact sheet: a sample of the images, a row for each class; with --toml, write "
         "the configuration.",
         flag="-o",
         metavar="FILE",
-        shown="",
     )
     toml: bool = option(
         False,
@@ -101,14 +99,14 @@ class DiffusionConfig(Options):
             model may have seen t itself.
     """
 
-    num_timesteps: int = process_option(
-        None, "Timesteps T of the forward process.", low=2, high=100_000, shown=TIMESTEPS_SHOWN
+    num_timesteps: int = process_option.optional(
+        "Timesteps T of the forward process.", low=2, high=100_000, shown=TIMESTEPS_SHOWN
     )
     schedule: str | None = process_option(
         "cosine", "Noise schedule.", table="core.schedules.SCHEDULES"
     )
-    betas: tuple[float, ...] | None = process_option(
-        None, "Read the betas from a file.", parse=parse_betas
+    betas: tuple[float, ...] | None = process_option.optional(
+        "Read the betas from a file.", parse=parse_betas
     )
     log_snr_shift: float = process_option(0.0, LOG_SNR_SHIFT, low=-10, high=10)
     zero_terminal_snr: bool = process_option(

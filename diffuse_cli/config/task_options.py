@@ -58,13 +58,12 @@ class PictureConfig(DrawConfig, WeightsConfig):
         shown="no class",
     )
     on: tuple[str, ...] = option((), ON, parse=parse_settings, shown="nothing is told")
-    size: Size | None = option(
-        None,
+    size: Size | None = option.optional(
         "Size of the samples: the model's, or larger ones in overlapping windows.",
         parse=parse_size,
         shown="the model's",
     )
-    fit: str | None = option(None, FIT, table="media.FITS", shown="as in training")
+    fit: str | None = option.optional(FIT, table="media.FITS", shown="as in training")
     grid: bool = output_option(
         True, "Write grid.png: a row for each image, with its samples beside it."
     )
@@ -75,8 +74,7 @@ class PictureConfig(DrawConfig, WeightsConfig):
 class RestoringConfig(PictureConfig):
     """Samples that fit an observation."""
 
-    method: str | None = option(
-        None,
+    method: str | None = option.optional(
         "How samples are made to fit: given tells the model what is seen; ddnm needs no gradient, "
         "pigdm one a step, mmps four.",
         table="config.task_options.METHODS",
@@ -94,8 +92,7 @@ class RestoringConfig(PictureConfig):
 class InpaintConfig(RestoringConfig):
     """Part of a picture drawn anew."""
 
-    mask: str | None = option(
-        None,
+    mask: str | None = option.optional(
         "Image of the same size: white where to draw, black where to keep.",
         metavar="FILE",
         shown="draw what is transparent",
@@ -108,8 +105,7 @@ class UpscaleConfig(RestoringConfig):
     """A small picture made large."""
 
     factor: int = option(4, "How many times larger.", low=2, high=4096)
-    size: Size | None = option(
-        None,
+    size: Size | None = option.optional(
         "Size of the samples: the model's, or larger ones in overlapping windows.",
         parse=parse_size,
         shown="that of a single image times --factor, or the model's if that is more",
@@ -156,15 +152,13 @@ class InterpolateConfig(ComputeConfig, WeightsConfig):
     first: str = argument("A", "Image to begin with.")
     second: str = argument("B", "Image to end with.")
     n: int = option(9, "Number of images, both ends among them.", flag="-n", low=2, high=100_000)
-    steps: int | None = option(
-        None,
+    steps: int | None = option.optional(
         "Steps to the noise of each image, and back.",
         low=1,
         high=MOST_STEPS,
         shown=f"{ENCODING_STEPS}",
     )
-    label: str | None = option(
-        None,
+    label: str | None = option.optional(
         "Class of the images, for a model with classes.",
         flag="--class",
         metavar="NAME",
@@ -178,7 +172,7 @@ class InterpolateConfig(ComputeConfig, WeightsConfig):
         shown="nothing is told",
     )
     out: str = option("interpolated", "Folder for the images.", flag="-o", metavar="FOLDER")
-    fit: str | None = option(None, FIT, table="media.FITS", shown="as in training")
+    fit: str | None = option.optional(FIT, table="media.FITS", shown="as in training")
     grid: bool = output_option(True, "Write grid.png, all images in a row.")
     overwrite: bool = option(False, OVERWRITE)
     precision: str = run_option(

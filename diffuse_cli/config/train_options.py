@@ -55,13 +55,11 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
 
     data: str = argument("DATA", "Folder, zip, tar, parquet, npy or hf:// name.")
     steps: int = option(5000, "Training steps.", low=1, high=100_000_000)
-    minutes: float | None = option(
-        None,
+    minutes: float | None = option.optional(
         "Train for X minutes in total, over all resumes; it sets the steps.",
         low=0.01,
         high=1e6,
         control=True,
-        shown="",
     )
     out: str = option(
         "model.safetensors",
@@ -71,18 +69,16 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
         place=True,
         metavar="FILE",
     )
-    size: Size | None = option(
-        None,
+    size: Size | None = option.optional(
         "Image size, or the length of sounds in samples. Images of a single size up to 64 keep it; "
         "others become 64x64.",
         parse=parse_length,
         shown="from the data",
     )
-    preset: str | None = network_option(
-        None, "Network.", table="config.presets.PRESETS", shown="from image size and device"
+    preset: str | None = network_option.optional(
+        "Network.", table="config.presets.PRESETS", shown="from image size and device"
     )
-    batch_size: int | None = option(
-        None,
+    batch_size: int | None = option.optional(
         "Images per step, over all processes; scales the learning rate.",
         low=1,
         high=1_000_000,
@@ -98,32 +94,29 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
         False, "Print the configuration and its cost, without training.", control=True
     )
 
-    medium: str | None = data_option(
-        None, "What the samples are.", table="media.MEDIA", shown="that of most files in DATA"
+    medium: str | None = data_option.optional(
+        "What the samples are.", table="media.MEDIA", shown="that of most files in DATA"
     )
-    channels: int | None = data_option(
-        None,
+    channels: int | None = data_option.optional(
         "Channels: 1 for grey or mono, 2 for stereo, 3 for colour.",
         low=1,
         high=64,
         shown="from the data",
     )
-    layout: str | None = data_option(
-        None, LAYOUT, table="media.shapes.LAYOUTS", shown="L, HW, CHW or CDHW, by their number"
+    layout: str | None = data_option.optional(
+        LAYOUT, table="media.shapes.LAYOUTS", shown="L, HW, CHW or CDHW, by their number"
     )
     alpha: bool = data_option(False, ALPHA)
-    bits: int | None = data_option(None, BITS, low=8, high=16, shown=OWN_BITS)
-    rate: int | None = data_option(
-        None, RATE, low=1000, high=384_000, shown="the usual one in the data, at most 16000"
+    bits: int | None = data_option.optional(BITS, low=8, high=16, shown=OWN_BITS)
+    rate: int | None = data_option.optional(
+        RATE, low=1000, high=384_000, shown="the usual one in the data, at most 16000"
     )
-    transform: str | None = data_option(
-        None,
+    transform: str | None = data_option.optional(
         "Transform of the floats of arrays, before they are standardised by channel.",
         table="core.space.TRANSFORMS",
         shown="none",
     )
-    given: str | None = data_option(
-        None,
+    given: str | None = data_option.optional(
         "Learn images from another that is given: a folder or zip of images with the same names, "
         "or what is made of the images themselves, such as low-res:4, grey or mask:random. "
         "--given nothing leaves out what a model of --init is given.",
@@ -132,8 +125,7 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
         metavar="FOLDER|DEGRADATION",
         shown="nothing is given",
     )
-    condition_on: tuple[str, ...] | None = data_option(
-        None,
+    condition_on: tuple[str, ...] | None = data_option.optional(
         "Learn images by columns of metadata.csv or metadata.jsonl, a table in DATA that names "
         "each image in its column file_name: numbers, or labels (age,site; zip:label for numbers "
         "that are labels).",
@@ -147,8 +139,7 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
     background: str = data_option("white", BACKGROUND, parse=parse_color)
     fit: str = data_option("crop", FIT, table="media.FITS")
 
-    cache: int | None = data_option(
-        None,
+    cache: int | None = data_option.optional(
         "Keep at most this much of the decoded images, in memory or, over a quarter of it, in a "
         "file in the run directory; decode the others as they are used (8GiB, 0).",
         parse=parse_bytes,
@@ -156,26 +147,24 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
         shown="a quarter of the memory, or half of what is free on the disk if that is more",
     )
 
-    width: int | None = network_option(
-        None,
+    width: int | None = network_option.optional(
         "Base width of the network; scales the learning rate.",
         low=2,
         high=4096,
         shown="from the preset",
     )
-    init: str | None = network_option(
-        None, "Start from the weights and network of a model.", place=True, metavar="MODEL"
+    init: str | None = network_option.optional(
+        "Start from the weights and network of a model.", place=True, metavar="MODEL"
     )
-    network: str | None = network_option(
-        None, "Network architecture.", table="core.networks.NETWORKS", shown="the preset's"
+    network: str | None = network_option.optional(
+        "Network architecture.", table="core.networks.NETWORKS", shown="the preset's"
     )
     architecture: Mapping[str, Any] = field(default_factory=dict)
 
-    lr: float | None = optimiser_option(
-        None, "Peak learning rate.", low=0, high=10, shown="from the preset"
+    lr: float | None = optimiser_option.optional(
+        "Peak learning rate.", low=0, high=10, shown="from the preset"
     )
-    optimizer: str | None = optimiser_option(
-        None,
+    optimizer: str | None = optimiser_option.optional(
         "Optimizer.",
         table="core.optimizers.OPTIMIZERS",
         shown="muon; adamw with the presets of papers",
@@ -188,14 +177,12 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
     accumulation: int = optimiser_option(
         1, "Split each batch into N passes, to save memory.", low=1, high=100_000
     )
-    loss: str | None = optimiser_option(
-        None,
+    loss: str | None = optimiser_option.optional(
         "Training loss.",
         table="core.losses.LOSSES",
         shown="simple; hybrid for a learned variance",
     )
-    weighting: str | None = optimiser_option(
-        None,
+    weighting: str | None = optimiser_option.optional(
         "Weight of each timestep's loss, as a function of its SNR.",
         table="core.losses.WEIGHTINGS",
         shown="min-snr; none with vlb",
@@ -205,8 +192,7 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
         "Draw timesteps uniformly, or more where the loss, or its weight, is large.",
         table="core.timesteps.TIMESTEP_DRAWS",
     )
-    teacher_guidance: float | None = optimiser_option(
-        None,
+    teacher_guidance: float | None = optimiser_option.optional(
         "With --loss consistency: follow the model of --init guided at this scale.",
         low=0,
         high=100,
@@ -219,15 +205,13 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
         low=0,
         high=1,
     )
-    given_dropout: float | None = optimiser_option(
-        None,
+    given_dropout: float | None = optimiser_option.optional(
         "Share of images trained without what is given, for guidance.",
         low=0,
         high=1,
         shown=f"{GIVEN_DROPOUT:g}",
     )
-    given_noise: float | None = optimiser_option(
-        None,
+    given_noise: float | None = optimiser_option.optional(
         "Add noise to what is given in training, of a deviation up to this in [-1, 1], so that "
         "samples of another model may be given.",
         low=0,
@@ -237,8 +221,7 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
     ema_decay: float = optimiser_option(
         0.999, "Largest decay of the weight average.", low=0, below=1
     )
-    ema_lengths: int | None = optimiser_option(
-        None,
+    ema_lengths: int | None = optimiser_option.optional(
         "Save N snapshots for choosing the EMA length afterwards, with diffuse ema.",
         low=4,
         high=1000,
@@ -261,33 +244,30 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
     gradient_checkpointing: bool = run_option(
         False, "Save memory by recomputing activations, at some speed.", control=True
     )
-    stop_at: int | None = run_option(
-        None, "Stop after this step; --resume continues.", low=1, control=True
+    stop_at: int | None = run_option.optional(
+        "Stop after this step; --resume continues.", low=1, control=True
     )
-    save_every: int | None = run_option(
-        None,
+    save_every: int | None = run_option.optional(
         "Steps between checkpoints.",
         low=1,
         control=True,
         shown="500, and with each preview, if saving takes under 1 % of the time",
     )
-    preview_every: int | None = run_option(
-        None,
+    preview_every: int | None = run_option.optional(
         "Steps between preview pictures and held-out losses.",
         low=1,
         place=True,
         shown="an eighth of the steps, more if previews would take over a fifth of the time",
     )
-    eval_every: int | None = run_option(
-        None,
+    eval_every: int | None = run_option.optional(
         "Steps between measurements of KID, of arrays and sounds that of random features; also "
         "keeps the best model.",
         low=1,
         place=True,
         shown="never",
     )
-    eval_images: int | None = run_option(
-        None, "Images generated for each measurement.", low=4, high=100_000, place=True, shown="256"
+    eval_images: int | None = run_option.optional(
+        "Images generated for each measurement.", low=4, high=100_000, place=True, shown="256"
     )
 
     keep_raw: bool = output_option(
@@ -301,8 +281,8 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
     weak_after: float = output_option(
         0.125, "Share of the steps after which --keep-weak takes its average.", low=0.001, below=1
     )
-    log: str | None = output_option(
-        None, "Also log to a tracker.", table="system.devices.TRACKERS", control=True
+    log: str | None = output_option.optional(
+        "Also log to a tracker.", table="system.devices.TRACKERS", control=True
     )
     log_every: int = output_option(50, "Steps between lines of metrics.jsonl.", low=1, control=True)
 

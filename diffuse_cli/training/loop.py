@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from diffuse_cli.config.options import words_of
+from diffuse_cli.config.options import to_arguments
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core.networks import count_parameters
 from diffuse_cli.core.settings import dimensions
@@ -267,7 +267,7 @@ class Run:
 
     def _ended(self, error: DiffuseError, step: int, kept: str) -> DiffuseError:
         config = self.plan.config
-        again = run_reader.resume_line(config.data, config.out, words_of(config, TYPED_AGAIN))
+        again = run_reader.resume_line(config.data, config.out, to_arguments(config, TYPED_AGAIN))
         return type(error)(f"{error.message} at step {step:,}: {kept}", f"Go on with: {again}")
 
     def _log(self, done: int, meter: Meter, norm: float) -> Step:

@@ -210,7 +210,7 @@ def _quality(swept: Tuned, label: str) -> Markup:
     groups: dict[str, list[Tried]] = {}
     for row in swept.rows:
         setting = row.setting
-        name = setting.sampler + setting.begun + setting.learned + setting.scales
+        name = setting.sampler + setting.manner
         groups.setdefault(name, []).append(row)
     series = []
     for name, group in groups.items():
