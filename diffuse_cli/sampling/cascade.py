@@ -43,19 +43,6 @@ class CascadeStage:
     loaded: Loaded
     settings: DrawSettings
 
-    def draw(
-        self, indices: range, accelerator: Accelerator, given: Inputs | None
-    ) -> Iterator[Drawing]:
-        """Draw these images, from inputs of their own if `given`."""
-        return draw(
-            self.loaded.denoiser,
-            self.settings,
-            indices,
-            space=self.loaded.space,
-            device=accelerator.device,
-            given=given,
-        )
-
     def show_inputs(self, indices: Iterable[int], given: Inputs | None) -> Frames:
         """Return the inputs of images by index, each a list of one picture, uint8 (1 or 3, H, W);
         none for a model without inputs."""
@@ -131,11 +118,14 @@ class Chain:
         drawn: Array | None = None
         given: Inputs | None = None
         for place, stage in enumerate(self.stages):
+            own, device = stage.loaded, accelerator.device
             if drawn is not None:
-                space = self.stages[place - 1].loaded.space
-                given = from_samples([*drawn], space, stage.loaded, part.start)
-            for drawing in stage.draw(part, accelerator, given):
-                drawn = stored(stage.loaded.space, drawing.state.x) if drawing.done else None
+                given = from_samples([*drawn], self.stages[place - 1].loaded.space, own, part.start)
+            drawings = draw(
+                own.denoiser, stage.settings, part, space=own.space, device=device, given=given
+            )
+            for drawing in drawings:
+                drawn = stored(own.space, drawing.state.x) if drawing.done else None
                 yield Moment(place, drawing, drawn, given)
 
     def draw_samples(self, part: range, accelerator: Accelerator) -> Array:

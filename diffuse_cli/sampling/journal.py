@@ -9,12 +9,12 @@ its hash, is generated again. At the end the manifest takes the place of the hid
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -188,7 +188,9 @@ class Ledger:
         for line in self._lines():
             for name, value in line.get("files", {}).items():
                 found.setdefault(name, set()).add(value)
-            self._take_side(line)
+            path = self.work / f"{line['start']}.npz"
+            if "side" in line and path.is_file() and files.sha256(path) == line["side"]:
+                self.sides.update(dict.fromkeys(range(line["start"], line["stop"]), path))
         return found
 
     def _begun(self) -> set[int]:
@@ -199,11 +201,6 @@ class Ledger:
         """Yield the lines of all logs that are whole."""
         for log in sorted(self.work.glob("*.jsonl")):
             yield from (x for x in files.read_json_lines(log) if {"start", "stop"} <= {*x})
-
-    def _take_side(self, line: Mapping[str, Any]) -> None:
-        path = self.work / f"{line['start']}.npz"
-        if "side" in line and path.is_file() and files.sha256(path) == line["side"]:
-            self.sides.update(dict.fromkeys(range(line["start"], line["stop"]), path))
 
     def _verified(self, listed: Mapping[str, Collection[str]]) -> dict[int, str]:
         """Return the images whose files are there and match a hash."""
@@ -248,11 +245,9 @@ class Ledger:
 
     # -- by each process ---------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def writing(self, rank: int) -> Iterator[None]:
+    def writing(self, rank: int) -> AbstractContextManager[None]:
         """Hold the lock of a process."""
-        with outputs.hold_lock(self.work / f"{rank}.lock"):
-            yield
+        return outputs.hold_lock(self.work / f"{rank}.lock")
 
     def add(self, rank: int, part: range, data: Iterator[bytes], side: Arrays) -> None:
         """Write the files of a part, and then its line.
@@ -297,13 +292,12 @@ WRITTEN = re.compile(r"\d{5,}\.\w+|grid\.png|denoising\.gif|manifest\.json")
 LOCK = ".lock"
 
 
-@contextlib.contextmanager
-def holding(folder: Path, owned: str = f"{WRITTEN.pattern}|{re.escape(WORK)}") -> Iterator[None]:
+def holding(
+    folder: Path, owned: str = f"{WRITTEN.pattern}|{re.escape(WORK)}"
+) -> AbstractContextManager[None]:
     """Lock a folder whose files have names that `owned` matches, by default the samples'; remove it
     again if it is new and stays empty."""
-    with outputs.hold_lock(folder / LOCK):
-        files.sweep(folder, owned)
-        yield
+    return outputs.hold_lock(folder / LOCK, owned=owned)
 
 
 def manifest_in(folder: Path) -> dict[str, Any]:

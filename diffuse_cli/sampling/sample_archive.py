@@ -9,10 +9,12 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.core.space import Space
 from diffuse_cli.data.sources.entries import MANIFEST, MANIFEST_FORMAT
@@ -27,12 +29,10 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[Any]
 
-_ZIP64 = 2**31
-
 
 def is_packed(out: Path) -> bool:
     """Whether `-o` names a file."""
-    return out.suffix.lower() in PACKERS
+    return out.suffix.lower() in (".zip", ".npz")
 
 
 def folder_of(out: Path) -> Path:
@@ -101,76 +101,50 @@ def check_same(out: Path, key: str, names: Iterator[str]) -> None:
 def pack(
     out: Path, folder: Path, read: Callable[[Path], Array], labels: Sequence[int] | None
 ) -> None:
-    """Write the file, whole or not at all.
+    """Write the file, whole or not at all: the files of the folder, or as a .npz their images as
+    one array (N, H, W, C), the labels as another, and the manifest of these.
 
     Args:
         folder: of the images and their manifest.
         read: the numbers (C, H, W) of a file of an image.
         labels: the class of each image.
     """
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    import numpy as np
+
+    manifest = files.read_json(folder / MANIFEST)
     with files.writing(out) as file, zipfile.ZipFile(file, "w") as archive:
-        PACKERS[out.suffix.lower()](archive, folder, manifest, read, labels)
+        if out.suffix.lower() == ".zip":
+            pictures = [name for name in (GRID, GIF) if name in manifest["files"]]
+            for name in (*manifest["images"], *pictures, MANIFEST):
+                data = (folder / name).read_bytes()
+                _add(archive, name, [data], len(data))
+            return
+        paths = [folder / name for name in manifest["images"]]
+        channels, *size = read(paths[0]).shape
+        shape, header, end = (len(paths), *size, channels), io.BytesIO(), io.BytesIO()
+        kind = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(header, kind)
+        pixels = (np.moveaxis(read(path), 0, -1).tobytes() for path in paths)
+        parts = chain([header.getvalue()], pixels)
+        listed = {IMAGES: _add(archive, IMAGES, parts, math.prod(shape) + 128)}
+        if labels is not None:
+            np.lib.format.write_array(end, np.array(labels, np.int64), (1, 0), allow_pickle=False)
+            listed[LABELS] = _add(archive, LABELS, [end.getvalue()])
+        text = files.as_json({**manifest, "files": listed})
+        _add(archive, MANIFEST, [text.encode()], len(text))
 
 
-def _member(archive: zipfile.ZipFile, name: str, parts: Iterator[bytes], size: int) -> str:
-    """Add a member, and its SHA-256."""
+def _add(archive: zipfile.ZipFile, name: str, parts: Iterable[bytes], size: int = 0) -> str:
+    """Add a member, and return its SHA-256.
+
+    Args:
+        size: about how many bytes it has, if there may be gigabytes.
+    """
     info = zipfile.ZipInfo(name)  # its time is 1980
     info.external_attr, info.create_system, info.file_size = 0o644 << 16, 3, size
     made = hashlib.sha256()
-    with archive.open(info, "w", force_zip64=size >= _ZIP64) as member:
+    with archive.open(info, "w") as member:
         for part in parts:
             member.write(part)
             made.update(part)
     return made.hexdigest()
-
-
-def _zip(
-    archive: zipfile.ZipFile,
-    folder: Path,
-    manifest: Mapping[str, Any],
-    read: Callable[[Path], Array],
-    labels: Sequence[int] | None,
-) -> None:
-    """The files of the folder."""
-    pictures = [name for name in (GRID, GIF) if name in manifest["files"]]
-    for name in (*manifest["images"], *pictures, MANIFEST):
-        data = (folder / name).read_bytes()
-        _member(archive, name, iter([data]), len(data))
-
-
-def _npz(
-    archive: zipfile.ZipFile,
-    folder: Path,
-    manifest: Mapping[str, Any],
-    read: Callable[[Path], Array],
-    labels: Sequence[int] | None,
-) -> None:
-    """The images as one array (N, H, W, C), the labels as another, and the manifest of these."""
-    import numpy as np
-
-    names = manifest["images"]
-    channels, *size = read(folder / names[0]).shape
-    shape = (len(names), *size, channels)
-
-    def arrays() -> Iterator[bytes]:
-        header: IO[bytes] = io.BytesIO()
-        kind = {"descr": "|u1", "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(header, kind)
-        header.seek(0)
-        yield header.read()
-        for name in names:
-            yield np.moveaxis(read(folder / name), 0, -1).tobytes()
-
-    listed = {IMAGES: _member(archive, IMAGES, arrays(), int(np.prod(shape)) + 128)}
-    if labels is not None:
-        data = io.BytesIO()
-        np.lib.format.write_array(data, np.array(labels, np.int64), (1, 0), allow_pickle=False)
-        content = data.getvalue()
-        listed[LABELS] = _member(archive, LABELS, iter([content]), len(content))
-    text = json.dumps({**manifest, "files": listed}, indent=2, sort_keys=True) + "\n"
-    _member(archive, MANIFEST, iter([text.encode()]), len(text))
-
-
-PACKERS = {".zip": _zip, ".npz": _npz}
-"""How a file of each suffix is packed."""

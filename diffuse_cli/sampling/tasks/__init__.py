@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,6 @@ from diffuse_cli.system.rng import image_noise
 
 if TYPE_CHECKING:
     import numpy.typing as npt
-    import torch
     from accelerate import Accelerator
     from PIL.Image import Image
     from torch import Tensor
@@ -111,7 +110,8 @@ class TaskJob(SamplingJob):
         return figures.grid(looks(self.space, np.stack(rows)), len(self.shown) + columns)
 
 
-PlanTask = Callable[[Loaded, DrawSettings, "torch.device"], Work[TaskPlan]]
+PlanTask = Callable[[Loaded, DrawSettings, bool], Work[TaskPlan]]
+"""Plans the samples for a model, which is conditioned on the picture or not."""
 
 
 def make(
@@ -149,9 +149,10 @@ def make(
         )
         loaded = loaded.enlarge(config.size or size(loaded))
         guide = yield from load_guide(config, loaded, accelerator)
-        settings = _resolve(config, loaded, guide, told=tells(loaded))
+        told = tells(loaded)
+        settings = _resolve(config, loaded, guide, told=told)
         yield from tell(settings)
-        plan = yield from plan_task(loaded, settings, accelerator.device)
+        plan = yield from plan_task(loaded, settings, told)
         stage, n, device = CascadeStage(loaded, settings), config.n, accelerator.device
 
         def states(part: range) -> Iterator[State]:
@@ -180,8 +181,7 @@ def make(
         return (yield from job.run(accelerator))
 
 
-@contextlib.contextmanager
-def open_task(config: Any, *inputs: str) -> Iterator[Accelerator]:
+def open_task(config: Any, *inputs: str) -> AbstractContextManager[Accelerator]:
     """Check and lock the output folder of a task, and set up its Accelerator.
 
     Raises:
@@ -192,8 +192,7 @@ def open_task(config: Any, *inputs: str) -> Iterator[Accelerator]:
     if rank() == 0:
         check_apart(folder, *inputs)
         journal.check(folder, config.overwrite)
-    with open_folder(config, folder) as accelerator:
-        yield accelerator
+    return open_folder(config, folder)
 
 
 def _resolve(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -57,18 +57,6 @@ JUMPS = 10
 
 
 @dataclass(frozen=True)
-class DegradationOption:
-    """A degradation to undo, and the option that names it."""
-
-    degradation: Degradation
-    flag: str
-
-    def is_input(self, loaded: Loaded) -> bool:
-        """Whether the model is conditioned on y; see `task_inputs.tells`."""
-        return tells(loaded, self.degradation, self.flag)
-
-
-@dataclass(frozen=True)
 class Observation:
     """Degraded pictures.
 
@@ -107,21 +95,15 @@ def inpaint(config: InpaintConfig) -> Work[SampleFiles | None]:
         made = DEGRADATIONS["mask"](mask=torch.from_numpy(known))  # type: ignore[call-arg]
         return _degrade(config, loaded, found.names, found.values, made, known)
 
-    wanted = DegradationOption(DEGRADATIONS["mask"](), "--mask")
-    return (yield from _restore(config, "inpaint", wanted, look))
+    return (yield from _restore(config, "inpaint", DEGRADATIONS["mask"](), "--mask", look))
 
 
 def upscale(config: UpscaleConfig) -> Work[SampleFiles | None]:
     """Draw each picture `factor` times larger; see `tasks.make`."""
-    wanted = DegradationOption(parse(f"low-res:{config.factor}"), f"--factor {config.factor}")
-
-    def look(loaded: Loaded) -> Work[Observation]:
-        return (yield from _read_observation(config, loaded, wanted.degradation, "--factor"))
-
-    def size(loaded: Loaded) -> Size | None:
-        return enlarge_size(config.image, loaded, config.factor)
-
-    return (yield from _restore(config, "upscale", wanted, look, size))
+    made, flag = parse(f"low-res:{config.factor}"), f"--factor {config.factor}"
+    look = partial(_read_observation, config, degradation=made, flag="--factor")
+    size = partial(enlarge_size, config.image, factor=config.factor)
+    return (yield from _restore(config, "upscale", made, flag, look, size))
 
 
 def restore(config: RestoreConfig) -> Work[SampleFiles | None]:
@@ -137,8 +119,7 @@ def restore(config: RestoreConfig) -> Work[SampleFiles | None]:
         yield from found.notices
         return _degrade(config, loaded, found.names, found.values, made)
 
-    wanted = DegradationOption(made, f"--degradation {made.text}")
-    return (yield from _restore(config, "restore", wanted, look))
+    return (yield from _restore(config, "restore", made, f"--degradation {made.text}", look))
 
 
 def _read_observation(
@@ -185,54 +166,45 @@ def _draw_uniforms(seed: int, degradation: Degradation, count: int) -> Tensor:
 def _restore(
     config: RestoringConfig,
     task: str,
-    wanted: DegradationOption,
-    look: Any,
-    size: Any = lambda loaded: None,
+    wanted: Degradation,
+    flag: str,
+    look: Callable[[Loaded], Work[Observation]],
+    size: Callable[[Loaded], Size | None] = lambda loaded: None,
 ) -> Work[SampleFiles | None]:
-    def plan_task(loaded: Loaded, settings: DrawSettings, device: torch.device) -> Work[TaskPlan]:
-        told, giver = wanted.is_input(loaded), Giver.of(loaded.model.blueprint)
-        method = _choose_method(config, wanted, told)
-        seen: Observation = yield from look(loaded)
+    def plan_task(loaded: Loaded, settings: DrawSettings, told: bool) -> Work[TaskPlan]:
+        method, giver = _choose_method(config, wanted, told), Giver.of(loaded.model.blueprint)
+        seen = yield from look(loaded)
         yield from remark(loaded, told)
         times = settings.times_of(loaded.denoiser.process)
         path = legs(times, max(1, round(len(times) / JUMPS)), config.jumps)
         steps = evaluations(path)
 
         def states(rows: Sequence[int], bind: Bind, noise: Noise) -> Iterator[State]:
-            degradation, y = seen.of(rows, device)
-            process = loaded.denoiser.process
+            start, process = noise(-1), loaded.denoiser.process
+            degradation, y = seen.of(rows, start.device)
             guided = bind(settings.guided(loaded.denoiser))
             if told and giver:
                 guided = partial(guided, given=laid_out(giver.observed(y, degradation)))
             denoise = _fit_denoiser(guided, method, loaded, settings, degradation, y)
             sample = partial(SAMPLERS[settings.sampler], denoise, process, **settings.options)
-            states = travel(sample, process, noise(-1), path, noise=noise)
-            for step, state in enumerate(states, 1):
+            for step, state in enumerate(travel(sample, process, start, path, noise=noise), 1):
                 if step == steps and not degradation.sigma:
                     bounded = loaded.space.levels is not None
                     state = replace(state, x=consistent(state.x, degradation, y, bounded=bounded))
                 yield state
 
-        described = {
-            "method": method,
-            "degradation": seen.degradation.text,
-            "jumps": config.jumps,
-        }
-        return TaskPlan(
-            seen.names, steps, states, seen.pictures, _show_pictures(seen, loaded), described
-        )
+        text, shown = seen.degradation.text, _show_pictures(seen, loaded)
+        described = {"method": method, "degradation": text, "jumps": config.jumps}
+        return TaskPlan(seen.names, steps, states, seen.pictures, shown, described)
 
     # Which method is the default depends on the model, which is not read yet.
     chosen = RESTORATIONS.get(config.method or METHOD)
     differs = chosen is not None and chosen.differentiates
-    return (
-        yield from make(
-            config, task, plan_task, tells=wanted.is_input, size=size, differentiable=differs
-        )
-    )
+    told = partial(tells, degradation=wanted, flag=flag)
+    return (yield from make(config, task, plan_task, tells=told, size=size, differentiable=differs))
 
 
-def _choose_method(config: RestoringConfig, wanted: DegradationOption, told: bool) -> str:
+def _choose_method(config: RestoringConfig, wanted: Degradation, told: bool) -> str:
     """Return the method that makes samples fit.
 
     Raises:
@@ -240,7 +212,7 @@ def _choose_method(config: RestoringConfig, wanted: DegradationOption, told: boo
     """
     if config.method == TOLD and not told:
         raise UsageError(
-            f"--method {TOLD}: the model was not trained for {wanted.degradation.text}",
+            f"--method {TOLD}: the model was not trained for {wanted.text}",
             f"Leave it out, or use {METHOD}",
         )
     return config.method or (TOLD if told else METHOD)

@@ -110,7 +110,8 @@ def interpolate(config: InterpolateConfig) -> Work[Interpolation | None]:
         made = yield from job.run(accelerator)
         if made is None:
             return None
-        yield report_psnr(job.psnr)
+        first, second = ("exactly" if p is None else f"at {p:.1f} dB" for p in job.psnr)
+        yield Notice(f"A comes back from its noise {first}, B {second}")
         return Interpolation(made, job.psnr)
 
 
@@ -172,12 +173,6 @@ def psnr_of(a: Array, b: Array, levels: int | None) -> float | None:
     return 10 * math.log10(wide**2 / error) if error else None
 
 
-def report_psnr(psnr: Sequence[float | None]) -> Notice:
-    """Say how near the ends come back."""
-    first, second = ("exactly" if p is None else f"at {p:.1f} dB" for p in psnr)
-    return Notice(f"A comes back from its noise {first}, B {second}")
-
-
 # -- varying --------------------------------------------------------------------------------------
 
 # `diffuse vary`: a picture, noised part of the way and drawn again (SDEdit, Meng et al. 2022).
@@ -189,10 +184,10 @@ def vary(config: VaryConfig) -> Work[SampleFiles | None]:
     The last `strength` of the sampler's times are visited, at least one.
     """
 
-    def plan_task(loaded: Loaded, settings: DrawSettings, device: torch.device) -> Work[TaskPlan]:
+    def plan_task(loaded: Loaded, settings: DrawSettings, told: bool) -> Work[TaskPlan]:
         found = yield from read(config.image, loaded, config.fit, loaded.space.shape)
         yield from found.notices
-        yield from remark(loaded, told=False)
+        yield from remark(loaded, told)
         x0 = loaded.space.to_model(torch.from_numpy(np.array(found.values)))
         process = loaded.denoiser.process
         every = settings.times_of(process)
@@ -200,12 +195,12 @@ def vary(config: VaryConfig) -> Work[SampleFiles | None]:
         denoise = prepared(loaded.denoiser, settings)
 
         def states(rows: Sequence[int], bind: Bind, noise: Noise) -> Iterator[State]:
-            start = process.diffuse(x0[list(rows)].to(device), times[0], noise(-1))
+            first = noise(-1)
+            start = process.diffuse(x0[list(rows)].to(first.device), times[0], first)
             sample = partial(SAMPLERS[settings.sampler], **settings.options)
-            yield from sample(bind(denoise), process, start, times, noise=noise)
+            return sample(bind(denoise), process, start, times, noise=noise)
 
-        described = {"strength": config.strength}
-        values = [found.values]
+        values, described = [found.values], {"strength": config.strength}
         return TaskPlan(found.names, len(times), states, values, values, described)
 
     untold = partial(tells, degradation=None, flag="vary")
