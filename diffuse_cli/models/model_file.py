@@ -28,24 +28,14 @@ from diffuse_cli.config.train_options import TrainConfig, from_file
 from diffuse_cli.core import settings
 from diffuse_cli.core.conditions import PAIRS
 from diffuse_cli.models import tensor_file
-from diffuse_cli.models.model_header import (
-    SAMPLING,
-    StoredModel,
-    describe,
-    described,
-    rebuild,
-    versions,
-)
+from diffuse_cli.models.model_header import SAMPLING, describe, described, rebuild
+from diffuse_cli.models.model_header import StoredModel as StoredModel
+from diffuse_cli.models.model_header import versions as versions
 from diffuse_cli.system import file_types, files, run_reader
 from diffuse_cli.system.descriptors import opened
 from diffuse_cli.system.errors import DiffuseError, ModelFileError
 from diffuse_cli.system.events import Notice, Work, finish
 from diffuse_cli.system.hub_models import local_model
-
-__all__ = [
-    "RAW", "WEAK", "Found", "StoredModel", "apart", "find", "holds", "load",
-    "metadata", "read_training", "save", "together", "versions",
-]  # fmt: skip
 
 RAW, WEAK = "raw.", "weak."
 """Prefixes of the weights before averaging, and of the average early in the training."""

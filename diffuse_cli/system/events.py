@@ -38,7 +38,6 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
 
 
-Event = Progress | Notice | Table
 Work = Generator[Any, None, T]
 """Work that yields events and returns a `T`."""
 

@@ -263,7 +263,7 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
             make_folder(temporary)
             fill(temporary)
             sync_folder(temporary)
-            if _is_there(path):
+            if os.path.lexists(path):
                 with operation("rename", path):
                     path.rename(before)
             with operation("rename", path):
@@ -277,13 +277,10 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
         remove(before)
 
 
-def _is_there(path: Path) -> bool:
-    return path.is_symlink() or path.exists()
-
-
 def _restore(before: Path, path: Path) -> bool:
     """Put back what was about to be replaced by `path`, if nothing has replaced it."""
-    if before.name.endswith(f"{_BEFORE}.tmp") and _is_there(before) and not _is_there(path):
+    there = before.name.endswith(f"{_BEFORE}.tmp") and os.path.lexists(before)
+    if there and not os.path.lexists(path):
         with operation("rename", path):
             before.rename(path)
         return True
@@ -294,7 +291,7 @@ def remove(path: Path) -> None:
     """Remove a file or a folder, if it is there."""
     with reported(path):
         if path.is_symlink() or not path.is_dir():
-            if path.is_symlink() or path.exists():
+            if os.path.lexists(path):
                 with operation("remove", path):
                     path.unlink(missing_ok=True)
             return
@@ -340,15 +337,12 @@ def check_room(folder: Path, total: int, largest: int) -> None:
     Raises:
         OutputError: the disk has less room, or the process may not write such a file.
     """
-    try:
-        free = shutil.disk_usage(_nearest(folder)).free
-    except OSError:
-        return
-    if total > free:
-        raise OutputError(
-            f"{show(folder)} needs {_mib(total)} of disk, and {_mib(free)} are free",
-            "Free some space, or choose another -o",
-        )
+    with contextlib.suppress(OSError):  # the system does not say
+        if total > (free := shutil.disk_usage(_nearest(folder)).free):
+            raise OutputError(
+                f"{show(folder)} needs {_mib(total)} of disk, and {_mib(free)} are free",
+                "Free some space, or choose another -o",
+            )
     limit = limit_of("RLIMIT_FSIZE")
     if limit is not None and largest > limit:
         raise OutputError(
