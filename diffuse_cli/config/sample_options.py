@@ -291,8 +291,3 @@ class SampleConfig(StartConfig, DrawConfig, WeightsConfig):
             raise UsageError(
                 "--mask and --degrade exclude each other", "--degrade draws masks of its own"
             )
-
-    @property
-    def number(self) -> int:
-        """How many images are drawn, of each if they are given something."""
-        return IMAGES if self.n is None else self.n

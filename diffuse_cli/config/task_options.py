@@ -42,6 +42,11 @@ ENCODING_STEPS = 100
 METHODS: Mapping[str, Any] = ChainMap(RESTORATIONS, {TOLD: None})
 
 
+def is_degradation(text: str) -> bool:
+    """Whether `--given` names a degradation, not a folder or a file."""
+    return text.partition("+")[0].partition(":")[0] in DEGRADATIONS
+
+
 @dataclass(frozen=True, kw_only=True)
 class PictureConfig(DrawConfig, WeightsConfig):
     """Samples that begin with a picture."""

@@ -8,31 +8,27 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
 from diffuse_cli.core import degradations
 from diffuse_cli.core.conditions import PAIRS, Given
+from diffuse_cli.core.kernels import laid_out
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.space import Space
 from diffuse_cli.system.errors import UsageError, translating
 from diffuse_cli.system.rng import BLOCK, GivenDraws, given_draws
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-    import torch
-    from torch import Tensor
-
     from diffuse_cli.core.degradations import Degradation
     from diffuse_cli.models.blueprint import Blueprint
 
-    Array = npt.NDArray[Any]
-
+Array = npt.NDArray[Any]
 
 SAME = 1e-6
 """Squares of deviations that differ by less are taken for equal."""
-
-
-def is_degradation(text: str) -> bool:
-    """Whether `--given` names a degradation, not a folder or a file."""
-    return text.partition("+")[0].partition(":")[0] in degradations.DEGRADATIONS
 
 
 def check_pairs_option(path: str | None, *models: Given | None) -> None:
@@ -76,8 +72,6 @@ def observed_space(space: Space, made: Degradation) -> Space:
 
 def _averaged(values: Sequence[float], space: Space, made: Degradation) -> tuple[float, ...]:
     """What becomes of channels that are constant."""
-    import torch
-
     column = torch.tensor(values, dtype=torch.float64).reshape(1, -1, *[1] * space.dims)
     y = made.fitted(space.shape).apply(column.expand(1, -1, *space.size))
     return tuple(y.flatten(2)[0, :, 0].tolist())
@@ -167,8 +161,6 @@ class Giver:
 
     def encoded(self, values: Tensor, known: Tensor | None = None) -> Tensor:
         """Values (B, C, *size) with the channel that says where they are known, 1 or 0."""
-        import torch
-
         if known is None:
             known = values.new_ones(len(values), 1, *values.shape[2:])
         known = known[:, :1].expand(len(values), 1, *values.shape[2:])
@@ -208,7 +200,7 @@ class Giver:
 
 # -- what many samples are given ------------------------------------------------------------------
 
-Make = Callable[["Tensor", "Sequence[int]"], "Tensor"]
+Make = Callable[[Tensor, Sequence[int]], Tensor]
 """Stored numbers of some rows, and their places, to what is told of them."""
 
 
@@ -227,11 +219,6 @@ class Inputs:
 
     def at(self, indices: Sequence[int], device: torch.device) -> Tensor:
         """What these samples are told, (B, C', *size)."""
-        import numpy as np
-        import torch
-
-        from diffuse_cli.core.kernels import laid_out
-
         rows = [(i - self.first) % len(self.stored) for i in indices]
         own = torch.from_numpy(np.ascontiguousarray(self.stored[rows])).to(device)
         return laid_out(self.make(own, rows))
@@ -248,8 +235,6 @@ def beside(giver: Giver, stored: Array, first: int = 0) -> Inputs:
 def masked(giver: Giver, stored: Array, known: Array) -> Inputs:
     """Stored samples (N, C, *size), of which the model is told where `known`, (N, 1, *size) or
     (1, 1, *size), is true."""
-    import numpy as np
-
     shape = (len(stored), 1, *stored.shape[2:])
     both = np.concatenate([stored, np.broadcast_to(known, shape).astype(stored.dtype)], 1)
 
@@ -264,9 +249,8 @@ def degrading(giver: Giver, samples: Array, seed: int, purpose: str) -> Inputs:
     same on every device."""
 
     def make(own: Tensor, rows: Sequence[int]) -> Tensor:
-        draws = _by_row(giver, seed, purpose, rows)
-        moved = GivenDraws(*(value.to(own.device) for value in vars(draws).values()))
-        return giver.degraded(giver.space.to_model(own), moved)
+        draws = (values.to(own.device) for values in _by_row(giver, seed, purpose, rows))
+        return giver.degraded(giver.space.to_model(own), GivenDraws(*draws))
 
     return Inputs(samples, make)
 
@@ -274,8 +258,6 @@ def degrading(giver: Giver, samples: Array, seed: int, purpose: str) -> Inputs:
 def misfits(giver: Giver, samples: Array, truths: Array, seed: int, rows: Sequence[int]) -> Array:
     """|A(x) - y| of stored samples x and what is observed of the truths in the rows of `degrading`,
     the mean over what is known: (B,), in the model's numbers."""
-    import torch
-
     assert giver.degradation is not None
     draws = _by_row(giver, seed, "given", rows)
     made = giver.degradation.drawn(draws.u)
@@ -303,15 +285,10 @@ def inputs_for(giver: Giver, samples: Array, pairs: Array | None, seed: int) -> 
 def _by_row(giver: Giver, seed: int, purpose: str, rows: Sequence[int]) -> GivenDraws:
     """The draws of each row, on the CPU, which depend on nothing but its place; a block is drawn
     once."""
-    import torch
-
     cpu = torch.device("cpu")
     blocks = {
         k: giver.draws(seed, purpose, 0, range(k * BLOCK, (k + 1) * BLOCK), cpu)
         for k in sorted({row // BLOCK for row in rows})
     }
-    fields = [
-        [getattr(blocks[row // BLOCK], f.name)[row % BLOCK] for row in rows]
-        for f in dataclasses.fields(GivenDraws)
-    ]
-    return GivenDraws(*map(torch.stack, fields))
+    own = [[values[row % BLOCK] for values in blocks[row // BLOCK]] for row in rows]
+    return GivenDraws(*map(torch.stack, zip(*own, strict=True)))

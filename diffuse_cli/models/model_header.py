@@ -130,23 +130,20 @@ def describe(model: StoredModel) -> dict[str, Any]:
 
 def _version(model: StoredModel) -> int:
     """Return the oldest version that can say what the model is."""
-    space, given = model.blueprint.space, model.blueprint.conditions.given
-    if space.limits is not None or (given is not None and given.limits is not None):
-        return VERSION
-    if model.sampling is not None and model.sampling.start is not None:
-        return 8
-    if space.rate is not None or model.distilled is not None:
-        return 7
+    space, sampling = model.blueprint.space, model.sampling
+    given, table = model.blueprint.conditions.given, model.blueprint.conditions.table
     deep = space.medium == "image" and space.levels != 256
-    scaled = given is not None and given.mean is not None
-    if space.layout is not None or space.transform is not None or deep or scaled:
-        return 6
-    if model.blueprint.conditions.table:
-        return 5
-    if given:
-        return 4
-    learned = model.sampling is not None and model.sampling.times is not None
-    return 3 if learned or model.weak is not None else 2
+    needed = {
+        9: (space.limits, given and given.limits),
+        8: (sampling and sampling.start,),
+        7: (space.rate, model.distilled),
+        6: (space.layout, space.transform, deep or None, given and given.mean),
+        5: (table or None,),
+        4: (given,),
+        3: (sampling and sampling.times, model.weak),
+    }
+    newer = (version for version, needs in needed.items() if any(n is not None for n in needs))
+    return next(newer, 2)
 
 
 def described(header: tensor_file.Header) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from diffuse_cli.config.sample_options import SampleConfig
+from diffuse_cli.config.sample_options import IMAGES, SampleConfig
 from diffuse_cli.data.metadata_columns import out_of_range, told_by
 from diffuse_cli.media import looks
 from diffuse_cli.models.image_conditioning import Giver, Inputs
@@ -136,7 +136,9 @@ class Chain:
 
     def wanted(self, config: SampleConfig) -> range:
         """Return the indices of the samples that a command asks for."""
-        return range(*config.range) if config.range else range(config.number * self.offered.per)
+        if config.range:
+            return range(*config.range)
+        return range((config.n or IMAGES) * self.offered.per)
 
 
 def load_chain(

@@ -15,7 +15,7 @@ from diffuse_cli.core.settings import dimensions
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import Dataset, file_hashes, pair, read_images
 from diffuse_cli.data.summary import fitting, span
-from diffuse_cli.media import MEDIA, Asked, like, like_mask, numbers_of
+from diffuse_cli.media import MEDIA, Asked, like, like_mask
 from diffuse_cli.models.image_conditioning import Giver, Inputs, beside, degrading, masked
 from diffuse_cli.sampling.conditioning import guidance_scale
 from diffuse_cli.system import files
@@ -70,19 +70,10 @@ def read_inputs(config: SampleConfig, loaded: Loaded) -> Work[SampleInputs]:
             raise UsageError(f"the model draws from {what}", f"Give them: --given PATH{free}")
         return SampleInputs(None, 1, {})
     _check(config, giver)
-    read = partial(
-        read_images,
-        background=loaded.background,
-        fit=loaded.fit,
-        medium=giver.space.medium,
-        rate=giver.space.rate,
-        numbers=numbers_of(giver.space),
-        single=True,
-    )
+    own = {"background": loaded.background, "fit": loaded.fit, "medium": giver.space.medium}
+    read = partial(read_images, single=True, **own)
     asked = giver.space if config.degrade or config.mask else giver.inputs
-    samples = yield from read(
-        config.given, size=asked.size, channels=asked.channels, layout=asked.layout
-    )
+    samples = yield from read(config.given, **like(asked))
     sizes = samples.summary.sizes
     if [size[::-1] for size in sizes] != [asked.size]:
         fitted = fitting(sizes, asked.size, loaded.fit, giver.space.medium)

@@ -24,7 +24,7 @@ from diffuse_cli.system import files
 from diffuse_cli.system.devices import machine
 from diffuse_cli.system.errors import OutputError
 from diffuse_cli.system.events import Notice, Progress, Work
-from diffuse_cli.system.processes import from_first, meet, rank
+from diffuse_cli.system.processes import from_first, rank
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -170,7 +170,7 @@ class SamplingJob(ABC):
                 if isinstance(error, OutputError):
                     error.of_one()
                 raise
-            meet(accelerator)
+            accelerator.wait_for_everyone()
             if first:
                 self._finish()
         if not first:

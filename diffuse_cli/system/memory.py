@@ -136,12 +136,9 @@ def _may_write_code() -> bool:
     """Whether a process may run code that it generated; some services forbid it."""
     import mmap
 
-    if not hasattr(mmap, "PROT_EXEC"):  # Windows
-        return True
     try:
-        mmap.mmap(-1, 1, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC).close()
-    except PermissionError:
-        return False
-    except OSError:  # no memory for it
-        return True
+        with contextlib.suppress(AttributeError):  # Windows has no PROT_EXEC
+            mmap.mmap(-1, 1, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC).close()
+    except OSError as error:  # or there is no memory for it
+        return not isinstance(error, PermissionError)
     return True

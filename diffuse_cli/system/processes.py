@@ -66,12 +66,6 @@ def from_first(accelerator: Accelerator, work: Callable[[], T]) -> T:
     return result  # type: ignore[no-any-return]
 
 
-def meet(accelerator: Accelerator) -> None:
-    """Wait until every process is here."""
-    if accelerator.num_processes > 1:
-        accelerator.wait_for_everyone()
-
-
 _GONE = (
     "Connection closed by peer",
     "Connection reset by peer",
@@ -175,11 +169,7 @@ def _handling(
 @contextlib.contextmanager
 def raised() -> Iterator[None]:
     """SIGINT and SIGTERM end the block with their `DiffuseError`."""
-
-    def handler(number: int, frame: FrameType | None) -> None:
-        _strike(_error(number))
-
-    with _as_error(), _handling(handler):
+    with _as_error(), _handling(lambda number, _: _strike(_error(number))):
         yield
 
 

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
-if TYPE_CHECKING:
-    import numpy as np
-    import torch
-    from torch import Tensor
+import numpy as np
+import torch
+from torch import Tensor
 
 BLOCK = 8
 """Positions of the global batch that share a generator."""
@@ -28,8 +26,6 @@ def key(seed: int, purpose: str, *index: int) -> int:
 
 def philox(seed: int, purpose: str, *index: int) -> np.random.Generator:
     """NumPy's counter-based generator under `key`."""
-    import numpy as np
-
     return np.random.Generator(np.random.Philox(key=key(seed, purpose, *index)))
 
 
@@ -40,9 +36,6 @@ def permutation(seed: int, epoch: int, n: int) -> np.ndarray[Any, np.dtype[np.in
 
 def draw_noise(seed: int, purpose: str, *index: int, shape: Sequence[int]) -> Tensor:
     """Standard normal noise, float32, on the CPU."""
-    import numpy as np
-    import torch
-
     values = philox(seed, purpose, *index).standard_normal(tuple(shape), dtype=np.float32)
     return torch.from_numpy(values)
 
@@ -52,14 +45,11 @@ def image_noise(
 ) -> Tensor:
     """Return the noise of step `draw` of each image, (B, *shape); that of step -1 starts
     sampling."""
-    import torch
-
     noise = torch.stack([draw_noise(seed, "image", i, draw, shape=shape) for i in indices])
     return noise.to(device)
 
 
-@dataclass(frozen=True)
-class Draws:
+class Draws(NamedTuple):
     """The random numbers of some positions of a step.
 
     Attributes:
@@ -88,7 +78,6 @@ def training_draws(
 
     They depend on neither the number of processes nor the accumulation.
     """
-    import torch
 
     def draw(**options: Any) -> tuple[Tensor, ...]:
         u, flip, drop = torch.rand((3, BLOCK), **options)
@@ -98,8 +87,7 @@ def training_draws(
     return Draws(*_in_blocks(seed, step, positions, device, purpose, draw))
 
 
-@dataclass(frozen=True)
-class GivenDraws:
+class GivenDraws(NamedTuple):
     """The random numbers of what a model is given at some positions.
 
     Attributes:
@@ -126,7 +114,6 @@ def given_draws(
     purpose: str,
 ) -> GivenDraws:
     """As `training_draws`, of what the model is given; a shape (0,) draws no noise."""
-    import torch
 
     def draw(**options: Any) -> tuple[Tensor, ...]:
         u = torch.rand((BLOCK, uniforms + 1), **options)
@@ -145,8 +132,6 @@ def _in_blocks(
     draw: Callable[..., tuple[Tensor, ...]],
 ) -> list[Tensor]:
     """Return the draws of `draw` for blocks of positions, cut to these positions."""
-    import torch
-
     first, last = positions.start // BLOCK, (positions.stop - 1) // BLOCK
     blocks = []
     for block in range(first, last + 1):
@@ -160,8 +145,6 @@ def _in_blocks(
 
 def seed_modules(seed: int, step: int, microbatch: int, process: int) -> None:
     """Seed what modules draw themselves, such as dropout."""
-    import torch
-
     # `torch.manual_seed` notes a stack trace for each kind of device that is not there.
     there = torch.accelerator.is_available()
     seed_all = torch.manual_seed if there else torch.default_generator.manual_seed

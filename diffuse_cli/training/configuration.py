@@ -10,6 +10,7 @@ from diffuse_cli.config import presets
 from diffuse_cli.config.options import converted, flag_of, from_dict, options, read_toml, to_dict
 from diffuse_cli.config.parsers import Size
 from diffuse_cli.config.shared_options import DiffusionConfig
+from diffuse_cli.config.task_options import is_degradation
 from diffuse_cli.config.train_options import NETWORK, WEIGHTED, TrainConfig, from_file, to_file
 from diffuse_cli.core import degradations
 from diffuse_cli.core.conditions import Conditions
@@ -22,7 +23,6 @@ from diffuse_cli.core.variances import LEARNED
 from diffuse_cli.data.metadata_columns import names_of
 from diffuse_cli.media import named
 from diffuse_cli.models.blueprint import Blueprint
-from diffuse_cli.models.image_conditioning import is_degradation
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import OutputError, UsageError, flag, lookup, suggest, translating
 from diffuse_cli.system.processes import rank

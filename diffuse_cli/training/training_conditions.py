@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from diffuse_cli.config.task_options import is_degradation
 from diffuse_cli.config.train_options import GIVEN_DROPOUT, TrainConfig
 from diffuse_cli.core.conditions import PAIRS, Given, MetadataTable, Numbers
 from diffuse_cli.core.degradations import DEGRADATIONS
@@ -20,7 +21,7 @@ from diffuse_cli.data import Dataset, Pairs, is_images, pair, read_cells
 from diffuse_cli.data.metadata_columns import described, names_of, rows_of, table_of, unknown
 from diffuse_cli.data.samples import NOISE, limited, moments
 from diffuse_cli.models import model_file
-from diffuse_cli.models.image_conditioning import Giver, is_degradation
+from diffuse_cli.models.image_conditioning import Giver
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import DataError, UsageError, suggest
 from diffuse_cli.system.events import Notice, Work

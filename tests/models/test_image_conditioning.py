@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from diffuse_cli.config.task_options import is_degradation
 from diffuse_cli.core.conditions import Given
 from diffuse_cli.core.degradations import DEGRADATIONS
 from diffuse_cli.core.space import Space
@@ -14,7 +15,6 @@ from diffuse_cli.models.image_conditioning import (
     beside,
     degrading,
     inputs_for,
-    is_degradation,
     masked,
 )
 from diffuse_cli.system.errors import UsageError
@@ -68,7 +68,7 @@ def test_every_degradation_is_told_at_the_size_of_the_sample(name, size):
     if not own.masks and not own.degradation.sigma:
         y = own.degradation.apply(x0)
         assert torch.equal(own.observed(y), told)
-    drawn = GivenDraws(*(value.to("meta") for value in vars(draws(own, range(3))).values()))
+    drawn = GivenDraws(*(values.to("meta") for values in draws(own, range(3))))
     with torch.device("meta"):
         assert own.augmented(own.degraded(x0.to("meta"), drawn), drawn).shape == told.shape
 

@@ -30,6 +30,7 @@ from diffuse_cli.sampling.job import SampleFiles
 from diffuse_cli.sampling.sampling_settings import DrawSettings
 from diffuse_cli.sampling.tasks import TaskPlan, make
 from diffuse_cli.sampling.tasks.task_inputs import (
+    Pictures,
     enlarge_size,
     read,
     read_mask,
@@ -93,7 +94,7 @@ def inpaint(config: InpaintConfig) -> Work[SampleFiles | None]:
             known = read_mask(config.mask, loaded, config.fit, found.sizes)
         yield from found.notices
         made = DEGRADATIONS["mask"](mask=torch.from_numpy(known))  # type: ignore[call-arg]
-        return _degrade(config, loaded, found.names, found.values, made, known)
+        return _degrade(config, loaded, found, made, known)
 
     return (yield from _restore(config, "inpaint", DEGRADATIONS["mask"](), "--mask", look))
 
@@ -117,7 +118,7 @@ def restore(config: RestoreConfig) -> Work[SampleFiles | None]:
             made.fitted(loaded.space.shape)
         found = yield from read(config.image, loaded, config.fit, loaded.space.shape)
         yield from found.notices
-        return _degrade(config, loaded, found.names, found.values, made)
+        return _degrade(config, loaded, found, made)
 
     return (yield from _restore(config, "restore", made, f"--degradation {made.text}", look))
 
@@ -139,22 +140,17 @@ def _read_observation(
 
 
 def _degrade(
-    config: RestoringConfig,
-    loaded: Loaded,
-    names: Sequence[str],
-    values: Array,
-    degradation: Degradation,
-    *masks: Array,
+    config: RestoringConfig, loaded: Loaded, whole: Pictures, made: Degradation, *masks: Array
 ) -> Observation:
     """Whole pictures, degraded here."""
-    fitted = degradation.fitted(loaded.space.shape)
+    fitted, values = made.fitted(loaded.space.shape), whole.values
     x0 = loaded.space.to_model(torch.from_numpy(np.array(values)))
     u = _draw_uniforms(config.seed, fitted, len(x0))
     y = fitted.drawn(u).apply(x0)
     if fitted.sigma:
         rows = [draw_noise(config.seed, "observed", i, shape=y.shape[1:]) for i in range(len(y))]
         y = y + fitted.sigma * torch.stack(rows)
-    return Observation(names, fitted, u, y, [values, *masks], values)
+    return Observation(whole.names, fitted, u, y, [values, *masks], values)
 
 
 def _draw_uniforms(seed: int, degradation: Degradation, count: int) -> Tensor:

@@ -14,16 +14,7 @@ from diffuse_cli.core.degradations import Degradation
 from diffuse_cli.core.settings import dimensions
 from diffuse_cli.data import is_images, read_images
 from diffuse_cli.data.summary import fitting, skip_lines, span
-from diffuse_cli.media import (
-    ALPHA,
-    MEDIA,
-    Asked,
-    check_fit,
-    like,
-    like_mask,
-    named,
-    numbers_of,
-)
+from diffuse_cli.media import ALPHA, MEDIA, Asked, check_fit, like, like_mask, named
 from diffuse_cli.media.file_errors import read_needed
 from diffuse_cli.models.image_conditioning import Giver
 from diffuse_cli.sampling.generation import Loaded
@@ -78,22 +69,14 @@ def read(path: str, loaded: Loaded, fit: str | None, shape: Sequence[int]) -> Wo
         check_fit(medium, fit)
     MEDIA[medium].prepare()
     channels, *size = shape
+    own = {**like(loaded.space), "size": tuple(size), "channels": channels}
     if is_images(Path(path), single=True):
         found = yield from read_images(
-            path,
-            size=tuple(size),
-            channels=channels,
-            background=loaded.background,
-            fit=fit,
-            medium=medium,
-            layout=loaded.space.layout,
-            rate=loaded.space.rate,
-            numbers=numbers_of(loaded.space),
+            path, **own, background=loaded.background, fit=fit, medium=medium
         )
         lines = list(skip_lines(found.summary.skipped))
         names, values, sizes = found.names, found.stored, frozenset(found.summary.sizes)
     else:
-        own = {**like(loaded.space), "size": tuple(size), "channels": channels}
         asked = Asked(**own, background=rgb(loaded.background), fit=fit)
         one = read_one(path, medium, asked)
         lines = [f"{files.show(path)}: {remark}" for remark in one.remarks]
