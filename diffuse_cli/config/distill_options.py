@@ -4,18 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from diffuse_cli.config.options import (
-    BESIDE,
-    MODEL,
-    OVERWRITE,
-    Options,
-    argument,
-    data_option,
-    optimiser_option,
-    option,
-    output_option,
-    run_option,
-)
+from diffuse_cli.config.options import BESIDE, MODEL, OVERWRITE, Options, argument, option
 
 STEPS = 1000
 """Default steps of distilling."""
@@ -55,34 +44,34 @@ class DistillConfig(Options):
     )
     resume: bool = option(False, "Continue from the last checkpoint.", control=True)
     overwrite: bool = option(False, OVERWRITE, control=True)
-    given: str | None = data_option.optional(BESIDE, metavar="PATH", place=True)
-    batch_size: int | None = optimiser_option.optional(
+    given: str | None = option.data.optional(BESIDE, metavar="PATH", place=True)
+    batch_size: int | None = option.optimiser.optional(
         "Paths per step, over all processes; each is learned at 4 times. In the last part, noises "
         "from which to draw in one step and in two.",
         low=1,
         high=1_000_000,
         shown="a quarter of the model's",
     )
-    lr: float | None = optimiser_option.optional(
+    lr: float | None = option.optimiser.optional(
         "Peak learning rate.", low=0, high=10, shown="half of the model's"
     )
-    workers: int | None = run_option.optional(
+    workers: int | None = option.run.optional(
         "Threads that read images.", low=1, high=1024, control=True, shown="one per core"
     )
-    seed: int = run_option(0, "Seed of all random draws.", low=0, high=2**63 - 1)
-    precision: str = run_option(
+    seed: int = option.run(0, "Seed of all random draws.", low=0, high=2**63 - 1)
+    precision: str = option.run(
         "auto", "Precision of the arithmetic.", table="system.devices.PRECISIONS"
     )
-    device: str = run_option(
+    device: str = option.run(
         "auto", "Device; auto is a GPU where PyTorch sees one.", table="system.devices.DEVICES"
     )
-    stop_at: int | None = run_option.optional(
+    stop_at: int | None = option.run.optional(
         "Stop after this step; --resume continues.", low=1, control=True
     )
-    preview_every: int | None = run_option.optional(
+    preview_every: int | None = option.run.optional(
         "Steps between preview pictures.", low=1, shown="an eighth of the steps"
     )
-    save_every: int | None = run_option.optional(
+    save_every: int | None = option.run.optional(
         "Steps between checkpoints.", low=1, control=True, shown="500"
     )
-    log_every: int = output_option(50, "Steps between lines of metrics.jsonl.", low=1, control=True)
+    log_every: int = option.output(50, "Steps between lines of metrics.jsonl.", low=1, control=True)

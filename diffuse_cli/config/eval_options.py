@@ -11,11 +11,8 @@ from diffuse_cli.config.options import (
     OVERWRITE,
     Options,
     argument,
-    data_option,
     first_given,
-    measuring_option,
     option,
-    output_option,
 )
 from diffuse_cli.config.parsers import (
     parse_color,
@@ -55,7 +52,7 @@ class FeatureConfig(Options):
         "Feature network of images. Arrays and sounds have random features.",
         table="metrics.features.FEATURES",
     )
-    feature_weights: str | None = measuring_option.optional(
+    feature_weights: str | None = option.measuring.optional(
         "Weights of the feature network.",
         parse=parse_file,
         place=True,
@@ -70,11 +67,11 @@ class SidesConfig(FeatureConfig, ComputeConfig, ReadingConfig):
     n: int = option(
         1000, "Images on each side, generated and real.", flag="-n", low=2, high=10_000_000
     )
-    background: str | None = data_option.optional(
+    background: str | None = option.data.optional(
         BACKGROUND, parse=parse_color, shown="the model's"
     )
-    fit: str | None = data_option.optional(FIT, table="media.FITS", shown="the model's")
-    given: str | None = data_option.optional(BESIDE, place=True, metavar="PATH")
+    fit: str | None = option.data.optional(FIT, table="media.FITS", shown="the model's")
+    given: str | None = option.data.optional(BESIDE, place=True, metavar="PATH")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +93,7 @@ class BoundConfig(Options):
         "or 'all'.",
         parse=parse_timesteps,
     )
-    respaced: int | None = measuring_option.optional(
+    respaced: int | None = option.measuring.optional(
         "Compute the bound over N of the model's timesteps.",
         low=2,
         high=100_000,
@@ -108,7 +105,7 @@ class BoundConfig(Options):
 class PlottedBoundConfig(BoundConfig):
     """The bound, and a plot of it."""
 
-    plot: str | None = output_option.optional(
+    plot: str | None = option.output.optional(
         "Plot the bound by timestep.", place=True, metavar="FILE.png"
     )
 
@@ -131,14 +128,14 @@ class EvalConfig(MeasureConfig, PlottedBoundConfig, StartConfig, DrawConfig, Wei
         place=True,
         metavar="FILE.html",
     )
-    train_n: int = measuring_option(
+    train_n: int = option.measuring(
         5000,
         "Training images whose features are searched for copies; pixels are compared with all "
         "of them. 0 skips the search.",
         low=0,
         high=10_000_000,
     )
-    pairs: str | None = output_option.optional(
+    pairs: str | None = option.output.optional(
         "Show the generated images nearest to training images, side by side.",
         place=True,
         metavar="FILE.png",

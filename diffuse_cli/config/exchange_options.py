@@ -4,16 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from diffuse_cli.config.options import (
-    MODEL,
-    OVERWRITE,
-    Options,
-    argument,
-    data_option,
-    network_option,
-    option,
-    process_option,
-)
+from diffuse_cli.config.options import MODEL, OVERWRITE, Options, argument, option
 from diffuse_cli.config.parsers import Size, parse_betas, parse_file, parse_license, parse_size
 from diffuse_cli.system.errors import UsageError, flag
 
@@ -64,54 +55,54 @@ class ConvertConfig(Options):
         shown="the model's, if pipelines of diffusers run it, else ddpm",
     )
 
-    size: Size | None = data_option.optional(
+    size: Size | None = option.data.optional(
         "Image size.", parse=parse_size, shown="from SOURCE or preset"
     )
-    class_names: str | None = data_option.optional(
+    class_names: str | None = option.data.optional(
         "Text file with a class name on each line.",
         place=True,
         metavar="FILE",
         shown="0, 1, 2, ...",
     )
 
-    heads: int | None = network_option.optional(
+    heads: int | None = option.network.optional(
         "Attention heads (openai).", low=1, high=256, shown="from the preset"
     )
-    head_width: int | None = network_option.optional(
+    head_width: int | None = option.network.optional(
         "Channels of each attention head (openai).", low=1, high=4096, shown="from the preset"
     )
-    heads_upsample: int | None = network_option.optional(
+    heads_upsample: int | None = option.network.optional(
         "Attention heads on the way up (openai): its --num_heads_upsample.",
         low=1,
         high=256,
         shown="as on the way down",
     )
-    attention_order: str | None = network_option.optional(
+    attention_order: str | None = option.network.optional(
         "Order of queries, keys and values (openai). new: trained with "
         "--use_new_attention_order True.",
         table=("legacy", "new"),
         shown="from the preset, else legacy",
     )
 
-    schedule: str | None = process_option.optional(
+    schedule: str | None = option.process.optional(
         "Noise schedule.", table="core.schedules.SCHEDULES", shown="from SOURCE or preset"
     )
-    betas: tuple[float, ...] | None = process_option.optional(
+    betas: tuple[float, ...] | None = option.process.optional(
         "Read the betas from a file.", parse=parse_betas
     )
-    num_timesteps: int | None = process_option.optional(
+    num_timesteps: int | None = option.process.optional(
         "Timesteps T of the process.", low=2, high=100_000, shown="from SOURCE or preset"
     )
-    rescale_timesteps: bool | None = process_option.optional(
+    rescale_timesteps: bool | None = option.process.optional(
         "The network was trained on t * 1000 / T instead of t.",
         shown="on for openai, off for diffusers",
     )
-    target: str | None = process_option.optional(
+    target: str | None = option.process.optional(
         "What the network predicts.",
         table="core.targets.TARGETS",
         shown="from SOURCE or preset, else eps",
     )
-    variance: str | None = process_option.optional(
+    variance: str | None = option.process.optional(
         "Variance of the reverse process.",
         table="core.variances.VARIANCES",
         shown="from SOURCE or preset",

@@ -78,10 +78,21 @@ GROUPS = (
 )  # fmt: skip
 """The sections of `--help`, the most needed first."""
 
-(
-    option, data_option, network_option, process_option, sampling_option, measuring_option,
-    optimiser_option, run_option, output_option,
-) = map(OptionMaker, GROUPS)  # fmt: skip
+
+class OptionMakers(OptionMaker):
+    """The maker of the options needed most, and the makers of each further section."""
+
+    data = OptionMaker("Data")
+    network = OptionMaker("Network")
+    process = OptionMaker("Process")
+    sampling = OptionMaker("Sampling")
+    measuring = OptionMaker("Measuring")
+    optimiser = OptionMaker("Optimisation")
+    run = OptionMaker("Run")
+    output = OptionMaker("Output")
+
+
+option = OptionMakers(GROUPS[0])
 
 
 def argument(metavar: str, help: str) -> Any:

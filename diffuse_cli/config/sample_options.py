@@ -4,16 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from diffuse_cli.config.options import (
-    MODEL,
-    OVERWRITE,
-    Options,
-    argument,
-    option,
-    output_option,
-    run_option,
-    sampling_option,
-)
+from diffuse_cli.config.options import MODEL, OVERWRITE, Options, argument, option
 from diffuse_cli.config.parsers import (
     parse_interval,
     parse_names,
@@ -102,15 +93,15 @@ class ComputeConfig(Options):
     """The seed, and how the machine is used."""
 
     seed: int = option(0, "Seed of the noise.", low=0, high=2**63 - 1)
-    batch_size: int = run_option(
+    batch_size: int = option.run(
         64, "Batch size; changes results by rounding alone.", low=1, high=100_000
     )
-    precision: str = run_option(
+    precision: str = option.run(
         "auto",
         "Precision of the arithmetic; auto is the model's own where the device has it.",
         table="system.devices.PRECISIONS",
     )
-    device: str = run_option(
+    device: str = option.run(
         "auto", "Device; auto is a GPU where PyTorch sees one.", table="system.devices.DEVICES"
     )
 
@@ -119,7 +110,7 @@ class ComputeConfig(Options):
 class WeightsConfig(Options):
     """Which of a model's weights to use."""
 
-    weights: str = sampling_option(
+    weights: str = option.sampling(
         "ema", "Use the averaged weights, or the raw ones.", table=("ema", "raw")
     )
 
@@ -128,18 +119,18 @@ class WeightsConfig(Options):
 class TrajectoryConfig(Options):
     """Options that go with any sampler."""
 
-    spacing: str | None = sampling_option.optional(
+    spacing: str | None = option.sampling.optional(
         "Which timesteps the sampler visits.",
         table="core.timesteps.SPACINGS",
         shown="those that tune learned, or wide with unipc in at most 10 steps, else trailing",
     )
-    threshold: float | None = sampling_option.optional(
+    threshold: float | None = option.sampling.optional(
         "Dynamic thresholding: instead of clipping a predicted image, scale it until this share "
         "of its pixels, such as 0.995, is in range.",
         low=0.01,
         high=1,
     )
-    guidance_interval: tuple[float, float] | None = sampling_option.optional(
+    guidance_interval: tuple[float, float] | None = option.sampling.optional(
         "Guide only at noise levels (sigma/alpha) between these.",
         parse=parse_interval,
         shown="all",
@@ -150,7 +141,7 @@ class TrajectoryConfig(Options):
 class GuideConfig(Options):
     """The weaker model to guide by."""
 
-    guide_with: str | None = sampling_option.optional(
+    guide_with: str | None = option.sampling.optional(
         "Guide by a weaker model of the same data, a file or run directory; 'self' is the early "
         "average in a model trained with --keep-weak. A step then takes one more evaluation.",
         place=True,
@@ -183,17 +174,17 @@ class SamplerConfig(GuideConfig, TrajectoryConfig):
         high=STRONGEST,
         shown=f"the model's, or {GUIDANCE:g}; 1 if trained with --label-dropout 0, or on numbers",
     )
-    weak_guidance: float | None = sampling_option.optional(
+    weak_guidance: float | None = option.sampling.optional(
         "Scale of --guide-with: 1 is the model alone, 0 the weaker one. Added to what --guidance "
         "does.",
         low=0,
         high=STRONGEST,
         shown=f"the model's, or {WEAK_GUIDANCE:g}",
     )
-    eta: float | None = sampling_option.optional(
+    eta: float | None = option.sampling.optional(
         "Noise added by ddim: 0 for none, 1 for as much as ddpm.", low=0, high=1, shown="0"
     )
-    order: int | None = sampling_option.optional("Order of unipc.", low=2, high=3, shown="2")
+    order: int | None = option.sampling.optional("Order of unipc.", low=2, high=3, shown="2")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -216,7 +207,7 @@ class DrawConfig(SamplerConfig, ComputeConfig):
 class StartConfig(Options):
     """Where sampling begins."""
 
-    start: str | None = sampling_option.optional(
+    start: str | None = option.sampling.optional(
         "Where sampling begins: in pure noise, or where the data is nearly Gaussian, in noise with "
         "its brightness and layout. For a model that is told nothing.",
         table=STARTS,
@@ -276,7 +267,7 @@ class SampleConfig(StartConfig, DrawConfig, WeightsConfig):
         metavar="MODEL",
     )
     gif: bool = option(False, "Also write denoising.gif, from noise to image.")
-    grid: bool = output_option(True, "Write grid.png, all images in one.")
+    grid: bool = option.output(True, "Write grid.png, all images in one.")
     overwrite: bool = option(False, OVERWRITE)
 
     def __post_init__(self) -> None:

@@ -5,14 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from diffuse_cli.config.options import (
-    OVERWRITE,
-    Options,
-    argument,
-    data_option,
-    option,
-    process_option,
-)
+from diffuse_cli.config.options import OVERWRITE, Options, argument, option
 from diffuse_cli.config.parsers import Size, parse_betas, parse_color, parse_length
 from diffuse_cli.system.errors import UsageError
 
@@ -33,10 +26,10 @@ RATE = "Rate of sounds in Hz, to which others are resampled."
 class ReadingConfig(Options):
     """How images are read."""
 
-    strict: bool = data_option(
+    strict: bool = option.data(
         False, "Stop at the first bad file instead of skipping it.", control=True
     )
-    workers: int | None = data_option.optional(
+    workers: int | None = option.data.optional(
         "Threads that read images.", low=1, high=256, control=True, shown="all cores"
     )
 
@@ -48,17 +41,17 @@ class InfoConfig(ReadingConfig):
     path: str = argument(
         "PATH", "Images, arrays or sounds, as for train; a model file; or a run directory."
     )
-    size: Size | None = data_option.optional(
+    size: Size | None = option.data.optional(
         "Image size, as for train.", parse=parse_length, shown="from the data"
     )
-    background: str | None = data_option.optional(BACKGROUND, parse=parse_color, shown="white")
-    fit: str | None = data_option.optional(FIT, table="media.FITS", shown="crop")
-    layout: str | None = data_option.optional(
+    background: str | None = option.data.optional(BACKGROUND, parse=parse_color, shown="white")
+    fit: str | None = option.data.optional(FIT, table="media.FITS", shown="crop")
+    layout: str | None = option.data.optional(
         LAYOUT, table="media.shapes.LAYOUTS", shown="L, HW, CHW or CDHW, by their number"
     )
-    alpha: bool = data_option(False, ALPHA)
-    bits: int | None = data_option.optional(BITS, low=8, high=16, shown=OWN_BITS)
-    rate: int | None = data_option.optional(
+    alpha: bool = option.data(False, ALPHA)
+    bits: int | None = option.data.optional(BITS, low=8, high=16, shown=OWN_BITS)
+    rate: int | None = option.data.optional(
         RATE, low=1000, high=384_000, shown="the usual one in the data, at most 16000"
     )
     out: str | None = option.optional(
@@ -99,22 +92,22 @@ class DiffusionConfig(Options):
             model may have seen t itself.
     """
 
-    num_timesteps: int = process_option.optional(
+    num_timesteps: int = option.process.optional(
         "Timesteps T of the forward process.", low=2, high=100_000, shown=TIMESTEPS_SHOWN
     )
-    schedule: str | None = process_option(
+    schedule: str | None = option.process(
         "cosine", "Noise schedule.", table="core.schedules.SCHEDULES"
     )
-    betas: tuple[float, ...] | None = process_option.optional(
+    betas: tuple[float, ...] | None = option.process.optional(
         "Read the betas from a file.", parse=parse_betas
     )
-    log_snr_shift: float = process_option(0.0, LOG_SNR_SHIFT, low=-10, high=10)
-    zero_terminal_snr: bool = process_option(
+    log_snr_shift: float = option.process(0.0, LOG_SNR_SHIFT, low=-10, high=10)
+    zero_terminal_snr: bool = option.process(
         False, "Rescale the betas to end in pure noise (not with target eps)."
     )
-    rescale_timesteps: bool = process_option(True, "Show the network t * 1000 / T instead of t.")
-    target: str = process_option("v", "What the network predicts.", table="core.targets.TARGETS")
-    variance: str = process_option(
+    rescale_timesteps: bool = option.process(True, "Show the network t * 1000 / T instead of t.")
+    target: str = option.process("v", "What the network predicts.", table="core.targets.TARGETS")
+    variance: str = option.process(
         "small", "Variance of the reverse process.", table="core.variances.VARIANCES"
     )
 

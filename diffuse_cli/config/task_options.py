@@ -7,14 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from diffuse_cli.config.options import (
-    MODEL,
-    OVERWRITE,
-    argument,
-    option,
-    output_option,
-    run_option,
-)
+from diffuse_cli.config.options import MODEL, OVERWRITE, argument, option
 from diffuse_cli.config.parsers import Size, parse_names, parse_settings, parse_size
 from diffuse_cli.config.sample_options import (
     MOST_STEPS,
@@ -69,7 +62,7 @@ class PictureConfig(DrawConfig, WeightsConfig):
         shown="the model's",
     )
     fit: str | None = option.optional(FIT, table="media.FITS", shown="as in training")
-    grid: bool = output_option(
+    grid: bool = option.output(
         True, "Write grid.png: a row for each image, with its samples beside it."
     )
     overwrite: bool = option(False, OVERWRITE)
@@ -178,9 +171,9 @@ class InterpolateConfig(ComputeConfig, WeightsConfig):
     )
     out: str = option("interpolated", "Folder for the images.", flag="-o", metavar="FOLDER")
     fit: str | None = option.optional(FIT, table="media.FITS", shown="as in training")
-    grid: bool = output_option(True, "Write grid.png, all images in a row.")
+    grid: bool = option.output(True, "Write grid.png, all images in a row.")
     overwrite: bool = option(False, OVERWRITE)
-    precision: str = run_option(
+    precision: str = option.run(
         "fp32", "Precision of the arithmetic; others may not come back to the images.",
         table="system.devices.PRECISIONS",
     )  # fmt: skip

@@ -6,17 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from diffuse_cli.config.options import (
-    OVERWRITE,
-    argument,
-    data_option,
-    network_option,
-    optimiser_option,
-    option,
-    output_option,
-    run_option,
-    to_dict,
-)
+from diffuse_cli.config.options import OVERWRITE, argument, option, to_dict
 from diffuse_cli.config.parsers import (
     Size,
     parse_bytes,
@@ -75,7 +65,7 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
         parse=parse_length,
         shown="from the data",
     )
-    preset: str | None = network_option.optional(
+    preset: str | None = option.network.optional(
         "Network.", table="config.presets.PRESETS", shown="from image size and device"
     )
     batch_size: int | None = option.optional(
@@ -86,7 +76,7 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
     )
     classes: bool = option(False, "Learn classes: the names of the folders.")
     resume: bool = option(False, "Continue from the last checkpoint.", control=True)
-    auto_resume: bool = run_option(
+    auto_resume: bool = option.run(
         False, "Continue a run, or start one if there is none: for requeued jobs.", control=True
     )
     overwrite: bool = option(False, OVERWRITE, control=True)
@@ -94,29 +84,29 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
         False, "Print the configuration and its cost, without training.", control=True
     )
 
-    medium: str | None = data_option.optional(
+    medium: str | None = option.data.optional(
         "What the samples are.", table="media.MEDIA", shown="that of most files in DATA"
     )
-    channels: int | None = data_option.optional(
+    channels: int | None = option.data.optional(
         "Channels: 1 for grey or mono, 2 for stereo, 3 for colour.",
         low=1,
         high=64,
         shown="from the data",
     )
-    layout: str | None = data_option.optional(
+    layout: str | None = option.data.optional(
         LAYOUT, table="media.shapes.LAYOUTS", shown="L, HW, CHW or CDHW, by their number"
     )
-    alpha: bool = data_option(False, ALPHA)
-    bits: int | None = data_option.optional(BITS, low=8, high=16, shown=OWN_BITS)
-    rate: int | None = data_option.optional(
+    alpha: bool = option.data(False, ALPHA)
+    bits: int | None = option.data.optional(BITS, low=8, high=16, shown=OWN_BITS)
+    rate: int | None = option.data.optional(
         RATE, low=1000, high=384_000, shown="the usual one in the data, at most 16000"
     )
-    transform: str | None = data_option.optional(
+    transform: str | None = option.data.optional(
         "Transform of the floats of arrays, before they are standardised by channel.",
         table="core.space.TRANSFORMS",
         shown="none",
     )
-    given: str | None = data_option.optional(
+    given: str | None = option.data.optional(
         "Learn images from another that is given: a folder or zip of images with the same names, "
         "or what is made of the images themselves, such as low-res:4, grey or mask:random. "
         "--given nothing leaves out what a model of --init is given.",
@@ -125,7 +115,7 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
         metavar="FOLDER|DEGRADATION",
         shown="nothing is given",
     )
-    condition_on: tuple[str, ...] | None = data_option.optional(
+    condition_on: tuple[str, ...] | None = option.data.optional(
         "Learn images by columns of metadata.csv or metadata.jsonl, a table in DATA that names "
         "each image in its column file_name: numbers, or labels (age,site; zip:label for numbers "
         "that are labels).",
@@ -133,13 +123,13 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
         metavar="COLUMN,...",
         shown="no table is read",
     )
-    flip: bool = data_option(
+    flip: bool = option.data(
         False, "Mirror half of the images, left to right; of arrays the last axis."
     )
-    background: str = data_option("white", BACKGROUND, parse=parse_color)
-    fit: str = data_option("crop", FIT, table="media.FITS")
+    background: str = option.data("white", BACKGROUND, parse=parse_color)
+    fit: str = option.data("crop", FIT, table="media.FITS")
 
-    cache: int | None = data_option.optional(
+    cache: int | None = option.data.optional(
         "Keep at most this much of the decoded images, in memory or, over a quarter of it, in a "
         "file in the run directory; decode the others as they are used (8GiB, 0).",
         parse=parse_bytes,
@@ -147,81 +137,81 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
         shown="a quarter of the memory, or half of what is free on the disk if that is more",
     )
 
-    width: int | None = network_option.optional(
+    width: int | None = option.network.optional(
         "Base width of the network; scales the learning rate.",
         low=2,
         high=4096,
         shown="from the preset",
     )
-    init: str | None = network_option.optional(
+    init: str | None = option.network.optional(
         "Start from the weights and network of a model.", place=True, metavar="MODEL"
     )
-    network: str | None = network_option.optional(
+    network: str | None = option.network.optional(
         "Network architecture.", table="core.networks.NETWORKS", shown="the preset's"
     )
     architecture: Mapping[str, Any] = field(default_factory=dict)
 
-    lr: float | None = optimiser_option.optional(
+    lr: float | None = option.optimiser.optional(
         "Peak learning rate.", low=0, high=10, shown="from the preset"
     )
-    optimizer: str | None = optimiser_option.optional(
+    optimizer: str | None = option.optimiser.optional(
         "Optimizer.",
         table="core.optimizers.OPTIMIZERS",
         shown="muon; adamw with the presets of papers",
     )
-    warmup: int = optimiser_option(
+    warmup: int = option.optimiser(
         100, "Learning-rate warm-up steps, at most a tenth of the run.", low=0
     )
-    weight_decay: float = optimiser_option(0.01, "Weight decay of AdamW.", low=0, high=10)
-    grad_clip: float = optimiser_option(1.0, "Clip the gradient to this norm.", low=1e-6, high=1e6)
-    accumulation: int = optimiser_option(
+    weight_decay: float = option.optimiser(0.01, "Weight decay of AdamW.", low=0, high=10)
+    grad_clip: float = option.optimiser(1.0, "Clip the gradient to this norm.", low=1e-6, high=1e6)
+    accumulation: int = option.optimiser(
         1, "Split each batch into N passes, to save memory.", low=1, high=100_000
     )
-    loss: str | None = optimiser_option.optional(
+    loss: str | None = option.optimiser.optional(
         "Training loss.",
         table="core.losses.LOSSES",
         shown="simple; hybrid for a learned variance",
     )
-    weighting: str | None = optimiser_option.optional(
+    weighting: str | None = option.optimiser.optional(
         "Weight of each timestep's loss, as a function of its SNR.",
         table="core.losses.WEIGHTINGS",
         shown="min-snr; none with vlb",
     )
-    timestep_draw: str = optimiser_option(
+    timestep_draw: str = option.optimiser(
         "uniform",
         "Draw timesteps uniformly, or more where the loss, or its weight, is large.",
         table="core.timesteps.TIMESTEP_DRAWS",
     )
-    teacher_guidance: float | None = optimiser_option.optional(
+    teacher_guidance: float | None = option.optimiser.optional(
         "With --loss consistency: follow the model of --init guided at this scale.",
         low=0,
         high=100,
         shown="unguided",
     )
-    label_dropout: float = optimiser_option(
+    label_dropout: float = option.optimiser(
         0.1,
         "Share of images whose class and row of the table are hidden in training, for guidance; "
         "from as many again, some columns are.",
         low=0,
         high=1,
     )
-    given_dropout: float | None = optimiser_option.optional(
+    given_dropout: float | None = option.optimiser.optional(
         "Share of images trained without what is given, for guidance.",
         low=0,
         high=1,
         shown=f"{GIVEN_DROPOUT:g}",
     )
-    given_noise: float | None = optimiser_option.optional(
+    given_noise: float | None = option.optimiser.optional(
         "Add noise to what is given in training, of a deviation up to this in [-1, 1], so that "
         "samples of another model may be given.",
         low=0,
         high=10,
         shown="0",
     )
-    ema_decay: float = optimiser_option(
+    ema_decay: float = option.optimiser(
         0.999, "Largest decay of the weight average.", low=0, below=1
     )
-    ema_lengths: int | None = optimiser_option.optional(
+    ema_lengths: int | None = option.optimiser.optional(
         "Save N snapshots for choosing the EMA length afterwards, with diffuse ema.",
         low=4,
         high=1000,
@@ -230,61 +220,61 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
         shown="none",
     )
 
-    seed: int = run_option(0, "Seed of all random draws.", low=0, high=2**63 - 1)
-    precision: str = run_option(
+    seed: int = option.run(0, "Seed of all random draws.", low=0, high=2**63 - 1)
+    precision: str = option.run(
         "auto", "Precision of the arithmetic.", table="system.devices.PRECISIONS"
     )
-    device: str = run_option(
+    device: str = option.run(
         "auto",
         "Device; auto is a GPU where PyTorch sees one.",
         table="system.devices.DEVICES",
         place=True,
     )
-    compile: bool = run_option(False, "Compile the network: pays off in long runs on a GPU.")
-    gradient_checkpointing: bool = run_option(
+    compile: bool = option.run(False, "Compile the network: pays off in long runs on a GPU.")
+    gradient_checkpointing: bool = option.run(
         False, "Save memory by recomputing activations, at some speed.", control=True
     )
-    stop_at: int | None = run_option.optional(
+    stop_at: int | None = option.run.optional(
         "Stop after this step; --resume continues.", low=1, control=True
     )
-    save_every: int | None = run_option.optional(
+    save_every: int | None = option.run.optional(
         "Steps between checkpoints.",
         low=1,
         control=True,
         shown="500, and with each preview, if saving takes under 1 % of the time",
     )
-    preview_every: int | None = run_option.optional(
+    preview_every: int | None = option.run.optional(
         "Steps between preview pictures and held-out losses.",
         low=1,
         place=True,
         shown="an eighth of the steps, more if previews would take over a fifth of the time",
     )
-    eval_every: int | None = run_option.optional(
+    eval_every: int | None = option.run.optional(
         "Steps between measurements of KID, of arrays and sounds that of random features; also "
         "keeps the best model.",
         low=1,
         place=True,
         shown="never",
     )
-    eval_images: int | None = run_option.optional(
+    eval_images: int | None = option.run.optional(
         "Images generated for each measurement.", low=4, high=100_000, place=True, shown="256"
     )
 
-    keep_raw: bool = output_option(
+    keep_raw: bool = option.output(
         False, "Also save the raw weights, before averaging, in the model file."
     )
-    keep_weak: bool = output_option(
+    keep_weak: bool = option.output(
         False,
         "Also keep an early average (--weak-after) in the model file, for sample "
         "--guide-with self.",
     )
-    weak_after: float = output_option(
+    weak_after: float = option.output(
         0.125, "Share of the steps after which --keep-weak takes its average.", low=0.001, below=1
     )
-    log: str | None = output_option.optional(
+    log: str | None = option.output.optional(
         "Also log to a tracker.", table="system.devices.TRACKERS", control=True
     )
-    log_every: int = output_option(50, "Steps between lines of metrics.jsonl.", low=1, control=True)
+    log_every: int = option.output(50, "Steps between lines of metrics.jsonl.", low=1, control=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()

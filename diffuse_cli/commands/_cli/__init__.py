@@ -20,11 +20,10 @@ from diffuse_cli.config.options import (
     flag_of,
     from_dict,
     from_text,
+    option,
     options,
-    output_option,
     parsed,
     read_toml,
-    run_option,
 )
 from diffuse_cli.core.settings import digits, kind_of
 from diffuse_cli.system.errors import UsageError, lookup
@@ -37,14 +36,14 @@ KEYWORD = inspect.Parameter.KEYWORD_ONLY
 class Universal(Options):
     """The options of every command."""
 
-    config_file: str | None = run_option(
-        None, "Read options from a file.", flag="--config", metavar="TOML"
+    config_file: str | None = option.run.optional(
+        "Read options from a file.", flag="--config", metavar="TOML"
     )
-    json: bool = output_option(False, "Print one JSON object on stdout.", control=True)
-    quiet: bool = output_option(
+    json: bool = option.output(False, "Print one JSON object on stdout.", control=True)
+    quiet: bool = option.output(
         False, "Print nothing on stderr but errors.", flag="-q", control=True
     )
-    debug: bool = output_option(False, "Print the traceback of an error.", control=True)
+    debug: bool = option.output(False, "Print the traceback of an error.", control=True)
 
 
 def make_command(module: Any) -> Any:
