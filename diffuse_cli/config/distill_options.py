@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from diffuse_cli.config.options import BESIDE, MODEL, OVERWRITE, Options, argument, option
+from diffuse_cli.config.options import MODEL, OVERWRITE, Options, argument, option
+from diffuse_cli.config.shared_options import BESIDE
 
 STEPS = 1000
 """Default steps of distilling."""

@@ -5,15 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from diffuse_cli.config.options import (
-    BESIDE,
-    MODEL,
-    OVERWRITE,
-    Options,
-    argument,
-    first_given,
-    option,
-)
+from diffuse_cli.config.options import MODEL, OVERWRITE, Options, argument, first_given, option
 from diffuse_cli.config.parsers import (
     parse_color,
     parse_file,
@@ -32,7 +24,7 @@ from diffuse_cli.config.sample_options import (
     TrajectoryConfig,
     WeightsConfig,
 )
-from diffuse_cli.config.shared_options import BACKGROUND, FIT, ReadingConfig
+from diffuse_cli.config.shared_options import BACKGROUND, BESIDE, FIT, ReadingConfig
 from diffuse_cli.system.errors import UsageError
 
 TUNED_STEPS, TUNED_GUIDANCE = (5, 10, 20, 50), (1.0, 1.5, 2.0, 3.0, 4.0)
@@ -64,9 +56,7 @@ class FeatureConfig(Options):
 class SidesConfig(FeatureConfig, ComputeConfig, ReadingConfig):
     """How many images are compared with how many real ones, and how."""
 
-    n: int = option(
-        1000, "Images on each side, generated and real.", flag="-n", low=2, high=10_000_000
-    )
+    n: int = option(1000, "Images on each side, generated and real.", low=2, high=10_000_000)
     background: str | None = option.data.optional(
         BACKGROUND, parse=parse_color, shown="the model's"
     )

@@ -24,9 +24,6 @@ from diffuse_cli.system.errors import UsageError, translating
 OVERWRITE = "Replace existing output."
 """Help of --overwrite, which every command that writes has."""
 
-BESIDE = "What lies beside the images of DATA, for a model trained on pairs: a folder or zip."
-"""Help of --given where a model's data is read again."""
-
 MODEL = "Model file, run directory, or hf://ORG/NAME."
 """Help of MODEL."""
 

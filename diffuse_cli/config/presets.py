@@ -100,6 +100,11 @@ def _shape(
     return {**named, **more}
 
 
+def _published(help: str, settings: Mapping[str, Any], train: Mapping[str, Any]) -> Preset:
+    """The U-Net of a paper."""
+    return Preset(help, settings, train, published=True)
+
+
 PRESETS: Registry[Preset] = Registry(
     "presets",
     {
@@ -141,47 +146,40 @@ PRESETS: Registry[Preset] = Registry(
             {**JIT_TRAINING, "lr": 2e-4},
             network="vit",
         ),
-        "ddpm-cifar10": Preset(
+        "ddpm-cifar10": _published(
             "35.7 M: the CIFAR-10 network of Ho et al. 2020",
             _shape(128, (1, 2, 2, 2), 2, (16,), dropout=0.1, **DDPM),
             {**DDPM_TRAINING, "lr": 2e-4, "variance": "large", "batch_size": 128},
-            published=True,
         ),
-        "ddpm-celebahq-256": Preset(
+        "ddpm-celebahq-256": _published(
             "114 M: the CelebA-HQ 256x256 network of Ho et al. 2020",
             _shape(128, (1, 1, 2, 2, 4, 4), 2, (16,), **DDPM),
             {**DDPM_TRAINING, "lr": 2e-5, "variance": "small", "batch_size": 64, "size": 256},
-            published=True,
         ),
-        "iddpm-cifar10": Preset(
+        "iddpm-cifar10": _published(
             "52.5 M: the CIFAR-10 network of Nichol & Dhariwal 2021",
             _shape(128, (1, 2, 2, 2), 3, (8, 16), heads=4, dropout=0.3),
             IDDPM_TRAINING,
-            published=True,
         ),
-        "iddpm-imagenet64": Preset(
+        "iddpm-imagenet64": _published(
             "121 M: the ImageNet 64x64 network of Nichol & Dhariwal 2021",
             _shape(128, (1, 2, 3, 4), 3, (8, 16), heads=4),
             IDDPM_TRAINING,
-            published=True,
         ),
-        "adm-64": Preset(
+        "adm-64": _published(
             "296 M with 1000 classes: the ImageNet 64x64 network of Dhariwal & Nichol 2021",
             _shape(192, (1, 2, 3, 4), 3, **ADM, head_width=64, dropout=0.1),
             {**ADM_TRAINING, "schedule": "cosine", "lr": 3e-4, "batch_size": 2048},
-            published=True,
         ),
-        "adm-128": Preset(
+        "adm-128": _published(
             "422 M with 1000 classes: the ImageNet 128x128 network of Dhariwal & Nichol 2021",
             _shape(256, (1, 1, 2, 3, 4), 2, **ADM, heads=4),
             {**ADM_TRAINING, "size": 128},
-            published=True,
         ),
-        "adm-256": Preset(
+        "adm-256": _published(
             "554 M with 1000 classes: the ImageNet 256x256 network of Dhariwal & Nichol 2021",
             _shape(256, (1, 1, 2, 2, 4, 4), 2, **ADM, head_width=64),
             {**ADM_TRAINING, "size": 256},
-            published=True,
         ),
     },
 )

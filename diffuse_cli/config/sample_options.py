@@ -222,7 +222,6 @@ class SampleConfig(StartConfig, DrawConfig, WeightsConfig):
     model: str = argument("MODEL", MODEL)
     n: int | None = option.optional(
         "Number of images; with --given, of each.",
-        flag="-n",
         low=1,
         high=10_000_000,
         shown=str(IMAGES),

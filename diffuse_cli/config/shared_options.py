@@ -19,7 +19,9 @@ ALPHA = "Keep the transparency of images, as a channel."
 BITS = "Bits of images, 8 or 16; others are scaled."
 OWN_BITS = "16 if all images have them"
 RATE = "Rate of sounds in Hz, to which others are resampled."
-"""Help of --fit and others, which several commands have."""
+BESIDE = "What lies beside the images of DATA, for a model trained on pairs: a folder or zip."
+"""Help of --fit and others, which several commands have; BESIDE is that of --given where a model's
+data is read again."""
 
 
 @dataclass(frozen=True, kw_only=True)

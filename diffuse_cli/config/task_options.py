@@ -46,7 +46,7 @@ class PictureConfig(DrawConfig, WeightsConfig):
 
     model: str = argument("MODEL", MODEL)
     image: str = argument("IMAGE", "Image, or folder or zip of images.")
-    n: int = option(4, "Number of samples for each image.", flag="-n", low=1, high=100_000)
+    n: int = option(4, "Number of samples for each image.", low=1, high=100_000)
     out: str = option(flag="-o", help="Folder for the samples.", metavar="FOLDER", default="made")
     classes: tuple[str, ...] = option(
         (),
@@ -149,7 +149,7 @@ class InterpolateConfig(ComputeConfig, WeightsConfig):
     model: str = argument("MODEL", MODEL)
     first: str = argument("A", "Image to begin with.")
     second: str = argument("B", "Image to end with.")
-    n: int = option(9, "Number of images, both ends among them.", flag="-n", low=2, high=100_000)
+    n: int = option(9, "Number of images, both ends among them.", low=2, high=100_000)
     steps: int | None = option.optional(
         "Steps to the noise of each image, and back.",
         low=1,

@@ -7,6 +7,7 @@ import contextlib
 import json
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,6 @@ from urllib.parse import quote, unquote
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import (
     DataError,
-    DiffuseError,
     ModelFileError,
     OutputError,
     UsageError,
@@ -38,13 +38,13 @@ class Kind(NamedTuple):
         one: the word for it.
         prefix: of its name, as it is typed.
         repo_type: the hub's name of the kind.
-        error: what is raised where it cannot be had.
+        error: makes the error that is raised where it cannot be had.
     """
 
     one: str
     prefix: str
     repo_type: str
-    error: type[DiffuseError]
+    error: Callable[..., Exception]
 
     def title(self, repo: str) -> str:
         """Return the name that is typed for a repository."""
