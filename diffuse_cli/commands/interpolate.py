@@ -17,5 +17,5 @@ def run(config: InterpolateConfig, console: Console) -> None:
 
     found = console.follow(interpolate(config))
     if found is not None:
-        values = {"out": config.out, **found.made.values, "psnr": found.psnr}
-        console.result(found.made.paths, values)
+        made, psnr = found
+        console.result(made.paths, {"out": config.out, **made.values, "psnr": psnr})

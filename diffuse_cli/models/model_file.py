@@ -135,14 +135,14 @@ def _models_of(given: Path, run: Path) -> list[Path]:
     if given != run:
         return [given / run_reader.AVERAGE]
     found = run_reader.complete(run / run_reader.CHECKPOINTS)
-    finished = run_reader.model_of(run)
-    ends = run.suffix == ".run" and finished.is_file()
-    first = (
-        [finished]
-        if ends and (not found or _step(finished) >= run_reader.step_of(found[0]))
-        else []
+    models = [checkpoint / run_reader.AVERAGE for checkpoint in found]
+    finished, newest = (
+        run_reader.model_of(run),
+        run_reader.step_of(found[0]) if found else -math.inf,
     )
-    return [*first, *(checkpoint / run_reader.AVERAGE for checkpoint in found)]
+    if run.suffix == ".run" and finished.is_file() and _step(finished) >= newest:
+        models.insert(0, finished)
+    return models
 
 
 def _step(path: Path) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -35,15 +34,6 @@ if TYPE_CHECKING:
     from diffuse_cli.sampling.tasks import Bind
 
 
-@dataclass(frozen=True)
-class Interpolation:
-    """What was written, and how near A and B come back from their noise: peak signal-to-noise
-    ratios in dB, None where they are the same to the last level."""
-
-    made: SampleFiles
-    psnr: list[float | None]
-
-
 class InterpolationJob(TaskJob):
     """Pictures between the two that were read."""
 
@@ -61,14 +51,15 @@ class InterpolationJob(TaskJob):
         return {"psnr": self.psnr}
 
 
-def interpolate(config: InterpolateConfig) -> Work[Interpolation | None]:
+def interpolate(config: InterpolateConfig) -> Work[tuple[SampleFiles, list[float | None]] | None]:
     """Draw pictures from A to B.
 
     The noise from which `ddim` makes each is found exactly (`samplers.encode`), and mixed along
     the great circle between the two.
 
     Returns:
-        What was written, or None on every process but the first.
+        The files, and how near A and B come back from their noise: peak signal-to-noise ratios in
+        dB, None where they are the same to the last level. None on every process but the first.
 
     Raises:
         InvalidArgument: the noise of a picture was not found in so few steps.
@@ -112,7 +103,7 @@ def interpolate(config: InterpolateConfig) -> Work[Interpolation | None]:
             return None
         first, second = ("exactly" if p is None else f"at {p:.1f} dB" for p in job.psnr)
         yield Notice(f"A comes back from its noise {first}, B {second}")
-        return Interpolation(made, job.psnr)
+        return made, job.psnr
 
 
 def _read_ends(config: InterpolateConfig, loaded: Loaded) -> Work[tuple[list[str], list[Array]]]:
