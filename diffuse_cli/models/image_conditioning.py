@@ -180,17 +180,10 @@ class Giver:
     ) -> GivenDraws:
         """The random numbers of some positions of a step."""
         made, none = self.degradation, (0,)
-        shape = (self.given.channels, *self.space.size)
-        return given_draws(
-            seed,
-            step,
-            positions,
-            uniforms=made.uniforms if made else 0,
-            observed=made.observed(self.space.shape) if made and made.sigma else none,
-            shape=shape if self.given.noise else none,
-            device=device,
-            purpose=purpose,
-        )
+        uniforms = made.uniforms if made else 0
+        observed = made.observed(self.space.shape) if made and made.sigma else none
+        shape = (self.given.channels, *self.space.size) if self.given.noise else none
+        return given_draws(seed, step, positions, uniforms, observed, shape, device, purpose)
 
     def look(self, told: Tensor) -> Array:
         """What is told as stored numbers of `shown`; unknown places are in the middle."""

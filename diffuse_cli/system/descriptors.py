@@ -9,7 +9,7 @@ import threading
 from io import BufferedReader
 from pathlib import Path
 
-_FLAGS = ("O_RDONLY", "O_NONBLOCK", "O_BINARY")
+_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 """Not waiting for what writes to a FIFO (not on Windows), nor translating line ends."""
 
 _moving = threading.Lock()
@@ -17,10 +17,7 @@ _moving = threading.Lock()
 
 def open_to_read(path: str | Path) -> int:
     """Return a descriptor of a file, to be closed with `os.close`."""
-    flags = 0
-    for name in _FLAGS:
-        flags |= getattr(os, name, 0)
-    return os.open(path, flags)
+    return os.open(path, _FLAGS)
 
 
 def opened(path: str | Path) -> BufferedReader:

@@ -106,7 +106,6 @@ def given_draws(
     seed: int,
     step: int,
     positions: range,
-    *,
     uniforms: int,
     observed: Sequence[int],
     shape: Sequence[int],
