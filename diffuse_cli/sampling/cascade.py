@@ -188,16 +188,8 @@ def _load_stage(
     """Read the weaker model, and resolve the settings."""
     conditions = loaded.model.blueprint.conditions
     guide = yield from load_guide(config, loaded, accelerator)
-    settings = resolve(
-        config,
-        loaded.model,
-        config.classes,
-        config.on,
-        guide=guide,
-        told=conditions.given is not None,
-        given=given,
-        turn=turn,
-    )
+    options, told = (config, loaded.model, config.classes, config.on), conditions.given is not None
+    settings = resolve(*options, guide=guide, told=told, given=given, turn=turn)
     if conditions.table:
         for line in out_of_range(conditions.table, config.on):
             yield Notice(line, warning=True)

@@ -36,6 +36,7 @@ def load_guide(
     if chosen is None:
         return None
     path, scale = chosen
+    precision, differs = loaded.precision, loaded.differentiable
     if path == OWN:
         if loaded.model.weak is None:
             hint = "Train with --keep-weak to have one, or name the file of a weaker model"
@@ -43,17 +44,10 @@ def load_guide(
                 hint = "Its training had not come to the step after which it is taken: go on with "
                 hint += "--resume"
             raise ModelFileError(f"--guide-with {OWN}: the model file has no weak average", hint)
-        own = (loaded.model, "weak", accelerator, loaded.precision)
-        denoiser = ready(*own, differentiable=loaded.differentiable)
+        denoiser = ready(loaded.model, "weak", accelerator, precision, differentiable=differs)
         return Guide(path, scale, denoiser, loaded.sha256)
     weaker = yield from load_denoiser(
-        path,
-        "ema",
-        accelerator,
-        loaded.precision,
-        alone=alone,
-        differentiable=loaded.differentiable,
-        typed=False,
+        path, "ema", accelerator, precision, alone=alone, differentiable=differs, typed=False
     )
     check_fits(loaded, weaker, path)
     return Guide(path, scale, weaker.denoiser, weaker.sha256)

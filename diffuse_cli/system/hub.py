@@ -176,29 +176,24 @@ def downloaded(listing: HubListing, file: HubFile) -> None:
     """
     import huggingface_hub as hub
 
+    kind, repo, commit = listing.kind, listing.repo, listing.commit
     try:
-        path = Path(
-            hub.hf_hub_download(
-                listing.repo,
-                file.name,
-                repo_type=listing.kind.repo_type,
-                revision=listing.commit,
-            )
-        )
+        found = hub.hf_hub_download(repo, file.name, repo_type=kind.repo_type, revision=commit)
     except Exception as error:
         raise_if_full(error)
-        why = reason(error, listing.kind, listing.repo, listing.commit)
-        raise listing.kind.error(
+        why = reason(error, kind, repo, commit)
+        raise kind.error(
             f"cannot download {brief(file.name)} of {listing.title}: {why}",
             "Type the command again: what is whole is kept",
         ) from error
+    path = Path(found)
     size = path.stat().st_size
     if (file.size is not None and size != file.size) or (
         file.sha256 is not None and files.sha256(path) != file.sha256
     ):
         path.resolve().unlink(missing_ok=True)
         path.unlink(missing_ok=True)
-        raise listing.kind.error(
+        raise kind.error(
             f"{brief(file.name)} of {listing.title} is not what the hub says it is, and was not "
             "kept",
             "Type the command again",

@@ -139,14 +139,9 @@ def make(
         DataError: a picture that cannot be used.
     """
     with open_task(config, config.image) as accelerator:
-        loaded = yield from load_denoiser(
-            config.model,
-            config.weights,
-            accelerator,
-            config.precision,
-            differentiable=differentiable,
-            earlier=None if config.overwrite else journal.earlier(Path(config.out)),
-        )
+        options = (config.model, config.weights, accelerator, config.precision)
+        earlier = None if config.overwrite else journal.earlier(Path(config.out))
+        loaded = yield from load_denoiser(*options, differentiable=differentiable, earlier=earlier)
         loaded = loaded.enlarge(config.size or size(loaded))
         guide = yield from load_guide(config, loaded, accelerator)
         told = tells(loaded)

@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
-    from diffuse_cli.core.denoiser import Denoise
     from diffuse_cli.core.solvers import Noise
     from diffuse_cli.media import Size
     from diffuse_cli.sampling.tasks import Bind
@@ -174,6 +173,7 @@ def _restore(
         times = settings.times_of(loaded.denoiser.process)
         path = legs(times, max(1, round(len(times) / JUMPS)), config.jumps)
         steps = evaluations(path)
+        in_range = partial(kept_in_range, denoiser=loaded.denoiser, percentile=settings.threshold)
 
         def states(rows: Sequence[int], bind: Bind, noise: Noise) -> Iterator[State]:
             start, process = noise(-1), loaded.denoiser.process
@@ -181,7 +181,12 @@ def _restore(
             guided = bind(settings.guided(loaded.denoiser))
             if told and giver:
                 guided = partial(guided, given=laid_out(giver.observed(y, degradation)))
-            denoise = _fit_denoiser(guided, method, loaded, settings, degradation, y)
+            if method == TOLD:
+                denoise = in_range(guided)
+            elif (fit := RESTORATIONS[method]).differentiates:  # clamping has no gradient
+                denoise = in_range(fit(guided, process, degradation, y))
+            else:
+                denoise = fit(in_range(guided), process, degradation, y)
             sample = partial(SAMPLERS[settings.sampler], denoise, process, **settings.options)
             for step, state in enumerate(travel(sample, process, start, path, noise=noise), 1):
                 if step == steps and not degradation.sigma:
@@ -212,27 +217,6 @@ def _choose_method(config: RestoringConfig, wanted: Degradation, told: bool) -> 
             f"Leave it out, or use {METHOD}",
         )
     return config.method or (TOLD if told else METHOD)
-
-
-def _fit_denoiser(
-    guided: Denoise,
-    method: str,
-    loaded: Loaded,
-    settings: DrawSettings,
-    degradation: Degradation,
-    y: Tensor,
-) -> Denoise:
-    """Return the denoiser of a method.
-
-    Where it is differentiated it is kept in range only after: clamping has no gradient.
-    """
-    in_range = partial(kept_in_range, denoiser=loaded.denoiser, percentile=settings.threshold)
-    if method == TOLD:
-        return in_range(guided)
-    restoration, process = RESTORATIONS[method], loaded.denoiser.process
-    if restoration.differentiates:
-        return in_range(restoration(guided, process, degradation, y))
-    return restoration(in_range(guided), process, degradation, y)
 
 
 def _show_pictures(seen: Observation, loaded: Loaded) -> list[Array]:
