@@ -70,8 +70,8 @@ def read_inputs(config: SampleConfig, loaded: Loaded) -> Work[SampleInputs]:
             raise UsageError(f"the model draws from {what}", f"Give them: --given PATH{free}")
         return SampleInputs(None, 1, {})
     _check(config, giver)
-    own = {"background": loaded.background, "fit": loaded.fit, "medium": giver.space.medium}
-    read = partial(read_images, single=True, **own)
+    background, medium = loaded.background, giver.space.medium
+    read = partial(read_images, background=background, fit=loaded.fit, medium=medium, single=True)
     asked = giver.space if config.degrade or config.mask else giver.inputs
     samples = yield from read(config.given, **like(asked))
     sizes = samples.summary.sizes
