@@ -46,7 +46,7 @@ def test_draws_belong_to_positions_of_the_batch():
     own = giver("mask:box+noise:0.1", noise=0.5)
     whole = draws(own, range(19))
     for part in (range(8), range(3, 11), range(18, 19)):
-        for name, value in vars(draws(own, part)).items():
+        for name, value in draws(own, part)._asdict().items():
             assert torch.equal(value, getattr(whole, name)[part.start : part.stop])
     assert whole.u.shape == (19, 4)
     assert whole.noise.shape == whole.more.shape == (19, 4, 8, 8)
