@@ -5,12 +5,15 @@ python docs/render_options.py
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+from dataclasses import Field
 from pathlib import Path
+from typing import Any
 
 from diffuse_cli.api.calls import HELD
 from diffuse_cli.config import parsers
 from diffuse_cli.config.eval_options import EvalConfig
-from diffuse_cli.config.options import options
+from diffuse_cli.config.options import Option, options
 from diffuse_cli.config.sample_options import SampleConfig
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core.networks import NETWORKS
@@ -74,26 +77,44 @@ PLACES = ("FILE", "MODEL", "PATH", "FOLDER")
 KINDS = {"int": "Int", "float": "Float", "bool": "bool", "str": "str"}
 
 
+BOTH = "GenerationOptions"
+"""The type of the options that `Model.sample` and `evaluate` share."""
+
+
 def render() -> str:
     """The module."""
-    parts = [HEAD]
-    for name, (function, config, left_out) in OWN.items():
-        lines = []
-        for f, spec in options(config):
-            if f.name in left_out:
-                continue
-            if f.name in HELD:
-                kind = "Data"
-            elif spec.parse:
-                kind = PARSED[spec.parse]
-            else:
-                kind = "Path" if spec.metavar.startswith(PLACES) else KINDS[kind_of(f)]
-            lines.append(f"    {f.name}: {kind} | None\n")
-        if config is TrainConfig:
-            lines += [f"    {network}: Mapping[str, Any] | None\n" for network in NETWORKS.own]
-        doc = f'    """Options of `{function}` beside its parameters."""\n\n'
-        parts.append(f"\n\nclass {name}(TypedDict, total=False):\n{doc}{''.join(lines)}")
+    own = {name: _fields(config, left_out) for name, (_, config, left_out) in OWN.items()}
+    sample, evaluate = own["SampleOptions"], own["EvalOptions"]
+    shared = {f: kind for f, kind in sample.items() if evaluate.get(f) == kind}
+    parts = [HEAD, _type(BOTH, "TypedDict", "both `Model.sample` and `evaluate`", shared)]
+    for name, (function, _, _) in OWN.items():
+        base, fields = "TypedDict", own[name]
+        if shared.items() <= fields.items():
+            base, fields = BOTH, {f: kind for f, kind in fields.items() if f not in shared}
+        parts.append(_type(name, base, f"`{function}` beside its parameters", fields))
     return "".join(parts)
+
+
+def _type(name: str, base: str, of: str, fields: Mapping[str, str]) -> str:
+    """A type of the options `of` a function."""
+    lines = "".join(f"    {field}: {kind} | None\n" for field, kind in fields.items())
+    return f'\n\nclass {name}({base}, total=False):\n    """Options of {of}."""\n\n{lines}'
+
+
+def _fields(config: type, left_out: Collection[str]) -> dict[str, str]:
+    """The types of a configuration's options, by name."""
+    found = {f.name: _kind(f, spec) for f, spec in options(config) if f.name not in left_out}
+    networks = NETWORKS.own if config is TrainConfig else ()
+    return {**found, **dict.fromkeys(networks, "Mapping[str, Any]")}
+
+
+def _kind(f: Field[Any], spec: Option) -> str:
+    """The type of an option."""
+    if f.name in HELD:
+        return "Data"
+    if spec.parse:
+        return PARSED[spec.parse]
+    return "Path" if spec.metavar.startswith(PLACES) else KINDS[kind_of(f)]
 
 
 if __name__ == "__main__":

@@ -6,8 +6,6 @@ the program. What a command would say on stderr goes to the logger `diffuse`, or
 as an event.
 """
 
-from __future__ import annotations
-
 from diffuse_cli.api.evaluation_result import Evaluation as Evaluation
 from diffuse_cli.api.evaluation_result import evaluate as evaluate
 from diffuse_cli.api.generated_samples import Samples as Samples

@@ -17,6 +17,25 @@ Float: TypeAlias = SupportsFloat | SupportsIndex
 Path: TypeAlias = str | os.PathLike[str]
 
 
+class GenerationOptions(TypedDict, total=False):
+    """Options of both `Model.sample` and `evaluate`."""
+
+    weights: str | None
+    batch_size: Int | None
+    precision: str | None
+    device: str | None
+    spacing: str | None
+    threshold: Float | None
+    guidance_interval: str | Sequence[Float] | None
+    guide_with: Path | None
+    guidance: Float | None
+    weak_guidance: Float | None
+    eta: Float | None
+    order: Int | None
+    start: str | None
+    given: Data | None
+
+
 class TrainOptions(TypedDict, total=False):
     """Options of `train` beside its parameters."""
 
@@ -87,50 +106,23 @@ class TrainOptions(TypedDict, total=False):
     vit: Mapping[str, Any] | None
 
 
-class SampleOptions(TypedDict, total=False):
+class SampleOptions(GenerationOptions, total=False):
     """Options of `Model.sample` beside its parameters."""
 
-    weights: str | None
-    batch_size: Int | None
-    precision: str | None
-    device: str | None
-    spacing: str | None
-    threshold: Float | None
-    guidance_interval: str | Sequence[Float] | None
-    guide_with: Path | None
-    guidance: Float | None
-    weak_guidance: Float | None
-    eta: Float | None
-    order: Int | None
-    start: str | None
     range: str | Sequence[Int] | None
-    given: Data | None
     mask: Data | None
     degrade: bool | None
     then: Path | None
 
 
-class EvalOptions(TypedDict, total=False):
+class EvalOptions(GenerationOptions, total=False):
     """Options of `evaluate` beside its parameters."""
 
-    weights: str | None
     strict: bool | None
     workers: Int | None
     seed: Int | None
-    batch_size: Int | None
-    precision: str | None
-    device: str | None
-    spacing: str | None
-    threshold: Float | None
-    guidance_interval: str | Sequence[Float] | None
-    guide_with: Path | None
     steps: Int | None
     sampler: str | None
-    guidance: Float | None
-    weak_guidance: Float | None
-    eta: Float | None
-    order: Int | None
-    start: str | None
     timesteps: Int | str | None
     respaced: Int | None
     plot: Path | None
@@ -138,6 +130,5 @@ class EvalOptions(TypedDict, total=False):
     feature_weights: Path | None
     background: str | None
     fit: str | None
-    given: Data | None
     train_n: Int | None
     pairs: Path | None

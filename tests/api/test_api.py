@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import logging
 import signal
@@ -18,6 +19,7 @@ from conftest import JUDGE, in_process
 from PIL import Image
 
 import diffuse_cli as diffuse
+from diffuse_cli import api
 from diffuse_cli.api.calls import done
 from diffuse_cli.core import SAMPLERS
 from diffuse_cli.core.guidance import clip
@@ -349,5 +351,7 @@ def test_json_of_an_evaluation_is_plain(model: Path, images: Path):
 def test_every_name_is_there_and_no_other():
     assert {name for name in diffuse.__all__ if getattr(diffuse, name) is None} == set()
     assert set(diffuse.__all__) <= set(dir(diffuse))
+    public = {n for n, own in vars(api).items() if n[0] != "_" and not inspect.ismodule(own)}
+    assert {"__version__", *public} == set(diffuse.__all__)
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         diffuse.trian  # noqa: B018

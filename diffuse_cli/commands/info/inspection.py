@@ -7,16 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffuse_cli.commands._cli.console import clock
+from diffuse_cli.commands._cli.model_facts import model_rows
 from diffuse_cli.commands.info.reports import DataReport, inspect_data
 from diffuse_cli.config.options import read_toml, to_toml
 from diffuse_cli.config.shared_options import InfoConfig
 from diffuse_cli.data import is_images
 from diffuse_cli.data.sources import is_sample
+from diffuse_cli.media import MEDIA
 from diffuse_cli.media.file_errors import stat_of
+from diffuse_cli.metrics import Measured
 from diffuse_cli.models.model_report import facts, training_config
 from diffuse_cli.system import files, outputs, run_reader
 from diffuse_cli.system.errors import DataError, ModelFileError, UsageError
-from diffuse_cli.system.events import Notice, Progress, Work
+from diffuse_cli.system.events import Notice, Progress, Work, align_columns
 from diffuse_cli.system.hub_models import is_name
 
 if TYPE_CHECKING:
@@ -73,6 +77,13 @@ class ModelReport:
         """As plain values."""
         toml = {"config": self.config, "toml": str(self.out) if self.out else None}
         return {**facts(self.found), **(toml if self.config else {})}
+
+    def lines(self) -> list[str]:
+        """Return the configuration, or the file it was written to, or else the facts as text."""
+        if self.config:
+            text = str(self.out) if self.out else to_toml(self.config)
+            return [files.show(line) for line in text.splitlines()]
+        return align_columns(model_rows(self.found))
 
 
 def inspect_model(config: InfoConfig) -> Work[ModelReport]:
@@ -135,6 +146,30 @@ class RunReport:
         """As plain values."""
         model = self.model.to_dict() if self.model else None
         return {"kind": "run", **vars(self), "model": model}
+
+    def lines(self) -> list[str]:
+        """Return the state, and the facts of the model, as lines of text."""
+        if self.model and self.model.config:
+            return self.model.lines()
+        if self.process is not None:
+            state = f"under way in process {self.process}"
+            if self.seconds_left is not None:
+                state += f", {clock(self.seconds_left)} left"
+        else:
+            state = "finished" if self.step >= self.steps else "stopped"
+        found = self.model.found if self.model else None
+        many = MEDIA[found.model.blueprint.space.medium].many if found else "samples"
+        held, speed = self.held_out_loss, self.images_per_second
+        losses = [str(Measured(self.loss))] if self.loss is not None else []
+        losses += [f"held-out {Measured(held)}"] if held is not None else []
+        rows = [
+            ("run", files.show(self.path)),
+            ("progress", f"step {self.step:,} of {self.steps:,}, {state}"),
+            ("loss", ", ".join(losses) or "none yet"),
+            ("speed", f"{speed:,.0f} {many}/s" if speed is not None else "none yet"),
+            *([("go on with", files.show(self.resume))] if self.resume else []),
+        ]
+        return align_columns(rows + (model_rows(found) if found else []))
 
 
 def inspect_run(config: InfoConfig, run: Path) -> Work[RunReport]:

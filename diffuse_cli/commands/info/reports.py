@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,21 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from diffuse_cli.commands._cli.console import Rows, brief, labelled, more
 from diffuse_cli.commands.info import duplicates as near
 from diffuse_cli.commands.info.duplicates import Copies, count_copies, exact_roots
 from diffuse_cli.config.shared_options import InfoConfig
+from diffuse_cli.core.settings import dimensions
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import Dataset, Summary, is_images, read_cells, read_images
 from diffuse_cli.data.metadata_columns import survey
 from diffuse_cli.data.samples import limited, moments
+from diffuse_cli.data.summary import fitting, plural, remark_lines, skip_lines, span
 from diffuse_cli.media import MEDIA, Array, asked_for, figures
 from diffuse_cli.system import files, outputs
 from diffuse_cli.system.errors import DataError, UsageError, translating
-from diffuse_cli.system.events import Notice, Progress, Work
+from diffuse_cli.system.events import Notice, Progress, Work, align_columns
+from diffuse_cli.system.files import show
 
 MAP_OVER = 2**30
 """Bytes beyond which pixels are mapped from a temporary file."""
@@ -63,7 +67,7 @@ class DataReport:
         columns: of tables beside the images, each in words.
     """
 
-    path: str
+    config: InfoConfig
     summary: Summary
     size: tuple[int, ...]
     held_out: int
@@ -84,7 +88,7 @@ class DataReport:
         )
         return {
             "kind": "data",
-            "path": self.path,
+            "path": self.config.path,
             **self.summary.to_dict(),
             "size": sides or list(self.size),
             "held_out": self.held_out,
@@ -98,6 +102,10 @@ class DataReport:
             "contact_sheet": str(self.out) if self.out else None,
             **({"columns": dict(self.columns)} if self.columns else {}),
         }
+
+    def lines(self) -> list[str]:
+        """Return the facts as lines of text."""
+        return align_columns(_rows(self))
 
 
 def inspect_data(config: InfoConfig) -> Work[DataReport]:
@@ -162,7 +170,7 @@ def _report(config: InfoConfig, images: Dataset, out: Path | None) -> Work[DataR
         alike = yield from near.groups(images.stored, hashed, different)
         similar = count_copies(images, alike, different)
     return DataReport(
-        path=config.path,
+        config=config,
         summary=images.summary,
         size=images.unmeasured.size,
         held_out=int(images.held_out.sum()),
@@ -216,6 +224,119 @@ def _measure(images: Dataset, ends: tuple[int, int]) -> Work[tuple[Spread, Array
         std=tuple(math.sqrt(square * values - total**2) / values for total, square in sums),
     )
     return spread, hashed, blank
+
+
+# -- rows -----------------------------------------------------------------------------------------
+
+MOST = 5
+"""The most sizes, and names in a group of copies, to list."""
+
+MOST_CLASSES = 20
+
+
+def _rows(found: DataReport) -> Rows:
+    summary, many = found.summary, MEDIA[found.summary.medium].many
+    ignored = f"; {plural(summary.unnamed, 'file')} not named as {many}" if summary.unnamed else ""
+    fitted = fitting(summary.sizes, found.size, found.config.fit or "crop", summary.medium)
+    skipped = (line.removeprefix("skipped ") for line in skip_lines(summary.skipped))
+    kept = f"{found.held_out:,} held out" if found.held_out else "none held out"
+    return [
+        ("data", summary.source),
+        (many, f"{summary.usable:,} usable of {summary.found:,}{ignored}"),
+        *labelled("skipped", skipped),
+        *labelled("ignored", (line.removeprefix("ignored ") for line in summary.ignored())),
+        *labelled("remarks", remark_lines(summary.remarks, summary.counted(summary.usable))),
+        ("sizes", _sizes(summary.sizes)),
+        ("modes", _counts(summary.modes)),
+        ("train", f"at {dimensions(found.size)}{fitted}, {summary.kind}; {kept}"),
+        *labelled("classes", _classes(found)),
+        *labelled("columns", (f"{brief(name)}: {text}" for name, text in found.columns.items())),
+        *labelled("pixels" if found.top else "numbers", _pixels(found)),
+        *labelled("duplicates", _copies(found, found.duplicates, " = ")),
+        *labelled("near duplicates", _near(found)),
+        ("fingerprint", found.fingerprint),
+        *labelled("origin", [summary.origin] if summary.origin else []),
+        *([("contact sheet", show(found.out))] if found.out else []),
+    ]
+
+
+def _sizes(sizes: Mapping[tuple[int, ...], int]) -> str:
+    if len(sizes) == 1:
+        return span(sizes)
+    ranked = sorted(sizes.items(), key=lambda item: -item[1])
+    listed = [f"{count:,} of {dimensions(size[::-1])}" for size, count in ranked[:MOST]]
+    return f"{span(sizes)}; {', '.join(listed)}{more(len(ranked) - MOST)}"
+
+
+def _counts(counts: Mapping[str, int], most: int = MOST) -> str:
+    """`L 12, RGB 3`: the most frequent first."""
+    ranked = sorted(counts.items(), key=lambda item: -item[1])
+    listed = ", ".join(f"{show(name)} {count:,}" for name, count in ranked[:most])
+    return listed + more(len(ranked) - most)
+
+
+def _classes(found: DataReport) -> list[str]:
+    classes, medium = found.summary.classes, MEDIA[found.summary.medium]
+    if not classes:
+        return [f"none: the {medium.many} are not in class folders"]
+    least, most = min(classes.values()), max(classes.values())
+    each = f"{most:,}" if least == most else f"{least:,} to {most:,}"
+    noun = medium.one if most == 1 else medium.many
+    lines = [f"{plural(len(classes), 'class', 'classes')} of {each} {noun}"]
+    if found.summary.unlabelled:
+        lines.append(f"{found.summary.counted(found.summary.unlabelled)} outside the class folders")
+    return [*lines, _counts(classes, MOST_CLASSES)]
+
+
+def _pixels(found: DataReport) -> list[str]:
+    if found.top is None:
+        values = (" ".join(f"{v:.4g}" for v in own) for own in vars(found.pixels).values())
+        return ["mean {}, deviation {}".format(*values)]
+    assert found.ends is not None
+    scaled, part = found.pixels.scaled(*found.ends), found.ends != (0, found.top)
+    limits = ", which is {:,} to {:,}: samples use no other levels".format(*found.ends)
+    return [
+        f"mean {_numbers(found.pixels.mean, 2)}, deviation {_numbers(found.pixels.std, 2)} "
+        f"of {found.top}",
+        f"mean {_numbers(scaled.mean, 4)}, deviation {_numbers(scaled.std, 4)} in [-1, 1]"
+        f"{limits if part else ''}",
+    ]
+
+
+def _numbers(values: Iterable[float], digits: int) -> str:
+    return " ".join(f"{value:.{digits}f}" for value in values)
+
+
+def _near(found: DataReport) -> list[str]:
+    many = MEDIA[found.summary.medium].many
+    if found.near_duplicates is None:
+        pictured = found.top is not None and len(found.size) == 2
+        return [f"not searched: the {many} are {'too small' if pictured else 'no pictures'}"]
+    lines = _copies(found, found.near_duplicates, " ~ ")
+    if found.blank:
+        lines.append(f"not searched among {found.blank:,} almost blank {many}")
+    return lines
+
+
+def _copies(found: DataReport, copies: Copies, sign: str) -> list[str]:
+    if not copies.groups:
+        return ["none"]
+    one, many = MEDIA[found.summary.medium].one, MEDIA[found.summary.medium].many
+    surplus = plural(copies.surplus, f"surplus {one}", f"surplus {many}")
+    lines = [f"{plural(copies.groups, 'group')}, {surplus}"]
+    if copies.across_classes:
+        lines.append(f"{plural(copies.across_classes, 'group')} in more than one class")
+    if copies.across_split:
+        held_out = plural(copies.across_split, f"held-out {one}", f"held-out {many}")
+        lines.append(
+            f"{held_out} with a copy among the training {many}, which flatters held-out numbers"
+        )
+    for group in copies.first:
+        more = f", ... ({group.count:,})" if group.count > len(group.names) else ""
+        lines.append(sign.join(map(show, group.names)) + more)
+    if copies.groups > len(copies.first):
+        lines.append("...")
+    return lines
 
 
 # -- sheet ----------------------------------------------------------------------------------------

@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.media import MEDIA, Array, figures, looks
 from diffuse_cli.media.figures import FAINT, Pixels, Sheet, styled
-from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import Progress, Work
-from diffuse_cli.system.files import show
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -76,13 +74,13 @@ class Row:
     Attributes:
         name: on the left, in `color`.
         picture: pixels (C, H, W) at a timestep; None for an empty place.
-        caption: under the picture of a timestep.
+        caption: under the picture of a timestep; nothing by default.
     """
 
     name: str
     color: str
     picture: Callable[[int], Pixels | None]
-    caption: Callable[[int], str]
+    caption: Callable[[int], str] = lambda t: ""
 
 
 def draw(
@@ -199,16 +197,6 @@ def animate(
 
 SIDE = 192
 """The width of a picture on the screen."""
-
-
-def check(medium: str, path: str) -> None:
-    """Refuse a sample that a browser does not play.
-
-    Raises:
-        UsageError
-    """
-    if not MEDIA[medium].played:
-        raise UsageError(f"--html plays sounds, and {show(path)} is none", "Leave it out")
 
 
 def page(

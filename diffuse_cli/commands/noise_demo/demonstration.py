@@ -20,14 +20,7 @@ from diffuse_cli.config.noise_demo_options import DemoConfig, ForwardConfig, Rev
 from diffuse_cli.config.options import first_given
 from diffuse_cli.config.shared_options import DiffusionConfig
 from diffuse_cli.core.space import Space
-from diffuse_cli.media import (
-    MEDIA,
-    Array,
-    Asked,
-    by_extension,
-    figures,
-    like,
-)
+from diffuse_cli.media import MEDIA, Array, Asked, by_extension, figures, like
 from diffuse_cli.system import files, outputs
 from diffuse_cli.system.errors import UsageError, lookup, translating
 from diffuse_cli.system.events import Notice, Progress, Work
@@ -85,11 +78,13 @@ def _of_model(config: DemoConfig) -> Work[tuple[Journey, Journey]]:
     """The process of a model, at its own size, and what the model makes of it."""
     from diffuse_cli.commands.noise_demo import reverse_process
     from diffuse_cli.data import read_images
+    from diffuse_cli.media.image.decoding import read_image
     from diffuse_cli.sampling.generation import load_denoiser
     from diffuse_cli.system.devices import machine
 
     assert config.model is not None
-    check_there(config.image)
+    if medium_of(config.image) == "image":
+        read_image(config.image)  # one that cannot be read is refused before the model is read
     with machine("fp32") as accelerator:
         loaded = yield from load_denoiser(config.model, config.weights, accelerator)
         space, fit = loaded.space, config.fit or loaded.fit
@@ -143,8 +138,9 @@ def _outputs(config: DemoConfig, stack: contextlib.ExitStack) -> tuple[Path, ...
     """The paths to write, claimed until the stack ends; checks them and `--size`."""
     image = Path(config.image)
     out = Path(config.out) if config.out is not None else Path(f"{image.stem}.noise-demo.png")
-    if config.html:
-        demo_page.check(medium_of(config.image, None), config.image)
+    medium = MEDIA[medium_of(config.image)]
+    if config.html and not medium.played:
+        raise UsageError(f"--html plays sounds, and {files.show(image)} is none", "Leave it out")
     wanted = {".html": config.html, ".gif": config.gif}
     named = {".png": out, **{end: out.with_suffix(end) for end, on in wanted.items() if on}}
     paths = [
@@ -152,7 +148,7 @@ def _outputs(config: DemoConfig, stack: contextlib.ExitStack) -> tuple[Path, ...
         for end, path in named.items()
     ]
     with translating():
-        size = MEDIA[medium_of(config.image, None)].checked_size(config.size)
+        size = medium.checked_size(config.size)
     if size is not None and len(size) > 1 and max(size) > LARGEST_SIDE:
         raise UsageError(f"--size must be at most {LARGEST_SIDE} a side, not {max(size)}")
     if config.model is not None and (flag := first_given(config, ForwardConfig)):
@@ -222,22 +218,9 @@ class DemoSample:
         return replace(self, values=values, space=replace(self.space, size=values.shape[1:]))
 
 
-def medium_of(path: str, space: Space | None) -> str:
-    """What a file holds: what a model draws, or what its extension says."""
-    usual = by_extension().get(Path(path).suffix.lower(), "image")
-    return usual if space is None else space.medium
-
-
-def check_there(path: str) -> None:
-    """Refuse an image that cannot be read, before a model is.
-
-    Raises:
-        DataError: it is missing or cannot be read.
-    """
-    if medium_of(path, None) == "image":
-        from diffuse_cli.media.image.decoding import read_image
-
-        read_image(path)
+def medium_of(path: str) -> str:
+    """Return the medium that the extension of a file stands for."""
+    return by_extension().get(Path(path).suffix.lower(), "image")
 
 
 def read(
@@ -249,7 +232,7 @@ def read(
         DataError: it is missing or cannot be read.
         UsageError: a size of another number of sides.
     """
-    medium = medium_of(config.image, space)
+    medium = space.medium if space else medium_of(config.image)
     with translating():
         size = MEDIA[medium].checked_size(config.size)
     if medium == "image" and space is None:

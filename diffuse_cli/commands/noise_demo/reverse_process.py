@@ -18,7 +18,7 @@ import torch
 
 from diffuse_cli.commands.noise_demo import demo_page
 from diffuse_cli.commands.noise_demo.demo_condition import DemoCondition, read_condition
-from diffuse_cli.commands.noise_demo.demo_page import FRAME_DPI, FRAME_GAP
+from diffuse_cli.commands.noise_demo.demo_page import FRAME_DPI, FRAME_GAP, Row
 from diffuse_cli.commands.noise_demo.forward_process import level, log_snr, over_time
 from diffuse_cli.config.noise_demo_options import DemoConfig
 from diffuse_cli.core.samplers import SAMPLERS
@@ -81,7 +81,8 @@ class Near:
 
 @dataclass(frozen=True)
 class Journey:
-    """What is shown. Distances are root mean squared differences, in `unit`.
+    """What is shown. Distances are root mean squared differences, in levels or, without them, in a
+    channel's standard deviations.
 
     Attributes:
         condition: what the model is given on both ways, if anything.
@@ -104,12 +105,8 @@ class Journey:
 
     def missed(self, t: int) -> float:
         """How far the estimate from the image's x_t is from the image."""
-        return distance(*(comparable(self.space, own) for own in (self.forward.x0[t], self.image)))
-
-    @property
-    def unit(self) -> str:
-        """Of distances: levels, or a channel's deviation."""
-        return "deviations" if self.space.levels is None else "levels"
+        a, b = (comparable(self.space, own) for own in (self.forward.x0[t], self.image))
+        return math.sqrt(float(((a.astype(float) - b) ** 2).mean()))
 
     def said(self, away: float) -> str:
         """A distance in few digits."""
@@ -144,28 +141,21 @@ class Journey:
         def off(t: int) -> str:
             return f"off by {self.said(self.missed(t))}"
 
-        def nothing(t: int) -> str:
-            return ""
-
         rows = [
-            demo_page.Row("forward", BLUE, seen(self.forward.x), partial(level, self.process)),
-            demo_page.Row("expected", BLUE, seen(self.forward.x0), off),
-            demo_page.Row("reverse", RED, seen(self.reverse.x), nothing),
-            demo_page.Row("expected", RED, seen(self.reverse.x0), nothing),
+            Row("forward", BLUE, seen(self.forward.x), partial(level, self.process)),
+            Row("expected", BLUE, seen(self.forward.x0), off),
+            Row("reverse", RED, seen(self.reverse.x)),
+            Row("expected", RED, seen(self.reverse.x0)),
         ]
         one = MEDIA[self.space.medium].one
         legend = [(f"from the {one}", BLUE)]
         if given is not None:
             once: dict[int, Any] = {times[0]: given.shown}
-            rows.append(demo_page.Row("given", FAINT, once.get, lambda t: given.what))
+            rows.append(Row("given", FAINT, once.get, lambda t: given.what))
         if near is not None:
+            away = near.distances
             rows.append(
-                demo_page.Row(
-                    "nearest",
-                    GREEN,
-                    seen(near.images),
-                    lambda t: f"{self.said(near.distances[t])} away",
-                )
+                Row("nearest", GREEN, seen(near.images), lambda t: f"{self.said(away[t])} away")
             )
             legend += [(f"from the nearest {one} of DATA", GREEN), ("the same in reverse", RED)]
         plots: list[Callable[[Axes], object]] = [
@@ -195,11 +185,6 @@ class Journey:
         return (yield from demo_page.animate(sheet, label, times, total, zoom, pictures))
 
 
-def distance(a: Array, b: Array) -> float:
-    """The root mean squared difference."""
-    return math.sqrt(float(((a.astype(float) - b) ** 2).mean()))
-
-
 def travel(
     config: DemoConfig, values: Array, loaded: Loaded, device: torch.device
 ) -> Work[Journey]:
@@ -216,8 +201,8 @@ def travel(
     given = yield from read_condition(config, values, loaded, device)
     denoise = kept_in_range(_telling(loaded, config.label, given, device), loaded.denoiser)
     noise = partial(image_noise, config.seed, [0], shape=space.shape, device=device)
-    forward = yield from _forward(denoise, process, x0, noise(-1), times, loaded)
-    reverse = yield from _reverse(denoise, process, noise, times, loaded)
+    forward = yield from _forward(denoise, x0, noise(-1), times, loaded)
+    reverse = yield from _reverse(denoise, noise, times, loaded)
     names = (files.show(Path(path).name) for path in (config.image, config.model or ""))
     title = f"{' and '.join(names)},  T = {last + 1}"
     return Journey(title, values, process, forward, reverse, space, given)
@@ -245,32 +230,25 @@ def _telling(
 
 
 def _forward(
-    denoise: Denoise,
-    process: Process,
-    x0: Tensor,
-    noise: Tensor,
-    times: Sequence[int],
-    loaded: Loaded,
+    denoise: Denoise, x0: Tensor, noise: Tensor, times: Sequence[int], loaded: Loaded
 ) -> Work[Way]:
     xs: dict[int, Array] = {}
     x0s: dict[int, Array] = {}
     for start in range(0, len(times), BATCH):
         part = list(times[start : start + BATCH])
         t = torch.tensor(part, device=x0.device)
-        x_t = process.diffuse(x0.expand(len(part), *x0.shape[1:]), t, noise)
+        x_t = loaded.denoiser.process.diffuse(x0.expand(len(part), *x0.shape[1:]), t, noise)
         xs |= zip(part, stored(loaded.space, x_t), strict=True)
         x0s |= zip(part, stored(loaded.space, denoise(x_t, t).x0), strict=True)
         yield Progress("predicting", len(xs), len(times))
     return Way(xs, x0s)
 
 
-def _reverse(
-    denoise: Denoise, process: Process, noise: Any, times: Sequence[int], loaded: Loaded
-) -> Work[Way]:
+def _reverse(denoise: Denoise, noise: Any, times: Sequence[int], loaded: Loaded) -> Work[Way]:
     falling = [*reversed(times)]
     x = noise(-1)
     xs, x0s = {falling[0]: stored(loaded.space, x)[0]}, {}
-    states = SAMPLERS["ddpm"](denoise, process, x, falling, noise=noise)
+    states = SAMPLERS["ddpm"](denoise, loaded.denoiser.process, x, falling, noise=noise)
     for t, state in zip(falling, states, strict=True):
         x0s[t] = stored(loaded.space, state.x0)[0]
         if state.t >= 0:
@@ -295,8 +273,8 @@ def nearest(journey: Journey, data: Array) -> Work[tuple[Near, Near]]:
 def _distances(axes: Axes, journey: Journey) -> None:
     """How far the expected x_0 is from the image, and from its nearest of DATA, over t / T."""
     times, total = journey.every, journey.process.num_timesteps
-    title = f"expected $x_0$: how far away it is, in {journey.unit} (root mean square)"
-    over_time(axes, title)
+    unit = "deviations" if journey.space.levels is None else "levels"
+    over_time(axes, f"expected $x_0$: how far away it is, in {unit} (root mean square)")
     x = [t / total for t in times]
     style: dict[str, Any] = {"linewidth": 1.8, "clip_on": False, "zorder": 3}
     missed = [journey.missed(t) for t in times]
