@@ -176,7 +176,7 @@ def preprocess(pixels):
 FORMAT = """\
 from diffuse_cli.core.networks import unet
 from diffuse_cli.core.space import Space
-from diffuse_cli.commands.convert.importers._assembly import Foreign, Net
+from diffuse_cli.commands.convert.importers.assembly import Foreign, Net
 
 OPTIONS = ()
 

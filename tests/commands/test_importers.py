@@ -27,12 +27,12 @@ from diffuse_cli.commands.convert.diffusers_schedulers import BETA_ENDS
 from diffuse_cli.commands.convert.diffusers_unet import DEFAULTS, ONLY
 from diffuse_cli.commands.convert.importers import (
     FORMATS,
-    _assembly,
+    assembly,
     convert,
     diffusers,
     openai,
 )
-from diffuse_cli.commands.convert.importers._assembly import Net
+from diffuse_cli.commands.convert.importers.assembly import Net
 from diffuse_cli.config.exchange_options import ConvertConfig
 from diffuse_cli.config.presets import PRESETS, architecture
 from diffuse_cli.config.shared_options import DiffusionConfig
@@ -1220,9 +1220,9 @@ def test_training_on_follows_the_presets_recipe(learned: bool):
     foreign = openai.read(source, ConvertConfig(source="m.pt", preset="iddpm-imagenet64"))
     assert foreign.diffusion == {"variance": "learned" if learned else "large"}
     config = ConvertConfig(source="m.pt", preset="iddpm-imagenet64")
-    diffusion = _assembly.settle(foreign, source, config)
+    diffusion = assembly.settle(foreign, source, config)
     assert (diffusion.schedule, diffusion.num_timesteps) == ("cosine", 4000)
-    kept = _assembly.training(foreign.unet, diffusion, "iddpm-imagenet64")
+    kept = assembly.training(foreign.unet, diffusion, "iddpm-imagenet64")
     assert foreign.unet == unet
     assert "lr" not in kept
     assert kept.get("loss") == ("hybrid" if learned else None)

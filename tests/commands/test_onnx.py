@@ -15,7 +15,7 @@ import torch
 from private_models import SMALL, model_of
 
 from diffuse_cli.app import main
-from diffuse_cli.commands.convert.exporters import onnx
+from diffuse_cli.commands.convert.exporters import _graph, onnx
 from diffuse_cli.commands.convert.exporters._graph import inputs
 from diffuse_cli.config.shared_options import DiffusionConfig
 from diffuse_cli.core import SAMPLERS, Conditions, Space
@@ -168,7 +168,8 @@ def test_a_missing_package_is_named_with_its_extra(diffuse, monkeypatch: pytest.
 def test_a_file_is_written_only_if_it_computes_the_same(
     diffuse, written: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(onnx, "_graph", lambda *_: (written / "classes.onnx").read_bytes())
+    other = (written / "classes.onnx").read_bytes()
+    monkeypatch.setattr(_graph, "onnx_file", lambda *_: other)
     model = model_of(**MODELS["classes"])
     model.ema["conv_in.bias"].add_(1)
     model_file.save(Path("model.safetensors"), model)

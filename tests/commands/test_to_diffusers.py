@@ -22,7 +22,7 @@ from diffuse_cli.commands.convert.diffusers_unet import lacks
 from diffuse_cli.commands.convert.exporters import TARGETS, _pipeline_card, export
 from diffuse_cli.commands.convert.exporters.diffusers import PARTS, WEIGHTS
 from diffuse_cli.commands.convert.importers import convert
-from diffuse_cli.commands.convert.importers._assembly import Net
+from diffuse_cli.commands.convert.importers.assembly import Net
 from diffuse_cli.commands.convert.importers.diffusers import read_process
 from diffuse_cli.config.exchange_options import ConvertConfig
 from diffuse_cli.config.options import options
@@ -54,7 +54,7 @@ def leave(model: model_file.StoredModel, out: str = "out", **options: Any) -> Pa
     """The folder of a model."""
     model_file.save(Path("model.safetensors"), model)
     line = {"source": "model.safetensors", "out": out, "to": "diffusers", "overwrite": True}
-    return finish(export(ConvertConfig(**{**line, **options}))).path
+    return Path(finish(export(ConvertConfig(**{**line, **options})))["out"])
 
 
 def back(folder: Path) -> model_file.StoredModel:

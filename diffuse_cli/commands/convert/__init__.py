@@ -20,9 +20,8 @@ def run(config: ConvertConfig, console: Console) -> None:
     if target_of(config) is None:
         _bring(config, console)
         return
-    exported = console.follow(export(config))
-    values = {"out": str(exported.path), "to": exported.target, **exported.values}
-    console.result([exported.path], values)
+    values = console.follow(export(config))
+    console.result([values["out"]], values)
 
 
 def _bring(config: ConvertConfig, console: Console) -> None:

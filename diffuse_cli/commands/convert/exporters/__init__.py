@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -57,15 +56,6 @@ OF_ALL = ("source", "out", "overwrite", "to", "weights")
 """The options that every target takes."""
 
 
-@dataclass(frozen=True)
-class Exported:
-    """What was written, for which program, and what it says of itself."""
-
-    path: Path
-    target: str
-    values: Mapping[str, Any]
-
-
 def target_of(config: ConvertConfig) -> str | None:
     """Return the program to write for: as typed, or by the suffix of `-o`; None for a model
     file."""
@@ -75,8 +65,9 @@ def target_of(config: ConvertConfig) -> str | None:
     return next((name for name, t in TARGETS.items() if suffix and suffix == _suffix(t)), None)
 
 
-def export(config: ConvertConfig) -> Work[Exported]:
-    """Write a model of `diffuse` for another program.
+def export(config: ConvertConfig) -> Work[dict[str, Any]]:
+    """Write a model of `diffuse` for another program. Returns the path, the program, and what the
+    program's module says of what was written.
 
     Raises:
         UsageError: options that are for reading other programs' models, or do not suit the model.
@@ -96,7 +87,7 @@ def export(config: ConvertConfig) -> Work[Exported]:
 
         found = yield from model_file.find(config.source)
         values = yield from target.write(path, found, config)
-    return Exported(path, name, values)
+    return {"out": str(path), "to": name, **values}
 
 
 def lacking(
@@ -127,20 +118,14 @@ def _claimed(target: Target, name: str, config: ConvertConfig) -> Iterator[Path]
         )
     files.check_writable(path / "config.json")
     with outputs.hold_output(path):
-        _check_folder(path, target, config.overwrite)
+        with files.reported(path):
+            there = {entry.name for entry in path.iterdir()} if path.exists() else set()
+        if others := sorted(there.difference(target.PARTS)):
+            raise OutputError(
+                f"{files.show(path)} holds {files.show(others[0])}, which is not part of a model",
+                "Choose another -o",
+            )
+        if there and not config.overwrite:
+            hint = "Choose another -o, or --overwrite"
+            raise OutputError(f"{files.show(path)} exists already", hint)
         yield path
-
-
-def _check_folder(path: Path, target: Target, overwrite: bool) -> None:
-    """Raise an `OutputError` for a folder that must not be replaced."""
-    if not path.exists():
-        return
-    with files.reported(path):
-        there = {entry.name for entry in path.iterdir()}
-    if others := sorted(there.difference(target.PARTS)):
-        raise OutputError(
-            f"{files.show(path)} holds {files.show(others[0])}, which is not part of a model",
-            "Choose another -o",
-        )
-    if there and not overwrite:
-        raise OutputError(f"{files.show(path)} exists already", "Choose another -o, or --overwrite")

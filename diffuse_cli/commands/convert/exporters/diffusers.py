@@ -9,11 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.commands.convert.diffusers_schedulers import (
-    SCHEDULERS,
-    Scheduler,
-    scheduler_fields,
-)
+from diffuse_cli.commands.convert.diffusers_schedulers import SCHEDULERS, scheduler_fields
 from diffuse_cli.commands.convert.diffusers_unet import lacks, unet_fields
 from diffuse_cli.commands.convert.exporters import lacking
 from diffuse_cli.config.exchange_options import ConvertConfig
@@ -105,16 +101,9 @@ def _sampler(model: StoredModel, config: ConvertConfig) -> tuple[str, list[Notic
         alone = [Notice(LOOP.format(f"runs {chosen.name}"))] if chosen.pipeline is None else []
         return config.sampler, alone
     wanted = model.sampling.sampler if model.sampling else DEFAULT
-    if _runs(SCHEDULERS.get(wanted), learned):
+    known = SCHEDULERS.get(wanted)
+    if known and known.pipeline and (known.variance or not learned):
         return wanted, []
     name = SCHEDULERS[DEFAULT].name
-    return DEFAULT, [
-        Notice(f"no pipeline of diffusers runs {wanted}, which is recommended: {name}")
-    ]
-
-
-def _runs(scheduler: Scheduler | None, learned: bool) -> bool:
-    """Whether a pipeline runs it with the model."""
-    if scheduler is None or scheduler.pipeline is None:
-        return False
-    return scheduler.variance or not learned
+    text = f"no pipeline of diffusers runs {wanted}, which is recommended: {name}"
+    return DEFAULT, [Notice(text)]

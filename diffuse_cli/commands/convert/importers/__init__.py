@@ -19,8 +19,8 @@ from diffuse_cli.system.events import Work
 from diffuse_cli.system.hub_models import local_source
 
 if TYPE_CHECKING:
-    from diffuse_cli.commands.convert.importers._assembly import Foreign
     from diffuse_cli.commands.convert.importers._foreign_files import ForeignSource
+    from diffuse_cli.commands.convert.importers.assembly import Foreign
     from diffuse_cli.models.model_file import StoredModel
 
 
@@ -47,7 +47,7 @@ class Format(Protocol):
         ...
 
 
-FORMATS: Mapping[str, Format] = Modules("formats", __name__, __path__)
+FORMATS: Mapping[str, Format] = Modules("formats", __name__, __path__, helpers=("assembly",))
 
 
 OUT = "model.safetensors"
@@ -78,8 +78,8 @@ def convert(config: ConvertConfig) -> Work[Converted]:
     with outputs.claimed(
         config.out or OUT, ".safetensors", config.overwrite, read=config.source
     ) as path:
-        from diffuse_cli.commands.convert.importers._assembly import assemble
         from diffuse_cli.commands.convert.importers._foreign_files import ForeignSource
+        from diffuse_cli.commands.convert.importers.assembly import assemble
         from diffuse_cli.models import model_file
 
         source = ForeignSource((yield from local_source(config.source)))

@@ -103,8 +103,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 def _unpickle(path: Path, zipped: bool) -> Any:
     """Return the content of a pickle of tensors."""
-    _check_sizes(path, zipped)
-    _check_calls(path, zipped)
+    _check_pickle(path, zipped)
     name = files.show(path)
     try:
         with warnings.catch_warnings():
@@ -116,21 +115,26 @@ def _unpickle(path: Path, zipped: bool) -> Any:
         raise_if_full(error)
         if asked := re.search(r"GLOBAL ([\w.]+)", str(error)):
             reason = f"{name} is a pickle that asks for {asked[1][:100]}, which is not a tensor"
-            hint = NOTHING_RUN
-        else:
-            reason = f"{name} cannot be read as a checkpoint of tensors"
-            hint = "Nothing in it was run"
-        raise ModelFileError(reason, hint) from error
+            raise ModelFileError(reason, NOTHING_RUN) from error
+        reason = f"{name} cannot be read as a checkpoint of tensors"
+        raise ModelFileError(reason, "Nothing in it was run") from error
 
 
-def _check_calls(path: Path, zipped: bool) -> None:
-    """Refuse a pickle that asks for memory that is not in the file: of what torch lets a pickle
-    call, `bytearray(n)` alone fills so many bytes."""
+def _check_pickle(path: Path, zipped: bool) -> None:
+    """Refuse a pickle that is too large, compressed, or asks for memory that is not in the file: of
+    what torch lets a pickle call, `bytearray(n)` alone fills so many bytes."""
+    name, size = files.show(path), path.stat().st_size
+    if size > MOST_BYTES:
+        raise ModelFileError(f"{name} is a pickle of more than {MOST_BYTES:,} bytes")
     with contextlib.ExitStack() as stack:
         if zipped:
             archive = stack.enter_context(zipfile.ZipFile(path))
+            entries = archive.infolist()
+            packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+            if packed or sum(entry.file_size for entry in entries) > size:
+                raise ModelFileError(f"{name} is compressed, as no checkpoint of torch is")
             # All of them: torch may take another of two of one name, and looks away from case.
-            inside = [e for e in archive.infolist() if e.filename.lower().endswith(".pkl")]
+            inside = [e for e in entries if e.filename.lower().endswith(".pkl")]
             pickles = [stack.enter_context(archive.open(entry)) for entry in inside]
         else:  # of the old format: a magic number, two headers, the tensors, and their storages
             pickles = [stack.enter_context(path.open("rb"))] * OF_THE_OLD_FORMAT
@@ -138,24 +142,8 @@ def _check_calls(path: Path, zipped: bool) -> None:
             with contextlib.suppress(ValueError, EOFError):  # torch says what is wrong with it
                 called = (value for op, value, _ in pickletools.genops(file) if op.name in NAMES)
                 if any(str(value).endswith(" bytearray") for value in called):
-                    raise ModelFileError(
-                        f"{files.show(path)} is a pickle that asks for a bytearray, which is not a "
-                        "tensor",
-                        NOTHING_RUN,
-                    )
-
-
-def _check_sizes(path: Path, zipped: bool) -> None:
-    """Refuse a pickle that is too large, or compressed."""
-    size = path.stat().st_size
-    if size > MOST_BYTES:
-        raise ModelFileError(f"{files.show(path)} is a pickle of more than {MOST_BYTES:,} bytes")
-    if zipped:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-        packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
-        if packed or sum(entry.file_size for entry in entries) > size:
-            raise ModelFileError(f"{files.show(path)} is compressed, as no checkpoint of torch is")
+                    reason = f"{name} is a pickle that asks for a bytearray, which is not a tensor"
+                    raise ModelFileError(reason, NOTHING_RUN)
 
 
 def _check(path: Path, found: Any) -> dict[str, Tensor]:

@@ -13,13 +13,13 @@ from typing import Any
 
 from diffuse_cli.commands.convert.diffusers_schedulers import read_scheduler
 from diffuse_cli.commands.convert.diffusers_unet import read_unet
-from diffuse_cli.commands.convert.importers._assembly import Foreign, Net, attention_at, network
 from diffuse_cli.commands.convert.importers._foreign_files import (
     ForeignSource,
     read_json,
     read_weights,
     rejecting,
 )
+from diffuse_cli.commands.convert.importers.assembly import Foreign, Net, attention_at, network
 from diffuse_cli.config.exchange_options import ConvertConfig
 from diffuse_cli.config.parsers import parse_size
 from diffuse_cli.core.variances import channels_out

@@ -16,7 +16,8 @@ from typing import Any
 
 from torch import Tensor
 
-from diffuse_cli.commands.convert.importers._assembly import (
+from diffuse_cli.commands.convert.importers._foreign_files import ForeignSource
+from diffuse_cli.commands.convert.importers.assembly import (
     Foreign,
     Net,
     attention_at,
@@ -24,7 +25,6 @@ from diffuse_cli.commands.convert.importers._assembly import (
     network,
     unlike,
 )
-from diffuse_cli.commands.convert.importers._foreign_files import ForeignSource
 from diffuse_cli.config.exchange_options import ConvertConfig
 from diffuse_cli.config.parsers import Size
 from diffuse_cli.config.presets import PRESETS
