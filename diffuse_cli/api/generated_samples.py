@@ -53,12 +53,9 @@ class Samples(Sequence["Image"]):
 
     def __getitem__(self, index: int | slice) -> Image | list[Image]:
         chosen = range(len(self))[index]
-        if isinstance(chosen, int):
-            return self._picture(chosen)
-        return [self._picture(k) for k in chosen]
-
-    def _picture(self, index: int) -> Image:
-        return figures.image(looks(self.space, self.arrays[index : index + 1])[0])
+        if isinstance(chosen, range):
+            return [self[k] for k in chosen]
+        return figures.image(looks(self.space, self.arrays[[chosen]])[0])
 
     def images(self) -> list[Image]:
         """A picture of each, of 8 bits, grey or in colour: of an image itself, of an array its

@@ -80,8 +80,6 @@ class Console:
         from rich.table import Table as Grid
 
         grid = Grid.grid(padding=(0, 2))
-        for _ in rows[0]:
-            grid.add_column()
         for row in rows:
             grid.add_row(*(Text(show(cell)) for cell in row))
         self.say(grid)
@@ -116,9 +114,7 @@ class Console:
 
     @contextlib.contextmanager
     def _display(self) -> Iterator[Callable[[Progress], None]]:
-        if self.quiet:
-            yield lambda event: None
-        elif self.live:
+        if self.live and not self.quiet:
             with _bars(self._err) as bars:
                 yield _Bars(bars)
         else:

@@ -13,14 +13,12 @@ from diffuse_cli.config.train_options import TrainConfig, from_file, to_file
 from diffuse_cli.metrics.features import KIDS
 from diffuse_cli.models.model_report import facts, kind_of, training_config
 from diffuse_cli.system import files, run_reader
-from diffuse_cli.system.devices import machine_or
+from diffuse_cli.system.devices import machine
 from diffuse_cli.system.errors import ModelFileError
 from diffuse_cli.system.events import Work
 from diffuse_cli.system.processes import rank
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
-
     from diffuse_cli.evaluation.paired_comparison import BothMeasured
     from diffuse_cli.models.model_file import Found
 
@@ -95,13 +93,8 @@ class Comparison:
     measured: BothMeasured | None
 
 
-def compare(
-    config: CompareConfig, accelerator: Accelerator | None = None
-) -> Work[Comparison | None]:
+def compare(config: CompareConfig) -> Work[Comparison | None]:
     """Compare two runs or models. Yields `Progress` and `Notice`.
-
-    Args:
-        accelerator: that of the caller, if it has one.
 
     Returns:
         None on all processes but the first.
@@ -131,19 +124,17 @@ def compare(
                 f"the metrics cannot be compared: samples of A are {kinds[0]}, and of B {kinds[1]}"
             )
         else:
-            measured = yield from _measured(config, sides, accelerator)
+            measured = yield from _measured(config, sides)
     if rank() > 0:
         return None
     return Comparison(a, b, differing, tuple(remarks), measured)
 
 
-def _measured(
-    config: CompareConfig, sides: Sequence[Found], accelerator: Accelerator | None
-) -> Work[BothMeasured | None]:
+def _measured(config: CompareConfig, sides: Sequence[Found]) -> Work[BothMeasured | None]:
     from diffuse_cli.evaluation.paired_comparison import measure_both
     from diffuse_cli.sampling.generation import Loaded, precision_for, ready
 
-    with machine_or(accelerator, config.precision, config.device) as accelerator:
+    with machine(config.precision, config.device) as accelerator:
         loaded = []
         for found in sides:
             exact = precision_for(found.model, config.precision, accelerator)

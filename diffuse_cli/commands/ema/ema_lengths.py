@@ -112,7 +112,11 @@ def measure_lengths(config: EmaConfig) -> Work[MeasuredLengths | None]:
                 chosen = model
         yield Notice("the model file's own average")
         file = yield from measure(loaded.denoiser)
-        yield from _tell(best, rows, _rank(file[metric]) < _rank(best.values[metric]))
+        for row, word in ((rows[0], "shortest"), (rows[-1], "longest")):
+            if best is row:
+                yield Notice(f"the best length is the {word} that was tried")
+        if _rank(file[metric]) < _rank(best.values[metric]):
+            yield Notice("the model file's own average is better than all of these")
         if out:
             model_file.save(out, chosen)
     return MeasuredLengths(
@@ -131,15 +135,6 @@ def measure_lengths(config: EmaConfig) -> Work[MeasuredLengths | None]:
 def _rank(value: float) -> float:
     """Lower is better; NaN is worst."""
     return math.inf if math.isnan(value) else value
-
-
-def _tell(best: MeasuredLength, rows: Sequence[MeasuredLength], beaten: bool) -> Work[None]:
-    """Add to the table that the best length may not be the best of all."""
-    for row, word in ((rows[0], "shortest"), (rows[-1], "longest")):
-        if best is row:
-            yield Notice(f"the best length is the {word} that was tried")
-    if beaten:
-        yield Notice("the model file's own average is better than all of these")
 
 
 # -- lengths --------------------------------------------------------------------------------------

@@ -20,7 +20,14 @@ from diffuse_cli.config.noise_demo_options import DemoConfig, ForwardConfig, Rev
 from diffuse_cli.config.options import first_given
 from diffuse_cli.config.shared_options import DiffusionConfig
 from diffuse_cli.core.space import Space
-from diffuse_cli.media import MEDIA, Array, Asked, by_extension, figures, like
+from diffuse_cli.media import (
+    MEDIA,
+    Array,
+    Asked,
+    by_extension,
+    figures,
+    like,
+)
 from diffuse_cli.system import files, outputs
 from diffuse_cli.system.errors import UsageError, lookup, translating
 from diffuse_cli.system.events import Notice, Progress, Work

@@ -123,12 +123,11 @@ class Journey:
 
     def heard(self, times: Sequence[int]) -> dict[str, Mapping[int, Any]]:
         """Return the stored samples of each row by timestep."""
-        forward, reverse = self.forward, self.reverse
         return {
-            "forward": forward.x,
-            "forward: expected": forward.x0,
-            "reverse": reverse.x,
-            "reverse: expected": reverse.x0,
+            "forward": self.forward.x,
+            "forward: expected": self.forward.x0,
+            "reverse": self.reverse.x,
+            "reverse: expected": self.reverse.x0,
         }
 
     def draw(self, steps: int) -> Image.Image:

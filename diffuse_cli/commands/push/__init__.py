@@ -17,10 +17,4 @@ def run(config: PushConfig, console: Console) -> None:
     from diffuse_cli.commands.push.publication import push
 
     made = console.follow(push(config))
-    values = {
-        "folder": str(made.folder) if made.folder else None,
-        "commit": made.address,
-        "files": list(made.files),
-        "sha256": made.sha256,
-    }
-    console.show(values, [made.address or str(made.folder)])
+    console.show(made, [made["commit"] or made["folder"]])

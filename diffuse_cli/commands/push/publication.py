@@ -10,7 +10,6 @@ import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,25 +45,12 @@ DRAWN = 16
 """Samples on the picture."""
 
 
-@dataclass(frozen=True)
-class Pushed:
-    """What was published.
-
-    Attributes:
-        folder: where it was written, with -o.
-        address: of the commit, without -o.
-        files: names of the files.
-        sha256: of the model file.
-    """
-
-    folder: Path | None
-    address: str | None
-    files: tuple[str, ...]
-    sha256: str
-
-
-def push(config: PushConfig) -> Work[Pushed]:
+def push(config: PushConfig) -> Work[dict[str, Any]]:
     """Make the folder of a model and publish it, or with -o leave it there.
+
+    Returns:
+        The folder, with -o; the address of the commit, without; the names of the files; and the
+        SHA-256 of the model file.
 
     Raises:
         ModelFileError: not a model file.
@@ -93,26 +79,18 @@ def push(config: PushConfig) -> Work[Pushed]:
             begun.write(SAMPLES, picture)
         if numbers:
             begun.write(NUMBERS, (json.dumps(numbers, indent=1) + "\n").encode())
-        text = card(
-            found,
-            pushed(config.target),
-            str(config.license),
-            numbers=numbers,
-            samples=SAMPLES if picture else "",
-            drawn=drawn,
-        )
-        begun.write(CARD, text.encode())
+        begun.write(CARD, card(config, found, numbers, picture=bool(picture), drawn=drawn).encode())
         begun.end()
-        names = tuple(sorted({path.name for path in folder.iterdir()} - {LOCK}))
-        if config.out is not None:
-            return Pushed(folder, None, names, found.sha256)
-        yield Progress("pushing files", 0, len(names))
-        message = f"A model of diffuse, step {found.model.step:,}"
-        address = upload(
-            folder, config.target, private=config.private, message=message, owned=OWNED
-        )
-        yield Progress("pushing files", len(names), len(names))
-    return Pushed(None, address, names, found.sha256)
+        names, address = sorted({path.name for path in folder.iterdir()} - {LOCK}), None
+        if config.out is None:
+            yield Progress("pushing files", 0, len(names))
+            message = f"A model of diffuse, step {found.model.step:,}"
+            address = upload(
+                folder, config.target, private=config.private, message=message, owned=OWNED
+            )
+            yield Progress("pushing files", len(names), len(names))
+    where = None if config.out is None else str(folder)
+    return {"folder": where, "commit": address, "files": names, "sha256": found.sha256}
 
 
 @contextlib.contextmanager
@@ -193,29 +171,22 @@ LEFT_OUT = ("model", "file", "title", "data")
 
 
 def card(
-    found: Found,
-    repo: str,
-    license: str,
-    *,
-    numbers: Mapping[str, Any] | None = None,
-    samples: str = "",
-    drawn: str = "",
+    config: PushConfig, found: Found, numbers: Mapping[str, Any] | None, picture: bool, drawn: str
 ) -> str:
     """Return the card as Markdown, with the hub's metadata before it.
 
     Args:
-        repo: its ORG/NAME.
         numbers: what `eval --json` printed of the model.
-        samples: the name of the picture beside the card, and `drawn` how it was made.
+        picture: whether there is one beside the card, and `drawn` how it was made.
     """
-    name = f"hf://{repo}"
+    repo = pushed(config.target)
     parts = [
-        _head(found, license),
+        _head(found, str(config.license)),
         f"# {repo.rpartition('/')[2]}",
         _said(found),
-        f"![Samples of the model]({samples})" if samples else "",
+        f"![Samples of the model]({SAMPLES})" if picture else "",
         f"Not chosen: the first ones of {escape(drawn)}." if drawn else "",
-        _use(name, found),
+        _use(f"hf://{repo}", found),
         model_section(found, LEFT_OUT, [("SHA-256", f"`{found.sha256}`")]),
         data_section(found.model.data),
         _measured(numbers),
@@ -298,10 +269,10 @@ def _measured(numbers: Mapping[str, Any] | None) -> str:
         known = reference is not None and math.isfinite(reference.value)
         cells = (
             number.label,
-            f"{measured(values, number.key)}",
+            str(measured(values, number.key)),
             str(reference) if known else "",
         )
-        rows.append([escape(cell) for cell in cells])
+        rows.append([*map(escape, cells)])
     counts, settings = numbers["n"], numbers["settings"]
     network, part = dict(numbers["features"]).get("name", ""), numbers.get("part", "")
     how = [
