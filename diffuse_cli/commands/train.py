@@ -26,7 +26,11 @@ CONFIG = TrainConfig
 def run(config: TrainConfig, console: Console) -> None:
     """Train, or with --dry-run print what would be trained."""
     if config.dry_run:
-        _dry_run(config, console)
+        from diffuse_cli.training.time_estimate import estimate
+
+        found = console.follow(estimate(config))
+        if rank() == 0:
+            console.show(found.to_dict(), [found.to_toml().rstrip("\n")])
         return
     began = time.monotonic()
     from diffuse_cli.training.loop import fit
@@ -44,14 +48,6 @@ def run(config: TrainConfig, console: Console) -> None:
         values = {**vars(trained), "model": str(trained.model), "run": str(trained.run)}
         del values["sample_line"]
         console.result([trained.model], {**values, "sha256": files.sha256(trained.model)})
-
-
-def _dry_run(config: TrainConfig, console: Console) -> None:
-    from diffuse_cli.training.time_estimate import estimate
-
-    found = console.follow(estimate(config))
-    if rank() == 0:
-        console.show(found.to_dict(), [found.to_toml().rstrip("\n")])
 
 
 class _Describe:

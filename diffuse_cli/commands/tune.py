@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from diffuse_cli.commands import eval as evaluation
 from diffuse_cli.commands._cli.console import Console
 from diffuse_cli.config.eval_options import TuneConfig
 from diffuse_cli.config.sample_options import LEARNED
@@ -32,24 +33,16 @@ HEADS = (
 
 
 def run(config: TuneConfig, console: Console) -> None:
-    """Tune, and print what was tried and what is recommended."""
-    if config.report is not None:
-        _with_report(config, console)
-        return
-    from diffuse_cli.evaluation.tune import tune
-
-    found = console.follow(tune(config))
-    if rank() == 0:
-        values = {"subject": config.subject, "data": config.data, **to_json(found)}
-        console.show(values, lines(found))
-
-
-def _with_report(config: TuneConfig, console: Console) -> None:
-    """Also evaluate the recommended setting, and write the page of both."""
-    from diffuse_cli.commands import eval as evaluation
-    from diffuse_cli.evaluation.tune import tune_and_evaluate
+    """Tune, and print what was tried and recommended; with --report, also evaluate that."""
+    from diffuse_cli.evaluation.tune import tune, tune_and_evaluate
 
     with asked(config, "report", ".html") as report:
+        if report is None:
+            tuned = console.follow(tune(config))
+            if rank() == 0:
+                values = {"subject": config.subject, "data": config.data, **to_json(tuned)}
+                console.show(values, lines(tuned))
+            return
         both = console.follow(tune_and_evaluate(config))
         if both is None:
             return
@@ -57,7 +50,6 @@ def _with_report(config: TuneConfig, console: Console) -> None:
 
         tuned, chosen, found = both
         values = {**found.to_json(chosen), "sweep": to_json(tuned)}
-        assert report is not None
         files.write_text(report, page(chosen, found, replace_nonfinite(values), tuned, config))
     console.show(values, [*lines(tuned), "", *evaluation.lines(found)])
 
