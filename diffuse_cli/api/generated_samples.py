@@ -7,23 +7,19 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import overload
+
+from PIL.Image import Image
 
 from diffuse_cli.core.space import Space
 from diffuse_cli.data.sources.in_memory import File
-from diffuse_cli.media import MEDIA, figures, looks, suffix
+from diffuse_cli.media import MEDIA, Array, figures, looks, suffix
 from diffuse_cli.sampling.journal import name_of
 from diffuse_cli.system import files
 
-if TYPE_CHECKING:
-    import numpy.typing as npt
-    from PIL.Image import Image
-
-    Array = npt.NDArray[Any]
-
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Samples(Sequence["Image"]):
+class Samples(Sequence[Image]):
     """Samples that a model drew; as a sequence, pictures of them.
 
     Attributes:

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, SupportsFloat, SupportsIndex, TypeAlias, TypedDict
+from typing import Any, SupportsFloat, SupportsIndex, TypeAlias, TypedDict
 
-if TYPE_CHECKING:
-    from diffuse_cli.api.calls import Data
+from diffuse_cli.api.calls import Data
 
 Int: TypeAlias = SupportsIndex
 Float: TypeAlias = SupportsFloat | SupportsIndex

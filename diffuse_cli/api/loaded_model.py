@@ -6,9 +6,10 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import Any, Unpack
 
 import numpy as np
+from torch import nn
 
 from diffuse_cli.api.calls import as_usual, done, path_of, placed, translating
 from diffuse_cli.api.generated_samples import Samples
@@ -16,8 +17,9 @@ from diffuse_cli.api.keywords import Int, SampleOptions
 from diffuse_cli.config.options import from_dict
 from diffuse_cli.config.parsers import plain
 from diffuse_cli.config.sample_options import SampleConfig
+from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.core.space import Space
-from diffuse_cli.media import MEDIA
+from diffuse_cli.media import MEDIA, Array
 from diffuse_cli.models import model_file
 from diffuse_cli.models.model_report import facts
 from diffuse_cli.sampling.cascade import load_chain
@@ -27,14 +29,6 @@ from diffuse_cli.system import files
 from diffuse_cli.system.devices import machine
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import Progress, Work, replace_nonfinite
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
-    from torch import nn
-
-    from diffuse_cli.core.denoiser import Denoiser
-
-    Array = npt.NDArray[Any]
 
 
 def load(path: str | os.PathLike[str]) -> Model:

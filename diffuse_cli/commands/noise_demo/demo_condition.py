@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from diffuse_cli.config.noise_demo_options import DemoConfig
 from diffuse_cli.media import MEDIA, Array, Asked, like, looks
@@ -15,10 +16,6 @@ from diffuse_cli.sampling.tasks.task_inputs import read_one, rgb
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import Notice, Work
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
 
 
 @dataclass(frozen=True)

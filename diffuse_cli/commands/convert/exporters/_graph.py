@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +15,9 @@ from diffuse_cli.core.conditions import UNTOLD
 from diffuse_cli.core.settings import to_dict
 from diffuse_cli.models import model_file
 from diffuse_cli.models.blueprint import Blueprint
+from diffuse_cli.models.model_file import StoredModel
 from diffuse_cli.system.errors import ModelFileError
 from diffuse_cli.system.files import brief
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from diffuse_cli.models.model_file import StoredModel
 
 BATCH = "batch"
 """The name of the dimension that may have any length."""

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from diffuse_cli.commands._cli.model_facts import data_section, model_section
 from diffuse_cli.commands.convert.diffusers_schedulers import SCHEDULERS
 from diffuse_cli.config.sample_options import SAMPLING_STEPS
 from diffuse_cli.core.settings import dimensions
+from diffuse_cli.models.model_file import Found, StoredModel
 from diffuse_cli.sampling.conditioning import default_guidance
 from diffuse_cli.system.files import show
-
-if TYPE_CHECKING:
-    from diffuse_cli.models.model_file import Found, StoredModel
 
 HEAD = """\
 ---
