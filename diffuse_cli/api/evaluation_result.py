@@ -92,10 +92,8 @@ def evaluate(
         accelerator = stack.enter_context(machine(config.precision, config.device))
         own = model._found if isinstance(model, Model) else None
         found = done(measure(config, accelerator, found=own), progress)
-        every: list[Evaluation | None] = gather_object([found and _typed(config, found)])
-    first = every[0]
-    assert first is not None
-    return first
+        of_first: Evaluation = gather_object([found and _typed(config, found)])[0]
+    return of_first
 
 
 def _typed(config: EvalConfig, found: Evaluated) -> Evaluation:

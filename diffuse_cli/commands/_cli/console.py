@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TextIO, TypeVar, cast
@@ -96,7 +96,9 @@ class Console:
 
         `describe` turns any other event into `Progress`, `Notice` or None.
         """
-        with self._display() as display:
+        bars: Any = _bars(self._err) if self.live and not self.quiet else contextlib.nullcontext()
+        with bars as shown:
+            display: Callable[[Progress], None] = _Bars(shown) if shown else _Lines(self.say)
             while True:
                 try:
                     event = next(work)
@@ -111,14 +113,6 @@ class Console:
                     (self.warn if event.warning else self.say)(event.text)
                 elif isinstance(event, Table):
                     self.table(event.rows)
-
-    @contextlib.contextmanager
-    def _display(self) -> Iterator[Callable[[Progress], None]]:
-        if self.live and not self.quiet:
-            with _bars(self._err) as bars:
-                yield _Bars(bars)
-        else:
-            yield _Lines(self.say)
 
     # -- stdout ------------------------------------------------------------------------------------
 

@@ -27,9 +27,6 @@ CONFIG = CompareConfig
 
 NONE = "–"
 
-IF_DIFFERENT = ("written by",)
-"""Facts that are left out where they are the same."""
-
 
 def run(config: CompareConfig, console: Console) -> None:
     """Compare, and print what differs."""
@@ -82,7 +79,7 @@ def lines(found: Comparison) -> list[str]:
         [name, ours[name], theirs[name]]
         for name in ours
         if {ours[name], theirs[name]} != {NONE}
-        and not (name in IF_DIFFERENT and ours[name] == theirs[name])
+        and (name != "written by" or ours[name] != theirs[name])
     ]
     measured = found.measured
     return [
