@@ -132,14 +132,13 @@ def compare(config: CompareConfig) -> Work[Comparison | None]:
 
 def _measured(config: CompareConfig, sides: Sequence[Found]) -> Work[BothMeasured | None]:
     from diffuse_cli.evaluation.paired_comparison import measure_both
-    from diffuse_cli.sampling.generation import Loaded, precision_for, ready
+    from diffuse_cli.sampling.generation import load_denoiser
 
     with machine(config.precision, config.device) as accelerator:
         loaded = []
         for found in sides:
-            exact = precision_for(found.model, config.precision, accelerator)
-            denoiser = ready(found.model, config.weights, accelerator, exact)
-            loaded.append(Loaded(found.model, denoiser, found.sha256, exact))
+            own = config.weights, accelerator, config.precision
+            loaded.append((yield from load_denoiser(found, *own, typed=False)))
         return (yield from measure_both(config, loaded, accelerator))
 
 

@@ -22,7 +22,7 @@ from diffuse_cli.data import Dataset, Summary, is_images, read_cells, read_image
 from diffuse_cli.data.metadata_columns import survey
 from diffuse_cli.data.samples import limited, moments
 from diffuse_cli.data.summary import fitting, plural, remark_lines, skip_lines, span
-from diffuse_cli.media import MEDIA, Array, asked_for, figures
+from diffuse_cli.media import MEDIA, Array, asked_for, figures, looks
 from diffuse_cli.system import files, outputs
 from diffuse_cli.system.errors import DataError, UsageError, translating
 from diffuse_cli.system.events import Notice, Progress, Work, align_columns
@@ -384,7 +384,6 @@ def _filled(images: Dataset, space: Space, rows: Sequence[Array]) -> Array:
 
 def _small(images: Dataset, space: Space, chosen: Array) -> Array:
     """Images at the size on the sheet."""
-    medium = MEDIA[space.medium]
-    seen = (medium.look(images.stored[[k]], space)[0] for k in chosen)
+    seen = (looks(space, images.stored[[k]])[0] for k in chosen)
     shrunk = (figures.shrunk(figures.image(each), SIDE) for each in seen)
     return np.stack([np.atleast_3d(np.asarray(each)).transpose(2, 0, 1) for each in shrunk])
