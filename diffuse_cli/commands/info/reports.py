@@ -130,14 +130,19 @@ def inspect_data(config: InfoConfig) -> Work[DataReport]:
             cache=Path(folder),
             map_over=MAP_OVER,
             single=not is_images(Path(config.path)),
-            # Others are decoded again for each measurement.
-            keep=max(MAP_OVER, files.free_space(Path(folder)) // 2),
+            keep=kept_bytes(folder),
         )
         report = yield from _report(config, images, out)
         if out is not None:
             page = yield from draw(images)
             files.write_bytes(out, figures.png(page))
         return report
+
+
+def kept_bytes(folder: str) -> int:
+    """Bytes of a set that are kept, in memory or in a temporary file; others are decoded again for
+    each measurement."""
+    return max(MAP_OVER, files.free_space(Path(folder)) // 2)
 
 
 def _check_apart(config: InfoConfig) -> None:
