@@ -16,6 +16,7 @@ from urllib.parse import quote, unquote
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import (
     DataError,
+    DiffuseError,
     ModelFileError,
     OutputError,
     UsageError,
@@ -44,7 +45,7 @@ class Kind(NamedTuple):
     one: str
     prefix: str
     repo_type: str
-    error: Callable[..., Exception]
+    error: Callable[..., DiffuseError]
 
     def title(self, repo: str) -> str:
         """Return the name that is typed for a repository."""
