@@ -55,6 +55,9 @@ class Commands(Mapping[str, Any]):
     def __getitem__(self, name: str) -> Any:
         return _made(name)
 
+    def __contains__(self, name: object) -> bool:
+        return name in COMMANDS
+
     def __iter__(self) -> Iterator[str]:
         return iter(dict.fromkeys([*ORDER, *COMMANDS]))
 

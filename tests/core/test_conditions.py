@@ -16,7 +16,6 @@ from diffuse_cli.core.conditions import (
     Labels,
     MetadataTable,
     Numbers,
-    untold,
 )
 from diffuse_cli.core.guidance import guide, unconditional
 from diffuse_cli.core.registry import InvalidArgument
@@ -63,7 +62,6 @@ def test_only_what_a_model_knows_is_told():
     assert Conditions(classes=("a", "b")).told(labels, given)["label"].tolist() == [1, 2]
     assert set(BOTH.told(labels, given)) == {"label", "given"}
     assert set(BOTH.told(labels)) == {"label"}
-    assert untold(BOTH.told(labels, given)) == {"label": None, "given": None}
 
 
 def test_one_draw_drops_label_and_given_each_at_its_rate():

@@ -119,9 +119,8 @@ def errors_and_terms(schedule: str, variance: str, respaced: bool) -> tuple[torc
 
 def _first(full: Process, times: list, lower: float, like: torch.Tensor):
     """The coefficients of a process's first step, with its own second timestep's beta-tilde."""
-    from dataclasses import replace
 
-    return replace(full.pair(times[0], -1, like=like), log_beta_tilde=lower)
+    return full.pair(times[0], -1, like=like)._replace(log_beta_tilde=lower)
 
 
 def factor(schedule: str, target: str, respaced: bool) -> torch.Tensor:

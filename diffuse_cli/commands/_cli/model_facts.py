@@ -10,7 +10,6 @@ from diffuse_cli.commands._cli.console import MOST_LISTED, Rows, brief, labelled
 from diffuse_cli.core.gaussian_start import NAME as LOW_FREQUENCIES
 from diffuse_cli.core.networks import NETWORKS
 from diffuse_cli.data.metadata_columns import described
-from diffuse_cli.models.image_conditioning import Giver
 from diffuse_cli.models.model_report import kind_of
 from diffuse_cli.system.files import show
 
@@ -71,6 +70,8 @@ def _network(own: Blueprint) -> list[str]:
 
 def _given(own: Blueprint) -> Iterator[str]:
     """Yield the kind of image that the model is conditioned on, if there is one."""
+    from diffuse_cli.models.image_conditioning import Giver
+
     if giver := Giver.of(own):
         given = giver.given
         noise = f", with noise of up to {given.noise:g}" if given.noise else ""
