@@ -9,15 +9,14 @@ import threading
 from io import BufferedReader
 from pathlib import Path
 
-_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-"""Not waiting for what writes to a FIFO (not on Windows), nor translating line ends."""
-
 _moving = threading.Lock()
 
 
 def open_to_read(path: str | Path) -> int:
     """Return a descriptor of a file, to be closed with `os.close`."""
-    return os.open(path, _FLAGS)
+    # Without waiting for a FIFO's writer (not on Windows) or translating line ends.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    return os.open(path, flags)
 
 
 def opened(path: str | Path) -> BufferedReader:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import stat
 from collections.abc import Iterator
@@ -50,16 +49,19 @@ class Folder(Source):
 
     def read(self, entry: Entry) -> bytes:
         # It may have become a FIFO since it was listed.
-        with io.FileIO(open_to_read(entry.key)) as file:
-            info = os.fstat(file.fileno())
+        descriptor = open_to_read(entry.key)
+        try:
+            info = os.fstat(descriptor)
             if not stat.S_ISREG(info.st_mode):
                 raise Unusable(reasons.IRREGULAR)
             if info.st_size > LARGEST_FILE:
                 raise Unusable(reasons.TOO_LARGE)
-            data = os.read(file.fileno(), info.st_size)
-            while len(data) < info.st_size and (more := os.read(file.fileno(), _AT_ONCE)):
+            data = os.read(descriptor, info.st_size)
+            while len(data) < info.st_size and (more := os.read(descriptor, _AT_ONCE)):
                 data += more
             return data
+        finally:
+            os.close(descriptor)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
