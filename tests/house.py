@@ -150,6 +150,50 @@ def stems() -> dict[str, list[str]]:
     return found
 
 
+def private_names() -> set[str]:
+    """Return names with one underscore that the package defines, also of attributes and files."""
+    found = {path.stem for path in modules().values()}
+    for path in modules().values():
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                found.add(node.name)
+            elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
+                found.add(node.id if isinstance(node, ast.Name) else node.attr)
+    return {name for name in found if name.startswith("_") and not name.endswith("_")}
+
+
+def reaches_inside() -> dict[str, list[str]]:
+    """Return what tests take from inside the package, by file: names of things as dotted strings,
+    to replace them, and private names."""
+    private, names, found = private_names(), modules(), defaultdict(list)
+
+    def reach(node: ast.AST) -> Iterator[str]:
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            place = node.value.removeprefix("diffuse_cli.")
+            owner = place.rpartition(".")[0]
+            owners = {owner, owner.rpartition(".")[0]} & names.keys() - {""}
+            if owners and place != node.value and place not in names:
+                yield node.value
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("diffuse_cli"):
+            yield from (alias.name for alias in node.names if alias.name in private)
+        elif isinstance(node, ast.Attribute) and node.attr in private:
+            if ast.unparse(node.value) not in ("self", "cls"):
+                yield ast.unparse(node)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("setattr"):
+            if any(isinstance(part, ast.JoinedStr) for part in node.args[:1]):
+                yield ast.unparse(node.args[0])
+            yield from (
+                part.value for part in node.args[1:2]
+                if isinstance(part, ast.Constant) and part.value in private
+            )  # fmt: skip
+
+    tests = Path(__file__).parent
+    for path in sorted(tests.rglob("*.py")):
+        for node in ast.walk(tree_of(path)):
+            found[str(path.relative_to(tests))].extend(reach(node))
+    return {name: reached for name, reached in found.items() if reached}
+
+
 def main() -> None:
     """Print the counts."""
     files, graph = modules(), arrows()
@@ -175,6 +219,7 @@ def main() -> None:
         ("class names used again", {n: w for n, w in classes().items() if len(w) > 1}),
         ("file stems used again", {n: w for n, w in stems().items() if len(w) > 1}),
         ("arrows by package", dict(Counter(own for own, _ in between))),
+        ("what tests take from inside", sum(map(len, reaches_inside().values()))),
     ]
     for label, value in rows:
         print(f"{label}: {value}")
