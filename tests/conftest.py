@@ -174,14 +174,22 @@ def builder() -> Callable[[Path], Any]:
     return functools.cache(build)
 
 
+def do_less(
+    patch: pytest.MonkeyPatch, arguments: Sequence[Any] = ("train",), *, full_size: bool = False
+) -> None:
+    """Let this process do less; features see images at 32 x 32 unless at their full size."""
+    for place, number in less(list(arguments)).items():
+        if not (full_size and place.startswith(JUDGE)):
+            patch.setattr(place, number)
+    patch.setattr(f"{JUDGE}.build", builder())
+
+
 def in_process(arguments: Sequence[Any]) -> int:
     from diffuse_cli.app import main
 
     line = [str(a) for a in arguments]
     with pytest.MonkeyPatch.context() as patch:
-        for place, number in less(line).items():
-            patch.setattr(place, number)
-        patch.setattr(f"{JUDGE}.build", builder())
+        do_less(patch, line)
         return main(line)
 
 
@@ -237,6 +245,72 @@ def diffuse(
         return Ran(code, out, err)
 
     return run
+
+
+@pytest.fixture
+def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure the time of a step by the fewest steps."""
+    from diffuse_cli.training import time_estimate
+
+    monkeypatch.setattr(time_estimate, "SECONDS", 0.0)
+    monkeypatch.setattr(time_estimate, "BRIEFLY", 0.0)
+
+
+@pytest.fixture
+def step_takes(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Measure so many seconds as the time of a step, without a step."""
+    from file_operations import giving
+
+    from diffuse_cli.training.time_estimate import Stopwatch
+
+    return lambda seconds: monkeypatch.setattr(Stopwatch, "seconds", giving(seconds))
+
+
+@pytest.fixture
+def instead_of_networks(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """From here on, do something else where a network would compute, such as fail the test; fake
+    tensors, by which memory is counted, do not compute."""
+
+    def replace(act: Callable[[], Any] = lambda: pytest.fail("a network computed")) -> None:
+        from torch._subclasses import FakeTensor
+        from torch.nn import Module
+
+        real = Module.__call__
+
+        def call(module: Any, *arguments: Any, **options: Any) -> Any:
+            weights = next(module.parameters(), None)
+            if weights is None or isinstance(weights, FakeTensor):
+                return real(module, *arguments, **options)
+            return act()
+
+        monkeypatch.setattr(Module, "__call__", call)
+
+    return replace
+
+
+@pytest.fixture
+def processes_begun(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
+    """The processes that this one starts from here on."""
+    found: list[subprocess.Popen[bytes]] = []
+
+    class Noted(subprocess.Popen):  # type: ignore[type-arg]
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            found.append(self)
+
+    monkeypatch.setattr(subprocess, "Popen", Noted)
+    return found
+
+
+@pytest.fixture
+def evaluations(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Evaluations with the parts that they were made of, when they are done."""
+    from diffuse_cli.evaluation import evaluation_run
+
+    kept: list[Any] = []
+    real = evaluation_run.details
+    monkeypatch.setattr(evaluation_run, "details", lambda own: kept.append(own) or real(own))
+    return kept
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import JUDGE, builder
+from conftest import do_less
 from PIL import Image
 
 from diffuse_cli.commands import COMMANDS
@@ -206,9 +206,7 @@ def beside_examples(tmp_path: Path, few: Path, monkeypatch: pytest.MonkeyPatch) 
     """An empty folder with the examples in it, where trainings draw quick previews and the preset
     tiny is tinier."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("diffuse_cli.training.previews.SAMPLING_STEPS", 2)
-    monkeypatch.setattr(f"{JUDGE}.SIZE", 32)
-    monkeypatch.setattr(f"{JUDGE}.build", builder())
+    do_less(monkeypatch)
     monkeypatch.setattr(NETWORKS, "own", dict(NETWORKS.own))
     settings = {"width": 8, "multipliers": (1,), "blocks": 1, "attention": ()}
     small = dataclasses.replace(PRESETS["tiny"], settings=settings)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import JUDGE, in_process
+from conftest import do_less, in_process
 from PIL import Image
 
 import diffuse_cli as diffuse
@@ -44,7 +44,7 @@ def pictures(folder: Path) -> list[tuple[Image.Image, str]]:
 @pytest.fixture(autouse=True)
 def as_commands_judge(monkeypatch: pytest.MonkeyPatch) -> None:
     """At the size at which commands that run in process do."""
-    monkeypatch.setattr(f"{JUDGE}.SIZE", 32)
+    do_less(monkeypatch)
 
 
 # -- drawing --------------------------------------------------------------------------------------

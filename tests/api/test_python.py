@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import JUDGE
+from conftest import do_less
 from PIL import Image
 from torch.utils.data import TensorDataset
 from training.conftest import QUICK
@@ -31,7 +31,7 @@ from diffuse_cli.core.networks import NETWORKS
 def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In an empty folder, with images judged as commands that run in process do."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(f"{JUDGE}.SIZE", 32)
+    do_less(monkeypatch)
 
 
 def train(data: Any, name: str, **options: Any) -> bytes:
@@ -243,7 +243,7 @@ def usual(images: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, 
     """A model file, samples of it and its numbers, in the usual state."""
     folder = tmp_path_factory.mktemp("usual")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(f"{JUDGE}.SIZE", 32)
+        do_less(patch)
         patch.chdir(folder)
         return everything(images)
 

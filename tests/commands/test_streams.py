@@ -215,8 +215,7 @@ def test_progress_without_a_terminal_is_a_line_every_n_steps(train):
     assert re.findall(r"^step (\d)/6  loss", err, re.M) == ["2", "4", "6"]
 
 
-def test_dry_run_json_has_the_costs(train, monkeypatch):
-    monkeypatch.setattr("diffuse_cli.training.time_estimate.SECONDS", 0.0)
+def test_dry_run_json_has_the_costs(train, untimed):
     found = train("--dry-run", "--json").json
     assert found["parameters"] > 10_000
     assert found["memory_bytes"] > 4 * 5 * found["parameters"]

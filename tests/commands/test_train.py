@@ -15,12 +15,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from training.conftest import QUICK
 
-from diffuse_cli.config.train_options import TrainConfig
-from diffuse_cli.data import read_images
-from diffuse_cli.data.sources.in_memory import held
-from diffuse_cli.system.events import finish
+import diffuse_cli
+from diffuse_cli.system.events import Notice
 from diffuse_cli.training.batches import Batches
-from diffuse_cli.training.plan import _mixed
 from diffuse_cli.training.trainer import Trainer
 
 MODEL, RUN = Path("model.safetensors"), Path("model.run")
@@ -42,13 +39,6 @@ def no_steps(monkeypatch):
         raise AssertionError("computed")
 
     return lambda: monkeypatch.setattr(Trainer, "step", refuse)
-
-
-@pytest.fixture
-def untimed(monkeypatch):
-    """Measure the time of a step by a few steps only."""
-    monkeypatch.setattr("diffuse_cli.training.time_estimate.SECONDS", 0.0)
-    monkeypatch.setattr("diffuse_cli.training.time_estimate.BRIEFLY", 0.0)
 
 
 @pytest.fixture
@@ -280,12 +270,13 @@ def test_a_handful_of_images_of_all_sizes_is_said_before_training(
         assert diffuse(*shlex.split(todo)[1:], "-q").code == 0
 
 
-def test_images_of_a_program_are_looked_at_by_no_command():
-    with held([Image.new("L", (8 + k, 8), k) for k in range(5)]) as name:
-        images = finish(read_images(name))
-        (notice,) = _mixed(TrainConfig(data=name), images)
-    assert "only 5 images of 5 sizes" in notice.text
-    assert "diffuse info" not in notice.text
+def test_images_of_a_program_are_looked_at_by_no_command(tmp_path):
+    images = [Image.new("L", (8 + k, 8), k) for k in range(5)]
+    out = str(tmp_path / "model.safetensors")
+    events = diffuse_cli.train(images, out=out, steps=1, size=8, config=QUICK)
+    said = [event.text for event in events if isinstance(event, Notice)]
+    (notice,) = (text for text in said if "only 5 images of 5 sizes" in text)
+    assert "diffuse info" not in notice
 
 
 @pytest.mark.parametrize("count", [1, 3])

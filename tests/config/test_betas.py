@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from file_operations import giving
 from networks import plan
 
 from diffuse_cli.config.options import from_dict, read_toml, to_dict, to_toml
@@ -27,7 +26,6 @@ from diffuse_cli.models import model_file
 from diffuse_cli.models.blueprint import make_denoiser, make_process
 from diffuse_cli.models.model_file import StoredModel
 from diffuse_cli.system.errors import ModelFileError, UsageError
-from diffuse_cli.training import time_estimate
 from diffuse_cli.training.configuration import configure
 from diffuse_cli.training.plan import prepare
 from diffuse_cli.training.run_directory import RunDirectory
@@ -291,8 +289,8 @@ def test_eps_at_zero_snr_is_refused_before_images_are_read():
         next(prepare(TrainConfig(data="absent", betas=(1.0, 0.5)), None))
 
 
-def test_diffuse_trains_on_betas_of_a_file(train, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(time_estimate, "seconds_a_step", giving(1.0))
+def test_diffuse_trains_on_betas_of_a_file(train, step_takes):
+    step_takes(1.0)
     (Path("b.txt")).write_text("".join(f"{beta!r}\n" for beta in BETAS))
     ran = train("--steps", 2, "--target", "eps", "--zero-terminal-snr")
     assert (ran.code, "target 'eps' is undefined" in ran.line) == (2, True)

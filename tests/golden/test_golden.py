@@ -12,7 +12,9 @@ import goldens
 import numpy as np
 import pytest
 import record
-from conftest import JUDGE, PREVIEW_STEPS, builder
+from conftest import do_less
+
+from diffuse_cli.training import plan
 
 RECORD = json.loads(goldens.GOLDEN.read_text())
 
@@ -27,10 +29,8 @@ def digests():
 @pytest.mark.parametrize("name", goldens.CASES)
 def test_results_are_as_recorded(name, digests, tmp_path, monkeypatch, pair):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(f"{JUDGE}.build", builder())  # at its full size, but once for all
-    # Nothing of a preview is recorded, and memory does not decide a result.
-    monkeypatch.setattr("diffuse_cli.training.previews.SAMPLING_STEPS", PREVIEW_STEPS)
-    monkeypatch.setattr("diffuse_cli.training.plan.images_at_a_time", lambda *_: 100)
+    do_less(monkeypatch, full_size=True)  # nothing of a preview is recorded
+    monkeypatch.setattr(plan, "images_at_a_time", lambda *_: 100)  # memory decides no result
     goldens.furnish(tmp_path)
     found = goldens.measure(name, lambda *line: pair(*line).out)
     assert goldens.differences(RECORD["cases"][name], goldens.rows(found)) == []

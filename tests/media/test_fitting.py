@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pytest
-from file_operations import giving
 from image_corpus import encoded, fill, noise
 from PIL import Image
 
@@ -22,7 +22,6 @@ from diffuse_cli.media.image.planes import fit_image
 from diffuse_cli.models import model_file
 from diffuse_cli.sampling.generation import Loaded
 from diffuse_cli.system.events import Notice, finish
-from diffuse_cli.training import time_estimate
 
 NAVY = (0, 0, 128)
 
@@ -216,9 +215,9 @@ def test_files_from_before_were_cropped(tmp_path: Path, wide: Path, model: Path)
 
 
 def test_init_begins_with_the_fit_of_the_model(
-    diffuse: Any, recipe: Path, wide: Path, monkeypatch: pytest.MonkeyPatch
+    diffuse: Any, recipe: Path, wide: Path, step_takes: Callable[[float], None]
 ) -> None:
-    monkeypatch.setattr(time_estimate, "seconds_a_step", giving(1.0))
+    step_takes(1.0)
     diffuse("train", wide, "--config", recipe, "--size", 8, "--fit", "pad", "--steps", 1)
     ran = diffuse("train", wide, "--init", "model.safetensors", "-o", "b.safetensors", "--dry-run")
     assert 'fit = "pad"' in ran.out

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,21 @@ QUICK = Path(__file__).with_name("quick.toml")
 def quick(diffuse: Callable[..., Any], images: Path) -> Callable[..., Any]:
     """Train the quickest network on the images: where nothing depends on which."""
     return lambda *arguments: diffuse("train", images, "--config", QUICK, *arguments)
+
+
+def measure_by_step(
+    patch: pytest.MonkeyPatch, kids: Mapping[int, float], before: Callable[[int], Any]
+) -> None:
+    """Let evaluations find KIDs by the number of updates behind the EMA weights, of which each is
+    passed to `before`."""
+
+    def measure(self: monitor.Monitor) -> Generator[Any, Any, dict[str, float]]:
+        yield from ()
+        step = self.trainer.ema.updates
+        before(step)
+        return {"kid": kids.get(step, 1.0), "kid_standard_error": 0.01}
+
+    patch.setattr(monitor.Monitor, "_measure", measure)
 
 
 @pytest.fixture

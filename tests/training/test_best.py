@@ -16,10 +16,10 @@ from conftest import write_images
 from diffuse_cli.config.sample_options import SAMPLING_STEPS
 from diffuse_cli.metrics import Measured, kid
 from diffuse_cli.models import model_file
-from diffuse_cli.training import checkpoints, monitor, validation
+from diffuse_cli.training import checkpoints, loop, monitor, validation
 from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.trainer import Trainer
-from training.conftest import QUICK
+from training.conftest import QUICK, measure_by_step
 
 MODEL, BEST, RUN = Path("model.safetensors"), Path("model.best.safetensors"), Path("model.run")
 EVAL = ("--eval-every", 2, "--eval-images", 6)
@@ -28,23 +28,11 @@ KIDS = {2: 0.9, 4: 0.4, 6: 0.6, 8: 0.5, 10: 0.3, 12: 0.7, 14: 0.2, 16: 0.8}
 """A course of the metric: the best is at 4, then at 10, then at 14."""
 
 
-def measuring(asked):
-    """`_measure` by the number of updates behind the averaged weights, which it notes."""
-
-    def measure(self):
-        yield from ()
-        step = self.trainer.ema.updates
-        asked.append(step)
-        return {"kid": KIDS.get(step, 1.0), "kid_standard_error": 0.01}
-
-    return measure
-
-
 @pytest.fixture
 def course(monkeypatch):
     """The course as what is measured; the steps at which it was."""
     asked = []
-    monkeypatch.setattr(monitor.Monitor, "_measure", measuring(asked))
+    measure_by_step(monkeypatch, KIDS, asked.append)
     return asked
 
 
@@ -107,7 +95,7 @@ def test_the_kid_is_that_of_drawn_images_against_held_out_ones(diffuse, quick, i
 
     monkeypatch.setattr(validation, "extract", noting)
     monkeypatch.setattr(conftest, "PREVIEW_STEPS", SAMPLING_STEPS)
-    monkeypatch.setattr(f"{conftest.JUDGE}.SIZE", conftest.less([])[f"{conftest.JUDGE}.SIZE"])
+    conftest.do_less(monkeypatch)
     quick("--steps", 10, "--eval-every", 10, "--eval-images", 9)
     assert diffuse("sample", BEST, "-n", 9, "-o", "drawn").code == 0
     from PIL import Image
@@ -196,7 +184,7 @@ def run_through(steps, images, folder):
     """The folder of a run through so much of the course."""
     line = ["train", images, "--config", QUICK, "--steps", steps, *EVAL, "-q"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(monitor.Monitor, "_measure", measuring([]))
+        measure_by_step(patch, KIDS, lambda step: None)
         assert conftest.in_process([*line, "-o", folder / MODEL]) == 0
     return folder
 
@@ -276,16 +264,15 @@ def test_a_signal_abandons_an_evaluation_which_is_made_up_for(
     quick, course, short_course, monkeypatch, at
 ):
     """At the last step, too, where nothing else is left to do."""
-    real, finished = monitor.Monitor._measure, []
+    finished = []
 
-    def interrupted(self):
-        if self.trainer.ema.updates == at and not finished:
+    def interrupted(step):
+        if step == at:
             signal.raise_signal(signal.SIGTERM)
             finished.append(True)
-        return (yield from real(self))
 
     with monkeypatch.context() as patch:
-        patch.setattr(monitor.Monitor, "_measure", interrupted)
+        measure_by_step(patch, KIDS, interrupted)
         ran = quick("--steps", 6, *EVAL, "-q")
         assert ran.code == 143
         assert f"at step {at}: checkpoint saved" in ran.line

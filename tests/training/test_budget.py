@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from conftest import do_less
 from file_operations import giving
 
 from diffuse_cli.config.train_options import TrainConfig
@@ -235,7 +236,7 @@ def ticking():
         patch.setattr(Stopwatch, "seconds", giving(STEP))
         patch.setattr(Stopwatch, "elapsed", lambda self: 0.0)
         patch.setattr(previews, "passes_of_preview", lambda plan: 0)
-        patch.setattr("diffuse_cli.training.previews.SAMPLING_STEPS", 2)
+        do_less(patch)
         yield here
 
 

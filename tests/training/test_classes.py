@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import PREVIEW_STEPS, write_images
-from file_operations import giving
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -22,7 +21,6 @@ from diffuse_cli.data import read_images
 from diffuse_cli.models import model_file
 from diffuse_cli.system.events import finish
 from diffuse_cli.system.rng import training_draws
-from diffuse_cli.training import time_estimate
 from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.trainer import Trainer
 from training.conftest import QUICK
@@ -221,9 +219,9 @@ def test_a_preview_shows_the_classes_in_turn(diffuse, conditional):
 
 
 def test_dry_run_of_a_conditional_model_fed_back_gives_the_same_model(
-    train, diffuse, images, monkeypatch
+    train, diffuse, images, step_takes
 ):
-    monkeypatch.setattr(time_estimate, "seconds_a_step", giving(1.0))
+    step_takes(1.0)
     options = (
         "--steps 3 --classes --label-dropout 0.3 --variance learned --timestep-draw importance"
     )

@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 
 from diffuse_cli.data import decoding_workers, pair, read_images, stream
 from diffuse_cli.system.events import finish
-from diffuse_cli.training import feed, time_estimate
+from diffuse_cli.training import feed
 from diffuse_cli.training.batches import Batches
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.trainer import Trainer
@@ -126,9 +126,7 @@ def test_pairs_are_streamed_as_they_are_kept(diffuse, images, negatives):
     assert (RUN / last).read_bytes() == (Path("whole.run") / last).read_bytes()
 
 
-def test_minutes_and_dry_runs(diffuse, images, monkeypatch):
-    monkeypatch.setattr(time_estimate, "SECONDS", 0.0)
-    monkeypatch.setattr(time_estimate, "BRIEFLY", 0.0)
+def test_minutes_and_dry_runs(diffuse, images, untimed):
     train = functools.partial(diffuse, "train", images, "--config", QUICK)
     ran = train("--cache", 0, "--minutes", 0.02)
     assert ran.code == 0, ran.err
@@ -225,25 +223,35 @@ def test_a_pair_is_replaced_as_a_whole(plan, tmp_path, negatives, monkeypatch):
     assert feed.readable(plan.data, np.array([last])).tolist() == [plan.data.held_out[0]]
 
 
-def test_it_takes_images_in_their_order_and_is_bounded(plan, monkeypatch):
+def test_it_takes_images_in_their_order_and_is_bounded(plan, images, monkeypatch):
     asked = []
     original = feed.load
     monkeypatch.setattr(feed, "load", lambda p, k: asked.append(len(k)) or original(p, k))
     monkeypatch.setattr(feed, "STEPS_AHEAD", 3)
     batches = Batches(plan, 8, None, range(2, 6))
-    plain = {k: batches._ordered(k, range(2, 6)) for k in range(40)}
+    whole = finish(read_images(str(images)))
+    kept = TrainingData(whole, plan.data.train, plan.data.held_out)
+    plain = Batches(Plan(plan.config, None, kept), 8, None)
+    monkeypatch.setattr(stream, "decode_all", lambda *a: pytest.fail("decoded late"))
     for k in (0, 1, 2, 3, 7, 8, 2):  # also back and forth
-        assert batches.at(k, range(2, 6)).tolist() == plain[k].tolist()
-        assert batches.at(k, range(4, 5)).tolist() == plain[k][2:3].tolist()
-        assert set(plan.data.images.stored.stream._ahead) == set(plain[k].tolist())
-        assert len(batches.feed._queue) == 3
+        wanted = plain.at(k, range(2, 6))
+        assert batches.at(k, range(2, 6)).tolist() == wanted.tolist()
+        assert batches.at(k, range(4, 5)).tolist() == wanted[2:3].tolist()
+        assert np.array_equal(plan.data.images.stored[wanted], whole.stored[wanted])
     assert sum(asked) <= 4 * (4 + 3 + 1 + 3 + 4 + 4)
+    batches.close()
+
+
+def test_large_images_are_not_read_far_ahead(plan, monkeypatch):
+    asked = []
+    original = feed.load
+    monkeypatch.setattr(feed, "load", lambda p, k: asked.append(len(k)) or original(p, k))
     monkeypatch.setattr(feed, "AHEAD", 0)
     small = Batches(plan, 8, None)
     small.at(0, range(8))
-    assert len(small.feed._queue) == 1
-    batches.close()
-    assert not batches.feed._queue
+    small.at(1, range(8))
+    small.close()
+    assert 16 <= sum(asked) <= 24
 
 
 def test_memory_does_not_grow(plan, monkeypatch):
@@ -292,15 +300,7 @@ def test_workers_end_with_a_run_that_is_killed(spawn, images, tmp_path):
         time.sleep(0.05)
 
 
-def test_workers_end_with_the_run(run, monkeypatch):
-    started = []
-
-    class Kept(decoding_workers.Worker):
-        def __init__(self, reading):
-            super().__init__(reading)
-            started.append(self)
-
-    monkeypatch.setattr(decoding_workers, "Worker", Kept)
+def test_workers_end_with_the_run(run, processes_begun):
     assert run("--cache", 0).code == 0
-    assert started
-    assert all(worker._process.returncode is not None for worker in started)
+    assert processes_begun
+    assert all(each.returncode is not None for each in processes_begun)

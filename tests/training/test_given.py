@@ -231,8 +231,7 @@ def test_no_pair_at_all_is_refused(quick, tmp_path):
     assert "has its pair in others" in ran.line
 
 
-def test_a_dry_run_is_fed_back(quick, negatives, images, diffuse, monkeypatch):
-    monkeypatch.setattr("diffuse_cli.training.time_estimate.SECONDS", 0.0)
+def test_a_dry_run_is_fed_back(quick, negatives, images, diffuse, untimed):
     line = ("--steps", 2, "--given", negatives, "--given-noise", 0.1)
     text = quick(*line, "--dry-run").out
     Path("back.toml").write_text(text)

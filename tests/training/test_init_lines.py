@@ -165,8 +165,7 @@ def test_another_schedule_is_said(diffuse, images, model):
     assert table(ran)["noise"][-1].startswith("another schedule")
 
 
-def test_a_dry_run_says_it_and_writes_nothing(diffuse, colours, model, monkeypatch):
-    monkeypatch.setattr("diffuse_cli.training.time_estimate.SECONDS", 0.0)
+def test_a_dry_run_says_it_and_writes_nothing(diffuse, colours, model, untimed):
     ran = diffuse("train", colours, "--init", model, "--channels", 3, "--dry-run")
     assert ran.code == 0, ran.err
     assert "grey becomes colour" in table(ran)["channels"][-1]

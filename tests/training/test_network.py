@@ -11,7 +11,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from file_operations import giving
 
 from diffuse_cli.config.options import from_dict, to_toml
 from diffuse_cli.config.presets import PRESETS, network_config
@@ -20,7 +19,6 @@ from diffuse_cli.core import Conditions, Space
 from diffuse_cli.models import model_file
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import finish
-from diffuse_cli.training import time_estimate
 from diffuse_cli.training.configuration import batched, complete, configure, rate_at
 from diffuse_cli.training.memory_estimate import bytes_kept
 from diffuse_cli.training.monitor import GUESS
@@ -371,8 +369,8 @@ def test_the_estimate_with_checkpointing_is_inputs_and_the_largest_block(resbloc
     assert found < bytes_kept(blueprint, half=False, checkpointing=False).of(2) / 2
 
 
-def test_dry_run_prints_less_memory_with_checkpointing(train, monkeypatch):
-    monkeypatch.setattr(time_estimate, "seconds_a_step", giving(1.0))
+def test_dry_run_prints_less_memory_with_checkpointing(train, step_takes):
+    step_takes(1.0)
     plain = train("--dry-run", "--json").json
     checkpointed = train("--dry-run", "--json", "--gradient-checkpointing").json
     assert checkpointed["memory_bytes"] < plain["memory_bytes"]

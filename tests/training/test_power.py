@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import in_process
-from file_operations import giving
 from torch import nn
 
 from diffuse_cli.commands.ema.ema_lengths import LENGTHS
@@ -333,10 +332,8 @@ def test_the_estimate_of_disk_covers_them(quick, monkeypatch):
     assert total - checkpoints.SPARE < 2 * (used + of_one)
 
 
-def test_the_estimate_of_memory_covers_them(quick, monkeypatch):
-    from diffuse_cli.training import time_estimate
-
-    monkeypatch.setattr(time_estimate, "seconds_a_step", giving(1.0))
+def test_the_estimate_of_memory_covers_them(quick, step_takes):
+    step_takes(1.0)
     without = quick("--dry-run", "--json").json
     kept = quick("--dry-run", "--json", *KEEP).json
     more = len(KEPT_LENGTHS) * 4 * without["parameters"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import in_process, write_images
-from file_operations import giving, watching
+from file_operations import watching
 from safetensors.torch import load_file
 
 from diffuse_cli.models import model_file
@@ -214,7 +214,7 @@ def test_a_new_checkpoint_is_whole_before_an_old_one_goes(tmp_path, monkeypatch)
     for step in (1, 2, 3):
         run.save(Checkpoint(step=step, model={}, ema={}, optimizer={}, history={}, state={}))
     order = []
-    monkeypatch.setattr("diffuse_cli.system.files.operation", watching(order))
+    monkeypatch.setattr(files, "operation", watching(order))
     run.save(Checkpoint(step=4, model={}, ema={}, optimizer={}, history={}, state={}))
     new, old = order.index(("rename", "step-00000004")), order.index(("rename", "step-00000002"))
     assert ("sync-folder", "checkpoints") in order[new:old]
@@ -398,8 +398,8 @@ def test_a_stop_beyond_the_last_step_is_refused(train, stopped):
     assert train("--resume", "--stop-at", 4).code == 0
 
 
-def test_a_stop_beyond_the_steps_that_minutes_hold_is_said(quick, monkeypatch):
-    monkeypatch.setattr("diffuse_cli.training.time_estimate.Stopwatch.seconds", giving(100.0))
+def test_a_stop_beyond_the_steps_that_minutes_hold_is_said(quick, step_takes):
+    step_takes(100.0)
     ran = quick("--minutes", 10, "--stop-at", 11)
     assert ran.code == 0
     assert "--stop-at 11 is beyond the 10 steps" in ran.err

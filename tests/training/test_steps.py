@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import in_process
-from file_operations import giving
 
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core import LOSSES
@@ -20,7 +19,7 @@ from diffuse_cli.data import read_images
 from diffuse_cli.models import model_file
 from diffuse_cli.system.events import finish
 from diffuse_cli.system.rng import draw_noise
-from diffuse_cli.training import time_estimate
+from diffuse_cli.training import ema_weights
 from diffuse_cli.training.batches import Batches
 from diffuse_cli.training.ema_weights import read_snapshot
 from diffuse_cli.training.optimization import Course, Updater, lr_at
@@ -158,7 +157,7 @@ def test_bad_steps_are_counted_on_after_a_resume(quick, spoil):
 
 def test_a_resume_between_two_moves_of_the_average_is_exact(quick, spoil, monkeypatch):
     """The steps since the last move, one of them bad, are part of the state."""
-    monkeypatch.setattr("diffuse_cli.training.ema_weights.EAGER", 0)
+    monkeypatch.setattr(ema_weights, "EAGER", 0)
     spoil(lambda call: call in (5, 15))
     quick("--steps", 10, "-o", "whole.safetensors")
     quick("--steps", 10, "--stop-at", 6)
@@ -293,21 +292,21 @@ def test_accumulation_does_not_change_the_losses(quick, at_once, parts):
     assert_same_course(RUN, at_once)
 
 
-def test_each_part_of_a_batch_has_dropout_of_its_own(quick):
+def test_each_part_of_a_batch_has_dropout_of_its_own(quick, monkeypatch):
     """Part by part, the trainer seeds what modules draw: by the step, the part and the process."""
-    seen = {}
+    seen = []
 
-    class Watched(Trainer):
-        def parts(self, step):
-            for part in super().parts(step):
-                seen[step, part.start] = torch.rand(8).tolist()
-                yield part
+    def loss(denoiser, *arguments, **cond):
+        value = simple(denoiser, *arguments, **cond)
+        if value.requires_grad:
+            seen.append(tuple(torch.rand(8).tolist()))
+        return value
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("diffuse_cli.training.loop.Trainer", Watched)
-        assert quick("--steps", 2, "--accumulation", 4).code == 0
-    assert seen.keys() == {(step, first) for step in range(2) for first in (0, 2, 4, 6)}
-    assert len(set(map(tuple, seen.values()))) == 8
+    monkeypatch.setitem(LOSSES, "simple", loss)
+    assert quick("--steps", 2, "--accumulation", 4).code == 0
+    assert len(seen) == len(set(seen)) == 8
+    assert quick("--steps", 2, "--accumulation", 4, "--overwrite").code == 0
+    assert seen[8:] == seen[:8]
 
 
 def test_the_learning_rate_rises_and_falls_to_0(quick):
@@ -327,10 +326,10 @@ def test_the_rise_takes_a_tenth_of_a_short_run():
     assert lr_at(dataclasses.replace(config, steps=5), Course.of(5), 0) == 1
 
 
-def test_a_warmup_that_is_cut_is_said(quick, monkeypatch):
+def test_a_warmup_that_is_cut_is_said(quick, step_takes):
     said = "is more than a tenth of 20 steps: the learning rate rises over 2"
     assert f"--warmup 3 {said}" in quick("--steps", 20, "--warmup", 3, "--stop-at", 1).err
-    monkeypatch.setattr(time_estimate, "seconds_a_step", giving(1.0))
+    step_takes(1.0)
     options = ("--steps", 20, "--dry-run", "--warmup")
     assert f"--warmup 3 {said}" in quick(*options, 3).err
     assert "--warmup" not in quick(*options, 2).err

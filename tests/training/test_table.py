@@ -289,8 +289,7 @@ def test_columns_that_are_left_out_leave_what_was_drawn_without_them(follower, d
         assert not torch.allclose(before, old.network()(x, t, row=told), atol=1e-3)
 
 
-def test_a_dry_run_is_fed_back(learn, diffuse, shades, monkeypatch):
-    monkeypatch.setattr("diffuse_cli.training.time_estimate.SECONDS", 0.0)
+def test_a_dry_run_is_fed_back(learn, diffuse, shades, untimed):
     line = ("--steps", 2, "--condition-on", "level", "--condition-on", "side:label")
     Path("back.toml").write_text(learn(*line, "--dry-run").out)
     assert learn(*line).code == 0

@@ -309,8 +309,8 @@ def test_a_slow_run_says_early_how_long_it_will_take(monkeypatch):
     assert list(said(60.0, 5000, compile=True)) == [2]
 
 
-def test_train_and_dry_run_warn_and_go_on(quick, monkeypatch):
-    monkeypatch.setattr(time_estimate, "seconds_a_step", giving(0.01))
+def test_train_and_dry_run_warn_and_go_on(quick, step_takes):
+    step_takes(0.01)
     warning = "warning: 4 steps will draw nothing: try --steps 300\n"
     ran = quick("--steps", 4)
     assert ran.code == 0
@@ -332,8 +332,8 @@ def test_a_slow_run_says_so_while_it_trains(quick, monkeypatch):
     assert ran.err.count("warning: 3 steps of 0.") == 1
 
 
-def test_minutes_that_are_too_few_are_called_so(train, monkeypatch):
-    monkeypatch.setattr(Stopwatch, "seconds", giving(100.0))
+def test_minutes_that_are_too_few_are_called_so(train, step_takes):
+    step_takes(100.0)
     for more in ((), ("--dry-run",)):
         ran = train("--minutes", 10, "--stop-at", 1, *more)
         assert ran.code == 0

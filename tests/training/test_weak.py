@@ -10,11 +10,10 @@ import torch
 from conftest import in_process
 
 from diffuse_cli.models import model_file
-from diffuse_cli.training import monitor
 from diffuse_cli.training.ema_weights import weak_step
 from diffuse_cli.training.optimization import Course
 from diffuse_cli.training.run_directory import RunDirectory
-from training.conftest import QUICK
+from training.conftest import QUICK, measure_by_step
 
 MODEL, OTHER = Path("model.safetensors"), Path("other.safetensors")
 RUN = ("--steps", 17)
@@ -122,13 +121,7 @@ def test_a_run_cannot_turn_it_on_afterwards(quick):
 
 
 def test_the_best_model_has_it_from_its_step_on(quick, monkeypatch):
-    kids = {2: 0.9, 4: 0.5, 6: 0.7}
-
-    def measure(self):
-        yield from ()
-        return {"kid": kids[self.trainer.ema.updates]}
-
-    monkeypatch.setattr(monitor.Monitor, "_measure", measure)
+    measure_by_step(monkeypatch, {2: 0.9, 4: 0.5, 6: 0.7}, lambda step: None)
     best = Path("model.best.safetensors")
     line = (*RUN, "--keep-weak", "--eval-every", 2, "--eval-images", 6)
     quick(*line, "--stop-at", 2)
