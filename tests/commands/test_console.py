@@ -27,50 +27,44 @@ def clock(monkeypatch):
 
 
 @pytest.fixture
-def lines(clock):
-    """What is said, and the renderer that says it."""
-    said = []
-    return said, console._Lines(said.append)
+def said(clock, capfd):
+    """The lines that are said of progress; a number is the seconds that pass."""
+
+    def follow(*events):
+        def work():
+            for event in events:
+                if isinstance(event, Progress):
+                    yield event
+                else:
+                    clock[0] += event
+
+        Console().follow(work())
+        return capfd.readouterr().err.splitlines()
+
+    return follow
 
 
-def test_a_line_of_progress_comes_after_a_while(lines, clock):
-    said, show = lines
-    for k in range(1, 100):
-        clock[0] += 1
-        show(Progress(READING, k, 1000))
-    assert said == [f"reading {k}/1,000" for k in range(11, 100, 10)]
+def test_a_line_of_progress_comes_after_a_while(said):
+    events = [event for k in range(1, 100) for event in (1, Progress(READING, k, 1000))]
+    assert said(*events) == [f"reading {k}/1,000" for k in range(11, 100, 10)]
 
 
-def test_the_end_of_a_task_is_always_said(lines, clock):
-    said, show = lines
-    show(Progress(READING, 1, 2))
-    show(Progress(READING, 2, 2, "done"))
-    assert said == ["reading 2/2  done"]
+def test_the_end_of_a_task_is_always_said(said):
+    events = (Progress(READING, 1, 2), Progress(READING, 2, 2, "done"))
+    assert said(*events) == ["reading 2/2  done"]
 
 
-def test_a_task_that_ends_as_it_begins_is_not_worth_a_line(lines):
-    said, show = lines
-    show(Progress(READING, 1, 1))
-    assert said == []
+def test_a_task_that_ends_as_it_begins_is_not_worth_a_line(said):
+    assert said(Progress(READING, 1, 1)) == []
 
 
-def test_a_task_of_the_same_name_begins_anew(lines, clock):
-    said, show = lines
-    for _ in range(2):
-        show(Progress(READING, 1, 2))
-        show(Progress(READING, 2, 2))
-    assert len(said) == 2
+def test_a_task_of_the_same_name_begins_anew(said):
+    assert len(said(*[Progress(READING, 1, 2), Progress(READING, 2, 2)] * 2)) == 2
 
 
-def test_tasks_do_not_hold_each_other_up(lines, clock):
-    said, show = lines
-    show(Progress("a", 1, 9))
-    clock[0] += 6
-    show(Progress("b", 1, 9))
-    clock[0] += 6
-    show(Progress("a", 2, 9))
-    show(Progress("b", 2, 9))
-    assert said == ["a 2/9"]
+def test_tasks_do_not_hold_each_other_up(said):
+    a, b = ([Progress(name, k, 9) for k in (1, 2)] for name in "ab")
+    assert said(a[0], 6, b[0], 6, a[1], b[1]) == ["a 2/9"]
 
 
 # -- results --------------------------------------------------------------------------------------

@@ -26,7 +26,8 @@ SCREEN = 30
 def help_of(request, diffuse, monkeypatch):
     """The help of a command at 80 columns, without a terminal and on one."""
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setattr(help, "_on_terminal", lambda: request.param == "terminal")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(help, "is_terminal", lambda stream: request.param == "terminal")
 
     def run(*command):
         ran = diffuse(*command, "--help")

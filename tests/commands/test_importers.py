@@ -27,12 +27,12 @@ from diffuse_cli.commands.convert.diffusers_schedulers import BETA_ENDS
 from diffuse_cli.commands.convert.diffusers_unet import DEFAULTS, ONLY
 from diffuse_cli.commands.convert.importers import (
     FORMATS,
-    assembly,
     convert,
     diffusers,
     openai,
 )
-from diffuse_cli.commands.convert.importers.assembly import Net
+from diffuse_cli.commands.convert.importers._foreign_files import MOST_BYTES
+from diffuse_cli.commands.convert.importers.assembly import Net, settle, training
 from diffuse_cli.config.exchange_options import ConvertConfig
 from diffuse_cli.config.presets import PRESETS, architecture
 from diffuse_cli.config.shared_options import DiffusionConfig
@@ -990,11 +990,8 @@ def test_a_file_that_is_no_model_is_refused(diffuse, name: str):
 
 
 def test_a_pickle_that_is_too_large_is_not_read(diffuse, monkeypatch):
-    torch.save(checkpoint(), "m.pt")
-    monkeypatch.setattr(
-        "diffuse_cli.commands.convert.importers._foreign_files.MOST_BYTES",
-        Path("m.pt").stat().st_size - 1,
-    )
+    torch.save(checkpoint(), "m.pt", _use_new_zipfile_serialization=False)
+    os.truncate("m.pt", MOST_BYTES + 1)  # which takes no room
     monkeypatch.setattr(torch, "load", lambda *a, **k: pytest.fail("it was read"))
     ran = diffuse("convert", "m.pt", "--heads", 2, *TYPED, "-q")
     assert (ran.code, "is a pickle of more than" in ran.line) == (4, True)
@@ -1220,9 +1217,9 @@ def test_training_on_follows_the_presets_recipe(learned: bool):
     foreign = openai.read(source, ConvertConfig(source="m.pt", preset="iddpm-imagenet64"))
     assert foreign.diffusion == {"variance": "learned" if learned else "large"}
     config = ConvertConfig(source="m.pt", preset="iddpm-imagenet64")
-    diffusion = assembly.settle(foreign, source, config)
+    diffusion = settle(foreign, source, config)
     assert (diffusion.schedule, diffusion.num_timesteps) == ("cosine", 4000)
-    kept = assembly.training(foreign.unet, diffusion, "iddpm-imagenet64")
+    kept = training(foreign.unet, diffusion, "iddpm-imagenet64")
     assert foreign.unet == unet
     assert "lr" not in kept
     assert kept.get("loss") == ("hybrid" if learned else None)

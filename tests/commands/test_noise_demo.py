@@ -215,12 +215,16 @@ def test_a_log_snr_of_minus_infinity_is_drawn_at_the_lower_edge(shown: Shown) ->
         assert last == axes.get_ylim()[0] < min(before)
 
 
-def test_the_right_plot_reads_both_variances(shown: Shown) -> None:
-    scene = shown(num_timesteps=20)
-    sheet = figures.Sheet(4, 3, 50)
-    axes = sheet.axes(1, 1, 2, 1)
-    forward_process._variances(axes, scene.processes, [0])
-    sheet.render()
+def test_the_right_plot_reads_both_variances(monkeypatch: pytest.MonkeyPatch) -> None:
+    scenes: list[forward_process.Scene] = []
+    drawn: list[Any] = []
+    draw, own = forward_process.Scene.draw, figures.Sheet.axes
+    with monkeypatch.context() as patch:
+        patch.setattr(figures.Sheet, "axes", lambda *a: drawn.append(own(*a)) or drawn[-1])
+        patch.setattr(forward_process.Scene, "draw", lambda *a: scenes.append(a[0]) or draw(*a))
+        run(num_timesteps=20)
+    (scene,) = scenes
+    (axes,) = (each for each in drawn if each.child_axes)
     for line, process in zip(axes.lines, scene.processes.values(), strict=True):
         assert np.asarray(line.get_ydata()) == pytest.approx(process.alpha_bars.numpy())
     (right,) = axes.child_axes

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from diffuse_cli.commands.convert.diffusers_schedulers import SCHEDULERS, scheduler_fields
 from diffuse_cli.commands.convert.diffusers_unet import lacks
-from diffuse_cli.commands.convert.exporters import TARGETS, _pipeline_card, export
+from diffuse_cli.commands.convert.exporters import TARGETS, export
 from diffuse_cli.commands.convert.exporters.diffusers import PARTS, WEIGHTS
 from diffuse_cli.commands.convert.importers import convert
 from diffuse_cli.commands.convert.importers.assembly import Net
@@ -573,8 +573,8 @@ def test_the_cards_loop_guides_as_sample_does(
     made = model_of(conditions=Conditions(classes=("a", "b")))
     training = {**made.training, "label_dropout": dropout}
     model = dataclasses.replace(made, sampling=sampling, training=training)
-    card = _pipeline_card.draw("name", model, "ddpm")
-    assert f"label, scale = torch.tensor([0, 0, 0, 0]), {scale}\n" in card
+    card = leave(model, sampler="ddpm") / "README.md"
+    assert f"label, scale = torch.tensor([0, 0, 0, 0]), {scale}\n" in card.read_text()
 
 
 def test_of_several_that_export_to_one_folder_each_ends_well_or_busy(

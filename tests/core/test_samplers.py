@@ -32,7 +32,7 @@ from diffuse_cli.core import SAMPLERS, VARIANCES, Denoiser
 from diffuse_cli.core.guidance import clip
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.samplers import OF_DISTILLED, encode, sampler_options
-from diffuse_cli.core.solvers import _phi
+from diffuse_cli.core.solvers import SolverStep, _phi
 
 LINEAR = process_of("linear", 1000)
 COSINE = process_of("cosine", 1000)
@@ -218,7 +218,7 @@ def test_the_last_log_snr_has_the_published_digits(process, value: float):
 )
 def test_a_rough_step_is_taken_by_ddim(name, guarded, unguarded, monkeypatch):
     assert spread_of(name, COSINE.times(10), process=COSINE) == pytest.approx(guarded, abs=5e-5)
-    monkeypatch.setattr("diffuse_cli.core.solvers.SolverStep.rough", False)
+    monkeypatch.setattr(SolverStep, "rough", False)
     assert spread_of(name, COSINE.times(10), process=COSINE) == pytest.approx(unguarded, abs=5e-5)
 
 

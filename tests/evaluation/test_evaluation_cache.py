@@ -97,26 +97,31 @@ def test_another_network_has_its_own(folder: Path, change: dict[str, str]) -> No
     assert other.shown == 6
 
 
-def test_another_device_has_its_own(folder: Path) -> None:
-    network = Counting().network
-    elsewhere = replace(network, device=torch.device("meta"))
-    assert feature_cache._key(network, noise()) != feature_cache._key(elsewhere, noise())
-
-
-def test_another_resize_of_the_network_has_its_own(folder: Path) -> None:
-    """The pixels do not stand for it."""
-    network = Counting().network
-    other = replace(network, resize="9x9, nearest")
-    assert feature_cache._key(network, noise()) != feature_cache._key(other, noise())
+@pytest.mark.parametrize(
+    "change",
+    [{"device": torch.device("meta")}, {"resize": "9x9, nearest"}],
+    ids=["device", "resize"],
+)
+def test_another_device_or_resize_of_the_network_has_its_own(
+    folder: Path, change: dict[str, Any]
+) -> None:
+    """The pixels do not stand for them."""
+    Counting()(noise())
+    other = replace(Counting().network, forward=lambda pixels: torch.zeros(len(pixels), 3))
+    found = finish(feature_cache.cached(replace(other, **change), noise()))
+    assert not found.any()
+    assert len(kept(folder)) == 2
 
 
 def test_another_version_of_the_program_has_its_own(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    network = Counting().network
-    earlier = feature_cache._key(network, noise())
+    measure = Counting()
+    measure(noise())
     monkeypatch.setattr(feature_cache, "__version__", "0.0.1")
-    assert feature_cache._key(network, noise()) != earlier
+    measure(noise())
+    assert measure.shown == 12
+    assert len(kept(folder)) == 2
 
 
 DAMAGE: dict[str, Callable[[bytes, bytes], bytes]] = {
@@ -204,9 +209,11 @@ def test_where_features_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_the_least_recently_used_go_first(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measure = Counting()
+    known: set[Path] = set()
     for seed in range(3):
         measure(noise(seed))
-        path = folder / f"{feature_cache._key(measure.network, noise(seed))}.npz"
+        (path,) = {*kept(folder)} - known
+        known.add(path)
         os.utime(path, (seed, seed))
     monkeypatch.setattr(feature_cache, "LARGEST", 3 * path.stat().st_size)
     measure(noise(0))  # used again: now the newest

@@ -301,11 +301,6 @@ def test_the_line_is_worth_nothing_below_the_number_of_features_and_says_so():
         assert all(r.warns and "a line gives" in r.says for r in said)
 
 
-def test_a_straight_line_is_extended_to_its_intercept():
-    assert frechet._intercept((1, 2, 4), 1) @ [5, 7, 11] == pytest.approx(3)
-    assert frechet._intercept((1, 2, 4), 2) @ [2, 5, 17] == pytest.approx(1)  # 1 + x^2
-
-
 def test_infinity_is_left_out_of_too_few_images():
     assert "frechet_infinity" not in measured("frechet", drawn(0, 15), drawn(1, 99))
     assert "frechet_infinity" in measured("frechet", drawn(0, 16), drawn(1, 16))

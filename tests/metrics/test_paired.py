@@ -14,7 +14,7 @@ from diffuse_cli.core.conditions import Conditions, Given
 from diffuse_cli.core.space import Space
 from diffuse_cli.evaluation.image_sets import Labelled
 from diffuse_cli.evaluation.input_builders import nearest
-from diffuse_cli.metrics import METRICS, MetricNumber, numbers
+from diffuse_cli.metrics import METRICS, MetricNumber, nearest_neighbors, numbers
 from diffuse_cli.metrics.inputs import Answers
 from diffuse_cli.metrics.paired import (
     MOST,
@@ -105,7 +105,7 @@ def test_the_distance_in_features_is_that_of_each_image():
 def test_the_nearest_training_image_is_the_one_that_looks_alike_where_it_is_known(
     what, monkeypatch
 ):
-    monkeypatch.setattr("diffuse_cli.metrics.nearest_neighbors.BLOCK", 7)
+    monkeypatch.setattr(nearest_neighbors, "BLOCK", 7)
     space, truth = Space(channels=3, size=(8, 8)), images(6, 8, 8)
     blueprint = SimpleNamespace(
         conditions=Conditions(given=Given(channels=3, what=what)), space=space

@@ -96,8 +96,13 @@ def test_a_power_law_is_found_within_its_error(size, slope):
     radius = np.sqrt(sum(np.square(a) for a in np.meshgrid(*axes, indexing="ij"))).ravel()
     law = np.add.reduceat(radius[shells.order] ** -slope * shells.weights, shells.starts)
     law /= shells.counts
-    powers = spectrum.powers(fields(0, 120, size, slope), shells, np.ones(1))
-    off = (powers.mean(0) - law) / spectrum._errors(powers)
+    samples = fields(0, 120, size, slope)
+    powers = spectrum.powers(samples, shells, np.ones(1))
+    errors = powers.std(0, ddof=1) / math.sqrt(120)
+    _, told = found(samples, samples)
+    of_told = np.array(told["real_standard_error"]) / told["real"]
+    assert of_told == pytest.approx(errors / powers.mean(0))
+    off = (powers.mean(0) - law) / errors
     n = len(off)
     assert np.square(off).sum() < n + 4 * math.sqrt(2 * n)
     slopes = np.polyfit(np.log(shells.frequencies), np.log(powers.mean(0)), 1)

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -172,7 +173,7 @@ def test_what_a_killed_process_left_of_a_file_goes_when_it_is_written_next(tmp_p
     with writer_of(tmp_path / "file"):
         pass
     [left] = everything(tmp_path)
-    assert files._TEMPORARY.fullmatch(left)[1] == "file"
+    assert re.fullmatch(r"\.file\.[0-9a-f]+\.tmp", left)
     mine = [".file.x.tmp", ".other.5.tmp", ".file.5.tmp.png", "file.5.tmp"]
     for name in mine:
         (tmp_path / name).touch()
@@ -219,30 +220,27 @@ def test_a_name_that_is_taken_is_not_written_to(tmp_path: Path, monkeypatch):
 
 def test_a_file_is_locked_until_it_has_its_name(tmp_path: Path, monkeypatch):
     """Else another process could take it for abandoned, between the last byte and the rename."""
-    tried = []
+    left = []
+    sweep = "import sys; from pathlib import Path; from diffuse_cli.system import files; "
+    sweep += "files.sweep(Path(sys.argv[1]))"
 
     @contextlib.contextmanager
     def operation(name: str, path: Path):
         if name == "rename":
-            tried.append(killed_while(lambda: os._exit(137 * sweeps()), watching([])))
+            line = [sys.executable, "-c", sweep, str(tmp_path)]
+            subprocess.run(line, env=environment(), check=True)
+            left.extend(everything(tmp_path))
         yield
-
-    def sweeps() -> bool:
-        files._OWN.clear()
-        before = everything(tmp_path)
-        files.sweep(tmp_path)
-        return everything(tmp_path) != before
 
     monkeypatch.setattr(files, "operation", operation)
     files.write_bytes(tmp_path / "file", b"new")
-    assert tried == [False]
+    assert len(left) == 1
 
 
 def test_threads_of_one_process_do_not_sweep_each_other(tmp_path: Path):
     """A process does not notice its own locks."""
     with files.writing(tmp_path / "file") as first:
         first.write(b"first")
-        files._leftovers.cache_clear()
         files.write_bytes(tmp_path / "file", b"second")
         files.sweep(tmp_path)
         assert len(everything(tmp_path)) == 2
@@ -278,15 +276,17 @@ def test_without_locks_nothing_is_taken_for_abandoned(tmp_path: Path, monkeypatc
 
 
 def test_a_file_that_is_swept_before_it_is_locked_is_made_anew(tmp_path: Path, monkeypatch):
-    lock, swept = files._lock, []
+    import fcntl
 
-    def swept_first(descriptor: int):
+    lock, swept = fcntl.lockf, []
+
+    def swept_first(*arguments):
         if not swept:
             swept.append(*tmp_path.iterdir())
             swept[0].unlink()
-        return lock(descriptor)
+        return lock(*arguments)
 
-    monkeypatch.setattr(files, "_lock", swept_first)
+    monkeypatch.setattr(fcntl, "lockf", swept_first)
     files.write_bytes(tmp_path / "file", b"new")
     assert len(swept) == 1
     assert everything(tmp_path) == ["file"]

@@ -16,7 +16,7 @@ from conftest import write_images
 from diffuse_cli.config.sample_options import SAMPLING_STEPS
 from diffuse_cli.metrics import Measured, kid
 from diffuse_cli.models import model_file
-from diffuse_cli.training import checkpoints, loop, monitor, validation
+from diffuse_cli.training import checkpoints, validation
 from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.trainer import Trainer
 from training.conftest import QUICK, measure_by_step
