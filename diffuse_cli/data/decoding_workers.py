@@ -229,7 +229,7 @@ def main() -> None:
 
 # Threads that read and decode ahead, with results in order and bounded memory.
 
-_FILES_A_CHUNK = 64
+FILES_A_CHUNK = 64
 _BYTES_A_CHUNK = 2**18
 _OUTPUT_A_CHUNK = 2**22
 _USUAL_SIDE = 64
@@ -316,7 +316,7 @@ def processes(reading: Reading, count: int) -> Iterator[Decode]:
 def _chunks(entries: tuple[Entry, ...], asked: Asked) -> Iterator[list[Entry]]:
     """Many small files or few large ones each: threads neither wait nor fill the memory."""
     size = asked.size or (_USUAL_SIDE, _USUAL_SIDE)
-    most = max(1, min(_FILES_A_CHUNK, _OUTPUT_A_CHUNK // (3 * math.prod(size))))
+    most = max(1, min(FILES_A_CHUNK, _OUTPUT_A_CHUNK // (3 * math.prod(size))))
     chunk: list[Entry] = []
     total = 0
     for entry in entries:

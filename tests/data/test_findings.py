@@ -21,6 +21,7 @@ from diffuse_cli.data import (
 )
 from diffuse_cli.media import Large, advice, by_extension, image
 from diffuse_cli.media import file_errors as reasons
+from diffuse_cli.media.image import full_depth
 from diffuse_cli.media.image.full_depth import floats_in
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.events import Notice, finish
@@ -167,7 +168,7 @@ def test_a_bomb_of_floats_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.Mo
     pages = [Image.new("F", (8, 8))] * 3
     pages[0].save(tmp_path / "all.tif", save_all=True, append_images=pages[1:])
     data = (tmp_path / "all.tif").read_bytes()
-    monkeypatch.setattr("diffuse_cli.media.image.full_depth.LARGE", 128)
+    monkeypatch.setattr(full_depth, "LARGE", 128)
     with pytest.raises(Large):
         floats_in(data, shared=True)
     assert floats_in(data).shape == (3, 8, 8)

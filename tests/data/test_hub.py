@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ import pytest
 from hub_server import COMMIT, Hub, serving
 from test_sources import corpus, parquet_file, parquet_files, sharded
 
-from diffuse_cli.data import open_index, read_images, save_index
+from diffuse_cli.data import open_index, read_images, save_index, sources
 from diffuse_cli.data.sources import hub_dataset
 from diffuse_cli.models import model_file
 from diffuse_cli.system.errors import DataError
@@ -122,18 +123,43 @@ def test_what_is_not_what_the_hub_says_is_not_kept(
 # -- which files ----------------------------------------------------------------------------------
 
 
-def chosen(names: list[str], path: str = "") -> tuple[list[str], str | None]:
-    listing = HubListing("some/set", COMMIT, tuple(HubFile(name, 1, None) for name in names))
-    found, folder = hub_dataset._chosen(listing, path)
-    return [file.name for file in found], folder
+NAMES = (f"some/set{k}" for k in itertools.count())
+"""New ones: a name stands for the same files as long as a process runs."""
+
+Chosen = Callable[..., tuple[list[str], Path]]
 
 
-def test_which_files_are_meant() -> None:
+@pytest.fixture
+def chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Chosen:
+    """Open a data set of so many files; which are downloaded, and what of them is opened."""
+    monkeypatch.setattr(HubListing, "snapshot", tmp_path)
+    got: list[str] = []
+    opened: list[Path] = []
+
+    def open_it(path: Path) -> SimpleNamespace:
+        opened.append(path.relative_to(tmp_path))
+        return SimpleNamespace()
+
+    def choose(names: list[str], path: str = "") -> tuple[list[str], Path]:
+        got.clear()
+        listing = HubListing("some/set", COMMIT, tuple(HubFile(name, 1, None) for name in names))
+        with monkeypatch.context() as patch:
+            patch.setattr(hub_dataset, "listed", lambda *_: listing)
+            patch.setattr(hub_dataset, "downloaded", lambda _, file: got.append(file.name))
+            patch.setattr(sources, "open_source", open_it)
+            name = f"hf://datasets/{next(NAMES)}/{path}".rstrip("/")
+            hub_dataset.HubDataset.open(Path(name))
+        return sorted(got), opened[-1]
+
+    return choose
+
+
+def test_which_files_are_meant(chosen: Chosen) -> None:
     names = ["README.md", "data/test.parquet", "data/train.parquet", "x/a.png"]
-    assert chosen(names) == (["data/train.parquet"], None)
-    assert chosen(names, "data/test.parquet") == (["data/test.parquet"], None)
+    assert chosen(names) == (["data/train.parquet"], Path("data/train.parquet"))
+    assert chosen(names, "data/test.parquet") == (["data/test.parquet"], Path("data/test.parquet"))
     assert chosen(names, "data/*.parquet")[0] == names[1:3]
-    assert chosen(names, "x") == (["x/a.png"], "x")
+    assert chosen(names, "x") == (["x/a.png"], Path("x"))
     assert chosen(["a/train/0.parquet", "default/train/0.parquet"])[0][0].startswith("default")
     assert chosen(["a.parquet", "b.parquet"])[0] == ["a.parquet", "b.parquet"]
     assert chosen(["s-0.tar", "s-1.tar", "metadata.csv"])[0] == ["s-0.tar", "s-1.tar"]
@@ -144,8 +170,8 @@ def test_which_files_are_meant() -> None:
         "train/b/2.png",
         "train/metadata.csv",
     ]
-    assert chosen(images) == (images[2:], "train")
-    assert chosen(["photos.zip", "notes.txt"]) == (["photos.zip"], None)
+    assert chosen(images) == (images[2:], Path("train"))
+    assert chosen(["photos.zip", "notes.txt"]) == (["photos.zip"], Path("photos.zip"))
 
 
 @pytest.mark.parametrize(
@@ -157,7 +183,7 @@ def test_which_files_are_meant() -> None:
         ([".git/a.png"], "nothing at all"),
     ],
 )
-def test_what_is_not_clear_is_asked_for(names: list[str], said: str) -> None:
+def test_what_is_not_clear_is_asked_for(chosen: Chosen, names: list[str], said: str) -> None:
     with pytest.raises(DataError, match=said):
         chosen(names)
 
@@ -172,9 +198,12 @@ def test_what_other_processes_decode_lies_where_the_first_opened_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parquet_files(tmp_path / "data", corpus(12))
-    here = SimpleNamespace(files=(), name=NAME, local=lambda: tmp_path / "data")
-    monkeypatch.setattr(hub_dataset, "_wanted", lambda text: here)
-    images = finish(read_images(NAME, keep=0, cache=tmp_path / "cache", workers=1))
+    names = (f"data/{path.name}" for path in sorted((tmp_path / "data").iterdir()))
+    listing = HubListing("some/set", COMMIT, tuple(HubFile(name, 1, None) for name in names))
+    monkeypatch.setattr(HubListing, "snapshot", tmp_path)
+    monkeypatch.setattr(hub_dataset, "listed", lambda *_: listing)
+    name = f"hf://datasets/{next(NAMES)}"
+    images = finish(read_images(name, keep=0, cache=tmp_path / "cache", workers=1))
     save_index(images, tmp_path / "cache")
     monkeypatch.undo()
     again = open_index(tmp_path / "cache")

@@ -169,8 +169,10 @@ def test_a_npy_file_is_what_its_array_is(name: str, tmp_path: Path):
 def test_a_npy_file_is_mapped(tmp_path: Path):
     np.save(tmp_path / "all.npy", FLOATS)
     source = open_source(tmp_path / "all.npy")
-    assert isinstance(source._values, np.memmap)
     first, *_ = source.entries()
+    before = source.read(first)
+    np.save(tmp_path / "all.npy", 2 * FLOATS)
+    assert source.read(first) != before
     with (tmp_path / "all.npy").open("r+b") as file:
         file.truncate(4096)
     with pytest.raises(Unusable, match="changed"):

@@ -19,8 +19,7 @@ from diffuse_cli.data.metadata_columns import (
     unknown,
     untaught,
 )
-from diffuse_cli.data.metadata_files import Cell, Cells
-from diffuse_cli.data.metadata_files import _number as number_of
+from diffuse_cli.data.metadata_files import Cell
 from diffuse_cli.system.errors import DataError, UsageError
 
 TABLE = MetadataTable(
@@ -29,6 +28,14 @@ TABLE = MetadataTable(
         Labels(name="site", values=("oslo", "paris"), missing=0.1),
     )
 )
+
+
+def number_of(text):
+    """The number that a text is, as Python reads it."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def cells(**columns):

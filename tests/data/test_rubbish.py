@@ -15,9 +15,10 @@ import pytest
 from conftest import ROOT, Ran, environment, write_images
 from image_corpus import chunk, encoded, fill, noise, png
 from odd_files import odd, place, rubbish, zeros
+from PIL import ImageFile
 from training.conftest import QUICK
 
-from diffuse_cli.data import read_images
+from diffuse_cli.data import decoding_workers, read_images
 from diffuse_cli.media.file_errors import Unusable
 from diffuse_cli.media.image import decoding
 from diffuse_cli.media.image.decoding import decode
@@ -101,21 +102,22 @@ def test_large_images_are_decoded_one_at_a_time(
 ) -> None:
     inside: list[int] = []
     most: list[int] = []
-    original = decoding._normalised
+    original = ImageFile.ImageFile.load
 
-    def slowly(*arguments: Any) -> Any:
-        inside.append(1)
-        most.append(len(inside))
-        time.sleep(0.005)
-        inside.pop()
-        return original(*arguments)
+    def slowly(image: Any) -> Any:
+        if image.tile:  # not decoded yet
+            inside.append(1)
+            most.append(len(inside))
+            time.sleep(0.005)
+            inside.pop()
+        return original(image)
 
-    monkeypatch.setattr(decoding, "_normalised", slowly)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", slowly)
     if what == "pixels":
         monkeypatch.setattr(decoding, "LARGE", 63)
     if what == "bytes":
-        monkeypatch.setattr("diffuse_cli.data.decoding_workers.LARGE", 63)
-    monkeypatch.setattr("diffuse_cli.data.decoding_workers._FILES_A_CHUNK", 1)
+        monkeypatch.setattr(decoding_workers, "LARGE", 63)
+    monkeypatch.setattr(decoding_workers, "FILES_A_CHUNK", 1)
     kind = "AVIF" if what == "frames" else "PNG"
     folder = fill(tmp_path, {f"{k}.{kind}": encoded(noise(k), kind) for k in range(20)})
     finish(read_images(folder, workers=4))

@@ -19,34 +19,27 @@ from image_corpus import BOMB, encoded, fill, noise, png, zipped
 
 from diffuse_cli.data import Dataset, decoding_workers, read_images
 from diffuse_cli.data.decoding_workers import Reading, Result, decode_files
-from diffuse_cli.data.sources import Entry, open_source
-from diffuse_cli.data.sources.entries import list_samples
+from diffuse_cli.data.sources import Entry
 from diffuse_cli.media import LARGE
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.events import finish
 
+Started = list[subprocess.Popen[bytes]]
+
 
 @pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> list[decoding_workers.Worker]:
-    """The workers that are started; few files are many here."""
-    found: list[decoding_workers.Worker] = []
-
-    class Kept(decoding_workers.Worker):
-        def __init__(self, reading: Reading) -> None:
-            super().__init__(reading)
-            found.append(self)
-
+def started(monkeypatch: pytest.MonkeyPatch, processes_begun: Started) -> Started:
+    """The processes that are started; few files are many here."""
     monkeypatch.setattr(decoding_workers, "MANY_FILES", 1)
-    monkeypatch.setattr(decoding_workers, "Worker", Kept)
-    return found
+    return processes_begun
 
 
 def read(source: Path, **options: Any) -> Dataset:
     return finish(read_images(source, **options))
 
 
-def ended(workers: list[decoding_workers.Worker]) -> bool:
-    return all(each._process.returncode is not None for each in workers)
+def ended(started: Started) -> bool:
+    return all(each.returncode is not None for each in started)
 
 
 def corpus() -> dict[str, bytes]:
@@ -87,7 +80,7 @@ SETS: dict[str, tuple[dict[str, bytes], dict[str, Any]]] = {
 
 @pytest.mark.parametrize(("name", "packed"), [(name, k % 2 == 1) for k, name in enumerate(SETS)])
 def test_processes_give_what_threads_give(
-    tmp_path: Path, started: list[decoding_workers.Worker], name: str, packed: bool
+    tmp_path: Path, started: Started, name: str, packed: bool
 ) -> None:
     data, options = SETS[name]
     source = zipped(tmp_path / "x.zip", data) if packed else fill(tmp_path / "x", data)
@@ -99,7 +92,7 @@ def test_processes_give_what_threads_give(
     assert same(threads, processes)
 
 
-def test_names_of_any_bytes(tmp_path: Path, started: list[decoding_workers.Worker]) -> None:
+def test_names_of_any_bytes(tmp_path: Path, started: Started) -> None:
     for k, name in enumerate([b"\xff\xfe.png", b"new\nline.png", "é".encode() + b".png"]):
         (tmp_path / os.fsdecode(name)).write_bytes(encoded(noise(k)))
     assert same(read(tmp_path, workers=2), read(tmp_path, workers=1))
@@ -107,12 +100,11 @@ def test_names_of_any_bytes(tmp_path: Path, started: list[decoding_workers.Worke
 
 
 def test_a_process_that_ends_is_done_without(
-    tmp_path: Path, started: list[decoding_workers.Worker], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, started: Started, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = fill(tmp_path / "in", corpus())
     expected = read(folder, workers=1)
     work = read_images(folder, workers=2)
-    monkeypatch.setattr(decoding_workers, "_FILES_A_CHUNK", 8)
     next(work)  # listed
     original = decoding_workers.Worker.decode
     calls: list[int] = []
@@ -120,8 +112,9 @@ def test_a_process_that_ends_is_done_without(
     def decode(self: decoding_workers.Worker, *arguments: Any) -> Any:
         calls.append(1)
         if len(calls) == 3:
-            self._process.kill()
-            self._process.wait()
+            for each in started:
+                each.kill()
+                each.wait()
         return original(self, *arguments)
 
     monkeypatch.setattr(decoding_workers.Worker, "decode", decode)
@@ -130,18 +123,21 @@ def test_a_process_that_ends_is_done_without(
 
 
 def test_a_process_that_speaks_something_else_is_done_without(
-    tmp_path: Path, started: list[decoding_workers.Worker], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, started: Started, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = fill(tmp_path / "in", corpus())
     expected = read(folder, workers=1)
-    for code in ("print('hello')", "import sys; sys.exit(3)", "print('[]')", "print('[1]')"):
-        monkeypatch.setattr(decoding_workers, "_CODE", code)
+    program = tmp_path / "program"
+    for code in ("echo hello", "exit 3", "echo '[]'", "echo '[1]'"):
+        program.write_text(f"#!/bin/sh\n{code}\n")
+        program.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(program))
         assert same(read(folder, workers=2), expected)
     assert ended(started)
 
 
 def test_without_processes_threads_decode(
-    tmp_path: Path, started: list[decoding_workers.Worker], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, started: Started, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
     folder = fill(tmp_path / "in", corpus())
@@ -149,9 +145,7 @@ def test_without_processes_threads_decode(
     assert not started
 
 
-def test_closing_early_ends_processes_and_threads(
-    tmp_path: Path, started: list[decoding_workers.Worker]
-) -> None:
+def test_closing_early_ends_processes_and_threads(tmp_path: Path, started: Started) -> None:
     before = threading.active_count()
     folder = fill(tmp_path / "in", {**corpus(), "zz.png": b""})
     with pytest.raises(DataError):
@@ -166,7 +160,7 @@ def test_closing_early_ends_processes_and_threads(
 
 
 def test_files_in_the_current_folder_are_not_imported(
-    tmp_path: Path, started: list[decoding_workers.Worker], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, started: Started, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = ("json", "PIL", "numpy", "diffuse_cli")
     fill(tmp_path, {f"{name}.py": b"raise SystemExit('imported')" for name in names})
@@ -183,7 +177,7 @@ def test_files_in_the_current_folder_are_not_imported(
 def test_a_process_ends_with_the_one_that_started_it(tmp_path: Path) -> None:
     folder = fill(tmp_path / "in", corpus())
     code = """if True:
-        import sys, time
+        import os, sys, time
         from pathlib import Path
         from diffuse_cli.data.decoding_workers import Reading
         from diffuse_cli.media import Asked
@@ -193,7 +187,8 @@ def test_a_process_ends_with_the_one_that_started_it(tmp_path: Path) -> None:
         source = open_source(Path(sys.argv[1]))
         reading = Reading(source, "image", Asked())
         worker = Worker(reading)
-        print(len(worker.decode(reading, list_samples(source).candidates)), worker._process.pid)
+        me = f"/proc/self/task/{os.getpid()}/children"
+        print(len(worker.decode(reading, list_samples(source).candidates)), open(me).read())
         sys.stdout.flush()
         time.sleep(60)
     """
@@ -221,7 +216,8 @@ def _state(pid: int) -> str:
 
 def test_nothing_is_said_and_nothing_heavy_imported(tmp_path: Path) -> None:
     folder = fill(tmp_path / "in", corpus())
-    code = decoding_workers._CODE + "; print(sorted({'torch', 'typer', 'rich'} & set(sys.modules)))"
+    code = "from diffuse_cli.data.decoding_workers import main; main()"
+    code += "; print(sorted({'torch', 'typer', 'rich'} & set(sys.modules)))"
     line = b'["%s", "image"]\n' % os.fsencode(str(folder))
     done = subprocess.run(
         [sys.executable, "-c", "import sys; " + code], input=line, capture_output=True
@@ -230,7 +226,7 @@ def test_nothing_is_said_and_nothing_heavy_imported(tmp_path: Path) -> None:
 
 
 def test_a_large_image_is_decoded_here(
-    tmp_path: Path, started: list[decoding_workers.Worker], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, started: Started, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As many processes as cores would each take the memory that one large image takes."""
     side, long = 4100, png(8, 8, 8, 0, bytes(72))
@@ -255,11 +251,12 @@ def test_a_large_image_is_decoded_here(
     assert len(expected) == 304
 
 
-def test_few_or_large_files_are_for_threads(tmp_path: Path, monkeypatch: Any) -> None:
-    source = open_source(fill(tmp_path, {f"{k}.png": encoded(noise(k)) for k in range(20)}))
-    entries = list_samples(source).candidates
-    assert not decoding_workers._many_small(entries)
-    monkeypatch.setattr(decoding_workers, "MANY_FILES", 20)
-    assert decoding_workers._many_small(entries)
-    monkeypatch.setattr(decoding_workers, "SMALL_FILE", 50)
-    assert not decoding_workers._many_small(entries)
+@pytest.mark.parametrize(("many", "small", "count"), [(21, 2**15, 0), (20, 2**15, 2), (20, 50, 0)])
+def test_few_or_large_files_are_for_threads(
+    tmp_path: Path, started: Started, monkeypatch: Any, many: int, small: int, count: int
+) -> None:
+    fill(tmp_path, {f"{k}.png": encoded(noise(k)) for k in range(20)})
+    monkeypatch.setattr(decoding_workers, "MANY_FILES", many)
+    monkeypatch.setattr(decoding_workers, "SMALL_FILE", small)
+    read(tmp_path, workers=2)
+    assert len(started) == count

@@ -54,9 +54,9 @@ LIMIT = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_
 
 
 def test_a_disk_that_is_too_small_is_refused_before_any_step(
-    train, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+    train, small_disk: Path, instead_of_networks
 ):
-    monkeypatch.setattr("diffuse_cli.training.trainer.Trainer.step", lambda *a: pytest.fail("step"))
+    instead_of_networks()
     filler = fill_up(small_disk, 2**20)
     ran = train("--steps", 4, "-o", small_disk / "model.safetensors", "-q")
     assert ran.code == 5
@@ -155,9 +155,11 @@ def test_the_estimate_covers_what_a_run_writes(train, monkeypatch, more):
 
 
 @pytest.mark.parametrize("out", ["/proc/model.safetensors", "/sys/model.safetensors"])
-def test_a_place_that_refuses_files_is_refused_before_any_computing(train, monkeypatch, out):
-    monkeypatch.setattr("diffuse_cli.training.loop.prepare", lambda *a: pytest.fail("read"))
-    assert train("--steps", 2, "-o", out, "-q").code == 5
+def test_a_place_that_refuses_files_is_refused_before_any_reading(diffuse, tmp_path, out):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/a.png").write_bytes(b"rubbish")
+    assert diffuse("train", "images", "-o", out, "-q").code == 5
+    assert diffuse("train", "images", "-q").code == 3
 
 
 def test_saving_is_put_off_where_it_would_take_more_than_a_hundredth(monkeypatch):

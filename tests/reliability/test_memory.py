@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from errno import ENOMEM
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from diffuse_cli.metrics.features import efficientnet_lite0
 from diffuse_cli.models import model_file
 from diffuse_cli.system import memory as machine_memory
 from diffuse_cli.system.memory import out_of_memory
+from diffuse_cli.training import plan, previews
 from diffuse_cli.training.memory_estimate import SLACK, cost
 from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.trainer import Trainer
@@ -142,7 +144,7 @@ def test_memory_of_the_preview_is_no_reason_to_end(train, monkeypatch):
         raise ERRORS[0]
         yield
 
-    monkeypatch.setattr("diffuse_cli.training.previews.draw", full)
+    monkeypatch.setattr(previews, "draw", full)
     ran = train("--steps", 2)
     assert ran.code == 0
     assert "out of memory while drawing the preview" in ran.err
@@ -150,7 +152,7 @@ def test_memory_of_the_preview_is_no_reason_to_end(train, monkeypatch):
 
 def test_a_preview_drawn_in_parts_shows_every_image(train, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("diffuse_cli.training.plan.images_at_a_time", lambda *arguments: 5)
+        patch.setattr(plan, "images_at_a_time", lambda *arguments: 5)
         assert train("--steps", 1).code == 0
     in_parts = Image.open(RUN / "previews/step-00000001.png").size
     assert train("--steps", 1, "--overwrite").code == 0
@@ -158,11 +160,8 @@ def test_a_preview_drawn_in_parts_shows_every_image(train, monkeypatch):
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda e: str(e)[:20] or "MemoryError")
-def test_sampling_that_does_not_fit_names_the_option(diffuse, model, monkeypatch, error):
-    def full(*arguments):
-        raise error
-
-    monkeypatch.setattr("diffuse_cli.sampling.generation.image_noise", full)
+def test_sampling_that_does_not_fit_names_the_option(diffuse, model, instead_of_networks, error):
+    instead_of_networks(raising(error))
     ran = diffuse("sample", model, "-q")
     assert ran.code == 2
     assert "out of memory" in ran.line
@@ -218,11 +217,11 @@ def test_a_network_that_cannot_be_traced_is_no_bug(diffuse, model, monkeypatch, 
     assert not Path("model.onnx").exists()
 
 
-def test_a_library_that_does_not_fit_is_no_bug(diffuse, model, monkeypatch):
+def test_a_library_that_does_not_fit_is_no_bug(diffuse, model, instead_of_networks):
     words = "libgomp.so: failed to map segment from shared object"
-    monkeypatch.setattr("diffuse_cli.sampling.generation.image_noise", raising(ImportError(words)))
+    instead_of_networks(raising(ImportError(words)))
     assert "out of memory" in diffuse("sample", model, "-q").line
-    monkeypatch.setattr("diffuse_cli.sampling.generation.image_noise", raising(OSError(ENOMEM, "")))
+    instead_of_networks(raising(OSError(ENOMEM, "")))
     assert "out of memory" in diffuse("sample", model, "-q").line
 
 
@@ -255,7 +254,7 @@ def test_a_process_that_may_not_write_code_has_not_run_out_of_memory(monkeypatch
 def has(monkeypatch):
     """Let the machine have so much memory to give."""
     return lambda count: monkeypatch.setattr(
-        "diffuse_cli.system.memory.free_memory", lambda device: int(count)
+        machine_memory, "free_memory", lambda device: int(count)
     )
 
 
@@ -269,12 +268,10 @@ def has(monkeypatch):
     ],
 )
 def test_a_run_that_cannot_fit_is_refused_before_anything_is_made(
-    train, has, monkeypatch, more, megabytes, hint
+    train, has, instead_of_networks, more, megabytes, hint
 ):
     has(megabytes * 1e6)
-    monkeypatch.setattr(
-        "diffuse_cli.training.trainer.Trainer.__init__", lambda *a: pytest.fail("made")
-    )
+    instead_of_networks()
     ran = train("--size", 256, *more, "-q")
     assert ran.code == 2
     assert "one image of 256x256 takes" in ran.line
@@ -282,8 +279,7 @@ def test_a_run_that_cannot_fit_is_refused_before_anything_is_made(
     assert not RunDirectory(MODEL).exists()
 
 
-def test_a_batch_that_does_not_fit_is_split_and_said(train, has, monkeypatch):
-    monkeypatch.setattr("diffuse_cli.training.time_estimate.SECONDS", 0.0)
+def test_a_batch_that_does_not_fit_is_split_and_said(train, has, monkeypatch, untimed):
     train("--steps", 2, "-o", "whole.safetensors", "-q")
     seen = []
     real = Trainer.losses
@@ -310,23 +306,27 @@ def test_a_batch_that_does_not_fit_is_split_and_said(train, has, monkeypatch):
     assert train("--steps", 2, "-o", "third.safetensors", "-q").code == 2
 
 
-def test_what_is_free_is_the_least_that_the_system_its_groups_and_limits_leave(
-    tmp_path, monkeypatch
-):
+def test_what_is_free_is_the_least_that_the_system_its_groups_and_limits_leave(monkeypatch):
     import resource
 
-    with monkeypatch.context() as patch:
-        patch.setattr(machine_memory, "_free_of_system", lambda: 1000)
-        assert machine_memory.free_memory("cpu") == 1000
-    assert machine_memory.free_memory("cpu") > 0
-    assert 0 < machine_memory._free_of_system() < machine_memory.UNLIMITED
-    limits = (2**40, resource.RLIM_INFINITY)
-    monkeypatch.setattr(resource, "getrlimit", lambda kind: limits)
-    assert 0 < machine_memory._free_of_limit() < 2**40
-    own = Path("/proc/self/cgroup").read_text().splitlines()[0].split("::")[-1].lstrip("/")
-    group = tmp_path / own
-    group.mkdir(parents=True, exist_ok=True)
-    assert machine_memory._free_of_group(tmp_path) == machine_memory.UNLIMITED
-    for name, text in (("max", "1000"), ("current", "700"), ("stat", "anon 500\ninactive_file 50")):
-        (group / f"memory.{name}").write_text(text)
-    assert machine_memory._free_of_group(tmp_path) == 350
+    files, real, page = {}, Path.read_text, os.sysconf("SC_PAGE_SIZE")
+
+    def read_text(path, *arguments, **options):
+        if str(path).startswith(("/proc/", "/sys/")):
+            return files.get(str(path), "")
+        return real(path, *arguments, **options)
+
+    assert 0 < machine_memory.free_memory("cpu") < machine_memory.UNLIMITED
+    monkeypatch.setattr(Path, "read_text", read_text)
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (resource.RLIM_INFINITY,) * 2)
+    files["/proc/meminfo"] = "MemTotal: 9000 kB\nMemAvailable: 8000 kB\n"
+    files["/proc/self/statm"] = "100 50 10"
+    files["/proc/self/cgroup"] = "0::/user/own"
+    assert machine_memory.free_memory("cpu") == 8000 * 1024
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (1100 * page, resource.RLIM_INFINITY))
+    assert machine_memory.free_memory("cpu") == 1000 * page
+    for group, limit in (("", "max"), ("/user", "1000"), ("/user/own", "1200")):
+        folder = f"/sys/fs/cgroup{group}/memory"
+        files |= {f"{folder}.max": limit, f"{folder}.current": "700"}
+        files[f"{folder}.stat"] = "anon 500\ninactive_file 50"
+    assert machine_memory.free_memory("cpu") == 1000 - (700 - 50)
