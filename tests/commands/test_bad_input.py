@@ -175,8 +175,10 @@ def test_usage_errors_do_not_import_torch():
 
 
 def test_only_the_command_that_is_run_is_made(diffuse, monkeypatch):
-    made, make = [], app._made
-    monkeypatch.setattr(app, "_made", lambda name: made.append(name) or make(name))
+    made, make = [], app.Commands.__getitem__
+    monkeypatch.setattr(
+        app.Commands, "__getitem__", lambda self, name: made.append(name) or make(self, name)
+    )
     for line, names in ((["--version"], []), (["trian"], []), (["info", "nowhere"], ["info"])):
         made.clear()
         diffuse(*line)
@@ -188,8 +190,8 @@ def test_debug_adds_the_traceback_to_an_expected_error(diffuse):
     assert "Traceback" in diffuse("train", "nowhere", "--debug").err
 
 
-def test_a_bug_exits_1_with_its_traceback(train, monkeypatch):
-    monkeypatch.setattr("diffuse_cli.training.trainer.Trainer.step", lambda self, step: 1 / 0)
+def test_a_bug_exits_1_with_its_traceback(train, instead_of_networks):
+    instead_of_networks(lambda: 1 / 0)
     ran = train("--steps", 2, "-q")
     assert ran.code == 1
     assert "Traceback" in ran.err

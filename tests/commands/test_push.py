@@ -154,9 +154,9 @@ def test_a_push_that_is_killed_can_be_repeated(diffuse: Run, model: Path):
 
 
 def test_a_place_that_refuses_files_is_refused_before_anything_is_drawn(
-    diffuse: Run, model: Path, monkeypatch
+    diffuse: Run, model: Path, monkeypatch, instead_of_networks
 ):
-    monkeypatch.setattr("diffuse_cli.commands.push.publication._picture", lambda *a: 1 / 0)
+    instead_of_networks()
     Path("file").touch()
     ran = diffuse("push", model, TARGET, "--license", "mit", "-o", "file/out")
     assert (ran.code, "cannot write file/out" in ran.line) == (5, True)

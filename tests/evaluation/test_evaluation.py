@@ -24,6 +24,7 @@ from diffuse_cli.data import read_images
 from diffuse_cli.evaluation import (
     evaluation_run,
     examples,
+    image_sets,
     input_builders,
     variational_bound,
 )
@@ -60,14 +61,14 @@ def known():
 
 
 @pytest.fixture
-def once(diffuse, known, finished):
+def once(diffuse, known, evaluations):
     """Run a command, or read what it said when an earlier test ran it; and its evaluation."""
 
     def run(*line):
         if line not in known:
             ran = diffuse(*line)
             assert ran.code == 0, ran.err
-            known[line] = ran, finished.pop()
+            known[line] = ran, evaluations.pop()
         return known[line]
 
     return run
@@ -329,20 +330,6 @@ def measure_classes(diffuse, conditional):
     return lambda data, *options: diffuse("eval", conditional, data, *QUICK, *options)
 
 
-@pytest.fixture
-def finished(monkeypatch):
-    """The parts that an evaluation was made of, when it is done."""
-    kept = []
-    real = evaluation_run._by_class
-
-    def by_class(evaluation, names):
-        kept.append(evaluation)
-        return real(evaluation, names)
-
-    monkeypatch.setattr(evaluation_run, "_by_class", by_class)
-    return kept
-
-
 def renamed(data, to, **names):
     """A copy of DATA whose class folders have other names; those not named are left out."""
     for old, new in names.items():
@@ -373,9 +360,9 @@ def test_each_class_is_measured_as_it_would_be_alone(diffuse, images, other, of_
         assert values["kid"] != pytest.approx(found["kid"], rel=0.01)
 
 
-def test_a_models_classes_are_measured_on_their_own_images(measure_classes, other, finished):
+def test_a_models_classes_are_measured_on_their_own_images(measure_classes, other, evaluations):
     found = measure_classes(other, "-n", 11, "--timesteps", 5, "--json").json
-    (evaluation,) = finished
+    (evaluation,) = evaluations
     assert evaluation.real.labels.tolist() == shown_as(evaluation.real, other, ["dark", "light"])
     drawn = [*evaluation.more.labels, *evaluation.real.labels][:11]
     assert evaluation.fakes.labels.tolist() == drawn
@@ -409,13 +396,13 @@ def test_a_models_classes_are_measured_on_their_own_images(measure_classes, othe
 
 
 def test_a_classs_generated_images_are_those_that_sample_draws(
-    measure_classes, diffuse, conditional, other, finished
+    measure_classes, diffuse, conditional, other, evaluations
 ):
     line = ("-n", 6, "--guidance", 4, "--guidance-interval", "0.1,9")
     found = measure_classes(other, *line, "--metrics", "kid", "--json").json
     assert found["settings"]["guidance"] == 4
     assert found["settings"]["guidance_interval"] == [0.1, 9]
-    fakes = finished[0].fakes
+    fakes = evaluations[0].fakes
     named = [o for label in fakes.labels for o in ("--class", ("dark", "light")[label])]
     assert len({*named}) == 3
     diffuse("sample", conditional, *QUICK, *line, *named)
@@ -424,7 +411,9 @@ def test_a_classs_generated_images_are_those_that_sample_draws(
         assert np.abs(pixels[0].astype(int) - drawn).max() <= 2
 
 
-def test_classes_have_the_shares_that_they_have_in_data(measure_classes, other, tmp_path, finished):
+def test_classes_have_the_shares_that_they_have_in_data(
+    measure_classes, other, tmp_path, evaluations
+):
     data = renamed(other, tmp_path / "data", dark="dark", light="light")
     for path in sorted((data / "dark").iterdir())[2:]:
         path.unlink()
@@ -450,11 +439,11 @@ def test_tune_and_compare_draw_the_same_classes(
 
 
 def test_classes_are_drawn_evenly_where_data_has_none_of_them(
-    measure_classes, other, tmp_path, finished
+    measure_classes, other, tmp_path, evaluations
 ):
     data = renamed(other, tmp_path / "data", dark="aardvark", light="zebra")
     ran = measure_classes(data, "-n", 5, "--metrics", "kid", "--json")
-    assert finished[0].fakes.labels.tolist() == [0, 1, 0, 1, 0]
+    assert evaluations[0].fakes.labels.tolist() == [0, 1, 0, 1, 0]
     assert "none of the model's classes" in ran.err
 
 
@@ -474,14 +463,14 @@ def test_a_model_without_classes_has_none_measured(of_other):
     assert of_other[0].json["classes"] == {}
 
 
-def test_classes_are_matched_by_name(measure_classes, other, tmp_path, finished):
+def test_classes_are_matched_by_name(measure_classes, other, tmp_path, evaluations):
     """'light' is the second class of the model and the first of DATA; 'zebra' it does not know."""
     data = renamed(other, tmp_path / "data", light="light", dark="zebra")
     found = measure_classes(data, "-n", 14, "--metrics", "kid", "--json").json
     assert {*found["classes"]} == {"light"}
     assert found["classes"]["light"]["real"] == 7
     assert found["classes"]["light"]["generated"] == 14
-    real = finished[0].real
+    real = evaluations[0].real
     assert real.labels.tolist() == shown_as(real, data, ["dark", "light"])
     assert sorted(real.labels.tolist()) == [-1] * 7 + [1] * 7
 
@@ -797,18 +786,18 @@ def test_images_that_memory_does_not_hold_give_the_same_numbers(
     measure, images, monkeypatch, of_images
 ):
     kept = of_images[0].json
-    monkeypatch.setattr("diffuse_cli.evaluation.image_sets.kept_bytes", lambda: 5 * 64)
+    monkeypatch.setattr(image_sets, "kept_bytes", lambda: 5 * 64)
     assert {**measure(images, *OF_IMAGES).json, "seconds": kept["seconds"]} == kept
 
 
-def test_bits_of_training_images_are_those_of_any_images(measure, images, finished, tmp_path):
+def test_bits_of_training_images_are_those_of_any_images(measure, images, evaluations, tmp_path):
     """The same images in a folder of their own cost as much."""
     line = ("-n", 6, "--timesteps", "all", "--respaced", 10, "--json")
     found = measure(images, *line, "--metrics", "likelihood,overfitting").json
     own = tmp_path / "own"
     own.mkdir()
     places = permutation(0, 0, 6).tolist()  # eval reads them in the same order again
-    for place, pixels in zip(places, finished[0].train.samples, strict=True):
+    for place, pixels in zip(places, evaluations[0].train.samples, strict=True):
         Image.fromarray(pixels[0]).save(own / f"{place}.png")
     alone = measure(own, *line, *BITS).json
     assert found["bits_per_dim_train"] == pytest.approx(alone["bits_per_dim"], rel=1e-6)
@@ -970,9 +959,9 @@ def test_landmarks_are_made_of_pictures_not_of_stored_numbers(monkeypatch):
     stored = np.random.default_rng(0).integers(0, 16, (60, 1, 8, 8)).astype(np.uint8)
     evaluation = SimpleNamespace(
         real=Labelled(stored, np.zeros(60)), look=lambda samples: samples * np.uint8(17),
-        network=None, team=None,
+        network=None, team=None, made=set(),
     )  # fmt: skip
-    finish(input_builders._make_landmarks(evaluation))
+    finish(input_builders.make(evaluation, "landmarks"))
     blurred, mean, noise = np.split(seen[0], [60, 64])
     assert np.abs(mean - 17.0 * stored.mean(0)).max() <= 0.5
     assert abs(blurred.mean() - 17 * stored.mean()) < 2

@@ -17,7 +17,7 @@ from diffuse_cli.core.space import Space
 from diffuse_cli.media import MEDIA, Asked, Large, like
 from diffuse_cli.media import audio as medium
 from diffuse_cli.media import file_errors as reasons
-from diffuse_cli.media.audio import BANDS, LOUD, QUIET, loudest, resampled, spectrogram
+from diffuse_cli.media.audio import BANDS, LOUD, QUIET, loudest, resampled, sound_file, spectrogram
 from diffuse_cli.media.file_errors import Unusable
 
 soundfile = pytest.importorskip("soundfile", reason="of the extra [audio]")
@@ -210,12 +210,12 @@ def test_a_stream_whose_length_was_not_known_is_read_to_its_end():
 def test_what_unpacks_to_too_much_is_refused_in_little_memory(monkeypatch: pytest.MonkeyPatch):
     silence = sound(np.zeros(2**20, np.int16), kind="FLAC")
     assert len(silence) < 2**14
-    monkeypatch.setattr("diffuse_cli.media.audio.sound_file.MOST_NUMBERS", 2**19)
+    monkeypatch.setattr(sound_file, "MOST_NUMBERS", 2**19)
     assert reason(silence) == reasons.LONG
 
 
 def test_a_large_sound_is_left_for_later(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("diffuse_cli.media.audio.sound_file.LARGE", 600 * 2 * 4 - 1)
+    monkeypatch.setattr(sound_file, "LARGE", 600 * 2 * 4 - 1)
     with pytest.raises(Large):
         medium.read(WHOLE, Asked(shared=True))
     assert medium.read(WHOLE, Asked()).channels == 2

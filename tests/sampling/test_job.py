@@ -13,6 +13,7 @@ from PIL import Image
 
 from diffuse_cli.core import SAMPLERS
 from diffuse_cli.core.samplers import OF_DISTILLED
+from diffuse_cli.sampling.journal import Ledger
 
 OUT = Path("samples")
 QUICK = ("--steps", 5, "--precision", "fp32", "--sampler", "ddim")
@@ -178,13 +179,15 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("finished", [True, False])
-def test_samples_of_other_settings_are_refused_before_any_drawing(sample, monkeypatch, finished):
+def test_samples_of_other_settings_are_refused_before_any_drawing(
+    sample, monkeypatch, instead_of_networks, finished
+):
     with monkeypatch.context() as patch:
         if not finished:
-            patch.setattr("diffuse_cli.sampling.journal.Ledger.end", lambda *a: None)
+            patch.setattr(Ledger, "end", lambda *a: None)
         sample("-n", 2)
     before = {p: p.read_bytes() for p in OUT.rglob("*") if p.is_file()}
-    monkeypatch.setattr("diffuse_cli.sampling.cascade.draw", lambda *a, **b: 1 / 0)
+    instead_of_networks()
     for option, named in OTHERS.items():
         ran = sample("-n", 2, "-q", *option.split())
         assert ran.code == 5, option

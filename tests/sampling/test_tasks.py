@@ -558,12 +558,12 @@ OTHERS = {
 
 
 def test_a_finished_task_is_left_as_it_is_and_one_of_other_settings_is_refused(
-    diffuse, model, picture, monkeypatch
+    diffuse, model, picture, instead_of_networks
 ):
     line = ("vary", model, "a.png", "-n", 2, *QUICK[:-1])
     first = diffuse(*line)
     before = {path: path.read_bytes() for path in Path("varied").iterdir()}
-    monkeypatch.setattr("diffuse_cli.sampling.tasks.stored", lambda *a: 1 / 0)
+    instead_of_networks()
     again = diffuse(*line)
     assert (again.code, again.out) == (0, first.out)
     assert "varied is finished" in again.err

@@ -16,8 +16,11 @@ import pytest
 from conftest import in_process, write_images
 from training.conftest import QUICK
 
+from diffuse_cli import app
+from diffuse_cli.commands import info
 from diffuse_cli.media import image
 from diffuse_cli.models import model_file
+from diffuse_cli.training import previews as training_previews
 from diffuse_cli.training import time_estimate
 from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.trainer import Trainer
@@ -99,10 +102,10 @@ def test_an_interrupt_of_another_making_ends_as_one(diffuse, monkeypatch):
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("diffuse_cli.commands.info.run", interrupted)
+    monkeypatch.setattr(info, "run", interrupted)
     ran = diffuse("info", "model.safetensors")
     assert (ran.code, ran.out, ran.err.strip()) == (130, "", "")
-    monkeypatch.setattr("diffuse_cli.app.build", interrupted)
+    monkeypatch.setattr(app, "build", interrupted)
     ran = diffuse("info", "model.safetensors")
     assert (ran.code, ran.out, ran.err.strip()) == (130, "", "")
 
@@ -166,7 +169,7 @@ def test_a_look_at_the_model_is_abandoned_and_the_step_saved(train, monkeypatch,
         yield
 
     if where == "draw":
-        monkeypatch.setattr("diffuse_cli.training.previews.draw", interrupted)
+        monkeypatch.setattr(training_previews, "draw", interrupted)
     else:
         real = Trainer.held_out_losses
         monkeypatch.setattr(Trainer, where, lambda self: [*interrupted()] and real(self))
@@ -362,11 +365,9 @@ def test_a_signal_is_not_taken_for_a_damaged_image(diffuse, images, monkeypatch,
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_while_sampling_ends_it_without_a_traceback(
-    diffuse, model, monkeypatch, number, code
+    diffuse, model, instead_of_networks, number, code
 ):
-    monkeypatch.setattr(
-        "diffuse_cli.sampling.generation.image_noise", lambda *a: signal.raise_signal(number)
-    )
+    instead_of_networks(lambda: signal.raise_signal(number))
     ran = diffuse("sample", model, "-q")
     assert ran.code == code
     assert ran.err.count("\n") == 1
