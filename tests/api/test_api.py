@@ -227,9 +227,11 @@ def test_pairs_and_what_is_drawn_from_may_be_in_memory(images: Path, recipe: Pat
     assert np.array_equal(one.arrays[0], two.arrays[0])
 
 
+@pytest.mark.parametrize("given_up", [False, True])
 def test_ctrl_c_within_a_step_saves_a_checkpoint(
-    images: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given_up: bool
 ):
+    """Also where the loop ends before the training does."""
     step = Trainer.step
 
     def interrupted(self: Trainer, done: int) -> Any:
@@ -240,8 +242,13 @@ def test_ctrl_c_within_a_step_saves_a_checkpoint(
     monkeypatch.setattr(Trainer, "step", interrupted)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs may ignore it
     out = tmp_path / "model.safetensors"
-    with pytest.raises(KeyboardInterrupt, match="interrupted at step 3: checkpoint saved"):
-        list(diffuse.train(images, steps=9, out=out, config=recipe))
+    events = diffuse.train(images, steps=9, out=out, config=recipe)
+    if given_up:
+        assert diffuse.Step(3, 9) in events  # which ends a loop there
+        events.close()  # type: ignore[attr-defined]
+    else:
+        with pytest.raises(KeyboardInterrupt, match="interrupted at step 3: checkpoint saved"):
+            list(events)
     assert (tmp_path / "model.run/checkpoints/step-00000003").is_dir()
     assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
 
@@ -256,6 +263,7 @@ def test_what_can_be_refused_is_refused_at_once_with_the_packages_errors(
         ({"resume": True}, "there is no run"),
         ({"steps": 3, "minutes": 1}, "exclude each other"),
         ({"dry_run": True}, "dry_run: only the command"),
+        ({"config": {"dry_run": True}}, "dry_run: only the command"),
     ):
         with pytest.raises(diffuse.DiffuseError, match=said):
             diffuse.train(images, out=out, **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,8 @@ import numpy as np
 import pytest
 from conftest import Ran, in_process, write_images
 
-from diffuse_cli.evaluation import paired_comparison
+from diffuse_cli import metrics
+from diffuse_cli.evaluation import metric_inputs, paired_comparison
 from diffuse_cli.metrics import METRICS, Measured, Metric, MetricNumber
 from diffuse_cli.models import model_file
 
@@ -253,8 +255,8 @@ def test_the_table_says_which_is_better_and_what_the_error_is_of(
     monkeypatch.setattr(
         paired_comparison, "METRICS", {"size": size, "likelihood": METRICS["likelihood"]}
     )
-    monkeypatch.setattr("diffuse_cli.evaluation.metric_inputs.METRICS", paired_comparison.METRICS)
-    monkeypatch.setattr("diffuse_cli.metrics.METRICS", paired_comparison.METRICS)
+    monkeypatch.setattr(metric_inputs, "METRICS", paired_comparison.METRICS)
+    monkeypatch.setattr(metrics, "METRICS", paired_comparison.METRICS)
     ran = diffuse("compare", runs("a.run"), runs("b.run"), images, *QUICK)
     found = rows(ran)
     assert found["bits per dimension"][3] == "paired"
@@ -270,17 +272,18 @@ def test_the_table_says_which_is_better_and_what_the_error_is_of(
 
 
 def test_which_is_better_follows_the_direction():
-    def better(direction: str, apart: float) -> str:
+    def better(direction: str, apart: float, error: float = 0.1) -> str:
         values = [{"x": 1.0, "x_standard_error": 0.1}, {"x": 1 + apart, "x_standard_error": 0.1}]
         shape = MetricNumber("x", "x", direction=direction)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(paired_comparison, "shown", lambda values: [shape])
-            (found,) = paired_comparison.differences(values, {"x": 0.1})
+            (found,) = paired_comparison.differences(values, {"x": error})
         return found.better
 
     assert [better("lower", a) for a in (-1, -0.2, 0.2, 1)] == ["B", "", "", "A"]
     assert [better("higher", a) for a in (-1, -0.2, 0.2, 1)] == ["A", "", "", "B"]
     assert better("reference", 1) == ""
+    assert [better("lower", 1, error) for error in (0.0, math.nan)] == ["", ""], "it is not known"
 
 
 def test_the_held_out_part_is_used_where_one_was_trained_on_data(

@@ -25,7 +25,13 @@ from diffuse_cli.config.options import (
     to_dict,
     to_toml,
 )
-from diffuse_cli.config.parsers import parse_ints, parse_names, parse_size
+from diffuse_cli.config.parsers import (
+    parse_bytes,
+    parse_ints,
+    parse_names,
+    parse_size,
+    parse_times,
+)
 from diffuse_cli.config.sample_options import SampleConfig
 from diffuse_cli.config.shared_options import DiffusionConfig
 from diffuse_cli.config.train_options import TrainConfig
@@ -184,6 +190,32 @@ def test_a_size_is_height_and_width(typed, size):
 def test_what_is_not_a_size_is_refused(typed):
     with pytest.raises(ValueError, match=r"size|side"):
         parse_size(typed)
+
+
+@pytest.mark.parametrize(
+    ("typed", "count"),
+    [
+        (64, 64), ("0", 0), ("500", 500), ("1k", 1024), ("1kB", 1000), ("1KiB", 1024),
+        ("1.5 MiB", 1.5 * 2**20), ("500MB", 500_000_000), ("8G", 2**33), ("8GB", 8_000_000_000),
+        ("2t", 2**41), (" 2TB ", 2 * 10**12),
+    ],
+)  # fmt: skip
+def test_bytes_have_units_of_1000_or_1024(typed, count):
+    assert parse_bytes(typed) == count
+
+
+@pytest.mark.parametrize("typed", ["", "-1", "GB", "1iB", "1 B", "1.2.3", "1 EB", True, None])
+def test_what_is_no_number_of_bytes_is_refused(typed):
+    with pytest.raises(ValueError, match="a number of bytes"):
+        parse_bytes(typed)
+
+
+def test_times_fall_to_0_at_least():
+    assert parse_times("999, 640.5,0") == parse_times([999, 640.5, 0]) == (999.0, 640.5, 0.0)
+    assert parse_times(0) == (0.0,)
+    for value in ((), "5,5", "4,5", "5,-1", "a", "1,nan", [True]):
+        with pytest.raises(ValueError, match="falling numbers"):
+            parse_times(value)
 
 
 def test_lists_of_whole_numbers():

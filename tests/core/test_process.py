@@ -345,6 +345,16 @@ def test_a_time_cannot_be_chosen_twice():
         FULL.respaced([3, 3, 5])
 
 
+def test_the_timesteps_from_a_log_snr_on_are_those_of_no_more():
+    levels = [FULL.log_snr(t) for t in range(T)]
+    for t, level in enumerate(levels):
+        assert FULL.from_log_snr(level) == t + 1
+        assert FULL.from_log_snr(level + 1e-9) == t + 1
+        assert FULL.from_log_snr(level - 1e-9) == min(t + 2, T), "the next lower one, if any is"
+    assert FULL.from_log_snr(math.inf) == 1
+    assert FULL.from_log_snr(-math.inf) == T
+
+
 def test_one_timestep_is_a_process():
     process = Process([0.5])
     x = images()

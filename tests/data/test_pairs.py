@@ -44,6 +44,7 @@ def named(pairs):
         (["a.png", "b.jpg"], ["a.webp", "b.png"], {"a.png": "a.webp", "b.jpg": "b.png"}),
         (["a.b.png"], ["a.b.bmp", "a.png"], {"a.b.png": "a.b.bmp"}),
         (["a.png", "a.jpg"], ["a.jpg"], {"a.png": "a.jpg", "a.jpg": "a.jpg"}),
+        (["a.png"], ["a.bmp", "a.webp"], {"a.png": "a.bmp"}),
         (["x/a.png", "y/a.png"], ["y/a.jpg"], {"x/a.png": None, "y/a.png": "y/a.jpg"}),
         (["a.png", "b.png"], ["a.png"], {"a.png": "a.png", "b.png": None}),
         (["photo/a.png"], ["edges/new/a.png"], {"photo/a.png": "edges/new/a.png"}),

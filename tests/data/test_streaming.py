@@ -6,12 +6,15 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 from image_corpus import encoded, fill, noise, zipped
 
+from diffuse_cli import system
 from diffuse_cli.data import (
     Dataset,
     decoding_pass,
@@ -158,14 +161,18 @@ def test_another_process_opens_it_with_what_is_kept(folder: Path, tmp_path: Path
 def test_what_was_looked_up_is_remembered_within_its_bound(
     own: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    images, stream = streamed(own)
+    images, _ = streamed(own)
     monkeypatch.setattr(streaming, "REMEMBERED", 10 * 64)
-    seen: list[int] = []
-    original = stream._decoded
-    monkeypatch.setattr(stream, "_decoded", lambda rows: seen.extend(rows) or original(rows))
-    for rows in ([1, 2, 3], [2, 3], range(60), [59, 50], [49]):
-        assert np.array_equal(images.stored[list(rows)], read(own).stored[list(rows)])
-        assert len(stream._recent) <= 10
+    whole, seen = read(own).stored, []
+    original = streaming.decode_all
+
+    def decode_all(reading: Any, entries: Any, workers: int) -> Any:
+        seen.extend(int(entry.name[:2]) for entry in entries)
+        return original(reading, entries, workers)
+
+    monkeypatch.setattr(streaming, "decode_all", decode_all)
+    for rows in ([1, 2, 3], [2, 3], range(60), [59, 50], [49], [50]):
+        assert np.array_equal(images.stored[list(rows)], whole[list(rows)])
     assert seen == [1, 2, 3, *(k for k in range(60) if k not in (1, 2, 3)), 49]
 
 
@@ -192,10 +199,9 @@ def test_a_successor_of_its_part_takes_the_place_of_a_sample(
     own: Path, spoil: Callable[[Path], None]
 ):
     images, stream = streamed(own)
-    before = images.stored[:]
+    before = read(own).stored
     for part in (images.held_out, ~images.held_out):
         lost, heir = np.flatnonzero(part)[[0, 1]]
-        stream._recent.clear()
         spoil(own / images.names[lost])
         assert np.array_equal(images.stored[[lost, heir, lost]], before[[heir, heir, heir]])
         assert stream.faults() == [(images.names[lost], SPOILT[spoil])]
@@ -219,7 +225,7 @@ def test_with_strict_it_is_an_error_and_so_is_a_set_that_is_gone(own: Path):
 # -- the index ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("end", ["header", "middle", "torn", "last", "garbage"])
+@pytest.mark.parametrize("end", ["header", "middle", "torn", "unended", "last", "garbage"])
 def test_a_pass_that_was_cut_off_goes_on(
     folder: Path, tmp_path: Path, decoded: list[str], end: str
 ):
@@ -227,8 +233,9 @@ def test_a_pass_that_was_cut_off_goes_on(
     whole = streamed(folder, index=index)[0]
     total, lines = len(decoded), index.read_bytes().splitlines(keepends=True)
     assert len(lines) == total + 2
-    kept = {"header": 1, "middle": 20, "torn": 20, "last": len(lines) - 1, "garbage": 20}[end]
-    rest = {"torn": lines[20][:9], "garbage": b"\xff{]\n"}.get(end, b"")
+    kept = {"header": 1, "last": len(lines) - 1}.get(end, 20)
+    torn = {"torn": lines[20][:9], "unended": lines[20][:-1], "garbage": b"\xff{]\n"}
+    rest = torn.get(end, b"")
     index.write_bytes(b"".join(lines[:kept]) + rest)
     decoded.clear()
     assert same(streamed(folder, index=index)[0], whole)
@@ -253,23 +260,24 @@ def test_an_index_of_something_else_does_not_count(own: Path, tmp_path: Path, de
     images, _ = streamed(own, index=index, size=(4, 4))
     assert len(images) == 59
     assert len(decoded) == 29  # the files after it
+    assert len(index.read_bytes().splitlines()) == 1 + 59 + 1
     read(own, keep=10**9, index=index)
     assert not index.exists()
 
 
-@pytest.mark.parametrize("place", ["PIL.__version__", "diffuse_cli.system.__version__"])
+@pytest.mark.parametrize("module", [PIL, system], ids=["Pillow", "diffuse"])
 @pytest.mark.parametrize("goes_on", [False, True])
 def test_an_index_of_another_version_does_not_count(
     own: Path,
     tmp_path: Path,
     decoded: list[str],
     monkeypatch: pytest.MonkeyPatch,
-    place: str,
+    module: ModuleType,
     goes_on: bool,
 ):
     index = tmp_path / "index.jsonl"
     with monkeypatch.context() as patch:
-        patch.setattr(place, "0.0.1")
+        patch.setattr(module, "__version__", "0.0.1")
         streamed(own, index=index)
     decoded.clear()
     streamed(own, index=index, goes_on=goes_on)

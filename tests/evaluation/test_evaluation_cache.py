@@ -50,6 +50,13 @@ def kept(folder: Path) -> list[Path]:
     return sorted(folder.iterdir())
 
 
+@pytest.mark.parametrize(("n", "size", "batch"), [(10, 1, 4), (10, 2, 4), (9, 3, 4), (3, 4, 2)])
+def test_processes_share_whole_batches(n: int, size: int, batch: int) -> None:
+    shares = [feature_cache.Team(size, index).share(n, batch) for index in range(size)]
+    assert [k for own in shares for k in own] == list(range(n))
+    assert all(own.start % batch == 0 for own in shares if own)
+
+
 def test_files_of_others_stay(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feature_cache, "LARGEST", 1000)
     folder.mkdir()

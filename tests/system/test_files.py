@@ -7,9 +7,11 @@ import errno
 import hashlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import environment
@@ -133,6 +135,18 @@ def test_a_full_disk_says_what_to_do(tmp_path: Path, monkeypatch):
     with pytest.raises(OutputError, match=r"No space left on device. Free some space"):
         files.write_bytes(tmp_path / "file", b"x")
     assert everything(tmp_path) == []
+
+
+def test_room_is_that_of_the_disk_and_of_the_largest_file(tmp_path: Path, monkeypatch):
+    import resource
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=5000))
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (1000, resource.RLIM_INFINITY))
+    files.check_room(tmp_path / "new" / "folder", 5000, 1000)
+    with pytest.raises(OutputError, match="Free some space"):
+        files.check_room(tmp_path, 5001, 1000)
+    with pytest.raises(OutputError, match="ulimit -f"):
+        files.check_room(tmp_path, 5000, 1001)
 
 
 def test_checking_writes_nothing(tmp_path: Path):

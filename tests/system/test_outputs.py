@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from diffuse_cli.system import outputs
 from diffuse_cli.system.outputs import claimed, hold_output
 
 COMMANDS = {
@@ -145,3 +148,16 @@ def test_the_input_is_no_output(diffuse, source):
 def test_a_suffix_in_capitals_will_do():
     with claimed("X.PNG", ".png", overwrite=False) as path:
         assert path == Path("X.PNG")
+
+
+def test_the_holder_of_a_lock_is_a_process_that_is_there(tmp_path):
+    path = tmp_path / "lock"
+    assert outputs.holder(path) is None
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for written, process in (
+        *((own, own) for own in (os.getpid(), 1)),  # the first process may be another user's
+        *((other, None) for other in (ended.pid, 0, -1, 10**30, "rubbish", "")),
+    ):
+        path.write_text(f"{written}\n")
+        assert outputs.holder(path) == process
