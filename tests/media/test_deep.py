@@ -89,6 +89,12 @@ def test_one_transparent_colour_is_laid_on_the_background() -> None:
     assert np.array_equal(found[:, 1], values[:, 1])
 
 
+def test_one_transparent_grey_is_laid_on_the_background() -> None:
+    values = np.array([[[9, 300, 301], [299, 65_000, 300]]], np.uint16)
+    found = read(tagged(values, b"tRNS", b"\x01\x2c"))  # 300
+    assert np.array_equal(found, np.where(values == 300, 65_535, values))
+
+
 def test_a_colour_that_shares_a_channel_with_the_transparent_one_is_opaque() -> None:
     values = levels(3, 2, 2)
     values[:, 0, 0] = (300, 2, 65_000)
