@@ -19,7 +19,7 @@ from oracles import (
 )
 from torch.distributions import Normal, kl_divergence
 
-from diffuse_cli.core import LOSSES, TARGETS, VARIANCES, WEIGHTINGS, Denoiser, losses
+from diffuse_cli.core import LOSSES, TARGETS, VARIANCES, WEIGHTINGS, Denoiser, Process, losses
 from diffuse_cli.core.losses import TAUGHT, weights
 from diffuse_cli.core.registry import InvalidArgument
 
@@ -282,6 +282,12 @@ def test_a_weight_of_zero_at_the_last_timestep_becomes_the_mean_of_the_others(
     assert float(weight[-1]) == pytest.approx(own or float(weight[:-1].mean()))
     assert float(weight[-1]) > 0
     assert bool(weight.isfinite().all())
+
+
+def test_a_single_timestep_without_signal_keeps_its_weight():
+    weight = weights("min-snr", Denoiser(None, Process([1.0]), "x0"))
+    assert weight is not None
+    assert weight.tolist() == [0.0]
 
 
 def test_a_respaced_mu_keeps_its_coefficients_in_the_weight():

@@ -173,3 +173,8 @@ def test_a_zero_snr_process_has_the_rescaled_digits():
     assert float(process.betas[998]) == pytest.approx(0.7522672312, abs=1e-10)
     assert float(process.betas[999]) == 1
     assert float(process.alpha_bars[-1]) == 0
+
+
+def test_what_follows_a_level_without_signal_stays_without():
+    """Such betas are no process, which is said of them where they are used."""
+    assert shifted([0.5, 1.0, 0.5], 2.0)[1:] == [1.0, 1.0]
