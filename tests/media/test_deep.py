@@ -67,8 +67,10 @@ def test_twelve_bits_are_spread_over_sixteen() -> None:
         (tag, kind, [12] if tag == 258 else v)
         for tag, kind, v in grey(2, 1, 1, STRIP, (279, 4, [3]))
     ]
-    found = read(made(tags, b"\x00\x1f\xff"))  # 1 and 4095
-    assert found[0, 0].tolist() == [16, 65_535]
+    ends = read(made(tags, b"\x00\x1f\xff"))  # 1 and 4095
+    assert ends[0, 0].tolist() == [16, 65_535]
+    rounded = read(made(tags, b"\x08\x80\x89"))  # 136 and 137, at 2176.498 and 2192.502
+    assert rounded[0, 0].tolist() == [2176, 2193]
 
 
 @pytest.mark.parametrize("channels", [2, 4])

@@ -178,6 +178,14 @@ def test_the_better_model_wins(name: str) -> None:
             assert not (rows[:, 2] == 1).any()
 
 
+@pytest.mark.parametrize("name", PAIRED)
+def test_the_error_is_the_same_whichever_model_comes_first(name: str) -> None:
+    for seed in range(3):
+        a, b = pair("different", seed)
+        found, swapped = (METRICS[name].difference_errors(*both) for both in ((a, b), (b, a)))
+        assert found == pytest.approx(swapped, rel=1e-6)
+
+
 def test_equally_bad_models_on_opposite_sides_look_different_by_their_influences():
     """Why the errors of distances are not by the difference of influences."""
     wrong = {"wasserstein": 0, "spectral_distance": 0}

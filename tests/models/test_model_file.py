@@ -244,6 +244,19 @@ LOW = {
 """Low frequencies of a grey data set."""
 
 
+@pytest.mark.parametrize(
+    ("change", "version"), [({}, 2), ({"rate": 8000}, 7), ({"levels": 65_536}, 6)]
+)
+def test_a_model_has_the_oldest_version_that_can_say_what_its_samples_are(
+    tmp_path: Path, change: dict[str, Any], version: int
+):
+    made = model()
+    space = dataclasses.replace(made.blueprint.space, **change)
+    blueprint = dataclasses.replace(made.blueprint, space=space)
+    save(tmp_path / "m", dataclasses.replace(made, blueprint=blueprint))
+    assert config_of(tmp_path / "m")["version"] == version
+
+
 def test_a_recommended_start_is_of_version_8_and_needs_low_frequencies(tmp_path: Path):
     own = model(data={"low_frequencies": LOW})
     assert own.low_frequencies is not None

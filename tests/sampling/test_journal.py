@@ -122,6 +122,25 @@ def test_a_line_that_a_kill_has_cut_is_no_line(tmp_path):
     assert sorted(manifest_in(tmp_path)["files"]) == [f"0000{i}.bin" for i in range(5)]
 
 
+def test_a_part_that_is_begun_after_a_line_was_cut_is_on_record(tmp_path):
+    """An overwrite removes what a second kill left of it."""
+
+    def stop(part):
+        if part.start == 4:
+            raise Terminated("terminated")
+
+    with pytest.raises(Terminated):
+        draw(tmp_path, before=stop)
+    log = tmp_path / WORK / "0.jsonl"
+    log.write_text(log.read_text()[:-20])
+    book, data = Ledger(tmp_path, SETTINGS, ".bin"), (bytes([1 // (5 - i)]) for i in range(4, 6))
+    with holding(tmp_path), pytest.raises(ZeroDivisionError):
+        book.add(0, range(4, 6), data, {})
+    assert (tmp_path / "00004.bin").exists()
+    assert draw(tmp_path, range(2), settings={**SETTINGS, "seed": 1}, overwrite=True) == 2
+    assert sorted(tree(tmp_path)) == ["00000.bin", "00001.bin", "manifest.json"]
+
+
 def test_more_may_be_added_and_a_part_that_was_cut_is_drawn_whole(tmp_path):
     assert draw(tmp_path, range(3)) == 3
     assert draw(tmp_path, range(6), sides=()) == 4  # 2 with 3, and 4 with 5
