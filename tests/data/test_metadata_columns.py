@@ -19,7 +19,7 @@ from diffuse_cli.data.metadata_columns import (
     unknown,
     untaught,
 )
-from diffuse_cli.data.metadata_files import Cell
+from diffuse_cli.data.metadata_files import Cell, Cells
 from diffuse_cli.system.errors import DataError, UsageError
 
 TABLE = MetadataTable(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from diffuse_cli.training import previews
+from diffuse_cli.training import monitor, previews
 
 QUICK = Path(__file__).with_name("quick.toml")
 
