@@ -87,7 +87,7 @@ def budget(parts: Sequence[Mapping[str, Any]], seconds: float) -> bytes:
     height = 1.5 + 0.28 * len(parts)
     sheet = headed(
         7.8, height, "Where the time of a training step goes",
-        f"milliseconds of {1e3 * seconds:,.0f}; dark: what the same work takes at the roof",
+        f"milliseconds of {1e3 * seconds:,.0f}, dark: the same work at the roof",
     )  # fmt: skip
     axes = sheet.axes(2.5, 0.85, 4.6, height - 1.2)
     places = range(len(parts), 0, -1)
@@ -114,7 +114,7 @@ def growth(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
     """Speed with what FLOP alone would give, and memory, over each series, log-log; PNG."""
     sheet = headed(
         9.4, 5.6, "How the cost of a training step grows",
-        "`tiny`, batch 32, 32×32, width 32 where not said otherwise; log-log; dashed: the first "
+        "`tiny`, batch 32, 32×32, width 32 unless varied, log-log, dashed: the first "
         "point's GFLOP/s kept",
     )  # fmt: skip
     for i, (name, points) in enumerate(found.items()):
@@ -122,7 +122,7 @@ def growth(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
         rate = points[0]["gflop_per_s"]
         kept = [rate / row["gflop_per_image"] for row in points]
         lines = (
-            ("images a second", "images_per_s", 0.9),
+            ("images per second", "images_per_s", 0.9),
             ("MiB beyond the imports", "over_imports_mib", 3.2),
         )
         for label, key, top in lines:

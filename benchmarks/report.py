@@ -1,8 +1,8 @@
-"""What do all the speed benchmarks say, on one page? Renders docs/performance.md.
+"""Render docs/performance.md from the results of the speed benchmarks.
 
-Alone it renders what lies in benchmarks/results/ and leaves out what does not; with --run it
-measures first, which takes under an hour. The quality of few evaluations needs images: DATA is
-Fashion-MNIST's training part. `time_to_quality.py` is run by itself.
+Without options it renders the results in benchmarks/results/. With --run it measures them first,
+which takes under an hour. DATA is the training part of Fashion-MNIST, for the quality of few
+evaluations. Run `time_to_quality.py` separately.
 
     python benchmarks/report.py
     python benchmarks/report.py --run DATA
@@ -28,39 +28,44 @@ RESULTS, DOCS = HERE / "results", HERE.parent / "docs"
 
 HEAD = """# Performance
 
-The speed and memory of `diffuse` compared with its alternatives, on one machine. This page is
-written by `python benchmarks/report.py` from `benchmarks/results/`; under each result is the name
-of the script that made it, whose first lines explain it.
+Speed, memory and sample quality of `diffuse`, compared with the libraries that you could use
+instead (the baselines). `python benchmarks/report.py` writes this page. Each result names the
+script that measured it, whose first lines describe the method. For the experiments behind the
+defaults, see [benchmarks](../benchmarks/README.md).
 
-All of it is from two cores of an AMD EPYC with AVX-512 and bfloat16, which `auto` chooses there.
-With AVX2 alone, in float32, a step takes nearly five times as long, and is 1.12 times as fast as
-diffusers' best (`train_step-avx2.json`).
+All results are from two cores of an AMD EPYC with AVX-512 and bfloat16, which `--precision auto`
+chooses there. GPUs are not measured. With AVX2 only, `diffuse` computes in float32. A step then
+takes nearly five times as long. It is 1.12 times as fast as diffusers with its best settings, and
+denoising-diffusion-pytorch, which needs a quarter fewer operations, is 1.15 times as fast as
+`diffuse` (`train_step-avx2.json`).
 
-## What a user gets
+## Samples after minutes of training
 
-One core, every default unless a row says otherwise, KID × 1000 of 1,000 samples (500 at 64×64),
-`minutes.json`:
+One core, default settings unless the row says otherwise, KID × 1000 of 1,000 samples (500 at
+64×64), one seed (`minutes.json`):
 
 | | 1 minute | 5 | 10 | 30 |
 |---|---|---|---|---|
 | Fashion-MNIST, 32×32 | 226: garments with holes | 78: most are whole | 50 | 37 |
 | CIFAR-10, 32×32 | | | 149: animals and vehicles in their surroundings | |
-| emoji, 64×64, drawn as `tune` says | | | 421: faces, people, flags on white | |
-| Tiny ImageNet, 64×64, the same, `--weak-after 0.25` | | | 289: skies, shores, rooms | |
+| emoji, 64×64, settings chosen by `tune` | | | 421: faces, people, flags on white | |
+| Tiny ImageNet, 64×64, chosen by `tune`, `--weak-after 0.25` | | | 289: skies, shores, rooms | |
 
-`--preset slim` has 67 on Fashion-MNIST after four minutes (mean of three runs;
-[how](../benchmarks/README.md#narrow-at-full-size)), which took AdamW, the default before Muon, ten.
+On Fashion-MNIST, `--preset slim` reaches 67 in four minutes, mean of
+[three runs](../benchmarks/README.md#narrow-at-full-size).
 
 ## Quality for time
 
-How good are samples after ten minutes of one core, ours by default and those of other libraries
-after 40 minutes of search for the best settings? The other libraries get every option that they
-offer and `diffuse` uses, and more:
-[the comparison](../benchmarks/README.md#quality-for-time) says which. By KID, the defaults of
-`diffuse` are as good as the best settings found for diffusers, within two errors. By features of
-random weights, diffusers is better: samples of `diffuse` are too bright by 8 levels of 255. A step
-of ours takes 1.7 times as long on this machine as on that of the first table. CIFAR-10 is not
-measured yet.
+How good are samples after ten minutes on one core? `diffuse` uses its defaults. The baselines use
+the best settings found in at least 40 minutes of search, over every option that their library
+offers and `diffuse` uses ([method](../benchmarks/README.md#quality-for-time)).
+
+By KID, the defaults of `diffuse` and the best settings found for diffusers are equal within two
+standard errors. By random KID, a second judge, diffusers is better, because samples of `diffuse`
+are too bright by 8 levels of 255. A step of `diffuse` took 1.7 times as long on the machine of
+this comparison as in the table above, so the same ten minutes are fewer steps here.
+
+CIFAR-10 is not measured yet.
 """
 
 # -- measuring ------------------------------------------------------------------------------------
@@ -105,7 +110,7 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
 
 
 def run(arguments: Sequence[str]) -> str:
-    """What a Python command prints."""
+    """Run a Python command and return its standard output."""
     command = [sys.executable, *arguments]
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
@@ -114,7 +119,7 @@ def run(arguments: Sequence[str]) -> str:
 
 
 def render() -> str:
-    """The page, of the results that there are."""
+    """Return the page with all results that exist."""
     page = [HEAD]
     for name, (title, script, write) in SECTIONS.items():
         path = RESULTS / f"{name}.json"

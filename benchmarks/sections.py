@@ -1,4 +1,4 @@
-"""The sections of docs/performance.md: what a result says, in a few words, tables and plots."""
+"""Sections of docs/performance.md: captions, tables and plots of each result."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ HEADINGS = {
     "seconds": "s",
     "fastest_seconds": "least s",
     "gflop_per_s": "GFLOP/s",
-    "gflop_per_image": "GFLOP an image",
+    "gflop_per_image": "GFLOP per image",
     "peak_mib": "peak MiB",
     "over_imports_mib": "beyond imports",
     "mib": "MiB",
 }
-"""What a table calls these where it does not say."""
+"""Default column headings of result keys."""
 
 
 # -- parts of a page ------------------------------------------------------------------------------
 
 
 def shown(value: Any) -> str:
-    """A value in a table."""
+    """Format a value for a table."""
     if value is None or value == []:
         return ""
     if isinstance(value, float):
@@ -48,7 +48,7 @@ def shown(value: Any) -> str:
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str] | None = None) -> Lines:
-    """A table; without `columns`, given as key to heading, of all keys of its rows."""
+    """Render a table. `columns` maps keys to headings, by default all keys of the rows."""
     keys = list(dict.fromkeys(key for row in rows for key in row))
     columns = columns or {key: HEADINGS.get(key, key.replace("_", " ")) for key in keys}
     used = {key: title for key, title in columns.items() if key in keys}
@@ -60,7 +60,7 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str] | None =
 
 
 def on(machine: Mapping[str, Any]) -> str:
-    """Where something was measured."""
+    """Describe the machine of a measurement."""
     has = ", ".join(machine.get("extensions", ()))
     gpu = f"{machine['gpu']}, " if "gpu" in machine else ""
     with_them = f" ({has})" if has else ""
@@ -69,35 +69,9 @@ def on(machine: Mapping[str, Any]) -> str:
 
 
 def picture(name: str, content: bytes, words: str) -> Lines:
-    """A plot, written beside the page."""
+    """Write a plot to docs/images and render its link."""
     (IMAGES / f"{name}.png").write_bytes(content)
     yield f"![{words}](images/{name}.png)\n"
-
-
-def anything(result: Any, title: str = "") -> Lines:
-    """A result of any shape: lists of objects as tables, objects within objects by name."""
-    if isinstance(result, list):
-        if result and all(isinstance(row, dict) for row in result):
-            yield from ([f"**{title}**\n"] if title else [])
-            yield from table(result)
-        elif result:
-            yield f"- {title}: {shown(result)}\n"
-        return
-    if result and all(isinstance(v, dict) and _is_flat(v) for v in result.values()):
-        yield from ([f"**{title}**\n"] if title else [])
-        yield from table([{"": name.replace("_", " "), **row} for name, row in result.items()])
-        return
-    plain = {k: v for k, v in result.items() if not isinstance(v, (dict, list))}
-    if plain:
-        yield from ([f"**{title}**\n"] if title else [])
-        yield from table([plain])
-    for key, value in result.items():
-        if isinstance(value, (dict, list)) and key != "machine":
-            yield from anything(value, key.replace("_", " "))
-
-
-def _is_flat(row: Mapping[str, Any]) -> bool:
-    return not any(isinstance(value, (dict, list)) for value in row.values())
 
 
 # -- sections -------------------------------------------------------------------------------------
@@ -110,31 +84,31 @@ RATIOS = {
 
 
 def ratios(result: Mapping[str, Any], noun: str) -> str:
-    """A sentence of the ratios that a result has."""
+    """Return a sentence with the ratios in a result."""
     found = [f"{result[key]:.2f} × {words}" for key, words in RATIOS.items() if key in result]
-    return f"{noun}: **{'; '.join(found)}**.\n" if found else ""
+    return f"{noun}: **{', '.join(found)}**.\n" if found else ""
 
 
 def training_step(result: Result) -> Lines:
     yield (
-        f"A step of {result['batch_size']} images, 32×32, of the DDPM CIFAR-10 network (35.7 M), "
-        "with clipping and optimizer; ours draws its own noise and keeps an average of the weights "
-        "besides. Every contender takes a step in turn; medians. GFLOP/s counts the FLOP of the "
-        "architecture as published, forward and backward; denoising-diffusion-pytorch's network "
-        "has a quarter fewer.\n"
+        "A training step of the DDPM CIFAR-10 network (35.7 M parameters) on "
+        f"{result['batch_size']} images of 32×32, with gradient clipping and the optimizer. Only "
+        "the step of `diffuse` also draws noise and updates EMA weights. Contenders take turns, "
+        "and values are medians. GFLOP/s counts the operations of the published architecture. The "
+        "network of denoising-diffusion-pytorch has a quarter fewer.\n"
     )
-    yield ratios(result, "Our images a second")
+    yield ratios(result, "Images per second of `diffuse`")
     names = ("images_per_s", "seconds", "gflop_per_s", "peak_mib", "over_imports_mib")
     yield from table(result["contenders"], {"contender": "", **{n: HEADINGS[n] for n in names}})
 
 
 def budget(result: Result) -> Lines:
     yield (
-        f"One step takes {1e3 * result['seconds']:,.0f} ms. At the roof of this machine, where "
-        "every convolution runs as fast as one alone and every pass over memory as fast as a copy, "
-        f"it would take {1e3 * result['seconds_at_the_roof']:,.0f}. The roof counts the least work "
-        "of each part done by itself, as the architecture is published; a share above 1 means that "
-        "work was saved, or stayed in the caches.\n"
+        f"A step takes {1e3 * result['seconds']:,.0f} ms. It would take "
+        f"{1e3 * result['seconds_at_the_roof']:,.0f} ms at the roof of this machine, where every "
+        "convolution is as fast as one by itself and every pass over memory as fast as a copy. The "
+        "roof counts the least work of the published architecture. Above 100%, `diffuse` saves "
+        "work, or data stays in the caches.\n"
     )
     drawn = plots.budget(result["parts"], result["seconds"])
     yield from picture("budget", drawn, "Time of each part of a training step")
@@ -152,7 +126,7 @@ SEEN = {
     "means": ("means", 3), "within": ("within", 3), "detail": ("detail", 3),
     "brightness": ("brightness", 1),
 }  # fmt: skip
-"""What finals are judged by: heading, and digits."""
+"""Heading and digits of each metric of a final."""
 
 
 def quality(result: Result) -> Lines:
@@ -162,12 +136,12 @@ def quality(result: Result) -> Lines:
         yield f"Being measured: {len(result)} runs are done.\n"
         return
     yield (
-        f"{first['dataset']}, {first['size']}×{first['size']}: {first['minutes']:g} minutes of CPU "
-        f"time of one core, {first['n']:,} samples against as many test images. Mean and standard "
-        "error over seeds. KID uses EfficientNet-Lite0, random KID a network with random weights. "
-        "As fractions of the test set's: the standard deviation of the images' means, the standard "
-        "deviation within images, and the mean absolute Laplacian (detail). Brightness: levels "
-        "above its mean.\n"
+        f"{first['minutes']:g} minutes of CPU time on one core, {first['size']}×{first['size']}, "
+        f"then {first['n']:,} samples against {first['n']:,} test images. Values are means over "
+        "seeds ± 1 standard error. KID uses EfficientNet-Lite0, random KID a network with random "
+        "weights. Fractions of the test set's values: the standard deviation of the images' means, "
+        "the standard deviation within images, and the mean absolute Laplacian (detail). "
+        "Brightness is in levels above the test set's.\n"
     )
     groups: dict[str, list[Any]] = {}
     for row in result:
@@ -179,7 +153,7 @@ def quality(result: Result) -> Lines:
         ],
         {"": "", "seeds": "seeds", **{key: words for key, (words, _) in SEEN.items()}},
     )
-    yield "How each was trained and sampled:\n"
+    yield "Settings of each contender:\n"
     yield from table(
         [{"": name, **{k: per_seed(rows, k) for k in TRAINED}} for name, rows in groups.items()],
         {"": "", **TRAINED},
@@ -187,12 +161,12 @@ def quality(result: Result) -> Lines:
     for contender, rows in groups.items():
         found = [f"{what}: {words}" for what, words in rows[0]["differs"].items()]
         if found:
-            yield f"`{contender}` differs from ours without an option for it. {'. '.join(found)}.\n"
+            yield f"`{contender}` differs where it has no option. {'. '.join(found)}.\n"
     yield from searches(json.loads(path.read_text()) if path.exists() else [])
 
 
 CONTENDERS, SEEDS = ("diffuse", "diffusers", "ddpm-pytorch"), 3
-"""What a comparison must have before it is shown."""
+"""Contenders and seeds that a comparison needs before the page shows it."""
 
 
 def complete(rows: Sequence[Mapping[str, Any]]) -> bool:
@@ -202,15 +176,15 @@ def complete(rows: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def searches(rows: Sequence[Mapping[str, Any]]) -> Lines:
-    """Render how the recipes of peers were found."""
+    """Render the searches for the recipes of the baselines."""
     trials: dict[str, list[Any]] = {}
     for row in rows:
         trials.setdefault(row["recipe"]["peer"], []).append(row)
     for peer, own in trials.items():
         minutes = sum(row.get("cpu_seconds", 0) for row in own) / 60
         yield (
-            f"The recipe of `{peer}` comes from a search of {minutes:.0f} minutes of CPU time. Its "
-            "long trials, judged by held-out images:\n"
+            f"Search for `{peer}`, {minutes:.0f} minutes of CPU time. Its long trials, judged by "
+            "KID against held-out images:\n"
         )
         most = max(row.get("minutes", 0) for row in own)
         yield from table(
@@ -243,19 +217,19 @@ def spread(rows: Sequence[Mapping[str, Any]], key: str) -> str:
 
 
 def per_seed(rows: Sequence[Mapping[str, Any]], key: str) -> Any:
-    """Return what all seeds have, or the value of each."""
+    """Return the value that all seeds share, or one value per seed."""
     values = [shown(row.get(key)) for row in rows]
     return values[0] if len(set(values)) == 1 else ", ".join(values)
 
 
 def sampling(result: Result) -> Lines:
     yield (
-        "One evaluation of the network as sampling runs it, against diffusers' network of the same "
-        "shape without gradients, in turn; medians.\n"
+        "Time of one network evaluation during sampling, median, compared with diffusers' network "
+        "of the same shape without gradients.\n"
     )
     for part in result["evaluation"]:
         yield f"**{part['network']}, batch {part['batch_size']}**\n"
-        yield ratios(part, "Our evaluations a second")
+        yield ratios(part, "Evaluations per second of `diffuse`")
         columns = {"contender": "", "ms": "ms", "peak_mib": "peak MiB"}
         yield from table(part["contenders"], {**columns, "over_imports_mib": "beyond imports"})
     if "quality" in result:
@@ -263,17 +237,18 @@ def sampling(result: Result) -> Lines:
 
 
 def few(found: Mapping[str, Any]) -> Lines:
-    """How few evaluations are as good as 1000 steps of DDPM."""
+    """Render the fewest evaluations that are as good as 1000 steps of DDPM."""
     base = found["reference"]
     yield (
-        f"KID of {found['few'][0]['n']} images against {found['real']:,} held-out ones, one seed; "
-        f"the reference is {base['evaluations']} steps of `{base['sampler']}`. Evaluations at "
-        "its KID, and within two standard errors of it: "
-        + "; ".join(
-            f"`{name}` {best['at_most'] or 'none'}, {best['within_two_errors'] or 'none'}"
+        f"How few evaluations are enough? KID against {found['real']:,} held-out images, one seed. "
+        f"The reference is `{base['sampler']}` with {base['evaluations']:,} steps. "
+        + " ".join(
+            f"`{name}` first reaches the reference's KID with {best['at_most'] or 'more'} "
+            "evaluations, and comes within two standard errors of it with "
+            f"{best['within_two_errors'] or 'more'}."
             for name, best in found["fewest"].items()
         )
-        + ".\n"
+        + "\n"
     )
     series: dict[str, list[tuple[float, float, float]]] = {}
     for row in found["few"]:
@@ -291,34 +266,72 @@ def few(found: Mapping[str, Any]) -> Lines:
 
 
 def distilled(result: Result) -> Lines:
-    """KID of one to eight evaluations of models and of what they were distilled to."""
+    """Render KID of one to eight evaluations of models and of their distilled versions."""
     yield (
-        "Ten minutes of a core, and what five of `diffuse distill` make of the model: KID × 1000 "
-        "of as many images against held-out ones, from the same noise.\n"
+        "A model trained for ten minutes on one core, and the same model after five minutes of "
+        "`diffuse distill`. KID is against held-out images, from the same noise. One seed.\n"
     )
     for name in dict.fromkeys(row["name"] for row in result):
         rows = []
         for run in (row for row in result if row["name"] == name):
             for found in run["results"]:
                 rows.append({"": f"{run['row']}, `{found['sampler']}`", **found})
-        yield f"**{name}**, {result[0]['n']:,} images\n"
+        yield f"**{name}**, {result[0]['n']:,} samples\n"
         yield from table(rows, {
             "": "", "evaluations": "evaluations", "kid": "KID × 1000", "kid_standard_error": "±",
-            "recall": "recall", "ms_an_image": "ms an image",
+            "recall": "recall", "ms_an_image": "ms per image",
         })  # fmt: skip
 
 
 def grown(result: Result) -> Lines:
-    yield "Training steps of the `tiny` network; one thing varies at a time.\n"
+    yield "Training steps of the `tiny` network. Each table varies one setting.\n"
     yield from picture("growth", plots.growth(result["series"]), "Speed and memory over size")
     for rows in result["series"].values():
         yield from table(rows)
 
 
+KINDS = {"small": "small PNGs", "photos": "photos of 2000×1500 as JPEG"}
+
+
+def loading(result: Result) -> Lines:
+    yield (
+        "`train` and `eval` check, decode, hash and resize every image once. The baseline is "
+        "torchvision's `ImageFolder` with a `DataLoader`, which decodes in every epoch. Files are "
+        "in the page cache.\n"
+    )
+    for kind, found in result["sets"].items():
+        train, over = found["training"], found["over_decoding_alone"]
+        height, width = train["size"]
+        yield (
+            f"**{found['images']:,} {KINDS[kind]}** ({found['bytes_each']:,} bytes each), read as "
+            f"{height}×{width}\n"
+        )
+        words = {name: name.replace("ours", "`diffuse`") for name in found["reading"]}
+        yield from table([{"": words[name], **row} for name, row in found["reading"].items()])
+        yield (
+            f"`diffuse` is {found['ratio_to_peer']:.2f} times as fast as the baseline. Work "
+            f"beyond decoding adds {over['one core']:.0%} to the decoding time on one core, "
+            f"{over['all cores']:.0%} on {result['cores']}. A training step of `tiny` then waits "
+            f"{1e3 * train['fetch_seconds']:.2f} ms of {1e3 * train['step_seconds']:.0f} ms for "
+            "its batch.\n"
+        )
+
+
+def starting(result: Result) -> Lines:
+    yield (
+        "Time of a process from start to end, medians. `sample` uses an untrained `tiny` model at "
+        f"28×28. Importing torch takes {result['torch_share_of_sample']:.0%} of its time.\n"
+    )
+    yield from table([{"": name, **row} for name, row in result["commands"].items()])
+    yield "Packages that `sample` imports, by the time in their own files, while profiled:\n"
+    packages = result["imports"]["sample"].items()
+    yield from table([{"": name, **row} for name, row in packages])
+
+
 def roof(result: Result) -> Lines:
     yield (
-        "What the machine reaches: 3×3 convolutions channels-last (GFLOP/s by channels@side), "
-        "matrix products (GFLOP/s), and memory (GB/s), small enough for the caches and too large.\n"
+        "The highest speeds of this machine: 3×3 channels-last convolutions (GFLOP/s, named "
+        "channels@side), matrix products, and memory (GB/s), inside and outside the caches.\n"
     )
     for key in ("convolution_gflop_per_s", "matmul", "memory_gb_per_s"):
         rows = [{k: v for k, v in r.items() if k not in ("channels", "side")} for r in result[key]]
@@ -335,8 +348,8 @@ SECTIONS: dict[str, tuple[str, str, Callable[[Result], Lines]]] = {
     "sampling": ("Sampling", "sampling.py", sampling),
     "distilling": ("One to eight evaluations", "distilling.py", distilled),
     "growth": ("How cost grows", "growth.py", grown),
-    "loading": ("Loading", "loading.py", anything),
-    "startup": ("Start-up", "startup.py", anything),
+    "loading": ("Loading", "loading.py", loading),
+    "startup": ("Start-up", "startup.py", starting),
     "roofline": ("The roof", "roofline.py", roof),
 }  # fmt: skip
 """Title, script and text of each result."""
