@@ -47,7 +47,7 @@ PEER_BATCH = 64
 
 
 class Random(peer_network.FeatureExtractorInceptionV3):  # type: ignore[misc]
-    """The peer's network with random weights, and statistics that keep features apart."""
+    """The baseline's network with random weights, and statistics that keep features apart."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """In place of what would be downloaded."""
@@ -61,7 +61,7 @@ class Random(peer_network.FeatureExtractorInceptionV3):  # type: ignore[misc]
 
 
 class Pixels(Dataset[torch.Tensor]):
-    """Images in memory, as the peer takes them."""
+    """Images in memory, as the baseline takes them."""
 
     def __init__(self, pixels: Array) -> None:
         self.pixels = torch.from_numpy(pixels)
@@ -81,7 +81,7 @@ def took(act: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def networks() -> tuple[Any, Any]:
-    """Ours and the peer's, of the same weights."""
+    """Ours and the baseline's, of the same weights."""
     peer_network.load_state_dict_from_url = lambda *_, **__: {}
     theirs = Random("inception-v3-compat", [LAYER]).eval()
     with tempfile.TemporaryDirectory() as folder:

@@ -5,11 +5,11 @@ spectrum, the edges and the grain of photographs, that become 64x64. `reading` i
 `eval` do once: find, check, decode, hash, resize and keep every image, on one core and on all.
 `decoding alone` is the least of it: the same files through Pillow to arrays, in as many threads or
 processes, with nothing checked, named or kept; `over_decoding_alone` is the share that the rest
-adds. The peer is what training scripts do in every epoch: torchvision's `ImageFolder` with resize
-and crop behind a `DataLoader` with a worker for each core. `training` is a step of the `tiny`
+adds. The baseline is torchvision's `ImageFolder` with resize and crop behind a `DataLoader` with a
+worker per core, which training scripts run in every epoch. `training` is a step of the `tiny`
 network, and the part of it that fetches the batch, from memory and from the file that large sets
-are mapped from. Files are in the page cache; contenders take turns. A resumed run reads its images
-again: the cache goes when a run ends. Prints JSON.
+are mapped from. Files are in the page cache, and contenders take turns. A resumed run reads its
+images again: the cache goes when a run ends. Prints JSON.
 
     python benchmarks/loading.py > benchmarks/results/loading.json
     python benchmarks/loading.py FASHION_MNIST --photos 400 --rounds 1

@@ -1,4 +1,4 @@
-"""The peers: what people would use instead of this package, and how each is trained and sampled.
+"""The baselines: libraries to use instead of this package, and how each is trained and sampled.
 
 diffusers (`UNet2DModel`) and denoising-diffusion-pytorch (`Unet`, `GaussianDiffusion`), each
 imported when asked for. A `Recipe` has the options of their libraries that `time_to_quality.py`
@@ -40,7 +40,7 @@ EMA_DECAY = 0.999
 
 
 def blueprint(preset: str, channels: int, size: int) -> Blueprint:
-    """Return our network of a preset, which those of the peers are held to."""
+    """Return our network of a preset, which the baselines must match."""
     chosen = configure({"data": "", "preset": preset, "precision": "fp32"})
     return complete(chosen, Space(channels=channels, size=(size, size)), Conditions())[1]
 
@@ -86,7 +86,7 @@ def ddpm_pytorch_unet(like: Blueprint, **options: Any) -> nn.Module:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings of a peer, each an option of its library or of torch.
+    """Settings of a baseline, each an option of its library or of torch.
 
     Attributes:
         peer: an entry of `PEERS`.
@@ -339,7 +339,8 @@ def train(
     """Train on uint8 (N, C, H, W) in memory for so many seconds of this process.
 
     Returns:
-        The peer, what is sampled from, and what was done. The clock starts when all is built.
+        The baseline, the network to sample from, and the facts of training. The clock
+        starts when all is built.
     """
     device = device_type()
     like = blueprint("tiny", *pixels.shape[1:3])
@@ -367,7 +368,7 @@ def train(
 
 
 def built(recipe: Recipe, like: Blueprint) -> tuple[Diffusers | DDPMPytorch, Any]:
-    """Return a peer and its optimizer, channels last as ours, which is 2 % faster for both."""
+    """Return a baseline and its optimizer, channels-last as ours (2 % faster for both)."""
     peer = PEERS[recipe.peer](recipe, like)
     peer.net = peer.net.to(device_type()).to(memory_format=torch.channels_last)
     return peer, OPTIMIZERS[recipe.optimizer](peer.net, recipe.lr)

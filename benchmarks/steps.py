@@ -1,7 +1,7 @@
-"""What the speed benchmarks share: a training step of ours and of a peer, and timing them in turn.
+"""Training steps of ours and of a baseline, and timing them in turn, for the speed benchmarks.
 
-Ours is the step that `diffuse train` takes, on random pixels. A peer's is what its training script
-does, from noisy images and timesteps that are drawn beforehand.
+Ours is the step that `diffuse train` takes, on random pixels. A baseline's is the step of its
+training script, from noisy images and timesteps that are drawn beforehand.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ START = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """How a peer is run: precision of its arithmetic, order of its memory, optimizer, compiler."""
+    """Settings of a baseline: precision, memory format, optimizer, compiler."""
 
     precision: str = "fp32"
     channels_last: bool = False
@@ -74,7 +74,7 @@ SETTINGS = tuple(
     for precision in ("fp32", "bf16")
     for last in (False, True)
 )
-"""What is tried to find a peer's best."""
+"""What is tried to find a baseline's best."""
 
 
 # -- steps ----------------------------------------------------------------------------------------
@@ -105,7 +105,7 @@ def ours(plan: Plan, accelerator: Accelerator) -> tuple[Act, Trainer]:
 def theirs(
     net: nn.Module, setting: Setting, batch_size: int, size: int, device: torch.device
 ) -> Act:
-    """A peer's step: loss, backward, clip, AdamW, and neither draws nor an average."""
+    """A baseline's step: loss, backward, clip, AdamW, and neither draws nor an average."""
     net = setting.place(net.train(), device)
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, fused=setting.fused or None)
     run = torch.compile(net) if setting.compile else net

@@ -1,13 +1,13 @@
-"""How good are samples after equal time of training, ours and the peers'?
+"""Compare samples after equal time of training, from `diffuse` and from the baselines.
 
-Time is that of the process, user and system, so that a busy machine is fair. A `search` chooses a
-recipe for a peer among the options of its library: short trials of one option at a time, then
-longer ones around the best, until the learning rate and its half and double were tried. Its judge
-is KID against held-out images, which nobody trains on and no final is judged by. A `final` trains
-ours, as a user types it, or a peer with its recipe, and judges 1,000 samples against a test set by
-two networks. Every trial and final is written down at once, and left out when a command is
-repeated, so several processes can share a search. Peers get their images as tensors in memory, and
-our setting of the memory allocator.
+Time is CPU time of the process, user and system, so that a busy machine is fair. A `search`
+chooses a recipe for a baseline among the options of its library: short trials of one option at a
+time, then longer trials around the best, until the learning rate and its half and double were
+tried. It minimizes KID against held-out images, which nobody trains on and no final uses. A `final`
+trains `diffuse` with its defaults, or a baseline with its recipe, and two networks judge 1,000
+samples against a test set. Every trial and final is written at once and skipped when a command is
+repeated, so several processes can share a search. Baselines get their images as tensors in memory,
+and the memory allocator settings of `diffuse`.
 
     python benchmarks/time_to_quality.py search TRAIN --real TEST --name fashion-mnist --work W
     python benchmarks/time_to_quality.py final TRAIN --real TEST --name fashion-mnist --work W
@@ -167,7 +167,7 @@ FACTORS: Mapping[str, Mapping[str, Sequence[Any]]] = {
     },
 }
 """Options that are tried one at a time, and their other values. In 32×32 images our network has no
-patches, and `groups` and `ema` of the peers are ours."""
+patches, and `groups` and `ema` of the baselines are ours."""
 
 SHORT, LONG, LEAST = 1.0, 4.0, 40.0
 """Minutes of a short trial, of a long one, and of a whole search at least."""
@@ -202,7 +202,7 @@ def beside(recipe: Recipe) -> Iterator[Recipe]:
 
 
 class Search:
-    """The search for the recipe of a peer, which several processes may share."""
+    """The search for the recipe of a baseline, which several processes may share."""
 
     def __init__(self, data: Data, peer: str, log: Log) -> None:
         self.data, self.peer, self.log = data, peer, log
@@ -286,7 +286,7 @@ class Search:
 def trials(
     rows: Sequence[Mapping[str, Any]], peer: str, minutes: float | None = None
 ) -> list[Mapping[str, Any]]:
-    """Return the trials of a peer in a log, of one length."""
+    """Return the trials of a baseline in a log, of one length."""
     own = [row for row in rows if row["recipe"]["peer"] == peer and "solvers_of" not in row]
     return [row for row in own if minutes in (None, row["minutes"])]
 
@@ -315,7 +315,7 @@ def of_solvers(rows: Sequence[Mapping[str, Any]], recipe: Recipe) -> list[Mappin
 
 
 def chosen(rows: Sequence[Mapping[str, Any]], peer: str) -> Recipe:
-    """Return the best recipe of a peer in a log, with the best solver.
+    """Return the best recipe of a baseline in a log, with the best solver.
 
     Raises:
         ValueError: half or double of its rate was not tried, so that a search has to go on.
@@ -431,7 +431,7 @@ def header(model: Path) -> Any:
 def final_of_peer(
     data: Data, recipe: Recipe, seed: int, seconds: float
 ) -> tuple[dict[str, Any], common.Pixels]:
-    """Train and sample a peer."""
+    """Train and sample a baseline."""
     peer, net, done = peers.train(recipe, data.train, seconds, seed)
     with peers.counting(net) as seen:
         samples = peers.sample(peer, net, len(data.real), seed)
@@ -442,7 +442,7 @@ def final_of_peer(
 
 
 def final(options: argparse.Namespace, data: Data) -> None:
-    """Run the finals that are not in the log: ours first, whose time is the peers' at least."""
+    """Run the finals that are not in the log: ours first, whose time is the baselines' at least."""
     log = Log(RESULTS / f"quality-{options.name}.json")
     for contender in options.only or (OURS, *peers.PEERS):
         for seed in options.seeds:
@@ -471,7 +471,7 @@ RECIPES = RESULTS / "peer-recipes.json"
 
 
 def search(options: argparse.Namespace, data: Data) -> None:
-    """Search for the recipes of peers, and write them down."""
+    """Search for the recipes of baselines, and write them down."""
     for name in options.only or peers.PEERS:
         log = Log(RESULTS / f"search-{options.name}.json")
         Search(data, name, log).run()

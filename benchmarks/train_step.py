@@ -1,4 +1,4 @@
-"""How fast is a training step of the DDPM CIFAR-10 network, against the peers?
+"""How fast is a training step of the DDPM CIFAR-10 network, against the baselines?
 
 Ours is the step of `diffuse train --preset ddpm-cifar10`, with its random draws and its average of
 the weights. diffusers' `UNet2DModel` of the same architecture and denoising-diffusion-pytorch's
@@ -59,13 +59,13 @@ LIMIT = 210
 OURS, DIFFUSERS, DDPM_PYTORCH = "diffuse", "diffusers", "denoising-diffusion-pytorch"
 
 NETWORKS = {DIFFUSERS: peers.diffusers_unet, DDPM_PYTORCH: peers.ddpm_pytorch_unet}
-"""The peers' networks; each is imported when it is made."""
+"""The baselines' networks; each is imported when it is made."""
 
 MODULES = {DIFFUSERS: "diffusers", DDPM_PYTORCH: "denoising_diffusion_pytorch"}
 
 
 def installed() -> list[str]:
-    """The peers that are there; the others are named on stderr."""
+    """The baselines that are there; the others are named on stderr."""
     missing = [peer for peer, name in MODULES.items() if importlib.util.find_spec(name) is None]
     for peer in missing:
         say(f"{peer} is not installed: left out")
@@ -73,7 +73,7 @@ def installed() -> list[str]:
 
 
 def network(peer: str) -> torch.nn.Module:
-    """A peer's network, from the same weights each time."""
+    """A baseline's network, from the same weights each time."""
     torch.manual_seed(0)
     return NETWORKS[peer](peers.blueprint("ddpm-cifar10", 3, SIZE))
 
@@ -91,7 +91,7 @@ def our_step(options: argparse.Namespace, accelerator: Accelerator, compiled: bo
 
 
 def settings(compiled: bool) -> Iterator[tuple[str, str, Setting]]:
-    """Every peer with its settings and what each is called."""
+    """Every baseline with its settings and what each is called."""
     half = has_bfloat16(device_type())
     if not half:
         say("bf16 is left out: this machine has no instructions for it")
