@@ -42,8 +42,10 @@ START = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "SECURITY.md":
          "CONTRIBUTING.md": "contributing.md", "benchmarks/README.md": "benchmarks.md",
          "examples/README.md": "examples.md"}  # fmt: skip
 """Pages beside docs/, and their place on the site."""
-GUIDES = ["conditions", "media", "sources", "tasks", "evaluation", "scaling", "reliability",
-          "performance"]  # fmt: skip
+TUTORIALS = ["first-model", "photos-with-classes", "python"]
+"""Pages of docs/tutorials/, in this order."""
+GUIDES = ["conditions", "media", "sources", "tasks", "evaluation", "trackers", "troubleshooting",
+          "scaling", "reliability", "performance"]  # fmt: skip
 """Pages of docs/ that come first, in this order; others follow by name."""
 
 
@@ -70,8 +72,10 @@ def navigation(reference: Nav) -> Nav:
     special = {*GUIDES, "cli", "theory", "python", "extending", "bibliography", "limits"}
     guides = [*(g for g in GUIDES if g in found), *(stem for stem in found if stem not in special)]
     python = [{title(docs / f"{s}.md"): f"{s}.md"} for s in ("python", "extending") if s in found]
+    tutorials = [f"tutorials/{stem}.md" for stem in TUTORIALS]
     nav: Nav = [
         {"Start": "index.md"},
+        {"Tutorials": [{title(docs / path): path} for path in tutorials]},
         {"Commands": [*({name: f"commands/{name}.md"} for name in order()),
                       {"All options": "cli.md"}]},
         {"Guides": [{title(docs / f"{stem}.md"): f"{stem}.md"} for stem in guides]},
