@@ -131,9 +131,9 @@ def test_the_sampler_of_the_page_draws_what_ddim_draws(
         noise=None,
     )  # fmt: skip
     expected = own.space.to_stored(last.x).numpy().astype(int)
-    assert names["pictures"].shape == expected.shape
+    assert names["images"].shape == expected.shape
     assert expected.std() > 10
-    assert np.abs(names["pictures"].astype(int) - expected).max() <= 1
+    assert np.abs(names["images"].astype(int) - expected).max() <= 1
 
 
 @torch.no_grad()
