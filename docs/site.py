@@ -69,7 +69,7 @@ def navigation(reference: Nav) -> Nav:
     if (docs / "course" / "index.md").exists():
         course.insert(0, {"Overview": "course/index.md"})
     found = [path.stem for path in sorted(docs.glob("*.md"))]
-    special = {*GUIDES, "cli", "theory", "python", "extending", "bibliography", "limits"}
+    special = {*GUIDES, "cli", "formats", "theory", "python", "extending", "bibliography", "limits"}
     guides = [*(g for g in GUIDES if g in found), *(stem for stem in found if stem not in special)]
     python = [{title(docs / f"{s}.md"): f"{s}.md"} for s in ("python", "extending") if s in found]
     tutorials = [f"tutorials/{stem}.md" for stem in TUTORIALS]
@@ -77,7 +77,7 @@ def navigation(reference: Nav) -> Nav:
         {"Start": "index.md"},
         {"Tutorials": [{title(docs / path): path} for path in tutorials]},
         {"Commands": [*({name: f"commands/{name}.md"} for name in order()),
-                      {"All options": "cli.md"}]},
+                      {"All options": "cli.md"}, {"File formats": "formats.md"}]},
         {"Guides": [{title(docs / f"{stem}.md"): f"{stem}.md"} for stem in guides]},
         {"Theory": [{"Module by module": "theory.md"}, {"Bibliography": "bibliography.md"}]},
         {"Course": course},

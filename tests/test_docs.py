@@ -28,6 +28,7 @@ from diffuse_cli.config.presets import PRESETS
 from diffuse_cli.core import NETWORKS, Conditions
 from diffuse_cli.media import MEDIA
 from diffuse_cli.media.image.image_metadata import FORMATS
+from diffuse_cli.models import model_header, tensor_file
 
 ROOT = Path(__file__).parents[1]
 THEORY = ROOT / "docs" / "theory.md"
@@ -377,13 +378,64 @@ def test_what_is_missing_is_still_missing():
     """A page that says so must change with it."""
     page = (ROOT / "docs" / "limits.md").read_text(encoding="utf-8")
     assert list(NETWORKS.own) == ["unet", "vit"]
-    assert "networks besides a U-Net and a plain transformer" in page
+    assert "networks other than a U-Net and a plain transformer" in page
     assert list(MEDIA.own) == ["array", "audio", "image"]
-    assert "anything but [images]" in page
-    assert "formats besides PNG, JPEG, WebP, AVIF, BMP, GIF and TIFF" in page
+    assert "data other than [images]" in page
+    assert "formats other than PNG, JPEG, WebP, AVIF, BMP, GIF and TIFF" in page
     assert {name.upper() for name in re.findall(r"\w+", page)} >= set(FORMATS)
     assert "progressive and adversarial distillation" in page
     assert Conditions.__dataclass_fields__.keys() == {"classes", "given", "table"}
+
+
+# -- the formats -----------------------------------------------------------------------------------
+
+
+def rows_of(first: str) -> list[list[str]]:
+    """Rows of the table of docs/formats.md whose first column has this header."""
+    page = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
+    (table,) = re.findall(rf"^\| {re.escape(first)} \|.*\n\|-.*\n((?:\|.*\n)+)", page, re.MULTILINE)
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in table.splitlines()]
+
+
+def check_listed(first: str, found: set[str]) -> None:
+    """Check that a table of docs/formats.md lists these names, and no other as always present."""
+    rows = [({*re.findall(r"`([^`]+)`", row[0])}, "always" in row) for row in rows_of(first)]
+    always = {name for names, required in rows if required for name in names}
+    assert always <= found <= {name for names, _ in rows for name in names}, first
+
+
+def test_formats_lists_the_keys_of_a_run_of_two_steps(
+    train: Callable[..., Any], diffuse: Callable[..., Any]
+):
+    ran = train("--steps", 2, "--eval-every", 2, "--eval-images", 4, "-q")
+    assert ran.code == 0, ran.err
+    ran = diffuse("sample", "model.safetensors", "-n", 2, "--steps", 2, "-o", "samples", "-q")
+    assert ran.code == 0, ran.err
+
+    with Path("model.safetensors").open("rb") as file:
+        metadata = tensor_file.read_header(file).metadata
+    (row,) = [row for row in rows_of("metadata key") if "modelspec" in row[0]]
+    assert {*re.findall(r"modelspec\.\w+", row[0])} == {n for n in metadata if "modelspec" in n}
+    check_listed("metadata key", {*metadata})
+    check_listed("key of `diffuse.config`", {*json.loads(metadata["diffuse.config"])})
+
+    run = Path("model.run")
+    (checkpoint,) = (run / "checkpoints").iterdir()
+    check_listed("file of a checkpoint", {path.name for path in checkpoint.iterdir()})
+    paths = {f"{p.relative_to(run)}{'/' * p.is_dir()}" for p in (*run.glob("*"), *run.glob("*/*"))}
+    folders = {path for path in paths if any(p != path and p.startswith(path) for p in paths)}
+    check_listed("path", paths - folders)
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    found = {key for line in lines for key in json.loads(line)}
+    check_listed("key", found)
+    assert {"loss", "lr", "grad_norm", "images_per_second", "held_out_loss", "kid"} <= found
+
+    manifest = json.loads(Path("samples/manifest.json").read_text())
+    check_listed("key of `manifest.json`", {*manifest})
+
+
+def test_formats_lists_every_version_of_a_model_file():
+    assert [int(row[0]) for row in rows_of("version")] == [*range(1, model_header.VERSION + 1)]
 
 
 # -- the page of the wheel -------------------------------------------------------------------------
