@@ -221,6 +221,7 @@ def test_the_python_of_the_python_page_runs(beside_examples: Path):
     for block in BLOCK.findall((ROOT / "docs" / "python.md").read_text(encoding="utf-8")):
         exec(compile(block, "docs/python.md", "exec", dont_inherit=True), names)
     assert (beside_examples / "plain.safetensors").exists()
+    assert names["images"].shape == (4, 1, 28, 28)  # of the core library
 
 
 def test_the_notebook_runs(beside_examples: Path):
