@@ -174,15 +174,8 @@ def test_the_python_of_the_theory_holds():
 
 
 def test_the_readme_is_short():
-    """What a command does in detail is on its page, in docs/commands/."""
-    assert len((ROOT / "README.md").read_bytes()) < 15_000
-
-
-def test_the_python_of_the_readme_runs():
-    (block,) = BLOCK.findall((ROOT / "README.md").read_text(encoding="utf-8"))
-    names: dict[str, Any] = {"__name__": "readme"}
-    exec(compile(block, "README.md", "exec"), names)
-    assert names["images"].shape == (4, 1, 28, 28)
+    """Details of a command are on its page, in docs/commands/."""
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 900
 
 
 # -- from Python -----------------------------------------------------------------------------------
@@ -458,7 +451,7 @@ def test_the_wheel_describes_itself_without_links_that_lead_nowhere():
     assert core.readme.startswith("# diffuse\n")
     found = TARGET.findall(without_code(core.readme))
     assert [t for t in found if not t.startswith(("#", "https:"))] == []
-    assert [*BLOCK.findall(core.readme)] == [*BLOCK.findall(README)]
+    assert "diffuse train ./images" in core.readme
 
 
 def test_with_an_address_its_links_are_whole():
