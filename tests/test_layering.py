@@ -31,8 +31,8 @@ ALLOWED = {"torch", "numpy", "diffuse_cli"} | set(sys.stdlib_module_names)
 
 TESTS = Path(__file__).parent
 OF_NO_PACKAGE = {"fuzz", "golden", "reliability", "test_benchmarks", "test_course", "test_docs",
-                 "test_entry_points", "test_layering", "test_packaging", "test_site",
-                 "test_tutorials"}  # fmt: skip
+                 "test_entry_points", "test_layering", "test_packaging", "test_prose",
+                 "test_site", "test_tutorials"}  # fmt: skip
 """Folders and files of tests that concern the whole program."""
 
 
