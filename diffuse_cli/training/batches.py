@@ -1,4 +1,4 @@
-"""The images of a plan at positions of the global batch, on the device."""
+"""Training batches: samples and conditions at positions of the global batch, on the device."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from diffuse_cli.training.plan import Plan
 
 
 def mirrored(x: Tensor, flip: Tensor) -> Tensor:
-    """x (B, C, *size), mirrored where `flip` (B,) is true."""
+    """Mirror the samples of x (B, C, *size) where `flip` (B,) is true."""
     return torch.where(spread(flip, x), x.flip(-1), x)
 
 
 class Batches:
-    """Epochs of the training images, shuffled, one after another."""
+    """Training images in shuffled epochs, one after another."""
 
     def __init__(
         self, plan: Plan, batch_size: int, device: torch.device, mine: range | None = None
     ) -> None:
-        """Begin to read ahead what is not kept.
+        """Start to read ahead if the images are streamed.
 
         Args:
-            mine: this process's positions of the batch; None for all.
+            mine: this process's positions of the batch. None for all positions.
         """
         self.plan, self.batch_size, self.device = plan, batch_size, device
         seed, n = plan.config.seed, len(plan.data.train)
@@ -42,13 +42,13 @@ class Batches:
             self.feed = Feed(plan.data, self._ordered, mine)
 
     def at(self, step: int, positions: range) -> Indices:
-        """The images at positions of the batch after `step` steps, as indices into all."""
+        """Return the indices of the images at positions of the batch after `step` steps."""
         if self.feed is not None:
             return self.feed.at(step, positions)
         return self._ordered(step, positions)
 
     def close(self) -> None:
-        """Read nothing more ahead."""
+        """Stop reading ahead."""
         if self.feed is not None:
             self.feed.close()
 
@@ -63,18 +63,18 @@ class Batches:
         return self.plan.data.train[chosen]
 
     def samples(self, indices: Indices) -> Tensor:
-        """Samples x_0, as the model sees them."""
+        """Return samples x_0 in the model's space, on the device."""
         stored = self._moved(self.plan.data.images.stored[indices])
         return laid_out(self.plan.blueprint.space.to_model(stored))
 
     def condition(
         self, indices: Indices, x0: Tensor, flip: Tensor | None, step: int, positions: range
     ) -> dict[str, Tensor]:
-        """The conditions of these samples, by keyword.
+        """Return the conditions of these samples, by the network's keywords.
 
         Args:
-            x0: the samples, mirrored already where `flip` (B,) says so.
-            step, positions: what is drawn for them.
+            x0: the samples, already mirrored where `flip` (B,) is true.
+            step, positions: the keys of the random numbers that degrade the samples.
         """
         images = self.plan.data.images
         labels = self._moved(images.labels[indices])
@@ -97,7 +97,7 @@ class Batches:
         return laid_out(giver.augmented(told, draws))
 
     def _moved(self, values: npt.NDArray[Any]) -> Tensor:
-        """`values` on the device, without waiting for it."""
+        """Copy `values` to the device without waiting for the copy."""
         tensor = torch.from_numpy(values)
         if self.device.type == "cuda":
             tensor = tensor.pin_memory()

@@ -1,6 +1,6 @@
-"""When to save a checkpoint, whether the disk has room, and a training's state in it and back.
+"""Save and restore the state of a training run, decide when, and check that the disk has room.
 
-Everything else is drawn anew from the seed: no generator's state is ever saved.
+All random numbers come from the seed, so a checkpoint has no generator state.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from diffuse_cli.training.monitor import chores
 from diffuse_cli.training.optimization import Course
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.run_directory import KEPT, Checkpoint, RunDirectory
-from diffuse_cli.training.run_length import cut_short
+from diffuse_cli.training.run_length import THREAD_VARIABLES, warn_of_limited_options
 from diffuse_cli.training.time_budget import Budget
 from diffuse_cli.training.time_estimate import first_plan
 from diffuse_cli.training.trainer import Trainer
@@ -45,22 +45,22 @@ EVERY = 500
 """Default steps between checkpoints."""
 
 SHARE = 100
-"""By default saving takes at most 1/SHARE of the time."""
-
-OWN_THREADS = {"OMP_NUM_THREADS", "MKL_NUM_THREADS"}
-"""Variables by which users say how many threads there are."""
+"""Saving takes at most 1/SHARE of the time by default."""
 
 Versions = tuple[Mapping[str, Any], ...]
-"""The versions of the programs that made a run, each with its first step."""
+"""Versions of the programs that made a run, each with its first step."""
 
 SPARE = 2**23
-"""Bytes for metrics, previews, headers and the losses that timesteps are drawn by."""
+"""Bytes for metrics, previews, headers and the loss history of the timesteps."""
 
 
 class Pace:
-    """When to save: after every `every` steps. Without it after every `EVERY` and after previews,
-    for others to see the same model, unless the last save is less than `SHARE` times as long ago
-    as it took."""
+    """Schedule of checkpoints: every `every` steps.
+
+    Without `every`, a checkpoint follows every `EVERY` steps and every preview, so that both show
+    the same model. It is skipped if less than `SHARE` times the duration of the last save has
+    passed since.
+    """
 
     def __init__(self, every: int | None) -> None:
         self.every = every
@@ -75,7 +75,7 @@ class Pace:
 
     @contextlib.contextmanager
     def measured(self) -> Iterator[None]:
-        """Time a save."""
+        """Measure how long a save takes."""
         began = time.monotonic()
         yield
         self._ended = time.monotonic()
@@ -83,7 +83,7 @@ class Pace:
 
 
 def check_room(plan: Plan, run: RunDirectory) -> None:
-    """Refuse a run whose files cannot fit on the disk, beside what it will replace.
+    """Refuse a run whose files do not fit on the disk, next to the files that it will replace.
 
     Raises:
         OutputError: the disk is too small.
@@ -115,7 +115,7 @@ def checkpoint_of(
     versions: Versions = (),
     budget: Budget | None = None,
 ) -> Checkpoint:
-    """The whole state after `step` steps; with the plan of a run by --minutes."""
+    """Make a checkpoint of the state after `step` steps, with the time budget of --minutes."""
     plan = trainer.plan
     average, weak = trainer.ema.net.state_dict(), trainer.weak
     scaler = trainer.accelerator.scaler
@@ -147,15 +147,17 @@ def checkpoint_of(
 
 
 def versions_of(checkpoint: Checkpoint | None) -> Work[Versions]:
-    """The versions that a run was made with, each with its first step, and those of now; says where
-    they are others than the checkpoint's."""
+    """Return the versions that a run was made with, including the current ones.
+
+    Warns if the checkpoint was written by other versions.
+    """
     past = tuple(checkpoint.state.get("versions", ())) if checkpoint else ()
     now, last = model_file.versions(), past[-1] if past else {}
     if changed := [name for name in now if last.get(name, now[name]) != now[name]]:
         before, after = (", ".join(f"{name} {of[name]}" for name in changed) for of in (last, now))
         yield Notice(
-            f"the checkpoint was written by {before}, and this is {after}: results may differ in "
-            "rounding from those of a run in one go",
+            f"the checkpoint was written by {before}, and this is {after}: rounding may make "
+            "results differ from an uninterrupted run's",
             warning=True,
         )
     if {**last, **now} == last:
@@ -164,7 +166,7 @@ def versions_of(checkpoint: Checkpoint | None) -> Work[Versions]:
 
 
 def restore(trainer: Trainer, saved: Checkpoint) -> None:
-    """Go back to a checkpoint."""
+    """Restore the trainer's state from a checkpoint."""
     trainer.net.load_state_dict(dict(saved.model))
     average, _, weak = model_file.apart(saved.ema)
     trainer.ema.net.load_state_dict(dict(average))
@@ -190,15 +192,15 @@ def restore(trainer: Trainer, saved: Checkpoint) -> None:
 
 # -- starting -------------------------------------------------------------------------------------
 
-# Where a run starts: the checkpoint that it goes on from, and the steps that it will take.
+# The checkpoint that a run resumes from, and the number of steps it will take.
 
 
 def last_checkpoint(plan: Plan, run: RunDirectory) -> Work[Checkpoint | None]:
-    """The checkpoint to go on from, or None; tells the user which.
+    """Find the checkpoint to resume from, or None, and report it.
 
     Raises:
-        OutputError: there is a model, and nothing that leads to it.
-        UsageError: more steps are done than are asked for, or another model is distilled.
+        OutputError: a model file exists without a complete checkpoint.
+        UsageError: the run has taken more steps than asked for, or distils another model.
     """
     config = plan.config
     if not config.goes_on:
@@ -219,12 +221,15 @@ def last_checkpoint(plan: Plan, run: RunDirectory) -> Work[Checkpoint | None]:
     began = checkpoint.state.get("distilled")
     if began and plan.teacher and began["teacher"] != plan.teacher.sha256:
         raise UsageError(
-            f"{files.show(str(config.init))} is not the model that this run began to distil",
-            "Put that one back, or start again with --overwrite",
+            f"{files.show(str(config.init))} is not the model that this run distils",
+            "Restore the file, or replace the run with --overwrite",
         )
     yield Notice(f"resuming from step {checkpoint.step:,} of {files.show(run.path)}")
     if config.minutes is None and config.steps < checkpoint.step:
-        raise UsageError(f"--steps {config.steps}: step {checkpoint.step} is done already")
+        raise UsageError(
+            f"--steps {config.steps} is less than the {checkpoint.step} steps already taken",
+            "Set a larger --steps",
+        )
     return checkpoint
 
 
@@ -236,18 +241,20 @@ def started(
     stop: Stop,
     spent: float,
 ) -> Work[tuple[TrainConfig, Course, Budget | None]]:
-    """The configuration with its steps, or those that fill its minutes, the way to the last of
-    them, and the time that it may take, of a run by --minutes.
+    """Decide the number of steps of a run, from --steps or to fill --minutes.
 
     Args:
-        spent: seconds of --minutes that are over.
+        spent: seconds of --minutes that have passed.
+
+    Returns:
+        The configuration with its steps, its schedule, and the time budget of --minutes or None.
     """
     config, done = plan.config, checkpoint.step if checkpoint else 0
     budget: Budget | None = None
     wanted = config.minutes
     if checkpoint and wanted is not None and "budget" in checkpoint.state:
         budget = Budget(**checkpoint.state["budget"])
-        if budget.threads and not OWN_THREADS & os.environ.keys():
+        if budget.threads and not THREAD_VARIABLES & os.environ.keys():
             torch.set_num_threads(budget.threads)  # for the same results
         budget.count(spent)
         if wanted == budget.minutes:
@@ -259,33 +266,35 @@ def started(
         budget.minutes, used = wanted, budget.used / 60
         if budget.left <= 0:
             raise UsageError(
-                f"--minutes {wanted:g} is the total of the run, and {used:.3g} are used already",
-                f"For {wanted:g} more, set --minutes {used + wanted:.3g}",
+                f"--minutes {wanted:g} is the total of the run, and {used:.3g} minutes have passed",
+                f"To train for {wanted:g} more, set --minutes {used + wanted:.3g}",
             )
         yield _clock(budget)
         config = replace(config, steps=budget.plan(done, chores(plan)), minutes=None)
         config = yield from parted(config, plan.room, accelerator.num_processes)
     else:
         if done and wanted is not None:
-            yield Notice(f"--minutes {wanted:g} starts now: the run began with --steps")
+            yield Notice(
+                f"--minutes {wanted:g} count from now, because the run used --steps before"
+            )
         config, budget = yield from until(stop, first_plan(plan, accelerator, done, spent))
     if done and run.exists():
         before = read_toml(run.config).get("steps")
         if before != config.steps:
             yield Notice(
-                f"{before:,} steps become {config.steps:,}: the learning rate follows the "
-                "new schedule"
+                f"{config.steps:,} steps instead of {before:,}: the learning rate follows the new "
+                "schedule"
             )
-    yield from cut_short(config)
+    yield from warn_of_limited_options(config)
     return config, Course.of(config.steps), budget
 
 
 def _clock(budget: Budget, goes_on: bool = True) -> Notice:
-    """The minutes of a resumed run: they are those of the whole run."""
+    """Return a notice of the minutes that are left of a resumed run."""
     total = f"--minutes {budget.minutes:g} is the total of the run"
     if not goes_on:
         more = f"resume with --minutes {2 * budget.minutes:g}"
-        return Notice(f"{total}, which is finished. For {budget.minutes:g} more, {more}")
+        return Notice(f"{total}, which is finished. To train for {budget.minutes:g} more, {more}")
     left = max(0.0, budget.left / 60)
     return Notice(f"{total}: {budget.used / 60:.3g} are used, {left:.3g} are left")
 
@@ -293,7 +302,7 @@ def _clock(budget: Budget, goes_on: bool = True) -> Notice:
 def write_config(
     run: RunDirectory, config: TrainConfig, steps: int, budget: Budget | None = None
 ) -> None:
-    """Write config.toml; with the minutes, as long as they may change the number of steps."""
+    """Write config.toml, with the minutes if they may still change the number of steps."""
     values = to_file(replace(config, steps=steps), control=False)
     if budget:
         values["minutes"] = budget.minutes
@@ -301,8 +310,7 @@ def write_config(
 
 
 def begin_trackers(config: TrainConfig, accelerator: Accelerator, run: RunDirectory) -> Work[None]:
-    """Give the trackers of --log the configuration, with only the names of places; say how to
-    look."""
+    """Start the trackers of --log with the configuration, without paths, and report how to look."""
     if config.log:
         values = {
             f.name: place_name(value) if spec.place and isinstance(value, str) else value
@@ -312,5 +320,5 @@ def begin_trackers(config: TrainConfig, accelerator: Accelerator, run: RunDirect
         with aside():
             accelerator.init_trackers("diffuse", config=values)
     if config.log == "tensorboard":
-        look = shlex.join(["tensorboard", "--logdir", files.show(run.logs)])
-        yield Notice(f"See the run in a browser: {look}")
+        line = shlex.join(["tensorboard", "--logdir", files.show(run.logs)])
+        yield Notice(f"See the run in a browser with: {line}")

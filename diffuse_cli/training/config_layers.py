@@ -1,7 +1,7 @@
-"""Layers of a training's configuration: flags, file, run directory, model, preset, defaults.
+"""Layers of the options for training: flags, file, run directory, model, preset, defaults.
 
-Each holds what one source gives. `merged` lays one over another: an option of the upper layer
-holds, and `RULES` drop from the lower one what belongs to the value it replaces.
+Each layer holds the options of one source. `merged` lays one over another: options of the upper
+layer hold, and `RULES` drop the options of the lower layer that belong to a replaced value.
 """
 
 from __future__ import annotations
@@ -17,45 +17,45 @@ from diffuse_cli.core.variances import LEARNED
 
 
 class Layer(dict[str, Any]):
-    """The options that one source gives, by name.
+    """Options from one source, by name.
 
     Raises:
-        UsageError: a value that cannot be parsed.
+        UsageError: a value cannot be parsed.
     """
 
     def __init__(self, given: Mapping[str, Any] | None = None) -> None:
         super().__init__(parsed(TrainConfig, given or {}))
 
     def without(self, *names: str) -> Layer:
-        """The layer without these options."""
+        """Return the layer without these options."""
         return Layer({k: v for k, v in self.items() if k not in names})
 
     @property
     def network(self) -> Mapping[str, Any]:
-        """The settings of its network; none if they are not a table, which is refused later."""
+        """Settings of the network. Empty if they are not a table, which is refused later."""
         settings = self.get("architecture")
         return settings if isinstance(settings, Mapping) else {}
 
     def trait(self, name: str, default: Any) -> Any:
-        """What the module of its network has by this name."""
+        """Return an attribute of the network's module."""
         network = network_of(self.get("network"), self.get("preset"))
         return getattr(NETWORKS.get(network), name, default)
 
     def keeping(self, settings: Mapping[str, Any]) -> Layer:
-        """The layer with these settings of its network, if it has any."""
+        """Return the layer with these network settings if it has network settings."""
         return Layer({**self, "architecture": settings}) if self.network else self
 
     def config(self) -> TrainConfig:
-        """The configuration of the layer over the defaults.
+        """Return the layer's options over the defaults.
 
         Raises:
-            UsageError: no data, an unknown option, or options that exclude each other.
+            UsageError: the data is missing, an option is unknown, or options exclude each other.
         """
         return from_dict(TrainConfig, self)
 
 
 def merged(*layers: Layer) -> Layer:
-    """One layer of several, the uppermost first."""
+    """Merge layers, the uppermost first."""
     below = Layer()
     for above in reversed(layers):
         for rule in RULES:
@@ -64,24 +64,24 @@ def merged(*layers: Layer) -> Layer:
     return below
 
 
-# -- what an option brings with it ----------------------------------------------------------------
+# -- rules ----------------------------------------------------------------------------------------
 
 Rule = Callable[[Layer, Layer], Layer]
-"""(above, below) to what is left of the layer below."""
+"""Function of (above, below) that returns the layer below without replaced options."""
 
 
 def default_loss(variance: str) -> str:
-    """The loss where none is given: a learned variance is learned from the bound."""
+    """Return the default loss: a learned variance is trained with the variational bound."""
     return "hybrid" if variance in LEARNED else "simple"
 
 
 def drops(name: str, *dropped: str) -> Rule:
-    """If the upper layer gives `name`, drop these from the lower one."""
+    """Make a rule: if the upper layer sets `name`, drop these options from the lower layer."""
     return lambda above, below: below.without(*dropped) if name in above else below
 
 
 def drops_network(name: str, *dropped: str) -> Rule:
-    """If both layers have a `name`, and not the same one, drop the network of the lower one."""
+    """Make a rule: if two layers set a different `name`, drop the network of the lower layer."""
 
     def rule(above: Layer, below: Layer) -> Layer:
         if name in above and name in below and above.get(name) != below.get(name):
@@ -92,7 +92,7 @@ def drops_network(name: str, *dropped: str) -> Rule:
 
 
 def loss_of_variance(above: Layer, below: Layer) -> Layer:
-    """With another variance, drop a loss that was the default of the old one."""
+    """Drop a loss that was the default for another variance."""
     before = str(below.get("variance", "small"))
     if above.get("variance", before) != before and below.get("loss") == default_loss(before):
         return below.without("loss")
@@ -100,7 +100,7 @@ def loss_of_variance(above: Layer, below: Layer) -> Layer:
 
 
 def network_of_size(above: Layer, below: Layer) -> Layer:
-    """Another size has levels or patches of its own, but for a network with weights."""
+    """Drop levels or patches that depend on the size, unless the network has weights already."""
     sizes = above.get("size"), below.get("size")
     if "init" in above or None in sizes or sizes[0] == sizes[1]:
         return below
@@ -109,7 +109,7 @@ def network_of_size(above: Layer, below: Layer) -> Layer:
 
 
 def network_of_width(above: Layer, below: Layer) -> Layer:
-    """With another width, drop settings of the network that do not suit it."""
+    """Drop network settings that do not suit another width."""
     if "width" not in above:
         return below
     preset = below.get("preset")
@@ -119,7 +119,7 @@ def network_of_width(above: Layer, below: Layer) -> Layer:
 
 
 def other_width(settings: Mapping[str, Any], width: int, published: bool) -> dict[str, Any]:
-    """The settings of a network that says nothing of them, at another width."""
+    """Return the settings at another width, for a network without its own rule."""
     return {name: value for name, value in settings.items() if name != "width"}
 
 

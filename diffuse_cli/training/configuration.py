@@ -1,4 +1,4 @@
-"""A training's configuration: merged from its layers, then completed from the data."""
+"""Training configuration, merged from its layers and then completed from the data."""
 
 from __future__ import annotations
 
@@ -33,28 +33,27 @@ BATCH = 64
 """The default batch size."""
 
 OPTIMIZER = "muon"
-"""The default optimizer: chosen by benchmarks/recipe.py."""
+"""The default optimizer, chosen by benchmarks/recipe.py."""
 
 FREE = {"steps", "data", "device", "preview_every", "eval_every", "eval_images"}
-"""Options besides those of control that may change on --resume."""
+"""Options that may change on --resume, in addition to control options."""
 
 
 def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) -> TrainConfig:
-    """The configuration from what was typed and, under it, what a file holds.
+    """Merge the options of the command line with the options of a file.
 
     Below these come the run directory with --resume, the model of --init, and the named preset.
 
     Raises:
-        UsageError: options that exclude each other, or --resume with one that differs from the
-            run's.
-        OutputError: --resume where there is no run.
+        UsageError: options exclude each other, or an option of --resume differs from the run's.
+        OutputError: there is no run to resume.
     """
     flags, file = Layer(typed), Layer(from_file(filed or {}))
     given = merged(flags, file)
     Layer({"data": "", **given}).config()
     for one, other in (("steps", "minutes"), ("init", "preset"), ("schedule", "betas")):
         if one in flags and other in flags:
-            raise UsageError(f"--{one} and --{other} exclude each other", "Leave one of them out")
+            raise UsageError(f"--{one} and --{other} exclude each other", "Remove one of them")
     run = RunDirectory(given.get("out", "model.safetensors"))
     if given.get("resume") or given.get("auto_resume"):
         if run.exists():
@@ -69,35 +68,35 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
     ):
         if name in flags and not any(getattr(config, other) for other in others):
             either = " or ".join(map(flag, others))
-            raise UsageError(f"{flag(name)} goes with {either}", "Give both, or neither")
+            raise UsageError(f"{flag(name)} needs {either}", "Set both, or neither")
     names_of(config.condition_on or ())
     if config.given and is_degradation(config.given):
         with translating(lambda _: "--given"):
             degradations.parse(config.given)
     if config.loss in OF_LEARNED and config.variance not in LEARNED:
         raise UsageError(
-            f"--loss {config.loss} differs from simple by what it teaches the variance, and "
-            f"--variance {config.variance} is fixed",
-            "Give --variance learned, or --loss simple",
+            f"--loss {config.loss} trains a learned variance, and --variance {config.variance} is "
+            "fixed",
+            "Use --variance learned, or --loss simple",
         )
     if config.loss in TAUGHT and not config.init:
         raise UsageError(
-            f"--loss {config.loss} goes on from a trained model",
-            "Give it with --init, or type diffuse distill MODEL DATA",
+            f"--loss {config.loss} needs a trained model",
+            "Pass it with --init, or run diffuse distill MODEL DATA",
         )
     if config.loss in TAUGHT and config.timestep_draw != "uniform":
         raise UsageError(
-            f"--timestep-draw {config.timestep_draw} does not go with --loss {config.loss}, whose "
-            "paths have times of their own",
-            "Give --timestep-draw uniform",
+            f"--timestep-draw {config.timestep_draw} does not work with --loss {config.loss}, "
+            "which chooses its own timesteps",
+            "Use --timestep-draw uniform",
         )
     if config.timestep_draw == "weight" and (config.weighting == "none" or config.loss in WEIGHTED):
         raise UsageError(
-            "--timestep-draw weight draws by the weights of --weighting, and there are none",
-            "Leave it out, or give a --weighting",
+            "--timestep-draw weight needs the weights of --weighting, and there are none",
+            "Remove it, or set --weighting",
         )
     if config.teacher_guidance is not None and config.loss not in TAUGHT:
-        raise UsageError("--teacher-guidance goes with --loss consistency", "Leave it out")
+        raise UsageError("--teacher-guidance needs --loss consistency", "Remove it")
     if config.size and config.preset and max(config.size) <= LONGEST_SIDE:
         space = Space(channels=config.channels or 3, size=config.size)
         presets.architecture(config, config.preset, space)
@@ -105,23 +104,27 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
 
 
 def _checked(config: TrainConfig) -> TrainConfig:
-    """`config`, refused if one option of it has no effect for want of another."""
+    """Return `config`, or refuse an option that has no effect without another.
+
+    Raises:
+        UsageError: an option needs another one, or --stop-at is beyond the run's end.
+    """
     if config.eval_images is not None and config.eval_every is None:
-        raise UsageError("--eval-images goes with --eval-every", "Give both, or neither")
+        raise UsageError("--eval-images needs --eval-every", "Set both, or neither")
     if config.minutes is None and config.stop_at is not None and config.stop_at > config.steps:
         raise UsageError(
             f"--stop-at {config.stop_at} is beyond the {config.steps} steps of the run",
-            "Leave it out, or give more --steps",
+            "Remove it, or set more --steps",
         )
     return config
 
 
 def _check_begins(run: RunDirectory, auto: bool) -> None:
-    """Refuse to begin a run for --resume, or, with --auto-resume, in the place of a model.
+    """Refuse to start a run with --resume, or, with --auto-resume, over an existing model.
 
     Raises:
-        BusyError: another process has just begun it.
-        OutputError: there is none to go on with.
+        BusyError: another process has just started the run.
+        OutputError: there is no run to resume.
     """
     if run.path.exists() and rank() == 0:  # which may have made and locked it just now
         with run.held():
@@ -133,16 +136,18 @@ def _check_begins(run: RunDirectory, auto: bool) -> None:
         )
     if auto:
         return
-    beside = sorted(files.show(p.parent.stem) for p in run.path.parent.glob("*.run/config.toml"))
-    near = suggest(run.path.stem, beside) + " " if beside else ""
+    found = sorted(p.parent for p in run.path.parent.glob("*.run/config.toml"))
+    models = [files.show(path.with_suffix(run.model.suffix)) for path in found]
+    similar = suggest(files.show(run.model), models) if models else ""
+    similar += " " if similar.endswith("?") else ". " * bool(similar)
     raise OutputError(
         f"there is no run {files.show(run.path)} to resume",
-        f"{near}To begin one, leave --resume out, or type --auto-resume instead",
+        f"{similar}To start a run, leave out --resume, or use --auto-resume",
     )
 
 
 def _base(given: Layer) -> Layer:
-    """What the model of --init, or else the named preset, gives."""
+    """Return the options of the model of --init, or else of the named preset."""
     if given.get("init"):
         from diffuse_cli.models.model_file import read_training
 
@@ -155,7 +160,7 @@ def _base(given: Layer) -> Layer:
 
 
 def _sized(model: Layer, size: Size | None) -> Layer:
-    """What a model gives, with its network as it is at another size."""
+    """Return the options of a model, with its network resized."""
     name, own = model["network"], model.get("size")
     resized = getattr(NETWORKS[name], "resized", None)
     if size is None or own is None or resized is None:
@@ -165,7 +170,7 @@ def _sized(model: Layer, size: Size | None) -> Layer:
 
 
 def _resumed(given: Layer, run: RunDirectory) -> TrainConfig:
-    """The run's own configuration, with the options that may change."""
+    """Return the configuration of the stored run, with the options that may change."""
     stored = from_dict(TrainConfig, from_file(read_toml(run.config)), str(run.config))
     if stored.optimizer is None:  # of a version that had only one
         stored = dataclasses.replace(stored, optimizer="adamw")
@@ -189,7 +194,7 @@ def _resumed(given: Layer, run: RunDirectory) -> TrainConfig:
 
 
 def _checked_later(name: str, value: Any, stored: TrainConfig) -> bool:
-    """Whether it names files, which are compared by their content."""
+    """Whether an option names files, which are compared by their content."""
     if name == "given":
         return not any(path is None or is_degradation(path) for path in (value, stored.given))
     return name == "init" and stored.loss in TAUGHT
@@ -198,7 +203,7 @@ def _checked_later(name: str, value: Any, stored: TrainConfig) -> bool:
 def _differs(name: str, typed: Any, stored: Any) -> UsageError:
     return UsageError(
         f"{name} {_shown(typed)} differs from the run's {_shown(stored)}",
-        "Leave it out to go on, or start again with --overwrite",
+        "Remove it to resume, or replace the run with --overwrite",
     )
 
 
@@ -211,16 +216,15 @@ def _shown(value: Any) -> str:
 
 
 def rate_at(preset: str | None, width: int | None, batch_size: int, dims: int = 2) -> float:
-    """The learning rate of a preset at another width than its own and another batch size, for
-    samples of so many dimensions.
+    """Return the learning rate of a preset at a width and a batch size, for `dims` dimensions.
 
-    Over width: an output is a sum over `width` inputs, and Adam moves each weight by about the
-    learning rate whatever its gradient, so a rate of 1 / width moves outputs equally at any width.
-    This is muP's rule for hidden layers (Yang et al. 2022, table 3), used here for all layers; it
-    has not been measured.
+    The rate is divided by the width: an output is a sum over `width` inputs, and Adam moves each
+    weight by about the learning rate regardless of its gradient, so a rate of 1 / width moves
+    outputs equally at any width. This is muP's rule for hidden layers (Yang et al. 2022, table 3),
+    used here for all layers. It has not been measured.
 
-    By the root of the batch size: the noise of a gradient falls with that root, while the size of
-    a step of Adam stays (Malladi et al. 2022).
+    The rate is multiplied by the root of the batch size: the noise of a gradient falls with that
+    root, while Adam's step size stays the same (Malladi et al. 2022).
     """
     own = presets.preset_of(preset)
     rate: float = own.train.get("lr", presets.DEFAULT_RATE)
@@ -229,8 +233,11 @@ def rate_at(preset: str | None, width: int | None, batch_size: int, dims: int = 
 
 
 def batched(config: TrainConfig, batch_size: int, space: Space, settings: Settings) -> TrainConfig:
-    """`config`, whose preset is known, with a batch size and, where none is given, the rate of its
-    network, which has these settings for this space."""
+    """Return `config` with a batch size, and with the preset's learning rate if it has none.
+
+    Args:
+        settings: the settings of the network for this space.
+    """
     lr = config.lr
     if lr is None:
         width = getattr(settings, "width", None)
@@ -241,10 +248,9 @@ def batched(config: TrainConfig, batch_size: int, space: Space, settings: Settin
 def complete(
     config: TrainConfig, space: Space, conditions: Conditions
 ) -> tuple[TrainConfig, Blueprint]:
-    """`config` with everything decided that depends on data and machine, and what the model is.
+    """Decide the options that depend on the data and the machine, and describe the model.
 
-    --minutes leaves batch size and learning rate open. Completing a complete configuration changes
-    nothing.
+    --minutes leaves batch size and learning rate open. A complete configuration stays the same.
     """
     from diffuse_cli.system.devices import device_type, resolve_precision
 
@@ -286,6 +292,6 @@ def complete(
 
 
 def for_model_file(config: TrainConfig) -> dict[str, Any]:
-    """The part that a model file keeps: no paths, nothing of how it was run."""
+    """Return the options that a model file keeps, without paths and control options."""
     kept = dataclasses.replace(config, architecture={})
     return to_file(kept, control=False, places=False)

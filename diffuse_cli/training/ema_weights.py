@@ -1,10 +1,10 @@
-"""Power-function averages of the weights, from which one of any length is made afterwards.
+"""EMA weights: the exponential moving average, and power-function averages of any length.
 
 A power-function average of weights theta(tau) after t updates is the mean of theta under the
 profile p(tau) = (gamma + 1) tau^gamma / t^(gamma + 1) on [0, t], whose length grows with the run
-(Karras et al. 2024a, section 3.1). It is named by its length, the profile's standard deviation as a
-share of t. Update t keeps beta(t) = (1 - 1/t)^(gamma + 1) of the average. Training follows two of
-them and saves snapshots; the profile of any other length is a least-squares combination of those in
+(Karras et al. 2024a, section 3.1). Its length is the profile's standard deviation as a fraction of
+t. Update t keeps beta(t) = (1 - 1/t)^(gamma + 1) of the average. Training tracks two averages and
+saves snapshots. The profile of any other length is a least-squares combination of the profiles in
 the snapshots, divided by the sum of its coefficients, and its weights are the same combination
 (appendix C).
 """
@@ -31,13 +31,13 @@ from diffuse_cli.system.descriptors import opened
 from diffuse_cli.training.optimization import Course
 
 KEPT_LENGTHS = (0.05, 0.10)
-"""The lengths that training follows."""
+"""The lengths of the averages that training tracks."""
 
 
 def gamma_of(length: float) -> float:
-    """The exponent of the profile of a length.
+    """Return the exponent of the profile of a length.
 
-    The largest root of the cubic length^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)).
+    It is the largest root of the cubic length^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)).
     """
     inverse = length**-2
     roots = np.roots([1, 7, 16 - inverse, 12 - inverse])
@@ -46,13 +46,13 @@ def gamma_of(length: float) -> float:
 
 @dataclass(frozen=True)
 class Profile:
-    """The weights of `updates` updates in an average: proportional to tau^gamma."""
+    """Weights of `updates` updates in an average, proportional to tau^gamma."""
 
     gamma: float
     updates: float
 
     def dot(self, other: Profile) -> float:
-        """The integral of the product of two profiles."""
+        """Return the integral of the product of two profiles."""
         a, b = (self, other) if self.updates <= other.updates else (other, self)
         above: float = (a.gamma + 1) * (b.gamma + 1) * (a.updates / b.updates) ** b.gamma
         return above / ((a.gamma + b.gamma + 1) * b.updates)
@@ -60,14 +60,14 @@ class Profile:
 
 @dataclass(frozen=True)
 class Combination:
-    """Coefficients of profiles, and the share of the wanted profile's norm that they miss."""
+    """Coefficients of profiles, and the fraction of the wanted profile's norm that they miss."""
 
     coefficients: npt.NDArray[np.float64]
     error: float
 
 
 def nearest(given: Sequence[Profile], wanted: Profile) -> Combination:
-    """Return the least-squares combination of profiles for a wanted one, scaled to integrate to 1.
+    """Return the least-squares combination for a wanted profile, scaled to integrate to 1.
 
     Least squares alone leave a sum below or above 1 (0.95 for two snapshots at length 0.12), which
     would scale all weights.
@@ -82,10 +82,10 @@ def nearest(given: Sequence[Profile], wanted: Profile) -> Combination:
 
 
 class Powers:
-    """The averages of `KEPT_LENGTHS` of the parameters of `net`.
+    """Power-function averages of the parameters of `net`, one for each of `KEPT_LENGTHS`.
 
     Attributes:
-        updates: how many updates of the weights they have followed.
+        updates: the number of weight updates so far.
     """
 
     def __init__(self, net: nn.Module) -> None:
@@ -108,7 +108,7 @@ class Powers:
         self.updates += updates
 
     def tensors(self) -> dict[str, Tensor]:
-        """The averages by length and name."""
+        """Return the averages by length and name."""
         return {
             f"{length:.2f}/{name}": tensor
             for length, average in zip(KEPT_LENGTHS, self._averages, strict=True)
@@ -116,7 +116,7 @@ class Powers:
         }
 
     def restore(self, tensors: Mapping[str, Tensor], updates: int) -> None:
-        """Go back to what `tensors` returned after `updates` updates."""
+        """Restore the result of `tensors` after `updates` updates."""
         with torch.no_grad():
             for name, tensor in self.tensors().items():
                 tensor.copy_(tensors[name])
@@ -127,13 +127,15 @@ class Powers:
 
 
 def snapshot_due(done: int, course: Course, count: int) -> bool:
-    """Whether the averages are saved after `done` steps: `count` times, evenly on the way."""
+    """Whether to save the averages after `done` steps: `count` times, evenly spaced."""
     return course.crosses(-(-course.steps // count), done) or done == course.steps
 
 
 def save_snapshot(folder: Path, powers: Powers, step: int, course: Course, count: int) -> None:
-    """Save the averages, and remove snapshots that were due for another number of steps; not where
-    the way there was planned again, from which all of them stay."""
+    """Save the averages, and remove snapshots that were due for another number of steps.
+
+    After a change of the run's length by --minutes, all earlier snapshots stay.
+    """
     about = {"lengths": list(KEPT_LENGTHS), "updates": powers.updates, "step": step}
     metadata = {"diffuse.ema": json.dumps(about, sort_keys=True)}
     tensor_file.write(folder / f"step-{step:08d}.safetensors", powers.tensors(), metadata)
@@ -150,14 +152,14 @@ def rewind_snapshots(folder: Path, step: int) -> None:
 
 
 def snapshots(folder: Path) -> list[tuple[int, Path]]:
-    """The snapshots in a folder by their steps, rising."""
+    """List the snapshots in a folder, sorted by step."""
     found = [(p.stem.removeprefix("step-"), p) for p in folder.glob("step-*.safetensors")]
     return sorted((int(step), path) for step, path in found if step.isdecimal())
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A file of averages, with the profile of each by its prefix in the file."""
+    """File of averages, with each profile by its prefix in the file."""
 
     path: Path
     step: int
@@ -186,10 +188,10 @@ def read_snapshot(path: Path) -> Snapshot:
 def combine(
     given: Sequence[Snapshot], combinations: Sequence[Combination]
 ) -> Iterator[dict[str, Tensor]]:
-    """The weights of each combination of all averages in the snapshots, float32.
+    """Yield the weights, float32, of each combination of all averages in the snapshots.
 
     Raises:
-        OSError, ValueError: a snapshot cannot be read, or not all are of one network.
+        OSError, ValueError: a snapshot cannot be read, or the networks differ.
     """
     for found in combinations:
         sums: dict[str, Tensor] = {}
@@ -210,69 +212,71 @@ def combine(
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor by its name."""
+    """Return the shape of each tensor by its name."""
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 # -- ema ------------------------------------------------------------------------------------------
 
-# The average of the weights that samples are drawn from.
+# The average of the weights that generates samples.
 
 POWER = 0.75
 EAGER, EVERY = 64, 4
-"""The average moves after each of the first `EAGER` steps, then after every fourth."""
+"""The average is updated after each of the first `EAGER` steps, then every `EVERY` steps."""
 
 
 def decay_at(update: int, largest: float) -> float:
-    """The decay of the n-th update: min(largest, 1 - (n + 1)^-0.75), 0 at the first.
+    """Return the decay of the n-th update: min(largest, 1 - (n + 1)^-0.75), 0 at the first.
 
-    A growing memory: early in a run the average forgets the random start, so that a short run
-    already samples from sensible weights.
+    The memory grows: early in a run, the average forgets the random initial weights, so even a
+    short run samples from sensible weights.
     """
     decay: float = 1 - (update + 1) ** -POWER
     return min(largest, decay)
 
 
 def due(done: int, steps: int) -> bool:
-    """Whether the average moves after `done` of `steps` steps, whatever else happens there."""
+    """Whether to update the average after `done` of `steps` steps."""
     return done <= EAGER or done % EVERY == 0 or done == steps
 
 
 def weak_step(steps: int, share: float) -> int:
-    """After how many of `steps` steps the weak average is taken: the first that are at least the
-    share."""
+    """Return the step of the early EMA checkpoint: the first at or after a fraction of `steps`."""
     return next(n for n in itertools.count(int(steps * share)) if n / steps >= share)
 
 
 def no_weak(steps: int, done: int, share: float) -> str:
-    """Why a run that keeps its weak average has none after `done` of `steps` steps."""
+    """Explain why a run with --keep-weak has no early EMA weights after `done` of `steps` steps."""
     taken = weak_step(steps, share)
     if done < taken:
-        return f"no weak average yet: --keep-weak takes it after step {taken:,}"
-    return f"no weak average: step {taken:,}, after which it is taken, was done before"
+        return f"no early EMA weights yet: --keep-weak saves them after step {taken:,}"
+    return (
+        f"no early EMA weights: --keep-weak saves them after step {taken:,}, which was taken "
+        "without it"
+    )
 
 
 @dataclass(frozen=True)
 class Weak:
-    """The average as it was after `step` steps, on the CPU: what better weights are guided by."""
+    """EMA weights after `step` steps, on the CPU, for autoguidance."""
 
     step: int
     weights: Mapping[str, Tensor]
 
     @classmethod
     def of(cls, average: Average, step: int) -> Weak:
-        """A copy of an average."""
+        """Copy an average."""
         own = average.net.state_dict()
         return cls(step, {name: tensor.detach().cpu().clone() for name, tensor in own.items()})
 
 
 class Average:
-    """A copy of `net` that follows its weights; buffers are not averaged.
+    """Exponential moving average of the weights of `net`. Buffers are not averaged.
 
     Attributes:
-        net: the copy, without gradients.
-        updates: how many updates of the weights it has followed.
-        forgotten: of these, those before it began anew.
+        net: the averaged network, without gradients.
+        updates: the number of weight updates so far.
+        forgotten: the number of updates before the average was last reset.
     """
 
     def __init__(self, net: nn.Module, largest: float) -> None:

@@ -1,4 +1,4 @@
-"""The images of a training that are not all kept: decoded ahead, in the order that it uses them."""
+"""Decode training images ahead, in the order of use, if memory cannot hold all of them."""
 
 from __future__ import annotations
 
@@ -27,23 +27,21 @@ A_JOB = 16
 """Images that one worker decodes at a time."""
 
 AHEAD, STEPS_AHEAD = 2**28, 16
-"""So many bytes are decoded ahead at most, of so many steps at most, but always a step."""
+"""The most bytes and the most steps to decode ahead. At least one step is."""
 
 NAMED = 20
-"""So many images that cannot be read any more are named."""
+"""The most unreadable images to name."""
 
 
 class LoadedImages(NamedTuple):
-    """Images that can be read, in place of those that were asked for, and the samples of each
-    stream by their rows."""
+    """Indices of images that can be read, and the samples of each stream by row."""
 
     indices: Indices
     samples: list[dict[int, npt.NDArray[Any]]]
 
 
 def streams(data: TrainingData) -> list[tuple[Stream, Indices | None]]:
-    """Return the streams of samples, each with the row of every image in it; None
-    for the images' own."""
+    """Return the streams of samples, each with the row of every image. None for the images' own."""
     own, pairs = stream_of(data.images.stored), data.pairs
     found: list[tuple[Stream, Indices | None]] = [(own, None)] if own else []
     if pairs and (beside := stream_of(pairs.given.stored)):
@@ -53,7 +51,7 @@ def streams(data: TrainingData) -> list[tuple[Stream, Indices | None]]:
 
 @contextlib.contextmanager
 def feeding(data: TrainingData) -> Iterator[None]:
-    """End the workers of the streams at the end."""
+    """Close the streams' workers at the end of the context."""
     try:
         yield
     finally:
@@ -62,7 +60,7 @@ def feeding(data: TrainingData) -> Iterator[None]:
 
 
 def readable(data: TrainingData, indices: Indices) -> Indices:
-    """The images in whose place each can be used now: itself, or its successor."""
+    """Return indices of images that can be read now: each image, or its successor."""
     found = streams(data)
     if not found:
         return indices
@@ -73,11 +71,12 @@ def readable(data: TrainingData, indices: Indices) -> Indices:
 
 
 def load(data: TrainingData, indices: Indices) -> LoadedImages:
-    """Read images and what lies beside them; in place of one that cannot be read its successor, the
-    next that can, of those that are trained on if it is, and else of those held out.
+    """Read images and their pairs, and replace each unreadable image by the next readable one.
+
+    The next image comes from the same part: the training images or the held-out images.
 
     Raises:
-        DataError: nothing can be read any more.
+        DataError: no image can be read.
     """
     found = streams(data)
     loaded = LoadedImages(indices.copy(), [{} for _ in found])
@@ -105,10 +104,10 @@ def _successor(data: TrainingData, index: int) -> int:
 
 
 class Feed:
-    """This process's images of each step, decoded ahead by workers.
+    """Images of each step for this process, decoded ahead by workers.
 
     Attributes:
-        waited: seconds that steps have waited for images.
+        waited: the seconds that steps have waited for images.
     """
 
     def __init__(
@@ -125,20 +124,20 @@ class Feed:
         self.waited, self._read = 0.0, (time.perf_counter(), 0.0)
 
     def at(self, step: int, positions: range) -> Indices:
-        """The images at positions of a step, which can then be looked up without waiting."""
+        """Return the images at positions of a step, and keep their samples ready."""
         if step != self._step:
             self._take(step)
         first = self._mine.start
         return self._now[positions.start - first : positions.stop - first]
 
     def share(self) -> float:
-        """The share of the time since this was asked last in which steps waited for images."""
+        """Return the fraction of time that steps waited for images since the last call."""
         (before, waited), now = self._read, time.perf_counter()
         self._read = now, self.waited
         return (self.waited - waited) / max(now - before, 1e-9)
 
     def close(self) -> None:
-        """Decode nothing more."""
+        """Stop decoding ahead."""
         while self._queue:
             for job in self._queue.popleft()[1]:
                 job.cancel()
@@ -162,14 +161,14 @@ class Feed:
 
 
 class Faults:
-    """Names the images that could not be read any more, each once on whichever process."""
+    """Warnings of unreadable images, each once over all processes."""
 
     def __init__(self, data: TrainingData, accelerator: Accelerator) -> None:
         self._streams, self._accelerator = streams(data), accelerator
         self._named: set[tuple[str, str]] = set()
 
     def tell(self) -> Work[None]:
-        """Warn of new ones; every process must call it at the same time."""
+        """Warn of newly unreadable images. All processes must call it at the same time."""
         found = [fault for stream, _ in self._streams for fault in stream.faults()]
         if self._streams and self._accelerator.num_processes > 1:
             found = gather_object(found)
@@ -178,7 +177,7 @@ class Faults:
                 continue
             self._named.add((name, reason))
             if len(self._named) > NAMED:
-                yield Notice("more images cannot be read: they are not named", warning=True)
+                yield Notice("more images cannot be read and are not listed", warning=True)
                 continue
-            text = f"{show(name)}: {reason}: the next image that can be read takes its place"
+            text = f"{show(name)}: {reason}: the next readable image is used instead"
             yield Notice(text, warning=True)

@@ -1,4 +1,4 @@
-"""The first weights of a run with --init, and what is said of them."""
+"""Initial weights of a run with --init, and a report of the parts that change."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ if TYPE_CHECKING:
     from diffuse_cli.models.model_file import StoredModel
 
 NOISE = ("schedule", "betas", "log_snr_shift", "zero_terminal_snr", "rescale_timesteps")
-"""Settings that decide how noisy samples are at the time that a network is shown."""
+"""Settings that decide how noisy samples are at each timestep that a network sees."""
 
 STATISTICS = {"low", "high", "missing", "dropout", "noise"}
-"""Fields of conditions that say how a model was trained, and change no encoding."""
+"""Fields of conditions that describe the training and do not change the encoding."""
 
 CONDITIONS = {"given": "conditioning images", "classes": "classes", "table": "metadata columns"}
-"""The names that people read of each field of `Conditions`."""
+"""Readable names of the fields of `Conditions`."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a model that is not simply taken.
+    """Part of a model that changes when another run starts from it.
 
     Attributes:
-        parameters: of the new network, or those that are left out; None of what has none.
-        gone: they are left out.
+        parameters: the number of new parameters, or of those left out. None for a part without.
+        gone: whether the parameters are left out.
     """
 
     name: str
@@ -53,12 +53,12 @@ class Part:
 
 
 def first_weights(config: TrainConfig, blueprint: Blueprint) -> Work[Mapping[str, Tensor] | None]:
-    """The weights of --init; says what is not simply taken.
+    """Load the weights of --init, and report the parts that change.
 
     Raises:
         ModelFileError: not a model file.
-        UsageError: a model of another network, or of samples of another kind; or one to be
-            distilled that is told something else.
+        UsageError: the network or the kind of samples differs, or a student's conditions differ
+            from its teacher's.
     """
     if not config.init:
         return None
@@ -73,12 +73,16 @@ def first_weights(config: TrainConfig, blueprint: Blueprint) -> Work[Mapping[str
 
 
 def _check(source: str, own: Blueprint, wanted: Blueprint) -> None:
-    """Refuse what weights cannot be taken for."""
+    """Refuse a blueprint that cannot use the weights.
+
+    Raises:
+        UsageError: the samples or the network are of another kind.
+    """
     kinds = [(b.space.medium, b.space.levels, b.space.mean, b.space.std) for b in (own, wanted)]
     if kinds[0] != kinds[1] or own.space.dims != wanted.space.dims:
         raise UsageError(
-            f"--init {source} was trained on samples of another kind",
-            "Leave it out, or give data such as the model's",
+            f"--init {source} was trained on another kind of data",
+            "Remove it, or use data like the model's",
         )
     resized = getattr(NETWORKS.get(own.network), "resized", lambda config, before, after: config)
     networks = [
@@ -88,17 +92,21 @@ def _check(source: str, own: Blueprint, wanted: Blueprint) -> None:
     if networks[0] != networks[1]:
         raise UsageError(
             f"--init {source} has another network than this configuration",
-            "Leave the network's options out: they come from the model",
+            "Remove the network's options: they come from the model",
         )
 
 
 def _check_student(source: str, teacher: StoredModel, wanted: Blueprint) -> None:
-    """Refuse to distil into a network of other conditions, other levels or other shapes."""
+    """Refuse to distil into a network with other conditions, levels or shapes.
+
+    Raises:
+        UsageError: one of them differs from the teacher's.
+    """
     own = teacher.blueprint
     if own.space.ends != wanted.space.ends:
         raise UsageError(
             f"{source} was trained on {_levels(own)}, not {_levels(wanted)}",
-            "Give the data that it was trained on",
+            "Use the data that it was trained on",
         )
     for name, words in CONDITIONS.items():
         theirs, ours = (getattr(b.conditions, name) for b in (own, wanted))
@@ -106,12 +114,12 @@ def _check_student(source: str, teacher: StoredModel, wanted: Blueprint) -> None
         if not same and not (name == "classes" and numbered(teacher, wanted.conditions.classes)):
             raise UsageError(
                 f"{source} was trained with other {words}, which a distilled model must keep",
-                "Give the data that it was trained on",
+                "Use the data that it was trained on",
             )
     if dict(own.shapes) != dict(wanted.shapes):
         raise UsageError(
             f"{source} has another network, which a distilled model must keep",
-            "Leave out --channels, --size and --variance: they come from the model",
+            "Remove --channels, --size and --variance: they come from the model",
         )
 
 
@@ -131,7 +139,7 @@ def _levels(blueprint: Blueprint) -> str:
 
 
 def _shapes(blueprint: Blueprint) -> dict[str, tuple[int, ...]]:
-    """The shapes of all tensors that are taken as they are."""
+    """Return the shapes of all tensors that do not depend on samples and conditions."""
     ends, shapes = ends_of(blueprint), dict(blueprint.shapes)
     if ends is None:
         return shapes
@@ -147,52 +155,52 @@ def _warnings(source: str, model: StoredModel, wanted: Blueprint) -> Iterator[st
     own, names = model.blueprint, wanted.conditions.classes
     if own.diffusion.target != wanted.diffusion.target:
         yield (
-            f"--target {wanted.diffusion.target}, and {source} predicts "
-            f"{own.diffusion.target}: its output layer must be learned again"
+            f"--target {wanted.diffusion.target} differs from {source}, which predicts "
+            f"{own.diffusion.target}: its output layer is learned again"
         )
     given = own.conditions.given
     if given and given.what == PAIRS and not wanted.conditions.given:
-        yield f"{source} was trained with --given, on pairs, and this model is given nothing"
+        yield f"{source} was trained with --given on pairs, and this run has no --given"
     if names and numbered(model, names):
         yield (
-            f"the classes of {source} have no names: they are taken in the order of the "
-            f"folders, {named(names)}"
+            f"the classes of {source} have no names, so they follow the order of the folders: "
+            f"{named(names)}"
         )
 
 
 def _told(source: str, found: list[Part], wanted: Blueprint) -> Work[None]:
-    """One line if all is taken, or else a table."""
+    """Report that all parameters are reused, or a table of the parts that change."""
     with torch.device("meta"):
         total = count_parameters(wanted.build())
     if not found:
-        yield Notice(f"starting from {source}: all {total:,} parameters are taken")
+        yield Notice(f"starting from {source}: all {total:,} parameters are reused")
         return
     new = sum(part.parameters or 0 for part in found if not part.gone)
-    rest = Part("the rest", "taken as it is", total - new)
+    rest = Part("the rest", "unchanged", total - new)
     rows = [
         (part.name, "" if part.parameters is None else f"{part.parameters:,}", part.text)
         for part in (*found, rest)
     ]
     yield Notice(f"starting from {source}:")
-    yield Table((("part", "parameters", "what becomes of it"), *rows))
+    yield Table((("part", "parameters", "change"), *rows))
 
 
-# -- what is not simply taken ---------------------------------------------------------------------
+# -- parts that change ----------------------------------------------------------------------------
 
 
 def parts(model: StoredModel, wanted: Blueprint) -> Iterator[Part]:
-    """What is not simply taken of a model."""
+    """Yield the parts of a model that change for a blueprint."""
     own, ends = model.blueprint, ends_of(model.blueprint)
     if own.space.size != wanted.space.size:
         sizes = " becomes ".join(dimensions(b.space.size) for b in (own, wanted))
         yield Part("size", f"{sizes}: the network and its schedule stay")
     if own.space.ends != wanted.space.ends:
-        text = f"{_levels(own)} become {_levels(wanted)}: samples have another contrast"
+        text = f"{_levels(own)} become {_levels(wanted)}: the contrast of samples changes"
         yield Part("scale", text)
     changed = [n for n in NOISE if getattr(own.diffusion, n) != getattr(wanted.diffusion, n)]
     if changed:
         text = ", ".join(name.replace("_", "-") for name in changed)
-        yield Part("noise", f"another {text}: a time means another noise than the model learned")
+        yield Part("noise", f"another {text}: the noise at a timestep differs from the model's")
     if ends is not None:
         yield from _channels(own, wanted, ends)
         yield from _variance(own, wanted, ends)
@@ -205,13 +213,13 @@ def _channels(own: Blueprint, wanted: Blueprint, ends: Ends) -> Iterator[Part]:
     before, after = own.space.channels, wanted.space.channels
     if before == after:
         return
-    text = f"{min(before, after)} taken, " + (
+    text = f"{min(before, after)} reused, " + (
         f"{after - before} new, at 0" if after > before else f"{before - after} left out"
     )
     if (before, after) == (GREY, COLOUR):
-        text = "grey becomes colour: grey is read and drawn as it was; how colours differ is new"
+        text = "grey becomes colour: grey stays as it was, and colour differences are new"
     elif (before, after) == (COLOUR, GREY):
-        text = "colour becomes grey: grey is read as it was, and drawn as the mean of colours"
+        text = "colour becomes grey: input as before, output as the mean of the colours"
     drawn = after * (1 + (learns(own) and learns(wanted)))
     yield Part("channels", text, _read(wanted, ends, after) + _written(wanted, ends, drawn))
 
@@ -223,24 +231,24 @@ def _variance(own: Blueprint, wanted: Blueprint, ends: Ends) -> Iterator[Part]:
     of = own if gone else wanted
     count = _written(of, ends, of.space.channels)
     if gone:
-        text = f"left out: it is {wanted.diffusion.variance}, not learned"
+        text = f"left out: the variance is {wanted.diffusion.variance}, not learned"
     else:
-        text = f"new: at first {own.diffusion.variance}, as it was"
+        text = f"new: at first {own.diffusion.variance}, as before"
     yield Part("variance", text, count, gone)
 
 
 def _given(own: Blueprint, wanted: Blueprint, ends: Ends) -> Iterator[Part]:
     old, new = own.conditions.given, wanted.conditions.given
     if old and not new:
-        never = "; it never learned without" if old.dropout == 0 else ""
+        never = ", for which it was not trained" if old.dropout == 0 else ""
         count = _read(own, ends, own.conditions.given_channels)
-        text = f"left out: {old.what}; draws at first as if not given it{never}"
+        text = f"left out: {old.what}, at first like a model run without it{never}"
         yield Part("given", text, count, gone=True)
     elif new and (not old or (old.what, old.channels) != (new.what, new.channels)):
         count = _read(wanted, ends, wanted.conditions.given_channels)
-        text = f"new, at 0: {new.what}; draws at first as before, whatever it is given"
+        text = f"new, at 0: {new.what}, without effect at first"
         if old:
-            text = f"{old.what} becomes {new.what}: taken"
+            text = f"{old.what} becomes {new.what}: reused"
         yield Part("given", text, count)
 
 
@@ -251,16 +259,16 @@ def _classes(model: StoredModel, wanted: Blueprint, ends: Ends) -> Iterator[Part
     of = wanted if names else model.blueprint
     count = math.prod(of.shapes[ends.classes])
     if not old:
-        text = f"new, at 0: {named(names)}; draws at first as before, whatever the class"
+        text = f"new, at 0: {named(names)}, without effect at first"
     elif not names:
-        text = "left out; draws at first as without a class"
+        text = "left out, at first like a model run without a class"
     else:
         kept = [name for name in names if name in old]
         new = [name for name in names if name not in old]
-        text = f"{len(kept):,} of {len(names):,} taken by name"
+        text = f"{len(kept):,} of {len(names):,} reused by name"
         text += f": {named(kept)}" if kept else ""
         if new:
-            text += f"; {len(new):,} new, drawn at first as without a class: {named(new)}"
+            text += f", {len(new):,} new, at first as without a class: {named(new)}"
     yield Part("classes", text, count, gone=not names)
 
 
@@ -278,21 +286,21 @@ def _columns(own: Blueprint, wanted: Blueprint, ends: Ends) -> Iterator[Part]:
         count = sum(math.prod(s) for name, s in of.shapes.items() if name.startswith(starts))
         kept = [name for name in names if name in old and type(old[name]) is type(new.get(name))]
         rest = [name for name in names if name not in kept]
-        text = f"left out: {named(rest)}; draws at first as if told none of it"
+        text = f"left out: {named(rest)}, at first like a model run without them"
         if not gone:
-            found = [f"taken by name: {named(kept)}"] if kept else []
+            found = [f"reused by name: {named(kept)}"] if kept else []
             found += [f"new, at 0: {named(rest)}"] if rest else []
-            text = "; ".join(found)
+            text = ", ".join(found)
         yield Part("columns", text, count, gone)
 
 
 def _read(of: Blueprint, ends: Ends, channels: int) -> int:
-    """The parameters by which a network reads so many channels."""
+    """Count the parameters by which a network reads a number of channels."""
     every = of.space.channels + of.conditions.given_channels
     return math.prod(of.shapes[ends.input]) * channels // every
 
 
 def _written(of: Blueprint, ends: Ends, channels: int) -> int:
-    """The parameters by which a network predicts so many channels."""
+    """Count the parameters by which a network predicts a number of channels."""
     every = of.space.channels * (1 + learns(of))
     return sum(math.prod(of.shapes[n]) for n in (ends.output, ends.output_bias)) * channels // every

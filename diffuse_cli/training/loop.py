@@ -1,4 +1,4 @@
-"""A run under way: when to log, measure, save and stop."""
+"""Training loop: when to log, measure, save and stop."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from diffuse_cli.config.options import to_arguments
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core.networks import count_parameters
 from diffuse_cli.core.settings import dimensions
-from diffuse_cli.data.summary import fitting
+from diffuse_cli.data.summary import fitting, plural
 from diffuse_cli.media import MEDIA
 from diffuse_cli.system import run_reader
 from diffuse_cli.system.devices import machine
@@ -37,18 +37,18 @@ from diffuse_cli.training.trainer import PATIENCE, Outcome, Trainer, diverged
 TYPED_AGAIN = (
     "gradient_checkpointing", "strict", "cache", "workers", "save_every", "log", "log_every",
 )  # fmt: skip
-"""Options that a run directory does not keep, and without which it would go on otherwise."""
+"""Options that a run directory does not keep, and that a resumed run needs again."""
 
 
 class Run:
-    """A run from its first step, or from a checkpoint's, to its model file.
+    """Training run from its first step, or from a checkpoint, to its model file.
 
     Attributes:
-        plan: all that stays the same; complete once the number of steps is known.
+        plan: the constants of the run, complete once the number of steps is known.
         trainer: the state that steps change.
-        monitor: what was measured of it.
-        budget: the time that is left, of a run by --minutes.
-        loss: the mean training loss of the last line of the log.
+        monitor: the measurements of the trainer.
+        budget: the time budget of --minutes, or None.
+        loss: the mean training loss in the last line of the log.
     """
 
     plan: Plan
@@ -64,7 +64,11 @@ class Run:
         self.loss: float | None = None
 
     def work(self, plan: Plan, spent: float) -> Work[Trained | None]:
-        """Start or resume, step to the end, and write the model file; `spent` as in `fit`."""
+        """Start or resume, step to the end, and write the model file.
+
+        Args:
+            spent: as in `fit`.
+        """
         began, accelerator, run = self.laps.clock(), self.accelerator, self.run
         checkpoint = yield from checkpoints.last_checkpoint(plan, run)
         init = None
@@ -77,7 +81,7 @@ class Run:
         config, course, self.budget = yield from checkpoints.started(
             plan, accelerator, run, checkpoint, self.stop, spent
         )
-        self.laps()  # what that took is in the budget
+        self.laps()  # the budget has counted that time
         self.versions = yield from checkpoints.versions_of(checkpoint)
         self.plan = dataclasses.replace(plan, config=config)
         self.trainer = trainer = Trainer(self.plan, accelerator, init)
@@ -105,7 +109,7 @@ class Run:
             if self.budget and last == steps:
                 checkpoints.write_config(run, config, steps)
             if steps != course.steps:
-                yield Notice(f"{course.steps:,} steps became {steps:,}, to end in time")
+                yield Notice(f"{steps:,} steps instead of {course.steps:,}, to end in time")
             if config.keep_weak and trainer.weak is None:
                 yield Notice(no_weak(steps, last, config.weak_after))
         accelerator.wait_for_everyone()
@@ -125,7 +129,7 @@ class Run:
         self.accelerator.wait_for_everyone()
 
     def _chosen(self) -> str:
-        """The choices of the configuration, as one line."""
+        """Describe the configuration in one line."""
         config, images = self.plan.config, self.plan.data.images
         processes = self.accelerator.num_processes
         size = images.space.size
@@ -138,19 +142,20 @@ class Run:
             f"{count_parameters(self.trainer.net):,} parameters; "
             f"{MEDIA[images.medium].many} at {dimensions(size)}{fitted}; "
             f"batch {config.batch_size}{parts}{shared}, learning rate {config.lr:.3g}, "
-            f"{config.precision} on {self.accelerator.device.type}; {config.steps:,} steps"
+            f"{config.precision} on {self.accelerator.device.type}; "
+            f"{plural(config.steps, 'step')}"
         )
 
     # -- the loop ----------------------------------------------------------------------------------
 
     @property
     def end(self) -> int:
-        """The step after which it stops."""
+        """The step after which the run stops."""
         steps = self.trainer.course.steps
         return min(steps, self.plan.config.stop_at or steps)
 
     def _steps(self, done: int) -> Work[int]:
-        """Step from `done` to the end, and return what that is."""
+        """Train from step `done` to the end, and return the last step."""
         config, trainer, monitor, start = self.plan.config, self.trainer, self.monitor, done
         if monitor.due(done, self.end):
             yield from self._measure(done)
@@ -207,7 +212,7 @@ class Run:
         return done
 
     def _measure(self, done: int) -> Work[None]:
-        """Measure what is due."""
+        """Make the previews and evaluations that are due."""
         if self.main:
             for chore, work in self.monitor.work(done, self.end):
                 self._count()
@@ -220,32 +225,34 @@ class Run:
                 self._count(None if cut_off else chore)
 
     def _step(self, step: int, start: int) -> Work[Outcome]:
-        """A step; a signal ends the first one at once if it compiles, which takes long."""
+        """Take a step. A signal ends the first step at once if it compiles, which takes long."""
         trainer, parts = self.trainer, self.trainer.accumulation
         try:
             compiles = self.plan.config.compile and step == start
             with self.stop.at_once() if compiles else contextlib.nullcontext():
                 outcome = trainer.step(step)
         except (Interrupted, Terminated) as error:
-            kept = "nothing is lost" if start == 0 else "its checkpoint is complete"
+            kept = "no step was taken yet" if start == 0 else "its checkpoint is complete"
             raise self._ended(error, start, kept) from error
         if trainer.accumulation != parts:
             yield Notice(
-                f"out of memory: from step {step + 1:,} on the {trainer.batch_size} images of a "
-                f"batch are computed in {trainer.accumulation} parts",
+                f"out of memory: from step {step + 1:,}, a batch of {trainer.batch_size} images is "
+                f"computed in {trainer.accumulation} parts",
                 warning=True,
             )
         return outcome
 
     def _count(self, chore: str | None = None) -> None:
-        """Count the time since it was counted last: that of a chore, or of anything else."""
+        """Add the time since the last count to the budget, for a chore or for other work."""
         seconds = self.laps()
         if self.budget:
             self.budget.count(seconds, chore)
 
     def _agreed(self, steps: int = 0) -> tuple[DiffuseError | None, int]:
-        """The error to stop with, and the number of steps that the first process planned: the same
-        on every process, so that all stop after the same step, and go on to the same one."""
+        """Agree on the error to stop with and the number of steps that the first process planned.
+
+        All processes get the same result, so that they stop after the same step.
+        """
         error = self.stop()
         if self.accelerator.num_processes == 1:
             return error, steps
@@ -255,12 +262,11 @@ class Run:
         return next((e for e in errors if e is not None), None), steps
 
     def _save(self, step: int) -> None:
-        """Save a checkpoint."""
         state = self.trainer, step, self.monitor, self.versions, self.budget
         self.run.save(checkpoints.checkpoint_of(*state))
 
     def _gone(self, error: DataError, step: int) -> DiffuseError:
-        """Save where nothing is left to read; what to say."""
+        """Save a checkpoint when no image can be read, and return the error to raise."""
         if self.main:
             self._save(step)
         return self._ended(error, step, "checkpoint saved").of_one()
@@ -268,16 +274,16 @@ class Run:
     def _ended(self, error: DiffuseError, step: int, kept: str) -> DiffuseError:
         config = self.plan.config
         again = run_reader.resume_line(config.data, config.out, to_arguments(config, TYPED_AGAIN))
-        return type(error)(f"{error.message} at step {step:,}: {kept}", f"Go on with: {again}")
+        return type(error)(f"{error.message} at step {step:,}: {kept}", f"Resume with: {again}")
 
     def _log(self, done: int, meter: Meter, norm: float) -> Step:
         trainer, steps = self.trainer, self.trainer.course.steps
         lr = trainer.lr_at(done - 1)
         self.loss, speed = meter.read()
-        told = {"loss": self.loss, "lr": lr, "grad_norm": norm, "images_per_second": speed}
+        values = {"loss": self.loss, "lr": lr, "grad_norm": norm, "images_per_second": speed}
         if self.main:
             feed = trainer.batches.feed
-            self.monitor.log(done, told, **({"waiting": feed.share()} if feed else {}))
+            self.monitor.log(done, values, **({"waiting": feed.share()} if feed else {}))
         left = self.budget.left if self.budget else (steps - done) * meter.batch_size / speed
         many = MEDIA[self.plan.data.images.medium].many
         return Step(done, steps, self.loss, lr, norm, speed, max(0.0, left), many)
@@ -305,7 +311,7 @@ class Run:
 
 # -- training loop --------------------------------------------------------------------------------
 
-# `fit`: from a configuration to a model file, as a generator of events.
+# `fit` trains from a configuration to a model file, as a generator of events.
 
 
 def fit(
@@ -322,17 +328,17 @@ def fit(
     and `Validated` between them.
 
     Args:
-        config: completed here from the data and the machine.
-        stop: asked after every step; an error from it ends the run with a checkpoint.
-        debug: if training diverges, find the module that was not finite.
-        spent: seconds of --minutes that are over; all but the reading of images counts.
-        clock: tells the seconds.
+        config: the configuration, which is completed from the data and the machine.
+        stop: called after every step. An error from it ends the run with a checkpoint.
+        debug: if training diverges, find the first module whose output is not finite.
+        spent: seconds of --minutes that have passed. Reading images does not count.
+        clock: a function that returns the time in seconds.
 
     Returns:
-        `Trained`, or None on every process but the first.
+        `Trained` on the first process, None on the others.
 
     Raises:
-        DiffuseError: of any kind; earlier files stay.
+        DiffuseError: any kind of error. Earlier files stay.
     """
     run = RunDirectory(config.out)
     stop = stop or Stop()
@@ -357,7 +363,7 @@ def fit(
 
 @contextlib.contextmanager
 def _threads() -> Iterator[None]:
-    """Put the number of threads back, where a resumed run computed with its own."""
+    """Restore the number of threads after a resumed run that computed with its own."""
     before = torch.get_num_threads()
     try:
         yield

@@ -1,4 +1,4 @@
-"""The memory that a run needs, counted before anything is allocated, and what the machine has."""
+"""Estimate the memory of a run before anything is allocated, and split batches to fit it."""
 
 from __future__ import annotations
 
@@ -25,32 +25,33 @@ from diffuse_cli.system.events import Notice, Work
 from diffuse_cli.training.ema_weights import KEPT_LENGTHS
 
 COPIES = 5
-"""Weights, gradients, two moments and the average, in float32; --ema-lengths keeps more."""
+"""Copies of the weights in float32: weights, gradients, two moments and the average.
+--ema-lengths adds more."""
 
 CRITICS = 5
-"""More of them where a model is distilled: the teacher's weights, and a critic's with its gradients
-and moments."""
+"""Additional copies for distillation: the teacher's weights, and a critic's weights, gradients and
+moments."""
 
 SLACK = {"cpu": 2.2}
-"""Peak memory of a step over what is kept for the backward pass: 1.2 to 2.1 measured on processors,
-where a system that runs out kills the process. Elsewhere running out is an error, and the part is
-halved then."""
+"""Peak memory of a step over the memory kept for the backward pass: 1.2 to 2.1 measured on CPUs,
+where a system that runs out of memory kills the process. On other devices running out of memory is
+an error, and the part is halved then."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Bytes of a training: for weights and their copies, and for each image of a part."""
+    """Bytes of a training run: for weights and their copies, and for each image of a part."""
 
     fixed: int
     image: int
 
     def of(self, images: int, slack: float = 1.0) -> int:
-        """Bytes of a step with parts of `images` images."""
+        """Return the bytes of a step with parts of `images` images."""
         return self.fixed + int(images * self.image * slack)
 
 
 def cost(config: TrainConfig, blueprint: Blueprint, device: str, processes: int = 1) -> Cost:
-    """What a complete configuration costs on a device."""
+    """Estimate the memory of a complete configuration on a device."""
     parameters = sum(map(math.prod, blueprint.shapes.values()))
     half, again = config.precision != "fp32", config.gradient_checkpointing
     kept = bytes_kept(blueprint, half, again, device)
@@ -63,16 +64,16 @@ def cost(config: TrainConfig, blueprint: Blueprint, device: str, processes: int 
 
 
 BATCH = 1009
-"""Images of the batch that is counted. As it is a prime, and larger than what else is counted, what
-takes a multiple of it is what is kept for each image."""
+"""Images of the counted batch. It is a large prime, so a storage whose size is a multiple of it is
+kept for each image."""
 
 
 @functools.lru_cache(maxsize=256)
 def bytes_kept(blueprint: Blueprint, half: bool, checkpointing: bool, device: str = "cpu") -> Cost:
-    """Count the bytes that a network keeps for the backward pass, besides its weights.
+    """Count the bytes that a network keeps for the backward pass, without its weights.
 
-    With `checkpointing`: the inputs of its blocks, and what the largest block keeps while it runs
-    again. Counted with fake tensors, which take no memory.
+    With `checkpointing`, it keeps the inputs of its blocks, and the tensors of the largest block
+    while that runs again. Fake tensors count the bytes without taking memory.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -123,16 +124,16 @@ def bytes_kept(blueprint: Blueprint, half: bool, checkpointing: bool, device: st
 
 
 def _shared(sizes: Collection[int]) -> Cost:
-    """The sizes of storages of `BATCH` images, as what is there once and for each image."""
+    """Divide the sizes of storages of `BATCH` images into fixed bytes and bytes per image."""
     images = sum(size for size in sizes if size % BATCH == 0)
     return Cost(sum(sizes) - images, images // BATCH)
 
 
 def images_at_a_time(config: TrainConfig, blueprint: Blueprint, accelerator: Accelerator) -> int:
-    """How many images per part a process has memory for.
+    """Return the number of images per part that every process has memory for.
 
     Raises:
-        UsageError: not even one, on any of the processes.
+        UsageError: a process has no memory for a single image.
     """
     device, processes = accelerator.device.type, accelerator.num_processes
     free = memory.free_memory(device)
@@ -153,7 +154,7 @@ def images_at_a_time(config: TrainConfig, blueprint: Blueprint, accelerator: Acc
 
 
 def split(config: TrainConfig, images: int, processes: int) -> TrainConfig:
-    """`config` with its batch in parts of at most `images` images per process."""
+    """Return `config` with its batch in parts of at most `images` images per process."""
     assert config.batch_size is not None
     share = -(-config.batch_size // processes)
     parts = min(-(-share // images), config.batch_size // processes)
@@ -161,19 +162,19 @@ def split(config: TrainConfig, images: int, processes: int) -> TrainConfig:
 
 
 def parted(config: TrainConfig, room: int, processes: int) -> Work[TrainConfig]:
-    """`config` in parts of at most `room` images; tells the user if that changes it."""
+    """Return `config` in parts of at most `room` images, with a warning if that changes it."""
     done = split(config, room, processes)
     if done.accumulation != config.accumulation:
         yield Notice(
-            f"the {done.batch_size} images of a batch do not fit into memory at once: they are "
-            f"computed in {done.accumulation} parts (--accumulation {done.accumulation})",
+            f"a batch of {done.batch_size} images does not fit into memory at once: it is computed "
+            f"in {done.accumulation} parts (--accumulation {done.accumulation})",
             warning=True,
         )
     return done
 
 
 def _smaller(config: TrainConfig, blueprint: Blueprint, device: str, free: int) -> str:
-    """What to type for a run that fits."""
+    """Suggest options of a run that fits."""
     again = dataclasses.replace(config, gradient_checkpointing=True)
     if not config.gradient_checkpointing and cost(again, blueprint, device).of(1) <= free:
         return "--gradient-checkpointing"
@@ -186,7 +187,7 @@ def _smaller(config: TrainConfig, blueprint: Blueprint, device: str, free: int) 
 
 
 def smaller_side(size: Sequence[int], ratio: float) -> int:
-    """The --size whose images cost at most `ratio` times as much; 0 if they would be too small."""
+    """Return the --size whose images cost at most `ratio` times as much. 0 if it is too small."""
     side = int(min(size) * ratio**0.5) // 16 * 16
     return side if 16 <= side < min(size) else 0
 

@@ -1,7 +1,7 @@
-"""What a run measures of its averaged weights: held-out loss, previews, KID, the best model.
+"""Measurements of a run's EMA weights: held-out loss, previews, KID and the best model.
 
-Measuring does not touch the training. What it found is part of a checkpoint: a resumed run compares
-with the same best, and measures again what a signal cut off.
+Measuring does not affect the training. Checkpoints contain the results, so a resumed run compares
+with the same best model and repeats a measurement that a signal cut off.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PREVIEWS, SHARE = 8, 5
-"""Without --preview-every a run has so many previews, or fewer if they would take over 1/SHARE of
-the time of its steps."""
+"""Without --preview-every a run has PREVIEWS previews, or fewer if they would take more than
+1/SHARE of the time of its steps."""
 
 GUESS = 0.5
-"""What a pass of a preview costs, in passes of a step, until it is measured: many images go through
-at a time, without gradients."""
+"""Cost of a preview's pass, in passes of a step, until it is measured. It is less than 1 because
+many images pass at a time, without gradients."""
 
 PREVIEW, EVALUATION, SAVE = "preview", "evaluation", "save"
 """The names of chores."""
 
 
 def preview_spacing(plan: Plan, steps: int) -> int:
-    """Steps from one preview to the next in a run of so many: the same whenever it is resumed."""
+    """Return the steps between previews in a run of `steps` steps, also after it is resumed."""
     if plan.config.preview_every:
         return plan.config.preview_every
     passes = previews.passes_of_preview(plan)
@@ -56,10 +56,10 @@ def preview_spacing(plan: Plan, steps: int) -> int:
 
 
 def chores(plan: Plan, a_pass: float | None = None) -> Chores:
-    """What a run does beside its steps, by their number; what saving costs is not guessed.
+    """List the chores of a run by its number of steps. The cost of saving is not guessed.
 
     Args:
-        a_pass: what a pass of an image costs, in steps, if that was measured.
+        a_pass: the cost of an image's pass, in steps, if it was measured.
     """
     config, each = plan.config, a_pass or GUESS / previews.passes_of_step(plan)
 
@@ -75,13 +75,13 @@ def chores(plan: Plan, a_pass: float | None = None) -> Chores:
 
 
 def unless_full(work: Work[T], doing: str) -> Work[T | None]:
-    """Pass on the events and result of `work`; None, and a warning, if memory runs out."""
+    """Pass on the events and result of `work`. If memory runs out, warn and return None."""
     try:
         return (yield from work)
     except Exception as error:
         if not out_of_memory(error):
             raise
-    yield Notice(f"out of memory while {doing}: it is left out", warning=True)
+    yield Notice(f"out of memory while {doing}: skipped", warning=True)
     return None
 
 
@@ -89,7 +89,7 @@ class Monitor:
     """Previews and evaluations of a run.
 
     Attributes:
-        held_out_loss: at the last preview.
+        held_out_loss: the held-out loss at the last preview.
         best: the weights with the lowest KID so far.
         previewed, validated: the last steps for which these were finished.
     """
@@ -110,7 +110,7 @@ class Monitor:
     # -- state -------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside the best weights, as plain values."""
+        """Return the state for a checkpoint, as plain values, without the best weights."""
         return {
             "overfitting": asdict(self.overfitting),
             "best": self.best.values if self.best else None,
@@ -121,7 +121,7 @@ class Monitor:
         }
 
     def restore(self, saved: Checkpoint) -> Work[None]:
-        """Go back to a checkpoint; early versions kept nothing of this."""
+        """Restore the state from a checkpoint. Checkpoints of early versions have none."""
         state = saved.state.get("watch")
         if state is None:
             return
@@ -132,9 +132,8 @@ class Monitor:
         before = self.best.values["images"] if self.best else self.images
         if self.config.eval_every and before != self.images:
             yield Notice(
-                f"the best model so far was found with {before} {self._many} an "
-                f"evaluation, not {self.images}: the search starts again, without "
-                f"{files.show(self.run.best)}"
+                f"the best model so far was found with {before} {self._many} per evaluation, not "
+                f"{self.images}: the search starts again and replaces {files.show(self.run.best)}"
             )
             self.best = None
 
@@ -148,7 +147,7 @@ class Monitor:
             self._kid = yield from validation.kid_measure(self.trainer.plan, self.trainer.device)
 
     def settle(self) -> None:
-        """Make the best model's file agree with the state, whatever a killed run left."""
+        """Make the best model's file agree with the state, also after a killed run."""
         if self.best is not None:
             own, raw, _ = model_file.apart(self.best.tensors)
             weak = self.trainer.weak
@@ -160,19 +159,18 @@ class Monitor:
             files.remove(self.run.best)
 
     def found(self) -> dict[str, Any] | None:
-        """The best model's file and how good it is, as plain values."""
+        """Return the best model's path and metrics, as plain values."""
         return {"model": str(self.run.best), **self.best.values} if self.best else None
 
     # -- when --------------------------------------------------------------------------------------
 
     def logged(self, loss: float | None) -> None:
-        """Take note of a mean training loss."""
+        """Add a mean training loss to the average between two previews."""
         if loss is not None and math.isfinite(loss):
             self._loss, self._readings = self._loss + loss, self._readings + 1
 
     def due(self, done: int, end: int) -> bool:
-        """Whether anything is still to be measured after `done` steps; a resumed run makes up for
-        what was cut off."""
+        """Whether a measurement is due after `done` steps, including one that was cut off."""
         return done > 0 and (self._preview_due(done, end) or self._validation_due(done))
 
     def _preview_due(self, done: int, end: int) -> bool:
@@ -180,7 +178,7 @@ class Monitor:
         return self.previewed != done and (done % every == 0 or done == end)
 
     def _validation_due(self, done: int) -> bool:
-        # Not where --stop-at ends: a run in one go would not evaluate there.
+        # Not where --stop-at ends: an uninterrupted run would not evaluate there.
         every = self.config.eval_every
         here = every is not None and (done % every == 0 or done == self.trainer.course.steps)
         return here and self.validated != done
@@ -188,21 +186,20 @@ class Monitor:
     # -- work --------------------------------------------------------------------------------------
 
     def work(self, done: int, end: int) -> Iterator[tuple[str, Work[None]]]:
-        """What is due, as the name of each chore and its work, which a signal ends at once, with an
-        error."""
+        """Yield the name and the work of each chore that is due. A signal ends the work at once."""
         if self._preview_due(done, end):
             yield PREVIEW, self._preview(done)
         if self._validation_due(done) and self.stop() is None:
             yield EVALUATION, self._validate(done)
 
     def log(self, done: int, values: Mapping[str, float], **own: float) -> None:
-        """Add a line to the metrics, and all but `own` to the trackers of --log."""
+        """Add a line to metrics.jsonl, and all values except `own` to the trackers of --log."""
         self.run.log(step=done, **values, **own)
         if self.config.log:
             self.trainer.accelerator.log(dict(values), step=done)
 
     def _preview(self, done: int) -> Work[None]:
-        """Measure the held-out loss, draw a preview, and warn of overfitting."""
+        """Measure the held-out loss, generate a preview, and warn of overfitting."""
         previewed, losses = yield from until(self.stop, self._look(done))
         self.previewed, self.held_out_loss = done, previewed.held_out_loss
         training = self._loss / self._readings if self._readings else None
@@ -210,18 +207,21 @@ class Monitor:
         text = self.overfitting.see(validation.HeldOut(done, losses, training)) if losses else None
         if text:
             if best := self.best:
-                text += f"; {files.show(self.run.best)} is the best by {label(best.key)}"
+                text += f". {files.show(self.run.best)} is the best by {label(best.key)}"
             yield Notice(text, warning=True)
 
     def _look(self, done: int) -> Work[tuple[Previewed, tuple[float, ...]]]:
-        """The preview, and the loss of each held-out image where a rise says something: what is
-        distilled learns from noise and no images by heart."""
+        """Generate the preview, and measure the loss of each held-out image.
+
+        A distilled model returns no losses, because it learns from noise and cannot memorise
+        images.
+        """
         losses, mean = self.trainer.held_out_losses(), None
         if losses is not None:
             mean = sum(float(part.sum()) for part in losses.split(HELD_OUT_BATCH)) / len(losses)
             self.log(done, {"held_out_loss": mean})
         drawing, path = previews.draw_preview(self.trainer), None
-        picture = yield from unless_full(drawing, "drawing the preview")
+        picture = yield from unless_full(drawing, "generating the preview")
         if picture is not None:
             path = self.run.previews / f"step-{done:08d}.png"
             files.write_bytes(path, figures.png(picture))
@@ -233,10 +233,10 @@ class Monitor:
         return previewed, tuple(losses.tolist())
 
     def _validate(self, done: int) -> Work[None]:
-        """Measure the KID of the averaged weights, and keep them if they are the best so far.
+        """Measure the KID of the EMA weights, and keep them if they are the best so far.
 
         Raises:
-            Interrupted, Terminated: a signal came; nothing is changed then.
+            Interrupted, Terminated: a signal arrived. The state stays unchanged.
         """
         found = yield from until(self.stop, unless_full(self._measure(), "evaluating"))
         self.validated = done
@@ -253,14 +253,14 @@ class Monitor:
         yield Validated(done, key, kid, error, self.run.best if better else None)
 
     def _measure(self) -> Work[dict[str, float]]:
-        """The KID of the averaged weights."""
+        """Return the KID of the EMA weights."""
         assert self._kid is not None
         plan, net, device = self.trainer.plan, self.trainer.ema_net, self.trainer.device
         drawings = validation.draw_in_shares(plan, net, self.images, device)
         return (yield from self._kid.measure(drawings, self.images))
 
     def _weights(self) -> dict[str, Tensor]:
-        """A copy of what the model file of this step would hold, but for the weak average."""
+        """Copy the weights of this step's model file, without the early EMA weights."""
         raw = self.trainer.net.state_dict() if self.config.keep_raw else None
         tensors = model_file.together(self.trainer.ema.net.state_dict(), raw)
         return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
@@ -268,15 +268,15 @@ class Monitor:
 
 # -- reports --------------------------------------------------------------------------------------
 
-# Events of a run: a step, a preview, an evaluation, its end.
+# Events of a run: a step, a preview, an evaluation, the end.
 
 
 @dataclass(frozen=True)
 class Step:
-    """A finished step; every `log_every`-th has what was measured since the one before.
+    """Finished step. Every `log_every`-th step has the measurements since the one before.
 
     Attributes:
-        many: what `images_per_second` counts.
+        many: the plural of the medium that `images_per_second` counts.
     """
 
     step: int
@@ -291,7 +291,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Previewed:
-    """The held-out loss after a step, and the preview that was written."""
+    """Held-out loss after a step, and the path of the preview."""
 
     step: int
     held_out_loss: float | None
@@ -300,7 +300,7 @@ class Previewed:
 
 @dataclass(frozen=True)
 class Validated:
-    """The KID after a step by its key, its error, and the model file if it is the best so far."""
+    """KID after a step, its standard error, and the model file if it is the best so far."""
 
     step: int
     key: str
@@ -311,10 +311,11 @@ class Validated:
 
 @dataclass(frozen=True)
 class Trained:
-    """How a run ended.
+    """Result of a training run.
 
-    `best` has the model file with the lowest KID, its step and numbers, with --eval-every;
-    `sample_line` is a command that samples, empty if there is none.
+    Attributes:
+        best: the model file with the lowest KID, its step and metrics, with --eval-every.
+        sample_line: a command that samples from the model, or empty.
     """
 
     model: Path
@@ -341,16 +342,16 @@ class Meter:
         self._seconds, self._laps = 0.0, Laps(time.monotonic)
 
     def add(self, loss: torch.Tensor) -> None:
-        """Note a finished step."""
+        """Add the loss of a finished step."""
         self._losses.append(loss)
         self._seconds += self._laps()
 
     def pause(self) -> None:
-        """Leave out the time since the last step: it was not training."""
+        """Skip the time since the last step, which was not training."""
         self._laps()
 
     def read(self) -> tuple[float, float]:
-        """The mean of the finite losses and the images per second; starts again."""
+        """Return the mean of the finite losses and the images per second, and start again."""
         losses = torch.stack(self._losses)
         mean = float(losses[losses.isfinite()].mean())
         speed = self.batch_size * len(self._losses) / max(self._seconds, 1e-9)

@@ -1,7 +1,7 @@
-"""How far a run is, and the learning rate there.
+"""Learning rate schedule, optimizer updates and training objective.
 
-What depends on the length of a run (its learning rate, its snapshots, its early average) goes by
-the part of the way that is behind it. The length may be planned again as the run goes on.
+The learning rate, the snapshots and the early EMA checkpoint depend on the fraction of the run that
+is done. The length of a run may change during the run.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 WHOLE = ((1.0, 1.0),)
-"""A way of one part."""
+"""Schedule with one part."""
 
 RISE = 10
 """Warm-up takes at most 1/RISE of a run."""
@@ -45,16 +45,15 @@ RISE = 10
 
 @dataclass(frozen=True)
 class Course:
-    """The way of a run to its last step.
+    """Progress schedule of a run.
 
-    A run of a fixed length makes an equal part of its way with each step. Where the length is
-    planned again, the way so far stays, and the steps that are left share the rest equally.
+    In a run of a fixed length, every step makes equal progress. When the length changes, the
+    progress so far stays, and the remaining steps share the rest equally.
 
     Attributes:
-        steps: after so many the run ends.
-        fewest: the least of all lengths that were planned so far.
-        since, passed: where it was planned last: after so many steps, such a part of the way, in
-            [0, 1), was behind it.
+        steps: the number of steps of the run.
+        fewest: the smallest number of steps that was planned so far.
+        since, passed: the step of the last change, and the progress there in [0, 1).
     """
 
     steps: int
@@ -64,46 +63,50 @@ class Course:
 
     @classmethod
     def of(cls, steps: int) -> Course:
-        """The way of a run of a fixed length."""
+        """Make the schedule of a run of a fixed length."""
         return cls(steps, steps)
 
     def revised(self, done: int, steps: int) -> Course:
-        """The way from here, after `done` steps, to the end of a run of another length."""
+        """Return the schedule after `done` steps with another number of steps in total."""
         return Course(steps, min(self.fewest, steps), done, self.at(done))
 
     def at(self, done: int) -> float:
-        """The part of the way after `done` steps, from 0 to 1 at the end."""
+        """Return the progress after `done` steps, from 0 to 1 at the end."""
         return self.passed + (1 - self.passed) * ((done - self.since) / (self.steps - self.since))
 
     def place(self, done: int) -> float:
-        """After how many steps a run of as many, but of a fixed length, is as far as this one is
-        after `done`: exactly `done` where nothing was planned again."""
+        """Return the step of a run of fixed length at the same progress.
+
+        It is exactly `done` if the length never changed.
+        """
         left = self.steps / (self.steps - self.since)
         return self.passed * self.steps + (1 - self.passed) * (done - self.since) * left
 
     def passes(self, share: float, done: int) -> bool:
-        """Whether the step that makes `done` comes to a share of the way, or goes beyond it."""
+        """Whether step number `done` reaches or passes a fraction of the run."""
         return self.at(done - 1) < share <= self.at(done)
 
     def crosses(self, every: int, done: int) -> bool:
-        """Whether the step that makes `done` comes to a multiple of `every` places."""
+        """Whether step number `done` reaches or passes a multiple of `every`."""
         return self.place(done) // every > self.place(done - 1) // every
 
 
 def warmup_of(config: TrainConfig, fewest: int | None = None) -> int:
-    """The steps over which the learning rate rises: a tenth of the run at most; of the shortest
-    plan where there were several, so that the rate does not fall back into its rise."""
+    """Return the steps over which the learning rate rises: at most a tenth of the run.
+
+    If the length changed, the shortest plan counts, so that the rate does not return to its rise.
+    """
     return min(config.warmup, (fewest or config.steps) // RISE)
 
 
 def lr_at(
     config: TrainConfig, course: Course, step: int, parts: Sequence[tuple[float, float]] = WHOLE
 ) -> float:
-    """The learning rate of the step after `step` steps: a linear rise, and half a cosine to 0 over
-    the way.
+    """Return the learning rate of the step after `step` steps: a linear rise, then half a cosine.
 
     Args:
-        parts: of the way, each with a cosine of its own: where it ends, and the share of the rate.
+        parts: the end of each part of the run, as a fraction, and its fraction of the rate. Each
+            part has its own cosine to 0.
     """
     assert config.lr is not None
     warmup = warmup_of(config, course.fewest)
@@ -120,19 +123,19 @@ def lr_at(
 
 # -- updating -------------------------------------------------------------------------------------
 
-# Weights moved by a clipped gradient, or left where it is not finite.
+# Weights move by a clipped gradient. A gradient that is not finite changes nothing.
 
 
 class Updater:
-    """A network with its optimizer.
+    """Network with its optimizer.
 
-    An optimizer that obeys takes divisor and verdict as from a gradient scaler: both stay on the
-    device, and clipping needs no extra pass over the gradient.
+    A fused optimizer takes the gradient's divisor and whether to skip the step as from a gradient
+    scaler: both stay on the device, and clipping needs no extra pass over the gradient.
 
     Attributes:
-        net: the network itself, which has the weights.
-        prepared: what to call; compiled and shared among processes as the run is.
-        optimizer: of those weights, as Accelerate prepares it.
+        net: the network with the weights.
+        prepared: the network to call, compiled and distributed as the run is.
+        optimizer: the optimizer of the weights, prepared by Accelerate.
     """
 
     def __init__(
@@ -150,7 +153,7 @@ class Updater:
         optimizer = make(net, lr=lr, weight_decay=weight_decay)
         body: Any = _compiled(net) if compiled else net
         self.prepared, self.optimizer = accelerator.prepare(body, optimizer)
-        # Without a gradient scaler of its own; Metal's kernel reads neither scale nor verdict.
+        # Not with a gradient scaler. Metal's kernel reads neither the scale nor `found_inf`.
         self.obeys = (
             getattr(optimizer, "_step_supports_amp_scaling", False)
             and accelerator.scaler is None
@@ -158,7 +161,7 @@ class Updater:
         )
 
     def norm(self) -> Tensor:
-        """The norm of the gradient, on the device; clips it here if the optimizer will not."""
+        """Return the norm of the gradient, on the device. Clip it unless the optimizer does."""
         weights = list(self.net.parameters())
         if self.obeys:
             return get_total_norm([w.grad for w in weights if w.grad is not None])
@@ -166,7 +169,7 @@ class Updater:
         return torch.zeros((), device=self._accelerator.device) if norm is None else norm.detach()
 
     def move(self, norm: Tensor) -> None:
-        """Take the optimizer's step for a gradient of that norm, if it is finite, and forget it."""
+        """Take the optimizer's step if the gradient's norm is finite, and clear the gradient."""
         if self.obeys:
             self.optimizer.optimizer.found_inf = (~norm.isfinite()).float()
             self.optimizer.optimizer.grad_scale = (norm / self._most).clamp(min=1)
@@ -176,7 +179,7 @@ class Updater:
         self.optimizer.zero_grad()
 
     def moments(self) -> dict[str, Tensor]:
-        """The state of the optimizer, by the names of the weights."""
+        """Return the optimizer state by the names of the weights."""
         state = self.optimizer.optimizer.state
         return {
             f"{name}.{k}": value
@@ -185,7 +188,7 @@ class Updater:
         }
 
     def restore(self, saved: Mapping[str, Tensor]) -> None:
-        """Give the optimizer the state that `moments` took."""
+        """Restore the optimizer state that `moments` returned."""
         weights = dict(self.net.named_parameters())
         for name, value in saved.items():
             owner, k = name.rpartition(".")[::2]
@@ -197,7 +200,7 @@ class Updater:
 
 
 def _compiled(net: nn.Module) -> Any:
-    """`net` compiled, with kernels that are not chosen by their time, which would change bytes."""
+    """Compile `net` without timing-based choice of kernels, which would change the bytes."""
     import torch._inductor.config as inductor
 
     exact: dict[str, Any] = {"deterministic": True} if hasattr(inductor, "deterministic") else {}
@@ -206,17 +209,17 @@ def _compiled(net: nn.Module) -> Any:
 
 # -- objective ------------------------------------------------------------------------------------
 
-# The training loss of a configuration, and its value on images under fixed draws.
+# The training loss of a configuration, and its value on images with fixed timesteps and noise.
 
 
 class Objective:
-    """The loss of a configuration, weighted by timestep of a denoiser's process.
+    """Loss of a configuration, weighted by the timestep of a denoiser's process.
 
     Args:
-        teacher: of a loss that follows one, or None.
+        teacher: the teacher's denoiser for a distillation loss, or None.
 
     Attributes:
-        weight: of each timestep's loss, (T,) on the CPU in float64; None for 1.
+        weight: the weight of each timestep, (T,) on the CPU in float64. None for weights of 1.
     """
 
     def __init__(
@@ -235,7 +238,7 @@ class Objective:
     def __call__(
         self, denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, cond: Mapping[str, Tensor]
     ) -> Tensor:
-        """The loss of each image, (B,)."""
+        """Return the loss of each image, (B,)."""
         weight = None if self._weights is None else self._weights[t]
         return self._loss(denoiser, x0, t, noise, weight, **self._more, **cond)
 
@@ -253,15 +256,15 @@ def losses_of(
     batch_size: int,
     device: torch.device,
 ) -> Iterator[Tensor]:
-    """The loss of each image, a batch at a time.
+    """Yield the loss of each image, a batch at a time.
 
     Image k always gets the same timestep and noise, so the losses of two networks can be compared.
 
     Args:
-        samples: as stored, (N, C, *size).
-        labels: (N,), -1 for none.
-        given: what each is given, for a model that is given anything.
-        rows: the codes of its columns, for a model that is told a table.
+        samples: stored samples, (N, C, *size).
+        labels: class labels (N,), -1 for none.
+        given: the conditioning inputs, for a model that is conditioned on images.
+        rows: the codes of the metadata columns, for a model that is conditioned on them.
     """
     for start in range(0, len(samples), batch_size):
         here = range(start, min(start + batch_size, len(samples)))

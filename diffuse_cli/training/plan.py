@@ -1,4 +1,4 @@
-"""A training run that can begin: its configuration, its model and its data."""
+"""Plan of a training run: its complete configuration, its model and its data."""
 
 from __future__ import annotations
 
@@ -50,30 +50,31 @@ if TYPE_CHECKING:
 
 
 FEW = 2
-"""Fewest images from which a model can do more than memorise."""
+"""The fewest images from which a model can do more than memorise."""
 
 HANDFUL = 100
-"""Fewer images than this are looked at by hand."""
+"""The number of images that a person can look through."""
 
 MOST, STREAMED = 512, 64
-"""The samples whose low frequencies are measured, and those of data that is read as it is used: of
-so many, the deviation of the mean brightness is known to 3 % and 9 %."""
+"""The most samples to measure low frequencies on, in memory and streamed. They give the standard
+deviation of the mean brightness to 3 % and 9 %."""
 
 AT_ONCE = 2**22
-"""Numbers that are measured at a time."""
+"""The most values to measure at a time."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A training run that can begin.
+    """Training run that is ready to start.
 
     Attributes:
-        config: complete, except for what --minutes decides.
+        config: the configuration, complete except for options that --minutes decides.
         blueprint: the model to train.
-        data: the samples to train on, and those held out.
-        room: most images at a time of which the gradient fits into memory.
-        teacher: the model that is distilled, if one is.
-        low_frequencies: of the samples trained on, for a Gaussian start of sampling.
+        data: the training samples and the held-out samples.
+        room: the most images whose gradient fits into memory at a time.
+        teacher: the model to distil, or None.
+        low_frequencies: the low frequencies of the training samples, for a Gaussian start of
+            sampling.
     """
 
     config: TrainConfig
@@ -85,11 +86,11 @@ class Plan:
 
     @cached_property
     def giver(self) -> Giver | None:
-        """Makes what the model is told of what it is given, if it is given anything."""
+        """Maker of the conditioning inputs, or None for a model without them."""
         return Giver.of(self.blueprint)
 
     def inputs(self, chosen: npt.NDArray[np.int64]) -> Inputs | None:
-        """The inputs of these images outside of training steps: the same every time."""
+        """Return the conditioning inputs of images outside of training steps, always the same."""
         if self.giver is None:
             return None
         pairs = self.data.pairs[chosen] if self.data.pairs else None
@@ -103,7 +104,7 @@ class Plan:
         raw: Mapping[str, Tensor] | None,
         weak: Weak | None,
     ) -> model_file.StoredModel:
-        """Make a model file of a run of so many steps, with the weights after `step` of them."""
+        """Make the model file after `step` of `steps` steps."""
         low = {LOW_FREQUENCIES: self.low_frequencies.plain} if self.low_frequencies else {}
         return model_file.StoredModel(
             blueprint=self.blueprint,
@@ -128,13 +129,13 @@ def prepare(
     """Read the data and complete the configuration.
 
     Args:
-        run: of a training that is not only estimated.
-        laps: asked after the reading of the data, whose seconds do not count.
+        run: the run directory, or None for an estimate.
+        laps: the clock of --minutes, which skips the time of reading the data.
 
     Raises:
-        DataError: no usable images.
-        UsageError: a network that does not suit them, a target undefined under the process or not
-            for distilling, too little memory, or classes other than those of a resumed run.
+        DataError: there are no usable images.
+        UsageError: the network does not suit the images, the target is undefined for the process or
+            for distillation, the memory is too small, or a resumed run had other classes.
         ModelFileError: the model to distil is missing or damaged.
     """
     check_distilled(config, make_denoiser(None, config, make_process(config)))
@@ -150,23 +151,23 @@ def prepare(
     done, blueprint = complete(config, images.space, conditions)
     yield from (Notice(line) for line in images.summary.lines())
     if config.init and images.summary.greyed:
-        yield Notice("grey as the model of --init is; --channels 3 goes on in colour")
+        yield Notice("grey like the model of --init. Use --channels 3 to train in colour")
     if done.flip and (how := MEDIA[images.medium].flipped):
         yield Notice(f"--flip mirrors half of the {MEDIA[images.medium].many} {how}")
-    if not config.goes_on:  # where it could still be changed
+    if not config.goes_on:  # a resumed run cannot change them
         for line in slow_precision(config.precision, config.device):
             yield Notice(line, warning=True)
         yield from too_narrow(config, blueprint)
     if len(data.train) < FEW:
         yield Notice(
-            f"1 {MEDIA[images.medium].one} to train on: the model can only memorise it; what it "
-            "draws will be a copy",
+            f"only 1 {MEDIA[images.medium].one} to train on: all samples will be copies of it. Add "
+            f"more {MEDIA[images.medium].many}",
             warning=True,
         )
     yield from _mixed(config, images)
     if done.variance in LEARNED and done.loss == "simple":
         yield Notice(
-            "--loss simple trains no variance, which stays where it began; use "
+            "--loss simple does not train the learned variance. Use "
             f"--loss {default_loss(done.variance)}",
             warning=True,
         )
@@ -182,7 +183,7 @@ def prepare(
 
 
 def too_narrow(config: TrainConfig, blueprint: Blueprint) -> Iterator[Notice]:
-    """Warn of a network that cannot predict noise in every dimension, with settings that can."""
+    """Warn of a network that is too narrow to predict noise, and suggest settings."""
     name = blueprint.network
     full_rank = getattr(NETWORKS[name], "full_rank", None)
     if full_rank is None or not has_noise(blueprint.diffusion.target):
@@ -197,22 +198,22 @@ def too_narrow(config: TrainConfig, blueprint: Blueprint) -> Iterator[Notice]:
     )
     if ways:
         yield Notice(
-            "the network is too narrow to remove all noise: samples will be covered in static. "
+            "the network is too narrow to remove all noise: samples will stay noisy. "
             f"{'Use a model trained with' if config.init else 'Set'} {ways}",
             warning=True,
         )
 
 
 def _mixed(config: TrainConfig, images: Dataset) -> Work[None]:
-    """Warn of a handful of images of nearly as many sizes, as lie about among other things."""
+    """Warn of a few images of many sizes, which may not belong together."""
     count, sizes = len(images), len(images.summary.sizes)
     if FEW < count < HANDFUL and sizes > 2 and sizes * 2 >= count:
         line = shlex.join(["diffuse", "info", config.data, "-o", "sheet.png"])
-        look = "" if config.data.startswith(MEMORY) else f". Look at them: {line}"
+        look = "" if config.data.startswith(MEMORY) else f". Look at them with: {line}"
         yield Notice(
             f"only {images.summary.counted(count)} of {sizes:,} sizes in "
-            f"{files.show(config.data)}: if they are not of one kind, samples will be nothing but "
-            f"copies and mixtures of them{look}",
+            f"{files.show(config.data)}: if they show different things, samples will be copies and "
+            f"mixtures of them{look}",
             warning=True,
         )
 
@@ -220,8 +221,10 @@ def _mixed(config: TrainConfig, images: Dataset) -> Work[None]:
 def low_frequencies(
     config: TrainConfig, blueprint: Blueprint, data: TrainingData
 ) -> LowFrequencies | None:
-    """Measure samples evenly spaced among the ones trained on; None for a model that is conditioned
-    or distilled, which is not sampled from them."""
+    """Measure the low frequencies of training samples at evenly spaced indices.
+
+    Returns None for a conditional or distilled model, which has no Gaussian start.
+    """
     if blueprint.conditions or config.loss in TAUGHT:
         return None
     most = min(STREAMED if streams(data) else MOST, len(data.train))
@@ -232,7 +235,7 @@ def low_frequencies(
 def _batches(
     space: Space, data: TrainingData, indices: npt.NDArray[np.int64], flip: bool
 ) -> Iterator[torch.Tensor]:
-    """These samples as the model sees them; with --flip mirrored ones too."""
+    """Yield samples in the model's space, and with --flip their mirror images."""
     import torch
 
     each = max(1, AT_ONCE // math.prod(space.shape))
@@ -248,11 +251,12 @@ def check_batch(config: TrainConfig, processes: int) -> None:
     """Refuse a batch that leaves a process without an image.
 
     Raises:
-        UsageError: fewer images a step than processes times accumulation.
+        UsageError: the batch is smaller than processes times accumulation.
     """
     parts = processes * config.accumulation
     if config.batch_size is not None and config.batch_size < parts:
         raise UsageError(
             f"--batch-size {config.batch_size} is less than {processes} processes x "
-            f"--accumulation {config.accumulation}"
+            f"--accumulation {config.accumulation}",
+            f"Set --batch-size {parts} or more",
         )

@@ -1,4 +1,4 @@
-"""Images of the averaged weights while training: previews and what KID is measured of."""
+"""Generate samples of the EMA weights while training, for previews and the KID."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     Array = npt.NDArray[Any]
 
 PREVIEW_IMAGES, GIVEN_SHOWN = 16, 4
-"""Samples of a preview, and the arrays that they are given, if any."""
+"""Samples of a preview, and the images that condition them, if any."""
 
 MOST = 64
-"""Most samples to draw at a time."""
+"""The most samples to generate at a time."""
 
 
 def draw_by_default(
@@ -39,13 +39,14 @@ def draw_by_default(
     inputs: int | None = None,
     classes: Sequence[int] = (),
 ) -> Iterator[Drawing]:
-    """Draw with a network of the plan's kind as `diffuse sample` does without options.
+    """Generate samples with the defaults of `diffuse sample`.
 
-    A model that is given an array or told columns is given and told what belongs to each of
-    `shown_of` in turn, or to so many of them, `inputs`.
+    A model that is conditioned on images or metadata cycles through the conditions of the images of
+    `shown_of`.
 
     Args:
-        classes: those of a model that is told nothing else, in turn, if not every one.
+        inputs: the number of images of `shown_of` to use. None for all.
+        classes: the classes to cycle through, for a model with no other condition. All by default.
     """
     denoiser = plan.blueprint.denoiser(net)
     choice = plan.teacher.sampling(plan.blueprint) if plan.teacher else None
@@ -60,12 +61,11 @@ def draw_by_default(
 
 
 def shown_of(plan: Plan, count: int | None = None) -> npt.NDArray[np.int64]:
-    """The images whose given arrays or columns are drawn from: those held out, or, if there are
-    none, all.
+    """Return the images whose conditions are used: the held-out images, or all without them.
 
     Args:
-        count: so many of them: the first, or, of a model that is told columns alone, from the 10th
-            to the 90th percentile of the first column.
+        count: the number of images: the first, or, for a model conditioned only on metadata, evenly
+            spaced from the 10th to the 90th percentile of the first column.
     """
     chosen = plan.data.held_out if len(plan.data.held_out) else plan.data.train
     if count is None or plan.giver or plan.data.images.rows is None:
@@ -81,7 +81,7 @@ def shown_of(plan: Plan, count: int | None = None) -> npt.NDArray[np.int64]:
 def _condition(
     plan: Plan, chosen: npt.NDArray[np.int64], classes: Sequence[int]
 ) -> Condition | None:
-    """What is told while training: classes in turn, or all that belongs to chosen images."""
+    """Make the condition of samples: a cycle of classes, or the conditions of chosen images."""
     conditions = plan.blueprint.conditions
     if not conditions:
         return None
@@ -97,37 +97,37 @@ def _condition(
 
 
 def shows_images(plan: Plan) -> bool:
-    """Whether previews are drawn for some images, each by what it is given or told."""
+    """Whether previews use the conditions of images: conditioning images or metadata."""
     return plan.giver is not None or plan.data.images.rows is not None
 
 
 def passes_of_step(plan: Plan) -> int:
-    """Passes through the network that take as long as a step: the way back is two of them."""
+    """Return the forward passes that take as long as a step: a backward pass counts as two."""
     assert plan.config.batch_size is not None
     return 3 * plan.config.batch_size
 
 
 def passes_of_denoising(plan: Plan, images: int) -> int:
-    """Passes of a step of sampling; guidance takes each twice."""
+    """Return the forward passes of a sampling step. Guidance doubles them."""
     conditions = plan.blueprint.conditions
     guided = conditions and default_guidance(conditions, plan.config.label_dropout) != 1
     return images * (2 if guided else 1)
 
 
 def passes_of_drawing(plan: Plan, images: int) -> int:
-    """Passes that it takes to draw images."""
+    """Return the forward passes to generate a number of images."""
     steps = min(SAMPLING_STEPS, plan.config.num_timesteps)
     return steps * passes_of_denoising(plan, images)
 
 
 def passes_of_preview(plan: Plan) -> int:
-    """Passes that a preview takes, with the held-out loss."""
+    """Return the forward passes of a preview and its held-out loss."""
     measured = len(plan.data.held_out[: held_out_images(plan.config)])
     return passes_of_drawing(plan, PREVIEW_IMAGES) + measured * evaluations(plan.config)
 
 
 def draw_preview(trainer: Trainer) -> Work[Image]:
-    """A grid of samples, or rows of what is given, samples, and the image."""
+    """Make a grid of samples, or rows of conditioning images, samples and real images."""
     plan, net, device = trainer.plan, trainer.ema_net, trainer.device
     space, inputs = plan.blueprint.space, GIVEN_SHOWN if shows_images(plan) else None
     ended = []
@@ -140,7 +140,7 @@ def draw_preview(trainer: Trainer) -> Work[Image]:
 
 
 def _beside(plan: Plan, samples: Array) -> Image:
-    """A row for each of some images: what is given of it, if anything is, samples, and itself."""
+    """Make a row for each image: its conditioning image if any, samples, and the image."""
     import torch
 
     giver, chosen = plan.giver, readable(plan.data, shown_of(plan, GIVEN_SHOWN))

@@ -1,16 +1,16 @@
-"""The run directory beside a model file: what resume needs, metrics and previews.
+"""Run directory of a model file: checkpoints, metrics and previews.
 
-model.best.safetensors        with --eval-every, beside it: the model with the lowest KID
+model.best.safetensors        with --eval-every, next to it: the model with the lowest KID
 model.run/
   config.toml                 the resolved configuration
   checkpoints/step-00001000/  model, ema (a model file), optimizer, history: safetensors;
                               state.json; manifest.json
   metrics.jsonl               a line every --log-every steps
-  ema/step-00001000.safetensors   with --ema-lengths: snapshots of the averages of other lengths
+  ema/step-00001000.safetensors   with --ema-lengths: snapshots of averages of other lengths
   previews/                   a grid of samples every --preview-every steps
-  cache/                      the decoded images, while a run is under way
-  index/                      what each file was found to be, of a set that the cache does not hold
-  lock                        held by the process of the run
+  cache/                      the decoded images, while a run is active
+  index/                      the properties of each file of a set that the cache does not hold
+  lock                        locked by the process of the run
 """
 
 from __future__ import annotations
@@ -36,23 +36,25 @@ if TYPE_CHECKING:
     from diffuse_cli.models.model_file import StoredModel
 
 KEPT = 2
-"""Checkpoints to keep, the newest included."""
+"""Checkpoints to keep, including the newest."""
 
 TENSORS = ("model", "ema", "optimizer", "history", "best", "powers", "critic")
-"""The files of tensors of a checkpoint."""
+"""Tensor files of a checkpoint."""
 
 OPTIONAL = ("best", "powers", "critic")
-"""Those without a file if they are empty."""
+"""Tensor files that are left out if they are empty."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The whole state of a run after `step` steps; all else is drawn from the seed.
+    """State of a run after `step` steps. Random numbers come from the seed.
 
-    `history` has the losses that the draw of timesteps looks back on, `best` the weights with the
-    lowest KID so far, `powers` the averages of other lengths, `critic` the weights and the
-    optimizer of a distillation's critic, and `about` the metadata that makes the file of the
-    average a model file.
+    Attributes:
+        history: the losses that choose timesteps.
+        best: the weights with the lowest KID so far.
+        powers: the averages of other lengths.
+        critic: the weights and the optimizer of a distillation's critic.
+        about: the metadata that makes the EMA weights a model file.
     """
 
     step: int
@@ -68,7 +70,7 @@ class Checkpoint:
 
 
 class RunDirectory:
-    """The run directory of the model file at `model`."""
+    """Run directory of the model file at `model`."""
 
     def __init__(self, model: str | Path) -> None:
         self.model = Path(model)
@@ -85,44 +87,44 @@ class RunDirectory:
         self.snapshots = self.path / "ema"
 
     def exists(self) -> bool:
-        """Whether a run began here; a failed start leaves a folder with a lock alone."""
+        """Whether a run has started here. A failed start leaves a folder with only a lock."""
         return self.config.exists()
 
     def check_free(self, config: TrainConfig) -> None:
-        """Refuse to start where a model or a run exists, and to write a best model over a file that
-        is not this run's.
+        """Refuse to replace a model, a run, or a best model of another run.
 
         Raises:
-            OutputError: one exists without --overwrite, is another run's, or cannot be written.
+            OutputError: one exists without --overwrite, belongs to another run, or cannot be
+                written.
         """
         over = config.overwrite
         if not config.goes_on:
-            hint = "Go on with --resume, start again with --overwrite, or choose another -o"
+            hint = "Resume with --resume, replace it with --overwrite, or choose another -o"
             outputs.check_free(self.model, over, hint=hint)
             outputs.check_free(self.config, over, hint=hint, of=self.path)
         if config.eval_every:
             if RunDirectory(self.best).exists():
                 shown = files.show(self.best)
                 raise OutputError(f"{shown} belongs to another run", "Choose another -o")
-            hint = "Choose another -o, or --overwrite"
+            hint = "Choose another -o, or replace it with --overwrite"
             outputs.check_free(self.best, over or self._has_best(), hint=hint)
 
     def _has_best(self) -> bool:
-        """Whether the run that began here writes its best model."""
+        """Whether the run of this directory writes its best model."""
         with contextlib.suppress(UsageError):
             return self.exists() and "eval_every" in read_toml(self.config)
         return False
 
     @contextlib.contextmanager
     def held(self, config: TrainConfig | None = None) -> Iterator[None]:
-        """Hold the directory's lock; remove the folder again if no run began in it.
+        """Lock the directory, and remove the folder afterwards if no run has started in it.
 
         Args:
-            config: of a run that starts here, which is checked only now: if another run is under
-                way, that is the error to show.
+            config: the configuration of a run that starts here. It is checked under the lock,
+                because an active run is the first error to report.
 
         Raises:
-            BusyError: another process holds it.
+            BusyError: another process has the lock.
             OutputError: as `check_free`.
         """
         try:
@@ -136,18 +138,18 @@ class RunDirectory:
                     files.remove(self.cache)
         finally:
             if not self.exists():
-                with contextlib.suppress(OSError):  # another holds it, or it has other files
+                with contextlib.suppress(OSError):  # another process uses it, or it has other files
                     self.path.rmdir()
 
     def _sweep(self) -> None:
-        """Remove what a killed process was writing."""
+        """Remove temporary files of a killed process."""
         for folder in (self.path, self.checkpoints, self.previews, self.snapshots):
             files.sweep(folder)
         if self._has_best():
             files.sweep(self.model.parent, re.escape(self.best.name))
 
     def clear(self) -> None:
-        """Remove an earlier run and its models, but not this run's lock and cache."""
+        """Remove an earlier run and its models, except this run's lock and cache."""
         if self._has_best():
             files.remove(self.best)
         folders = (self.checkpoints, self.previews, self.logs, self.snapshots)
@@ -158,7 +160,7 @@ class RunDirectory:
     # -- checkpoints -------------------------------------------------------------------------------
 
     def save(self, checkpoint: Checkpoint) -> Path:
-        """Write a checkpoint; old ones are removed only when it is on disk."""
+        """Write a checkpoint, and remove old checkpoints once it is on disk."""
         from diffuse_cli.models import tensor_file
 
         def fill(folder: Path) -> None:
@@ -174,7 +176,7 @@ class RunDirectory:
 
         path = self.checkpoints / f"step-{checkpoint.step:08d}"
         files.write_folder(path, fill)
-        # Newer ones are damaged or were left behind: they must not count.
+        # Newer checkpoints are damaged or belong to an earlier run: they must not count.
         complete = run_reader.complete(self.checkpoints)
         here = complete.index(path)
         for old in [*complete[:here], *complete[here + KEPT :]]:
@@ -182,14 +184,16 @@ class RunDirectory:
         return path
 
     def load(self) -> tuple[Checkpoint | None, list[str]]:
-        """The newest checkpoint that verifies, and a sentence for each newer one that does not."""
+        """Read the newest intact checkpoint, and return a sentence for each damaged newer one."""
         from diffuse_cli.models import tensor_file
 
         passed: list[str] = []
         for path in run_reader.complete(self.checkpoints):
             fault = run_reader.fault(path)
             if fault:
-                passed.append(f"{files.show(path)} is damaged ({fault}): going back")
+                passed.append(
+                    f"{files.show(path)} is damaged ({fault}): using an earlier checkpoint"
+                )
                 continue
             state = json.loads((path / "state.json").read_text())
             # A verified checkpoint has all of its files; early versions had no history.
@@ -201,8 +205,7 @@ class RunDirectory:
         return None, passed
 
     def conditions(self) -> Conditions | None:
-        """The conditions that the run began with, from a checkpoint or the model file; None if
-        neither can be read."""
+        """Read the run's conditions from a checkpoint or the model file, or None without them."""
         from diffuse_cli.models import model_file
 
         for path in (*run_reader.complete(self.checkpoints), self.model):
@@ -211,24 +214,24 @@ class RunDirectory:
         return None
 
     def write(self, path: Path, model: StoredModel) -> None:
-        """Write a model file, unless it holds this model already."""
+        """Write a model file unless it has this model already."""
         from diffuse_cli.models import model_file
 
         if not model_file.holds(path, model):
             model_file.save(path, model)
 
     def newest_step(self) -> int | None:
-        """The step of the newest complete checkpoint, without reading it."""
+        """Return the step of the newest complete checkpoint without reading it."""
         return next(map(run_reader.step_of, run_reader.complete(self.checkpoints)), None)
 
     # -- metrics -----------------------------------------------------------------------------------
 
     def log(self, **values: Any) -> None:
-        """Add a line to metrics.jsonl; numbers that are not finite become null."""
+        """Append a line to metrics.jsonl. Values that are not finite become null."""
         files.append_line(self.metrics, json.dumps(replace_nonfinite(values)))
 
     def rewind_metrics(self, step: int) -> None:
-        """Drop the lines after `step`, and a torn last line."""
+        """Remove the lines after `step`, and an incomplete last line."""
         if not self.metrics.exists():
             return
         kept = []

@@ -1,72 +1,104 @@
-"""Warnings of a run that is too short to draw anything, or takes days."""
+"""Warn of a run that is too short to learn anything, or that takes days."""
 
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Iterator
 
+import torch
+
 from diffuse_cli.config.train_options import TrainConfig
+from diffuse_cli.data.summary import plural
 from diffuse_cli.system.events import Notice
 from diffuse_cli.training.memory_estimate import smaller_side
 from diffuse_cli.training.optimization import warmup_of
 from diffuse_cli.training.time_budget import SMALLEST
 
 FEWEST = 300
-"""Steps of `SMALLEST` images after which samples are as good as blurred images by KID; after half
+"""Steps of `SMALLEST` images after which samples are as good as blurred images by KID. After half
 of them they are hardly better than noise (benchmarks/README.md)."""
 
 DAY, MINUTE, SLOW = 24 * 60 * 60, 60, 10
-"""Seconds of a run that are worth a warning, or a word, and of its first steps that tell."""
+"""Seconds of a run that deserve a warning and a forecast, and of the steps it is based on."""
+
+THREAD_VARIABLES = {"OMP_NUM_THREADS", "MKL_NUM_THREADS"}
+"""Environment variables by which users set the number of threads."""
 
 
-def cut_short(config: TrainConfig) -> Iterator[Notice]:
-    """Notices of options that the number of steps limits."""
+def warn_of_limited_options(config: TrainConfig) -> Iterator[Notice]:
+    """Report options that the number of steps limits."""
+    steps = plural(config.steps, "step")
     if config.warmup != TrainConfig.warmup and config.warmup > warmup_of(config):
         yield Notice(
-            f"--warmup {config.warmup:,} is more than a tenth of {config.steps:,} steps: the "
-            f"learning rate rises over {warmup_of(config):,}"
+            f"--warmup {config.warmup:,} is more than a tenth of {steps}: the learning rate rises "
+            f"over {plural(warmup_of(config), 'step')}"
         )
-    if config.stop_at is not None and config.stop_at > config.steps:  # of --minutes
-        yield Notice(f"--stop-at {config.stop_at:,} is beyond the {config.steps:,} steps")
+    if config.stop_at is not None and config.stop_at > config.steps:  # with --minutes
+        yield Notice(f"--stop-at {config.stop_at:,} is beyond the end of the run, {steps}")
 
 
-def fewest(config: TrainConfig) -> int:
-    """Steps before a model draws anything: fewer of more images, 150 of 64."""
+def fewest_steps(config: TrainConfig) -> int:
+    """Return the steps before a model learns anything: 150 of 64 images, more of fewer images."""
     assert config.batch_size is not None
     return math.ceil(FEWEST * math.cbrt(SMALLEST / config.batch_size))
 
 
-def too_few(config: TrainConfig, seconds: float | None = None) -> Iterator[Notice]:
-    """A warning of a run that draws nothing, with what to type instead; `seconds` is the time of a
-    step, with its share of all else, where that decided the number of steps."""
-    least = fewest(config)
+def warn_of_few_steps(
+    config: TrainConfig, seconds: float | None = None, *, on_cpu: bool = False
+) -> Iterator[Notice]:
+    """Warn of a run that is too short, and suggest options.
+
+    Args:
+        seconds: the seconds per step, with chores, if they decided the number of steps.
+        on_cpu: whether the run computes on the CPU, which other programs may keep busy.
+    """
+    least = fewest_steps(config)
     if config.steps >= least or config.init:
         return
-    drawn = "nothing" if config.steps < least / 2 else "little"
+    few = config.steps < least / 2
+    verb = "is" if config.steps == 1 else "are"
+    says = f"{verb} too few: samples will be noise" if few else f"{verb} few: samples will be rough"
     ways = _ways(config, seconds, config.steps / least) if seconds else f"--steps {least}"
-    yield Notice(f"{config.steps:,} steps will draw {drawn}: try {ways}", warning=True)
+    busy = seconds and on_cpu and _cpu_is_busy()
+    hint = " Other programs keep the CPU busy: OMP_NUM_THREADS=1 may make steps faster."
+    text = f"{plural(config.steps, 'step')} {says}. Try {ways}.{hint if busy else ''}"
+    yield Notice(text, warning=True)
 
 
-def too_long(config: TrainConfig, seconds: float, left: int) -> Iterator[Notice]:
-    """A warning of a run whose `left` steps take more than a day, with what to type instead."""
+def _cpu_is_busy() -> bool:
+    """Whether more programs compute than there are cores, and the number of threads is not set."""
+    if torch.get_num_threads() == 1 or THREAD_VARIABLES & os.environ.keys():
+        return False
+    try:
+        return os.getloadavg()[0] > (os.cpu_count() or 1)
+    except (AttributeError, OSError):  # Windows has no load average
+        return False
+
+
+def warn_of_long_run(config: TrainConfig, seconds: float, left: int) -> Iterator[Notice]:
+    """Warn of a run whose `left` steps take more than a day, and suggest options."""
     if left * seconds > DAY:
         yield Notice(
-            f"{left:,} steps of {seconds:.3g} s take {duration(left * seconds)}: try "
-            f"{_ways(config, seconds, DAY / (left * seconds))}",
+            f"{plural(left, 'step')} of {seconds:.3g} s take {duration(left * seconds)}. Try "
+            f"{_ways(config, seconds, DAY / (left * seconds))}.",
             warning=True,
         )
 
 
 def _ways(config: TrainConfig, seconds: float, ratio: float) -> str:
-    """What to type for steps that take at most `ratio` of their time, or the least --minutes that
-    draw anything, if there is nothing else or they are less than a day; in two digits."""
+    """Suggest options that make a step at least 1/`ratio` times as fast.
+
+    The suggestion ends with the --minutes of the shortest useful run, in two digits, if these are
+    less than a day or if there is no other way.
+    """
     ways = []
     if config.preset not in (None, "tiny"):
         ways.append("--preset tiny")
     elif config.size and (side := smaller_side(config.size, ratio)):
         ways.append(f"--size {side}")
-    least = fewest(config) * seconds
+    least = fewest_steps(config) * seconds
     if least < DAY or not ways:
         unit = 10.0 ** (math.floor(math.log10(least / 60)) - 1)
         ways.append(f"--minutes {math.ceil(round(least / 60 / unit, 6)) * unit:g}")
@@ -74,29 +106,31 @@ def _ways(config: TrainConfig, seconds: float, ratio: float) -> str:
 
 
 class Forecast:
-    """Says once, after `SLOW` seconds of steps, what the others will take."""
+    """Forecast of the remaining time, made once after `SLOW` seconds of steps."""
 
     def __init__(self, config: TrainConfig, start: int, end: int) -> None:
         self.config, self.end, self._first, self._from = config, end, start + 1, start
-        self._began, self._told = time.monotonic(), False
+        self._began, self._done = time.monotonic(), False
 
     def after(self, done: int) -> Iterator[Notice]:
-        """To be called after every step. The first one counts only if it is slow: it finds its
-        kernels, or compiles."""
+        """Yield the forecast when it is due. To be called after every step.
+
+        The first step counts only if it is slow, because it chooses kernels or compiles.
+        """
         now, left = time.monotonic(), self.end - done
         slow = now - self._began > SLOW and not (self.config.compile and done == self._first)
-        if slow and not self._told:
-            self._told = True
+        if slow and not self._done:
+            self._done = True
             seconds = (now - self._began) / (done - self._from)
             if done < self.config.log_every and left * seconds > MINUTE:
-                yield Notice(f"{seconds:.3g} s a step: {duration(left * seconds)} to go")
-            yield from too_long(self.config, seconds, left)
+                yield Notice(f"{seconds:.3g} s per step: {duration(left * seconds)} left")
+            yield from warn_of_long_run(self.config, seconds, left)
         elif done == self._first:
             self._from, self._began = done, now
 
 
 def duration(seconds: float) -> str:
-    """`12.3 minutes`, hours from 90 minutes on, days from 48 hours on."""
+    """Return `12.3 minutes`, in hours from 90 minutes on, in days from 48 hours on."""
     for most, unit, name in ((90 * 60, 60, "minutes"), (2 * DAY, 3600, "hours")):
         if seconds <= most:
             return f"{seconds / unit:.1f} {name}"

@@ -1,4 +1,4 @@
-"""The command that samples from a model that was trained."""
+"""Suggest a command that samples from the trained model."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from diffuse_cli.system.run_reader import MEMORY
 from diffuse_cli.training.plan import Plan
 
 INPUTS = 16
-"""Samples of inputs that are not files, of which one could be named."""
+"""The number of conditioning inputs to select from a source without single files."""
 
 
 def sample_line(plan: Plan, model: Path) -> str:
-    """Return a command that runs as it is: with an input and values of the training data, for a
-    model that is conditioned on them, and into a folder that is free. Empty if a program holds the
-    data, or if its inputs are in a file that `sample` takes for one sample.
+    """Return a command that runs as it is, into a folder that does not exist yet.
+
+    A conditional model gets an input and values from the training data. The result is empty if the
+    data is in a program's memory, or if `sample` would read the file of inputs as a single sample.
     """
     if MEMORY in (plan.config.data[: len(MEMORY)], (plan.config.given or "")[: len(MEMORY)]):
         return ""
@@ -33,7 +34,7 @@ def sample_line(plan: Plan, model: Path) -> str:
 
 
 def _told(plan: Plan) -> Iterator[str]:
-    """The options of what a model is conditioned on."""
+    """Yield the options that set a model's conditions."""
     conditions = plan.blueprint.conditions
     for column in conditions.table.columns if conditions.table else ():
         name, value = example(column)
@@ -53,7 +54,7 @@ def _told(plan: Plan) -> Iterator[str]:
 
 
 def _input(source: str, samples: Dataset, index: int) -> Iterator[str]:
-    """The file of a sample, or else the first of its source."""
+    """Yield the option for a sample's file, or else for the first samples of its source."""
     file = Path(source) / samples.names[index]
     if file.is_file():
         yield from ("--given", str(file))
@@ -62,7 +63,7 @@ def _input(source: str, samples: Dataset, index: int) -> Iterator[str]:
 
 
 def _out() -> Iterator[str]:
-    """A folder for the samples, if others are where they are written by default."""
+    """Yield the option for an output folder if the default folder exists already."""
     name = SampleConfig.out
     if Path(name).exists():
         free = (f"{name}-{k}" for k in itertools.count(2))

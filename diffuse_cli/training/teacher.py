@@ -1,7 +1,8 @@
-"""The second part of distilling: what the student draws is moved to the teacher's distribution.
+"""Distillation: the teacher, and the last phase, which matches the student's distribution to it.
 
-The ends of paths make samples that are blurred where noise alike leads to different ends. So the
-last part of the way goes by another loss, `core.distillation`, that asks for no path.
+Learning the endpoints of the teacher's trajectories blurs samples where similar noise leads to
+different endpoints. The last phase therefore uses the distribution matching loss of
+`core.distillation`, which needs no trajectories.
 """
 
 from __future__ import annotations
@@ -33,33 +34,33 @@ if TYPE_CHECKING:
 
 
 PATHS = 0.85
-"""The part of the way that is done by paths."""
+"""The fraction of the run that learns from trajectories."""
 
 SLOWER = 0.05
-"""The student's learning rate in the other part, as a share of the run's. Where it is faster, the
-critic falls behind, and samples become alike (benchmarks/README.md)."""
+"""The student's learning rate in the last phase, as a fraction of the run's. With a larger rate the
+critic falls behind, and samples lose variety (benchmarks/README.md)."""
 
 PARTS = ((PATHS, 1.0), (1.0, SLOWER))
-"""Where each part ends, and its learning rate."""
+"""The end of each phase, and its learning rate, as fractions."""
 
 FASTER = 2.0
-"""The critic's learning rate, constant, over the run's."""
+"""The critic's constant learning rate, as a multiple of the run's."""
 
 NOISES = 2
-"""Noises to draw from at each position: directions from few samples are mostly noise."""
+"""Samples per position of the batch. With fewer samples, the directions are mostly noise."""
 
 UPDATES = 2
-"""Of the critic, in each step: it must know the samples of now."""
+"""Updates of the critic in each step, so that it follows the current samples."""
 
 
 WEIGHTS, MOMENTS = "net.", "optimizer."
-"""How names begin in the file of a critic."""
+"""Prefixes of names in the file of a critic."""
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """What the student has drawn at positions of the batch, once by one evaluation and once by two,
-    and what it was told."""
+    """Samples of the student at positions of the batch, in one and in two evaluations, and their
+    conditions."""
 
     positions: range
     x0: Tensor
@@ -67,13 +68,13 @@ class Drawn:
 
 
 class Matching:
-    """A critic, which is a denoiser of what the student draws, and the loss that it gives.
+    """Critic, a denoiser of the student's samples, and its distribution matching loss.
 
     Args:
-        net: for the critic, with the teacher's weights, on its device.
+        net: the network for the critic, with the teacher's weights, on its device.
 
     Attributes:
-        net: the critic.
+        net: the critic's network.
     """
 
     def __init__(
@@ -93,19 +94,19 @@ class Matching:
         self._drawn: list[Drawn] = []
 
     def tensors(self) -> dict[str, Tensor]:
-        """The state of the critic: its weights, and its optimizer's."""
+        """Return the critic's weights and optimizer state."""
         return {
             **{f"{WEIGHTS}{name}": value for name, value in self.net.state_dict().items()},
             **{f"{MOMENTS}{name}": value for name, value in self._updater.moments().items()},
         }
 
     def restore(self, saved: Mapping[str, Tensor]) -> None:
-        """Go back to what `tensors` returned."""
+        """Restore the state that `tensors` returned."""
         for start, load in ((WEIGHTS, self.net.load_state_dict), (MOMENTS, self._updater.restore)):
             load({k.removeprefix(start): v for k, v in saved.items() if k.startswith(start)})
 
     def begin(self) -> None:
-        """Forget what was drawn in a step that did not come to its end."""
+        """Forget the samples of a step that did not finish."""
         self._drawn = []
 
     def losses(
@@ -115,7 +116,7 @@ class Matching:
         positions: range,
         cond: Mapping[str, Tensor],
     ) -> Tensor:
-        """The loss of each position, (B,): the mean over its samples."""
+        """Return the loss of each position, (B,), averaged over its samples."""
         count = len(positions)
         positions = range(NOISES * positions.start, NOISES * positions.stop)
         cond = {key: value.repeat_interleave(NOISES, 0) for key, value in cond.items()}
@@ -139,7 +140,7 @@ class Matching:
         return mean
 
     def follow(self, step: int, batch_size: int) -> None:
-        """Train the critic on what was drawn in this step, if anything was."""
+        """Train the critic on the samples of this step, if there are any."""
         self._updater.prepared.train()
         for update in range(UPDATES if self._drawn else 0):
             for drawn in self._drawn:
@@ -165,19 +166,20 @@ class Matching:
 
 # -- teaching -------------------------------------------------------------------------------------
 
-# The model that a run distils: where it starts, and what it follows.
+# The model that a run distils, which initialises the student and guides it.
 
 AMPLIFIED = 2.0
-"""By how much an error in the target may grow in x_0: v, x0 and flow have 1 at most."""
+"""The largest allowed ratio of the error in x_0 to the error of the prediction. It is at most 1 for
+v, x0 and flow."""
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """The model that is distilled.
+    """Model to distil.
 
     Attributes:
-        sha256: of its file.
-        guidance: its scale; None for a model without conditions.
+        sha256: the hash of the model file.
+        guidance: the guidance scale. None for an unconditional model.
     """
 
     sha256: str
@@ -186,17 +188,17 @@ class Teacher:
 
     @property
     def described(self) -> dict[str, Any]:
-        """What a checkpoint and a model file keep of it."""
+        """Description of the teacher for checkpoints and model files."""
         guidance = {} if self.guidance is None else {"guidance": self.guidance}
         return {"teacher": self.sha256, **guidance}
 
     def sampling(self, blueprint: Blueprint) -> SamplerChoice:
-        """How to draw from what it becomes; guidance is in its weights."""
+        """Return the sampling settings of the distilled model, whose weights include guidance."""
         steps = min(DISTILLED_STEPS, blueprint.diffusion.num_timesteps)
         return SamplerChoice("consistency", steps, 1.0 if blueprint.conditions else None)
 
     def denoise(self, accelerator: Accelerator) -> Denoise:
-        """The model on the device, guided, without gradients."""
+        """Return the teacher's denoiser on the device, with guidance and without gradients."""
         net = lay_out(self.model.network().to(accelerator.device))
 
         def infer(x: Tensor, t: Tensor, **cond: Any) -> Tensor:
@@ -208,10 +210,10 @@ class Teacher:
 
 
 def check_distilled(config: TrainConfig, denoiser: Denoiser) -> None:
-    """Refuse to distil a model whose target says too little of x_0 where there is much noise.
+    """Refuse to distil a model whose target determines x_0 badly at high noise.
 
     Raises:
-        UsageError
+        UsageError: the target amplifies errors too much.
     """
     if config.loss not in TAUGHT:
         return
@@ -220,9 +222,9 @@ def check_distilled(config: TrainConfig, denoiser: Denoiser) -> None:
     factor = 1 / (a - b * (bars / (1 - bars)).sqrt()).abs()
     if float(factor.max()) > AMPLIFIED:
         raise UsageError(
-            f"a model of target {config.target} cannot be distilled: an error of its network is "
-            f"up to {float(factor.max()):,.0f} times as large in the image",
-            "Go on with another target first: diffuse train DATA --init MODEL --target v",
+            f"a model with --target {config.target} cannot be distilled: its errors grow up to "
+            f"{float(factor.max()):,.0f} times in the image",
+            "Fine-tune it with another target first: diffuse train DATA --init MODEL --target v",
         )
 
 
@@ -231,7 +233,7 @@ def taught_by(config: TrainConfig) -> Work[Teacher | None]:
 
     Raises:
         ModelFileError: it is missing or damaged.
-        UsageError: guidance of a model that is conditioned on nothing.
+        UsageError: an unconditional model has no guidance.
     """
     if config.loss not in TAUGHT:
         return None
@@ -240,7 +242,8 @@ def taught_by(config: TrainConfig) -> Work[Teacher | None]:
     scale = config.teacher_guidance
     if scale not in (None, 1) and not found.model.blueprint.conditions:
         raise UsageError(
-            f"--teacher-guidance {scale:g}: the model is told nothing that it could be guided by",
-            "Leave it out",
+            f"--teacher-guidance {scale:g} needs a conditional model, and this one is "
+            "unconditional",
+            "Remove it",
         )
     return Teacher(found.sha256, found.model, scale)

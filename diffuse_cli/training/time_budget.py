@@ -1,7 +1,7 @@
-"""The time of a run by --minutes: how much is left, and the steps that fill it.
+"""Time budget of --minutes: the time left, and the number of steps that fills it.
 
-All is arithmetic on seconds that others measured, and all of it is in a checkpoint, so that a
-resumed run decides as one in one go would.
+The module only does arithmetic on seconds measured elsewhere. Checkpoints contain the whole state,
+so a resumed run makes the same decisions as an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -12,71 +12,69 @@ from dataclasses import dataclass, field
 from statistics import median
 
 LOOKS, BETWEEN = 10, 100
-"""The plan is looked at after each 1/LOOKS of the time, near the end when half of what was left is
-over, but not more often than each 1/BETWEEN of the time. The same holds for the steps: where they
-are quicker than was thought, much of the way would be over before the next look by time."""
+"""The plan is reviewed after each 1/LOOKS of the time, and near the end when half of the remaining
+time has passed, but at most every 1/BETWEEN of the time. The same holds for the steps: if they are
+faster than expected, much of the run would be over before a review by time."""
 
 TOLERANCE = 0.02
-"""A plan stays that is expected to miss the time by less than this share of it."""
+"""A plan stays if it is expected to miss the time by less than this fraction."""
 
 BLOCKS = 5
-"""The time of a step is the median of the means of so many blocks of steps, which last as long as
-from one look at the plan to the next: a pause spoils one of them, and what comes back regularly is
-in each."""
+"""The time of a step is the median over BLOCKS blocks of steps, which together last as long as the
+interval between two reviews. A single pause affects one block, and regular work affects all."""
 
 FIRST = 10
-"""The fewest steps of a first plan, so that it is looked at again before its last step: on a busy
-machine the steps to come may be many times faster than those it was made from."""
+"""The fewest steps of a first plan, so that it is reviewed before its last step: on a busy machine,
+later steps may be many times faster than the measured steps."""
 
 ENOUGH = {16: 1536, 32: 1536, 64: 3072}
-"""Steps that a run has before it takes batches of so many images. Those of 32 take little more than
-half of the time of 64, so that halving gains steps; those of 16 do not (benchmarks/README.md)."""
+"""The fewest steps of a run for each batch size. A batch of 32 images takes little more than half
+the time of 64, so halving it gains steps. A batch of 16 gains none (benchmarks/README.md)."""
 
 SMALLEST = 8
 """The smallest batch."""
 
 COSTS = 3
-"""What a chore costs is the median of so many times."""
+"""The cost of a chore is the median of its last COSTS times."""
 
 MOST = 0.5
-"""The share of the time that is kept free for what the last step brings with it. If that takes
-longer, the run does so: better than a model of one step."""
+"""The largest fraction of the time to reserve for the chores after the last step. If they take
+longer, the run does too, because a model with one step would be worse."""
 
 
 @dataclass(frozen=True)
 class Chore:
-    """What a run does after every `every` steps and after its last, which takes as long as `cost`
-    steps do."""
+    """Work every `every` steps and after the last step, which takes as long as `cost` steps."""
 
     name: str
     every: int
     cost: float
 
     def times(self, done: int, steps: int) -> int:
-        """How often it is still to be done, just after `done` of `steps` steps."""
+        """Count how often the chore is still to be done, just after `done` of `steps` steps."""
         return -(-steps // self.every) - max(done - 1, 0) // self.every
 
 
 Chores = Callable[[int], Iterable[Chore]]
-"""From the number of steps of a run to its chores, with guesses of what they cost."""
+"""Function from the number of steps of a run to its chores with estimated costs."""
 
 
 @dataclass
 class Budget:
-    """The time that a run has, and what it knows of its speed; plain values, for a checkpoint.
+    """Time of a run and its measured speed, as plain values for a checkpoint.
 
     Attributes:
-        minutes: all that it may take.
-        step: seconds of a step, measured before the first.
-        used: seconds so far.
-        looked, ahead: `used`, and the steps to the end, when the plan was looked at last.
-        gone: steps since then.
-        length: the steps that were planned.
-        blocks: the mean seconds of a step in the last blocks.
-        steps, seconds: those of the block under way.
-        costs: of the chores that were done, in steps, each time; the last few.
-        fresh: seconds of those that were done in the block under way.
-        threads: that a run of an earlier version chose to compute with.
+        minutes: the total time of the run in minutes.
+        step: the seconds of a step, measured before the first step.
+        used: the seconds so far.
+        looked, ahead: `used` and the remaining steps at the last review of the plan.
+        gone: the steps since the last review.
+        length: the planned number of steps.
+        blocks: the mean seconds of a step in each of the last blocks.
+        steps, seconds: the steps and seconds of the current block.
+        costs: the last costs of each chore, in steps.
+        fresh: the seconds of chores in the current block.
+        threads: the number of threads that an earlier version chose.
     """
 
     minutes: float
@@ -95,29 +93,29 @@ class Budget:
 
     @property
     def total(self) -> float:
-        """All of the time in seconds."""
+        """Total time in seconds."""
         return 60 * self.minutes
 
     @property
     def left(self) -> float:
-        """Seconds that are left; negative if the time is over."""
+        """Remaining seconds, negative after the end."""
         return self.total - self.used
 
     @property
     def pace(self) -> float:
-        """Seconds that a step takes now."""
+        """Current seconds per step."""
         return median(self.blocks) if self.blocks else self.step
 
     def _over(self, seconds: float, steps: int) -> bool:
-        """Whether so much lies between two looks at the plan."""
+        """Whether the interval between two reviews of the plan is over."""
         left = self.total - self.looked
         interval = max(min(self.total / LOOKS, left / 2), self.total / BETWEEN)
         return seconds >= interval or steps >= min(self.length / LOOKS, self.ahead / 2)
 
-    # -- what goes by ------------------------------------------------------------------------------
+    # -- counting ----------------------------------------------------------------------------------
 
     def count_step(self, seconds: float, settled: bool) -> None:
-        """Count another step; `settled` if nothing of it is still under way on the device."""
+        """Count another step. `settled` means that the device has finished its work."""
         self.used, self.gone = self.used + seconds, self.gone + 1
         self.steps, self.seconds = self.steps + 1, self.seconds + seconds
         if settled and self._over(BLOCKS * self.seconds, BLOCKS * self.steps):
@@ -128,10 +126,10 @@ class Budget:
             self.steps, self.seconds, self.fresh = 0, 0.0, {}
 
     def count(self, seconds: float, chore: str | None = None) -> None:
-        """Count some time without steps: a chore, or anything else.
+        """Count time without steps, for a chore or other work.
 
-        What a chore costs is noted in steps, as a load makes both slower: in those just before it,
-        or, if they are fewer, just after it, for a load that came with it.
+        The cost of a chore is kept in steps, because other load slows down both: in steps just
+        before the chore, or, if that is less, just after it, in case the load started with it.
         """
         self.used += seconds
         if chore is not None:
@@ -139,15 +137,15 @@ class Budget:
             self.costs[chore] = [*self.costs.get(chore, ()), seconds / now][-COSTS:]
             self.fresh[chore] = seconds
 
-    # -- what is to come ---------------------------------------------------------------------------
+    # -- planning ----------------------------------------------------------------------------------
 
     @property
     def due(self) -> bool:
-        """Whether it is time to look at the plan."""
+        """Whether to review the plan now."""
         return self._over(self.used - self.looked, self.gone)
 
     def needed(self, done: int, steps: int, chores: Chores) -> float:
-        """Seconds from `done` steps to the end of a run of `steps`."""
+        """Estimate the seconds from `done` steps to the end of a run of `steps`."""
         own = list(chores(steps))
         costs = [median(self.costs.get(c.name, (c.cost,))) for c in own]
         between = sum((c.times(done, steps) - 1) * x for c, x in zip(own, costs, strict=True))
@@ -155,7 +153,7 @@ class Budget:
         return (steps - done + between) * self.pace + last
 
     def plan(self, done: int, chores: Chores, least: int = 1) -> int:
-        """The number of steps that fills the time that is left; at least so many more."""
+        """Return the number of steps that fills the remaining time, at least `least` more."""
         steps = done + least
         more = range(steps + 1, steps + 1 + max(0, int(self.left / self.pace)))
         # The nearest number of steps: half a step more is near enough.
@@ -165,8 +163,7 @@ class Budget:
         )
 
     def replan(self, done: int, steps: int, chores: Chores) -> int:
-        """Look at the plan of a run of `steps` steps: the same number where it holds, or one that
-        does."""
+        """Review the plan of `steps` steps, and return the same or a better number of steps."""
         missed = self.needed(done, steps, chores) - self.left
         if abs(missed) > TOLERANCE * self.total:
             return self.plan(done, chores)
@@ -178,18 +175,18 @@ class Budget:
 
 
 def batch_for(images: float, least: int = 1) -> int:
-    """The batch size of a run that sees `images` images: the largest that leaves it `ENOUGH` steps.
+    """Return the largest batch size that leaves `ENOUGH` steps to a run that sees `images` images.
 
-    A short run learns by the number of its steps, a long one by their quality: after ten minutes
-    batches of 32 were ahead of 64 on three data sets and level on one, at some 4,500 and 2,500
-    steps (benchmarks/README.md).
+    A short run benefits from more steps, a long run from better steps: after ten minutes, batches
+    of 32 were ahead of 64 on three data sets and level on one, at about 4,500 and 2,500 steps
+    (benchmarks/README.md).
     """
     fitting = (batch for batch, steps in ENOUGH.items() if images >= batch * steps)
     return max(SMALLEST, least, *fitting)
 
 
 class Laps:
-    """The seconds since it was asked last, by a clock."""
+    """Clock that returns the seconds since its last call."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.clock, self._since = clock, clock()

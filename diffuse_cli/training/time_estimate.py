@@ -1,5 +1,5 @@
-"""Measure the time of a step on a network that is thrown away, and what follows from it: batch,
-steps, whether they are worth it, and what a training would cost."""
+"""Measure the time of a step on a temporary network, and choose the batch size and the number of
+steps from it. Estimate the cost of a training run for `--dry-run`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from accelerate.utils import gather_object
 from diffuse_cli.config.options import to_toml
 from diffuse_cli.config.train_options import TrainConfig, to_file
 from diffuse_cli.core.networks import count_parameters
+from diffuse_cli.data.summary import plural
 from diffuse_cli.system.devices import machine
 from diffuse_cli.system.errors import DiffuseError
 from diffuse_cli.system.events import Notice, Progress, Work
@@ -26,36 +27,43 @@ from diffuse_cli.training.initial_weights import first_weights
 from diffuse_cli.training.memory_estimate import SLACK, cost, parted, split
 from diffuse_cli.training.monitor import chores
 from diffuse_cli.training.plan import Plan, check_batch, prepare
-from diffuse_cli.training.run_length import cut_short, duration, fewest, too_few, too_long
+from diffuse_cli.training.run_length import (
+    duration,
+    fewest_steps,
+    warn_of_few_steps,
+    warn_of_limited_options,
+    warn_of_long_run,
+)
 from diffuse_cli.training.time_budget import FIRST, Budget, batch_for
 from diffuse_cli.training.trainer import Trainer
 
 TASK = "measuring the time of a step"
 
 SECONDS, SHARE, BRIEFLY = 20.0, 0.05, 1.0
-"""Measuring takes at most so many seconds, or this share of --minutes, or, of very few minutes, so
-many seconds."""
+"""Measuring takes at most SECONDS, or this fraction of --minutes, but at least BRIEFLY seconds."""
 
 WARM_UP, LEAST, SETTLED = 3, 5, 5.0
-"""Steps that do not count, steps that do, and the seconds after which more of them add nothing."""
+"""Steps that do not count, steps that count, and the seconds after which more steps are not needed.
+"""
 
 RATIO, TRIES = 4, 3
-"""From one number of images that is tried to the next, and steps of each."""
+"""The ratio between numbers of images that are tried, and the steps of each."""
 
 PASSES, BESIDE = 2, 2
-"""Steps of sampling that are timed, after one that is not, if all take at most 1/BESIDE of the time
-that steps have."""
+"""Timed sampling steps, after one untimed step, if all take at most 1/BESIDE of the time for
+training steps."""
 
 LARGE, PART = 2**28, 4
-"""An image that keeps so many bytes for its backward pass is first tried at 1/PART of its sides."""
+"""An image that keeps LARGE bytes or more for its backward pass is first tried at 1/PART of its
+sides."""
 
 
 class Stopwatch:
-    """Times steps until its seconds are spent.
+    """Measurement of the time of steps within a time limit.
 
-    It begins with one image a process, or with a part of one: a whole step may take hours. What
-    the time does not suffice for is extrapolated from the largest steps that it did. A network that
-    compiles takes longer: it is measured as it will be trained.
+    It starts with one image per process, or with a part of an image, because a whole step may take
+    hours. Larger steps are extrapolated from the largest measured steps if the time does not
+    suffice. A compiled network may exceed the limit, because it is measured as it is trained.
     """
 
     def __init__(self, plan: Plan, accelerator: Accelerator, seconds: float) -> None:
@@ -66,8 +74,11 @@ class Stopwatch:
         self._trainer: Trainer | None = None
 
     def seconds(self, config: TrainConfig, *, roughly: bool = False) -> Work[float]:
-        """The time of a step of a complete configuration, on the slowest process; `roughly` leaves
-        most of the seconds for others."""
+        """Measure the time of a step of a complete configuration, on the slowest process.
+
+        Args:
+            roughly: whether to leave most of the time limit for other measurements.
+        """
         assert config.batch_size is not None
         plan = dataclasses.replace(self.plan, config=config)
         images, parts = config.batch_size, config.accumulation
@@ -78,8 +89,13 @@ class Stopwatch:
         return (yield from self._time(plan, images, parts, WARM_UP + LEAST, SETTLED))
 
     def a_pass(self, plan: Plan, step: float) -> Work[float | None]:
-        """The time in which an image passes through the network for a preview, on the slowest
-        process, after steps of `step` seconds were timed; None if there is no time for it."""
+        """Measure the time of an image's pass in sampling, on the slowest process.
+
+        Returns None if the time limit does not allow it.
+
+        Args:
+            step: the seconds of a training step.
+        """
         images, times = previews.PREVIEW_IMAGES, list[float]()
         passes = previews.passes_of_denoising(plan, images)
         guess = step * passes / previews.passes_of_step(plan)
@@ -97,11 +113,11 @@ class Stopwatch:
         return float(max(gather_object([median(times[1:] or times)]))) / passes
 
     def elapsed(self) -> float:
-        """The seconds since it was made, on the slowest process: all must plan alike."""
+        """Return the seconds since the start, on the slowest process, so that all plan alike."""
         return float(max(gather_object([time.monotonic() - self._began])))
 
     def _climb(self, plan: Plan, most: int) -> Work[None]:
-        """Time a few steps of one image a process, then of more and more, but of `most` at most."""
+        """Time a few steps with one image per process, then with more images, up to `most`."""
         size = self.accelerator.num_processes
         if not self._known:
             guess = yield from self._by_a_part(plan)
@@ -120,8 +136,10 @@ class Stopwatch:
         yield Progress(TASK, self.total, self.total)
 
     def _by_a_part(self, plan: Plan) -> Work[float]:
-        """The time of a step of one image a process, guessed from a part of it; 0 if the images are
-        small, or the network does not suit their part."""
+        """Estimate the time of a step with one image per process from a part of the image.
+
+        Returns 0 if the images are small, or if the network does not accept the part.
+        """
         blueprint, size = plan.blueprint, plan.blueprint.space.size
         if cost(plan.config, blueprint, self.accelerator.device.type).image < LARGE:
             return 0.0
@@ -144,11 +162,11 @@ class Stopwatch:
         return seconds * math.prod(size) / math.prod(small)
 
     def _suffices(self, images: int, parts: int = 1) -> bool:
-        """Whether two such steps can still be taken; the first that is tried always is."""
+        """Whether the time suffices for two such steps. The first measurement is always made."""
         return not self._known or self.spent + 2 * self._expected(images, parts) <= self.budget
 
     def _expected(self, images: int, parts: int = 1) -> float:
-        """The time of a step, extrapolated; another image takes at least half of the mean."""
+        """Extrapolate the time of a step. Another image takes at least half of the mean."""
         (before, early), (most, late) = [(0, 0.0), *self._known][-2:]
         each = late / most
         slope = min(max((late - early) / (most - before), each / 2), each)
@@ -157,14 +175,14 @@ class Stopwatch:
     def _time(
         self, plan: Plan, images: int, parts: int, least: int, settled: float = 0.0
     ) -> Work[float]:
-        """The median time of a step."""
+        """Return the median time of a step."""
         if self._trainer is None:
             self._trainer = Trainer(plan, self.accelerator)
         self._trainer.resize(images, parts)
         times: list[float] = []
         while len(times) < least or sum(times[WARM_UP:]) < settled:
             done = min(int(self.spent), self.total - 1)
-            yield Progress(TASK, done, self.total, f"seconds, {images:,} images a step")
+            yield Progress(TASK, done, self.total, f"seconds, {plural(images, 'image')} per step")
             began = time.monotonic()
             self._trainer.step(self.taken)
             self._trainer.wait()
@@ -179,19 +197,18 @@ class Stopwatch:
 
 # -- choosing -------------------------------------------------------------------------------------
 
-# The batch and the steps that fill a time.
+# The batch size and the steps that fill a time.
 
 TRIAL = 16
-"""The batch of the trial."""
+"""The batch size of the trial."""
 
 
 def fill_minutes(
     plan: Plan, accelerator: Accelerator, spent: float = 0.0
 ) -> Work[tuple[TrainConfig, Budget]]:
-    """The configuration with the steps that fill its minutes, and what is left of these after
-    `spent` seconds and the measuring.
+    """Choose the steps that fill --minutes, after `spent` seconds and the measurement.
 
-    An open batch size is chosen to give a short run enough steps.
+    A batch size that is not set is chosen to give a short run enough steps.
     """
     processes = accelerator.num_processes
     config, minutes = plan.config, plan.config.minutes
@@ -221,8 +238,8 @@ def fill_minutes(
 
 
 def seconds_in_all(plan: Plan, budget: Budget) -> float:
-    """The seconds of a step with its share of all else, in the shortest run that draws anything."""
-    least = fewest(plan.config)
+    """Return the seconds per step of the shortest run that learns anything, with chores."""
+    least = fewest_steps(plan.config)
     own = budget.needed(0, least, chores(plan))
     return min(own / (1 - SHARE), own + SECONDS) / least
 
@@ -230,8 +247,11 @@ def seconds_in_all(plan: Plan, budget: Budget) -> float:
 def first_plan(
     plan: Plan, accelerator: Accelerator, done: int = 0, spent: float = 0.0
 ) -> Work[tuple[TrainConfig, Budget | None]]:
-    """The configuration with its steps from `done` on, or those that fill its minutes, of which
-    `spent` seconds are over; says where they are too few."""
+    """Choose the steps from `done` on, from --steps or to fill --minutes, and warn of too few.
+
+    Args:
+        spent: the seconds of --minutes that have passed.
+    """
     config, seconds = plan.config, None
     budget: Budget | None = None
     if config.minutes is not None:
@@ -239,16 +259,17 @@ def first_plan(
         seconds = seconds_in_all(dataclasses.replace(plan, config=config), budget)
         config = dataclasses.replace(config, steps=done + config.steps)
         yield Notice(
-            f"{budget.step:.3g} s a step of {config.batch_size} images: {config.steps:,} steps"
+            f"{budget.step:.3g} s per step of {plural(config.batch_size or 0, 'image')}: "
+            f"{plural(config.steps, 'step')}"
         )
     config = yield from parted(config, plan.room, accelerator.num_processes)
     if not done:
-        yield from too_few(config, seconds)
+        yield from warn_of_few_steps(config, seconds, on_cpu=accelerator.device.type == "cpu")
     return config, budget
 
 
 def seconds_a_step(plan: Plan, accelerator: Accelerator) -> Work[float]:
-    """The time of a step of a plan whose configuration is complete."""
+    """Measure the time of a step of a plan with a complete configuration."""
     watch = Stopwatch(plan, accelerator, SECONDS)
     seconds = yield from watch.seconds(plan.config)
     yield from watch.end()
@@ -257,12 +278,12 @@ def seconds_a_step(plan: Plan, accelerator: Accelerator) -> Work[float]:
 
 # -- estimating -----------------------------------------------------------------------------------
 
-# What a training would cost, for `--dry-run`.
+# The cost of a training run, for `--dry-run`.
 
 
 @dataclass(frozen=True)
 class TrainingEstimate:
-    """A complete configuration with its parameters, memory in bytes and seconds."""
+    """Complete configuration with its parameters, memory in bytes and seconds."""
 
     config: TrainConfig
     parameters: int
@@ -270,7 +291,7 @@ class TrainingEstimate:
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return plain values."""
         return {
             "config": to_file(self.config, control=False),
             "parameters": self.parameters,
@@ -279,7 +300,7 @@ class TrainingEstimate:
         }
 
     def to_toml(self) -> str:
-        """The configuration as TOML, with the costs as comments."""
+        """Return the configuration as TOML, with the costs as comments."""
         costs = (
             f"# {self.parameters:,} parameters, about {self.memory / 2**30:.2f} GiB, "
             f"about {duration(self.seconds)} on this machine"
@@ -288,10 +309,10 @@ class TrainingEstimate:
 
 
 def estimate(config: TrainConfig) -> Work[TrainingEstimate]:
-    """Read the data, complete the configuration, and time a few steps that are thrown away.
+    """Read the data, complete the configuration, and time a few steps of a temporary network.
 
     Raises:
-        DiffuseError: what training itself would raise before its first step.
+        DiffuseError: any error that training would raise before its first step.
     """
     with machine(config.precision, config.device, accumulation=config.accumulation) as accelerator:
         check_batch(config, accelerator.num_processes)
@@ -306,8 +327,8 @@ def estimate(config: TrainConfig) -> Work[TrainingEstimate]:
             seconds = yield from seconds_a_step(plan, accelerator)
             total = seconds * done.steps
         device = accelerator.device.type
-    yield from cut_short(done)
-    yield from too_long(done, seconds, done.steps)
+    yield from warn_of_limited_options(done)
+    yield from warn_of_long_run(done, seconds, done.steps)
     assert done.batch_size is not None
     part = -(-done.batch_size // done.accumulation)
     memory = cost(done, plan.blueprint, device).of(part, SLACK.get(device, 1.0))

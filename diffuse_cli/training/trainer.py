@@ -1,4 +1,4 @@
-"""One optimizer step: draw t and noise, loss, backward, update, average."""
+"""Optimizer step: timesteps and noise, loss, backward pass, update, average."""
 
 from __future__ import annotations
 
@@ -31,46 +31,45 @@ from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.teacher import PARTS, PATHS, Matching
 
 Seen = list[tuple[Tensor, Tensor]]
-"""Timesteps and their losses, of each forward pass."""
+"""Timesteps and losses of each forward pass."""
 
 HELD_OUT_IMAGES = 512
-"""Most held-out images to measure while training, by a loss of one evaluation an image."""
+"""The most held-out images to measure while training, for a loss of one evaluation per image."""
 
 HELD_OUT_BATCH = 64
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The mean loss of a step and its gradient's norm, left on the device: reading them would wait
-    for the step."""
+    """Mean loss of a step and its gradient's norm, on the device, because reading waits for it."""
 
     loss: Tensor
     grad_norm: Tensor
 
 
 def evaluations(config: TrainConfig) -> int:
-    """Evaluations of a network for the loss of an image."""
+    """Return the network evaluations that the loss of an image takes."""
     return EVALUATIONS if config.loss in TAUGHT else 1
 
 
 def held_out_images(config: TrainConfig) -> int:
-    """How many held-out images to measure at most; about as many evaluations with every loss."""
+    """Return the most held-out images to measure, for about equal cost with every loss."""
     return HELD_OUT_IMAGES // evaluations(config)
 
 
 class Trainer:
-    """Network, optimizer and average of a run, and the images it learns from.
+    """Network, optimizer and EMA weights of a run, and its training images.
 
     Attributes:
-        course: how far it goes, with the learning rate on the way.
-        batches: the images it learns from.
-        net, ema, powers, optimizer, history: its state, with `matching`, `weak`, `unread`, `bad`
+        course: the progress schedule of the run.
+        batches: the training images.
+        net, ema, powers, optimizer, history: the state, with `matching`, `weak`, `unread`, `bad`
             and `accumulation`.
-        matching: of a run that distils, its second part.
-        weak: the early average, once it is taken, with --keep-weak.
-        unread: the gradients' norms of the steps since the average last moved.
-        bad: how many of the last steps, of those read, had a gradient that is not finite.
-        accumulation: forward passes per step; more than configured if memory ran out.
+        matching: the last phase of a distillation, or None.
+        weak: the early EMA weights of --keep-weak, once they are saved.
+        unread: the gradient norms of the steps since the last update of the average.
+        bad: the number of consecutive last steps whose gradient is known not to be finite.
+        accumulation: the forward passes per step, more than configured if memory ran out.
     """
 
     def __init__(
@@ -104,7 +103,7 @@ class Trainer:
         self.optimizer = self.updater.optimizer
         self.denoiser = plan.blueprint.denoiser(self.updater.prepared)
         teacher = plan.teacher.denoise(accelerator) if plan.teacher else None
-        # Paths are those that samples take; the critic, which knows no range, is compared as it is.
+        # Trajectories are clipped as in sampling. The critic is compared without clipping.
         leads = teacher and kept_in_range(teacher, self.denoiser)
         self._objective = Objective(self.config, self.denoiser, self.device, leads)
         self.matching: Matching | None = None
@@ -115,7 +114,7 @@ class Trainer:
         self.history = History(self.config.num_timesteps, self._draw.keep)
 
     def _network(self, init: Mapping[str, Tensor] | None) -> nn.Module:
-        """A network with some weights, or with those of its own."""
+        """Build a network with the weights of `init`, or with random weights."""
         blueprint = self.plan.blueprint
         net = blueprint.build()
         if init is not None:
@@ -123,14 +122,14 @@ class Trainer:
         if self.config.gradient_checkpointing:
             if not hasattr(net, "run_block"):
                 raise UsageError(
-                    f"--gradient-checkpointing: the network '{blueprint.network}' has none",
-                    "Leave it out",
+                    f"--gradient-checkpointing does not work with network '{blueprint.network}'",
+                    "Remove it",
                 )
             net.run_block = checkpointed  # type: ignore[assignment]
         return lay_out(net.to(self.device))
 
     def resize(self, batch_size: int, accumulation: int) -> None:
-        """Take steps of so many images, in so many parts."""
+        """Change the batch size and the number of its parts."""
         self.batches.close()
         self._begin(batch_size, accumulation)
 
@@ -141,13 +140,13 @@ class Trainer:
     # -- a step ------------------------------------------------------------------------------------
 
     def step(self, step: int) -> Outcome:
-        """Take the step after `step` steps; if loss or gradient is not finite, change nothing.
+        """Take the step after `step` steps.
 
-        The norm of such a step is not finite either.
+        If the loss or the gradient is not finite, no weight changes, and the norm is not finite.
         """
         self.updater.prepared.train()
         if step and self.matches(step) and not self.ema.forgotten:
-            self.ema.forgotten = self.ema.updates  # it begins anew: the next update forgets all
+            self.ema.forgotten = self.ema.updates  # a reset: the next update forgets all
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr_at(step)
         total, norm, seen = self._gradient(step, self.chances())
@@ -166,10 +165,10 @@ class Trainer:
         return Outcome(loss, norm)
 
     def _gradient(self, step: int, chances: Tensor) -> tuple[Tensor, Tensor, Seen]:
-        """The sum of this process's losses, the norm of the gradient, and the losses by timestep.
+        """Return the sum of this process's losses, the gradient's norm, and losses by timestep.
 
-        Where the memory does not hold a part of the batch, the parts are halved: the draws belong
-        to positions of the batch, so that the step is the same but for rounding and dropout.
+        If memory runs out, the parts of the batch are halved. Random numbers belong to positions of
+        the batch, so the step stays the same up to rounding and dropout.
 
         Raises:
             UsageError: the parts cannot be halved.
@@ -180,11 +179,11 @@ class Trainer:
             except Exception as error:
                 if not out_of_memory(error):
                     raise
-            # Only here are the tensors of the failed pass forgotten.
+            # Outside of the handler, the tensors of the failed pass are freed.
             self._halve()
 
     def _halve(self) -> None:
-        """Twice as many parts of the batch, and a clean start of the step."""
+        """Double the number of parts of the batch, and reset the step."""
         most = self.batch_size // self.accelerator.num_processes
         if self.accumulation >= most:
             raise UsageError(
@@ -224,8 +223,10 @@ class Trainer:
         return total, norm, seen
 
     def parts(self, step: int) -> Iterator[range]:
-        """This process's positions of the global batch, a forward pass at a time; what modules draw
-        in each is seeded."""
+        """Yield this process's positions of the global batch, a forward pass at a time.
+
+        Each pass seeds the random numbers of the modules.
+        """
         index = self.accelerator.process_index
         mine = self.mine
         for micro in range(self.accumulation):
@@ -235,20 +236,20 @@ class Trainer:
 
     @property
     def mine(self) -> range:
-        """This process's positions of the global batch."""
+        """Positions of this process in the global batch."""
         accelerator = self.accelerator
         return share(self.batch_size, accelerator.num_processes, accelerator.process_index)
 
     def chances(self) -> Tensor:
-        """The probability of each timestep in the next step, (T,)."""
+        """Return the probability of each timestep in the next step, (T,)."""
         return self._draw.probabilities(self.history, self._objective.weight)
 
     def matches(self, step: int) -> bool:
-        """Whether the step after `step` steps is of the second part of a distillation."""
+        """Whether the step after `step` steps is in the last phase of a distillation."""
         return self.matching is not None and self.course.place(step) >= PATHS * self.course.steps
 
     def lr_at(self, step: int) -> float:
-        """The learning rate of the step after `step` steps."""
+        """Return the learning rate of the step after `step` steps."""
         return lr_at(self.config, self.course, step, PARTS if self.matching else WHOLE)
 
     def wait(self) -> None:
@@ -263,7 +264,7 @@ class Trainer:
             self.history.add(times, losses)
 
     def _average(self) -> None:
-        """Read the steps since the last time, and let the averages follow those that counted."""
+        """Read the gradient norms since the last update, and update the averages."""
         norms = torch.stack(self.unread).tolist()
         self.unread = []
         for norm in norms:
@@ -276,7 +277,7 @@ class Trainer:
     def losses(
         self, denoiser: Denoiser, step: int, positions: range, chances: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The timesteps and losses of positions of the global batch, (B,) each."""
+        """Return the timesteps and losses of positions of the global batch, (B,) each."""
         shape = self.plan.blueprint.space.shape
         draws = training_draws(self.config.seed, step, positions, shape=shape, device=self.device)
         indices = self.batches.at(step, positions)
@@ -295,13 +296,15 @@ class Trainer:
     # -- the average -------------------------------------------------------------------------------
 
     def ema_net(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        """The averaged network in the precision of the run, without gradients."""
+        """Evaluate the averaged network in the precision of the run, without gradients."""
         with torch.no_grad(), self.accelerator.autocast():
             return self.ema.net(x, t, **cond).float()  # type: ignore[no-any-return]
 
     def held_out_losses(self) -> Tensor | None:
-        """The loss of the averaged weights on each held-out image, (N,), with the same draws every
-        time; None if nothing is held out."""
+        """Return the loss of the EMA weights on each held-out image, (N,), or None without any.
+
+        Timesteps and noise are the same every time.
+        """
         images = self.plan.data.images
         chosen = self.plan.data.held_out[: held_out_images(self.config)]
         if len(chosen) == 0:
@@ -324,18 +327,18 @@ class Trainer:
 
 # -- diagnosing -----------------------------------------------------------------------------------
 
-# The error of a training that diverged, and the module where it began.
+# The error of a run that diverged, and the module where it started.
 
 PATIENCE = 10
 """A run has diverged after this many steps in a row whose gradient is not finite."""
 
 
 def diverged(trainer: Trainer, step: int, kept: int | None, *, debug: bool) -> DivergedError:
-    """The error of a run that diverged with the step after `step` steps.
+    """Return the error of a run that diverged with the step after `step` steps.
 
     Args:
         kept: the step of the newest checkpoint.
-        debug: name the module where it begins.
+        debug: whether to name the module where the divergence starts.
     """
     where = f"the last good checkpoint is step {kept:,}" if kept else "there is no checkpoint"
     text = (
@@ -343,7 +346,7 @@ def diverged(trainer: Trainer, step: int, kept: int | None, *, debug: bool) -> D
         f"is not finite; {where}"
     )
     if not debug:
-        return DivergedError(text, "Lower --lr; --debug names the module where it begins")
+        return DivergedError(text, "Lower --lr, or use --debug to find the module where it starts")
     module = first_not_finite(trainer, step)
     found = (
         f"{module} was the first module whose output was not finite"
@@ -354,10 +357,9 @@ def diverged(trainer: Trainer, step: int, kept: int | None, *, debug: bool) -> D
 
 
 def first_not_finite(trainer: Trainer, step: int) -> str:
-    """The first module with an output that is not finite, in a repetition of the step after `step`
-    steps; empty if all are finite.
+    """Return the first module whose output is not finite in the step after `step` steps, or "".
 
-    A bad step changes no weights, so the same happens again.
+    It repeats the step. A bad step changes no weights, so the repetition fails in the same way.
     """
     found: list[str] = []
     names = {module: name for name, module in trainer.net.named_modules() if name}

@@ -1,4 +1,4 @@
-"""The columns that a model is told: read beside its images, and kept as a run began with them."""
+"""Conditions of a model in training: metadata columns, classes and conditioning images."""
 
 from __future__ import annotations
 
@@ -31,24 +31,23 @@ from diffuse_cli.training.run_directory import RunDirectory
 def told_by_table(
     config: TrainConfig, images: Dataset, train: npt.NDArray[np.int64]
 ) -> Work[tuple[Dataset, MetadataTable | None]]:
-    """The images with their codes of the columns of --condition-on, and what these columns are.
+    """Read the metadata columns of --condition-on, and add their codes to the images.
 
-    They are those that a run began with; else numbers keep the scale that the model of --init
-    knows, and all else is of the images.
+    A resumed run keeps its columns. With --init, numbers keep the scale of the model.
 
     Args:
-        train: indices of the images that are trained on.
+        train: the indices of the training images.
 
     Raises:
-        DataError: no table, or one that cannot be used; with --strict, an image without a row.
-        UsageError: no such column.
+        DataError: the metadata is missing or unusable, or, with --strict, an image has no row.
+        UsageError: a column does not exist.
     """
     if not config.condition_on:
         return images, None
     cells = read_cells(config.data, images.names, names_of(config.condition_on))
     for line in cells.lines:
         if config.strict:
-            raise DataError(line, "Leave --strict out to train with them")
+            raise DataError(line, "Remove --strict to train with them")
         yield Notice(line, warning=True)
     began = RunDirectory(config.out).conditions() if config.goes_on else None
     table = began.table if began else None
@@ -63,12 +62,12 @@ def told_by_table(
     for line in unknown(table, cells):
         yield Notice(line, warning=True)
     for column in table.columns:
-        yield Notice(f"told {files.brief(column.name)}: {described(column)}")
+        yield Notice(f"conditioned on {files.brief(column.name)}: {described(column)}")
     return replace(images, rows=rows_of(table, cells)), table
 
 
 def _scaled(table: MetadataTable, known: MetadataTable | None) -> MetadataTable:
-    """The table with numbers on the scale of a model that knows them already."""
+    """Return the table with its numbers on the scale of a model that has the same columns."""
     columns = []
     for column in table.columns:
         old = known.names.get(column.name) if known else None
@@ -80,102 +79,105 @@ def _scaled(table: MetadataTable, known: MetadataTable | None) -> MetadataTable:
 
 # -- classes --------------------------------------------------------------------------------------
 
-# The classes of the images, checked against those that a run or a model has learned.
+# The classes of the images, checked against the classes of a run or a model.
 
 NAMED = 5
-"""Most classes that a message names."""
+"""The most classes that a message names."""
 
 CLASSES_BYTES = 750_000
-"""Room for the names of classes, as JSON, in the header of a model file."""
+"""Bytes for the names of classes, as JSON, in the header of a model file."""
 
 
 def class_names(images: Dataset) -> tuple[str, ...]:
-    """The names of the classes.
+    """Return the names of the classes.
 
     Raises:
-        DataError: the images lie in fewer than two class folders, or in more than a model file has
-            room for.
+        DataError: the images are in fewer than two class folders, or in more than fit into a model
+            file.
     """
     if len(images.class_names) < 2:
         raise DataError(
             "--classes: the images are not in class folders",
-            "Put each class into a folder of its name, or leave --classes out",
+            "Put each class into a folder of its name, or remove --classes",
         )
     if not fits(images.class_names):
         raise DataError(
-            f"--classes: {len(images.class_names):,} class folders, whose names do not fit into a "
+            f"--classes: the names of {len(images.class_names):,} class folders do not fit into a "
             "model file",
-            "Leave --classes out",
+            "Remove --classes",
         )
     return images.class_names
 
 
 def fits(names: object) -> bool:
-    """Whether the header of a model file has room for names, as plain values."""
+    """Whether names, as plain values, fit into the header of a model file."""
     return len(json.dumps(names)) <= CLASSES_BYTES
 
 
 def check_names(config: TrainConfig, images: Dataset) -> None:
-    """Refuse classes whose names are not those of a run.
+    """Refuse classes with other names than a resumed run's.
 
     Raises:
-        UsageError: they are not.
+        UsageError: the names differ.
     """
     began, now = RunDirectory(config.out).conditions(), set(images.class_names)
     if began is None or (before := set(began.classes)) == now:
         return
-    changes = {"gone": before - now, "new": now - before}
-    told = "; ".join(f"{what} {named(names)}" for what, names in changes.items() if names)
+    changes = {"missing": before - now, "new": now - before}
+    listed = "; ".join(f"{word} {named(names)}" for word, names in changes.items() if names)
     raise UsageError(
-        f"the class folders in {files.show(config.data)} are not those that this run began with: "
-        f"{told}",
-        "Give them their names back, or begin another run with --init, which takes what was "
-        "learned of a class by its name",
+        f"the class folders in {files.show(config.data)} have changed since this run started: "
+        f"{listed}",
+        "Restore their names, or start another run with --init, which keeps classes by name",
     )
 
 
 def named(names: Iterable[str]) -> str:
-    """Names of classes in a sentence, at most `NAMED` of them."""
+    """List names of classes for a sentence, at most `NAMED` of them."""
     listed = sorted(map(files.show, names))
     more = f" and {len(listed) - NAMED:,} more" if len(listed) > NAMED else ""
     return ", ".join(listed[:NAMED]) + more
 
 
-# -- given ----------------------------------------------------------------------------------------
+# -- conditioning images --------------------------------------------------------------------------
 
-# What a model is given beside its images: which pairs or degradation, and whether it stays.
+# Paired images, or a degradation of the images themselves.
 
 
 def pairs_at(config: TrainConfig) -> str | None:
-    """The folder or zip file of --given; None where nothing or a degradation is given.
+    """Return the folder or zip file of --given, or None for a degradation or without --given.
 
     Raises:
-        DataError: neither there nor a degradation.
+        DataError: the value is neither an existing path nor a degradation.
     """
     if config.given is None or is_degradation(config.given):
         return None
     if not (is_images(path := Path(config.given)) or path.exists()):
         raise DataError(
-            f"--given {files.show(config.given)}: no such file or folder, and no degradation",
+            f"--given {files.show(config.given)} is not a file, a folder or a degradation",
             suggest(config.given.partition(":")[0], DEGRADATIONS),
         )
     return config.given
 
 
 def paired(config: TrainConfig, images: Dataset, given: Dataset) -> Work[Pairs]:
-    """The images with what was read beside them; says what has no pair.
+    """Pair images with their conditioning images, and warn of images without a pair.
 
     Raises:
-        DataError: nothing has a pair, or, with --strict, something has none.
-        UsageError: a pair of another kind of numbers.
+        DataError: no image has a pair, or, with --strict, an image has none.
+        UsageError: the conditioning images are of another type or size.
     """
     own, theirs = images.unmeasured, given.unmeasured
     if (own.medium, own.levels, own.size) != (theirs.medium, theirs.levels, theirs.size):
-        raise UsageError(f"--given {files.show(str(config.given))}: not samples as those of DATA")
+        raise UsageError(
+            f"--given {files.show(str(config.given))}: the samples differ from DATA in medium, "
+            "depth or size",
+            "Convert them to the same kind",
+        )
     found = pair(images, given)
     for line in found.missing():
         if config.strict:
-            raise DataError(line, "Leave --strict out to train on the pairs alone")
+            raise DataError(line, "Remove --strict to train on the pairs only")
         yield Notice(line, warning=True)
     return found
 
@@ -183,15 +185,15 @@ def paired(config: TrainConfig, images: Dataset, given: Dataset) -> Work[Pairs]:
 def given_of(
     config: TrainConfig, space: Space, pairs: Pairs | None, trained: npt.NDArray[np.int64]
 ) -> Given | None:
-    """What the model of a configuration is given.
+    """Describe the conditioning images of a configuration, or return None without them.
 
     Args:
-        trained: the samples that are trained on; what lies beside them has the mean and deviation
-            that floats are standardised by.
+        trained: the indices of the training samples. Their pairs give the mean and the standard
+            deviation that standardise floats.
 
     Raises:
-        UsageError: a degradation that there is not, or that does not suit the images.
-        DataError: numbers beside them that --transform is not defined for.
+        UsageError: the degradation is unknown or does not suit the images.
+        DataError: --transform is undefined for values of the paired samples.
     """
     if config.given is None:
         return None
@@ -200,7 +202,7 @@ def given_of(
         theirs = pairs.given
         own = replace(theirs.unmeasured, transform=space.transform)
         mean, std = moments(own, theirs.stored, pairs.rows[trained], theirs.names)
-        # A channel that never varies says nothing, and does no harm.
+        # A constant channel has no information, and does no harm.
         varies = std > NOISE * np.abs(mean)
         scale = {"mean": tuple(mean.tolist()), "std": tuple(np.where(varies, std, 1.0).tolist())}
     elif pairs:

@@ -1,4 +1,4 @@
-"""The data of a training run: samples, what lies beside them, and what a table says of them."""
+"""Data of a training run: samples, paired samples and metadata."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
 
 
 MAPPED_SHARE = 4
-"""Pixels over 1/MAPPED_SHARE of the memory are mapped from a file."""
+"""Images larger than 1/MAPPED_SHARE of the memory are mapped from a file."""
 
 DISK_SHARE = 2
-"""Pixels over 1/DISK_SHARE of the free disk are decoded as they are used."""
+"""Images larger than 1/DISK_SHARE of the free disk are decoded on demand."""
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Samples that are split into those trained on and those held out.
+    """Samples, split into training samples and held-out samples.
 
     Attributes:
         images: all samples.
-        train, held_out: indices into the images, of those with a pair.
-        pairs: the samples beside them, for a model that is conditioned on them.
+        train, held_out: the indices of each part, without samples that lack a pair.
+        pairs: the paired samples, for a model that is conditioned on them.
         table: the metadata columns that a model is conditioned on.
     """
 
@@ -52,7 +52,7 @@ class TrainingData:
 
     @property
     def fingerprints(self) -> dict[str, dict[str, str]]:
-        """The fingerprints of pairs and rows, of those that there are, as model files keep them."""
+        """Fingerprints of the pairs and the metadata, if any, as model files keep them."""
         images, pairs = self.images, self.pairs
         return {
             **({"given": {"fingerprint": pairs.fingerprint}} if pairs else {}),
@@ -60,10 +60,10 @@ class TrainingData:
         }
 
     def state(self, classes: bool) -> dict[str, Any]:
-        """The values by which a checkpoint knows the data again.
+        """Return the values by which a checkpoint recognises the data.
 
         Args:
-            classes: whether a model learns the classes.
+            classes: whether the model is conditioned on classes.
         """
         found: dict[str, Any] = {
             "fingerprint": self.images.fingerprint,
@@ -76,7 +76,7 @@ class TrainingData:
         return found
 
     def described(self, config: TrainConfig) -> dict[str, Any]:
-        """The values that a model file keeps, without names of files and folders."""
+        """Return the values that a model file keeps, without names of files and folders."""
         origin = self.images.summary.origin
         return {
             "fingerprint": self.images.fingerprint,
@@ -92,14 +92,14 @@ class TrainingData:
 def read_data(
     config: TrainConfig, accelerator: Accelerator, run: RunDirectory | None
 ) -> Work[TrainingData]:
-    """Read the samples, what lies beside them, and their table.
+    """Read the samples, their pairs and their metadata.
 
-    Of several processes that share a run one on each machine reads, and the others map what it has
-    read.
+    If several processes share a run, one process on each machine reads, and the others map its
+    result.
 
     Raises:
-        DataError: no usable images.
-        UsageError: classes other than those of a resumed run.
+        DataError: there are no usable images.
+        UsageError: the classes differ from a resumed run's.
     """
     several = accelerator if run and accelerator.num_processes > 1 else None
     if run and config.overwrite and accelerator.is_main_process and run.exists():
@@ -113,7 +113,7 @@ def read_data(
     train = indices[~held_out]
     images, table = yield from training_conditions.told_by_table(config, images, train)
     with translating(lambda _: "--transform"):
-        images.space  # noqa: B018  numbers that a transform is not defined for are refused here
+        images.space  # noqa: B018  refuses values that a transform is undefined for
     return TrainingData(images, train, indices[held_out], pairs, table)
 
 
@@ -123,7 +123,7 @@ def _read_pairs(
     several: Accelerator | None,
     run: RunDirectory | None,
 ) -> Work[Pairs | None]:
-    """What lies beside the images, if that is what is given: at their size, fitted as they are."""
+    """Read the paired samples of --given, with the size and the fit of the images."""
     source = training_conditions.pairs_at(config)
     if source is None:
         return None
@@ -142,7 +142,11 @@ def _read(
     run: RunDirectory | None,
     part: str = "",
 ) -> Work[Dataset]:
-    """Read samples; `part` names their files in the run directory, if they are not the images."""
+    """Read samples.
+
+    Args:
+        part: the name of their files in the run directory, empty for the images themselves.
+    """
     cache = run.cache / part if run else None
     index = run.index / f"{part or 'images'}.jsonl" if run else None
     if several and cache and not several.is_local_main_process:
@@ -179,8 +183,11 @@ def _read(
 
 
 def _kept(config: TrainConfig, cache: Path | None) -> int:
-    """Bytes of decoded images that are kept: --cache, or a share of the memory, or of what is free
-    on the disk of the run directory, whichever is more."""
+    """Return the bytes of decoded images to keep.
+
+    It is --cache, or else the larger of a fraction of the memory and a fraction of the free disk
+    space of the run directory.
+    """
     if config.cache is not None:
         return config.cache
     disk = files.free_space(cache) // DISK_SHARE if cache else 0
@@ -188,7 +195,7 @@ def _kept(config: TrainConfig, cache: Path | None) -> int:
 
 
 def memory() -> int:
-    """The memory of the machine in bytes; 8 GiB if the system does not say."""
+    """Return the memory of the machine in bytes, or 8 GiB if it is unknown."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
@@ -198,17 +205,17 @@ def memory() -> int:
 def check_fingerprint(
     config: TrainConfig, data: TrainingData, state: Mapping[str, Any]
 ) -> Work[None]:
-    """Warn if the images are not those that a run began with.
+    """Warn if the images have changed since the run started.
 
     Raises:
-        DataError: they differ, with --strict.
-        UsageError: the same images, in other classes, with other pairs or other rows.
+        DataError: the images differ, with --strict.
+        UsageError: the images are the same, but their classes, pairs or metadata differ.
     """
     now = data.state(bool(config.classes))
     if state.get("fingerprint") not in (None, now["fingerprint"]):
-        text = f"the images in {config.data} are not those that this run began with"
+        text = f"the images in {config.data} have changed since this run started"
         if config.strict:
-            raise DataError(text, "Leave out --strict to go on with them")
+            raise DataError(text, "Remove --strict to resume with them")
         yield Notice(text, warning=True)
         return
     source = files.show(config.data)
@@ -217,19 +224,19 @@ def check_fingerprint(
     moved = [name for name, found in before if now["classes"].get(name, found) != found]
     if moved:
         raise UsageError(
-            f"images in {source} lie in other class folders than when this run began: "
+            f"images in {source} have moved to other class folders since this run started: "
             f"{training_conditions.named(moved)} changed",
-            "Put them back, or begin another run with --init",
+            "Move them back, or start another run with --init",
         )
     if now["given"] != state.get("given", {}):
         raise UsageError(
-            f"what lies beside the images in {files.show(str(config.given))} is not what this run "
-            "began with",
-            "Put it back, under its names, or begin another run with --init",
+            f"the conditioning images in {files.show(str(config.given))} have changed since this "
+            "run started",
+            "Restore the files and their names, or start another run with --init",
         )
     began = state.get("table", {})
     if {**began, **data.fingerprints.get("table", {})} != began:
         raise UsageError(
-            f"the table in {source} does not say what it said of the images when this run began",
-            "Put it back, or begin another run with --init",
+            f"the metadata in {source} has changed since this run started",
+            "Restore it, or start another run with --init",
         )

@@ -1,4 +1,4 @@
-"""The KID of the averaged weights while training, and the weights with the lowest."""
+"""Validation while training: the KID of the EMA weights, the best weights, and overfitting."""
 
 from __future__ import annotations
 
@@ -34,24 +34,24 @@ IMAGES = 256
 """Default of --eval-images."""
 
 REAL_IMAGES = 1000
-"""Most real images to compare with; their features are computed once."""
+"""The most real images to compare with. Their features are computed once."""
 
 NETWORK = "efficientnet-lite0"
-"""The feature network of images, which is in the installation."""
+"""The feature network for images, which is part of the installation."""
 
 FEWEST_FOR_KID = 2
-"""Images on a side that an estimate of KID needs."""
+"""The fewest images on each side for an estimate of the KID."""
 
 
 @dataclass(frozen=True)
 class Best:
-    """The averaged weights with the lowest KID so far, on the CPU.
+    """EMA weights with the lowest KID so far, on the CPU.
 
     Attributes:
-        values: their step, the KID under its key, one of `metrics.features.KIDS`, its standard
-            error, None of fewer than four samples, and how many `images` were drawn: KIDs of other
-            numbers are not compared.
-        tensors: the weights by name; raw ones, where they are kept, under `model_file.RAW`.
+        values: the step, the KID under its key of `metrics.features.KIDS`, its standard error, None
+            for fewer than four samples, and the number of generated `images`. KIDs of different
+            numbers of images are not compared.
+        tensors: the weights by name. Raw weights, with --keep-raw, are under `model_file.RAW`.
     """
 
     values: Mapping[str, Any]
@@ -59,15 +59,15 @@ class Best:
 
     @property
     def key(self) -> str:
-        """The key of the KID."""
+        """Key of the KID."""
         return next(key for key in KIDS if key in self.values)
 
 
 class KidMeasure:
-    """KID of generated samples against the same real ones, (N, C, *size) as stored.
+    """KID of generated samples against a fixed set of real samples, stored (N, C, *size).
 
     Attributes:
-        key: of the KID, that of the network's features.
+        key: the key of the KID, which names the network's features.
     """
 
     def __init__(self, real: Array, space: Space, network: FeatureNetwork) -> None:
@@ -75,7 +75,7 @@ class KidMeasure:
         self._real_features: Array | None = None
 
     def measure(self, drawings: Iterator[Drawing], count: int) -> Work[dict[str, float]]:
-        """The KID of `count` drawn samples and its standard error, by key."""
+        """Return the KID of `count` generated samples and its standard error, by key."""
         if self._real_features is None:
             self._real_features = yield from self._features(self._real)
             del self._real
@@ -90,7 +90,7 @@ class KidMeasure:
 
 
 def kid_measure(plan: Plan, device: torch.device) -> Work[KidMeasure]:
-    """Measure against real images of a plan, the same ones every time; says if none are held out.
+    """Choose the real images of the KID: held-out images, or training images with a notice.
 
     Raises:
         UsageError: the data has too few images.
@@ -101,19 +101,23 @@ def kid_measure(plan: Plan, device: torch.device) -> Work[KidMeasure]:
     chosen = data.held_out if held_out else data.train
     if len(chosen) < FEWEST_FOR_KID:
         raise UsageError(
-            f"an evaluation needs {FEWEST_FOR_KID} real {many}, and the data has {len(chosen)}",
-            f"Leave --eval-every out, or give more {many}",
+            f"--eval-every needs {FEWEST_FOR_KID} real {many}, and the data has {len(chosen)}",
+            f"Remove --eval-every, or add more {many}",
         )
     real = chosen[permutation(plan.config.seed, 0, len(chosen))[:REAL_IMAGES]]
     judge = finish(find_judge(space, device, ready(NETWORK, device)))
     samples = np.ascontiguousarray(data.images.stored[readable(data, real)])
     if not held_out:
-        yield Notice(f"nothing is held out: --eval-every compares with training {many}")
+        few = f"only {len(data.held_out)}" if len(data.held_out) else "no"
+        yield Notice(
+            f"{few} {MEDIA[data.images.medium].one if len(data.held_out) else many} held out: "
+            f"--eval-every compares with training {many}"
+        )
     return KidMeasure(samples, space, judge.of(space, samples))
 
 
 def draw_in_shares(plan: Plan, net: Any, count: int, device: torch.device) -> Iterator[Drawing]:
-    """Draw from the same noise every time; of classes, in their shares of the training images."""
+    """Generate from the same noise every time, in the class proportions of training."""
     classes: list[int] = []
     if plan.blueprint.conditions.num_classes:
         order = permutation(plan.config.seed, 1, len(plan.data.train))[:count]
@@ -124,27 +128,27 @@ def draw_in_shares(plan: Plan, net: Any, count: int, device: torch.device) -> It
 
 # -- overfitting ----------------------------------------------------------------------------------
 
-# A warning when a model begins to learn its images by heart.
+# A warning when a model starts to memorise its images.
 #
 # The rule: the held-out loss is above its best by more than three standard errors, twice in a row,
-# while the training loss is below its value at that best. Held-out losses are of the same images
-# with the same draws every time, so the standard error is that of paired differences: it covers
-# which images happen to be held out, and is far smaller than the spread of the losses. One rise may
-# be an accident of optimization; two in a row while training improves are not.
+# while the training loss is below its value at that best. Held-out losses use the same images,
+# timesteps and noise every time, so the standard error is computed from paired differences. It
+# covers the choice of held-out images, and is far smaller than the spread of the losses. One rise
+# may be an accident of optimization, but not two in a row while training improves.
 
 ERRORS = 3.0
 """Standard errors of a rise that counts."""
 
 ROW = 2
-"""Rises in a row that make a warning."""
+"""Rises in a row that cause a warning."""
 
 FEWEST_FOR_ERROR = 8
-"""Fewest images for a standard error worth using."""
+"""The fewest images for a useful standard error."""
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The held-out loss of each image, and the mean training loss since the measurement before."""
+    """Held-out loss of each image, and the mean training loss since the last measurement."""
 
     step: int
     losses: tuple[float, ...]
@@ -152,12 +156,12 @@ class HeldOut:
 
     @property
     def mean(self) -> float:
-        """The held-out loss."""
+        """Mean held-out loss."""
         return math.fsum(self.losses) / len(self.losses)
 
 
 def risen(best: HeldOut, now: HeldOut) -> bool:
-    """Whether `now` is worse on held-out images and better on training images."""
+    """Whether `now` is worse on held-out images and better on training images than `best`."""
     if len(now.losses) < FEWEST_FOR_ERROR or len(best.losses) != len(now.losses):
         return False
     if best.training is None or now.training is None or now.training >= best.training:
@@ -169,12 +173,12 @@ def risen(best: HeldOut, now: HeldOut) -> bool:
 
 @dataclass
 class Overfitting:
-    """Watches held-out losses for a rise.
+    """State of the overfitting warning.
 
     Attributes:
         best: the measurement with the lowest held-out loss.
-        above: rises in a row.
-        said: whether a warning was given.
+        above: the number of rises in a row.
+        said: whether the warning was shown.
     """
 
     best: HeldOut | None = None
@@ -183,13 +187,13 @@ class Overfitting:
 
     @classmethod
     def restored(cls, state: Mapping[str, Any]) -> Overfitting:
-        """The inverse of `dataclasses.asdict`, from JSON."""
+        """Restore the state from the JSON of `dataclasses.asdict`."""
         best = state["best"]
         held = HeldOut(**{**best, "losses": tuple(best["losses"])}) if best else None
         return cls(**{**state, "best": held})
 
     def see(self, now: HeldOut) -> str | None:
-        """The warning, the first time it is due."""
+        """Add a measurement, and return the warning the first time it is due."""
         best = self.best
         if best is None or len(best.losses) != len(now.losses) or now.mean < best.mean:
             self.best, self.above = now, 0
@@ -203,6 +207,6 @@ class Overfitting:
         return (
             f"overfitting: the held-out loss was best at step {best.step:,} and has risen from "
             f"{Measured(best.mean)} to {Measured(now.mean)}, while the training loss fell from "
-            f"{Measured(best.training)} to {Measured(now.training)}: the model is learning its "
-            "training data by heart"
+            f"{Measured(best.training)} to {Measured(now.training)}. The model memorises its "
+            "training data"
         )

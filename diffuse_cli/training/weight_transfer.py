@@ -1,8 +1,7 @@
-"""The weights of a model as those of another: of other channels, given something else, or of other
-classes or columns.
+"""Transfer a model's weights to a model with other channels, conditions, classes or columns.
 
-What fits is taken. What is new begins such that the network computes at first what the model
-did, told nothing of what is new; where samples have other channels, it does of grey ones.
+Weights that fit are reused. New weights start such that the network first computes the same output
+as the model without the new conditions. If the channels differ, this holds for grey samples.
 """
 
 from __future__ import annotations
@@ -25,23 +24,24 @@ if TYPE_CHECKING:
     from diffuse_cli.models.model_file import StoredModel
 
 GREY, COLOUR = 1, 3
-"""Channels of samples that are converted; of others each is taken in its place."""
+"""Numbers of channels that are converted into each other. Other channels keep their places."""
 
 FRACTION = {"small": -1.0, "large": 1.0}
-"""The output of a learned variance that is this fixed one (Nichol & Dhariwal 2021, eq. 15)."""
+"""The output of a learned variance that equals a fixed variance (Nichol & Dhariwal 2021, eq. 15).
+"""
 
 
 def ends_of(blueprint: Blueprint) -> Ends | None:
-    """The tensors that fit only one kind of samples and conditions, if the network names them."""
+    """Return the tensors that depend on samples and conditions, if the network names them."""
     ends: Ends | None = getattr(NETWORKS[blueprint.network], "ENDS", None)
     return ends
 
 
 def fitted(model: StoredModel, wanted: Blueprint, seed: int = 0) -> Mapping[str, Tensor]:
-    """The averaged weights of a model for a blueprint of the same network.
+    """Convert a model's EMA weights for a blueprint of the same network.
 
     Args:
-        seed: of how a model of grey samples first sees colours.
+        seed: the seed of new input weights for colours, for a model of grey samples.
     """
     own, ends, weights = model.blueprint, ends_of(model.blueprint), dict(model.ema)
     if ends is None:
@@ -62,7 +62,7 @@ def fitted(model: StoredModel, wanted: Blueprint, seed: int = 0) -> Mapping[str,
 
 
 def learns(blueprint: Blueprint) -> bool:
-    """Whether the network's output has the variance after the samples."""
+    """Whether the network's output includes the variance."""
     return blueprint.diffusion.variance in LEARNED
 
 
@@ -70,16 +70,16 @@ def learns(blueprint: Blueprint) -> bool:
 
 
 def reading(own: Blueprint, wanted: Blueprint) -> Tensor:
-    """How the channels that a network reads become those of another."""
+    """Return the matrix from the input channels of one network to another's."""
     old, new = own.conditions, wanted.conditions
     given = [zeros(new.given_channels, old.given_channels)]
-    if old.given and new.given:  # its last channel says where it is
+    if old.given and new.given:  # the last channel is the mask
         given = [read(old.given.channels, new.given.channels), read(1, 1)]
     return beside(read(own.space.channels, wanted.space.channels), *given)
 
 
 def writing(own: Blueprint, wanted: Blueprint) -> Tensor:
-    """How the channels that a network predicts become those of another."""
+    """Return the matrix from the output channels of one network to another's."""
     before, after = own.space.channels, wanted.space.channels
     sample = read(after, before).T  # grey as each colour, colours as their mean
     if learns(own) and learns(wanted):
@@ -88,13 +88,13 @@ def writing(own: Blueprint, wanted: Blueprint) -> Tensor:
 
 
 def beside(*parts: Tensor) -> Tensor:
-    """A matrix for the channels of all parts, one after the other."""
+    """Return the block-diagonal matrix for the channels of all parts."""
     whole: Tensor = torch.block_diag(*parts)
     return whole
 
 
 def read(before: int, after: int) -> Tensor:
-    """How samples are read: grey as the mean of its colours, colours as if all were grey."""
+    """Return the input matrix for samples: grey is the mean of colours, colours repeat grey."""
     if (before, after) == (GREY, COLOUR):
         return zeros(after, before) + 1 / COLOUR
     if (before, after) == (COLOUR, GREY):
@@ -103,12 +103,12 @@ def read(before: int, after: int) -> Tensor:
 
 
 def zeros(after: int, before: int) -> Tensor:
-    """A matrix by which all is left out, and all is new."""
+    """Return a matrix that leaves out all old channels and starts new channels at 0."""
     return torch.zeros(after, before, dtype=torch.float64)
 
 
 def combined(weight: Tensor, matrix: Tensor, dim: int) -> Tensor:
-    """A tensor whose channels along `dim`, each with its places in a patch, are combined."""
+    """Combine the channels of a tensor along `dim`, each with its places in a patch."""
     after, before = matrix.shape
     if after == before and bool((matrix == read(before, after)).all()):
         return weight
@@ -119,10 +119,10 @@ def combined(weight: Tensor, matrix: Tensor, dim: int) -> Tensor:
 
 
 def differences(weight: Tensor, wanted: Blueprint, seed: int) -> Tensor:
-    """New weights of the input, like `weight`, for how channels differ: 0 in sum, for each place.
+    """Return new input weights, like `weight`, for colour differences: 0 in sum at each place.
 
-    If the input did not see the differences between channels, and the output predicted none,
-    neither had a gradient by which to learn them. As large as a new convolution's.
+    If the input ignored colour differences and the output predicted none, neither would get a
+    gradient to learn them. The new weights are as large as a new convolution's.
     """
     channels = wanted.space.channels
     every = channels + wanted.conditions.given_channels
@@ -139,22 +139,23 @@ def differences(weight: Tensor, wanted: Blueprint, seed: int) -> Tensor:
 
 
 def numbered(model: StoredModel, names: tuple[str, ...]) -> bool:
-    """Whether the classes of a converted model have numbers for names, one for each of `names`."""
+    """Whether a converted model's classes have numbers as names, one for each of `names`."""
     old = model.blueprint.conditions.classes
     return not model.data and old == tuple(map(str, range(len(names)))) and old != names
 
 
 def untold(rows: Tensor, never: bool) -> Tensor:
-    """What is added where a label is not told, (D,): its row, or the mean of the labels if it was
-    never learned."""
+    """Return the embedding of a dropped label, (D,), or the labels' mean if it was not learned."""
     return rows[:-1].mean(0) if never else rows[-1]
 
 
 def without(
     model: StoredModel, ends: Ends, own: MetadataTable | None, wanted: MetadataTable | None
 ) -> Iterator[Tensor]:
-    """What is added for each column that is left out where it is not told, (D,); of labels their
-    mean if that was never learned."""
+    """Yield the embedding, (D,), of each removed column when it is dropped.
+
+    For labels it is their mean if the model was trained without dropping them.
+    """
     for k, column in enumerate(own.columns if own else ()):
         if wanted and column.name in wanted.names:
             continue
@@ -168,7 +169,7 @@ def without(
 def _fit_classes(
     weights: dict[str, Tensor], ends: Ends, model: StoredModel, wanted: Conditions
 ) -> None:
-    """Rows by name; a new class begins as no class, and a model without classes as before."""
+    """Match class embeddings by name. A new class starts as no class."""
     old, names = model.blueprint.conditions.classes, wanted.classes
     bias = weights[ends.class_bias]
     if old == names or (old and numbered(model, names)):
@@ -193,12 +194,13 @@ def with_columns(
     wanted: MetadataTable | None,
     shapes: Mapping[str, tuple[int, ...]],
 ) -> Mapping[str, Tensor]:
-    """The weights of a model of the table `own` for the table `wanted`: columns by their names, and
-    labels by theirs. A new column or label begins at 0, so that the model begins as it was.
+    """Convert weights between metadata tables, matching columns and labels by name.
+
+    A new column or label starts at 0, so the model's output does not change at first.
 
     Args:
         embedding: `Ends.columns` of the network.
-        shapes: of the tensors that are wanted.
+        shapes: the shapes of the new tensors by name.
     """
     if own == wanted:
         return weights
@@ -212,7 +214,7 @@ def with_columns(
             if old and type(old) is type(column):
                 before = weights[f"{embedding}.{places[column.name]}.{rest}"]
                 found = _by_label(before, found, old, column)
-            elif rest.startswith("linear_1."):  # what reads the number; what it says is 0
+            elif rest.startswith("linear_1."):  # the first layer; the last layer stays 0
                 torch.nn.init.uniform_(found, -1, 1, torch.Generator().manual_seed(k))
             done[name] = found
     return done

@@ -262,7 +262,7 @@ def test_a_handful_of_images_of_all_sizes_is_said_before_training(
         Image.new("L", (8 + k % sizes, 8), k).save(folder / f"{k}.png")
     ran = diffuse("train", "my docs", "--config", QUICK, "--size", 8, "--steps", 1)
     assert ran.code == 0
-    line = f"only {count} images of {sizes} sizes in my docs: if they are not of one kind"
+    line = f"only {count} images of {sizes} sizes in my docs: if they show different things"
     assert (line in ran.err) == said
     if said:
         assert ran.err.index(line) < ran.err.index("1 steps")

@@ -231,7 +231,7 @@ def test_compiling_is_abandoned(train, monkeypatch):
         patch.setattr(Trainer, "step", step)
         ran = train("--steps", 4, "--compile", "-q")
     assert (ran.code, finished) == (143, [])
-    assert "at step 0: nothing is lost" in ran.line
+    assert "at step 0: no step was taken yet" in ran.line
     assert "--resume" in ran.line
     assert train("--resume", "--stop-at", 2).code == 0
     with monkeypatch.context() as patch:

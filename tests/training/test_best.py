@@ -155,7 +155,7 @@ def test_out_of_memory_leaves_an_evaluation_out(quick, monkeypatch):
     monkeypatch.setattr(validation.KidMeasure, "measure", full)
     ran = quick("--steps", 2, *EVAL)
     assert ran.code == 0
-    assert "out of memory while evaluating: it is left out" in ran.err
+    assert "out of memory while evaluating: skipped" in ran.err
     assert not BEST.exists()
 
 
@@ -320,8 +320,8 @@ def test_the_model_of_another_run_is_never_the_place(quick, course):
 def test_another_number_of_images_begins_anew(quick, course):
     quick("--steps", 16, *EVAL, "--stop-at", 5)
     ran = quick("--resume", "--eval-images", 8, "--stop-at", 7)
-    assert "found with 6 images an evaluation, not 8" in ran.err
-    assert "the search starts again, without model.best.safetensors" in ran.err
+    assert "found with 6 images per evaluation, not 8" in ran.err
+    assert "the search starts again and replaces model.best.safetensors" in ran.err
     assert step_of(BEST) == 6
 
 
@@ -329,7 +329,7 @@ def test_a_number_of_images_needs_evaluations(quick):
     for resume in ((), ("--resume",)):
         ran = quick("--steps", 4, "--eval-images", 8, "-q", *resume)
         assert ran.code == 2
-        assert "--eval-images goes with --eval-every" in ran.line
+        assert "--eval-images needs --eval-every" in ran.line
         quick("--steps", 4, "--stop-at", 2)
 
 

@@ -314,7 +314,7 @@ def test_a_load_makes_it_shorter_and_its_files_say_so(loaded):
     found = model_file.load(loaded.folder / MODEL)
     assert (found.step, found.training["steps"], found.weak_step) == (steps, steps, 4)
     assert [t for t in loaded.said if "steps" in t and "in time" in t] == [
-        f"30 steps became {steps}, to end in time"
+        f"{steps} steps instead of 30, to end in time"
     ]
     assert 3 <= len([*(run / "ema").iterdir()]) <= 5
     rates = [clock.rates[k] for k in range(3, steps)]
@@ -353,7 +353,10 @@ def test_the_same_line_goes_on_and_at_the_end_does_nothing(by_clock, clock):
     for given in (more, {"resume": True}, {"resume": True, "minutes": 1}):
         ran = by_clock(**given)
         assert ran.trained.step == 30
-        longer = "--minutes 1 is the total of the run, which is finished. For 1 more, resume with "
+        longer = (
+            "--minutes 1 is the total of the run, which is finished. To train for 1 more, resume "
+            "with "
+        )
         assert ((longer + "--minutes 2") in ran.said) == ("minutes" in given)
         assert clock.steps == []
         assert MODEL.read_bytes() == made
@@ -381,7 +384,7 @@ def test_more_minutes_and_more_steps_extend_it(by_clock, undisturbed, tmp_path):
 def test_minutes_after_steps_start_when_they_are_typed(by_clock, clock):
     by_clock(steps=10)
     ran = by_clock(minutes=0.5, resume=True)
-    assert "--minutes 0.5 starts now: the run began with --steps" in ran.said
+    assert "--minutes 0.5 count from now, because the run used --steps before" in ran.said
     assert ran.trained.step == 25
 
 
@@ -396,7 +399,7 @@ def test_minutes_that_are_over_are_refused(by_clock, clock):
     from diffuse_cli.system.errors import UsageError
 
     by_clock(minutes=1, stop_at=20)
-    said = r"--minutes 0.5 is the total .* 0.667 are used already.* set --minutes 1.17$"
+    said = r"--minutes 0.5 is the total .* 0.667 minutes have passed.* set --minutes 1.17$"
     with pytest.raises(UsageError, match=said):
         by_clock(minutes=0.5, resume=True)
 
@@ -445,7 +448,7 @@ def test_two_processes_end_at_the_step_that_the_first_planned(by_clock, clock, p
     assert state["budget"]["used"] == pytest.approx(10.5)
     ran = pair("train", images, "--resume", "--json")
     assert ran.code == 0, ran.err
-    assert "steps became" in ran.err
+    assert "steps instead of" in ran.err
     assert ran.json["processes"] == 2
     assert ran.json["step"] == ran.json["steps"] == config_of()["steps"]
     assert model_file.load(MODEL).step == ran.json["steps"]

@@ -72,7 +72,7 @@ def test_a_class_that_was_renamed_is_refused_with_both_names(run, data, stopped,
     (data / "dark").rename(data / "z_dark")
     ran = run("--resume", *flags, "-q")
     assert ran.code == 2
-    assert "not those that this run began with: gone dark; new z_dark" in ran.line
+    assert "have changed since this run started: missing dark; new z_dark" in ran.line
     assert MODEL.read_bytes() == before
     (data / "z_dark").rename(data / "dark")
     assert run("--resume", *flags).code == 0
@@ -83,7 +83,7 @@ def test_a_class_that_is_new_is_named(run, data, stopped):
     shutil.copy(data / "dark/000.png", data / "grey")
     ran = run("--resume", "-q")
     assert ran.code == 2
-    assert "began with: new grey." in ran.line
+    assert "run started: new grey." in ran.line
 
 
 @pytest.mark.parametrize("flags", [(), ("--strict",)])
@@ -92,7 +92,9 @@ def test_images_moved_between_classes_are_refused(run, data, stopped, flags):
     (data / "light/001.png").rename(data / "dark/001.png")
     ran = run("--resume", *flags)
     assert ran.code == 2
-    assert "lie in other class folders than when this run began: dark, light changed" in ran.err
+    assert (
+        "have moved to other class folders since this run started: dark, light changed" in ran.err
+    )
 
 
 def test_images_renamed_within_their_class_are_the_same(run, data, stopped):
@@ -145,7 +147,7 @@ def test_init_takes_the_classes_over_by_name(diffuse, data, conditional):
     (data / "dark").rename(data / "z_dark")
     ran = diffuse("train", data, "--init", conditional, *STILL)
     assert ran.code == 0
-    told = "1 of 2 taken by name: light; 1 new, drawn at first as without a class: z_dark"
+    told = "1 of 2 reused by name: light, 1 new, at first as without a class: z_dark"
     assert told in ran.err
     before, after = (model_file.load(path).ema for path in (conditional, MODEL))
     _, light, none = before[EMBEDDING]
@@ -175,7 +177,7 @@ def test_init_of_classes_in_another_order_puts_them_in_order(diffuse, data, cond
     model = model_file.load(conditional)
     model_file.save(Path("turned.safetensors"), of_classes(model, "light", "dark"))
     ran = diffuse("train", data, "--init", "turned.safetensors", *STILL)
-    assert "2 of 2 taken by name: dark, light\n" in ran.err
+    assert "2 of 2 reused by name: dark, light\n" in ran.err
     turned = model_file.load(MODEL).ema[EMBEDDING]
     assert turned.equal(model.ema[EMBEDDING][[1, 0, 2]])
 
@@ -184,11 +186,11 @@ def test_classes_of_a_converted_model_without_names_keep_their_places(diffuse, d
     model = model_file.load(conditional)
     model_file.save(Path("numbers.safetensors"), replace(of_classes(model, "0", "1"), data={}))
     ran = diffuse("train", data, "--init", "numbers.safetensors", *STILL)
-    assert "have no names: they are taken in the order of the folders, dark, light" in ran.err
+    assert "have no names, so they follow the order of the folders: dark, light" in ran.err
     assert model_file.load(MODEL).ema[EMBEDDING].equal(model.ema[EMBEDDING])
     model_file.save(Path("digits.safetensors"), of_classes(model, "0", "1"))
     ran = diffuse("train", data, "--init", "digits.safetensors", *STILL, "-o", "next.safetensors")
-    assert "0 of 2 taken by name; 2 new, drawn at first as without a class: dark" in ran.err
+    assert "0 of 2 reused by name, 2 new, at first as without a class: dark" in ran.err
 
 
 def test_init_begun_again_without_a_checkpoint_has_the_same_rows(diffuse, data, conditional):
@@ -210,7 +212,7 @@ def test_another_target_than_that_of_init_is_a_warning(diffuse, data, model):
     ran = diffuse("train", data, "--init", model, "--target", "eps", *STILL)
     assert ran.code == 0
     assert said in ran.err
-    assert "predicts v: its output layer must be learned again" in ran.err
+    assert "predicts v: its output layer is learned again" in ran.err
     assert said not in diffuse("train", data, "--init", model, *STILL, "-o", "b.safetensors").err
 
 

@@ -282,7 +282,7 @@ def test_a_learned_variance_learns_from_hybrid_and_from_vlb(train):
 
 def test_simple_trains_no_variance_and_says_so(train):
     ran = train("--variance", "learned", "--loss", "simple", "--steps", 3)
-    assert "warning: --loss simple trains no variance" in ran.err
+    assert "warning: --loss simple does not train the learned variance" in ran.err
     assert "--loss hybrid" in ran.err
     mean, spread = raw()["conv_out.weight"].chunk(2)
     assert float(mean.abs().max()) > 1e-3

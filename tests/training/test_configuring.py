@@ -43,8 +43,8 @@ def without(values):
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        ({"weighting": "none"}, "by the weights of --weighting"),
-        ({"loss": "vlb", "variance": "learned"}, "by the weights of --weighting"),
+        ({"weighting": "none"}, "needs the weights of --weighting"),
+        ({"loss": "vlb", "variance": "learned"}, "needs the weights of --weighting"),
     ],
 )
 def test_times_are_drawn_by_weight_where_there_are_weights(typed, said):
@@ -62,11 +62,11 @@ def test_loss_and_weighting_follow_from_the_variance(variance, loss, weighting):
             made(typed)
         return
     if loss in TAUGHT:
-        with pytest.raises(UsageError, match="goes on from a trained model"):
+        with pytest.raises(UsageError, match="needs a trained model"):
             planned(typed)
         return
     if loss in OF_LEARNED and variance not in LEARNED:
-        with pytest.raises(UsageError, match="Give --variance learned, or --loss simple"):
+        with pytest.raises(UsageError, match="Use --variance learned, or --loss simple"):
             planned(typed)
         return
     config, blueprint = planned(typed)

@@ -187,7 +187,7 @@ def test_the_default_scale_is_the_one_of_the_model(distill, guided):
 def test_guidance_needs_something_that_the_model_is_told(distill, teacher):
     ran = distill(teacher, "--steps", 2, "--guidance", 3)
     assert ran.code == UsageError.exit_code
-    assert ran.line.startswith("diffuse: --guidance 3: the model is told nothing")
+    assert ran.line.startswith("diffuse: --guidance 3 needs a conditional model")
 
 
 def test_a_target_that_says_little_of_the_image_is_refused(quick, distill):
@@ -201,8 +201,8 @@ def test_a_target_that_says_little_of_the_image_is_refused(quick, distill):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ("--loss consistency", "goes on from a trained model"),
-        ("--teacher-guidance 2", "goes with --loss consistency"),
+        ("--loss consistency", "needs a trained model"),
+        ("--teacher-guidance 2", "needs --loss consistency"),
         ("--loss consistency --weighting p2", "which has its own weights"),
     ],
 )
@@ -217,7 +217,7 @@ def test_times_that_no_path_looks_at_are_refused_and_not_taken_from_the_model(
 ):
     more = ("--loss", "consistency", "--init", teacher, "--timestep-draw", "importance")
     ran = quick(*more, "--steps", 2)
-    assert (ran.code, "paths have times of their own" in ran.err) == (UsageError.exit_code, True)
+    assert (ran.code, "chooses its own timesteps" in ran.err) == (UsageError.exit_code, True)
     own = tmp_path / "own.safetensors"
     training = {**model_file.load(teacher).training, "timestep_draw": "importance"}
     model_file.save(own, replace(model_file.load(teacher), training=training))
@@ -232,7 +232,7 @@ def test_another_teacher_is_refused_on_resume(distill, teacher, tmp_path):
     model_file.save(own, replace(model_file.load(teacher), step=5))
     ran = distill(own, "--resume")
     assert ran.code == UsageError.exit_code
-    assert "not the model that this run began to distil" in ran.err
+    assert "not the model that this run distils" in ran.err
 
 
 def test_the_same_teacher_elsewhere_goes_on(distill, teacher, fast, tmp_path):
@@ -304,12 +304,12 @@ def test_what_is_distilled_is_told_what_its_teacher_is(diffuse, guided, teacher,
     ran = diffuse("distill", guided, other, "--steps", 2, "-q")
     assert ran.code == 2
     assert "was trained with other classes" in ran.line
-    assert "Give the data that it was trained on" in ran.line
+    assert "Use the data that it was trained on" in ran.line
     line = ("train", images, "--init", teacher, "--loss", "consistency", "--steps", 2, "-q")
     assert "was trained with other classes" in diffuse(*line, "--classes").line
     ran = diffuse(*line, "--channels", 3)
     assert ran.code == 2
-    assert "Leave out --channels, --size and --variance" in ran.line
+    assert "Remove --channels, --size and --variance" in ran.line
     assert {path.name for path in tmp_path.iterdir()} == {"other"}
 
 

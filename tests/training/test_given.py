@@ -183,7 +183,7 @@ def test_other_pairs_are_refused_on_resume(quick, negatives, tmp_path):
     other.write_bytes(data)
     ran = quick("--resume", "--given", moved, "-q")
     assert ran.code == 2
-    assert "not what this run began with" in ran.line
+    assert "have changed since this run started" in ran.line
     ran = quick("--resume", "--given", "low-res:2", "-q")
     assert ran.code == 2
     assert "low-res:2 differs from the run's" in ran.line
@@ -207,7 +207,7 @@ def test_images_without_a_pair_are_left_out_and_named(quick, negatives, tmp_path
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
-        (("--given", "nowhere"), 3, "no such file or folder, and no degradation"),
+        (("--given", "nowhere"), 3, "is not a file, a folder or a degradation"),
         (("--given", "gray"), 3, "Did you mean 'grey'?"),
         (("--given", "low-res:0"), 2, "--given"),
         (("--given", "low-res:3"), 2, "multiples of 3"),

@@ -184,12 +184,12 @@ def test_resume_warns_of_images_that_are_not_those_of_the_run(run, folder, chang
     change(folder / FIRST)
     ran = run("--resume", "--strict", "-q")
     assert ran.code == 3
-    assert "not those that this run began with" in ran.line or f"{FIRST}: " in ran.line
+    assert "have changed since this run started" in ran.line or f"{FIRST}: " in ran.line
     assert MODEL.read_bytes() == before
     ran = run("--resume")
     assert ran.code == 0, ran.err
     assert "warning: the images in" in ran.err
-    assert "not those that this run began with" in ran.err
+    assert "have changed since this run started" in ran.err
     assert MODEL.read_bytes() != before
 
 

@@ -121,7 +121,7 @@ def test_pairs_that_are_left_out_are_a_warning(diffuse, images, recipe, tmp_path
     assert diffuse(*line, "-o", "old.safetensors").code == 0
     ran = diffuse("train", images, "--init", "old.safetensors", *STILL)
     assert ran.code == 0, ran.err
-    assert "warning: old.safetensors was trained with --given, on pairs" in ran.err
+    assert "warning: old.safetensors was trained with --given on pairs" in ran.err
     assert "left out: pairs" in table(ran)["given"][-1]
     again = ("--given", tmp_path / "pairs", *STILL, "-o", "next.safetensors")
     ran = diffuse("train", images, "--init", "old.safetensors", *again)
@@ -175,7 +175,7 @@ def test_a_dry_run_says_it_and_writes_nothing(diffuse, colours, model, untimed):
 def test_colour_images_of_a_grey_model_stay_grey_and_how_they_would_not(diffuse, colours, model):
     ran = diffuse("train", colours, "--init", model, *STILL)
     assert ran.code == 0
-    assert "--channels 3 goes on in colour" in ran.err
+    assert "Use --channels 3 to train in colour" in ran.err
     assert "starting from" in ran.err
 
 

@@ -154,7 +154,7 @@ def narrow(typed, filed=None, channels=3):
 )  # fmt: skip
 def test_a_network_that_cannot_predict_all_noise_is_warned_of(typed, filed, channels, way, then):
     (text,) = narrow(typed, filed, channels)
-    assert text.endswith(f"samples will be covered in static. {way}")
+    assert text.endswith(f"samples will stay noisy. {way}")
     assert not narrow(*then, channels)
 
 

@@ -288,7 +288,7 @@ def test_more_steps_extend_the_run_and_say_so(quick):
     quick("--steps", 4)
     ran = quick("--steps", 6, "--resume", "--json")
     assert ran.code == 0
-    assert "4 steps become 6" in ran.err
+    assert "6 steps instead of 4" in ran.err
     assert ran.json["step"] == 6
     assert tomllib.loads((RUN / "config.toml").read_text())["steps"] == 6
 
@@ -362,7 +362,7 @@ def test_no_run_to_resume_is_refused_with_those_that_are_there(train, stopped):
     assert "--auto-resume" in ran.line
     ran = train("--steps", 3, "--resume", "-o", "far/from.safetensors", "-q")
     assert ran.code == 5
-    assert "there is no run far/from.run to resume. To begin one" in ran.line
+    assert "there is no run far/from.run to resume. To start a run" in ran.line
     assert sorted(Path().iterdir()) == before
 
 

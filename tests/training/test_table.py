@@ -202,7 +202,7 @@ def test_a_run_goes_on_with_the_columns_that_it_began_with(learn, mine):
     write_table(mine, rows)
     ran = learn("--resume", "-q", data=mine)
     assert ran.code == 2
-    assert "does not say what it said" in ran.line
+    assert "has changed since this run started" in ran.line
     ran = learn("--resume", "--condition-on", "side", "-q", data=mine)
     assert ran.code == 2
     assert "--condition-on side differs from the run's level,side" in ran.line
@@ -277,7 +277,7 @@ def test_columns_that_are_left_out_leave_what_was_drawn_without_them(follower, d
     line = ("train", shades, "--init", follower, "--steps", 1, "--lr", 0)
     ran = diffuse(*line, "--condition-on", "level")
     assert ran.code == 0, ran.err
-    assert "left out: side; draws at first as if told none of it" in ran.err
+    assert "left out: side, at first like a model run without them" in ran.err
     old, new = model_file.load(follower), model_file.load(MODEL)
     x, t, row = torch.randn(2, 1, 8, 8), torch.tensor([3.0, 500]), torch.tensor([[0.5], [-1]])
     untold = torch.full((2, 1), torch.nan)

@@ -16,7 +16,7 @@ from diffuse_cli.training import run_length, time_estimate
 from diffuse_cli.training.configuration import complete, configure
 from diffuse_cli.training.monitor import preview_spacing
 from diffuse_cli.training.plan import Plan
-from diffuse_cli.training.run_length import Forecast, too_few, too_long
+from diffuse_cli.training.run_length import Forecast, warn_of_few_steps, warn_of_long_run
 from diffuse_cli.training.time_estimate import Stopwatch, fill_minutes, seconds_in_all
 from diffuse_cli.training.training_data import TrainingData
 
@@ -238,24 +238,44 @@ def config_of(**given):
 @pytest.mark.parametrize(
     ("given", "seconds", "says"),
     [
-        ({"steps": 14}, None, "14 steps will draw nothing: try --steps 300"),
-        ({"steps": 299}, None, "299 steps will draw little: try --steps 300"),
+        ({"steps": 14}, None, "14 steps are too few: samples will be noise. Try --steps 300."),
+        ({"steps": 299}, None, "299 steps are few: samples will be rough. Try --steps 300."),
         ({"steps": 300}, None, None),
-        ({"steps": 149, "batch_size": 64}, None, "149 steps will draw little: try --steps 150"),
+        (
+            {"steps": 149, "batch_size": 64},
+            None,
+            "149 steps are few: samples will be rough. Try --steps 150.",
+        ),
         ({"steps": 150, "batch_size": 64}, None, None),
-        ({"steps": 74, "batch_size": 64}, None, "74 steps will draw nothing: try --steps 150"),
+        (
+            {"steps": 74, "batch_size": 64},
+            None,
+            "74 steps are too few: samples will be noise. Try --steps 150.",
+        ),
         ({"steps": 14, "init": "m.safetensors"}, None, None),
-        ({"steps": 14, "side": 128}, 13.0, "try --size 16, or --minutes 65"),
-        ({"steps": 166, "side": 128}, 1.7, "166 steps will draw little: try --size 80, or --min"),
-        ({"steps": 14, "side": 28}, 13.0, "14 steps will draw nothing: try --minutes 65"),
-        ({"steps": 14, "preset": "base", "side": 128}, 13.0, "try --preset tiny, or --minutes 65"),
-        ({"steps": 1, "preset": "base", "side": 128}, 1300.0, "draw nothing: try --preset tiny"),
+        ({"steps": 14, "side": 128}, 13.0, "Try --size 16, or --minutes 65."),
+        (
+            {"steps": 166, "side": 128},
+            1.7,
+            "166 steps are few: samples will be rough. Try --size 80, or --min",
+        ),
+        (
+            {"steps": 14, "side": 28},
+            13.0,
+            "14 steps are too few: samples will be noise. Try --minutes 65.",
+        ),
+        ({"steps": 14, "preset": "base", "side": 128}, 13.0, "Try --preset tiny, or --minutes 65."),
+        (
+            {"steps": 1, "preset": "base", "side": 128},
+            1300.0,
+            "1 step is too few: samples will be noise. Try --preset tiny.",
+        ),
     ],
 )
 def test_too_few_steps_to_draw_anything_are_called_so(given, seconds, says):
     init = given.pop("init", None)
     config = dataclasses.replace(config_of(**given), init=init)
-    found = list(too_few(config, seconds))
+    found = list(warn_of_few_steps(config, seconds))
     assert bool(found) == bool(says)
     if says:
         assert found[0].warning
@@ -267,20 +287,20 @@ def test_the_minutes_that_are_named_draw_something(machine):
     """Whatever is typed, as many steps follow as are needed."""
     here = machine(each=0.3)
     few, budget = filled(here, minutes=1)
-    text = next(too_few(few.config, seconds_in_all(few, budget))).text
-    minutes = float(text.partition("--minutes ")[2])
+    text = next(warn_of_few_steps(few.config, seconds_in_all(few, budget))).text
+    minutes = float(text.partition("--minutes ")[2].rstrip("."))
     assert minutes == 14
     enough, budget = filled(here, minutes=minutes)
-    assert not list(too_few(enough.config, seconds_in_all(enough, budget)))
+    assert not list(warn_of_few_steps(enough.config, seconds_in_all(enough, budget)))
     assert run_length.FEWEST <= enough.config.steps < 1.1 * run_length.FEWEST
 
 
 def test_days_are_called_so():
     config = config_of(side=128)
-    assert not list(too_long(config, 17.0, 5000))
-    found = list(too_long(config, 57.0, 5000))
+    assert not list(warn_of_long_run(config, 17.0, 5000))
+    found = list(warn_of_long_run(config, 57.0, 5000))
     assert [(n.text, n.warning) for n in found] == [
-        ("5,000 steps of 57 s take 3 days: try --size 64, or --minutes 290", True)
+        ("5,000 steps of 57 s take 3 days. Try --size 64, or --minutes 290.", True)
     ]
 
 
@@ -298,12 +318,12 @@ def test_a_slow_run_says_early_how_long_it_will_take(monkeypatch):
                 found.setdefault(step, []).append(notice.text)
         return found
 
-    assert said(6.0, 5000) == {3: ["6 s a step: 8.3 hours to go"]}
+    assert said(6.0, 5000) == {3: ["6 s per step: 8.3 hours left"]}
     assert said(0.01, 5000) == {}
     assert said(6.0, 8) == {}, "it ends in a minute"
     assert said(0.15, 5000) == {}, "the log says it first"
     assert said(0.15, 5_000_000) == {
-        68: ["4,999,932 steps of 0.15 s take 9 days: try --size 32, or --minutes 0.75"]
+        68: ["4,999,932 steps of 0.15 s take 9 days. Try --size 32, or --minutes 0.75."]
     }
     assert list(said(60.0, 5000)) == [1]
     assert list(said(60.0, 5000, compile=True)) == [2]
@@ -311,15 +331,16 @@ def test_a_slow_run_says_early_how_long_it_will_take(monkeypatch):
 
 def test_train_and_dry_run_warn_and_go_on(quick, step_takes):
     step_takes(0.01)
-    warning = "warning: 4 steps will draw nothing: try --steps 300\n"
+    warning = "warning: 4 steps are too few: samples will be noise. Try --steps 300.
+"
     ran = quick("--steps", 4)
     assert ran.code == 0
     assert warning in ran.err
     ran = quick("--steps", 4, "--dry-run")
     assert ran.code == 0
     assert warning in ran.err
-    assert "will draw" not in quick("--steps", 5, "--resume").err
-    assert "will draw" not in quick("--steps", 4, "--init", "model.safetensors", "--dry-run").err
+    assert "too few" not in quick("--steps", 5, "--resume").err
+    assert "too few" not in quick("--steps", 4, "--init", "model.safetensors", "--dry-run").err
 
 
 def test_a_slow_run_says_so_while_it_trains(quick, monkeypatch):
@@ -328,7 +349,7 @@ def test_a_slow_run_says_so_while_it_trains(quick, monkeypatch):
     monkeypatch.setattr(run_length, "DAY", 0)
     ran = quick("--steps", 4)
     assert ran.code == 0
-    assert ran.err.count("s a step: 0.0 minutes to go\n") == 1
+    assert ran.err.count("s per step: 0.0 minutes left\n") == 1
     assert ran.err.count("warning: 3 steps of 0.") == 1
 
 
@@ -337,4 +358,6 @@ def test_minutes_that_are_too_few_are_called_so(train, step_takes):
     for more in ((), ("--dry-run",)):
         ran = train("--minutes", 10, "--stop-at", 1, *more)
         assert ran.code == 0
-        assert "warning: 10 steps will draw nothing: try --minutes 510\n" in ran.err
+        assert (
+            "warning: 10 steps are too few: samples will be noise. Try --minutes 510.\n" in ran.err
+        )

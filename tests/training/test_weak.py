@@ -58,7 +58,7 @@ def test_the_share_is_an_option(quick):
     found = model_file.load(MODEL)
     assert (found.weak_step, found.training["weak_after"]) == (5, 0.25)
     ran = quick(*RUN, "--overwrite", "--keep-weak", "--weak-after", 0.25, "--stop-at", 4)
-    assert "no weak average yet: --keep-weak takes it after step 5\n" in ran.err
+    assert "no early EMA weights yet: --keep-weak saves them after step 5\n" in ran.err
     quick("--resume", "--stop-at", 5)
     assert same(found.weak, model_file.load(MODEL).ema)
 
@@ -84,7 +84,7 @@ def test_it_is_the_average_of_a_run_that_stopped_there_and_changes_nothing_else(
 @pytest.mark.parametrize("stop", [2, 3, 10])
 def test_stopped_and_resumed_equals_one_go(quick, weak, stop):
     ran = quick(*RUN, "--keep-weak", "--stop-at", stop)
-    said = "no weak average yet: --keep-weak takes it after step 3\n"
+    said = "no early EMA weights yet: --keep-weak saves them after step 3\n"
     assert (said in ran.err) == (stop == 2)
     assert model_file.load(MODEL).weak_step == (None if stop == 2 else 3)
     ran = quick("--resume")
