@@ -38,7 +38,7 @@ def run(config: EvalConfig, console: Console) -> None:
 
 
 def lines(found: Evaluated) -> list[str]:
-    """A table of the numbers and their references, and what they were measured on."""
+    """Return the verdict, a table of the metrics and their references, and the settings."""
     rows = [["", "measured", "reference"], *(_row(n, found.values) for n in shown(found.values))]
     from diffuse_cli.metrics.features.feature_choice import network_of, part_of
 
@@ -46,6 +46,7 @@ def lines(found: Evaluated) -> list[str]:
     features = f"; {network_of(found.features)}" if found.features.get("name") else ""
     said = [str(r) for r in found.remarks if r.warns or r.level == "note"]
     return [
+        *([f"{found.verdict}.", ""] if found.verdict else []),
         *align_columns(rows),
         f"n = {found.generated:,} generated against {found.real:,} real ({part}){features}",
         *said,

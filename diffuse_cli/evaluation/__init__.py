@@ -1,1 +1,1 @@
-"""Measuring a model, or a folder of images, against real images."""
+"""Measure a model, or a folder of images, against real images."""

@@ -1,4 +1,4 @@
-"""`evaluate`: measure a model, or a folder of images, against real images."""
+"""Measure a model, or a folder of images, against real images."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from diffuse_cli.evaluation.feature_cache import Team
 from diffuse_cli.evaluation.image_sets import Sides, classes_told, drawn_from, read_sides
 from diffuse_cli.evaluation.input_builders import make
 from diffuse_cli.evaluation.metric_inputs import EvaluationRun, lacking, unmeasured
+from diffuse_cli.evaluation.verdict import verdict
 from diffuse_cli.media import figures
 from diffuse_cli.metrics import Facts, Remark, Words, features, remarks
 from diffuse_cli.metrics.features import FeatureNetwork, feature_choice
@@ -48,12 +49,12 @@ def evaluate(
 ) -> Work[Evaluated | None]:
     """Measure a model file, or a folder of images, against real images.
 
-    Yields `Progress` and `Notice`. Returns None on all processes but the first.
+    Yields `Progress` and `Notice`. Returns None on all processes except the first.
 
     Args:
-        accelerator: one that the caller has set up, and ends.
-        times: learned for the model's images, instead of those that its file recommends.
-        found: the model, if it has been read.
+        accelerator: the caller's accelerator, or None to set one up.
+        times: learned timesteps that replace the timesteps recommended by the model file.
+        found: the model, if it is loaded already.
 
     Raises:
         DataError, ModelFileError, UsageError: the configuration cannot be used.
@@ -66,7 +67,10 @@ def evaluate(
         config, eval_options.PlottedBoundConfig, StartConfig, SamplerConfig, WeightsConfig
     )
     if folder and (flag := "--given" if config.given else flag):
-        raise UsageError(f"{flag} needs a model, and {files.show(subject)} is a folder of images")
+        raise UsageError(
+            f"{flag} needs a model, and {files.show(subject)} is a folder of images",
+            "Remove it, or pass a model file",
+        )
     with (
         asked(config, "plot", ".png") as plot,
         asked(config, "pairs", ".png") as page,
@@ -83,7 +87,7 @@ def evaluate(
             described = describe(settings, config, loaded)
             described |= {"timesteps": config.timesteps, "respaced": config.respaced}
             lacks = lacking(loaded.space, loaded, training=config.train_n > 0)
-            # Said when DATA is read, which may not be what the model was trained on.
+            # Notices follow once DATA is read, which may differ from the training data.
             list(unmeasured(config.metrics or (), lacks))
         judge = yield from find_judge(config, loaded.space if loaded else None, accelerator)
         sides = yield from read_sides(config, loaded)
@@ -92,17 +96,17 @@ def evaluate(
         if loaded and settings:
             settings = drawn_from(settings, loaded, sides, config.seed)
             if given := loaded.model.blueprint.conditions.given:
-                what = "what lies beside them" if given.what == PAIRS else given.what
-                yield Notice(f"drawn from the real {words.many} in turn: {what}")
+                inputs = f"the paired {words.many}" if given.what == PAIRS else given.what
+                yield Notice(f"conditioned on the real {words.many}: {inputs}")
             elif sides.real.rows is not None:
-                yield Notice(f"each drawn {words.one} is told the row of a real one, in turn")
+                yield Notice(f"conditioned on the metadata of the real {words.many}")
             elif settings.condition:
                 yield classes_told(sides)
         training = sides.training if config.train_n else None
         if page and training is None:
             raise UsageError(
-                "--pairs needs DATA that the model was trained on, with a held-out part",
-                f"Give the model's training data, 40 {words.many} or more, without --train-n 0",
+                "--pairs needs the model's training data as DATA, with a held-out part",
+                f"Use the training data, 40 {words.many} or more, without --train-n 0",
             )
         network = yield from choose_network(config, judge, sides)
         evaluation = EvaluationRun(
@@ -126,15 +130,15 @@ def evaluate(
         real = len(sides.real)
         generated = 0 if evaluation.fakes is None else len(evaluation.fakes)
         dim = evaluation.fake_features.shape[1]
-        told = {k: of.details(evaluation) for k, of in evaluation.metrics.items() if of.details}
+        details = {k: of.details(evaluation) for k, of in evaluation.metrics.items() if of.details}
         facts = Facts(
-            values, real, generated, dim, loaded is not None, sides.space.levels, told, words
+            values, real, generated, dim, loaded is not None, sides.space.levels, details, words
         )
         return Evaluated(
             values=values,
             classes=_by_class(evaluation, sides.classes),
             terms=evaluation.bound.by_time() if evaluation.bound else [],
-            details=told,
+            details=details,
             real=real,
             generated=generated,
             part=sides.part,
@@ -154,17 +158,25 @@ def evaluate(
 
 
 def settle(config: EvalConfig, loaded: Loaded, accelerator: Accelerator) -> Work[DrawSettings]:
-    """How the model's images are drawn; refuses more timesteps than it has."""
+    """Resolve the sampling settings of a model.
+
+    Raises:
+        UsageError: there are more timesteps than the model has.
+    """
     guide = yield from load_guide(config, loaded, accelerator)
     settings, process = resolve(config, loaded.model, guide=guide), loaded.denoiser.process
     settings.times_of(process)
     if config.respaced is not None and config.respaced > process.num_timesteps:
-        raise UsageError(f"--respaced must be 2 to {process.num_timesteps}, the model's timesteps")
+        raise UsageError(
+            f"--respaced {config.respaced} is more than the model's {process.num_timesteps} "
+            "timesteps",
+            f"Set --respaced {process.num_timesteps} or less",
+        )
     return settings
 
 
 def measured(evaluation: EvaluationRun) -> Work[dict[str, float]]:
-    """The numbers of every metric whose parts can be made; only the first process has them."""
+    """Compute every metric whose parts can be made. Only the first process gets the values."""
     values: dict[str, float] = {}
     for metric in evaluation.metrics.values():
         for need in metric.NEEDS:
@@ -177,7 +189,7 @@ def measured(evaluation: EvaluationRun) -> Work[dict[str, float]]:
 def find_network(
     config: MeasureConfig, accelerator: Accelerator, *, alone: bool = False
 ) -> Work[FeatureNetwork]:
-    """The feature network; to be called before the work, as its weights may be missing or wrong.
+    """Load the feature network before the work starts, as its weights may be missing or wrong.
 
     Args:
         alone: whether only the first process calls it.
@@ -198,28 +210,28 @@ def find_network(
 def find_judge(
     config: MeasureConfig, space: Space | None, accelerator: Accelerator, *, alone: bool = False
 ) -> Work[Judge]:
-    """Find what chooses the feature network for samples of a space, None while it is not known."""
+    """Find the choice of feature network for samples of a space. None if the space is unknown."""
     trained = find_network(config, accelerator, alone=alone)
     return (yield from feature_choice.find_judge(space, accelerator.device, trained))
 
 
 def choose_network(config: MeasureConfig, judge: Judge, sides: Sides) -> Work[FeatureNetwork]:
-    """Choose the feature network for the sides; say where features are not those of photographs.
+    """Choose the feature network for the sides, and report if its features are random.
 
     Raises:
-        UsageError: a network of photographs was asked for.
+        UsageError: the user asked for a network trained on photographs.
     """
     network = judge.of(sides.space, sides.real.samples)
     if not network.pictures:
         many = words_of(sides.space).many
         if flag := first_given(config, eval_options.FeatureConfig):
             raise UsageError(
-                f"{flag} is of photographs, whose features say nothing of {many}",
-                "Leave it out: KID is that of random features",
+                f"{flag} uses features of photographs, which do not suit {many}",
+                "Remove it: the KID then uses random features",
             )
         yield Notice(
-            f"left out: what features of photographs say, as of {many} they say nothing; KID is "
-            "that of random features"
+            f"KID uses random features, because features of photographs do not suit {many}. Other "
+            "metrics of such features are left out"
         )
     return network
 
@@ -227,21 +239,24 @@ def choose_network(config: MeasureConfig, judge: Judge, sides: Sides) -> Work[Fe
 def load_model(
     config: MeasureConfig, weights: str, accelerator: Accelerator, *, alone: bool = False
 ) -> Work[Loaded]:
-    """The model of a command that cannot measure a folder of images; `alone` as in `load_denoiser`.
+    """Load the model of a command that cannot measure a folder of images.
+
+    Args:
+        alone: as in `load_denoiser`.
 
     Raises:
-        ModelFileError: no such file, or it is no model file.
-        UsageError: it is a folder of images.
+        ModelFileError: the file does not exist, or is not a model file.
+        UsageError: the path is a folder of images.
     """
     if is_images(Path(config.subject)):
         shown = files.show(Path(config.subject))
-        raise UsageError(f"{shown} is a folder of images", "Give a model file")
+        raise UsageError(f"{shown} is a folder of images", "Pass a model file")
     subject, precision = config.subject, config.precision
     return (yield from load_denoiser(subject, weights, accelerator, precision, alone=alone))
 
 
 def _by_class(evaluation: EvaluationRun, names: Sequence[str]) -> dict[str, dict[str, float]]:
-    """The metrics' numbers for every class with two images or more on both sides."""
+    """Compute the metrics of every class with two or more images on both sides."""
     found: dict[str, dict[str, float]] = {}
     for label, name in enumerate(names if evaluation.fakes is not None else ()):
         values: dict[str, float] = {
@@ -258,13 +273,13 @@ def _by_class(evaluation: EvaluationRun, names: Sequence[str]) -> dict[str, dict
 
 
 DISTILLED = {"teacher": "teacher_sha256", "guidance": "teacher_guidance"}
-"""The names of what a model file keeps of the model that it was distilled from."""
+"""Names in the JSON of a model file's facts about its teacher."""
 
 
 def describe(
     settings: DrawSettings, config: EvalConfig | TuneConfig, loaded: Loaded
 ) -> dict[str, Any]:
-    """How images were drawn, for comparing the numbers."""
+    """Describe the sampling settings, for comparisons of metrics."""
     conditions = loaded.model.blueprint.conditions
     given, table = conditions.given, conditions.table
     return {
@@ -285,7 +300,7 @@ def describe(
 
 
 def _model_facts(loaded: Loaded) -> dict[str, Any]:
-    """Facts of the model file, as JSON."""
+    """Return facts of the model file, as JSON."""
     model = loaded.model
     return {
         "step": model.step,
@@ -299,14 +314,14 @@ def _model_facts(loaded: Loaded) -> dict[str, Any]:
 
 # -- results --------------------------------------------------------------------------------------
 
-# What an evaluation found.
+# The result of an evaluation.
 
 PLACES = ("subject", "data", "plot", "pairs", "report", "out")
-"""Entries of the numbers of `eval` and `tune` that are paths of this machine."""
+"""Keys of the JSON of `eval` and `tune` that are paths of this machine."""
 
 
 def published(numbers: Mapping[str, Any]) -> dict[str, Any]:
-    """The object that `--json` prints as others may read it: places by their names alone."""
+    """Return the object that `--json` prints for publication, with file names instead of paths."""
     named = {k: place_name(v) for k, v in numbers.items() if k in PLACES and isinstance(v, str)}
     swept = {k: published(v) for k, v in numbers.items() if k == "sweep"}
     return {**numbers, **named, **swept}
@@ -314,22 +329,24 @@ def published(numbers: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The numbers of an evaluation, and what is needed to compare them with others.
+    """Result of an evaluation, with the settings that comparisons need.
 
     Attributes:
-        values: the metrics' numbers by key.
-        classes: the same for each class on both sides, with its counts.
-        terms: the bound by timestep, of a model.
-        details: what else the metrics found, by their names.
-        real, generated: how many images on each side.
-        part: which of the real images: `held-out` or `all`.
+        values: the metrics by key.
+        classes: the metrics and counts of each class on both sides.
+        terms: the variational bound by timestep, for a model.
+        details: further results of the metrics, by their names.
+        real, generated: the number of images on each side.
+        part: the part of the real images: `held-out` or `all`.
         features: the feature network, see `FeatureNetwork.described`.
-        settings: how a model's images were drawn and its bound was taken.
-        fingerprints: of DATA, and of a folder that is measured.
+        settings: the settings of sampling and of the variational bound.
+        fingerprints: the fingerprints of DATA, and of a measured folder.
         made_with: versions and the machine.
-        plot, pairs, report: paths of the plot of the terms, of the page of nearest training images
-            and of the report; None if not asked for.
-        words: what is said of the samples.
+        plot, pairs, report: the paths of the plot of the terms, of the page of nearest training
+            images and of the report, or None.
+        remarks: sentences on the meaning of the metrics.
+        words: the names of the medium's samples.
+        shown: the images of the report, or None.
     """
 
     values: dict[str, float]
@@ -352,8 +369,13 @@ class Evaluated:
     words: Words
     shown: Shown | None
 
+    @property
+    def verdict(self) -> str:
+        """Verdict in plain words, see `verdict.verdict`."""
+        return verdict(self.values, self.remarks, self.words, model=bool(self.model))
+
     def to_json(self, config: EvalConfig) -> dict[str, object]:
-        """The numbers, and all that is needed to compare them with others."""
+        """Return the metrics, and the settings that comparisons need."""
         values = dataclasses.asdict(dataclasses.replace(self, shown=None, remarks=[]))
         del values["shown"], values["words"]
         values["remarks"] = [str(remark) for remark in self.remarks if remark.warns]

@@ -1,4 +1,4 @@
-"""The nearest training image of each generated image and of references, and a page of them."""
+"""Example images of an evaluation: nearest training images, and the images of the report."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ PAIRS, COLUMNS = 24, 4
 """Pairs on the page, and in a row."""
 
 SIDE, DPI = 112, 150
-"""Dots per image side, and per inch."""
+"""Pixels per image side, and per inch."""
 
 TITLE = "Generated {many} (left) and their nearest training {many} (right)"
-UNDER = "Distance, where 1 is the usual one of {many} that are no copies; 0 is a copy."
+UNDER = "Distance: 0 is a copy, and 1 is usual for real {many} that are not copies."
 
 SAME = 1e-10
-"""Images with a mean squared difference up to this are the same; features differ by rounding."""
+"""Images with a mean squared difference up to this are the same, as features differ by rounding."""
 
 
 def comparable(space: Space, stored: Array) -> Array:
-    """Return stored samples as numbers that can be compared: floats as the model sees them."""
+    """Return stored samples as values to compare: floats in the model's space."""
     if space.levels is not None:
         return stored
     seen: Array = space.to_model(torch.from_numpy(np.ascontiguousarray(stored))).numpy()
@@ -49,17 +49,17 @@ def search(
     alone: int = 0,
     see: Callable[[Array], Array] = lambda rows: rows,
 ) -> Work[Nearest]:
-    """The nearest of the training rows in `order` to each sample and each reference.
+    """Find the nearest of the training rows in `order` to each sample and each reference.
 
-    References are the held-out rows and the first `alone` of `order`; the nearest of the latter is
-    the nearest that is not the same, at infinity if all are.
+    References are the held-out rows and the first `alone` rows of `order`. For a reference from
+    `order`, identical rows do not count, and its distance is infinite if all rows are identical.
 
-    Distances are root mean squared differences, places are indices of rows of `training`. Rows have
-    any shape and type; they are compared block by block in float64, in which 8-bit pixels are
-    exact. Grey images are repeated to the channels of coloured ones.
+    Distances are root mean squared differences, and places are row indices of `training`. Rows of
+    any shape and type are compared block by block in float64, which represents 8-bit pixels
+    exactly. Grey images are repeated to three channels if the others are in colour.
 
     Args:
-        see: from rows to the numbers that are compared.
+        see: a function from rows to the values to compare.
     """
     channels = max(x.shape[1] for x in (samples, training)) if training.ndim > 2 else None
     width = _flat(see(training[order[:1]]), channels).shape[1]
@@ -72,7 +72,7 @@ def search(
             found = squared(_flat(see(side), channels), rows)
             found[found <= least * rows.shape[1]] = torch.inf
             kept[q] = merge(kept[q], found, j.start, 1)
-        yield Progress("nearest in the training data", j.stop, len(order))
+        yield Progress("finding the nearest training samples", j.stop, len(order))
     nearest = torch.cat([k[0][:, 0] for k in kept if k is not None]).numpy()
     places = torch.cat([k[1][:, 0] for k in kept if k is not None]).numpy()
     n, distances = len(samples), np.sqrt(nearest / width)
@@ -80,7 +80,7 @@ def search(
 
 
 def _flat(rows: Array, channels: int | None) -> torch.Tensor:
-    """Float64 rows (N, d)."""
+    """Return float64 rows (N, d)."""
     if channels is not None:
         rows = np.broadcast_to(rows, (len(rows), channels, *rows.shape[2:]))
     return torch.from_numpy(rows.reshape(len(rows), -1).astype(np.float64))
@@ -88,8 +88,11 @@ def _flat(rows: Array, channels: int | None) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class NearestPair:
-    """A generated sample, a training one, and `ratio`, their distance over the median distance of
-    references to their nearest."""
+    """Generated sample and its nearest training sample.
+
+    Attributes:
+        ratio: their distance, divided by the median distance of references to their nearest sample.
+    """
 
     sample: int
     place: int
@@ -102,7 +105,7 @@ class NearestPair:
 
 @dataclass(frozen=True)
 class Twin:
-    """The two pictures of a pair, (C, H, W)."""
+    """Two images of a pair, (C, H, W)."""
 
     pair: NearestPair
     generated: Array
@@ -110,7 +113,7 @@ class Twin:
 
 
 def worst(nearest: Mapping[str, Nearest], count: int) -> list[NearestPair]:
-    """The samples nearest to training images, each in the space where it is nearer."""
+    """Return the samples nearest to training images, each in the space where it is nearer."""
     pairs: dict[int, NearestPair] = {}
     for space, found in nearest.items():
         usual = max(float(np.median(usable(found.references))), 1e-12)
@@ -121,7 +124,7 @@ def worst(nearest: Mapping[str, Nearest], count: int) -> list[NearestPair]:
 
 
 def draw(twins: Sequence[Twin], words: Words) -> Image.Image:
-    """A page of pairs: a generated image, and its nearest training image beside it."""
+    """Plot a page of pairs: each generated image next to its nearest training image."""
     shown = [[_sized(twin.generated), _sized(twin.training)] for twin in twins]
     side = max(max(image.shape[1:]) for pair in shown for image in pair) / DPI
     columns = min(COLUMNS, len(twins))
@@ -140,22 +143,20 @@ def draw(twins: Sequence[Twin], words: Words) -> Image.Image:
 
 
 def _sized(image: Array) -> Array:
-    """An image at about `SIDE` dots; smaller ones are enlarged by a whole number."""
+    """Resize an image to about `SIDE` pixels. Small images are enlarged by an integer factor."""
     zoom = max(1, SIDE // max(image.shape[1:]))
     picture = figures.shrunk(figures.image(image.repeat(zoom, 1).repeat(zoom, 2)), SIDE)
     dots = np.asarray(picture)
     return dots[None] if dots.ndim == 2 else np.ascontiguousarray(dots.transpose(2, 0, 1))
 
 
-# -- showing --------------------------------------------------------------------------------------
-
-# The images of an evaluation that people look at: on the page of pairs and in the report.
+# -- images of the report -------------------------------------------------------------------------
 
 SAMPLES, OF_CLASS, TWINS = 64, 10, 12
-"""How many of each side, of each class on each side, and how many pairs of nearest images."""
+"""The most images per side, images per class and side, and pairs of nearest images."""
 
 CLASSES = 20
-"""How many classes, the first ones."""
+"""The most classes to show."""
 
 
 @dataclass(frozen=True)
@@ -169,16 +170,16 @@ class ClassImages:
 
 @dataclass(frozen=True)
 class Shown:
-    """What a report shows.
+    """Images of a report.
 
     Attributes:
         generated, real: the first images of each side.
         names: the name of each label.
         classes: images of the first `CLASSES` classes that both sides have.
-        more_classes: how many more there are.
+        more_classes: the number of classes that are not shown.
         twins: the pairs of `twins`, if training images are known.
-        answers: for a model that is given something, the first real images, what each was given,
-            and what stands for it; by name, (K, C, H, W).
+        answers: for a model conditioned on images, the first real images, their conditioning
+            images, and generated images and baselines, by name, (K, C, H, W).
     """
 
     generated: Labelled
@@ -191,7 +192,7 @@ class Shown:
 
 
 def choose(evaluation: EvaluationRun, names: Sequence[str]) -> Shown:
-    """The first images of a finished evaluation, overall and by class, and the worst pairs."""
+    """Choose the first images of an evaluation, overall and by class, and the worst pairs."""
     sides, look = (evaluation.generated, evaluation.real), evaluation.look
     generated, real = (Labelled(look(s.samples[:SAMPLES]), s.labels[:SAMPLES]) for s in sides)
     both = [
@@ -211,7 +212,7 @@ def choose(evaluation: EvaluationRun, names: Sequence[str]) -> Shown:
 
 
 def twins(evaluation: EvaluationRun, count: int) -> list[Twin]:
-    """The pairs of `neighbors.worst` in a finished evaluation whose training images are known."""
+    """Return the pairs of `worst` in a finished evaluation with known training images."""
     assert evaluation.training is not None
     fakes, pool = evaluation.generated.samples, evaluation.training.pool.samples
     look = evaluation.look

@@ -1,8 +1,8 @@
-"""Features of real images, kept between evaluations.
+"""Cache of the features of real images, and evaluation on several processes.
 
-They lie in `DIFFUSE_CACHE`, by default `diffuse` in the user's cache folder; an empty
-`DIFFUSE_CACHE` turns the cache off. The cache never fails: what cannot be read is computed again,
-what cannot be written is not kept.
+The cache is in `DIFFUSE_CACHE`, by default `diffuse` in the user's cache folder. An empty
+`DIFFUSE_CACHE` turns it off. The cache never fails: unreadable features are computed again, and
+features that cannot be written are not kept.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from diffuse_cli.system.rng import share
 
 # -- team -----------------------------------------------------------------------------------------
 
-# Several processes in one evaluation, with the same numbers as one process.
+# Several processes in one evaluation, with the same results as one process.
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Team:
-    """`size` processes, of which this is the `index`-th.
+    """Team of `size` processes, of which this is the `index`-th.
 
-    Batches are never split, since rounding depends on what else is in a batch.
+    Batches are never split, because rounding depends on the other images of a batch.
     """
 
     size: int = 1
@@ -50,22 +50,22 @@ class Team:
 
     @classmethod
     def of(cls, accelerator: Accelerator) -> Team:
-        """The processes that a launcher started."""
+        """Make the team of the processes that a launcher started."""
         return cls(accelerator.num_processes, accelerator.process_index)
 
     def share(self, n: int, batch_size: int) -> range:
-        """This process's part of 0 ... n-1: from the start of a batch to the end of one."""
+        """Return this process's part of 0 ... n-1, in whole batches."""
         batches = share(-(-n // batch_size), self.size, self.index)
         return range(min(batches.start * batch_size, n), min(batches.stop * batch_size, n))
 
     def gather(self, part: T) -> list[T]:
-        """Every process's part, in their order; each process must call it."""
+        """Return every process's part, in order. All processes must call it."""
         if self.size == 1:
             return [part]
         return list(gather_object([part]))
 
     def from_first(self, value: T) -> T:
-        """The first process's value; each process must call it."""
+        """Return the first process's value. All processes must call it."""
         if self.size == 1:
             return value
         return broadcast_object_list([value])[0]  # type: ignore[no-any-return]
@@ -77,7 +77,7 @@ ALONE = Team()
 def draw_share(
     settings: DrawSettings, loaded: Loaded, n: int, device: torch.device, team: Team, first: int = 0
 ) -> Work[dict[int, Array]]:
-    """This process's share of n stored samples (C, *size), by index from `first` on."""
+    """Generate this process's part of n stored samples (C, *size), by index from `first` on."""
     own, space = team.share(n, settings.batch_size), loaded.space
     own = range(first + own.start, first + own.stop)
     mine: dict[int, Array] = {}
@@ -87,7 +87,7 @@ def draw_share(
 
 
 def gathered(mine: dict[int, Array], n: int, team: Team, first: int = 0) -> Array:
-    """The samples of all processes, (n, C, *size); every process must call it."""
+    """Gather the samples of all processes, (n, C, *size). All processes must call it."""
     pixels = {i: image for part in team.gather(mine) for i, image in part.items()}
     return np.stack([pixels[i] for i in range(first, first + n)])
 
@@ -95,20 +95,20 @@ def gathered(mine: dict[int, Array], n: int, team: Team, first: int = 0) -> Arra
 def draw_all(
     settings: DrawSettings, loaded: Loaded, n: int, device: torch.device, team: Team, first: int = 0
 ) -> Work[Array]:
-    """Draw the n samples from `first` on, a share of them in each process."""
+    """Generate the n samples from `first` on, a part of them in each process."""
     mine = yield from draw_share(settings, loaded, n, device, team, first)
     return gathered(mine, n, team, first)
 
 
 NAMED = re.compile("[0-9a-f]{64}")
-"""The stems of its files; others in the folder are not its own."""
+"""Stems of the cache's files. The cache ignores other files in the folder."""
 
 LARGEST = 2**30
-"""Bytes to keep; the least recently used files go first."""
+"""The most bytes to keep. The least recently used files are removed first."""
 
 
 def computed(network: FeatureNetwork, pixels: Array, team: Team = ALONE) -> Work[Array]:
-    """The features, float32 (N, network.dim), of pixels uint8 (N, C, H, W).
+    """Compute the features, float32 (N, network.dim), of pixels uint8 (N, C, H, W).
 
     Each process computes a part of them.
     """
@@ -120,9 +120,12 @@ def computed(network: FeatureNetwork, pixels: Array, team: Team = ALONE) -> Work
 def cached(
     network: FeatureNetwork, pixels: Array, team: Team = ALONE, *, tell: bool = False
 ) -> Work[Array]:
-    """`computed`, or its earlier result for the same pixels and network, which `tell` announces.
+    """Return cached features of the same pixels and network, or compute them.
 
-    Random features are never kept: they are quick, and depend on more than the samples.
+    Random features are never kept, because they are quick and depend on more than the samples.
+
+    Args:
+        tell: whether to report the use of cached features.
     """
     if not network.pictures:
         return (yield from computed(network, pixels, team))
@@ -133,7 +136,7 @@ def cached(
     if found is not None:
         if folder and tell:
             where = files.show(folder)
-            yield Notice(f"features of the real images: as computed before, from {where}")
+            yield Notice(f"using cached features of the real images from {where}")
         return found
     features: Array = yield from computed(network, pixels, team)
     if path:
@@ -142,10 +145,10 @@ def cached(
 
 
 def _key(network: FeatureNetwork, pixels: Array) -> str:
-    """A hash of everything that features depend on, down to rounding.
+    """Return a hash of everything that features depend on, down to rounding.
 
-    The pixels cover the data: which images, in which order, how resized, on which background. They
-    do not cover how the network resizes them again, or the code.
+    The pixels cover the choice of images, their order, their size and their background. They do not
+    cover the network's own resizing, or the code.
     """
     own = (network.name, network.weights, network.resize, network.device.type)
     found = hashlib.sha256(repr((*own, __version__, torch.__version__, pixels.shape)).encode())
@@ -154,11 +157,11 @@ def _key(network: FeatureNetwork, pixels: Array) -> str:
 
 
 def _read(path: Path, shape: tuple[int, int]) -> Array | None:
-    """The features in `path`, or None if it does not hold them whole."""
+    """Read the features in `path`, or return None if they are missing or damaged."""
     try:
         with np.load(path, allow_pickle=False) as kept:
             features: Array = kept["features"]
-    except Exception:  # of damaged bytes NumPy and zipfile raise many kinds
+    except Exception:  # NumPy and zipfile raise many kinds of errors for damaged bytes
         return None
     if features.shape != shape or features.dtype != np.float32 or not np.isfinite(features).all():
         return None
@@ -192,11 +195,11 @@ def _shrink(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class FeatureMeasure:
-    """Measures generated samples against the same real ones, by features of a network.
+    """Measurement of generated samples against fixed real samples, by features of a network.
 
     Attributes:
-        space: of stored samples.
-        real: float64 features of the real samples, (N, network.dim).
+        space: the space of stored samples.
+        real: the float64 features of the real samples, (N, network.dim).
     """
 
     network: FeatureNetwork

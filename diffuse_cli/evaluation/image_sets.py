@@ -1,4 +1,4 @@
-"""The two sides of a comparison: which images, and of which class."""
+"""Choose the images on both sides of an evaluation, with their classes and conditions."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Labelled:
     """Stored samples (N, C, *size) and their classes, int64 (N,), -1 for none.
 
     Attributes:
-        samples: of a whole data set a read-only memory map, if they are many.
-        pairs: what lies beside each, as stored, for a model that is given it; by index alone for a
-            whole data set.
-        rows: the codes of its columns, (N, columns), for a model that is told them.
+        samples: the stored samples, a read-only memory map for a large data set.
+        pairs: the stored paired sample of each, for a model that is conditioned on pairs. For a
+            whole data set it only supports indexing.
+        rows: the codes of the metadata columns, (N, columns), for a model conditioned on them.
     """
 
     samples: Array
@@ -43,7 +43,7 @@ class Labelled:
 
     @classmethod
     def of(cls, images: Dataset, names: Sequence[str], pairs: Pairs | None = None) -> Labelled:
-        """Label images by the place in `names` of their class, -1 if it is not there."""
+        """Label images by the index of their class in `names`, -1 for other classes."""
         places = {name: i for i, name in enumerate(names)}
         known = np.array([*(places.get(name, -1) for name in images.class_names), -1], np.int64)
         return cls(images.stored, known[images.labels], pairs, images.rows)
@@ -52,7 +52,7 @@ class Labelled:
         return len(self.samples)
 
     def __getitem__(self, chosen: Array | slice) -> Labelled:
-        """Some of them: by index, or where a mask is true."""
+        """Select samples by index or mask."""
         pairs = None if self.pairs is None else np.ascontiguousarray(self.pairs[chosen])
         rows = None if self.rows is None else self.rows[chosen]
         samples = np.ascontiguousarray(self.samples[chosen])
@@ -60,19 +60,20 @@ class Labelled:
 
 
 REFERENCES = 200
-"""If fewer images are held out, training images, each without itself, make up this number."""
+"""The number of references. If fewer images are held out, training images are added, each compared
+with all others."""
 
 
 KEPT_SHARE = 2
-"""Images are kept in memory up to 1/KEPT_SHARE of what is free."""
+"""Images are kept in memory up to 1/KEPT_SHARE of the free memory."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """Training images, and held-out ones of the same data.
+    """Training images and held-out images of the same data.
 
     Attributes:
-        pool: all of the data.
+        pool: all images of the data.
         order: the indices of the training images, shuffled.
     """
 
@@ -82,11 +83,11 @@ class Training:
 
     @property
     def alone(self) -> int:
-        """How many training images, the first of `order`, are references."""
+        """Number of training images that are references, the first of `order`."""
         return max(0, min(REFERENCES - len(self.held_out), len(self.order)))
 
     def first(self, n: int) -> Labelled:
-        """At most n training images."""
+        """Return at most n training images."""
         return self.pool[self.order[:n]]
 
 
@@ -96,21 +97,21 @@ FINGERPRINTS: Mapping[str, str] = {
     "given": "the conditioning {many}",
     "table": "the metadata columns",
 }
-"""The names that people read of what has a fingerprint, by its key."""
+"""Readable names of data with a fingerprint, by key."""
 
 
 @dataclass(frozen=True)
 class Sides:
-    """Real images and, where a folder is measured, the images in it.
+    """Real images, and the generated images if a folder is measured.
 
     Attributes:
-        more: further real images, at most as many.
-        training: what the model was trained on, if DATA is that; for a folder, DATA divided as
-            training would, if it is large enough.
-        part: which of DATA `real` is: `held-out` or `all`.
+        more: further real images, at most the same number.
+        training: the training images of the model, if they are part of DATA. For a folder, DATA is
+            split as in training, if it is large enough.
+        part: the part of DATA in `real`: `held-out` or `all`.
         classes: the name of each label.
-        fingerprints: of DATA, and of what else was read, by the keys of `FINGERPRINTS`.
-        space: that of the samples on all sides.
+        fingerprints: the fingerprints of DATA and of other inputs, by the keys of `FINGERPRINTS`.
+        space: the space of the samples on all sides.
     """
 
     real: Labelled
@@ -128,13 +129,13 @@ class Sides:
         for name, side in (("real", self.real), ("generated", self.fakes)):
             if side is not None and len(side) < 2:
                 raise UsageError(
-                    f"two {many} are needed on each side, not {len(side)} {name}",
-                    f"Give more {many}",
+                    f"an evaluation needs two {many} on each side, not {len(side)} {name}",
+                    f"Add more {many}",
                 )
 
 
 def read_sides(config: MeasureConfig, loaded: Loaded | None) -> Work[Sides]:
-    """Read the real images and, without a model, those to compare with them."""
+    """Read the real images and, without a model, the generated images."""
     if loaded is None:
         return (yield from _of_folder(config))
     check_pairs_option(config.given, loaded.model.blueprint.conditions.given)
@@ -143,8 +144,11 @@ def read_sides(config: MeasureConfig, loaded: Loaded | None) -> Work[Sides]:
 
 
 def sides_for(config: MeasureConfig, models: Sequence[Loaded]) -> Work[list[Sides]]:
-    """Read the sides for each of several models of one space: the same images, those held out if
-    one of the models was trained on the others, or all; without those that lack a pair."""
+    """Read the sides for several models of one space, with the same images for all.
+
+    They are the held-out images if one of the models was trained on the others, else all images.
+    Images without a pair are left out.
+    """
     images = yield from _read_as(models[0].space, config.data, config, models[0])
     yield from _tell(images)
     held_out = any(knows(model, images) for model in models)
@@ -160,7 +164,7 @@ def sides_for(config: MeasureConfig, models: Sequence[Loaded]) -> Work[list[Side
 
 
 def _read_as(space: Space, data: str, config: SidesConfig, loaded: Loaded) -> Work[Dataset]:
-    """Read samples of a space, fitted as the options say, or else as the model's were."""
+    """Read samples of a space, with the options' fit and background, or else the model's."""
     images = yield from read_images(
         data,
         **like(space),
@@ -175,16 +179,16 @@ def _read_as(space: Space, data: str, config: SidesConfig, loaded: Loaded) -> Wo
 
 
 def kept_bytes() -> int:
-    """Bytes of a set that are kept in memory; others are decoded when they are measured."""
+    """Return the bytes of a set to keep in memory. Other images are decoded on demand."""
     return free_memory("cpu") // (KEPT_SHARE * processes_here())
 
 
 def _read_rows(data: str, images: Dataset, loaded: Loaded) -> Work[Dataset]:
-    """DATA with the columns that a model is told; as it is for one that is told none.
+    """Add the metadata columns of a model's condition to DATA, if it has any.
 
     Raises:
-        DataError: there is no table.
-        UsageError: a table without such a column.
+        DataError: there is no metadata.
+        UsageError: the metadata lacks a column.
     """
     table = loaded.model.blueprint.conditions.table
     if table is None:
@@ -196,10 +200,10 @@ def _read_rows(data: str, images: Dataset, loaded: Loaded) -> Work[Dataset]:
 
 
 def _read_pairs(config: SidesConfig, images: Dataset, loaded: Loaded) -> Work[Pairs | None]:
-    """What lies beside DATA, for a model that was trained on pairs.
+    """Read the paired samples of DATA, for a model that was trained on pairs.
 
     Raises:
-        DataError: nothing has a pair.
+        DataError: no image has a pair.
     """
     given = loaded.model.blueprint.conditions.given
     if given is None or given.what != PAIRS:
@@ -213,23 +217,23 @@ def _read_pairs(config: SidesConfig, images: Dataset, loaded: Loaded) -> Work[Pa
 
 
 def inputs_of(loaded: Loaded, images: Labelled, seed: int) -> Inputs | None:
-    """What a model is told that these images are given."""
+    """Return the conditioning inputs of images, or None for a model without them."""
     giver = Giver.of(loaded.model.blueprint)
     return inputs_for(giver, images.samples, images.pairs, seed) if giver else None
 
 
 def classes_told(sides: Sides) -> Notice:
-    """Which classes a model draws that is told nothing else."""
+    """Report the classes of the generated samples of a model conditioned only on classes."""
     if _classes_of(sides):
-        return Notice("classes are drawn in the shares that they have in DATA")
-    return Notice("DATA has none of the model's classes: all are drawn evenly")
+        return Notice("generating classes in the proportions of DATA")
+    return Notice("DATA has none of the model's classes: generating all evenly")
 
 
 def drawn_from(settings: DrawSettings, loaded: Loaded, sides: Sides, seed: int) -> DrawSettings:
-    """The settings with what the real images are given and told, in turn, and their classes.
+    """Return the settings with the conditions of the real images, used one after another.
 
-    A model that is told classes alone draws those of further real images, in their shares; all
-    evenly where DATA has none of them.
+    A model that is conditioned only on classes uses the classes of further real images. If DATA has
+    none of its classes, it uses all evenly.
     """
     real, wanted = sides.real, settings.condition
     if wanted is None:
@@ -238,7 +242,7 @@ def drawn_from(settings: DrawSettings, loaded: Loaded, sides: Sides, seed: int) 
     rows = () if real.rows is None else tuple(map(tuple, real.rows.tolist()))
     if inputs is None and not rows:
         own = _classes_of(sides) or wanted.labels
-    else:  # an image of no class is still given and told its own
+    else:  # an image without a class still has its own conditions
         untold = len(loaded.model.blueprint.conditions.classes)
         own = tuple(np.where(real.labels >= 0, real.labels, untold).tolist())
     own = own if wanted.labels else ()
@@ -246,14 +250,16 @@ def drawn_from(settings: DrawSettings, loaded: Loaded, sides: Sides, seed: int) 
 
 
 def _classes_of(sides: Sides) -> tuple[int, ...]:
-    """Classes in the shares of DATA, first those of further real images: with as many of each on
-    both sides, the KID of a perfect model would be below 0."""
+    """Return classes in the proportions of DATA, starting with further real images.
+
+    With the same number of each class on both sides, a perfect model's KID would be below 0.
+    """
     labels = np.concatenate([sides.more.labels, sides.real.labels])
     return tuple(labels[labels >= 0].tolist())
 
 
 def knows(loaded: Loaded, images: Dataset) -> bool:
-    """Whether a model was trained on all of these images but a part that was held out."""
+    """Whether a model was trained on these images, except a held-out part."""
     same = images.fingerprint == loaded.model.data.get("fingerprint")
     return bool(same and images.held_out.any())
 
@@ -267,7 +273,7 @@ def _sides_of(
     *,
     held_out: bool,
 ) -> Sides:
-    """The sides for a model: of the usable images those held out, or all of them."""
+    """Make the sides for a model from the usable images: the held-out images, or all."""
     names = loaded.model.classes
     pool = Labelled.of(images, names, pairs)
     chosen = np.flatnonzero(images.held_out & usable if held_out else usable)
@@ -285,14 +291,14 @@ def _sides_of(
 
 
 def _told_part(images: Dataset, held_out: bool) -> Notice:
-    """Which of the images are the real ones."""
-    which = "the part that was never trained on" if held_out else "all"
+    """Report which images of DATA are the real images."""
+    which = "the held-out part" if held_out else "all"
     count = int(images.held_out.sum()) if held_out else len(images)
     return Notice(f"real {MEDIA[images.medium].many}: {which}, {count:,} of {len(images):,}")
 
 
 def _of_folder(config: MeasureConfig) -> Work[Sides]:
-    """Generated images at their own size, if all have the same, and real ones at that size."""
+    """Read generated images at their own size if it is uniform, and real images at that size."""
     read = partial(
         read_images,
         background=config.background or "white",
@@ -313,7 +319,7 @@ def _of_folder(config: MeasureConfig) -> Work[Sides]:
         "layout": theirs.layout,
         "rate": theirs.rate,
     }
-    if not judged(theirs.unmeasured):  # grey photos are shown in colour where the others are
+    if not judged(theirs.unmeasured):  # feature networks compare grey photos with colour photos
         asked["channels"] = theirs.stored.shape[1]
     images = yield from read(config.data, **asked)
     if images.stored.dtype != theirs.stored.dtype and MEDIA[theirs.medium].bits:
@@ -327,7 +333,7 @@ def _of_folder(config: MeasureConfig) -> Work[Sides]:
     if images.held_out.any():
         training = _training(config, pool, images.held_out, np.ones(len(images), np.bool_))
     prints = {"data": images.fingerprint, "subject": theirs.fingerprint}
-    # The deviations of floats are those of the real ones: what is generated may have none.
+    # The standard deviations of floats come from the real samples: generated samples may have none.
     space = images.space
     if space.levels is not None:
         space = replace(theirs.unmeasured, limits=space.limits)
@@ -335,23 +341,23 @@ def _of_folder(config: MeasureConfig) -> Work[Sides]:
 
 
 def _tell(*sets: Dataset) -> Work[None]:
-    """How many images were found, and which were skipped and why."""
+    """Report the number of images, and which were skipped and why."""
     for images in sets:
         for line in images.summary.lines():
             yield Notice(line)
 
 
 def _choose(config: MeasureConfig, pool: Labelled, chosen: Array) -> tuple[Labelled, Labelled]:
-    """At most n of the chosen images, shuffled, and at most n of the rest."""
+    """Return at most n of the chosen images, shuffled, and at most n of the rest."""
     order = chosen[permutation(config.seed, 0, len(chosen))]
     return pool[order[: config.n]], pool[order[config.n : 2 * config.n]]
 
 
 def _training(config: MeasureConfig, pool: Labelled, held_out: Array, usable: Array) -> Training:
-    """The training images, and at most n held-out ones.
+    """Return the training images, and at most n held-out images.
 
     Args:
-        held_out, usable: which images of the pool are, (N,).
+        held_out, usable: masks over the images of the pool, (N,).
     """
     own = np.flatnonzero(~held_out & usable)
     order = own[permutation(config.seed, 1, len(own))]

@@ -1,4 +1,4 @@
-"""Generated images against the real ones that they were drawn from."""
+"""Build the inputs of metrics: generated images, features, nearest neighbors and others."""
 
 from __future__ import annotations
 
@@ -28,13 +28,15 @@ from diffuse_cli.models.image_conditioning import Giver, Inputs, inputs_for
 from diffuse_cli.system.events import Work
 
 ANSWERED, ANSWERED_AT_ONCE, ANSWERS_SHOWN = 1000, 16, 10
-"""Most real images whose generated ones are compared with them, how many at a time, and how many
-are shown."""
+"""The most real images to compare with generated images of the same condition, the number of images
+at a time, and the number to show."""
 
 
 def make_answers(evaluation: EvaluationRun) -> Work[None]:
-    """The first two images of what each real image is given, against it; the second is drawn for
-    `ANSWERED` of them, if it is not there already."""
+    """Compare each real image with two images generated from its conditioning input.
+
+    The second image is generated for `ANSWERED` real images, unless it exists already.
+    """
     yield from make(evaluation, "features")
     config, (loaded, settings) = evaluation.config, evaluation.source
     giver = Giver.of(loaded.model.blueprint)
@@ -64,9 +66,9 @@ def make_answers(evaluation: EvaluationRun) -> Work[None]:
     own, theirs = evaluation.fake_features[:count], evaluation.real_features[:count]
     values |= feature_distances(theirs, own, features)
     sides = {
-        "given": others.get("given"),
-        "drawn": fakes,
-        "drawn again": second,
+        "condition": others.get("given"),
+        "generated": fakes,
+        "generated again": second,
         "real": real.samples,
         "nearest in training": others.get("nearest"),
     }
@@ -77,8 +79,11 @@ def make_answers(evaluation: EvaluationRun) -> Work[None]:
 def _instead(
     evaluation: EvaluationRun, giver: Giver, count: int
 ) -> Work[tuple[dict[str, Array], dict[str, Array]]]:
-    """What could stand for the first real images without a model, and its features, by name: what
-    they are given, and the nearest of `train_n` training images."""
+    """Return baselines that need no model, and their features, by name.
+
+    The baselines are the conditioning image itself, and the training image of `train_n` whose
+    conditioning input is nearest.
+    """
     real, seed = evaluation.real, evaluation.config.seed
     images: dict[str, Array] = {}
     features: dict[str, Array] = {}
@@ -104,13 +109,13 @@ def answered(
     seed: int,
     rows: Sequence[int],
 ) -> dict[str, Array]:
-    """The numbers of `metrics.paired` of some real images, by key.
+    """Return the values of `metrics.paired` for some real images, by key.
 
     Args:
-        truth: the real images (M, C, *size), whose inputs have draws of `seed`.
-        drawn: two images of what each is given.
-        others: what else could stand for them, by name.
-        rows: their places among the real images.
+        truth: the real images (M, C, *size), whose inputs are degraded with `seed`.
+        drawn: two generated images for each conditioning input.
+        others: the baselines by name.
+        rows: the indices of the images among the real images.
     """
     span = giver.space.bins - 1.0 if giver.space.bins else 2.0
     values = likeness(truth, drawn[0], drawn[1], others, span)
@@ -122,8 +127,10 @@ def answered(
 
 
 def nearest(giver: Giver, inputs: Inputs, count: int, training: Labelled, seed: int) -> Array:
-    """The place of the training image that comes nearest to what each of the first real images is
-    given, where that is known: (count,)."""
+    """Return the index of the training image nearest to each conditioning input, (count,).
+
+    Only known places of the input count.
+    """
     width = giver.given.channels * math.prod(giver.space.size)
     places: list[Array] = []
     for mine in blocks(count, width):
@@ -142,8 +149,7 @@ def nearest(giver: Giver, inputs: Inputs, count: int, training: Labelled, seed: 
 
 
 def _known_whole(giver: Giver, images: Labelled, seed: int) -> Tensor:
-    """What would be given of images if nothing of it were hidden, (B, C', *size)."""
-
+    """Return the conditioning inputs of images without a mask, (B, C', *size)."""
     if giver.masks:
         return giver.space.to_model(torch.from_numpy(images.samples))
     if images.pairs is not None:
@@ -154,7 +160,7 @@ def _known_whole(giver: Giver, images: Labelled, seed: int) -> Tensor:
 
 
 def _make_generated(evaluation: EvaluationRun) -> Work[None]:
-    """The images that a model draws."""
+    """Generate the model's images."""
     if evaluation.fakes is not None:
         return
     n, (loaded, settings) = evaluation.config.n, evaluation.source
@@ -166,7 +172,7 @@ def _make_generated(evaluation: EvaluationRun) -> Work[None]:
 
 
 def _make_features(evaluation: EvaluationRun) -> Work[None]:
-    """Features of both sides, of further real images and, of pictures, of training images."""
+    """Compute features of both sides, of further real images and, for pictures, training images."""
     yield from make(evaluation, "generated")
     network, team, known = evaluation.network, evaluation.team, 0
     see = partial(network.seen, evaluation.space)
@@ -184,7 +190,7 @@ def _make_features(evaluation: EvaluationRun) -> Work[None]:
 
 
 def _make_landmarks(evaluation: EvaluationRun) -> Work[None]:
-    """Features of images known to be bad."""
+    """Compute features of the baselines, which are known to be bad."""
     made = baselines(evaluation.look(evaluation.real.samples))
     pixels = np.concatenate([*made.values()])
     features = yield from cached(evaluation.network, pixels, evaluation.team)
@@ -193,7 +199,7 @@ def _make_landmarks(evaluation: EvaluationRun) -> Work[None]:
 
 
 def _make_nearest(evaluation: EvaluationRun) -> Work[None]:
-    """Distances to the nearest training image: in pixels among all, in features among `train_n`."""
+    """Find the nearest training image: in pixels among all, in features among `train_n`."""
     training, known = evaluation.training, evaluation.config.train_n
     assert training is not None
     if evaluation.network.pictures:
@@ -218,21 +224,21 @@ def _nearest_in_features(evaluation: EvaluationRun, training: Training) -> Work[
         theirs = yield from cached(
             evaluation.network, evaluation.look(held_out.samples), evaluation.team
         )
-    # The expected share depends on the number of references, so it is the same in both spaces.
+    # The expected rate depends on the number of references, so both spaces use the same number.
     order, alone = np.arange(len(features)), min(training.alone, len(features))
     near = yield from search(evaluation.fake_features, theirs, features, order, alone)
     evaluation.nearest["features"] = replace(near, places=training.order[near.places])
 
 
 def _make_marginals(evaluation: EvaluationRun) -> Work[None]:
-    """What the numbers of both sides are, on the first process."""
+    """Measure the value distributions of both sides, on the first process."""
     yield from make(evaluation, "generated")
     if evaluation.accelerator.is_main_process:
         evaluation.marginals = measure_marginals(*evaluation.sides)
 
 
 def _make_spectra(evaluation: EvaluationRun) -> Work[None]:
-    """The power of both sides by frequency, on the first process."""
+    """Measure the power spectra of both sides, on the first process."""
     yield from make(evaluation, "generated")
     if evaluation.accelerator.is_main_process:
         evaluation.spectra = measure_spectra(*evaluation.sides)

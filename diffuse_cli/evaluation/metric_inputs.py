@@ -1,4 +1,4 @@
-"""What metrics read, each part computed when first needed."""
+"""Inputs of metrics, each part computed when it is first needed."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from diffuse_cli.sampling.sampling_settings import DrawSettings
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import Notice
 
-OF_TRAINING = "DATA that a model was trained on, with a held-out part"
+OF_TRAINING = "the model's training data as DATA, with a held-out part"
 
 WANTED = {
     "bits": "a model",
     "train_bits": OF_TRAINING,
     "nearest": OF_TRAINING,
-    "answers": "a model of images that is given something",
+    "answers": "a model that is conditioned on images",
     "features": "images",
     "landmarks": "images",
     "random_features": "arrays, sounds or stacks",
 }
-"""What parts need that cannot always be made."""
+"""Requirements of parts that cannot always be made."""
 
 
 def lacking(space: Space, loaded: Loaded | None, *, training: bool) -> set[str]:
@@ -57,28 +57,28 @@ def lacking(space: Space, loaded: Loaded | None, *, training: bool) -> set[str]:
 
 
 def unmeasured(asked: Sequence[str], lacks: Set[str]) -> Iterator[Notice]:
-    """Yield the metrics that need parts which cannot be made, and why.
+    """Report the metrics that need parts which cannot be made, and why.
 
     Raises:
-        UsageError: it is all that was asked for.
+        UsageError: no other metric was asked for.
     """
     left_out = [name for name in asked if not lacks.isdisjoint(METRICS[name].NEEDS)]
     for name in left_out:
         need = next(need for need in METRICS[name].NEEDS if need in lacks)
-        said = f"--metrics {name} needs {WANTED[need]}"
+        text = f"--metrics {name} needs {WANTED[need]}"
         if len(left_out) == len(asked):
-            raise UsageError(said, "Leave it out")
-        yield Notice(f"{said}: it is left out", warning=True)
+            raise UsageError(text, "Remove it")
+        yield Notice(f"{text}: skipped", warning=True)
 
 
 @dataclass
 class EvaluationRun(MetricInputs):
-    """An evaluation under way: samples of both sides, and what was computed of them.
+    """Evaluation in progress: samples of both sides, and the parts computed from them.
 
     Attributes:
-        fakes: the generated samples, once they are drawn.
+        fakes: the generated samples, once they exist.
         training: the training samples, if they are known and wanted.
-        made: the parts that were made, see `input_builders.make`.
+        made: the parts that exist, see `input_builders.make`.
     """
 
     config: EvalConfig
@@ -96,25 +96,25 @@ class EvaluationRun(MetricInputs):
     made: set[str] = field(default_factory=set)
 
     def look(self, samples: Array) -> Array:
-        """Stored samples as pictures, uint8 (N, 1 or 3, H, W), for feature networks and people."""
+        """Convert stored samples to pictures, uint8 (N, 1 or 3, H, W)."""
         return looks(self.space, samples)
 
     @property
     def generated(self) -> Labelled:
-        """The generated images, once they are drawn."""
+        """Generated images, which must exist."""
         assert self.fakes is not None
         return self.fakes
 
     @property
     def source(self) -> tuple[Loaded, DrawSettings]:
-        """The model, and how its images are drawn."""
+        """Model and sampling settings, for an evaluation of a model."""
         assert self.loaded is not None
         assert self.settings is not None
         return self.loaded, self.settings
 
     @property
     def team(self) -> Team:
-        """The processes of this evaluation."""
+        """Processes of this evaluation."""
         return Team.of(self.accelerator)
 
     def can_measure(self, needs: tuple[str, ...]) -> bool:
@@ -123,19 +123,19 @@ class EvaluationRun(MetricInputs):
 
     @property
     def lacking(self) -> set[str]:
-        """The parts that cannot be made."""
+        """Parts that cannot be made."""
         return lacking(self.space, self.loaded, training=self.training is not None)
 
     @property
     def metrics(self) -> Mapping[str, Metric]:
-        """The metrics that are wanted and can be measured, by name."""
+        """Metrics that are wanted and can be measured, by name."""
         asked = self.config.metrics
         wanted = METRICS if asked is None else [*map(METRICS.current, asked)]
         found = ((name, METRICS[name]) for name in METRICS if name in wanted)
         return {name: metric for name, metric in found if self.can_measure(metric.NEEDS)}
 
     def of_class(self, label: int) -> EvaluationRun:
-        """A finished evaluation, of one class alone."""
+        """Return a finished evaluation, restricted to one class."""
         ours, theirs = self.real.labels == label, self.generated.labels == label
         others = self.more.labels == label
         part = replace(
@@ -171,31 +171,32 @@ class EvaluationRun(MetricInputs):
 
     @property
     def sides(self) -> tuple[Array, Array, Array]:
-        """The stored samples of real images, of generated ones and of further real ones."""
+        """Stored samples of real, generated and further real images."""
         return self.real.samples, self.generated.samples, self.more.samples
 
 
 def _rows(values: Array, chosen: Array) -> Array:
-    """Some rows, or none where nothing was measured."""
+    """Select rows, or return the values unchanged if they are empty."""
     return values[chosen] if len(values) else values
 
 
 BINS = 50
-"""Groups of timesteps whose mean terms are shown, at most (or as many as an image has visits)."""
+"""The most groups of timesteps to show, unless an image has more visits."""
 
 
 SEEN = 8
-"""Visits that a group needs."""
+"""The fewest visits of a group."""
 
 
 @dataclass(frozen=True)
 class Bound:
-    """Bits per dimension of N images, estimated from V visits to each; of floats those of the
-    density of stored numbers, which may be negative.
+    """Variational bound of N images in bits per dimension, estimated from V visits to each.
+
+    For floats it bounds the density of stored values, and may be negative.
 
     Attributes:
-        prior: L_T, (N,).
-        expected: `visits`: how often a timestep is visited, on average, (T,).
+        prior: the term L_T, (N,).
+        expected: the mean number of visits to each timestep, see `visits`, (T,).
         times, terms: the timestep of each visit and its term, (N, V).
     """
 
@@ -205,20 +206,20 @@ class Bound:
     terms: Array
 
     def parts(self) -> Array:
-        """L_T, L_1 + ... + L_T-1, and L_0 of each image, (N, 3)."""
+        """Return L_T, L_1 + ... + L_T-1, and L_0 of each image, (N, 3)."""
         shares, first = self._shares(), self.times == 0
         middle, decoder = ((shares * own).sum(1) for own in (~first, first))
         return np.stack([self.prior, middle, decoder], 1)
 
     def _shares(self) -> Array:
-        """Of which the bound of an image is the sum, (N, V)."""
+        """Return the summands of each image's bound, without the prior, (N, V)."""
         shares: Array = self.terms / self.expected[self.times]
         return shares
 
     def by_time(self) -> list[dict[str, Any]]:
-        """The first and last timestep of each group, and the mean term of a timestep in it.
+        """Return the first and last timestep of each group, and its mean term per timestep.
 
-        Times their widths the means add up to the sums of `parts`.
+        Multiplied by the widths of the groups, the means add up to the sums of `parts`.
         """
         shares = self._shares() / len(self.times)
         means = np.bincount(self.times.ravel(), shares.ravel(), len(self.expected))
@@ -232,20 +233,20 @@ class Bound:
         ]
 
     def _groups(self) -> list[range]:
-        """Ranges of all timesteps, each of which was visited; the first is t = 0 alone."""
+        """Divide all timesteps into ranges with visits. The first range is only t = 0."""
         total, (images, each) = len(self.expected), self.times.shape
         seen = np.bincount(self.times.ravel(), minlength=total).cumsum()
         edges = [0, 1]
         for group in strata(total, max(BINS, each))[1:]:
             if seen[group.stop - 1] - seen[edges[-1] - 1] >= min(SEEN, images):
                 edges.append(group.stop)
-        if edges[-1] < total:  # what is left joins the last group, but never the decoder
+        if edges[-1] < total:  # the rest joins the last group, but never the decoder
             edges[max(2, len(edges) - 1) :] = [total]
         return [range(a, b) for a, b in pairwise(edges)]
 
 
 def joined(parts: Sequence[Bound]) -> Bound:
-    """The bounds of several sets of images as one, in order."""
+    """Join the bounds of several sets of images, in order."""
     priors, times, terms = (
         np.concatenate([getattr(part, name) for part in parts])
         for name in ("prior", "times", "terms")

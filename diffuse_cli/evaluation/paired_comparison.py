@@ -1,4 +1,4 @@
-"""Two models, evaluated on the same real images and from the same noise."""
+"""Compare two models on the same real images and from the same noise."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Difference:
-    """A number of two models.
+    """Difference of a metric between two models.
 
     Attributes:
-        number: how it is shown.
-        apart: B's less A's.
-        paired: whether its error is that of pairs of images, not of independent evaluations.
-        better: `A` or `B` where the difference is significant and there is a better direction.
+        number: the presentation of the metric.
+        apart: B's value minus A's.
+        paired: whether the standard error uses pairs of images, not independent evaluations.
+        better: `A` or `B` if the difference is significant and a direction is better, else empty.
     """
 
     number: MetricNumber
@@ -44,14 +44,14 @@ class Difference:
 
 @dataclass(frozen=True)
 class BothMeasured:
-    """The evaluations of two models.
+    """Evaluations of two models.
 
     Attributes:
-        values: every number of each.
-        differences: of those that both have and that depend on the model, in the order of `eval`.
-        real, generated: how many images on each side.
-        part: which of the real images: `held-out` or `all`.
-        settings: how each model's images were drawn.
+        values: all metrics of each model.
+        differences: the differences of common metrics that depend on the model, in `eval`'s order.
+        real, generated: the number of images on each side.
+        part: the part of the real images: `held-out` or `all`.
+        settings: the sampling settings of each model.
     """
 
     values: tuple[dict[str, float], dict[str, float]]
@@ -69,11 +69,11 @@ class BothMeasured:
 def measure_both(
     config: CompareConfig, models: Sequence[Loaded], accelerator: Accelerator
 ) -> Work[BothMeasured | None]:
-    """Evaluate two models of one space; None on all processes but the first.
+    """Evaluate two models of one space. Returns None on all processes except the first.
 
     Raises:
         DataError: DATA cannot be used.
-        UsageError: options that a model does not have, or two backgrounds.
+        UsageError: an option does not suit a model, or the backgrounds or fits differ.
     """
     own = [
         converted(config, EvalConfig, subject=path, data=config.data)
@@ -83,8 +83,8 @@ def measure_both(
         theirs = [getattr(model, name) for model in models]
         if getattr(config, name) is None and theirs[0] != theirs[1]:
             raise UsageError(
-                f"the two were trained with --{name} {theirs[0]} and {theirs[1]}",
-                f"Give --{name}, for both",
+                f"the two models were trained with --{name} {theirs[0]} and {theirs[1]}",
+                f"Set --{name} for both",
             )
     check_pairs_option(config.given, *(m.model.blueprint.conditions.given for m in models))
     settings = []
@@ -124,7 +124,7 @@ def measure_both(
 
 
 def _paired_errors(evaluations: Sequence[EvaluationRun]) -> dict[str, float]:
-    """By key, the errors that metrics have for the difference of two finished evaluations."""
+    """Return the standard errors of differences of two finished evaluations, by key."""
     errors: dict[str, float] = {}
     for metric in METRICS.values():
         if all(each.can_measure(metric.NEEDS) for each in evaluations):
@@ -133,15 +133,15 @@ def _paired_errors(evaluations: Sequence[EvaluationRun]) -> dict[str, float]:
 
 
 def differences(values: Sequence[Values], paired: Values) -> tuple[Difference, ...]:
-    """The numbers that both models have, and their differences.
+    """Return the differences of metrics that both models have.
 
     Args:
-        paired: the errors of differences that are known; others are combined as independent.
+        paired: the known standard errors of differences. Others combine as independent.
     """
     found = []
     for shape in shown({k: v for k, v in values[0].items() if k in values[1]}):
         if not shape.direction and shape.question != "other":
-            continue  # it says something of the real images
+            continue  # a property of the real images
         a, b = (measured(own, shape.key) for own in values)
         error = paired.get(shape.key, math.hypot(a.error, b.error))
         apart, better = Measured(b.value - a.value, error), ""
@@ -152,7 +152,7 @@ def differences(values: Sequence[Values], paired: Values) -> tuple[Difference, .
 
 
 def _better(apart: Measured, direction: str) -> str:
-    """Which side is significantly better, if the direction says which way that is."""
+    """Return the significantly better side, or an empty string."""
     above, below = {"lower": ("A", "B"), "higher": ("B", "A")}.get(direction, ("", ""))
     nothing = Measured(0.0)
     if not apart.error > 0:

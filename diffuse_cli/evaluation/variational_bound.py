@@ -1,4 +1,4 @@
-"""The variational bound of real images by timestep, estimated on a few timesteps per image."""
+"""Estimate the variational bound of real images by timestep, on a few timesteps per image."""
 
 from __future__ import annotations
 
@@ -22,27 +22,31 @@ from diffuse_cli.models.image_conditioning import Inputs
 from diffuse_cli.system.events import Progress, Work
 from diffuse_cli.system.rng import draw_noise, philox
 
+TASK = "estimating the likelihood"
+"""The name of the task in progress messages."""
+
 BLOCK = 16
-"""Consecutive images whose visits are spread over each stratum."""
+"""Number of consecutive images whose visits are spread over each stratum."""
 
 
 def make_bits(evaluation: EvaluationRun) -> Work[None]:
-    """The bound of each real image."""
+    """Estimate the bound of each real image."""
     timesteps = evaluation.config.timesteps
-    evaluation.bound = yield from _bound(evaluation, evaluation.real, timesteps, "likelihood")
+    evaluation.bound = yield from _bound(evaluation, evaluation.real, timesteps, TASK)
     evaluation.bits = evaluation.bound.parts()
 
 
 def make_train_bits(evaluation: EvaluationRun) -> Work[None]:
-    """The bound of an equal number of training images, at half as many timesteps each.
+    """Estimate the bound of the same number of training images, at half the timesteps each.
 
-    Fewer images would save as much, and cost far more precision: images differ more than timesteps.
+    Fewer images would save the same time, but lose far more precision, because images differ more
+    than timesteps.
     """
     assert evaluation.training is not None
     evaluation.train = evaluation.training.first(len(evaluation.real))
     whole = evaluation.config.timesteps
     timesteps = whole if isinstance(whole, str) else max(2, (whole + 1) // 2)
-    task = f"likelihood of training {words_of(evaluation.space).many}"
+    task = f"{TASK} of training {words_of(evaluation.space).many}"
     bound = yield from _bound(evaluation, evaluation.train, timesteps, task)
     evaluation.train_bits = bound.parts()
 
@@ -50,7 +54,7 @@ def make_train_bits(evaluation: EvaluationRun) -> Work[None]:
 def _bound(
     evaluation: EvaluationRun, images: Labelled, timesteps: int | str, task: str
 ) -> Work[Bound]:
-    """The bound of each image, on the model's process or a respaced one."""
+    """Estimate the bound of each image, on the model's process or a respaced process."""
     config, loaded = evaluation.config, evaluation.loaded
     assert loaded is not None
     denoiser = loaded.denoiser
@@ -83,16 +87,16 @@ def measure(
     seed: int,
     batch_size: int,
     device: torch.device,
-    task: str = "likelihood",
+    task: str = TASK,
 ) -> Work[Bound]:
-    """The bound of the images with these indices over the denoiser's own process.
+    """Estimate the bound of the images with these indices over the denoiser's own process.
 
-    The draws of an image depend on the seed and its index alone, so that two models with one
-    process are looked at in the same places.
+    Timesteps and noise of an image depend only on the seed and its index, so two models with the
+    same process are compared at the same points.
 
     Args:
-        given: what each image is given, for a model that is given anything.
-        timesteps: visits to each image, or `all`.
+        given: the conditioning inputs, for a model that is conditioned on images.
+        timesteps: the number of visits to each image, or `all`.
         task: the name in `Progress`.
     """
     total = denoiser.process.num_timesteps
@@ -118,18 +122,18 @@ def measure(
         if blueprint.space.levels is None:
             slope = blueprint.space.log_slope(stored).flatten(1).mean(1).cpu().double().numpy()
             first = times[done : done + batch_size].numpy() == 0
-            # Of an image, the decoder's terms over their expected number sum to one decoder.
+            # An image's decoder terms, divided by their expected number, sum to one decoder.
             rows[-1] -= first * (slope / math.log(2))[:, None]
         priors.append(prior_bits(denoiser, x0).cpu().double().numpy())
     return Bound(np.concatenate(priors), expected.numpy(), times.numpy(), np.concatenate(rows))
 
 
 def places(seed: int, indices: Sequence[int], n: int) -> Array:
-    """Where in its stratum each of n visits to each image falls, (N, n) in [0, 1).
+    """Draw the position of each of n visits to each image within its stratum, (N, n) in [0, 1).
 
-    Each is uniform, and independent of the image's others. The visits k to a block of images fall
-    into different parts of the stratum (McKay et al. 1979, Latin hypercube sampling), so that the
-    mean over images hardly depends on where they fall.
+    Each position is uniform, and independent of the image's other positions. The visits k to a
+    block of images are in different parts of the stratum (McKay et al. 1979, Latin hypercube
+    sampling), which reduces the variance of the mean over images.
     """
     found = np.empty((len(indices), n))
     blocks: dict[int, Array] = {}
@@ -146,17 +150,17 @@ def places(seed: int, indices: Sequence[int], n: int) -> Array:
 def _draws(
     seed: int, indices: range, times: torch.Tensor, x0: torch.Tensor
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """For each visit, a timestep and noise for each sample."""
+    """Yield a timestep and noise of each sample, for each visit."""
     for k, t in enumerate(times.unbind(1)):
         noise = torch.stack([draw_noise(seed, "bits", i, k, shape=x0.shape[1:]) for i in indices])
         yield t.to(x0.device), noise.to(x0.device)
 
 
 def draw(bound: Bound, name: str, *, density: bool = False) -> Image.Image:
-    """A plot of the terms by timestep, as in Nichol & Dhariwal 2021, figure 2.
+    """Plot the terms by timestep, as in Nichol & Dhariwal 2021, figure 2.
 
     Args:
-        density: of floats, not of levels.
+        density: whether the samples are floats, so that the bound is a density's.
     """
     sheet = figures.Sheet(7.2, 4.3, 150)
     axes = sheet.axes(0.9, 0.75, 6.0, 2.95)

@@ -81,7 +81,7 @@ def test_a_table_of_lengths_with_the_best_named_and_written(
     assert found["metric"] == "kid"
     assert (found["step"], found["updates"], found["real"]) == (60, 60, 6)
     assert len({round(kid, 12) for kid in kids.values()}) == len(kids)
-    assert "real images: the part that was never trained on" in ran.err
+    assert "real images: the held-out part" in ran.err
     made = model_file.load("best.safetensors")
     assert made.step == 60
     assert made.data["ema_length"] == found["best"]

@@ -124,7 +124,7 @@ def evaluated(bench: Bench, ran: Any) -> None:
     assert {"fine_detail", "mean_variety"} <= found.keys()
     assert "bits_per_dim" in found
     assert ("nats_per_dim" in found) == (bench.loaded.blueprint.space.levels is None)
-    assert ("What it was given" in page) == bool(bench.loaded.blueprint.conditions.given)
+    assert ("Conditions and results" in page) == bool(bench.loaded.blueprint.conditions.given)
     for key in ran.json["fingerprints"]:
         assert ran.json["fingerprints"][key] in page
 
@@ -305,7 +305,7 @@ REFUSED: dict[tuple[str, str], tuple[int, str]] = {
 }
 """What does not go together: the exit code, and words of the line."""
 
-UNGIVEN = {"paired": "needs a model of images that is given something"}
+UNGIVEN = {"paired": "needs a model that is conditioned on images"}
 IMAGES = {"random-kid": "needs arrays, sounds or stacks"}
 OTHERS = dict.fromkeys(("baselines", "frechet", "kid", "precision-recall"), "needs images")
 

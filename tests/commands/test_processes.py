@@ -139,7 +139,7 @@ def test_two_processes_evaluate_as_one_does(pair, diffuse, images, conditional, 
     assert first.code == 0, first.err
     assert first.err.count("real images:") == 1
     again = pair(*line, env=kept)
-    assert again.err.count("as computed before") == 1
+    assert again.err.count("using cached features") == 1
     one = diffuse(*line).json
     for ran in (first, again):
         assert {**ran.json, "seconds": 0, "plot": None} == {**one, "seconds": 0}

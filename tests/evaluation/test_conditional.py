@@ -41,7 +41,7 @@ def test_pairs_are_told_to_the_bound_and_to_what_is_drawn(diffuse, models, image
     alone = diffuse("eval", model, images, *SMALL, "--json")
     assert told.code == alone.code == 0, told.err
     assert told.json["bits_per_dim"] < alone.json["bits_per_dim"] - 0.5
-    assert "drawn from the real images in turn" in told.err
+    assert "conditioned on the real images: " in told.err
     assert told.json["settings"]["given"] == "pairs"
     assert set(told.json["fingerprints"]) == {"data", "given"}
     assert told.json["part"] == "held-out"
@@ -89,7 +89,7 @@ def test_the_report_shows_what_was_given_what_was_drawn_and_the_truth(
     assert ran.code == 0, ran.err
     page = Path("page.html").read_text()
     section = page.partition('<table class="answers">')[2].partition("</table>")[0]
-    names = ["given", "drawn", "drawn again", "real", "nearest in training"]
+    names = ["condition", "generated", "generated again", "real", "nearest in training"]
     assert re.findall(r'<th scope="col">([^<]*)</th>', section) == names
     shown = re.findall(r'src="data:image/png;base64,([^"]*)" alt="([^"]*)"', section)
     assert [said for _, said in shown[:5]] == [f"{name}, of image 0" for name in names]

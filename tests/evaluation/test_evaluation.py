@@ -161,7 +161,7 @@ def test_bits_per_dimension_are_the_sum_of_three_parts(of_images):
 def test_the_held_out_part_is_used_where_data_is_the_training_data(of_images):
     ran = of_images[0]
     assert ran.json["part"] == "held-out"
-    assert "never trained on, 6 of 60" in ran.err
+    assert "the held-out part, 6 of 60" in ran.err
 
 
 def test_all_of_other_data_is_used(of_other):
@@ -297,7 +297,7 @@ def test_a_folder_of_floats_that_never_vary_is_compared_and_others_are_refused(d
 def test_what_cannot_be_measured_is_said(diffuse, images, other):
     ran = diffuse("eval", other, images, "--metrics", "kid,likelihood", "--json")
     assert (ran.code, "bits_per_dim" in ran.json) == (0, False)
-    assert "--metrics likelihood needs a model: it is left out" in ran.err
+    assert "--metrics likelihood needs a model: skipped" in ran.err
     ran = diffuse("eval", other, images, "--metrics", "likelihood", "-q")
     assert (ran.code, ran.out) == (2, "")
     assert "--metrics likelihood needs a model" in ran.line
@@ -306,14 +306,14 @@ def test_what_cannot_be_measured_is_said(diffuse, images, other):
 def test_what_no_data_can_give_is_refused_before_it_is_read(diffuse, model):
     ran = diffuse("eval", model, "absent", "--metrics", "memorization", "--train-n", 0, "-q")
     assert (ran.code, ran.out) == (2, "")
-    assert "--metrics memorization needs DATA that a model was trained on" in ran.line
+    assert "--metrics memorization needs the model's training data as DATA" in ran.line
 
 
 def test_one_image_is_too_few_to_compare(diffuse, model, tmp_path):
     one = write_images(tmp_path / "one", 1)
     ran = diffuse("eval", model, one, "-n", 2, *QUICK)
     assert ran.code == 2
-    assert "two images are needed on each side, not 1 real" in ran.err
+    assert "an evaluation needs two images on each side, not 1 real" in ran.err
     assert "sampling" not in ran.err  # before the work
     ran = diffuse("eval", one, write_images(tmp_path / "two", 2), "-q")
     assert ran.code == 2
@@ -420,7 +420,7 @@ def test_classes_have_the_shares_that_they_have_in_data(
     ran = measure_classes(data, "-n", 27, "--metrics", "kid", "--json")
     assert ran.json["classes"]["dark"]["generated"] == 3 * 2
     assert ran.json["classes"]["light"]["generated"] == 3 * 7
-    assert "classes are drawn in the shares that they have in DATA" in ran.err
+    assert "generating classes in the proportions of DATA" in ran.err
 
 
 def test_tune_and_compare_draw_the_same_classes(
@@ -689,7 +689,7 @@ def test_respacing_to_more_timesteps_than_there_are_is_refused(measure, other, m
     monkeypatch.setattr(evaluation_run, "read_sides", lambda *a: 1 / 0)
     ran = measure(other, "-n", 4, "--respaced", 101, "-q")
     assert ran.code == 2
-    assert "--respaced must be 2 to 100" in ran.line
+    assert "Set --respaced 100 or less" in ran.line
 
 
 # -- the plot -------------------------------------------------------------------------------------

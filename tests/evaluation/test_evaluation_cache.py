@@ -259,8 +259,8 @@ def test_an_evaluation_gives_the_same_numbers_with_and_without(
     plain = diffuse(*line, "--json").json
     monkeypatch.setenv("DIFFUSE_CACHE", str(tmp_path / "kept"))
     first, again = diffuse(*line, "--json"), diffuse(*line, "--json")
-    assert "as computed before" not in first.err
-    assert "as computed before" in again.err
+    assert "using cached features" not in first.err
+    assert "using cached features" in again.err
     for ran in (first, again):
         assert {**ran.json, "seconds": 0} == {**plain, "seconds": 0}
     # Of the real images, of further ones for the floor, and of landmarks.

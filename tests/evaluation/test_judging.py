@@ -76,7 +76,7 @@ def test_tune_decides_by_them_and_eval_finds_the_same_numbers(
     out = ("--plot", "t.png", "--report", "t.html", "--json")
     ran = diffuse("tune", model, signals, *line, *how, *out)
     assert ran.code == 0, ran.err
-    assert "KID is that of random features" in ran.err
+    assert "KID uses random features" in ran.err
     found = ran.json["sweep"]
     assert (found["metric"], found["features"]["name"]) == ("kid_random", "random")
     assert all(set(row["values"]) == {"kid_random", "kid_random_standard_error"}
@@ -115,9 +115,9 @@ def test_the_tables_say_so(
     ran = diffuse("ema", *line, "--steps", 2)
     assert ran.code == 0, ran.err
     assert ran.out.splitlines()[0].split() == ["length", *LABEL.split()]
-    assert "KID is that of random features" in ran.err
+    assert "KID uses random features" in ran.err
     ran = diffuse("ema", *line, "--features", "inception", "-q")
-    assert (ran.code, "--features is of photographs" in ran.line) == (2, True)
+    assert (ran.code, "--features uses features of photographs" in ran.line) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -311,13 +311,13 @@ def test_what_the_model_draws_is_named_by_its_shape(shape, words):
     model = {"shape": shape, "step": 9, "parameters": 9, "classes": ["a", "b"]}
     settings = {"sampler": "ddim", "steps": 9, "seed": 0}
     found = SimpleNamespace(model=model, settings=settings, generated=9, real=9, part="all",
-                            words=Words("images", "pixels"))  # fmt: skip
+                            verdict="", words=Words("images", "pixels"))  # fmt: skip
     page = render(
         "page", title="", version="", policy="", style="", found=found,
         subject="m", data="d",
         colour=COLOURS, plural=plural, verdict=[], sections=[],
     )  # fmt: skip
-    assert f"draws {words}." in re.sub(r"\s+", " ", page)
+    assert f"generates {words}." in re.sub(r"\s+", " ", page)
 
 
 # -- subjects -------------------------------------------------------------------------------------
@@ -341,9 +341,9 @@ def test_a_folder_has_neither_bits_nor_curves(diffuse, images, tmp_path, undrawn
 
 def test_data_that_was_not_trained_on_says_why_there_are_no_pairs(alone):
     assert "copies of training images was not measured" in alone.text
-    assert "There is nothing to show: " in alone.text
+    assert "Not available: " in alone.text
     assert "not measured. That needs the model's own training data" in alone.text
-    assert "There is nothing to compare class by class: the model has no classes" in alone.text
+    assert "There are no classes to compare: the model has no classes" in alone.text
 
 
 def test_copies_are_called_copies(diffuse, images, tmp_path, undrawn):

@@ -70,7 +70,7 @@ def told(diffuse, models, shades, known, evaluations):
 
 def test_what_is_drawn_is_told_the_rows_of_real_images(told):
     ran, evaluation = told
-    assert "each drawn image is told the row of a real one, in turn" in ran.err
+    assert "conditioned on the metadata of the real images" in ran.err
     assert ran.json["settings"]["columns"] == ["level", "letter"]
     assert ran.json["settings"]["guidance"] == 1
     assert set(ran.json["fingerprints"]) == {"data", "table"}

@@ -1,4 +1,4 @@
-"""The whole page, from the title to how to repeat the numbers."""
+"""HTML report of an evaluation."""
 
 from __future__ import annotations
 
@@ -28,23 +28,27 @@ def page(
     swept: Tuned | None = None,
     asked: TuneConfig | None = None,
 ) -> str:
-    """The evaluation as an HTML file; repeated, it differs in the seconds alone.
+    """Render an evaluation as HTML. A repeated evaluation differs only in the seconds.
 
     Args:
         numbers: the object that `--json` prints.
-        swept: what `tune` tried before the evaluation, if it did.
+        swept: the result of `tune` before the evaluation, or None.
         asked: the configuration of `tune`.
     """
     shown = found.shown
     assert shown is not None
     parts: dict[str, tuple[str, dict[str, Any]]] = {
         "samples": ("Samples", sections.samples(found, shown)),
-        "numbers": ("The numbers", sections.numbers(found)),
+        "numbers": ("Metrics", sections.numbers(found)),
         "distributions": ("Channels and frequencies", distributions(found)),
-        **({"answers": ("What it was given", sections.answers(shown))} if shown.answers else {}),
+        **(
+            {"answers": ("Conditions and results", sections.answers(shown))}
+            if shown.answers
+            else {}
+        ),
         "classes": ("Class by class", sections.classes(found, shown)),
         "bits": ("Bits by timestep", sections.bits(found)),
-        "training": ("The training", sections.training(found, Path(config.subject))),
+        "training": ("Training", sections.training(found, Path(config.subject))),
         **({"sweep": ("Samplers, steps and guidance", sections.sweep(swept))} if swept else {}),
         "nearest": (f"Nearest training {found.words.many}", sections.nearest(found, shown)),
         "repeat": ("Repeat this", _repeat(config, found, numbers, asked)),
@@ -78,7 +82,7 @@ def _repeat(
 
 
 def _facts(config: EvalConfig, found: Evaluated) -> dict[str, Any]:
-    """Everything that the numbers depend on, by readable names."""
+    """Return everything that the metrics depend on, by readable names."""
     many = found.words.many
     subject = {"model" if found.model else f"generated {many}": place_name(config.subject)}
     names = {key: f"fingerprint of {of.format(many=many)}" for key, of in FINGERPRINTS.items()}

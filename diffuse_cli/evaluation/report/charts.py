@@ -1,4 +1,4 @@
-"""Plots as SVG inside the page, with text as text and the page's colours."""
+"""Plots as inline SVG, with selectable text and the page's colours."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from diffuse_cli.media import figures
 from diffuse_cli.metrics import Measured
 
 WIDTH = 4.9
-"""Inches of a plot; its text is then readable on a phone and on a page."""
+"""Width of a plot in inches. Its text is then readable on a phone and on a page."""
 
 COLUMNS = 3
 """Entries of a legend side by side."""
@@ -28,15 +28,17 @@ COLUMNS = 3
 COLORS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "ink")
 _NAMES = ("ink", "faint", "rule", "paper", *COLORS[:-1])
 INKS = {name: f"#{k:02x}{k:02x}{k:02x}" for k, name in enumerate(_NAMES, 1)}
-"""Placeholders for the colours of the page, replaced when a plot becomes part of it."""
+"""Placeholders for the colours of the page, replaced when a plot is inserted."""
 
 DASHES = ("-", "--", "-.", ":")
 MARKS = ("o", "s", "^", "D", "v", "P", "*", "X")
 
 
 def look(i: int) -> tuple[str, str, str]:
-    """Colour, dash and mark of the i-th series: all of the first 64 differ, and the first eight
-    differ in colour and in mark."""
+    """Return the colour, dash and mark of the i-th series.
+
+    The first 64 series differ, and the first eight differ in colour and in mark.
+    """
     turn = i + i // len(COLORS)
     return COLORS[i % len(COLORS)], DASHES[turn % len(DASHES)], MARKS[turn % len(MARKS)]
 
@@ -64,7 +66,7 @@ _STYLE: dict[str, Any] = {
 
 
 class Dot(NamedTuple):
-    """A row of a dot plot, and what to compare it with, if anything."""
+    """Row of a dot plot, with an optional reference."""
 
     label: str
     value: Measured
@@ -73,7 +75,7 @@ class Dot(NamedTuple):
 
 @dataclass(frozen=True)
 class Line:
-    """A series of a plot; `errors` are standard errors, drawn as bars or as a `band`."""
+    """Series of a plot. `errors` are standard errors, plotted as bars or as a `band`."""
 
     label: str
     x: Sequence[float]
@@ -84,7 +86,7 @@ class Line:
 
 
 class Plot:
-    """An SVG in the making: fill `axes`, then call `svg`."""
+    """SVG plot: fill `axes`, then call `svg`."""
 
     def __init__(
         self, name: str, height: float, left: float = 0.75, bottom: float = 0.5, top: float = 0.3
@@ -96,7 +98,7 @@ class Plot:
         self.axes: Axes = self.figure.add_axes(box)
 
     def svg(self, label: str) -> Markup:
-        """The plot as an element; `label` is for screen readers."""
+        """Return the plot as an SVG element. `label` is for screen readers."""
         buffer = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         with rc_context({"svg.hashsalt": self.name}):
@@ -109,7 +111,7 @@ REFERENCE: dict[str, Any] = {"color": INKS["second"], "marker": "D", "markerface
 
 
 def dots(name: str, rows: Sequence[Dot], label: str, xlabel: str) -> Markup:
-    """A row for each value with its error bar, and a diamond at its reference."""
+    """Plot a row for each value with its error bar, and a diamond at its reference."""
     with figures.styled(_STYLE):
         bottom = 0.5 if xlabel else 0.28
         left = min(max(1.55, 0.2 + 0.07 * max(len(row.label) for row in rows)), WIDTH / 2)
@@ -148,7 +150,7 @@ def lines(
     log_y: bool = False,
     mark: tuple[float, str] | None = None,
 ) -> Markup:
-    """Series over x, by colour, dash and mark; `mark` is a vertical line at an x, with words."""
+    """Plot series over x. `mark` is a vertical line with a label."""
     with figures.styled(_STYLE):
         rows = math.ceil(len(series) / COLUMNS)
         top = 0.1 + 0.18 * rows
@@ -179,7 +181,7 @@ def lines(
 
 
 def _band(axes: Axes, line: Line, color: str) -> None:
-    """One standard error to each side; below 0 it ends at a thousandth of the value."""
+    """Plot one standard error to each side. Below 0 it ends at a thousandth of the value."""
     pairs = list(zip(line.y, line.errors or (), strict=True))
     low = [y - error if y - error > 0 else y / 1000 for y, error in pairs]
     high = [y + error for y, error in pairs]
@@ -193,7 +195,7 @@ def outlines(
     label: str,
     xlabel: str,
 ) -> Markup:
-    """Densities of several series over the same ranges of x, as outlines."""
+    """Plot densities of several series over the same ranges of x, as outlines."""
     with figures.styled(_STYLE):
         plot = Plot(name, 1.95, top=0.28, left=0.3)
         axes = plot.axes
@@ -215,7 +217,7 @@ def outlines(
 def stairs(
     name: str, values: Sequence[float], edges: Sequence[float], label: str, xlabel: str, ylabel: str
 ) -> Markup:
-    """Values over ranges of x, both axes logarithmic; values that are not positive leave a gap."""
+    """Plot values over ranges of x on logarithmic axes, with gaps for values up to 0."""
     with figures.styled(_STYLE):
         plot = Plot(name, 2.6, top=0.15)
         heights = [v if v > 0 else math.nan for v in values]
@@ -240,7 +242,7 @@ def _scale(axes: Axes, log_x: bool, log_y: bool) -> None:
 
 
 def _inlined(svg: str, name: str, label: str) -> Markup:
-    """An SVG file as an element with unique ids and the page's colours and font."""
+    """Turn an SVG file into an element with unique ids and the page's colours and font."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"<!--.*?-->\s*", "", svg, flags=re.DOTALL)

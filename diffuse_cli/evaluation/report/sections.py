@@ -1,4 +1,4 @@
-"""The contents of the sections on numbers and images."""
+"""Contents of the report's sections."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from diffuse_cli.metrics.features import KIDS
 from diffuse_cli.system.run_reader import METRICS, finite, rows, run_of
 
 SAMPLE, SMALL, LARGE = 56, 48, 84
-"""Approximate sides of an image on the screen: among many, in a row, in a pair."""
+"""Approximate side of an image on the screen: among many, in a row, in a pair."""
 
 DATA_BUDGET = 200_000
-"""Uncompressed bytes of pixels that one set of images may have."""
+"""The most uncompressed bytes of pixels in one set of images."""
 
 
-# -- numbers --------------------------------------------------------------------------------------
+# -- metrics --------------------------------------------------------------------------------------
 
 
 def numbers(found: Evaluated) -> dict[str, Any]:
-    """Every number under the question that it answers, and a plot for each axis."""
+    """Group metrics by the question that they answer, with a plot for each axis."""
     groups = []
     for question, group in groupby(metrics.shown(found.values), lambda n: n.question):
         members = list(group)
@@ -49,7 +49,7 @@ def numbers(found: Evaluated) -> dict[str, Any]:
 
 
 def _plots(question: str, there: Sequence[MetricNumber], values: Values) -> Iterator[Markup]:
-    """Dots of the numbers of one axis, if there are two of them or a reference."""
+    """Yield a dot plot for each axis with two metrics or a reference."""
     for place, axis in enumerate(dict.fromkeys(n.axis for n in there if n.axis)):
         members = [n for n in there if n.axis == axis and n.quoted(values)]
         rows = [Dot(n.label, measured(values, n.key), n.reference(values)) for n in members]
@@ -62,7 +62,7 @@ def _plots(question: str, there: Sequence[MetricNumber], values: Values) -> Iter
 
 
 def samples(found: Evaluated, images: Shown) -> dict[str, Any]:
-    """The first images of both sides, unpicked."""
+    """Show the first images of both sides."""
     sides = []
     for title, side, count in (
         ("Generated", images.generated, found.generated),
@@ -85,7 +85,7 @@ def _alt(what: str, k: int, images: Labelled, names: Sequence[str]) -> str:
 
 
 def classes(found: Evaluated, images: Shown) -> dict[str, Any]:
-    """For each class, a row of images of both sides, and its numbers."""
+    """Show a row of images of both sides for each class, and its metrics."""
     columns = metrics.class_numbers(found.classes)
     rows = [
         [name, f"{v['generated']:,}", f"{v['real']:,}"]
@@ -117,7 +117,7 @@ def _class_images(
 
 
 def answers(images: Shown) -> dict[str, Any]:
-    """A row for each of the first real images: what was given of it, and what stands for it."""
+    """Show a row for each of the first real images: its condition, samples and baselines."""
     sides = images.answers
     size = len(sides) * min(int(next(iter(sides.values()))[0].size), LARGE**2 * 3)
     room = max(3, DATA_BUDGET // size)
@@ -130,7 +130,7 @@ def answers(images: Shown) -> dict[str, Any]:
 
 
 def nearest(found: Evaluated, images: Shown) -> dict[str, Any]:
-    """The generated images nearest to training images, each beside that image."""
+    """Show the generated images nearest to training images, each next to that image."""
     pairs, one = [], found.words.one
     for twin in images.twins:
         words = (f"generated {one} {twin.pair.sample}", f"its nearest training {one}")
@@ -138,13 +138,11 @@ def nearest(found: Evaluated, images: Shown) -> dict[str, Any]:
     return {"pairs": pairs, "remarks": [r for r in found.remarks if r.kind == "memorisation"]}
 
 
-# -- courses --------------------------------------------------------------------------------------
-
-# The contents of the sections on bits by timestep, on the training, and on what `tune` tried.
+# -- curves over timesteps, training steps and settings -------------------------------------------
 
 
 def bits(found: Evaluated) -> dict[str, Any]:
-    """The terms of the bound by timestep."""
+    """Show the terms of the variational bound by timestep."""
     terms = found.terms
     if not terms:
         return {"plot": None}
@@ -163,11 +161,11 @@ def bits(found: Evaluated) -> dict[str, Any]:
 
 
 def training(found: Evaluated, model: Path) -> dict[str, Any]:
-    """The curves of the model's run, if its log lies beside the model file."""
+    """Show the curves of the model's run, if its log is next to the model file."""
     log = run_of(model) / METRICS if found.model else None
     curves = read_curves(log) if log else {}
     step = float(found.model["step"]) if curves else 0.0
-    loss = {"loss": "training", "held_out_loss": f"{found.words.many} held out"}
+    loss = {"loss": "training", "held_out_loss": f"held-out {found.words.many}"}
     series = [
         Line(name, curves[key].steps, curves[key].values, marks=len(curves[key].steps) < 40)
         for key, name in loss.items()
@@ -198,15 +196,14 @@ def _kid(curve: Curve, key: str, step: float) -> Markup:
 
 
 def sweep(swept: Tuned) -> dict[str, Any]:
-    """A row for each setting, and a plot of quality against cost."""
+    """Show a row for each setting, and a plot of quality against cost."""
     rows = [(row, measured(row.values, swept.metric)) for row in swept.rows]
     name = label(swept.metric)
     return {"swept": swept, "label": name, "rows": rows, "plot": _quality(swept, name)}
 
 
 def _quality(swept: Tuned, label: str) -> Markup:
-    """A line for each sampler, start, learned times or not, and guidance scale, over
-    evaluations."""
+    """Plot a line for each sampler, start, scale and kind of timesteps over evaluations."""
     groups: dict[str, list[Tried]] = {}
     for row in swept.rows:
         setting = row.setting
@@ -224,16 +221,16 @@ def _quality(swept: Tuned, label: str) -> Markup:
 
 # -- distributions --------------------------------------------------------------------------------
 
-# The contents of the section on the numbers in samples: densities by channel, and spectra.
+# Densities by channel, and spectra.
 
 CHANNELS = 8
-"""How many channels are drawn, the first ones."""
+"""The most channels to plot."""
 
 SIDES = ("real", "generated")
 
 
 def distributions(found: Evaluated) -> dict[str, Any]:
-    """A plot of each channel's density, and one of the power by frequency."""
+    """Plot each channel's density, and the power by frequency."""
     channels = found.details.get("marginals", [])
     spectrum = found.details.get("spectrum")
     return {
@@ -248,18 +245,18 @@ def _measured(values: dict[str, Any], key: str) -> Measured:
 
 
 def _channel(k: int, channel: dict[str, Any], words: Words) -> tuple[Markup, str]:
-    """The plot of a channel, and its caption."""
+    """Plot a channel's density, and return its caption too."""
     density = channel["density"]
     name = words.channel(k)
     said = "; ".join(
         f"{side}: mean {_measured(channel[side], 'mean')}, "
-        f"deviation {_measured(channel[side], 'deviation')}"
+        f"standard deviation {_measured(channel[side], 'deviation')}"
         for side in SIDES
     )
     series = {side: density[side] for side in SIDES}
     caption = f"{name[:1].upper()}{name[1:]}. {said[:1].upper()}{said[1:]}."
-    label = f"Density of the numbers of {name}; {said}"
-    return charts.outlines(f"density-{k}", density["edges"], series, label, "number"), caption
+    label = f"Density of the values of {name}; {said}"
+    return charts.outlines(f"density-{k}", density["edges"], series, label, "value"), caption
 
 
 def _spectrum(spectrum: dict[str, Any]) -> Markup:
@@ -278,17 +275,17 @@ def _spectrum(spectrum: dict[str, Any]) -> Markup:
 
 # -- curves ---------------------------------------------------------------------------------------
 
-# The course of a training, from the model's run directory.
+# The log of a training run, from the model's run directory.
 
 POINTS = 250
-"""Points of a curve at most; neighbours are averaged."""
+"""The most points of a curve. Neighbours are averaged."""
 
 KEYS = ("loss", "held_out_loss", *KIDS)
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Values by step, with standard errors, 0 if there are none."""
+    """Values by step, with standard errors, 0 if they are unknown."""
 
     steps: list[float]
     values: list[float]
@@ -296,7 +293,7 @@ class Curve:
 
 
 def read_curves(log: Path) -> dict[str, Curve]:
-    """The curves in `metrics.jsonl` by the names in `KEYS`; other lines are skipped."""
+    """Read the curves in `metrics.jsonl` by the names in `KEYS`. Other lines are skipped."""
     points: dict[str, list[tuple[float, float, float]]] = {key: [] for key in KEYS}
     for row in rows(log):
         for key, given in points.items():

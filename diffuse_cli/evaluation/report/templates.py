@@ -1,4 +1,4 @@
-"""Templates to HTML. Every string is escaped, except what a template or a plot made."""
+"""Render templates to HTML. Strings are escaped, except output of templates and plots."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from diffuse_cli.media import figures
 from diffuse_cli.system import __version__, files
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-"""What a browser may load: nothing from outside the page, and no script."""
+"""Content security policy: a browser loads no other page, and no script."""
 
 
 def printable(value: Any) -> Any:
-    """Text with unprintable characters escaped as in `files.show`, newlines kept."""
+    """Escape unprintable characters of a text as `files.show` does, and keep newlines."""
     if isinstance(value, Markup):
         return value
     return "\n".join(files.show(line) for line in str(value).split("\n"))
@@ -28,7 +28,7 @@ def printable(value: Any) -> Any:
 
 @cache
 def environment() -> Environment:
-    """Jinja with the templates of this folder; an undefined name is an error."""
+    """Make Jinja's environment with the templates of this folder. Undefined names are errors."""
     found = Environment(
         loader=PackageLoader("diffuse_cli.evaluation.report"),
         autoescape=True,
@@ -42,7 +42,7 @@ def environment() -> Environment:
 
 
 def render(template: str, **names: Any) -> Markup:
-    """A template of `templates/` with these names."""
+    """Render a template of `templates/` with these names."""
     return Markup(environment().get_template(f"{template}.html").render(**names))
 
 
@@ -53,13 +53,13 @@ def whole_page(template: str, title: str, **names: Any) -> str:
 
 
 def inside(kind: str, content: bytes) -> str:
-    """Return the content of a file as an address in the page."""
+    """Return the content of a file as a data URL."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image in the page; `width` and `height` are on the screen."""
+    """Image in the page, with its width and height on the screen."""
 
     src: str
     alt: str
@@ -68,7 +68,7 @@ class Picture:
 
 
 def picture(pixels: figures.Pixels, alt: str, side: int) -> Picture:
-    """Pixels (C, H, W) about `side` wide, scaled down, or up by a whole number."""
+    """Make a picture of pixels (C, H, W), about `side` wide, enlarged by an integer factor."""
     shown = figures.shrunk(figures.image(pixels), side)
     zoom = max(1, round(side / max(pixels.shape[1:])))
     width, height = (n * zoom for n in shown.size)
@@ -76,7 +76,7 @@ def picture(pixels: figures.Pixels, alt: str, side: int) -> Picture:
 
 
 def row_of(pixels: Iterable[figures.Pixels], words: Iterable[str], side: int) -> list[Picture]:
-    """Several pictures, each with its text for screen readers."""
+    """Make several pictures, each with its text for screen readers."""
     return [picture(p, alt, side) for p, alt in zip(pixels, words, strict=True)]
 
 
@@ -104,7 +104,7 @@ LIGHT, DARK = ({name: both[i] for name, both in _COLORS.items()} for i in range(
 
 
 def css() -> str:
-    """The style sheet; print is light."""
+    """Return the style sheet. Print uses the light colours."""
     rules = resources.files("diffuse_cli.evaluation.report") / "templates" / "style.css"
     dark = f"@media screen and (prefers-color-scheme: dark) {{ {_variables(DARK, 'dark')} }}"
     return f"{_variables(LIGHT, 'light')}\n{dark}\n{rules.read_text('utf-8')}"

@@ -1,9 +1,9 @@
 """`tune`: measure samplers, steps and guidance scales of a model, and recommend a setting.
 
-First every sampler with every number of steps at one guidance scale, then other scales with the
-best sampler and steps, then guidance by a weaker model in as many evaluations, then another
-start, then times learned for the few steps. Every setting draws from the same noise and is measured
-against the same real images.
+It tries every sampler with every number of steps at one guidance scale, then other scales with the
+best sampler and steps, then autoguidance with the same number of evaluations, then a Gaussian
+start, and then learned timesteps for few steps. Every setting uses the same noise and the same real
+images.
 """
 
 from __future__ import annotations
@@ -44,14 +44,16 @@ from diffuse_cli.system.outputs import asked
 T = TypeVar("T")
 
 LEARNED_WAYS = 2
-"""How many lists of times `Learner` gives, at most."""
+"""The most lists of timesteps that `Learner` returns."""
 
 
 def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tuned]:
     """Measure settings of a model, and recommend one.
 
-    Yields `Progress` and `Notice`. Returns the same on every process, of which the first writes;
-    `accelerator` is that of the caller, if it has one.
+    Yields `Progress` and `Notice`. Returns the same on every process. Only the first writes files.
+
+    Args:
+        accelerator: the caller's accelerator, or None to set one up.
 
     Raises:
         DataError, ModelFileError, UsageError: an input cannot be used.
@@ -82,7 +84,7 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
         scales = candidates.other_scales(config, loaded.model, scale)
         weak_scales = candidates.weak_scales(config) if base.guide else ()
         few = candidates.learned_steps(config, first, process)
-        if distilled:  # its guidance is in its weights, and its times are set
+        if distilled:  # its guidance is in its weights, and its timesteps are fixed
             scales, few = (), []
         starts = candidates.starts(config, loaded.model, first)
         words = words_of(loaded.space)
@@ -101,7 +103,7 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
         rows: list[Tried] = []
 
         def tried(settings: Iterable[SamplerChoice]) -> Work[SamplerChoice]:
-            """Measure settings; return the best of all so far."""
+            """Measure settings, and return the best of all so far."""
             for setting in settings:
                 rows.append((yield from _counted(measure(setting), setting, len(rows), total)))
             return recommend(rows)
@@ -147,9 +149,13 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
 def tune_and_evaluate(
     config: TuneConfig,
 ) -> Work[tuple[Tuned, EvalConfig, evaluation_run.Evaluated] | None]:
-    """`tune`, then evaluate the setting that it recommends, for `--report`; raises what they do.
+    """Tune, then evaluate the recommended setting, for `--report`.
 
-    Returns what was tried, the evaluation and its result; None on every process but the first.
+    Returns the settings tried, the configuration of the evaluation and its result, or None on all
+    processes except the first.
+
+    Raises:
+        DiffuseError: as `tune` and `evaluate`.
     """
     with machine_or(None, config.precision, config.device) as accelerator:
         tuned = yield from tune(config, accelerator)
@@ -158,7 +164,7 @@ def tune_and_evaluate(
             config,
             EvalConfig,
             **{k: v for k, v in vars(setting).items() if k not in ("times", "start")},
-            start=setting.start or NOISE,  # not what the model recommended before
+            start=setting.start or NOISE,  # not the model's earlier recommendation
             spacing=None if setting.times else config.spacing,
             plot=None,
         )
@@ -169,13 +175,13 @@ def tune_and_evaluate(
 def _more(
     scales: Sequence[float], weak_scales: Sequence[float], starts: Sequence[int], few: Sequence[int]
 ) -> dict[str, int]:
-    """How many settings are tried beside the first, by what they try."""
+    """Count the settings to try after the first, by description."""
     listed = ", ".join(map(str, few))
     return {
         plural(len(scales), "more guidance scale"): len(scales),
-        f"{plural(len(weak_scales), 'scale')} of guidance by a weaker model": len(weak_scales),
-        "another start": len(starts),
-        f"learned times at {listed} steps": LEARNED_WAYS * len(few),
+        f"{plural(len(weak_scales), 'autoguidance scale')}": len(weak_scales),
+        "a Gaussian start": len(starts),
+        f"learned timesteps at {listed} steps": LEARNED_WAYS * len(few),
     }
 
 
@@ -186,12 +192,12 @@ def _announce(
     timesteps: int,
     many: str,
 ) -> Work[None]:
-    """Say how much work there is, and what is left out."""
+    """Report the amount of work, and the steps that are left out."""
     steps = dict.fromkeys(setting.steps for setting in first)
     left_out = [n for n in dict.fromkeys(config.steps) if n not in steps]
     if left_out:
         listed = ", ".join(map(str, left_out))
-        yield Notice(f"left out, as the model has {timesteps} timesteps: {listed} steps")
+        yield Notice(f"skipping {listed} steps: the model has only {timesteps} timesteps")
     guidance = first[0].guidance
     under = "" if guidance is None else f" at guidance {guidance:g}"
     also = "".join(f", and {words}" for words, count in more.items() if count)
@@ -204,28 +210,28 @@ def _announce(
 
 
 def _tell_variety(rows: Sequence[Tried], found: SamplerChoice, many: str) -> Work[None]:
-    """Say so if the recommended setting draws samples that are much more alike than others'."""
+    """Warn if samples of the recommended setting vary much less than another setting's."""
     own = next(row for row in rows if row.setting == found)
     if (most := candidates.more_varied(rows, own)) is None:
         return
     here, there = (as_text(row.values, "recall") for row in (own, most))
     yield Notice(
-        f"the recommended setting draws {many} that are more alike: recall {here}, where "
-        f"{most.setting} has {there}; look at them before you keep it",
+        f"the {many} of the recommended setting vary less: recall {here}, and {there} with "
+        f"{most.setting}. Look at them before you use it",
         warning=True,
     )
 
 
-# -- what it gives --------------------------------------------------------------------------------
+# -- measuring ------------------------------------------------------------------------------------
 
 
 class _Seen:
-    """Counts the images that networks are shown."""
+    """Counter of the images that networks evaluate."""
 
     images = 0
 
     def by(self, denoiser: Denoiser) -> Denoiser:
-        """The same denoiser, counted."""
+        """Return a copy of the denoiser that counts its images."""
 
         def counted(x: torch.Tensor, t: torch.Tensor, **cond: Any) -> torch.Tensor:
             self.images += len(x)
@@ -238,7 +244,7 @@ class _Seen:
 
 @dataclass(frozen=True)
 class _Measure:
-    """Measures settings of a model by n images."""
+    """Measurement of a model's settings by n images."""
 
     n: int
     loaded: Loaded
@@ -246,7 +252,7 @@ class _Measure:
     against: FeatureMeasure
 
     def settings(self, setting: SamplerChoice) -> DrawSettings:
-        """How images are drawn with a setting."""
+        """Return the sampling settings of a choice."""
         wanted, guide = self.base.condition, self.base.guide
         if wanted is not None and setting.guidance is not None:
             wanted = replace(wanted, scale=setting.guidance)
@@ -263,7 +269,7 @@ class _Measure:
         )
 
     def learn(self, setting: SamplerChoice) -> Work[list[SamplerChoice]]:
-        """A setting with learned times, from other noise than images are drawn from."""
+        """Learn timesteps for a setting, from other noise than the measured images."""
         learner = Learner(self.loaded, self.n, self.against.network.device)
         found = yield from learner(self.settings(setting))
         return [replace(setting, times=times) for times in self.against.team.from_first(found)]
@@ -294,7 +300,7 @@ class _Measure:
         )
 
     def warm_up(self) -> None:
-        """Draw a batch in one step: the first setting must not pay for one-off costs."""
+        """Generate a batch in one step, so that the first setting does not pay one-off costs."""
         batch = range(min(self.n, self.base.batch_size))
         guide = replace(self.base.guide, scale=2.0) if self.base.guide else None
         settings = replace(self.base, sampler="ddim", steps=1, guide=guide)
@@ -304,7 +310,7 @@ class _Measure:
 
 
 def _counted(work: Work[T], setting: SamplerChoice, done: int, total: int) -> Work[T]:
-    """Run the work on a setting, with its progress as a detail of the whole."""
+    """Run the work of a setting, with its progress as a detail of the whole."""
     while True:
         try:
             event = next(work)

@@ -1,5 +1,4 @@
-"""Which samplers, steps, guidance scales, starts and learned times `tune` tries, and which of them
-it recommends."""
+"""Choose the sampling settings that `tune` tries, learn timesteps, and recommend a setting."""
 
 from __future__ import annotations
 
@@ -37,12 +36,12 @@ FEW_STEPS = (1, 2, 4, 8)
 
 @dataclass(frozen=True)
 class Tried:
-    """What a setting gives and costs.
+    """Quality and cost of a setting.
 
     Attributes:
-        values: numbers by name, with their standard errors.
-        seconds: per image, on one process.
-        evaluations: images shown to the network, and to a weaker one, per image.
+        values: the metrics by key, with their standard errors.
+        seconds: the seconds per image, on one process.
+        evaluations: the network evaluations per image, including the guidance model's.
     """
 
     setting: SamplerChoice
@@ -53,18 +52,18 @@ class Tried:
 
 @dataclass(frozen=True)
 class Tuned:
-    """What was tried, and the recommended setting.
+    """Settings that were tried, and the recommended setting.
 
     Attributes:
-        rows: in the order of measurement.
-        metric: the key of the number that decides; lower is better.
-        n, real: images generated for each setting, and real ones compared with.
-        part: the part of the data that these are: `held-out` or `all`.
-        features: name and weights hash of the feature network, and how it resizes images.
-        settings: what all rows have in common.
-        device: where the seconds were measured.
-        words: what is said of the samples.
-        out, plot: the model file with the recommendation, and the picture, if asked for.
+        rows: the settings in the order of measurement.
+        metric: the key of the metric that decides. Lower is better.
+        n, real: the number of images generated for each setting, and of real images.
+        part: the part of the data with the real images: `held-out` or `all`.
+        features: the name and weights hash of the feature network, and its resizing.
+        settings: the settings that all rows have in common.
+        device: the device of the timings.
+        words: the names of the medium's samples.
+        out, plot: the paths of the model file with the recommendation and of the plot, or None.
     """
 
     rows: tuple[Tried, ...]
@@ -82,16 +81,16 @@ class Tuned:
 
 
 def deciding(rows: Sequence[Tried]) -> str:
-    """The key of the number that decides: the KID that the rows have; lower is better."""
+    """Return the key of the rows' KID, which decides. Lower is better."""
     [key] = [key for key in KIDS if key in rows[0].values]
     return key
 
 
 def recommend(rows: Sequence[Tried]) -> SamplerChoice:
-    """The setting of the fewest evaluations whose KID is within a standard error of the best.
+    """Return the cheapest setting whose KID is within a standard error of the best.
 
-    Ties go to the lower KID, then to the earlier row. Seconds do not count: they are never the
-    same twice.
+    Cost is the number of evaluations. Ties go to the lower KID, then to the earlier row. Seconds do
+    not count, because they vary from run to run.
 
     Raises:
         ValueError: no row has a KID that is a number.
@@ -107,8 +106,10 @@ def recommend(rows: Sequence[Tried]) -> SamplerChoice:
 
 
 def more_varied(rows: Sequence[Tried], chosen: Tried) -> Tried | None:
-    """The row of the highest recall, where the chosen one has significantly less than half of it:
-    images that are nearly alike can have a low KID."""
+    """Return the row of the highest recall if the chosen row has clearly less than half of it.
+
+    Images that are nearly alike can have a low KID.
+    """
     if not all("recall" in row.values for row in rows):
         return None
     most = max(rows, key=lambda row: row.values["recall"])
@@ -117,7 +118,7 @@ def more_varied(rows: Sequence[Tried], chosen: Tried) -> Tried | None:
     return most if half.above(measured(chosen.values, "recall")) else None
 
 
-# -- what is tried --------------------------------------------------------------------------------
+# -- settings to try ------------------------------------------------------------------------------
 
 
 def first_settings(
@@ -127,14 +128,20 @@ def first_settings(
     weak_guidance: float | None = None,
     distilled: bool = False,
 ) -> list[SamplerChoice]:
-    """Every sampler with every number of steps up to `timesteps`; a `UsageError` for none.
+    """Return every sampler with every number of steps up to `timesteps`.
 
-    A distilled model has samplers and default steps of its own.
+    A distilled model has its own samplers and default steps.
+
+    Raises:
+        UsageError: all numbers of steps are too large.
     """
     asked = FEW_STEPS if distilled and config.steps == eval_options.TUNED_STEPS else config.steps
     steps = [n for n in dict.fromkeys(asked) if n <= timesteps]
     if not steps:
-        raise UsageError(f"--steps must have one from 1 to {timesteps}, the model's timesteps")
+        raise UsageError(
+            f"all --steps are more than the model's {timesteps} timesteps",
+            f"Set --steps {timesteps} or less",
+        )
     samplers = config.samplers or tuple(s for s in SAMPLERS if (s in OF_DISTILLED) == distilled)
     return [
         SamplerChoice(sampler, n, guidance, weak_guidance) for sampler in samplers for n in steps
@@ -144,7 +151,7 @@ def first_settings(
 def other_scales(
     config: TuneConfig, model: model_file.StoredModel, guidance: float | None
 ) -> tuple[float, ...]:
-    """The guidance scales to try besides `guidance`, at which samplers are compared.
+    """Return the guidance scales to try in addition to `guidance`, which compares samplers.
 
     Empty for a model without classes or without an unconditional prediction.
     """
@@ -158,13 +165,13 @@ def other_scales(
 
 
 def weak_scales(config: TuneConfig) -> tuple[float, ...]:
-    """The scales of guidance by a weaker model to try; 1 is without it, and was tried before."""
+    """Return the autoguidance scales to try, without 1, which turns it off and was tried before."""
     scales = eval_options.TUNED_WEAK if config.weak_guidance is None else config.weak_guidance
     return tuple(s for s in dict.fromkeys(scales) if s != 1)
 
 
 def with_weaker(setting: SamplerChoice, scale: float) -> SamplerChoice:
-    """A setting guided by a weaker model, in at most as many network evaluations: fewer steps."""
+    """Add autoguidance to a setting, with fewer steps for the same number of evaluations."""
     evaluations = 1 if setting.guidance in (None, 1) else 2
     steps = max(1, setting.steps * evaluations // (evaluations + 1))
     return replace(setting, steps=steps, weak_guidance=scale)
@@ -173,8 +180,10 @@ def with_weaker(setting: SamplerChoice, scale: float) -> SamplerChoice:
 def starts(
     config: TuneConfig, model: model_file.StoredModel, first: Sequence[SamplerChoice]
 ) -> list[int]:
-    """The numbers of steps to try from a Gaussian start; none for a model that has no such start,
-    which one that is told something has not, nor one that is distilled."""
+    """Return the numbers of steps to try from a Gaussian start.
+
+    Conditional and distilled models have no such start.
+    """
     told = bool(model.blueprint.conditions) or model.distilled is not None
     if not config.try_starts or told or model.low_frequencies is None:
         return []
@@ -184,8 +193,10 @@ def starts(
 
 
 def started(found: SamplerChoice, steps: Sequence[int]) -> list[SamplerChoice]:
-    """A setting from a Gaussian start, in several numbers of steps; in fewer where a weaker model
-    guides it, for as many evaluations."""
+    """Return a setting from a Gaussian start, in several numbers of steps.
+
+    Autoguidance takes fewer steps, for the same number of evaluations.
+    """
     begun = [replace(found, steps=n, start=GAUSSIAN) for n in steps]
     scale = found.weak_guidance
     if scale in (None, 1):
@@ -196,7 +207,7 @@ def started(found: SamplerChoice, steps: Sequence[int]) -> list[SamplerChoice]:
 def learned_steps(
     config: TuneConfig, first: Sequence[SamplerChoice], process: Process
 ) -> list[int]:
-    """The numbers of steps to learn times for: the few among the `first` settings."""
+    """Return the small numbers of steps among the `first` settings, to learn timesteps for."""
     if not config.learn_times:
         return []
     steady = {setting.steps for setting in first if not draws_noise(setting.sampler, process)}
@@ -206,11 +217,12 @@ def learned_steps(
 def to_learn(
     rows: Sequence[Tried], found: SamplerChoice, n: int, process: Process
 ) -> SamplerChoice:
-    """The setting to learn n times for: the sampler that did best in n steps and the fewest
-    evaluations, guided as in `found`.
+    """Return the setting to learn n timesteps for, with the guidance of `found`.
+
+    It has the best sampler in n steps with the fewest evaluations.
 
     Args:
-        rows: of the first settings; samplers that draw noise have no trajectory to learn from.
+        rows: the rows of the first settings. Stochastic samplers have no trajectory to learn from.
     """
     able = [
         row
@@ -230,22 +242,22 @@ def _or_worst(value: float) -> float:
 
 # -- learning -------------------------------------------------------------------------------------
 
-# Times learned for a few steps, for `tune`.
+# Timesteps learned for few steps.
 
 SAMPLES, FINE, ROUNDS = 32, 40, 8
-"""How many trajectories are followed, in how many steps, and how often each time is moved: see
-benchmarks/times.py."""
+"""The number of trajectories, their steps, and the rounds of improvement, see benchmarks/times.py.
+"""
 
 GRID = "trailing"
-"""How the many steps are spaced, of which few are chosen."""
+"""The spacing of the fine steps, of which few are chosen."""
 
 
 @dataclass(frozen=True)
 class Learner:
-    """Learns times for a sampler in a few steps.
+    """Learner of timesteps for a sampler in few steps.
 
     Attributes:
-        first: the index of the first sample to learn from, so that others can be measured.
+        first: the index of the first sample to learn from, after the measured samples.
     """
 
     loaded: Loaded
@@ -253,29 +265,28 @@ class Learner:
     device: torch.device
 
     def __call__(self, settings: DrawSettings) -> Work[list[tuple[float, ...]]]:
-        """Times for the sampler, steps and guidance of `settings`, falling from the last timestep
-        of the process: the cheapest path, and what moving times makes of it, or of those that the
-        sampler visits by default if these end nearer.
+        """Learn falling timesteps for the sampler, steps and guidance of `settings`.
 
-        The second ends nearer to many steps, which is better only where a model's images in many
-        steps are.
+        The first result is the cheapest path. The second improves it, or the sampler's default
+        timesteps if these end nearer to the endpoints of many steps. It is better only if the
+        model's images in many steps are better.
         """
-        yield Progress("learning times", 0, ROUNDS)
+        yield Progress("learning timesteps", 0, ROUNDS)
         planned, ends = self.planned(settings)
         times = self.nearer(settings, planned, ends)
         rounds = improved(times, self.error(settings, ends), ROUNDS)
         for done, better in enumerate(rounds, 1):
             times = better
-            yield Progress("learning times", done, ROUNDS)
+            yield Progress("learning timesteps", done, ROUNDS)
         return [tuple(planned), tuple(times)] if times != planned else [tuple(planned)]
 
     def nearer(self, settings: DrawSettings, planned: list[float], ends: Tensor) -> list[float]:
-        """The planned times or the default ones, whichever end nearer."""
+        """Return the planned or the default timesteps, depending on which end nearer."""
         spaced = replace(settings, times=None).times_of(self.loaded.denoiser.process)
         return min(planned, [float(t) for t in spaced], key=self.error(settings, ends))
 
     def error(self, settings: DrawSettings, ends: Tensor) -> Callable[[Sequence[float]], float]:
-        """How far from `ends` samples end at given times: the root mean square."""
+        """Return a function from timesteps to the root mean square distance from `ends`."""
 
         def missed(times: Sequence[float]) -> float:
             # No solver steps from one time of SNR 0 to another.
@@ -287,7 +298,7 @@ class Learner:
         return missed
 
     def planned(self, settings: DrawSettings) -> tuple[list[float], Tensor]:
-        """The cheapest of the times of many steps, and where these end."""
+        """Return the cheapest path through the timesteps of many steps, and their endpoints."""
         process = self.loaded.denoiser.process
         many = min(FINE, process.num_timesteps)
         fine = replace(settings, sampler=SAMPLER, steps=many, spacing=GRID, options={})
@@ -298,7 +309,7 @@ class Learner:
         return [float(grid[node]) for node in path[:-1]], xs[-1]
 
     def follow(self, settings: DrawSettings) -> list[tuple[Tensor, Tensor]]:
-        """x and the last estimate of x_0, for all samples: at the start and after each step."""
+        """Return x and the last estimate of x_0 of all samples, initially and after each step."""
         space, device = self.loaded.space, self.device
         indices = range(self.first, self.first + SAMPLES)
         noise = image_noise(settings.seed, indices, -1, space.shape, device)

@@ -1,4 +1,4 @@
-"""The picture of `tune --plot`: what settings give against what they cost."""
+"""Plot of `tune --plot`: the quality of settings against their cost."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ LEFT, TOP, WIDTH, HEIGHT = 0.85, 1.0, 6.2, 4.3  # inches
 KEYS, LINE = 7.45, 0.27
 
 MARKERS = "osD^vP*X"
-"""A marker for each sampler, for eyes and printers without colour."""
+"""Markers of the samplers, which are readable without colour."""
 
 PLAIN: dict[str, Any] = {"parse_math": False}
 
 
 def plot(found: Tuned, name: str) -> Image.Image:
-    """KID over seconds per image, a line for each sampler.
+    """Plot the KID over seconds per image, with a line for each sampler.
 
-    Points are labelled with their steps and have bars of a standard error; hollow ones are learned
-    times, and other guidance scales, labelled with the scale: × of classes, w of a weaker model.
-    The recommended setting is ringed.
+    Points are labelled with their steps and have bars of a standard error. Hollow points are
+    learned timesteps and other guidance scales, labelled with × for guidance and w for
+    autoguidance. A ring marks the recommended setting.
     """
     sheet = Sheet(9.2, 5.95, 150)
     sheet.text(LEFT, 0.4, name, 8, fontsize=12, fontweight="bold", **PLAIN)
     line = (
-        f"{found.n:,} generated {found.words.many} against {found.real:,} real ones, "
-        f"{network_of(found.features)}; numbers are steps, bars standard errors"
+        f"{found.n:,} generated against {found.real:,} real {found.words.many}, "
+        f"{network_of(found.features)}. Numbers are steps, bars standard errors"
     )
     sheet.text(LEFT, 0.66, line, 8, fontsize=9, color=FAINT, **PLAIN)
     axes = sheet.axes(LEFT, TOP, WIDTH, HEIGHT)
@@ -57,7 +57,7 @@ def plot(found: Tuned, name: str) -> Image.Image:
 
 
 def _scale(axes: Axes, found: Tuned) -> None:
-    """Logarithmic axes; linear for KID if one is not above 0."""
+    """Set logarithmic axes, or a linear KID axis if a KID is not above 0."""
     axes.set_xscale("log")
     axes.set_xlabel(f"seconds per {found.words.one}, on {found.device}", fontsize=9)
     axes.set_ylabel(f"{label(found.metric)}, lower is better", fontsize=9)
@@ -67,7 +67,7 @@ def _scale(axes: Axes, found: Tuned) -> None:
 
 
 def _sampler(axes: Axes, found: Tuned, sampler: str, i: int) -> None:
-    """A sampler's line, and its points at learned times and other guidance scales."""
+    """Plot a sampler's line, and its points for learned timesteps and other guidance scales."""
     first = found.rows[0].setting
     own = [row for row in found.rows if row.setting.sampler == sampler]
     apart = {id(row): _apart(row.setting, first) for row in own}
@@ -79,7 +79,7 @@ def _sampler(axes: Axes, found: Tuned, sampler: str, i: int) -> None:
 
 
 def _apart(setting: SamplerChoice, first: SamplerChoice) -> str:
-    """Learned times, another start, and the guidance scales that the first setting has not."""
+    """Describe learned timesteps, a Gaussian start, and scales other than the first setting's."""
     pairs = (
         (setting.guidance, first.guidance, "×"),
         (setting.weak_guidance, first.weak_guidance, "w"),
@@ -98,7 +98,7 @@ def _points(
     offset: tuple[int, int],
     **style: Any,
 ) -> None:
-    """Labelled points with bars, in the marker and colour of the i-th sampler."""
+    """Plot labelled points with bars, in the marker and colour of the i-th sampler."""
     from matplotlib.patheffects import withStroke
 
     if not points:
@@ -115,7 +115,7 @@ def _points(
 
 
 def _keys(sheet: Sheet, found: Tuned, samplers: Sequence[str]) -> None:
-    """The legend: samplers, other guidance scales, the recommendation."""
+    """Plot the legend: samplers, other guidance scales, the recommendation."""
     style: dict[str, Any] = {"fontsize": 9, "va": "center", **PLAIN}
     marks: list[tuple[str, dict[str, Any]]] = [
         (name, {"marker": MARKERS[i % len(MARKERS)], "color": figures.color(i)})
@@ -126,7 +126,7 @@ def _keys(sheet: Sheet, found: Tuned, samplers: Sequence[str]) -> None:
     if first.guidance is not None:
         marks.append((f"×: guidance other than {first.guidance:g}", hollow))
     if first.weak_guidance is not None:
-        marks.append(("w: by a weaker model", hollow))
+        marks.append(("w: autoguidance", hollow))
     for row, (words, mark) in enumerate(marks):
         y = TOP + 0.1 + row * LINE
         _key(sheet, y, markersize=6, **mark)

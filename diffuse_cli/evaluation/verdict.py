@@ -1,0 +1,51 @@
+"""Verdict of an evaluation: one sentence in plain words, before the metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from diffuse_cli.metrics import Remark, Values, Words, measured
+from diffuse_cli.metrics.features import KIDS
+from diffuse_cli.metrics.presentation import standing
+
+CLOSE = 0.25
+"""The largest KID that counts as close, as a fraction of the KID of blurred real images."""
+
+
+def verdict(values: Values, remarks: Sequence[Remark], words: Words, *, model: bool) -> str:
+    """Summarise an evaluation, or return an empty string if it has no KID.
+
+    Args:
+        remarks: the sentences of the metrics, which include signs of copies.
+        words: the names of the medium's samples.
+        model: whether a model was measured, which can be trained longer.
+    """
+    many, levels = words.many, {r.level for r in remarks if r.kind == "memorisation"}
+    if "serious" in levels:
+        return f"Copies: generated {many} repeat training {many}"
+    key = next((key for key in KIDS if key in values), None)
+    if key is None:
+        return ""
+    if f"{key}_standard_error" not in values:
+        return f"Too few {many} for a verdict: at least 4 are needed on each side"
+    longer = ": train longer" if model else ""
+    text = f"Recognisable, but different from the real {many}{longer}"
+    worse, level, _ = standing(values)
+    if worse or {"mean", "noise"} & set(level):
+        text = f"Not recognisable yet{longer}" if model else "Not recognisable"
+    elif level:
+        text = (
+            f"No better than blurred {many} yet{longer}" if model else f"As bad as blurred {many}"
+        )
+    elif _is_close(values, key):
+        text = f"Close to the real {many}"
+    elif key != "kid":
+        text = f"Different from the real {many}{longer}"
+    return f"{text}. Some may be copies of training {many}" if "possible" in levels else text
+
+
+def _is_close(values: Values, key: str) -> bool:
+    """Whether the KID is small, or does not differ from the KID between real samples."""
+    blurred, floor = values.get("kid_of_blurred"), f"{key}_floor"
+    small = blurred is not None and values[key] < CLOSE * blurred
+    return small or (floor in values and not measured(values, key).above(measured(values, floor)))

@@ -1,0 +1,46 @@
+"""The verdict of an evaluation, in plain words."""
+
+import pytest
+
+from diffuse_cli.evaluation.verdict import verdict
+from diffuse_cli.metrics import Remark, Words
+
+KNOWN = {
+    "kid_floor": 0.0, "kid_floor_standard_error": 0.001,
+    "kid_of_blurred": 0.2, "kid_of_blurred_standard_error": 0.005,
+    "kid_of_mean": 0.5, "kid_of_mean_standard_error": 0.005,
+    "kid_of_noise": 0.9, "kid_of_noise_standard_error": 0.005,
+}  # fmt: skip
+SERIOUS = Remark("memorisation", "serious", "")
+POSSIBLE = Remark("memorisation", "possible", "")
+IMAGES, SOUNDS = Words("images", one="image"), Words("sounds", one="sound")
+
+
+@pytest.mark.parametrize(
+    ("kid", "remarks", "said"),
+    [
+        (0.95, [], "Not recognisable yet: train longer"),
+        (0.6, [], "Not recognisable yet: train longer"),
+        (0.2, [], "No better than blurred images yet: train longer"),
+        (0.1, [], "Recognisable, but different from the real images: train longer"),
+        (0.02, [], "Close to the real images"),
+        (0.001, [], "Close to the real images"),
+        (0.02, [POSSIBLE], "Close to the real images. Some may be copies of training images"),
+        (0.02, [SERIOUS], "Copies: generated images repeat training images"),
+    ],
+)
+def test_a_model_is_judged_by_its_kid_and_copies(kid, remarks, said):
+    values = {**KNOWN, "kid": kid, "kid_standard_error": 0.002}
+    assert verdict(values, remarks, IMAGES, model=True) == said
+    assert "longer" not in verdict(values, remarks, IMAGES, model=False)
+
+
+def test_sounds_are_judged_by_random_features():
+    values = {"kid_random": 0.1, "kid_random_standard_error": 0.01, "kid_random_floor": 0.0}
+    assert verdict(values, [], SOUNDS, model=False) == "Different from the real sounds"
+    assert verdict({**values, "kid_random": 0.01}, [], SOUNDS, model=True).startswith("Close")
+
+
+def test_without_a_kid_there_is_no_verdict():
+    assert verdict({"bits_per_dim": 3.0}, [], IMAGES, model=True) == ""
+    assert verdict({"kid": 0.1}, [], IMAGES, model=True).startswith("Too few images")
