@@ -21,7 +21,7 @@ from diffuse_cli.data import is_images
 from diffuse_cli.evaluation import examples, variational_bound
 from diffuse_cli.evaluation.examples import Shown
 from diffuse_cli.evaluation.feature_cache import Team
-from diffuse_cli.evaluation.image_sets import Sides, classes_told, drawn_from, read_sides
+from diffuse_cli.evaluation.image_sets import Sides, read_sides, report_classes, with_conditions
 from diffuse_cli.evaluation.input_builders import make
 from diffuse_cli.evaluation.metric_inputs import EvaluationRun, lacking, unmeasured
 from diffuse_cli.evaluation.verdict import verdict
@@ -94,14 +94,14 @@ def evaluate(
         sides.check()
         words = words_of(sides.space)
         if loaded and settings:
-            settings = drawn_from(settings, loaded, sides, config.seed)
+            settings = with_conditions(settings, loaded, sides, config.seed)
             if given := loaded.model.blueprint.conditions.given:
                 inputs = f"the paired {words.many}" if given.what == PAIRS else given.what
                 yield Notice(f"conditioned on the real {words.many}: {inputs}")
             elif sides.real.rows is not None:
                 yield Notice(f"conditioned on the metadata of the real {words.many}")
             elif settings.condition:
-                yield classes_told(sides)
+                yield report_classes(sides)
         training = sides.training if config.train_n else None
         if page and training is None:
             raise UsageError(
@@ -342,8 +342,8 @@ class Evaluated:
         settings: the settings of sampling and of the variational bound.
         fingerprints: the fingerprints of DATA, and of a measured folder.
         made_with: versions and the machine.
-        plot, pairs, report: the paths of the plot of the terms, of the page of nearest training
-            images and of the report, or None.
+        plot, pairs, report: the paths of the bound's plot, the page of nearest training images
+            and the report, or None.
         remarks: sentences on the meaning of the metrics.
         words: the names of the medium's samples.
         shown: the images of the report, or None.

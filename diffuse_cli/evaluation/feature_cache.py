@@ -74,7 +74,7 @@ class Team:
 ALONE = Team()
 
 
-def draw_share(
+def generate_share(
     settings: DrawSettings, loaded: Loaded, n: int, device: torch.device, team: Team, first: int = 0
 ) -> Work[dict[int, Array]]:
     """Generate this process's part of n stored samples (C, *size), by index from `first` on."""
@@ -86,18 +86,18 @@ def draw_share(
     return mine
 
 
-def gathered(mine: dict[int, Array], n: int, team: Team, first: int = 0) -> Array:
+def gather_samples(mine: dict[int, Array], n: int, team: Team, first: int = 0) -> Array:
     """Gather the samples of all processes, (n, C, *size). All processes must call it."""
     pixels = {i: image for part in team.gather(mine) for i, image in part.items()}
     return np.stack([pixels[i] for i in range(first, first + n)])
 
 
-def draw_all(
+def generate_all(
     settings: DrawSettings, loaded: Loaded, n: int, device: torch.device, team: Team, first: int = 0
 ) -> Work[Array]:
     """Generate the n samples from `first` on, a part of them in each process."""
-    mine = yield from draw_share(settings, loaded, n, device, team, first)
-    return gathered(mine, n, team, first)
+    mine = yield from generate_share(settings, loaded, n, device, team, first)
+    return gather_samples(mine, n, team, first)
 
 
 NAMED = re.compile("[0-9a-f]{64}")

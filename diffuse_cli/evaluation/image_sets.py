@@ -137,7 +137,7 @@ class Sides:
 def read_sides(config: MeasureConfig, loaded: Loaded | None) -> Work[Sides]:
     """Read the real images and, without a model, the generated images."""
     if loaded is None:
-        return (yield from _of_folder(config))
+        return (yield from _read_folder(config))
     check_pairs_option(config.given, loaded.model.blueprint.conditions.given)
     [sides] = yield from sides_for(config, [loaded])
     return sides
@@ -150,7 +150,7 @@ def sides_for(config: MeasureConfig, models: Sequence[Loaded]) -> Work[list[Side
     Images without a pair are left out.
     """
     images = yield from _read_as(models[0].space, config.data, config, models[0])
-    yield from _tell(images)
+    yield from _report_summaries(images)
     held_out = any(knows(model, images) for model in models)
     usable, read = np.ones(len(images), np.bool_), []
     for model in models:
@@ -159,7 +159,7 @@ def sides_for(config: MeasureConfig, models: Sequence[Loaded]) -> Work[list[Side
         if pairs is not None:
             usable &= pairs.matched
         read.append((told, model, pairs))
-    yield _told_part(images, held_out)
+    yield _report_part(images, held_out)
     return [_sides_of(config, *each, usable, held_out=held_out) for each in read]
 
 
@@ -222,14 +222,16 @@ def inputs_of(loaded: Loaded, images: Labelled, seed: int) -> Inputs | None:
     return inputs_for(giver, images.samples, images.pairs, seed) if giver else None
 
 
-def classes_told(sides: Sides) -> Notice:
+def report_classes(sides: Sides) -> Notice:
     """Report the classes of the generated samples of a model conditioned only on classes."""
     if _classes_of(sides):
         return Notice("generating classes in the proportions of DATA")
     return Notice("DATA has none of the model's classes: generating all evenly")
 
 
-def drawn_from(settings: DrawSettings, loaded: Loaded, sides: Sides, seed: int) -> DrawSettings:
+def with_conditions(
+    settings: DrawSettings, loaded: Loaded, sides: Sides, seed: int
+) -> DrawSettings:
     """Return the settings with the conditions of the real images, used one after another.
 
     A model that is conditioned only on classes uses the classes of further real images. If DATA has
@@ -290,14 +292,14 @@ def _sides_of(
     return Sides(real, more, None, training, part, names, prints, loaded.space)
 
 
-def _told_part(images: Dataset, held_out: bool) -> Notice:
+def _report_part(images: Dataset, held_out: bool) -> Notice:
     """Report which images of DATA are the real images."""
     which = "the held-out part" if held_out else "all"
     count = int(images.held_out.sum()) if held_out else len(images)
     return Notice(f"real {MEDIA[images.medium].many}: {which}, {count:,} of {len(images):,}")
 
 
-def _of_folder(config: MeasureConfig) -> Work[Sides]:
+def _read_folder(config: MeasureConfig) -> Work[Sides]:
     """Read generated images at their own size if it is uniform, and real images at that size."""
     read = partial(
         read_images,
@@ -325,7 +327,7 @@ def _of_folder(config: MeasureConfig) -> Work[Sides]:
     if images.stored.dtype != theirs.stored.dtype and MEDIA[theirs.medium].bits:
         theirs = yield from read(config.subject, **own, bits=8)
         images = yield from read(config.data, **asked, bits=8)
-    yield from _tell(theirs, images)
+    yield from _report_summaries(theirs, images)
     names = images.class_names
     fakes, _ = _choose(config, Labelled.of(theirs, names), np.arange(len(theirs)))
     pool, training = Labelled.of(images, names), None
@@ -340,7 +342,7 @@ def _of_folder(config: MeasureConfig) -> Work[Sides]:
     return Sides(real, more, fakes, training, "all", names, prints, space)
 
 
-def _tell(*sets: Dataset) -> Work[None]:
+def _report_summaries(*sets: Dataset) -> Work[None]:
     """Report the number of images, and which were skipped and why."""
     for images in sets:
         for line in images.summary.lines():

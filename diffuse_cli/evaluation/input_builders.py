@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from diffuse_cli.evaluation.examples import comparable, search
-from diffuse_cli.evaluation.feature_cache import cached, computed, draw_all
+from diffuse_cli.evaluation.feature_cache import cached, computed, generate_all
 from diffuse_cli.evaluation.image_sets import Labelled, Training
 from diffuse_cli.evaluation.metric_inputs import EvaluationRun
 from diffuse_cli.evaluation.variational_bound import make_bits, make_train_bits
@@ -46,13 +46,13 @@ def make_answers(evaluation: EvaluationRun) -> Work[None]:
     second = fakes[len(real) : len(real) + count]
     if len(second) < count:
         device, team = evaluation.accelerator.device, evaluation.team
-        second = yield from draw_all(settings, loaded, count, device, team, len(real))
-    others, features = yield from _instead(evaluation, giver, count)
+        second = yield from generate_all(settings, loaded, count, device, team, len(real))
+    others, features = yield from _make_baselines(evaluation, giver, count)
     if not evaluation.accelerator.is_main_process:
         return
     every = range(count)
     found = [
-        answered(
+        compare_samples(
             giver,
             real.samples[list(rows)],
             [fakes[list(rows)], second[list(rows)]],
@@ -76,7 +76,7 @@ def make_answers(evaluation: EvaluationRun) -> Work[None]:
     evaluation.answers = Answers(values, np.arange(count), first)
 
 
-def _instead(
+def _make_baselines(
     evaluation: EvaluationRun, giver: Giver, count: int
 ) -> Work[tuple[dict[str, Array], dict[str, Array]]]:
     """Return baselines that need no model, and their features, by name.
@@ -101,7 +101,7 @@ def _instead(
     return images, features
 
 
-def answered(
+def compare_samples(
     giver: Giver,
     truth: Array,
     drawn: Sequence[Array],
@@ -165,7 +165,7 @@ def _make_generated(evaluation: EvaluationRun) -> Work[None]:
         return
     n, (loaded, settings) = evaluation.config.n, evaluation.source
     device, team = evaluation.accelerator.device, evaluation.team
-    samples = yield from draw_all(settings, loaded, n, device, team)
+    samples = yield from generate_all(settings, loaded, n, device, team)
     wanted = settings.condition
     labels = [wanted.label(i) if wanted else -1 for i in range(n)]
     evaluation.fakes = Labelled(samples, np.array(labels, np.int64))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from diffuse_cli.config.eval_options import CompareConfig, EvalConfig
 from diffuse_cli.config.options import converted
 from diffuse_cli.evaluation import evaluation_run
-from diffuse_cli.evaluation.image_sets import drawn_from, sides_for
+from diffuse_cli.evaluation.image_sets import sides_for, with_conditions
 from diffuse_cli.evaluation.metric_inputs import EvaluationRun
 from diffuse_cli.metrics import METRICS, Measured, MetricNumber, Values, Words, measured, shown
 from diffuse_cli.metrics.features.feature_choice import words_of
@@ -97,7 +97,7 @@ def measure_both(
     evaluations, values, described = [], [], []
     for each, model, base, side in zip(own, models, settings, sides, strict=True):
         yield Notice(f"evaluating {files.show(each.subject)}")
-        drawn = drawn_from(base, model, side, each.seed)
+        drawn = with_conditions(base, model, side, each.seed)
         evaluations.append(
             EvaluationRun(
                 each, accelerator, network, model, drawn, side.real, side.more, None,

@@ -17,7 +17,7 @@ from diffuse_cli.training.feed import Feed, Indices, streams
 from diffuse_cli.training.plan import Plan
 
 
-def mirrored(x: Tensor, flip: Tensor) -> Tensor:
+def mirror(x: Tensor, flip: Tensor) -> Tensor:
     """Mirror the samples of x (B, C, *size) where `flip` (B,) is true."""
     return torch.where(spread(flip, x), x.flip(-1), x)
 
@@ -64,7 +64,7 @@ class Batches:
 
     def samples(self, indices: Indices) -> Tensor:
         """Return samples x_0 in the model's space, on the device."""
-        stored = self._moved(self.plan.data.images.stored[indices])
+        stored = self._to_device(self.plan.data.images.stored[indices])
         return laid_out(self.plan.blueprint.space.to_model(stored))
 
     def condition(
@@ -73,16 +73,16 @@ class Batches:
         """Return the conditions of these samples, by the network's keywords.
 
         Args:
-            x0: the samples, already mirrored where `flip` (B,) is true.
+            x0: the samples, already mirror where `flip` (B,) is true.
             step, positions: the keys of the random numbers that degrade the samples.
         """
         images = self.plan.data.images
-        labels = self._moved(images.labels[indices])
-        row = None if images.rows is None else self._moved(images.rows[indices])
-        given = self._given(indices, x0, flip, step, positions)
+        labels = self._to_device(images.labels[indices])
+        row = None if images.rows is None else self._to_device(images.rows[indices])
+        given = self._conditioning_input(indices, x0, flip, step, positions)
         return self.plan.blueprint.conditions.told(labels, given, row)
 
-    def _given(
+    def _conditioning_input(
         self, indices: Indices, x0: Tensor, flip: Tensor | None, step: int, positions: range
     ) -> Tensor | None:
         giver, pairs = self.plan.giver, self.plan.data.pairs
@@ -92,11 +92,11 @@ class Batches:
         if pairs is None:
             told = giver.degraded(x0, draws)
         else:
-            beside = giver.inputs.to_model(self._moved(pairs[indices]))
-            told = giver.observed(beside if flip is None else mirrored(beside, flip))
+            beside = giver.inputs.to_model(self._to_device(pairs[indices]))
+            told = giver.observed(beside if flip is None else mirror(beside, flip))
         return laid_out(giver.augmented(told, draws))
 
-    def _moved(self, values: npt.NDArray[Any]) -> Tensor:
+    def _to_device(self, values: npt.NDArray[Any]) -> Tensor:
         """Copy `values` to the device without waiting for the copy."""
         tensor = torch.from_numpy(values)
         if self.device.type == "cuda":

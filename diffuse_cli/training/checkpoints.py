@@ -26,7 +26,7 @@ from diffuse_cli.system.devices import aside
 from diffuse_cli.system.errors import OutputError, UsageError
 from diffuse_cli.system.events import Notice, Stop, Work, until
 from diffuse_cli.training.ema_weights import KEPT_LENGTHS, Weak
-from diffuse_cli.training.memory_estimate import parted
+from diffuse_cli.training.memory_estimate import fit_into_memory
 from diffuse_cli.training.monitor import chores
 from diffuse_cli.training.optimization import Course
 from diffuse_cli.training.plan import Plan
@@ -146,7 +146,7 @@ def checkpoint_of(
     )
 
 
-def versions_of(checkpoint: Checkpoint | None) -> Work[Versions]:
+def record_versions(checkpoint: Checkpoint | None) -> Work[Versions]:
     """Return the versions that a run was made with, including the current ones.
 
     Warns if the checkpoint was written by other versions.
@@ -233,7 +233,7 @@ def last_checkpoint(plan: Plan, run: RunDirectory) -> Work[Checkpoint | None]:
     return checkpoint
 
 
-def started(
+def decide_steps(
     plan: Plan,
     accelerator: Accelerator,
     run: RunDirectory,
@@ -260,7 +260,7 @@ def started(
         if wanted == budget.minutes:
             course = Course(**checkpoint.state["course"])
             config = replace(config, steps=course.steps, minutes=None)
-            config = yield from parted(config, plan.room, accelerator.num_processes)
+            config = yield from fit_into_memory(config, plan.room, accelerator.num_processes)
             yield _clock(budget, done < course.steps)
             return config, course, budget
         budget.minutes, used = wanted, budget.used / 60
@@ -271,7 +271,7 @@ def started(
             )
         yield _clock(budget)
         config = replace(config, steps=budget.plan(done, chores(plan)), minutes=None)
-        config = yield from parted(config, plan.room, accelerator.num_processes)
+        config = yield from fit_into_memory(config, plan.room, accelerator.num_processes)
     else:
         if done and wanted is not None:
             yield Notice(

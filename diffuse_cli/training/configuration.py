@@ -232,7 +232,9 @@ def rate_at(preset: str | None, width: int | None, batch_size: int, dims: int = 
     return rate if width is None else rate * own.at(dims).get("width", width) / width
 
 
-def batched(config: TrainConfig, batch_size: int, space: Space, settings: Settings) -> TrainConfig:
+def with_batch_size(
+    config: TrainConfig, batch_size: int, space: Space, settings: Settings
+) -> TrainConfig:
     """Return `config` with a batch size, and with the preset's learning rate if it has none.
 
     Args:
@@ -259,7 +261,7 @@ def complete(
     network, settings = presets.architecture(config, preset, space)
     if config.batch_size or config.minutes is None:
         config = dataclasses.replace(config, preset=preset)
-        config = batched(config, config.batch_size or BATCH, space, settings)
+        config = with_batch_size(config, config.batch_size or BATCH, space, settings)
     width = getattr(settings, "width", None)
     done = dataclasses.replace(
         config,

@@ -146,7 +146,7 @@ class Feed:
         if self._queue and self._queue[0][0] != step:  # not the next one
             self.close()
         for later in range(step + len(self._queue), step + self._ahead + 1):
-            self._queue.append((later, self._begun(later)))
+            self._queue.append((later, self._submit(later)))
         began = time.perf_counter()
         loaded = [job.result() for job in self._queue.popleft()[1]]
         self.waited += time.perf_counter() - began
@@ -154,20 +154,20 @@ class Feed:
         for k, (stream, _) in enumerate(self._streams):
             stream.hold({row: of for part in loaded for row, of in part.samples[k].items()})
 
-    def _begun(self, step: int) -> list[Future[LoadedImages]]:
+    def _submit(self, step: int) -> list[Future[LoadedImages]]:
         wanted, stream = self._order(step, self._mine), self._streams[0][0]
         parts = [wanted[k : k + A_JOB] for k in range(0, len(wanted), A_JOB)]
         return [stream.submit(load, self._data, part) for part in parts]
 
 
-class Faults:
+class UnreadableImages:
     """Warnings of unreadable images, each once over all processes."""
 
     def __init__(self, data: TrainingData, accelerator: Accelerator) -> None:
         self._streams, self._accelerator = streams(data), accelerator
         self._named: set[tuple[str, str]] = set()
 
-    def tell(self) -> Work[None]:
+    def warn(self) -> Work[None]:
         """Warn of newly unreadable images. All processes must call it at the same time."""
         found = [fault for stream, _ in self._streams for fault in stream.faults()]
         if self._streams and self._accelerator.num_processes > 1:

@@ -20,7 +20,14 @@ from diffuse_cli.system import files
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import Notice, Table, Work
 from diffuse_cli.training.training_conditions import named
-from diffuse_cli.training.weight_transfer import COLOUR, GREY, ends_of, fitted, learns, numbered
+from diffuse_cli.training.weight_transfer import (
+    COLOUR,
+    GREY,
+    ends_of,
+    has_numbered_classes,
+    learns,
+    transfer_weights,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,8 +75,8 @@ def first_weights(config: TrainConfig, blueprint: Blueprint) -> Work[Mapping[str
     if config.loss in TAUGHT:
         _check_student(source, model, blueprint)
     yield from (Notice(text, warning=True) for text in _warnings(source, model, blueprint))
-    yield from _told(source, list(parts(model, blueprint)), blueprint)
-    return fitted(model, blueprint, config.seed)
+    yield from _report(source, list(parts(model, blueprint)), blueprint)
+    return transfer_weights(model, blueprint, config.seed)
 
 
 def _check(source: str, own: Blueprint, wanted: Blueprint) -> None:
@@ -111,7 +118,9 @@ def _check_student(source: str, teacher: StoredModel, wanted: Blueprint) -> None
     for name, words in CONDITIONS.items():
         theirs, ours = (getattr(b.conditions, name) for b in (own, wanted))
         same = _encoded(theirs) == _encoded(ours)
-        if not same and not (name == "classes" and numbered(teacher, wanted.conditions.classes)):
+        if not same and not (
+            name == "classes" and has_numbered_classes(teacher, wanted.conditions.classes)
+        ):
             raise UsageError(
                 f"{source} was trained with other {words}, which a distilled model must keep",
                 "Use the data that it was trained on",
@@ -161,14 +170,14 @@ def _warnings(source: str, model: StoredModel, wanted: Blueprint) -> Iterator[st
     given = own.conditions.given
     if given and given.what == PAIRS and not wanted.conditions.given:
         yield f"{source} was trained with --given on pairs, and this run has no --given"
-    if names and numbered(model, names):
+    if names and has_numbered_classes(model, names):
         yield (
             f"the classes of {source} have no names, so they follow the order of the folders: "
             f"{named(names)}"
         )
 
 
-def _told(source: str, found: list[Part], wanted: Blueprint) -> Work[None]:
+def _report(source: str, found: list[Part], wanted: Blueprint) -> Work[None]:
     """Report that all parameters are reused, or a table of the parts that change."""
     with torch.device("meta"):
         total = count_parameters(wanted.build())
@@ -221,7 +230,9 @@ def _channels(own: Blueprint, wanted: Blueprint, ends: Ends) -> Iterator[Part]:
     elif (before, after) == (COLOUR, GREY):
         text = "colour becomes grey: input as before, output as the mean of the colours"
     drawn = after * (1 + (learns(own) and learns(wanted)))
-    yield Part("channels", text, _read(wanted, ends, after) + _written(wanted, ends, drawn))
+    yield Part(
+        "channels", text, _count_input(wanted, ends, after) + _count_output(wanted, ends, drawn)
+    )
 
 
 def _variance(own: Blueprint, wanted: Blueprint, ends: Ends) -> Iterator[Part]:
@@ -229,7 +240,7 @@ def _variance(own: Blueprint, wanted: Blueprint, ends: Ends) -> Iterator[Part]:
         return
     gone = learns(own)
     of = own if gone else wanted
-    count = _written(of, ends, of.space.channels)
+    count = _count_output(of, ends, of.space.channels)
     if gone:
         text = f"left out: the variance is {wanted.diffusion.variance}, not learned"
     else:
@@ -241,11 +252,11 @@ def _given(own: Blueprint, wanted: Blueprint, ends: Ends) -> Iterator[Part]:
     old, new = own.conditions.given, wanted.conditions.given
     if old and not new:
         never = ", for which it was not trained" if old.dropout == 0 else ""
-        count = _read(own, ends, own.conditions.given_channels)
+        count = _count_input(own, ends, own.conditions.given_channels)
         text = f"left out: {old.what}, at first like a model run without it{never}"
         yield Part("given", text, count, gone=True)
     elif new and (not old or (old.what, old.channels) != (new.what, new.channels)):
-        count = _read(wanted, ends, wanted.conditions.given_channels)
+        count = _count_input(wanted, ends, wanted.conditions.given_channels)
         text = f"new, at 0: {new.what}, without effect at first"
         if old:
             text = f"{old.what} becomes {new.what}: reused"
@@ -254,7 +265,7 @@ def _given(own: Blueprint, wanted: Blueprint, ends: Ends) -> Iterator[Part]:
 
 def _classes(model: StoredModel, wanted: Blueprint, ends: Ends) -> Iterator[Part]:
     old, names = model.blueprint.conditions.classes, wanted.conditions.classes
-    if old == names or (names and numbered(model, names)):
+    if old == names or (names and has_numbered_classes(model, names)):
         return
     of = wanted if names else model.blueprint
     count = math.prod(of.shapes[ends.classes])
@@ -294,13 +305,13 @@ def _columns(own: Blueprint, wanted: Blueprint, ends: Ends) -> Iterator[Part]:
         yield Part("columns", text, count, gone)
 
 
-def _read(of: Blueprint, ends: Ends, channels: int) -> int:
+def _count_input(of: Blueprint, ends: Ends, channels: int) -> int:
     """Count the parameters by which a network reads a number of channels."""
     every = of.space.channels + of.conditions.given_channels
     return math.prod(of.shapes[ends.input]) * channels // every
 
 
-def _written(of: Blueprint, ends: Ends, channels: int) -> int:
+def _count_output(of: Blueprint, ends: Ends, channels: int) -> int:
     """Count the parameters by which a network predicts a number of channels."""
     every = of.space.channels * (1 + learns(of))
     return sum(math.prod(of.shapes[n]) for n in (ends.output, ends.output_bias)) * channels // every

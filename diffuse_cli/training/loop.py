@@ -24,7 +24,7 @@ from diffuse_cli.system.events import Notice, Stop, Work, until
 from diffuse_cli.system.processes import rank
 from diffuse_cli.training import checkpoints
 from diffuse_cli.training.ema_weights import no_weak, rewind_snapshots, save_snapshot, snapshot_due
-from diffuse_cli.training.feed import Faults, feeding
+from diffuse_cli.training.feed import UnreadableImages, feeding
 from diffuse_cli.training.initial_weights import first_weights
 from diffuse_cli.training.monitor import SAVE, Meter, Monitor, Step, Trained, chores
 from diffuse_cli.training.plan import Plan, check_batch, prepare
@@ -78,11 +78,11 @@ class Run:
             checkpoints.check_room(plan, run)
         # Plans that differ by a step would leave the processes waiting for each other.
         spent = float(max(gather_object([spent + self.laps()])))
-        config, course, self.budget = yield from checkpoints.started(
+        config, course, self.budget = yield from checkpoints.decide_steps(
             plan, accelerator, run, checkpoint, self.stop, spent
         )
         self.laps()  # the budget has counted that time
-        self.versions = yield from checkpoints.versions_of(checkpoint)
+        self.versions = yield from checkpoints.record_versions(checkpoint)
         self.plan = dataclasses.replace(plan, config=config)
         self.trainer = trainer = Trainer(self.plan, accelerator, init)
         trainer.course = course
@@ -98,7 +98,7 @@ class Run:
             monitor.settle()
         if start < self.end or monitor.due(start, self.end):
             yield from checkpoints.begin_trackers(config, accelerator, run)
-            yield Notice(self._chosen())
+            yield Notice(self._describe_run())
             last = yield from self._steps(start)
         if self.main:
             monitor.settle()
@@ -128,7 +128,7 @@ class Run:
             checkpoints.write_config(run, config, self.trainer.course.steps, self.budget)
         self.accelerator.wait_for_everyone()
 
-    def _chosen(self) -> str:
+    def _describe_run(self) -> str:
         """Describe the configuration in one line."""
         config, images = self.plan.config, self.plan.data.images
         processes = self.accelerator.num_processes
@@ -161,17 +161,17 @@ class Run:
             yield from self._measure(done)
             if self.main and done >= self.end:
                 self._save(done)
-            if error := self._agreed()[0]:
-                raise self._ended(error, done, "its checkpoint is complete")
+            if error := self._agree()[0]:
+                raise self._stop_error(error, done, "its checkpoint is complete")
         meter, pace = Meter(trainer.batch_size), checkpoints.Pace(config.save_every)
         forecast = Forecast(config, done, self.end)
-        faults = Faults(self.plan.data, self.accelerator)
+        unreadable = UnreadableImages(self.plan.data, self.accelerator)
         self._count()
         while done < self.end:
             try:
                 outcome = yield from self._step(done, start)
             except DataError as gone:
-                raise self._gone(gone, done) from gone
+                raise self._fail_unreadable(gone, done) from gone
             if trainer.bad >= PATIENCE:
                 raise diverged(trainer, done, self.run.newest_step(), debug=self.debug)
             done += 1
@@ -182,7 +182,7 @@ class Run:
             if done % config.log_every == 0 or done == self.end:
                 yield self._log(done, meter, float(outcome.grad_norm))
                 monitor.logged(self.loss)
-                yield from faults.tell()
+                yield from unreadable.warn()
             else:
                 yield Step(done, before)
             yield from forecast.after(done)
@@ -192,7 +192,7 @@ class Run:
             steps = before
             if self.main and self.budget and self.budget.due and done < steps:
                 steps = self.budget.replan(done, steps, chores(self.plan))
-            error, steps = self._agreed(steps)
+            error, steps = self._agree(steps)
             if steps != before:
                 trainer.course = trainer.course.revised(done, steps)
                 if self.main:
@@ -200,7 +200,7 @@ class Run:
             if error is None and monitor.due(done, self.end):
                 yield from self._measure(done)
                 meter.pause()
-                error = self._agreed()[0]
+                error = self._agree()[0]
             looked = monitor.previewed == done
             if self.main and (error or pace.due(done, looked) or done == self.end):
                 with pace.measured():
@@ -208,7 +208,7 @@ class Run:
                 self._count(SAVE)
                 meter.pause()
             if error:
-                raise self._ended(error, done, "checkpoint saved")
+                raise self._stop_error(error, done, "checkpoint saved")
         return done
 
     def _measure(self, done: int) -> Work[None]:
@@ -220,7 +220,7 @@ class Run:
                     with contextlib.suppress(Interrupted, Terminated):
                         yield from work
                 except DataError as gone:
-                    raise self._gone(gone, done) from gone
+                    raise self._fail_unreadable(gone, done) from gone
                 cut_off = self.stop() is not None
                 self._count(None if cut_off else chore)
 
@@ -233,7 +233,7 @@ class Run:
                 outcome = trainer.step(step)
         except (Interrupted, Terminated) as error:
             kept = "no step was taken yet" if start == 0 else "its checkpoint is complete"
-            raise self._ended(error, start, kept) from error
+            raise self._stop_error(error, start, kept) from error
         if trainer.accumulation != parts:
             yield Notice(
                 f"out of memory: from step {step + 1:,}, a batch of {trainer.batch_size} images is "
@@ -248,7 +248,7 @@ class Run:
         if self.budget:
             self.budget.count(seconds, chore)
 
-    def _agreed(self, steps: int = 0) -> tuple[DiffuseError | None, int]:
+    def _agree(self, steps: int = 0) -> tuple[DiffuseError | None, int]:
         """Agree on the error to stop with and the number of steps that the first process planned.
 
         All processes get the same result, so that they stop after the same step.
@@ -265,13 +265,13 @@ class Run:
         state = self.trainer, step, self.monitor, self.versions, self.budget
         self.run.save(checkpoints.checkpoint_of(*state))
 
-    def _gone(self, error: DataError, step: int) -> DiffuseError:
+    def _fail_unreadable(self, error: DataError, step: int) -> DiffuseError:
         """Save a checkpoint when no image can be read, and return the error to raise."""
         if self.main:
             self._save(step)
-        return self._ended(error, step, "checkpoint saved").of_one()
+        return self._stop_error(error, step, "checkpoint saved").of_one()
 
-    def _ended(self, error: DiffuseError, step: int, kept: str) -> DiffuseError:
+    def _stop_error(self, error: DiffuseError, step: int, kept: str) -> DiffuseError:
         config = self.plan.config
         again = run_reader.resume_line(config.data, config.out, to_arguments(config, TYPED_AGAIN))
         return type(error)(f"{error.message} at step {step:,}: {kept}", f"Resume with: {again}")

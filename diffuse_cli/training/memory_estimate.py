@@ -161,7 +161,7 @@ def split(config: TrainConfig, images: int, processes: int) -> TrainConfig:
     return dataclasses.replace(config, accumulation=max(config.accumulation, parts))
 
 
-def parted(config: TrainConfig, room: int, processes: int) -> Work[TrainConfig]:
+def fit_into_memory(config: TrainConfig, room: int, processes: int) -> Work[TrainConfig]:
     """Return `config` in parts of at most `room` images, with a warning if that changes it."""
     done = split(config, room, processes)
     if done.accumulation != config.accumulation:

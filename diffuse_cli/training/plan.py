@@ -38,9 +38,9 @@ from diffuse_cli.training.ema_weights import Weak
 from diffuse_cli.training.feed import readable, streams
 from diffuse_cli.training.memory_estimate import images_at_a_time
 from diffuse_cli.training.run_directory import RunDirectory
-from diffuse_cli.training.teacher import Teacher, check_distilled, taught_by
+from diffuse_cli.training.teacher import Teacher, check_distilled, load_teacher
 from diffuse_cli.training.time_budget import Laps
-from diffuse_cli.training.training_conditions import class_names, given_of
+from diffuse_cli.training.training_conditions import class_names, describe_conditioning
 from diffuse_cli.training.training_data import TrainingData, read_data
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def prepare(
     images = data.images
     conditions = Conditions(
         classes=class_names(images) if config.classes else (),
-        given=given_of(config, images.space, data.pairs, data.train),
+        given=describe_conditioning(config, images.space, data.pairs, data.train),
         table=data.table,
     )
     done, blueprint = complete(config, images.space, conditions)
@@ -177,7 +177,7 @@ def prepare(
         blueprint=blueprint,
         data=data,
         room=images_at_a_time(done, blueprint, accelerator),
-        teacher=(yield from taught_by(done)),
+        teacher=(yield from load_teacher(done)),
         low_frequencies=low_frequencies(done, blueprint, data),
     )
 

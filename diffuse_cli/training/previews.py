@@ -42,10 +42,10 @@ def draw_by_default(
     """Generate samples with the defaults of `diffuse sample`.
 
     A model that is conditioned on images or metadata cycles through the conditions of the images of
-    `shown_of`.
+    `preview_images`.
 
     Args:
-        inputs: the number of images of `shown_of` to use. None for all.
+        inputs: the number of images of `preview_images` to use. None for all.
         classes: the classes to cycle through, for a model with no other condition. All by default.
     """
     denoiser = plan.blueprint.denoiser(net)
@@ -53,14 +53,16 @@ def draw_by_default(
     settings = DrawSettings(
         sampler=choice.sampler if choice else SAMPLER,
         steps=min(choice.steps if choice else SAMPLING_STEPS, denoiser.process.num_timesteps),
-        condition=_condition(plan, readable(plan.data, shown_of(plan, inputs)[:count]), classes),
+        condition=_condition(
+            plan, readable(plan.data, preview_images(plan, inputs)[:count]), classes
+        ),
         seed=plan.config.seed,
         batch_size=min(MOST, plan.room),
     )
     return draw(denoiser, settings, range(count), space=plan.blueprint.space, device=device)
 
 
-def shown_of(plan: Plan, count: int | None = None) -> npt.NDArray[np.int64]:
+def preview_images(plan: Plan, count: int | None = None) -> npt.NDArray[np.int64]:
     """Return the images whose conditions are used: the held-out images, or all without them.
 
     Args:
@@ -87,7 +89,7 @@ def _condition(
         return None
     labels: Iterable[int] = classes or range(conditions.num_classes)
     rows = plan.data.images.rows
-    if labels and shows_images(plan):
+    if labels and uses_images(plan):
         own = plan.data.images.labels[chosen]
         labels = np.where(own >= 0, own, conditions.num_classes).tolist()
     # The guidance of a teacher is in the weights.
@@ -96,7 +98,7 @@ def _condition(
     return Condition(tuple(labels), scale, plan.inputs(chosen), rows=told)
 
 
-def shows_images(plan: Plan) -> bool:
+def uses_images(plan: Plan) -> bool:
     """Whether previews use the conditions of images: conditioning images or metadata."""
     return plan.giver is not None or plan.data.images.rows is not None
 
@@ -129,21 +131,21 @@ def passes_of_preview(plan: Plan) -> int:
 def draw_preview(trainer: Trainer) -> Work[Image]:
     """Make a grid of samples, or rows of conditioning images, samples and real images."""
     plan, net, device = trainer.plan, trainer.ema_net, trainer.device
-    space, inputs = plan.blueprint.space, GIVEN_SHOWN if shows_images(plan) else None
+    space, inputs = plan.blueprint.space, GIVEN_SHOWN if uses_images(plan) else None
     ended = []
     for drawing in draw_by_default(plan, net, PREVIEW_IMAGES, device, inputs):
         if drawing.done:
             ended.append(stored(space, drawing.state.x))
         yield Progress("preview", drawing.step, drawing.steps)
     samples = looks(space, np.concatenate(ended))
-    return _beside(plan, samples) if shows_images(plan) else figures.grid(samples)
+    return _comparison(plan, samples) if uses_images(plan) else figures.grid(samples)
 
 
-def _beside(plan: Plan, samples: Array) -> Image:
+def _comparison(plan: Plan, samples: Array) -> Image:
     """Make a row for each image: its conditioning image if any, samples, and the image."""
     import torch
 
-    giver, chosen = plan.giver, readable(plan.data, shown_of(plan, GIVEN_SHOWN))
+    giver, chosen = plan.giver, readable(plan.data, preview_images(plan, GIVEN_SHOWN))
     given, space = plan.inputs(chosen), plan.blueprint.space
     truths = looks(space, plan.data.images.stored[chosen])
     rows = [[*samples[k :: len(chosen)], truths[k]] for k in range(len(chosen))]

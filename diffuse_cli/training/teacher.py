@@ -58,7 +58,7 @@ WEIGHTS, MOMENTS = "net.", "optimizer."
 
 
 @dataclass(frozen=True)
-class Drawn:
+class StudentSamples:
     """Samples of the student at positions of the batch, in one and in two evaluations, and their
     conditions."""
 
@@ -91,7 +91,7 @@ class Matching:
             config, net, accelerator, lr=FASTER * (config.lr or 0.0), weight_decay=0.0
         )
         self._critic = blueprint.denoiser(self._updater.prepared)
-        self._drawn: list[Drawn] = []
+        self._samples: list[StudentSamples] = []
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the critic's weights and optimizer state."""
@@ -107,7 +107,7 @@ class Matching:
 
     def begin(self) -> None:
         """Forget the samples of a step that did not finish."""
-        self._drawn = []
+        self._samples = []
 
     def losses(
         self,
@@ -123,7 +123,7 @@ class Matching:
         noise = self._draws(step, positions, "matching noise").noise
         draws = [self._draws(step, positions, f"matching {k}") for k in range(2)]
         x0 = distillation.draw(student, laid_out(noise), draws[0].noise, **cond)
-        self._drawn.append(Drawn(positions, x0.detach(), cond))
+        self._samples.append(StudentSamples(positions, x0.detach(), cond))
         levels = [self._draws(step, positions, f"matching level {k}") for k in range(2)]
         t = distillation.level(student.process, torch.cat([d.u for d in levels]))
         self._updater.prepared.eval()
@@ -142,18 +142,18 @@ class Matching:
     def follow(self, step: int, batch_size: int) -> None:
         """Train the critic on the samples of this step, if there are any."""
         self._updater.prepared.train()
-        for update in range(UPDATES if self._drawn else 0):
-            for drawn in self._drawn:
-                self._learn(step, update, drawn, batch_size)
+        for update in range(UPDATES if self._samples else 0):
+            for part in self._samples:
+                self._learn(step, update, part, batch_size)
             self._updater.move(self._updater.norm())
-        self._drawn = []
+        self._samples = []
 
-    def _learn(self, step: int, update: int, drawn: Drawn, batch_size: int) -> None:
+    def _learn(self, step: int, update: int, part: StudentSamples, batch_size: int) -> None:
         """Add the gradient of the critic's loss on a part of the batch."""
-        draws = [self._draws(step, drawn.positions, f"critic {update} {k}") for k in range(2)]
+        draws = [self._draws(step, part.positions, f"critic {update} {k}") for k in range(2)]
         t = (torch.cat([d.u for d in draws]) * self._critic.process.num_timesteps).long()
         noise = torch.cat([d.noise for d in draws])
-        losses = simple(self._critic, drawn.x0, t, noise, **distillation.twice(drawn.cond))
+        losses = simple(self._critic, part.x0, t, noise, **distillation.twice(part.cond))
         # Accelerate divides by the accumulation, and processes are averaged.
         accelerator = self.accelerator
         parts = accelerator.gradient_accumulation_steps * accelerator.num_processes
@@ -228,7 +228,7 @@ def check_distilled(config: TrainConfig, denoiser: Denoiser) -> None:
         )
 
 
-def taught_by(config: TrainConfig) -> Work[Teacher | None]:
+def load_teacher(config: TrainConfig) -> Work[Teacher | None]:
     """Load the model that a run distils, or None.
 
     Raises:

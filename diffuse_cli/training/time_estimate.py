@@ -22,9 +22,9 @@ from diffuse_cli.system.devices import machine
 from diffuse_cli.system.errors import DiffuseError
 from diffuse_cli.system.events import Notice, Progress, Work
 from diffuse_cli.training import previews
-from diffuse_cli.training.configuration import batched
+from diffuse_cli.training.configuration import with_batch_size
 from diffuse_cli.training.initial_weights import first_weights
-from diffuse_cli.training.memory_estimate import SLACK, cost, parted, split
+from diffuse_cli.training.memory_estimate import SLACK, cost, fit_into_memory, split
 from diffuse_cli.training.monitor import chores
 from diffuse_cli.training.plan import Plan, check_batch, prepare
 from diffuse_cli.training.run_length import (
@@ -216,7 +216,7 @@ def fill_minutes(
     watch = Stopwatch(plan, accelerator, max(BRIEFLY, min(SECONDS, SHARE * minutes * 60)))
     chosen, least = config.batch_size is not None, processes * config.accumulation
     network = plan.blueprint.space, plan.blueprint.config
-    trial = config if chosen else batched(config, max(TRIAL, least), *network)
+    trial = config if chosen else with_batch_size(config, max(TRIAL, least), *network)
     trial = split(trial, plan.room, processes)
     seconds = yield from watch.seconds(trial, roughly=not chosen)
     if chosen:
@@ -224,7 +224,7 @@ def fill_minutes(
     else:
         assert trial.batch_size is not None
         images = trial.batch_size * minutes * 60 / seconds
-        config = batched(config, batch_for(images, least), *network)
+        config = with_batch_size(config, batch_for(images, least), *network)
         config = split(config, plan.room, processes)
         seconds = yield from watch.seconds(config)
     plan = dataclasses.replace(plan, config=config)
@@ -262,7 +262,7 @@ def first_plan(
             f"{budget.step:.3g} s per step of {plural(config.batch_size or 0, 'image')}: "
             f"{plural(config.steps, 'step')}"
         )
-    config = yield from parted(config, plan.room, accelerator.num_processes)
+    config = yield from fit_into_memory(config, plan.room, accelerator.num_processes)
     if not done:
         yield from warn_of_few_steps(config, seconds, on_cpu=accelerator.device.type == "cpu")
     return config, budget

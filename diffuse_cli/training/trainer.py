@@ -23,7 +23,7 @@ from diffuse_cli.models.blueprint import kept_in_range
 from diffuse_cli.system.errors import DivergedError, UsageError, lookup
 from diffuse_cli.system.memory import out_of_memory
 from diffuse_cli.system.rng import key, seed_modules, share, training_draws
-from diffuse_cli.training.batches import Batches, mirrored
+from diffuse_cli.training.batches import Batches, mirror
 from diffuse_cli.training.ema_weights import Average, Powers, Weak, due
 from diffuse_cli.training.feed import readable
 from diffuse_cli.training.optimization import WHOLE, Course, Objective, Updater, losses_of, lr_at
@@ -284,7 +284,7 @@ class Trainer:
         x0 = self.batches.samples(indices)
         flip = draws.flip if self.config.flip else None
         if flip is not None:
-            x0 = mirrored(x0, flip)
+            x0 = mirror(x0, flip)
         cond = self.batches.condition(indices, x0, flip, step, positions)
         conditions = self.plan.blueprint.conditions
         cond = conditions.dropped(cond, draws.drop, self.config.label_dropout)

@@ -28,7 +28,7 @@ from diffuse_cli.system.events import Notice, Work
 from diffuse_cli.training.run_directory import RunDirectory
 
 
-def told_by_table(
+def read_metadata(
     config: TrainConfig, images: Dataset, train: npt.NDArray[np.int64]
 ) -> Work[tuple[Dataset, MetadataTable | None]]:
     """Read the metadata columns of --condition-on, and add their codes to the images.
@@ -144,7 +144,7 @@ def named(names: Iterable[str]) -> str:
 # Paired images, or a degradation of the images themselves.
 
 
-def pairs_at(config: TrainConfig) -> str | None:
+def find_pairs(config: TrainConfig) -> str | None:
     """Return the folder or zip file of --given, or None for a degradation or without --given.
 
     Raises:
@@ -160,7 +160,7 @@ def pairs_at(config: TrainConfig) -> str | None:
     return config.given
 
 
-def paired(config: TrainConfig, images: Dataset, given: Dataset) -> Work[Pairs]:
+def match_pairs(config: TrainConfig, images: Dataset, given: Dataset) -> Work[Pairs]:
     """Pair images with their conditioning images, and warn of images without a pair.
 
     Raises:
@@ -182,7 +182,7 @@ def paired(config: TrainConfig, images: Dataset, given: Dataset) -> Work[Pairs]:
     return found
 
 
-def given_of(
+def describe_conditioning(
     config: TrainConfig, space: Space, pairs: Pairs | None, trained: npt.NDArray[np.int64]
 ) -> Given | None:
     """Describe the conditioning images of a configuration, or return None without them.

@@ -111,7 +111,7 @@ def read_data(
     indices = np.arange(len(images)) if pairs is None else np.flatnonzero(pairs.matched)
     held_out = images.held_out[indices]
     train = indices[~held_out]
-    images, table = yield from training_conditions.told_by_table(config, images, train)
+    images, table = yield from training_conditions.read_metadata(config, images, train)
     with translating(lambda _: "--transform"):
         images.space  # noqa: B018  refuses values that a transform is undefined for
     return TrainingData(images, train, indices[held_out], pairs, table)
@@ -124,7 +124,7 @@ def _read_pairs(
     run: RunDirectory | None,
 ) -> Work[Pairs | None]:
     """Read the paired samples of --given, with the size and the fit of the images."""
-    source = training_conditions.pairs_at(config)
+    source = training_conditions.find_pairs(config)
     if source is None:
         return None
     kind, space = MEDIA[images.medium], images.unmeasured
@@ -133,7 +133,7 @@ def _read_pairs(
         config, data=source, size=space.size, channels=None, medium=images.medium, bits=bits
     )
     given = yield from _read(own, several, run, "given")
-    return (yield from training_conditions.paired(config, images, given))
+    return (yield from training_conditions.match_pairs(config, images, given))
 
 
 def _read(

@@ -37,7 +37,7 @@ def ends_of(blueprint: Blueprint) -> Ends | None:
     return ends
 
 
-def fitted(model: StoredModel, wanted: Blueprint, seed: int = 0) -> Mapping[str, Tensor]:
+def transfer_weights(model: StoredModel, wanted: Blueprint, seed: int = 0) -> Mapping[str, Tensor]:
     """Convert a model's EMA weights for a blueprint of the same network.
 
     Args:
@@ -46,19 +46,19 @@ def fitted(model: StoredModel, wanted: Blueprint, seed: int = 0) -> Mapping[str,
     own, ends, weights = model.blueprint, ends_of(model.blueprint), dict(model.ema)
     if ends is None:
         return weights
-    weights[ends.input] = combined(weights[ends.input], reading(own, wanted), 1)
+    weights[ends.input] = combine_channels(weights[ends.input], input_matrix(own, wanted), 1)
     if (own.space.channels, wanted.space.channels) == (GREY, COLOUR):
-        weights[ends.input] += differences(weights[ends.input], wanted, seed)
+        weights[ends.input] += colour_differences(weights[ends.input], wanted, seed)
     for name in (ends.output, ends.output_bias):
-        weights[name] = combined(weights[name], writing(own, wanted), 0)
+        weights[name] = combine_channels(weights[name], output_matrix(own, wanted), 0)
     if learns(wanted) and not learns(own):
         _, variance = weights[ends.output_bias].chunk(2)
         variance.fill_(FRACTION.get(own.diffusion.variance, 0.0))
     _fit_classes(weights, ends, model, wanted.conditions)
     tables = own.conditions.table, wanted.conditions.table
-    for added in without(model, ends, *tables):
+    for added in removed_columns(model, ends, *tables):
         weights[ends.class_bias] = weights[ends.class_bias] + added
-    return with_columns(weights, ends.columns, *tables, wanted.shapes)
+    return convert_columns(weights, ends.columns, *tables, wanted.shapes)
 
 
 def learns(blueprint: Blueprint) -> bool:
@@ -69,48 +69,48 @@ def learns(blueprint: Blueprint) -> bool:
 # -- channels: matrices (after, before) -----------------------------------------------------------
 
 
-def reading(own: Blueprint, wanted: Blueprint) -> Tensor:
+def input_matrix(own: Blueprint, wanted: Blueprint) -> Tensor:
     """Return the matrix from the input channels of one network to another's."""
     old, new = own.conditions, wanted.conditions
-    given = [zeros(new.given_channels, old.given_channels)]
+    given = [zero_matrix(new.given_channels, old.given_channels)]
     if old.given and new.given:  # the last channel is the mask
-        given = [read(old.given.channels, new.given.channels), read(1, 1)]
-    return beside(read(own.space.channels, wanted.space.channels), *given)
+        given = [sample_matrix(old.given.channels, new.given.channels), sample_matrix(1, 1)]
+    return block_diagonal(sample_matrix(own.space.channels, wanted.space.channels), *given)
 
 
-def writing(own: Blueprint, wanted: Blueprint) -> Tensor:
+def output_matrix(own: Blueprint, wanted: Blueprint) -> Tensor:
     """Return the matrix from the output channels of one network to another's."""
     before, after = own.space.channels, wanted.space.channels
-    sample = read(after, before).T  # grey as each colour, colours as their mean
+    sample = sample_matrix(after, before).T  # grey as each colour, colours as their mean
     if learns(own) and learns(wanted):
-        return beside(sample, sample)
-    return beside(sample, zeros(after * learns(wanted), before * learns(own)))
+        return block_diagonal(sample, sample)
+    return block_diagonal(sample, zero_matrix(after * learns(wanted), before * learns(own)))
 
 
-def beside(*parts: Tensor) -> Tensor:
+def block_diagonal(*parts: Tensor) -> Tensor:
     """Return the block-diagonal matrix for the channels of all parts."""
     whole: Tensor = torch.block_diag(*parts)
     return whole
 
 
-def read(before: int, after: int) -> Tensor:
+def sample_matrix(before: int, after: int) -> Tensor:
     """Return the input matrix for samples: grey is the mean of colours, colours repeat grey."""
     if (before, after) == (GREY, COLOUR):
-        return zeros(after, before) + 1 / COLOUR
+        return zero_matrix(after, before) + 1 / COLOUR
     if (before, after) == (COLOUR, GREY):
-        return zeros(after, before) + 1
+        return zero_matrix(after, before) + 1
     return torch.eye(after, before, dtype=torch.float64)
 
 
-def zeros(after: int, before: int) -> Tensor:
+def zero_matrix(after: int, before: int) -> Tensor:
     """Return a matrix that leaves out all old channels and starts new channels at 0."""
     return torch.zeros(after, before, dtype=torch.float64)
 
 
-def combined(weight: Tensor, matrix: Tensor, dim: int) -> Tensor:
+def combine_channels(weight: Tensor, matrix: Tensor, dim: int) -> Tensor:
     """Combine the channels of a tensor along `dim`, each with its places in a patch."""
     after, before = matrix.shape
-    if after == before and bool((matrix == read(before, after)).all()):
+    if after == before and bool((matrix == sample_matrix(before, after)).all()):
         return weight
     parts = weight.double().unflatten(dim, (before, -1))
     done = torch.tensordot(matrix, parts, dims=([1], [dim])).movedim(0, dim)
@@ -118,7 +118,7 @@ def combined(weight: Tensor, matrix: Tensor, dim: int) -> Tensor:
     return fit
 
 
-def differences(weight: Tensor, wanted: Blueprint, seed: int) -> Tensor:
+def colour_differences(weight: Tensor, wanted: Blueprint, seed: int) -> Tensor:
     """Return new input weights, like `weight`, for colour differences: 0 in sum at each place.
 
     If the input ignored colour differences and the output predicted none, neither would get a
@@ -138,18 +138,18 @@ def differences(weight: Tensor, wanted: Blueprint, seed: int) -> Tensor:
 # -- classes and columns --------------------------------------------------------------------------
 
 
-def numbered(model: StoredModel, names: tuple[str, ...]) -> bool:
+def has_numbered_classes(model: StoredModel, names: tuple[str, ...]) -> bool:
     """Whether a converted model's classes have numbers as names, one for each of `names`."""
     old = model.blueprint.conditions.classes
     return not model.data and old == tuple(map(str, range(len(names)))) and old != names
 
 
-def untold(rows: Tensor, never: bool) -> Tensor:
+def dropped_label(rows: Tensor, never: bool) -> Tensor:
     """Return the embedding of a dropped label, (D,), or the labels' mean if it was not learned."""
     return rows[:-1].mean(0) if never else rows[-1]
 
 
-def without(
+def removed_columns(
     model: StoredModel, ends: Ends, own: MetadataTable | None, wanted: MetadataTable | None
 ) -> Iterator[Tensor]:
     """Yield the embedding, (D,), of each removed column when it is dropped.
@@ -161,7 +161,7 @@ def without(
             continue
         if isinstance(column, Labels):
             never = model.training.get("label_dropout") == 0 and not column.missing
-            yield untold(model.ema[f"{ends.columns}.{k}.weight"], never)
+            yield dropped_label(model.ema[f"{ends.columns}.{k}.weight"], never)
         else:
             yield model.ema[f"{ends.columns}.{k}.untold"]
 
@@ -172,22 +172,22 @@ def _fit_classes(
     """Match class embeddings by name. A new class starts as no class."""
     old, names = model.blueprint.conditions.classes, wanted.classes
     bias = weights[ends.class_bias]
-    if old == names or (old and numbered(model, names)):
+    if old == names or (old and has_numbered_classes(model, names)):
         return
     if not old:
         weights[ends.classes] = bias.new_zeros(len(names) + 1, len(bias))
         return
     rows = weights.pop(ends.classes)
-    nothing = untold(rows, model.training.get("label_dropout") == 0)
+    no_class = dropped_label(rows, model.training.get("label_dropout") == 0)
     if not names:
-        weights[ends.class_bias] = bias + nothing
+        weights[ends.class_bias] = bias + no_class
         return
     places = {name: k for k, name in enumerate(old)}
-    found = [rows[places[name]] if name in places else nothing for name in names]
+    found = [rows[places[name]] if name in places else no_class for name in names]
     weights[ends.classes] = torch.stack([*found, rows[-1]])
 
 
-def with_columns(
+def convert_columns(
     weights: Mapping[str, Tensor],
     embedding: str,
     own: MetadataTable | None,

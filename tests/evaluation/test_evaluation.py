@@ -449,7 +449,7 @@ def test_classes_are_drawn_evenly_where_data_has_none_of_them(
 
 def test_the_text_has_a_row_for_each_class(measure_classes, measure, other):
     out = measure_classes(other, "-n", 6, "--timesteps", 2).out
-    rows = out.split("\n\n")[1].splitlines()
+    rows = out.split("\n\n")[-1].splitlines()
     assert rows[0].split()[:3] == ["class", "generated", "real"]
     assert "bits per dimension" in rows[0]
     assert "KID" in rows[0]

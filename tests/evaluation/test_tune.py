@@ -29,10 +29,10 @@ from diffuse_cli.evaluation.tune.candidates import (
     more_varied,
     other_scales,
     recommend,
+    setting_to_learn,
     started,
-    to_learn,
     weak_scales,
-    with_weaker,
+    with_autoguidance,
 )
 from diffuse_cli.media import figures
 from diffuse_cli.metrics import Words
@@ -147,7 +147,7 @@ def test_guidance_is_tried_beside_the_scale_of_the_samplers():
 )
 def test_a_weaker_model_is_tried_in_no_more_evaluations(guidance, steps, fewer):
     setting = SamplerChoice("unipc", steps, guidance, 1.0)
-    assert with_weaker(setting, 1.5) == SamplerChoice("unipc", fewer, guidance, 1.5)
+    assert with_autoguidance(setting, 1.5) == SamplerChoice("unipc", fewer, guidance, 1.5)
     plain = 1 if guidance in (None, 1) else 2
     assert fewer * (plain + 1) <= max(steps * plain, plain + 1)
 
@@ -368,8 +368,8 @@ def test_times_are_learned_where_there_is_a_trajectory(model):
         dataclasses.replace(row("heun", 5, 0.05), evaluations=8), row("ddim", 8, 0.01),
     ]  # fmt: skip
     found = SamplerChoice("ddpm", 20, 2.0)
-    assert to_learn(rows, found, 5, process) == SamplerChoice("unipc", 5, 2.0)
-    assert to_learn(rows[3:4], found, 5, process) == SamplerChoice("ipndm", 5, 2.0)
+    assert setting_to_learn(rows, found, 5, process) == SamplerChoice("unipc", 5, 2.0)
+    assert setting_to_learn(rows[3:4], found, 5, process) == SamplerChoice("ipndm", 5, 2.0)
 
 
 def test_a_gaussian_start_is_tried_with_the_best_sampler_recorded_and_drawn_with(

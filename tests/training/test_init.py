@@ -14,7 +14,7 @@ from diffuse_cli.core.networks.unet import ENDS, Config, resized
 from diffuse_cli.core.space import Space
 from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.models.model_file import StoredModel
-from diffuse_cli.training.weight_transfer import ends_of, fitted
+from diffuse_cli.training.weight_transfer import ends_of, transfer_weights
 
 SMALL = {"width": 8, "multipliers": (1, 2), "blocks": 1, "attention": (4,), "groups": 4}
 B, K = 3, 2
@@ -52,7 +52,7 @@ def network(own, weights):
 
 def both(model, wanted):
     """The network of a model, and the one that it becomes."""
-    return network(model.blueprint, model.ema), network(wanted, fitted(model, wanted))
+    return network(model.blueprint, model.ema), network(wanted, transfer_weights(model, wanted))
 
 
 def noise(channels, size=8, seed=2):
@@ -113,7 +113,7 @@ def test_a_grey_model_that_becomes_one_of_colour_sees_how_they_differ(patch):
     x = noise(3)
     assert not torch.allclose(new(x, T), new(x.mean(1, keepdim=True).expand(-1, 3, -1, -1), T))
     name = ends_of(colour).input
-    read = [fitted(grey, colour, seed)[name] for seed in (0, 0, 1)]
+    read = [transfer_weights(grey, colour, seed)[name] for seed in (0, 0, 1)]
     assert read[0].equal(read[1])
     assert not read[0].equal(read[2])
 
@@ -133,7 +133,9 @@ def test_colour_becomes_grey_and_is_the_mean_of_what_it_was_of_grey(patch, varia
 def test_grey_there_and_back_is_what_it_was():
     model = trained(blueprint(1, patch=2, variance="learned"))
     colour = blueprint(3, patch=2, variance="learned")
-    back = fitted(replace(model, blueprint=colour, ema=fitted(model, colour)), model.blueprint)
+    back = transfer_weights(
+        replace(model, blueprint=colour, ema=transfer_weights(model, colour)), model.blueprint
+    )
     for name, tensor in model.ema.items():
         torch.testing.assert_close(back[name], tensor)
 
@@ -205,7 +207,7 @@ def test_a_new_class_among_others_is_as_none_or_as_their_mean(dropout):
     old, new = both(model, blueprint(classes=("grey", "light")))
     light, grey = (torch.full((B,), k) for k in (1, 0))
     close(new(noise(1), T, label=light), old(noise(1), T, label=light))
-    rows = fitted(model, blueprint(classes=("grey", "light")))[ENDS.classes]
+    rows = transfer_weights(model, blueprint(classes=("grey", "light")))[ENDS.classes]
     dark, bright, none = model.ema[ENDS.classes]
     torch.testing.assert_close(rows[0], none if dropout else (dark + bright) / 2)
     if dropout:

@@ -19,7 +19,7 @@ from diffuse_cli.core import Conditions, Space
 from diffuse_cli.models import model_file
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import finish
-from diffuse_cli.training.configuration import batched, complete, configure, rate_at
+from diffuse_cli.training.configuration import complete, configure, rate_at, with_batch_size
 from diffuse_cli.training.memory_estimate import bytes_kept
 from diffuse_cli.training.monitor import GUESS
 from diffuse_cli.training.plan import Plan, too_narrow
@@ -42,7 +42,7 @@ def completed(typed, filed=None, channels=1):
 
 def at_batch(config, batch_size, space=IMAGES):
     """A configuration with a batch size, and the rate of its network."""
-    return batched(config, batch_size, space, network_config("unet", config.architecture))
+    return with_batch_size(config, batch_size, space, network_config("unet", config.architecture))
 
 
 def as_file(config):

@@ -17,8 +17,8 @@ from diffuse_cli.config.options import from_dict
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.evaluation.evaluation_run import choose_network, find_judge, load_model
-from diffuse_cli.evaluation.feature_cache import ALONE, FeatureMeasure, draw_all
-from diffuse_cli.evaluation.image_sets import Sides, drawn_from, inputs_of, read_sides
+from diffuse_cli.evaluation.feature_cache import ALONE, FeatureMeasure, generate_all
+from diffuse_cli.evaluation.image_sets import Sides, inputs_of, read_sides, with_conditions
 from diffuse_cli.metrics.presentation import with_error
 from diffuse_cli.metrics.sample_statistics import average
 from diffuse_cli.models import model_file
@@ -214,13 +214,13 @@ def _kid(
     network = yield from choose_network(config, judge, sides)
     guide = yield from load_guide(config, loaded, accelerator, alone=True)
     resolved = resolve(config, loaded.model, guide=guide)
-    settings = drawn_from(resolved, loaded, sides, config.seed)
+    settings = with_conditions(resolved, loaded, sides, config.seed)
     yield from tell(settings)
     against = yield from FeatureMeasure.of(network, sides.space, sides.real.samples, ALONE)
 
     def measure(denoiser: Denoiser) -> Work[dict[str, float]]:
         own = dataclasses.replace(loaded, denoiser=denoiser)
-        samples = yield from draw_all(settings, own, config.n, accelerator.device, ALONE)
+        samples = yield from generate_all(settings, own, config.n, accelerator.device, ALONE)
         return against.kid((yield from against.features(samples)))
 
     return network.kid, measure

@@ -1,9 +1,9 @@
 """`tune`: measure samplers, steps and guidance scales of a model, and recommend a setting.
 
-It tries every sampler with every number of steps at one guidance scale, then other scales with the
-best sampler and steps, then autoguidance with the same number of evaluations, then a Gaussian
-start, and then learned timesteps for few steps. Every setting uses the same noise and the same real
-images.
+It first tries every sampler with every number of steps at one guidance scale, then other scales
+with the best sampler and steps. Autoguidance with the same number of evaluations follows, then a
+Gaussian start, and then learned timesteps for few steps. Every setting uses the same noise and the
+same real images.
 """
 
 from __future__ import annotations
@@ -24,10 +24,21 @@ from diffuse_cli.config.sample_options import GAUSSIAN, NOISE, DrawConfig, Sampl
 from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.data.summary import plural
 from diffuse_cli.evaluation import evaluation_run
-from diffuse_cli.evaluation.feature_cache import FeatureMeasure, Team, draw_share, gathered
-from diffuse_cli.evaluation.image_sets import drawn_from, read_sides
+from diffuse_cli.evaluation.feature_cache import (
+    FeatureMeasure,
+    Team,
+    gather_samples,
+    generate_share,
+)
+from diffuse_cli.evaluation.image_sets import read_sides, with_conditions
 from diffuse_cli.evaluation.tune import candidates, tradeoff_figure
-from diffuse_cli.evaluation.tune.candidates import Learner, Tried, Tuned, recommend, with_weaker
+from diffuse_cli.evaluation.tune.candidates import (
+    Learner,
+    Tried,
+    Tuned,
+    recommend,
+    with_autoguidance,
+)
 from diffuse_cli.media import figures
 from diffuse_cli.metrics import frechet, precision_recall
 from diffuse_cli.metrics.features.feature_choice import words_of
@@ -89,11 +100,11 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
         starts = candidates.starts(config, loaded.model, first)
         words = words_of(loaded.space)
         more = _more(scales, weak_scales, starts, few)
-        yield from _announce(config, first, more, timesteps, words.many)
+        yield from _report_work(config, first, more, timesteps, words.many)
         judge = yield from evaluation_run.find_judge(config, loaded.space, accelerator)
         sides = yield from read_sides(config, loaded)
         sides.check()
-        base = drawn_from(base, loaded, sides, config.seed)
+        base = with_conditions(base, loaded, sides, config.seed)
         team = Team.of(accelerator)
         network = yield from evaluation_run.choose_network(config, judge, sides)
         against = yield from FeatureMeasure.of(network, sides.space, sides.real.samples, team)
@@ -110,17 +121,17 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
 
         found = yield from tried(first)
         found = yield from tried(replace(found, guidance=scale) for scale in scales)
-        found = yield from tried(with_weaker(found, scale) for scale in weak_scales)
-        found = yield from tried(candidates.started(found, starts))
+        found = yield from tried(with_autoguidance(found, scale) for scale in weak_scales)
+        found = yield from tried(candidates.with_gaussian_start(found, starts))
         found = replace(found, start=None)
         for n in few:
-            setting = candidates.to_learn(rows[: len(first)], found, n, process)
+            setting = candidates.setting_to_learn(rows[: len(first)], found, n, process)
             yield from tried(
                 (yield from _counted(measure.learn(setting), setting, len(rows), total))
             )
         yield Progress("tuning", total, total)
         found = recommend(rows)
-        yield from _tell_variety(rows, found, words.many)
+        yield from _warn_of_low_variety(rows, found, words.many)
         described = evaluation_run.describe(base, config, loaded)
         tuned = Tuned(
             rows=tuple(rows),
@@ -185,7 +196,7 @@ def _more(
     }
 
 
-def _announce(
+def _report_work(
     config: TuneConfig,
     first: Sequence[SamplerChoice],
     more: Mapping[str, int],
@@ -209,7 +220,7 @@ def _announce(
     )
 
 
-def _tell_variety(rows: Sequence[Tried], found: SamplerChoice, many: str) -> Work[None]:
+def _warn_of_low_variety(rows: Sequence[Tried], found: SamplerChoice, many: str) -> Work[None]:
     """Warn if samples of the recommended setting vary much less than another setting's."""
     own = next(row for row in rows if row.setting == found)
     if (most := candidates.more_varied(rows, own)) is None:
@@ -282,9 +293,9 @@ class _Measure:
         began = time.perf_counter()
         loaded = replace(self.loaded, denoiser=seen.by(self.loaded.denoiser))
         against, team = self.against, self.against.team
-        mine = yield from draw_share(settings, loaded, self.n, against.network.device, team)
+        mine = yield from generate_share(settings, loaded, self.n, against.network.device, team)
         parts = team.gather((seen.images, time.perf_counter() - began))
-        fake = yield from against.features(gathered(mine, self.n, team))
+        fake = yield from against.features(gather_samples(mine, self.n, team))
         values: dict[str, float] = {}
         if team.index == 0:
             values = against.kid(fake)

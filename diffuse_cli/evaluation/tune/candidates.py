@@ -170,7 +170,7 @@ def weak_scales(config: TuneConfig) -> tuple[float, ...]:
     return tuple(s for s in dict.fromkeys(scales) if s != 1)
 
 
-def with_weaker(setting: SamplerChoice, scale: float) -> SamplerChoice:
+def with_autoguidance(setting: SamplerChoice, scale: float) -> SamplerChoice:
     """Add autoguidance to a setting, with fewer steps for the same number of evaluations."""
     evaluations = 1 if setting.guidance in (None, 1) else 2
     steps = max(1, setting.steps * evaluations // (evaluations + 1))
@@ -192,7 +192,7 @@ def starts(
     return sorted({setting.steps for setting in first if setting.steps <= most})
 
 
-def started(found: SamplerChoice, steps: Sequence[int]) -> list[SamplerChoice]:
+def with_gaussian_start(found: SamplerChoice, steps: Sequence[int]) -> list[SamplerChoice]:
     """Return a setting from a Gaussian start, in several numbers of steps.
 
     Autoguidance takes fewer steps, for the same number of evaluations.
@@ -201,7 +201,7 @@ def started(found: SamplerChoice, steps: Sequence[int]) -> list[SamplerChoice]:
     scale = found.weak_guidance
     if scale in (None, 1):
         return begun
-    return list(dict.fromkeys(with_weaker(own, scale) for own in begun))
+    return list(dict.fromkeys(with_autoguidance(own, scale) for own in begun))
 
 
 def learned_steps(
@@ -214,7 +214,7 @@ def learned_steps(
     return sorted(steps for steps in steady if 1 < steps <= eval_options.LEARNED_STEPS)
 
 
-def to_learn(
+def setting_to_learn(
     rows: Sequence[Tried], found: SamplerChoice, n: int, process: Process
 ) -> SamplerChoice:
     """Return the setting to learn n timesteps for, with the guidance of `found`.
@@ -232,11 +232,11 @@ def to_learn(
     least = min(row.evaluations for row in able)
     cheap = [row for row in able if row.evaluations == least]
     metric = deciding(rows)
-    best = min(cheap, key=lambda row: _or_worst(row.values[metric]))
+    best = min(cheap, key=lambda row: _rank(row.values[metric]))
     return replace(found, sampler=best.setting.sampler, steps=n)
 
 
-def _or_worst(value: float) -> float:
+def _rank(value: float) -> float:
     return value if math.isfinite(value) else math.inf
 
 
