@@ -331,8 +331,7 @@ def test_a_slow_run_says_early_how_long_it_will_take(monkeypatch):
 
 def test_train_and_dry_run_warn_and_go_on(quick, step_takes):
     step_takes(0.01)
-    warning = "warning: 4 steps are too few: samples will be noise. Try --steps 300.
-"
+    warning = "warning: 4 steps are too few: samples will be noise. Try --steps 300.\n"
     ran = quick("--steps", 4)
     assert ran.code == 0
     assert warning in ran.err
