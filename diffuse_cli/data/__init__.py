@@ -1,4 +1,4 @@
-"""Finding, checking, decoding and caching samples, and their labels."""
+"""Data sets: find, check, decode and cache samples and their labels."""
 
 from diffuse_cli.data.metadata_files import read_cells as read_cells
 from diffuse_cli.data.reader import read_images as read_images

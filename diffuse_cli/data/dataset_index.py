@@ -1,7 +1,7 @@
-"""What was found of each file of a source, on disk: a pass over a large set is made once.
+"""On-disk index of the files of a source, so that a large data set is scanned only once.
 
-A line of JSON for a header, one for each file in the order of the listing, and one for the listing
-itself when all of them are read. A pass that was cut off goes on where it ended.
+The index has one line of JSON for the header, one per file in the order of the listing, and one for
+the listing itself once every file has been read. An interrupted scan resumes where it ended.
 """
 
 from __future__ import annotations
@@ -24,17 +24,19 @@ from diffuse_cli.system import files
 FORMAT = 1
 
 SECONDS = 1.0
-"""Lines are written this often: so much is read again after a kill."""
+"""Seconds between writes, and so the work that is repeated after a kill."""
 
 
 class DatasetIndex:
-    """The index of a source in the file at `path`; a damaged one, or one of another source, of
-    other options or of another version, counts as none.
+    """Index of a source in the file at `path`.
+
+    An index that is damaged, or was written for another source, other options or another version of
+    `diffuse`, is ignored.
 
     Args:
-        path: None to keep none.
-        about: what decides what is found: source and options, by name.
-        goes_on: options that were open when the index was begun may be decided by now.
+        path: the index file, or None to keep no index.
+        about: the source and the options that decide the result, by name.
+        goes_on: accept an index whose open options have been decided since it was started.
     """
 
     def __init__(self, path: Path | None, about: dict[str, Any], goes_on: bool = False) -> None:
@@ -43,7 +45,7 @@ class DatasetIndex:
         self._header = {"format": FORMAT, **versions, **json.loads(json.dumps(about))}
 
     def listing(self) -> Listing | None:
-        """The listing of a complete index."""
+        """Return the listing of a complete index, or None if it is incomplete."""
         entries = list[Entry]()
         for line, _ in self._lines():
             if isinstance(line, dict):
@@ -55,11 +57,12 @@ class DatasetIndex:
     def results(
         self, listing: Listing, decode: Callable[[tuple[Entry, ...]], Iterator[Result]]
     ) -> Iterator[tuple[Result, bool]]:
-        """What is found of each file, in order, and whether that was known: of such samples the
-        shape and type are right, and the values are not.
+        """Yield the result of each file in order, and whether it comes from the index.
+
+        Samples from the index have the right shape and type, but their values are zeros.
 
         Args:
-            decode: decodes the files that are not known.
+            decode: decodes the files that are not in the index.
 
         Raises:
             OutputError: the index cannot be written.
@@ -89,12 +92,12 @@ class DatasetIndex:
                 _write(file, [asdict(replace(listing, candidates=(), unread=dict(listing.unread)))])
 
     def remove(self) -> None:
-        """Forget all."""
+        """Delete the index file."""
         if self.path is not None:
             files.remove(self.path)
 
     def _lines(self) -> Iterator[tuple[Any, int]]:
-        """The lines after the header that are whole, and where each ends in the file."""
+        """Yield each complete line after the header, with the offset of its end in the file."""
         if self.path is None or not self.path.is_file():
             return
         with contextlib.suppress(OSError, ValueError), self.path.open("rb") as file:
@@ -116,7 +119,7 @@ class DatasetIndex:
 
 
 def _noted(file: IO[bytes], results: Iterator[Result]) -> Iterator[Result]:
-    """The results, once they are written or soon will be."""
+    """Yield the results, and append them to the index at most `SECONDS` later."""
     lines, last = list[Any](), time.monotonic()
     for result in results:
         lines.append([result.entry, *described(result)])

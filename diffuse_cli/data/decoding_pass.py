@@ -1,4 +1,4 @@
-"""Decodes every file of a listing into a store, whose shape and type follow from the samples."""
+"""Decode every file of a listing into a store, whose shape and type follow from the samples."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from diffuse_cli.system.files import show
 
 @dataclass
 class Tally:
-    """The counts of the summary so far."""
+    """Running counts for the summary."""
 
     entries: list[Entry] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
@@ -67,17 +67,17 @@ def collect(
     strict: bool,
     workers: int,
 ) -> Work[Reading]:
-    """Decode everything into a store, and return how the samples are read again.
+    """Decode every file into a store, and return the settings to read the samples again.
 
-    The store is replaced when a sample does not fit its shape. What the index knows is not decoded.
-    A request that leaves sizes open is completed by the samples: files that are not handed out yet
-    are read by the new one.
+    The store is replaced when a sample does not fit its shape. Files in the index are not decoded.
+    If the request leaves sizes open, the samples complete it, and files that no worker has yet are
+    read with the completed request.
     """
     total, kind, current = len(listing.candidates), MEDIA[reading.medium], reading
     task, last = f"reading {kind.many}", time.monotonic()
 
     def fitted(values: Array) -> Array:
-        """Return values at the size, with the channels and of the type decided by now."""
+        """Return values with the size, channels and type that are decided so far."""
         asked = current.asked
         size, numbers = asked.size or values.shape[1:], asked.numbers
         fits = size == values.shape[1:]
@@ -100,7 +100,7 @@ def collect(
             else:
                 tally.add(result.entry, result.read)
                 values = result.read.values
-                if known:  # numbers that are wanted are those that would be read
+                if known:  # its values are zeros, so only shape and type count
                     values = blank(values.shape, current.asked.numbers or values.dtype)
                 else:
                     values = fitted(values)
@@ -122,7 +122,7 @@ def collect(
 
 
 def _goes_with(store: Store | None, read: Read, kind: Medium) -> bool:
-    """Whether a sample can be stored with others, if there are any."""
+    """Whether a sample can be stored next to the samples that are there."""
     if store is None or not kind.mixed:
         return store is None or store.shape == read.values.shape
     return read.layout not in kind.alike or store.shape[0] == read.values.shape[0]
@@ -131,15 +131,15 @@ def _goes_with(store: Store | None, read: Read, kind: Medium) -> bool:
 def _in_common(
     asked: Asked, store: Store | None, values: Array, kind: Medium
 ) -> tuple[Asked, Shape, np.dtype[Any]]:
-    """Return the request, the shape and the type that stored samples have with another.
+    """Return the request, the shape and the type that stored samples share with another sample.
 
-    Samples of several sizes get that of the medium. The type is that of fewest bits, where a medium
-    has several, or one that holds the numbers of all.
+    Samples of several sizes get the medium's size. If the medium has several bit depths, the type
+    with the fewest bits wins. Otherwise the type is one that holds the values of all samples.
     """
     (channels, *own), dtype, changed = values.shape, values.dtype, dict[str, Any]()
     size = asked.size
     if store is None:
-        if size is not None and len(size) != len(own):  # equal sides, of any number of dimensions
+        if size is not None and len(size) != len(own):  # equal sides, in any number of dimensions
             asked = dataclasses.replace(asked, size=tuple(own))
         return asked, values.shape, dtype
     if size is None and store.shape[1:] != tuple(own):

@@ -1,4 +1,4 @@
-"""Each file is read, decoded, named by its content and brought to its size."""
+"""Read, decode, hash and resize files, in threads or in worker processes."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ from diffuse_cli.media.file_errors import Unusable
 from diffuse_cli.system.memory import out_of_memory
 
 LATER = "large"
-"""The reason by which a worker leaves a sample to the process that started it; never shown."""
+"""Reason with which a worker leaves a sample to its parent process; never shown."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """The source of files, the medium that reads them, and how every sample is read."""
+    """The source of files, the medium that decodes them, and the settings of every sample."""
 
     source: Source
     medium: str
@@ -49,7 +49,7 @@ class Reading:
 
 
 class DecodedSample(NamedTuple):
-    """A usable sample of a file."""
+    """A file's usable sample."""
 
     entry: Entry
     read: Read
@@ -66,7 +66,7 @@ Result = DecodedSample | Skipped
 
 
 def described(result: Result) -> list[Any]:
-    """Return a result as JSON values, without its file and its numbers."""
+    """Return a result as JSON values, without its file and its values."""
     if isinstance(result, Skipped):
         return [result.reason]
     values, digest, *rest = result.read
@@ -76,7 +76,11 @@ def described(result: Result) -> list[Any]:
 def result_of(
     entry: Entry, fields: Sequence[Any], numbers: Callable[[Size, np.dtype[Any]], Array]
 ) -> Result:
-    """Return the result of a file that `described` gave, with numbers by their shape and type."""
+    """Return the result of a file from the JSON of `described`.
+
+    Args:
+        numbers: returns the values of a shape and a type.
+    """
     if len(fields) == 1:
         return Skipped(entry, fields[0])
     digest, shape, dtype, *rest = with_tuples(fields)
@@ -85,17 +89,17 @@ def result_of(
 
 
 def with_tuples(values: Iterable[Any]) -> list[Any]:
-    """Return values of JSON, with tuples for lists."""
+    """Return JSON values with tuples instead of lists."""
     return [tuple(value) if isinstance(value, list) else value for value in values]
 
 
 def blank(shape: Size, dtype: npt.DTypeLike) -> Array:
-    """Return zeros of a shape and a type, which take no memory."""
+    """Return zeros with a shape and a type, which take no memory."""
     return np.broadcast_to(np.zeros((), dtype), shape)
 
 
 def decode_files(reading: Reading, entries: Iterable[Entry]) -> list[Result]:
-    """The results in the order of `entries`; a file's fault is its result."""
+    """Return the results in the order of `entries`; a file that fails gives a `Skipped`."""
     return [_decode_file(reading, entry) for entry in entries]
 
 
@@ -120,29 +124,29 @@ def _decode_file(reading: Reading, entry: Entry) -> Result:
 
 # -- worker ---------------------------------------------------------------------------------------
 
-# A process that decodes samples for this one.
+# A worker process that decodes samples for this one.
 #
-# Outside Pillow's decoders Python runs one thread at a time. With small files the decoders take the
-# least time, and threads on many cores are no faster than on one.
+# Outside Pillow's decoders, Python runs one thread at a time. Decoding small files takes so little
+# of the time that threads on many cores are no faster than on one.
 #
-# A request is a line of JSON, an answer a line of JSON and then the bytes of its samples. A worker
-# ends with its input, and so never outlives its parent.
+# A request is a line of JSON. An answer is a line of JSON, then the bytes of the samples. A worker
+# exits when its input ends, and so never outlives its parent.
 #
-# A `ProcessPoolExecutor` takes 1.8 times as long for 60,000 small PNGs, and its workers outlive a
+# A `ProcessPoolExecutor` takes 1.8 times as long for 60,000 small PNGs. Its workers also outlive a
 # killed parent, import modules from the current folder and run an unguarded script again.
 
 _CODE = "from diffuse_cli.data.decoding_workers import main; main()"
 
 
 class Gone(Exception):
-    """The process has ended, or its answer is invalid."""
+    """The worker process has ended, or its answer is invalid."""
 
 
 class Worker:
-    """A process that decodes for `reading`.
+    """Process that decodes files of a `Reading`.
 
     Raises:
-        OSError: it cannot be started.
+        OSError: the process cannot be started.
     """
 
     def __init__(self, reading: Reading) -> None:
@@ -154,15 +158,15 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": path},
-            process_group=0,  # Ctrl-C is for the parent alone
+            process_group=0,  # Ctrl-C reaches only the parent
         )
         self._hello = [str(reading.source.path), reading.medium]
 
     def decode(self, reading: Reading, entries: Sequence[Entry]) -> list[Result]:
-        """`decode_files` in the process, except large samples: they are decoded here, one by one.
+        """Decode files in the worker, and large samples here, one by one.
 
         Raises:
-            Gone: nothing is decoded.
+            Gone: the worker has failed, and no file is decoded.
         """
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
@@ -182,7 +186,7 @@ class Worker:
         return [next(late) if _is_late(result) else result for result in found]
 
     def close(self) -> None:
-        """End the process and wait for it."""
+        """Kill the process and wait for it."""
         with contextlib.suppress(OSError), self._process:
             self._process.kill()
 
@@ -192,7 +196,7 @@ def _is_late(result: Result) -> bool:
 
 
 def _results(entries: Sequence[Entry], answer: IO[bytes]) -> Iterator[Result]:
-    """The results in an answer, or a `ValueError` if it is incomplete."""
+    """Yield the results in an answer; raise `ValueError` if it is incomplete."""
 
     def numbers(shape: Size, dtype: np.dtype[Any]) -> Array:
         data = answer.read(math.prod(shape) * dtype.itemsize)
@@ -202,7 +206,7 @@ def _results(entries: Sequence[Entry], answer: IO[bytes]) -> Iterator[Result]:
         yield result_of(entry, fields, numbers)
 
 
-# -- in the process -------------------------------------------------------------------------------
+# -- in the worker --------------------------------------------------------------------------------
 
 
 def main() -> None:
@@ -227,7 +231,7 @@ def main() -> None:
 
 # -- pool -----------------------------------------------------------------------------------------
 
-# Threads that read and decode ahead, with results in order and bounded memory.
+# Threads that read and decode ahead. Results stay in order, and memory is bounded.
 
 FILES_A_CHUNK = 64
 _BYTES_A_CHUNK = 2**18
@@ -235,27 +239,27 @@ _OUTPUT_A_CHUNK = 2**22
 _USUAL_SIDE = 64
 
 MANY_FILES = 8192
-"""Fewer are decoded before processes have started."""
+"""Below this number, files are decoded before processes would have started."""
 SMALL_FILE = 2**15
-"""Larger files, on average, keep threads busy outside Python's lock."""
+"""Files above this average size, in bytes, keep threads busy outside Python's lock."""
 MOST_PROCESSES = 16
-"""More decode faster than their results can be collected."""
+"""With more processes, results arrive faster than they can be collected."""
 
 Decode = Callable[[Reading, Sequence[Entry]], list[Result]]
 
 
 def cores() -> int:
-    """The cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def decode_all(
     reading: Callable[[], Reading], entries: tuple[Entry, ...], workers: int
 ) -> Iterator[Result]:
-    """The results in the order of `entries`, a bounded number of chunks ahead.
+    """Yield the results in the order of `entries`, decoded a bounded number of chunks ahead.
 
     Args:
-        reading: returns how files are read that are handed out now.
+        reading: returns the settings for the next chunk of files.
     """
     chunks = _chunks(entries, reading().asked)
     if workers == 1:
@@ -285,8 +289,10 @@ def _many_small(entries: tuple[Entry, ...]) -> bool:
 
 @contextlib.contextmanager
 def processes(reading: Reading, count: int) -> Iterator[Decode]:
-    """A function that decodes in an idle process, or here if that process is gone, or could not
-    open the source."""
+    """Yield a function that decodes files in an idle process.
+
+    It decodes here if that process is gone or could not open the source.
+    """
     if not reading.source.portable:
         yield decode_files
         return
@@ -314,7 +320,7 @@ def processes(reading: Reading, count: int) -> Iterator[Decode]:
 
 
 def _chunks(entries: tuple[Entry, ...], asked: Asked) -> Iterator[list[Entry]]:
-    """Many small files or few large ones each: threads neither wait nor fill the memory."""
+    """Yield chunks of many small or few large files: threads neither wait nor fill memory."""
     size = asked.size or (_USUAL_SIDE, _USUAL_SIDE)
     most = max(1, min(FILES_A_CHUNK, _OUTPUT_A_CHUNK // (3 * math.prod(size))))
     chunk: list[Entry] = []

@@ -1,4 +1,4 @@
-"""Columns of a table that a model is told: from cells and from what is typed to its codes."""
+"""Metadata columns that a model is conditioned on: codes of table cells and of `--on` values."""
 
 from __future__ import annotations
 
@@ -33,31 +33,31 @@ if TYPE_CHECKING:
     Rows = npt.NDArray[np.float32]
 
 KINDS = ("number", "label")
-"""What may follow a column's name and a colon, where its kind is not to be seen from its cells."""
+"""Kinds that you can append to a column's name after a colon if its cells do not show its kind."""
 
 ALMOST = 0.9
-"""From this share of numbers on, a column is likely to be meant as one."""
+"""Fraction of numeric cells above which a column is probably meant to be numeric."""
 
 
 def example(column: Column) -> tuple[str, float | str]:
-    """Return the name of a column, and a value that it has in the training data."""
+    """Return the name of a column and one of its values in the training data."""
     return column.name, column.low if isinstance(column, Numbers) else column.values[0]
 
 
-# -- of tables ------------------------------------------------------------------------------------
+# -- columns of a table ---------------------------------------------------------------------------
 
 
 def split(asked: str) -> tuple[str, str]:
-    """`site:label` as the name of a column and its kind, which is empty where it is not said."""
+    """Split `site:label` into the name of a column and its kind, empty if it has none."""
     name, colon, kind = asked.rpartition(":")
     return (name, kind) if colon and kind in KINDS else (asked, "")
 
 
 def names_of(asked: Sequence[str]) -> list[str]:
-    """The names of the columns of --condition-on.
+    """Return the names of the columns of --condition-on.
 
     Raises:
-        UsageError: too many, or one twice.
+        UsageError: there are too many columns, or one is repeated.
     """
     names = [split(one)[0] for one in asked]
     if len(set(names)) < len(names):
@@ -68,15 +68,15 @@ def names_of(asked: Sequence[str]) -> list[str]:
 
 
 def table_of(asked: Sequence[str], cells: Cells, train: npt.NDArray[np.int64]) -> MetadataTable:
-    """The table of a training: what its columns are, from the samples that are trained on.
+    """Return the metadata table of a training run, from the training samples.
 
     Args:
         asked: columns, some with their kind.
-        train: indices of these samples.
+        train: indices of the training samples.
 
     Raises:
-        UsageError: no such column.
-        DataError: cells that are not of the kind, or a column that tells nothing.
+        UsageError: a column does not exist.
+        DataError: a cell is not of its column's kind, or a column has only one value.
     """
     return MetadataTable(columns=tuple(_column(*split(one), cells, train) for one in asked))
 
@@ -86,7 +86,7 @@ def _column(name: str, kind: str, cells: Cells, train: npt.NDArray[np.int64]) ->
     if every is None:
         found = near(name, cells.columns)
         raise UsageError(
-            f"--condition-on {brief(name)}: {cells.where} has no such column; it has {cells.names}",
+            f"--condition-on {brief(name)}: {cells.where} has no such column, only {cells.names}",
             f"Did you mean '{brief(found)}'?" if found else "Name one of them",
         )
     told = [cell for cell in every if cell is not None]
@@ -94,8 +94,10 @@ def _column(name: str, kind: str, cells: Cells, train: npt.NDArray[np.int64]) ->
     own = [cell for k in train if (cell := every[k]) is not None]
     missing = 1 - len(own) / max(1, len(train))
     if kind == "number" and others:
-        raise DataError(f"{others[0].place}: {brief(name)} is {brief(others[0].text)!r}, no number",
-                        "Leave the cell empty where there is none")  # fmt: skip
+        raise DataError(
+            f"{others[0].place}: {brief(name)} is {brief(others[0].text)!r}, not a number",
+            "Leave the cell empty if the value is missing",
+        )
     if kind == "label" or others:
         return _labels(name, kind, own, others, len(told), missing)
     return _number(name, told, own, len(train))
@@ -114,7 +116,8 @@ def _number(name: str, told: Sequence[Cell], own: Sequence[Cell], train: int) ->
         raise _tells_nothing(name, digits(values[0]) if values else "")
     if math.isinf(far):
         raise DataError(
-            f"--condition-on {brief(name)}: {low:g} to {high:g} is too far", "Leave the column out"
+            f"--condition-on {brief(name)}: the range {low:g} to {high:g} is too wide",
+            "Leave the column out",
         )
     variance = math.fsum(((value - mean) / far) ** 2 / len(values) for value in values)
     return Numbers(
@@ -131,18 +134,19 @@ def _labels(
     name: str, kind: str, own: Sequence[Cell], others: Sequence[Cell], told: int, missing: float
 ) -> Labels:
     if not kind and told - len(others) >= ALMOST * told:
-        share = math.floor(100 * (told - len(others)) / told)
+        percent = math.floor(100 * (told - len(others)) / told)
         raise DataError(
-            f"{others[0].place}: {brief(name)} is {brief(others[0].text)!r}, and {share} % of its "
-            "cells are numbers",
-            f"Leave the cell empty if it is missing, or type {brief(name)}:label",
+            f"{others[0].place}: {brief(name)} is {brief(others[0].text)!r}, but {percent} % of "
+            "its cells are numbers",
+            "Leave the cell empty if the value is missing, or pass "
+            f"--condition-on {brief(name)}:label",
         )
     values = sorted({cell.text for cell in own})
     if len(values) > MOST_VALUES:
         raise DataError(
             f"--condition-on {brief(name)}: {len(values):,} different labels, such as "
-            f"{brief(values[0], 60)!r}; at most {MOST_VALUES:,} can be told",
-            "Choose a column that many images share",
+            f"{brief(values[0], 60)!r}. A column can have at most {MOST_VALUES:,}",
+            "Choose a column with fewer different values",
         )
     if len(values) < 2:
         raise _tells_nothing(name, brief(values[0], 60) if values else "")
@@ -150,14 +154,15 @@ def _labels(
 
 
 def _tells_nothing(name: str, value: str) -> DataError:
-    what = f"every image that is trained on has {value}" if value else "no image has one"
+    reason = f"every training image has {value}" if value else "no training image has a value"
     return DataError(
-        f"--condition-on {brief(name)}: {what}, which tells nothing", "Leave the column out"
+        f"--condition-on {brief(name)}: {reason}, so there is nothing to learn",
+        "Leave the column out",
     )
 
 
 def survey(cells: Cells, train: npt.NDArray[np.int64]) -> dict[str, str]:
-    """What each column would be in a training, in words, or why it would be refused."""
+    """Describe each column as a condition for training, or the reason why it cannot be one."""
     found = {}
     for name in cells.columns:
         try:
@@ -168,16 +173,16 @@ def survey(cells: Cells, train: npt.NDArray[np.int64]) -> dict[str, str]:
 
 
 def rows_of(table: MetadataTable, cells: Cells) -> Rows:
-    """The codes of each sample, float32 (N, columns).
+    """Return the codes of each sample, float32 (N, columns).
 
     Raises:
         UsageError: a column is missing.
-        DataError: a cell that is no number where a number is told.
+        DataError: a cell of a numeric column is not a number.
     """
     for name in table.names:
         if name not in cells.columns:
-            text = f"{cells.where} has no column {brief(name)}, which the model is told"
-            raise UsageError(f"{text}; it has {cells.names}")
+            text = f"{cells.where} has no column {brief(name)}, which the model is conditioned on"
+            raise UsageError(text, f"Its columns are: {cells.names}")
     return np.array(
         [[*map(_code, itertools.repeat(c), cells.columns[c.name])] for c in table.columns],
         np.float32,
@@ -185,7 +190,7 @@ def rows_of(table: MetadataTable, cells: Cells) -> Rows:
 
 
 def unknown(table: MetadataTable, cells: Cells) -> Iterator[str]:
-    """A sentence for each column with labels that are none of its values."""
+    """Yield a sentence for each column with labels that the model was not trained on."""
     for column in table.columns:
         if not isinstance(column, Labels):
             continue
@@ -194,8 +199,8 @@ def unknown(table: MetadataTable, cells: Cells) -> Iterator[str]:
         if lone:
             names, count = sorted(set(lone)), plural(len(lone), "image")
             few = listed(names, len(names), lambda text: brief(text, 40))
-            text = f"{count} of a {brief(column.name)} that was not trained on"
-            yield f"{text}, told nothing of it: {few}"
+            text = f"{count} with a {brief(column.name)} that the model was not trained on"
+            yield f"{text}, not conditioned on it: {few}"
 
 
 def _code(column: Column, cell: Cell | None) -> float:
@@ -204,23 +209,23 @@ def _code(column: Column, cell: Cell | None) -> float:
     if isinstance(column, Labels):
         return column.code(cell.text)
     if cell.number is None or math.isinf(cell.number):
-        raise DataError(f"{cell.place}: {brief(column.name)} is {brief(cell.text)!r}, no number")
+        raise DataError(f"{cell.place}: {brief(column.name)} is {brief(cell.text)!r}, not a number")
     return UNTOLD if math.isnan(cell.number) else column.code(cell.number)
 
 
-# -- of what is typed -----------------------------------------------------------------------------
+# -- values of --on -------------------------------------------------------------------------------
 
 
 def typed_rows(table: MetadataTable, on: Sequence[str]) -> tuple[tuple[float, ...], ...]:
-    """The rows of `--on NAME=VALUE`, each of a column with each of the others.
+    """Return the rows of `--on NAME=VALUE`: every combination of the columns' values.
 
     Raises:
-        UsageError: no such column or label, or no number.
+        UsageError: a column or label does not exist, or a value is not a number.
     """
     wanted: dict[str, list[Value]] = {}
     for words in on:
         name, _, text = words.partition("=")
-        if name not in table.names:  # it may have a sign of equality in its name
+        if name not in table.names:  # its name may contain an equals sign
             name = next((n for n in table.names if words.startswith(f"{n}=")), name)
             text = words.removeprefix(f"{name}=")
         column = lookup(table.names, name, "--on")
@@ -241,13 +246,13 @@ def _value(column: Column, text: str) -> Value:
     if not math.isfinite(number):
         raise UsageError(
             f"--on {brief(column.name)}={brief(text)}: not a number",
-            f"The model knows {digits(column.low)} to {digits(column.high)}",
+            f"Pass a number from {digits(column.low)} to {digits(column.high)}",
         )
     return number
 
 
 def out_of_range(table: MetadataTable, on: Sequence[str]) -> Iterator[str]:
-    """A sentence for each number of --on that is outside those of the training."""
+    """Yield a sentence for each number of --on outside the range of the training data."""
     for column in table.columns:
         for words in on:
             name, _, text = words.rpartition("=")
@@ -256,12 +261,12 @@ def out_of_range(table: MetadataTable, on: Sequence[str]) -> Iterator[str]:
             if not column.low <= float(text) <= column.high:
                 yield (
                     f"--on {brief(words)}: outside {digits(column.low)} to "
-                    f"{digits(column.high)}, which the model was trained on"
+                    f"{digits(column.high)}, the range of the training data"
                 )
 
 
 def untaught(table: MetadataTable, rows: Sequence[Sequence[float]]) -> list[str]:
-    """The columns that some rows leave out, though every training sample has them."""
+    """Return the columns that some rows leave out, though every training sample has them."""
     blank = (UNTOLD,) * len(table)
     return [
         column.name
@@ -271,7 +276,7 @@ def untaught(table: MetadataTable, rows: Sequence[Sequence[float]]) -> list[str]
 
 
 def told_by(table: MetadataTable, row: Sequence[float]) -> dict[str, Any]:
-    """What a row tells, for a manifest."""
+    """Return the values of a row by column, for a manifest."""
     return {
         name: brief(value) if isinstance(value, str) else float(f"{value:.10g}")
         for name, value in table.values(row).items()
@@ -279,10 +284,10 @@ def told_by(table: MetadataTable, row: Sequence[float]) -> dict[str, Any]:
 
 
 def described(column: Column) -> str:
-    """A column in words: its range, or its labels."""
+    """Describe a column: its range or its labels."""
     blank = f"; missing from {column.missing:.0%}" if column.missing else ""
     if isinstance(column, Numbers):
-        spread = f"mean {column.mean:.4g}, deviation {column.deviation:.4g}"
+        spread = f"mean {column.mean:.4g}, standard deviation {column.deviation:.4g}"
         return f"{digits(column.low)} to {digits(column.high)}, {spread}{blank}"
     listed = ", ".join(brief(value, 40) for value in column.values[:10])
     more = f" and {len(column.values) - 10:,} more" if len(column.values) > 10 else ""

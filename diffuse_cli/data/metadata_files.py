@@ -1,4 +1,4 @@
-"""Tables beside samples, as Hugging Face's image folders have them: `metadata.csv`, `.jsonl`."""
+"""Metadata tables of samples, as in Hugging Face's image folders: `metadata.csv`, `.jsonl`."""
 
 from __future__ import annotations
 
@@ -20,14 +20,13 @@ from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.files import brief, show
 
 FILE_NAME = "file_name"
-"""The column that says which sample a row is about, by its path from the folder of the table."""
+"""Column with the path of a row's sample, relative to the folder of the table."""
 
 LARGEST_TABLE = 256 * 2**20
 
 
 class Cell(NamedTuple):
-    """What a table says of a sample in a column: its text, the number that it is, if it is one, and
-    where that stands."""
+    """Cell of a table: its text, its number if it is one, and its table and line."""
 
     text: str
     number: float | None
@@ -36,7 +35,7 @@ class Cell(NamedTuple):
 
     @property
     def place(self) -> str:
-        """Where it stands, for a message."""
+        """The table and line, for a message."""
         return f"{self.table}, line {self.line:,}"
 
 
@@ -45,12 +44,12 @@ Row = dict[str, Cell | None]
 
 @dataclass(frozen=True, eq=False)
 class Cells:
-    """What the tables of a source say of N samples.
+    """Metadata of N samples from the tables of a source.
 
     Attributes:
-        tables: their names, escaped.
-        columns: the cell of each sample, by column; None where there is none.
-        lines: a sentence for samples without a row, and one for rows without a sample.
+        tables: the escaped names of the tables.
+        columns: the cell of each sample, by column; None for a missing cell.
+        lines: a sentence about samples without a row, and one about rows without a sample.
     """
 
     tables: tuple[str, ...]
@@ -72,20 +71,20 @@ class Cells:
 def read_cells(
     path: str | Path, names: Sequence[str], wanted: Collection[str] | None = None
 ) -> Cells:
-    """What the tables in a folder or zip file say of the samples of these names.
+    """Read the metadata of named samples from the tables in a folder or zip file.
 
     Args:
-        wanted: columns to keep the cells of; None for all.
+        wanted: columns whose cells are kept; None for all.
 
     Raises:
-        DataError: there is no table, one is broken, or none says anything of these samples.
+        DataError: there is no table, one is broken, or none has a row for these samples.
     """
     with contextlib.closing(open_source(Path(path))) as source:
         found = [e for e in source.entries() if e.name.rpartition("/")[2] in TABLES]
         if not found and not source.tables:
             raise DataError(
                 f"no {' or '.join(TABLES)} in {show(path)}",
-                f"Put one beside the images, with a column {FILE_NAME}",
+                f"Put one next to the images, with a column {FILE_NAME}",
             )
         entries = sorted(found, key=lambda e: in_bytes(e.name))
         rows: dict[str, MetadataRow] = {}
@@ -103,7 +102,7 @@ def read_cells(
 def _told(
     source: Source, entries: Iterable[Entry], wanted: Collection[str] | None
 ) -> Iterator[MetadataRow]:
-    """Every row, with cells for values.
+    """Yield every row, with cells as its values.
 
     Raises:
         DataError: a table is broken.
@@ -123,8 +122,8 @@ def _told(
 
 def _second(row: MetadataRow, before: MetadataRow) -> DataError:
     there = f"line {before.line:,}" + (f" of {before.table}" if before.table != row.table else "")
-    text = f"{row.table}, line {row.line:,}: {brief(row.name)} has a row already, in {there}"
-    return DataError(text, "Leave one of the two")
+    text = f"{row.table}, line {row.line:,}: {brief(row.name)} already has a row, in {there}"
+    return DataError(text, "Remove one of the two rows")
 
 
 def _matched(
@@ -141,14 +140,14 @@ def _matched(
     where = cells.where
     if len(without) == len(names):
         raise DataError(
-            f"{where}: none of its {len(rows):,} rows is about an image that was read"
-            + (f", such as {brief(lone[0])}" if lone else ""),
-            f"Give each image a row with its {FILE_NAME}, such as {brief(names[0])}",
+            f"{where}: none of its {len(rows):,} rows names an image of the data set"
+            + (f", for example {brief(lone[0])}" if lone else ""),
+            f"Add a row for each image, with its {FILE_NAME}, for example {brief(names[0])}",
         )
     lines = []
     if without:
         count, few = plural(len(without), "image"), listed(without, len(without), brief)
-        lines.append(f"{count} without a row in {where}, told nothing: {few}")
+        lines.append(f"{count} without a row in {where}, so without a condition: {few}")
     if lone:
         count, few = plural(len(lone), "row"), listed(lone, len(lone), brief)
         lines.append(f"{count} of {where} without an image: {few}")
@@ -159,10 +158,10 @@ def _matched(
 
 
 def _text(entry: Entry, source: Source) -> str:
-    """The text of a table.
+    """Read the text of a table.
 
     Raises:
-        DataError: it cannot be read, is too large or not UTF-8.
+        DataError: the table cannot be read, is too large or is not UTF-8.
     """
     data = source.read_table(entry, LARGEST_TABLE)
     try:
@@ -174,7 +173,7 @@ def _text(entry: Entry, source: Source) -> str:
 
 
 def _csv(text: str, table: str) -> Iterator[tuple[int, Row]]:
-    """The rows of a CSV file, each with the line that it ends on. Empty cells are missing."""
+    """Yield the rows of a CSV file, each with its last line. Empty cells are missing values."""
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     header: list[str] | None = None
     try:
@@ -187,9 +186,9 @@ def _csv(text: str, table: str) -> Iterator[tuple[int, Row]]:
                 _check_header(header, table)
             elif len(cells) != len(header):
                 raise DataError(
-                    f"{table}, line {line:,}: {plural(len(cells), 'cell')}, and "
+                    f"{table}, line {line:,}: {plural(len(cells), 'cell')}, but "
                     f"{plural(len(header), 'column')}",
-                    "Put cells with commas into quotes",
+                    "Put cells that contain commas in quotes",
                 )
             else:
                 stripped = zip(header, map(str.strip, cells), strict=True)
@@ -200,19 +199,20 @@ def _csv(text: str, table: str) -> Iterator[tuple[int, Row]]:
     except csv.Error as error:
         raise DataError(f"{table}, line {reader.line_num:,}: {error}") from None
     if header is None:
-        raise DataError(f"{table} is empty", f"Give it a line of columns, such as {FILE_NAME},age")
+        raise DataError(f"{table} is empty", f"Add a header line, for example {FILE_NAME},age")
 
 
 def _check_header(header: Sequence[str], table: str) -> None:
     listed = ", ".join(map(brief, header[:20]))
     if FILE_NAME not in header:
-        raise DataError(f"{table} has no column {FILE_NAME}, but {listed}", "Separate by commas")
+        text = f"{table} has no column {FILE_NAME}, only {listed}"
+        raise DataError(text, "Name it in the first line, and separate columns by commas")
     if len(set(header)) < len(header):
-        raise DataError(f"{table} has two columns of one name: {listed}")
+        raise DataError(f"{table} has two columns with the same name: {listed}")
 
 
 def _number(text: str) -> float | None:
-    """The number that a cell is; not-a-number, as some programs write what is missing, is one."""
+    """Return the number in a cell. NaN counts, as some programs write missing values so."""
     try:
         return float(text) if "_" not in text else None
     except ValueError:
@@ -220,7 +220,7 @@ def _number(text: str) -> float | None:
 
 
 def _jsonl(text: str, table: str) -> Iterator[tuple[int, Row]]:
-    """The rows of a file of JSON objects, one a line. Null is missing."""
+    """Yield the rows of a file with a JSON object per line. Null is a missing value."""
     for line, words in enumerate(text.split("\n"), 1):
         if not words.strip():
             continue
@@ -244,7 +244,7 @@ def _cell(value: Any, table: str, line: int) -> Cell | None:
             return Cell(json.dumps(value), float(value), table, line)
         except (OverflowError, ValueError):
             return Cell("a huge number", math.inf, table, line)
-    return Cell(json.dumps(value), None, table, line)  # true, or a list: a label that is seldom one
+    return Cell(json.dumps(value), None, table, line)  # true or a list becomes a label
 
 
 FORMATS: Mapping[str, Callable[[str, str], Iterator[tuple[int, Row]]]] = {

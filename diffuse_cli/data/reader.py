@@ -1,4 +1,4 @@
-"""From a folder or zip file to `Dataset`: each file is read once and decoded once, in order."""
+"""Read a `Dataset` from a source: each file is read once and decoded once, in order."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ from diffuse_cli.system.events import Notice, Work
 from diffuse_cli.system.files import show
 
 ARRAY = "array"
-"""The medium of samples whose axes are in an order that their shapes may show."""
+"""The medium whose samples can show the order of their axes by their shapes."""
 
 LOOKED_AT = 256
-"""Files that decide what is open, such as the rate of sounds."""
+"""Number of files that settle open options, such as the rate of sounds."""
 
 
 def read_images(
@@ -75,34 +75,34 @@ def read_images(
 ) -> Work[Dataset]:
     """Find, check and decode every sample of a folder or zip file.
 
-    Yields `Progress`, a `Notice` if samples are resized without `size`, and warnings of what is
-    wrong with samples that are used.
+    Yields `Progress`, a `Notice` if samples are resized without `size`, and warnings about flaws of
+    usable samples.
 
     Args:
         source: a folder, searched to any depth, or a zip file.
         size: (height, width) of the result; None keeps a common size up to the medium's
             `sides`, and resizes to that otherwise.
-        channels: of the result; None for the most that a sample has.
-        background: the colour behind transparent images, and around padded ones.
-        fit: a name in `FITS`, for samples of another shape than the result.
-        medium: a name in `MEDIA`; None for the one of most files.
+        channels: channels of the result; None for the most that a sample has.
+        background: the colour behind transparent images and around padded images.
+        fit: a name in `FITS`, for samples whose shape differs from the result's.
+        medium: a name in `MEDIA`; None for the medium of most files.
         layout, numbers, rate: as in `Asked`.
-        bits: of levels, instead of `numbers`, for a medium that has `bits`.
-        transform: of the space, a name in `TRANSFORMS`.
+        bits: bits per level, instead of `numbers`, for a medium that has `bits`.
+        transform: the transform of the space, a name in `TRANSFORMS`.
         strict: stop at the first bad file instead of skipping it.
         workers: threads; None for one per core.
         cache: a folder for a mapped file of the samples, instead of memory.
         map_over: bytes up to which samples stay in memory despite `cache`.
-        single: `source` may be a sample itself.
-        keep: bytes of samples to keep, in memory or the cache; the others are decoded when they are
-            looked up. None keeps all.
-        index: the file of a `DatasetIndex`, for a set that may be larger than `keep`.
-        goes_on: a complete index counts, whatever has become of the source.
+        single: whether `source` may be a single sample.
+        keep: bytes of samples to keep, in memory or the cache; other samples are decoded when they
+            are looked up. None keeps all.
+        index: the file of a `DatasetIndex`, for a data set that may be larger than `keep`.
+        goes_on: use a complete index even if the source has changed since.
 
     Raises:
         DataError: the source does not exist, has no usable sample, or, with `strict`, a bad file.
         OutputError: the cache cannot be written.
-        UsageError: a fit, a layout or a number of sides that the medium does not know.
+        UsageError: the medium does not support the fit, the layout or the number of sides.
     """
     yield from fetching(Path(source))
     color = ImageColor.getrgb(background)[:3]
@@ -151,16 +151,16 @@ def read_images(
     lost = sum(tally.modes[mode] for mode in deep)
     if asked.numbers is None and stored.dtype == np.uint8 and lost:
         count = f"{lost:,} of {summary.counted(summary.usable)}"
-        yield Notice(f"{count} have 16 bits, and become 8 as the others; --bits 16 keeps them")
+        yield Notice(f"{count} have 16 bits and are reduced to 8. To keep 16, pass --bits 16")
     yield from _warnings(summary, asked)
     return images
 
 
 def _completed(asked: Asked, bits: int | None, source: Source, listing: Listing) -> Work[Asked]:
-    """Complete a request: by what the medium can have, and from some files evenly among all.
+    """Complete a request by the limits of the medium and by a regular sample of the files.
 
     Raises:
-        UsageError: something that samples cannot have.
+        UsageError: the medium does not support the request.
     """
     kind, every = MEDIA[listing.medium], listing.candidates
     with translating():
@@ -175,8 +175,11 @@ def _completed(asked: Asked, bits: int | None, source: Source, listing: Listing)
 
 
 def most_bytes(listing: Listing, asked: Asked) -> int:
-    """How much the samples may take: the channels asked for, or four of bytes, or what is in the
-    files."""
+    """Return an upper bound of the samples' bytes.
+
+    It counts the requested channels and type, by default four channels of bytes, or the size of the
+    files.
+    """
     kind, size = MEDIA[listing.medium], asked.size
     usual = kind.sides.get(2, 0)
     each = np.dtype(asked.numbers or "uint8").itemsize * (asked.channels or 4)
@@ -187,7 +190,7 @@ def most_bytes(listing: Listing, asked: Asked) -> int:
 
 
 def _nothing(source: str | Path, listing: Listing, tally: Tally) -> DataError:
-    """Says what is there instead, and what to do with most of that."""
+    """Return an error that lists the other files, with advice for the most frequent kind."""
     many = MEDIA[listing.medium].many
     unread = sorted(listing.unread.items(), key=lambda item: -item[1])
     found = [f"{count:,} {extension}" for extension, count in unread]
@@ -201,30 +204,30 @@ def _nothing(source: str | Path, listing: Listing, tally: Tally) -> DataError:
 
 
 def _warnings(summary: Summary, asked: Asked) -> Iterator[Notice]:
-    """What is wrong with samples that are used."""
+    """Yield a warning for each kind of flaw in usable samples."""
     contrast = "black" if sum(asked.background) > 3 * 127 else "white"
     for reason, found in summary.remarks.items():
         (line,) = remark_lines({reason: found}, summary.counted(summary.usable))
-        todo = f"; type --background {contrast}" if reason == file_errors.BLANK else ""
+        todo = f"; try --background {contrast}" if reason == file_errors.BLANK else ""
         yield Notice(f"{line}{todo}", warning=True)
 
 
 def _size_notice(summary: Summary, result: Size, fit: str) -> str:
-    """Says that samples were resized without being asked to; empty if they were not."""
+    """Return a notice that samples were resized without `--size`; empty if none were."""
     kind, sizes = MEDIA[summary.medium], summary.sizes
     if list(sizes) == [result[::-1]]:
         return ""
     most = max(sizes, key=sizes.__getitem__)
     usual, side = min(most), kind.sides[len(result)]
-    todo = "type --size for another"
+    todo = "pass --size for another size"
     if usual > side:
-        todo = f"type --size {2 * side} for more detail"
+        todo = f"pass --size {2 * side} for more detail"
     elif usual < side:
-        todo = f"type --size {usual} to keep the usual size"
+        todo = f"pass --size {usual} to keep the usual size"
     found = f"all {kind.many} are" if len(sizes) == 1 else f"{kind.many} of"
     if kind.fitted != "resized" and len(sizes) == 1:
         own = "x".join(map(str, next(iter(sizes))[::-1]))
-        todo = f"type --size {own} to keep them whole"
+        todo = f"pass --size {own} to keep them whole"
     cut = fitting(sizes, result, fit, summary.medium)
     return f"{found} {span(sizes)}: {kind.fitted} to {dimensions(result)}{cut}; {todo}"
 

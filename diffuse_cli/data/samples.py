@@ -1,4 +1,4 @@
-"""A set of samples of one size, in memory or mapped from a file."""
+"""Data sets of samples of one size, in memory or mapped from a file, and pairs of them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HELD_OUT_OF = 20
 HELD_OUT_MINIMUM = 40
 
 FEW = 64
-"""Samples that say roughly how floats spread."""
+"""Number of samples for a rough estimate of the mean and standard deviation of floats."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,17 +30,16 @@ class Dataset:
     """N samples, in the byte order of their names.
 
     Attributes:
-        stored: (N, C, *size); an array, a read-only `numpy.memmap`, or a `streaming.Streamed`,
-            which decodes samples as they are looked up.
+        stored: (N, C, *size); an array, a read-only `numpy.memmap`, or a `stream.Streamed`, which
+            decodes samples as they are looked up.
         labels: int64 (N,), indices of `class_names`; -1 outside class folders.
         names: paths inside the source; print them with `files.show`.
         digests: uint8 (N, 16), a hash of each sample before resizing.
-        medium: its name in `MEDIA`.
-        rows: what tables say of each, for a model that is told it: codes of its columns, float32
-            (N, columns).
-        layout: the axes of a sample in its file, if the medium knows several.
-        transform: of floats, a name in `TRANSFORMS`.
-        rate: of sounds, in Hz.
+        medium: a name in `MEDIA`.
+        rows: codes of the metadata columns that the model is conditioned on, float32 (N, columns).
+        layout: the axes of a sample in its file, if the medium supports several.
+        transform: the transform of floats, a name in `TRANSFORMS`.
+        rate: the sample rate of sounds, in Hz.
     """
 
     stored: npt.NDArray[Any]
@@ -60,12 +59,14 @@ class Dataset:
 
     @cached_property
     def space(self) -> Space:
-        """The space of each sample; the mean and deviation of floats are those of the samples that
-        are trained on, the limits of levels those of all.
+        """The space of each sample.
+
+        The mean and standard deviation of floats come from the training samples only, the limits of
+        levels from all samples.
 
         Raises:
-            DataError: floats that the transform is not defined for, or that never vary.
-            InvalidArgument: a transform of levels.
+            DataError: the transform is not defined for some floats, or a channel never varies.
+            InvalidArgument: a transform is set for levels.
         """
         found = replace(self.unmeasured, transform=self.transform)
         if found.levels is not None:
@@ -74,8 +75,10 @@ class Dataset:
 
     @property
     def unmeasured(self) -> Space:
-        """The space without a transform and limits, and with no more than a guess at the mean and
-        deviation of floats: those of a few samples."""
+        """The space without a transform and limits.
+
+        The mean and standard deviation of floats are estimates from a few samples.
+        """
         found = replace(MEDIA[self.medium].space(self.stored), layout=self.layout, rate=self.rate)
         if found.levels is not None:
             return found
@@ -96,7 +99,7 @@ class Dataset:
 
     @cached_property
     def rows_fingerprint(self) -> str:
-        """SHA-256 of what is told of what, independent of names and order; empty without rows."""
+        """SHA-256 of the samples with their rows, independent of names and order; else empty."""
         if self.rows is None:
             return ""
         codes = np.ascontiguousarray(self.rows, "<f4").view(np.uint8)
@@ -104,17 +107,17 @@ class Dataset:
 
     @cached_property
     def held_out(self) -> npt.NDArray[np.bool_]:
-        """bool (N,): the samples that are never trained on, by `held_out_rule`."""
+        """Mask of the samples that are never trained on, by `held_out_rule`: bool (N,)."""
         return held_out(self.digests)
 
 
 def held_out(digests: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
-    """bool (N,): which samples of these digests, (N, 16), are never trained on."""
+    """Return the mask of the samples that are never trained on, bool (N,), by digests (N, 16)."""
     if len(digests) < HELD_OUT_MINIMUM:
         return np.zeros(len(digests), dtype=np.bool_)
     numbers = (int.from_bytes(row.tobytes(), "big") for row in digests)
     chosen = np.fromiter((n % HELD_OUT_OF == 0 for n in numbers), np.bool_, len(digests))
-    # Copies of one sample are all held out, or none: something must be left to train on.
+    # Copies of one sample are all held out, or none are. Some samples must be left to train on.
     return np.zeros_like(chosen) if chosen.all() else chosen
 
 
@@ -124,7 +127,7 @@ def _fingerprint(digests: npt.NDArray[np.uint8], kind: bytes = b"") -> str:
 
 
 def held_out_rule() -> dict[str, Any]:
-    """The rule for the header of a model file."""
+    """Return the held-out rule for the header of a model file."""
     return {
         "rule": f"xxh3-128 of the decoded pixels, modulo {HELD_OUT_OF}, is 0",
         "minimum": HELD_OUT_MINIMUM,
@@ -133,19 +136,19 @@ def held_out_rule() -> dict[str, Any]:
 
 # -- pairs ----------------------------------------------------------------------------------------
 
-# Pairs: samples, and another array beside each, found by its name.
+# Paired data: samples, each with a conditioning image that is found by its name.
 
 Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """What lies beside each of N samples.
+    """Conditioning images of N samples.
 
     Attributes:
-        samples: the N.
-        given: what lies beside them, at their size, in an order of its own.
-        rows: int64 (N,), the place in `given` of what belongs to each; -1 for none.
+        samples: the N samples.
+        given: the conditioning images, at the size of the samples, in their own order.
+        rows: int64 (N,), the index in `given` of each sample's image; -1 for none.
     """
 
     samples: Dataset
@@ -154,31 +157,28 @@ class Pairs:
 
     @property
     def matched(self) -> npt.NDArray[np.bool_]:
-        """bool (N,): the samples that have something beside them."""
+        """Mask of the samples that have a conditioning image, bool (N,)."""
         found: npt.NDArray[np.bool_] = self.rows >= 0
         return found
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of what lies beside what, independent of names, order and resizing."""
+        """SHA-256 of the pairs, independent of names, order and resizing."""
         own, theirs = self.samples.digests[self.matched], self.given.digests
         both = np.concatenate([own, theirs[self.rows[self.matched]]], 1)
         return _fingerprint(both, b"pairs ")
 
     def __getitem__(self, indices: npt.NDArray[np.int64]) -> Array:
-        """What lies beside these samples, as stored: (B, C, *size).
-
-        Each must be `matched`.
-        """
+        """Return the conditioning images of `matched` samples, as stored: (B, C, *size)."""
         found: Array = self.given.stored[self.rows[indices]]
         return found
 
     def cut(self, part: Any) -> Pairs:
-        """The same pairs, of which `given.stored[part]` alone lies beside each sample."""
+        """Return the same pairs, with only `given.stored[part]` of each conditioning image."""
         return replace(self, given=replace(self.given, stored=self.given.stored[part]))
 
     def missing(self) -> Iterator[str]:
-        """A sentence for each side that has samples without another half."""
+        """Yield a sentence for each side that has images without a pair."""
         used = np.zeros(len(self.given), np.bool_)
         used[self.rows[self.matched]] = True
         for side, lone in ((self.samples, ~self.matched), (self.given, ~used)):
@@ -189,11 +189,12 @@ class Pairs:
 
 
 def pair(samples: Dataset, given: Dataset) -> Pairs:
-    """Find what lies beside each sample: a file of the same path, or of the same but for its
-    extension; below the folders that all files of a side share, if no path is the same.
+    """Find the conditioning image of each sample by its path, which may differ in the extension.
+
+    If no paths are equal, they are compared below the folders that all files of a side share.
 
     Raises:
-        DataError: nothing has a pair.
+        DataError: no sample has a pair.
     """
     sides = samples.names, given.names
     for own, theirs in (sides, [below_common(names, names) for names in sides]):
@@ -202,14 +203,14 @@ def pair(samples: Dataset, given: Dataset) -> Pairs:
             return Pairs(samples, given, rows)
     first = ", ".join(show(side.names[0]) for side in (samples, given))
     raise DataError(
-        f"no image of {samples.summary.source} has its pair in {given.summary.source}, by name: "
-        f"such as {first}",
-        "Give a pair the same name in both, and the same folders; the extensions may differ",
+        f"no image of {samples.summary.source} has a pair of the same name in "
+        f"{given.summary.source}: for example {first}",
+        "Use the same folders and names in both; the extensions may differ",
     )
 
 
 def _rows(own: Sequence[str], theirs: Sequence[str]) -> npt.NDArray[np.int64]:
-    """The place in `theirs` of each name of `own`, -1 for none."""
+    """Return the index in `theirs` of each name of `own`, -1 for none."""
     whole = {name: k for k, name in enumerate(theirs)}
     stems = {_stem(name): k for k, name in reversed(list(enumerate(theirs)))}
     return np.array([whole.get(n, stems.get(_stem(n), -1)) for n in own], np.int64)
@@ -223,32 +224,33 @@ def _stem(name: str) -> str:
 
 # -- measuring ------------------------------------------------------------------------------------
 
-# The scale of stored samples, exactly: the mean and deviation of floats, the limits of levels.
+# The exact scale of stored samples: the mean and standard deviation of floats, the limits of
+# levels.
 
 AT_ONCE = 2**22
-"""Numbers that are measured at a time."""
+"""Number of values that are measured at a time."""
 
 DEEP = 65_536
-"""Levels of which few samples use all. Those of 8 bits are too few to be left out."""
+"""Number of levels of 16 bits, which few samples use in full. 8 bits are always kept in full."""
 
 NOISE = 2.0**-26
-"""A deviation of less than this part of the mean is rounding, of 32-bit floats."""
+"""Standard deviation, relative to the mean, below which variation is rounding of 32-bit floats."""
 
 
 def moments(
     space: Space, stored: Array, rows: npt.NDArray[np.int64], names: Sequence[str]
 ) -> tuple[Array, Array]:
-    """The mean and deviation of each channel of some samples, transformed as their space says.
+    """Return the mean and standard deviation of each channel of some samples, after the transform.
 
-    Sums are of differences from the first sample's mean, in float64.
+    Sums are in float64, over differences from the first sample's mean.
 
     Args:
         stored: all samples, (N, C, *size).
-        rows: those that are measured.
-        names: of all samples, for errors.
+        rows: indices of the samples to measure.
+        names: the names of all samples, for errors.
 
     Raises:
-        DataError: numbers that the transform is not defined for.
+        DataError: the transform is not defined for some values.
     """
     shift = np.zeros(0)
     total, squares, count = np.zeros(space.channels), np.zeros(space.channels), 0
@@ -270,10 +272,10 @@ def moments(
 def measured(
     space: Space, stored: Array, rows: npt.NDArray[np.int64], names: Sequence[str]
 ) -> Space:
-    """A space of floats with the `moments` of some samples.
+    """Return a space of floats with the `moments` of some samples.
 
     Raises:
-        DataError: as `moments`, or a channel that never varies.
+        DataError: as in `moments`, or a channel never varies.
     """
     mean, std = moments(space, stored, rows, names)
     for channel, (middle, spread) in enumerate(zip(mean, std, strict=True), 1):
@@ -281,17 +283,18 @@ def measured(
             raise DataError(
                 f"channel {channel} of {space.channels} is {middle:.6g} everywhere: a model cannot "
                 "learn it",
-                "Leave it out of the files",
+                "Remove that channel from the files",
             )
     return replace(space, mean=tuple(mean.tolist()), std=tuple(std.tolist()))
 
 
 def limited(space: Space, stored: Array) -> Space:
-    """Return a space of 65,536 levels with the limits of some samples, if they use less than half
-    of them, as the 12 bits of a camera do; any other space as it is.
+    """Return a space of 65,536 levels with the limits of its samples, if they use less than half.
+
+    A camera's 12 bits are an example. Any other space is returned as it is.
 
     Args:
-        stored: the samples, (N, C, *size); those that are held out count, so that none is beyond.
+        stored: the samples, (N, C, *size), held-out samples included, so that all are within.
     """
     if space.levels != DEEP:
         return space
@@ -307,14 +310,14 @@ def limited(space: Space, stored: Array) -> Space:
 def _parts(
     stored: Array, rows: npt.NDArray[np.int64]
 ) -> Iterator[tuple[npt.NDArray[np.int64], Array]]:
-    """Some rows at a time, and the samples in them."""
+    """Yield some rows at a time, with the samples in them."""
     each = max(1, AT_ONCE // int(np.prod(stored.shape[1:])))
     for start in range(0, len(rows), each):
         yield (places := rows[start : start + each]), stored[places]
 
 
 def _transformed(space: Space, samples: Array) -> Array:
-    """The numbers of samples, transformed as their space says, float64 (n, C, numbers)."""
+    """Return samples after the transform of their space, float64 (n, C, values)."""
     values = samples.reshape(len(samples), space.channels, -1).astype(np.float64)
     if space.transform is None:
         return values
@@ -327,5 +330,5 @@ def _transformed(space: Space, samples: Array) -> Array:
 def _refused(space: Space, name: str) -> DataError:
     transform = space.transform or "none"
     takes = lookup(TRANSFORMS, transform, "--transform").takes
-    hint = "Choose --transform asinh, which takes any number" if transform == "log" else ""
-    return DataError(f"--transform {transform} is for {takes}, and {show(name)} has others", hint)
+    hint = "Pass --transform asinh, which takes any number" if transform == "log" else ""
+    return DataError(f"--transform {transform} is for {takes}, but {show(name)} has others", hint)

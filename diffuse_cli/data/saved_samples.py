@@ -1,4 +1,4 @@
-"""Where decoded samples are stored: an array in memory, or a mapped file."""
+"""Write and open a data set on disk: mapped samples, and an index of everything else."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from diffuse_cli.system import files
 from diffuse_cli.system.errors import DataError
 
 PLAIN = ("class_names", "names", "medium", "layout", "transform", "rate")
-"""Attributes of samples that are written as they are."""
+"""Attributes of a `Dataset` that are written as they are."""
 
 
 def save_index(images: Dataset, folder: Path) -> None:
-    """Write everything into `folder`, except samples that are mapped from it.
+    """Write a data set into `folder`, except samples that are already mapped from it.
 
     Raises:
         OutputError: the folder cannot be written.
@@ -53,10 +53,10 @@ def save_index(images: Dataset, folder: Path) -> None:
 
 
 def open_index(folder: Path) -> Dataset:
-    """What `save_index` wrote into `folder`, mapped read-only.
+    """Open the data set that `save_index` wrote into `folder`, mapped read-only.
 
     Raises:
-        DataError: the folder holds no index, or a damaged one.
+        DataError: the folder has no index, or it is damaged.
     """
     try:
         with np.load(folder / INDEX, allow_pickle=False) as index:
@@ -64,7 +64,7 @@ def open_index(folder: Path) -> Dataset:
             meta = json.loads(index["meta"].tobytes())
         shape, dtype = tuple(meta["shape"]), np.dtype(meta.get("dtype", "u1"))
         if (folder / PIXELS).stat().st_size != math.prod(shape) * dtype.itemsize:
-            raise ValueError("the pixels are not those of the index")
+            raise ValueError("the samples do not match the index")
         stored: Any = mapped_file(folder / PIXELS, shape, dtype)
         if meta.get("stream"):
             stored = Streamed(Stream.from_dict(meta["stream"], digests, stored))

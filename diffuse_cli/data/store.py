@@ -1,4 +1,4 @@
-"""Samples in memory, or in a memory-mapped file on disk."""
+"""Stores of samples, in memory or in a memory-mapped file on disk."""
 
 from __future__ import annotations
 
@@ -16,26 +16,23 @@ from diffuse_cli.system import files
 from diffuse_cli.system.errors import DataError
 
 PIXELS = "pixels.u8"
-
-
 INDEX = "index.npz"
-
 
 Shape = tuple[int, ...]
 
 
 class Store:
-    """Takes samples of one shape (C, *size) one by one, a single channel for each of C.
+    """Store to which samples of one shape (C, *size) are appended; one channel fills all C.
 
-    They are in memory, or in the file `pixels.u8` of a folder, which appears when it is finished.
-    Until then it is written, not mapped: a full disk raises an error, not SIGBUS.
+    Samples are in memory, or in the file `pixels.u8` of a folder, which appears when it is
+    finished. Until then it is written, not mapped: a full disk raises an error, not SIGBUS.
 
     Args:
-        folder: None for memory.
-        capacity: the most samples that it takes; without any nothing is written.
+        folder: the folder of the file; None for memory.
+        capacity: the largest number of samples; a store for 0 samples writes no file.
 
     Raises:
-        DataError: they do not fit into memory.
+        DataError: the samples do not fit in memory.
     """
 
     def __init__(
@@ -54,10 +51,10 @@ class Store:
             mib = math.ceil(capacity * math.prod(shape) * dtype.itemsize / 2**20)
             need = f"{mib:,} MiB" if mib < 1024 else f"{mib / 1024:,.1f} GiB"
             message = f"{capacity:,} samples of {dimensions(shape[1:])} need {need} of memory"
-            raise DataError(message, "Choose a smaller --size") from error
+            raise DataError(message, "Pass a smaller --size") from error
 
     def append(self, pixels: Array) -> None:
-        """Take a sample."""
+        """Append a sample."""
         if self._path is None:
             self._pixels[self.count] = pixels
         else:
@@ -66,7 +63,7 @@ class Store:
         self.count += 1
 
     def finish(self) -> Array:
-        """(N, C, *size), mapped read-only if they are in a file.
+        """Return the samples (N, C, *size), mapped read-only if they are in a file.
 
         Raises:
             OutputError: the file cannot be written.
@@ -86,11 +83,11 @@ class Store:
 
 
 class Kept:
-    """The first samples of a set, as many as `keep` bytes hold: all, where it is None.
+    """The first samples of a data set, up to `keep` bytes; all of them if it is None.
 
     Attributes:
-        store: of the shape that all samples have so far; None before the first.
-        open: whether it takes another.
+        store: the store for the shape that all samples have so far; None before the first.
+        open: whether another sample can be appended.
     """
 
     def __init__(self, folder: Path | None, total: int, keep: int | None) -> None:
@@ -101,7 +98,7 @@ class Kept:
             forget(folder)
 
     def renew(self, shape: Shape, dtype: np.dtype[Any], fitted: Callable[[Array], Array]) -> None:
-        """Begin a store of another shape with what was kept so far."""
+        """Start a store of another shape with the samples kept so far."""
         before: Iterable[Array] = () if self.store is None else self.store.finish()
         room = self._total
         if self._keep is not None:
@@ -113,7 +110,7 @@ class Kept:
         self.open = self.open and was_open
 
     def append(self, values: Array | None) -> None:
-        """Keep a sample, if none was left out before it; None leaves it out."""
+        """Keep a sample, unless an earlier one was left out. None leaves this one out."""
         assert self.store is not None
         if values is None or self.store.count == self.store.capacity:
             self.open = False
@@ -123,7 +120,7 @@ class Kept:
 
 def mapped_file(path: Path, shape: Shape, dtype: np.dtype[Any]) -> Array:
     """Return the samples in a file, mapped read-only."""
-    if shape[0] == 0:  # there is nothing to map
+    if shape[0] == 0:  # an empty file cannot be mapped
         return np.empty(shape, dtype)
     return np.memmap(path, dtype, mode="r", shape=shape)
 

@@ -1,4 +1,4 @@
-"""Samples that are decoded as they are looked up: for sets that neither memory nor disk hold."""
+"""Samples that are decoded when they are looked up, for data sets that fit in no memory or disk."""
 
 from __future__ import annotations
 
@@ -44,24 +44,24 @@ if TYPE_CHECKING:
 Indices = npt.NDArray[np.int64]
 
 REMEMBERED = 2**26
-"""Bytes of samples that were looked up last, to be looked up again."""
+"""Bytes of recently used samples that stay in memory."""
 
 SECONDS_BETWEEN_EVENTS = 0.1
 
 TRIES = 1000
-"""After so many samples in a row that cannot be read, the source itself is gone."""
+"""Number of unreadable samples in a row after which the whole source counts as gone."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """Where N samples lie and how they are read.
+    """Source and read settings of N samples.
 
     Attributes:
         source: the path of a folder, a zip file or another source.
-        single: it may be a sample itself.
-        entries: their N places in it.
-        digests: uint8 (N, 16), of what they were when they were listed.
-        shape, dtype: of each as stored, (C, *size).
+        single: whether the source may be a single sample.
+        entries: the entries of the N samples in the source.
+        digests: uint8 (N, 16), hashes of the samples when they were listed.
+        shape, dtype: the shape (C, *size) and type of each stored sample.
     """
 
     source: str
@@ -75,14 +75,14 @@ class Origin:
 
 
 class Stream:
-    """The samples of an origin, the first of which may be kept; thread-safe.
+    """Thread-safe stream of the samples of an origin, the first of which may be kept.
 
-    A sample that has changed since it was listed, or cannot be read any more, is a fault: it is
-    noted the first time, and never returned.
+    A sample that has changed since it was listed, or cannot be read any more, is a fault. The
+    stream reports it once and never returns it.
 
     Args:
         kept: (K, C, *size), the first K samples.
-        holes: those of them that could not be read.
+        holes: indices of kept samples that could not be read.
         workers: processes that decode ahead; None for one per core, shared with other processes.
     """
 
@@ -109,7 +109,7 @@ class Stream:
     # -- reading -----------------------------------------------------------------------------------
 
     def fetch(self, rows: Iterable[int]) -> dict[int, Array]:
-        """The samples in these rows, but for faults; decoded by a worker where there is one."""
+        """Return the samples in these rows except faults, decoded by a worker if there is one."""
         asked = dict.fromkeys(map(int, rows))
         found = {row: np.asarray(self.kept[row]) for row in asked if self._is_kept(row)}
         if wanted := [row for row in asked if row not in found]:
@@ -122,11 +122,11 @@ class Stream:
 
     @property
     def bytes_each(self) -> int:
-        """Bytes of a sample as stored."""
+        """Bytes of a stored sample."""
         return math.prod(self.origin.shape) * self.origin.dtype.itemsize
 
     def remember(self, samples: Mapping[int, Array]) -> None:
-        """Have these samples at hand for a while."""
+        """Keep these samples in memory until more recent samples replace them."""
         most = REMEMBERED // max(1, self.bytes_each)
         with self._lock:
             for row in list(samples)[-most:] if most else ():
@@ -135,15 +135,17 @@ class Stream:
                 self._recent.popitem(last=False)
 
     def hold(self, samples: dict[int, Array]) -> None:
-        """Have these samples, and no others, ready to be looked up."""
+        """Replace the samples that were decoded ahead."""
         self._ahead = samples
 
     def look_up(self, rows: Indices) -> Iterator[Array]:
-        """The samples in these rows, in their order; in place of a fault its successor: the next
-        good one that is held out if it is, and trained on if it is.
+        """Yield the samples in these rows, in order.
+
+        The next readable sample replaces a fault. It is a held-out sample for a held-out fault, and
+        a training sample otherwise.
 
         Raises:
-            DataError: nothing can be read any more.
+            DataError: no sample can be read any more.
         """
         asked = dict.fromkeys(rows.tolist())
         found = {row: values for row in asked if (values := self._at_hand(row)) is not None}
@@ -152,7 +154,7 @@ class Stream:
             yield found[row] if row in found else self._successor(row)
 
     def submit(self, act: Any, *values: Any) -> Future[Any]:
-        """Call something in one of as many threads as there are workers, which start here."""
+        """Call a function in a thread pool; the first call starts it, with a thread per worker."""
         if self._pool is None:
             count = min(self.workers or cores(), MOST_PROCESSES)
             self._decode = self._stack.enter_context(processes(self._reading, count))
@@ -161,8 +163,10 @@ class Stream:
         return self._pool.submit(act, *values)
 
     def to_dict(self) -> dict[str, Any]:
-        """All but what is kept, and the digests, as plain values; the source by where it lies here,
-        as what a name of the hub stands for may change."""
+        """Return everything except the kept samples and the digests as plain values.
+
+        The source is its local path, because the data behind a name on the hub may change.
+        """
         values = vars(self.origin).copy()
         del values["digests"]
         return {
@@ -179,7 +183,7 @@ class Stream:
     def from_dict(
         cls, values: dict[str, Any], digests: npt.NDArray[np.uint8], kept: Array
     ) -> Stream:
-        """What `to_dict` described."""
+        """Rebuild a stream from the values of `to_dict`."""
         asked = values["asked"]
         origin = Origin(
             source=values["source"],
@@ -201,13 +205,13 @@ class Stream:
     # -- faults ------------------------------------------------------------------------------------
 
     def faults(self) -> list[tuple[str, str]]:
-        """The names of samples found missing or changed since this was asked last, and why."""
+        """Return the samples found missing or changed since the last call, with the reasons."""
         with self._lock:
             found, self._faults = self._faults, []
         return [(self.origin.entries[row].name, reason) for row, reason in found]
 
     def all_gone(self) -> DataError:
-        """Says that nothing can be read any more."""
+        """Return the error for a source whose samples cannot be read any more."""
         row, reason = self._last
         name = show(self.origin.entries[row].name)
         kind = MEDIA[self.origin.medium]
@@ -224,7 +228,7 @@ class Stream:
         return Reading(source, self.origin.medium, asked)
 
     def filled(self, store: Store, count: int, workers: int) -> Work[Stream]:
-        """The stream with its first `count` samples kept in a store."""
+        """Keep the first `count` samples in a store, and return the stream."""
         task, holes, origin = f"keeping {MEDIA[self.origin.medium].many}", list[int](), self.origin
         entries, none = tuple(origin.entries[:count]), blank(origin.shape, origin.dtype)
         last = time.monotonic()
@@ -257,7 +261,7 @@ class Stream:
                 continue
             if self.strict:
                 text = f"{show(result.entry.name)}: {fault}"
-                raise DataError(text, "Put it back, or leave --strict out to go on without it")
+                raise DataError(text, "Put it back, or leave --strict out to skip such files")
             with self._lock:
                 if row not in self._known:
                     self._known.add(row)
@@ -266,7 +270,7 @@ class Stream:
         return found
 
     def _as_stored(self, row: int, result: DecodedSample) -> tuple[Array | None, str]:
-        """The sample with the channels of all, or what is wrong with it."""
+        """Return the sample as it is stored and no fault, or None and the fault."""
         if result.read.digest != self.origin.digests[row].tobytes():
             return None, file_errors.CHANGED
         values = result.read.values
@@ -277,7 +281,7 @@ class Stream:
         return np.ascontiguousarray(np.broadcast_to(values, self.origin.shape)), ""
 
     def _decoded(self, rows: Sequence[int]) -> dict[int, Array]:
-        """Samples that are not at hand, decoded in threads and remembered."""
+        """Decode samples in threads, and keep them in memory for a while."""
         if not rows:
             return {}
         entries = tuple(self.origin.entries[row] for row in rows)
@@ -320,14 +324,14 @@ class Stream:
 
 # -- streamed -------------------------------------------------------------------------------------
 
-# A stream of samples in the place of an array.
+# A stream of samples that can be used instead of an array.
 
 
 class Streamed:
-    """The samples of a stream as an array (N, C, *size) that can be indexed along its first axis;
-    a part of each, with `[..., slices]`.
+    """Array interface (N, C, *size) to the samples of a stream, indexed along the first axis.
 
-    It is passed where an array of stored samples is, and never decodes more than it is asked for.
+    `[..., slices]` selects a part of each sample. It can be passed instead of an array of stored
+    samples, and decodes only the samples that are looked up.
     """
 
     def __init__(self, stream: Stream, part: tuple[slice, ...] = ()) -> None:
@@ -361,12 +365,12 @@ class Streamed:
 
 
 def stream_of(stored: Any) -> Stream | None:
-    """The stream behind stored samples, if they are not all in memory or a file."""
+    """Return the stream behind stored samples, or None if all are in memory or a file."""
     return stored.stream if isinstance(stored, Streamed) else None
 
 
 def stored_of(stream: Stream, store: Store, workers: int) -> Work[Any]:
-    """The samples of a stream: what is kept, if that is all of them, or can be; else the stream."""
+    """Return all samples of a stream if the store can keep them, else the stream as an array."""
     count = len(stream.origin.entries)
     if (room := min(store.capacity, count)) > len(stream.kept):
         yield from stream.filled(store.again(), room, workers)

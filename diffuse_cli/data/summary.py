@@ -1,4 +1,4 @@
-"""What was found in a source: counts, classes, and what was skipped and why."""
+"""Summary of a source: counts, classes, and skipped files with the reasons."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from diffuse_cli.media import MEDIA, advice
 from diffuse_cli.system.files import show
 
 NAMED = 5
-"""Files that are named for each reason."""
+"""Number of files that are named for each reason."""
 
 Skips = Mapping[str, tuple[int, tuple[str, ...]]]
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What `read_images` found.
+    """Result of `read_images`.
 
     Attributes:
-        source: the folder or zip file, escaped.
-        found: files of the medium by name, and folders that could not be listed.
-        usable: samples read from them.
-        channels: of each sample as stored; 1 is grey, 3 colour.
-        sizes: samples of each original (width, height).
-        modes: samples of each original Pillow mode.
-        greyed: colour images that were read as grey.
-        classes: samples of each class, in the order of the labels.
-        unlabelled: samples outside class folders.
+        source: the escaped path of the folder or zip file.
+        found: the number of files named as the medium's, and folders that could not be listed.
+        usable: the number of samples read from them.
+        channels: the channels of each stored sample; 1 is grey, 3 is colour.
+        sizes: the number of samples of each original (width, height).
+        modes: the number of samples of each original Pillow mode.
+        greyed: the number of colour images that were read as grey.
+        classes: the number of samples of each class, in the order of the labels.
+        unlabelled: the number of samples outside class folders.
         skipped: the count and the first names for each reason.
-        others: other files.
-        unread: those of them that there is advice for, by extension.
-        remarks: as `skipped`, for samples that are used.
-        tables: the names of tables beside them.
-        medium: its name in `MEDIA`.
-        origin: what can be typed for the same samples anywhere; empty for what lies here.
+        others: the number of other files.
+        unread: the number of other files that `advice` covers, by extension.
+        remarks: as `skipped`, for usable samples.
+        tables: the names of metadata tables.
+        medium: a name in `MEDIA`.
+        origin: a name to pass for the same samples on any machine; empty for local samples.
     """
 
     source: str
@@ -58,7 +58,7 @@ class Summary:
     origin: str = ""
 
     def lines(self) -> list[str]:
-        """The summary for people, one sentence per line."""
+        """Return the summary for people, one sentence per line."""
         parts = [f"{self.counted(self.usable)} in {self.source}", self.kind, span(self.sizes)]
         if self.classes:
             parts.append(plural(len(self.classes), "class", "classes"))
@@ -75,12 +75,12 @@ class Summary:
         return lines
 
     def counted(self, count: int) -> str:
-        """`1 image`, `2 images`, in the medium's words."""
+        """Return `1 image` or `2 images`, in the medium's words."""
         return plural(count, MEDIA[self.medium].one, MEDIA[self.medium].many)
 
     @property
     def kind(self) -> str:
-        """What the samples are: `grey`, `colour`, `4 channels of float32`."""
+        """The kind of samples: `grey`, `colour`, `4 channels of float32`."""
         kinds = MEDIA[self.medium].kinds
         if self.channels in kinds:
             return str(kinds[self.channels])
@@ -89,17 +89,17 @@ class Summary:
 
     @property
     def unnamed(self) -> int:
-        """Other files that there is no advice for."""
+        """The number of other files that `advice` does not cover."""
         return self.others - sum(self.unread.values())
 
     def ignored(self) -> Iterable[str]:
-        """A sentence for each kind of other files that there is advice for."""
+        """Yield a sentence for each kind of other files that `advice` covers."""
         known = advice()
         for extension, count in sorted(self.unread.items(), key=lambda item: -item[1]):
             yield f"ignored {count:,} {extension} ({known.get(extension, 'not read')})"
 
     def to_dict(self) -> dict[str, Any]:
-        """The summary as JSON values, with sizes such as `640x480` (width x height)."""
+        """Return the summary as JSON values, with sizes such as `640x480` (width x height)."""
         values = {
             **vars(self),
             "sizes": {"x".join(map(str, size)): count for size, count in self.sizes.items()},
@@ -113,7 +113,7 @@ class Summary:
 
 
 def from_dict(values: Mapping[str, Any]) -> Summary:
-    """The summary that `to_dict` wrote."""
+    """Return the summary that `to_dict` wrote."""
     rest = dict(values)
     sizes = {tuple(map(int, text.split("x"))): count for text, count in rest.pop("sizes").items()}
     skipped, remarks = (
@@ -131,37 +131,41 @@ def _plain(reasons: Skips) -> dict[str, Any]:
 
 
 def skip_lines(skipped: Skips) -> Iterable[str]:
-    """A sentence for each reason, the most frequent first."""
+    """Yield a sentence for each reason, the most frequent first."""
     for count, text in _named(skipped):
         yield f"skipped {plural(count, 'file')}, {text}"
 
 
 def remark_lines(remarks: Skips, usable: str) -> Iterable[str]:
-    """A sentence for each remark, the most frequent first; `usable` as in `10 images`."""
+    """Yield a sentence for each remark, the most frequent first; `usable` is as in `10 images`."""
     for count, text in _named(remarks):
         yield f"{count:,} of {usable}, {text}"
 
 
 def _named(reasons: Skips) -> Iterable[tuple[int, str]]:
-    """The count of each reason, the most frequent first, and the reason with names."""
+    """Yield the count of each reason, the most frequent first, and the reason with names."""
     for reason, (count, names) in sorted(reasons.items(), key=lambda item: -item[1][0]):
         yield count, f"{reason}: {listed(names, count)}"
 
 
 def listed(names: Sequence[str], count: int, shown: Callable[[str], str] = show) -> str:
-    """The first few of so many names, and dots for more."""
+    """Return the first `NAMED` of `count` names, and dots if there are more."""
     more = ", ..." if count > min(len(names), NAMED) else ""
     return ", ".join(map(shown, names[:NAMED])) + more
 
 
 def skip_counts(skipped: Skips) -> str:
-    """`3 not an image, 1 empty file`."""
+    """Return the reasons with their counts, such as `3 not an image, 1 empty file`."""
     ranked = sorted(skipped.items(), key=lambda item: -item[1][0])
     return ", ".join(f"{count:,} {reason}" for reason, (count, _) in ranked)
 
 
 def span(sizes: Mapping[tuple[int, ...], int]) -> str:
-    """`28x28`, or `12 sizes from 28x28 to 1500 high x 2000 wide` by area; of (width, height)."""
+    """Return `28x28`, or `12 sizes from 28x28 to 1500 high x 2000 wide` by area.
+
+    Args:
+        sizes: the number of samples of each (width, height).
+    """
     ordered = sorted(sizes, key=lambda s: (math.prod(s), s))
     least, most = (dimensions(size[::-1]) for size in (ordered[0], ordered[-1]))
     return least if len(ordered) == 1 else f"{len(ordered):,} sizes from {least} to {most}"
@@ -173,8 +177,10 @@ def fitting(
     fit: str = "crop",
     medium: str = "image",
 ) -> str:
-    """`, cropped at the centre by up to 44 %`: what becomes of samples of `sizes` (width, height)
-    at `size` (height, width); empty if nothing."""
+    """Describe the change of samples of `sizes` (width, height) at `size` (height, width).
+
+    An example is `, cropped at the centre by up to 44 %`. Empty if no sample changes its shape.
+    """
     change = MEDIA[medium].fits[fit]
     wanted = size[::-1]
     lost, added, bent = [0.0], [0.0], [0.0]
@@ -185,16 +191,16 @@ def fitting(
         added.append(1 - math.prod(filled) / math.prod(wanted))
         bent.append(max(scales) / min(scales) - 1)
     where = MEDIA[medium].cropped
-    said = {
+    changes = {
         f"cropped {where} by up to {{}} %": lost,
         "up to {} % of it padding": added,
         "stretched by up to {} %": bent,
     }
-    # Shares such as 1e-16 are rounding.
-    percents = {text: math.ceil(round(100 * max(shares), 6)) for text, shares in said.items()}
+    # Fractions such as 1e-16 are rounding.
+    percents = {text: math.ceil(round(100 * max(parts), 6)) for text, parts in changes.items()}
     return "".join(", " + text.format(most) for text, most in percents.items() if most)
 
 
 def plural(count: int, one: str, many: str = "") -> str:
-    """`1 image`, `2 images`."""
+    """Return a count with its noun, such as `1 image` or `2 images`."""
     return f"{count:,} {one if count == 1 else many or one + 's'}"

@@ -97,9 +97,12 @@ def test_columns_may_be_values_of_numpy_and_torch():
 @pytest.mark.parametrize(
     ("item", "said"),
     [
-        (None, "sample 1 of 3: None is no image of Pillow, no array and no path"),
+        (None, "sample 1 of 3: None is not a Pillow image, an array or a path"),
         ((None, 3), "sample 1 of 3: None is no image"),
-        ((LEVELS[0], np.eye(3)[0]), "sample 1 of 3: its class is 3 values, not a name or a number"),
+        (
+            (LEVELS[0], np.eye(3)[0]),
+            "sample 1 of 3: the class has 3 values, not one name or number",
+        ),
     ],
 )
 def test_a_sample_that_is_none_is_named(item: Any, said: str):

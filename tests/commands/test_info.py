@@ -193,7 +193,7 @@ def test_the_same_for_people(messy, diffuse):
 def test_sizes_are_those_that_train_makes(tmp_path, diffuse):
     ran = diffuse("info", fill(tmp_path / "d", {"a.png": png(noise(1, 100)), "b.png": png([[1]])}))
     assert "at 64x64, grey" in ran.out
-    assert "type --size 128" in ran.err
+    assert "pass --size 128" in ran.err
 
 
 def test_bad_files_are_named_five_a_reason(tmp_path, diffuse):

@@ -47,9 +47,9 @@ def test_kinds_that_are_not_read_are_counted_with_what_to_do(tmp_path: Path, pac
     assert found.others == 16
     assert found.unread == {".heic": 13, ".mov": 1}
     assert found.lines()[1:] == [
-        "ignored 13 .heic (convert them to JPEG or PNG, such as with magick mogrify -format jpg "
-        "*.heic)",
-        "ignored 1 .mov (take frames from them, such as with ffmpeg -i NAME.mov -vf fps=1 "
+        "ignored 13 .heic (convert them to JPEG or PNG, for example with magick mogrify -format "
+        "jpg *.heic)",
+        "ignored 1 .mov (extract frames, for example with ffmpeg -i NAME.mov -vf fps=1 "
         "NAME-%05d.png)",
         "ignored 2 files not named as images",
     ]
@@ -123,13 +123,13 @@ def test_what_is_wrong_with_images_that_are_used_is_a_warning(tmp_path: Path) ->
     blank = "white0.png, white1.png, white2.png, white3.png, white4.png, ..."
     assert sorted(warnings(folder)) == [
         "2 of 11 images, broken colour profile, which is ignored: odd0.png, odd1.png",
-        f"7 of 11 images, blank on the background: {blank}; type --background black",
+        f"7 of 11 images, blank on the background: {blank}; try --background black",
     ]
     found = read(folder, strict=False).summary
     assert found.remarks[reasons.PROFILE] == (2, ("odd0.png", "odd1.png"))
     assert found.to_dict()["remarks"][reasons.BLANK]["count"] == 7
     (text,) = [w for w in warnings(folder, background="#050505") if "blank" in w]
-    assert text == ("1 of 11 images, blank on the background: black.png; type --background white")
+    assert text == ("1 of 11 images, blank on the background: black.png; try --background white")
     (folder / "y.png").unlink()
     assert len(read(folder, strict=True)) == 11
 

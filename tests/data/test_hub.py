@@ -84,7 +84,7 @@ def test_the_training_split_is_downloaded_once_and_serves_without_a_network(
         ("hf://datasets/some/set@old", False, "has no revision old"),
         ("hf://datasets/some/gated", False, "is gated. Accept its terms at http"),
         ("hf://datasets/some/text", False, "@~parquet"),
-        ("hf://datasets/some/set/val", False, "nothing at val in"),
+        ("hf://datasets/some/set/val", False, "no files at val in"),
         ("hf://datasets/some/set", True, "not in the cache, and HF_HUB_OFFLINE is set"),
         ("hf://datasets/so me/set", False, "not a name of a data set"),
     ],
@@ -179,8 +179,8 @@ def test_which_files_are_meant(chosen: Chosen) -> None:
     [
         (["a/train.parquet", "b/train.parquet"], "has several configurations: a, b"),
         (["a.zip", "b.zip"], "2 zip files"),
-        ([], "nothing at all"),
-        ([".git/a.png"], "nothing at all"),
+        ([], "no files in"),
+        ([".git/a.png"], "no files in"),
     ],
 )
 def test_what_is_not_clear_is_asked_for(chosen: Chosen, names: list[str], said: str) -> None:

@@ -244,7 +244,7 @@ def test_a_model_is_trained_on_a_npy_file(diffuse: Any, recipe: Path):
 @pytest.mark.parametrize(
     ("samples", "said"),
     [
-        ([3], "sample 0 of 1: a int is no image of Pillow, no array and no path"),
+        ([3], "sample 0 of 1: a int is not a Pillow image, an array or a path"),
         ([COLOUR[0], "none.png"], "sample 1 of 2: .*No such file"),
         ([np.array([object()])], "sample 0 of 1"),
         ([], "no images in memory:"),

@@ -73,7 +73,7 @@ def test_other_columns_are_labels_and_one_of_held_out_images_alone_is_untold():
     table = table_of(["site"], found, np.arange(4))
     assert table.columns == (Labels(name="site", values=("a", "b"), missing=0.25),)
     assert list(unknown(table, found)) == [
-        "1 image of a site that was not trained on, told nothing of it: z"
+        "1 image with a site that the model was not trained on, not conditioned on it: z"
     ]
     codes = rows_of(table, found)[:, 0]
     assert codes[[0, 1, 3]].tolist() == [1, 0, 1]
@@ -90,15 +90,15 @@ def test_numbers_are_labels_where_that_is_asked():
 @pytest.mark.parametrize(
     ("asked", "column", "kind", "said"),
     [
-        ("agee", ["1", "2"], UsageError, "it has age. Did you mean 'age'?"),
+        ("agee", ["1", "2"], UsageError, "only age. Did you mean 'age'?"),
         ("age", ["1", "1"], DataError, "every image that is trained on has 1"),
         ("age", [None, None], DataError, "no image has one"),
         ("age", ["nan", "nan"], DataError, "no image has one"),
         ("age", ["x", "x"], DataError, "every image that is trained on has x"),
         ("age", ["1", "inf"], DataError, "line 3: age is inf, not finite"),
-        ("age", ["1.7e308", "-1.7e308", "-1.7e308"], DataError, "is too far"),
-        ("age", ["0", "1e-320"], DataError, "tells nothing"),
-        ("age:number", ["1", "x"], DataError, "line 3: age is 'x', no number"),
+        ("age", ["1.7e308", "-1.7e308", "-1.7e308"], DataError, "is too wide"),
+        ("age", ["0", "1e-320"], DataError, "nothing to learn"),
+        ("age:number", ["1", "x"], DataError, "line 3: age is 'x', not a number"),
         ("age", [*"123456789" * 2, "n/a"], DataError, "line 20: age is 'n/a', and 94 % of"),
         ("age", [f"a{k}" for k in range(1001)], DataError, "1,001 different labels"),
     ],
@@ -118,9 +118,9 @@ def test_columns_are_named_once():
 
 
 def test_a_known_table_needs_its_columns_and_its_kinds():
-    with pytest.raises(UsageError, match="no column site, which the model is told; it has age"):
+    with pytest.raises(UsageError, match="no column site, which the model is conditioned on"):
         rows_of(TABLE, cells(age=["1"]))
-    with pytest.raises(DataError, match="line 2: age is 'x', no number"):
+    with pytest.raises(DataError, match="line 2: age is 'x', not a number"):
         rows_of(TABLE, cells(age=["x"], site=["oslo"]))
 
 
@@ -139,7 +139,7 @@ def test_typed_values_are_told_each_with_each():
     ("on", "said"),
     [
         ("agee=4", "Did you mean 'age'?"),
-        ("age=old", "--on age=old: not a number. The model knows 20 to 60"),
+        ("age=old", "--on age=old: not a number. Pass a number from 20 to 60"),
         ("age=inf", "not a number"),
         ("site=pari", "Did you mean 'paris'?"),
         ("site=", "Choose from: oslo, paris"),

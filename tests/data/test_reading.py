@@ -204,7 +204,7 @@ def test_one_large_size_becomes_64(tmp_path: Path) -> None:
     (text,) = notices(events(tmp_path))
     assert (
         "all images are 64 high x 65 wide: resized to 64x64, cropped at the centre by up to 2 %; "
-        "type --size" in text
+        "pass --size" in text
     )
 
 
@@ -614,7 +614,7 @@ def test_an_index_without_its_pixels_is_refused(tmp_path: Path) -> None:
     save_index(read(folder, cache=cache), cache)
     with (cache / "pixels.u8").open("ab") as file:
         file.write(b"x")
-    with pytest.raises(DataError, match="not those of the index"):
+    with pytest.raises(DataError, match="do not match the index"):
         open_index(cache)
     (cache / "index.npz").write_bytes(b"hello")
     with pytest.raises(DataError):

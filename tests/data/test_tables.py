@@ -51,7 +51,7 @@ def test_a_file_name_is_relative_to_its_table(tmp_path):
     write(tmp_path / "deep", '{"file_name": "c.png", "age": 3}', "metadata.jsonl")
     assert [n for _, n in cells_of(tmp_path, "age")] == [1, 2, 3]
     write(tmp_path / "deep", '{"file_name": "../a.png", "age": 3}', "metadata.jsonl")
-    with pytest.raises(DataError, match=r"a\.png has a row already, in line 1 of deep/metadata"):
+    with pytest.raises(DataError, match=r"a\.png already has a row, in line 1 of deep/metadata"):
         read_cells(tmp_path, NAMES)
 
 
@@ -65,7 +65,7 @@ def test_samples_without_rows_and_rows_without_samples_are_counted_and_named(tmp
     rows = "".join(f"gone{k}.png,1\n" for k in range(7))
     found = read_cells(write(tmp_path, f"file_name,age\na.png,1\n{rows}"), NAMES)
     assert found.lines == (
-        "2 images without a row in metadata.csv, told nothing: b.png, deep/c.png",
+        "2 images without a row in metadata.csv, so without a condition: b.png, deep/c.png",
         "7 rows of metadata.csv without an image: gone0.png, gone1.png, gone2.png, gone3.png, "
         "gone4.png, ...",
     )
@@ -108,17 +108,17 @@ def test_values_of_json_keep_their_kind(tmp_path):
     ("name", "text", "said"),
     [
         ("csv", "", "metadata.csv is empty"),
-        ("csv", "name,age\na.png,1\n", "has no column file_name, but name, age"),
+        ("csv", "name,age\na.png,1\n", "has no column file_name, only name, age"),
         ("csv", "file_name;age\na.png;1\n", "but file_name;age"),
-        ("csv", "file_name,age,age\na.png,1,2\n", "two columns of one name"),
-        ("csv", "file_name,age\na.png,1\nb.png\n", "line 3: 1 cell, and 2 columns"),
+        ("csv", "file_name,age,age\na.png,1,2\n", "two columns with the same name"),
+        ("csv", "file_name,age\na.png,1\nb.png\n", "line 3: 1 cell, but 2 columns"),
         ("csv", 'file_name,age\na.png,"1\nb.png,2\n', "line 3: unexpected end of data"),
         ("csv", 'file_name,age\na.png,"1"2\n', "line 2: ',' expected after '\"'"),
         ("csv", "file_name,age\n,1\n", "line 2: no file_name"),
         ("csv", f"file_name,age\na.png,{'9' * 200_000}\n", "line 2: field larger than"),
-        ("csv", "file_name,age\na.png,1\na.png,2\n", "line 3: a.png has a row already, in line 2"),
+        ("csv", "file_name,age\na.png,1\na.png,2\n", "line 3: a.png already has a row, in line 2"),
         ("csv", b"file_name,age\na.png,1\nb.png,\xff\n", "line 3: not UTF-8"),
-        ("csv", "file_name,age\nz.png,1\n", "none of its 1 rows is about an image"),
+        ("csv", "file_name,age\nz.png,1\n", "none of its 1 rows names an image"),
         ("jsonl", '{"file_name": "a.png"}\n{"file_name":\n', "line 2: Expecting value"),
         ("jsonl", '{"file_name": "a.png"}\n[1]\n', "line 2: not an object in braces"),
         ("jsonl", '{"age": 1}\n', "line 1: no file_name"),

@@ -137,4 +137,4 @@ def test_data_without_the_table_is_refused(diffuse, models, images, shades, tmp_
     (mine / "metadata.csv").write_text("file_name,letter\na/000.png,a\n")
     ran = diffuse("eval", models / "columns.safetensors", mine, *line)
     assert ran.code == 2
-    assert "metadata.csv has no column level, which the model is told; it has letter" in ran.line
+    assert "no column level, which the model is conditioned on. Its columns are: le" in ran.line

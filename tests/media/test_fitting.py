@@ -143,7 +143,7 @@ def test_grey_is_padded_in_the_colour_that_was_asked_for(
 def test_the_notice_says_which_fit(tmp_path: Path) -> None:
     folder = fill(tmp_path, {"a.png": encoded(noise(1, (96, 54)))})
     (text,) = [e.text for e in read_images(folder, fit="pad") if isinstance(e, Notice)]
-    assert "resized to 64x64, up to 44 % of it padding; type --size" in text
+    assert "resized to 64x64, up to 44 % of it padding; pass --size" in text
 
 
 def test_a_fit_changes_neither_fingerprint_nor_held_out_part(tmp_path: Path) -> None:

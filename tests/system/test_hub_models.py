@@ -101,7 +101,7 @@ def test_what_is_not_what_the_hub_says_is_not_kept(asking: Callable[..., Any], s
 
 def test_a_model_is_no_data(asking: Callable[..., Any]) -> None:
     ran = asking("train", NAME, "-q")
-    assert (ran.code, "not a data set: hf://some/model. Type hf://datasets" in ran.line) == (
+    assert (ran.code, "not a data set: hf://some/model. Pass hf://datasets" in ran.line) == (
         3,
         True,
     )

@@ -228,7 +228,7 @@ def test_no_pair_at_all_is_refused(quick, tmp_path):
     Image.new("L", (8, 8)).save(tmp_path / "others/x.png")
     ran = quick("--steps", 1, "--given", "others", "-q")
     assert ran.code == 3
-    assert "has its pair in others" in ran.line
+    assert "has a pair of the same name in others" in ran.line
 
 
 def test_a_dry_run_is_fed_back(quick, negatives, images, diffuse, untimed):

@@ -254,7 +254,7 @@ def test_init_takes_columns_and_labels_by_their_names(follower, diffuse, mine):
     line = ("train", mine, "--init", follower, "--steps", 1, "--lr", 0)
     ran = diffuse(*line, "--condition-on", "place,side,level")
     assert ran.code == 0, ran.err
-    assert "50 images without a row in metadata.csv, told nothing: 150.png" in ran.err
+    assert "50 images without a row in metadata.csv, so without a condition: 150.png" in ran.err
     old, new = model_file.load(follower), model_file.load(MODEL)
     theirs = old.blueprint.conditions.table.columns[0]
     _, side, level = new.blueprint.conditions.table.columns
@@ -331,7 +331,7 @@ def test_info_of_images_shows_columns_and_what_would_be_refused(diffuse, mine):
     found = ran.json["columns"]
     assert found["level"].startswith("6")
     assert found["side"] == "2 labels: left, right"
-    assert found["same"] == "every image that is trained on has 5, which tells nothing"
+    assert found["same"] == "every training image has 5, so there is nothing to learn"
     assert "not named as images" not in diffuse("info", mine).out
     (mine / "metadata.csv").write_text("broken")
     ran = diffuse("info", mine, "--json")
@@ -346,10 +346,14 @@ def test_info_of_images_shows_columns_and_what_would_be_refused(diffuse, mine):
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
-        (("--condition-on", "lvel"), 2, "it has level, side. Did you mean 'level'?"),
+        (("--condition-on", "lvel"), 2, "only level, side. Did you mean 'level'?"),
         (("--condition-on", "level,,side"), 2, "--condition-on"),
         (("--condition-on", "level,level:label"), 2, "names a column twice"),
-        (("--condition-on", "side:number"), 3, "metadata.csv, line 2: side is 'left', no number"),
+        (
+            ("--condition-on", "side:number"),
+            3,
+            "metadata.csv, line 2: side is 'left', not a number",
+        ),
         (("--label-dropout", 0.2), 2, "goes with --classes or --condition-on"),
     ],
 )
@@ -364,7 +368,7 @@ def test_tables_that_are_broken_are_refused_in_a_line(learn, mine, tmp_path):
     (mine / "metadata.csv").write_text("file_name,level\n000.png,1\n000.png,2\n")
     ran = learn("--steps", 1, "--condition-on", "level", "-q", data=mine)
     assert ran.code == 3
-    assert "metadata.csv, line 3: 000.png has a row already, in line 2" in ran.line
+    assert "metadata.csv, line 3: 000.png already has a row, in line 2" in ran.line
     (mine / "metadata.csv").unlink()
     ran = learn("--steps", 1, "--condition-on", "level", "-q", data=mine)
     assert ran.code == 3
@@ -387,7 +391,7 @@ def test_images_without_rows_are_told_of_and_with_strict_refused(learn, mine):
     write_table(mine, [*read_table(mine)[:190], ("gone.png", 1, "left")])
     ran = learn("--steps", 1, *BOTH, data=mine)
     assert ran.code == 0
-    assert "10 images without a row in metadata.csv, told nothing: 190.png" in ran.err
+    assert "10 images without a row in metadata.csv, so without a condition: 190.png" in ran.err
     assert "1 row of metadata.csv without an image: gone.png" in ran.err
     ran = learn("--steps", 1, *BOTH, "--strict", "-o", "b.safetensors", "-q", data=mine)
     assert ran.code == 3
@@ -399,7 +403,7 @@ def test_images_without_rows_are_told_of_and_with_strict_refused(learn, mine):
         (("--on", "side"), "a name and a value, such as age=40"),
         (("--on", "sid=left"), "Did you mean 'side'?"),
         (("--on", "side=lefd"), "--on side=lefd: there is no 'lefd'. Did you mean 'left'?"),
-        (("--on", "level=dark"), "not a number. The model knows 6"),
+        (("--on", "level=dark"), "not a number. Pass a number from 6"),
     ],
 )
 def test_what_is_not_known_is_refused_at_sampling(diffuse, follower, options, said):

@@ -1,4 +1,4 @@
-"""Sources of samples, one per file here: `SOURCE`, a class as `Source` describes."""
+"""Sources of samples, one per module: each has `SOURCE`, a subclass of `Source`."""
 
 from __future__ import annotations
 
@@ -24,12 +24,14 @@ from diffuse_cli.system.hub_models import is_name
 SOURCES: Mapping[str, type[Source]] = Modules(
     "sources", __name__, __path__, helpers=("entries",), value="SOURCE"
 )
-"""`folder` is asked last whether it recognises a path, the others in the order of their names."""
+"""Source classes by name. `kind_of` tries `folder` last, the others in the order of their names."""
 
 
 def kind_of(path: Path, *, single: bool = False) -> str:
-    """The name in `SOURCES` of what is at a path; empty if it is no source, or, if `single`, a file
-    that is one sample."""
+    """Return the name in `SOURCES` of the source at a path, empty if it is not a source.
+
+    With `single`, a file that is one sample is not a source.
+    """
     if is_folder(path) and run_reader.run_at(path):
         return ""
     names = sorted(SOURCES, key=lambda name: name == "folder")
@@ -38,10 +40,10 @@ def kind_of(path: Path, *, single: bool = False) -> str:
 
 
 def fetching(path: Path) -> Work[None]:
-    """Bring what is elsewhere here; `open_source` alone does it without a word.
+    """Download a remote source with progress. `open_source` does the same silently.
 
     Raises:
-        DataError: it cannot be had.
+        DataError: the source cannot be downloaded.
     """
     kind = kind_of(path)
     for done, total in SOURCES[kind].fetch(path) if kind else ():
@@ -49,27 +51,29 @@ def fetching(path: Path) -> Work[None]:
 
 
 def is_images(path: Path, *, single: bool = False) -> bool:
-    """Whether `path` is a source of samples, not a model file or a run; if `single`, nor a file
-    that is one sample."""
+    """Whether `path` is a source of samples, not a model file or a run.
+
+    With `single`, a file that is one sample is not a source.
+    """
     return kind_of(path, single=single) != ""
 
 
 def is_sample(path: Path) -> bool:
-    """Whether a path is a file that a medium reads, by its extension."""
+    """Whether a path is a file that a medium can read, by its extension."""
     return extension_of(path.name) in by_extension() and is_file(path)
 
 
 def open_source(path: Path, *, single: bool = False) -> Source:
-    """The source at `path`, or, if `single`, the file of a sample.
+    """Open the source at `path`, or with `single` the file of a sample.
 
     Raises:
-        DataError: it is none of these.
+        DataError: the path is not a source.
     """
     if kind := kind_of(path, single=single):
         return SOURCES[kind].open(path)
     if is_name(path):
         name = str(path).removeprefix("hf:").lstrip("/")
-        raise DataError(f"not a data set: hf://{show(name)}", "Type hf://datasets/ORG/NAME")
+        raise DataError(f"not a data set: hf://{show(name)}", "Pass hf://datasets/ORG/NAME")
     mode, hint = stat_of(path, "file or folder", HINT).st_mode, HINT
     if run_reader.run_at(path):
         raise DataError(f"{show(path)} is the run directory of a model, not images", hint)
@@ -79,12 +83,12 @@ def open_source(path: Path, *, single: bool = False) -> Source:
         message, advice = file_types.described(known, path, "images")
         raise DataError(message, advice or hint)
     if extension_of(path.name) in by_extension():
-        hint = "DATA is the folder that holds the images"
+        hint = "Pass the folder that holds the images as DATA"
     raise DataError(f"neither a folder nor a file of images: {show(path)}", hint)
 
 
 def file_hashes(path: Path, names: Iterable[str]) -> dict[str, str]:
-    """The SHA-256 of files of a source, a single file or not, by name."""
+    """Return the SHA-256 of named files of a source, or of a single file."""
     wanted = set(names)
     with contextlib.closing(open_source(path, single=True)) as source:
         return {

@@ -1,6 +1,6 @@
-"""Rows of Arrow tables with a column of files, as Hugging Face's datasets have them.
+"""Rows of Arrow tables with a column of files, as in Hugging Face's datasets.
 
-A sample is named after its shard and row, so that the order of names is that of the rows.
+A sample is named after its shard and row, so that names sort in the order of the rows.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ from diffuse_cli.system.files import brief, show
 from diffuse_cli.system.memory import raise_if_full
 
 SAMPLE, LABEL = ("image", "img", "audio", "array"), ("label", "labels", "class")
-"""Names of the column of samples and of that of classes, the first that is there."""
+"""Names of the column of samples and the column of classes; the first that exists is used."""
 
 MOST_OPEN = 64
-"""Shards that stay open."""
+"""Number of shards that stay open."""
 
 STARTS = {
     b"\x89PNG": ".png", b"\xff\xd8": ".jpg", b"GIF8": ".gif", b"BM": ".bmp", b"II*": ".tif",
     b"MM\0*": ".tif", b"\x93NUMPY": ".npy", b"PK": ".npz", b"fLaC": ".flac",
 }  # fmt: skip
-"""The extension of a sample without a name, by its first bytes."""
+"""Extensions of samples without a name, by their first bytes."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What the columns of a table hold.
+    """Roles of the columns of a table.
 
     Attributes:
         sample: the column of files.
-        nested: the fields of its structure, of which `bytes` is one; empty if it is bytes itself.
+        nested: the fields of its structure, one of them `bytes`; empty for a column of bytes.
         label: the column of classes, if there is one.
-        plain: columns of numbers and texts, that of classes among them.
-        names: the names of the classes that whole numbers stand for, by column.
+        plain: the columns of numbers and texts, including the column of classes.
+        names: the class names that whole numbers stand for, by column.
     """
 
     sample: str
@@ -58,30 +58,30 @@ class Shard(Protocol):
     """One file of rows.
 
     Attributes:
-        schema: of pyarrow.
-        count: of rows.
+        schema: the schema of pyarrow.
+        count: the number of rows.
     """
 
     schema: Any
     count: int
 
     def columns(self, names: Sequence[str]) -> Any:
-        """A table of some columns; `a.b` is a field of `a`."""
+        """Return a table of some columns; `a.b` is a field of `a`."""
         ...
 
     def sizes(self, layout: Layout) -> Iterator[int]:
-        """About how many bytes the sample of each row has."""
+        """Yield the approximate bytes of the sample of each row."""
         ...
 
     def sample(self, row: int, layout: Layout) -> bytes | None:
-        """The bytes of a sample."""
+        """Return the bytes of a sample."""
         ...
 
     def close(self) -> None: ...
 
 
 class ArrowRows(Source):
-    """The rows of shards; `shard` opens one."""
+    """Rows of shards; a subclass defines `shard`, which opens one."""
 
     def __init__(self, path: Path, shards: Sequence[Path]) -> None:
         super().__init__(path)
@@ -138,7 +138,7 @@ class ArrowRows(Source):
                     kept = [c for c in layout.plain if wanted is None or c in wanted]
                     values = {c: _values(shard, layout, c) for c in kept}
                     entries = [*self._listed(shard, layout, str(path))]
-            except DataError:  # a shard without samples, which `entries` names
+            except DataError:  # a shard without samples, which `entries` reports
                 continue
             except Exception as error:
                 raise_if_full(error)
@@ -153,7 +153,7 @@ class ArrowRows(Source):
                 self._open.popitem()[1][0].close()
 
     def _opened(self, path: str) -> tuple[Shard, Layout]:
-        """A shard, and what it holds."""
+        """Return a shard, opened if it was not open, and the layout of its columns."""
         if path not in self._open:
             shard = self.shard(path)
             self._open[path] = shard, layout_of(shard.schema, path)
@@ -163,9 +163,9 @@ class ArrowRows(Source):
         return self._open[path]
 
     def _listed(self, shard: Shard, layout: Layout, path: str) -> Iterator[Entry]:
-        """The entries of a shard."""
+        """Yield the entries of a shard."""
         readers, usual = by_extension(), ""
-        names: Sequence[str | None] = [None] * shard.count
+        names: Sequence[Any] = [None] * shard.count  # of any type: a path may be a number
         if "path" in layout.nested:
             column = shard.columns([f"{layout.sample}.path"]).column(layout.sample)
             names = [value and value["path"] for value in column.to_pylist()]
@@ -174,7 +174,7 @@ class ArrowRows(Source):
         for row, (own, label, size) in enumerate(
             zip(names, labels, shard.sizes(layout), strict=True)
         ):
-            extension = extension_of(own.rpartition("/")[2]) if own else ""
+            extension = extension_of(own.rpartition("/")[2]) if isinstance(own, str) else ""
             if extension not in readers:
                 extension = usual = usual or _extension(shard, layout)
             said = "" if label is None else str(label)
@@ -182,7 +182,7 @@ class ArrowRows(Source):
 
 
 def _reason(error: Exception, path: Path) -> str:
-    """Why a shard, or a row, cannot be read."""
+    """Return the reason why a shard, or a row, cannot be read."""
     with contextlib.suppress(OSError):
         if isinstance(error, FileNotFoundError) or not path.exists():
             return reasons.VANISHED
@@ -192,7 +192,7 @@ def _reason(error: Exception, path: Path) -> str:
 
 
 def _extension(shard: Shard, layout: Layout) -> str:
-    """That of the first sample, by its bytes."""
+    """Return the extension of the first sample, by its bytes."""
     data = (shard.sample(0, layout) or b"") if shard.count else b""
     if data[:4] == b"RIFF":
         return ".wav" if data[8:12] == b"WAVE" else ".webp"
@@ -200,7 +200,7 @@ def _extension(shard: Shard, layout: Layout) -> str:
 
 
 def _values(shard: Shard, layout: Layout, column: str) -> list[Any]:
-    """The values of a plain column, with the names of classes."""
+    """Return the values of a plain column, with class names instead of their numbers."""
     names = layout.names.get(column)
     found = shard.columns([column]).column(column).to_pylist()
     if names is None:
@@ -209,7 +209,7 @@ def _values(shard: Shard, layout: Layout, column: str) -> list[Any]:
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON has it."""
+    """Return a value that JSON can hold."""
     if value is None or isinstance(value, str | bool | int | float):
         return value
     with contextlib.suppress(TypeError, ValueError):
@@ -221,10 +221,10 @@ def _plain(value: Any) -> Any:
 
 
 def layout_of(schema: Any, path: str) -> Layout:
-    """What the columns of a schema hold, by its features for Hugging Face's library, if it has any.
+    """Return the roles of a schema's columns, by its features for Hugging Face's library if any.
 
     Raises:
-        DataError: none holds files.
+        DataError: no column holds files.
     """
     from pyarrow import types
 
@@ -239,7 +239,7 @@ def layout_of(schema: Any, path: str) -> Layout:
         listed = ", ".join(f"{brief(n, 40)} ({brief(kind, 40)})" for n, kind in kinds.items())
         raise DataError(
             f"no column of {show(path)} holds files of images: {listed[:300]}",
-            "They are bytes, or a structure of bytes and path",
+            "Store the files as bytes, or as a structure of bytes and path",
         )
     sample = next((n for n in SAMPLE if n in able), able[0])
     names = {
@@ -258,7 +258,7 @@ def layout_of(schema: Any, path: str) -> Layout:
 
 
 def _features(metadata: Mapping[bytes, bytes]) -> dict[str, dict[str, Any]]:
-    """The features that the schema of a dataset says it has, by column."""
+    """Return the features in the metadata of a dataset's schema, by column."""
     try:
         found = json.loads(metadata[b"huggingface"])["info"]["features"]
         return {name: feature for name, feature in found.items() if isinstance(feature, dict)}

@@ -1,4 +1,4 @@
-"""Datasets that Hugging Face's library has saved, mapped from disk; needs pyarrow."""
+"""Datasets saved by Hugging Face's library, mapped from disk; needs pyarrow."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from diffuse_cli.system.files import brief, show
 
 EXTENSION = ".arrow"
 STATE, SPLITS = "state.json", "dataset_dict.json"
-"""What a folder of a saved dataset has, and one of its splits."""
+"""Files that mark the folder of a saved dataset, and the folder of its splits."""
 TRAIN = "train"
 
 
 def _split(path: Path) -> Path:
-    """The folder of the training split of a saved `DatasetDict`."""
+    """Return the folder of the training split of a saved `DatasetDict`."""
     splits = [name for name in _json(path / SPLITS).get("splits", ()) if isinstance(name, str)]
     if TRAIN in splits:
         return path / TRAIN
     there = [brief(name, 40) for name in splits]
-    example = show(path / there[0]) if there else "one"
-    raise DataError(f"no split {TRAIN} in {show(path)}: {', '.join(there)}", f"Name {example}")
+    example = show(path / there[0]) if there else "a split"
+    raise DataError(f"no split {TRAIN} in {show(path)}: {', '.join(there)}", f"Pass {example}")
 
 
 def _shards(folder: Path) -> list[Path]:
-    """The files of a saved dataset, in its order."""
+    """Return the files of a saved dataset, in its order."""
     state = _json(folder / STATE)
     files = state.get("_data_files")
     if state.get("_indices_data_files") or not isinstance(files, list):
         raise DataError(
-            f"{show(folder)} is a selection of a dataset, or of no known version",
-            "Save it again after flatten_indices()",
+            f"{show(folder)} is a selection of a dataset, or of an unknown version",
+            "Call flatten_indices() on the dataset and save it again",
         )
     names = [file.get("filename") if isinstance(file, dict) else None for file in files]
     return [folder / Path(str(name)).name for name in names]
@@ -53,7 +53,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 class Saved(ArrowRows):
-    """The rows of Arrow files."""
+    """Rows of Arrow files."""
 
     @staticmethod
     def recognises(path: Path) -> bool:
@@ -73,7 +73,7 @@ class Saved(ArrowRows):
 
 
 class ArrowShard:
-    """An Arrow file or stream; memory holds what is read of it."""
+    """Arrow file or stream, mapped, so that only parts that are read take memory."""
 
     def __init__(self, path: str) -> None:
         import pyarrow as pa
@@ -84,7 +84,7 @@ class ArrowShard:
         except pa.ArrowInvalid:
             self._map.seek(0)
             self._table = pa.ipc.open_file(self._map).read_all()
-        # Offsets of a damaged file may lead anywhere.
+        # Offsets in a damaged file can point outside it.
         self._table.validate(full=True)
         self.schema, self.count = self._table.schema, self._table.num_rows
 

@@ -1,4 +1,4 @@
-"""What every source gives: entries, the bytes of each, and what it says of samples itself."""
+"""Base class of sources, and their entries, shards and listings."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ HINT = "DATA is a folder, or a .zip, .tar, .parquet or .npy file, of images"
 
 
 class Entry(NamedTuple):
-    """A file of a source.
+    """File of a source.
 
     Attributes:
-        name: its relative path with `/`; with one at the end, that of a folder or shard that cannot
-            be listed.
-        size: in bytes, about.
-        key: its name in the source.
+        name: the relative path with `/`. A `/` at the end marks a folder or shard that cannot be
+            listed.
+        size: the approximate size in bytes.
+        key: the key by which the source reads the file.
         fault: the reason why it must not be opened, if any.
         label: the name of its class, empty if it has none; None where folders are classes.
     """
@@ -43,7 +43,7 @@ class Entry(NamedTuple):
 
 
 class MetadataRow(NamedTuple):
-    """What a source says of one sample: of which table and line, and each value by its column."""
+    """Metadata of one sample: its table and line, and the value of each column."""
 
     table: str
     line: int
@@ -52,17 +52,18 @@ class MetadataRow(NamedTuple):
 
 
 class Source:
-    """The samples at a path, without hidden ones, and their contents.
+    """Samples at a path, except hidden files, and their contents.
 
-    A process that decodes opens the source again by `path`, and gets entries that another listed.
+    A worker process opens the source again by `path`, and reads entries that another process has
+    listed.
 
     Attributes:
-        path: as `open` takes it.
-        origin: what can be typed for the same samples anywhere, for the model file; empty for what
-            lies here.
-        tables: names of tables that are part of the source, once `entries` has ended.
-        portable: whether another process can open it.
-        is_sample: whether its file is one sample where a sample is asked for.
+        path: the path that was passed to `open`.
+        origin: a name to pass for the same samples on any machine, which the model file keeps;
+            empty for local samples.
+        tables: names of tables that are part of the source, once `entries` is exhausted.
+        portable: whether another process can open the source.
+        is_sample: whether its file counts as one sample where a single sample is allowed.
     """
 
     origin: str = ""
@@ -72,18 +73,18 @@ class Source:
 
     @staticmethod
     def recognises(path: Path) -> bool:
-        """Whether there is such a source at a path, where there may be anything, or nothing yet.
+        """Whether there is a source of this kind at a path, which need not exist.
 
-        It is cheap, and does without what `open` may need to import.
+        This is cheap, and imports none of the optional packages that `open` needs.
         """
         raise NotImplementedError
 
     @staticmethod
     def fetch(path: Path) -> Iterator[tuple[int, int]]:
-        """Bring what is elsewhere here, and yield how many of how many files are here.
+        """Download the files of a remote source, and yield the number of files here and of all.
 
         Raises:
-            DataError: it cannot be had.
+            DataError: a file cannot be downloaded.
         """
         yield from ()
 
@@ -92,7 +93,7 @@ class Source:
         """Return the source at a path, not yet listed.
 
         Raises:
-            DataError: it cannot be read, or needs a package that is not installed.
+            DataError: the source cannot be read, or needs a package that is not installed.
         """
         return cls(path)
 
@@ -100,27 +101,27 @@ class Source:
         self.path = path
 
     def entries(self) -> Iterator[Entry]:
-        """Every file, in any order; names are unique.
+        """Yield every file, in any order; names are unique.
 
         Raises:
-            DataError: it cannot be listed at all.
+            DataError: the source cannot be listed at all.
         """
         raise NotImplementedError
 
     def read(self, entry: Entry) -> bytes:
-        """The bytes of an entry without a fault; several threads read at once.
+        """Return the bytes of an entry without a fault. Several threads may read at once.
 
         Raises:
-            Unusable: with the reason.
-            OSError
+            Unusable: the entry holds no usable sample.
+            OSError: the entry cannot be read.
         """
         raise NotImplementedError
 
     def read_table(self, entry: Entry, most: int) -> bytes:
-        """The bytes, at most so many, of an entry that says something of samples.
+        """Return the bytes of a table of metadata, at most `most` bytes.
 
         Raises:
-            DataError: it cannot be used.
+            DataError: the table is unusable or too large.
         """
         with refusing(entry.name):
             if entry.fault:
@@ -130,8 +131,9 @@ class Source:
             return self.read(entry)
 
     def told(self, wanted: Collection[str] | None) -> Iterator[MetadataRow]:
-        """What its own tables say of samples. Every column is named; those that are not wanted may
-        be None.
+        """Yield the rows of the source's own tables.
+
+        Each row has every column; the values of columns that are not wanted may be None.
 
         Raises:
             DataError: a table is broken.
@@ -139,11 +141,11 @@ class Source:
         yield from ()
 
     def shapes(self) -> Collection[tuple[int, ...]]:
-        """The shapes of arrays whose layout nothing says; those of files have the usual one."""
+        """Return the shapes of arrays of unknown layout. Arrays in files have the usual layout."""
         return ()
 
     def close(self) -> None:
-        """Close what `open` and `read` have opened."""
+        """Close the files that `open` and `read` have opened."""
 
 
 def is_ignored_folder(name: str) -> bool:
@@ -151,20 +153,22 @@ def is_ignored_folder(name: str) -> bool:
 
 
 def plain_name(path: str) -> str:
-    """The relative path of a member of an archive, without what leads out of it; empty for a hidden
-    one, or a folder."""
+    """Return the relative path of a member of an archive, without parts that lead out of it.
+
+    Empty for a hidden file and for a folder.
+    """
     parts = [part for part in path.split("/") if part not in ("", ".", "..")]
     ignored = any(is_ignored_folder(part) for part in parts[:-1])
     return "/".join(parts) if parts and not ignored and parts[-1][0] != "." else ""
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is a file, of any path: a pattern is longer than a name can be."""
+    """Whether a path is a file. The path may be a pattern longer than a name can be."""
     return os.path.isfile(path)  # noqa: PTH113
 
 
 def is_folder(path: Path) -> bool:
-    """Whether there is a folder, of any path."""
+    """Whether a path is a folder. The path may be a pattern longer than a name can be."""
     return os.path.isdir(path)  # noqa: PTH112
 
 
@@ -173,7 +177,7 @@ def in_bytes(name: str) -> bytes:
 
 
 def extension_of(base: str) -> str:
-    """`.png` of `a.PNG`; faster than `Path.suffix`, for a million names."""
+    """Return `.png` for `a.PNG`; for a million names this is faster than `Path.suffix`."""
     stem, dot, extension = base.rpartition(".")
     return dot + extension.lower() if stem else ""
 
@@ -186,10 +190,10 @@ MOST_SHARDS = 100_000
 
 
 def shards_at(path: Path, extension: str) -> list[Path] | None:
-    """The files of an extension that a path stands for, in the byte order of their names: itself,
-    those of a folder of shards, or of a pattern such as `a-{000..099}.tar` or `a-*.tar`.
+    """Return the shards with an extension at a path, in the byte order of their names.
 
-    None if it stands for something else. Files that are written out in braces need not exist.
+    The path is a shard, a folder of shards, or a pattern such as `a-{000..099}.tar` or `a-*.tar`.
+    None for any other path. Files that are written out in braces need not exist.
     """
     text = str(path)
     if is_folder(path):
@@ -209,7 +213,7 @@ def shards_at(path: Path, extension: str) -> list[Path] | None:
 
 
 def _in_folder(path: Path, extension: str) -> list[Path]:
-    """The shards of a folder of nothing but shards; empty if it has folders or samples."""
+    """Return the shards in a folder, or an empty list if it also has folders or samples."""
     found, media = [], by_extension()
     with contextlib.suppress(OSError), os.scandir(str(path)) as children:
         for child in children:
@@ -224,7 +228,7 @@ def _in_folder(path: Path, extension: str) -> list[Path]:
 
 
 def _expanded(text: str) -> Iterator[str]:
-    """`a{0..2}` as `a0`, `a1`, `a2`, and `{a,b}c` as `ac`, `bc`, with several as in a shell."""
+    """Expand `a{0..2}` to `a0`, `a1`, `a2`, and `{a,b}c` to `ac`, `bc`, as a shell does."""
     parts = _BRACES.split(text)
     choices: list[Iterable[str]] = []
     for place, part in enumerate(parts):
@@ -240,10 +244,10 @@ def _expanded(text: str) -> Iterator[str]:
 
 
 def short_names(shards: Sequence[Path]) -> dict[Path, str]:
-    """The file names of shards; their paths if these are not unique.
+    """Return the file names of shards, or their paths if the names are not unique.
 
     Raises:
-        DataError: a shard that was written out is not there.
+        DataError: a shard does not exist.
     """
     for shard in shards:
         if not is_file(shard):
@@ -254,13 +258,13 @@ def short_names(shards: Sequence[Path]) -> dict[Path, str]:
 
 # -- listing --------------------------------------------------------------------------------------
 
-# Which files of a source are samples, in which order, and of which class.
+# Find the files of a source that are samples, their order and their classes.
 
 TABLES = ("metadata.csv", "metadata.jsonl")
-"""Names of tables that say something of the samples beside them."""
+"""Names of metadata tables of the samples next to them."""
 
 LOOKED_AT = 8
-"""Files that say whether another medium claims those of their extension."""
+"""Number of files that decide whether another medium claims the files of an extension."""
 
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = "diffuse.samples"
@@ -268,9 +272,16 @@ MANIFEST_FORMAT = "diffuse.samples"
 
 @dataclass(frozen=True)
 class Listing:
-    """The files that a medium reads, in the byte order of their names. `others` counts the rest,
-    and `unread`, by extension, those of them that there is advice for; `tables` are the names of
-    those in `TABLES`, which are not counted, and of the source's own; `origin` is the source's."""
+    """Files of a source that a medium reads.
+
+    Attributes:
+        medium: a name in `MEDIA`.
+        candidates: the files, in the byte order of their names.
+        others: the number of other files, without tables.
+        unread: the number of other files that `advice` covers, by extension.
+        tables: the names of metadata tables, and of the source's own tables.
+        origin: the `origin` of the source.
+    """
 
     medium: str
     candidates: tuple[Entry, ...]
@@ -281,9 +292,9 @@ class Listing:
 
 
 def list_samples(source: Source, medium: str | None = None) -> Listing:
-    """The files of `source` that a medium reads, by extension; by default the medium of most files.
+    """List the files of `source` that a medium reads, by default the medium of most files.
 
-    Of a folder that `diffuse sample` wrote, only the samples, not the grid.
+    In a folder that `diffuse sample` wrote, only the samples count, not the grid.
     """
     readers, known = by_extension(), advice()
     found: dict[str, list[Entry]] = {"image": []}
@@ -306,8 +317,8 @@ def list_samples(source: Source, medium: str | None = None) -> Listing:
                 samples[folder] = names
     for name, kind in MEDIA.items():
         theirs = [e for e in found["image"] if extension_of(e.name) in kind.claimed]
-        said = [*map(kind.claims, read_some(source, theirs, LOOKED_AT, LARGEST_FILE))]
-        if said and all(said):
+        claims = [*map(kind.claims, read_some(source, theirs, LOOKED_AT, LARGEST_FILE))]
+        if claims and all(claims):
             taken = set(theirs)
             found["image"] = [e for e in found["image"] if e not in taken]
             found.setdefault(name, []).extend(theirs)
@@ -322,8 +333,10 @@ def list_samples(source: Source, medium: str | None = None) -> Listing:
 def read_some(
     source: Source, entries: Sequence[Entry], count: int, largest: int
 ) -> Iterator[bytes]:
-    """The bytes of about so many entries, evenly among all, of those that can be read and are not
-    larger."""
+    """Yield the bytes of about `count` entries, evenly spaced among all.
+
+    Entries that are larger than `largest`, or cannot be read, are left out.
+    """
     for entry in entries[:: -(-len(entries) // count) or 1]:
         with contextlib.suppress(Unusable, OSError):
             if not entry.fault and entry.size <= largest:
@@ -336,7 +349,7 @@ def _is_listed(name: str, samples: dict[str, frozenset[str]]) -> bool:
 
 
 def _read_manifest(source: Source, entry: Entry) -> frozenset[str]:
-    """The names in a manifest of samples; empty for another file of that name."""
+    """Return the file names in a manifest of samples, or none for another file of that name."""
     try:
         manifest = json.loads(source.read(entry))
         if manifest["format"] == MANIFEST_FORMAT:
@@ -349,7 +362,7 @@ def _read_manifest(source: Source, entry: Entry) -> frozenset[str]:
 def classes_of(
     names: Sequence[str], candidates: Sequence[Entry]
 ) -> tuple[list[int], tuple[str, ...]]:
-    """Labels of the samples of `names`, and the class names in byte order; -1 for no class.
+    """Return the labels of named samples, -1 for no class, and the class names in byte order.
 
     If the source labels any of the `candidates`, its labels are the classes. Otherwise a class is a
     folder directly below the common folder of all candidates.
@@ -365,14 +378,16 @@ def classes_of(
 
 
 def folder_classes(names: Sequence[str], candidates: Sequence[str] | None = None) -> list[str]:
-    """The folder of each, directly below the common folder of all candidates, or of all `names`;
-    empty for files directly in that."""
+    """Return the folder of each file, directly below the common folder of all candidates.
+
+    Empty for files directly in the common folder. Without candidates, `names` are all files.
+    """
     parts = (name.partition("/") for name in below_common(names, candidates or names))
     return [folder if slash else "" for folder, slash, _ in parts]
 
 
 def below_common(names: Sequence[str], every: Iterable[str]) -> list[str]:
-    """Names below the folders that all of `every` share."""
+    """Return names relative to the folders that all of `every` share."""
     folders = {name.rpartition("/")[0] for name in every}
     shared = posixpath.commonpath(folders) if folders else ""
     return [name.removeprefix(f"{shared}/") for name in names]

@@ -16,7 +16,7 @@ _AT_ONCE = 2**20
 
 
 class Folder(Source):
-    """All files below a folder. Links are followed; each folder is visited once."""
+    """All files below a folder. Links are followed, and each folder is visited once."""
 
     @staticmethod
     def recognises(path: Path) -> bool:
@@ -48,7 +48,7 @@ class Folder(Source):
                     yield _file_entry(relative, child)
 
     def read(self, entry: Entry) -> bytes:
-        # It may have become a FIFO since it was listed.
+        # The file may have become a FIFO since it was listed.
         descriptor = open_to_read(entry.key)
         try:
             info = os.fstat(descriptor)

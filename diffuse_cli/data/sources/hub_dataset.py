@@ -1,7 +1,7 @@
 """Data sets of Hugging Face's hub, `hf://datasets/ORG/NAME[@REVISION][/PATH]`, through its cache.
 
-What is downloaded is opened as what it is: parquet, Arrow or tar shards, a folder or a zip. Without
-a path it is the training split. Needs huggingface_hub.
+Downloaded files are opened by their kind: parquet, Arrow or tar shards, a folder or a zip file.
+Without a path, the training split is used. Needs huggingface_hub.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.hub import HubFile, HubListing, check_within, downloaded, listed
 
 SHARDS, ZIP = (".parquet", ".arrow", ".tar"), ".zip"
-"""Kinds of files that are data, those that are preferred first."""
+"""Kinds of data files, the preferred kinds first."""
 TRAIN = re.compile(r"(^|[-_./])train(ing)?($|[-_./0-9])")
 DATA, DEFAULT = "data", "default"
-"""The folder of shards that names no configuration, and the configuration that is taken unasked."""
+"""The folder of shards that does not name a configuration, and the default configuration."""
 ALIASES = {"~parquet": "refs/convert/parquet"}
-"""The branch with what the hub has converted."""
+"""The branch with the hub's parquet conversion."""
 AT_ONCE = 8
-"""Files that are downloaded at a time."""
+"""Number of files that are downloaded at a time."""
 
 _FORM = re.compile(
     r"hf:/+datasets/(?P<name>[^/@]+/[^/@]+)"
@@ -40,7 +40,7 @@ _FORM = re.compile(
 
 
 class HubDataset(Source):
-    """A data set of the hub, which is opened as what it is once it is here."""
+    """Data set of the hub, downloaded and then opened as a local source."""
 
     @staticmethod
     def recognises(path: Path) -> bool:
@@ -48,10 +48,10 @@ class HubDataset(Source):
 
     @staticmethod
     def fetch(path: Path) -> Iterator[tuple[int, int]]:
-        """Download what is not in the cache; the files that are there so far, and all.
+        """Download missing files, and yield the number of files in the cache and of all.
 
         Raises:
-            DataError: there is no such data, it cannot be had, or it is not what the hub says.
+            DataError: the data set does not exist, cannot be downloaded, or arrives damaged.
         """
         wanted = _wanted(str(path))
         missing = [file for file in wanted.files if not wanted.listing.path(file).is_file()]
@@ -80,17 +80,17 @@ class HubDataset(Source):
         return source
 
 
-# -- what is wanted -------------------------------------------------------------------------------
+# -- files of a name ------------------------------------------------------------------------------
 
 
 class Wanted(NamedTuple):
     """Files of a data set at a commit.
 
     Attributes:
-        listing: all of the data set.
-        files: those that are wanted.
-        folder: what they are below, if they are no shards.
-        name: what can be typed for the same again.
+        listing: all files of the data set.
+        files: the files to use.
+        folder: the folder of the files, or None for shards.
+        name: a name to pass for the same files again.
     """
 
     listing: HubListing
@@ -99,7 +99,7 @@ class Wanted(NamedTuple):
     name: str
 
     def local(self) -> Path:
-        """The path of a source of these files."""
+        """Return the local path of a source of these files."""
         root = self.listing.snapshot
         if self.folder is not None:
             return root / self.folder
@@ -112,16 +112,16 @@ class Wanted(NamedTuple):
 
 @functools.lru_cache(maxsize=16)
 def _wanted(text: str) -> Wanted:
-    """What a typed name stands for: the same as long as this process runs.
+    """Return the files of a name; the answer stays the same while this process runs.
 
     Raises:
-        DataError: it stands for nothing.
-        UsageError: it leads out of a repository.
+        DataError: the name matches no files.
+        UsageError: the name leads out of a repository.
     """
     form = _FORM.fullmatch(text.replace(os.sep, "/"))
     if form is None:
         shown = files.show(re.sub(r"^hf:/+", "hf://", text))
-        raise DataError(f"not a data set: {shown}", "Type hf://datasets/ORG/NAME")
+        raise DataError(f"not a data set: {shown}", "Pass hf://datasets/ORG/NAME")
     check_within(text, *form.group("name", "revision", "path"))
     revision = unquote(form["revision"] or "main")
     listing = listed(form["name"], ALIASES.get(revision, revision))
@@ -132,18 +132,20 @@ def _wanted(text: str) -> Wanted:
 
 
 def _chosen(listing: HubListing, path: str) -> tuple[list[HubFile], str | None]:
-    """The files at a path, a folder or a pattern, and the folder that they are below, if they are
-    no shards.
+    """Return the files at a path, in a folder or of a pattern, and their folder.
+
+    The folder is None for shards.
 
     Raises:
-        DataError: there are none, or they are several sets.
+        DataError: there are no files, or they are several data sets.
     """
     exact = [f for f in listing.files if f.name == path or fnmatch.fnmatchcase(f.name, path)]
     below = [f for f in listing.files if not path or f.name.startswith(f"{path}/")]
     there = exact or [f for f in below if not _is_hidden(f.name.removeprefix(path))]
     if not there:
-        hint = _such_as(listing, listing.files) if listing.files else "It is empty"
-        raise DataError(f"nothing at {path or 'all'} in {listing.title}", hint)
+        hint = _such_as(listing, listing.files) if listing.files else "The data set is empty"
+        text = f"no files at {path} in {listing.title}" if path else f"no files in {listing.title}"
+        raise DataError(text, hint)
     for extension in SHARDS:
         if shards := [f for f in there if extension_of(f.name) == extension]:
             return (shards if exact else _of_training(listing, shards)), None
@@ -164,12 +166,12 @@ def _chosen(listing: HubListing, path: str) -> tuple[list[HubFile], str | None]:
         raise DataError(f"{len(zips)} zip files in {listing.title}", _such_as(listing, zips))
     raise DataError(
         f"no parquet, Arrow, tar, zip or image files in {listing.title}",
-        f"Try what the hub has converted: {listing.title}@~parquet",
+        f"Try the hub's parquet conversion: {listing.title}@~parquet",
     )
 
 
 def _of_training(listing: HubListing, shards: list[HubFile]) -> list[HubFile]:
-    """The shards of the training split, if any is named so, and of one configuration."""
+    """Return the shards of the training split, if there is one, and of one configuration."""
     shards = [f for f in shards if TRAIN.search(f.name)] or shards
     by_folder: dict[str, list[HubFile]] = {}
     for file in shards:
@@ -184,7 +186,7 @@ def _of_training(listing: HubListing, shards: list[HubFile]) -> list[HubFile]:
     first = next(name for name in by_folder if name)
     raise DataError(
         f"{listing.title} has several configurations: {names}",
-        f"Name the folder of one, such as {listing.title}/{first}",
+        f"Pass the folder of one, for example {listing.title}/{first}",
     )
 
 
@@ -194,7 +196,7 @@ def _is_hidden(name: str) -> bool:
 
 
 def _such_as(listing: HubListing, found: Sequence[HubFile]) -> str:
-    return f"Name one, such as {listing.title}/{files.brief(found[0].name)}"
+    return f"Pass one, for example {listing.title}/{files.brief(found[0].name)}"
 
 
 SOURCE = HubDataset

@@ -1,7 +1,7 @@
-"""Samples that a program holds, under a name such as `memory:1` in the place of a path.
+"""Samples in the memory of a program, under a name such as `memory:1` instead of a path.
 
-Each becomes the bytes of a file that has the same numbers, and is then read as one: the same images
-in a folder have the same fingerprint, held-out part, classes and weights.
+Each sample becomes the bytes of a file with the same values, and is then read as a file. So the
+same images in a folder give the same fingerprint, held-out samples, classes and weights.
 """
 
 from __future__ import annotations
@@ -26,15 +26,17 @@ from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.run_reader import MEMORY
 
 CLASS = "label"
-"""What is told of a sample under this name is its class."""
+"""Name of the metadata column that is the class."""
 
 PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
-"""Pillow's modes that a PNG keeps; other images become TIFFs."""
+"""Pillow's modes that a PNG can store; other images become TIFFs."""
 
 
 class File(NamedTuple):
-    """A sample as the bytes of a file, whose extension says what reads it, and the shape of an
-    array that is not an image."""
+    """Sample as the bytes of a file, the extension that selects its medium, and an array's shape.
+
+    The shape is None for an image.
+    """
 
     data: bytes
     suffix: str
@@ -45,7 +47,7 @@ Around: TypeAlias = Callable[[], contextlib.AbstractContextManager[object]]
 
 
 class _Held:
-    """Samples, asked for by one thread at a time: not every sequence can be shared."""
+    """Samples that one thread at a time looks up, because not every sequence is thread-safe."""
 
     def __init__(self, samples: Sequence[Any], around: Around) -> None:
         self.samples, self.around, self.lock = samples, around, threading.Lock()
@@ -54,7 +56,7 @@ class _Held:
         return len(self.samples)
 
     def known(self, index: int) -> tuple[File, Any]:
-        """A sample, and what is told of it."""
+        """Return a sample as a file, and its class or metadata."""
         with self.lock:
             with self.around():
                 given = self.samples[index]
@@ -68,16 +70,16 @@ _NUMBERS = itertools.count(1)
 
 @contextlib.contextmanager
 def held(samples: Iterable[Any], around: Around = contextlib.nullcontext) -> Iterator[str]:
-    """The name of these samples, which can be opened inside the block, by this process.
+    """Yield a name by which this process can open these samples inside the block.
 
     Args:
-        samples: a sequence, whose samples are asked for as they are used, or another iterable,
-            which is kept whole. Each is an image of Pillow; an array, uint8 or uint16 (H, W),
-            (H, W, C) or (C, H, W) for an image, any other as a .npy file holds it, with channels
-            last where only the last axis is one of up to four; the path of a file; or a tuple of
-            such, as a `TensorDataset` has them: alone, or with its class, or with a mapping of
-            columns.
-        around: the context in which a sequence is asked for a sample.
+        samples: a sequence, whose samples are looked up when they are used, or another iterable,
+            which is kept whole. A sample is an image of Pillow, an array or the path of a file. An
+            array of uint8 or uint16, (H, W), (H, W, C) or (C, H, W), is an image. Any other array
+            is read as from a .npy file, with channels last if only the last axis has up to four
+            entries. A sample can also be in a tuple, as from a `TensorDataset`, by itself or with
+            its class or a mapping of columns.
+        around: the context in which a sample of a sequence is looked up.
     """
     indexed = hasattr(samples, "__getitem__") and hasattr(samples, "__len__")
     name = f"{MEMORY}{next(_NUMBERS)}"
@@ -89,7 +91,7 @@ def held(samples: Iterable[Any], around: Around = contextlib.nullcontext) -> Ite
 
 
 class HeldSamples(Source):
-    """Samples that are held, named after their places, so that their order stays."""
+    """Samples in memory, named after their indices, so that their order stays."""
 
     portable = False
 
@@ -112,7 +114,7 @@ class HeldSamples(Source):
                     self._told[k] = {str(name): value for name, value in told.items()}
                     told = told.get(CLASS)
                 if isinstance(told, (list, tuple)):
-                    raise TypeError(f"its class is {len(told)} values, not a name or a number")
+                    raise TypeError(f"the class has {len(told)} values, not one name or number")
             except (TypeError, ValueError, OSError) as error:
                 raise DataError(f"sample {k} of {len(self._held):,}: {error}") from error
             if file.shape is not None:
@@ -128,7 +130,7 @@ class HeldSamples(Source):
     def read(self, entry: Entry) -> bytes:
         try:
             return self._held.known(int(entry.key))[0].data
-        except LookupError:  # there are fewer than there were
+        except LookupError:  # the sequence has become shorter
             raise FileNotFoundError(entry.key) from None
 
     def shapes(self) -> Collection[tuple[int, ...]]:
@@ -143,18 +145,18 @@ class HeldSamples(Source):
 
 
 def _parted(given: Any) -> tuple[Any, Any]:
-    """A sample, and its class or columns, if any."""
+    """Split a sample from its class or columns, if any."""
     if not isinstance(given, (tuple, list)) or isinstance(given, File) or len(given) not in (1, 2):
         return given, None
     return given[0], given[1] if len(given) == 2 else None
 
 
 def encoded(sample: Any) -> File:
-    """A sample as a file.
+    """Encode a sample as a file.
 
     Raises:
-        TypeError: it is nothing that can be one.
-        OSError: the file that it names cannot be read.
+        TypeError: the sample is not an image, an array or a path.
+        OSError: the file at the path cannot be read.
     """
     if isinstance(sample, File):
         return sample
@@ -167,12 +169,12 @@ def encoded(sample: Any) -> File:
         sample = sample.detach().cpu()
     if hasattr(sample, "__array__"):
         return _of_array(np.asarray(sample))
-    what = "None" if sample is None else f"a {type(sample).__name__}"
-    raise TypeError(f"{what} is no image of Pillow, no array and no path")
+    kind = "None" if sample is None else f"a {type(sample).__name__}"
+    raise TypeError(f"{kind} is not a Pillow image, an array or a path")
 
 
 def of_image(image: Image.Image, compress_level: int = 1) -> File:
-    """An image of Pillow as a file."""
+    """Encode a Pillow image as a file."""
     buffer = io.BytesIO()
     if image.mode in PNG_MODES:
         image.save(buffer, "png", compress_level=compress_level, exif=image.getexif())
@@ -190,7 +192,7 @@ def _of_array(values: Array) -> File:
 
 
 def _picture(values: Array) -> File | None:
-    """An array of levels as an image, where its shape is that of one."""
+    """Encode an array of levels as an image, or return None if its shape is not an image's."""
     if values.dtype not in (np.uint8, np.uint16) or values.ndim not in (2, 3) or 0 in values.shape:
         return None
     if values.ndim == 2:
@@ -207,7 +209,7 @@ def _picture(values: Array) -> File | None:
     if values.dtype == np.uint8:
         return of_image(Image.fromarray(np.squeeze(values, -1) if channels == 1 else values))
     if channels in (2, 4):
-        return None  # Pillow writes no such PNG
+        return None  # Pillow cannot write such a PNG
     medium, planes = MEDIA["image"], np.ascontiguousarray(np.moveaxis(values, -1, 0))
     return File(medium.encode(planes, medium.space(planes[None])), ".png")
 

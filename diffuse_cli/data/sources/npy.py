@@ -1,6 +1,6 @@
-"""A .npy file as a set: each row of its first axis is a sample, as `in_memory` takes an array.
+"""A .npy file as a data set: each row of its first axis is a sample, encoded as in `in_memory`.
 
-The file is mapped, so that a set may be larger than the memory.
+The file is mapped, so that it may be larger than memory.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from diffuse_cli.system.memory import raise_if_full
 
 
 class NpyRows(Source):
-    """The rows of an array, named after their places."""
+    """Rows of an array, named after their indices."""
 
     is_sample = True
 
@@ -41,7 +41,7 @@ class NpyRows(Source):
             yield Entry(f"{k:09d}{first.suffix}", len(first.data), str(k))
 
     def read(self, entry: Entry) -> bytes:
-        if self.path.stat().st_size < self._bytes:  # to look at what is gone would end the process
+        if self.path.stat().st_size < self._bytes:  # reading past the end would raise SIGBUS
             raise Unusable(reasons.CHANGED)
         return encoded(self._values[int(entry.key)]).data
 
@@ -53,10 +53,10 @@ def _mapped(path: Path) -> Array:
     """Return the array of a file, mapped.
 
     Raises:
-        DataError: there is none, or it has no rows that can be samples.
+        DataError: there is no array, or its rows cannot be samples.
     """
     try:
-        with np.errstate(over="ignore"):  # of a size that no file has
+        with np.errstate(over="ignore"):  # a damaged header can name a huge shape
             values: Array = open_memmap(path, mode="r")
     except Exception as error:  # the header is text of any kind
         raise_if_full(error)

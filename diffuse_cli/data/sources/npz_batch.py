@@ -1,7 +1,7 @@
 """Many images in one array: a .npz file with uint8 (N, H, W, C) as `arr_0`.
 
-This is what the evaluation suite of guided-diffusion (github.com/openai/guided-diffusion,
-evaluations/README.md) reads, and its published samples and references are; `arr_1` are labels.
+The evaluation suite of guided-diffusion (github.com/openai/guided-diffusion, evaluations/README.md)
+reads and publishes samples in this format. `arr_1` holds labels.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from diffuse_cli.system.files import show
 
 IMAGES, LABELS = "arr_0.npy", "arr_1.npy"
 OTHERS = {LABELS, "manifest.json"}
-"""What else such a file may hold."""
+"""Other members that the file may have."""
 
 _NOT_ONE = (ValueError, OSError, EOFError, zipfile.BadZipFile, NotImplementedError, RuntimeError)
-"""What reading another file may raise."""
+"""Errors from reading a file of another kind."""
 
 
 class Batch(Source):
-    """The images of such a file, as if each were a PNG file; they stay on the disk.
+    """Images of a batch file, each read as a PNG file; they stay on disk.
 
     Raises:
-        ValueError: another array, or a file that is cut short.
+        ValueError: the array is of another kind, or the file is truncated.
     """
 
     @staticmethod
     def recognises(path: Path) -> bool:
-        """A zip file with nothing but such an array, and what may lie beside it."""
+        """Whether the file is a zip of the array of images and at most the `OTHERS`."""
         if not is_file(path) or file_types.kind_at(path) != file_types.ZIP:
             return False
         try:
@@ -67,24 +67,24 @@ class Batch(Source):
         self.images: Array = np.memmap(file, np.uint8, "r", at + start, shape)
 
     def entries(self) -> Iterator[Entry]:
-        """An entry for each image."""
+        """Yield an entry for each image."""
         size = self.images[0].nbytes
         for k in range(len(self.images)):
             yield Entry(f"{k:05d}.png", size, str(k))
 
     def read(self, entry: Entry) -> bytes:
-        """A PNG file without compression."""
+        """Return an image as a PNG file without compression."""
         pixels = self.images[int(entry.key)]
         image = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
         return of_image(image, compress_level=0).data
 
     def close(self) -> None:
-        """Close the file, once no image is used any more."""
+        """Close the file. No image may be used afterwards."""
         self._file[0].close()
 
 
 def _array_in(archive: zipfile.ZipFile) -> tuple[tuple[int, ...], int]:
-    """The shape of the array of images, and where its numbers begin."""
+    """Return the shape of the array of images, and the offset of its values in the member."""
     names = {*archive.namelist()}
     if IMAGES not in names or not names <= {IMAGES, *OTHERS}:
         raise ValueError("no such array")
@@ -101,14 +101,17 @@ def _array_in(archive: zipfile.ZipFile) -> tuple[tuple[int, ...], int]:
 
 
 def _unpacked(archive: zipfile.ZipFile, path: Path) -> tuple[IO[bytes], int]:
-    """A file with the array's, and where that begins: the archive itself, unless it is packed."""
+    """Return a file that holds the array's .npy, and its offset there.
+
+    The file is the archive itself, or a temporary file if the array is compressed.
+    """
     info = archive.getinfo(IMAGES)
     if info.compress_type == zipfile.ZIP_STORED:
         file = path.open("rb")
         file.seek(info.header_offset + 26)
         name, extra = (int.from_bytes(file.read(2), "little") for _ in range(2))
         return file, info.header_offset + 30 + name + extra
-    unpacked = tempfile.TemporaryFile()  # noqa: SIM115  it is read until the end
+    unpacked = tempfile.TemporaryFile()  # noqa: SIM115  stays open until the source is closed
     with archive.open(info) as member:
         shutil.copyfileobj(member, unpacked)
     unpacked.flush()

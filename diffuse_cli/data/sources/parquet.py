@@ -1,4 +1,4 @@
-"""Parquet files, or folders of them, as Hugging Face's hub has them; needs pyarrow."""
+"""Parquet files, or folders of them, as on Hugging Face's hub; needs pyarrow."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from diffuse_cli.system.memory import raise_if_full
 EXTENSION = ".parquet"
 
 BLOCK_BYTES, MOST_ROWS = 2**24, 1024
-"""Rows are decoded in blocks of about so many bytes, and at most so many rows."""
+"""Approximate bytes of a block of decoded rows, and the largest number of its rows."""
 KEPT_BYTES = 2**28
-"""Decoded blocks that are kept, those last read."""
+"""Bytes of recently read blocks that are kept."""
 
 
 class Parquet(ArrowRows):
-    """The rows of parquet files."""
+    """Rows of parquet files."""
 
     @staticmethod
     def recognises(path: Path) -> bool:
@@ -46,7 +46,7 @@ class Parquet(ArrowRows):
 
 
 class Blocks:
-    """Decoded blocks, within `KEPT_BYTES`, by their place."""
+    """Cache of decoded blocks by their place, within `KEPT_BYTES`."""
 
     def __init__(self) -> None:
         self._kept: OrderedDict[Any, Any] = OrderedDict()
@@ -65,11 +65,11 @@ class Blocks:
 
 
 class ParquetShard:
-    """A parquet file.
+    """Parquet file.
 
-    A row can only be had by decoding its group from the start. The decoder waits where it was last
-    asked, and goes on from there if it can: groups are decoded once, in order and, if they fit into
-    what is kept, in any order.
+    A row can only be read by decoding its group from the start. The decoder stops after the
+    requested block and resumes there if it can. So a group is decoded once if it is read in order,
+    or in any order if it fits in the cache.
     """
 
     def __init__(self, path: str, blocks: Blocks) -> None:
@@ -117,7 +117,7 @@ class ParquetShard:
         self._file.close()
 
     def _size(self, group: int, layout: Layout) -> int:
-        """The bytes of a sample of a group, on average."""
+        """Return the average bytes of a sample in a group."""
         metadata = self._groups[group]
         names = {layout.sample, f"{layout.sample}.bytes"}
         chunks = map(metadata.column, range(metadata.num_columns))
@@ -125,7 +125,7 @@ class ParquetShard:
         return max(0, int(total // max(1, metadata.num_rows)))
 
     def _decoded(self, group: int, number: int, each: int, layout: Layout) -> Any:
-        """A block of a group; it and those before it, from where the decoder waits, are kept."""
+        """Decode a block of a group, and keep each block that is decoded on the way."""
         if self._waits[0] != group or self._waits[1] > number:
             wanted = f"{layout.sample}.bytes" if layout.nested else layout.sample
             batches = self._file.iter_batches(

@@ -1,8 +1,8 @@
-"""A tar file, or shards of one as WebDataset has them; nothing is unpacked to disk.
+"""A tar file, or shards as in WebDataset, read without unpacking to disk.
 
-Headers are read once. Then a member is read by its place, by any thread or process. Files that
-share a name up to its first dot are a sample of WebDataset: `.cls` holds its class, `.json` its
-columns.
+Headers are read once. Then any thread or process can read a member by its offset. In WebDataset,
+files that share a name up to its first dot are one sample: `.cls` holds its class, `.json` its
+metadata columns.
 """
 
 from __future__ import annotations
@@ -41,22 +41,22 @@ from diffuse_cli.system.memory import raise_if_full
 EXTENSION = ".tar"
 CLASS, COLUMNS = ".cls", ".json"
 LABEL = "label"
-"""The column of a `.json` that is the class, where there is no `.cls`."""
+"""The column of a `.json` that is the class if there is no `.cls`."""
 
 LARGEST_NOTE = 2**20
-"""Longest `.cls` or `.json`."""
+"""Largest size of a `.cls` or `.json`, in bytes."""
 MOST_OPEN = 64
-"""Shards that stay open; more are opened for each member."""
+"""Number of shards that stay open; further shards are opened for each member."""
 
 
 class TarMembers(NamedTuple):
-    """What is in the shards.
+    """Members of the shards.
 
     Attributes:
-        media: files that a medium reads.
-        others: the rest, and shards that are damaged.
-        classes, columns: files that say something of these samples, by their common name.
-        prefixed: whether names begin with their shard's.
+        media: the files that a medium reads, by sample name.
+        others: all other files, and damaged shards.
+        classes, columns: the files with the class and the metadata of samples, by sample name.
+        prefixed: whether names begin with the name of their shard.
     """
 
     media: dict[str, list[Entry]]
@@ -67,10 +67,10 @@ class TarMembers(NamedTuple):
 
 
 class Tar(Source):
-    """The members of shards.
+    """Members of shards.
 
-    Their names are their paths, as if all were unpacked into one folder; where two shards have a
-    member of one name, all names begin with their shard's.
+    Their names are their paths, as if all shards were unpacked into one folder. If two shards have
+    a member of the same name, all names begin with the name of their shard.
     """
 
     @staticmethod
@@ -93,7 +93,7 @@ class Tar(Source):
         if any(labels.values()):
             own = [labels.get(_split(e.name)[0], "") for e in samples]
         else:
-            inside = self._index.prefixed  # a shard, which is no folder
+            inside = self._index.prefixed  # the shard's name is not a folder
             own = folder_classes([e.name.partition("/")[2] if inside else e.name for e in samples])
         for entry, label in zip(samples, own, strict=True):
             yield entry._replace(label=label)
@@ -122,7 +122,7 @@ class Tar(Source):
 
     @contextlib.contextmanager
     def _file(self, shard: str) -> Iterator[int]:
-        """A shard's descriptor; it stays open, if there are not too many."""
+        """Open a shard and yield its descriptor; the first `MOST_OPEN` shards stay open."""
         with self._lock:
             kept = self._open.get(shard)
             if kept is None and len(self._open) < MOST_OPEN:
@@ -135,7 +135,7 @@ class Tar(Source):
 
     @cached_property
     def _index(self) -> TarMembers:
-        """What `entries` and `told` say."""
+        """The members of all shards, by their role."""
         members: dict[Path, dict[str, Entry]] = {shard: {} for shard in self._shards}
         others: list[Entry] = []
         for shard, short in self._shards.items():
@@ -168,13 +168,13 @@ class Tar(Source):
         return stem in self._index.classes or stem in self._index.columns
 
     def _samples(self, stem: str) -> list[Entry]:
-        """The samples of one name: of `a.cls`, `a.jpg` and `a.mask.png`, the second alone."""
+        """Return the samples of one name: only `a.jpg` of `a.cls`, `a.jpg` and `a.mask.png`."""
         found = self._index.media[stem]
         bare = [e for e in found if _split(e.name)[1].count(".") == 1]
         return bare if bare and self._is_noted(stem) else found
 
     def _label(self, stem: str) -> str:
-        """The class that a sample's notes say; empty for none."""
+        """Return the class of a sample by its `.cls` or `.json`, empty if they have none."""
         entry = self._index.classes.get(stem)
         note = entry or self._index.columns[stem]
         if note.fault or note.size > LARGEST_NOTE:
@@ -190,7 +190,7 @@ class Tar(Source):
 
 
 def _split(name: str) -> tuple[str, str]:
-    """`a/b` and `.mask.png` of `a/b.mask.PNG`."""
+    """Split `a/b.mask.PNG` into `a/b` and `.mask.png`."""
     folder, slash, base = name.rpartition("/")
     stem, dot, rest = base.partition(".")
     return folder + slash + stem, dot + rest.lower()
@@ -199,22 +199,24 @@ def _split(name: str) -> tuple[str, str]:
 # -- tar headers ----------------------------------------------------------------------------------
 
 LONGEST = 2**16
-"""Longest header of a long name."""
+"""Largest header of a long name, in bytes."""
 
 
 class Headers(io.FileIO):
-    """A tar file for tarfile, which itself would read a header of any length that one claims."""
+    """Tar file for `tarfile`, which by itself reads a header of any length that the file claims."""
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Read so many bytes, if that is not too many for a header."""
+        """Read `size` bytes, if a header can be that long."""
         if size is None or not 0 <= size <= LONGEST:
             raise Unusable(reasons.CORRUPT)
         return super().read(size)
 
 
 def collect(shard: Path, found: dict[str, Entry]) -> str:
-    """Add the members of a shard by their names, the last of a name, and say what is wrong with it:
-    those before the damage are found."""
+    """Add the members of a shard by name, and return its fault or an empty text.
+
+    The last member of a name counts. Members before a damaged part are found.
+    """
     try:
         with Headers(open_to_read(shard)) as file:
             end = os.fstat(file.fileno()).st_size
@@ -222,14 +224,14 @@ def collect(shard: Path, found: dict[str, Entry]) -> str:
                 return reasons.EMPTY
             archive = tarfile.TarFile(fileobj=file, encoding="utf-8")
             while info := archive.next():
-                # Of a million members tarfile would keep the headers.
+                # Otherwise tarfile would keep the headers of all members.
                 archive.members.clear()  # type: ignore[attr-defined]
                 if info.size < 0 or archive.offset > end:
                     return reasons.CORRUPT
                 if not info.isdir() and (name := plain_name(info.name)):
                     key = f"{info.offset_data}:{info.size}:{shard}"
                     found[name] = Entry(name, info.size, key, _fault(info))
-            # At a damaged header tarfile ends as at the blocks of zeros behind the last member.
+            # tarfile stops at a damaged header as at the blocks of zeros after the last member.
             last = read_at(file.fileno(), tarfile.BLOCKSIZE, archive.offset)
             return reasons.CORRUPT if any(last) else ""
     except FileNotFoundError:
@@ -248,10 +250,10 @@ def _fault(info: tarfile.TarInfo) -> str:
 
 
 def bytes_at(file: int, start: int, size: int) -> bytes:
-    """So many bytes of an open file.
+    """Return `size` bytes of an open file.
 
     Raises:
-        Unusable: it ends before.
+        Unusable: the file ends earlier.
     """
     data = b""
     while len(data) < size:

@@ -1,4 +1,4 @@
-"""A zip file; nothing is unpacked to disk."""
+"""A zip file, read without unpacking to disk."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from diffuse_cli.system.memory import raise_if_full
 
 _AT_ONCE = 2**20
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-"""With other methods zipfile unpacks a whole member, however little is asked for."""
+"""With other methods, zipfile unpacks a whole member for any read."""
 
 
 class Zip(Source):
-    """The members of a zip file."""
+    """Members of a zip file."""
 
     @staticmethod
     def recognises(path: Path) -> bool:
-        """A zip file that is not a model of torch."""
+        """Whether the file is a zip that is not a torch model, or one with samples."""
         kind = file_types.kind_at(path) if is_file(path) else ""
         if kind != file_types.TORCH:
             return kind == file_types.ZIP
         try:
             with zipfile.ZipFile(path) as archive:
                 names = archive.namelist()
-        except Exception as error:  # damaged, but it begins as a model
+        except Exception as error:  # damaged, but it starts like a torch model
             raise_if_full(error)
             return False
         readers = by_extension()
@@ -63,7 +63,7 @@ class Zip(Source):
     def read(self, entry: Entry) -> bytes:
         try:
             with self._file.open(entry.key) as file:
-                # At once, zipfile unpacks more than the member's declared size.
+                # A single read would unpack more than the member's declared size.
                 return b"".join(iter(partial(file.read, _AT_ONCE), b""))
         except Exception as error:
             raise_if_full(error)
