@@ -1,4 +1,4 @@
-"""Kinds of data, one medium per file, as `Medium` describes."""
+"""Kinds of data: one medium per module, described by `Medium`."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ Array = npt.NDArray[Any]
 Size = tuple[int, ...]
 
 LARGE = 2**24
-"""Samples of this many elements or bytes are read one at a time, which bounds the memory."""
+"""Samples of more elements or bytes are read one at a time, which bounds the memory."""
 _one_large = threading.RLock()
 
 
 class Large(Exception):
-    """A sample too large to be read beside other processes."""
+    """Raised for a sample too large to be read while other processes read."""
 
 
 @contextlib.contextmanager
 def alone(large: bool, shared: bool = False) -> Iterator[None]:
-    """Read a large sample inside the block, while no other thread reads one.
+    """Let only one thread at a time read a large sample inside the block.
 
     Raises:
-        Large: in a process that is shared.
+        Large: the sample is large, and other processes read too.
     """
     if large and shared:
         raise Large
@@ -63,17 +63,17 @@ def failing_as(reason: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Asked:
-    """How samples are read.
+    """Read settings of samples.
 
     Attributes:
-        size: None while all samples so far have one small size.
-        channels: None for those of the file.
+        size: the size of the result; None while all samples so far have one small size.
+        channels: the channels of the result; None for the file's channels.
         background: RGB (0 ... 255) behind transparent pixels and around padded samples.
-        fit: a name in the medium's `fits`, for samples of another shape than `size`.
-        shared: other processes read too; raise `Large` for a large sample.
-        layout: one of the medium's `layouts`; None for that of the file.
-        numbers: the name of a NumPy type that holds the numbers to be read; None for any.
-        rate: of sounds, in Hz; None for that of the file.
+        fit: a name in the medium's `fits`, for samples whose shape differs from `size`.
+        shared: whether other processes read too; if so, a large sample raises `Large`.
+        layout: one of the medium's `layouts`; None for the file's layout.
+        numbers: the name of the NumPy type of the values; None for any type.
+        rate: the sample rate of sounds, in Hz; None for the file's rate.
     """
 
     size: Size | None = None
@@ -87,9 +87,17 @@ class Asked:
 
 
 class Read(NamedTuple):
-    """One sample (C, *size), a 16-byte hash of its content, the file's mode, size in reverse, as in
-    (width, height), and channels, what is wrong with the sample (constants of `file_errors`), and
-    its layout, if the medium has several."""
+    """A sample and the facts of its file.
+
+    Attributes:
+        values: the sample (C, *size).
+        digest: a 16-byte hash of its content.
+        mode: the file's mode.
+        size: the file's size in reverse, as in (width, height).
+        channels: the file's channels.
+        remarks: flaws of the sample, constants of `file_errors`.
+        layout: the layout, if the medium has several.
+    """
 
     values: Array
     digest: bytes
@@ -101,10 +109,10 @@ class Read(NamedTuple):
 
 
 def content_digest(kind: str, values: Array) -> bytes:
-    """Return a 16-byte hash of numbers of a kind.
+    """Return a 16-byte hash of a kind and an array.
 
-    XXH3 takes a fiftieth of the time of decoding, a cryptographic hash half of it; that would
-    protect only against the user's own images.
+    XXH3 takes a fiftieth of the time of decoding, and a cryptographic hash takes half of it. A
+    cryptographic hash would only protect users against their own images.
     """
     found = xxh3_128(f"{kind}\n".encode())
     found.update(np.ascontiguousarray(values).data)
@@ -118,45 +126,43 @@ class Medium:
     Attributes:
         extensions: the extensions of files that it reads, such as `.png`.
         suffix: the extension of files that it writes.
-        one, many: the words for a sample and for several.
-        sides: the numbers of dimensions that samples can have, each with the size of samples that
-            are not asked for one: they keep theirs if all have the same and no side is longer, and
-            get this one otherwise.
-        read: returns the sample in a file's bytes, with the channels and size asked for. It raises
+        one, many: the singular and the plural noun for samples.
+        sides: the default size for each possible number of dimensions. Without `--size`, samples
+            keep a common size whose sides are no longer, and get the default size otherwise.
+        read: returns the sample in a file's bytes, with the requested channels and size. It raises
             `Unusable` with the reason, or `Large` for a sample too large for a shared process.
-        fit: returns a sample at the size asked for.
+        fit: returns a sample at the requested size.
         space: returns the space of stored samples (N, C, *size). The mean and standard deviation
-            of floats are measured afterwards, any will do.
-        encode: returns the bytes of a file of a stored sample (C, *size), which depend on nothing
-            else.
+            of floats are placeholders, because they are measured afterwards.
+        encode: returns the bytes of a file for a stored sample (C, *size), which depend only on
+            the sample and its space.
         look: returns stored samples (N, C, *size) as images, grey (N, 1, H, W) or RGB (N, 3, H, W).
-        prepare: called before a process reads.
+        prepare: a function to call before a process reads.
         check: raises `InvalidArgument` for a space whose samples cannot be written.
-        settled: completes a request from some files, and says in words what it chose.
-        fits: the fits that it knows, by name.
-        advice: what to do with files that it does not read, by extension.
-        rates: the rates that samples can have, in Hz; empty for samples without a rate.
-        layouts: the names of the orders of axes that files can have.
-        mixed: whether a sample of one channel goes with samples of several.
-        alike: the layouts whose samples all have the same channels, whatever `mixed` says.
+        settled: completes a request from some files, and describes its choices for a notice.
+        fits: the available fits, by name.
+        advice: hints for files that it cannot read, by extension.
+        rates: the possible rates of samples, in Hz; empty for samples without a rate.
+        layouts: the names of the possible orders of axes in files.
+        mixed: whether samples of one channel and of several can be in one data set.
+        alike: the layouts whose samples must all have the same channels, despite `mixed`.
         kinds: the names of samples by their number of channels.
-        brought: the numbers of channels that samples can be brought to, by layout; any without.
-        bits: the numbers of bits of a sample's levels, if `--bits` can choose: files of fewer are
-            scaled to more, and the other way round. Without `--bits`, samples have the bits of the
-            file with the fewest.
-        claimed: extensions of another medium's files that it reads instead if `claims` is true of
+        brought: the numbers of channels that samples can be converted to, by layout; any if empty.
+        bits: the numbers of bits per level that `--bits` can choose. Levels of a file are scaled to
+            them. Without `--bits`, samples have the bits of the file with the fewest.
+        claimed: extensions of another medium's files that it reads instead if `claims` is true for
             their bytes.
-        unpacked: whether samples take as much memory as their files.
-        fitted: the word for what becomes of a sample of another size.
-        cropped: where a sample is cropped, in words.
-        judged: whether networks that know photographs can judge samples.
-        unjudged: layouts of which they cannot.
-        suffixes: the extensions of files of a layout, instead of `suffix`.
-        played: the type of its files for a browser that plays them; empty for files not played.
-        flipped: how `--flip` mirrors samples, if that has to be said.
+        unpacked: whether samples take the same memory as their files.
+        fitted: the participle for a sample that was changed to another size.
+        cropped: the place of the crop, in words.
+        judged: whether networks trained on photographs can judge samples.
+        unjudged: the layouts that these networks cannot judge.
+        suffixes: the extensions of files by layout, instead of `suffix`.
+        played: the MIME type of its files for a browser that plays them; empty for other files.
+        flipped: the direction in which `--flip` mirrors samples, if it is not obvious.
         channel_names: the names of the channels, by their number.
-        low_high: the words for samples whose numbers are too small, or too large.
-        points: the word for what samples are made of.
+        low_high: the adjectives for samples whose values are too small, or too large.
+        points: the plural noun for the elements of a sample.
     """
 
     extensions: frozenset[str]
@@ -196,10 +202,10 @@ class Medium:
     points: str = "points"
 
     def checked(self, asked: Asked, bits: int | None = None) -> Asked:
-        """Return a request with a size of as many sides as samples have, and numbers of `bits`.
+        """Return a request with a valid number of sides, and the type for `bits`.
 
         Raises:
-            InvalidArgument: something that samples cannot have.
+            InvalidArgument: the medium does not support the request.
         """
         many, layout = self.many, named(asked.layout)
         lookup(self.fits, asked.fit, "fit")
@@ -211,9 +217,9 @@ class Medium:
             lookup(dict.fromkeys(self.layouts), layout, "layout")
         channels, known = asked.channels, self.brought.get(layout)
         if channels is not None and known and channels not in known:
-            what = f"{many} with transparency" if layout == ALPHA else many
+            kind = f"{many} with transparency" if layout == ALPHA else many
             hint = "--alpha keeps transparency" if channels in self.brought.get(ALPHA, ()) else ""
-            text = f": {what} have {' or '.join(map(str, known))}, not {channels}"
+            text = f": {kind} have {' or '.join(map(str, known))}, not {channels}"
             raise InvalidArgument(text, hint, argument="channels")
         if asked.rate is not None and not self.rates:
             raise InvalidArgument(f"{many} have no rate", argument="rate")
@@ -230,10 +236,10 @@ class Medium:
         return replace(asked, size=size, numbers=numbers)
 
     def checked_size(self, size: Size | None) -> Size | None:
-        """Return a size with as many sides as samples have; equal sides stand for one.
+        """Return a size with a valid number of sides. One-dimensional samples take equal sides.
 
         Raises:
-            InvalidArgument: more or fewer sides, or one that is too long.
+            InvalidArgument: the number of sides is invalid, or a side is too long.
         """
         if size is None:
             return None
@@ -253,25 +259,25 @@ MEDIA: Mapping[str, Medium] = Modules("media", __name__, __path__, _HELPERS, "ME
 
 
 def check(space: Space) -> None:
-    """Refuse a space whose medium is unknown, or cannot write its samples.
+    """Check that the medium of a space exists and can write its samples.
 
     Raises:
-        InvalidArgument
+        InvalidArgument: it does not, or cannot.
     """
     lookup(MEDIA, space.medium, "medium").check(space)
 
 
 def check_fit(medium: str, fit: str) -> None:
-    """Refuse a fit that a medium does not know.
+    """Check that a medium supports a fit.
 
     Raises:
-        InvalidArgument
+        InvalidArgument: the medium does not support it.
     """
     lookup(MEDIA[medium].fits, fit, "fit")
 
 
 def judged(space: Space) -> bool:
-    """Whether features of networks that were trained on photographs say something of samples."""
+    """Whether features of networks trained on photographs are meaningful for samples."""
     medium = MEDIA[space.medium]
     return medium.judged and space.layout not in medium.unjudged
 
@@ -283,14 +289,14 @@ def suffix(space: Space) -> str:
 
 
 def numbers_of(space: Space) -> str:
-    """The name of the NumPy type in which samples of a space are stored."""
+    """Return the name of the NumPy type in which samples of a space are stored."""
     if space.levels is None:
         return "float32"
     return "bool" if space.levels == 2 else "uint8" if space.levels <= 256 else "uint16"
 
 
 def like(space: Space) -> dict[str, Any]:
-    """How samples are read for a space: keywords of `Asked` and of `data.read_images`."""
+    """Return the read settings for a space, as keywords of `Asked` and of `data.read_images`."""
     return {
         "size": space.size,
         "channels": space.channels,
@@ -301,22 +307,22 @@ def like(space: Space) -> dict[str, Any]:
 
 
 def like_mask(space: Space) -> dict[str, Any]:
-    """How a mask of samples is read: one channel of any numbers, keywords as those of `like`."""
+    """Return the read settings for a mask, one channel of any type, as keywords like `like`'s."""
     layout = None if MEDIA[space.medium].mixed else space.layout
     return {**like(space), "channels": 1, "numbers": None, "layout": layout}
 
 
 def by_extension() -> dict[str, str]:
-    """The medium of each file extension; `image` wins, then the first one listed."""
+    """Return the medium of each file extension. `image` wins, then the first medium listed."""
     names = sorted(MEDIA, key=lambda name: name != "image")
     return {e: name for name in reversed(names) for e in MEDIA[name].extensions}
 
 
 def advice() -> dict[str, str]:
-    """What to do with files that no medium reads, by extension."""
+    """Return hints for files that no medium can read, by extension."""
     return {e: text for kind in MEDIA.values() for e, text in kind.advice.items()}
 
 
 def looks(space: Space, samples: Array) -> Array:
-    """Stored samples as pictures, uint8 (N, 1 or 3, H, W)."""
+    """Return stored samples as images, uint8 (N, 1 or 3, H, W)."""
     return MEDIA[space.medium].look(samples, space)

@@ -1,4 +1,4 @@
-"""Arrays as figures: panels of grey for fields, lines for signals, slices for volumes."""
+"""Images of arrays: grey panels for fields, lines for signals, slices for volumes."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ Heights = npt.NDArray[Any]
 
 
 PANELS = 8
-"""Channels that are shown, the first ones."""
+"""Number of channels that are shown."""
 
 
 GAP, LINE, WHITE = 1, 0, 255
-"""Pixels between panels of a sample, and their grey: a grid has white between samples."""
+"""Width of the line between panels of a sample, its grey, and the grey of empty space."""
 
 
 HEIGHT, WIDEST = 48, 256
-"""Pixels of the plot of a signal; a longer one has several numbers in a column."""
+"""Pixels of the plot of a signal. A longer signal has several values per column."""
 
 
 PAPER, INK, RULE = 255, 40, 225
 
 
 def drawn(shades: Shades) -> Shades:
-    """Greys (N, C, *size), of one to three dimensions, as pictures (N, 1, H, W)."""
+    """Plot greys (N, C, *size), of one to three dimensions, as images (N, 1, H, W)."""
     draw = {1: _lines, 2: _fields, 3: _slices}[shades.ndim - 2]
     return draw(shades[:, :PANELS])[:, None]
 
 
 def _fields(shades: Shades) -> Shades:
-    """Channels side by side, as near to a square as possible."""
+    """Arrange channels side by side, as near to a square as possible."""
     panels = [*shades.swapaxes(0, 1)]
     across = round(math.sqrt(len(panels) * shades.shape[2] / shades.shape[3]))
     across = max(1, min(across, len(panels)))
@@ -45,7 +45,7 @@ def _fields(shades: Shades) -> Shades:
 
 
 def _slices(shades: Shades) -> Shades:
-    """A row for each channel: the slices through the middle, across each axis."""
+    """Arrange a row for each channel, with the middle slice across each axis."""
     rows = []
     for volume in shades.swapaxes(0, 1):
         middles = [side // 2 for side in volume.shape[1:]]
@@ -61,7 +61,7 @@ def _padded(pictures: Shades, height: int) -> Shades:
 
 
 def beside(parts: Sequence[Shades], axis: int) -> Shades:
-    """Pictures (N, H, W) next to each other, with a line between them."""
+    """Join images (N, H, W) along an axis, with a line between them."""
     shape = list(parts[0].shape)
     shape[axis] = GAP
     gap = np.full(shape, LINE, np.uint8)
@@ -70,12 +70,12 @@ def beside(parts: Sequence[Shades], axis: int) -> Shades:
 
 
 def _lines(shades: Shades) -> Shades:
-    """A plot for each channel, one above the other: from one number to the next."""
+    """Plot each channel as a line, one plot above the other."""
     return beside([_plot(own) for own in shades.swapaxes(0, 1)], 1)
 
 
 def _plot(signals: Shades) -> Shades:
-    """Signals (N, L) as plots (N, HEIGHT, W), the mean of floats at half height."""
+    """Plot signals (N, L) as lines (N, HEIGHT, W), with the mean of floats at half height."""
     length = signals.shape[1]
     heights = np.rint((255 - signals.astype(np.float32)) * ((HEIGHT - 1) / 255)).astype(np.int64)
     nexts = np.concatenate([heights[:, 1:], heights[:, -1:]], 1)
@@ -85,8 +85,10 @@ def _plot(signals: Shades) -> Shades:
 
 
 def spans(low: Heights, high: Heights, starts: Heights, height: int) -> Shades:
-    """Plots (N, height, W) of the least and the largest heights (N, L), from each start to the
-    next, over a rule at half height."""
+    """Plot the range from the least to the largest height (N, L) in each column, (N, height, W).
+
+    A column covers the values from its start to the next start. A rule marks half the height.
+    """
     top = np.rint(np.minimum.reduceat(low, starts, axis=1))[:, None]
     bottom = np.rint(np.maximum.reduceat(high, starts, axis=1))[:, None]
     rows = np.arange(height)[None, :, None]

@@ -1,7 +1,7 @@
 """Grids, PNG, GIF, and sheets with text and plots.
 
-The same pixels give the same bytes: files hold no time or version. Matplotlib is imported only to
-draw a sheet.
+The same pixels give the same bytes, because files hold no time or version. Matplotlib is imported
+only to draw a sheet.
 """
 
 from __future__ import annotations
@@ -25,36 +25,38 @@ if TYPE_CHECKING:
 Pixels = npt.NDArray[np.uint8]
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
-"""Okabe and Ito's palette, which colour-blind readers can tell apart."""
+"""Okabe and Ito's palette, whose colours colour-blind readers can tell apart."""
 
 
 # -- images ---------------------------------------------------------------------------------------
 
 
 def image(pixels: Pixels) -> Image.Image:
-    """Pixels (C, H, W) as a grey or RGB image of the first one or three channels."""
+    """Return pixels (C, H, W) as a grey or RGB image of the first one or three channels."""
     channels = 3 if pixels.shape[0] >= 3 else 1
     planes = np.ascontiguousarray(pixels[:channels].transpose(1, 2, 0))
     return Image.fromarray(planes if channels == 3 else planes[:, :, 0])
 
 
 def shrunk(picture: Image.Image, side: int) -> Image.Image:
-    """`picture`, scaled down to at most `side` pixels a side."""
+    """Scale an image down to at most `side` pixels per side."""
     if max(picture.size) <= side:
         return picture
     return ImageOps.contain(picture, (side, side), Image.Resampling.BICUBIC)
 
 
 CELL = 64
-"""Smaller images are shown in a grid at this side or more."""
+"""Smallest longer side of images in a grid; smaller images are enlarged."""
 
 
 def grid(pixels: Pixels, columns: int | None = None, padding: int = 2) -> Image.Image:
-    """Images (N, C, H, W) row by row on white, by default as near to a square as possible.
+    """Arrange images (N, C, H, W) row by row on white, by default as near to a square as possible.
 
-    Small ones are enlarged by the least whole number that makes their longer side `CELL` or more.
-    A `ValueError` for no image or no column. torchvision's `make_grid` is 3 times as slow, and its
-    import takes as long as torch's.
+    Small images are enlarged by the least whole factor that makes their longer side `CELL` or more.
+    torchvision's `make_grid` is 3 times as slow, and its import takes as long as torch's.
+
+    Raises:
+        ValueError: there is no image or no column.
     """
     if not len(pixels) or (columns is not None and columns < 1):
         raise ValueError("a grid needs at least one image and one column")
@@ -75,10 +77,10 @@ def grid(pixels: Pixels, columns: int | None = None, padding: int = 2) -> Image.
 
 
 def rows(groups: Iterable[Sequence[Pixels]]) -> Image.Image:
-    """A row for each group of images: single ones (C, H, W) or several (N, C, H, W).
+    """Arrange a row for each group of single images (C, H, W) or arrays of images (N, C, H, W).
 
-    Grey ones are shown beside colour, smaller ones on white, a shorter group ends in white, and
-    short groups share a row.
+    Grey and colour images can be in one row. Smaller images are padded with white, shorter groups
+    end in white, and short groups share a row.
     """
     parts = [[own if own.ndim == 4 else own[None] for own in group] for group in groups]
     shapes = [own.shape[1:] for group in parts for own in group]
@@ -92,7 +94,7 @@ def rows(groups: Iterable[Sequence[Pixels]]) -> Image.Image:
 
 
 def _on_white(images: Pixels, shape: tuple[int, ...]) -> Pixels:
-    """Images (N, c, h, w), with c = C or 1, as (N, C, H, W)."""
+    """Pad images (N, c, h, w), with c = C or 1, to (N, C, H, W) with white."""
     channels, height, width = shape
     deep = np.repeat(images, channels // images.shape[1], axis=1)
     below, beside = height - images.shape[2], width - images.shape[3]
@@ -100,7 +102,7 @@ def _on_white(images: Pixels, shape: tuple[int, ...]) -> Pixels:
 
 
 def png(picture: Image.Image | Pixels) -> bytes:
-    """An image, or pixels (C, H, W), as a PNG without metadata."""
+    """Encode an image, or pixels (C, H, W), as a PNG without metadata."""
     bare = picture.copy() if isinstance(picture, Image.Image) else image(picture)
     bare.info = {}
     buffer = io.BytesIO()
@@ -112,10 +114,12 @@ def png(picture: Image.Image | Pixels) -> bytes:
 
 
 def gif(frames: Sequence[Image.Image], *, seconds: float, hold: float) -> bytes:
-    """An endless animation of `seconds`, whose last frame stays `hold` seconds longer.
+    """Encode an endless animation of `seconds`, whose last frame stays `hold` seconds longer.
 
-    Grey frames keep their 256 levels; greys in coloured frames stay neutral. A `ValueError` for no
-    frame.
+    Grey frames keep their 256 levels, and greys in coloured frames stay neutral.
+
+    Raises:
+        ValueError: there is no frame.
     """
     if not frames:
         raise ValueError("an animation needs at least one frame")
@@ -129,7 +133,7 @@ def gif(frames: Sequence[Image.Image], *, seconds: float, hold: float) -> bytes:
 
 
 def _indexed(frame: Image.Image) -> Image.Image:
-    """A frame of 256 colours: evenly spaced greys, and the best colours for the other pixels."""
+    """Reduce a frame to 256 colours: evenly spaced greys, and a palette for the other pixels."""
     if frame.mode == "L":
         return frame
     rgb = np.asarray(frame.convert("RGB"))
@@ -148,9 +152,9 @@ def _indexed(frame: Image.Image) -> Image.Image:
 
 
 def _ladder(greys: Pixels, colored: int) -> tuple[Pixels, Pixels]:
-    """The grey levels to keep, and the index of the nearest one for each grey pixel.
+    """Return the grey levels to keep, and the index of the nearest level for each grey pixel.
 
-    Greys and colours share the 256 entries by their numbers of pixels.
+    Greys and colours share the 256 entries in proportion to their pixels.
     """
     levels = np.unique(greys)
     shades = int(((greys > 0) & (greys < 255)).sum())
@@ -191,14 +195,14 @@ _STYLE: dict[str, Any] = {
 
 
 _entered: list[Mapping[str, Any]] = []
-"""The styles whose blocks are entered, the last of which is set."""
+"""Stack of the styles whose blocks are entered; the last one is set."""
 
 
 @contextmanager
 def styled(own: Mapping[str, Any] = _STYLE) -> Iterator[None]:
-    """Matplotlib's defaults and our style, whatever the user's matplotlibrc says.
+    """Set Matplotlib's defaults and our style inside the block, without the user's matplotlibrc.
 
-    Inside a block of the same style nothing is set anew, which takes milliseconds.
+    A nested block of the same style does not set it again, because that takes milliseconds.
     """
     from matplotlib import style
 
@@ -215,7 +219,7 @@ def styled(own: Mapping[str, Any] = _STYLE) -> Iterator[None]:
 
 
 class Sheet:
-    """A white page for text, plots and images, in inches from its top left corner.
+    """White page for text, plots and images, in inches from its top left corner.
 
     Images are pasted last, dot by dot, without resampling.
     """
@@ -241,7 +245,7 @@ class Sheet:
             return text
 
     def axes(self, x: float, y: float, width: float, height: float) -> Axes:
-        """A plot whose frame has this top left corner and size."""
+        """Add a plot whose frame has this top left corner and size."""
         with styled():
             bottom = self.height - y - height
             w, h = self.width, self.height
@@ -255,7 +259,7 @@ class Sheet:
         self.images += [(left - 1, top - 1, frame), (left, top, large)]
 
     def render(self) -> Image.Image:
-        """The page, RGB. It can be changed and rendered again."""
+        """Render the page as RGB. You can change it afterwards and render it again."""
         with styled():
             self.canvas.draw()
         page = Image.fromarray(np.array(self.canvas.buffer_rgba())).convert("RGB")
@@ -265,15 +269,15 @@ class Sheet:
 
 
 def color(i: int) -> str:
-    """The colour of the i-th entry of a plot."""
+    """Return the colour of the i-th entry of a plot."""
     return COLORS[i % len(COLORS)]
 
 
 def number_axis(axis: Axis, spec: str) -> None:
     """Label an axis with numbers in a format.
 
-    A logarithmic one has ticks at equal steps in less than a decade, at 1, 2 and 5 in less than
-    two, else at powers of ten.
+    A logarithmic axis has ticks at equal steps in less than a decade, at 1, 2 and 5 in less than
+    two decades, and at powers of ten otherwise.
     """
     from matplotlib.ticker import AutoLocator, FuncFormatter, LogLocator, NullFormatter
 
@@ -286,7 +290,7 @@ def number_axis(axis: Axis, spec: str) -> None:
 
 
 def readable(value: float) -> str:
-    """A number in [0, 1] in few characters, as mathtext if it needs a power of ten."""
+    """Format a number in [0, 1] in few characters, as mathtext if it needs a power of ten."""
     if value == 0 or value >= 0.0095:
         return f"{value:.2f}" if value else "0"
     digits, exponent = f"{value:.0e}".split("e")

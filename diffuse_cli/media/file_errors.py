@@ -1,4 +1,4 @@
-"""Every reason why a file holds no usable sample, and what is wrong with some that do."""
+"""Reasons why a file holds no usable sample, flaws of usable samples, and advice for both."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OTHER_FORMAT = "unsupported format"
 CORRUPT = "truncated or corrupt"
 BOMB = "decompression bomb"
 PIXELS = "unsupported pixels"
-FLOATS = "32-bit floats among images; by themselves they are read as arrays"
+FLOATS = "32-bit floats among images; in a folder without images they are read as arrays"
 UNREADABLE = "unreadable"
 VANISHED = "vanished"
 CHANGED = "changed since it was listed"
@@ -37,9 +37,9 @@ OTHER_NUMBERS = "other numbers than the model's"
 AXES = "not one to four axes"
 AXES_OF_SIZE = "another number of axes than --size"
 LAYOUT = "other axes than the layout's"
-MANY_CHANNELS = "over 64 channels; --layout says which axis they are"
-SHAPE = "another shape than the first; --size cuts all to one"
-SMALL = "smaller than the size; type a smaller --size"
+MANY_CHANNELS = "over 64 channels; choose their axis with --layout"
+SHAPE = "another shape than the first; pass --size to cut all to one"
+SMALL = "smaller than the size; pass a smaller --size"
 CHANNELS = "another number of channels"
 NO_SAMPLES = "no column of files"
 PAGES = "pages in colour or of several sizes"
@@ -49,9 +49,9 @@ MEMBERS = "a .npz of {}, not of one array"
 NOT_A_SOUND = "not a sound"
 SOUNDLESS = "a sound without samples"
 SPEAKERS = "over two channels"
-RATE = "a rate that is not of 1,000 to 384,000 Hz"
+RATE = "a rate outside 1,000 to 384,000 Hz"
 LONG = "over 33,554,432 numbers; cut it into parts"
-LONGER = "longer than the size; --fit crop cuts it"
+LONGER = "longer than the size; pass --fit crop to cut it"
 
 PROFILE = "broken colour profile, which is ignored"
 BLANK = "blank on the background"
@@ -62,7 +62,7 @@ LARGEST_FILE = 512 * 2**20
 
 
 class Unusable(Exception):
-    """A file without a usable sample; `reason` is one of the constants above, printable."""
+    """Raised for a file without a usable sample; `reason` is a constant of this module."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -71,7 +71,7 @@ class Unusable(Exception):
 
 @contextlib.contextmanager
 def refusing(path: Path | str, hint: str = "") -> Iterator[None]:
-    """Turn what is wrong with a file that must be usable into a `DataError`."""
+    """Turn errors from a file that must be usable into a `DataError`."""
     try:
         yield
     except Unusable as error:
@@ -83,10 +83,10 @@ def refusing(path: Path | str, hint: str = "") -> Iterator[None]:
 
 
 def stat_of(path: Path, what: str, hint: str) -> os.stat_result:
-    """What is at a path.
+    """Return the status of a path; `what` is the noun for its error.
 
     Raises:
-        DataError: there is nothing, or it cannot be read.
+        DataError: the path does not exist or cannot be read.
     """
     try:
         return path.stat()
@@ -102,7 +102,7 @@ def read_needed(path: Path, one: str, hint: str) -> Iterator[bytes]:
     """Read a file that must be a sample, `one` of a medium, and refuse it as `refusing` does.
 
     Raises:
-        DataError: there is no such file, or it is not usable inside the block.
+        DataError: the file does not exist, or the block raises `Unusable`.
     """
     with refusing(path, hint):
         info = stat_of(path, one, hint)
@@ -117,23 +117,23 @@ def read_needed(path: Path, one: str, hint: str) -> Iterator[bytes]:
 
 # -- advice ---------------------------------------------------------------------------------------
 
-# What to do with files that are pictures, or hold some, and are not read.
+# Hints for files that are or contain images, and that no medium reads.
 
-_CONVERT = "convert them to JPEG or PNG, such as with magick mogrify -format jpg *{}"
-_DEVELOP = "export them as JPEG or TIFF from a raw converter, such as darktable"
+_CONVERT = "convert them to JPEG or PNG, for example with magick mogrify -format jpg *{}"
+_DEVELOP = "export them as JPEG or TIFF from a raw converter, for example darktable"
 _EXPORT = "export them as PNG from the program that made them"
-_FRAMES = "take frames from them, such as with ffmpeg -i NAME{} -vf fps=1 NAME-%05d.png"
-_DRAW = "draw them as PNG, such as with rsvg-convert -w 512 NAME{0} -o NAME.png"
-_PAGES = "draw their pages as PNG, such as with pdftoppm -png NAME{0} NAME"
+_FRAMES = "extract frames, for example with ffmpeg -i NAME{} -vf fps=1 NAME-%05d.png"
+_RENDER = "render them as PNG, for example with rsvg-convert -w 512 NAME{0} -o NAME.png"
+_PAGES = "render their pages as PNG, for example with pdftoppm -png NAME{0} NAME"
 _UNPACK = "unpack them"
-_ALONE = "name one, or a folder of nothing else"
+_ALONE = "pass one of them, or a folder that holds only these files"
 
 _KINDS = {
     _CONVERT: "heic heif hif avif jxl jp2 j2k jxr tga ico icns ppm pgm pbm pnm qoi dds exr hdr",
     _DEVELOP: "cr2 cr3 crw nef nrw arw sr2 srf dng raf orf rw2 pef srw 3fr iiq rwl x3f",
     _EXPORT: "psd psb xcf kra ai eps ps afphoto",
     _FRAMES: "mp4 m4v mov avi mkv webm mpg mpeg wmv flv mts m2ts 3gp ogv",
-    _DRAW: "svg svgz",
+    _RENDER: "svg svgz",
     _PAGES: "pdf",
     _ALONE: "zip tar parquet arrow",
     _UNPACK: "gz tgz bz2 xz zst 7z rar",
@@ -144,4 +144,4 @@ ADVICE: Mapping[str, str] = {
     for advice, names in _KINDS.items()
     for name in names.split()
 }
-"""By extension."""
+"""Hints by extension."""

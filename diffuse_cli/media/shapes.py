@@ -1,4 +1,4 @@
-"""The names of the orders in which files have their axes and channels."""
+"""Layouts, the orders of axes and channels in files, and fits to a size."""
 
 from __future__ import annotations
 
@@ -7,28 +7,29 @@ from collections.abc import Callable, Collection
 from diffuse_cli.core.registry import InvalidArgument, Registry
 
 OF_ARRAYS = ("L", "CL", "LC", "HW", "CHW", "HWC", "DHW", "CDHW", "DHWC")
-"""The axes in their order; C is the channels, and without it there is one."""
+"""Orders of axes. C is the channels; a layout without it has one channel."""
 
 FEW = 4
-"""An axis that is no longer may be the channels of a picture."""
+"""Longest axis that may be the channels of an image."""
 
 ALPHA, PAGES = "alpha", "pages"
 OF_IMAGES = (ALPHA, PAGES)
-"""`alpha:RRGGBB` keeps transparency, and names the background on which the other channels are;
-without the colour, it is the one that is asked for. `pages` are the channels of a TIFF."""
+"""`alpha:RRGGBB` keeps transparency, with the other channels on this background. `alpha` uses the
+requested background. With `pages`, the pages of a TIFF are channels."""
 
 LAYOUTS = (*OF_ARRAYS, *OF_IMAGES)
 
 FIRST, LAST = {3: "CHW", 4: "CDHW"}, {3: "HWC", 4: "DHWC"}
-"""The layouts of arrays of so many axes with their channels first, which is usual, and last."""
+"""Layouts with the channels first, the usual order, and last, by the number of axes."""
 
 
 def layout_of(shapes: Collection[tuple[int, ...]]) -> str | None:
-    """Return the layout of arrays that do not say theirs: with their channels last where the last
-    axis is one of up to four and no other is; None for the usual one.
+    """Return the layout of arrays by their shapes, None for the usual layout.
+
+    The channels are last if only the last axis has up to four entries.
 
     Raises:
-        InvalidArgument: the last axis is one of up to four, and another is, or it is in some alone.
+        InvalidArgument: the last axis and another have up to four entries, or the arrays differ.
     """
     found = set[str | None]()
     for shape in (shape for shape in shapes if len(shape) in LAST):
@@ -45,15 +46,15 @@ def layout_of(shapes: Collection[tuple[int, ...]]) -> str | None:
 
 
 def named(layout: str | None) -> str | None:
-    """A layout without the colour of its background."""
+    """Return a layout without the colour of its background."""
     return layout and layout.partition(":")[0]
 
 
 def asked_for(layout: str | None, alpha: bool) -> str | None:
-    """The layout that --layout names or --alpha stands for.
+    """Return the layout of --layout, or `alpha` for --alpha.
 
     Raises:
-        InvalidArgument: both are given, and differ.
+        InvalidArgument: both are set, and differ.
     """
     if alpha and named(layout) not in (None, ALPHA):
         raise InvalidArgument(f"is not for --layout {layout}", argument="alpha")
@@ -62,30 +63,30 @@ def asked_for(layout: str | None, alpha: bool) -> str | None:
 
 # -- fitting --------------------------------------------------------------------------------------
 
-# How a sample of another shape is brought to a size.
+# Bring a sample of another shape to a size.
 
 Size = tuple[int, ...]
 Lengths = tuple[float, ...]
 
 Fit = Callable[[Size, Size], tuple[Lengths, Lengths]]
-"""From a sample's size and the size wanted: the part of the sample that is kept, and the part of
-the result that it is scaled to. Both are at the centre."""
+"""Function from a sample's size and the size of the result to two sizes: the part of the sample
+that is kept, and the part of the result that it is scaled to. Both are at the centre."""
 
 
 def crop(own: Size, wanted: Size) -> tuple[Lengths, Lengths]:
-    """Cover the result, and cut off what is beyond it."""
+    """Cover the result, and cut off the rest of the sample."""
     scale = min(a / b for a, b in zip(own, wanted, strict=True))
     return tuple(scale * side for side in wanted), wanted
 
 
 def pad(own: Size, wanted: Size) -> tuple[Lengths, Lengths]:
-    """Keep the whole sample; the rest of the result is background."""
+    """Keep the whole sample, and fill the rest of the result with the background."""
     scale = max(a / b for a, b in zip(own, wanted, strict=True))
     return own, tuple(side / scale for side in own)
 
 
 def stretch(own: Size, wanted: Size) -> tuple[Lengths, Lengths]:
-    """Scale each side by itself."""
+    """Scale each side independently."""
     return own, wanted
 
 

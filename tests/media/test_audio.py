@@ -162,7 +162,7 @@ def test_the_usual_rate_and_the_longest_length_are_chosen():
     asked, told = medium.settled(Asked(), [*ends, b"RIFF", b""])
     assert (asked.rate, asked.size) == (11_025, (1024,))
     assert told == (
-        "sounds at 11,025 Hz; type --rate for another; 1024 samples each, 0.09 s; type --size for "
+        "sounds at 11,025 Hz; pass --rate for another; 1024 samples each, 0.09 s; pass --size for "
         "more or fewer"
     )
     assert medium.settled(Asked(), [sound(np.zeros(9), 44_100)])[0].rate == 16_000

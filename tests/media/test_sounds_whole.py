@@ -56,7 +56,7 @@ def test_what_becomes_of_sounds_is_said(
     ran = diffuse("train", sounds, "--config", recipe, "--steps", 1, "--size", LENGTH,
                   "-o", tmp_path / "m.safetensors")  # fmt: skip
     assert ran.code == 0, ran.err
-    assert "sounds at 4,000 Hz; type --rate for another" in ran.err
+    assert "sounds at 4,000 Hz; pass --rate for another" in ran.err
     assert "60 sounds" in ran.err
     assert "mono" in ran.err
     assert "cropped to their loudest part by up to 10 %, up to 13 % of it padding" in ran.err

@@ -1,7 +1,7 @@
 """Arrays in .npy and .npz files: any channels, one to three dimensions, levels or floats.
 
-TIFFs of 32-bit floats are arrays, too, whose channels are pages. Whole numbers of 1, 8 and 16 bits
-without a sign are levels; all other numbers are floats.
+TIFFs of 32-bit floats are arrays, too, and their pages are channels. Unsigned integers of 1, 8 and
+16 bits are levels. All other numbers are floats.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ SIDES = {1: 4096, 2: 64, 3: 32}
 """The longest side of arrays that keep their size, by their number of dimensions."""
 
 USUAL = {1: "L", 2: "HW", 3: "CHW", 4: "CDHW"}
-"""The layout of a file without another, by the number of its axes."""
+"""Default layouts of files, by their number of axes."""
 
 LEVELS = {"bool": 2, "uint8": 256, "uint16": 65_536}
-"""How many levels numbers of a type have; those of other types are floats."""
+"""Number of levels by type; other types are floats."""
 
 
 def crop(own: Size, wanted: Size) -> tuple[Lengths, Lengths]:
-    """Cut off what is beyond the result: numbers of a field are not resampled."""
+    """Cut the sample to the result, because values of a field must not be resampled."""
     return wanted, wanted
 
 
 def read(data: bytes, asked: Asked) -> Read:
-    """The array with its channels first, cut at its centre to the size asked for."""
+    """Read an array, channels first, and cut it at its centre to the requested size."""
     whole = floats_in(data, asked.shared) if is_float(data) else array_in(data, asked.shared)
     values, layout = _channels_first(whole, asked)
     digest = content_digest(f"{values.dtype.str} {values.shape}", values)
@@ -55,7 +55,7 @@ def read(data: bytes, asked: Asked) -> Read:
 
 
 def _channels_first(values: Array, asked: Asked) -> tuple[Array, str]:
-    """(C, *size), and the layout."""
+    """Return the array as (C, *size), and its layout."""
     if values.ndim not in USUAL or values.size == 0:
         raise Unusable(reasons.AXES if values.size else reasons.EMPTY)
     layout = asked.layout or USUAL[values.ndim]
@@ -69,7 +69,7 @@ def _channels_first(values: Array, asked: Asked) -> tuple[Array, str]:
 
 
 def _numbers(values: Array, wanted: str | None) -> Array:
-    """The numbers as they are stored: levels, or float32."""
+    """Return values in the type in which they are stored: levels, or float32."""
     own = values.dtype.name if values.dtype.name in LEVELS else "float32"
     if own == "float32":
         if values.dtype.kind == "f" and not np.isfinite(values).all():
@@ -86,7 +86,7 @@ def _numbers(values: Array, wanted: str | None) -> Array:
 
 
 def fit(values: Array, asked: Asked) -> Array:
-    """The centre of (C, *size); a size of equal sides is one of any number of dimensions."""
+    """Cut the centre of (C, *size). Equal sides fit any number of dimensions."""
     assert asked.size is not None
     own, wanted = values.shape[1:], asked.size
     if len(wanted) != len(own) and len(set(wanted)) == 1:
@@ -101,7 +101,7 @@ def fit(values: Array, asked: Asked) -> Array:
 
 
 def space(samples: Array) -> Space:
-    """Levels by the type of the numbers, or floats."""
+    """Return the space of samples: levels by their type, or floats."""
     channels, *size = map(int, samples.shape[1:])
     levels = LEVELS.get(samples.dtype.name)
     floats = 0 if levels else channels
@@ -116,18 +116,18 @@ def space(samples: Array) -> Space:
 
 
 def check(space: Space) -> None:
-    """A layout of as many dimensions, and levels of a type."""
+    """Check that the layout fits the dimensions, and that a type has the number of levels."""
     if space.layout is not None:
         lookup(dict.fromkeys(OF_ARRAYS), space.layout, "layout")
         axes = space.layout.replace("C", "")
         if len(axes) != space.dims or (axes == space.layout and space.channels != 1):
-            raise InvalidArgument(f"an array of {space.shape} has no layout {space.layout}")
+            raise InvalidArgument(f"an array of {space.shape} cannot have layout {space.layout}")
     if space.levels not in (None, *LEVELS.values()):
-        raise InvalidArgument(f"an array has no {space.levels} levels")
+        raise InvalidArgument(f"an array cannot have {space.levels} levels")
 
 
 def encode(sample: Array, space: Space) -> bytes:
-    """A .npy file in the layout and of the numbers of those that were trained on."""
+    """Encode a sample as a .npy file in the layout and type of the training files."""
     values = np.asarray(sample).astype(numbers_of(space))
     layout = space.layout or USUAL[space.dims + 1]
     values = np.moveaxis(values, 0, layout.index("C")) if "C" in layout else values[0]
@@ -137,9 +137,9 @@ def encode(sample: Array, space: Space) -> bytes:
 
 
 def look(samples: Array, space: Space) -> npt.NDArray[np.uint8]:
-    """Each channel as a grey picture, side by side; signals as lines, volumes by three slices.
+    """Show channels as grey images side by side, signals as lines, and volumes as three slices.
 
-    Floats are grey at their mean, and white and black three deviations from it.
+    Floats are grey at their mean, and white or black three standard deviations from it.
     """
     if space.levels == 256 and samples.shape[1] == 3 and space.dims == 2:
         return samples.astype(np.uint8)
@@ -147,7 +147,7 @@ def look(samples: Array, space: Space) -> npt.NDArray[np.uint8]:
 
 
 def _shades(samples: Array, space: Space) -> npt.NDArray[np.uint8]:
-    """(N, C, *size) as greys."""
+    """Return samples (N, C, *size) as greys."""
     import torch
 
     if space.ends is not None:

@@ -1,4 +1,4 @@
-"""The array in the bytes of a .npy or .npz file, read without pickle."""
+"""Read the array in the bytes of a .npy or .npz file, without pickle."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ ZIPPED = b"PK\3\4"
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _AT_ONCE = 2**20
 _NAMED, _LONGEST_NAME = 3, 20
-"""Arrays of a .npz that are named, and characters of a name."""
+"""Number of arrays of a .npz that a message names, and characters per name."""
 
 HEADERS: dict[tuple[int, int], Callable[..., tuple[Any, ...]]] = {
     (1, 0): npy.read_array_header_1_0,
     (2, 0): npy.read_array_header_2_0,
 }
-"""By version; 3.0 is for names of fields, of which an array here has none."""
+"""Header readers by version. Version 3.0 is for names of fields, which arrays here cannot have."""
 
 
 def array_in(data: bytes, shared: bool = False) -> Array:
-    """The one array of a file, in C order and the byte order of the machine.
+    """Return the only array of a file, in C order and the byte order of the machine.
 
     Raises:
-        Unusable: with the reason.
-        Large: `shared`, and it is to be unpacked alone.
+        Unusable: the file has no usable array.
+        Large: `shared` is set, and the array is too large to be unpacked next to others.
     """
     if not data:
         raise Unusable(reasons.EMPTY)
@@ -45,7 +45,7 @@ def array_in(data: bytes, shared: bool = False) -> Array:
 
 
 def _member(data: bytes, shared: bool) -> bytes:
-    """The bytes of the one array of a .npz."""
+    """Return the bytes of the only array of a .npz."""
     with failing_as(reasons.CORRUPT), zipfile.ZipFile(io.BytesIO(data)) as file:
         members = [info for info in file.infolist() if not info.is_dir()]
         if len(members) != 1:
@@ -58,12 +58,12 @@ def _member(data: bytes, shared: bool) -> bytes:
         if info.file_size > LARGEST_FILE:
             raise Unusable(reasons.TOO_LARGE)
         with alone(info.file_size > LARGE, shared), file.open(info) as opened:
-            # At once, zipfile unpacks more than the declared size.
+            # A single read would unpack more than the declared size.
             return b"".join(iter(partial(opened.read, _AT_ONCE), b""))
 
 
 def _listed(members: list[zipfile.ZipInfo]) -> str:
-    """`2 arrays (x, y)`."""
+    """Return the number and names of arrays, such as `2 arrays (x, y)`."""
     names = [show(info.filename.removesuffix(".npy"), _LONGEST_NAME) for info in members]
     more = ", ..." if len(names) > _NAMED else ""
     named = f" ({', '.join(names[:_NAMED])}{more})" if names else ""
@@ -71,7 +71,7 @@ def _listed(members: list[zipfile.ZipInfo]) -> str:
 
 
 def _parsed(data: bytes) -> Array:
-    """The array of a .npy; its header is checked before anything is allocated."""
+    """Return the array of a .npy. Its header is checked before anything is allocated."""
     if not data.startswith(npy.MAGIC_PREFIX):
         cut = npy.MAGIC_PREFIX.startswith(data[: len(npy.MAGIC_PREFIX)])
         raise Unusable(reasons.CORRUPT if cut else reasons.NOT_AN_ARRAY)
@@ -92,7 +92,7 @@ def _parsed(data: bytes) -> Array:
 
 
 def _check_type(dtype: np.dtype[Any]) -> None:
-    """Refuse what is not real numbers."""
+    """Refuse types that are not real numbers."""
     if dtype.hasobject:
         raise Unusable(reasons.OBJECTS)
     if dtype.kind == "c":

@@ -20,32 +20,32 @@ from diffuse_cli.media.file_errors import Unusable
 from diffuse_cli.media.shapes import Lengths, Size
 
 LONGEST = 16_384
-"""The longest that a sound is without being asked for."""
+"""Longest default length, in samples."""
 USUAL_RATE = 16_000
-"""The most that a rate is without being asked for: speech is whole at it."""
+"""Highest default rate, in Hz, which is enough for speech."""
 MULTIPLE = 256
-"""A length that is chosen is a multiple of this, which a network can halve."""
+"""Divisor of a default length, so that a network can halve it."""
 
-_CONVERT = "convert them to WAV or FLAC, such as with ffmpeg -i NAME.{0} NAME.wav"
+_CONVERT = "convert them to WAV or FLAC, for example with ffmpeg -i NAME.{0} NAME.wav"
 _OTHERS = "mp3 ogg oga opus m4a aac wma aif aiff aifc au caf mka amr"
 
 CLIPPED_RUN, FULL_SCALE = 3, 32_766 / 32_768
-"""So many samples in a row at full scale are taken for a cut-off peak."""
+"""Number of consecutive samples at full scale that count as a clipped peak, and full scale."""
 
 
 def crop(own: Size, wanted: Size) -> tuple[Lengths, Lengths]:
-    """Cut a longer sound to its loudest part, and put silence after a shorter one."""
+    """Cut a longer sound to its loudest part, and put silence after a shorter sound."""
     kept = (min(own[0], wanted[0]),)
     return kept, kept
 
 
 def pad(own: Size, wanted: Size) -> tuple[Lengths, Lengths]:
-    """Put silence after a shorter sound; longer ones are left out."""
+    """Put silence after a shorter sound. Longer sounds are left out."""
     return crop(own, wanted)
 
 
 def settled(asked: Asked, files: Iterable[bytes]) -> tuple[Asked, str]:
-    """`asked` with the rate and the length that suit some files, and what was chosen, in words."""
+    """Return `asked` with the rate and length that suit some files, and a notice of the choices."""
     chosen: list[str] = []
     found: list[tuple[int, int]] = []
     if asked.rate is None or asked.size is None:
@@ -54,19 +54,19 @@ def settled(asked: Asked, files: Iterable[bytes]) -> tuple[Asked, str]:
         rates = Counter(rate for rate, _ in found)
         usual = max(rates, key=lambda rate: (rates[rate], rate), default=USUAL_RATE)
         asked = replace(asked, rate=min(usual, USUAL_RATE))
-        chosen.append(f"at {asked.rate:,} Hz; type --rate for another")
+        chosen.append(f"at {asked.rate:,} Hz; pass --rate for another")
     assert asked.rate is not None
     if asked.size is None:
         rate = asked.rate
         longest = max((-(-count * rate // own) for own, count in found), default=LONGEST)
         side = min(-(-longest // MULTIPLE) * MULTIPLE, LONGEST)
         asked = replace(asked, size=(side,))
-        chosen.append(f"{side} samples each, {side / rate:.2f} s; type --size for more or fewer")
+        chosen.append(f"{side} samples each, {side / rate:.2f} s; pass --size for more or fewer")
     return asked, f"sounds {'; '.join(chosen)}" if chosen else ""
 
 
 def read(data: bytes, asked: Asked) -> Read:
-    """The sound at the rate asked for: its loudest part, or all of it and silence after it."""
+    """Read a sound at the requested rate: its loudest part, or all of it and silence after it."""
     sound = heard(data, asked.shared)
     samples = sound.samples
     if not np.isfinite(samples).all():
@@ -80,7 +80,7 @@ def read(data: bytes, asked: Asked) -> Read:
     if asked.fit == "pad" and whole > wanted:
         raise Unusable(reasons.LONGER)
     samples = _channels(samples, asked.channels)
-    # What is beside the part that is kept need not be resampled.
+    # Only the part that is kept is resampled.
     samples = samples[:, loudest(samples, -(-wanted * sound.rate // rate))]
     values = fit(resampled(samples, sound.rate, rate), replace(asked, size=(wanted,)))
     mode = f"{sound.stored} at {sound.rate:,} Hz"
@@ -88,7 +88,7 @@ def read(data: bytes, asked: Asked) -> Read:
 
 
 def _remarks(samples: Array) -> tuple[str, ...]:
-    """What is wrong with a sound that can be used."""
+    """Return the flaws of a usable sound."""
     if not samples.any():
         return (reasons.SILENT,)
     full = np.abs(samples) >= FULL_SCALE
@@ -97,7 +97,7 @@ def _remarks(samples: Array) -> tuple[str, ...]:
 
 
 def _channels(samples: Array, wanted: int | None) -> Array:
-    """Stereo as its mean, or mono in both channels."""
+    """Mix stereo to its mean, or copy mono to both channels."""
     own = len(samples)
     if wanted in (None, own):
         return samples
@@ -109,7 +109,7 @@ def _channels(samples: Array, wanted: int | None) -> Array:
 
 
 def fit(values: Array, asked: Asked) -> Array:
-    """The loudest part of a sound, or all of it and silence after it, float32."""
+    """Return the loudest part of a sound, or all of it and silence after it, float32."""
     assert asked.size is not None
     (length,) = asked.size
     kept = values[:, loudest(values, length)]
@@ -119,7 +119,7 @@ def fit(values: Array, asked: Asked) -> Array:
 
 
 def space(samples: Array) -> Space:
-    """Floats, at the usual rate until another is known."""
+    """Return the space of floats, at the usual rate until the rate is known."""
     channels, length = map(int, samples.shape[1:])
     return Space(
         channels=channels,
@@ -133,7 +133,7 @@ def space(samples: Array) -> Space:
 
 
 def check(space: Space) -> None:
-    """One or two channels of floats, at a rate."""
+    """Check that sounds have one or two channels of floats and a supported rate."""
     if space.dims != 1 or space.channels > 2 or space.levels is not None:
         raise InvalidArgument("a sound has one or two channels of floats, in one dimension")
     if space.rate not in RATES:
@@ -141,12 +141,12 @@ def check(space: Space) -> None:
 
 
 def encode(sample: Array, space: Space) -> bytes:
-    """A WAV of 16 bits at the rate of those that were trained on."""
+    """Encode a sound as a 16-bit WAV at the rate of the training data."""
     return written(sample, space.rate or USUAL_RATE)
 
 
 def look(samples: Array, space: Space) -> npt.NDArray[np.uint8]:
-    """The waveform of each channel over its spectrogram, as greys (N, 1, H, W)."""
+    """Plot the waveform of each channel over its spectrogram, as greys (N, 1, H, W)."""
     scale, rate = max(space.std, default=1.0), space.rate or USUAL_RATE
     samples = np.nan_to_num(samples / np.float32(scale)).astype(np.float32)
     width = min(WIDEST, samples.shape[2])
@@ -160,20 +160,19 @@ def look(samples: Array, space: Space) -> npt.NDArray[np.uint8]:
 
 # -- resampling -----------------------------------------------------------------------------------
 
-# Sound at another rate, and the part of it that is kept.
+# Resample a sound, and find the part that is kept.
 
 TAPER = 0.1
-"""The part of the band below the lower of both highest frequencies over which it is let go."""
+"""Fraction of the common band, below its highest frequency, over which the spectrum fades."""
 MARGIN = 256
-"""Samples beside a part, at the lower rate, that its resampling looks at."""
+"""Padding of a sound for resampling, in samples at the lower rate."""
 
 
 def resampled(sound: Array, own: int, wanted: int) -> Array:
-    """Sound (C, L) at a rate of `own` Hz, at `wanted` Hz: its spectrum, cut or continued by zeros.
+    """Resample a sound (C, L) from `own` to `wanted` Hz by cutting or zero-padding its spectrum.
 
-    Both ends are mirrored into odd continuations, which a spectrum takes for periods without a
-    jump. Frequencies fall to zero along a cosine over the last `TAPER` of the band: a sudden end
-    would ring.
+    The sound is padded with silence on both sides. Frequencies fall to zero along a cosine over the
+    last `TAPER` of the band, because a sudden end would ring.
     """
     if own == wanted or not sound.shape[1]:
         return sound
@@ -196,7 +195,7 @@ def resampled(sound: Array, own: int, wanted: int) -> Array:
 
 
 def loudest(sound: Array, length: int) -> slice:
-    """The part of so many samples that has the most energy, the first one of several."""
+    """Return the part of `length` samples with the most energy, the first of equal parts."""
     if sound.shape[1] <= length:
         return slice(0, sound.shape[1])
     energy = np.concatenate([[0.0], np.cumsum(np.square(sound, dtype=np.float64).sum(0))])
@@ -206,23 +205,23 @@ def loudest(sound: Array, length: int) -> slice:
 
 # -- spectrogram ----------------------------------------------------------------------------------
 
-# Sounds as pictures: the waveform over the spectrogram.
+# Images of sounds: the waveform over the spectrogram.
 
 WIDEST, WAVE, BANDS = 192, 32, 64
-"""Pixels: of the width at most, and of the heights of both parts."""
+"""Largest width, height of the waveform and height of the spectrogram, in pixels."""
 WINDOW = 0.025
-"""Seconds that a column of the spectrogram looks at: some periods of a voice."""
+"""Seconds per column of the spectrogram, some periods of a voice."""
 LOUD, QUIET = 6.0, -54.0
-"""Decibels that are black and white; 0 is a tone of three deviations."""
+"""Decibels of black and white. 0 is a tone of three standard deviations."""
 TALLEST = 8.0
-"""Deviations that reach the edges of a waveform."""
+"""Standard deviations at the edges of a waveform."""
 
 
 def spectrogram(samples: Array, rate: int, columns: int) -> Array:
-    """Decibels (N, BANDS, columns) of sounds (N, L), the highest frequency first.
+    """Return decibels (N, BANDS, columns) of sounds (N, L), the highest frequency first.
 
-    0 is a tone of three deviations, whatever its frequency. Columns are evenly spaced, each of a
-    Hann window; a band is the loudest of the frequencies in it, so that a tone stays as dark.
+    0 is a tone of three standard deviations at any frequency. Columns are evenly spaced, each with
+    a Hann window. A band shows the loudest of its frequencies, so that a tone stays as dark.
     """
     length = samples.shape[1]
     size = min(max(2 * BANDS, 2 ** round(math.log2(rate * WINDOW))), 4096)
@@ -237,14 +236,14 @@ def spectrogram(samples: Array, rate: int, columns: int) -> Array:
 
 
 def _shades(decibels: Array) -> Shades:
-    """White where it is quiet, black where it is loud."""
+    """Return decibels as greys, white for quiet and black for loud."""
     dark = ((decibels - QUIET) / (LOUD - QUIET)).clip(0, 1)
     shades: Shades = np.rint(PAPER * (1 - dark)).astype(np.uint8)
     return shades
 
 
 def _waves(samples: Array, width: int) -> Shades:
-    """Sounds (N, L) as what each column spans, (N, WAVE, width)."""
+    """Plot the range of sounds (N, L) in each column, (N, WAVE, width)."""
     starts = np.arange(width) * samples.shape[1] // width
     heights = (1 - samples / TALLEST).clip(0, 2) * ((WAVE - 1) / 2)
     return spans(heights, heights, starts, WAVE)

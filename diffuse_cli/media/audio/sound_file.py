@@ -1,4 +1,4 @@
-"""The sound in the bytes of a WAV or FLAC file."""
+"""Read and write the bytes of sound files: WAV and FLAC."""
 
 from __future__ import annotations
 
@@ -20,21 +20,27 @@ if TYPE_CHECKING:
 FORMATS = {"WAV", "WAVEX", "FLAC"}
 MARKS = (b"RIFF", b"fLaC")
 RATES = range(1000, 384_001)
-"""Hz. Rates beyond them are mistakes, or of no sound."""
+"""Supported rates, in Hz. Other rates are mistakes or not audible."""
 
 MOST_NUMBERS = 2**25
-"""In one sound: 35 minutes of mono at 16,000 Hz."""
+"""Largest number of values in a sound: 35 minutes of mono at 16,000 Hz."""
 
 _NUMBER = 4
 _AT_ONCE = 2**18
 _UNKNOWN = 2**40
-"""libsndfile has more frames than this for a FLAC that does not say how many."""
+"""Number of frames above which libsndfile does not know the length of a FLAC."""
 _STREAMED = (0, 0xFFFF_FFFF)
-"""Sizes of a part of a WAV whose writer did not know it."""
+"""Placeholder sizes of a WAV chunk whose writer did not know its size."""
 
 
 class Sound(NamedTuple):
-    """Samples (C, L), float32, where 1 is full scale; the rate in Hz, and how they were stored."""
+    """Sound of a file.
+
+    Attributes:
+        samples: float32 (C, L), where 1 is full scale.
+        rate: the sample rate, in Hz.
+        stored: the subtype of the file.
+    """
 
     samples: Array
     rate: int
@@ -42,20 +48,20 @@ class Sound(NamedTuple):
 
 
 def check_installed() -> None:
-    """Refuse to read without the library.
+    """Check that the library is installed.
 
     Raises:
-        DataError
+        DataError: it is not installed.
     """
     extra_package("soundfile", "audio", "reading sounds needs soundfile")
 
 
 def heard(data: bytes, shared: bool = False) -> Sound:
-    """All of a sound.
+    """Read a whole sound.
 
     Raises:
-        Unusable: with the reason.
-        Large: `shared`, and it is to be unpacked alone.
+        Unusable: the file has no usable sound.
+        Large: `shared` is set, and the sound is too large to be unpacked next to others.
     """
     import soundfile
 
@@ -70,7 +76,7 @@ def heard(data: bytes, shared: bool = False) -> Sound:
 
 
 def measured(data: bytes) -> tuple[int, int] | None:
-    """The rate and the number of samples by a file's header; None for a file that is of no use."""
+    """Return the rate and length of a sound by its header, or None for an unusable file."""
     import soundfile
 
     try:
@@ -82,7 +88,7 @@ def measured(data: bytes) -> tuple[int, int] | None:
 
 
 def _check(file: SoundFile, data: bytes, shared: bool) -> None:
-    """Refuse by the header, before anything is unpacked."""
+    """Refuse an unusable file by its header, before anything is unpacked."""
     if file.format not in FORMATS:
         raise Unusable(reasons.OTHER_FORMAT)
     if file.channels > 2:
@@ -96,7 +102,7 @@ def _check(file: SoundFile, data: bytes, shared: bool) -> None:
 
 
 def _is_cut(data: bytes) -> bool:
-    """Whether a WAV has less data than it says; libsndfile reads what is there."""
+    """Whether a WAV has less data than its header promises, which libsndfile does not report."""
     place = 12
     while place + 8 <= len(data):
         name, size = struct.unpack_from("<4sI", data, place)
@@ -107,7 +113,7 @@ def _is_cut(data: bytes) -> bool:
 
 
 def _unpacked(file: SoundFile) -> Array:
-    """(C, L), in blocks: a header may promise more than follows, or nothing."""
+    """Read (C, L) in blocks, because a header may promise more data than follows, or none."""
     blocks, count = [], 0
     while len(block := file.read(_AT_ONCE, dtype="float32", always_2d=True)):
         blocks.append(block)
@@ -122,7 +128,7 @@ def _unpacked(file: SoundFile) -> Array:
 
 
 def written(samples: Array, rate: int) -> bytes:
-    """Samples (C, L) as a WAV of 16 bits, cut off beyond full scale, without metadata."""
+    """Encode samples (C, L) as a 16-bit WAV without metadata, clipped at full scale."""
     levels = np.rint(np.asarray(samples, np.float64) * 2**15).clip(-(2**15), 2**15 - 1)
     buffer = io.BytesIO()
     with wave.open(buffer, "wb") as file:

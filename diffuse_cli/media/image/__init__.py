@@ -1,9 +1,9 @@
-"""Pictures of 8 or 16 bits per channel, grey or RGB, on a background or with their transparency.
+"""Images of 8 or 16 bits per channel, grey or RGB, on a background or with their transparency.
 
-A transparent image is stored as it looks on its background, and its alpha as a last channel. So a
-colour counts as much as it is seen: one that nobody sees is no number to be learned, edges are as
-smooth as those of other images, and every channel can be scaled, averaged and added to noise by
-itself. A file has the straight colours that this was made of.
+A transparent image is stored as it looks on its background, with its alpha as the last channel. So
+a colour counts by its visibility: the model does not learn invisible colours, edges are as smooth
+as in other images, and every channel can be scaled, averaged and added to noise independently.
+Files have straight colours again.
 """
 
 from __future__ import annotations
@@ -29,13 +29,15 @@ from diffuse_cli.media.image.image_metadata import EXTENSIONS, silence_pillow
 from diffuse_cli.media.shapes import ALPHA, FITS, OF_IMAGES, PAGES
 
 SIDE = 64
-"""Images without another size get this one, unless all have one size that is no larger."""
+"""Default size of images, unless all have the same smaller size."""
 MODES = {1: "L", 3: "RGB"}
 
 
 def read(data: bytes, asked: Asked) -> Read:
-    """The first frame, upright, in sRGB, fitted to the size asked for: opaque, or laid on the
-    background with its alpha beside it."""
+    """Read the first frame, upright, in sRGB, at the requested size.
+
+    It is opaque, or composited on the background with its alpha as the last channel.
+    """
     if asked.layout == PAGES:
         values, mode = stack(data, asked.shared)
         if asked.channels not in (None, len(values)):
@@ -68,13 +70,13 @@ def _read_planes(
 
 
 def _background(layout: str | None, otherwise: Size = ()) -> Size:
-    """The RGB background that a layout names, or another."""
+    """Return the RGB background in a layout, or `otherwise` if it has none."""
     _, named, colour = (layout or "").partition(":")
     return tuple(bytes.fromhex(colour)) if named else otherwise
 
 
 def _kept(size: Size, asked: Asked) -> Size:
-    """The size to which an image of a size (width, height) is fitted."""
+    """Return the size to which an image of a size (width, height) is fitted."""
     if asked.size is not None:
         return asked.size
     return (SIDE, SIDE) if max(size) > SIDE else size[::-1]
@@ -93,7 +95,7 @@ def _read_opaque(found: DecodedImage, asked: Asked) -> Read:
     done = planes.fit_image(done, _kept(image.size, asked), asked.fit, asked.background, finished)
     values = np.asarray(done)
     name = planes.digest(values) if done is image else planes.digest_of(image)
-    if to_srgb:  # equal numbers are other colours under another profile
+    if to_srgb:  # equal values are other colours under another profile
         name = xxh3_128_digest(name + found.profile)
     channels = len(image.getbands())
     levels = planes.rescaled(planes.channels_first(values), asked.numbers or "uint8")
@@ -101,13 +103,13 @@ def _read_opaque(found: DecodedImage, asked: Asked) -> Read:
 
 
 def _mode(image: Image.Image, asked: Asked) -> str:
-    """Grey stays grey unless it is padded in a colour."""
+    """Return the mode of the result: grey stays grey unless it is padded in a colour."""
     coloured = asked.fit == "pad" and len(set(asked.background)) > 1
     return "L" if image.mode == "L" and not coloured else "RGB"
 
 
 def fit(values: Array, asked: Asked) -> Array:
-    """As `read` fits an image."""
+    """Fit stored levels to the requested size, as `read` does."""
     assert asked.size is not None
     alpha = asked.layout is not None
     if asked.layout == PAGES:
@@ -129,25 +131,26 @@ def fit(values: Array, asked: Asked) -> Array:
 
 
 def space(samples: Array) -> Space:
-    """256 or 65,536 levels."""
+    """Return the space of images, with 256 or 65,536 levels."""
     channels, *size = map(int, samples.shape[1:])
     levels = planes.TOP[samples.dtype.name] + 1
     return Space(channels=channels, size=tuple(size), medium="image", levels=levels)
 
 
 def check(space: Space) -> None:
-    """Two dimensions of 256 or 65,536 levels, grey or colour, and perhaps an alpha."""
+    """Check that a space has two dimensions, 256 or 65,536 levels and a valid layout."""
     if space.dims != 2 or space.levels not in (256, 65_536):
         raise InvalidArgument("an image has height and width, and 256 or 65,536 levels")
     if space.layout in (None, PAGES):
         return
     name, _, colour = space.layout.partition(":")
     if name != ALPHA or space.channels not in (2, 4) or not re.fullmatch("[0-9a-f]{6}", colour):
-        raise InvalidArgument(f"an image of {space.channels} channels has no layout {space.layout}")
+        text = f"an image of {space.channels} channels cannot have layout {space.layout}"
+        raise InvalidArgument(text)
 
 
 def encode(sample: Array, space: Space) -> bytes:
-    """A PNG without metadata, or a TIFF of pages."""
+    """Encode a sample as a PNG without metadata, or as a TIFF of pages."""
     sample = sample.astype(numbers_of(space), copy=False)
     if space.layout == PAGES:
         return tiff(sample)
@@ -157,8 +160,11 @@ def encode(sample: Array, space: Space) -> bytes:
 
 
 def look(samples: Array, space: Space) -> npt.NDArray[np.uint8]:
-    """The images in 8 bits, black and white at the limits of their levels, transparent ones on
-    their background, and pages side by side; of others the first three channels or one."""
+    """Return images in 8 bits, black and white at the limits of their levels.
+
+    Transparent images are on their background, and pages are side by side. Other images show their
+    first three channels or the first.
+    """
     samples = samples.astype(numbers_of(space), copy=False)
     if space.limits is not None:
         low, high = space.limits

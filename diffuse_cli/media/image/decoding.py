@@ -1,4 +1,4 @@
-"""The bytes of one image file as an L or RGB image or as planes, or the reason why not."""
+"""Decode the bytes of an image file to an L or RGB image or to planes."""
 
 from __future__ import annotations
 
@@ -37,25 +37,25 @@ _TURNS = {
 }
 
 _MODES = {1: "I;16", 2: "LA;16", 3: "RGB;16", 4: "RGBA;16"}
-"""Names of planes of 16 bits in the manner of Pillow, which has the first alone."""
+"""Names of 16-bit planes in Pillow's style; Pillow itself has only the first."""
 
 _FAINT = 8
 """Levels by which an image may differ from its background and still be blank."""
 
 SRGB = object()
-"""In the place of a profile: there is none."""
+"""Placeholder for an image without a profile."""
 
 
 class DecodedImage(NamedTuple):
-    """An upright image.
+    """Upright image.
 
     Attributes:
-        image: L or RGB of 8 bits, opaque; with `to_srgb`, L, RGB or CMYK in the colours of the
-            file's `profile`: converting it after it has become small takes a fraction of the time.
-        planes: (C, H, W) in sRGB instead of the image: those of 16 bits, which Pillow does not
-            have, and images with their alpha as the last plane.
-        mode: Pillow's of the file.
-        remarks: what is wrong with the image.
+        image: an opaque image, 8-bit L or RGB. With `to_srgb`, it is L, RGB or CMYK in the colours
+            of the file's `profile`, because the conversion is much faster after shrinking.
+        planes: (C, H, W) in sRGB instead of the image, for 16 bits, which Pillow does not support,
+            and for images with their alpha as the last plane.
+        mode: Pillow's mode of the file.
+        remarks: the flaws of the image.
     """
 
     image: Image.Image | None
@@ -66,19 +66,19 @@ class DecodedImage(NamedTuple):
     profile: bytes = b""
 
     def in_srgb(self) -> Image.Image:
-        """The image as L or RGB in sRGB."""
+        """Return the image as L or RGB in sRGB."""
         assert self.image is not None
         return self.to_srgb(self.image) if self.to_srgb else self.image
 
 
 def decode(data: bytes, background: str = "white") -> Image.Image:
-    """The first frame of the bytes of an image file, upright and opaque, as L or RGB.
+    """Decode the first frame of an image file's bytes, upright and opaque, as L or RGB.
 
-    Grey stays L; an ICC profile is converted to sRGB; transparency is composited on `background`;
+    Grey stays L. An ICC profile is converted to sRGB. Transparency is composited on `background`.
     16 bits are scaled to 8.
 
     Raises:
-        Unusable: with the reason.
+        Unusable: the file has no usable image.
     """
     silence_pillow()
     return decoded(data, ImageColor.getrgb(background)[:3]).in_srgb()
@@ -87,18 +87,18 @@ def decode(data: bytes, background: str = "white") -> Image.Image:
 def decoded(
     data: bytes, background: Size, shared: bool = False, *, alpha: bool = False, deep: bool = False
 ) -> DecodedImage:
-    """Decode bytes, on an RGB background, but leave colours of 8 bits to be converted.
+    """Decode bytes on an RGB background, without converting 8-bit colours to sRGB.
 
-    LittleCMS converts 8 bits alone, in Pillow, so an image of 16 bits with the profile of another
-    space than sRGB has 8.
+    In Pillow, LittleCMS only converts 8 bits. So a 16-bit image whose profile is not sRGB is
+    reduced to 8 bits.
 
     Args:
-        alpha: give planes with the alpha as the last one, of opaque images too.
-        deep: give planes of 16 bits where the file has 16.
+        alpha: return planes with the alpha last, for opaque images too.
+        deep: return 16-bit planes if the file has 16 bits.
 
     Raises:
-        Unusable: with the reason.
-        Large: `shared`, and the image is to be decoded alone.
+        Unusable: the file has no usable image.
+        Large: `shared` is set, and the image is too large to be decoded next to others.
     """
     image = open_header(data)
     mode = image.mode
@@ -106,7 +106,7 @@ def decoded(
         kind = "L" if mode.startswith("I") or data[25:26] == b"\x04" else "RGB"
         convert, remarks = _conversion(image.info.get("icc_profile", SRGB), kind)
         deep = convert is None
-    # An AVIF of any size can hold frames of 2**28 pixels, which are decoded and then scaled.
+    # A small AVIF can hold frames of 2**28 pixels, which are decoded and then scaled.
     large = image.format in AVIF or pixels_at_once(image) > LARGE
     with alone(large, shared), failing_as(reasons.PIXELS):
         if deep:
@@ -134,8 +134,10 @@ def decoded(
 def _normalised(
     image: Image.Image, profile: Any, background: Size, alpha: bool
 ) -> tuple[Image.Image, Conversion | None, tuple[str, ...]]:
-    """The image as opaque L, RGB or CMYK, its conversion to sRGB, and what is wrong with it; with
-    `alpha`, as LA or RGBA in sRGB."""
+    """Return the image as opaque L, RGB or CMYK, its conversion to sRGB, and its flaws.
+
+    With `alpha`, return it as LA or RGBA in sRGB.
+    """
     simple = image.mode in ("L", "RGB") and profile is SRGB
     if simple and not alpha and "transparency" not in image.info:
         return image, None, ()
@@ -160,7 +162,7 @@ def _normalised(
 
 
 def _conversion(profile: Any, kind: str) -> tuple[Conversion | None, tuple[str, ...]]:
-    """How images of a kind become sRGB, and what is wrong with their profile."""
+    """Return the conversion of a kind of images to sRGB, and the flaws of their profile."""
     if profile is SRGB:
         return None, ()
     try:
@@ -170,7 +172,7 @@ def _conversion(profile: Any, kind: str) -> tuple[Conversion | None, tuple[str, 
 
 
 def is_grey(image: Image.Image) -> bool:
-    """Grey by its mode, or with a palette of greys, as GIF stores grey images."""
+    """Whether an image is grey by its mode or its palette, as in GIF."""
     if image.mode not in ("P", "PA"):
         return image.mode in ("1", "L", "LA", "La")
     palette = image.getpalette("RGB") or [0, 0, 1]
@@ -178,7 +180,7 @@ def is_grey(image: Image.Image) -> bool:
 
 
 def _shallow(image: Image.Image) -> Image.Image:
-    """Grey of up to 16 bits as L, or LA if one value is transparent, rounded to nearest."""
+    """Return grey of up to 16 bits as L, or LA if one value is transparent, rounded to nearest."""
     grey = Image.fromarray(grey_levels(image, 255))
     if "transparency" not in image.info:
         return grey
@@ -187,8 +189,10 @@ def _shallow(image: Image.Image) -> Image.Image:
 
 
 def _composited(image: Image.Image, grey: bool, background: Size) -> tuple[Image.Image, bool]:
-    """A transparent image on an RGB background, and whether nothing of it is left to see; grey on
-    grey stays L."""
+    """Return a transparent image on an RGB background, and whether it is invisible there.
+
+    Grey on grey stays L.
+    """
     plain = grey and len(set(background)) == 1
     mode, colour = ("L", background[:1]) if plain else ("RGB", background)
     below = Image.new(mode, image.size, colour)
@@ -197,7 +201,7 @@ def _composited(image: Image.Image, grey: bool, background: Size) -> tuple[Image
 
 
 def _straight(image: Image.Image) -> Image.Image:
-    """An image as LA or RGBA."""
+    """Return an image as LA or RGBA."""
     mode = "LA" if is_grey(image) else "RGBA"
     if image.mode == "La":
         image = image.convert("LA")
@@ -215,12 +219,12 @@ def _varies(image: Image.Image, most: int) -> bool:
 
 
 def read_image(path: Path | str, background: str = "white") -> tuple[Image.Image, tuple[str, ...]]:
-    """One image file, as `decode` gives it, and what is wrong with it.
+    """Read an image file as `decode` does, and return it with its flaws.
 
     Raises:
-        DataError: there is no such file, or it is not a usable image.
+        DataError: the file does not exist, or is not a usable image.
     """
-    hint = f"Give a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file"
+    hint = f"Pass a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file"
     silence_pillow()
     with read_needed(Path(path), "image", hint) as data:
         found = decoded(data, ImageColor.getrgb(background)[:3])

@@ -1,6 +1,6 @@
-"""Pixels that Pillow's images of 8 bits do not hold: 16 bits, pages of TIFFs, and floats.
+"""Pixels that Pillow's 8-bit images cannot hold: 16 bits, pages of TIFFs, and floats.
 
-Pillow has 16 bits of grey alone; colour comes from libpng, in torchvision.
+Pillow supports 16 bits only for grey, so colour comes from libpng, in torchvision.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ def is_deep(image: Image.Image, data: bytes) -> bool:
 
 
 def planes(image: Image.Image, data: bytes) -> Planes:
-    """Levels of 16 bits (C, H, W), with a straight alpha last if C is 2 or 4.
+    """Return 16-bit levels (C, H, W), with a straight alpha last if C is 2 or 4.
 
-    Numbers of fewer bits than 16 are scaled to 16.
+    Values of fewer bits are scaled to 16.
 
     Raises:
-        Unusable: damaged, or not of 16 bits.
+        Unusable: the image is damaged, or does not have 16 bits.
     """
     key, opaque = image.info.get("transparency"), None
     if image.mode.startswith("I"):
@@ -64,7 +64,7 @@ def grey_levels(image: Image.Image, most: int) -> Planes:
     """Return grey of up to 16 bits as levels 0 ... `most`, (H, W), rounded to nearest.
 
     Raises:
-        Unusable: numbers of more bits, or below 0.
+        Unusable: values have more bits, or are below 0.
     """
     bits = (getattr(image, "tag_v2", None) or {}).get(_BITS_PER_SAMPLE, (16,))[0]
     values: npt.NDArray[Any] = np.asarray(image)
@@ -88,13 +88,13 @@ def _png_planes(data: bytes) -> Planes:
 
     bare = SIGNATURE + b"".join(_pixel_chunks(data))
     tensor = torch.frombuffer(bytearray(bare), dtype=torch.uint8)
-    # uint16 of torch can do little, and int32 holds it.
+    # torch supports few operations on uint16, and int32 holds it.
     found: Planes = decode_png(tensor, ImageReadMode.UNCHANGED).int().numpy().astype(np.uint16)
     return found
 
 
 def _pixel_chunks(data: bytes) -> Iterator[bytes]:
-    """The chunks with the header and the pixels: of others libpng warns on stderr."""
+    """Yield the chunks with the header and the pixels; libpng warns on stderr about others."""
     at = len(SIGNATURE)
     while at + 12 <= len(data):
         (length,) = struct.unpack_from(">I", data, at)
@@ -106,18 +106,17 @@ def _pixel_chunks(data: bytes) -> Iterator[bytes]:
 
 # -- pages ----------------------------------------------------------------------------------------
 
-# The pages of a TIFF as channels: of an image, or, of 32-bit floats, which no screen shows, of an
-# array.
+# Pages of a TIFF as channels of an image, or of an array if they are 32-bit floats.
 
 _CLASSIC_TIFFS = (b"II*\0", b"MM\0*")
 
 
 def _pages(image: Image.Image, shared: bool, page: Callable[[Image.Image], Planes]) -> list[Planes]:
-    """Return what `page` reads of each page of an image whose header is open.
+    """Read each page of an image, whose header is open, with the function `page`.
 
     Raises:
-        Unusable: damaged, or pages that are too many or too large.
-        Large: too large to be read in a shared process.
+        Unusable: the image is damaged, or its pages are too many or too large.
+        Large: the image is too large to be read in a shared process.
     """
     count = getattr(image, "n_frames", 1)
     if count > MOST_CHANNELS:
@@ -135,13 +134,13 @@ def _pages(image: Image.Image, shared: bool, page: Callable[[Image.Image], Plane
 
 
 def stack(data: bytes, shared: bool = False) -> tuple[Planes, str]:
-    """The pages of an image file as planes (C, H, W), and Pillow's mode of the first.
+    """Return the pages of an image file as planes (C, H, W), and Pillow's mode of the first page.
 
-    All have the levels of the one with the most bits.
+    All planes get the levels of the page with the most bits.
 
     Raises:
-        Unusable: damaged, pages in colour, of several sizes, or too many.
-        Large: too large to be read in a shared process.
+        Unusable: the file is damaged, or has colour pages, several sizes or too many pages.
+        Large: the image is too large to be read in a shared process.
     """
     image = open_header(data)
     mode, turn = image.mode, orientation(image)
@@ -159,7 +158,7 @@ def stack(data: bytes, shared: bool = False) -> tuple[Planes, str]:
 
 
 def tiff(values: Planes) -> bytes:
-    """Planes as the pages of a TIFF, compressed without loss."""
+    """Encode planes as the pages of a TIFF, with lossless compression."""
     first, *rest = (Image.fromarray(np.ascontiguousarray(plane)) for plane in values)
     file = io.BytesIO()
     first.save(file, "TIFF", save_all=True, append_images=rest, compression="tiff_deflate")
@@ -178,11 +177,11 @@ def is_float(data: bytes) -> bool:
 
 
 def floats_in(data: bytes, shared: bool = False) -> Array:
-    """Return the numbers of such a file, float32 (H, W), or (C, H, W) if it has several pages.
+    """Return the values of a TIFF of floats, float32 (H, W), or (C, H, W) if it has several pages.
 
     Raises:
-        Unusable: damaged, pages of several sizes or kinds, too many or too large.
-        Large: too large to be read in a shared process.
+        Unusable: the file is damaged, or its pages differ, are too many or too large.
+        Large: the image is too large to be read in a shared process.
     """
     image = open_header(data)
     kind = image.mode, image.size

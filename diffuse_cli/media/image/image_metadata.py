@@ -1,4 +1,4 @@
-"""An image file's header, and the files that it rules out before anything is decoded."""
+"""Read the header of an image file, and refuse bad files before anything is decoded."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ EXTENSIONS = frozenset((*_KNOWN, *(f".{name.lower()}" for name in AVIF)))
 
 _STARTS = rb"\x89PNG|\xff\xd8\xff|.{8}WEBP|GIF8|II\*\0|MM\0\*|BM"
 _CUT = re.compile(_STARTS + (rb"|.{4}ftypavi[fs]" if AVIF else b""), re.DOTALL)
-"""Beginnings of files that Pillow opens if they are whole."""
+"""First bytes of files that Pillow opens if they are complete."""
 _FOREIGN = re.compile(
     rb"%!PS|\xc5\xd0\xd3\xc6|%PDF|<svg|<\?xml|8BPS|\x00\x00\x01\x00|icns|qoif|DDS |v/1\x01|gimp xcf"
     rb"|\xd7\xcd\xc6\x9a|\xff\x0a|.{4}JXL |.{4}jP  |.{4}ftyp|P[1-7]",
     re.DOTALL,
 )
-"""Those of EPS, also with a preview, PDF, SVG, PSD, ICO, icons of macOS, QOI, DDS, OpenEXR and XCF,
-and of WMF, JPEG XL, JPEG 2000, HEIC and netpbm."""
+"""First bytes of EPS, also with a preview, PDF, SVG, PSD, ICO, icons of macOS, QOI, DDS, OpenEXR,
+XCF, WMF, JPEG XL, JPEG 2000, HEIC and netpbm."""
 
 for _name in ("Avif", "Bmp", "Gif", "Jpeg", "Mpo", "Png", "WebP"):
     # Pillow would import them from several threads at once.
@@ -55,11 +55,11 @@ for _name in ("Avif", "Bmp", "Gif", "Jpeg", "Mpo", "Png", "WebP"):
 _TILE, _ORIENTATION = (322, 323), 0x0112
 
 _LONGEST = 2**20
-"""The longest side: each row takes memory besides its pixels."""
+"""Longest side, because each row takes memory in addition to its pixels."""
 _LAYERS = 8
-"""How often strips and tiles may cover an image: once per channel."""
+"""Number of times that strips and tiles may cover an image, once per channel."""
 _SCANS = 64
-"""The most scans of a progressive JPEG of the largest size; smaller ones may have more."""
+"""Most scans of a progressive JPEG of the largest size; a smaller image may have more."""
 
 
 @cache
@@ -80,10 +80,10 @@ def silence_pillow() -> None:
 
 
 def open_header(data: bytes) -> Image.Image:
-    """The image in `data` with only its header read.
+    """Open the image in `data` by its header only.
 
     Raises:
-        Unusable: not an image of `FORMATS`, or a decompression bomb.
+        Unusable: the data are not an image of `FORMATS`, or a decompression bomb.
     """
     if not data:
         raise Unusable(reasons.EMPTY)
@@ -100,7 +100,7 @@ def open_header(data: bytes) -> Image.Image:
 
 
 def _is_bomb(image: ImageFile.ImageFile, data: bytes) -> bool:
-    """Whether an image is above Pillow's limit, or a few bytes of it cause much work."""
+    """Whether an image is above Pillow's limit, or takes much work for a few bytes."""
     most = Image.MAX_IMAGE_PIXELS or 2**63  # Pillow only warns up to twice its limit
     area = image.width * image.height
     return (
@@ -112,7 +112,7 @@ def _is_bomb(image: ImageFile.ImageFile, data: bytes) -> bool:
 
 
 def pixels_at_once(image: Image.Image) -> int:
-    """The number of pixels decoded at once: a tile of a TIFF can be larger than its image."""
+    """Return the number of pixels decoded at once; a tile of a TIFF can exceed its image."""
     area = image.width * image.height
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return area
@@ -121,20 +121,20 @@ def pixels_at_once(image: Image.Image) -> int:
 
 
 def orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation of an image, 1 where there is none."""
+    """Return the EXIF orientation of an image, 1 if it has none."""
     with contextlib.suppress(Exception):  # broken EXIF does not make the image unusable
         return int(image.getexif().get(_ORIENTATION, 1))
     return 1
 
 
 def _covered(extents: tuple[int, int, int, int] | None) -> int:
-    """The pixels of a strip or tile."""
+    """Return the number of pixels of a strip or tile."""
     left, top, right, bottom = extents or (0, 0, 0, 0)
     return (right - left) * (bottom - top)
 
 
 def reason_of(data: bytes) -> str:
-    """Why Pillow opened nothing in `data`, from its first bytes."""
+    """Return the reason why Pillow could not open `data`, by its first bytes."""
     if _CUT.match(data):
         return CORRUPT
     return OTHER_FORMAT if _FOREIGN.match(data) else NOT_AN_IMAGE
@@ -142,36 +142,36 @@ def reason_of(data: bytes) -> str:
 
 # -- colors ---------------------------------------------------------------------------------------
 
-# Embedded ICC profiles: from the colours of a file to sRGB.
+# Embedded ICC profiles: convert the colours of a file to sRGB.
 #
-# A profile is parsed by LittleCMS, and tried on a few colours before it is used on an image.
+# LittleCMS parses a profile, and converts a few colours before it is used on an image.
 
 LARGEST = 2**22
-"""Bytes of a profile. Those of printers have two million at most."""
+"""Largest profile, in bytes. Profiles of printers have at most two million."""
 KEPT = 16
-"""Conversions that a process remembers; the photos of a set share a few profiles."""
+"""Number of conversions that a process keeps, because photos of a data set share few profiles."""
 NEAR = 2
-"""A profile that changes no colour by more levels is sRGB, of which there are many versions."""
+"""Levels within which a profile that changes colours counts as a version of sRGB."""
 
 Conversion = Callable[[Image.Image], Image.Image]
 
 _SOURCES = {b"GRAY": "L", b"RGB ": "RGB", b"CMYK": "CMYK"}
 """Pillow's modes of the colour spaces in the header of a profile."""
 _TAKEN = {"L": ("L", "RGB"), "RGB": ("RGB",), "CMYK": ("CMYK",)}
-"""The modes of profiles for images of a mode; grey images often have one of RGB."""
+"""Modes of profiles for images of a mode; grey images often have an RGB profile."""
 
 
 class BadProfile(Exception):
-    """A profile that is damaged, or is not for its image."""
+    """Raised for a profile that is damaged or does not fit its image."""
 
 
 def to_srgb(profile: Any, mode: str) -> Conversion | None:
-    """The conversion of images of `mode` (L, RGB or CMYK) with this profile; also of LA and RGBA.
+    """Return the conversion of images of `mode` (L, RGB or CMYK) with this profile to sRGB.
 
-    It gives L, RGB, LA or RGBA. None if the profile is sRGB.
+    It also converts LA and RGBA, and returns L, RGB, LA or RGBA. None if the profile is sRGB.
 
     Raises:
-        BadProfile
+        BadProfile: the profile cannot be used.
     """
     if not isinstance(profile, bytes) or len(profile) > LARGEST:
         raise BadProfile
@@ -221,14 +221,14 @@ def _check_tables(profile: bytes) -> None:
 
 
 def _cube(mode: str) -> Image.Image:
-    """Every combination of nine levels of each channel."""
+    """Return an image of every combination of nine levels of each channel."""
     levels = np.linspace(0, 255, 9).astype(np.uint8)
     grid = np.stack(np.meshgrid(*[levels] * len(mode)), -1)
     return Image.fromarray(grid.reshape(27, -1, len(mode)), mode)
 
 
 def _unless_near(before: Image.Image, after: Image.Image, convert: Conversion) -> Conversion | None:
-    """`convert` around an image's transparency, or None if it hardly changes a colour."""
+    """Wrap `convert` to keep an image's transparency; None if it hardly changes a colour."""
     if before.mode == after.mode:
         changes = np.asarray(before, np.int16) - np.asarray(after, np.int16)
         if abs(changes).max() <= NEAR:

@@ -1,6 +1,6 @@
-"""Images as planes (C, H, W) of 8 or 16 bits: laid on a background, scaled, and written as PNG.
+"""Planes (C, H, W) of 8 or 16 bits: composite on a background, scale, and write as PNG.
 
-Pillow has no colour of 16 bits, so planes are scaled one by one, as floats.
+Pillow has no 16-bit colour, so planes are scaled one by one, as floats.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ Planes = npt.NDArray[Any]
 Size = tuple[int, ...]
 
 TOP = {"uint8": 255, "uint16": 65_535}
-"""The highest level of numbers of a type."""
+"""Highest level by type."""
 
 _LUMA = np.array([0.299, 0.587, 0.114])
 
 _COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
-"""Of PNG, by the number of planes."""
+"""Colour types of PNG, by the number of planes."""
 
 
 def upright(values: Planes, orientation: int) -> Planes:
-    """Planes turned as an EXIF orientation says."""
+    """Turn planes upright by their EXIF orientation."""
     if orientation in (5, 6, 7, 8):
         values = values.swapaxes(1, 2)
     if orientation in (2, 3, 6, 7):
@@ -40,8 +40,8 @@ def upright(values: Planes, orientation: int) -> Planes:
 
 
 def rescaled(values: Planes, numbers: str) -> Planes:
-    """Levels of 8 or 16 bits as those of another type, rounded to nearest."""
-    if values.dtype == numbers:  # its name takes longer than all else here
+    """Rescale levels of 8 or 16 bits to another type, rounded to nearest."""
+    if values.dtype == numbers:  # looking up the type's name would take longest here
         return values
     own, top = TOP[values.dtype.name], TOP[numbers]
     if own == top:
@@ -52,8 +52,10 @@ def rescaled(values: Planes, numbers: str) -> Planes:
 
 
 def with_channels(values: Planes, channels: int, alpha: bool) -> Planes:
-    """Planes of so many channels: grey thrice, or the luma of colour, as Pillow has it; `alpha` is
-    the last one of both."""
+    """Convert planes to a number of channels: grey three times, or Pillow's luma of colour.
+
+    With `alpha`, the last plane is the alpha, before and after.
+    """
     colours, rest = (values[:-1], values[-1:]) if alpha else (values, values[:0])
     if len(values) == channels:
         return values
@@ -69,44 +71,45 @@ def with_channels(values: Planes, channels: int, alpha: bool) -> Planes:
 
 
 def shade(background: Size, values: Planes) -> Planes:
-    """An RGB background in the levels of planes, float64 (3, 1, 1)."""
+    """Return an RGB background in the levels of planes, float64 (3, 1, 1)."""
     top = TOP[values.dtype.name]
     return np.array(background, np.float64).reshape(3, 1, 1) * (top / 255)
 
 
 def _apart(values: Planes, background: Size) -> tuple[Planes, Planes, Planes]:
-    """The colours of planes with an alpha last, the opaque part of each pixel, and a background."""
-    share = values[-1:] / TOP[values.dtype.name]
-    return values[:-1].astype(np.float64), share, shade(background, values)
+    """Return the colours of planes with an alpha last, their opacity, and a background."""
+    opacity = values[-1:] / TOP[values.dtype.name]
+    return values[:-1].astype(np.float64), opacity, shade(background, values)
 
 
 def laid(values: Planes, background: Size) -> Planes:
-    """Planes with a straight alpha last, on an RGB background: grey on grey stays grey.
+    """Composite planes with a straight alpha last on an RGB background; grey on grey stays grey.
 
-    The alpha comes after them, as it was.
+    The alpha stays the last plane.
     """
-    colours, share, below = _apart(values, background)
+    colours, opacity, below = _apart(values, background)
     below = below[:1] if len(colours) == len(set(background)) == 1 else below
-    done = np.floor(colours * share + below * (1 - share) + 0.5).astype(values.dtype)
+    done = np.floor(colours * opacity + below * (1 - opacity) + 0.5).astype(values.dtype)
     return np.concatenate([done, values[-1:]])
 
 
 def possible(values: Planes, background: Size) -> Planes:
-    """Planes as `laid` makes them: colours that no colour on this background gives are moved to the
-    nearest that one does."""
-    colours, share, below = _apart(values, background)
-    least = below[: len(colours)] * (1 - share)
+    """Move the colours of planes to the nearest colours that `laid` can produce."""
+    colours, opacity, below = _apart(values, background)
+    least = below[: len(colours)] * (1 - opacity)
     kept = np.clip(colours, np.floor(least + 0.5), np.floor(least + values[-1:] + 0.5))
     return np.concatenate([kept.astype(values.dtype), values[-1:]])
 
 
 def lifted(values: Planes, background: Size) -> Planes:
-    """The planes with a straight alpha that `laid` gives these; transparent pixels have the
-    background's colour."""
-    colours, share, below = _apart(values, background)
+    """Return planes with a straight alpha, the inverse of `laid`.
+
+    Transparent pixels get the background's colour.
+    """
+    colours, opacity, below = _apart(values, background)
     below = below[: len(colours)]
-    straight = (colours - below * (1 - share)) / np.where(share > 0, share, 1)
-    straight = np.where(share > 0, straight, below).clip(0, TOP[values.dtype.name])
+    straight = (colours - below * (1 - opacity)) / np.where(opacity > 0, opacity, 1)
+    straight = np.where(opacity > 0, straight, below).clip(0, TOP[values.dtype.name])
     done = np.rint(straight).astype(values.dtype)
     return np.concatenate([done, values[-1:]])
 
@@ -115,8 +118,11 @@ def lifted(values: Planes, background: Size) -> Planes:
 
 
 def _placed(own: Size, size: Size, fit: str) -> tuple[dict[str, Any], tuple[int, int]]:
-    """Return how an image of `own` (width, height) is scaled to a part of `size` (height, width) as
-    `FITS[fit]` says, as keywords of Pillow's `resize`, and the corner of that part."""
+    """Return keywords of Pillow's `resize` for an image of `own` (width, height), and a corner.
+
+    `FITS[fit]` selects the part of `size` (height, width) that the image is scaled to. The corner
+    is that part's.
+    """
     wanted = size[::-1]
     taken, filled = FITS[fit](own, wanted)
     left, top = (max(0.0, (a - b) / 2) for a, b in zip(own, taken, strict=True))
@@ -131,7 +137,7 @@ def _placed(own: Size, size: Size, fit: str) -> tuple[dict[str, Any], tuple[int,
 
 
 def fit_planes(values: Planes, size: Size, fit: str, fill: Sequence[float]) -> Planes:
-    """Planes scaled to `size` (height, width) as `FITS[fit]` says, on one level for each plane."""
+    """Scale planes to `size` (height, width) with `FITS[fit]`, on a level `fill` for each plane."""
     if values.shape[1:] == size:
         return values
     keywords, (x, y) = _placed(values.shape[:0:-1], size, fit)
@@ -147,7 +153,7 @@ def fit_planes(values: Planes, size: Size, fit: str, fill: Sequence[float]) -> P
 
 
 def png(values: Planes) -> bytes:
-    """One to four planes of 8 or 16 bits as a PNG without metadata: grey, or RGB, and alpha."""
+    """Encode planes, grey or RGB and alpha, of 8 or 16 bits as a PNG without metadata."""
     count, height, width = values.shape
     depth = 8 * values.dtype.itemsize
     lines = np.ascontiguousarray(values.transpose(1, 2, 0)).astype(f">u{depth // 8}")
@@ -166,13 +172,13 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def chunk(name: bytes, data: bytes) -> bytes:
-    """A chunk of a PNG."""
+    """Return a chunk of a PNG."""
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
 # -- pixels ---------------------------------------------------------------------------------------
 
-# Decoded images as arrays, hashed and resized.
+# Hash and resize decoded images.
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -180,18 +186,18 @@ Pixels = npt.NDArray[np.uint8]
 _BYTES_AT_ONCE = 2**18
 
 REDUCING_GAP = 5.0
-"""An image that shrinks to a tenth or less is first averaged to about five times its new size: nine
-times as fast, and on average within half a level of the filter over all pixels."""
+"""Factor of the new size to which an image that shrinks to a tenth or less is first averaged. This
+is nine times as fast, and on average within half a level of the filter over all pixels."""
 
 
 def digest(values: Pixels) -> bytes:
-    """A 16-byte hash of the mode, size and pixels, (H, W) or (H, W, 3)."""
+    """Return a 16-byte hash of the mode, size and pixels, (H, W) or (H, W, 3)."""
     height, width = values.shape[:2]
     return content_digest(f"{'L' if values.ndim == 2 else 'RGB'} {width}x{height}", values)
 
 
 def digest_of(image: Image.Image) -> bytes:
-    """The `digest` of an L or RGB image, in strips to save memory."""
+    """Return the `digest` of an L or RGB image, computed in strips to save memory."""
     width, height = image.size
     found = xxh3_128(f"{image.mode} {width}x{height}\n".encode())
     rows = max(1, _BYTES_AT_ONCE // (width * len(image.mode)))
@@ -208,8 +214,10 @@ def fit_image(
     background: Size = (255, 255, 255),
     finish: Callable[[Image.Image], Image.Image] = lambda scaled: scaled,
 ) -> Image.Image:
-    """`image` scaled to `size` (height, width) as `FITS[fit]` says, finished, and put on an RGB
-    background."""
+    """Scale `image` to `size` (height, width) with `FITS[fit]`, on an RGB background.
+
+    `finish` converts the scaled part before it is put on the background.
+    """
     wanted = size[1], size[0]
     if image.size == wanted:
         return finish(image)
@@ -223,10 +231,10 @@ def fit_image(
 
 
 def channels_first(values: Pixels) -> Pixels:
-    """(H, W) or (H, W, 3) as (C, H, W)."""
+    """Return (H, W) or (H, W, 3) as (C, H, W)."""
     return values[None] if values.ndim == 2 else values.transpose(2, 0, 1)
 
 
 def to_pixels(image: Image.Image) -> Pixels:
-    """An L or RGB image as uint8 (C, H, W)."""
+    """Return an L or RGB image as uint8 (C, H, W)."""
     return channels_first(np.asarray(image))
