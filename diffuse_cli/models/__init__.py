@@ -1,1 +1,1 @@
-"""Model files: what a model is, and how it is stored."""
+"""Models: the description, conditioning and file format of a model."""

@@ -1,4 +1,4 @@
-"""Builds what computes: network, process and denoiser of a model or a configuration."""
+"""Build the network, process and denoiser of a model or a configuration."""
 
 from __future__ import annotations
 
@@ -27,11 +27,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Blueprint:
-    """A model without its weights.
+    """Description of a model without its weights.
 
     Attributes:
+        space: the space of the samples.
         network: a name in `NETWORKS`.
         config: the network's `Config`.
+        conditions: the conditions of the network.
         diffusion: the process, target and variance.
     """
 
@@ -43,14 +45,14 @@ class Blueprint:
 
     @property
     def out_channels(self) -> int:
-        """The network's output channels."""
+        """The number of output channels of the network."""
         return channels_out(self.diffusion.variance, self.space.channels)
 
     def build(self) -> nn.Module:
         """Return the network with random weights.
 
         Raises:
-            UsageError: it does not suit the space.
+            UsageError: the network does not suit the space.
         """
         return build(self.network, self.config, self.space, self.conditions, self.out_channels)
 
@@ -87,7 +89,7 @@ def build(
     """Return a network with random weights.
 
     Raises:
-        UsageError: there is none of this name, or it does not suit the space.
+        UsageError: the name is unknown, or the network does not suit the space.
     """
     module = lookup(NETWORKS, network, "--network")
     with naming(network):
@@ -112,8 +114,8 @@ def shapes(
 ) -> Mapping[str, tuple[int, ...]]:
     """Return the shape of each tensor of a network by name; allocates nothing.
 
-    A command asks several times for the same network: of the configuration, the model file and the
-    checkpoint.
+    The result is cached, because a command needs the shapes for the configuration, the model file
+    and the checkpoint.
     """
     net = skeleton(network, config, space, conditions, out_channels)
     return MappingProxyType({name: tuple(t.shape) for name, t in net.state_dict().items()})
@@ -123,7 +125,7 @@ def make_process(diffusion: DiffusionConfig) -> Process:
     """Return the forward process of a configuration.
 
     Raises:
-        UsageError: no such schedule, or betas that are no process.
+        UsageError: the schedule is unknown, or the betas do not define a process.
     """
     from diffuse_cli.core.process import Process
 
@@ -144,7 +146,7 @@ def make_denoiser(
     """Return a network with a process, and the target and variance of a configuration.
 
     Raises:
-        UsageError: an unknown name, or a target that is undefined under the process.
+        UsageError: a name is unknown, or the target is undefined under the process.
     """
     from diffuse_cli.core.denoiser import Denoiser
 
@@ -153,7 +155,7 @@ def make_denoiser(
 
 
 def kept_in_range(denoise: Denoise, denoiser: Denoiser, percentile: float | None = None) -> Denoise:
-    """`denoise` with x_0 clamped to [-1, 1], or thresholded at a percentile; not for floats."""
+    """Wrap `denoise` to clamp x_0 to [-1, 1], or threshold it at a percentile; not for floats."""
     from diffuse_cli.core.guidance import clip, threshold
 
     if denoiser.levels is None:

@@ -1,4 +1,4 @@
-"""What a model is given: from samples, or what lies beside them, to what its network is told."""
+"""Build the network's conditioning input from degraded samples or paired images."""
 
 from __future__ import annotations
 
@@ -28,34 +28,35 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 SAME = 1e-6
-"""Squares of deviations that differ by less are taken for equal."""
+"""Relative difference below which squared standard deviations count as equal."""
 
 
 def check_pairs_option(path: str | None, *models: Given | None) -> None:
-    """Check --given of a command that reads DATA: models of pairs need it, others have no use.
+    """Check --given of a command that reads DATA: only models trained on pairs take it.
 
     Raises:
-        UsageError
+        UsageError: --given is missing, or the models do not take it.
     """
     paired = any(given is not None and given.what == PAIRS for given in models)
     if paired and path is None:
         raise UsageError(
-            "the model was trained on pairs", "Give --given PATH, what lies beside DATA"
+            "the model was trained on pairs", "Pass --given PATH, the images paired with DATA"
         )
     if path is not None and not paired:
-        made = [f"with --given {of.what}, which is made of DATA" for of in models if of]
-        said = next(iter(made), "without")
-        raise UsageError(f"--given: the model was trained {said}", "Leave it out")
+        made = [f"with --given {of.what}, which is computed from DATA" for of in models if of]
+        way = next(iter(made), "without --given")
+        raise UsageError(f"--given: the model was trained {way}", "Leave it out")
 
 
 def observed_space(space: Space, made: Degradation) -> Space:
-    """The space of what is observed of samples, as it is stored.
+    """Return the space of stored observations of samples under a degradation.
 
-    Floats of averaged channels have the mean of their means, and their deviation.
+    Averaged float channels have the average of their means, and their common standard deviation.
 
     Raises:
-        InvalidArgument: they differ in it, so that the average of stored channels is not that of
-            the channels as the model sees them; or the samples do not suit `made`.
+        InvalidArgument: the standard deviations of averaged channels differ, so that averaging
+            stored channels differs from averaging the model's channels, or the samples do not suit
+            `made`.
     """
     channels, *size = made.observed(space.shape)
     own: dict[str, Any] = {}
@@ -64,14 +65,14 @@ def observed_space(space: Space, made: Degradation) -> Space:
         squares = _averaged([d**2 for d in space.std], space, made)
         if any(s > (1 + SAME) * d**2 for s, d in zip(squares, own["std"], strict=True)):
             raise InvalidArgument(
-                f"{made.text} averages channels, and theirs have different deviations",
-                "Scale the channels alike first",
+                f"{made.text} averages channels, but their standard deviations differ",
+                "Scale the channels to the same standard deviation first",
             )
     return dataclasses.replace(space, channels=channels, size=tuple(size), **own)
 
 
 def _averaged(values: Sequence[float], space: Space, made: Degradation) -> tuple[float, ...]:
-    """What becomes of channels that are constant."""
+    """Return the observed channels of constant channels."""
     column = torch.tensor(values, dtype=torch.float64).reshape(1, -1, *[1] * space.dims)
     y = made.fitted(space.shape).apply(column.expand(1, -1, *space.size))
     return tuple(y.flatten(2)[0, :, 0].tolist())
@@ -79,14 +80,14 @@ def _averaged(values: Sequence[float], space: Space, made: Degradation) -> tuple
 
 @dataclass(frozen=True)
 class Giver:
-    """Makes what a model is told, (B, C', *size), as `core.conditions.Given` encodes it.
+    """Encoder of conditioning images (B, C', *size), as `core.conditions.Given` describes them.
 
     Attributes:
-        given: what the model is given.
-        space: of its samples.
+        given: the description of the conditioning images.
+        space: the space of the model's samples.
 
     Raises:
-        UsageError: a degradation that there is not, or that does not suit the samples.
+        UsageError: the degradation is unknown or does not suit the samples.
     """
 
     given: Given
@@ -94,21 +95,22 @@ class Giver:
 
     @classmethod
     def of(cls, blueprint: Blueprint) -> Giver | None:
-        """That of a model, None for one that is given nothing."""
+        """Return the encoder of a model, or None if the model has no conditioning image."""
         given = blueprint.conditions.given
         return cls(given, blueprint.space) if given else None
 
     def __post_init__(self) -> None:
-        self.degradation  # noqa: B018  it is checked as it is made
-        self.shown  # noqa: B018  and the limits of pairs
+        self.degradation  # noqa: B018  this checks it
+        self.shown  # noqa: B018  this checks the limits of pairs
 
     @cached_property
     def degradation(self) -> Degradation | None:
-        """What makes it of a sample; None for pairs."""
+        """The degradation that computes a conditioning image from a sample; None for pairs."""
         if self.given.what == PAIRS:
             return None
         if self.given.channels != self.space.channels:
-            raise UsageError(f"{self.given.what}: {self.given.channels} channels of another sample")
+            text = f"has {self.given.channels} channels, but samples have {self.space.channels}"
+            raise UsageError(f"{self.given.what} {text}")
         with translating(lambda _: "--given"):
             made = degradations.parse(self.given.what).fitted(self.space.shape)
             observed_space(self.space, made)
@@ -116,12 +118,12 @@ class Giver:
 
     @property
     def masks(self) -> bool:
-        """Whether it is told which part is known."""
+        """Whether the degradation hides a part of the sample."""
         return self.degradation is not None and self.degradation.HIDES
 
     @cached_property
     def inputs(self) -> Space:
-        """The space of what is given at sampling: the other half of a pair, or what is observed."""
+        """The space of the input for sampling: a paired image, or an observation."""
         made = self.degradation
         if made is None:
             return self.shown
@@ -130,26 +132,26 @@ class Giver:
 
     @cached_property
     def shown(self) -> Space:
-        """The space of the pictures that `look` makes of what is told."""
+        """The space of the images from `look`."""
         own = {name: getattr(self.given, name) for name in ("mean", "std") if self.given.mean}
         if self.given.what == PAIRS:
             own["limits"] = self.given.limits
         layout, channels = self.space.layout, self.given.channels
         if layout and layout.isupper() and "C" not in layout and channels > 1:
-            layout = None  # axes such as HW have no place for channels: those of the files
+            layout = None  # a layout such as HW has no axis for channels
         return dataclasses.replace(self.space, channels=channels, layout=layout, **own)
 
-    # -- what is told ------------------------------------------------------------------------------
+    # -- encoding ----------------------------------------------------------------------------------
 
     def degraded(self, x0: Tensor, draws: GivenDraws) -> Tensor:
-        """What is told of samples (B, C, *size) that are degraded."""
+        """Return the conditioning input from samples (B, C, *size) that are degraded here."""
         assert self.degradation is not None
         made = self.degradation.drawn(draws.u)
         y = made.observe(x0, draws.noise) if made.sigma else made.apply(x0)
         return self.observed(y, made)
 
     def observed(self, y: Tensor, made: Degradation | None = None) -> Tensor:
-        """What is told of what is observed: its pseudo-inverse, or itself for pairs.
+        """Return the conditioning input from observations, by their pseudo-inverse, or from pairs.
 
         Args:
             made: the degradation, if it was drawn for these samples.
@@ -160,15 +162,17 @@ class Giver:
         return self.encoded(made.pinv(y), made.known(y))
 
     def encoded(self, values: Tensor, known: Tensor | None = None) -> Tensor:
-        """Values (B, C, *size) with the channel that says where they are known, 1 or 0."""
+        """Append the mask of known places, 1 or 0, to values (B, C, *size) as a last channel."""
         if known is None:
             known = values.new_ones(len(values), 1, *values.shape[2:])
         known = known[:, :1].expand(len(values), 1, *values.shape[2:])
         return torch.cat([values * known, known], 1)
 
     def augmented(self, told: Tensor, draws: GivenDraws) -> Tensor:
-        """`told` with noise of a deviation up to `given.noise`, drawn for each sample, where it is
-        known."""
+        """Add noise to the known places of a conditioning input.
+
+        Its standard deviation is drawn for each sample, up to `given.noise`.
+        """
         if not self.given.noise:
             return told
         level = self.given.noise * draws.level.reshape(-1, *[1] * (told.ndim - 1))
@@ -178,7 +182,7 @@ class Giver:
     def draws(
         self, seed: int, purpose: str, step: int, positions: range, device: torch.device
     ) -> GivenDraws:
-        """The random numbers of some positions of a step."""
+        """Draw the random numbers for some positions of a step."""
         made, none = self.degradation, (0,)
         uniforms = made.uniforms if made else 0
         observed = made.observed(self.space.shape) if made and made.sigma else none
@@ -186,23 +190,24 @@ class Giver:
         return given_draws(seed, step, positions, uniforms, observed, shape, device, purpose)
 
     def look(self, told: Tensor) -> Array:
-        """What is told as stored numbers of `shown`; unknown places are in the middle."""
+        """Return a conditioning input as stored values of `shown`, mid-range where unknown."""
         numbers: Array = self.shown.to_stored(told[:, :-1]).cpu().numpy()
         return numbers
 
 
-# -- what many samples are given ------------------------------------------------------------------
+# -- inputs of many samples -----------------------------------------------------------------------
 
 Make = Callable[[Tensor, Sequence[int]], Tensor]
-"""Stored numbers of some rows, and their places, to what is told of them."""
+"""Function from stored values of some rows, and their indices, to conditioning inputs."""
 
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """What samples are given, in turn: sample k gets row k modulo their number N.
+    """Conditioning inputs of samples: sample k gets row k modulo the number N of rows.
 
     Attributes:
-        stored: (N, ...), that `make` makes it of.
+        stored: the stored values of the rows, (N, ...).
+        make: the function that encodes them.
         first: the index of the first sample.
     """
 
@@ -211,7 +216,7 @@ class Inputs:
     first: int = 0
 
     def at(self, indices: Sequence[int], device: torch.device) -> Tensor:
-        """What these samples are told, (B, C', *size)."""
+        """Return the conditioning inputs of these samples, (B, C', *size)."""
         rows = [(i - self.first) % len(self.stored) for i in indices]
         own = torch.from_numpy(np.ascontiguousarray(self.stored[rows])).to(device)
         return laid_out(self.make(own, rows))
@@ -221,13 +226,15 @@ class Inputs:
 
 
 def beside(giver: Giver, stored: Array, first: int = 0) -> Inputs:
-    """Pairs, or what is observed, as stored numbers of `Giver.inputs`."""
+    """Return inputs from pairs or observations, stored values of `Giver.inputs`."""
     return Inputs(stored, lambda own, _: giver.observed(giver.inputs.to_model(own)), first)
 
 
 def masked(giver: Giver, stored: Array, known: Array) -> Inputs:
-    """Stored samples (N, C, *size), of which the model is told where `known`, (N, 1, *size) or
-    (1, 1, *size), is true."""
+    """Return inputs from stored samples (N, C, *size) that are hidden except where `known` is true.
+
+    `known` is (N, 1, *size) or (1, 1, *size).
+    """
     shape = (len(stored), 1, *stored.shape[2:])
     both = np.concatenate([stored, np.broadcast_to(known, shape).astype(stored.dtype)], 1)
 
@@ -238,8 +245,10 @@ def masked(giver: Giver, stored: Array, known: Array) -> Inputs:
 
 
 def degrading(giver: Giver, samples: Array, seed: int, purpose: str) -> Inputs:
-    """Stored samples that are degraded, each by draws of its own: on the CPU, so that they are the
-    same on every device."""
+    """Return inputs from stored samples that are degraded, each with its own random numbers.
+
+    These are drawn on the CPU, so that they are the same on every device.
+    """
 
     def make(own: Tensor, rows: Sequence[int]) -> Tensor:
         draws = (values.to(own.device) for values in _by_row(giver, seed, purpose, rows))
@@ -249,8 +258,10 @@ def degrading(giver: Giver, samples: Array, seed: int, purpose: str) -> Inputs:
 
 
 def misfits(giver: Giver, samples: Array, truths: Array, seed: int, rows: Sequence[int]) -> Array:
-    """|A(x) - y| of stored samples x and what is observed of the truths in the rows of `degrading`,
-    the mean over what is known: (B,), in the model's numbers."""
+    """Return the mean of |A(x) - y| over known places, (B,), on the model's scale.
+
+    x are stored samples, and y are observations of the truths in the rows of `degrading`.
+    """
     assert giver.degradation is not None
     draws = _by_row(giver, seed, "given", rows)
     made = giver.degradation.drawn(draws.u)
@@ -268,16 +279,17 @@ def misfits(giver: Giver, samples: Array, truths: Array, seed: int, rows: Sequen
 
 
 def inputs_for(giver: Giver, samples: Array, pairs: Array | None, seed: int) -> Inputs:
-    """What these stored samples are given, the same every time: what lies beside them, or what is
-    made of them."""
+    """Return reproducible inputs of stored samples: their pairs, or their degradations."""
     if pairs is not None:
         return beside(giver, pairs)
     return degrading(giver, samples, seed, "given")
 
 
 def _by_row(giver: Giver, seed: int, purpose: str, rows: Sequence[int]) -> GivenDraws:
-    """The draws of each row, on the CPU, which depend on nothing but its place; a block is drawn
-    once."""
+    """Return the random numbers of each row, on the CPU; they depend only on its index.
+
+    A block is drawn once.
+    """
     cpu = torch.device("cpu")
     blocks = {
         k: giver.draws(seed, purpose, 0, range(k * BLOCK, (k + 1) * BLOCK), cpu)

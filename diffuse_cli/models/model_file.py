@@ -1,9 +1,9 @@
-"""The model file: safetensors, with all that rebuilds the model in its header.
+"""The model file: safetensors with a header that describes the whole model.
 
-The header's metadata has `format: pt`, the `modelspec.*` keys and `diffuse.config`, canonical
-JSON. Nothing depends on when or where the file was written: two equal trainings give equal bytes.
-Reading trusts nothing: the header is checked, and shapes are compared with those of the network
-on the meta device, before a tensor is allocated.
+The header's metadata has `format: pt`, the `modelspec.*` keys and `diffuse.config`, canonical JSON.
+The file does not depend on the time or place of writing: two equal training runs give equal bytes.
+Readers trust no file. They check the header, and compare shapes with the network on the meta
+device, before a tensor is allocated.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from diffuse_cli.system.events import Notice, Work, finish
 from diffuse_cli.system.hub_models import local_model
 
 RAW, WEAK = "raw.", "weak."
-"""Prefixes of the weights before averaging, and of the average early in the training."""
+"""Prefixes of the weights before averaging, and of the early EMA weights."""
 
 Weights = Mapping[str, Tensor]
 
@@ -52,14 +52,13 @@ def save(path: Path, model: StoredModel) -> None:
 
 
 def together(ema: Weights, raw: Weights | None = None, weak: Weights | None = None) -> Weights:
-    """Return the weights of a model file under the names that they have in it."""
+    """Return all weights of a model file under their names in the file."""
     kinds = (("", ema), (RAW, raw or {}), (WEAK, weak or {}))
     return {prefix + name: tensor for prefix, own in kinds for name, tensor in own.items()}
 
 
 def apart(tensors: Weights) -> tuple[Weights, Weights, Weights]:
-    """Return the inverse of `together`: averaged, raw and weak weights, empty where there are
-    none."""
+    """Split the weights of a model file into EMA, raw and weak weights, empty if it has none."""
     kinds: dict[str, dict[str, Tensor]] = {"": {}, RAW: {}, WEAK: {}}
     for name, tensor in tensors.items():
         prefix = next((p for p in (RAW, WEAK) if name.startswith(p)), "")
@@ -68,7 +67,7 @@ def apart(tensors: Weights) -> tuple[Weights, Weights, Weights]:
 
 
 def metadata(model: StoredModel) -> dict[str, str]:
-    """Return the metadata of a model file; with it, a file of the averaged weights is one."""
+    """Return the metadata that make a file of EMA weights a model file."""
     blueprint = model.blueprint
     return {
         "format": "pt",
@@ -87,7 +86,7 @@ def metadata(model: StoredModel) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Found:
-    """A model, and the file that it was read from. Its title is untrusted."""
+    """Model and the file that it was read from. The title is untrusted."""
 
     path: Path
     model: StoredModel
@@ -97,18 +96,19 @@ class Found:
 
 
 def find(path: str | Path) -> Work[Found]:
-    """Read and check the model at a path: of a model file, of one on the hub, of a checkpoint, or
-    the newest of a run directory, which may be under way. Says which one that is.
+    """Read and check the model at a path: a model file, local or on the hub, a checkpoint or a run.
+
+    In a run directory, also of a running training, it is the newest model, which a notice names.
 
     Raises:
-        ModelFileError: it is missing, damaged, or not a model of `diffuse`.
+        ModelFileError: the model is missing, damaged, or not a model of `diffuse`.
     """
     given, tried = (yield from local_model(path)), set[Path]()
     failed: ModelFileError | None = None
     run = run_reader.run_at(given)
     if run is None:
         return _read(given)
-    # Listed again for each: the training may save and remove checkpoints meanwhile.
+    # Listed again for each model: the training may save and remove checkpoints meanwhile.
     while fresh := [file for file in _models_of(given, run) if file not in tried]:
         tried.add(file := fresh[0])
         try:
@@ -120,13 +120,13 @@ def find(path: str | Path) -> Work[Found]:
         except ModelFileError as error:
             if file.exists():
                 failed = failed or error
-                yield Notice(f"{error.message}: going back", warning=True)
+                yield Notice(f"{error.message}: trying the one before", warning=True)
             continue
         where = file.parent if file.name == run_reader.AVERAGE else file
         yield Notice(f"the model of step {found.model.step:,}: {files.show(where)}")
         return found
     raise failed or ModelFileError(
-        f"{files.show(given)} has no complete checkpoint yet", "The first preview brings one"
+        f"{files.show(given)} has no complete checkpoint yet", "Wait for the first preview"
     )
 
 
@@ -146,7 +146,7 @@ def _models_of(given: Path, run: Path) -> list[Path]:
 
 
 def _step(path: Path) -> float:
-    """Return the step of a model file; of a damaged one infinity, so that it is tried and named."""
+    """Return the step of a model file, or infinity if damaged, so that it is tried and named."""
     with contextlib.suppress(ModelFileError), _rejecting(path), opened(path) as file:
         return float(described(tensor_file.read_header(file))["step"])
     return math.inf
@@ -158,15 +158,15 @@ def load(path: str | Path) -> StoredModel:
 
 
 def _read(path: Path) -> Found:
-    """Read and check a model file, which is opened once."""
+    """Read and check a model file, which is opened only once."""
     with _rejecting(path), opened(path) as file:
         file_types.check_kind(file, path)
         header = tensor_file.read_header(file)
         if "diffuse.config" not in header.metadata:
             if run_reader.run_at(path.parent):
                 raise ModelFileError(
-                    f"{files.show(path)} is a part of a checkpoint, without what describes a model",
-                    "Give the run directory; if an older diffuse wrote it, resume the run first",
+                    f"{files.show(path)} is a part of a checkpoint without a model's description",
+                    "Pass the run directory; if an older diffuse wrote it, resume the run first",
                 )
             raise file_types.rejected(header.entries, path)
         model = rebuild(described(header))
@@ -188,7 +188,7 @@ def read_training(path: str | Path) -> dict[str, Any]:
     """Return the training configuration in a model file, with its network, for `--init`.
 
     Raises:
-        ModelFileError: as in `load`, or it is not a configuration.
+        ModelFileError: as in `load`, or the configuration is invalid.
     """
     found = finish(find(path))
     blueprint = found.model.blueprint
@@ -197,7 +197,7 @@ def read_training(path: str | Path) -> dict[str, Any]:
         if training.get("architecture"):
             own = network_config(training["network"], training["architecture"])
             if (training["network"], own) != (blueprint.network, blueprint.config):
-                raise ModelFileError("its training had another network")
+                raise ModelFileError("its training configuration has another network")
         training["network"] = blueprint.network
         training["architecture"] = settings.to_dict(blueprint.config)
         if (given := blueprint.conditions.given) and given.what != PAIRS:
@@ -207,8 +207,10 @@ def read_training(path: str | Path) -> dict[str, Any]:
 
 
 def holds(path: Path, model: StoredModel) -> bool:
-    """Whether the file at `path` already describes `model`, apart from `sampling`, which is written
-    after the training."""
+    """Whether the file at `path` already describes `model`, except for `sampling`.
+
+    `sampling` is written after training.
+    """
     try:
         with _rejecting(path), opened(path) as file:
             found = described(tensor_file.read_header(file))
@@ -220,7 +222,7 @@ def holds(path: Path, model: StoredModel) -> bool:
 
 @contextlib.contextmanager
 def _rejecting(path: Path) -> Iterator[None]:
-    """Turn what a malformed file makes Python raise into a `ModelFileError` that names it."""
+    """Turn errors from a malformed file into a `ModelFileError` that names the file."""
     name = files.show(path)
     try:
         if path.is_dir():
@@ -235,14 +237,15 @@ def _rejecting(path: Path) -> Iterator[None]:
     except OSError as error:
         raise ModelFileError(f"cannot read {name}: {error.strerror}") from error
     except (DiffuseError, *tensor_file.MALFORMED) as error:
-        said = error.message if isinstance(error, DiffuseError) else error
-        reason = files.brief(said, 300)
+        reason = files.brief(error.message if isinstance(error, DiffuseError) else error, 300)
         raise ModelFileError(f"{name} is not a valid model file: {reason}") from error
 
 
 def _check_shapes(model: StoredModel, entries: Mapping[str, tensor_file.TensorEntry]) -> None:
-    """Refuse tensors that are not those of the network, once and for each further kind of weights;
-    a weak average is there if the description has its step."""
+    """Check that tensors match the network, for each kind of weights.
+
+    Weak weights are expected if the description has their step.
+    """
     own = {name: f"F32 {list(shape)}" for name, shape in model.blueprint.shapes.items()}
     has_raw = any(name.startswith(RAW) for name in entries)
     prefixes = ("", *[RAW] * has_raw, *[WEAK] * (model.weak is not None))
@@ -253,7 +256,7 @@ def _check_shapes(model: StoredModel, entries: Mapping[str, tensor_file.TensorEn
 
 
 def _check_finite(tensors: Mapping[str, Tensor]) -> None:
-    """Refuse NaN and infinite weights; the extremes show them, without a mask."""
+    """Refuse NaN and infinite weights. The extremes show them without a mask in memory."""
     finite = {name: torch.stack(tensor.aminmax()).isfinite() for name, tensor in tensors.items()}
     if bad := [name for name, extremes in finite.items() if not extremes.all()]:
-        raise ModelFileError(f"weights that are not numbers: {tensor_file.first(bad)}")
+        raise ModelFileError(f"its weights are NaN or infinite: {tensor_file.first(bad)}")

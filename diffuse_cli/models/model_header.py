@@ -1,4 +1,4 @@
-"""A model, and its description in the header of a model file, both ways."""
+"""Convert a model to its description in the header of a model file, and back."""
 
 from __future__ import annotations
 
@@ -30,32 +30,39 @@ from diffuse_cli.system import __version__, files
 from diffuse_cli.system.errors import ModelFileError, lookup
 
 VERSION = 9
-"""Of the description. Version 1 has no number, and one table for network and data. 3 is 2 with a
-weak average or learned times, 4 has an array among the conditions, 5 columns of a table, 6 a
-layout, a transform, images of 16 bits or the scale of what is given, 7 a rate or a teacher, 8 a
-recommended start, 9 limits of levels, and each is written for those alone: an older `diffuse` reads
-all other files."""
+"""Newest version of the description.
+
+A file has the oldest version that can describe its model, so that an older `diffuse` reads it if
+possible. Version 1 has no number, and one table for network and data. Later versions add:
+
+- 3: weak weights or learned timesteps.
+- 4: a conditioning image.
+- 5: metadata columns.
+- 6: a layout, a transform, 16-bit images or the scale of the conditioning image.
+- 7: a rate or a teacher.
+- 8: a recommended initial noise distribution.
+- 9: limits of levels.
+"""
 
 SAMPLING, WEAK_KEY, DISTILLED = "sampling", "weak", "distilled"
-"""The keys of the recommended setting, of the weak average and of the teacher in
-`diffuse.config`."""
+"""Keys of the recommended setting, the weak weights and the teacher in `diffuse.config`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredModel:
-    """What a model file holds.
+    """Content of a model file.
 
     Attributes:
-        blueprint: space, network, conditions and process.
-        ema, raw: the averaged weights by name, and those before averaging or None.
-        weak: the averaged weights early in the training, to guide by, or None.
-        step, weak_step: optimizer steps, and those behind `weak`.
-        data: fingerprint, number of samples and held-out rule of the training data.
-        training: the configuration of the training.
-        sampling: the setting that `tune` recommends.
-        distilled: of a model whose estimate of x_0 is the end of its path: the hash of the model
-            that it was made from, and the scale of guidance that it follows, if it has one.
-        versions: of the `diffuse` and torch that wrote a file; set by reading only.
+        blueprint: the space, network, conditions and process.
+        ema, raw: the EMA weights by name, and the weights before averaging or None.
+        weak: the early EMA weights, for autoguidance, or None.
+        step, weak_step: the number of optimizer steps, and the number behind `weak`.
+        data: the fingerprint, number of samples and held-out rule of the training data.
+        training: the training configuration.
+        sampling: the sampling setting that `tune` recommends.
+        distilled: for a distilled model, whose estimate of x_0 is the endpoint of its path: the
+            teacher's hash, and the guidance scale that the model follows, if any.
+        versions: the versions of `diffuse` and torch that wrote the file; only set by reading.
     """
 
     blueprint: Blueprint
@@ -72,7 +79,7 @@ class StoredModel:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The names of the classes that it is told."""
+        """The names of the classes that the model is conditioned on."""
         return self.blueprint.conditions.classes
 
     @property
@@ -82,12 +89,16 @@ class StoredModel:
 
     @property
     def low_frequencies(self) -> LowFrequencies | None:
-        """Those of the training data, if they were measured."""
+        """The low frequencies of the training data, if they were measured."""
         found, space = self.data.get(LOW_FREQUENCIES), self.blueprint.space
         return None if found is None else read(found, space.channels, space.size)
 
     def tensors(self, weights: str = "ema") -> Mapping[str, Tensor]:
-        """Return the averaged, raw or weak weights by name; a `ModelFileError` without them."""
+        """Return the EMA, raw or weak weights by name.
+
+        Raises:
+            ModelFileError: the file does not have these weights.
+        """
         every = {"ema": self.ema, "raw": self.raw, "weak": self.weak}
         tensors = lookup(every, weights, "--weights")
         if tensors is None:
@@ -96,8 +107,7 @@ class StoredModel:
         return tensors
 
     def network(self, weights: str = "ema") -> nn.Module:
-        """Return the network with its averaged, raw or weak weights; a `ModelFileError` without
-        them."""
+        """Return the network with its EMA, raw or weak weights; raises as `tensors`."""
         tensors = self.tensors(weights)
         net = self.blueprint.skeleton()
         net.load_state_dict(dict(tensors), assign=True)
@@ -105,12 +115,12 @@ class StoredModel:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of the `diffuse` and torch that run."""
+    """Return the versions of the running `diffuse` and torch."""
     return {"diffuse": __version__, "torch": torch.__version__.split("+")[0]}
 
 
 def describe(model: StoredModel) -> dict[str, Any]:
-    """Everything but the tensors, as plain values."""
+    """Return everything except the tensors as plain values."""
     blueprint = model.blueprint
     return {
         "version": _version(model),
@@ -129,7 +139,7 @@ def describe(model: StoredModel) -> dict[str, Any]:
 
 
 def _version(model: StoredModel) -> int:
-    """Return the oldest version that can say what the model is."""
+    """Return the oldest version that can describe the model."""
     space, sampling = model.blueprint.space, model.sampling
     given, table = model.blueprint.conditions.given, model.blueprint.conditions.table
     deep = space.medium == "image" and space.levels != 256
@@ -147,8 +157,12 @@ def _version(model: StoredModel) -> int:
 
 
 def described(header: tensor_file.Header) -> dict[str, Any]:
-    """Return the description in a header, upgraded to the current version; newer ones are
-    refused."""
+    """Return the description in a header, with version 1 upgraded to version 2.
+
+    Raises:
+        ModelFileError: the version is newer than `VERSION`.
+        ValueError: the description is malformed.
+    """
     found = tensor_file.parse(header.metadata["diffuse.config"].encode())
     if not isinstance(found, dict):
         raise ValueError("its diffuse.config is not an object")
@@ -158,8 +172,8 @@ def described(header: tensor_file.Header) -> dict[str, Any]:
     if version > VERSION:
         made = str(dict(found.get("versions", {})).get("diffuse", "a newer one"))
         raise ModelFileError(
-            f"it is of version {version}, written by diffuse {files.show(made, 50)}; this is "
-            f"diffuse {__version__}, which reads versions up to {VERSION}",
+            f"it has version {version}, written by diffuse {files.show(made, 50)}, but diffuse "
+            f"{__version__} only reads versions up to {VERSION}",
             "Install a newer diffuse",
         )
     return _upgraded(found) if version == 1 else found
@@ -188,7 +202,7 @@ def _upgraded(old: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def rebuild(described: Mapping[str, Any]) -> StoredModel:
-    """Return the model without its tensors; `weak` is empty if the file has one."""
+    """Return the model without its tensors; `weak` is empty if the file has weak weights."""
     network = _settled(described["network"])
     name = network.pop("name")
     blueprint = Blueprint(
@@ -202,19 +216,19 @@ def rebuild(described: Mapping[str, Any]) -> StoredModel:
     Giver.of(blueprint)
     timesteps = blueprint.denoiser(None).process.num_timesteps
     step, data = described["step"], dict(described["data"])
-    data.pop("classes", None)  # names of folders, which older files of unconditional models have
+    data.pop("classes", None)  # folder names in older files of unconditional models
     weak_step = described[WEAK_KEY]["step"] if WEAK_KEY in described else None
     if not isinstance(step, int) or not isinstance(name, str):
         raise ValueError("step or network are of the wrong type")
     if not isinstance(weak_step, int | None):
-        raise ValueError("the step of the weak average is of the wrong type")
+        raise ValueError("the step of the weak weights is of the wrong type")
     parse_color(data.get("background", "white"))
     check_fit(blueprint.space.medium, data.get("fit", "crop"))
     sampling = None
     if SAMPLING in described:
         sampling = _recommended(described[SAMPLING], blueprint.conditions, timesteps)
         if sampling.weak_guidance is not None and weak_step is None:
-            raise ValueError("guidance by a weak average is recommended, and there is none")
+            raise ValueError("weak guidance is recommended, but the file has no weak weights")
     model = StoredModel(
         blueprint=blueprint,
         ema={},
@@ -229,7 +243,7 @@ def rebuild(described: Mapping[str, Any]) -> StoredModel:
     )
     unstarted = model.low_frequencies is None or bool(blueprint.conditions)
     if sampling and sampling.start == GAUSSIAN and unstarted:
-        raise ValueError("a start is recommended that the model does not have")
+        raise ValueError("a start is recommended that the model does not support")
     return model
 
 
@@ -255,16 +269,16 @@ def _recommended(
     if setting.times and setting.times[0] > timesteps - 1:
         raise ValueError(f"time {setting.times[0]:g} is recommended for {timesteps} timesteps")
     if setting.start not in (None, GAUSSIAN):
-        raise ValueError("a start is recommended that there is not")
+        raise ValueError("an unknown start is recommended")
     if (setting.guidance is None) != (not conditions):
         raise ValueError(
-            "guidance is recommended for a network that is told nothing, or none with one"
+            "guidance is recommended for an unconditional network, or none for a conditional one"
         )
     return setting
 
 
 def _settled(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as `to_dict` writes them: null would mean a default, and a path would be read."""
+    """Return settings, checked to hold no null, which would be a default, and no path of betas."""
     if any(value is None for value in values.values()) or isinstance(values.get("betas"), str):
-        raise ModelFileError("settings that are not those of a configuration")
+        raise ModelFileError("its settings are not a configuration")
     return dict(values)

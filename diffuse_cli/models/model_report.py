@@ -1,4 +1,4 @@
-"""The facts of a model file."""
+"""Facts and configuration of a model file, for reports."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def facts(found: Found) -> dict[str, Any]:
-    """Return the content of a model file as plain values. Its texts are untrusted; escape them."""
+    """Return the content of a model file as plain values. Escape its texts: they are untrusted."""
     model = found.model
     own, conditions = model.blueprint, model.blueprint.conditions
     return {
@@ -45,7 +45,7 @@ def facts(found: Found) -> dict[str, Any]:
 
 
 def training_config(path: Path) -> dict[str, Any]:
-    """Return the configuration of a model's training, as `train --config` reads it; without paths.
+    """Return the training configuration of a model, as for `train --config`, without paths.
 
     Raises:
         ModelFileError: as `model_file.read_training`.

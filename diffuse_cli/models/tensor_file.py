@@ -1,13 +1,13 @@
-"""Safetensors files: equal content is written as equal bytes, and reading trusts nothing.
+"""Safetensors files: equal content is written as equal bytes, and readers trust no file.
 
-The header is checked to its last entry before a tensor is allocated: its size, what its JSON
-unfolds to, and that the tensors fill the file without gaps. The file is opened once: what was
-checked is what is read.
+The whole header is checked before a tensor is allocated: its size, the size of its JSON in memory,
+and that the tensors fill the file without gaps. The file is opened only once, so that it cannot
+change between the check and the read.
 
-The safetensors library reads what `convert` is given; model files and checkpoints are read and
-written here. The library writes metadata in a different order in every process. It reads a mapped
-file, where truncation kills the process with SIGBUS, or with `pread` into unaligned memory, which
-may change the last bits of a sum; copying to aligned memory takes 4 times as long.
+Model files and checkpoints are read and written here, and the safetensors library only reads the
+input of `convert`. The library writes metadata in a different order in every process. It maps
+files, so that truncation kills the process with SIGBUS, or reads with `pread` into unaligned
+memory, which may change the last bits of a sum. Copying to aligned memory takes 4 times as long.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ DTYPES = {
     "BF16": torch.bfloat16,
     "I64": torch.int64,
 }
-"""The types that are written and read."""
+"""Types that are written and read."""
 
 SIZES = {
     **dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2"), 1),
@@ -49,18 +49,18 @@ SIZES = {
 """Bytes per element of every type that a file may name."""
 
 LARGEST_HEADER = 8 * 2**20
-"""Bytes. 10,000 tensors, 100,000 betas (twice) and 20,000 class names take less."""
+"""Limit in bytes. 10,000 tensors, 100,000 betas (twice) and 20,000 class names take less."""
 
 MOST_NODES, MOST_PARTS, DEEPEST = 100_000, 400_000, 32
-"""Limits of a header: lists and objects, commas and colons, and nesting. A small header can unfold
-to much: an empty list of three bytes takes 70 in memory, and an object's key 200."""
+"""Limits of lists and objects, of commas and colons, and of nesting in a header. A small header can
+take much memory: an empty list of three bytes takes 70 bytes, and an object's key 200 bytes."""
 
 MOST_DIMENSIONS = 8
 
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """A tensor in a file: its type, its shape and the offset of its bytes in the data."""
+    """Tensor in a file: its type, its shape and the offset of its bytes in the data."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -73,7 +73,7 @@ class TensorEntry:
 
 @dataclass(frozen=True)
 class Header:
-    """A checked header: `metadata`, and the tensors by name."""
+    """Checked header: the metadata, and the tensors by name."""
 
     metadata: Mapping[str, str]
     entries: Mapping[str, TensorEntry]
@@ -89,7 +89,7 @@ def write(
 
     Raises:
         OutputError: the file cannot be written.
-        ValueError: the header is too large to be read again.
+        ValueError: the header is too large for `read_header`.
     """
     entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     names = {dtype: name for name, dtype in DTYPES.items()}
@@ -118,55 +118,65 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a file by name; raises as the three functions below do."""
+    """Return the tensors of a file by name; raises as `read_header` and `read_tensors`."""
     with opened(path) as file:
         return read_tensors(file, read_header(file))
 
 
 def read_header(file: IO[bytes]) -> Header:
-    """Return the checked header of an open file, which is left at the start of the data; a
-    `ValueError` if it is damaged, or not safetensors."""
+    """Return the checked header of an open file, and leave the file at the start of the data.
+
+    Raises:
+        ValueError: the file is damaged, or not safetensors.
+    """
     size = os.fstat(file.fileno()).st_size
     file.seek(0)
     start = file.read(8)
     length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
     if not 2 <= length <= size - 8:
-        raise ValueError("it is not a model file, or it is cut short")
+        raise ValueError("it has no safetensors header, or is truncated")
     if length > LARGEST_HEADER:
-        raise ValueError(f"its header of {length:,} bytes is larger than any")
+        raise ValueError(f"its header of {length:,} bytes exceeds {LARGEST_HEADER:,}")
     values = parse(file.read(length))
     if not isinstance(values, dict):
-        raise ValueError("it is not a model file")
+        raise ValueError("its header is not a JSON object")
     metadata = values.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise ValueError("its metadata are not texts")
+        raise ValueError("its metadata are not all text")
     entries = {name: _entry(name, value) for name, value in values.items()}
     _check_layout(entries, size - 8 - length)
     return Header(metadata, entries)
 
 
 def read_tensors(file: BufferedReader, header: Header) -> dict[str, Tensor]:
-    """Return the tensors of a file whose header has just been read; a `ValueError` for a type that
-    is not in `DTYPES`, or if the file has become shorter."""
+    """Return the tensors of a file whose header has just been read.
+
+    Raises:
+        ValueError: a type is not in `DTYPES`, or the file has become shorter.
+    """
     tensors = {}
     for name, entry in sorted(header.entries.items(), key=lambda item: item[1].start):
         if entry.dtype not in DTYPES:
-            raise ValueError(f"{show(name, 200)} is of type {entry.dtype}")
+            raise ValueError(f"{show(name, 200)} has the unsupported type {entry.dtype}")
         tensor = torch.empty(entry.shape, dtype=DTYPES[entry.dtype])
         into = _bytes(tensor)
         if file.readinto(into) < len(into):
-            raise ValueError("it was cut short while it was read")
+            raise ValueError("it was truncated while it was read")
         tensors[name] = tensor
     return tensors
 
 
 _MARK = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[\]{},:]', re.DOTALL)
-"""A string, or a mark outside strings. A string that does not end is matched to the end of the
-data, and not tried again at each of its quotes."""
+"""Pattern of a string, or of a mark outside strings. A string without an end is matched to the end
+of the data, and not tried again at each of its quotes."""
 
 
 def parse(data: bytes) -> Any:
-    """Untrusted JSON; a `ValueError` over a limit above, for a key twice, and for what is none."""
+    """Parse untrusted JSON.
+
+    Raises:
+        ValueError: the JSON is invalid, exceeds a limit above, or repeats a key.
+    """
     depth = nodes = parts = 0
     for mark in _MARK.finditer(data):
         kind = data[mark.start()]
@@ -177,14 +187,14 @@ def parse(data: bytes) -> Any:
         elif kind in b",:":
             parts += 1
         if depth > DEEPEST or nodes > MOST_NODES or parts > MOST_PARTS:
-            raise ValueError("its header is deeper, or of more parts, than any")
+            raise ValueError("its header has too many parts or levels")
     return json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_refuse)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        raise ValueError("its header names one thing twice")
+        raise ValueError("its header repeats a key")
     return values
 
 
@@ -193,21 +203,21 @@ def _refuse(constant: str) -> None:
 
 
 def _entry(name: str, value: Any) -> TensorEntry:
-    """Return a checked entry; `true` is no whole number."""
+    """Return a checked entry. JSON's `true` does not count as a whole number."""
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"{show(name, 200)} is not described as a tensor")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if dtype not in SIZES:
-        raise ValueError(f"{show(name, 200)} is of type {show(str(dtype), 50)}")
+        raise ValueError(f"{show(name, 200)} has the unknown type {show(str(dtype), 50)}")
     whole = all(
         isinstance(numbers, list) and all(type(n) is int and 0 <= n < 2**63 for n in numbers)
         for numbers in (shape, offsets)
     )
     if not whole or len(offsets) != 2 or len(shape) > MOST_DIMENSIONS:
-        raise ValueError(f"{show(name, 200)} has no shape, or no place in the file")
+        raise ValueError(f"{show(name, 200)} has an invalid shape or offset")
     entry = TensorEntry(dtype, tuple(shape), offsets[0])
     if offsets[1] != entry.end:
-        raise ValueError(f"{show(name, 200)} has not as many bytes as its shape says")
+        raise ValueError(f"{show(name, 200)} has another size than its shape")
     return entry
 
 
@@ -216,28 +226,31 @@ def _check_layout(entries: Mapping[str, TensorEntry], size: int) -> None:
     end = 0
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].end)):
         if entry.start != end:
-            what = "overlaps another" if entry.start < end else "lies behind bytes of none"
-            raise ValueError(f"{show(name, 200)} {what}")
+            fault = "overlaps another tensor" if entry.start < end else "follows unused bytes"
+            raise ValueError(f"{show(name, 200)} {fault}")
         end = entry.end
     if end != size:
-        raise ValueError(f"it is cut short or has bytes to spare: {size:,} bytes, not {end:,}")
+        raise ValueError(f"it is truncated or too long: {size:,} bytes of data, not {end:,}")
 
 
-# -- what is wrong with them ----------------------------------------------------------------------
-
+# -- faults ---------------------------------------------------------------------------------------
 
 MALFORMED = (
     ValueError, KeyError, TypeError, IndexError, AttributeError, ArithmeticError, RecursionError,
     NotImplementedError, struct.error, zipfile.BadZipFile,
 )  # fmt: skip
-"""What Python raises over a malformed file, whatever was to be read from it."""
+"""Errors that Python raises for a malformed file."""
 
 
 def misfit(
     expected: Mapping[str, str], found: Mapping[str, str], called: Callable[[str], str] = brief
 ) -> str:
-    """Return differences of tensors to those of a network, each a text by name; empty if none.
-    `called` gives the name in a message."""
+    """Return the differences between expected and found tensors, empty if there are none.
+
+    Args:
+        expected, found: a text for each tensor by name.
+        called: returns the name for a message.
+    """
     problems = set()
     for name in expected.keys() | found.keys():
         if name not in found:
@@ -250,6 +263,6 @@ def misfit(
 
 
 def first(texts: Collection[str], between: str = ", ", most: int = 5) -> str:
-    """Return the first of the texts in order, and how many more there are."""
+    """Return the first texts in order, and the number of further texts."""
     more = f" and {len(texts) - most} more" if len(texts) > most else ""
     return between.join(sorted(texts)[:most]) + more

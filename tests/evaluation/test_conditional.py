@@ -117,7 +117,7 @@ def test_images_without_a_pair_are_not_measured(diffuse, models, images, tmp_pat
     ("name", "options", "said"),
     [
         ("paired", (), "Give --given PATH"),
-        ("upscaler", ("--given", "nowhere"), "which is made of DATA"),
+        ("upscaler", ("--given", "nowhere"), "which is computed from DATA"),
     ],
 )
 def test_what_is_missing_or_of_no_use_is_said(diffuse, models, images, name, options, said):

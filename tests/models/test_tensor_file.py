@@ -90,11 +90,11 @@ def entry(start: int, end: int, shape: list[int], dtype: str = "F32") -> dict:
     [
         ({"a": entry(0, 8, [2]), "b": entry(4, 12, [2])}, 12, "b overlaps another"),
         ({"a": entry(0, 8, [2]), "b": entry(0, 8, [2])}, 8, "overlaps another"),
-        ({"a": entry(0, 8, [2]), "b": entry(12, 20, [2])}, 20, "b lies behind bytes of none"),
-        ({"a": entry(4, 12, [2])}, 12, "a lies behind bytes of none"),
-        ({"a": entry(0, 8, [2])}, 9, "bytes to spare: 9 bytes, not 8"),
-        ({"a": entry(0, 8, [2])}, 7, "cut short or has bytes to spare: 7 bytes, not 8"),
-        ({"a": entry(0, 8, [3])}, 8, "not as many bytes as its shape says"),
+        ({"a": entry(0, 8, [2]), "b": entry(12, 20, [2])}, 20, "b follows unused bytes"),
+        ({"a": entry(4, 12, [2])}, 12, "a follows unused bytes"),
+        ({"a": entry(0, 8, [2])}, 9, "too long: 9 bytes of data, not 8"),
+        ({"a": entry(0, 8, [2])}, 7, "truncated or too long: 7 bytes of data, not 8"),
+        ({"a": entry(0, 8, [3])}, 8, "another size than its shape"),
         ({"a": entry(8, 0, [2])}, 8, "not as many bytes"),
         ({"a": entry(0, 8, [2**40, 2**40])}, 8, "not as many bytes"),
         ({"a": entry(0, 8, [-2])}, 8, "no shape, or no place"),
@@ -105,19 +105,23 @@ def entry(start: int, end: int, shape: list[int], dtype: str = "F32") -> dict:
         ({"a": {**entry(0, 8, [2]), "data_offsets": [0]}}, 8, "no shape, or no place"),
         ({"a": {**entry(0, 8, [2]), "more": 1}}, 8, "not described as a tensor"),
         ({"a": {"dtype": "F32", "shape": [2]}}, 8, "not described as a tensor"),
-        ({"a": entry(0, 8, [2], "F31")}, 8, "a is of type F31"),
+        ({"a": entry(0, 8, [2], "F31")}, 8, "a has the unknown type F31"),
         ({"a\n\x1b[2J": 5}, 0, "a\\n\\x1b[2J is not described"),
-        ({"__metadata__": {"a": 5}}, 0, "metadata are not texts"),
-        ({"__metadata__": ["a"]}, 0, "metadata are not texts"),
-        (b'{"a":1,"a":1}', 0, "names one thing twice"),
-        (b'{"a":{"dtype":"F32","dtype":"F32","shape":[2],"data_offsets":[0,8]}}', 8, "twice"),
+        ({"__metadata__": {"a": 5}}, 0, "metadata are not all text"),
+        ({"__metadata__": ["a"]}, 0, "metadata are not all text"),
+        (b'{"a":1,"a":1}', 0, "repeats a key"),
+        (
+            b'{"a":{"dtype":"F32","dtype":"F32","shape":[2],"data_offsets":[0,8]}}',
+            8,
+            "repeats a key",
+        ),
         (b'{"a":NaN}', 0, "NaN is not JSON"),
         (b'{"a":-Infinity}', 0, "-Infinity is not JSON"),
-        (b"[" * 33 + b"]" * 33, 0, "deeper, or of more parts"),
-        (b"[" + b"[]," * 100_000 + b"[]]", 0, "deeper, or of more parts"),
-        (b"[" + b"0," * 400_001 + b"0]", 0, "deeper, or of more parts"),
-        (b"[]", 0, "not a model file"),
-        (b" " * (8 * 2**20 + 1), 0, "larger than any"),
+        (b"[" * 33 + b"]" * 33, 0, "too many parts or levels"),
+        (b"[" + b"[]," * 100_000 + b"[]]", 0, "too many parts or levels"),
+        (b"[" + b"0," * 400_001 + b"0]", 0, "too many parts or levels"),
+        (b"[]", 0, "not a JSON object"),
+        (b" " * (8 * 2**20 + 1), 0, "exceeds 8,388,608"),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -140,7 +144,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_noticed(path: Path):
         header = tensor_file.read_header(file)
         with path.open("r+b") as other:
             other.truncate(path.stat().st_size - 40)
-        with pytest.raises(ValueError, match="cut short while it was read"):
+        with pytest.raises(ValueError, match="truncated while it was read"):
             tensor_file.read_tensors(file, header)
 
 

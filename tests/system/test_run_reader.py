@@ -105,7 +105,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(stopped):
     assert (at, step) == (checkpoint(4) / "ema.safetensors", 4)
     assert said[0] == (
         "warning: model.run/checkpoints/step-00000006 is damaged (ema.safetensors does not match "
-        "its checksum): going back"
+        "its checksum): trying the one before"
     )
     with pytest.raises(ModelFileError, match="does not match its checksum"):
         finish(model_file.find(checkpoint(6)))

@@ -319,10 +319,10 @@ def test_pairs_are_named_or_refused(diffuse, teacher, images):
     assert diffuse(*line, "-o", out).code == 0
     for name in ("distill", "eval", "tune"):
         ran = diffuse(name, out, images, "-q")
-        said = "the model was trained on pairs. Give --given PATH, what lies beside DATA"
+        said = "the model was trained on pairs. Pass --given PATH, the images paired with DATA"
         assert (ran.code, ran.line) == (2, f"diffuse: {said}\n")
         ran = diffuse(name, teacher, images, "--given", images, "-q")
-        said = "--given: the model was trained without. Leave it out"
+        said = "--given: the model was trained without --given. Leave it out"
         assert (ran.code, ran.line) == (2, f"diffuse: {said}\n")
     ran = diffuse("compare", teacher, teacher, images, "--given", images, "-q")
     assert "--given: the model was trained without" in ran.line
