@@ -1,3 +1,3 @@
-"""What a program needs of its machine: files, locks, signals, random numbers, devices, the Hub."""
+"""System services: files, locks, signals, random numbers, devices and the Hugging Face Hub."""
 
 __version__ = "0.1.0"

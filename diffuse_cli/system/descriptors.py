@@ -1,4 +1,4 @@
-"""Opening files to read bytes at a place, on every system."""
+"""Open files for reading, on every system."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _moving = threading.Lock()
 
 
 def open_to_read(path: str | Path) -> int:
-    """Return a descriptor of a file, to be closed with `os.close`."""
-    # Without waiting for a FIFO's writer (not on Windows) or translating line ends.
+    """Return a descriptor of a file, which the caller closes with `os.close`."""
+    # Do not wait for a FIFO's writer (not on Windows) or translate line ends.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     return os.open(path, flags)
 
 
 def opened(path: str | Path) -> BufferedReader:
-    """Open a regular file for reading, without waiting for what writes to a FIFO.
+    """Open a regular file for reading. It does not wait for the writer of a FIFO.
 
     Raises:
         ValueError: it is not a regular file.
@@ -33,13 +33,13 @@ def opened(path: str | Path) -> BufferedReader:
 
 
 def read_bounded(path: str | Path, most: int) -> bytes:
-    """Read a regular file, or a pipe of the shell, whose writer is there.
+    """Read a regular file, or a pipe of the shell, which has a writer.
 
     Raises:
         ValueError: it is something else, or has more than `most` bytes.
     """
-    ours = re.fullmatch(r"/dev/stdin|/(dev|proc/self)/fd/\d+", str(path))
-    piped = ours and stat.S_ISFIFO(Path(path).stat().st_mode)
+    inherited = re.fullmatch(r"/dev/stdin|/(dev|proc/self)/fd/\d+", str(path))
+    piped = inherited and stat.S_ISFIFO(Path(path).stat().st_mode)
     with Path(path).open("rb") if piped else opened(path) as file:
         data = file.read(most + 1)
     if len(data) > most:
@@ -48,7 +48,7 @@ def read_bounded(path: str | Path, most: int) -> bytes:
 
 
 def read_at(descriptor: int, size: int, start: int) -> bytes:
-    """At most `size` bytes from `start` on, whatever other threads read."""
+    """Read at most `size` bytes from `start` on, safely while other threads read."""
     if hasattr(os, "pread"):
         return os.pread(descriptor, size, start)
     with _moving:

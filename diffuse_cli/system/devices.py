@@ -1,4 +1,4 @@
-"""The machine of a run: its Accelerator, device, precision and processes."""
+"""Accelerator, device and precision of a run."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 GAINING_WIDTHS = {("amx_bf16", ""): 32, ("avx512_bf16", "AMD"): 24}
-"""The channels from which on `auto` is bf16, by instruction and maker of the processor; the first
-row that fits counts (benchmarks/README.md)."""
+"""Number of channels from which `auto` is bf16, by instruction and maker of the CPU. The first
+matching row counts (benchmarks/README.md)."""
 
 PRECISIONS = {"auto": "", "fp32": "no", "bf16": "bf16", "fp16": "fp16"}
-"""Accelerate's name of each precision."""
+"""Accelerate's names of the precisions."""
 
 DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
 
@@ -35,43 +35,46 @@ LAUNCH = "Start them with torchrun, or with accelerate launch --multi_gpu"
 TRACKERS = (
     "tensorboard", "wandb", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab", "trackio",
 )  # fmt: skip
-"""Accelerate's trackers, named as their packages."""
+"""Accelerate's trackers, with the names of their packages."""
 
 BATCHED: dict[str, dict[str, str]] = {"tensorboard": {"dataformats": "NHWC"}, "wandb": {}}
-"""Trackers that take pictures as a batch (N, H, W, 3), with these arguments; the others that take
-any want a single one (H, W, 3)."""
+"""Trackers whose `log_images` takes a batch (N, H, W, 3), with its arguments. Other trackers take a
+single picture (H, W, 3)."""
 
 AS_VALUES = {"trackio": "Image"}
-"""Trackers that log pictures as values, and the class of such a value in their package."""
+"""Trackers that log pictures as values, and the class of these values in their package."""
 
 
 def device_type(wanted: str = "auto") -> str:
-    """`cuda`, `mps`, ... or `cpu`: the wanted one, or the GPU that PyTorch sees, if any.
+    """Return the type of device to use: the wanted type, or for `auto` the GPU, if any, or `cpu`.
 
     Raises:
-        UsageError: the wanted one is not here.
+        UsageError: PyTorch does not find the wanted device.
     """
     import torch
 
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     found = accelerator.type if accelerator is not None else "cpu"
     if wanted not in ("auto", "cpu", found):
-        raise UsageError(f"--device {wanted}: PyTorch sees none here", f"Choose {found}")
+        raise UsageError(f"--device {wanted}: PyTorch does not find one", f"Use --device {found}")
     return found if wanted == "auto" else wanted
 
 
 def resolve_precision(
     name: str, device: str = "auto", width: int | None = None, *, own: object = None
 ) -> str:
-    """`auto` becomes a model's own precision, else bf16 where a table says that the device gains by
-    it, else fp32; other names stay. No clock is asked: equal machines choose alike.
+    """Return the precision that a name stands for.
+
+    `auto` is the precision of the model's training, if the device has it. Otherwise it is bf16 if a
+    table lists the device as faster with it, else fp32. The choice does not depend on timings, so
+    equal machines choose the same precision.
 
     Args:
-        width: channels of the network, which a processor's gain depends on; None of a wide one.
-        own: the precision that a model was trained in; another is chosen where the device lacks it.
+        width: channels of the network, which decide about bf16 on a CPU. None is a wide network.
+        own: the precision that the model was trained in.
 
     Raises:
-        UsageError: no such precision or device, or fp16 without a GPU.
+        UsageError: an unknown precision or device, or fp16 without a GPU.
     """
     lookup(PRECISIONS, name, "--precision")
     device = device_type(device)
@@ -88,7 +91,7 @@ def resolve_precision(
 
 
 def has_bfloat16(device: str) -> bool:
-    """Whether a type of device has instructions for bfloat16, as far as PyTorch knows."""
+    """Whether a type of device has instructions for bfloat16, according to PyTorch."""
     import torch
 
     if device == "cuda":
@@ -97,31 +100,33 @@ def has_bfloat16(device: str) -> bool:
 
 
 def gaining_width(device: str) -> int | None:
-    """Return the least channels of a network that is faster in bfloat16 on a type of device; None
-    if no network is known to be."""
+    """Return the number of channels from which a network is faster in bfloat16 on a device.
+
+    None means that no network is known to be faster.
+    """
     if device != "cpu":
         return 1 if has_bfloat16(device) else None
     has = _capabilities()
-    make = str(has.get("cpu_name", ""))
-    fitting = (w for (name, of), w in GAINING_WIDTHS.items() if has.get(name) and of in make)
+    maker = str(has.get("cpu_name", ""))
+    fitting = (w for (name, of), w in GAINING_WIDTHS.items() if has.get(name) and of in maker)
     return next(fitting, None)
 
 
 def _capabilities() -> Mapping[str, Any]:
-    """Return the processor's instructions, as far as this version of PyTorch tells."""
+    """Return the CPU's instructions, if this version of PyTorch lists them."""
     import torch
 
     return torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
 
 
 def slow_precision(name: str, device: str) -> Iterator[str]:
-    """Warn of a precision that someone passed and this processor is slow in."""
+    """Yield a warning if the user passed a precision that may be slow on this CPU."""
     if name == "bf16" and device_type(device) == "cpu" and gaining_width("cpu") is None:
-        yield "--precision bf16: this processor is not known to gain by it. Try --precision fp32"
+        yield "--precision bf16 may be slower than fp32 on this CPU. Try --precision fp32"
 
 
 ALONE = threading.RLock()
-"""Held by a thread while it changes what belongs to the whole process."""
+"""Lock that a thread holds while it changes state of the whole process."""
 
 
 _reading = threading.local()
@@ -129,7 +134,7 @@ _reading = threading.local()
 
 @contextlib.contextmanager
 def reading_sample() -> Iterator[None]:
-    """Inside the block, in which a program's code makes a sample, refuse this thread a machine."""
+    """Refuse this thread an Accelerator inside the block, where a program's code makes a sample."""
     _reading.sample = True
     try:
         yield
@@ -142,23 +147,23 @@ def _alone() -> Iterator[None]:
     """Hold `ALONE`.
 
     Raises:
-        UsageError: a sample in memory asks for it: who waits for the sample may hold it, and
-            computes with what would be changed.
+        UsageError: code that makes a sample in memory asks for it. The thread that waits for the
+            sample may hold the lock, and computes with the state that would change.
     """
     if getattr(_reading, "sample", False):
         raise UsageError(
             "samples cannot be generated while a command reads them from memory",
-            "Generate them before, into a list",
+            "Generate them first, into a list",
         )
     with ALONE:
         yield
 
 
 class Turns:
-    """Turns of one training run among others of this process.
+    """Turns of a training run among other runs of this process.
 
-    Inside a turn the generators of PyTorch and the state of Accelerate belong to the run. Other
-    threads wait.
+    During a turn, the generators of PyTorch and the state of Accelerate belong to the run, and
+    other threads wait.
     """
 
     def __init__(self) -> None:
@@ -166,7 +171,7 @@ class Turns:
 
     @contextlib.contextmanager
     def taken(self) -> Iterator[None]:
-        """Take a turn, and put everything back as the program had it."""
+        """Take a turn, and restore the program's state afterwards."""
         import torch
         from accelerate.state import AcceleratorState, GradientState
 
@@ -183,7 +188,7 @@ class Turns:
 
 
 def _set_states(states: Iterable[dict[str, Any]], to: Iterable[dict[str, Any]]) -> None:
-    """Give each state these values, without a moment in which it has none."""
+    """Set the values of each state, which is never empty meanwhile."""
     for state, values in zip(states, to, strict=False):
         state.update(values)
         for name in state.keys() - values.keys():
@@ -191,8 +196,8 @@ def _set_states(states: Iterable[dict[str, Any]], to: Iterable[dict[str, Any]]) 
 
 
 WAIT = timedelta(days=1)
-"""How long processes wait for one that works alone; torch's defaults of 10 minutes on GPUs and 30
-elsewhere are too short. Launchers notice at once if one dies."""
+"""Time limit for processes that wait for another. The defaults of torch, 10 minutes on GPUs and 30
+elsewhere, are too short. Launchers notice at once if a process dies."""
 
 
 @contextlib.contextmanager
@@ -204,17 +209,18 @@ def machine(
     log: str | None = None,
     folder: Path | None = None,
 ) -> Iterator[Accelerator]:
-    """The Accelerator of this run, ended on exit.
+    """Set up the Accelerator of a run, and end it on exit.
 
     Args:
-        precision: `auto` depends on the network: float32 until `settle`.
+        precision: the precision. `auto` is float32 until `settle`, because it depends on the
+            network.
         device: one of `DEVICES`.
         accumulation: forward passes per step.
-        log: a tracker, which writes under `folder`.
+        log: a tracker, which writes to `folder`.
 
     Raises:
-        UsageError: as `resolve_precision` does; processes that a launcher started do not see each
-            other; the tracker is not installed; or a sample in memory asks for it.
+        UsageError: see `resolve_precision`. Also if the processes of a launcher do not see each
+            other, the tracker is not installed, or code that makes a sample in memory asks for it.
     """
     device = device_type(device)
     precision = "fp32" if precision == "auto" else resolve_precision(precision, device)
@@ -233,15 +239,15 @@ def machine(
         if device == "cuda":
             _set_products(precision)
             torch.backends.cudnn.deterministic = True
-            torch.backends.cudnn.benchmark = False  # which chooses kernels by their time
-            # Its backward pass has given NaN in half precision; the other fused kernels stay.
+            torch.backends.cudnn.benchmark = False  # it chooses kernels by their time
+            # Its backward pass has given NaN in half precision. The other fused kernels stay on.
             torch.backends.cuda.enable_cudnn_sdp(False)
         if device == "cpu":
             keep_freed_memory()
         accelerator = Accelerator(
             mixed_precision=PRECISIONS[precision],
             cpu=device == "cpu",
-            # A plugin: an environment variable overrides the plain argument.
+            # A plugin, because an environment variable overrides the plain argument.
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=accumulation),
             kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT)],
             log_with=log,
@@ -257,7 +263,7 @@ def machine(
 
 
 def _set_products(precision: str) -> None:
-    """Allow TF32 for what a GPU does not compute in 16 bits, except with fp32, which is exact."""
+    """Allow TF32 on a GPU where it does not compute in 16 bits. fp32 stays exact."""
     import torch
 
     exact = precision == "fp32"
@@ -266,16 +272,16 @@ def _set_products(precision: str) -> None:
 
 
 def settle(accelerator: Accelerator, precision: str) -> str:
-    """Let an Accelerator that was made for `auto` compute in what its network decided.
+    """Set the exact precision of an Accelerator that was made for `auto`, and return it.
 
-    The precision is exact. Returns the first process's: they may be on different machines.
+    All processes use the first one's precision, because they may be on different machines.
     """
     if accelerator.num_processes > 1:
         from accelerate.utils import gather_object
 
         precision = gather_object([precision])[0]
     if precision == "bf16" and accelerator.mixed_precision == "no":
-        # As its constructor does. Another Accelerator would need a new group of processes.
+        # Like its constructor. Another Accelerator would need a new group of processes.
         accelerator.state._mixed_precision = PRECISIONS[precision]
         accelerator.native_amp = True
         if accelerator.device.type == "cuda":
@@ -284,12 +290,12 @@ def settle(accelerator: Accelerator, precision: str) -> str:
 
 
 def aside() -> contextlib.AbstractContextManager[object]:
-    """Has what trackers print go to stderr: stdout is for results."""
+    """Redirect the output of trackers to stderr, because stdout is for results."""
     return contextlib.redirect_stdout(sys.stderr)
 
 
 def log_picture(accelerator: Accelerator, name: str, picture: Image, step: int) -> None:
-    """Show a picture in those of the Accelerator's trackers that take pictures."""
+    """Log a picture to the Accelerator's trackers that take pictures."""
     import numpy as np
 
     pixels = np.asarray(picture.convert("RGB"))
@@ -307,16 +313,16 @@ def machine_or(
 ) -> contextlib.AbstractContextManager[Accelerator]:
     """Return the given Accelerator, which stays open, or a new one.
 
-    With several processes, each can make only one in its life.
+    Each of several processes can make only one Accelerator in its life.
 
     Raises:
-        UsageError: as `machine` does.
+        UsageError: see `machine`.
     """
     return machine(precision, device) if given is None else contextlib.nullcontext(given)
 
 
 def made_with(accelerator: Accelerator) -> dict[str, str]:
-    """Return the versions and the machine behind a number; others may round differently."""
+    """Return the versions and the machine of a result, because others may round differently."""
     import platform
 
     import numpy as np

@@ -1,7 +1,7 @@
 """Expected failures, each kind with its exit code.
 
-One is printed as a line: what went wrong, with the path or option, and a hint what to do next.
-Anything that is not a `DiffuseError` is a bug and ends with a traceback.
+A command prints a failure as one line: the problem, with its path or option, and a hint for the
+next step. Any other exception is a bug and ends with a traceback.
 """
 
 from __future__ import annotations
@@ -20,12 +20,17 @@ T = TypeVar("T")
 
 
 class DiffuseError(Exception):
-    """An expected failure: `message` says what and where, `hint` what to do next."""
+    """An expected failure.
+
+    Attributes:
+        message: the problem, with its path or option.
+        hint: the next step.
+    """
 
     exit_code = 1
 
     of_all = True
-    """Whether each process of several has it, so that the first alone says it."""
+    """Whether all processes of a run have this error, so that only the first prints it."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -33,7 +38,7 @@ class DiffuseError(Exception):
         self.hint = hint
 
     def of_one(self) -> Self:
-        """This error, which another process may not have, and so each of them says."""
+        """Mark this as an error of one process, which each process prints, and return it."""
         self.of_all = False
         return self
 
@@ -58,10 +63,13 @@ class DataError(DiffuseError):
 def extra_package(
     name: str, extra: str, message: str, error: Callable[[str, str], DiffuseError] = DataError
 ) -> Any:
-    """Import a package of one of our extras, or say what it is needed for.
+    """Import a package of one of our extras.
+
+    Args:
+        message: the purpose of the package, for the error.
 
     Raises:
-        DiffuseError: it is not installed, or a library that it loads.
+        DiffuseError: the package, or a library that it loads, is not installed.
     """
     try:
         return importlib.import_module(name)
@@ -76,7 +84,7 @@ class ModelFileError(DiffuseError):
 
 
 class OutputError(DiffuseError):
-    """An output exists already or cannot be written, or other I/O failed."""
+    """An output already exists or cannot be written, or other I/O failed."""
 
     exit_code = 5
 
@@ -118,7 +126,7 @@ def flag(name: str) -> str:
 
 
 def translated(error: InvalidArgument, name: Callable[[str], str] = flag) -> UsageError:
-    """Return an error of the core, with its argument under the name that people type."""
+    """Return an error of the core as a `UsageError` that names the flag of its argument."""
     return UsageError(error.message(name(error.argument)), error.hint)
 
 
@@ -132,10 +140,13 @@ def translating(name: Callable[[str], str] = flag) -> Iterator[None]:
 
 
 def lookup(table: Mapping[str, T], name: str, what: str) -> T:
-    """`table[name]`.
+    """Return `table[name]`.
+
+    Args:
+        what: the option that sets the name, for the error.
 
     Raises:
-        UsageError: no such entry; lists the names, under the option as typed, `what`.
+        UsageError: there is no such entry. The hint lists the names.
     """
     with translating(lambda argument: argument):
         return known(table, name, what)

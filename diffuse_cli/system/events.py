@@ -25,7 +25,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Notice:
-    """A sentence for the user; `warning` if it may surprise."""
+    """A sentence for the user, a `warning` if it may be a surprise."""
 
     text: str
     warning: bool = False
@@ -33,7 +33,7 @@ class Notice:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells for the user, the first of which names the columns."""
+    """Rows of cells for the user. The first row names the columns."""
 
     rows: tuple[tuple[str, ...], ...]
 
@@ -53,7 +53,7 @@ def finish(work: Work[T]) -> T:
 
 
 class Stop:
-    """May end work early. This one never does."""
+    """A request to end work early. The base class never does."""
 
     def __call__(self) -> DiffuseError | None:
         """Return the error to end with, or None."""
@@ -65,7 +65,7 @@ class Stop:
 
 
 def until(stop: Stop, work: Work[T]) -> Work[T]:
-    """Pass on the events and result of `work`; `stop` may end it at any point."""
+    """Pass on the events and the result of `work`, which `stop` may end at any point."""
     while True:
         try:
             with stop.at_once():
@@ -83,7 +83,7 @@ def align_columns(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def replace_nonfinite(value: Any) -> Any:
-    """Return a value for JSON, in which NaN and infinity are None."""
+    """Return a value for JSON, with None for NaN and infinity."""
     if isinstance(value, dict):
         return {name: replace_nonfinite(each) for name, each in value.items()}
     if isinstance(value, (list, tuple)):

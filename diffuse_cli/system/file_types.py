@@ -1,6 +1,6 @@
-"""What a file from elsewhere is, by its first bytes and the names in it; nothing is loaded.
+"""Recognize files of other programs by their first bytes and the names in them, without loading.
 
-The one table of foreign formats, for reading model files, converting and reading data.
+This is the one table of foreign formats, for model files, conversion and data.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ MAGIC: tuple[tuple[int, bytes, str], ...] = (
 """Kinds by the bytes at an offset."""
 
 FOLDERS = ("config.json", "unet/config.json", "model_index.json")
-"""A folder of diffusers has one of these files."""
+"""Files that mark a folder of diffusers, which has at least one of them."""
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
-"""Files of weights in a folder of diffusers, the first that is there."""
+"""Files of weights in a folder of diffusers. The first that exists counts."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,11 @@ class Known:
     """Models of another program.
 
     Attributes:
-        name: the program, or whose it is.
+        name: the program or its owner.
         marks: patterns, each of which matches a tensor's name, or a string in a pickle.
-        format: the format of `diffuse convert`; None if it does not read them.
-        why, hint: why it does not, and what to do instead.
+        format: the format of `diffuse convert`, None if it does not read them.
+        why: the reason why it does not read them.
+        hint: an alternative.
     """
 
     name: str
@@ -85,14 +86,14 @@ KNOWN = (
     Known("diffusers", (r"^conv_in\.weight$", r"^time_embedding\.linear_1\.weight$"), "diffusers"),
     Known("OpenAI's", (r"^time_embed\.0\.weight$", r"^input_blocks\.0\.0\.weight$"), "openai"),
 )
-"""Known programs, the special before the general."""
+"""Known programs, with special cases first."""
 
 
-# -- what it is -----------------------------------------------------------------------------------
+# -- kinds ----------------------------------------------------------------------------------------
 
 
 def kind_of(file: IO[bytes]) -> str:
-    """Return the kind of an open file: one of those above, or empty if unknown."""
+    """Return the kind of an open file in words, empty if unknown."""
     file.seek(0)
     start = file.read(262)
     if is_safetensors(start):
@@ -102,13 +103,13 @@ def kind_of(file: IO[bytes]) -> str:
             return kind
     if not zipfile.is_zipfile(file):
         return CUT_ZIP if start.startswith(b"PK\x03\x04") else ""
-    # By the first member: listing a million takes seconds.
+    # Look only at the first member, because listing a million takes seconds.
     first = start[30 : 30 + int.from_bytes(start[26:28], "little")]
     return TORCH if start.startswith(b"PK\x03\x04") and first.endswith(b"/data.pkl") else ZIP
 
 
 def kind_at(path: Path) -> str:
-    """Return the kind of a regular file, empty if it cannot be opened."""
+    """Return the kind of a file, empty if it is unknown or cannot be opened."""
     try:
         with path.open("rb") as file:
             return kind_of(file)
@@ -117,8 +118,10 @@ def kind_at(path: Path) -> str:
 
 
 def is_safetensors(start: bytes) -> bool:
-    """Whether a file begins as safetensors: a length, whose highest bytes are 0, and a JSON object.
-    The length may look like the start of a pickle."""
+    """Whether a file starts like safetensors, with a length and a JSON object.
+
+    The highest bytes of the length are 0. It may look like the start of a pickle.
+    """
     return start[6:9] == b"\0\0{"
 
 
@@ -138,19 +141,18 @@ def is_of(format: str, names: Collection[str]) -> bool:
 
 
 def is_folder(path: Path) -> bool:
-    """Whether it is a folder of diffusers."""
+    """Whether a path is a folder of diffusers."""
     return any((path / name).is_file() for name in FOLDERS)
 
 
 # -- strings in a pickle --------------------------------------------------------------------------
 
 MOST_BYTES, MOST_STEPS, LONGEST = 2**22, 200_000, 300
-"""Limits: bytes and instructions that are looked at, and the length of a string."""
+"""Limits on the bytes and instructions to read, and on the length of a string."""
 
 
 def texts(file: IO[bytes]) -> set[str]:
-    """Return the strings in a pickle, or in that of a TORCH file; instructions are listed, not
-    run."""
+    """Return the strings in a pickle or a TORCH file. Its instructions are listed, not run."""
     found: set[str] = set()
     try:
         data = io.BytesIO(_pickled(file))
@@ -161,7 +163,7 @@ def texts(file: IO[bytes]) -> set[str]:
                 steps += 1
                 if isinstance(value, str) and len(value) <= LONGEST:
                     found.add(value)
-    except Exception:  # a hostile file may raise anything, and this one is cut off
+    except Exception:  # a hostile file may raise anything, and the data may be cut off
         pass
     return found
 
@@ -193,7 +195,7 @@ def check_kind(file: IO[bytes], path: Path) -> None:
 
 
 def described(kind: str, path: Path, wanted: str) -> tuple[str, str]:
-    """Message and hint for a file of a kind that is not `wanted`."""
+    """Return the message and hint for a file of a kind that is not `wanted`."""
     if kind == CUT_ZIP:
         return f"{show(path)} is {kind}", "Copy or download it again"
     hint = "Unpack it" if kind.endswith("archive") else ""
@@ -208,7 +210,7 @@ def check_convertible(names: Collection[str], path: Path) -> None:
 
 
 def rejected(names: Collection[str], path: Path) -> ModelFileError:
-    """Return the error for a safetensors file of another program, with tensors of these names."""
+    """Return the error for a safetensors file of another program with these tensor names."""
     check_convertible(names, path)
     if known := told(names):
         return ModelFileError(f"{show(path)} is a model of {known.name}", convert_line(path))
@@ -220,4 +222,4 @@ def rejected(names: Collection[str], path: Path) -> ModelFileError:
 
 def convert_line(path: Path) -> str:
     """Return the hint to convert a foreign model."""
-    return f"Type: diffuse convert {shlex.quote(show(path))} -o model.safetensors"
+    return f"Convert it: diffuse convert {shlex.quote(show(path))} -o model.safetensors"

@@ -1,10 +1,10 @@
-"""The one place that writes files.
+"""Write files. No other module does.
 
-Every file appears whole or not at all: it is written to a temporary file beside it, synced and
-renamed; then the folder is synced, for the rename to survive a power cut. A folder is renamed
-before its files are removed. A killed process leaves `.NAME.RANDOM.tmp`, which the next write of
-NAME removes: a living writer holds a lock on it until it is renamed. Tests stop the process in
-`operation`, which is around each operation on the disk.
+Every file appears whole or not at all. It is written to a temporary file in the same folder, synced
+and renamed. Then the folder is synced, so that the rename survives a power cut. A folder is renamed
+before its files are removed. A killed process leaves `.NAME.RANDOM.tmp`. The next write of NAME
+removes it, unless a living writer still holds a lock on it. Tests stop the process in `operation`,
+which wraps each operation on the disk.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from diffuse_cli.system.errors import OutputError, UsageError
 from diffuse_cli.system.memory import limit_of
 
 CACHE = "DIFFUSE_CACHE"
-"""The variable that names the cache folder; empty, nothing is kept."""
+"""Environment variable of the cache folder. If it is empty, there is no cache."""
 
 
 def cache_folder() -> Path | None:
-    """`DIFFUSE_CACHE`, else `diffuse` in the user's cache folder; None where nothing is kept."""
-    given = os.environ.get(CACHE)
-    if given is not None:
-        return Path(given) if given else None
+    """Return `DIFFUSE_CACHE`, else `diffuse` in the user's cache folder, None without a cache."""
+    chosen = os.environ.get(CACHE)
+    if chosen is not None:
+        return Path(chosen) if chosen else None
     user = Path(os.environ.get("XDG_CACHE_HOME", ""))
     with contextlib.suppress(RuntimeError):  # no home is known
         # The XDG specification ignores relative paths.
@@ -45,7 +45,7 @@ def cache_folder() -> Path | None:
 
 @contextlib.contextmanager
 def operation(name: str, path: Path) -> Iterator[None]:
-    """Around each operation on the disk; tests replace it."""
+    """Wrap an operation on the disk. Tests replace this function."""
     yield
 
 
@@ -61,7 +61,7 @@ def reported(path: Path) -> Iterator[None]:
 
 
 def show(path: Path | str | bytes, most: int | None = None) -> str:
-    """Return a path or name for people, at most `most` characters; what cannot be printed is
+    """Return a path or name for people, at most `most` characters, with unprintable characters
     escaped."""
     text = os.fsdecode(path)
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
@@ -89,14 +89,14 @@ def sync_folder(folder: Path) -> None:
 _BEFORE = ".before"
 
 _TEMPORARY = re.compile(rf"\.(.+)\.[0-9a-f]+(\.old|{re.escape(_BEFORE)})?\.tmp")
-"""The names of what is being written, being removed, or about to be replaced."""
+"""Pattern of temporary names: of files being written, being removed or about to be replaced."""
 
 _OWN: set[Path] = set()
-"""What this process is writing: it would not notice its own locks."""
+"""Temporary files of this process, which would not notice its own locks."""
 
 
 def _temporary(path: Path, kind: str = "") -> Path:
-    """Return a new name: process numbers repeat in containers and on other machines."""
+    """Return a random temporary name, because process numbers repeat in containers."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}{kind}.tmp")
 
 
@@ -105,7 +105,7 @@ def _is_temporary(path: Path) -> bool:
 
 
 class _Writer(io.BufferedWriter):
-    """A new file, which is removed again unless it is renamed."""
+    """A new file, which is removed at the end unless it is renamed."""
 
     def __init__(self, path: Path) -> None:
         _OWN.add(path)  # before another thread can see it
@@ -117,7 +117,7 @@ class _Writer(io.BufferedWriter):
             return super().write(data)
 
     def discard(self) -> None:
-        """Close it, and remove what is left under its name."""
+        """Close the file, and remove it if it has not been renamed."""
         with contextlib.suppress(OSError):
             self.close()
         with contextlib.suppress(OSError):
@@ -125,9 +125,8 @@ class _Writer(io.BufferedWriter):
         _OWN.discard(self.path)
 
 
-def _begun(target: Path, stack: contextlib.ExitStack) -> _Writer:
-    """Make a file beside `target` under a new name, locked while it is open, which the stack
-    discards at its end."""
+def _open_temporary(target: Path, stack: contextlib.ExitStack) -> _Writer:
+    """Open a temporary file next to `target`, locked while it is open, which `stack` discards."""
     while True:
         path = _temporary(target).absolute()
         with contextlib.suppress(FileExistsError), operation("open", path):
@@ -140,7 +139,7 @@ def _begun(target: Path, stack: contextlib.ExitStack) -> _Writer:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[io.BufferedWriter]:
-    """A binary file that replaces `path` when the block ends without an error.
+    """Yield a binary file that replaces `path` when the block ends without an error.
 
     Raises:
         OutputError: the folder cannot be made or the file cannot be written.
@@ -152,12 +151,12 @@ def writing(path: Path) -> Iterator[io.BufferedWriter]:
             name = _TEMPORARY.fullmatch(other.name)
             if name and name[1] == path.name and not name[2]:
                 _remove_abandoned(other)
-        file = _begun(path, stack)
+        file = _open_temporary(path, stack)
         yield file
         with operation("sync", file.path):
             file.flush()
             os.fsync(file.fileno())
-        if os.name != "posix":  # an open file cannot be renamed there, nor is it locked
+        if os.name != "posix":  # on Windows an open file cannot be renamed, and it is not locked
             file.close()
         with operation("rename", path):
             file.path.replace(path)
@@ -166,8 +165,10 @@ def writing(path: Path) -> Iterator[io.BufferedWriter]:
 
 @functools.cache
 def _leftovers(folder: Path) -> tuple[Path, ...]:
-    """Return the temporary files in a folder when this process first writes there: listing a large
-    folder for every file is slow."""
+    """Return the temporary files in a folder when this process first writes there.
+
+    The result is cached, because listing a large folder for every file is slow.
+    """
     with contextlib.suppress(OSError):
         return tuple(p for p in folder.iterdir() if _is_temporary(p))
     return ()
@@ -187,8 +188,10 @@ def _is_at(path: Path, descriptor: int) -> bool:
 
 
 def _lock(descriptor: int) -> bool | None:
-    """Lock a file until this process ends. False: another process holds the lock; None: there are
-    no locks."""
+    """Lock a file until this process ends.
+
+    Returns False if another process holds the lock, and None if the system has no locks.
+    """
     try:
         import fcntl
     except ImportError:  # Windows
@@ -222,13 +225,13 @@ def as_json(value: Any) -> str:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add one line to a log; a kill may cut it."""
+    """Add one line to a log. A kill may cut it."""
     with reported(path), operation("append", path), path.open("a", encoding="utf-8") as file:
         file.write(line + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file; an empty one if it is missing or damaged."""
+    """Return the object in a JSON file, an empty one if the file is missing or damaged."""
     with contextlib.suppress(OSError, ValueError, RecursionError):
         value = json.loads(path.read_text(encoding="utf-8"))
         return value if isinstance(value, dict) else {}
@@ -236,7 +239,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a log; other lines, such as one that a kill has cut, are skipped."""
+    """Yield the objects of a log. Other lines, such as a line that a kill has cut, are skipped."""
     with contextlib.suppress(OSError), path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             with contextlib.suppress(ValueError, RecursionError):
@@ -252,10 +255,10 @@ def make_folder(path: Path) -> None:
 
 
 def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
-    """Replace the folder `path`, whole or not at all, by what `fill` writes into the given one.
+    """Replace the folder `path`, whole or not at all, by the folder that `fill` writes.
 
-    What was there before goes last. Between the two renames it has another name, under which
-    `sweep` finds it. Whoever calls this holds a lock: folders have none of their own.
+    The previous folder is removed last. Between the two renames it has another name, under which
+    `sweep` finds it. The caller holds a lock, because folders are not locked.
     """
     temporary, before = _temporary(path), _temporary(path, _BEFORE)
     with reported(path):
@@ -278,7 +281,7 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
 
 
 def _restore(before: Path, path: Path) -> bool:
-    """Put back what was about to be replaced by `path`, if nothing has replaced it."""
+    """Restore a folder that was about to be replaced, unless `path` exists again."""
     there = before.name.endswith(f"{_BEFORE}.tmp") and os.path.lexists(before)
     if there and not os.path.lexists(path):
         with operation("rename", path):
@@ -288,7 +291,7 @@ def _restore(before: Path, path: Path) -> bool:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, if it is there."""
+    """Remove a file or a folder if it exists."""
     with reported(path):
         if path.is_symlink() or not path.is_dir():
             if os.path.lexists(path):
@@ -312,10 +315,13 @@ def _doomed(path: Path) -> Path:
 
 
 def sweep(folder: Path, owned: str = ".+") -> None:
-    """Remove what killed processes left in `folder` of files and folders whose names `owned`, a
-    regular expression, matches; put back those that were about to be replaced.
+    """Remove temporary files and folders that killed processes left in a folder.
 
-    Whoever calls this holds the lock of what it owns: folders under another name have no writer.
+    Folders that were about to be replaced are restored. The caller holds the lock of the names that
+    it owns, so that no other process writes temporary folders of these names.
+
+    Args:
+        owned: a regular expression of the names that the caller owns.
     """
     with reported(folder):
         for path in sorted(folder.iterdir()) if folder.is_dir() else []:
@@ -328,14 +334,14 @@ def sweep(folder: Path, owned: str = ".+") -> None:
 
 
 def check_room(folder: Path, total: int, largest: int) -> None:
-    """Refuse what will not fit on the disk.
+    """Refuse files that will not fit on the disk.
 
     Args:
-        total: bytes that will be written into `folder`.
-        largest: bytes of the largest file among them.
+        total: the number of bytes to write into `folder`.
+        largest: the number of bytes of the largest file.
 
     Raises:
-        OutputError: the disk has less room, or the process may not write such a file.
+        OutputError: the disk has less space, or the limit on the size of a file is less.
     """
     with contextlib.suppress(OSError):  # the system does not say
         if total > (free := shutil.disk_usage(_nearest(folder)).free):
@@ -347,13 +353,12 @@ def check_room(folder: Path, total: int, largest: int) -> None:
     if limit is not None and largest > limit:
         raise OutputError(
             f"{show(folder)} needs a file of {_mib(largest)}, and the limit is {_mib(limit)}",
-            "Raise it with `ulimit -f`",
+            "Raise the limit with `ulimit -f`",
         )
 
 
 def free_space(folder: Path) -> int:
-    """Bytes that are free on the disk of a folder, which need not be there yet; 0 if the system
-    does not say."""
+    """Return the free bytes on the disk of a folder, which need not exist yet, 0 if unknown."""
     try:
         return shutil.disk_usage(_nearest(folder)).free
     except OSError:
@@ -361,7 +366,7 @@ def free_space(folder: Path) -> int:
 
 
 def _nearest(folder: Path) -> Path:
-    """Return the folder, or the nearest above it that exists."""
+    """Return the folder, or its nearest parent that exists."""
     return next(place for place in (folder, *folder.parents) if place.exists())
 
 
@@ -370,18 +375,20 @@ def _mib(count: int) -> str:
 
 
 def check_local(path: Path) -> None:
-    """Raise a `UsageError` for a name on the hub, which is no place to write to."""
+    """Raise a `UsageError` for a name on the Hugging Face Hub, where only `diffuse push` writes."""
     if path.parts[:1] == ("hf:",):
         where = re.sub("^hf:/+", "hf://", show(path))
-        raise UsageError(f"cannot write {where}: it is on the hub", "diffuse push publishes there")
+        raise UsageError(
+            f"cannot write {where}: it is on the Hugging Face Hub", "To publish, use diffuse push"
+        )
 
 
 def check_writable(path: Path) -> None:
     """Refuse a file that cannot be written.
 
     Raises:
-        OutputError: it is a folder, a parent is a file, or the nearest folder refuses new files.
-        UsageError: as `check_local`.
+        OutputError: it is a folder, a parent is a file, or its folder refuses new files.
+        UsageError: see `check_local`.
     """
     check_local(path)
     folder = _nearest(path.parent)
@@ -394,7 +401,7 @@ def check_writable(path: Path) -> None:
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder; 0 if it does not exist."""
+    """Return the bytes of a file, or of all files in a folder, 0 if it does not exist."""
     paths = path.rglob("*") if path.is_dir() else [path]
     return sum(p.stat().st_size for p in paths if p.is_file())
 

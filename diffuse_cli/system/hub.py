@@ -1,5 +1,7 @@
-"""Hugging Face's hub: what it says of a data set or a model, and its files in the hub's own cache,
-also without a network."""
+"""Data sets and models on the Hugging Face Hub, listed and downloaded into the Hub's own cache.
+
+Files in the cache also work without a network.
+"""
 
 from __future__ import annotations
 
@@ -29,17 +31,17 @@ OFFLINE = "HF_HUB_OFFLINE"
 LOGIN = "log in with `hf auth login`"
 
 _PART = re.compile(r"-\d+-of-(\d+)(?=\.)")
-"""What is in the name of a shard: which it is, of how many."""
+"""Number of a shard and the number of shards, in the name of its file."""
 
 
 class Kind(NamedTuple):
-    """What a repository of the hub holds.
+    """Kind of a repository on the Hub.
 
     Attributes:
         one: the word for it.
-        prefix: of its name, as it is typed.
-        repo_type: the hub's name of the kind.
-        error: makes the error that is raised where it cannot be had.
+        prefix: the prefix of its names after `hf://`.
+        repo_type: the Hub's name of the kind.
+        error: the exception to raise if a repository cannot be read.
     """
 
     one: str
@@ -48,7 +50,7 @@ class Kind(NamedTuple):
     error: Callable[..., DiffuseError]
 
     def title(self, repo: str) -> str:
-        """Return the name that is typed for a repository."""
+        """Return the `hf://` name of a repository."""
         return f"hf://{self.prefix}{repo}"
 
 
@@ -57,7 +59,7 @@ MODEL = Kind("model", "", "model", ModelFileError)
 
 
 def check_within(typed: str, *parts: str | None) -> None:
-    """Refuse parts of a name that lead out of their repository, as they are or percent-encoded.
+    """Refuse parts of a name that lead out of their repository, percent-encoded or not.
 
     Raises:
         UsageError
@@ -70,7 +72,7 @@ def check_within(typed: str, *parts: str | None) -> None:
 
 
 class HubFile(NamedTuple):
-    """A file of a repository: its path there, its bytes, and its SHA-256 if the hub says it."""
+    """A file of a repository: its path, its bytes, and its SHA-256 if the Hub lists it."""
 
     name: str
     size: int | None
@@ -84,9 +86,9 @@ class HubListing:
     Attributes:
         repo: ORG/NAME.
         commit: the hash of the revision.
-        files: in the byte order of their names.
-        why: why the hub was not asked; empty if it was.
-        kind: what it holds.
+        files: the files, in the byte order of their names.
+        why: the reason why the Hub did not answer, empty if it did.
+        kind: the kind of repository.
     """
 
     repo: str
@@ -97,12 +99,12 @@ class HubListing:
 
     @property
     def title(self) -> str:
-        """What is typed for it."""
+        """The `hf://` name of the repository."""
         return self.kind.title(self.repo)
 
     @property
     def snapshot(self) -> Path:
-        """The folder of its files at the commit."""
+        """Folder of the files at the commit."""
         return _folder(self.kind, self.repo) / "snapshots" / self.commit
 
     def path(self, file: HubFile) -> Path:
@@ -110,7 +112,7 @@ class HubListing:
         return self.snapshot / file.name
 
     def check_online(self, missing: int, total: int) -> None:
-        """Refuse to download without a hub.
+        """Refuse to download while the Hub does not answer.
 
         Raises:
             DataError, ModelFileError: by the kind.
@@ -119,12 +121,12 @@ class HubListing:
             raise self.kind.error(
                 f"{missing:,} of {total:,} files of {self.title} are not in the cache, and "
                 f"{self.why}",
-                "Type the command again with a network",
+                "Run the command again with a network connection",
             )
 
 
 def package(kind: Kind, repo: str) -> Any:
-    """huggingface_hub, which prints nothing.
+    """Import huggingface_hub, and turn off its output.
 
     Raises:
         DataError, ModelFileError: it is not installed.
@@ -137,11 +139,10 @@ def package(kind: Kind, repo: str) -> Any:
 
 
 def listed(repo: str, revision: str, kind: Kind = DATASET) -> HubListing:
-    """Return a repository as the hub has it, else as it was when the hub was last asked, else what
-    is in the cache.
+    """Return a repository's listing: from the Hub, else from its last answer, else from the cache.
 
     Raises:
-        DataError, ModelFileError: there is none, or no way to know.
+        DataError, ModelFileError: there is no such repository, or no way to know.
     """
     hub = package(kind, repo)
     try:
@@ -155,7 +156,7 @@ def listed(repo: str, revision: str, kind: Kind = DATASET) -> HubListing:
         if listing is None:
             raise kind.error(
                 f"{kind.title(repo)} is not in the cache, and {why}",
-                "Type the command again with a network",
+                "Run the command again with a network connection",
             ) from error
         return listing
     entries = [
@@ -170,10 +171,10 @@ def listed(repo: str, revision: str, kind: Kind = DATASET) -> HubListing:
 
 
 def downloaded(listing: HubListing, file: HubFile) -> None:
-    """Bring a file into the cache, whole or not at all.
+    """Download a file into the cache, whole or not at all.
 
     Raises:
-        DataError, ModelFileError: it cannot be had, or it is not what the hub says.
+        DataError, ModelFileError: it cannot be downloaded, or its size or SHA-256 is wrong.
     """
     import huggingface_hub as hub
 
@@ -185,7 +186,7 @@ def downloaded(listing: HubListing, file: HubFile) -> None:
         why = reason(error, kind, repo, commit)
         raise kind.error(
             f"cannot download {brief(file.name)} of {listing.title}: {why}",
-            "Type the command again: what is whole is kept",
+            "Run the command again. It keeps complete files",
         ) from error
     path = Path(found)
     size = path.stat().st_size
@@ -195,9 +196,9 @@ def downloaded(listing: HubListing, file: HubFile) -> None:
         path.resolve().unlink(missing_ok=True)
         path.unlink(missing_ok=True)
         raise kind.error(
-            f"{brief(file.name)} of {listing.title} is not what the hub says it is, and was not "
-            "kept",
-            "Type the command again",
+            f"{brief(file.name)} of {listing.title} does not match its size or checksum on the "
+            "Hub, and was deleted",
+            "Run the command again",
         )
 
 
@@ -208,10 +209,10 @@ def _made(kind: Kind, repo: str, commit: str, entries: list[HubFile], why: str) 
 
 
 def reason(error: Exception, kind: Kind, repo: str, revision: str = "main") -> str:
-    """Why the hub did not answer.
+    """Return the reason why the Hub did not answer.
 
     Raises:
-        DataError, ModelFileError: it did, and there is no such repository, or it is closed.
+        DataError, ModelFileError: it did answer, and the repository does not exist or is closed.
     """
     from huggingface_hub import constants, errors
 
@@ -226,7 +227,9 @@ def reason(error: Exception, kind: Kind, repo: str, revision: str = "main") -> s
             f"there is no {kind.one} {name}, or it is private", f"Check its name, or {LOGIN}"
         ) from error
     if isinstance(error, errors.HFValidationError):
-        raise kind.error(f"not a name of a {kind.one}: {name}", "It is ORG/NAME") from error
+        raise kind.error(
+            f"not a name of a {kind.one}: {name}", f"Use {kind.title('ORG/NAME')}"
+        ) from error
     if isinstance(error, errors.OfflineModeIsEnabled) or constants.HF_HUB_OFFLINE:
         return f"{OFFLINE} is set"
     if isinstance(error, errors.HfHubHTTPError) and error.response is not None:
@@ -238,14 +241,14 @@ def reason(error: Exception, kind: Kind, repo: str, revision: str = "main") -> s
 
 
 def _folder(kind: Kind, repo: str) -> Path:
-    """Return the hub's cache of a repository."""
+    """Return the Hub's cache folder of a repository."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE) / f"{kind.repo_type}s--{repo.replace('/', '--')}"
 
 
 def _record(kind: Kind, repo: str, revision: str) -> Path | None:
-    """Return the file that says what a revision was when the hub was last asked."""
+    """Return the file with the Hub's last answer about a revision."""
     cache = files.cache_folder()
     own = repo if kind is DATASET else f"{kind.repo_type}s/{repo}"
     return cache / "hub" / f"{quote(f'{own}@{revision}', safe='@')}.json" if cache else None
@@ -254,9 +257,9 @@ def _record(kind: Kind, repo: str, revision: str) -> Path | None:
 def _recorded(kind: Kind, repo: str, revision: str, why: str) -> HubListing | None:
     record = _record(kind, repo, revision)
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-        said = json.loads(record.read_bytes()) if record else {}
-        entries = [HubFile(*entry) for entry in said["files"]]
-        return _made(kind, repo, str(said["commit"]), entries, why)
+        answer = json.loads(record.read_bytes()) if record else {}
+        entries = [HubFile(*entry) for entry in answer["files"]]
+        return _made(kind, repo, str(answer["commit"]), entries, why)
     return None
 
 

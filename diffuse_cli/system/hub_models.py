@@ -1,4 +1,4 @@
-"""Models on the hub: where `hf://ORG/NAME[@REVISION][/FILE]` becomes the path of a file."""
+"""Models on the Hugging Face Hub: download `hf://ORG/NAME[@REVISION][/FILE]`, and push models."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from diffuse_cli.system.hub import (
 from diffuse_cli.system.memory import raise_if_full
 
 MODEL_FILE = "model.safetensors"
-"""The file of a model in its repository."""
+"""Name of the model file in a repository."""
 
 FORM = re.compile(
     r"hf:/+(?!datasets/|spaces/|models/)(?P<name>[^/@]+/[^/@]+)"
@@ -38,7 +38,7 @@ FORM = re.compile(
 
 
 class Name(NamedTuple):
-    """What `hf://ORG/NAME[@REVISION][/FILE]` says."""
+    """Parts of `hf://ORG/NAME[@REVISION][/FILE]`."""
 
     repo: str
     revision: str
@@ -46,7 +46,7 @@ class Name(NamedTuple):
 
 
 def is_name(path: str | Path) -> bool:
-    """Whether something is to be had from the hub; a `Path` has lost a slash."""
+    """Whether a path is a name on the Hub. A `Path` has lost one of its slashes."""
     return Path(path).parts[:1] == ("hf:",)
 
 
@@ -54,22 +54,22 @@ def model_name(path: str | Path) -> Name:
     """Return the parts of a model's name.
 
     Raises:
-        ModelFileError: it is not one.
+        ModelFileError: it is not a name of a model.
         UsageError: it leads out of a repository.
     """
     text = str(path).replace(os.sep, "/").rstrip("/")
     form, shown = FORM.fullmatch(text), re.sub(r"^hf:/+", "hf://", text)
     if form is None:
-        raise ModelFileError(f"not a model: {files.show(shown)}", "Type hf://ORG/NAME")
+        raise ModelFileError(f"not a model: {files.show(shown)}", "Use hf://ORG/NAME")
     check_within(shown, *form.group("name", "revision", "path"))
     return Name(form["name"], unquote(form["revision"] or "main"), form["path"] or "")
 
 
 def local_model(path: str | Path) -> Work[Path]:
-    """Return a path as it is; the name of a model on the hub as the path of its file in the cache.
+    """Return the path of a model file. A model on the Hub is downloaded into the cache.
 
     Raises:
-        ModelFileError: there is no such model, it cannot be had, or it has no such file.
+        ModelFileError: there is no such model or file, or it cannot be downloaded.
     """
     if not is_name(path):
         return Path(path)
@@ -79,11 +79,12 @@ def local_model(path: str | Path) -> Work[Path]:
 
 
 def local_source(path: str | Path) -> Work[Path]:
-    """As `local_model`, of what another program saved: a file that is named, or the folder with the
-    network and the scheduler that diffusers saved.
+    """Return the path of another program's model. A model on the Hub is downloaded into the cache.
+
+    The name can be of a file, or of a folder with a network and a scheduler of diffusers.
 
     Raises:
-        ModelFileError: as `local_model`.
+        ModelFileError: see `local_model`.
     """
     if not is_name(path):
         return Path(path)
@@ -107,7 +108,7 @@ def local_source(path: str | Path) -> Work[Path]:
 
 
 KNOWN: dict[Name, HubListing] = {}
-"""What the hub has said: a name stands for the same as long as this process runs."""
+"""Listings of the Hub. A name keeps its meaning while this process runs."""
 
 
 def _listing(name: Name) -> HubListing:
@@ -137,7 +138,7 @@ def _such_as(listing: HubListing, extensions: tuple[str, ...]) -> str:
 
 
 def _local(listing: HubListing, names: Sequence[str]) -> Work[Path]:
-    """Bring files into the cache; the path of the first."""
+    """Download files into the cache, and return the path of the first."""
     wanted = [file for file in listing.files if file.name in {*names}]
     missing = [file for file in wanted if not listing.path(file).is_file()]
     if missing:
@@ -154,15 +155,15 @@ def _local(listing: HubListing, names: Sequence[str]) -> Work[Path]:
 
 # -- pushing --------------------------------------------------------------------------------------
 
-# A folder to a repository of the hub, in one commit.
+# Push a folder to a repository of the Hub, in one commit.
 
 
 def check_free(target: str) -> None:
-    """Refuse a repository that holds a model already.
+    """Refuse a repository that already holds a model.
 
     Raises:
-        UsageError: not a name.
-        OutputError: it does, or the hub does not answer.
+        UsageError: not a name of a model.
+        OutputError: it holds a model, or the Hub does not answer.
     """
     with _pushing(target) as (name, hub):
         try:
@@ -172,13 +173,13 @@ def check_free(target: str) -> None:
     if any(file.rfilename == MODEL_FILE for file in found.siblings or ()):
         raise OutputError(
             f"{MODEL.title(name)} holds a model already",
-            "Type --overwrite to replace it; the hub keeps it in the history",
+            "Pass --overwrite to replace it. The Hub keeps the old model in the history",
         )
 
 
 @contextlib.contextmanager
 def _pushing(target: str) -> Iterator[tuple[str, Any]]:
-    """Yield the ORG/NAME to write to and huggingface_hub; what the hub refuses is one line."""
+    """Yield the ORG/NAME to write to and huggingface_hub, and turn refusals into `OutputError`."""
     name = pushed(target)
     hub = package(MODEL._replace(error=OutputError), name)
     try:
@@ -191,17 +192,17 @@ def _pushing(target: str) -> Iterator[tuple[str, Any]]:
 def upload(
     folder: Path, target: str, *, private: bool, message: str, owned: Collection[str] = ()
 ) -> str:
-    """Make all files of a folder one commit of a repository, which is made if there is none.
+    """Push all files of a folder to a repository in one commit. A new repository is created.
 
     Args:
-        owned: files that go if the folder has none of their names.
+        owned: files to delete from the repository if the folder does not have them.
 
     Returns:
         The address of the commit.
 
     Raises:
         UsageError: not a name, or one with a revision or a file.
-        OutputError: the hub does not take it.
+        OutputError: the Hub refuses it or does not answer.
     """
     with _pushing(target) as (name, hub):
         operations = [
@@ -227,13 +228,15 @@ def pushed(target: str) -> str:
     """
     form = FORM.fullmatch(target)
     if form is None or form["revision"] or form["path"]:
-        raise UsageError(f"not a model on the hub: {files.show(target)}", "Type hf://ORG/NAME")
+        raise UsageError(
+            f"not a model on the Hugging Face Hub: {files.show(target)}", "Use hf://ORG/NAME"
+        )
     check_within(target, form["name"])
     return str(form["name"])
 
 
 def _refused(error: Exception, repo: str) -> OutputError:
-    """Return the error for a refusal of the hub, in one line."""
+    """Return the error for a refusal of the Hub."""
     from huggingface_hub import constants, errors
 
     status = getattr(getattr(error, "response", None), "status_code", None)
@@ -245,9 +248,9 @@ def _refused(error: Exception, repo: str) -> OutputError:
         )
     try:
         why = reason(error, MODEL, repo)
-    except DiffuseError as said:
-        return OutputError(said.message, said.hint)
+    except DiffuseError as refusal:
+        return OutputError(refusal.message, refusal.hint)
     return OutputError(
         f"cannot push to {MODEL.title(repo)}: {why}",
-        "Type the command again, or keep the folder with -o FOLDER",
+        "Run the command again, or write the files to a folder with -o FOLDER",
     )

@@ -1,4 +1,4 @@
-"""Memory: how much is free, and what running out of it looks like."""
+"""Free memory, and errors that mean that memory ran out."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 def keep_freed_memory() -> None:
     """Make glibc keep the memory of freed tensors.
 
-    It returns large blocks to the system, which clears their pages again: a tenth of a training
-    step on a processor. Other C libraries have no such switch.
+    By default it returns large blocks to the system, which then clears their pages again. That
+    takes a tenth of a training step on a CPU. Other C libraries do not have this option.
     """
     import ctypes
 
@@ -24,7 +24,7 @@ def keep_freed_memory() -> None:
 
 
 def free_memory(device: str) -> int:
-    """Bytes still free on a device, or for this process on the machine if it is `cpu`."""
+    """Return the free bytes of a device. For `cpu`, this process's limits count too."""
     import torch
 
     if device == "cuda":
@@ -35,7 +35,7 @@ def free_memory(device: str) -> int:
 
 
 def processes_here() -> int:
-    """Processes of this run that share the machine's memory."""
+    """Return the number of processes of this run that share the machine's memory."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1") or 1)
 
 
@@ -53,7 +53,7 @@ def _free_of_system() -> int:
 
 
 def _free_of_group(root: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes that this process's control groups leave; cached file pages count as free."""
+    """Return the bytes that this process's control groups leave, with cached pages as free."""
     free = UNLIMITED
     with contextlib.suppress(OSError, ValueError, IndexError):
         own = Path("/proc/self/cgroup").read_text().splitlines()[0].split("::")[-1]
@@ -70,7 +70,7 @@ def _free_of_group(root: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def _free_of_limit() -> int:
-    """Bytes that `ulimit -v` leaves."""
+    """Return the bytes that `ulimit -v` leaves."""
     if (limit := limit_of("RLIMIT_AS")) is not None:
         with contextlib.suppress(OSError, ValueError, AttributeError):
             used = int(Path("/proc/self/statm").read_text().split()[0])
@@ -79,7 +79,7 @@ def _free_of_limit() -> int:
 
 
 def limit_of(name: str) -> int | None:
-    """Return a limit of this process, such as `RLIMIT_FSIZE`; None if there is none."""
+    """Return a limit of this process, for example `RLIMIT_FSIZE`, None if there is none."""
     with contextlib.suppress(ImportError, AttributeError, OSError, ValueError):  # as on Windows
         import resource
 
@@ -89,9 +89,9 @@ def limit_of(name: str) -> int | None:
 
 
 def raise_if_full(error: BaseException) -> None:
-    """Raise `MemoryError` if an error means that memory ran out: no file is to blame for it.
+    """Raise `MemoryError` if an error means that memory ran out.
 
-    To be called first where any error of reading a file is taken for a fault of that file.
+    Call this first where any other error of reading a file counts as damage of the file.
     """
     if out_of_memory(error):
         raise MemoryError from error
@@ -109,13 +109,13 @@ def out_of_memory(error: BaseException) -> bool:
     if _NO_PRIMITIVE in text and not _may_write_code():
         return False
     return any(
-        isinstance(error, kind) and any(words in text for words in said)
-        for kind, said in _NO_MEMORY.items()
+        isinstance(error, kind) and any(words in text for words in phrases)
+        for kind, phrases in _NO_MEMORY.items()
     )
 
 
 _NO_PRIMITIVE = "could not create a primitive"
-"""oneDNN's error if it has no memory for generated code, or may not run any."""
+"""Error of oneDNN if it has no memory for generated code, or may not run it."""
 
 _NO_MEMORY: dict[type[Exception], tuple[str, ...]] = {
     RuntimeError: (
@@ -128,12 +128,12 @@ _NO_MEMORY: dict[type[Exception], tuple[str, ...]] = {
     ImportError: ("failed to map segment from shared object",),
     SystemError: ("error return without exception set", "without setting an exception"),
 }
-"""Errors that mean it in PyTorch on Metal and processors, in the loader of libraries, and in Python
-without memory to build the proper error."""
+"""Errors that mean that memory ran out: in PyTorch on Metal and CPUs, in the loader of libraries,
+and in Python without the memory for a `MemoryError`."""
 
 
 def _may_write_code() -> bool:
-    """Whether a process may run code that it generated; some services forbid it."""
+    """Whether a process may run code that it generated, which some services forbid."""
     import mmap
 
     try:

@@ -1,4 +1,4 @@
-"""Outputs of commands: checked before any computing, and written by one process at a time."""
+"""Outputs of commands, which are checked before computing and written by one process at a time."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from diffuse_cli.system.processes import rank
 
 
 def asked(config: Any, name: str, suffix: str) -> AbstractContextManager[Path | None]:
-    """Claim the path of a configuration's option `name`; None if it was not given.
+    """Claim the path of a configuration's option `name`, None if the option is not set.
 
     Raises:
-        UsageError, OutputError, BusyError: as in `claimed`.
+        UsageError, OutputError, BusyError: see `claimed`.
     """
-    given = getattr(config, name)
-    if given is None:
+    path = getattr(config, name)
+    if path is None:
         return contextlib.nullcontext()
     flag = "-o" if name == "out" else f"--{name}"
-    return claimed(given, suffix, config.overwrite, flag=flag)
+    return claimed(path, suffix, config.overwrite, flag=flag)
 
 
 @contextlib.contextmanager
 def claimed(
     given: str | Path, suffix: str, overwrite: bool, *, flag: str = "-o", read: str | None = None
 ) -> Iterator[Path]:
-    """Claim the path of a file: inside the block no other command writes it.
+    """Claim the path of a file, so that no other command writes it inside the block.
 
     Args:
-        suffix: of its name.
-        flag: the option that gave it.
+        suffix: the suffix that the path must have.
+        flag: the option that sets the path.
         read: the command's input, which must not be overwritten.
 
     Raises:
-        UsageError: another suffix, or it is the input.
+        UsageError: the path has another suffix, or is the input.
         OutputError: it exists and `overwrite` is false, or it cannot be written.
         BusyError: another process holds it.
     """
@@ -56,27 +56,27 @@ def claimed(
 
 
 def hold_output(path: Path, flag: str = "-o") -> AbstractContextManager[None]:
-    """Hold a file or a folder that is written beside itself and renamed: one process at a time.
-    What killed processes left of it goes.
+    """Lock a file or a folder that is written under a temporary name and renamed.
 
-    Of several processes of one command the first holds it.
+    Temporary files of killed processes are removed. If a command has several processes, the first
+    holds the lock.
 
     Raises:
-        BusyError: another process holds it.
-        OutputError: it has no name, or nothing can be written beside it.
+        BusyError: another process holds the lock.
+        OutputError: the path does not end in a name, or its folder cannot be written.
     """
     if rank() > 0:
         return contextlib.nullcontext()
-    if path.name in ("", ".."):  # nothing can be written beside it under its name
-        said = f"cannot replace {files.show(path)}, a folder that the path does not name"
-        raise OutputError(said, f"Choose another {flag}")
+    if path.name in ("", ".."):  # there is no name for the lock and temporary files
+        line = f"cannot replace {files.show(path)}: the path does not end in the folder's name"
+        raise OutputError(line, f"Choose another {flag}")
     lock = path.with_name(f".{path.name}.lock")
     hint = f"Wait for it, or choose another {flag}"
     return hold_lock(lock, hint, of=path, owned=re.escape(path.name))
 
 
 def check_suffix(path: Path, suffix: str, flag: str = "-o") -> None:
-    """Raise a `UsageError` for another suffix."""
+    """Raise a `UsageError` if a path has another suffix."""
     if path.suffix.lower() != suffix:
         raise UsageError(f"{flag} must end in {suffix}, not {files.show(path)!r}")
 
@@ -94,12 +94,12 @@ def check_free(path: Path, overwrite: bool, *, hint: str, of: Path | None = None
 
 # -- locks ----------------------------------------------------------------------------------------
 
-# One process at a time on an output: a lock that ends with the process that holds it.
+# One process at a time writes an output. Its lock ends with the process.
 
 WAIT = "Wait for it, or choose another -o"
 
 PATIENCE = 0.2
-"""Seconds for the last holder to finish: it removes the file before it unlocks it."""
+"""Seconds to wait for the last holder, which removes the file before it unlocks it."""
 
 
 @contextlib.contextmanager
@@ -112,12 +112,12 @@ def hold_lock(
     filelock 4 closes the child's copy of the file.
 
     Args:
-        of: what is locked, for the error; by default the folder of the file.
-        owned: names in the folder, as a regular expression: what killed processes left of them
-            goes.
+        of: the locked output, for the error, by default the folder of the file.
+        owned: a regular expression of names in the folder, whose temporary files of killed
+            processes are removed.
 
     Raises:
-        BusyError: another process holds it.
+        BusyError: another process holds the lock.
         OutputError: the file cannot be made or locked.
     """
     from filelock import FileLock, Timeout
@@ -136,7 +136,7 @@ def hold_lock(
                     f"process {_written(path) or 'another'} is writing to {where}", hint
                 ) from None
             if os.name == "posix":
-                # On Windows a locked file cannot be written, and filelock removes it.
+                # On Windows, a locked file cannot be written, and filelock removes it.
                 stack.callback(files.remove, path)
                 path.write_text(f"{os.getpid()}\n")
         if owned:
@@ -145,19 +145,18 @@ def hold_lock(
 
 
 def _remove_empty(folders: Iterable[Path]) -> None:
-    """Remove folders, the inner ones first, as far as they are empty."""
+    """Remove empty folders, from the innermost outwards."""
     with contextlib.suppress(OSError):
         for folder in folders:
             folder.rmdir()
 
 
 def holder(path: Path) -> int | None:
-    """Return the process that holds a lock file, as far as its number tells; the lock is not
-    touched."""
+    """Return the process number in a lock file if the process exists, without taking the lock."""
     with contextlib.suppress(OSError, ValueError, OverflowError):
         process = int(_written(path))
         if process > 0 and os.name == "posix":
-            with contextlib.suppress(PermissionError):  # it is there, and somebody else's
+            with contextlib.suppress(PermissionError):  # it exists, and is another user's
                 os.kill(process, 0)
             return process
     return None
@@ -171,9 +170,9 @@ def _written(path: Path) -> str:
 
 
 class UnfinishedFiles:
-    """The record of what a command has written into a folder, kept until all of it is there.
+    """Record of the files that a command writes into a folder, kept until all files exist.
 
-    A stopped command leaves it: its files can be told from others, and it can be given again.
+    A stopped command leaves the record. Running it again can then tell its files from others.
     """
 
     NAME = ".unfinished"
@@ -182,36 +181,36 @@ class UnfinishedFiles:
         self.folder, self.path = folder, folder / self.NAME
 
     def add(self, name: str, sha256: str) -> None:
-        """Note a file that will be written now."""
+        """Record a file before it is written."""
         files.append_line(self.path, f"{sha256} {name}")
 
     def write(self, name: str, data: bytes) -> Path:
-        """Note a file, and write it."""
+        """Record a file and write it."""
         self.add(name, hashlib.sha256(data).hexdigest())
         files.write_bytes(self.folder / name, data)
         return self.folder / name
 
     def names(self) -> set[str]:
-        """Return the files that are there as they were noted."""
+        """Return the recorded files that exist with their recorded hash."""
         try:
             lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
             return set()
-        noted = {(sha256, name) for sha256, _, name in (line.partition(" ") for line in lines)}
+        recorded = {(sha256, name) for sha256, _, name in (line.partition(" ") for line in lines)}
         return {
             name
-            for sha256, name in noted
+            for sha256, name in recorded
             if Path(name).name == name
             and (self.folder / name).is_file()
             and files.sha256(self.folder / name) == sha256
         }
 
     def clear(self) -> None:
-        """Remove what an earlier command left unfinished."""
+        """Remove the files and the record of a stopped command."""
         for name in self.names():
             files.remove(self.folder / name)
         self.end()
 
     def end(self) -> None:
-        """Forget the record: all of it is there."""
+        """Remove the record, because all files exist."""
         files.remove(self.path)

@@ -1,4 +1,4 @@
-"""Several processes of a launcher: what the first decides for all, and what if one is gone."""
+"""Processes of a launcher, their decisions and failures, and the signals of a process."""
 
 from __future__ import annotations
 
@@ -21,35 +21,38 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME", "KMP_LIBRARY")
-"""Variables by which users say how threads wait for each other."""
+"""Environment variables that set how threads wait for each other."""
 
 SPINS = 3000
-"""How often a waiting thread looks again before it sleeps, of GNU's OpenMP, whose own number is
-300,000 (benchmarks/README.md)."""
+"""Number of times that a waiting thread of GNU's OpenMP checks again before it sleeps. The default
+is 300,000 (benchmarks/README.md)."""
 
 
 def wait_briefly() -> None:
-    """Let threads that wait for each other sleep soon; to be called before torch is imported.
+    """Let threads that wait for each other sleep soon. Call this before importing torch.
 
-    A thread that looks again and again, as PyTorch's do, holds up the one that it waits for where
-    another process has taken its core. A user's own setting stays.
+    PyTorch's threads check again and again while they wait. If other processes use the cores, this
+    slows down the thread that they wait for. Settings of the user stay.
     """
     if not any(name in os.environ for name in WAITING):
         os.environ["GOMP_SPINCOUNT"] = str(SPINS)
 
 
 def rank() -> int:
-    """Return the index of this process among those of a launcher; 0 if it is alone."""
+    """Return the index of this process among the processes of a launcher, 0 without one."""
     return int(os.environ.get("RANK", "0") or 0)
 
 
 def launched() -> int:
-    """Return how many processes a launcher started, this one among them; 1 if there was none."""
+    """Return the number of processes that a launcher started, 1 without one."""
     return int(os.environ.get("WORLD_SIZE", "1") or 1)
 
 
 def from_first(accelerator: Accelerator, work: Callable[[], T]) -> T:
-    """Return the result of `work` on the first process, or its error; each process must call it."""
+    """Run `work` on the first process, and return its result or raise its error on all.
+
+    Every process must call this.
+    """
     if accelerator.num_processes == 1:
         return work()
     from accelerate.utils import broadcast_object_list
@@ -75,19 +78,19 @@ _GONE = (
     "ailed to recv",
     "remote process exited",
 )
-"""What torch and its backends say where another process is gone."""
+"""Phrases in errors of torch and its backends that mean that another process has ended."""
 
 
 def lost(error: BaseException) -> LostError | None:
-    """Return the error to print if another process is gone; None for other errors."""
+    """Return the error to print if another process has ended, None for other errors."""
     if launched() < 2 or not isinstance(error, RuntimeError):
         return None
     if not (type(error).__name__.startswith("Dist") or any(text in str(error) for text in _GONE)):
         return None
     which = f"process {1 - rank()}" if launched() == 2 else "a process"
     return LostError(
-        f"{which} of {launched()} is gone, and process {rank()} ends with it",
-        "What is saved is whole: see what the other said, and start all again to go on",
+        f"{which} of {launched()} has ended, so process {rank()} ends too",
+        "See the error of the other process, then start all processes again to resume",
     )
 
 
@@ -102,8 +105,10 @@ ERRORS = {
 
 
 class _Struck(BaseException):
-    """What a signal raises wherever the program is, past every `except Exception`: the image that
-    is being decoded is not damaged, nor is the server silent that is being asked."""
+    """Exception of a signal, which passes every `except Exception`.
+
+    Otherwise the code that is running would report a damaged image or a silent server.
+    """
 
     def __init__(self, error: DiffuseError) -> None:
         self.error = error
@@ -111,7 +116,7 @@ class _Struck(BaseException):
 
 @contextlib.contextmanager
 def _as_error() -> Iterator[None]:
-    """Raise the `DiffuseError` of a signal that struck inside the block."""
+    """Raise the `DiffuseError` of a signal that arrived inside the block."""
     try:
         yield
     except _Struck as struck:
@@ -127,8 +132,10 @@ _quietly = False
 
 
 def leave_quietly() -> None:
-    """End the process at once and without a word, from now on, at a signal that nothing handles or
-    that comes while the error of an earlier one is on its way out."""
+    """End the process at once and silently at any later signal without a handler.
+
+    The same holds for a signal that arrives while the error of an earlier signal is raised.
+    """
     global _quietly
     _quietly = True
     for number in ERRORS:
@@ -136,7 +143,7 @@ def leave_quietly() -> None:
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    with contextlib.suppress(Exception):  # it may be what the signal has stopped
+    with contextlib.suppress(Exception):  # the signal may have stopped a flush
         sys.stdout.flush()
     if os.isatty(2):
         os.write(2, b"\x1b[?25h")  # a progress bar hides the cursor
@@ -144,7 +151,7 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 
 def _strike(error: DiffuseError) -> NoReturn:
-    """Raise the error of a signal, wherever the program is."""
+    """Raise the error of a signal at once."""
     if _quietly:
         leave_quietly()
     raise _Struck(error)
@@ -168,13 +175,13 @@ def _handling(
 
 @contextlib.contextmanager
 def raised() -> Iterator[None]:
-    """SIGINT and SIGTERM end the block with their `DiffuseError`."""
+    """End the block at SIGINT or SIGTERM with its `DiffuseError`."""
     with _as_error(), _handling(lambda number, _: _strike(_error(number))):
         yield
 
 
 class Pending(Stop):
-    """Notes a signal, for work that checks it between two steps."""
+    """A signal's error, for work that checks it between two steps."""
 
     def __init__(self) -> None:
         self._noted: DiffuseError | None = None
@@ -186,7 +193,7 @@ class Pending(Stop):
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """Inside the block signals raise at once: for work that need not be finished."""
+        """Raise at once at a signal inside the block, for work that need not be finished."""
         self._urgent = True
         try:
             if self._noted:
@@ -197,7 +204,7 @@ class Pending(Stop):
             self._urgent = False
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Note the first signal, or raise it `at_once`; raise a second one."""
+        """Note the first signal, or raise it inside `at_once`. Raise a second signal."""
         first, error = self._noted is None, _error(number)
         if first:
             self._noted = error
@@ -208,8 +215,10 @@ class Pending(Stop):
 
 @contextlib.contextmanager
 def noting(pending: Pending) -> Iterator[None]:
-    """Inside the block Ctrl-C is noted as in `deferred`, unless the program does something else
-    about it; SIGTERM is left to the program."""
+    """Note Ctrl-C inside the block, see `deferred`, unless the program has its own handler.
+
+    SIGTERM stays with the program.
+    """
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
         return
@@ -219,7 +228,7 @@ def noting(pending: Pending) -> Iterator[None]:
 
 @contextlib.contextmanager
 def deferred() -> Iterator[Pending]:
-    """Inside the block a first signal is only noted; a second one raises."""
+    """Note the first signal inside the block, and raise at the second."""
     pending = Pending()
     with _as_error(), _handling(pending.handle):
         yield pending

@@ -1,6 +1,6 @@
-"""All random numbers.
+"""Random numbers.
 
-No generator state is saved. A draw is keyed by (seed, purpose, indices): it does not depend on
+No generator state is saved. A draw is keyed by (seed, purpose, indices), so it does not depend on
 earlier draws or the number of processes.
 """
 
@@ -15,17 +15,17 @@ import torch
 from torch import Tensor
 
 BLOCK = 8
-"""Positions of the global batch that share a generator."""
+"""Number of positions of the global batch that share a generator."""
 
 
 def key(seed: int, purpose: str, *index: int) -> int:
-    """128 bits that depend on every argument."""
+    """Return 128 bits that depend on every argument."""
     text = "/".join([str(seed), purpose, *map(str, index)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "big")
 
 
 def philox(seed: int, purpose: str, *index: int) -> np.random.Generator:
-    """NumPy's counter-based generator under `key`."""
+    """Return NumPy's counter-based generator with `key`."""
     return np.random.Generator(np.random.Philox(key=key(seed, purpose, *index)))
 
 
@@ -35,7 +35,7 @@ def permutation(seed: int, epoch: int, n: int) -> np.ndarray[Any, np.dtype[np.in
 
 
 def draw_noise(seed: int, purpose: str, *index: int, shape: Sequence[int]) -> Tensor:
-    """Standard normal noise, float32, on the CPU."""
+    """Return standard normal noise, float32, on the CPU."""
     values = philox(seed, purpose, *index).standard_normal(tuple(shape), dtype=np.float32)
     return torch.from_numpy(values)
 
@@ -43,20 +43,19 @@ def draw_noise(seed: int, purpose: str, *index: int, shape: Sequence[int]) -> Te
 def image_noise(
     seed: int, indices: Sequence[int], draw: int, shape: Sequence[int], device: torch.device
 ) -> Tensor:
-    """Return the noise of step `draw` of each image, (B, *shape); that of step -1 starts
-    sampling."""
+    """Return the noise of step `draw` of each image, (B, *shape). Step -1 is the initial noise."""
     noise = torch.stack([draw_noise(seed, "image", i, draw, shape=shape) for i in indices])
     return noise.to(device)
 
 
 class Draws(NamedTuple):
-    """The random numbers of some positions of a step.
+    """Random numbers of some positions of a step.
 
     Attributes:
-        u: (B,) in [0, 1), decides the timestep.
-        noise: (B, *shape).
-        flip: (B,), whether to mirror the sample.
-        drop: (B,) in [0, 1), decides whether the label is dropped.
+        u: numbers in [0, 1) that decide the timesteps, (B,).
+        noise: noise to add to the samples, (B, *shape).
+        flip: whether to mirror each sample, (B,).
+        drop: numbers in [0, 1) that decide whether conditions are dropped, (B,).
     """
 
     u: Tensor
@@ -76,7 +75,7 @@ def training_draws(
 ) -> Draws:
     """Return the draws of some positions of the global batch, with a generator for each block of 8.
 
-    They depend on neither the number of processes nor the accumulation.
+    They do not depend on the number of processes or the accumulation.
     """
 
     def draw(**options: Any) -> tuple[Tensor, ...]:
@@ -88,12 +87,13 @@ def training_draws(
 
 
 class GivenDraws(NamedTuple):
-    """The random numbers of what a model is given at some positions.
+    """Random numbers of a model's conditioning inputs at some positions.
 
     Attributes:
-        u: (B, uniforms) in [0, 1), decide what a degradation draws.
-        level: (B,) in [0, 1), the share of the largest noise.
-        noise: (B, *observed) of what is observed, and `more`, (B, *shape), of what is told.
+        u: numbers in [0, 1) for a random degradation, (B, uniforms).
+        level: the noise level of each input, in [0, 1), as a fraction of the largest, (B,).
+        noise: noise of the degraded samples, (B, *observed).
+        more: noise of the network's input, (B, *shape).
     """
 
     u: Tensor
@@ -112,7 +112,7 @@ def given_draws(
     device: torch.device,
     purpose: str,
 ) -> GivenDraws:
-    """As `training_draws`, of what the model is given; a shape (0,) draws no noise."""
+    """Return the draws of conditioning inputs, see `training_draws`. Shape (0,) has no noise."""
 
     def draw(**options: Any) -> tuple[Tensor, ...]:
         u = torch.rand((BLOCK, uniforms + 1), **options)
@@ -130,7 +130,7 @@ def _in_blocks(
     purpose: str,
     draw: Callable[..., tuple[Tensor, ...]],
 ) -> list[Tensor]:
-    """Return the draws of `draw` for blocks of positions, cut to these positions."""
+    """Call `draw` for blocks of positions, and return its draws for these positions."""
     first, last = positions.start // BLOCK, (positions.stop - 1) // BLOCK
     blocks = []
     for block in range(first, last + 1):
@@ -143,13 +143,13 @@ def _in_blocks(
 
 
 def seed_modules(seed: int, step: int, microbatch: int, process: int) -> None:
-    """Seed what modules draw themselves, such as dropout."""
-    # `torch.manual_seed` notes a stack trace for each kind of device that is not there.
+    """Seed the random numbers that modules draw themselves, for example for dropout."""
+    # `torch.manual_seed` records a stack trace for each kind of device that is missing.
     there = torch.accelerator.is_available()
     seed_all = torch.manual_seed if there else torch.default_generator.manual_seed
     seed_all(key(seed, "modules", step, microbatch, process) & 0xFFFF_FFFF)
 
 
 def share(n: int, parts: int, index: int) -> range:
-    """Return the `index`-th of `parts` contiguous shares of 0 ... n-1, as even as can be."""
+    """Return the `index`-th of `parts` contiguous parts of 0 ... n-1, as equal as possible."""
     return range(n * index // parts, n * (index + 1) // parts)

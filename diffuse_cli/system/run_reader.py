@@ -1,6 +1,6 @@
-"""What others read in a run directory, while a training writes there: checkpoints and metrics.
+"""Read checkpoints and metrics of a run directory, also while a training run writes there.
 
-Nothing is locked: a checkpoint appears whole, and may be removed at any time.
+Readers take no locks. A checkpoint appears whole, and may be removed at any time.
 """
 
 from __future__ import annotations
@@ -17,19 +17,18 @@ from diffuse_cli.system import files
 
 CONFIG, CHECKPOINTS, METRICS, LOCK = "config.toml", "checkpoints", "metrics.jsonl", "lock"
 MANIFEST, AVERAGE = "manifest.json", "ema.safetensors"
-"""Files of a checkpoint: its checksums, written last, and the averaged weights, a model file."""
+"""Files of a checkpoint: the checksums, written last, and a model file with the EMA weights."""
 
 BEST = ".best.safetensors"
 """Suffix of the best model's file."""
 
 MEMORY = "memory:"
-"""How the name of data begins that a program holds."""
+"""Prefix of the name of data that a program holds in memory."""
 
 
 def run_at(path: Path) -> Path | None:
-    """Return the run directory that a path is, or in which it is a checkpoint; None for anything
-    else."""
-    with contextlib.suppress(OSError):  # a name that is too long, a folder that is not ours
+    """Return the run directory of a path that is a run directory or a checkpoint, else None."""
+    with contextlib.suppress(OSError):  # a name that is too long, a folder without permission
         if (path / MANIFEST).is_file() and (path / AVERAGE).is_file():
             return path.parent.parent
         if path.suffix == ".run" or (path / CHECKPOINTS).is_dir():
@@ -38,8 +37,7 @@ def run_at(path: Path) -> Path | None:
 
 
 def run_of(model: Path) -> Path:
-    """Return the run directory of a model: of a file, also of a best one, or that which it is
-    in."""
+    """Return the run directory of a model: a model file, a best model file, or a checkpoint."""
     if found := run_at(model):
         return found
     own = model.with_suffix(".run")
@@ -54,7 +52,7 @@ def model_of(run: Path) -> Path:
 
 
 def complete(checkpoints: Path) -> list[Path]:
-    """Return the checkpoints that are whole, newest first by step."""
+    """Return the complete checkpoints, newest first."""
     return sorted((p.parent for p in checkpoints.glob(f"step-*/{MANIFEST}")), reverse=True)
 
 
@@ -64,8 +62,10 @@ def step_of(checkpoint: Path) -> int:
 
 
 def fault(checkpoint: Path, *names: str) -> str:
-    """Return the fault of these files of a checkpoint, or of all of them; empty where they match
-    the manifest."""
+    """Return the first fault of these files of a checkpoint, empty if they match the manifest.
+
+    Without names, all files are checked.
+    """
     try:
         sums = json.loads((checkpoint / MANIFEST).read_text())["files"]
         for name in names or sums:
@@ -77,26 +77,25 @@ def fault(checkpoint: Path, *names: str) -> str:
 
 
 def resume_line(data: str, model: str, options: Sequence[str] = ()) -> str:
-    """Return how a run is resumed: a command with these options, or the call of a program that has
-    the data."""
+    """Return the command that resumes a run, or the Python call for data in memory."""
     if data.startswith(MEMORY):
         return f"diffuse.train(data, out={model!r}, resume=True)"
     return shlex.join(["diffuse", "train", data, "--resume", *options, "-o", model])
 
 
 def rows(log: Path) -> Iterator[dict[str, Any]]:
-    """Yield the lines of a log that have a step; others, such as a torn one, are skipped."""
+    """Yield the lines of a log that have a step. Other lines, such as a cut line, are skipped."""
     yield from (x for x in files.read_json_lines(log) if finite(x.get("step")) is not None)
 
 
 def last(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
-    """Return the last number of a name in a log."""
+    """Return the last value of a name in a log."""
     found = (finite(row.get(name)) for row in reversed(rows))
     return next((value for value in found if value is not None), None)
 
 
 def finite(value: Any) -> float | None:
-    """Return a number of a log; None for anything else."""
+    """Return a number of a log as a float, None for anything else."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     return float(value) if abs(value) < 1e300 and math.isfinite(value) else None

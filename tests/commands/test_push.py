@@ -88,8 +88,8 @@ def test_a_picture_may_be_given_and_nothing_measured_is_said(diffuse: Run, model
     [
         ((TARGET,), 2, "--license is missing"),
         ((TARGET, "--license", "My Own"), 2, "a licence is a name in small letters"),
-        (("some/garments", "--license", "mit"), 2, "not a model on the hub: some/garments"),
-        ((TARGET + "@v1", "--license", "mit"), 2, "Type hf://ORG/NAME"),
+        (("some/garments", "--license", "mit"), 2, "on the Hugging Face Hub: some/garments"),
+        ((TARGET + "@v1", "--license", "mit"), 2, "Use hf://ORG/NAME"),
         ((TARGET, "--license", "mit", "--eval", "other.json"), 2, "is of another model"),
         ((TARGET, "--license", "mit", "--eval", "empty.json"), 2, "is not what eval prints"),
         ((TARGET, "--license", "mit", "--samples", "other.json"), 2, "must end in .png"),
@@ -126,7 +126,7 @@ def test_a_model_is_pushed_in_one_commit_and_drawn_from_elsewhere(
         assert sorted(files) == ["README.md", "model.safetensors", "samples.png"]
         assert files["model.safetensors"] == model.read_bytes()
         ran = process(*line, env=here)
-        assert (ran.code, "holds a model already. Type --overwrite" in ran.err) == (5, True)
+        assert (ran.code, "holds a model already. Pass --overwrite" in ran.err) == (5, True)
         files["eval.json"] = b"{}"
         assert process(*line, "--overwrite", env=here).code == 0
         assert sorted(files) == ["README.md", "model.safetensors", "samples.png"]

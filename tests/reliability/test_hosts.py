@@ -128,7 +128,7 @@ def test_a_host_is_lost_and_the_other_ends_and_goes_on_alone(hosts, train, image
     assert first.returncode != 0
     ours = [text for text in said.splitlines() if text.startswith("diffuse: ")]
     assert len(ours) == 1
-    assert "process 1 of 2 is gone, and process 0 ends with it" in ours[0]
+    assert "process 1 of 2 has ended, so process 0 ends too" in ours[0]
     assert "exitcode  : 76" in said
     begun = int(max(Path("model.run/checkpoints").iterdir()).name.removeprefix("step-"))
     assert train("--resume", "--log-every", 1, "--stop-at", begun + 2).code == 0

@@ -78,7 +78,7 @@ def test_a_file_of_it_can_be_named(asking: Callable[..., Any], served: Hub) -> N
         ("hf://some/model/best.safetensors", False, "no best.safetensors in hf://some/model"),
         ("hf://some/theirs", False, "Convert it: diffuse convert hf://some/theirs -o"),
         ("hf://some/model", True, "is not in the cache, and HF_HUB_OFFLINE is set"),
-        ("hf://some", False, "not a model: hf://some. Type hf://ORG/NAME"),
+        ("hf://some", False, "not a model: hf://some. Use hf://ORG/NAME"),
         ("hf://models/some/set", False, "not a model: hf://models/some/set"),
         ("hf://datasets/some/set", False, "not a model: hf://datasets/some/set"),
     ],
@@ -94,7 +94,7 @@ def test_what_cannot_be_had_is_one_line(
 def test_what_is_not_what_the_hub_says_is_not_kept(asking: Callable[..., Any], served: Hub) -> None:
     served.broken = {"model.safetensors"}
     ran = asking("sample", NAME, "-q")
-    assert (ran.code, "is not what the hub says it is" in ran.line) == (4, True)
+    assert (ran.code, "does not match its size or checksum" in ran.line) == (4, True)
     served.broken = set()
     assert asking("info", NAME, "-q").code == 0
 
