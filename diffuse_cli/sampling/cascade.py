@@ -1,4 +1,4 @@
-"""The models of `diffuse sample`, MODEL and that of `--then`, with their sampling settings."""
+"""Models of `diffuse sample`, MODEL and the one of `--then`, with their sampling settings."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     Array = npt.NDArray[Any]
 
 DESCRIBED = ("seed", "eta", "order", "threshold", "weights")
-"""Options that a manifest repeats; with sampler, steps and model they decide the images."""
+"""Options that the manifest lists. With sampler, steps and model they decide the images."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,10 @@ class CascadeStage:
     settings: DrawSettings
 
     def show_inputs(self, indices: Iterable[int], given: Inputs | None) -> Frames:
-        """Return the inputs of images by index, each a list of one picture, uint8 (1 or 3, H, W);
-        none for a model without inputs."""
+        """Return the inputs of images by index, each a list of one picture, uint8 (1 or 3, H, W).
+
+        A model without inputs has none.
+        """
         import torch
 
         giver = Giver.of(self.loaded.model.blueprint)
@@ -55,7 +57,7 @@ class CascadeStage:
         return {i: [*looks(giver.shown, giver.look(given.at([i], device)))] for i in indices}
 
     def describe(self, config: Any) -> dict[str, Any]:
-        """Return what decides its images, for the manifest."""
+        """Return the settings that decide its images, for the manifest."""
         return {
             "sampler": self.settings.sampler,
             "steps": self.settings.steps,
@@ -83,7 +85,7 @@ class Moment(NamedTuple):
     Attributes:
         place: the place of the stage in its chain.
         drawn: the samples as stored, (B, C, *size), once the stage is done.
-        given: inputs from samples of the stage before.
+        given: inputs made from samples of the previous stage.
     """
 
     place: int
@@ -94,10 +96,10 @@ class Moment(NamedTuple):
 
 @dataclass(frozen=True)
 class Chain:
-    """Models, each of which is conditioned on samples of the one before it.
+    """Models, each of which is conditioned on samples of the previous model.
 
     Attributes:
-        offered: inputs of the first one.
+        offered: inputs of the first model.
     """
 
     stages: tuple[CascadeStage, ...]
@@ -114,7 +116,7 @@ class Chain:
         return self.last.loaded.space
 
     def draw(self, part: range, accelerator: Accelerator) -> Iterator[Moment]:
-        """Draw the samples with these indices, in one batch."""
+        """Generate the samples with these indices in one batch, and yield each state."""
         drawn: Array | None = None
         given: Inputs | None = None
         for place, stage in enumerate(self.stages):
@@ -150,8 +152,8 @@ def load_chain(
     """Read the models and the inputs, and resolve the settings.
 
     Args:
-        before: the manifest of earlier samples that are added to.
-        found: the first model, if it is read already.
+        before: the manifest of the samples to add to.
+        found: the first model, if it has been read.
 
     Raises:
         ModelFileError: not a model file.
@@ -167,7 +169,7 @@ def load_chain(
         last = yield from load_denoiser(config.then, *options, earlier=before)
         check_follows(loaded.space, last, config.then)
         conditions = last.model.blueprint.conditions
-        own = replace(  # with other noise, and guided and started as the model recommends
+        own = replace(  # other noise, and the guidance and start that the model recommends
             config,
             guide_with=None,
             weak_guidance=None,
@@ -185,7 +187,7 @@ def load_chain(
 def _load_stage(
     config: SampleConfig, loaded: Loaded, accelerator: Accelerator, given: Inputs | None, turn: int
 ) -> Work[CascadeStage]:
-    """Read the weaker model, and resolve the settings."""
+    """Read the guidance model and resolve the settings of a stage."""
     conditions = loaded.model.blueprint.conditions
     guide = yield from load_guide(config, loaded, accelerator)
     options, told = (config, loaded.model, config.classes, config.on), conditions.given is not None

@@ -1,4 +1,4 @@
-"""What images that are drawn from a conditional model are told, and their guidance."""
+"""Conditions of the images to generate, and their guidance scale."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Condition:
-    """What images are told, and guidance.
+    """Conditions of the images to generate, and the guidance scale.
 
     Attributes:
-        labels: of the images, in turn; none for a model without classes.
-        rows: codes of columns, in turn; none where no column is told.
-        turn: how many images have a label and a row before the next have their turn: image k has
-            label k // turn, modulo their number.
-        scale: 1 is the conditional model, 0 the unconditional.
-        given: what they are given, for a model that is given anything.
+        labels: class labels, which the images cycle through. Empty for a model without classes.
+        rows: codes of metadata columns, which the images cycle through. Empty without `--on`.
+        turn: the number of consecutive images with the same label and row: image k has label
+            k // turn, modulo the number of labels.
+        scale: the guidance scale. 1 is the conditional model, 0 the unconditional.
+        given: conditioning inputs, for a model that takes any.
     """
 
     labels: tuple[int, ...] = ()
@@ -42,11 +42,11 @@ class Condition:
     rows: tuple[tuple[float, ...], ...] = ()
 
     def label(self, index: int) -> int:
-        """The label of an image; -1 for a model without classes."""
+        """Return the label of an image, -1 for a model without classes."""
         return self.labels[index // self.turn % len(self.labels)] if self.labels else -1
 
     def row(self, index: int) -> tuple[float, ...]:
-        """The codes of an image; empty where no column is told."""
+        """Return the codes of an image's metadata columns, empty without `--on`."""
         return self.rows[index // self.turn % len(self.rows)] if self.rows else ()
 
     def bind(
@@ -59,7 +59,7 @@ class Condition:
         """Bind `guided` to the conditions of a batch of images.
 
         Args:
-            given: inputs of this batch, in the place of `self.given`.
+            given: inputs of this batch, which replace `self.given`.
         """
         cond: dict[str, torch.Tensor] = {}
         if self.labels:
@@ -83,35 +83,38 @@ def condition(
     given: Inputs | None = None,
     turn: int = 1,
 ) -> Condition | None:
-    """Return the named classes, each with each of the rows that NAME=VALUE of columns say, and the
-    guidance scale; None for a model that is conditioned on nothing.
+    """Return the conditions of the images to generate, None for an unconditional model.
 
-    The scale is the given one, else the model file's recommendation, else the default.
+    Each named class is combined with each row of metadata. The guidance scale is `--guidance`, else
+    the model file's recommendation, else the default.
 
     Args:
-        every: no names mean every class, and not none.
-        told: whether the model is conditioned on an input; None if labels, rows and inputs follow,
-            which are not checked here.
+        names: classes to generate.
+        on: metadata to condition on, each NAME=VALUE.
+        every: whether no names mean every class, rather than no class.
+        told: whether the model is conditioned on an input. None if the caller sets labels, rows and
+            inputs later, which are then not checked here.
         given, turn: see `Condition`.
 
     Raises:
-        UsageError: no such class, column or label, or one or guidance for a model without them.
+        UsageError: an unknown class, column or label, or a condition or guidance scale that the
+            model does not support.
     """
     conditions = model.blueprint.conditions
     classes = conditions.classes
     if names and not classes:
         raise UsageError(
-            "--class: the model was trained without classes", "Train one with --classes"
+            "--class: the model was trained without classes", "Train a model with --classes"
         )
     if on and not conditions.table:
         raise UsageError(
-            "--on: the model was trained without columns", "Train one with --condition-on"
+            "--on: the model was trained without columns", "Train a model with --condition-on"
         )
     if not conditions:
         if config.guidance is not None:
             raise UsageError(
                 "--guidance: the model was trained without classes",
-                "Train one with --classes or --condition-on",
+                "Train a model with --classes or --condition-on",
             )
         return None
     known = {name: i for i, name in enumerate(classes)}
@@ -125,8 +128,8 @@ def condition(
         if not (labels or rows or told):
             if not every:
                 return None
-            scale = scale if config.guidance is not None else 1.0  # all scales are one
-    if labels and rows:  # each with each
+            scale = scale if config.guidance is not None else 1.0  # every scale gives the same
+    if labels and rows:  # every combination
         labels, rows = labels * len(rows), tuple(row for row in rows for _ in labels)
     return Condition(labels, scale, given, turn, rows)
 
@@ -135,7 +138,7 @@ def guidance_scale(config: DrawConfig, model: StoredModel) -> float:
     """Return the guidance scale of a model with conditions.
 
     Raises:
-        UsageError: guidance for a model that was always given its input.
+        UsageError: a scale other than 1 for a model without an unconditional prediction.
     """
     conditions, scale = model.blueprint.conditions, config.guidance
     if scale is None and model.sampling is not None:
@@ -145,17 +148,18 @@ def guidance_scale(config: DrawConfig, model: StoredModel) -> float:
         return default_guidance(conditions, dropout)
     if scale != 1 and conditions.given and not has_unconditional(conditions, dropout):
         raise UsageError(
-            f"--guidance {scale:g}: the model was always told what it is given, and cannot do "
-            "without",
-            "Leave it out, or train one with --given-dropout 0.1",
+            f"--guidance {scale:g}: the model was never trained without its input, so it has no "
+            "unconditional prediction",
+            "Leave it out, or train a model with --given-dropout 0.1",
         )
     return scale
 
 
 def default_guidance(conditions: Conditions, label_dropout: Any) -> float:
-    """The default guidance scale of a model that is told anything: 1 without an unconditional
-    prediction, and 1 for a model that is given an array or told numbers, which are to be followed,
-    not exaggerated.
+    """Return the default guidance scale of a conditional model.
+
+    It is 1 without an unconditional prediction. It is also 1 for models conditioned on an input or
+    on numbers, because a larger scale would overshoot them.
     """
     numbers = conditions.table and any(isinstance(c, Numbers) for c in conditions.table.columns)
     if conditions.given or numbers or not has_unconditional(conditions, label_dropout):
@@ -164,17 +168,17 @@ def default_guidance(conditions: Conditions, label_dropout: Any) -> float:
 
 
 def has_unconditional(conditions: Conditions, label_dropout: Any) -> bool:
-    """Whether training dropped all that a model is told, so that it can be guided."""
+    """Whether training dropped every condition at times, so that guidance is possible."""
     shares = [label_dropout] * bool(conditions.classes or conditions.table)
     shares += [conditions.given.dropout] if conditions.given else []
     return 0 not in shares
 
 
 def check_columns(model: StoredModel, rows: Sequence[tuple[float, ...]]) -> None:
-    """Refuse to leave out a column that the model was always told.
+    """Refuse to leave out a column that training never dropped.
 
     Raises:
-        UsageError
+        UsageError: names the missing columns.
     """
     table = model.blueprint.conditions.table
     if table is None or model.training.get("label_dropout") != 0:
@@ -182,7 +186,7 @@ def check_columns(model: StoredModel, rows: Sequence[tuple[float, ...]]) -> None
     if names := untaught(table, rows):
         listed = ", ".join(map(brief, names[:10]))
         raise UsageError(
-            f"--on is missing for {listed}: the model was trained with --label-dropout 0, and was "
-            "always told",
-            f"Give --on {brief(names[0])}=VALUE",
+            f"--on is missing for {listed}: the model was trained with --label-dropout 0 and needs "
+            "every column",
+            f"Pass --on {brief(names[0])}=VALUE",
         )

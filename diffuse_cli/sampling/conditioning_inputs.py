@@ -1,4 +1,4 @@
-"""Inputs of `sample --given`: read in the form of the model's inputs, and named in the manifest."""
+"""Conditioning inputs of `sample --given`, which are read, fitted and listed in the manifest."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ if TYPE_CHECKING:
     Array = npt.NDArray[Any]
 
 WHITE = 1 / 2
-"""From this part of the highest level on, a mask is white: unknown."""
+"""Fraction of the highest level from which a mask counts as white: unknown."""
 
 
 @dataclass(frozen=True)
 class SampleInputs:
-    """Inputs of the images of a command.
+    """Conditioning inputs of the images of a command.
 
     Attributes:
-        inputs: for the model.
-        per: how many images there are of each number: one for each thing that is given.
-        described: for the manifest.
+        inputs: the model's inputs.
+        per: the number of images per `-n`, one for each input.
+        described: entries of the manifest.
     """
 
     inputs: Inputs | None
@@ -49,25 +49,29 @@ class SampleInputs:
 
 
 def read_inputs(config: SampleConfig, loaded: Loaded) -> Work[SampleInputs]:
-    """Read the inputs of the images; none for a model without inputs.
+    """Read the inputs of the images, if the model takes any.
 
     Raises:
-        UsageError: it is missing, or the model is not given anything.
-        DataError: it cannot be used.
+        UsageError: `--given` is missing, or the model takes no input.
+        DataError: an input cannot be used.
     """
     giver = Giver.of(loaded.model.blueprint)
     if giver is None:
         if config.given:
             raise UsageError(
-                "--given: the model was trained without", "Train one with --given, or leave it out"
+                "--given: the model was trained without --given",
+                "Leave it out, or train a model with --given",
             )
         return SampleInputs(None, 1, {})
     if config.given is None:
         if guidance_scale(config, loaded.model) != 0:
             colours = {1: "grey ", 3: "colour "}.get(giver.inputs.channels, "")
             what = f"{colours}images of {dimensions(giver.inputs.size)} ({giver.given.what})"
-            free = ", or --guidance 0 to draw without any" if giver.given.dropout else ""
-            raise UsageError(f"the model draws from {what}", f"Give them: --given PATH{free}")
+            free = ", or --guidance 0 to generate without any" if giver.given.dropout else ""
+            raise UsageError(
+                f"--given is missing: the model is conditioned on {what}",
+                f"Pass --given PATH{free}",
+            )
         return SampleInputs(None, 1, {})
     _check(config, giver)
     background, medium = loaded.background, giver.space.medium
@@ -93,7 +97,7 @@ def read_inputs(config: SampleConfig, loaded: Loaded) -> Work[SampleInputs]:
 
 
 def _check(config: SampleConfig, giver: Giver) -> None:
-    """Refuse options that do not suit what the model is given."""
+    """Refuse options that do not suit the model's kind of input."""
     masks = giver.masks
     if config.degrade and giver.degradation is None:
         raise UsageError("--degrade: the model was trained on pairs", "Leave it out")
@@ -103,18 +107,18 @@ def _check(config: SampleConfig, giver: Giver) -> None:
         )
     if masks and not (config.mask or config.degrade):
         raise UsageError(
-            f"the model is told what is unknown ({giver.given.what})",
-            "Give --mask PATH, white where it is, or --degrade to mask as in training",
+            f"--mask is missing: the model is conditioned on masked images ({giver.given.what})",
+            "Pass --mask PATH, white where to generate, or --degrade to mask as in training",
         )
 
 
 def _known(samples: Dataset, masks: Dataset, path: Path) -> Array:
-    """Return where each sample is known: one mask for all, or those of the same names."""
+    """Return where each sample is known, by one mask for all, or by the masks of the same names."""
     if len(masks) > 1 or path.is_dir():
         found = pair(samples, masks)
         if not found.matched.all():
             line = next(found.missing())
-            raise DataError(f"--mask: {line}", "Give each its mask, or one for all")
+            raise DataError(f"--mask: {line}", "Pass a mask for each image, or one for all")
         chosen = masks.stored[found.rows]
     else:
         chosen = masks.stored
@@ -124,41 +128,54 @@ def _known(samples: Dataset, masks: Dataset, path: Path) -> Array:
 
 
 def _described(path: str, names: Sequence[str]) -> dict[str, Any]:
-    """For the manifest: the name and SHA-256 of each file; image k is of file k modulo their
-    number."""
+    """Return the name and SHA-256 of each file, for the manifest.
+
+    Image k is conditioned on file k, modulo the number of files.
+    """
     hashes = file_hashes(Path(path), names)
     return {"files": [{"name": files.show(name), "sha256": hashes[name]} for name in names]}
 
 
 def check_follows(space: Space, loaded: Loaded, path: str) -> None:
-    """Refuse a model that cannot be given samples of a space.
+    """Refuse a model that cannot be conditioned on samples of a space.
 
     Raises:
-        UsageError: samples of other channels or levels, or a model that needs a mask or nothing.
+        UsageError: the model takes no input, needs a mask, or takes other channels or levels.
     """
     giver = Giver.of(loaded.model.blueprint)
     if giver is None:
         raise UsageError(
             f"--then {files.show(path)}: the model was trained without --given",
-            "Name one that draws from what the first draws, such as of --given low-res:4",
+            "Name a model that is conditioned on MODEL's samples, for example --given low-res:4",
         )
     if giver.masks:
-        raise UsageError(f"--then: the model is told what is unknown ({giver.given.what})")
+        raise UsageError(
+            f"--then {files.show(path)}: the model needs masks ({giver.given.what})",
+            "Name a model that is conditioned on MODEL's samples, for example --given low-res:4",
+        )
     wanted = giver.inputs
-    # Floats are drawn as numbers of files, whatever the mean and deviation of either model.
+    # Float samples have the scale of the files, so mean and standard deviation may differ.
     kinds = [(s.medium, s.channels, s.levels, s.layout, s.dims) for s in (space, wanted)]
     if kinds[0] != kinds[1]:
         raise UsageError(
-            f"--then: the model draws from {wanted.channels} channels of {wanted.levels} levels, "
-            f"not from {space.channels} of {space.levels}"
+            f"--then {files.show(path)}: the model is conditioned on {describe_channels(wanted)}, "
+            f"and MODEL generates {describe_channels(space)}"
         )
 
 
+def describe_channels(space: Space) -> str:
+    """Return the channels and levels of samples, in words."""
+    numbers = "floats" if space.levels is None else f"{space.levels:,} levels"
+    return f"{space.channels} channel{'s' * (space.channels != 1)} of {numbers}"
+
+
 def from_samples(drawn: Sequence[Array], space: Space, loaded: Loaded, first: int) -> Inputs:
-    """Stored samples of a model as what another is given, at its size; `check_follows` is first.
+    """Return stored samples of a model as inputs of another, fitted to its size.
+
+    Call `check_follows` first.
 
     Args:
-        first: the index of the first of them.
+        first: the index of the first sample.
     """
     giver = Giver.of(loaded.model.blueprint)
     assert giver is not None

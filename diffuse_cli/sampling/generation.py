@@ -1,7 +1,7 @@
-"""Images from a model.
+"""Generate images with a model.
 
-Every draw of noise is keyed by (seed, image, step): image k of a seed is the same for any number of
-images, batch size and number of processes.
+Noise is keyed by (seed, image, step), so image k of a seed is the same for any number of images,
+batch size and number of processes.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ if TYPE_CHECKING:
 
 
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-"""Precisions that autocasts."""
+"""Data types of the precisions that use autocast."""
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A batch of images, by index, and the sampler's state after `step` of `steps`."""
+    """A batch of images by index, with the sampler's state after `step` of `steps`."""
 
     indices: Sequence[int]
     step: int
@@ -73,10 +73,10 @@ def draw(
     device: torch.device,
     given: Inputs | None = None,
 ) -> Iterator[Drawing]:
-    """Draw the images with these indices, a batch at a time.
+    """Generate the images with these indices, one batch after another.
 
     Args:
-        given: inputs of these images, in the place of those of the condition.
+        given: inputs of these images, which replace the condition's.
 
     Raises:
         InvalidArgument: more steps than the process has timesteps.
@@ -98,7 +98,10 @@ def draw(
 
 
 def prepared(denoiser: Denoiser, settings: DrawSettings) -> Denoise:
-    """What a sampler calls, with guidance and in range; for a model with classes not bound yet."""
+    """Return the denoiser that a sampler calls, with guidance and kept in range.
+
+    A conditional model still needs its conditions bound.
+    """
     guided = settings.guided(denoiser)
     return kept_in_range(guided, denoiser, settings.threshold)
 
@@ -106,7 +109,7 @@ def prepared(denoiser: Denoiser, settings: DrawSettings) -> Denoise:
 def collect(
     drawings: Iterator[Drawing], space: Space, total: int, into: dict[int, Array]
 ) -> Work[None]:
-    """Run `drawings` to the end; put each sample as stored, (C, *size), under its index."""
+    """Run `drawings` to the end, and store each sample, (C, *size), under its index."""
     done = 0
     for drawing in drawings:
         part = len(drawing.indices) * drawing.step / drawing.steps
@@ -119,18 +122,20 @@ def collect(
 
 
 def stored(space: Space, x: Tensor) -> Array:
-    """Samples (B, C, *size) of a model as stored numbers, on the CPU."""
+    """Return samples (B, C, *size) of a model as stored numbers, on the CPU."""
     numbers: Array = space.to_stored(x).cpu().numpy()
     return numbers.astype(np.uint16) if numbers.dtype == np.int32 else numbers
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model file's content, its hash, and the denoiser on the device, in its precision.
+    """A model file's content and hash, and its denoiser on the device.
 
     Attributes:
+        precision: the precision of the denoiser.
         differentiable: whether gradients can be taken through the denoiser.
-        size: of the samples to draw, in windows of the model's; None for the model's.
+        size: the size of the samples, if it differs from the model's. Larger samples are computed
+            in windows of the model's size.
     """
 
     model: model_file.StoredModel
@@ -142,15 +147,15 @@ class Loaded:
 
     @property
     def space(self) -> Space:
-        """What its samples are."""
+        """Space of the samples."""
         own = self.model.blueprint.space
         return own if self.size is None else replace(own, size=self.size)
 
     def enlarge(self, size: Size | None) -> Loaded:
-        """The same for larger samples, if a size is given.
+        """Return the model for samples of another size, itself for None.
 
         Raises:
-            UsageError: one that a window does not fit in.
+            UsageError: the model's window does not fit in the size.
         """
         if size is None:
             return self
@@ -160,12 +165,12 @@ class Loaded:
 
     @property
     def background(self) -> str:
-        """The colour behind transparent images that it was trained with."""
+        """Colour behind transparent images in training."""
         return str(self.model.data.get("background", "white"))
 
     @property
     def fit(self) -> str:
-        """How images of another shape were fitted."""
+        """Method that fitted images of another shape in training."""
         return str(self.model.data.get("fit", "crop"))
 
 
@@ -183,17 +188,15 @@ def load_denoiser(
     """Read a model and put its network on the device.
 
     Args:
-        path: of the model, or what was read there.
-        precision: one of PRECISIONS, of which `auto` is decided by the model; None is the
-            accelerator's.
-        alone: the other processes do not read it.
-        differentiable: allow gradients of its output by its input.
-        typed: whether `precision` is an option that was passed, and not another model's.
-        earlier: the manifest of samples that are added to, whose precision takes the place of
-            `auto`.
+        path: the path of the model, or the model that was found there.
+        precision: a name in PRECISIONS. The model decides about `auto`. None is the accelerator's.
+        alone: whether only this process reads the model.
+        differentiable: allow gradients of the output by the input.
+        typed: whether the user passed `precision`, so that a slow one is worth a warning.
+        earlier: the manifest of the samples to add to, whose precision replaces `auto`.
 
     Raises:
-        ModelFileError: no model, as `model_file.find` says, or no such weights in it.
+        ModelFileError: it is not a model (see `model_file.find`), or it has no such weights.
     """
     own = earlier.get("precision") if isinstance(earlier, dict) else None
     if precision == "auto" and own in ("fp32", "bf16"):
@@ -210,9 +213,9 @@ def load_denoiser(
 
 
 def _found(path: str | Path, alone: bool) -> Work[model_file.Found]:
-    """The model at a path, the same on all processes."""
+    """Find the model at a path, the same on all processes."""
     found = yield from model_file.find(path)
-    # A training may save a checkpoint while these processes look for its newest one.
+    # A training run may save a checkpoint while these processes look for the newest one.
     while not alone and len(set(gather_object([found.sha256]))) > 1:
         found = yield from model_file.find(path)
     return found
@@ -221,8 +224,10 @@ def _found(path: str | Path, alone: bool) -> Work[model_file.Found]:
 def precision_for(
     model: model_file.StoredModel, precision: str | None, accelerator: Accelerator
 ) -> str:
-    """The exact precision of a model's network: of `auto`, what it was trained in if the device has
-    that; of None, the accelerator's."""
+    """Return the exact precision of a model's network.
+
+    `auto` is the precision of its training, if the device supports it. None is the accelerator's.
+    """
     if precision is None:
         return {of: name for name, of in PRECISIONS.items()}[accelerator.mixed_precision]
     device, width = accelerator.device.type, widest(model.blueprint.config)
@@ -237,16 +242,15 @@ def ready(
     *,
     differentiable: bool = False,
 ) -> Denoiser:
-    """A model's network on the device, in an exact precision, under its process.
+    """Return the denoiser of a model on the device, in an exact precision.
 
-    It takes larger samples than the model's too, in windows.
+    It computes samples larger than the model's in windows.
 
     Args:
-        differentiable: keep what gradients by the input need, where they are enabled; gradients by
-            the weights are never taken.
+        differentiable: allow gradients by the input. The weights never get gradients.
 
     Raises:
-        ModelFileError: no such weights in the model.
+        ModelFileError: the model has no such weights.
     """
     net = lay_out(model.network(weights).to(accelerator.device))
     net.requires_grad_(False)
@@ -264,15 +268,14 @@ def ready(
 
 # -- sheets ---------------------------------------------------------------------------------------
 
-# Many samples as one picture: in rows of what they are told, or as they come out of the noise.
+# Many samples in one picture: in rows of equal conditions, or on their way from noise to image.
 
 GIF_FRAMES = 60
-"""Most frames of an animation."""
+"""Largest number of frames of an animation."""
 
 
 def arrange(drawn: Mapping[int, Array], space: Space, wanted: Condition | None) -> Image:
-    """The grid of samples by index: nearly square, or a row for each class and each that is told
-    otherwise."""
+    """Return a grid of samples by index, with a row for each condition, or nearly square."""
     order = sorted(drawn)
     shown = dict(zip(order, looks(space, np.stack([drawn[i] for i in order])), strict=True))
     rows: dict[Any, list[Array]] = {}
@@ -290,10 +293,10 @@ def arrange(drawn: Mapping[int, Array], space: Space, wanted: Condition | None) 
 
 
 def beside(drawn: Mapping[int, Array], space: Space, seen: Frames, turn: int) -> Image:
-    """The grid of samples by index, each row after what its images are given.
+    """Return a grid of samples by index, with a row for each input, which comes first.
 
     Args:
-        seen: pictures of what image k is given, by k modulo `turn`.
+        seen: pictures of the input of image k, by k modulo `turn`.
     """
     order = sorted(drawn)
     shown = dict(zip(order, looks(space, np.stack([drawn[i] for i in order])), strict=True))
@@ -304,7 +307,7 @@ def beside(drawn: Mapping[int, Array], space: Space, seen: Frames, turn: int) ->
 
 
 def animate(frames: Frames, space: Space) -> bytes:
-    """The first images from noise to picture, in at most `GIF_FRAMES` frames."""
+    """Return a GIF of images from noise to sample, in at most `GIF_FRAMES` frames."""
     order = sorted(frames)
     last = len(frames[order[0]]) - 1
     shown = sorted({round(last * k / (GIF_FRAMES - 1)) for k in range(GIF_FRAMES)})

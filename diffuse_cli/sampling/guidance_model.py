@@ -1,4 +1,4 @@
-"""The weaker model that another is guided by: read, checked to fit, and put on the device."""
+"""Guidance model of autoguidance: read it, check that it fits, and put it on the device."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from diffuse_cli.config.sample_options import OWN, DrawConfig
 from diffuse_cli.core.settings import dimensions
 from diffuse_cli.data.metadata_columns import described
+from diffuse_cli.sampling.conditioning_inputs import describe_channels
 from diffuse_cli.sampling.generation import Loaded, load_denoiser, ready
 from diffuse_cli.sampling.sampling_settings import Guide, choose_guide
 from diffuse_cli.system import files
@@ -22,15 +23,15 @@ if TYPE_CHECKING:
 def load_guide(
     config: DrawConfig, loaded: Loaded, accelerator: Accelerator, *, alone: bool = False
 ) -> Work[Guide | None]:
-    """Read the weaker model that is named or recommended, if there is one.
+    """Read the guidance model that is named or recommended, if there is one.
 
     Args:
-        loaded: the model that is guided.
-        alone: the other processes do not read it.
+        loaded: the model to guide.
+        alone: whether only this process reads it.
 
     Raises:
-        ModelFileError: no model file, or no weak average in the model's own.
-        UsageError: a model that cannot guide this one, or a scale without one.
+        ModelFileError: it is not a model file, or MODEL's file has no early EMA checkpoint.
+        UsageError: it cannot guide this model, or `--weak-guidance` is set without it.
     """
     chosen = choose_guide(config, loaded.model)
     if chosen is None:
@@ -39,11 +40,12 @@ def load_guide(
     precision, differs = loaded.precision, loaded.differentiable
     if path == OWN:
         if loaded.model.weak is None:
-            hint = "Train with --keep-weak to have one, or name the file of a weaker model"
+            hint = "Train with --keep-weak, or pass the file of a weaker model"
             if loaded.model.training.get("keep_weak"):
-                hint = "Its training had not come to the step after which it is taken: go on with "
-                hint += "--resume"
-            raise ModelFileError(f"--guide-with {OWN}: the model file has no weak average", hint)
+                hint = "Training has not reached the step that saves it. Continue with --resume"
+            raise ModelFileError(
+                f"--guide-with {OWN}: the model file has no early EMA checkpoint", hint
+            )
         denoiser = ready(loaded.model, "weak", accelerator, precision, differentiable=differs)
         return Guide(path, scale, denoiser, loaded.sha256)
     weaker = yield from load_denoiser(
@@ -54,30 +56,28 @@ def load_guide(
 
 
 def check_fits(loaded: Loaded, weaker: Loaded, path: str) -> None:
-    """Refuse to guide a model by one of other samples, another process or other classes.
+    """Refuse a guidance model with other samples, another process or other conditions.
 
-    Targets, variances and networks may differ: what is combined is x_0 and eps.
+    Targets, variances and networks may differ, because guidance combines x_0 and eps.
 
     Raises:
-        UsageError: it names what differs.
+        UsageError: names the first difference.
     """
     name = f"--guide-with {files.show(path)}"
     if loaded.sha256 == weaker.sha256:
-        raise UsageError(f"{name} is the model itself", "Name a weaker one")
+        raise UsageError(f"{name} is the model itself", "Pass the file of a weaker model")
     own, theirs = map(_traits, (loaded.model.blueprint, weaker.model.blueprint))
     for form, (value, text) in theirs.items():
         if value != own[form][0]:
             raise UsageError(
                 f"{name} does not fit: {form.format(text, own[form][1])}",
-                "Name a model of the same data and schedule, smaller or trained for less",
+                "Pass a model of the same data and schedule that is smaller or trained for less",
             )
 
 
 def _traits(of: Blueprint) -> dict[str, tuple[object, str]]:
-    """Return what must be equal: by a sentence on both models, a value and its text."""
+    """Return the traits that must be equal, a value and its text by a sentence on both models."""
     space, diffusion, conditions = of.space, of.diffusion, of.conditions
-    numbers = "floats" if space.levels is None else f"{space.levels:,} levels"
-    channels = "1 channel" if space.channels == 1 else f"{space.channels} channels"
     betas = "custom betas" if diffusion.betas else str(diffusion.schedule)
     if shift := diffusion.log_snr_shift:
         betas += f" with log-SNR shifted by {shift:+g}"
@@ -85,18 +85,18 @@ def _traits(of: Blueprint) -> dict[str, tuple[object, str]]:
     classes, given, table = conditions.classes, conditions.given, conditions.table
     named = ", ".join(map(files.brief, classes[:3])) or "none"
     named += f", ... ({len(classes):,})" if len(classes) > 3 else ""
-    inputs = f"{given.what} of {given.channels} channels" if given else "nothing"
+    inputs = f"{given.what} of {given.channels} channels" if given else "none"
     told = (f"{files.brief(c.name)}, {described(c)}" for c in (table.columns[:3] if table else ()))
     return {
         "its samples are {}, the model's {}": (
             space,
-            f"{dimensions(space.size)} in {channels} of {numbers}",
+            f"{dimensions(space.size)} in {describe_channels(space)}",
         ),
         "its process is {}, the model's {}": (
             of.process.betas.tolist(),
             f"{betas}{zero} of {of.process.num_timesteps:,} timesteps",
         ),
         "its classes are {}, the model's {}": (classes, named),
-        "it is given {}, the model {}": (inputs, inputs),
-        "it is told {}, the model {}": (table, "; ".join(told) or "no columns"),
+        "its input is {}, the model's {}": (inputs, inputs),
+        "its columns are {}, the model's {}": (table, "; ".join(told) or "none"),
     }

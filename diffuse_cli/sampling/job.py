@@ -1,4 +1,4 @@
-"""Samples of a command: which are left, their parts drawn and recorded, and figures of them all."""
+"""Jobs that generate the samples of a command, record them in parts, and write figures of them."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ if TYPE_CHECKING:
 
 
 GIF_IMAGES = 16
-"""Most images shown in the animation."""
+"""Largest number of images in the animation."""
 
 
 @dataclass(frozen=True)
 class SampleFiles:
-    """Files that a job wrote, or found: the samples in order, then the figures and the manifest.
+    """Files that a job wrote or found: the samples in order, the figures and the manifest.
 
     Attributes:
-        packed: the file that all of them are packed into, in the place of them.
+        packed: the archive that replaces all other files.
     """
 
     images: tuple[Path, ...]
@@ -57,7 +57,7 @@ class SampleFiles:
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """Every picture."""
+        """Paths of all pictures, or of the archive."""
         return tuple(p for p in (*self.images, self.grid, self.gif, self.packed) if p is not None)
 
     @property
@@ -77,8 +77,8 @@ class PartState:
 
     Attributes:
         share: the fraction of the work that is done.
-        samples: the samples as stored, (N, C, *size), once they are drawn.
-        side: arrays that figures need of them.
+        samples: the samples as stored, (N, C, *size), once they are complete.
+        side: further arrays of the samples, which the figures need.
     """
 
     step: int
@@ -91,19 +91,20 @@ class PartState:
 class SamplingJob(ABC):
     """Samples that a command writes into a folder, in parts.
 
-    Each process writes the parts that it draws, and goes on where an earlier command of the same
-    settings was stopped. At the end the first one writes figures of all samples and the manifest.
+    Each process generates and writes its own parts. A job resumes where an earlier command with the
+    same settings stopped. At the end the first process writes figures of all samples and the
+    manifest.
 
     Args:
-        config: `out`, `batch_size`, `grid` and `overwrite`.
+        config: options `out`, `batch_size`, `grid` and `overwrite`.
         wanted: the indices of the samples.
-        described: settings that decide the bytes of a sample, for the manifest too.
-        hidden: settings that decide them, and which the manifest has in another form.
-        folder: of the files, until they are packed into `out`; by default `out`.
+        described: settings that decide the bytes of a sample, which the manifest lists.
+        hidden: settings that decide them too, which the manifest has in another form.
+        folder: the folder of the files until they are packed into `out`, by default `out`.
     """
 
     sides: Sequence[int] = ()
-    """Samples with arrays that figures need."""
+    """Samples whose further arrays the figures need."""
 
     def __init__(
         self,
@@ -127,24 +128,24 @@ class SamplingJob(ABC):
 
     @abstractmethod
     def draw_part(self, part: range, accelerator: Accelerator) -> Iterator[PartState]:
-        """Draw samples; the last state has them."""
+        """Generate samples, and yield states, of which the last has them."""
 
     @abstractmethod
     def draw_grid(self, indices: Sequence[int]) -> Image:
-        """Return the grid of samples that are written."""
+        """Return the grid of the written samples."""
 
     def describe(self, indices: Sequence[int]) -> dict[str, Any]:
         """Return entries of the manifest about all samples."""
         return {}
 
     def begin(self) -> list[range] | None:
-        """Return the parts that are left to draw; None if nothing is left to do."""
+        """Return the parts to generate, None if the job is complete."""
         return self.ledger.begin(
             self.parts, overwrite=self.overwrite, pictures={*self.figures}, sides=self.sides
         )
 
     def run(self, accelerator: Accelerator) -> Work[SampleFiles | None]:
-        """Draw what is left, and write it.
+        """Generate and write the remaining samples.
 
         Returns:
             The files, or None on every process but the first.
@@ -156,10 +157,11 @@ class SamplingJob(ABC):
         left = from_first(accelerator, self.begin)
         if left is None:
             if first:
-                yield Notice(f"{name} is finished: these images are drawn already")
+                yield Notice(f"{name} is complete: it already contains these images")
         else:
             if drawn := sum(map(len, self.parts)) - sum(map(len, left)):
-                yield Notice(f"{name}: going on, {drawn:,} images are drawn already")
+                images = f"{drawn:,} image{'s' * (drawn != 1)}"
+                yield Notice(f"{name}: resuming with {images} of {sum(map(len, self.parts)):,}")
             mine = left[accelerator.process_index :: accelerator.num_processes]
             try:
                 with self.ledger.writing(accelerator.process_index):
@@ -196,12 +198,12 @@ class SamplingJob(ABC):
         """Write the figures and, last, the manifest that names every file.
 
         Raises:
-            OutputError: an image that another process drew is not there.
+            OutputError: an image of another process is missing.
         """
         self.ledger.collect()
         if lost := [i for i in self.wanted if i not in self.ledger.hashes]:
             raise OutputError(
-                f"{files.show(self.ledger.path(lost[0]))} is not there", "Type the command again"
+                f"{files.show(self.ledger.path(lost[0]))} is missing", "Run the command again"
             )
         indices = sorted(self.ledger.hashes)
         for name, draw in self.figures.items():
@@ -217,17 +219,17 @@ class SamplingJob(ABC):
         self.ledger.end(manifest)
 
     def pack(self) -> Path | None:
-        """Return the file that the folder is packed into, if the command names one."""
+        """Pack the folder into the file that the command names, and return its path, if any."""
         return None
 
     def read(self, path: Path) -> Array:
-        """Return a sample that was written, as stored."""
+        """Return a written sample as stored."""
         with files.reported(path):
             return self.medium.read(path.read_bytes(), Asked(**like(self.space))).values
 
 
 class CascadeJob(SamplingJob):
-    """Samples of `diffuse sample`: of the last model, drawn from those of the ones before."""
+    """Samples of the last model of `diffuse sample`, conditioned on earlier models' samples."""
 
     def __init__(self, config: SampleConfig, chain: Chain) -> None:
         first, last = chain.stages[0], chain.last
@@ -254,7 +256,7 @@ class CascadeJob(SamplingJob):
             self.figures[GIF] = self._draw_gif
 
     def begin(self) -> list[range] | None:
-        """Return the parts that are left to draw; None if they are, or are packed already."""
+        """Return the parts to generate, None if the job is complete or packed."""
         if self.folder != self.out and self.out.exists() and not self.overwrite:
             names = (self.ledger.path(i).name for i in self.wanted)
             sample_archive.check_same(self.out, self.ledger.key, names)
@@ -262,7 +264,7 @@ class CascadeJob(SamplingJob):
         return super().begin()
 
     def draw_part(self, part: range, accelerator: Accelerator) -> Iterator[PartState]:
-        """Draw samples, and keep what grid and animation show of them."""
+        """Generate samples, and keep the arrays that grid and animation show."""
         side: dict[str, Array] = {}
         frames: list[Array] = []
         moving, models = sum(i in self.moving for i in part), len(self.chain.stages)
@@ -279,7 +281,7 @@ class CascadeJob(SamplingJob):
             yield PartState(drawing.step, drawing.steps, share, samples, side)
 
     def draw_grid(self, indices: Sequence[int]) -> Image:
-        """Return the grid of samples that are written, beside what they are drawn from."""
+        """Return the grid of the written samples, next to their inputs."""
         drawn = {i: self.read(self.ledger.path(i)) for i in indices[:GRID_IMAGES]}
         given = self.condition.given if self.condition else None
         turn = len(given) if given else max(drawn) + 1
@@ -297,15 +299,14 @@ class CascadeJob(SamplingJob):
         return generation.animate(frames, self.space)
 
     def _side(self, index: int, name: str) -> Array:
-        """Return an array that is kept with a sample until the end."""
+        """Return an array that is kept with a sample until the job ends."""
         path = self.ledger.sides[index]
         with np.load(path, allow_pickle=False) as file:
             kept: Array = file[name][index - int(path.stem)]
         return kept
 
     def describe(self, indices: Sequence[int]) -> dict[str, Any]:
-        """Return the least number that has these samples, which they are if some are left out, and
-        their conditions."""
+        """Return the smallest `-n` that includes these samples, gaps in it, and the conditions."""
         per = self.chain.offered.per
         whole = -(-(indices[-1] + 1) // per)
         counted: dict[str, Any] = {"n": whole}
@@ -316,7 +317,7 @@ class CascadeJob(SamplingJob):
         return {**counted, **self.chain.last.describe_conditions(indices)}
 
     def pack(self) -> Path | None:
-        """Pack the folder into the file that was asked for, if it is one, and remove it."""
+        """Pack the folder into the archive that the command names, if any, and remove it."""
         if self.folder == self.out:
             return None
         if not (self.folder / MANIFEST).exists():
@@ -330,7 +331,7 @@ class CascadeJob(SamplingJob):
 
 @contextlib.contextmanager
 def open_folder(config: Any, folder: Path) -> Iterator[Accelerator]:
-    """Lock the output folder of a command, which was checked, and set up its Accelerator."""
+    """Lock a command's output folder, which has been checked, and set up its Accelerator."""
     with (
         holding(folder) if rank() == 0 else contextlib.nullcontext(),
         machine(config.precision, config.device) as accelerator,
@@ -339,7 +340,7 @@ def open_folder(config: Any, folder: Path) -> Iterator[Accelerator]:
 
 
 def generate(config: SampleConfig) -> Work[SampleFiles | None]:
-    """Draw images from a model file and write them with a manifest; see `SamplingJob`.
+    """Generate images with a model file and write them with a manifest (see `SamplingJob`).
 
     Yields `Progress`.
 
@@ -349,7 +350,7 @@ def generate(config: SampleConfig) -> Work[SampleFiles | None]:
     Raises:
         OutputError: the folder holds other samples already, or cannot be written.
         ModelFileError: not a model file.
-        UsageError: options that do not go together.
+        UsageError: options that cannot be combined.
     """
     out = Path(config.out)
     folder, before = sample_archive.folder_of(out), dict[str, Any]()

@@ -1,10 +1,10 @@
-"""The record of samples that are written, so that a command that was stopped goes on.
+"""Record of the written samples of a sampling run, so that a stopped run can be resumed.
 
-A job writes images of the same settings in parts: batches by index, so that an image is generated
-with the same others however often the job is stopped. While it is unfinished, its folder has
-a hidden one, `.sampling`, with the settings and a log of each process: a line for each part, with
-the SHA-256 of its files, once they are on the disk. A file that is on no line, or does not match
-its hash, is generated again. At the end the manifest takes the place of the hidden folder.
+A job writes images in parts, which are batches by index. An image is always generated with the same
+others, however often the job stops. Until the job is complete, its folder has a hidden folder,
+`.sampling`, with the settings and a log of each process. A log has a line for each part, with the
+SHA-256 of its files, once they are on the disk. A file without a line, or with another hash, is
+generated again. At the end the manifest replaces the hidden folder.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 
 SETTINGS = "settings.json"
 KEY = "settings"
-"""The manifest's entry by which equal settings are recognised."""
+"""Entry of the manifest with the hash of the settings."""
 
-TAKEN = "Choose another -o, or --overwrite"
+TAKEN = "Choose another -o, or pass --overwrite"
 
 
 def parts_of(wanted: range, size: int) -> list[range]:
-    """Return the batches of some images: they end at multiples of `size`, and at the end."""
+    """Return the batches of some images, which end at multiples of `size` and at the last image."""
     first, last = wanted.start // size, (wanted.stop - 1) // size
     return [
         range(max(k * size, wanted.start), min((k + 1) * size, wanted.stop))
@@ -47,19 +47,18 @@ def parts_of(wanted: range, size: int) -> list[range]:
 
 
 def key_of(settings: Mapping[str, Any]) -> str:
-    """Return a hash of all that decides the bytes of images."""
+    """Return a hash of the settings that decide the bytes of images."""
     text = json.dumps(settings, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def earlier(folder: Path) -> dict[str, Any]:
-    """Return the settings of samples in a folder; empty if there are none."""
+    """Return the settings of the samples in a folder, empty if there are none."""
     return files.read_json(folder / WORK / SETTINGS).get(KEY) or manifest_in(folder)
 
 
 def check(folder: Path, overwrite: bool) -> None:
-    """Refuse, before any computing, a folder that cannot be written, or whose samples say nothing
-    of their settings.
+    """Refuse, before computing, a folder that cannot be written or has samples without settings.
 
     Raises:
         OutputError
@@ -71,19 +70,19 @@ def check(folder: Path, overwrite: bool) -> None:
         return
     with files.reported(folder):
         if any(WRITTEN.fullmatch(path.name) for path in folder.iterdir()):
-            raise OutputError(f"{files.show(folder)} holds samples already", TAKEN)
+            raise OutputError(f"{files.show(folder)} already holds samples", TAKEN)
 
 
 @dataclass
 class Ledger:
-    """The record of a sampling.
+    """Record of a sampling run.
 
     Attributes:
-        folder: of the images.
-        settings: all that decides their bytes.
-        suffix: of their files.
-        hashes: the SHA-256 of each image that is drawn, by its index.
-        sides: where the arrays that go with an image are, by its index.
+        folder: the folder of the images.
+        settings: the settings that decide their bytes.
+        suffix: the suffix of their files.
+        hashes: the SHA-256 of each written image by index.
+        sides: the file with further arrays of an image by index.
     """
 
     folder: Path
@@ -111,19 +110,19 @@ class Ledger:
         pictures: Collection[str],
         sides: Collection[int],
     ) -> list[range] | None:
-        """Begin, or go on with what the folder holds.
+        """Start a run, or resume the one in the folder.
 
         Returns:
-            The parts that are left to draw; None if a manifest lists all that is wanted.
+            The parts to generate, None if the manifest lists all images and figures.
 
         Args:
-            parts: the images that are wanted.
-            pictures: names of the files that are made of all images.
-            sides: images whose arrays are needed for these.
+            parts: the images to generate.
+            pictures: names of the figures.
+            sides: images whose further arrays the figures need.
 
         Raises:
-            OutputError: the folder holds samples of other settings, and not `overwrite`.
-            BusyError: a process of an earlier sampling still writes there.
+            OutputError: the folder has samples with other settings, and `overwrite` is false.
+            BusyError: a process of an earlier run still writes there.
         """
         for path in sorted(self.work.glob("*.lock")):
             with outputs.hold_lock(path):
@@ -152,7 +151,7 @@ class Ledger:
         return [p for p in parts if any(i not in found or i in lacking for i in p)]
 
     def _clear(self) -> None:
-        """Remove what an earlier sampling recorded, and nothing else."""
+        """Remove only the files that an earlier run recorded."""
         manifest = manifest_in(self.folder)
         names = [MANIFEST, *manifest["files"]] if manifest else []
         names += files.read_json(self.work / SETTINGS).get("files", ())
@@ -172,17 +171,17 @@ class Ledger:
         names = (n for n in self.settings if n in there and there[n] != self.settings[n])
         name = next(names, [*self.settings][-1]).replace("_", " ")
         raise OutputError(
-            f"{files.show(self.folder)} holds samples already, of other settings: {name}", TAKEN
+            f"{files.show(self.folder)} already holds samples with other settings: {name}", TAKEN
         )
 
     def _note(self, hashes: Mapping[int, str]) -> None:
-        """Write the settings, and the images that are drawn already."""
+        """Write the settings and the hashes of the images that exist."""
         listed = {self.path(i).name: hashes[i] for i in sorted(hashes)}
         files.make_folder(self.work)
         files.write_json(self.work / SETTINGS, {KEY: self.settings, "files": listed})
 
     def _listed(self, manifest: Mapping[str, Any]) -> dict[str, set[str]]:
-        """Return the recorded hashes of each file: several of one that was generated again."""
+        """Return the recorded hashes of each file, several if it was generated again."""
         first = files.read_json(self.work / SETTINGS) or manifest
         found = {name: {value} for name, value in first.get("files", {}).items()}
         for line in self._lines():
@@ -198,12 +197,12 @@ class Ledger:
         return {i for line in self._lines() for i in range(line["start"], line["stop"])}
 
     def _lines(self) -> Iterator[dict[str, Any]]:
-        """Yield the lines of all logs that are whole."""
+        """Yield the complete lines of all logs."""
         for log in sorted(self.work.glob("*.jsonl")):
             yield from (x for x in files.read_json_lines(log) if {"start", "stop"} <= {*x})
 
     def _verified(self, listed: Mapping[str, Collection[str]]) -> dict[int, str]:
-        """Return the images whose files are there and match a hash."""
+        """Return the images whose files exist and match a hash."""
         found = {}
         for name, hashes in listed.items():
             stem, dot, suffix = name.partition(".")
@@ -217,7 +216,7 @@ class Ledger:
         return found
 
     def collect(self) -> None:
-        """Read the hashes of all images that are on record, each drawn by whatever process."""
+        """Read the recorded hashes of the images of all processes."""
         self.sides = {}
         listed = self._listed({})
         certain = {n: next(iter(hashes)) for n, hashes in listed.items() if len(hashes) == 1}
@@ -226,15 +225,14 @@ class Ledger:
         self.hashes |= self._verified(again)
 
     def end(self, manifest: Mapping[str, Any]) -> None:
-        """Write the manifest, which takes the place of the record, and remove files of parts that
-        nobody asks for any more."""
+        """Replace the record by the manifest, and remove files of parts that are not wanted."""
         for i in self._begun() - {*self.hashes}:
             files.remove(self.path(i))
         files.write_json(self.folder / MANIFEST, manifest)
         files.remove(self.work)
 
     def abandon(self) -> None:
-        """Leave nothing of a sampling that was stopped before its first part was drawn."""
+        """Remove the record of a run that stopped before its first part was complete."""
         lines = [*self._lines()]
         noted = files.read_json(self.work / SETTINGS)["files"]
         if noted or any("files" in line for line in lines):
@@ -254,13 +252,13 @@ class Ledger:
 
         Args:
             data: the bytes of each file.
-            side: arrays that are kept with it until the end.
+            side: arrays to keep with the part until the run ends.
         """
         import numpy as np
 
         log = self.work / f"{rank}.jsonl"
         line: dict[str, Any] = {"start": part.start, "stop": part.stop}
-        # What a kill has cut stays a line of its own.
+        # A line that a kill has cut stays apart.
         files.append_line(log, "\n" * log.exists() + json.dumps(line))
         line["files"] = {}
         for i, content in zip(part, data, strict=True):
@@ -276,15 +274,15 @@ class Ledger:
 
 # -- folders --------------------------------------------------------------------------------------
 
-# Folders of samples: which files are theirs, and one process at a time that writes them.
+# Folders of samples: names of their files, and the lock of the process that writes them.
 
 GRID, GIF = "grid.png", "denoising.gif"
 
 GRID_IMAGES = 400
-"""Most images of the grid."""
+"""Largest number of images in the grid."""
 
 WORK = ".sampling"
-"""The folder of the record, which stands beside the samples until they are finished."""
+"""Name of the record's folder, which lies next to the samples until the run is complete."""
 
 WRITTEN = re.compile(r"\d{5,}\.\w+|grid\.png|denoising\.gif|manifest\.json")
 
@@ -295,13 +293,16 @@ LOCK = ".lock"
 def holding(
     folder: Path, owned: str = f"{WRITTEN.pattern}|{re.escape(WORK)}"
 ) -> AbstractContextManager[None]:
-    """Lock a folder whose files have names that `owned` matches, by default the samples'; remove it
-    again if it is new and stays empty."""
+    """Lock a folder, and remove it again if it is new and stays empty.
+
+    Args:
+        owned: a regular expression of the names of its files, by default the samples'.
+    """
     return outputs.hold_lock(folder / LOCK, owned=owned)
 
 
 def manifest_in(folder: Path) -> dict[str, Any]:
-    """Return the manifest of the samples in a folder; empty if there is none."""
+    """Return the manifest of the samples in a folder, empty if there is none."""
     manifest = files.read_json(folder / MANIFEST)
     known = manifest.get("format") == MANIFEST_FORMAT and isinstance(manifest.get("files"), dict)
     return manifest if known else {}

@@ -1,7 +1,7 @@
-"""What `sample -o` names: a folder, or a .zip or .npz file, which a folder is packed into.
+"""Archives of samples: `sample -o` can name a .zip or .npz file instead of a folder.
 
-While images are drawn they are files of a hidden folder beside it. Equal images give equal bytes:
-members have no times, and stay in their order.
+The images are written into a hidden folder next to the archive and packed at the end. Equal images
+give equal bytes, because members have no times and keep their order.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ def is_packed(out: Path) -> bool:
 
 
 def folder_of(out: Path) -> Path:
-    """The folder that images are written into."""
+    """Return the folder that images are written into."""
     return out.with_name(f".{out.name}.parts") if is_packed(out) else out
 
 
 def check(out: Path, overwrite: bool) -> None:
-    """Refuse, before any computing, what cannot be written.
+    """Refuse, before computing, an output that cannot be written.
 
     Raises:
-        OutputError: it exists and is not of `sample`, or cannot be written.
+        OutputError: it cannot be written, or it exists and `sample` did not write it.
     """
     journal.check(folder_of(out), overwrite)
     if is_packed(out):
@@ -54,7 +54,7 @@ def check(out: Path, overwrite: bool) -> None:
 
 
 def check_kind(out: Path, space: Space, gif: bool) -> None:
-    """Refuse a .npz of anything but images of 8 bits.
+    """Refuse to pack anything except 8-bit images into a .npz file.
 
     Raises:
         UsageError
@@ -63,15 +63,18 @@ def check_kind(out: Path, space: Space, gif: bool) -> None:
         return
     if space.medium != "image" or space.levels != 256 or space.channels not in (1, 3):
         raise UsageError(
-            f"-o {files.show(out)}: a .npz is of images of 8 bits, grey or in colour",
-            "Name a folder or a .zip",
+            f"-o {files.show(out)}: a .npz file holds 8-bit images, grey or RGB",
+            "Choose a folder or a .zip file",
         )
     if gif:
-        raise UsageError("--gif goes with a folder or a .zip", "Leave it out, or choose another -o")
+        raise UsageError(
+            f"--gif: {files.show(out)} cannot hold an animation",
+            "Leave it out, or choose a folder or a .zip file",
+        )
 
 
 def manifest_of(out: Path) -> dict[str, Any]:
-    """The manifest in a file that `sample` packed; empty if there is none."""
+    """Return the manifest in a file that `sample` packed, empty if there is none."""
     try:
         with zipfile.ZipFile(out) as archive:
             manifest = dict(json.loads(archive.read(MANIFEST)))
@@ -83,30 +86,32 @@ def manifest_of(out: Path) -> dict[str, Any]:
 
 
 def check_same(out: Path, key: str, names: Iterator[str]) -> None:
-    """Refuse a file that exists, but for one of the same settings that has these images.
+    """Refuse an existing file, except one with the same settings and these images.
 
     Raises:
         OutputError
     """
     there = manifest_of(out)
     if there.get(journal.KEY) != key:
-        raise OutputError(f"{files.show(out)} exists already, of other settings", journal.TAKEN)
+        raise OutputError(f"{files.show(out)} exists already, with other settings", journal.TAKEN)
     if not {*names} <= {*there["images"]}:
         raise OutputError(
             f"{files.show(out)} exists already, with {len(there['images']):,} images",
-            "Name a folder to add to one, or --overwrite",
+            "Choose a folder to be able to add images, or pass --overwrite",
         )
 
 
 def pack(
     out: Path, folder: Path, read: Callable[[Path], Array], labels: Sequence[int] | None
 ) -> None:
-    """Write the file, whole or not at all: the files of the folder, or as a .npz their images as
-    one array (N, H, W, C), the labels as another, and the manifest of these.
+    """Pack a folder into a file, whole or not at all.
+
+    A .zip file holds the files of the folder. A .npz file holds the images as one array
+    (N, H, W, C), the labels as another, and a manifest.
 
     Args:
-        folder: of the images and their manifest.
-        read: the numbers (C, H, W) of a file of an image.
+        folder: the folder of the images and their manifest.
+        read: a function that returns the values (C, H, W) of an image's file.
         labels: the class of each image.
     """
     import numpy as np
@@ -138,9 +143,9 @@ def _add(archive: zipfile.ZipFile, name: str, parts: Iterable[bytes], size: int 
     """Add a member, and return its SHA-256.
 
     Args:
-        size: about how many bytes it has, if there may be gigabytes.
+        size: the approximate size in bytes, needed for gigabytes.
     """
-    info = zipfile.ZipInfo(name)  # its time is 1980
+    info = zipfile.ZipInfo(name)  # with the default time, in 1980
     info.external_attr, info.create_system, info.file_size = 0o644 << 16, 3, size
     made = hashlib.sha256()
     with archive.open(info, "w") as member:

@@ -1,4 +1,5 @@
-"""How images are drawn: by what is given, else what the model file recommends, else the default."""
+"""Sampling settings: the options that were passed, else the model file's recommendations, else
+defaults."""
 
 from __future__ import annotations
 
@@ -37,12 +38,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Guide:
-    """A weaker model to guide by.
+    """Guidance model of autoguidance, weaker than the model itself.
 
     Attributes:
-        path: of its file; `OWN` for the early average in the model's own.
-        scale: 1 is the model alone, 0 the weaker one.
-        denoiser, sha256: of the file; see `guidance_model.load_guide`.
+        path: the path of its file, `OWN` for the early EMA checkpoint in MODEL's file.
+        scale: the guidance scale. 1 is only the model, 0 only the guidance model.
+        denoiser: the denoiser, from `guidance_model.load_guide`.
+        sha256: the hash of its file.
     """
 
     path: str
@@ -53,18 +55,18 @@ class Guide:
 
 @dataclass(frozen=True)
 class DrawSettings:
-    """How images are drawn.
+    """Sampling settings of a model.
 
     Attributes:
-        spacing: a name in `SPACINGS`; None for the one that goes with sampler and steps.
-        times: learned for these steps, instead of those of the spacing.
-        start: the low frequencies of the data, to begin with; None for pure noise.
-        options: of the sampler, for example `eta`.
-        condition: classes and guidance, for a model with classes.
-        guide: the weaker model to guide by.
-        noise_levels: guide only at sigma / alpha between these; None for all.
-        threshold: the percentile of dynamic thresholding; None clips x_0.
-        taken: what the model file recommended and is used, in words.
+        spacing: a name in `SPACINGS`, None for the default of the sampler and steps.
+        times: learned timesteps, which replace the spacing's.
+        start: the low frequencies of the data to start from, None for pure noise.
+        options: options of the sampler, for example `eta`.
+        condition: conditions and guidance, for a conditional model.
+        guide: the guidance model.
+        noise_levels: the range of sigma / alpha to guide in, None for everywhere.
+        threshold: the percentile of dynamic thresholding, None to clip x_0.
+        taken: the recommendations of the model file in use, in words.
     """
 
     sampler: str = SAMPLER
@@ -83,7 +85,7 @@ class DrawSettings:
 
     @property
     def choice(self) -> SamplerChoice:
-        """The part that `tune` chooses."""
+        """Settings that `tune` chooses."""
         scale = self.condition.scale if self.condition else None
         weak = self.guide.scale if self.guide else None
         start = GAUSSIAN if self.start else None
@@ -91,11 +93,11 @@ class DrawSettings:
 
     @property
     def spaced(self) -> str:
-        """The spacing of times that are not learned."""
+        """Spacing of timesteps that are not learned."""
         return self.spacing or spacing_of(self.sampler, self.steps)
 
     def times_of(self, process: Process) -> Sequence[int] | Sequence[float]:
-        """The times that are visited, falling.
+        """Return the timesteps to visit, from noise to data.
 
         Raises:
             InvalidArgument: more steps than the process has timesteps.
@@ -105,20 +107,20 @@ class DrawSettings:
         return self.times or process.times(self.steps, self.spaced)
 
     def start_state(self, noise: Tensor, process: Process, time: int | float) -> Tensor:
-        """x_t at the first of the times, from noise of the same shape."""
+        """Return x_t at the first timestep, from noise of the same shape."""
         if self.start is None:
             return noise
         alpha, sigma = process.level(time, like=noise)
         return self.start.begun(noise, float(alpha), float(sigma))
 
     def describe_times(self) -> dict[str, Any]:
-        """What a manifest says of them."""
+        """Return the timestep entries of a manifest."""
         if self.times is None:
             return {"spacing": self.spaced, **({"start": GAUSSIAN} if self.start else {})}
         return {"spacing": LEARNED, "times": list(self.times)}
 
     def describe_guidance(self) -> dict[str, Any]:
-        """What a manifest says of it; empty where nothing is guided."""
+        """Return the guidance entries of a manifest, empty without guidance."""
         described: dict[str, Any] = {}
         if self.condition:
             described["guidance"] = self.condition.scale
@@ -129,7 +131,7 @@ class DrawSettings:
         return {**described, "guidance_interval": self.noise_levels} if described else {}
 
     def guided(self, denoise: Denoise) -> Denoise:
-        """`denoise` with the guidance of both kinds; with classes, to be called with `label`."""
+        """Return `denoise` with both kinds of guidance. It still needs conditions, if any."""
         others: list[tuple[Denoise, float]] = []
         if self.condition:
             others.append((unconditional(denoise), self.condition.scale))
@@ -150,30 +152,30 @@ def resolve(
     guide: Guide | None = None,
     **conditioning: Any,
 ) -> DrawSettings:
-    """Return the settings of a configuration for a model.
+    """Return the sampling settings of a configuration for a model.
 
-    A recommended sampler is used with its recommended steps or not at all; with both go a
-    recommended start, unless one is given, and learned times, unless a spacing or a Gaussian start
-    is.
+    A recommended sampler is only used with its recommended steps. The recommended start and learned
+    timesteps are used with both of them, unless the options include a start, or for the timesteps a
+    spacing.
 
     Args:
         names, on, conditioning: see `condition`.
-        guide: the weaker model, from `guidance_model.load_guide`.
+        guide: the guidance model, from `guidance_model.load_guide`.
 
     Raises:
-        UsageError: a class that the model does not have, or guidance, a start or a threshold that
-            it cannot have.
+        UsageError: an unknown class, or guidance, a start or a threshold that the model does not
+            support.
         InvalidArgument: an option that the sampler does not take.
     """
     wanted = condition(config, model, names, on, **conditioning)
     if config.guidance_interval and not (model.blueprint.conditions or guide):
         raise UsageError(
             "--guidance-interval: the model was trained without classes",
-            "Train one with --classes, or guide by a weaker one with --guide-with",
+            "Train a model with --classes, or pass a weaker model with --guide-with",
         )
     if config.threshold is not None and model.blueprint.space.levels is None:
         raise UsageError(
-            "--threshold keeps x_0 in the range of levels, and the model draws floats",
+            "--threshold is for models of images with levels, and this model generates floats",
             "Leave it out",
         )
     most = model.blueprint.diffusion.num_timesteps
@@ -187,8 +189,8 @@ def resolve(
         sampler, steps = config.sampler or "consistency", config.steps or min(DISTILLED_STEPS, most)
     elif sampler in OF_DISTILLED:
         raise UsageError(
-            f"--sampler {sampler} draws from a distilled model, and this is none",
-            "Make one: diffuse distill MODEL DATA -o fast.safetensors",
+            f"--sampler {sampler} is for distilled models, and this model is not distilled",
+            "Distill it: diffuse distill MODEL DATA -o fast.safetensors",
         )
     if found and config.sampler in (None, found.sampler) and config.steps in (None, found.steps):
         sampler, steps = found.sampler, found.steps
@@ -218,29 +220,29 @@ def resolve(
 
 
 def start_of(model: StoredModel, sampler: str) -> LowFrequencies:
-    """The model's low frequencies, to begin from.
+    """Return the model's low frequencies to start from.
 
     Raises:
-        UsageError: they are unknown, or not those of what is drawn.
+        UsageError: the model file lacks them, or the model or sampler cannot start from them.
     """
     hint = "Leave out --start, or choose --start noise"
     if model.blueprint.conditions:
-        raise UsageError("--start gaussian is for a model that is told nothing", hint)
+        raise UsageError("--start gaussian is for unconditional models", hint)
     if sampler in OF_DISTILLED:
-        raise UsageError(f"--start gaussian does not go with --sampler {sampler}", hint)
+        raise UsageError(f"--start gaussian cannot be combined with --sampler {sampler}", hint)
     if model.low_frequencies is None:
         raise UsageError(
             "--start gaussian needs the low frequencies of the data, which the model file lacks",
-            "An older diffuse wrote it; train again, or leave out --start",
+            "Train again with this version of diffuse, or leave out --start",
         )
     return model.low_frequencies
 
 
 def choose_guide(config: DrawConfig, model: StoredModel) -> tuple[str, float] | None:
-    """Return the path of the weaker model that is named or recommended, and its scale.
+    """Return the path and scale of the guidance model that is named or recommended, if any.
 
     Raises:
-        UsageError: a scale without a weaker model.
+        UsageError: `--weak-guidance` without a guidance model.
     """
     path, scale = config.guide_with, config.weak_guidance
     found = _recommends(model, path or OWN)
@@ -248,8 +250,8 @@ def choose_guide(config: DrawConfig, model: StoredModel) -> tuple[str, float] | 
         return None
     if path is None and scale is not None and model.weak is None:
         raise UsageError(
-            "--weak-guidance goes with --guide-with",
-            "Give a weaker model, or a model trained with --keep-weak",
+            "--weak-guidance needs --guide-with",
+            "Pass a weaker model with --guide-with, or use a model trained with --keep-weak",
         )
     if scale is None:
         scale = WEAK_GUIDANCE if found is None else found
@@ -257,11 +259,11 @@ def choose_guide(config: DrawConfig, model: StoredModel) -> tuple[str, float] | 
 
 
 def _recommends(model: StoredModel, path: str) -> float | None:
-    """The scale that the model file recommends, which was found with its own weak average."""
+    """Return the scale that the model file recommends for its early EMA checkpoint."""
     return model.sampling.weak_guidance if model.sampling and path == OWN else None
 
 
 def tell(settings: DrawSettings) -> Work[None]:
-    """Say which of the model file's recommendations are used."""
+    """Report which of the model file's recommendations are used."""
     if settings.taken:
-        yield Notice(f"as the model file recommends: {settings.taken}")
+        yield Notice(f"using the settings that the model file recommends: {settings.taken}")

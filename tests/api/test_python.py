@@ -166,14 +166,14 @@ def test_errors_name_keywords(images: Path, model: Path, conditional: Path):
     found, classes = diffuse.load(model), diffuse.load(conditional)
     for call, said in (
         (lambda: found.sample(1, label="dark"), "label: the model was trained without classes. "
-                                                "Train one with classes"),
+                                                "Train a model with classes"),
         (lambda: classes.sample(1, label="lihgt"), "label: there is no 'lihgt'"),
         (lambda: found.sample(0), "n must be at least 1, not 0"),
         (lambda: found.sample(1, on={"age": 3}), "on: the model was trained without columns. "
-                                                 "Train one with condition_on"),
+                                                 "Train a model with condition_on"),
         (lambda: found.sample(1, batch_size=0), "batch_size must be at least 1"),
         (lambda: found.sample(1, guidance=2), "guidance: the model was trained without classes"),
-        (lambda: found.sample(1, sampler="consistency"), "Make one: diffuse distill MODEL DATA -o"),
+        (lambda: found.sample(1, sampler="consistency"), "Distill it: diffuse distill MODEL DATA"),
         (lambda: diffuse.train(images, resume=True, overwrite=True), "resume and overwrite"),
         (lambda: diffuse.train(images, out="model.bin"), "out"),
         (lambda: diffuse.evaluate(model, images, n=1), "n must be at least 2, not 1"),

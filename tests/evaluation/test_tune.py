@@ -484,7 +484,7 @@ def test_the_model_itself_is_replaced_where_it_is_asked_and_a_finished_run_keeps
         (("--guidance", "nan"), "--guidance"),
         (("--guidance", "1,101"), "--guidance"),
         (("--guidance", "2"), "--guidance: the model was trained without classes"),
-        (("--weak-guidance", "2"), "--weak-guidance goes with --guide-with"),
+        (("--weak-guidance", "2"), "--weak-guidance needs --guide-with"),
         (("--steps", "101"), "all --steps are more than the model's 100"),
         (("--spacing", "karras", "-o", "x.safetensors"), "a model file cannot record --spacing"),
         (("--threshold", 0.9, "-o", "x.safetensors"), "a model file cannot record --threshold"),

@@ -168,17 +168,17 @@ def test_guidance_0_draws_without(diffuse, paired):
 @pytest.mark.parametrize(
     ("name", "options", "code", "said"),
     [
-        ("paired", (), 2, "Give them: --given PATH, or --guidance 0"),
+        ("paired", (), 2, "Pass --given PATH, or --guidance 0"),
         ("upscaler", (), 2, "grey images of 2x2 (low-res:4)"),
-        ("inpainter", ("--guidance", 0), 2, "cannot do without"),
-        ("inpainter", ("--given", "inputs"), 2, "Give --mask PATH"),
+        ("inpainter", ("--guidance", 0), 2, "has no unconditional prediction"),
+        ("inpainter", ("--given", "inputs"), 2, "Pass --mask PATH"),
         ("paired", ("--given", "inputs", "--mask", "inputs"), 2, "--mask: the model was trained"),
         ("paired", ("--given", "inputs", "--degrade"), 2, "trained on pairs"),
         ("paired", ("--degrade",), 2, "--degrade goes with --given"),
         ("paired", ("--given", "nowhere"), 3, "no such file"),
         ("small", ("--given", "inputs"), 2, "--given: the model was trained without"),
         ("small", ("--then", "small"), 2, "trained without --given"),
-        ("small", ("--then", "inpainter"), 2, "told what is unknown"),
+        ("small", ("--then", "inpainter"), 2, "the model needs masks"),
     ],
 )
 def test_what_cannot_be_given_is_refused(diffuse, request, tmp_path, name, options, code, said):

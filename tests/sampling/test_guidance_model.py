@@ -91,7 +91,7 @@ def test_what_is_given_comes_first_and_a_recommendation_is_for_the_own_average(
 
 
 def test_a_scale_without_a_weaker_model_is_refused():
-    with pytest.raises(UsageError, match="--weak-guidance goes with --guide-with"):
+    with pytest.raises(UsageError, match="--weak-guidance needs --guide-with"):
         choose_guide(SampleConfig(model="m", weak_guidance=2), described())
 
 
@@ -265,7 +265,9 @@ def test_a_recommendation_is_used_and_said(diffuse, weak):
     recommending = dataclasses.replace(model_file.load(weak), sampling=sampling)
     model_file.save(Path("r.safetensors"), recommending)
     ran = diffuse("sample", "r.safetensors", "-n", 2, "--precision", "fp32", "-o", "a")
-    assert "as the model file recommends: ddim, 3 steps, weak guidance 2\n" in ran.err
+    assert (
+        "the settings that the model file recommends: ddim, 3 steps, weak guidance 2\n" in ran.err
+    )
     diffuse("sample", weak, *QUICK, "--weak-guidance", 2, "-o", "b")
     diffuse("sample", "r.safetensors", *QUICK, "--weak-guidance", 1, "-o", "c")
     assert (pixels("a") == pixels("b")).all()
@@ -276,10 +278,14 @@ def test_a_recommendation_is_used_and_said(diffuse, weak):
 @pytest.mark.parametrize(
     ("options", "code", "text"),
     [
-        (("--guide-with", "self"), 4, "--guide-with self: the model file has no weak average"),
+        (
+            ("--guide-with", "self"),
+            4,
+            "--guide-with self: the model file has no early EMA checkpoint",
+        ),
         (("--guide-with", "gone.safetensors"), 4, "no such model file: gone.safetensors"),
         (("--guide-with", "text.safetensors"), 4, "text.safetensors"),
-        (("--weak-guidance", 2), 2, "--weak-guidance goes with --guide-with"),
+        (("--weak-guidance", 2), 2, "--weak-guidance needs --guide-with"),
         (("--guide-with", "self", "--weak-guidance", "nan"), 2, "--weak-guidance"),
         (("--guide-with", "self", "--weak-guidance", -1), 2, "--weak-guidance"),
     ],

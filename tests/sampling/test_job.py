@@ -170,11 +170,11 @@ def test_raw_weights_need_keep_raw(train, recipe, diffuse, tmp_path):
 
 
 OTHERS = {
-    "--seed 1": "of other settings: seed",
-    "--steps 6": "of other settings: steps",
-    "--batch-size 3": "of other settings: batch size",
-    "--weights raw": "of other settings: weights",
-    "--eta 0.5": "of other settings: eta",
+    "--seed 1": "with other settings: seed",
+    "--steps 6": "with other settings: steps",
+    "--batch-size 3": "with other settings: batch size",
+    "--weights raw": "with other settings: weights",
+    "--eta 0.5": "with other settings: eta",
 }
 
 
@@ -191,7 +191,7 @@ def test_samples_of_other_settings_are_refused_before_any_drawing(
     for option, named in OTHERS.items():
         ran = sample("-n", 2, "-q", *option.split())
         assert ran.code == 5, option
-        assert "samples holds samples already" in ran.line
+        assert "samples already holds samples" in ran.line
         assert named in ran.line
         assert "--overwrite" in ran.line
         assert {p: p.read_bytes() for p in OUT.rglob("*") if p.is_file()} == before

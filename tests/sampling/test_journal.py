@@ -156,7 +156,7 @@ def test_an_overwrite_removes_what_a_stopped_sampling_wrote_and_nothing_else(tmp
 
     with pytest.raises(Terminated):
         draw(tmp_path, before=stop)
-    with pytest.raises(OutputError, match="holds samples already, of other settings: seed"):
+    with pytest.raises(OutputError, match="already holds samples with other settings: seed"):
         draw(tmp_path, settings={**SETTINGS, "seed": 1})
     other = {**SETTINGS, "seed": 1}
     assert draw(tmp_path, range(2), settings=other, overwrite=True) == 2
@@ -208,7 +208,7 @@ def test_the_same_command_again_says_that_it_is_finished(sample, instead_of_netw
     again = sample("-n", 5, "--gif")
     assert again.code == 0
     assert again.out == first.out
-    assert "samples is finished" in again.err
+    assert "samples is complete" in again.err
     assert tree(OUT) == before
     assert sample("-n", 3, "--no-grid").out.split() == first.out.split()[:3]
     assert tree(OUT) == before
@@ -230,7 +230,7 @@ def test_a_sampling_that_was_stopped_equals_one_in_one_go(sample, monkeypatch, k
         assert sample(*line).code == 143
     ran = sample(*line)
     assert ran.code == 0
-    assert (f"{4 * kept} images are drawn already" in ran.err) == (kept > 0)
+    assert (f"resuming with {4 * kept} images of 10" in ran.err) == (kept > 0)
     assert tree(OUT) == tree("whole")
 
 
@@ -291,7 +291,7 @@ def test_a_full_disk_loses_nothing_that_was_drawn(sample, monkeypatch):
     assert ran.code == 5
     assert "00006.png: No space left on device. Free some space" in ran.line
     ran = sample("-n", 10)
-    assert "4 images are drawn already" in ran.err
+    assert "resuming with 4 images of 10" in ran.err
     assert tree(OUT) == tree("whole")
 
 
@@ -317,6 +317,6 @@ def test_two_processes_killed_at_random_equal_one_go(spawn, pair, conditional, t
         for rank in ranks[: 1 + round % 2]:
             rank.send_signal(signal.SIGKILL)
         said += "".join(rank.communicate(timeout=60)[1] for rank in ranks)
-    assert "process 0 of 2 is gone" in said
+    assert "process 0 of 2 has ended" in said
     assert pair(*line, "out").code == 0
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")

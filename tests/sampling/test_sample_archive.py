@@ -38,7 +38,7 @@ def made(sample, monkeypatch):
             assert sample("-o", name).code == 143
         assert not Path(name).exists()
         ran = sample("-o", name)
-        assert "4 images are drawn already" in ran.err
+        assert "resuming with 4 images of 10" in ran.err
         assert ran.out.split() == [name]
     assert sorted(p.name for p in Path().iterdir()) == ["folder", "x.npz", "x.zip"]
 
@@ -57,12 +57,12 @@ def test_a_zip_has_the_files_of_the_folder_and_an_npz_the_arrays_of_guided_diffu
     assert manifest["settings"] == json.loads(folder["manifest.json"])["settings"]
     for name in ("x.zip", "x.npz"):
         before = Path(name).read_bytes()
-        assert "is finished" in sample("-o", name).err
+        assert "is complete" in sample("-o", name).err
         assert sample("-o", name, "--overwrite").code == 0
         assert Path(name).read_bytes() == before
         ran = sample("-o", name, "--seed", 1, "-q")
         assert ran.code == 5
-        assert f"{name} exists already, of other settings" in ran.line
+        assert f"{name} exists already, with other settings" in ran.line
         ran = sample("-o", name, "-n", 7, "-q")
         assert ran.code == 5
         assert "with 6 images" in ran.line
@@ -111,7 +111,7 @@ def test_arrays_of_others_are_read_too(diffuse, tmp_path):
 def test_what_an_npz_cannot_hold_is_refused(sample):
     ran = sample("-o", "x.npz", "--gif", "-q")
     assert ran.code == 2
-    assert "--gif goes with a folder or a .zip" in ran.line
+    assert "--gif: x.npz cannot hold an animation" in ran.line
     file = io.BytesIO(b"mine")
     Path("x.npz").write_bytes(file.getvalue())
     ran = sample("-o", "x.npz", "-q")

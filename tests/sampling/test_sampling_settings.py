@@ -163,7 +163,7 @@ def test_a_task_that_begins_elsewhere_begins_in_noise():
     ("of", "given", "said"),
     [
         (starting(low=None), {}, "needs the low frequencies"),
-        (starting(classes=2), {}, "for a model that is told nothing"),
+        (starting(classes=2), {}, "for unconditional models"),
     ],
     ids=str,
 )
@@ -172,7 +172,7 @@ def test_a_start_that_there_is_not_is_refused(of, given, said):
         resolve(config(start="gaussian", **given), of)
     distilled = starting()
     distilled.distilled = {"teacher": "t"}
-    with pytest.raises(UsageError, match="does not go with --sampler consistency"):
+    with pytest.raises(UsageError, match="cannot be combined with --sampler consistency"):
         resolve(config(start="gaussian"), distilled)
     with pytest.raises(UsageError, match="--start"):
         resolve(config(start="zero"), starting())
@@ -242,9 +242,9 @@ def test_flag_then_file_then_model(diffuse, recommending, typed, filed, wanted, 
     assert ran.code == 0, ran.err
     found = manifest()
     assert (found["sampler"], found["steps"], found["guidance"]) == wanted
-    assert ran.err.count("as the model file recommends") == (said is not None)
+    assert ran.err.count("the settings that the model file recommends") == (said is not None)
     if said:
-        assert f"as the model file recommends: {said}\n" in ran.err
+        assert f"the settings that the model file recommends: {said}\n" in ran.err
 
 
 def test_the_recommendation_draws_what_typing_it_draws(diffuse, recommending, conditional):
@@ -268,7 +268,9 @@ def test_learned_times_are_drawn_with_shown_and_left_for_a_spacing(diffuse, mode
     model_file.save(Path("made.safetensors"), made)
     fp32 = ("-n", 2, "--precision", "fp32")
     ran = diffuse("sample", "made.safetensors", *fp32, "-o", "a")
-    assert "as the model file recommends: unipc, 3 steps at learned times\n" in ran.err
+    assert (
+        "the settings that the model file recommends: unipc, 3 steps at learned times\n" in ran.err
+    )
     found = manifest("a")
     assert (found["spacing"], found["times"]) == ("learned", [99, 71.25, 13])
     typed = ("--spacing", "wide")
@@ -301,7 +303,7 @@ def test_eval_draws_with_the_recommendation_and_says_so(diffuse, recommending, i
     ran = diffuse("eval", recommending, images, "-n", 4, "--timesteps", 2, "--json")
     settings = ran.json["settings"]
     assert (settings["sampler"], settings["steps"], settings["guidance"]) == ("ipndm", 3, 1.5)
-    assert "as the model file recommends: ipndm, 3 steps, guidance 1.5\n" in ran.err
+    assert "the settings that the model file recommends: ipndm, 3 steps, guidance 1.5\n" in ran.err
 
 
 def test_info_shows_it(diffuse, recommending, conditional):

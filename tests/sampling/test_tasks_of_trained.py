@@ -125,7 +125,7 @@ def test_a_model_for_noisy_pictures_draws_what_sample_draws(diffuse, trained, pi
         "restore", trained("noisy"), *line, "--degradation", "low-res:2+noise:0.1", "-o", "a"
     )
     assert ran.code == 0, ran.err
-    assert "trained for low-res:2+noise:0.1, and is told what is seen" in ran.err
+    assert "trained for low-res:2+noise:0.1, and is conditioned on the picture" in ran.err
     assert diffuse("sample", trained("noisy"), "--given", *line, "-o", "b").code == 0
     for k in range(3):
         name = f"{k:05d}.png"
@@ -202,7 +202,7 @@ def test_what_was_sometimes_told_nothing_is_told_nothing(diffuse, trained, pictu
     image = "a.png" if form == "mask:half" else "low.png"
     ran = diffuse("restore", trained(name), image, "--degradation", form, "-n", 1, *QUICK)
     assert ran.code == 0, ran.err
-    assert "and is told nothing here" in ran.err
+    assert "and runs without an input here" in ran.err
     a = parse(form).fitted((1, 8, 8)).drawn(torch.zeros(1, 0))
     y = observed(image)
     y = a.apply(y) if form == "mask:half" else y
@@ -222,11 +222,11 @@ def test_variations_and_what_lies_between_are_told_nothing(diffuse, trained, pic
     for name in ("up", "free-pairs"):
         ran = diffuse("vary", trained(name), "a.png", "-n", 1, *QUICK, "--overwrite")
         assert ran.code == 0, ran.err
-        assert "and is told nothing here" in ran.err
+        assert "and runs without an input here" in ran.err
         line = ("interpolate", trained(name), "a.png", "low.png", "-n", 2, "--steps", 30)
         ran = diffuse(*line, "--overwrite")
         assert ran.code == 0, ran.err
-        assert "and is told nothing here" in ran.err
+        assert "and runs without an input here" in ran.err
         assert np.abs(pixels("interpolated") - levels("a.png")).max() <= 2
 
 
@@ -236,12 +236,12 @@ def test_classes_are_dropped_with_what_is_given(diffuse, trained, picture):
     untold = ("a.png", "--degradation", "mask:half")
     dark = ("--class", "dark")
     for name, options, said in (
-        ("classes", told, "--class is missing: the model was told a class with all"),
+        ("classes", told, "--class is missing: the model was not trained to use its input"),
         ("classes", (*told, *dark), ""),
         ("classes", untold, ""),
-        ("classes", (*untold, *dark), "--class: the model was told no class without"),
+        ("classes", (*untold, *dark), "--class: the model was not trained to use a class"),
         ("label-drops", told, ""),
-        ("label-drops", (*untold, *dark), "--class: the model was told no class without"),
+        ("label-drops", (*untold, *dark), "--class: the model was not trained to use a class"),
         ("given-drops", told, "--class is missing"),
         ("given-drops", (*untold, *dark), ""),
     ):
@@ -253,22 +253,23 @@ def test_classes_are_dropped_with_what_is_given(diffuse, trained, picture):
 
 REFUSED = [
     ("restore only-up a.png --degradation low-res:4", "--degradation low-res:4: the model was "
-     "trained for low-res:2, and cannot do without. Use diffuse restore MODEL IMAGE --degradation "
-     "low-res:2"),
+     "trained for low-res:2 only, and always needs that input. Use diffuse restore MODEL IMAGE "
+     "--degradation low-res:2"),
     ("restore only-up a.png --degradation low-res:2+noise:0.1", "trained for low-res:2"),
     ("upscale only-up low.png --factor 4", "--factor 4: the model was trained for low-res:2"),
     ("inpaint only-up a.png --mask hole.png", "--mask: the model was trained for low-res:2"),
     ("restore paint low.png --degradation low-res:2", "Use diffuse inpaint MODEL IMAGE --mask"),
     ("restore paint low.png --degradation mask:half+noise:0.1", "trained for mask:random"),
-    ("restore pairs low.png --degradation low-res:2", "trained on pairs, and cannot do without. "
-     "Use diffuse sample MODEL --given FILE"),
+    ("restore pairs low.png --degradation low-res:2", "trained on pairs only, and always needs "
+     "that input. Use diffuse sample MODEL --given FILE"),
     ("inpaint pairs a.png --mask hole.png", "diffuse sample MODEL --given FILE"),
     ("vary paint a.png", "vary: the model was trained for mask:random"),
     ("interpolate pairs a.png low.png", "interpolate: the model was trained on pairs"),
-    ("restore only-up low.png --degradation low-res:2 --guidance 2", "cannot do without"),
-    ("restore up a.png --degradation mask:half --guidance 2", "told nothing here"),
-    ("vary up a.png --guidance 2", "told nothing here"),
-    ("restore up a.png --degradation mask:half --method given", "not trained for mask:half"),
+    ("restore only-up low.png --degradation low-res:2 --guidance 2", "no unconditional prediction"),
+    ("restore up a.png --degradation mask:half --guidance 2", "unconditional here"),
+    ("vary up a.png --guidance 2", "unconditional here"),
+    ("restore up a.png --degradation mask:half --method given", "for --degradation mask:half"),
+    ("inpaint up a.png --mask hole.png --method given", "the model was not trained for --mask"),
     ("restore up a.png --degradation mask:half --method gvien", "Did you mean 'given'?"),
     ("upscale up low.png --factor 2 --class dark", "trained without classes"),
 ]  # fmt: skip

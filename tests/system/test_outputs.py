@@ -115,7 +115,7 @@ def test_the_hub_is_no_place_to_write_to(diffuse, line):
     before = sorted(Path().rglob("*"))
     ran = diffuse(*line.split(), "-q")
     assert ran.code == 2
-    assert "it is on the hub. diffuse push publishes there" in ran.line
+    assert "it is on the Hugging Face Hub. To publish, use diffuse push" in ran.line
     assert sorted(Path().rglob("*")) == before
 
 
@@ -125,7 +125,7 @@ def test_samples_are_kept(diffuse):
         (Path("samples") / name).touch()
         ran = diffuse("sample", "broken", "-q")
         assert ran.code == 5
-        assert "samples holds samples already" in ran.line
+        assert "samples already holds samples" in ran.line
         assert "Choose another -o, or replace it with --overwrite" in ran.line
         assert diffuse("sample", "broken", "--overwrite", "-q").code == 4
         (Path("samples") / name).unlink()

@@ -312,14 +312,14 @@ def test_tasks_tell_columns(diffuse, learn, follower, shades):
     assert dark.mean() + 40 < light.mean()
     ran = diffuse(*varied, "-q")
     assert ran.code == 2
-    assert "--guidance goes with --class or --on" in ran.line
+    assert "--guidance needs --class or --on" in ran.line
     plain = ("--schedule", "cosine", "--target", "v", "--weighting", "min-snr")
     assert learn("--steps", 1, *BOTH, *plain).code == 0
     between = ("interpolate", MODEL, picture, shades / "001.png", "--steps", 20, "-n", 3)
     assert diffuse(*between, "--on", "side=left", "--on", "level=100").code == 0
     ran = diffuse(*between, "--on", "side=left", "--on", "side=right", "-o", "b", "-q")
     assert ran.code == 2
-    assert "--on names a column twice" in ran.line
+    assert "--on sets a column twice" in ran.line
 
 
 def test_info_of_images_shows_columns_and_what_would_be_refused(diffuse, mine):
@@ -415,7 +415,7 @@ def test_what_is_not_known_is_refused_at_sampling(diffuse, follower, options, sa
 def test_a_model_without_columns_or_always_told_says_so(diffuse, model, learn):
     ran = diffuse("sample", model, "-n", 1, "--on", "age=4", "-q")
     assert ran.code == 2
-    assert "Train one with --condition-on" in ran.line
+    assert "Train a model with --condition-on" in ran.line
     assert learn("--steps", 1, *BOTH, "--label-dropout", 0).code == 0
     ran = diffuse("sample", MODEL, "-n", 1, "--on", "level=100", "-q")
     assert ran.code == 2
@@ -426,4 +426,4 @@ def test_a_model_without_columns_or_always_told_says_so(diffuse, model, learn):
     line = ("sample", MODEL, "--on", "side=left", "-o", "b", "-n", 1, "-q")
     ran = diffuse(*line, "--guide-with", "plain.safetensors")
     assert ran.code == 2
-    assert "it is told no columns, the model level, 6" in ran.line
+    assert "its columns are none, the model's level, 6" in ran.line

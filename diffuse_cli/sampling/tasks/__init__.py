@@ -1,4 +1,4 @@
-"""Tasks with pictures: read the model, plan the samples of each picture, and write them."""
+"""Tasks on pictures: read the model, plan the samples of each picture, and write them."""
 
 from __future__ import annotations
 
@@ -46,15 +46,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TaskPlan:
-    """Samples of a task: those of each picture follow each other.
+    """Plan of a task's samples, in the order of the pictures.
 
     Attributes:
         names: names of the pictures.
-        steps: states of each batch.
-        states: (pictures by index, one a sample; binds a denoiser to the samples' classes; noise)
-            -> the states of a batch, of which the last one is written.
-        pictures: values that were read, of masks too, which decide the samples.
-        shown: stored samples that the grid shows before those of a picture, (N, C, *size) each.
+        steps: the number of states of each batch.
+        states: a function that yields the states of a batch, of which the last is written. Its
+            arguments are the index of each sample's picture, a function that binds a denoiser to
+            the samples' conditions, and the noise.
+        pictures: values of pictures and masks, which decide the samples.
+        shown: stored arrays that the grid shows before a picture's samples, (N, C, *size) each.
         described: entries of the manifest.
     """
 
@@ -67,11 +68,11 @@ class TaskPlan:
 
 
 class TaskJob(SamplingJob):
-    """Samples of a task with pictures.
+    """Samples of a task on pictures.
 
     Args:
-        states: draws the states of some samples, of which the last one is written.
-        pictures: values that were read, which decide the samples.
+        states: a function that yields the states of some samples, of which the last is written.
+        pictures: values of pictures and masks, which decide the samples.
         shown: see `TaskPlan`.
     """
 
@@ -94,13 +95,13 @@ class TaskJob(SamplingJob):
         self.states, self.steps, self.pictures, self.shown = states, steps, pictures, shown
 
     def draw_part(self, part: range, accelerator: Accelerator) -> Iterator[PartState]:
-        """Draw samples; the last state has them."""
+        """Generate samples, and yield states, of which the last has them."""
         for step, state in enumerate(self.states(part), 1):
             samples = stored(self.space, state.x) if step == self.steps else None
             yield PartState(step, self.steps, step / self.steps, samples)
 
     def draw_grid(self, indices: Sequence[int]) -> Image:
-        """Return a row for each picture: itself, and its samples; one row where none is shown."""
+        """Return a grid with a row for each picture and its samples, or one row of samples."""
         per = len(indices) // len(self.shown[0]) if self.shown else len(indices)
         columns = min(per, GRID_IMAGES)
         rows: list[Array] = []
@@ -111,7 +112,7 @@ class TaskJob(SamplingJob):
 
 
 PlanTask = Callable[[Loaded, DrawSettings, bool], Work[TaskPlan]]
-"""Plans the samples for a model, which is conditioned on the picture or not."""
+"""A function of a model, its settings, and whether it is conditioned on the picture."""
 
 
 def make(
@@ -123,20 +124,21 @@ def make(
     size: Callable[[Loaded], Size | None] = lambda loaded: None,
     differentiable: bool = False,
 ) -> Work[SampleFiles | None]:
-    """Draw `config.n` samples for each picture, and write them with a grid and a manifest.
+    """Generate `config.n` samples for each picture, and write them with a grid and a manifest.
 
     Args:
-        tells: whether the model is conditioned on the picture.
-        size: of the samples, where none is typed; None for the model's.
+        tells: a function that returns whether the model is conditioned on the picture.
+        size: a function that returns the size of the samples without `--size`, None for the
+            model's size.
 
     Returns:
-        The files, or None on every process but the first.
+        The files, or None on every process except the first.
 
     Raises:
-        OutputError: the folder holds other samples already, or cannot be written.
+        OutputError: the folder already holds other samples, or cannot be written.
         ModelFileError: not a model file.
-        UsageError: options that do not go together.
-        DataError: a picture that cannot be used.
+        UsageError: options that cannot be combined.
+        DataError: a picture cannot be used.
     """
     with open_task(config, config.image) as accelerator:
         options = (config.model, config.weights, accelerator, config.precision)
@@ -151,7 +153,7 @@ def make(
         stage, n, device = CascadeStage(loaded, settings), config.n, accelerator.device
 
         def states(part: range) -> Iterator[State]:
-            # Sample j of any picture starts from the same noise, whatever the number of either.
+            # Sample j starts from the same noise for all pictures and any number of samples.
             own = [k % n for k in part]
 
             def noise(k: int) -> Tensor:
@@ -180,8 +182,8 @@ def open_task(config: Any, *inputs: str) -> AbstractContextManager[Accelerator]:
     """Check and lock the output folder of a task, and set up its Accelerator.
 
     Raises:
-        OutputError: the folder holds samples that are not a task's, or cannot be written.
-        UsageError: it holds an input.
+        OutputError: the folder has samples of another origin, or cannot be written.
+        UsageError: the folder contains an input.
     """
     folder = Path(config.out)
     if rank() == 0:
@@ -193,7 +195,7 @@ def open_task(config: Any, *inputs: str) -> AbstractContextManager[Accelerator]:
 def _resolve(
     config: PictureConfig, loaded: Loaded, guide: Guide | None, *, told: bool
 ) -> DrawSettings:
-    """Return sampling settings: without `--class` of no class, and without input unless `told`."""
+    """Return sampling settings, unconditional without `--class`, `--on` and input (`told`)."""
     options = (config, loaded.model, config.classes, config.on)
     settings = resolve(*options, guide=guide, every=False, told=told)
     conditions = loaded.model.blueprint.conditions
@@ -201,8 +203,8 @@ def _resolve(
         if config.guidance is not None and settings.condition is None:
             if conditions.classes or conditions.table:
                 raise UsageError(
-                    "--guidance goes with --class or --on", "Say what the picture is of"
+                    "--guidance needs --class or --on", "Pass the class or metadata of the picture"
                 )
-            raise UsageError("--guidance: the model is told nothing here", "Leave it out")
+            raise UsageError("--guidance: the model is unconditional here", "Leave it out")
         check_class(loaded, labelled=bool(config.classes), told=told)
     return settings

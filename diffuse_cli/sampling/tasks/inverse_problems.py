@@ -1,4 +1,4 @@
-"""`diffuse inpaint`, `upscale` and `restore`: samples that fit what is seen."""
+"""`diffuse inpaint`, `upscale` and `restore`: samples that fit a degraded picture."""
 
 from __future__ import annotations
 
@@ -61,11 +61,12 @@ class Observation:
     """Degraded pictures.
 
     Attributes:
-        degradation: not drawn yet, if it is random.
+        names: names of the pictures.
+        degradation: the degradation, without random numbers if it is random.
         u: its random numbers, (N, uniforms).
-        y: (N, ...), in the model's numbers.
-        pictures: values that were read, which decide the samples.
-        whole: the pictures as stored, where they are known.
+        y: the degraded pictures, (N, ...), on the model's scale.
+        pictures: values of pictures and masks, which decide the samples.
+        whole: the original pictures as stored, if they are known.
     """
 
     names: Sequence[str]
@@ -82,11 +83,13 @@ class Observation:
 
 
 def inpaint(config: InpaintConfig) -> Work[SampleFiles | None]:
-    """Draw the masked part of each picture anew, without a mask the transparent part of one; see
-    `tasks.make`."""
+    """Generate the masked part of each picture, or the transparent part without a mask.
 
-    def look(loaded: Loaded) -> Work[Observation]:
-        if config.mask is None:  # soon refused, before a folder is read
+    See `tasks.make`.
+    """
+
+    def observe(loaded: Loaded) -> Work[Observation]:
+        if config.mask is None:  # refuse a folder before it is read
             known = read_opaque(config.image, loaded, config.fit)
         found = yield from read(config.image, loaded, config.fit, loaded.space.shape)
         if config.mask is not None:
@@ -95,22 +98,22 @@ def inpaint(config: InpaintConfig) -> Work[SampleFiles | None]:
         made = DEGRADATIONS["mask"](mask=torch.from_numpy(known))  # type: ignore[call-arg]
         return _degrade(config, loaded, found, made, known)
 
-    return (yield from _restore(config, "inpaint", DEGRADATIONS["mask"](), "--mask", look))
+    return (yield from _restore(config, "inpaint", DEGRADATIONS["mask"](), "--mask", observe))
 
 
 def upscale(config: UpscaleConfig) -> Work[SampleFiles | None]:
-    """Draw each picture `factor` times larger; see `tasks.make`."""
+    """Generate each picture `factor` times larger (see `tasks.make`)."""
     made, flag = parse(f"low-res:{config.factor}"), f"--factor {config.factor}"
-    look = partial(_read_observation, config, degradation=made, flag="--factor")
+    observe = partial(_read_observation, config, degradation=made, flag="--factor")
     size = partial(enlarge_size, config.image, factor=config.factor)
-    return (yield from _restore(config, "upscale", made, flag, look, size))
+    return (yield from _restore(config, "upscale", made, flag, observe, size))
 
 
 def restore(config: RestoreConfig) -> Work[SampleFiles | None]:
-    """Draw what each picture was before it was degraded; see `tasks.make`."""
+    """Generate originals of each degraded picture (see `tasks.make`)."""
     made = parse(config.degradation)
 
-    def look(loaded: Loaded) -> Work[Observation]:
+    def observe(loaded: Loaded) -> Work[Observation]:
         if not config.degrade:
             return (yield from _read_observation(config, loaded, made, "--degradation"))
         with translating():
@@ -119,13 +122,13 @@ def restore(config: RestoreConfig) -> Work[SampleFiles | None]:
         yield from found.notices
         return _degrade(config, loaded, found, made)
 
-    return (yield from _restore(config, "restore", made, f"--degradation {made.text}", look))
+    return (yield from _restore(config, "restore", made, f"--degradation {made.text}", observe))
 
 
 def _read_observation(
     config: RestoringConfig, loaded: Loaded, degradation: Degradation, flag: str
 ) -> Work[Observation]:
-    """Pictures that are degraded already."""
+    """Read degraded pictures."""
     with translating(lambda _: flag):
         fitted = degradation.fitted(loaded.space.shape)
         space = observed_space(loaded.space, fitted)
@@ -133,7 +136,7 @@ def _read_observation(
     yield from found.notices
     y = space.to_model(torch.from_numpy(np.array(found.values)))
     u = _draw_uniforms(config.seed, fitted, len(y))
-    # What is unknown is shown grey, whatever the file has there; samples do not depend on it.
+    # The unknown part is shown grey. Samples do not depend on the file's values there.
     drawn = fitted.drawn(u)
     return Observation(found.names, fitted, u, drawn.apply(drawn.pinv(y)), [found.values])
 
@@ -141,7 +144,7 @@ def _read_observation(
 def _degrade(
     config: RestoringConfig, loaded: Loaded, whole: Pictures, made: Degradation, *masks: Array
 ) -> Observation:
-    """Whole pictures, degraded here."""
+    """Degrade original pictures."""
     fitted, values = made.fitted(loaded.space.shape), whole.values
     x0 = loaded.space.to_model(torch.from_numpy(np.array(values)))
     u = _draw_uniforms(config.seed, fitted, len(x0))
@@ -153,7 +156,7 @@ def _degrade(
 
 
 def _draw_uniforms(seed: int, degradation: Degradation, count: int) -> Tensor:
-    """Random numbers for each picture, (N, uniforms)."""
+    """Return random numbers for each picture, (N, uniforms)."""
     draws = [philox(seed, "degraded", i).random(degradation.uniforms) for i in range(count)]
     return torch.from_numpy(np.stack(draws)).float()
 
@@ -163,12 +166,12 @@ def _restore(
     task: str,
     wanted: Degradation,
     flag: str,
-    look: Callable[[Loaded], Work[Observation]],
+    observe: Callable[[Loaded], Work[Observation]],
     size: Callable[[Loaded], Size | None] = lambda loaded: None,
 ) -> Work[SampleFiles | None]:
     def plan_task(loaded: Loaded, settings: DrawSettings, told: bool) -> Work[TaskPlan]:
-        method, giver = _choose_method(config, wanted, told), Giver.of(loaded.model.blueprint)
-        seen = yield from look(loaded)
+        method, giver = _choose_method(config, flag, told), Giver.of(loaded.model.blueprint)
+        seen = yield from observe(loaded)
         yield from remark(loaded, told)
         times = settings.times_of(loaded.denoiser.process)
         path = legs(times, max(1, round(len(times) / JUMPS)), config.jumps)
@@ -198,29 +201,29 @@ def _restore(
         described = {"method": method, "degradation": text, "jumps": config.jumps}
         return TaskPlan(seen.names, steps, states, seen.pictures, shown, described)
 
-    # Which method is the default depends on the model, which is not read yet.
+    # The default method depends on the model, which is not read yet.
     chosen = RESTORATIONS.get(config.method or METHOD)
     differs = chosen is not None and chosen.differentiates
     told = partial(tells, degradation=wanted, flag=flag)
     return (yield from make(config, task, plan_task, tells=told, size=size, differentiable=differs))
 
 
-def _choose_method(config: RestoringConfig, wanted: Degradation, told: bool) -> str:
+def _choose_method(config: RestoringConfig, flag: str, told: bool) -> str:
     """Return the method that makes samples fit.
 
     Raises:
-        UsageError: by telling a model what it was not trained for.
+        UsageError: `--method given` for a model that was not trained for the degradation.
     """
     if config.method == TOLD and not told:
         raise UsageError(
-            f"--method {TOLD}: the model was not trained for {wanted.text}",
-            f"Leave it out, or use {METHOD}",
+            f"--method {TOLD}: the model was not trained for {flag}",
+            f"Leave it out, or pass --method {METHOD}",
         )
     return config.method or (TOLD if told else METHOD)
 
 
 def _show_pictures(seen: Observation, loaded: Loaded) -> list[Array]:
-    """Return whole pictures, where they are known, and degraded ones, as stored."""
+    """Return the original pictures, if they are known, and the degraded pictures, as stored."""
     drawn = seen.degradation.drawn(seen.u)
     same = seen.y.shape[1:] == loaded.space.shape
     left = stored(loaded.space, seen.y if same else drawn.pinv(seen.y))

@@ -1,4 +1,4 @@
-"""The pictures that a task begins with, and masks of them."""
+"""Input pictures of a task, and their masks."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ if TYPE_CHECKING:
 
 
 FAINT = 1 / 8
-"""How white a mask must be to ask for something new: what is partly covered is drawn."""
+"""Fraction of white above which a mask is unknown, so that partly covered pixels are generated."""
 
 THIN = 1 / 32
-"""How transparent an image must be for that: less of what is behind it is not seen."""
+"""Fraction of transparency above which a pixel is unknown. Less of it is not visible."""
 
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
-    """Samples of one shape.
+    """Pictures of one shape.
 
     Attributes:
-        names: of their files.
-        values: as stored, (N, C, *size).
-        sizes: what they were before, (width, height) for images.
-        notices: what is to be said of them, once all else is known to be right.
+        names: names of their files.
+        values: the pictures as stored, (N, C, *size).
+        sizes: sizes before the pictures were fitted, (width, height) for images.
+        notices: notices to yield once all inputs have been checked.
     """
 
     names: tuple[str, ...]
@@ -55,14 +55,14 @@ class Pictures:
 
 
 def read(path: str, loaded: Loaded, fit: str | None, shape: Sequence[int]) -> Work[Pictures]:
-    """Read the samples of a file, a folder or a zip file, fitted to a shape (C, *size).
+    """Read the pictures of a file, a folder or a zip file, fitted to a shape (C, *size).
 
     Args:
-        fit: a name in `FITS`; None for that of the model's training.
+        fit: a name in `FITS`, None for the model's.
 
     Raises:
-        DataError: there is none, or it is not usable.
-        UsageError: a fit that the medium does not know.
+        DataError: a file is missing or not usable.
+        UsageError: the medium does not support the fit.
     """
     medium, fit = loaded.space.medium, fit or loaded.fit
     with translating():
@@ -91,17 +91,19 @@ def read(path: str, loaded: Loaded, fit: str | None, shape: Sequence[int]) -> Wo
 
 
 def _larger(sizes: frozenset[Size], loaded: Loaded, size: Sequence[int]) -> str:
-    """Say how to keep the one size of pictures that are larger than what is drawn of them."""
+    """Return a hint for keeping the size of pictures that are larger than the model's samples."""
     if len(sizes) > 1 or tuple(size) != loaded.space.size:
         return ""
     (own,) = sizes
     larger = all(side >= least for side, least in zip(own[::-1], size, strict=True))
-    return f"; --size {'x'.join(map(str, own[::-1]))} keeps it" if larger else ""
+    return f". To keep it, pass --size {'x'.join(map(str, own[::-1]))}" if larger else ""
 
 
 def enlarge_size(path: str, loaded: Loaded, factor: int) -> Size | None:
-    """Return the size of the one picture in a file, `factor` times larger; None if a side of that
-    is less than the model's."""
+    """Return `factor` times the size of the picture in a file.
+
+    Returns None if a side would be less than the model's, or for several pictures.
+    """
     if is_images(Path(path), single=True):
         return None
     space = loaded.space
@@ -119,13 +121,13 @@ def rgb(color: str) -> tuple[int, ...]:
 
 
 def read_one(path: str, medium: str, asked: Asked) -> Read:
-    """Read the sample of one file.
+    """Read the picture in a file.
 
     Raises:
-        DataError: there is none, or it is not usable.
+        DataError: the file is missing or not usable.
     """
     kind = MEDIA[medium]
-    hint = f"Give one of {', '.join(sorted(kind.extensions))}"
+    hint = f"Use a file of {', '.join(sorted(kind.extensions))}"
     with read_needed(Path(path), kind.one, hint) as data:
         return kind.read(data, asked)
 
@@ -134,42 +136,49 @@ def read_mask(path: str, loaded: Loaded, fit: str | None, sizes: frozenset[Size]
     """Read a mask as (1, 1, *size), 1 where the pictures are kept.
 
     Args:
-        sizes: of the pictures before they were fitted; the mask is fitted as they were.
+        sizes: sizes of the pictures before they were fitted. The mask is fitted like them.
 
     Raises:
-        DataError: not usable, of another size, or nothing is left to draw or to keep.
+        DataError: the mask is not usable, has another size, or is all black or all white.
     """
     space, shown = loaded.space, f"--mask {files.show(path)}"
     asked = Asked(**like_mask(space), background=(0, 0, 0), fit=fit or loaded.fit)
     one = read_one(path, space.medium, asked)
     for size in sorted(sizes - {one.size}):
         own, theirs = (dimensions(each[::-1]) for each in (one.size, size))
-        raise DataError(f"{shown} is {own}, the image {theirs}", "Give a mask of the image's size")
+        raise DataError(
+            f"{shown} is {own}, and the image is {theirs}", "Use a mask of the image's size"
+        )
     known = _below(FAINT, one.values)
     if known.all():
-        raise DataError(f"{shown} is black: nothing is to be drawn", "Paint it white where to draw")
+        raise DataError(
+            f"{shown} is black: it keeps all pixels", "Paint it white where to generate"
+        )
     if not known.any():
-        raise DataError(f"{shown} is white: nothing is kept", "Use diffuse sample")
+        raise DataError(f"{shown} is white: it keeps no pixels", "Use diffuse sample instead")
     return known
 
 
 def read_opaque(path: str, loaded: Loaded, fit: str | None) -> Array:
-    """Return where an image is not transparent, as `read_mask` has where it is kept.
+    """Return a mask from an image's transparency, (1, 1, *size), 1 where it is opaque.
 
-    What it looks like on white and on black differs by how transparent it is.
+    Transparency is the difference between the image on white and on black.
 
     Raises:
-        DataError: not usable, or nothing of it is opaque.
-        UsageError: not one image, or nothing of it is transparent.
+        DataError: the image is not usable, or all of it is transparent.
+        UsageError: there are several images, or the image has no transparent part.
     """
     if is_images(Path(path), single=True):
-        raise UsageError("--mask is missing", "Only for a single image can its transparency be one")
+        raise UsageError(
+            "--mask is missing",
+            "Pass --mask FILE. Only a single image can use its transparency instead",
+        )
     space, shown = loaded.space, files.show(path)
     medium = MEDIA[space.medium]
     if named(space.layout) == ALPHA:
         raise UsageError(
-            "--mask is missing: the model draws transparency, which cannot say what is to be drawn",
-            "Give one, white where to draw",
+            "--mask is missing: this model generates transparency, so it cannot be the mask",
+            "Pass --mask FILE, white where to generate",
         )
     own = read_one(path, space.medium, Asked(space.size, 1)).size[::-1]
     white, black = (
@@ -180,22 +189,22 @@ def read_opaque(path: str, loaded: Loaded, fit: str | None) -> Array:
     known = _below(THIN, clear)
     if known.all():
         raise UsageError(
-            f"--mask is missing: nothing of {shown} is transparent",
-            "Give one, white where to draw, or erase in the image what is to be drawn",
+            f"--mask is missing: {shown} has no transparent part",
+            "Pass --mask FILE, white where to generate, or erase that part of the image",
         )
     if not known.any():
-        raise DataError(f"{shown} is transparent: nothing is kept", "Use diffuse sample")
+        raise DataError(f"{shown} is all transparent: it keeps no pixels", "Use diffuse sample")
     return known
 
 
 def _below(share: float, values: Array) -> Array:
-    """(1, 1, *size), 1 where stored numbers (1, *size) are at most a share of white."""
+    """Return where stored values (1, *size) are at most a fraction of white, 1 in (1, 1, *size)."""
     whole = np.iinfo(values.dtype).max if values.dtype.kind in "iu" else 1
     return (values <= whole * share)[None].astype(np.float32)
 
 
 def check_apart(folder: Path, *paths: str) -> None:
-    """Refuse an output folder that holds an input, which would be replaced.
+    """Refuse an output folder that contains an input, because the input would be replaced.
 
     Raises:
         UsageError
@@ -203,26 +212,27 @@ def check_apart(folder: Path, *paths: str) -> None:
     for path in map(Path, paths):
         if folder.resolve() in (path.resolve(), path.resolve().parent):
             raise UsageError(
-                f"-o {files.show(folder)} holds {files.show(path)} itself", "Choose another -o"
+                f"-o {files.show(folder)} contains the input {files.show(path)}",
+                "Choose another -o",
             )
 
 
-# -- telling --------------------------------------------------------------------------------------
+# -- conditioning ---------------------------------------------------------------------------------
 
-# Whether a model that was trained with --given is told what a task sees, or nothing.
+# Whether a model that was trained with --given is conditioned on the picture, or unconditional.
 
 
 def tells(loaded: Loaded, degradation: Degradation | None, flag: str) -> bool:
-    """Whether the model was trained for a degradation, and so is told what it left.
+    """Whether the model was trained for a degradation, and so is conditioned on the picture.
 
-    Any other is told nothing, as in a part of its training.
+    Otherwise the model runs unconditionally, as in part of its training.
 
     Args:
-        degradation: None where there is none.
-        flag: what asks for it, for the message.
+        degradation: the degradation of the task, if any.
+        flag: the option that sets it, for the message.
 
     Raises:
-        UsageError: the model was always told what it is given, and that is something else.
+        UsageError: the model needs an input, and of another kind.
     """
     giver = Giver.of(loaded.model.blueprint)
     if giver is None:
@@ -230,13 +240,13 @@ def tells(loaded: Loaded, degradation: Degradation | None, flag: str) -> bool:
     if degradation is not None and _fits(giver, degradation):
         return True
     if giver.given.dropout == 0:
-        line = f"{flag}: the model was trained {_purpose(giver)}, and cannot do without"
+        line = f"{flag}: the model was trained {_purpose(giver)} only, and always needs that input"
         raise UsageError(line, f"Use diffuse {_command(giver)}")
     return False
 
 
 def _fits(giver: Giver, asked: Degradation) -> bool:
-    """The same kind with the same noise, and the same value: but any mask is a mask."""
+    """Whether kind, noise and value are the model's. For masks, the value may differ."""
     own = giver.degradation
     if own is None or (own.NAME, own.sigma) != (asked.NAME, asked.sigma):
         return False
@@ -249,7 +259,7 @@ def _purpose(giver: Giver) -> str:
 
 
 def _command(giver: Giver) -> str:
-    """Return the command line that the model was trained for."""
+    """Return a command line that suits the model."""
     own = giver.degradation
     if own is None:
         return "sample MODEL --given FILE"
@@ -259,25 +269,25 @@ def _command(giver: Giver) -> str:
 
 
 def remark(loaded: Loaded, told: bool) -> Work[None]:
-    """Say what a model of --given is told."""
+    """Report whether a model of --given is conditioned on the picture."""
     giver = Giver.of(loaded.model.blueprint)
     if giver is not None:
-        said = "is told what is seen" if told else "is told nothing here"
-        yield Notice(f"the model was trained {_purpose(giver)}, and {said}")
+        use = "is conditioned on the picture" if told else "runs without an input here"
+        yield Notice(f"the model was trained {_purpose(giver)}, and {use}")
 
 
 def check_class(loaded: Loaded, *, labelled: bool, told: bool) -> None:
-    """Refuse to tell a model a class, or none, where its training never did.
+    """Refuse a combination of class and input that training never had.
 
-    One draw drops class and array (`Conditions.dropped`), so that only the one that is dropped more
-    often is ever missing beside the other.
+    Training drops both by one random number (`Conditions.dropped`), so that only the one with the
+    larger dropout is ever missing while the other is there.
 
     Args:
-        labelled: whether it is told a class.
-        told: whether it is told what it is given.
+        labelled: whether the model is conditioned on a class.
+        told: whether the model is conditioned on an input.
 
     Raises:
-        UsageError
+        UsageError: a class is missing, or cannot be used without an input.
     """
     conditions = loaded.model.blueprint.conditions
     dropout, given = loaded.model.training.get("label_dropout"), conditions.given
@@ -285,14 +295,14 @@ def check_class(loaded: Loaded, *, labelled: bool, told: bool) -> None:
         return
     if labelled:
         if given and not told and given.dropout <= dropout:
-            line = "--class: the model was told no class without what it is given"
+            line = "--class: the model was not trained to use a class without its input"
             raise UsageError(line, "Leave it out")
         return
     why = ""
     if dropout == 0:
-        why = "was trained with --label-dropout 0, and knows no pictures without a class"
+        why = "was trained with --label-dropout 0 and needs one"
     elif given and told and dropout <= given.dropout:
-        why = "was told a class with all that it was given"
+        why = "was not trained to use its input without a class"
     if why:
         known = ", ".join(map(files.brief, conditions.classes[:10]))
-        raise UsageError(f"--class is missing: the model {why}", f"It knows {known}")
+        raise UsageError(f"--class is missing: the model {why}", f"Choose from {known}")

@@ -1,4 +1,4 @@
-"""`diffuse interpolate`: pictures between two, by the noise that they come from."""
+"""`diffuse interpolate`: pictures between two, interpolated between their noise."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ if TYPE_CHECKING:
 
 
 class InterpolationJob(TaskJob):
-    """Pictures between the two that were read."""
+    """Pictures between two input pictures."""
 
     @cached_property
     def psnr(self) -> list[float | None]:
-        """How near both come back, as `psnr_of`; once all samples are written."""
+        """PSNR of both reproduced inputs, see `psnr_of`. All samples must be written."""
         written = (self.read(self.ledger.path(k)) for k in (0, self.wanted[-1]))
         return [
             psnr_of(end, own, self.space.bins)
@@ -47,23 +47,23 @@ class InterpolationJob(TaskJob):
         ]
 
     def describe(self, indices: Sequence[int]) -> dict[str, Any]:
-        """Return how near both come back."""
+        """Return the PSNR of both reproduced inputs."""
         return {"psnr": self.psnr}
 
 
 def interpolate(config: InterpolateConfig) -> Work[tuple[SampleFiles, list[float | None]] | None]:
-    """Draw pictures from A to B.
+    """Generate pictures from A to B.
 
-    The noise from which `ddim` makes each is found exactly (`samplers.encode`), and mixed along
+    The noise from which `ddim` generates each is found exactly (`samplers.encode`), and mixed along
     the great circle between the two.
 
     Returns:
-        The files, and how near A and B come back from their noise: peak signal-to-noise ratios in
-        dB, None where they are the same to the last level. None on every process but the first.
+        The files, and how well A and B are reproduced from their noise: peak signal-to-noise ratios
+        in dB, None for an exact copy. None on every process except the first.
 
     Raises:
-        InvalidArgument: the noise of a picture was not found in so few steps.
-        OutputError, ModelFileError, UsageError, DataError: as `tasks.make`.
+        InvalidArgument: there are too few steps to find the noise of a picture.
+        OutputError, ModelFileError, UsageError, DataError: see `tasks.make`.
     """
     with open_task(config, config.first, config.second) as accelerator:
         loaded = yield from load_denoiser(
@@ -101,8 +101,8 @@ def interpolate(config: InterpolateConfig) -> Work[tuple[SampleFiles, list[float
         made = yield from job.run(accelerator)
         if made is None:
             return None
-        first, second = ("exactly" if p is None else f"at {p:.1f} dB" for p in job.psnr)
-        yield Notice(f"A comes back from its noise {first}, B {second}")
+        first, second = ("exactly" if p is None else f"with {p:.1f} dB PSNR" for p in job.psnr)
+        yield Notice(f"A is reproduced from its noise {first}, B {second}")
         return made, job.psnr
 
 
@@ -112,7 +112,7 @@ def _read_ends(config: InterpolateConfig, loaded: Loaded) -> Work[tuple[list[str
     for path in (config.first, config.second):
         found = yield from read(path, loaded, config.fit, loaded.space.shape)
         if len(found.names) != 1:
-            raise DataError(f"{show(path)} holds {len(found.names):,} images", "Name one of them")
+            raise DataError(f"{show(path)} holds {len(found.names):,} images", "Pass one of them")
         names += found.names
         ends.append(np.array(found.values[0]))
         notices += found.notices
@@ -123,41 +123,43 @@ def _read_ends(config: InterpolateConfig, loaded: Loaded) -> Work[tuple[list[str
 def _condition_denoiser(config: InterpolateConfig, loaded: Loaded) -> Denoise:
     """Return the denoiser with its class and columns bound.
 
-    x_0 is not clipped: a clipped step has no inverse.
+    x_0 is not clipped, because a clipped step has no inverse.
     """
     names = () if config.label is None else (config.label,)
     wanted = condition(DrawConfig(), loaded.model, names, config.on, every=False, told=False)
     if wanted is None:
         return loaded.denoiser
     if len(set(wanted.rows)) > 1:
-        raise UsageError("--on names a column twice", "Name it once")
+        raise UsageError("--on sets a column twice", "Set it once")
 
-    def told(x_t: Tensor, t: Any, /, **cond: Any) -> Any:
+    def conditioned(x_t: Tensor, t: Any, /, **cond: Any) -> Any:
         return wanted.bind(loaded.denoiser, range(len(x_t)), x_t.device)(x_t, t)
 
-    return told
+    return conditioned
 
 
-def slerp(a: Tensor, b: Tensor, shares: Tensor) -> Tensor:
-    """Points between two, (N, *shape), along the great circle: Gaussian noise keeps its length.
+def slerp(a: Tensor, b: Tensor, fractions: Tensor) -> Tensor:
+    """Return points between two, (N, *shape), along the great circle.
+
+    Unlike linear interpolation, this keeps the norm of Gaussian noise.
 
     Args:
-        shares: (N,) of b, 0 gives a.
+        fractions: the fraction of b, (N,), 0 for a.
     """
     cos = (a * b).sum() / (a.norm() * b.norm())
     angle = cos.clamp(-1, 1).acos()
-    column = shares.reshape(-1, *[1] * a.ndim)
-    if float(angle.sin()) < 1e-4:  # as good as straight
+    column = fractions.reshape(-1, *[1] * a.ndim)
+    if float(angle.sin()) < 1e-4:  # almost a straight line
         return (1 - column) * a + column * b
     mixed: Tensor = (((1 - column) * angle).sin() * a + (column * angle).sin() * b) / angle.sin()
     return mixed
 
 
 def psnr_of(a: Array, b: Array, levels: int | None) -> float | None:
-    """Return 10 log10(range^2 / mean squared error) of stored samples; None where they are equal.
+    """Return 10 log10(range^2 / mean squared error) of stored samples, None if they are equal.
 
     Args:
-        levels: the number of levels that samples may have; for None the range is that of `a`.
+        levels: the number of levels of the samples. For None the range is the range of `a`.
     """
     wide = float(levels - 1 if levels is not None else np.ptp(a))
     error = float(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2))
@@ -166,13 +168,13 @@ def psnr_of(a: Array, b: Array, levels: int | None) -> float | None:
 
 # -- varying --------------------------------------------------------------------------------------
 
-# `diffuse vary`: a picture, noised part of the way and drawn again (SDEdit, Meng et al. 2022).
+# `diffuse vary` noises a picture part of the way and denoises it again (SDEdit, Meng et al. 2022).
 
 
 def vary(config: VaryConfig) -> Work[SampleFiles | None]:
-    """Draw variations of each picture; see `tasks.make`.
+    """Generate variations of each picture (see `tasks.make`).
 
-    The last `strength` of the sampler's times are visited, at least one.
+    Sampling visits the last fraction `strength` of the timesteps, at least one.
     """
 
     def plan_task(loaded: Loaded, settings: DrawSettings, told: bool) -> Work[TaskPlan]:
