@@ -28,8 +28,8 @@ from diffuse_cli.system.memory import out_of_memory
 from diffuse_cli.system.processes import (
     launched,
     leave_quietly,
-    lost,
-    raised,
+    lost_process_error,
+    raise_signals,
     rank,
     wait_briefly,
 )
@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         steady(stream)
     consoles = [Console()]
     try:
-        with raised():
+        with raise_signals():
             program, name = build(), "diffuse"
             code = program(arguments, prog_name=name, standalone_mode=False, obj=consoles)
         return int(code or 0)
@@ -128,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _expected(consoles[-1], UsageError("out of memory", _less(words)).of_one())
         if isinstance(error, OSError):
             return _expected(consoles[-1], OutputError(str(error)))
-        if gone := lost(error):
+        if gone := lost_process_error(error):
             return _expected(consoles[-1], gone)
         traceback.print_exc()
         return 1

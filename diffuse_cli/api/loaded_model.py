@@ -23,7 +23,7 @@ from diffuse_cli.media import MEDIA, Array
 from diffuse_cli.models import model_file
 from diffuse_cli.models.model_report import facts
 from diffuse_cli.sampling.cascade import load_chain
-from diffuse_cli.sampling.generation import precision_for, ready
+from diffuse_cli.sampling.generation import make_denoiser, precision_for
 from diffuse_cli.sampling.journal import parts_of
 from diffuse_cli.system import files
 from diffuse_cli.system.devices import machine
@@ -142,7 +142,7 @@ class Model:
         """
         with as_usual(), translating(), machine(precision, device) as accelerator:
             exact = precision_for(self._found.model, precision, accelerator)
-            return ready(self._found.model, weights, accelerator, exact)
+            return make_denoiser(self._found.model, weights, accelerator, exact)
 
     def network(self, weights: str = "ema") -> nn.Module:
         """The network alone, on the processor, whose parameters can be trained; weights as in

@@ -27,7 +27,7 @@ from diffuse_cli.config.train_options import TrainConfig, from_file
 from diffuse_cli.system.devices import Turns
 from diffuse_cli.system.errors import Interrupted, Terminated, UsageError
 from diffuse_cli.system.events import Notice, Progress, Table, finish
-from diffuse_cli.system.processes import Pending, noting
+from diffuse_cli.system.processes import Pending, note_interrupts
 from diffuse_cli.training.configuration import configure
 from diffuse_cli.training.loop import fit
 from diffuse_cli.training.monitor import Previewed, Step, Trained, Validated
@@ -95,7 +95,7 @@ def _run(config: TrainConfig) -> Iterator[TrainingEvent]:
     work = fit(config, stop)
     while True:
         try:
-            with noting(stop), turns.taken(), as_usual():
+            with note_interrupts(stop), turns.taken(), as_usual():
                 event = next(work)
         except StopIteration as end:
             if end.value is not None:  # on the first of several processes

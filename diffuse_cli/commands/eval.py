@@ -13,7 +13,7 @@ from diffuse_cli.config.eval_options import EvalConfig
 from diffuse_cli.metrics import MetricNumber, Values, class_numbers, shown
 from diffuse_cli.system import files
 from diffuse_cli.system.events import align_columns, replace_nonfinite
-from diffuse_cli.system.outputs import asked
+from diffuse_cli.system.outputs import claim_option
 
 if TYPE_CHECKING:
     from diffuse_cli.evaluation.evaluation_run import Evaluated
@@ -25,7 +25,7 @@ def run(config: EvalConfig, console: Console) -> None:
     """Evaluate, and print the numbers."""
     from diffuse_cli.evaluation.evaluation_run import evaluate
 
-    with asked(config, "report", ".html") as report:
+    with claim_option(config, "report", ".html") as report:
         found = console.follow(evaluate(config))
         if found is None:
             return

@@ -14,7 +14,7 @@ from diffuse_cli.metrics import Measured, label
 from diffuse_cli.metrics.features import KIDS
 from diffuse_cli.system import files
 from diffuse_cli.system.events import Notice, Progress
-from diffuse_cli.system.processes import deferred, rank
+from diffuse_cli.system.processes import defer_signals, rank
 from diffuse_cli.training.configuration import configure as configure
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def run(config: TrainConfig, console: Console) -> None:
     began = time.monotonic()
     from diffuse_cli.training.loop import fit
 
-    with deferred() as stop:
+    with defer_signals() as stop:
         spent = time.monotonic() - began
         work = fit(config, stop, debug=console.debug, spent=spent)
         trained = console.follow(work, _Describe(live=console.live))

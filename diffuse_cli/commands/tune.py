@@ -19,7 +19,7 @@ from diffuse_cli.metrics import label
 from diffuse_cli.metrics.presentation import as_text
 from diffuse_cli.system import files
 from diffuse_cli.system.events import align_columns, replace_nonfinite
-from diffuse_cli.system.outputs import asked
+from diffuse_cli.system.outputs import claim_option
 from diffuse_cli.system.processes import rank
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def run(config: TuneConfig, console: Console) -> None:
     """Tune, and print what was tried and recommended; with --report, also evaluate that."""
     from diffuse_cli.evaluation.tune import tune, tune_and_evaluate
 
-    with asked(config, "report", ".html") as report:
+    with claim_option(config, "report", ".html") as report:
         if report is None:
             tuned = console.follow(tune(config))
             if rank() == 0:

@@ -32,12 +32,12 @@ from diffuse_cli.metrics.features.feature_choice import Judge, words_of
 from diffuse_cli.models.model_file import Found
 from diffuse_cli.sampling.generation import Loaded, load_denoiser
 from diffuse_cli.sampling.guidance_model import load_guide
-from diffuse_cli.sampling.sampling_settings import DrawSettings, resolve, tell
+from diffuse_cli.sampling.sampling_settings import DrawSettings, report_settings, resolve
 from diffuse_cli.system import files
 from diffuse_cli.system.devices import machine_or, made_with
 from diffuse_cli.system.errors import DiffuseError, UsageError
 from diffuse_cli.system.events import Notice, Work
-from diffuse_cli.system.outputs import asked
+from diffuse_cli.system.outputs import claim_option
 
 
 def evaluate(
@@ -72,8 +72,8 @@ def evaluate(
             "Remove it, or pass a model file",
         )
     with (
-        asked(config, "plot", ".png") as plot,
-        asked(config, "pairs", ".png") as page,
+        claim_option(config, "plot", ".png") as plot,
+        claim_option(config, "pairs", ".png") as page,
         machine_or(accelerator, config.precision, config.device) as accelerator,
     ):
         loaded, settings, described = None, None, {}
@@ -83,7 +83,7 @@ def evaluate(
             )
             settings = yield from settle(config, loaded, accelerator)
             settings = replace(settings, times=times or settings.times)
-            yield from tell(settings)
+            yield from report_settings(settings)
             described = describe(settings, config, loaded)
             described |= {"timesteps": config.timesteps, "respaced": config.respaced}
             lacks = lacking(loaded.space, loaded, training=config.train_n > 0)

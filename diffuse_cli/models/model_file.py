@@ -32,7 +32,7 @@ from diffuse_cli.models.model_header import SAMPLING, describe, described, rebui
 from diffuse_cli.models.model_header import StoredModel as StoredModel
 from diffuse_cli.models.model_header import versions as versions
 from diffuse_cli.system import file_types, files, run_reader
-from diffuse_cli.system.descriptors import opened
+from diffuse_cli.system.descriptors import open_regular_file
 from diffuse_cli.system.errors import DiffuseError, ModelFileError
 from diffuse_cli.system.events import Notice, Work, finish
 from diffuse_cli.system.hub_models import local_model
@@ -147,7 +147,7 @@ def _models_of(given: Path, run: Path) -> list[Path]:
 
 def _step(path: Path) -> float:
     """Return the step of a model file, or infinity if damaged, so that it is tried and named."""
-    with contextlib.suppress(ModelFileError), _rejecting(path), opened(path) as file:
+    with contextlib.suppress(ModelFileError), _rejecting(path), open_regular_file(path) as file:
         return float(described(tensor_file.read_header(file))["step"])
     return math.inf
 
@@ -159,7 +159,7 @@ def load(path: str | Path) -> StoredModel:
 
 def _read(path: Path) -> Found:
     """Read and check a model file, which is opened only once."""
-    with _rejecting(path), opened(path) as file:
+    with _rejecting(path), open_regular_file(path) as file:
         file_types.check_kind(file, path)
         header = tensor_file.read_header(file)
         if "diffuse.config" not in header.metadata:
@@ -168,7 +168,7 @@ def _read(path: Path) -> Found:
                     f"{files.show(path)} is a part of a checkpoint without a model's description",
                     "Pass the run directory; if an older diffuse wrote it, resume the run first",
                 )
-            raise file_types.rejected(header.entries, path)
+            raise file_types.foreign_error(header.entries, path)
         model = rebuild(described(header))
         _check_shapes(model, header.entries)
         tensors = tensor_file.read_tensors(file, header)
@@ -212,7 +212,7 @@ def holds(path: Path, model: StoredModel) -> bool:
     `sampling` is written after training.
     """
     try:
-        with _rejecting(path), opened(path) as file:
+        with _rejecting(path), open_regular_file(path) as file:
             found = described(tensor_file.read_header(file))
             wanted = json.loads(json.dumps(describe(model)))
             return bool({**found, SAMPLING: None} == {**wanted, SAMPLING: None})

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from diffuse_cli.system import files
-from diffuse_cli.system.descriptors import opened
+from diffuse_cli.system.descriptors import open_regular_file
 from diffuse_cli.system.files import brief, show
 
 DTYPES = {
@@ -119,7 +119,7 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 def read(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a file by name; raises as `read_header` and `read_tensors`."""
-    with opened(path) as file:
+    with open_regular_file(path) as file:
         return read_tensors(file, read_header(file))
 
 

@@ -16,9 +16,9 @@ from diffuse_cli.sampling.conditioning_inputs import (
     from_samples,
     read_inputs,
 )
-from diffuse_cli.sampling.generation import Drawing, Loaded, draw, load_denoiser, stored
+from diffuse_cli.sampling.generation import Drawing, Loaded, draw, load_denoiser, to_stored
 from diffuse_cli.sampling.guidance_model import load_guide
-from diffuse_cli.sampling.sampling_settings import DrawSettings, resolve, tell
+from diffuse_cli.sampling.sampling_settings import DrawSettings, report_settings, resolve
 from diffuse_cli.system.events import Notice, Work
 from diffuse_cli.system.rng import key
 
@@ -79,7 +79,7 @@ class CascadeStage:
         return found
 
 
-class Moment(NamedTuple):
+class StageState(NamedTuple):
     """A state of a sampler on the way to some samples.
 
     Attributes:
@@ -115,7 +115,7 @@ class Chain:
         """Space of the samples."""
         return self.last.loaded.space
 
-    def draw(self, part: range, accelerator: Accelerator) -> Iterator[Moment]:
+    def draw(self, part: range, accelerator: Accelerator) -> Iterator[StageState]:
         """Generate the samples with these indices in one batch, and yield each state."""
         drawn: Array | None = None
         given: Inputs | None = None
@@ -127,8 +127,8 @@ class Chain:
                 own.denoiser, stage.settings, part, space=own.space, device=device, given=given
             )
             for drawing in drawings:
-                drawn = stored(own.space, drawing.state.x) if drawing.done else None
-                yield Moment(place, drawing, drawn, given)
+                drawn = to_stored(own.space, drawing.state.x) if drawing.done else None
+                yield StageState(place, drawing, drawn, given)
 
     def draw_samples(self, part: range, accelerator: Accelerator) -> Array:
         """Return the samples with these indices as stored, generated in one batch."""
@@ -180,7 +180,7 @@ def load_chain(
         )
         stages.append((yield from _load_stage(own, last, accelerator, None, given.per)))
     for stage in stages:
-        yield from tell(stage.settings)
+        yield from report_settings(stage.settings)
     return Chain(tuple(stages), given)
 
 

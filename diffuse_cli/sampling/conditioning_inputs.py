@@ -73,7 +73,7 @@ def read_inputs(config: SampleConfig, loaded: Loaded) -> Work[SampleInputs]:
                 f"Pass --given PATH{free}",
             )
         return SampleInputs(None, 1, {})
-    _check(config, giver)
+    _check_options(config, giver)
     background, medium = loaded.background, giver.space.medium
     read = partial(read_images, background=background, fit=loaded.fit, medium=medium, single=True)
     asked = giver.space if config.degrade or config.mask else giver.inputs
@@ -82,12 +82,12 @@ def read_inputs(config: SampleConfig, loaded: Loaded) -> Work[SampleInputs]:
     if [size[::-1] for size in sizes] != [asked.size]:
         fitted = fitting(sizes, asked.size, loaded.fit, giver.space.medium)
         yield Notice(f"--given of {span(sizes)}: resized to {dimensions(asked.size)}{fitted}")
-    described = _described(config.given, samples.names)
+    described = _describe_files(config.given, samples.names)
     if config.mask:
         masks = yield from read(config.mask, **{**like_mask(giver.space), "size": asked.size})
-        known = _known(samples, masks, Path(config.mask))
+        known = _known_pixels(samples, masks, Path(config.mask))
         inputs = masked(giver, samples.stored, known)
-        described["mask"] = _described(config.mask, masks.names)
+        described["mask"] = _describe_files(config.mask, masks.names)
     elif config.degrade:
         inputs = degrading(giver, samples.stored, config.seed, "given")
         described["degraded"] = giver.given.what
@@ -96,7 +96,7 @@ def read_inputs(config: SampleConfig, loaded: Loaded) -> Work[SampleInputs]:
     return SampleInputs(inputs, len(samples), {"given": described})
 
 
-def _check(config: SampleConfig, giver: Giver) -> None:
+def _check_options(config: SampleConfig, giver: Giver) -> None:
     """Refuse options that do not suit the model's kind of input."""
     masks = giver.masks
     if config.degrade and giver.degradation is None:
@@ -112,7 +112,7 @@ def _check(config: SampleConfig, giver: Giver) -> None:
         )
 
 
-def _known(samples: Dataset, masks: Dataset, path: Path) -> Array:
+def _known_pixels(samples: Dataset, masks: Dataset, path: Path) -> Array:
     """Return where each sample is known, by one mask for all, or by the masks of the same names."""
     if len(masks) > 1 or path.is_dir():
         found = pair(samples, masks)
@@ -127,7 +127,7 @@ def _known(samples: Dataset, masks: Dataset, path: Path) -> Array:
     return known
 
 
-def _described(path: str, names: Sequence[str]) -> dict[str, Any]:
+def _describe_files(path: str, names: Sequence[str]) -> dict[str, Any]:
     """Return the name and SHA-256 of each file, for the manifest.
 
     Image k is conditioned on file k, modulo the number of files.
@@ -142,15 +142,11 @@ def check_follows(space: Space, loaded: Loaded, path: str) -> None:
     Raises:
         UsageError: the model takes no input, needs a mask, or takes other channels or levels.
     """
-    giver = Giver.of(loaded.model.blueprint)
-    if giver is None:
+    giver, flag = Giver.of(loaded.model.blueprint), f"--then {files.show(path)}"
+    if giver is None or giver.masks:
+        why = f"needs masks ({giver.given.what})" if giver else "was trained without --given"
         raise UsageError(
-            f"--then {files.show(path)}: the model was trained without --given",
-            "Name a model that is conditioned on MODEL's samples, for example --given low-res:4",
-        )
-    if giver.masks:
-        raise UsageError(
-            f"--then {files.show(path)}: the model needs masks ({giver.given.what})",
+            f"{flag}: the model {why}",
             "Name a model that is conditioned on MODEL's samples, for example --given low-res:4",
         )
     wanted = giver.inputs
@@ -158,7 +154,7 @@ def check_follows(space: Space, loaded: Loaded, path: str) -> None:
     kinds = [(s.medium, s.channels, s.levels, s.layout, s.dims) for s in (space, wanted)]
     if kinds[0] != kinds[1]:
         raise UsageError(
-            f"--then {files.show(path)}: the model is conditioned on {describe_channels(wanted)}, "
+            f"{flag}: the model is conditioned on {describe_channels(wanted)}, "
             f"and MODEL generates {describe_channels(space)}"
         )
 

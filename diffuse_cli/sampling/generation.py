@@ -82,7 +82,7 @@ def draw(
         InvalidArgument: more steps than the process has timesteps.
     """
     process, condition = denoiser.process, settings.condition
-    times, denoise = settings.times_of(process), prepared(denoiser, settings)
+    times, denoise = settings.times_of(process), guide_denoiser(denoiser, settings)
     sample = partial(SAMPLERS[settings.sampler], **settings.options)
     for start in range(0, len(indices), settings.batch_size):
         batch = indices[start : start + settings.batch_size]
@@ -97,7 +97,7 @@ def draw(
             yield Drawing(batch, step, len(times), state)
 
 
-def prepared(denoiser: Denoiser, settings: DrawSettings) -> Denoise:
+def guide_denoiser(denoiser: Denoiser, settings: DrawSettings) -> Denoise:
     """Return the denoiser that a sampler calls, with guidance and kept in range.
 
     A conditional model still needs its conditions bound.
@@ -114,14 +114,14 @@ def collect(
     for drawing in drawings:
         part = len(drawing.indices) * drawing.step / drawing.steps
         if drawing.done:
-            samples = stored(space, drawing.state.x)
+            samples = to_stored(space, drawing.state.x)
             for i, sample in zip(drawing.indices, samples, strict=True):
                 into[i] = sample
             done, part = done + len(drawing.indices), 0
         yield Progress("sampling", int(done + part), total, f"step {drawing.step}/{drawing.steps}")
 
 
-def stored(space: Space, x: Tensor) -> Array:
+def to_stored(space: Space, x: Tensor) -> Array:
     """Return samples (B, C, *size) of a model as stored numbers, on the CPU."""
     numbers: Array = space.to_stored(x).cpu().numpy()
     return numbers.astype(np.uint16) if numbers.dtype == np.int32 else numbers
@@ -208,7 +208,9 @@ def load_denoiser(
     if typed and precision is not None:
         for line in slow_precision(precision, accelerator.device.type):
             yield Notice(line, warning=True)
-    denoiser = ready(found.model, weights, accelerator, exact, differentiable=differentiable)
+    denoiser = make_denoiser(
+        found.model, weights, accelerator, exact, differentiable=differentiable
+    )
     return Loaded(found.model, denoiser, found.sha256, exact, differentiable)
 
 
@@ -234,7 +236,7 @@ def precision_for(
     return resolve_precision(precision, device, width, own=model.training.get("precision"))
 
 
-def ready(
+def make_denoiser(
     model: model_file.StoredModel,
     weights: str,
     accelerator: Accelerator,
@@ -274,7 +276,7 @@ GIF_FRAMES = 60
 """Largest number of frames of an animation."""
 
 
-def arrange(drawn: Mapping[int, Array], space: Space, wanted: Condition | None) -> Image:
+def grid_by_condition(drawn: Mapping[int, Array], space: Space, wanted: Condition | None) -> Image:
     """Return a grid of samples by index, with a row for each condition, or nearly square."""
     order = sorted(drawn)
     shown = dict(zip(order, looks(space, np.stack([drawn[i] for i in order])), strict=True))
@@ -292,7 +294,7 @@ def arrange(drawn: Mapping[int, Array], space: Space, wanted: Condition | None) 
     return figures.grid(np.stack(filled), columns)
 
 
-def beside(drawn: Mapping[int, Array], space: Space, seen: Frames, turn: int) -> Image:
+def grid_with_inputs(drawn: Mapping[int, Array], space: Space, seen: Frames, turn: int) -> Image:
     """Return a grid of samples by index, with a row for each input, which comes first.
 
     Args:

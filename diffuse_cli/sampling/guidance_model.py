@@ -8,7 +8,7 @@ from diffuse_cli.config.sample_options import OWN, DrawConfig
 from diffuse_cli.core.settings import dimensions
 from diffuse_cli.data.metadata_columns import described
 from diffuse_cli.sampling.conditioning_inputs import describe_channels
-from diffuse_cli.sampling.generation import Loaded, load_denoiser, ready
+from diffuse_cli.sampling.generation import Loaded, load_denoiser, make_denoiser
 from diffuse_cli.sampling.sampling_settings import Guide, choose_guide
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import ModelFileError, UsageError
@@ -46,7 +46,9 @@ def load_guide(
             raise ModelFileError(
                 f"--guide-with {OWN}: the model file has no early EMA checkpoint", hint
             )
-        denoiser = ready(loaded.model, "weak", accelerator, precision, differentiable=differs)
+        denoiser = make_denoiser(
+            loaded.model, "weak", accelerator, precision, differentiable=differs
+        )
         return Guide(path, scale, denoiser, loaded.sha256)
     weaker = yield from load_denoiser(
         path, "ema", accelerator, precision, alone=alone, differentiable=differs, typed=False

@@ -18,7 +18,7 @@ from diffuse_cli.data.sources.entries import MANIFEST, MANIFEST_FORMAT
 from diffuse_cli.media import MEDIA, Asked, figures, like, suffix
 from diffuse_cli.sampling import generation, journal, sample_archive
 from diffuse_cli.sampling.cascade import Chain, load_chain
-from diffuse_cli.sampling.generation import stored
+from diffuse_cli.sampling.generation import to_stored
 from diffuse_cli.sampling.journal import GIF, GRID, GRID_IMAGES, KEY, Ledger, holding, parts_of
 from diffuse_cli.system import files
 from diffuse_cli.system.devices import machine
@@ -270,7 +270,7 @@ class CascadeJob(SamplingJob):
         moving, models = sum(i in self.moving for i in part), len(self.chain.stages)
         for k, drawing, samples, given in self.chain.draw(part, accelerator):
             if moving and k + 1 == models:
-                frames.append(stored(self.space, drawing.state.x[:moving]))
+                frames.append(to_stored(self.space, drawing.state.x[:moving]))
             if drawing.done:
                 if frames:
                     side["frames"] = np.stack(frames, 1)
@@ -291,8 +291,8 @@ class CascadeJob(SamplingJob):
         elif given:
             seen = self.chain.last.show_inputs(sorted({i % turn for i in drawn}), given)
         if seen:
-            return generation.beside(drawn, self.space, seen, turn)
-        return generation.arrange(drawn, self.space, self.condition)
+            return generation.grid_with_inputs(drawn, self.space, seen, turn)
+        return generation.grid_by_condition(drawn, self.space, self.condition)
 
     def _draw_gif(self, indices: Sequence[int]) -> bytes:
         frames = {i: [*self._side(i, "frames")] for i in indices[:GIF_IMAGES]}

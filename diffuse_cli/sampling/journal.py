@@ -130,12 +130,12 @@ class Ledger:
         if overwrite:
             self._clear()
         manifest = manifest_in(self.folder)
-        if not manifest and not self._begun() and not self._listed({}):
+        if not manifest and not self._started_images() and not self._recorded_hashes({}):
             files.remove(self.work)
-            self._note({})
+            self._write_settings({})
             return [*parts]
         self._check_same()
-        found = self._verified(self._listed(manifest))
+        found = self._verified_images(self._recorded_hashes(manifest))
         unfinished = (self.work / SETTINGS).exists()
         whole = all(i in found for part in parts for i in part)
         there = (n in manifest.get("files", ()) and (self.folder / n).is_file() for n in pictures)
@@ -143,7 +143,7 @@ class Ledger:
             self.hashes = found
             return None
         if not unfinished:
-            self._note(found)
+            self._write_settings(found)
         for name in (MANIFEST, GRID, GIF):
             files.remove(self.folder / name)
         files.sweep(self.work)
@@ -155,7 +155,7 @@ class Ledger:
         manifest = manifest_in(self.folder)
         names = [MANIFEST, *manifest["files"]] if manifest else []
         names += files.read_json(self.work / SETTINGS).get("files", ())
-        names += [self.path(i).name for i in self._begun()]
+        names += [self.path(i).name for i in self._started_images()]
         for name in filter(WRITTEN.fullmatch, names):
             files.remove(self.folder / name)
         if (self.work / SETTINGS).exists():
@@ -174,13 +174,13 @@ class Ledger:
             f"{files.show(self.folder)} already holds samples with other settings: {name}", TAKEN
         )
 
-    def _note(self, hashes: Mapping[int, str]) -> None:
+    def _write_settings(self, hashes: Mapping[int, str]) -> None:
         """Write the settings and the hashes of the images that exist."""
         listed = {self.path(i).name: hashes[i] for i in sorted(hashes)}
         files.make_folder(self.work)
         files.write_json(self.work / SETTINGS, {KEY: self.settings, "files": listed})
 
-    def _listed(self, manifest: Mapping[str, Any]) -> dict[str, set[str]]:
+    def _recorded_hashes(self, manifest: Mapping[str, Any]) -> dict[str, set[str]]:
         """Return the recorded hashes of each file, several if it was generated again."""
         first = files.read_json(self.work / SETTINGS) or manifest
         found = {name: {value} for name, value in first.get("files", {}).items()}
@@ -192,7 +192,7 @@ class Ledger:
                 self.sides.update(dict.fromkeys(range(line["start"], line["stop"]), path))
         return found
 
-    def _begun(self) -> set[int]:
+    def _started_images(self) -> set[int]:
         """Return the images whose files may have been written."""
         return {i for line in self._lines() for i in range(line["start"], line["stop"])}
 
@@ -201,7 +201,7 @@ class Ledger:
         for log in sorted(self.work.glob("*.jsonl")):
             yield from (x for x in files.read_json_lines(log) if {"start", "stop"} <= {*x})
 
-    def _verified(self, listed: Mapping[str, Collection[str]]) -> dict[int, str]:
+    def _verified_images(self, listed: Mapping[str, Collection[str]]) -> dict[int, str]:
         """Return the images whose files exist and match a hash."""
         found = {}
         for name, hashes in listed.items():
@@ -218,15 +218,15 @@ class Ledger:
     def collect(self) -> None:
         """Read the recorded hashes of the images of all processes."""
         self.sides = {}
-        listed = self._listed({})
+        listed = self._recorded_hashes({})
         certain = {n: next(iter(hashes)) for n, hashes in listed.items() if len(hashes) == 1}
         again = {n: hashes for n, hashes in listed.items() if len(hashes) > 1}
         self.hashes = {int(n.partition(".")[0]): value for n, value in certain.items()}
-        self.hashes |= self._verified(again)
+        self.hashes |= self._verified_images(again)
 
     def end(self, manifest: Mapping[str, Any]) -> None:
         """Replace the record by the manifest, and remove files of parts that are not wanted."""
-        for i in self._begun() - {*self.hashes}:
+        for i in self._started_images() - {*self.hashes}:
             files.remove(self.path(i))
         files.write_json(self.folder / MANIFEST, manifest)
         files.remove(self.work)
@@ -237,7 +237,7 @@ class Ledger:
         noted = files.read_json(self.work / SETTINGS)["files"]
         if noted or any("files" in line for line in lines):
             return
-        for i in self._begun():
+        for i in self._started_images():
             files.remove(self.path(i))
         files.remove(self.work)
 

@@ -67,10 +67,7 @@ def check_kind(out: Path, space: Space, gif: bool) -> None:
             "Choose a folder or a .zip file",
         )
     if gif:
-        raise UsageError(
-            f"--gif: {files.show(out)} cannot hold an animation",
-            "Leave it out, or choose a folder or a .zip file",
-        )
+        raise UsageError("--gif: a .npz file cannot be animated", "Choose a folder or a .zip file")
 
 
 def manifest_of(out: Path) -> dict[str, Any]:

@@ -207,7 +207,7 @@ def resolve(
         steps=steps,
         spacing=config.spacing,
         times=times,
-        start=start_of(model, sampler) if asked == GAUSSIAN else None,
+        start=low_frequency_start(model, sampler) if asked == GAUSSIAN else None,
         options=sampler_options(sampler, **config.sampler_options),
         condition=wanted,
         guide=guide,
@@ -219,7 +219,7 @@ def resolve(
     )
 
 
-def start_of(model: StoredModel, sampler: str) -> LowFrequencies:
+def low_frequency_start(model: StoredModel, sampler: str) -> LowFrequencies:
     """Return the model's low frequencies to start from.
 
     Raises:
@@ -263,7 +263,7 @@ def _recommends(model: StoredModel, path: str) -> float | None:
     return model.sampling.weak_guidance if model.sampling and path == OWN else None
 
 
-def tell(settings: DrawSettings) -> Work[None]:
+def report_settings(settings: DrawSettings) -> Work[None]:
     """Report which of the model file's recommendations are used."""
     if settings.taken:
         yield Notice(f"using the settings that the model file recommends: {settings.taken}")

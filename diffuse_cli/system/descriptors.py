@@ -19,7 +19,7 @@ def open_to_read(path: str | Path) -> int:
     return os.open(path, flags)
 
 
-def opened(path: str | Path) -> BufferedReader:
+def open_regular_file(path: str | Path) -> BufferedReader:
     """Open a regular file for reading. It does not wait for the writer of a FIFO.
 
     Raises:
@@ -40,7 +40,7 @@ def read_bounded(path: str | Path, most: int) -> bytes:
     """
     inherited = re.fullmatch(r"/dev/stdin|/(dev|proc/self)/fd/\d+", str(path))
     piped = inherited and stat.S_ISFIFO(Path(path).stat().st_mode)
-    with Path(path).open("rb") if piped else opened(path) as file:
+    with Path(path).open("rb") if piped else open_regular_file(path) as file:
         data = file.read(most + 1)
     if len(data) > most:
         raise ValueError(f"more than {most:,} bytes")

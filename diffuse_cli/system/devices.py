@@ -258,7 +258,7 @@ def machine(
     try:
         yield accelerator
     finally:
-        with aside():
+        with redirect_trackers():
             accelerator.end_training()
 
 
@@ -289,7 +289,7 @@ def settle(accelerator: Accelerator, precision: str) -> str:
     return precision
 
 
-def aside() -> contextlib.AbstractContextManager[object]:
+def redirect_trackers() -> contextlib.AbstractContextManager[object]:
     """Redirect the output of trackers to stderr, because stdout is for results."""
     return contextlib.redirect_stdout(sys.stderr)
 

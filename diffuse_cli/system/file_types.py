@@ -125,7 +125,7 @@ def is_safetensors(start: bytes) -> bool:
     return start[6:9] == b"\0\0{"
 
 
-def told(names: Collection[str]) -> Known | None:
+def find_program(names: Collection[str]) -> Known | None:
     """Return the program whose models have tensors of these names, or strings in a pickle."""
     bare = [name.removeprefix("module.") for name in names]
     for known in KNOWN:
@@ -136,7 +136,7 @@ def told(names: Collection[str]) -> Known | None:
 
 def is_of(format: str, names: Collection[str]) -> bool:
     """Whether tensors have the names of a `diffuse convert` format."""
-    known = told(names)
+    known = find_program(names)
     return known is not None and known.format == format
 
 
@@ -151,7 +151,7 @@ MOST_BYTES, MOST_STEPS, LONGEST = 2**22, 200_000, 300
 """Limits on the bytes and instructions to read, and on the length of a string."""
 
 
-def texts(file: IO[bytes]) -> set[str]:
+def pickle_strings(file: IO[bytes]) -> set[str]:
     """Return the strings in a pickle or a TORCH file. Its instructions are listed, not run."""
     found: set[str] = set()
     try:
@@ -186,15 +186,15 @@ def check_kind(file: IO[bytes], path: Path) -> None:
     """Raise a `ModelFileError` for an open file of a known kind other than safetensors."""
     kind = kind_of(file)
     if kind in PICKLES:
-        check_convertible(texts(file), path)
+        check_convertible(pickle_strings(file), path)
         raise ModelFileError(
             f"{show(path)} is a pickle, which can run code and is not loaded", convert_line(path)
         )
     if kind not in (SAFETENSORS, ""):
-        raise ModelFileError(*described(kind, path, "a model of `diffuse`"))
+        raise ModelFileError(*kind_error(kind, path, "a model of `diffuse`"))
 
 
-def described(kind: str, path: Path, wanted: str) -> tuple[str, str]:
+def kind_error(kind: str, path: Path, wanted: str) -> tuple[str, str]:
     """Return the message and hint for a file of a kind that is not `wanted`."""
     if kind == CUT_ZIP:
         return f"{show(path)} is {kind}", "Copy or download it again"
@@ -204,15 +204,15 @@ def described(kind: str, path: Path, wanted: str) -> tuple[str, str]:
 
 def check_convertible(names: Collection[str], path: Path) -> None:
     """Raise a `ModelFileError` for a known model that `diffuse convert` does not read."""
-    known = told(names)
+    known = find_program(names)
     if known and known.format is None:
         raise ModelFileError(f"{show(path)} is a model of {known.name}, {known.why}", known.hint)
 
 
-def rejected(names: Collection[str], path: Path) -> ModelFileError:
+def foreign_error(names: Collection[str], path: Path) -> ModelFileError:
     """Return the error for a safetensors file of another program with these tensor names."""
     check_convertible(names, path)
-    if known := told(names):
+    if known := find_program(names):
         return ModelFileError(f"{show(path)} is a model of {known.name}", convert_line(path))
     return ModelFileError(
         f"{show(path)} is a safetensors file, but `diffuse train` did not write it",

@@ -378,9 +378,7 @@ def check_local(path: Path) -> None:
     """Raise a `UsageError` for a name on the Hugging Face Hub, where only `diffuse push` writes."""
     if path.parts[:1] == ("hf:",):
         where = re.sub("^hf:/+", "hf://", show(path))
-        raise UsageError(
-            f"cannot write {where}: it is on the Hugging Face Hub", "To publish, use diffuse push"
-        )
+        raise UsageError(f"cannot write {where}: it is on the Hub", "To publish, use diffuse push")
 
 
 def check_writable(path: Path) -> None:

@@ -138,7 +138,7 @@ def package(kind: Kind, repo: str) -> Any:
     return hub
 
 
-def listed(repo: str, revision: str, kind: Kind = DATASET) -> HubListing:
+def list_repository(repo: str, revision: str, kind: Kind = DATASET) -> HubListing:
     """Return a repository's listing: from the Hub, else from its last answer, else from the cache.
 
     Raises:
@@ -152,7 +152,8 @@ def listed(repo: str, revision: str, kind: Kind = DATASET) -> HubListing:
     except Exception as error:
         raise_if_full(error)
         why = reason(error, kind, repo, revision)
-        listing = _recorded(kind, repo, revision, why) or _in_cache(kind, repo, revision, why)
+        request = (kind, repo, revision, why)
+        listing = _last_listing(*request) or _cached_listing(*request)
         if listing is None:
             raise kind.error(
                 f"{kind.title(repo)} is not in the cache, and {why}",
@@ -162,7 +163,7 @@ def listed(repo: str, revision: str, kind: Kind = DATASET) -> HubListing:
     entries = [
         HubFile(s.rfilename, s.size, s.lfs.sha256 if s.lfs else None) for s in found.siblings or ()
     ]
-    listing = _made(kind, repo, found.sha, entries, "")
+    listing = _make_listing(kind, repo, found.sha, entries, "")
     for name in dict.fromkeys((revision, found.sha)):
         if record := _record(kind, repo, name):
             with contextlib.suppress(OutputError):
@@ -170,7 +171,7 @@ def listed(repo: str, revision: str, kind: Kind = DATASET) -> HubListing:
     return listing
 
 
-def downloaded(listing: HubListing, file: HubFile) -> None:
+def download_file(listing: HubListing, file: HubFile) -> None:
     """Download a file into the cache, whole or not at all.
 
     Raises:
@@ -202,8 +203,8 @@ def downloaded(listing: HubListing, file: HubFile) -> None:
         )
 
 
-def _made(kind: Kind, repo: str, commit: str, entries: list[HubFile], why: str) -> HubListing:
-    safe = [f for f in entries if not {"..", ""} & {*f.name.split("/")} and "\0" not in f.name]
+def _make_listing(kind: Kind, repo: str, commit: str, found: list[HubFile], why: str) -> HubListing:
+    safe = [f for f in found if not {"..", ""} & {*f.name.split("/")} and "\0" not in f.name]
     ordered = sorted(safe, key=lambda f: f.name.encode("utf-8", "surrogateescape"))
     return HubListing(repo, commit, tuple(ordered), why, kind)
 
@@ -254,16 +255,16 @@ def _record(kind: Kind, repo: str, revision: str) -> Path | None:
     return cache / "hub" / f"{quote(f'{own}@{revision}', safe='@')}.json" if cache else None
 
 
-def _recorded(kind: Kind, repo: str, revision: str, why: str) -> HubListing | None:
+def _last_listing(kind: Kind, repo: str, revision: str, why: str) -> HubListing | None:
     record = _record(kind, repo, revision)
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
         answer = json.loads(record.read_bytes()) if record else {}
         entries = [HubFile(*entry) for entry in answer["files"]]
-        return _made(kind, repo, str(answer["commit"]), entries, why)
+        return _make_listing(kind, repo, str(answer["commit"]), entries, why)
     return None
 
 
-def _in_cache(kind: Kind, repo: str, revision: str, why: str) -> HubListing | None:
+def _cached_listing(kind: Kind, repo: str, revision: str, why: str) -> HubListing | None:
     """Return the files of a revision that another program has downloaded."""
     folder, commit = _folder(kind, repo), revision
     with contextlib.suppress(OSError, ValueError):
@@ -272,7 +273,7 @@ def _in_cache(kind: Kind, repo: str, revision: str, why: str) -> HubListing | No
     names = [p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()]
     if not names or "/" in commit:
         return None
-    listing = _made(kind, repo, commit, [HubFile(name, None, None) for name in names], why)
+    listing = _make_listing(kind, repo, commit, [HubFile(name, None, None) for name in names], why)
     shards = Counter((_PART.sub("", n), int(m[1])) for n in names if (m := _PART.search(n)))
     for (_, count), there in shards.items():
         if there < count:

@@ -21,8 +21,8 @@ from diffuse_cli.system.hub import (
     MODEL,
     HubListing,
     check_within,
-    downloaded,
-    listed,
+    download_file,
+    list_repository,
     package,
     reason,
 )
@@ -75,7 +75,7 @@ def local_model(path: str | Path) -> Work[Path]:
         return Path(path)
     name = model_name(path)
     listing = _listing(name)
-    return (yield from _local(listing, [_model_file(listing, name.file)]))
+    return (yield from _download(listing, [_model_file(listing, name.file)]))
 
 
 def local_source(path: str | Path) -> Work[Path]:
@@ -92,18 +92,18 @@ def local_source(path: str | Path) -> Work[Path]:
     listing = _listing(name)
     names = {file.name for file in listing.files}
     if name.file in names:
-        return (yield from _local(listing, [name.file]))
+        return (yield from _download(listing, [name.file]))
     wanted = []
     for folder in (name.file, posixpath.join(name.file, "unet")):
         weights = [posixpath.join(folder, own) for own in WEIGHTS]
         wanted += [each for each in weights if each in names][:1]
     if not wanted:
         raise ModelFileError(
-            f"no weights of diffusers in {listing.title}", _such_as(listing, (".pt", ".pth"))
+            f"no weights of diffusers in {listing.title}", _hint(listing, (".pt", ".pth"))
         )
     folders = {name.file, *(posixpath.join(name.file, own) for own in ("unet", "scheduler"))}
     wanted += [n for n in names if n.endswith(".json") and posixpath.dirname(n) in folders]
-    yield from _local(listing, wanted)
+    yield from _download(listing, wanted)
     return listing.snapshot / name.file
 
 
@@ -114,7 +114,7 @@ KNOWN: dict[Name, HubListing] = {}
 def _listing(name: Name) -> HubListing:
     own = name._replace(file="")
     if own not in KNOWN:
-        KNOWN[own] = listed(name.repo, name.revision, MODEL)
+        KNOWN[own] = list_repository(name.repo, name.revision, MODEL)
     return KNOWN[own]
 
 
@@ -128,16 +128,17 @@ def _model_file(listing: HubListing, wanted: str) -> str:
             f"Convert it: diffuse convert {listing.title} -o model.safetensors",
         )
     raise ModelFileError(
-        f"no {brief(wanted or MODEL_FILE)} in {listing.title}", _such_as(listing, (".safetensors",))
+        f"no {brief(wanted or MODEL_FILE)} in {listing.title}",
+        _hint(listing, (".safetensors",)),
     )
 
 
-def _such_as(listing: HubListing, extensions: tuple[str, ...]) -> str:
+def _hint(listing: HubListing, extensions: tuple[str, ...]) -> str:
     found = [file.name for file in listing.files if file.name.endswith(extensions)]
     return f"Name one of its files, such as {listing.title}/{brief(found[0])}" if found else ""
 
 
-def _local(listing: HubListing, names: Sequence[str]) -> Work[Path]:
+def _download(listing: HubListing, names: Sequence[str]) -> Work[Path]:
     """Download files into the cache, and return the path of the first."""
     wanted = [file for file in listing.files if file.name in {*names}]
     missing = [file for file in wanted if not listing.path(file).is_file()]
@@ -147,7 +148,7 @@ def _local(listing: HubListing, names: Sequence[str]) -> Work[Path]:
         yield Notice(f"{listing.title} is taken from the cache, as {listing.why}", warning=True)
     for k, file in enumerate(missing):
         yield Progress("downloading files", k, len(missing))
-        downloaded(listing, file)
+        download_file(listing, file)
     if missing:
         yield Progress("downloading files", len(missing), len(missing))
     return listing.snapshot / names[0]
@@ -180,7 +181,7 @@ def check_free(target: str) -> None:
 @contextlib.contextmanager
 def _pushing(target: str) -> Iterator[tuple[str, Any]]:
     """Yield the ORG/NAME to write to and huggingface_hub, and turn refusals into `OutputError`."""
-    name = pushed(target)
+    name = push_target(target)
     hub = package(MODEL._replace(error=OutputError), name)
     try:
         yield name, hub
@@ -220,7 +221,7 @@ def upload(
     return str(made.commit_url)
 
 
-def pushed(target: str) -> str:
+def push_target(target: str) -> str:
     """Return the ORG/NAME of a repository to write to.
 
     Raises:
@@ -228,9 +229,7 @@ def pushed(target: str) -> str:
     """
     form = FORM.fullmatch(target)
     if form is None or form["revision"] or form["path"]:
-        raise UsageError(
-            f"not a model on the Hugging Face Hub: {files.show(target)}", "Use hf://ORG/NAME"
-        )
+        raise UsageError(f"not a model on the Hub: {files.show(target)}", "Use hf://ORG/NAME")
     check_within(target, form["name"])
     return str(form["name"])
 

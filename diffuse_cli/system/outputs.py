@@ -16,21 +16,21 @@ from diffuse_cli.system.errors import BusyError, OutputError, UsageError
 from diffuse_cli.system.processes import rank
 
 
-def asked(config: Any, name: str, suffix: str) -> AbstractContextManager[Path | None]:
+def claim_option(config: Any, name: str, suffix: str) -> AbstractContextManager[Path | None]:
     """Claim the path of a configuration's option `name`, None if the option is not set.
 
     Raises:
-        UsageError, OutputError, BusyError: see `claimed`.
+        UsageError, OutputError, BusyError: see `claim_output`.
     """
     path = getattr(config, name)
     if path is None:
         return contextlib.nullcontext()
     flag = "-o" if name == "out" else f"--{name}"
-    return claimed(path, suffix, config.overwrite, flag=flag)
+    return claim_output(path, suffix, config.overwrite, flag=flag)
 
 
 @contextlib.contextmanager
-def claimed(
+def claim_output(
     given: str | Path, suffix: str, overwrite: bool, *, flag: str = "-o", read: str | None = None
 ) -> Iterator[Path]:
     """Claim the path of a file, so that no other command writes it inside the block.

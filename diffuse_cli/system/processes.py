@@ -81,7 +81,7 @@ _GONE = (
 """Phrases in errors of torch and its backends that mean that another process has ended."""
 
 
-def lost(error: BaseException) -> LostError | None:
+def lost_process_error(error: BaseException) -> LostError | None:
     """Return the error to print if another process has ended, None for other errors."""
     if launched() < 2 or not isinstance(error, RuntimeError):
         return None
@@ -174,7 +174,7 @@ def _handling(
 
 
 @contextlib.contextmanager
-def raised() -> Iterator[None]:
+def raise_signals() -> Iterator[None]:
     """End the block at SIGINT or SIGTERM with its `DiffuseError`."""
     with _as_error(), _handling(lambda number, _: _strike(_error(number))):
         yield
@@ -214,8 +214,8 @@ class Pending(Stop):
 
 
 @contextlib.contextmanager
-def noting(pending: Pending) -> Iterator[None]:
-    """Note Ctrl-C inside the block, see `deferred`, unless the program has its own handler.
+def note_interrupts(pending: Pending) -> Iterator[None]:
+    """Note Ctrl-C inside the block, see `defer_signals`, unless the program has its own handler.
 
     SIGTERM stays with the program.
     """
@@ -227,7 +227,7 @@ def noting(pending: Pending) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def deferred() -> Iterator[Pending]:
+def defer_signals() -> Iterator[Pending]:
     """Note the first signal inside the block, and raise at the second."""
     pending = Pending()
     with _as_error(), _handling(pending.handle):

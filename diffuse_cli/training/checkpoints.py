@@ -22,7 +22,7 @@ from diffuse_cli.config.train_options import TrainConfig, to_file
 from diffuse_cli.core.losses import TAUGHT
 from diffuse_cli.models import model_file
 from diffuse_cli.system import files
-from diffuse_cli.system.devices import aside
+from diffuse_cli.system.devices import redirect_trackers
 from diffuse_cli.system.errors import OutputError, UsageError
 from diffuse_cli.system.events import Notice, Stop, Work, until
 from diffuse_cli.training.ema_weights import KEPT_LENGTHS, Weak
@@ -317,7 +317,7 @@ def begin_trackers(config: TrainConfig, accelerator: Accelerator, run: RunDirect
             for f, spec in options(config)
             if isinstance(value := getattr(config, f.name), (int, float, str))
         }
-        with aside():
+        with redirect_trackers():
             accelerator.init_trackers("diffuse", config=values)
     if config.log == "tensorboard":
         line = shlex.join(["tensorboard", "--logdir", files.show(run.logs)])

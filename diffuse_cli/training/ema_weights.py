@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from diffuse_cli.models import tensor_file
 from diffuse_cli.system import files
-from diffuse_cli.system.descriptors import opened
+from diffuse_cli.system.descriptors import open_regular_file
 from diffuse_cli.training.optimization import Course
 
 KEPT_LENGTHS = (0.05, 0.10)
@@ -172,7 +172,7 @@ def read_snapshot(path: Path) -> Snapshot:
     Raises:
         OSError, ValueError: not a snapshot.
     """
-    with opened(path) as file:
+    with open_regular_file(path) as file:
         text = tensor_file.read_header(file).metadata.get("diffuse.ema", "null")
     about: Any = tensor_file.parse(text.encode())
     if not isinstance(about, dict):

@@ -10,7 +10,7 @@ import numpy as np
 from diffuse_cli.config.sample_options import SAMPLER, SAMPLING_STEPS
 from diffuse_cli.media import figures, looks
 from diffuse_cli.sampling.conditioning import Condition, default_guidance
-from diffuse_cli.sampling.generation import Drawing, draw, stored
+from diffuse_cli.sampling.generation import Drawing, draw, to_stored
 from diffuse_cli.sampling.sampling_settings import DrawSettings
 from diffuse_cli.system.events import Progress, Work
 from diffuse_cli.training.feed import readable
@@ -135,7 +135,7 @@ def draw_preview(trainer: Trainer) -> Work[Image]:
     ended = []
     for drawing in draw_by_default(plan, net, PREVIEW_IMAGES, device, inputs):
         if drawing.done:
-            ended.append(stored(space, drawing.state.x))
+            ended.append(to_stored(space, drawing.state.x))
         yield Progress("preview", drawing.step, drawing.steps)
     samples = looks(space, np.concatenate(ended))
     return _comparison(plan, samples) if uses_images(plan) else figures.grid(samples)

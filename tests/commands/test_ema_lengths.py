@@ -14,7 +14,7 @@ from conftest import in_process
 from diffuse_cli.commands.ema import ema_lengths
 from diffuse_cli.core.losses import simple
 from diffuse_cli.models import model_file
-from diffuse_cli.system.descriptors import opened
+from diffuse_cli.system.descriptors import open_regular_file
 from diffuse_cli.system.rng import training_draws
 from diffuse_cli.system.run_reader import run_of
 from diffuse_cli.training.ema_weights import gamma_of, snapshots
@@ -243,7 +243,7 @@ def test_a_damaged_snapshot_is_refused(ema, kept, fault):
         path.write_bytes(path.read_bytes()[:-10])
     else:
         tensors = tensor_file.read(path)
-        with opened(path) as file:
+        with open_regular_file(path) as file:
             metadata = tensor_file.read_header(file).metadata
         name = "0.05/conv_out.weight"
         tensors[name] = tensors[name][:, :2] if fault == "another" else tensors[name] * torch.nan

@@ -30,7 +30,7 @@ from diffuse_cli.data import Dataset, Summary, read_images
 from diffuse_cli.media import figures
 from diffuse_cli.models import model_file, tensor_file
 from diffuse_cli.system import files
-from diffuse_cli.system.descriptors import opened
+from diffuse_cli.system.descriptors import open_regular_file
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.events import Notice, finish
 
@@ -806,7 +806,7 @@ def test_a_model_without_a_title_or_raw_weights(conditional, diffuse):
     found = diffuse("info", "m.safetensors", "--json").json
     assert (found["title"], found["raw"]) == ("", False)
     assert "title       none\n" in diffuse("info", "m.safetensors").out
-    with opened(Path("m.safetensors")) as file:
+    with open_regular_file(Path("m.safetensors")) as file:
         assert tensor_file.read_header(file).metadata["format"] == "pt"
 
 

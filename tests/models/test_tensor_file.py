@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 
 from diffuse_cli.models import tensor_file
-from diffuse_cli.system.descriptors import opened
+from diffuse_cli.system.descriptors import open_regular_file
 
 TENSORS = {
     "b": torch.arange(6.0).reshape(2, 3),
@@ -57,7 +57,7 @@ def test_what_is_written_is_what_is_read(path: Path):
             found[n].dtype == t.dtype and found[n].equal(t) and found[n].shape == t.shape
             for n, t in TENSORS.items()
         )
-    with opened(path) as file:
+    with open_regular_file(path) as file:
         assert tensor_file.read_header(file).metadata == {"a": "2", "z": "1"}
 
 
@@ -140,7 +140,7 @@ def test_marks_within_texts_are_none():
 
 def test_a_file_that_shrinks_while_it_is_read_is_noticed(path: Path):
     tensor_file.write(path, {"large": torch.zeros(100_000)})
-    with opened(path) as file:
+    with open_regular_file(path) as file:
         header = tensor_file.read_header(file)
         with path.open("r+b") as other:
             other.truncate(path.stat().st_size - 40)
@@ -149,7 +149,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_noticed(path: Path):
 
 
 def test_of_a_file_that_is_replaced_the_checked_one_is_read(path: Path):
-    with opened(path) as file:
+    with open_regular_file(path) as file:
         header = tensor_file.read_header(file)
         tensor_file.write(path, {"b": torch.ones(2, 3)})
         assert tensor_file.read_tensors(file, header)["b"].equal(TENSORS["b"])

@@ -23,7 +23,7 @@ from diffuse_cli.core import SAMPLERS, Conditions, InvalidArgument, Space
 from diffuse_cli.core.gaussian_start import LowFrequencies
 from diffuse_cli.data import read_images
 from diffuse_cli.models import model_file
-from diffuse_cli.sampling.generation import draw, prepared
+from diffuse_cli.sampling.generation import draw, guide_denoiser
 from diffuse_cli.sampling.sampling_settings import resolve
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import finish
@@ -287,7 +287,7 @@ def test_learned_times_are_drawn_with_shown_and_left_for_a_spacing(diffuse, mode
         space=loaded.blueprint.space, device=torch.device("cpu"),
     )  # fmt: skip
     *_, state = SAMPLERS["unipc"](
-        prepared(loaded.blueprint.denoiser(loaded.network()), resolve(config(), loaded)),
+        guide_denoiser(loaded.blueprint.denoiser(loaded.network()), resolve(config(), loaded)),
         loaded.blueprint.process, image_noise(0, range(2), -1, loaded.blueprint.space.shape,
         torch.device("cpu")), times, noise=None,
     )  # fmt: skip
@@ -369,7 +369,7 @@ def test_drawing_begins_where_the_start_says(model):
     noise = image_noise(0, range(2), -1, space.shape, torch.device("cpu"))
     x = low.begun(noise, *process.level(times[0], like=noise))
     *_, state = SAMPLERS["unipc"](
-        prepared(denoiser, settings), process, x, times, noise=lambda k: None
+        guide_denoiser(denoiser, settings), process, x, times, noise=lambda k: None
     )
     assert times[0] < process.num_timesteps - 1
     assert torch.equal(drawing.state.x, state.x)

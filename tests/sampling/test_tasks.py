@@ -397,7 +397,7 @@ REFUSED = [
     ("inpaint MODEL a.png", 2, "--mask is missing"),
     ("inpaint MODEL a.png", 2, "a.png has no transparent part"),
     ("inpaint MODEL clear.png", 3, "clear.png is all transparent: it keeps no pixels"),
-    ("inpaint MODEL several", 2, "--mask is missing. Pass --mask FILE. Only a single image"),
+    ("inpaint MODEL several", 2, "--mask is missing. Pass --mask FILE, or a single"),
     ("inpaint MODEL text.png", 3, "cannot use text.png: not an image"),
     ("inpaint MODEL nowhere.png", 3, "no such image: nowhere.png"),
     ("inpaint MODEL a.png --mask small.png", 3, "is 4x4, and the image is 8x8"),
@@ -409,7 +409,7 @@ REFUSED = [
     ("inpaint MODEL nowhere.png --mask hole.png", 3, "no such image: nowhere.png"),
     ("inpaint MODEL text.png --mask hole.png", 3, "cannot use text.png: not an image"),
     ("inpaint MODEL a.png --mask hole.png --method ddmn", 2, "Did you mean 'ddnm'?"),
-    ("inpaint MODEL a.png --mask hole.png -o .", 2, "-o . contains the input a.png"),
+    ("inpaint MODEL a.png --mask hole.png -o .", 2, "-o . holds the input a.png"),
     ("inpaint MODEL a.png --mask hole.png --jumps 0", 2, "--jumps must be at least 1"),
     ("upscale MODEL several --factor 3", 2, "--factor: low-res:3 needs sides"),
     ("upscale MODEL tiny.png --size 18", 2, "--factor: low-res:4 needs sides"),
@@ -471,7 +471,7 @@ def test_earlier_samples_are_kept_until_new_ones_are_there(diffuse, model, pictu
     assert (pixels("varied", 0) != before).any()
     assert not (Path("varied") / "00001.png").exists()
     ran = diffuse("vary", model, "varied/00000.png", "--overwrite", *QUICK)
-    assert (ran.code, "contains the input varied/00000.png" in ran.line) == (2, True)
+    assert (ran.code, "holds the input varied/00000.png" in ran.line) == (2, True)
 
 
 def test_a_model_that_knows_no_picture_without_a_class_asks_for_one(diffuse, conditional, picture):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from diffuse_cli.system import outputs
-from diffuse_cli.system.outputs import claimed, hold_output
+from diffuse_cli.system.outputs import claim_output, hold_output
 
 COMMANDS = {
     "train": ("train broken", "-o", ".safetensors"),
@@ -115,7 +115,7 @@ def test_the_hub_is_no_place_to_write_to(diffuse, line):
     before = sorted(Path().rglob("*"))
     ran = diffuse(*line.split(), "-q")
     assert ran.code == 2
-    assert "it is on the Hugging Face Hub. To publish, use diffuse push" in ran.line
+    assert "it is on the Hub. To publish, use diffuse push" in ran.line
     assert sorted(Path().rglob("*")) == before
 
 
@@ -146,7 +146,7 @@ def test_the_input_is_no_output(diffuse, source):
 
 
 def test_a_suffix_in_capitals_will_do():
-    with claimed("X.PNG", ".png", overwrite=False) as path:
+    with claim_output("X.PNG", ".png", overwrite=False) as path:
         assert path == Path("X.PNG")
 
 

@@ -22,14 +22,14 @@ from diffuse_cli.evaluation.image_sets import Sides, inputs_of, read_sides, with
 from diffuse_cli.metrics.presentation import with_error
 from diffuse_cli.metrics.sample_statistics import average
 from diffuse_cli.models import model_file
-from diffuse_cli.sampling.generation import Loaded, ready
+from diffuse_cli.sampling.generation import Loaded, make_denoiser
 from diffuse_cli.sampling.guidance_model import load_guide
-from diffuse_cli.sampling.sampling_settings import resolve, tell
+from diffuse_cli.sampling.sampling_settings import report_settings, resolve
 from diffuse_cli.system import files
 from diffuse_cli.system.devices import machine
 from diffuse_cli.system.errors import ModelFileError, lookup
 from diffuse_cli.system.events import Notice, Progress, Work
-from diffuse_cli.system.outputs import asked
+from diffuse_cli.system.outputs import claim_option
 from diffuse_cli.system.run_reader import run_of
 from diffuse_cli.training import ema_weights
 from diffuse_cli.training.optimization import Objective, losses_of
@@ -85,7 +85,7 @@ def measure_lengths(config: EmaConfig) -> Work[MeasuredLengths | None]:
         OutputError: the output exists already, or cannot be written.
     """
     with (
-        asked(config, "out", ".safetensors") as out,
+        claim_option(config, "out", ".safetensors") as out,
         machine(config.precision, config.device) as accelerator,
     ):
         if not accelerator.is_main_process:
@@ -105,7 +105,7 @@ def measure_lengths(config: EmaConfig) -> Work[MeasuredLengths | None]:
         models = _models(loaded.model, given, fits)
         for k, ((length, found), model) in enumerate(zip(fits.items(), models, strict=True), 1):
             yield Notice(f"length {length:.2f}, {k} of {len(fits)}")
-            values = yield from measure(ready(model, "ema", accelerator, loaded.precision))
+            values = yield from measure(make_denoiser(model, "ema", accelerator, loaded.precision))
             rows.append(MeasuredLength(length, found.error, values))
             best = min(rows, key=lambda row: _rank(row.values[metric]))
             if best is rows[-1]:
@@ -215,7 +215,7 @@ def _kid(
     guide = yield from load_guide(config, loaded, accelerator, alone=True)
     resolved = resolve(config, loaded.model, guide=guide)
     settings = with_conditions(resolved, loaded, sides, config.seed)
-    yield from tell(settings)
+    yield from report_settings(settings)
     against = yield from FeatureMeasure.of(network, sides.space, sides.real.samples, ALONE)
 
     def measure(denoiser: Denoiser) -> Work[dict[str, float]]:

@@ -101,7 +101,7 @@ def inspect_model(config: InfoConfig) -> Work[ModelReport]:
             raise UsageError(f"{flag} is for images, and {shown} is a model")
     from diffuse_cli.models import model_file
 
-    with outputs.asked(config, "out", ".toml") as out:
+    with outputs.claim_option(config, "out", ".toml") as out:
         yield Progress("reading model", 0, 1)
         found = yield from model_file.find(config.path)
         training = training_config(found.path) if config.toml else None

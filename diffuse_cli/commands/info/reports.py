@@ -114,7 +114,7 @@ def inspect_data(config: InfoConfig) -> Work[DataReport]:
     with translating():
         layout = asked_for(config.layout, config.alpha)
     with (
-        outputs.asked(config, "out", ".png") as out,
+        outputs.claim_option(config, "out", ".png") as out,
         tempfile.TemporaryDirectory(prefix="diffuse-info-") as folder,
     ):
         images = yield from read_images(

@@ -20,14 +20,7 @@ from diffuse_cli.config.noise_demo_options import DemoConfig, ForwardConfig, Rev
 from diffuse_cli.config.options import first_given
 from diffuse_cli.config.shared_options import DiffusionConfig
 from diffuse_cli.core.space import Space
-from diffuse_cli.media import (
-    MEDIA,
-    Array,
-    Asked,
-    by_extension,
-    figures,
-    like,
-)
+from diffuse_cli.media import MEDIA, Array, Asked, by_extension, figures, like
 from diffuse_cli.system import files, outputs
 from diffuse_cli.system.errors import UsageError, lookup, translating
 from diffuse_cli.system.events import Notice, Progress, Work
@@ -151,7 +144,7 @@ def _outputs(config: DemoConfig, stack: contextlib.ExitStack) -> tuple[Path, ...
     wanted = {".html": config.html, ".gif": config.gif}
     named = {".png": out, **{end: out.with_suffix(end) for end, on in wanted.items() if on}}
     paths = [
-        stack.enter_context(outputs.claimed(path, end, config.overwrite, read=config.image))
+        stack.enter_context(outputs.claim_output(path, end, config.overwrite, read=config.image))
         for end, path in named.items()
     ]
     with translating():

@@ -26,7 +26,7 @@ from diffuse_cli.evaluation.examples import comparable, search
 from diffuse_cli.media import MEDIA, Array, figures, looks
 from diffuse_cli.media.figures import FAINT, Pixels, Sheet
 from diffuse_cli.models.blueprint import kept_in_range
-from diffuse_cli.sampling.generation import Loaded, stored
+from diffuse_cli.sampling.generation import Loaded, to_stored
 from diffuse_cli.sampling.tasks.task_inputs import check_class
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import UsageError, lookup
@@ -237,8 +237,8 @@ def _forward(
         part = list(times[start : start + BATCH])
         t = torch.tensor(part, device=x0.device)
         x_t = loaded.denoiser.process.diffuse(x0.expand(len(part), *x0.shape[1:]), t, noise)
-        xs |= zip(part, stored(loaded.space, x_t), strict=True)
-        x0s |= zip(part, stored(loaded.space, denoise(x_t, t).x0), strict=True)
+        xs |= zip(part, to_stored(loaded.space, x_t), strict=True)
+        x0s |= zip(part, to_stored(loaded.space, denoise(x_t, t).x0), strict=True)
         yield Progress("predicting", len(xs), len(times))
     return Way(xs, x0s)
 
@@ -246,12 +246,12 @@ def _forward(
 def _reverse(denoise: Denoise, noise: Any, times: Sequence[int], loaded: Loaded) -> Work[Way]:
     falling = [*reversed(times)]
     x = noise(-1)
-    xs, x0s = {falling[0]: stored(loaded.space, x)[0]}, {}
+    xs, x0s = {falling[0]: to_stored(loaded.space, x)[0]}, {}
     states = SAMPLERS["ddpm"](denoise, loaded.denoiser.process, x, falling, noise=noise)
     for t, state in zip(falling, states, strict=True):
-        x0s[t] = stored(loaded.space, state.x0)[0]
+        x0s[t] = to_stored(loaded.space, state.x0)[0]
         if state.t >= 0:
-            xs[int(state.t)] = stored(loaded.space, state.x)[0]
+            xs[int(state.t)] = to_stored(loaded.space, state.x)[0]
         yield Progress("drawing", len(x0s), len(times))
     return Way(dict(sorted(xs.items())), dict(sorted(x0s.items())))
 

@@ -32,7 +32,7 @@ from diffuse_cli.system import files
 from diffuse_cli.system.devices import machine
 from diffuse_cli.system.errors import ModelFileError, OutputError, UsageError
 from diffuse_cli.system.events import Notice, Progress, Work
-from diffuse_cli.system.hub_models import MODEL_FILE, check_free, pushed, upload
+from diffuse_cli.system.hub_models import MODEL_FILE, check_free, push_target, upload
 from diffuse_cli.system.outputs import UnfinishedFiles, check_suffix
 
 CARD, SAMPLES, NUMBERS = "README.md", "samples.png", "eval.json"
@@ -57,7 +57,7 @@ def push(config: PushConfig) -> Work[dict[str, Any]]:
         UsageError: TARGET is not a name, or the numbers are of another model.
         OutputError: the folder is not empty, the hub holds a model already, or refuses this one.
     """
-    pushed(config.target)
+    push_target(config.target)
     if config.samples:
         check_suffix(Path(config.samples), ".png", "--samples")
     if config.out is None and not config.overwrite:
@@ -158,7 +158,7 @@ def _picture(config: PushConfig, found: Found) -> Work[tuple[bytes, str]]:
         drawn = dict(zip(wanted, chain.draw_samples(wanted, accelerator), strict=True))
         yield Progress("sampling", len(wanted), len(wanted))
     settings = chain.last.settings
-    grid = generation.arrange(drawn, chain.space, settings.condition)
+    grid = generation.grid_by_condition(drawn, chain.space, settings.condition)
     return figures.png(grid), f"{settings.choice}, seed {settings.seed}"
 
 
@@ -179,7 +179,7 @@ def card(
         numbers: what `eval --json` printed of the model.
         picture: whether there is one beside the card, and `drawn` how it was made.
     """
-    repo = pushed(config.target)
+    repo = push_target(config.target)
     parts = [
         _head(found, str(config.license)),
         f"# {repo.rpartition('/')[2]}",

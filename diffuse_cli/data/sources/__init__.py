@@ -80,7 +80,7 @@ def open_source(path: Path, *, single: bool = False) -> Source:
     if single and is_sample(path):
         return OneFile(path)
     if stat.S_ISREG(mode) and (known := file_types.kind_at(path)):
-        message, advice = file_types.described(known, path, "images")
+        message, advice = file_types.kind_error(known, path, "images")
         raise DataError(message, advice or hint)
     if extension_of(path.name) in by_extension():
         hint = "Pass the folder that holds the images as DATA"

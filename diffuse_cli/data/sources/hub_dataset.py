@@ -21,7 +21,7 @@ from diffuse_cli.data.sources.entries import TABLES, Source, extension_of, is_ig
 from diffuse_cli.media import by_extension
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import DataError
-from diffuse_cli.system.hub import HubFile, HubListing, check_within, downloaded, listed
+from diffuse_cli.system.hub import HubFile, HubListing, check_within, download_file, list_repository
 
 SHARDS, ZIP = (".parquet", ".arrow", ".tar"), ".zip"
 """Kinds of data files, the preferred kinds first."""
@@ -62,7 +62,7 @@ class HubDataset(Source):
         wanted.listing.check_online(len(missing), total)
         with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="diffuse-hub") as pool:
             try:
-                for _ in pool.map(functools.partial(downloaded, wanted.listing), missing):
+                for _ in pool.map(functools.partial(download_file, wanted.listing), missing):
                     done += 1
                     yield done, total
             finally:
@@ -124,7 +124,7 @@ def _wanted(text: str) -> Wanted:
         raise DataError(f"not a data set: {shown}", "Pass hf://datasets/ORG/NAME")
     check_within(text, *form.group("name", "revision", "path"))
     revision = unquote(form["revision"] or "main")
-    listing = listed(form["name"], ALIASES.get(revision, revision))
+    listing = list_repository(form["name"], ALIASES.get(revision, revision))
     path = (form["path"] or "").strip("/")
     found, folder = _chosen(listing, path)
     ending = f"/{path}" if path else ""

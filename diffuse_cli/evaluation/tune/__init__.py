@@ -50,7 +50,7 @@ from diffuse_cli.sampling.sampling_settings import DrawSettings, resolve
 from diffuse_cli.system import files
 from diffuse_cli.system.devices import machine_or, made_with
 from diffuse_cli.system.events import Notice, Progress, Work
-from diffuse_cli.system.outputs import asked
+from diffuse_cli.system.outputs import claim_option
 
 T = TypeVar("T")
 
@@ -71,8 +71,8 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
         OutputError: the plot or the model file exists already, or cannot be written.
     """
     with (
-        asked(config, "out", ".safetensors") as out,
-        asked(config, "plot", ".png") as plot,
+        claim_option(config, "out", ".safetensors") as out,
+        claim_option(config, "plot", ".png") as plot,
         machine_or(accelerator, config.precision, config.device) as accelerator,
     ):
         loaded = yield from evaluation_run.load_model(config, config.weights, accelerator)

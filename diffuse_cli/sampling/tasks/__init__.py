@@ -16,11 +16,11 @@ from diffuse_cli.core.kernels import laid_out
 from diffuse_cli.media import figures, looks
 from diffuse_cli.sampling import journal
 from diffuse_cli.sampling.cascade import CascadeStage
-from diffuse_cli.sampling.generation import Loaded, load_denoiser, stored
+from diffuse_cli.sampling.generation import Loaded, load_denoiser, to_stored
 from diffuse_cli.sampling.guidance_model import load_guide
 from diffuse_cli.sampling.job import PartState, SampleFiles, SamplingJob, open_folder
 from diffuse_cli.sampling.journal import GRID_IMAGES
-from diffuse_cli.sampling.sampling_settings import DrawSettings, Guide, resolve, tell
+from diffuse_cli.sampling.sampling_settings import DrawSettings, Guide, report_settings, resolve
 from diffuse_cli.sampling.tasks.task_inputs import check_apart, check_class
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import UsageError
@@ -97,7 +97,7 @@ class TaskJob(SamplingJob):
     def draw_part(self, part: range, accelerator: Accelerator) -> Iterator[PartState]:
         """Generate samples, and yield states, of which the last has them."""
         for step, state in enumerate(self.states(part), 1):
-            samples = stored(self.space, state.x) if step == self.steps else None
+            samples = to_stored(self.space, state.x) if step == self.steps else None
             yield PartState(step, self.steps, step / self.steps, samples)
 
     def draw_grid(self, indices: Sequence[int]) -> Image:
@@ -120,14 +120,14 @@ def make(
     task: str,
     plan_task: PlanTask,
     *,
-    tells: Callable[[Loaded], bool],
+    is_conditioned: Callable[[Loaded], bool],
     size: Callable[[Loaded], Size | None] = lambda loaded: None,
     differentiable: bool = False,
 ) -> Work[SampleFiles | None]:
     """Generate `config.n` samples for each picture, and write them with a grid and a manifest.
 
     Args:
-        tells: a function that returns whether the model is conditioned on the picture.
+        is_conditioned: a function that returns whether the model is conditioned on the picture.
         size: a function that returns the size of the samples without `--size`, None for the
             model's size.
 
@@ -146,9 +146,9 @@ def make(
         loaded = yield from load_denoiser(*options, differentiable=differentiable, earlier=earlier)
         loaded = loaded.enlarge(config.size or size(loaded))
         guide = yield from load_guide(config, loaded, accelerator)
-        told = tells(loaded)
+        told = is_conditioned(loaded)
         settings = _resolve(config, loaded, guide, told=told)
-        yield from tell(settings)
+        yield from report_settings(settings)
         plan = yield from plan_task(loaded, settings, told)
         stage, n, device = CascadeStage(loaded, settings), config.n, accelerator.device
 

@@ -25,18 +25,18 @@ from diffuse_cli.core.restoration import RESTORATIONS, consistent
 from diffuse_cli.core.samplers import SAMPLERS, State
 from diffuse_cli.models.blueprint import kept_in_range
 from diffuse_cli.models.image_conditioning import Giver, observed_space
-from diffuse_cli.sampling.generation import Loaded, stored
+from diffuse_cli.sampling.generation import Loaded, to_stored
 from diffuse_cli.sampling.job import SampleFiles
 from diffuse_cli.sampling.sampling_settings import DrawSettings
 from diffuse_cli.sampling.tasks import TaskPlan, make
 from diffuse_cli.sampling.tasks.task_inputs import (
     Pictures,
     enlarge_size,
+    is_conditioned,
     read,
     read_mask,
     read_opaque,
-    remark,
-    tells,
+    report_input,
 )
 from diffuse_cli.system.errors import UsageError, translating
 from diffuse_cli.system.events import Work
@@ -172,7 +172,7 @@ def _restore(
     def plan_task(loaded: Loaded, settings: DrawSettings, told: bool) -> Work[TaskPlan]:
         method, giver = _choose_method(config, flag, told), Giver.of(loaded.model.blueprint)
         seen = yield from observe(loaded)
-        yield from remark(loaded, told)
+        yield from report_input(loaded, told)
         times = settings.times_of(loaded.denoiser.process)
         path = legs(times, max(1, round(len(times) / JUMPS)), config.jumps)
         steps = evaluations(path)
@@ -204,8 +204,12 @@ def _restore(
     # The default method depends on the model, which is not read yet.
     chosen = RESTORATIONS.get(config.method or METHOD)
     differs = chosen is not None and chosen.differentiates
-    told = partial(tells, degradation=wanted, flag=flag)
-    return (yield from make(config, task, plan_task, tells=told, size=size, differentiable=differs))
+    told = partial(is_conditioned, degradation=wanted, flag=flag)
+    return (
+        yield from make(
+            config, task, plan_task, is_conditioned=told, size=size, differentiable=differs
+        )
+    )
 
 
 def _choose_method(config: RestoringConfig, flag: str, told: bool) -> str:
@@ -226,5 +230,5 @@ def _show_pictures(seen: Observation, loaded: Loaded) -> list[Array]:
     """Return the original pictures, if they are known, and the degraded pictures, as stored."""
     drawn = seen.degradation.drawn(seen.u)
     same = seen.y.shape[1:] == loaded.space.shape
-    left = stored(loaded.space, seen.y if same else drawn.pinv(seen.y))
+    left = to_stored(loaded.space, seen.y if same else drawn.pinv(seen.y))
     return [left] if seen.whole is None else [seen.whole, left]

@@ -79,7 +79,7 @@ def read(path: str, loaded: Loaded, fit: str | None, shape: Sequence[int]) -> Wo
     else:
         asked = Asked(**own, background=rgb(loaded.background), fit=fit)
         one = read_one(path, medium, asked)
-        lines = [f"{files.show(path)}: {remark}" for remark in one.remarks]
+        lines = [f"{files.show(path)}: {line}" for line in one.remarks]
         names, values, sizes = (Path(path).name,), one.values[None], frozenset([one.size])
     notices = [Notice(line, warning=True) for line in lines]
     if sizes != {tuple(size[::-1])}:
@@ -146,10 +146,8 @@ def read_mask(path: str, loaded: Loaded, fit: str | None, sizes: frozenset[Size]
     one = read_one(path, space.medium, asked)
     for size in sorted(sizes - {one.size}):
         own, theirs = (dimensions(each[::-1]) for each in (one.size, size))
-        raise DataError(
-            f"{shown} is {own}, and the image is {theirs}", "Use a mask of the image's size"
-        )
-    known = _below(FAINT, one.values)
+        raise DataError(f"{shown} is {own}, and the image is {theirs}", "Resize the mask")
+    known = _is_dark(FAINT, one.values)
     if known.all():
         raise DataError(
             f"{shown} is black: it keeps all pixels", "Paint it white where to generate"
@@ -169,10 +167,7 @@ def read_opaque(path: str, loaded: Loaded, fit: str | None) -> Array:
         UsageError: there are several images, or the image has no transparent part.
     """
     if is_images(Path(path), single=True):
-        raise UsageError(
-            "--mask is missing",
-            "Pass --mask FILE. Only a single image can use its transparency instead",
-        )
+        raise UsageError("--mask is missing", "Pass --mask FILE, or a single transparent image")
     space, shown = loaded.space, files.show(path)
     medium = MEDIA[space.medium]
     if named(space.layout) == ALPHA:
@@ -186,7 +181,7 @@ def read_opaque(path: str, loaded: Loaded, fit: str | None) -> Array:
     )
     clear = np.where(white > black, white - black, 0).astype(white.dtype)
     clear = medium.fit(clear, Asked(space.size, 1, (0, 0, 0), fit or loaded.fit))
-    known = _below(THIN, clear)
+    known = _is_dark(THIN, clear)
     if known.all():
         raise UsageError(
             f"--mask is missing: {shown} has no transparent part",
@@ -197,10 +192,10 @@ def read_opaque(path: str, loaded: Loaded, fit: str | None) -> Array:
     return known
 
 
-def _below(share: float, values: Array) -> Array:
+def _is_dark(fraction: float, values: Array) -> Array:
     """Return where stored values (1, *size) are at most a fraction of white, 1 in (1, 1, *size)."""
     whole = np.iinfo(values.dtype).max if values.dtype.kind in "iu" else 1
-    return (values <= whole * share)[None].astype(np.float32)
+    return (values <= whole * fraction)[None].astype(np.float32)
 
 
 def check_apart(folder: Path, *paths: str) -> None:
@@ -212,8 +207,7 @@ def check_apart(folder: Path, *paths: str) -> None:
     for path in map(Path, paths):
         if folder.resolve() in (path.resolve(), path.resolve().parent):
             raise UsageError(
-                f"-o {files.show(folder)} contains the input {files.show(path)}",
-                "Choose another -o",
+                f"-o {files.show(folder)} holds the input {files.show(path)}", "Choose another -o"
             )
 
 
@@ -222,7 +216,7 @@ def check_apart(folder: Path, *paths: str) -> None:
 # Whether a model that was trained with --given is conditioned on the picture, or unconditional.
 
 
-def tells(loaded: Loaded, degradation: Degradation | None, flag: str) -> bool:
+def is_conditioned(loaded: Loaded, degradation: Degradation | None, flag: str) -> bool:
     """Whether the model was trained for a degradation, and so is conditioned on the picture.
 
     Otherwise the model runs unconditionally, as in part of its training.
@@ -268,7 +262,7 @@ def _command(giver: Giver) -> str:
     return f"restore MODEL IMAGE --degradation {giver.given.what}"
 
 
-def remark(loaded: Loaded, told: bool) -> Work[None]:
+def report_input(loaded: Loaded, told: bool) -> Work[None]:
     """Report whether a model of --given is conditioned on the picture."""
     giver = Giver.of(loaded.model.blueprint)
     if giver is not None:

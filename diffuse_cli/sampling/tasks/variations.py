@@ -14,11 +14,11 @@ from diffuse_cli.config.sample_options import DrawConfig
 from diffuse_cli.config.task_options import ENCODING_STEPS, InterpolateConfig, VaryConfig
 from diffuse_cli.core.samplers import SAMPLERS, State, encode
 from diffuse_cli.sampling.conditioning import condition
-from diffuse_cli.sampling.generation import Loaded, load_denoiser, prepared
+from diffuse_cli.sampling.generation import Loaded, guide_denoiser, load_denoiser
 from diffuse_cli.sampling.job import SampleFiles
 from diffuse_cli.sampling.sampling_settings import DrawSettings
 from diffuse_cli.sampling.tasks import TaskJob, TaskPlan, make, open_task
-from diffuse_cli.sampling.tasks.task_inputs import check_class, read, remark, tells
+from diffuse_cli.sampling.tasks.task_inputs import check_class, is_conditioned, read, report_input
 from diffuse_cli.system.errors import DataError, UsageError
 from diffuse_cli.system.events import Notice, Progress, Work
 from diffuse_cli.system.files import show
@@ -69,11 +69,11 @@ def interpolate(config: InterpolateConfig) -> Work[tuple[SampleFiles, list[float
         loaded = yield from load_denoiser(
             config.model, config.weights, accelerator, config.precision
         )
-        tells(loaded, None, "interpolate")
+        is_conditioned(loaded, None, "interpolate")
         check_class(loaded, labelled=config.label is not None, told=False)
         process, denoise = loaded.denoiser.process, _condition_denoiser(config, loaded)
         names, ends = yield from _read_ends(config, loaded)
-        yield from remark(loaded, told=False)
+        yield from report_input(loaded, told=False)
         times = process.times(config.steps or min(ENCODING_STEPS, process.num_timesteps))
         x0 = loaded.space.to_model(torch.from_numpy(np.stack(ends))).to(accelerator.device)
         for step, state in enumerate(encode(denoise, process, x0, times), 1):
@@ -180,12 +180,12 @@ def vary(config: VaryConfig) -> Work[SampleFiles | None]:
     def plan_task(loaded: Loaded, settings: DrawSettings, told: bool) -> Work[TaskPlan]:
         found = yield from read(config.image, loaded, config.fit, loaded.space.shape)
         yield from found.notices
-        yield from remark(loaded, told)
+        yield from report_input(loaded, told)
         x0 = loaded.space.to_model(torch.from_numpy(np.array(found.values)))
         process = loaded.denoiser.process
         every = settings.times_of(process)
         times = every[len(every) - max(1, round(config.strength * len(every))) :]
-        denoise = prepared(loaded.denoiser, settings)
+        denoise = guide_denoiser(loaded.denoiser, settings)
 
         def states(rows: Sequence[int], bind: Bind, noise: Noise) -> Iterator[State]:
             first = noise(-1)
@@ -196,5 +196,5 @@ def vary(config: VaryConfig) -> Work[SampleFiles | None]:
         values, described = [found.values], {"strength": config.strength}
         return TaskPlan(found.names, len(times), states, values, values, described)
 
-    untold = partial(tells, degradation=None, flag="vary")
-    return (yield from make(config, "vary", plan_task, tells=untold))
+    conditioned = partial(is_conditioned, degradation=None, flag="vary")
+    return (yield from make(config, "vary", plan_task, is_conditioned=conditioned))

@@ -107,7 +107,7 @@ def _claimed(target: Target, name: str, config: ConvertConfig) -> Iterator[Path]
     """Where to write, which is free, or may be replaced; nobody else writes there meanwhile."""
     given = config.out or target.OUT
     if suffix := _suffix(target):
-        with outputs.claimed(given, suffix, config.overwrite, read=config.source) as path:
+        with outputs.claim_output(given, suffix, config.overwrite, read=config.source) as path:
             yield path
         return
     path = Path(given)

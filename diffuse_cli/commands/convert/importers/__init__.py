@@ -75,7 +75,7 @@ def convert(config: ConvertConfig) -> Work[Converted]:
     for option in OF_EXPORTS:
         if getattr(config, option) is not None:
             raise UsageError(f"{flag(option)} goes with --to", "Give both, or neither")
-    with outputs.claimed(
+    with outputs.claim_output(
         config.out or OUT, ".safetensors", config.overwrite, read=config.source
     ) as path:
         from diffuse_cli.commands.convert.importers._foreign_files import ForeignSource

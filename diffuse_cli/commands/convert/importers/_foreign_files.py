@@ -23,7 +23,7 @@ from torch import Tensor
 
 from diffuse_cli.models import tensor_file
 from diffuse_cli.system import file_types, files, run_reader
-from diffuse_cli.system.descriptors import opened, read_bounded
+from diffuse_cli.system.descriptors import open_regular_file, read_bounded
 from diffuse_cli.system.errors import DiffuseError, ModelFileError
 from diffuse_cli.system.files import brief
 from diffuse_cli.system.memory import raise_if_full
@@ -61,7 +61,7 @@ class ForeignSource:
         """Whether it is a model file of this program, or a run."""
         if self.path.is_dir():
             return run_reader.run_at(self.path) is not None
-        with rejecting(self.path), opened(self.path) as file:
+        with rejecting(self.path), open_regular_file(self.path) as file:
             known = file_types.is_safetensors(file.read(9))
             return known and "diffuse.config" in tensor_file.read_header(file).metadata
 
@@ -87,17 +87,17 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Refuses a file that is damaged, of a program that is not converted, or with anything in it but
     tensors of real numbers that lie in it.
     """
-    with rejecting(path), opened(path) as file:
+    with rejecting(path), open_regular_file(path) as file:
         kind = file_types.kind_of(file)
         if kind == file_types.SAFETENSORS:
             header = tensor_file.read_header(file)
             file_types.check_convertible(header.entries, path)
             return _check(path, load_file(path))
         if kind in file_types.PICKLES:
-            file_types.check_convertible(file_types.texts(file), path)
+            file_types.check_convertible(file_types.pickle_strings(file), path)
             return _check(path, _unpickle(path, zipped=kind == file_types.TORCH))
         if kind:
-            raise ModelFileError(*file_types.described(kind, path, "a model"))
+            raise ModelFileError(*file_types.kind_error(kind, path, "a model"))
         raise ModelFileError(f"{files.show(path)} is neither safetensors nor a pickle")
 
 
