@@ -118,8 +118,8 @@ def test_of_diffusers_the_network_and_the_scheduler_are_downloaded(
     listing = HubListing("a/b", COMMIT, tuple(HubFile(name, 1, None) for name in names), "", MODEL)
     got: list[str] = []
     monkeypatch.setattr(hub_models, "KNOWN", {})
-    monkeypatch.setattr(hub_models, "listed", lambda *name: listing)
-    monkeypatch.setattr(hub_models, "downloaded", lambda listing, file: got.append(file.name))
+    monkeypatch.setattr(hub_models, "list_repository", lambda *name: listing)
+    monkeypatch.setattr(hub_models, "download_file", lambda _, file: got.append(file.name))
     assert finish(hub_models.local_source("hf://a/b")) == listing.snapshot
     assert got == [
         "config.json", "model_index.json", "scheduler/scheduler_config.json", "unet/config.json",
