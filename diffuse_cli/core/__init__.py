@@ -1,11 +1,12 @@
-"""Diffusion as a library: tensors in, tensors out; no files, printing or options.
+"""Diffusion as a library: tensors in, tensors out, without files, printing or options.
 
-It needs torch and numpy, and imports nothing else of this package; `examples/library.py` shows its
-use. Names load their module on first use (PEP 562): listing a table does not import torch.
+It needs only torch and numpy, and imports no other package of `diffuse_cli`. For an example see
+`examples/library.py`. A name loads its module on first use (PEP 562), so listing a table does not
+import torch.
 
 You can also import entries of tables by name, for example `cosine`, `min_snr` or `unipc`. A network
-builds itself for a shape: `unet(channels=1, size=28)`. A name in several tables, such as `flow`, is
-the entry of the first of `TABLES`.
+builds itself for a shape: `unet(channels=1, size=28)`. If several tables have a name, such as
+`flow`, you get the entry of the first table in `TABLES`.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ MODULES = (
     "losses", "samplers", "degradations", "restoration", "optimizers", "networks", "process",
     "denoiser", "guidance", "likelihood",
 )  # fmt: skip
-"""Where names are looked up, in order: those that import torch come last."""
+"""Modules in which names are looked up, in this order. Modules that import torch come last."""
 
 TABLES = (
     "SCHEDULES", "SAMPLERS", "LOSSES", "WEIGHTINGS", "TARGETS", "VARIANCES", "SPACINGS", "NETWORKS",

@@ -1,4 +1,4 @@
-"""What a model can be told about a sample."""
+"""Conditions of a model: classes, a conditioning array and metadata."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ if TYPE_CHECKING:
 
 
 PAIRS = "pairs"
-"""What is given where each sample has another array beside it."""
+"""The kind of `Given` for paired data, where each sample comes with another array."""
 
 
 BITS = 12
-"""Columns that are left out independently of each other; more are, in groups."""
+"""Number of groups of columns that are dropped independently of each other."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Given(Settings):
-    """Another array that a model is told, at each place of the sample.
+    """Conditioning array with a value for each position of the sample.
 
-    A network is told C' = `channels` + 1 channels: the array's own, and a last one that is 1 where
-    something is told and 0 where not, with zeros in all the others there. So nothing told, to drop
-    it or to be guided, is zeros everywhere, and a part of an array needs no other encoding.
+    The network receives C' = `channels` + 1 channels: the array, and a last channel that is 1 where
+    the array is known. Where it is not known, all channels are 0. So an array of zeros means "no
+    condition", for dropout and guidance, and a partly known array needs no other encoding.
 
     Attributes:
-        channels: of the array.
-        what: `PAIRS`, or the degradation that makes it of the sample, such as `low-res:4`.
-        dropout: the share of samples that were trained without it.
-        noise: in training, noise of a deviation drawn uniformly from 0 to this was added to it
-            (Ho et al. 2022, sec. 4.2), so that samples of another model may stand in for it. The
-            network is not told how much.
-        mean, std: of each channel of pairs of floats, as those of a `Space`; None for others, and
-            for models that were trained on the samples' own.
-        limits: of pairs of levels, as those of a `Space`.
+        channels: the number of channels of the array.
+        what: `PAIRS`, or the degradation that makes the array from the sample, such as `low-res:4`.
+        dropout: the fraction of samples that were trained without the array.
+        noise: the largest standard deviation of noise that training added to the array, drawn
+            uniformly from 0 on (Ho et al. 2022, sec. 4.2), so that samples of another model can
+            replace it. The network does not receive the standard deviation.
+        mean, std: the mean and standard deviation of each channel, as in a `Space`, for paired
+            data of floats. None for other arrays, and for models that scale them like the samples.
+        limits: the lowest and highest level, as in a `Space`, for paired data of levels.
     """
 
     channels: int = setting(low=1, high=MOST_CHANNELS)
@@ -59,17 +59,18 @@ class Given(Settings):
             if len(getattr(self, name) or ()) not in (0, self.channels):
                 raise InvalidArgument(f"must have {self.channels} numbers", argument=name)
         if (self.mean is None) != (self.std is None):
-            raise InvalidArgument("needs a deviation", argument="mean")
+            raise InvalidArgument("needs std as well", argument="mean")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions(Settings):
-    """The conditions of a model.
+    """Conditions of a model.
 
     Attributes:
-        classes: names; a label is an index into them, and K = len(classes) means "no class".
-        given: another array, or None.
-        table: numbers and further labels, or None.
+        classes: the class names. A label is an index into them, and K = len(classes) means "no
+            class".
+        given: the conditioning array, or None.
+        table: the metadata columns, numbers and labels, or None.
     """
 
     classes: tuple[str, ...] = setting(())
@@ -87,25 +88,29 @@ class Conditions(Settings):
                 raise InvalidArgument("must be a table", argument=name)
 
     def __bool__(self) -> bool:
-        """Whether there is anything to tell."""
+        """Whether the model has conditions."""
         return bool(self.classes) or self.given is not None or self.table is not None
 
     @property
     def num_classes(self) -> int:
-        """K, 0 for a model without classes."""
+        """The number of classes K."""
         return len(self.classes)
 
     @property
     def given_channels(self) -> int:
-        """C' of the keyword `given`, 0 for a model that is given nothing."""
+        """The channels C' of the keyword `given`, 0 for a model without a conditioning array."""
         return self.given.channels + 1 if self.given else 0
 
     def told(
         self, labels: Tensor, given: Tensor | None = None, row: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Keywords for the network: `label` with K for the -1 of labels (B,), and, where they are
-        told, `given` (B, C', *size) and `row`, codes (B, columns); only those that the model
-        knows."""
+        """Return the keywords of the network, limited to the conditions that the model has.
+
+        Args:
+            labels: (B,), with -1 for "no class", which becomes K.
+            given: the conditioning array (B, C', *size), if any.
+            row: the codes of the metadata (B, columns), if any.
+        """
         cond = {}
         if self.classes:
             cond["label"] = labels.where(labels >= 0, self.num_classes)
@@ -118,64 +123,66 @@ class Conditions(Settings):
     def dropped(
         self, cond: Mapping[str, Tensor], u: Tensor, label_dropout: float
     ) -> dict[str, Tensor]:
-        """The keywords of a batch as training tells them, some dropped for guidance.
+        """Return the keywords of a batch with some conditions dropped, to train for guidance.
 
-        One draw decides all: at equal rates a sample is told all or nothing, and nothing is what
-        guidance leads away from. As many samples again are told a part of their row, each column
-        at even odds, so that a model may be told some columns alone.
+        One random number decides for all conditions of a sample. If all dropout rates are equal, a
+        sample has all of its conditions or none, and guidance uses the prediction without. A
+        further fraction `label_dropout` of samples keeps a part of its row, each column with
+        probability 1/2, so that you can condition the model on only some columns.
 
         Args:
-            u: (B,) in [0, 1).
-            label_dropout: the share of samples without a label and a row.
+            u: random numbers (B,) in [0, 1).
+            label_dropout: the fraction of samples without a label and a row.
         """
-        told = dict(cond)
-        if "label" in told:
-            label = told["label"]
-            told["label"] = label.where(u >= label_dropout, label.new_tensor(self.num_classes))
-        if "given" in told and self.given and self.given.dropout:
-            kept = (u >= self.given.dropout).to(told["given"])
-            told["given"] = told["given"] * kept.reshape(-1, *[1] * (told["given"].ndim - 1))
-        if "row" in told and label_dropout:
-            told["row"] = told["row"].where(self._kept(u, label_dropout), UNTOLD)
-        return told
+        kept = dict(cond)
+        if "label" in kept:
+            label = kept["label"]
+            kept["label"] = label.where(u >= label_dropout, label.new_tensor(self.num_classes))
+        if "given" in kept and self.given and self.given.dropout:
+            known = (u >= self.given.dropout).to(kept["given"])
+            kept["given"] = kept["given"] * known.reshape(-1, *[1] * (kept["given"].ndim - 1))
+        if "row" in kept and label_dropout:
+            kept["row"] = kept["row"].where(self._kept_columns(u, label_dropout), UNTOLD)
+        return kept
 
-    def _kept(self, u: Tensor, share: float) -> Any:
-        """Which columns are told, (B, columns), or (B, 1) where there is nothing else to tell."""
+    def _kept_columns(self, u: Tensor, dropout: float) -> Any:
+        """Return a mask of the columns to keep, (B, columns), or (B, 1) for a single condition."""
         import torch
 
         assert self.table
-        kept = (u >= share)[:, None]
+        kept = (u >= dropout)[:, None]
         if len(self.table) == 1 and not (self.classes or self.given):
             return kept
-        within = ((u - share) / share * 2**BITS).long()  # uniform where a part is told
+        within = ((u - dropout) / dropout * 2**BITS).long()  # uniform for u in [dropout, 2 dropout)
         places = torch.arange(len(self.table), device=u.device) % BITS
         left_out = ((within[:, None] >> places) & 1).bool()
-        return kept & ~(left_out & (u < 2 * share)[:, None])
+        return kept & ~(left_out & (u < 2 * dropout)[:, None])
 
 
 # -- tables ---------------------------------------------------------------------------------------
 
-# Columns of a table that a model can be told: a number or a label of each sample.
+# Metadata columns that a model can be conditioned on: a number or a label of each sample.
 
 MOST_COLUMNS, MOST_VALUES = 64, 1000
-"""The most columns of a table, and the most different labels of one."""
+"""The most columns of a table, and the most different labels in a column."""
 
 UNTOLD = math.nan
-"""The code of what is not told."""
+"""Code of a missing value."""
 
 FARTHEST = 1000.0
-"""The largest code of a number, in deviations."""
+"""Largest absolute code of a number, in standard deviations."""
 
 Value = float | str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Numbers(Settings):
-    """A column of numbers; the code of one is (value - mean) / deviation.
+    """Column of numbers, with the code (value - mean) / deviation.
 
     Attributes:
-        mean, deviation, low, high: of the training samples that have one.
-        missing: the share of the training samples that have none.
+        mean, deviation, low, high: statistics of the training samples that have a value:
+            their mean, standard deviation, minimum and maximum.
+        missing: the fraction of training samples without a value.
     """
 
     name: str = setting()
@@ -186,22 +193,22 @@ class Numbers(Settings):
     missing: float = setting(0.0, 0, 1)
 
     def code(self, value: Value) -> float:
-        """The code of a finite number."""
+        """Return the code of a finite number."""
         far = (float(value) - self.mean) / self.deviation
         return max(-FARTHEST, min(FARTHEST, far))
 
     def value(self, code: float) -> Value:
-        """The number of a code."""
+        """Return the number of a code."""
         return self.mean + self.deviation * code
 
 
 @dataclass(frozen=True, kw_only=True)
 class Labels(Settings):
-    """A column of labels; the code of one is its place in `values`.
+    """Column of labels, whose codes are their indices in `values`.
 
     Attributes:
-        values: those of the training samples.
-        missing: the share of the training samples that have none.
+        values: the labels of the training samples.
+        missing: the fraction of training samples without a label.
     """
 
     name: str = setting()
@@ -214,18 +221,18 @@ class Labels(Settings):
             problem = f"must be 1 to {MOST_VALUES:,} labels, not {len(self.values):,}"
             raise InvalidArgument(problem, argument="values")
         if len(self._places) < len(self.values) or "" in self._places:
-            raise InvalidArgument("must differ, and have letters", argument="values")
+            raise InvalidArgument("must be different labels, none empty", argument="values")
 
     @cached_property
     def _places(self) -> dict[str, int]:
         return {value: k for k, value in enumerate(self.values)}
 
     def code(self, value: Value) -> float:
-        """The code of a label, `UNTOLD` for one that is not among the values."""
+        """Return the code of a label, or `UNTOLD` if it is not among the values."""
         return float(self._places.get(str(value), UNTOLD))
 
     def value(self, code: float) -> Value:
-        """The label of a code."""
+        """Return the label of a code."""
         return self.values[int(code)]
 
 
@@ -234,7 +241,7 @@ Column = Numbers | Labels
 
 @dataclass(frozen=True, kw_only=True)
 class MetadataTable(Settings):
-    """What a model is told of each sample: a row of codes, `UNTOLD` where it is told nothing."""
+    """Metadata columns of a model. Each sample has a row of codes, `UNTOLD` for missing values."""
 
     columns: tuple[Column, ...] = setting()
 
@@ -257,11 +264,11 @@ class MetadataTable(Settings):
         return {column.name: column for column in self.columns}
 
     def row(self, values: Mapping[str, Value]) -> tuple[float, ...]:
-        """The codes of what is told, by the columns' names."""
+        """Return the codes of values by column name, `UNTOLD` for columns without a value."""
         return tuple(c.code(values[c.name]) if c.name in values else UNTOLD for c in self.columns)
 
     def values(self, row: Sequence[float]) -> dict[str, Value]:
-        """What a row tells, by the columns' names."""
+        """Return the values of a row of codes, by column name."""
         pairs = zip(self.columns, row, strict=True)
         return {column.name: column.value(code) for column, code in pairs if code == code}
 

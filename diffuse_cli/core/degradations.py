@@ -1,9 +1,9 @@
-"""Degradations: what is observed of a sample, y = A(x_0) + sigma n, with A linear.
+"""Degradations of a sample: the observation y = A(x_0) + sigma n, with A linear.
 
 `DEGRADATIONS[name](**options)` is a frozen object with A, a pseudo-inverse and a transpose, in the
-model's numbers, where 0 is grey. A conditional model is trained on pairs (x_0, y), an unconditional
-one is asked to undo y (`core.restoration`): one table serves both. `parse` reads the short form,
-`low-res:4`.
+model's numbers, where 0 is grey. The same table serves conditional models, which are trained on
+pairs (x_0, y), and unconditional models, with which `core.restoration` recovers x_0 from y. `parse`
+reads the short form, for example `low-res:4`.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ if TYPE_CHECKING:
 
 # -- degradation ----------------------------------------------------------------------------------
 
-# What every degradation has: `Degradation`, the base of those in `core.degradations`.
+# The base class of all degradations.
 
 NOISE = "noise"
-"""The name of the degradation that can be added to another."""
+"""Name of the degradation that can be added to another."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Degradation(Settings):
-    """The base of degradations; its methods are pure functions of tensors (B, C, *size).
+    """Base class of degradations, whose methods are pure functions of tensors (B, C, *size).
 
     A A⁺ A = A and A⁺ A A⁺ = A⁺ hold for `apply` and `pinv`, <A x, y> = <x, Aᵀ y> for `transpose`.
 
     Attributes:
-        sigma: standard deviation of the noise in y, in the model's numbers.
+        sigma: the standard deviation of the noise in y, in the model's numbers.
         NAME: the name in `DEGRADATIONS`.
-        VALUE: the option that the short form gives after a colon; empty for none.
-        EXAMPLE: a short form.
-        HIDES: whether y says nothing at some positions, see `known`.
+        VALUE: the option after the colon in the short form, or an empty string.
+        EXAMPLE: an example of the short form.
+        HIDES: whether y has no information at some positions, see `known`.
     """
 
     sigma: float = setting(0.0, 0, 100)
@@ -54,40 +54,42 @@ class Degradation(Settings):
     HIDES: ClassVar[bool] = False
 
     def apply(self, x0: Tensor) -> Tensor:
-        """A(x_0), without noise.
+        """Return A(x_0), without noise.
 
         Raises:
-            InvalidArgument: a shape that does not fit; one that is drawn, and was not.
+            InvalidArgument: a shape that does not fit, or a random degradation before `drawn`.
         """
         raise NotImplementedError
 
     def pinv(self, y: Tensor) -> Tensor:
-        """A⁺(y): of all x with A x nearest to y, the smallest."""
+        """Return A⁺(y): the smallest x among those whose A x is nearest to y."""
         raise NotImplementedError
 
     def transpose(self, y: Tensor) -> Tensor:
-        """Aᵀ(y)."""
+        """Return Aᵀ(y)."""
         raise NotImplementedError
 
     def known(self, like: Tensor) -> Tensor | None:
-        """1 where y is of the sample, 0 where it says nothing, broadcast against (B, C, *size);
-        None where y says something everywhere."""
+        """Return a mask of the positions that y shows: 1 where known, else 0, or None if all are.
+
+        It broadcasts against (B, C, *size).
+        """
         return None
 
     def observe(self, x0: Tensor, noise: Tensor) -> Tensor:
-        """y = A(x_0) + sigma n, with n shaped like y."""
+        """Return y = A(x_0) + sigma n, with n shaped like y."""
         return self.apply(x0) + self.sigma * noise
 
     def fitted(self, shape: Sequence[int]) -> Degradation:
-        """The degradation of samples of a shape (C, *size).
+        """Return the degradation for samples of a shape (C, *size).
 
         Raises:
-            InvalidArgument: they do not suit it.
+            InvalidArgument: the degradation does not work for this shape.
         """
         return self
 
     def observed(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """The shape of y, without B, for samples of a shape (C, *size)."""
+        """Return the shape of y, without B, for samples of a shape (C, *size)."""
         import torch
 
         made = self.fitted(shape)
@@ -97,11 +99,14 @@ class Degradation(Settings):
 
     @property
     def uniforms(self) -> int:
-        """How many random numbers a sample takes, for samples it was `fitted` to; 0 if fixed."""
+        """The number of random numbers per sample, after `fitted`, or 0 without randomness."""
         return 0
 
     def drawn(self, u: Tensor) -> Degradation:
-        """The degradation of a batch: its random part drawn from u in [0, 1), (B, uniforms)."""
+        """Return the degradation of a batch, with random parts drawn from u in [0, 1).
+
+        u has the shape (B, uniforms).
+        """
         return self
 
     @property
@@ -113,12 +118,12 @@ class Degradation(Settings):
         return f"{self.NAME}{own}{noisy}"
 
     def refusal(self, needed: str, found: str) -> InvalidArgument:
-        """The error for samples that do not suit it."""
+        """Return the exception for samples of a wrong shape."""
         return InvalidArgument(f": {self.text} needs {needed}, not {found}", argument="degradation")
 
 
 class Projection(Degradation):
-    """A degradation that is its own pseudo-inverse and transpose."""
+    """Degradation that is its own pseudo-inverse and transpose."""
 
     def pinv(self, y: Tensor) -> Tensor:
         return self.apply(y)
@@ -128,15 +133,15 @@ class Projection(Degradation):
 
 
 CUTOFF = 0.01
-"""Frequencies that a blur leaves less of than this are removed from it."""
+"""Least gain of a blur. Frequencies with a lower gain are removed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LowRes(Degradation):
-    """The mean over blocks, which is a resize with antialiasing by a box.
+    """Mean over blocks, which is a resize with box antialiasing.
 
     Attributes:
-        factor: the side of a block, in every spatial dimension.
+        factor: the side of a block in every spatial dimension.
     """
 
     NAME, VALUE, EXAMPLE = "low-res", "factor", "low-res:4"
@@ -163,10 +168,10 @@ class LowRes(Degradation):
 
 @dataclass(frozen=True, kw_only=True)
 class FewerChannels(Degradation):
-    """The mean over groups of neighbouring channels.
+    """Mean over groups of neighbouring channels.
 
     Attributes:
-        factor: channels in a group.
+        factor: the number of channels in a group.
     """
 
     NAME, VALUE, EXAMPLE = "downsample-channels", "factor", "downsample-channels:2"
@@ -191,13 +196,13 @@ class FewerChannels(Degradation):
 
 @dataclass(frozen=True, kw_only=True)
 class Grey(Degradation):
-    """The mean of all channels, as one.
+    """Mean of all channels.
 
-    Not a weighted luma: A⁺ of the mean is the grey picture itself, and as y is in range; that of a
-    luma is tinted, and leaves the range.
+    It is not a weighted luma, because A⁺ of the mean is the grey image itself, which is in range.
+    A⁺ of a luma is tinted and leaves the range.
 
     Attributes:
-        channels: of the samples.
+        channels: the number of channels of the samples.
     """
 
     NAME, EXAMPLE = "grey", "grey"
@@ -220,14 +225,14 @@ class Grey(Degradation):
 
 @dataclass(frozen=True, kw_only=True)
 class Blur(Degradation):
-    """A Gaussian blur of a picture that is mirrored at its borders.
+    """Gaussian blur of an image that is mirrored at its borders.
 
-    Diagonal in the cosine transform, with gain exp(-(width w)² / 2) at angular frequency w, so that
-    A⁺ divides by it. Where the gain is below `CUTOFF` it is set to 0: A⁺ magnifies noise at most
-    100-fold, and A A⁺ A = A stays exact.
+    It is diagonal in the cosine transform, with gain exp(-(width w)² / 2) at angular frequency w,
+    and A⁺ divides by the gain. A gain below `CUTOFF` is set to 0. So A⁺ magnifies noise at most
+    100-fold, and A A⁺ A = A is exact.
 
     Attributes:
-        width: standard deviation in pixels.
+        width: the standard deviation in pixels.
     """
 
     NAME, VALUE, EXAMPLE = "blur", "width", "blur:2"
@@ -244,7 +249,7 @@ class Blur(Degradation):
         return self.apply(y)
 
     def _gains(self, like: Tensor) -> Tensor:
-        """The gain at each frequency, shaped *size."""
+        """Return the gain at each frequency, shaped *size."""
         import torch
 
         squares = torch.zeros((), dtype=torch.float64)
@@ -255,28 +260,28 @@ class Blur(Degradation):
 
     @staticmethod
     def _scaled(x: Tensor, gains: Tensor) -> Tensor:
-        """x with its frequencies multiplied."""
+        """Multiply the frequencies of x."""
         bases = [basis(side, x.dtype, x.device) for side in x.shape[2:]]
         return through(through(x, bases) * gains, [each.mT for each in bases])
 
 
 @functools.lru_cache(maxsize=32)
 def basis(side: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return the cosine transform of a side, a row for each frequency."""
+    """Return the matrix of the cosine transform of a side, with a row for each frequency."""
     import torch
 
-    with torch.inference_mode(False):  # it is kept, and may be differentiated through
+    with torch.inference_mode(False):  # the cached matrix may later be used with gradients
         return torch.from_numpy(cosines(side, side)).to(dtype).to(device)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Mask(Projection):
-    """Some positions are known, all channels of them; y is 0 at the others.
+    """Mask: all channels of some positions are known, and y is 0 at the others.
 
     Attributes:
-        kind: a name in `MASKS`: which positions are known.
-        mask: 1 where known, 0 where not, broadcast against (B, C, *size); instead of `kind`.
-        size: of the samples that it is drawn for; set by `fitted`.
+        kind: a name in `MASKS`.
+        mask: 1 where known, else 0, broadcast against (B, C, *size). It replaces `kind`.
+        size: the size of the samples, which `fitted` sets.
     """
 
     NAME, VALUE, EXAMPLE, HIDES = "mask", "kind", "mask:half", True
@@ -310,12 +315,12 @@ class Mask(Projection):
         return replace(self, mask=None).text.replace(f":{self.kind}", "")
 
     def known(self, like: Tensor) -> Tensor:
-        """1 where known, (B or 1, 1 or C, *size)."""
+        """Return 1 where known, else 0, (B or 1, 1 or C, *size)."""
         if self.mask is not None:
             return self.mask.to(like.dtype).to(like.device)
         size = tuple(like.shape[2:])
         if MASKS[self.kind].uniforms(size):
-            raise InvalidArgument(f"{self.text} is drawn for each sample", "Call drawn(u) first")
+            raise InvalidArgument(f"{self.text} is random for each sample", "Call drawn(u) first")
         return MASKS[self.kind](like.new_empty(1, 0), size).to(like.dtype)
 
     def apply(self, x0: Tensor) -> Tensor:
@@ -324,7 +329,7 @@ class Mask(Projection):
 
 @dataclass(frozen=True, kw_only=True)
 class Noise(Projection):
-    """Nothing but noise."""
+    """Only noise: A is the identity."""
 
     NAME, VALUE, EXAMPLE = NOISE, "sigma", "noise:0.2"
     sigma: float = setting(0.2, 0, 100)
@@ -340,10 +345,10 @@ DEGRADATIONS: Registry[type[Degradation]] = Registry(
 
 
 def parse(text: str) -> Degradation:
-    """A degradation from its short form, `NAME[:VALUE][+noise:SIGMA]`: `blur:2+noise:0.1`.
+    """Read a degradation from its short form, `NAME[:VALUE][+noise:SIGMA]`: `blur:2+noise:0.1`.
 
     Raises:
-        InvalidArgument: for the argument `degradation`.
+        InvalidArgument: text that is not a degradation, for the argument `degradation`.
     """
     name, *more = text.split("+")
     made = _parsed(name)
@@ -351,7 +356,7 @@ def parse(text: str) -> Degradation:
         return made
     noise = _parsed("+".join(more))
     if not isinstance(noise, Noise) or made.sigma:
-        raise _wrong(text, "only noise can be added", "Such as blur:2+noise:0.1")
+        raise _wrong(text, "only noise can be added", "For example, write blur:2+noise:0.1")
     return replace(made, sigma=noise.sigma)
 
 
@@ -369,7 +374,7 @@ def _parsed(text: str) -> Degradation:
 
 
 def _value(kind: Any, text: str) -> Any:
-    """The value after the colon, as the option's type; unchanged where it is not one."""
+    """Return the value after the colon in the option's type, or as text if it does not convert."""
     number: Any = {"int": int, "float": float}.get(kind_of(fields_of(kind)[kind.VALUE]), str)
     try:
         return number(text)

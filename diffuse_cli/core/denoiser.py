@@ -22,10 +22,10 @@ class Prediction:
     """Estimates of the clean sample and the noise in x_t.
 
     Attributes:
-        x0, eps: shaped like x_t, and consistent: x_t = alpha x_0 + sigma eps.
+        x0, eps: the estimates, shaped like x_t and consistent: x_t = alpha x_0 + sigma eps.
         raw: the network's output in its target, without the channels of the variance.
-        log_var: `log_var(t, s)` is the log-variance of the reverse step from t to s (None: the
-            timestep before t). None stands for beta-tilde.
+        log_var: `log_var(t, s)` is the log-variance of the reverse step from t to s, by default
+            the timestep before t. If `log_var` is None, the variance is beta-tilde.
     """
 
     x0: Tensor
@@ -40,26 +40,26 @@ class Prediction:
 
 
 class Denoise(Protocol):
-    """Anything that predicts: a `Denoiser`, or a function that wraps one."""
+    """Callable that predicts x_0 and eps: a `Denoiser`, or a function that wraps one."""
 
     def __call__(self, x_t: Tensor, t: Any, /, **cond: Any) -> Prediction: ...
 
 
 class Denoiser:
-    """A network with the process it was trained on, its target and its variance.
+    """Network with the process it was trained on, its target and its variance.
 
     Args:
-        net: called as `net(x, t, **cond)`, t float32 (B,) from `Process.shown`.
+        net: the network, called as `net(x, t, **cond)`, with t from `Process.shown`, float32 (B,).
         process: the forward process.
         target: a name in `TARGETS`.
-        variance: a name in `VARIANCES`; a learned one is the second half of the output channels.
-        levels: of the data from -1 to 1; the decoder p(x_0 | x_1) is the probability of their
-            bins. None for floats, where it is a density: unless it is learned, its variance is beta
-            at the first timestep, that of independent N(0, 1) data. For p(x_0 | x_1) in proportion
-            to q(x_1 | x_0) (Kingma et al. 2021) it would be beta / (1 - beta), and the mean
-            x_1 / alpha.
-        posterior: c1 and c2 of `Process.steps`, (T,) each, of the process that the network was
-            trained on; those of `process` by default.
+        variance: a name in `VARIANCES`. A learned variance is the second half of the output.
+        levels: the number of data levels from -1 to 1, whose bins the decoder p(x_0 | x_1) gives
+            probabilities. If None, data are floats and the decoder is a density. Unless it is
+            learned, its variance is beta at the first timestep, as for independent N(0, 1) data.
+            For p(x_0 | x_1) in proportion to q(x_1 | x_0) (Kingma et al. 2021) the variance would
+            be beta / (1 - beta), and the mean x_1 / alpha.
+        posterior: c1 and c2 of `Process.steps`, (T,) each, for the process that the network was
+            trained on. By default that is `process`.
 
     Attributes:
         coefficients: (a, b) of the target y = a x_0 + b eps at every timestep, float64, (T,) each.
@@ -88,7 +88,7 @@ class Denoiser:
         if bool((a * sigma - b * alpha == 0).any()):
             raise InvalidArgument(
                 f"target '{target}' is undefined where the signal-to-noise ratio is 0",
-                "Choose v, x0 or mu",
+                "Choose v, x0, flow or mu",
             )
         self.coefficients: tuple[Tensor, Tensor] = (a.expand_as(alpha), b.expand_as(alpha))
         self._targets = TimestepTable(*self.coefficients)
@@ -96,12 +96,12 @@ class Denoiser:
 
     @staticmethod
     def _invert(a: Any, b: Any, alpha: Any, sigma: Any) -> tuple[Any, Any, Any, Any]:
-        """The inverse of [[a, b], [alpha, sigma]], row by row: (y, x_t) -> x_0, then eps."""
+        """Invert [[a, b], [alpha, sigma]] and return its rows: (y, x_t) -> x_0, then eps."""
         determinant = a * sigma - b * alpha
         return sigma / determinant, -b / determinant, -alpha / determinant, a / determinant
 
     def target_at(self, t: int | Tensor, *, like: Tensor) -> tuple[Any, Any]:
-        """The coefficients (a, b) of the target at t."""
+        """Return the coefficients (a, b) of the target at t."""
         a, b = self._targets(t, like)
         return a, b
 
@@ -118,8 +118,9 @@ class Denoiser:
         Args:
             x_t: the noisy samples.
             t: an int or float for all samples, or an integer tensor (B,). At a float, log-SNR and
-                the time shown are interpolated; targets in `STEPWISE` use the nearest timestep.
-            cond: passed to the network, for example `label`.
+                the network's time input are interpolated. Targets in `STEPWISE` use the nearest
+                timestep.
+            cond: keywords for the network, for example `label`.
         """
         if isinstance(t, float) and self.target in STEPWISE:
             t = round(t)
@@ -137,7 +138,7 @@ class Denoiser:
         return Prediction(x0_y * raw + x0_x * x_t, eps_y * raw + eps_x * x_t, raw, log_var)
 
     def respaced(self, times: Iterable[int | float]) -> Denoiser:
-        """The same network over these times only, in any order."""
+        """Return the same network over these times only, in any order."""
         chosen = sorted(times)
         kept = torch.tensor([min(round(t), self.process.num_timesteps - 1) for t in chosen])
         c1, c2 = self._posterior

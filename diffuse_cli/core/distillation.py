@@ -1,14 +1,15 @@
-"""Consistency: a denoiser whose estimate of x_0 is where the path of x_t ends.
+"""Distillation into a denoiser whose estimate of x_0 is the endpoint of the path through x_t.
 
-Samples move along the probability flow from noise to data. A consistency function gives the end of
-the path from any x_t on it, so one evaluation draws a sample (Song et al. 2023b). It is x at
-sigma = 0; the estimate of x_0 of a `Denoiser` is so for every target that determines x_0, under v
-as alpha x - sigma v. So a trained denoiser is where its training starts, with no other network.
+Samples move along the probability flow from noise to data. A consistency function maps every x_t to
+the endpoint of its path, so one evaluation generates a sample (Song et al. 2023b). At sigma = 0 it
+must return x. The estimate of x_0 of a `Denoiser` does so for every target that determines x_0, for
+example alpha x - sigma v. So distillation starts from the trained denoiser, without another
+network.
 
-A denoiser knows its own paths: a solver finds one in a few steps. `consistency_loss` asks for the
-end of the path at all of its points (Luhman & Luhman 2021, who ask at the first). Consistency
-training (Song et al. 2023b) compares the estimates at neighbouring points instead. It needs no
-path, and learns the function from its end on, point by point; in minutes that did not get far.
+A solver finds paths of the denoiser in a few steps. `consistency_loss` compares the estimates at
+all points of a path with its endpoint (Luhman & Luhman 2021 compare only the first). Consistency
+training (Song et al. 2023b) compares the estimates at neighbouring points instead. It does not need
+a path, but learns point by point from the endpoint on, which makes little progress in minutes.
 """
 
 from __future__ import annotations
@@ -31,28 +32,30 @@ if TYPE_CHECKING:
 
 
 FINE = (4, 1, 1, 3)
-"""Steps of the solver from each point of a path to the next: at much noise, where structures wider
-than a pixel take shape, and from the last point on, where details do (benchmarks/README.md)."""
+"""Steps of the solver from each point of a path to the next. Most are at high noise, where
+structures wider than a pixel take shape, and after the last point, where details do
+(benchmarks/README.md)."""
 
 POINTS = len(FINE)
-"""Points of a path: the times of 4 evaluations, and so those of 2 and 1. Twice as many, on half as
-many paths, take as long and draw worse in all of these (benchmarks/README.md)."""
+"""Points of a path: the times of 4 evaluations, which include the times of 2 and of 1. 8 points on
+half the number of paths take as long, and samples are worse with 1, 2 and 4 evaluations
+(benchmarks/README.md)."""
 
 FIRST = 3.0
-"""The weight of a path's first point, from which one evaluation draws; the others have 1."""
+"""Weight of a path's first point, which generates samples in one evaluation. Others have 1."""
 
 EVALUATIONS = sum(FINE) + POINTS
-"""Evaluations of a network for the loss of a sample."""
+"""Evaluations of a network for the loss of one sample."""
 
 
 @dataclass(frozen=True)
 class Path:
-    """Samples on their way from noise.
+    """Paths of samples from noise to data.
 
     Attributes:
-        x: at each of the times, (K, B, C, *size).
-        times: K timesteps, descending.
-        end: clean, (B, C, *size).
+        x: the samples at each of the times, (K, B, C, *size).
+        times: the K timesteps, descending.
+        end: the clean samples, (B, C, *size).
     """
 
     x: Tensor
@@ -61,10 +64,10 @@ class Path:
 
 
 def path(denoise: Denoise, process: Process, noise: Tensor, fine: Sequence[int] = FINE) -> Path:
-    """The path from `noise` by steps of `unipc`, without gradients.
+    """Return the path from `noise` by steps of `unipc`, without gradients.
 
     Args:
-        fine: how many from each point to the next, and from the last to the end.
+        fine: the number of steps from each point to the next, and from the last to the end.
     """
     import torch
 
@@ -91,15 +94,15 @@ def consistency_loss(
     teacher: Denoise | None = None,
     **cond: Any,
 ) -> Tensor:
-    """How far the estimate of x_0 is from the end of the path, a mean over its points, the first of
-    which counts `FIRST` times. Shape (B,).
+    """Return the distance of x_0 estimates from the endpoint of the path, a mean over its points.
 
-    The path starts at `noise`, so x0 and t are not used. Distances are means of absolute
-    differences, over sigma: an error in v. Squares draw worse images (benchmarks/README.md).
+    Shape (B,). The first point counts `FIRST` times. The path starts at `noise`, so x0 and t are
+    not used. Distances are means of absolute differences over sigma, which are errors in v. Squared
+    differences give worse images (benchmarks/README.md).
 
     Args:
-        teacher: whose path it is, such as a guided denoiser of the same process; `denoiser` itself
-            by default.
+        teacher: the denoiser that makes the path, such as a guided denoiser of the same process. By
+            default it is `denoiser` itself.
     """
     import torch
 
@@ -125,8 +128,10 @@ def consistency_loss(
 def sample(
     denoise: Denoise, process: Process, x: Tensor, times: Times, *, noise: Noise, end: float = -1
 ) -> Iterator[State]:
-    """Each step goes to x_0, and back up to the next time with fresh noise (Song et al. 2023b, alg.
-    1). Exact at any number of steps for a consistency function, and for nothing else."""
+    """Each step estimates x_0, and adds new noise for the next time (Song et al. 2023b, alg. 1).
+
+    It is exact for every number of steps, but only for a consistency function.
+    """
     for k, (t, s) in enumerate(pairwise([*times, end])):
         x0 = denoise(x, t).x0
         x = x0 if s < 0 else process.diffuse(x0, s, noise(k))
@@ -135,37 +140,37 @@ def sample(
 
 # -- matching -------------------------------------------------------------------------------------
 
-# Distribution matching: samples move to where a model of the data says that they belong.
+# Distribution matching: samples move toward a higher density under a model of the data.
 #
-# Samples that a generator draws in an evaluation or two have a density q; what a teacher draws, p.
-# Noised to t, the samples should move along grad log p_t - grad log q_t, minus the gradient of
-# KL(q_t || p_t) with respect to them (Yin et al. 2024a, section 3.2). The teacher's score is known.
-# That of the samples is learned beside them by a critic, a denoiser that is trained on nothing
-# else. As grad log p_t = (alpha x_0 - x_t) / sigma^2 with the estimate of x_0, the difference of
-# two scores is that of two estimates but for a factor.
+# Let q be the density of samples that a generator makes in one or two evaluations, and p the
+# density of the teacher's samples. Noised to t, samples should move along grad log p_t -
+# grad log q_t, minus the gradient of KL(q_t || p_t) with respect to them (Yin et al. 2024a, section
+# 3.2). The teacher gives the first score. A critic gives the second: a denoiser that is trained
+# only on the generator's samples. As grad log p_t = (alpha x_0 - x_t) / sigma^2 with the estimate
+# of x_0, the difference of two scores is a multiple of the difference of two estimates.
 #
-# No sample is compared with one of the teacher's, so none becomes the blurred mean of several.
+# Samples are not compared with samples of the teacher, so they do not become blurred means.
 
 LEAST, MOST = 0.02, 0.7
-"""The times at which samples are compared, as parts of T; 0.98 in the paper. Where there is more
-noise, a critic that is behind moves whole shapes, and samples swell (benchmarks/README.md)."""
+"""Range of times for the comparison, as fractions of T. The paper goes up to 0.98, but at higher
+noise a critic that lags behind moves whole shapes, and samples swell (benchmarks/README.md)."""
 
 FLOOR = 1e-3
-"""The least distance by which a direction is divided."""
+"""Least distance by which a direction is divided."""
 
 
 def level(process: Process, u: Tensor) -> Tensor:
-    """Timesteps to compare at, from u in [0, 1)."""
+    """Return timesteps for the comparison, from u in [0, 1)."""
     t = ((LEAST + (MOST - LEAST) * u) * process.num_timesteps).long()
     return t.clamp(max=process.num_timesteps - 1)
 
 
 def draw(denoiser: Denoiser, noise: Tensor, again: Tensor, **cond: Any) -> Tensor:
-    """What one evaluation draws from `noise`, and after it what two do. Shape (2 B, C, *size).
+    """Generate samples from `noise` with one and with two evaluations. Shape (2 B, C, *size).
 
-    The second begins with what the first has drawn, with `again` as fresh noise, as
-    `consistency.sample` does it. Each is trained by itself: no gradient goes from one to the other
-    (Yin et al. 2024b, section 4.5).
+    The second evaluation starts from the sample of the first, with `again` as new noise, as in
+    `sample`. Both are trained separately: gradients do not flow from the second evaluation to the
+    first (Yin et al. 2024b, section 4.5).
     """
     import torch
 
@@ -179,7 +184,7 @@ def draw(denoiser: Denoiser, noise: Tensor, again: Tensor, **cond: Any) -> Tenso
 
 
 def twice(cond: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What samples are told, for both that `draw` makes of each noise."""
+    """Repeat the conditions of a batch, for the two samples that `draw` makes of each noise."""
     import torch
 
     return {key: torch.cat([value, value]) for key, value in cond.items()}
@@ -195,14 +200,15 @@ def distribution_matching_loss(
     critic: Denoise,
     **cond: Any,
 ) -> Tensor:
-    """Half the squared length of the way that samples should go, a mean over dimensions. (B,).
+    """Return half the mean square over dimensions of the direction in which samples should move.
 
-    Its gradient with respect to x0 is minus that way: the difference of the two estimates, divided
-    by how far the teacher's is from the sample (Yin et al. 2024a, section 3.2).
+    Shape (B,). Its gradient with respect to x0 is minus that direction: the difference of the two
+    estimates, divided by the distance of the teacher's from the sample (Yin et al. 2024a, section
+    3.2).
 
     Args:
-        x0: drawn samples, with their gradient.
-        critic: a denoiser of such samples.
+        x0: the generated samples, with their gradient.
+        critic: a denoiser that is trained on generated samples.
     """
     import torch
 

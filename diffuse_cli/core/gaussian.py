@@ -11,20 +11,21 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MIN_PROBABILITY = 1e-12
-"""Of a bin of 256 levels; narrower bins have as much less as they are narrower."""
+"""Least probability of a bin with 256 levels. It shrinks in proportion to the bin's width."""
 
 
-# Both keep their digits far below 0, where they are near 0; far above it they are 1.
+# Both functions are precise far below 0, where they are near 0, but not far above, where they are
+# near 1.
 
 
 def tanh_cdf(z: Tensor) -> Tensor:
-    """The standard normal distribution function, approximated with tanh (Page 1977)."""
+    """Return the standard normal distribution function, approximated with tanh (Page 1977)."""
     # (1 + tanh u) / 2
     return (2 * math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)).sigmoid()
 
 
 def exact_cdf(z: Tensor) -> Tensor:
-    """The standard normal distribution function."""
+    """Return the standard normal distribution function."""
     import torch
 
     return 0.5 * torch.erfc(-z / math.sqrt(2))
@@ -32,7 +33,7 @@ def exact_cdf(z: Tensor) -> Tensor:
 
 @dataclass(frozen=True, init=False)
 class Gaussian:
-    """N(mean, exp(log_var)), elementwise; `log_var` is a number or broadcasts against `mean`."""
+    """Elementwise N(mean, exp(log_var)); `log_var` is a number or broadcasts against `mean`."""
 
     mean: Tensor
     log_var: Tensor
@@ -43,32 +44,32 @@ class Gaussian:
         object.__setattr__(self, "log_var", tensor)
 
     def sample(self, noise: Tensor) -> Tensor:
-        """mean + exp(log_var / 2) * noise."""
+        """Return mean + exp(log_var / 2) * noise."""
         return self.mean + (0.5 * self.log_var).exp() * noise
 
     def kl(self, other: Gaussian) -> Tensor:
-        """KL(self || other) of each element, in nats."""
+        """Return KL(self || other) of each element, in nats."""
         log_ratio = self.log_var - other.log_var
         distance = (self.mean - other.mean) ** 2 * (-other.log_var).exp()
         return 0.5 * (log_ratio.exp() - 1 - log_ratio + distance)
 
     def nll(self, x: Tensor) -> Tensor:
-        """Negative log-density of each element, in nats."""
+        """Return the negative log-density of each element, in nats."""
         squared = (x - self.mean) ** 2 * (-self.log_var).exp()
         return 0.5 * (math.log(2 * math.pi) + self.log_var + squared)
 
     def discrete_nll(
         self, x: Tensor, cdf: Callable[[Tensor], Tensor] = tanh_cdf, levels: int = 256
     ) -> Tensor:
-        """Negative log-probability of each element's bin, in nats (Ho et al. 2020, eq. 13).
+        """Return the negative log-probability of each element's bin (Ho et al. 2020, eq. 13).
 
-        `x` holds levels 2k / (levels - 1) - 1; bins are 2 / (levels - 1) wide, the outermost
-        reach to infinity. Probabilities are at least `MIN_PROBABILITY`.
+        In nats. `x` holds levels 2k / (levels - 1) - 1. Bins are 2 / (levels - 1) wide, and the
+        outermost bins reach to infinity. Probabilities are at least `MIN_PROBABILITY`.
         """
         centred, half = x - self.mean, 1 / (levels - 1)
         inverse_std = (-0.5 * self.log_var).exp()
-        # By symmetry each bin is taken below the mean, and an outermost one is its inner edge's
-        # side: a difference of numbers near 1 would have no digits of a narrow bin in a tail.
+        # By symmetry each bin is moved below the mean. There both cdf values are small, so their
+        # difference is precise. Above the mean, values near 1 would cancel for narrow tail bins.
         outermost = x.abs() > 1 - half / 2
         inside = -centred.abs()
         above = cdf((half - centred * x.sign()).where(outermost, inside + half) * inverse_std)
@@ -78,15 +79,15 @@ class Gaussian:
 
 
 class StepCoefficients(NamedTuple):
-    """The coefficients of a step from t to s, s < t; numbers, or tensors that broadcast.
+    """Coefficients of a step from t to s, s < t: numbers, or tensors that broadcast.
 
     Attributes:
-        alpha, sigma: of x_t = alpha x_0 + sigma eps.
+        alpha, sigma: coefficients of x_t = alpha x_0 + sigma eps.
         alpha_s, sigma_s: the same at s.
-        c1, c2: posterior mean c1 x_0 + c2 x_t (Ho et al. 2020, eq. 7).
-        log_beta: log(1 - alpha_bar_t / alpha_bar_s), the variance of q(x_t | x_s).
-        log_beta_tilde: log-variance of the posterior q(x_s | x_t, x_0); at s = -1, where that
-            variance is 0, the one of the process's second timestep.
+        c1, c2: coefficients of the posterior mean c1 x_0 + c2 x_t (Ho et al. 2020, eq. 7).
+        log_beta: the log-variance log(1 - alpha_bar_t / alpha_bar_s) of q(x_t | x_s).
+        log_beta_tilde: the log-variance of the posterior q(x_s | x_t, x_0). At s = -1, where that
+            variance is 0, it is the value of the process's second timestep.
         first: 1 at s = -1, else 0.
     """
 

@@ -1,9 +1,9 @@
-"""The lowest frequencies of a data set, and a start of sampling that has their variance.
+"""Lowest frequencies of a data set, and an initial noise distribution with their variance.
 
-Where there is much noise, q(x_t) is nearly the Gaussian with the data's mean and covariance (Wang &
-Vastola 2024), and a network that trained for minutes predicts less well than that Gaussian does.
-Little of it shows in so much noise: brightness and layout, the lowest frequencies, whose variance
-is hundreds of times that of a pixel. A long first step from pure noise loses much of it.
+At high noise, q(x_t) is nearly the Gaussian with the data's mean and covariance (Wang & Vastola
+2024), and a network that trained for a few minutes predicts worse than that Gaussian. Only
+brightness and layout are visible in so much noise: the lowest frequencies, whose variance is
+hundreds of times larger than a pixel's. A long first step from pure noise loses much of it.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NAME = "low_frequencies"
-"""What descriptions call them."""
+"""Key of the low frequencies in model descriptions."""
 
 LOWEST = {1: 8, 2: 8, 3: 4}
-"""Frequencies that are kept along each dimension, by the number of dimensions."""
+"""Number of frequencies along each dimension, by the number of dimensions."""
 
 LOG_SNR, VALUES = -4.0, 32 * 32
-"""log(alpha^2 / sigma^2) at the start, for samples of so many positions. With m times as many it is
-log(m) lower: by so much more the mean over all of them tells (Hoogeboom et al. 2023, eq. 3)."""
+"""log(alpha^2 / sigma^2) at the start, for samples with `VALUES` positions. With m times as many
+positions it is log(m) lower, because their mean is m times more informative (Hoogeboom et al. 2023,
+eq. 3)."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,10 @@ class LowFrequencies:
     """Mean and variance of the cosine transform of a data set, in uncorrelated channels.
 
     Attributes:
-        size: of the samples.
-        colors: (C, C), orthogonal: each row makes one of the channels that are uncorrelated over
-            all frequencies.
-        mean, variance: (C, *lowest) in these channels, as nested tuples.
+        size: the size of the samples.
+        colors: an orthogonal matrix (C, C), each of whose rows makes one of the channels that are
+            uncorrelated over all frequencies.
+        mean, variance: the mean and variance (C, *lowest) in these channels, as nested tuples.
     """
 
     size: tuple[int, ...]
@@ -48,17 +49,20 @@ class LowFrequencies:
 
     @property
     def log_snr(self) -> float:
-        """log(alpha^2 / sigma^2) where sampling begins."""
+        """The log-SNR log(alpha^2 / sigma^2) at which sampling starts."""
         return LOG_SNR - math.log(math.prod(self.size) / VALUES)
 
     @property
     def plain(self) -> dict[str, Any]:
-        """What `read` reads."""
+        """The plain values that `read` reads."""
         return {"colors": self.colors, "mean": self.mean, "variance": self.variance}
 
     def begun(self, noise: Tensor, alpha: float, sigma: float) -> Tensor:
-        """x_t from N(0, 1) noise (B, C, *size): alpha mean + sqrt(alpha^2 variance + sigma^2) noise
-        in the lowest frequencies, sigma noise in all others."""
+        """Return x_t from N(0, 1) noise (B, C, *size).
+
+        It is alpha mean + sqrt(alpha^2 variance + sigma^2) noise in the lowest frequencies, and
+        sigma noise in all others.
+        """
         import torch
 
         colors, mean, variance = (
@@ -73,10 +77,12 @@ class LowFrequencies:
 
 
 def measure(batches: Iterable[Tensor]) -> LowFrequencies:
-    """Those of samples (N, C, *size) in batches, as the model sees them, to six digits.
+    """Measure the low frequencies of batches of samples (N, C, *size) to six digits.
+
+    Samples are in the model's numbers.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are no samples.
     """
     import torch
 
@@ -101,10 +107,10 @@ def measure(batches: Iterable[Tensor]) -> LowFrequencies:
 
 
 def read(values: Mapping[str, Any], channels: int, size: Sequence[int]) -> LowFrequencies:
-    """The inverse of `plain`, from JSON, for samples of that shape.
+    """Read low frequencies for samples of a shape from the plain values of `plain`.
 
     Raises:
-        InvalidArgument: other shapes, numbers that are not finite, or a negative variance.
+        InvalidArgument: wrong shapes, numbers that are not finite, or a negative variance.
     """
     import torch
 
@@ -115,7 +121,7 @@ def read(values: Mapping[str, Any], channels: int, size: Sequence[int]) -> LowFr
         try:
             tensor = torch.tensor(values[name], dtype=torch.float64)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise InvalidArgument("are no table of numbers", argument=name) from error
+            raise InvalidArgument("must be a table of numbers", argument=name) from error
         if tuple(tensor.shape) != fits or not bool(tensor.isfinite().all()):
             raise InvalidArgument(f"must be finite numbers of shape {fits}", argument=name)
         if name == "variance" and bool((tensor < 0).any()):
@@ -125,14 +131,14 @@ def read(values: Mapping[str, Any], channels: int, size: Sequence[int]) -> LowFr
 
 
 def lowest_of(size: Sequence[int]) -> tuple[int, ...]:
-    """How many frequencies are kept along each dimension."""
+    """Return the number of frequencies to keep along each dimension."""
     return tuple(min(side, LOWEST[len(size)]) for side in size)
 
 
 def _bases(like: Tensor, lowest: Sequence[int]) -> list[Tensor]:
     """Return the transform to the lowest frequencies of each dimension, (k, side).
 
-    Their angles are rounded to float32, as in all samples so far.
+    Angles are rounded to float32, so that seeds give the same samples as in earlier versions.
     """
     import torch
 
@@ -144,12 +150,12 @@ def _bases(like: Tensor, lowest: Sequence[int]) -> list[Tensor]:
 
 
 def _mixed(colors: Tensor, x: Tensor) -> Tensor:
-    """The channels of x (B, C, *size) times a matrix."""
+    """Multiply the channels of x (B, C, *size) by a matrix."""
     return (x.movedim(1, -1) @ colors.T).movedim(-1, 1)
 
 
 def _nested(values: Any) -> Any:
-    """Tuples for lists, and numbers of six digits: they differ by less between machines."""
+    """Turn lists into tuples and round to six digits, because machines differ in later digits."""
     if isinstance(values, list | tuple):
         return tuple(_nested(value) for value in values)
     return float(f"{values:.6g}")

@@ -1,4 +1,4 @@
-"""Wrappers from `Denoise` to `Denoise`: clipping, and guidance by nothing or a weaker model."""
+"""Wrappers from `Denoise` to `Denoise`: clipping, classifier-free guidance and autoguidance."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from diffuse_cli.core.registry import InvalidArgument
 
 @dataclass(frozen=True)
 class Wrapped:
-    """A function that predicts, with the process of the model that it wraps."""
+    """Function that predicts, with the process of the model that it wraps."""
 
     predict: Denoise
     process: Process
@@ -26,10 +26,10 @@ class Wrapped:
 
 
 def process_of(denoise: Denoise, process: Process | None = None) -> Process:
-    """Return `process`, or else the one that a denoiser or a wrapper of one carries.
+    """Return `process`, or by default the process of a denoiser or of a wrapped denoiser.
 
     Raises:
-        InvalidArgument: there is none.
+        InvalidArgument: `denoise` is a plain function, and `process` is None.
     """
     if process is None and isinstance(denoise, Denoiser | Wrapped):
         return denoise.process
@@ -39,7 +39,7 @@ def process_of(denoise: Denoise, process: Process | None = None) -> Process:
 
 
 def carrying(denoise: Denoise, predict: Denoise) -> Denoise:
-    """Return `predict`, which wraps `denoise`, with its process where it carries one."""
+    """Return `predict`, a wrapper of `denoise`, with the process of `denoise` if it has one."""
     if isinstance(denoise, Denoiser | Wrapped):
         return Wrapped(predict, denoise.process)
     return predict
@@ -49,19 +49,20 @@ def clip(denoise: Denoise, process: Process | None = None) -> Denoise:
     """Clamp x_0 to [-1, 1] and recompute eps = (x_t - alpha x_0) / sigma.
 
     Args:
-        process: only needed for a plain function; also in the other wrappers.
+        process: the process of a plain function. It is only needed there, in every wrapper.
     """
     return _changed(denoise, process, lambda x0: x0.clamp(-1, 1))
 
 
 def threshold(denoise: Denoise, percentile: float, process: Process | None = None) -> Denoise:
-    """Dynamic thresholding of x_0, with eps recomputed (Saharia et al. 2022, sec. 2.3).
+    """Threshold x_0 dynamically, and recompute eps (Saharia et al. 2022, sec. 2.3).
 
     x_0 is clamped to [-s, s] and divided by s, the percentile of |x_0| over an image, at least 1.
-    With s = 1 that is `clip`; an estimate that strong guidance saturates is scaled, not flattened.
+    With s = 1 the result is `clip`. Estimates that strong guidance saturates are scaled instead of
+    flattened.
 
     Args:
-        percentile: in (0, 1]; interpolated between elements.
+        percentile: in (0, 1], interpolated between elements.
     """
 
     def thresholded(x0: Tensor) -> Tensor:
@@ -74,7 +75,7 @@ def threshold(denoise: Denoise, percentile: float, process: Process | None = Non
 def _changed(
     denoise: Denoise, process: Process | None, change: Callable[[Tensor], Tensor]
 ) -> Denoise:
-    """`denoise` with x_0 changed by a function, and eps recomputed."""
+    """Wrap `denoise` to change x_0 by a function and recompute eps."""
     own = process_of(denoise, process)
 
     def changed(x_t: Tensor, t: Any, /, **cond: Any) -> Prediction:
@@ -84,34 +85,35 @@ def _changed(
     return Wrapped(changed, own)
 
 
-def _percentile(rows: Tensor, share: float) -> Tensor:
-    """The percentile of each row, (B,); `Tensor.quantile` rejects batches of large images."""
-    ordered, position = rows.sort(dim=1).values, share * (rows.shape[1] - 1)
+def _percentile(rows: Tensor, fraction: float) -> Tensor:
+    """Return a percentile of each row, (B,). `Tensor.quantile` rejects batches of large images."""
+    ordered, position = rows.sort(dim=1).values, fraction * (rows.shape[1] - 1)
     low, high = math.floor(position), math.ceil(position)
     return ordered[:, low].lerp(ordered[:, high], position - low)
 
 
 def guide(denoise: Denoise, scale: float) -> Denoise:
-    """Classifier-free guidance (Ho & Salimans 2022, eq. 6, with scale = 1 + w).
+    """Apply classifier-free guidance (Ho & Salimans 2022, eq. 6, with scale = 1 + w).
 
-    Scale 1 is the conditional model, 0 the unconditional; x_0 and eps are linear in the scale. The
-    variance is the conditional model's.
+    Scale 1 is the conditional model, 0 the unconditional model. x_0 and eps are linear in the
+    scale. The variance comes from the conditional model.
     """
     return away(denoise, (unconditional(denoise), scale))
 
 
 def autoguide(denoise: Denoise, weak: Denoise, scale: float) -> Denoise:
-    """Guidance by a weaker model of the same data and process (Karras et al. 2024b, sec. 4).
+    """Guide by a weaker model of the same data and process (Karras et al. 2024b, sec. 4).
 
-    Where the two differ the better one is likely to be right, and a step further in that direction
-    better still. Scale 1 is `denoise`, and `weak` is not evaluated; 0 is `weak`. The variance is
-    that of `denoise`. Their targets may differ: x_0 and eps are combined.
+    Where the two models differ, the better model is likely to be right, and a step further in that
+    direction is likely to be better still. Scale 1 is `denoise`, without evaluating `weak`, and
+    scale 0 is `weak`. The variance comes from `denoise`. Their targets may differ, because x_0 and
+    eps are combined.
     """
     return away(denoise, (weak, scale))
 
 
 def unconditional(denoise: Denoise) -> Denoise:
-    """`denoise` told nothing: every condition that it is called with is dropped."""
+    """Wrap `denoise` to drop every condition that it is called with."""
 
     def free(x_t: Tensor, t: Any, /, **cond: Any) -> Prediction:
         return denoise(x_t, t, **dict.fromkeys(cond))
@@ -120,13 +122,13 @@ def unconditional(denoise: Denoise) -> Denoise:
 
 
 def away(denoise: Denoise, *others: tuple[Denoise, float]) -> Denoise:
-    """`denoise`, away from what others predict: D + sum of (s_i - 1) (D - D_i), in x_0 and eps.
+    """Guide `denoise` away from other predictions: D + sum of (s_i - 1) (D - D_i), in x_0 and eps.
 
-    Each of the others adds a push of its own, whatever the scales of the rest: classifier-free
-    guidance and a weaker model go together, at one evaluation for each.
+    Each of the others adds its own term, independent of the scales of the rest. So classifier-free
+    guidance and autoguidance can be combined, with one evaluation for each.
 
     Args:
-        others: with their scales; one of scale 1 is not evaluated.
+        others: models and their scales. A model with scale 1 is not evaluated.
     """
 
     def guided(x_t: Tensor, t: Any, /, **cond: Any) -> Prediction:
@@ -155,10 +157,10 @@ def _pushed(own: Tensor, others: Sequence[tuple[Tensor, float]]) -> Tensor:
 def interval(
     inside: Denoise, outside: Denoise, low: float, high: float, process: Process | None = None
 ) -> Denoise:
-    """`inside` at noise levels low < sigma / alpha <= high, `outside` at all others.
+    """Use `inside` at noise levels low < sigma / alpha <= high, and `outside` at all others.
 
-    With a guided and a plain model, guidance in a limited interval (Kynkäänniemi et al. 2024, eq.
-    6). Takes one int or float time for the whole batch.
+    With a guided and a plain model this is guidance in a limited interval (Kynkäänniemi et al.
+    2024, eq. 6). All samples of a batch need the same time, an int or float.
     """
     own = process_of(inside, process)
 

@@ -1,7 +1,7 @@
-"""Masks: which positions of a sample are known.
+"""Masks of the known positions of a sample, and jumps of a sampler.
 
-`MASKS[name](u, size)` gives (B, 1, *size), 1 where known, from random numbers u in [0, 1) of shape
-(B, `MASKS[name].uniforms(size)`); size has one to three dimensions.
+`MASKS[name](u, size)` returns (B, 1, *size), 1 where known, from random numbers u in [0, 1) of
+shape (B, `MASKS[name].uniforms(size)`). The size has one to three dimensions.
 """
 
 from __future__ import annotations
@@ -24,34 +24,34 @@ if TYPE_CHECKING:
 Size = tuple[int, ...]
 
 SMALLEST, LARGEST = 0.25, 0.75
-"""The sides of a box, as shares of the sample's."""
+"""Range of the sides of a box, as fractions of the sample's sides."""
 
 STROKES, THINNEST, THICKEST = 4, 0.02, 0.1
-"""How many, and their half widths as shares of the longest side."""
+"""Number of strokes, and the range of their half widths as fractions of the longest side."""
 
 LEAST, MOST = 0.1, 0.9
-"""The share of positions that `random` leaves known."""
+"""Range of the fraction of known positions in `random`."""
 
 
 @dataclass(frozen=True)
 class Draw:
-    """A kind of mask.
+    """Kind of mask.
 
     Attributes:
-        known: (u, size) -> (B, 1, *size), true where known.
-        uniforms: how many random numbers a sample of a size takes.
+        known: the function (u, size) -> (B, 1, *size), true where known.
+        uniforms: the number of random numbers per sample of a size.
     """
 
     known: Callable[[Tensor, Size], Tensor]
     uniforms: Callable[[Size], int]
 
     def __call__(self, u: Tensor, size: Size) -> Tensor:
-        """1 where known, else 0, in u's type."""
+        """Return 1 where known, else 0, in u's type."""
         return self.known(u, size).to(u.dtype)
 
 
 def places(size: Size, like: Tensor, unit: float | None = None) -> Tensor:
-    """The middle of each position, (d, *size), as shares of each side or in a unit of length."""
+    """Return the centre of each position, (d, *size), as fractions of the sides or of `unit`."""
     import torch
 
     axes = [(torch.arange(n, dtype=like.dtype, device=like.device) + 0.5) / (unit or n)
@@ -60,13 +60,13 @@ def places(size: Size, like: Tensor, unit: float | None = None) -> Tensor:
 
 
 def half(u: Tensor, size: Size) -> Tensor:
-    """The first half along the last dimension is known: the left of a picture."""
+    """The first half along the last dimension is known: the left half of an image."""
     known = places(size, u)[-1] < 0.5
     return known.expand(len(u), 1, *size)
 
 
 def box(u: Tensor, size: Size) -> Tensor:
-    """All but a box is known."""
+    """Everything outside a box is known."""
     sides, starts = u.reshape(len(u), 2, len(size), *[1] * len(size)).unbind(1)
     sides = SMALLEST + (LARGEST - SMALLEST) * sides
     off = places(size, u) - (1 - sides) * starts
@@ -74,23 +74,23 @@ def box(u: Tensor, size: Size) -> Tensor:
 
 
 def strokes(u: Tensor, size: Size) -> Tensor:
-    """All but a few thick straight strokes is known."""
+    """Everything outside a few thick straight strokes is known."""
     unit, d = max(size), len(size)
     u = u.reshape(len(u), STROKES, 2 * d + 1, *[1] * d)
     sides = u.new_tensor([n / unit for n in size]).reshape(d, *[1] * d)
     start, end = u[:, :, :d] * sides, u[:, :, d : 2 * d] * sides
     off, along = places(size, u, unit) - start, end - start
     length = along.square().sum(2, keepdim=True).clamp(min=1e-12)
-    share = ((off * along).sum(2, keepdim=True) / length).clamp(0, 1)
-    distance = (off - share * along).square().sum(2).sqrt()
+    fraction = ((off * along).sum(2, keepdim=True) / length).clamp(0, 1)
+    distance = (off - fraction * along).square().sum(2).sqrt()
     width = THINNEST + (THICKEST - THINNEST) * u[:, :, -1]
     return (distance > width).all(1, keepdim=True)
 
 
 def scattered(u: Tensor, size: Size) -> Tensor:
-    """Each position is known by chance; the share of known ones is drawn too."""
-    share = LEAST + (MOST - LEAST) * u[:, 0]
-    return u[:, 1:].reshape(len(u), 1, *size) < share.reshape(-1, *[1] * (len(size) + 1))
+    """Each position is known with a probability that is random per sample."""
+    known = LEAST + (MOST - LEAST) * u[:, 0]
+    return u[:, 1:].reshape(len(u), 1, *size) < known.reshape(-1, *[1] * (len(size) + 1))
 
 
 MASKS: Registry[Draw] = Registry(
@@ -106,31 +106,32 @@ MASKS: Registry[Draw] = Registry(
 
 # -- jumps ----------------------------------------------------------------------------------------
 
-# Jumps: part of the way down, up again by the forward process, and on.
+# Jumps: after some steps the forward process adds noise, and the sampler repeats them.
 #
-# What a sampler has made fit in one place and not yet around it is noised again and gets another
+# A sampler can fit one region before its surroundings agree with it. Noising both gives it another
 # chance (RePaint, Lugmayr et al. 2022, sec. 4.2; "time travel" in Wang et al. 2023). The forward
-# transition q(x_t | x_s) is exact: with an exact sampler a jump changes no distribution.
+# transition q(x_t | x_s) is exact, so with an exact sampler a jump does not change the
+# distribution.
 
 Sample = Callable[..., Iterator[State]]
-"""A sampler that knows what it calls: `partial(SAMPLERS[name], denoise, process, **options)`."""
+"""Sampler with its first arguments: `partial(SAMPLERS[name], denoise, process, **options)`."""
 
 
 @dataclass(frozen=True)
 class Leg:
-    """A way down: the times that are visited, and where it ends (-1 is clean)."""
+    """Part of a sampler's path: its descending times, and its end (-1 is clean)."""
 
     times: tuple[int | float, ...]
     end: int | float = -1
 
 
 def legs(times: Times, length: int = 10, repeats: int = 1) -> list[Leg]:
-    """RePaint's path: every `length` steps down are taken `repeats` times (Lugmayr et al. 2022).
+    """Return RePaint's path, with every `length` steps `repeats` times (Lugmayr et al. 2022).
 
-    Between two times down it goes up by the same steps; with one it is the straight way.
+    Noise is added between the repetitions. With `repeats` 1 the path has a single leg.
 
     Args:
-        times: falling, as for a sampler.
+        times: the descending times of a sampler.
 
     Raises:
         InvalidArgument: a length or repeats below 1.
@@ -150,17 +151,18 @@ def legs(times: Times, length: int = 10, repeats: int = 1) -> list[Leg]:
 def travel(
     sample: Sample, process: Process, x: Tensor, path: list[Leg], *, noise: Noise
 ) -> Iterator[State]:
-    """Sample down each leg, and up from its end to the start of the next.
+    """Sample along each leg, and add noise from its end to the start of the next leg.
 
-    A sampler of several steps begins each leg without history.
+    Multistep samplers begin each leg without history.
 
     Args:
-        sample: called as `sample(x, times, noise=noise)`, with `end=end` where that is not clean.
-        x: at the first time of the first leg.
-        noise: `noise(k)` is drawn for the k-th step or jump; none is drawn twice.
+        sample: the sampler, called as `sample(x, times, noise=noise)`. If a leg does not end at
+            clean data, also with `end=end`.
+        x: the samples at the first time of the first leg.
+        noise: `noise(k)` is the noise of the k-th step or jump, each with its own k.
 
     Yields:
-        A `State` after each step down.
+        A `State` after each step.
     """
     drawn = 0
     for i, leg in enumerate(path):
@@ -169,7 +171,7 @@ def travel(
             x = process.transition(x, before, leg.times[0]).sample(noise(drawn))
             drawn += 1
 
-        # A sampler of another package need not know of ends where there are no jumps.
+        # Without jumps, samplers of other packages need not support `end`.
         told = {} if leg.end < 0 else {"end": leg.end}
         for state in sample(x, leg.times, noise=lambda k, by=drawn: noise(by + k), **told):
             x = state.x
@@ -178,5 +180,5 @@ def travel(
 
 
 def evaluations(path: list[Leg]) -> int:
-    """The steps of a path."""
+    """Return the number of steps of a path."""
     return sum(len(leg.times) for leg in path)

@@ -1,8 +1,9 @@
-"""Group normalisation with its modulation and activation, in few passes over memory.
+"""Fast group normalisation, attention and dropout, and the memory format of convolutions.
 
-y = act((x - mean) / std * scale + shift) over groups of channels (Wu & He 2018); scale and shift
-may differ by sample (adaptive group norm). On processors one function does it all and keeps only x
-for the gradient, where separate layers would keep three tensors of its size.
+Group norm is y = act((x - mean) / std * scale + shift) over groups of channels (Wu & He 2018).
+Scale and shift can differ between samples (adaptive group norm). On CPUs one function computes all
+of it in few passes over memory. It keeps only x for the gradient, while separate layers would keep
+three tensors of that size.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 VECTOR = 16
-"""Half-precision numbers in a register. Groups that do not fill one are computed in float32:
-PyTorch's channels-last group norm takes their channels one by one, which is 20 times as slow."""
+"""Half-precision numbers in a register. Groups that do not fill a register are computed in float32,
+because PyTorch's channels-last group norm loops over their channels, which is 20 times as slow."""
 
 PART = 2**20
-"""Elements converted to float32 at a time: temporaries of this size stay in cache."""
+"""Elements to convert to float32 at a time. Temporaries of this size stay in cache."""
 
 
 class GroupNorm(nn.GroupNorm):
@@ -33,7 +34,7 @@ class GroupNorm(nn.GroupNorm):
         *,
         silu: bool = False,
     ) -> Tensor:
-        """act(norm(x) * (1 + scale) + shift); x is (B, C, *size), scale and shift are (B, C)."""
+        """Return act(norm(x) * (1 + scale) + shift) for x (B, C, *size), scale and shift (B, C)."""
         if not _suits(x):
             y = F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
             if scale is not None and shift is not None:
@@ -51,12 +52,12 @@ class GroupNorm(nn.GroupNorm):
 
 
 def over_size(channels: Tensor, like: Tensor) -> Tensor:
-    """(B, C) as (B, C, 1, ..., 1), to broadcast over the size of `like`."""
+    """Reshape (B, C) to (B, C, 1, ..., 1), to broadcast over the size of `like`."""
     return channels.reshape(*channels.shape, *[1] * (like.ndim - 2))
 
 
 def _suits(x: Tensor) -> bool:
-    """Whether `_Normalise` is faster: elsewhere there are fused kernels, or a compiler."""
+    """Whether `_Normalise` is faster. Otherwise there are fused kernels, or a compiler."""
     return (
         x.device.type == "cpu"
         and x.ndim == 4
@@ -67,7 +68,7 @@ def _suits(x: Tensor) -> bool:
 
 
 class _Normalise(torch.autograd.Function):
-    """Group norm of channels-last x (B, C, H, W), times weight, plus bias, then SiLU if asked.
+    """Group norm of channels-last x (B, C, H, W), times weight, plus bias, with optional SiLU.
 
     Weight and bias are float32, (C,) or (B, C).
     """
@@ -109,7 +110,7 @@ class _Normalise(torch.autograd.Function):
 def _normalised(
     x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """The normalised x, and the means and 1 / std of each part."""
+    """Return the normalised x, and the means and 1 / std of each part."""
     x = _strided(x)
     if _fills(x, groups):
         z, _, mean, rstd = _affine(x, weight, bias, groups, eps)
@@ -127,7 +128,7 @@ def _normalised(
 def _affine(
     x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    """z = x_hat * weight + bias; x_hat if weights differ by sample; mean and 1 / std."""
+    """Return z = x_hat * weight + bias, x_hat if weights differ by sample, mean, and 1 / std."""
     if weight.dim() == 1:
         z, mean, rstd = torch.native_group_norm(x, weight, bias, *_sizes(x), groups, eps)
         return z, None, mean, rstd
@@ -146,7 +147,7 @@ def _gradients(
     weight: Tensor,
     groups: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of x, weight and bias from that of z."""
+    """Return the gradients of x, weight and bias from the gradient of z."""
     if x_hat is None:
         return _native_gradients(dz, x, mean, rstd, weight, groups)
     dbias, dweight = (_rows(v).sum(1, dtype=torch.float32) for v in (dz, dz * x_hat))
@@ -165,44 +166,44 @@ def _native_gradients(
 
 
 def _fills(x: Tensor, groups: int) -> bool:
-    """Whether a group's channels fill the processor's registers."""
+    """Whether a group's channels fill the CPU's registers."""
     return x.dtype == torch.float32 or x.shape[1] // groups % VECTOR == 0
 
 
 def _wide(x: Tensor, groups: int) -> Tensor:
-    """x, in float32 where its groups do not fill the registers."""
+    """Return x, in float32 if its groups do not fill the registers."""
     return x if _fills(x, groups) else x.float()
 
 
 def _parts(x: Tensor, groups: int) -> Iterator[slice]:
-    """All samples at once, or a few at a time if they are converted."""
+    """Return slices of the samples: one of all, or several small ones to convert to float32."""
     step = len(x) if _fills(x, groups) else max(1, PART // x[0].numel())
     return (slice(i, i + step) for i in range(0, len(x), step))
 
 
 def _of(affine: Tensor, part: slice) -> Tensor:
-    """The weight or bias of some samples."""
+    """Return the weight or bias of some samples."""
     return affine if affine.dim() == 1 else affine[part]
 
 
 def _strided(x: Tensor) -> Tensor:
-    """x with channels-last strides, which are ambiguous for a side of 1."""
+    """Return x with canonical channels-last strides, which are ambiguous for a side of 1."""
     _, channels, height, width = x.shape
     return x.as_strided(x.shape, (height * width * channels, 1, width * channels, channels))
 
 
 def _sizes(x: Tensor) -> tuple[int, int, int]:
-    """Samples, channels and pixels."""
+    """Return the numbers of samples, channels and pixels."""
     return len(x), x.shape[1], x.shape[2] * x.shape[3]
 
 
 def _rows(x: Tensor) -> Tensor:
-    """(B, C, H, W) in channels-last order as (B, H * W, C), the same memory."""
+    """View (B, C, H, W) in channels-last order as (B, H * W, C)."""
     return x.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def _spread(channels: Tensor, like: Tensor) -> Tensor:
-    """`over_size` in the precision of `like`."""
+    """Return `over_size` in the precision of `like`."""
     return over_size(channels.to(like.dtype), like)
 
 
@@ -211,13 +212,13 @@ def _spread(channels: Tensor, like: Tensor) -> Tensor:
 # Scaled dot-product attention.
 
 SCORES = 2**24
-"""The most scores that are kept in memory on a processor."""
+"""Most attention scores to keep in memory on a CPU."""
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v (Vaswani et al. 2017, eq. 1), for (B, heads, N, D).
+    """Return softmax(q k^T / sqrt(D)) v (Vaswani et al. 2017, eq. 1), for (B, heads, N, D).
 
-    Fused, except for bfloat16 on a processor, where two batched products take a third of the time.
+    It is fused, except for bfloat16 on a CPU, where two batched products take a third of the time.
     """
     scores = q.shape[0] * q.shape[1] * q.shape[2] ** 2
     apart = q.device.type == "cpu" and q.dtype == torch.bfloat16 and scores <= SCORES
@@ -227,7 +228,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def weighted(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """`attend` as two products, keeping the scores."""
+    """Compute `attend` as two products, with all scores in memory."""
     return torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(2, 3), dim=-1) @ v
 
 
@@ -239,10 +240,10 @@ PRODUCTS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
 def cast_products(module: nn.Module, dtype: torch.dtype) -> None:
-    """Cast the weights of convolutions and linear layers once; autocast would at every evaluation.
+    """Cast the weights of convolutions and linear layers once, not at each evaluation as autocast.
 
-    Results do not change. Modules with `keeps_precision`, which compute with their weights first,
-    are skipped.
+    Results do not change. Modules with `keeps_precision` are skipped, because they compute with
+    their weights before casting them.
     """
     for child in module.children():
         if isinstance(child, PRODUCTS):
@@ -253,17 +254,17 @@ def cast_products(module: nn.Module, dtype: torch.dtype) -> None:
 
 # -- dropout --------------------------------------------------------------------------------------
 
-# Dropout whose random numbers cost little on processors.
+# Dropout with cheap random numbers on CPUs.
 
 LEVELS = 2**16
 
 
 class Dropout(nn.Module):
-    """In training, drops each element with probability p < 1 and divides the rest by 1 - p.
+    """Dropout: in training, drop each element with probability p < 1 and divide the rest by 1 - p.
 
-    On processors PyTorch draws one number per element, which took a tenth of a training step; here
-    one of 64 bits decides for four elements, and p is rounded to a multiple of 2^-16 (also in the
-    scale).
+    On CPUs PyTorch draws one random number per element, which took a tenth of a training step. Here
+    a random number of 64 bits decides for four elements, and p is rounded to a multiple of 2^-16,
+    also in the scale.
     """
 
     def __init__(self, p: float) -> None:
@@ -271,7 +272,7 @@ class Dropout(nn.Module):
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shape-preserving; x itself if nothing is dropped."""
+        """Drop elements of x. In evaluation, or if p is 0, return x itself."""
         if not self.training or self.p == 0:
             return x
         if x.device.type != "cpu" or torch.compiler.is_compiling():
@@ -281,7 +282,7 @@ class Dropout(nn.Module):
 
 
 class _Drop(torch.autograd.Function):
-    """Keep each element of x with probability 1 - dropped / LEVELS, divided by it."""
+    """Dropout that keeps each element of x with probability 1 - dropped / LEVELS, divided by it."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, dropped: int) -> Tensor:
@@ -301,35 +302,35 @@ class _Drop(torch.autograd.Function):
 
 
 def _keep(x: Tensor, kept: Tensor, scale: float) -> Tensor:
-    """x * kept * scale in one pass."""
+    """Return x * kept * scale in one pass."""
     return torch.addcmul(x.new_zeros(()), x, kept.to(x.dtype), value=scale)
 
 
 # -- layout ---------------------------------------------------------------------------------------
 
-# The memory format in which convolutions are fastest: decided here for every device.
+# The fastest memory format of convolutions, for every device.
 
 CONTIGUOUS = frozenset({"mps"})
-"""Devices whose 2-D convolutions are not faster with channels last. On Metal their backward pass
-takes up to 30 times as long so (PyTorch 2.13)."""
+"""Devices whose 2-D convolutions are not faster with channels last. On Metal that makes their
+backward pass up to 30 times as slow (PyTorch 2.13)."""
 
 
 def memory_format(device: str, dimensions: int = 4) -> torch.memory_format:
-    """The order in memory of tensors of so many dimensions on a type of device."""
+    """Return the memory format for tensors of a number of dimensions on a type of device."""
     if dimensions == 4 and device not in CONTIGUOUS:
         return torch.channels_last
     return torch.contiguous_format
 
 
 def laid_out(x: Tensor) -> Tensor:
-    """x (B, C, *size) in the order of its device."""
+    """Return x (B, C, *size) in the memory format of its device."""
     return x.contiguous(memory_format=memory_format(x.device.type, x.ndim))
 
 
 def lay_out(net: nn.Module) -> nn.Module:
-    """`net`, which is on its device, with the weights of its convolutions in that order."""
+    """Set the memory format of the weights of convolutions in `net`, which is on its device."""
     for weight in net.parameters():  # `Module.to` refuses weights of 3-D convolutions
         if weight.ndim == 4:
-            # Unlike `contiguous`, this also tells the strides of 1x1 convolutions.
+            # Unlike `contiguous`, this also changes the strides of 1x1 convolutions.
             weight.data = weight.data.to(memory_format=memory_format(weight.device.type))
     return net

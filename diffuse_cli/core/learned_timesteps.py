@@ -1,8 +1,8 @@
-"""Times for a few steps, learned from a model's own trajectories in many.
+"""Times for few steps, learned from a model's own trajectories with many steps.
 
-First the cheapest path through the many times, by the errors of single steps (Chen et al. 2024);
-then each time is moved while samples end nearer to those of many steps from the same noise
-(the aim of Tong et al. 2024, here without gradients).
+First the errors of single steps give the cheapest path through the many times (Chen et al. 2024).
+Then each time is moved as long as samples get nearer to the samples with many steps from the same
+noise, which is the aim of Tong et al. 2024, here without gradients.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ from diffuse_cli.core.samplers import SAMPLERS
 from diffuse_cli.core.solvers import Times
 
 REACH, DIGITS = 0.3, 2
-"""How far a time is moved at first, of the way to its neighbour; the decimals that are kept."""
+"""First move of a time, as a fraction of the distance to its neighbour, and decimals of a time."""
 
 
 def cheapest_path(costs: Sequence[Sequence[float]], n: int) -> list[int]:
-    """The n steps from the first node to the last that cost least in all.
+    """Return the n steps from the first node to the last with the least total cost.
 
     Args:
-        costs: `costs[i][j]` of the step from node i to node j > i; the rest is not read.
-        n: at most as many as there are nodes after the first.
+        costs: `costs[i][j]` is the cost of the step from node i to node j > i. Other elements are
+            not used.
+        n: the number of steps, at most the number of nodes after the first.
 
     Returns:
-        The n + 1 nodes, rising.
+        The n + 1 nodes, ascending.
     """
     last = len(costs) - 1
     rest, ways = [math.inf] * last + [0.0], list[list[int]]()
@@ -49,16 +50,17 @@ def cheapest_path(costs: Sequence[Sequence[float]], n: int) -> list[int]:
 def step_costs(
     process: Process, times: Times, xs: Sequence[Tensor], x0s: Sequence[Tensor]
 ) -> list[list[float]]:
-    """By how much a DDIM step between two points of a trajectory misses it: the root mean square
-    of x_t / alpha_t, in which such steps are straight.
+    """Measure the errors of DDIM steps between any two points of a trajectory.
+
+    They are root mean squares in x_t / alpha_t, in which DDIM steps are straight.
 
     Args:
-        times: falling, G of them.
+        times: the G descending times.
         xs: the samples at the times and at the end, G + 1.
         x0s: the estimates at the times, G.
 
     Returns:
-        (G + 1, G + 1) for `cheapest_path`; infinite where no step goes.
+        The costs (G + 1, G + 1) for `cheapest_path`, infinite for steps backward.
     """
     levels = [process.alpha_bar(t) for t in (*times, -1)]
     costs = []
@@ -76,14 +78,14 @@ def step_costs(
 def improved(
     times: Sequence[float], error: Callable[[list[float]], float], rounds: int
 ) -> Iterator[list[float]]:
-    """Times near these of a smaller error, after each round of moving one after the other.
+    """Move times one after another to reduce an error, and yield them after each round.
 
-    Every time but the first, at which the noise is drawn, is tried part of the way toward the one
-    before and the one after. If no move of a round helps, the next round's are half as long.
+    Every time except the first, at which the noise is drawn, is moved part of the way toward the
+    previous and the next time. If no move of a round helps, the next moves are half as long.
 
     Args:
-        times: falling, none below 0.
-        error: of such times; called at most 2 (n - 1) times a round, and once before.
+        times: descending times, none below 0.
+        error: a function of the times, called at most 2 (n - 1) times per round, and once before.
     """
     best, reach = [float(t) for t in times], REACH
     least = start = error(best)
@@ -101,7 +103,7 @@ def improved(
 
 
 def draws_noise(sampler: str, process: Process) -> bool:
-    """Whether a sampler draws noise on its way, so that it follows no trajectory."""
+    """Whether a sampler draws noise during its steps, so that it does not follow a trajectory."""
     drawn, x = False, torch.zeros(1, 1, 1)
 
     def noise(k: int) -> Tensor:

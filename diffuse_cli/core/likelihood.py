@@ -21,14 +21,16 @@ from diffuse_cli.core.losses import bound_term
 from diffuse_cli.core.process import Process
 
 RISE = 0.2
-"""A nat of log-SNR costs about SNR^RISE bits at high SNR; at low SNR, where the mean squared error
-is the data's variance, SNR of them (Kingma et al. 2021, eq. 13). Measured: benchmarks/bound.py."""
+"""Exponent of the cost per nat of log-SNR at high SNR, about SNR^RISE bits. At low SNR, where the
+mean squared error is the data's variance, the cost is proportional to SNR (Kingma et al. 2021, eq.
+13). Measured by benchmarks/bound.py."""
 
 EVEN = 0.01
-"""Share of the visits that any timestep gets alike, so that no term is multiplied by too much."""
+"""Fraction of the visits that is the same for all timesteps, to limit the factors of the terms."""
 
 TWICE = 12
-"""From so many visits on, the decoder's term gets two: it is a third of the bound and its noise."""
+"""Least number of visits with which the decoder's term gets two, because it is a third of the
+variational bound and of its noise."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Bits:
 
     Attributes:
         total, prior: shape (B,).
-        terms: the term of each timestep, shape (B, T); the first is the decoder's.
+        terms: the term of each timestep, shape (B, T). The first is the decoder's.
     """
 
     total: Tensor
@@ -46,7 +48,7 @@ class Bits:
 
 
 def prior_bits(denoiser: Denoiser, x0: Tensor) -> Tensor:
-    """L_T = KL(q(x_{T-1} | x_0) || N(0, 1)), shape (B,)."""
+    """Return L_T = KL(q(x_{T-1} | x_0) || N(0, 1)), shape (B,)."""
     standard = Gaussian(torch.zeros_like(x0), 0.0)
     return denoiser.process.prior(x0).kl(standard).flatten(1).mean(1) / math.log(2)
 
@@ -60,7 +62,7 @@ def bound_terms(
     clip: bool = True,
     **cond: Any,
 ) -> Iterator[Tensor]:
-    """The term of the bound for each (time, noise), shape (B,); a time is an int or (B,) ints."""
+    """Yield the term of the bound, (B,), for each (time, noise). A time is an int or (B,) ints."""
     process = denoiser.process
     denoise = clipped(denoiser, process) if clip and denoiser.levels else denoiser
     for t, noise in draws:
@@ -76,12 +78,12 @@ def bits_per_dim(
     clip: bool = True,
     **cond: Any,
 ) -> Bits:
-    """The whole bound over the denoiser's process.
+    """Compute the variational bound over all timesteps of the denoiser's process.
 
     Args:
-        x0: (B, C, *size): levels over [-1, 1], or floats for a denoiser without levels.
+        x0: the samples (B, C, *size): levels over [-1, 1], or floats for a denoiser without levels.
         noise: `noise(t)` is the noise at t, shaped like x0.
-        clip: clamp the predicted x_0 to [-1, 1], which lowers the bound of levels.
+        clip: whether to clamp the predicted x_0 to [-1, 1], which lowers the bound of levels.
     """
     draws = ((t, noise(t)) for t in range(denoiser.process.num_timesteps))
     terms = torch.stack(list(bound_terms(denoiser, x0, draws, clip=clip, **cond)), 1)
@@ -90,14 +92,15 @@ def bits_per_dim(
 
 
 def visits(process: Process, n: int) -> Tensor:
-    """How often n visits look at each timestep on average, (T,) in float64, with sum n.
+    """Return the expected number of visits of each timestep among n, (T,) in float64, with sum n.
 
-    A term over this number has the expectation of the term, whatever the numbers are. The sum of n
-    such quotients varies least if the quotients are alike (importance sampling, as Nichol &
-    Dhariwal 2021, eq. 18, do it in training). So the numbers follow the usual course of the terms,
-    the integral over log-SNR of SNR^RISE (SNR / (1 + SNR))^(1 - RISE), and no one model's: two
-    models are looked at in the same places. Only the decoder's timestep gets more than one visit,
-    two of `TWICE`. With n >= T every timestep has one: the estimate is the sum itself.
+    A visit contributes its term divided by this number, so the estimate of the bound is unbiased.
+    Its variance is smallest if all contributions are equal (importance sampling, as Nichol &
+    Dhariwal 2021, eq. 18, use it in training). So the numbers follow the typical size of the terms,
+    the integral over log-SNR of SNR^RISE (SNR / (1 + SNR))^(1 - RISE). They do not depend on the
+    model, so that two models are compared at the same timesteps. Only the decoder's timestep gets
+    more than one visit, two from n = `TWICE` on. With n >= T every timestep has one visit, and the
+    estimate is the exact sum.
     """
     total = process.num_timesteps
     if n >= total:
@@ -105,16 +108,17 @@ def visits(process: Process, n: int) -> Tensor:
     snrs = process.log_snr(torch.arange(total)).exp()
     between = (snrs[:-1] + snrs[1:]) / 2
     course = (snrs[:-1] ** RISE - snrs[1:] ** RISE) * (between / (1 + between)) ** (1 - RISE)
-    share = (1 - EVEN) * course / course.sum() + EVEN / len(course)
+    fractions = (1 - EVEN) * course / course.sum() + EVEN / len(course)
     decoder = 2 if n >= TWICE else 1
-    return torch.cat([torch.tensor([decoder], dtype=torch.float64), _capped(share, n - decoder)])
+    rest = _capped(fractions, n - decoder)
+    return torch.cat([torch.tensor([decoder], dtype=torch.float64), rest])
 
 
-def _capped(share: Tensor, total: float) -> Tensor:
-    """min(1, c share), with the c for which it sums to `total`."""
-    full = torch.zeros_like(share, dtype=torch.bool)
+def _capped(fractions: Tensor, total: float) -> Tensor:
+    """Return min(1, c fractions), with the c for which it sums to `total`."""
+    full = torch.zeros_like(fractions, dtype=torch.bool)
     while True:
-        found = share * ((total - full.sum()) / share[~full].sum())
+        found = fractions * ((total - full.sum()) / fractions[~full].sum())
         more = ~full & (found >= 1)
         if not bool(more.any()):
             return found.where(~full, 1.0)
@@ -122,13 +126,13 @@ def _capped(share: Tensor, total: float) -> Tensor:
 
 
 def visited(expected: Tensor, places: Tensor) -> Tensor:
-    """The timestep of each visit, int64 shaped like `places`, (..., n).
+    """Return the timestep of each visit, int64 shaped like `places`, (..., n).
 
-    Visit k is uniform in [k, k + 1) along the running sum of `expected`, at k + `places`[..., k].
+    Visit k is at k + `places`[..., k] along the cumulative sum of `expected`.
 
     Args:
-        expected: `visits`.
-        places: float64 in [0, 1).
+        expected: the result of `visits`.
+        places: uniform random numbers, float64 in [0, 1).
     """
     edges = expected.cumsum(0)
     starts = torch.arange(places.shape[-1], dtype=torch.float64)
@@ -138,9 +142,9 @@ def visited(expected: Tensor, places: Tensor) -> Tensor:
 
 
 def strata(num_timesteps: int, n: int) -> list[range]:
-    """{0}, then n - 1 strata of 1 ... T-1 whose widths grow geometrically from 1.
+    """Return {0}, then n - 1 strata of 1 ... T-1 whose widths grow geometrically from 1.
 
-    The early terms of the bound, which are large and vary most, have the narrowest.
+    The early terms of the bound, which are large and vary most, have the narrowest strata.
     """
     span, parts = num_timesteps - 1, min(n, num_timesteps) - 1
     ratio = _growth(span, parts)
@@ -154,7 +158,7 @@ def strata(num_timesteps: int, n: int) -> list[range]:
 
 
 def _growth(span: int, parts: int) -> float:
-    """r with 1 + r + ... + r^(parts - 1) = span, by bisection."""
+    """Return r with 1 + r + ... + r^(parts - 1) = span, by bisection."""
     low, high = 1.0, float(max(span, 2))
     for _ in range(200):
         middle = (low + high) / 2

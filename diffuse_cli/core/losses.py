@@ -1,7 +1,7 @@
 """Training losses `(denoiser, x0, t, noise, weight, **cond) -> (B,)`, and their weightings.
 
 A weighting w(snr) applies to the squared error of x_0. An error in the target y = a x_0 + b eps is
-the error in x_0 times (a - b alpha / sigma), so the target's squared error is weighted by w over
+the error in x_0 times (a - b alpha / sigma). So the target's squared error has the weight w over
 that factor squared: snr for eps, 1 for x_0, snr + 1 for v, (1 + sqrt(snr))^2 for flow, c1^2 for mu.
 """
 
@@ -38,7 +38,7 @@ def simple(
 def vlb(
     denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, weight: Weight = None, **cond: Any
 ) -> Tensor:
-    """The term of the variational bound at t, in bits per dimension. Shape (B,)."""
+    """Return the term of the variational bound at t, in bits per dimension. Shape (B,)."""
     x_t = denoiser.process.diffuse(x0, t, noise)
     prediction = denoiser(x_t, t, **cond)
     term = bound_term(denoiser.process, prediction, x0, x_t, t, denoiser.levels)
@@ -50,8 +50,8 @@ def hybrid(
 ) -> Tensor:
     """`simple` + T / 1000 `vlb`, whose gradient reaches only the variance. Shape (B,).
 
-    Nichol & Dhariwal 2021, eq. 16; our bound is a mean over timesteps, theirs the sum L_vlb times
-    0.001. `weight` applies to the simple part.
+    From Nichol & Dhariwal 2021, eq. 16, who use the sum L_vlb times 0.001. Here the bound is a mean
+    over timesteps. `weight` applies to the simple part.
     """
     process = denoiser.process
     x_t = process.diffuse(x0, t, noise)
@@ -70,7 +70,7 @@ def squared_error(
     noise: Tensor,
     weight: Weight,
 ) -> Tensor:
-    """Mean over dimensions of the squared error in the target, times `weight`. Shape (B,)."""
+    """Return the mean squared error in the target, times `weight`. Shape (B,)."""
     a, b = denoiser.target_at(t, like=x0)
     assert prediction.raw is not None
     error: Tensor = (prediction.raw - (a * x0 + b * noise)).square().flatten(1).mean(1)
@@ -85,10 +85,10 @@ def bound_term(
     t: Time,
     levels: int | None = 256,
 ) -> Tensor:
-    """L_t = KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), and L_0 = -log p(x_0 | x_1).
+    """Return L_t = KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), and L_0 = -log p(x_0 | x_1).
 
-    Ho et al. 2020, eqs. 5 and 13, with the paper's t one higher; bits per dimension, shape (B,).
-    p(x_0 | x_1) is the probability of one of `levels` bins, or a density if None.
+    From Ho et al. 2020, eqs. 5 and 13, where t is one higher. In bits per dimension, shape (B,).
+    p(x_0 | x_1) is the probability of one of `levels` bins, or a density if `levels` is None.
     """
     from diffuse_cli.core.process import spread  # which imports torch
 
@@ -114,10 +114,10 @@ LOSSES: Registry[Loss] = Registry(
 )
 
 TAUGHT = frozenset({"consistency"})
-"""Losses that follow a `teacher`, and each sample at `consistency.POINTS` times at once."""
+"""Losses that need a `teacher`, and evaluate each sample at `distillation.POINTS` times."""
 
 OF_LEARNED = frozenset({"hybrid"})
-"""Losses whose bound trains the variance only: with a fixed one their gradient is `simple`'s."""
+"""Losses that need a learned variance. With a fixed variance they have the gradient of `simple`."""
 
 
 def _none(snr: Tensor) -> None:
@@ -135,7 +135,7 @@ def p2(snr: Tensor) -> Tensor:
 
 
 def flow(snr: Tensor) -> Tensor:
-    """(1 + sqrt(snr))^2: the plain squared error of the velocity eps - x_0, whatever the target
+    """(1 + sqrt(snr))^2: the squared error of the velocity eps - x_0, independent of the target
     (Lipman et al. 2023, eq. 23)."""
     return (1 + snr.sqrt()) ** 2
 
@@ -143,7 +143,8 @@ def flow(snr: Tensor) -> Tensor:
 def logit_normal(snr: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
     """`flow` times the density of u = 1 / (1 + sqrt(snr)) where logit(u) is N(mean, std^2).
 
-    In expectation, drawing u so under `flow`'s schedule (Esser et al. 2024, eq. 19).
+    In expectation, it is equal to drawing u from this density under the schedule `flow` (Esser et
+    al. 2024, eq. 19).
     """
     logit = -snr.log() / 2
     u, z = logit.sigmoid(), (logit - mean) / std
@@ -152,7 +153,7 @@ def logit_normal(snr: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
 
 
 def jit(snr: Tensor) -> Tensor:
-    """`logit_normal` about the noisier times of Li & He 2025, whose t is 1 - u."""
+    """`logit_normal` at the noisier times of Li & He 2025, whose t is 1 - u."""
     return logit_normal(snr, mean=0.8, std=0.8)
 
 
@@ -172,14 +173,14 @@ def loss(
     weighting: str = "none",
     **cond: Any,
 ) -> Tensor:
-    """Compute a training loss, (B,), and draw the timesteps and noise that are not passed.
+    """Compute a loss (B,) for training. Timesteps and noise are drawn unless you pass them.
 
     Args:
         name: a name in `LOSSES`.
-        t, noise: as for the losses. Timesteps are drawn uniformly.
-        seed: of the draws; by default they are PyTorch's next ones.
+        t, noise: the timesteps (B,), by default uniform, and the noise, shaped like x0.
+        seed: the seed of both. By default they come from PyTorch's global generator.
         weighting: a name in `WEIGHTINGS`.
-        cond: passed to the network.
+        cond: keywords for the network.
 
     Raises:
         InvalidArgument: no such loss or weighting.
@@ -198,10 +199,10 @@ def loss(
 
 
 def weights(name: str, denoiser: Denoiser) -> Tensor | None:
-    """The weight of the target's squared error at every timestep, (T,) in float64, or None.
+    """Return the weight of the target's squared error at every timestep, (T,) in float64, or None.
 
-    A last weight of 0, at SNR 0, becomes the mean of the others: it would leave the timestep at
-    which sampling starts untrained.
+    A last weight of 0, at SNR 0, is replaced by the mean of the others. Otherwise the timestep at
+    which sampling starts would not be trained.
 
     Raises:
         InvalidArgument: no such weighting.

@@ -1,10 +1,10 @@
-"""Muon: momentum whose matrices are made orthogonal before they move the weights.
+"""Muon: momentum that is made orthogonal before it updates the weight matrices.
 
-Jordan et al. 2024. A gradient's momentum M = U S V^T is replaced by about U V^T, so that every
-direction of a weight matrix moves at the same rate, the rare ones too.
+Jordan et al. 2024. The momentum M = U S V^T is replaced by about U V^T, so that every direction of
+a weight matrix moves at the same rate, even rare directions.
 
-`torch.optim.Muon` moves one matrix at a time: moving the small ones of a side together halves the
-time of a step on CPUs.
+`torch.optim.Muon` updates one matrix at a time. Updating small matrices with the same side together
+halves the time of a step on CPUs.
 """
 
 from __future__ import annotations
@@ -19,36 +19,37 @@ from torch import Tensor, nn
 MOMENTUM = 0.95
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of x -> a x + b x^3 + c x^5, which five times brings singular values in (0, 1] near 1 (ibid.)."""
+"""Coefficients of x -> a x + b x^3 + c x^5, which applied five times brings singular values in
+(0, 1] near 1 (ibid.)."""
 
 ITERATIONS = 5
 
 AT_ONCE = 2**22
-"""Numbers of weights that move together: the steps of small matrices cost the same for many, and
-those of large ones take memory."""
+"""Most weights to update together. Many small matrices cost as much as one, and large matrices take
+memory."""
 
 LEAST = 1e-7
-"""The least norm that a matrix is divided by."""
+"""Least norm by which a matrix is divided."""
 
 LIKE_ADAM = 0.2
-"""Root mean square of an update of Adam, which Muon's is scaled to (Liu et al. 2025, eq. 4)."""
+"""Root mean square of an Adam update, to which Muon's is scaled (Liu et al. 2025, eq. 4)."""
 
 
 class Muon(torch.optim.Optimizer):
     """Muon for matrices, and AdamW for the other parameters, at one learning rate.
 
-    Convolutions count as matrices (out, in * kernel). As the fused AdamW does, a step divides the
-    gradients by `grad_scale` and changes nothing where `found_inf` is 1, if these are set.
+    Convolutions count as matrices (out, in * kernel). Like the fused AdamW, a step divides the
+    gradients by `grad_scale` and does not update if `found_inf` is 1, if these are set.
 
     Args:
-        matrices: parameters of two or more dimensions.
-        others: parameters of AdamW.
-        lr: the root mean square of an update is about 0.2 of it, as Adam's.
-        betas: AdamW's.
-        weight_decay: AdamW's; matrices have none.
+        matrices: the parameters for Muon, with two or more dimensions.
+        others: the parameters for AdamW.
+        lr: the learning rate. The root mean square of an update is about 0.2 of it, as for Adam.
+        betas: the betas of AdamW.
+        weight_decay: the weight decay of AdamW. Matrices have none.
     """
 
-    _step_supports_amp_scaling = True  # what a gradient scaler asks for
+    _step_supports_amp_scaling = True  # an attribute that gradient scalers check
 
     def __init__(
         self,
@@ -59,7 +60,7 @@ class Muon(torch.optim.Optimizer):
         betas: tuple[float, float],
         weight_decay: float,
     ) -> None:
-        # As groups, which may be empty: a network may have none of one kind.
+        # Groups of parameters can be empty, unlike lists: a network may lack one of the kinds.
         self._adamw = torch.optim.AdamW(
             [{"params": list(others)}], lr=lr, betas=betas, weight_decay=weight_decay, fused=True
         )
@@ -68,7 +69,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Move the weights; a closure, which returns the loss, is called first."""
+        """Update the weights. A closure, which returns the loss, is called first."""
         with torch.enable_grad():
             loss = closure() if closure else None
         scale, bad = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
@@ -87,7 +88,7 @@ class Muon(torch.optim.Optimizer):
     def _move(
         self, groups: list[list[nn.Parameter]], scale: Tensor | None, bad: Tensor | None
     ) -> None:
-        """Move groups of weights of one shape each."""
+        """Update groups of weights, each of one shape."""
         momenta = [self._momentum(weights, scale) for weights in groups]
         updates = orthogonal([ahead.flatten(2) for _, _, ahead in momenta])
         for weights, (past, momentum, _), update in zip(groups, momenta, updates, strict=True):
@@ -104,8 +105,7 @@ class Muon(torch.optim.Optimizer):
     def _momentum(
         self, weights: list[nn.Parameter], scale: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The momentum of weights of one shape, as it was and as it becomes, and Nesterov's, each
-        (N, *shape): their matrices are small, and there are many."""
+        """Return the old, the new and Nesterov's momentum of weights of one shape, (N, *shape)."""
         for weight in weights:
             if "momentum" not in self.state[weight]:
                 self.state[weight]["momentum"] = torch.zeros_like(weight)
@@ -118,7 +118,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def _portions(groups: Iterable[list[nn.Parameter]]) -> Iterator[list[list[nn.Parameter]]]:
-    """As many groups at a time as hold `AT_ONCE` numbers, or one that holds more."""
+    """Yield lists of groups with at most `AT_ONCE` weights in all, or a single larger group."""
     some: list[list[nn.Parameter]] = []
     held = 0
     for weights in groups:
@@ -133,12 +133,15 @@ def _portions(groups: Iterable[list[nn.Parameter]]) -> Iterator[list[list[nn.Par
 
 
 def orthogonal(stacks: Sequence[Tensor]) -> list[Tensor]:
-    """About the nearest matrices with orthonormal rows or columns, of stacks (N, rows, columns).
+    """Return nearly the nearest matrices with orthonormal rows or columns.
 
-    By Newton-Schulz iterations X <- (a + b G + c G^2) X with G = X X^T, which need products only.
-    The factors of X are polynomials of the first G, whose side is the shorter one of X, so they are
-    computed first, for the matrices of a side together. The smallest eigenvalues of G ask for
-    float32; GPUs iterate X itself, in bfloat16.
+    The method is Newton-Schulz iterations X <- (a + b G + c G^2) X with G = X X^T, which need only
+    products. The factors of X are polynomials of the first G, whose side is the shorter side of X.
+    So the factors are computed first, together for all matrices with the same side. The smallest
+    eigenvalues of G need float32. GPUs iterate X itself in bfloat16.
+
+    Args:
+        stacks: stacks of matrices (N, rows, columns).
     """
     lying = [x.mT if x.shape[1] > x.shape[2] else x for x in stacks]
     alike: dict[Any, list[int]] = defaultdict(list)
@@ -158,7 +161,7 @@ def orthogonal(stacks: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _factors(gram: Tensor) -> Tensor:
-    """What the iterations multiply X by, from X X^T (N, side, side)."""
+    """Return the factors by which the iterations multiply X, from X X^T (N, side, side)."""
     a, b, c = COEFFICIENTS
     eye = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
     norm = gram.diagonal(dim1=1, dim2=2).sum(1).sqrt().clamp(min=LEAST)[:, None, None]
@@ -170,7 +173,7 @@ def _factors(gram: Tensor) -> Tensor:
 
 
 def _iterated(x: Tensor) -> Tensor:
-    """X (N, rows, columns), rows no more than columns, after the iterations."""
+    """Iterate X (N, rows, columns), with rows <= columns."""
     a, b, c = COEFFICIENTS
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=LEAST)
     for _ in range(ITERATIONS):

@@ -1,7 +1,7 @@
 """Optimizers `(net, *, lr, weight_decay) -> torch.optim.Optimizer`.
 
-Training sets `lr` before each step. One that sets `_step_supports_amp_scaling`, as PyTorch's fused
-ones do, is handed what to divide the gradients by and whether to skip the step on the device.
+Training sets `lr` before each step. An optimizer with `_step_supports_amp_scaling`, like PyTorch's
+fused optimizers, receives the divisor of the gradients, and whether to skip the step, as tensors.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def adamw(net: nn.Module, *, lr: float, weight_decay: float) -> Optimizer:
 def muon(net: nn.Module, *, lr: float, weight_decay: float) -> Optimizer:
     """Muon for the weight matrices between a network's ends, AdamW for the rest.
 
-    A network names in `ends` its modules that read input, times and classes, or write the output:
-    their rows and columns are no mixtures of features.
+    A network lists in `ends` the modules that read the input, times and classes, or write the
+    output, because their rows or columns are not mixtures of features.
     """
     from diffuse_cli.core.muon import Muon
 
@@ -41,9 +41,9 @@ def muon(net: nn.Module, *, lr: float, weight_decay: float) -> Optimizer:
 
 
 def hidden(net: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """The weight matrices of a network but for those of its `ends`, with their names.
+    """Yield the names and weight matrices of a network, except the modules in its `ends`.
 
-    A convolution of one channel per group is no matrix.
+    A convolution of one channel per group does not count as a matrix.
     """
     ends = {*getattr(net, "ends", ())}
     for name, weight in net.named_parameters():

@@ -2,8 +2,8 @@
 
     q(x_t | x_0) = N(alpha_t x_0, sigma_t^2),  alpha_t^2 = alpha_bar_t,  sigma_t^2 = 1 - alpha_bar_t
 
-(Ho et al. 2020, eq. 4). A step goes between any two times s < t, with alpha_bar_t / alpha_bar_s in
-place of 1 - beta_t; s = -1 is clean data, whose alpha_bar is 1.
+(Ho et al. 2020, eq. 4). A step can go between any two times s < t. Its alpha_bar_t / alpha_bar_s
+then replaces 1 - beta_t. Clean data is s = -1, whose alpha_bar is 1.
 
 Times are ints (samplers), integer tensors of shape (B,) (training), or floats (karras spacing), for
 which log-SNR is interpolated. Coefficients are computed in float64 and cast last.
@@ -27,14 +27,17 @@ CLEAN = "s = -1 is clean data, not an index"
 
 
 class TimestepTable:
-    """A row of float64 numbers per timestep, with a cached copy for each device and dtype."""
+    """Table with a row of float64 numbers per timestep, and a cached copy per device and dtype."""
 
     def __init__(self, *columns: Tensor) -> None:
         self.rows = torch.stack(torch.broadcast_tensors(*columns), dim=1)
         self._copies: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     def __call__(self, t: int | Tensor, like: Tensor) -> tuple[Any, ...]:
-        """The columns at t: numbers for an int; for (B,), tensors that broadcast against `like`."""
+        """Return the columns at t.
+
+        For an int they are numbers, for (B,) they are tensors that broadcast against `like`.
+        """
         if not isinstance(t, Tensor):
             if t < 0:
                 raise IndexError(CLEAN)
@@ -49,25 +52,26 @@ class TimestepTable:
 
 
 def spread(values: Tensor, like: Tensor) -> Tensor:
-    """(B,) as (B, 1, ..., 1), to broadcast against `like` of shape (B, ...)."""
+    """Reshape (B,) to (B, 1, ..., 1), to broadcast against `like` of shape (B, ...)."""
     return values.reshape(-1, *[1] * (like.ndim - 1))
 
 
 class Process:
-    """The forward process of a list of betas.
+    """Forward process defined by a list of betas.
 
     Args:
-        betas: the variances beta_0 ... beta_{T-1}, each in (0, 1]. Only the last can be 1; log-SNR
-            there is -inf.
-        timesteps: what the network is shown at each time; t * 1000 / T by default.
+        betas: the variances beta_0 ... beta_{T-1}, each in (0, 1]. Only the last can be 1, where
+            log-SNR is -inf.
+        timesteps: the network's time input at each time, t * 1000 / T by default.
 
     Attributes:
         betas, alpha_bars, timesteps: float64 tensors on the CPU, shape (T,).
-        steps: the coefficients of the step from each timestep to the one before, likewise.
+        steps: the coefficients of the step from each timestep to the previous one, also float64
+            tensors on the CPU, shape (T,).
 
     Raises:
-        InvalidArgument: a beta outside (0, 1], or one under which alpha_bar does not fall (it is 0
-            already, or 1 - beta rounds to 1).
+        InvalidArgument: a beta outside (0, 1], or a timestep at which alpha_bar does not fall,
+            because it is 0 already or 1 - beta rounds to 1.
     """
 
     def __init__(
@@ -101,7 +105,7 @@ class Process:
     # -- coefficients ------------------------------------------------------------------------------
 
     def _pair(self, alpha_bar_t: Tensor, alpha_bar_s: Tensor) -> StepCoefficients:
-        """The coefficients of a step, in float64."""
+        """Return the coefficients of a step, in float64."""
         first = (alpha_bar_s == 1).double()
         beta = 1 - alpha_bar_t / alpha_bar_s
         noise_t, noise_s = 1 - alpha_bar_t, 1 - alpha_bar_s
@@ -119,7 +123,7 @@ class Process:
         )
 
     def alpha_bar(self, t: int | float) -> float:
-        """alpha_bar at a time; 1 at -1."""
+        """Return alpha_bar at a time, which is 1 at -1."""
         if t < 0:
             return 1.0
         if t == int(t):
@@ -138,12 +142,12 @@ class Process:
         return below + (above - below) * (t - low)
 
     def _alpha_bars_at(self, t: Tensor) -> Tensor:
-        """alpha_bar at integer times >= -1, in float64 on the CPU."""
+        """Return alpha_bar at integer times >= -1, in float64 on the CPU."""
         t = t.detach().cpu()
         return torch.where(t < 0, 1.0, self.alpha_bars[t.clamp(min=0)])
 
     def pair(self, t: Time, s: Time | None = None, *, like: Tensor) -> StepCoefficients:
-        """The coefficients of the step from t to s; by default to the timestep before t.
+        """Return the coefficients of the step from t to s, by default the timestep before t.
 
         For a tensor t the default s is fast: it reads a table on the device of `like`.
 
@@ -166,7 +170,7 @@ class Process:
         return StepCoefficients(*map(float, self._pair(level_t, level_s)))
 
     def level(self, t: Time, *, like: Tensor) -> tuple[Any, Any]:
-        """alpha_t and sigma_t, as numbers or as tensors that broadcast against `like`."""
+        """Return alpha_t and sigma_t, as numbers or as tensors that broadcast against `like`."""
         if isinstance(t, float):
             alpha_bar = self.alpha_bar(t)
             return math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
@@ -174,14 +178,14 @@ class Process:
         return alpha, sigma
 
     def shown(self, t: Time, *, like: Tensor) -> Tensor:
-        """What the network is shown for t: float32 (B,), with the batch size of `like`."""
+        """Return the network's time input at t: float32 (B,), with the batch size of `like`."""
         if isinstance(t, Tensor):
             shown: Tensor = self._shown(t, like)[0]
             return shown.reshape(-1).float()
         return like.new_full((len(like),), self._between(self.timesteps, t), dtype=torch.float32)
 
     def log_snr(self, t: Time) -> Any:
-        """log(alpha_t^2 / sigma_t^2), infinite at -1; for a tensor, float64 on the CPU."""
+        """Return log(alpha_t^2 / sigma_t^2), infinite at -1. For a tensor: float64 on the CPU."""
         if isinstance(t, Tensor):
             return torch.where(t.cpu() < 0, math.inf, self._log_snrs[t.cpu().clamp(min=0)])
         return math.inf if t < 0 else self._between(self._log_snrs, t)
@@ -189,21 +193,21 @@ class Process:
     # -- the Gaussians -----------------------------------------------------------------------------
 
     def diffuse(self, x0: Tensor, t: Time, noise: Tensor) -> Tensor:
-        """x_t = alpha_t x_0 + sigma_t eps (Ho et al. 2020, eq. 4)."""
+        """Return x_t = alpha_t x_0 + sigma_t eps (Ho et al. 2020, eq. 4)."""
         alpha, sigma = self.level(t, like=x0)
         x_t: Tensor = alpha * x0 + sigma * noise
         return x_t
 
     def posterior(self, x0: Tensor, x_t: Tensor, t: Time, s: Time | None = None) -> Gaussian:
-        """q(x_s | x_t, x_0), with variance beta-tilde (Ho et al. 2020, eqs. 6 and 7).
+        """Return q(x_s | x_t, x_0), with variance beta-tilde (Ho et al. 2020, eqs. 6 and 7).
 
-        At s = -1 the mean is x_0; for the variance see `StepCoefficients`.
+        At s = -1 the mean is x_0. For the variance see `StepCoefficients`.
         """
         pair = self.pair(t, s, like=x_t)
         return Gaussian(pair.c1 * x0 + pair.c2 * x_t, pair.log_beta_tilde)
 
     def transition(self, x_s: Tensor, s: Time, t: Time) -> Gaussian:
-        """q(x_t | x_s), s < t: the way back up, for samples that went too far down.
+        """Return q(x_t | x_s) for s < t, which adds noise to a sample at s.
 
         N(sqrt(alpha_bar_t / alpha_bar_s) x_s, 1 - alpha_bar_t / alpha_bar_s); s = -1 is clean data.
         """
@@ -211,7 +215,7 @@ class Process:
         return Gaussian(pair.alpha / pair.alpha_s * x_s, pair.log_beta)
 
     def prior(self, x0: Tensor) -> Gaussian:
-        """q(x_{T-1} | x_0), which the prior N(0, 1) approximates."""
+        """Return q(x_{T-1} | x_0), which the prior N(0, 1) approximates."""
         alpha, sigma = self.level(self.num_timesteps - 1, like=x0)
         return Gaussian(alpha * x0, 2 * math.log(sigma))
 
@@ -220,10 +224,11 @@ class Process:
     def times(
         self, n: int, spacing: str = "trailing", *, log_snr: float = -math.inf
     ) -> list[int] | list[float]:
-        """The n times that a sampler visits, descending.
+        """Return the n times that a sampler visits, descending.
 
         Args:
-            log_snr: the first is the one with this log-SNR or the next lower one, T-1 if none has.
+            log_snr: the log-SNR of the first time, which is the first timestep with this log-SNR
+                or a lower one, or T-1 if there is none.
 
         Raises:
             InvalidArgument: no such spacing, or more times than timesteps.
@@ -232,17 +237,18 @@ class Process:
         levels: list[float] = self._log_snrs.tolist()
         visited = levels[: self.from_log_snr(log_snr)]
         if not 1 <= n <= len(visited):
-            which = "the model's timesteps" if visited == levels else "those from the start on"
+            whole = visited == levels
+            which = "the model's timesteps" if whole else "the timesteps up to the start's noise"
             raise InvalidArgument(f"must be 1 to {len(visited)}, {which}", argument="steps")
         return choose(n, visited)
 
     def from_log_snr(self, log_snr: float) -> int:
-        """How many timesteps there are from the first one of this log-SNR, or less, on down."""
+        """Return the number of timesteps up to the first one with at most this log-SNR."""
         above = int((self._log_snrs > log_snr).sum())
         return min(above + 1, self.num_timesteps)
 
     def respaced(self, times: Iterable[int | float]) -> Process:
-        """The process over these times only; the network is shown the same times as before."""
+        """Return the process over these times only, with unchanged time inputs of the network."""
         chosen = sorted(times)
         levels = torch.tensor([1.0, *map(self.alpha_bar, chosen)], dtype=torch.float64)
         shown = [self._between(self.timesteps, t) for t in chosen]

@@ -5,8 +5,7 @@ A package that declares, for example,
     [project.entry-points."diffuse.samplers"]
     my-sampler = "my_package:my_sampler"
 
-adds an entry to the table `samplers`. It is imported when it is looked up, not when names are
-listed.
+adds an entry to the table `samplers`. Looking it up imports it; listing names does not.
 """
 
 from __future__ import annotations
@@ -29,9 +28,9 @@ Entry = TypeVar("Entry")
 
 @functools.cache
 def added() -> Mapping[str, Mapping[str, EntryPoint]]:
-    """The entry points of the groups `diffuse.GROUP`, by GROUP and name.
+    """Return the entry points of the groups `diffuse.GROUP`, by GROUP and name.
 
-    All at once: what every installed package declares is read for any.
+    They are read only once, because reading one group reads the metadata of every package.
     """
     points = entry_points()
     return {
@@ -42,14 +41,14 @@ def added() -> Mapping[str, Mapping[str, EntryPoint]]:
 
 
 def _loaded(point: EntryPoint) -> Any:
-    """What an entry point names.
+    """Import the object that an entry point names.
 
     Raises:
-        InvalidArgument: its package is broken.
+        InvalidArgument: the package cannot be imported.
     """
     try:
         return point.load()
-    except Exception as error:  # it may be anything
+    except Exception as error:  # the import runs code of another package
         package = point.dist.name if point.dist else point.value
         raise InvalidArgument(
             f"the extension {package} cannot be loaded: {type(error).__name__}: {error}",
@@ -58,12 +57,14 @@ def _loaded(point: EntryPoint) -> Any:
 
 
 class Registry(MutableMapping[str, Entry]):
-    """Entries by name: our own, then those of other packages under names that we do not use.
+    """Table of entries by name: built-in entries, then entries of other packages.
+
+    If both use a name, the built-in entry counts.
 
     Args:
         group: the table's name in entry points.
-        own: our entries.
-        aliases: the names of entries by the names that they had before, which are not listed.
+        own: the built-in entries.
+        aliases: current names by former names. Former names still work, but are not listed.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class Registry(MutableMapping[str, Entry]):
         self.group, self.own, self.aliases = group, dict(own), aliases or {}
 
     def current(self, name: str) -> str:
-        """Return the name under which an entry is listed, from this one or one that it had."""
+        """Return the current name of an entry, from its current or a former name."""
         return self.aliases.get(name, name)
 
     def __getitem__(self, name: str) -> Entry:
@@ -106,17 +107,17 @@ def by_name(*entries: Callable[..., Any]) -> dict[str, Any]:
 
 
 class Modules(Registry[Entry]):
-    """The modules of a package, or one value of each, imported when it is looked up.
+    """Table of the modules of a package, or of one value in each, imported on look-up.
 
-    `some_name.py` is `some-name`; a file that starts with an underscore is not listed.
+    `some_name.py` is the entry `some-name`. Files that start with an underscore are not listed.
 
     Args:
         group: the table's name in entry points.
         package: `__name__` of the package.
         path: its `__path__`.
-        helpers: modules of the package that are not entries, though other packages import them.
-        value: the name of the value in a module that is its entry; empty for the module.
-        aliases: see `Registry`; an entry keeps the place of its old name.
+        helpers: modules of the package that are not entries, although other packages import them.
+        value: the name of the value in each module that is the entry. If empty, the module is.
+        aliases: see `Registry`. An entry is listed where its former name would be.
     """
 
     def __init__(
@@ -146,8 +147,11 @@ class Modules(Registry[Entry]):
         return cast(Entry, getattr(found, self.value) if self.value else found)
 
     def about(self, name: str) -> str:
-        """The first paragraph of an entry's docstring; that of a module, which may import much, is
-        read from its source. An extension that is broken says so."""
+        """Return the first paragraph of an entry's docstring.
+
+        For a module it is read from the source, because importing the module may be slow. For a
+        broken extension it is the error.
+        """
         module = self.own[name] if name in self.own else self._added[name].value
         try:
             if isinstance(module, str) and (source := _source(module)) is not None:
@@ -160,8 +164,8 @@ class Modules(Registry[Entry]):
 
 
 def _source(module: str) -> str | None:
-    """The text of a module that need not be imported for it, if there is one."""
-    with contextlib.suppress(Exception):  # a package around it that is broken, or no module's name
+    """Return the source of a module without importing it, or None if there is none."""
+    with contextlib.suppress(Exception):  # a broken parent package, or not the name of a module
         spec = importlib.util.find_spec(module)
         loader = spec.loader if spec else None
         return loader.get_source(module) if isinstance(loader, InspectLoader) else None
@@ -170,16 +174,16 @@ def _source(module: str) -> str | None:
 
 # -- errors ---------------------------------------------------------------------------------------
 
-# The core's error, and look-ups that raise it.
+# The core's exception, and look-ups that raise it.
 
 
 class InvalidArgument(ValueError):
     """A wrong argument.
 
     Attributes:
-        argument: its name; empty if several are to blame.
-        problem: what is wrong; if there is an argument, the text that follows its name.
-        hint: what to do instead.
+        argument: its name, or an empty string if several are wrong.
+        problem: the description of the error. If `argument` is set, it continues after the name.
+        hint: the advice to the caller.
     """
 
     def __init__(self, problem: str, hint: str = "", *, argument: str = "") -> None:
@@ -187,7 +191,7 @@ class InvalidArgument(ValueError):
         self.argument, self.problem, self.hint = argument, problem, hint
 
     def message(self, name: str) -> str:
-        """What is wrong, with the argument called `name`."""
+        """Return the description of the error, with `name` for the argument."""
         if not self.argument:
             return self.problem
         return f"{name}{'' if self.problem.startswith(':') else ' '}{self.problem}"
@@ -203,17 +207,17 @@ def near(name: str, names: Iterable[str], cutoff: float = 0.5) -> str:
 
 
 def suggest(name: str, names: Iterable[str]) -> str:
-    """Return a hint after an unknown name: the nearest known one, or all of them."""
+    """Return a hint for an unknown name: the most similar name, or the list of all names."""
     names = list(names)
     found = near(name, names)
     return f"Did you mean '{found}'?" if found else "Choose from: " + ", ".join(names)
 
 
 def lookup(table: Mapping[str, Entry], name: str, argument: str) -> Entry:
-    """`table[name]`.
+    """Return `table[name]`.
 
     Raises:
-        InvalidArgument: no such entry; the hint names the nearest, or all.
+        InvalidArgument: no such entry. The hint is the most similar name, or all names.
     """
     try:
         return table[name]

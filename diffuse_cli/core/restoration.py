@@ -1,14 +1,15 @@
-"""Restoration: an unconditional model asked for samples that fit an observation y = A x_0 + noise.
+"""Restoration: samples of an unconditional model that fit an observation y = A x_0 + noise.
 
-`RESTORATIONS[name](denoise, process, degradation, y)` wraps a `Denoise` into one whose x_0 is
-nearer to E[x_0 | x_t, y]; eps is recomputed. As with guidance, any sampler goes with any of them.
+`RESTORATIONS[name](denoise, process, degradation, y)` wraps a `Denoise` so that its x_0 is nearer
+to E[x_0 | x_t, y], and recomputes eps. As with guidance, every method works with every sampler.
 
-    ddnm    A x_0 = y exactly, the rest as the model has it. No gradient, so the cheapest. Exact for
-            what y determines; biased for the rest, of which y says something too.
-    pigdm   adds the gradient of log p(y | x_t), with Var(x_0 | x_t) = sigma^2 whatever the data:
-            biased, but less.
-    mmps    the same with the model's own Var(x_0 | x_t), its Jacobian: exact for Gaussian data, up
-            to its solver and the sampler's steps.
+    ddnm    sets A x_0 = y exactly, and keeps the rest of the model's x_0. It needs no gradient, so
+            it is the cheapest method. It is exact in the range of A⁺, and biased in the rest, about
+            which y has information too.
+    pigdm   adds the gradient of log p(y | x_t), with the same Var(x_0 | x_t) for all data. It is
+            less biased.
+    mmps    does so with the model's own Var(x_0 | x_t), from its Jacobian. It is exact for Gaussian
+            data, up to its solver and the sampler's steps.
 """
 
 from __future__ import annotations
@@ -29,17 +30,17 @@ if TYPE_CHECKING:
 Linear = Callable[["Tensor"], "Tensor"]
 
 ITERATIONS, GRADIENTS = 30, 3
-"""Of the solver; those of `mmps` each cost a gradient through the network."""
+"""Default iterations of the solver, and of the solver in `mmps`, where each costs a gradient."""
 
 
 @dataclass(frozen=True)
 class Restoration:
-    """An entry of `RESTORATIONS`.
+    """Entry of `RESTORATIONS`.
 
     Attributes:
-        wrap: `(denoise, process, degradation, y, sigma, **options) -> Denoise`.
-        differentiates: whether it needs the gradient of `denoise` (which then must not run in
-            inference mode, and is better clipped after than before).
+        wrap: the wrapper `(denoise, process, degradation, y, sigma, **options) -> Denoise`.
+        differentiates: whether it needs the gradient of `denoise`, which then must not run in
+            inference mode, and should be clipped after wrapping instead of before.
     """
 
     wrap: Callable[..., Denoise]
@@ -54,12 +55,12 @@ class Restoration:
         sigma: float | None = None,
         **options: Any,
     ) -> Denoise:
-        """`denoise` that knows y.
+        """Wrap `denoise` to fit its x_0 to the observation y.
 
         Args:
-            degradation: drawn, where it is random.
-            y: (B, ...), as `degradation.apply` gives it.
-            sigma: standard deviation of the noise in y; the degradation's by default.
+            degradation: the degradation, after `drawn` if it is random.
+            y: the observation (B, ...), as `degradation.apply` returns it.
+            sigma: the standard deviation of the noise in y, by default the degradation's.
         """
         sigma = degradation.sigma if sigma is None else sigma
         return self.wrap(denoise, process, degradation, y, sigma, **options)
@@ -74,15 +75,15 @@ def ddnm(
     *,
     iterations: int = ITERATIONS,
 ) -> Denoise:
-    """x_0 - A⁺(A x_0 - y) (Wang et al. 2023, eq. 13).
+    """Return x_0 - A⁺(A x_0 - y) (Wang et al. 2023, eq. 13).
 
-    With noise, Bayes' weight of y for data of unit variance stands for A⁺:
-    r^2 Aᵀ (r^2 A Aᵀ + sigma^2)⁻¹, with the r of `pigdm`. DDNM+ (sec. 3.3) weighs by the noise of
-    the sampler's next step and lowers that noise, which a wrapper does not know and cannot.
+    With noise, Bayes' weight of y for data of unit variance replaces A⁺:
+    r^2 Aᵀ (r^2 A Aᵀ + sigma^2)⁻¹, with the r of `pigdm`. DDNM+ (sec. 3.3) weights by the noise of
+    the sampler's next step and lowers that noise, but a wrapper has no access to it.
 
     Args:
-        iterations: of the solver for the inverse, with noise; 1 is exact where A Aᵀ is a multiple
-            of one on what is observed, as for all degradations but `blur`.
+        iterations: iterations of the solver for the inverse, with noise. 1 is exact if A Aᵀ is a
+            multiple of the identity on the range of A, as for all degradations except `blur`.
     """
 
     def restored(x_t: Tensor, t: Any, /, **cond: Any) -> Prediction:
@@ -104,10 +105,10 @@ def pigdm(
     *,
     iterations: int = ITERATIONS,
 ) -> Denoise:
-    """Pseudoinverse guidance (Song et al. 2023a, eqs. 7 and 8).
+    """Apply pseudoinverse guidance (Song et al. 2023a, eqs. 7 and 8).
 
-    The gradient of log p(y | x_t) where x_0 given x_t is Gaussian with variance
-    r^2 = sigma_t^2 / (alpha_t^2 + sigma_t^2), that of data of unit variance.
+    It adds the gradient of log p(y | x_t) for a Gaussian x_0 given x_t with variance
+    r^2 = sigma_t^2 / (alpha_t^2 + sigma_t^2), as for data of unit variance.
 
     Args:
         iterations: as for `ddnm`.
@@ -124,13 +125,13 @@ def mmps(
     *,
     iterations: int = GRADIENTS,
 ) -> Denoise:
-    """Moment matching posterior sampling (Rozet et al. 2024, sec. 4.2).
+    """Apply moment matching posterior sampling (Rozet et al. 2024, sec. 4.2).
 
-    The same with the covariance V = sigma_t^2 / alpha_t * J, J the Jacobian of x_0 by x_t. Exact
-    for Gaussian data with enough iterations.
+    It is `pigdm` with the covariance V = sigma_t^2 / alpha_t * J, J the Jacobian of x_0 by x_t, and
+    exact for Gaussian data with enough iterations.
 
     Args:
-        iterations: of the solver for (A V Aᵀ + sigma^2)⁻¹; each costs a gradient.
+        iterations: iterations of the solver for (A V Aᵀ + sigma^2)⁻¹. Each costs a gradient.
     """
     return _by_gradient(denoise, process, degradation, y, sigma, iterations, jacobian=True)
 
@@ -145,12 +146,11 @@ def _by_gradient(
     *,
     jacobian: bool,
 ) -> Denoise:
-    """x_0 + V Aᵀ (A S Aᵀ + sigma^2)⁻¹ (y - A x_0), with S = V, or sigma_t^2 without the `jacobian`.
+    """Return x_0 + V Aᵀ (A S Aᵀ + sigma^2)⁻¹ (y - A x_0).
 
-    V = sigma_t^2 / alpha_t J is Tweedie's covariance, J the Jacobian of x_0 by x_t.
-
-    At SNR 0, where J is 0 and V the data's own covariance, V and sigma_t are those of the noisiest
-    timestep whose SNR is not 0.
+    V = sigma_t^2 / alpha_t J is Tweedie's covariance, J the Jacobian of x_0 by x_t. S is V, or
+    sigma_t^2 without the `jacobian`. At SNR 0 J is 0 and V is the covariance of the data. There V
+    and sigma_t are taken from the noisiest timestep whose SNR is not 0.
     """
     import torch
 
@@ -180,7 +180,7 @@ def _by_gradient(
 
 
 def _above_zero(process: Process, t: Any) -> Any:
-    """Return t, or the noisiest timestep whose SNR is not 0 where that of t is."""
+    """Return t, or the noisiest timestep with an SNR above 0 if the SNR at t is 0."""
     last = int((process.alpha_bars > 0).sum()) - 1
     if last == process.num_timesteps - 1:
         return t
@@ -190,9 +190,9 @@ def _above_zero(process: Process, t: Any) -> Any:
 def _weighed(
     degradation: Degradation, missed: Tensor, spread: Linear, sigma: float, iterations: int
 ) -> Tensor:
-    """Aᵀ (A S Aᵀ + sigma^2)⁻¹ of `missed`, S by `spread`.
+    """Return Aᵀ (A S Aᵀ + sigma^2)⁻¹ `missed`, with S v = `spread(v)`.
 
-    What of y is not in the range of A says nothing of x_0, and is left out.
+    The part of y outside the range of A has no information about x_0, and is left out.
     """
 
     def seen(v: Tensor) -> Tensor:
@@ -205,7 +205,7 @@ def _weighed(
 def _alike(
     degradation: Degradation, missed: Tensor, variance: Any, sigma: float, iterations: int
 ) -> Tensor:
-    """The same where S is one variance for all; without noise by A⁺."""
+    """Return `_weighed` for S = `variance` times the identity, by A⁺ without noise."""
     if not sigma:
         back: Tensor = degradation.pinv(missed) / variance
         return back
@@ -213,7 +213,7 @@ def _alike(
 
 
 def _detached(prediction: Prediction) -> Prediction:
-    """The prediction without the graph that led to it."""
+    """Detach a prediction from the autograd graph."""
     log_var = prediction.log_var
 
     def fixed(t: Any, s: Any = None) -> Any:
@@ -225,10 +225,11 @@ def _detached(prediction: Prediction) -> Prediction:
 
 
 def solve(matrix: Linear, wanted: Tensor, iterations: int) -> Tensor:
-    """v with matrix(v) near `wanted`, for each sample of a batch.
+    """Solve matrix(v) = `wanted` approximately, for each sample of a batch.
 
-    Generalised conjugate residuals (Eisenstat et al. 1983), which are GMRES: the residual never
-    grows, also where a network's Jacobian is not symmetric. Reads no number back.
+    The method is generalised conjugate residuals (Eisenstat et al. 1983), equivalent to GMRES: the
+    residual never grows, even though a network's Jacobian is not symmetric. It needs no transfers
+    from the device.
     """
     from torch import finfo
 
@@ -253,11 +254,11 @@ def solve(matrix: Linear, wanted: Tensor, iterations: int) -> Tensor:
 def consistent(
     x0: Tensor, degradation: Degradation, y: Tensor, *, bounded: bool = True, rounds: int = 100
 ) -> Tensor:
-    """The sample near x_0 with A x_0 = y, for y without noise.
+    """Return the sample near x_0 with A x_0 = y, for y without noise.
 
     Args:
-        bounded: also keep it in [-1, 1], by projecting on both in turn; the range comes last.
-        rounds: how often.
+        bounded: whether to keep it in [-1, 1] too, by alternating projections, the range last.
+        rounds: the number of alternations.
     """
     for _ in range(rounds if bounded else 1):
         x0 = x0 - degradation.pinv(degradation.apply(x0) - y)
@@ -266,7 +267,7 @@ def consistent(
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """The inner product of each sample, (B, 1, ..., 1)."""
+    """Return the inner product of each sample, (B, 1, ..., 1)."""
     return (a * b).sum(list(range(1, a.ndim)), keepdim=True)
 
 

@@ -1,9 +1,9 @@
 """Samplers: generators over a list of descending times.
 
 `SAMPLERS[name](denoise, process, x, times, *, noise, **options)` yields a `State` after each step.
-The last step goes to `end`: s = -1, which gives the images, unless the caller stops on the way
-(`core.inpainting` goes up again from there). `noise(k)` is the noise of the k-th step: all
-randomness comes from the caller.
+The last step goes to `end`. By default that is s = -1, which gives the images. A caller can end
+earlier, as `core.inpainting` does, which adds noise again from there. `noise(k)` is the noise of
+the k-th step, so all randomness comes from the caller.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from diffuse_cli.core.solvers import Noise
 
 STALLED = 5
-"""Evaluations without gain after which the rest of the error is taken for rounding."""
+"""Evaluations without improvement after which the remaining error counts as rounding."""
 
 
 def ddpm(
@@ -81,22 +81,22 @@ def encode(
     tolerance: float = 1e-5,
     iterations: int = 100,
 ) -> Iterator[State]:
-    """The noise from which deterministic `ddim` over the same times makes the images x_0.
+    """Find the noise from which deterministic `ddim` over the same times makes the images x_0.
 
     The steps of `ddim`, x_s = alpha_s x_0(x_t) + sigma_s eps(x_t), are inverted from s = -1 to the
-    first of `times` (Song et al. 2021a, eqs. 13 and 14). What is usually called DDIM inversion
-    uses eps at the known x_s in place of eps at the unknown x_t: that holds for small steps only,
-    and images do not come back. Here each step is solved for x_t.
+    first of `times` (Song et al. 2021a, eqs. 13 and 14). The usual DDIM inversion uses eps at the
+    known x_s instead of eps at the unknown x_t. That is accurate only for small steps, and does not
+    reproduce the images. Here each step is solved for x_t.
 
     Args:
-        times: descending, as for `ddim`; a `State` is yielded at each, the last one first.
-        tolerance: the largest error of `ddim` from x_t, in any element of x_s; if rounding allows,
-            of x_s / alpha_s.
+        times: the descending times of `ddim`. A `State` is yielded at each, the last time first.
+        tolerance: the largest error of `ddim` from x_t, in any element of x_s. If rounding allows,
+            it applies to x_s / alpha_s.
         iterations: evaluations allowed per step.
 
     Raises:
-        InvalidArgument: a step was not solved: it is too long, or no x_t leads to x_s, for example
-            because x_0 is clamped or hardly depends on x_t.
+        InvalidArgument: a step has no solution, because it is too long, or because x_0 is clamped
+            or hardly depends on x_t.
     """
     x = x0
     for step in reversed(list(steps(process, times))):
@@ -107,10 +107,10 @@ def encode(
 def _undo(
     denoise: Denoise, step: SolverStep, x_s: Tensor, tolerance: float, iterations: int
 ) -> tuple[Tensor, Prediction]:
-    """The x_t from which `ddim` comes to x_s, by fixed-point iteration.
+    """Find the x_t from which `ddim` steps to x_s, by fixed-point iteration.
 
     With v = alpha eps - sigma x_0 the step is a rotation, x_s = cos x_t - sin v(x_t) (Salimans & Ho
-    2022, app. D); x_t = (x_s + sin v(x_t)) / cos is iterated.
+    2022, app. D). The iteration is x_t <- (x_s + sin v(x_t)) / cos.
     """
     cos = step.alpha * step.alpha_s + step.sigma * step.sigma_s
     tried: list[tuple[Tensor, Tensor]] = []
@@ -131,14 +131,15 @@ def _undo(
     raise InvalidArgument(
         f"the noise of these images was not found: at timestep {step.t:g} no x_t leads to within "
         f"{tolerance:.1g} of them",
-        "Take more steps",
+        "Use more steps",
     )
 
 
 def _accelerated(tried: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """Anderson's next iterate (B, D), from (iterate, residual) pairs, the newest last.
+    """Return Anderson's next iterate (B, D), from (iterate, residual) pairs, the newest last.
 
-    Mixes the iterates of each image to the smallest residual of a linear map (Walker & Ni 2011).
+    It mixes the iterates of each image so that the residual of a linear map would be smallest
+    (Walker & Ni 2011).
     """
     from torch import stack
 
@@ -157,10 +158,10 @@ def _accelerated(tried: list[tuple[Tensor, Tensor]]) -> Tensor:
 
 
 def sampler_options(sampler: str, **given: float | None) -> dict[str, float]:
-    """The options that are given (not None), for a sampler that takes them.
+    """Return the options that are not None, after checking that the sampler takes them.
 
     Raises:
-        InvalidArgument: no such sampler, or it does not take an option that is given.
+        InvalidArgument: no such sampler, or an option that it does not take.
     """
     parameters = inspect.signature(lookup(SAMPLERS, sampler, "sampler")).parameters
     takes = [name for name in given if name in parameters]
@@ -200,14 +201,14 @@ def sample(
     noise: Tensor | None = None,
     **options: Any,
 ) -> Tensor:
-    """Generate samples of a shape (B, C, *size), and draw the noise.
+    """Generate samples of a shape (B, C, *size), and draw the noise for them.
 
     Args:
-        denoise: a `Denoiser`, or what a function of `core.guidance` makes of one.
+        denoise: a `Denoiser`, or the result of a function in `core.guidance`.
         sampler, spacing: names in `SAMPLERS` and `SPACINGS`.
-        seed: of the draws; by default they are PyTorch's next ones.
-        noise: the initial noise, on the device of the network; by default drawn on the CPU.
-        options: of the sampler, such as `eta`; others are passed to the network.
+        seed: the seed of the noise. By default PyTorch's global generator draws it.
+        noise: the initial noise, on the device of the network. By default it is drawn on the CPU.
+        options: options of the sampler, such as `eta`. All others are passed to the network.
 
     Raises:
         InvalidArgument: no such sampler or spacing, more steps than timesteps, or a plain function.
@@ -232,14 +233,14 @@ def sample(
 
 SPACED = {"unipc": "wide"}
 FEW = 10
-"""The spacings that go with samplers in at most so many steps; else `trailing`. Only `unipc` in few
-steps was measured (benchmarks/README.md)."""
+"""Default spacings of samplers in at most `FEW` steps. All others use `trailing`. Only `unipc` in
+few steps was measured (benchmarks/README.md)."""
 
 
 def spacing_of(sampler: str, steps: int) -> str:
-    """The spacing to use with a sampler where none is asked for."""
+    """Return the default spacing of a sampler."""
     return SPACED.get(sampler, "trailing") if steps <= FEW else "trailing"
 
 
 OF_DISTILLED = frozenset({"consistency"})
-"""Samplers that need a consistency function: other denoisers draw blurred samples with them."""
+"""Samplers that need a consistency function. With other denoisers their samples are blurred."""

@@ -1,8 +1,8 @@
 """Noise schedules: `num_timesteps -> betas`, t = 0 ... T-1, in float64.
 
 The scale k = 1000/T keeps the total noise the same for every T. No beta exceeds 0.999, except the
-last one of `flow`, which is 1. A schedule given by alpha_bar(u), u = 0 ... 1, takes beta from its
-ratios.
+last beta of `flow`, which is 1. Schedules that are defined by alpha_bar(u), u = 0 ... 1, compute
+beta from ratios of alpha_bar.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def sqrt(num_timesteps: int) -> list[float]:
 def laplace(num_timesteps: int) -> list[float]:
     """log-SNR(u) = -0.5 sign(0.5 - u) log(1 - 2|u - 0.5|) (Hang & Gu 2024; mu 0, b 0.5).
 
-    alpha_bar, the logistic function of log-SNR, is written with the root of 1 - 2|u - 0.5| because
-    log-SNR is infinite at both ends.
+    alpha_bar is the logistic function of log-SNR. It is computed from the root of 1 - 2|u - 0.5|,
+    because log-SNR is infinite at both ends.
     """
 
     def alpha_bar(u: float) -> float:
@@ -83,16 +83,16 @@ def flow(num_timesteps: int) -> list[float]:
     """log-SNR(u) = 2 log((1 - u) / u): the straight path of flow matching, variance-preserving.
 
     x_u = (1 - u) x_0 + u eps (Lipman et al. 2023, eq. 22; Liu et al. 2023) over
-    sqrt((1 - u)^2 + u^2); it ends without signal.
+    sqrt((1 - u)^2 + u^2). The last timestep has no signal.
     """
     return _from_alpha_bar(lambda u: (1 - u) ** 2 / ((1 - u) ** 2 + u**2), num_timesteps, most=1.0)
 
 
 def zero_terminal_snr(betas: Sequence[float]) -> list[float]:
-    """Betas rescaled to end without signal (Lin et al. 2024, algorithm 1).
+    """Rescale betas so that the last timestep has no signal (Lin et al. 2024, algorithm 1).
 
-    sqrt(alpha_bar) is shifted to end at 0 and stretched to start where it did: the first beta
-    stays, the stretch cancels in the others, and the last beta is exactly 1.
+    sqrt(alpha_bar) is shifted to end at 0 and scaled to start at its old value. The first beta
+    stays, the scale cancels in the others, and the last beta is exactly 1.
 
     Raises:
         InvalidArgument: fewer than two betas, or an alpha_bar that does not fall.
@@ -105,11 +105,11 @@ def zero_terminal_snr(betas: Sequence[float]) -> list[float]:
 
 
 def shifted(betas: Sequence[float], shift: float) -> list[float]:
-    """Betas whose log-SNR is higher by `shift` at every timestep.
+    """Return betas whose log-SNR is higher by `shift` at every timestep.
 
-    Neighbouring pixels of a large picture tell the same, so that noise hides less of it: at d times
-    the side, a shift of -2 log d hides as much (Hoogeboom et al. 2023). Levels without
-    signal stay so.
+    Neighbouring pixels of a large image are redundant, so the same noise hides less of it. At d
+    times the side, a shift of -2 log d compensates for this (Hoogeboom et al. 2023). Timesteps
+    without signal stay without.
     """
     levels = [1.0, *accumulate((1 - beta for beta in betas), mul)]
     scale = math.exp(shift)
@@ -121,7 +121,7 @@ def shifted(betas: Sequence[float], shift: float) -> list[float]:
 def _from_alpha_bar(
     alpha_bar: Callable[[float], float], num_timesteps: int, most: float = MAX_BETA
 ) -> list[float]:
-    """beta_t = 1 - alpha_bar((t + 1) / T) / alpha_bar(t / T), at most `most`."""
+    """Return beta_t = 1 - alpha_bar((t + 1) / T) / alpha_bar(t / T), at most `most`."""
     levels = [alpha_bar(i / num_timesteps) for i in range(num_timesteps + 1)]
     ratios = [after / before if before > 0 else 0.0 for before, after in pairwise(levels)]
     return _capped([1 - ratio for ratio in ratios], most)

@@ -23,7 +23,7 @@ _KINDS: dict[str, tuple[Any, str]] = {
     "bool": ((bool,), "true or false"),
     "str": ((str,), "text"),
 }
-"""The types that a field's annotation allows, and what it is called."""
+"""Types that an annotation allows, and its name in messages."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class Setting:
         low, high: the range of a number, or of each number in a tuple, inclusive.
         below: an exclusive upper bound.
         help: one sentence.
-        parse: makes the value from text or plain values; raises ValueError.
+        parse: a function from text or plain values to the field's value, which raises ValueError.
     """
 
     low: float | None = None
@@ -45,12 +45,12 @@ class Setting:
 
 
 def setting(default: Any = MISSING, low: float | None = None, high: float | None = None) -> Any:
-    """Return a field of `Settings`, with the range of its number or of each number in a tuple."""
+    """Return a field of `Settings` with the range of its number, or of each number in a tuple."""
     return dataclasses.field(default=default, metadata={"setting": Setting(low=low, high=high)})
 
 
 class Settings:
-    """The base of settings.
+    """Base class of settings.
 
     Raises:
         InvalidArgument: a value of the wrong type or out of range.
@@ -69,14 +69,13 @@ def fields_of(kind: Any) -> dict[str, dataclasses.Field[Any]]:
 
 
 def kind_of(field: dataclasses.Field[Any]) -> str:
-    """Return a field's annotation as it is written, without its None, also where annotations are
-    not strings."""
+    """Return a field's annotation as text without its None, even if annotations are types."""
     name = field.type.__name__ if isinstance(field.type, type) else str(field.type)
     return name.removesuffix(" | None")
 
 
 def accepted(field: dataclasses.Field[Any], value: Any) -> Any:
-    """Return a value for a field: parsed, of its type and in its range.
+    """Return a field's value after parsing and checking its type and range.
 
     Raises:
         InvalidArgument: a value of the wrong type or out of range.
@@ -95,10 +94,10 @@ def accepted(field: dataclasses.Field[Any], value: Any) -> Any:
 
 
 def parsed(field: dataclasses.Field[Any], value: Any) -> Any:
-    """Return what the field's parser makes of a value, or the value itself without a parser.
+    """Return the value parsed by the field's parser, or unchanged if the field has none.
 
     Raises:
-        InvalidArgument: the parser refuses it.
+        InvalidArgument: the parser refuses the value.
     """
     parse = field.metadata.get("setting", Setting()).parse
     try:
@@ -108,17 +107,18 @@ def parsed(field: dataclasses.Field[Any], value: Any) -> Any:
 
 
 def brief(value: Any) -> str:
-    """Return a value for a message, shortened."""
+    """Return the shortened repr of a value, for a message."""
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:60]} …"
 
 
 def checked(name: str, kind: str, value: Any, spec: Setting) -> Any:
-    """Return a value as what an annotation names; a whole number becomes a float where one is
-    meant. Annotations other than int, float, bool and str are not checked.
+    """Check a value's type and range and return it, as a float if the annotation is float.
+
+    Annotations other than int, float, bool and str are not checked.
 
     Raises:
-        InvalidArgument: with the argument `name`.
+        InvalidArgument: a wrong type or a value out of range, for the argument `name`.
     """
     if kind not in _KINDS:
         return value
@@ -143,12 +143,12 @@ def checked(name: str, kind: str, value: Any, spec: Setting) -> Any:
 
 
 def digits(value: float) -> str:
-    """Return a number with all of its digits, and no more."""
+    """Return a number as text, with all of its digits and no trailing zeros."""
     return f"{value:g}" if float(f"{value:g}") == value else str(value)
 
 
 def dimensions(size: Sequence[int]) -> str:
-    """Return `64x64`, or `48 high x 64 wide` where height and width differ."""
+    """Return a size as text: `64x64`, or `48 high x 64 wide` if height and width differ."""
     if len(size) == 2 and size[0] != size[1]:
         return f"{size[0]} high x {size[1]} wide"
     return "x".join(map(str, size))
@@ -171,9 +171,9 @@ def from_dict(kind: type[S], values: Mapping[str, Any]) -> S:
 
 
 def to_dict(settings: object) -> dict[str, Any]:
-    """Return settings as plain values: tuples become lists, settings in them tables.
+    """Return settings as plain values, without those that are None.
 
-    None is left out.
+    Tuples become lists, and nested settings become dicts.
     """
     values = {name: getattr(settings, name) for name in fields_of(settings)}
     return {name: _plain(value) for name, value in values.items() if value is not None}

@@ -1,8 +1,8 @@
 """Samplers that solve the probability-flow equation, and one for its stochastic form.
 
-In z = x / alpha and the noise-to-signal ratio r = sigma / alpha the equation is dz = eps dr; in
-lambda = -log r = log_snr / 2 its linear part is solved exactly and only x_0 is approximated.
-Signatures are those of `samplers`. A step from alpha = 0 is DDIM's and leaves no history. The last
+In z = x / alpha and the noise-to-signal ratio r = sigma / alpha the equation is dz = eps dr. In
+lambda = -log r = log_snr / 2 its linear part is solved exactly, and only x_0 is approximated. For
+signatures see `samplers`. A step from alpha = 0 is a DDIM step and leaves no history. The last
 step, whose end is infinite in lambda, is of first order in lambda.
 """
 
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
 
     Noise = Callable[[int], Tensor]
     Known = tuple[float, Tensor]
-    """A lambda, and the x_0 that was predicted there."""
+    """A lambda, and the x_0 predicted there."""
 
 Times = Sequence[int] | Sequence[float]
 
 NOISIEST, STEEPEST = -5.1, math.log(20)
-"""A step in z and r that starts at a lower lambda, or in which log r falls further, is DDIM's: eps
-differs too much between its ends for a straight line."""
+"""Limits of steps in z and r: a step that starts at a lower lambda than `NOISIEST`, or over which
+log r falls by more than `STEEPEST`, is a DDIM step, because eps is not linear between its ends."""
 
 
 @dataclass(frozen=True)
 class State:
-    """A sampler between two steps: `x` is at time `t` (-1 is clean), `x0` the last estimate."""
+    """State of a sampler between two steps: `x` at time `t` (-1 is clean), `x0` the estimate."""
 
     x: Tensor
     x0: Tensor
@@ -42,7 +42,13 @@ class State:
 
 @dataclass(frozen=True)
 class SolverStep:
-    """The numbers of a step from t to s: alpha and sigma at both, lambda at t, and its growth h."""
+    """Coefficients of a step from t to s.
+
+    Attributes:
+        alpha, sigma, alpha_s, sigma_s: alpha and sigma at t and s.
+        start: lambda at t.
+        h: the increase of lambda from t to s.
+    """
 
     t: int | float
     s: int | float
@@ -55,20 +61,20 @@ class SolverStep:
 
     @property
     def rough(self) -> bool:
-        """Whether a solver in z and r takes this step by DDIM; the last one is not steep."""
+        """Whether a solver in z and r uses a DDIM step here. The last step is never steep."""
         return self.start < NOISIEST or STEEPEST < self.h < math.inf
 
     def ddim(self, prediction: Prediction) -> Tensor:
-        """alpha_s x_0 + sigma_s eps: exact where eps is constant (Song et al. 2021a, eq. 12)."""
+        """Return alpha_s x_0 + sigma_s eps, exact for constant eps (Song et al. 2021a, eq. 12)."""
         return self.alpha_s * prediction.x0 + self.sigma_s * prediction.eps
 
     def toward(self, x: Tensor, x0: Tensor) -> Tensor:
-        """x_s where x_0 does not change: the same point, from x and x_0."""
+        """Return x_s for constant x_0: the same point as `ddim`, from x and x_0."""
         return self.sigma_s / self.sigma * x - self.alpha_s * math.expm1(-self.h) * x0
 
 
 def steps(process: Process, times: Times, end: float = -1) -> Iterator[SolverStep]:
-    """The steps from each time to the next, and from the last to the end, clean data."""
+    """Yield the steps from each time to the next, and from the last time to the end."""
     for t, s in pairwise([*times, end]):
         bar, bar_s = process.alpha_bar(t), process.alpha_bar(s)
         start = process.log_snr(t) / 2
@@ -84,10 +90,10 @@ def steps(process: Process, times: Times, end: float = -1) -> Iterator[SolverSte
 def heun(
     denoise: Denoise, process: Process, x: Tensor, times: Times, *, noise: Noise, end: float = -1
 ) -> Iterator[State]:
-    """Heun's method, of second order (Karras et al. 2022, alg. 1): two evaluations a step.
+    """Heun's method of second order (Karras et al. 2022, alg. 1), with two evaluations per step.
 
-    The slope is the mean of eps at both ends. With z_s = x_0 + r_s eps at the far end, correcting
-    the DDIM step needs only the two x_0, which at low SNR are known better than eps.
+    The slope is the mean of eps at both ends. With z_s = x_0 + r_s eps at the far end, the
+    correction of the DDIM step needs only the two x_0, which at low SNR are more accurate than eps.
     """
     for step in steps(process, times, end):
         prediction = denoise(x, step.t)
@@ -104,21 +110,21 @@ ADAMS_BASHFORTH = (
     (23 / 12, -16 / 12, 5 / 12),
     (55 / 24, -59 / 24, 37 / 24, -9 / 24),
 )
-"""Weights of 1 to 4 derivatives, the newest first."""
+"""Adams-Bashforth weights of 1 to 4 derivatives, the newest first."""
 
 EXTRAPOLATED = 10
-"""In longer runs the last step of `ipndm` is DDIM's. Extrapolating it is better on smooth data and
-with few steps; on sharp data images leave the range that x_0 was clipped to."""
+"""Most steps with which `ipndm` extrapolates its last step. With more, that is a DDIM step.
+Extrapolating is better on smooth data and with few steps, but on sharp data images leave the range
+to which x_0 was clipped."""
 
 
 def ipndm(
     denoise: Denoise, process: Process, x: Tensor, times: Times, *, noise: Noise, end: float = -1
 ) -> Iterator[State]:
-    """Four-step Adams-Bashforth in eps with the weights of equal steps (Liu et al. 2022a, sec. 3),
-    started by its lower orders instead of Runge-Kutta (Zhang & Chen 2022).
+    """Four-step Adams-Bashforth in eps with the weights of equal steps (Liu et al. 2022a, sec. 3).
 
-    The last step is DDIM's in runs of more than `EXTRAPOLATED` steps. `State.x0` is what the step
-    used.
+    Its lower orders start it, instead of Runge-Kutta (Zhang & Chen 2022). With more than
+    `EXTRAPOLATED` steps the last one is a DDIM step. `State.x0` is the x_0 that the step used.
     """
     past: list[Tensor] = []
     for step in steps(process, times, end):
@@ -142,7 +148,7 @@ def ipndm(
 def dpmpp_2m(
     denoise: Denoise, process: Process, x: Tensor, times: Times, *, noise: Noise, end: float = -1
 ) -> Iterator[State]:
-    """DPM-Solver++(2M), of second order, one evaluation a step (Lu et al. 2022b, alg. 2)."""
+    """DPM-Solver++(2M) of second order, with one evaluation per step (Lu et al. 2022b, alg. 2)."""
     before = None
     for step in steps(process, times, end):
         x0 = denoise(x, step.t).x0
@@ -154,9 +160,9 @@ def dpmpp_2m(
 def dpmpp_2m_sde(
     denoise: Denoise, process: Process, x: Tensor, times: Times, *, noise: Noise, end: float = -1
 ) -> Iterator[State]:
-    """SDE-DPM-Solver++(2M), the same for the reverse stochastic equation (Lu et al. 2022b, sec. 5).
+    """SDE-DPM-Solver++(2M), the stochastic form of `dpmpp_2m` (Lu et al. 2022b, sec. 5).
 
-    With constant x_0 a step is a draw from the posterior, as in `ddpm`.
+    With constant x_0 a step samples from the posterior, as in `ddpm`.
     """
     before = None
     for k, step in enumerate(steps(process, times, end)):
@@ -171,7 +177,7 @@ def dpmpp_2m_sde(
 
 
 def _halfway(step: SolverStep, x0: Tensor, before: Known | None) -> Tensor:
-    """x_0 in the middle of a step, on the line through the last two."""
+    """Return x_0 in the middle of a step, on the line through the last two estimates."""
     if before is None or step.h == math.inf:
         return x0
     start, earlier = before
@@ -191,12 +197,12 @@ def unipc(
 ) -> Iterator[State]:
     """UniPC with B(h) = e^h - 1, in terms of x_0 (Zhao et al. 2023, algs. 1 and 2).
 
-    The evaluation at the end of a step corrects that step and starts the next one: one order more
-    at no cost. `State.x` is not yet corrected.
+    The evaluation at the end of a step corrects that step and starts the next one, which raises the
+    order by one at no cost. `State.x` is not yet corrected.
 
     Args:
-        order: of the predictor; it uses this many x_0.
-        corrector: correct each step.
+        order: the order of the predictor, which is also its number of x_0.
+        corrector: whether to correct each step.
     """
     past: list[Known] = []
     taken: tuple[SolverStep, Tensor, Tensor, list[Known]] | None = None
@@ -215,7 +221,7 @@ def unipc(
 
 
 def _multistep(step: SolverStep, x: Tensor, x0: Tensor, others: list[Known]) -> Tensor:
-    """A step with x_0 at its start and at other lambdas, which may include its end."""
+    """Return x_s, from x_0 at the start of a step and at other lambdas, also the step's end."""
     ratios = [(start - step.start) / step.h for start, _ in others]
     estimate = x0
     for weight, ratio, (_, other) in zip(_weights(ratios, step.h), ratios, others, strict=True):
@@ -224,10 +230,9 @@ def _multistep(step: SolverStep, x: Tensor, x0: Tensor, others: list[Known]) -> 
 
 
 def _weights(ratios: list[float], h: float) -> list[float]:
-    """a with sum a_k r_k^(i-1) = i! phi_(i+1)(-h) / phi_1(-h) for each i; a single weight is 1/2.
+    """Solve sum a_k r_k^(i-1) = i! phi_(i+1)(-h) / phi_1(-h) for a. A single weight is 1/2.
 
-    That half, which Zhao et al. 2023 use at every h, follows from B(h); with more weights it
-    cancels.
+    Zhao et al. 2023 use that 1/2 at every h. It follows from B(h), which cancels with more weights.
     """
     if len(ratios) < 2:
         return [0.5] * len(ratios)
@@ -240,8 +245,10 @@ def _weights(ratios: list[float], h: float) -> list[float]:
 
 
 def _phi(k: int, z: float) -> float:
-    """phi_0 = e^z, phi_(k+1) = (phi_k - 1/k!) / z; for small z by the series, to avoid
-    cancellation."""
+    """Return phi_k, with phi_0 = e^z and phi_(k+1) = (phi_k - 1/k!) / z.
+
+    For small z the series avoids cancellation.
+    """
     if abs(z) < 1:
         return sum(z**i / math.factorial(i + k) for i in range(20))
     return math.exp(z) if k == 0 else (_phi(k - 1, z) - 1 / math.factorial(k - 1)) / z

@@ -1,4 +1,4 @@
-"""The shape of a sample, and its numbers as stored and as the model sees them."""
+"""Shape of a sample, and the conversion between stored numbers and the model's numbers."""
 
 from __future__ import annotations
 
@@ -16,31 +16,32 @@ if TYPE_CHECKING:
 
 
 LONGEST_SIDE, LONGEST_SIGNAL, MOST_CHANNELS = 4096, 2**20, 64
-"""The longest side of two or three dimensions, and of one."""
+"""Longest side in two or three dimensions, longest side in one dimension, and most channels."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Space(Settings):
     """Arrays of one shape, stored as levels or as floats.
 
-    The model sees levels evenly, with those of `limits`, or else 0 and `levels` - 1, at -1 and 1.
-    It sees floats as (f(x) - mean) / std by channel, without a range, where f is the transform or
-    nothing.
+    For the model, levels are scaled so that the two `limits`, by default 0 and `levels` - 1, are at
+    -1 and 1. Floats become (f(x) - mean) / std in each channel, without a range, where f is the
+    transform.
 
     Attributes:
-        channels: C.
-        size: one to three spatial dimensions; (H, W) for an image.
+        channels: the number of channels C.
+        size: the one to three spatial dimensions, (H, W) for an image.
         medium: a name in `MEDIA`.
-        levels: their number; None for floats.
-        limits: the lowest and highest level that samples have, if they use a part of all levels.
-        mean, std: one number per channel for floats, of f(x); empty for levels.
-        transform: f, a name in `TRANSFORMS`, for floats; None for f(x) = x.
-        layout: the axes of a sample in its file, if the medium knows several.
-        rate: of sounds, in Hz.
+        levels: the number of levels, or None for floats.
+        limits: the lowest and highest level of the samples, if they do not use all levels.
+        mean, std: the mean and standard deviation of f(x) per channel, for floats. Empty for
+            levels.
+        transform: f, a name in `TRANSFORMS`, for floats, or None for f(x) = x.
+        layout: the axes of a sample in its file, if the medium has several layouts.
+        rate: the sampling rate of sounds in Hz.
 
     Raises:
         InvalidArgument: a value out of range, a `mean` or `std` of the wrong length, limits that
-            are not two levels in order, an unknown transform, or one of levels.
+            are not two levels in order, an unknown transform, or a transform of levels.
     """
 
     channels: int = setting(low=1, high=MOST_CHANNELS)
@@ -59,7 +60,7 @@ class Space(Settings):
         if not 1 <= len(self.size) <= 3:
             raise InvalidArgument("must have one to three dimensions", argument="size")
         if len(self.size) > 1 and max(self.size) > LONGEST_SIDE:
-            raise InvalidArgument(f"must be at most {LONGEST_SIDE} a side", argument="size")
+            raise InvalidArgument(f"must be at most {LONGEST_SIDE} per side", argument="size")
         wanted = self.channels if self.levels is None else 0
         for name in ("mean", "std"):
             if len(getattr(self, name)) != wanted:
@@ -79,7 +80,7 @@ class Space(Settings):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(C, *size)."""
+        """The shape (C, *size)."""
         return (self.channels, *self.size)
 
     @property
@@ -89,7 +90,7 @@ class Space(Settings):
 
     @property
     def ends(self) -> tuple[int, int] | None:
-        """The levels at -1 and 1; None for floats."""
+        """The levels at -1 and 1, or None for floats."""
         if self.levels is None:
             return None
         low, high = self.limits or (0, self.levels - 1)
@@ -97,11 +98,11 @@ class Space(Settings):
 
     @property
     def bins(self) -> int | None:
-        """The number of levels from -1 to 1; None for floats."""
+        """The number of levels from -1 to 1, or None for floats."""
         return None if self.ends is None else self.ends[1] - self.ends[0] + 1
 
     def to_model(self, stored: Tensor) -> Tensor:
-        """Stored (B, C, *size) to the model's numbers, float32."""
+        """Convert stored samples (B, C, *size) to the model's numbers, float32."""
         if self.ends is not None:
             low, high = self.ends
             return (stored.float() - low) / ((high - low) / 2) - 1
@@ -112,8 +113,10 @@ class Space(Settings):
         return (x - mean) / std
 
     def to_stored(self, x: Tensor) -> Tensor:
-        """The model's numbers to stored ones: levels, rounded and clamped (uint8 or int32), or
-        float32."""
+        """Convert the model's numbers to stored samples.
+
+        They are levels, rounded and clamped (uint8 or int32), or float32.
+        """
         x = x.detach().float()
         if self.levels is None or self.ends is None:
             mean, std = (self._per_channel(v, x) for v in (self.mean, self.std))
@@ -124,9 +127,9 @@ class Space(Settings):
         return levels.byte() if self.levels <= 256 else levels.int()
 
     def log_slope(self, stored: Tensor) -> Tensor:
-        """log |d model / d stored| of floats, elementwise, in nats.
+        """Return log |d model / d stored| of floats, elementwise, in nats.
 
-        A density of the model's numbers, times its exponential, is one of stored numbers.
+        A density of the model's numbers, times its exponential, is a density of stored numbers.
         """
         std = self._per_channel(self.std, stored)
         slope = -std.log().expand(stored.shape)
@@ -140,8 +143,9 @@ class Space(Settings):
 
 
 def from_plain(values: Mapping[str, Any]) -> Space:
-    """The space of plain values, as `settings.to_dict` writes them: floats have a mean, and no
-    levels.
+    """Make a space from plain values, as `settings.to_dict` writes them.
+
+    Values with a mean and without levels are for floats.
 
     Raises:
         InvalidArgument: an unknown name, a missing one, or a value that a space refuses.
@@ -152,19 +156,17 @@ def from_plain(values: Mapping[str, Any]) -> Space:
 
 # -- transforms -----------------------------------------------------------------------------------
 
-# Transforms of stored floats, before they are standardised.
-#
-# Each has a forward function f, its inverse, and log f', all elementwise on tensors.
+# Transforms of stored floats, applied before standardising. All functions are elementwise.
 
 
 @dataclass(frozen=True)
 class Transform:
-    """An increasing function of a number.
+    """Increasing function of a number.
 
     Attributes:
-        forward, inverse: f, and back.
-        log_slope: log f', in nats; a density of f(x) times f' is one of x.
-        takes: the numbers that it is defined for, in words.
+        forward, inverse: f and its inverse.
+        log_slope: log f', in nats. A density of f(x) times f' is a density of x.
+        takes: a description of the numbers for which it is defined.
     """
 
     forward: Function
@@ -185,5 +187,5 @@ TRANSFORMS: Registry[Transform] = Registry(
         ),
     },
 )
-"""`log` for what spans decades and is never 0, such as a density; `asinh`, which is the number
-itself near 0 and its logarithm far from it, for both signs."""
+"""`log` is for values that span decades and are never 0, such as densities. `asinh` works for both
+signs. It is linear near 0 and logarithmic far from it."""

@@ -1,8 +1,8 @@
-"""What the network predicts: y = a x_0 + b eps, as the two coefficients (a, b).
+"""Targets of the network, y = a x_0 + b eps, as the two coefficients (a, b).
 
-Each entry takes alpha and sigma of x_t = alpha x_0 + sigma eps, and c1, c2, the coefficients of
-x_0 and x_t in the posterior mean at (t, t-1) of the process the network was trained on; numbers or
-tensors. `Denoiser` inverts
+Each entry takes alpha and sigma of x_t = alpha x_0 + sigma eps. It also takes c1 and c2, the
+coefficients of x_0 and x_t in the posterior mean at (t, t-1) of the process that the network was
+trained on. All of them are numbers or tensors. `Denoiser` inverts
 
     [ y   ]   [ a      b     ] [ x_0 ]
     [ x_t ] = [ alpha  sigma ] [ eps ]
@@ -56,6 +56,6 @@ def has_noise(target: str) -> bool:
 
 
 STEPWISE = frozenset({"mu"})
-"""Targets that are defined at whole timesteps only, by the timestep before."""
+"""Targets that depend on the previous timestep, so that only whole timesteps define them."""
 
 TARGETS: Registry[Target] = Registry("targets", by_name(eps, x0, v, flow, mu))

@@ -1,8 +1,8 @@
-"""Windows: a model of small samples, used on larger ones.
+"""Overlapping windows, which let a model generate samples larger than its training size.
 
-`windowed` cuts x_t into overlapping windows of the model's size, predicts each, and averages what
-is said where they overlap (MultiDiffusion: Bar-Tal et al. 2023, eq. 5). It wraps the network:
-targets, guidance, restoration and samplers see one that takes larger samples.
+`windowed` cuts x_t into overlapping windows of the model's size, predicts each window, and averages
+the predictions where windows overlap (MultiDiffusion: Bar-Tal et al. 2023, eq. 5). It wraps the
+network, so targets, guidance, restoration and samplers work unchanged.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.settings import dimensions
 
 OVERLAP = 0.5
-"""The least share of a window that the next one covers too."""
+"""Default of the least fraction of a window that the next window covers too."""
 
 Place = tuple[slice, ...]
 Network = Callable[..., Tensor]
@@ -32,12 +32,12 @@ class Tiling:
     """Windows over a sample, spread evenly from edge to edge in every dimension.
 
     Attributes:
-        whole: of the sample, (*whole).
-        size: of a window, (*size).
-        overlap: in [0, 1): the least share of a window that the next one covers too.
+        whole: the size of the sample.
+        size: the size of a window.
+        overlap: the least fraction of a window that the next window covers too, in [0, 1).
 
     Raises:
-        InvalidArgument: a sample smaller than a window, or of other dimensions.
+        InvalidArgument: a sample smaller than a window, or with other dimensions.
     """
 
     whole: tuple[int, ...]
@@ -53,14 +53,14 @@ class Tiling:
             )
 
     def starts(self, axis: int) -> list[int]:
-        """Where windows begin in a dimension."""
+        """Return the first index of each window in a dimension."""
         span, side = self.whole[axis] - self.size[axis], self.size[axis]
         count = 1 + math.ceil(span / max(1, math.floor(side * (1 - self.overlap))))
         return [round(span * k / max(1, count - 1)) for k in range(count)]
 
     @cached_property
     def places(self) -> list[Place]:
-        """The windows, to index (B, C, *whole)."""
+        """The windows as indices of (B, C, *whole)."""
         corners = itertools.product(*(self.starts(axis) for axis in range(len(self.whole))))
         every = slice(None)
         return [
@@ -69,7 +69,7 @@ class Tiling:
         ]
 
     def weight(self, like: Tensor) -> Tensor:
-        """How much each position of a window counts, (*size): a pyramid, least at the border."""
+        """Return the weight of each position in a window, (*size), a pyramid."""
         weight = like.new_ones(())
         for side in self.size:
             steps = torch.arange(side, dtype=like.dtype, device=like.device)
@@ -77,7 +77,7 @@ class Tiling:
         return weight
 
     def merge(self, parts: Sequence[Tensor]) -> Tensor:
-        """(B, C, *whole) from what is said of each window, (B, C, *size): the weighted mean."""
+        """Merge predictions of windows, (B, C, *size), to their weighted mean (B, C, *whole)."""
         first = parts[0]
         total = first.new_zeros(*first.shape[:2], *self.whole)
         weight, counted = self.weight(first), first.new_zeros(self.whole)
@@ -90,20 +90,20 @@ class Tiling:
 def windowed(
     net: Network, size: Sequence[int], *, overlap: float = OVERLAP, batch: int = 64
 ) -> Network:
-    """`net` for samples (B, C, *whole) of any size from `size` up.
+    """Wrap `net` for samples (B, C, *whole) that are at least as large as `size`.
 
-    A window counts most in its middle, so that predictions pass over into each other. x_0, eps and
-    a learned variance are linear in what a network puts out: their means over windows are those of
-    its mean. A sample of the model's size is predicted by `net` alone.
+    Windows have the largest weight in their middle, so that predictions blend. x_0, eps and a
+    learned variance are linear in the network's output, so averaging the output averages them too.
+    A sample of the model's size is passed to `net` directly.
 
     Args:
-        net: `net(x, t, **cond) -> (B, C', *size)`.
-        size: of the samples that it was trained on, (*size).
-        overlap: in [0, 1): the least share of a window that the next one covers too.
-        batch: the most windows that are predicted at a time; one of each sample at least.
+        net: the network `net(x, t, **cond) -> (B, C', *size)`.
+        size: the size of the samples on which it was trained.
+        overlap: the least fraction of a window that the next window covers too, in [0, 1).
+        batch: the most windows to predict at a time, but at least one per sample.
 
     Raises:
-        InvalidArgument: as `Tiling` does, when it is called.
+        InvalidArgument: when it is called with a sample that `Tiling` refuses.
     """
 
     def predicted(x: Tensor, t: Tensor, **cond: Any) -> Tensor:
@@ -123,8 +123,7 @@ def windowed(
 
 
 def _cut(value: Any, places: Sequence[Place], tiling: Tiling) -> Any:
-    """What is said of a batch, for each of its windows, window after window: the part of an array,
-    the same of anything else."""
+    """Return an input of the network for each window: parts of an array, copies of other values."""
     if not isinstance(value, Tensor) or value.ndim == 0:
         return value
     if tuple(value.shape[2:]) == tiling.whole:

@@ -1,6 +1,6 @@
-"""Which timesteps are trained: a probability for each t = 0 ... T-1.
+"""Distributions of the training timesteps t = 0 ... T-1, and spacings of samplers.
 
-A loss at a t drawn with probability p_t is divided by T p_t, which keeps its expectation.
+The loss at a t with probability p_t is divided by T p_t, which preserves its expectation.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ if TYPE_CHECKING:
 
 
 FLOOR = 0.001
-"""The uniform share of `importance`: no timestep is forgotten."""
+"""Uniform fraction of `importance`, so that every timestep is trained."""
 
 EVEN = 0.1
-"""The uniform share of `weight`: no loss is divided by less."""
+"""Uniform fraction of `weight`, the least number by which a loss is divided."""
 
 
 class History:
-    """The last losses of every timestep.
+    """Last losses of every timestep.
 
     Args:
         num_timesteps: T.
-        keep: losses kept per timestep.
+        keep: the number of losses to keep per timestep.
 
     Attributes:
-        losses: float32 (T, keep), on the CPU, in no order.
-        counts: int64 (T,), losses seen.
+        losses: the last losses, float32 (T, keep) on the CPU, in no particular order.
+        counts: the number of losses so far, int64 (T,).
     """
 
     def __init__(self, num_timesteps: int, keep: int) -> None:
@@ -44,17 +44,17 @@ class History:
         self.counts = torch.zeros(num_timesteps, dtype=torch.int64)
 
     def add(self, times: list[int], losses: list[float]) -> None:
-        """Add losses at their timesteps, each over the oldest."""
+        """Add losses at their timesteps, replacing the oldest."""
         for t, loss in zip(times, losses, strict=True):
             self.losses[t, int(self.counts[t]) % self.keep] = loss
             self.counts[t] += 1
 
     def tensors(self) -> dict[str, Tensor]:
-        """The state, for a checkpoint; empty if nothing is kept."""
+        """Return the state for a checkpoint, empty if no losses are kept."""
         return {"losses": self.losses, "counts": self.counts} if self.keep else {}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Load what `tensors` returned."""
+        """Load the result of `tensors`."""
         if self.keep:
             self.losses.copy_(tensors["losses"])
             self.counts.copy_(tensors["counts"])
@@ -62,12 +62,12 @@ class History:
 
 @dataclass(frozen=True)
 class TimestepDraw:
-    """A way to draw timesteps.
+    """Method to draw timesteps.
 
     Attributes:
-        probabilities: (T,) in float64, of sum 1, from the losses so far and the weight of each
-            timestep's loss, (T,) or None.
-        keep: losses per timestep that it looks back on.
+        probabilities: a function of the losses so far and of the weight of each timestep's loss,
+            (T,) or None. It returns probabilities, (T,) in float64.
+        keep: the number of losses per timestep that it needs.
     """
 
     probabilities: Callable[[History, Tensor | None], Tensor]
@@ -110,7 +110,7 @@ TIMESTEP_DRAWS: Registry[TimestepDraw] = Registry(
 
 
 def choose(probabilities: Tensor, u: Tensor) -> Tensor:
-    """The timesteps, int64, at which the cumulative probabilities pass each u in [0, 1)."""
+    """Return the timesteps, int64, at which the cumulative probabilities pass each u in [0, 1)."""
     import torch
 
     edges = probabilities.cumsum(0).to(u.dtype).to(u.device)
@@ -119,9 +119,9 @@ def choose(probabilities: Tensor, u: Tensor) -> Tensor:
 
 # -- spacings -------------------------------------------------------------------------------------
 
-# Which timesteps a sampler visits: `(n, log_snrs) -> times`, descending.
+# Timesteps of a sampler: `(n, log_snrs) -> times`, descending.
 #
-# `log_snrs` holds log(alpha^2 / sigma^2) for t = 0 ... T-1; its length is T.
+# `log_snrs` holds log(alpha^2 / sigma^2) for t = 0 ... T-1, so its length is T.
 
 Spacing = Callable[[int, Sequence[float]], list[int] | list[float]]
 
@@ -147,8 +147,8 @@ def linspace(n: int, log_snrs: Sequence[float]) -> list[int]:
 def karras(n: int, log_snrs: Sequence[float], rho: float = 7.0) -> list[float]:
     """sigma^(1/rho) evenly spaced, sigma = exp(-log_snr / 2) (Karras et al. 2022, eq. 5).
 
-    Times are real numbers; log-SNR is interpolated. If sigma is infinite at T-1, that time comes
-    first and the others are spaced over the rest.
+    Times are real numbers, with interpolated log-SNR. If sigma is infinite at T-1, that time comes
+    first, and the others are spaced over the rest.
     """
     if log_snrs[-1] == -math.inf:
         noise = [len(log_snrs) - 1.0]
@@ -159,11 +159,11 @@ def karras(n: int, log_snrs: Sequence[float], rho: float = 7.0) -> list[float]:
 
 
 def early(n: int, log_snrs: Sequence[float], rho: float = 0.6) -> list[int]:
-    """Most steps at much noise: the angle atan(sigma / alpha) falls as (1 - i/n)^rho, from T-1 on,
-    to the nearest timesteps, each at most once.
+    """Most steps at high noise: the angle atan(sigma / alpha) falls as (1 - i/n)^rho from T-1 on.
 
-    Under `cosine` the angle is proportional to t, and rho = 1 is trailing. Components narrower than
-    a pixel come out too weak (benchmarks/README.md, "Spacings").
+    Times are the nearest timesteps, each at most once. Under `cosine` the angle is proportional to
+    t, and rho = 1 is trailing. Details narrower than a pixel become too weak
+    (benchmarks/README.md, "Spacings").
     """
     return _falling(n, [math.atan(math.exp(-value / 2)) for value in log_snrs], rho)
 
@@ -171,15 +171,15 @@ def early(n: int, log_snrs: Sequence[float], rho: float = 0.6) -> list[int]:
 def wide(n: int, log_snrs: Sequence[float]) -> list[int]:
     """Return trailing times of a `cosine` whose log-SNR is 1 + 5/n times as wide, around -1.
 
-    More steps than trailing has at much noise, where structures wider than a pixel take shape, and
-    at little noise, where details do. Nearest timesteps, each at most once.
+    Compared with `trailing`, more steps are at high noise, where structures wider than a pixel take
+    shape, and at low noise, where details do. Times are the nearest timesteps, each at most once.
     """
     width = 1 + 5 / n
     return _falling(n, [math.atan(math.exp(-(value + 1) / 2 / width)) for value in log_snrs])
 
 
 def _falling(n: int, angles: Sequence[float], rho: float = 1.0) -> list[int]:
-    """Return timesteps from the last one on, whose angles fall as (1 - i/n)^rho."""
+    """Return timesteps from the last one down whose angles fall as (1 - i/n)^rho."""
     times: list[int] = []
     for i in range(n):
         wanted = angles[-1] * (1 - i / n) ** rho
@@ -191,7 +191,7 @@ def _falling(n: int, angles: Sequence[float], rho: float = 1.0) -> list[int]:
 
 
 def _time_of(log_snr: float, log_snrs: Sequence[float]) -> float:
-    """The real time at which the falling `log_snrs` pass `log_snr`."""
+    """Return the real time at which the descending `log_snrs` pass `log_snr`."""
     rising = [-value for value in log_snrs]
     if len(rising) == 1:
         return 0.0

@@ -2,7 +2,7 @@
 
 Each entry takes `StepCoefficients`, with log beta and log beta-tilde of the step from t to s, and
 the second half of the network's output, or None. At the first timestep beta-tilde is 0, and
-`StepCoefficients.log_beta_tilde` is that of the second timestep.
+`StepCoefficients.log_beta_tilde` holds the value of the second timestep.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Variance = Callable[["StepCoefficients", "Tensor | None"], Any]
 
 
 def small(pair: StepCoefficients, raw: Tensor | None) -> Any:
-    """beta-tilde, the variance of the posterior: exact for data that is one point."""
+    """beta-tilde, the variance of the posterior: exact for data that is a single point."""
     return pair.log_beta_tilde
 
 
@@ -47,5 +47,5 @@ VARIANCES: Registry[Variance] = Registry("variances", by_name(small, large, lear
 
 
 def channels_out(variance: str, channels: int) -> int:
-    """The network's output channels for samples of `channels`."""
+    """Return the number of output channels of a network for samples of `channels` channels."""
     return channels * 2 if variance in LEARNED else channels

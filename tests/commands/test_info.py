@@ -708,7 +708,7 @@ def test_what_a_model_file_says_for_people(conditional, diffuse):
         "weights     averaged and raw",
         "parameters  12,994",
         "network     unet, 8x8, grey, conditional on 2 classes",
-        "            levels of 8 (attention) channels; blocks a level: 1 (resnet)",
+        "            levels of 8 (attention) channels; blocks per level: 1 (resnet)",
         "process     schedule cosine, 100 timesteps, target v, variance learned",
         "classes     dark, light",
         "step        60",

@@ -219,7 +219,7 @@ def test_a_known_mask_is_used_as_it_is():
 
 
 def test_a_random_mask_must_be_drawn_first():
-    with pytest.raises(InvalidArgument, match="mask:box is drawn for each sample"):
+    with pytest.raises(InvalidArgument, match="mask:box is random for each sample"):
         parse("mask:box").fitted((3, 8, 8)).apply(torch.zeros(1, 3, 8, 8))
 
 

@@ -133,7 +133,7 @@ def test_where_it_begins_follows_from_the_size():
 def test_all_times_are_there_where_no_noise_is_so_strong():
     process = process_of("linear", 10)
     assert process.times(10, log_snr=-1e9) == process.times(10)
-    with pytest.raises(InvalidArgument, match="1 to 3, those from the start on"):
+    with pytest.raises(InvalidArgument, match="1 to 3, the timesteps up to the start's noise"):
         process.times(4, log_snr=process.log_snr(2))
     assert process.times(3, log_snr=process.log_snr(2)) == [2, 1, 0]
 

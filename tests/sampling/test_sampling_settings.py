@@ -337,7 +337,7 @@ def test_a_gaussian_start_is_drawn_told_and_the_same_in_any_batch(diffuse, model
     assert ran.code == 5, ran.err
     ran = diffuse("sample", model, "--start", "gaussian", "--steps", 99)
     assert ran.code == 2
-    assert "those from the start on" in ran.line
+    assert "the timesteps up to the start's noise" in ran.line
 
 
 def test_a_run_measures_what_it_trains_on(model, images):

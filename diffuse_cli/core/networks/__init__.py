@@ -1,7 +1,8 @@
-"""Networks, one architecture a file, as `Network` describes.
+"""Networks, one architecture per file. `Network` describes their interface.
 
-A network that runs its blocks through an attribute `run_block` (`plainly` until it is set) can be
-trained with gradient checkpointing. In `ends` it may name modules that Muon leaves to AdamW.
+A network that runs its blocks through an attribute `run_block`, by default `plainly`, can be
+trained with gradient checkpointing. Its attribute `ends` can list modules that AdamW updates
+instead of Muon.
 """
 
 from __future__ import annotations
@@ -22,20 +23,21 @@ Run = Callable[..., "Tensor"]
 
 @dataclass(frozen=True)
 class Ends:
-    """The tensors of a network whose shapes depend on what a model is of, by name.
+    """Names of the tensors of a network whose shapes depend on channels and conditions.
 
-    With them a model of some channels and conditions becomes one of others.
+    Fine-tuning with other channels or conditions changes these tensors.
 
     Attributes:
-        input: its second dimension is the channels of the sample and then of what is given.
-        output, output_bias: their first dimension is the channels of the sample, and then of its
-            variance if that is learned.
-        classes: a row for each class, and one for "no class".
-        class_bias: a bias that a row is added to.
-        columns: the module with an embedding of each column, added to the same: tensors of column k
-            begin with its name and k.
+        input: the weight whose second dimension is the channels of the sample, followed by the
+            channels of the conditioning array.
+        output, output_bias: the weight and bias whose first dimension is the channels of the
+            sample, followed by the channels of a learned variance.
+        classes: the weight with a row for each class, and a last row for "no class".
+        class_bias: the bias to which a row of `classes` is added.
+        columns: the module with an embedding of each metadata column, which is also added there.
+            Names of the tensors of column k begin with the module's name and k.
 
-    Where samples are cut into patches, each channel is followed by its other places in the patch.
+    If samples are cut into patches, each channel has one element per position in the patch.
     """
 
     input: str
@@ -47,17 +49,21 @@ class Ends:
 
 
 class Network(Protocol):
-    """A module of this folder.
+    """Module of this folder that defines an architecture.
 
-    It may also have, as `unet` does: `adapt`, to fit a preset to a space; `ENDS`, its `Ends`;
-    `resized(config, before, after)`, the configuration whose weights are the same at another size,
-    if it is not the same itself; `OF_SIZE`, the settings that follow from a size;
-    `at_width(settings, width, published)`, those of a table of settings that suit another width;
-    and `full_rank(config, space)`, the nearest configuration whose output can hold noise in every
-    dimension, which is the same one if it can itself.
+    It can have more functions and constants, see `unet`:
+
+    - `adapt` fits a preset to a space.
+    - `ENDS` is its `Ends`.
+    - `resized(config, before, after)` returns the configuration with the same weights at another
+      size. Without it, the configuration does not change.
+    - `OF_SIZE` is the set of settings that depend on the size.
+    - `at_width(settings, width, published)` returns the settings that are valid at another width.
+    - `full_rank(config, space)` returns the nearest configuration whose output can hold noise in
+      every dimension.
 
     Attributes:
-        Config: `Settings` such as widths and heads, and nothing about the data.
+        Config: the `Settings` of the architecture, such as widths and heads, without the data's.
     """
 
     Config: type[Any]
@@ -65,17 +71,17 @@ class Network(Protocol):
     def build(
         self, config: Any, space: Space, conditions: Conditions, out_channels: int | None = None
     ) -> nn.Module:
-        """A network with random weights, called as `net(x, t, **cond)`.
+        """Build a network with random weights, which is called as `net(x, t, **cond)`.
 
-        x is (B, C, *size), t (B,) in 0 ... 1000, and the result (B, out_channels, *size).
+        x is (B, C, *size), t is (B,) in 0 ... 1000, and the result is (B, out_channels, *size).
 
         Raises:
-            InvalidArgument: the space does not suit the configuration.
+            InvalidArgument: the configuration does not work for the space.
         """
         ...
 
     def describe(self, config: Any, space: Space) -> list[str]:
-        """The network in a line or two, for `diffuse info`."""
+        """Describe the network in one or two lines, for `diffuse info`."""
         ...
 
 
@@ -93,12 +99,13 @@ def build_for(
     """Build a network with random weights for samples of a shape.
 
     Args:
-        size: one number for square images.
-        out_channels: `channels` by default; twice as many with a learned variance.
+        size: the spatial dimensions, or one number for square images.
+        out_channels: the number of output channels, by default `channels`. A learned variance needs
+            twice that number.
         settings: fields of the network's `Config`.
 
     Raises:
-        InvalidArgument: a wrong setting, or a size that does not suit the network.
+        InvalidArgument: a wrong setting, or a size for which the network does not work.
     """
     space = Space(channels=channels, size=(size, size) if isinstance(size, int) else size)
     config = network.Config(**settings)
@@ -111,9 +118,9 @@ def plainly(block: Run, *inputs: object) -> Tensor:
 
 
 def checkpointed(block: Run, *inputs: object) -> Tensor:
-    """Run a block, keep only its inputs, and run it again for the gradient (Chen et al. 2016).
+    """Run a block, store only its inputs, and run it again for the gradient (Chen et al. 2016).
 
-    Dropout drops the same elements the second time.
+    Dropout drops the same elements in both runs.
     """
     from torch.utils.checkpoint import checkpoint
 
@@ -122,10 +129,10 @@ def checkpointed(block: Run, *inputs: object) -> Tensor:
 
 
 def count_parameters(module: nn.Module) -> int:
-    """The number of parameters of a network."""
+    """Return the number of parameters of a network."""
     return sum(p.numel() for p in module.parameters())
 
 
 def widest(config: Any) -> int | None:
-    """The most channels of a configuration's feature maps, if it says."""
+    """Return the largest width of a configuration, or None if it has no widths."""
     return max(getattr(config, "widths", None) or [getattr(config, "width", 0)]) or None

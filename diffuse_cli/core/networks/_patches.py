@@ -1,4 +1,4 @@
-"""Samples cut into patches, whose positions become channels."""
+"""Cutting samples into patches, whose positions become channels."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def fitting(patch: int, features: int, space: Space) -> int | None:
 
 
 def folded(x: Tensor, patch: int) -> Tensor:
-    """(B, C, *size) to (B, C p^dims, *size / p): the positions of a patch become channels."""
+    """Fold (B, C, *size) to (B, C p^dims, *size / p): positions of a patch become channels."""
     if patch == 1:
         return x
     dims = x.ndim - 2
@@ -31,7 +31,7 @@ def folded(x: Tensor, patch: int) -> Tensor:
 
 
 def unfolded(x: Tensor, patch: int) -> Tensor:
-    """The inverse of `folded`."""
+    """Invert `folded`."""
     if patch == 1:
         return x
     dims = x.ndim - 2

@@ -1,4 +1,4 @@
-"""The `nn.Module` of `unet`."""
+"""Modules of `unet`."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class UNet(ConditionedNetwork):
     """The U-Net.
 
     Attributes:
-        run_block: how blocks are run: `plainly`, or `checkpointed` to save memory.
-        ends: the modules between features and what is not: images, times, classes, columns.
+        run_block: the function that runs blocks: `plainly`, or `checkpointed` to save memory.
+        ends: the modules between features and images, times, classes or metadata.
     """
 
     ends = (
@@ -76,11 +76,12 @@ class UNet(ConditionedNetwork):
         given: Tensor | None = None,
         row: Tensor | None = None,
     ) -> Tensor:
-        """(B, C, *size) at times t (B,) in 0 ... 1000 to (B, out_channels, *size).
+        """Map x (B, C, *size) at times t (B,) in 0 ... 1000 to (B, out_channels, *size).
 
-        `label` is (B,) int64 for a network with classes; K, or None, is "no class". `given` is
-        (B, C', *size) for one that is told an array, as `Given` encodes it; None is zeros. `row` is
-        (B, columns) for one that is told a table, in codes; NaN, or None, is not told.
+        Args:
+            label: the class (B,), int64, for a network with classes. K or None means "no class".
+            given: the conditioning array (B, C', *size), as `Given` encodes it. None means zeros.
+            row: the codes of the metadata (B, columns). NaN or None means a missing value.
         """
         emb = F.silu(self.embedded(self.time_proj(t), label, row))
         h = self.conv_in(folded(self.beside(x, given), self.patch))
@@ -99,7 +100,7 @@ class UNet(ConditionedNetwork):
 
 
 class Level(nn.Module):
-    """The blocks of one resolution, on the way down or up, and the change of size after them."""
+    """Blocks of one resolution on the way down or up, and the change of size after them."""
 
     def __init__(
         self, parts: UNetParts, inputs: list[int], width: int, attend: bool, resize: Resize | None
@@ -117,7 +118,7 @@ class Level(nn.Module):
     def forward(
         self, h: Tensor, emb: Tensor, run: Run = plainly, skips: list[Tensor] | None = None
     ) -> tuple[Tensor, list[Tensor]]:
-        """The output and all states; pops `skips` from their end."""
+        """Return the output and all states. It pops `skips` from their end."""
         states = []
         for i in range(len(self.resnets)):
             h = run(self._block, i, h, emb, skips.pop() if skips is not None else None)
@@ -145,17 +146,17 @@ class Middle(nn.Module):
         self.attentions = nn.ModuleList([SpatialAttention(parts, width)])
 
     def forward(self, h: Tensor, emb: Tensor, run: Run = plainly) -> Tensor:
-        """Shape-preserving."""
+        """Transform features without changing their shape."""
         h = run(self.attentions[0], run(self.resnets[0], h, emb))
         return run(self.resnets[1], h, emb)
 
 
 # -- blocks ---------------------------------------------------------------------------------------
 
-# The parts of a U-Net: residual blocks, attention, and changes of size.
+# Residual blocks, attention, and changes of size.
 #
-# Parameters are named as in diffusers' `UNet2DModel`. The last layer of each block starts at zero,
-# so the block starts as the identity (Ho et al. 2020).
+# Parameters have the names of diffusers' `UNet2DModel`. The last layer of each block starts at
+# zero, so that the block starts as the identity (Ho et al. 2020).
 
 Resize = Callable[[Tensor], Tensor]
 
@@ -166,55 +167,55 @@ TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3
 
 @dataclass(frozen=True)
 class UNetParts:
-    """Makes the layers of one U-Net."""
+    """Factory of the layers of one U-Net."""
 
     config: Config
     dims: int
 
     def conv(self, before: int, after: int, kernel: int = 3, **options: Any) -> nn.Module:
-        """A convolution, padded to keep the size by default."""
+        """Return a convolution, padded to keep the size by default."""
         return CONVOLUTIONS[self.dims](before, after, kernel, **{"padding": kernel // 2, **options})
 
     def norm(self, width: int) -> GroupNorm:
-        """The group norm of every block."""
+        """Return the group norm of every block."""
         return GroupNorm(self.config.groups, width, eps=self.config.norm_eps)
 
     def time(self, width: int) -> nn.Linear:
-        """From the time embedding to the shifts of `width` channels, and to scales if asked."""
+        """Return the layer from the time embedding to shifts, and if configured scales."""
         return nn.Linear(self.config.time_channels, width * (2 if self.config.scale_shift else 1))
 
     def residual(self, before: int, after: int, resize: Resize | None = None) -> nn.Module:
-        """A residual block of the kind `Config.block`."""
+        """Return a residual block of the kind `Config.block`."""
         block = lookup(BLOCKS, self.config.block, "block")
         return block(self, before, after, resize or unchanged)
 
     def resized(self, width: int, resize: Resize) -> nn.Module:
-        """What halves or doubles a level's maps: a residual block or a convolution."""
+        """Return the residual block or convolution that halves or doubles a level's size."""
         if self.config.resblock_updown:
             return self.residual(width, width, resize)
         return Downsample(self, width) if resize is halved else Upsample(self, width)
 
 
 def unchanged(x: Tensor) -> Tensor:
-    """(B, C, *size) as it is."""
+    """Return (B, C, *size) unchanged."""
     return x
 
 
 def halved(x: Tensor) -> Tensor:
-    """(B, C, *size) to half the size: means of 2 along each dimension."""
+    """Halve the size of (B, C, *size) by means of 2 values along each dimension."""
     return POOLS[x.ndim - 2](x, 2)
 
 
 def doubled(x: Tensor) -> Tensor:
-    """(B, C, *size) to twice the size: nearest neighbours."""
+    """Double the size of (B, C, *size) by nearest neighbours."""
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
 class ResBlock(nn.Module):
-    """norm, SiLU, conv; time; norm, SiLU, dropout, conv; plus the input.
+    """Residual block: norm, SiLU, conv; time; norm, SiLU, dropout, conv; plus the input.
 
     The time is added to the features, or scales and shifts the second norm (adaptive group norm,
-    first in the code of Nichol & Dhariwal 2021; named in Dhariwal & Nichol 2021, section 3.1).
+    first in the code of Nichol & Dhariwal 2021, named in Dhariwal & Nichol 2021, section 3.1).
     `resize` acts on both branches before the first convolution (Brock et al. 2019, appendix B).
     """
 
@@ -230,7 +231,7 @@ class ResBlock(nn.Module):
         self.conv_shortcut = parts.conv(before, after, 1) if before != after else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """(B, before, *size) to (B, after, *size) resized; `emb` is (B, 4 * width), activated."""
+        """Map (B, before, *size) to (B, after, *size), resized, with activated `emb`."""
         h = self.conv1(self.resize(self.norm1(x, silu=True)))
         h = timed(self.norm2, h, self.time_emb_proj(emb), self.scale_shift, silu=True)
         h = self.conv2(self.dropout(h))
@@ -240,9 +241,9 @@ class ResBlock(nn.Module):
 class ConvNeXt(nn.Module):
     """Depthwise 7x7; time; norm; 1x1 to four times the width, GELU, dropout, 1x1 back; plus input.
 
-    The block of Liu et al. 2022b, section 2, with a last convolution that starts at zero instead of
-    layer scale, and with group norm, where the time enters as in `ResBlock`. The last convolution
-    changes the width; `resize` comes first.
+    It is the block of Liu et al. 2022b, section 2, with two changes: the last convolution starts at
+    zero instead of layer scale, and the norm is a group norm, where the time enters as in
+    `ResBlock`. The last convolution changes the width, and `resize` comes first.
     """
 
     EXPANSION = 4
@@ -259,7 +260,7 @@ class ConvNeXt(nn.Module):
         self.conv_shortcut = parts.conv(before, after, 1) if before != after else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """(B, before, *size) to (B, after, *size) resized; `emb` is (B, 4 * width), activated."""
+        """Map (B, before, *size) to (B, after, *size), resized, with activated `emb`."""
         x = self.resize(x)
         h = timed(self.norm, self.dwconv(x), self.time_emb_proj(emb), self.scale_shift)
         h = self.pwconv2(self.dropout(F.gelu(self.pwconv1(h))))
@@ -275,9 +276,9 @@ BLOCKS: Registry[Callable[[UNetParts, int, int, Resize], nn.Module]] = Registry(
 def timed(
     norm: GroupNorm, h: Tensor, time: Tensor, scale_shift: bool, *, silu: bool = False
 ) -> Tensor:
-    """norm(h) * (1 + scale) + shift, where `time` (B, 2C) is both; or norm(h + time), time (B, C).
+    """Return norm(h) * (1 + scale) + shift, both in `time` (B, 2C), or norm(h + time), time (B, C).
 
-    Overwrites `h`.
+    It overwrites `h`.
     """
     if scale_shift:
         return norm(h, *time.chunk(2, dim=1), silu=silu)  # type: ignore[no-any-return]
@@ -297,25 +298,25 @@ class SpatialAttention(nn.Module):
         self.to_out = nn.ModuleList([zeroed(nn.Linear(width, width))])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shape-preserving."""
+        """Mix all positions of (B, C, *size)."""
         tokens = self.group_norm(x).flatten(2).transpose(1, 2)
         q, k, v = self._project(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         mixed = attend(q, k, v).transpose(1, 2).flatten(2)
         mixed = self.to_out[0](mixed).transpose(1, 2)
         added: Tensor = mixed.unflatten(2, x.shape[2:])
-        if added.ndim == 4:  # channels are last here, which not every device wants
+        if added.ndim == 4:  # channels are last here, which is slow on some devices
             added = laid_out(added)
         return added.add_(x)
 
     def _project(self, tokens: Tensor) -> Tensor:
-        """Queries, keys and values side by side, in one product."""
+        """Return queries, keys and values side by side, computed in one product."""
         parts = (self.to_q, self.to_k, self.to_v)
         weight = torch.cat([part.weight for part in parts])
         return F.linear(tokens, weight, torch.cat([part.bias for part in parts]))
 
 
 class Downsample(nn.Module):
-    """A convolution of stride 2; with padding 0, padded at the far ends only, as in TensorFlow."""
+    """Convolution of stride 2. With padding 0 it pads only the far ends, as in TensorFlow."""
 
     def __init__(self, parts: UNetParts, width: int) -> None:
         super().__init__()
@@ -323,34 +324,34 @@ class Downsample(nn.Module):
         self.conv = parts.conv(width, width, stride=2, padding=self.padding)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """(B, C, *size) to half the size; `emb` is not used."""
+        """Halve the size of (B, C, *size). `emb` is not used."""
         return self.conv(x if self.padding else F.pad(x, (0, 1) * (x.ndim - 2)))  # type: ignore[no-any-return]
 
 
 class Upsample(nn.Module):
-    """Nearest neighbours, then a convolution; computed as one transposed convolution.
+    """Nearest neighbours and a convolution, computed as one transposed convolution.
 
-    Repeating each position is a transposed convolution of stride 2 with a kernel of ones, 2 wide.
-    Its full convolution with the 3-wide kernel is 4 wide: in two dimensions 16 products per pixel
-    of the small image instead of 4 times 9, and no large image in between.
+    Repeating each position is a transposed convolution of stride 2 with a 2-wide kernel of ones.
+    Its full convolution with the 3-wide kernel is 4 wide. In two dimensions that takes 16 products
+    per pixel of the small image instead of 4 times 9, without a large intermediate image.
     """
 
     keeps_precision = True
-    """The kernel is summed before it is cast."""
+    """Whether `cast_products` skips the module, because it sums the kernel before casting it."""
 
     def __init__(self, parts: UNetParts, width: int) -> None:
         super().__init__()
         self.conv = parts.conv(width, width)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """(B, C, *size) to twice the size; `emb` is not used."""
+        """Double the size of (B, C, *size). `emb` is not used."""
         y = TRANSPOSED[x.ndim - 2](x, self._kernel(), stride=2, padding=1)
         bias: Tensor = self.conv.bias  # type: ignore[assignment]
-        # Added apart: in oneDNN the bias's gradient takes half as long as the kernel's.
+        # Added separately, because oneDNN's gradient of the bias is slow: half the kernel's time.
         return y.add_(over_size(bias.to(y.dtype)[None], y))
 
     def _kernel(self) -> Tensor:
-        """(in, out, 4, ...): the sum of the flipped kernel at all offsets 0 and 1."""
+        """Return the sum of the flipped kernel at all offsets 0 and 1, (in, out, 4, ...)."""
         kernel: Tensor = self.conv.weight.transpose(0, 1)  # type: ignore[operator]
         dims = kernel.ndim - 2
         kernel = kernel.flip(tuple(range(2, kernel.ndim)))  # a star here fails in torch.compile

@@ -1,4 +1,4 @@
-"""The `nn.Module` of `vit`."""
+"""Modules of `vit`."""
 
 from __future__ import annotations
 
@@ -20,24 +20,25 @@ if TYPE_CHECKING:
     from diffuse_cli.core.networks.vit import Config
 
 TIME_FEATURES = 256
-"""Cosines and sines of t, as in the code of Peebles & Xie 2023."""
+"""Number of cosines and sines of t, as in the code of Peebles & Xie 2023."""
 
 THETA = 10_000.0
-"""Positions turn by angles from 1 to almost 1 / `THETA` of a radian a patch (Su et al. 2024)."""
+"""Ratio of rotary frequencies, which go from 1 to almost 1 / `THETA` radian per patch (Su et al.
+2024)."""
 
 SIDE = 16.0
-"""How long a side is for `places`, whatever its patches: as many as one has at 256 pixels in Li &
-He 2025."""
+"""Length of every side for `places`, independent of its number of patches. It is the number of
+patches per side at 256 pixels in Li & He 2025."""
 
 EPS = 1e-6
 
 
 class Transformer(ConditionedNetwork):
-    """The transformer over patches.
+    """Transformer over patches.
 
     Attributes:
-        run_block: how blocks are run: `plainly`, or `checkpointed` to save memory.
-        ends: the modules between features and what is not: patches, times, classes, columns.
+        run_block: the function that runs blocks: `plainly`, or `checkpointed` to save memory.
+        ends: the modules between features and patches, times, classes or metadata.
     """
 
     ends = (
@@ -74,9 +75,9 @@ class Transformer(ConditionedNetwork):
         given: Tensor | None = None,
         row: Tensor | None = None,
     ) -> Tensor:
-        """As `UNet`, at any size that the patches divide."""
-        told = self.embedded(sinusoids(t, TIME_FEATURES), label, row)
-        emb = F.silu(told)
+        """Map inputs as `UNet` does, at every size that the patches divide."""
+        condition = self.embedded(sinusoids(t, TIME_FEATURES), label, row)
+        emb = F.silu(condition)
         cut = folded(self.beside(x, given), self.patch)
         grid = cut.shape[2:]
         h = self.widen(self.patch_in(cut.flatten(2).transpose(1, 2)))
@@ -85,7 +86,7 @@ class Transformer(ConditionedNetwork):
         context = getattr(self, "context", None)
         for i, block in enumerate(self.blocks):
             if context is not None and i == self.entry:
-                h = torch.cat([told[:, None] + context, h], dim=1)
+                h = torch.cat([condition[:, None] + context, h], dim=1)
                 cos = F.pad(cos, (0, 0, len(context), 0), value=1.0)
                 sin = F.pad(sin, (0, 0, len(context), 0))
             h = self.run_block(block, h, emb, cos, sin)
@@ -98,9 +99,11 @@ class Transformer(ConditionedNetwork):
 
 
 class TransformerBlock(nn.Module):
-    """Attention and an MLP, each between a shift, a scale and a gate that follow from what is told
-    and start at zero, such that a block starts as the identity (adaLN-zero: Peebles & Xie 2023,
-    section 3.2)."""
+    """Attention and an MLP, each with a shift, a scale and a gate.
+
+    They depend on the time and the conditions and start at zero, so that a block starts as the
+    identity (adaLN-zero: Peebles & Xie 2023, section 3.2).
+    """
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -111,20 +114,22 @@ class TransformerBlock(nn.Module):
         self.mlp = SwiGLU(config)
 
     def forward(self, h: Tensor, emb: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """(B, N, width) to the same; `emb` is (B, width), cosines and sines are (N, pairs)."""
+        """Transform (B, N, width), with `emb` (B, width) and cosines and sines (N, pairs)."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(emb)[:, None].chunk(6, dim=2)
         h = h + gate1 * self.attention(modulated(self.norm1(h), shift1, scale1), cos, sin)
         return h + gate2 * self.mlp(modulated(self.norm2(h), shift2, scale2))  # type: ignore[no-any-return]
 
 
 def modulated(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """h (B, N, D) times 1 + scale, plus shift, (B, 1, D)."""
+    """Return h (1 + scale) + shift, for h (B, N, D), shift and scale (B, 1, D)."""
     return torch.addcmul(shift, h, 1 + scale)
 
 
 class RotaryAttention(nn.Module):
-    """Self-attention whose queries and keys are normalised (Henry et al. 2020; Dehghani et al.
-    2023, section 2) and turned by their positions (Su et al. 2024)."""
+    """Self-attention with normalised queries and keys, which positions rotate (Su et al. 2024).
+
+    For the norm see Henry et al. 2020 and Dehghani et al. 2023, section 2.
+    """
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -136,13 +141,13 @@ class RotaryAttention(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def forward(self, h: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Shape-preserving, (B, N, width)."""
+        """Mix the positions of (B, N, width)."""
         q, k, v = (self._heads(part(h)) for part in (self.to_q, self.to_k, self.to_v))
         q, k = (turned(x, cos, sin).to(v.dtype) for x in (self.norm_q(q), self.norm_k(k)))
         return self.dropout(self.to_out(attend(q, k, v).transpose(1, 2).flatten(2)))  # type: ignore[no-any-return]
 
     def _heads(self, x: Tensor) -> Tensor:
-        """(B, N, width) to (B, heads, N, head_width)."""
+        """Split (B, N, width) into heads, (B, heads, N, head_width)."""
         return x.reshape(*x.shape[:2], -1, self.head_width).transpose(1, 2)
 
 
@@ -156,14 +161,14 @@ class SwiGLU(nn.Module):
         self.out = balanced(nn.Linear(config.hidden, config.width))
 
     def forward(self, h: Tensor) -> Tensor:
-        """Shape-preserving."""
+        """Transform each position without changing shapes."""
         return self.out(self.dropout(F.silu(self.gate(h)) * self.value(h)))  # type: ignore[no-any-return]
 
 
 class RMSNorm(nn.Module):
-    """x over the root of its mean square (Zhang & Sennrich 2019), times weights if it has some.
+    """x over the root of its mean square (Zhang & Sennrich 2019), optionally times weights.
 
-    In float32 or better, whatever the precision of x.
+    It computes in float32 or better for every precision of x.
     """
 
     def __init__(self, width: int, *, weighted: bool = True) -> None:
@@ -171,7 +176,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width)) if weighted else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shape-preserving, over the last dimension."""
+        """Normalise the last dimension."""
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         return F.rms_norm(x, x.shape[-1:], self.weight, EPS)
 
@@ -180,9 +185,9 @@ class RMSNorm(nn.Module):
 
 
 def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x (..., N, 2 pairs), whose halves are turned into each other by the angles of each position.
+    """Rotate the two halves of x (..., N, 2 pairs) by the angles of each position.
 
-    A product of turned queries and keys depends on the difference of their positions alone (Su et
+    A product of rotated queries and keys depends only on the difference of their positions (Su et
     al. 2024, eq. 16).
     """
     one, other = x.chunk(2, dim=-1)
@@ -190,8 +195,10 @@ def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def turns(grid: Sequence[int], pairs: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """cos and sin of the angles of each position of a grid, (N, pairs): an equal share of the pairs
-    follows each axis, and those left over stay."""
+    """Return cos and sin of the angles of each position of a grid, (N, pairs).
+
+    Each axis rotates an equal number of pairs, and remaining pairs have the angle 0.
+    """
     each = pairs // len(grid)
     index = torch.arange(each, dtype=torch.float32, device=device)
     frequencies = THETA ** (-index / each)
@@ -201,10 +208,10 @@ def turns(grid: Sequence[int], pairs: int, device: torch.device) -> tuple[Tensor
 
 
 def places(grid: Sequence[int], width: int, device: torch.device) -> Tensor:
-    """cos and sin of where each position of a grid lies between the ends of each axis, (N, width).
+    """Return cos and sin of the positions of a grid relative to its sides, (N, width).
 
-    Turns tell how far positions are apart, and not where they are: attention over equal values
-    gives that value everywhere. As parts of the side, they are the same at every size.
+    Rotations encode only distances between positions, not the positions: attention over equal
+    values returns that value everywhere. Relative positions are the same at every size.
     """
     each = width // len(grid)
     sides = zip(_coordinates(grid, device), grid, strict=True)
@@ -213,6 +220,6 @@ def places(grid: Sequence[int], width: int, device: torch.device) -> Tensor:
 
 
 def _coordinates(grid: Sequence[int], device: torch.device) -> list[Tensor]:
-    """The index of each position along each axis, (N,) of float32."""
+    """Return the index of each position along each axis, (N,) of float32."""
     axes = [torch.arange(count, dtype=torch.float32, device=device) for count in grid]
     return [axis.flatten() for axis in torch.meshgrid(*axes, indexing="ij")]

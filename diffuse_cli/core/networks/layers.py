@@ -1,4 +1,4 @@
-"""What networks are told beside x_t: the time, a class, a row of a table, another array."""
+"""Embeddings of the time and the conditions, and initialisation of layers."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ if TYPE_CHECKING:
 
 
 class ConditionedNetwork(nn.Module):
-    """The base of a network that adds up embeddings of what it is told, and reads an array that it
-    is given together with its input.
+    """Base class of a network with conditions.
+
+    It adds the embeddings of the time, the class and the metadata, and concatenates the
+    conditioning array with its input.
 
     Attributes:
-        given_channels: of that array.
-        columns: of the table.
+        given_channels: the number of channels of the conditioning array.
+        columns: the number of metadata columns.
     """
 
     def __init__(self, conditions: Conditions) -> None:
@@ -34,19 +36,19 @@ class ConditionedNetwork(nn.Module):
         self.columns = len(conditions.table) if conditions.table else 0
 
     def _embed(self, conditions: Conditions, features: int, width: int) -> None:
-        """Make the embeddings, of this width; the time comes as so many features."""
+        """Make the embeddings of a width, for time inputs with a number of features."""
         self.time_embedding = TimeEmbedding(features, width)
         if self.num_classes:
-            # Drawn as nn.Embedding does, which on the meta device would import a compiler.
+            # As nn.Embedding draws them. On the meta device, nn.Embedding would import a compiler.
             drawn = torch.randn(self.num_classes + 1, width)
             self.class_embedding = nn.Embedding.from_pretrained(drawn, freeze=False)
         if conditions.table:
             self.row_embedding = RowEmbedding(conditions.table, width)
 
     def embedded(self, time: Tensor, label: Tensor | None, row: Tensor | None) -> Tensor:
-        """Features of the time (B, features), label (B,) and row (B, columns) to (B, width).
+        """Embed features of the time (B, features), label (B,) and row (B, columns) in (B, width).
 
-        None stands for "no class", and for a row of which nothing is told.
+        A label of None means "no class", and a row of None has no known values.
         """
         emb: Tensor = self.time_embedding(time)
         if self.num_classes:
@@ -60,7 +62,7 @@ class ConditionedNetwork(nn.Module):
         return emb
 
     def beside(self, x: Tensor, given: Tensor | None) -> Tensor:
-        """x with what is given as further channels: zeros if that is None."""
+        """Concatenate x with the conditioning array, or with zeros if that is None."""
         if not self.given_channels:
             return x
         if given is None:
@@ -68,20 +70,20 @@ class ConditionedNetwork(nn.Module):
         return torch.cat([x, given.to(x.dtype)], dim=1)
 
 
-# -- start ----------------------------------------------------------------------------------------
-
-# How the weights of layers begin.
+# -- initialisation -------------------------------------------------------------------------------
 
 FILLING = {
     *(getattr(Tensor, name) for name in ("uniform_", "normal_", "fill_", "zero_")),
     *(getattr(nn.init, name) for name in vars(nn.init) if name.endswith("_") and name[0] != "_"),
 }
-"""What draws weights, or sets them."""
+"""Functions that initialise weights."""
 
 
 class Undrawn(TorchFunctionMode):
-    """Layers are built without values for their weights, for the meta device, where there are none:
-    pretending to draw them takes longer than drawing them."""
+    """Mode that skips the initialisation of weights, to build networks on the meta device.
+
+    There, weights have no values, and initialising them would be slower than elsewhere.
+    """
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -101,8 +103,7 @@ def zeroed(module: Any) -> Any:
 
 
 def balanced(module: Any) -> Any:
-    """Draw a linear layer's weights as large for its input as for its output (Glorot & Bengio
-    2010, eq. 16); its bias is zero."""
+    """Initialise a linear layer by Glorot & Bengio 2010, eq. 16, and its bias by zero."""
     nn.init.xavier_uniform_(module.weight)
     if module.bias is not None:
         nn.init.zeros_(module.bias)
@@ -111,11 +112,10 @@ def balanced(module: Any) -> Any:
 
 # -- time -----------------------------------------------------------------------------------------
 
-# Time embeddings.
 
 
 class TimeEmbedding(nn.Module):
-    """Two linear layers over `TIME_EMBEDDINGS`."""
+    """Two linear layers on the features of `TIME_EMBEDDINGS`."""
 
     def __init__(self, width: int, time_width: int) -> None:
         super().__init__()
@@ -123,12 +123,12 @@ class TimeEmbedding(nn.Module):
         self.linear_2 = nn.Linear(time_width, time_width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, width) to (B, time_width)."""
+        """Map (B, width) to (B, time_width)."""
         return self.linear_2(F.silu(self.linear_1(x)))  # type: ignore[no-any-return]
 
 
 class Sinusoids(nn.Module):
-    """`sinusoids` as configured; `width` numbers."""
+    """Module for `sinusoids`, with `width` features."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -136,19 +136,19 @@ class Sinusoids(nn.Module):
         self.shift, self.cos_first = config.freq_shift, config.flip_sin_to_cos
 
     def forward(self, t: Tensor) -> Tensor:
-        """(B,) to (B, width)."""
+        """Map (B,) to (B, width)."""
         return sinusoids(t, self.width, shift=self.shift, cos_first=self.cos_first)
 
 
 class Fourier(nn.Module):
-    """cos and sin of t at fixed random frequencies; `width` numbers.
+    """cos and sin of t at fixed random frequencies, `width` features.
 
-    The Gaussian Fourier features of NCSN++ (Song et al. 2021b, appendix C.2; Tancik et al. 2020),
-    with frequencies from N(0, 16^2). Song et al. 2021b pass log sigma, which is linear in time for
-    their geometric noise levels; t / 1000 is also defined at t = 0. One timestep of 1000 turns a
-    typical angle by 0.1.
+    These are the Gaussian Fourier features of NCSN++ (Song et al. 2021b, appendix C.2; Tancik et
+    al. 2020), with frequencies from N(0, 16^2). Song et al. 2021b pass log sigma, which is linear
+    in time for their geometric noise levels. Here it is t / 1000, which is also defined at t = 0.
+    One timestep of 1000 changes a typical angle by 0.1.
 
-    The frequencies are a buffer: saved with the model, not trained or averaged.
+    The frequencies are a buffer, so they are saved with the model, but not trained or averaged.
     """
 
     SCALE = 16.0
@@ -161,7 +161,7 @@ class Fourier(nn.Module):
         self.register_buffer("weight", self.SCALE * torch.randn(count))
 
     def forward(self, t: Tensor) -> Tensor:
-        """(B,) to (B, 2 * width of the network)."""
+        """Map (B,) to (B, 2 * width of the network)."""
         angles = t.float()[:, None] / 1000 * self.weight * (2 * math.pi)
         return waves(angles, cos_first=self.cos_first)
 
@@ -169,17 +169,17 @@ class Fourier(nn.Module):
 TIME_EMBEDDINGS: Registry[Callable[[Config], Any]] = Registry(
     "time_embeddings", {"sinusoidal": Sinusoids, "fourier": Fourier}
 )
-"""Features of t before the two linear layers, by `Config.time_embedding`."""
+"""Features of t for the two linear layers, by `Config.time_embedding`."""
 
 
 def sinusoids(t: Tensor, width: int, *, shift: int = 0, cos_first: bool = True) -> Tensor:
-    """cos and sin of t at geometric frequencies from 1 to about 1e-4 (Vaswani et al. 2017, 3.5).
+    """Return cos and sin of t at geometric frequencies, 1 to 1e-4 (Vaswani et al. 2017, 3.5).
 
     Args:
-        t: (B,), real numbers.
-        width: of the result (B, width).
-        shift: 1 makes the last frequency 1e-4; with 0 that would be the next one.
-        cos_first: cos before sin.
+        t: real numbers (B,).
+        width: the number of features, for the result (B, width).
+        shift: 1 if the last frequency is 1e-4, or 0 if it is the one before 1e-4.
+        cos_first: whether cos comes before sin.
     """
     half = width // 2
     index = torch.arange(half, dtype=torch.float32, device=t.device)
@@ -188,21 +188,20 @@ def sinusoids(t: Tensor, width: int, *, shift: int = 0, cos_first: bool = True) 
 
 
 def waves(angles: Tensor, cos_first: bool) -> Tensor:
-    """(B, n) to (B, 2n): cos and sin."""
+    """Return cos and sin of angles (B, n) as (B, 2n)."""
     halves = (angles.cos(), angles.sin()) if cos_first else (angles.sin(), angles.cos())
     return torch.cat(halves, dim=1)
 
 
-# -- rows -----------------------------------------------------------------------------------------
-
-# Embeddings of a row of a table.
+# -- metadata -------------------------------------------------------------------------------------
 
 LONGEST, WAVES = 16.0, 6
-"""The longest period of a number's waves, in deviations, and their number, each half as long."""
+"""Longest period of a number's waves in standard deviations, and the number of periods. Each period
+is half of the one before."""
 
 
 class RowEmbedding(nn.ModuleList):
-    """The sum of an embedding of each column."""
+    """Sum of the embeddings of all metadata columns."""
 
     def __init__(self, table: MetadataTable, width: int) -> None:
         super().__init__(
@@ -213,30 +212,33 @@ class RowEmbedding(nn.ModuleList):
         )
 
     def forward(self, row: Tensor) -> Tensor:
-        """Codes (B, columns) to (B, width)."""
+        """Map codes (B, columns) to (B, width)."""
         found = [embed(code) for embed, code in zip(self, row.unbind(1), strict=True)]
         return torch.stack(found).sum(0)
 
 
 class NumberEmbedding(TimeEmbedding):
-    """Two linear layers over cos and sin of a number (Tancik et al. 2020), at periods that tell
-    numbers of the data apart and still lead from one to the next; and what stands for no number."""
+    """Two linear layers on cos and sin of a number, and a vector for a missing number.
+
+    The periods (Tancik et al. 2020) are short enough to distinguish the numbers of the data, and
+    long enough to interpolate between them.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__(2 * WAVES, width)
         self.untold = nn.Parameter(torch.zeros(width))
 
     def forward(self, code: Tensor) -> Tensor:
-        """(B,) to (B, width)."""
-        told = ~code.isnan()
+        """Map (B,) to (B, width)."""
+        known = ~code.isnan()
         powers = torch.arange(WAVES, dtype=torch.float32, device=code.device)
-        angles = code.where(told, 0.0).float()[:, None] * (2 * math.pi / LONGEST * 2**powers)
-        found = super().forward(waves(angles, cos_first=True))
-        return torch.where(told[:, None], found, self.untold.to(found))
+        angles = code.where(known, 0.0).float()[:, None] * (2 * math.pi / LONGEST * 2**powers)
+        embedding = super().forward(waves(angles, cos_first=True))
+        return torch.where(known[:, None], embedding, self.untold.to(embedding))
 
 
 class LabelEmbedding(nn.Module):
-    """A row of `weight` for each label, and a last one for none."""
+    """Table with a row of `weight` for each label, and a last row for a missing label."""
 
     def __init__(self, labels: int, width: int) -> None:
         super().__init__()
@@ -244,5 +246,5 @@ class LabelEmbedding(nn.Module):
         self.weight = nn.Parameter(torch.randn(labels + 1, width))
 
     def forward(self, code: Tensor) -> Tensor:
-        """(B,) to (B, width)."""
+        """Map (B,) to (B, width)."""
         return F.embedding(code.where(~code.isnan(), self.none).long(), self.weight)

@@ -1,9 +1,9 @@
 """The U-Net: the topology of ADM (Dhariwal & Nichol 2021), with the tensor names of diffusers.
 
-Samples go down through levels of residual blocks, each half the size of the one before, through
-the middle, and up again; each block on the way up also reads the output of its counterpart on the
-way down. The time enters every residual block; chosen resolutions have self-attention. Modules are
-named as in diffusers' `UNet2DModel`.
+Samples go down through levels of residual blocks, each half the size of the previous level, through
+the middle, and up again. Each block on the way up also reads the output of its counterpart on the
+way down. The time enters every residual block, and some resolutions have self-attention. Modules
+have the names of diffusers' `UNet2DModel`.
 """
 
 from __future__ import annotations
@@ -35,36 +35,39 @@ ENDS = Ends(
 OF_SIZE = frozenset({"multipliers"})
 
 WIDEST = 65_536
-"""The most channels of a level."""
+"""Most channels of a level."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Settings):
-    """The shape of a U-Net (the ADM topology; Dhariwal & Nichol 2021, section 3).
+    """Shape of a U-Net (the ADM topology; Dhariwal & Nichol 2021, section 3).
 
     Attributes:
-        patch: side of the patches that become one position of the feature maps (Luhman & Luhman
-            2022): patch^dims times the channels at 1 / patch of the size.
-        width: channels of the first level.
-        multipliers: width of each level, in multiples of the first.
-        blocks: residual blocks per level.
-        attention: resolutions (shortest side of a level's feature map) with attention. Ones that no
-            level has are ignored, so a list serves several sizes. The middle always has attention.
-        heads, head_width: number of attention heads, or channels per head; one head if neither.
-        heads_up: heads on the way up, if other than `heads`.
+        patch: the side of the patches that become one position of the feature maps (Luhman & Luhman
+            2022), with patch^dims times the channels and 1 / patch of the size.
+        width: the channels of the first level.
+        multipliers: the width of each level, in multiples of the first.
+        blocks: the number of residual blocks per level.
+        attention: the resolutions with attention, by the shortest side of a level's feature map.
+            Resolutions that no level has are ignored, so one list works for several sizes. The
+            middle always has attention.
+        heads, head_width: the number of attention heads, or the channels per head. Without both
+            there is one head.
+        heads_up: the number of heads on the way up, if it differs from `heads`.
         block: a name in `BLOCKS`.
-        resblock_updown: residual blocks, not convolutions, change the size of feature maps (BigGAN
-            up/down; section 3.1).
-        scale_shift: the time scales and shifts the norm (adaptive group norm).
-        groups: of every GroupNorm; they divide each level's width.
+        resblock_updown: whether residual blocks change the size of feature maps instead of
+            convolutions (BigGAN up/down; section 3.1).
+        scale_shift: whether the time scales and shifts the norm (adaptive group norm).
+        groups: the number of groups of every GroupNorm, a divisor of each level's width.
         time_embedding: a name in `TIME_EMBEDDINGS`.
-        time_width: the time embedding has four times this width; `width` by default.
-        norm_eps, downsample_padding, freq_shift, flip_sin_to_cos: for models from elsewhere, under
-            diffusers' names: the epsilon of GroupNorm; padding of the convolutions that halve, 0
-            for the far ends only; `shift` and `cos_first` of `sinusoids`.
+        time_width: a quarter of the width of the time embedding, by default `width`.
+        norm_eps: the epsilon of GroupNorm, for imported models.
+        downsample_padding: the padding of the convolutions that halve the size, or 0 to pad only
+            the far ends, for imported models.
+        freq_shift, flip_sin_to_cos: `shift` and `cos_first` of `sinusoids`, for imported models.
 
     Raises:
-        InvalidArgument: settings that are no network.
+        InvalidArgument: settings that do not make a network.
     """
 
     patch: int = setting(1, 1, 16)
@@ -92,15 +95,15 @@ class Config(Settings):
         if not self.multipliers:
             raise InvalidArgument("must have one level or more", argument="multipliers")
         if self.heads is not None and self.head_width is not None:
-            raise InvalidArgument("heads and head_width exclude each other", "Give one of the two")
+            raise InvalidArgument("heads and head_width exclude each other", "Set only one")
         for width in (self.width, *self.widths):
             self._check_width(width)
         self.heads_at(self.widths[-1])
-        self.upward  # noqa: B018  its heads are checked as it is made
+        self.upward  # noqa: B018  making it checks its heads
 
     @property
     def widths(self) -> list[int]:
-        """Channels of each level."""
+        """The channels of each level."""
         return [self.width * multiple for multiple in self.multipliers]
 
     @property
@@ -110,7 +113,7 @@ class Config(Settings):
 
     @property
     def time_channels(self) -> int:
-        """Channels of the time embedding."""
+        """The number of channels of the time embedding."""
         return 4 * (self.time_width or self.width)
 
     def attends(self, size: tuple[int, ...]) -> list[bool]:
@@ -119,15 +122,15 @@ class Config(Settings):
         return [side >> i in self.attention for i in range(len(self.multipliers))]
 
     def heads_at(self, width: int) -> int:
-        """Attention heads of a level of `width` channels.
+        """Return the number of attention heads of a level with `width` channels.
 
         Raises:
-            InvalidArgument: they do not divide it.
+            InvalidArgument: the heads do not divide the width.
         """
         if self.head_width is not None:  # instead of `heads`
             if width % self.head_width:
                 raise InvalidArgument(
-                    f"a level of {width} channels has no heads of {self.head_width}"
+                    f"a level of {width} channels cannot have heads of {self.head_width} channels"
                 )
             return width // self.head_width
         heads = self.heads or 1
@@ -145,7 +148,7 @@ class Config(Settings):
         if width % self.groups:
             raise InvalidArgument(
                 f"a level of {width} channels is not a multiple of {self.groups} groups",
-                "Choose a width that is, or another number of groups",
+                "Choose another width, or another number of groups",
             )
 
 
@@ -153,7 +156,7 @@ def check(config: Config, space: Space) -> None:
     """Refuse a space that the levels cannot halve, or heads that do not divide a level.
 
     Raises:
-        InvalidArgument: they do not; the message says what would.
+        InvalidArgument: the configuration does not work. The hint suggests a size.
     """
     levels = len(config.multipliers)
     factor = config.patch * 2 ** (levels - 1)
@@ -173,7 +176,7 @@ def check(config: Config, space: Space) -> None:
 def build(
     config: Config, space: Space, conditions: Conditions, out_channels: int | None = None
 ) -> UNet:
-    """A U-Net with random weights.
+    """Build a U-Net with random weights.
 
     Raises:
         InvalidArgument: `check` refuses the space, or there is no such block or time embedding.
@@ -185,17 +188,17 @@ def build(
 
 
 def describe(config: Config, space: Space) -> list[str]:
-    """Levels, attention, blocks and patches."""
+    """Describe levels, attention, blocks and patches."""
     levels = zip(config.widths, config.attends(space.size), strict=True)
     shown = ", ".join(f"{width}{' (attention)' if attends else ''}" for width, attends in levels)
-    lines = [f"levels of {shown} channels; blocks a level: {config.blocks} ({config.block})"]
+    lines = [f"levels of {shown} channels; blocks per level: {config.blocks} ({config.block})"]
     if config.patch > 1:
         lines.append(f"patches of {'x'.join([str(config.patch)] * space.dims)}")
     return lines
 
 
 def resized(config: Config, before: tuple[int, ...], after: tuple[int, ...]) -> Config:
-    """The network of a size at another one, where the same levels have attention."""
+    """Return a configuration for another size, with attention in the same levels."""
     attends, side = config.attends(before), min(after) // config.patch
     if config.attends(after) == attends:
         return config
@@ -214,14 +217,15 @@ def full_rank(config: Config, space: Space) -> Config:
 # -- from a preset to a configuration -------------------------------------------------------------
 
 LOWEST = 8
-"""Levels are added until the shortest side is at most this long."""
+"""Longest allowed shortest side at the last level. Levels are added until it is reached."""
 
 GROUPS, CHANNELS_A_GROUP = 32, 16
-"""Groups of published networks, and channels per group of ours: the best of Wu & He 2018 (table 3),
-and as many as fill a processor's register in half precision. Lowered to divide the width."""
+"""Groups of published networks, and channels per group of other networks. 16 channels are best in
+Wu & He 2018 (table 3), and fill a CPU's register in half precision. Both are lowered to divide the
+width."""
 
 DIVISORS = frozenset({"groups", "heads", "head_width", "heads_up"})
-"""Settings that divide the width."""
+"""Settings that must divide the width."""
 
 
 def adapt(
@@ -232,22 +236,22 @@ def adapt(
     published: bool = False,
     exact: bool = False,
 ) -> Config:
-    """The configuration `fields`, adapted to a space.
+    """Adapt the configuration `fields` to a space.
 
-    Larger samples than `finest` are cut into patches, which have at most as many values as the
-    width. If the samples have more channels than that, the width is raised. Levels are added until
-    the shortest side, in patches, is at most `LOWEST` or odd. Groups and heads are lowered until
-    they divide the widths.
+    Samples larger than `finest` are cut into patches, with at most `width` values each. If the
+    samples have more channels than `width`, it is raised. Levels are added until the shortest side
+    in patches is at most `LOWEST`, or odd. Groups and heads are lowered until they divide the
+    widths.
 
     Args:
-        fields: settings to adapt, and `finest`: the least shortest side, in patches, that patches
-            may leave of a sample. Without it there are none.
-        given: settings to keep.
-        published: a model of a paper: keep its levels.
-        exact: refuse a size that is odd before it is small enough.
+        fields: the settings to adapt, and `finest`, the least number of patches along the shortest
+            side. Without `finest` samples are not cut into patches.
+        given: the settings to keep.
+        published: whether the model is from a paper, so that its levels are kept.
+        exact: whether to refuse a size that becomes odd before it is small enough.
 
     Raises:
-        InvalidArgument: the settings do not suit the space.
+        InvalidArgument: the settings do not work for the space.
     """
     fields = {**fields, **given}
     finest = fields.pop("finest", None)
@@ -274,15 +278,18 @@ def adapt(
 
 
 def groups_at(width: int, published: bool) -> int:
-    """The default number of groups for a base width."""
+    """Return the default number of groups for a base width."""
     return _largest_divisor(width, GROUPS if published else max(1, width // CHANNELS_A_GROUP))
 
 
 def at_width(settings: Mapping[str, Any], width: int, published: bool) -> dict[str, Any]:
-    """Those of a table of settings that suit another width: not those that do not divide it, nor
-    groups that followed from the old one."""
+    """Return the settings that are valid at another width.
+
+    Settings that do not divide the width are left out, and so are groups if they are the default of
+    the old width.
+    """
     own = settings.get("width")
-    # A width of another kind is refused when the network is built.
+    # A width of a wrong type is refused when the network is built.
     followed = isinstance(own, int) and own > 0
     followed = followed and settings.get("groups") == groups_at(own, published)  # type: ignore[arg-type]
     return {
@@ -295,13 +302,13 @@ def at_width(settings: Mapping[str, Any], width: int, published: bool) -> dict[s
 
 
 def _patch(space: Space, finest: int) -> int:
-    """The largest power of two that divides every side and leaves `finest` of the shortest."""
+    """Return the largest power of two that divides all sides and leaves at least `finest`."""
     sizes = (2**n for n in range(5) if min(space.size) >= finest * 2**n)
     return max((p for p in sizes if not any(side % p for side in space.size)), default=1)
 
 
 def _levels(config: Config, space: Space, exact: bool) -> tuple[int, ...]:
-    """Multipliers for as many levels as suit the size, repeating the last one."""
+    """Return the multipliers for the number of levels of a size, repeating the last one."""
     sides = [side // config.patch for side in space.size]
     wanted = next(n for n in range(16) if min(sides) >> n <= LOWEST)
     allowed = next(n for n in range(wanted, -1, -1) if not any(s % 2**n for s in sides))

@@ -1,8 +1,8 @@
 """A transformer over patches: JiT (Li & He 2025), which is DiT (Peebles & Xie 2023) on pixels.
 
-Samples are cut into patches, each of which becomes a vector; blocks of attention and MLPs, which
-the time and the conditions scale, shift and gate, mix them; each vector becomes a patch again.
-There are no levels: every block sees the whole sample.
+Samples are cut into patches, each of which becomes a vector. Blocks of attention and MLPs mix the
+vectors. The time and the conditions scale, shift and gate the blocks. Each vector then becomes a
+patch again. There are no levels, so every block processes the whole sample.
 """
 
 from __future__ import annotations
@@ -34,36 +34,36 @@ ENDS = Ends(
 OF_SIZE = frozenset({"patch"})
 
 LARGEST = 64
-"""The longest side of a patch."""
+"""Longest side of a patch."""
 
 POSITIONS = 2**14
-"""The most patches of a sample: attention compares each with all."""
+"""Most patches of a sample. The cost of attention grows with their square."""
 
 COMPRESSION = 2
-"""The most values of a patch for each of the width in presets, which predict x_0. Photos of 256
-pixels keep 90 % of the power of their Laplacian through half as many numbers as a patch has, and
-photos of 512 pixels 38 % through an eighth."""
+"""Largest ratio of values per patch to the width in presets, which predict x_0. With half the
+number of values per patch, photos of 256 pixels keep 90 % of the power of their Laplacian. With an
+eighth, photos of 512 pixels keep 38 %."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Settings):
-    """The shape of a transformer over patches.
+    """Shape of a transformer over patches.
 
     Attributes:
-        patch: side of the patches. Their sides divide the sample's.
-        width: numbers of the vector of each patch.
-        depth: blocks.
-        head_width: numbers of each attention head; they divide the width, and are even.
-        mlp: hidden numbers of an MLP over the width, before a third is taken off for its gate,
-            which leaves it the weights of one without (Shazeer 2020, section 2).
-        bottleneck: numbers through which a patch passes on its way in (Li & He
-            2025); none for a single linear layer.
-        context: further vectors of what the network is told, which join the patches after a third
-            of the blocks (Li & He 2025).
-        dropout: of the results of attention, and of the hidden numbers of MLPs.
+        patch: the side of the patches, a divisor of the sample's sides.
+        width: the length of the vector of each patch.
+        depth: the number of blocks.
+        head_width: the channels per attention head, an even divisor of the width.
+        mlp: the ratio of the hidden width of an MLP to the width. A third is then removed because
+            of the gate, so that the number of weights stays the same (Shazeer 2020, section 2).
+        bottleneck: the width of a first linear layer for patches (Li & He 2025), or None to use a
+            single linear layer.
+        context: the number of further vectors for the conditions, which join the patches after a
+            third of the blocks (Li & He 2025).
+        dropout: the dropout of the results of attention and of the hidden features of MLPs.
 
     Raises:
-        InvalidArgument: settings that are no network.
+        InvalidArgument: settings that do not make a network.
     """
 
     patch: int = setting(4, 1, LARGEST)
@@ -82,7 +82,7 @@ class Config(Settings):
         if self.width % self.head_width:
             raise InvalidArgument(
                 f"a width of {self.width} cannot be cut into heads of {self.head_width}",
-                "Choose a multiple of it",
+                f"Choose a multiple of {self.head_width}",
             )
 
     @property
@@ -92,20 +92,20 @@ class Config(Settings):
 
     @property
     def hidden(self) -> int:
-        """Hidden numbers of an MLP."""
+        """The hidden width of an MLP."""
         return max(1, int(self.width * self.mlp * 2 / 3))
 
     @property
     def entry(self) -> int:
-        """The block before which the context joins the patches: a third of them in JiT."""
+        """The block before which the context joins: a third of the depth, as in JiT."""
         return self.depth // 3
 
 
 def check(config: Config, space: Space) -> None:
-    """Refuse a space that the patches do not divide, or too many of them.
+    """Refuse a space that the patches do not divide, or too many patches.
 
     Raises:
-        InvalidArgument
+        InvalidArgument: the configuration does not work.
     """
     if any(side % config.patch for side in space.size):
         raise InvalidArgument(
@@ -114,7 +114,7 @@ def check(config: Config, space: Space) -> None:
         )
     if (count := positions(config.patch, space)) > POSITIONS:
         raise InvalidArgument(
-            f"attention over {count:,} patches of {dimensions(space.size)} is too much",
+            f"{dimensions(space.size)} has too many patches for attention: {count:,}",
             f"Choose a larger patch than {config.patch}, or a smaller size",
         )
     if config.head_width < 2 * space.dims:
@@ -125,14 +125,14 @@ def check(config: Config, space: Space) -> None:
 
 
 def positions(patch: int, space: Space) -> int:
-    """How many patches of this side a sample has."""
+    """Return the number of patches of a sample."""
     return math.prod(side // patch for side in space.size)
 
 
 def build(
     config: Config, space: Space, conditions: Conditions, out_channels: int | None = None
 ) -> Transformer:
-    """A transformer with random weights.
+    """Build a transformer with random weights.
 
     Raises:
         InvalidArgument: `check` refuses the space.
@@ -144,7 +144,7 @@ def build(
 
 
 def describe(config: Config, space: Space) -> list[str]:
-    """Blocks, heads, patches, bottleneck and context."""
+    """Describe blocks, heads, patches, bottleneck and context."""
     cut = "x".join([str(config.patch)] * space.dims)
     patches = f"{positions(config.patch, space):,} patches of {cut}"
     if config.bottleneck is not None:
@@ -158,7 +158,7 @@ def full_rank(config: Config, space: Space) -> Config:
     """Return the configuration with patches, or else a width, that can hold noise in every
     dimension.
 
-    The presets predict x_0, which takes fewer numbers (Li & He 2025).
+    Presets do not need it, because they predict x_0, which has fewer dimensions (Li & He 2025).
     """
     patch = fitting(config.patch, min(config.width, config.bottleneck or config.width), space)
     if patch is not None:
@@ -179,21 +179,21 @@ def adapt(
     published: bool = False,
     exact: bool = False,
 ) -> Config:
-    """The configuration `fields`, adapted to a space.
+    """Adapt the configuration `fields` to a space.
 
-    Patches are as small as leave few enough of them, and have at most `COMPRESSION` values for each
-    of the width. A bottleneck is left out where a patch has no more numbers than it. Heads become
-    narrower until they divide the width.
+    Patches are the smallest that give at most `positions` patches, with at most `COMPRESSION` times
+    `width` values each. The bottleneck is removed if a patch does not have more values. Heads
+    become narrower until they divide the width.
 
     Args:
-        fields: settings to adapt, and `positions`: the most patches of a sample, where some divide
-            it so and are not too large. Without it the patch is taken as it is.
-        given: settings to keep.
-        published: nothing is fixed to a size here.
-        exact: refuse a size that no patches divide into few enough.
+        fields: the settings to adapt, and `positions`, the most patches of a sample. There can be
+            more if patches would be too large. Without `positions`, `patch` is used unchanged.
+        given: the settings to keep.
+        published: whether the model is from a paper. It has no effect here.
+        exact: whether to refuse a size that cannot be divided into at most `positions` patches.
 
     Raises:
-        InvalidArgument: the settings do not suit the space.
+        InvalidArgument: the settings do not work for the space.
     """
     fields = {**fields, **given}
     most = fields.pop("positions", None)
@@ -212,7 +212,7 @@ def adapt(
 
 
 def at_width(settings: Mapping[str, Any], width: int, published: bool) -> dict[str, Any]:
-    """Those of a table of settings that suit another width: not heads that do not divide it."""
+    """Return the settings that are valid at another width, without heads that do not divide it."""
     heads = settings.get("head_width")
     divides = isinstance(heads, int) and heads > 0 and width % heads == 0
     left_out = {"width"} if divides else {"width", "head_width"}
@@ -220,8 +220,11 @@ def at_width(settings: Mapping[str, Any], width: int, published: bool) -> dict[s
 
 
 def _patch(space: Space, most: int, values: int, exact: bool) -> int:
-    """Return the smallest side that divides the sample into at most `most` patches, or else the
-    largest that divides it; smaller, with more patches, where those have more than `values`."""
+    """Return the smallest side that divides the sample into at most `most` patches.
+
+    If there is none, it is the largest side that divides the sample. If patches would have more
+    than `values` values, it is smaller.
+    """
     sides = [n for n in range(1, LARGEST + 1) if not any(side % n for side in space.size)]
     few = [n for n in sides if positions(n, space) <= most]
     if not few and exact:
