@@ -27,7 +27,7 @@ def table() -> str:
     for key, question in QUESTIONS.items():
         rows = [row(number) for number in numbers() if number.question == key]
         if rows:
-            head = "| key | number | what it says | better | reference |\n|---|---|---|---|---|"
+            head = "| key | metric | description | better | reference |\n|---|---|---|---|---|"
             lines += [f"**{question.title}** {question.says}".strip(), "", head, *rows, ""]
     return "\n".join(lines)
 

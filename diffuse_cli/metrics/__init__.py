@@ -1,7 +1,7 @@
-"""Measures of generated images against real ones, one file each.
+"""Metrics that compare generated with real images, one file each.
 
-`METRICS` has an entry for each file of this folder, imported when it is looked up. `Metric` says
-what a file holds. The order of images does not matter.
+`METRICS` has an entry for each file of this folder, and imports it on look-up. For the contents of
+a file see `Metric`. The order of images does not matter.
 """
 
 from __future__ import annotations
@@ -29,15 +29,16 @@ class Metric:
 
     Attributes:
         NEEDS: the parts of an evaluation that it reads, see `inputs.MetricInputs`.
-        compute: returns its numbers; the standard error of `key` is `key_standard_error`. Raises a
-            `UsageError` if there are too few images for it.
-        NUMBERS: how its numbers are shown; other keys are shown under their own names.
-        BESIDE: keys that are only in the JSON, or stand beside other numbers.
-        remarks: yields sentences on the meaning of its numbers.
-        difference_errors: returns, by key, the standard error of the difference of two evaluations
-            on the same real images, whose k-th generated images began with the same noise. Where a
-            key is missing, the errors of both are combined as independent.
-        details: returns what else it found, for the JSON and the report.
+        compute: the function that returns its values. The standard error of `key` is
+            `key_standard_error`. It raises a `UsageError` if there are too few images.
+        NUMBERS: the presentation of its values. Other keys are shown under their own names.
+        BESIDE: the keys that are only in the JSON, or are shown as references of other values.
+        remarks: the function that yields sentences on the meaning of its values.
+        difference_errors: the function that returns, by key, the standard error of the difference
+            of two evaluations with the same real images, in which generated images with the same
+            index started from the same noise. For missing keys, the standard errors of both
+            evaluations are combined as independent.
+        details: the function that returns further results for the JSON and the report.
     """
 
     NEEDS: tuple[str, ...]
@@ -50,7 +51,7 @@ class Metric:
 
 
 class Metrics(Modules[Metric]):
-    """The metrics by name, with defaults where a file does not say."""
+    """Table of the metrics, with the defaults of `Metric` for missing contents of a file."""
 
     def __getitem__(self, name: str) -> Metric:
         found = super().__getitem__(name)
@@ -79,18 +80,18 @@ METRICS = Metrics(
 
 
 def numbers() -> list[MetricNumber]:
-    """How the numbers of all metrics are shown, in order."""
+    """Return the presentation of the values of all metrics, in order."""
     found = [n for metric in METRICS.values() for n in metric.NUMBERS]
     return sorted(found, key=lambda n: ([*QUESTIONS].index(n.question), n.place))
 
 
 def label(key: str) -> str:
-    """What people call a number."""
+    """Return the label of a key."""
     return next((n.label for n in numbers() if n.key == key), key.replace("_", " "))
 
 
 def shown(values: Values) -> list[MetricNumber]:
-    """How these values are shown, in order; those that no metric describes come last."""
+    """Return the presentation of values, in order. Keys that no metric describes come last."""
     known = numbers()
     named = {n.key for n in known} | {key for metric in METRICS.values() for key in metric.BESIDE}
     others = [
@@ -102,12 +103,12 @@ def shown(values: Values) -> list[MetricNumber]:
 
 
 def class_numbers(classes: Mapping[str, Values]) -> list[MetricNumber]:
-    """The numbers shown for each class, if any class has them."""
+    """Return the presentation of values per class, limited to values that a class has."""
     there = (n for n in numbers() if n.by_class)
     return [n for n in there if any(n.key in values for values in classes.values())]
 
 
 def remarks(facts: Facts) -> list[Remark]:
-    """What the numbers mean, by level."""
+    """Return the remarks of all metrics, by level."""
     found = [remark for metric in METRICS.values() for remark in metric.remarks(facts)]
     return sorted(found, key=lambda remark: LEVELS.index(remark.level))

@@ -1,6 +1,6 @@
-"""KID of images known to be bad, to compare with: blurred real images, their mean, and noise.
+"""KID of baseline images, to compare with: blurred real images, their mean, and noise.
 
-Each is measured against the same real images. KID is unbiased at every n, so few of each suffice.
+Each is measured against the same real images. KID is unbiased at every n, so a few images suffice.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NUMBERS = tuple(
     MetricNumber(
         f"kid_of_{name}",
         f"of {words}",
-        f"For comparison: {LACKS[name]}. A model should be clearly below.",
+        f"For comparison: {LACKS[name]}. The KID of a model should be clearly lower.",
         question="likeness",
         place=1,
         part=True,
@@ -31,17 +31,17 @@ NUMBERS = tuple(
 )
 
 IMAGES = 100
-"""At most this many of each kind: their KID is then known to a few hundredths of itself."""
+"""Most images of each kind. Their KID then has a standard error of a few percent."""
 
 COPIES = 4
-"""Of the mean image: the fewest that give a KID with a standard error."""
+"""Copies of the mean image, the smallest number that gives a KID with a standard error."""
 
 BLUR = 1 / 16
-"""The deviation of the blur over the longer side: only shapes remain."""
+"""Standard deviation of the blur as a fraction of the longer side, so that only shapes remain."""
 
 
 def compute(evaluation: MetricInputs) -> dict[str, float]:
-    """`kid_of_NAME` for each baseline, with standard errors as for `kid`."""
+    """Return `kid_of_NAME` for each baseline, with standard errors as for `kid`."""
     if not evaluation.landmarks:
         return {}
     real = np.asarray(evaluation.real_features, np.float64)
@@ -53,7 +53,7 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
 
 
 def baselines(real: Array) -> dict[str, Array]:
-    """Pictures uint8 (M, C, H, W) by the names in `BASELINES`, of real ones."""
+    """Make the baseline images of real images, uint8 (M, C, H, W), by the names in `BASELINES`."""
     some = real[:IMAGES].astype(np.float64)
     mean = np.repeat(real.mean(0, keepdims=True), COPIES, 0)
     noise = philox(0, "landmarks").integers(0, 256, some.shape)
@@ -62,11 +62,11 @@ def baselines(real: Array) -> dict[str, Array]:
 
 
 def blurred(images: Array) -> Array:
-    """A Gaussian blur of (N, C, H, W); at the edges the weights inside are normalised."""
-    deviation = BLUR * max(images.shape[2:])
+    """Blur images (N, C, H, W) by a Gaussian, with normalised weights at the edges."""
+    width = BLUR * max(images.shape[2:])
     for axis in (2, 3):
         place = np.arange(images.shape[axis])
-        weights = np.exp(-(((place[:, None] - place) / deviation) ** 2) / 2)
+        weights = np.exp(-(((place[:, None] - place) / width) ** 2) / 2)
         weights /= weights.sum(1, keepdims=True)
         images = np.moveaxis(np.moveaxis(images, axis, -1) @ weights.T, -1, axis)
     return images

@@ -1,6 +1,6 @@
-"""The numbers in two sets of samples: moments, quantiles and Wasserstein distances by channel.
+"""Moments, quantiles and Wasserstein distances of two sets of samples by channel.
 
-See `marginals`. Samples are read some at a time; what is kept of each is a few numbers a channel.
+See `marginals`. Samples are read in parts, and only a few numbers per sample and channel are kept.
 """
 
 from __future__ import annotations
@@ -30,16 +30,17 @@ QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 @dataclass(frozen=True)
 class Marginals:
-    """What was measured of two sets of samples.
+    """Distributions of the values of two sets of samples.
 
     Attributes:
-        channels: each channel of both sides as JSON, in the units of stored numbers.
-        whole: the distance, mean over channels; in levels, or in deviations.
-        floor: the same of real samples against other real ones; None if there are too few.
-        shifts: of the mean, by channel, in the same units.
-        variety: the deviation of samples' means over that of real ones; None if these are equal,
-            but for rounding.
-        samples: real and generated ones, as stored.
+        channels: the statistics of each channel of both sides as JSON, in the units of stored
+            values.
+        whole: the distance, a mean over channels, in levels or in standard deviations.
+        floor: the distance between two sets of real samples, or None if there are too few.
+        shifts: the shift of the mean of each channel, in the same units.
+        variety: the standard deviation of the means of generated samples, divided by the real
+            samples'. If the real means are equal up to rounding, it is None.
+        samples: the real and generated samples, as stored.
     """
 
     channels: list[dict[str, Any]]
@@ -56,9 +57,9 @@ class Marginals:
 
 
 def measure(real: Array, fake: Array, more: Array) -> Marginals:
-    """The marginals of stored samples (N, C, *size) and (M, C, *size).
+    """Measure the marginals of stored samples (N, C, *size) and (M, C, *size).
 
-    Samples are read twice, some at a time. Grey ones are repeated to the channels of others.
+    Samples are read twice, in parts. Grey samples are repeated to the channels of other samples.
 
     Args:
         more: further real samples, for the floor.
@@ -106,8 +107,10 @@ def _scaled(estimates: Sequence[SampledEstimate], units: Array) -> list[SampledE
 
 
 def _ratios(ours: Moments, theirs: Moments) -> list[SampledEstimate | None]:
-    """The deviation of generated numbers over that of real ones, by channel; None if these are
-    equal."""
+    """Return the ratio of the standard deviations of generated and real values, by channel.
+
+    It is None if the real values are equal.
+    """
     varied = _varied(ours)
     ratios = theirs.deviation / np.where(varied, ours.deviation, 1.0)
     a, b = ours.of_log_deviation(), theirs.of_log_deviation()
@@ -116,10 +119,10 @@ def _ratios(ours: Moments, theirs: Moments) -> list[SampledEstimate | None]:
 
 
 def _rounding(side: Moments, floats: bool, points: int) -> Array:
-    """Return the variance of means by channel that rounding alone may give equal means, (C,).
+    """Return the variance between equal means that rounding can cause, by channel, (C,).
 
-    Of levels it is up to a third over the points, as rounding to whole ones leaves a twelfth; of
-    floats, a millionth of what independent numbers would give.
+    For levels it is at most 1/3 divided by the number of points, because rounding to integers
+    leaves 1/12. For floats it is a millionth of the variance with independent values.
     """
     variance = np.square(side.deviation)
     if not floats:
@@ -131,8 +134,10 @@ def _rounding(side: Moments, floats: bool, points: int) -> Array:
 def _variety(
     ours: Moments, theirs: Moments, units: Array, floats: bool, points: int
 ) -> SampledEstimate | None:
-    """The root of the ratio of the variances of samples' means, over all channels; None if those
-    of real samples are equal."""
+    """Return the root of the ratio of the variances of samples' means, over all channels.
+
+    If the means of real samples are equal, it is None.
+    """
     totals, influences = [], []
     for side in (ours, theirs):
         squares = np.square(center_influences(side.means) / units).sum(1)
@@ -147,10 +152,10 @@ def _variety(
 
 @dataclass(frozen=True)
 class Counted:
-    """Numbers of a side in each bin of a channel (B,), and their quantiles.
+    """Number of values of a side in each bin of a channel (B,), and their quantiles.
 
-    Standard errors of quantiles (Woodruff 1952) are half of how far they move where the share is
-    off by an error of its own.
+    Standard errors of quantiles (Woodruff 1952) are half of the distance between the quantiles one
+    standard error of the fraction below and above.
     """
 
     counts: Array
@@ -161,7 +166,7 @@ class Counted:
 def distances(
     a: Array, b: Array, bins: Sequence[Bins]
 ) -> tuple[list[SampledEstimate], tuple[list[Counted], list[Counted]]]:
-    """The Wasserstein distance of two sets of samples by channel, and what was counted."""
+    """Return the Wasserstein distance of two sets of samples by channel, and the counts."""
     counts = [_counts(side, bins) for side in (a, b)]
     gaps = [np.cumsum(x) / x.sum() - np.cumsum(y) / y.sum() for x, y in zip(*counts, strict=True)]
     widths = [np.append(np.diff(own.points), 0.0) for own in bins]
@@ -179,11 +184,11 @@ def distances(
 
 
 def difference_error(real: Array, one: Array, other: Array) -> float:
-    """Return the standard error of how much farther other samples are from real ones than one's.
+    """Return the standard error of the difference of two distances from the same real samples.
 
-    The k-th samples of both correspond. |y| - |x| has kinks, where one side's share crosses the
-    real one; with (y^2 - x^2) / (|x| + |y|) for it in each bin, and the sum of the two fixed, what
-    is left is smooth. See `SampledEstimate.distance_error`.
+    Generated samples with the same index correspond. |y| - |x| has kinks where a cumulative
+    distribution crosses the real one. In each bin it is replaced by (y^2 - x^2) / (|x| + |y|) with
+    a fixed denominator, which is smooth. See `SampledEstimate.distance_error`.
 
     Args:
         real, one, other: stored samples (N, C, *size), (M, C, *size) and (M, C, *size).
@@ -194,8 +199,8 @@ def difference_error(real: Array, one: Array, other: Array) -> float:
     counts = [_counts(side, bins) for side in sides]
     potentials: list[list[Array]] = [[], [], []]
     for own, *each in zip(bins, *counts, strict=True):
-        shares = [np.cumsum(side) / side.sum() for side in each]
-        gaps = [shares[0] - side for side in shares[1:]]
+        first, *rest = (np.cumsum(side) / side.sum() for side in each)
+        gaps = [first - side for side in rest]
         total = sum(map(np.abs, gaps))
         scale = 2 * np.append(np.diff(own.points), 0.0) / np.where(total > 0, total, 1.0)
         x, y = (scale * gap for gap in gaps)
@@ -213,17 +218,17 @@ def difference_error(real: Array, one: Array, other: Array) -> float:
 
 
 def _units(ours: Moments, bins: Sequence[Bins]) -> Array:
-    """What distances are measured in by channel: levels, or deviations of real numbers."""
+    """Return the unit of distances by channel: a level, or a standard deviation of real values."""
     return np.where(_varied(ours), ours.deviation, 1.0) if bins[0].step else np.ones(len(bins))
 
 
 def _varied(side: Moments) -> Array:
-    """Whether numbers differ, by more than rounding, by channel, (C,)."""
+    """Return a mask of the channels whose values differ by more than rounding, (C,)."""
     return np.asarray(np.square(side.deviation) > ROUNDING * np.square(side.mean))
 
 
 def _counts(samples: Array, bins: Sequence[Bins]) -> list[Array]:
-    """How many numbers fall in each bin of each channel."""
+    """Count the values in each bin of each channel."""
     counts = [np.zeros(len(own.points)) for own in bins]
     for _, values in numbers_of(samples):
         for c, own in enumerate(bins):
@@ -234,18 +239,20 @@ def _counts(samples: Array, bins: Sequence[Bins]) -> list[Array]:
 def _by_sample(
     samples: Array, bins: Sequence[Bins], potentials: Sequence[Array], counts: Sequence[Array]
 ) -> tuple[Array, list[Counted]]:
-    """The mean potential of each sample less that of all, (N, C), and the quantiles of channels
-    with errors by the shares of samples."""
+    """Return the centred mean potential of each sample, (N, C), and the quantiles of channels.
+
+    The standard errors of quantiles follow from the fraction of each sample below them.
+    """
     n, places = len(samples), [places_of(own, QUANTILES) for own in counts]
     means = np.empty((n, len(bins)))
-    shares = np.empty((n, len(bins), len(QUANTILES)))
+    below = np.empty((n, len(bins), len(QUANTILES)))
     for where, values in numbers_of(samples):
         for c, own in enumerate(bins):
             index = own.index(values[:, c])
             means[where, c] = potentials[c][index].mean(1)
             for k, place in enumerate(places[c]):
-                shares[where, c, k] = np.count_nonzero(index <= place, axis=1) / index.shape[1]
-    errors = center_influences(shares).std(0, ddof=1) / math.sqrt(n) if n > 1 else shares[0] * 0
+                below[where, c, k] = np.count_nonzero(index <= place, axis=1) / index.shape[1]
+    errors = center_influences(below).std(0, ddof=1) / math.sqrt(n) if n > 1 else below[0] * 0
     counted = []
     for c, own in enumerate(bins):
         ends = [
@@ -257,7 +264,7 @@ def _by_sample(
 
 
 def _described(side: Moments, c: int, counted: Counted) -> dict[str, Any]:
-    """A channel of one side, as JSON."""
+    """Return the statistics of a channel of one side as JSON."""
     n, deviation = len(side.means), float(side.deviation[c])
     nothing = np.zeros(1)
     of_deviation = deviation * side.of_log_deviation()[:, c]
@@ -277,23 +284,24 @@ def _described(side: Moments, c: int, counted: Counted) -> dict[str, Any]:
 
 # -- bins -----------------------------------------------------------------------------------------
 
-# Bins in which the numbers of a channel are counted, and the density that is shown of them.
+# Bins to count the values of a channel, and the density for the report.
 
 BINS, NEAR = 4096, 0.01
-"""Bins of floats, and the part of a deviation up to which they have about one width."""
+"""Number of bins of floats, and the distance from the mean, in standard deviations, up to which
+they have nearly the same width."""
 
 DENSITY, TAIL = 64, 0.001
-"""Columns of the density that is shown, and the share of numbers beyond each end of it."""
+"""Number of columns of the density, and the fraction of values beyond each of its ends."""
 
 
 @dataclass(frozen=True)
 class Bins:
-    """Where numbers of a channel are counted.
+    """Bins of the values of a channel.
 
     Attributes:
-        points: the numbers that bins stand for, ascending.
-        centre, scale, low, step: of the inverse hyperbolic sine whose equal parts the bins are;
-            a step of 0 for levels, which are their own bins.
+        points: the values that represent the bins, ascending.
+        centre, scale, low, step: the parameters of the inverse hyperbolic sine, in which bins are
+            equally wide. The step is 0 for levels, each of which has a bin.
     """
 
     points: Array
@@ -303,7 +311,7 @@ class Bins:
     step: float = 0.0
 
     def index(self, values: Array) -> Array:
-        """The bin of each number."""
+        """Return the bin of each value."""
         if not self.step:
             return values.astype(np.intp)
         places = (np.arcsinh((values - self.centre) / self.scale) - self.low) / self.step
@@ -311,7 +319,7 @@ class Bins:
 
 
 def binned(ours: Moments, others: Sequence[Moments], levels: bool) -> list[Bins]:
-    """Bins of each channel that hold all numbers, as fine as the real ones ask for."""
+    """Return bins of each channel for all values, with widths that follow the real values."""
     least = np.min([side.least for side in (ours, *others)], axis=0)
     most = np.max([side.most for side in (ours, *others)], axis=0)
     if levels:
@@ -328,7 +336,7 @@ def binned(ours: Moments, others: Sequence[Moments], levels: bool) -> list[Bins]
 
 
 def places_of(counts: Array, shares: Sequence[float] | Array) -> Array:
-    """The first bin up to which at least these shares of the numbers lie."""
+    """Return the first bins up to which at least these fractions of the values lie."""
     whole = np.cumsum(counts)
     wanted = np.asarray(shares) * whole[-1]
     found: Array = np.minimum(np.searchsorted(whole, wanted - 1e-9 * whole[-1]), len(counts) - 1)
@@ -336,13 +344,12 @@ def places_of(counts: Array, shares: Sequence[float] | Array) -> Array:
 
 
 def density(bins: Bins, real: Array, fake: Array) -> dict[str, list[float]]:
-    """The share of numbers in each of `DENSITY` equal columns over the width, from all but the
-    rarest numbers of both sides."""
+    """Return the densities of both sides in `DENSITY` equal columns, without the rarest values."""
     ends = [places_of(counts, (TAIL, 1 - TAIL)) for counts in (real, fake)]
     first, last = min(int(e[0]) for e in ends), max(int(e[1]) for e in ends)
     low, high = bins.points[first], bins.points[last]
     columns = DENSITY
-    if not bins.step:  # whole levels a column
+    if not bins.step:  # a whole number of levels per column
         each = max(1, math.ceil((high - low + 1) / DENSITY))
         columns = max(1, math.ceil((high - low + 1) / each))
         low, high = low - 0.5, low - 0.5 + each * columns

@@ -3,9 +3,10 @@
     |mu_a - mu_b|^2 + tr(S_a) + tr(S_b) - 2 tr((S_a S_b)^(1/2))
 
 It is called FID only with the Inception weights of 2015. For few samples it is mostly bias, which
-falls as 1/n (Chong & Forsyth 2020): compare only at equal n, or compare `frechet_infinity`, the
-value at 1/n = 0 of a line through the distances of all images, of halves and of quarters. Both
-sides are divided, which removes the bias of both; Chong & Forsyth divide the generated side alone.
+falls as 1/n (Chong & Forsyth 2020). So compare it only at equal n, or compare `frechet_infinity`,
+the value at 1/n = 0 of a line through the distances of all images, of halves and of quarters. Here
+both sides are divided, which removes the bias of both. Chong & Forsyth divide only the generated
+side.
 """
 
 from __future__ import annotations
@@ -37,16 +38,16 @@ NUMBERS = (
     _number(
         "frechet_distance",
         "Fréchet distance",
-        "Distance of the two clouds' means and spreads. It falls as more images are measured: "
-        "compare it at equal numbers of images only.",
+        "Distance between the means and covariances of the two clouds. It falls with the number of "
+        "images, so compare it only at equal numbers.",
         ideal="frechet_floor",
         axis="Fréchet distance",
     ),
     _number(
         "frechet_infinity",
         "at infinite n",
-        "An estimate of its value for infinitely many images, by a line. Its error is that of "
-        "sampling: a remark says how far off the line may be.",
+        "Its value for infinitely many images, extrapolated by a line. The standard error covers "
+        "sampling only. A remark warns you if a line does not fit.",
         ideal=0.0,
         part=True,
     ),
@@ -56,22 +57,22 @@ BESIDE = ("frechet_floor", "floor_images", "frechet_infinity_bend")
 
 
 def remarks(facts: Facts) -> Iterator[Remark]:
-    """What the floors are, and whether most of the distance is bias."""
+    """Explain the floors, and warn if most of the distance is bias."""
     if "floor_images" in facts:
         n = f"{facts['floor_images'].value:,.0f}"
         yield Remark(
             "reference",
             "note",
-            f"for KID and the Fréchet distance it is that of {n} real images from {n} other real "
-            "ones",
+            f"for KID and the Fréchet distance, it is the distance between two sets of {n} real "
+            "images",
         )
     least = min(facts.real, facts.generated)
     if "frechet_distance" in facts and least <= facts.dim:  # a covariance then has no full rank
         yield Remark(
             "Fréchet distance",
             "caution",
-            f"n = {least:,} is not above the {facts.dim:,} features, so that most of it is bias; "
-            "compare it at equal n only, or compare KID",
+            f"{least:,} images are too few for {facts.dim:,} features, so most of the distance is "
+            "bias. Compare it only at equal numbers of images, or compare KID",
         )
     if "frechet_infinity_bend" in facts:
         line, bend = facts["frechet_infinity"], facts["frechet_infinity_bend"].value
@@ -79,26 +80,26 @@ def remarks(facts: Facts) -> Iterator[Remark]:
             yield Remark(
                 "Fréchet distance at infinite n",
                 "caution",
-                f"a line gives {line}, and a parabola through the same points "
-                f"{Measured(line.value + bend)}: the number may be off by as much as they differ",
+                f"a line gives {line}, but a parabola through the same points gives "
+                f"{Measured(line.value + bend)}. The value can be wrong by their difference",
             )
 
 
 NAME = "the Fréchet distance"
 
 PARTS = (1, 2, 4)
-"""The parts that the images are divided into, for each point of the line."""
+"""Number of parts of the images, for each point of the line."""
 
 SMALLEST = 4
-"""The fewest images of a part."""
+"""Fewest images of a part."""
 
 
 def compute(evaluation: MetricInputs) -> dict[str, float]:
-    """`frechet_distance`, `frechet_floor` and `frechet_infinity`, with their standard errors.
+    """Return `frechet_distance`, `frechet_floor` and `frechet_infinity`, with standard errors.
 
-    The floor is the distance of real images from other real ones, `floor_images` on each side;
-    `frechet_infinity` needs 16 images, and `frechet_infinity_bend` is what a parabola adds to it.
-    Covariances are over n - 1, and exact for n below d too.
+    The floor is the distance between two sets of `floor_images` real images. `frechet_infinity`
+    needs 16 images, and a parabola adds `frechet_infinity_bend` to it. Covariances are divided by
+    n - 1, and exact for n below d too.
     """
     real, fake = both(evaluation, NAME)
     whole = fit(real, fake)
@@ -114,7 +115,7 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
 
 
 def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
-    """Those of `frechet_distance` and `frechet_infinity`, by the differences of influences."""
+    """Return the standard errors of both distances, from differences of influences."""
     (real, of_a), (_, of_b) = both(a, NAME), both(b, NAME)
     one, other = fit(real, of_a), fit(real, of_b)
     result = {"frechet_distance": other.less(one).error()}
@@ -125,13 +126,13 @@ def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
 
 
 def fit(a: Array, b: Array) -> SampledEstimate:
-    """The squared Fréchet distance of float64 features (N, d) and (M, d), with the influences."""
+    """Return the squared Fréchet distance of float64 features (N, d) and (M, d)."""
     centred_a, centred_b = a - a.mean(0), b - b.mean(0)
     (basis_a, root_a), (basis_b, root_b) = _factors(centred_a), _factors(centred_b)
     left, shared, right = torch.linalg.svd(root_a @ root_b.T, full_matrices=False)
     gap = a.mean(0) - b.mean(0)
-    # S = R^T R on both sides, so S_a S_b has the non-zero eigenvalues of (R_a R_b^T)(R_a R_b^T)^T:
-    # the trace of its root is a sum of singular values, and nothing ill-conditioned is rooted.
+    # S = R^T R on both sides, so S_a S_b has the non-zero eigenvalues of (R_a R_b^T)(R_a R_b^T)^T.
+    # The trace of its root is a sum of singular values, without roots of ill-conditioned matrices.
     spread = root_a.square().sum() + root_b.square().sum() - 2 * shared.sum()
     return SampledEstimate(
         float(np.square(gap).sum() + spread.item()),
@@ -141,10 +142,13 @@ def fit(a: Array, b: Array) -> SampledEstimate:
 
 
 def infinity(a: Array, b: Array, whole: SampledEstimate) -> tuple[SampledEstimate, float]:
-    """The distance at 1/n = 0, `whole` being the fit of all images, and what a parabola adds to it.
+    """Return the distance at 1/n = 0 by a line, and the difference of a parabola from it.
 
-    The error is that of sampling, of points that come from the same images. The gap between the
-    line and the parabola is large if n is below the number of features.
+    The standard error covers sampling, with the correlation of points from the same images. The
+    difference is large if n is below the number of features.
+
+    Args:
+        whole: the fit of all images.
     """
     order_a, order_b = permutation(0, 0, len(a)), permutation(0, 1, len(b))
     divided = [_divided(a[order_a], b[order_b], parts) for parts in PARTS[1:]]
@@ -161,7 +165,7 @@ def infinity(a: Array, b: Array, whole: SampledEstimate) -> tuple[SampledEstimat
 
 
 def _divided(a: Array, b: Array, parts: int) -> SampledEstimate:
-    """The mean distance of a part of one side from a part of the other."""
+    """Return the mean distance between corresponding parts of both sides."""
     pairs = zip(np.array_split(a, parts), np.array_split(b, parts), strict=True)
     fits = [fit(*pair) for pair in pairs]
     return SampledEstimate(
@@ -172,15 +176,15 @@ def _divided(a: Array, b: Array, parts: int) -> SampledEstimate:
 
 
 def _intercept(x: tuple[int, ...], degree: int) -> Array:
-    """The weights of y in the value at 0 of a polynomial fitted to points (x, y)."""
+    """Return the weights of y in the value at 0 of a polynomial that is fitted to points (x, y)."""
     powers = np.vander(np.array(x, np.float64), degree + 1, increasing=True)
     return np.asarray(np.linalg.pinv(powers)[0])
 
 
 def _factors(centred: Array) -> tuple[torch.Tensor | None, torch.Tensor]:
-    """Q and R with Q R = the centred rows (N, d) / sqrt(N - 1): R^T R is their covariance.
+    """Return Q and R with Q R = the centred rows (N, d) / sqrt(N - 1): R^T R is their covariance.
 
-    Q is None for the identity, where N is at most d.
+    If N is at most d, Q is the identity, returned as None.
     """
     n, d = centred.shape
     root = torch.from_numpy(centred) / math.sqrt(n - 1)
@@ -197,12 +201,12 @@ def _influence(
     directions: torch.Tensor,
     shared: torch.Tensor,
 ) -> Array:
-    """2 gap . x + (|x|^2 - x . T x) N / (N - 1) of each centred row x, less the mean, (N,).
+    """Return 2 gap . x + (|x|^2 - x . T x) N / (N - 1) of each centred row x, minus its mean, (N,).
 
     T = S_b^(1/2) (S_b^(1/2) S_a S_b^(1/2))^(-1/2) S_b^(1/2) is the derivative of 2 tr((S_a
-    S_b)^(1/2)) by S_a, and the map that carries one Gaussian to the other. With x = sqrt(N - 1) q R
-    and the singular values s of R_a R_b^T, x . T x is (N - 1) sum of s (q . u)^2: no root is
-    inverted.
+    S_b)^(1/2)) by S_a, and the map that transports one Gaussian to the other. With
+    x = sqrt(N - 1) q R and the singular values s of R_a R_b^T, x . T x is (N - 1) sum of
+    s (q . u)^2, so no root needs to be inverted.
     """
     along = directions if basis is None else basis @ directions
     n = len(centred)

@@ -20,8 +20,9 @@ class Nearest:
     """Distances to the nearest training image in one space.
 
     Attributes:
-        samples, references: of generated images (N,) and of images that are no copies (M,).
-        places: the index of the training image nearest to each generated one, (N,).
+        samples: the distances of generated images, (N,).
+        references: the distances of real images that are not copies, (M,).
+        places: the index of the nearest training image of each generated image, (N,).
     """
 
     samples: Array
@@ -31,11 +32,12 @@ class Nearest:
 
 @dataclass(frozen=True)
 class Answers:
-    """Numbers of each real image, (M,) by key.
+    """Values of paired metrics for each real image.
 
     Attributes:
-        rows: their places among the real images.
-        first: the first samples themselves, (K, C, *size) by what they are.
+        values: the values (M,) by key.
+        rows: the indices of these images among the real images.
+        first: the first samples (K, C, *size), by their kind.
     """
 
     values: Mapping[str, Array]
@@ -43,20 +45,22 @@ class Answers:
     first: Mapping[str, Array] = field(default_factory=dict)
 
     def __getitem__(self, chosen: Array) -> Answers:
-        """Those of some of the real images, by truth values of all of them."""
+        """Return the values of some real images, by a mask of all real images."""
         own = chosen[self.rows]
         return Answers({key: value[own] for key, value in self.values.items()}, self.rows[own])
 
 
 @dataclass(frozen=True)
 class Shells:
-    """Where the frequencies of a real Fourier transform fall.
+    """Shells of the frequencies of a real Fourier transform.
 
     Attributes:
-        frequencies: the mean of each shell, ascending, (S,).
-        counts: of frequencies in each, but 0: together one less than the points.
-        order, starts: places of the flattened transform by shell, and where each shell starts.
-        weights: how many frequencies each of these places stands for: 1, or 2 with its mirror.
+        frequencies: the mean frequency of each shell, ascending, (S,).
+        counts: the number of frequencies in each shell, without frequency 0. Their sum is the
+            number of points minus one.
+        order, starts: the indices of the flattened transform by shell, and the start of each shell.
+        weights: the number of frequencies for each of these indices: 1, or 2 with the mirrored
+            frequency.
     """
 
     frequencies: Array
@@ -68,11 +72,12 @@ class Shells:
 
 @dataclass(frozen=True)
 class Spectra:
-    """The power of each sample in each shell, (N, S), real and generated.
+    """Power of each sample in each shell, (N, S), for real and generated samples.
 
-    The mean over channels of the periodogram |X|^2 / points, less the sample's mean, over the
-    variance of real samples about their means: 1 at every frequency for white noise of their
-    variance. Summed with `shells.counts` it is points times the variance (Parseval's theorem).
+    It is the mean over channels of the periodogram |X|^2 / points of samples minus their means,
+    divided by the variance of real samples about their means. So it is 1 at every frequency for
+    white noise of that variance. Its sum with the weights `shells.counts` is the number of points
+    times the variance (Parseval's theorem).
     """
 
     shells: Shells
@@ -81,7 +86,7 @@ class Spectra:
     more: Array
 
     def of(self, real: Array, fake: Array, more: Array) -> Spectra:
-        """Those of some samples alone, by masks."""
+        """Return the spectra of some of the samples, by masks."""
         return Spectra(self.shells, self.real[real], self.fake[fake], self.more[more])
 
 
@@ -91,18 +96,18 @@ def _no_rows(columns: int = 0) -> Any:
 
 @dataclass(kw_only=True)
 class MetricInputs:
-    """The parts of an evaluation, of which a metric reads those that its `NEEDS` name.
+    """Parts of an evaluation. A metric reads the parts in its `NEEDS`.
 
     Attributes:
-        space: of the samples.
-        real_features, fake_features, more_features: `features` or `random_features`, float32
-            (N, d), (M, d) and (K, d); the last are of further real images, if there are any.
-        landmarks: features of images known to be bad, by their names.
-        bits, train_bits: bits per dimension of held-out and of training images, (N, 3) and (M, 3):
-            L_T, L_1 + ... + L_T-1, L_0.
-        nearest: distances to training images by the name of the space.
-        answers: of a model that is given something, how what it draws fits that.
-        marginals: of the numbers of real and generated samples, by channel.
+        space: the space of the samples.
+        real_features, fake_features, more_features: the `features` or `random_features` of real,
+            generated and further real images, float32 (N, d), (M, d) and (K, d). K can be 0.
+        landmarks: the features of baseline images, by name.
+        bits, train_bits: the bits per dimension of held-out and of training images, (N, 3) and
+            (M, 3), as L_T, L_1 + ... + L_T-1, L_0.
+        nearest: the distances to training images, by the name of the space.
+        answers: the values of paired metrics, for models with a conditioning image.
+        marginals: the distributions of values of real and generated samples, by channel.
         spectra: the power of real and generated samples by frequency.
     """
 
@@ -120,22 +125,26 @@ class MetricInputs:
 
     @property
     def floats(self) -> bool:
-        """Whether samples are floats, whose bound is a density's."""
+        """Whether samples are floats, for which the variational bound is on a density."""
         return self.space.levels is None
 
 
 def both(evaluation: MetricInputs, metric: str) -> tuple[Array, Array]:
-    """Real and fake features in float64; a `UsageError` for fewer than two on a side."""
+    """Return real and generated features in float64.
+
+    Raises:
+        UsageError: fewer than two images on a side.
+    """
     real, fake = evaluation.real_features, evaluation.fake_features
     if min(len(real), len(fake)) < 2:
         raise UsageError(
-            f"{metric} needs two images on each side, not {len(real)} real and {len(fake)} fake",
-            "Raise -n, or give more images",
+            f"{metric} needs 2 real and 2 generated images, not {len(real)} and {len(fake)}",
+            "Pass a larger -n, or use a folder with more images",
         )
     return real.astype("float64"), fake.astype("float64")
 
 
 def floor(evaluation: MetricInputs) -> tuple[Array, Array] | None:
-    """The `halves` of real features, in float64."""
+    """Return the `halves` of real features, in float64."""
     found = halves(evaluation.real_features, evaluation.more_features)
     return None if found is None else (found[0].astype("float64"), found[1].astype("float64"))

@@ -1,9 +1,9 @@
 """Kernel distance of the features: MMD^2 under a cubic kernel, with its standard error.
 
-The kernel is that of Binkowski et al. 2018 ("Demystifying MMD GANs"), the estimate the unbiased one
-of Gretton et al. 2012 (eq. 3), over all samples at once, like torch-fidelity's with one subset of
-all images. The subsets of other programs need a large n, and their spread is not the error of the
-estimate.
+The kernel is from Binkowski et al. 2018 ("Demystifying MMD GANs"), and the unbiased estimate from
+Gretton et al. 2012 (eq. 3). It uses all samples at once, like torch-fidelity with one subset of all
+images. The subsets of other programs need a large n, and their spread is not the standard error of
+the estimate.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ NUMBERS = (
     MetricNumber(
         "kid",
         "KID",
-        "Kernel inception distance: how different the two clouds are. It does not depend on how "
-        "many images were measured.",
+        "Kernel inception distance between the two clouds. Its mean does not depend on the number "
+        "of images.",
         "lower",
         "kid_floor",
         "likeness",
@@ -49,7 +49,7 @@ NAME = "the kernel distance"
 
 
 def remarks(facts: Facts) -> Iterator[Remark]:
-    """How the generated images compare with real ones, blurred ones and noise."""
+    """Compare the generated images' KID with real images and the baselines."""
     if "kid" not in facts:
         return
     kid = facts["kid"]
@@ -63,29 +63,29 @@ def remarks(facts: Facts) -> Iterator[Remark]:
         yield Remark(
             "likeness",
             "poor",
-            f"by their distance from real images (KID {kid}) the generated images are {where}: "
-            "train longer, or look for what went wrong",
+            f"with a KID of {kid}, the generated images are {where}. Train longer, or look for a "
+            "mistake in the data or the settings",
         )
         return
-    words = f"the generated images' distance from real ones (KID) is {kid}"
+    words = f"the KID between generated and real images is {kid}"
     if nearer:
-        words += f", nearer than {nearer}"
+        words += f", lower than for {nearer}"
     if "kid_floor" in facts:
-        words += f"; that of real images from other real ones is {facts['kid_floor']}. "
+        words += f". Between two sets of real images it is {facts['kid_floor']}. "
         known = "kid_standard_error" in facts  # needs four images
         if known and kid.above(facts["kid_floor"]):
-            words += "As a set, the two differ measurably"
+            words += "So the generated images differ measurably"
         else:
             n = min(facts.real, facts.generated)
             words += (
-                f"{n:,} images on each side do not tell them apart; more would find smaller "
-                "differences"
+                f"With {n:,} images on each side there is no measurable difference. More images "
+                "would show smaller differences"
             )
     yield Remark("likeness", "finding", words)
 
 
 def compute(evaluation: MetricInputs) -> dict[str, float]:
-    """`kid`, and `kid_floor`, that of real images against other real ones.
+    """Return `kid`, and `kid_floor`, the KID between two sets of real images.
 
     Each has a standard error if there are at least 4 images on each side.
     """
@@ -93,7 +93,7 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
 
 
 def of_features(evaluation: MetricInputs, name: str, key: str) -> dict[str, float]:
-    """Return the kernel distance called `name` and its floor, by the key and `key_floor`."""
+    """Return a kernel distance and its floor, as `key` and `key_floor`."""
     result = estimate(*both(evaluation, name), key)
     if halves := floor(evaluation):
         result |= estimate(*halves, f"{key}_floor")
@@ -101,10 +101,10 @@ def of_features(evaluation: MetricInputs, name: str, key: str) -> dict[str, floa
 
 
 def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
-    """That of `kid`, where there are at least 4 images on each side.
+    """Return the standard error of `kid`, if there are at least 4 images on each side.
 
-    The two k-th generated images are one sample, a pair. The difference is then an estimate like
-    `mmd` itself, whose kernel is a difference of kernels; within the real images it is zero.
+    Generated images with the same index are one sample, a pair. The difference is then an estimate
+    like `mmd`, whose kernel is a difference of kernels. Within the real images it is zero.
     """
     (real, of_a), (_, of_b) = both(a, NAME), both(b, NAME)
     (n, d), pairs = real.shape, np.concatenate([of_a, of_b], 1)
@@ -117,10 +117,12 @@ def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
 
 
 def estimate(x: Array, y: Array, name: str = "kid", xx: Sums | None = None) -> dict[str, float]:
-    """The distance of float64 features (N, d) and (M, d), and its error if both are 4 or more.
+    """Return the kernel distance of float64 features (N, d) and (M, d).
+
+    It has a standard error if N and M are at least 4.
 
     Args:
-        xx: `within(x)`, if known.
+        xx: the result of `within(x)`, if known.
     """
     xx, yy, xy = xx or within(x), within(y), between(x, y)
     value = mmd(xx, yy, xy)
@@ -130,7 +132,7 @@ def estimate(x: Array, y: Array, name: str = "kid", xx: Sums | None = None) -> d
 
 
 def kernel(x: Array, y: Array) -> Array:
-    """(x . y / d + 1)^3 for every row of x (N, d) with every row of y (M, d): (N, M)."""
+    """Return (x . y / d + 1)^3 for each row of x (N, d) and each row of y (M, d): (N, M)."""
     base: Array = x @ y.T
     base /= x.shape[1]
     base += 1
@@ -142,7 +144,7 @@ Kernel = Callable[[Array, Array], Array]
 
 @dataclass(frozen=True)
 class Sums:
-    """Sums over a kernel matrix: of its rows, its columns and its squared entries."""
+    """Sums over a kernel matrix: of its rows, its columns and its squared elements."""
 
     rows: Array
     columns: Array
@@ -150,7 +152,7 @@ class Sums:
 
 
 def between(x: Array, y: Array, of: Kernel = kernel) -> Sums:
-    """Sums over all pairs of a row of x (N, d) and a row of y (M, d), float64."""
+    """Compute the sums over all pairs of a row of x (N, d) and a row of y (M, d), float64."""
     rows, columns, squares = np.zeros(len(x)), np.zeros(len(y)), 0.0
     for i in blocks(len(x)):
         for j in blocks(len(y)):
@@ -162,7 +164,7 @@ def between(x: Array, y: Array, of: Kernel = kernel) -> Sums:
 
 
 def within(x: Array, of: Kernel = kernel) -> Sums:
-    """Sums over all pairs of two different rows of x (N, d), float64; each pair counts twice."""
+    """Compute the sums over all ordered pairs of two different rows of x (N, d), float64."""
     rows, squares = np.zeros(len(x)), 0.0
     for i in blocks(len(x)):
         k = of(x[i], x[i])
@@ -179,21 +181,21 @@ def within(x: Array, of: Kernel = kernel) -> Sums:
 
 
 def mmd(xx: Sums, yy: Sums, xy: Sums) -> float:
-    """The unbiased estimate of MMD^2; it may be negative."""
+    """Return the unbiased estimate of MMD^2, which can be negative."""
     n, m = len(xy.rows), len(xy.columns)
     alike = xx.rows.sum() / (n * (n - 1)) + yy.rows.sum() / (m * (m - 1))
     return float(alike - 2 * xy.rows.sum() / (n * m))
 
 
 def variance(xx: Sums, yy: Sums, xy: Sums) -> float:
-    """An estimate of the variance of `mmd` over draws of both samples, n and m at least 4.
+    """Estimate the variance of `mmd` for random samples on both sides, with n and m at least 4.
 
-    Hoeffding's decomposition splits the variance in a first order, of single samples, and a second,
-    of pairs. The leave-one-out jackknife, which needs row sums only, counts the second more than
-    twice (Efron & Stein 1981); the known excess is subtracted, which makes first + second unbiased
-    (as in Sutherland & Deka 2019). For equal distributions the first is zero and its estimate
-    scatters around that, so it is bounded below by 0: the second is the variance there. Near
-    equality the bound makes the error a little too large, never too small.
+    Hoeffding's decomposition splits the variance into a first order, from single samples, and a
+    second order, from pairs. The leave-one-out jackknife needs only row sums, but counts the second
+    order more than twice (Efron & Stein 1981). Subtracting the known excess makes the sum of both
+    orders unbiased (as in Sutherland & Deka 2019). For equal distributions the first order is zero,
+    and its estimate varies around zero, so it is clamped to at least 0. Near equality this makes
+    the standard error a little too large, never too small.
     """
     n, m = len(xy.rows), len(xy.columns)
     pairs_x, pairs_y, pairs_xy = _pairs_within(xx), _pairs_within(yy), _pairs_between(xy)
@@ -206,9 +208,9 @@ def variance(xx: Sums, yy: Sums, xy: Sums) -> float:
 
 
 def _pairs_within(k: Sums) -> float:
-    """The variance of the kernel between two samples that neither explains alone.
+    """Return the variance of the kernel that only the pair explains, not one of its two samples.
 
-    Unbiased, by the U-centring of Székely & Rizzo 2014 ("Partial distance correlation").
+    It is unbiased, by the U-centring of Székely & Rizzo 2014 ("Partial distance correlation").
     """
     n = len(k.rows)
     total = float(k.rows.sum())
@@ -217,7 +219,7 @@ def _pairs_within(k: Sums) -> float:
 
 
 def _pairs_between(k: Sums) -> float:
-    """The same between a sample of x and one of y: the residual variance of a two-way table."""
+    """Return `_pairs_within` for pairs of x and y: the residual variance of a two-way table."""
     n, m = len(k.rows), len(k.columns)
     left = k.squares - np.square(k.rows).sum() / m - np.square(k.columns).sum() / n
     left += float(k.rows.sum()) ** 2 / (n * m)

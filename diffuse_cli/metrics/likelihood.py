@@ -1,4 +1,4 @@
-"""Bits per dimension: the variational bound in its three parts, over real images."""
+"""Bits per dimension: the variational bound and its three parts, for real images."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from diffuse_cli.metrics.sample_statistics import average
 NEEDS = ("bits",)
 
 PARTS = {
-    "prior": ("prior, L_T", "What is still to be seen of a sample at the last timestep."),
-    "middle": ("steps, L_1 ... L_T-1", "What all denoising steps but the last cost together."),
-    "decoder": ("decoder, L_0", "What the last step, to exact pixel values, costs."),
+    "prior": ("prior, L_T", "The information about a sample that is left at the last timestep."),
+    "middle": ("steps, L_1 ... L_T-1", "The cost of all denoising steps except the last."),
+    "decoder": ("decoder, L_0", "The cost of the last step, to exact pixel values."),
 }
 IDEAL = {"prior": 0.0}
 
@@ -22,7 +22,7 @@ NUMBERS = (
     MetricNumber(
         "bits_per_dim",
         "bits per dimension",
-        "The bound for real samples; the sum of the three parts.",
+        "Variational bound for real samples, the sum of three parts.",
         "lower",
         question="prediction",
         axis="bits per dimension",
@@ -31,8 +31,8 @@ NUMBERS = (
     MetricNumber(
         "nats_per_dim",
         "nats per dimension",
-        "The same of a density, in natural logarithms: of the numbers in the files, in their "
-        "units. It may be negative.",
+        "Variational bound on the density of the values in the files, in natural logarithms. It "
+        "depends on their units and can be negative.",
         "lower",
         question="prediction",
         part=True,
@@ -45,21 +45,21 @@ NUMBERS = (
 
 
 def remarks(facts: Facts) -> Iterator[Remark]:
-    """Whether a file of the pixels would be smaller."""
+    """Warn if storing the pixels would take fewer bits."""
     if "bits_per_dim" in facts and facts.stored and facts["bits_per_dim"].above(facts.stored):
         yield Remark(
             "bits per dimension",
             "poor",
-            f"{facts['bits_per_dim']} is worse than storing the {facts.words.points} as they are, "
-            f"which takes {facts.stored}: the model does not predict these {facts.words.many}",
+            f"{facts['bits_per_dim']} is worse than storing the {facts.words.points} without a "
+            f"model, which takes {facts.stored}: the model cannot predict these {facts.words.many}",
         )
 
 
 def compute(evaluation: MetricInputs) -> dict[str, float]:
-    """The mean bound over images with its standard error, and the means of its parts.
+    """Return the mean bound over images with its standard error, and the means of its parts.
 
-    The parts are those of Ho et al. 2020, eq. 5: the prior's L_T, the sum of L_1 ... L_T-1, and
-    the decoder's L_0. Of floats also in nats.
+    The parts are from Ho et al. 2020, eq. 5: the prior's L_T, the sum of L_1 ... L_T-1, and the
+    decoder's L_0. For floats the bound is also in nats.
     """
     total = evaluation.bits.sum(1)
     nats = average(total * math.log(2)) if evaluation.floats else None
@@ -72,7 +72,7 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
 
 
 def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
-    """Those of the bound and of its parts, by the differences of each image's bits."""
+    """Return the standard errors of the bound and its parts, from differences per image."""
     apart = b.bits - a.bits
     names = ("bits_per_dim", *(f"bits_{name}" for name in PARTS))
     columns = (apart.sum(1), *apart.T)

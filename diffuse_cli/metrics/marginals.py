@@ -1,14 +1,15 @@
-"""The numbers in samples, channel by channel, without a network: their means, deviations and
-quantiles, and how far their distributions are apart.
+"""Distributions of the values of samples per channel: means, standard deviations and quantiles.
 
-The distance is Wasserstein's of order 1 (Villani 2003, remark 2.19):
+They need no network. The distance of two distributions is the Wasserstein distance of order 1
+(Villani 2003, remark 2.19):
 
     W = integral |F(x) - G(x)| dx = E phi(real) - E phi(generated)
 
-of the cumulative shares F and G, where the slope of phi is the sign of G - F. Samples are the
-independent units, not the numbers in them, so errors are by the means of samples: of phi for W, of
-the numbers themselves for the mean. Numbers of 16 bits or fewer are counted level by level; floats
-in bins of a few thousandths of a deviation, narrower near the mean and wider in the tails.
+F and G are the cumulative distributions, and the slope of phi is the sign of G - F. Samples are
+independent, but not the values in a sample, so standard errors follow from the means of samples: of
+phi for W, and of the values for the mean. Values of at most 16 bits are counted per level. Floats
+are counted in bins of a few thousandths of a standard deviation, narrower near the mean and wider
+in the tails.
 """
 
 from __future__ import annotations
@@ -36,26 +37,26 @@ _number = partial(MetricNumber, question="numbers")
 NUMBERS = (
     _number(
         "wasserstein",
-        "distance of the numbers",
-        "How far the numbers would have to move, on average, for their distribution to be that of "
-        "real ones (Wasserstein distance, mean over channels): in levels, of floats in deviations.",
+        "Wasserstein distance",
+        "Distance between the distributions of the values of generated and real samples, a mean "
+        "over channels. In levels, or for floats in standard deviations.",
         "lower",
         "wasserstein_floor",
     ),
     _number(
         "mean_shift",
         "shift of the mean",
-        "The mean of generated numbers less that of real ones, in the channel where they are "
-        "farthest apart: in levels, of floats in deviations.",
+        "Mean of the generated values minus mean of the real values, in the channel with the "
+        "largest difference. In levels, or for floats in standard deviations.",
         "reference",
         0.0,
         place=1,
     ),
     _number(
         "mean_variety",
-        "variety of means",
-        "How much the means of samples differ from each other, over how much those of real ones "
-        "do: of images, whether some are bright and some dark.",
+        "spread of sample means",
+        "Standard deviation of the means of generated samples, divided by the same for real "
+        "samples. For images, it is below 1 if they are too similar in brightness.",
         "reference",
         1.0,
         place=2,
@@ -65,14 +66,14 @@ NUMBERS = (
 BESIDE = ("wasserstein_floor",)
 
 NOTABLE = 0.1
-"""Shifts and changes of deviation beyond this part of the real deviation are called poor."""
+"""Fraction of the real standard deviation above which shifts and changes are called poor."""
 
-TOLD = 3
-"""Channels that a remark names at most."""
+LISTED = 3
+"""Most channels in a remark."""
 
 
 def compute(evaluation: MetricInputs) -> dict[str, float]:
-    """`wasserstein` and its floor, `mean_shift` and `mean_variety`, with standard errors."""
+    """Return `wasserstein` and its floor, `mean_shift` and `mean_variety`, with standard errors."""
     found = evaluation.marginals
     result = {
         **found.whole.by("wasserstein"),
@@ -86,7 +87,7 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
 
 
 def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
-    """Those of the distance, of the shift of one channel, and of the variety of means."""
+    """Return the standard errors of the distance, the shift of a channel, and the spread."""
     one, other = a.marginals, b.marginals
     result = {"wasserstein": difference_error(*one.samples, other.samples[1])}
     if (k := one.farthest) == other.farthest:
@@ -97,8 +98,11 @@ def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
 
 
 def details(evaluation: MetricInputs) -> list[dict[str, Any]]:
-    """Each channel: mean, deviation and quantiles of both sides, shift, distance, and densities;
-    all in the units of stored numbers."""
+    """Return statistics of each channel, in the units of stored values.
+
+    They are the mean, standard deviation and quantiles of both sides, the shift, the distance and
+    the densities.
+    """
     return evaluation.marginals.channels
 
 
@@ -106,9 +110,9 @@ def details(evaluation: MetricInputs) -> list[dict[str, Any]]:
 
 
 def remarks(facts: Facts) -> Iterator[Remark]:
-    """Where means and deviations are off by more than their errors, in plain units."""
+    """Report means and standard deviations that are wrong by more than their standard errors."""
     channels = facts.details.get("marginals", ())
-    # The largest of many is beyond three errors by chance: a union bound over the channels.
+    # The largest of many shifts can exceed 3 standard errors by chance: this is a union bound.
     many = math.sqrt(SIGNIFICANT**2 + 2 * math.log(max(1, len(channels))))
     shifts, spreads = [], []
     for k, channel in enumerate(channels):
@@ -125,43 +129,50 @@ def remarks(facts: Facts) -> Iterator[Remark]:
     if shifts:
         yield _shifted(facts, sorted(shifts, key=lambda s: -s[0]))
     elif channels:
-        yield Remark("mean", "fine", "no channel's mean is off by more than its error")
+        yield Remark("mean", "fine", "no channel's mean is measurably wrong")
     if spreads:
         yield _spread(facts, sorted(spreads, key=lambda s: -s[0]))
     if "mean_variety" in facts:
         variety = facts["mean_variety"]
         if Measured(1.0).above(variety):
-            words = f"the means of generated {facts.words.many} vary too little: {variety} of the"
-            yield Remark("variety of means", "finding", f"{words} deviation between real ones")
+            words = (
+                f"the means of generated {facts.words.many} differ too little from each other: "
+                f"{variety} times as much as for real {facts.words.many}"
+            )
+            yield Remark("spread of sample means", "finding", words)
     elif channels and min(facts.real, facts.generated) > 1:
-        words = f"not measured, as the means of real {facts.words.many} do not vary"
-        yield Remark("variety of means", "caution", words)
+        words = f"not measured, because all real {facts.words.many} have the same mean"
+        yield Remark("spread of sample means", "caution", words)
 
 
 def _shifted(facts: Facts, shifts: Sequence[tuple[float, str, Measured]]) -> Remark:
-    """The sentence on means, by direction."""
+    """Return the remark on means, by direction."""
     words, unit = facts.words, " levels" if facts.levels else ""
-    said = []
+    clauses = []
     for direction, sign in ((words.low, -1), (words.high, 1)):
         ours = [(name, apart) for _, name, apart in shifts if apart.value * sign > 0]
         parts = [
             f"{Measured(abs(apart.value), apart.error)}{unit if k == 0 else ''} in {name}"
-            for k, (name, apart) in enumerate(ours[:TOLD])
+            for k, (name, apart) in enumerate(ours[:LISTED])
         ]
-        if len(ours) > TOLD:
-            parts.append(f"in {len(ours) - TOLD} more channels")
+        if len(ours) > LISTED:
+            parts.append(f"in {len(ours) - LISTED} more channels")
         if parts:
-            said.append(f"too {direction} by {listed(parts)}")
+            clauses.append(f"too {direction} by {listed(parts)}")
     level = "poor" if shifts[0][0] > NOTABLE else "finding"
-    return Remark("mean", level, f"generated {words.many} are {', and '.join(said)}")
+    return Remark("mean", level, f"generated {words.many} are {', and '.join(clauses)}")
 
 
 def _spread(facts: Facts, spreads: Sequence[tuple[float, str, Measured, Any, Any]]) -> Remark:
-    """The sentence on the channel whose deviation is farthest off."""
+    """Return the remark on the channel with the largest change of the standard deviation."""
     far, name, ratio, real, fake = spreads[0]
-    how = "little" if ratio.value < 1 else "much"
+    many, how = facts.words.many, "low" if ratio.value < 1 else "high"
     there = Measured(fake["deviation"], fake["deviation_standard_error"])
     usual = Measured(real["deviation"], real["deviation_standard_error"])
     level = "poor" if far > NOTABLE else "finding"
-    says = f"numbers of generated {facts.words.many} vary too {how} in {name}: by {there}, and "
-    return Remark("contrast", level, f"{says}real ones by {usual}")
+    return Remark(
+        "contrast",
+        level,
+        f"too {how} in {name}: generated {many} have a standard deviation of {there}, real {many} "
+        f"of {usual}",
+    )

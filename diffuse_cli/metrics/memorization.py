@@ -1,11 +1,12 @@
-"""Memorisation: whether generated images are closer to training images than chance explains.
+"""Memorization: whether generated images are closer to training images than by chance.
 
-The distances of generated images to their nearest training images are compared with those of
-references, which are no copies: held-out images and, if these are few, training images against all
-others. This is the test of Meehan et al. 2020 ("A Non-Parametric Test to Detect Data-Copying") over
-the whole space at once. In pixels it finds copies, in features also moved or recoloured ones
-(Somepalli et al. 2023, "Diffusion Art or Digital Forgery?"). In pixels, blurred or empty images are
-close to everything without being copies: trust what both spaces agree on.
+The distances of generated images to their nearest training images are compared with the distances
+of references, which are not copies: held-out images and, if there are few, training images compared
+with all other training images. This is the test of Meehan et al. 2020 ("A Non-Parametric Test to
+Detect Data-Copying") over the whole space at once. In pixels it finds copies, and in features also
+moved or recoloured copies (Somepalli et al. 2023, "Diffusion Art or Digital Forgery?"). Blurred or
+empty images are close to everything in pixels without being copies, so trust a result only if both
+spaces agree.
 """
 
 from __future__ import annotations
@@ -32,25 +33,25 @@ from diffuse_cli.metrics.sample_statistics import share_difference_error
 NEEDS = ("nearest",)
 
 QUANTILE = 0.05
-"""The share of references that count as close."""
+"""Fraction of references that count as close."""
 
 FEW = 0.1
-"""If the closest reference alone is more than this share, there are too few references."""
+"""Largest expected memorization rate. If it is higher, there are too few references."""
 
-SPACES = {"features": "as the network sees it", "pixels": "pixel by pixel"}
+SPACES = ("features", "pixels")
 
 NUMBERS = tuple(
-    MetricNumber(f"{key}_{space}", f"{label} in {space}", says.format(words), "below", ideal,
-                 "copies", axis="share")
+    MetricNumber(f"{key}_{space}", f"{label} in {space}", says.format(space), "below", ideal,
+                 "copies", axis="fraction")
     for key, label, ideal, says in (
-        ("memorized", "near", "memorized_expected",
-         "Share of the generated samples that are nearer to a training sample, {}, than nearly all "
-         "real ones that are no copies."),
-        ("memorized_rank", "nearer", 0.5,
-         "Chance that a generated sample is nearer to its closest training sample, {}, than a real "
-         "one that is no copy."),
+        ("memorized", "memorization rate", "memorized_expected",
+         "Fraction of generated samples whose nearest training sample in {} is closer than for 95 "
+         "% of real samples that are not copies."),
+        ("memorized_rank", "nearest-neighbor rank", 0.5,
+         "Probability that a generated sample is closer to its nearest training sample in {} than "
+         "a real sample that is not a copy."),
     )
-    for space, words in SPACES.items()
+    for space in SPACES
 )  # fmt: skip
 
 BESIDE = (
@@ -61,82 +62,83 @@ BESIDE = (
 
 
 def remarks(facts: Facts) -> Iterator[Remark]:
-    """Copies are near in both spaces; blurred images may be near in one. Of what features say
-    nothing of, distances in numbers alone are known, which are never more than a hint.
+    """Report signs of memorization.
 
-    The threshold is twice the expected share, because new images without the harder classes are
-    also a little nearer to training images. Images unlike real ones are not judged.
+    Copies are close in both spaces, but blurred images can be close in one. For samples without
+    features, only distances of values are known, which are at most a possible sign. The threshold
+    is twice the expected rate, because new images without the harder classes are also a little
+    closer to training images. Images that do not look like real images are not judged.
     """
     spaces = [space for space in SPACES if f"memorized_{space}" in facts]
     one, many = facts.words.one, facts.words.many
     if not spaces:
         needed = (
-            "the model's own training data as DATA, with a part that was held out"
+            "DATA must be the model's own training data, with a held-out part"
             if facts.model
-            else f"DATA of 40 {many} or more, of which training would hold out a part"
+            else f"DATA must have at least 40 {many}, so that training can hold out a part"
         )
-        words = f"whether {many} are copies of training {many} was not measured. That needs "
-        yield Remark("memorisation", "fine", words + needed)
+        words = f"not measured whether {many} are copies of training {many}. {needed}"
+        yield Remark("memorization", "fine", words)
         return
     values = facts.values
     expected = values["memorized_expected"]
     yield Remark(
         "reference",
         "note",
-        f"for {many} near to training {many} it is the share, {Measured(expected)}, of real {many} "
-        "that are no copies but as near",
+        f"for memorization rates, it is the rate {Measured(expected)} of real {many} that are not "
+        "copies",
     )
-    shares = {space: facts[f"memorized_{space}"] for space in spaces}
-    nearer = [s for s in spaces if values[f"memorized_z_{s}"] > SIGNIFICANT]
-    near = [s for s in nearer if shares[s].value > 2 * expected + SIGNIFICANT * shares[s].error]
+    rates = {space: facts[f"memorized_{space}"] for space in spaces}
+    ranked = [s for s in spaces if values[f"memorized_z_{s}"] > SIGNIFICANT]
+    copied = [s for s in ranked if rates[s].value > 2 * expected + SIGNIFICANT * rates[s].error]
     words = (
-        f"{_how_many(shares, many)} as near to a training {one} as the nearest {expected:.0%} of "
-        f"{many} that are no copies"
+        f"{_percentages(rates, many)} as close to a training {one} as the closest {expected:.0%} "
+        f"of real {many} that are not copies"
     )
-    if len(near) == len(SPACES):
-        yield Remark("memorisation", "serious", f"{words}; --pairs FILE.png shows them")
-    elif near:
-        look = "those of little detail can be, too: look at them with"
-        yield Remark("memorisation", "possible", f"{words}; {look} --pairs FILE.png")
+    if len(copied) == len(SPACES):
+        yield Remark("memorization", "serious", f"{words}. To see them, add --pairs FILE.png")
+    elif copied:
+        look = f"{many.capitalize()} with little detail can be so too. To see them, add"
+        yield Remark("memorization", "possible", f"{words}. {look} --pairs FILE.png")
     elif lost(values):
-        words = f"not judged, as the generated {many} are too unlike real ones"
-        yield Remark("memorisation", "fine", words)
+        words = f"not judged, because the generated {many} are too different from real {many}"
+        yield Remark("memorization", "fine", words)
     else:
-        more = any(share.value > 2 * expected for share in shares.values())
-        sign = "no clear sign" if nearer or more else "no sign"
-        doubts = "".join(_doubts(values, nearer, more, many))
-        yield Remark("memorisation", "fine", f"{sign}: {words}{doubts}")
+        more = any(rate.value > 2 * expected for rate in rates.values())
+        sign = "no clear sign" if ranked or more else "no sign"
+        doubts = "".join(_doubts(values, ranked, more, many))
+        yield Remark("memorization", "fine", f"{sign}: {words}{doubts}")
 
 
-def _how_many(shares: Mapping[str, Measured], many: str) -> str:
-    pixels = f"{shares['pixels'].value:.0%}"
-    if "features" not in shares:
-        return f"{pixels} of the generated {many} are, by their numbers alone,"
-    features = f"{shares['features'].value:.0%}"
+def _percentages(rates: Mapping[str, Measured], many: str) -> str:
+    pixels = f"{rates['pixels'].value:.0%}"
+    if "features" not in rates:
+        return f"{pixels} of the generated {many} are, by their values only,"
+    features = f"{rates['features'].value:.0%}"
     return f"{features} of the generated {many} in features, and {pixels} in pixels, are"
 
 
-def _doubts(values: Values, nearer: list[str], more: bool, many: str) -> Iterator[str]:
-    """What speaks for copies, or against the numbers, where there is no clear sign of copies."""
-    if nearer:
-        each = " and ".join(f"{values[f'memorized_rank_{s}']:.2f} in {s}" for s in nearer)
+def _doubts(values: Values, ranked: list[str], more: bool, many: str) -> Iterator[str]:
+    """Yield doubts about a result without a clear sign of copies."""
+    if ranked:
+        each = " and ".join(f"{values[f'memorized_rank_{s}']:.2f} in {s}" for s in ranked)
         yield (
-            f". But the chance that one is nearer than a real image would be is {each}, where "
-            f"0.50 is expected: {many} of few kinds are, too; look at the nearest ones"
+            f". But the nearest-neighbor rank is {each}, where 0.50 is expected. A lack of variety "
+            f"can cause this too, so look at the nearest {many}"
         )
     elif more:
-        yield ". More than expected, but it can be chance: look at the nearest ones"
+        yield f". That is more than expected, but can be chance. Look at the nearest {many}"
     if values["memorized_expected"] > FEW:
-        yield ". There are so few of these that only much copying would be seen"
+        yield ". There are so few references that only a high rate of copies would be noticed"
 
 
 def compute(evaluation: MetricInputs) -> dict[str, float]:
-    """For each space `memorized_SPACE` and `memorized_rank_SPACE`, with standard errors.
+    """Return `memorized_SPACE` and `memorized_rank_SPACE` for each space, with standard errors.
 
-    The first is the share of samples that are closer to a training image than all but 5 % of the
-    references; a model that copies nothing has `memorized_expected`. The second is the chance that
-    a sample is closer than a reference; such a model has one half. `memorized_z_SPACE` is how many
-    standard errors it is above that (Mann & Whitney 1947).
+    The first is the fraction of samples that are closer to a training image than 95 % of the
+    references. For a model that never copies it is `memorized_expected`. The second is the
+    probability that a sample is closer than a reference. Without copies it is one half.
+    `memorized_z_SPACE` is its distance above one half in standard errors (Mann & Whitney 1947).
     """
     result: dict[str, float] = {}
     for space, nearest in evaluation.nearest.items():
@@ -144,11 +146,11 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
         n, m = len(samples), len(references)
         if min(n, m) < 2:
             continue
-        share, error, expected = close(samples, references)
+        rate, error, expected = close(samples, references)
         sides = _sides(samples, references)
         rank = float(sides[0].mean())
         result |= {
-            **with_error(f"memorized_{space}", share, error),
+            **with_error(f"memorized_{space}", rate, error),
             "memorized_expected": expected,
             "memorized_references": float(m),
             **with_error(f"memorized_rank_{space}", rank, _rank_error(*sides)),
@@ -158,9 +160,9 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
 
 
 def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
-    """Those of shares and of chances, where the references are the same.
+    """Return the standard errors of rates and ranks, if the references are the same.
 
-    The chances' is that of two correlated ones by DeLong et al. 1988.
+    Ranks are correlated, with the standard error of DeLong et al. 1988.
     """
     result: dict[str, float] = {}
     for space in a.nearest:
@@ -182,33 +184,33 @@ def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
 
 
 def usable(references: Array) -> Array:
-    """References (M,) whose nearest image is at a finite distance."""
+    """Return the references (M,) with a finite distance to the nearest image."""
     return references[np.isfinite(references)]
 
 
 def close(samples: Array, references: Array) -> tuple[float, float, float]:
-    """The share of samples (N,) below a low quantile of references (M,).
+    """Return the fraction of samples (N,) below a low quantile of references (M,).
 
     Returns:
-        The share, its standard error, and the share for equal distributions: k / (M + 1) are below
-        the k-th smallest of M, whatever the distribution.
+        The fraction, its standard error, and the fraction for equal distributions. For every
+        distribution, k / (M + 1) are below the k-th smallest of M.
     """
     n, (near, scatter) = len(samples), _near(samples, references)
-    share = float(near.mean())
-    adjusted = (share * n + 1) / (n + 2)
+    rate = float(near.mean())
+    adjusted = (rate * n + 1) / (n + 2)
     error = math.hypot(math.sqrt(adjusted * (1 - adjusted) / n), scatter)
-    return share, error, _quantile(references) / (len(references) + 1)
+    return rate, error, _quantile(references) / (len(references) + 1)
 
 
 def _quantile(references: Array) -> int:
-    """k, where references below the k-th smallest of M are close."""
+    """Return k, for which references below the k-th smallest of M count as close."""
     return max(1, int(QUANTILE * (len(references) + 1)))
 
 
 def _near(samples: Array, references: Array) -> tuple[Array, float]:
-    """Which samples (N,) are close, and how far their share scatters with the references."""
+    """Return a mask of close samples (N,), and the error of their fraction by the references."""
     m, k, ordered = len(references), _quantile(references), np.sort(references)
-    # The rank of the quantile scatters as the count of references below it does.
+    # The rank of the quantile has the standard error of the number of references below it.
     places = math.sqrt(k * (1 - k / (m + 1)))
     low, high = max(k - 1 - math.ceil(places), 0), min(k - 1 + math.ceil(places), m - 1)
     between = (samples < ordered[high]).mean() - (samples < ordered[low]).mean()
@@ -216,22 +218,27 @@ def _near(samples: Array, references: Array) -> tuple[Array, float]:
 
 
 def _sides(samples: Array, references: Array) -> tuple[Array, Array]:
-    """Of each sample, the share of references that are farther, (N,); of each reference, the share
-    of samples that are closer, (M,); ties halved. The mean of either is the chance that a sample is
-    closer than a reference."""
+    """Return the rank statistic of each sample and of each reference, with ties halved.
+
+    For a sample it is the fraction of references that are farther, (N,). For a reference it is the
+    fraction of samples that are closer, (M,). The mean of each is the probability that a sample is
+    closer than a reference.
+    """
     return 1 - _below(references, samples), _below(samples, references)
 
 
 def _rank_error(of_samples: Array, of_references: Array) -> float:
-    """The standard error of that chance (DeLong et al. 1988), at least that of one more image on
-    the wrong side."""
+    """Return the standard error of the rank (DeLong et al. 1988).
+
+    It is at least the error from one more image on the wrong side.
+    """
     n, m = len(of_samples), len(of_references)
     variance = of_samples.var(ddof=1) / n + of_references.var(ddof=1) / m
     return math.sqrt(max(float(variance), 1 / (min(n, m) + 2) ** 2))
 
 
 def _below(values: Array, limits: Array) -> Array:
-    """The share of values below each limit, equal ones halved."""
+    """Return the fraction of values below each limit, where equal values count half."""
     ordered = np.sort(values)
     sides = [np.searchsorted(ordered, limits, side) for side in ("left", "right")]
     return np.asarray((sides[0] + sides[1]) / (2 * len(values)))

@@ -1,4 +1,4 @@
-"""Squared Euclidean distances by matrix products, block by block, and the nearest of them."""
+"""Squared Euclidean distances by matrix products in blocks, and nearest neighbours."""
 
 from __future__ import annotations
 
@@ -10,27 +10,31 @@ import torch
 from diffuse_cli.media import Array
 
 BLOCK = 1000
-"""Rows and columns of distances in memory at a time."""
+"""Most rows and columns of distances in memory at a time."""
 
 
 NUMBERS = 2**26
-"""Numbers of the rows that are compared at a time."""
+"""Most elements of the rows to compare at a time."""
 
 
 def blocks(n: int, width: int = 1) -> Iterator[slice]:
-    """0 ... n - 1 in slices of at most `BLOCK` rows, and of at most `NUMBERS` of so many a row."""
+    """Cut 0 ... n - 1 into slices of at most `BLOCK` rows and `NUMBERS` elements.
+
+    Args:
+        width: the number of elements per row.
+    """
     rows = max(1, min(BLOCK, NUMBERS // width))
     return (slice(start, min(start + rows, n)) for start in range(0, n, rows))
 
 
 def squared(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """|x_i - y_j|^2 of float64 rows (n, d) and (m, d): (n, m)."""
+    """Return |x_i - y_j|^2 of float64 rows (n, d) and (m, d): (n, m)."""
     found = torch.addmm(y.square().sum(1)[None], x, y.T, alpha=-2)
     return found.add_(x.square().sum(1)[:, None]).clamp_(min=0)
 
 
 def center_features(*arrays: Array) -> list[torch.Tensor]:
-    """The arrays (N, d) less the mean of the first, float64, so products round less."""
+    """Subtract the mean of the first array (N, d) from all, float64, to reduce rounding errors."""
     mean = arrays[0].mean(0, dtype=np.float64)
     return [torch.from_numpy(np.asarray(a, np.float64) - mean) for a in arrays]
 
@@ -38,8 +42,15 @@ def center_features(*arrays: Array) -> list[torch.Tensor]:
 def merge(
     kept: tuple[torch.Tensor, torch.Tensor] | None, found: torch.Tensor, start: int, k: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k nearest of `kept` and of `found`, the distances (n, m) to columns from `start` on:
-    values (n, k), ascending, and their columns."""
+    """Merge the k nearest neighbours so far with a block of distances.
+
+    Args:
+        kept: the distances and columns of the neighbours so far.
+        found: the distances (n, m) to the columns from `start` on.
+
+    Returns:
+        The distances (n, k), ascending, and their columns.
+    """
     values, columns = found.topk(min(k, found.shape[1]), 1, largest=False)
     columns = columns + start
     if kept is not None:
@@ -49,8 +60,10 @@ def merge(
 
 
 def neighbors(x: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the squared distances of each row (n, d) to its 1st ... k-th nearest other, and their
-    places, (n, k) each; n > k."""
+    """Return the squared distances of each row (n, d) to its k nearest rows, and their indices.
+
+    Both are (n, k), for n > k.
+    """
     distances = x.new_empty(len(x), k)
     places = torch.empty(len(x), k, dtype=torch.int64)
     for i in blocks(len(x)):

@@ -1,4 +1,4 @@
-"""Bits per dimension of training images against those of held-out ones.
+"""Bits per dimension of training images compared with held-out images.
 
 Their difference is the first sign of overfitting, long before samples are copies (Nichol & Dhariwal
 2021, section 3.3).
@@ -22,28 +22,28 @@ NUMBERS = (
     _number(
         "bits_per_dim_train",
         "of training samples",
-        "The same bound for samples the model was trained on.",
+        "The same bound for training samples.",
         ideal="bits_per_dim",
         axis="bits per dimension",
     ),
     _number(
         "bits_per_dim_gap",
-        "held-out less training",
-        "How much more samples cost that the model was not trained on. Clearly above 0: it has "
-        "memorised its training samples.",
+        "held-out minus training",
+        "The additional cost of samples that were not used in training. If it is clearly above 0, "
+        "the model has memorized training samples.",
         ideal=0.0,
     ),
 )
 
 
 def remarks(facts: Facts) -> Iterator[Remark]:
-    """Whether held-out images cost more."""
+    """Report whether held-out images cost more."""
     if "bits_per_dim_gap" not in facts:
         return
     gap, many = facts["bits_per_dim_gap"], facts.words.many
-    words = f"held-out {many} cost {gap} bits per dimension more than training {many} do"
+    words = f"held-out {many} cost {gap} bits per dimension more than training {many}"
     if gap.above(Measured(0.0)):
-        words += f"; train for fewer steps, or on more {many}"
+        words += f". Train for fewer steps, or on more {many}"
         yield Remark("overfitting", "serious", words)
     elif _predicts(facts):
         words = f"no sign: {words}, which is not clearly above 0"
@@ -51,16 +51,19 @@ def remarks(facts: Facts) -> Iterator[Remark]:
 
 
 def _predicts(facts: Facts) -> bool:
-    """Whether samples take no more bits than stored as they are: of held-out ones if another metric
-    measured those, else of training ones."""
+    """Whether samples do not take more bits than uncompressed samples.
+
+    It uses held-out samples if they were measured, else training samples.
+    """
     key = "bits_per_dim" if "bits_per_dim" in facts else "bits_per_dim_train"
     return not (facts.stored and facts[key].above(facts.stored))
 
 
 def compute(evaluation: MetricInputs) -> dict[str, float]:
-    """`bits_per_dim_train`, and `bits_per_dim_gap`: held-out less training, positive if overfitted.
+    """Return `bits_per_dim_train`, and `bits_per_dim_gap`, which is positive after overfitting.
 
-    Empty if a side has fewer than two images, which give no error.
+    The gap is held-out minus training. With fewer than two images on a side there is no standard
+    error, so the result is empty.
     """
     held_out, train = evaluation.bits.sum(1), evaluation.train_bits.sum(1)
     if min(len(held_out), len(train)) < 2:
@@ -74,7 +77,7 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
 
 
 def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
-    """Those of both numbers, by the differences of each image's bits."""
+    """Return the standard errors of both values, from differences per image."""
     held_out, train = (b.bits - a.bits).sum(1), (b.train_bits - a.train_bits).sum(1)
     errors = [average(apart)[1] for apart in (held_out, train)]
     return {"bits_per_dim_train": errors[1], "bits_per_dim_gap": math.hypot(*errors)}

@@ -1,6 +1,6 @@
-"""How images fit what they are drawn from: likeness to the real ones, consistency, variety.
+"""Paired metrics of conditional models: similarity to the real image, consistency and diversity.
 
-Two things stand beside a model: what is given itself, and the nearest training image.
+They are compared with two baselines: the conditioning image, and the nearest training image.
 """
 
 from __future__ import annotations
@@ -23,27 +23,30 @@ NUMBERS = tuple(
     MetricNumber(key, label, says, direction, ideal, "answers", place, part=label == _NEAREST)
     for place, (key, label, says, direction, ideal) in enumerate((
         ("psnr", "PSNR",
-         "Of a generated image against the real one, in decibels: by their mean squared error. The "
-         "reference is what is given itself, blown up or filled in without a model. An average of "
-         "all that is plausible has the best PSNR, and looks blurred.",
+         "Peak signal-to-noise ratio of a generated image compared with the real image, in "
+         "decibels. The reference is the conditioning image, resized or filled without a model. "
+         "The average of all plausible images has the best PSNR, but is blurred.",
          "higher", "psnr_of_given"),
         ("psnr_of_nearest", _NEAREST,
-         "Of the training image that is given the most similar: looked up, not drawn.", "", None),
-        ("ssim", "SSIM", "The same by structure (Wang et al. 2004), at most 1.",
+         "For comparison: the training image with the most similar conditioning image.", "", None),
+        ("ssim", "SSIM",
+         "Structural similarity of a generated and the real image (Wang et al. 2004), at most 1.",
          "higher", "ssim_of_given"),
-        ("ssim_of_nearest", _NEAREST, "That image by structure.", "", None),
-        ("feature_distance", "distance in features",
-         "The root mean squared difference of a generated image and the real one in features, "
-         "which blur costs more than in decibels. The reference is what is given itself.",
+        ("ssim_of_nearest", _NEAREST, "For comparison: the same training image.", "", None),
+        ("feature_distance", "feature distance",
+         "Root mean squared difference of the features of a generated and the real image. Blur "
+         "has a larger effect here than on PSNR. The reference is the conditioning image.",
          "lower", "feature_distance_of_given"),
-        ("feature_distance_of_nearest", _NEAREST, "That image in features.", "", None),
+        ("feature_distance_of_nearest", _NEAREST, "For comparison: the same training image.", "",
+         None),
         ("inconsistency", "inconsistency",
-         "How far a generated image, degraded in the same way, is from what it was given: the mean "
-         "difference, where the range is 2. The reference is the real image, off by noise alone.",
+         "Mean difference between the conditioning image and the generated image after the same "
+         "degradation, for values in a range of 2. The reference is the real image, which differs "
+         "only by noise.",
          "reference", "inconsistency_of_real"),
         ("diversity", "diversity",
-         "How far two images of the same input are apart: the root of their mean squared "
-         "difference, where the range is 2. As far as one of them from the real image is right.",
+         "Root mean squared difference of two images with the same conditioning image, for values "
+         "in a range of 2. The reference is their distance from the real image.",
          "reference", "distance_to_real"),
     ))
 )  # fmt: skip
@@ -56,11 +59,13 @@ BESIDE = (
 def likeness(
     truth: Array, first: Array, second: Array, others: Mapping[str, Array], span: float
 ) -> dict[str, Array]:
-    """The numbers of stored samples alone: the real images, two drawn of what each is given, and
-    what else could stand for it, by name; (M, C, *size) each.
+    """Return the paired metrics that need only stored samples, (M, C, *size) each.
 
     Args:
-        span: of the stored numbers.
+        truth: the real images.
+        first, second: two generated images for each conditioning image.
+        others: baseline images by name.
+        span: the range of stored values.
     """
 
     def apart(one: Array, other: Array) -> Array:
@@ -79,13 +84,13 @@ def likeness(
 
 
 def feature_distances(truth: Array, drawn: Array, others: Mapping[str, Array]) -> dict[str, Array]:
-    """The same of features, (M, d) each."""
+    """Return the feature distances of generated images and baselines, from features (M, d)."""
     apart = {f"feature_distance_of_{name}": distance(of, truth) for name, of in others.items()}
     return {"feature_distance": distance(drawn, truth), **apart}
 
 
 def compute(evaluation: MetricInputs) -> dict[str, float]:
-    """The mean of each number over the real images, with its standard error."""
+    """Return the mean of each value over the real images, with its standard error."""
     found: dict[str, float] = {}
     for key, values in evaluation.answers.values.items():
         if len(values):
@@ -94,7 +99,7 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
 
 
 def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
-    """By the differences of each real image, where both have its number."""
+    """Return the standard errors from differences per real image, for values in both."""
     one, other = a.answers.values, b.answers.values
     return {
         key: average(other[key] - values)[1]
@@ -105,43 +110,45 @@ def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
 
 # -- similarity -----------------------------------------------------------------------------------
 
-# Likeness of two samples that should be the same: by their error, and by their structure.
+# Similarity of two samples that should be the same: PSNR and SSIM.
 
 WINDOW, SPREAD = 11, 1.5
 """The side and standard deviation of the window of SSIM."""
 
 K1, K2 = 0.01, 0.03
-"""Its constants, as shares of the range."""
+"""Constants of SSIM, as fractions of the range."""
 
 MOST = 100.0
-"""The PSNR of equal samples, in decibels."""
+"""PSNR of equal samples, in decibels."""
 
 
 def mean_square(one: Array, other: Array) -> Array:
-    """The mean squared difference of samples (N, ...), each from its own other: (N,)."""
+    """Return the mean squared difference of corresponding samples (N, ...): (N,)."""
     return np.asarray(np.square(one.astype(np.float64) - other).reshape(len(one), -1).mean(1))
 
 
 def distance(one: Array, other: Array) -> Array:
-    """The root of `mean_square`."""
+    """Return the root of `mean_square`."""
     return np.asarray(np.sqrt(mean_square(one, other)))
 
 
 def psnr(one: Array, other: Array, span: float) -> Array:
-    """The peak signal-to-noise ratio of samples (N, C, *size) in decibels, at most `MOST`: (N,).
+    """Return the peak signal-to-noise ratio of samples (N, C, *size) in decibels, (N,).
+
+    It is at most `MOST`.
 
     Args:
-        span: of the numbers, from the smallest to the largest.
+        span: the range of values.
     """
     least = span**2 * 10 ** (-MOST / 10)
     return np.asarray(10 * np.log10(span**2 / np.maximum(mean_square(one, other), least)))
 
 
 def ssim(one: Array, other: Array, span: float) -> Array:
-    """Structural similarity of samples (N, C, *size), the mean over places and channels: (N,).
+    """Return the structural similarity of samples (N, C, *size), (N,).
 
-    Wang et al. 2004, eq. 13, with its Gaussian window, cut to the shortest side and only where it
-    lies inside.
+    It is the mean over positions and channels of Wang et al. 2004, eq. 13. The Gaussian window is
+    cut to the shortest side, and is used only where it is inside the sample.
     """
     x, y = one.astype(np.float64), other.astype(np.float64)
     weights = _window(min(WINDOW, *x.shape[2:]))
@@ -162,7 +169,7 @@ def _window(side: int) -> Sequence[float]:
 
 
 def _blurred(x: Array, weights: Sequence[float]) -> Array:
-    """x (N, C, *size) under the window, along each dimension, where it lies inside."""
+    """Filter x (N, C, *size) by the window along each dimension, only where it is inside."""
     for axis in range(2, x.ndim):
         kept = x.shape[axis] - len(weights) + 1
         first, *rest = (w * x.take(range(i, i + kept), axis) for i, w in enumerate(weights))

@@ -1,13 +1,14 @@
 """Precision, recall, density and coverage: balls around the features of each side.
 
-The ball of an image reaches to its k-th nearest neighbour on its own side. Precision is the share
-of generated images within a ball of a real one, recall the share of real images within a ball of a
-generated one (Kynkäänniemi et al. 2019, eq. 1 and 2; k = 3). Density counts the real balls that a
-generated image is in, over k, and coverage is the share of real balls with a generated image inside
-(Naeem et al. 2020, eq. 2 and 3; k = 5). All four come from the same distances, hence one file.
+The ball of an image reaches to its k-th nearest neighbour on its own side. Precision is the
+fraction of generated images in the ball of a real image, and recall the fraction of real images in
+the ball of a generated image (Kynkäänniemi et al. 2019, eq. 1 and 2; k = 3). Density is the number
+of real balls that contain a generated image, divided by k. Coverage is the fraction of real balls
+that contain a generated image (Naeem et al. 2020, eq. 2 and 3; k = 5). All four use the same
+distances, so they share a file.
 
-They depend on n: compare only at equal n. For equal distributions and large n, density is 1 and
-coverage 1 - 2^-k; precision and recall have no such value.
+They depend on n, so compare them only at equal n. For equal distributions and large n, density is 1
+and coverage 1 - 2^-k. Precision and recall have no fixed value.
 """
 
 from __future__ import annotations
@@ -36,27 +37,33 @@ from diffuse_cli.metrics.sample_statistics import share_difference_error
 NEEDS = ("features",)
 
 K_PRECISION, K_DENSITY = 3, 5
-"""k, as the two papers choose it."""
+"""The k of the two papers."""
 
 
 def no_recall(values: Values) -> str:
-    """Why plausibility is not quoted: near-identical images may all lie among real ones."""
+    """Return the reason not to show precision if recall is 0, else an empty string.
+
+    Nearly identical images can all be plausible.
+    """
     if "recall" not in values:
         return ""
     recall = measured(values, "recall")
-    return "not quoted, as recall is 0" if recall.value <= recall.error else ""
+    return "not shown, because recall is 0" if recall.value <= recall.error else ""
 
 
 SAYS = {
-    "precision": "Share of the generated images that lie among the real ones: plausible images.",
-    "recall": "Share of the real images that lie among the generated ones: variety.",
-    "density": "As precision, but counts how many real images are around each generated one.",
-    "coverage": "Share of the real images that have a generated one close by: variety.",
+    "precision": "Fraction of generated images that are among the real images: plausibility.",
+    "recall": "Fraction of real images that are among the generated images: variety.",
+    "density": "Like precision, but counts the real images around each generated image.",
+    "coverage": "Fraction of real images with a generated image close to them: variety.",
 }
 
 
 def _number(name: str, direction: str, ideal: float | None = None, **more: Any) -> MetricNumber:
-    return MetricNumber(name, name, SAYS[name], direction, ideal, "variety", axis="share", **more)
+    description = SAYS[name]
+    return MetricNumber(
+        name, name, description, direction, ideal, "variety", axis="fraction", **more
+    )
 
 
 NUMBERS = (
@@ -68,28 +75,28 @@ NUMBERS = (
 
 
 def remarks(facts: Facts) -> Iterator[Remark]:
-    """Which of the two is missing; says nothing if the images are unlike real ones."""
+    """Compare plausibility and variety, unless images do not look like real images."""
     if "precision" not in facts or "recall" not in facts or lost(facts.values):
         return
     precision, recall = facts["precision"], facts["recall"]
-    words = f"{recall.value:.0%} of the real images lie among the generated ones"
+    words = f"{recall.value:.0%} of the real images are among the generated images"
     if no_recall(facts.values):
-        words += ": hardly any variety, so that the share of plausible images says nothing"
+        words += ". There is hardly any variety, so the rate of plausible images has no meaning"
     else:
         words = (
-            f"{precision.value:.0%} of the generated images lie among the real ones, and {words}"
+            f"{precision.value:.0%} of the generated images are among the real images, and {words}"
         )
         if precision.above(recall):
-            words += ": what is drawn is more plausible than it is varied"
+            words += ". The generated images are plausible, but lack variety"
         elif recall.above(precision):
-            words += ": there is variety, at the cost of implausible images"
+            words += ". The generated images have variety, but some are not plausible"
     yield Remark("plausibility and variety", "finding", words)
 
 
 def compute(evaluation: MetricInputs) -> dict[str, float]:
-    """`precision`, `recall`, `density`, `coverage`, each with its standard error.
+    """Return `precision`, `recall`, `density` and `coverage`, with standard errors.
 
-    A number is left out where a side has no more than k images.
+    A value is left out if a side does not have more than k images.
     """
     result: dict[str, float] = {}
     for name, own in _counted(evaluation).items():
@@ -98,7 +105,7 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
 
 
 def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
-    """Those of all four, by what each image counts for in both."""
+    """Return the standard errors of all four, from the contribution of each image to both."""
     one, other = _counted(a), _counted(b)
     return {name: other[name].error_less(one[name]) for name in one}  # type: ignore[arg-type]
 
@@ -108,7 +115,7 @@ def _counted(evaluation: MetricInputs) -> dict[str, Share | Density]:
 
 
 def counted(real: Array, fake: Array) -> dict[str, Share | Density]:
-    """The four numbers of two arrays of features, where there are neighbours enough."""
+    """Return the four metrics of two arrays of features, if they have enough neighbours."""
     balls, points = center_features(real, fake)
     precision = Inside(balls, K_PRECISION, len(points))
     recall = Inside(points, K_PRECISION, len(balls))
@@ -131,8 +138,10 @@ def counted(real: Array, fake: Array) -> dict[str, Share | Density]:
 
 
 def recall(real: Array, fake: Array) -> Share | None:
-    """The recall of two arrays of features alone, where there are neighbours enough: distances
-    among the real images, which may be many, are not needed."""
+    """Return only the recall of two arrays of features, if they have enough neighbours.
+
+    It does not need distances between real images, of which there can be many.
+    """
     balls, points = center_features(real, fake)
     found = Inside(points, K_PRECISION, len(balls))
     for i in blocks(len(points)):
@@ -142,13 +151,15 @@ def recall(real: Array, fake: Array) -> Share | None:
 
 
 class Inside:
-    """Which of m points are in which of the balls around the rows of x (n, d), counted.
+    """Counts of m points in the balls around the rows of x (n, d).
 
     Attributes:
-        usable: whether there are neighbours enough.
-        near: the places of the k nearest rows of each row (n, k).
-        by_ball, by_point: points in each ball (n,), balls around each point (m,).
-        only_point, only_ball: the place of the point or ball where there is only one.
+        usable: whether there are enough neighbours.
+        near: the indices of the k nearest rows of each row, (n, k).
+        by_ball, by_point: the numbers of points in each ball (n,), and of balls around each point
+            (m,).
+        only_point, only_ball: the index of the point in a ball, or of the ball around a point, if
+            there is exactly one.
     """
 
     def __init__(self, x: torch.Tensor, k: int, m: int) -> None:
@@ -166,19 +177,19 @@ class Inside:
             inside = (found <= self.radii[i]).double()
             self.by_ball[i] += inside.sum(1)
             self.by_point[j] += inside.sum(0)
-            # A sum of places is the place where there is one.
+            # With one point or ball, the sum of indices is its index.
             self.only_point[i] += inside @ torch.arange(j.start, j.stop, dtype=torch.float64)
             self.only_ball[j] += torch.arange(i.start, i.stop, dtype=torch.float64) @ inside
 
 
 @dataclass(frozen=True)
 class Share:
-    """The share of images that anything of the other side reaches.
+    """Fraction of images that are reached by an image of the other side.
 
     Attributes:
-        counts: what reaches each image, (N,).
-        only: the place of the one that does, where there is one.
-        others: images on the other side, M.
+        counts: the number of images of the other side that reach each image, (N,).
+        only: the index of the image that reaches it, if there is exactly one.
+        others: the number of images on the other side, M.
     """
 
     counts: torch.Tensor
@@ -191,29 +202,29 @@ class Share:
         return (self.counts > 0).double()
 
     def lost(self) -> torch.Tensor:
-        """How many images each one of the other side alone reaches, (M,)."""
+        """Return the number of images that only one image of the other side reaches, (M,)."""
         alone = self.only[self.counts == 1].long()
         return torch.bincount(alone, minlength=self.others).double()
 
     def value(self) -> float:
-        """The share."""
+        """Return the fraction."""
         return float(self.reached.mean())
 
     def error(self) -> float:
-        """The standard error over draws of both sides.
+        """Return the standard error for random samples on both sides.
 
-        The images counted give a binomial error. An image of the other side matters to those that
-        it alone reaches: leaving it out would lose them, and the squares of such losses are the
-        jackknife's variance (Efron & Stein 1981), see `_spread`. That balls nearby would grow is
+        The counted images give a binomial error. An image of the other side matters for the images
+        that only it reaches: without it they are lost, and the squares of these losses are the
+        jackknife's variance (Efron & Stein 1981), see `_spread`. The growth of nearby balls is
         neglected.
         """
         n = len(self.counts)
-        adjusted = (self.value() * n + 1) / (n + 2)  # 0 or 1 is not known without error either
+        adjusted = (self.value() * n + 1) / (n + 2)  # so that 0 and 1 have errors too
         alone = (self.counts == 1).double()
         return math.sqrt(adjusted * (1 - adjusted) / n + _spread(self.lost(), alone, alone))
 
     def error_less(self, one: Share) -> float:
-        """That of this share less another, where the images of both correspond."""
+        """Return the standard error of this fraction minus another of corresponding images."""
         binomial = share_difference_error(one.reached.numpy(), self.reached.numpy())
         mine, theirs = self.counts == 1, one.counts == 1
         same = mine & theirs & (self.only == one.only)
@@ -223,14 +234,14 @@ class Share:
 
 
 def _spread(lost: torch.Tensor, squares: torch.Tensor, sums: torch.Tensor) -> float:
-    """Return the variance of a share by the images of the other side.
+    """Return the variance of a fraction by the images of the other side.
 
-    The sum of the squares of what each of them is worth, less their mean, of products of two
-    different images counted: an image with itself would count the binomial error once more.
+    It is the sum of the squares of their losses minus the mean, limited to products of two
+    different counted images. Products of an image with itself would count the binomial error again.
 
     Args:
-        lost: what each of the other side is worth, in images (M,).
-        squares, sums: of what each image counted adds to `lost`, (N,).
+        lost: the loss of each image of the other side, in images (M,).
+        squares, sums: the sums of squares and values that each counted image adds to `lost`, (N,).
     """
     n = len(squares)
     pairs = lost.square().sum() - squares.sum()
@@ -240,13 +251,13 @@ def _spread(lost: torch.Tensor, squares: torch.Tensor, sums: torch.Tensor) -> fl
 
 @dataclass(frozen=True)
 class Density:
-    """Balls around a point over k.
+    """Number of balls around a point, divided by k.
 
     Attributes:
-        points: those around each point, (M,).
-        balls: how much each image that a ball is around is worth, (N,): the points in its ball,
-            less what the balls of others would grow without it. A ball that lost one of its k
-            neighbours would gain a k-th of its points.
+        points: the number of balls around each point, divided by k, (M,).
+        balls: the contribution of the centre of each ball, (N,): the points in its ball, minus the
+            growth of other balls without it. A ball without one of its k neighbours would gain 1/k
+            of its points.
     """
 
     points: torch.Tensor
@@ -254,20 +265,20 @@ class Density:
 
     @classmethod
     def of(cls, inside: Inside) -> Density:
-        """From the counts."""
+        """Make a density from counts."""
         n, m = len(inside.by_ball), len(inside.by_point)
         grown = (inside.by_ball / K_DENSITY).repeat_interleave(K_DENSITY)
         worth = inside.by_ball.index_add(0, inside.near.flatten(), grown, alpha=-1)
         return cls(inside.by_point / K_DENSITY, worth * n / (m * K_DENSITY))
 
     def value(self) -> float:
-        """The density."""
+        """Return the density."""
         return float(self.points.mean())
 
     def error(self) -> float:
-        """The standard error of a mean over two samples."""
+        """Return the standard error of a mean over two samples."""
         return math.sqrt(sum(float(own.var()) / len(own) for own in (self.points, self.balls)))
 
     def error_less(self, one: Density) -> float:
-        """That of this density less another, where the images of both correspond."""
+        """Return the standard error of this density minus another of corresponding images."""
         return Density(self.points - one.points, self.balls - one.balls).error()

@@ -1,4 +1,4 @@
-"""How metrics present their numbers, as data for the tables, JSON, report and docs."""
+"""Presentation of metrics in tables, JSON, the report and the docs."""
 
 from __future__ import annotations
 
@@ -10,21 +10,20 @@ from typing import Any, NamedTuple
 Values = Mapping[str, float]
 
 SIGNIFICANT = 3
-"""Differences of more standard errors than this are called significant."""
+"""Number of standard errors above which a difference is called significant."""
 
 
 FULL, LEAST, SMALL, LARGE = 1e-9, 1e-300, 1e-6, 1e15
-"""An error below `FULL` of the value is beyond its digits. Numbers below `LEAST` are 0; those that
-are not from `SMALL` to `LARGE` have a power of ten."""
+"""Limits of rounding. A standard error below `FULL` times the value is beyond the value's digits.
+Numbers below `LEAST` are shown as 0. Numbers outside `SMALL` ... `LARGE` have a power of ten."""
 
 
 def significant(value: float, error: float = 0.0, sign: str = "") -> str:
-    """Return a number with two digits of its standard error, or with four of its own if it has
-    none.
+    """Return a number rounded to two digits of its standard error, or to four digits without.
 
     Args:
-        error: 0, infinite or NaN if it is not known.
-        sign: `+` to mark positive numbers too.
+        error: the standard error, or 0, infinity or NaN if it is not known.
+        sign: `+` to show the sign of positive numbers too.
     """
     if not math.isfinite(value):
         return "not known"
@@ -51,17 +50,17 @@ def significant(value: float, error: float = 0.0, sign: str = "") -> str:
 
 
 def _exponent(value: float, digits: int) -> int:
-    """The power of ten of the first digit, once a number is rounded to some digits."""
+    """Return the power of ten of the first digit of a number, after rounding to some digits."""
     return int(f"{value:.{digits - 1}e}".partition("e")[2])
 
 
 def _decimals(value: float, places: int, sign: str = "") -> str:
-    """A number rounded to so many decimals, or, below 0, to a power of ten."""
+    """Return a number rounded to a number of decimals. If that is negative, to a power of ten."""
     return f"{round(value, places) + 0.0:{sign},.{max(0, places)}f}"
 
 
 class Measured(NamedTuple):
-    """A value with its standard error, 0 or NaN if there is none; as text, `significant`."""
+    """Value with its standard error, 0 or NaN if unknown. Its text is `significant`."""
 
     value: float
     error: float = 0.0
@@ -79,17 +78,17 @@ class Measured(NamedTuple):
 
 
 def measured(values: Values, key: str) -> Measured:
-    """A number with its error."""
+    """Return a value with its standard error."""
     return Measured(values[key], values.get(f"{key}_standard_error", 0.0))
 
 
 def as_text(values: Values, key: str) -> str:
-    """Return a number with its error, or a dash if it was not measured."""
+    """Return a value with its standard error as text, or a dash if it was not measured."""
     return str(measured(values, key)) if key in values else "–"
 
 
 def with_error(key: str, value: float, error: float) -> dict[str, float]:
-    """A number and its standard error by their keys."""
+    """Return a value and its standard error by their keys."""
     return {key: value, f"{key}_standard_error": error}
 
 
@@ -98,7 +97,7 @@ def with_error(key: str, value: float, error: float) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Question:
-    """What a group of numbers answers, for readers who are new to them."""
+    """Question that a group of metrics answers, with an explanation for new readers."""
 
     title: str
     says: str
@@ -106,46 +105,46 @@ class Question:
 
 QUESTIONS: Mapping[str, Question] = {
     "likeness": Question(
-        "Do generated images look like real ones?",
-        "A network trained on photographs turns every image into a list of features. The generated "
-        "and the real images are then two clouds of points, and these numbers are distances "
-        "between the clouds. Real images against other real ones show what a perfect model would "
+        "Do generated images look like real images?",
+        "A network trained on photographs turns each image into a list of features. Generated and "
+        "real images are then two clouds of points, and these metrics are distances between the "
+        "clouds. The distance between two sets of real images shows what a perfect model would "
         "reach.",
     ),
     "numbers": Question(
-        "Do their numbers agree?",
-        "Measured on the numbers of samples themselves (of an image its brightness, colours and "
-        "detail), without a network, so that it says what is wrong in plain units and holds for "
-        "any kind of data. Samples can agree in all of this and look nothing alike.",
+        "Do their values have the same statistics?",
+        "These metrics compare the values of samples directly, for images their brightness, "
+        "colours and detail. They need no network, have plain units, and work for every kind of "
+        "data. Samples can agree in all of them and still look different.",
     ),
     "variety": Question(
         "Is each image plausible, and is there enough variety?",
-        "Two separate questions: a model can draw one good image over and over, or a great variety "
-        "of bad ones.",
+        "These are two questions: a model can generate the same good image again and again, or a "
+        "great variety of bad images.",
     ),
     "answers": Question(
-        "Does an image fit what it was drawn from?",
-        "For a model that is given something, such as a small image. Many images may fit it; the "
-        "real one is one of them. A model that draws from all of them is as far from the real one "
-        "as its images are from each other.",
+        "Does an image fit its conditioning image?",
+        "These metrics are for models with a conditioning image, for example a small image. Many "
+        "images can fit it, and the real image is one of them. If a model generates all of them, "
+        "its images are as far from the real image as from each other.",
     ),
     "copies": Question(
         "Are generated samples copies of training samples?",
-        "Each generated sample was compared with its nearest training sample, and so were real "
-        "samples that are no copies. Generated samples that are much nearer are copies; the "
-        "reference is what a model that copies nothing reaches. Pixels, and numbers of other "
-        "samples, mislead alone (a blurred image is near everything): of images, trust what pixels "
-        "and features agree on.",
+        "Each generated sample is compared with its nearest training sample, and so are real "
+        "samples that are not copies. Generated samples that are much nearer are copies. The "
+        "reference is the value of a model that never copies. Distances in pixels, or in the "
+        "values of other samples, can mislead, because a blurred image is near to everything. For "
+        "images, trust the result only if pixels and features agree.",
     ),
     "prediction": Question(
         "How well does the model predict samples?",
-        "A model that knows what samples look like can store a real one in few bits. Stored as it "
-        "is, an 8-bit image takes 8 bits per dimension (a dimension is one colour value of one "
-        "pixel). The number is an upper bound, the sum of three parts. It says little about looks.",
+        "A good model can compress a real sample to few bits. Without compression, an 8-bit image "
+        "takes 8 bits per dimension (a dimension is one colour value of one pixel). The value is "
+        "an upper bound and the sum of three parts. It hardly depends on how samples look.",
     ),
-    "other": Question("Other numbers", ""),
+    "other": Question("Other metrics", ""),
 }
-"""In the order shown; each `MetricNumber` names the one that it answers."""
+"""Questions in the order of the tables, to which each `MetricNumber` refers."""
 
 DIRECTIONS = {
     "lower": "lower is better",
@@ -158,19 +157,22 @@ DIRECTIONS = {
 
 @dataclass(frozen=True)
 class MetricNumber:
-    """How a number of an evaluation is shown.
+    """Presentation of a value of an evaluation.
 
     Attributes:
-        key: its name in the values and in the JSON.
-        says: what it is, in a sentence or two.
-        direction: which way is better, one of `DIRECTIONS`.
-        ideal: what a perfect model reaches: a number, or the key of another value.
-        question: the one of `QUESTIONS` that it answers.
-        place: its order among the numbers of its question, lower first.
-        part: whether it is a part or a variant of the number above it.
-        axis: numbers of a question with the same axis share a plot; empty for no plot.
-        by_class: whether it is shown for each class, where images are few.
-        unquoted: the reason why these values make it misleading, shown instead; else empty.
+        key: the name in the values and in the JSON.
+        label: the name in tables.
+        says: the description, in one or two sentences.
+        direction: the better direction, one of `DIRECTIONS`.
+        ideal: the value of a perfect model: a number, or the key of another value.
+        question: the question in `QUESTIONS` that it answers.
+        place: the order among the values of a question, lowest first.
+        part: whether it is a part or a variant of the value above it.
+        axis: the name of the plot that it shares with other values of the question, or empty for
+            no plot.
+        by_class: whether it is also shown for each class, with fewer images.
+        unquoted: a function of the values that returns the reason why this value would mislead,
+            which is shown instead, or an empty string.
     """
 
     key: str
@@ -191,13 +193,16 @@ class MetricNumber:
         return DIRECTIONS[self.direction]
 
     def reference(self, values: Values) -> Measured | None:
-        """What a perfect model reaches."""
+        """Return the value of a perfect model."""
         if isinstance(self.ideal, str):
             return measured(values, self.ideal) if self.ideal in values else None
         return None if self.ideal is None else Measured(self.ideal)
 
     def text(self, values: Values) -> str:
-        """The number with its error, or why it is not shown; a dash if not measured."""
+        """Return the value with its standard error, or the reason why it is not shown.
+
+        It is a dash if the value was not measured.
+        """
         reason = self.unquoted(values) if self.key in values else ""
         return reason or as_text(values, self.key)
 
@@ -211,14 +216,14 @@ class MetricNumber:
 
 @dataclass(frozen=True)
 class Words:
-    """What is said of samples of a kind.
+    """Words for samples of a kind, for example images.
 
     Attributes:
-        many: what they are called.
-        points: what they are made of.
-        low, high: of numbers that are too small and too large.
-        channels: their names; numbers without them.
-        one: what a single one is called.
+        many: the plural, such as "images".
+        points: the plural of their elements, such as "pixels".
+        low, high: the words for too small and too large values, such as "dark" and "bright".
+        channels: the names of channels. Channels without a name get a number.
+        one: the singular, such as "image".
     """
 
     many: str = "samples"
@@ -229,27 +234,27 @@ class Words:
     one: str = "sample"
 
     def channel(self, k: int) -> str:
-        """The k-th channel."""
+        """Return the name of the k-th channel."""
         return self.channels[k] if k < len(self.channels) else f"channel {k}"
 
 
 def listed(names: Sequence[str]) -> str:
-    """`a, b and c`."""
+    """Return names as a list in words: `a, b and c`."""
     return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What remarks are about.
+    """Results of an evaluation for remarks.
 
     Attributes:
-        values: the numbers of every metric.
-        real, generated: images on each side.
-        dim: features per image.
-        model: whether a model was measured, not a folder of images.
-        levels: of each number of a sample; None for floats.
-        details: those of the metrics, by name.
-        words: what is said of the samples.
+        values: the values of all metrics.
+        real, generated: the numbers of real and generated images.
+        dim: the number of features per image.
+        model: whether a model was evaluated, not a folder of images.
+        levels: the number of levels of samples, or None for floats.
+        details: the details of metrics, by name.
+        words: the words for samples.
     """
 
     values: Values
@@ -263,7 +268,7 @@ class Facts:
 
     @property
     def stored(self) -> Measured | None:
-        """Bits per dimension of a sample stored as it is; None for floats."""
+        """The bits per dimension of an uncompressed sample, or None for floats."""
         return Measured(math.log2(self.levels)) if self.levels else None
 
     def __getitem__(self, key: str) -> Measured:
@@ -274,7 +279,7 @@ class Facts:
 
 
 LEVELS = ("serious", "possible", "poor", "finding", "fine", "caution", "note")
-"""In the order shown: what went wrong, what was found, what misleads, what explains a table."""
+"""Levels of remarks in the order of output: failures, findings, cautions, and notes on tables."""
 
 WARNINGS = ("serious", "possible", "poor", "caution")
 """Levels that the terminal shows too."""
@@ -282,10 +287,10 @@ WARNINGS = ("serious", "possible", "poor", "caution")
 
 @dataclass(frozen=True)
 class Remark:
-    """What numbers mean.
+    """Remark on the meaning of values.
 
     Attributes:
-        kind: what it is about, in words.
+        kind: the subject in words.
         level: one of `LEVELS`.
         says: a sentence without a full stop.
     """
@@ -301,7 +306,7 @@ class Remark:
 
     @property
     def warns(self) -> bool:
-        """Whether the numbers could mislead without it."""
+        """Whether values could mislead without the remark."""
         return self.level in WARNINGS
 
     def __str__(self) -> str:
@@ -310,33 +315,34 @@ class Remark:
 
 # -- baselines ------------------------------------------------------------------------------------
 
-# Images known to be bad, whose KID shows how bad generated ones are.
+# Baseline images, which are bad by construction. Their KID shows how bad generated images are.
 
 BASELINES = {"blurred": "blurred real images", "mean": "their mean image", "noise": "noise"}
-"""The KID of each is `kid_of_NAME`."""
+"""Names of the baselines, with `kid_of_NAME` as the key of their KID, and words for them."""
 
 
 def standing(values: Values) -> tuple[list[str], list[str], list[str]]:
-    """The baselines that are nearer to real images than generated ones are, as near, and farther.
+    """Return the baselines whose KID is below, close to, and above the generated images' KID.
 
-    Baselines not clearly unlike real images (blurred images of smooth things) are left out. If the
-    generated images are not clearly unlike real ones, no baseline is nearer or as near.
+    Baselines that cannot be distinguished from real images, such as blurred images of smooth
+    things, are left out. If generated images cannot be distinguished either, the first two lists
+    are empty.
     """
     found: tuple[list[str], list[str], list[str]] = ([], [], [])
     if "kid" not in values:
         return found
     kid = measured(values, "kid")
     floor = measured(values, "kid_floor") if "kid_floor" in values else Measured(0.0)
-    told = "kid_standard_error" in values and kid.above(floor)
+    differs = "kid_standard_error" in values and kid.above(floor)
     for name in BASELINES:
         if f"kid_of_{name}" in values:
             baseline = measured(values, f"kid_of_{name}")
-            place = 0 if told and kid.above(baseline) else 2 if baseline.above(kid) else 1
-            if baseline.above(floor) and (told or place == 2):
+            place = 0 if differs and kid.above(baseline) else 2 if baseline.above(kid) else 1
+            if baseline.above(floor) and (differs or place == 2):
                 found[place].append(name)
     return found
 
 
 def lost(values: Values) -> bool:
-    """Whether generated images are no nearer to real ones than images known to be bad."""
+    """Whether generated images are not nearer to real images than a baseline."""
     return any(standing(values)[:2])

@@ -1,8 +1,8 @@
-"""KID on features of random weights, for samples that no trained network has seen (`features`).
+"""KID of features from random weights, for samples for which there are no trained networks.
 
-The estimate is that of `kid`. A network without training tells many distributions apart (Naeem et
-al. 2020), and knows nothing of what matters to people: its distances compare only with
-each other, on samples of one space.
+The estimate is the same as in `kid`. A network without training can distinguish many distributions
+(Naeem et al. 2020), but not by the criteria of people. Its distances can be compared only with each
+other, for samples of one space.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ NUMBERS = (
     MetricNumber(
         "kid_random",
         "KID, random features",
-        "Kernel distance of features of a network with random weights, as none was trained on such "
-        "data. It compares models of the same data; it does not say what looks right to people.",
+        "Kernel distance for features of a network with random weights, because no network was "
+        "trained on this kind of data. Use it to compare models of the same data.",
         "lower",
         "kid_random_floor",
         "numbers",
@@ -36,21 +36,26 @@ NAME = "the kernel distance of random features"
 
 
 def compute(evaluation: MetricInputs) -> dict[str, float]:
-    """`kid_random`, and `kid_random_floor`, that of real samples against other real ones; with
-    standard errors of at least 4 samples on each side."""
+    """Return `kid_random`, and `kid_random_floor`, its value between two sets of real samples.
+
+    Each has a standard error if there are at least 4 samples on each side.
+    """
     return of_features(evaluation, NAME, "kid_random")
 
 
 def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
-    """As that of `kid`."""
+    """Return the standard error of `kid_random`, as for `kid`."""
     return {f"{key}_random": error for key, error in of_kid(a, b).items()}
 
 
 def remarks(facts: Facts) -> Iterator[Remark]:
-    """Whether random features tell generated samples from real ones."""
+    """Report whether random features can distinguish generated and real samples."""
     if not {"kid_random", "kid_random_floor", "kid_random_standard_error"} <= {*facts.values}:
         return
     kid, least, many = facts["kid_random"], facts["kid_random_floor"], facts.words.many
-    told = "tell" if kid.above(least) else "do not tell"
-    words = f"{told} generated {many} from real ones: KID {kid}, and {least} between real ones"
+    can = "can" if kid.above(least) else "cannot"
+    words = (
+        f"they {can} distinguish generated from real {many}: KID {kid}, compared with {least} "
+        f"between two sets of real {many}"
+    )
     yield Remark("random features", "finding", words)

@@ -1,4 +1,4 @@
-"""Means and mean squares of samples by channel, some samples at a time."""
+"""Means and mean squares of samples by channel, and estimates with standard errors."""
 
 from __future__ import annotations
 
@@ -12,19 +12,24 @@ from diffuse_cli.media import Array
 from diffuse_cli.metrics.presentation import Measured, with_error
 
 AT_ONCE = 2**18
-"""Numbers in memory as float64 at a time; more would not stay in a processor's cache."""
+"""Most values in memory as float64 at a time, which fit in a CPU's cache."""
 
 LARGEST = float(np.finfo(np.float32).max)
-"""What stands for infinity."""
+"""Replacement for infinity."""
 
 ROUNDING = 1e-13
-"""A variance of less than this part of the squared mean is rounding, of 32-bit floats."""
+"""Ratio of variance to squared mean below which the variance is rounding of 32-bit floats."""
 
 
 @dataclass(frozen=True)
 class Moments:
-    """The means and mean squares of samples about `shift`, by channel, (N, C); `shift`, `least` and
-    `most` are (C,)."""
+    """Means and mean squares of samples by channel.
+
+    Attributes:
+        shift: the number that was subtracted before squaring, (C,).
+        means, squares: the mean and mean square of each sample minus `shift`, (N, C).
+        least, most: the smallest and largest value, (C,).
+    """
 
     shift: Array
     means: Array
@@ -34,29 +39,31 @@ class Moments:
 
     @property
     def mean(self) -> Array:
-        """Over all numbers, (C,)."""
+        """The mean of all values, (C,)."""
         return np.asarray(self.means.mean(0) + self.shift)
 
     @property
     def deviation(self) -> Array:
-        """Over all numbers, (C,)."""
+        """The standard deviation of all values, (C,)."""
         variance = self.squares.mean(0) - np.square(self.means.mean(0))
         return np.asarray(np.sqrt(np.maximum(variance, 0)))
 
     def of_mean(self) -> Array:
-        """The influence of each sample on the mean, (N, C)."""
+        """Return the influence of each sample on the mean, (N, C)."""
         return center_influences(self.means)
 
     def of_log_deviation(self) -> Array:
-        """The influence of each sample on the logarithm of the deviation, (N, C)."""
+        """Return the influence of each sample on the log of the standard deviation, (N, C)."""
         middle = self.means.mean(0)
         own = center_influences(self.squares - 2 * middle * self.means)
         return np.asarray(own / np.maximum(2 * np.square(self.deviation), 1e-300))
 
 
 def numbers_of(samples: Array) -> Iterator[tuple[slice, Array]]:
-    """Some samples at a time: which, and their numbers (n, C, numbers); floats as float64, where
-    what is no number is 0."""
+    """Yield slices of the samples and their values (n, C, values).
+
+    Floats become float64, with 0 for NaN and finite numbers for infinity.
+    """
     each = max(1, AT_ONCE // max(1, math.prod(samples.shape[1:])))
     for start in range(0, len(samples), each):
         part = samples[start : start + each]
@@ -67,7 +74,7 @@ def numbers_of(samples: Array) -> Iterator[tuple[slice, Array]]:
 
 
 def moments(samples: Array) -> Moments:
-    """Of samples (N, C, *size), about the mean of the first."""
+    """Compute the moments of samples (N, C, *size), shifted by the mean of the first sample."""
     n, channels = samples.shape[:2]
     shift, means, squares = np.zeros(channels), np.empty((n, channels)), np.empty((n, channels))
     least, most = np.full(channels, np.inf), np.full(channels, -np.inf)
@@ -84,16 +91,16 @@ def moments(samples: Array) -> Moments:
 
 
 def together(*sides: Array) -> tuple[Array, ...]:
-    """Samples (N, C, *size) of several sides, grey ones repeated to the channels of others."""
+    """Broadcast the samples (N, C, *size) of several sides to the largest number of channels."""
     channels = max(side.shape[1] for side in sides)
     return tuple(np.broadcast_to(s, (len(s), channels, *s.shape[2:])) for s in sides)
 
 
 def halves(real: Array, more: Array) -> tuple[Array, Array] | None:
-    """Two disjoint, equally large sets of real rows, to measure against each other.
+    """Return two disjoint, equally large sets of real rows, to compare with each other.
 
-    The real ones against further ones, or two halves of the real ones if these are larger; None if
-    they would have fewer than two rows.
+    They are the real rows and further rows, or two halves of the real rows if these are larger. If
+    they would have fewer than two rows, the result is None.
     """
     a, b = real, more
     if min(len(real), len(more)) < len(real) // 2:
@@ -103,14 +110,14 @@ def halves(real: Array, more: Array) -> tuple[Array, Array] | None:
 
 
 def average(values: Array) -> Measured:
-    """The mean of independent values (N,) and its standard error, NaN for one value."""
+    """Return the mean of independent values (N,) and its standard error, NaN for one value."""
     n = len(values)
     error = float(values.std(ddof=1)) / math.sqrt(n) if n > 1 else math.nan
     return Measured(float(values.mean()), error)
 
 
 def spread(samples: Array) -> Array:
-    """The mean variance of samples (N, C, *size) about their own means, by channel, (C,)."""
+    """Return the mean variance of samples (N, C, *size) about their own means, by channel, (C,)."""
     found = moments(samples)
     inner: Array = (found.squares - np.square(found.means)).mean(0)
     return np.where(inner > ROUNDING * np.square(found.mean), inner, 0)
@@ -118,15 +125,16 @@ def spread(samples: Array) -> Array:
 
 # -- influence ------------------------------------------------------------------------------------
 
-# Estimates from two sets of samples, with standard errors by what each sample adds.
+# Estimates from two sets of samples, with standard errors from the influence of each sample.
 
 
 @dataclass(frozen=True)
 class SampledEstimate:
-    """A value, and the influence of each sample at first order.
+    """Value with the first-order influence of each sample.
 
     Attributes:
-        a, b: the influences, (N,) and (M,), of mean 0.
+        value: the estimate.
+        a, b: the influences of the samples of both sides, (N,) and (M,), with mean 0.
     """
 
     value: float
@@ -134,26 +142,27 @@ class SampledEstimate:
     b: Array
 
     def error(self) -> float:
-        """The standard error over draws of both sets.
+        """Return the standard error for random samples in both sets.
 
-        The infinitesimal jackknife: samples are independent, the numbers in one are not. For equal
-        distributions the influence is of second order in some distances, which a jackknife counts
-        twice, so the error is rather too large.
+        It is the infinitesimal jackknife: samples are independent, but not the values in a sample.
+        For equal distributions the influence on some distances is of second order. A jackknife
+        counts it twice, so the standard error is a little too large there.
         """
         variance = sum(np.square(x).sum() / (len(x) * max(len(x) - 1, 1)) for x in (self.a, self.b))
         return math.sqrt(float(variance))
 
     def less(self, other: SampledEstimate) -> SampledEstimate:
-        """The difference of two estimates whose samples correspond."""
+        """Return the difference of two estimates whose samples correspond."""
         return SampledEstimate(self.value - other.value, self.a - other.a, self.b - other.b)
 
     def distance_error(self, other: SampledEstimate) -> float:
-        """Return the standard error of the difference of two distances, by that of their squares.
+        """Return the standard error of the difference of two distances, by way of their squares.
 
-        A distance has a kink at 0, where its influence jumps: two models on opposite sides of the
-        real samples look certainly different by the influences of either. The square is smooth,
-        and y - x = (y^2 - x^2) / (y + x). Where one distance is far below the other the error is
-        up to twice that of the larger: so much may the real samples be off before both are alike.
+        A distance has a kink at 0, where its influence jumps. By its influences, two models on
+        opposite sides of the real samples would look certainly different. The square is smooth,
+        and y - x = (y^2 - x^2) / (y + x). If one distance is far below the other, the result is up
+        to twice the larger one's standard error. An error of the real samples of that size could
+        make both distances equal.
         """
         total = self.value + other.value
         if not total > 0:
@@ -162,12 +171,12 @@ class SampledEstimate:
         return SampledEstimate(0.0, x * self.a - y * other.a, x * self.b - y * other.b).error()
 
     def by(self, key: str) -> dict[str, float]:
-        """Return the value and its error, by their keys."""
+        """Return the value and its standard error by their keys."""
         return with_error(key, self.value, self.error())
 
 
 def averaged(estimates: Sequence[SampledEstimate]) -> SampledEstimate:
-    """The mean of estimates from the same samples."""
+    """Return the mean of estimates from the same samples."""
     return SampledEstimate(
         float(np.mean([e.value for e in estimates])),
         np.mean([e.a for e in estimates], axis=0),
@@ -176,20 +185,23 @@ def averaged(estimates: Sequence[SampledEstimate]) -> SampledEstimate:
 
 
 def center_influences(values: Array) -> Array:
-    """Numbers of samples (N, ...) less their mean."""
+    """Subtract the mean over samples from values (N, ...)."""
     return np.asarray(values - values.mean(0))
 
 
 # -- pairing --------------------------------------------------------------------------------------
 
-# The standard error of a difference between two sets of images that correspond.
+# The standard error of a difference between two sets of corresponding images.
 
 
 def share_difference_error(one: Array, other: Array) -> float:
-    """That of the difference of two shares of the same images: truth values (N,) of each.
+    """Return the standard error of the difference of two fractions of the same images.
 
-    Each of the four outcomes for an image has half an image more than was counted: that no image
-    differs is not known without error either.
+    Half an image is added to each of the four outcomes of an image, so that the standard error is
+    not 0 if no image differs.
+
+    Args:
+        one, other: boolean arrays (N,).
     """
     n, apart = len(one) + 2, np.asarray(other, np.float64) - np.asarray(one, np.float64)
     mean = float(apart.sum()) / n

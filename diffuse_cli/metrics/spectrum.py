@@ -1,10 +1,11 @@
-"""The power of samples by frequency, without a network: blur, noise and grids that eyes miss.
+"""Power of samples by frequency, which shows blur, noise and grids that eyes miss.
 
-Generators often have too little or too much power at high frequencies (Durall et al. 2020). Each
-sample's periodogram is averaged over shells of frequencies of one wavelength, whatever their
-direction, and over channels. There is no window: what differs at opposite edges of a sample shows
-as power at all frequencies, on both sides alike. The distance is the log-spectral one (Gray &
-Markel 1976), the root mean square over shells of the difference in decibels.
+It needs no network. Generators often have too little or too much power at high frequencies (Durall
+et al. 2020). Each sample's periodogram is averaged over channels, and over shells of frequencies
+with the same wavelength in all directions. There is no window, so a difference between opposite
+edges of a sample adds power at all frequencies, for real and generated samples alike. The distance
+is the log-spectral distance (Gray & Markel 1976), the root mean square over shells of the
+difference in decibels.
 """
 
 from __future__ import annotations
@@ -36,18 +37,18 @@ _number = partial(MetricNumber, question="numbers")
 NUMBERS = (
     _number(
         "spectral_distance",
-        "distance of the spectra",
-        "How far the power of generated samples is from that of real ones at each wavelength, "
-        "root mean square in decibels.",
+        "spectral distance",
+        "Root mean square difference of the power spectra of generated and real samples, in "
+        "decibels.",
         "lower",
         "spectral_distance_floor",
         place=3,
     ),
     _number(
         "fine_detail",
-        "fine detail",
-        "The power of waves shorter than four points (of an image: pixels) over that of real "
-        "samples, in decibels: negative for blurred samples, positive for noisy ones.",
+        "high-frequency power",
+        "Power of waves shorter than 4 pixels or points, compared with real samples, in decibels. "
+        "It is negative for blurred samples and positive for noisy samples.",
         "reference",
         0.0,
         place=4,
@@ -57,20 +58,22 @@ NUMBERS = (
 BESIDE = ("spectral_distance_floor",)
 
 FINE = 0.25
-"""Waves per point from which detail is called fine."""
+"""Lowest high frequency in waves per point."""
 
 NOTABLE = 1.0
-"""Decibels, a fifth of the power, beyond which fine detail is called poor."""
+"""Difference in decibels above which high-frequency power is called poor, a fifth of the power."""
 
 LEAST = 1e-10
-"""The least power, where real samples have 1 on average: what is below is rounding."""
+"""Least power, relative to the average of real samples. Lower values are rounding."""
 
 DECIBELS = 10 / math.log(10)
 
 
 def compute(evaluation: MetricInputs) -> dict[str, float]:
-    """`spectral_distance` and its floor, and `fine_detail`, with standard errors; nothing of
-    samples of one point, or that never vary."""
+    """Return `spectral_distance` and its floor, and `fine_detail`, with standard errors.
+
+    The result is empty for samples of one point, and for constant samples.
+    """
     found = evaluation.spectra
     if not len(found.shells.counts) or not found.real.any():
         return {}
@@ -83,7 +86,7 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
 
 
 def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
-    """Those of the distance, by its square, and of fine detail, by differences of influences."""
+    """Return the standard errors of the distance, by its square, and of high-frequency power."""
     one, other = a.spectra, b.spectra
     if not len(one.shells.counts) or not one.real.any():
         return {}
@@ -96,7 +99,7 @@ def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
 
 
 def details(evaluation: MetricInputs) -> dict[str, Any]:
-    """The power of both sides by frequency, in waves per point."""
+    """Return the power of both sides by frequency, in waves per point."""
     found = evaluation.spectra
     sides = {"real": found.real, "generated": found.fake}
     return {
@@ -107,38 +110,38 @@ def details(evaluation: MetricInputs) -> dict[str, Any]:
 
 
 def _errors(rows: Array) -> Array:
-    """The standard errors of column means."""
+    """Return the standard errors of column means."""
     if len(rows) < 2:
         return np.zeros(rows.shape[1])
     return np.asarray(rows.std(0, ddof=1) / math.sqrt(len(rows)))
 
 
 def remarks(facts: Facts) -> Iterator[Remark]:
-    """Whether fine detail is too weak or too strong, by more than its error."""
+    """Report whether high-frequency power is measurably too low or too high."""
     if "fine_detail" not in facts:
         return
     band, many = facts["fine_detail"], facts.words.many
     nothing = Measured(0.0)
-    waves = f"waves shorter than four {facts.words.points}"
+    waves = f"waves shorter than 4 {facts.words.points}"
     if not band.above(nothing) and not nothing.above(band):
-        says = f"{waves} are as strong in generated {many} as in real ones, within the error"
-        yield Remark("fine detail", "fine", says)
+        words = f"no measurable difference between generated and real {many} in {waves}"
+        yield Remark("high-frequency power", "fine", words)
         return
     weak = band.value < 0
     size = Measured(abs(band.value), band.error)
-    share = 10 ** (band.value / 10)
-    told = f"{share:.0%} of the power" if share < 2 else f"{share:.1f} times the power"
-    how = "weak, as in blurred ones" if weak else "strong, as in noisy ones"
+    ratio = 10 ** (band.value / 10)
+    power = f"{ratio:.0%} of the power" if ratio < 2 else f"{ratio:.1f} times the power"
+    how = f"low, as in blurred {many}" if weak else f"high, as in noisy {many}"
     yield Remark(
-        "fine detail",
+        "high-frequency power",
         "poor" if abs(band.value) > NOTABLE else "finding",
-        f"{waves} are too {how}: generated {many} have {told} that real ones have there ({size} "
-        f"dB {'less' if weak else 'more'})",
+        f"too {how}: in {waves}, generated {many} have {power} of real {many} ({size} dB "
+        f"{'less' if weak else 'more'})",
     )
 
 
 def distance(real: Array, fake: Array) -> SampledEstimate:
-    """The log-spectral distance of powers (N, S) and (M, S), in decibels."""
+    """Return the log-spectral distance of powers (N, S) and (M, S), in decibels."""
     levels = [np.maximum(side.mean(0), LEAST) for side in (real, fake)]
     gaps = DECIBELS * np.log(levels[1] / levels[0])
     value = math.sqrt(np.square(gaps).mean())
@@ -151,7 +154,10 @@ def distance(real: Array, fake: Array) -> SampledEstimate:
 
 
 def fine(evaluation: MetricInputs) -> SampledEstimate | None:
-    """The power from `FINE` on, generated over real, in decibels; None if there is none."""
+    """Return the ratio of generated to real power from `FINE` on, in decibels.
+
+    It is None if real samples have no power there.
+    """
     found = evaluation.spectra
     counts = np.where(found.shells.frequencies >= FINE, found.shells.counts, 0)
     real, fake = found.real @ counts, found.fake @ counts
@@ -168,17 +174,18 @@ def fine(evaluation: MetricInputs) -> SampledEstimate | None:
 
 # -- waves ----------------------------------------------------------------------------------------
 
-# The power of samples by frequency: periodograms, averaged over shells of equal wavelength.
-#
-# See `spectrum`. Frequencies are in waves per point, so that 0.5 is the finest along an axis, and
-# shells have the width of one wave over the longest side.
+# Periodograms, averaged over shells of equal wavelength. Frequencies are in waves per point, so 0.5
+# is the highest along an axis. Shells have the width of one wave over the longest side.
 
 MOST = 64
-"""Shells of unit width, at most; beyond that their widths grow by a constant factor."""
+"""Most shells of unit width. Larger samples have shells whose widths grow by a constant factor."""
 
 
 def shells(size: tuple[int, ...]) -> Shells:
-    """Those of samples of a size, of any number of dimensions; the mean, frequency 0, in none."""
+    """Return the shells of samples of a size, with any number of dimensions.
+
+    The mean, frequency 0, is in no shell.
+    """
     axes = [np.fft.fftfreq(n) for n in size[:-1]] + [np.fft.rfftfreq(size[-1])]
     radius = np.sqrt(sum(np.square(f) for f in np.meshgrid(*axes, indexing="ij", sparse=True)))
     weights = np.broadcast_to(np.where((axes[-1] > 0) & (axes[-1] < 0.5), 2.0, 1.0), radius.shape)
@@ -195,7 +202,7 @@ def shells(size: tuple[int, ...]) -> Shells:
 
 
 def _edges(most: float) -> Array:
-    """The lower edges of shells up to a radius, in waves over the longest side."""
+    """Return the lower edges of shells up to a radius, in waves over the longest side."""
     last = max(1, round(most))
     middles = np.arange(1, last + 1)
     if last > MOST:
@@ -204,7 +211,11 @@ def _edges(most: float) -> Array:
 
 
 def measure(real: Array, fake: Array, more: Array) -> Spectra:
-    """The spectra of stored samples (N, C, *size), real, generated and further real ones."""
+    """Measure the spectra of stored samples (N, C, *size).
+
+    Args:
+        real, fake, more: the real, generated and further real samples.
+    """
     real, fake, more = together(real, fake, more)
     where = shells(real.shape[2:])
     variances = spread(real)
@@ -212,18 +223,18 @@ def measure(real: Array, fake: Array, more: Array) -> Spectra:
 
 
 def powers(samples: Array, where: Shells, variances: Array) -> Array:
-    """The power of each sample in each shell, (N, S).
+    """Return the power of each sample in each shell, (N, S).
 
     Args:
-        variances: what the power of each channel is divided by; channels of 0 are left out.
+        variances: the divisor of the power of each channel. Channels with 0 are left out.
     """
     found = np.zeros((len(samples), len(where.counts)))
     axes, points = tuple(range(2, samples.ndim)), math.prod(samples.shape[2:])
     varied = variances > 0
     if not len(where.counts) or not varied.any():
         return found
-    shares = np.where(varied, 1 / np.where(varied, variances, 1), 0) / (varied.sum() * points)
-    scale = torch.from_numpy(shares)
+    weights = np.where(varied, 1 / np.where(varied, variances, 1), 0) / (varied.sum() * points)
+    scale = torch.from_numpy(weights)
     for rows, stored in numbers_of(samples):
         values = torch.from_numpy(stored.astype(np.float64))
         values -= values.mean(2, keepdim=True)

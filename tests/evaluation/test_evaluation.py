@@ -836,7 +836,7 @@ def test_copies_of_training_images_are_caught(diffuse, images, tmp_path):
     found = ran.json
     assert (found["memorized_features"], found["memorized_pixels"]) == (1, 1)
     assert found["memorized_z_pixels"] > 3
-    assert any(line.startswith("memorisation: 100%") for line in found["remarks"])
+    assert any(line.startswith("memorization: 100%") for line in found["remarks"])
     assert found["pairs"] == "pairs.png"
     assert min(Image.open("pairs.png").size) > 300
 
@@ -854,7 +854,7 @@ def test_new_images_are_not_taken_for_copies(diffuse, images, tmp_path):
     new = write_images(tmp_path / "new", 54, seed=77)
     found = diffuse("eval", new, images, "--json").json
     assert abs(found["memorized_z_pixels"]) < 3
-    assert not any("memorisation" in line for line in found["remarks"])
+    assert not any("memorization" in line for line in found["remarks"])
 
 
 def test_a_page_of_pairs_needs_training_images(measure, diffuse, images, other):

@@ -352,7 +352,7 @@ def test_copies_are_called_copies(diffuse, images, tmp_path, undrawn):
         shutil.copy(path, tmp_path / "copies" / f"{k}.png")
     ran = diffuse("eval", "copies", images, "--report", "deep/page.html")
     assert ran.out.splitlines()[-1] == "deep/page.html"
-    assert "memorisation: 90%" in ran.out
+    assert "memorization: 90%" in ran.out
     page = read("deep/page.html")
     assert page.text.count("Memorisation: 90% of the generated images in features") == 2
     assert "image 0: 0.00 in" in page.text

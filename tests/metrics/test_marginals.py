@@ -189,12 +189,12 @@ def test_the_variety_of_means_that_are_equal_is_not_measured(dtype, offset):
     fake = normalised(1, 40, dtype, offset) + np.arange(40).astype(dtype)[:, None, None, None]
     values, _ = found(real, fake)
     assert not {"mean_variety", "mean_variety_standard_error"} & {*values}
-    level, words = said(real, fake)["variety of means"]
+    level, words = said(real, fake)["spread of sample means"]
     assert level == "caution"
-    assert words == "not measured, as the means of real images do not vary"
+    assert words == "not measured, because all real images have the same mean"
     values, _ = found(fake, real)
     assert 0 <= values["mean_variety"] < 1e-2
-    assert "variety of means" in said(fake, real)
+    assert "spread of sample means" in said(fake, real)
 
 
 @pytest.mark.parametrize("dtype", [np.bool_, np.uint8, np.float32])
@@ -298,9 +298,9 @@ def test_too_little_contrast_and_variety_are_named():
     flat = (120 + (real.astype(int) - 120) // 2).astype(np.uint8)
     found = said(real, flat)
     assert found["contrast"][0] == "poor"
-    assert found["contrast"][1].startswith("numbers of generated images vary too little in ")
-    assert "vary too little: 0.5" in found["variety of means"][1]
-    assert not {"contrast", "variety of means"} & {*said(real, pictures(1, 400))}
+    assert found["contrast"][1].startswith("too low in ")
+    assert "too little from each other: 0.5" in found["spread of sample means"][1]
+    assert not {"contrast", "spread of sample means"} & {*said(real, pictures(1, 400))}
 
 
 def test_one_of_many_channels_is_not_off_by_chance():

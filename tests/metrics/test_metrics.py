@@ -484,7 +484,7 @@ def test_the_recall_alone_is_that_among_all(real: int, fake: int):
     assert precision_recall.recall(a, b[:3]) is None
 
 
-# -- memorisation and overfitting -----------------------------------------------------------------
+# -- memorization and overfitting -----------------------------------------------------------------
 
 
 def nearest(samples: np.ndarray, references: np.ndarray) -> dict[str, float]:

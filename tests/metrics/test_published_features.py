@@ -198,7 +198,7 @@ def test_images_are_resized_as_pillow_does(size):
     picture = Image.fromarray(pixels[0].permute(1, 2, 0).numpy())
     resized = np.asarray(picture.resize((224, 224), Image.Resampling.BICUBIC), np.float32)
     found = dinov2.preprocess(pixels)[0]
-    mean, deviation = (torch.tensor(v)[:, None, None] for v in (dinov2.MEAN, dinov2.DEVIATION))
+    mean, deviation = (torch.tensor(v)[:, None, None] for v in (dinov2.MEAN, dinov2.STD))
     levels = (found * deviation + mean) * 255
     wrong = (levels - torch.from_numpy(resized).permute(2, 0, 1)).abs()
     assert wrong.max() < 1.001

@@ -184,7 +184,7 @@ def said(fake, real=None):
     real = fields(0, 150, (24, 24), 2) if real is None else real
     values, told = found(real, fake)
     facts = Facts(values, 9, 9, 0, True, 256, {"spectrum": told}, Words("images", "pixels"))
-    [remark] = [r for r in remarks(facts) if r.kind == "fine detail"]
+    [remark] = [r for r in remarks(facts) if r.kind == "high-frequency power"]
     return remark.level, remark.says
 
 
@@ -192,9 +192,9 @@ def test_blur_and_noise_are_named():
     soft = fields(1, 150, (24, 24), 2, lambda f: np.exp(-3 * np.minimum(f, 1) ** 2))
     level, words = said(soft)
     assert level == "poor"
-    assert words.startswith("waves shorter than four pixels are too weak, as in blurred ones")
+    assert words.startswith("too low, as in blurred images: in waves shorter than 4 pixels")
     assert "dB less" in words
     level, words = said(fields(1, 150, (24, 24), 2) + 4 * noise(2, 150, (1, 24, 24)))
     assert level == "poor"
-    assert "too strong, as in noisy ones" in words
+    assert "too high, as in noisy images" in words
     assert said(fields(1, 150, (24, 24), 2))[0] == "fine"

@@ -113,7 +113,6 @@ def balanced(module: Any) -> Any:
 # -- time -----------------------------------------------------------------------------------------
 
 
-
 class TimeEmbedding(nn.Module):
     """Two linear layers on the features of `TIME_EMBEDDINGS`."""
 

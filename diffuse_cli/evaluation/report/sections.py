@@ -135,7 +135,7 @@ def nearest(found: Evaluated, images: Shown) -> dict[str, Any]:
     for twin in images.twins:
         words = (f"generated {one} {twin.pair.sample}", f"its nearest training {one}")
         pairs.append((row_of((twin.generated, twin.training), words, LARGE), twin.pair))
-    return {"pairs": pairs, "remarks": [r for r in found.remarks if r.kind == "memorisation"]}
+    return {"pairs": pairs, "remarks": [r for r in found.remarks if r.kind == "memorization"]}
 
 
 # -- curves over timesteps, training steps and settings -------------------------------------------

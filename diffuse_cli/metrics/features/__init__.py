@@ -1,6 +1,6 @@
 """Networks that turn images into features, one file each (see `FeatureModule`).
 
-`FEATURES` imports an entry when it is looked up, so listing the names is free.
+`FEATURES` imports an entry on look-up, so listing the names is cheap.
 """
 
 from __future__ import annotations
@@ -25,25 +25,27 @@ if TYPE_CHECKING:
 
 
 KIDS = ("kid", "kid_random")
-"""The keys of kernel distances among the metrics: of networks that see pictures, and of others.
-They are different numbers, and are not compared."""
+"""Keys of the two kernel distances: with networks for images, and with random features. They are
+different metrics, which are not compared."""
 
 
 RANDOM = "random"
-"""The name of the network with random weights."""
+"""Name of the network with random weights."""
 
 
 @dataclass(frozen=True)
 class FeatureNetwork:
-    """A feature network, ready on a device.
+    """Feature network on a device.
 
     Attributes:
-        name: its name in `FEATURES`.
-        dim: features per image.
-        weights: SHA-256 of its weights file: features of equal pixels, name and hash are equal.
-        forward: uint8 pixels (N, 3, H, W) on `device` -> float32 features (N, dim) there.
-        resize: how it resizes the pixels first, in words.
-        pictures: whether it sees pixels; if not, stored samples of one space.
+        name: the name in `FEATURES`.
+        dim: the number of features per image.
+        weights: the SHA-256 of its weights file. The same name, hash and pixels give the same
+            features.
+        forward: the function from uint8 pixels (N, 3, H, W) on `device` to float32 features
+            (N, dim) there.
+        resize: the description of the resizing of pixels.
+        pictures: whether its input is pixels, not stored samples of a space.
     """
 
     name: str
@@ -55,7 +57,7 @@ class FeatureNetwork:
     pictures: bool = True
 
     def described(self) -> dict[str, str]:
-        """What a published number must name, as JSON."""
+        """Return the description for published results, as JSON."""
         return {"name": self.name, "weights_sha256": self.weights, "resize": self.resize}
 
     @property
@@ -64,19 +66,19 @@ class FeatureNetwork:
         return KIDS[0 if self.pictures else 1]
 
     def seen(self, space: Space, samples: Array) -> Array:
-        """What it sees of stored samples (N, C, *size)."""
+        """Return the network's input for stored samples (N, C, *size)."""
         from diffuse_cli.media import looks
 
         return looks(space, samples) if self.pictures else samples
 
 
 class FeatureModule(Protocol):
-    """What a file of this folder holds.
+    """Contents of a file of this folder.
 
     Attributes:
-        PUBLISHED: its weights.
-        DIM: features per image.
-        RESIZE: how `preprocess` resizes, in words.
+        PUBLISHED: the weights.
+        DIM: the number of features per image.
+        RESIZE: the description of the resizing in `preprocess`.
     """
 
     PUBLISHED: Weights
@@ -84,14 +86,15 @@ class FeatureModule(Protocol):
     RESIZE: str
 
     def build(self, file: Path) -> torch.nn.Module:
-        """The network with the weights of `file`, on the CPU, for inference.
+        """Build the network with the weights of `file`, on the CPU, for inference.
 
-        Raises a `ModelFileError` if the file cannot be read, or is not the published one.
+        Raises:
+            ModelFileError: the file cannot be read, or is not the published file.
         """
         ...
 
     def preprocess(self, pixels: torch.Tensor) -> torch.Tensor:
-        """uint8 RGB (N, 3, H, W) -> the network's input, float32."""
+        """Turn uint8 RGB (N, 3, H, W) into the network's input, float32."""
         ...
 
 
@@ -101,17 +104,21 @@ FEATURES: Mapping[str, FeatureModule] = Modules(
 
 
 def find(name: str) -> Work[Path]:
-    """The path of a network's weights, which are downloaded if they are not on this machine.
+    """Find a network's weights and return their path, after downloading them if necessary.
 
-    Raises a `UsageError` for an unknown network, a `ModelFileError` without its weights.
+    Raises:
+        UsageError: an unknown network.
+        ModelFileError: the weights cannot be found.
     """
     return (yield from lookup(FEATURES, name, "--features").PUBLISHED.find())
 
 
 def load(name: str, device: str | torch.device, file: Path) -> FeatureNetwork:
-    """A network of `FEATURES` on `device`, float32, with the weights of `file`.
+    """Load a network of `FEATURES` on `device`, float32, with the weights of `file`.
 
-    Raises a `UsageError` for an unknown network, and what its `build` does.
+    Raises:
+        UsageError: an unknown network.
+        ModelFileError: the file cannot be read, or is not the published file.
     """
     import torch
 
@@ -130,14 +137,14 @@ def load(name: str, device: str | torch.device, file: Path) -> FeatureNetwork:
 def ready(
     name: str, device: str | torch.device, file: str | Path | None = None
 ) -> Work[FeatureNetwork]:
-    """`load`, of the file that is given or else of the one that `find` finds."""
+    """Load a network with the weights of `file`, or by default of the file that `find` returns."""
     found = Path(file) if file is not None else (yield from find(name))
     return load(name, device, found)
 
 
 @contextlib.contextmanager
 def exact() -> Iterator[None]:
-    """Inside the block a GPU computes in float32; TF32 would change features by 1e-3."""
+    """Make GPUs compute in float32 inside the block. TF32 would change features by 1e-3."""
     import torch
 
     before = torch.get_float32_matmul_precision()
@@ -150,23 +157,23 @@ def exact() -> Iterator[None]:
 
 
 def usual_batch(network: FeatureNetwork) -> int:
-    """Batch size: 16 on a CPU, where larger batches are no faster, else 256."""
+    """Return the default batch size: 16 on a CPU, where larger batches are not faster, else 256."""
     return 16 if network.device.type == "cpu" else 256
 
 
 def extract(
     network: FeatureNetwork, pixels: np.ndarray[Any, Any], *, batch_size: int | None = None
 ) -> Work[np.ndarray[Any, Any]]:
-    """Features of samples, float32 (N, network.dim), in their order.
+    """Compute the features of samples in their order, float32 (N, network.dim).
 
-    Yields `Progress("features", done, total)`.
+    It yields `Progress("features", done, total)`.
 
     Args:
-        pixels: uint8 (N, C, H, W), grey or RGB; or what the network sees instead.
-        batch_size: changes the features by rounding only; `usual_batch` if None.
+        pixels: uint8 (N, C, H, W), grey or RGB, or another input of the network.
+        batch_size: the batch size, by default `usual_batch`. It changes features only by rounding.
 
     Raises:
-        UsageError: images with neither one nor three channels.
+        UsageError: images with a number of channels other than 1 and 3.
     """
     import numpy as np
     import torch
@@ -181,7 +188,7 @@ def extract(
     for start in range(0, total, size):
         # torch.tensor copies: pixels may be a read-only memory map.
         batch = torch.tensor(pixels[start : start + size], device=network.device)
-        # Not around the yield: the mode would reach the caller's arithmetic.
+        # Not around the yield, because the mode would also apply to the caller.
         with torch.inference_mode():
             found = network.forward(batch.expand(-1, 3, *sides) if network.pictures else batch)
         features[start : start + size] = found.cpu().numpy()

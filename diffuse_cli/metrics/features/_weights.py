@@ -1,4 +1,4 @@
-"""Published weights: found on this machine or downloaded, and verified before use."""
+"""Published weights, which are found on this machine or downloaded, and verified before use."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from diffuse_cli.system.memory import raise_if_full
 Network = TypeVar("Network", bound=nn.Module)
 
 VARIABLE = "DIFFUSE_WEIGHTS"
-"""The environment variable that names a folder of weights files."""
+"""Environment variable with the path of a folder of weights files."""
 
 CHUNK = 2**20
 PATIENCE = 30.0
-"""Seconds without a byte until a download fails."""
+"""Seconds without data after which a download fails."""
 
 
 class Weights(Protocol):
-    """A weights file of others: of which network of `FEATURES`, and the ways to get it."""
+    """Published weights file of a network in `FEATURES`, and ways to get it."""
 
     @property
     def network(self) -> str: ...
@@ -47,13 +47,17 @@ class Weights(Protocol):
     def ways(self) -> str: ...
 
     def find(self) -> Work[Path]:
-        """The file, whose checksum is yet to be verified; a `ModelFileError` without one."""
+        """Return the path of the file, before its checksum is verified.
+
+        Raises:
+            ModelFileError: there is no file.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Published:
-    """`Weights` that are downloaded; `size` is in bytes."""
+    """`Weights` that can be downloaded, of `size` bytes."""
 
     network: str
     file: str
@@ -63,17 +67,17 @@ class Published:
 
     @property
     def ways(self) -> str:
-        """How to get the file where it cannot be downloaded from here."""
+        """The instructions for getting the file without a download."""
         return (
-            f"Get {self.url} (SHA-256 {self.sha256}) and name it with --feature-weights FILE, "
-            f"or put it into a folder that {VARIABLE} names"
+            f"Get {self.url} (SHA-256 {self.sha256}) and pass it with --feature-weights FILE, "
+            f"or put it into a folder and set {VARIABLE} to its path"
         )
 
     def find(self) -> Work[Path]:
-        """The file in the folder of `DIFFUSE_WEIGHTS` or else in the cache, downloaded if need be.
+        """Return the path in the folder of `DIFFUSE_WEIGHTS`, or in the cache after a download.
 
         Raises:
-            ModelFileError: the file cannot be had, or the download is not the published file.
+            ModelFileError: the file is missing, or the download is not the published file.
             OutputError: the cache folder cannot be written.
         """
         given = os.environ.get(VARIABLE)
@@ -82,23 +86,24 @@ class Published:
         cache = files.cache_folder()
         if cache is None:
             raise ModelFileError(
-                f"no weights of {self.network}, and {files.CACHE} turns the cache off", self.ways
+                f"no weights of {self.network}, and {files.CACHE} disables the cache", self.ways
             )
         path = cache / "weights" / self.file
         if path.is_file():
             if digest(path, self) == self.sha256:
                 return path
-            yield Notice(f"{show(path)} is damaged; downloading it again", warning=True)
+            yield Notice(f"{show(path)} is damaged. Downloading it again", warning=True)
         yield from download(self, path)
         return path
 
 
 def download(published: Published, path: Path) -> Work[None]:
-    """Write the published file to `path`, which appears once its SHA-256 is verified.
+    """Download the published file to `path`, which appears after its SHA-256 is verified.
 
     Raises:
-        ModelFileError: the connection fails, or the file is not the published one.
-        OutputError, BusyError: `path` cannot be written, or another process downloads it.
+        ModelFileError: the connection fails, or the download is not the published file.
+        OutputError: `path` cannot be written.
+        BusyError: another process is downloading the file.
     """
     where = f"from {published.url} to {show(path)}"
     yield Notice(f"downloading the weights of {published.network} {where}")
@@ -121,7 +126,11 @@ def download(published: Published, path: Path) -> Work[None]:
 
 
 def _received(published: Published) -> Iterator[bytes]:
-    """Yield the file in parts; what the network fails at is a `ModelFileError`."""
+    """Yield the file in parts.
+
+    Raises:
+        ModelFileError: the connection fails.
+    """
     try:
         request = urllib.request.Request(published.url, headers={"User-Agent": "diffuse"})
         with urllib.request.urlopen(request, timeout=PATIENCE) as response:
@@ -137,7 +146,7 @@ def _failed(published: Published, reason: str) -> ModelFileError:
 
 
 def _reason(error: BaseException) -> str:
-    """A network error in a few words."""
+    """Return a short description of a network error."""
     if isinstance(error, urllib.error.HTTPError):
         return f"the server answers {error.code} {error.reason}"
     if isinstance(error, urllib.error.URLError) and isinstance(error.reason, BaseException):
@@ -148,7 +157,11 @@ def _reason(error: BaseException) -> str:
 
 
 def digest(path: Path, published: Weights) -> str:
-    """The SHA-256 of a weights file; a `ModelFileError` if it cannot be read."""
+    """Return the SHA-256 of a weights file.
+
+    Raises:
+        ModelFileError: the file cannot be read.
+    """
     try:
         return files.sha256(path)
     except OSError as error:
@@ -157,14 +170,14 @@ def digest(path: Path, published: Weights) -> str:
 
 
 def built(make: Callable[[], Network], path: Path, published: Weights, unused: str) -> Network:
-    """The network that `make` returns, with the weights in a file, on the CPU, for inference.
+    """Build the network of `make` with the weights in a file, on the CPU, for inference.
 
     Args:
-        unused: the start of the names of tensors that the features do not need.
+        unused: the prefix of the names of tensors that features do not need.
 
     Raises:
-        ModelFileError: the file cannot be read, or is not the published one. Another one could
-            load and give numbers that compare with nobody's.
+        ModelFileError: the file cannot be read, or is not the published file. Another file might
+            load, but its results could not be compared with published results.
     """
     found = digest(path, published)
     if found != published.sha256:
@@ -174,16 +187,16 @@ def built(make: Callable[[], Network], path: Path, published: Weights, unused: s
             published.ways,
         )
     try:
-        # Files from before PyTorch 1.6 are no zip and cannot be mapped.
+        # Files from before PyTorch 1.6 are not zip files and cannot be mapped.
         state: dict[str, Tensor] = torch.load(
             path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
         )
     except (pickle.UnpicklingError, RuntimeError) as error:
         raise_if_full(error)
-        message = f"{show(path)} holds more than tensors"
+        message = f"{show(path)} contains objects that are not tensors"
         raise ModelFileError(message, published.ways) from error
     state = {key: value for key, value in state.items() if not key.startswith(unused)}
-    # The meta device draws nothing from the caller's random generator.
+    # The meta device does not change the caller's random generator.
     with torch.device("meta"):
         network = make()
     try:
@@ -197,7 +210,7 @@ def built(make: Callable[[], Network], path: Path, published: Weights, unused: s
 
 
 def fold(network: nn.Module) -> None:
-    """Multiply every BatchNorm into the convolution before it: the same function, faster."""
+    """Fold every BatchNorm into the convolution before it, which is faster."""
     for module in list(network.modules()):
         for (name, conv), (after, batch_norm) in pairwise(list(module.named_children())):
             if isinstance(conv, nn.Conv2d) and isinstance(batch_norm, nn.BatchNorm2d):

@@ -1,9 +1,9 @@
 """DINOv2 ViT-L/14 on 224x224 images: the 1024 features of "FD-DINOv2" (Stein et al. 2023).
 
-The network is that of Oquab et al. 2023, a vision transformer (Dosovitskiy et al. 2021) with a
-learned scale on every residual; the feature is its normalised class token. Preprocessing is that of
-dgm-eval, the program of Stein et al. 2023: Pillow's bicubic resize, then ImageNet's mean and
-deviation. Attributes are named as in the published weights file.
+The network is a vision transformer (Dosovitskiy et al. 2021) with a learned scale on every residual
+(Oquab et al. 2023). Its features are the normalised class token. Preprocessing follows dgm-eval,
+the program of Stein et al. 2023: Pillow's bicubic resize, then ImageNet's mean and standard
+deviation. Attributes have the names of the published weights file.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ PUBLISHED = Published(
 RESIZE = "224x224, bicubic, antialiased, rounded to levels"
 SIZE = 224
 NORM_EPS = 1e-6
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 OFFSET = 0.1
-"""The grid of positions is resized by (16 + 0.1) / 37, as in the released code, which guards
-against rounding in this way."""
+"""Offset in the resizing of the position grid by (16 + 0.1) / 37, which the released code uses to
+avoid rounding errors."""
 
 
 class Shape(NamedTuple):
-    """The network's sizes; `grid` is how many patches a side of a training image had."""
+    """Sizes of the network. `grid` is the number of patches per side of training images."""
 
     width: int = 1024
     depth: int = 24
@@ -70,13 +70,13 @@ class DinoAttention(nn.Module):
 
 
 def perceptron(width: int) -> nn.Sequential:
-    """Two layers, four times as wide between them."""
+    """Build two linear layers, with four times the width between them."""
     first, second = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
     return nn.Sequential(OrderedDict(fc1=first, gelu=nn.GELU(), fc2=second))
 
 
 class Scale(nn.Module):
-    """A learned factor for each channel."""
+    """Learned factor for each channel."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class Scale(nn.Module):
 
 
 class DinoBlock(nn.Module):
-    """Attention and perceptron, each normed before and scaled after, each beside a residual."""
+    """Attention and perceptron, each with a norm before, a scale after, and a residual."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class DinoBlock(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Normalised RGB (N, 3, 224, 224) -> the class token (N, width)."""
+    """Network from normalised RGB (N, 3, 224, 224) to the class token (N, width)."""
 
     def __init__(self, shape: Shape = LARGE) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ class VisionTransformer(nn.Module):
 
 
 def resized(positions: Tensor, side: int) -> Tensor:
-    """Embeddings (1, 1 + G^2, C) of a square grid, for one of `side` patches a side."""
+    """Resize embeddings (1, 1 + G^2, C) of a square grid to `side` patches per side."""
     grid = math.isqrt(positions.shape[1] - 1)
     if side == grid:
         return positions
@@ -135,20 +135,20 @@ def resized(positions: Tensor, side: int) -> Tensor:
 
 
 def preprocess(pixels: Tensor) -> Tensor:
-    """uint8 RGB (N, 3, H, W) -> the network's input, float32 (N, 3, 224, 224).
+    """Turn uint8 RGB (N, 3, H, W) into the network's input, float32 (N, 3, 224, 224).
 
-    Across, then down, each rounded to levels, as Pillow resized when the numbers were published.
+    Width and then height are resized, each rounded to levels, like Pillow at the time of the paper.
     """
     x = pixels.float()
     for size in ((x.shape[2], SIZE), (SIZE, SIZE)):
         if x.shape[2:] != size:
             x = F.interpolate(x, size, mode="bicubic", antialias=True).round().clamp(0, 255)
-    mean, deviation = (torch.tensor(v, device=x.device)[:, None, None] for v in (MEAN, DEVIATION))
-    return (x / 255 - mean) / deviation
+    mean, std = (torch.tensor(v, device=x.device)[:, None, None] for v in (MEAN, STD))
+    return (x / 255 - mean) / std
 
 
 def build(file: Path, shape: Shape = LARGE) -> VisionTransformer:
-    """See `FeatureModule`."""
+    """Build the network, see `FeatureModule`."""
     network = built(lambda: VisionTransformer(shape), file, PUBLISHED, "mask_token")
     positions = resized(network.pos_embed, SIZE // shape.patch)
     network.pos_embed = nn.Parameter(positions, requires_grad=False)

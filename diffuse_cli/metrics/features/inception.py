@@ -1,8 +1,8 @@
-"""The Inception network of 2015 on 299x299 images: the 2048 features that FID is defined on.
+"""The Inception network of 2015 on 299x299 images, whose 2048 features define FID.
 
-Inception-v3 (Szegedy et al. 2016) as TensorFlow's authors released it in December 2015. It differs
-from the paper and from torchvision's network in its pooling (averages leave the padding out; the
-last block takes a maximum). It resizes as TensorFlow 1 did, without a half-pixel shift and without
+It is Inception-v3 (Szegedy et al. 2016) as TensorFlow's authors released it in December 2015. Its
+pooling differs from the paper and from torchvision's network: averages ignore the padding, and the
+last block uses a maximum. It resizes like TensorFlow 1, without a half-pixel shift and without
 antialiasing. The published file uses torchvision's names.
 """
 
@@ -33,7 +33,7 @@ DIM = 2048
 
 
 class Fives(blocks.InceptionA):  # type: ignore[misc]
-    """A block of 5x5 convolutions, whose average leaves the padding out."""
+    """Block of 5x5 convolutions, whose average ignores the padding."""
 
     def _forward(self, x: Tensor) -> list[Tensor]:
         return [
@@ -45,7 +45,7 @@ class Fives(blocks.InceptionA):  # type: ignore[misc]
 
 
 class Sevens(blocks.InceptionC):  # type: ignore[misc]
-    """A block of 7x7 convolutions, whose average leaves the padding out."""
+    """Block of 7x7 convolutions, whose average ignores the padding."""
 
     def _forward(self, x: Tensor) -> list[Tensor]:
         once = self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x)))
@@ -55,7 +55,7 @@ class Sevens(blocks.InceptionC):  # type: ignore[misc]
 
 
 class Wide(blocks.InceptionE):  # type: ignore[misc]
-    """A block of crossed 3x3 convolutions; `pool` is set from outside."""
+    """Block of crossed 3x3 convolutions, whose `pool` is set after construction."""
 
     pool: Callable[[Tensor], Tensor]
 
@@ -71,17 +71,17 @@ class Wide(blocks.InceptionE):  # type: ignore[misc]
 
 
 def mean(x: Tensor) -> Tensor:
-    """The average over 3x3 without the padding."""
+    """Return the average over 3x3 without the padding."""
     return F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
 
 
 def most(x: Tensor) -> Tensor:
-    """The maximum over 3x3."""
+    """Return the maximum over 3x3."""
     return F.max_pool2d(x, 3, 1, 1)
 
 
 class Inception(blocks.Inception3):  # type: ignore[misc]
-    """Normalised RGB (N, 3, 299, 299) -> globally pooled features (N, 2048)."""
+    """Network from normalised RGB (N, 3, 299, 299) to globally pooled features (N, 2048)."""
 
     def __init__(self) -> None:
         parts = [
@@ -90,12 +90,12 @@ class Inception(blocks.Inception3):  # type: ignore[misc]
         ]
         super().__init__(aux_logits=False, init_weights=False, inception_blocks=parts)
         self.Mixed_7b.pool, self.Mixed_7c.pool = mean, most
-        # Without the classifier: the features are its input.
+        # The features are the input of the classifier, which is removed.
         self.dropout, self.fc = nn.Identity(), nn.Identity()
 
 
 def preprocess(pixels: Tensor) -> Tensor:
-    """uint8 RGB (N, 3, H, W) -> the network's input, float32 (N, 3, 299, 299)."""
+    """Turn uint8 RGB (N, 3, H, W) into the network's input, float32 (N, 3, 299, 299)."""
     x = pixels.float()
     for side in (3, 2):
         low, high, part = _places(x.shape[side], x.device)
@@ -105,9 +105,9 @@ def preprocess(pixels: Tensor) -> Tensor:
 
 
 def _places(length: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """The two neighbours of each of 299 places on a side, and how far it is to the second.
+    """Return the two neighbours of each of 299 positions on a side, and the weight of the second.
 
-    As in TensorFlow 1: place i lies at i * length / 299, and the last pixel is repeated.
+    As in TensorFlow 1, position i is at i * length / 299, and the last pixel is repeated.
     """
     place = torch.arange(SIZE, device=device) * torch.tensor(length / SIZE, dtype=torch.float32)
     low = place.long()
@@ -115,9 +115,9 @@ def _places(length: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def build(file: Path) -> Inception:
-    """See `FeatureModule`."""
+    """Build the network, see `FeatureModule`."""
     network = built(Inception, file, PUBLISHED, "fc.")
     fold(network)
-    # Channels last: convolutions of a CPU take half the time.
+    # With channels last, convolutions on a CPU take half the time.
     network.to(memory_format=torch.channels_last)
     return network
