@@ -73,7 +73,7 @@ def main() -> None:
             )
             fake = common.features(pixels, accelerator)
             shares = {
-                key: each.value() for key, each in precision_recall.counted(wanted, fake).items()
+                key: each.value() for key, each in precision_recall.measure(wanted, fake).items()
             }
             results.append(
                 {

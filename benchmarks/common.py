@@ -135,7 +135,7 @@ def distance(real: np.ndarray[Any, Any], fake: np.ndarray[Any, Any]) -> dict[str
 
 def shares(real: np.ndarray[Any, Any], fake: np.ndarray[Any, Any]) -> dict[str, float]:
     """Precision and recall of two arrays of features."""
-    found = precision_recall.counted(real, fake)
+    found = precision_recall.measure(real, fake)
     return {name: round(found[name].value(), 4) for name in ("precision", "recall")}
 
 

@@ -351,29 +351,29 @@ def parse(text: str) -> Degradation:
         InvalidArgument: text that is not a degradation, for the argument `degradation`.
     """
     name, *more = text.split("+")
-    made = _parsed(name)
+    made = _parse_part(name)
     if not more:
         return made
-    noise = _parsed("+".join(more))
+    noise = _parse_part("+".join(more))
     if not isinstance(noise, Noise) or made.sigma:
-        raise _wrong(text, "only noise can be added", "For example, write blur:2+noise:0.1")
+        raise _parse_error(text, "only noise can be added", "For example, write blur:2+noise:0.1")
     return replace(made, sigma=noise.sigma)
 
 
-def _parsed(text: str) -> Degradation:
+def _parse_part(text: str) -> Degradation:
     name, colon, value = text.partition(":")
     kind: Any = lookup(DEGRADATIONS, name, "degradation")
     if not colon:
         return kind()  # type: ignore[no-any-return]
     if not kind.VALUE:
-        raise _wrong(text, "takes no value", f"Write {name}")
+        raise _parse_error(text, "takes no value", f"Write {name}")
     try:
-        return kind(**{kind.VALUE: _value(kind, value)})  # type: ignore[no-any-return]
+        return kind(**{kind.VALUE: _parse_value(kind, value)})  # type: ignore[no-any-return]
     except InvalidArgument as error:
-        raise _wrong(text, error.message(error.argument), error.hint) from error
+        raise _parse_error(text, error.message(error.argument), error.hint) from error
 
 
-def _value(kind: Any, text: str) -> Any:
+def _parse_value(kind: Any, text: str) -> Any:
     """Return the value after the colon in the option's type, or as text if it does not convert."""
     number: Any = {"int": int, "float": float}.get(kind_of(fields_of(kind)[kind.VALUE]), str)
     try:
@@ -382,5 +382,5 @@ def _value(kind: Any, text: str) -> Any:
         return text
 
 
-def _wrong(text: str, problem: str, hint: str) -> InvalidArgument:
+def _parse_error(text: str, problem: str, hint: str) -> InvalidArgument:
     return InvalidArgument(f": '{text}': {problem}", hint, argument="degradation")

@@ -107,16 +107,16 @@ def consistency_loss(
     import torch
 
     process, count = denoiser.process, len(noise)
-    leads = teacher or denoiser
+    guide = teacher or denoiser
 
-    def told_the_same(x_t: Tensor, t: Any, /, **_: Any) -> Prediction:
-        return leads(x_t, t, **cond)
+    def conditioned(x_t: Tensor, t: Any, /, **_: Any) -> Prediction:
+        return guide(x_t, t, **cond)
 
-    found = path(told_the_same, process, noise)
+    found = path(conditioned, process, noise)
     points = len(found.times)
     times = torch.tensor(found.times, device=noise.device).repeat_interleave(count)
-    told = {key: value.repeat(points, *[1] * (value.ndim - 1)) for key, value in cond.items()}
-    estimate = denoiser(found.x.flatten(0, 1), times, **told).x0
+    repeated = {key: value.repeat(points, *[1] * (value.ndim - 1)) for key, value in cond.items()}
+    estimate = denoiser(found.x.flatten(0, 1), times, **repeated).x0
     _, sigma = process.level(times, like=estimate)
     error = (estimate - found.end.repeat(points, *[1] * (noise.ndim - 1))) / sigma
     distance = error.abs().flatten(1).mean(1)

@@ -70,9 +70,9 @@ class LowFrequencies:
             for own in (self.colors, self.mean, self.variance)
         )
         lowest = mean.shape[1:]
-        low = _mixed(colors, through(noise, _bases(noise, lowest)))
+        low = _mix_channels(colors, through(noise, _bases(noise, lowest)))
         more = (alpha**2 * variance + sigma**2).sqrt() - sigma
-        added = _mixed(colors.T, alpha * mean + more * low)
+        added = _mix_channels(colors.T, alpha * mean + more * low)
         return sigma * noise + through(added, [basis.T for basis in _bases(noise, lowest)])
 
 
@@ -100,9 +100,9 @@ def measure(batches: Iterable[Tensor]) -> LowFrequencies:
     own = total.reshape(channels, -1)
     _, vectors = torch.linalg.eigh((products - own @ own.T / len(low)) / len(low) / own.shape[1])
     colors = vectors.T * torch.where(vectors.T.sum(1, keepdim=True) < 0, -1.0, 1.0)
-    low = _mixed(colors, low)
+    low = _mix_channels(colors, low)
     mean, variance = low.mean(0), low.var(0, correction=0)
-    tables = (_nested(table.tolist()) for table in (colors, mean, variance))
+    tables = (_as_tuples(table.tolist()) for table in (colors, mean, variance))
     return LowFrequencies(tuple(size), *tables)
 
 
@@ -126,7 +126,7 @@ def read(values: Mapping[str, Any], channels: int, size: Sequence[int]) -> LowFr
             raise InvalidArgument(f"must be finite numbers of shape {fits}", argument=name)
         if name == "variance" and bool((tensor < 0).any()):
             raise InvalidArgument("must not be negative", argument=name)
-        found[name] = _nested(tensor.tolist())
+        found[name] = _as_tuples(tensor.tolist())
     return LowFrequencies(size=tuple(size), **found)
 
 
@@ -149,13 +149,13 @@ def _bases(like: Tensor, lowest: Sequence[int]) -> list[Tensor]:
     return [each.to(like.dtype).to(like.device) for each in rows]  # float64 is not on every device
 
 
-def _mixed(colors: Tensor, x: Tensor) -> Tensor:
+def _mix_channels(colors: Tensor, x: Tensor) -> Tensor:
     """Multiply the channels of x (B, C, *size) by a matrix."""
     return (x.movedim(1, -1) @ colors.T).movedim(-1, 1)
 
 
-def _nested(values: Any) -> Any:
+def _as_tuples(values: Any) -> Any:
     """Turn lists into tuples and round to six digits, because machines differ in later digits."""
     if isinstance(values, list | tuple):
-        return tuple(_nested(value) for value in values)
+        return tuple(_as_tuples(value) for value in values)
     return float(f"{values:.6g}")

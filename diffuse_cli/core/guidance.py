@@ -38,7 +38,7 @@ def process_of(denoise: Denoise, process: Process | None = None) -> Process:
     return process
 
 
-def carrying(denoise: Denoise, predict: Denoise) -> Denoise:
+def with_process(denoise: Denoise, predict: Denoise) -> Denoise:
     """Return `predict`, a wrapper of `denoise`, with the process of `denoise` if it has one."""
     if isinstance(denoise, Denoiser | Wrapped):
         return Wrapped(predict, denoise.process)
@@ -51,7 +51,7 @@ def clip(denoise: Denoise, process: Process | None = None) -> Denoise:
     Args:
         process: the process of a plain function. It is only needed there, in every wrapper.
     """
-    return _changed(denoise, process, lambda x0: x0.clamp(-1, 1))
+    return _change_x0(denoise, process, lambda x0: x0.clamp(-1, 1))
 
 
 def threshold(denoise: Denoise, percentile: float, process: Process | None = None) -> Denoise:
@@ -69,10 +69,10 @@ def threshold(denoise: Denoise, percentile: float, process: Process | None = Non
         s = spread(_percentile(x0.abs().flatten(1), percentile).clamp(min=1), x0)
         return x0.clamp(-s, s) / s
 
-    return _changed(denoise, process, thresholded)
+    return _change_x0(denoise, process, thresholded)
 
 
-def _changed(
+def _change_x0(
     denoise: Denoise, process: Process | None, change: Callable[[Tensor], Tensor]
 ) -> Denoise:
     """Wrap `denoise` to change x_0 by a function and recompute eps."""
@@ -118,7 +118,7 @@ def unconditional(denoise: Denoise) -> Denoise:
     def free(x_t: Tensor, t: Any, /, **cond: Any) -> Prediction:
         return denoise(x_t, t, **dict.fromkeys(cond))
 
-    return carrying(denoise, free)
+    return with_process(denoise, free)
 
 
 def away(denoise: Denoise, *others: tuple[Denoise, float]) -> Denoise:
@@ -138,15 +138,15 @@ def away(denoise: Denoise, *others: tuple[Denoise, float]) -> Denoise:
             return own
         return replace(
             own,
-            x0=_pushed(own.x0, [(their.x0, scale) for their, scale in found]),
-            eps=_pushed(own.eps, [(their.eps, scale) for their, scale in found]),
+            x0=_combine(own.x0, [(their.x0, scale) for their, scale in found]),
+            eps=_combine(own.eps, [(their.eps, scale) for their, scale in found]),
             raw=None,
         )
 
-    return carrying(denoise, guided)
+    return with_process(denoise, guided)
 
 
-def _pushed(own: Tensor, others: Sequence[tuple[Tensor, float]]) -> Tensor:
+def _combine(own: Tensor, others: Sequence[tuple[Tensor, float]]) -> Tensor:
     (first, scale), *rest = others
     pushed = first + scale * (own - first)  # at scale 0 exactly the other
     for other, scale in rest:

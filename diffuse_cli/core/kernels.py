@@ -47,7 +47,7 @@ class GroupNorm(nn.GroupNorm):
             weight, bias = weight * gain, bias * gain + shift.float()
         own = (x, weight, bias, self.num_groups, self.eps, silu)
         if not torch.is_grad_enabled():  # sampling, where a Function costs as much as small norms
-            return _normalised(*own)[0]
+            return _normalise_parts(*own)[0]
         return _Normalise.apply(*own)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -77,7 +77,7 @@ class _Normalise(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
     ) -> Tensor:
-        y, means, rstds = _normalised(x, weight, bias, groups, eps, silu)
+        y, means, rstds = _normalise_parts(x, weight, bias, groups, eps, silu)
         ctx.save_for_backward(x, weight, bias, torch.cat(means), torch.cat(rstds))
         ctx.groups, ctx.eps, ctx.silu = groups, eps, silu
         return y
@@ -85,16 +85,16 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
         x, weight, bias, mean, rstd = ctx.saved_tensors
-        x = _strided(x)
-        dy = _strided(dy.contiguous(memory_format=torch.channels_last))
+        x = _restride(x)
+        dy = _restride(dy.contiguous(memory_format=torch.channels_last))
         groups, shared = ctx.groups, weight.dim() == 1
-        whole, dx = _fills(x, groups), torch.empty_like(x)
+        whole, dx = _fills_registers(x, groups), torch.empty_like(x)
         dws, dbs = [], []
         for part in _parts(x, groups):
-            own, dz = _wide(x[part], groups), _wide(dy[part], groups)
-            w, x_hat = _of(weight, part), None
+            own, dz = _widen(x[part], groups), _widen(dy[part], groups)
+            w, x_hat = _affine_part(weight, part), None
             if ctx.silu or not shared:
-                z, x_hat, _, _ = _affine(own, w, _of(bias, part), groups, ctx.eps)
+                z, x_hat, _, _ = _affine(own, w, _affine_part(bias, part), groups, ctx.eps)
                 dz = torch.ops.aten.silu_backward(dz, z) if ctx.silu else dz
             dx_part, dw, db = _gradients(dz, own, x_hat, mean[part], rstd[part], w, groups)
             if whole:
@@ -107,17 +107,17 @@ class _Normalise(torch.autograd.Function):
         return dx, dw, db, None, None, None
 
 
-def _normalised(
+def _normalise_parts(
     x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """Return the normalised x, and the means and 1 / std of each part."""
-    x = _strided(x)
-    if _fills(x, groups):
+    x = _restride(x)
+    if _fills_registers(x, groups):
         z, _, mean, rstd = _affine(x, weight, bias, groups, eps)
         return F.silu(z, inplace=True) if silu else z, [mean], [rstd]
     y, means, rstds = torch.empty_like(x), [], []
     for part in _parts(x, groups):
-        own, w, b = _wide(x[part], groups), _of(weight, part), _of(bias, part)
+        own, w, b = _widen(x[part], groups), _affine_part(weight, part), _affine_part(bias, part)
         z, _, mean, rstd = _affine(own, w, b, groups, eps)
         y[part] = F.silu(z, inplace=True) if silu else z
         means.append(mean)
@@ -165,28 +165,28 @@ def _native_gradients(
     return found
 
 
-def _fills(x: Tensor, groups: int) -> bool:
+def _fills_registers(x: Tensor, groups: int) -> bool:
     """Whether a group's channels fill the CPU's registers."""
     return x.dtype == torch.float32 or x.shape[1] // groups % VECTOR == 0
 
 
-def _wide(x: Tensor, groups: int) -> Tensor:
+def _widen(x: Tensor, groups: int) -> Tensor:
     """Return x, in float32 if its groups do not fill the registers."""
-    return x if _fills(x, groups) else x.float()
+    return x if _fills_registers(x, groups) else x.float()
 
 
 def _parts(x: Tensor, groups: int) -> Iterator[slice]:
     """Return slices of the samples: one of all, or several small ones to convert to float32."""
-    step = len(x) if _fills(x, groups) else max(1, PART // x[0].numel())
+    step = len(x) if _fills_registers(x, groups) else max(1, PART // x[0].numel())
     return (slice(i, i + step) for i in range(0, len(x), step))
 
 
-def _of(affine: Tensor, part: slice) -> Tensor:
+def _affine_part(affine: Tensor, part: slice) -> Tensor:
     """Return the weight or bias of some samples."""
     return affine if affine.dim() == 1 else affine[part]
 
 
-def _strided(x: Tensor) -> Tensor:
+def _restride(x: Tensor) -> Tensor:
     """Return x with canonical channels-last strides, which are ambiguous for a side of 1."""
     _, channels, height, width = x.shape
     return x.as_strided(x.shape, (height * width * channels, 1, width * channels, channels))
@@ -293,15 +293,15 @@ class _Drop(torch.autograd.Function):
         torch.ge(bits, dropped - LEVELS // 2, out=memory)
         ctx.scale = LEVELS / (LEVELS - dropped)
         ctx.save_for_backward(kept)
-        return _keep(x, kept, ctx.scale)
+        return _scale_kept(x, kept, ctx.scale)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
         (kept,) = ctx.saved_tensors
-        return _keep(dy, kept, ctx.scale), None
+        return _scale_kept(dy, kept, ctx.scale), None
 
 
-def _keep(x: Tensor, kept: Tensor, scale: float) -> Tensor:
+def _scale_kept(x: Tensor, kept: Tensor, scale: float) -> Tensor:
     """Return x * kept * scale in one pass."""
     return torch.addcmul(x.new_zeros(()), x, kept.to(x.dtype), value=scale)
 

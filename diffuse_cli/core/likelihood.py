@@ -110,11 +110,11 @@ def visits(process: Process, n: int) -> Tensor:
     course = (snrs[:-1] ** RISE - snrs[1:] ** RISE) * (between / (1 + between)) ** (1 - RISE)
     fractions = (1 - EVEN) * course / course.sum() + EVEN / len(course)
     decoder = 2 if n >= TWICE else 1
-    rest = _capped(fractions, n - decoder)
+    rest = _cap(fractions, n - decoder)
     return torch.cat([torch.tensor([decoder], dtype=torch.float64), rest])
 
 
-def _capped(fractions: Tensor, total: float) -> Tensor:
+def _cap(fractions: Tensor, total: float) -> Tensor:
     """Return min(1, c fractions), with the c for which it sums to `total`."""
     full = torch.zeros_like(fractions, dtype=torch.bool)
     while True:

@@ -97,14 +97,14 @@ def bound_term(
     log_var = truth.log_var if prediction.log_var is None else prediction.log_var(t, None)
     model = Gaussian(mean, log_var)
     if isinstance(t, int):
-        nats = _decoded(model, x0, levels) if t == 0 else truth.kl(model)
+        nats = _decoder_nll(model, x0, levels) if t == 0 else truth.kl(model)
     else:
         first = spread((t == 0).to(x0.device), x0)  # type: ignore[union-attr]
-        nats = _decoded(model, x0, levels).where(first, truth.kl(model))
+        nats = _decoder_nll(model, x0, levels).where(first, truth.kl(model))
     return nats.flatten(1).mean(1) / math.log(2)
 
 
-def _decoded(model: Gaussian, x0: Tensor, levels: int | None) -> Tensor:
+def _decoder_nll(model: Gaussian, x0: Tensor, levels: int | None) -> Tensor:
     return model.nll(x0) if levels is None else model.discrete_nll(x0, levels=levels)
 
 

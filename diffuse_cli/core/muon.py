@@ -81,7 +81,7 @@ class Muon(torch.optim.Optimizer):
         for weight in self.param_groups[0]["params"]:
             if weight.grad is not None:
                 alike[weight.shape, weight.device].append(weight)
-        for some in _portions(alike.values()):
+        for some in _batches(alike.values()):
             self._move(some, scale, bad)
         return loss
 
@@ -117,7 +117,7 @@ class Muon(torch.optim.Optimizer):
         return past, momentum, gradient.lerp(momentum, MOMENTUM)
 
 
-def _portions(groups: Iterable[list[nn.Parameter]]) -> Iterator[list[list[nn.Parameter]]]:
+def _batches(groups: Iterable[list[nn.Parameter]]) -> Iterator[list[list[nn.Parameter]]]:
     """Yield lists of groups with at most `AT_ONCE` weights in all, or a single larger group."""
     some: list[list[nn.Parameter]] = []
     held = 0
@@ -151,7 +151,7 @@ def orthogonal(stacks: Sequence[Tensor]) -> list[Tensor]:
     for places in alike.values():
         own = [lying[place] for place in places]
         if own[0].device.type == "cuda":
-            done = [_iterated(x.bfloat16()).to(x.dtype) for x in own]
+            done = [_iterate(x.bfloat16()).to(x.dtype) for x in own]
         else:
             factors = _factors(torch.cat([x @ x.mT for x in own]))
             done = [f @ x for f, x in zip(factors.split([*map(len, own)]), own, strict=True)]
@@ -172,7 +172,7 @@ def _factors(gram: Tensor) -> Tensor:
     return factor
 
 
-def _iterated(x: Tensor) -> Tensor:
+def _iterate(x: Tensor) -> Tensor:
     """Iterate X (N, rows, columns), with rows <= columns."""
     a, b, c = COEFFICIENTS
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=LEAST)

@@ -27,7 +27,7 @@ Entry = TypeVar("Entry")
 
 
 @functools.cache
-def added() -> Mapping[str, Mapping[str, EntryPoint]]:
+def extension_points() -> Mapping[str, Mapping[str, EntryPoint]]:
     """Return the entry points of the groups `diffuse.GROUP`, by GROUP and name.
 
     They are read only once, because reading one group reads the metadata of every package.
@@ -40,7 +40,7 @@ def added() -> Mapping[str, Mapping[str, EntryPoint]]:
     }
 
 
-def _loaded(point: EntryPoint) -> Any:
+def _load(point: EntryPoint) -> Any:
     """Import the object that an entry point names.
 
     Raises:
@@ -78,12 +78,12 @@ class Registry(MutableMapping[str, Entry]):
 
     def __getitem__(self, name: str) -> Entry:
         name = self.current(name)
-        return cast(Entry, self.own[name] if name in self.own else _loaded(self._added[name]))
+        return cast(Entry, self.own[name] if name in self.own else _load(self._extensions[name]))
 
     @property
-    def _added(self) -> Mapping[str, EntryPoint]:
+    def _extensions(self) -> Mapping[str, EntryPoint]:
         """The entries of other packages."""
-        return added().get(self.group, {})
+        return extension_points().get(self.group, {})
 
     def __setitem__(self, name: str, entry: Entry) -> None:
         self.own[name] = entry
@@ -92,13 +92,13 @@ class Registry(MutableMapping[str, Entry]):
         del self.own[name]
 
     def __contains__(self, name: object) -> bool:
-        return name in self.own or name in self.aliases or name in self._added
+        return name in self.own or name in self.aliases or name in self._extensions
 
     def __iter__(self) -> Iterator[str]:
-        return iter({**self.own, **self._added})
+        return iter({**self.own, **self._extensions})
 
     def __len__(self) -> int:
-        return len({**self.own, **self._added})
+        return len({**self.own, **self._extensions})
 
 
 def by_name(*entries: Callable[..., Any]) -> dict[str, Any]:
@@ -152,7 +152,7 @@ class Modules(Registry[Entry]):
         For a module it is read from the source, because importing the module may be slow. For a
         broken extension it is the error.
         """
-        module = self.own[name] if name in self.own else self._added[name].value
+        module = self.own[name] if name in self.own else self._extensions[name].value
         try:
             if isinstance(module, str) and (source := _source(module)) is not None:
                 text = ast.get_docstring(ast.parse(source))

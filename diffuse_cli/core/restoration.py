@@ -90,7 +90,7 @@ def ddnm(
         prediction = denoise(x_t, t, **cond)
         _, level = process.level(t, like=x_t)
         missed = y - degradation.apply(prediction.x0)
-        back = _alike(degradation, missed, level**2, sigma, iterations)
+        back = _weigh_uniformly(degradation, missed, level**2, sigma, iterations)
         return prediction.with_x0(prediction.x0 + level**2 * back, process, x_t, t)
 
     return restored
@@ -113,7 +113,7 @@ def pigdm(
     Args:
         iterations: as for `ddnm`.
     """
-    return _by_gradient(denoise, process, degradation, y, sigma, iterations, jacobian=False)
+    return _add_gradient(denoise, process, degradation, y, sigma, iterations, jacobian=False)
 
 
 def mmps(
@@ -133,10 +133,10 @@ def mmps(
     Args:
         iterations: iterations of the solver for (A V Aᵀ + sigma^2)⁻¹. Each costs a gradient.
     """
-    return _by_gradient(denoise, process, degradation, y, sigma, iterations, jacobian=True)
+    return _add_gradient(denoise, process, degradation, y, sigma, iterations, jacobian=True)
 
 
-def _by_gradient(
+def _add_gradient(
     denoise: Denoise,
     process: Process,
     degradation: Degradation,
@@ -155,7 +155,7 @@ def _by_gradient(
     import torch
 
     def restored(x_t: Tensor, t: Any, /, **cond: Any) -> Prediction:
-        near = _above_zero(process, t)
+        near = _clamp_to_signal(process, t)
         alpha, level = process.level(near, like=x_t)
         with torch.enable_grad():
             x = x_t.detach().requires_grad_()
@@ -170,16 +170,16 @@ def _by_gradient(
 
         missed = y - degradation.apply(x0)
         if jacobian:
-            back = _weighed(degradation, missed, spread, sigma, iterations)
+            back = _weigh(degradation, missed, spread, sigma, iterations)
         else:
-            back = _alike(degradation, missed, level**2, sigma, iterations)
+            back = _weigh_uniformly(degradation, missed, level**2, sigma, iterations)
         x0 = x0 + spread(back)
-        return _detached(prediction).with_x0(x0, process, x_t, t)
+        return _detach(prediction).with_x0(x0, process, x_t, t)
 
     return restored
 
 
-def _above_zero(process: Process, t: Any) -> Any:
+def _clamp_to_signal(process: Process, t: Any) -> Any:
     """Return t, or the noisiest timestep with an SNR above 0 if the SNR at t is 0."""
     last = int((process.alpha_bars > 0).sum()) - 1
     if last == process.num_timesteps - 1:
@@ -187,7 +187,7 @@ def _above_zero(process: Process, t: Any) -> Any:
     return t.clamp(max=last) if hasattr(t, "clamp") else min(t, last)
 
 
-def _weighed(
+def _weigh(
     degradation: Degradation, missed: Tensor, spread: Linear, sigma: float, iterations: int
 ) -> Tensor:
     """Return Aᵀ (A S Aᵀ + sigma^2)⁻¹ `missed`, with S v = `spread(v)`.
@@ -202,17 +202,17 @@ def _weighed(
     return degradation.transpose(solve(seen, wanted, iterations))
 
 
-def _alike(
+def _weigh_uniformly(
     degradation: Degradation, missed: Tensor, variance: Any, sigma: float, iterations: int
 ) -> Tensor:
-    """Return `_weighed` for S = `variance` times the identity, by A⁺ without noise."""
+    """Return `_weigh` for S = `variance` times the identity, by A⁺ without noise."""
     if not sigma:
         back: Tensor = degradation.pinv(missed) / variance
         return back
-    return _weighed(degradation, missed, lambda v: variance * v, sigma, iterations)
+    return _weigh(degradation, missed, lambda v: variance * v, sigma, iterations)
 
 
-def _detached(prediction: Prediction) -> Prediction:
+def _detach(prediction: Prediction) -> Prediction:
     """Detach a prediction from the autograd graph."""
     log_var = prediction.log_var
 

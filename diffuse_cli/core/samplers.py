@@ -100,11 +100,11 @@ def encode(
     """
     x = x0
     for step in reversed(list(steps(process, times))):
-        x, prediction = _undo(denoise, step, x, tolerance, iterations)
+        x, prediction = _invert_step(denoise, step, x, tolerance, iterations)
         yield State(x, prediction.x0, step.t)
 
 
-def _undo(
+def _invert_step(
     denoise: Denoise, step: SolverStep, x_s: Tensor, tolerance: float, iterations: int
 ) -> tuple[Tensor, Prediction]:
     """Find the x_t from which `ddim` steps to x_s, by fixed-point iteration.
@@ -127,7 +127,7 @@ def _undo(
         if least <= tolerance * step.alpha_s or (stalled >= STALLED and least <= tolerance):
             return found
         tried = [*tried[-4:], ((x + missed / cos).flatten(1), missed.flatten(1))]
-        x = _accelerated(tried).reshape(x.shape)
+        x = _accelerate(tried).reshape(x.shape)
     raise InvalidArgument(
         f"the noise of these images was not found: at timestep {step.t:g} no x_t leads to within "
         f"{tolerance:.1g} of them",
@@ -135,7 +135,7 @@ def _undo(
     )
 
 
-def _accelerated(tried: list[tuple[Tensor, Tensor]]) -> Tensor:
+def _accelerate(tried: list[tuple[Tensor, Tensor]]) -> Tensor:
     """Return Anderson's next iterate (B, D), from (iterate, residual) pairs, the newest last.
 
     It mixes the iterates of each image so that the residual of a linear map would be smallest

@@ -22,7 +22,7 @@ Schedule = Callable[[int], list[float]]
 def linear(num_timesteps: int) -> list[float]:
     """beta from k * 1e-4 to k * 0.02 in equal steps (Ho et al. 2020, section 4)."""
     k = 1000 / num_timesteps
-    return _capped(_linspace(k * 1e-4, k * 0.02, num_timesteps))
+    return _cap(_linspace(k * 1e-4, k * 0.02, num_timesteps))
 
 
 def quadratic(num_timesteps: int) -> list[float]:
@@ -33,12 +33,12 @@ def quadratic(num_timesteps: int) -> list[float]:
     """
     k = 1000 / num_timesteps
     roots = _linspace(math.sqrt(k * 1e-4), math.sqrt(k * 0.02), num_timesteps)
-    return _capped([root**2 for root in roots])
+    return _cap([root**2 for root in roots])
 
 
 def constant(num_timesteps: int) -> list[float]:
     """Every beta k * 0.02 (`const` in the code of Ho et al. 2020)."""
-    return _capped([1000 / num_timesteps * 0.02] * num_timesteps)
+    return _cap([1000 / num_timesteps * 0.02] * num_timesteps)
 
 
 def cosine(num_timesteps: int) -> list[float]:
@@ -124,7 +124,7 @@ def _from_alpha_bar(
     """Return beta_t = 1 - alpha_bar((t + 1) / T) / alpha_bar(t / T), at most `most`."""
     levels = [alpha_bar(i / num_timesteps) for i in range(num_timesteps + 1)]
     ratios = [after / before if before > 0 else 0.0 for before, after in pairwise(levels)]
-    return _capped([1 - ratio for ratio in ratios], most)
+    return _cap([1 - ratio for ratio in ratios], most)
 
 
 def _logistic(x: float) -> float:
@@ -135,7 +135,7 @@ def _linspace(first: float, last: float, n: int) -> list[float]:
     return [first + (last - first) * i / max(n - 1, 1) for i in range(n)]
 
 
-def _capped(betas: list[float], most: float = MAX_BETA) -> list[float]:
+def _cap(betas: list[float], most: float = MAX_BETA) -> list[float]:
     return [min(beta, most) for beta in betas]
 
 

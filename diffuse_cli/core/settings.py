@@ -86,11 +86,11 @@ def accepted(field: dataclasses.Field[Any], value: Any) -> Any:
     if spec.parse:
         return parsed(field, value)
     if not kind.startswith("tuple"):
-        return checked(field.name, kind, value, spec)
+        return check_value(field.name, kind, value, spec)
     if not isinstance(value, (list, tuple)):
         raise InvalidArgument(f"must be a list, not {value!r}", argument=field.name)
     kind = kind.removeprefix("tuple[").split(",")[0].rstrip("]")
-    return tuple(checked(field.name, kind, each, spec) for each in value)
+    return tuple(check_value(field.name, kind, each, spec) for each in value)
 
 
 def parsed(field: dataclasses.Field[Any], value: Any) -> Any:
@@ -112,7 +112,7 @@ def brief(value: Any) -> str:
     return text if len(text) <= 200 else f"{text[:60]} …"
 
 
-def checked(name: str, kind: str, value: Any, spec: Setting) -> Any:
+def check_value(name: str, kind: str, value: Any, spec: Setting) -> Any:
     """Check a value's type and range and return it, as a float if the annotation is float.
 
     Annotations other than int, float, bool and str are not checked.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from diffuse_cli.core.process import Process
 
     Noise = Callable[[int], Tensor]
-    Known = tuple[float, Tensor]
+    PastEstimate = tuple[float, Tensor]
     """A lambda, and the x_0 predicted there."""
 
 Times = Sequence[int] | Sequence[float]
@@ -152,7 +152,7 @@ def dpmpp_2m(
     before = None
     for step in steps(process, times, end):
         x0 = denoise(x, step.t).x0
-        x = step.toward(x, _halfway(step, x0, before))
+        x = step.toward(x, _midpoint_x0(step, x0, before))
         before = (step.start, x0) if step.h > 0 else before
         yield State(x, x0, step.s)
 
@@ -169,14 +169,14 @@ def dpmpp_2m_sde(
         x0 = denoise(x, step.t).x0
         kept = step.sigma_s / step.sigma * math.exp(-step.h)
         fresh = -math.expm1(-2 * step.h)
-        x = kept * x + step.alpha_s * fresh * _halfway(step, x0, before)
+        x = kept * x + step.alpha_s * fresh * _midpoint_x0(step, x0, before)
         if step.s >= 0:
             x = x + step.sigma_s * math.sqrt(fresh) * noise(k)
         before = (step.start, x0) if step.h > 0 else before
         yield State(x, x0, step.s)
 
 
-def _halfway(step: SolverStep, x0: Tensor, before: Known | None) -> Tensor:
+def _midpoint_x0(step: SolverStep, x0: Tensor, before: PastEstimate | None) -> Tensor:
     """Return x_0 in the middle of a step, on the line through the last two estimates."""
     if before is None or step.h == math.inf:
         return x0
@@ -204,13 +204,13 @@ def unipc(
         order: the order of the predictor, which is also its number of x_0.
         corrector: whether to correct each step.
     """
-    past: list[Known] = []
-    taken: tuple[SolverStep, Tensor, Tensor, list[Known]] | None = None
+    past: list[PastEstimate] = []
+    taken: tuple[SolverStep, Tensor, Tensor, list[PastEstimate]] | None = None
     for step in steps(process, times, end):
         here = (step.start, denoise(x, step.t).x0)
         if corrector and taken is not None:
-            begun, old_x, old_x0, others = taken
-            x = _multistep(begun, old_x, old_x0, [*others, here])
+            corrected_step, old_x, old_x0, others = taken
+            x = _multistep(corrected_step, old_x, old_x0, [*others, here])
         used = past[: order - 1] if 0 < step.h < math.inf else []
         if step.start == -math.inf:
             taken, past = None, []
@@ -220,7 +220,7 @@ def unipc(
         yield State(x, here[1], step.s)
 
 
-def _multistep(step: SolverStep, x: Tensor, x0: Tensor, others: list[Known]) -> Tensor:
+def _multistep(step: SolverStep, x: Tensor, x0: Tensor, others: list[PastEstimate]) -> Tensor:
     """Return x_s, from x_0 at the start of a step and at other lambdas, also the step's end."""
     ratios = [(start - step.start) / step.h for start, _ in others]
     estimate = x0

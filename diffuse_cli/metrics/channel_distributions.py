@@ -17,12 +17,12 @@ from diffuse_cli.metrics.sample_statistics import (
     ROUNDING,
     Moments,
     SampledEstimate,
-    averaged,
+    average_estimates,
     center_influences,
     halves,
+    iterate_values,
+    match_channels,
     moments,
-    numbers_of,
-    together,
 )
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
@@ -65,15 +65,15 @@ def measure(real: Array, fake: Array, more: Array) -> Marginals:
         more: further real samples, for the floor.
     """
     samples = real, fake
-    real, fake, more = together(real, fake, more)
+    real, fake, more = match_channels(real, fake, more)
     ours, theirs = moments(real), moments(fake)
     others = moments(more) if len(more) else ours
-    bins = binned(ours, (theirs, others), all(s.dtype.kind in "bu" for s in (real, fake, more)))
+    bins = make_bins(ours, (theirs, others), all(s.dtype.kind in "bu" for s in (real, fake, more)))
     apart, sides = distances(real, fake, bins)
     units = _units(ours, bins)
     floor = None
     if (parts := halves(real, more)) is not None:
-        floor = averaged(_scaled(distances(*parts, bins)[0], units))
+        floor = average_estimates(_scale(distances(*parts, bins)[0], units))
     a, b = -ours.of_mean(), theirs.of_mean()
     apart_means = enumerate(theirs.mean - ours.mean)
     shifts = [SampledEstimate(float(gap), a[:, c], b[:, c]) for c, gap in apart_means]
@@ -82,8 +82,8 @@ def measure(real: Array, fake: Array, more: Array) -> Marginals:
     return Marginals(
         channels=[
             {
-                "real": _described(ours, c, sides[0][c]),
-                "generated": _described(theirs, c, sides[1][c]),
+                "real": _describe_channel(ours, c, sides[0][c]),
+                "generated": _describe_channel(theirs, c, sides[1][c]),
                 **shifts[c].by("shift"),
                 **(ratio.by("contrast") if (ratio := stretched[c]) else nothing),
                 **apart[c].by("wasserstein"),
@@ -91,15 +91,15 @@ def measure(real: Array, fake: Array, more: Array) -> Marginals:
             }
             for c in range(len(bins))
         ],
-        whole=averaged(_scaled(apart, units)),
+        whole=average_estimates(_scale(apart, units)),
         floor=floor,
-        shifts=tuple(_scaled(shifts, units)),
+        shifts=tuple(_scale(shifts, units)),
         variety=_variety(ours, theirs, units, bool(bins[0].step), math.prod(real.shape[2:])),
         samples=samples,
     )
 
 
-def _scaled(estimates: Sequence[SampledEstimate], units: Array) -> list[SampledEstimate]:
+def _scale(estimates: Sequence[SampledEstimate], units: Array) -> list[SampledEstimate]:
     return [
         SampledEstimate(float(e.value / u), e.a / u, e.b / u)
         for e, u in zip(estimates, units, strict=True)
@@ -174,7 +174,8 @@ def distances(
     # phi of a bin is the signed width of all bins from it on.
     potentials = [np.cumsum(own[::-1])[::-1] for own in signed]
     (phi_a, of_a), (phi_b, of_b) = (
-        _by_sample(side, bins, potentials, own) for side, own in zip((a, b), counts, strict=True)
+        _analyze_samples(side, bins, potentials, own)
+        for side, own in zip((a, b), counts, strict=True)
     )
     found = [
         SampledEstimate(float(own @ gap), phi_a[:, c], -phi_b[:, c])
@@ -193,9 +194,9 @@ def difference_error(real: Array, one: Array, other: Array) -> float:
     Args:
         real, one, other: stored samples (N, C, *size), (M, C, *size) and (M, C, *size).
     """
-    sides = together(real, one, other)
+    sides = match_channels(real, one, other)
     ours, *theirs = map(moments, sides)
-    bins = binned(ours, theirs, all(side.dtype.kind in "bu" for side in sides))
+    bins = make_bins(ours, theirs, all(side.dtype.kind in "bu" for side in sides))
     counts = [_counts(side, bins) for side in sides]
     potentials: list[list[Array]] = [[], [], []]
     for own, *each in zip(bins, *counts, strict=True):
@@ -207,14 +208,14 @@ def difference_error(real: Array, one: Array, other: Array) -> float:
         for kept, slopes in zip(potentials, (y - x, x, -y), strict=True):
             kept.append(np.cumsum(slopes[::-1])[::-1])
     found = [
-        _by_sample(side, bins, own, each)[0]
+        _analyze_samples(side, bins, own, each)[0]
         for side, own, each in zip(sides, potentials, counts, strict=True)
     ]
     apart = [
         SampledEstimate(0.0, found[0][:, c], found[1][:, c] + found[2][:, c])
         for c in range(len(bins))
     ]
-    return averaged(_scaled(apart, _units(ours, bins))).error()
+    return average_estimates(_scale(apart, _units(ours, bins))).error()
 
 
 def _units(ours: Moments, bins: Sequence[Bins]) -> Array:
@@ -230,13 +231,13 @@ def _varied(side: Moments) -> Array:
 def _counts(samples: Array, bins: Sequence[Bins]) -> list[Array]:
     """Count the values in each bin of each channel."""
     counts = [np.zeros(len(own.points)) for own in bins]
-    for _, values in numbers_of(samples):
+    for _, values in iterate_values(samples):
         for c, own in enumerate(bins):
             counts[c] += np.bincount(own.index(values[:, c]).ravel(), minlength=len(counts[c]))
     return counts
 
 
-def _by_sample(
+def _analyze_samples(
     samples: Array, bins: Sequence[Bins], potentials: Sequence[Array], counts: Sequence[Array]
 ) -> tuple[Array, list[Counted]]:
     """Return the centred mean potential of each sample, (N, C), and the quantiles of channels.
@@ -246,7 +247,7 @@ def _by_sample(
     n, places = len(samples), [places_of(own, QUANTILES) for own in counts]
     means = np.empty((n, len(bins)))
     below = np.empty((n, len(bins), len(QUANTILES)))
-    for where, values in numbers_of(samples):
+    for where, values in iterate_values(samples):
         for c, own in enumerate(bins):
             index = own.index(values[:, c])
             means[where, c] = potentials[c][index].mean(1)
@@ -263,7 +264,7 @@ def _by_sample(
     return center_influences(means), counted
 
 
-def _described(side: Moments, c: int, counted: Counted) -> dict[str, Any]:
+def _describe_channel(side: Moments, c: int, counted: Counted) -> dict[str, Any]:
     """Return the statistics of a channel of one side as JSON."""
     n, deviation = len(side.means), float(side.deviation[c])
     nothing = np.zeros(1)
@@ -318,7 +319,7 @@ class Bins:
         return np.clip(places, 0, len(self.points) - 1).astype(np.intp)
 
 
-def binned(ours: Moments, others: Sequence[Moments], levels: bool) -> list[Bins]:
+def make_bins(ours: Moments, others: Sequence[Moments], levels: bool) -> list[Bins]:
     """Return bins of each channel for all values, with widths that follow the real values."""
     least = np.min([side.least for side in (ours, *others)], axis=0)
     most = np.max([side.most for side in (ours, *others)], axis=0)

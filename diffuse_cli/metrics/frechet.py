@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from diffuse_cli.media import Array
-from diffuse_cli.metrics.inputs import MetricInputs, both, floor
+from diffuse_cli.metrics.inputs import MetricInputs, feature_pairs, floor
 from diffuse_cli.metrics.presentation import (
     SIGNIFICANT,
     Facts,
@@ -101,7 +101,7 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
     needs 16 images, and a parabola adds `frechet_infinity_bend` to it. Covariances are divided by
     n - 1, and exact for n below d too.
     """
-    real, fake = both(evaluation, NAME)
+    real, fake = feature_pairs(evaluation, NAME)
     whole = fit(real, fake)
     result = whole.by("frechet_distance")
     if min(len(real), len(fake)) >= SMALLEST * max(PARTS):
@@ -116,7 +116,7 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
 
 def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
     """Return the standard errors of both distances, from differences of influences."""
-    (real, of_a), (_, of_b) = both(a, NAME), both(b, NAME)
+    (real, of_a), (_, of_b) = feature_pairs(a, NAME), feature_pairs(b, NAME)
     one, other = fit(real, of_a), fit(real, of_b)
     result = {"frechet_distance": other.less(one).error()}
     if min(len(real), len(of_a)) >= SMALLEST * max(PARTS):
@@ -151,7 +151,7 @@ def infinity(a: Array, b: Array, whole: SampledEstimate) -> tuple[SampledEstimat
         whole: the fit of all images.
     """
     order_a, order_b = permutation(0, 0, len(a)), permutation(0, 1, len(b))
-    divided = [_divided(a[order_a], b[order_b], parts) for parts in PARTS[1:]]
+    divided = [_fit_parts(a[order_a], b[order_b], parts) for parts in PARTS[1:]]
     back_a, back_b = order_a.argsort(), order_b.argsort()
     levels = [whole, *(SampledEstimate(f.value, f.a[back_a], f.b[back_b]) for f in divided)]
     line, curve = _intercept(PARTS, 1), _intercept(PARTS, 2)
@@ -164,7 +164,7 @@ def infinity(a: Array, b: Array, whole: SampledEstimate) -> tuple[SampledEstimat
     return sampled, float((curve - line) @ values)
 
 
-def _divided(a: Array, b: Array, parts: int) -> SampledEstimate:
+def _fit_parts(a: Array, b: Array, parts: int) -> SampledEstimate:
     """Return the mean distance between corresponding parts of both sides."""
     pairs = zip(np.array_split(a, parts), np.array_split(b, parts), strict=True)
     fits = [fit(*pair) for pair in pairs]

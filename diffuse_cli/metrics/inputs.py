@@ -129,7 +129,7 @@ class MetricInputs:
         return self.space.levels is None
 
 
-def both(evaluation: MetricInputs, metric: str) -> tuple[Array, Array]:
+def feature_pairs(evaluation: MetricInputs, metric: str) -> tuple[Array, Array]:
     """Return real and generated features in float64.
 
     Raises:

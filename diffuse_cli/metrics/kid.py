@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from diffuse_cli.media import Array
-from diffuse_cli.metrics.inputs import MetricInputs, both, floor
+from diffuse_cli.metrics.inputs import MetricInputs, feature_pairs, floor
 from diffuse_cli.metrics.nearest_neighbors import blocks
 from diffuse_cli.metrics.presentation import (
     BASELINES,
@@ -23,7 +23,7 @@ from diffuse_cli.metrics.presentation import (
     MetricNumber,
     Remark,
     listed,
-    standing,
+    rank_baselines,
     with_error,
 )
 
@@ -55,7 +55,7 @@ def remarks(facts: Facts) -> Iterator[Remark]:
     kid = facts["kid"]
     farther, level, nearer = (
         listed([f"{BASELINES[name]} ({facts[f'kid_of_{name}']})" for name in names])
-        for names in standing(facts.values)
+        for names in rank_baselines(facts.values)
     )
     if farther or level:
         places = (("worse than ", farther), ("not clearly better than ", level))
@@ -94,7 +94,7 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
 
 def of_features(evaluation: MetricInputs, name: str, key: str) -> dict[str, float]:
     """Return a kernel distance and its floor, as `key` and `key_floor`."""
-    result = estimate(*both(evaluation, name), key)
+    result = estimate(*feature_pairs(evaluation, name), key)
     if halves := floor(evaluation):
         result |= estimate(*halves, f"{key}_floor")
     return result
@@ -106,7 +106,7 @@ def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
     Generated images with the same index are one sample, a pair. The difference is then an estimate
     like `mmd`, whose kernel is a difference of kernels. Within the real images it is zero.
     """
-    (real, of_a), (_, of_b) = both(a, NAME), both(b, NAME)
+    (real, of_a), (_, of_b) = feature_pairs(a, NAME), feature_pairs(b, NAME)
     (n, d), pairs = real.shape, np.concatenate([of_a, of_b], 1)
     if min(n, len(pairs)) < 4:
         return {}

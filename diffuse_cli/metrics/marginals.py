@@ -127,11 +127,11 @@ def remarks(facts: Facts) -> Iterator[Remark]:
         if abs(ratio.value - 1) > many * ratio.error:
             spreads.append((abs(ratio.value - 1), facts.words.channel(k), ratio, real, fake))
     if shifts:
-        yield _shifted(facts, sorted(shifts, key=lambda s: -s[0]))
+        yield _mean_remark(facts, sorted(shifts, key=lambda s: -s[0]))
     elif channels:
         yield Remark("mean", "fine", "no channel's mean is measurably wrong")
     if spreads:
-        yield _spread(facts, sorted(spreads, key=lambda s: -s[0]))
+        yield _contrast_remark(facts, sorted(spreads, key=lambda s: -s[0]))
     if "mean_variety" in facts:
         variety = facts["mean_variety"]
         if Measured(1.0).above(variety):
@@ -145,7 +145,7 @@ def remarks(facts: Facts) -> Iterator[Remark]:
         yield Remark("spread of sample means", "caution", words)
 
 
-def _shifted(facts: Facts, shifts: Sequence[tuple[float, str, Measured]]) -> Remark:
+def _mean_remark(facts: Facts, shifts: Sequence[tuple[float, str, Measured]]) -> Remark:
     """Return the remark on means, by direction."""
     words, unit = facts.words, " levels" if facts.levels else ""
     clauses = []
@@ -163,7 +163,9 @@ def _shifted(facts: Facts, shifts: Sequence[tuple[float, str, Measured]]) -> Rem
     return Remark("mean", level, f"generated {words.many} are {', and '.join(clauses)}")
 
 
-def _spread(facts: Facts, spreads: Sequence[tuple[float, str, Measured, Any, Any]]) -> Remark:
+def _contrast_remark(
+    facts: Facts, spreads: Sequence[tuple[float, str, Measured, Any, Any]]
+) -> Remark:
     """Return the remark on the channel with the largest change of the standard deviation."""
     far, name, ratio, real, fake = spreads[0]
     many, how = facts.words.many, "low" if ratio.value < 1 else "high"

@@ -25,7 +25,7 @@ from diffuse_cli.metrics.presentation import (
     MetricNumber,
     Remark,
     Values,
-    lost,
+    fails_baselines,
     with_error,
 )
 from diffuse_cli.metrics.sample_statistics import share_difference_error
@@ -100,13 +100,13 @@ def remarks(facts: Facts) -> Iterator[Remark]:
     elif copied:
         look = f"{many.capitalize()} with little detail can be so too. To see them, add"
         yield Remark("memorization", "possible", f"{words}. {look} --pairs FILE.png")
-    elif lost(values):
+    elif fails_baselines(values):
         words = f"not judged, because the generated {many} are too different from real {many}"
         yield Remark("memorization", "fine", words)
     else:
         more = any(rate.value > 2 * expected for rate in rates.values())
         sign = "no clear sign" if ranked or more else "no sign"
-        doubts = "".join(_doubts(values, ranked, more, many))
+        doubts = "".join(_caveats(values, ranked, more, many))
         yield Remark("memorization", "fine", f"{sign}: {words}{doubts}")
 
 
@@ -118,7 +118,7 @@ def _percentages(rates: Mapping[str, Measured], many: str) -> str:
     return f"{features} of the generated {many} in features, and {pixels} in pixels, are"
 
 
-def _doubts(values: Values, ranked: list[str], more: bool, many: str) -> Iterator[str]:
+def _caveats(values: Values, ranked: list[str], more: bool, many: str) -> Iterator[str]:
     """Yield doubts about a result without a clear sign of copies."""
     if ranked:
         each = " and ".join(f"{values[f'memorized_rank_{s}']:.2f} in {s}" for s in ranked)
@@ -146,8 +146,8 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
         n, m = len(samples), len(references)
         if min(n, m) < 2:
             continue
-        rate, error, expected = close(samples, references)
-        sides = _sides(samples, references)
+        rate, error, expected = close_fraction(samples, references)
+        sides = _rank_components(samples, references)
         rank = float(sides[0].mean())
         result |= {
             **with_error(f"memorized_{space}", rate, error),
@@ -172,8 +172,10 @@ def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
             continue
         if not np.array_equal(references, usable(other.references)):
             continue
-        near, far = (_near(side.samples, references) for side in (one, other))
-        pairs = zip(*(_sides(side.samples, references) for side in (one, other)), strict=True)
+        near, far = (_find_close(side.samples, references) for side in (one, other))
+        pairs = zip(
+            *(_rank_components(side.samples, references) for side in (one, other)), strict=True
+        )
         result |= {
             f"memorized_{space}": math.hypot(
                 share_difference_error(near[0], far[0]), far[1] - near[1]
@@ -188,14 +190,14 @@ def usable(references: Array) -> Array:
     return references[np.isfinite(references)]
 
 
-def close(samples: Array, references: Array) -> tuple[float, float, float]:
+def close_fraction(samples: Array, references: Array) -> tuple[float, float, float]:
     """Return the fraction of samples (N,) below a low quantile of references (M,).
 
     Returns:
         The fraction, its standard error, and the fraction for equal distributions. For every
         distribution, k / (M + 1) are below the k-th smallest of M.
     """
-    n, (near, scatter) = len(samples), _near(samples, references)
+    n, (near, scatter) = len(samples), _find_close(samples, references)
     rate = float(near.mean())
     adjusted = (rate * n + 1) / (n + 2)
     error = math.hypot(math.sqrt(adjusted * (1 - adjusted) / n), scatter)
@@ -207,7 +209,7 @@ def _quantile(references: Array) -> int:
     return max(1, int(QUANTILE * (len(references) + 1)))
 
 
-def _near(samples: Array, references: Array) -> tuple[Array, float]:
+def _find_close(samples: Array, references: Array) -> tuple[Array, float]:
     """Return a mask of close samples (N,), and the error of their fraction by the references."""
     m, k, ordered = len(references), _quantile(references), np.sort(references)
     # The rank of the quantile has the standard error of the number of references below it.
@@ -217,14 +219,14 @@ def _near(samples: Array, references: Array) -> tuple[Array, float]:
     return samples < ordered[k - 1], float(between) * places / max(high - low, 1)
 
 
-def _sides(samples: Array, references: Array) -> tuple[Array, Array]:
+def _rank_components(samples: Array, references: Array) -> tuple[Array, Array]:
     """Return the rank statistic of each sample and of each reference, with ties halved.
 
     For a sample it is the fraction of references that are farther, (N,). For a reference it is the
     fraction of samples that are closer, (M,). The mean of each is the probability that a sample is
     closer than a reference.
     """
-    return 1 - _below(references, samples), _below(samples, references)
+    return 1 - _fraction_below(references, samples), _fraction_below(samples, references)
 
 
 def _rank_error(of_samples: Array, of_references: Array) -> float:
@@ -237,7 +239,7 @@ def _rank_error(of_samples: Array, of_references: Array) -> float:
     return math.sqrt(max(float(variance), 1 / (min(n, m) + 2) ** 2))
 
 
-def _below(values: Array, limits: Array) -> Array:
+def _fraction_below(values: Array, limits: Array) -> Array:
     """Return the fraction of values below each limit, where equal values count half."""
     ordered = np.sort(values)
     sides = [np.searchsorted(ordered, limits, side) for side in ("left", "right")]

@@ -152,10 +152,10 @@ def ssim(one: Array, other: Array, span: float) -> Array:
     """
     x, y = one.astype(np.float64), other.astype(np.float64)
     weights = _window(min(WINDOW, *x.shape[2:]))
-    mean_x, mean_y = _blurred(x, weights), _blurred(y, weights)
-    var_x = _blurred(x * x, weights) - mean_x**2
-    var_y = _blurred(y * y, weights) - mean_y**2
-    both = _blurred(x * y, weights) - mean_x * mean_y
+    mean_x, mean_y = _filter(x, weights), _filter(y, weights)
+    var_x = _filter(x * x, weights) - mean_x**2
+    var_y = _filter(y * y, weights) - mean_y**2
+    both = _filter(x * y, weights) - mean_x * mean_y
     c1, c2 = (K1 * span) ** 2, (K2 * span) ** 2
     found = (2 * mean_x * mean_y + c1) * (2 * both + c2)
     found = found / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
@@ -168,7 +168,7 @@ def _window(side: int) -> Sequence[float]:
     return [weight / sum(weights) for weight in weights]
 
 
-def _blurred(x: Array, weights: Sequence[float]) -> Array:
+def _filter(x: Array, weights: Sequence[float]) -> Array:
     """Filter x (N, C, *size) by the window along each dimension, only where it is inside."""
     for axis in range(2, x.ndim):
         kept = x.shape[axis] - len(weights) + 1

@@ -21,14 +21,14 @@ from typing import Any
 import torch
 
 from diffuse_cli.media import Array
-from diffuse_cli.metrics.inputs import MetricInputs, both
+from diffuse_cli.metrics.inputs import MetricInputs, feature_pairs
 from diffuse_cli.metrics.nearest_neighbors import blocks, center_features, neighbors, squared
 from diffuse_cli.metrics.presentation import (
     Facts,
     MetricNumber,
     Remark,
     Values,
-    lost,
+    fails_baselines,
     measured,
     with_error,
 )
@@ -76,7 +76,7 @@ NUMBERS = (
 
 def remarks(facts: Facts) -> Iterator[Remark]:
     """Compare plausibility and variety, unless images do not look like real images."""
-    if "precision" not in facts or "recall" not in facts or lost(facts.values):
+    if "precision" not in facts or "recall" not in facts or fails_baselines(facts.values):
         return
     precision, recall = facts["precision"], facts["recall"]
     words = f"{recall.value:.0%} of the real images are among the generated images"
@@ -99,58 +99,58 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
     A value is left out if a side does not have more than k images.
     """
     result: dict[str, float] = {}
-    for name, own in _counted(evaluation).items():
+    for name, own in _measure_both(evaluation).items():
         result |= with_error(name, own.value(), own.error())
     return result
 
 
 def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
     """Return the standard errors of all four, from the contribution of each image to both."""
-    one, other = _counted(a), _counted(b)
+    one, other = _measure_both(a), _measure_both(b)
     return {name: other[name].error_less(one[name]) for name in one}  # type: ignore[arg-type]
 
 
-def _counted(evaluation: MetricInputs) -> dict[str, Share | Density]:
-    return counted(*both(evaluation, "precision and recall"))
+def _measure_both(evaluation: MetricInputs) -> dict[str, Fraction | Density]:
+    return measure(*feature_pairs(evaluation, "precision and recall"))
 
 
-def counted(real: Array, fake: Array) -> dict[str, Share | Density]:
+def measure(real: Array, fake: Array) -> dict[str, Fraction | Density]:
     """Return the four metrics of two arrays of features, if they have enough neighbours."""
     balls, points = center_features(real, fake)
-    precision = Inside(balls, K_PRECISION, len(points))
-    recall = Inside(points, K_PRECISION, len(balls))
-    density = Inside(balls, K_DENSITY, len(points))
+    precision = BallCounts(balls, K_PRECISION, len(points))
+    recall = BallCounts(points, K_PRECISION, len(balls))
+    density = BallCounts(balls, K_DENSITY, len(points))
     for i in blocks(len(balls)):
         for j in blocks(len(points)):
             found = squared(balls[i], points[j])
             precision.add(found, i, j)
             density.add(found, i, j)
             recall.add(found.T, j, i)
-    result: dict[str, Share | Density] = {}
+    result: dict[str, Fraction | Density] = {}
     if precision.usable:
-        result["precision"] = Share(precision.by_point, precision.only_ball, len(balls))
+        result["precision"] = Fraction(precision.by_point, precision.only_ball, len(balls))
     if recall.usable:
-        result["recall"] = Share(recall.by_point, recall.only_ball, len(points))
+        result["recall"] = Fraction(recall.by_point, recall.only_ball, len(points))
     if density.usable:
         result["density"] = Density.of(density)
-        result["coverage"] = Share(density.by_ball, density.only_point, len(points))
+        result["coverage"] = Fraction(density.by_ball, density.only_point, len(points))
     return result
 
 
-def recall(real: Array, fake: Array) -> Share | None:
+def recall(real: Array, fake: Array) -> Fraction | None:
     """Return only the recall of two arrays of features, if they have enough neighbours.
 
     It does not need distances between real images, of which there can be many.
     """
     balls, points = center_features(real, fake)
-    found = Inside(points, K_PRECISION, len(balls))
+    found = BallCounts(points, K_PRECISION, len(balls))
     for i in blocks(len(points)):
         for j in blocks(len(balls)):
             found.add(squared(points[i], balls[j]), i, j)
-    return Share(found.by_point, found.only_ball, len(points)) if found.usable else None
+    return Fraction(found.by_point, found.only_ball, len(points)) if found.usable else None
 
 
-class Inside:
+class BallCounts:
     """Counts of m points in the balls around the rows of x (n, d).
 
     Attributes:
@@ -183,7 +183,7 @@ class Inside:
 
 
 @dataclass(frozen=True)
-class Share:
+class Fraction:
     """Fraction of images that are reached by an image of the other side.
 
     Attributes:
@@ -215,25 +215,29 @@ class Share:
 
         The counted images give a binomial error. An image of the other side matters for the images
         that only it reaches: without it they are lost, and the squares of these losses are the
-        jackknife's variance (Efron & Stein 1981), see `_spread`. The growth of nearby balls is
-        neglected.
+        jackknife's variance (Efron & Stein 1981), see `_jackknife_variance`. The growth of nearby
+        balls is neglected.
         """
         n = len(self.counts)
         adjusted = (self.value() * n + 1) / (n + 2)  # so that 0 and 1 have errors too
         alone = (self.counts == 1).double()
-        return math.sqrt(adjusted * (1 - adjusted) / n + _spread(self.lost(), alone, alone))
+        return math.sqrt(
+            adjusted * (1 - adjusted) / n + _jackknife_variance(self.lost(), alone, alone)
+        )
 
-    def error_less(self, one: Share) -> float:
+    def error_less(self, one: Fraction) -> float:
         """Return the standard error of this fraction minus another of corresponding images."""
         binomial = share_difference_error(one.reached.numpy(), self.reached.numpy())
         mine, theirs = self.counts == 1, one.counts == 1
         same = mine & theirs & (self.only == one.only)
         squares = mine.double() + theirs.double() - 2 * same.double()
-        other = _spread(self.lost() - one.lost(), squares, mine.double() - theirs.double())
+        other = _jackknife_variance(
+            self.lost() - one.lost(), squares, mine.double() - theirs.double()
+        )
         return math.hypot(binomial, math.sqrt(other))
 
 
-def _spread(lost: torch.Tensor, squares: torch.Tensor, sums: torch.Tensor) -> float:
+def _jackknife_variance(lost: torch.Tensor, squares: torch.Tensor, sums: torch.Tensor) -> float:
     """Return the variance of a fraction by the images of the other side.
 
     It is the sum of the squares of their losses minus the mean, limited to products of two
@@ -264,7 +268,7 @@ class Density:
     balls: torch.Tensor
 
     @classmethod
-    def of(cls, inside: Inside) -> Density:
+    def of(cls, inside: BallCounts) -> Density:
         """Make a density from counts."""
         n, m = len(inside.by_ball), len(inside.by_point)
         grown = (inside.by_ball / K_DENSITY).repeat_interleave(K_DENSITY)

@@ -321,7 +321,7 @@ BASELINES = {"blurred": "blurred real images", "mean": "their mean image", "nois
 """Names of the baselines, with `kid_of_NAME` as the key of their KID, and words for them."""
 
 
-def standing(values: Values) -> tuple[list[str], list[str], list[str]]:
+def rank_baselines(values: Values) -> tuple[list[str], list[str], list[str]]:
     """Return the baselines whose KID is below, close to, and above the generated images' KID.
 
     Baselines that cannot be distinguished from real images, such as blurred images of smooth
@@ -343,6 +343,6 @@ def standing(values: Values) -> tuple[list[str], list[str], list[str]]:
     return found
 
 
-def lost(values: Values) -> bool:
+def fails_baselines(values: Values) -> bool:
     """Whether generated images are not nearer to real images than a baseline."""
-    return any(standing(values)[:2])
+    return any(rank_baselines(values)[:2])

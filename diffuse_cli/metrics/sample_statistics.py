@@ -59,7 +59,7 @@ class Moments:
         return np.asarray(own / np.maximum(2 * np.square(self.deviation), 1e-300))
 
 
-def numbers_of(samples: Array) -> Iterator[tuple[slice, Array]]:
+def iterate_values(samples: Array) -> Iterator[tuple[slice, Array]]:
     """Yield slices of the samples and their values (n, C, values).
 
     Floats become float64, with 0 for NaN and finite numbers for infinity.
@@ -78,7 +78,7 @@ def moments(samples: Array) -> Moments:
     n, channels = samples.shape[:2]
     shift, means, squares = np.zeros(channels), np.empty((n, channels)), np.empty((n, channels))
     least, most = np.full(channels, np.inf), np.full(channels, -np.inf)
-    for where, stored in numbers_of(samples):
+    for where, stored in iterate_values(samples):
         values = stored.astype(np.float64)
         if not where.start:
             shift = values[0].mean(1)
@@ -90,7 +90,7 @@ def moments(samples: Array) -> Moments:
     return Moments(shift, means, squares, least, most)
 
 
-def together(*sides: Array) -> tuple[Array, ...]:
+def match_channels(*sides: Array) -> tuple[Array, ...]:
     """Broadcast the samples (N, C, *size) of several sides to the largest number of channels."""
     channels = max(side.shape[1] for side in sides)
     return tuple(np.broadcast_to(s, (len(s), channels, *s.shape[2:])) for s in sides)
@@ -175,7 +175,7 @@ class SampledEstimate:
         return with_error(key, self.value, self.error())
 
 
-def averaged(estimates: Sequence[SampledEstimate]) -> SampledEstimate:
+def average_estimates(estimates: Sequence[SampledEstimate]) -> SampledEstimate:
     """Return the mean of estimates from the same samples."""
     return SampledEstimate(
         float(np.mean([e.value for e in estimates])),

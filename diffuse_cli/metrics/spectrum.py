@@ -25,9 +25,9 @@ from diffuse_cli.metrics.sample_statistics import (
     SampledEstimate,
     center_influences,
     halves,
-    numbers_of,
+    iterate_values,
+    match_channels,
     spread,
-    together,
 )
 
 NEEDS = ("spectra",)
@@ -216,7 +216,7 @@ def measure(real: Array, fake: Array, more: Array) -> Spectra:
     Args:
         real, fake, more: the real, generated and further real samples.
     """
-    real, fake, more = together(real, fake, more)
+    real, fake, more = match_channels(real, fake, more)
     where = shells(real.shape[2:])
     variances = spread(real)
     return Spectra(where, *(powers(side, where, variances) for side in (real, fake, more)))
@@ -235,7 +235,7 @@ def powers(samples: Array, where: Shells, variances: Array) -> Array:
         return found
     weights = np.where(varied, 1 / np.where(varied, variances, 1), 0) / (varied.sum() * points)
     scale = torch.from_numpy(weights)
-    for rows, stored in numbers_of(samples):
+    for rows, stored in iterate_values(samples):
         values = torch.from_numpy(stored.astype(np.float64))
         values -= values.mean(2, keepdim=True)
         waves = torch.fft.rfftn(values.reshape(-1, *samples.shape[1:]), dim=axes).flatten(2)

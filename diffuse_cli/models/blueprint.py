@@ -102,9 +102,9 @@ def skeleton(
     """Return a network without weights, on the meta device; raises as `build`."""
     import torch
 
-    from diffuse_cli.core.networks.layers import Undrawn
+    from diffuse_cli.core.networks.layers import SkipInitialization
 
-    with torch.device("meta"), Undrawn():
+    with torch.device("meta"), SkipInitialization():
         return build(network, config, space, conditions, out_channels)
 
 

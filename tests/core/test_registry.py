@@ -41,7 +41,7 @@ def loaded(monkeypatch) -> list[str]:
 
 def forget() -> None:
     """What has been found, and the commands whose help names it."""
-    registry.added.cache_clear()
+    registry.extension_points.cache_clear()
     _made.cache_clear()
 
 

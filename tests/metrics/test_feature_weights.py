@@ -201,7 +201,7 @@ def test_the_folder_of_the_variable_comes_first(server, published, tmp_path, mon
     assert finish(published("good").find()) == folder / NAME
     assert len(server.asked) == 1
     with pytest.raises(ModelFileError, match="SHA-256"):
-        _weights.built(torch.nn.Identity, folder / NAME, published("good"), "-")
+        _weights.build_network(torch.nn.Identity, folder / NAME, published("good"), "-")
     assert (folder / NAME).read_bytes() == b"other"
 
 

@@ -477,7 +477,7 @@ def test_errors_of_the_four_cover_repeated_draws(draw):
 def test_the_recall_alone_is_that_among_all(real: int, fake: int):
     draw = np.random.default_rng(0)
     a, b = draw.normal(size=(real, 5)), draw.normal(size=(fake, 5))
-    alone, among = precision_recall.recall(a, b), precision_recall.counted(a, b)["recall"]
+    alone, among = precision_recall.recall(a, b), precision_recall.measure(a, b)["recall"]
     assert alone is not None
     assert (alone.value(), alone.error()) == (among.value(), among.error())
     assert 0 < alone.value() < 1

@@ -79,7 +79,7 @@ FILLING = {
 """Functions that initialise weights."""
 
 
-class Undrawn(TorchFunctionMode):
+class SkipInitialization(TorchFunctionMode):
     """Mode that skips the initialisation of weights, to build networks on the meta device.
 
     There, weights have no values, and initialising them would be slower than elsewhere.

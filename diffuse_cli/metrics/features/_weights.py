@@ -111,21 +111,23 @@ def download(published: Published, path: Path) -> Work[None]:
         files.sweep(path.parent, re.escape(path.name))
         with files.writing(path) as file:
             done, hashed = 0, hashlib.sha256()
-            for chunk in _received(published):
+            for chunk in _receive(published):
                 done += len(chunk)
                 if done > published.size:
-                    raise _failed(published, f"it has more than {published.size:,} bytes")
+                    raise _download_error(published, f"it has more than {published.size:,} bytes")
                 hashed.update(chunk)
                 file.write(chunk)
                 total = -(-published.size // CHUNK)
                 yield Progress("download", -(-done // CHUNK), total, "MiB")
             if done < published.size:
-                raise _failed(published, f"it ended after {done:,} of {published.size:,} bytes")
+                raise _download_error(
+                    published, f"it ended after {done:,} of {published.size:,} bytes"
+                )
             if hashed.hexdigest() != published.sha256:
-                raise _failed(published, f"its SHA-256 is {hashed.hexdigest()}")
+                raise _download_error(published, f"its SHA-256 is {hashed.hexdigest()}")
 
 
-def _received(published: Published) -> Iterator[bytes]:
+def _receive(published: Published) -> Iterator[bytes]:
     """Yield the file in parts.
 
     Raises:
@@ -137,15 +139,15 @@ def _received(published: Published) -> Iterator[bytes]:
             while chunk := response.read(CHUNK):
                 yield chunk
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise _failed(published, _reason(error)) from error
+        raise _download_error(published, _describe_error(error)) from error
 
 
-def _failed(published: Published, reason: str) -> ModelFileError:
+def _download_error(published: Published, reason: str) -> ModelFileError:
     message = f"cannot download the weights of {published.network}: {reason}"
     return ModelFileError(message, published.ways)
 
 
-def _reason(error: BaseException) -> str:
+def _describe_error(error: BaseException) -> str:
     """Return a short description of a network error."""
     if isinstance(error, urllib.error.HTTPError):
         return f"the server answers {error.code} {error.reason}"
@@ -169,7 +171,9 @@ def digest(path: Path, published: Weights) -> str:
         raise ModelFileError(message, published.ways) from error
 
 
-def built(make: Callable[[], Network], path: Path, published: Weights, unused: str) -> Network:
+def build_network(
+    make: Callable[[], Network], path: Path, published: Weights, unused: str
+) -> Network:
     """Build the network of `make` with the weights in a file, on the CPU, for inference.
 
     Args:

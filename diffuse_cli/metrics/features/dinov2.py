@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffuse_cli.metrics.features._weights import Published, built
+from diffuse_cli.metrics.features._weights import Published, build_network
 
 PUBLISHED = Published(
     network="dinov2",
@@ -149,7 +149,7 @@ def preprocess(pixels: Tensor) -> Tensor:
 
 def build(file: Path, shape: Shape = LARGE) -> VisionTransformer:
     """Build the network, see `FeatureModule`."""
-    network = built(lambda: VisionTransformer(shape), file, PUBLISHED, "mask_token")
+    network = build_network(lambda: VisionTransformer(shape), file, PUBLISHED, "mask_token")
     positions = resized(network.pos_embed, SIZE // shape.patch)
     network.pos_embed = nn.Parameter(positions, requires_grad=False)
     return network

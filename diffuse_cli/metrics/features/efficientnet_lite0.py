@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffuse_cli.metrics.features._weights import built, fold
+from diffuse_cli.metrics.features._weights import build_network, fold
 from diffuse_cli.system.errors import ModelFileError
 from diffuse_cli.system.events import Work
 
@@ -153,7 +153,7 @@ def preprocess(pixels: Tensor) -> Tensor:
 
 def build(file: Path) -> EfficientNetLite0:
     """Build the network, see `FeatureModule`."""
-    network = built(EfficientNetLite0, file, PUBLISHED, "_fc.")
+    network = build_network(EfficientNetLite0, file, PUBLISHED, "_fc.")
     fold(network)
     # With channels last, convolutions on a CPU take half the time.
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import inception as blocks
 
-from diffuse_cli.metrics.features._weights import Published, built, fold
+from diffuse_cli.metrics.features._weights import Published, build_network, fold
 
 PUBLISHED = Published(
     network="inception",
@@ -98,13 +98,13 @@ def preprocess(pixels: Tensor) -> Tensor:
     """Turn uint8 RGB (N, 3, H, W) into the network's input, float32 (N, 3, 299, 299)."""
     x = pixels.float()
     for side in (3, 2):
-        low, high, part = _places(x.shape[side], x.device)
+        low, high, part = _neighbours(x.shape[side], x.device)
         near, far = x.index_select(side, low), x.index_select(side, high)
         x = near + (far - near) * part.reshape(-1, *[1] * (3 - side))
     return ((x - 128) / 128).contiguous(memory_format=torch.channels_last)
 
 
-def _places(length: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def _neighbours(length: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Return the two neighbours of each of 299 positions on a side, and the weight of the second.
 
     As in TensorFlow 1, position i is at i * length / 299, and the last pixel is repeated.
@@ -116,7 +116,7 @@ def _places(length: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
 
 def build(file: Path) -> Inception:
     """Build the network, see `FeatureModule`."""
-    network = built(Inception, file, PUBLISHED, "fc.")
+    network = build_network(Inception, file, PUBLISHED, "fc.")
     fold(network)
     # With channels last, convolutions on a CPU take half the time.
     network.to(memory_format=torch.channels_last)
