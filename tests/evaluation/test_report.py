@@ -342,7 +342,7 @@ def test_a_folder_has_neither_bits_nor_curves(diffuse, images, tmp_path, undrawn
 def test_data_that_was_not_trained_on_says_why_there_are_no_pairs(alone):
     assert "copies of training images was not measured" in alone.text
     assert "Not available: " in alone.text
-    assert "not measured. That needs the model's own training data" in alone.text
+    assert "DATA must be the model's own training data" in alone.text
     assert "There are no classes to compare: the model has no classes" in alone.text
 
 
