@@ -18,7 +18,7 @@ from typer.exceptions import TyperException
 from diffuse_cli.commands import COMMANDS
 from diffuse_cli.commands._cli import make_command
 from diffuse_cli.commands._cli.console import Console, steady
-from diffuse_cli.commands._cli.help import HelpfulCommand, HelpfulGroup
+from diffuse_cli.commands._cli.help import SHORT_HELP, HelpfulCommand, HelpfulGroup
 from diffuse_cli.commands._cli.suggestions import explain
 from diffuse_cli.config.options import options
 from diffuse_cli.core.registry import InvalidArgument
@@ -34,19 +34,25 @@ from diffuse_cli.system.processes import (
     wait_briefly,
 )
 
-ORDER = (
-    "train", "sample", "inpaint", "upscale", "restore", "vary", "interpolate", "noise-demo", "eval",
-    "tune", "ema", "distill",
-)  # fmt: skip
-"""Commands that `--help` lists first."""
+CHAPTERS = {
+    "Start": ("train", "sample", "noise-demo"),
+    "Use a model": ("inpaint", "upscale", "restore", "vary", "interpolate"),
+    "Improve a model": ("tune", "ema", "distill"),
+    "Evaluate": ("eval", "compare"),
+    "Exchange and inspect": ("info", "convert", "push"),
+}
+"""The commands by what people do, in the order of the help."""
 
 
 @functools.cache
 def _made(name: str) -> Any:
     """Return the command of this name, made once: a process may run many command lines."""
+    module = COMMANDS[name]
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
-    app.command(name, cls=HelpfulCommand)(make_command(COMMANDS[name]))
-    return typer.main.get_command(app)
+    app.command(name, cls=HelpfulCommand)(make_command(module))
+    command: Any = typer.main.get_command(app)
+    command.examples = getattr(module, "EXAMPLES", ())
+    return command
 
 
 class Commands(Mapping[str, Any]):
@@ -59,10 +65,16 @@ class Commands(Mapping[str, Any]):
         return name in COMMANDS
 
     def __iter__(self) -> Iterator[str]:
-        return iter(dict.fromkeys([*ORDER, *COMMANDS]))
+        return (name for names in self.chapters().values() for name in names)
 
     def __len__(self) -> int:
         return len(COMMANDS)
+
+    def chapters(self) -> dict[str, tuple[str, ...]]:
+        """Return the names by chapter; those of other packages are the last."""
+        own = {name for names in CHAPTERS.values() for name in names}
+        added = tuple(name for name in COMMANDS if name not in own)
+        return {**CHAPTERS, **({"Other packages": added} if added else {})}
 
     def about(self, name: str) -> str:
         """Return one sentence about a command, for which it need not be made."""
@@ -78,7 +90,6 @@ def build() -> Any:
         cls=HelpfulGroup,
         help="Train, sample, measure and demonstrate denoising diffusion models.",
         rich_markup_mode=None,
-        context_settings={"help_option_names": ["-h", "--help"]},
     )
 
     @app.callback(invoke_without_command=True)
@@ -87,6 +98,7 @@ def build() -> Any:
         version: bool = typer.Option(
             False, "--version", is_eager=True, callback=_print_version, help="Print the version."
         ),
+        short_help: bool = SHORT_HELP,
     ) -> None:
         """Train, sample, measure and demonstrate denoising diffusion models."""
         if context.invoked_subcommand is None:

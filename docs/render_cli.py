@@ -18,7 +18,6 @@ import typer
 
 from diffuse_cli import __version__
 from diffuse_cli.app import build, main
-from diffuse_cli.commands import COMMANDS
 from diffuse_cli.commands._cli.help import grouped
 
 PAGE, MANUAL = Path(__file__).with_name("cli.md"), Path(__file__).with_name("diffuse.1")
@@ -46,7 +45,7 @@ def help_of(*command: str) -> str:
 def render() -> str:
     """The whole page."""
     sections = [("diffuse", help_of())]
-    sections += [(f"diffuse {name}", help_of(name)) for name in COMMANDS]
+    sections += [(f"diffuse {name}", help_of(name)) for name in build().commands]
     return HEAD + "".join(f"\n## {title}\n\n```\n{text}\n```\n" for title, text in sections)
 
 
@@ -104,6 +103,8 @@ def chapter(name: str, command: Any, root: Any) -> Iterator[str]:
     for title, rows in found.items():
         yield f'.SS "{title}"'
         yield from entries(rows)
+    yield '.SS "Examples"'
+    yield from (f".PP\n{printed(example)}" for example in command.examples)
 
 
 def codes() -> list[tuple[str, str]]:
@@ -115,13 +116,12 @@ def codes() -> list[tuple[str, str]]:
 def manual() -> str:
     """The man page."""
     group = build()
-    names = {"help_option_names": ["-h", "--help"]}
-    root = typer.Context(group, info_name="diffuse", **names)  # type: ignore[arg-type]
-    commands = [(name, group.commands[name]) for name in group.commands]
-    briefs = [(name, command.help.split("\n\n")[0]) for name, command in commands]
-    lines = [TOP.rstrip(), ".SH COMMANDS", *entries(briefs), ".SH OPTIONS"]
-    lines += entries(grouped(group.get_params(root))["Options"])
-    for name, command in commands:
+    root = typer.Context(group, info_name="diffuse")
+    lines = [TOP.rstrip(), ".SH COMMANDS"]
+    for title, names in group.commands.chapters().items():
+        lines += [f'.SS "{title}"', *entries((name, group.commands.about(name)) for name in names)]
+    lines += [".SH OPTIONS", *entries(grouped(group.get_params(root))["Options"])]
+    for name, command in group.commands.items():
         lines += chapter(name, command, root)
     lines += [".SH ENVIRONMENT", *entries(VARIABLES.items())]
     lines += [".SH EXIT STATUS", *entries(codes())]

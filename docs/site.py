@@ -90,10 +90,9 @@ def navigation(reference: Nav) -> Nav:
 
 
 def order() -> list[str]:
-    """The commands as `diffuse --help` lists them, which docs/cli.md shows."""
+    """The commands in the order of docs/cli.md."""
     text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"^Commands:\n(.*?)\n\n", text, re.DOTALL | re.MULTILINE)
-    return re.findall(r"^  (\S+)", block, re.MULTILINE)
+    return re.findall(r"^## diffuse (\S+)$", text, re.MULTILINE)
 
 
 # -- the reference ---------------------------------------------------------------------------------
@@ -222,7 +221,10 @@ def options(found: re.Match[str]) -> str:
     """The help of a command, as docs/cli.md has it, as lists in place of the link to it."""
     block = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     block = block.split(f"\n## diffuse {found[1]}\n\n```\n")[1].split("\n```")[0]
-    usage, rows = block.split("\n\n")[0], block[block.index("\nArguments:\n") :]
+    usage, rows = (
+        block.split("\n\n")[0],
+        block[block.index("\nArguments:\n") : block.index("\n\nExamples:\n")],
+    )
     parts = [f"## Options\n\n`{usage.removeprefix('Usage: ')}`"]
     for part in rows.strip().split("\n\n"):
         head, *lines = part.splitlines()

@@ -88,7 +88,7 @@ def test_options_stand_where_their_page_is_linked(site: Any):
     assert (
         "\n## Options\n\n`diffuse sample [OPTIONS] MODEL`\n\n### Arguments\n\n`MODEL`\n:   " in text
     )
-    assert "`-n N`\n:   Number of images; with --given, of each. &#91;default: 16&#93;\n\n" in text
+    assert "`-n N`\n:   Number of images (with --given, for each input)." in text
     assert "`--grid / --no-grid`\n:   Write grid.png" in text
     assert "[All options]" not in text
 

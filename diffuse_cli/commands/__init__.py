@@ -1,7 +1,8 @@
 """The subcommands: one file each, or a package with work of its own; `noise_demo` is `noise-demo`.
 
 A module has `CONFIG`, the dataclass of its options, `run(config, console)`, and a docstring, which
-is the help. A command configured by more than flags and a file also has `configure(typed, filed)`.
+is the help. It can have `EXAMPLES`, command lines for the help, and `configure(typed, filed)`, if
+more than flags and a file decide its configuration.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""Make a model that draws in one to four steps from a trained one.
+"""Distill a model into one that samples in one to four steps.
 
-Trains its weights on until the estimate of x_0 from any time is where the model's own path from
-noise to data ends (consistency). The last part of the run moves what it draws in one and two steps
-to the model's distribution, with a critic beside it. The run is one of train: it has previews, and
-resumes.
+Trains the model further by consistency distillation: from any point of its sampling path, it
+learns to predict the end of the path. In the last part of the run, a critic brings samples of one
+and two steps closer to the model's distribution. You can resume the run, as with train.
 """
 
 from __future__ import annotations
@@ -20,6 +19,10 @@ if TYPE_CHECKING:
     from diffuse_cli.models.model_file import StoredModel
 
 CONFIG = DistillConfig
+EXAMPLES = (
+    "diffuse distill model.safetensors photos --minutes 10",
+    "diffuse distill model.safetensors photos --guidance 2 --steps 2000",
+)
 
 
 def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) -> Any:

@@ -1,7 +1,7 @@
-"""Measure a model, or a folder of images, against real images.
+"""Evaluate a model, or a folder of images, against real images.
 
-Prints the bits per dimension of held-out images and the distance of generated images from real
-ones. Given the training data, it also measures overfitting and looks for copies.
+Prints the bits per dimension of held-out images, and the distance between generated and real
+images. If DATA is the training data, it also measures overfitting and searches for copies.
 """
 
 from __future__ import annotations
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from diffuse_cli.evaluation.evaluation_run import Evaluated
 
 CONFIG = EvalConfig
+EXAMPLES = (
+    "diffuse eval model.safetensors photos",
+    "diffuse eval model.safetensors photos -n 5000 --report report.html",
+)
 
 
 def run(config: EvalConfig, console: Console) -> None:

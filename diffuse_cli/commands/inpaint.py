@@ -1,6 +1,6 @@
-"""Draw the masked part of an image anew, with a model that was trained on whole images.
+"""Fill the masked part of an image.
 
-What the mask leaves black is kept to the last level.
+Works with any model. Where the mask is black, the image stays exactly the same.
 """
 
 from __future__ import annotations
@@ -9,6 +9,10 @@ from diffuse_cli.commands._cli.console import Console
 from diffuse_cli.config.task_options import InpaintConfig
 
 CONFIG = InpaintConfig
+EXAMPLES = (
+    "diffuse inpaint model.safetensors photo.png --mask hole.png",
+    "diffuse inpaint model.safetensors transparent.png -n 8",
+)
 
 
 def run(config: InpaintConfig, console: Console) -> None:

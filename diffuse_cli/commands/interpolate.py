@@ -1,6 +1,7 @@
-"""Draw images between two, from the noise that the model makes each of.
+"""Generate images between two images.
 
-Says how near the two come back from their noise.
+Encodes both images as noise, and generates images from the noise in between. Reports how close
+both images come back from their noise.
 """
 
 from __future__ import annotations
@@ -9,6 +10,10 @@ from diffuse_cli.commands._cli.console import Console
 from diffuse_cli.config.task_options import InterpolateConfig
 
 CONFIG = InterpolateConfig
+EXAMPLES = (
+    "diffuse interpolate model.safetensors a.png b.png",
+    "diffuse interpolate model.safetensors a.png b.png -n 16 --steps 50",
+)
 
 
 def run(config: InterpolateConfig, console: Console) -> None:

@@ -1,6 +1,6 @@
-"""Draw what an image was before it was blurred, made grey, made small or masked.
+"""Restore a blurred, grey, small or masked image.
 
-Degraded again, what is drawn gives the image again, unless it has noise.
+The same degradation of the result gives the input again, unless the input has noise.
 """
 
 from __future__ import annotations
@@ -9,6 +9,10 @@ from diffuse_cli.commands._cli.console import Console
 from diffuse_cli.config.task_options import RestoreConfig
 
 CONFIG = RestoreConfig
+EXAMPLES = (
+    "diffuse restore model.safetensors blurred.png --degradation blur:2",
+    "diffuse restore model.safetensors photo.png --degradation grey --degrade",
+)
 
 
 def run(config: RestoreConfig, console: Console) -> None:

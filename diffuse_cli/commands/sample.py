@@ -1,6 +1,7 @@
-"""Draw images from a model file.
+"""Generate images from a trained model.
 
-Writes the images, a grid of them, and a manifest with the settings that reproduce them.
+Writes the images, a grid of all images, and a manifest of the settings that reproduce them. If you
+stop the command, run it again to generate the rest.
 """
 
 from __future__ import annotations
@@ -9,6 +10,10 @@ from diffuse_cli.commands._cli.console import Console
 from diffuse_cli.config.sample_options import SampleConfig
 
 CONFIG = SampleConfig
+EXAMPLES = (
+    "diffuse sample model.safetensors -n 64",
+    "diffuse sample model.safetensors --class cat --guidance 3 -o cats",
+)
 
 
 def run(config: SampleConfig, console: Console) -> None:

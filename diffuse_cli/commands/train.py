@@ -1,6 +1,6 @@
 """Train a model on a folder or zip of images.
 
-Writes the model file and, beside it, a run directory with checkpoints, previews and metrics.
+Writes the model file and, next to it, a run directory with checkpoints, previews and metrics.
 """
 
 from __future__ import annotations
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from diffuse_cli.training.monitor import Trained
 
 CONFIG = TrainConfig
+EXAMPLES = (
+    "diffuse train photos --minutes 5",
+    "diffuse train photos --classes --preset small --steps 20000",
+)
 
 
 def run(config: TrainConfig, console: Console) -> None:

@@ -1,8 +1,7 @@
-"""Choose the sampler, steps and guidance for a model.
+"""Find the best sampler, steps and guidance for a model.
 
-Tries every sampler with several numbers of steps, then guidance scales, then guidance by a weaker
-model if there is one, then another start, then times learned for a few steps, and recommends the
-cheapest setting that is as good as the best.
+Tries every sampler with several numbers of steps, then guidance scales, autoguidance, another
+initial noise and learned timesteps. Recommends the cheapest setting that is as good as the best.
 """
 
 from __future__ import annotations
@@ -26,6 +25,10 @@ if TYPE_CHECKING:
     from diffuse_cli.evaluation.tune.candidates import Tried, Tuned
 
 CONFIG = TuneConfig
+EXAMPLES = (
+    "diffuse tune model.safetensors photos -o tuned.safetensors",
+    "diffuse tune model.safetensors photos --samplers unipc,ddim --steps 10,20",
+)
 
 HEADS = (
     "sampler", "steps", "start", "times", "guidance", "weak guidance", "evaluations", "seconds",

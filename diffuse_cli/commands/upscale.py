@@ -1,6 +1,6 @@
-"""Draw an image several times larger, up to the size of a model's images.
+"""Enlarge a small image with a model of larger images.
 
-Averaged over blocks, what is drawn gives the small image again.
+The average of each block of the result is the pixel of the small image.
 """
 
 from __future__ import annotations
@@ -9,6 +9,10 @@ from diffuse_cli.commands._cli.console import Console
 from diffuse_cli.config.task_options import UpscaleConfig
 
 CONFIG = UpscaleConfig
+EXAMPLES = (
+    "diffuse upscale model.safetensors small.png",
+    "diffuse upscale model.safetensors small.png --factor 2 -n 1",
+)
 
 
 def run(config: UpscaleConfig, console: Console) -> None:

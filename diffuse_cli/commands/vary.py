@@ -1,4 +1,7 @@
-"""Draw variations of an image: noise is added to it, and taken away by the model."""
+"""Generate variations of an image.
+
+Adds noise to the image, which the model then removes.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,10 @@ from diffuse_cli.commands._cli.console import Console
 from diffuse_cli.config.task_options import VaryConfig
 
 CONFIG = VaryConfig
+EXAMPLES = (
+    "diffuse vary model.safetensors photo.png",
+    "diffuse vary model.safetensors photo.png --strength 0.3 -n 8",
+)
 
 
 def run(config: VaryConfig, console: Console) -> None:

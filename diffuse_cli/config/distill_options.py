@@ -19,26 +19,25 @@ class DistillConfig(Options):
     """What a distillation does not take from the model; it is a training like any other."""
 
     model: str = argument("MODEL", MODEL)
-    data: str = argument("DATA", "Folder or zip of samples such as it was trained on.")
+    data: str = argument("DATA", "Training data of the model, or similar data.")
     steps: int | None = option.optional(
         "Training steps.", low=1, high=100_000_000, shown=f"{STEPS}"
     )
     minutes: float | None = option.optional(
-        "Distil for X minutes in total, over all resumes; it sets the steps.",
+        "Distill for X minutes in total, over all resumes, instead of --steps.",
         low=0.01,
         high=1e6,
         control=True,
     )
     out: str = option(
         "distilled.safetensors",
-        "Model file; its run directory lies beside it.",
+        "Model file, with its run directory created next to it.",
         flag="-o",
         control=True,
         metavar="FILE",
     )
     guidance: float | None = option.optional(
-        "Of a model with conditions: follow it guided at this scale; no other guidance can be "
-        "asked for later.",
+        "Guidance scale to distill, which cannot be changed later.",
         low=0,
         high=100,
         shown="the model's default",
@@ -47,8 +46,7 @@ class DistillConfig(Options):
     overwrite: bool = option(False, OVERWRITE, control=True)
     given: str | None = option.data.optional(BESIDE, metavar="PATH", place=True)
     batch_size: int | None = option.optimiser.optional(
-        "Paths per step, over all processes; each is learned at 4 times. In the last part, noises "
-        "from which to draw in one step and in two.",
+        "Sampling trajectories per step, over all processes.",
         low=1,
         high=1_000_000,
         shown="a quarter of the model's",
@@ -59,18 +57,18 @@ class DistillConfig(Options):
     workers: int | None = option.run.optional(
         "Threads that read images.", low=1, high=1024, control=True, shown="one per core"
     )
-    seed: int = option.run(0, "Seed of all random draws.", low=0, high=2**63 - 1)
+    seed: int = option.run(0, "Seed of all random numbers.", low=0, high=2**63 - 1)
     precision: str = option.run(
-        "auto", "Precision of the arithmetic.", table="system.devices.PRECISIONS"
+        "auto", "Floating-point precision.", table="system.devices.PRECISIONS"
     )
     device: str = option.run(
-        "auto", "Device; auto is a GPU where PyTorch sees one.", table="system.devices.DEVICES"
+        "auto", "Device (auto: a GPU if PyTorch finds one).", table="system.devices.DEVICES"
     )
     stop_at: int | None = option.run.optional(
-        "Stop after this step; --resume continues.", low=1, control=True
+        "Stop after this step, to continue later with --resume.", low=1, control=True
     )
     preview_every: int | None = option.run.optional(
-        "Steps between preview pictures.", low=1, shown="an eighth of the steps"
+        "Steps between preview images.", low=1, shown="an eighth of the steps"
     )
     save_every: int | None = option.run.optional(
         "Steps between checkpoints.", low=1, control=True, shown="500"

@@ -41,14 +41,14 @@ class FeatureConfig(Options):
 
     features: str = option(
         "efficientnet-lite0",
-        "Feature network of images. Arrays and sounds have random features.",
+        "Feature network for images (arrays and sounds use random features).",
         table="metrics.features.FEATURES",
     )
     feature_weights: str | None = option.measuring.optional(
-        "Weights of the feature network.",
+        "Weights file of the feature network.",
         parse=parse_file,
         place=True,
-        shown="found in the folder DIFFUSE_WEIGHTS, else downloaded",
+        shown="from the folder DIFFUSE_WEIGHTS, else downloaded",
     )
 
 
@@ -56,7 +56,7 @@ class FeatureConfig(Options):
 class SidesConfig(FeatureConfig, ComputeConfig, ReadingConfig):
     """How many images are compared with how many real ones, and how."""
 
-    n: int = option(1000, "Images on each side, generated and real.", low=2, high=10_000_000)
+    n: int = option(1000, "Number of generated images, and of real images.", low=2, high=10_000_000)
     background: str | None = option.data.optional(
         BACKGROUND, parse=parse_color, shown="the model's"
     )
@@ -69,7 +69,7 @@ class MeasureConfig(SidesConfig):
     """What is measured, and the real images to compare with."""
 
     subject: str = argument("MODEL", MODEL)
-    data: str = argument("DATA", "Real images, as for train: a folder, a zip, shards.")
+    data: str = argument("DATA", "Real images, in any form that train reads.")
     overwrite: bool = option(False, OVERWRITE)
 
 
@@ -79,15 +79,14 @@ class BoundConfig(Options):
 
     timesteps: int | str = option(
         8,
-        "Timesteps sampled per image for the likelihood bound (half as many of training images), "
-        "or 'all'.",
+        "Timesteps per image for the variational bound, or 'all'.",
         parse=parse_timesteps,
     )
     respaced: int | None = option.measuring.optional(
-        "Compute the bound over N of the model's timesteps.",
+        "Compute the variational bound over N of the model's timesteps.",
         low=2,
         high=100_000,
-        shown="all of them",
+        shown="all",
     )
 
 
@@ -96,7 +95,7 @@ class PlottedBoundConfig(BoundConfig):
     """The bound, and a plot of it."""
 
     plot: str | None = option.output.optional(
-        "Plot the bound by timestep.", place=True, metavar="FILE.png"
+        "Plot the variational bound by timestep.", place=True, metavar="FILE.png"
     )
 
 
@@ -108,25 +107,24 @@ class EvalConfig(MeasureConfig, PlottedBoundConfig, StartConfig, DrawConfig, Wei
         "MODEL_OR_FOLDER", "Model file, run directory, or folder of generated images."
     )
     metrics: tuple[str, ...] | None = option.optional(
-        "Measure these alone, and draw images only if one of them needs some.",
+        "Compute only these metrics, generating images only if needed.",
         table="metrics.METRICS",
         parse=parse_listed,
         shown="all that suit the data",
     )
     report: str | None = option.optional(
-        "Write a page with samples, every number and plot, and how to reproduce them.",
+        "Write a page of samples, metrics and plots, with commands that reproduce them.",
         place=True,
         metavar="FILE.html",
     )
     train_n: int = option.measuring(
         5000,
-        "Training images whose features are searched for copies; pixels are compared with all "
-        "of them. 0 skips the search.",
+        "Training images whose features are searched for copies (0: none).",
         low=0,
         high=10_000_000,
     )
     pairs: str | None = option.output.optional(
-        "Show the generated images nearest to training images, side by side.",
+        "Show generated images next to their nearest training images.",
         place=True,
         metavar="FILE.png",
     )
@@ -155,36 +153,34 @@ class TuneConfig(MeasureConfig, GuideConfig, TrajectoryConfig, WeightsConfig):
         TUNED_STEPS, "Numbers of steps to try with each sampler.", parse=parse_ints
     )
     guidance: tuple[float, ...] | None = option.optional(
-        "Guidance scales to try, for a model with classes: samplers are compared at the first "
-        "scale, and the best of them is tried at the others.",
+        "Guidance scales to try: all samplers at the first, the best at each.",
         parse=parse_scales,
         shown=f"the model's, then {','.join(f'{scale:g}' for scale in TUNED_GUIDANCE)}",
     )
-    weak_guidance: tuple[float, ...] | None = option.optional(
-        "Scales of guidance by a weaker model to try with the best setting, in as many network "
-        "evaluations. The weaker model is that of --guide-with, or the model's early average.",
+    weak_guidance: tuple[float, ...] | None = option.sampling.optional(
+        "Autoguidance scales to try, with --guide-with or the early EMA checkpoint.",
         parse=parse_scales,
         shown=f"{','.join(f'{scale:g}' for scale in TUNED_WEAK)} where there is one",
     )
-    learn_times: bool = option(
+    learn_times: bool = option.sampling(
         True,
         f"Also learn times, for the numbers of steps up to {LEARNED_STEPS}, from trajectories in "
         "many steps.",
     )
-    try_starts: bool = option(
-        True, "Also try --start gaussian with the sampler that is best without, if the model can."
+    try_starts: bool = option.sampling(
+        True, "Also try --start gaussian with the best sampler, if the model supports it."
     )
     out: str | None = option.optional(
-        "Write the model with the recommended setting, which sample and eval then use.",
+        "Write the model with the recommended setting, for sample and eval to use.",
         flag="-o",
         place=True,
         metavar="FILE",
     )
-    plot: str | None = option.optional(
+    plot: str | None = option.output.optional(
         "Plot KID against seconds per image.", place=True, metavar="FILE.png"
     )
     report: str | None = option.optional(
-        "Evaluate the recommended setting, and write a page with that and everything tried.",
+        "Evaluate the recommended setting, and write a page of all results.",
         place=True,
         metavar="FILE.html",
     )
@@ -207,12 +203,11 @@ class EmaConfig(MeasureConfig, StartConfig, DrawConfig):
 
     metric: str = option(
         "kid",
-        "How lengths are compared: by the KID of generated images, or by the loss of held-out "
-        "images, which draws none.",
+        "Criterion: KID of generated images, or loss of held-out images.",
         table=("kid", "held-out"),
     )
     out: str | None = option.optional(
-        "Write a model file with the best average.", flag="-o", metavar="FILE"
+        "Write a model file with the best EMA weights.", flag="-o", metavar="FILE"
     )
 
     def __post_init__(self) -> None:
@@ -231,8 +226,7 @@ class CompareConfig(SidesConfig, BoundConfig, StartConfig, DrawConfig, WeightsCo
     a: str = argument("A", MODEL)
     b: str = argument("B", MODEL)
     data: str | None = option.optional(
-        "Folder or zip of real images. Both are then also evaluated, from the same noise and "
-        "against the same images.",
+        "Real images, to also evaluate both models from the same noise.",
         metavar="[DATA]",
         argument=True,
         place=True,

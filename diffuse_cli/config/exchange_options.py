@@ -17,42 +17,42 @@ class ConvertConfig(Options):
     """
 
     source: str = argument(
-        "SOURCE", "Folder or file that another program saved, or with --to a model of diffuse."
+        "SOURCE", "Folder or file of another program, or with --to a diffuse model."
     )
     where: str | None = option.optional(
-        "Where to write, as with -o.",
+        "Output, the same as -o.",
         metavar="[OUT]",
         argument=True,
         place=True,
     )
     out: str | None = option.optional(
-        "Model file to write, or what --to makes of one.",
+        "Model file to write, or with --to a folder or file.",
         flag="-o",
         metavar="FILE|FOLDER",
         shown="model.safetensors, or diffusers, model.onnx or model.pt2 with --to",
     )
     to: str | None = option.optional(
-        "Program to write SOURCE for, a model file or run directory of diffuse.",
+        "Program to write the model for.",
         table="commands.convert.exporters.TARGETS",
-        shown="by the suffix of -o, else a model file",
+        shown="from the suffix of -o, else a model file",
     )
     format: str | None = option.optional(
         "Program that saved SOURCE.",
         table="commands.convert.importers.FORMATS",
-        shown="recognised by its content",
+        shown="detected from its content",
     )
     preset: str | None = option.optional(
-        "Published network that SOURCE is: supplies what its files leave out.",
+        "Published network of SOURCE, for settings that its files lack.",
         table="config.presets.PRESETS",
     )
     overwrite: bool = option(False, OVERWRITE)
     weights: str | None = option.optional(
-        "With --to: the averaged weights, or the raw ones.", table=("ema", "raw"), shown="ema"
+        "With --to: averaged weights (ema), or raw weights.", table=("ema", "raw"), shown="ema"
     )
     sampler: str | None = option.optional(
-        "With --to diffusers: the sampler whose scheduler is written.",
+        "With --to diffusers: sampler whose scheduler is written.",
         table="core.samplers.SAMPLERS",
-        shown="the model's, if pipelines of diffusers run it, else ddpm",
+        shown="the model's, if diffusers has its scheduler, else ddpm",
     )
 
     size: Size | None = option.data.optional(
@@ -72,14 +72,13 @@ class ConvertConfig(Options):
         "Channels of each attention head (openai).", low=1, high=4096, shown="from the preset"
     )
     heads_upsample: int | None = option.network.optional(
-        "Attention heads on the way up (openai): its --num_heads_upsample.",
+        "Attention heads in the decoder (openai), its --num_heads_upsample.",
         low=1,
         high=256,
-        shown="as on the way down",
+        shown="as in the encoder",
     )
     attention_order: str | None = option.network.optional(
-        "Order of queries, keys and values (openai). new: trained with "
-        "--use_new_attention_order True.",
+        "Order of queries, keys and values (new: openai's --use_new_attention_order True).",
         table=("legacy", "new"),
         shown="from the preset, else legacy",
     )
@@ -94,11 +93,11 @@ class ConvertConfig(Options):
         "Timesteps T of the process.", low=2, high=100_000, shown="from SOURCE or preset"
     )
     rescale_timesteps: bool | None = option.process.optional(
-        "The network was trained on t * 1000 / T instead of t.",
+        "Pass t * 1000 / T to the network instead of t.",
         shown="on for openai, off for diffusers",
     )
     target: str | None = option.process.optional(
-        "What the network predicts.",
+        "Quantity that the network predicts.",
         table="core.targets.TARGETS",
         shown="from SOURCE or preset, else eps",
     )
@@ -137,26 +136,25 @@ class PushConfig(Options):
     """
 
     model: str = argument("MODEL", MODEL)
-    target: str = argument("TARGET", "The model's name on the hub, hf://ORG/NAME.")
+    target: str = argument("TARGET", "Name on the Hugging Face Hub, hf://ORG/NAME.")
     license: str | None = option.optional(
-        "Licence under which others may use the model, as the hub writes it: mit, cc-by-4.0, "
-        "other. It must be given.",
+        "Licence of the model (required), for example mit or cc-by-4.0.",
         parse=parse_license,
     )
     eval: str | None = option.optional(
-        "Numbers for the card: a file of what diffuse eval --json printed.",
+        "Metrics for the card, from diffuse eval --json.",
         parse=parse_file,
         metavar="FILE.json",
     )
     samples: str | None = option.optional(
-        "Picture of samples for the card, such as grid.png.",
+        "Image of samples for the card, for example grid.png.",
         parse=parse_file,
         metavar="FILE.png",
-        shown="16 are drawn",
+        shown="16 new samples",
     )
-    private: bool = option(False, "Let nobody else see a repository that is made.", control=True)
+    private: bool = option(False, "Make a new repository private.", control=True)
     out: str | None = option.optional(
-        "Write the folder that would be pushed, and push nothing.",
+        "Write the folder that would be pushed, without pushing.",
         flag="-o",
         metavar="FOLDER",
     )

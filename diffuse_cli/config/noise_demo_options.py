@@ -15,21 +15,21 @@ class ForwardConfig(Options):
     """The processes that are shown, and the size; a model has its own."""
 
     schedule: tuple[str, ...] | None = option.optional(
-        "Noise schedule. Repeat it to compare several.",
+        "Noise schedule (repeatable).",
         table="core.schedules.SCHEDULES",
         parse=parse_names,
-        shown="all of them",
+        shown="all",
     )
-    betas: str | None = option.optional(
+    betas: str | None = option.process.optional(
         "Also show the betas in a file.", place=True, metavar="FILE"
     )
-    log_snr_shift: float = option(0.0, LOG_SNR_SHIFT, low=-10, high=10)
-    zero_terminal_snr: bool = option(False, "Rescale the betas to end in pure noise.")
-    num_timesteps: int | None = option.optional(
+    log_snr_shift: float = option.process(0.0, LOG_SNR_SHIFT, low=-10, high=10)
+    zero_terminal_snr: bool = option.process(False, "Rescale the betas to end in pure noise.")
+    num_timesteps: int | None = option.process.optional(
         "Timesteps T of the process.", low=2, high=100_000, shown=TIMESTEPS_SHOWN
     )
     size: Size | None = option.optional(
-        "Size to show the image at.", parse=parse_length, shown="its own, at most 256"
+        "Size of the image.", parse=parse_length, shown="its own, at most 256"
     )
 
 
@@ -37,16 +37,16 @@ class ForwardConfig(Options):
 class ReverseConfig(WeightsConfig):
     """What is shown of a model."""
 
-    data: str | None = option.optional(
+    data: str | None = option.data.optional(
         "With --model: also show the nearest images of this folder or zip.",
         place=True,
         metavar="DATA",
     )
-    label: str | None = option.optional(
-        "With --model: the class it is told.", flag="--class", metavar="NAME", shown="none"
+    label: str | None = option.conditioning.optional(
+        "With --model: class to condition on.", flag="--class", metavar="NAME", shown="none"
     )
-    given: str | None = option.optional(
-        "With --model, one trained on pairs: the image that it is told.",
+    given: str | None = option.conditioning.optional(
+        "With --model: conditioning image, for a model trained on pairs.",
         place=True,
         metavar="FILE",
     )
@@ -58,24 +58,22 @@ class DemoConfig(ForwardConfig, ReverseConfig):
 
     image: str = argument("IMAGE", "Image, array or sound.")
     model: str | None = option.optional(
-        "Also show what this model makes of the image, and how it draws one.",
+        "Also show how this model denoises the image, and how it samples.",
         place=True,
         metavar="MODEL",
     )
     steps: int = option(8, "Images in each row.", low=2, high=64)
     seed: int = option(0, "Seed of the noise.", low=0, high=2**63 - 1)
-    background: str | None = option.optional(
+    background: str | None = option.data.optional(
         BACKGROUND, parse=parse_color, shown="the model's, or white"
     )
-    fit: str | None = option.optional(
+    fit: str | None = option.data.optional(
         f"With --size or --model. {FIT}", table="media.FITS", shown="crop"
     )
     out: str | None = option.optional(
-        "Picture to write.", flag="-o", metavar="FILE", shown="NAME.noise-demo.png"
+        "Image file to write.", flag="-o", metavar="FILE", shown="NAME.noise-demo.png"
     )
     gif: bool = option(False, "Also write an animation.")
-    html: bool = option(False, "Also write a page on which each picture can be played, of a sound.")
-    open: bool = option(
-        False, "Open what was written: the page of a sound, else the animation, else the picture."
-    )
+    html: bool = option.output(False, "Also write a page that plays each picture of a sound.")
+    open: bool = option.output(False, "Open the page, animation or image that was written.")
     overwrite: bool = option(False, OVERWRITE)

@@ -70,8 +70,8 @@ class OptionMaker:
 
 
 GROUPS = (
-    "Options", "Data", "Network", "Process", "Sampling", "Measuring", "Optimisation", "Run",
-    "Output",
+    "Options", "Conditioning", "Data", "Network", "Process", "Sampling", "Measuring",
+    "Optimization", "Run", "Output",
 )  # fmt: skip
 """The sections of `--help`, the most needed first."""
 
@@ -79,12 +79,13 @@ GROUPS = (
 class OptionMakers(OptionMaker):
     """The maker of the options needed most, and the makers of each further section."""
 
+    conditioning = OptionMaker("Conditioning")
     data = OptionMaker("Data")
     network = OptionMaker("Network")
     process = OptionMaker("Process")
     sampling = OptionMaker("Sampling")
     measuring = OptionMaker("Measuring")
-    optimiser = OptionMaker("Optimisation")
+    optimiser = OptionMaker("Optimization")
     run = OptionMaker("Run")
     output = OptionMaker("Output")
 
@@ -171,6 +172,19 @@ def from_text(f: dataclasses.Field[Any], text: str) -> int | float | str:
         return text
     with translating(lambda _: flag_of(f)):
         return settings.accepted(f, as_number(text, number))  # type: ignore[no-any-return]
+
+
+def given_options(kind: type[Options], typed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that are on a command line, with texts that are numbers as numbers.
+
+    Raises:
+        UsageError: not a number, or out of range.
+    """
+    return {
+        f.name: from_text(f, value) if isinstance(value, str) else value
+        for f, _ in options(kind)
+        if (value := typed[f.name]) is not None and value != []
+    }
 
 
 # -- dictionaries and TOML ------------------------------------------------------------------------

@@ -109,18 +109,18 @@ PRESETS: Registry[Preset] = Registry(
     "presets",
     {
         "tiny": Preset(
-            "0.4 M parameters: minutes on a laptop's processor",
+            "0.4 M parameters: minutes on a laptop's CPU",
             _shape(32, (1, 1, 1), 1, (), finest=32),
             {"lr": 4e-3},
             signals={"width": 64, "finest": 512},
         ),
         "slim": Preset(
-            "0.3 M: half of tiny's channels at full size, for faster steps",
+            "0.3 M: half of tiny's channels, for faster steps",
             _shape(16, (1, 2, 2), 1, (), finest=32),
             {"lr": 8e-3},
         ),
         "small": Preset(
-            "6.9 M at 32x32: hours on a processor, minutes on a GPU",
+            "6.9 M at 32x32: hours on a CPU, less on a GPU",
             _shape(64, (1, 2, 2), 2, (7, 8)),
             {"lr": 1e-3},
         ),
@@ -141,7 +141,7 @@ PRESETS: Registry[Preset] = Registry(
             network="vit",
         ),
         "vit-b": Preset(
-            "130 M: the same of the width of JiT-B (Li & He 2025)",
+            "130 M: a transformer of the width of JiT-B (Li & He 2025)",
             {"width": 768, "depth": 12, **JIT},
             {**JIT_TRAINING, "lr": 2e-4},
             network="vit",

@@ -36,10 +36,7 @@ WEAK_GUIDANCE = 1.5
 OWN = "self"
 """What `--guide-with` calls the early average in the model file."""
 
-ON = (
-    "What to tell of a column, for a model trained with --condition-on: age=40. Repeat it for "
-    "other columns, and for other values of one, which are drawn in turn."
-)
+ON = "Condition on a metadata column, for example age=40 (repeatable)."
 
 IMAGES = 16
 """How many images are drawn if no number is given."""
@@ -64,8 +61,8 @@ class SamplerChoice(Options):
     weak_guidance: float | None = option.optional(
         "Scale of guidance by a weaker model.", low=0, high=STRONGEST
     )
-    times: tuple[float, ...] | None = option.optional("Learned times.", parse=parse_times)
-    start: str | None = option.optional("Where it starts.", table=STARTS)
+    times: tuple[float, ...] | None = option.optional("Learned timesteps.", parse=parse_times)
+    start: str | None = option.optional("Initial noise.", table=STARTS)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -94,15 +91,15 @@ class ComputeConfig(Options):
 
     seed: int = option(0, "Seed of the noise.", low=0, high=2**63 - 1)
     batch_size: int = option.run(
-        64, "Batch size; changes results by rounding alone.", low=1, high=100_000
+        64, "Batch size, which changes results only by rounding.", low=1, high=100_000
     )
     precision: str = option.run(
         "auto",
-        "Precision of the arithmetic; auto is the model's own where the device has it.",
+        "Floating-point precision (auto: the model's, if the device supports it).",
         table="system.devices.PRECISIONS",
     )
     device: str = option.run(
-        "auto", "Device; auto is a GPU where PyTorch sees one.", table="system.devices.DEVICES"
+        "auto", "Device (auto: a GPU if PyTorch finds one).", table="system.devices.DEVICES"
     )
 
 
@@ -111,7 +108,7 @@ class WeightsConfig(Options):
     """Which of a model's weights to use."""
 
     weights: str = option.sampling(
-        "ema", "Use the averaged weights, or the raw ones.", table=("ema", "raw")
+        "ema", "Weights to use: averaged (ema), or raw.", table=("ema", "raw")
     )
 
 
@@ -120,18 +117,17 @@ class TrajectoryConfig(Options):
     """Options that go with any sampler."""
 
     spacing: str | None = option.sampling.optional(
-        "Which timesteps the sampler visits.",
+        "Spacing of the timesteps that the sampler visits.",
         table="core.timesteps.SPACINGS",
-        shown="those that tune learned, or wide with unipc in at most 10 steps, else trailing",
+        shown="learned by tune, else wide for unipc up to 10 steps, else trailing",
     )
     threshold: float | None = option.sampling.optional(
-        "Dynamic thresholding: instead of clipping a predicted image, scale it until this share "
-        "of its pixels, such as 0.995, is in range.",
+        "Fraction of pixels that dynamic thresholding keeps in range, for example 0.995.",
         low=0.01,
         high=1,
     )
     guidance_interval: tuple[float, float] | None = option.sampling.optional(
-        "Guide only at noise levels (sigma/alpha) between these.",
+        "Noise levels (sigma/alpha) between which to guide.",
         parse=parse_interval,
         shown="all",
     )
@@ -142,11 +138,10 @@ class GuideConfig(Options):
     """The weaker model to guide by."""
 
     guide_with: str | None = option.sampling.optional(
-        "Guide by a weaker model of the same data, a file or run directory; 'self' is the early "
-        "average in a model trained with --keep-weak. A step then takes one more evaluation.",
+        "Weaker model for autoguidance (self: the early EMA checkpoint of --keep-weak).",
         place=True,
         metavar="MODEL|self",
-        shown="the model's, if tune recommends it",
+        shown="the model's, if recommended by tune",
     )
 
 
@@ -159,7 +154,7 @@ class SamplerConfig(GuideConfig, TrajectoryConfig):
     """
 
     steps: int | None = option.optional(
-        "Sampling steps, each one network evaluation (two with heun), more with guidance.",
+        "Sampling steps.",
         low=1,
         high=MOST_STEPS,
         shown=f"the model's, or {SAMPLING_STEPS}",
@@ -168,15 +163,13 @@ class SamplerConfig(GuideConfig, TrajectoryConfig):
         "Sampler.", table="core.samplers.SAMPLERS", shown=f"the model's, or {SAMPLER}"
     )
     guidance: float | None = option.optional(
-        "Guidance scale, for a model with classes or columns: 1 is the conditional model, 0 the "
-        "unconditional.",
+        "Guidance scale (0: unconditional, 1: conditional).",
         low=0,
         high=STRONGEST,
-        shown=f"the model's, or {GUIDANCE:g}; 1 if trained with --label-dropout 0, or on numbers",
+        shown=f"the model's, or {GUIDANCE:g}, or 1 without label dropout or for numeric columns",
     )
     weak_guidance: float | None = option.sampling.optional(
-        "Scale of --guide-with: 1 is the model alone, 0 the weaker one. Added to what --guidance "
-        "does.",
+        "Autoguidance scale: 1 is the model itself, 0 the weaker model.",
         low=0,
         high=STRONGEST,
         shown=f"the model's, or {WEAK_GUIDANCE:g}",
@@ -208,8 +201,7 @@ class StartConfig(Options):
     """Where sampling begins."""
 
     start: str | None = option.sampling.optional(
-        "Where sampling begins: in pure noise, or where the data is nearly Gaussian, in noise with "
-        "its brightness and layout. For a model that is told nothing.",
+        "Initial noise: pure, or gaussian with the brightness and layout of the data.",
         table=STARTS,
         shown=f"the model's, or {NOISE}",
     )
@@ -221,48 +213,43 @@ class SampleConfig(StartConfig, DrawConfig, WeightsConfig):
 
     model: str = argument("MODEL", MODEL)
     n: int | None = option.optional(
-        "Number of images; with --given, of each.",
+        "Number of images (with --given, for each input).",
         low=1,
         high=10_000_000,
         shown=str(IMAGES),
     )
-    range: tuple[int, int] | None = option.optional(
-        "Draw images A to B - 1 of the seed alone, as one of several machines, or to add to a "
-        "folder.",
+    range: tuple[int, int] | None = option.output.optional(
+        "Generate only images A to B - 1 of the seed, for example 0:500.",
         parse=parse_range,
         metavar="A:B",
     )
     out: str = option(
         "samples",
-        "Folder for the images, or a file that ends in .zip, or in .npz for one array of them all. "
-        "If it holds a part of them, of the same settings, the rest is drawn.",
+        "Output folder, .zip or .npz, which the same command completes after an interruption.",
         flag="-o",
         metavar="FOLDER|FILE",
     )
     classes: tuple[str, ...] = option(
         (),
-        "Class to draw. Repeat it to draw several in turn.",
+        "Class to generate (repeatable).",
         flag="--class",
         parse=parse_names,
-        shown="every class in turn",
+        shown="all classes, alternating",
     )
-    on: tuple[str, ...] = option((), ON, parse=parse_settings, shown="nothing is told")
-    given: str | None = option.optional(
-        "What the images are drawn from, for a model trained with --given: an image, or a folder "
-        "or zip of them, as the model is given them (small for low-res:4, grey for grey).",
+    on: tuple[str, ...] = option.conditioning((), ON, parse=parse_settings, shown="unconditional")
+    given: str | None = option.conditioning.optional(
+        "Conditioning image, folder or zip, already degraded unless --degrade is set.",
         metavar="PATH",
     )
-    mask: str | None = option.optional(
-        "What is unknown of --given, for a model trained on masks: white in an image for all, or "
-        "in a folder or zip of images of the same names.",
+    mask: str | None = option.conditioning.optional(
+        "Mask, or folder or zip of masks: white where --given is unknown.",
         metavar="PATH",
     )
-    degrade: bool = option(
-        False, "The images of --given are whole: degrade them as in training first."
+    degrade: bool = option.conditioning(
+        False, "Degrade the images of --given first, as in training."
     )
-    then: str | None = option.optional(
-        "Give each image to another model, such as one trained with --given low-res:4, and write "
-        "what that draws.",
+    then: str | None = option.conditioning.optional(
+        "Pass each image to a second model, for example trained with --given low-res:4.",
         metavar="MODEL",
     )
     gif: bool = option(False, "Also write denoising.gif, from noise to image.")

@@ -9,17 +9,14 @@ from diffuse_cli.config.options import OVERWRITE, Options, argument, option
 from diffuse_cli.config.parsers import Size, parse_betas, parse_color, parse_length
 from diffuse_cli.system.errors import UsageError
 
-FIT = "Images of another shape: crop the centre, pad with the background, or stretch."
-BACKGROUND = "Colour behind transparent images, and around padded ones."
-LAYOUT = (
-    "Axes of arrays in their order, C for channels, such as HWC; pages for images: those of a TIFF "
-    "are its channels."
-)
-ALPHA = "Keep the transparency of images, as a channel."
-BITS = "Bits of images, 8 or 16; others are scaled."
-OWN_BITS = "16 if all images have them"
-RATE = "Rate of sounds in Hz, to which others are resampled."
-BESIDE = "What lies beside the images of DATA, for a model trained on pairs: a folder or zip."
+FIT = "Crop, pad or stretch images of another shape."
+BACKGROUND = "Colour behind transparent images and around padded images."
+LAYOUT = "Axis order of arrays, for example HWC, or pages for TIFF pages as channels."
+ALPHA = "Keep transparency as a channel."
+BITS = "Bits per channel, 8 or 16, to which other images are scaled."
+OWN_BITS = "16 if all images have 16 bits, else 8"
+RATE = "Sample rate in Hz, to which other sounds are resampled."
+BESIDE = "Folder or zip of conditioning images, for a model trained on pairs."
 """Help of --fit and others, which several commands have; BESIDE is that of --given where a model's
 data is read again."""
 
@@ -40,31 +37,28 @@ class ReadingConfig(Options):
 class InfoConfig(ReadingConfig):
     """A set of images, or a model file, to describe."""
 
-    path: str = argument(
-        "PATH", "Images, arrays or sounds, as for train; a model file; or a run directory."
-    )
+    path: str = argument("PATH", "Training data, a model file, or a run directory.")
     size: Size | None = option.data.optional(
         "Image size, as for train.", parse=parse_length, shown="from the data"
     )
     background: str | None = option.data.optional(BACKGROUND, parse=parse_color, shown="white")
     fit: str | None = option.data.optional(FIT, table="media.FITS", shown="crop")
     layout: str | None = option.data.optional(
-        LAYOUT, table="media.shapes.LAYOUTS", shown="L, HW, CHW or CDHW, by their number"
+        LAYOUT, table="media.shapes.LAYOUTS", shown="L, HW, CHW or CDHW, by the number of axes"
     )
     alpha: bool = option.data(False, ALPHA)
     bits: int | None = option.data.optional(BITS, low=8, high=16, shown=OWN_BITS)
     rate: int | None = option.data.optional(
-        RATE, low=1000, high=384_000, shown="the usual one in the data, at most 16000"
+        RATE, low=1000, high=384_000, shown="the data's most frequent rate, at most 16000"
     )
     out: str | None = option.optional(
-        "Write a contact sheet: a sample of the images, a row for each class; with --toml, write "
-        "the configuration.",
+        "Write a contact sheet of the images, or with --toml the configuration.",
         flag="-o",
         metavar="FILE",
     )
     toml: bool = option(
         False,
-        "Print the configuration of a model's training, which train reads with --config.",
+        "Print a model's training configuration, for train --config.",
         control=True,
     )
     overwrite: bool = option(False, OVERWRITE)
@@ -77,9 +71,7 @@ class InfoConfig(ReadingConfig):
 TIMESTEPS = 1000
 TIMESTEPS_SHOWN = f"{TIMESTEPS}, or the number of --betas"
 
-LOG_SNR_SHIFT = (
-    "Add this to the log-SNR of every timestep: -1.386 hides as much at twice the image size."
-)
+LOG_SNR_SHIFT = "Shift the log-SNR of every timestep, for example by -1.386 for doubled image size."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,8 +99,10 @@ class DiffusionConfig(Options):
     zero_terminal_snr: bool = option.process(
         False, "Rescale the betas to end in pure noise (not with target eps)."
     )
-    rescale_timesteps: bool = option.process(True, "Show the network t * 1000 / T instead of t.")
-    target: str = option.process("v", "What the network predicts.", table="core.targets.TARGETS")
+    rescale_timesteps: bool = option.process(True, "Pass t * 1000 / T to the network instead of t.")
+    target: str = option.process(
+        "v", "Quantity that the network predicts.", table="core.targets.TARGETS"
+    )
     variance: str = option.process(
         "small", "Variance of the reverse process.", table="core.variances.VARIANCES"
     )

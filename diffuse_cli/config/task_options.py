@@ -50,21 +50,19 @@ class PictureConfig(DrawConfig, WeightsConfig):
     out: str = option(flag="-o", help="Folder for the samples.", metavar="FOLDER", default="made")
     classes: tuple[str, ...] = option(
         (),
-        "Class to draw, for a model with classes. Repeat it to draw several in turn.",
+        "Class to generate (repeatable).",
         flag="--class",
         parse=parse_names,
-        shown="no class",
+        shown="none",
     )
-    on: tuple[str, ...] = option((), ON, parse=parse_settings, shown="nothing is told")
+    on: tuple[str, ...] = option.conditioning((), ON, parse=parse_settings, shown="unconditional")
     size: Size | None = option.optional(
-        "Size of the samples: the model's, or larger ones in overlapping windows.",
+        "Size of the samples, in overlapping windows if larger than the model's.",
         parse=parse_size,
         shown="the model's",
     )
-    fit: str | None = option.optional(FIT, table="media.FITS", shown="as in training")
-    grid: bool = option.output(
-        True, "Write grid.png: a row for each image, with its samples beside it."
-    )
+    fit: str | None = option.data.optional(FIT, table="media.FITS", shown="as in training")
+    grid: bool = option.output(True, "Write grid.png, with a row of samples for each image.")
     overwrite: bool = option(False, OVERWRITE)
 
 
@@ -73,14 +71,13 @@ class RestoringConfig(PictureConfig):
     """Samples that fit an observation."""
 
     method: str | None = option.optional(
-        "How samples are made to fit: given tells the model what is seen; ddnm needs no gradient, "
-        "pigdm one a step, mmps four.",
+        "Method: given conditions the model, ddnm needs no gradients, pigdm one, mmps four.",
         table="config.task_options.METHODS",
         shown=f"{TOLD} for a model trained for it, else {METHOD}",
     )
-    jumps: int = option(
+    jumps: int = option.sampling(
         1,
-        "Take every tenth of the way this many times, going up again in between (RePaint).",
+        "Passes over each tenth of the sampling path (RePaint).",
         low=1,
         high=1000,
     )
@@ -91,9 +88,9 @@ class InpaintConfig(RestoringConfig):
     """Part of a picture drawn anew."""
 
     mask: str | None = option.optional(
-        "Image of the same size: white where to draw, black where to keep.",
+        "Image of the same size: white to generate, black to keep.",
         metavar="FILE",
-        shown="draw what is transparent",
+        shown="the transparent area",
     )
     out: str = option("inpainted", "Folder for the samples.", flag="-o", metavar="FOLDER")
 
@@ -102,11 +99,11 @@ class InpaintConfig(RestoringConfig):
 class UpscaleConfig(RestoringConfig):
     """A small picture made large."""
 
-    factor: int = option(4, "How many times larger.", low=2, high=4096)
+    factor: int = option(4, "Enlargement factor.", low=2, high=4096)
     size: Size | None = option.optional(
-        "Size of the samples: the model's, or larger ones in overlapping windows.",
+        "Size of the samples, in overlapping windows if larger than the model's.",
         parse=parse_size,
-        shown="that of a single image times --factor, or the model's if that is more",
+        shown="a single image's size times --factor, at least the model's",
     )
     out: str = option("upscaled", "Folder for the samples.", flag="-o", metavar="FOLDER")
 
@@ -120,10 +117,10 @@ class RestoreConfig(RestoringConfig):
     """
 
     degradation: str = option(
-        help=f"What was done to it, such as {FORMS}; with noise, blur:2+noise:0.05.",
+        help=f"Degradation: {FORMS}, or blur:2+noise:0.05.",
         metavar="NAME[:X]",
     )
-    degrade: bool = option(False, "IMAGE is whole: degrade it first.")
+    degrade: bool = option.data(False, "Degrade IMAGE first, to try the command on a whole image.")
     out: str = option("restored", "Folder for the samples.", flag="-o", metavar="FOLDER")
 
     def __post_init__(self) -> None:
@@ -137,7 +134,7 @@ class VaryConfig(PictureConfig):
     """Variations of a picture."""
 
     strength: float = option(
-        0.6, "How far: 0 hardly changes it, 1 hardly looks at it.", low=0, high=1
+        0.6, "Strength: 0 hardly changes the image, 1 almost ignores it.", low=0, high=1
     )
     out: str = option("varied", "Folder for the samples.", flag="-o", metavar="FOLDER")
 
@@ -147,11 +144,11 @@ class InterpolateConfig(ComputeConfig, WeightsConfig):
     """Pictures between two."""
 
     model: str = argument("MODEL", MODEL)
-    first: str = argument("A", "Image to begin with.")
-    second: str = argument("B", "Image to end with.")
-    n: int = option(9, "Number of images, both ends among them.", low=2, high=100_000)
+    first: str = argument("A", "First image.")
+    second: str = argument("B", "Last image.")
+    n: int = option(9, "Number of images, including A and B.", low=2, high=100_000)
     steps: int | None = option.optional(
-        "Steps to the noise of each image, and back.",
+        "Steps from each image to its noise, and back.",
         low=1,
         high=MOST_STEPS,
         shown=f"{ENCODING_STEPS}",
@@ -160,20 +157,19 @@ class InterpolateConfig(ComputeConfig, WeightsConfig):
         "Class of the images, for a model with classes.",
         flag="--class",
         metavar="NAME",
-        shown="no class",
+        shown="none",
     )
-    on: tuple[str, ...] = option(
+    on: tuple[str, ...] = option.conditioning(
         (),
-        "What to tell of a column, for a model trained with --condition-on: age=40. Repeat it for "
-        "other columns.",
+        "Condition on a metadata column, for example age=40 (repeatable).",
         parse=parse_settings,
-        shown="nothing is told",
+        shown="unconditional",
     )
     out: str = option("interpolated", "Folder for the images.", flag="-o", metavar="FOLDER")
-    fit: str | None = option.optional(FIT, table="media.FITS", shown="as in training")
+    fit: str | None = option.data.optional(FIT, table="media.FITS", shown="as in training")
     grid: bool = option.output(True, "Write grid.png, all images in a row.")
     overwrite: bool = option(False, OVERWRITE)
     precision: str = option.run(
-        "fp32", "Precision of the arithmetic; others may not come back to the images.",
+        "fp32", "Floating-point precision (lower precisions may not reproduce A and B).",
         table="system.devices.PRECISIONS",
     )  # fmt: skip

@@ -46,46 +46,47 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
     data: str = argument("DATA", "Folder, zip, tar, parquet, npy or hf:// name.")
     steps: int = option(5000, "Training steps.", low=1, high=100_000_000)
     minutes: float | None = option.optional(
-        "Train for X minutes in total, over all resumes; it sets the steps.",
+        "Train for X minutes in total, over all resumes, instead of --steps.",
         low=0.01,
         high=1e6,
         control=True,
     )
     out: str = option(
         "model.safetensors",
-        "Model file; its run directory lies beside it.",
+        "Model file, with its run directory created next to it.",
         flag="-o",
         control=True,
         place=True,
         metavar="FILE",
     )
     size: Size | None = option.optional(
-        "Image size, or the length of sounds in samples. Images of a single size up to 64 keep it; "
-        "others become 64x64.",
+        "Image size, or length of sounds in samples.",
         parse=parse_length,
         shown="from the data",
     )
     preset: str | None = option.network.optional(
-        "Network.", table="config.presets.PRESETS", shown="from image size and device"
+        "Network with its training settings.",
+        table="config.presets.PRESETS",
+        shown="from image size and device",
     )
     batch_size: int | None = option.optional(
-        "Images per step, over all processes; scales the learning rate.",
+        "Images per step over all processes, which also scales the learning rate.",
         low=1,
         high=1_000_000,
-        shown="64; chosen with --minutes",
+        shown="64, or measured with --minutes",
     )
-    classes: bool = option(False, "Learn classes: the names of the folders.")
+    classes: bool = option(False, "Condition on classes, named by the folders of the images.")
     resume: bool = option(False, "Continue from the last checkpoint.", control=True)
     auto_resume: bool = option.run(
-        False, "Continue a run, or start one if there is none: for requeued jobs.", control=True
+        False, "Continue a run, or start one if there is none, for requeued jobs.", control=True
     )
     overwrite: bool = option(False, OVERWRITE, control=True)
     dry_run: bool = option(
-        False, "Print the configuration and its cost, without training.", control=True
+        False, "Print the configuration and its cost without training.", control=True
     )
 
     medium: str | None = option.data.optional(
-        "What the samples are.", table="media.MEDIA", shown="that of most files in DATA"
+        "Kind of data.", table="media.MEDIA", shown="the most frequent kind in DATA"
     )
     channels: int | None = option.data.optional(
         "Channels: 1 for grey or mono, 2 for stereo, 3 for colour.",
@@ -94,51 +95,46 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
         shown="from the data",
     )
     layout: str | None = option.data.optional(
-        LAYOUT, table="media.shapes.LAYOUTS", shown="L, HW, CHW or CDHW, by their number"
+        LAYOUT, table="media.shapes.LAYOUTS", shown="L, HW, CHW or CDHW, by the number of axes"
     )
     alpha: bool = option.data(False, ALPHA)
     bits: int | None = option.data.optional(BITS, low=8, high=16, shown=OWN_BITS)
     rate: int | None = option.data.optional(
-        RATE, low=1000, high=384_000, shown="the usual one in the data, at most 16000"
+        RATE, low=1000, high=384_000, shown="the data's most frequent rate, at most 16000"
     )
     transform: str | None = option.data.optional(
-        "Transform of the floats of arrays, before they are standardised by channel.",
+        "Transform of float arrays before standardization by channel.",
         table="core.space.TRANSFORMS",
         shown="none",
     )
-    given: str | None = option.data.optional(
-        "Learn images from another that is given: a folder or zip of images with the same names, "
-        "or what is made of the images themselves, such as low-res:4, grey or mask:random. "
-        "--given nothing leaves out what a model of --init is given.",
+    given: str | None = option.conditioning.optional(
+        "Condition on images of the same names, or on a degradation, for example low-res:4.",
         parse=parse_given,
         place=True,
         metavar="FOLDER|DEGRADATION",
-        shown="nothing is given",
+        shown="none, or as the --init model (nothing: drop it)",
     )
-    condition_on: tuple[str, ...] | None = option.data.optional(
-        "Learn images by columns of metadata.csv or metadata.jsonl, a table in DATA that names "
-        "each image in its column file_name: numbers, or labels (age,site; zip:label for numbers "
-        "that are labels).",
+    condition_on: tuple[str, ...] | None = option.conditioning.optional(
+        "Condition on columns of metadata.csv or metadata.jsonl, for example age,zip:label.",
         parse=parse_listed,
         metavar="COLUMN,...",
-        shown="no table is read",
+        shown="none",
     )
     flip: bool = option.data(
-        False, "Mirror half of the images, left to right; of arrays the last axis."
+        False, "Mirror half of the training images, or the last axis of arrays."
     )
     background: str = option.data("white", BACKGROUND, parse=parse_color)
     fit: str = option.data("crop", FIT, table="media.FITS")
 
     cache: int | None = option.data.optional(
-        "Keep at most this much of the decoded images, in memory or, over a quarter of it, in a "
-        "file in the run directory; decode the others as they are used (8GiB, 0).",
+        "Memory or disk space for decoded images, for example 8GiB, or 0 for none.",
         parse=parse_bytes,
         control=True,
-        shown="a quarter of the memory, or half of what is free on the disk if that is more",
+        shown="a quarter of memory, or half of the free disk space if more",
     )
 
     width: int | None = option.network.optional(
-        "Base width of the network; scales the learning rate.",
+        "Base width of the network, which also scales the learning rate.",
         low=2,
         high=4096,
         shown="from the preset",
@@ -147,7 +143,7 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
         "Start from the weights and network of a model.", place=True, metavar="MODEL"
     )
     network: str | None = option.network.optional(
-        "Network architecture.", table="core.networks.NETWORKS", shown="the preset's"
+        "Network architecture.", table="core.networks.NETWORKS", shown="from the preset"
     )
     architecture: Mapping[str, Any] = field(default_factory=dict)
 
@@ -157,7 +153,7 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
     optimizer: str | None = option.optimiser.optional(
         "Optimizer.",
         table="core.optimizers.OPTIMIZERS",
-        shown="muon; adamw with the presets of papers",
+        shown="muon, or adamw for presets from papers",
     )
     warmup: int = option.optimiser(
         100, "Learning-rate warm-up steps, at most a tenth of the run.", low=0
@@ -165,54 +161,50 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
     weight_decay: float = option.optimiser(0.01, "Weight decay of AdamW.", low=0, high=10)
     grad_clip: float = option.optimiser(1.0, "Clip the gradient to this norm.", low=1e-6, high=1e6)
     accumulation: int = option.optimiser(
-        1, "Split each batch into N passes, to save memory.", low=1, high=100_000
+        1, "Split each batch into N passes to save memory.", low=1, high=100_000
     )
     loss: str | None = option.optimiser.optional(
         "Training loss.",
         table="core.losses.LOSSES",
-        shown="simple; hybrid for a learned variance",
+        shown="simple, or hybrid for a learned variance",
     )
     weighting: str | None = option.optimiser.optional(
         "Weight of each timestep's loss, as a function of its SNR.",
         table="core.losses.WEIGHTINGS",
-        shown="min-snr; none with vlb",
+        shown="min-snr, or none with vlb",
     )
     timestep_draw: str = option.optimiser(
         "uniform",
-        "Draw timesteps uniformly, or more where the loss, or its weight, is large.",
+        "Draw timesteps uniformly, or more where the loss or its weight is large.",
         table="core.timesteps.TIMESTEP_DRAWS",
     )
     teacher_guidance: float | None = option.optimiser.optional(
-        "With --loss consistency: follow the model of --init guided at this scale.",
+        "Guidance scale of the --init model, with --loss consistency.",
         low=0,
         high=100,
         shown="unguided",
     )
-    label_dropout: float = option.optimiser(
+    label_dropout: float = option.conditioning(
         0.1,
-        "Share of images whose class and row of the table are hidden in training, for guidance; "
-        "from as many again, some columns are.",
+        "Fraction of images trained without class and metadata, for guidance.",
         low=0,
         high=1,
     )
-    given_dropout: float | None = option.optimiser.optional(
-        "Share of images trained without what is given, for guidance.",
+    given_dropout: float | None = option.conditioning.optional(
+        "Fraction of images trained without the conditioning image, for guidance.",
         low=0,
         high=1,
         shown=f"{GIVEN_DROPOUT:g}",
     )
-    given_noise: float | None = option.optimiser.optional(
-        "Add noise to what is given in training, of a deviation up to this in [-1, 1], so that "
-        "samples of another model may be given.",
+    given_noise: float | None = option.conditioning.optional(
+        "Largest standard deviation of noise added to conditioning images in training.",
         low=0,
         high=10,
         shown="0",
     )
-    ema_decay: float = option.optimiser(
-        0.999, "Largest decay of the weight average.", low=0, below=1
-    )
+    ema_decay: float = option.optimiser(0.999, "Largest decay of the EMA weights.", low=0, below=1)
     ema_lengths: int | None = option.optimiser.optional(
-        "Save N snapshots for choosing the EMA length afterwards, with diffuse ema.",
+        "Save N snapshots, from which diffuse ema chooses the EMA length.",
         low=4,
         high=1000,
         place=True,
@@ -220,44 +212,43 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
         shown="none",
     )
 
-    seed: int = option.run(0, "Seed of all random draws.", low=0, high=2**63 - 1)
+    seed: int = option.run(0, "Seed of all random numbers.", low=0, high=2**63 - 1)
     precision: str = option.run(
-        "auto", "Precision of the arithmetic.", table="system.devices.PRECISIONS"
+        "auto", "Floating-point precision.", table="system.devices.PRECISIONS"
     )
     device: str = option.run(
         "auto",
-        "Device; auto is a GPU where PyTorch sees one.",
+        "Device (auto: a GPU if PyTorch finds one).",
         table="system.devices.DEVICES",
         place=True,
     )
-    compile: bool = option.run(False, "Compile the network: pays off in long runs on a GPU.")
+    compile: bool = option.run(False, "Compile the network, which pays off in long runs on a GPU.")
     gradient_checkpointing: bool = option.run(
-        False, "Save memory by recomputing activations, at some speed.", control=True
+        False, "Recompute activations to save memory, at some cost in speed.", control=True
     )
     stop_at: int | None = option.run.optional(
-        "Stop after this step; --resume continues.", low=1, control=True
+        "Stop after this step, to continue later with --resume.", low=1, control=True
     )
     save_every: int | None = option.run.optional(
         "Steps between checkpoints.",
         low=1,
         control=True,
-        shown="500, and with each preview, if saving takes under 1 % of the time",
+        shown="500 and at each preview, if saving takes under 1 % of the time",
     )
     preview_every: int | None = option.run.optional(
-        "Steps between preview pictures and held-out losses.",
+        "Steps between preview images and held-out losses.",
         low=1,
         place=True,
-        shown="an eighth of the steps, more if previews would take over a fifth of the time",
+        shown="an eighth of the run, or more if previews are slow",
     )
     eval_every: int | None = option.run.optional(
-        "Steps between measurements of KID, of arrays and sounds that of random features; also "
-        "keeps the best model.",
+        "Steps between KID measurements, which also keep the best model.",
         low=1,
         place=True,
         shown="never",
     )
     eval_images: int | None = option.run.optional(
-        "Images generated for each measurement.", low=4, high=100_000, place=True, shown="256"
+        "Images generated for each KID measurement.", low=4, high=100_000, place=True, shown="256"
     )
 
     keep_raw: bool = option.output(
@@ -265,14 +256,16 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
     )
     keep_weak: bool = option.output(
         False,
-        "Also keep an early average (--weak-after) in the model file, for sample "
-        "--guide-with self.",
+        "Also save an early EMA checkpoint, for sample --guide-with self.",
     )
     weak_after: float = option.output(
-        0.125, "Share of the steps after which --keep-weak takes its average.", low=0.001, below=1
+        0.125,
+        "Fraction of the steps after which --keep-weak saves its checkpoint.",
+        low=0.001,
+        below=1,
     )
     log: str | None = option.output.optional(
-        "Also log to a tracker.", table="system.devices.TRACKERS", control=True
+        "Also log to an experiment tracker.", table="system.devices.TRACKERS", control=True
     )
     log_every: int = option.output(50, "Steps between lines of metrics.jsonl.", low=1, control=True)
 

@@ -150,12 +150,12 @@ def test_rubbish_is_counted_by_reason_and_named(here, diffuse):
 def test_no_arguments_print_the_help(diffuse):
     ran = diffuse()
     assert ran.code == 2
-    assert "Commands:\n" in ran.err
+    assert "Start:\n" in ran.err
     assert ran.out == ""
 
 
 def test_help_and_version_are_results(diffuse):
-    assert "Commands:\n" in diffuse("--help").out
+    assert "Start:\n" in diffuse("--help").out
     assert diffuse("--version").out.startswith("diffuse ")
     assert "--stop-at" in diffuse("train", "--help").out
 

@@ -1,4 +1,4 @@
-"""`--help` in groups, and what is said of an option or a command that is not there."""
+"""`-h`, `--help`, and the answers to an option or a command that does not exist."""
 
 from __future__ import annotations
 
@@ -6,20 +6,24 @@ import contextlib
 import os
 import pty
 import re
+import shlex
 import subprocess
 import sys
 
 import pytest
 from conftest import environment
 
-from diffuse_cli.app import build
+from diffuse_cli.app import CHAPTERS, build
 from diffuse_cli.commands import COMMANDS
 from diffuse_cli.commands._cli import check_names, help
 from diffuse_cli.commands._cli.suggestions import ADVICE, SYNONYMS, VALUES
-from diffuse_cli.config.options import GROUPS, flag_of, options
+from diffuse_cli.config.options import GROUPS, flag_of, from_dict, given_options, options
 
 SCREEN = 30
 """Lines of a small terminal."""
+
+MOST_WORDS = 15
+"""Words of a help text."""
 
 
 @pytest.fixture(params=["plain", "terminal"])
@@ -29,8 +33,8 @@ def help_of(request, diffuse, monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(help, "is_terminal", lambda stream: request.param == "terminal")
 
-    def run(*command):
-        ran = diffuse(*command, "--help")
+    def run(*command, flag="--help"):
+        ran = diffuse(*command, flag)
         assert (ran.code, ran.err) == (0, "")
         assert ("╭" in ran.out) == (request.param == "terminal")
         return ran.out
@@ -51,7 +55,7 @@ def test_no_line_is_too_long_and_no_name_is_broken(help_of, command):
 def test_every_option_is_in_its_group_and_groups_have_an_order(help_of, command):
     lines = help_of(command).splitlines()
     titles = [m[1] for line in lines if (m := re.match(r"(?:╭─ )?(\w+)(?::$| ─)", line))]
-    assert titles == [name for name in ("Arguments", *GROUPS) if name in titles]
+    assert titles == [name for name in ("Arguments", *GROUPS, "Examples") if name in titles]
     for f, spec in options(COMMANDS[command].CONFIG):
         shown = spec.metavar if spec.argument else f.name.replace("_", "-")
         title = "Arguments" if spec.argument else spec.group
@@ -61,12 +65,68 @@ def test_every_option_is_in_its_group_and_groups_have_an_order(help_of, command)
         assert re.search(rf"[ -]{re.escape(spec.flag[2:] or shown)}(?!\w)", part), f.name
 
 
-def test_the_first_screen_of_train_is_what_everyone_needs(help_of):
-    lines = help_of("train").splitlines()
-    end = next(i for i, line in enumerate(lines) if re.match(r"(╭─ )?Data\b", line))
-    assert end <= SCREEN
-    first = [line for line in lines[:end] if re.match(r"(│ )? {0,2}-", line)]
-    assert 8 <= len(first) <= 12
+@pytest.mark.parametrize("command", [None, *COMMANDS])
+def test_short_help_is_one_screen(help_of, command):
+    lines = help_of(*filter(None, [command]), flag="-h").splitlines()
+    assert len(lines) <= SCREEN + (command is None)
+    assert all(len(line) <= 80 for line in lines)
+    assert "--help" in " ".join(lines[-2:])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_short_help_has_the_first_group_and_names_the_others(help_of, command):
+    text = help_of(command, flag="-h")
+    end = " ".join(text.split())
+    for f, spec in options(COMMANDS[command].CONFIG):
+        if spec.group == GROUPS[0] and not spec.argument:
+            assert re.search(rf"{flag_of(f)}(?!\w)", text)
+        assert spec.argument or spec.group in end
+    found = [spec for _, spec in options(COMMANDS[command].CONFIG) if spec.group == GROUPS[0]]
+    assert sum(not spec.argument for spec in found) <= 12
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_examples_of_a_command_are_in_its_help_and_can_be_parsed(help_of, command, tmp_path):
+    module = COMMANDS[command]
+    assert len(module.EXAMPLES) == 2
+    for example in module.EXAMPLES:
+        program, name, *arguments = shlex.split(example)
+        assert (program, name) == ("diffuse", command)
+        assert all(example in help_of(command, flag=flag) for flag in ("-h", "--help"))
+        typed = build().commands[command].make_context(command, arguments).params
+        from_dict(module.CONFIG, given_options(module.CONFIG, typed))
+
+
+def test_short_help_imports_no_torch(fresh, tmp_path):
+    (tmp_path / "lines.py").write_text(
+        "import sys; from diffuse_cli.app import main\n"
+        f"assert all(main(line) == 0 for line in {[[name, '-h'] for name in COMMANDS]})\n"
+        "print('torch' in sys.modules)\n"
+    )
+    path = os.pathsep.join([str(tmp_path), environment()["PYTHONPATH"]])
+    ran = fresh(module="lines", env={"PYTHONPATH": path})
+    assert ran.out.splitlines()[-1] == "False", ran.err
+
+
+def test_every_command_is_in_one_chapter():
+    assert sorted(name for names in CHAPTERS.values() for name in names) == sorted(COMMANDS.own)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_help_text_is_one_short_sentence(command):
+    texts = [spec.help for _, spec in options(COMMANDS[command].CONFIG)]
+    for text in [*texts, COMMANDS.about(command)]:
+        assert text.endswith(".")
+        assert ". " not in text
+        assert ";" not in text
+        assert len(text.split()) <= MOST_WORDS, text
+
+
+@pytest.mark.parametrize("columns", [60, 100])
+def test_help_is_as_wide_as_the_terminal(help_of, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    widest = max(map(len, help_of("train").splitlines()))
+    assert columns - 10 <= widest <= columns
 
 
 @pytest.mark.parametrize(("changes", "boxes", "colours"), [

@@ -12,6 +12,7 @@ from typing import Any
 import typer
 
 from diffuse_cli.commands._cli.console import Console
+from diffuse_cli.commands._cli.help import SHORT_HELP
 from diffuse_cli.commands._cli.suggestions import meant_value
 from diffuse_cli.config import parsers
 from diffuse_cli.config.options import (
@@ -19,7 +20,7 @@ from diffuse_cli.config.options import (
     Options,
     flag_of,
     from_dict,
-    from_text,
+    given_options,
     option,
     options,
     parsed,
@@ -40,9 +41,7 @@ class Universal(Options):
         "Read options from a file.", flag="--config", metavar="TOML"
     )
     json: bool = option.output(False, "Print one JSON object on stdout.", control=True)
-    quiet: bool = option.output(
-        False, "Print nothing on stderr but errors.", flag="-q", control=True
-    )
+    quiet: bool = option.output(False, "Print only errors on stderr.", flag="-q", control=True)
     debug: bool = option.output(False, "Print the traceback of an error.", control=True)
 
 
@@ -60,11 +59,7 @@ def make_command(module: Any) -> Any:
         )
         context.obj.append(console)
         path = typed["config_file"]
-        given = {
-            f.name: from_text(f, value) if isinstance(value, str) else value
-            for f, _ in options(kind)
-            if (value := typed[f.name]) is not None and value != []
-        }
+        given = given_options(kind, typed)
         filed = read_toml(path) if path is not None else {}
         check_names(kind, {**filed, **given})
         module.run(configure(given, filed), console)
@@ -109,7 +104,8 @@ def _parameters(kind: type[Any]) -> list[inspect.Parameter]:
         for name in inspect.get_annotations(base):
             own.setdefault(name, i)
     ordered = sorted(options(kind), key=lambda o: (not o[1].argument, own[o[0].name]))
-    return [_parameter(f, spec) for f, spec in [*ordered, *options(Universal)]]
+    short_help = inspect.Parameter("short_help", KEYWORD, default=SHORT_HELP, annotation=bool)
+    return [*(_parameter(f, spec) for f, spec in [*ordered, *options(Universal)]), short_help]
 
 
 def _parameter(f: dataclasses.Field[Any], spec: Option) -> inspect.Parameter:

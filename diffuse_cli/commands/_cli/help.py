@@ -1,4 +1,4 @@
-"""`--help`: options in groups, coloured on a terminal, plain elsewhere.
+"""`-h` and `--help`: options in groups, coloured on a terminal, plain elsewhere.
 
 Typer's own panels would draw boxes in files and in docs/cli.md, too, order groups by their first
 option, and import every command to list them.
@@ -11,26 +11,61 @@ import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
+import typer
 from typer.core import TyperCommand, TyperGroup
 
 from diffuse_cli.commands._cli.console import Rows, is_terminal
 from diffuse_cli.commands._cli.suggestions import no_command
 from diffuse_cli.config.options import GROUPS
 
-WIDEST, LEFT = 100, 28
+WIDEST, LEFT = 120, 28
 """The most columns that are used, and the columns of the flags."""
 
 
+def _print_short_help(context: typer.Context, value: bool) -> None:
+    if value and not context.resilient_parsing:
+        typer.echo(context.command.short_page(context), nl=False)  # type: ignore[attr-defined]
+        raise typer.Exit()
+
+
+SHORT_HELP = typer.Option(
+    False,
+    "-h",
+    is_eager=True,
+    expose_value=False,
+    callback=_print_short_help,
+    help="Print a short help: the options that most people need.",
+)
+
+
 class HelpfulCommand(TyperCommand):
-    """A command whose help has sections."""
+    """A command whose help has sections.
+
+    Attributes:
+        examples: command lines for its help.
+    """
+
+    examples: Sequence[str] = ()
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Write the page."""
-        formatter.write(_page(ctx, "", self.help or "", grouped(self.get_params(ctx))))
+        """Write the page with every option."""
+        paragraphs = (self.help or "").split("\n\n")
+        sections = grouped(self.get_params(ctx))
+        formatter.write(_page(_usage(ctx, sections), paragraphs, sections, self.examples))
+
+    def short_page(self, ctx: Any) -> str:
+        """Return one screen: the options of the first group, and the names of the others."""
+        groups = grouped(self.params)
+        others = [name for name in groups if name not in ("Arguments", GROUPS[0])]
+        needed = [row for row in groups[GROUPS[0]] if row[0] != "-h"]
+        first = {"Arguments": groups["Arguments"], GROUPS[0]: needed}
+        end = f"--help lists everything: {', '.join(others)}."
+        summary = (self.help or "").split("\n\n")[:1]
+        return _page(_usage(ctx, groups), summary, first, self.examples, end)
 
 
 class HelpfulGroup(TyperGroup):
@@ -39,10 +74,23 @@ class HelpfulGroup(TyperGroup):
     commands: Any
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Write the page."""
-        rows = [(name, self.commands.about(name)) for name in self.commands]
-        sections = {"Commands": rows, **grouped(self.get_params(ctx))}
-        formatter.write(_page(ctx, "COMMAND [ARGS]...", self.help or "", sections))
+        """Write the page with the commands and the options of the program."""
+        formatter.write(self._page(ctx, grouped(self.get_params(ctx))))
+
+    def short_page(self, ctx: Any) -> str:
+        """Return the page with the commands."""
+        return self._page(ctx, {})
+
+    def _page(self, ctx: Any, options: Mapping[str, Rows]) -> str:
+        chapters = {
+            title: [(name, self.commands.about(name)) for name in names]
+            for title, names in self.commands.chapters().items()
+        }
+        usage = f"{ctx.command_path} COMMAND [OPTIONS] [ARGUMENTS]"
+        end = (
+            f"{ctx.command_path} COMMAND -h shows the most used options, --help shows all of them."
+        )
+        return _page(usage, [self.help or ""], {**chapters, **options}, (), end)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Return the command of this name.
@@ -56,7 +104,7 @@ class HelpfulGroup(TyperGroup):
 
 
 def grouped(parameters: Iterable[Any]) -> dict[str, Rows]:
-    """Rows of flags and help by the title of their section, in the order of `GROUPS`."""
+    """Return rows of flags and help by the title of their section, in the order of `GROUPS`."""
     found: dict[str, Rows] = {name: [] for name in ("Arguments", *GROUPS)}
     for parameter in parameters:
         if parameter.param_type_name == "argument":
@@ -74,20 +122,38 @@ def _flags(parameter: Any) -> str:
     return " / ".join([flags + value, *parameter.secondary_opts])
 
 
-def _page(ctx: Any, rest: str, text: str, sections: dict[str, Rows]) -> str:
-    arguments = " ".join([rest, *(name for name, _ in sections.get("Arguments", ()))]).strip()
-    usage = f"{ctx.command_path} [OPTIONS] {arguments}".strip()
-    paragraphs = [" ".join(part.split()) for part in text.split("\n\n")]
-    columns = shutil.get_terminal_size().columns
-    if _on_terminal():
-        return _colourful(usage, paragraphs, sections, max(40, min(columns, WIDEST)))
-    width = max(40, min(columns, 80))
-    lines = [f"Usage: {usage}"]
-    for paragraph in paragraphs:
-        lines += ["", *_wrap(paragraph, width - 2)]
-    for title, rows in sections.items():
-        lines += ["", f"{title}:", *(f"  {line}" for line in _table(rows, width - 2))]
-    return "\n".join(lines) + "\n"
+def _usage(ctx: Any, sections: Mapping[str, Rows]) -> str:
+    arguments = " ".join(name for name, _ in sections.get("Arguments", ()))
+    return f"{ctx.command_path} [OPTIONS] {arguments}".strip()
+
+
+def _page(
+    usage: str,
+    paragraphs: Iterable[str],
+    sections: Mapping[str, Rows],
+    examples: Sequence[str] = (),
+    end: str = "",
+) -> str:
+    """Return a page; one with an `end` is short, with a line or two for each option."""
+    terminal = _on_terminal()
+    width = max(40, min(shutil.get_terminal_size().columns, WIDEST))
+    inner = width - (4 if terminal else 2)
+    left = LEFT
+    if end:
+        left = min(LEFT, max(len(flags) for rows in sections.values() for flags, _ in rows))
+        sections = {
+            title: [*_shortened(rows, inner - left - 2)] for title, rows in sections.items()
+        }
+    blocks = {title: [*_table(rows, left, inner)] for title, rows in sections.items()}
+    if examples:
+        blocks["Examples"] = [line for example in examples for line in _wrap(example, inner)]
+    texts = [_wrap(" ".join(part.split()), width - 2) for part in paragraphs]
+    if terminal:
+        return _colourful(usage, texts, blocks, end, width)
+    parts = [[f"Usage: {usage}"], *texts]
+    parts += [[f"{title}:", *(f"  {line}" for line in lines)] for title, lines in blocks.items()]
+    parts += [_wrap(end, width - 2)] if end else []
+    return "\n\n".join("\n".join(part) for part in parts) + "\n"
 
 
 def _on_terminal() -> bool:
@@ -101,14 +167,29 @@ def _wrap(text: str, width: int) -> list[str]:
     return [line.replace("\0", " ") for line in lines]
 
 
-def _table(rows: Rows, width: int) -> Iterator[str]:
+def _table(rows: Rows, left: int, width: int) -> Iterator[str]:
     """Yield lines of two columns."""
-    for left, text in rows:
-        both = zip_longest(_wrap(left, LEFT), _wrap(text, width - LEFT - 2), fillvalue="")
-        yield from (f"{flags:<{LEFT}}  {words}".rstrip() for flags, words in both)
+    for flags, text in rows:
+        both = zip_longest(_wrap(flags, left), _wrap(text, width - left - 2), fillvalue="")
+        yield from (f"{flag:<{left}}  {words}".rstrip() for flag, words in both)
 
 
-def _colourful(usage: str, paragraphs: list[str], sections: dict[str, Rows], width: int) -> str:
+def _shortened(rows: Rows, width: int) -> Iterator[tuple[str, str]]:
+    """Yield flags with the sentence of their help, and the default if both fit on two lines."""
+    for flags, text in rows:
+        sentence = text.partition(". ")[0].removesuffix(".") + "."
+        default = text[text.rfind(" [default: ") :] if " [default: " in text else ""
+        whole = sentence + default
+        yield flags, whole if len(_wrap(whole, width)) <= 2 else sentence
+
+
+def _colourful(
+    usage: str,
+    texts: Iterable[Sequence[str]],
+    blocks: Mapping[str, Sequence[str]],
+    end: str,
+    width: int,
+) -> str:
     from rich.console import Console
     from rich.panel import Panel
     from rich.text import Text
@@ -116,13 +197,15 @@ def _colourful(usage: str, paragraphs: list[str], sections: dict[str, Rows], wid
     file = io.StringIO()
     console = Console(file=file, force_terminal=True, width=width, highlight=False)
     console.print(Text.assemble(("Usage: ", "yellow"), (usage, "bold")))
-    for paragraph in paragraphs:
-        console.print(Text("\n" + paragraph))
+    for lines in texts:
+        console.print(Text("\n" + "\n".join(lines)))
     console.print()
-    for title, rows in sections.items():
-        lines = Text("\n".join(_table(rows, width - 4)))
-        lines.highlight_regex(rf"(?m)^\S.{{1,{LEFT - 1}}}", "cyan")
-        lines.highlight_regex(rf"(?m)^-[^A-Z\n]{{0,{LEFT - 3}}} (?P<yellow>[A-Z]\S*)")
-        lines.highlight_regex(r"(?sm)\[default: .*?\]$", "dim")
-        console.print(Panel(lines, title=title, title_align="left", border_style="dim"))
+    for title, lines in blocks.items():
+        text = Text("\n".join(lines))
+        text.highlight_regex(rf"(?m)^\S.{{1,{LEFT - 1}}}?(?=  |$)", "cyan")
+        text.highlight_regex(rf"(?m)^-[^A-Z\n]{{0,{LEFT - 3}}} (?P<yellow>[A-Z]\S*)")
+        text.highlight_regex(r"(?sm)\[default: .*?\]$", "dim")
+        console.print(Panel(text, title=title, title_align="left", border_style="dim"))
+    if end:
+        console.print(Text(end))
     return file.getvalue()

@@ -1,9 +1,9 @@
-"""Set two runs or models side by side.
+"""Compare two runs or models.
 
-Prints the settings that differ, and the losses of the two runs. Given DATA, it also evaluates both
-on the same real images and from the same noise: the error of a difference is then that of pairs of
-images, which is smaller than that of two independent evaluations. A side that is better is the
-better one of these two models: other seeds of their recipes can turn it round.
+Prints the settings that differ, and the losses of both runs. With DATA, it also evaluates both
+models on the same real images and from the same noise, which makes the standard error of their
+difference smaller than with two evaluations. The result is about these two models: other seeds of
+the same settings can give the opposite result.
 """
 
 from __future__ import annotations
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from diffuse_cli.evaluation.paired_comparison import BothMeasured, Difference
 
 CONFIG = CompareConfig
+EXAMPLES = (
+    "diffuse compare a.run b.run",
+    "diffuse compare a.safetensors b.safetensors photos",
+)
 
 NONE = "–"
 

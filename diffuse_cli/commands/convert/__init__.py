@@ -1,8 +1,8 @@
-"""Convert another program's model to a model file, or a model for another program.
+"""Convert a model from or to another program's format.
 
-Reads pipelines of diffusers, and checkpoints of OpenAI's improved-diffusion and guided-diffusion.
-No code in a file is executed. With --to, or an -o that ends in .onnx or .pt2, it goes the other
-way.
+Reads pipelines of diffusers, and checkpoints of OpenAI's improved-diffusion and guided-diffusion,
+without executing code in them. With --to, or an -o that ends in .onnx or .pt2, it writes a model
+for another program.
 """
 
 from __future__ import annotations
@@ -11,6 +11,10 @@ from diffuse_cli.commands._cli.console import Console
 from diffuse_cli.config.exchange_options import ConvertConfig
 
 CONFIG = ConvertConfig
+EXAMPLES = (
+    "diffuse convert ddpm-cifar10-32 -o model.safetensors",
+    "diffuse convert model.safetensors --to diffusers -o pipeline",
+)
 
 
 def run(config: ConvertConfig, console: Console) -> None:

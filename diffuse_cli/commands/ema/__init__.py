@@ -1,7 +1,7 @@
-"""Choose the length of the weight average (EMA) after training.
+"""Choose the EMA length after training.
 
-Computes averages of many lengths from the snapshots that train --ema-lengths saved beside the
-model, measures each, and names the best.
+Computes EMA weights of many lengths from the snapshots of train --ema-lengths, measures each, and
+names the best.
 """
 
 from __future__ import annotations
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from diffuse_cli.commands.ema.ema_lengths import MeasuredLengths
 
 CONFIG = EmaConfig
+EXAMPLES = (
+    "diffuse ema model.safetensors photos",
+    "diffuse ema model.safetensors photos --metric held-out -o best.safetensors",
+)
 
 
 def run(config: EmaConfig, console: Console) -> None:

@@ -1,8 +1,8 @@
-"""Describe a folder or zip of images, a model file, or a run.
+"""Describe a dataset, a model file or a run.
 
-For images: how many are usable and why the others are not, sizes, classes, duplicates, pixel
-statistics. For a model file: its network, process, classes and training. For a run directory, which
-may be under way: how far it is, its losses, and its newest model.
+For a dataset: usable and skipped files, sizes, classes, duplicates and pixel statistics. For a
+model file: its network, process, conditioning and training. For a run directory, also during
+training: its progress, losses and newest model.
 """
 
 from __future__ import annotations
@@ -11,6 +11,10 @@ from diffuse_cli.commands._cli.console import Console
 from diffuse_cli.config.shared_options import InfoConfig
 
 CONFIG = InfoConfig
+EXAMPLES = (
+    "diffuse info photos -o sheet.png",
+    "diffuse info model.safetensors",
+)
 
 
 def run(config: InfoConfig, console: Console) -> None:

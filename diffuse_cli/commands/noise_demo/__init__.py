@@ -1,7 +1,7 @@
 """Show how noise replaces an image under one or more schedules.
 
-Writes a picture of the image at several timesteps, with the schedules as curves. Needs no model;
-with one it also shows what the model expects the image to be, and how the model draws one.
+Writes the image at several timesteps, with the schedules as curves. Needs no model. With a model,
+it also shows how the model denoises the image, and how it samples.
 """
 
 from __future__ import annotations
@@ -17,6 +17,10 @@ from diffuse_cli.config.noise_demo_options import DemoConfig
 from diffuse_cli.system.files import show
 
 CONFIG = DemoConfig
+EXAMPLES = (
+    "diffuse noise-demo photo.png --open",
+    "diffuse noise-demo photo.png --schedule linear --schedule cosine --gif",
+)
 
 
 def run(config: DemoConfig, console: Console) -> None:

@@ -1,7 +1,7 @@
-"""Publish a model on Hugging Face's hub, with a model card.
+"""Publish a model on the Hugging Face Hub, with a model card.
 
-The card is made of what the model file says, of a picture of samples and, with --eval, of numbers.
-Afterwards hf://ORG/NAME stands for the model wherever a command takes one.
+The card contains the facts of the model file, an image of samples and, with --eval, metrics.
+Afterwards you can pass hf://ORG/NAME wherever a command takes a model.
 """
 
 from __future__ import annotations
@@ -10,6 +10,10 @@ from diffuse_cli.commands._cli.console import Console
 from diffuse_cli.config.exchange_options import PushConfig
 
 CONFIG = PushConfig
+EXAMPLES = (
+    "diffuse push model.safetensors hf://me/model --license mit",
+    "diffuse push model.safetensors hf://me/model --license mit -o card",
+)
 
 
 def run(config: PushConfig, console: Console) -> None:
