@@ -104,7 +104,7 @@ class EvalConfig(MeasureConfig, PlottedBoundConfig, StartConfig, DrawConfig, Wei
     """A model, or a folder of images, measured against real images."""
 
     subject: str = argument(
-        "MODEL_OR_FOLDER", "Model file, run directory, or folder of generated images."
+        "MODEL_OR_FOLDER", "Model, run directory, or folder of generated images."
     )
     metrics: tuple[str, ...] | None = option.optional(
         "Compute only these metrics, generating images only if needed.",
@@ -164,8 +164,7 @@ class TuneConfig(MeasureConfig, GuideConfig, TrajectoryConfig, WeightsConfig):
     )
     learn_times: bool = option.sampling(
         True,
-        f"Also learn times, for the numbers of steps up to {LEARNED_STEPS}, from trajectories in "
-        "many steps.",
+        f"Also learn timesteps for up to {LEARNED_STEPS} steps, from trajectories in many steps.",
     )
     try_starts: bool = option.sampling(
         True, "Also try --start gaussian with the best sampler, if the model supports it."

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from diffuse_cli.config.options import OVERWRITE, Options, argument, option
 from diffuse_cli.config.parsers import Size, parse_color, parse_length, parse_names
 from diffuse_cli.config.sample_options import WeightsConfig
-from diffuse_cli.config.shared_options import BACKGROUND, FIT, LOG_SNR_SHIFT, TIMESTEPS_SHOWN
+from diffuse_cli.config.shared_options import BACKGROUND, LOG_SNR_SHIFT, TIMESTEPS_SHOWN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,9 @@ class DemoConfig(ForwardConfig, ReverseConfig):
         BACKGROUND, parse=parse_color, shown="the model's, or white"
     )
     fit: str | None = option.data.optional(
-        f"With --size or --model. {FIT}", table="media.FITS", shown="crop"
+        "With --size or --model: crop, pad or stretch images of another shape.",
+        table="media.FITS",
+        shown="crop",
     )
     out: str | None = option.optional(
         "Image file to write.", flag="-o", metavar="FILE", shown="NAME.noise-demo.png"

@@ -183,15 +183,18 @@ def given_options(kind: type[Options], typed: Mapping[str, Any]) -> dict[str, An
     return {
         f.name: from_text(f, value) if isinstance(value, str) else value
         for f, _ in options(kind)
-        if (value := typed[f.name]) is not None and value != []
+        if (value := typed[f.name]) not in (None, [], ())
     }
 
 
 # -- dictionaries and TOML ------------------------------------------------------------------------
 
 
-def from_dict(kind: type[C], values: Mapping[str, Any], where: str = "configuration") -> C:
-    """A configuration from a dictionary, refusing unknown keys and missing ones.
+def from_dict(kind: type[C], values: Mapping[str, Any], where: str = "") -> C:
+    """Return a configuration from a dictionary.
+
+    Args:
+        where: the file of the values, if there is one.
 
     Raises:
         UsageError: an unknown or missing key, or an invalid value.
@@ -199,8 +202,11 @@ def from_dict(kind: type[C], values: Mapping[str, Any], where: str = "configurat
     try:
         return settings.from_dict(kind, values)
     except InvalidArgument as error:
-        named = error.message(flag_in(kind, error.argument))
-        raise UsageError(f"{where}: {named}", error.hint) from error
+        if not error.argument:  # an unknown key
+            raise UsageError(f"{where or 'configuration'}: {error.problem}", error.hint) from error
+        f = fields_of(kind)[error.argument]
+        missing = (f"{where}: " if where else "") + error.message(flag_of(f))
+        raise UsageError(missing, f.metadata["setting"].help.removesuffix(".")) from error
 
 
 def to_dict(config: object, *, control: bool = True, places: bool = True) -> dict[str, Any]:

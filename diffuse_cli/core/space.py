@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 LONGEST_SIDE, LONGEST_SIGNAL, MOST_CHANNELS = 4096, 2**20, 64
 """Longest side in two or three dimensions, longest side in one dimension, and most channels."""
 
+LEAST_STD = 1e-30
+"""The smallest standard deviation of a channel, by which values are divided."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Space(Settings):
@@ -50,7 +53,7 @@ class Space(Settings):
     levels: int | None = setting(256, 2, 65_536)
     limits: tuple[int, ...] | None = setting(None)
     mean: tuple[float, ...] = setting(())
-    std: tuple[float, ...] = setting((), low=1e-30)
+    std: tuple[float, ...] = setting((), low=LEAST_STD)
     transform: str | None = setting(None)
     layout: str | None = setting(None)
     rate: int | None = setting(None, 1, 2**20)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from diffuse_cli.core.space import TRANSFORMS, Space
+from diffuse_cli.core.space import LEAST_STD, TRANSFORMS, Space
 from diffuse_cli.data.sources.entries import below_common
 from diffuse_cli.data.summary import NAMED, Summary, listed, plural
 from diffuse_cli.media import MEDIA
@@ -284,6 +284,12 @@ def measured(
                 f"channel {channel} of {space.channels} is {middle:.6g} everywhere: a model cannot "
                 "learn it",
                 "Remove that channel from the files",
+            )
+        if spread < LEAST_STD:
+            raise DataError(
+                f"channel {channel} of {space.channels} hardly varies: its standard deviation is "
+                f"{spread:.3g}",
+                f"Multiply the data by a constant: it must be at least {LEAST_STD:g}",
             )
     return replace(space, mean=tuple(mean.tolist()), std=tuple(std.tolist()))
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from diffuse_cli.metrics import Remark, Values, Words, measured
 from diffuse_cli.metrics.features import KIDS
-from diffuse_cli.metrics.presentation import standing
+from diffuse_cli.metrics.presentation import rank_baselines
 
 CLOSE = 0.25
 """The largest KID that counts as close, as a fraction of the KID of blurred real images."""
@@ -30,7 +30,7 @@ def verdict(values: Values, remarks: Sequence[Remark], words: Words, *, model: b
         return f"Too few {many} for a verdict: at least 4 are needed on each side"
     longer = ": train longer" if model else ""
     text = f"Recognisable, but different from the real {many}{longer}"
-    worse, level, _ = standing(values)
+    worse, level, _ = rank_baselines(values)
     if worse or {"mean", "noise"} & set(level):
         text = f"Not recognisable yet{longer}" if model else "Not recognisable"
     elif level:

@@ -415,7 +415,7 @@ REFUSED = [
     ("upscale MODEL tiny.png --size 18", 2, "--factor: low-res:4 needs sides"),
     ("vary MODEL a.png --size 8x4", 2, "--size 8 high x 4 wide is smaller than the model's 8x8"),
     ("upscale MODEL tiny.png --factor 1", 2, "--factor must be at least 2"),
-    ("restore MODEL a.png", 2, "--degradation is missing"),
+    ("restore MODEL a.png", 2, "diffuse: --degradation is missing. Degradation: low-"),
     ("restore MODEL a.png --degradation lowres:2", 2, "Did you mean 'low-res'?"),
     ("restore MODEL a.png --degradation low-res:x", 2, "factor must be a whole number"),
     ("restore MODEL a.png --degradation low-res:3", 2, "multiples of 3, not 8x8"),

@@ -151,7 +151,7 @@ def test_a_model_file_says_what_is_given_and_only_then_is_newer(quick, negatives
     assert rb"\"version\":2" in plain
     assert b"given" not in plain
     shown = diffuse("info", MODEL)
-    assert "given       pairs: 8x8, grey; dropped from 10%, with noise of up to 0.25" in shown.out
+    assert "input       pairs: 8x8, grey; dropped from 10%, with noise of up to 0.25" in shown.out
     assert diffuse("info", MODEL, "--json").json["given"]["noise"] == 0.25
 
 

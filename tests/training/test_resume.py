@@ -358,8 +358,8 @@ def test_no_run_to_resume_is_refused_with_those_that_are_there(train, stopped):
     before = sorted(Path().iterdir())
     ran = train("--steps", 3, "--resume", "-o", "modle.safetensors", "-q")
     assert ran.code == 5
-    assert "there is no run modle.run to resume. Did you mean 'model'?" in ran.line
-    assert "--auto-resume" in ran.line
+    assert "there is no run modle.run to resume. Did you mean -o model.safetensors?" in ran.line
+    assert "To start a run, leave out --resume, or use --auto-resume" in ran.line
     ran = train("--steps", 3, "--resume", "-o", "far/from.safetensors", "-q")
     assert ran.code == 5
     assert "there is no run far/from.run to resume. To start a run" in ran.line

@@ -230,7 +230,7 @@ def test_a_model_file_says_what_is_told_and_only_then_is_newer(learn, diffuse):
     assert b"table" not in plain
     assert b"condition_on" not in plain
     shown = diffuse("info", MODEL).out
-    assert "told        level: 6" in shown
+    assert "columns     level: 6" in shown
     assert "side: 2 labels: left, right" in shown
     assert diffuse("info", MODEL, "--json").json["columns"][1]["values"] == ["left", "right"]
 

@@ -7,6 +7,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.commands._cli.console import MOST_LISTED, Rows, brief, labelled, listed, said
+from diffuse_cli.config.options import GROUPS, options
+from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core.gaussian_start import NAME as LOW_FREQUENCIES
 from diffuse_cli.core.networks import NETWORKS
 from diffuse_cli.data.metadata_columns import described
@@ -33,8 +35,8 @@ def model_rows(found: Found) -> Rows:
         *labelled("network", _network(model.blueprint)),
         ("process", _process(model.blueprint.diffusion)),
         ("classes", listed(conditions.classes) or "none: trained without --classes"),
-        *labelled("given", _given(model.blueprint)),
-        *labelled("told", _told(conditions)),
+        *labelled("input", _conditioning_input(model.blueprint)),
+        *labelled("columns", _columns(conditions)),
         ("step", brief(f"{model.step:,}")),
     ]
     if distilled:
@@ -44,12 +46,14 @@ def model_rows(found: Found) -> Rows:
         rows += [("recommended", show(str(sampling)))]
         if sampling.times:
             rows += [("times", brief(", ".join(f"{time:g}" for time in sampling.times)))]
-    # The tables of low frequencies are many numbers.
+    # The tables of low frequencies are many numbers. Folders are classes only with --classes.
     data = {k: "measured" if k == LOW_FREQUENCIES else v for k, v in model.data.items()}
+    if folders := data.pop("classes", None):
+        data |= {} if conditions.classes else {"folders": folders}
     return [
         *rows,
         *labelled("data", _settings(data)),
-        *labelled("training", _settings(model.training)),
+        *labelled("training", _settings(_by_group(model.training))),
         *labelled("versions", _settings(model.versions)),
     ]
 
@@ -68,7 +72,7 @@ def _network(own: Blueprint) -> list[str]:
     return [f"{own.network}, {kind_of(own.space)}{conditional}", *map(show, lines)]
 
 
-def _given(own: Blueprint) -> Iterator[str]:
+def _conditioning_input(own: Blueprint) -> Iterator[str]:
     """Yield the kind of image that the model is conditioned on, if there is one."""
     from diffuse_cli.models.image_conditioning import Giver
 
@@ -79,8 +83,8 @@ def _given(own: Blueprint) -> Iterator[str]:
         yield f"{kind}; dropped from {given.dropout:.0%}{noise}"
 
 
-def _told(conditions: Conditions) -> list[str]:
-    """Return the columns, for `sample --on`."""
+def _columns(conditions: Conditions) -> list[str]:
+    """Return the metadata columns, for `sample --on`."""
     table = conditions.table
     return [f"{brief(c.name)}: {described(c)}" for c in table.columns] if table else []
 
@@ -93,6 +97,16 @@ def _process(diffusion: DiffusionConfig) -> str:
         f"{betas}{moved}{zero}, {diffusion.num_timesteps:,} timesteps, "
         f"target {show(diffusion.target)}, variance {show(diffusion.variance)}"
     )
+
+
+def _by_group(training: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a training run as a table for each group of `train --help`."""
+    groups: dict[str, Any] = {name.lower(): {} for name in (*GROUPS, "other")}
+    group_of = {f.name: spec.group.lower() for f, spec in options(TrainConfig)}
+    for name, value in training.items():
+        own = groups if isinstance(value, Mapping) else groups[group_of.get(name, "other")]
+        own[name] = value
+    return groups
 
 
 def _settings(values: Mapping[str, Any], before: str = "") -> list[str]:

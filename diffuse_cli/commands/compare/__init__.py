@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from diffuse_cli.commands._cli.console import Console, brief, said
 from diffuse_cli.config.eval_options import CompareConfig
 from diffuse_cli.core.settings import digits
+from diffuse_cli.data.summary import plural
 from diffuse_cli.metrics import SIGNIFICANT, Measured, label
 from diffuse_cli.metrics.features import KIDS
 from diffuse_cli.system.events import align_columns
@@ -157,7 +158,7 @@ def _about(both: BothMeasured) -> list[str]:
     from diffuse_cli.metrics.features.feature_choice import network_of, part_of
 
     part = part_of(both.part, both.words)
-    drawn = [f"{s['sampler']}, {s['steps']} steps" for s in both.settings]
+    drawn = [f"{s['sampler']}, {plural(s['steps'], 'step')}" for s in both.settings]
     how = drawn[0] if drawn[0] == drawn[1] else f"{drawn[0]} (A), {drawn[1]} (B)"
     return [
         f"n = {both.generated:,} generated against {both.real:,} real ({part}); drawn with {how}; "

@@ -18,6 +18,7 @@ from diffuse_cli.config.exchange_options import PushConfig
 from diffuse_cli.config.sample_options import SampleConfig
 from diffuse_cli.core.conditions import PAIRS
 from diffuse_cli.data.metadata_columns import example
+from diffuse_cli.data.summary import plural
 from diffuse_cli.evaluation.evaluation_run import published
 from diffuse_cli.media import MEDIA, figures, judged, suffix
 from diffuse_cli.metrics import measured, shown
@@ -216,8 +217,8 @@ def _said(found: Found) -> str:
     what = f", told {' and '.join(told)}" if told else ""
     return (
         f"A diffusion model of {MEDIA[space.medium].many} ({kind_of(space)}){escape(what)}: "
-        f"{found.model.parameters:,} parameters, trained for {found.model.step:,} steps with "
-        "`diffuse`."
+        f"{found.model.parameters:,} parameters, trained for "
+        f"{plural(found.model.step, 'step')} with `diffuse`."
     )
 
 
