@@ -41,11 +41,11 @@ CHAPTERS = {
     "Evaluate": ("eval", "compare"),
     "Exchange and inspect": ("info", "convert", "push"),
 }
-"""The commands by what people do, in the order of the help."""
+"""Names of the commands by task, in the order of the help."""
 
 
 @functools.cache
-def _made(name: str) -> Any:
+def _build_command(name: str) -> Any:
     """Return the command of this name, made once: a process may run many command lines."""
     module = COMMANDS[name]
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -59,7 +59,7 @@ class Commands(Mapping[str, Any]):
     """The commands by name, each made when it is looked up."""
 
     def __getitem__(self, name: str) -> Any:
-        return _made(name)
+        return _build_command(name)
 
     def __contains__(self, name: object) -> bool:
         return name in COMMANDS
@@ -127,26 +127,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
             code = program(arguments, prog_name=name, standalone_mode=False, obj=consoles)
         return int(code or 0)
     except DiffuseError as error:
-        return _expected(consoles[-1], error)
+        return _report_error(consoles[-1], error)
     except InvalidArgument as error:
-        return _expected(consoles[-1], translated(error))
+        return _report_error(consoles[-1], translated(error))
     except TyperException as error:
-        return _expected(consoles[-1], explain(error))
+        return _report_error(consoles[-1], explain(error))
     except (typer.Abort, KeyboardInterrupt):
         return 130
     except Exception as error:
         if out_of_memory(error):
             words = sys.argv[1:] if arguments is None else arguments
-            return _expected(consoles[-1], UsageError("out of memory", _less(words)).of_one())
+            return _report_error(
+                consoles[-1], UsageError("out of memory", _suggest_less_memory(words)).of_one()
+            )
         if isinstance(error, OSError):
-            return _expected(consoles[-1], OutputError(str(error)))
+            return _report_error(consoles[-1], OutputError(str(error)))
         if gone := lost_process_error(error):
-            return _expected(consoles[-1], gone)
+            return _report_error(consoles[-1], gone)
         traceback.print_exc()
         return 1
 
 
-def _less(words: Sequence[str]) -> str:
+def _suggest_less_memory(words: Sequence[str]) -> str:
     """Suggest how a command takes less memory."""
     config = next((COMMANDS[word].CONFIG for word in words if word in COMMANDS), None)
     names = {f.name for f, _ in options(config)} if config else set()
@@ -155,7 +157,7 @@ def _less(words: Sequence[str]) -> str:
     return "End other programs, or use a machine with more memory"
 
 
-def _expected(console: Console, error: DiffuseError) -> int:
+def _report_error(console: Console, error: DiffuseError) -> int:
     if rank() == 0 or not error.of_all:
         console.fail(error)
     return error.exit_code
@@ -167,11 +169,11 @@ def run() -> None:
     wait_briefly()
     code = main()
     if launched() > 1:
-        _leave(code)
+        _exit_at_once(code)
     sys.exit(code)
 
 
-def _leave(code: int) -> NoReturn:
+def _exit_at_once(code: int) -> NoReturn:
     """End a process of several at once, without taking the interpreter apart.
 
     DistributedDataParallel keeps gloo's threads alive beyond `destroy_process_group`. One that

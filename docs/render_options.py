@@ -90,7 +90,7 @@ def render() -> str:
         base, fields = "TypedDict", own[name]
         if shared.items() <= fields.items():
             base, fields = BOTH, {f: kind for f, kind in fields.items() if f not in shared}
-        parts.append(_type(name, base, f"`{function}` beside its parameters", fields))
+        parts.append(_type(name, base, f"`{function}` other than its parameters", fields))
     return "".join(parts)
 
 

@@ -1,4 +1,4 @@
-"""What the functions share: options from keywords, data that is held, and notices in a log."""
+"""Shared parts of the functions: options from keywords, data in memory, and notices in a log."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ LOG.addHandler(logging.NullHandler())
 
 
 def path_of(name: str, path: Any) -> str:
-    """The text of a path.
+    """Return the text of a path.
 
     Raises:
         UsageError: it is none.
@@ -69,8 +69,8 @@ def check_data(name: str, data: Any) -> None:
 
 @contextlib.contextmanager
 def named(data: Data, name: str = "data") -> Iterator[str]:
-    """The path of data, or the name under which samples can be opened inside the block; `name` is
-    that of the argument."""
+    """Yield the path of data, or the name under which samples can be opened inside the block;
+    `name` is that of the argument."""
     check_data(name, data)
     if isinstance(data, (str, os.PathLike)):
         yield os.fspath(data)
@@ -87,7 +87,7 @@ HELD = ("given", "mask")
 
 
 def placed(keywords: Mapping[str, Any], stack: contextlib.ExitStack) -> dict[str, Any]:
-    """Keywords as options: None stands for what is not given, a path for its text, values of NumPy
+    """Keywords as options: None stands for an absent option, a path for its text, values of NumPy
     and PyTorch for Python's, and samples for the name under which they can be opened as long as the
     stack is open."""
     given = {name: value for name, value in keywords.items() if value is not None}
@@ -105,15 +105,15 @@ def translating() -> Iterator[None]:
     try:
         yield
     except InvalidArgument as error:
-        raise _spelled(translated(error)) from error
+        raise _in_python_words(translated(error)) from error
     except DiffuseError as error:
-        _spelled(error)
+        _in_python_words(error)
         raise
 
 
 @functools.cache
 def _keywords() -> Mapping[str, str]:
-    """The keyword of each flag."""
+    """Return the keyword of each flag."""
     kinds = (EvalConfig, SampleConfig, TrainConfig)
     found = {flag_of(f): f.name for kind in kinds for f, spec in options(kind) if not spec.argument}
     return {**found, "-o": "out", "--class": "label"}
@@ -124,12 +124,12 @@ _WRITTEN = re.compile(r"\bdiffuse [a-z][a-z-]* .*|(?<![\w-])--?[a-z][a-z-]*")
 
 
 def in_python(text: str) -> str:
-    """What a command says, with keywords where it has flags."""
+    """Return a command's message, with keywords where it has flags."""
     return _WRITTEN.sub(lambda found: _keywords().get(found[0], found[0]), text)
 
 
-def _spelled(error: DiffuseError) -> DiffuseError:
-    """The same error in the words of Python."""
+def _in_python_words(error: DiffuseError) -> DiffuseError:
+    """Return the same error in the words of Python."""
     error.message, error.hint = in_python(error.message), in_python(error.hint)
     error.args = (error.message,)
     return error
@@ -151,7 +151,7 @@ def as_usual() -> Iterator[None]:
 
 
 def done(work: Work[T], progress: Callable[[Progress], object] | None = None) -> T:
-    """The result of work, whose notices are logged; `progress` is told how far it is."""
+    """Return the result of work, whose notices are logged; `progress` receives the progress."""
     while True:
         try:
             with translating(), as_usual():

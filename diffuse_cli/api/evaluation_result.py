@@ -1,4 +1,4 @@
-"""`evaluate`: a model, or drawn samples, against real ones, as numbers."""
+"""`evaluate`: metrics of a model or its samples against real images."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Evaluation(Mapping[str, Measured]):
         numbers: the same as plain numbers; the error of `key` is `key_standard_error`.
         classes: the numbers of each class.
         real, generated: how many samples on each side.
-        part: which of the data the real ones are: `held-out` or `all`.
+        part: the part of the data that the real images are from: `held-out` or `all`.
         remarks: what should be read before the numbers are used.
         json: what `diffuse eval --json` prints.
     """
@@ -66,14 +66,14 @@ def evaluate(
     progress: Callable[[Progress], object] | None = None,
     **options: Unpack[EvalOptions],
 ) -> Evaluation:
-    """Measure a model, or samples, against real ones, as `diffuse eval` does.
+    """Measure a model, or samples, against real images, as `diffuse eval` does.
 
     Args:
-        model: a model or its path, samples that were drawn, or a folder of them.
+        model: a model or its path, generated samples, or a folder of images.
         data: a path, or samples in memory, as for `train`.
         n: most samples on each side.
         metrics: which to measure, such as `["kid", "likelihood"]`; all that suit by default.
-        progress: is told how far it is.
+        progress: a function that receives the progress.
         options: others of `diffuse eval`, such as `steps=10` or `timesteps=4`.
 
     Raises:

@@ -54,16 +54,16 @@ class Samples(Sequence[Image]):
         return figures.image(looks(self.space, self.arrays[[chosen]])[0])
 
     def images(self) -> list[Image]:
-        """A picture of each, of 8 bits, grey or in colour: of an image itself, of an array its
-        channels, of a sound its waveform over its spectrogram."""
+        """Return a picture of each, of 8 bits, grey or in colour: of an image itself, of an array
+        its channels, of a sound its waveform over its spectrogram."""
         return self[:]
 
     def grid(self) -> Image:
-        """All of them in one picture."""
+        """Return all of them in one picture."""
         return figures.grid(looks(self.space, self.arrays))
 
     def files(self) -> Iterator[File]:
-        """The bytes of the file of each, and its extension, as `diffuse sample` writes it."""
+        """Yield the bytes of the file of each, and its extension, as `diffuse sample` writes it."""
         for sample in self.arrays:
             yield File(MEDIA[self.space.medium].encode(sample, self.space), suffix(self.space))
 
@@ -82,7 +82,7 @@ class Samples(Sequence[Image]):
         return written
 
     def _repr_png_(self) -> bytes:
-        """The grid, for notebooks."""
+        """Return the grid, for notebooks."""
         buffer = io.BytesIO()
         self.grid().save(buffer, "png")
         return buffer.getvalue()

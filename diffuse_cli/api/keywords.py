@@ -36,7 +36,7 @@ class GenerationOptions(TypedDict, total=False):
 
 
 class TrainOptions(TypedDict, total=False):
-    """Options of `train` beside its parameters."""
+    """Options of `train` other than its parameters."""
 
     strict: bool | None
     workers: Int | None
@@ -106,7 +106,7 @@ class TrainOptions(TypedDict, total=False):
 
 
 class SampleOptions(GenerationOptions, total=False):
-    """Options of `Model.sample` beside its parameters."""
+    """Options of `Model.sample` other than its parameters."""
 
     range: str | Sequence[Int] | None
     mask: Data | None
@@ -115,7 +115,7 @@ class SampleOptions(GenerationOptions, total=False):
 
 
 class EvalOptions(GenerationOptions, total=False):
-    """Options of `evaluate` beside its parameters."""
+    """Options of `evaluate` other than its parameters."""
 
     strict: bool | None
     workers: Int | None

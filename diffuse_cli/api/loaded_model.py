@@ -1,4 +1,4 @@
-"""`load`: a model file as an object that draws."""
+"""`load`: a model file as an object that generates samples."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def load(path: str | os.PathLike[str]) -> Model:
 
 
 OF_FILES = {"out", "gif", "grid", "overwrite"}
-"""Options of `diffuse sample` that say what is written."""
+"""Options of `diffuse sample` about output."""
 
 
 class Model:
@@ -92,16 +92,16 @@ class Model:
             n: how many, by default 16, or those of `range=(a, b)`; of each thing that is given, for
                 a model trained with `given`.
             seed: sample k of a seed is the same for any n.
-            label: classes to draw in turn; all by default.
-            on: what to tell of columns, such as `{"age": 40}`; several values are told in turn.
+            label: classes to generate, one after another, by default all.
+            on: what to tell of columns, such as `{"age": 40}`; several values alternate.
             steps, sampler: by default what the model file recommends, else the usual ones.
-            progress: is told how far it is.
+            progress: a function that receives the progress.
             options: others of `diffuse sample`, such as `guidance=2` or `batch_size=32`;
                 `given` and `mask` may be an image of Pillow, or samples in memory.
 
         Raises:
             UsageError: options that do not suit the model or each other.
-            DataError: what is given cannot be used.
+            DataError: the conditioning images cannot be used.
         """
         if of_files := sorted(OF_FILES & options.keys()):
             raise UsageError(f"{of_files[0]}: only the command writes files", "Leave it out")
@@ -131,8 +131,8 @@ class Model:
     def denoiser(
         self, *, weights: str = "ema", precision: str = "fp32", device: str = "auto"
     ) -> Denoiser:
-        """The denoiser that samplers of `diffuse_cli.core` call: x_t (B, *shape) and t (B,) to a
-        prediction of x_0 and eps, without gradients.
+        """Return the denoiser that samplers of `diffuse_cli.core` call: x_t (B, *shape) and t (B,)
+        to a prediction of x_0 and eps, without gradients.
 
         Args:
             weights: `ema`, or `raw` and `weak` if the file has them.
@@ -145,7 +145,7 @@ class Model:
             return make_denoiser(self._found.model, weights, accelerator, exact)
 
     def network(self, weights: str = "ema") -> nn.Module:
-        """The network alone, on the processor, whose parameters can be trained; weights as in
+        """Return the network, on the CPU, whose parameters can be trained; weights as in
         `denoiser`."""
         with as_usual(), translating():
             net: nn.Module = self._found.model.network(weights)

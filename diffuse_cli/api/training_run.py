@@ -1,4 +1,4 @@
-"""`train`: a training as an iterator of its events."""
+"""`train`: a training run as an iterator of its events."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from diffuse_cli.training.loop import fit
 from diffuse_cli.training.monitor import Previewed, Step, Trained, Validated
 
 TrainingEvent: TypeAlias = Progress | Notice | Table | Step | Previewed | Validated | Trained
-"""What a training yields; `Trained` is the last one."""
+"""Events of a training run. `Trained` is the last one."""
 
 
 def train(
@@ -45,19 +45,19 @@ def train(
     config: str | Path | Mapping[str, Any] | None = None,
     **options: Unpack[TrainOptions],
 ) -> Iterator[TrainingEvent]:
-    """Train a model, as `diffuse train` does, to the same bytes. Nothing happens until the result
+    """Train a model, as `diffuse train` does, with the same bytes. Nothing happens until the result
     is iterated; `*_, trained = train(...)` runs to the end. Several may be iterated in turn, or by
     threads, which take turns: it does not change a model.
 
     `Step` comes after every step, and has the loss after each `log_every`-th. If the iteration is
     given up (`break`, an error, Ctrl-C, `close()`), the run saves a checkpoint as after a signal,
-    and `resume=True` goes on from there, to the model file of a run that nothing stopped.
+    and `resume=True` continues from there, to the model file of a run that nothing stopped.
 
     Args:
         data: a path, or samples in memory: a sequence of images, arrays, tensors, paths, or pairs
             of one and its class, such as a `TensorDataset`. It is asked for its samples again as
             they are used, by one thread at a time, and must not call `diffuse` for them.
-        out: the model file to write; its run directory lies beside it.
+        out: the model file to write; its run directory is created next to it.
         config: the options of a file, or its path.
         options: those of `diffuse train`, such as `steps=1000`, `classes=True` or
             `unet={"width": 32}`; they win over `config`. `given` may be samples in memory, the k-th
@@ -90,7 +90,8 @@ def _events(
 
 
 def _run(config: TrainConfig) -> Iterator[TrainingEvent]:
-    """The events of a training; when it is closed between two, it ends with a checkpoint."""
+    """Yield the events of a training run. When it is closed between two, it ends with a
+    checkpoint."""
     stop, turns = Pending(), Turns()
     work = fit(config, stop)
     while True:

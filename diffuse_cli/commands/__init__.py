@@ -1,4 +1,4 @@
-"""The subcommands: one file each, or a package with work of its own; `noise_demo` is `noise-demo`.
+"""The subcommands: one file each, or a package with its own modules; `noise_demo` is `noise-demo`.
 
 A module has `CONFIG`, the dataclass of its options, `run(config, console)`, and a docstring, which
 is the help. It can have `EXAMPLES`, command lines for the help, and `configure(typed, filed)`, if

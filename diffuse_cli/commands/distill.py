@@ -26,7 +26,7 @@ EXAMPLES = (
 
 
 def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) -> Any:
-    """The training that it is.
+    """Return the training that it is.
 
     Raises:
         UsageError, ModelFileError: as `train` with these options; or --given is missing or of no
@@ -47,7 +47,7 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
         if guidance not in (None, own):
             raise UsageError(
                 f"--guidance {guidance:g} differs from the run's {own:g}",
-                "Leave it out to go on, or start again with --overwrite",
+                "Leave it out to continue, or start again with --overwrite",
             )
         return resumed
     values |= {"init": model, "loss": "consistency", "keep_weak": False}
@@ -61,7 +61,7 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
         guidance = guidance_of(found)
     elif guidance != 1 and not found.blueprint.conditions:
         raise UsageError(
-            f"--guidance {guidance:g}: the model is told nothing that it could be guided by",
+            f"--guidance {guidance:g}: the model is unconditional, so it cannot be guided",
             "Leave it out",
         )
     if guidance is not None:
@@ -72,7 +72,8 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
 
 
 def guidance_of(found: StoredModel) -> float | None:
-    """The scale at which a model with conditions is drawn from by default; None for others."""
+    """Return the scale at which a model with conditions is drawn from by default; None for
+    others."""
     from diffuse_cli.sampling.conditioning import default_guidance
 
     conditions = found.blueprint.conditions

@@ -69,7 +69,7 @@ def _row(number: MetricNumber, values: Values) -> list[str]:
 
 
 def _class_lines(found: Evaluated) -> list[str]:
-    """A row for each class: counts, and the numbers that a few images suffice for."""
+    """Return a row for each class: counts, and the numbers that a few images suffice for."""
     if not found.classes:
         return []
     numbers = class_numbers(found.classes)

@@ -58,14 +58,14 @@ def run(config: TuneConfig, console: Console) -> None:
 
 
 def to_json(found: Tuned) -> dict[str, object]:
-    """The result as plain values."""
+    """Return the result as plain values."""
     values = dataclasses.asdict(found)
     del values["words"]
     return {**values, **{n: str(values[n]) if values[n] else None for n in ("out", "plot")}}
 
 
 def lines(found: Tuned) -> list[str]:
-    """A row for each setting, the recommendation, and the files written."""
+    """Return a row for each setting, the recommendation, and the files written."""
     first, keys = found.rows[0].setting, [found.metric]
     keys += [key for key in ("frechet_distance", "recall") if key in found.rows[0].values]
     heads = (*HEADS, *map(label, keys))

@@ -1,4 +1,4 @@
-"""What each command can be asked to do, as frozen dataclasses of options.
+"""Options of each command, as frozen dataclasses.
 
 Names of table entries (`--schedule cosine`) are checked where their table is looked up.
 """

@@ -1,4 +1,4 @@
-"""A trained model, to be made one that draws in a few steps."""
+"""Options of `distill`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHARE = 4
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig(Options):
-    """What a distillation does not take from the model; it is a training like any other."""
+    """Options of a distillation run that do not come from the model."""
 
     model: str = argument("MODEL", MODEL)
     data: str = argument("DATA", "Training data of the model, or similar data.")

@@ -1,5 +1,4 @@
-"""How models, or folders of images, are measured against real images: `eval`, `tune`, `ema`,
-`compare`."""
+"""Options of `eval`, `tune`, `ema` and `compare`."""
 
 from __future__ import annotations
 
@@ -29,7 +28,7 @@ from diffuse_cli.system.errors import UsageError
 
 TUNED_STEPS, TUNED_GUIDANCE = (5, 10, 20, 50), (1.0, 1.5, 2.0, 3.0, 4.0)
 TUNED_WEAK = (1.25, 1.5, 2.0, 3.0, 4.0)
-"""What `tune` tries by default."""
+"""Settings that `tune` tries by default."""
 
 LEARNED_STEPS = 8
 """The most steps for which `tune` learns times."""
@@ -54,7 +53,7 @@ class FeatureConfig(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class SidesConfig(FeatureConfig, ComputeConfig, ReadingConfig):
-    """How many images are compared with how many real ones, and how."""
+    """Numbers of generated and real images, and how to compare them."""
 
     n: int = option(1000, "Number of generated images, and of real images.", low=2, high=10_000_000)
     background: str | None = option.data.optional(
@@ -66,7 +65,7 @@ class SidesConfig(FeatureConfig, ComputeConfig, ReadingConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureConfig(SidesConfig):
-    """What is measured, and the real images to compare with."""
+    """The model, and the real images to compare with."""
 
     subject: str = argument("MODEL", MODEL)
     data: str = argument("DATA", "Real images, in any form that train reads.")
@@ -75,7 +74,7 @@ class MeasureConfig(SidesConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class BoundConfig(Options):
-    """How the likelihood bound is estimated."""
+    """Estimate of the variational bound."""
 
     timesteps: int | str = option(
         8,
@@ -92,7 +91,7 @@ class BoundConfig(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class PlottedBoundConfig(BoundConfig):
-    """The bound, and a plot of it."""
+    """The variational bound, and a plot of it."""
 
     plot: str | None = option.output.optional(
         "Plot the variational bound by timestep.", place=True, metavar="FILE.png"
@@ -214,7 +213,7 @@ class EmaConfig(MeasureConfig, StartConfig, DrawConfig):
         flag = first_given(self, SamplerConfig, StartConfig, FeatureConfig)
         if self.metric == "held-out" and flag:
             raise UsageError(
-                f"{flag} has no effect: --metric held-out draws no images", f"Leave out {flag}"
+                f"{flag} has no effect: --metric held-out generates no images", f"Leave out {flag}"
             )
 
 

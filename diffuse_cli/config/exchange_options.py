@@ -1,4 +1,4 @@
-"""A model of another program and what its files do not say about it, or a model for one."""
+"""Options of `convert` and `push`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from diffuse_cli.system.errors import UsageError, flag
 class ConvertConfig(Options):
     """A model of another program, to be written as a model file, or the other way round.
 
-    None stands for what the source or the preset says.
+    None stands for the value of the source or the preset.
     """
 
     source: str = argument(
@@ -129,7 +129,7 @@ class ConvertConfig(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class PushConfig(Options):
-    """A model, and what its card says.
+    """A model, and the contents of its card.
 
     Raises:
         UsageError: no licence.
@@ -164,6 +164,6 @@ class PushConfig(Options):
         super().__post_init__()
         if self.license is None:
             raise UsageError(
-                "--license is missing: whoever finds the model must know what they may do with it",
-                "Type --license mit, or the name of another",
+                "--license is missing: the Hub shows under which terms others may use the model",
+                "Pass a licence, for example --license mit",
             )

@@ -1,4 +1,4 @@
-"""What `noise-demo` shows: the forward process of one image."""
+"""Options of `noise-demo`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ForwardConfig(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class ReverseConfig(WeightsConfig):
-    """What is shown of a model."""
+    """Options for a model."""
 
     data: str | None = option.data.optional(
         "With --model: also show the nearest images of this folder or zip.",

@@ -35,7 +35,7 @@ class Option(Setting):
     """A field on the command line.
 
     Attributes:
-        table: the names that may be typed, or where their table is: `core.losses.LOSSES`.
+        table: the accepted names, or the path of their table: `core.losses.LOSSES`.
         control: does not affect the weights: `--resume` ignores it, the model file omits it.
         place: belongs to this machine or run, like a path: the model file omits it.
         argument: positional, without a flag.
@@ -94,19 +94,20 @@ option = OptionMakers(GROUPS[0])
 
 
 def argument(metavar: str, help: str) -> Any:
-    """A dataclass field that is a positional argument: a path, and required."""
+    """Return a dataclass field that is a positional argument: a path, and required."""
     return option(help=help, metavar=metavar, argument=True, place=True)
 
 
 def options(config: type | object) -> Iterator[tuple[dataclasses.Field[Any], Option]]:
-    """The fields of a configuration that are options, with their metadata."""
+    """Yield the fields of a configuration that are options, with their metadata."""
     for f in fields_of(config).values():
         if isinstance(spec := f.metadata.get("setting"), Option):
             yield f, spec
 
 
 def first_given(config: object, *kinds: type) -> str:
-    """The flag of the first option of `kinds` that differs from its default, or an empty string."""
+    """Return the flag of the first option of `kinds` that differs from its default, or an empty
+    string."""
     names = {f.name for kind in kinds for f, _ in options(kind)}
     for f, _ in options(config):
         if f.name in names and getattr(config, f.name) != getattr(type(config), f.name):
@@ -115,14 +116,14 @@ def first_given(config: object, *kinds: type) -> str:
 
 
 def converted(config: object, kind: type[C], **changes: Any) -> C:
-    """A configuration of another kind: the options they share, and these changes."""
+    """Return a configuration of another kind: the options they share, and these changes."""
     theirs = {f.name for f, _ in options(kind)}
     shared = {f.name: getattr(config, f.name) for f, _ in options(config) if f.name in theirs}
     return kind(**{**shared, **changes})
 
 
 def flag_of(f: dataclasses.Field[Any]) -> str:
-    """The flag of a field, the long one if it has one; the metavar of an argument."""
+    """Return the flag of a field, the long one if it has one; the metavar of an argument."""
     spec = f.metadata.get("setting")
     if not isinstance(spec, Option) or spec.argument:
         return getattr(spec, "metavar", "") or f.name.upper()
@@ -162,7 +163,7 @@ def parsed(kind: type[Options], values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def from_text(f: dataclasses.Field[Any], text: str) -> int | float | str:
-    """What was typed for a field: a number where the field is one.
+    """Return the value of a text for a field: a number where the field is one.
 
     Raises:
         UsageError: not a number, or out of range.
@@ -210,7 +211,8 @@ def from_dict(kind: type[C], values: Mapping[str, Any], where: str = "") -> C:
 
 
 def to_dict(config: object, *, control: bool = True, places: bool = True) -> dict[str, Any]:
-    """The fields that are set, as plain values, with or without control and place options."""
+    """Return the fields that are set, as plain values, with or without control and place
+    options."""
     omitted = {
         f.name
         for f, spec in options(config)
@@ -220,18 +222,18 @@ def to_dict(config: object, *, control: bool = True, places: bool = True) -> dic
 
 
 def place_name(place: str) -> str:
-    """A place on this machine by its last part; one on the hub whole."""
+    """Return a place on this machine by its last part; one on the hub whole."""
     return place if place.startswith("hf:") else Path(place).name or place
 
 
 def to_arguments(
     config: object, names: Collection[str] | None = None, *, places: bool = True
 ) -> list[str]:
-    """The command line that makes this configuration; defaults are left out.
+    """Return the command line that makes this configuration; defaults are left out.
 
     Args:
         names: the fields to set; None for all.
-        places: as they were typed, or else their names alone, for a page that others may read.
+        places: as the user passed them, or else only their names, for a page for others.
     """
     positional, flags = [], []
     for f, spec in options(config):
@@ -267,7 +269,7 @@ MOST_TOML = 10_000_000
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
-    """The table in a TOML file, with any line ends, with or without a byte order mark.
+    """Return the table in a TOML file, with any line ends, with or without a byte order mark.
 
     Raises:
         UsageError: the file cannot be read, is not a regular one, or is not TOML.

@@ -35,7 +35,7 @@ def parse_size(value: Any) -> Size:
 
 
 def parse_length(value: Any) -> Size:
-    """As `parse_size`; one number can be larger, for the length of signals and sounds."""
+    """Parse a size, of which one number can be larger, for signals and sounds."""
     if isinstance(value, str) and re.fullmatch(r"\d{1,7}", value):
         value = int(value)
     if isinstance(value, int) and not isinstance(value, bool):
@@ -77,7 +77,7 @@ def parse_bytes(value: Any) -> int:
 
 
 def parse_color(value: Any) -> str:
-    """A colour name or `#rrggbb`, checked by Pillow."""
+    """Return a colour name or `#rrggbb`, checked by Pillow."""
     from PIL import ImageColor
 
     try:
@@ -88,14 +88,14 @@ def parse_color(value: Any) -> str:
 
 
 def parse_given(value: Any) -> str | None:
-    """A path or a degradation; None for `nothing`."""
+    """Return a path or a degradation; None for `nothing`."""
     if not isinstance(value, str):
         raise ValueError("a folder, a zip file or a degradation")
     return None if value == "nothing" else value
 
 
 def parse_timesteps(value: Any) -> int | str:
-    """A number of timesteps, or `all`."""
+    """Return a number of timesteps, or `all`."""
     if value == "all":
         return "all"
     number = as_number(value, int) if isinstance(value, str) else value
@@ -105,7 +105,7 @@ def parse_timesteps(value: Any) -> int | str:
 
 
 def parse_names(value: Any) -> tuple[str, ...]:
-    """A name, or a list of names."""
+    """Return a name, or a list of names."""
     names = (value,) if isinstance(value, str) else value
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
         raise ValueError("a name, or a list of names")
@@ -113,7 +113,7 @@ def parse_names(value: Any) -> tuple[str, ...]:
 
 
 def parse_settings(value: Any) -> tuple[str, ...]:
-    """A NAME=VALUE, or a list of them."""
+    """Return a NAME=VALUE, or a list of them."""
     settings = parse_names(value)
     if not all("=" in words[1:] for words in settings):
         raise ValueError("a name and a value, such as age=40")
@@ -137,7 +137,7 @@ def parse_scales(value: Any) -> tuple[float, ...]:
 
 
 def _floats(value: Any) -> tuple[float, ...]:
-    """A number, a list of numbers or `"1,1.5"` as a tuple; empty if any is not a number."""
+    """Return a number, a list of numbers or `"1,1.5"` as a tuple; empty if any is not a number."""
     if isinstance(value, str):
         value = [as_number(word.strip(), float) for word in value.split(",")]
     elif not isinstance(value, (list, tuple)):
@@ -172,7 +172,7 @@ def parse_times(value: Any) -> tuple[float, ...]:
 
 
 def parse_file(value: Any) -> str:
-    """The path of an existing file."""
+    """Return the path of an existing file."""
     path = Path(value)
     if path.is_dir():
         raise ValueError("this is a folder; name a file in it")
@@ -182,7 +182,7 @@ def parse_file(value: Any) -> str:
 
 
 def parse_license(value: Any) -> str:
-    """The name of a licence, as in the hub's list."""
+    """Return the name of a licence, as in the hub's list."""
     if not isinstance(value, str) or not re.fullmatch(r"[a-z0-9][a-z0-9.+-]{1,40}", value):
         raise ValueError("a licence is a name in small letters, such as mit or cc-by-4.0")
     return value
@@ -194,7 +194,7 @@ BETAS_BYTES = 10_000_000
 
 
 def parse_betas(value: Any) -> tuple[float, ...]:
-    """A list of numbers in (0, 1], or the path of a text file of them.
+    """Return a list of numbers in (0, 1], or the path of a text file of them.
 
     The file is a JSON list, or numbers between commas, blanks and line ends.
 
@@ -218,7 +218,7 @@ def parse_betas(value: Any) -> tuple[float, ...]:
 
 
 def _numbers_in(path: str) -> list[tuple[str, Any]]:
-    """The entries of a file of betas, each with its line or index."""
+    """Return the entries of a file of betas, each with its line or index."""
     try:
         data = read_bounded(path, BETAS_BYTES)
     except OSError as error:
@@ -249,7 +249,7 @@ def plain(value: Any) -> Any:
 
 
 def as_number(word: str, kind: Callable[[str], float]) -> float | str:
-    """A word as a number, or unchanged if it is none."""
+    """Return a word as a number, or unchanged if it is none."""
     try:
         return kind(word)
     except ValueError:

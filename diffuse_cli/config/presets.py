@@ -21,7 +21,7 @@ class Preset:
 
     Attributes:
         help: its number of parameters (at 32x32 in colour, or as published) and its use.
-        settings: of the network's `Config`; the network adapts them to the space.
+        settings: values of the network's `Config`, which it adapts to the space.
         signals: those that differ in one dimension, where a position costs a third.
         train: fields of `TrainConfig` that it sets.
         published: a model of a paper, whose number of levels is fixed. Its image size is in `train`
@@ -37,7 +37,7 @@ class Preset:
     signals: Mapping[str, Any] = field(default_factory=dict)
 
     def at(self, dims: int) -> Mapping[str, Any]:
-        """The settings for samples of so many dimensions."""
+        """Return the settings for a number of dimensions."""
         return {**self.settings, **self.signals} if dims == 1 else self.settings
 
 
@@ -48,10 +48,10 @@ DDPM: dict[str, Any] = {
     "freq_shift": 1,
     "flip_sin_to_cos": False,
 }
-"""What the networks of Ho et al. 2020 share; the last four follow their TensorFlow code."""
+"""Common settings of the networks of Ho et al. 2020; the last four follow their TensorFlow code."""
 
 ADM: dict[str, Any] = {"attention": (8, 16, 32), "resblock_updown": True}
-"""What the ImageNet networks of Dhariwal & Nichol 2021 share."""
+"""Common settings of the ImageNet networks of Dhariwal & Nichol 2021."""
 
 DDPM_TRAINING: dict[str, Any] = {
     "schedule": "linear",
@@ -83,10 +83,10 @@ OPENAI_TRAINING: dict[str, Any] = {
 not clip the gradient, and their learning rate is constant; here it falls to 0."""
 
 JIT: dict[str, Any] = {"head_width": 64, "bottleneck": 128, "context": 32, "positions": 256}
-"""What the transformers of Li & He 2025 share; at most as many patches as theirs at 256 pixels."""
+"""Common settings of the transformers of Li & He 2025, with their patches at 256 pixels."""
 
 JIT_TRAINING: dict[str, Any] = {"schedule": "flow", "target": "x0", "weighting": "jit"}
-"""Of Li & He 2025: x_0 is predicted, and the error of the velocity counts."""
+"""Training of Li & He 2025: the network predicts x_0, the loss is the velocity's error."""
 
 IDDPM_TRAINING = {**OPENAI_TRAINING, "schedule": "cosine", "num_timesteps": 4000}
 ADM_TRAINING = {**OPENAI_TRAINING, "schedule": "linear", "batch_size": 256, "flip": True}
@@ -95,13 +95,13 @@ ADM_TRAINING = {**OPENAI_TRAINING, "schedule": "linear", "batch_size": 256, "fli
 def _shape(
     width: int, multipliers: tuple[int, ...], blocks: int, attention: tuple[int, ...], **more: Any
 ) -> dict[str, Any]:
-    """The settings that every U-Net here has, and more."""
+    """Return the settings that every U-Net here has, and more."""
     named = {"width": width, "multipliers": multipliers, "blocks": blocks, "attention": attention}
     return {**named, **more}
 
 
 def _published(help: str, settings: Mapping[str, Any], train: Mapping[str, Any]) -> Preset:
-    """The U-Net of a paper."""
+    """Return the U-Net of a paper."""
     return Preset(help, settings, train, published=True)
 
 
@@ -189,22 +189,22 @@ DEFAULT_RATE = 1e-3
 
 
 def network_of(name: str | None, preset: object) -> str:
-    """The network that is named, or else that of a preset, if there is such a one."""
+    """Return the network that is named, or else that of a preset, if there is one."""
     if name is None and isinstance(preset, str) and preset in PRESETS:
         return PRESETS[preset].network
     return name or NETWORK
 
 
 def first_of(network: str | None) -> str | None:
-    """The preset that a network stands for where no other is named: its first. None for the network
-    that has one for every device, and for one without presets."""
+    """Return the preset that a network stands for where no other is named: its first. None for the
+    network that has one for every device, and for one without presets."""
     if network in (None, NETWORK):
         return None
     return next((name for name, p in PRESETS.items() if p.network == network), None)
 
 
 def preset_of(name: str | None) -> Preset:
-    """A preset by name; None stands for the network's defaults.
+    """Return a preset by name; None stands for the network's defaults.
 
     Raises:
         UsageError: no such preset.
@@ -215,8 +215,8 @@ def preset_of(name: str | None) -> Preset:
 
 
 def choose(config: TrainConfig, space: Space, device: str) -> str | None:
-    """The named preset, else one that trains in a sensible time on this device; None for a network
-    without presets."""
+    """Return the named preset, else one that trains in a sensible time on this device; None for a
+    network without presets."""
     if config.preset is not None:
         return config.preset
     if config.network not in (None, NETWORK):
@@ -229,7 +229,8 @@ def choose(config: TrainConfig, space: Space, device: str) -> str | None:
 def architecture(
     config: TrainConfig, preset_name: str | None, space: Space
 ) -> tuple[str, Settings]:
-    """The name and settings of the network for a space: the preset's, then `config.architecture`.
+    """Return the name and settings of the network for a space: the preset's, then
+    `config.architecture`.
 
     `config.width` replaces the preset's width. If both size and preset are given, a size that the
     preset cannot halve is refused; otherwise the preset is adapted to it.
@@ -264,7 +265,7 @@ def architecture(
 
 
 def network_config(name: str, values: Mapping[str, Any]) -> Settings:
-    """The settings of a network from plain values, for example a TOML table.
+    """Return the settings of a network from plain values, for example a TOML table.
 
     Raises:
         UsageError: no such network, or a setting that it refuses.

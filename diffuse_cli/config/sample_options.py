@@ -1,4 +1,4 @@
-"""How images are drawn from a model."""
+"""Options of `sample`, and of other commands that generate images."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ SAMPLER, SAMPLING_STEPS = "unipc", 20
 """The defaults; the first two chosen by benchmarks/samplers.py."""
 
 NOISE, GAUSSIAN = STARTS = ("noise", "gaussian")
-"""Where sampling begins: in pure noise, or in noise with the data's lowest frequencies."""
+"""Initial noise: pure noise, or noise with the data's lowest frequencies."""
 
 LEARNED = "learned"
-"""What manifests call the spacing of times that `tune` learned."""
+"""Name in manifests of the spacing that `tune` learned."""
 
 DISTILLED_STEPS = 2
 """Steps of a distilled model."""
@@ -34,12 +34,12 @@ WEAK_GUIDANCE = 1.5
 """The default scale of guidance by a weaker model, where one is named."""
 
 OWN = "self"
-"""What `--guide-with` calls the early average in the model file."""
+"""Value of `--guide-with` for the early EMA checkpoint in the model file."""
 
 ON = "Condition on a metadata column, for example age=40 (repeatable)."
 
 IMAGES = 16
-"""How many images are drawn if no number is given."""
+"""Default number of images."""
 
 MOST_STEPS, STRONGEST = 100_000, 100
 """The largest number of steps and guidance scale that can be asked for."""
@@ -47,7 +47,7 @@ MOST_STEPS, STRONGEST = 100_000, 100
 
 @dataclass(frozen=True)
 class SamplerChoice(Options):
-    """What `tune` chooses: a sampler, its steps, the guidance of a model with classes, that by the
+    """Choice of `tune`: a sampler, its steps, the guidance of a model with classes, that by the
     model's own weak average, times learned for all this (None: those of the spacing), and where it
     starts (None: in pure noise).
 
@@ -77,7 +77,7 @@ class SamplerChoice(Options):
 
     @property
     def manner(self) -> str:
-        """Where it starts, whether its times are learned, and its scales, in words."""
+        """The initial noise, learned timesteps and guidance scales, in words."""
         begun = " from a Gaussian start" if self.start == GAUSSIAN else ""
         learned = " at learned times" if self.times else ""
         guided = "" if self.guidance is None else f", guidance {self.guidance:g}"
@@ -193,12 +193,12 @@ class SamplerConfig(GuideConfig, TrajectoryConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class DrawConfig(SamplerConfig, ComputeConfig):
-    """How images are drawn from a model."""
+    """Options of `sample`, and of other commands that generate images."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StartConfig(Options):
-    """Where sampling begins."""
+    """Options of the initial noise."""
 
     start: str | None = option.sampling.optional(
         "Initial noise: pure, or gaussian with the brightness and layout of the data.",
@@ -266,5 +266,5 @@ class SampleConfig(StartConfig, DrawConfig, WeightsConfig):
                     raise UsageError(f"--{flag} goes with --given", "Give both, or neither")
         if self.mask and self.degrade:
             raise UsageError(
-                "--mask and --degrade exclude each other", "--degrade draws masks of its own"
+                "--mask and --degrade exclude each other", "--degrade draws its own masks"
             )

@@ -1,4 +1,4 @@
-"""How images are read, and what `info` is asked about them or about a model file."""
+"""Options that commands share, and those of `info`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ data is read again."""
 
 @dataclass(frozen=True, kw_only=True)
 class ReadingConfig(Options):
-    """How images are read."""
+    """Options for reading images."""
 
     strict: bool = option.data(
         False, "Stop at the first bad file instead of skipping it.", control=True
@@ -76,7 +76,7 @@ LOG_SNR_SHIFT = "Shift the log-SNR of every timestep, for example by -1.386 for 
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionConfig(Options):
-    """The forward process and what the network learns of its reverse.
+    """The forward process, and the network's target and variance.
 
     Attributes:
         num_timesteps: T; by default 1000, or the number of `betas`.
@@ -115,7 +115,7 @@ class DiffusionConfig(Options):
 
 
 def timesteps_of(betas: Sequence[float] | None, given: int | None) -> int:
-    """The number of timesteps: `given`, else the number of betas, else 1000.
+    """Return the number of timesteps: `given`, else the number of betas, else 1000.
 
     Raises:
         UsageError: `given` is not the number of betas.

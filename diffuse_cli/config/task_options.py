@@ -1,4 +1,4 @@
-"""What people do with a model: `inpaint`, `upscale`, `restore`, `vary`, `interpolate`."""
+"""Options of `inpaint`, `upscale`, `restore`, `vary` and `interpolate`."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from diffuse_cli.system.errors import translating
 FORMS = ", ".join(kind.EXAMPLE for kind in DEGRADATIONS.own.values())
 
 TOLD = "given"
-"""The method of a model that was trained for a degradation: it is told what is seen."""
+"""Method of a model that was trained for a degradation: it is conditioned on the input."""
 
 METHOD = "pigdm"
-"""That of any other."""
+"""The method of any other model."""
 
 ENCODING_STEPS = 100
 """Steps of `interpolate`, or as many as the process has."""
@@ -42,7 +42,7 @@ def is_degradation(text: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class PictureConfig(DrawConfig, WeightsConfig):
-    """Samples that begin with a picture."""
+    """Samples that start from an image."""
 
     model: str = argument("MODEL", MODEL)
     image: str = argument("IMAGE", "Image, or folder or zip of images.")
@@ -85,7 +85,7 @@ class RestoringConfig(PictureConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class InpaintConfig(RestoringConfig):
-    """Part of a picture drawn anew."""
+    """The masked part of an image, filled."""
 
     mask: str | None = option.optional(
         "Image of the same size: white to generate, black to keep.",
@@ -97,7 +97,7 @@ class InpaintConfig(RestoringConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class UpscaleConfig(RestoringConfig):
-    """A small picture made large."""
+    """An enlarged image."""
 
     factor: int = option(4, "Enlargement factor.", low=2, high=4096)
     size: Size | None = option.optional(
@@ -110,7 +110,7 @@ class UpscaleConfig(RestoringConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class RestoreConfig(RestoringConfig):
-    """A degraded picture made whole.
+    """A restored image.
 
     Raises:
         UsageError: no such degradation.
@@ -131,7 +131,7 @@ class RestoreConfig(RestoringConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class VaryConfig(PictureConfig):
-    """Variations of a picture."""
+    """Variations of an image."""
 
     strength: float = option(
         0.6, "Strength: 0 hardly changes the image, 1 almost ignores it.", low=0, high=1
@@ -141,7 +141,7 @@ class VaryConfig(PictureConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class InterpolateConfig(ComputeConfig, WeightsConfig):
-    """Pictures between two."""
+    """Images between two images."""
 
     model: str = argument("MODEL", MODEL)
     first: str = argument("A", "First image.")

@@ -1,4 +1,4 @@
-"""What decides the weights of a model, and how its run is kept."""
+"""Options of `train`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from diffuse_cli.core.networks import NETWORKS
 from diffuse_cli.system.errors import UsageError
 
 WEIGHTED = frozenset({"vlb", "consistency"})
-"""Losses that have weights of their own."""
+"""Losses that have their own weights."""
 
 NETWORK = "unet"
 """The network where neither it nor a preset is named."""
@@ -295,7 +295,7 @@ DATA_FACTS = ("size", "channels", "out_channels", "num_classes")
 
 
 def from_file(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The options in a file as fields of `TrainConfig`.
+    """Return the options in a file as fields of `TrainConfig`.
 
     In the file the settings of a network are a table of its name.
 
@@ -317,7 +317,7 @@ def from_file(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_file(config: TrainConfig, **kinds: bool) -> dict[str, Any]:
-    """The inverse of `from_file`; `kinds` are keywords of `config.options.to_dict`."""
+    """Return the inverse of `from_file`; `kinds` are keywords of `config.options.to_dict`."""
     fields = to_dict(config, **kinds)
     settings = fields.pop("architecture")
     return {**fields, config.network or NETWORK: settings} if settings else fields

@@ -21,11 +21,10 @@ from diffuse_cli.core.settings import to_dict as plain
 from diffuse_cli.core.space import LONGEST_SIDE, Space
 from diffuse_cli.core.variances import LEARNED
 from diffuse_cli.data.metadata_columns import names_of
-from diffuse_cli.data.summary import plural
 from diffuse_cli.media import named
 from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.system import files
-from diffuse_cli.system.errors import OutputError, UsageError, flag, lookup, near, translating
+from diffuse_cli.system.errors import OutputError, UsageError, flag, lookup, suggest, translating
 from diffuse_cli.system.processes import rank
 from diffuse_cli.training.config_layers import Layer, default_loss, merged
 from diffuse_cli.training.run_directory import RunDirectory

@@ -370,7 +370,7 @@ def test_weights_and_configuration_that_differ_are_told_apart(diffuse):
         "weights that are not numbers: conv_in.bias": {
             **weights, "conv_in.bias": torch.full((8,), float("nan")),
         },
-        "no tensors of real numbers: conv_in.bias": {
+        "not tensors of real numbers: conv_in.bias": {
             **weights, "conv_in.bias": torch.ones(8, dtype=torch.int64),
         },
     }  # fmt: skip
@@ -956,14 +956,14 @@ FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "not by name": (lambda p: torch.save([torch.ones(3)], p), "no tensors by name"),
     "beside tensors": (
         lambda p: torch.save({"weights": {"a": torch.ones(3)}, "step": 3}, p),
-        "2 entries that are no tensors of real numbers: step, weights",
+        "2 entries that are not tensors of real numbers: step, weights",
     ),
     "larger than the file": (
         lambda p: torch.save({"time_embed.0.weight": torch.ones(1).expand(2**20, 2**20)}, p),
         "larger than the file",
     ),
-    "sparse": (lambda p: torch.save({"a": torch.ones(3).to_sparse()}, p), "no tensors of real"),
-    "meta": (lambda p: torch.save({"a": torch.ones(3, device="meta")}, p), "no tensors of real"),
+    "sparse": (lambda p: torch.save({"a": torch.ones(3).to_sparse()}, p), "not tensors of real"),
+    "meta": (lambda p: torch.save({"a": torch.ones(3, device="meta")}, p), "not tensors of real"),
     "of no known format": (lambda p: torch.save({"a": torch.ones(3)}, p), "a known format"),
     "a run's checkpoint": (
         lambda p: save_file({"conv_in.weight": torch.ones(1),
@@ -1081,10 +1081,10 @@ def test_a_model_file_is_one_already(diffuse, model: Path):
         ("", 2, "SOURCE is missing"),
         ("nowhere", 4, "no such file or folder: nowhere"),
         ("empty", 4, "no model of a known format: diffusers, openai"),
-        ("empty --format openai", 4, "is no checkpoint of OpenAI's"),
+        ("empty --format openai", 4, "is not a checkpoint of OpenAI's"),
         ("empty --format diffusers", 4, "no config.json"),
         ("pipeline --format difusers", 2, "Did you mean 'diffusers'?"),
-        ("pipeline --format openai", 4, "is no checkpoint of OpenAI's"),
+        ("pipeline --format openai", 4, "is not a checkpoint of OpenAI's"),
         ("pipeline --preset adm-46", 2, "Did you mean 'adm-64'?"),
         ("pipeline --schedule cosin", 2, "Did you mean 'cosine'?"),
         ("pipeline --target epss", 2, "Did you mean 'eps'?"),

@@ -6,7 +6,7 @@ from importlib.metadata import EntryPoint, EntryPoints
 
 import pytest
 
-from diffuse_cli.app import _made, main
+from diffuse_cli.app import _build_command, main
 from diffuse_cli.core import registry
 from diffuse_cli.core.registry import Modules, Registry
 
@@ -42,7 +42,7 @@ def loaded(monkeypatch) -> list[str]:
 def forget() -> None:
     """What has been found, and the commands whose help names it."""
     registry.extension_points.cache_clear()
-    _made.cache_clear()
+    _build_command.cache_clear()
 
 
 @pytest.fixture(params=["registry", "modules"])

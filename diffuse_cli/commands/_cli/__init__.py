@@ -150,7 +150,7 @@ METAVARS: dict[Any, str] = {
     parsers.parse_settings: "NAME=VALUE",
     parsers.parse_scales: "SCALE,...",
 }
-"""What stands for a value in `--help`, by its parser or the kind of its field."""
+"""Placeholders of values in `--help`, by its parser or the kind of its field."""
 
 
 def _help(f: dataclasses.Field[Any], spec: Option) -> str:
@@ -164,12 +164,12 @@ def _help(f: dataclasses.Field[Any], spec: Option) -> str:
         parts.append("; ".join(named) + ".")
     elif spec.table:
         parts.append(f"One of: {', '.join(_table(spec.table))}.")
-    if shown := _shown(f, spec):
+    if shown := _default_text(f, spec):
         parts.append(f"[default: {shown}]")
     return " ".join(parts)
 
 
-def _shown(f: dataclasses.Field[Any], spec: Option) -> str:
+def _default_text(f: dataclasses.Field[Any], spec: Option) -> str:
     """Return the default as `--help` prints it, or an empty string."""
     if spec.shown or any(f.default is none for none in (dataclasses.MISSING, None, False)):
         return spec.shown

@@ -1,4 +1,4 @@
-"""What users see: progress and messages on stderr, results on stdout."""
+"""Output for users: progress and messages on stderr, results on stdout."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ class Console:
         self.write([json.dumps(replace_nonfinite(values))] if self.as_json else lines)
 
     def write(self, lines: Iterable[str]) -> None:
-        """Print lines on stdout; a closed pipe is no error."""
+        """Print lines on stdout; a closed pipe is not an error."""
         try:
             for line in lines:
                 print(line, flush=True)
@@ -239,7 +239,7 @@ LONGEST, MOST_VALUES = 200, 20
 
 
 def said(value: Any, number: Callable[[float], str] = "{:.4g}".format) -> str:
-    """Return a value as text; of a long list, its length."""
+    """Return a value as text, and a long list as its length."""
     if isinstance(value, list):
         if len(value) > MOST_VALUES:
             return f"{len(value):,} values"

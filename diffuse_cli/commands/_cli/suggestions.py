@@ -1,4 +1,4 @@
-"""What to say about an option or command that does not exist: which one was meant."""
+"""Suggestions for an option or a command that does not exist."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ SYNONYMS = _by_word({
 """Names of options and commands in other programs, and earlier ones here, to the names here.
 
 A flag is suggested only for commands that have it, anything else for every command. A flag is also
-found if it is typed with underscores.
+found with underscores.
 """
 
 _HINTS = {
@@ -168,7 +168,7 @@ They are also found with underscores, and in capitals.
 
 
 def explain(error: TyperException) -> UsageError:
-    """Return an error of Typer's as one of ours."""
+    """Return an error of Typer's as a `UsageError`."""
     context: Any = getattr(error, "ctx", None)
     typed: str = getattr(error, "option_name", "")
     if hasattr(error, "possibilities") and context is not None:

@@ -75,7 +75,8 @@ def _evaluation(both: BothMeasured) -> dict[str, Any]:
 
 
 def lines(found: Comparison) -> list[str]:
-    """Return the two names, a table of both, and what cannot be compared."""
+    """Return the two names, a table of both, and remarks on differences that prevent a
+    comparison."""
     sides = found.a, found.b
     rows = [["", "A", "B"]]
     rows += [[brief(name), *_setting(*pair)] for name, pair in found.settings.items()]

@@ -59,11 +59,11 @@ class Side:
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """What the model file says, by name; nothing without a model."""
+        """Facts of the model file by name, empty without a model."""
         return facts(self.found) if self.found else {}
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values, without the settings."""
+        """Return plain values, without the settings."""
         known = self.facts
         return {
             "path": self.path,

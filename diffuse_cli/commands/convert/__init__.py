@@ -18,17 +18,17 @@ EXAMPLES = (
 
 
 def run(config: ConvertConfig, console: Console) -> None:
-    """Convert, and print the path of what was written."""
+    """Convert, and print the path of the output."""
     from diffuse_cli.commands.convert.exporters import export, target_of
 
     if target_of(config) is None:
-        _bring(config, console)
+        _import_model(config, console)
         return
     values = console.follow(export(config))
     console.result([values["out"]], values)
 
 
-def _bring(config: ConvertConfig, console: Console) -> None:
+def _import_model(config: ConvertConfig, console: Console) -> None:
     """Convert to a model file."""
     from diffuse_cli.commands.convert.importers import convert
     from diffuse_cli.core.settings import dimensions

@@ -1,7 +1,7 @@
 """A process and a sampler as a scheduler of diffusers, both ways: `convert` reads and writes them.
 
 Betas are computed as diffusers does. If one of our schedules has the same, the model file names it.
-Networks of diffusers take t itself, whatever the number of timesteps. Nothing here imports torch.
+Networks of diffusers take t itself, for any number of timesteps. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -173,11 +173,11 @@ SCHEDULERS = {
         fields={**MULTISTEP, "solver_type": "bh2", "predict_x0": True},
     ),
 }
-"""By the names of our samplers, with the options that these have by default."""
+"""Schedulers by the names of our samplers, with the options that these have by default."""
 
 UNTIL_ZERO = "linspace"
 """The spacing of `DDPMScheduler` with any variance but the posterior's. It adds noise at every
-timestep but 0, so also at the end of a sampling that does not visit that one."""
+timestep but 0, so also at the end of a sampling run that does not visit that one."""
 
 
 def scheduler_fields(scheduler: Scheduler, diffusion: DiffusionConfig) -> dict[str, Any]:

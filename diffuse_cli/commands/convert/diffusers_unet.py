@@ -1,6 +1,6 @@
 """A U-Net as the fields of diffusers' `UNet2DModel`, both ways: `convert` reads and writes them.
 
-Nothing here imports torch.
+This module does not import torch.
 """
 
 from __future__ import annotations

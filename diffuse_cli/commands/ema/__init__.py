@@ -38,7 +38,7 @@ def run(config: EmaConfig, console: Console) -> None:
 
 
 def lines(found: MeasuredLengths) -> list[str]:
-    """A row for each length, the best of them, and the file that was written."""
+    """Return a row for each length, the best of them, and the file that was written."""
     rows = [["length", label(found.metric)]]
     rows += [[f"{row.length:.2f}", as_text(row.values, found.metric)] for row in found.rows]
     rows.append(["in the file", as_text(found.file, found.metric)])

@@ -35,17 +35,17 @@ from diffuse_cli.training import ema_weights
 from diffuse_cli.training.optimization import Objective, losses_of
 
 LENGTHS = (0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.10, 0.12, 0.15, 0.20, 0.25)
-"""The lengths to try: standard deviations of the profile, as a share of the run."""
+"""The lengths to try: standard deviations of the profile, as a fraction of the run."""
 
 NEAR = 0.1
-"""Lengths whose profile the snapshots miss by more than this share of its norm are left out."""
+"""Lengths whose profile the snapshots miss by more than this fraction of its norm are left out."""
 
 Measure = Callable[[Denoiser], Work[dict[str, float]]]
 
 
 @dataclass(frozen=True)
 class MeasuredLength:
-    """A length, the share of its profile that the snapshots miss, and its numbers."""
+    """A length, the fraction of its profile that the snapshots miss, and its numbers."""
 
     length: float
     error: float
@@ -141,13 +141,13 @@ def _rank(value: float) -> float:
 
 
 def _snapshots(path: Path, step: int) -> list[ema_weights.Snapshot]:
-    """The snapshots of a model's run, up to its step."""
+    """Return the snapshots of a model's run, up to its step."""
     folder = run_of(path) / "ema"
     found = [own for number, own in ema_weights.snapshots(folder) if number <= step]
     if not found:
         raise ModelFileError(
             f"{files.show(path)} has no averages of other lengths in {files.show(folder)}",
-            "Train with --ema-lengths 24, and keep the run directory beside the model",
+            "Train with --ema-lengths 24, and keep the run directory next to the model",
         )
     with _rejecting(folder):
         return [ema_weights.read_snapshot(own) for own in found]
@@ -169,7 +169,7 @@ def _end(given: Sequence[ema_weights.Snapshot]) -> int:
 
 
 def _fits(given: Sequence[ema_weights.Snapshot]) -> Work[dict[float, ema_weights.Combination]]:
-    """The combination for each length that the snapshots can give."""
+    """Return the combination for each length that the snapshots can give."""
     profiles = [profile for snapshot in given for profile in snapshot.profiles.values()]
     wanted = {v: ema_weights.Profile(ema_weights.gamma_of(v), _end(given)) for v in LENGTHS}
     every = {length: ema_weights.nearest(profiles, profile) for length, profile in wanted.items()}
@@ -184,7 +184,7 @@ def _models(
     given: Sequence[ema_weights.Snapshot],
     fits: Mapping[float, ema_weights.Combination],
 ) -> Iterator[model_file.StoredModel]:
-    """The model with the weights of each combination; buffers stay."""
+    """Yield the model with the weights of each combination; buffers stay."""
     step = given[-1].step
     with _rejecting(given[-1].path.parent):
         shapes = ema_weights.shapes_of(model.ema)
@@ -260,4 +260,4 @@ def _loss(
 
 
 EMA_METRICS = {"kid": _kid, "held-out": _loss}
-"""What makes each metric of --metric: the key of its number, and the measure."""
+"""Definition of each metric of --metric: the key of its number, and the measure."""

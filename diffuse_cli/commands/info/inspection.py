@@ -1,4 +1,4 @@
-"""What is in a set of images, a model file or a run."""
+"""Inspection of a set of images, a model file or a run."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def inspect(config: InfoConfig) -> Work[DataReport | ModelReport | RunReport]:
 IMAGES_ONLY = (
     "size", "background", "fit", "layout", "alpha", "bits", "rate", "out", "workers", "strict",
 )  # fmt: skip
-"""Options that apply to images alone."""
+"""Options that apply only to images."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class ModelReport:
     out: Path | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return plain values."""
         toml = {"config": self.config, "toml": str(self.out) if self.out else None}
         return {**facts(self.found), **(toml if self.config else {})}
 
@@ -127,7 +127,7 @@ class RunReport:
         step, steps: the last one that is known of, and how many there will be.
         loss, held_out_loss, images_per_second: the last that were logged.
         seconds_left: at that speed, while a process trains it.
-        resume: what to type to go on; None if it is under way or finished.
+        resume: the command that resumes it; None if it is running or finished.
         model: None if there is no complete checkpoint yet.
     """
 
@@ -143,7 +143,7 @@ class RunReport:
     model: ModelReport | None
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return plain values."""
         model = self.model.to_dict() if self.model else None
         return {"kind": "run", **vars(self), "model": model}
 

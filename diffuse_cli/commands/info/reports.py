@@ -1,4 +1,4 @@
-"""A set of images: how training would see it, and what is wrong with it."""
+"""A set of images: its statistics for training, and its defects."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class DataReport:
         ends: the levels that are -1 and 1 to the network; None for floats.
         top: the highest level that a value can have; None for floats.
         out: the contact sheet, if asked for.
-        columns: of tables beside the images, each in words.
+        columns: metadata columns, each in words.
     """
 
     config: InfoConfig
@@ -82,7 +82,7 @@ class DataReport:
     columns: Mapping[str, str]
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return plain values."""
         sides = (
             dict(zip(("height", "width"), self.size, strict=True)) if len(self.size) == 2 else {}
         )
@@ -187,7 +187,7 @@ def _report(config: InfoConfig, images: Dataset, out: Path | None) -> Work[DataR
 
 
 def _columns(config: InfoConfig, images: Dataset) -> Work[dict[str, str]]:
-    """Return the columns of tables beside the images, in words; a broken table is a warning."""
+    """Return the metadata columns, in words; a broken table is a warning."""
     if not images.summary.tables:
         return {}
     try:
@@ -360,7 +360,7 @@ def draw(images: Dataset) -> Work[Image.Image]:
     """
     space = limited(images.unmeasured, images.stored)
     if not images.class_names:
-        return figures.grid(_small(images, space, _spread(np.arange(len(images)), SHOWN)))
+        return figures.grid(_shrink_images(images, space, _spread(np.arange(len(images)), SHOWN)))
     labels = list(range(len(images.class_names)))
     if (images.labels == -1).any():
         labels.append(-1)
@@ -368,26 +368,26 @@ def draw(images: Dataset) -> Work[Image.Image]:
         yield Notice(f"the contact sheet shows {ROWS} of {len(labels):,} classes")
     chosen = [labels[i] for i in _spread(np.arange(len(labels)), ROWS)]
     rows = [_spread(np.flatnonzero(images.labels == label), COLUMNS) for label in chosen]
-    return figures.grid(_filled(images, space, rows), columns=max(map(len, rows)))
+    return figures.grid(_fill_rows(images, space, rows), columns=max(map(len, rows)))
 
 
 def _spread(indices: Array, most: int) -> Array:
-    """At most `most` of the indices, evenly spaced from the first to the last."""
+    """Return at most `most` of the indices, evenly spaced from the first to the last."""
     if len(indices) <= most:
         return indices
     return indices[np.linspace(0, len(indices) - 1, most).round().astype(np.int64)]
 
 
-def _filled(images: Dataset, space: Space, rows: Sequence[Array]) -> Array:
+def _fill_rows(images: Dataset, space: Space, rows: Sequence[Array]) -> Array:
     """Return the images of each row, with short rows filled up with white."""
-    small = [_small(images, space, row) for row in rows]
+    small = [_shrink_images(images, space, row) for row in rows]
     page = np.full((len(rows), max(map(len, rows)), *small[0].shape[1:]), 255, np.uint8)
     for i, row in enumerate(small):
         page[i, : len(row)] = row
     return page.reshape(-1, *page.shape[2:])
 
 
-def _small(images: Dataset, space: Space, chosen: Array) -> Array:
+def _shrink_images(images: Dataset, space: Space, chosen: Array) -> Array:
     """Images at the size on the sheet."""
     seen = (looks(space, images.stored[[k]])[0] for k in chosen)
     shrunk = (figures.shrunk(figures.image(each), SIDE) for each in seen)

@@ -50,7 +50,7 @@ KINDS = (".html", ".gif", ".png")
 
 
 def best(paths: Sequence[Path]) -> Path:
-    """Of several files the one to look at."""
+    """Return the file to open first."""
     return min(paths, key=lambda path: KINDS.index(path.suffix))
 
 

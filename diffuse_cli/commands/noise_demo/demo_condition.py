@@ -20,7 +20,7 @@ from diffuse_cli.system.events import Notice, Work
 
 @dataclass(frozen=True)
 class DemoCondition:
-    """What a model is told of an image.
+    """Conditioning input of a model for an image.
 
     Attributes:
         what: `pairs`, or the degradation that made it of the image.
@@ -36,7 +36,7 @@ class DemoCondition:
 def read_condition(
     config: DemoConfig, image: Array, loaded: Loaded, device: torch.device
 ) -> Work[DemoCondition | None]:
-    """What the model is told of an image (C, H, W); None if it is given nothing.
+    """Return the conditioning image (C, H, W); None for an unconditional model.
 
     Its degradation is made of the image; the other half of a pair is --given.
 
@@ -66,7 +66,7 @@ def read_condition(
 
 
 def _other(config: DemoConfig, giver: Giver, loaded: Loaded) -> Work[Array]:
-    """The other half of the pair, (C, H, W), fitted as the image is."""
+    """Return the other half of the pair, (C, H, W), fitted as the image is."""
     assert config.given is not None
     own, fit = like(giver.inputs), config.fit or loaded.fit
     asked = Asked(**own, background=rgb(str(config.background)), fit=fit)

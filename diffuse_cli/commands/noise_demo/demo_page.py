@@ -56,7 +56,7 @@ class Lines:
 
     @staticmethod
     def of(rows: int, count: int, height: int, width: int) -> Lines:
-        """The layout of `count` pictures of a size in pixels, for `rows` processes."""
+        """Return the layout of `count` pictures of a size in pixels, for `rows` processes."""
         lines = math.ceil(count / PER_LINE)
         columns = math.ceil(count / lines)
         highest = min(HIGHEST, max(PAGE / (rows * lines) - HEAD - FOOT, LOWEST))
@@ -91,7 +91,7 @@ def draw(
     legend: Sequence[tuple[str, str]],
     plots: Sequence[Callable[[Axes], object]],
 ) -> Image.Image:
-    """The page.
+    """Return the page.
 
     Args:
         formula: under the title.
@@ -202,7 +202,7 @@ SIDE = 192
 def page(
     title: str, rows: Mapping[str, Mapping[int, Array]], times: Sequence[int], space: Space
 ) -> bytes:
-    """A table for each name in one HTML file, with a column for each timestep.
+    """Return a table for each name in one HTML file, with a column for each timestep.
 
     Args:
         rows: stored samples (C, *size) by timestep.

@@ -37,7 +37,8 @@ def demonstrate(config: DemoConfig) -> Work[tuple[Path, ...]]:
     """Draw the picture, and what else is asked for; returns the paths written.
 
     Raises:
-        UsageError: an unknown schedule, betas that are no process, a size too large to draw, or an
+        UsageError: an unknown schedule, betas that are not a process, a size too large to draw, or
+        an
             output that is not .png.
         OutputError: an output exists or cannot be written.
         DataError: the image is missing or cannot be read.
@@ -59,7 +60,8 @@ def demonstrate(config: DemoConfig) -> Work[tuple[Path, ...]]:
 
 
 def _of_schedules(config: DemoConfig) -> Work[tuple[Scene, Scene]]:
-    """The processes of some schedules, at the sample's size and small enough to be animated."""
+    """Return the processes of some schedules, at the sample's size and small enough to be
+    animated."""
     rows = settings(config)
 
     from diffuse_cli.models.blueprint import make_process
@@ -75,7 +77,7 @@ def _of_schedules(config: DemoConfig) -> Work[tuple[Scene, Scene]]:
 
 
 def _of_model(config: DemoConfig) -> Work[tuple[Journey, Journey]]:
-    """The process of a model, at its own size, and what the model makes of it."""
+    """Return the process of a model, at its own size, and the model's estimates."""
     from diffuse_cli.commands.noise_demo import reverse_process
     from diffuse_cli.data import read_images
     from diffuse_cli.media.image.decoding import read_image
@@ -107,7 +109,7 @@ def _of_model(config: DemoConfig) -> Work[tuple[Journey, Journey]]:
 
 
 def settings(config: DemoConfig) -> dict[str, DiffusionConfig]:
-    """The processes to show by name: schedules, and a file of betas."""
+    """Return the processes to show by name: schedules, and a file of betas."""
     from diffuse_cli.core import SCHEDULES
 
     names = tuple(SCHEDULES) if config.schedule is None else config.schedule
@@ -129,13 +131,13 @@ def settings(config: DemoConfig) -> dict[str, DiffusionConfig]:
 
 
 def _short(name: str, most: int) -> str:
-    """The start and end of a file's name, in about `most` characters."""
+    """Return the start and end of a file's name, in about `most` characters."""
     name = files.show(name)
     return name if len(name) <= most else f"{name[: most * 2 // 3]} … {name[-most // 3 :]}"
 
 
 def _outputs(config: DemoConfig, stack: contextlib.ExitStack) -> tuple[Path, ...]:
-    """The paths to write, claimed until the stack ends; checks them and `--size`."""
+    """Return the paths to write, claimed until the stack ends; checks them and `--size`."""
     image = Path(config.image)
     out = Path(config.out) if config.out is not None else Path(f"{image.stem}.noise-demo.png")
     medium = MEDIA[medium_of(config.image)]
@@ -211,7 +213,7 @@ class DemoSample:
     space: Space
 
     def shrunk(self, side: int) -> DemoSample:
-        """An image of at most so many pixels a side; anything else as it is."""
+        """Return an image scaled down to a largest side; anything else as it is."""
         if self.space.medium != "image":
             return self
         values = _channels_first(figures.shrunk(figures.image(self.values), side))
@@ -226,7 +228,7 @@ def medium_of(path: str) -> str:
 def read(
     config: DemoConfig, space: Space | None = None, fit: str | None = None
 ) -> Work[DemoSample]:
-    """The sample, at the size and of the numbers of a model, or its own.
+    """Return the sample, at the size and of the numbers of a model, or its own.
 
     Raises:
         DataError: it is missing or cannot be read.
@@ -260,7 +262,7 @@ def read(
 
 
 def _own_image(config: DemoConfig) -> Work[DemoSample]:
-    """An image at the size asked for, or its own, in 8 bits."""
+    """Return an image at the size asked for, or its own, in 8 bits."""
     from diffuse_cli.media import image
     from diffuse_cli.media.image.decoding import read_image
     from diffuse_cli.media.image.planes import fit_image

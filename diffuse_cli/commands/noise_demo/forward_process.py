@@ -46,7 +46,7 @@ NOISE = 1_800_000  # pixels times zoom of all frames; noise does not compress: 3
 
 @dataclass(frozen=True)
 class Scene:
-    """What is shown: the sample as the model sees it and the noise, (C, *size)."""
+    """Contents of the demonstration: the sample as the model sees it and the noise, (C, *size)."""
 
     title: str
     x0: Tensor
@@ -147,7 +147,7 @@ def _plot(
 ) -> list[Line2D]:
     """Plot `levels` of each alpha-bar over t / T, with marks at `times`; returns the lines.
 
-    Later lines are thinner: of two that coincide both are seen.
+    Later lines are thinner, so that lines that coincide are all visible.
     """
     over_time(axes, title)
     drawn: list[Line2D] = []

@@ -1,4 +1,4 @@
-"""What a model makes of a noised image, and how it draws one: `noise-demo --model`.
+"""Estimates of a model from a noised image, and its sampling path: `noise-demo --model`.
 
 Two ways through the same timesteps. Forward: x_t of the image, and E[x_0 | x_t] as the model has
 it. In reverse: x_t of an image drawn by `ddpm`, from the same noise, and the same estimate.
@@ -81,11 +81,11 @@ class Near:
 
 @dataclass(frozen=True)
 class Journey:
-    """What is shown. Distances are root mean squared differences, in levels or, without them, in a
-    channel's standard deviations.
+    """Contents of the demonstration. Distances are root mean squared differences, in levels or,
+    without them, in a channel's standard deviations.
 
     Attributes:
-        condition: what the model is given on both ways, if anything.
+        condition: conditioning image on both paths, if any.
     """
 
     title: str
@@ -104,16 +104,16 @@ class Journey:
         return list(self.forward.x)
 
     def missed(self, t: int) -> float:
-        """How far the estimate from the image's x_t is from the image."""
+        """Distance of the estimate from the image's x_t to the image."""
         a, b = (comparable(self.space, own) for own in (self.forward.x0[t], self.image))
         return math.sqrt(float(((a.astype(float) - b) ** 2).mean()))
 
     def said(self, away: float) -> str:
-        """A distance in few digits."""
+        """Return a distance in few digits."""
         return f"{away:.2f}" if self.space.levels is None else f"{away:.0f}"
 
     def look(self, stored: Array) -> Array:
-        """A stored sample as a picture, uint8 (1 or 3, H, W)."""
+        """Return a stored sample as a picture, uint8 (1 or 3, H, W)."""
         seen: Array = looks(self.space, stored[None])[0]
         return seen
 
@@ -198,7 +198,9 @@ def travel(
     times = demo_page.spread_evenly(range(last + 1), STEPS)
     x0 = space.to_model(torch.tensor(values[None], device=device))
     given = yield from read_condition(config, values, loaded, device)
-    denoise = kept_in_range(_telling(loaded, config.label, given, device), loaded.denoiser)
+    denoise = kept_in_range(
+        _conditional_denoiser(loaded, config.label, given, device), loaded.denoiser
+    )
     noise = partial(image_noise, config.seed, [0], shape=space.shape, device=device)
     forward = yield from _forward(denoise, x0, noise(-1), times, loaded)
     reverse = yield from _reverse(denoise, noise, times, loaded)
@@ -207,10 +209,10 @@ def travel(
     return Journey(title, values, process, forward, reverse, space, given)
 
 
-def _telling(
+def _conditional_denoiser(
     loaded: Loaded, label: str | None, given: DemoCondition | None, device: torch.device
 ) -> Denoise:
-    """The model, told a class, or none if it has classes, and what it is given."""
+    """Return the model, told a class, or none if it has classes, and its conditioning image."""
     conditions = loaded.model.blueprint.conditions
     names = {name: i for i, name in enumerate(conditions.classes)}
     if label is not None and not names:
@@ -257,7 +259,7 @@ def _reverse(denoise: Denoise, noise: Any, times: Sequence[int], loaded: Loaded)
 
 
 def nearest(journey: Journey, data: Array) -> Work[tuple[Near, Near]]:
-    """The nearest of some images to the estimates on both ways."""
+    """Return the nearest of some images to the estimates on both ways."""
     times = journey.every
     queries = np.stack([way.x0[t] for way in (journey.forward, journey.reverse) for t in times])
     see = partial(comparable, journey.space)
@@ -270,7 +272,7 @@ def nearest(journey: Journey, data: Array) -> Work[tuple[Near, Near]]:
 
 
 def _distances(axes: Axes, journey: Journey) -> None:
-    """How far the expected x_0 is from the image, and from its nearest of DATA, over t / T."""
+    """Distance of the expected x_0 from the image, and from its nearest of DATA, over t / T."""
     times, total = journey.every, journey.process.num_timesteps
     unit = "deviations" if journey.space.levels is None else "levels"
     over_time(axes, f"expected $x_0$: how far away it is, in {unit} (root mean square)")

@@ -37,7 +37,7 @@ from diffuse_cli.system.hub_models import MODEL_FILE, check_free, push_target, u
 from diffuse_cli.system.outputs import UnfinishedFiles, check_suffix
 
 CARD, SAMPLES, NUMBERS = "README.md", "samples.png", "eval.json"
-"""Names of the files beside the model."""
+"""Names of the files next to the model."""
 
 OWNED = (SAMPLES, NUMBERS)
 """Files that describe one model, and are removed with it."""
@@ -96,7 +96,7 @@ def push(config: PushConfig) -> Work[dict[str, Any]]:
 
 @contextlib.contextmanager
 def _place(config: PushConfig) -> Iterator[Path]:
-    """The folder to write: that of -o, locked, or one that goes at the end.
+    """Yield the folder to write: that of -o, locked, or one that goes at the end.
 
     Raises:
         OutputError: it cannot be written, or holds what no stopped push left there.
@@ -168,7 +168,7 @@ def _picture(config: PushConfig, found: Found) -> Work[tuple[bytes, str]]:
 # The card of a model: what a stranger wants to know of it, of facts alone.
 
 LEFT_OUT = ("model", "file", "title", "data")
-"""Rows of `info` that are of the file here, or have a section of their own."""
+"""Rows of `info` that are of the file here, or have their own section."""
 
 
 def card(
@@ -178,7 +178,7 @@ def card(
 
     Args:
         numbers: what `eval --json` printed of the model.
-        picture: whether there is one beside the card, and `drawn` how it was made.
+        picture: whether there is one next to the card, and `drawn` how it was made.
     """
     repo = push_target(config.target)
     parts = [
@@ -284,7 +284,7 @@ def _measured(numbers: Mapping[str, Any] | None) -> str:
     remarks = [f"- {escape(str(remark))}" for remark in numbers["remarks"]]
     parts = [
         "## Numbers",
-        "A value, its standard error, and what a perfect model would reach.",
+        "A value, its standard error, and a perfect model's value.",
         table(("", "measured", "reference"), rows),
         escape("; ".join(how)) + ". All of it: [eval.json](eval.json).",
         "\n".join(remarks),

@@ -23,7 +23,7 @@ class Target(Protocol):
 
     Attributes:
         OUT: what is written if no name is given. Every name has its suffix; a folder has none.
-        PARTS: what a folder that it wrote holds; such a folder may be replaced.
+        PARTS: what a folder that it wrote holds; this folder may be replaced.
         OPTIONS: the options of `ConvertConfig` that it takes, besides those of every target.
     """
 
@@ -57,8 +57,8 @@ OF_ALL = ("source", "out", "overwrite", "to", "weights")
 
 
 def target_of(config: ConvertConfig) -> str | None:
-    """Return the program to write for: as typed, or by the suffix of `-o`; None for a model
-    file."""
+    """Return the program to write for: the --to option, or from the suffix of `-o`; None for a
+    model file."""
     if config.to is not None or config.out is None:
         return config.to
     suffix = Path(config.out).suffix.lower()
@@ -71,7 +71,7 @@ def export(config: ConvertConfig) -> Work[dict[str, Any]]:
 
     Raises:
         UsageError: options that are for reading other programs' models, or do not suit the model.
-        ModelFileError: SOURCE is no model of `diffuse`, or one that the program cannot run.
+        ModelFileError: SOURCE is not a model of `diffuse`, or one that the program cannot run.
         OutputError: the output exists, or cannot be written.
     """
     name = target_of(config)
@@ -81,7 +81,7 @@ def export(config: ConvertConfig) -> Work[dict[str, Any]]:
     for f, _ in options(config):
         if f.name not in allowed and getattr(config, f.name) != f.default:
             raise UsageError(f"{flag_of(f)} does not go with --to {name}", "Leave it out")
-    with _claimed(target, name, config) as path:
+    with _claim_output(target, name, config) as path:
         target.check(config)
         from diffuse_cli.models import model_file
 
@@ -103,8 +103,9 @@ def _suffix(target: Target) -> str:
 
 
 @contextlib.contextmanager
-def _claimed(target: Target, name: str, config: ConvertConfig) -> Iterator[Path]:
-    """Where to write, which is free, or may be replaced; nobody else writes there meanwhile."""
+def _claim_output(target: Target, name: str, config: ConvertConfig) -> Iterator[Path]:
+    """Yield the output path, which is free or may be replaced; no other process writes there
+    meanwhile."""
     given = config.out or target.OUT
     if suffix := _suffix(target):
         with outputs.claim_output(given, suffix, config.overwrite, read=config.source) as path:

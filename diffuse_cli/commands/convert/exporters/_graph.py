@@ -1,4 +1,5 @@
-"""A network as a graph of operations, for runtimes without Python, and what a sampler must know."""
+"""A network as a graph of operations, for runtimes without Python, and the facts that a sampler
+needs."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ BATCH = "batch"
 
 def inputs(own: Blueprint, n: int, seed: int = 0) -> dict[str, Tensor]:
     """Random inputs of a network, by name: `x` (n, C, *size) and `t` (n,); `label` (n,), `given`
-    (n, C', *size) and `row` (n, columns) for one that is told such."""
+    (n, C', *size) and `row` (n, columns) for a model with metadata columns."""
     draw, conditions = torch.Generator().manual_seed(seed), own.conditions
     last = float(own.process.timesteps[-1])
     made = {
@@ -107,7 +108,7 @@ def metadata(model: StoredModel) -> Mapping[str, str]:
     """Return the values that a sampler needs, as JSON by name.
 
     `diffuse.timesteps` is what the network is shown as `t` at each timestep, `diffuse.alpha_bars`
-    the share of signal there. `diffuse.config` is the description in the model file.
+    the fraction of signal there. `diffuse.config` is the description in the model file.
     """
     own = model.blueprint
     process = own.process

@@ -1,4 +1,4 @@
-"""The README.md of a folder for diffusers: how to draw with it, and what is known of the model."""
+"""The README.md of a folder for diffusers: how to sample with it, and the facts of the model."""
 
 from __future__ import annotations
 
@@ -74,10 +74,10 @@ GUIDED_LEARNED = """\
         y = torch.cat([free + scale * (told - free), variance], dim=1)"""
 
 LEFT_OUT = ("model", "title", "file", "weights", "classes", "data")
-"""Rows of `diffuse info` that are of the model file, or have a section of their own."""
+"""Rows of `diffuse info` that are of the model file, or have their own section."""
 
 SHOWN = 100
-"""How many class names are listed."""
+"""Number of class names to list."""
 
 
 def card(name: str, found: Found, weights: str, sampler: str) -> str:
@@ -105,7 +105,7 @@ def card(name: str, found: Found, weights: str, sampler: str) -> str:
 
 
 def draw(name: str, model: StoredModel, sampler: str) -> str:
-    """Return the Python that draws four pictures: by a pipeline, or a loop if none runs the
+    """Return the Python code that generates four images: by a pipeline, or a loop if none runs the
     model."""
     own, scheduler = model.blueprint, SCHEDULERS[sampler]
     recommended = model.sampling if model.sampling and model.sampling.sampler == sampler else None

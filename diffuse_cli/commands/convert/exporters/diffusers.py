@@ -47,7 +47,8 @@ def check(config: ConvertConfig) -> None:
 
 
 def write(path: Path, found: Found, config: ConvertConfig) -> Work[Mapping[str, Any]]:
-    """Write the folder; says which scheduler it has where that is not what one would expect."""
+    """Write the folder, and report which scheduler it has where that is not what one would
+    expect."""
     from diffuse_cli.commands.convert.exporters import _pipeline_card
 
     model, weights = found.model, config.weights or "ema"

@@ -46,7 +46,7 @@ def check(config: ConvertConfig) -> None:
 
 
 def write(path: Path, found: Found, config: ConvertConfig) -> Work[Mapping[str, Any]]:
-    """Write the file, and say how far its outputs are from the network's."""
+    """Write the file, and report how far its outputs are from the network's."""
     from diffuse_cli.commands.convert.exporters import _graph
 
     model = found.model

@@ -1,6 +1,6 @@
 """Models of other programs, one format a file of this folder (see `Format`).
 
-Nothing in a foreign file is ever executed.
+No code in a foreign file is executed.
 """
 
 from __future__ import annotations

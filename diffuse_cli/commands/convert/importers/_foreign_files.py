@@ -122,7 +122,7 @@ def _unpickle(path: Path, zipped: bool) -> Any:
 
 def _check_pickle(path: Path, zipped: bool) -> None:
     """Refuse a pickle that is too large, compressed, or asks for memory that is not in the file: of
-    what torch lets a pickle call, `bytearray(n)` alone fills so many bytes."""
+    what torch lets a pickle call, `bytearray(n)` fills the bytes by itself."""
     name, size = files.show(path), path.stat().st_size
     if size > MOST_BYTES:
         raise ModelFileError(f"{name} is a pickle of more than {MOST_BYTES:,} bytes")
@@ -154,7 +154,7 @@ def _check(path: Path, found: Any) -> dict[str, Tensor]:
     wrong = [brief(name) for name, value in found.items() if not _usable(name, value)]
     if wrong:
         raise ModelFileError(
-            f"{where} holds {len(wrong)} entries that are no tensors of real numbers: "
+            f"{where} holds {len(wrong)} entries that are not tensors of real numbers: "
             f"{tensor_file.first(wrong)}"
         )
     if sum(tensor.nbytes for tensor in found.values()) > path.stat().st_size:

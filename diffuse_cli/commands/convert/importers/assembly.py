@@ -160,7 +160,7 @@ def settle(foreign: Foreign, source: ForeignSource, config: ConvertConfig) -> Di
 
 
 def _published(preset: str | None) -> dict[str, Any]:
-    """Return a preset's process; the default T is that of a training."""
+    """Return a preset's process; the default T is the default of train."""
     if preset is None:
         return {}
     said = {name: value for name, value in PRESETS[preset].train.items() if name in PROCESS}
@@ -257,7 +257,7 @@ def training(unet: Net, diffusion: DiffusionConfig, preset: str | None) -> dict[
 
 @dataclass(frozen=True, kw_only=True)
 class Net:
-    """A U-Net of another program: its settings, and what they imply of the data."""
+    """A U-Net of another program: its settings, and their consequences for the data."""
 
     config: unets.Config
     space: Space

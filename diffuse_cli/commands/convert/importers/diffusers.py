@@ -75,7 +75,7 @@ def _folder(source: ForeignSource) -> Path:
         folder = folder / "unet"
     if not (folder / "config.json").is_file():
         raise ModelFileError(
-            f"{source.name} has no config.json of a UNet2DModel beside its weights",
+            f"{source.name} has no config.json of a UNet2DModel next to its weights",
             "Give the folder that diffusers wrote",
         )
     return folder

@@ -76,7 +76,7 @@ def recognises(source: ForeignSource) -> bool:
 def read(source: ForeignSource, config: ConvertConfig) -> Foreign:
     """Return the network and weights of a checkpoint, which does not hold its process."""
     if not recognises(source):
-        raise ModelFileError(f"{source.name} is no checkpoint of OpenAI's: it has no input_blocks")
+        raise ModelFileError(f"{source.name} is not a checkpoint of OpenAI's: no input_blocks")
     state = source.tensors
     shape = _shape(source)
     heads = _heads(source, config, shape)
@@ -168,7 +168,7 @@ _PLACE = re.compile(r"output_blocks\.(?P<block>\d+)\.(?P<part>\d+)\.(?P<kind>\w+
 def _heads(
     source: ForeignSource, config: ConvertConfig, shape: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Attention heads: as typed, or the preset's."""
+    """Return the attention heads of the options, or else of the preset."""
     given: Mapping[str, Any] = vars(config)
     if not (config.heads or config.head_width) and config.preset:
         given = PRESETS[config.preset].settings
@@ -202,8 +202,8 @@ def _suits(preset: str, shape: Mapping[str, Any]) -> bool:
 
 
 def _size(source: ForeignSource, config: ConvertConfig, attends: list[bool]) -> Size:
-    """Return the image size: as typed, or the one at which the preset's attention resolutions are
-    at the levels with attention."""
+    """Return the image size of the options, or the one at which the preset's attention resolutions
+    are at the levels with attention."""
     if config.size:
         return config.size
     at = PRESETS[config.preset].settings["attention"] if config.preset else ()
@@ -225,7 +225,8 @@ def _variance(unet: Net, preset: str | None) -> str:
 
 
 def _names(unet: Net) -> Iterator[tuple[str, str]]:
-    """Every tensor's name in `UNet`, with the name of OpenAI's tensor that it is or is part of."""
+    """Yield every tensor's name in `UNet`, with the name of OpenAI's tensor that it is or is part
+    of."""
     places = dict(_places(unet))
     for name in unet.shapes:
         layer, kind = name.rsplit(".", 1)
@@ -239,7 +240,8 @@ def _names(unet: Net) -> Iterator[tuple[str, str]]:
 
 
 def _places(unet: Net) -> Iterator[tuple[str, str]]:
-    """Every block's name in `UNet`, with OpenAI's name: there are a list of blocks down and one up.
+    """Yield every block's name in `UNet`, with OpenAI's name: there are a list of blocks down and
+    one up.
 
     Downsampling follows a level in the list; upsampling is a part of a level's last block.
     """
