@@ -83,7 +83,7 @@ class Dataset:
         if found.levels is not None:
             return found
         mean, std = moments(found, self.stored, np.arange(min(len(self), FEW)), self.names)
-        spread = np.where(std > 0, std, 1.0)
+        spread = np.where(std >= LEAST_STD, std, 1.0)
         return replace(found, mean=tuple(mean.tolist()), std=tuple(spread.tolist()))
 
     @cached_property

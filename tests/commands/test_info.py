@@ -798,7 +798,6 @@ def test_a_model_lists_the_classes_that_it_draws(model, conditional, diffuse):
     told = diffuse("info", model).out
     assert "classes     none: trained without --classes\n" in told
     assert " classes=[" not in told
-    assert "folders=[dark, light]" in told
     assert diffuse("info", conditional, "--json").json["classes"] == ["dark", "light"]
 
 
