@@ -180,8 +180,8 @@ class SamplingJob(ABC):
         if packed := self.pack():
             return SampleFiles((), None, None, None, accelerator.num_processes, packed)
         grid, gif = (self.folder / n if n in self.figures else None for n in (GRID, GIF))
-        images = tuple(self.ledger.path(i) for i in self.wanted)
-        return SampleFiles(images, grid, gif, self.folder / MANIFEST, accelerator.num_processes)
+        paths = tuple(self.ledger.path(i) for i in self.wanted)
+        return SampleFiles(paths, grid, gif, self.folder / MANIFEST, accelerator.num_processes)
 
     def _draw(self, parts: Sequence[range], accelerator: Accelerator) -> Work[None]:
         done, total = 0, sum(map(len, parts))
