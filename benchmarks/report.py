@@ -60,17 +60,17 @@ How good are samples after ten minutes on one core? `diffuse` uses its defaults.
 the best settings found in at least 40 minutes of search, over every option that their library
 offers and `diffuse` uses ([method](../benchmarks/README.md#quality-for-time)).
 
-On Fashion-MNIST, the defaults of `diffuse` and the best settings found for diffusers have equal KID
-within two standard errors. By random KID, a second judge, diffusers is better, because samples of
-`diffuse` are too bright by 8 levels of 255. A step of `diffuse` took 1.7 times as long on the machine of
-this comparison as in the table above, so the same ten minutes are fewer steps here.
+On Fashion-MNIST, the defaults of `diffuse` and the best settings found for diffusers have equal
+KID within two standard errors. By random KID, a second judge, diffusers is better, because samples
+of `diffuse` are too bright by 8 levels of 255. A step of `diffuse` took 1.7 times as long on the
+machine of this comparison as in the table above, so the same ten minutes are fewer steps here.
 
-On CIFAR-10, the defaults of `diffuse` have the lowest KID: 0.76 of that of diffusers. Read this with
-three facts in mind. Nobody recognizes a subject in any of these samples yet. Other programs shared
-the cores with the baselines, which cost diffusers a fifth of its steps (about 12 of its 257, by its
-improvement from four to ten minutes), and `diffuse` a tenth of its own. The solver of diffusers was
-chosen by KID, and the choice has a much worse random KID than UniPC, which was equal within the
-standard error in the search (273 and 22).
+On CIFAR-10, the defaults of `diffuse` have the lowest KID: 0.76 of that of diffusers. Read this
+with three facts in mind. Nobody recognizes a subject in any of these samples yet. Other programs
+shared the cores with the baselines, which cost diffusers a fifth of its steps (about 12 of its
+257, by its improvement from four to ten minutes), and `diffuse` a tenth of its own. The solver of
+diffusers was chosen by KID, and the choice has a much worse random KID than UniPC, which was equal
+within the standard error in the search (273 and 22).
 """
 
 # -- measuring ------------------------------------------------------------------------------------

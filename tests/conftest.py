@@ -308,8 +308,8 @@ def evaluations(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     from diffuse_cli.evaluation import evaluation_run
 
     kept: list[Any] = []
-    real = evaluation_run.details
-    monkeypatch.setattr(evaluation_run, "details", lambda own: kept.append(own) or real(own))
+    real = evaluation_run.measured
+    monkeypatch.setattr(evaluation_run, "measured", lambda own: kept.append(own) or real(own))
     return kept
 
 

@@ -318,7 +318,7 @@ def test_a_network_of_a_package_that_is_not_there_is_refused(process, images: Pa
 
 def test_an_extension_that_is_broken_breaks_nothing_else(diffuse, model, monkeypatch):
     broken = EntryPoint("broken", "no_such_package", "diffuse.commands")
-    monkeypatch.setattr(registry, "added", lambda: {"commands": {"broken": broken}})
+    monkeypatch.setattr(registry, "extension_points", lambda: {"commands": {"broken": broken}})
     ran = diffuse("--help")
     assert ran.code == 0
     assert "cannot be loaded: ModuleNotFoundError" in " ".join(ran.out.split())

@@ -16,7 +16,7 @@ from diffuse_cli.core.muon import (
     LIKE_ADAM,
     MOMENTUM,
     Muon,
-    _iterated,
+    _iterate,
     orthogonal,
 )
 from diffuse_cli.core.networks import unet, vit
@@ -165,7 +165,7 @@ def test_float32_suffices_for_singular_values_of_a_ten_thousandth():
     x = u @ torch.diag_embed(torch.logspace(0, -4, 32).expand(3, 32)) @ v
     found, exact = orthogonal([x])[0], by_singular_values(x.double())
     assert float((found - exact).abs().max()) < 1e-3
-    assert torch.allclose(_iterated(x), found, atol=1e-3)  # what GPUs do
+    assert torch.allclose(_iterate(x), found, atol=1e-3)  # what GPUs do
 
 
 def test_matrices_follow_the_momentum_made_orthogonal_and_others_adamw():

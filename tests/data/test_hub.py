@@ -144,8 +144,8 @@ def chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Chosen:
         got.clear()
         listing = HubListing("some/set", COMMIT, tuple(HubFile(name, 1, None) for name in names))
         with monkeypatch.context() as patch:
-            patch.setattr(hub_dataset, "listed", lambda *_: listing)
-            patch.setattr(hub_dataset, "downloaded", lambda _, file: got.append(file.name))
+            patch.setattr(hub_dataset, "list_repository", lambda *_: listing)
+            patch.setattr(hub_dataset, "download_file", lambda _, file: got.append(file.name))
             patch.setattr(sources, "open_source", open_it)
             name = f"hf://datasets/{next(NAMES)}/{path}".rstrip("/")
             hub_dataset.HubDataset.open(Path(name))
@@ -201,7 +201,7 @@ def test_what_other_processes_decode_lies_where_the_first_opened_it(
     names = (f"data/{path.name}" for path in sorted((tmp_path / "data").iterdir()))
     listing = HubListing("some/set", COMMIT, tuple(HubFile(name, 1, None) for name in names))
     monkeypatch.setattr(HubListing, "snapshot", tmp_path)
-    monkeypatch.setattr(hub_dataset, "listed", lambda *_: listing)
+    monkeypatch.setattr(hub_dataset, "list_repository", lambda *_: listing)
     name = f"hf://datasets/{next(NAMES)}"
     images = finish(read_images(name, keep=0, cache=tmp_path / "cache", workers=1))
     save_index(images, tmp_path / "cache")

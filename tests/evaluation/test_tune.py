@@ -30,7 +30,7 @@ from diffuse_cli.evaluation.tune.candidates import (
     other_scales,
     recommend,
     setting_to_learn,
-    started,
+    with_gaussian_start,
     weak_scales,
     with_autoguidance,
 )
@@ -340,8 +340,8 @@ def test_the_search_starts_from_what_ends_nearer(model, monkeypatch, wanted, sta
 
 def test_a_gaussian_start_is_tried_once_in_as_many_steps():
     found = SamplerChoice("unipc", 2, None, 3.0)
-    assert [s.steps for s in started(found, [4, 5, 8])] == [2, 4]
-    assert [s.steps for s in started(SamplerChoice("unipc", 4), [4, 5])] == [4, 5]
+    assert [s.steps for s in with_gaussian_start(found, [4, 5, 8])] == [2, 4]
+    assert [s.steps for s in with_gaussian_start(SamplerChoice("unipc", 4), [4, 5])] == [4, 5]
 
 
 def test_no_time_but_the_first_is_of_snr_0():
@@ -407,8 +407,8 @@ def test_a_gaussian_start_is_tried_with_the_best_sampler_recorded_and_drawn_with
 
 def test_a_start_guided_by_a_weaker_model_takes_as_many_evaluations_as_one_alone():
     found = SamplerChoice("unipc", 7, None, 1.0)
-    assert [s.steps for s in started(found, (4, 9))] == [4, 9]
-    guided = started(dataclasses.replace(found, weak_guidance=2.0), (4, 9))
+    assert [s.steps for s in with_gaussian_start(found, (4, 9))] == [4, 9]
+    guided = with_gaussian_start(dataclasses.replace(found, weak_guidance=2.0), (4, 9))
     assert [(s.steps, s.weak_guidance, s.start) for s in guided] == [
         (2, 2.0, "gaussian"), (4, 2.0, "gaussian"),
     ]  # fmt: skip

@@ -165,6 +165,6 @@ def test_they_train_resume_sample_and_evaluate(
 
 def test_a_module_without_a_medium_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     points = {"media": {"dots": EntryPoint("dots", "json", "diffuse.media")}}
-    monkeypatch.setattr(registry, "added", lambda: points)
+    monkeypatch.setattr(registry, "extension_points", lambda: points)
     with pytest.raises(InvalidArgument, match="dots cannot be loaded: it has no MEDIUM"):
         MEDIA["dots"]

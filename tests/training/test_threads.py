@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from diffuse_cli.training import checkpoints
+from diffuse_cli.training import checkpoints, run_length
 from diffuse_cli.training.time_budget import Budget
 
 
@@ -23,7 +23,7 @@ def test_a_budget_keeps_its_threads_and_one_of_before_has_none():
 def test_a_run_that_recorded_its_threads_goes_on_with_them_and_puts_them_back(
     train, monkeypatch, own, used
 ):
-    for name in checkpoints.OWN_THREADS:
+    for name in run_length.THREAD_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     assert train("--minutes", 0.02, "--stop-at", 3, "-q").code == 0
     real, now = checkpoints.Budget, [4]
