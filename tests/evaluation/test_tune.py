@@ -30,9 +30,9 @@ from diffuse_cli.evaluation.tune.candidates import (
     other_scales,
     recommend,
     setting_to_learn,
-    with_gaussian_start,
     weak_scales,
     with_autoguidance,
+    with_gaussian_start,
 )
 from diffuse_cli.media import figures
 from diffuse_cli.metrics import Words
