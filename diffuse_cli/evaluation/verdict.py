@@ -13,14 +13,14 @@ CLOSE = 0.25
 
 
 def verdict(values: Values, remarks: Sequence[Remark], words: Words, *, model: bool) -> str:
-    """Summarise an evaluation, or return an empty string if it has no KID.
+    """Summarize an evaluation, or return an empty string if it has no KID.
 
     Args:
         remarks: the sentences of the metrics, which include signs of copies.
         words: the names of the medium's samples.
         model: whether a model was measured, which can be trained longer.
     """
-    many, levels = words.many, {r.level for r in remarks if r.kind == "memorisation"}
+    many, levels = words.many, {r.level for r in remarks if r.kind == "memorization"}
     if "serious" in levels:
         return f"Copies: generated {many} repeat training {many}"
     key = next((key for key in KIDS if key in values), None)
@@ -29,10 +29,10 @@ def verdict(values: Values, remarks: Sequence[Remark], words: Words, *, model: b
     if f"{key}_standard_error" not in values:
         return f"Too few {many} for a verdict: at least 4 are needed on each side"
     longer = ": train longer" if model else ""
-    text = f"Recognisable, but different from the real {many}{longer}"
+    text = f"Recognizable, but different from the real {many}{longer}"
     worse, level, _ = rank_baselines(values)
     if worse or {"mean", "noise"} & set(level):
-        text = f"Not recognisable yet{longer}" if model else "Not recognisable"
+        text = f"Not recognizable yet{longer}" if model else "Not recognizable"
     elif level:
         text = (
             f"No better than blurred {many} yet{longer}" if model else f"As bad as blurred {many}"

@@ -11,18 +11,18 @@ KNOWN = {
     "kid_of_mean": 0.5, "kid_of_mean_standard_error": 0.005,
     "kid_of_noise": 0.9, "kid_of_noise_standard_error": 0.005,
 }  # fmt: skip
-SERIOUS = Remark("memorisation", "serious", "")
-POSSIBLE = Remark("memorisation", "possible", "")
+SERIOUS = Remark("memorization", "serious", "")
+POSSIBLE = Remark("memorization", "possible", "")
 IMAGES, SOUNDS = Words("images", one="image"), Words("sounds", one="sound")
 
 
 @pytest.mark.parametrize(
     ("kid", "remarks", "said"),
     [
-        (0.95, [], "Not recognisable yet: train longer"),
-        (0.6, [], "Not recognisable yet: train longer"),
+        (0.95, [], "Not recognizable yet: train longer"),
+        (0.6, [], "Not recognizable yet: train longer"),
         (0.2, [], "No better than blurred images yet: train longer"),
-        (0.1, [], "Recognisable, but different from the real images: train longer"),
+        (0.1, [], "Recognizable, but different from the real images: train longer"),
         (0.02, [], "Close to the real images"),
         (0.001, [], "Close to the real images"),
         (0.02, [POSSIBLE], "Close to the real images. Some may be copies of training images"),
