@@ -239,7 +239,7 @@ def begin(request: dict[str, Any], streams: Sequence[int]) -> NoReturn:
         paths = request["env"].get("PYTHONPATH", "").split(os.pathsep)
         if not {*paths} <= {*sys.path}:
             sys.path[:0] = paths
-            importlib.import_module("diffuse_cli.core.registry").added.cache_clear()
+            importlib.import_module("diffuse_cli.core.registry").extension_points.cache_clear()
         sys.stdout = os.fdopen(1, "w", 1 if os.isatty(1) else -1, "utf-8", closefd=False)
         sys.stderr = os.fdopen(2, "w", 1, "utf-8", "backslashreplace", closefd=False)
         code = run(request["before"])
