@@ -224,7 +224,7 @@ ANSWERS: dict[str, tuple[list[str], int, str]] = {
     "eval help": (["eval", "--help"], 0, "--timesteps"),
     "tune help": (["tune", "--help"], 0, "--samplers"),
     "ema help": (["ema", "--help"], 0, "--metric"),
-    "compare help": (["compare", "--help"], 0, "side by side"),
+    "compare help": (["compare", "--help"], 0, "Compare two runs or models"),
     "info help": (["info", "--help"], 0, "contact sheet"),
     "convert help": (["convert", "--help"], 0, "--attention-order"),
     "unknown command": (["trian"], 2, "trian"),

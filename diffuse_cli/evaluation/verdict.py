@@ -45,7 +45,8 @@ def verdict(values: Values, remarks: Sequence[Remark], words: Words, *, model: b
 
 
 def _is_close(values: Values, key: str) -> bool:
-    """Whether the KID is small, or does not differ from the KID between real samples."""
+    """Whether the KID is small, or, without blurred samples, like the KID between real samples."""
     blurred, floor = values.get("kid_of_blurred"), f"{key}_floor"
-    small = blurred is not None and values[key] < CLOSE * blurred
-    return small or (floor in values and not measured(values, key).above(measured(values, floor)))
+    if blurred is not None:
+        return values[key] < CLOSE * blurred
+    return floor in values and not measured(values, key).above(measured(values, floor))

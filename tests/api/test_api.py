@@ -269,7 +269,7 @@ def test_what_can_be_refused_is_refused_at_once_with_the_packages_errors(
             diffuse.train(images, out=out, **options)
     with pytest.raises(diffuse.UsageError, match="no 'cosin'"):
         list(diffuse.train(images, out=out, schedule="cosin"))
-    with pytest.raises(diffuse.DataError, match="sample 0 of 2: a int is no image"):
+    with pytest.raises(diffuse.DataError, match="sample 0 of 2: a int is not a Pillow image"):
         list(diffuse.train([1, 2], out=out))
     with pytest.raises(diffuse.ModelFileError, match="no such model file"):
         diffuse.load(tmp_path / "none.safetensors")

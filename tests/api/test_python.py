@@ -98,7 +98,7 @@ def test_columns_may_be_values_of_numpy_and_torch():
     ("item", "said"),
     [
         (None, "sample 1 of 3: None is not a Pillow image, an array or a path"),
-        ((None, 3), "sample 1 of 3: None is no image"),
+        ((None, 3), "sample 1 of 3: None is not a Pillow image"),
         (
             (LEVELS[0], np.eye(3)[0]),
             "sample 1 of 3: the class has 3 values, not one name or number",
@@ -187,7 +187,7 @@ def test_errors_name_keywords(images: Path, model: Path, conditional: Path):
 def test_notices_name_keywords(images: Path):
     events = diffuse.train(images, steps=2, out="m.safetensors", config=QUICK)
     texts = [event.text for event in events if isinstance(event, diffuse.Notice)]
-    assert any("try steps" in text for text in texts)
+    assert any("Try steps" in text for text in texts)
     assert not any("--" in text for text in texts)
 
 

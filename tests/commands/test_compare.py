@@ -326,7 +326,7 @@ def test_two_backgrounds_are_refused_unless_one_is_named(runs, images, diffuse):
     line = ("compare", runs("a.safetensors"), "m.safetensors", images, *QUICK)
     ran = diffuse(*line, "-q")
     assert (ran.code, ran.out) == (2, "")
-    assert "white and black. Give --background" in ran.line
+    assert "white and black. Set --background" in ran.line
     assert diffuse(*line, "--background", "white").code == 0
 
 

@@ -83,7 +83,7 @@ def test_variables_of_automation_make_no_terminal(
     one = write_images(tmp_path / "one", 1)
     ran = diffuse("train", one, "--config", recipe, *SHORT)
     assert (ran.code, ran.out) == (0, "model.safetensors\n")
-    assert "warning: 1 image" in ran.err
+    assert "1 image" in ran.err
     assert [f"step {k}/3" in ran.err for k in (1, 2, 3)] == [True] * 3
     assert (ESCAPE in ran.err) == coloured
     assert ESCAPE not in COLOUR.sub("", ran.err)

@@ -148,8 +148,8 @@ def test_it_is_the_same_after_json():
     ("name", "value", "said"),
     [
         ("colors", [[1.0]], "colors must be finite numbers of shape"),
-        ("colors", None, "colors are no table"),
-        ("mean", [[0.0, "1"]], "mean are no table"),
+        ("colors", None, "colors must be a table"),
+        ("mean", [[0.0, "1"]], "mean must be a table"),
         ("mean", [[math.nan] * 4] * 2, "mean must be finite"),
         ("variance", [[-1.0] * 4] * 2, "variance must not be negative"),
         ("variance", [[[1.0]]], "variance must be finite numbers of shape"),

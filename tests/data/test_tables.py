@@ -109,7 +109,7 @@ def test_values_of_json_keep_their_kind(tmp_path):
     [
         ("csv", "", "metadata.csv is empty"),
         ("csv", "name,age\na.png,1\n", "has no column file_name, only name, age"),
-        ("csv", "file_name;age\na.png;1\n", "but file_name;age"),
+        ("csv", "file_name;age\na.png;1\n", "only file_name;age"),
         ("csv", "file_name,age,age\na.png,1,2\n", "two columns with the same name"),
         ("csv", "file_name,age\na.png,1\nb.png\n", "line 3: 1 cell, but 2 columns"),
         ("csv", 'file_name,age\na.png,"1\nb.png,2\n', "line 3: unexpected end of data"),

@@ -860,7 +860,7 @@ def test_new_images_are_not_taken_for_copies(diffuse, images, tmp_path):
 def test_a_page_of_pairs_needs_training_images(measure, diffuse, images, other):
     ran = measure(other, "-n", 4, "--pairs", "pairs.png", "-q")
     assert ran.code == 2
-    assert "trained on" in ran.line
+    assert "training data" in ran.line
     assert measure(images, "-n", 4, "--pairs", "pairs.jpg", "-q").code == 2
     Path("there.png").touch()
     assert measure(images, "-n", 4, "--pairs", "there.png", "-q").code == 5

@@ -212,7 +212,7 @@ def test_a_metric_is_one_file(diffuse, conditional, images, tmp_path, monkeypatc
 
 
 def test_a_number_without_words_is_shown_too(alone):
-    assert "Other numbers" in alone.text
+    assert "Other metrics" in alone.text
     assert "sheen of images 41.25" in alone.text
 
 
@@ -304,7 +304,7 @@ def test_arguments_make_the_configuration_again(given, monkeypatch):
     [
         ([1, 8, 16], "grey images of 8 pixels high and 16 wide of 2 classes"),
         ([2, 8, 8], "2-channel images of 8 × 8 pixels of 2 classes"),
-        ([2, 64], "images of 2 × 64 numbers of 2 classes"),
+        ([2, 64], "images of 2 × 64 values of 2 classes"),
     ],
 )
 def test_what_the_model_draws_is_named_by_its_shape(shape, words):
@@ -340,7 +340,7 @@ def test_a_folder_has_neither_bits_nor_curves(diffuse, images, tmp_path, undrawn
 
 
 def test_data_that_was_not_trained_on_says_why_there_are_no_pairs(alone):
-    assert "copies of training images was not measured" in alone.text
+    assert "are copies of training images" in alone.text
     assert "Not available: " in alone.text
     assert "DATA must be the model's own training data" in alone.text
     assert "There are no classes to compare: the model has no classes" in alone.text
@@ -354,7 +354,7 @@ def test_copies_are_called_copies(diffuse, images, tmp_path, undrawn):
     assert ran.out.splitlines()[-1] == "deep/page.html"
     assert "memorization: 90%" in ran.out
     page = read("deep/page.html")
-    assert page.text.count("Memorisation: 90% of the generated images in features") == 2
+    assert page.text.count("Memorization: 90% of the generated images in features") == 2
     assert "image 0: 0.00 in" in page.text
 
 
@@ -454,7 +454,7 @@ def test_the_curves_are_those_of_the_models_run(diffuse, train, images, undrawn)
 
 
 def test_a_model_without_its_run_says_so(alone):
-    assert "alone.run/metrics.jsonl is not there" in alone.text
+    assert "alone.run/metrics.jsonl is missing or empty" in alone.text
 
 
 def test_a_strange_log_is_read_as_far_as_it_goes(tmp_path):

@@ -381,7 +381,7 @@ def test_a_gaussian_start_is_tried_with_the_best_sampler_recorded_and_drawn_with
     out = ("-o", "new.safetensors", "--plot", "new.png", "--report", "r.html")
     ran = tune(*how, *out, "--json")
     assert ran.code == 0, ran.err
-    assert "2 samplers at 2, 4, 90 steps, and another start\n" in ran.err
+    assert "2 samplers at 2, 4, 90 steps, and a Gaussian start\n" in ran.err
     settings = [SamplerChoice(**r["setting"]) for r in ran.json["sweep"]["rows"]]
     assert [s.start for s in settings] == [None] * 6 + ["gaussian"] * 2  # 90 steps: too late for it
     assert [(s.sampler, s.steps) for s in settings[6:]] == [("unipc", 2), ("unipc", 4)]

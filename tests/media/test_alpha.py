@@ -138,5 +138,5 @@ def test_a_palette_with_a_transparent_colour() -> None:
 
 @pytest.mark.parametrize("layout", ["alpha", "alpha:12345", "alpha:zzzzzz", "HWC"])
 def test_a_layout_that_no_image_has_is_refused(layout: str) -> None:
-    with pytest.raises(InvalidArgument, match="no layout"):
+    with pytest.raises(InvalidArgument, match="cannot have layout"):
         image.check(Space(channels=4, size=(8, 8), layout=layout))

@@ -139,7 +139,7 @@ def test_they_train_resume_sample_and_evaluate(
     said = json.loads((tmp_path / "said.json").read_text())
     assert [ran["code"] for ran in said] == [2, 2, 0, 0, 0, 0, 0], said
     refused, unfit, *_, info, _, measured = said
-    assert "the network 'plain' has none" in refused["err"]
+    assert "does not work with network 'plain'" in refused["err"]
     assert "--fit: there is no 'pad'. Choose from: crop" in unfit["err"]
     one, two = (tmp_path / f"{name}.safetensors" for name in ("whole", "halves"))
     assert one.read_bytes() == two.read_bytes()

@@ -97,7 +97,7 @@ def test_what_cannot_be_used_is_named(diffuse: Callable[..., Any], tmp_path: Pat
     ("options", "change", "code", "says"),
     [
         ([], lambda x: x * 1e-35, 3, "hardly varies: its standard deviation is"),
-        (["--transform", "log"], lambda x: x, 3, "--transform log is for numbers above 0, and 000"),
+        (["--transform", "log"], lambda x: x, 3, "--transform log is for numbers above 0, but 000"),
         (["--transform", "log"], lambda x: np.uint8(x > 0), 2, "--transform is for floats"),
         (["--layout", "HWCC"], lambda x: x, 2, "--layout: there is no 'HWCC'"),
         (["--size", "4x4x4x4"], lambda x: x, 2, "--size"),

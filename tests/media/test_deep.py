@@ -201,7 +201,7 @@ def test_a_set_has_the_bits_that_all_its_images_have(
     found, notices = gathered(folder, bits=bits)
     assert (found.stored.dtype.name, found.stored.shape[1]) == (dtype, channels)
     lost = dtype == "uint8" and bits is None
-    assert any("have 16 bits, and become 8" in text for text in notices) == lost
+    assert any("have 16 bits and are reduced to 8" in text for text in notices) == lost
     # A model of these levels reads the same numbers, and knows them as the same set.
     again, _ = gathered(folder, numbers=dtype, size=(6, 6), channels=channels)
     assert np.array_equal(again.stored, found.stored)

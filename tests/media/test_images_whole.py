@@ -114,7 +114,7 @@ def test_a_model_of_transparent_images(
     assert "kid" in json.loads(ran.out)
     ran = diffuse("inpaint", clear, data / "000.png", "--steps", 2, "-o", "in", "-q")
     assert ran.code == 2
-    assert "--mask is missing: the model draws transparency" in ran.line
+    assert "--mask is missing: this model generates transparency" in ran.line
     ran = diffuse("upscale", clear, data / "001.png", "--factor", 2, "--steps", 2, "-o", "up", "-q")
     assert ran.code == 0, ran.err
     assert Image.open("up/grid.png").mode == "RGB"

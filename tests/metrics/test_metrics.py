@@ -65,7 +65,7 @@ def test_contract(name):
 @pytest.mark.parametrize("name", OF_FEATURES)
 @pytest.mark.parametrize("sizes", [(1, 5), (5, 1), (0, 5)])
 def test_too_few(name, sizes):
-    with pytest.raises(UsageError, match=f"{sizes[0]} real and {sizes[1]} fake"):
+    with pytest.raises(UsageError, match=f"not {sizes[0]} and {sizes[1]}"):
         measured(name, drawn(0, sizes[0]), drawn(1, sizes[1]))
 
 

@@ -210,7 +210,9 @@ def test_guidance_by_a_weak_average_is_recommended_where_there_is_one(tmp_path: 
     save(tmp_path / "m", model(sampling=sampling, **WEAK))
     assert load(tmp_path / "m").sampling == sampling
     save(tmp_path / "m.safetensors", model(sampling=sampling))
-    assert "there is none" in rejected(tmp_path, (tmp_path / "m.safetensors").read_bytes())
+    assert "has no weak weights" in rejected(
+        tmp_path, (tmp_path / "m.safetensors").read_bytes()
+    )
 
 
 def test_learned_times_are_of_version_3_and_refused_where_they_do_not_fit(
@@ -483,7 +485,7 @@ def test_a_newer_version_is_refused_with_what_to_do(good: bytes, tmp_path: Path,
         config["version"], config["versions"]["diffuse"] = version, "9.9"
 
     message = rejected(tmp_path, described(good, change))
-    assert f"of version {version}, written by diffuse 9.9" in message
+    assert f"has version {version}, written by diffuse 9.9" in message
     assert message.endswith("Install a newer diffuse")
 
 

@@ -38,7 +38,7 @@ def made(sample, monkeypatch):
             assert sample("-o", name).code == 143
         assert not Path(name).exists()
         ran = sample("-o", name)
-        assert "resuming with 4 images of 10" in ran.err
+        assert "resuming with 4 images of" in ran.err
         assert ran.out.split() == [name]
     assert sorted(p.name for p in Path().iterdir()) == ["folder", "x.npz", "x.zip"]
 

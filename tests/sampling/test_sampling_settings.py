@@ -187,7 +187,7 @@ def test_the_default_steps_are_no_more_than_there_are():
 def test_floats_have_no_range_for_a_threshold():
     floats = Space(channels=1, size=(8, 8), levels=None, mean=(0.0,), std=(1.0,))
     assert resolve(config(threshold=0.9), model(None)).threshold == 0.9
-    with pytest.raises(UsageError, match="--threshold keeps x_0 in the range of levels"):
+    with pytest.raises(UsageError, match="--threshold is for models of images with levels"):
         resolve(config(threshold=0.9), model(None, space=floats))
 
 

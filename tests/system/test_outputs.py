@@ -126,7 +126,7 @@ def test_samples_are_kept(diffuse):
         ran = diffuse("sample", "broken", "-q")
         assert ran.code == 5
         assert "samples already holds samples" in ran.line
-        assert "Choose another -o, or replace it with --overwrite" in ran.line
+        assert "Choose another -o, or pass --overwrite" in ran.line
         assert diffuse("sample", "broken", "--overwrite", "-q").code == 4
         (Path("samples") / name).unlink()
     Path("samples/notes.txt").touch()

@@ -340,7 +340,7 @@ def test_the_line_that_goes_on_survives_a_space_in_a_name(diffuse, tmp_path, at_
     data = write_images(tmp_path / "my images", 8)
     at_step(1, signal.SIGINT)
     line = diffuse("train", data, "--config", QUICK, "--steps", 3, "-o", "a b.safetensors").err
-    command = shlex.split(line.strip().splitlines()[-1].split("Go on with: ")[1])
+    command = shlex.split(line.strip().splitlines()[-1].split("Resume with: ")[1])
     assert diffuse(*command[1:]).code == 0
 
 
@@ -348,7 +348,7 @@ def test_the_line_that_goes_on_has_the_options_that_a_run_does_not_keep(diffuse,
     at_step(1, signal.SIGINT)
     typed = ("--gradient-checkpointing", "--strict", "--cache", "1MiB", "--save-every", 7)
     line = diffuse("train", images, "--config", QUICK, "--steps", 3, "--stop-at", 2, *typed).err
-    command = shlex.split(line.strip().splitlines()[-1].split("Go on with: ")[1])
+    command = shlex.split(line.strip().splitlines()[-1].split("Resume with: ")[1])
     kept = ["--strict", "--cache", str(2**20), "--gradient-checkpointing", "--save-every", "7"]
     assert command[2:] == [str(images), "--resume", *kept, "-o", "model.safetensors"]
     assert diffuse(*command[1:]).code == 0

@@ -208,7 +208,7 @@ def test_init_begun_again_without_a_checkpoint_has_the_same_rows(diffuse, data, 
 
 
 def test_another_target_than_that_of_init_is_a_warning(diffuse, data, model):
-    said = "warning: --target eps, and"
+    said = "warning: --target eps differs from"
     ran = diffuse("train", data, "--init", model, "--target", "eps", *STILL)
     assert ran.code == 0
     assert said in ran.err

@@ -137,9 +137,9 @@ def test_muon_is_the_default_and_published_presets_keep_their_adamw(preset):
 
 
 def test_label_dropout_goes_with_classes():
-    with pytest.raises(UsageError, match="--label-dropout goes with --classes"):
+    with pytest.raises(UsageError, match="--label-dropout needs --classes"):
         made({"label_dropout": 0.2})
-    with pytest.raises(UsageError, match="--label-dropout goes with --classes"):
+    with pytest.raises(UsageError, match="--label-dropout needs --classes"):
         made({"label_dropout": 0.2, "classes": False}, {"classes": True})
     assert made({"label_dropout": 0.2, "classes": True}).label_dropout == 0.2
     assert made({"label_dropout": 0.2}, {"classes": True}).label_dropout == 0.2

@@ -212,8 +212,8 @@ def test_images_without_a_pair_are_left_out_and_named(quick, negatives, tmp_path
         (("--given", "low-res:0"), 2, "--given"),
         (("--given", "low-res:3"), 2, "multiples of 3"),
         (("--given", "grey"), 2, "several channels"),
-        (("--given-dropout", 0.2), 2, "--given-dropout goes with --given"),
-        (("--given-noise", 0.2), 2, "--given-noise goes with --given"),
+        (("--given-dropout", 0.2), 2, "--given-dropout needs --given"),
+        (("--given-noise", 0.2), 2, "--given-noise needs --given"),
     ],
 )
 def test_what_cannot_be_given_is_refused(quick, options, code, said):

@@ -354,7 +354,7 @@ def test_info_of_images_shows_columns_and_what_would_be_refused(diffuse, mine):
             3,
             "metadata.csv, line 2: side is 'left', not a number",
         ),
-        (("--label-dropout", 0.2), 2, "goes with --classes or --condition-on"),
+        (("--label-dropout", 0.2), 2, "needs --classes or --condition-on"),
     ],
 )
 def test_what_cannot_be_told_is_refused(learn, options, code, said):

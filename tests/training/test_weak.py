@@ -66,7 +66,7 @@ def test_the_share_is_an_option(quick):
 def test_a_share_without_an_average_is_refused(quick):
     ran = quick(*RUN, "--weak-after", 0.25, "-q")
     assert ran.code == 2
-    assert "--weak-after goes with --keep-weak" in ran.line
+    assert "--weak-after needs --keep-weak" in ran.line
 
 
 def test_it_is_the_average_of_a_run_that_stopped_there_and_changes_nothing_else(quick, weak):

@@ -296,7 +296,7 @@ def test_dit_has_its_parameters_and_operations(width: int, patch: int):
     [
         ({"size": 9}, "patches of 2 do not divide 9x9. Choose a size that is a multiple of 2"),
         ({"size": (8, 7)}, "8 high x 7 wide"),
-        ({"size": 512, "patch": 1}, "attention over 262,144 patches of 512x512 is too much"),
+        ({"size": 512, "patch": 1}, "512x512 has too many patches for attention: 262,144"),
         ({"width": 25}, "a width of 25 cannot be cut into heads of 12"),
         ({"head_width": 3}, "head_width must be even, not 3"),
         ({"head_width": 4, "size": (4, 4, 4)}, "head_width must be 6 or more in 3 dimensions"),
