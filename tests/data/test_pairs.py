@@ -77,9 +77,7 @@ def test_what_has_no_pair_is_named(tmp_path):
 
 
 def test_no_pair_at_all_is_refused(tmp_path):
-    with pytest.raises(
-        DataError, match=r"in .*: for example a\.png, b\.png"
-    ) as error:
+    with pytest.raises(DataError, match=r"in .*: for example a\.png, b\.png") as error:
         pairs_of(tmp_path, ["a.png"], ["b.png"])
     assert error.value.exit_code == 3
 

@@ -130,9 +130,7 @@ def test_averages_of_floats_with_other_deviations_are_refused():
     space = floats((0.0,) * 4, (1.0, 1.0, 2.0, 2.0))
     assert giver("downsample-channels:2", space=space).inputs.std == (1.0, 2.0)
     assert giver("low-res:2", space=space).inputs.std == space.std
-    with pytest.raises(
-        UsageError, match="grey averages channels, but their standard"
-    ):
+    with pytest.raises(UsageError, match="grey averages channels, but their standard"):
         giver("grey", space=space)
 
 

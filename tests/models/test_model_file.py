@@ -210,9 +210,7 @@ def test_guidance_by_a_weak_average_is_recommended_where_there_is_one(tmp_path: 
     save(tmp_path / "m", model(sampling=sampling, **WEAK))
     assert load(tmp_path / "m").sampling == sampling
     save(tmp_path / "m.safetensors", model(sampling=sampling))
-    assert "has no weak weights" in rejected(
-        tmp_path, (tmp_path / "m.safetensors").read_bytes()
-    )
+    assert "has no weak weights" in rejected(tmp_path, (tmp_path / "m.safetensors").read_bytes())
 
 
 def test_learned_times_are_of_version_3_and_refused_where_they_do_not_fit(
