@@ -116,7 +116,7 @@ def test_images_without_a_pair_are_not_measured(diffuse, models, images, tmp_pat
 @pytest.mark.parametrize(
     ("name", "options", "said"),
     [
-        ("paired", (), "Give --given PATH"),
+        ("paired", (), "Pass --given PATH"),
         ("upscaler", ("--given", "nowhere"), "which is computed from DATA"),
     ],
 )
