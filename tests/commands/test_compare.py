@@ -268,7 +268,7 @@ def test_the_table_says_which_is_better_and_what_the_error_is_of(
     assert "of real ones" not in found
     assert found["unknown"][3:] == ["independent"]
     assert "n = 6 generated against 6 real (held-out images)" in ran.out
-    assert "of these two models, not of their recipes" in ran.out
+    assert "compares two models, not their recipes" in ran.out
 
 
 def test_which_is_better_follows_the_direction():

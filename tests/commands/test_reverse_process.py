@@ -205,8 +205,8 @@ def test_a_model_that_knows_no_image_without_a_class_asks_for_one(diffuse, condi
     [
         (["--given", "a.png"], 2, "--given goes with --model"),
         (["--model", "MODEL", "--given", "a.png"], 2, "trained without"),
-        (["--model", "UP", "--given", "a.png"], 2, "told low-res:2 of the image"),
-        (["--model", "PAIRS"], 2, "trained on pairs. Give what it is told: --given FILE"),
+        (["--model", "UP", "--given", "a.png"], 2, "conditioned on low-res:2 of the image"),
+        (["--model", "PAIRS"], 2, "trained on pairs. Pass --given FILE, the conditioning image"),
         (["--model", "PAIRS", "--given", "nowhere.png"], 3, "no such image: nowhere.png"),
         (["--model", "none.safetensors"], 4, "no such model file: none.safetensors"),
         (["--data", "."], 2, "--data goes with --model"),

@@ -162,8 +162,8 @@ def _about(both: BothMeasured) -> list[str]:
     drawn = [f"{s['sampler']}, {plural(s['steps'], 'step')}" for s in both.settings]
     how = drawn[0] if drawn[0] == drawn[1] else f"{drawn[0]} (A), {drawn[1]} (B)"
     return [
-        f"n = {both.generated:,} generated against {both.real:,} real ({part}); drawn with {how}; "
+        f"n = {both.generated:,} generated against {both.real:,} real ({part}); sampler: {how}; "
         f"{network_of(both.features)}",
-        f"better: where the difference is more than {SIGNIFICANT} standard errors. It is said of "
-        "these two models, not of their recipes: two seeds of one recipe differed by 4.7",
+        f"better: where the difference is more than {SIGNIFICANT} standard errors. This "
+        "compares two models, not their recipes: two seeds of one recipe differed by 4.7",
     ]

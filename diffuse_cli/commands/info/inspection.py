@@ -152,7 +152,7 @@ class RunReport:
         if self.model and self.model.config:
             return self.model.lines()
         if self.process is not None:
-            state = f"under way in process {self.process}"
+            state = f"running in process {self.process}"
             if self.seconds_left is not None:
                 state += f", {clock(self.seconds_left)} left"
         else:

@@ -52,14 +52,16 @@ def read_condition(
     if giver.degradation is not None:
         if config.given is not None:
             raise UsageError(
-                f"--given: the model is told {giver.given.what} of the "
+                f"--given: the model is conditioned on {giver.given.what} of the "
                 f"{MEDIA[loaded.space.medium].one}",
                 "Leave it out",
             )
         inputs = degrading(giver, image[None], config.seed, "given")
     else:
         if config.given is None:
-            raise UsageError("the model was trained on pairs", "Give what it is told: --given FILE")
+            raise UsageError(
+                "the model was trained on pairs", "Pass --given FILE, the conditioning image"
+            )
         inputs = beside(giver, (yield from _other(config, giver, loaded))[None])
     given = inputs.at([0], device)
     return DemoCondition(giver.given.what, given, looks(giver.shown, giver.look(given))[0])

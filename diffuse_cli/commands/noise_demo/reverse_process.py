@@ -50,7 +50,7 @@ FORMULA = (
     r"forward: the {one} with noise $\varepsilon$;   reverse, from right to left: what is drawn "
     r"from the same $\varepsilon$;   expected: $E[x_0|x_t]$ by the model"
 )
-GIVEN = ", which is told what is given"
+GIVEN = ", conditioned on the image"
 
 BLUE, RED, GREEN = (figures.color(i) for i in range(3))
 

@@ -149,7 +149,9 @@ def _picture(config: PushConfig, found: Found) -> Work[tuple[bytes, str]]:
         with files.reported(Path(config.samples)):
             return Path(config.samples).read_bytes(), ""
     if Giver.of(found.model.blueprint):
-        yield Notice("the card shows no samples: the model draws from what it is given; --samples")
+        yield Notice(
+            "the card has no samples, because the model needs a conditioning image. Pass --samples"
+        )
         return b"", ""
     own = SampleConfig(model=str(found.path), n=DRAWN)
     with machine(own.precision, own.device) as accelerator:
@@ -212,9 +214,9 @@ def _head(found: Found, license: str) -> str:
 def _said(found: Found) -> str:
     space, conditions = found.model.blueprint.space, found.model.blueprint.conditions
     told = [f"one of {len(conditions.classes):,} classes"] * bool(conditions.classes)
-    told += [f"what it is given ({conditions.given.what})"] if conditions.given else []
-    told += ["columns of a table"] if conditions.table else []
-    what = f", told {' and '.join(told)}" if told else ""
+    told += [f"an image ({conditions.given.what})"] if conditions.given else []
+    told += ["metadata columns"] if conditions.table else []
+    what = f", conditioned on {' and '.join(told)}" if told else ""
     return (
         f"A diffusion model of {MEDIA[space.medium].many} ({kind_of(space)}){escape(what)}: "
         f"{found.model.parameters:,} parameters, trained for "

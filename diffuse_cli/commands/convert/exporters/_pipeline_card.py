@@ -92,7 +92,7 @@ def card(name: str, found: Found, weights: str, sampler: str) -> str:
     head = HEAD.format(task=task, name=show(name), what=what)
     file = show(found.path.name).replace("|", "\\|")
     first = [
-        ("weights", {"ema": "averaged over the training", "raw": "of the last step"}[weights]),
+        ("weights", {"ema": "EMA", "raw": "last step"}[weights]),
         ("written from", f"`{file}`, SHA-256 `{found.sha256}`"),
     ]
     parts = [

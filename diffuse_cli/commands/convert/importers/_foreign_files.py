@@ -31,7 +31,7 @@ from diffuse_cli.system.memory import raise_if_full
 MOST_BYTES = 2**34
 """The largest pickle that is read: four times the largest published network of this kind."""
 
-NOTHING_RUN = "Of a pickle only tensors are read; nothing in it was run"
+NOTHING_RUN = "diffuse reads only tensors of a pickle, and has run no code in it"
 
 NAMES = ("GLOBAL", "INST")
 """Instructions of a pickle that name what it calls; torch knows no others."""
@@ -117,7 +117,7 @@ def _unpickle(path: Path, zipped: bool) -> Any:
             reason = f"{name} is a pickle that asks for {asked[1][:100]}, which is not a tensor"
             raise ModelFileError(reason, NOTHING_RUN) from error
         reason = f"{name} cannot be read as a checkpoint of tensors"
-        raise ModelFileError(reason, "Nothing in it was run") from error
+        raise ModelFileError(reason, "diffuse has run no code in it") from error
 
 
 def _check_pickle(path: Path, zipped: bool) -> None:
