@@ -77,9 +77,7 @@ class BoundConfig(Options):
     """Estimate of the variational bound."""
 
     timesteps: int | str = option(
-        8,
-        "Timesteps per image for the variational bound, or 'all'.",
-        parse=parse_timesteps,
+        8, "Timesteps per image for the variational bound, or 'all'.", parse=parse_timesteps
     )
     respaced: int | None = option.measuring.optional(
         "Compute the variational bound over N of the model's timesteps.",

@@ -20,10 +20,7 @@ class ConvertConfig(Options):
         "SOURCE", "Folder or file of another program, or with --to a diffuse model."
     )
     where: str | None = option.optional(
-        "Output, the same as -o.",
-        metavar="[OUT]",
-        argument=True,
-        place=True,
+        "Output, the same as -o.", metavar="[OUT]", argument=True, place=True
     )
     out: str | None = option.optional(
         "Model file to write, or with --to a folder or file.",
@@ -93,8 +90,7 @@ class ConvertConfig(Options):
         "Timesteps T of the process.", low=2, high=100_000, shown="from SOURCE or preset"
     )
     rescale_timesteps: bool | None = option.process.optional(
-        "Pass t * 1000 / T to the network instead of t.",
-        shown="on for openai, off for diffusers",
+        "Pass t * 1000 / T to the network instead of t.", shown="on for openai, off for diffusers"
     )
     target: str | None = option.process.optional(
         "Quantity that the network predicts.",
@@ -138,13 +134,10 @@ class PushConfig(Options):
     model: str = argument("MODEL", MODEL)
     target: str = argument("TARGET", "Name on the Hugging Face Hub, hf://ORG/NAME.")
     license: str | None = option.optional(
-        "Licence of the model (required), for example mit or cc-by-4.0.",
-        parse=parse_license,
+        "Licence of the model (required), for example mit or cc-by-4.0.", parse=parse_license
     )
     eval: str | None = option.optional(
-        "Metrics for the card, from diffuse eval --json.",
-        parse=parse_file,
-        metavar="FILE.json",
+        "Metrics for the card, from diffuse eval --json.", parse=parse_file, metavar="FILE.json"
     )
     samples: str | None = option.optional(
         "Image of samples for the card, for example grid.png.",
@@ -154,9 +147,7 @@ class PushConfig(Options):
     )
     private: bool = option(False, "Make a new repository private.", control=True)
     out: str | None = option.optional(
-        "Write the folder that would be pushed, without pushing.",
-        flag="-o",
-        metavar="FOLDER",
+        "Write the folder that would be pushed, without pushing.", flag="-o", metavar="FOLDER"
     )
     overwrite: bool = option(False, OVERWRITE)
 

@@ -127,9 +127,7 @@ class TrajectoryConfig(Options):
         high=1,
     )
     guidance_interval: tuple[float, float] | None = option.sampling.optional(
-        "Noise levels (sigma/alpha) between which to guide.",
-        parse=parse_interval,
-        shown="all",
+        "Noise levels (sigma/alpha) between which to guide.", parse=parse_interval, shown="all"
     )
 
 
@@ -154,10 +152,7 @@ class SamplerConfig(GuideConfig, TrajectoryConfig):
     """
 
     steps: int | None = option.optional(
-        "Sampling steps.",
-        low=1,
-        high=MOST_STEPS,
-        shown=f"the model's, or {SAMPLING_STEPS}",
+        "Sampling steps.", low=1, high=MOST_STEPS, shown=f"the model's, or {SAMPLING_STEPS}"
     )
     sampler: str | None = option.optional(
         "Sampler.", table="core.samplers.SAMPLERS", shown=f"the model's, or {SAMPLER}"
@@ -242,8 +237,7 @@ class SampleConfig(StartConfig, DrawConfig, WeightsConfig):
         metavar="PATH",
     )
     mask: str | None = option.conditioning.optional(
-        "Mask, or folder or zip of masks: white where --given is unknown.",
-        metavar="PATH",
+        "Mask, or folder or zip of masks: white where --given is unknown.", metavar="PATH"
     )
     degrade: bool = option.conditioning(
         False, "Degrade the images of --given first, as in training."

@@ -57,9 +57,7 @@ class InfoConfig(ReadingConfig):
         metavar="FILE",
     )
     toml: bool = option(
-        False,
-        "Print a model's training configuration, for train --config.",
-        control=True,
+        False, "Print a model's training configuration, for train --config.", control=True
     )
     overwrite: bool = option(False, OVERWRITE)
 

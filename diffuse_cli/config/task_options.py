@@ -49,11 +49,7 @@ class PictureConfig(DrawConfig, WeightsConfig):
     n: int = option(4, "Number of samples for each image.", low=1, high=100_000)
     out: str = option(flag="-o", help="Folder for the samples.", metavar="FOLDER", default="made")
     classes: tuple[str, ...] = option(
-        (),
-        "Class to generate (repeatable).",
-        flag="--class",
-        parse=parse_names,
-        shown="none",
+        (), "Class to generate (repeatable).", flag="--class", parse=parse_names, shown="none"
     )
     on: tuple[str, ...] = option.conditioning((), ON, parse=parse_settings, shown="unconditional")
     size: Size | None = option.optional(
@@ -76,10 +72,7 @@ class RestoringConfig(PictureConfig):
         shown=f"{TOLD} for a model trained for it, else {METHOD}",
     )
     jumps: int = option.sampling(
-        1,
-        "Passes over each tenth of the sampling path (RePaint).",
-        low=1,
-        high=1000,
+        1, "Passes over each tenth of the sampling path (RePaint).", low=1, high=1000
     )
 
 
@@ -117,8 +110,7 @@ class RestoreConfig(RestoringConfig):
     """
 
     degradation: str = option(
-        help=f"Degradation: {FORMS}, or blur:2+noise:0.05.",
-        metavar="NAME[:X]",
+        help=f"Degradation: {FORMS}, or blur:2+noise:0.05.", metavar="NAME[:X]"
     )
     degrade: bool = option.data(False, "Degrade IMAGE first, to try the command on a whole image.")
     out: str = option("restored", "Folder for the samples.", flag="-o", metavar="FOLDER")

@@ -60,9 +60,7 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
         metavar="FILE",
     )
     size: Size | None = option.optional(
-        "Image size, or length of sounds in samples.",
-        parse=parse_length,
-        shown="from the data",
+        "Image size, or length of sounds in samples.", parse=parse_length, shown="from the data"
     )
     preset: str | None = option.network.optional(
         "Network with its training settings.",
@@ -185,10 +183,7 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
         shown="unguided",
     )
     label_dropout: float = option.conditioning(
-        0.1,
-        "Fraction of images trained without class and metadata, for guidance.",
-        low=0,
-        high=1,
+        0.1, "Fraction of images trained without class and metadata, for guidance.", low=0, high=1
     )
     given_dropout: float | None = option.conditioning.optional(
         "Fraction of images trained without the conditioning image, for guidance.",
@@ -255,8 +250,7 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
         False, "Also save the raw weights, before averaging, in the model file."
     )
     keep_weak: bool = option.output(
-        False,
-        "Also save an early EMA checkpoint, for sample --guide-with self.",
+        False, "Also save an early EMA checkpoint, for sample --guide-with self."
     )
     weak_after: float = option.output(
         0.125,

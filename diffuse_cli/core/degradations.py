@@ -339,8 +339,7 @@ class Noise(Projection):
 
 
 DEGRADATIONS: Registry[type[Degradation]] = Registry(
-    "degradations",
-    {made.NAME: made for made in (LowRes, Mask, Grey, Blur, FewerChannels, Noise)},
+    "degradations", {made.NAME: made for made in (LowRes, Mask, Grey, Blur, FewerChannels, Noise)}
 )
 
 

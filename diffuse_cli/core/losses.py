@@ -63,12 +63,7 @@ def hybrid(
 
 
 def squared_error(
-    denoiser: Denoiser,
-    prediction: Prediction,
-    x0: Tensor,
-    t: Tensor,
-    noise: Tensor,
-    weight: Weight,
+    denoiser: Denoiser, prediction: Prediction, x0: Tensor, t: Tensor, noise: Tensor, weight: Weight
 ) -> Tensor:
     """Return the mean squared error in the target, times `weight`. Shape (B,)."""
     a, b = denoiser.target_at(t, like=x0)

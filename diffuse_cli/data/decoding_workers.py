@@ -21,17 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diffuse_cli.data.sources import Entry, Source, open_source
-from diffuse_cli.media import (
-    LARGE,
-    MEDIA,
-    Array,
-    Asked,
-    Large,
-    Read,
-    Size,
-    alone,
-    file_errors,
-)
+from diffuse_cli.media import LARGE, MEDIA, Array, Asked, Large, Read, Size, alone, file_errors
 from diffuse_cli.media.file_errors import Unusable
 from diffuse_cli.system.memory import out_of_memory
 

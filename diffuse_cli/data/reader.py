@@ -22,24 +22,8 @@ from diffuse_cli.data.sources import fetching, open_source
 from diffuse_cli.data.sources.entries import Listing, Source, classes_of, list_samples, read_some
 from diffuse_cli.data.store import Kept
 from diffuse_cli.data.stream import Origin, Stream, stored_of
-from diffuse_cli.data.summary import (
-    Summary,
-    fitting,
-    plural,
-    remark_lines,
-    skip_counts,
-    span,
-)
-from diffuse_cli.media import (
-    LARGE,
-    MEDIA,
-    Array,
-    Asked,
-    Size,
-    advice,
-    file_errors,
-    layout_of,
-)
+from diffuse_cli.data.summary import Summary, fitting, plural, remark_lines, skip_counts, span
+from diffuse_cli.media import LARGE, MEDIA, Array, Asked, Size, advice, file_errors, layout_of
 from diffuse_cli.system.errors import DataError, translating
 from diffuse_cli.system.events import Notice, Work
 from diffuse_cli.system.files import show

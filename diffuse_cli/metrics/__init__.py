@@ -71,11 +71,7 @@ METRICS = Metrics(
         "presentation",
         "sample_statistics",
     ),
-    aliases={
-        "answers": "paired",
-        "landmarks": "baselines",
-        "manifold": "precision-recall",
-    },
+    aliases={"answers": "paired", "landmarks": "baselines", "manifold": "precision-recall"},
 )
 
 

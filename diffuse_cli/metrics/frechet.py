@@ -20,13 +20,7 @@ import torch
 
 from diffuse_cli.media import Array
 from diffuse_cli.metrics.inputs import MetricInputs, feature_pairs, floor
-from diffuse_cli.metrics.presentation import (
-    SIGNIFICANT,
-    Facts,
-    Measured,
-    MetricNumber,
-    Remark,
-)
+from diffuse_cli.metrics.presentation import SIGNIFICANT, Facts, Measured, MetricNumber, Remark
 from diffuse_cli.metrics.sample_statistics import SampledEstimate
 from diffuse_cli.system.rng import permutation
 

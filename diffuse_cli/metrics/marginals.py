@@ -75,10 +75,7 @@ LISTED = 3
 def compute(evaluation: MetricInputs) -> dict[str, float]:
     """Return `wasserstein` and its floor, `mean_shift` and `mean_variety`, with standard errors."""
     found = evaluation.marginals
-    result = {
-        **found.whole.by("wasserstein"),
-        **found.shifts[found.farthest].by("mean_shift"),
-    }
+    result = {**found.whole.by("wasserstein"), **found.shifts[found.farthest].by("mean_shift")}
     if found.variety is not None:
         result |= found.variety.by("mean_variety")
     if found.floor is not None:

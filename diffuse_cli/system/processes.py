@@ -98,10 +98,7 @@ def lost_process_error(error: BaseException) -> LostError | None:
 
 # SIGINT and SIGTERM as errors, raised at once or between two steps.
 
-ERRORS = {
-    signal.SIGINT: (Interrupted, "interrupted"),
-    signal.SIGTERM: (Terminated, "terminated"),
-}
+ERRORS = {signal.SIGINT: (Interrupted, "interrupted"), signal.SIGTERM: (Terminated, "terminated")}
 
 
 class _Struck(BaseException):

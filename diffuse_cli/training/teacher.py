@@ -110,11 +110,7 @@ class Matching:
         self._samples = []
 
     def losses(
-        self,
-        student: Denoiser,
-        step: int,
-        positions: range,
-        cond: Mapping[str, Tensor],
+        self, student: Denoiser, step: int, positions: range, cond: Mapping[str, Tensor]
     ) -> Tensor:
         """Return the loss of each position, (B,), averaged over its samples."""
         count = len(positions)

@@ -118,10 +118,7 @@ def read_data(
 
 
 def _read_pairs(
-    config: TrainConfig,
-    images: Dataset,
-    several: Accelerator | None,
-    run: RunDirectory | None,
+    config: TrainConfig, images: Dataset, several: Accelerator | None, run: RunDirectory | None
 ) -> Work[Pairs | None]:
     """Read the paired samples of --given, with the size and the fit of the images."""
     source = training_conditions.find_pairs(config)
@@ -137,10 +134,7 @@ def _read_pairs(
 
 
 def _read(
-    config: TrainConfig,
-    several: Accelerator | None,
-    run: RunDirectory | None,
-    part: str = "",
+    config: TrainConfig, several: Accelerator | None, run: RunDirectory | None, part: str = ""
 ) -> Work[Dataset]:
     """Read samples.
 

@@ -25,10 +25,7 @@ if TYPE_CHECKING:
     from diffuse_cli.evaluation.paired_comparison import BothMeasured, Difference
 
 CONFIG = CompareConfig
-EXAMPLES = (
-    "diffuse compare a.run b.run",
-    "diffuse compare a.safetensors b.safetensors photos",
-)
+EXAMPLES = ("diffuse compare a.run b.run", "diffuse compare a.safetensors b.safetensors photos")
 
 NONE = "–"
 

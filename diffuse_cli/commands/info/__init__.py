@@ -11,10 +11,7 @@ from diffuse_cli.commands._cli.console import Console
 from diffuse_cli.config.shared_options import InfoConfig
 
 CONFIG = InfoConfig
-EXAMPLES = (
-    "diffuse info photos -o sheet.png",
-    "diffuse info model.safetensors",
-)
+EXAMPLES = ("diffuse info photos -o sheet.png", "diffuse info model.safetensors")
 
 
 def run(config: InfoConfig, console: Console) -> None:

@@ -270,11 +270,7 @@ def _measured(numbers: Mapping[str, Any] | None) -> str:
     for number in shown({k: v for k, v in values.items() if k != "seconds"}):
         reference = number.reference(values)
         known = reference is not None and math.isfinite(reference.value)
-        cells = (
-            number.label,
-            str(measured(values, number.key)),
-            str(reference) if known else "",
-        )
+        cells = (number.label, str(measured(values, number.key)), str(reference) if known else "")
         rows.append([*map(escape, cells)])
     counts, settings = numbers["n"], numbers["settings"]
     network, part = dict(numbers["features"]).get("name", ""), numbers.get("part", "")
