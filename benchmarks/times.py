@@ -1,21 +1,20 @@
-"""Do times learned from a model's own trajectories save evaluations? How should they be learned?
+"""Do timesteps learned from a model's own trajectories beat the default ones in few steps?
 
-For every number of steps: trailing times; the cheapest path through 40 trailing ones (`path`);
-those of a search from trailing times (`search`); and of one from the nearer of these (`both`).
-`diffuse tune` tries `path` and `both`. `error` is the root mean square between where samples and 40
-steps of `unipc` end, from noise that nothing was learned from, at levels from -1 to 1. Prints JSON.
+For every number of steps: the sampler's default timesteps, the cheapest path through 40 trailing
+ones (`path`), and a search from the nearer of both (`both`). `diffuse tune` tries the last two.
+All samples start from the same noise. Adds rows of JSON to a file.
 
-    python benchmarks/times.py MODEL --real TEST_IMAGES
+    python benchmarks/times.py MODEL ... --real TEST_IMAGES --data NAME --out F
+    python benchmarks/times.py --show F
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import common
@@ -25,86 +24,86 @@ from diffuse_cli.config.sample_options import SAMPLER
 from diffuse_cli.core.learned_timesteps import improved
 from diffuse_cli.evaluation.tune import candidates
 from diffuse_cli.evaluation.tune.candidates import Learner
+from diffuse_cli.metrics import frechet
 from diffuse_cli.sampling.generation import load_denoiser
 from diffuse_cli.sampling.sampling_settings import DrawSettings
 from diffuse_cli.system.devices import machine, resolve_precision
 from diffuse_cli.system.events import finish
 
-REFERENCE = 40
-"""The steps whose ends are aimed at."""
+SHOWN = ("kid", "frechet", "precision", "recall", "detail", "means", "brightness")
 
 
-def ways(learner: Learner, settings: DrawSettings, wanted: list[str]) -> Iterator[tuple[Any, ...]]:
-    """The times of each way, and the seconds of learning them."""
-    process = learner.loaded.denoiser.process
-    trailing = [float(t) for t in process.times(settings.steps)]
-    if "trailing" in wanted:
-        yield "trailing", trailing, 0.0
-    if settings.steps == REFERENCE or not {"path", "search", "both"} & set(wanted):
-        return
-    began = time.monotonic()
+def ways(learner: Learner, settings: DrawSettings) -> Iterator[tuple[str, list[float], float]]:
+    """Yield the name and the timesteps of each way, and the CPU seconds of learning them."""
+    yield "default", settings.times_of(learner.loaded.denoiser.process), 0.0
+    began = time.process_time()
     path, ends = learner.planned(settings)
-    took = time.monotonic() - began
-    if "path" in wanted:
-        yield "path", path, took
-    error = learner.error(settings, ends)
-    for way in ("search", "both"):
-        if way in wanted:
-            began = time.monotonic()
-            start = trailing if way == "search" else learner.nearer(settings, path, ends)
-            *_, times = improved(start, error, candidates.ROUNDS)
-            yield way, times, took + time.monotonic() - began
+    yield "path", path, time.process_time() - began
+    *_, times = improved(
+        learner.nearer(settings, path, ends), learner.error(settings, ends), candidates.ROUNDS
+    )
+    yield "both", times, time.process_time() - began
+
+
+def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yield a row for each model, number of steps and way."""
+    with machine(resolve_precision("auto")) as accelerator:
+        for path in options.models:
+            loaded = finish(load_denoiser(path, "ema", accelerator))
+            real = common.some(common.read(options.real, size=loaded.space.size), 1000)
+            wanted = common.features(real, accelerator)
+            learner = Learner(loaded, options.n, accelerator.device)
+            for steps in map(int, options.steps.split(",")):
+                settings = DrawSettings(sampler=SAMPLER, steps=steps)
+                for way, times, seconds in ways(learner, settings):
+                    pixels, _ = common.sample(
+                        loaded, options.n, accelerator,
+                        steps=steps, sampler=SAMPLER, times=tuple(times),
+                    )  # fmt: skip
+                    found = common.features(pixels, accelerator)
+                    yield {
+                        "data": options.data,
+                        "model": Path(path).stem,
+                        "steps": steps,
+                        "way": way,
+                        "times": [round(float(t), 2) for t in times],
+                        "learning_cpu_seconds": round(seconds, 1),
+                        **common.distance(wanted, found),
+                        "frechet": round(frechet.fit(wanted, found).value, 1),
+                        **common.shares(wanted, found),
+                        **common.looks(real, pixels),
+                    }
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Print the mean of each metric by data, steps and way."""
+    for key in sorted({(r["data"], r["steps"], r["way"]) for r in rows}):
+        same = [r for r in rows if (r["data"], r["steps"], r["way"]) == key]
+        means = (f"{name} {np.mean([r[name] for r in same]):.3f}" for name in SHOWN)
+        print(*key, f"models {len(same)}", *means)
 
 
 def main() -> None:
-    """Measure every way at every number of steps."""
+    """Measure and add to the file, or show it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model")
-    parser.add_argument("--real", required=True)
+    parser.add_argument("models", nargs="*")
+    parser.add_argument("--real")
+    parser.add_argument("--data", default="")
     parser.add_argument("-n", type=int, default=500)
-    parser.add_argument("--steps", default=f"4,5,6,8,{REFERENCE}")
-    parser.add_argument("--ways", default="trailing,path,search,both")
-    parser.add_argument("--sampler", default=SAMPLER)
+    parser.add_argument("--steps", default="4,6,8")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--show", type=Path)
     options = parser.parse_args()
-    results: list[dict[str, Any]] = []
-    with machine(resolve_precision("auto")) as accelerator:
-        loaded = finish(load_denoiser(options.model, "ema", accelerator))
-        real = np.ascontiguousarray(common.read(options.real, size=loaded.space.size).stored)
-        wanted = common.features(real[:1000], accelerator)
-        learner = Learner(loaded, options.n, accelerator.device)
-        others = replace(learner, first=options.n + candidates.SAMPLES)
-        _, ends = others.planned(DrawSettings(steps=2))
-        for steps in map(int, options.steps.split(",")):
-            settings = DrawSettings(sampler=options.sampler, steps=steps)
-            for way, times, seconds in ways(learner, settings, options.ways.split(",")):
-                error = others.error(settings, ends)(times)
-                pixels, _ = common.sample(
-                    loaded, options.n, accelerator, steps=steps, sampler=options.sampler,
-                    times=tuple(times),
-                )  # fmt: skip
-                results.append(
-                    {
-                        "steps": steps,
-                        "way": way,
-                        "times": times if steps < REFERENCE else [],
-                        "learning_seconds": round(seconds, 1),
-                        "error": round(error, 4),
-                        **common.distance(wanted, common.features(pixels, accelerator)),
-                    }
-                )
-                print(json.dumps(results[-1]), file=sys.stderr, flush=True)
-    model = loaded.model
-    settings = {
-        "training_steps": model.step,
-        "batch_size": model.training.get("batch_size"),
-        "schedule": model.blueprint.diffusion.schedule,
-        "sampler": options.sampler,
-        "n": options.n,
-        "real": len(wanted),
-        "samples": candidates.SAMPLES,
-        "rounds": candidates.ROUNDS,
-    }
-    print(json.dumps({**settings, "machine": common.machine(), "results": results}, indent=1))
+    if options.show:
+        return show(json.loads(options.show.read_text())["results"])
+    rows = json.loads(options.out.read_text())["results"] if options.out.exists() else []
+    for row in measure(options):
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+        lines = ",\n".join(map(json.dumps, rows))
+        head = json.dumps({"machine": common.machine(), "sampler": SAMPLER, "n": options.n})[:-1]
+        options.out.write_text(f'{head}, "results": [\n{lines}\n]}}\n')
+    return None
 
 
 if __name__ == "__main__":
