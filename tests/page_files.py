@@ -1,0 +1,183 @@
+"""Small files under the names that pages use without making them."""
+
+from __future__ import annotations
+
+import csv
+import tarfile
+import wave
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import in_process
+from openai_oracle import checkpoint
+from PIL import Image
+
+COUNT, SIDE = 100, 16
+"""Number of samples in a folder, and side of an image."""
+
+VERY_SMALL: dict[str, Any] = {"width": 8, "multipliers": (1,), "blocks": 1, "attention": ()}
+SMALLER: dict[str, dict[str, Any]] = {
+    "tiny": VERY_SMALL,
+    "small": VERY_SMALL,
+    "adm-64": {"width": 32, "multipliers": (1, 2, 2, 2), "blocks": 1},
+}
+"""Settings of presets while the code of pages runs."""
+
+
+def image(side: int, mode: str = "RGB", seed: int = 0) -> Image.Image:
+    """Return an image of noise around one color."""
+    draw = np.random.default_rng(seed)
+    shape = (side, side, len(mode)) if len(mode) > 1 else (side, side)
+    levels = draw.normal(draw.uniform(80, 170), 25, shape)
+    return Image.fromarray(levels.clip(0, 255).astype(np.uint8))
+
+
+def folder_of(side: int, mode: str = "RGB") -> Callable[[Path], None]:
+    """Return a function that writes COUNT images in two class folders."""
+
+    def write(folder: Path) -> None:
+        for k in range(COUNT):
+            path = folder / ("bag", "sneaker")[k % 2] / f"{k:02d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image(side, mode, seed=k).save(path)
+
+    return write
+
+
+def write_mask(path: Path) -> None:
+    """Write a mask of the right half."""
+    mask = np.zeros((SIDE, SIDE), np.uint8)
+    mask[:, SIDE // 2 :] = 255
+    Image.fromarray(mask).save(path)
+
+
+def write_scans(folder: Path) -> None:
+    """Write COUNT images of 16 bits with the columns age and site."""
+    folder.mkdir()
+    draw = np.random.default_rng(0)
+    rows: list[list[Any]] = [["file_name", "age", "site"]]
+    for k in range(COUNT):
+        levels = draw.integers(0, 1 << 16, (SIDE, SIDE), np.uint16)
+        Image.fromarray(levels).save(folder / f"{k}.png")
+        rows.append([f"{k}.png", 30 + k, ("oslo", "bergen")[k % 2]])
+    with (folder / "metadata.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+
+
+def write_fields(folder: Path) -> None:
+    folder.mkdir()
+    for k in range(COUNT):
+        np.save(folder / f"{k}.npy", np.random.default_rng(k).normal(size=(2, SIDE, SIDE)))
+
+
+def write_cells(folder: Path) -> None:
+    """Write 8 files of three pages."""
+    folder.mkdir()
+    for k in range(8):
+        first, *others = (image(64, "L", seed=3 * k + page) for page in range(3))
+        first.save(folder / f"{k}.tif", save_all=True, append_images=others)
+
+
+def write_words(folder: Path) -> None:
+    """Write 8 sounds of a tenth of a second."""
+    (folder / "six").mkdir(parents=True)
+    for k in range(8):
+        levels = np.random.default_rng(k).normal(0, 3000, 800).astype("<i2")
+        with wave.open(str(folder / "six" / f"en-us-m{k}-150-40.wav"), "wb") as file:
+            file.setparams((1, 2, 8000, 0, "NONE", ""))
+            file.writeframes(levels.tobytes())
+
+
+def write_shards(folder: Path) -> None:
+    folder.mkdir()
+    for k in range(100):
+        image(SIDE, seed=k).save(folder / "image.png")
+        with tarfile.open(folder / f"{k:03d}.tar", "w") as shard:
+            shard.add(folder / "image.png", f"{k}.png")
+    (folder / "image.png").unlink()
+
+
+def write_zip(path: Path) -> None:
+    write_named(["images"])
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted(path.with_suffix("").rglob("*.png")):
+            archive.write(file, file.relative_to(path.parent))
+
+
+def write_openai_checkpoint(path: Path) -> None:
+    """Write a checkpoint of the small adm-64."""
+    attends = (False, True, True, True)
+    state = checkpoint(**SMALLER["adm-64"], attends=attends, updown=True, classes=1000)
+    torch.save(state, path)
+
+
+def write_diffusers_folder(folder: Path) -> None:
+    """Write a small `UNet2DModel` with a scheduler."""
+    diffusers = pytest.importorskip("diffusers")
+    net = diffusers.UNet2DModel(
+        sample_size=8, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"), attention_head_dim=8,
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    )  # fmt: skip
+    net.save_pretrained(folder / "unet")
+    diffusers.DDPMScheduler().save_pretrained(folder / "scheduler")
+
+
+def trained(*arguments: str) -> Callable[[Path], None]:
+    """Return a function that trains a model of two steps in the current folder."""
+
+    def train(path: Path) -> None:
+        write_named([*arguments])
+        line = ["train", *arguments, "--steps", 2, "-o", path.with_suffix(".safetensors"), "-q"]
+        assert in_process(line) == 0
+
+    return train
+
+
+NAMED: dict[str, Callable[[Path], Any]] = {
+    "images": folder_of(SIDE),
+    "photos": folder_of(SIDE),
+    "edges": folder_of(SIDE, "L"),
+    "emoji": folder_of(SIDE, "RGBA"),
+    "fashion": folder_of(SIDE, "L"),
+    "small-photos": folder_of(SIDE // 4),
+    "scans": write_scans,
+    "fields": write_fields,
+    "cells": write_cells,
+    "words": write_words,
+    "shards": write_shards,
+    "images.zip": write_zip,
+    "64x64_diffusion.pt": write_openai_checkpoint,
+    "ddpm-cifar10-32": write_diffusers_folder,
+    **dict.fromkeys(
+        ("photo.png", "old.png", "a.png", "b.png", "img.png"), lambda path: image(SIDE).save(path)
+    ),
+    "drawing.png": lambda path: image(SIDE, "L").save(path),
+    "hole.png": write_mask,
+    "small.png": lambda path: image(SIDE // 4).save(path),
+    "model.safetensors": trained("images"),
+    "a.safetensors": trained("images"),
+    "b.safetensors": trained("images"),
+    "small.safetensors": trained("small-photos"),
+    "grey.safetensors": trained("fashion"),
+    "garments.run": trained("examples/fashion-mnist.zip"),
+    "tiny.safetensors": trained("examples/fashion-mnist.zip"),
+}
+"""Functions that write what the pages use, but do not make."""
+
+
+def first_part(path: str) -> str:
+    return path.removeprefix("./").split("/")[0]
+
+
+def write_named(words: list[str]) -> None:
+    """Write the files that a command names, unless they exist."""
+    for word in words:
+        name = first_part(word)
+        if name in NAMED and not Path(name).exists():
+            NAMED[name](Path(name))
