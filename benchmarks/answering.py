@@ -21,21 +21,25 @@ import torch
 from PIL import Image
 
 from diffuse_cli.core.degradations import LowRes
-from diffuse_cli.data import pair
+from diffuse_cli.data import match_pairs
 from diffuse_cli.metrics import frechet
 from diffuse_cli.metrics.paired import psnr
 from diffuse_cli.metrics.sample_statistics import average
-from diffuse_cli.models.image_conditioning import Giver, Inputs, inputs_for
+from diffuse_cli.models.image_conditioning import (
+    Conditioner,
+    ConditioningInputs,
+    choose_inputs,
+)
 from diffuse_cli.sampling.conditioning import Condition
-from diffuse_cli.sampling.generation import Loaded, load_denoiser
-from diffuse_cli.system.devices import machine
+from diffuse_cli.sampling.generation import LoadedModel, load_denoiser
+from diffuse_cli.system.devices import open_accelerator
 from diffuse_cli.system.events import finish
 from diffuse_cli.system.rng import permutation
 
 CPU = torch.device("cpu")
 
 
-def bicubic(giver: Giver, truth: common.Pixels) -> common.Pixels:
+def bicubic(giver: Conditioner, truth: common.Pixels) -> common.Pixels:
     """Small images, rounded to 8 bits, enlarged by Pillow's cubic filter."""
     assert isinstance(giver.degradation, LowRes)
     x0 = giver.space.to_model(torch.from_numpy(truth))
@@ -49,11 +53,13 @@ def bicubic(giver: Giver, truth: common.Pixels) -> common.Pixels:
     )
 
 
-def answers(loaded: Loaded, truth: common.Pixels, inputs: Inputs, o: Any) -> dict[str, Any]:
+def answers(
+    loaded: LoadedModel, truth: common.Pixels, inputs: ConditioningInputs, o: Any
+) -> dict[str, Any]:
     """What stands for the images, by name, and the seconds of a sample."""
-    giver = Giver.of(loaded.model.blueprint)
+    giver = Conditioner.from_blueprint(loaded.model.blueprint)
     assert giver is not None
-    with machine("fp32", "cpu") as accelerator:
+    with open_accelerator("fp32", "cpu") as accelerator:
         made, seconds = common.sample(
             loaded,
             len(truth) * o.samples,
@@ -69,7 +75,7 @@ def answers(loaded: Loaded, truth: common.Pixels, inputs: Inputs, o: Any) -> dic
         f"the mean of {o.samples}": of_each.mean(0).round().astype(np.uint8),
     }
     if giver.given.channels in (1, giver.space.channels):
-        given = giver.look(inputs.at(range(len(truth)), CPU))
+        given = giver.render_input(inputs.encode(range(len(truth)), CPU))
         found["the pseudo-inverse"] = np.broadcast_to(given, truth.shape)
     if isinstance(giver.degradation, LowRes):
         found["bicubic"] = bicubic(giver, truth)
@@ -87,25 +93,25 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     o = parser.parse_args()
-    with machine("fp32", "cpu") as accelerator:
+    with open_accelerator("fp32", "cpu") as accelerator:
         loaded = finish(load_denoiser(o.model, "ema", accelerator))
-    giver = Giver.of(loaded.model.blueprint)
+    giver = Conditioner.from_blueprint(loaded.model.blueprint)
     assert giver is not None
     height, width = loaded.space.size
     images = common.read(o.real, (height, width))
     beside = None
     order = np.arange(len(images))
     if o.given:
-        pairs = pair(images, common.read(o.given, (height, width)))
+        pairs = match_pairs(images, common.read(o.given, (height, width)))
         order = np.flatnonzero(pairs.matched)
     order = order[permutation(o.seed, 0, len(order))]
     own, other = order[: o.n], order[o.n : 2 * o.n]
     truth = np.ascontiguousarray(images.stored[own])
     if o.given:
         beside = np.ascontiguousarray(pairs[own])[:, : giver.given.channels]
-    made = answers(loaded, truth, inputs_for(giver, truth, beside, o.seed), o)
+    made = answers(loaded, truth, choose_inputs(giver, truth, beside, o.seed), o)
     rows = []
-    with machine("fp32", "cpu") as accelerator:
+    with open_accelerator("fp32", "cpu") as accelerator:
         real = common.features(np.ascontiguousarray(images.stored[other]), accelerator)
         for name, found in [*made["images"].items(), ("the images themselves", truth)]:
             mean, error = average(psnr(found, truth, 255))
@@ -115,7 +121,7 @@ def main() -> None:
                     "answer": name,
                     "psnr": round(mean, 2),
                     "psnr_standard_error": round(error, 2),
-                    "frechet_distance": round(frechet.fit(real, features).value, 1),
+                    "frechet_distance": round(frechet.estimate_frechet(real, features).value, 1),
                 }
             )
     head = {"given": giver.given.what, "n": len(truth), "steps": o.steps}

@@ -22,15 +22,15 @@ from accelerate import Accelerator
 
 from diffuse_cli.config.sample_options import OWN, SAMPLER, DrawConfig
 from diffuse_cli.metrics import precision_recall
-from diffuse_cli.sampling.generation import Loaded, load_denoiser
+from diffuse_cli.sampling.generation import LoadedModel, load_denoiser
 from diffuse_cli.sampling.guidance_model import load_guide
 from diffuse_cli.sampling.sampling_settings import Guide
-from diffuse_cli.system.devices import machine, resolve_precision
+from diffuse_cli.system.devices import open_accelerator, resolve_precision
 from diffuse_cli.system.events import finish
 
 
 def guides(
-    options: argparse.Namespace, loaded: Loaded, accelerator: Accelerator
+    options: argparse.Namespace, loaded: LoadedModel, accelerator: Accelerator
 ) -> Iterator[tuple[str, Guide | None]]:
     """Every weaker model at every scale; at 1 the model alone, once."""
     if 1 in options.scales:
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     results: list[dict[str, Any]] = []
-    with machine(resolve_precision("auto")) as accelerator:
+    with open_accelerator(resolve_precision("auto")) as accelerator:
         loaded = finish(load_denoiser(options.model, "ema", accelerator))
         height, width = loaded.space.size
         real = np.ascontiguousarray(common.read(options.real, size=(height, width)).stored)
@@ -73,7 +73,8 @@ def main() -> None:
             )
             fake = common.features(pixels, accelerator)
             shares = {
-                key: each.value() for key, each in precision_recall.measure(wanted, fake).items()
+                key: each.value()
+                for key, each in precision_recall.measure_fractions(wanted, fake).items()
             }
             results.append(
                 {

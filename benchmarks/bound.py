@@ -1,9 +1,9 @@
 """How few timesteps per image estimate the bound as well as many? Ten repeats of each way.
 
 Ways: one timestep drawn evenly from each of 50 or 8 strata of geometric width (`strata`), and the
-visits of `diffuse eval` (`visits`). Each is repeated with ten seeds, at the same held-out images,
-where only timesteps and noise differ, and at ten disjoint sets of them, where the spread is what
-the reported standard error must be. Prints JSON.
+visits of `diffuse eval` (`plan_visits`). Each is repeated with ten seeds, at the same held-out
+images, where only timesteps and noise differ, and at ten disjoint sets of them, where the spread is
+what the reported standard error must be. Prints JSON.
 
     diffuse train DATA --preset tiny --steps 600 --batch-size 16 -o tiny.safetensors
     python benchmarks/bound.py DATA tiny.safetensors -n 64
@@ -24,11 +24,11 @@ import torch
 from torch import Tensor
 
 from diffuse_cli.core.denoiser import Denoiser
-from diffuse_cli.core.likelihood import bound_terms, prior_bits, strata, visited, visits
+from diffuse_cli.core.likelihood import bound_terms, draw_visits, plan_visits, prior_bits, strata
 from diffuse_cli.core.process import Process
-from diffuse_cli.evaluation.variational_bound import places
+from diffuse_cli.evaluation.variational_bound import draw_positions
 from diffuse_cli.sampling.generation import load_denoiser
-from diffuse_cli.system.devices import machine, resolve_precision
+from diffuse_cli.system.devices import open_accelerator, resolve_precision
 from diffuse_cli.system.events import finish
 from diffuse_cli.system.rng import draw_noise, philox
 
@@ -45,14 +45,14 @@ def geometric(process: Process, n: int) -> Tensor:
 
 
 def independent(seed: int, indices: range, n: int) -> np.ndarray[Any, Any]:
-    """As `places`, but with nothing in common between images."""
+    """As `draw_positions`, but with nothing in common between images."""
     return np.stack([philox(seed, "bits-alone", i).random(n) for i in indices])
 
 
 WAYS: dict[str, tuple[Expected, Places, int]] = {
     "strata 50": (geometric, independent, 50),
     "strata 8": (geometric, independent, 8),
-    **{f"visits {n}": (visits, places, n) for n in (4, 8, 12)},
+    **{f"visits {n}": (plan_visits, draw_positions, n) for n in (4, 8, 12)},
 }
 
 
@@ -60,7 +60,7 @@ def bits(denoiser: Denoiser, x0: Tensor, way: str, seed: int) -> np.ndarray[Any,
     """An estimate of the bound of each image, (N,)."""
     spread, placed, n = WAYS[way]
     expected, indices = spread(denoiser.process, n), range(len(x0))
-    times = visited(expected, torch.from_numpy(placed(seed, indices, n)))
+    times = draw_visits(expected, torch.from_numpy(placed(seed, indices, n)))
     total = prior_bits(denoiser, x0).double()
     for k, t in enumerate(times.unbind(1)):
         noise = [draw_noise(seed, "bits", i, k, shape=x0.shape[1:]) for i in indices]
@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--ways", default=",".join(WAYS))
     options = parser.parse_args()
     results = []
-    with machine(resolve_precision("fp32")) as accelerator:
+    with open_accelerator(resolve_precision("fp32")) as accelerator:
         loaded = finish(load_denoiser(options.model, "ema", accelerator))
         pixels = common.held_out(common.read(options.data), REPEATS * options.n)
         x0 = loaded.space.to_model(torch.from_numpy(pixels))

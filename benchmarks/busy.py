@@ -42,7 +42,7 @@ from steps import (
 )
 from steps import theirs as their_step
 
-from diffuse_cli.system.devices import machine
+from diffuse_cli.system.devices import open_accelerator
 
 SIZE, BATCH, STEPS = 32, 16, 2
 OURS, DIFFUSERS = "diffuse", "diffusers"
@@ -64,7 +64,7 @@ SET = sorted({name for chosen in WAITING.values() for name in chosen})
 def step(who: str) -> Act:
     """A few training steps."""
     if who == OURS:
-        with machine("fp32") as accelerator:
+        with open_accelerator("fp32") as accelerator:
             one, _ = ours(
                 plan(SIZE, preset="tiny", batch_size=BATCH, precision="fp32"), accelerator
             )

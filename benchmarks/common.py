@@ -18,11 +18,11 @@ from diffuse_cli.core.gaussian_start import LowFrequencies
 from diffuse_cli.core.samplers import sampler_options
 from diffuse_cli.data import Dataset, read_images
 from diffuse_cli.metrics import kid, precision_recall
-from diffuse_cli.metrics.features import extract, find, load
-from diffuse_cli.metrics.features.feature_choice import random_network_for
+from diffuse_cli.metrics.features import extract_features, find_weights, load_network
+from diffuse_cli.metrics.features.feature_choice import build_random_network
 from diffuse_cli.sampling.conditioning import Condition
-from diffuse_cli.sampling.generation import Loaded, collect, draw
-from diffuse_cli.sampling.sampling_settings import DrawSettings, Guide
+from diffuse_cli.sampling.generation import LoadedModel, collect, generate_batches
+from diffuse_cli.sampling.sampling_settings import Guide, SamplingSettings
 from diffuse_cli.system.events import finish
 from diffuse_cli.system.rng import permutation
 
@@ -76,19 +76,21 @@ def some(images: Dataset, n: int) -> Pixels:
 
 def features(pixels: Pixels, accelerator: Accelerator) -> np.ndarray[Any, Any]:
     """Features of EfficientNet-Lite0, (N, 1280)."""
-    network = load("efficientnet-lite0", accelerator.device, finish(find("efficientnet-lite0")))
-    return np.asarray(finish(extract(network, pixels)), np.float64)
+    network = load_network(
+        "efficientnet-lite0", accelerator.device, finish(find_weights("efficientnet-lite0"))
+    )
+    return np.asarray(finish(extract_features(network, pixels)), np.float64)
 
 
 def random_features(real: Pixels, pixels: Pixels, accelerator: Accelerator) -> np.ndarray[Any, Any]:
     """Return features of a network with random weights, which `real` scales."""
     space = Space(channels=real.shape[1], size=real.shape[2:])
-    network = random_network_for(space, real, accelerator.device)
-    return np.asarray(finish(extract(network, pixels)), np.float64)
+    network = build_random_network(space, real, accelerator.device)
+    return np.asarray(finish(extract_features(network, pixels)), np.float64)
 
 
 def sample(
-    loaded: Loaded,
+    loaded: LoadedModel,
     n: int,
     accelerator: Accelerator,
     *,
@@ -105,7 +107,7 @@ def sample(
     """n images of a model, and the seconds they took."""
     pixels: dict[int, Pixels] = {}
     began = time.monotonic()
-    settings = DrawSettings(
+    settings = SamplingSettings(
         sampler=sampler,
         steps=steps,
         spacing=spacing,
@@ -117,7 +119,7 @@ def sample(
         seed=seed,
     )
     space, device = loaded.space, accelerator.device
-    drawings = draw(loaded.denoiser, settings, range(n), space=space, device=device)
+    drawings = generate_batches(loaded.denoiser, settings, range(n), space=space, device=device)
     finish(collect(drawings, space, n, pixels))
     return np.stack([pixels[i] for i in range(n)]), time.monotonic() - began
 
@@ -130,12 +132,12 @@ def to_uint8(x: torch.Tensor) -> Pixels:
 
 def distance(real: np.ndarray[Any, Any], fake: np.ndarray[Any, Any]) -> dict[str, float]:
     """KID of two arrays of features, with its standard error."""
-    return {name: round(value, 5) for name, value in kid.estimate(real, fake).items()}
+    return {name: round(value, 5) for name, value in kid.estimate_kid(real, fake).items()}
 
 
 def shares(real: np.ndarray[Any, Any], fake: np.ndarray[Any, Any]) -> dict[str, float]:
     """Precision and recall of two arrays of features."""
-    found = precision_recall.measure(real, fake)
+    found = precision_recall.measure_fractions(real, fake)
     return {name: round(found[name].value(), 4) for name in ("precision", "recall")}
 
 

@@ -20,8 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffuse_cli.config.presets import PRESETS
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core import Conditions, Space
-from diffuse_cli.training.configuration import complete
-from diffuse_cli.training.memory_estimate import cost
+from diffuse_cli.training.configuration import complete_config
+from diffuse_cli.training.memory_estimate import estimate_memory
 
 SIDES = {"ddpm-cifar10": 32, "iddpm-cifar10": 32, "vit-b": 256, "ddpm-celebahq-256": 256,
          "adm-128": 128, "adm-256": 256}  # fmt: skip
@@ -35,8 +35,8 @@ def measured(preset: str) -> dict[str, object]:
     row: dict[str, object] = {"preset": preset, "side": side}
     for precision in ("fp32", "bf16"):
         asked = TrainConfig(data="", preset=preset, precision=precision)
-        config, blueprint = complete(asked, space, Conditions())
-        found = cost(config, blueprint, "cpu", processes=2)
+        config, blueprint = complete_config(asked, space, Conditions())
+        found = estimate_memory(config, blueprint, "cpu", processes=2)
         row["parameters"] = sum(map(math.prod, blueprint.shapes.values()))
         row["fixed"] = round(found.fixed / 2**20)
         row[f"image_{precision}"] = round(found.image / 2**20, 1)

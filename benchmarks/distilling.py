@@ -24,7 +24,7 @@ from typing import Any
 import common
 
 from diffuse_cli.sampling.generation import load_denoiser
-from diffuse_cli.system.devices import machine
+from diffuse_cli.system.devices import open_accelerator
 from diffuse_cli.system.events import finish
 
 TEACHER = "the model itself"
@@ -52,7 +52,7 @@ def distil(row: list[str], o: argparse.Namespace, out: Path) -> float:
 
 def measure(path: str, sampler: str, o: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """KID of a model at each number of steps, and the seconds of drawing."""
-    with machine("fp32", "cpu") as accelerator:
+    with open_accelerator("fp32", "cpu") as accelerator:
         loaded = finish(load_denoiser(path, "ema", accelerator))
         images = common.read(o.real, loaded.space.size)
         real = common.features(common.some(images, o.reference), accelerator)

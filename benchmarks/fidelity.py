@@ -35,7 +35,7 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 from torch_fidelity.utils import get_featuresdict_from_dataset
 
 from diffuse_cli.metrics import METRICS
-from diffuse_cli.metrics.features import extract, inception, load, usual_batch
+from diffuse_cli.metrics.features import extract_features, inception, load_network, usual_batch
 from diffuse_cli.system import files
 from diffuse_cli.system.events import finish
 
@@ -89,7 +89,7 @@ def networks() -> tuple[Any, Any]:
         torch.save(theirs.state_dict(), file)
         own = replace(inception.PUBLISHED, sha256=files.sha256(file), size=file.stat().st_size)
         inception.PUBLISHED = own
-        return load("inception", "cpu", file), theirs
+        return load_network("inception", "cpu", file), theirs
 
 
 def rates(pixels: Array, rounds: int) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def rates(pixels: Array, rounds: int) -> dict[str, Any]:
         features: Array = found[LAYER].numpy()
         return features
 
-    acts = {"diffuse": lambda: finish(extract(ours, pixels)), "torch-fidelity": peer}
+    acts = {"diffuse": lambda: finish(extract_features(ours, pixels)), "torch-fidelity": peer}
     seconds: dict[str, list[float]] = {name: [] for name in acts}
     features: dict[str, Array] = {}
     for _ in range(rounds):

@@ -30,9 +30,9 @@ import torch
 from steps import SETTINGS, Act, Setting, interleave, ours, plan, say, significant, speed, theirs
 from torch import Tensor
 
-from diffuse_cli.core.kernels import laid_out, lay_out
+from diffuse_cli.core.kernels import arrange_memory, arrange_weights
 from diffuse_cli.models.blueprint import Blueprint
-from diffuse_cli.system.devices import DEVICES, device_type, has_bfloat16, machine
+from diffuse_cli.system.devices import DEVICES, device_type, has_bfloat16, open_accelerator
 from diffuse_cli.training.ema_weights import EVERY
 
 SIZE = 32
@@ -75,9 +75,9 @@ def _pass(
     dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor]:
     """Output and gradient, on the processor in float64."""
-    here = lay_out(copy.deepcopy(net).to(device))
+    here = arrange_weights(copy.deepcopy(net).to(device))
     with torch.autocast(device, dtype, enabled=dtype is not None):
-        out = here(laid_out(x.to(device)), t.to(device)).float()
+        out = here(arrange_memory(x.to(device)), t.to(device)).float()
     (out - noise.to(device)).square().mean().backward()
     gradients = [p.grad.flatten() for p in here.parameters() if p.grad is not None]
     return out.detach().cpu().double(), torch.cat(gradients).cpu().double()
@@ -99,7 +99,7 @@ def step(options: argparse.Namespace, device: str) -> list[dict[str, Any]]:
             compile=compiled,
             device=device,
         )
-        with machine(precision, device) as accelerator:
+        with open_accelerator(precision, device) as accelerator:
             act, _ = ours(chosen, accelerator)
             name = f"diffuse, {precision}{', compiled' * compiled}"
             rows.append(_timed(name, act, options, EVERY))
@@ -183,7 +183,7 @@ def main() -> None:
     found: dict[str, Any] = {}
     if "parity" in options.parts:
         chosen = plan(SIZE, preset=options.preset, batch_size=2, precision="fp32")
-        with machine("fp32", device):
+        with open_accelerator("fp32", device):
             found["parity"] = parity(chosen.blueprint, device, batch=4)
     if "step" in options.parts:
         found["step"] = step(options, device)

@@ -20,7 +20,7 @@ import common
 import plots
 from steps import WARM_UP, alone, gflop, ours, peak, plan, say, show, significant, speed, timed
 
-from diffuse_cli.system.devices import machine, resolve_precision
+from diffuse_cli.system.devices import open_accelerator, resolve_precision
 
 POINT = {"batch_size": 32, "size": 32, "width": 32}
 """Around which one thing is varied at a time."""
@@ -36,7 +36,7 @@ LEAST, MOST = 3, 20
 
 def measure(point: Mapping[str, Any], precision: str, seconds: float) -> dict[str, Any]:
     """Speed and memory of a point, in this process."""
-    with machine(precision) as accelerator:
+    with open_accelerator(precision) as accelerator:
         before = peak()
         chosen = plan(preset="tiny", precision=precision, **point)
         step, trainer = ours(chosen, accelerator)

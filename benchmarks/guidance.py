@@ -23,7 +23,7 @@ from torch import nn
 from diffuse_cli.data import Dataset
 from diffuse_cli.sampling.conditioning import Condition
 from diffuse_cli.sampling.generation import load_denoiser
-from diffuse_cli.system.devices import machine, resolve_precision
+from diffuse_cli.system.devices import open_accelerator, resolve_precision
 from diffuse_cli.system.events import finish
 from diffuse_cli.system.rng import permutation
 
@@ -93,7 +93,7 @@ def main() -> None:
     accuracy = float((found == images.labels[kept]).mean())
     print(f"accuracy on held-out images {accuracy:.4f}", file=sys.stderr, flush=True)
     results: list[dict[str, Any]] = []
-    with machine(resolve_precision("auto")) as accelerator:
+    with open_accelerator(resolve_precision("auto")) as accelerator:
         real = common.features(common.held_out(images, 1000), accelerator)
         loaded = finish(load_denoiser(options.model, "ema", accelerator))
         every = tuple(range(len(loaded.model.classes)))

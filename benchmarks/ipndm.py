@@ -28,7 +28,7 @@ from torch import Tensor
 from diffuse_cli.core import SAMPLERS, SCHEDULES, Denoiser, Prediction, Process, solvers
 from diffuse_cli.core.guidance import clip
 from diffuse_cli.sampling.generation import load_denoiser
-from diffuse_cli.system.devices import machine, resolve_precision
+from diffuse_cli.system.devices import open_accelerator, resolve_precision
 from diffuse_cli.system.events import finish
 
 STEPS = (4, 5, 6, 7, 8, 10, 12, 15, 20, 25, 30, 40, 50)
@@ -51,7 +51,7 @@ def mixture(process: Process) -> Any:
     """The best denoiser of the mixture."""
 
     def denoise(x: Tensor, t: Any, /, **cond: Any) -> Prediction:
-        alpha, sigma = process.level(t, like=x)
+        alpha, sigma = process.alpha_sigma(t, like=x)
         x0 = expected(x / alpha, sigma / alpha)
         return Prediction(x0, (x - alpha * x0) / sigma)
 
@@ -113,7 +113,7 @@ def exact(schedule: str, spacing: str, n: int) -> list[dict[str, Any]]:
 def trained(data: str, model: Path, n: int, spacing: str, steps: list[int]) -> list[dict[str, Any]]:
     """KID of both ends, from the same noise, against 1,000 of the real images."""
     rows = []
-    with machine(resolve_precision("fp32")) as accelerator, torch.inference_mode():
+    with open_accelerator(resolve_precision("fp32")) as accelerator, torch.inference_mode():
         real = common.features(common.read(data).stored[::2][:1000], accelerator)
         loaded = finish(load_denoiser(model, "ema", accelerator))
         process = loaded.denoiser.process

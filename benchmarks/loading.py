@@ -42,9 +42,9 @@ from diffuse_cli.core import Conditions
 from diffuse_cli.data import Dataset, open_index, read_images, save_index
 from diffuse_cli.data.decoding_workers import MANY_FILES, SMALL_FILE
 from diffuse_cli.media.image.planes import fit_image as fit
-from diffuse_cli.system.devices import machine, resolve_precision
+from diffuse_cli.system.devices import open_accelerator, resolve_precision
 from diffuse_cli.system.events import finish
-from diffuse_cli.training.configuration import complete, configure
+from diffuse_cli.training.configuration import complete_config, configure
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.trainer import Trainer
 from diffuse_cli.training.training_data import TrainingData
@@ -201,7 +201,7 @@ def took(act: Act) -> float:
 def plan_for(images: Dataset) -> Plan:
     """A training of `tiny` on all images."""
     typed = {"data": images.summary.source, "preset": "tiny", "batch_size": BATCH}
-    config, blueprint = complete(configure(typed), images.space, Conditions())
+    config, blueprint = complete_config(configure(typed), images.space, Conditions())
     data = TrainingData(images, np.arange(len(images)), np.arange(0))
     return Plan(config, blueprint, data)
 
@@ -245,7 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sets: dict[str, Any] = {}
     with (
         tempfile.TemporaryDirectory() as folder,
-        machine(resolve_precision("auto")) as accelerator,
+        open_accelerator(resolve_precision("auto")) as accelerator,
     ):
         small, photos = options.data, options.photo_folder
         if small is None:

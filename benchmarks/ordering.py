@@ -20,10 +20,10 @@ import numpy as np
 from common import machine, read
 from PIL import Image, ImageFilter
 
-from diffuse_cli.evaluation.examples import search
-from diffuse_cli.evaluation.feature_cache import cached
+from diffuse_cli.evaluation.examples import find_nearest
+from diffuse_cli.evaluation.feature_cache import cache_features
 from diffuse_cli.metrics import METRICS
-from diffuse_cli.metrics.features import FeatureNetwork, find, load
+from diffuse_cli.metrics.features import FeatureNetwork, find_weights, load_network
 from diffuse_cli.system.events import finish
 from diffuse_cli.system.rng import permutation
 
@@ -77,7 +77,7 @@ def sets(
     result: dict[tuple[str, float], Samples] = {("real", 0.0): (clean, own)}
     for key, pixels in changed.items():
         log(f"features of {key}")
-        result[key] = (pixels, finish(cached(network, pixels)))
+        result[key] = (pixels, finish(cache_features(network, pixels)))
     for k in DROPPED:
         kept = np.flatnonzero(labels >= k)[:n]
         result["dropped", float(k)] = (spare[0][kept], spare[1][kept])
@@ -140,7 +140,7 @@ def rows_of(
         near = {}
         for place, space in enumerate(("pixels", "features")):
             order = np.arange(len(training[place]))
-            near[space] = finish(search(fakes[place], real[place], training[place], order))
+            near[space] = finish(find_nearest(fakes[place], real[place], training[place], order))
         numbers = {"n": float(len(fakes[0])), **measure(real[1], fakes[1], more)}
         numbers |= METRICS["memorization"].compute(SimpleNamespace(nearest=near))
         rows.append({"ladder": ladder, "strength": strength, **numbers})
@@ -161,10 +161,10 @@ def main() -> None:
     order = permutation(0, 0, len(test))
     pixels, labels = np.ascontiguousarray(test.stored[order[: 3 * n]]), test.labels[order[: 3 * n]]
     known = train.stored[permutation(0, 1, len(train))[: options.train_n]]
-    network = load("efficientnet-lite0", "cpu", finish(find("efficientnet-lite0")))
+    network = load_network("efficientnet-lite0", "cpu", finish(find_weights("efficientnet-lite0")))
     log("features of real images")
-    own = finish(cached(network, pixels))
-    training = (known, finish(cached(network, known)))
+    own = finish(cache_features(network, pixels))
+    training = (known, finish(cache_features(network, known)))
     found = sets(n, (pixels[n:], own[n:]), labels[n:], training, network)
     rows = rows_of(found, (pixels[:n], own[:n]), own[2 * n :], training)
     each = n // options.repeats

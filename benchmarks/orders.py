@@ -80,7 +80,7 @@ def sampled(name: str, options: dict[str, Any], n: int) -> tuple[Tensor, int]:
     def denoise(x: Tensor, t: Any, /, **cond: Any) -> Prediction:
         nonlocal calls
         calls += 1
-        alpha, sigma = process.level(t, like=x)
+        alpha, sigma = process.alpha_sigma(t, like=x)
         x0 = expected(x / alpha, sigma / alpha)
         return Prediction(x0, (x - alpha * x0) / sigma)
 

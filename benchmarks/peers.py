@@ -22,13 +22,13 @@ import torch.nn.functional as F
 from common import to_uint8
 from torch import Tensor, nn
 
-from diffuse_cli.commands.convert.diffusers_unet import network_lacks, unet_fields
+from diffuse_cli.commands.convert.diffusers_unet import find_unsupported_network, unet_fields
 from diffuse_cli.config.sample_options import SAMPLING_STEPS
 from diffuse_cli.core import Conditions, Space
 from diffuse_cli.core.optimizers import BETAS
 from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.system.devices import device_type
-from diffuse_cli.training.configuration import complete, configure
+from diffuse_cli.training.configuration import complete_config, configure
 
 EVALUATIONS = SAMPLING_STEPS
 """Evaluations of the network per sample: as many as ours takes by default."""
@@ -42,7 +42,7 @@ EMA_DECAY = 0.999
 def blueprint(preset: str, channels: int, size: int) -> Blueprint:
     """Return our network of a preset, which the baselines must match."""
     chosen = configure({"data": "", "preset": preset, "precision": "fp32"})
-    return complete(chosen, Space(channels=channels, size=(size, size)), Conditions())[1]
+    return complete_config(chosen, Space(channels=channels, size=(size, size)), Conditions())[1]
 
 
 def diffusers_unet(like: Blueprint) -> nn.Module:
@@ -55,7 +55,7 @@ def diffusers_unet(like: Blueprint) -> nn.Module:
     """
     from diffusers import UNet2DModel
 
-    lacks = network_lacks(like.config, like.space.size)  # type: ignore[arg-type]
+    lacks = find_unsupported_network(like.config, like.space.size)  # type: ignore[arg-type]
     if missing := [f"{name} = {value}" for name, value, _ in lacks]:
         raise ValueError(f"UNet2DModel has no option for {', '.join(missing)}")
     options = {k: v for k, v in unet_fields(like).items() if not k.startswith("_")}
@@ -412,7 +412,7 @@ def precision() -> str:
     """Return the precision that ours chooses on this machine."""
     space = Space(channels=1, size=(32, 32))
     with torch.enable_grad():
-        return str(complete(configure({"data": ""}), space, Conditions())[0].precision)
+        return str(complete_config(configure({"data": ""}), space, Conditions())[0].precision)
 
 
 def autocast() -> torch.autocast:

@@ -81,17 +81,17 @@ def measure(paths: list[str], o: argparse.Namespace) -> dict[str, float]:
     import common
 
     from diffuse_cli.metrics import frechet
-    from diffuse_cli.system.devices import machine
+    from diffuse_cli.system.devices import open_accelerator
 
     fake = common.pictures(paths)
     real = common.some(common.read(o.real or o.data, (o.size, o.size)), o.reference)
-    with machine("fp32", "cpu") as accelerator:
+    with open_accelerator("fp32", "cpu") as accelerator:
         a, b = common.features(real, accelerator), common.features(fake, accelerator)
     kid = common.distance(a, b)
     return {
         "kid_x1000": round(1000 * kid["kid"], 2),
         "kid_x1000_standard_error": round(1000 * kid["kid_standard_error"], 2),
-        "frechet": round(frechet.fit(a, b).value, 2),
+        "frechet": round(frechet.estimate_frechet(a, b).value, 2),
         **common.shares(a, b),
         **common.looks(real, fake),
     }

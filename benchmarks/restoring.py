@@ -30,9 +30,9 @@ from torch import Tensor
 from diffuse_cli.core import RESTORATIONS, SAMPLERS, Denoiser, Process
 from diffuse_cli.core.degradations import Degradation, parse
 from diffuse_cli.core.guidance import clip
-from diffuse_cli.core.inpainting import legs, travel
+from diffuse_cli.core.inpainting import sample_with_jumps, split_path
 from diffuse_cli.sampling.generation import load_denoiser
-from diffuse_cli.system.devices import machine
+from diffuse_cli.system.devices import open_accelerator
 from diffuse_cli.system.events import finish
 from diffuse_cli.system.rng import image_noise, philox
 
@@ -55,8 +55,8 @@ def ours(
         )
         noise = functools.partial(noise_of, seed, x0)
         times = process.times(steps)
-        path = legs(times, max(1, round(steps / 10)), jumps)
-        *_, state = travel(
+        path = split_path(times, max(1, round(steps / 10)), jumps)
+        *_, state = sample_with_jumps(
             functools.partial(SAMPLERS[sampler], told, process),
             process,
             noise(-1),
@@ -180,16 +180,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     o = parser.parse_args()
     results: list[dict[str, Any]] = []
-    with machine("fp32", "cpu") as accelerator, contextlib.suppress(KeyboardInterrupt):
+    with open_accelerator("fp32", "cpu") as accelerator, contextlib.suppress(KeyboardInterrupt):
         loaded = finish(load_denoiser(o.model, "ema", accelerator, differentiable=True))
         height, width = loaded.space.size
         stored = np.ascontiguousarray(common.read(o.real, size=(height, width)).stored)
         chosen = np.linspace(0, len(stored) - 1, o.n).round().astype(int)
         x0 = loaded.space.to_model(torch.from_numpy(stored[chosen]))
         for form in o.degradations:
-            made = parse(form).fitted(loaded.space.shape)
+            made = parse(form).fit_shape(loaded.space.shape)
             draws = [philox(o.seed, "degraded", i).random(made.uniforms) for i in range(o.n)]
-            degradation = made.drawn(torch.from_numpy(np.stack(draws)).float())
+            degradation = made.draw_parts(torch.from_numpy(np.stack(draws)).float())
             for row, restore in contenders(loaded.denoiser, form, o.seed):
                 results.append({"degradation": form, **row, **measure(restore, degradation, x0)})
                 print(json.dumps(results[-1]), file=sys.stderr, flush=True)

@@ -17,14 +17,14 @@ import common
 
 from diffuse_cli.core import SAMPLERS
 from diffuse_cli.core.denoiser import Prediction
-from diffuse_cli.core.samplers import spacing_of
-from diffuse_cli.sampling.generation import Loaded, load_denoiser
-from diffuse_cli.system.devices import machine, resolve_precision
+from diffuse_cli.core.samplers import default_spacing
+from diffuse_cli.sampling.generation import LoadedModel, load_denoiser
+from diffuse_cli.system.devices import open_accelerator, resolve_precision
 from diffuse_cli.system.events import finish
 
 
 def evaluations(
-    loaded: Loaded, accelerator: Any, sampler: str, steps: int, spacing: str | None
+    loaded: LoadedModel, accelerator: Any, sampler: str, steps: int, spacing: str | None
 ) -> int:
     """Network evaluations of one sample, counted."""
     calls = 0
@@ -38,7 +38,7 @@ def evaluations(
     import torch
 
     x = torch.zeros(1, 1, 1, 1)
-    times = process.times(steps, spacing or spacing_of(sampler, steps))
+    times = process.times(steps, spacing or default_spacing(sampler, steps))
     for _ in SAMPLERS[sampler](denoise, process, x, times, noise=lambda k: x):
         pass
     return calls
@@ -56,7 +56,7 @@ def main() -> None:
     options = parser.parse_args()
     images = common.read(options.data)
     results: list[dict[str, Any]] = []
-    with machine(resolve_precision("auto")) as accelerator:
+    with open_accelerator(resolve_precision("auto")) as accelerator:
         real = common.features(common.held_out(images, 1000), accelerator)
         for name, path in common.names(options.models).items():
             loaded = finish(load_denoiser(path, "ema", accelerator))

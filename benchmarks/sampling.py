@@ -45,7 +45,7 @@ from steps import (
 
 from diffuse_cli.models import model_file
 from diffuse_cli.sampling.generation import load_denoiser
-from diffuse_cli.system.devices import device_type, machine, resolve_precision
+from diffuse_cli.system.devices import device_type, open_accelerator, resolve_precision
 from diffuse_cli.system.events import finish
 
 SIZE, TIMED = train_step.SIZE, 64
@@ -192,7 +192,7 @@ def hold(options: argparse.Namespace) -> None:
     path, batch, name = options.one
     setting = contenders()[name]
     if setting is None:
-        with machine(options.precision) as accelerator:
+        with open_accelerator(options.precision) as accelerator:
             before = peak()
             serve(ours(Path(path), batch, accelerator), before)
         return
@@ -241,7 +241,7 @@ def main() -> None:
             for batch in options.batches:
                 found["evaluation"].append(evaluation(options, path, batch))
     if options.model:
-        with machine(options.precision) as accelerator:
+        with open_accelerator(options.precision) as accelerator:
             found["quality"] = quality(options, accelerator)
         show([found["quality"]["reference"], *found["quality"]["few"]])
     print(json.dumps({**found, "machine": common.machine()}, indent=1))

@@ -22,9 +22,9 @@ import common
 from steps import WARM_UP, ours, plan, say, significant, timed
 
 from diffuse_cli.system import files
-from diffuse_cli.system.devices import machine, resolve_precision
-from diffuse_cli.system.events import Stop
-from diffuse_cli.training.checkpoints import EVERY, SHARE, checkpoint_of
+from diffuse_cli.system.devices import open_accelerator, resolve_precision
+from diffuse_cli.system.events import StopRequest
+from diffuse_cli.training.checkpoints import EVERY, SHARE, make_checkpoint
 from diffuse_cli.training.monitor import Monitor
 from diffuse_cli.training.run_directory import RunDirectory
 
@@ -34,18 +34,18 @@ NETWORKS = {"tiny": 64, "small": 64, "ddpm-cifar10": 16}
 
 def measure(preset: str, batch_size: int, rounds: int, precision: str) -> dict[str, Any]:
     """Seconds of a step and of a save, and the share of saving."""
-    with machine(precision) as accelerator, tempfile.TemporaryDirectory() as folder:
+    with open_accelerator(precision) as accelerator, tempfile.TemporaryDirectory() as folder:
         chosen = plan(preset=preset, precision=precision, batch_size=batch_size, size=32)
         step, trainer = ours(chosen, accelerator)
         steps = [timed(step) for _ in range(WARM_UP + 5)][WARM_UP:]
         run = RunDirectory(Path(folder) / "model.safetensors")
-        monitor = Monitor(trainer, run, Stop())
+        monitor = Monitor(trainer, run, StopRequest())
         saves = []
         for k in range(rounds):
             began = time.monotonic()
-            run.save(checkpoint_of(trainer, k + 1, monitor))
+            run.save(make_checkpoint(trainer, k + 1, monitor))
             saves.append(time.monotonic() - began)
-        size = files.size_of(run.checkpoints / f"step-{rounds:08d}")
+        size = files.measure_size(run.checkpoints / f"step-{rounds:08d}")
     one, save = median(steps), median(saves)
     between = EVERY * math.ceil(max(1.0, SHARE * save / (EVERY * one)))
     return {

@@ -20,7 +20,7 @@ import tomli_w
 from defaults import diffuse
 from steps import say
 
-from diffuse_cli.system.devices import machine
+from diffuse_cli.system.devices import open_accelerator
 from diffuse_cli.system.rng import permutation
 
 FLAT = {"blocks": 1, "multipliers": [1, 1, 1], "attention": []}
@@ -70,7 +70,7 @@ def measure(name: str, options: argparse.Namespace, real: Any, folder: Path) -> 
     )  # fmt: skip
     count = ("-n", str(options.n), "--steps", "15")
     drawn = diffuse("sample", str(model), "-o", str(out), "--overwrite", *count)
-    with machine("fp32") as accelerator:
+    with open_accelerator("fp32") as accelerator:
         fake = common.features(common.pictures(drawn["images"]), accelerator)
     found = common.distance(real, fake)
     row = {"network": name, "flags": flags, "unet": unet, "steps": trained["step"]}
@@ -90,7 +90,7 @@ def main() -> None:
     options = parser.parse_args()
     size = common.read(options.data).space.size
     others = common.read(options.real, size).stored
-    with machine("fp32") as accelerator:
+    with open_accelerator("fp32") as accelerator:
         real = common.features(others[permutation(0, 0, len(others))[:1000]], accelerator)
     rows = []
     for name in options.only:

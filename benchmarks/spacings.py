@@ -30,7 +30,7 @@ from diffuse_cli.core import SAMPLERS, SCHEDULES, SPACINGS, Prediction, Process
 from diffuse_cli.core.samplers import OF_DISTILLED
 from diffuse_cli.metrics import frechet
 from diffuse_cli.sampling.generation import load_denoiser
-from diffuse_cli.system.devices import machine
+from diffuse_cli.system.devices import open_accelerator
 from diffuse_cli.system.events import finish
 
 SPREADS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 2.0, 4.0, 8.0, 16.0)
@@ -47,7 +47,7 @@ def spreads(process: Process, sampler: str, times: Sequence[float]) -> list[floa
     own = torch.tensor(SPREADS, dtype=torch.float64).reshape(1, 1, -1)
 
     def denoise(x: torch.Tensor, t: Any, /, **cond: Any) -> Prediction:
-        alpha, sigma = process.level(t, like=x)
+        alpha, sigma = process.alpha_sigma(t, like=x)
         x0 = alpha * own**2 / (alpha**2 * own**2 + sigma**2) * x
         return Prediction(x0, (x - alpha * x0) / sigma)
 
@@ -88,7 +88,7 @@ def detail(pixels: common.Pixels) -> tuple[float, float]:
 
 def rows(path: str, o: argparse.Namespace, done: set[Any]) -> Iterator[dict[str, Any]]:
     """The results of a model, by steps and spacing."""
-    with machine("bf16", "cpu") as accelerator:
+    with open_accelerator("bf16", "cpu") as accelerator:
         loaded = finish(load_denoiser(path, "ema", accelerator))
         images = common.some(common.read(o.real, size=loaded.space.size), o.reference)
         real, known = common.features(images, accelerator), detail(images)
@@ -107,7 +107,7 @@ def rows(path: str, o: argparse.Namespace, done: set[Any]) -> Iterator[dict[str,
                     "steps": steps,
                     "spacing": spacing,
                     **common.distance(real, fake),
-                    "frechet": round(frechet.fit(real, fake).value, 1),
+                    "frechet": round(frechet.estimate_frechet(real, fake).value, 1),
                     **common.shares(real, fake),
                     "short_waves": round(found[0] / known[0], 4),
                     "laplacian": round(found[1] / known[1], 4),

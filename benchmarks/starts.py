@@ -24,11 +24,11 @@ from accelerate import Accelerator
 
 from diffuse_cli.config.sample_options import GAUSSIAN, OWN, SAMPLER, STARTS, DrawConfig
 from diffuse_cli.core.gaussian_start import LowFrequencies, measure
-from diffuse_cli.core.samplers import spacing_of
+from diffuse_cli.core.samplers import default_spacing
 from diffuse_cli.metrics import frechet
-from diffuse_cli.sampling.generation import Loaded, load_denoiser
+from diffuse_cli.sampling.generation import LoadedModel, load_denoiser
 from diffuse_cli.sampling.guidance_model import load_guide
-from diffuse_cli.system.devices import machine, resolve_precision
+from diffuse_cli.system.devices import open_accelerator, resolve_precision
 from diffuse_cli.system.events import finish
 
 MEASURED = 512
@@ -43,14 +43,14 @@ class Row:
     scale: float = 1.0
 
 
-def rows(options: argparse.Namespace, loaded: Loaded) -> Iterator[Row]:
+def rows(options: argparse.Namespace, loaded: LoadedModel) -> Iterator[Row]:
     """Unguided, and guided where the model has a weak average."""
     yield from (Row(steps) for steps in options.steps)
     if loaded.model.weak is not None:
         yield from (Row(max(options.steps) // 2, scale) for scale in options.scales)
 
 
-def low_frequencies(loaded: Loaded, train: str | None) -> LowFrequencies:
+def low_frequencies(loaded: LoadedModel, train: str | None) -> LowFrequencies:
     """Those in the model file, or of images."""
     if train is None:
         assert loaded.model.low_frequencies is not None, "give --train"
@@ -62,7 +62,7 @@ def low_frequencies(loaded: Loaded, train: str | None) -> LowFrequencies:
 
 
 def drawn(
-    row: Row, start: LowFrequencies | None, loaded: Loaded, accelerator: Accelerator, n: int
+    row: Row, start: LowFrequencies | None, loaded: LoadedModel, accelerator: Accelerator, n: int
 ) -> common.Pixels:
     """Images of a row."""
     asked = DrawConfig(guide_with=OWN, weak_guidance=row.scale)
@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--scales", type=float, nargs="*", default=[1.5])
     options = parser.parse_args()
     results: list[dict[str, Any]] = []
-    with machine(resolve_precision("auto")) as accelerator:
+    with open_accelerator(resolve_precision("auto")) as accelerator:
         loaded = finish(load_denoiser(options.model, "ema", accelerator))
         height, width = loaded.space.size
         pixels = common.some(common.read(options.real, (height, width)), 1000)
@@ -100,10 +100,10 @@ def main() -> None:
                     {
                         "start": start,
                         "steps": row.steps,
-                        "spacing": spacing_of(SAMPLER, row.steps),
+                        "spacing": default_spacing(SAMPLER, row.steps),
                         "scale": row.scale,
                         **common.distance(real, fake),
-                        "frechet": round(frechet.fit(real, fake).value, 2),
+                        "frechet": round(frechet.estimate_frechet(real, fake).value, 2),
                         **common.shares(real, fake),
                         **common.looks(pixels, made),
                     }

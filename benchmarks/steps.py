@@ -33,7 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffuse_cli.core import Conditions
 from diffuse_cli.data import Dataset
 from diffuse_cli.data.summary import Summary
-from diffuse_cli.training.configuration import complete, configure
+from diffuse_cli.training.configuration import complete_config, configure
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.trainer import Trainer
 from diffuse_cli.training.training_data import TrainingData
@@ -91,7 +91,9 @@ def plan(size: int, images: int = 256, **options: Any) -> Plan:
         digests=np.zeros((images, 16), np.uint8),
         summary=Summary("random pixels", images, images, 3),
     )
-    config, blueprint = complete(configure({"data": "", **options}), found.space, Conditions())
+    config, blueprint = complete_config(
+        configure({"data": "", **options}), found.space, Conditions()
+    )
     return Plan(config, blueprint, TrainingData(found, np.arange(images), np.arange(0)))
 
 

@@ -34,9 +34,9 @@ import peers
 from peers import Recipe
 from steps import say
 
-from diffuse_cli.media.figures import grid
+from diffuse_cli.media.figures import arrange_grid
 from diffuse_cli.metrics import frechet
-from diffuse_cli.system.devices import machine
+from diffuse_cli.system.devices import open_accelerator
 from diffuse_cli.system.memory import keep_freed_memory
 from diffuse_cli.system.rng import permutation
 
@@ -88,7 +88,7 @@ def judge(real: common.Pixels, samples: common.Pixels) -> dict[str, float]:
     KID is that of EfficientNet-Lite0, which `tune` uses too, `kid_random` that of a network with
     random weights.
     """
-    with machine("fp32") as accelerator:
+    with open_accelerator("fp32") as accelerator:
         own = common.features(real, accelerator), common.random_features(real, real, accelerator)
         fake = (
             common.features(samples, accelerator),
@@ -101,7 +101,7 @@ def judge(real: common.Pixels, samples: common.Pixels) -> dict[str, float]:
         "kid_x1000_standard_error": round(1000 * seen["kid_standard_error"], 1),
         "kid_random_x1000": round(1000 * plain["kid"], 2),
         "kid_random_x1000_standard_error": round(1000 * plain["kid_standard_error"], 2),
-        "frechet_distance": round(frechet.fit(own[0], fake[0]).value, 1),
+        "frechet_distance": round(frechet.estimate_frechet(own[0], fake[0]).value, 1),
         **common.shares(own[0], fake[0]),
         **common.looks(real, samples),
         "n": len(samples),
@@ -264,7 +264,7 @@ class Search:
             row = {"recipe": as_json(recipe), "minutes": minutes, **done, **found}
             row["cpu_seconds"] = round(time.process_time() - began, 1)
             self.log.add({**row, "machine": common.machine()})
-        grid(samples[:64]).save(self.data.folder / f"{words}-{minutes:g}.png")
+        arrange_grid(samples[:64]).save(self.data.folder / f"{words}-{minutes:g}.png")
         return True
 
     def solvers(self, best: Recipe) -> None:
@@ -458,7 +458,7 @@ def final(options: argparse.Namespace, data: Data) -> None:
             else:
                 row, samples = final_of_ours(data, seed, options.minutes, contender == GUIDED)
             np.save(data.folder / f"{contender}-{seed}.npy", samples)
-            grid(samples[:64]).save(data.folder / f"{contender}-{seed}.png")
+            arrange_grid(samples[:64]).save(data.folder / f"{contender}-{seed}.png")
             head = {"contender": contender, "dataset": data.name, "size": data.size}
             head |= {"seed": seed, "minutes": options.minutes}
             found = judge(data.real, samples)

@@ -21,40 +21,42 @@ import common
 import numpy as np
 
 from diffuse_cli.config.sample_options import SAMPLER
-from diffuse_cli.core.learned_timesteps import improved
+from diffuse_cli.core.learned_timesteps import improve_times
 from diffuse_cli.evaluation.tune import candidates
 from diffuse_cli.evaluation.tune.candidates import Learner
 from diffuse_cli.metrics import frechet
 from diffuse_cli.sampling.generation import load_denoiser
-from diffuse_cli.sampling.sampling_settings import DrawSettings
-from diffuse_cli.system.devices import machine, resolve_precision
+from diffuse_cli.sampling.sampling_settings import SamplingSettings
+from diffuse_cli.system.devices import open_accelerator, resolve_precision
 from diffuse_cli.system.events import finish
 
 SHOWN = ("kid", "frechet", "precision", "recall", "detail", "means", "brightness")
 
 
-def ways(learner: Learner, settings: DrawSettings) -> Iterator[tuple[str, list[float], float]]:
+def ways(learner: Learner, settings: SamplingSettings) -> Iterator[tuple[str, list[float], float]]:
     """Yield the name and the timesteps of each way, and the CPU seconds of learning them."""
-    yield "default", settings.times_of(learner.loaded.denoiser.process), 0.0
+    yield "default", settings.resolve_times(learner.loaded.denoiser.process), 0.0
     began = time.process_time()
-    path, ends = learner.planned(settings)
+    path, ends = learner.plan_times(settings)
     yield "path", path, time.process_time() - began
-    *_, times = improved(
-        learner.nearer(settings, path, ends), learner.error(settings, ends), candidates.ROUNDS
+    *_, times = improve_times(
+        learner.choose_nearer(settings, path, ends),
+        learner.error(settings, ends),
+        candidates.ROUNDS,
     )
     yield "both", times, time.process_time() - began
 
 
 def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yield a row for each model, number of steps and way."""
-    with machine(resolve_precision("auto")) as accelerator:
+    with open_accelerator(resolve_precision("auto")) as accelerator:
         for path in options.models:
             loaded = finish(load_denoiser(path, "ema", accelerator))
             real = common.some(common.read(options.real, size=loaded.space.size), 1000)
             wanted = common.features(real, accelerator)
             learner = Learner(loaded, options.n, accelerator.device)
             for steps in map(int, options.steps.split(",")):
-                settings = DrawSettings(sampler=SAMPLER, steps=steps)
+                settings = SamplingSettings(sampler=SAMPLER, steps=steps)
                 for way, times, seconds in ways(learner, settings):
                     pixels, _ = common.sample(
                         loaded, options.n, accelerator,
@@ -69,7 +71,7 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
                         "times": [round(float(t), 2) for t in times],
                         "learning_cpu_seconds": round(seconds, 1),
                         **common.distance(wanted, found),
-                        "frechet": round(frechet.fit(wanted, found).value, 1),
+                        "frechet": round(frechet.estimate_frechet(wanted, found).value, 1),
                         **common.shares(wanted, found),
                         **common.looks(real, pixels),
                     }

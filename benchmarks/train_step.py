@@ -48,7 +48,12 @@ from steps import (
     theirs,
 )
 
-from diffuse_cli.system.devices import device_type, has_bfloat16, machine, resolve_precision
+from diffuse_cli.system.devices import (
+    device_type,
+    has_bfloat16,
+    open_accelerator,
+    resolve_precision,
+)
 from diffuse_cli.training.ema_weights import EVERY
 
 SIZE = 32
@@ -166,7 +171,7 @@ def hold(options: argparse.Namespace) -> None:
     """Be the contender `--one`."""
     who, setting = entries(compiled=True)[options.one]
     if who == OURS:
-        with machine(options.precision) as accelerator:
+        with open_accelerator(options.precision) as accelerator:
             before = peak()
             serve(our_step(options, accelerator, setting.compile), before)
         return
@@ -197,7 +202,7 @@ def main() -> None:
     if options.budget:
         import budget
 
-        with machine(options.precision) as accelerator:
+        with open_accelerator(options.precision) as accelerator:
             found = budget.measure(options.batch_size, options.precision, accelerator)
         rows = found["parts"]
     else:

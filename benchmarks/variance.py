@@ -23,11 +23,11 @@ from torch import Tensor
 
 from diffuse_cli.core import VARIANCES, Denoiser
 from diffuse_cli.core.variances import LEARNED
-from diffuse_cli.evaluation.image_sets import Labelled
-from diffuse_cli.evaluation.metric_inputs import Bound
-from diffuse_cli.evaluation.variational_bound import measure
+from diffuse_cli.evaluation.image_sets import LabelledSamples
+from diffuse_cli.evaluation.metric_inputs import VariationalBound
+from diffuse_cli.evaluation.variational_bound import measure_bound
 from diffuse_cli.sampling.generation import load_denoiser
-from diffuse_cli.system.devices import machine, resolve_precision
+from diffuse_cli.system.devices import open_accelerator, resolve_precision
 from diffuse_cli.system.events import finish
 
 
@@ -64,7 +64,7 @@ def variants(own: Denoiser, size: int) -> Iterator[tuple[str, Denoiser]]:
         yield name, made(repeat(outputs, halves), name)
 
 
-def numbers(bound: Bound, first: Bound) -> dict[str, float]:
+def numbers(bound: VariationalBound, first: VariationalBound) -> dict[str, float]:
     """The mean bound, its standard error, its parts, and how much it is above `first`'s.
 
     The images and their draws are the same, so that the difference is better known than either.
@@ -95,10 +95,10 @@ def main() -> None:
     parser.add_argument("--respaced", default="25", help="also over so many timesteps")
     options = parser.parse_args()
     pixels = common.held_out(common.read(options.data), options.n)
-    images = Labelled(pixels, np.full(len(pixels), -1))
+    images = LabelledSamples(pixels, np.full(len(pixels), -1))
     results: list[dict[str, Any]] = []
-    first: dict[int, Bound] = {}
-    with machine(resolve_precision("auto")) as accelerator:
+    first: dict[int, VariationalBound] = {}
+    with open_accelerator(resolve_precision("auto")) as accelerator:
         for name, path in common.names(options.models).items():
             loaded = finish(load_denoiser(path, "ema", accelerator))
             own = loaded.denoiser
@@ -106,7 +106,7 @@ def main() -> None:
             for size in (full, *map(int, filter(None, options.respaced.split(",")))):
                 for variance, denoiser in variants(own, size):
                     bound = finish(
-                        measure(
+                        measure_bound(
                             denoiser,
                             images,
                             loaded.model.blueprint,

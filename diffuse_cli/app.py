@@ -17,21 +17,21 @@ from typer.exceptions import TyperException
 
 from diffuse_cli.commands import COMMANDS
 from diffuse_cli.commands._cli import make_command
-from diffuse_cli.commands._cli.console import Console, steady
+from diffuse_cli.commands._cli.console import Console, escape_unencodable
 from diffuse_cli.commands._cli.help import SHORT_HELP, HelpfulCommand, HelpfulGroup
 from diffuse_cli.commands._cli.suggestions import explain
-from diffuse_cli.config.options import options
+from diffuse_cli.config.options import option_fields
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.system import __version__
-from diffuse_cli.system.errors import DiffuseError, OutputError, UsageError, translated
-from diffuse_cli.system.memory import out_of_memory
+from diffuse_cli.system.errors import DiffuseError, OutputError, UsageError, to_usage_error
+from diffuse_cli.system.memory import is_out_of_memory
 from diffuse_cli.system.processes import (
-    launched,
-    leave_quietly,
+    exit_on_signals,
     lost_process_error,
     raise_signals,
     rank,
-    wait_briefly,
+    shorten_waits,
+    world_size,
 )
 
 CHAPTERS = {
@@ -78,7 +78,7 @@ class Commands(Mapping[str, Any]):
 
     def about(self, name: str) -> str:
         """Return one sentence about a command, for which it need not be made."""
-        return COMMANDS.about(name)
+        return COMMANDS.read_summary(name)
 
 
 @functools.cache
@@ -119,7 +119,7 @@ def _print_version(value: bool) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code; docs/cli.md lists them."""
     for stream in (sys.stdout, sys.stderr):
-        steady(stream)
+        escape_unencodable(stream)
     consoles = [Console()]
     try:
         with raise_signals():
@@ -129,16 +129,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DiffuseError as error:
         return _report_error(consoles[-1], error)
     except InvalidArgument as error:
-        return _report_error(consoles[-1], translated(error))
+        return _report_error(consoles[-1], to_usage_error(error))
     except TyperException as error:
         return _report_error(consoles[-1], explain(error))
     except (typer.Abort, KeyboardInterrupt):
         return 130
     except Exception as error:
-        if out_of_memory(error):
+        if is_out_of_memory(error):
             words = sys.argv[1:] if arguments is None else arguments
             return _report_error(
-                consoles[-1], UsageError("out of memory", _suggest_less_memory(words)).of_one()
+                consoles[-1], UsageError("out of memory", _suggest_less_memory(words)).mark_local()
             )
         if isinstance(error, OSError):
             return _report_error(consoles[-1], OutputError(str(error)))
@@ -151,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _suggest_less_memory(words: Sequence[str]) -> str:
     """Suggest how a command takes less memory."""
     config = next((COMMANDS[word].CONFIG for word in words if word in COMMANDS), None)
-    names = {f.name for f, _ in options(config)} if config else set()
+    names = {f.name for f, _ in option_fields(config)} if config else set()
     if "batch_size" in names:
         return f"Try a smaller --batch-size{' or --size' if 'size' in names else ''}"
     return "End other programs, or use a machine with more memory"
@@ -165,10 +165,10 @@ def _report_error(console: Console, error: DiffuseError) -> int:
 
 def run() -> None:
     """Run the command line of the process, as the entry point `diffuse`."""
-    leave_quietly()
-    wait_briefly()
+    exit_on_signals()
+    shorten_waits()
     code = main()
-    if launched() > 1:
+    if world_size() > 1:
         _exit_at_once(code)
     sys.exit(code)
 

@@ -18,7 +18,7 @@ import typer
 
 from diffuse_cli import __version__
 from diffuse_cli.app import build, main
-from diffuse_cli.commands._cli.help import grouped
+from diffuse_cli.commands._cli.help import group_parameters
 
 PAGE, MANUAL = Path(__file__).with_name("cli.md"), Path(__file__).with_name("diffuse.1")
 HEAD = """# The command line
@@ -94,7 +94,9 @@ def entries(rows: Iterable[tuple[str, str]]) -> Iterator[str]:
 
 def chapter(name: str, command: Any, root: Any) -> Iterator[str]:
     """A command: its usage, what it does, and its options by group."""
-    found = grouped(command.get_params(typer.Context(command, info_name=name, parent=root)))
+    found = group_parameters(
+        command.get_params(typer.Context(command, info_name=name, parent=root))
+    )
     arguments = " ".join(tag for tag, _ in found.get("Arguments", ()))
     yield f'.SH "DIFFUSE {printed(name.upper())}"\n.B diffuse {printed(name)}'
     yield f'.RI [ OPTIONS ] " {printed(arguments)}"'
@@ -120,7 +122,7 @@ def manual() -> str:
     lines = [TOP.rstrip(), ".SH COMMANDS"]
     for title, names in group.commands.chapters().items():
         lines += [f'.SS "{title}"', *entries((name, group.commands.about(name)) for name in names)]
-    lines += [".SH OPTIONS", *entries(grouped(group.get_params(root))["Options"])]
+    lines += [".SH OPTIONS", *entries(group_parameters(group.get_params(root))["Options"])]
     for name, command in group.commands.items():
         lines += chapter(name, command, root)
     lines += [".SH ENVIRONMENT", *entries(VARIABLES.items())]

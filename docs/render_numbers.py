@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from diffuse_cli.metrics import QUESTIONS, Measured, MetricNumber, numbers
+from diffuse_cli.metrics import QUESTIONS, Measurement, MetricNumber, numbers
 
 PAGE = Path(__file__).with_name("evaluation.md")
 START, END = "<!-- numbers: python docs/render_numbers.py -->\n", "<!-- end of numbers -->\n"
@@ -16,8 +16,10 @@ START, END = "<!-- numbers: python docs/render_numbers.py -->\n", "<!-- end of n
 def row(number: MetricNumber) -> str:
     """A line of the table."""
     ideal = number.ideal
-    reference = f"`{ideal}`" if isinstance(ideal, str) else "" if ideal is None else Measured(ideal)
-    better = number.better
+    reference = (
+        f"`{ideal}`" if isinstance(ideal, str) else "" if ideal is None else Measurement(ideal)
+    )
+    better = number.direction_text
     return f"| `{number.key}` | {number.label} | {number.says} | {better} | {reference} |"
 
 

@@ -13,11 +13,11 @@ from typing import Any
 from diffuse_cli.api.calls import HELD
 from diffuse_cli.config import parsers
 from diffuse_cli.config.eval_options import EvalConfig
-from diffuse_cli.config.options import Option, options
+from diffuse_cli.config.options import Option, option_fields
 from diffuse_cli.config.sample_options import SampleConfig
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core.networks import NETWORKS
-from diffuse_cli.core.settings import kind_of
+from diffuse_cli.core.settings import field_annotation
 
 MODULE = Path(__file__).parents[1] / "diffuse_cli" / "api" / "keywords.py"
 
@@ -102,7 +102,7 @@ def _type(name: str, base: str, of: str, fields: Mapping[str, str]) -> str:
 
 def _fields(config: type, left_out: Collection[str]) -> dict[str, str]:
     """The types of a configuration's options, by name."""
-    found = {f.name: _kind(f, spec) for f, spec in options(config) if f.name not in left_out}
+    found = {f.name: _kind(f, spec) for f, spec in option_fields(config) if f.name not in left_out}
     networks = NETWORKS.own if config is TrainConfig else ()
     return {**found, **dict.fromkeys(networks, "Mapping[str, Any]")}
 
@@ -113,7 +113,7 @@ def _kind(f: Field[Any], spec: Option) -> str:
         return "Data"
     if spec.parse:
         return PARSED[spec.parse]
-    return "Path" if spec.metavar.startswith(PLACES) else KINDS[kind_of(f)]
+    return "Path" if spec.metavar.startswith(PLACES) else KINDS[field_annotation(f)]
 
 
 if __name__ == "__main__":

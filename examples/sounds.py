@@ -12,12 +12,12 @@ import numpy as np
 from PIL import Image
 
 from diffuse_cli.core.space import Space
-from diffuse_cli.media import Asked, audio, figures
+from diffuse_cli.media import ReadSettings, audio, figures
 
 WINDOW, STEP, SHOWN, COLUMNS = 256, 128, 18, 6
 
 
-def read(folder: Path, asked: Asked) -> np.ndarray:
+def read(folder: Path, asked: ReadSettings) -> np.ndarray:
     """The sounds of a folder as mono, (N, L)."""
     files = sorted(folder.rglob("*.wav"))
     return np.stack([audio.read(path.read_bytes(), asked).values[0] for path in files])
@@ -46,9 +46,9 @@ def compare(real: np.ndarray, drawn: np.ndarray) -> dict[str, float]:
 def main(real: Path, drawn: Path, out: Path) -> None:
     """Print the numbers, and draw real sounds above drawn ones."""
     first = next(iter(sorted(drawn.glob("*.wav")))).read_bytes()
-    asked, _ = audio.settled(Asked(channels=1), [first])
+    asked, _ = audio.complete_settings(ReadSettings(channels=1), [first])
     size = (audio.read(first, asked).size[0],)
-    asked = Asked(channels=1, rate=asked.rate, size=size)
+    asked = ReadSettings(channels=1, rate=asked.rate, size=size)
     ours, theirs = read(real, asked), read(drawn, asked)
     order = np.random.default_rng(0).permutation(len(ours))
     half = len(ours) // 2
@@ -62,7 +62,7 @@ def main(real: Path, drawn: Path, out: Path) -> None:
         std=(float(ours.std()),), rate=asked.rate,
     )  # fmt: skip
     grids = [
-        figures.grid(audio.look(each[:, None], space), COLUMNS)
+        figures.arrange_grid(audio.render(each[:, None], space), COLUMNS)
         for each in (ours[order[:SHOWN]], theirs[:SHOWN])
     ]
     sheet = Image.new("L", (grids[0].width, sum(grid.height for grid in grids) + 16), "white")

@@ -308,8 +308,10 @@ def evaluations(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     from diffuse_cli.evaluation import evaluation_run
 
     kept: list[Any] = []
-    real = evaluation_run.measured
-    monkeypatch.setattr(evaluation_run, "measured", lambda own: kept.append(own) or real(own))
+    real = evaluation_run.compute_metrics
+    monkeypatch.setattr(
+        evaluation_run, "compute_metrics", lambda own: kept.append(own) or real(own)
+    )
     return kept
 
 

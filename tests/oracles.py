@@ -44,11 +44,11 @@ def exact_denoise(process: Process, variance: str = "small", spread: float = SPR
     """The exact denoiser, with no network, target or inversion in between."""
 
     def denoise(x_t: Tensor, t: Any, /, **cond: Any) -> Prediction:
-        alpha, sigma = process.level(t, like=x_t)
+        alpha, sigma = process.alpha_sigma(t, like=x_t)
         x0 = gain(alpha, sigma, spread) * x_t
 
         def log_var(t: Any, s: Any = None) -> Any:
-            return VARIANCES[variance](process.pair(t, s, like=x_t), said(variance, x_t))
+            return VARIANCES[variance](process.coefficients(t, s, like=x_t), said(variance, x_t))
 
         return Prediction(x0, (x_t - alpha * x0) / sigma, None, log_var)
 
@@ -115,7 +115,7 @@ def mixture_denoise(process: Process, components: Any = MIXTURE) -> Any:
     weight, mean, spread = torch.tensor(components, dtype=torch.float64).T
 
     def denoise(x_t: Tensor, t: Any, /, **cond: Any) -> Prediction:
-        alpha, sigma = process.level(t, like=x_t)
+        alpha, sigma = process.alpha_sigma(t, like=x_t)
         x = x_t[..., None]
         variance = alpha**2 * spread**2 + sigma**2
         off = x - alpha * mean
@@ -130,7 +130,7 @@ def around(process: Process, mean: float, spread: float = SPREAD) -> Any:
     """E[x_0 | x_t] of data of N(mean, spread^2)."""
 
     def denoise(x_t: Tensor, t: Any, /, **cond: Any) -> Prediction:
-        alpha, sigma = process.level(t, like=x_t)
+        alpha, sigma = process.alpha_sigma(t, like=x_t)
         x0 = mean + gain(alpha, sigma, spread) * (x_t - alpha * mean)
         return Prediction(x0, (x_t - alpha * x0) / sigma)
 
@@ -142,7 +142,7 @@ def gaussian_denoise(process: Process, mean: Tensor, covariance: Tensor) -> Any:
     one = torch.eye(len(mean), dtype=mean.dtype)
 
     def denoise(x_t: Tensor, t: Any, /, **cond: Any) -> Prediction:
-        alpha, sigma = process.level(t, like=x_t)
+        alpha, sigma = process.alpha_sigma(t, like=x_t)
         seen = torch.linalg.solve(alpha**2 * covariance + sigma**2 * one, alpha * covariance)
         x0 = (mean + (x_t.flatten(1) - alpha * mean) @ seen).reshape(x_t.shape)
         return Prediction(x0, (x_t - alpha * x0) / sigma)

@@ -25,7 +25,7 @@ import torch
 
 from diffuse_cli.core.degradations import Degradation
 from diffuse_cli.core.losses import simple
-from diffuse_cli.core.inpainting import Draw
+from diffuse_cli.core.inpainting import MaskKind
 from diffuse_cli.core.networks._unet_modules import ResBlock
 from diffuse_cli.core.restoration import RESTORATIONS, Restoration
 from diffuse_cli.core.samplers import SAMPLERS
@@ -93,7 +93,7 @@ def restore(denoise, process, degradation, y, sigma):
 
 
 restoration = Restoration(restore)
-mask = Draw(lambda u, size: u.reshape(-1, 1, *size) < 0.5, math.prod)
+mask = MaskKind(lambda u, size: u.reshape(-1, 1, *size) < 0.5, math.prod)
 
 preset = Preset("4 K", {"width": 8, "multipliers": (1, 2), "blocks": 1, "attention": ()},
                 {"lr": 1e-3})
@@ -176,7 +176,7 @@ def preprocess(pixels):
 FORMAT = """\
 from diffuse_cli.core.networks import unet
 from diffuse_cli.core.space import Space
-from diffuse_cli.commands.convert.importers.assembly import Foreign, Net
+from diffuse_cli.commands.convert.importers.assembly import ForeignModel, Net
 
 OPTIONS = ()
 
@@ -192,7 +192,7 @@ def read(source, config):
     net = Net(config=shape, space=Space(channels=1, size=(8, 8)), out_channels=1, num_classes=0)
     tensors = {name: torch.zeros(shape) for name, shape in net.shapes.items()}
     process = {"schedule": "linear", "num_timesteps": 50, "variance": "small"}
-    return Foreign(unet=net, diffusion=process, tensors=tensors)
+    return ForeignModel(unet=net, diffusion=process, tensors=tensors)
 """
 
 POINTS = {

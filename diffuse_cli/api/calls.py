@@ -15,15 +15,15 @@ from PIL.Image import Image
 
 from diffuse_cli.api.generated_samples import Samples
 from diffuse_cli.config.eval_options import EvalConfig
-from diffuse_cli.config.options import flag_of, options
-from diffuse_cli.config.parsers import plain
+from diffuse_cli.config.options import field_flag, option_fields
+from diffuse_cli.config.parsers import to_plain
 from diffuse_cli.config.sample_options import SampleConfig
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core.registry import InvalidArgument
-from diffuse_cli.core.settings import brief
-from diffuse_cli.data.sources.in_memory import held
-from diffuse_cli.system.devices import reading_sample
-from diffuse_cli.system.errors import DiffuseError, UsageError, translated
+from diffuse_cli.core.settings import shorten_repr
+from diffuse_cli.data.sources.in_memory import register_samples
+from diffuse_cli.system.devices import forbid_accelerator
+from diffuse_cli.system.errors import DiffuseError, UsageError, to_usage_error
 from diffuse_cli.system.events import Notice, Progress, Work
 
 T = TypeVar("T")
@@ -52,7 +52,7 @@ def path_of(name: str, path: Any) -> str:
         UsageError: it is none.
     """
     if not isinstance(path, (str, os.PathLike)):
-        raise UsageError(f"{name}: {brief(path)} is not a path")
+        raise UsageError(f"{name}: {shorten_repr(path)} is not a path")
     return os.fspath(path)
 
 
@@ -64,11 +64,11 @@ def check_data(name: str, data: Any) -> None:
     """
     kinds = (str, os.PathLike, Image, Iterable)
     if not isinstance(data, kinds) and not hasattr(data, "__getitem__"):
-        raise UsageError(f"{name}: {brief(data)} is not a path, and not samples")
+        raise UsageError(f"{name}: {shorten_repr(data)} is not a path, and not samples")
 
 
 @contextlib.contextmanager
-def named(data: Data, name: str = "data") -> Iterator[str]:
+def open_data(data: Data, name: str = "data") -> Iterator[str]:
     """Yield the path of data, or the name under which samples can be opened inside the block;
     `name` is that of the argument."""
     check_data(name, data)
@@ -78,7 +78,7 @@ def named(data: Data, name: str = "data") -> Iterator[str]:
     samples: Any = [data] if isinstance(data, Image) else data
     if isinstance(samples, Samples):
         samples = [*samples.files()]
-    with held(samples, around=reading_sample) as known:
+    with register_samples(samples, around=forbid_accelerator) as known:
         yield known
 
 
@@ -86,36 +86,41 @@ HELD = ("given", "mask")
 """Options that may be samples in memory."""
 
 
-def placed(keywords: Mapping[str, Any], stack: contextlib.ExitStack) -> dict[str, Any]:
+def convert_keywords(keywords: Mapping[str, Any], stack: contextlib.ExitStack) -> dict[str, Any]:
     """Keywords as options: None stands for an absent option, a path for its text, values of NumPy
     and PyTorch for Python's, and samples for the name under which they can be opened as long as the
     stack is open."""
     given = {name: value for name, value in keywords.items() if value is not None}
     for name, value in given.items():
         if name in HELD:
-            given[name] = stack.enter_context(named(value, name))
+            given[name] = stack.enter_context(open_data(value, name))
         else:
-            given[name] = str(value) if isinstance(value, PurePath) else plain(value)
+            given[name] = str(value) if isinstance(value, PurePath) else to_plain(value)
     return given
 
 
 @contextlib.contextmanager
-def translating() -> Iterator[None]:
+def convert_errors() -> Iterator[None]:
     """Inside the block an error is raised as a `DiffuseError`, and names keywords, not flags."""
     try:
         yield
     except InvalidArgument as error:
-        raise _in_python_words(translated(error)) from error
+        raise _replace_error_flags(to_usage_error(error)) from error
     except DiffuseError as error:
-        _in_python_words(error)
+        _replace_error_flags(error)
         raise
 
 
 @functools.cache
-def _keywords() -> Mapping[str, str]:
+def _map_flags() -> Mapping[str, str]:
     """Return the keyword of each flag."""
     kinds = (EvalConfig, SampleConfig, TrainConfig)
-    found = {flag_of(f): f.name for kind in kinds for f, spec in options(kind) if not spec.argument}
+    found = {
+        field_flag(f): f.name
+        for kind in kinds
+        for f, spec in option_fields(kind)
+        if not spec.argument
+    }
     return {**found, "-o": "out", "--class": "label"}
 
 
@@ -123,20 +128,20 @@ _WRITTEN = re.compile(r"\bdiffuse [a-z][a-z-]* .*|(?<![\w-])--?[a-z][a-z-]*")
 """A command, which stays to the end of the text, or a flag."""
 
 
-def in_python(text: str) -> str:
+def replace_flags(text: str) -> str:
     """Return a command's message, with keywords where it has flags."""
-    return _WRITTEN.sub(lambda found: _keywords().get(found[0], found[0]), text)
+    return _WRITTEN.sub(lambda found: _map_flags().get(found[0], found[0]), text)
 
 
-def _in_python_words(error: DiffuseError) -> DiffuseError:
+def _replace_error_flags(error: DiffuseError) -> DiffuseError:
     """Return the same error in the words of Python."""
-    error.message, error.hint = in_python(error.message), in_python(error.hint)
+    error.message, error.hint = replace_flags(error.message), replace_flags(error.hint)
     error.args = (error.message,)
     return error
 
 
 @contextlib.contextmanager
-def as_usual() -> Iterator[None]:
+def use_torch_defaults() -> Iterator[None]:
     """Inside the block PyTorch computes as in a program that has set nothing: with gradients, and
     in float32. After it all is as the program had it."""
     import torch
@@ -150,11 +155,11 @@ def as_usual() -> Iterator[None]:
         torch.set_default_dtype(dtype)
 
 
-def done(work: Work[T], progress: Callable[[Progress], object] | None = None) -> T:
+def run_work(work: Work[T], progress: Callable[[Progress], object] | None = None) -> T:
     """Return the result of work, whose notices are logged; `progress` receives the progress."""
     while True:
         try:
-            with translating(), as_usual():
+            with convert_errors(), use_torch_defaults():
                 event = next(work)
         except StopIteration as end:
             result: T = end.value
@@ -162,4 +167,4 @@ def done(work: Work[T], progress: Callable[[Progress], object] | None = None) ->
         if progress is not None and isinstance(event, Progress):
             progress(event)
         if isinstance(event, Notice):
-            LOG.log(logging.WARNING if event.warning else logging.INFO, in_python(event.text))
+            LOG.log(logging.WARNING if event.warning else logging.INFO, replace_flags(event.text))

@@ -11,22 +11,22 @@ from typing import Any, Unpack
 
 from accelerate.utils import gather_object
 
-from diffuse_cli.api.calls import Data, done, named, placed, translating
+from diffuse_cli.api.calls import Data, convert_errors, convert_keywords, open_data, run_work
 from diffuse_cli.api.generated_samples import Samples
 from diffuse_cli.api.keywords import EvalOptions, Int
 from diffuse_cli.api.loaded_model import Model
 from diffuse_cli.config.eval_options import EvalConfig
 from diffuse_cli.config.options import from_dict
-from diffuse_cli.evaluation.evaluation_run import Evaluated
+from diffuse_cli.evaluation.evaluation_run import EvaluationResult
 from diffuse_cli.evaluation.evaluation_run import evaluate as measure
-from diffuse_cli.metrics import METRICS, Measured, measured
-from diffuse_cli.system.devices import machine
+from diffuse_cli.metrics import METRICS, Measurement, read_measurement
+from diffuse_cli.system.devices import open_accelerator
 from diffuse_cli.system.errors import UsageError, lookup
 from diffuse_cli.system.events import Progress, replace_nonfinite
 
 
 @dataclass(frozen=True, eq=False)
-class Evaluation(Mapping[str, Measured]):
+class Evaluation(Mapping[str, Measurement]):
     """The numbers of an evaluation: a mapping from the keys of the command's JSON, such as `kid`,
     to the value and its standard error (0 where there is none).
 
@@ -47,8 +47,8 @@ class Evaluation(Mapping[str, Measured]):
     remarks: tuple[str, ...]
     json: Mapping[str, Any]
 
-    def __getitem__(self, key: str) -> Measured:
-        return measured(self.numbers, key)
+    def __getitem__(self, key: str) -> Measurement:
+        return read_measurement(self.numbers, key)
 
     def __iter__(self) -> Iterator[str]:
         return (key for key in self.numbers if not key.endswith("_standard_error"))
@@ -83,20 +83,20 @@ def evaluate(
         raise UsageError("report: only the command writes pages", "Leave it out")
     for name in metrics or ():
         lookup(METRICS, name, "metrics")
-    with contextlib.ExitStack() as stack, translating():
-        typed = placed({**options, "n": n, "metrics": metrics and tuple(metrics)}, stack)
+    with contextlib.ExitStack() as stack, convert_errors():
+        typed = convert_keywords({**options, "n": n, "metrics": metrics and tuple(metrics)}, stack)
         subject = model.path if isinstance(model, Model) else model
-        typed["subject"] = stack.enter_context(named(subject, "model"))
-        typed["data"] = stack.enter_context(named(data))
+        typed["subject"] = stack.enter_context(open_data(subject, "model"))
+        typed["data"] = stack.enter_context(open_data(data))
         config = from_dict(EvalConfig, typed, "evaluate")
-        accelerator = stack.enter_context(machine(config.precision, config.device))
+        accelerator = stack.enter_context(open_accelerator(config.precision, config.device))
         own = model._found if isinstance(model, Model) else None
-        found = done(measure(config, accelerator, found=own), progress)
-        of_first: Evaluation = gather_object([found and _typed(config, found)])[0]
+        found = run_work(measure(config, accelerator, found=own), progress)
+        of_first: Evaluation = gather_object([found and _make_evaluation(config, found)])[0]
     return of_first
 
 
-def _typed(config: EvalConfig, found: Evaluated) -> Evaluation:
+def _make_evaluation(config: EvalConfig, found: EvaluationResult) -> Evaluation:
     facts = json.loads(json.dumps(replace_nonfinite(found.to_json(config))))
     return Evaluation(
         numbers=found.values,

@@ -12,9 +12,9 @@ from typing import overload
 from PIL.Image import Image
 
 from diffuse_cli.core.space import Space
-from diffuse_cli.data.sources.in_memory import File
-from diffuse_cli.media import MEDIA, Array, figures, looks, suffix
-from diffuse_cli.sampling.journal import name_of
+from diffuse_cli.data.sources.in_memory import SampleFile
+from diffuse_cli.media import MEDIA, Array, figures, render_samples, suffix
+from diffuse_cli.sampling.journal import format_file_name
 from diffuse_cli.system import files
 
 
@@ -51,7 +51,7 @@ class Samples(Sequence[Image]):
         chosen = range(len(self))[index]
         if isinstance(chosen, range):
             return [self[k] for k in chosen]
-        return figures.image(looks(self.space, self.arrays[[chosen]])[0])
+        return figures.to_image(render_samples(self.space, self.arrays[[chosen]])[0])
 
     def images(self) -> list[Image]:
         """Return a picture of each, of 8 bits, grey or in colour: of an image itself, of an array
@@ -60,12 +60,14 @@ class Samples(Sequence[Image]):
 
     def grid(self) -> Image:
         """Return all of them in one picture."""
-        return figures.grid(looks(self.space, self.arrays))
+        return figures.arrange_grid(render_samples(self.space, self.arrays))
 
-    def files(self) -> Iterator[File]:
+    def files(self) -> Iterator[SampleFile]:
         """Yield the bytes of the file of each, and its extension, as `diffuse sample` writes it."""
         for sample in self.arrays:
-            yield File(MEDIA[self.space.medium].encode(sample, self.space), suffix(self.space))
+            yield SampleFile(
+                MEDIA[self.space.medium].encode(sample, self.space), suffix(self.space)
+            )
 
     def save(self, folder: str | os.PathLike[str]) -> list[Path]:
         """Write a file of each into a folder, named after its index; those of that name are
@@ -77,7 +79,7 @@ class Samples(Sequence[Image]):
         files.make_folder(Path(folder))
         written = []
         for k, file in enumerate(self.files(), self.start):
-            written.append(Path(folder) / name_of(k, file.suffix))
+            written.append(Path(folder) / format_file_name(k, file.suffix))
             files.write_bytes(written[-1], file.data)
         return written
 

@@ -11,22 +11,28 @@ from typing import Any, Unpack
 import numpy as np
 from torch import nn
 
-from diffuse_cli.api.calls import as_usual, done, path_of, placed, translating
+from diffuse_cli.api.calls import (
+    convert_errors,
+    convert_keywords,
+    path_of,
+    run_work,
+    use_torch_defaults,
+)
 from diffuse_cli.api.generated_samples import Samples
 from diffuse_cli.api.keywords import Int, SampleOptions
 from diffuse_cli.config.options import from_dict
-from diffuse_cli.config.parsers import plain
+from diffuse_cli.config.parsers import to_plain
 from diffuse_cli.config.sample_options import SampleConfig
 from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.core.space import Space
 from diffuse_cli.media import MEDIA, Array
 from diffuse_cli.models import model_file
-from diffuse_cli.models.model_report import facts
-from diffuse_cli.sampling.cascade import load_chain
-from diffuse_cli.sampling.generation import make_denoiser, precision_for
-from diffuse_cli.sampling.journal import parts_of
+from diffuse_cli.models.model_report import collect_facts
+from diffuse_cli.sampling.cascade import load_cascade
+from diffuse_cli.sampling.generation import choose_precision, make_denoiser
+from diffuse_cli.sampling.journal import split_parts
 from diffuse_cli.system import files
-from diffuse_cli.system.devices import machine
+from diffuse_cli.system.devices import open_accelerator
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import Progress, Work, replace_nonfinite
 
@@ -40,7 +46,7 @@ def load(path: str | os.PathLike[str]) -> Model:
     Raises:
         ModelFileError: it is missing, damaged, or not a model of `diffuse`.
     """
-    return Model(done(model_file.find(path_of("path", path))))
+    return Model(run_work(model_file.find(path_of("path", path))))
 
 
 OF_FILES = {"out", "gif", "grid", "overwrite"}
@@ -58,7 +64,7 @@ class Model:
         space: what one of its samples is: medium, channels, size and levels.
     """
 
-    def __init__(self, found: model_file.Found) -> None:
+    def __init__(self, found: model_file.ModelFile) -> None:
         self._found = found
         self.path, self.sha256, self.step = found.path, found.sha256, found.model.step
         self.classes: tuple[str, ...] = found.model.blueprint.conditions.classes
@@ -71,7 +77,9 @@ class Model:
     @property
     def info(self) -> dict[str, Any]:
         """What `diffuse info MODEL --json` prints."""
-        values: dict[str, Any] = json.loads(json.dumps(replace_nonfinite(facts(self._found))))
+        values: dict[str, Any] = json.loads(
+            json.dumps(replace_nonfinite(collect_facts(self._found)))
+        )
         return values
 
     def sample(
@@ -105,25 +113,27 @@ class Model:
         """
         if of_files := sorted(OF_FILES & options.keys()):
             raise UsageError(f"{of_files[0]}: only the command writes files", "Leave it out")
-        columns = [(name, value) for name, own in (on or {}).items() for value in _each(own)]
+        columns = [(name, value) for name, own in (on or {}).items() for value in _list_values(own)]
         if missing := [name for name, value in columns if value is None]:
             raise UsageError(f"on: {missing[0]} is None", "Leave out a column that is not told")
         told = [f"{name}={value}" for name, value in columns]
         typed: dict[str, Any] = {**options, "n": n, "seed": seed, "steps": steps}
         typed |= {"sampler": sampler, "on": tuple(told) or None, "model": str(self.path)}
-        typed |= {"classes": label if label is None else [str(name) for name in _each(label)]}
-        with contextlib.ExitStack() as stack, translating():
-            config = from_dict(SampleConfig, placed(typed, stack), "sample")
-            return done(self._drawn(config), progress)
+        typed |= {
+            "classes": label if label is None else [str(name) for name in _list_values(label)]
+        }
+        with contextlib.ExitStack() as stack, convert_errors():
+            config = from_dict(SampleConfig, convert_keywords(typed, stack), "sample")
+            return run_work(self._generate_samples(config), progress)
 
-    def _drawn(self, config: SampleConfig) -> Work[Samples]:
-        with machine(config.precision, config.device) as accelerator:
-            chain = yield from load_chain(config, accelerator, found=self._found)
-            wanted = chain.wanted(config)
+    def _generate_samples(self, config: SampleConfig) -> Work[Samples]:
+        with open_accelerator(config.precision, config.device) as accelerator:
+            chain = yield from load_cascade(config, accelerator, found=self._found)
+            wanted = chain.list_indices(config)
             drawn: list[Array] = []
-            for part in parts_of(wanted, config.batch_size):
+            for part in split_parts(wanted, config.batch_size):
                 yield Progress("sampling", part.start - wanted.start, len(wanted))
-                drawn.append(chain.draw_samples(part, accelerator))
+                drawn.append(chain.generate_samples(part, accelerator))
             yield Progress("sampling", len(wanted), len(wanted))
         MEDIA[chain.space.medium].prepare()
         return Samples(np.concatenate(drawn), chain.space, wanted.start)
@@ -140,18 +150,22 @@ class Model:
         Raises:
             ModelFileError: there are no such weights.
         """
-        with as_usual(), translating(), machine(precision, device) as accelerator:
-            exact = precision_for(self._found.model, precision, accelerator)
+        with (
+            use_torch_defaults(),
+            convert_errors(),
+            open_accelerator(precision, device) as accelerator,
+        ):
+            exact = choose_precision(self._found.model, precision, accelerator)
             return make_denoiser(self._found.model, weights, accelerator, exact)
 
     def network(self, weights: str = "ema") -> nn.Module:
         """Return the network, on the CPU, whose parameters can be trained; weights as in
         `denoiser`."""
-        with as_usual(), translating():
+        with use_torch_defaults(), convert_errors():
             net: nn.Module = self._found.model.network(weights)
         return net
 
 
-def _each(value: Any) -> Iterable[Any]:
-    value = plain(value)
+def _list_values(value: Any) -> Iterable[Any]:
+    value = to_plain(value)
     return value if isinstance(value, (list, tuple)) else (value,)

@@ -12,22 +12,22 @@ from typing import Any, TypeAlias, Unpack
 
 from diffuse_cli.api.calls import (
     Data,
-    as_usual,
     check_data,
-    in_python,
-    named,
+    convert_errors,
+    convert_keywords,
+    open_data,
     path_of,
-    placed,
-    translating,
+    replace_flags,
+    use_torch_defaults,
 )
 from diffuse_cli.api.keywords import TrainOptions
 from diffuse_cli.config.options import read_toml
-from diffuse_cli.config.parsers import plain
+from diffuse_cli.config.parsers import to_plain
 from diffuse_cli.config.train_options import TrainConfig, from_file
 from diffuse_cli.system.devices import Turns
 from diffuse_cli.system.errors import Interrupted, Terminated, UsageError
 from diffuse_cli.system.events import Notice, Progress, Table, finish
-from diffuse_cli.system.processes import Pending, note_interrupts
+from diffuse_cli.system.processes import PendingSignal, note_interrupts
 from diffuse_cli.training.configuration import configure
 from diffuse_cli.training.loop import fit
 from diffuse_cli.training.monitor import Previewed, Step, Trained, Validated
@@ -70,33 +70,40 @@ def train(
     """
     typed: dict[str, Any] = {**options, "out": path_of("out", out)}
     typed |= {name: True for name, on in (("resume", resume), ("overwrite", overwrite)) if on}
-    with contextlib.ExitStack() as stack, translating(), as_usual():  # what can be refused now is
-        filed = read_toml(config) if isinstance(config, (str, Path)) else plain(config)
+    with (
+        contextlib.ExitStack() as stack,
+        convert_errors(),
+        use_torch_defaults(),
+    ):  # what can be refused now is
+        filed = read_toml(config) if isinstance(config, (str, Path)) else to_plain(config)
         if typed.get("dry_run") or (filed or {}).get("dry_run"):
             raise UsageError("dry_run: only the command prints a plan", "Leave it out")
         check_data("data", data)
-        configure({"data": "", **from_file(placed(typed, stack))}, filed)
+        configure({"data": "", **from_file(convert_keywords(typed, stack))}, filed)
     return _events(data, typed, filed)
 
 
 def _events(
     data: Data, typed: Mapping[str, Any], filed: Mapping[str, Any] | None
 ) -> Iterator[TrainingEvent]:
-    with contextlib.ExitStack() as stack, translating():
-        own = {**from_file(placed(typed, stack)), "data": stack.enter_context(named(data))}
-        with as_usual():
+    with contextlib.ExitStack() as stack, convert_errors():
+        own = {
+            **from_file(convert_keywords(typed, stack)),
+            "data": stack.enter_context(open_data(data)),
+        }
+        with use_torch_defaults():
             config = configure(own, filed)
-        yield from _run(config)
+        yield from _run_training(config)
 
 
-def _run(config: TrainConfig) -> Iterator[TrainingEvent]:
+def _run_training(config: TrainConfig) -> Iterator[TrainingEvent]:
     """Yield the events of a training run. When it is closed between two, it ends with a
     checkpoint."""
-    stop, turns = Pending(), Turns()
+    stop, turns = PendingSignal(), Turns()
     work = fit(config, stop)
     while True:
         try:
-            with note_interrupts(stop), turns.taken(), as_usual():
+            with note_interrupts(stop), turns.take_turn(), use_torch_defaults():
                 event = next(work)
         except StopIteration as end:
             if end.value is not None:  # on the first of several processes
@@ -105,12 +112,16 @@ def _run(config: TrainConfig) -> Iterator[TrainingEvent]:
         except Interrupted as error:
             raise KeyboardInterrupt(str(error)) from error
         if isinstance(event, Notice):
-            event = replace(event, text=in_python(event.text))
+            event = replace(event, text=replace_flags(event.text))
         try:
             yield event
         except GeneratorExit:
             if stop() is None:  # Ctrl-C may have come in the last step
                 stop.handle(signal.SIGTERM, None)
-            with contextlib.suppress(Interrupted, Terminated), turns.taken(), as_usual():
+            with (
+                contextlib.suppress(Interrupted, Terminated),
+                turns.take_turn(),
+                use_torch_defaults(),
+            ):
                 finish(work)
             raise

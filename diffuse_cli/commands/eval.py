@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 from diffuse_cli.commands._cli.console import Console
 from diffuse_cli.config.eval_options import EvalConfig
-from diffuse_cli.metrics import MetricNumber, Values, class_numbers, shown
+from diffuse_cli.metrics import MetricNumber, Values, class_numbers, select_numbers
 from diffuse_cli.system import files
 from diffuse_cli.system.events import align_columns, replace_nonfinite
 from diffuse_cli.system.outputs import claim_option
 
 if TYPE_CHECKING:
-    from diffuse_cli.evaluation.evaluation_run import Evaluated
+    from diffuse_cli.evaluation.evaluation_run import EvaluationResult
 
 CONFIG = EvalConfig
 EXAMPLES = (
@@ -41,13 +41,16 @@ def run(config: EvalConfig, console: Console) -> None:
     console.show(values, lines(found))
 
 
-def lines(found: Evaluated) -> list[str]:
+def lines(found: EvaluationResult) -> list[str]:
     """Return the verdict, a table of the metrics and their references, and the settings."""
-    rows = [["", "measured", "reference"], *(_row(n, found.values) for n in shown(found.values))]
-    from diffuse_cli.metrics.features.feature_choice import network_of, part_of
+    rows = [
+        ["", "measured", "reference"],
+        *(_row(n, found.values) for n in select_numbers(found.values)),
+    ]
+    from diffuse_cli.metrics.features.feature_choice import describe_network, describe_part
 
-    part = part_of(found.part, found.words)
-    features = f"; {network_of(found.features)}" if found.features.get("name") else ""
+    part = describe_part(found.part, found.words)
+    features = f"; {describe_network(found.features)}" if found.features.get("name") else ""
     said = [str(r) for r in found.remarks if r.warns or r.level == "note"]
     return [
         *([f"{found.verdict}.", ""] if found.verdict else []),
@@ -68,7 +71,7 @@ def _row(number: MetricNumber, values: Values) -> list[str]:
     ]
 
 
-def _class_lines(found: Evaluated) -> list[str]:
+def _class_lines(found: EvaluationResult) -> list[str]:
     """Return a row for each class: counts, and the numbers that a few images suffice for."""
     if not found.classes:
         return []
@@ -76,6 +79,6 @@ def _class_lines(found: Evaluated) -> list[str]:
     rows = [["class", "generated", "real", *(number.label for number in numbers)]]
     for name, values in found.classes.items():
         counts = [f"{values['generated']:,}", f"{values['real']:,}"]
-        cells = [n.text(values) if n.quoted(values) else "-" for n in numbers]
+        cells = [n.text(values) if n.can_show(values) else "-" for n in numbers]
         rows.append([files.show(name), *counts, *cells])
     return ["", *align_columns(rows)]

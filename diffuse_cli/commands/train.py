@@ -8,9 +8,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.commands._cli.console import Console, clock
+from diffuse_cli.commands._cli.console import Console, format_seconds
 from diffuse_cli.config.train_options import TrainConfig
-from diffuse_cli.metrics import Measured, label
+from diffuse_cli.metrics import Measurement, label
 from diffuse_cli.metrics.features import KIDS
 from diffuse_cli.system import files
 from diffuse_cli.system.events import Notice, Progress
@@ -42,7 +42,7 @@ def run(config: TrainConfig, console: Console) -> None:
     with defer_signals() as stop:
         spent = time.monotonic() - began
         work = fit(config, stop, debug=console.debug, spent=spent)
-        trained = console.follow(work, _Describe(live=console.live))
+        trained = console.follow(work, _EventDescriber(live=console.live))
     if trained is not None:
         from diffuse_cli.media import MEDIA
 
@@ -54,7 +54,7 @@ def run(config: TrainConfig, console: Console) -> None:
         console.result([trained.model], {**values, "sha256": files.sha256(trained.model)})
 
 
-class _Describe:
+class _EventDescriber:
     """Training's events as progress and notices."""
 
     def __init__(self, live: bool) -> None:
@@ -69,30 +69,32 @@ class _Describe:
             return Notice(f"step {event.step:,}  {_kid(event.key, event.kid, event.error)}{best}")
         if isinstance(event, Previewed):
             loss = event.held_out_loss
-            held = f"  held-out {Measured(loss)}" if loss is not None else ""
+            held = f"  held-out {Measurement(loss)}" if loss is not None else ""
             where = f"  {event.preview}" if event.preview else ""
             return Notice(f"step {event.step:,}{held}{where}")
         assert isinstance(event, Step)
         if event.loss is not None:
             self.text = (
-                f"loss {Measured(event.loss)}  {event.images_per_second:,.0f} {event.many}/s"
+                f"loss {Measurement(event.loss)}  {event.images_per_second:,.0f} {event.many}/s"
             )
             if not self.live:
-                left = f"  {clock(event.seconds_left)} left" if event.seconds_left else ""
+                left = f"  {format_seconds(event.seconds_left)} left" if event.seconds_left else ""
                 return Notice(f"step {event.step:,}/{event.steps:,}  {self.text}{left}")
         return Progress("training", event.step, event.steps, self.text) if self.live else None
 
 
 def _kid(key: str, kid: float, error: float | None, between: str = "") -> str:
-    return f"{label(key)}{between} {Measured(kid, error or 0.0)}"
+    return f"{label(key)}{between} {Measurement(kid, error or 0.0)}"
 
 
 def _summary(trained: Trained) -> str:
     minutes, seconds = divmod(round(trained.seconds), 60)
     held = (
-        f", held-out {Measured(trained.held_out_loss)}" if trained.held_out_loss is not None else ""
+        f", held-out {Measurement(trained.held_out_loss)}"
+        if trained.held_out_loss is not None
+        else ""
     )
-    loss = f", loss {Measured(trained.loss)}{held}" if trained.loss is not None else ""
+    loss = f", loss {Measurement(trained.loss)}{held}" if trained.loss is not None else ""
     text = (
         f"{trained.parameters:,} parameters, step {trained.step:,} of "
         f"{trained.steps:,}{loss}, {minutes} min {seconds} s"

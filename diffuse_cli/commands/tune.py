@@ -15,14 +15,14 @@ from diffuse_cli.commands._cli.console import Console
 from diffuse_cli.config.eval_options import TuneConfig
 from diffuse_cli.config.sample_options import LEARNED
 from diffuse_cli.metrics import label
-from diffuse_cli.metrics.presentation import as_text
+from diffuse_cli.metrics.presentation import format_measurement
 from diffuse_cli.system import files
 from diffuse_cli.system.events import align_columns, replace_nonfinite
 from diffuse_cli.system.outputs import claim_option
 from diffuse_cli.system.processes import rank
 
 if TYPE_CHECKING:
-    from diffuse_cli.evaluation.tune.candidates import Tried, Tuned
+    from diffuse_cli.evaluation.tune.candidates import Trial, TuningResult
 
 CONFIG = TuneConfig
 EXAMPLES = (
@@ -57,14 +57,14 @@ def run(config: TuneConfig, console: Console) -> None:
     console.show(values, [*lines(tuned), "", *evaluation.lines(found)])
 
 
-def to_json(found: Tuned) -> dict[str, object]:
+def to_json(found: TuningResult) -> dict[str, object]:
     """Return the result as plain values."""
     values = dataclasses.asdict(found)
     del values["words"]
     return {**values, **{n: str(values[n]) if values[n] else None for n in ("out", "plot")}}
 
 
-def lines(found: Tuned) -> list[str]:
+def lines(found: TuningResult) -> list[str]:
     """Return a row for each setting, the recommendation, and the files written."""
     first, keys = found.rows[0].setting, [found.metric]
     keys += [key for key in ("frechet_distance", "recall") if key in found.rows[0].values]
@@ -77,19 +77,19 @@ def lines(found: Tuned) -> list[str]:
     }
     shown = [i for i, head in enumerate(heads) if not absent.get(head)]
     rows = [heads, *(_cells(row, keys) for row in found.rows)]
-    from diffuse_cli.metrics.features.feature_choice import network_of, part_of
+    from diffuse_cli.metrics.features.feature_choice import describe_network, describe_part
 
-    part = part_of(found.part, found.words)
+    part = describe_part(found.part, found.words)
     return [
         *align_columns([[row[i] for i in shown] for row in rows]),
         f"n = {found.n:,} generated against {found.real:,} real ({part}) for each; "
-        f"{network_of(found.features)}; seconds per {found.words.one} on {found.device}",
+        f"{describe_network(found.features)}; seconds per {found.words.one} on {found.device}",
         f"recommended: {found.recommended}",
         *(files.show(path) for path in (found.plot, found.out) if path),
     ]
 
 
-def _cells(row: Tried, keys: Sequence[str]) -> tuple[str, ...]:
+def _cells(row: Trial, keys: Sequence[str]) -> tuple[str, ...]:
     setting = row.setting
     return (
         setting.sampler,
@@ -102,5 +102,5 @@ def _cells(row: Tried, keys: Sequence[str]) -> tuple[str, ...]:
         ),
         f"{row.evaluations}",
         f"{row.seconds:.3g}",
-        *(as_text(row.values, key) for key in keys),
+        *(format_measurement(row.values, key) for key in keys),
     )

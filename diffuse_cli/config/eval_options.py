@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from diffuse_cli.config.options import MODEL, OVERWRITE, Options, argument, first_given, option
+from diffuse_cli.config.options import (
+    MODEL,
+    OVERWRITE,
+    Options,
+    argument,
+    find_changed_flag,
+    option,
+)
 from diffuse_cli.config.parsers import (
     parse_color,
     parse_file,
@@ -52,7 +59,7 @@ class FeatureConfig(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SidesConfig(FeatureConfig, ComputeConfig, ReadingConfig):
+class ImageSetsConfig(FeatureConfig, ComputeConfig, ReadingConfig):
     """Numbers of generated and real images, and how to compare them."""
 
     n: int = option(1000, "Number of generated images, and of real images.", low=2, high=10_000_000)
@@ -64,7 +71,7 @@ class SidesConfig(FeatureConfig, ComputeConfig, ReadingConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasureConfig(SidesConfig):
+class MeasureConfig(ImageSetsConfig):
     """The model, and the real images to compare with."""
 
     subject: str = argument("MODEL", MODEL)
@@ -88,7 +95,7 @@ class BoundConfig(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlottedBoundConfig(BoundConfig):
+class BoundPlotConfig(BoundConfig):
     """The variational bound, and a plot of it."""
 
     plot: str | None = option.output.optional(
@@ -97,7 +104,7 @@ class PlottedBoundConfig(BoundConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig(MeasureConfig, PlottedBoundConfig, StartConfig, DrawConfig, WeightsConfig):
+class EvalConfig(MeasureConfig, BoundPlotConfig, StartConfig, DrawConfig, WeightsConfig):
     """A model, or a folder of images, measured against real images."""
 
     subject: str = argument(
@@ -183,7 +190,7 @@ class TuneConfig(MeasureConfig, GuideConfig, TrajectoryConfig, WeightsConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        flag = first_given(self, TrajectoryConfig, WeightsConfig)
+        flag = find_changed_flag(self, TrajectoryConfig, WeightsConfig)
         if self.guide_with not in (None, OWN):
             flag = "--guide-with"
         if self.out is not None and flag:
@@ -208,7 +215,7 @@ class EmaConfig(MeasureConfig, StartConfig, DrawConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        flag = first_given(self, SamplerConfig, StartConfig, FeatureConfig)
+        flag = find_changed_flag(self, SamplerConfig, StartConfig, FeatureConfig)
         if self.metric == "held-out" and flag:
             raise UsageError(
                 f"{flag} has no effect: --metric held-out generates no images", f"Leave out {flag}"
@@ -216,7 +223,7 @@ class EmaConfig(MeasureConfig, StartConfig, DrawConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareConfig(SidesConfig, BoundConfig, StartConfig, DrawConfig, WeightsConfig):
+class CompareConfig(ImageSetsConfig, BoundConfig, StartConfig, DrawConfig, WeightsConfig):
     """Two runs or models, side by side."""
 
     a: str = argument("A", MODEL)
@@ -230,6 +237,8 @@ class CompareConfig(SidesConfig, BoundConfig, StartConfig, DrawConfig, WeightsCo
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        flag = first_given(self, SidesConfig, BoundConfig, StartConfig, DrawConfig, WeightsConfig)
+        flag = find_changed_flag(
+            self, ImageSetsConfig, BoundConfig, StartConfig, DrawConfig, WeightsConfig
+        )
         if self.data is None and flag:
             raise UsageError(f"{flag} needs DATA, images to evaluate both on")

@@ -17,9 +17,9 @@ from typing import Any, TypeVar
 from diffuse_cli.config.parsers import as_number
 from diffuse_cli.core import settings
 from diffuse_cli.core.registry import InvalidArgument
-from diffuse_cli.core.settings import Setting, Settings, fields_of, kind_of
+from diffuse_cli.core.settings import Setting, Settings, field_annotation, fields_by_name
 from diffuse_cli.system.descriptors import read_bounded
-from diffuse_cli.system.errors import UsageError, translating
+from diffuse_cli.system.errors import UsageError, translate_errors
 
 OVERWRITE = "Replace existing output."
 """Help of --overwrite, which every command that writes has."""
@@ -98,31 +98,31 @@ def argument(metavar: str, help: str) -> Any:
     return option(help=help, metavar=metavar, argument=True, place=True)
 
 
-def options(config: type | object) -> Iterator[tuple[dataclasses.Field[Any], Option]]:
+def option_fields(config: type | object) -> Iterator[tuple[dataclasses.Field[Any], Option]]:
     """Yield the fields of a configuration that are options, with their metadata."""
-    for f in fields_of(config).values():
+    for f in fields_by_name(config).values():
         if isinstance(spec := f.metadata.get("setting"), Option):
             yield f, spec
 
 
-def first_given(config: object, *kinds: type) -> str:
+def find_changed_flag(config: object, *kinds: type) -> str:
     """Return the flag of the first option of `kinds` that differs from its default, or an empty
     string."""
-    names = {f.name for kind in kinds for f, _ in options(kind)}
-    for f, _ in options(config):
+    names = {f.name for kind in kinds for f, _ in option_fields(kind)}
+    for f, _ in option_fields(config):
         if f.name in names and getattr(config, f.name) != getattr(type(config), f.name):
-            return flag_of(f)
+            return field_flag(f)
     return ""
 
 
-def converted(config: object, kind: type[C], **changes: Any) -> C:
+def convert_options(config: object, kind: type[C], **changes: Any) -> C:
     """Return a configuration of another kind: the options they share, and these changes."""
-    theirs = {f.name for f, _ in options(kind)}
-    shared = {f.name: getattr(config, f.name) for f, _ in options(config) if f.name in theirs}
+    theirs = {f.name for f, _ in option_fields(kind)}
+    shared = {f.name: getattr(config, f.name) for f, _ in option_fields(config) if f.name in theirs}
     return kind(**{**shared, **changes})
 
 
-def flag_of(f: dataclasses.Field[Any]) -> str:
+def field_flag(f: dataclasses.Field[Any]) -> str:
     """Return the flag of a field, the long one if it has one; the metavar of an argument."""
     spec = f.metadata.get("setting")
     if not isinstance(spec, Option) or spec.argument:
@@ -132,9 +132,9 @@ def flag_of(f: dataclasses.Field[Any]) -> str:
     return f"-{f.name}" if len(f.name) == 1 else "--" + f.name.replace("_", "-")
 
 
-def flag_in(kind: type[Options], name: str) -> str:
+def flag_by_name(kind: type[Options], name: str) -> str:
     """Return the flag of a field by its name, or an empty string without a name."""
-    return flag_of(fields_of(kind)[name]) if name else ""
+    return field_flag(fields_by_name(kind)[name]) if name else ""
 
 
 class Options(Settings):
@@ -147,19 +147,21 @@ class Options(Settings):
     NOUN = "option"
 
     def __post_init__(self) -> None:
-        with translating(partial(flag_in, type(self))):
+        with translate_errors(partial(flag_by_name, type(self))):
             super().__post_init__()
 
 
-def parsed(kind: type[Options], values: Mapping[str, Any]) -> dict[str, Any]:
+def parse_options(kind: type[Options], values: Mapping[str, Any]) -> dict[str, Any]:
     """`values` with the options of `kind` parsed; files that they name are read here, once.
 
     Raises:
         UsageError: a value that cannot be parsed.
     """
-    known = fields_of(kind)
-    with translating(partial(flag_in, kind)):
-        return {k: settings.parsed(known[k], v) if k in known else v for k, v in values.items()}
+    known = fields_by_name(kind)
+    with translate_errors(partial(flag_by_name, kind)):
+        return {
+            k: settings.parse_field(known[k], v) if k in known else v for k, v in values.items()
+        }
 
 
 def from_text(f: dataclasses.Field[Any], text: str) -> int | float | str:
@@ -168,11 +170,11 @@ def from_text(f: dataclasses.Field[Any], text: str) -> int | float | str:
     Raises:
         UsageError: not a number, or out of range.
     """
-    number: type[float] | None = {"int": int, "float": float}.get(kind_of(f))
+    number: type[float] | None = {"int": int, "float": float}.get(field_annotation(f))
     if number is None or f.metadata["setting"].parse:
         return text
-    with translating(lambda _: flag_of(f)):
-        return settings.accepted(f, as_number(text, number))  # type: ignore[no-any-return]
+    with translate_errors(lambda _: field_flag(f)):
+        return settings.check_field(f, as_number(text, number))  # type: ignore[no-any-return]
 
 
 def given_options(kind: type[Options], typed: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,7 +185,7 @@ def given_options(kind: type[Options], typed: Mapping[str, Any]) -> dict[str, An
     """
     return {
         f.name: from_text(f, value) if isinstance(value, str) else value
-        for f, _ in options(kind)
+        for f, _ in option_fields(kind)
         if (value := typed[f.name]) not in (None, [], ())
     }
 
@@ -205,8 +207,8 @@ def from_dict(kind: type[C], values: Mapping[str, Any], where: str = "") -> C:
     except InvalidArgument as error:
         if not error.argument:  # an unknown key
             raise UsageError(f"{where or 'configuration'}: {error.problem}", error.hint) from error
-        f = fields_of(kind)[error.argument]
-        missing = (f"{where}: " if where else "") + error.message(flag_of(f))
+        f = fields_by_name(kind)[error.argument]
+        missing = (f"{where}: " if where else "") + error.message(field_flag(f))
         raise UsageError(missing, f.metadata["setting"].help.removesuffix(".")) from error
 
 
@@ -215,7 +217,7 @@ def to_dict(config: object, *, control: bool = True, places: bool = True) -> dic
     options."""
     omitted = {
         f.name
-        for f, spec in options(config)
+        for f, spec in option_fields(config)
         if (spec.control and not control) or (spec.place and not places)
     }
     return {k: value for k, value in settings.to_dict(config).items() if k not in omitted}
@@ -236,7 +238,7 @@ def to_arguments(
         places: as the user passed them, or else only their names, for a page for others.
     """
     positional, flags = [], []
-    for f, spec in options(config):
+    for f, spec in option_fields(config):
         if names is not None and f.name not in names:
             continue
         value = getattr(config, f.name)
@@ -247,9 +249,9 @@ def to_arguments(
         elif value == f.default:
             continue
         elif isinstance(value, bool):
-            flags.append(flag_of(f) if value else "--no-" + flag_of(f).removeprefix("--"))
+            flags.append(field_flag(f) if value else "--no-" + field_flag(f).removeprefix("--"))
         else:
-            flag = spec.flag or flag_of(f)
+            flag = spec.flag or field_flag(f)
             repeated = isinstance(value, tuple) and str(f.type).startswith("tuple[str")
             for each in value if repeated else [value]:
                 joined = ",".join(map(str, each)) if isinstance(each, tuple) else str(each)

@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from diffuse_cli.core.settings import brief
+from diffuse_cli.core.settings import shorten_repr
 from diffuse_cli.system.descriptors import read_bounded
 
 Size = tuple[int, ...]
@@ -31,7 +31,7 @@ def parse_size(value: Any) -> Size:
         sides = sides * 2 if len(sides) == 1 else sides
     else:
         raise ValueError("a size is a number of pixels, or HEIGHTxWIDTH")
-    return _checked(sides, 4096, "a side is 1 to 4096 pixels")
+    return _check_sides(sides, 4096, "a side is 1 to 4096 pixels")
 
 
 def parse_length(value: Any) -> Size:
@@ -41,11 +41,13 @@ def parse_length(value: Any) -> Size:
     if isinstance(value, int) and not isinstance(value, bool):
         value = value, value
     if isinstance(value, (list, tuple)) and 1 <= len(value) <= 3 and len(set(value)) == 1:
-        return _checked(tuple(value), 2**20, "a side is 1 to 4096 pixels, or up to 1048576 samples")
+        return _check_sides(
+            tuple(value), 2**20, "a side is 1 to 4096 pixels, or up to 1048576 samples"
+        )
     return parse_size(value)
 
 
-def _checked(sides: tuple[Any, ...], longest: int, fault: str) -> Size:
+def _check_sides(sides: tuple[Any, ...], longest: int, fault: str) -> Size:
     if not all(isinstance(v, int) and not isinstance(v, bool) and 1 <= v <= longest for v in sides):
         raise ValueError(fault)
     return sides
@@ -202,22 +204,22 @@ def parse_betas(value: Any) -> tuple[float, ...]:
         ValueError: not 2 to 100,000 such numbers, or a file that cannot be read; says the line.
     """
     if isinstance(value, str):
-        given = _numbers_in(value)
+        given = _read_betas(value)
     elif isinstance(value, (list, tuple)):
         given = [(f"entry {i}", number) for i, number in enumerate(value, 1)]
     else:
         raise ValueError("a file of numbers, or a list of them")
     for where, beta in given:
         if not isinstance(beta, (int, float)) or isinstance(beta, bool):
-            raise ValueError(f"{where}: {brief(beta)} is not a number")
+            raise ValueError(f"{where}: {shorten_repr(beta)} is not a number")
         if not 0 < beta <= 1:
-            raise ValueError(f"{where}: a beta must be in (0, 1], not {brief(beta)}")
+            raise ValueError(f"{where}: a beta must be in (0, 1], not {shorten_repr(beta)}")
     if not 2 <= len(given) <= MOST_BETAS:
         raise ValueError(f"2 to {MOST_BETAS:,} betas, not {len(given):,}")
     return tuple(float(beta) for _, beta in given)
 
 
-def _numbers_in(path: str) -> list[tuple[str, Any]]:
+def _read_betas(path: str) -> list[tuple[str, Any]]:
     """Return the entries of a file of betas, each with its line or index."""
     try:
         data = read_bounded(path, BETAS_BYTES)
@@ -239,12 +241,12 @@ def _numbers_in(path: str) -> list[tuple[str, Any]]:
     return [(where, as_number(word, float)) for where, word in words]
 
 
-def plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
     """Values of NumPy and PyTorch, alone and in sequences and mappings, as Python's own."""
     if isinstance(value, Mapping):
-        return {name: plain(each) for name, each in value.items()}
+        return {name: to_plain(each) for name, each in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(map(plain, value)) if type(value) in (list, tuple) else value
+        return type(value)(map(to_plain, value)) if type(value) in (list, tuple) else value
     return value.tolist() if hasattr(value, "tolist") else value
 
 

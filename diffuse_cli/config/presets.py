@@ -10,9 +10,9 @@ from typing import Any
 from diffuse_cli.config.train_options import NETWORK, TrainConfig
 from diffuse_cli.core.networks import NETWORKS
 from diffuse_cli.core.registry import Registry
-from diffuse_cli.core.settings import Settings, fields_of, from_dict
+from diffuse_cli.core.settings import Settings, fields_by_name, from_dict
 from diffuse_cli.core.space import Space
-from diffuse_cli.system.errors import UsageError, lookup, translating
+from diffuse_cli.system.errors import UsageError, lookup, translate_errors
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Preset:
     network: str = NETWORK
     signals: Mapping[str, Any] = field(default_factory=dict)
 
-    def at(self, dims: int) -> Mapping[str, Any]:
+    def resolve_settings(self, dims: int) -> Mapping[str, Any]:
         """Return the settings for a number of dimensions."""
         return {**self.settings, **self.signals} if dims == 1 else self.settings
 
@@ -188,14 +188,14 @@ DEFAULT_RATE = 1e-3
 """The learning rate of a network without presets."""
 
 
-def network_of(name: str | None, preset: object) -> str:
+def resolve_network(name: str | None, preset: object) -> str:
     """Return the network that is named, or else that of a preset, if there is one."""
     if name is None and isinstance(preset, str) and preset in PRESETS:
         return PRESETS[preset].network
     return name or NETWORK
 
 
-def first_of(network: str | None) -> str | None:
+def first_preset(network: str | None) -> str | None:
     """Return the preset that a network stands for where no other is named: its first. None for the
     network that has one for every device, and for one without presets."""
     if network in (None, NETWORK):
@@ -203,7 +203,7 @@ def first_of(network: str | None) -> str | None:
     return next((name for name, p in PRESETS.items() if p.network == network), None)
 
 
-def preset_of(name: str | None) -> Preset:
+def find_preset(name: str | None) -> Preset:
     """Return a preset by name; None stands for the network's defaults.
 
     Raises:
@@ -220,13 +220,13 @@ def choose(config: TrainConfig, space: Space, device: str) -> str | None:
     if config.preset is not None:
         return config.preset
     if config.network not in (None, NETWORK):
-        return first_of(config.network)
+        return first_preset(config.network)
     if device == "cpu":
         return "tiny"
     return "small" if min(space.size) <= 32 else "base"
 
 
-def architecture(
+def resolve_architecture(
     config: TrainConfig, preset_name: str | None, space: Space
 ) -> tuple[str, Settings]:
     """Return the name and settings of the network for a space: the preset's, then
@@ -238,7 +238,7 @@ def architecture(
     Raises:
         UsageError: no such preset or network, one that does not suit the space, or two widths.
     """
-    preset, given = preset_of(preset_name), dict(config.architecture)
+    preset, given = find_preset(preset_name), dict(config.architecture)
     name = config.network or preset.network
     if preset_name is not None and name != preset.network:
         raise UsageError(
@@ -252,14 +252,17 @@ def architecture(
                 "Leave one of them out",
             )
         given["width"] = config.width
-    module, fields = lookup(NETWORKS, name, "--network"), {**preset.at(space.dims), **given}
-    if config.width is not None and "width" not in fields_of(module.Config):
+    module, fields = (
+        lookup(NETWORKS, name, "--network"),
+        {**preset.resolve_settings(space.dims), **given},
+    )
+    if config.width is not None and "width" not in fields_by_name(module.Config):
         raise UsageError(f"--width: the network '{name}' has none", "Leave it out")
     adapt = getattr(module, "adapt", None)
     if adapt is None:
         return name, network_config(name, fields)
     exact = config.size is not None and config.preset is not None
-    with naming(name):
+    with translate_network_errors(name):
         settings: Settings = adapt(fields, given, space, published=preset.published, exact=exact)
     return name, settings
 
@@ -271,11 +274,11 @@ def network_config(name: str, values: Mapping[str, Any]) -> Settings:
         UsageError: no such network, or a setting that it refuses.
     """
     module = lookup(NETWORKS, name, "--network")
-    with naming(name):
+    with translate_network_errors(name):
         settings: Settings = from_dict(module.Config, values)
     return settings
 
 
-def naming(network: str) -> contextlib.AbstractContextManager[None]:
+def translate_network_errors(network: str) -> contextlib.AbstractContextManager[None]:
     """Turn `InvalidArgument` into a `UsageError` that names the network's TOML table."""
-    return translating(lambda a: "--size" if a == "size" else f"[{network}] {a}")
+    return translate_errors(lambda a: "--size" if a == "size" else f"[{network}] {a}")

@@ -13,7 +13,7 @@ from diffuse_cli.config.parsers import (
     parse_times,
 )
 from diffuse_cli.core.samplers import sampler_options
-from diffuse_cli.system.errors import UsageError, translating
+from diffuse_cli.system.errors import UsageError, translate_errors
 
 SAMPLER, SAMPLING_STEPS = "unipc", 20
 """The defaults; the first two chosen by benchmarks/samplers.py."""
@@ -73,10 +73,10 @@ class SamplerChoice(Options):
 
     def __str__(self) -> str:
         steps = "1 step" if self.steps == 1 else f"{self.steps} steps"
-        return f"{self.sampler}, {steps}{self.manner}"
+        return f"{self.sampler}, {steps}{self.description}"
 
     @property
-    def manner(self) -> str:
+    def description(self) -> str:
         """The initial noise, learned timesteps and guidance scales, in words."""
         begun = " from a Gaussian start" if self.start == GAUSSIAN else ""
         learned = " at learned times" if self.times else ""
@@ -177,7 +177,7 @@ class SamplerConfig(GuideConfig, TrajectoryConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.sampler is not None:  # else it may be one that the model file recommends
-            with translating():
+            with translate_errors():
                 sampler_options(self.sampler, **self.sampler_options)
 
     @property

@@ -19,7 +19,7 @@ from diffuse_cli.config.sample_options import (
 from diffuse_cli.config.shared_options import FIT
 from diffuse_cli.core.degradations import DEGRADATIONS, parse
 from diffuse_cli.core.restoration import RESTORATIONS
-from diffuse_cli.system.errors import translating
+from diffuse_cli.system.errors import translate_errors
 
 FORMS = ", ".join(kind.EXAMPLE for kind in DEGRADATIONS.own.values())
 
@@ -41,7 +41,7 @@ def is_degradation(text: str) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureConfig(DrawConfig, WeightsConfig):
+class ImageTaskConfig(DrawConfig, WeightsConfig):
     """Samples that start from an image."""
 
     model: str = argument("MODEL", MODEL)
@@ -63,7 +63,7 @@ class PictureConfig(DrawConfig, WeightsConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RestoringConfig(PictureConfig):
+class ObservationConfig(ImageTaskConfig):
     """Samples that fit an observation."""
 
     method: str | None = option.optional(
@@ -77,7 +77,7 @@ class RestoringConfig(PictureConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class InpaintConfig(RestoringConfig):
+class InpaintConfig(ObservationConfig):
     """The masked part of an image, filled."""
 
     mask: str | None = option.optional(
@@ -89,7 +89,7 @@ class InpaintConfig(RestoringConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class UpscaleConfig(RestoringConfig):
+class UpscaleConfig(ObservationConfig):
     """An enlarged image."""
 
     factor: int = option(4, "Enlargement factor.", low=2, high=4096)
@@ -102,7 +102,7 @@ class UpscaleConfig(RestoringConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RestoreConfig(RestoringConfig):
+class RestoreConfig(ObservationConfig):
     """A restored image.
 
     Raises:
@@ -117,12 +117,12 @@ class RestoreConfig(RestoringConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        with translating():
+        with translate_errors():
             parse(self.degradation)
 
 
 @dataclass(frozen=True, kw_only=True)
-class VaryConfig(PictureConfig):
+class VaryConfig(ImageTaskConfig):
     """Variations of an image."""
 
     strength: float = option(

@@ -270,7 +270,7 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
         if not isinstance(self.architecture, Mapping):
             name = self.network or NETWORK
             raise UsageError(f"[{name}] must be a table, not {self.architecture!r}")
-        if self.goes_on and self.overwrite:
+        if self.resumes and self.overwrite:
             flag = "--resume" if self.resume else "--auto-resume"
             raise UsageError(f"{flag} and --overwrite exclude each other")
         if self.loss in WEIGHTED and self.weighting not in (None, "none"):
@@ -279,7 +279,7 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
             )
 
     @property
-    def goes_on(self) -> bool:
+    def resumes(self) -> bool:
         """Whether to continue a run that is at `out`."""
         return self.resume or self.auto_resume
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 PAIRS = "pairs"
-"""The kind of `Given` for paired data, where each sample comes with another array."""
+"""The kind of `ConditioningArray` for paired data, where each sample comes with another array."""
 
 
 BITS = 12
@@ -26,7 +26,7 @@ BITS = 12
 
 
 @dataclass(frozen=True, kw_only=True)
-class Given(Settings):
+class ConditioningArray(Settings):
     """Conditioning array with a value for each position of the sample.
 
     The network receives C' = `channels` + 1 channels: the array, and a last channel that is 1 where
@@ -74,12 +74,12 @@ class Conditions(Settings):
     """
 
     classes: tuple[str, ...] = setting(())
-    given: Given | None = setting(None)
+    given: ConditioningArray | None = setting(None)
     table: MetadataTable | None = setting(None)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, kind in (("given", Given), ("table", MetadataTable)):
+        for name, kind in (("given", ConditioningArray), ("table", MetadataTable)):
             own = getattr(self, name)
             if isinstance(own, Mapping):  # as plain values
                 own = from_dict(kind, own)
@@ -101,7 +101,7 @@ class Conditions(Settings):
         """The channels C' of the keyword `given`, 0 for a model without a conditioning array."""
         return self.given.channels + 1 if self.given else 0
 
-    def told(
+    def make_keywords(
         self, labels: Tensor, given: Tensor | None = None, row: Tensor | None = None
     ) -> dict[str, Tensor]:
         """Return the keywords of the network, limited to the conditions that the model has.
@@ -120,7 +120,7 @@ class Conditions(Settings):
             cond["row"] = row
         return cond
 
-    def dropped(
+    def drop_conditions(
         self, cond: Mapping[str, Tensor], u: Tensor, label_dropout: float
     ) -> dict[str, Tensor]:
         """Return the keywords of a batch with some conditions dropped, to train for guidance.
@@ -142,10 +142,10 @@ class Conditions(Settings):
             known = (u >= self.given.dropout).to(kept["given"])
             kept["given"] = kept["given"] * known.reshape(-1, *[1] * (kept["given"].ndim - 1))
         if "row" in kept and label_dropout:
-            kept["row"] = kept["row"].where(self._kept_columns(u, label_dropout), UNTOLD)
+            kept["row"] = kept["row"].where(self._column_mask(u, label_dropout), UNTOLD)
         return kept
 
-    def _kept_columns(self, u: Tensor, dropout: float) -> Any:
+    def _column_mask(self, u: Tensor, dropout: float) -> Any:
         """Return a mask of the columns to keep, (B, columns), or (B, 1) for a single condition."""
         import torch
 
@@ -176,7 +176,7 @@ Value = float | str
 
 
 @dataclass(frozen=True, kw_only=True)
-class Numbers(Settings):
+class NumberColumn(Settings):
     """Column of numbers, with the code (value - mean) / deviation.
 
     Attributes:
@@ -203,7 +203,7 @@ class Numbers(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Labels(Settings):
+class LabelColumn(Settings):
     """Column of labels, whose codes are their indices in `values`.
 
     Attributes:
@@ -236,7 +236,7 @@ class Labels(Settings):
         return self.values[int(code)]
 
 
-Column = Numbers | Labels
+Column = NumberColumn | LabelColumn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,8 +275,8 @@ class MetadataTable(Settings):
 
 def _column(column: Any) -> Column:
     if isinstance(column, Mapping):  # as plain values
-        kind: type[Column] = Labels if "values" in column else Numbers
+        kind: type[Column] = LabelColumn if "values" in column else NumberColumn
         return from_dict(kind, column)
-    if not isinstance(column, Numbers | Labels):
+    if not isinstance(column, NumberColumn | LabelColumn):
         raise InvalidArgument("must be tables", argument="columns")
     return column

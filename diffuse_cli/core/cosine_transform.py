@@ -25,7 +25,7 @@ def cosines(side: int, count: int, rounded: str = "float64") -> Any:
     return rows
 
 
-def through(x: Tensor, bases: Sequence[Tensor]) -> Tensor:
+def apply_bases(x: Tensor, bases: Sequence[Tensor]) -> Tensor:
     """Return each spatial dimension of x (B, C, *size) times the matrix that belongs to it."""
     for dim, basis in enumerate(bases, 2):
         x = (x.movedim(dim, -1) @ basis.mT).movedim(-1, dim)

@@ -14,10 +14,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from diffuse_cli.core.cosine_transform import cosines, through
+from diffuse_cli.core.cosine_transform import apply_bases, cosines
 from diffuse_cli.core.inpainting import MASKS
 from diffuse_cli.core.registry import InvalidArgument, Registry, lookup, suggest
-from diffuse_cli.core.settings import Settings, digits, dimensions, fields_of, kind_of, setting
+from diffuse_cli.core.settings import (
+    Settings,
+    digits,
+    dimensions,
+    field_annotation,
+    fields_by_name,
+    setting,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -69,7 +76,7 @@ class Degradation(Settings):
         """Return Aᵀ(y)."""
         raise NotImplementedError
 
-    def known(self, like: Tensor) -> Tensor | None:
+    def known_mask(self, like: Tensor) -> Tensor | None:
         """Return a mask of the positions that y shows: 1 where known, else 0, or None if all are.
 
         It broadcasts against (B, C, *size).
@@ -80,7 +87,7 @@ class Degradation(Settings):
         """Return y = A(x_0) + sigma n, with n shaped like y."""
         return self.apply(x0) + self.sigma * noise
 
-    def fitted(self, shape: Sequence[int]) -> Degradation:
+    def fit_shape(self, shape: Sequence[int]) -> Degradation:
         """Return the degradation for samples of a shape (C, *size).
 
         Raises:
@@ -88,21 +95,21 @@ class Degradation(Settings):
         """
         return self
 
-    def observed(self, shape: Sequence[int]) -> tuple[int, ...]:
+    def observation_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Return the shape of y, without B, for samples of a shape (C, *size)."""
         import torch
 
-        made = self.fitted(shape)
+        made = self.fit_shape(shape)
         with torch.device("meta"):
             u, x0 = torch.empty(1, made.uniforms), torch.empty(1, *shape)
-        return tuple(made.drawn(u).apply(x0).shape[1:])
+        return tuple(made.draw_parts(u).apply(x0).shape[1:])
 
     @property
     def uniforms(self) -> int:
         """The number of random numbers per sample, after `fitted`, or 0 without randomness."""
         return 0
 
-    def drawn(self, u: Tensor) -> Degradation:
+    def draw_parts(self, u: Tensor) -> Degradation:
         """Return the degradation of a batch, with random parts drawn from u in [0, 1).
 
         u has the shape (B, uniforms).
@@ -147,13 +154,13 @@ class LowRes(Degradation):
     NAME, VALUE, EXAMPLE = "low-res", "factor", "low-res:4"
     factor: int = setting(4, 2, 4096)
 
-    def fitted(self, shape: Sequence[int]) -> Degradation:
+    def fit_shape(self, shape: Sequence[int]) -> Degradation:
         if any(side % self.factor for side in shape[1:]):
             raise self.refusal(f"sides that are multiples of {self.factor}", dimensions(shape[1:]))
         return self
 
     def apply(self, x0: Tensor) -> Tensor:
-        self.fitted(x0.shape[1:])
+        self.fit_shape(x0.shape[1:])
         blocks = [part for side in x0.shape[2:] for part in (side // self.factor, self.factor)]
         return x0.reshape(*x0.shape[:2], *blocks).mean(list(range(3, 2 * x0.ndim - 2, 2)))
 
@@ -177,13 +184,13 @@ class FewerChannels(Degradation):
     NAME, VALUE, EXAMPLE = "downsample-channels", "factor", "downsample-channels:2"
     factor: int = setting(2, 2, 64)
 
-    def fitted(self, shape: Sequence[int]) -> Degradation:
+    def fit_shape(self, shape: Sequence[int]) -> Degradation:
         if shape[0] % self.factor:
             raise self.refusal(f"a multiple of {self.factor} channels", str(shape[0]))
         return self
 
     def apply(self, x0: Tensor) -> Tensor:
-        self.fitted(x0.shape[1:])
+        self.fit_shape(x0.shape[1:])
         y: Tensor = x0.unflatten(1, (-1, self.factor)).mean(2)
         return y
 
@@ -208,7 +215,7 @@ class Grey(Degradation):
     NAME, EXAMPLE = "grey", "grey"
     channels: int = setting(3, 1, 64)
 
-    def fitted(self, shape: Sequence[int]) -> Degradation:
+    def fit_shape(self, shape: Sequence[int]) -> Degradation:
         if shape[0] == 1:
             raise self.refusal("samples of several channels", "1")
         return replace(self, channels=shape[0])
@@ -262,7 +269,7 @@ class Blur(Degradation):
     def _scaled(x: Tensor, gains: Tensor) -> Tensor:
         """Multiply the frequencies of x."""
         bases = [basis(side, x.dtype, x.device) for side in x.shape[2:]]
-        return through(through(x, bases) * gains, [each.mT for each in bases])
+        return apply_bases(apply_bases(x, bases) * gains, [each.mT for each in bases])
 
 
 @functools.lru_cache(maxsize=32)
@@ -295,7 +302,7 @@ class Mask(Projection):
             problem = f"must be the name of a mask, not '{self.kind}'"
             raise InvalidArgument(problem, suggest(self.kind, MASKS), argument="kind")
 
-    def fitted(self, shape: Sequence[int]) -> Degradation:
+    def fit_shape(self, shape: Sequence[int]) -> Degradation:
         if self.mask is not None and tuple(self.mask.shape[-len(shape) + 1 :]) != tuple(shape[1:]):
             found, needed = dimensions(self.mask.shape[-len(shape) + 1 :]), dimensions(shape[1:])
             raise InvalidArgument(f"must be {needed}, not {found}", argument="mask")
@@ -305,7 +312,7 @@ class Mask(Projection):
     def uniforms(self) -> int:
         return 0 if self.mask is not None else MASKS[self.kind].uniforms(self.size)
 
-    def drawn(self, u: Tensor) -> Degradation:
+    def draw_parts(self, u: Tensor) -> Degradation:
         return self if self.mask is not None else replace(self, mask=MASKS[self.kind](u, self.size))
 
     @property
@@ -314,7 +321,7 @@ class Mask(Projection):
             return super().text
         return replace(self, mask=None).text.replace(f":{self.kind}", "")
 
-    def known(self, like: Tensor) -> Tensor:
+    def known_mask(self, like: Tensor) -> Tensor:
         """Return 1 where known, else 0, (B or 1, 1 or C, *size)."""
         if self.mask is not None:
             return self.mask.to(like.dtype).to(like.device)
@@ -324,7 +331,7 @@ class Mask(Projection):
         return MASKS[self.kind](like.new_empty(1, 0), size).to(like.dtype)
 
     def apply(self, x0: Tensor) -> Tensor:
-        return x0 * self.known(x0)
+        return x0 * self.known_mask(x0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -374,7 +381,9 @@ def _parse_part(text: str) -> Degradation:
 
 def _parse_value(kind: Any, text: str) -> Any:
     """Return the value after the colon in the option's type, or as text if it does not convert."""
-    number: Any = {"int": int, "float": float}.get(kind_of(fields_of(kind)[kind.VALUE]), str)
+    number: Any = {"int": int, "float": float}.get(
+        field_annotation(fields_by_name(kind)[kind.VALUE]), str
+    )
     try:
         return number(text)
     except ValueError:

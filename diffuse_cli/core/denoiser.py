@@ -35,7 +35,7 @@ class Prediction:
 
     def with_x0(self, x0: Tensor, process: Process, x_t: Tensor, t: Time) -> Prediction:
         """Return the prediction with another x_0, and eps = (x_t - alpha x_0) / sigma."""
-        alpha, sigma = process.level(t, like=x_t)
+        alpha, sigma = process.alpha_sigma(t, like=x_t)
         return replace(self, x0=x0, eps=(x_t - alpha * x0) / sigma)
 
 
@@ -108,7 +108,7 @@ class Denoiser:
     def _inverse_at(self, t: Time, like: Tensor) -> tuple[Any, ...]:
         if not isinstance(t, float):
             return self._inverses(t, like)
-        alpha, sigma = self.process.level(t, like=like)
+        alpha, sigma = self.process.alpha_sigma(t, like=like)
         a, b = self._coefficients(alpha, sigma, None, None)
         return self._invert(a, b, alpha, sigma)
 
@@ -124,12 +124,12 @@ class Denoiser:
         """
         if isinstance(t, float) and self.target in STEPWISE:
             t = round(t)
-        out = self.net(x_t, self.process.shown(t, like=x_t), **cond).to(x_t.dtype)
+        out = self.net(x_t, self.process.time_input(t, like=x_t), **cond).to(x_t.dtype)
         raw, rest = out.chunk(2, 1) if self.variance in LEARNED else (out, None)
         x0_y, x0_x, eps_y, eps_x = self._inverse_at(t, x_t)
 
         def log_var(t: Time, s: Time | None = None) -> Any:
-            pair = self.process.pair(t, s, like=x_t)
+            pair = self.process.coefficients(t, s, like=x_t)
             found = self._log_var(pair, rest)
             if self.levels is None and self.variance not in LEARNED:
                 found = found + pair.first * (pair.log_beta - found)

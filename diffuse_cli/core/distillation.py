@@ -49,7 +49,7 @@ EVALUATIONS = sum(FINE) + POINTS
 
 
 @dataclass(frozen=True)
-class Path:
+class Trajectory:
     """Paths of samples from noise to data.
 
     Attributes:
@@ -63,7 +63,9 @@ class Path:
     end: Tensor
 
 
-def path(denoise: Denoise, process: Process, noise: Tensor, fine: Sequence[int] = FINE) -> Path:
+def solve_trajectory(
+    denoise: Denoise, process: Process, noise: Tensor, fine: Sequence[int] = FINE
+) -> Trajectory:
     """Return the path from `noise` by steps of `unipc`, without gradients.
 
     Args:
@@ -81,7 +83,7 @@ def path(denoise: Denoise, process: Process, noise: Tensor, fine: Sequence[int] 
     with torch.no_grad():
         states = unipc(denoise, process, noise, times, noise=lambda k: noise)  # it draws none
         passed = [noise, *(state.x for state in states)]
-    return Path(torch.stack([passed[k] for k in places]), tuple(points), passed[-1])
+    return Trajectory(torch.stack([passed[k] for k in places]), tuple(points), passed[-1])
 
 
 def consistency_loss(
@@ -112,12 +114,12 @@ def consistency_loss(
     def conditioned(x_t: Tensor, t: Any, /, **_: Any) -> Prediction:
         return guide(x_t, t, **cond)
 
-    found = path(conditioned, process, noise)
+    found = solve_trajectory(conditioned, process, noise)
     points = len(found.times)
     times = torch.tensor(found.times, device=noise.device).repeat_interleave(count)
     repeated = {key: value.repeat(points, *[1] * (value.ndim - 1)) for key, value in cond.items()}
     estimate = denoiser(found.x.flatten(0, 1), times, **repeated).x0
-    _, sigma = process.level(times, like=estimate)
+    _, sigma = process.alpha_sigma(times, like=estimate)
     error = (estimate - found.end.repeat(points, *[1] * (noise.ndim - 1))) / sigma
     distance = error.abs().flatten(1).mean(1)
     by_point = distance.unflatten(0, (points, count))
@@ -125,7 +127,7 @@ def consistency_loss(
     return mean if weight is None else mean * weight
 
 
-def sample(
+def sample_consistency(
     denoise: Denoise, process: Process, x: Tensor, times: Times, *, noise: Noise, end: float = -1
 ) -> Iterator[State]:
     """Each step estimates x_0, and adds new noise for the next time (Song et al. 2023b, alg. 1).
@@ -159,18 +161,18 @@ FLOOR = 1e-3
 """Least distance by which a direction is divided."""
 
 
-def level(process: Process, u: Tensor) -> Tensor:
+def matching_timesteps(process: Process, u: Tensor) -> Tensor:
     """Return timesteps for the comparison, from u in [0, 1)."""
     t = ((LEAST + (MOST - LEAST) * u) * process.num_timesteps).long()
     return t.clamp(max=process.num_timesteps - 1)
 
 
-def draw(denoiser: Denoiser, noise: Tensor, again: Tensor, **cond: Any) -> Tensor:
+def generate_samples(denoiser: Denoiser, noise: Tensor, again: Tensor, **cond: Any) -> Tensor:
     """Generate samples from `noise` with one and with two evaluations. Shape (2 B, C, *size).
 
     The second evaluation starts from the sample of the first, with `again` as new noise, as in
-    `sample`. Both are trained separately: gradients do not flow from the second evaluation to the
-    first (Yin et al. 2024b, section 4.5).
+    `sample_consistency`. Both are trained separately: gradients do not flow from the second
+    evaluation to the first (Yin et al. 2024b, section 4.5).
     """
     import torch
 
@@ -180,11 +182,12 @@ def draw(denoiser: Denoiser, noise: Tensor, again: Tensor, **cond: Any) -> Tenso
     with torch.no_grad():
         x_t = process.diffuse(denoiser(noise, first, **cond).x0, second, again)
     times = torch.tensor([first, second], device=noise.device).repeat_interleave(len(noise))
-    return denoiser(torch.cat([noise, x_t]), times, **twice(cond)).x0
+    return denoiser(torch.cat([noise, x_t]), times, **repeat_conditions(cond)).x0
 
 
-def twice(cond: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Repeat the conditions of a batch, for the two samples that `draw` makes of each noise."""
+def repeat_conditions(cond: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Repeat the conditions of a batch, for the two samples that `generate_samples` makes of each
+    noise."""
     import torch
 
     return {key: torch.cat([value, value]) for key, value in cond.items()}
@@ -212,11 +215,11 @@ def distribution_matching_loss(
     """
     import torch
 
-    from diffuse_cli.core.process import spread
+    from diffuse_cli.core.process import expand_batch
 
     with torch.no_grad():
         x_t = process.diffuse(x0, t, noise)
         wanted, known = teacher(x_t, t, **cond).x0, critic(x_t, t, **cond).x0
         scale = (x0 - wanted).abs().flatten(1).mean(1).clamp(min=FLOOR)
-        there = x0 + (wanted - known) / spread(scale, x0)
+        there = x0 + (wanted - known) / expand_batch(scale, x0)
     return (x0 - there).square().flatten(1).mean(1) / 2

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.core.cosine_transform import cosines, through
+from diffuse_cli.core.cosine_transform import apply_bases, cosines
 from diffuse_cli.core.registry import InvalidArgument
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class LowFrequencies:
         """The plain values that `read` reads."""
         return {"colors": self.colors, "mean": self.mean, "variance": self.variance}
 
-    def begun(self, noise: Tensor, alpha: float, sigma: float) -> Tensor:
+    def make_initial_noise(self, noise: Tensor, alpha: float, sigma: float) -> Tensor:
         """Return x_t from N(0, 1) noise (B, C, *size).
 
         It is alpha mean + sqrt(alpha^2 variance + sigma^2) noise in the lowest frequencies, and
@@ -70,10 +70,10 @@ class LowFrequencies:
             for own in (self.colors, self.mean, self.variance)
         )
         lowest = mean.shape[1:]
-        low = _mix_channels(colors, through(noise, _bases(noise, lowest)))
+        low = _mix_channels(colors, apply_bases(noise, _bases(noise, lowest)))
         more = (alpha**2 * variance + sigma**2).sqrt() - sigma
         added = _mix_channels(colors.T, alpha * mean + more * low)
-        return sigma * noise + through(added, [basis.T for basis in _bases(noise, lowest)])
+        return sigma * noise + apply_bases(added, [basis.T for basis in _bases(noise, lowest)])
 
 
 def measure(batches: Iterable[Tensor]) -> LowFrequencies:
@@ -90,7 +90,7 @@ def measure(batches: Iterable[Tensor]) -> LowFrequencies:
     total = products = torch.zeros(())
     for batch in batches:
         x = batch.double()
-        lows.append(through(x, _bases(x, lowest_of(x.shape[2:]))))
+        lows.append(apply_bases(x, _bases(x, count_frequencies(x.shape[2:]))))
         total = total + x.sum(0)
         flat = x.movedim(1, 0).flatten(1)
         products = products + flat @ flat.T
@@ -114,7 +114,7 @@ def read(values: Mapping[str, Any], channels: int, size: Sequence[int]) -> LowFr
     """
     import torch
 
-    shape = (channels, *lowest_of(size))
+    shape = (channels, *count_frequencies(size))
     wanted = {"colors": (channels, channels), "mean": shape, "variance": shape}
     found = {}
     for name, fits in wanted.items():
@@ -130,7 +130,7 @@ def read(values: Mapping[str, Any], channels: int, size: Sequence[int]) -> LowFr
     return LowFrequencies(size=tuple(size), **found)
 
 
-def lowest_of(size: Sequence[int]) -> tuple[int, ...]:
+def count_frequencies(size: Sequence[int]) -> tuple[int, ...]:
     """Return the number of frequencies to keep along each dimension."""
     return tuple(min(side, LOWEST[len(size)]) for side in size)
 

@@ -10,12 +10,12 @@ from typing import Any
 from torch import Tensor
 
 from diffuse_cli.core.denoiser import Denoise, Denoiser, Prediction
-from diffuse_cli.core.process import Process, spread
+from diffuse_cli.core.process import Process, expand_batch
 from diffuse_cli.core.registry import InvalidArgument
 
 
 @dataclass(frozen=True)
-class Wrapped:
+class WrappedDenoiser:
     """Function that predicts, with the process of the model that it wraps."""
 
     predict: Denoise
@@ -25,13 +25,13 @@ class Wrapped:
         return self.predict(x_t, t, **cond)
 
 
-def process_of(denoise: Denoise, process: Process | None = None) -> Process:
+def find_process(denoise: Denoise, process: Process | None = None) -> Process:
     """Return `process`, or by default the process of a denoiser or of a wrapped denoiser.
 
     Raises:
         InvalidArgument: `denoise` is a plain function, and `process` is None.
     """
-    if process is None and isinstance(denoise, Denoiser | Wrapped):
+    if process is None and isinstance(denoise, Denoiser | WrappedDenoiser):
         return denoise.process
     if process is None:
         raise InvalidArgument("is needed with a plain function", argument="process")
@@ -40,8 +40,8 @@ def process_of(denoise: Denoise, process: Process | None = None) -> Process:
 
 def with_process(denoise: Denoise, predict: Denoise) -> Denoise:
     """Return `predict`, a wrapper of `denoise`, with the process of `denoise` if it has one."""
-    if isinstance(denoise, Denoiser | Wrapped):
-        return Wrapped(predict, denoise.process)
+    if isinstance(denoise, Denoiser | WrappedDenoiser):
+        return WrappedDenoiser(predict, denoise.process)
     return predict
 
 
@@ -66,7 +66,7 @@ def threshold(denoise: Denoise, percentile: float, process: Process | None = Non
     """
 
     def thresholded(x0: Tensor) -> Tensor:
-        s = spread(_percentile(x0.abs().flatten(1), percentile).clamp(min=1), x0)
+        s = expand_batch(_percentile(x0.abs().flatten(1), percentile).clamp(min=1), x0)
         return x0.clamp(-s, s) / s
 
     return _change_x0(denoise, process, thresholded)
@@ -76,13 +76,13 @@ def _change_x0(
     denoise: Denoise, process: Process | None, change: Callable[[Tensor], Tensor]
 ) -> Denoise:
     """Wrap `denoise` to change x_0 by a function and recompute eps."""
-    own = process_of(denoise, process)
+    own = find_process(denoise, process)
 
     def changed(x_t: Tensor, t: Any, /, **cond: Any) -> Prediction:
         prediction = denoise(x_t, t, **cond)
         return prediction.with_x0(change(prediction.x0), own, x_t, t)
 
-    return Wrapped(changed, own)
+    return WrappedDenoiser(changed, own)
 
 
 def _percentile(rows: Tensor, fraction: float) -> Tensor:
@@ -98,7 +98,7 @@ def guide(denoise: Denoise, scale: float) -> Denoise:
     Scale 1 is the conditional model, 0 the unconditional model. x_0 and eps are linear in the
     scale. The variance comes from the conditional model.
     """
-    return away(denoise, (unconditional(denoise), scale))
+    return guide_away(denoise, (make_unconditional(denoise), scale))
 
 
 def autoguide(denoise: Denoise, weak: Denoise, scale: float) -> Denoise:
@@ -109,10 +109,10 @@ def autoguide(denoise: Denoise, weak: Denoise, scale: float) -> Denoise:
     scale 0 is `weak`. The variance comes from `denoise`. Their targets may differ, because x_0 and
     eps are combined.
     """
-    return away(denoise, (weak, scale))
+    return guide_away(denoise, (weak, scale))
 
 
-def unconditional(denoise: Denoise) -> Denoise:
+def make_unconditional(denoise: Denoise) -> Denoise:
     """Wrap `denoise` to drop every condition that it is called with."""
 
     def free(x_t: Tensor, t: Any, /, **cond: Any) -> Prediction:
@@ -121,7 +121,7 @@ def unconditional(denoise: Denoise) -> Denoise:
     return with_process(denoise, free)
 
 
-def away(denoise: Denoise, *others: tuple[Denoise, float]) -> Denoise:
+def guide_away(denoise: Denoise, *others: tuple[Denoise, float]) -> Denoise:
     """Guide `denoise` away from other predictions: D + sum of (s_i - 1) (D - D_i), in x_0 and eps.
 
     Each of the others adds its own term, independent of the scales of the rest. So classifier-free
@@ -162,10 +162,10 @@ def interval(
     With a guided and a plain model this is guidance in a limited interval (Kynkäänniemi et al.
     2024, eq. 6). All samples of a batch need the same time, an int or float.
     """
-    own = process_of(inside, process)
+    own = find_process(inside, process)
 
     def chosen(x_t: Tensor, t: int | float, /, **cond: Any) -> Prediction:
         level = math.exp(-own.log_snr(t) / 2)
         return (inside if low < level <= high else outside)(x_t, t, **cond)
 
-    return Wrapped(chosen, own)
+    return WrappedDenoiser(chosen, own)

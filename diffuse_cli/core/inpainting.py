@@ -34,7 +34,7 @@ LEAST, MOST = 0.1, 0.9
 
 
 @dataclass(frozen=True)
-class Draw:
+class MaskKind:
     """Kind of mask.
 
     Attributes:
@@ -50,7 +50,7 @@ class Draw:
         return self.known(u, size).to(u.dtype)
 
 
-def places(size: Size, like: Tensor, unit: float | None = None) -> Tensor:
+def position_centers(size: Size, like: Tensor, unit: float | None = None) -> Tensor:
     """Return the centre of each position, (d, *size), as fractions of the sides or of `unit`."""
     import torch
 
@@ -61,7 +61,7 @@ def places(size: Size, like: Tensor, unit: float | None = None) -> Tensor:
 
 def half(u: Tensor, size: Size) -> Tensor:
     """The first half along the last dimension is known: the left half of an image."""
-    known = places(size, u)[-1] < 0.5
+    known = position_centers(size, u)[-1] < 0.5
     return known.expand(len(u), 1, *size)
 
 
@@ -69,7 +69,7 @@ def box(u: Tensor, size: Size) -> Tensor:
     """Everything outside a box is known."""
     sides, starts = u.reshape(len(u), 2, len(size), *[1] * len(size)).unbind(1)
     sides = SMALLEST + (LARGEST - SMALLEST) * sides
-    off = places(size, u) - (1 - sides) * starts
+    off = position_centers(size, u) - (1 - sides) * starts
     return ((off < 0) | (off >= sides)).any(1, keepdim=True)
 
 
@@ -79,7 +79,7 @@ def strokes(u: Tensor, size: Size) -> Tensor:
     u = u.reshape(len(u), STROKES, 2 * d + 1, *[1] * d)
     sides = u.new_tensor([n / unit for n in size]).reshape(d, *[1] * d)
     start, end = u[:, :, :d] * sides, u[:, :, d : 2 * d] * sides
-    off, along = places(size, u, unit) - start, end - start
+    off, along = position_centers(size, u, unit) - start, end - start
     length = along.square().sum(2, keepdim=True).clamp(min=1e-12)
     fraction = ((off * along).sum(2, keepdim=True) / length).clamp(0, 1)
     distance = (off - fraction * along).square().sum(2).sqrt()
@@ -87,19 +87,19 @@ def strokes(u: Tensor, size: Size) -> Tensor:
     return (distance > width).all(1, keepdim=True)
 
 
-def scattered(u: Tensor, size: Size) -> Tensor:
+def random_mask(u: Tensor, size: Size) -> Tensor:
     """Each position is known with a probability that is random per sample."""
     known = LEAST + (MOST - LEAST) * u[:, 0]
     return u[:, 1:].reshape(len(u), 1, *size) < known.reshape(-1, *[1] * (len(size) + 1))
 
 
-MASKS: Registry[Draw] = Registry(
+MASKS: Registry[MaskKind] = Registry(
     "masks",
     {
-        "half": Draw(half, lambda size: 0),
-        "box": Draw(box, lambda size: 2 * len(size)),
-        "strokes": Draw(strokes, lambda size: STROKES * (2 * len(size) + 1)),
-        "random": Draw(scattered, lambda size: 1 + math.prod(size)),
+        "half": MaskKind(half, lambda size: 0),
+        "box": MaskKind(box, lambda size: 2 * len(size)),
+        "strokes": MaskKind(strokes, lambda size: STROKES * (2 * len(size) + 1)),
+        "random": MaskKind(random_mask, lambda size: 1 + math.prod(size)),
     },
 )
 
@@ -118,14 +118,14 @@ Sample = Callable[..., Iterator[State]]
 
 
 @dataclass(frozen=True)
-class Leg:
+class Segment:
     """Part of a sampler's path: its descending times, and its end (-1 is clean)."""
 
     times: tuple[int | float, ...]
     end: int | float = -1
 
 
-def legs(times: Times, length: int = 10, repeats: int = 1) -> list[Leg]:
+def split_path(times: Times, length: int = 10, repeats: int = 1) -> list[Segment]:
     """Return RePaint's path, with every `length` steps `repeats` times (Lugmayr et al. 2022).
 
     Noise is added between the repetitions. With `repeats` 1 the path has a single leg.
@@ -139,17 +139,17 @@ def legs(times: Times, length: int = 10, repeats: int = 1) -> list[Leg]:
     for name, value in (("length", length), ("repeats", repeats)):
         if value < 1:
             raise InvalidArgument("must be at least 1", argument=name)
-    ends, found, begun = [*times[1:], -1], list[Leg](), 0
+    ends, found, begun = [*times[1:], -1], list[Segment](), 0
     for first in range(0, len(times), length):
         last = min(first + length, len(times))
         for _ in range(repeats - 1):
-            found.append(Leg(tuple(times[begun:last]), ends[last - 1]))
+            found.append(Segment(tuple(times[begun:last]), ends[last - 1]))
             begun = first
-    return [*found, Leg(tuple(times[begun:]))]
+    return [*found, Segment(tuple(times[begun:]))]
 
 
-def travel(
-    sample: Sample, process: Process, x: Tensor, path: list[Leg], *, noise: Noise
+def sample_with_jumps(
+    sample: Sample, process: Process, x: Tensor, path: list[Segment], *, noise: Noise
 ) -> Iterator[State]:
     """Sample along each leg, and add noise from its end to the start of the next leg.
 
@@ -179,6 +179,6 @@ def travel(
         drawn += len(leg.times)
 
 
-def evaluations(path: list[Leg]) -> int:
+def count_steps(path: list[Segment]) -> int:
     """Return the number of steps of a path."""
     return sum(len(leg.times) for leg in path)

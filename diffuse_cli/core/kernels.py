@@ -35,10 +35,10 @@ class GroupNorm(nn.GroupNorm):
         silu: bool = False,
     ) -> Tensor:
         """Return act(norm(x) * (1 + scale) + shift) for x (B, C, *size), scale and shift (B, C)."""
-        if not _suits(x):
+        if not _is_fast_case(x):
             y = F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
             if scale is not None and shift is not None:
-                y = y * (1 + over_size(scale, x)) + over_size(shift, x)
+                y = y * (1 + expand_channels(scale, x)) + expand_channels(shift, x)
             return F.silu(y) if silu else y
         weight: Tensor = self.weight
         bias: Tensor = self.bias
@@ -47,17 +47,17 @@ class GroupNorm(nn.GroupNorm):
             weight, bias = weight * gain, bias * gain + shift.float()
         own = (x, weight, bias, self.num_groups, self.eps, silu)
         if not torch.is_grad_enabled():  # sampling, where a Function costs as much as small norms
-            return _normalise_parts(*own)[0]
-        return _Normalise.apply(*own)  # type: ignore[no-any-return, no-untyped-call]
+            return _normalize_parts(*own)[0]
+        return _FusedGroupNorm.apply(*own)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def over_size(channels: Tensor, like: Tensor) -> Tensor:
+def expand_channels(channels: Tensor, like: Tensor) -> Tensor:
     """Reshape (B, C) to (B, C, 1, ..., 1), to broadcast over the size of `like`."""
     return channels.reshape(*channels.shape, *[1] * (like.ndim - 2))
 
 
-def _suits(x: Tensor) -> bool:
-    """Whether `_Normalise` is faster. Otherwise there are fused kernels, or a compiler."""
+def _is_fast_case(x: Tensor) -> bool:
+    """Whether `_FusedGroupNorm` is faster. Otherwise there are fused kernels, or a compiler."""
     return (
         x.device.type == "cpu"
         and x.ndim == 4
@@ -67,7 +67,7 @@ def _suits(x: Tensor) -> bool:
     )
 
 
-class _Normalise(torch.autograd.Function):
+class _FusedGroupNorm(torch.autograd.Function):
     """Group norm of channels-last x (B, C, H, W), times weight, plus bias, with optional SiLU.
 
     Weight and bias are float32, (C,) or (B, C).
@@ -77,7 +77,7 @@ class _Normalise(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
     ) -> Tensor:
-        y, means, rstds = _normalise_parts(x, weight, bias, groups, eps, silu)
+        y, means, rstds = _normalize_parts(x, weight, bias, groups, eps, silu)
         ctx.save_for_backward(x, weight, bias, torch.cat(means), torch.cat(rstds))
         ctx.groups, ctx.eps, ctx.silu = groups, eps, silu
         return y
@@ -107,7 +107,7 @@ class _Normalise(torch.autograd.Function):
         return dx, dw, db, None, None, None
 
 
-def _normalise_parts(
+def _normalize_parts(
     x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """Return the normalised x, and the means and 1 / std of each part."""
@@ -135,7 +135,7 @@ def _affine(
     # A float32 weight makes the statistics of half precision float32.
     one, zero = weight.new_ones(x.shape[1]), bias.new_zeros(x.shape[1])
     x_hat, mean, rstd = torch.native_group_norm(x, one, zero, *_sizes(x), groups, eps)
-    return torch.addcmul(_spread(bias, x), x_hat, _spread(weight, x)), x_hat, mean, rstd
+    return torch.addcmul(_expand_cast(bias, x), x_hat, _expand_cast(weight, x)), x_hat, mean, rstd
 
 
 def _gradients(
@@ -152,7 +152,7 @@ def _gradients(
         return _native_gradients(dz, x, mean, rstd, weight, groups)
     dbias, dweight = (_rows(v).sum(1, dtype=torch.float32) for v in (dz, dz * x_hat))
     one = weight.new_ones(x.shape[1])
-    dx = _native_gradients(dz * _spread(weight, x), x, mean, rstd, one, groups)[0]
+    dx = _native_gradients(dz * _expand_cast(weight, x), x, mean, rstd, one, groups)[0]
     return dx, dweight, dbias
 
 
@@ -202,9 +202,9 @@ def _rows(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).flatten(1, 2)
 
 
-def _spread(channels: Tensor, like: Tensor) -> Tensor:
-    """Return `over_size` in the precision of `like`."""
-    return over_size(channels.to(like.dtype), like)
+def _expand_cast(channels: Tensor, like: Tensor) -> Tensor:
+    """Return `expand_channels` in the precision of `like`."""
+    return expand_channels(channels.to(like.dtype), like)
 
 
 # -- attention ------------------------------------------------------------------------------------
@@ -224,10 +224,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     apart = q.device.type == "cpu" and q.dtype == torch.bfloat16 and scores <= SCORES
     if not apart or torch.compiler.is_compiling():
         return F.scaled_dot_product_attention(q, k, v)
-    return weighted(q, k, v)
+    return attend_unfused(q, k, v)
 
 
-def weighted(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attend_unfused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Compute `attend` as two products, with all scores in memory."""
     return torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(2, 3), dim=-1) @ v
 
@@ -239,7 +239,7 @@ def weighted(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 PRODUCTS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
-def cast_products(module: nn.Module, dtype: torch.dtype) -> None:
+def cast_weights(module: nn.Module, dtype: torch.dtype) -> None:
     """Cast the weights of convolutions and linear layers once, not at each evaluation as autocast.
 
     Results do not change. Modules with `keeps_precision` are skipped, because they compute with
@@ -249,7 +249,7 @@ def cast_products(module: nn.Module, dtype: torch.dtype) -> None:
         if isinstance(child, PRODUCTS):
             child.to(dtype)
         elif not getattr(child, "keeps_precision", False):
-            cast_products(child, dtype)
+            cast_weights(child, dtype)
 
 
 # -- dropout --------------------------------------------------------------------------------------
@@ -277,11 +277,11 @@ class Dropout(nn.Module):
             return x
         if x.device.type != "cpu" or torch.compiler.is_compiling():
             return F.dropout(x, self.p)
-        y: Tensor = _Drop.apply(x, round(self.p * LEVELS))  # type: ignore[no-untyped-call]
+        y: Tensor = _FusedDropout.apply(x, round(self.p * LEVELS))  # type: ignore[no-untyped-call]
         return y
 
 
-class _Drop(torch.autograd.Function):
+class _FusedDropout(torch.autograd.Function):
     """Dropout that keeps each element of x with probability 1 - dropped / LEVELS, divided by it."""
 
     @staticmethod
@@ -322,12 +322,12 @@ def memory_format(device: str, dimensions: int = 4) -> torch.memory_format:
     return torch.contiguous_format
 
 
-def laid_out(x: Tensor) -> Tensor:
+def arrange_memory(x: Tensor) -> Tensor:
     """Return x (B, C, *size) in the memory format of its device."""
     return x.contiguous(memory_format=memory_format(x.device.type, x.ndim))
 
 
-def lay_out(net: nn.Module) -> nn.Module:
+def arrange_weights(net: nn.Module) -> nn.Module:
     """Set the memory format of the weights of convolutions in `net`, which is on its device."""
     for weight in net.parameters():  # `Module.to` refuses weights of 3-D convolutions
         if weight.ndim == 4:

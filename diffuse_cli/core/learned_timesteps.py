@@ -75,7 +75,7 @@ def step_costs(
     return [*costs, [math.inf] * len(levels)]
 
 
-def improved(
+def improve_times(
     times: Sequence[float], error: Callable[[list[float]], float], rounds: int
 ) -> Iterator[list[float]]:
     """Move times one after another to reduce an error, and yield them after each round.

@@ -91,7 +91,7 @@ def bits_per_dim(
     return Bits(prior + terms.sum(1), prior, terms)
 
 
-def visits(process: Process, n: int) -> Tensor:
+def plan_visits(process: Process, n: int) -> Tensor:
     """Return the expected number of visits of each timestep among n, (T,) in float64, with sum n.
 
     A visit contributes its term divided by this number, so the estimate of the bound is unbiased.
@@ -125,13 +125,13 @@ def _cap(fractions: Tensor, total: float) -> Tensor:
         full |= more
 
 
-def visited(expected: Tensor, places: Tensor) -> Tensor:
+def draw_visits(expected: Tensor, places: Tensor) -> Tensor:
     """Return the timestep of each visit, int64 shaped like `places`, (..., n).
 
     Visit k is at k + `places`[..., k] along the cumulative sum of `expected`.
 
     Args:
-        expected: the result of `visits`.
+        expected: the result of `plan_visits`.
         places: uniform random numbers, float64 in [0, 1).
     """
     edges = expected.cumsum(0)

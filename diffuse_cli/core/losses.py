@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.core import distillation
 from diffuse_cli.core.gaussian import Gaussian
-from diffuse_cli.core.registry import Registry, by_name, lookup
+from diffuse_cli.core.registry import Registry, entries_by_name, lookup
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,7 +85,7 @@ def bound_term(
     From Ho et al. 2020, eqs. 5 and 13, where t is one higher. In bits per dimension, shape (B,).
     p(x_0 | x_1) is the probability of one of `levels` bins, or a density if `levels` is None.
     """
-    from diffuse_cli.core.process import spread  # which imports torch
+    from diffuse_cli.core.process import expand_batch  # which imports torch
 
     truth = process.posterior(x0, x_t, t)
     mean = process.posterior(prediction.x0, x_t, t).mean
@@ -94,7 +94,7 @@ def bound_term(
     if isinstance(t, int):
         nats = _decoder_nll(model, x0, levels) if t == 0 else truth.kl(model)
     else:
-        first = spread((t == 0).to(x0.device), x0)  # type: ignore[union-attr]
+        first = expand_batch((t == 0).to(x0.device), x0)  # type: ignore[union-attr]
         nats = _decoder_nll(model, x0, levels).where(first, truth.kl(model))
     return nats.flatten(1).mean(1) / math.log(2)
 
@@ -153,7 +153,7 @@ def jit(snr: Tensor) -> Tensor:
 
 
 WEIGHTINGS: Registry[Callable[[Tensor], Tensor | None]] = Registry(
-    "weightings", {"none": _none, **by_name(min_snr, p2, flow, logit_normal, jit)}
+    "weightings", {"none": _none, **entries_by_name(min_snr, p2, flow, logit_normal, jit)}
 )
 
 

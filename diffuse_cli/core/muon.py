@@ -90,7 +90,7 @@ class Muon(torch.optim.Optimizer):
     ) -> None:
         """Update groups of weights, each of one shape."""
         momenta = [self._momentum(weights, scale) for weights in groups]
-        updates = orthogonal([ahead.flatten(2) for _, _, ahead in momenta])
+        updates = orthogonalize([ahead.flatten(2) for _, _, ahead in momenta])
         for weights, (past, momentum, _), update in zip(groups, momenta, updates, strict=True):
             own = [self.state[weight]["momentum"] for weight in weights]
             rows, columns = update.shape[1:]
@@ -132,7 +132,7 @@ def _batches(groups: Iterable[list[nn.Parameter]]) -> Iterator[list[list[nn.Para
         yield some
 
 
-def orthogonal(stacks: Sequence[Tensor]) -> list[Tensor]:
+def orthogonalize(stacks: Sequence[Tensor]) -> list[Tensor]:
     """Return nearly the nearest matrices with orthonormal rows or columns.
 
     The method is Newton-Schulz iterations X <- (a + b G + c G^2) X with G = X X^T, which need only

@@ -35,12 +35,12 @@ def muon(net: nn.Module, *, lr: float, weight_decay: float) -> Optimizer:
     """
     from diffuse_cli.core.muon import Muon
 
-    matrices = dict(hidden(net))
+    matrices = dict(hidden_matrices(net))
     others = [weight for name, weight in net.named_parameters() if name not in matrices]
     return Muon(matrices.values(), others, lr=lr, betas=BETAS, weight_decay=weight_decay)
 
 
-def hidden(net: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+def hidden_matrices(net: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """Yield the names and weight matrices of a network, except the modules in its `ends`.
 
     A convolution of one channel per group does not count as a matrix.

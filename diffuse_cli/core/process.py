@@ -48,10 +48,10 @@ class TimestepTable:
         if key not in self._copies:
             self._copies[key] = self.rows.to(like.dtype).to(like.device)
         rows = self._copies[key][t.to(like.device)]
-        return tuple(spread(column, like) for column in rows.unbind(1))
+        return tuple(expand_batch(column, like) for column in rows.unbind(1))
 
 
-def spread(values: Tensor, like: Tensor) -> Tensor:
+def expand_batch(values: Tensor, like: Tensor) -> Tensor:
     """Reshape (B,) to (B, 1, ..., 1), to broadcast against `like` of shape (B, ...)."""
     return values.reshape(-1, *[1] * (like.ndim - 1))
 
@@ -98,13 +98,13 @@ class Process:
         self._shown = TimestepTable(self.timesteps)
         self._floor = math.log(float(self.betas[0]))
         if self.num_timesteps > 1:
-            self._floor = float(self._pair(self.alpha_bars[1], before[1]).log_beta_tilde)
-        self.steps = self._pair(self.alpha_bars, before)
+            self._floor = float(self._compute_step(self.alpha_bars[1], before[1]).log_beta_tilde)
+        self.steps = self._compute_step(self.alpha_bars, before)
         self._steps = TimestepTable(*self.steps)
 
     # -- coefficients ------------------------------------------------------------------------------
 
-    def _pair(self, alpha_bar_t: Tensor, alpha_bar_s: Tensor) -> StepCoefficients:
+    def _compute_step(self, alpha_bar_t: Tensor, alpha_bar_s: Tensor) -> StepCoefficients:
         """Return the coefficients of a step, in float64."""
         first = (alpha_bar_s == 1).double()
         beta = 1 - alpha_bar_t / alpha_bar_s
@@ -128,11 +128,11 @@ class Process:
             return 1.0
         if t == int(t):
             return float(self.alpha_bars[int(t)])
-        log_snr = torch.tensor(self._between(self._log_snrs, t), dtype=torch.float64)
+        log_snr = torch.tensor(self._interpolate(self._log_snrs, t), dtype=torch.float64)
         return float(log_snr.sigmoid())
 
     @staticmethod
-    def _between(column: Tensor, t: float) -> float:
+    def _interpolate(column: Tensor, t: float) -> float:
         if t < 0:
             raise IndexError(CLEAN)
         low = int(t)
@@ -146,7 +146,7 @@ class Process:
         t = t.detach().cpu()
         return torch.where(t < 0, 1.0, self.alpha_bars[t.clamp(min=0)])
 
-    def pair(self, t: Time, s: Time | None = None, *, like: Tensor) -> StepCoefficients:
+    def coefficients(self, t: Time, s: Time | None = None, *, like: Tensor) -> StepCoefficients:
         """Return the coefficients of the step from t to s, by default the timestep before t.
 
         For a tensor t the default s is fast: it reads a table on the device of `like`.
@@ -159,17 +159,17 @@ class Process:
             return StepCoefficients(*self._steps(t, like))
         if isinstance(t, Tensor) or isinstance(s, Tensor):
             levels = (self._alpha_bars_at(torch.as_tensor(v)) for v in (t, s))
-            exact = (c.to(like.dtype).to(like.device) for c in self._pair(*levels))
-            return StepCoefficients(*(spread(c, like) for c in exact))
+            exact = (c.to(like.dtype).to(like.device) for c in self._compute_step(*levels))
+            return StepCoefficients(*(expand_batch(c, like) for c in exact))
         if t < 0:
             raise IndexError(CLEAN)
         s = math.ceil(t) - 1 if s is None else s
         level_t, level_s = (torch.tensor(self.alpha_bar(v), dtype=torch.float64) for v in (t, s))
         if level_s == 0:
             raise ValueError(f"there is no step to s = {s}, where alpha_bar is 0")
-        return StepCoefficients(*map(float, self._pair(level_t, level_s)))
+        return StepCoefficients(*map(float, self._compute_step(level_t, level_s)))
 
-    def level(self, t: Time, *, like: Tensor) -> tuple[Any, Any]:
+    def alpha_sigma(self, t: Time, *, like: Tensor) -> tuple[Any, Any]:
         """Return alpha_t and sigma_t, as numbers or as tensors that broadcast against `like`."""
         if isinstance(t, float):
             alpha_bar = self.alpha_bar(t)
@@ -177,24 +177,26 @@ class Process:
         alpha, sigma = self._levels(t, like)
         return alpha, sigma
 
-    def shown(self, t: Time, *, like: Tensor) -> Tensor:
+    def time_input(self, t: Time, *, like: Tensor) -> Tensor:
         """Return the network's time input at t: float32 (B,), with the batch size of `like`."""
         if isinstance(t, Tensor):
             shown: Tensor = self._shown(t, like)[0]
             return shown.reshape(-1).float()
-        return like.new_full((len(like),), self._between(self.timesteps, t), dtype=torch.float32)
+        return like.new_full(
+            (len(like),), self._interpolate(self.timesteps, t), dtype=torch.float32
+        )
 
     def log_snr(self, t: Time) -> Any:
         """Return log(alpha_t^2 / sigma_t^2), infinite at -1. For a tensor: float64 on the CPU."""
         if isinstance(t, Tensor):
             return torch.where(t.cpu() < 0, math.inf, self._log_snrs[t.cpu().clamp(min=0)])
-        return math.inf if t < 0 else self._between(self._log_snrs, t)
+        return math.inf if t < 0 else self._interpolate(self._log_snrs, t)
 
     # -- the Gaussians -----------------------------------------------------------------------------
 
     def diffuse(self, x0: Tensor, t: Time, noise: Tensor) -> Tensor:
         """Return x_t = alpha_t x_0 + sigma_t eps (Ho et al. 2020, eq. 4)."""
-        alpha, sigma = self.level(t, like=x0)
+        alpha, sigma = self.alpha_sigma(t, like=x0)
         x_t: Tensor = alpha * x0 + sigma * noise
         return x_t
 
@@ -203,7 +205,7 @@ class Process:
 
         At s = -1 the mean is x_0. For the variance see `StepCoefficients`.
         """
-        pair = self.pair(t, s, like=x_t)
+        pair = self.coefficients(t, s, like=x_t)
         return Gaussian(pair.c1 * x0 + pair.c2 * x_t, pair.log_beta_tilde)
 
     def transition(self, x_s: Tensor, s: Time, t: Time) -> Gaussian:
@@ -211,12 +213,12 @@ class Process:
 
         N(sqrt(alpha_bar_t / alpha_bar_s) x_s, 1 - alpha_bar_t / alpha_bar_s); s = -1 is clean data.
         """
-        pair = self.pair(t, s, like=x_s)
+        pair = self.coefficients(t, s, like=x_s)
         return Gaussian(pair.alpha / pair.alpha_s * x_s, pair.log_beta)
 
     def prior(self, x0: Tensor) -> Gaussian:
         """Return q(x_{T-1} | x_0), which the prior N(0, 1) approximates."""
-        alpha, sigma = self.level(self.num_timesteps - 1, like=x0)
+        alpha, sigma = self.alpha_sigma(self.num_timesteps - 1, like=x0)
         return Gaussian(alpha * x0, 2 * math.log(sigma))
 
     # -- times -------------------------------------------------------------------------------------
@@ -251,5 +253,5 @@ class Process:
         """Return the process over these times only, with unchanged time inputs of the network."""
         chosen = sorted(times)
         levels = torch.tensor([1.0, *map(self.alpha_bar, chosen)], dtype=torch.float64)
-        shown = [self._between(self.timesteps, t) for t in chosen]
+        shown = [self._interpolate(self.timesteps, t) for t in chosen]
         return Process(1 - levels[1:] / levels[:-1], shown)

@@ -101,7 +101,7 @@ class Registry(MutableMapping[str, Entry]):
         return len({**self.own, **self._extensions})
 
 
-def by_name(*entries: Callable[..., Any]) -> dict[str, Any]:
+def entries_by_name(*entries: Callable[..., Any]) -> dict[str, Any]:
     """Return functions by their names: `min_snr` is the entry `min-snr`."""
     return {entry.__name__.replace("_", "-"): entry for entry in entries}
 
@@ -146,7 +146,7 @@ class Modules(Registry[Entry]):
             raise InvalidArgument(text, "Update it, or uninstall it")
         return cast(Entry, getattr(found, self.value) if self.value else found)
 
-    def about(self, name: str) -> str:
+    def read_summary(self, name: str) -> str:
         """Return the first paragraph of an entry's docstring.
 
         For a module it is read from the source, because importing the module may be slow. For a
@@ -201,7 +201,7 @@ class InvalidArgument(ValueError):
         return f"{text}. {self.hint}" if self.hint else text
 
 
-def near(name: str, names: Iterable[str], cutoff: float = 0.5) -> str:
+def closest_name(name: str, names: Iterable[str], cutoff: float = 0.5) -> str:
     """Return the most similar of `names`, or an empty string if none is similar enough."""
     return next(iter(get_close_matches(name, list(names), n=1, cutoff=cutoff)), "")
 
@@ -209,7 +209,7 @@ def near(name: str, names: Iterable[str], cutoff: float = 0.5) -> str:
 def suggest(name: str, names: Iterable[str]) -> str:
     """Return a hint for an unknown name: the most similar name, or the list of all names."""
     names = list(names)
-    found = near(name, names)
+    found = closest_name(name, names)
     return f"Did you mean '{found}'?" if found else "Choose from: " + ", ".join(names)
 
 

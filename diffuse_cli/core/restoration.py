@@ -88,7 +88,7 @@ def ddnm(
 
     def restored(x_t: Tensor, t: Any, /, **cond: Any) -> Prediction:
         prediction = denoise(x_t, t, **cond)
-        _, level = process.level(t, like=x_t)
+        _, level = process.alpha_sigma(t, like=x_t)
         missed = y - degradation.apply(prediction.x0)
         back = _weigh_uniformly(degradation, missed, level**2, sigma, iterations)
         return prediction.with_x0(prediction.x0 + level**2 * back, process, x_t, t)
@@ -156,7 +156,7 @@ def _add_gradient(
 
     def restored(x_t: Tensor, t: Any, /, **cond: Any) -> Prediction:
         near = _clamp_to_signal(process, t)
-        alpha, level = process.level(near, like=x_t)
+        alpha, level = process.alpha_sigma(near, like=x_t)
         with torch.enable_grad():
             x = x_t.detach().requires_grad_()
             followed = denoise(x, near, **cond)
@@ -251,7 +251,7 @@ def solve(matrix: Linear, wanted: Tensor, iterations: int) -> Tensor:
     return found
 
 
-def consistent(
+def enforce_consistency(
     x0: Tensor, degradation: Degradation, y: Tensor, *, bounded: bool = True, rounds: int = 100
 ) -> Tensor:
     """Return the sample near x_0 with A x_0 = y, for y without noise.

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from diffuse_cli.core import distillation, solvers
 from diffuse_cli.core.gaussian import Gaussian
 from diffuse_cli.core.registry import InvalidArgument, Registry, lookup
-from diffuse_cli.core.solvers import SolverStep, Times, steps
+from diffuse_cli.core.solvers import SolverStep, Times, solver_steps
 from diffuse_cli.core.solvers import State as State
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def ddim(
     """
     for k, (t, s) in enumerate(pairwise([*times, end])):
         prediction = denoise(x, t)
-        pair = process.pair(t, s, like=x)
+        pair = process.coefficients(t, s, like=x)
         std = 0.0 if s < 0 else eta * math.exp(pair.log_beta_tilde / 2)
         keep = math.sqrt(max(pair.sigma_s**2 - std**2, 0.0))
         x = pair.alpha_s * prediction.x0 + keep * prediction.eps
@@ -99,7 +99,7 @@ def encode(
             or hardly depends on x_t.
     """
     x = x0
-    for step in reversed(list(steps(process, times))):
+    for step in reversed(list(solver_steps(process, times))):
         x, prediction = _invert_step(denoise, step, x, tolerance, iterations)
         yield State(x, prediction.x0, step.t)
 
@@ -185,7 +185,7 @@ SAMPLERS: Registry[Callable[..., Iterator[State]]] = Registry(
         "dpmpp-2m-sde": solvers.dpmpp_2m_sde,
         "unipc": solvers.unipc,
         "ipndm": solvers.ipndm,
-        "consistency": distillation.sample,
+        "consistency": distillation.sample_consistency,
     },
 )
 
@@ -215,12 +215,12 @@ def sample(
     """
     import torch
 
-    from diffuse_cli.core.guidance import process_of
+    from diffuse_cli.core.guidance import find_process
 
-    process, run = process_of(denoise), lookup(SAMPLERS, sampler, "sampler")
+    process, run = find_process(denoise), lookup(SAMPLERS, sampler, "sampler")
     draws = None if seed is None else torch.Generator().manual_seed(seed)
     x = torch.randn(*shape, generator=draws) if noise is None else noise
-    times = process.times(steps, spacing or spacing_of(sampler, steps))
+    times = process.times(steps, spacing or default_spacing(sampler, steps))
     knobs = {k: options.pop(k) for k in inspect.signature(run).parameters if k in options}
 
     def noise_at(k: int) -> Tensor:
@@ -237,7 +237,7 @@ FEW = 10
 few steps was measured (benchmarks/README.md)."""
 
 
-def spacing_of(sampler: str, steps: int) -> str:
+def default_spacing(sampler: str, steps: int) -> str:
     """Return the default spacing of a sampler."""
     return SPACED.get(sampler, "trailing") if steps <= FEW else "trailing"
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
 from operator import mul
 
-from diffuse_cli.core.registry import InvalidArgument, Registry, by_name
+from diffuse_cli.core.registry import InvalidArgument, Registry, entries_by_name
 
 MAX_BETA = 0.999
 
@@ -104,7 +104,7 @@ def zero_terminal_snr(betas: Sequence[float]) -> list[float]:
     return [betas[0], *(1 - after / before for before, after in pairwise(levels))]
 
 
-def shifted(betas: Sequence[float], shift: float) -> list[float]:
+def shift_log_snr(betas: Sequence[float], shift: float) -> list[float]:
     """Return betas whose log-SNR is higher by `shift` at every timestep.
 
     Neighbouring pixels of a large image are redundant, so the same noise hides less of it. At d
@@ -140,5 +140,5 @@ def _cap(betas: list[float], most: float = MAX_BETA) -> list[float]:
 
 
 SCHEDULES: Registry[Schedule] = Registry(
-    "schedules", by_name(linear, quadratic, constant, cosine, sigmoid, sqrt, laplace, flow)
+    "schedules", entries_by_name(linear, quadratic, constant, cosine, sigmoid, sqrt, laplace, flow)
 )

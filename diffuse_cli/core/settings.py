@@ -59,32 +59,32 @@ class Settings:
     NOUN: ClassVar[str] = "setting"
 
     def __post_init__(self) -> None:
-        for name, field in fields_of(self).items():
-            object.__setattr__(self, name, accepted(field, getattr(self, name)))
+        for name, field in fields_by_name(self).items():
+            object.__setattr__(self, name, check_field(field, getattr(self, name)))
 
 
-def fields_of(kind: Any) -> dict[str, dataclasses.Field[Any]]:
+def fields_by_name(kind: Any) -> dict[str, dataclasses.Field[Any]]:
     """Return the fields of a dataclass by name."""
     return {field.name: field for field in dataclasses.fields(kind)}
 
 
-def kind_of(field: dataclasses.Field[Any]) -> str:
+def field_annotation(field: dataclasses.Field[Any]) -> str:
     """Return a field's annotation as text without its None, even if annotations are types."""
     name = field.type.__name__ if isinstance(field.type, type) else str(field.type)
     return name.removesuffix(" | None")
 
 
-def accepted(field: dataclasses.Field[Any], value: Any) -> Any:
+def check_field(field: dataclasses.Field[Any], value: Any) -> Any:
     """Return a field's value after parsing and checking its type and range.
 
     Raises:
         InvalidArgument: a value of the wrong type or out of range.
     """
-    kind, spec = kind_of(field), field.metadata.get("setting", Setting())
+    kind, spec = field_annotation(field), field.metadata.get("setting", Setting())
     if value is None and (field.default is None or str(field.type).endswith("| None")):
         return None
     if spec.parse:
-        return parsed(field, value)
+        return parse_field(field, value)
     if not kind.startswith("tuple"):
         return check_value(field.name, kind, value, spec)
     if not isinstance(value, (list, tuple)):
@@ -93,7 +93,7 @@ def accepted(field: dataclasses.Field[Any], value: Any) -> Any:
     return tuple(check_value(field.name, kind, each, spec) for each in value)
 
 
-def parsed(field: dataclasses.Field[Any], value: Any) -> Any:
+def parse_field(field: dataclasses.Field[Any], value: Any) -> Any:
     """Return the value parsed by the field's parser, or unchanged if the field has none.
 
     Raises:
@@ -103,10 +103,10 @@ def parsed(field: dataclasses.Field[Any], value: Any) -> Any:
     try:
         return value if parse is None or value is None else parse(value)
     except (ValueError, TypeError, AttributeError) as error:
-        raise InvalidArgument(f"{brief(value)}: {error}", argument=field.name) from error
+        raise InvalidArgument(f"{shorten_repr(value)}: {error}", argument=field.name) from error
 
 
-def brief(value: Any) -> str:
+def shorten_repr(value: Any) -> str:
     """Return the shortened repr of a value, for a message."""
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:60]} …"
@@ -160,7 +160,7 @@ def from_dict(kind: type[S], values: Mapping[str, Any]) -> S:
     Raises:
         InvalidArgument: an unknown name, a missing one, or a value that the settings refuse.
     """
-    fields = fields_of(kind)
+    fields = fields_by_name(kind)
     for name in values:
         if name not in fields:
             raise InvalidArgument(f"there is no {kind.NOUN} '{name}'", suggest(str(name), fields))
@@ -175,7 +175,7 @@ def to_dict(settings: object) -> dict[str, Any]:
 
     Tuples become lists, and nested settings become dicts.
     """
-    values = {name: getattr(settings, name) for name in fields_of(settings)}
+    values = {name: getattr(settings, name) for name in fields_by_name(settings)}
     return {name: _plain(value) for name, value in values.items() if value is not None}
 
 

@@ -68,12 +68,12 @@ class SolverStep:
         """Return alpha_s x_0 + sigma_s eps, exact for constant eps (Song et al. 2021a, eq. 12)."""
         return self.alpha_s * prediction.x0 + self.sigma_s * prediction.eps
 
-    def toward(self, x: Tensor, x0: Tensor) -> Tensor:
+    def advance(self, x: Tensor, x0: Tensor) -> Tensor:
         """Return x_s for constant x_0: the same point as `ddim`, from x and x_0."""
         return self.sigma_s / self.sigma * x - self.alpha_s * math.expm1(-self.h) * x0
 
 
-def steps(process: Process, times: Times, end: float = -1) -> Iterator[SolverStep]:
+def solver_steps(process: Process, times: Times, end: float = -1) -> Iterator[SolverStep]:
     """Yield the steps from each time to the next, and from the last time to the end."""
     for t, s in pairwise([*times, end]):
         bar, bar_s = process.alpha_bar(t), process.alpha_bar(s)
@@ -95,7 +95,7 @@ def heun(
     The slope is the mean of eps at both ends. With z_s = x_0 + r_s eps at the far end, the
     correction of the DDIM step needs only the two x_0, which at low SNR are more accurate than eps.
     """
-    for step in steps(process, times, end):
+    for step in solver_steps(process, times, end):
         prediction = denoise(x, step.t)
         x0, x = prediction.x0, step.ddim(prediction)
         if step.s >= 0 and not step.rough:
@@ -127,7 +127,7 @@ def ipndm(
     `EXTRAPOLATED` steps the last one is a DDIM step. `State.x0` is the x_0 that the step used.
     """
     past: list[Tensor] = []
-    for step in steps(process, times, end):
+    for step in solver_steps(process, times, end):
         prediction = denoise(x, step.t)
         x0, eps = prediction.x0, prediction.eps
         if step.rough or (step.s < 0 and len(times) > EXTRAPOLATED):
@@ -150,9 +150,9 @@ def dpmpp_2m(
 ) -> Iterator[State]:
     """DPM-Solver++(2M) of second order, with one evaluation per step (Lu et al. 2022b, alg. 2)."""
     before = None
-    for step in steps(process, times, end):
+    for step in solver_steps(process, times, end):
         x0 = denoise(x, step.t).x0
-        x = step.toward(x, _midpoint_x0(step, x0, before))
+        x = step.advance(x, _midpoint_x0(step, x0, before))
         before = (step.start, x0) if step.h > 0 else before
         yield State(x, x0, step.s)
 
@@ -165,7 +165,7 @@ def dpmpp_2m_sde(
     With constant x_0 a step samples from the posterior, as in `ddpm`.
     """
     before = None
-    for k, step in enumerate(steps(process, times, end)):
+    for k, step in enumerate(solver_steps(process, times, end)):
         x0 = denoise(x, step.t).x0
         kept = step.sigma_s / step.sigma * math.exp(-step.h)
         fresh = -math.expm1(-2 * step.h)
@@ -206,7 +206,7 @@ def unipc(
     """
     past: list[PastEstimate] = []
     taken: tuple[SolverStep, Tensor, Tensor, list[PastEstimate]] | None = None
-    for step in steps(process, times, end):
+    for step in solver_steps(process, times, end):
         here = (step.start, denoise(x, step.t).x0)
         if corrector and taken is not None:
             corrected_step, old_x, old_x0, others = taken
@@ -226,7 +226,7 @@ def _multistep(step: SolverStep, x: Tensor, x0: Tensor, others: list[PastEstimat
     estimate = x0
     for weight, ratio, (_, other) in zip(_weights(ratios, step.h), ratios, others, strict=True):
         estimate = estimate + weight / ratio * (other - x0)
-    return step.toward(x, estimate)
+    return step.advance(x, estimate)
 
 
 def _weights(ratios: list[float], h: float) -> list[float]:

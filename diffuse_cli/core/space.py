@@ -92,7 +92,7 @@ class Space(Settings):
         return len(self.size)
 
     @property
-    def ends(self) -> tuple[int, int] | None:
+    def level_range(self) -> tuple[int, int] | None:
         """The levels at -1 and 1, or None for floats."""
         if self.levels is None:
             return None
@@ -102,12 +102,12 @@ class Space(Settings):
     @property
     def bins(self) -> int | None:
         """The number of levels from -1 to 1, or None for floats."""
-        return None if self.ends is None else self.ends[1] - self.ends[0] + 1
+        return None if self.level_range is None else self.level_range[1] - self.level_range[0] + 1
 
     def to_model(self, stored: Tensor) -> Tensor:
         """Convert stored samples (B, C, *size) to the model's numbers, float32."""
-        if self.ends is not None:
-            low, high = self.ends
+        if self.level_range is not None:
+            low, high = self.level_range
             return (stored.float() - low) / ((high - low) / 2) - 1
         mean, std = (self._per_channel(v, stored) for v in (self.mean, self.std))
         x = stored.float()
@@ -121,11 +121,11 @@ class Space(Settings):
         They are levels, rounded and clamped (uint8 or int32), or float32.
         """
         x = x.detach().float()
-        if self.levels is None or self.ends is None:
+        if self.levels is None or self.level_range is None:
             mean, std = (self._per_channel(v, x) for v in (self.mean, self.std))
             x = x * std + mean
             return x if self.transform is None else TRANSFORMS[self.transform].inverse(x)
-        low, high = self.ends
+        low, high = self.level_range
         levels = x.add(1).mul((high - low) / 2).round().add(low).clamp(low, high)
         return levels.byte() if self.levels <= 256 else levels.int()
 

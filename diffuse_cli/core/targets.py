@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.core.registry import Registry, by_name
+from diffuse_cli.core.registry import Registry, entries_by_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,4 +58,4 @@ def has_noise(target: str) -> bool:
 STEPWISE = frozenset({"mu"})
 """Targets that depend on the previous timestep, so that only whole timesteps define them."""
 
-TARGETS: Registry[Target] = Registry("targets", by_name(eps, x0, v, flow, mu))
+TARGETS: Registry[Target] = Registry("targets", entries_by_name(eps, x0, v, flow, mu))

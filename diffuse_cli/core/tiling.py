@@ -1,8 +1,8 @@
 """Overlapping windows, which let a model generate samples larger than its training size.
 
-`windowed` cuts x_t into overlapping windows of the model's size, predicts each window, and averages
-the predictions where windows overlap (MultiDiffusion: Bar-Tal et al. 2023, eq. 5). It wraps the
-network, so targets, guidance, restoration and samplers work unchanged.
+`tile_network` cuts x_t into overlapping windows of the model's size, predicts each window, and
+averages the predictions where windows overlap (MultiDiffusion: Bar-Tal et al. 2023, eq. 5). It
+wraps the network, so targets, guidance, restoration and samplers work unchanged.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Tiling:
         return [round(span * k / max(1, count - 1)) for k in range(count)]
 
     @cached_property
-    def places(self) -> list[Place]:
+    def windows(self) -> list[Place]:
         """The windows as indices of (B, C, *whole)."""
         corners = itertools.product(*(self.starts(axis) for axis in range(len(self.whole))))
         every = slice(None)
@@ -81,13 +81,13 @@ class Tiling:
         first = parts[0]
         total = first.new_zeros(*first.shape[:2], *self.whole)
         weight, counted = self.weight(first), first.new_zeros(self.whole)
-        for place, part in zip(self.places, parts, strict=True):
+        for place, part in zip(self.windows, parts, strict=True):
             total[place] += weight * part
             counted[place[2:]] += weight
         return total / counted
 
 
-def windowed(
+def tile_network(
     net: Network, size: Sequence[int], *, overlap: float = OVERLAP, batch: int = 64
 ) -> Network:
     """Wrap `net` for samples (B, C, *whole) that are at least as large as `size`.
@@ -112,8 +112,8 @@ def windowed(
             return net(x, t, **cond)
         together = max(1, batch // len(x))
         found: list[Tensor] = []
-        for start in range(0, len(tiling.places), together):
-            places = tiling.places[start : start + together]
+        for start in range(0, len(tiling.windows), together):
+            places = tiling.windows[start : start + together]
             own = {name: _cut(value, places, tiling) for name, value in cond.items()}
             several = net(_cut(x, places, tiling), _cut(t, places, tiling), **own)
             found += several.chunk(len(places))

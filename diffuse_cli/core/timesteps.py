@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from diffuse_cli.core.registry import Registry, by_name
+from diffuse_cli.core.registry import Registry, entries_by_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -201,5 +201,5 @@ def _time_of(log_snr: float, log_snrs: Sequence[float]) -> float:
 
 
 SPACINGS: Registry[Spacing] = Registry(
-    "spacings", by_name(trailing, leading, linspace, karras, early, wide)
+    "spacings", entries_by_name(trailing, leading, linspace, karras, early, wide)
 )

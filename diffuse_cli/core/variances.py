@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.core.registry import Registry, by_name
+from diffuse_cli.core.registry import Registry, entries_by_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,9 +43,9 @@ def learned(pair: StepCoefficients, raw: Tensor | None) -> Any:
 LEARNED = frozenset({"learned"})
 """Variances that the network learns, with twice the output channels."""
 
-VARIANCES: Registry[Variance] = Registry("variances", by_name(small, large, learned))
+VARIANCES: Registry[Variance] = Registry("variances", entries_by_name(small, large, learned))
 
 
-def channels_out(variance: str, channels: int) -> int:
+def output_channels(variance: str, channels: int) -> int:
     """Return the number of output channels of a network for samples of `channels` channels."""
     return channels * 2 if variance in LEARNED else channels

@@ -17,7 +17,7 @@ from typing import IO, Any
 import PIL
 
 from diffuse_cli import system
-from diffuse_cli.data.decoding_workers import Result, blank, described, result_of
+from diffuse_cli.data.decoding_workers import Result, make_blank, result_from_json, result_to_json
 from diffuse_cli.data.sources.entries import Entry, Listing
 from diffuse_cli.system import files
 
@@ -75,21 +75,23 @@ class DatasetIndex:
             entry = Entry(*line[0])
             if done == len(listing.candidates) or entry != listing.candidates[done]:
                 break
-            yield result_of(entry, line[1:], blank), True
+            yield result_from_json(entry, line[1:], make_blank), True
             done, end = done + 1, place
         rest = decode(listing.candidates[done:])
         if complete or self.path is None:
             yield from ((result, False) for result in rest)
             return
-        with files.reported(self.path):
+        with files.report_errors(self.path):
             files.make_folder(self.path.parent)
             with self.path.open("r+b" if end else "wb") as file:
                 file.truncate(end)
                 file.seek(end)
                 if not end:
-                    _write(file, [self._header])
-                yield from ((result, False) for result in _noted(file, rest))
-                _write(file, [asdict(replace(listing, candidates=(), unread=dict(listing.unread)))])
+                    _write_lines(file, [self._header])
+                yield from ((result, False) for result in _append_results(file, rest))
+                _write_lines(
+                    file, [asdict(replace(listing, candidates=(), unread=dict(listing.unread)))]
+                )
 
     def remove(self) -> None:
         """Delete the index file."""
@@ -118,19 +120,19 @@ class DatasetIndex:
         return header.keys() == own.keys() and all(same)
 
 
-def _noted(file: IO[bytes], results: Iterator[Result]) -> Iterator[Result]:
+def _append_results(file: IO[bytes], results: Iterator[Result]) -> Iterator[Result]:
     """Yield the results, and append them to the index at most `SECONDS` later."""
     lines, last = list[Any](), time.monotonic()
     for result in results:
-        lines.append([result.entry, *described(result)])
+        lines.append([result.entry, *result_to_json(result)])
         if time.monotonic() - last > SECONDS:
-            _write(file, lines)
+            _write_lines(file, lines)
             lines, last = [], time.monotonic()
         yield result
-    _write(file, lines)
+    _write_lines(file, lines)
 
 
-def _write(file: IO[bytes], values: Sequence[Any]) -> None:
+def _write_lines(file: IO[bytes], values: Sequence[Any]) -> None:
     with files.operation("append", Path(file.name)):
         file.write("".join(json.dumps(value) + "\n" for value in values).encode())
         file.flush()

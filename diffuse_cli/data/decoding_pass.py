@@ -12,12 +12,18 @@ import numpy as np
 import numpy.typing as npt
 
 from diffuse_cli.data.dataset_index import DatasetIndex
-from diffuse_cli.data.decoding_workers import DecodedSample, Reading, Skipped, blank, decode_all
+from diffuse_cli.data.decoding_workers import (
+    DecodedSample,
+    DecodingTask,
+    SkippedFile,
+    decode_all,
+    make_blank,
+)
 from diffuse_cli.data.sources.entries import Entry, Listing
-from diffuse_cli.data.store import Kept, Shape, Store
+from diffuse_cli.data.store import KeptSamples, Shape, Store
 from diffuse_cli.data.stream import SECONDS_BETWEEN_EVENTS
 from diffuse_cli.data.summary import NAMED
-from diffuse_cli.media import MEDIA, Array, Asked, Medium, Read, Size, file_errors
+from diffuse_cli.media import MEDIA, Array, Medium, Read, ReadSettings, Size, file_errors
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.events import Progress, Work
 from diffuse_cli.system.files import show
@@ -44,29 +50,31 @@ class Tally:
         self.colour += read.channels > 1
         self.layout = self.layout or read.layout
         for remark in read.remarks:
-            _count(self.remarks, remark, entry)
+            _count_reason(self.remarks, remark, entry)
 
-    def all_digests(self) -> npt.NDArray[np.uint8]:
+    def digest_array(self) -> npt.NDArray[np.uint8]:
         return np.frombuffer(b"".join(self.digests), np.uint8).reshape(-1, 16)
 
-    def skip(self, skip: Skipped) -> None:
-        _count(self.skipped, skip.reason, skip.entry)
+    def skip(self, skip: SkippedFile) -> None:
+        _count_reason(self.skipped, skip.reason, skip.entry)
 
 
-def _count(reasons: dict[str, tuple[int, tuple[str, ...]]], reason: str, entry: Entry) -> None:
+def _count_reason(
+    reasons: dict[str, tuple[int, tuple[str, ...]]], reason: str, entry: Entry
+) -> None:
     count, names = reasons.get(reason, (0, ()))
     reasons[reason] = count + 1, (*names, entry.name) if count < NAMED else names
 
 
-def collect(
-    reading: Reading,
+def decode_listing(
+    reading: DecodingTask,
     listing: Listing,
     tally: Tally,
-    kept: Kept,
+    kept: KeptSamples,
     index: DatasetIndex,
     strict: bool,
     workers: int,
-) -> Work[Reading]:
+) -> Work[DecodingTask]:
     """Decode every file into a store, and return the settings to read the samples again.
 
     The store is replaced when a sample does not fit its shape. Files in the index are not decoded.
@@ -90,9 +98,9 @@ def collect(
     try:
         for done, (result, known) in enumerate(found, 1):
             store = kept.store
-            if isinstance(result, DecodedSample) and not _goes_with(store, result.read, kind):
-                result = Skipped(result.entry, file_errors.SHAPE)
-            if isinstance(result, Skipped):
+            if isinstance(result, DecodedSample) and not _can_store(store, result.read, kind):
+                result = SkippedFile(result.entry, file_errors.SHAPE)
+            if isinstance(result, SkippedFile):
                 if strict:
                     text = f"{show(result.entry.name)}: {result.reason}"
                     raise DataError(text, "Remove it, or leave --strict out to skip such files")
@@ -101,14 +109,14 @@ def collect(
                 tally.add(result.entry, result.read)
                 values = result.read.values
                 if known:  # its values are zeros, so only shape and type count
-                    values = blank(values.shape, current.asked.numbers or values.dtype)
+                    values = make_blank(values.shape, current.asked.numbers or values.dtype)
                 else:
                     values = fitted(values)
-                asked, shape, dtype = _in_common(current.asked, store, values, kind)
+                asked, shape, dtype = _resolve_common(current.asked, store, values, kind)
                 if asked is not current.asked:
                     current = dataclasses.replace(current, asked=asked)
                 if store is None or (store.shape, store.dtype) != (shape, dtype):
-                    kept.renew(shape, dtype, fitted)
+                    kept.replace_store(shape, dtype, fitted)
                 kept.append(None if known or not kept.open else fitted(values))
             if time.monotonic() - last > SECONDS_BETWEEN_EVENTS:
                 last = time.monotonic()
@@ -121,16 +129,16 @@ def collect(
     return current
 
 
-def _goes_with(store: Store | None, read: Read, kind: Medium) -> bool:
+def _can_store(store: Store | None, read: Read, kind: Medium) -> bool:
     """Whether a sample can be stored next to the samples that are there."""
     if store is None or not kind.mixed:
         return store is None or store.shape == read.values.shape
     return read.layout not in kind.alike or store.shape[0] == read.values.shape[0]
 
 
-def _in_common(
-    asked: Asked, store: Store | None, values: Array, kind: Medium
-) -> tuple[Asked, Shape, np.dtype[Any]]:
+def _resolve_common(
+    asked: ReadSettings, store: Store | None, values: Array, kind: Medium
+) -> tuple[ReadSettings, Shape, np.dtype[Any]]:
     """Return the request, the shape and the type that stored samples share with another sample.
 
     Samples of several sizes get the medium's size. If the medium has several bit depths, the type

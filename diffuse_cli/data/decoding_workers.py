@@ -21,21 +21,31 @@ import numpy as np
 import numpy.typing as npt
 
 from diffuse_cli.data.sources import Entry, Source, open_source
-from diffuse_cli.media import LARGE, MEDIA, Array, Asked, Large, Read, Size, alone, file_errors
+from diffuse_cli.media import (
+    LARGE,
+    MEDIA,
+    Array,
+    Large,
+    Read,
+    ReadSettings,
+    Size,
+    file_errors,
+    lock_large,
+)
 from diffuse_cli.media.file_errors import Unusable
-from diffuse_cli.system.memory import out_of_memory
+from diffuse_cli.system.memory import is_out_of_memory
 
 LATER = "large"
 """Reason with which a worker leaves a sample to its parent process; never shown."""
 
 
 @dataclass(frozen=True)
-class Reading:
+class DecodingTask:
     """The source of files, the medium that decodes them, and the settings of every sample."""
 
     source: Source
     medium: str
-    asked: Asked
+    asked: ReadSettings
 
 
 class DecodedSample(NamedTuple):
@@ -45,70 +55,70 @@ class DecodedSample(NamedTuple):
     read: Read
 
 
-class Skipped(NamedTuple):
+class SkippedFile(NamedTuple):
     """A file without a usable sample."""
 
     entry: Entry
     reason: str
 
 
-Result = DecodedSample | Skipped
+Result = DecodedSample | SkippedFile
 
 
-def described(result: Result) -> list[Any]:
+def result_to_json(result: Result) -> list[Any]:
     """Return a result as JSON values, without its file and its values."""
-    if isinstance(result, Skipped):
+    if isinstance(result, SkippedFile):
         return [result.reason]
     values, digest, *rest = result.read
     return [digest.hex(), values.shape, values.dtype.str, *rest]
 
 
-def result_of(
+def result_from_json(
     entry: Entry, fields: Sequence[Any], numbers: Callable[[Size, np.dtype[Any]], Array]
 ) -> Result:
-    """Return the result of a file from the JSON of `described`.
+    """Return the result of a file from the JSON of `result_to_json`.
 
     Args:
         numbers: returns the values of a shape and a type.
     """
     if len(fields) == 1:
-        return Skipped(entry, fields[0])
-    digest, shape, dtype, *rest = with_tuples(fields)
+        return SkippedFile(entry, fields[0])
+    digest, shape, dtype, *rest = lists_to_tuples(fields)
     values = numbers(shape, np.dtype(dtype))
     return DecodedSample(entry, Read(values, bytes.fromhex(digest), *rest))
 
 
-def with_tuples(values: Iterable[Any]) -> list[Any]:
+def lists_to_tuples(values: Iterable[Any]) -> list[Any]:
     """Return JSON values with tuples instead of lists."""
     return [tuple(value) if isinstance(value, list) else value for value in values]
 
 
-def blank(shape: Size, dtype: npt.DTypeLike) -> Array:
+def make_blank(shape: Size, dtype: npt.DTypeLike) -> Array:
     """Return zeros with a shape and a type, which take no memory."""
     return np.broadcast_to(np.zeros((), dtype), shape)
 
 
-def decode_files(reading: Reading, entries: Iterable[Entry]) -> list[Result]:
-    """Return the results in the order of `entries`; a file that fails gives a `Skipped`."""
+def decode_files(reading: DecodingTask, entries: Iterable[Entry]) -> list[Result]:
+    """Return the results in the order of `entries`; a file that fails gives a `SkippedFile`."""
     return [_decode_file(reading, entry) for entry in entries]
 
 
-def _decode_file(reading: Reading, entry: Entry) -> Result:
+def _decode_file(reading: DecodingTask, entry: Entry) -> Result:
     try:
         if entry.fault:
             raise Unusable(entry.fault)
-        with alone(entry.size > LARGE, reading.asked.shared):
+        with lock_large(entry.size > LARGE, reading.asked.shared):
             data = reading.source.read(entry)
             return DecodedSample(entry, MEDIA[reading.medium].read(data, reading.asked))
     except Unusable as error:
-        return Skipped(entry, error.reason)
+        return SkippedFile(entry, error.reason)
     except Large:
-        return Skipped(entry, LATER)
+        return SkippedFile(entry, LATER)
     except FileNotFoundError:
-        return Skipped(entry, file_errors.VANISHED)
+        return SkippedFile(entry, file_errors.VANISHED)
     except Exception as error:
-        return Skipped(
-            entry, file_errors.MEMORY if out_of_memory(error) else file_errors.UNREADABLE
+        return SkippedFile(
+            entry, file_errors.MEMORY if is_out_of_memory(error) else file_errors.UNREADABLE
         )
 
 
@@ -128,18 +138,18 @@ def _decode_file(reading: Reading, entry: Entry) -> Result:
 _CODE = "from diffuse_cli.data.decoding_workers import main; main()"
 
 
-class Gone(Exception):
+class WorkerError(Exception):
     """The worker process has ended, or its answer is invalid."""
 
 
 class Worker:
-    """Process that decodes files of a `Reading`.
+    """Process that decodes files of a `DecodingTask`.
 
     Raises:
         OSError: the process cannot be started.
     """
 
-    def __init__(self, reading: Reading) -> None:
+    def __init__(self, reading: DecodingTask) -> None:
         packages = str(Path(__file__).parents[2])
         path = os.pathsep.join(filter(None, [packages, os.environ.get("PYTHONPATH")]))
         self._process = subprocess.Popen(
@@ -152,7 +162,7 @@ class Worker:
         )
         self._hello = [str(reading.source.path), reading.medium]
 
-    def decode(self, reading: Reading, entries: Sequence[Entry]) -> list[Result]:
+    def decode(self, reading: DecodingTask, entries: Sequence[Entry]) -> list[Result]:
         """Decode files in the worker, and large samples here, one by one.
 
         Raises:
@@ -171,7 +181,7 @@ class Worker:
             found = list(_results(entries, stdout))
         except (OSError, ValueError, TypeError) as error:
             self.close()
-            raise Gone from error
+            raise WorkerError from error
         late = iter(decode_files(reading, [r.entry for r in found if _is_late(r)]))
         return [next(late) if _is_late(result) else result for result in found]
 
@@ -182,7 +192,7 @@ class Worker:
 
 
 def _is_late(result: Result) -> bool:
-    return isinstance(result, Skipped) and result.reason == LATER
+    return isinstance(result, SkippedFile) and result.reason == LATER
 
 
 def _results(entries: Sequence[Entry], answer: IO[bytes]) -> Iterator[Result]:
@@ -193,7 +203,7 @@ def _results(entries: Sequence[Entry], answer: IO[bytes]) -> Iterator[Result]:
         return np.frombuffer(data, dtype).reshape(shape)
 
     for entry, fields in zip(entries, json.loads(answer.readline()), strict=True):
-        yield result_of(entry, fields, numbers)
+        yield result_from_json(entry, fields, numbers)
 
 
 # -- in the worker --------------------------------------------------------------------------------
@@ -210,9 +220,9 @@ def main() -> None:
     MEDIA[medium].prepare()
     for line in stdin:
         asked, files = json.loads(line)
-        reading = Reading(source, medium, Asked(*with_tuples(asked)))
+        reading = DecodingTask(source, medium, ReadSettings(*lists_to_tuples(asked)))
         found = decode_files(reading, (Entry(*fields) for fields in files))
-        stdout.write(json.dumps([described(result) for result in found]).encode() + b"\n")
+        stdout.write(json.dumps([result_to_json(result) for result in found]).encode() + b"\n")
         for result in found:
             if isinstance(result, DecodedSample):
                 stdout.write(result.read.values.tobytes())
@@ -235,7 +245,7 @@ SMALL_FILE = 2**15
 MOST_PROCESSES = 16
 """With more processes, results arrive faster than they can be collected."""
 
-Decode = Callable[[Reading, Sequence[Entry]], list[Result]]
+Decode = Callable[[DecodingTask, Sequence[Entry]], list[Result]]
 
 
 def cores() -> int:
@@ -244,7 +254,7 @@ def cores() -> int:
 
 
 def decode_all(
-    reading: Callable[[], Reading], entries: tuple[Entry, ...], workers: int
+    reading: Callable[[], DecodingTask], entries: tuple[Entry, ...], workers: int
 ) -> Iterator[Result]:
     """Yield the results in the order of `entries`, decoded a bounded number of chunks ahead.
 
@@ -260,7 +270,7 @@ def decode_all(
         decode: Decode = decode_files
         if _many_small(entries):
             workers = min(workers, MOST_PROCESSES)
-            decode = stack.enter_context(processes(reading(), workers))
+            decode = stack.enter_context(start_workers(reading(), workers))
         pool = ThreadPoolExecutor(workers, thread_name_prefix="diffuse-images")
         stack.callback(pool.shutdown, wait=True, cancel_futures=True)
         ahead: deque[Future[list[Result]]] = deque()
@@ -278,7 +288,7 @@ def _many_small(entries: tuple[Entry, ...]) -> bool:
 
 
 @contextlib.contextmanager
-def processes(reading: Reading, count: int) -> Iterator[Decode]:
+def start_workers(reading: DecodingTask, count: int) -> Iterator[Decode]:
     """Yield a function that decodes files in an idle process.
 
     It decodes here if that process is gone or could not open the source.
@@ -288,11 +298,11 @@ def processes(reading: Reading, count: int) -> Iterator[Decode]:
         return
     idle: SimpleQueue[Worker] = SimpleQueue()
 
-    def decode(reading: Reading, entries: Sequence[Entry]) -> list[Result]:
+    def decode(reading: DecodingTask, entries: Sequence[Entry]) -> list[Result]:
         worker = idle.get()
         try:
             return worker.decode(reading, entries)
-        except Gone:
+        except WorkerError:
             return decode_files(reading, entries)
         finally:
             idle.put(worker)
@@ -309,7 +319,7 @@ def processes(reading: Reading, count: int) -> Iterator[Decode]:
         yield decode
 
 
-def _chunks(entries: tuple[Entry, ...], asked: Asked) -> Iterator[list[Entry]]:
+def _chunks(entries: tuple[Entry, ...], asked: ReadSettings) -> Iterator[list[Entry]]:
     """Yield chunks of many small or few large files: threads neither wait nor fill memory."""
     size = asked.size or (_USUAL_SIDE, _USUAL_SIDE)
     most = max(1, min(FILES_A_CHUNK, _OUTPUT_A_CHUNK // (3 * math.prod(size))))

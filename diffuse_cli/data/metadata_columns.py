@@ -15,15 +15,15 @@ from diffuse_cli.core.conditions import (
     MOST_VALUES,
     UNTOLD,
     Column,
-    Labels,
+    LabelColumn,
     MetadataTable,
-    Numbers,
+    NumberColumn,
     Value,
 )
 from diffuse_cli.core.settings import digits
-from diffuse_cli.data.summary import listed, plural
-from diffuse_cli.system.errors import DataError, UsageError, lookup, near
-from diffuse_cli.system.files import brief
+from diffuse_cli.data.summary import format_names, plural
+from diffuse_cli.system.errors import DataError, UsageError, closest_name, lookup
+from diffuse_cli.system.files import shorten
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -41,25 +41,25 @@ ALMOST = 0.9
 
 def example(column: Column) -> tuple[str, float | str]:
     """Return the name of a column and one of its values in the training data."""
-    return column.name, column.low if isinstance(column, Numbers) else column.values[0]
+    return column.name, column.low if isinstance(column, NumberColumn) else column.values[0]
 
 
 # -- columns of a table ---------------------------------------------------------------------------
 
 
-def split(asked: str) -> tuple[str, str]:
+def parse_column(asked: str) -> tuple[str, str]:
     """Split `site:label` into the name of a column and its kind, empty if it has none."""
     name, colon, kind = asked.rpartition(":")
     return (name, kind) if colon and kind in KINDS else (asked, "")
 
 
-def names_of(asked: Sequence[str]) -> list[str]:
+def parse_column_names(asked: Sequence[str]) -> list[str]:
     """Return the names of the columns of --condition-on.
 
     Raises:
         UsageError: there are too many columns, or one is repeated.
     """
-    names = [split(one)[0] for one in asked]
+    names = [parse_column(one)[0] for one in asked]
     if len(set(names)) < len(names):
         raise UsageError("--condition-on names a column twice", "Name it once")
     if len(names) > MOST_COLUMNS:
@@ -67,7 +67,7 @@ def names_of(asked: Sequence[str]) -> list[str]:
     return names
 
 
-def table_of(asked: Sequence[str], cells: Cells, train: npt.NDArray[np.int64]) -> MetadataTable:
+def make_table(asked: Sequence[str], cells: Cells, train: npt.NDArray[np.int64]) -> MetadataTable:
     """Return the metadata table of a training run, from the training samples.
 
     Args:
@@ -78,16 +78,17 @@ def table_of(asked: Sequence[str], cells: Cells, train: npt.NDArray[np.int64]) -
         UsageError: a column does not exist.
         DataError: a cell is not of its column's kind, or a column has only one value.
     """
-    return MetadataTable(columns=tuple(_column(*split(one), cells, train) for one in asked))
+    return MetadataTable(columns=tuple(_column(*parse_column(one), cells, train) for one in asked))
 
 
 def _column(name: str, kind: str, cells: Cells, train: npt.NDArray[np.int64]) -> Column:
     every = cells.columns.get(name)
     if every is None:
-        found = near(name, cells.columns)
+        found = closest_name(name, cells.columns)
         raise UsageError(
-            f"--condition-on {brief(name)}: {cells.where} has no such column, only {cells.names}",
-            f"Did you mean '{brief(found)}'?" if found else "Name one of them",
+            f"--condition-on {shorten(name)}: {cells.tables_text} has no such column, only "
+            f"{cells.names}",
+            f"Did you mean '{shorten(found)}'?" if found else "Name one of them",
         )
     told = [cell for cell in every if cell is not None]
     others = [cell for cell in told if cell.number is None]
@@ -95,7 +96,7 @@ def _column(name: str, kind: str, cells: Cells, train: npt.NDArray[np.int64]) ->
     missing = 1 - len(own) / max(1, len(train))
     if kind == "number" and others:
         raise DataError(
-            f"{others[0].place}: {brief(name)} is {brief(others[0].text)!r}, not a number",
+            f"{others[0].place}: {shorten(name)} is {shorten(others[0].text)!r}, not a number",
             "Leave the cell empty if the value is missing",
         )
     if kind == "label" or others:
@@ -103,24 +104,24 @@ def _column(name: str, kind: str, cells: Cells, train: npt.NDArray[np.int64]) ->
     return _number(name, told, own, len(train))
 
 
-def _number(name: str, told: Sequence[Cell], own: Sequence[Cell], train: int) -> Numbers:
+def _number(name: str, told: Sequence[Cell], own: Sequence[Cell], train: int) -> NumberColumn:
     for cell in told:
         if cell.number is not None and math.isinf(cell.number):
-            raise DataError(f"{cell.place}: {brief(name)} is {brief(cell.text)}, not finite")
+            raise DataError(f"{cell.place}: {shorten(name)} is {shorten(cell.text)}, not finite")
     values = [float(n) for cell in own if (n := cell.number) is not None and not math.isnan(n)]
     low, high = min(values, default=0.0), max(values, default=0.0)
     # Sums that do not depend on the order of samples.
     mean = math.fsum(value / len(values) for value in values)
     far = max((abs(value - mean) for value in values), default=0.0)
     if low == high or far < sys.float_info.min:
-        raise _tells_nothing(name, digits(values[0]) if values else "")
+        raise _constant_error(name, digits(values[0]) if values else "")
     if math.isinf(far):
         raise DataError(
-            f"--condition-on {brief(name)}: the range {low:g} to {high:g} is too wide",
+            f"--condition-on {shorten(name)}: the range {low:g} to {high:g} is too wide",
             "Leave the column out",
         )
     variance = math.fsum(((value - mean) / far) ** 2 / len(values) for value in values)
-    return Numbers(
+    return NumberColumn(
         name=name,
         mean=mean,
         deviation=far * math.sqrt(variance),
@@ -132,47 +133,48 @@ def _number(name: str, told: Sequence[Cell], own: Sequence[Cell], train: int) ->
 
 def _labels(
     name: str, kind: str, own: Sequence[Cell], others: Sequence[Cell], told: int, missing: float
-) -> Labels:
+) -> LabelColumn:
     if not kind and told - len(others) >= ALMOST * told:
         percent = math.floor(100 * (told - len(others)) / told)
         raise DataError(
-            f"{others[0].place}: {brief(name)} is {brief(others[0].text)!r}, but {percent} % of "
+            f"{others[0].place}: {shorten(name)} is {shorten(others[0].text)!r}, but "
+            f"{percent} % of "
             "its cells are numbers",
             "Leave the cell empty if the value is missing, or pass "
-            f"--condition-on {brief(name)}:label",
+            f"--condition-on {shorten(name)}:label",
         )
     values = sorted({cell.text for cell in own})
     if len(values) > MOST_VALUES:
         raise DataError(
-            f"--condition-on {brief(name)}: {len(values):,} different labels, such as "
-            f"{brief(values[0], 60)!r}. A column can have at most {MOST_VALUES:,}",
+            f"--condition-on {shorten(name)}: {len(values):,} different labels, such as "
+            f"{shorten(values[0], 60)!r}. A column can have at most {MOST_VALUES:,}",
             "Choose a column with fewer different values",
         )
     if len(values) < 2:
-        raise _tells_nothing(name, brief(values[0], 60) if values else "")
-    return Labels(name=name, values=tuple(values), missing=missing)
+        raise _constant_error(name, shorten(values[0], 60) if values else "")
+    return LabelColumn(name=name, values=tuple(values), missing=missing)
 
 
-def _tells_nothing(name: str, value: str) -> DataError:
+def _constant_error(name: str, value: str) -> DataError:
     reason = f"every training image has {value}" if value else "no training image has a value"
     return DataError(
-        f"--condition-on {brief(name)}: {reason}, so there is nothing to learn",
+        f"--condition-on {shorten(name)}: {reason}, so there is nothing to learn",
         "Leave the column out",
     )
 
 
-def survey(cells: Cells, train: npt.NDArray[np.int64]) -> dict[str, str]:
+def describe_columns(cells: Cells, train: npt.NDArray[np.int64]) -> dict[str, str]:
     """Describe each column as a condition for training, or the reason why it cannot be one."""
     found = {}
     for name in cells.columns:
         try:
-            found[name] = described(_column(name, "", cells, train))
+            found[name] = describe_column(_column(name, "", cells, train))
         except DataError as error:
-            found[name] = error.message.removeprefix(f"--condition-on {brief(name)}: ")
+            found[name] = error.message.removeprefix(f"--condition-on {shorten(name)}: ")
     return found
 
 
-def rows_of(table: MetadataTable, cells: Cells) -> Rows:
+def encode_rows(table: MetadataTable, cells: Cells) -> Rows:
     """Return the codes of each sample, float32 (N, columns).
 
     Raises:
@@ -181,7 +183,8 @@ def rows_of(table: MetadataTable, cells: Cells) -> Rows:
     """
     for name in table.names:
         if name not in cells.columns:
-            text = f"{cells.where} has no column {brief(name)}, which the model is conditioned on"
+            column = f"column {shorten(name)}, which the model is conditioned on"
+            text = f"{cells.tables_text} has no {column}"
             raise UsageError(text, f"Its columns are: {cells.names}")
     return np.array(
         [[*map(_code, itertools.repeat(c), cells.columns[c.name])] for c in table.columns],
@@ -189,34 +192,35 @@ def rows_of(table: MetadataTable, cells: Cells) -> Rows:
     ).T.copy()
 
 
-def unknown(table: MetadataTable, cells: Cells) -> Iterator[str]:
+def describe_unknown_labels(table: MetadataTable, cells: Cells) -> Iterator[str]:
     """Yield a sentence for each column with labels that the model was not trained on."""
     for column in table.columns:
-        if not isinstance(column, Labels):
+        if not isinstance(column, LabelColumn):
             continue
         told = (cell for cell in cells.columns.get(column.name, ()) if cell is not None)
         lone = [cell.text for cell in told if column.code(cell.text) != column.code(cell.text)]
         if lone:
             names, count = sorted(set(lone)), plural(len(lone), "image")
-            few = listed(names, len(names), lambda text: brief(text, 40))
-            text = f"{count} with a {brief(column.name)} that the model was not trained on"
+            few = format_names(names, len(names), lambda text: shorten(text, 40))
+            text = f"{count} with a {shorten(column.name)} that the model was not trained on"
             yield f"{text}, not conditioned on it: {few}"
 
 
 def _code(column: Column, cell: Cell | None) -> float:
     if cell is None:
         return UNTOLD
-    if isinstance(column, Labels):
+    if isinstance(column, LabelColumn):
         return column.code(cell.text)
     if cell.number is None or math.isinf(cell.number):
-        raise DataError(f"{cell.place}: {brief(column.name)} is {brief(cell.text)!r}, not a number")
+        said = f"{shorten(column.name)} is {shorten(cell.text)!r}, not a number"
+        raise DataError(f"{cell.place}: {said}")
     return UNTOLD if math.isnan(cell.number) else column.code(cell.number)
 
 
 # -- values of --on -------------------------------------------------------------------------------
 
 
-def typed_rows(table: MetadataTable, on: Sequence[str]) -> tuple[tuple[float, ...], ...]:
+def parse_rows(table: MetadataTable, on: Sequence[str]) -> tuple[tuple[float, ...], ...]:
     """Return the rows of `--on NAME=VALUE`: every combination of the columns' values.
 
     Raises:
@@ -235,9 +239,9 @@ def typed_rows(table: MetadataTable, on: Sequence[str]) -> tuple[tuple[float, ..
 
 
 def _value(column: Column, text: str) -> Value:
-    if isinstance(column, Labels):
+    if isinstance(column, LabelColumn):
         values = dict.fromkeys(column.values)
-        lookup(values, text, f"--on {brief(column.name)}={brief(text)}")
+        lookup(values, text, f"--on {shorten(column.name)}={shorten(text)}")
         return text
     try:
         number = float(text)
@@ -245,27 +249,27 @@ def _value(column: Column, text: str) -> Value:
         number = math.nan
     if not math.isfinite(number):
         raise UsageError(
-            f"--on {brief(column.name)}={brief(text)}: not a number",
+            f"--on {shorten(column.name)}={shorten(text)}: not a number",
             f"Pass a number from {digits(column.low)} to {digits(column.high)}",
         )
     return number
 
 
-def out_of_range(table: MetadataTable, on: Sequence[str]) -> Iterator[str]:
+def describe_out_of_range(table: MetadataTable, on: Sequence[str]) -> Iterator[str]:
     """Yield a sentence for each number of --on outside the range of the training data."""
     for column in table.columns:
         for words in on:
             name, _, text = words.rpartition("=")
-            if not isinstance(column, Numbers) or name != column.name:
+            if not isinstance(column, NumberColumn) or name != column.name:
                 continue
             if not column.low <= float(text) <= column.high:
                 yield (
-                    f"--on {brief(words)}: outside {digits(column.low)} to "
+                    f"--on {shorten(words)}: outside {digits(column.low)} to "
                     f"{digits(column.high)}, the range of the training data"
                 )
 
 
-def untaught(table: MetadataTable, rows: Sequence[Sequence[float]]) -> list[str]:
+def find_missing_columns(table: MetadataTable, rows: Sequence[Sequence[float]]) -> list[str]:
     """Return the columns that some rows leave out, though every training sample has them."""
     blank = (UNTOLD,) * len(table)
     return [
@@ -275,20 +279,20 @@ def untaught(table: MetadataTable, rows: Sequence[Sequence[float]]) -> list[str]
     ]
 
 
-def told_by(table: MetadataTable, row: Sequence[float]) -> dict[str, Any]:
+def decode_row(table: MetadataTable, row: Sequence[float]) -> dict[str, Any]:
     """Return the values of a row by column, for a manifest."""
     return {
-        name: brief(value) if isinstance(value, str) else float(f"{value:.10g}")
+        name: shorten(value) if isinstance(value, str) else float(f"{value:.10g}")
         for name, value in table.values(row).items()
     }
 
 
-def described(column: Column) -> str:
+def describe_column(column: Column) -> str:
     """Describe a column: its range or its labels."""
     blank = f"; missing from {column.missing:.0%}" if column.missing else ""
-    if isinstance(column, Numbers):
+    if isinstance(column, NumberColumn):
         spread = f"mean {column.mean:.4g}, standard deviation {column.deviation:.4g}"
         return f"{digits(column.low)} to {digits(column.high)}, {spread}{blank}"
-    listed = ", ".join(brief(value, 40) for value in column.values[:10])
+    listed = ", ".join(shorten(value, 40) for value in column.values[:10])
     more = f" and {len(column.values) - 10:,} more" if len(column.values) > 10 else ""
     return f"{len(column.values):,} labels: {listed}{more}{blank}"

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from diffuse_cli.data.sources import open_source
-from diffuse_cli.data.sources.entries import TABLES, Entry, MetadataRow, Source, in_bytes
-from diffuse_cli.data.summary import listed, plural
+from diffuse_cli.data.sources.entries import TABLES, Entry, MetadataRow, Source, encode_name
+from diffuse_cli.data.summary import format_names, plural
 from diffuse_cli.system.errors import DataError
-from diffuse_cli.system.files import brief, show
+from diffuse_cli.system.files import shorten, show
 
 FILE_NAME = "file_name"
 """Column with the path of a row's sample, relative to the folder of the table."""
@@ -57,7 +57,7 @@ class Cells:
     lines: tuple[str, ...] = ()
 
     @property
-    def where(self) -> str:
+    def tables_text(self) -> str:
         """The tables, for a message."""
         more = f" and {len(self.tables) - 1:,} more" if len(self.tables) > 1 else ""
         return self.tables[0] + more
@@ -65,7 +65,7 @@ class Cells:
     @property
     def names(self) -> str:
         """The first columns, for a message."""
-        return ", ".join(brief(n, 50) for n in [*self.columns][:20]) or "none"
+        return ", ".join(shorten(n, 50) for n in [*self.columns][:20]) or "none"
 
 
 def read_cells(
@@ -86,20 +86,20 @@ def read_cells(
                 f"no {' or '.join(TABLES)} in {show(path)}",
                 f"Put one next to the images, with a column {FILE_NAME}",
             )
-        entries = sorted(found, key=lambda e: in_bytes(e.name))
+        entries = sorted(found, key=lambda e: encode_name(e.name))
         rows: dict[str, MetadataRow] = {}
         columns: dict[str, None] = {}
-        for row in _told(source, entries, wanted):
+        for row in _read_rows(source, entries, wanted):
             columns.update(dict.fromkeys(row.values))
             if row.name in rows:
-                raise _second(row, rows[row.name])
+                raise _duplicate_error(row, rows[row.name])
             kept = {k: v for k, v in row.values.items() if wanted is None or k in wanted}
             rows[row.name] = row._replace(values=kept)
         tables = (*(show(e.name) for e in entries), *source.tables)
-    return _matched(tables, rows, columns, names)
+    return _match_rows(tables, rows, columns, names)
 
 
-def _told(
+def _read_rows(
     source: Source, entries: Iterable[Entry], wanted: Collection[str] | None
 ) -> Iterator[MetadataRow]:
     """Yield every row, with cells as its values.
@@ -115,18 +115,18 @@ def _told(
                 raise DataError(f"{table}, line {line:,}: no {FILE_NAME}")
             name = posixpath.normpath(posixpath.join(folder, named.text))
             yield MetadataRow(table, line, name, values)
-    for row in source.told(wanted):
+    for row in source.read_rows(wanted):
         cells = {k: _cell(v, row.table, row.line) for k, v in row.values.items()}
         yield row._replace(values=cells)
 
 
-def _second(row: MetadataRow, before: MetadataRow) -> DataError:
+def _duplicate_error(row: MetadataRow, before: MetadataRow) -> DataError:
     there = f"line {before.line:,}" + (f" of {before.table}" if before.table != row.table else "")
-    text = f"{row.table}, line {row.line:,}: {brief(row.name)} already has a row, in {there}"
+    text = f"{row.table}, line {row.line:,}: {shorten(row.name)} already has a row, in {there}"
     return DataError(text, "Remove one of the two rows")
 
 
-def _matched(
+def _match_rows(
     tables: tuple[str, ...],
     rows: Mapping[str, MetadataRow],
     columns: Mapping[str, None],
@@ -137,19 +137,22 @@ def _matched(
     without = [name for name in names if name not in rows]
     lone = [name for name in rows if name not in known]
     cells = Cells(tables, {column: [row.get(column) for row in own] for column in columns})
-    where = cells.where
+    where = cells.tables_text
     if len(without) == len(names):
         raise DataError(
             f"{where}: none of its {len(rows):,} rows names an image of the data set"
-            + (f", for example {brief(lone[0])}" if lone else ""),
-            f"Add a row for each image, with its {FILE_NAME}, for example {brief(names[0])}",
+            + (f", for example {shorten(lone[0])}" if lone else ""),
+            f"Add a row for each image, with its {FILE_NAME}, for example {shorten(names[0])}",
         )
     lines = []
     if without:
-        count, few = plural(len(without), "image"), listed(without, len(without), brief)
+        count, few = (
+            plural(len(without), "image"),
+            format_names(without, len(without), shorten),
+        )
         lines.append(f"{count} without a row in {where}, so without a condition: {few}")
     if lone:
-        count, few = plural(len(lone), "row"), listed(lone, len(lone), brief)
+        count, few = plural(len(lone), "row"), format_names(lone, len(lone), shorten)
         lines.append(f"{count} of {where} without an image: {few}")
     return replace(cells, lines=tuple(lines))
 
@@ -203,7 +206,7 @@ def _csv(text: str, table: str) -> Iterator[tuple[int, Row]]:
 
 
 def _check_header(header: Sequence[str], table: str) -> None:
-    listed = ", ".join(map(brief, header[:20]))
+    listed = ", ".join(map(shorten, header[:20]))
     if FILE_NAME not in header:
         text = f"{table} has no column {FILE_NAME}, only {listed}"
         raise DataError(text, "Name it in the first line, and separate columns by commas")

@@ -15,16 +15,38 @@ from PIL import ImageColor
 
 from diffuse_cli.core.settings import dimensions
 from diffuse_cli.data.dataset_index import DatasetIndex
-from diffuse_cli.data.decoding_pass import Tally, collect
-from diffuse_cli.data.decoding_workers import Reading, cores
+from diffuse_cli.data.decoding_pass import Tally, decode_listing
+from diffuse_cli.data.decoding_workers import DecodingTask, cores
 from diffuse_cli.data.samples import Dataset
-from diffuse_cli.data.sources import fetching, open_source
-from diffuse_cli.data.sources.entries import Listing, Source, classes_of, list_samples, read_some
-from diffuse_cli.data.store import Kept
-from diffuse_cli.data.stream import Origin, Stream, stored_of
-from diffuse_cli.data.summary import Summary, fitting, plural, remark_lines, skip_counts, span
-from diffuse_cli.media import LARGE, MEDIA, Array, Asked, Size, advice, file_errors, layout_of
-from diffuse_cli.system.errors import DataError, translating
+from diffuse_cli.data.sources import fetch_source, open_source
+from diffuse_cli.data.sources.entries import (
+    Listing,
+    Source,
+    find_classes,
+    list_samples,
+    read_subset,
+)
+from diffuse_cli.data.store import KeptSamples
+from diffuse_cli.data.stream import Stream, StreamSource, store_stream
+from diffuse_cli.data.summary import (
+    Summary,
+    describe_fit,
+    format_sizes,
+    plural,
+    remark_lines,
+    skip_counts,
+)
+from diffuse_cli.media import (
+    LARGE,
+    MEDIA,
+    Array,
+    ReadSettings,
+    Size,
+    advice,
+    file_errors,
+    infer_layout,
+)
+from diffuse_cli.system.errors import DataError, translate_errors
 from diffuse_cli.system.events import Notice, Work
 from diffuse_cli.system.files import show
 
@@ -70,7 +92,7 @@ def read_images(
         background: the colour behind transparent images and around padded images.
         fit: a name in `FITS`, for samples whose shape differs from the result's.
         medium: a name in `MEDIA`; None for the medium of most files.
-        layout, numbers, rate: as in `Asked`.
+        layout, numbers, rate: as in `ReadSettings`.
         bits: bits per level, instead of `numbers`, for a medium that has `bits`.
         transform: the transform of the space, a name in `TRANSFORMS`.
         strict: stop at the first bad file instead of skipping it.
@@ -88,9 +110,9 @@ def read_images(
         OutputError: the cache cannot be written.
         UsageError: the medium does not support the fit, the layout or the number of sides.
     """
-    yield from fetching(Path(source))
+    yield from fetch_source(Path(source))
     color = ImageColor.getrgb(background)[:3]
-    asked = Asked(size, channels, color, fit, layout=layout, numbers=numbers, rate=rate)
+    asked = ReadSettings(size, channels, color, fit, layout=layout, numbers=numbers, rate=rate)
     about = {
         "source": str(Path(source).absolute()),
         "medium": medium,
@@ -101,32 +123,32 @@ def read_images(
     with contextlib.closing(open_source(Path(source), single=single)) as opened:
         before = known.listing() if goes_on else None
         listing = before or list_samples(opened, medium)
-        asked = yield from _completed(asked, bits, opened, listing)
-        reading = Reading(opened, listing.medium, asked)
-        bound = most_bytes(listing, asked)
+        asked = yield from _complete_settings(asked, bits, opened, listing)
+        reading = DecodingTask(opened, listing.medium, asked)
+        bound = max_sample_bytes(listing, asked)
         if before is None and (keep is None or bound <= keep):
             known.remove()
             known = DatasetIndex(None, about)
         taken = bound if keep is None else min(bound, keep)
         folder = cache if cache is not None and taken > map_over else None
         tally = Tally()
-        kept = Kept(folder, len(listing.candidates), keep)
+        kept = KeptSamples(folder, len(listing.candidates), keep)
         each = workers or cores()
-        reading = yield from collect(reading, listing, tally, kept, known, strict, each)
+        reading = yield from decode_listing(reading, listing, tally, kept, known, strict, each)
         if (store := kept.store) is None:
-            raise _nothing(source, listing, tally)
-        origin = Origin(
+            raise _no_samples_error(source, listing, tally)
+        origin = StreamSource(
             source=str(source),
             medium=reading.medium,
             asked=reading.asked,
             entries=tally.entries,
-            digests=tally.all_digests(),
+            digests=tally.digest_array(),
             shape=store.shape,
             dtype=store.dtype,
             single=single,
         )
         stream = Stream(origin, store.finish(), workers=workers, strict=strict)
-        stored = yield from stored_of(stream, store, each)
+        stored = yield from store_stream(stream, store, each)
     images = _samples(source, stored, listing, tally, transform, asked.rate)
     summary = images.summary
     if asked.size is None and (notice := _size_notice(summary, stored.shape[2:], fit)):
@@ -134,31 +156,33 @@ def read_images(
     deep = [mode for mode in tally.modes if mode[:1] == "I" or mode[-3:] == ";16"]
     lost = sum(tally.modes[mode] for mode in deep)
     if asked.numbers is None and stored.dtype == np.uint8 and lost:
-        count = f"{lost:,} of {summary.counted(summary.usable)}"
+        count = f"{lost:,} of {summary.format_samples(summary.usable)}"
         yield Notice(f"{count} have 16 bits and are reduced to 8. To keep 16, pass --bits 16")
     yield from _warnings(summary, asked)
     return images
 
 
-def _completed(asked: Asked, bits: int | None, source: Source, listing: Listing) -> Work[Asked]:
+def _complete_settings(
+    asked: ReadSettings, bits: int | None, source: Source, listing: Listing
+) -> Work[ReadSettings]:
     """Complete a request by the limits of the medium and by a regular sample of the files.
 
     Raises:
         UsageError: the medium does not support the request.
     """
     kind, every = MEDIA[listing.medium], listing.candidates
-    with translating():
-        asked = kind.checked(asked, bits)
+    with translate_errors():
+        asked = kind.resolve_settings(asked, bits)
         if listing.medium == ARRAY and asked.layout is None:
-            asked = dataclasses.replace(asked, layout=layout_of(source.shapes()))
+            asked = dataclasses.replace(asked, layout=infer_layout(source.shapes()))
     kind.prepare()
-    asked, notice = kind.settled(asked, read_some(source, every, LOOKED_AT, LARGE))
+    asked, notice = kind.settled(asked, read_subset(source, every, LOOKED_AT, LARGE))
     if notice and every:
         yield Notice(notice)
     return asked
 
 
-def most_bytes(listing: Listing, asked: Asked) -> int:
+def max_sample_bytes(listing: Listing, asked: ReadSettings) -> int:
     """Return an upper bound of the samples' bytes.
 
     It counts the requested channels and type, by default four channels of bytes, or the size of the
@@ -173,7 +197,7 @@ def most_bytes(listing: Listing, asked: Asked) -> int:
     return max(bound, sum(entry.size for entry in listing.candidates))
 
 
-def _nothing(source: str | Path, listing: Listing, tally: Tally) -> DataError:
+def _no_samples_error(source: str | Path, listing: Listing, tally: Tally) -> DataError:
     """Return an error that lists the other files, with advice for the most frequent kind."""
     many = MEDIA[listing.medium].many
     unread = sorted(listing.unread.items(), key=lambda item: -item[1])
@@ -187,11 +211,11 @@ def _nothing(source: str | Path, listing: Listing, tally: Tally) -> DataError:
     return DataError(text, hint[:1].upper() + hint[1:])
 
 
-def _warnings(summary: Summary, asked: Asked) -> Iterator[Notice]:
+def _warnings(summary: Summary, asked: ReadSettings) -> Iterator[Notice]:
     """Yield a warning for each kind of flaw in usable samples."""
     contrast = "black" if sum(asked.background) > 3 * 127 else "white"
     for reason, found in summary.remarks.items():
-        (line,) = remark_lines({reason: found}, summary.counted(summary.usable))
+        (line,) = remark_lines({reason: found}, summary.format_samples(summary.usable))
         todo = f"; try --background {contrast}" if reason == file_errors.BLANK else ""
         yield Notice(f"{line}{todo}", warning=True)
 
@@ -212,8 +236,8 @@ def _size_notice(summary: Summary, result: Size, fit: str) -> str:
     if kind.fitted != "resized" and len(sizes) == 1:
         own = "x".join(map(str, next(iter(sizes))[::-1]))
         todo = f"pass --size {own} to keep them whole"
-    cut = fitting(sizes, result, fit, summary.medium)
-    return f"{found} {span(sizes)}: {kind.fitted} to {dimensions(result)}{cut}; {todo}"
+    cut = describe_fit(sizes, result, fit, summary.medium)
+    return f"{found} {format_sizes(sizes)}: {kind.fitted} to {dimensions(result)}{cut}; {todo}"
 
 
 def _samples(
@@ -225,7 +249,7 @@ def _samples(
     rate: int | None,
 ) -> Dataset:
     names = tuple(entry.name for entry in tally.entries)
-    labels, class_names = classes_of(names, listing.candidates)
+    labels, class_names = find_classes(names, listing.candidates)
     counts = Counter(labels)
     summary = Summary(
         source=show(source),
@@ -254,6 +278,6 @@ def _samples(
         layout=tally.layout,
         transform=transform,
         rate=rate,
-        digests=tally.all_digests(),
+        digests=tally.digest_array(),
         summary=summary,
     )

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from diffuse_cli.core.space import LEAST_STD, TRANSFORMS, Space
-from diffuse_cli.data.sources.entries import below_common
-from diffuse_cli.data.summary import NAMED, Summary, listed, plural
+from diffuse_cli.data.sources.entries import strip_common_folder
+from diffuse_cli.data.summary import NAMED, Summary, format_names, plural
 from diffuse_cli.media import MEDIA
 from diffuse_cli.system.errors import DataError, lookup
 from diffuse_cli.system.files import show
@@ -68,13 +68,13 @@ class Dataset:
             DataError: the transform is not defined for some floats, or a channel never varies.
             InvalidArgument: a transform is set for levels.
         """
-        found = replace(self.unmeasured, transform=self.transform)
+        found = replace(self.estimated_space, transform=self.transform)
         if found.levels is not None:
-            return limited(found, self.stored)
-        return measured(found, self.stored, np.flatnonzero(~self.held_out), self.names)
+            return limit_levels(found, self.stored)
+        return measure_space(found, self.stored, np.flatnonzero(~self.held_out), self.names)
 
     @property
-    def unmeasured(self) -> Space:
+    def estimated_space(self) -> Space:
         """The space without a transform and limits.
 
         The mean and standard deviation of floats are estimates from a few samples.
@@ -108,10 +108,10 @@ class Dataset:
     @cached_property
     def held_out(self) -> npt.NDArray[np.bool_]:
         """Mask of the samples that are never trained on, by `held_out_rule`: bool (N,)."""
-        return held_out(self.digests)
+        return mask_held_out(self.digests)
 
 
-def held_out(digests: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+def mask_held_out(digests: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
     """Return the mask of the samples that are never trained on, bool (N,), by digests (N, 16)."""
     if len(digests) < HELD_OUT_MINIMUM:
         return np.zeros(len(digests), dtype=np.bool_)
@@ -173,22 +173,22 @@ class Pairs:
         found: Array = self.given.stored[self.rows[indices]]
         return found
 
-    def cut(self, part: Any) -> Pairs:
+    def select_part(self, part: Any) -> Pairs:
         """Return the same pairs, with only `given.stored[part]` of each conditioning image."""
         return replace(self, given=replace(self.given, stored=self.given.stored[part]))
 
-    def missing(self) -> Iterator[str]:
+    def describe_unpaired(self) -> Iterator[str]:
         """Yield a sentence for each side that has images without a pair."""
         used = np.zeros(len(self.given), np.bool_)
         used[self.rows[self.matched]] = True
         for side, lone in ((self.samples, ~self.matched), (self.given, ~used)):
             if count := int(lone.sum()):
-                names = listed([side.names[k] for k in np.flatnonzero(lone)[:NAMED]], count)
+                names = format_names([side.names[k] for k in np.flatnonzero(lone)[:NAMED]], count)
                 text = f"{plural(count, 'image')} of {side.summary.source}"
                 yield f"{text} without a pair, left out: {names}"
 
 
-def pair(samples: Dataset, given: Dataset) -> Pairs:
+def match_pairs(samples: Dataset, given: Dataset) -> Pairs:
     """Find the conditioning image of each sample by its path, which may differ in the extension.
 
     If no paths are equal, they are compared below the folders that all files of a side share.
@@ -197,7 +197,7 @@ def pair(samples: Dataset, given: Dataset) -> Pairs:
         DataError: no sample has a pair.
     """
     sides = samples.names, given.names
-    for own, theirs in (sides, [below_common(names, names) for names in sides]):
+    for own, theirs in (sides, [strip_common_folder(names, names) for names in sides]):
         rows = _rows(own, theirs)
         if (rows >= 0).any():
             return Pairs(samples, given, rows)
@@ -255,10 +255,10 @@ def moments(
     shift = np.zeros(0)
     total, squares, count = np.zeros(space.channels), np.zeros(space.channels), 0
     for places, samples in _parts(stored, rows):
-        values = _transformed(space, samples)
+        values = _apply_transform(space, samples)
         wrong = ~np.isfinite(values).all(axis=(1, 2))
         if wrong.any():
-            raise _refused(space, names[int(places[wrong][0])])
+            raise _transform_error(space, names[int(places[wrong][0])])
         if not count:
             shift = values[0].mean(1)
         apart = values - shift[:, None]
@@ -269,7 +269,7 @@ def moments(
     return mean + shift, np.sqrt(np.maximum(squares / count - mean**2, 0))
 
 
-def measured(
+def measure_space(
     space: Space, stored: Array, rows: npt.NDArray[np.int64], names: Sequence[str]
 ) -> Space:
     """Return a space of floats with the `moments` of some samples.
@@ -294,7 +294,7 @@ def measured(
     return replace(space, mean=tuple(mean.tolist()), std=tuple(std.tolist()))
 
 
-def limited(space: Space, stored: Array) -> Space:
+def limit_levels(space: Space, stored: Array) -> Space:
     """Return a space of 65,536 levels with the limits of its samples, if they use less than half.
 
     A camera's 12 bits are an example. Any other space is returned as it is.
@@ -322,7 +322,7 @@ def _parts(
         yield (places := rows[start : start + each]), stored[places]
 
 
-def _transformed(space: Space, samples: Array) -> Array:
+def _apply_transform(space: Space, samples: Array) -> Array:
     """Return samples after the transform of their space, float64 (n, C, values)."""
     values = samples.reshape(len(samples), space.channels, -1).astype(np.float64)
     if space.transform is None:
@@ -333,7 +333,7 @@ def _transformed(space: Space, samples: Array) -> Array:
     return transformed
 
 
-def _refused(space: Space, name: str) -> DataError:
+def _transform_error(space: Space, name: str) -> DataError:
     transform = space.transform or "none"
     takes = lookup(TRANSFORMS, transform, "--transform").takes
     hint = "Pass --transform asinh, which takes any number" if transform == "log" else ""

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from diffuse_cli.data import summary
-from diffuse_cli.data.decoding_workers import with_tuples
+from diffuse_cli.data.decoding_workers import lists_to_tuples
 from diffuse_cli.data.samples import Dataset
-from diffuse_cli.data.store import INDEX, PIXELS, forget, mapped_file
-from diffuse_cli.data.stream import Stream, Streamed, stream_of
+from diffuse_cli.data.store import INDEX, PIXELS, map_file, remove_index
+from diffuse_cli.data.stream import Stream, StreamArray, find_stream
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import DataError
 
@@ -29,11 +29,11 @@ def save_index(images: Dataset, folder: Path) -> None:
     Raises:
         OutputError: the folder cannot be written.
     """
-    stream = stream_of(images.stored)
+    stream = find_stream(images.stored)
     kept = stream.kept if stream else images.stored
     path, mapped = folder / PIXELS, getattr(kept, "filename", None)
     if mapped is None or not path.exists() or not path.samefile(mapped):
-        forget(folder)
+        remove_index(folder)
         files.write_bytes(path, kept.tobytes())
     meta = {
         "shape": kept.shape,
@@ -65,11 +65,11 @@ def open_index(folder: Path) -> Dataset:
         shape, dtype = tuple(meta["shape"]), np.dtype(meta.get("dtype", "u1"))
         if (folder / PIXELS).stat().st_size != math.prod(shape) * dtype.itemsize:
             raise ValueError("the samples do not match the index")
-        stored: Any = mapped_file(folder / PIXELS, shape, dtype)
+        stored: Any = map_file(folder / PIXELS, shape, dtype)
         if meta.get("stream"):
-            stored = Streamed(Stream.from_dict(meta["stream"], digests, stored))
+            stored = StreamArray(Stream.from_dict(meta["stream"], digests, stored))
         names = [name for name in PLAIN if name in meta]
-        plain: dict[str, Any] = dict(zip(names, with_tuples(map(meta.get, names)), strict=True))
+        plain: dict[str, Any] = dict(zip(names, lists_to_tuples(map(meta.get, names)), strict=True))
         return Dataset(
             stored=stored,
             labels=labels,

@@ -43,7 +43,7 @@ class Store:
         self._path = folder / PIXELS if folder is not None and capacity else None
         self._stack = contextlib.ExitStack()
         if self._path is not None:
-            self._file = self._stack.enter_context(files.writing(self._path))
+            self._file = self._stack.enter_context(files.replace_file(self._path))
             return
         try:
             self._pixels = np.empty((capacity, *shape), dtype)
@@ -71,9 +71,9 @@ class Store:
         self._stack.close()
         if self._path is None:
             return self._pixels[: self.count]
-        return mapped_file(self._path, (self.count, *self.shape), self.dtype)
+        return map_file(self._path, (self.count, *self.shape), self.dtype)
 
-    def again(self) -> Store:
+    def make_empty(self) -> Store:
         """Return an empty store of the same kind."""
         return Store(self._folder, self.capacity, self.shape, self.dtype)
 
@@ -82,7 +82,7 @@ class Store:
         self._stack.__exit__(type(error), error, error.__traceback__)
 
 
-class Kept:
+class KeptSamples:
     """The first samples of a data set, up to `keep` bytes; all of them if it is None.
 
     Attributes:
@@ -95,9 +95,11 @@ class Kept:
         self.open = True
         self._folder, self._total, self._keep = folder, total, keep
         if folder is not None:
-            forget(folder)
+            remove_index(folder)
 
-    def renew(self, shape: Shape, dtype: np.dtype[Any], fitted: Callable[[Array], Array]) -> None:
+    def replace_store(
+        self, shape: Shape, dtype: np.dtype[Any], fitted: Callable[[Array], Array]
+    ) -> None:
         """Start a store of another shape with the samples kept so far."""
         before: Iterable[Array] = () if self.store is None else self.store.finish()
         room = self._total
@@ -118,13 +120,13 @@ class Kept:
             self.store.append(values)
 
 
-def mapped_file(path: Path, shape: Shape, dtype: np.dtype[Any]) -> Array:
+def map_file(path: Path, shape: Shape, dtype: np.dtype[Any]) -> Array:
     """Return the samples in a file, mapped read-only."""
     if shape[0] == 0:  # an empty file cannot be mapped
         return np.empty(shape, dtype)
     return np.memmap(path, dtype, mode="r", shape=shape)
 
 
-def forget(folder: Path) -> None:
+def remove_index(folder: Path) -> None:
     """Remove the index of `folder`, whose samples are about to change."""
     files.remove(folder / INDEX)

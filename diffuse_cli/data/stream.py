@@ -21,18 +21,18 @@ from diffuse_cli.data.decoding_workers import (
     MOST_PROCESSES,
     Decode,
     DecodedSample,
-    Reading,
+    DecodingTask,
     Result,
-    blank,
     cores,
     decode_all,
     decode_files,
-    processes,
-    with_tuples,
+    lists_to_tuples,
+    make_blank,
+    start_workers,
 )
-from diffuse_cli.data.samples import held_out
+from diffuse_cli.data.samples import mask_held_out
 from diffuse_cli.data.sources import Entry, open_source
-from diffuse_cli.media import MEDIA, Array, Asked, file_errors
+from diffuse_cli.media import MEDIA, Array, ReadSettings, file_errors
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.events import Progress, Work
 from diffuse_cli.system.files import show
@@ -53,7 +53,7 @@ TRIES = 1000
 
 
 @dataclasses.dataclass(frozen=True)
-class Origin:
+class StreamSource:
     """Source and read settings of N samples.
 
     Attributes:
@@ -66,7 +66,7 @@ class Origin:
 
     source: str
     medium: str
-    asked: Asked
+    asked: ReadSettings
     entries: Sequence[Entry]
     digests: npt.NDArray[np.uint8]
     shape: tuple[int, ...]
@@ -88,7 +88,7 @@ class Stream:
 
     def __init__(
         self,
-        origin: Origin,
+        origin: StreamSource,
         kept: Array,
         holes: Iterable[int] = (),
         workers: int | None = None,
@@ -114,7 +114,7 @@ class Stream:
         found = {row: np.asarray(self.kept[row]) for row in asked if self._is_kept(row)}
         if wanted := [row for row in asked if row not in found]:
             entries = [self.origin.entries[row] for row in wanted]
-            found |= self._checked(wanted, self._decode(self._reading, entries))
+            found |= self._check_results(wanted, self._decode(self._reading, entries))
         return found
 
     def _is_kept(self, row: int) -> bool:
@@ -134,7 +134,7 @@ class Stream:
             while len(self._recent) > most:
                 self._recent.popitem(last=False)
 
-    def hold(self, samples: dict[int, Array]) -> None:
+    def replace_ahead(self, samples: dict[int, Array]) -> None:
         """Replace the samples that were decoded ahead."""
         self._ahead = samples
 
@@ -148,8 +148,8 @@ class Stream:
             DataError: no sample can be read any more.
         """
         asked = dict.fromkeys(rows.tolist())
-        found = {row: values for row in asked if (values := self._at_hand(row)) is not None}
-        found |= self._decoded([row for row in asked if row not in found])
+        found = {row: values for row in asked if (values := self._find_in_memory(row)) is not None}
+        found |= self._decode_rows([row for row in asked if row not in found])
         for row in rows.tolist():
             yield found[row] if row in found else self._successor(row)
 
@@ -157,7 +157,7 @@ class Stream:
         """Call a function in a thread pool; the first call starts it, with a thread per worker."""
         if self._pool is None:
             count = min(self.workers or cores(), MOST_PROCESSES)
-            self._decode = self._stack.enter_context(processes(self._reading, count))
+            self._decode = self._stack.enter_context(start_workers(self._reading, count))
             self._pool = ThreadPoolExecutor(count, thread_name_prefix="diffuse-stream")
             self._stack.callback(self._pool.shutdown, wait=True, cancel_futures=True)
         return self._pool.submit(act, *values)
@@ -185,10 +185,10 @@ class Stream:
     ) -> Stream:
         """Rebuild a stream from the values of `to_dict`."""
         asked = values["asked"]
-        origin = Origin(
+        origin = StreamSource(
             source=values["source"],
             medium=values["medium"],
-            asked=Asked(**dict(zip(asked, with_tuples(asked.values()), strict=True))),
+            asked=ReadSettings(**dict(zip(asked, lists_to_tuples(asked.values()), strict=True))),
             entries=[Entry(*entry) for entry in values["entries"]],
             digests=digests,
             shape=tuple(values["shape"]),
@@ -210,7 +210,7 @@ class Stream:
             found, self._faults = self._faults, []
         return [(self.origin.entries[row].name, reason) for row, reason in found]
 
-    def all_gone(self) -> DataError:
+    def unreadable_error(self) -> DataError:
         """Return the error for a source whose samples cannot be read any more."""
         row, reason = self._last
         name = show(self.origin.entries[row].name)
@@ -221,21 +221,21 @@ class Stream:
     # -- inside ------------------------------------------------------------------------------------
 
     @cached_property
-    def _reading(self) -> Reading:
+    def _reading(self) -> DecodingTask:
         MEDIA[self.origin.medium].prepare()
         source = open_source(Path(self.origin.source), single=self.origin.single)
         asked = dataclasses.replace(self.origin.asked, size=self.origin.shape[1:])
-        return Reading(source, self.origin.medium, asked)
+        return DecodingTask(source, self.origin.medium, asked)
 
-    def filled(self, store: Store, count: int, workers: int) -> Work[Stream]:
+    def fill_store(self, store: Store, count: int, workers: int) -> Work[Stream]:
         """Keep the first `count` samples in a store, and return the stream."""
         task, holes, origin = f"keeping {MEDIA[self.origin.medium].many}", list[int](), self.origin
-        entries, none = tuple(origin.entries[:count]), blank(origin.shape, origin.dtype)
+        entries, none = tuple(origin.entries[:count]), make_blank(origin.shape, origin.dtype)
         last = time.monotonic()
         yield Progress(task, 0, count)
         try:
             for row, result in enumerate(decode_all(lambda: self._reading, entries, workers)):
-                found = self._checked([row], [result])
+                found = self._check_results([row], [result])
                 store.append(found.get(row, none))
                 if not found:
                     holes.append(row)
@@ -249,7 +249,7 @@ class Stream:
         self.kept, self.holes = store.finish(), frozenset(holes)
         return self
 
-    def _checked(self, rows: Sequence[int], results: Iterable[Result]) -> dict[int, Array]:
+    def _check_results(self, rows: Sequence[int], results: Iterable[Result]) -> dict[int, Array]:
         found = {}
         for row, result in zip(rows, results, strict=True):
             if isinstance(result, DecodedSample):
@@ -280,18 +280,18 @@ class Stream:
         values = values.astype(self.origin.dtype, copy=False)
         return np.ascontiguousarray(np.broadcast_to(values, self.origin.shape)), ""
 
-    def _decoded(self, rows: Sequence[int]) -> dict[int, Array]:
+    def _decode_rows(self, rows: Sequence[int]) -> dict[int, Array]:
         """Decode samples in threads, and keep them in memory for a while."""
         if not rows:
             return {}
         entries = tuple(self.origin.entries[row] for row in rows)
-        found = self._checked(
+        found = self._check_results(
             rows, decode_all(lambda: self._reading, entries, self.workers or cores())
         )
         self.remember(found)
         return found
 
-    def _at_hand(self, row: int) -> Array | None:
+    def _find_in_memory(self, row: int) -> Array | None:
         if self._is_kept(row):
             return np.asarray(self.kept[row])
         if row in self._ahead:
@@ -304,7 +304,7 @@ class Stream:
 
     @cached_property
     def _held_out(self) -> npt.NDArray[np.bool_]:
-        return held_out(self.origin.digests)
+        return mask_held_out(self.origin.digests)
 
     def _successor(self, row: int) -> Array:
         tried = 0
@@ -312,14 +312,14 @@ class Stream:
             place = (row + step) % len(self.origin.entries)
             if self._held_out[place] != self._held_out[row]:
                 continue
-            found = self._at_hand(place)
+            found = self._find_in_memory(place)
             if found is None:
-                found = self._decoded([place]).get(place)
+                found = self._decode_rows([place]).get(place)
             if found is not None:
                 return found
             if (tried := tried + 1) == TRIES:
                 break
-        raise self.all_gone()
+        raise self.unreadable_error()
 
 
 # -- streamed -------------------------------------------------------------------------------------
@@ -327,7 +327,7 @@ class Stream:
 # A stream of samples that can be used instead of an array.
 
 
-class Streamed:
+class StreamArray:
     """Array interface (N, C, *size) to the samples of a stream, indexed along the first axis.
 
     `[..., slices]` selects a part of each sample. It can be passed instead of an array of stored
@@ -338,7 +338,7 @@ class Streamed:
         self.stream, self._part = stream, part
         self._of_each: Any = (..., *part)
         origin = stream.origin
-        one = blank(origin.shape, origin.dtype)
+        one = make_blank(origin.shape, origin.dtype)
         self.shape: tuple[int, ...] = (len(origin.entries), *one[self._of_each].shape)
         self.dtype, self.ndim = origin.dtype, len(self.shape)
         self._places = np.arange(len(self))
@@ -350,7 +350,7 @@ class Streamed:
         if isinstance(key, tuple):
             if not key or key[0] is not Ellipsis or self._part:
                 raise IndexError("a part is [..., slices]")
-            return Streamed(self.stream, key[1:])
+            return StreamArray(self.stream, key[1:])
         rows = self._places[key]
         return self._rows(rows) if np.ndim(rows) else self._rows(rows[None])[0]
 
@@ -364,16 +364,16 @@ class Streamed:
         raise TypeError("a stream of samples is too large for an array")
 
 
-def stream_of(stored: Any) -> Stream | None:
+def find_stream(stored: Any) -> Stream | None:
     """Return the stream behind stored samples, or None if all are in memory or a file."""
-    return stored.stream if isinstance(stored, Streamed) else None
+    return stored.stream if isinstance(stored, StreamArray) else None
 
 
-def stored_of(stream: Stream, store: Store, workers: int) -> Work[Any]:
+def store_stream(stream: Stream, store: Store, workers: int) -> Work[Any]:
     """Return all samples of a stream if the store can keep them, else the stream as an array."""
     count = len(stream.origin.entries)
     if (room := min(store.capacity, count)) > len(stream.kept):
-        yield from stream.filled(store.again(), room, workers)
+        yield from stream.fill_store(store.make_empty(), room, workers)
     if len(stream.kept) == count and not stream.holes:
         return stream.kept
-    return Streamed(stream)
+    return StreamArray(stream)

@@ -59,22 +59,26 @@ class Summary:
 
     def lines(self) -> list[str]:
         """Return the summary for people, one sentence per line."""
-        parts = [f"{self.counted(self.usable)} in {self.source}", self.kind, span(self.sizes)]
+        parts = [
+            f"{self.format_samples(self.usable)} in {self.source}",
+            self.kind,
+            format_sizes(self.sizes),
+        ]
         if self.classes:
             parts.append(plural(len(self.classes), "class", "classes"))
         lines = [", ".join(parts)]
         if self.greyed:
             kinds = MEDIA[self.medium].kinds
-            lines.append(f"{self.counted(self.greyed)} in {kinds[3]}, read as {kinds[1]}")
+            lines.append(f"{self.format_samples(self.greyed)} in {kinds[3]}, read as {kinds[1]}")
         if self.classes and self.unlabelled:
-            lines.append(f"{self.counted(self.unlabelled)} outside the class folders")
-        lines += [*skip_lines(self.skipped), *self.ignored()]
+            lines.append(f"{self.format_samples(self.unlabelled)} outside the class folders")
+        lines += [*skip_lines(self.skipped), *self.ignored_lines()]
         if self.unnamed:
             many = MEDIA[self.medium].many
             lines.append(f"ignored {plural(self.unnamed, 'file')} not named as {many}")
         return lines
 
-    def counted(self, count: int) -> str:
+    def format_samples(self, count: int) -> str:
         """Return `1 image` or `2 images`, in the medium's words."""
         return plural(count, MEDIA[self.medium].one, MEDIA[self.medium].many)
 
@@ -92,7 +96,7 @@ class Summary:
         """The number of other files that `advice` does not cover."""
         return self.others - sum(self.unread.values())
 
-    def ignored(self) -> Iterable[str]:
+    def ignored_lines(self) -> Iterable[str]:
         """Yield a sentence for each kind of other files that `advice` covers."""
         known = advice()
         for extension, count in sorted(self.unread.items(), key=lambda item: -item[1]):
@@ -103,8 +107,8 @@ class Summary:
         values = {
             **vars(self),
             "sizes": {"x".join(map(str, size)): count for size, count in self.sizes.items()},
-            "skipped": _plain(self.skipped),
-            "remarks": _plain(self.remarks),
+            "skipped": _reasons_to_dict(self.skipped),
+            "remarks": _reasons_to_dict(self.remarks),
             "tables": list(self.tables),
         }
         rare = {"greyed", "unread", "remarks", "tables", "medium", "origin"}
@@ -124,7 +128,7 @@ def from_dict(values: Mapping[str, Any]) -> Summary:
     return Summary(sizes=sizes, skipped=skipped, remarks=remarks, tables=tables, **rest)
 
 
-def _plain(reasons: Skips) -> dict[str, Any]:
+def _reasons_to_dict(reasons: Skips) -> dict[str, Any]:
     return {
         reason: {"count": count, "first": list(names)} for reason, (count, names) in reasons.items()
     }
@@ -132,23 +136,23 @@ def _plain(reasons: Skips) -> dict[str, Any]:
 
 def skip_lines(skipped: Skips) -> Iterable[str]:
     """Yield a sentence for each reason, the most frequent first."""
-    for count, text in _named(skipped):
+    for count, text in _rank_reasons(skipped):
         yield f"skipped {plural(count, 'file')}, {text}"
 
 
 def remark_lines(remarks: Skips, usable: str) -> Iterable[str]:
     """Yield a sentence for each remark, the most frequent first; `usable` is as in `10 images`."""
-    for count, text in _named(remarks):
+    for count, text in _rank_reasons(remarks):
         yield f"{count:,} of {usable}, {text}"
 
 
-def _named(reasons: Skips) -> Iterable[tuple[int, str]]:
+def _rank_reasons(reasons: Skips) -> Iterable[tuple[int, str]]:
     """Yield the count of each reason, the most frequent first, and the reason with names."""
     for reason, (count, names) in sorted(reasons.items(), key=lambda item: -item[1][0]):
-        yield count, f"{reason}: {listed(names, count)}"
+        yield count, f"{reason}: {format_names(names, count)}"
 
 
-def listed(names: Sequence[str], count: int, shown: Callable[[str], str] = show) -> str:
+def format_names(names: Sequence[str], count: int, shown: Callable[[str], str] = show) -> str:
     """Return the first `NAMED` of `count` names, and dots if there are more."""
     more = ", ..." if count > min(len(names), NAMED) else ""
     return ", ".join(map(shown, names[:NAMED])) + more
@@ -160,7 +164,7 @@ def skip_counts(skipped: Skips) -> str:
     return ", ".join(f"{count:,} {reason}" for reason, (count, _) in ranked)
 
 
-def span(sizes: Mapping[tuple[int, ...], int]) -> str:
+def format_sizes(sizes: Mapping[tuple[int, ...], int]) -> str:
     """Return `28x28`, or `12 sizes from 28x28 to 1500 high x 2000 wide` by area.
 
     Args:
@@ -171,7 +175,7 @@ def span(sizes: Mapping[tuple[int, ...], int]) -> str:
     return least if len(ordered) == 1 else f"{len(ordered):,} sizes from {least} to {most}"
 
 
-def fitting(
+def describe_fit(
     sizes: Iterable[tuple[int, ...]],
     size: tuple[int, ...],
     fit: str = "crop",

@@ -13,28 +13,36 @@ from accelerate import Accelerator
 
 from diffuse_cli.config import eval_options
 from diffuse_cli.config.eval_options import EvalConfig, MeasureConfig, TuneConfig
-from diffuse_cli.config.options import first_given, place_name
+from diffuse_cli.config.options import find_changed_flag, place_name
 from diffuse_cli.config.sample_options import SamplerConfig, StartConfig, WeightsConfig
 from diffuse_cli.core.conditions import PAIRS
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import is_images
 from diffuse_cli.evaluation import examples, variational_bound
-from diffuse_cli.evaluation.examples import Shown
+from diffuse_cli.evaluation.examples import ReportImages
 from diffuse_cli.evaluation.feature_cache import Team
-from diffuse_cli.evaluation.image_sets import Sides, read_sides, report_classes, with_conditions
-from diffuse_cli.evaluation.input_builders import make
-from diffuse_cli.evaluation.metric_inputs import EvaluationRun, lacking, unmeasured
+from diffuse_cli.evaluation.image_sets import Sides, read_sides, report_classes, set_conditions
+from diffuse_cli.evaluation.input_builders import make_part
+from diffuse_cli.evaluation.metric_inputs import (
+    EvaluationRun,
+    find_missing_parts,
+    report_unmeasured,
+)
 from diffuse_cli.evaluation.verdict import verdict
 from diffuse_cli.media import figures
 from diffuse_cli.metrics import Facts, Remark, Words, features, remarks
 from diffuse_cli.metrics.features import FeatureNetwork, feature_choice
-from diffuse_cli.metrics.features.feature_choice import Judge, words_of
-from diffuse_cli.models.model_file import Found
-from diffuse_cli.sampling.generation import Loaded, load_denoiser
+from diffuse_cli.metrics.features.feature_choice import FeatureChoice, words_of
+from diffuse_cli.models.model_file import ModelFile
+from diffuse_cli.sampling.generation import LoadedModel, load_denoiser
 from diffuse_cli.sampling.guidance_model import load_guide
-from diffuse_cli.sampling.sampling_settings import DrawSettings, report_settings, resolve
+from diffuse_cli.sampling.sampling_settings import (
+    SamplingSettings,
+    report_settings,
+    resolve_settings,
+)
 from diffuse_cli.system import files
-from diffuse_cli.system.devices import machine_or, made_with
+from diffuse_cli.system.devices import describe_environment, reuse_accelerator
 from diffuse_cli.system.errors import DiffuseError, UsageError
 from diffuse_cli.system.events import Notice, Work
 from diffuse_cli.system.outputs import claim_option
@@ -45,8 +53,8 @@ def evaluate(
     accelerator: Accelerator | None = None,
     *,
     times: tuple[float, ...] | None = None,
-    found: Found | None = None,
-) -> Work[Evaluated | None]:
+    found: ModelFile | None = None,
+) -> Work[EvaluationResult | None]:
     """Measure a model file, or a folder of images, against real images.
 
     Yields `Progress` and `Notice`. Returns None on all processes except the first.
@@ -63,8 +71,8 @@ def evaluate(
     began = time.monotonic()
     subject = Path(config.subject)
     folder = found is None and is_images(subject)
-    flag = first_given(
-        config, eval_options.PlottedBoundConfig, StartConfig, SamplerConfig, WeightsConfig
+    flag = find_changed_flag(
+        config, eval_options.BoundPlotConfig, StartConfig, SamplerConfig, WeightsConfig
     )
     if folder and (flag := "--given" if config.given else flag):
         raise UsageError(
@@ -74,27 +82,29 @@ def evaluate(
     with (
         claim_option(config, "plot", ".png") as plot,
         claim_option(config, "pairs", ".png") as page,
-        machine_or(accelerator, config.precision, config.device) as accelerator,
+        reuse_accelerator(accelerator, config.precision, config.device) as accelerator,
     ):
         loaded, settings, described = None, None, {}
         if not folder:
             loaded = yield from load_denoiser(
                 found or subject, config.weights, accelerator, config.precision
             )
-            settings = yield from settle(config, loaded, accelerator)
+            settings = yield from prepare_settings(config, loaded, accelerator)
             settings = replace(settings, times=times or settings.times)
             yield from report_settings(settings)
             described = describe(settings, config, loaded)
             described |= {"timesteps": config.timesteps, "respaced": config.respaced}
-            lacks = lacking(loaded.space, loaded, training=config.train_n > 0)
+            lacks = find_missing_parts(loaded.space, loaded, training=config.train_n > 0)
             # Notices follow once DATA is read, which may differ from the training data.
-            list(unmeasured(config.metrics or (), lacks))
-        judge = yield from find_judge(config, loaded.space if loaded else None, accelerator)
+            list(report_unmeasured(config.metrics or (), lacks))
+        judge = yield from load_feature_choice(
+            config, loaded.space if loaded else None, accelerator
+        )
         sides = yield from read_sides(config, loaded)
         sides.check()
         words = words_of(sides.space)
         if loaded and settings:
-            settings = with_conditions(settings, loaded, sides, config.seed)
+            settings = set_conditions(settings, loaded, sides, config.seed)
             if given := loaded.model.blueprint.conditions.given:
                 inputs = f"the paired {words.many}" if given.what == PAIRS else given.what
                 yield Notice(f"conditioned on the real {words.many}: {inputs}")
@@ -113,20 +123,20 @@ def evaluate(
             config, accelerator, network, loaded, settings, sides.real, sides.more, sides.fakes,
             training, space=sides.space,
         )  # fmt: skip
-        yield from unmeasured(config.metrics or (), evaluation.lacking)
-        values = yield from measured(evaluation)
+        yield from report_unmeasured(config.metrics or (), evaluation.missing_parts)
+        values = yield from compute_metrics(evaluation)
         if config.metrics is None:
-            yield from make(evaluation, "generated")
+            yield from make_part(evaluation, "generated")
         if not accelerator.is_main_process:
             return None
         if plot and evaluation.bound:
-            picture = variational_bound.draw(
+            picture = variational_bound.plot_bound(
                 evaluation.bound, files.show(subject.name), density=evaluation.floats
             )
-            files.write_bytes(plot, figures.png(picture))
+            files.write_bytes(plot, figures.encode_png(picture))
         if page:
-            twins = examples.twins(evaluation, examples.PAIRS)
-            files.write_bytes(page, figures.png(examples.draw(twins, words)))
+            twins = examples.find_image_pairs(evaluation, examples.PAIRS)
+            files.write_bytes(page, figures.encode_png(examples.plot_pairs(twins, words)))
         real = len(sides.real)
         generated = 0 if evaluation.fakes is None else len(evaluation.fakes)
         dim = evaluation.fake_features.shape[1]
@@ -134,38 +144,40 @@ def evaluate(
         facts = Facts(
             values, real, generated, dim, loaded is not None, sides.space.levels, details, words
         )
-        return Evaluated(
+        return EvaluationResult(
             values=values,
-            classes=_by_class(evaluation, sides.classes),
-            terms=evaluation.bound.by_time() if evaluation.bound else [],
+            classes=_measure_classes(evaluation, sides.classes),
+            terms=evaluation.bound.group_by_time() if evaluation.bound else [],
             details=details,
             real=real,
             generated=generated,
             part=sides.part,
-            features=network.described(),
+            features=network.describe(),
             settings=described,
             seconds=round(time.monotonic() - began, 3),
             model=_model_facts(loaded) if loaded else {},
             fingerprints=sides.fingerprints,
-            made_with=made_with(accelerator),
+            made_with=describe_environment(accelerator),
             plot=plot,
             pairs=page,
             report=Path(config.report) if config.report else None,
             remarks=remarks(facts),
             words=words,
-            shown=examples.choose(evaluation, sides.classes) if config.report else None,
+            shown=examples.choose_images(evaluation, sides.classes) if config.report else None,
         )
 
 
-def settle(config: EvalConfig, loaded: Loaded, accelerator: Accelerator) -> Work[DrawSettings]:
+def prepare_settings(
+    config: EvalConfig, loaded: LoadedModel, accelerator: Accelerator
+) -> Work[SamplingSettings]:
     """Resolve the sampling settings of a model.
 
     Raises:
         UsageError: there are more timesteps than the model has.
     """
     guide = yield from load_guide(config, loaded, accelerator)
-    settings, process = resolve(config, loaded.model, guide=guide), loaded.denoiser.process
-    settings.times_of(process)
+    settings, process = resolve_settings(config, loaded.model, guide=guide), loaded.denoiser.process
+    settings.resolve_times(process)
     if config.respaced is not None and config.respaced > process.num_timesteps:
         raise UsageError(
             f"--respaced {config.respaced} is more than the model's {process.num_timesteps} "
@@ -175,18 +187,18 @@ def settle(config: EvalConfig, loaded: Loaded, accelerator: Accelerator) -> Work
     return settings
 
 
-def measured(evaluation: EvaluationRun) -> Work[dict[str, float]]:
+def compute_metrics(evaluation: EvaluationRun) -> Work[dict[str, float]]:
     """Compute every metric whose parts can be made. Only the first process gets the values."""
     values: dict[str, float] = {}
     for metric in evaluation.metrics.values():
         for need in metric.NEEDS:
-            yield from make(evaluation, need)
+            yield from make_part(evaluation, need)
         if evaluation.accelerator.is_main_process:
             values |= metric.compute(evaluation)
     return values
 
 
-def find_network(
+def load_feature_network(
     config: MeasureConfig, accelerator: Accelerator, *, alone: bool = False
 ) -> Work[FeatureNetwork]:
     """Load the feature network before the work starts, as its weights may be missing or wrong.
@@ -199,32 +211,34 @@ def find_network(
         failed = None
         if accelerator.is_local_main_process:  # downloads; the others wait
             try:
-                yield from features.find(name)
+                yield from features.find_weights(name)
             except DiffuseError as error:
                 failed = error
-        for reason in filter(None, Team.of(accelerator).gather(failed)):
+        for reason in filter(None, Team.from_accelerator(accelerator).gather(failed)):
             raise reason
-    return (yield from features.ready(name, device, config.feature_weights))
+    return (yield from features.prepare_network(name, device, config.feature_weights))
 
 
-def find_judge(
+def load_feature_choice(
     config: MeasureConfig, space: Space | None, accelerator: Accelerator, *, alone: bool = False
-) -> Work[Judge]:
+) -> Work[FeatureChoice]:
     """Find the choice of feature network for samples of a space. None if the space is unknown."""
-    trained = find_network(config, accelerator, alone=alone)
-    return (yield from feature_choice.find_judge(space, accelerator.device, trained))
+    trained = load_feature_network(config, accelerator, alone=alone)
+    return (yield from feature_choice.load_choice(space, accelerator.device, trained))
 
 
-def choose_network(config: MeasureConfig, judge: Judge, sides: Sides) -> Work[FeatureNetwork]:
+def choose_network(
+    config: MeasureConfig, judge: FeatureChoice, sides: Sides
+) -> Work[FeatureNetwork]:
     """Choose the feature network for the sides, and report if its features are random.
 
     Raises:
         UsageError: the user asked for a network trained on photographs.
     """
-    network = judge.of(sides.space, sides.real.samples)
+    network = judge.choose_network(sides.space, sides.real.samples)
     if not network.pictures:
         many = words_of(sides.space).many
-        if flag := first_given(config, eval_options.FeatureConfig):
+        if flag := find_changed_flag(config, eval_options.FeatureConfig):
             raise UsageError(
                 f"{flag} uses features of photographs, which do not suit {many}",
                 "Remove it: the KID then uses random features",
@@ -238,7 +252,7 @@ def choose_network(config: MeasureConfig, judge: Judge, sides: Sides) -> Work[Fe
 
 def load_model(
     config: MeasureConfig, weights: str, accelerator: Accelerator, *, alone: bool = False
-) -> Work[Loaded]:
+) -> Work[LoadedModel]:
     """Load the model of a command that cannot measure a folder of images.
 
     Args:
@@ -255,7 +269,9 @@ def load_model(
     return (yield from load_denoiser(subject, weights, accelerator, precision, alone=alone))
 
 
-def _by_class(evaluation: EvaluationRun, names: Sequence[str]) -> dict[str, dict[str, float]]:
+def _measure_classes(
+    evaluation: EvaluationRun, names: Sequence[str]
+) -> dict[str, dict[str, float]]:
     """Compute the metrics of every class with two or more images on both sides."""
     found: dict[str, dict[str, float]] = {}
     for label, name in enumerate(names if evaluation.fakes is not None else ()):
@@ -265,7 +281,7 @@ def _by_class(evaluation: EvaluationRun, names: Sequence[str]) -> dict[str, dict
         }
         if min(values.values()) < 2:
             continue
-        part = evaluation.of_class(label)
+        part = evaluation.select_class(label)
         for metric in evaluation.metrics.values():
             values |= metric.compute(part)
         found[name] = values
@@ -277,7 +293,7 @@ DISTILLED = {"teacher": "teacher_sha256", "guidance": "teacher_guidance"}
 
 
 def describe(
-    settings: DrawSettings, config: EvalConfig | TuneConfig, loaded: Loaded
+    settings: SamplingSettings, config: EvalConfig | TuneConfig, loaded: LoadedModel
 ) -> dict[str, Any]:
     """Describe the sampling settings, for comparisons of metrics."""
     conditions = loaded.model.blueprint.conditions
@@ -299,7 +315,7 @@ def describe(
     }
 
 
-def _model_facts(loaded: Loaded) -> dict[str, Any]:
+def _model_facts(loaded: LoadedModel) -> dict[str, Any]:
     """Return facts of the model file, as JSON."""
     model = loaded.model
     return {
@@ -320,15 +336,15 @@ PLACES = ("subject", "data", "plot", "pairs", "report", "out")
 """Keys of the JSON of `eval` and `tune` that are paths of this machine."""
 
 
-def published(numbers: Mapping[str, Any]) -> dict[str, Any]:
+def strip_folders(numbers: Mapping[str, Any]) -> dict[str, Any]:
     """Return the object that `--json` prints for publication, with file names instead of paths."""
     named = {k: place_name(v) for k, v in numbers.items() if k in PLACES and isinstance(v, str)}
-    swept = {k: published(v) for k, v in numbers.items() if k == "sweep"}
+    swept = {k: strip_folders(v) for k, v in numbers.items() if k == "sweep"}
     return {**numbers, **named, **swept}
 
 
 @dataclass(frozen=True)
-class Evaluated:
+class EvaluationResult:
     """Result of an evaluation, with the settings that comparisons need.
 
     Attributes:
@@ -367,7 +383,7 @@ class Evaluated:
     report: Path | None
     remarks: list[Remark]
     words: Words
-    shown: Shown | None
+    shown: ReportImages | None
 
     @property
     def verdict(self) -> str:

@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 
 from diffuse_cli.core.space import Space
-from diffuse_cli.evaluation.image_sets import Labelled
+from diffuse_cli.evaluation.image_sets import LabelledSamples
 from diffuse_cli.evaluation.metric_inputs import EvaluationRun
 from diffuse_cli.media import Array, figures
 from diffuse_cli.metrics import Words
-from diffuse_cli.metrics.inputs import Nearest
-from diffuse_cli.metrics.memorization import usable
-from diffuse_cli.metrics.nearest_neighbors import blocks, merge, squared
+from diffuse_cli.metrics.inputs import NearestDistances
+from diffuse_cli.metrics.memorization import select_finite
+from diffuse_cli.metrics.nearest_neighbors import blocks, merge, squared_distances
 from diffuse_cli.system.events import Progress, Work
 
 PAIRS, COLUMNS = 24, 4
@@ -33,7 +33,7 @@ SAME = 1e-10
 """Images with a mean squared difference up to this are the same, as features differ by rounding."""
 
 
-def comparable(space: Space, stored: Array) -> Array:
+def to_comparable(space: Space, stored: Array) -> Array:
     """Return stored samples as values to compare: floats in the model's space."""
     if space.levels is not None:
         return stored
@@ -41,14 +41,14 @@ def comparable(space: Space, stored: Array) -> Array:
     return seen
 
 
-def search(
+def find_nearest(
     samples: Array,
     held_out: Array,
     training: Array,
     order: Array,
     alone: int = 0,
     see: Callable[[Array], Array] = lambda rows: rows,
-) -> Work[Nearest]:
+) -> Work[NearestDistances]:
     """Find the nearest of the training rows in `order` to each sample and each reference.
 
     References are the held-out rows and the first `alone` rows of `order`. For a reference from
@@ -62,24 +62,24 @@ def search(
         see: a function from rows to the values to compare.
     """
     channels = max(x.shape[1] for x in (samples, training)) if training.ndim > 2 else None
-    width = _flat(see(training[order[:1]]), channels).shape[1]
+    width = _flatten_rows(see(training[order[:1]]), channels).shape[1]
     queries = [(side[i], -1.0) for side in (samples, held_out) for i in blocks(len(side), width)]
     queries += [(training[order[i]], SAME) for i in blocks(alone, width)]
     kept: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * len(queries)
     for j in blocks(len(order), width):
-        rows = _flat(see(training[order[j]]), channels)
+        rows = _flatten_rows(see(training[order[j]]), channels)
         for q, (side, least) in enumerate(queries):
-            found = squared(_flat(see(side), channels), rows)
+            found = squared_distances(_flatten_rows(see(side), channels), rows)
             found[found <= least * rows.shape[1]] = torch.inf
             kept[q] = merge(kept[q], found, j.start, 1)
         yield Progress("finding the nearest training samples", j.stop, len(order))
     nearest = torch.cat([k[0][:, 0] for k in kept if k is not None]).numpy()
     places = torch.cat([k[1][:, 0] for k in kept if k is not None]).numpy()
     n, distances = len(samples), np.sqrt(nearest / width)
-    return Nearest(distances[:n], distances[n:], order[places[:n]])
+    return NearestDistances(distances[:n], distances[n:], order[places[:n]])
 
 
-def _flat(rows: Array, channels: int | None) -> torch.Tensor:
+def _flatten_rows(rows: Array, channels: int | None) -> torch.Tensor:
     """Return float64 rows (N, d)."""
     if channels is not None:
         rows = np.broadcast_to(rows, (len(rows), channels, *rows.shape[2:]))
@@ -104,7 +104,7 @@ class NearestPair:
 
 
 @dataclass(frozen=True)
-class Twin:
+class ImagePair:
     """Two images of a pair, (C, H, W)."""
 
     pair: NearestPair
@@ -112,20 +112,20 @@ class Twin:
     training: Array
 
 
-def worst(nearest: Mapping[str, Nearest], count: int) -> list[NearestPair]:
+def find_closest_pairs(nearest: Mapping[str, NearestDistances], count: int) -> list[NearestPair]:
     """Return the samples nearest to training images, each in the space where it is nearer."""
     pairs: dict[int, NearestPair] = {}
     for space, found in nearest.items():
-        usual = max(float(np.median(usable(found.references))), 1e-12)
+        usual = max(float(np.median(select_finite(found.references))), 1e-12)
         for i, distance in enumerate(found.samples.tolist()):
             pair = NearestPair(i, int(found.places[i]), space, distance / usual)
             pairs[i] = min(pairs.get(i, pair), pair, key=lambda p: p.ratio)
     return sorted(pairs.values(), key=lambda p: (p.ratio, p.sample))[:count]
 
 
-def draw(twins: Sequence[Twin], words: Words) -> Image.Image:
+def plot_pairs(twins: Sequence[ImagePair], words: Words) -> Image.Image:
     """Plot a page of pairs: each generated image next to its nearest training image."""
-    shown = [[_sized(twin.generated), _sized(twin.training)] for twin in twins]
+    shown = [[_resize_image(twin.generated), _resize_image(twin.training)] for twin in twins]
     side = max(max(image.shape[1:]) for pair in shown for image in pair) / DPI
     columns = min(COLUMNS, len(twins))
     pitch_x, pitch_y = max(2 * side + 0.35, 1.6), side + 0.4
@@ -142,10 +142,10 @@ def draw(twins: Sequence[Twin], words: Words) -> Image.Image:
     return sheet.render()
 
 
-def _sized(image: Array) -> Array:
+def _resize_image(image: Array) -> Array:
     """Resize an image to about `SIDE` pixels. Small images are enlarged by an integer factor."""
     zoom = max(1, SIDE // max(image.shape[1:]))
-    picture = figures.shrunk(figures.image(image.repeat(zoom, 1).repeat(zoom, 2)), SIDE)
+    picture = figures.shrink_image(figures.to_image(image.repeat(zoom, 1).repeat(zoom, 2)), SIDE)
     dots = np.asarray(picture)
     return dots[None] if dots.ndim == 2 else np.ascontiguousarray(dots.transpose(2, 0, 1))
 
@@ -169,7 +169,7 @@ class ClassImages:
 
 
 @dataclass(frozen=True)
-class Shown:
+class ReportImages:
     """Images of a report.
 
     Attributes:
@@ -177,46 +177,49 @@ class Shown:
         names: the name of each label.
         classes: images of the first `CLASSES` classes that both sides have.
         more_classes: the number of classes that are not shown.
-        twins: the pairs of `twins`, if training images are known.
+        twins: the pairs of `find_image_pairs`, if training images are known.
         answers: for a model conditioned on images, the first real images, their conditioning
             images, and generated images and baselines, by name, (K, C, H, W).
     """
 
-    generated: Labelled
-    real: Labelled
+    generated: LabelledSamples
+    real: LabelledSamples
     names: tuple[str, ...]
     classes: tuple[ClassImages, ...]
     more_classes: int
-    twins: tuple[Twin, ...]
+    twins: tuple[ImagePair, ...]
     answers: dict[str, Array]
 
 
-def choose(evaluation: EvaluationRun, names: Sequence[str]) -> Shown:
+def choose_images(evaluation: EvaluationRun, names: Sequence[str]) -> ReportImages:
     """Choose the first images of an evaluation, overall and by class, and the worst pairs."""
     sides, look = (evaluation.generated, evaluation.real), evaluation.look
-    generated, real = (Labelled(look(s.samples[:SAMPLES]), s.labels[:SAMPLES]) for s in sides)
+    generated, real = (
+        LabelledSamples(look(s.samples[:SAMPLES]), s.labels[:SAMPLES]) for s in sides
+    )
     both = [
         ClassImages(name, *(look(side[side.labels == k].samples[:OF_CLASS]) for side in sides))
         for k, name in enumerate(names)
         if all((side.labels == k).any() for side in sides)
     ]
-    return Shown(
+    return ReportImages(
         generated=generated,
         real=real,
         names=tuple(names),
         classes=tuple(both[:CLASSES]),
         more_classes=max(0, len(both) - CLASSES),
-        twins=tuple(twins(evaluation, TWINS)) if evaluation.training else (),
+        twins=tuple(find_image_pairs(evaluation, TWINS)) if evaluation.training else (),
         answers={name: look(of) for name, of in evaluation.answers.first.items()},
     )
 
 
-def twins(evaluation: EvaluationRun, count: int) -> list[Twin]:
-    """Return the pairs of `worst` in a finished evaluation with known training images."""
+def find_image_pairs(evaluation: EvaluationRun, count: int) -> list[ImagePair]:
+    """Return the pairs of `find_closest_pairs` in a finished evaluation with known training
+    images."""
     assert evaluation.training is not None
     fakes, pool = evaluation.generated.samples, evaluation.training.pool.samples
     look = evaluation.look
     return [
-        Twin(pair, look(fakes[[pair.sample]])[0], look(pool[[pair.place]])[0])
-        for pair in worst(evaluation.nearest, count)
+        ImagePair(pair, look(fakes[[pair.sample]])[0], look(pool[[pair.place]])[0])
+        for pair in find_closest_pairs(evaluation.nearest, count)
     ]

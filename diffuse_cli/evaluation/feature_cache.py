@@ -23,13 +23,13 @@ from accelerate.utils import broadcast_object_list, gather_object
 from diffuse_cli.core.space import Space
 from diffuse_cli.media import Array
 from diffuse_cli.metrics import kid
-from diffuse_cli.metrics.features import FeatureNetwork, extract, usual_batch
-from diffuse_cli.sampling.generation import Loaded, collect, draw
-from diffuse_cli.sampling.sampling_settings import DrawSettings
+from diffuse_cli.metrics.features import FeatureNetwork, extract_features, usual_batch
+from diffuse_cli.sampling.generation import LoadedModel, collect, generate_batches
+from diffuse_cli.sampling.sampling_settings import SamplingSettings
 from diffuse_cli.system import __version__, files
 from diffuse_cli.system.errors import OutputError
 from diffuse_cli.system.events import Notice, Work
-from diffuse_cli.system.rng import share
+from diffuse_cli.system.rng import split_range
 
 # -- team -----------------------------------------------------------------------------------------
 
@@ -49,13 +49,13 @@ class Team:
     index: int = 0
 
     @classmethod
-    def of(cls, accelerator: Accelerator) -> Team:
+    def from_accelerator(cls, accelerator: Accelerator) -> Team:
         """Make the team of the processes that a launcher started."""
         return cls(accelerator.num_processes, accelerator.process_index)
 
     def share(self, n: int, batch_size: int) -> range:
         """Return this process's part of 0 ... n-1, in whole batches."""
-        batches = share(-(-n // batch_size), self.size, self.index)
+        batches = split_range(-(-n // batch_size), self.size, self.index)
         return range(min(batches.start * batch_size, n), min(batches.stop * batch_size, n))
 
     def gather(self, part: T) -> list[T]:
@@ -75,13 +75,18 @@ ALONE = Team()
 
 
 def generate_share(
-    settings: DrawSettings, loaded: Loaded, n: int, device: torch.device, team: Team, first: int = 0
+    settings: SamplingSettings,
+    loaded: LoadedModel,
+    n: int,
+    device: torch.device,
+    team: Team,
+    first: int = 0,
 ) -> Work[dict[int, Array]]:
     """Generate this process's part of n stored samples (C, *size), by index from `first` on."""
     own, space = team.share(n, settings.batch_size), loaded.space
     own = range(first + own.start, first + own.stop)
     mine: dict[int, Array] = {}
-    drawings = draw(loaded.denoiser, settings, own, space=space, device=device)
+    drawings = generate_batches(loaded.denoiser, settings, own, space=space, device=device)
     yield from collect(drawings, space, len(own), mine)
     return mine
 
@@ -93,7 +98,12 @@ def gather_samples(mine: dict[int, Array], n: int, team: Team, first: int = 0) -
 
 
 def generate_all(
-    settings: DrawSettings, loaded: Loaded, n: int, device: torch.device, team: Team, first: int = 0
+    settings: SamplingSettings,
+    loaded: LoadedModel,
+    n: int,
+    device: torch.device,
+    team: Team,
+    first: int = 0,
 ) -> Work[Array]:
     """Generate the n samples from `first` on, a part of them in each process."""
     mine = yield from generate_share(settings, loaded, n, device, team, first)
@@ -107,17 +117,17 @@ LARGEST = 2**30
 """The most bytes to keep. The least recently used files are removed first."""
 
 
-def computed(network: FeatureNetwork, pixels: Array, team: Team = ALONE) -> Work[Array]:
+def compute_features(network: FeatureNetwork, pixels: Array, team: Team = ALONE) -> Work[Array]:
     """Compute the features, float32 (N, network.dim), of pixels uint8 (N, C, H, W).
 
     Each process computes a part of them.
     """
     own = team.share(len(pixels), usual_batch(network))
-    part: Array = yield from extract(network, pixels[own.start : own.stop])
+    part: Array = yield from extract_features(network, pixels[own.start : own.stop])
     return np.concatenate(team.gather(part))
 
 
-def cached(
+def cache_features(
     network: FeatureNetwork, pixels: Array, team: Team = ALONE, *, tell: bool = False
 ) -> Work[Array]:
     """Return cached features of the same pixels and network, or compute them.
@@ -128,7 +138,7 @@ def cached(
         tell: whether to report the use of cached features.
     """
     if not network.pictures:
-        return (yield from computed(network, pixels, team))
+        return (yield from compute_features(network, pixels, team))
     # The first process decides for all, which may see another folder.
     folder = files.cache_folder() if team.index == 0 else None
     path = folder / f"{_key(network, pixels)}.npz" if folder else None
@@ -138,7 +148,7 @@ def cached(
             where = files.show(folder)
             yield Notice(f"using cached features of the real images from {where}")
         return found
-    features: Array = yield from computed(network, pixels, team)
+    features: Array = yield from compute_features(network, pixels, team)
     if path:
         _write(path, features)
     return features
@@ -174,7 +184,7 @@ def _write(path: Path, features: Array) -> None:
     if features.nbytes > LARGEST:
         return
     with contextlib.suppress(OutputError, OSError):
-        with files.writing(path) as file:
+        with files.replace_file(path) as file:
             np.savez(file, features=features)
         _shrink(path.parent)
 
@@ -210,14 +220,16 @@ class FeatureMeasure:
     @classmethod
     def of(cls, network: FeatureNetwork, space: Space, real: Array, team: Team) -> Work[Self]:
         """Return the measure against stored real samples (N, C, *size)."""
-        found = yield from cached(network, network.seen(space, real), team, tell=True)
+        found = yield from cache_features(
+            network, network.prepare_input(space, real), team, tell=True
+        )
         return cls(network, space, np.asarray(found, np.float64), team)
 
     def features(self, samples: Array) -> Work[Array]:
         """Return float64 features of stored samples (N, C, *size)."""
-        seen = self.network.seen(self.space, samples)
-        return np.asarray((yield from computed(self.network, seen, self.team)), np.float64)
+        seen = self.network.prepare_input(self.space, samples)
+        return np.asarray((yield from compute_features(self.network, seen, self.team)), np.float64)
 
     def kid(self, features: Array) -> dict[str, float]:
         """Return the KID of generated samples, by features, and its standard error, by key."""
-        return kid.estimate(self.real, features, self.network.kid)
+        return kid.estimate_kid(self.real, features, self.network.kid)

@@ -9,24 +9,29 @@ from typing import Any
 
 import numpy as np
 
-from diffuse_cli.config.eval_options import MeasureConfig, SidesConfig
+from diffuse_cli.config.eval_options import ImageSetsConfig, MeasureConfig
 from diffuse_cli.core.conditions import PAIRS
 from diffuse_cli.core.space import Space
-from diffuse_cli.data import Dataset, Pairs, pair, read_cells, read_images
-from diffuse_cli.data.metadata_columns import rows_of, unknown
-from diffuse_cli.media import MEDIA, Array, judged, like
+from diffuse_cli.data import Dataset, Pairs, match_pairs, read_cells, read_images
+from diffuse_cli.data.metadata_columns import describe_unknown_labels, encode_rows
+from diffuse_cli.media import MEDIA, Array, can_judge, settings_for
 from diffuse_cli.metrics.features.feature_choice import words_of
-from diffuse_cli.models.image_conditioning import Giver, Inputs, check_pairs_option, inputs_for
-from diffuse_cli.sampling.generation import Loaded
-from diffuse_cli.sampling.sampling_settings import DrawSettings
+from diffuse_cli.models.image_conditioning import (
+    Conditioner,
+    ConditioningInputs,
+    check_pairs_option,
+    choose_inputs,
+)
+from diffuse_cli.sampling.generation import LoadedModel
+from diffuse_cli.sampling.sampling_settings import SamplingSettings
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import Notice, Work
-from diffuse_cli.system.memory import free_memory, processes_here
+from diffuse_cli.system.memory import count_local_processes, free_memory
 from diffuse_cli.system.rng import permutation
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelledSamples:
     """Stored samples (N, C, *size) and their classes, int64 (N,), -1 for none.
 
     Attributes:
@@ -42,7 +47,9 @@ class Labelled:
     rows: Array | None = None
 
     @classmethod
-    def of(cls, images: Dataset, names: Sequence[str], pairs: Pairs | None = None) -> Labelled:
+    def from_dataset(
+        cls, images: Dataset, names: Sequence[str], pairs: Pairs | None = None
+    ) -> LabelledSamples:
         """Label images by the index of their class in `names`, -1 for other classes."""
         places = {name: i for i, name in enumerate(names)}
         known = np.array([*(places.get(name, -1) for name in images.class_names), -1], np.int64)
@@ -51,12 +58,12 @@ class Labelled:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, chosen: Array | slice) -> Labelled:
+    def __getitem__(self, chosen: Array | slice) -> LabelledSamples:
         """Select samples by index or mask."""
         pairs = None if self.pairs is None else np.ascontiguousarray(self.pairs[chosen])
         rows = None if self.rows is None else self.rows[chosen]
         samples = np.ascontiguousarray(self.samples[chosen])
-        return Labelled(samples, self.labels[chosen], pairs, rows)
+        return LabelledSamples(samples, self.labels[chosen], pairs, rows)
 
 
 REFERENCES = 200
@@ -69,7 +76,7 @@ KEPT_SHARE = 2
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingSamples:
     """Training images and held-out images of the same data.
 
     Attributes:
@@ -77,16 +84,16 @@ class Training:
         order: the indices of the training images, shuffled.
     """
 
-    pool: Labelled
+    pool: LabelledSamples
     order: Array
-    held_out: Labelled
+    held_out: LabelledSamples
 
     @property
-    def alone(self) -> int:
+    def reference_count(self) -> int:
         """Number of training images that are references, the first of `order`."""
         return max(0, min(REFERENCES - len(self.held_out), len(self.order)))
 
-    def first(self, n: int) -> Labelled:
+    def first(self, n: int) -> LabelledSamples:
         """Return at most n training images."""
         return self.pool[self.order[:n]]
 
@@ -114,10 +121,10 @@ class Sides:
         space: the space of the samples on all sides.
     """
 
-    real: Labelled
-    more: Labelled
-    fakes: Labelled | None
-    training: Training | None
+    real: LabelledSamples
+    more: LabelledSamples
+    fakes: LabelledSamples | None
+    training: TrainingSamples | None
     part: str
     classes: tuple[str, ...]
     fingerprints: dict[str, str]
@@ -134,24 +141,24 @@ class Sides:
                 )
 
 
-def read_sides(config: MeasureConfig, loaded: Loaded | None) -> Work[Sides]:
+def read_sides(config: MeasureConfig, loaded: LoadedModel | None) -> Work[Sides]:
     """Read the real images and, without a model, the generated images."""
     if loaded is None:
         return (yield from _read_folder(config))
     check_pairs_option(config.given, loaded.model.blueprint.conditions.given)
-    [sides] = yield from sides_for(config, [loaded])
+    [sides] = yield from read_common_sides(config, [loaded])
     return sides
 
 
-def sides_for(config: MeasureConfig, models: Sequence[Loaded]) -> Work[list[Sides]]:
+def read_common_sides(config: MeasureConfig, models: Sequence[LoadedModel]) -> Work[list[Sides]]:
     """Read the sides for several models of one space, with the same images for all.
 
     They are the held-out images if one of the models was trained on the others, else all images.
     Images without a pair are left out.
     """
-    images = yield from _read_as(models[0].space, config.data, config, models[0])
+    images = yield from _read_in_space(models[0].space, config.data, config, models[0])
     yield from _report_summaries(images)
-    held_out = any(knows(model, images) for model in models)
+    held_out = any(is_trained_on(model, images) for model in models)
     usable, read = np.ones(len(images), np.bool_), []
     for model in models:
         told = yield from _read_rows(config.data, images, model)
@@ -160,14 +167,16 @@ def sides_for(config: MeasureConfig, models: Sequence[Loaded]) -> Work[list[Side
             usable &= pairs.matched
         read.append((told, model, pairs))
     yield _report_part(images, held_out)
-    return [_sides_of(config, *each, usable, held_out=held_out) for each in read]
+    return [_make_sides(config, *each, usable, held_out=held_out) for each in read]
 
 
-def _read_as(space: Space, data: str, config: SidesConfig, loaded: Loaded) -> Work[Dataset]:
+def _read_in_space(
+    space: Space, data: str, config: ImageSetsConfig, loaded: LoadedModel
+) -> Work[Dataset]:
     """Read samples of a space, with the options' fit and background, or else the model's."""
     images = yield from read_images(
         data,
-        **like(space),
+        **settings_for(space),
         background=config.background or loaded.background,
         fit=config.fit or loaded.fit,
         medium=space.medium,
@@ -180,10 +189,10 @@ def _read_as(space: Space, data: str, config: SidesConfig, loaded: Loaded) -> Wo
 
 def kept_bytes() -> int:
     """Return the bytes of a set to keep in memory. Other images are decoded on demand."""
-    return free_memory("cpu") // (KEPT_SHARE * processes_here())
+    return free_memory("cpu") // (KEPT_SHARE * count_local_processes())
 
 
-def _read_rows(data: str, images: Dataset, loaded: Loaded) -> Work[Dataset]:
+def _read_rows(data: str, images: Dataset, loaded: LoadedModel) -> Work[Dataset]:
     """Add the metadata columns of a model's condition to DATA, if it has any.
 
     Raises:
@@ -194,12 +203,14 @@ def _read_rows(data: str, images: Dataset, loaded: Loaded) -> Work[Dataset]:
     if table is None:
         return images
     cells = read_cells(data, images.names, table.names)
-    for line in (*cells.lines, *unknown(table, cells)):
+    for line in (*cells.lines, *describe_unknown_labels(table, cells)):
         yield Notice(line, warning=True)
-    return replace(images, rows=rows_of(table, cells))
+    return replace(images, rows=encode_rows(table, cells))
 
 
-def _read_pairs(config: SidesConfig, images: Dataset, loaded: Loaded) -> Work[Pairs | None]:
+def _read_pairs(
+    config: ImageSetsConfig, images: Dataset, loaded: LoadedModel
+) -> Work[Pairs | None]:
     """Read the paired samples of DATA, for a model that was trained on pairs.
 
     Raises:
@@ -209,17 +220,21 @@ def _read_pairs(config: SidesConfig, images: Dataset, loaded: Loaded) -> Work[Pa
     if given is None or given.what != PAIRS:
         return None
     assert config.given is not None  # as `check_pairs_option` says
-    found = yield from _read_as(Giver(given, loaded.space).inputs, config.given, config, loaded)
-    pairs = pair(images, found)
-    for line in pairs.missing():
+    found = yield from _read_in_space(
+        Conditioner(given, loaded.space).input_space, config.given, config, loaded
+    )
+    pairs = match_pairs(images, found)
+    for line in pairs.describe_unpaired():
         yield Notice(line, warning=True)
     return pairs
 
 
-def inputs_of(loaded: Loaded, images: Labelled, seed: int) -> Inputs | None:
+def prepare_inputs(
+    loaded: LoadedModel, images: LabelledSamples, seed: int
+) -> ConditioningInputs | None:
     """Return the conditioning inputs of images, or None for a model without them."""
-    giver = Giver.of(loaded.model.blueprint)
-    return inputs_for(giver, images.samples, images.pairs, seed) if giver else None
+    giver = Conditioner.from_blueprint(loaded.model.blueprint)
+    return choose_inputs(giver, images.samples, images.pairs, seed) if giver else None
 
 
 def report_classes(sides: Sides) -> Notice:
@@ -229,9 +244,9 @@ def report_classes(sides: Sides) -> Notice:
     return Notice("DATA has none of the model's classes: generating all evenly")
 
 
-def with_conditions(
-    settings: DrawSettings, loaded: Loaded, sides: Sides, seed: int
-) -> DrawSettings:
+def set_conditions(
+    settings: SamplingSettings, loaded: LoadedModel, sides: Sides, seed: int
+) -> SamplingSettings:
     """Return the settings with the conditions of the real images, used one after another.
 
     A model that is conditioned only on classes uses the classes of further real images. If DATA has
@@ -240,7 +255,7 @@ def with_conditions(
     real, wanted = sides.real, settings.condition
     if wanted is None:
         return settings
-    inputs = inputs_of(loaded, real, seed)
+    inputs = prepare_inputs(loaded, real, seed)
     rows = () if real.rows is None else tuple(map(tuple, real.rows.tolist()))
     if inputs is None and not rows:
         own = _classes_of(sides) or wanted.labels
@@ -260,16 +275,16 @@ def _classes_of(sides: Sides) -> tuple[int, ...]:
     return tuple(labels[labels >= 0].tolist())
 
 
-def knows(loaded: Loaded, images: Dataset) -> bool:
+def is_trained_on(loaded: LoadedModel, images: Dataset) -> bool:
     """Whether a model was trained on these images, except a held-out part."""
     same = images.fingerprint == loaded.model.data.get("fingerprint")
     return bool(same and images.held_out.any())
 
 
-def _sides_of(
+def _make_sides(
     config: MeasureConfig,
     images: Dataset,
-    loaded: Loaded,
+    loaded: LoadedModel,
     pairs: Pairs | None,
     usable: Array,
     *,
@@ -277,11 +292,11 @@ def _sides_of(
 ) -> Sides:
     """Make the sides for a model from the usable images: the held-out images, or all."""
     names = loaded.model.classes
-    pool = Labelled.of(images, names, pairs)
+    pool = LabelledSamples.from_dataset(images, names, pairs)
     chosen = np.flatnonzero(images.held_out & usable if held_out else usable)
     real, more = _choose(config, pool, chosen)
     training = None
-    if knows(loaded, images):
+    if is_trained_on(loaded, images):
         training = _training(config, pool, images.held_out, usable)
         more = training.first(len(real))
     part, prints = "held-out" if held_out else "all", {"data": images.fingerprint}
@@ -321,7 +336,9 @@ def _read_folder(config: MeasureConfig) -> Work[Sides]:
         "layout": theirs.layout,
         "rate": theirs.rate,
     }
-    if not judged(theirs.unmeasured):  # feature networks compare grey photos with colour photos
+    if not can_judge(
+        theirs.estimated_space
+    ):  # feature networks compare grey photos with colour photos
         asked["channels"] = theirs.stored.shape[1]
     images = yield from read(config.data, **asked)
     if images.stored.dtype != theirs.stored.dtype and MEDIA[theirs.medium].bits:
@@ -329,8 +346,8 @@ def _read_folder(config: MeasureConfig) -> Work[Sides]:
         images = yield from read(config.data, **asked, bits=8)
     yield from _report_summaries(theirs, images)
     names = images.class_names
-    fakes, _ = _choose(config, Labelled.of(theirs, names), np.arange(len(theirs)))
-    pool, training = Labelled.of(images, names), None
+    fakes, _ = _choose(config, LabelledSamples.from_dataset(theirs, names), np.arange(len(theirs)))
+    pool, training = LabelledSamples.from_dataset(images, names), None
     real, more = _choose(config, pool, np.arange(len(images)))
     if images.held_out.any():
         training = _training(config, pool, images.held_out, np.ones(len(images), np.bool_))
@@ -338,7 +355,7 @@ def _read_folder(config: MeasureConfig) -> Work[Sides]:
     # The standard deviations of floats come from the real samples: generated samples may have none.
     space = images.space
     if space.levels is not None:
-        space = replace(theirs.unmeasured, limits=space.limits)
+        space = replace(theirs.estimated_space, limits=space.limits)
     return Sides(real, more, fakes, training, "all", names, prints, space)
 
 
@@ -349,13 +366,17 @@ def _report_summaries(*sets: Dataset) -> Work[None]:
             yield Notice(line)
 
 
-def _choose(config: MeasureConfig, pool: Labelled, chosen: Array) -> tuple[Labelled, Labelled]:
+def _choose(
+    config: MeasureConfig, pool: LabelledSamples, chosen: Array
+) -> tuple[LabelledSamples, LabelledSamples]:
     """Return at most n of the chosen images, shuffled, and at most n of the rest."""
     order = chosen[permutation(config.seed, 0, len(chosen))]
     return pool[order[: config.n]], pool[order[config.n : 2 * config.n]]
 
 
-def _training(config: MeasureConfig, pool: Labelled, held_out: Array, usable: Array) -> Training:
+def _training(
+    config: MeasureConfig, pool: LabelledSamples, held_out: Array, usable: Array
+) -> TrainingSamples:
     """Return the training images, and at most n held-out images.
 
     Args:
@@ -363,4 +384,4 @@ def _training(config: MeasureConfig, pool: Labelled, held_out: Array, usable: Ar
     """
     own = np.flatnonzero(~held_out & usable)
     order = own[permutation(config.seed, 1, len(own))]
-    return Training(pool, order, _choose(config, pool, np.flatnonzero(held_out & usable))[0])
+    return TrainingSamples(pool, order, _choose(config, pool, np.flatnonzero(held_out & usable))[0])

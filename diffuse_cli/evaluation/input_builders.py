@@ -11,20 +11,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffuse_cli.evaluation.examples import comparable, search
-from diffuse_cli.evaluation.feature_cache import cached, computed, generate_all
-from diffuse_cli.evaluation.image_sets import Labelled, Training
+from diffuse_cli.evaluation.examples import find_nearest, to_comparable
+from diffuse_cli.evaluation.feature_cache import cache_features, compute_features, generate_all
+from diffuse_cli.evaluation.image_sets import LabelledSamples, TrainingSamples
 from diffuse_cli.evaluation.metric_inputs import EvaluationRun
 from diffuse_cli.evaluation.variational_bound import make_bits, make_train_bits
 from diffuse_cli.media import Array
-from diffuse_cli.metrics.baselines import baselines
-from diffuse_cli.metrics.channel_distributions import measure as measure_marginals
-from diffuse_cli.metrics.inputs import Answers
+from diffuse_cli.metrics.baselines import make_baseline_images
+from diffuse_cli.metrics.channel_distributions import measure_marginals as measure_marginals
+from diffuse_cli.metrics.inputs import PairedValues
 from diffuse_cli.metrics.nearest_neighbors import blocks, merge
-from diffuse_cli.metrics.paired import feature_distances, likeness
-from diffuse_cli.metrics.spectrum import measure as measure_spectra
+from diffuse_cli.metrics.paired import compute_pixel_metrics, feature_distances
+from diffuse_cli.metrics.spectrum import measure_spectra as measure_spectra
 from diffuse_cli.models import image_conditioning
-from diffuse_cli.models.image_conditioning import Giver, Inputs, inputs_for
+from diffuse_cli.models.image_conditioning import (
+    Conditioner,
+    ConditioningInputs,
+    choose_inputs,
+)
 from diffuse_cli.system.events import Work
 
 ANSWERED, ANSWERED_AT_ONCE, ANSWERS_SHOWN = 1000, 16, 10
@@ -37,9 +41,9 @@ def make_answers(evaluation: EvaluationRun) -> Work[None]:
 
     The second image is generated for `ANSWERED` real images, unless it exists already.
     """
-    yield from make(evaluation, "features")
-    config, (loaded, settings) = evaluation.config, evaluation.source
-    giver = Giver.of(loaded.model.blueprint)
+    yield from make_part(evaluation, "features")
+    config, (loaded, settings) = evaluation.config, evaluation.model_and_settings
+    giver = Conditioner.from_blueprint(loaded.model.blueprint)
     assert giver is not None
     real, fakes = evaluation.real, evaluation.generated.samples
     count = min(len(real), len(fakes), ANSWERED)
@@ -73,11 +77,11 @@ def make_answers(evaluation: EvaluationRun) -> Work[None]:
         "nearest in training": others.get("nearest"),
     }
     first = {k: of[: min(count, ANSWERS_SHOWN)] for k, of in sides.items() if of is not None}
-    evaluation.answers = Answers(values, np.arange(count), first)
+    evaluation.answers = PairedValues(values, np.arange(count), first)
 
 
 def _make_baselines(
-    evaluation: EvaluationRun, giver: Giver, count: int
+    evaluation: EvaluationRun, giver: Conditioner, count: int
 ) -> Work[tuple[dict[str, Array], dict[str, Array]]]:
     """Return baselines that need no model, and their features, by name.
 
@@ -87,22 +91,22 @@ def _make_baselines(
     real, seed = evaluation.real, evaluation.config.seed
     images: dict[str, Array] = {}
     features: dict[str, Array] = {}
-    inputs = inputs_for(giver, real.samples, real.pairs, seed)
+    inputs = choose_inputs(giver, real.samples, real.pairs, seed)
     if giver.given.channels in (1, giver.space.channels):  # it can be looked at as samples are
-        given = giver.look(inputs.at(range(count), torch.device("cpu")))
+        given = giver.render_input(inputs.encode(range(count), torch.device("cpu")))
         images["given"] = np.broadcast_to(given, (count, *giver.space.shape))
         look = evaluation.look(images["given"])
-        features["given"] = yield from computed(evaluation.network, look, evaluation.team)
+        features["given"] = yield from compute_features(evaluation.network, look, evaluation.team)
     if evaluation.training is not None and len(evaluation.train_features):
         known = evaluation.training.first(len(evaluation.train_features))
-        places = nearest(giver, inputs, count, known, seed)
+        places = find_nearest_inputs(giver, inputs, count, known, seed)
         images["nearest"] = known.samples[places]
         features["nearest"] = evaluation.train_features[places]
     return images, features
 
 
 def compare_samples(
-    giver: Giver,
+    giver: Conditioner,
     truth: Array,
     drawn: Sequence[Array],
     others: Mapping[str, Array],
@@ -118,15 +122,21 @@ def compare_samples(
         rows: the indices of the images among the real images.
     """
     span = giver.space.bins - 1.0 if giver.space.bins else 2.0
-    values = likeness(truth, drawn[0], drawn[1], others, span)
+    values = compute_pixel_metrics(truth, drawn[0], drawn[1], others, span)
     if giver.degradation:
-        misfits = image_conditioning.misfits
+        misfits = image_conditioning.measure_residuals
         off = [misfits(giver, each, truth, seed, rows) for each in (*drawn, truth)]
         values |= {"inconsistency": (off[0] + off[1]) / 2, "inconsistency_of_real": off[2]}
     return values
 
 
-def nearest(giver: Giver, inputs: Inputs, count: int, training: Labelled, seed: int) -> Array:
+def find_nearest_inputs(
+    giver: Conditioner,
+    inputs: ConditioningInputs,
+    count: int,
+    training: LabelledSamples,
+    seed: int,
+) -> Array:
     """Return the index of the training image nearest to each conditioning input, (count,).
 
     Only known places of the input count.
@@ -134,12 +144,12 @@ def nearest(giver: Giver, inputs: Inputs, count: int, training: Labelled, seed: 
     width = giver.given.channels * math.prod(giver.space.size)
     places: list[Array] = []
     for mine in blocks(count, width):
-        told = inputs.at(range(mine.start, mine.stop), torch.device("cpu")).double()
+        told = inputs.encode(range(mine.start, mine.stop), torch.device("cpu")).double()
         values, known = told[:, :-1], told[:, -1:]
         known = known.expand_as(values).flatten(1)
         kept = None
         for part in blocks(len(training), width):
-            theirs = _known_whole(giver, training[part], seed).double().flatten(1)
+            theirs = _unmasked_inputs(giver, training[part], seed).double().flatten(1)
             # |k (x - y)|^2 less |k y|^2, which is the same for all x.
             found = known @ theirs.square().T - 2 * values.flatten(1) @ theirs.T
             kept = merge(kept, found, part.start, 1)
@@ -148,52 +158,52 @@ def nearest(giver: Giver, inputs: Inputs, count: int, training: Labelled, seed: 
     return np.concatenate(places)
 
 
-def _known_whole(giver: Giver, images: Labelled, seed: int) -> Tensor:
+def _unmasked_inputs(giver: Conditioner, images: LabelledSamples, seed: int) -> Tensor:
     """Return the conditioning inputs of images without a mask, (B, C', *size)."""
     if giver.masks:
         return giver.space.to_model(torch.from_numpy(images.samples))
     if images.pairs is not None:
-        inputs = image_conditioning.beside(giver, images.pairs)
+        inputs = image_conditioning.stored_inputs(giver, images.pairs)
     else:
-        inputs = image_conditioning.degrading(giver, images.samples, seed, "looked up")
-    return inputs.at(range(len(images)), torch.device("cpu"))[:, :-1]
+        inputs = image_conditioning.degraded_inputs(giver, images.samples, seed, "looked up")
+    return inputs.encode(range(len(images)), torch.device("cpu"))[:, :-1]
 
 
 def _make_generated(evaluation: EvaluationRun) -> Work[None]:
     """Generate the model's images."""
     if evaluation.fakes is not None:
         return
-    n, (loaded, settings) = evaluation.config.n, evaluation.source
+    n, (loaded, settings) = evaluation.config.n, evaluation.model_and_settings
     device, team = evaluation.accelerator.device, evaluation.team
     samples = yield from generate_all(settings, loaded, n, device, team)
     wanted = settings.condition
     labels = [wanted.label(i) if wanted else -1 for i in range(n)]
-    evaluation.fakes = Labelled(samples, np.array(labels, np.int64))
+    evaluation.fakes = LabelledSamples(samples, np.array(labels, np.int64))
 
 
 def _make_features(evaluation: EvaluationRun) -> Work[None]:
     """Compute features of both sides, of further real images and, for pictures, training images."""
-    yield from make(evaluation, "generated")
+    yield from make_part(evaluation, "generated")
     network, team, known = evaluation.network, evaluation.team, 0
-    see = partial(network.seen, evaluation.space)
+    see = partial(network.prepare_input, evaluation.space)
     real, fakes, more = evaluation.sides
-    evaluation.real_features = yield from cached(network, see(real), team, tell=True)
-    evaluation.fake_features = yield from computed(network, see(fakes), team)
+    evaluation.real_features = yield from cache_features(network, see(real), team, tell=True)
+    evaluation.fake_features = yield from compute_features(network, see(fakes), team)
     if network.pictures and (training := evaluation.training):
         first = training.first(evaluation.config.train_n)
-        evaluation.train_features = yield from cached(network, see(first.samples), team)
+        evaluation.train_features = yield from cache_features(network, see(first.samples), team)
         known = len(first) if evaluation.loaded else 0  # `more` are the first training images
     if len(more) <= known:
         evaluation.more_features = evaluation.train_features[: len(more)]
     elif len(more):
-        evaluation.more_features = yield from cached(network, see(more), team)
+        evaluation.more_features = yield from cache_features(network, see(more), team)
 
 
 def _make_landmarks(evaluation: EvaluationRun) -> Work[None]:
     """Compute features of the baselines, which are known to be bad."""
-    made = baselines(evaluation.look(evaluation.real.samples))
+    made = make_baseline_images(evaluation.look(evaluation.real.samples))
     pixels = np.concatenate([*made.values()])
-    features = yield from cached(evaluation.network, pixels, evaluation.team)
+    features = yield from cache_features(evaluation.network, pixels, evaluation.team)
     ends = np.cumsum([len(images) for images in made.values()])
     evaluation.landmarks = dict(zip(made, np.split(features, ends[:-1]), strict=True))
 
@@ -205,41 +215,41 @@ def _make_nearest(evaluation: EvaluationRun) -> Work[None]:
     if evaluation.network.pictures:
         yield from _nearest_in_features(evaluation, training)
         known = len(evaluation.train_features)
-    yield from make(evaluation, "generated")
-    evaluation.nearest["pixels"] = yield from search(
+    yield from make_part(evaluation, "generated")
+    evaluation.nearest["pixels"] = yield from find_nearest(
         evaluation.generated.samples,
         training.held_out.samples,
         training.pool.samples,
         training.order,
-        min(training.alone, known),
-        partial(comparable, evaluation.space),
+        min(training.reference_count, known),
+        partial(to_comparable, evaluation.space),
     )
 
 
-def _nearest_in_features(evaluation: EvaluationRun, training: Training) -> Work[None]:
-    yield from make(evaluation, "features")
+def _nearest_in_features(evaluation: EvaluationRun, training: TrainingSamples) -> Work[None]:
+    yield from make_part(evaluation, "features")
     held_out, features = training.held_out, evaluation.train_features
     theirs = evaluation.real_features
     if evaluation.loaded is None:  # a model's real images are the held-out ones
-        theirs = yield from cached(
+        theirs = yield from cache_features(
             evaluation.network, evaluation.look(held_out.samples), evaluation.team
         )
     # The expected rate depends on the number of references, so both spaces use the same number.
-    order, alone = np.arange(len(features)), min(training.alone, len(features))
-    near = yield from search(evaluation.fake_features, theirs, features, order, alone)
+    order, alone = np.arange(len(features)), min(training.reference_count, len(features))
+    near = yield from find_nearest(evaluation.fake_features, theirs, features, order, alone)
     evaluation.nearest["features"] = replace(near, places=training.order[near.places])
 
 
 def _make_marginals(evaluation: EvaluationRun) -> Work[None]:
     """Measure the value distributions of both sides, on the first process."""
-    yield from make(evaluation, "generated")
+    yield from make_part(evaluation, "generated")
     if evaluation.accelerator.is_main_process:
         evaluation.marginals = measure_marginals(*evaluation.sides)
 
 
 def _make_spectra(evaluation: EvaluationRun) -> Work[None]:
     """Measure the power spectra of both sides, on the first process."""
-    yield from make(evaluation, "generated")
+    yield from make_part(evaluation, "generated")
     if evaluation.accelerator.is_main_process:
         evaluation.spectra = measure_spectra(*evaluation.sides)
 
@@ -259,7 +269,7 @@ PARTS: Mapping[str, Callable[[EvaluationRun], Work[None]]] = {
 """Functions that make a part of an evaluation, by its name."""
 
 
-def make(evaluation: EvaluationRun, part: str) -> Work[None]:
+def make_part(evaluation: EvaluationRun, part: str) -> Work[None]:
     """Make a part of `PARTS`, once."""
     if part not in evaluation.made:
         evaluation.made.add(part)

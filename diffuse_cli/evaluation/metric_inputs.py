@@ -14,14 +14,14 @@ from diffuse_cli.config.eval_options import EvalConfig
 from diffuse_cli.core.likelihood import strata
 from diffuse_cli.core.space import Space
 from diffuse_cli.evaluation.feature_cache import Team
-from diffuse_cli.evaluation.image_sets import Labelled, Training
-from diffuse_cli.media import Array, judged, looks
+from diffuse_cli.evaluation.image_sets import LabelledSamples, TrainingSamples
+from diffuse_cli.media import Array, can_judge, render_samples
 from diffuse_cli.metrics import METRICS, Metric
-from diffuse_cli.metrics.channel_distributions import measure as measure_marginals
+from diffuse_cli.metrics.channel_distributions import measure_marginals as measure_marginals
 from diffuse_cli.metrics.features import FeatureNetwork
-from diffuse_cli.metrics.inputs import MetricInputs, Nearest
-from diffuse_cli.sampling.generation import Loaded
-from diffuse_cli.sampling.sampling_settings import DrawSettings
+from diffuse_cli.metrics.inputs import MetricInputs, NearestDistances
+from diffuse_cli.sampling.generation import LoadedModel
+from diffuse_cli.sampling.sampling_settings import SamplingSettings
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import Notice
 
@@ -39,7 +39,7 @@ WANTED = {
 """Requirements of parts that cannot always be made."""
 
 
-def lacking(space: Space, loaded: Loaded | None, *, training: bool) -> set[str]:
+def find_missing_parts(space: Space, loaded: LoadedModel | None, *, training: bool) -> set[str]:
     """Return the parts that cannot be made for samples of a space.
 
     Args:
@@ -53,10 +53,12 @@ def lacking(space: Space, loaded: Loaded | None, *, training: bool) -> set[str]:
         found |= {"answers"}
     if not training:
         found |= {"train_bits", "nearest"}
-    return found | ({"random_features"} if judged(space) else {"features", "landmarks", "answers"})
+    return found | (
+        {"random_features"} if can_judge(space) else {"features", "landmarks", "answers"}
+    )
 
 
-def unmeasured(asked: Sequence[str], lacks: Set[str]) -> Iterator[Notice]:
+def report_unmeasured(asked: Sequence[str], lacks: Set[str]) -> Iterator[Notice]:
     """Report the metrics that need parts which cannot be made, and why.
 
     Raises:
@@ -84,29 +86,29 @@ class EvaluationRun(MetricInputs):
     config: EvalConfig
     accelerator: Accelerator
     network: FeatureNetwork
-    loaded: Loaded | None
-    settings: DrawSettings | None
-    real: Labelled
-    more: Labelled
-    fakes: Labelled | None = None
-    training: Training | None = None
-    bound: Bound | None = None
-    train: Labelled | None = None
+    loaded: LoadedModel | None
+    settings: SamplingSettings | None
+    real: LabelledSamples
+    more: LabelledSamples
+    fakes: LabelledSamples | None = None
+    training: TrainingSamples | None = None
+    bound: VariationalBound | None = None
+    train: LabelledSamples | None = None
     train_features: Array = field(default_factory=lambda: np.zeros((0, 0)))
     made: set[str] = field(default_factory=set)
 
     def look(self, samples: Array) -> Array:
         """Convert stored samples to pictures, uint8 (N, 1 or 3, H, W)."""
-        return looks(self.space, samples)
+        return render_samples(self.space, samples)
 
     @property
-    def generated(self) -> Labelled:
+    def generated(self) -> LabelledSamples:
         """Generated images, which must exist."""
         assert self.fakes is not None
         return self.fakes
 
     @property
-    def source(self) -> tuple[Loaded, DrawSettings]:
+    def model_and_settings(self) -> tuple[LoadedModel, SamplingSettings]:
         """Model and sampling settings, for an evaluation of a model."""
         assert self.loaded is not None
         assert self.settings is not None
@@ -115,16 +117,16 @@ class EvaluationRun(MetricInputs):
     @property
     def team(self) -> Team:
         """Processes of this evaluation."""
-        return Team.of(self.accelerator)
+        return Team.from_accelerator(self.accelerator)
 
     def can_measure(self, needs: tuple[str, ...]) -> bool:
         """Whether these parts can be made."""
-        return self.lacking.isdisjoint(needs)
+        return self.missing_parts.isdisjoint(needs)
 
     @property
-    def lacking(self) -> set[str]:
+    def missing_parts(self) -> set[str]:
         """Parts that cannot be made."""
-        return lacking(self.space, self.loaded, training=self.training is not None)
+        return find_missing_parts(self.space, self.loaded, training=self.training is not None)
 
     @property
     def metrics(self) -> Mapping[str, Metric]:
@@ -134,7 +136,7 @@ class EvaluationRun(MetricInputs):
         found = ((name, METRICS[name]) for name in METRICS if name in wanted)
         return {name: metric for name, metric in found if self.can_measure(metric.NEEDS)}
 
-    def of_class(self, label: int) -> EvaluationRun:
+    def select_class(self, label: int) -> EvaluationRun:
         """Return a finished evaluation, restricted to one class."""
         ours, theirs = self.real.labels == label, self.generated.labels == label
         others = self.more.labels == label
@@ -157,10 +159,10 @@ class EvaluationRun(MetricInputs):
         if self.train is not None:
             part.train_bits = self.train_bits[self.train.labels == label]
         if training := self.training:
-            alone = training.pool.labels[training.order[: training.alone]]
+            alone = training.pool.labels[training.order[: training.reference_count]]
             own = np.concatenate([training.held_out.labels, alone]) == label
             part.nearest = {
-                space: Nearest(
+                space: NearestDistances(
                     found.samples[theirs],
                     found.references[own[: len(found.references)]],
                     found.places[theirs],
@@ -189,7 +191,7 @@ SEEN = 8
 
 
 @dataclass(frozen=True)
-class Bound:
+class VariationalBound:
     """Variational bound of N images in bits per dimension, estimated from V visits to each.
 
     For floats it bounds the density of stored values, and may be negative.
@@ -216,7 +218,7 @@ class Bound:
         shares: Array = self.terms / self.expected[self.times]
         return shares
 
-    def by_time(self) -> list[dict[str, Any]]:
+    def group_by_time(self) -> list[dict[str, Any]]:
         """Return the first and last timestep of each group, and its mean term per timestep.
 
         Multiplied by the widths of the groups, the means add up to the sums of `parts`.
@@ -245,10 +247,10 @@ class Bound:
         return [range(a, b) for a, b in pairwise(edges)]
 
 
-def joined(parts: Sequence[Bound]) -> Bound:
+def join_bounds(parts: Sequence[VariationalBound]) -> VariationalBound:
     """Join the bounds of several sets of images, in order."""
     priors, times, terms = (
         np.concatenate([getattr(part, name) for part in parts])
         for name in ("prior", "times", "terms")
     )
-    return Bound(priors, parts[0].expected, times, terms)
+    return VariationalBound(priors, parts[0].expected, times, terms)

@@ -8,16 +8,24 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.config.eval_options import CompareConfig, EvalConfig
-from diffuse_cli.config.options import converted
+from diffuse_cli.config.options import convert_options
 from diffuse_cli.evaluation import evaluation_run
-from diffuse_cli.evaluation.image_sets import sides_for, with_conditions
+from diffuse_cli.evaluation.image_sets import read_common_sides, set_conditions
 from diffuse_cli.evaluation.metric_inputs import EvaluationRun
-from diffuse_cli.metrics import METRICS, Measured, MetricNumber, Values, Words, measured, shown
+from diffuse_cli.metrics import (
+    METRICS,
+    Measurement,
+    MetricNumber,
+    Values,
+    Words,
+    read_measurement,
+    select_numbers,
+)
 from diffuse_cli.metrics.features.feature_choice import words_of
 from diffuse_cli.models.image_conditioning import check_pairs_option
-from diffuse_cli.sampling.generation import Loaded
+from diffuse_cli.sampling.generation import LoadedModel
 from diffuse_cli.system import files
-from diffuse_cli.system.devices import made_with
+from diffuse_cli.system.devices import describe_environment
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import Notice, Work
 
@@ -37,13 +45,13 @@ class Difference:
     """
 
     number: MetricNumber
-    apart: Measured
+    apart: Measurement
     paired: bool
     better: str
 
 
 @dataclass(frozen=True)
-class BothMeasured:
+class PairedComparison:
     """Evaluations of two models.
 
     Attributes:
@@ -66,9 +74,9 @@ class BothMeasured:
     made_with: dict[str, str]
 
 
-def measure_both(
-    config: CompareConfig, models: Sequence[Loaded], accelerator: Accelerator
-) -> Work[BothMeasured | None]:
+def compare_models(
+    config: CompareConfig, models: Sequence[LoadedModel], accelerator: Accelerator
+) -> Work[PairedComparison | None]:
     """Evaluate two models of one space. Returns None on all processes except the first.
 
     Raises:
@@ -76,7 +84,7 @@ def measure_both(
         UsageError: an option does not suit a model, or the backgrounds or fits differ.
     """
     own = [
-        converted(config, EvalConfig, subject=path, data=config.data)
+        convert_options(config, EvalConfig, subject=path, data=config.data)
         for path in (config.a, config.b)
     ]
     for name in ("background", "fit"):
@@ -89,37 +97,37 @@ def measure_both(
     check_pairs_option(config.given, *(m.model.blueprint.conditions.given for m in models))
     settings = []
     for each, model in zip(own, models, strict=True):
-        settings.append((yield from evaluation_run.settle(each, model, accelerator)))
-    judge = yield from evaluation_run.find_judge(own[0], models[0].space, accelerator)
-    sides = yield from sides_for(own[0], models)
+        settings.append((yield from evaluation_run.prepare_settings(each, model, accelerator)))
+    judge = yield from evaluation_run.load_feature_choice(own[0], models[0].space, accelerator)
+    sides = yield from read_common_sides(own[0], models)
     sides[0].check()
     network = yield from evaluation_run.choose_network(own[0], judge, sides[0])
     evaluations, values, described = [], [], []
     for each, model, base, side in zip(own, models, settings, sides, strict=True):
         yield Notice(f"evaluating {files.show(each.subject)}")
-        drawn = with_conditions(base, model, side, each.seed)
+        drawn = set_conditions(base, model, side, each.seed)
         evaluations.append(
             EvaluationRun(
                 each, accelerator, network, model, drawn, side.real, side.more, None,
                 side.training, space=side.space,
             )
         )  # fmt: skip
-        values.append((yield from evaluation_run.measured(evaluations[-1])))
+        values.append((yield from evaluation_run.compute_metrics(evaluations[-1])))
         facts = evaluation_run.describe(base, each, model)
         described.append({**facts, "timesteps": each.timesteps})
     if not accelerator.is_main_process:
         return None
-    return BothMeasured(
+    return PairedComparison(
         values=(values[0], values[1]),
         differences=differences(values, _paired_errors(evaluations)),
         real=len(sides[0].real),
         generated=config.n,
         part=sides[0].part,
-        features=network.described(),
+        features=network.describe(),
         settings=(described[0], described[1]),
         fingerprint=sides[0].fingerprints["data"],
         words=words_of(sides[0].space),
-        made_with=made_with(accelerator),
+        made_with=describe_environment(accelerator),
     )
 
 
@@ -139,24 +147,24 @@ def differences(values: Sequence[Values], paired: Values) -> tuple[Difference, .
         paired: the known standard errors of differences. Others combine as independent.
     """
     found = []
-    for shape in shown({k: v for k, v in values[0].items() if k in values[1]}):
+    for shape in select_numbers({k: v for k, v in values[0].items() if k in values[1]}):
         if not shape.direction and shape.question != "other":
             continue  # a property of the real images
-        a, b = (measured(own, shape.key) for own in values)
+        a, b = (read_measurement(own, shape.key) for own in values)
         error = paired.get(shape.key, math.hypot(a.error, b.error))
-        apart, better = Measured(b.value - a.value, error), ""
-        if all(map(shape.quoted, values)):
-            better = _better(apart, shape.direction)
+        apart, better = Measurement(b.value - a.value, error), ""
+        if all(map(shape.can_show, values)):
+            better = _find_better(apart, shape.direction)
         found.append(Difference(shape, apart, shape.key in paired, better))
     return tuple(found)
 
 
-def _better(apart: Measured, direction: str) -> str:
+def _find_better(apart: Measurement, direction: str) -> str:
     """Return the significantly better side, or an empty string."""
     above, below = {"lower": ("A", "B"), "higher": ("B", "A")}.get(direction, ("", ""))
-    nothing = Measured(0.0)
+    nothing = Measurement(0.0)
     if not apart.error > 0:
         return ""
-    if apart.above(nothing):
+    if apart.is_above(nothing):
         return above
-    return below if nothing.above(apart) else ""
+    return below if nothing.is_above(apart) else ""

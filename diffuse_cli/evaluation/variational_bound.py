@@ -11,14 +11,14 @@ import torch
 from PIL import Image
 
 from diffuse_cli.core.denoiser import Denoiser
-from diffuse_cli.core.likelihood import bound_terms, prior_bits, visited, visits
-from diffuse_cli.evaluation.image_sets import Labelled, inputs_of
-from diffuse_cli.evaluation.metric_inputs import Bound, EvaluationRun, joined
+from diffuse_cli.core.likelihood import bound_terms, draw_visits, plan_visits, prior_bits
+from diffuse_cli.evaluation.image_sets import LabelledSamples, prepare_inputs
+from diffuse_cli.evaluation.metric_inputs import EvaluationRun, VariationalBound, join_bounds
 from diffuse_cli.media import Array, figures
-from diffuse_cli.metrics import Measured
+from diffuse_cli.metrics import Measurement
 from diffuse_cli.metrics.features.feature_choice import words_of
 from diffuse_cli.models.blueprint import Blueprint
-from diffuse_cli.models.image_conditioning import Inputs
+from diffuse_cli.models.image_conditioning import ConditioningInputs
 from diffuse_cli.system.events import Progress, Work
 from diffuse_cli.system.rng import draw_noise, philox
 
@@ -52,8 +52,8 @@ def make_train_bits(evaluation: EvaluationRun) -> Work[None]:
 
 
 def _bound(
-    evaluation: EvaluationRun, images: Labelled, timesteps: int | str, task: str
-) -> Work[Bound]:
+    evaluation: EvaluationRun, images: LabelledSamples, timesteps: int | str, task: str
+) -> Work[VariationalBound]:
     """Estimate the bound of each image, on the model's process or a respaced process."""
     config, loaded = evaluation.config, evaluation.loaded
     assert loaded is not None
@@ -61,34 +61,34 @@ def _bound(
     if config.respaced is not None:
         denoiser = denoiser.respaced(denoiser.process.times(config.respaced))
     own = evaluation.team.share(len(images), config.batch_size)
-    bound = yield from measure(
+    bound = yield from measure_bound(
         denoiser,
         images,
         loaded.model.blueprint,
         own,
-        given=inputs_of(loaded, images, config.seed),
+        given=prepare_inputs(loaded, images, config.seed),
         timesteps=timesteps,
         seed=config.seed,
         batch_size=config.batch_size,
         device=evaluation.accelerator.device,
         task=task,
     )
-    return joined(evaluation.team.gather(bound))
+    return join_bounds(evaluation.team.gather(bound))
 
 
-def measure(
+def measure_bound(
     denoiser: Denoiser,
-    images: Labelled,
+    images: LabelledSamples,
     blueprint: Blueprint,
     indices: range,
     *,
-    given: Inputs | None = None,
+    given: ConditioningInputs | None = None,
     timesteps: int | str,
     seed: int,
     batch_size: int,
     device: torch.device,
     task: str = TASK,
-) -> Work[Bound]:
+) -> Work[VariationalBound]:
     """Estimate the bound of the images with these indices over the denoiser's own process.
 
     Timesteps and noise of an image depend only on the seed and its index, so two models with the
@@ -101,16 +101,16 @@ def measure(
     """
     total = denoiser.process.num_timesteps
     n = total if timesteps == "all" else min(int(timesteps), total)
-    expected = visits(denoiser.process, n)
+    expected = plan_visits(denoiser.process, n)
     priors, rows = [np.zeros(0)], [np.zeros((0, n))]
-    times = visited(expected, torch.from_numpy(places(seed, indices, n)))
+    times = draw_visits(expected, torch.from_numpy(draw_positions(seed, indices, n)))
     for done in range(0, len(indices), batch_size):
         batch = indices[done : done + batch_size]
         chosen = images[batch.start : batch.stop]
         stored, own = (torch.tensor(of, device=device) for of in (chosen.samples, chosen.labels))
         row = None if chosen.rows is None else torch.tensor(chosen.rows, device=device)
-        x0, told = blueprint.space.to_model(stored), given.at(batch, device) if given else None
-        cond: dict[str, Any] = {**blueprint.conditions.told(own, told, row)}
+        x0, told = blueprint.space.to_model(stored), given.encode(batch, device) if given else None
+        cond: dict[str, Any] = {**blueprint.conditions.make_keywords(own, told, row)}
         draws = _draws(seed, batch, times[done : done + batch_size], x0)
         terms = []
         for term in bound_terms(denoiser, x0, draws, **cond):
@@ -125,10 +125,12 @@ def measure(
             # An image's decoder terms, divided by their expected number, sum to one decoder.
             rows[-1] -= first * (slope / math.log(2))[:, None]
         priors.append(prior_bits(denoiser, x0).cpu().double().numpy())
-    return Bound(np.concatenate(priors), expected.numpy(), times.numpy(), np.concatenate(rows))
+    return VariationalBound(
+        np.concatenate(priors), expected.numpy(), times.numpy(), np.concatenate(rows)
+    )
 
 
-def places(seed: int, indices: Sequence[int], n: int) -> Array:
+def draw_positions(seed: int, indices: Sequence[int], n: int) -> Array:
     """Draw the position of each of n visits to each image within its stratum, (N, n) in [0, 1).
 
     Each position is uniform, and independent of the image's other positions. The visits k to a
@@ -156,7 +158,7 @@ def _draws(
         yield t.to(x0.device), noise.to(x0.device)
 
 
-def draw(bound: Bound, name: str, *, density: bool = False) -> Image.Image:
+def plot_bound(bound: VariationalBound, name: str, *, density: bool = False) -> Image.Image:
     """Plot the terms by timestep, as in Nichol & Dhariwal 2021, figure 2.
 
     Args:
@@ -165,9 +167,9 @@ def draw(bound: Bound, name: str, *, density: bool = False) -> Image.Image:
     sheet = figures.Sheet(7.2, 4.3, 150)
     axes = sheet.axes(0.9, 0.75, 6.0, 2.95)
     total = float(bound.parts().sum(1).mean())
-    groups, last = bound.by_time(), len(bound.expected)
+    groups, last = bound.group_by_time(), len(bound.expected)
     of = " of the density" if density else ""
-    title = f"{name}: {Measured(total)} bits per dimension{of} over {last} timesteps"
+    title = f"{name}: {Measurement(total)} bits per dimension{of} over {last} timesteps"
     sheet.text(0.9, 0.4, title, 6.0, fontsize=11, fontweight="bold", parse_math=False)
     means = np.array([group["bits_per_timestep"] for group in groups])
     edges = [group["first"] + 1 for group in groups] + [last + 1]
@@ -175,7 +177,7 @@ def draw(bound: Bound, name: str, *, density: bool = False) -> Image.Image:
     axes.stairs(shown, edges, baseline=None, color=figures.color(0), linewidth=1.8)
     axes.plot([1.5], shown[:1], "o", color=figures.color(1), markersize=6)
     faint: dict[str, Any] = {"fontsize": 8.5, "color": figures.FAINT}
-    decoder = f"decoder{', a density' * density}, $L_0$: {Measured(means[0])}"
+    decoder = f"decoder{', a density' * density}, $L_0$: {Measurement(means[0])}"
     place = means[0] if means[0] > 0 else means[means > 0].max(initial=1e-12)
     above = -3 if means[0] > 0 else 7
     axes.annotate(decoder, (2, place), (6, above), textcoords="offset points", **faint)
@@ -186,6 +188,6 @@ def draw(bound: Bound, name: str, *, density: bool = False) -> Image.Image:
     axes.tick_params(length=0)
     prior, middle, _ = bound.parts().mean(0)
     axes.set_title(
-        f"sum of the steps {Measured(middle)},  prior {Measured(prior)}", loc="right", **faint
+        f"sum of the steps {Measurement(middle)},  prior {Measurement(prior)}", loc="right", **faint
     )
     return sheet.render()

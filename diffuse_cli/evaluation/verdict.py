@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from diffuse_cli.metrics import Remark, Values, Words, measured
+from diffuse_cli.metrics import Remark, Values, Words, read_measurement
 from diffuse_cli.metrics.features import KIDS
 from diffuse_cli.metrics.presentation import rank_baselines
 
@@ -49,4 +49,6 @@ def _is_close(values: Values, key: str) -> bool:
     blurred, floor = values.get("kid_of_blurred"), f"{key}_floor"
     if blurred is not None:
         return values[key] < CLOSE * blurred
-    return floor in values and not measured(values, key).above(measured(values, floor))
+    return floor in values and not read_measurement(values, key).is_above(
+        read_measurement(values, floor)
+    )

@@ -6,7 +6,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -19,11 +19,11 @@ from diffuse_cli.media.file_errors import MEMORY, Unusable
 from diffuse_cli.media.shapes import ALPHA as ALPHA
 from diffuse_cli.media.shapes import FITS as FITS
 from diffuse_cli.media.shapes import Fit as Fit
-from diffuse_cli.media.shapes import asked_for as asked_for
 from diffuse_cli.media.shapes import crop
-from diffuse_cli.media.shapes import layout_of as layout_of
-from diffuse_cli.media.shapes import named as named
-from diffuse_cli.system.memory import out_of_memory
+from diffuse_cli.media.shapes import infer_layout as infer_layout
+from diffuse_cli.media.shapes import layout_name as layout_name
+from diffuse_cli.media.shapes import resolve_layout as resolve_layout
+from diffuse_cli.system.memory import is_out_of_memory
 
 Array = npt.NDArray[Any]
 Size = tuple[int, ...]
@@ -38,7 +38,7 @@ class Large(Exception):
 
 
 @contextlib.contextmanager
-def alone(large: bool, shared: bool = False) -> Iterator[None]:
+def lock_large(large: bool, shared: bool = False) -> Iterator[None]:
     """Let only one thread at a time read a large sample inside the block.
 
     Raises:
@@ -51,18 +51,18 @@ def alone(large: bool, shared: bool = False) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def failing_as(reason: str) -> Iterator[None]:
+def errors_as(reason: str) -> Iterator[None]:
     """Turn errors inside the block into `Unusable`."""
     try:
         yield
     except (Unusable, Large):
         raise
     except Exception as error:
-        raise Unusable(MEMORY if out_of_memory(error) else reason) from None
+        raise Unusable(MEMORY if is_out_of_memory(error) else reason) from None
 
 
 @dataclass(frozen=True)
-class Asked:
+class ReadSettings:
     """Read settings of samples.
 
     Attributes:
@@ -119,6 +119,9 @@ def content_digest(kind: str, values: Array) -> bytes:
     return found.digest()
 
 
+Settle: TypeAlias = Callable[[ReadSettings, Iterable[bytes]], tuple[ReadSettings, str]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Medium:
     """A kind of data: `MEDIUM` of a module of this folder, or of another package.
@@ -170,14 +173,14 @@ class Medium:
     one: str
     many: str
     sides: Mapping[int, int]
-    read: Callable[[bytes, Asked], Read]
-    fit: Callable[[Array, Asked], Array]
+    read: Callable[[bytes, ReadSettings], Read]
+    fit: Callable[[Array, ReadSettings], Array]
     space: Callable[[Array], Space]
     encode: Callable[[Array, Space], bytes]
     look: Callable[[Array, Space], npt.NDArray[np.uint8]]
     prepare: Callable[[], None] = lambda: None
     check: Callable[[Space], None] = lambda _: None
-    settled: Callable[[Asked, Iterable[bytes]], tuple[Asked, str]] = lambda asked, _: (asked, "")
+    settled: Settle = lambda asked, _: (asked, "")
     fits: Mapping[str, Fit] = field(default_factory=lambda: {"crop": crop})
     advice: Mapping[str, str] = field(default_factory=dict)
     rates: Sequence[int] = ()
@@ -201,13 +204,13 @@ class Medium:
     low_high: tuple[str, str] = ("low", "high")
     points: str = "points"
 
-    def checked(self, asked: Asked, bits: int | None = None) -> Asked:
+    def resolve_settings(self, asked: ReadSettings, bits: int | None = None) -> ReadSettings:
         """Return a request with a valid number of sides, and the type for `bits`.
 
         Raises:
             InvalidArgument: the medium does not support the request.
         """
-        many, layout = self.many, named(asked.layout)
+        many, layout = self.many, layout_name(asked.layout)
         lookup(self.fits, asked.fit, "fit")
         if layout == ALPHA and ALPHA not in self.layouts:
             raise InvalidArgument(f": {many} have no transparency", argument="alpha")
@@ -226,7 +229,7 @@ class Medium:
         if asked.rate is not None and asked.rate not in self.rates:
             text = f"must be {self.rates[0]:,} to {self.rates[-1]:,} Hz"
             raise InvalidArgument(text, argument="rate")
-        size, numbers = self.checked_size(asked.size), asked.numbers
+        size, numbers = self.resolve_size(asked.size), asked.numbers
         if numbers is None and bits is not None:
             if bits not in self.bits:
                 text = f"{many} have {' or '.join(map(str, self.bits))} bits, not {bits}"
@@ -235,7 +238,7 @@ class Medium:
             numbers = f"uint{bits}"
         return replace(asked, size=size, numbers=numbers)
 
-    def checked_size(self, size: Size | None) -> Size | None:
+    def resolve_size(self, size: Size | None) -> Size | None:
         """Return a size with a valid number of sides. One-dimensional samples take equal sides.
 
         Raises:
@@ -276,7 +279,7 @@ def check_fit(medium: str, fit: str) -> None:
     lookup(MEDIA[medium].fits, fit, "fit")
 
 
-def judged(space: Space) -> bool:
+def can_judge(space: Space) -> bool:
     """Whether features of networks trained on photographs are meaningful for samples."""
     medium = MEDIA[space.medium]
     return medium.judged and space.layout not in medium.unjudged
@@ -288,31 +291,31 @@ def suffix(space: Space) -> str:
     return medium.suffixes.get(space.layout, medium.suffix)
 
 
-def numbers_of(space: Space) -> str:
+def stored_dtype(space: Space) -> str:
     """Return the name of the NumPy type in which samples of a space are stored."""
     if space.levels is None:
         return "float32"
     return "bool" if space.levels == 2 else "uint8" if space.levels <= 256 else "uint16"
 
 
-def like(space: Space) -> dict[str, Any]:
-    """Return the read settings for a space, as keywords of `Asked` and of `data.read_images`."""
+def settings_for(space: Space) -> dict[str, Any]:
+    """Return the read settings for a space, keywords of `ReadSettings` and `data.read_images`."""
     return {
         "size": space.size,
         "channels": space.channels,
         "layout": space.layout,
-        "numbers": numbers_of(space),
+        "numbers": stored_dtype(space),
         "rate": space.rate,
     }
 
 
-def like_mask(space: Space) -> dict[str, Any]:
-    """Return the read settings for a mask, one channel of any type, as keywords like `like`'s."""
+def mask_settings_for(space: Space) -> dict[str, Any]:
+    """Return the read settings for a mask of one channel, keywords like those of `settings_for`."""
     layout = None if MEDIA[space.medium].mixed else space.layout
-    return {**like(space), "channels": 1, "numbers": None, "layout": layout}
+    return {**settings_for(space), "channels": 1, "numbers": None, "layout": layout}
 
 
-def by_extension() -> dict[str, str]:
+def media_by_extension() -> dict[str, str]:
     """Return the medium of each file extension. `image` wins, then the first medium listed."""
     names = sorted(MEDIA, key=lambda name: name != "image")
     return {e: name for name in reversed(names) for e in MEDIA[name].extensions}
@@ -323,6 +326,6 @@ def advice() -> dict[str, str]:
     return {e: text for kind in MEDIA.values() for e, text in kind.advice.items()}
 
 
-def looks(space: Space, samples: Array) -> Array:
+def render_samples(space: Space, samples: Array) -> Array:
     """Return stored samples as images, uint8 (N, 1 or 3, H, W)."""
     return MEDIA[space.medium].look(samples, space)

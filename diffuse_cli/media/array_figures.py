@@ -28,7 +28,7 @@ HEIGHT, WIDEST = 48, 256
 PAPER, INK, RULE = 255, 40, 225
 
 
-def drawn(shades: Shades) -> Shades:
+def plot_channels(shades: Shades) -> Shades:
     """Plot greys (N, C, *size), of one to three dimensions, as images (N, 1, H, W)."""
     draw = {1: _lines, 2: _fields, 3: _slices}[shades.ndim - 2]
     return draw(shades[:, :PANELS])[:, None]
@@ -40,8 +40,8 @@ def _fields(shades: Shades) -> Shades:
     across = round(math.sqrt(len(panels) * shades.shape[2] / shades.shape[3]))
     across = max(1, min(across, len(panels)))
     panels += [np.full_like(panels[0], WHITE)] * (-len(panels) % across)
-    rows = [beside(panels[k : k + across], 2) for k in range(0, len(panels), across)]
-    return beside(rows, 1)
+    rows = [join_images(panels[k : k + across], 2) for k in range(0, len(panels), across)]
+    return join_images(rows, 1)
 
 
 def _slices(shades: Shades) -> Shades:
@@ -51,16 +51,16 @@ def _slices(shades: Shades) -> Shades:
         middles = [side // 2 for side in volume.shape[1:]]
         cuts = [np.take(volume, middle, axis) for axis, middle in enumerate(middles, 1)]
         tallest = max(cut.shape[1] for cut in cuts)
-        rows.append(beside([_padded(cut, tallest) for cut in cuts], 2))
-    return beside(rows, 1)
+        rows.append(join_images([_pad_height(cut, tallest) for cut in cuts], 2))
+    return join_images(rows, 1)
 
 
-def _padded(pictures: Shades, height: int) -> Shades:
+def _pad_height(pictures: Shades, height: int) -> Shades:
     missing = height - pictures.shape[1]
     return np.pad(pictures, ((0, 0), (0, missing), (0, 0)), constant_values=WHITE)
 
 
-def beside(parts: Sequence[Shades], axis: int) -> Shades:
+def join_images(parts: Sequence[Shades], axis: int) -> Shades:
     """Join images (N, H, W) along an axis, with a line between them."""
     shape = list(parts[0].shape)
     shape[axis] = GAP
@@ -71,7 +71,7 @@ def beside(parts: Sequence[Shades], axis: int) -> Shades:
 
 def _lines(shades: Shades) -> Shades:
     """Plot each channel as a line, one plot above the other."""
-    return beside([_plot(own) for own in shades.swapaxes(0, 1)], 1)
+    return join_images([_plot(own) for own in shades.swapaxes(0, 1)], 1)
 
 
 def _plot(signals: Shades) -> Shades:
@@ -81,10 +81,10 @@ def _plot(signals: Shades) -> Shades:
     nexts = np.concatenate([heights[:, 1:], heights[:, -1:]], 1)
     low, high = np.minimum(heights, nexts), np.maximum(heights, nexts)
     starts = np.unique(np.arange(min(length, WIDEST)) * length // min(length, WIDEST))
-    return spans(low, high, starts, HEIGHT)
+    return plot_ranges(low, high, starts, HEIGHT)
 
 
-def spans(low: Heights, high: Heights, starts: Heights, height: int) -> Shades:
+def plot_ranges(low: Heights, high: Heights, starts: Heights, height: int) -> Shades:
     """Plot the range from the least to the largest height (N, L) in each column, (N, height, W).
 
     A column covers the values from its start to the next start. A rule marks half the height.

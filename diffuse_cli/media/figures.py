@@ -31,14 +31,14 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 # -- images ---------------------------------------------------------------------------------------
 
 
-def image(pixels: Pixels) -> Image.Image:
+def to_image(pixels: Pixels) -> Image.Image:
     """Return pixels (C, H, W) as a grey or RGB image of the first one or three channels."""
     channels = 3 if pixels.shape[0] >= 3 else 1
     planes = np.ascontiguousarray(pixels[:channels].transpose(1, 2, 0))
     return Image.fromarray(planes if channels == 3 else planes[:, :, 0])
 
 
-def shrunk(picture: Image.Image, side: int) -> Image.Image:
+def shrink_image(picture: Image.Image, side: int) -> Image.Image:
     """Scale an image down to at most `side` pixels per side."""
     if max(picture.size) <= side:
         return picture
@@ -49,7 +49,7 @@ CELL = 64
 """Smallest longer side of images in a grid; smaller images are enlarged."""
 
 
-def grid(pixels: Pixels, columns: int | None = None, padding: int = 2) -> Image.Image:
+def arrange_grid(pixels: Pixels, columns: int | None = None, padding: int = 2) -> Image.Image:
     """Arrange images (N, C, H, W) row by row on white, by default as near to a square as possible.
 
     Small images are enlarged by the least whole factor that makes their longer side `CELL` or more.
@@ -71,12 +71,12 @@ def grid(pixels: Pixels, columns: int | None = None, padding: int = 2) -> Image.
     size = (columns * pitch_x - padding, rows * pitch_y - padding)
     sheet = Image.new(mode, size, "white")
     for i, each in enumerate(pixels):
-        large = image(each).resize((width, height), Image.Resampling.NEAREST)
+        large = to_image(each).resize((width, height), Image.Resampling.NEAREST)
         sheet.paste(large, (i % columns * pitch_x, i // columns * pitch_y))
     return sheet
 
 
-def rows(groups: Iterable[Sequence[Pixels]]) -> Image.Image:
+def arrange_rows(groups: Iterable[Sequence[Pixels]]) -> Image.Image:
     """Arrange a row for each group of single images (C, H, W) or arrays of images (N, C, H, W).
 
     Grey and colour images can be in one row. Smaller images are padded with white, shorter groups
@@ -85,15 +85,15 @@ def rows(groups: Iterable[Sequence[Pixels]]) -> Image.Image:
     parts = [[own if own.ndim == 4 else own[None] for own in group] for group in groups]
     shapes = [own.shape[1:] for group in parts for own in group]
     largest = tuple(map(max, zip(*shapes, strict=True)))
-    every = [np.concatenate([_on_white(own, largest) for own in group]) for group in parts]
+    every = [np.concatenate([_pad_with_white(own, largest) for own in group]) for group in parts]
     longest = max(map(len, every))
     blank = np.full_like(every[0][:1], 255)
     filled = [np.concatenate([row, *[blank] * (longest - len(row))]) for row in every]
     across = max(1, round(math.sqrt(len(every) / longest)))
-    return grid(np.concatenate(filled), longest * across)
+    return arrange_grid(np.concatenate(filled), longest * across)
 
 
-def _on_white(images: Pixels, shape: tuple[int, ...]) -> Pixels:
+def _pad_with_white(images: Pixels, shape: tuple[int, ...]) -> Pixels:
     """Pad images (N, c, h, w), with c = C or 1, to (N, C, H, W) with white."""
     channels, height, width = shape
     deep = np.repeat(images, channels // images.shape[1], axis=1)
@@ -101,9 +101,9 @@ def _on_white(images: Pixels, shape: tuple[int, ...]) -> Pixels:
     return np.pad(deep, ((0, 0), (0, 0), (0, below), (0, beside)), constant_values=255)
 
 
-def png(picture: Image.Image | Pixels) -> bytes:
+def encode_png(picture: Image.Image | Pixels) -> bytes:
     """Encode an image, or pixels (C, H, W), as a PNG without metadata."""
-    bare = picture.copy() if isinstance(picture, Image.Image) else image(picture)
+    bare = picture.copy() if isinstance(picture, Image.Image) else to_image(picture)
     bare.info = {}
     buffer = io.BytesIO()
     bare.save(buffer, "PNG")
@@ -113,7 +113,7 @@ def png(picture: Image.Image | Pixels) -> bytes:
 # -- animations -----------------------------------------------------------------------------------
 
 
-def gif(frames: Sequence[Image.Image], *, seconds: float, hold: float) -> bytes:
+def encode_gif(frames: Sequence[Image.Image], *, seconds: float, hold: float) -> bytes:
     """Encode an endless animation of `seconds`, whose last frame stays `hold` seconds longer.
 
     Grey frames keep their 256 levels, and greys in coloured frames stay neutral.
@@ -126,13 +126,13 @@ def gif(frames: Sequence[Image.Image], *, seconds: float, hold: float) -> bytes:
     each = max(20, round(seconds * 100 / len(frames)) * 10)  # browsers slow down anything faster
     durations = [each] * len(frames)
     durations[-1] += round(hold * 100) * 10
-    first, *rest = [_indexed(frame) for frame in frames]
+    first, *rest = [_quantize_frame(frame) for frame in frames]
     buffer = io.BytesIO()
     first.save(buffer, "GIF", save_all=True, append_images=rest, duration=durations, loop=0)
     return buffer.getvalue()
 
 
-def _indexed(frame: Image.Image) -> Image.Image:
+def _quantize_frame(frame: Image.Image) -> Image.Image:
     """Reduce a frame to 256 colours: evenly spaced greys, and a palette for the other pixels."""
     if frame.mode == "L":
         return frame
@@ -141,7 +141,7 @@ def _indexed(frame: Image.Image) -> Image.Image:
     if neutral.all():
         return Image.fromarray(rgb[..., 0])
     greys, colored = rgb[neutral][:, 0], rgb[~neutral]
-    ladder, rungs = _ladder(greys, len(colored))
+    ladder, rungs = _choose_grey_levels(greys, len(colored))
     strip = Image.fromarray(colored[None]).quantize(256 - len(ladder), Image.Quantize.MEDIANCUT)
     indices = np.empty(neutral.shape, np.uint8)
     indices[neutral] = rungs
@@ -151,7 +151,7 @@ def _indexed(frame: Image.Image) -> Image.Image:
     return result
 
 
-def _ladder(greys: Pixels, colored: int) -> tuple[Pixels, Pixels]:
+def _choose_grey_levels(greys: Pixels, colored: int) -> tuple[Pixels, Pixels]:
     """Return the grey levels to keep, and the index of the nearest level for each grey pixel.
 
     Greys and colours share the 256 entries in proportion to their pixels.
@@ -199,7 +199,7 @@ _entered: list[Mapping[str, Any]] = []
 
 
 @contextmanager
-def styled(own: Mapping[str, Any] = _STYLE) -> Iterator[None]:
+def matplotlib_style(own: Mapping[str, Any] = _STYLE) -> Iterator[None]:
     """Set Matplotlib's defaults and our style inside the block, without the user's matplotlibrc.
 
     A nested block of the same style does not set it again, because that takes milliseconds.
@@ -228,7 +228,7 @@ class Sheet:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
-        with styled():
+        with matplotlib_style():
             self.figure = Figure(figsize=(width, height), dpi=dpi, facecolor="white")
             self.canvas: Any = FigureCanvasAgg(self.figure)
         self.width, self.height, self.dpi = width, height, dpi
@@ -236,7 +236,7 @@ class Sheet:
 
     def text(self, x: float, y: float, words: str, within: float = math.inf, **style: Any) -> Text:
         """Write `words`, shrunk to the width `within`; other keywords go to matplotlib's `Text`."""
-        with styled():
+        with matplotlib_style():
             text = self.figure.text(x / self.width, 1 - y / self.height, words, **style)
             if within < math.inf:
                 wide = text.get_window_extent().width / self.dpi
@@ -246,21 +246,21 @@ class Sheet:
 
     def axes(self, x: float, y: float, width: float, height: float) -> Axes:
         """Add a plot whose frame has this top left corner and size."""
-        with styled():
+        with matplotlib_style():
             bottom = self.height - y - height
             w, h = self.width, self.height
             return self.figure.add_axes((x / w, bottom / h, width / w, height / h))
 
     def image(self, x: float, y: float, pixels: Pixels, zoom: int = 1) -> None:
         """Paste pixels (C, H, W), each a square of `zoom` dots, in a hairline frame."""
-        large = image(pixels.repeat(zoom, axis=1).repeat(zoom, axis=2)).convert("RGB")
+        large = to_image(pixels.repeat(zoom, axis=1).repeat(zoom, axis=2)).convert("RGB")
         left, top = round(x * self.dpi), round(y * self.dpi)
         frame = Image.new("RGB", (large.width + 2, large.height + 2), RULE)
         self.images += [(left - 1, top - 1, frame), (left, top, large)]
 
     def render(self) -> Image.Image:
         """Render the page as RGB. You can change it afterwards and render it again."""
-        with styled():
+        with matplotlib_style():
             self.canvas.draw()
         page = Image.fromarray(np.array(self.canvas.buffer_rgba())).convert("RGB")
         for left, top, picture in self.images:
@@ -289,7 +289,7 @@ def number_axis(axis: Axis, spec: str) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: format(value, spec)))
 
 
-def readable(value: float) -> str:
+def format_fraction(value: float) -> str:
     """Format a number in [0, 1] in few characters, as mathtext if it needs a power of ten."""
     if value == 0 or value >= 0.0095:
         return f"{value:.2f}" if value else "0"

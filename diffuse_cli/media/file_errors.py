@@ -70,7 +70,7 @@ class Unusable(Exception):
 
 
 @contextlib.contextmanager
-def refusing(path: Path | str, hint: str = "") -> Iterator[None]:
+def require_usable(path: Path | str, hint: str = "") -> Iterator[None]:
     """Turn errors from a file that must be usable into a `DataError`."""
     try:
         yield
@@ -98,13 +98,13 @@ def stat_of(path: Path, what: str, hint: str) -> os.stat_result:
 
 
 @contextlib.contextmanager
-def read_needed(path: Path, one: str, hint: str) -> Iterator[bytes]:
-    """Read a file that must be a sample, `one` of a medium, and refuse it as `refusing` does.
+def read_required_file(path: Path, one: str, hint: str) -> Iterator[bytes]:
+    """Read a file that must be a sample, `one` of a medium, and refuse it as `require_usable` does.
 
     Raises:
         DataError: the file does not exist, or the block raises `Unusable`.
     """
-    with refusing(path, hint):
+    with require_usable(path, hint):
         info = stat_of(path, one, hint)
         if stat.S_ISDIR(info.st_mode):
             raise DataError(f"no such {one}: {show(path)} is a folder", hint)

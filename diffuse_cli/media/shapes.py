@@ -23,7 +23,7 @@ FIRST, LAST = {3: "CHW", 4: "CDHW"}, {3: "HWC", 4: "DHWC"}
 """Layouts with the channels first, the usual order, and last, by the number of axes."""
 
 
-def layout_of(shapes: Collection[tuple[int, ...]]) -> str | None:
+def infer_layout(shapes: Collection[tuple[int, ...]]) -> str | None:
     """Return the layout of arrays by their shapes, None for the usual layout.
 
     The channels are last if only the last axis has up to four entries.
@@ -45,18 +45,18 @@ def layout_of(shapes: Collection[tuple[int, ...]]) -> str | None:
     return found.pop() if found else None
 
 
-def named(layout: str | None) -> str | None:
+def layout_name(layout: str | None) -> str | None:
     """Return a layout without the colour of its background."""
     return layout and layout.partition(":")[0]
 
 
-def asked_for(layout: str | None, alpha: bool) -> str | None:
+def resolve_layout(layout: str | None, alpha: bool) -> str | None:
     """Return the layout of --layout, or `alpha` for --alpha.
 
     Raises:
         InvalidArgument: both are set, and differ.
     """
-    if alpha and named(layout) not in (None, ALPHA):
+    if alpha and layout_name(layout) not in (None, ALPHA):
         raise InvalidArgument(f"is not for --layout {layout}", argument="alpha")
     return layout or (ALPHA if alpha else None)
 

@@ -15,12 +15,12 @@ from diffuse_cli.metrics.presentation import LEVELS
 from diffuse_cli.metrics.presentation import QUESTIONS as QUESTIONS
 from diffuse_cli.metrics.presentation import SIGNIFICANT as SIGNIFICANT
 from diffuse_cli.metrics.presentation import Facts as Facts
-from diffuse_cli.metrics.presentation import Measured as Measured
+from diffuse_cli.metrics.presentation import Measurement as Measurement
 from diffuse_cli.metrics.presentation import MetricNumber as MetricNumber
 from diffuse_cli.metrics.presentation import Remark as Remark
 from diffuse_cli.metrics.presentation import Values as Values
 from diffuse_cli.metrics.presentation import Words as Words
-from diffuse_cli.metrics.presentation import measured as measured
+from diffuse_cli.metrics.presentation import read_measurement as read_measurement
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def label(key: str) -> str:
     return next((n.label for n in numbers() if n.key == key), key.replace("_", " "))
 
 
-def shown(values: Values) -> list[MetricNumber]:
+def select_numbers(values: Values) -> list[MetricNumber]:
     """Return the presentation of values, in order. Keys that no metric describes come last."""
     known = numbers()
     named = {n.key for n in known} | {key for metric in METRICS.values() for key in metric.BESIDE}

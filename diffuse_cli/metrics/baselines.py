@@ -9,7 +9,7 @@ import numpy as np
 
 from diffuse_cli.media import Array
 from diffuse_cli.metrics.inputs import MetricInputs
-from diffuse_cli.metrics.kid import estimate, within
+from diffuse_cli.metrics.kid import estimate_kid, sum_within
 from diffuse_cli.metrics.presentation import BASELINES, MetricNumber
 from diffuse_cli.system.rng import philox
 
@@ -45,23 +45,23 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
     if not evaluation.landmarks:
         return {}
     real = np.asarray(evaluation.real_features, np.float64)
-    inner = within(real)
+    inner = sum_within(real)
     found: dict[str, float] = {}
     for name, features in evaluation.landmarks.items():
-        found |= estimate(real, np.asarray(features, np.float64), f"kid_of_{name}", inner)
+        found |= estimate_kid(real, np.asarray(features, np.float64), f"kid_of_{name}", inner)
     return found
 
 
-def baselines(real: Array) -> dict[str, Array]:
+def make_baseline_images(real: Array) -> dict[str, Array]:
     """Make the baseline images of real images, uint8 (M, C, H, W), by the names in `BASELINES`."""
     some = real[:IMAGES].astype(np.float64)
     mean = np.repeat(real.mean(0, keepdims=True), COPIES, 0)
     noise = philox(0, "landmarks").integers(0, 256, some.shape)
-    made = {"blurred": blurred(some), "mean": mean, "noise": noise}
+    made = {"blurred": blur_images(some), "mean": mean, "noise": noise}
     return {name: np.rint(images).astype(np.uint8) for name, images in made.items()}
 
 
-def blurred(images: Array) -> Array:
+def blur_images(images: Array) -> Array:
     """Blur images (N, C, H, W) by a Gaussian, with normalised weights at the edges."""
     width = BLUR * max(images.shape[2:])
     for axis in (2, 3):

@@ -19,10 +19,10 @@ from diffuse_cli.metrics.sample_statistics import (
     SampledEstimate,
     average_estimates,
     center_influences,
-    halves,
     iterate_values,
     match_channels,
     moments,
+    split_real,
 )
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
@@ -51,12 +51,12 @@ class Marginals:
     samples: tuple[Array, Array]
 
     @property
-    def farthest(self) -> int:
+    def farthest_channel(self) -> int:
         """The channel with the largest shift."""
         return max(range(len(self.shifts)), key=lambda k: abs(self.shifts[k].value))
 
 
-def measure(real: Array, fake: Array, more: Array) -> Marginals:
+def measure_marginals(real: Array, fake: Array, more: Array) -> Marginals:
     """Measure the marginals of stored samples (N, C, *size) and (M, C, *size).
 
     Samples are read twice, in parts. Grey samples are repeated to the channels of other samples.
@@ -72,9 +72,9 @@ def measure(real: Array, fake: Array, more: Array) -> Marginals:
     apart, sides = distances(real, fake, bins)
     units = _units(ours, bins)
     floor = None
-    if (parts := halves(real, more)) is not None:
+    if (parts := split_real(real, more)) is not None:
         floor = average_estimates(_scale(distances(*parts, bins)[0], units))
-    a, b = -ours.of_mean(), theirs.of_mean()
+    a, b = -ours.mean_influence(), theirs.mean_influence()
     apart_means = enumerate(theirs.mean - ours.mean)
     shifts = [SampledEstimate(float(gap), a[:, c], b[:, c]) for c, gap in apart_means]
     stretched = _ratios(ours, theirs)
@@ -84,9 +84,9 @@ def measure(real: Array, fake: Array, more: Array) -> Marginals:
             {
                 "real": _describe_channel(ours, c, sides[0][c]),
                 "generated": _describe_channel(theirs, c, sides[1][c]),
-                **shifts[c].by("shift"),
-                **(ratio.by("contrast") if (ratio := stretched[c]) else nothing),
-                **apart[c].by("wasserstein"),
+                **shifts[c].to_entries("shift"),
+                **(ratio.to_entries("contrast") if (ratio := stretched[c]) else nothing),
+                **apart[c].to_entries("wasserstein"),
                 "density": density(bins[c], sides[0][c].counts, sides[1][c].counts),
             }
             for c in range(len(bins))
@@ -111,9 +111,9 @@ def _ratios(ours: Moments, theirs: Moments) -> list[SampledEstimate | None]:
 
     It is None if the real values are equal.
     """
-    varied = _varied(ours)
+    varied = _find_varying(ours)
     ratios = theirs.deviation / np.where(varied, ours.deviation, 1.0)
-    a, b = ours.of_log_deviation(), theirs.of_log_deviation()
+    a, b = ours.log_std_influence(), theirs.log_std_influence()
     found = [SampledEstimate(float(r), -r * a[:, c], r * b[:, c]) for c, r in enumerate(ratios)]
     return [own if known else None for own, known in zip(found, varied, strict=True)]
 
@@ -151,7 +151,7 @@ def _variety(
 
 
 @dataclass(frozen=True)
-class Counted:
+class BinCounts:
     """Number of values of a side in each bin of a channel (B,), and their quantiles.
 
     Standard errors of quantiles (Woodruff 1952) are half of the distance between the quantiles one
@@ -165,7 +165,7 @@ class Counted:
 
 def distances(
     a: Array, b: Array, bins: Sequence[Bins]
-) -> tuple[list[SampledEstimate], tuple[list[Counted], list[Counted]]]:
+) -> tuple[list[SampledEstimate], tuple[list[BinCounts], list[BinCounts]]]:
     """Return the Wasserstein distance of two sets of samples by channel, and the counts."""
     counts = [_counts(side, bins) for side in (a, b)]
     gaps = [np.cumsum(x) / x.sum() - np.cumsum(y) / y.sum() for x, y in zip(*counts, strict=True)]
@@ -220,10 +220,12 @@ def difference_error(real: Array, one: Array, other: Array) -> float:
 
 def _units(ours: Moments, bins: Sequence[Bins]) -> Array:
     """Return the unit of distances by channel: a level, or a standard deviation of real values."""
-    return np.where(_varied(ours), ours.deviation, 1.0) if bins[0].step else np.ones(len(bins))
+    return (
+        np.where(_find_varying(ours), ours.deviation, 1.0) if bins[0].step else np.ones(len(bins))
+    )
 
 
-def _varied(side: Moments) -> Array:
+def _find_varying(side: Moments) -> Array:
     """Return a mask of the channels whose values differ by more than rounding, (C,)."""
     return np.asarray(np.square(side.deviation) > ROUNDING * np.square(side.mean))
 
@@ -239,7 +241,7 @@ def _counts(samples: Array, bins: Sequence[Bins]) -> list[Array]:
 
 def _analyze_samples(
     samples: Array, bins: Sequence[Bins], potentials: Sequence[Array], counts: Sequence[Array]
-) -> tuple[Array, list[Counted]]:
+) -> tuple[Array, list[BinCounts]]:
     """Return the centred mean potential of each sample, (N, C), and the quantiles of channels.
 
     The standard errors of quantiles follow from the fraction of each sample below them.
@@ -260,19 +262,19 @@ def _analyze_samples(
             own.points[places_of(counts[c], np.clip(np.array(QUANTILES) + sign * errors[c], 0, 1))]
             for sign in (-1, 1)
         ]
-        counted.append(Counted(counts[c], own.points[places[c]], (ends[1] - ends[0]) / 2))
+        counted.append(BinCounts(counts[c], own.points[places[c]], (ends[1] - ends[0]) / 2))
     return center_influences(means), counted
 
 
-def _describe_channel(side: Moments, c: int, counted: Counted) -> dict[str, Any]:
+def _describe_channel(side: Moments, c: int, counted: BinCounts) -> dict[str, Any]:
     """Return the statistics of a channel of one side as JSON."""
     n, deviation = len(side.means), float(side.deviation[c])
     nothing = np.zeros(1)
-    of_deviation = deviation * side.of_log_deviation()[:, c]
-    mean = SampledEstimate(float(side.mean[c]), side.of_mean()[:, c], nothing)
+    of_deviation = deviation * side.log_std_influence()[:, c]
+    mean = SampledEstimate(float(side.mean[c]), side.mean_influence()[:, c], nothing)
     return {
-        **mean.by("mean"),
-        **SampledEstimate(deviation, of_deviation, nothing).by("deviation"),
+        **mean.to_entries("mean"),
+        **SampledEstimate(deviation, of_deviation, nothing).to_entries("deviation"),
         "deviation_of_means": float(side.means[:, c].std(ddof=1)) if n > 1 else 0.0,
         "quantiles": [
             {"share": share, "value": float(value), "standard_error": float(error)}

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from diffuse_cli.media import Array
-from diffuse_cli.metrics.inputs import MetricInputs, feature_pairs, floor
-from diffuse_cli.metrics.presentation import SIGNIFICANT, Facts, Measured, MetricNumber, Remark
+from diffuse_cli.metrics.inputs import MetricInputs, require_features, split_real_features
+from diffuse_cli.metrics.presentation import SIGNIFICANT, Facts, Measurement, MetricNumber, Remark
 from diffuse_cli.metrics.sample_statistics import SampledEstimate
 from diffuse_cli.system.rng import permutation
 
@@ -75,7 +75,7 @@ def remarks(facts: Facts) -> Iterator[Remark]:
                 "Fréchet distance at infinite n",
                 "caution",
                 f"a line gives {line}, but a parabola through the same points gives "
-                f"{Measured(line.value + bend)}. The value can be wrong by their difference",
+                f"{Measurement(line.value + bend)}. The value can be wrong by their difference",
             )
 
 
@@ -95,31 +95,34 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
     needs 16 images, and a parabola adds `frechet_infinity_bend` to it. Covariances are divided by
     n - 1, and exact for n below d too.
     """
-    real, fake = feature_pairs(evaluation, NAME)
-    whole = fit(real, fake)
-    result = whole.by("frechet_distance")
+    real, fake = require_features(evaluation, NAME)
+    whole = estimate_frechet(real, fake)
+    result = whole.to_entries("frechet_distance")
     if min(len(real), len(fake)) >= SMALLEST * max(PARTS):
-        line, bend = infinity(real, fake, whole)
-        result |= line.by("frechet_infinity")
+        line, bend = extrapolate_distance(real, fake, whole)
+        result |= line.to_entries("frechet_infinity")
         result["frechet_infinity_bend"] = bend
-    if halves := floor(evaluation):
-        result |= fit(*halves).by("frechet_floor")
+    if halves := split_real_features(evaluation):
+        result |= estimate_frechet(*halves).to_entries("frechet_floor")
         result["floor_images"] = float(len(halves[0]))
     return result
 
 
 def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
     """Return the standard errors of both distances, from differences of influences."""
-    (real, of_a), (_, of_b) = feature_pairs(a, NAME), feature_pairs(b, NAME)
-    one, other = fit(real, of_a), fit(real, of_b)
-    result = {"frechet_distance": other.less(one).error()}
+    (real, of_a), (_, of_b) = require_features(a, NAME), require_features(b, NAME)
+    one, other = estimate_frechet(real, of_a), estimate_frechet(real, of_b)
+    result = {"frechet_distance": other.subtract(one).error()}
     if min(len(real), len(of_a)) >= SMALLEST * max(PARTS):
-        (one, bend), (other, bent) = infinity(real, of_a, one), infinity(real, of_b, other)
-        result["frechet_infinity"] = math.hypot(other.less(one).error(), bent - bend)
+        (one, bend), (other, bent) = (
+            extrapolate_distance(real, of_a, one),
+            extrapolate_distance(real, of_b, other),
+        )
+        result["frechet_infinity"] = math.hypot(other.subtract(one).error(), bent - bend)
     return result
 
 
-def fit(a: Array, b: Array) -> SampledEstimate:
+def estimate_frechet(a: Array, b: Array) -> SampledEstimate:
     """Return the squared Fréchet distance of float64 features (N, d) and (M, d)."""
     centred_a, centred_b = a - a.mean(0), b - b.mean(0)
     (basis_a, root_a), (basis_b, root_b) = _factors(centred_a), _factors(centred_b)
@@ -135,7 +138,9 @@ def fit(a: Array, b: Array) -> SampledEstimate:
     )
 
 
-def infinity(a: Array, b: Array, whole: SampledEstimate) -> tuple[SampledEstimate, float]:
+def extrapolate_distance(
+    a: Array, b: Array, whole: SampledEstimate
+) -> tuple[SampledEstimate, float]:
     """Return the distance at 1/n = 0 by a line, and the difference of a parabola from it.
 
     The standard error covers sampling, with the correlation of points from the same images. The
@@ -161,7 +166,7 @@ def infinity(a: Array, b: Array, whole: SampledEstimate) -> tuple[SampledEstimat
 def _fit_parts(a: Array, b: Array, parts: int) -> SampledEstimate:
     """Return the mean distance between corresponding parts of both sides."""
     pairs = zip(np.array_split(a, parts), np.array_split(b, parts), strict=True)
-    fits = [fit(*pair) for pair in pairs]
+    fits = [estimate_frechet(*pair) for pair in pairs]
     return SampledEstimate(
         float(np.mean([f.value for f in fits])),
         np.concatenate([f.a for f in fits]),

@@ -11,12 +11,12 @@ import numpy as np
 from diffuse_cli.core.space import Space
 from diffuse_cli.media import Array
 from diffuse_cli.metrics.channel_distributions import Marginals
-from diffuse_cli.metrics.sample_statistics import halves
+from diffuse_cli.metrics.sample_statistics import split_real
 from diffuse_cli.system.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Nearest:
+class NearestDistances:
     """Distances to the nearest training image in one space.
 
     Attributes:
@@ -31,7 +31,7 @@ class Nearest:
 
 
 @dataclass(frozen=True)
-class Answers:
+class PairedValues:
     """Values of paired metrics for each real image.
 
     Attributes:
@@ -44,10 +44,10 @@ class Answers:
     rows: Array
     first: Mapping[str, Array] = field(default_factory=dict)
 
-    def __getitem__(self, chosen: Array) -> Answers:
+    def __getitem__(self, chosen: Array) -> PairedValues:
         """Return the values of some real images, by a mask of all real images."""
         own = chosen[self.rows]
-        return Answers({key: value[own] for key, value in self.values.items()}, self.rows[own])
+        return PairedValues({key: value[own] for key, value in self.values.items()}, self.rows[own])
 
 
 @dataclass(frozen=True)
@@ -118,8 +118,8 @@ class MetricInputs:
     landmarks: dict[str, Array] = field(default_factory=dict)
     bits: Array = _no_rows(3)
     train_bits: Array = _no_rows(3)
-    nearest: dict[str, Nearest] = field(default_factory=dict)
-    answers: Answers = field(default_factory=lambda: Answers({}, np.zeros(0, np.int64)))
+    nearest: dict[str, NearestDistances] = field(default_factory=dict)
+    answers: PairedValues = field(default_factory=lambda: PairedValues({}, np.zeros(0, np.int64)))
     marginals: Marginals = field(init=False)
     spectra: Spectra = field(init=False)
 
@@ -129,7 +129,7 @@ class MetricInputs:
         return self.space.levels is None
 
 
-def feature_pairs(evaluation: MetricInputs, metric: str) -> tuple[Array, Array]:
+def require_features(evaluation: MetricInputs, metric: str) -> tuple[Array, Array]:
     """Return real and generated features in float64.
 
     Raises:
@@ -144,7 +144,7 @@ def feature_pairs(evaluation: MetricInputs, metric: str) -> tuple[Array, Array]:
     return real.astype("float64"), fake.astype("float64")
 
 
-def floor(evaluation: MetricInputs) -> tuple[Array, Array] | None:
-    """Return the `halves` of real features, in float64."""
-    found = halves(evaluation.real_features, evaluation.more_features)
+def split_real_features(evaluation: MetricInputs) -> tuple[Array, Array] | None:
+    """Return the `split_real` of real features, in float64."""
+    found = split_real(evaluation.real_features, evaluation.more_features)
     return None if found is None else (found[0].astype("float64"), found[1].astype("float64"))

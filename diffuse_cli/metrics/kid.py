@@ -15,16 +15,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from diffuse_cli.media import Array
-from diffuse_cli.metrics.inputs import MetricInputs, feature_pairs, floor
+from diffuse_cli.metrics.inputs import MetricInputs, require_features, split_real_features
 from diffuse_cli.metrics.nearest_neighbors import blocks
 from diffuse_cli.metrics.presentation import (
     BASELINES,
     Facts,
     MetricNumber,
     Remark,
-    listed,
+    join_names,
+    make_entries,
     rank_baselines,
-    with_error,
 )
 
 NEEDS = ("features",)
@@ -54,7 +54,7 @@ def remarks(facts: Facts) -> Iterator[Remark]:
         return
     kid = facts["kid"]
     farther, level, nearer = (
-        listed([f"{BASELINES[name]} ({facts[f'kid_of_{name}']})" for name in names])
+        join_names([f"{BASELINES[name]} ({facts[f'kid_of_{name}']})" for name in names])
         for names in rank_baselines(facts.values)
     )
     if farther or level:
@@ -73,7 +73,7 @@ def remarks(facts: Facts) -> Iterator[Remark]:
     if "kid_floor" in facts:
         words += f". Between two sets of real images it is {facts['kid_floor']}. "
         known = "kid_standard_error" in facts  # needs four images
-        if known and kid.above(facts["kid_floor"]):
+        if known and kid.is_above(facts["kid_floor"]):
             words += "So the generated images differ measurably"
         else:
             n = min(facts.real, facts.generated)
@@ -89,14 +89,14 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
 
     Each has a standard error if there are at least 4 images on each side.
     """
-    return of_features(evaluation, NAME, "kid")
+    return compute_with_floor(evaluation, NAME, "kid")
 
 
-def of_features(evaluation: MetricInputs, name: str, key: str) -> dict[str, float]:
+def compute_with_floor(evaluation: MetricInputs, name: str, key: str) -> dict[str, float]:
     """Return a kernel distance and its floor, as `key` and `key_floor`."""
-    result = estimate(*feature_pairs(evaluation, name), key)
-    if halves := floor(evaluation):
-        result |= estimate(*halves, f"{key}_floor")
+    result = estimate_kid(*require_features(evaluation, name), key)
+    if halves := split_real_features(evaluation):
+        result |= estimate_kid(*halves, f"{key}_floor")
     return result
 
 
@@ -106,29 +106,29 @@ def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
     Generated images with the same index are one sample, a pair. The difference is then an estimate
     like `mmd`, whose kernel is a difference of kernels. Within the real images it is zero.
     """
-    (real, of_a), (_, of_b) = feature_pairs(a, NAME), feature_pairs(b, NAME)
+    (real, of_a), (_, of_b) = require_features(a, NAME), require_features(b, NAME)
     (n, d), pairs = real.shape, np.concatenate([of_a, of_b], 1)
     if min(n, len(pairs)) < 4:
         return {}
     xx = Sums(np.zeros(n), np.zeros(n), 0.0)
-    yy = within(pairs, lambda y, z: kernel(y[:, :d], z[:, :d]) - kernel(y[:, d:], z[:, d:]))
-    xy = between(real, pairs, lambda x, y: kernel(x, y[:, :d]) - kernel(x, y[:, d:]))
+    yy = sum_within(pairs, lambda y, z: kernel(y[:, :d], z[:, :d]) - kernel(y[:, d:], z[:, d:]))
+    xy = sum_between(real, pairs, lambda x, y: kernel(x, y[:, :d]) - kernel(x, y[:, d:]))
     return {"kid": math.sqrt(variance(xx, yy, xy))}
 
 
-def estimate(x: Array, y: Array, name: str = "kid", xx: Sums | None = None) -> dict[str, float]:
+def estimate_kid(x: Array, y: Array, name: str = "kid", xx: Sums | None = None) -> dict[str, float]:
     """Return the kernel distance of float64 features (N, d) and (M, d).
 
     It has a standard error if N and M are at least 4.
 
     Args:
-        xx: the result of `within(x)`, if known.
+        xx: the result of `sum_within(x)`, if known.
     """
-    xx, yy, xy = xx or within(x), within(y), between(x, y)
+    xx, yy, xy = xx or sum_within(x), sum_within(y), sum_between(x, y)
     value = mmd(xx, yy, xy)
     if min(len(x), len(y)) < 4:
         return {name: value}
-    return with_error(name, value, math.sqrt(variance(xx, yy, xy)))
+    return make_entries(name, value, math.sqrt(variance(xx, yy, xy)))
 
 
 def kernel(x: Array, y: Array) -> Array:
@@ -151,7 +151,7 @@ class Sums:
     squares: float
 
 
-def between(x: Array, y: Array, of: Kernel = kernel) -> Sums:
+def sum_between(x: Array, y: Array, of: Kernel = kernel) -> Sums:
     """Compute the sums over all pairs of a row of x (N, d) and a row of y (M, d), float64."""
     rows, columns, squares = np.zeros(len(x)), np.zeros(len(y)), 0.0
     for i in blocks(len(x)):
@@ -163,7 +163,7 @@ def between(x: Array, y: Array, of: Kernel = kernel) -> Sums:
     return Sums(rows, columns, squares)
 
 
-def within(x: Array, of: Kernel = kernel) -> Sums:
+def sum_within(x: Array, of: Kernel = kernel) -> Sums:
     """Compute the sums over all ordered pairs of two different rows of x (N, d), float64."""
     rows, squares = np.zeros(len(x)), 0.0
     for i in blocks(len(x)):

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from diffuse_cli.metrics.inputs import MetricInputs
-from diffuse_cli.metrics.presentation import Facts, MetricNumber, Remark, with_error
+from diffuse_cli.metrics.presentation import Facts, MetricNumber, Remark, make_entries
 from diffuse_cli.metrics.sample_statistics import average
 
 NEEDS = ("bits",)
@@ -46,12 +46,17 @@ NUMBERS = (
 
 def remarks(facts: Facts) -> Iterator[Remark]:
     """Warn if storing the pixels would take fewer bits."""
-    if "bits_per_dim" in facts and facts.stored and facts["bits_per_dim"].above(facts.stored):
+    if (
+        "bits_per_dim" in facts
+        and facts.raw_bits
+        and facts["bits_per_dim"].is_above(facts.raw_bits)
+    ):
         yield Remark(
             "bits per dimension",
             "poor",
             f"{facts['bits_per_dim']} is worse than storing the {facts.words.points} without a "
-            f"model, which takes {facts.stored}: the model cannot predict these {facts.words.many}",
+            f"model, which takes {facts.raw_bits}: the model cannot predict these "
+            f"{facts.words.many}",
         )
 
 
@@ -65,8 +70,8 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
     nats = average(total * math.log(2)) if evaluation.floats else None
     parts = zip(PARTS, evaluation.bits.mean(0), strict=True)
     return {
-        **with_error("bits_per_dim", *average(total)),
-        **(with_error("nats_per_dim", *nats) if nats else {}),
+        **make_entries("bits_per_dim", *average(total)),
+        **(make_entries("nats_per_dim", *nats) if nats else {}),
         **{f"bits_{name}": float(mean) for name, mean in parts},
     }
 

@@ -24,10 +24,10 @@ from diffuse_cli.metrics.inputs import MetricInputs
 from diffuse_cli.metrics.presentation import (
     SIGNIFICANT,
     Facts,
-    Measured,
+    Measurement,
     MetricNumber,
     Remark,
-    listed,
+    join_names,
 )
 
 NEEDS = ("marginals",)
@@ -75,11 +75,14 @@ LISTED = 3
 def compute(evaluation: MetricInputs) -> dict[str, float]:
     """Return `wasserstein` and its floor, `mean_shift` and `mean_variety`, with standard errors."""
     found = evaluation.marginals
-    result = {**found.whole.by("wasserstein"), **found.shifts[found.farthest].by("mean_shift")}
+    result = {
+        **found.whole.to_entries("wasserstein"),
+        **found.shifts[found.farthest_channel].to_entries("mean_shift"),
+    }
     if found.variety is not None:
-        result |= found.variety.by("mean_variety")
+        result |= found.variety.to_entries("mean_variety")
     if found.floor is not None:
-        result |= found.floor.by("wasserstein_floor")
+        result |= found.floor.to_entries("wasserstein_floor")
     return result
 
 
@@ -87,10 +90,10 @@ def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
     """Return the standard errors of the distance, the shift of a channel, and the spread."""
     one, other = a.marginals, b.marginals
     result = {"wasserstein": difference_error(*one.samples, other.samples[1])}
-    if (k := one.farthest) == other.farthest:
-        result["mean_shift"] = other.shifts[k].less(one.shifts[k]).error()
+    if (k := one.farthest_channel) == other.farthest_channel:
+        result["mean_shift"] = other.shifts[k].subtract(one.shifts[k]).error()
     if one.variety is not None and other.variety is not None:
-        result["mean_variety"] = other.variety.less(one.variety).error()
+        result["mean_variety"] = other.variety.subtract(one.variety).error()
     return result
 
 
@@ -115,12 +118,12 @@ def remarks(facts: Facts) -> Iterator[Remark]:
     for k, channel in enumerate(channels):
         real, fake = channel["real"], channel["generated"]
         unit = real["deviation"] or 1.0
-        apart = Measured(channel["shift"], channel["shift_standard_error"])
+        apart = Measurement(channel["shift"], channel["shift_standard_error"])
         if abs(apart.value) > many * apart.error:
             shifts.append((abs(apart.value) / unit, facts.words.channel(k), apart))
         if channel["contrast"] is None:
             continue
-        ratio = Measured(channel["contrast"], channel["contrast_standard_error"])
+        ratio = Measurement(channel["contrast"], channel["contrast_standard_error"])
         if abs(ratio.value - 1) > many * ratio.error:
             spreads.append((abs(ratio.value - 1), facts.words.channel(k), ratio, real, fake))
     if shifts:
@@ -131,7 +134,7 @@ def remarks(facts: Facts) -> Iterator[Remark]:
         yield _contrast_remark(facts, sorted(spreads, key=lambda s: -s[0]))
     if "mean_variety" in facts:
         variety = facts["mean_variety"]
-        if Measured(1.0).above(variety):
+        if Measurement(1.0).is_above(variety):
             words = (
                 f"the means of generated {facts.words.many} differ too little from each other: "
                 f"{variety} times as much as for real {facts.words.many}"
@@ -142,32 +145,32 @@ def remarks(facts: Facts) -> Iterator[Remark]:
         yield Remark("spread of sample means", "caution", words)
 
 
-def _mean_remark(facts: Facts, shifts: Sequence[tuple[float, str, Measured]]) -> Remark:
+def _mean_remark(facts: Facts, shifts: Sequence[tuple[float, str, Measurement]]) -> Remark:
     """Return the remark on means, by direction."""
     words, unit = facts.words, " levels" if facts.levels else ""
     clauses = []
     for direction, sign in ((words.low, -1), (words.high, 1)):
         ours = [(name, apart) for _, name, apart in shifts if apart.value * sign > 0]
         parts = [
-            f"{Measured(abs(apart.value), apart.error)}{unit if k == 0 else ''} in {name}"
+            f"{Measurement(abs(apart.value), apart.error)}{unit if k == 0 else ''} in {name}"
             for k, (name, apart) in enumerate(ours[:LISTED])
         ]
         if len(ours) > LISTED:
             parts.append(f"in {len(ours) - LISTED} more channels")
         if parts:
-            clauses.append(f"too {direction} by {listed(parts)}")
+            clauses.append(f"too {direction} by {join_names(parts)}")
     level = "poor" if shifts[0][0] > NOTABLE else "finding"
     return Remark("mean", level, f"generated {words.many} are {', and '.join(clauses)}")
 
 
 def _contrast_remark(
-    facts: Facts, spreads: Sequence[tuple[float, str, Measured, Any, Any]]
+    facts: Facts, spreads: Sequence[tuple[float, str, Measurement, Any, Any]]
 ) -> Remark:
     """Return the remark on the channel with the largest change of the standard deviation."""
     far, name, ratio, real, fake = spreads[0]
     many, how = facts.words.many, "low" if ratio.value < 1 else "high"
-    there = Measured(fake["deviation"], fake["deviation_standard_error"])
-    usual = Measured(real["deviation"], real["deviation_standard_error"])
+    there = Measurement(fake["deviation"], fake["deviation_standard_error"])
+    usual = Measurement(real["deviation"], real["deviation_standard_error"])
     level = "poor" if far > NOTABLE else "finding"
     return Remark(
         "contrast",

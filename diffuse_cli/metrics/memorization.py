@@ -21,14 +21,14 @@ from diffuse_cli.metrics.inputs import MetricInputs
 from diffuse_cli.metrics.presentation import (
     SIGNIFICANT,
     Facts,
-    Measured,
+    Measurement,
     MetricNumber,
     Remark,
     Values,
     fails_baselines,
-    with_error,
+    make_entries,
 )
-from diffuse_cli.metrics.sample_statistics import share_difference_error
+from diffuse_cli.metrics.sample_statistics import fraction_difference_error
 
 NEEDS = ("nearest",)
 
@@ -85,7 +85,8 @@ def remarks(facts: Facts) -> Iterator[Remark]:
     yield Remark(
         "reference",
         "note",
-        f"for memorization rates, it is the rate {Measured(expected)} of real {many} that are not "
+        f"for memorization rates, it is the rate {Measurement(expected)} of real {many} that are "
+        "not "
         "copies",
     )
     rates = {space: facts[f"memorized_{space}"] for space in spaces}
@@ -110,7 +111,7 @@ def remarks(facts: Facts) -> Iterator[Remark]:
         yield Remark("memorization", "fine", f"{sign}: {words}{doubts}")
 
 
-def _percentages(rates: Mapping[str, Measured], many: str) -> str:
+def _percentages(rates: Mapping[str, Measurement], many: str) -> str:
     pixels = f"{rates['pixels'].value:.0%}"
     if "features" not in rates:
         return f"{pixels} of the generated {many} are, by their values only,"
@@ -142,7 +143,7 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
     """
     result: dict[str, float] = {}
     for space, nearest in evaluation.nearest.items():
-        samples, references = nearest.samples, usable(nearest.references)
+        samples, references = nearest.samples, select_finite(nearest.references)
         n, m = len(samples), len(references)
         if min(n, m) < 2:
             continue
@@ -150,10 +151,10 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
         sides = _rank_components(samples, references)
         rank = float(sides[0].mean())
         result |= {
-            **with_error(f"memorized_{space}", rate, error),
+            **make_entries(f"memorized_{space}", rate, error),
             "memorized_expected": expected,
             "memorized_references": float(m),
-            **with_error(f"memorized_rank_{space}", rank, _rank_error(*sides)),
+            **make_entries(f"memorized_rank_{space}", rank, _rank_error(*sides)),
             f"memorized_z_{space}": (rank - 0.5) / math.sqrt((n + m + 1) / (12 * n * m)),
         }
     return result
@@ -167,10 +168,10 @@ def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
     result: dict[str, float] = {}
     for space in a.nearest:
         one, other = a.nearest[space], b.nearest[space]
-        references = usable(one.references)
+        references = select_finite(one.references)
         if min(len(one.samples), len(references)) < 2:
             continue
-        if not np.array_equal(references, usable(other.references)):
+        if not np.array_equal(references, select_finite(other.references)):
             continue
         near, far = (_find_close(side.samples, references) for side in (one, other))
         pairs = zip(
@@ -178,14 +179,14 @@ def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
         )
         result |= {
             f"memorized_{space}": math.hypot(
-                share_difference_error(near[0], far[0]), far[1] - near[1]
+                fraction_difference_error(near[0], far[0]), far[1] - near[1]
             ),
             f"memorized_rank_{space}": _rank_error(*(theirs - ours for ours, theirs in pairs)),
         }
     return result
 
 
-def usable(references: Array) -> Array:
+def select_finite(references: Array) -> Array:
     """Return the references (M,) with a finite distance to the nearest image."""
     return references[np.isfinite(references)]
 

@@ -27,7 +27,7 @@ def blocks(n: int, width: int = 1) -> Iterator[slice]:
     return (slice(start, min(start + rows, n)) for start in range(0, n, rows))
 
 
-def squared(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+def squared_distances(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Return |x_i - y_j|^2 of float64 rows (n, d) and (m, d): (n, m)."""
     found = torch.addmm(y.square().sum(1)[None], x, y.T, alpha=-2)
     return found.add_(x.square().sum(1)[:, None]).clamp_(min=0)
@@ -69,7 +69,7 @@ def neighbors(x: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     for i in blocks(len(x)):
         kept = None
         for j in blocks(len(x)):
-            found = squared(x[i], x[j])
+            found = squared_distances(x[i], x[j])
             if i == j:
                 found.fill_diagonal_(torch.inf)
             kept = merge(kept, found, j.start, k)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from diffuse_cli.metrics.inputs import MetricInputs
-from diffuse_cli.metrics.presentation import Facts, Measured, MetricNumber, Remark, with_error
+from diffuse_cli.metrics.presentation import Facts, Measurement, MetricNumber, Remark, make_entries
 from diffuse_cli.metrics.sample_statistics import average
 
 NEEDS = ("bits", "train_bits")
@@ -42,7 +42,7 @@ def remarks(facts: Facts) -> Iterator[Remark]:
         return
     gap, many = facts["bits_per_dim_gap"], facts.words.many
     words = f"held-out {many} cost {gap} bits per dimension more than training {many}"
-    if gap.above(Measured(0.0)):
+    if gap.is_above(Measurement(0.0)):
         words += f". Train for fewer steps, or on more {many}"
         yield Remark("overfitting", "serious", words)
     elif _predicts(facts):
@@ -56,7 +56,7 @@ def _predicts(facts: Facts) -> bool:
     It uses held-out samples if they were measured, else training samples.
     """
     key = "bits_per_dim" if "bits_per_dim" in facts else "bits_per_dim_train"
-    return not (facts.stored and facts[key].above(facts.stored))
+    return not (facts.raw_bits and facts[key].is_above(facts.raw_bits))
 
 
 def compute(evaluation: MetricInputs) -> dict[str, float]:
@@ -71,8 +71,8 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
     (of_others, error), (of_training, training_error) = average(held_out), average(train)
     gap = of_others - of_training, math.hypot(error, training_error)
     return {
-        **with_error("bits_per_dim_train", of_training, training_error),
-        **with_error("bits_per_dim_gap", *gap),
+        **make_entries("bits_per_dim_train", of_training, training_error),
+        **make_entries("bits_per_dim_gap", *gap),
     }
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from diffuse_cli.media import Array
 from diffuse_cli.metrics.inputs import MetricInputs
-from diffuse_cli.metrics.presentation import MetricNumber, with_error
+from diffuse_cli.metrics.presentation import MetricNumber, make_entries
 from diffuse_cli.metrics.sample_statistics import average
 
 NEEDS = ("answers",)
@@ -56,7 +56,7 @@ BESIDE = (
 )  # fmt: skip
 
 
-def likeness(
+def compute_pixel_metrics(
     truth: Array, first: Array, second: Array, others: Mapping[str, Array], span: float
 ) -> dict[str, Array]:
     """Return the paired metrics that need only stored samples, (M, C, *size) each.
@@ -69,7 +69,7 @@ def likeness(
     """
 
     def apart(one: Array, other: Array) -> Array:
-        return distance(one, other) * (2 / span)
+        return rms_difference(one, other) * (2 / span)
 
     values = {
         "psnr": (psnr(first, truth, span) + psnr(second, truth, span)) / 2,
@@ -85,8 +85,10 @@ def likeness(
 
 def feature_distances(truth: Array, drawn: Array, others: Mapping[str, Array]) -> dict[str, Array]:
     """Return the feature distances of generated images and baselines, from features (M, d)."""
-    apart = {f"feature_distance_of_{name}": distance(of, truth) for name, of in others.items()}
-    return {"feature_distance": distance(drawn, truth), **apart}
+    apart = {
+        f"feature_distance_of_{name}": rms_difference(of, truth) for name, of in others.items()
+    }
+    return {"feature_distance": rms_difference(drawn, truth), **apart}
 
 
 def compute(evaluation: MetricInputs) -> dict[str, float]:
@@ -94,7 +96,7 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
     found: dict[str, float] = {}
     for key, values in evaluation.answers.values.items():
         if len(values):
-            found |= with_error(key, *average(values))
+            found |= make_entries(key, *average(values))
     return found
 
 
@@ -127,7 +129,7 @@ def mean_square(one: Array, other: Array) -> Array:
     return np.asarray(np.square(one.astype(np.float64) - other).reshape(len(one), -1).mean(1))
 
 
-def distance(one: Array, other: Array) -> Array:
+def rms_difference(one: Array, other: Array) -> Array:
     """Return the root of `mean_square`."""
     return np.asarray(np.sqrt(mean_square(one, other)))
 

@@ -21,18 +21,23 @@ from typing import Any
 import torch
 
 from diffuse_cli.media import Array
-from diffuse_cli.metrics.inputs import MetricInputs, feature_pairs
-from diffuse_cli.metrics.nearest_neighbors import blocks, center_features, neighbors, squared
+from diffuse_cli.metrics.inputs import MetricInputs, require_features
+from diffuse_cli.metrics.nearest_neighbors import (
+    blocks,
+    center_features,
+    neighbors,
+    squared_distances,
+)
 from diffuse_cli.metrics.presentation import (
     Facts,
     MetricNumber,
     Remark,
     Values,
     fails_baselines,
-    measured,
-    with_error,
+    make_entries,
+    read_measurement,
 )
-from diffuse_cli.metrics.sample_statistics import share_difference_error
+from diffuse_cli.metrics.sample_statistics import fraction_difference_error
 
 NEEDS = ("features",)
 
@@ -40,14 +45,14 @@ K_PRECISION, K_DENSITY = 3, 5
 """The k of the two papers."""
 
 
-def no_recall(values: Values) -> str:
+def zero_recall_reason(values: Values) -> str:
     """Return the reason not to show precision if recall is 0, else an empty string.
 
     Nearly identical images can all be plausible.
     """
     if "recall" not in values:
         return ""
-    recall = measured(values, "recall")
+    recall = read_measurement(values, "recall")
     return "not shown, because recall is 0" if recall.value <= recall.error else ""
 
 
@@ -67,9 +72,9 @@ def _number(name: str, direction: str, ideal: float | None = None, **more: Any) 
 
 
 NUMBERS = (
-    _number("precision", "higher", by_class=True, unquoted=no_recall),
+    _number("precision", "higher", by_class=True, unquoted=zero_recall_reason),
     _number("recall", "higher", by_class=True),
-    _number("density", "reference", 1.0, unquoted=no_recall),
+    _number("density", "reference", 1.0, unquoted=zero_recall_reason),
     _number("coverage", "higher", 1 - 2**-K_DENSITY),
 )
 
@@ -80,41 +85,41 @@ def remarks(facts: Facts) -> Iterator[Remark]:
         return
     precision, recall = facts["precision"], facts["recall"]
     words = f"{recall.value:.0%} of the real images are among the generated images"
-    if no_recall(facts.values):
+    if zero_recall_reason(facts.values):
         words += ". There is hardly any variety, so the rate of plausible images has no meaning"
     else:
         words = (
             f"{precision.value:.0%} of the generated images are among the real images, and {words}"
         )
-        if precision.above(recall):
+        if precision.is_above(recall):
             words += ". The generated images are plausible, but lack variety"
-        elif recall.above(precision):
+        elif recall.is_above(precision):
             words += ". The generated images have variety, but some are not plausible"
     yield Remark("plausibility and variety", "finding", words)
 
 
 def compute(evaluation: MetricInputs) -> dict[str, float]:
-    """Return `precision`, `recall`, `density` and `coverage`, with standard errors.
+    """Return `precision`, `measure_recall`, `density` and `coverage`, with standard errors.
 
     A value is left out if a side does not have more than k images.
     """
     result: dict[str, float] = {}
     for name, own in _measure_both(evaluation).items():
-        result |= with_error(name, own.value(), own.error())
+        result |= make_entries(name, own.value(), own.error())
     return result
 
 
 def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
     """Return the standard errors of all four, from the contribution of each image to both."""
     one, other = _measure_both(a), _measure_both(b)
-    return {name: other[name].error_less(one[name]) for name in one}  # type: ignore[arg-type]
+    return {name: other[name].difference_error(one[name]) for name in one}  # type: ignore[arg-type]
 
 
 def _measure_both(evaluation: MetricInputs) -> dict[str, Fraction | Density]:
-    return measure(*feature_pairs(evaluation, "precision and recall"))
+    return measure_fractions(*require_features(evaluation, "precision and recall"))
 
 
-def measure(real: Array, fake: Array) -> dict[str, Fraction | Density]:
+def measure_fractions(real: Array, fake: Array) -> dict[str, Fraction | Density]:
     """Return the four metrics of two arrays of features, if they have enough neighbours."""
     balls, points = center_features(real, fake)
     precision = BallCounts(balls, K_PRECISION, len(points))
@@ -122,7 +127,7 @@ def measure(real: Array, fake: Array) -> dict[str, Fraction | Density]:
     density = BallCounts(balls, K_DENSITY, len(points))
     for i in blocks(len(balls)):
         for j in blocks(len(points)):
-            found = squared(balls[i], points[j])
+            found = squared_distances(balls[i], points[j])
             precision.add(found, i, j)
             density.add(found, i, j)
             recall.add(found.T, j, i)
@@ -137,7 +142,7 @@ def measure(real: Array, fake: Array) -> dict[str, Fraction | Density]:
     return result
 
 
-def recall(real: Array, fake: Array) -> Fraction | None:
+def measure_recall(real: Array, fake: Array) -> Fraction | None:
     """Return only the recall of two arrays of features, if they have enough neighbours.
 
     It does not need distances between real images, of which there can be many.
@@ -146,7 +151,7 @@ def recall(real: Array, fake: Array) -> Fraction | None:
     found = BallCounts(points, K_PRECISION, len(balls))
     for i in blocks(len(points)):
         for j in blocks(len(balls)):
-            found.add(squared(points[i], balls[j]), i, j)
+            found.add(squared_distances(points[i], balls[j]), i, j)
     return Fraction(found.by_point, found.only_ball, len(points)) if found.usable else None
 
 
@@ -197,18 +202,18 @@ class Fraction:
     others: int
 
     @property
-    def reached(self) -> torch.Tensor:
+    def hits(self) -> torch.Tensor:
         """1 for each image that is reached, else 0."""
         return (self.counts > 0).double()
 
-    def lost(self) -> torch.Tensor:
+    def count_losses(self) -> torch.Tensor:
         """Return the number of images that only one image of the other side reaches, (M,)."""
         alone = self.only[self.counts == 1].long()
         return torch.bincount(alone, minlength=self.others).double()
 
     def value(self) -> float:
         """Return the fraction."""
-        return float(self.reached.mean())
+        return float(self.hits.mean())
 
     def error(self) -> float:
         """Return the standard error for random samples on both sides.
@@ -222,17 +227,17 @@ class Fraction:
         adjusted = (self.value() * n + 1) / (n + 2)  # so that 0 and 1 have errors too
         alone = (self.counts == 1).double()
         return math.sqrt(
-            adjusted * (1 - adjusted) / n + _jackknife_variance(self.lost(), alone, alone)
+            adjusted * (1 - adjusted) / n + _jackknife_variance(self.count_losses(), alone, alone)
         )
 
-    def error_less(self, one: Fraction) -> float:
+    def difference_error(self, one: Fraction) -> float:
         """Return the standard error of this fraction minus another of corresponding images."""
-        binomial = share_difference_error(one.reached.numpy(), self.reached.numpy())
+        binomial = fraction_difference_error(one.hits.numpy(), self.hits.numpy())
         mine, theirs = self.counts == 1, one.counts == 1
         same = mine & theirs & (self.only == one.only)
         squares = mine.double() + theirs.double() - 2 * same.double()
         other = _jackknife_variance(
-            self.lost() - one.lost(), squares, mine.double() - theirs.double()
+            self.count_losses() - one.count_losses(), squares, mine.double() - theirs.double()
         )
         return math.hypot(binomial, math.sqrt(other))
 
@@ -245,7 +250,8 @@ def _jackknife_variance(lost: torch.Tensor, squares: torch.Tensor, sums: torch.T
 
     Args:
         lost: the loss of each image of the other side, in images (M,).
-        squares, sums: the sums of squares and values that each counted image adds to `lost`, (N,).
+        squares, sums: the sums of squares and values that each counted image adds to
+        `count_losses`, (N,).
     """
     n = len(squares)
     pairs = lost.square().sum() - squares.sum()
@@ -283,6 +289,6 @@ class Density:
         """Return the standard error of a mean over two samples."""
         return math.sqrt(sum(float(own.var()) / len(own) for own in (self.points, self.balls)))
 
-    def error_less(self, one: Density) -> float:
+    def difference_error(self, one: Density) -> float:
         """Return the standard error of this density minus another of corresponding images."""
         return Density(self.points - one.points, self.balls - one.balls).error()

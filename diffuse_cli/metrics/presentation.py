@@ -18,7 +18,7 @@ FULL, LEAST, SMALL, LARGE = 1e-9, 1e-300, 1e-6, 1e15
 Numbers below `LEAST` are shown as 0. Numbers outside `SMALL` ... `LARGE` have a power of ten."""
 
 
-def significant(value: float, error: float = 0.0, sign: str = "") -> str:
+def format_number(value: float, error: float = 0.0, sign: str = "") -> str:
     """Return a number rounded to two digits of its standard error, or to four digits without.
 
     Args:
@@ -59,35 +59,35 @@ def _decimals(value: float, places: int, sign: str = "") -> str:
     return f"{round(value, places) + 0.0:{sign},.{max(0, places)}f}"
 
 
-class Measured(NamedTuple):
-    """Value with its standard error, 0 or NaN if unknown. Its text is `significant`."""
+class Measurement(NamedTuple):
+    """Value with its standard error, 0 or NaN if unknown. Its text is `format_number`."""
 
     value: float
     error: float = 0.0
 
     def __format__(self, spec: str) -> str:
-        return significant(self.value, self.error, spec)
+        return format_number(self.value, self.error, spec)
 
     def __str__(self) -> str:
         return format(self)
 
-    def above(self, other: Measured) -> bool:
+    def is_above(self, other: Measurement) -> bool:
         """Whether it is significantly larger than another."""
         known = (e for e in (self.error, other.error) if math.isfinite(e))
         return self.value - other.value > SIGNIFICANT * math.hypot(*known)
 
 
-def measured(values: Values, key: str) -> Measured:
+def read_measurement(values: Values, key: str) -> Measurement:
     """Return a value with its standard error."""
-    return Measured(values[key], values.get(f"{key}_standard_error", 0.0))
+    return Measurement(values[key], values.get(f"{key}_standard_error", 0.0))
 
 
-def as_text(values: Values, key: str) -> str:
+def format_measurement(values: Values, key: str) -> str:
     """Return a value with its standard error as text, or a dash if it was not measured."""
-    return str(measured(values, key)) if key in values else "–"
+    return str(read_measurement(values, key)) if key in values else "–"
 
 
-def with_error(key: str, value: float, error: float) -> dict[str, float]:
+def make_entries(key: str, value: float, error: float) -> dict[str, float]:
     """Return a value and its standard error by their keys."""
     return {key: value, f"{key}_standard_error": error}
 
@@ -188,15 +188,15 @@ class MetricNumber:
     unquoted: Callable[[Values], str] = lambda values: ""
 
     @property
-    def better(self) -> str:
+    def direction_text(self) -> str:
         """The direction in words."""
         return DIRECTIONS[self.direction]
 
-    def reference(self, values: Values) -> Measured | None:
+    def reference(self, values: Values) -> Measurement | None:
         """Return the value of a perfect model."""
         if isinstance(self.ideal, str):
-            return measured(values, self.ideal) if self.ideal in values else None
-        return None if self.ideal is None else Measured(self.ideal)
+            return read_measurement(values, self.ideal) if self.ideal in values else None
+        return None if self.ideal is None else Measurement(self.ideal)
 
     def text(self, values: Values) -> str:
         """Return the value with its standard error, or the reason why it is not shown.
@@ -204,9 +204,9 @@ class MetricNumber:
         It is a dash if the value was not measured.
         """
         reason = self.unquoted(values) if self.key in values else ""
-        return reason or as_text(values, self.key)
+        return reason or format_measurement(values, self.key)
 
-    def quoted(self, values: Values) -> bool:
+    def can_show(self, values: Values) -> bool:
         """Whether it was measured and may be shown."""
         return self.key in values and not self.unquoted(values)
 
@@ -238,7 +238,7 @@ class Words:
         return self.channels[k] if k < len(self.channels) else f"channel {k}"
 
 
-def listed(names: Sequence[str]) -> str:
+def join_names(names: Sequence[str]) -> str:
     """Return names as a list in words: `a, b and c`."""
     return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
 
@@ -267,12 +267,12 @@ class Facts:
     words: Words = field(default_factory=Words)
 
     @property
-    def stored(self) -> Measured | None:
+    def raw_bits(self) -> Measurement | None:
         """The bits per dimension of an uncompressed sample, or None for floats."""
-        return Measured(math.log2(self.levels)) if self.levels else None
+        return Measurement(math.log2(self.levels)) if self.levels else None
 
-    def __getitem__(self, key: str) -> Measured:
-        return measured(self.values, key)
+    def __getitem__(self, key: str) -> Measurement:
+        return read_measurement(self.values, key)
 
     def __contains__(self, key: object) -> bool:
         return key in self.values
@@ -331,14 +331,14 @@ def rank_baselines(values: Values) -> tuple[list[str], list[str], list[str]]:
     found: tuple[list[str], list[str], list[str]] = ([], [], [])
     if "kid" not in values:
         return found
-    kid = measured(values, "kid")
-    floor = measured(values, "kid_floor") if "kid_floor" in values else Measured(0.0)
-    differs = "kid_standard_error" in values and kid.above(floor)
+    kid = read_measurement(values, "kid")
+    floor = read_measurement(values, "kid_floor") if "kid_floor" in values else Measurement(0.0)
+    differs = "kid_standard_error" in values and kid.is_above(floor)
     for name in BASELINES:
         if f"kid_of_{name}" in values:
-            baseline = measured(values, f"kid_of_{name}")
-            place = 0 if differs and kid.above(baseline) else 2 if baseline.above(kid) else 1
-            if baseline.above(floor) and (differs or place == 2):
+            baseline = read_measurement(values, f"kid_of_{name}")
+            place = 0 if differs and kid.is_above(baseline) else 2 if baseline.is_above(kid) else 1
+            if baseline.is_above(floor) and (differs or place == 2):
                 found[place].append(name)
     return found
 

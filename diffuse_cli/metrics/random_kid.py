@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from diffuse_cli.metrics.inputs import MetricInputs
+from diffuse_cli.metrics.kid import compute_with_floor
 from diffuse_cli.metrics.kid import difference_errors as of_kid
-from diffuse_cli.metrics.kid import of_features
 from diffuse_cli.metrics.presentation import Facts, MetricNumber, Remark
 
 NEEDS = ("random_features",)
@@ -40,7 +40,7 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
 
     Each has a standard error if there are at least 4 samples on each side.
     """
-    return of_features(evaluation, NAME, "kid_random")
+    return compute_with_floor(evaluation, NAME, "kid_random")
 
 
 def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
@@ -53,7 +53,7 @@ def remarks(facts: Facts) -> Iterator[Remark]:
     if not {"kid_random", "kid_random_floor", "kid_random_standard_error"} <= {*facts.values}:
         return
     kid, least, many = facts["kid_random"], facts["kid_random_floor"], facts.words.many
-    can = "can" if kid.above(least) else "cannot"
+    can = "can" if kid.is_above(least) else "cannot"
     words = (
         f"they {can} distinguish generated from real {many}: KID {kid}, compared with {least} "
         f"between two sets of real {many}"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from diffuse_cli.media import Array
-from diffuse_cli.metrics.presentation import Measured, with_error
+from diffuse_cli.metrics.presentation import Measurement, make_entries
 
 AT_ONCE = 2**18
 """Most values in memory as float64 at a time, which fit in a CPU's cache."""
@@ -48,11 +48,11 @@ class Moments:
         variance = self.squares.mean(0) - np.square(self.means.mean(0))
         return np.asarray(np.sqrt(np.maximum(variance, 0)))
 
-    def of_mean(self) -> Array:
+    def mean_influence(self) -> Array:
         """Return the influence of each sample on the mean, (N, C)."""
         return center_influences(self.means)
 
-    def of_log_deviation(self) -> Array:
+    def log_std_influence(self) -> Array:
         """Return the influence of each sample on the log of the standard deviation, (N, C)."""
         middle = self.means.mean(0)
         own = center_influences(self.squares - 2 * middle * self.means)
@@ -96,7 +96,7 @@ def match_channels(*sides: Array) -> tuple[Array, ...]:
     return tuple(np.broadcast_to(s, (len(s), channels, *s.shape[2:])) for s in sides)
 
 
-def halves(real: Array, more: Array) -> tuple[Array, Array] | None:
+def split_real(real: Array, more: Array) -> tuple[Array, Array] | None:
     """Return two disjoint, equally large sets of real rows, to compare with each other.
 
     They are the real rows and further rows, or two halves of the real rows if these are larger. If
@@ -109,14 +109,14 @@ def halves(real: Array, more: Array) -> tuple[Array, Array] | None:
     return (a[:n], b[:n]) if n > 1 else None
 
 
-def average(values: Array) -> Measured:
+def average(values: Array) -> Measurement:
     """Return the mean of independent values (N,) and its standard error, NaN for one value."""
     n = len(values)
     error = float(values.std(ddof=1)) / math.sqrt(n) if n > 1 else math.nan
-    return Measured(float(values.mean()), error)
+    return Measurement(float(values.mean()), error)
 
 
-def spread(samples: Array) -> Array:
+def measure_inner_variance(samples: Array) -> Array:
     """Return the mean variance of samples (N, C, *size) about their own means, by channel, (C,)."""
     found = moments(samples)
     inner: Array = (found.squares - np.square(found.means)).mean(0)
@@ -151,7 +151,7 @@ class SampledEstimate:
         variance = sum(np.square(x).sum() / (len(x) * max(len(x) - 1, 1)) for x in (self.a, self.b))
         return math.sqrt(float(variance))
 
-    def less(self, other: SampledEstimate) -> SampledEstimate:
+    def subtract(self, other: SampledEstimate) -> SampledEstimate:
         """Return the difference of two estimates whose samples correspond."""
         return SampledEstimate(self.value - other.value, self.a - other.a, self.b - other.b)
 
@@ -170,9 +170,9 @@ class SampledEstimate:
         x, y = 2 * self.value / total, 2 * other.value / total
         return SampledEstimate(0.0, x * self.a - y * other.a, x * self.b - y * other.b).error()
 
-    def by(self, key: str) -> dict[str, float]:
+    def to_entries(self, key: str) -> dict[str, float]:
         """Return the value and its standard error by their keys."""
-        return with_error(key, self.value, self.error())
+        return make_entries(key, self.value, self.error())
 
 
 def average_estimates(estimates: Sequence[SampledEstimate]) -> SampledEstimate:
@@ -194,7 +194,7 @@ def center_influences(values: Array) -> Array:
 # The standard error of a difference between two sets of corresponding images.
 
 
-def share_difference_error(one: Array, other: Array) -> float:
+def fraction_difference_error(one: Array, other: Array) -> float:
     """Return the standard error of the difference of two fractions of the same images.
 
     Half an image is added to each of the four outcomes of an image, so that the standard error is

@@ -20,14 +20,14 @@ import torch
 
 from diffuse_cli.media import Array
 from diffuse_cli.metrics.inputs import MetricInputs, Shells, Spectra
-from diffuse_cli.metrics.presentation import Facts, Measured, MetricNumber, Remark
+from diffuse_cli.metrics.presentation import Facts, Measurement, MetricNumber, Remark
 from diffuse_cli.metrics.sample_statistics import (
     SampledEstimate,
     center_influences,
-    halves,
     iterate_values,
     match_channels,
-    spread,
+    measure_inner_variance,
+    split_real,
 )
 
 NEEDS = ("spectra",)
@@ -77,11 +77,11 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
     found = evaluation.spectra
     if not len(found.shells.counts) or not found.real.any():
         return {}
-    result = distance(found.real, found.fake).by("spectral_distance")
-    if (parts := halves(found.real, found.more)) is not None:
-        result |= distance(*parts).by("spectral_distance_floor")
-    if (band := fine(evaluation)) is not None:
-        result |= band.by("fine_detail")
+    result = log_spectral_distance(found.real, found.fake).to_entries("spectral_distance")
+    if (parts := split_real(found.real, found.more)) is not None:
+        result |= log_spectral_distance(*parts).to_entries("spectral_distance_floor")
+    if (band := measure_fine_detail(evaluation)) is not None:
+        result |= band.to_entries("fine_detail")
     return result
 
 
@@ -90,11 +90,13 @@ def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
     one, other = a.spectra, b.spectra
     if not len(one.shells.counts) or not one.real.any():
         return {}
-    apart = distance(other.real, other.fake).distance_error(distance(one.real, one.fake))
+    apart = log_spectral_distance(other.real, other.fake).distance_error(
+        log_spectral_distance(one.real, one.fake)
+    )
     result = {"spectral_distance": apart}
-    bands = fine(a), fine(b)
+    bands = measure_fine_detail(a), measure_fine_detail(b)
     if bands[0] is not None and bands[1] is not None:
-        result["fine_detail"] = bands[1].less(bands[0]).error()
+        result["fine_detail"] = bands[1].subtract(bands[0]).error()
     return result
 
 
@@ -121,14 +123,14 @@ def remarks(facts: Facts) -> Iterator[Remark]:
     if "fine_detail" not in facts:
         return
     band, many = facts["fine_detail"], facts.words.many
-    nothing = Measured(0.0)
+    nothing = Measurement(0.0)
     waves = f"waves shorter than 4 {facts.words.points}"
-    if not band.above(nothing) and not nothing.above(band):
+    if not band.is_above(nothing) and not nothing.is_above(band):
         words = f"no measurable difference between generated and real {many} in {waves}"
         yield Remark("high-frequency power", "fine", words)
         return
     weak = band.value < 0
-    size = Measured(abs(band.value), band.error)
+    size = Measurement(abs(band.value), band.error)
     ratio = 10 ** (band.value / 10)
     power = f"{ratio:.0%} of the power" if ratio < 2 else f"{ratio:.1f} times the power"
     how = f"low, as in blurred {many}" if weak else f"high, as in noisy {many}"
@@ -140,7 +142,7 @@ def remarks(facts: Facts) -> Iterator[Remark]:
     )
 
 
-def distance(real: Array, fake: Array) -> SampledEstimate:
+def log_spectral_distance(real: Array, fake: Array) -> SampledEstimate:
     """Return the log-spectral distance of powers (N, S) and (M, S), in decibels."""
     levels = [np.maximum(side.mean(0), LEAST) for side in (real, fake)]
     gaps = DECIBELS * np.log(levels[1] / levels[0])
@@ -153,7 +155,7 @@ def distance(real: Array, fake: Array) -> SampledEstimate:
     return SampledEstimate(value, -a, b)
 
 
-def fine(evaluation: MetricInputs) -> SampledEstimate | None:
+def measure_fine_detail(evaluation: MetricInputs) -> SampledEstimate | None:
     """Return the ratio of generated to real power from `FINE` on, in decibels.
 
     It is None if real samples have no power there.
@@ -210,7 +212,7 @@ def _edges(most: float) -> Array:
     return middles - 0.5
 
 
-def measure(real: Array, fake: Array, more: Array) -> Spectra:
+def measure_spectra(real: Array, fake: Array, more: Array) -> Spectra:
     """Measure the spectra of stored samples (N, C, *size).
 
     Args:
@@ -218,7 +220,7 @@ def measure(real: Array, fake: Array, more: Array) -> Spectra:
     """
     real, fake, more = match_channels(real, fake, more)
     where = shells(real.shape[2:])
-    variances = spread(real)
+    variances = measure_inner_variance(real)
     return Spectra(where, *(powers(side, where, variances) for side in (real, fake, more)))
 
 

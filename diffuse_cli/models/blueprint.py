@@ -8,15 +8,15 @@ from functools import cached_property, lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.config.presets import naming
+from diffuse_cli.config.presets import translate_network_errors
 from diffuse_cli.config.shared_options import DiffusionConfig
 from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.networks import NETWORKS
-from diffuse_cli.core.schedules import SCHEDULES, shifted, zero_terminal_snr
+from diffuse_cli.core.schedules import SCHEDULES, shift_log_snr, zero_terminal_snr
 from diffuse_cli.core.settings import Settings
 from diffuse_cli.core.space import Space
-from diffuse_cli.core.variances import channels_out
-from diffuse_cli.system.errors import lookup, translating
+from diffuse_cli.core.variances import output_channels
+from diffuse_cli.system.errors import lookup, translate_errors
 
 if TYPE_CHECKING:
     from torch import nn
@@ -46,7 +46,7 @@ class Blueprint:
     @property
     def out_channels(self) -> int:
         """The number of output channels of the network."""
-        return channels_out(self.diffusion.variance, self.space.channels)
+        return output_channels(self.diffusion.variance, self.space.channels)
 
     def build(self) -> nn.Module:
         """Return the network with random weights.
@@ -56,9 +56,11 @@ class Blueprint:
         """
         return build(self.network, self.config, self.space, self.conditions, self.out_channels)
 
-    def skeleton(self) -> nn.Module:
+    def build_on_meta(self) -> nn.Module:
         """Return the network without weights, on the meta device; raises as `build`."""
-        return skeleton(self.network, self.config, self.space, self.conditions, self.out_channels)
+        return build_on_meta(
+            self.network, self.config, self.space, self.conditions, self.out_channels
+        )
 
     @cached_property
     def process(self) -> Process:
@@ -92,11 +94,11 @@ def build(
         UsageError: the name is unknown, or the network does not suit the space.
     """
     module = lookup(NETWORKS, network, "--network")
-    with naming(network):
+    with translate_network_errors(network):
         return module.build(config, space, conditions, out_channels)
 
 
-def skeleton(
+def build_on_meta(
     network: str, config: Settings, space: Space, conditions: Conditions, out_channels: int
 ) -> nn.Module:
     """Return a network without weights, on the meta device; raises as `build`."""
@@ -117,7 +119,7 @@ def shapes(
     The result is cached, because a command needs the shapes for the configuration, the model file
     and the checkpoint.
     """
-    net = skeleton(network, config, space, conditions, out_channels)
+    net = build_on_meta(network, config, space, conditions, out_channels)
     return MappingProxyType({name: tuple(t.shape) for name, t in net.state_dict().items()})
 
 
@@ -132,9 +134,9 @@ def make_process(diffusion: DiffusionConfig) -> Process:
     betas: Sequence[float] | None = diffusion.betas
     if betas is None:
         betas = lookup(SCHEDULES, str(diffusion.schedule), "--schedule")(diffusion.num_timesteps)
-    with translating():
+    with translate_errors():
         if diffusion.log_snr_shift:
-            betas = shifted(betas, diffusion.log_snr_shift)
+            betas = shift_log_snr(betas, diffusion.log_snr_shift)
         if diffusion.zero_terminal_snr:
             betas = zero_terminal_snr(betas)
         return Process(betas, None if diffusion.rescale_timesteps else range(len(betas)))
@@ -150,11 +152,13 @@ def make_denoiser(
     """
     from diffuse_cli.core.denoiser import Denoiser
 
-    with translating():
+    with translate_errors():
         return Denoiser(net, process, diffusion.target, diffusion.variance, levels)
 
 
-def kept_in_range(denoise: Denoise, denoiser: Denoiser, percentile: float | None = None) -> Denoise:
+def clamp_denoised(
+    denoise: Denoise, denoiser: Denoiser, percentile: float | None = None
+) -> Denoise:
     """Wrap `denoise` to clamp x_0 to [-1, 1], or threshold it at a percentile; not for floats."""
     from diffuse_cli.core.guidance import clip, threshold
 

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from diffuse_cli.core import degradations
-from diffuse_cli.core.conditions import PAIRS, Given
-from diffuse_cli.core.kernels import laid_out
+from diffuse_cli.core.conditions import PAIRS, ConditioningArray
+from diffuse_cli.core.kernels import arrange_memory
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.space import Space
-from diffuse_cli.system.errors import UsageError, translating
+from diffuse_cli.system.errors import UsageError, translate_errors
 from diffuse_cli.system.rng import BLOCK, GivenDraws, given_draws
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ SAME = 1e-6
 """Relative difference below which squared standard deviations count as equal."""
 
 
-def check_pairs_option(path: str | None, *models: Given | None) -> None:
+def check_pairs_option(path: str | None, *models: ConditioningArray | None) -> None:
     """Check --given of a command that reads DATA: only models trained on pairs take it.
 
     Raises:
@@ -58,11 +58,13 @@ def observed_space(space: Space, made: Degradation) -> Space:
             stored channels differs from averaging the model's channels, or the samples do not suit
             `made`.
     """
-    channels, *size = made.observed(space.shape)
+    channels, *size = made.observation_shape(space.shape)
     own: dict[str, Any] = {}
     if space.levels is None and channels != space.channels:
-        own = {name: _averaged(getattr(space, name), space, made) for name in ("mean", "std")}
-        squares = _averaged([d**2 for d in space.std], space, made)
+        own = {
+            name: _average_channels(getattr(space, name), space, made) for name in ("mean", "std")
+        }
+        squares = _average_channels([d**2 for d in space.std], space, made)
         if any(s > (1 + SAME) * d**2 for s, d in zip(squares, own["std"], strict=True)):
             raise InvalidArgument(
                 f"{made.text} averages channels, but their standard deviations differ",
@@ -71,15 +73,17 @@ def observed_space(space: Space, made: Degradation) -> Space:
     return dataclasses.replace(space, channels=channels, size=tuple(size), **own)
 
 
-def _averaged(values: Sequence[float], space: Space, made: Degradation) -> tuple[float, ...]:
+def _average_channels(
+    values: Sequence[float], space: Space, made: Degradation
+) -> tuple[float, ...]:
     """Return the observed channels of constant channels."""
     column = torch.tensor(values, dtype=torch.float64).reshape(1, -1, *[1] * space.dims)
-    y = made.fitted(space.shape).apply(column.expand(1, -1, *space.size))
+    y = made.fit_shape(space.shape).apply(column.expand(1, -1, *space.size))
     return tuple(y.flatten(2)[0, :, 0].tolist())
 
 
 @dataclass(frozen=True)
-class Giver:
+class Conditioner:
     """Encoder of conditioning images (B, C', *size), as `core.conditions.Given` describes them.
 
     Attributes:
@@ -90,18 +94,18 @@ class Giver:
         UsageError: the degradation is unknown or does not suit the samples.
     """
 
-    given: Given
+    given: ConditioningArray
     space: Space
 
     @classmethod
-    def of(cls, blueprint: Blueprint) -> Giver | None:
+    def from_blueprint(cls, blueprint: Blueprint) -> Conditioner | None:
         """Return the encoder of a model, or None if the model has no conditioning image."""
         given = blueprint.conditions.given
         return cls(given, blueprint.space) if given else None
 
     def __post_init__(self) -> None:
         self.degradation  # noqa: B018  this checks it
-        self.shown  # noqa: B018  this checks the limits of pairs
+        self.rendered_space  # noqa: B018  this checks the limits of pairs
 
     @cached_property
     def degradation(self) -> Degradation | None:
@@ -111,8 +115,8 @@ class Giver:
         if self.given.channels != self.space.channels:
             text = f"has {self.given.channels} channels, but samples have {self.space.channels}"
             raise UsageError(f"{self.given.what} {text}")
-        with translating(lambda _: "--given"):
-            made = degradations.parse(self.given.what).fitted(self.space.shape)
+        with translate_errors(lambda _: "--given"):
+            made = degradations.parse(self.given.what).fit_shape(self.space.shape)
             observed_space(self.space, made)
         return made
 
@@ -122,16 +126,16 @@ class Giver:
         return self.degradation is not None and self.degradation.HIDES
 
     @cached_property
-    def inputs(self) -> Space:
+    def input_space(self) -> Space:
         """The space of the input for sampling: a paired image, or an observation."""
         made = self.degradation
         if made is None:
-            return self.shown
-        with translating(lambda _: "--given"):
+            return self.rendered_space
+        with translate_errors(lambda _: "--given"):
             return observed_space(self.space, made)
 
     @cached_property
-    def shown(self) -> Space:
+    def rendered_space(self) -> Space:
         """The space of the images from `look`."""
         own = {name: getattr(self.given, name) for name in ("mean", "std") if self.given.mean}
         if self.given.what == PAIRS:
@@ -143,14 +147,14 @@ class Giver:
 
     # -- encoding ----------------------------------------------------------------------------------
 
-    def degraded(self, x0: Tensor, draws: GivenDraws) -> Tensor:
+    def encode_samples(self, x0: Tensor, draws: GivenDraws) -> Tensor:
         """Return the conditioning input from samples (B, C, *size) that are degraded here."""
         assert self.degradation is not None
-        made = self.degradation.drawn(draws.u)
+        made = self.degradation.draw_parts(draws.u)
         y = made.observe(x0, draws.noise) if made.sigma else made.apply(x0)
-        return self.observed(y, made)
+        return self.encode_observations(y, made)
 
-    def observed(self, y: Tensor, made: Degradation | None = None) -> Tensor:
+    def encode_observations(self, y: Tensor, made: Degradation | None = None) -> Tensor:
         """Return the conditioning input from observations, by their pseudo-inverse, or from pairs.
 
         Args:
@@ -158,17 +162,17 @@ class Giver:
         """
         made = made or self.degradation
         if made is None:
-            return self.encoded(y)
-        return self.encoded(made.pinv(y), made.known(y))
+            return self.append_mask(y)
+        return self.append_mask(made.pinv(y), made.known_mask(y))
 
-    def encoded(self, values: Tensor, known: Tensor | None = None) -> Tensor:
+    def append_mask(self, values: Tensor, known: Tensor | None = None) -> Tensor:
         """Append the mask of known places, 1 or 0, to values (B, C, *size) as a last channel."""
         if known is None:
             known = values.new_ones(len(values), 1, *values.shape[2:])
         known = known[:, :1].expand(len(values), 1, *values.shape[2:])
         return torch.cat([values * known, known], 1)
 
-    def augmented(self, told: Tensor, draws: GivenDraws) -> Tensor:
+    def add_noise(self, told: Tensor, draws: GivenDraws) -> Tensor:
         """Add noise to the known places of a conditioning input.
 
         Its standard deviation is drawn for each sample, up to `given.noise`.
@@ -177,21 +181,21 @@ class Giver:
             return told
         level = self.given.noise * draws.level.reshape(-1, *[1] * (told.ndim - 1))
         values, known = told[:, :-1], told[:, -1:]
-        return self.encoded(values + level * draws.more, known)
+        return self.append_mask(values + level * draws.more, known)
 
-    def draws(
+    def draw_numbers(
         self, seed: int, purpose: str, step: int, positions: range, device: torch.device
     ) -> GivenDraws:
         """Draw the random numbers for some positions of a step."""
         made, none = self.degradation, (0,)
         uniforms = made.uniforms if made else 0
-        observed = made.observed(self.space.shape) if made and made.sigma else none
+        observed = made.observation_shape(self.space.shape) if made and made.sigma else none
         shape = (self.given.channels, *self.space.size) if self.given.noise else none
         return given_draws(seed, step, positions, uniforms, observed, shape, device, purpose)
 
-    def look(self, told: Tensor) -> Array:
+    def render_input(self, told: Tensor) -> Array:
         """Return a conditioning input as stored values of `shown`, mid-range where unknown."""
-        numbers: Array = self.shown.to_stored(told[:, :-1]).cpu().numpy()
+        numbers: Array = self.rendered_space.to_stored(told[:, :-1]).cpu().numpy()
         return numbers
 
 
@@ -202,7 +206,7 @@ Make = Callable[[Tensor, Sequence[int]], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class Inputs:
+class ConditioningInputs:
     """Conditioning inputs of samples: sample k gets row k modulo the number N of rows.
 
     Attributes:
@@ -215,22 +219,24 @@ class Inputs:
     make: Make
     first: int = 0
 
-    def at(self, indices: Sequence[int], device: torch.device) -> Tensor:
+    def encode(self, indices: Sequence[int], device: torch.device) -> Tensor:
         """Return the conditioning inputs of these samples, (B, C', *size)."""
         rows = [(i - self.first) % len(self.stored) for i in indices]
         own = torch.from_numpy(np.ascontiguousarray(self.stored[rows])).to(device)
-        return laid_out(self.make(own, rows))
+        return arrange_memory(self.make(own, rows))
 
     def __len__(self) -> int:
         return len(self.stored)
 
 
-def beside(giver: Giver, stored: Array, first: int = 0) -> Inputs:
+def stored_inputs(giver: Conditioner, stored: Array, first: int = 0) -> ConditioningInputs:
     """Return inputs from pairs or observations, stored values of `Giver.inputs`."""
-    return Inputs(stored, lambda own, _: giver.observed(giver.inputs.to_model(own)), first)
+    return ConditioningInputs(
+        stored, lambda own, _: giver.encode_observations(giver.input_space.to_model(own)), first
+    )
 
 
-def masked(giver: Giver, stored: Array, known: Array) -> Inputs:
+def masked_inputs(giver: Conditioner, stored: Array, known: Array) -> ConditioningInputs:
     """Return inputs from stored samples (N, C, *size) that are hidden except where `known` is true.
 
     `known` is (N, 1, *size) or (1, 1, *size).
@@ -239,37 +245,41 @@ def masked(giver: Giver, stored: Array, known: Array) -> Inputs:
     both = np.concatenate([stored, np.broadcast_to(known, shape).astype(stored.dtype)], 1)
 
     def make(own: Tensor, rows: Sequence[int]) -> Tensor:
-        return giver.encoded(giver.space.to_model(own[:, :-1]), own[:, -1:].float())
+        return giver.append_mask(giver.space.to_model(own[:, :-1]), own[:, -1:].float())
 
-    return Inputs(both, make)
+    return ConditioningInputs(both, make)
 
 
-def degrading(giver: Giver, samples: Array, seed: int, purpose: str) -> Inputs:
+def degraded_inputs(
+    giver: Conditioner, samples: Array, seed: int, purpose: str
+) -> ConditioningInputs:
     """Return inputs from stored samples that are degraded, each with its own random numbers.
 
     These are drawn on the CPU, so that they are the same on every device.
     """
 
     def make(own: Tensor, rows: Sequence[int]) -> Tensor:
-        draws = (values.to(own.device) for values in _by_row(giver, seed, purpose, rows))
-        return giver.degraded(giver.space.to_model(own), GivenDraws(*draws))
+        draws = (values.to(own.device) for values in _draw_rows(giver, seed, purpose, rows))
+        return giver.encode_samples(giver.space.to_model(own), GivenDraws(*draws))
 
-    return Inputs(samples, make)
+    return ConditioningInputs(samples, make)
 
 
-def misfits(giver: Giver, samples: Array, truths: Array, seed: int, rows: Sequence[int]) -> Array:
+def measure_residuals(
+    giver: Conditioner, samples: Array, truths: Array, seed: int, rows: Sequence[int]
+) -> Array:
     """Return the mean of |A(x) - y| over known places, (B,), on the model's scale.
 
-    x are stored samples, and y are observations of the truths in the rows of `degrading`.
+    x are stored samples, and y are observations of the truths in the rows of `degraded_inputs`.
     """
     assert giver.degradation is not None
-    draws = _by_row(giver, seed, "given", rows)
-    made = giver.degradation.drawn(draws.u)
+    draws = _draw_rows(giver, seed, "given", rows)
+    made = giver.degradation.draw_parts(draws.u)
     x, x0 = (giver.space.to_model(torch.from_numpy(each)) for each in (samples, truths))
     apart = (
         made.apply(x) - (made.observe(x0, draws.noise) if made.sigma else made.apply(x0))
     ).abs()
-    known = made.known(x0)
+    known = made.known_mask(x0)
     if known is not None:
         count = known.expand_as(apart).flatten(1).sum(1).clamp(min=1)
         numbers: Array = ((apart * known).flatten(1).sum(1) / count).numpy()
@@ -278,21 +288,23 @@ def misfits(giver: Giver, samples: Array, truths: Array, seed: int, rows: Sequen
     return numbers
 
 
-def inputs_for(giver: Giver, samples: Array, pairs: Array | None, seed: int) -> Inputs:
+def choose_inputs(
+    giver: Conditioner, samples: Array, pairs: Array | None, seed: int
+) -> ConditioningInputs:
     """Return reproducible inputs of stored samples: their pairs, or their degradations."""
     if pairs is not None:
-        return beside(giver, pairs)
-    return degrading(giver, samples, seed, "given")
+        return stored_inputs(giver, pairs)
+    return degraded_inputs(giver, samples, seed, "given")
 
 
-def _by_row(giver: Giver, seed: int, purpose: str, rows: Sequence[int]) -> GivenDraws:
+def _draw_rows(giver: Conditioner, seed: int, purpose: str, rows: Sequence[int]) -> GivenDraws:
     """Return the random numbers of each row, on the CPU; they depend only on its index.
 
     A block is drawn once.
     """
     cpu = torch.device("cpu")
     blocks = {
-        k: giver.draws(seed, purpose, 0, range(k * BLOCK, (k + 1) * BLOCK), cpu)
+        k: giver.draw_numbers(seed, purpose, 0, range(k * BLOCK, (k + 1) * BLOCK), cpu)
         for k in sorted({row // BLOCK for row in rows})
     }
     own = [[values[row % BLOCK] for values in blocks[row // BLOCK]] for row in rows]

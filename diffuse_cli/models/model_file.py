@@ -28,14 +28,19 @@ from diffuse_cli.config.train_options import TrainConfig, from_file
 from diffuse_cli.core import settings
 from diffuse_cli.core.conditions import PAIRS
 from diffuse_cli.models import tensor_file
-from diffuse_cli.models.model_header import SAMPLING, describe, described, rebuild
+from diffuse_cli.models.model_header import (
+    SAMPLING,
+    describe_model,
+    parse_description,
+    rebuild_model,
+)
 from diffuse_cli.models.model_header import StoredModel as StoredModel
 from diffuse_cli.models.model_header import versions as versions
 from diffuse_cli.system import file_types, files, run_reader
 from diffuse_cli.system.descriptors import open_regular_file
 from diffuse_cli.system.errors import DiffuseError, ModelFileError
 from diffuse_cli.system.events import Notice, Work, finish
-from diffuse_cli.system.hub_models import local_model
+from diffuse_cli.system.hub_models import fetch_model
 
 RAW, WEAK = "raw.", "weak."
 """Prefixes of the weights before averaging, and of the early EMA weights."""
@@ -48,16 +53,16 @@ Weights = Mapping[str, Tensor]
 
 def save(path: Path, model: StoredModel) -> None:
     """Write a model file, whole or not at all."""
-    tensor_file.write(path, together(model.ema, model.raw, model.weak), metadata(model))
+    tensor_file.write(path, merge_weights(model.ema, model.raw, model.weak), metadata(model))
 
 
-def together(ema: Weights, raw: Weights | None = None, weak: Weights | None = None) -> Weights:
+def merge_weights(ema: Weights, raw: Weights | None = None, weak: Weights | None = None) -> Weights:
     """Return all weights of a model file under their names in the file."""
     kinds = (("", ema), (RAW, raw or {}), (WEAK, weak or {}))
     return {prefix + name: tensor for prefix, own in kinds for name, tensor in own.items()}
 
 
-def apart(tensors: Weights) -> tuple[Weights, Weights, Weights]:
+def split_weights(tensors: Weights) -> tuple[Weights, Weights, Weights]:
     """Split the weights of a model file into EMA, raw and weak weights, empty if it has none."""
     kinds: dict[str, dict[str, Tensor]] = {"": {}, RAW: {}, WEAK: {}}
     for name, tensor in tensors.items():
@@ -71,7 +76,7 @@ def metadata(model: StoredModel) -> dict[str, str]:
     blueprint = model.blueprint
     return {
         "format": "pt",
-        "diffuse.config": json.dumps(describe(model), sort_keys=True, separators=(",", ":")),
+        "diffuse.config": json.dumps(describe_model(model), sort_keys=True, separators=(",", ":")),
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": f"diffuse/{blueprint.network}",
         "modelspec.implementation": "diffuse",
@@ -85,7 +90,7 @@ def metadata(model: StoredModel) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Found:
+class ModelFile:
     """Model and the file that it was read from. The title is untrusted."""
 
     path: Path
@@ -95,7 +100,7 @@ class Found:
     sha256: str
 
 
-def find(path: str | Path) -> Work[Found]:
+def find(path: str | Path) -> Work[ModelFile]:
     """Read and check the model at a path: a model file, local or on the hub, a checkpoint or a run.
 
     In a run directory, also of a running training, it is the newest model, which a notice names.
@@ -103,20 +108,20 @@ def find(path: str | Path) -> Work[Found]:
     Raises:
         ModelFileError: the model is missing, damaged, or not a model of `diffuse`.
     """
-    given, tried = (yield from local_model(path)), set[Path]()
+    given, tried = (yield from fetch_model(path)), set[Path]()
     failed: ModelFileError | None = None
-    run = run_reader.run_at(given)
+    run = run_reader.find_run(given)
     if run is None:
-        return _read(given)
+        return _read_model(given)
     # Listed again for each model: the training may save and remove checkpoints meanwhile.
     while fresh := [file for file in _models_of(given, run) if file not in tried]:
         tried.add(file := fresh[0])
         try:
             if file.name == run_reader.AVERAGE and (
-                fault := run_reader.fault(file.parent, file.name)
+                fault := run_reader.find_damage(file.parent, file.name)
             ):
                 raise ModelFileError(f"{files.show(file.parent)} is damaged ({fault})")
-            found = _read(file)
+            found = _read_model(file)
         except ModelFileError as error:
             if file.exists():
                 failed = failed or error
@@ -134,11 +139,11 @@ def _models_of(given: Path, run: Path) -> list[Path]:
     """Return the models of a checkpoint or, newest first, of a run."""
     if given != run:
         return [given / run_reader.AVERAGE]
-    found = run_reader.complete(run / run_reader.CHECKPOINTS)
+    found = run_reader.list_checkpoints(run / run_reader.CHECKPOINTS)
     models = [checkpoint / run_reader.AVERAGE for checkpoint in found]
     finished, newest = (
-        run_reader.model_of(run),
-        run_reader.step_of(found[0]) if found else -math.inf,
+        run_reader.model_path(run),
+        run_reader.checkpoint_step(found[0]) if found else -math.inf,
     )
     if run.suffix == ".run" and finished.is_file() and _step(finished) >= newest:
         models.insert(0, finished)
@@ -147,8 +152,12 @@ def _models_of(given: Path, run: Path) -> list[Path]:
 
 def _step(path: Path) -> float:
     """Return the step of a model file, or infinity if damaged, so that it is tried and named."""
-    with contextlib.suppress(ModelFileError), _rejecting(path), open_regular_file(path) as file:
-        return float(described(tensor_file.read_header(file))["step"])
+    with (
+        contextlib.suppress(ModelFileError),
+        _translate_errors(path),
+        open_regular_file(path) as file,
+    ):
+        return float(parse_description(tensor_file.read_header(file))["step"])
     return math.inf
 
 
@@ -157,25 +166,25 @@ def load(path: str | Path) -> StoredModel:
     return finish(find(path)).model
 
 
-def _read(path: Path) -> Found:
+def _read_model(path: Path) -> ModelFile:
     """Read and check a model file, which is opened only once."""
-    with _rejecting(path), open_regular_file(path) as file:
+    with _translate_errors(path), open_regular_file(path) as file:
         file_types.check_kind(file, path)
         header = tensor_file.read_header(file)
         if "diffuse.config" not in header.metadata:
-            if run_reader.run_at(path.parent):
+            if run_reader.find_run(path.parent):
                 raise ModelFileError(
                     f"{files.show(path)} is a part of a checkpoint without a model's description",
                     "Pass the run directory; if an older diffuse wrote it, resume the run first",
                 )
             raise file_types.foreign_error(header.entries, path)
-        model = rebuild(described(header))
+        model = rebuild_model(parse_description(header))
         _check_shapes(model, header.entries)
         tensors = tensor_file.read_tensors(file, header)
         _check_finite(tensors)
-        own, raw, weak = apart(tensors)
+        own, raw, weak = split_weights(tensors)
         file.seek(0)
-        return Found(
+        return ModelFile(
             path,
             dataclasses.replace(model, ema=own, raw=raw or None, weak=weak or None),
             title=header.metadata.get("modelspec.title", ""),
@@ -192,7 +201,7 @@ def read_training(path: str | Path) -> dict[str, Any]:
     """
     found = finish(find(path))
     blueprint = found.model.blueprint
-    with _rejecting(found.path):
+    with _translate_errors(found.path):
         training = from_file(found.model.training)
         if training.get("architecture"):
             own = network_config(training["network"], training["architecture"])
@@ -206,22 +215,22 @@ def read_training(path: str | Path) -> dict[str, Any]:
     return training
 
 
-def holds(path: Path, model: StoredModel) -> bool:
+def has_model(path: Path, model: StoredModel) -> bool:
     """Whether the file at `path` already describes `model`, except for `sampling`.
 
     `sampling` is written after training.
     """
     try:
-        with _rejecting(path), open_regular_file(path) as file:
-            found = described(tensor_file.read_header(file))
-            wanted = json.loads(json.dumps(describe(model)))
+        with _translate_errors(path), open_regular_file(path) as file:
+            found = parse_description(tensor_file.read_header(file))
+            wanted = json.loads(json.dumps(describe_model(model)))
             return bool({**found, SAMPLING: None} == {**wanted, SAMPLING: None})
     except ModelFileError:
         return False
 
 
 @contextlib.contextmanager
-def _rejecting(path: Path) -> Iterator[None]:
+def _translate_errors(path: Path) -> Iterator[None]:
     """Turn errors from a malformed file into a `ModelFileError` that names the file."""
     name = files.show(path)
     try:
@@ -237,7 +246,7 @@ def _rejecting(path: Path) -> Iterator[None]:
     except OSError as error:
         raise ModelFileError(f"cannot read {name}: {error.strerror}") from error
     except (DiffuseError, *tensor_file.MALFORMED) as error:
-        reason = files.brief(error.message if isinstance(error, DiffuseError) else error, 300)
+        reason = files.shorten(error.message if isinstance(error, DiffuseError) else error, 300)
         raise ModelFileError(f"{name} is not a valid model file: {reason}") from error
 
 
@@ -251,7 +260,7 @@ def _check_shapes(model: StoredModel, entries: Mapping[str, tensor_file.TensorEn
     prefixes = ("", *[RAW] * has_raw, *[WEAK] * (model.weak is not None))
     expected = {prefix + name: text for prefix in prefixes for name, text in own.items()}
     found = {name: f"{entry.dtype} {list(entry.shape)}" for name, entry in entries.items()}
-    if wrong := tensor_file.misfit(expected, found):
+    if wrong := tensor_file.describe_mismatch(expected, found):
         raise ModelFileError(f"its tensors do not fit its network: {wrong}")
 
 
@@ -259,4 +268,4 @@ def _check_finite(tensors: Mapping[str, Tensor]) -> None:
     """Refuse NaN and infinite weights. The extremes show them without a mask in memory."""
     finite = {name: torch.stack(tensor.aminmax()).isfinite() for name, tensor in tensors.items()}
     if bad := [name for name, extremes in finite.items() if not extremes.all()]:
-        raise ModelFileError(f"its weights are NaN or infinite: {tensor_file.first(bad)}")
+        raise ModelFileError(f"its weights are NaN or infinite: {tensor_file.format_first(bad)}")

@@ -21,11 +21,11 @@ from diffuse_cli.core.gaussian_start import NAME as LOW_FREQUENCIES
 from diffuse_cli.core.gaussian_start import LowFrequencies, read
 from diffuse_cli.core.samplers import SAMPLERS
 from diffuse_cli.core.space import from_plain
-from diffuse_cli.core.variances import channels_out
+from diffuse_cli.core.variances import output_channels
 from diffuse_cli.media import check, check_fit
 from diffuse_cli.models import tensor_file
 from diffuse_cli.models.blueprint import Blueprint
-from diffuse_cli.models.image_conditioning import Giver
+from diffuse_cli.models.image_conditioning import Conditioner
 from diffuse_cli.system import __version__, files
 from diffuse_cli.system.errors import ModelFileError, lookup
 
@@ -109,7 +109,7 @@ class StoredModel:
     def network(self, weights: str = "ema") -> nn.Module:
         """Return the network with its EMA, raw or weak weights; raises as `tensors`."""
         tensors = self.tensors(weights)
-        net = self.blueprint.skeleton()
+        net = self.blueprint.build_on_meta()
         net.load_state_dict(dict(tensors), assign=True)
         return net.eval().requires_grad_(False)
 
@@ -119,7 +119,7 @@ def versions() -> dict[str, str]:
     return {"diffuse": __version__, "torch": torch.__version__.split("+")[0]}
 
 
-def describe(model: StoredModel) -> dict[str, Any]:
+def describe_model(model: StoredModel) -> dict[str, Any]:
     """Return everything except the tensors as plain values."""
     blueprint = model.blueprint
     return {
@@ -156,14 +156,14 @@ def _version(model: StoredModel) -> int:
     return next(newer, 2)
 
 
-def described(header: tensor_file.Header) -> dict[str, Any]:
+def parse_description(header: tensor_file.Header) -> dict[str, Any]:
     """Return the description in a header, with version 1 upgraded to version 2.
 
     Raises:
         ModelFileError: the version is newer than `VERSION`.
         ValueError: the description is malformed.
     """
-    found = tensor_file.parse(header.metadata["diffuse.config"].encode())
+    found = tensor_file.parse_json(header.metadata["diffuse.config"].encode())
     if not isinstance(found, dict):
         raise ValueError("its diffuse.config is not an object")
     version = found.get("version", 1)
@@ -176,19 +176,19 @@ def described(header: tensor_file.Header) -> dict[str, Any]:
             f"{__version__} only reads versions up to {VERSION}",
             "Install a newer diffuse",
         )
-    return _upgraded(found) if version == 1 else found
+    return _upgrade_description(found) if version == 1 else found
 
 
-def _upgraded(old: Mapping[str, Any]) -> dict[str, Any]:
+def _upgrade_description(old: Mapping[str, Any]) -> dict[str, Any]:
     """Upgrade a description of version 1, in which the network held size, channels and classes."""
-    unet = _settled(old["unet"])
+    unet = _check_settings(old["unet"])
     network = {k: v for k, v in unet.items() if k not in DATA_FACTS}
     classes = list(old["classes"])
     conditional = unet.get("num_classes", 0)
     if conditional not in (0, len(classes)):
         raise ValueError(f"a network of {conditional} classes with {len(classes)} names")
     out = unet.get("out_channels", unet["channels"])
-    needed = channels_out(old["diffusion"]["variance"], unet["channels"])
+    needed = output_channels(old["diffusion"]["variance"], unet["channels"])
     if out != needed:
         raise ValueError(f"{out} channels out, not {needed}")
     return {
@@ -201,19 +201,19 @@ def _upgraded(old: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def rebuild(described: Mapping[str, Any]) -> StoredModel:
+def rebuild_model(described: Mapping[str, Any]) -> StoredModel:
     """Return the model without its tensors; `weak` is empty if the file has weak weights."""
-    network = _settled(described["network"])
+    network = _check_settings(described["network"])
     name = network.pop("name")
     blueprint = Blueprint(
-        space=from_plain(_settled(described["space"])),
+        space=from_plain(_check_settings(described["space"])),
         network=name,
         config=network_config(name, network),
-        conditions=settings.from_dict(Conditions, _settled(described["conditions"])),
-        diffusion=from_dict(DiffusionConfig, _settled(described["diffusion"])),
+        conditions=settings.from_dict(Conditions, _check_settings(described["conditions"])),
+        diffusion=from_dict(DiffusionConfig, _check_settings(described["diffusion"])),
     )
     check(blueprint.space)
-    Giver.of(blueprint)
+    Conditioner.from_blueprint(blueprint)
     timesteps = blueprint.denoiser(None).process.num_timesteps
     step, data = described["step"], dict(described["data"])
     data.pop("classes", None)  # folder names in older files of unconditional models
@@ -226,7 +226,7 @@ def rebuild(described: Mapping[str, Any]) -> StoredModel:
     check_fit(blueprint.space.medium, data.get("fit", "crop"))
     sampling = None
     if SAMPLING in described:
-        sampling = _recommended(described[SAMPLING], blueprint.conditions, timesteps)
+        sampling = _parse_recommendation(described[SAMPLING], blueprint.conditions, timesteps)
         if sampling.weak_guidance is not None and weak_step is None:
             raise ValueError("weak guidance is recommended, but the file has no weak weights")
     model = StoredModel(
@@ -236,9 +236,9 @@ def rebuild(described: Mapping[str, Any]) -> StoredModel:
         step=step,
         weak_step=weak_step,
         data=data,
-        training=_settled(described["training"]),
+        training=_check_settings(described["training"]),
         sampling=sampling,
-        distilled=_distilled(described.get(DISTILLED)),
+        distilled=_check_teacher(described.get(DISTILLED)),
         versions=dict(described["versions"]),
     )
     unstarted = model.low_frequencies is None or bool(blueprint.conditions)
@@ -247,7 +247,7 @@ def rebuild(described: Mapping[str, Any]) -> StoredModel:
     return model
 
 
-def _distilled(values: Any) -> dict[str, Any] | None:
+def _check_teacher(values: Any) -> dict[str, Any] | None:
     """Return the checked facts of the teacher in a description."""
     if values is None:
         return None
@@ -258,11 +258,11 @@ def _distilled(values: Any) -> dict[str, Any] | None:
     return found
 
 
-def _recommended(
+def _parse_recommendation(
     values: Mapping[str, Any], conditions: Conditions, timesteps: int
 ) -> SamplerChoice:
     """Return a recommended setting, checked to suit the model."""
-    setting = from_dict(SamplerChoice, _settled(values))
+    setting = from_dict(SamplerChoice, _check_settings(values))
     lookup(SAMPLERS, setting.sampler, "sampling")
     if setting.steps > timesteps:
         raise ValueError(f"{setting.steps} steps are recommended for {timesteps} timesteps")
@@ -277,7 +277,7 @@ def _recommended(
     return setting
 
 
-def _settled(values: Mapping[str, Any]) -> dict[str, Any]:
+def _check_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings, checked to hold no null, which would be a default, and no path of betas."""
     if any(value is None for value in values.values()) or isinstance(values.get("betas"), str):
         raise ModelFileError("its settings are not a configuration")

@@ -13,10 +13,10 @@ from diffuse_cli.core.space import Space
 from diffuse_cli.media import MEDIA
 
 if TYPE_CHECKING:
-    from diffuse_cli.models.model_file import Found
+    from diffuse_cli.models.model_file import ModelFile
 
 
-def facts(found: Found) -> dict[str, Any]:
+def collect_facts(found: ModelFile) -> dict[str, Any]:
     """Return the content of a model file as plain values. Escape its texts: they are untrusted."""
     model = found.model
     own, conditions = model.blueprint, model.blueprint.conditions
@@ -56,7 +56,7 @@ def training_config(path: Path) -> dict[str, Any]:
     return to_file(config, control=False, places=False)
 
 
-def kind_of(space: Space) -> str:
+def describe_space(space: Space) -> str:
     """Return the kind of samples of a space: `28x28, grey`, or `5120 at 8,000 Hz, mono`."""
     kinds = {1: "grey", 3: "colour", **MEDIA[space.medium].kinds}
     rate = f" at {space.rate:,} Hz" if space.rate else ""

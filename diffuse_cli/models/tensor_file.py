@@ -29,7 +29,7 @@ from torch import Tensor
 
 from diffuse_cli.system import files
 from diffuse_cli.system.descriptors import open_regular_file
-from diffuse_cli.system.files import brief, show
+from diffuse_cli.system.files import shorten, show
 
 DTYPES = {
     "F32": torch.float32,
@@ -103,7 +103,7 @@ def write(
     header += b" " * (-len(header) % 8)
     if len(header) > LARGEST_HEADER:
         raise ValueError(f"a header of {len(header):,} bytes, over the limit of {LARGEST_HEADER:,}")
-    with files.writing(path) as file:
+    with files.replace_file(path) as file:
         file.write(struct.pack("<Q", len(header)) + header)
         for name in sorted(tensors):
             file.write(_bytes(tensors[name].detach().cpu().contiguous()))
@@ -137,7 +137,7 @@ def read_header(file: IO[bytes]) -> Header:
         raise ValueError("it has no safetensors header, or is truncated")
     if length > LARGEST_HEADER:
         raise ValueError(f"its header of {length:,} bytes exceeds {LARGEST_HEADER:,}")
-    values = parse(file.read(length))
+    values = parse_json(file.read(length))
     if not isinstance(values, dict):
         raise ValueError("its header is not a JSON object")
     metadata = values.pop("__metadata__", {})
@@ -171,7 +171,7 @@ _MARK = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[\]{},:]', re.DOTALL)
 of the data, and not tried again at each of its quotes."""
 
 
-def parse(data: bytes) -> Any:
+def parse_json(data: bytes) -> Any:
     """Parse untrusted JSON.
 
     Raises:
@@ -188,17 +188,19 @@ def parse(data: bytes) -> Any:
             parts += 1
         if depth > DEEPEST or nodes > MOST_NODES or parts > MOST_PARTS:
             raise ValueError("its header has too many parts or levels")
-    return json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_refuse)
+    return json.loads(
+        data.decode(), object_pairs_hook=_reject_duplicates, parse_constant=_reject_constant
+    )
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
         raise ValueError("its header repeats a key")
     return values
 
 
-def _refuse(constant: str) -> None:
+def _reject_constant(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
 
 
@@ -242,8 +244,10 @@ MALFORMED = (
 """Errors that Python raises for a malformed file."""
 
 
-def misfit(
-    expected: Mapping[str, str], found: Mapping[str, str], called: Callable[[str], str] = brief
+def describe_mismatch(
+    expected: Mapping[str, str],
+    found: Mapping[str, str],
+    called: Callable[[str], str] = shorten,
 ) -> str:
     """Return the differences between expected and found tensors, empty if there are none.
 
@@ -259,10 +263,10 @@ def misfit(
             problems.add(f"{called(name)} is not of this network")
         elif found[name] != expected[name]:
             problems.add(f"{called(name)} is {found[name]}, not {expected[name]}")
-    return first(problems, "; ")
+    return format_first(problems, "; ")
 
 
-def first(texts: Collection[str], between: str = ", ", most: int = 5) -> str:
+def format_first(texts: Collection[str], between: str = ", ", most: int = 5) -> str:
     """Return the first texts in order, and the number of further texts."""
     more = f" and {len(texts) - most} more" if len(texts) > most else ""
     return between.join(sorted(texts)[:most]) + more

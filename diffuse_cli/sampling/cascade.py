@@ -7,18 +7,28 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from diffuse_cli.config.sample_options import IMAGES, SampleConfig
-from diffuse_cli.data.metadata_columns import out_of_range, told_by
-from diffuse_cli.media import looks
-from diffuse_cli.models.image_conditioning import Giver, Inputs
+from diffuse_cli.data.metadata_columns import decode_row, describe_out_of_range
+from diffuse_cli.media import render_samples
+from diffuse_cli.models.image_conditioning import Conditioner, ConditioningInputs
 from diffuse_cli.sampling.conditioning_inputs import (
     SampleInputs,
     check_follows,
     from_samples,
     read_inputs,
 )
-from diffuse_cli.sampling.generation import Drawing, Loaded, draw, load_denoiser, to_stored
+from diffuse_cli.sampling.generation import (
+    BatchState,
+    LoadedModel,
+    generate_batches,
+    load_denoiser,
+    to_stored,
+)
 from diffuse_cli.sampling.guidance_model import load_guide
-from diffuse_cli.sampling.sampling_settings import DrawSettings, report_settings, resolve
+from diffuse_cli.sampling.sampling_settings import (
+    SamplingSettings,
+    report_settings,
+    resolve_settings,
+)
 from diffuse_cli.system.events import Notice, Work
 from diffuse_cli.system.rng import key
 
@@ -27,7 +37,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from diffuse_cli.core.space import Space
-    from diffuse_cli.models.model_file import Found
+    from diffuse_cli.models.model_file import ModelFile
     from diffuse_cli.sampling.generation import Frames
 
     Array = npt.NDArray[Any]
@@ -40,21 +50,26 @@ DESCRIBED = ("seed", "eta", "order", "threshold", "weights")
 class CascadeStage:
     """A model of a cascade, and its sampling settings."""
 
-    loaded: Loaded
-    settings: DrawSettings
+    loaded: LoadedModel
+    settings: SamplingSettings
 
-    def show_inputs(self, indices: Iterable[int], given: Inputs | None) -> Frames:
+    def show_inputs(self, indices: Iterable[int], given: ConditioningInputs | None) -> Frames:
         """Return the inputs of images by index, each a list of one picture, uint8 (1 or 3, H, W).
 
         A model without inputs has none.
         """
         import torch
 
-        giver = Giver.of(self.loaded.model.blueprint)
+        giver = Conditioner.from_blueprint(self.loaded.model.blueprint)
         if giver is None or given is None:
             return {}
         device = torch.device("cpu")
-        return {i: [*looks(giver.shown, giver.look(given.at([i], device)))] for i in indices}
+        return {
+            i: [
+                *render_samples(giver.rendered_space, giver.render_input(given.encode([i], device)))
+            ]
+            for i in indices
+        }
 
     def describe(self, config: Any) -> dict[str, Any]:
         """Return the settings that decide its images, for the manifest."""
@@ -75,7 +90,7 @@ class CascadeStage:
         if wanted and wanted.labels:
             found["classes"] = [model.classes[wanted.label(i)] for i in indices]
         if wanted and wanted.rows and table:
-            found["on"] = [told_by(table, wanted.row(i)) for i in indices]
+            found["on"] = [decode_row(table, wanted.row(i)) for i in indices]
         return found
 
 
@@ -89,13 +104,13 @@ class StageState(NamedTuple):
     """
 
     place: int
-    drawing: Drawing
+    drawing: BatchState
     drawn: Array | None
-    given: Inputs | None
+    given: ConditioningInputs | None
 
 
 @dataclass(frozen=True)
-class Chain:
+class Cascade:
     """Models, each of which is conditioned on samples of the previous model.
 
     Attributes:
@@ -115,40 +130,40 @@ class Chain:
         """Space of the samples."""
         return self.last.loaded.space
 
-    def draw(self, part: range, accelerator: Accelerator) -> Iterator[StageState]:
+    def generate_states(self, part: range, accelerator: Accelerator) -> Iterator[StageState]:
         """Generate the samples with these indices in one batch, and yield each state."""
         drawn: Array | None = None
-        given: Inputs | None = None
+        given: ConditioningInputs | None = None
         for place, stage in enumerate(self.stages):
             own, device = stage.loaded, accelerator.device
             if drawn is not None:
                 given = from_samples([*drawn], self.stages[place - 1].loaded.space, own, part.start)
-            drawings = draw(
+            drawings = generate_batches(
                 own.denoiser, stage.settings, part, space=own.space, device=device, given=given
             )
             for drawing in drawings:
                 drawn = to_stored(own.space, drawing.state.x) if drawing.done else None
                 yield StageState(place, drawing, drawn, given)
 
-    def draw_samples(self, part: range, accelerator: Accelerator) -> Array:
+    def generate_samples(self, part: range, accelerator: Accelerator) -> Array:
         """Return the samples with these indices as stored, generated in one batch."""
-        *_, last = self.draw(part, accelerator)
+        *_, last = self.generate_states(part, accelerator)
         assert last.drawn is not None
         return last.drawn
 
-    def wanted(self, config: SampleConfig) -> range:
+    def list_indices(self, config: SampleConfig) -> range:
         """Return the indices of the samples that a command asks for."""
         if config.range:
             return range(*config.range)
         return range((config.n or IMAGES) * self.offered.per)
 
 
-def load_chain(
+def load_cascade(
     config: SampleConfig,
     accelerator: Accelerator,
     before: Mapping[str, Any] = {},
-    found: Found | None = None,
-) -> Work[Chain]:
+    found: ModelFile | None = None,
+) -> Work[Cascade]:
     """Read the models and the inputs, and resolve the settings.
 
     Args:
@@ -181,18 +196,22 @@ def load_chain(
         stages.append((yield from _load_stage(own, last, accelerator, None, given.per)))
     for stage in stages:
         yield from report_settings(stage.settings)
-    return Chain(tuple(stages), given)
+    return Cascade(tuple(stages), given)
 
 
 def _load_stage(
-    config: SampleConfig, loaded: Loaded, accelerator: Accelerator, given: Inputs | None, turn: int
+    config: SampleConfig,
+    loaded: LoadedModel,
+    accelerator: Accelerator,
+    given: ConditioningInputs | None,
+    turn: int,
 ) -> Work[CascadeStage]:
     """Read the guidance model and resolve the settings of a stage."""
     conditions = loaded.model.blueprint.conditions
     guide = yield from load_guide(config, loaded, accelerator)
     options, told = (config, loaded.model, config.classes, config.on), conditions.given is not None
-    settings = resolve(*options, guide=guide, told=told, given=given, turn=turn)
+    settings = resolve_settings(*options, guide=guide, told=told, given=given, turn=turn)
     if conditions.table:
-        for line in out_of_range(conditions.table, config.on):
+        for line in describe_out_of_range(conditions.table, config.on):
             yield Notice(line, warning=True)
     return CascadeStage(loaded, settings)

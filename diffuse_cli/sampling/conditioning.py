@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from diffuse_cli.config.sample_options import GUIDANCE, DrawConfig
-from diffuse_cli.core.conditions import Numbers
-from diffuse_cli.data.metadata_columns import typed_rows, untaught
+from diffuse_cli.core.conditions import NumberColumn
+from diffuse_cli.data.metadata_columns import find_missing_columns, parse_rows
 from diffuse_cli.system.errors import UsageError, lookup
-from diffuse_cli.system.files import brief
+from diffuse_cli.system.files import shorten
 
 if TYPE_CHECKING:
     from diffuse_cli.core.conditions import Conditions
     from diffuse_cli.core.denoiser import Denoise
-    from diffuse_cli.models.image_conditioning import Inputs
+    from diffuse_cli.models.image_conditioning import ConditioningInputs
     from diffuse_cli.models.model_file import StoredModel
 
 
@@ -37,7 +37,7 @@ class Condition:
 
     labels: tuple[int, ...] = ()
     scale: float = GUIDANCE
-    given: Inputs | None = None
+    given: ConditioningInputs | None = None
     turn: int = 1
     rows: tuple[tuple[float, ...], ...] = ()
 
@@ -54,7 +54,7 @@ class Condition:
         guided: Denoise,
         indices: Sequence[int],
         device: torch.device,
-        given: Inputs | None = None,
+        given: ConditioningInputs | None = None,
     ) -> Denoise:
         """Bind `guided` to the conditions of a batch of images.
 
@@ -68,11 +68,11 @@ class Condition:
             rows = [self.row(i) for i in indices]
             cond["row"] = torch.tensor(rows, dtype=torch.float32, device=device)
         if given := given or self.given:
-            cond["given"] = given.at(indices, device)
+            cond["given"] = given.encode(indices, device)
         return partial(guided, **cond)
 
 
-def condition(
+def resolve_condition(
     config: DrawConfig,
     model: StoredModel,
     names: Sequence[str] = (),
@@ -80,7 +80,7 @@ def condition(
     *,
     every: bool = True,
     told: bool | None = None,
-    given: Inputs | None = None,
+    given: ConditioningInputs | None = None,
     turn: int = 1,
 ) -> Condition | None:
     """Return the conditions of the images to generate, None for an unconditional model.
@@ -122,7 +122,7 @@ def condition(
     scale = guidance_scale(config, model)
     if every:
         labels = labels or tuple(known.values())
-    rows = typed_rows(conditions.table, on) if conditions.table and on else ()
+    rows = parse_rows(conditions.table, on) if conditions.table and on else ()
     if told is not None:
         check_columns(model, rows)
         if not (labels or rows or told):
@@ -161,7 +161,9 @@ def default_guidance(conditions: Conditions, label_dropout: Any) -> float:
     It is 1 without an unconditional prediction. It is also 1 for models conditioned on an input or
     on numbers, because a larger scale would overshoot them.
     """
-    numbers = conditions.table and any(isinstance(c, Numbers) for c in conditions.table.columns)
+    numbers = conditions.table and any(
+        isinstance(c, NumberColumn) for c in conditions.table.columns
+    )
     if conditions.given or numbers or not has_unconditional(conditions, label_dropout):
         return 1.0
     return GUIDANCE
@@ -183,10 +185,10 @@ def check_columns(model: StoredModel, rows: Sequence[tuple[float, ...]]) -> None
     table = model.blueprint.conditions.table
     if table is None or model.training.get("label_dropout") != 0:
         return
-    if names := untaught(table, rows):
-        listed = ", ".join(map(brief, names[:10]))
+    if names := find_missing_columns(table, rows):
+        listed = ", ".join(map(shorten, names[:10]))
         raise UsageError(
             f"--on is missing for {listed}: the model was trained with --label-dropout 0 and needs "
             "every column",
-            f"Pass --on {brief(names[0])}=VALUE",
+            f"Pass --on {shorten(names[0])}=VALUE",
         )

@@ -13,10 +13,16 @@ import numpy as np
 from diffuse_cli.config.sample_options import SampleConfig
 from diffuse_cli.core.settings import dimensions
 from diffuse_cli.core.space import Space
-from diffuse_cli.data import Dataset, file_hashes, pair, read_images
-from diffuse_cli.data.summary import fitting, span
-from diffuse_cli.media import MEDIA, Asked, like, like_mask
-from diffuse_cli.models.image_conditioning import Giver, Inputs, beside, degrading, masked
+from diffuse_cli.data import Dataset, file_hashes, match_pairs, read_images
+from diffuse_cli.data.summary import describe_fit, format_sizes
+from diffuse_cli.media import MEDIA, ReadSettings, mask_settings_for, settings_for
+from diffuse_cli.models.image_conditioning import (
+    Conditioner,
+    ConditioningInputs,
+    degraded_inputs,
+    masked_inputs,
+    stored_inputs,
+)
 from diffuse_cli.sampling.conditioning import guidance_scale
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import DataError, UsageError
@@ -25,7 +31,7 @@ from diffuse_cli.system.events import Notice, Work
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from diffuse_cli.sampling.generation import Loaded
+    from diffuse_cli.sampling.generation import LoadedModel
 
     Array = npt.NDArray[Any]
 
@@ -43,19 +49,19 @@ class SampleInputs:
         described: entries of the manifest.
     """
 
-    inputs: Inputs | None
+    inputs: ConditioningInputs | None
     per: int
     described: dict[str, Any]
 
 
-def read_inputs(config: SampleConfig, loaded: Loaded) -> Work[SampleInputs]:
+def read_inputs(config: SampleConfig, loaded: LoadedModel) -> Work[SampleInputs]:
     """Read the inputs of the images, if the model takes any.
 
     Raises:
         UsageError: `--given` is missing, or the model takes no input.
         DataError: an input cannot be used.
     """
-    giver = Giver.of(loaded.model.blueprint)
+    giver = Conditioner.from_blueprint(loaded.model.blueprint)
     if giver is None:
         if config.given:
             raise UsageError(
@@ -65,8 +71,8 @@ def read_inputs(config: SampleConfig, loaded: Loaded) -> Work[SampleInputs]:
         return SampleInputs(None, 1, {})
     if config.given is None:
         if guidance_scale(config, loaded.model) != 0:
-            colours = {1: "grey ", 3: "colour "}.get(giver.inputs.channels, "")
-            what = f"{colours}images of {dimensions(giver.inputs.size)} ({giver.given.what})"
+            colours = {1: "grey ", 3: "colour "}.get(giver.input_space.channels, "")
+            what = f"{colours}images of {dimensions(giver.input_space.size)} ({giver.given.what})"
             free = ", or --guidance 0 to generate without any" if giver.given.dropout else ""
             raise UsageError(
                 f"--given is missing: the model is conditioned on {what}",
@@ -76,27 +82,31 @@ def read_inputs(config: SampleConfig, loaded: Loaded) -> Work[SampleInputs]:
     _check_options(config, giver)
     background, medium = loaded.background, giver.space.medium
     read = partial(read_images, background=background, fit=loaded.fit, medium=medium, single=True)
-    asked = giver.space if config.degrade or config.mask else giver.inputs
-    samples = yield from read(config.given, **like(asked))
+    asked = giver.space if config.degrade or config.mask else giver.input_space
+    samples = yield from read(config.given, **settings_for(asked))
     sizes = samples.summary.sizes
     if [size[::-1] for size in sizes] != [asked.size]:
-        fitted = fitting(sizes, asked.size, loaded.fit, giver.space.medium)
-        yield Notice(f"--given of {span(sizes)}: resized to {dimensions(asked.size)}{fitted}")
+        fitted = describe_fit(sizes, asked.size, loaded.fit, giver.space.medium)
+        yield Notice(
+            f"--given of {format_sizes(sizes)}: resized to {dimensions(asked.size)}{fitted}"
+        )
     described = _describe_files(config.given, samples.names)
     if config.mask:
-        masks = yield from read(config.mask, **{**like_mask(giver.space), "size": asked.size})
+        masks = yield from read(
+            config.mask, **{**mask_settings_for(giver.space), "size": asked.size}
+        )
         known = _known_pixels(samples, masks, Path(config.mask))
-        inputs = masked(giver, samples.stored, known)
+        inputs = masked_inputs(giver, samples.stored, known)
         described["mask"] = _describe_files(config.mask, masks.names)
     elif config.degrade:
-        inputs = degrading(giver, samples.stored, config.seed, "given")
+        inputs = degraded_inputs(giver, samples.stored, config.seed, "given")
         described["degraded"] = giver.given.what
     else:
-        inputs = beside(giver, samples.stored)
+        inputs = stored_inputs(giver, samples.stored)
     return SampleInputs(inputs, len(samples), {"given": described})
 
 
-def _check_options(config: SampleConfig, giver: Giver) -> None:
+def _check_options(config: SampleConfig, giver: Conditioner) -> None:
     """Refuse options that do not suit the model's kind of input."""
     masks = giver.masks
     if config.degrade and giver.degradation is None:
@@ -115,9 +125,9 @@ def _check_options(config: SampleConfig, giver: Giver) -> None:
 def _known_pixels(samples: Dataset, masks: Dataset, path: Path) -> Array:
     """Return where each sample is known, by one mask for all, or by the masks of the same names."""
     if len(masks) > 1 or path.is_dir():
-        found = pair(samples, masks)
+        found = match_pairs(samples, masks)
         if not found.matched.all():
-            line = next(found.missing())
+            line = next(found.describe_unpaired())
             raise DataError(f"--mask: {line}", "Pass a mask for each image, or one for all")
         chosen = masks.stored[found.rows]
     else:
@@ -136,20 +146,23 @@ def _describe_files(path: str, names: Sequence[str]) -> dict[str, Any]:
     return {"files": [{"name": files.show(name), "sha256": hashes[name]} for name in names]}
 
 
-def check_follows(space: Space, loaded: Loaded, path: str) -> None:
+def check_follows(space: Space, loaded: LoadedModel, path: str) -> None:
     """Refuse a model that cannot be conditioned on samples of a space.
 
     Raises:
         UsageError: the model takes no input, needs a mask, or takes other channels or levels.
     """
-    giver, flag = Giver.of(loaded.model.blueprint), f"--then {files.show(path)}"
+    giver, flag = (
+        Conditioner.from_blueprint(loaded.model.blueprint),
+        f"--then {files.show(path)}",
+    )
     if giver is None or giver.masks:
         why = f"needs masks ({giver.given.what})" if giver else "was trained without --given"
         raise UsageError(
             f"{flag}: the model {why}",
             "Name a model that is conditioned on MODEL's samples, for example --given low-res:4",
         )
-    wanted = giver.inputs
+    wanted = giver.input_space
     # Float samples have the scale of the files, so mean and standard deviation may differ.
     kinds = [(s.medium, s.channels, s.levels, s.layout, s.dims) for s in (space, wanted)]
     if kinds[0] != kinds[1]:
@@ -165,7 +178,9 @@ def describe_channels(space: Space) -> str:
     return f"{space.channels} channel{'s' * (space.channels != 1)} of {numbers}"
 
 
-def from_samples(drawn: Sequence[Array], space: Space, loaded: Loaded, first: int) -> Inputs:
+def from_samples(
+    drawn: Sequence[Array], space: Space, loaded: LoadedModel, first: int
+) -> ConditioningInputs:
     """Return stored samples of a model as inputs of another, fitted to its size.
 
     Call `check_follows` first.
@@ -173,10 +188,10 @@ def from_samples(drawn: Sequence[Array], space: Space, loaded: Loaded, first: in
     Args:
         first: the index of the first sample.
     """
-    giver = Giver.of(loaded.model.blueprint)
+    giver = Conditioner.from_blueprint(loaded.model.blueprint)
     assert giver is not None
-    wanted = giver.inputs
-    asked = Asked(**like(wanted))
+    wanted = giver.input_space
+    asked = ReadSettings(**settings_for(wanted))
     medium = MEDIA[space.medium]
     fitted = [x if x.shape[1:] == wanted.size else medium.fit(x, asked) for x in drawn]
-    return beside(giver, np.stack(fitted), first)
+    return stored_inputs(giver, np.stack(fitted), first)

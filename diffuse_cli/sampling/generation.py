@@ -17,18 +17,18 @@ import torch
 from accelerate.utils import gather_object
 
 from diffuse_cli.core.denoiser import Denoise, Denoiser
-from diffuse_cli.core.kernels import cast_products, laid_out, lay_out
-from diffuse_cli.core.networks import widest
+from diffuse_cli.core.kernels import arrange_memory, arrange_weights, cast_weights
+from diffuse_cli.core.networks import largest_width
 from diffuse_cli.core.samplers import SAMPLERS, State
 from diffuse_cli.core.space import Space
-from diffuse_cli.core.tiling import Tiling, windowed
-from diffuse_cli.media import Size, figures, looks
+from diffuse_cli.core.tiling import Tiling, tile_network
+from diffuse_cli.media import Size, figures, render_samples
 from diffuse_cli.models import model_file
-from diffuse_cli.models.blueprint import kept_in_range
+from diffuse_cli.models.blueprint import clamp_denoised
 from diffuse_cli.sampling.conditioning import Condition
-from diffuse_cli.sampling.sampling_settings import DrawSettings
+from diffuse_cli.sampling.sampling_settings import SamplingSettings
 from diffuse_cli.system.devices import PRECISIONS, resolve_precision, slow_precision
-from diffuse_cli.system.errors import translating
+from diffuse_cli.system.errors import translate_errors
 from diffuse_cli.system.events import Notice, Progress, Work
 from diffuse_cli.system.rng import image_noise
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import Tensor
 
-    from diffuse_cli.models.image_conditioning import Inputs
+    from diffuse_cli.models.image_conditioning import ConditioningInputs
 
     Array = npt.NDArray[Any]
     from PIL.Image import Image
@@ -50,7 +50,7 @@ HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
-class Drawing:
+class BatchState:
     """A batch of images by index, with the sampler's state after `step` of `steps`."""
 
     indices: Sequence[int]
@@ -64,15 +64,15 @@ class Drawing:
         return self.step == self.steps
 
 
-def draw(
+def generate_batches(
     denoiser: Denoiser,
-    settings: DrawSettings,
+    settings: SamplingSettings,
     indices: Sequence[int],
     *,
     space: Space,
     device: torch.device,
-    given: Inputs | None = None,
-) -> Iterator[Drawing]:
+    given: ConditioningInputs | None = None,
+) -> Iterator[BatchState]:
     """Generate the images with these indices, one batch after another.
 
     Args:
@@ -82,32 +82,32 @@ def draw(
         InvalidArgument: more steps than the process has timesteps.
     """
     process, condition = denoiser.process, settings.condition
-    times, denoise = settings.times_of(process), guide_denoiser(denoiser, settings)
+    times, denoise = settings.resolve_times(process), guide_denoiser(denoiser, settings)
     sample = partial(SAMPLERS[settings.sampler], **settings.options)
     for start in range(0, len(indices), settings.batch_size):
         batch = indices[start : start + settings.batch_size]
 
         def noise(k: int, batch: Sequence[int] = batch) -> Tensor:
-            return laid_out(image_noise(settings.seed, batch, k, space.shape, device))
+            return arrange_memory(image_noise(settings.seed, batch, k, space.shape, device))
 
         bound = condition.bind(denoise, batch, device, given) if condition else denoise
         begun = settings.start_state(noise(-1), process, times[0])
         states = sample(bound, process, begun, times, noise=noise)
         for step, state in enumerate(states, 1):
-            yield Drawing(batch, step, len(times), state)
+            yield BatchState(batch, step, len(times), state)
 
 
-def guide_denoiser(denoiser: Denoiser, settings: DrawSettings) -> Denoise:
+def guide_denoiser(denoiser: Denoiser, settings: SamplingSettings) -> Denoise:
     """Return the denoiser that a sampler calls, with guidance and kept in range.
 
     A conditional model still needs its conditions bound.
     """
-    guided = settings.guided(denoiser)
-    return kept_in_range(guided, denoiser, settings.threshold)
+    guided = settings.add_guidance(denoiser)
+    return clamp_denoised(guided, denoiser, settings.threshold)
 
 
 def collect(
-    drawings: Iterator[Drawing], space: Space, total: int, into: dict[int, Array]
+    drawings: Iterator[BatchState], space: Space, total: int, into: dict[int, Array]
 ) -> Work[None]:
     """Run `drawings` to the end, and store each sample, (C, *size), under its index."""
     done = 0
@@ -128,7 +128,7 @@ def to_stored(space: Space, x: Tensor) -> Array:
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedModel:
     """A model file's content and hash, and its denoiser on the device.
 
     Attributes:
@@ -151,7 +151,7 @@ class Loaded:
         own = self.model.blueprint.space
         return own if self.size is None else replace(own, size=self.size)
 
-    def enlarge(self, size: Size | None) -> Loaded:
+    def enlarge(self, size: Size | None) -> LoadedModel:
         """Return the model for samples of another size, itself for None.
 
         Raises:
@@ -159,7 +159,7 @@ class Loaded:
         """
         if size is None:
             return self
-        with translating(lambda _: "--size"):
+        with translate_errors(lambda _: "--size"):
             Tiling(size, self.model.blueprint.space.size)
         return replace(self, size=size)
 
@@ -175,7 +175,7 @@ class Loaded:
 
 
 def load_denoiser(
-    path: str | Path | model_file.Found,
+    path: str | Path | model_file.ModelFile,
     weights: str,
     accelerator: Accelerator,
     precision: str | None = None,
@@ -184,7 +184,7 @@ def load_denoiser(
     differentiable: bool = False,
     typed: bool = True,
     earlier: Any = None,
-) -> Work[Loaded]:
+) -> Work[LoadedModel]:
     """Read a model and put its network on the device.
 
     Args:
@@ -201,8 +201,10 @@ def load_denoiser(
     own = earlier.get("precision") if isinstance(earlier, dict) else None
     if precision == "auto" and own in ("fp32", "bf16"):
         precision, typed = own, False
-    found = path if isinstance(path, model_file.Found) else (yield from _found(path, alone))
-    exact = precision_for(found.model, precision, accelerator)
+    found = (
+        path if isinstance(path, model_file.ModelFile) else (yield from _find_model(path, alone))
+    )
+    exact = choose_precision(found.model, precision, accelerator)
     if not alone:  # processes may be on different machines
         exact = gather_object([exact])[0]
     if typed and precision is not None:
@@ -211,10 +213,10 @@ def load_denoiser(
     denoiser = make_denoiser(
         found.model, weights, accelerator, exact, differentiable=differentiable
     )
-    return Loaded(found.model, denoiser, found.sha256, exact, differentiable)
+    return LoadedModel(found.model, denoiser, found.sha256, exact, differentiable)
 
 
-def _found(path: str | Path, alone: bool) -> Work[model_file.Found]:
+def _find_model(path: str | Path, alone: bool) -> Work[model_file.ModelFile]:
     """Find the model at a path, the same on all processes."""
     found = yield from model_file.find(path)
     # A training run may save a checkpoint while these processes look for the newest one.
@@ -223,7 +225,7 @@ def _found(path: str | Path, alone: bool) -> Work[model_file.Found]:
     return found
 
 
-def precision_for(
+def choose_precision(
     model: model_file.StoredModel, precision: str | None, accelerator: Accelerator
 ) -> str:
     """Return the exact precision of a model's network.
@@ -232,7 +234,7 @@ def precision_for(
     """
     if precision is None:
         return {of: name for name, of in PRECISIONS.items()}[accelerator.mixed_precision]
-    device, width = accelerator.device.type, widest(model.blueprint.config)
+    device, width = accelerator.device.type, largest_width(model.blueprint.config)
     return resolve_precision(precision, device, width, own=model.training.get("precision"))
 
 
@@ -254,18 +256,18 @@ def make_denoiser(
     Raises:
         ModelFileError: the model has no such weights.
     """
-    net = lay_out(model.network(weights).to(accelerator.device))
+    net = arrange_weights(model.network(weights).to(accelerator.device))
     net.requires_grad_(False)
     half = HALVES.get(precision)
     if half is not None:
-        cast_products(net, half)
+        cast_weights(net, half)
 
     def infer(x: Tensor, t: Tensor, **cond: Any) -> Tensor:
         cast = torch.autocast(accelerator.device.type, half, enabled=half is not None)
         with torch.inference_mode(not differentiable), cast:
             return net(x, t, **cond).float()  # type: ignore[no-any-return]
 
-    return model.blueprint.denoiser(windowed(infer, model.blueprint.space.size))
+    return model.blueprint.denoiser(tile_network(infer, model.blueprint.space.size))
 
 
 # -- sheets ---------------------------------------------------------------------------------------
@@ -279,7 +281,9 @@ GIF_FRAMES = 60
 def grid_by_condition(drawn: Mapping[int, Array], space: Space, wanted: Condition | None) -> Image:
     """Return a grid of samples by index, with a row for each condition, or nearly square."""
     order = sorted(drawn)
-    shown = dict(zip(order, looks(space, np.stack([drawn[i] for i in order])), strict=True))
+    shown = dict(
+        zip(order, render_samples(space, np.stack([drawn[i] for i in order])), strict=True)
+    )
     rows: dict[Any, list[Array]] = {}
     if wanted and (wanted.labels or wanted.rows):
         for i in range(max(len(wanted.labels), len(wanted.rows))):
@@ -288,10 +292,10 @@ def grid_by_condition(drawn: Mapping[int, Array], space: Space, wanted: Conditio
             rows[wanted.label(i), wanted.row(i)].append(shown[i])
     columns = max(map(len, rows.values()), default=0)
     if len(rows) < 2 or columns < 2:
-        return figures.grid(np.stack(list(shown.values())))
+        return figures.arrange_grid(np.stack(list(shown.values())))
     blank = np.full_like(shown[order[0]], 255)
     filled = [image for row in rows.values() for image in (*row, *[blank] * (columns - len(row)))]
-    return figures.grid(np.stack(filled), columns)
+    return figures.arrange_grid(np.stack(filled), columns)
 
 
 def grid_with_inputs(drawn: Mapping[int, Array], space: Space, seen: Frames, turn: int) -> Image:
@@ -301,11 +305,13 @@ def grid_with_inputs(drawn: Mapping[int, Array], space: Space, seen: Frames, tur
         seen: pictures of the input of image k, by k modulo `turn`.
     """
     order = sorted(drawn)
-    shown = dict(zip(order, looks(space, np.stack([drawn[i] for i in order])), strict=True))
+    shown = dict(
+        zip(order, render_samples(space, np.stack([drawn[i] for i in order])), strict=True)
+    )
     rows: dict[int, list[Array]] = {}
     for i in order:
         rows.setdefault(i % turn, [*seen[i % turn]]).append(shown[i])
-    return figures.rows(rows[k] for k in sorted(rows))
+    return figures.arrange_rows(rows[k] for k in sorted(rows))
 
 
 def animate(frames: Frames, space: Space) -> bytes:
@@ -313,5 +319,8 @@ def animate(frames: Frames, space: Space) -> bytes:
     order = sorted(frames)
     last = len(frames[order[0]]) - 1
     shown = sorted({round(last * k / (GIF_FRAMES - 1)) for k in range(GIF_FRAMES)})
-    grids = [figures.grid(looks(space, np.stack([frames[i][k] for i in order]))) for k in shown]
-    return figures.gif(grids, seconds=3.0, hold=2.0)
+    grids = [
+        figures.arrange_grid(render_samples(space, np.stack([frames[i][k] for i in order])))
+        for k in shown
+    ]
+    return figures.encode_gif(grids, seconds=3.0, hold=2.0)

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from diffuse_cli.config.sample_options import OWN, DrawConfig
 from diffuse_cli.core.settings import dimensions
-from diffuse_cli.data.metadata_columns import described
+from diffuse_cli.data.metadata_columns import describe_column
 from diffuse_cli.sampling.conditioning_inputs import describe_channels
-from diffuse_cli.sampling.generation import Loaded, load_denoiser, make_denoiser
+from diffuse_cli.sampling.generation import LoadedModel, load_denoiser, make_denoiser
 from diffuse_cli.sampling.sampling_settings import Guide, choose_guide
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import ModelFileError, UsageError
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def load_guide(
-    config: DrawConfig, loaded: Loaded, accelerator: Accelerator, *, alone: bool = False
+    config: DrawConfig, loaded: LoadedModel, accelerator: Accelerator, *, alone: bool = False
 ) -> Work[Guide | None]:
     """Read the guidance model that is named or recommended, if there is one.
 
@@ -57,7 +57,7 @@ def load_guide(
     return Guide(path, scale, weaker.denoiser, weaker.sha256)
 
 
-def check_fits(loaded: Loaded, weaker: Loaded, path: str) -> None:
+def check_fits(loaded: LoadedModel, weaker: LoadedModel, path: str) -> None:
     """Refuse a guidance model with other samples, another process or other conditions.
 
     Targets, variances and networks may differ, because guidance combines x_0 and eps.
@@ -85,10 +85,13 @@ def _traits(of: Blueprint) -> dict[str, tuple[object, str]]:
         betas += f" with log-SNR shifted by {shift:+g}"
     zero = " at zero terminal SNR" if diffusion.zero_terminal_snr else ""
     classes, given, table = conditions.classes, conditions.given, conditions.table
-    named = ", ".join(map(files.brief, classes[:3])) or "none"
+    named = ", ".join(map(files.shorten, classes[:3])) or "none"
     named += f", ... ({len(classes):,})" if len(classes) > 3 else ""
     inputs = f"{given.what} of {given.channels} channels" if given else "none"
-    told = (f"{files.brief(c.name)}, {described(c)}" for c in (table.columns[:3] if table else ()))
+    told = (
+        f"{files.shorten(c.name)}, {describe_column(c)}"
+        for c in (table.columns[:3] if table else ())
+    )
     return {
         "its samples are {}, the model's {}": (
             space,

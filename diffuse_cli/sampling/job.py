@@ -15,16 +15,24 @@ import numpy as np
 from diffuse_cli.config.sample_options import SampleConfig
 from diffuse_cli.core.space import Space
 from diffuse_cli.data.sources.entries import MANIFEST, MANIFEST_FORMAT
-from diffuse_cli.media import MEDIA, Asked, figures, like, suffix
+from diffuse_cli.media import MEDIA, ReadSettings, figures, settings_for, suffix
 from diffuse_cli.sampling import generation, journal, sample_archive
-from diffuse_cli.sampling.cascade import Chain, load_chain
+from diffuse_cli.sampling.cascade import Cascade, load_cascade
 from diffuse_cli.sampling.generation import to_stored
-from diffuse_cli.sampling.journal import GIF, GRID, GRID_IMAGES, KEY, Ledger, holding, parts_of
+from diffuse_cli.sampling.journal import (
+    GIF,
+    GRID,
+    GRID_IMAGES,
+    KEY,
+    Ledger,
+    lock_folder,
+    split_parts,
+)
 from diffuse_cli.system import files
-from diffuse_cli.system.devices import machine
+from diffuse_cli.system.devices import open_accelerator
 from diffuse_cli.system.errors import OutputError
 from diffuse_cli.system.events import Notice, Progress, Work
-from diffuse_cli.system.processes import from_first, rank
+from diffuse_cli.system.processes import rank, run_on_first
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -119,19 +127,19 @@ class SamplingJob(ABC):
         self.folder, self.space, self.wanted = folder or self.out, space, wanted
         self.described = {"format": MANIFEST_FORMAT, **described}
         self.ledger = Ledger(self.folder, {**self.described, **hidden}, suffix(space))
-        self.parts = parts_of(wanted, config.batch_size)
+        self.parts = split_parts(wanted, config.batch_size)
         self.figures: dict[str, Callable[[Sequence[int]], bytes]] = {}
         if config.grid:
-            self.figures[GRID] = lambda indices: figures.png(self.draw_grid(indices))
+            self.figures[GRID] = lambda indices: figures.encode_png(self.make_grid(indices))
         MEDIA[space.medium].prepare()
         self.medium = MEDIA[space.medium]
 
     @abstractmethod
-    def draw_part(self, part: range, accelerator: Accelerator) -> Iterator[PartState]:
+    def generate_part(self, part: range, accelerator: Accelerator) -> Iterator[PartState]:
         """Generate samples, and yield states, of which the last has them."""
 
     @abstractmethod
-    def draw_grid(self, indices: Sequence[int]) -> Image:
+    def make_grid(self, indices: Sequence[int]) -> Image:
         """Return the grid of the written samples."""
 
     def describe(self, indices: Sequence[int]) -> dict[str, Any]:
@@ -154,7 +162,7 @@ class SamplingJob(ABC):
             OutputError: the folder holds other samples already, or cannot be written.
         """
         name, first = files.show(self.out), accelerator.is_main_process
-        left = from_first(accelerator, self.begin)
+        left = run_on_first(accelerator, self.begin)
         if left is None:
             if first:
                 yield Notice(f"{name} is complete: it already contains these images")
@@ -164,13 +172,13 @@ class SamplingJob(ABC):
                 yield Notice(f"{name}: resuming with {images} of {sum(map(len, self.parts)):,}")
             mine = left[accelerator.process_index :: accelerator.num_processes]
             try:
-                with self.ledger.writing(accelerator.process_index):
-                    yield from self._draw(mine, accelerator)
+                with self.ledger.hold_lock(accelerator.process_index):
+                    yield from self._write_parts(mine, accelerator)
             except BaseException as error:
                 if accelerator.num_processes == 1:
                     self.ledger.abandon()
                 if isinstance(error, OutputError):
-                    error.of_one()
+                    error.mark_local()
                 raise
             accelerator.wait_for_everyone()
             if first:
@@ -183,10 +191,10 @@ class SamplingJob(ABC):
         paths = tuple(self.ledger.path(i) for i in self.wanted)
         return SampleFiles(paths, grid, gif, self.folder / MANIFEST, accelerator.num_processes)
 
-    def _draw(self, parts: Sequence[range], accelerator: Accelerator) -> Work[None]:
+    def _write_parts(self, parts: Sequence[range], accelerator: Accelerator) -> Work[None]:
         done, total = 0, sum(map(len, parts))
         for part in parts:
-            for state in self.draw_part(part, accelerator):
+            for state in self.generate_part(part, accelerator):
                 at = done + int(len(part) * state.share)
                 yield Progress("sampling", at, total, f"step {state.step}/{state.steps}")
             assert state.samples is not None
@@ -224,14 +232,16 @@ class SamplingJob(ABC):
 
     def read(self, path: Path) -> Array:
         """Return a written sample as stored."""
-        with files.reported(path):
-            return self.medium.read(path.read_bytes(), Asked(**like(self.space))).values
+        with files.report_errors(path):
+            return self.medium.read(
+                path.read_bytes(), ReadSettings(**settings_for(self.space))
+            ).values
 
 
 class CascadeJob(SamplingJob):
     """Samples of the last model of `diffuse sample`, conditioned on earlier models' samples."""
 
-    def __init__(self, config: SampleConfig, chain: Chain) -> None:
+    def __init__(self, config: SampleConfig, chain: Cascade) -> None:
         first, last = chain.stages[0], chain.last
         self.chain, self.condition = chain, last.settings.condition
         self.cascaded = first is not last
@@ -247,13 +257,13 @@ class CascadeJob(SamplingJob):
             **({"first": first.describe(config)} if self.cascaded else {}),
         }
         hidden = {"told": {**last.describe_conditions(cycle), "turn": turn}}
-        folder = sample_archive.folder_of(Path(config.out))
-        super().__init__(config, chain.space, chain.wanted(config), described, hidden, folder)
+        folder = sample_archive.choose_folder(Path(config.out))
+        super().__init__(config, chain.space, chain.list_indices(config), described, hidden, folder)
         self.shown = self.wanted[: GRID_IMAGES * (config.grid and self.cascaded)]
         self.moving = self.wanted[: GIF_IMAGES * config.gif]
         self.sides = [*{*self.shown, *self.moving}]
         if config.gif:
-            self.figures[GIF] = self._draw_gif
+            self.figures[GIF] = self._make_gif
 
     def begin(self) -> list[range] | None:
         """Return the parts to generate, None if the job is complete or packed."""
@@ -263,12 +273,12 @@ class CascadeJob(SamplingJob):
             return None
         return super().begin()
 
-    def draw_part(self, part: range, accelerator: Accelerator) -> Iterator[PartState]:
+    def generate_part(self, part: range, accelerator: Accelerator) -> Iterator[PartState]:
         """Generate samples, and keep the arrays that grid and animation show."""
         side: dict[str, Array] = {}
         frames: list[Array] = []
         moving, models = sum(i in self.moving for i in part), len(self.chain.stages)
-        for k, drawing, samples, given in self.chain.draw(part, accelerator):
+        for k, drawing, samples, given in self.chain.generate_states(part, accelerator):
             if moving and k + 1 == models:
                 frames.append(to_stored(self.space, drawing.state.x[:moving]))
             if drawing.done:
@@ -280,7 +290,7 @@ class CascadeJob(SamplingJob):
             share = (k + drawing.step / drawing.steps) / models
             yield PartState(drawing.step, drawing.steps, share, samples, side)
 
-    def draw_grid(self, indices: Sequence[int]) -> Image:
+    def make_grid(self, indices: Sequence[int]) -> Image:
         """Return the grid of the written samples, next to their inputs."""
         drawn = {i: self.read(self.ledger.path(i)) for i in indices[:GRID_IMAGES]}
         given = self.condition.given if self.condition else None
@@ -294,7 +304,7 @@ class CascadeJob(SamplingJob):
             return generation.grid_with_inputs(drawn, self.space, seen, turn)
         return generation.grid_by_condition(drawn, self.space, self.condition)
 
-    def _draw_gif(self, indices: Sequence[int]) -> bytes:
+    def _make_gif(self, indices: Sequence[int]) -> bytes:
         frames = {i: [*self._side(i, "frames")] for i in indices[:GIF_IMAGES]}
         return generation.animate(frames, self.space)
 
@@ -333,8 +343,8 @@ class CascadeJob(SamplingJob):
 def open_folder(config: Any, folder: Path) -> Iterator[Accelerator]:
     """Lock a command's output folder, which has been checked, and set up its Accelerator."""
     with (
-        holding(folder) if rank() == 0 else contextlib.nullcontext(),
-        machine(config.precision, config.device) as accelerator,
+        lock_folder(folder) if rank() == 0 else contextlib.nullcontext(),
+        open_accelerator(config.precision, config.device) as accelerator,
     ):
         yield accelerator
 
@@ -353,12 +363,12 @@ def generate(config: SampleConfig) -> Work[SampleFiles | None]:
         UsageError: options that cannot be combined.
     """
     out = Path(config.out)
-    folder, before = sample_archive.folder_of(out), dict[str, Any]()
+    folder, before = sample_archive.choose_folder(out), dict[str, Any]()
     if rank() == 0:
-        sample_archive.check(out, config.overwrite)
+        sample_archive.check_output(out, config.overwrite)
     with open_folder(config, folder) as accelerator:
         if not config.overwrite:
-            before = journal.earlier(folder) or sample_archive.manifest_of(out)
-        chain = yield from load_chain(config, accelerator, before)
+            before = journal.read_earlier(folder) or sample_archive.read_packed_manifest(out)
+        chain = yield from load_cascade(config, accelerator, before)
         sample_archive.check_kind(out, chain.space, config.gif)
         return (yield from CascadeJob(config, chain).run(accelerator))

@@ -37,7 +37,7 @@ KEY = "settings"
 TAKEN = "Choose another -o, or pass --overwrite"
 
 
-def parts_of(wanted: range, size: int) -> list[range]:
+def split_parts(wanted: range, size: int) -> list[range]:
     """Return the batches of some images, which end at multiples of `size` and at the last image."""
     first, last = wanted.start // size, (wanted.stop - 1) // size
     return [
@@ -46,18 +46,18 @@ def parts_of(wanted: range, size: int) -> list[range]:
     ]
 
 
-def key_of(settings: Mapping[str, Any]) -> str:
+def hash_settings(settings: Mapping[str, Any]) -> str:
     """Return a hash of the settings that decide the bytes of images."""
     text = json.dumps(settings, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def earlier(folder: Path) -> dict[str, Any]:
+def read_earlier(folder: Path) -> dict[str, Any]:
     """Return the settings of the samples in a folder, empty if there are none."""
-    return files.read_json(folder / WORK / SETTINGS).get(KEY) or manifest_in(folder)
+    return files.read_json(folder / WORK / SETTINGS).get(KEY) or read_manifest(folder)
 
 
-def check(folder: Path, overwrite: bool) -> None:
+def check_folder(folder: Path, overwrite: bool) -> None:
     """Refuse, before computing, a folder that cannot be written or has samples without settings.
 
     Raises:
@@ -66,9 +66,9 @@ def check(folder: Path, overwrite: bool) -> None:
     files.check_writable(folder / MANIFEST)
     if overwrite or not folder.is_dir() or (folder / WORK / SETTINGS).exists():
         return
-    if KEY in manifest_in(folder):
+    if KEY in read_manifest(folder):
         return
-    with files.reported(folder):
+    with files.report_errors(folder):
         if any(WRITTEN.fullmatch(path.name) for path in folder.iterdir()):
             raise OutputError(f"{files.show(folder)} already holds samples", TAKEN)
 
@@ -93,12 +93,12 @@ class Ledger:
 
     def __post_init__(self) -> None:
         self.settings = json.loads(json.dumps(self.settings))
-        self.key = key_of(self.settings)
+        self.key = hash_settings(self.settings)
         self.work = self.folder / WORK
 
     def path(self, index: int) -> Path:
         """Return the file of an image."""
-        return self.folder / name_of(index, self.suffix)
+        return self.folder / format_file_name(index, self.suffix)
 
     # -- by the first process ----------------------------------------------------------------------
 
@@ -129,7 +129,7 @@ class Ledger:
                 pass
         if overwrite:
             self._clear()
-        manifest = manifest_in(self.folder)
+        manifest = read_manifest(self.folder)
         if not manifest and not self._started_images() and not self._recorded_hashes({}):
             files.remove(self.work)
             self._write_settings({})
@@ -146,13 +146,13 @@ class Ledger:
             self._write_settings(found)
         for name in (MANIFEST, GRID, GIF):
             files.remove(self.folder / name)
-        files.sweep(self.work)
+        files.remove_leftovers(self.work)
         lacking = {*sides} - {*self.sides}
         return [p for p in parts if any(i not in found or i in lacking for i in p)]
 
     def _clear(self) -> None:
         """Remove only the files that an earlier run recorded."""
-        manifest = manifest_in(self.folder)
+        manifest = read_manifest(self.folder)
         names = [MANIFEST, *manifest["files"]] if manifest else []
         names += files.read_json(self.work / SETTINGS).get("files", ())
         names += [self.path(i).name for i in self._started_images()]
@@ -164,8 +164,8 @@ class Ledger:
         files.remove(self.work)
 
     def _check_same(self) -> None:
-        there = earlier(self.folder)
-        own = there[KEY] if isinstance(there.get(KEY), str) else key_of(there)
+        there = read_earlier(self.folder)
+        own = there[KEY] if isinstance(there.get(KEY), str) else hash_settings(there)
         if own == self.key:
             return
         names = (n for n in self.settings if n in there and there[n] != self.settings[n])
@@ -209,7 +209,7 @@ class Ledger:
             path = self.folder / name
             if not stem.isdecimal() or dot + suffix != self.suffix or not path.is_file():
                 continue
-            with files.reported(path):
+            with files.report_errors(path):
                 own = files.sha256(path)
             if own in hashes:
                 found[int(stem)] = own
@@ -243,7 +243,7 @@ class Ledger:
 
     # -- by each process ---------------------------------------------------------------------------
 
-    def writing(self, rank: int) -> AbstractContextManager[None]:
+    def hold_lock(self, rank: int) -> AbstractContextManager[None]:
         """Hold the lock of a process."""
         return outputs.hold_lock(self.work / f"{rank}.lock")
 
@@ -290,7 +290,7 @@ WRITTEN = re.compile(r"\d{5,}\.\w+|grid\.png|denoising\.gif|manifest\.json")
 LOCK = ".lock"
 
 
-def holding(
+def lock_folder(
     folder: Path, owned: str = f"{WRITTEN.pattern}|{re.escape(WORK)}"
 ) -> AbstractContextManager[None]:
     """Lock a folder, and remove it again if it is new and stays empty.
@@ -301,13 +301,13 @@ def holding(
     return outputs.hold_lock(folder / LOCK, owned=owned)
 
 
-def manifest_in(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> dict[str, Any]:
     """Return the manifest of the samples in a folder, empty if there is none."""
     manifest = files.read_json(folder / MANIFEST)
     known = manifest.get("format") == MANIFEST_FORMAT and isinstance(manifest.get("files"), dict)
     return manifest if known else {}
 
 
-def name_of(index: int, suffix: str) -> str:
+def format_file_name(index: int, suffix: str) -> str:
     """Return the name of a sample's file."""
     return f"{index:05d}{suffix}"

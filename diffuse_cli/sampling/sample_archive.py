@@ -35,21 +35,21 @@ def is_packed(out: Path) -> bool:
     return out.suffix.lower() in (".zip", ".npz")
 
 
-def folder_of(out: Path) -> Path:
+def choose_folder(out: Path) -> Path:
     """Return the folder that images are written into."""
     return out.with_name(f".{out.name}.parts") if is_packed(out) else out
 
 
-def check(out: Path, overwrite: bool) -> None:
+def check_output(out: Path, overwrite: bool) -> None:
     """Refuse, before computing, an output that cannot be written.
 
     Raises:
         OutputError: it cannot be written, or it exists and `sample` did not write it.
     """
-    journal.check(folder_of(out), overwrite)
+    journal.check_folder(choose_folder(out), overwrite)
     if is_packed(out):
         files.check_writable(out)
-        if out.exists() and not overwrite and not manifest_of(out):
+        if out.exists() and not overwrite and not read_packed_manifest(out):
             raise OutputError(f"{files.show(out)} exists already", journal.TAKEN)
 
 
@@ -70,7 +70,7 @@ def check_kind(out: Path, space: Space, gif: bool) -> None:
         raise UsageError("--gif: a .npz file cannot be animated", "Choose a folder or a .zip file")
 
 
-def manifest_of(out: Path) -> dict[str, Any]:
+def read_packed_manifest(out: Path) -> dict[str, Any]:
     """Return the manifest in a file that `sample` packed, empty if there is none."""
     try:
         with zipfile.ZipFile(out) as archive:
@@ -88,7 +88,7 @@ def check_same(out: Path, key: str, names: Iterator[str]) -> None:
     Raises:
         OutputError
     """
-    there = manifest_of(out)
+    there = read_packed_manifest(out)
     if there.get(journal.KEY) != key:
         raise OutputError(f"{files.show(out)} exists already, with other settings", journal.TAKEN)
     if not {*names} <= {*there["images"]}:
@@ -114,7 +114,7 @@ def pack(
     import numpy as np
 
     manifest = files.read_json(folder / MANIFEST)
-    with files.writing(out) as file, zipfile.ZipFile(file, "w") as archive:
+    with files.replace_file(out) as file, zipfile.ZipFile(file, "w") as archive:
         if out.suffix.lower() == ".zip":
             pictures = [name for name in (GRID, GIF) if name in manifest["files"]]
             for name in (*manifest["images"], *pictures, MANIFEST):

@@ -21,9 +21,9 @@ from diffuse_cli.config.sample_options import (
     SamplerChoice,
     StartConfig,
 )
-from diffuse_cli.core.guidance import away, interval, unconditional
-from diffuse_cli.core.samplers import OF_DISTILLED, sampler_options, spacing_of
-from diffuse_cli.sampling.conditioning import Condition, condition
+from diffuse_cli.core.guidance import guide_away, interval, make_unconditional
+from diffuse_cli.core.samplers import OF_DISTILLED, default_spacing, sampler_options
+from diffuse_cli.sampling.conditioning import Condition, resolve_condition
 from diffuse_cli.system.errors import UsageError, lookup
 from diffuse_cli.system.events import Notice, Work
 
@@ -54,7 +54,7 @@ class Guide:
 
 
 @dataclass(frozen=True)
-class DrawSettings:
+class SamplingSettings:
     """Sampling settings of a model.
 
     Attributes:
@@ -92,31 +92,31 @@ class DrawSettings:
         return SamplerChoice(self.sampler, self.steps, scale, weak, self.times, start)
 
     @property
-    def spaced(self) -> str:
+    def resolved_spacing(self) -> str:
         """Spacing of timesteps that are not learned."""
-        return self.spacing or spacing_of(self.sampler, self.steps)
+        return self.spacing or default_spacing(self.sampler, self.steps)
 
-    def times_of(self, process: Process) -> Sequence[int] | Sequence[float]:
+    def resolve_times(self, process: Process) -> Sequence[int] | Sequence[float]:
         """Return the timesteps to visit, from noise to data.
 
         Raises:
             InvalidArgument: more steps than the process has timesteps.
         """
         if self.start:
-            return process.times(self.steps, self.spaced, log_snr=self.start.log_snr)
-        return self.times or process.times(self.steps, self.spaced)
+            return process.times(self.steps, self.resolved_spacing, log_snr=self.start.log_snr)
+        return self.times or process.times(self.steps, self.resolved_spacing)
 
     def start_state(self, noise: Tensor, process: Process, time: int | float) -> Tensor:
         """Return x_t at the first timestep, from noise of the same shape."""
         if self.start is None:
             return noise
-        alpha, sigma = process.level(time, like=noise)
-        return self.start.begun(noise, float(alpha), float(sigma))
+        alpha, sigma = process.alpha_sigma(time, like=noise)
+        return self.start.make_initial_noise(noise, float(alpha), float(sigma))
 
     def describe_times(self) -> dict[str, Any]:
         """Return the timestep entries of a manifest."""
         if self.times is None:
-            return {"spacing": self.spaced, **({"start": GAUSSIAN} if self.start else {})}
+            return {"spacing": self.resolved_spacing, **({"start": GAUSSIAN} if self.start else {})}
         return {"spacing": LEARNED, "times": list(self.times)}
 
     def describe_guidance(self) -> dict[str, Any]:
@@ -130,20 +130,20 @@ class DrawSettings:
             described["guide"] = {"sha256": self.guide.sha256, "weights": weights}
         return {**described, "guidance_interval": self.noise_levels} if described else {}
 
-    def guided(self, denoise: Denoise) -> Denoise:
+    def add_guidance(self, denoise: Denoise) -> Denoise:
         """Return `denoise` with both kinds of guidance. It still needs conditions, if any."""
         others: list[tuple[Denoise, float]] = []
         if self.condition:
-            others.append((unconditional(denoise), self.condition.scale))
+            others.append((make_unconditional(denoise), self.condition.scale))
         if self.guide:
             others.append((self.guide.denoiser, self.guide.scale))
-        whole = away(denoise, *others) if others else denoise
+        whole = guide_away(denoise, *others) if others else denoise
         if self.noise_levels is None:
             return whole
         return interval(whole, denoise, *self.noise_levels)
 
 
-def resolve(
+def resolve_settings(
     config: DrawConfig,
     model: StoredModel,
     names: Sequence[str] = (),
@@ -151,7 +151,7 @@ def resolve(
     *,
     guide: Guide | None = None,
     **conditioning: Any,
-) -> DrawSettings:
+) -> SamplingSettings:
     """Return the sampling settings of a configuration for a model.
 
     A recommended sampler is only used with its recommended steps. The recommended start and learned
@@ -159,7 +159,7 @@ def resolve(
     spacing.
 
     Args:
-        names, on, conditioning: see `condition`.
+        names, on, conditioning: see `resolve_condition`.
         guide: the guidance model, from `guidance_model.load_guide`.
 
     Raises:
@@ -167,7 +167,7 @@ def resolve(
             support.
         InvalidArgument: an option that the sampler does not take.
     """
-    wanted = condition(config, model, names, on, **conditioning)
+    wanted = resolve_condition(config, model, names, on, **conditioning)
     if config.guidance_interval and not (model.blueprint.conditions or guide):
         raise UsageError(
             "--guidance-interval: the model was trained without classes",
@@ -200,9 +200,9 @@ def resolve(
             taken.append(str(SamplerChoice(sampler, steps, times=times, start=begun)))
     if wanted and found and config.guidance is None and found.guidance == wanted.scale:
         taken.append(f"guidance {wanted.scale:g}")
-    if guide and config.weak_guidance is None and _recommends(model, guide.path) is not None:
+    if guide and config.weak_guidance is None and _recommended_scale(model, guide.path) is not None:
         taken.append(f"weak guidance {guide.scale:g}")
-    return DrawSettings(
+    return SamplingSettings(
         sampler=sampler,
         steps=steps,
         spacing=config.spacing,
@@ -245,7 +245,7 @@ def choose_guide(config: DrawConfig, model: StoredModel) -> tuple[str, float] | 
         UsageError: `--weak-guidance` without a guidance model.
     """
     path, scale = config.guide_with, config.weak_guidance
-    found = _recommends(model, path or OWN)
+    found = _recommended_scale(model, path or OWN)
     if path is None and scale is None and found is None:
         return None
     if path is None and scale is not None and model.weak is None:
@@ -258,12 +258,12 @@ def choose_guide(config: DrawConfig, model: StoredModel) -> tuple[str, float] | 
     return path or OWN, scale
 
 
-def _recommends(model: StoredModel, path: str) -> float | None:
+def _recommended_scale(model: StoredModel, path: str) -> float | None:
     """Return the scale that the model file recommends for its early EMA checkpoint."""
     return model.sampling.weak_guidance if model.sampling and path == OWN else None
 
 
-def report_settings(settings: DrawSettings) -> Work[None]:
+def report_settings(settings: SamplingSettings) -> Work[None]:
     """Report which of the model file's recommendations are used."""
     if settings.taken:
         yield Notice(f"using the settings that the model file recommends: {settings.taken}")

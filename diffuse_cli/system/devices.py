@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.system.errors import UsageError, lookup
 from diffuse_cli.system.memory import keep_freed_memory
-from diffuse_cli.system.processes import launched
+from diffuse_cli.system.processes import world_size
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -86,7 +86,7 @@ def resolve_precision(
     for possible in has:
         if own == possible and has[possible]:
             return possible
-    least = gaining_width(device)
+    least = bfloat16_width(device)
     return "bf16" if least is not None and (width is None or width >= least) else "fp32"
 
 
@@ -99,7 +99,7 @@ def has_bfloat16(device: str) -> bool:
     return device == "cpu" and any(map(_capabilities().get, ("avx512_bf16", "amx_bf16", "bf16")))
 
 
-def gaining_width(device: str) -> int | None:
+def bfloat16_width(device: str) -> int | None:
     """Return the number of channels from which a network is faster in bfloat16 on a device.
 
     None means that no network is known to be faster.
@@ -121,7 +121,7 @@ def _capabilities() -> Mapping[str, Any]:
 
 def slow_precision(name: str, device: str) -> Iterator[str]:
     """Yield a warning if the user passed a precision that may be slow on this CPU."""
-    if name == "bf16" and device_type(device) == "cpu" and gaining_width("cpu") is None:
+    if name == "bf16" and device_type(device) == "cpu" and bfloat16_width("cpu") is None:
         yield "--precision bf16 may be slower than fp32 on this CPU. Try --precision fp32"
 
 
@@ -133,7 +133,7 @@ _reading = threading.local()
 
 
 @contextlib.contextmanager
-def reading_sample() -> Iterator[None]:
+def forbid_accelerator() -> Iterator[None]:
     """Refuse this thread an Accelerator inside the block, where a program's code makes a sample."""
     _reading.sample = True
     try:
@@ -143,7 +143,7 @@ def reading_sample() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _alone() -> Iterator[None]:
+def _hold_process_state() -> Iterator[None]:
     """Hold `ALONE`.
 
     Raises:
@@ -170,14 +170,17 @@ class Turns:
         self._own: list[dict[str, Any]] = []
 
     @contextlib.contextmanager
-    def taken(self) -> Iterator[None]:
+    def take_turn(self) -> Iterator[None]:
         """Take a turn, and restore the program's state afterwards."""
         import torch
         from accelerate.state import AcceleratorState, GradientState
 
         shared = AcceleratorState._shared_state, GradientState._shared_state
         there = torch.cuda.is_available() and torch.cuda.is_initialized()
-        with _alone(), torch.random.fork_rng([torch.cuda.current_device()] if there else []):
+        with (
+            _hold_process_state(),
+            torch.random.fork_rng([torch.cuda.current_device()] if there else []),
+        ):
             theirs = [dict(state) for state in shared]
             _set_states(shared, self._own)
             try:
@@ -201,7 +204,7 @@ elsewhere, are too short. Launchers notice at once if a process dies."""
 
 
 @contextlib.contextmanager
-def machine(
+def open_accelerator(
     precision: str,
     device: str = "auto",
     *,
@@ -212,7 +215,8 @@ def machine(
     """Set up the Accelerator of a run, and end it on exit.
 
     Args:
-        precision: the precision. `auto` is float32 until `settle`, because it depends on the
+        precision: the precision. `auto` is float32 until `apply_precision`, because it depends on
+        the
             network.
         device: one of `DEVICES`.
         accumulation: forward passes per step.
@@ -224,8 +228,8 @@ def machine(
     """
     device = device_type(device)
     precision = "fp32" if precision == "auto" else resolve_precision(precision, device)
-    if launched() > 1 and "MASTER_ADDR" not in os.environ:
-        raise UsageError(f"WORLD_SIZE is {launched()}, but no launcher set MASTER_ADDR", LAUNCH)
+    if world_size() > 1 and "MASTER_ADDR" not in os.environ:
+        raise UsageError(f"WORLD_SIZE is {world_size()}, but no launcher set MASTER_ADDR", LAUNCH)
     if log is not None and importlib.util.find_spec(log) is None:
         raise UsageError(f"--log {log}: it is not installed", f"Install it: pip install {log}")
     import torch
@@ -233,7 +237,7 @@ def machine(
     from accelerate.state import AcceleratorState, GradientState
     from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 
-    with _alone():
+    with _hold_process_state():
         AcceleratorState._reset_state()
         GradientState._reset_state()
         if device == "cuda":
@@ -253,8 +257,10 @@ def machine(
             log_with=log,
             project_dir=folder,
         )
-    if launched() > 1 and accelerator.num_processes == 1:
-        raise UsageError(f"{launched()} processes were started, but each sees only itself", LAUNCH)
+    if world_size() > 1 and accelerator.num_processes == 1:
+        raise UsageError(
+            f"{world_size()} processes were started, but each sees only itself", LAUNCH
+        )
     try:
         yield accelerator
     finally:
@@ -271,7 +277,7 @@ def _set_products(precision: str) -> None:
     torch.backends.cudnn.allow_tf32 = not exact
 
 
-def settle(accelerator: Accelerator, precision: str) -> str:
+def apply_precision(accelerator: Accelerator, precision: str) -> str:
     """Set the exact precision of an Accelerator that was made for `auto`, and return it.
 
     All processes use the first one's precision, because they may be on different machines.
@@ -294,7 +300,7 @@ def redirect_trackers() -> contextlib.AbstractContextManager[object]:
     return contextlib.redirect_stdout(sys.stderr)
 
 
-def log_picture(accelerator: Accelerator, name: str, picture: Image, step: int) -> None:
+def log_image(accelerator: Accelerator, name: str, picture: Image, step: int) -> None:
     """Log a picture to the Accelerator's trackers that take pictures."""
     import numpy as np
 
@@ -308,7 +314,7 @@ def log_picture(accelerator: Accelerator, name: str, picture: Image, step: int) 
             tracker.log({name: value(pixels)}, step=step)
 
 
-def machine_or(
+def reuse_accelerator(
     given: Accelerator | None, precision: str, device: str = "auto"
 ) -> contextlib.AbstractContextManager[Accelerator]:
     """Return the given Accelerator, which stays open, or a new one.
@@ -316,12 +322,12 @@ def machine_or(
     Each of several processes can make only one Accelerator in its life.
 
     Raises:
-        UsageError: see `machine`.
+        UsageError: see `open_accelerator`.
     """
-    return machine(precision, device) if given is None else contextlib.nullcontext(given)
+    return open_accelerator(precision, device) if given is None else contextlib.nullcontext(given)
 
 
-def made_with(accelerator: Accelerator) -> dict[str, str]:
+def describe_environment(accelerator: Accelerator) -> dict[str, str]:
     """Return the versions and the machine of a result, because others may round differently."""
     import platform
 

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self, TypeVar
 
 from diffuse_cli.core.registry import InvalidArgument
+from diffuse_cli.core.registry import closest_name as closest_name
 from diffuse_cli.core.registry import lookup as known
-from diffuse_cli.core.registry import near as near
 from diffuse_cli.core.registry import suggest as suggest
 
 T = TypeVar("T")
@@ -37,7 +37,7 @@ class DiffuseError(Exception):
         self.message = message
         self.hint = hint
 
-    def of_one(self) -> Self:
+    def mark_local(self) -> Self:
         """Mark this as an error of one process, which each process prints, and return it."""
         self.of_all = False
         return self
@@ -125,18 +125,18 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def translated(error: InvalidArgument, name: Callable[[str], str] = flag) -> UsageError:
+def to_usage_error(error: InvalidArgument, name: Callable[[str], str] = flag) -> UsageError:
     """Return an error of the core as a `UsageError` that names the flag of its argument."""
     return UsageError(error.message(name(error.argument)), error.hint)
 
 
 @contextlib.contextmanager
-def translating(name: Callable[[str], str] = flag) -> Iterator[None]:
+def translate_errors(name: Callable[[str], str] = flag) -> Iterator[None]:
     """Turn an error of the core inside the block into a `UsageError`."""
     try:
         yield
     except InvalidArgument as error:
-        raise translated(error, name) from error
+        raise to_usage_error(error, name) from error
 
 
 def lookup(table: Mapping[str, T], name: str, what: str) -> T:
@@ -148,5 +148,5 @@ def lookup(table: Mapping[str, T], name: str, what: str) -> T:
     Raises:
         UsageError: there is no such entry. The hint lists the names.
     """
-    with translating(lambda argument: argument):
+    with translate_errors(lambda argument: argument):
         return known(table, name, what)

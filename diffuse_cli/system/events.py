@@ -52,23 +52,23 @@ def finish(work: Work[T]) -> T:
             return result
 
 
-class Stop:
+class StopRequest:
     """A request to end work early. The base class never does."""
 
     def __call__(self) -> DiffuseError | None:
         """Return the error to end with, or None."""
         return None
 
-    def at_once(self) -> contextlib.AbstractContextManager[None]:
+    def raise_at_once(self) -> contextlib.AbstractContextManager[None]:
         """Raise the error inside the block as soon as there is one."""
         return contextlib.nullcontext()
 
 
-def until(stop: Stop, work: Work[T]) -> Work[T]:
+def run_until(stop: StopRequest, work: Work[T]) -> Work[T]:
     """Pass on the events and the result of `work`, which `stop` may end at any point."""
     while True:
         try:
-            with stop.at_once():
+            with stop.raise_at_once():
                 event = next(work)
         except StopIteration as ended:
             result: T = ended.value

@@ -49,7 +49,7 @@ WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownProgram:
     """Models of another program.
 
     Attributes:
@@ -73,18 +73,22 @@ _RETRAIN = "Train on the same images instead: diffuse train DATA"
 _SIGMA = "whose network takes a noise level, not a timestep"
 
 KNOWN = (
-    Known("Stable Diffusion", (r"^model\.diffusion_model\.",), None, *_TEXT),
-    Known("a text-to-image program", (r"transformer_blocks\.\d+\.attn2\.",), None, *_TEXT),
-    Known(
+    KnownProgram("Stable Diffusion", (r"^model\.diffusion_model\.",), None, *_TEXT),
+    KnownProgram("a text-to-image program", (r"transformer_blocks\.\d+\.attn2\.",), None, *_TEXT),
+    KnownProgram(
         "denoising-diffusion-pytorch",
         (r"(^|\.)init_conv\.weight$", r"(^|\.)time_mlp\.\d\.weight$", r"(^|\.)final_res_block\."),
         why="whose network has linear attention, which is not supported",
         hint=_RETRAIN,
     ),
-    Known("EDM", (r"(^|\.)enc\.\d+x\d+_conv\.weight$",), None, _SIGMA, _RETRAIN),
-    Known("EDM", (r"^torch_utils\.persistence", r"Precond$"), None, _SIGMA, _RETRAIN),
-    Known("diffusers", (r"^conv_in\.weight$", r"^time_embedding\.linear_1\.weight$"), "diffusers"),
-    Known("OpenAI's", (r"^time_embed\.0\.weight$", r"^input_blocks\.0\.0\.weight$"), "openai"),
+    KnownProgram("EDM", (r"(^|\.)enc\.\d+x\d+_conv\.weight$",), None, _SIGMA, _RETRAIN),
+    KnownProgram("EDM", (r"^torch_utils\.persistence", r"Precond$"), None, _SIGMA, _RETRAIN),
+    KnownProgram(
+        "diffusers", (r"^conv_in\.weight$", r"^time_embedding\.linear_1\.weight$"), "diffusers"
+    ),
+    KnownProgram(
+        "OpenAI's", (r"^time_embed\.0\.weight$", r"^input_blocks\.0\.0\.weight$"), "openai"
+    ),
 )
 """Known programs, with special cases first."""
 
@@ -92,7 +96,7 @@ KNOWN = (
 # -- kinds ----------------------------------------------------------------------------------------
 
 
-def kind_of(file: IO[bytes]) -> str:
+def recognize_file(file: IO[bytes]) -> str:
     """Return the kind of an open file in words, empty if unknown."""
     file.seek(0)
     start = file.read(262)
@@ -108,11 +112,11 @@ def kind_of(file: IO[bytes]) -> str:
     return TORCH if start.startswith(b"PK\x03\x04") and first.endswith(b"/data.pkl") else ZIP
 
 
-def kind_at(path: Path) -> str:
+def recognize_path(path: Path) -> str:
     """Return the kind of a file, empty if it is unknown or cannot be opened."""
     try:
         with path.open("rb") as file:
-            return kind_of(file)
+            return recognize_file(file)
     except OSError:
         return ""
 
@@ -125,7 +129,7 @@ def is_safetensors(start: bytes) -> bool:
     return start[6:9] == b"\0\0{"
 
 
-def find_program(names: Collection[str]) -> Known | None:
+def find_program(names: Collection[str]) -> KnownProgram | None:
     """Return the program whose models have tensors of these names, or strings in a pickle."""
     bare = [name.removeprefix("module.") for name in names]
     for known in KNOWN:
@@ -155,7 +159,7 @@ def pickle_strings(file: IO[bytes]) -> set[str]:
     """Return the strings in a pickle or a TORCH file. Its instructions are listed, not run."""
     found: set[str] = set()
     try:
-        data = io.BytesIO(_pickled(file))
+        data = io.BytesIO(_read_pickle(file))
         steps = 0
         while steps < MOST_STEPS and data.tell() < len(data.getbuffer()):
             # torch's older files have several pickles, one after another
@@ -168,9 +172,9 @@ def pickle_strings(file: IO[bytes]) -> set[str]:
     return found
 
 
-def _pickled(file: IO[bytes]) -> bytes:
+def _read_pickle(file: IO[bytes]) -> bytes:
     """Return the first bytes of the pickle in a file."""
-    if kind_of(file) == TORCH:
+    if recognize_file(file) == TORCH:
         with zipfile.ZipFile(file) as archive:
             name = next(n for n in archive.namelist() if n.endswith("/data.pkl"))
             with archive.open(name) as member:
@@ -184,7 +188,7 @@ def _pickled(file: IO[bytes]) -> bytes:
 
 def check_kind(file: IO[bytes], path: Path) -> None:
     """Raise a `ModelFileError` for an open file of a known kind other than safetensors."""
-    kind = kind_of(file)
+    kind = recognize_file(file)
     if kind in PICKLES:
         check_convertible(pickle_strings(file), path)
         raise ModelFileError(

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from diffuse_cli.system.errors import OutputError, UsageError
-from diffuse_cli.system.memory import limit_of
+from diffuse_cli.system.memory import read_limit
 
 CACHE = "DIFFUSE_CACHE"
 """Environment variable of the cache folder. If it is empty, there is no cache."""
@@ -50,7 +50,7 @@ def operation(name: str, path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def reported(path: Path) -> Iterator[None]:
+def report_errors(path: Path) -> Iterator[None]:
     """Turn an `OSError` about writing `path` into an `OutputError`."""
     try:
         yield
@@ -68,7 +68,7 @@ def show(path: Path | str | bytes, most: int | None = None) -> str:
     return text[:most]
 
 
-def brief(value: object, most: int = 200) -> str:
+def shorten(value: object, most: int = 200) -> str:
     """Return the text of a file or a library on one line of at most `most` characters."""
     return show(" ".join(str(value).split()), most)
 
@@ -138,13 +138,13 @@ def _open_temporary(target: Path, stack: contextlib.ExitStack) -> _Writer:
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[io.BufferedWriter]:
+def replace_file(path: Path) -> Iterator[io.BufferedWriter]:
     """Yield a binary file that replaces `path` when the block ends without an error.
 
     Raises:
         OutputError: the folder cannot be made or the file cannot be written.
     """
-    with reported(path), contextlib.ExitStack() as stack:
+    with report_errors(path), contextlib.ExitStack() as stack:
         if not path.parent.is_dir():
             make_folder(path.parent)
         for other in _leftovers(path.parent.absolute()):
@@ -205,7 +205,7 @@ def _lock(descriptor: int) -> bool | None:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Replace `path` by `data`."""
-    with writing(path) as file:
+    with replace_file(path) as file:
         file.write(data)
 
 
@@ -226,7 +226,7 @@ def as_json(value: Any) -> str:
 
 def append_line(path: Path, line: str) -> None:
     """Add one line to a log. A kill may cut it."""
-    with reported(path), operation("append", path), path.open("a", encoding="utf-8") as file:
+    with report_errors(path), operation("append", path), path.open("a", encoding="utf-8") as file:
         file.write(line + "\n")
 
 
@@ -250,7 +250,7 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
 def make_folder(path: Path) -> None:
     """Make `path` and its parents."""
     check_local(path)
-    with reported(path), operation("mkdir", path):
+    with report_errors(path), operation("mkdir", path):
         path.mkdir(parents=True, exist_ok=True)
 
 
@@ -258,10 +258,10 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
     """Replace the folder `path`, whole or not at all, by the folder that `fill` writes.
 
     The previous folder is removed last. Between the two renames it has another name, under which
-    `sweep` finds it. The caller holds a lock, because folders are not locked.
+    `remove_leftovers` finds it. The caller holds a lock, because folders are not locked.
     """
     temporary, before = _temporary(path), _temporary(path, _BEFORE)
-    with reported(path):
+    with report_errors(path):
         try:
             make_folder(temporary)
             fill(temporary)
@@ -292,13 +292,13 @@ def _restore(before: Path, path: Path) -> bool:
 
 def remove(path: Path) -> None:
     """Remove a file or a folder if it exists."""
-    with reported(path):
+    with report_errors(path):
         if path.is_symlink() or not path.is_dir():
             if os.path.lexists(path):
                 with operation("remove", path):
                     path.unlink(missing_ok=True)
             return
-        doomed = _doomed(path)
+        doomed = _removal_path(path)
         if doomed != path:
             shutil.rmtree(doomed, ignore_errors=True)
             with operation("rename", path):
@@ -307,14 +307,14 @@ def remove(path: Path) -> None:
             shutil.rmtree(doomed)
 
 
-def _doomed(path: Path) -> Path:
+def _removal_path(path: Path) -> Path:
     """Return the name of a folder while its files are removed."""
     if not _is_temporary(path):
         return _temporary(path, ".old")
     return path.with_name(path.name.replace(f"{_BEFORE}.tmp", ".old.tmp"))
 
 
-def sweep(folder: Path, owned: str = ".+") -> None:
+def remove_leftovers(folder: Path, owned: str = ".+") -> None:
     """Remove temporary files and folders that killed processes left in a folder.
 
     Folders that were about to be replaced are restored. The caller holds the lock of the names that
@@ -323,7 +323,7 @@ def sweep(folder: Path, owned: str = ".+") -> None:
     Args:
         owned: a regular expression of the names that the caller owns.
     """
-    with reported(folder):
+    with report_errors(folder):
         for path in sorted(folder.iterdir()) if folder.is_dir() else []:
             parts = _TEMPORARY.fullmatch(path.name)
             if not parts or not re.fullmatch(owned, parts[1]):
@@ -344,12 +344,12 @@ def check_room(folder: Path, total: int, largest: int) -> None:
         OutputError: the disk has less space, or the limit on the size of a file is less.
     """
     with contextlib.suppress(OSError):  # the system does not say
-        if total > (free := shutil.disk_usage(_nearest(folder)).free):
+        if total > (free := shutil.disk_usage(_existing_parent(folder)).free):
             raise OutputError(
                 f"{show(folder)} needs {_mib(total)} of disk, and {_mib(free)} are free",
                 "Free some space, or choose another -o",
             )
-    limit = limit_of("RLIMIT_FSIZE")
+    limit = read_limit("RLIMIT_FSIZE")
     if limit is not None and largest > limit:
         raise OutputError(
             f"{show(folder)} needs a file of {_mib(largest)}, and the limit is {_mib(limit)}",
@@ -360,12 +360,12 @@ def check_room(folder: Path, total: int, largest: int) -> None:
 def free_space(folder: Path) -> int:
     """Return the free bytes on the disk of a folder, which need not exist yet, 0 if unknown."""
     try:
-        return shutil.disk_usage(_nearest(folder)).free
+        return shutil.disk_usage(_existing_parent(folder)).free
     except OSError:
         return 0
 
 
-def _nearest(folder: Path) -> Path:
+def _existing_parent(folder: Path) -> Path:
     """Return the folder, or its nearest parent that exists."""
     return next(place for place in (folder, *folder.parents) if place.exists())
 
@@ -389,16 +389,16 @@ def check_writable(path: Path) -> None:
         UsageError: see `check_local`.
     """
     check_local(path)
-    folder = _nearest(path.parent)
+    folder = _existing_parent(path.parent)
     if not folder.is_dir():
         raise OutputError(f"cannot write {show(path)}: {show(folder)} is not a folder")
     if path.is_dir():
         raise OutputError(f"cannot write {show(path)}: it is a folder")
-    with reported(path), tempfile.TemporaryFile(dir=folder):
+    with report_errors(path), tempfile.TemporaryFile(dir=folder):
         pass
 
 
-def size_of(path: Path) -> int:
+def measure_size(path: Path) -> int:
     """Return the bytes of a file, or of all files in a folder, 0 if it does not exist."""
     paths = path.rglob("*") if path.is_dir() else [path]
     return sum(p.stat().st_size for p in paths if p.is_file())

@@ -24,7 +24,7 @@ from diffuse_cli.system.errors import (
     UsageError,
     extra_package,
 )
-from diffuse_cli.system.files import brief
+from diffuse_cli.system.files import shorten
 from diffuse_cli.system.memory import raise_if_full
 
 OFFLINE = "HF_HUB_OFFLINE"
@@ -34,7 +34,7 @@ _PART = re.compile(r"-\d+-of-(\d+)(?=\.)")
 """Number of a shard and the number of shards, in the name of its file."""
 
 
-class Kind(NamedTuple):
+class RepositoryKind(NamedTuple):
     """Kind of a repository on the Hub.
 
     Attributes:
@@ -54,11 +54,11 @@ class Kind(NamedTuple):
         return f"hf://{self.prefix}{repo}"
 
 
-DATASET = Kind("data set", "datasets/", "dataset", DataError)
-MODEL = Kind("model", "", "model", ModelFileError)
+DATASET = RepositoryKind("data set", "datasets/", "dataset", DataError)
+MODEL = RepositoryKind("model", "", "model", ModelFileError)
 
 
-def check_within(typed: str, *parts: str | None) -> None:
+def check_repository_path(typed: str, *parts: str | None) -> None:
     """Refuse parts of a name that lead out of their repository, percent-encoded or not.
 
     Raises:
@@ -68,7 +68,7 @@ def check_within(typed: str, *parts: str | None) -> None:
         for text in (part, unquote(part)):
             steps = re.split(r"[/\\]", text)
             if steps[0] == "" or {".", ".."} & {*steps}:
-                raise UsageError(f"{files.show(typed)}: {brief(part)} leads out of a repository")
+                raise UsageError(f"{files.show(typed)}: {shorten(part)} leads out of a repository")
 
 
 class HubFile(NamedTuple):
@@ -95,7 +95,7 @@ class HubListing:
     commit: str
     files: tuple[HubFile, ...]
     why: str = ""
-    kind: Kind = DATASET
+    kind: RepositoryKind = DATASET
 
     @property
     def title(self) -> str:
@@ -125,20 +125,20 @@ class HubListing:
             )
 
 
-def package(kind: Kind, repo: str) -> Any:
+def package(kind: RepositoryKind, repo: str) -> Any:
     """Import huggingface_hub, and turn off its output.
 
     Raises:
         DataError, ModelFileError: it is not installed.
     """
-    text = f"huggingface_hub is needed to read {brief(kind.title(repo))}"
+    text = f"huggingface_hub is needed to read {shorten(kind.title(repo))}"
     hub = extra_package("huggingface_hub", "hub", text, kind.error)
     hub.logging.set_verbosity_error()
     hub.utils.disable_progress_bars()
     return hub
 
 
-def list_repository(repo: str, revision: str, kind: Kind = DATASET) -> HubListing:
+def list_repository(repo: str, revision: str, kind: RepositoryKind = DATASET) -> HubListing:
     """Return a repository's listing: from the Hub, else from its last answer, else from the cache.
 
     Raises:
@@ -186,7 +186,7 @@ def download_file(listing: HubListing, file: HubFile) -> None:
         raise_if_full(error)
         why = reason(error, kind, repo, commit)
         raise kind.error(
-            f"cannot download {brief(file.name)} of {listing.title}: {why}",
+            f"cannot download {shorten(file.name)} of {listing.title}: {why}",
             "Run the command again. It keeps complete files",
         ) from error
     path = Path(found)
@@ -197,19 +197,22 @@ def download_file(listing: HubListing, file: HubFile) -> None:
         path.resolve().unlink(missing_ok=True)
         path.unlink(missing_ok=True)
         raise kind.error(
-            f"{brief(file.name)} of {listing.title} does not match its size or checksum on the "
+            f"{shorten(file.name)} of {listing.title} does not match its size or checksum on "
+            "the "
             "Hub, and was deleted",
             "Run the command again",
         )
 
 
-def _make_listing(kind: Kind, repo: str, commit: str, found: list[HubFile], why: str) -> HubListing:
+def _make_listing(
+    kind: RepositoryKind, repo: str, commit: str, found: list[HubFile], why: str
+) -> HubListing:
     safe = [f for f in found if not {"..", ""} & {*f.name.split("/")} and "\0" not in f.name]
     ordered = sorted(safe, key=lambda f: f.name.encode("utf-8", "surrogateescape"))
     return HubListing(repo, commit, tuple(ordered), why, kind)
 
 
-def reason(error: Exception, kind: Kind, repo: str, revision: str = "main") -> str:
+def reason(error: Exception, kind: RepositoryKind, repo: str, revision: str = "main") -> str:
     """Return the reason why the Hub did not answer.
 
     Raises:
@@ -222,7 +225,7 @@ def reason(error: Exception, kind: Kind, repo: str, revision: str = "main") -> s
         page = f"{constants.ENDPOINT}/{kind.prefix}{repo}"
         raise kind.error(f"{name} is gated", f"Accept its terms at {page}, and {LOGIN}") from error
     if isinstance(error, errors.RevisionNotFoundError):
-        raise kind.error(f"{name} has no revision {brief(revision)}") from error
+        raise kind.error(f"{name} has no revision {shorten(revision)}") from error
     if isinstance(error, errors.RepositoryNotFoundError):
         raise kind.error(
             f"there is no {kind.one} {name}, or it is private", f"Check its name, or {LOGIN}"
@@ -235,27 +238,27 @@ def reason(error: Exception, kind: Kind, repo: str, revision: str = "main") -> s
         return f"{OFFLINE} is set"
     if isinstance(error, errors.HfHubHTTPError) and error.response is not None:
         return f"{constants.ENDPOINT} answers {error.response.status_code}"
-    return f"{constants.ENDPOINT} does not answer ({brief(error, 80) or type(error).__name__})"
+    return f"{constants.ENDPOINT} does not answer ({shorten(error, 80) or type(error).__name__})"
 
 
 # -- without a network ----------------------------------------------------------------------------
 
 
-def _folder(kind: Kind, repo: str) -> Path:
+def _folder(kind: RepositoryKind, repo: str) -> Path:
     """Return the Hub's cache folder of a repository."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE) / f"{kind.repo_type}s--{repo.replace('/', '--')}"
 
 
-def _record(kind: Kind, repo: str, revision: str) -> Path | None:
+def _record(kind: RepositoryKind, repo: str, revision: str) -> Path | None:
     """Return the file with the Hub's last answer about a revision."""
     cache = files.cache_folder()
     own = repo if kind is DATASET else f"{kind.repo_type}s/{repo}"
     return cache / "hub" / f"{quote(f'{own}@{revision}', safe='@')}.json" if cache else None
 
 
-def _last_listing(kind: Kind, repo: str, revision: str, why: str) -> HubListing | None:
+def _last_listing(kind: RepositoryKind, repo: str, revision: str, why: str) -> HubListing | None:
     record = _record(kind, repo, revision)
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
         answer = json.loads(record.read_bytes()) if record else {}
@@ -264,7 +267,7 @@ def _last_listing(kind: Kind, repo: str, revision: str, why: str) -> HubListing 
     return None
 
 
-def _cached_listing(kind: Kind, repo: str, revision: str, why: str) -> HubListing | None:
+def _cached_listing(kind: RepositoryKind, repo: str, revision: str, why: str) -> HubListing | None:
     """Return the files of a revision that another program has downloaded."""
     folder, commit = _folder(kind, repo), revision
     with contextlib.suppress(OSError, ValueError):

@@ -15,12 +15,12 @@ from diffuse_cli.system import files
 from diffuse_cli.system.errors import DiffuseError, ModelFileError, OutputError, UsageError
 from diffuse_cli.system.events import Notice, Progress, Work
 from diffuse_cli.system.file_types import WEIGHTS
-from diffuse_cli.system.files import brief
+from diffuse_cli.system.files import shorten
 from diffuse_cli.system.hub import (
     LOGIN,
     MODEL,
     HubListing,
-    check_within,
+    check_repository_path,
     download_file,
     list_repository,
     package,
@@ -61,11 +61,11 @@ def model_name(path: str | Path) -> Name:
     form, shown = FORM.fullmatch(text), re.sub(r"^hf:/+", "hf://", text)
     if form is None:
         raise ModelFileError(f"not a model: {files.show(shown)}", "Use hf://ORG/NAME")
-    check_within(shown, *form.group("name", "revision", "path"))
+    check_repository_path(shown, *form.group("name", "revision", "path"))
     return Name(form["name"], unquote(form["revision"] or "main"), form["path"] or "")
 
 
-def local_model(path: str | Path) -> Work[Path]:
+def fetch_model(path: str | Path) -> Work[Path]:
     """Return the path of a model file. A model on the Hub is downloaded into the cache.
 
     Raises:
@@ -78,13 +78,13 @@ def local_model(path: str | Path) -> Work[Path]:
     return (yield from _download(listing, [_model_file(listing, name.file)]))
 
 
-def local_source(path: str | Path) -> Work[Path]:
+def fetch_source(path: str | Path) -> Work[Path]:
     """Return the path of another program's model. A model on the Hub is downloaded into the cache.
 
     The name can be of a file, or of a folder with a network and a scheduler of diffusers.
 
     Raises:
-        ModelFileError: see `local_model`.
+        ModelFileError: see `fetch_model`.
     """
     if not is_name(path):
         return Path(path)
@@ -128,13 +128,14 @@ def _model_file(listing: HubListing, wanted: str) -> str:
             f"Convert it: diffuse convert {listing.title} -o model.safetensors",
         )
     raise ModelFileError(
-        f"no {brief(wanted or MODEL_FILE)} in {listing.title}", _hint(listing, (".safetensors",))
+        f"no {shorten(wanted or MODEL_FILE)} in {listing.title}",
+        _hint(listing, (".safetensors",)),
     )
 
 
 def _hint(listing: HubListing, extensions: tuple[str, ...]) -> str:
     found = [file.name for file in listing.files if file.name.endswith(extensions)]
-    return f"Name one of its files, such as {listing.title}/{brief(found[0])}" if found else ""
+    return f"Name one of its files, such as {listing.title}/{shorten(found[0])}" if found else ""
 
 
 def _download(listing: HubListing, names: Sequence[str]) -> Work[Path]:
@@ -158,14 +159,14 @@ def _download(listing: HubListing, names: Sequence[str]) -> Work[Path]:
 # Push a folder to a repository of the Hub, in one commit.
 
 
-def check_free(target: str) -> None:
+def check_unpublished(target: str) -> None:
     """Refuse a repository that already holds a model.
 
     Raises:
         UsageError: not a name of a model.
         OutputError: it holds a model, or the Hub does not answer.
     """
-    with _pushing(target) as (name, hub):
+    with _open_push(target) as (name, hub):
         try:
             found = hub.HfApi().repo_info(name, repo_type=MODEL.repo_type)
         except hub.errors.RepositoryNotFoundError:
@@ -178,7 +179,7 @@ def check_free(target: str) -> None:
 
 
 @contextlib.contextmanager
-def _pushing(target: str) -> Iterator[tuple[str, Any]]:
+def _open_push(target: str) -> Iterator[tuple[str, Any]]:
     """Yield the ORG/NAME to write to and huggingface_hub, and turn refusals into `OutputError`."""
     name = push_target(target)
     hub = package(MODEL._replace(error=OutputError), name)
@@ -186,7 +187,7 @@ def _pushing(target: str) -> Iterator[tuple[str, Any]]:
         yield name, hub
     except Exception as error:
         raise_if_full(error)
-        raise _refused(error, name) from error
+        raise _refusal_error(error, name) from error
 
 
 def upload(
@@ -204,7 +205,7 @@ def upload(
         UsageError: not a name, or one with a revision or a file.
         OutputError: the Hub refuses it or does not answer.
     """
-    with _pushing(target) as (name, hub):
+    with _open_push(target) as (name, hub):
         operations = [
             hub.CommitOperationAdd(path.relative_to(folder).as_posix(), str(path))
             for path in sorted(folder.rglob("*"))
@@ -229,11 +230,11 @@ def push_target(target: str) -> str:
     form = FORM.fullmatch(target)
     if form is None or form["revision"] or form["path"]:
         raise UsageError(f"not a model on the Hub: {files.show(target)}", "Use hf://ORG/NAME")
-    check_within(target, form["name"])
+    check_repository_path(target, form["name"])
     return str(form["name"])
 
 
-def _refused(error: Exception, repo: str) -> OutputError:
+def _refusal_error(error: Exception, repo: str) -> OutputError:
     """Return the error for a refusal of the Hub."""
     from huggingface_hub import constants, errors
 

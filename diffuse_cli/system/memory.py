@@ -34,7 +34,7 @@ def free_memory(device: str) -> int:
     return min(_free_of_system(), _free_of_group(), _free_of_limit())
 
 
-def processes_here() -> int:
+def count_local_processes() -> int:
     """Return the number of processes of this run that share the machine's memory."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1") or 1)
 
@@ -71,14 +71,14 @@ def _free_of_group(root: Path = Path("/sys/fs/cgroup")) -> int:
 
 def _free_of_limit() -> int:
     """Return the bytes that `ulimit -v` leaves."""
-    if (limit := limit_of("RLIMIT_AS")) is not None:
+    if (limit := read_limit("RLIMIT_AS")) is not None:
         with contextlib.suppress(OSError, ValueError, AttributeError):
             used = int(Path("/proc/self/statm").read_text().split()[0])
             return limit - used * os.sysconf("SC_PAGE_SIZE")
     return UNLIMITED
 
 
-def limit_of(name: str) -> int | None:
+def read_limit(name: str) -> int | None:
     """Return a limit of this process, for example `RLIMIT_FSIZE`, None if there is none."""
     with contextlib.suppress(ImportError, AttributeError, OSError, ValueError):  # as on Windows
         import resource
@@ -93,13 +93,13 @@ def raise_if_full(error: BaseException) -> None:
 
     Call this first where any other error of reading a file counts as damage of the file.
     """
-    if out_of_memory(error):
+    if is_out_of_memory(error):
         raise MemoryError from error
 
 
-def out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error`, or its cause, means that the device or the machine ran out of memory."""
-    if error.__cause__ is not None and out_of_memory(error.__cause__):
+    if error.__cause__ is not None and is_out_of_memory(error.__cause__):
         return True
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True

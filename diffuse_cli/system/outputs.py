@@ -127,20 +127,20 @@ def hold_lock(
     with contextlib.ExitStack() as stack:
         stack.callback(_remove_empty, new)
         files.make_folder(path.parent)
-        with files.reported(path):
+        with files.report_errors(path):
             try:
                 stack.enter_context(lock)
             except Timeout:
                 where = files.show(of or path.parent)
                 raise BusyError(
-                    f"process {_written(path) or 'another'} is writing to {where}", hint
+                    f"process {_read_holder(path) or 'another'} is writing to {where}", hint
                 ) from None
             if os.name == "posix":
                 # On Windows, a locked file cannot be written, and filelock removes it.
                 stack.callback(files.remove, path)
                 path.write_text(f"{os.getpid()}\n")
         if owned:
-            files.sweep(path.parent, owned)
+            files.remove_leftovers(path.parent, owned)
         yield
 
 
@@ -154,7 +154,7 @@ def _remove_empty(folders: Iterable[Path]) -> None:
 def holder(path: Path) -> int | None:
     """Return the process number in a lock file if the process exists, without taking the lock."""
     with contextlib.suppress(OSError, ValueError, OverflowError):
-        process = int(_written(path))
+        process = int(_read_holder(path))
         if process > 0 and os.name == "posix":
             with contextlib.suppress(PermissionError):  # it exists, and is another user's
                 os.kill(process, 0)
@@ -162,7 +162,7 @@ def holder(path: Path) -> int | None:
     return None
 
 
-def _written(path: Path) -> str:
+def _read_holder(path: Path) -> str:
     try:
         return files.show(path.read_text(errors="replace")[:20].strip())
     except OSError:

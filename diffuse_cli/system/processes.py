@@ -12,7 +12,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from diffuse_cli.system.errors import DiffuseError, Interrupted, LostError, Terminated
-from diffuse_cli.system.events import Stop
+from diffuse_cli.system.events import StopRequest
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -28,7 +28,7 @@ SPINS = 3000
 is 300,000 (benchmarks/README.md)."""
 
 
-def wait_briefly() -> None:
+def shorten_waits() -> None:
     """Let threads that wait for each other sleep soon. Call this before importing torch.
 
     PyTorch's threads check again and again while they wait. If other processes use the cores, this
@@ -43,12 +43,12 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0") or 0)
 
 
-def launched() -> int:
+def world_size() -> int:
     """Return the number of processes that a launcher started, 1 without one."""
     return int(os.environ.get("WORLD_SIZE", "1") or 1)
 
 
-def from_first(accelerator: Accelerator, work: Callable[[], T]) -> T:
+def run_on_first(accelerator: Accelerator, work: Callable[[], T]) -> T:
     """Run `work` on the first process, and return its result or raise its error on all.
 
     Every process must call this.
@@ -83,13 +83,13 @@ _GONE = (
 
 def lost_process_error(error: BaseException) -> LostError | None:
     """Return the error to print if another process has ended, None for other errors."""
-    if launched() < 2 or not isinstance(error, RuntimeError):
+    if world_size() < 2 or not isinstance(error, RuntimeError):
         return None
     if not (type(error).__name__.startswith("Dist") or any(text in str(error) for text in _GONE)):
         return None
-    which = f"process {1 - rank()}" if launched() == 2 else "a process"
+    which = f"process {1 - rank()}" if world_size() == 2 else "a process"
     return LostError(
-        f"{which} of {launched()} has ended, so process {rank()} ends too",
+        f"{which} of {world_size()} has ended, so process {rank()} ends too",
         "See the error of the other process, then start all processes again to resume",
     )
 
@@ -101,7 +101,7 @@ def lost_process_error(error: BaseException) -> LostError | None:
 ERRORS = {signal.SIGINT: (Interrupted, "interrupted"), signal.SIGTERM: (Terminated, "terminated")}
 
 
-class _Struck(BaseException):
+class _SignalRaised(BaseException):
     """Exception of a signal, which passes every `except Exception`.
 
     Otherwise the code that is running would report a damaged image or a silent server.
@@ -112,11 +112,11 @@ class _Struck(BaseException):
 
 
 @contextlib.contextmanager
-def _as_error() -> Iterator[None]:
+def _convert_signals() -> Iterator[None]:
     """Raise the `DiffuseError` of a signal that arrived inside the block."""
     try:
         yield
-    except _Struck as struck:
+    except _SignalRaised as struck:
         raise struck.error from None
 
 
@@ -128,7 +128,7 @@ def _error(number: int) -> DiffuseError:
 _quietly = False
 
 
-def leave_quietly() -> None:
+def exit_on_signals() -> None:
     """End the process at once and silently at any later signal without a handler.
 
     The same holds for a signal that arrives while the error of an earlier signal is raised.
@@ -147,15 +147,15 @@ def _leave(number: int, frame: FrameType | None) -> None:
     os._exit(128 + number)
 
 
-def _strike(error: DiffuseError) -> NoReturn:
+def _raise_signal(error: DiffuseError) -> NoReturn:
     """Raise the error of a signal at once."""
     if _quietly:
-        leave_quietly()
-    raise _Struck(error)
+        exit_on_signals()
+    raise _SignalRaised(error)
 
 
 @contextlib.contextmanager
-def _handling(
+def _install_handler(
     handler: Callable[[int, FrameType | None], None], numbers: Iterable[int] = tuple(ERRORS)
 ) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
@@ -173,11 +173,11 @@ def _handling(
 @contextlib.contextmanager
 def raise_signals() -> Iterator[None]:
     """End the block at SIGINT or SIGTERM with its `DiffuseError`."""
-    with _as_error(), _handling(lambda number, _: _strike(_error(number))):
+    with _convert_signals(), _install_handler(lambda number, _: _raise_signal(_error(number))):
         yield
 
 
-class Pending(Stop):
+class PendingSignal(StopRequest):
     """A signal's error, for work that checks it between two steps."""
 
     def __init__(self) -> None:
@@ -189,29 +189,29 @@ class Pending(Stop):
         return self._noted
 
     @contextlib.contextmanager
-    def at_once(self) -> Iterator[None]:
+    def raise_at_once(self) -> Iterator[None]:
         """Raise at once at a signal inside the block, for work that need not be finished."""
         self._urgent = True
         try:
             if self._noted:
                 raise self._noted
-            with _as_error():
+            with _convert_signals():
                 yield
         finally:
             self._urgent = False
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Note the first signal, or raise it inside `at_once`. Raise a second signal."""
+        """Note the first signal, or raise it inside `raise_at_once`. Raise a second signal."""
         first, error = self._noted is None, _error(number)
         if first:
             self._noted = error
         if self._urgent or not first:
             self._urgent = False
-            _strike(error)
+            _raise_signal(error)
 
 
 @contextlib.contextmanager
-def note_interrupts(pending: Pending) -> Iterator[None]:
+def note_interrupts(pending: PendingSignal) -> Iterator[None]:
     """Note Ctrl-C inside the block, see `defer_signals`, unless the program has its own handler.
 
     SIGTERM stays with the program.
@@ -219,13 +219,13 @@ def note_interrupts(pending: Pending) -> Iterator[None]:
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
         return
-    with _as_error(), _handling(pending.handle, (signal.SIGINT,)):
+    with _convert_signals(), _install_handler(pending.handle, (signal.SIGINT,)):
         yield
 
 
 @contextlib.contextmanager
-def defer_signals() -> Iterator[Pending]:
+def defer_signals() -> Iterator[PendingSignal]:
     """Note the first signal inside the block, and raise at the second."""
-    pending = Pending()
-    with _as_error(), _handling(pending.handle):
+    pending = PendingSignal()
+    with _convert_signals(), _install_handler(pending.handle):
         yield pending

@@ -150,6 +150,6 @@ def seed_modules(seed: int, step: int, microbatch: int, process: int) -> None:
     seed_all(key(seed, "modules", step, microbatch, process) & 0xFFFF_FFFF)
 
 
-def share(n: int, parts: int, index: int) -> range:
+def split_range(n: int, parts: int, index: int) -> range:
     """Return the `index`-th of `parts` contiguous parts of 0 ... n-1, as equal as possible."""
     return range(n * index // parts, n * (index + 1) // parts)

@@ -26,7 +26,7 @@ MEMORY = "memory:"
 """Prefix of the name of data that a program holds in memory."""
 
 
-def run_at(path: Path) -> Path | None:
+def find_run(path: Path) -> Path | None:
     """Return the run directory of a path that is a run directory or a checkpoint, else None."""
     with contextlib.suppress(OSError):  # a name that is too long, a folder without permission
         if (path / MANIFEST).is_file() and (path / AVERAGE).is_file():
@@ -36,9 +36,9 @@ def run_at(path: Path) -> Path | None:
     return None
 
 
-def run_of(model: Path) -> Path:
+def run_folder(model: Path) -> Path:
     """Return the run directory of a model: a model file, a best model file, or a checkpoint."""
-    if found := run_at(model):
+    if found := find_run(model):
         return found
     own = model.with_suffix(".run")
     if own.exists() or not model.name.endswith(BEST):
@@ -46,22 +46,22 @@ def run_of(model: Path) -> Path:
     return model.with_name(model.name.removesuffix(BEST) + ".run")
 
 
-def model_of(run: Path) -> Path:
+def model_path(run: Path) -> Path:
     """Return the model file of a run directory."""
     return run.with_suffix(".safetensors")
 
 
-def complete(checkpoints: Path) -> list[Path]:
+def list_checkpoints(checkpoints: Path) -> list[Path]:
     """Return the complete checkpoints, newest first."""
     return sorted((p.parent for p in checkpoints.glob(f"step-*/{MANIFEST}")), reverse=True)
 
 
-def step_of(checkpoint: Path) -> int:
+def checkpoint_step(checkpoint: Path) -> int:
     """Return the step of a checkpoint."""
     return int(checkpoint.name.removeprefix("step-"))
 
 
-def fault(checkpoint: Path, *names: str) -> str:
+def find_damage(checkpoint: Path, *names: str) -> str:
     """Return the first fault of these files of a checkpoint, empty if they match the manifest.
 
     Without names, all files are checked.
@@ -83,18 +83,18 @@ def resume_line(data: str, model: str, options: Sequence[str] = ()) -> str:
     return shlex.join(["diffuse", "train", data, "--resume", *options, "-o", model])
 
 
-def rows(log: Path) -> Iterator[dict[str, Any]]:
+def read_log(log: Path) -> Iterator[dict[str, Any]]:
     """Yield the lines of a log that have a step. Other lines, such as a cut line, are skipped."""
-    yield from (x for x in files.read_json_lines(log) if finite(x.get("step")) is not None)
+    yield from (x for x in files.read_json_lines(log) if finite_or_none(x.get("step")) is not None)
 
 
-def last(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
+def last_value(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
     """Return the last value of a name in a log."""
-    found = (finite(row.get(name)) for row in reversed(rows))
+    found = (finite_or_none(row.get(name)) for row in reversed(rows))
     return next((value for value in found if value is not None), None)
 
 
-def finite(value: Any) -> float | None:
+def finite_or_none(value: Any) -> float | None:
     """Return a number of a log as a float, None for anything else."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None

@@ -10,16 +10,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from diffuse_cli.core.kernels import laid_out
-from diffuse_cli.core.process import spread
+from diffuse_cli.core.kernels import arrange_memory
+from diffuse_cli.core.process import expand_batch
 from diffuse_cli.system.rng import permutation
-from diffuse_cli.training.feed import Feed, Indices, streams
+from diffuse_cli.training.feed import Feed, Indices, find_streams
 from diffuse_cli.training.plan import Plan
 
 
 def mirror(x: Tensor, flip: Tensor) -> Tensor:
     """Mirror the samples of x (B, C, *size) where `flip` (B,) is true."""
-    return torch.where(spread(flip, x), x.flip(-1), x)
+    return torch.where(expand_batch(flip, x), x.flip(-1), x)
 
 
 class Batches:
@@ -37,22 +37,22 @@ class Batches:
         seed, n = plan.config.seed, len(plan.data.train)
         self._order = lru_cache(maxsize=2)(lambda epoch: permutation(seed, epoch, n))
         self.feed: Feed | None = None
-        if streams(plan.data):
+        if find_streams(plan.data):
             mine = range(batch_size) if mine is None else mine
-            self.feed = Feed(plan.data, self._ordered, mine)
+            self.feed = Feed(plan.data, self._shuffle_indices, mine)
 
-    def at(self, step: int, positions: range) -> Indices:
+    def find_indices(self, step: int, positions: range) -> Indices:
         """Return the indices of the images at positions of the batch after `step` steps."""
         if self.feed is not None:
-            return self.feed.at(step, positions)
-        return self._ordered(step, positions)
+            return self.feed.find_indices(step, positions)
+        return self._shuffle_indices(step, positions)
 
     def close(self) -> None:
         """Stop reading ahead."""
         if self.feed is not None:
             self.feed.close()
 
-    def _ordered(self, step: int, positions: range) -> Indices:
+    def _shuffle_indices(self, step: int, positions: range) -> Indices:
         n = len(self.plan.data.train)
         places = np.arange(positions.start, positions.stop) + step * self.batch_size
         epochs, offsets = places // n, places % n
@@ -65,7 +65,7 @@ class Batches:
     def samples(self, indices: Indices) -> Tensor:
         """Return samples x_0 in the model's space, on the device."""
         stored = self._to_device(self.plan.data.images.stored[indices])
-        return laid_out(self.plan.blueprint.space.to_model(stored))
+        return arrange_memory(self.plan.blueprint.space.to_model(stored))
 
     def condition(
         self, indices: Indices, x0: Tensor, flip: Tensor | None, step: int, positions: range
@@ -80,7 +80,7 @@ class Batches:
         labels = self._to_device(images.labels[indices])
         row = None if images.rows is None else self._to_device(images.rows[indices])
         given = self._conditioning_input(indices, x0, flip, step, positions)
-        return self.plan.blueprint.conditions.told(labels, given, row)
+        return self.plan.blueprint.conditions.make_keywords(labels, given, row)
 
     def _conditioning_input(
         self, indices: Indices, x0: Tensor, flip: Tensor | None, step: int, positions: range
@@ -88,13 +88,13 @@ class Batches:
         giver, pairs = self.plan.giver, self.plan.data.pairs
         if giver is None:
             return None
-        draws = giver.draws(self.plan.config.seed, "given", step, positions, self.device)
+        draws = giver.draw_numbers(self.plan.config.seed, "given", step, positions, self.device)
         if pairs is None:
-            told = giver.degraded(x0, draws)
+            told = giver.encode_samples(x0, draws)
         else:
-            beside = giver.inputs.to_model(self._to_device(pairs[indices]))
-            told = giver.observed(beside if flip is None else mirror(beside, flip))
-        return laid_out(giver.augmented(told, draws))
+            beside = giver.input_space.to_model(self._to_device(pairs[indices]))
+            told = giver.encode_observations(beside if flip is None else mirror(beside, flip))
+        return arrange_memory(giver.add_noise(told, draws))
 
     def _to_device(self, values: npt.NDArray[Any]) -> Tensor:
         """Copy `values` to the device without waiting for the copy."""

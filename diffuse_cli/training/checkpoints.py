@@ -17,23 +17,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import Accelerator
 
-from diffuse_cli.config.options import options, place_name, read_toml, to_toml
+from diffuse_cli.config.options import option_fields, place_name, read_toml, to_toml
 from diffuse_cli.config.train_options import TrainConfig, to_file
 from diffuse_cli.core.losses import TAUGHT
 from diffuse_cli.models import model_file
 from diffuse_cli.system import files
 from diffuse_cli.system.devices import redirect_trackers
 from diffuse_cli.system.errors import OutputError, UsageError
-from diffuse_cli.system.events import Notice, Stop, Work, until
-from diffuse_cli.training.ema_weights import KEPT_LENGTHS, Weak
+from diffuse_cli.system.events import Notice, StopRequest, Work, run_until
+from diffuse_cli.training.ema_weights import KEPT_LENGTHS, EarlyWeights
 from diffuse_cli.training.memory_estimate import fit_into_memory
-from diffuse_cli.training.monitor import chores
-from diffuse_cli.training.optimization import Course
+from diffuse_cli.training.monitor import plan_chores
+from diffuse_cli.training.optimization import ProgressSchedule
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.run_directory import KEPT, Checkpoint, RunDirectory
 from diffuse_cli.training.run_length import THREAD_VARIABLES, warn_of_limited_options
 from diffuse_cli.training.time_budget import Budget
-from diffuse_cli.training.time_estimate import first_plan
+from diffuse_cli.training.time_estimate import choose_steps
 from diffuse_cli.training.trainer import Trainer
 from diffuse_cli.training.training_data import check_fingerprint
 
@@ -54,7 +54,7 @@ SPARE = 2**23
 """Bytes for metrics, previews, headers and the loss history of the timesteps."""
 
 
-class Pace:
+class CheckpointSchedule:
     """Schedule of checkpoints: every `every` steps.
 
     Without `every`, a checkpoint follows every `EVERY` steps and every preview, so that both show
@@ -66,7 +66,7 @@ class Pace:
         self.every = every
         self._ended, self._took = time.monotonic(), 0.0
 
-    def due(self, done: int, previewed: bool = False) -> bool:
+    def is_due(self, done: int, previewed: bool = False) -> bool:
         """Whether to save after `done` steps."""
         if self.every is not None:
             return done % self.every == 0
@@ -74,7 +74,7 @@ class Pace:
         return wanted and time.monotonic() - self._ended >= SHARE * self._took
 
     @contextlib.contextmanager
-    def measured(self) -> Iterator[None]:
+    def measure_save(self) -> Iterator[None]:
         """Measure how long a save takes."""
         began = time.monotonic()
         yield
@@ -98,9 +98,9 @@ def check_room(plan: Plan, run: RunDirectory) -> None:
     critic = weights + moments if plan.config.loss in TAUGHT else 0
     checkpoints = (KEPT + 1) * (2 * weights + weak + moments + best + powers + critic)
     taken = (run.checkpoints, run.model, run.snapshots)
-    there = sum(map(files.size_of, taken))
+    there = sum(map(files.measure_size, taken))
     if best:
-        there += files.size_of(run.best)
+        there += files.measure_size(run.best)
     total = checkpoints + snapshots + 2 * (model + best) + SPARE
     files.check_room(run.path, total - there, max(moments, model, powers))
 
@@ -108,7 +108,7 @@ def check_room(plan: Plan, run: RunDirectory) -> None:
 # -- state ----------------------------------------------------------------------------------------
 
 
-def checkpoint_of(
+def make_checkpoint(
     trainer: Trainer,
     step: int,
     monitor: Monitor,
@@ -122,9 +122,9 @@ def checkpoint_of(
     return Checkpoint(
         step=step,
         model=trainer.net.state_dict(),
-        ema=model_file.together(average, weak=weak.weights if weak else None),
+        ema=model_file.merge_weights(average, weak=weak.weights if weak else None),
         about=model_file.metadata(plan.model(step, trainer.course.steps, average, None, weak)),
-        optimizer=trainer.updater.moments(),
+        optimizer=trainer.updater.optimizer_state(),
         history=trainer.history.tensors(),
         best=monitor.best.tensors if monitor.best else {},
         powers=trainer.powers.tensors() if trainer.powers else {},
@@ -138,7 +138,7 @@ def checkpoint_of(
             "accumulation": trainer.accumulation,
             "scaler": scaler.state_dict() if scaler is not None else None,
             **plan.data.state(bool(plan.config.classes)),
-            **({"distilled": plan.teacher.described} if plan.teacher else {}),
+            **({"distilled": plan.teacher.description} if plan.teacher else {}),
             "versions": list(versions),
             "watch": monitor.state(),
             **({"budget": asdict(budget), "course": asdict(trainer.course)} if budget else {}),
@@ -165,13 +165,13 @@ def record_versions(checkpoint: Checkpoint | None) -> Work[Versions]:
     return (*past, {**now, "step": checkpoint.step if checkpoint else 0})
 
 
-def restore(trainer: Trainer, saved: Checkpoint) -> None:
+def restore_trainer(trainer: Trainer, saved: Checkpoint) -> None:
     """Restore the trainer's state from a checkpoint."""
     trainer.net.load_state_dict(dict(saved.model))
-    average, _, weak = model_file.apart(saved.ema)
+    average, _, weak = model_file.split_weights(saved.ema)
     trainer.ema.net.load_state_dict(dict(average))
     if weak:
-        trainer.weak = Weak(saved.state["weak_step"], weak)
+        trainer.weak = EarlyWeights(saved.state["weak_step"], weak)
     trainer.ema.updates = saved.state["ema_updates"]
     trainer.ema.forgotten = saved.state.get("ema_forgotten", 0)
     if trainer.powers:
@@ -195,7 +195,7 @@ def restore(trainer: Trainer, saved: Checkpoint) -> None:
 # The checkpoint that a run resumes from, and the number of steps it will take.
 
 
-def last_checkpoint(plan: Plan, run: RunDirectory) -> Work[Checkpoint | None]:
+def find_last_checkpoint(plan: Plan, run: RunDirectory) -> Work[Checkpoint | None]:
     """Find the checkpoint to resume from, or None, and report it.
 
     Raises:
@@ -203,7 +203,7 @@ def last_checkpoint(plan: Plan, run: RunDirectory) -> Work[Checkpoint | None]:
         UsageError: the run has taken more steps than asked for, or distils another model.
     """
     config = plan.config
-    if not config.goes_on:
+    if not config.resumes:
         return None
     checkpoint, passed = run.load()
     for text in passed:
@@ -238,9 +238,9 @@ def decide_steps(
     accelerator: Accelerator,
     run: RunDirectory,
     checkpoint: Checkpoint | None,
-    stop: Stop,
+    stop: StopRequest,
     spent: float,
-) -> Work[tuple[TrainConfig, Course, Budget | None]]:
+) -> Work[tuple[TrainConfig, ProgressSchedule, Budget | None]]:
     """Decide the number of steps of a run, from --steps or to fill --minutes.
 
     Args:
@@ -258,10 +258,10 @@ def decide_steps(
             torch.set_num_threads(budget.threads)  # for the same results
         budget.count(spent)
         if wanted == budget.minutes:
-            course = Course(**checkpoint.state["course"])
+            course = ProgressSchedule(**checkpoint.state["course"])
             config = replace(config, steps=course.steps, minutes=None)
             config = yield from fit_into_memory(config, plan.room, accelerator.num_processes)
-            yield _clock(budget, done < course.steps)
+            yield _describe_budget(budget, done < course.steps)
             return config, course, budget
         budget.minutes, used = wanted, budget.used / 60
         if budget.left <= 0:
@@ -269,15 +269,15 @@ def decide_steps(
                 f"--minutes {wanted:g} is the total of the run, and {used:.3g} minutes have passed",
                 f"To train for {wanted:g} more, set --minutes {used + wanted:.3g}",
             )
-        yield _clock(budget)
-        config = replace(config, steps=budget.plan(done, chores(plan)), minutes=None)
+        yield _describe_budget(budget)
+        config = replace(config, steps=budget.plan(done, plan_chores(plan)), minutes=None)
         config = yield from fit_into_memory(config, plan.room, accelerator.num_processes)
     else:
         if done and wanted is not None:
             yield Notice(
                 f"--minutes {wanted:g} count from now, because the run used --steps before"
             )
-        config, budget = yield from until(stop, first_plan(plan, accelerator, done, spent))
+        config, budget = yield from run_until(stop, choose_steps(plan, accelerator, done, spent))
     if done and run.exists():
         before = read_toml(run.config).get("steps")
         if before != config.steps:
@@ -286,10 +286,10 @@ def decide_steps(
                 "schedule"
             )
     yield from warn_of_limited_options(config)
-    return config, Course.of(config.steps), budget
+    return config, ProgressSchedule.of(config.steps), budget
 
 
-def _clock(budget: Budget, goes_on: bool = True) -> Notice:
+def _describe_budget(budget: Budget, goes_on: bool = True) -> Notice:
     """Return a notice of the minutes that are left of a resumed run."""
     total = f"--minutes {budget.minutes:g} is the total of the run"
     if not goes_on:
@@ -314,7 +314,7 @@ def begin_trackers(config: TrainConfig, accelerator: Accelerator, run: RunDirect
     if config.log:
         values = {
             f.name: place_name(value) if spec.place and isinstance(value, str) else value
-            for f, spec in options(config)
+            for f, spec in option_fields(config)
             if isinstance(value := getattr(config, f.name), (int, float, str))
         }
         with redirect_trackers():

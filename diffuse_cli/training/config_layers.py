@@ -1,7 +1,7 @@
 """Layers of the options for training: flags, file, run directory, model, preset, defaults.
 
-Each layer holds the options of one source. `merged` lays one over another: options of the upper
-layer hold, and `RULES` drop the options of the lower layer that belong to a replaced value.
+Each layer holds the options of one source. `merge_layers` lays one over another: options of the
+upper layer hold, and `RULES` drop the options of the lower layer that belong to a replaced value.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from diffuse_cli.config.options import from_dict, parsed
-from diffuse_cli.config.presets import PRESETS, network_of
+from diffuse_cli.config.options import from_dict, parse_options
+from diffuse_cli.config.presets import PRESETS, resolve_network
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core.networks import NETWORKS
 from diffuse_cli.core.variances import LEARNED
@@ -24,7 +24,7 @@ class Layer(dict[str, Any]):
     """
 
     def __init__(self, given: Mapping[str, Any] | None = None) -> None:
-        super().__init__(parsed(TrainConfig, given or {}))
+        super().__init__(parse_options(TrainConfig, given or {}))
 
     def without(self, *names: str) -> Layer:
         """Return the layer without these options."""
@@ -36,12 +36,12 @@ class Layer(dict[str, Any]):
         settings = self.get("architecture")
         return settings if isinstance(settings, Mapping) else {}
 
-    def trait(self, name: str, default: Any) -> Any:
+    def network_attribute(self, name: str, default: Any) -> Any:
         """Return an attribute of the network's module."""
-        network = network_of(self.get("network"), self.get("preset"))
+        network = resolve_network(self.get("network"), self.get("preset"))
         return getattr(NETWORKS.get(network), name, default)
 
-    def keeping(self, settings: Mapping[str, Any]) -> Layer:
+    def with_network(self, settings: Mapping[str, Any]) -> Layer:
         """Return the layer with these network settings if it has network settings."""
         return Layer({**self, "architecture": settings}) if self.network else self
 
@@ -54,7 +54,7 @@ class Layer(dict[str, Any]):
         return from_dict(TrainConfig, self)
 
 
-def merged(*layers: Layer) -> Layer:
+def merge_layers(*layers: Layer) -> Layer:
     """Merge layers, the uppermost first."""
     below = Layer()
     for above in reversed(layers):
@@ -75,12 +75,12 @@ def default_loss(variance: str) -> str:
     return "hybrid" if variance in LEARNED else "simple"
 
 
-def drops(name: str, *dropped: str) -> Rule:
+def make_rule(name: str, *dropped: str) -> Rule:
     """Make a rule: if the upper layer sets `name`, drop these options from the lower layer."""
     return lambda above, below: below.without(*dropped) if name in above else below
 
 
-def drops_network(name: str, *dropped: str) -> Rule:
+def make_network_rule(name: str, *dropped: str) -> Rule:
     """Make a rule: if two layers set a different `name`, drop the network of the lower layer."""
 
     def rule(above: Layer, below: Layer) -> Layer:
@@ -91,7 +91,7 @@ def drops_network(name: str, *dropped: str) -> Rule:
     return rule
 
 
-def loss_of_variance(above: Layer, below: Layer) -> Layer:
+def drop_default_loss(above: Layer, below: Layer) -> Layer:
     """Drop a loss that was the default for another variance."""
     before = str(below.get("variance", "small"))
     if above.get("variance", before) != before and below.get("loss") == default_loss(before):
@@ -99,23 +99,23 @@ def loss_of_variance(above: Layer, below: Layer) -> Layer:
     return below
 
 
-def network_of_size(above: Layer, below: Layer) -> Layer:
+def drop_size_settings(above: Layer, below: Layer) -> Layer:
     """Drop levels or patches that depend on the size, unless the network has weights already."""
     sizes = above.get("size"), below.get("size")
     if "init" in above or None in sizes or sizes[0] == sizes[1]:
         return below
-    followed = below.trait("OF_SIZE", frozenset())
-    return below.keeping({k: v for k, v in below.network.items() if k not in followed})
+    followed = below.network_attribute("OF_SIZE", frozenset())
+    return below.with_network({k: v for k, v in below.network.items() if k not in followed})
 
 
-def network_of_width(above: Layer, below: Layer) -> Layer:
+def drop_width_settings(above: Layer, below: Layer) -> Layer:
     """Drop network settings that do not suit another width."""
     if "width" not in above:
         return below
     preset = below.get("preset")
     published = isinstance(preset, str) and preset in PRESETS and PRESETS[preset].published
-    at_width = below.trait("at_width", other_width)
-    return below.keeping(at_width(below.network, above.get("width"), published))
+    at_width = below.network_attribute("at_width", other_width)
+    return below.with_network(at_width(below.network, above.get("width"), published))
 
 
 def other_width(settings: Mapping[str, Any], width: int, published: bool) -> dict[str, Any]:
@@ -124,13 +124,13 @@ def other_width(settings: Mapping[str, Any], width: int, published: bool) -> dic
 
 
 RULES: tuple[Rule, ...] = (
-    drops_network("preset", "network"),
-    drops_network("network", "preset"),
-    network_of_width,
-    network_of_size,
-    loss_of_variance,
-    drops("loss", "weighting"),
-    drops("betas", "num_timesteps"),
-    drops("schedule", "betas"),
-    drops("steps", "minutes"),
+    make_network_rule("preset", "network"),
+    make_network_rule("network", "preset"),
+    drop_width_settings,
+    drop_size_settings,
+    drop_default_loss,
+    make_rule("loss", "weighting"),
+    make_rule("betas", "num_timesteps"),
+    make_rule("schedule", "betas"),
+    make_rule("steps", "minutes"),
 )

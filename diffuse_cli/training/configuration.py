@@ -7,7 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffuse_cli.config import presets
-from diffuse_cli.config.options import converted, flag_of, from_dict, options, read_toml, to_dict
+from diffuse_cli.config.options import (
+    convert_options,
+    field_flag,
+    from_dict,
+    option_fields,
+    read_toml,
+    to_dict,
+)
 from diffuse_cli.config.parsers import Size
 from diffuse_cli.config.shared_options import DiffusionConfig
 from diffuse_cli.config.task_options import is_degradation
@@ -15,18 +22,25 @@ from diffuse_cli.config.train_options import NETWORK, WEIGHTED, TrainConfig, fro
 from diffuse_cli.core import degradations
 from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.losses import OF_LEARNED, TAUGHT
-from diffuse_cli.core.networks import NETWORKS, widest
+from diffuse_cli.core.networks import NETWORKS, largest_width
 from diffuse_cli.core.settings import Settings
 from diffuse_cli.core.settings import to_dict as plain
 from diffuse_cli.core.space import LONGEST_SIDE, Space
 from diffuse_cli.core.variances import LEARNED
-from diffuse_cli.data.metadata_columns import names_of
-from diffuse_cli.media import named
+from diffuse_cli.data.metadata_columns import parse_column_names
+from diffuse_cli.media import layout_name
 from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.system import files
-from diffuse_cli.system.errors import OutputError, UsageError, flag, lookup, suggest, translating
+from diffuse_cli.system.errors import (
+    OutputError,
+    UsageError,
+    flag,
+    lookup,
+    suggest,
+    translate_errors,
+)
 from diffuse_cli.system.processes import rank
-from diffuse_cli.training.config_layers import Layer, default_loss, merged
+from diffuse_cli.training.config_layers import Layer, default_loss, merge_layers
 from diffuse_cli.training.run_directory import RunDirectory
 
 BATCH = 64
@@ -49,7 +63,7 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
         OutputError: there is no run to resume.
     """
     flags, file = Layer(typed), Layer(from_file(filed or {}))
-    given = merged(flags, file)
+    given = merge_layers(flags, file)
     Layer({"data": "", **given}).config()
     for one, other in (("steps", "minutes"), ("init", "preset"), ("schedule", "betas")):
         if one in flags and other in flags:
@@ -57,9 +71,9 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
     run = RunDirectory(given.get("out", "model.safetensors"))
     if given.get("resume") or given.get("auto_resume"):
         if run.exists():
-            return _checked(_resumed(given, run))
-        _check_begins(run, bool(given.get("auto_resume")))
-    config = merged(given, _base(given)).config()
+            return _check_options(_resume_config(given, run))
+        _check_new_run(run, bool(given.get("auto_resume")))
+    config = merge_layers(given, _read_base(given)).config()
     for name, others in (
         ("label_dropout", ("classes", "condition_on")),
         ("given_dropout", ("given",)),
@@ -69,9 +83,9 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
         if name in flags and not any(getattr(config, other) for other in others):
             either = " or ".join(map(flag, others))
             raise UsageError(f"{flag(name)} needs {either}", "Set both, or neither")
-    names_of(config.condition_on or ())
+    parse_column_names(config.condition_on or ())
     if config.given and is_degradation(config.given):
-        with translating(lambda _: "--given"):
+        with translate_errors(lambda _: "--given"):
             degradations.parse(config.given)
     if config.loss in OF_LEARNED and config.variance not in LEARNED:
         raise UsageError(
@@ -99,11 +113,11 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
         raise UsageError("--teacher-guidance needs --loss consistency", "Remove it")
     if config.size and config.preset and max(config.size) <= LONGEST_SIDE:
         space = Space(channels=config.channels or 3, size=config.size)
-        presets.architecture(config, config.preset, space)
-    return _checked(config)
+        presets.resolve_architecture(config, config.preset, space)
+    return _check_options(config)
 
 
-def _checked(config: TrainConfig) -> TrainConfig:
+def _check_options(config: TrainConfig) -> TrainConfig:
     """Return `config`, or refuse an option that has no effect without another.
 
     Raises:
@@ -119,7 +133,7 @@ def _checked(config: TrainConfig) -> TrainConfig:
     return config
 
 
-def _check_begins(run: RunDirectory, auto: bool) -> None:
+def _check_new_run(run: RunDirectory, auto: bool) -> None:
     """Refuse to start a run with --resume, or, with --auto-resume, over an existing model.
 
     Raises:
@@ -127,7 +141,7 @@ def _check_begins(run: RunDirectory, auto: bool) -> None:
         OutputError: there is no run to resume.
     """
     if run.path.exists() and rank() == 0:  # which may have made and locked it just now
-        with run.held():
+        with run.hold_lock():
             pass
     if run.model.exists():
         raise OutputError(
@@ -146,20 +160,20 @@ def _check_begins(run: RunDirectory, auto: bool) -> None:
     )
 
 
-def _base(given: Layer) -> Layer:
+def _read_base(given: Layer) -> Layer:
     """Return the options of the model of --init, or else of the named preset."""
     if given.get("init"):
         from diffuse_cli.models.model_file import read_training
 
-        return _sized(Layer(read_training(given["init"])), given.get("size"))
-    if name := given.get("preset") or presets.first_of(given.get("network")):
+        return _resize_network(Layer(read_training(given["init"])), given.get("size"))
+    if name := given.get("preset") or presets.first_preset(given.get("network")):
         train = lookup(presets.PRESETS, name, "--preset").train
-        # The learning rate depends on the width, which `complete` knows.
+        # The learning rate depends on the width, which `complete_config` knows.
         return Layer(train).without("lr")
     return Layer()
 
 
-def _sized(model: Layer, size: Size | None) -> Layer:
+def _resize_network(model: Layer, size: Size | None) -> Layer:
     """Return the options of a model, with its network resized."""
     name, own = model["network"], model.get("size")
     resized = getattr(NETWORKS[name], "resized", None)
@@ -169,45 +183,45 @@ def _sized(model: Layer, size: Size | None) -> Layer:
     return Layer({**model, "architecture": plain(resized(config, own, size))})
 
 
-def _resumed(given: Layer, run: RunDirectory) -> TrainConfig:
+def _resume_config(given: Layer, run: RunDirectory) -> TrainConfig:
     """Return the configuration of the stored run, with the options that may change."""
     stored = from_dict(TrainConfig, from_file(read_toml(run.config)), str(run.config))
     if stored.optimizer is None:  # of a version that had only one
         stored = dataclasses.replace(stored, optimizer="adamw")
-    asked = merged(given, Layer(to_dict(stored))).config()
+    asked = merge_layers(given, Layer(to_dict(stored))).config()
     wanted: dict[str, Any] = {}
-    for f, spec in options(TrainConfig):
+    for f, spec in option_fields(TrainConfig):
         if f.name not in given:
             continue
         value, own = getattr(asked, f.name), getattr(stored, f.name)
-        if spec.control or f.name in FREE or _checked_later(f.name, value, stored):
+        if spec.control or f.name in FREE or _is_checked_later(f.name, value, stored):
             wanted[f.name] = given.get(f.name)
         elif value != own and (f.name, value) != ("precision", "auto"):
-            raise _differs(flag_of(f), value, own)
+            raise _difference_error(field_flag(f), value, own)
     if "steps" in given and "minutes" not in given:  # of a run that began by --minutes
         wanted["minutes"] = None
     for name, value in given.network.items():
         own = stored.architecture.get(name)
         if value != own:
-            raise _differs(f"[{stored.network or NETWORK}] {name}", value, own)
+            raise _difference_error(f"[{stored.network or NETWORK}] {name}", value, own)
     return dataclasses.replace(stored, **wanted)
 
 
-def _checked_later(name: str, value: Any, stored: TrainConfig) -> bool:
+def _is_checked_later(name: str, value: Any, stored: TrainConfig) -> bool:
     """Whether an option names files, which are compared by their content."""
     if name == "given":
         return not any(path is None or is_degradation(path) for path in (value, stored.given))
     return name == "init" and stored.loss in TAUGHT
 
 
-def _differs(name: str, typed: Any, stored: Any) -> UsageError:
+def _difference_error(name: str, typed: Any, stored: Any) -> UsageError:
     return UsageError(
-        f"{name} {_shown(typed)} differs from the run's {_shown(stored)}",
+        f"{name} {_format_value(typed)} differs from the run's {_format_value(stored)}",
         "Remove it to resume, or replace the run with --overwrite",
     )
 
 
-def _shown(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if not isinstance(value, tuple):
         return str(value)
     if all(isinstance(each, str) for each in value):
@@ -215,7 +229,9 @@ def _shown(value: Any) -> str:
     return "x".join(map(str, value)) if len(value) <= 3 else f"({len(value)} numbers)"
 
 
-def rate_at(preset: str | None, width: int | None, batch_size: int, dims: int = 2) -> float:
+def scale_learning_rate(
+    preset: str | None, width: int | None, batch_size: int, dims: int = 2
+) -> float:
     """Return the learning rate of a preset at a width and a batch size, for `dims` dimensions.
 
     The rate is divided by the width: an output is a sum over `width` inputs, and Adam moves each
@@ -226,10 +242,10 @@ def rate_at(preset: str | None, width: int | None, batch_size: int, dims: int = 
     The rate is multiplied by the root of the batch size: the noise of a gradient falls with that
     root, while Adam's step size stays the same (Malladi et al. 2022).
     """
-    own = presets.preset_of(preset)
+    own = presets.find_preset(preset)
     rate: float = own.train.get("lr", presets.DEFAULT_RATE)
     rate *= (batch_size / own.train.get("batch_size", BATCH)) ** 0.5
-    return rate if width is None else rate * own.at(dims).get("width", width) / width
+    return rate if width is None else rate * own.resolve_settings(dims).get("width", width) / width
 
 
 def with_batch_size(
@@ -243,11 +259,11 @@ def with_batch_size(
     lr = config.lr
     if lr is None:
         width = getattr(settings, "width", None)
-        lr = rate_at(config.preset, width, batch_size, space.dims)
+        lr = scale_learning_rate(config.preset, width, batch_size, space.dims)
     return dataclasses.replace(config, batch_size=batch_size, lr=lr)
 
 
-def complete(
+def complete_config(
     config: TrainConfig, space: Space, conditions: Conditions
 ) -> tuple[TrainConfig, Blueprint]:
     """Decide the options that depend on the data and the machine, and describe the model.
@@ -258,7 +274,7 @@ def complete(
 
     preset = presets.choose(config, space, device_type(config.device))
     loss = config.loss or default_loss(config.variance)
-    network, settings = presets.architecture(config, preset, space)
+    network, settings = presets.resolve_architecture(config, preset, space)
     if config.batch_size or config.minutes is None:
         config = dataclasses.replace(config, preset=preset)
         config = with_batch_size(config, config.batch_size or BATCH, space, settings)
@@ -270,7 +286,7 @@ def complete(
         medium=space.medium,
         channels=space.channels,
         size=space.size,
-        layout=named(space.layout),  # the background is its own option
+        layout=layout_name(space.layout),  # the background is its own option
         rate=space.rate,
         transform=space.transform,
         width=width,
@@ -280,20 +296,20 @@ def complete(
         given_noise=conditions.given.noise if conditions.given else None,
         optimizer=config.optimizer or OPTIMIZER,
         weighting=config.weighting or ("none" if loss in WEIGHTED else "min-snr"),
-        precision=resolve_precision(config.precision, config.device, widest(settings)),
+        precision=resolve_precision(config.precision, config.device, largest_width(settings)),
     )
     blueprint = Blueprint(
         space=space,
         network=network,
         config=settings,
         conditions=conditions,
-        diffusion=converted(done, DiffusionConfig),
+        diffusion=convert_options(done, DiffusionConfig),
     )
     blueprint.shapes  # noqa: B018  a network that cannot be built is refused here
     return done, blueprint
 
 
-def for_model_file(config: TrainConfig) -> dict[str, Any]:
+def to_model_options(config: TrainConfig) -> dict[str, Any]:
     """Return the options that a model file keeps, without paths and control options."""
     kept = dataclasses.replace(config, architecture={})
     return to_file(kept, control=False, places=False)

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from diffuse_cli.models import tensor_file
 from diffuse_cli.system import files
 from diffuse_cli.system.descriptors import open_regular_file
-from diffuse_cli.training.optimization import Course
+from diffuse_cli.training.optimization import ProgressSchedule
 
 KEPT_LENGTHS = (0.05, 0.10)
 """The lengths of the averages that training tracks."""
@@ -66,7 +66,7 @@ class Combination:
     error: float
 
 
-def nearest(given: Sequence[Profile], wanted: Profile) -> Combination:
+def fit_profile(given: Sequence[Profile], wanted: Profile) -> Combination:
     """Return the least-squares combination for a wanted profile, scaled to integrate to 1.
 
     Least squares alone leave a sum below or above 1 (0.95 for two snapshots at length 0.12), which
@@ -81,7 +81,7 @@ def nearest(given: Sequence[Profile], wanted: Profile) -> Combination:
     return Combination(found, math.sqrt(max(left, 0.0) / norm))
 
 
-class Powers:
+class PowerAverages:
     """Power-function averages of the parameters of `net`, one for each of `KEPT_LENGTHS`.
 
     Attributes:
@@ -94,7 +94,7 @@ class Powers:
         self._names = [name for name, _ in net.named_parameters()]
         self._averages = [[p.detach().clone() for p in net.parameters()] for _ in self.gammas]
 
-    def follow(self, net: nn.Module, updates: int = 1) -> None:
+    def update(self, net: nn.Module, updates: int = 1) -> None:
         """Move towards `net` after `updates` updates of its weights.
 
         The decays of several updates multiply to (t / (t + updates))^(gamma + 1).
@@ -126,12 +126,14 @@ class Powers:
 # -- snapshots ------------------------------------------------------------------------------------
 
 
-def snapshot_due(done: int, course: Course, count: int) -> bool:
+def snapshot_due(done: int, course: ProgressSchedule, count: int) -> bool:
     """Whether to save the averages after `done` steps: `count` times, evenly spaced."""
     return course.crosses(-(-course.steps // count), done) or done == course.steps
 
 
-def save_snapshot(folder: Path, powers: Powers, step: int, course: Course, count: int) -> None:
+def save_snapshot(
+    folder: Path, powers: PowerAverages, step: int, course: ProgressSchedule, count: int
+) -> None:
     """Save the averages, and remove snapshots that were due for another number of steps.
 
     After a change of the run's length by --minutes, all earlier snapshots stay.
@@ -139,19 +141,19 @@ def save_snapshot(folder: Path, powers: Powers, step: int, course: Course, count
     about = {"lengths": list(KEPT_LENGTHS), "updates": powers.updates, "step": step}
     metadata = {"diffuse.ema": json.dumps(about, sort_keys=True)}
     tensor_file.write(folder / f"step-{step:08d}.safetensors", powers.tensors(), metadata)
-    for other, path in snapshots(folder):
+    for other, path in list_snapshots(folder):
         if not course.since and not snapshot_due(other, course, count):
             files.remove(path)
 
 
 def rewind_snapshots(folder: Path, step: int) -> None:
     """Remove the snapshots after `step`."""
-    for other, path in snapshots(folder):
+    for other, path in list_snapshots(folder):
         if other > step:
             files.remove(path)
 
 
-def snapshots(folder: Path) -> list[tuple[int, Path]]:
+def list_snapshots(folder: Path) -> list[tuple[int, Path]]:
     """List the snapshots in a folder, sorted by step."""
     found = [(p.stem.removeprefix("step-"), p) for p in folder.glob("step-*.safetensors")]
     return sorted((int(step), path) for step, path in found if step.isdecimal())
@@ -174,7 +176,7 @@ def read_snapshot(path: Path) -> Snapshot:
     """
     with open_regular_file(path) as file:
         text = tensor_file.read_header(file).metadata.get("diffuse.ema", "null")
-    about: Any = tensor_file.parse(text.encode())
+    about: Any = tensor_file.parse_json(text.encode())
     if not isinstance(about, dict):
         raise ValueError("it is not a snapshot of averages")
     try:
@@ -185,7 +187,7 @@ def read_snapshot(path: Path) -> Snapshot:
         raise ValueError("it is not a snapshot of averages") from error
 
 
-def combine(
+def combine_weights(
     given: Sequence[Snapshot], combinations: Sequence[Combination]
 ) -> Iterator[dict[str, Tensor]]:
     """Yield the weights, float32, of each combination of all averages in the snapshots.
@@ -235,7 +237,7 @@ def decay_at(update: int, largest: float) -> float:
     return min(largest, decay)
 
 
-def due(done: int, steps: int) -> bool:
+def is_update_due(done: int, steps: int) -> bool:
     """Whether to update the average after `done` of `steps` steps."""
     return done <= EAGER or done % EVERY == 0 or done == steps
 
@@ -245,7 +247,7 @@ def weak_step(steps: int, share: float) -> int:
     return next(n for n in itertools.count(int(steps * share)) if n / steps >= share)
 
 
-def no_weak(steps: int, done: int, share: float) -> str:
+def explain_no_weak(steps: int, done: int, share: float) -> str:
     """Explain why a run with --keep-weak has no early EMA weights after `done` of `steps` steps."""
     taken = weak_step(steps, share)
     if done < taken:
@@ -257,20 +259,20 @@ def no_weak(steps: int, done: int, share: float) -> str:
 
 
 @dataclass(frozen=True)
-class Weak:
+class EarlyWeights:
     """EMA weights after `step` steps, on the CPU, for autoguidance."""
 
     step: int
     weights: Mapping[str, Tensor]
 
     @classmethod
-    def of(cls, average: Average, step: int) -> Weak:
+    def of(cls, average: EmaAverage, step: int) -> EarlyWeights:
         """Copy an average."""
         own = average.net.state_dict()
         return cls(step, {name: tensor.detach().cpu().clone() for name, tensor in own.items()})
 
 
-class Average:
+class EmaAverage:
     """Exponential moving average of the weights of `net`. Buffers are not averaged.
 
     Attributes:
@@ -284,7 +286,7 @@ class Average:
         self.largest = largest
         self.updates = self.forgotten = 0
 
-    def follow(self, net: nn.Module, updates: int = 1) -> None:
+    def update(self, net: nn.Module, updates: int = 1) -> None:
         """Move towards `net` after `updates` updates of its weights.
 
         The decays of these updates multiply, as if each had left the weights as they are now.

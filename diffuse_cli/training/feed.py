@@ -15,10 +15,10 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from diffuse_cli.data.decoding_workers import cores
-from diffuse_cli.data.stream import TRIES, Stream, stream_of
+from diffuse_cli.data.stream import TRIES, Stream, find_stream
 from diffuse_cli.system.events import Notice, Work
 from diffuse_cli.system.files import show
-from diffuse_cli.system.memory import processes_here
+from diffuse_cli.system.memory import count_local_processes
 from diffuse_cli.training.training_data import TrainingData
 
 Indices = npt.NDArray[np.int64]
@@ -40,37 +40,37 @@ class LoadedImages(NamedTuple):
     samples: list[dict[int, npt.NDArray[Any]]]
 
 
-def streams(data: TrainingData) -> list[tuple[Stream, Indices | None]]:
+def find_streams(data: TrainingData) -> list[tuple[Stream, Indices | None]]:
     """Return the streams of samples, each with the row of every image. None for the images' own."""
-    own, pairs = stream_of(data.images.stored), data.pairs
+    own, pairs = find_stream(data.images.stored), data.pairs
     found: list[tuple[Stream, Indices | None]] = [(own, None)] if own else []
-    if pairs and (beside := stream_of(pairs.given.stored)):
+    if pairs and (beside := find_stream(pairs.given.stored)):
         found.append((beside, pairs.rows))
     return found
 
 
 @contextlib.contextmanager
-def feeding(data: TrainingData) -> Iterator[None]:
+def hold_streams(data: TrainingData) -> Iterator[None]:
     """Close the streams' workers at the end of the context."""
     try:
         yield
     finally:
-        for stream, _ in streams(data):
+        for stream, _ in find_streams(data):
             stream.close()
 
 
-def readable(data: TrainingData, indices: Indices) -> Indices:
+def find_readable(data: TrainingData, indices: Indices) -> Indices:
     """Return indices of images that can be read now: each image, or its successor."""
-    found = streams(data)
+    found = find_streams(data)
     if not found:
         return indices
-    loaded = load(data, indices)
+    loaded = load_images(data, indices)
     for (stream, _), samples in zip(found, loaded.samples, strict=True):
         stream.remember(samples)
     return loaded.indices
 
 
-def load(data: TrainingData, indices: Indices) -> LoadedImages:
+def load_images(data: TrainingData, indices: Indices) -> LoadedImages:
     """Read images and their pairs, and replace each unreadable image by the next readable one.
 
     The next image comes from the same part: the training images or the held-out images.
@@ -78,7 +78,7 @@ def load(data: TrainingData, indices: Indices) -> LoadedImages:
     Raises:
         DataError: no image can be read.
     """
-    found = streams(data)
+    found = find_streams(data)
     loaded = LoadedImages(indices.copy(), [{} for _ in found])
     left = np.arange(len(indices))
     for _ in range(min(TRIES, len(data.images))):
@@ -92,7 +92,7 @@ def load(data: TrainingData, indices: Indices) -> LoadedImages:
         if len(left) == 0:
             return loaded
         loaded.indices[left] = [_successor(data, k) for k in loaded.indices[left]]
-    raise found[0][0].all_gone()
+    raise found[0][0].unreadable_error()
 
 
 def _successor(data: TrainingData, index: int) -> int:
@@ -114,23 +114,23 @@ class Feed:
         self, data: TrainingData, order: Callable[[int, range], Indices], mine: range
     ) -> None:
         self._data, self._order, self._mine = data, order, mine
-        self._streams = streams(data)
+        self._streams = find_streams(data)
         self._queue: deque[tuple[int, list[Future[LoadedImages]]]] = deque()
         self._step, self._now = -1, np.zeros(0, np.int64)
         for stream, _ in self._streams:
-            stream.workers = stream.workers or max(1, cores() // processes_here())
+            stream.workers = stream.workers or max(1, cores() // count_local_processes())
         each = sum(stream.bytes_each for stream, _ in self._streams)
         self._ahead = max(1, min(STEPS_AHEAD, AHEAD // (each * max(1, len(mine)))))
         self.waited, self._read = 0.0, (time.perf_counter(), 0.0)
 
-    def at(self, step: int, positions: range) -> Indices:
+    def find_indices(self, step: int, positions: range) -> Indices:
         """Return the images at positions of a step, and keep their samples ready."""
         if step != self._step:
-            self._take(step)
+            self._load_step(step)
         first = self._mine.start
         return self._now[positions.start - first : positions.stop - first]
 
-    def share(self) -> float:
+    def waiting_fraction(self) -> float:
         """Return the fraction of time that steps waited for images since the last call."""
         (before, waited), now = self._read, time.perf_counter()
         self._read = now, self.waited
@@ -142,7 +142,7 @@ class Feed:
             for job in self._queue.popleft()[1]:
                 job.cancel()
 
-    def _take(self, step: int) -> None:
+    def _load_step(self, step: int) -> None:
         if self._queue and self._queue[0][0] != step:  # not the next one
             self.close()
         for later in range(step + len(self._queue), step + self._ahead + 1):
@@ -152,19 +152,21 @@ class Feed:
         self.waited += time.perf_counter() - began
         self._step, self._now = step, np.concatenate([part.indices for part in loaded])
         for k, (stream, _) in enumerate(self._streams):
-            stream.hold({row: of for part in loaded for row, of in part.samples[k].items()})
+            stream.replace_ahead(
+                {row: of for part in loaded for row, of in part.samples[k].items()}
+            )
 
     def _submit(self, step: int) -> list[Future[LoadedImages]]:
         wanted, stream = self._order(step, self._mine), self._streams[0][0]
         parts = [wanted[k : k + A_JOB] for k in range(0, len(wanted), A_JOB)]
-        return [stream.submit(load, self._data, part) for part in parts]
+        return [stream.submit(load_images, self._data, part) for part in parts]
 
 
 class UnreadableImages:
     """Warnings of unreadable images, each once over all processes."""
 
     def __init__(self, data: TrainingData, accelerator: Accelerator) -> None:
-        self._streams, self._accelerator = streams(data), accelerator
+        self._streams, self._accelerator = find_streams(data), accelerator
         self._named: set[tuple[str, str]] = set()
 
     def warn(self) -> Work[None]:

@@ -19,13 +19,13 @@ from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import Notice, Table, Work
-from diffuse_cli.training.training_conditions import named
+from diffuse_cli.training.training_conditions import list_names
 from diffuse_cli.training.weight_transfer import (
     COLOUR,
     GREY,
     ends_of,
     has_numbered_classes,
-    learns,
+    learns_variance,
     transfer_weights,
 )
 
@@ -45,7 +45,7 @@ CONDITIONS = {"given": "conditioning images", "classes": "classes", "table": "me
 
 
 @dataclass(frozen=True)
-class Part:
+class ModelChange:
     """Part of a model that changes when another run starts from it.
 
     Attributes:
@@ -59,7 +59,9 @@ class Part:
     gone: bool = False
 
 
-def first_weights(config: TrainConfig, blueprint: Blueprint) -> Work[Mapping[str, Tensor] | None]:
+def load_initial_weights(
+    config: TrainConfig, blueprint: Blueprint
+) -> Work[Mapping[str, Tensor] | None]:
     """Load the weights of --init, and report the parts that change.
 
     Raises:
@@ -71,15 +73,15 @@ def first_weights(config: TrainConfig, blueprint: Blueprint) -> Work[Mapping[str
         return None
     model = (yield from model_file.find(config.init)).model
     source = files.show(config.init)
-    _check(source, model.blueprint, blueprint)
+    _check_network(source, model.blueprint, blueprint)
     if config.loss in TAUGHT:
         _check_student(source, model, blueprint)
     yield from (Notice(text, warning=True) for text in _warnings(source, model, blueprint))
-    yield from _report(source, list(parts(model, blueprint)), blueprint)
+    yield from _report_changes(source, list(find_changes(model, blueprint)), blueprint)
     return transfer_weights(model, blueprint, config.seed)
 
 
-def _check(source: str, own: Blueprint, wanted: Blueprint) -> None:
+def _check_network(source: str, own: Blueprint, wanted: Blueprint) -> None:
     """Refuse a blueprint that cannot use the weights.
 
     Raises:
@@ -110,14 +112,14 @@ def _check_student(source: str, teacher: StoredModel, wanted: Blueprint) -> None
         UsageError: one of them differs from the teacher's.
     """
     own = teacher.blueprint
-    if own.space.ends != wanted.space.ends:
+    if own.space.level_range != wanted.space.level_range:
         raise UsageError(
             f"{source} was trained on {_levels(own)}, not {_levels(wanted)}",
             "Use the data that it was trained on",
         )
     for name, words in CONDITIONS.items():
         theirs, ours = (getattr(b.conditions, name) for b in (own, wanted))
-        same = _encoded(theirs) == _encoded(ours)
+        same = _describe_encoding(theirs) == _describe_encoding(ours)
         if not same and not (
             name == "classes" and has_numbered_classes(teacher, wanted.conditions.classes)
         ):
@@ -132,10 +134,10 @@ def _check_student(source: str, teacher: StoredModel, wanted: Blueprint) -> None
         )
 
 
-def _encoded(told: object) -> object:
+def _describe_encoding(told: object) -> object:
     """Return the part of a condition that decides its encoding, without statistics of samples."""
     if isinstance(told, MetadataTable):
-        return tuple(map(_encoded, told.columns))
+        return tuple(map(_describe_encoding, told.columns))
     if isinstance(told, Settings):
         return {name: value for name, value in to_dict(told).items() if name not in STATISTICS}
     return told
@@ -143,8 +145,8 @@ def _encoded(told: object) -> object:
 
 def _levels(blueprint: Blueprint) -> str:
     """Return the levels that a model sees at -1 and 1."""
-    assert blueprint.space.ends is not None
-    return "levels {:,} to {:,}".format(*blueprint.space.ends)
+    assert blueprint.space.level_range is not None
+    return "levels {:,} to {:,}".format(*blueprint.space.level_range)
 
 
 def _shapes(blueprint: Blueprint) -> dict[str, tuple[int, ...]]:
@@ -173,11 +175,11 @@ def _warnings(source: str, model: StoredModel, wanted: Blueprint) -> Iterator[st
     if names and has_numbered_classes(model, names):
         yield (
             f"the classes of {source} have no names, so they follow the order of the folders: "
-            f"{named(names)}"
+            f"{list_names(names)}"
         )
 
 
-def _report(source: str, found: list[Part], wanted: Blueprint) -> Work[None]:
+def _report_changes(source: str, found: list[ModelChange], wanted: Blueprint) -> Work[None]:
     """Report that all parameters are reused, or a table of the parts that change."""
     with torch.device("meta"):
         total = count_parameters(wanted.build())
@@ -185,7 +187,7 @@ def _report(source: str, found: list[Part], wanted: Blueprint) -> Work[None]:
         yield Notice(f"starting from {source}: all {total:,} parameters are reused")
         return
     new = sum(part.parameters or 0 for part in found if not part.gone)
-    rest = Part("the rest", "unchanged", total - new)
+    rest = ModelChange("the rest", "unchanged", total - new)
     rows = [
         (part.name, "" if part.parameters is None else f"{part.parameters:,}", part.text)
         for part in (*found, rest)
@@ -197,28 +199,30 @@ def _report(source: str, found: list[Part], wanted: Blueprint) -> Work[None]:
 # -- parts that change ----------------------------------------------------------------------------
 
 
-def parts(model: StoredModel, wanted: Blueprint) -> Iterator[Part]:
+def find_changes(model: StoredModel, wanted: Blueprint) -> Iterator[ModelChange]:
     """Yield the parts of a model that change for a blueprint."""
     own, ends = model.blueprint, ends_of(model.blueprint)
     if own.space.size != wanted.space.size:
         sizes = " becomes ".join(dimensions(b.space.size) for b in (own, wanted))
-        yield Part("size", f"{sizes}: the network and its schedule stay")
-    if own.space.ends != wanted.space.ends:
+        yield ModelChange("size", f"{sizes}: the network and its schedule stay")
+    if own.space.level_range != wanted.space.level_range:
         text = f"{_levels(own)} become {_levels(wanted)}: the contrast of samples changes"
-        yield Part("scale", text)
+        yield ModelChange("scale", text)
     changed = [n for n in NOISE if getattr(own.diffusion, n) != getattr(wanted.diffusion, n)]
     if changed:
         text = ", ".join(name.replace("_", "-") for name in changed)
-        yield Part("noise", f"another {text}: the noise at a timestep differs from the model's")
+        yield ModelChange(
+            "noise", f"another {text}: the noise at a timestep differs from the model's"
+        )
     if ends is not None:
-        yield from _channels(own, wanted, ends)
-        yield from _variance(own, wanted, ends)
-        yield from _given(own, wanted, ends)
-        yield from _classes(model, wanted, ends)
-        yield from _columns(own, wanted, ends)
+        yield from _find_channel_changes(own, wanted, ends)
+        yield from _find_variance_changes(own, wanted, ends)
+        yield from _find_given_changes(own, wanted, ends)
+        yield from _find_class_changes(model, wanted, ends)
+        yield from _find_column_changes(own, wanted, ends)
 
 
-def _channels(own: Blueprint, wanted: Blueprint, ends: Ends) -> Iterator[Part]:
+def _find_channel_changes(own: Blueprint, wanted: Blueprint, ends: Ends) -> Iterator[ModelChange]:
     before, after = own.space.channels, wanted.space.channels
     if before == after:
         return
@@ -229,61 +233,61 @@ def _channels(own: Blueprint, wanted: Blueprint, ends: Ends) -> Iterator[Part]:
         text = "grey becomes colour: grey stays as it was, and colour differences are new"
     elif (before, after) == (COLOUR, GREY):
         text = "colour becomes grey: input as before, output as the mean of the colours"
-    drawn = after * (1 + (learns(own) and learns(wanted)))
-    yield Part(
+    drawn = after * (1 + (learns_variance(own) and learns_variance(wanted)))
+    yield ModelChange(
         "channels", text, _count_input(wanted, ends, after) + _count_output(wanted, ends, drawn)
     )
 
 
-def _variance(own: Blueprint, wanted: Blueprint, ends: Ends) -> Iterator[Part]:
-    if learns(own) == learns(wanted):
+def _find_variance_changes(own: Blueprint, wanted: Blueprint, ends: Ends) -> Iterator[ModelChange]:
+    if learns_variance(own) == learns_variance(wanted):
         return
-    gone = learns(own)
+    gone = learns_variance(own)
     of = own if gone else wanted
     count = _count_output(of, ends, of.space.channels)
     if gone:
         text = f"left out: the variance is {wanted.diffusion.variance}, not learned"
     else:
         text = f"new: at first {own.diffusion.variance}, as before"
-    yield Part("variance", text, count, gone)
+    yield ModelChange("variance", text, count, gone)
 
 
-def _given(own: Blueprint, wanted: Blueprint, ends: Ends) -> Iterator[Part]:
+def _find_given_changes(own: Blueprint, wanted: Blueprint, ends: Ends) -> Iterator[ModelChange]:
     old, new = own.conditions.given, wanted.conditions.given
     if old and not new:
         never = ", for which it was not trained" if old.dropout == 0 else ""
         count = _count_input(own, ends, own.conditions.given_channels)
         text = f"left out: {old.what}, at first like a model run without it{never}"
-        yield Part("given", text, count, gone=True)
+        yield ModelChange("given", text, count, gone=True)
     elif new and (not old or (old.what, old.channels) != (new.what, new.channels)):
         count = _count_input(wanted, ends, wanted.conditions.given_channels)
         text = f"new, at 0: {new.what}, without effect at first"
         if old:
             text = f"{old.what} becomes {new.what}: reused"
-        yield Part("given", text, count)
+        yield ModelChange("given", text, count)
 
 
-def _classes(model: StoredModel, wanted: Blueprint, ends: Ends) -> Iterator[Part]:
+def _find_class_changes(model: StoredModel, wanted: Blueprint, ends: Ends) -> Iterator[ModelChange]:
     old, names = model.blueprint.conditions.classes, wanted.conditions.classes
     if old == names or (names and has_numbered_classes(model, names)):
         return
     of = wanted if names else model.blueprint
     count = math.prod(of.shapes[ends.classes])
     if not old:
-        text = f"new, at 0: {named(names)}, without effect at first"
+        text = f"new, at 0: {list_names(names)}, without effect at first"
     elif not names:
         text = "left out, at first like a model run without a class"
     else:
         kept = [name for name in names if name in old]
         new = [name for name in names if name not in old]
         text = f"{len(kept):,} of {len(names):,} reused by name"
-        text += f": {named(kept)}" if kept else ""
+        text += f": {list_names(kept)}" if kept else ""
         if new:
-            text += f", {len(new):,} new, at first as without a class: {named(new)}"
-    yield Part("classes", text, count, gone=not names)
+            text += f", {len(new):,} new, at first as without a class: {list_names(new)}"
+    yield ModelChange("classes", text, count, gone=not names)
 
 
-def _columns(own: Blueprint, wanted: Blueprint, ends: Ends) -> Iterator[Part]:
+def _find_column_changes(own: Blueprint, wanted: Blueprint, ends: Ends) -> Iterator[ModelChange]:
     old, new = (b.conditions.table.names if b.conditions.table else {} for b in (own, wanted))
     if own.conditions.table == wanted.conditions.table:
         return
@@ -297,12 +301,12 @@ def _columns(own: Blueprint, wanted: Blueprint, ends: Ends) -> Iterator[Part]:
         count = sum(math.prod(s) for name, s in of.shapes.items() if name.startswith(starts))
         kept = [name for name in names if name in old and type(old[name]) is type(new.get(name))]
         rest = [name for name in names if name not in kept]
-        text = f"left out: {named(rest)}, at first like a model run without them"
+        text = f"left out: {list_names(rest)}, at first like a model run without them"
         if not gone:
-            found = [f"reused by name: {named(kept)}"] if kept else []
-            found += [f"new, at 0: {named(rest)}"] if rest else []
+            found = [f"reused by name: {list_names(kept)}"] if kept else []
+            found += [f"new, at 0: {list_names(rest)}"] if rest else []
             text = ", ".join(found)
-        yield Part("columns", text, count, gone)
+        yield ModelChange("columns", text, count, gone)
 
 
 def _count_input(of: Blueprint, ends: Ends, channels: int) -> int:
@@ -313,5 +317,5 @@ def _count_input(of: Blueprint, ends: Ends, channels: int) -> int:
 
 def _count_output(of: Blueprint, ends: Ends, channels: int) -> int:
     """Count the parameters by which a network predicts a number of channels."""
-    every = of.space.channels * (1 + learns(of))
+    every = of.space.channels * (1 + learns_variance(of))
     return sum(math.prod(of.shapes[n]) for n in (ends.output, ends.output_bias)) * channels // every

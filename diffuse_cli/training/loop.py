@@ -15,24 +15,29 @@ from diffuse_cli.config.options import to_arguments
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core.networks import count_parameters
 from diffuse_cli.core.settings import dimensions
-from diffuse_cli.data.summary import fitting, plural
+from diffuse_cli.data.summary import describe_fit, plural
 from diffuse_cli.media import MEDIA
 from diffuse_cli.system import run_reader
-from diffuse_cli.system.devices import machine
+from diffuse_cli.system.devices import open_accelerator
 from diffuse_cli.system.errors import DataError, DiffuseError, Interrupted, Terminated
-from diffuse_cli.system.events import Notice, Stop, Work, until
+from diffuse_cli.system.events import Notice, StopRequest, Work, run_until
 from diffuse_cli.system.processes import rank
 from diffuse_cli.training import checkpoints
-from diffuse_cli.training.ema_weights import no_weak, rewind_snapshots, save_snapshot, snapshot_due
-from diffuse_cli.training.feed import UnreadableImages, feeding
-from diffuse_cli.training.initial_weights import first_weights
-from diffuse_cli.training.monitor import SAVE, Meter, Monitor, Step, Trained, chores
-from diffuse_cli.training.plan import Plan, check_batch, prepare
+from diffuse_cli.training.ema_weights import (
+    explain_no_weak,
+    rewind_snapshots,
+    save_snapshot,
+    snapshot_due,
+)
+from diffuse_cli.training.feed import UnreadableImages, hold_streams
+from diffuse_cli.training.initial_weights import load_initial_weights
+from diffuse_cli.training.monitor import SAVE, Meter, Monitor, Step, Trained, plan_chores
+from diffuse_cli.training.plan import Plan, check_batch, prepare_plan
 from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.run_length import Forecast
 from diffuse_cli.training.sample_command import sample_line
 from diffuse_cli.training.time_budget import Budget, Laps
-from diffuse_cli.training.trainer import PATIENCE, Outcome, Trainer, diverged
+from diffuse_cli.training.trainer import PATIENCE, StepResult, Trainer, divergence_error
 
 TYPED_AGAIN = (
     "gradient_checkpointing", "strict", "cache", "workers", "save_every", "log", "log_every",
@@ -40,7 +45,7 @@ TYPED_AGAIN = (
 """Options that a run directory does not keep, and that a resumed run needs again."""
 
 
-class Run:
+class TrainingRun:
     """Training run from its first step, or from a checkpoint, to its model file.
 
     Attributes:
@@ -56,24 +61,31 @@ class Run:
     monitor: Monitor
 
     def __init__(
-        self, accelerator: Accelerator, run: RunDirectory, stop: Stop, debug: bool, laps: Laps
+        self,
+        accelerator: Accelerator,
+        run: RunDirectory,
+        stop: StopRequest,
+        debug: bool,
+        laps: Laps,
     ) -> None:
         self.accelerator, self.run, self.stop, self.debug = accelerator, run, stop, debug
         self.laps, self.main = laps, accelerator.is_main_process
         self.budget: Budget | None = None
         self.loss: float | None = None
 
-    def work(self, plan: Plan, spent: float) -> Work[Trained | None]:
+    def execute(self, plan: Plan, spent: float) -> Work[Trained | None]:
         """Start or resume, step to the end, and write the model file.
 
         Args:
             spent: as in `fit`.
         """
         began, accelerator, run = self.laps.clock(), self.accelerator, self.run
-        checkpoint = yield from checkpoints.last_checkpoint(plan, run)
+        checkpoint = yield from checkpoints.find_last_checkpoint(plan, run)
         init = None
         if checkpoint is None:
-            init = yield from until(self.stop, first_weights(plan.config, plan.blueprint))
+            init = yield from run_until(
+                self.stop, load_initial_weights(plan.config, plan.blueprint)
+            )
         if self.main:
             checkpoints.check_room(plan, run)
         # Plans that differ by a step would leave the processes waiting for each other.
@@ -88,20 +100,20 @@ class Run:
         trainer.course = course
         self.monitor = monitor = Monitor(trainer, run, self.stop)
         if checkpoint:
-            checkpoints.restore(trainer, checkpoint)
+            checkpoints.restore_trainer(trainer, checkpoint)
             yield from monitor.restore(checkpoint)
         if self.main:
-            yield from monitor.begin()
+            yield from monitor.load_kid()
         start = last = checkpoint.step if checkpoint else 0
-        self._begin(start)
+        self._prepare_directory(start)
         if self.main:
-            monitor.settle()
-        if start < self.end or monitor.due(start, self.end):
+            monitor.write_best()
+        if start < self.end or monitor.is_due(start, self.end):
             yield from checkpoints.begin_trackers(config, accelerator, run)
             yield Notice(self._describe_run())
             last = yield from self._steps(start)
         if self.main:
-            monitor.settle()
+            monitor.write_best()
             raw = trainer.net.state_dict() if config.keep_raw else None
             average = trainer.ema.net.state_dict()
             steps = trainer.course.steps
@@ -111,13 +123,13 @@ class Run:
             if steps != course.steps:
                 yield Notice(f"{steps:,} steps instead of {course.steps:,}, to end in time")
             if config.keep_weak and trainer.weak is None:
-                yield Notice(no_weak(steps, last, config.weak_after))
+                yield Notice(explain_no_weak(steps, last, config.weak_after))
         accelerator.wait_for_everyone()
         return self._result(last, self.laps.clock() - began) if self.main else None
 
     # -- before ------------------------------------------------------------------------------------
 
-    def _begin(self, start: int) -> None:
+    def _prepare_directory(self, start: int) -> None:
         """Prepare the run directory for the steps from `start` on."""
         run, config = self.run, self.plan.config
         if self.main:
@@ -133,7 +145,7 @@ class Run:
         config, images = self.plan.config, self.plan.data.images
         processes = self.accelerator.num_processes
         size = images.space.size
-        fitted = fitting(images.summary.sizes, size, config.fit, images.medium)
+        fitted = describe_fit(images.summary.sizes, size, config.fit, images.medium)
         preset = f", preset {config.preset}" if config.preset else ""
         shared = f" on {processes} processes" if processes > 1 else ""
         parts = f" in {config.accumulation} parts" if config.accumulation > 1 else ""
@@ -157,13 +169,13 @@ class Run:
     def _steps(self, done: int) -> Work[int]:
         """Train from step `done` to the end, and return the last step."""
         config, trainer, monitor, start = self.plan.config, self.trainer, self.monitor, done
-        if monitor.due(done, self.end):
+        if monitor.is_due(done, self.end):
             yield from self._measure(done)
             if self.main and done >= self.end:
                 self._save(done)
             if error := self._agree()[0]:
                 raise self._stop_error(error, done, "its checkpoint is complete")
-        meter, pace = Meter(trainer.batch_size), checkpoints.Pace(config.save_every)
+        meter, pace = Meter(trainer.batch_size), checkpoints.CheckpointSchedule(config.save_every)
         forecast = Forecast(config, done, self.end)
         unreadable = UnreadableImages(self.plan.data, self.accelerator)
         self._count()
@@ -173,7 +185,7 @@ class Run:
             except DataError as gone:
                 raise self._fail_unreadable(gone, done) from gone
             if trainer.bad >= PATIENCE:
-                raise diverged(trainer, done, self.run.newest_step(), debug=self.debug)
+                raise divergence_error(trainer, done, self.run.newest_step(), debug=self.debug)
             done += 1
             seconds, before = self.laps(), trainer.course.steps
             if self.budget:
@@ -181,29 +193,29 @@ class Run:
             meter.add(outcome.loss)
             if done % config.log_every == 0 or done == self.end:
                 yield self._log(done, meter, float(outcome.grad_norm))
-                monitor.logged(self.loss)
+                monitor.add_loss(self.loss)
                 yield from unreadable.warn()
             else:
                 yield Step(done, before)
-            yield from forecast.after(done)
+            yield from forecast.report(done)
             count = config.ema_lengths
             if self.main and trainer.powers and count and snapshot_due(done, trainer.course, count):
                 save_snapshot(self.run.snapshots, trainer.powers, done, trainer.course, count)
             steps = before
             if self.main and self.budget and self.budget.due and done < steps:
-                steps = self.budget.replan(done, steps, chores(self.plan))
+                steps = self.budget.replan(done, steps, plan_chores(self.plan))
             error, steps = self._agree(steps)
             if steps != before:
-                trainer.course = trainer.course.revised(done, steps)
+                trainer.course = trainer.course.revise(done, steps)
                 if self.main:
                     checkpoints.write_config(self.run, config, steps, self.budget)
-            if error is None and monitor.due(done, self.end):
+            if error is None and monitor.is_due(done, self.end):
                 yield from self._measure(done)
                 meter.pause()
                 error = self._agree()[0]
             looked = monitor.previewed == done
-            if self.main and (error or pace.due(done, looked) or done == self.end):
-                with pace.measured():
+            if self.main and (error or pace.is_due(done, looked) or done == self.end):
+                with pace.measure_save():
                     self._save(done)
                 self._count(SAVE)
                 meter.pause()
@@ -224,12 +236,12 @@ class Run:
                 cut_off = self.stop() is not None
                 self._count(None if cut_off else chore)
 
-    def _step(self, step: int, start: int) -> Work[Outcome]:
+    def _step(self, step: int, start: int) -> Work[StepResult]:
         """Take a step. A signal ends the first step at once if it compiles, which takes long."""
         trainer, parts = self.trainer, self.trainer.accumulation
         try:
             compiles = self.plan.config.compile and step == start
-            with self.stop.at_once() if compiles else contextlib.nullcontext():
+            with self.stop.raise_at_once() if compiles else contextlib.nullcontext():
                 outcome = trainer.step(step)
         except (Interrupted, Terminated) as error:
             kept = "no step was taken yet" if start == 0 else "its checkpoint is complete"
@@ -263,13 +275,13 @@ class Run:
 
     def _save(self, step: int) -> None:
         state = self.trainer, step, self.monitor, self.versions, self.budget
-        self.run.save(checkpoints.checkpoint_of(*state))
+        self.run.save(checkpoints.make_checkpoint(*state))
 
     def _fail_unreadable(self, error: DataError, step: int) -> DiffuseError:
         """Save a checkpoint when no image can be read, and return the error to raise."""
         if self.main:
             self._save(step)
-        return self._stop_error(error, step, "checkpoint saved").of_one()
+        return self._stop_error(error, step, "checkpoint saved").mark_local()
 
     def _stop_error(self, error: DiffuseError, step: int, kept: str) -> DiffuseError:
         config = self.plan.config
@@ -283,7 +295,7 @@ class Run:
         values = {"loss": self.loss, "lr": lr, "grad_norm": norm, "images_per_second": speed}
         if self.main:
             feed = trainer.batches.feed
-            self.monitor.log(done, values, **({"waiting": feed.share()} if feed else {}))
+            self.monitor.log(done, values, **({"waiting": feed.waiting_fraction()} if feed else {}))
         left = self.budget.left if self.budget else (steps - done) * meter.batch_size / speed
         many = MEDIA[self.plan.data.images.medium].many
         return Step(done, steps, self.loss, lr, norm, speed, max(0.0, left), many)
@@ -303,7 +315,7 @@ class Run:
             images=len(images),
             processes=self.accelerator.num_processes,
             seconds=round(seconds, 3),
-            best=self.monitor.found(),
+            best=self.monitor.describe_best(),
             medium=images.medium,
             sample_line=sample_line(self.plan, self.run.model),
         )
@@ -316,7 +328,7 @@ class Run:
 
 def fit(
     config: TrainConfig,
-    stop: Stop | None = None,
+    stop: StopRequest | None = None,
     *,
     debug: bool = False,
     spent: float = 0.0,
@@ -341,12 +353,12 @@ def fit(
         DiffuseError: any kind of error. Earlier files stay.
     """
     run = RunDirectory(config.out)
-    stop = stop or Stop()
+    stop = stop or StopRequest()
     main = rank() == 0
     laps = Laps(clock)
     with (
-        run.held(config) if main else contextlib.nullcontext(),
-        machine(
+        run.hold_lock(config) if main else contextlib.nullcontext(),
+        open_accelerator(
             config.precision,
             config.device,
             accumulation=config.accumulation,
@@ -356,13 +368,15 @@ def fit(
     ):
         check_batch(config, accelerator.num_processes)
         spent += laps()
-        plan = yield from until(stop, prepare(config, accelerator, run, laps))
-        with feeding(plan.data), _threads():
-            return (yield from Run(accelerator, run, stop, debug, laps).work(plan, spent))
+        plan = yield from run_until(stop, prepare_plan(config, accelerator, run, laps))
+        with hold_streams(plan.data), _restore_threads():
+            return (
+                yield from TrainingRun(accelerator, run, stop, debug, laps).execute(plan, spent)
+            )
 
 
 @contextlib.contextmanager
-def _threads() -> Iterator[None]:
+def _restore_threads() -> Iterator[None]:
     """Restore the number of threads after a resumed run that computed with its own."""
     before = torch.get_num_threads()
     try:

@@ -14,7 +14,7 @@ from accelerate.utils import gather_object
 
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core.distillation import POINTS
-from diffuse_cli.core.kernels import laid_out
+from diffuse_cli.core.kernels import arrange_memory
 from diffuse_cli.core.losses import TAUGHT
 from diffuse_cli.core.networks import Run
 from diffuse_cli.core.settings import dimensions
@@ -39,28 +39,30 @@ an error, and the part is halved then."""
 
 
 @dataclass(frozen=True)
-class Cost:
+class MemoryCost:
     """Bytes of a training run: for weights and their copies, and for each image of a part."""
 
     fixed: int
     image: int
 
-    def of(self, images: int, slack: float = 1.0) -> int:
+    def total_bytes(self, images: int, slack: float = 1.0) -> int:
         """Return the bytes of a step with parts of `images` images."""
         return self.fixed + int(images * self.image * slack)
 
 
-def cost(config: TrainConfig, blueprint: Blueprint, device: str, processes: int = 1) -> Cost:
+def estimate_memory(
+    config: TrainConfig, blueprint: Blueprint, device: str, processes: int = 1
+) -> MemoryCost:
     """Estimate the memory of a complete configuration on a device."""
     parameters = sum(map(math.prod, blueprint.shapes.values()))
     half, again = config.precision != "fp32", config.gradient_checkpointing
-    kept = bytes_kept(blueprint, half, again, device)
+    kept = count_kept_bytes(blueprint, half, again, device)
     copies = COPIES + (len(KEPT_LENGTHS) if config.ema_lengths else 0)
     copies += processes > 1  # the gradients on their way to the others
     if config.loss in TAUGHT:
         copies += CRITICS
     points = POINTS if config.loss in TAUGHT else 1
-    return Cost(copies * 4 * parameters + kept.fixed, points * kept.image)
+    return MemoryCost(copies * 4 * parameters + kept.fixed, points * kept.image)
 
 
 BATCH = 1009
@@ -69,7 +71,9 @@ kept for each image."""
 
 
 @functools.lru_cache(maxsize=256)
-def bytes_kept(blueprint: Blueprint, half: bool, checkpointing: bool, device: str = "cpu") -> Cost:
+def count_kept_bytes(
+    blueprint: Blueprint, half: bool, checkpointing: bool, device: str = "cpu"
+) -> MemoryCost:
     """Count the bytes that a network keeps for the backward pass, without its weights.
 
     With `checkpointing`, it keeps the inputs of its blocks, and the tensors of the largest block
@@ -79,14 +83,14 @@ def bytes_kept(blueprint: Blueprint, half: bool, checkpointing: bool, device: st
 
     kept: dict[int, int] = {}
     alive: list[torch.Tensor] = []
-    largest = Cost(0, 0)
+    largest = MemoryCost(0, 0)
 
-    net = blueprint.skeleton()  # quickly built
+    net = blueprint.build_on_meta()  # quickly built
     with FakeTensorMode(), torch.device(device):
         for module in net.modules():  # as `to_empty` and `lay_out`, which cannot with such tensors
             for name, weight in module.named_parameters(recurse=False):
                 fake = torch.empty(weight.shape, dtype=weight.dtype)
-                setattr(module, name, torch.nn.Parameter(laid_out(fake)))
+                setattr(module, name, torch.nn.Parameter(arrange_memory(fake)))
             for name, values in module.named_buffers(recurse=False):
                 setattr(module, name, torch.empty(values.shape, dtype=values.dtype))
         own = {p.untyped_storage()._cdata for p in net.parameters()}
@@ -105,8 +109,8 @@ def bytes_kept(blueprint: Blueprint, half: bool, checkpointing: bool, device: st
                     keep(tensor)
             before = dict(kept)
             h = block(*inputs)
-            within = _shared([kept[key] for key in kept.keys() - before.keys()])
-            largest = max(largest, within, key=lambda cost: cost.of(BATCH))
+            within = _split_sizes([kept[key] for key in kept.keys() - before.keys()])
+            largest = max(largest, within, key=lambda cost: cost.total_bytes(BATCH))
             kept.clear()
             kept.update(before)
             return h
@@ -117,19 +121,25 @@ def bytes_kept(blueprint: Blueprint, half: bool, checkpointing: bool, device: st
             torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t),
             torch.autocast(device, torch.bfloat16, enabled=half),
         ):
-            cond = blueprint.conditions.told(torch.zeros(BATCH, dtype=torch.long))
-            net(laid_out(torch.zeros(BATCH, *blueprint.space.shape)), torch.zeros(BATCH), **cond)
-    found = _shared(kept.values())
-    return Cost(found.fixed + largest.fixed, found.image + largest.image)
+            cond = blueprint.conditions.make_keywords(torch.zeros(BATCH, dtype=torch.long))
+            net(
+                arrange_memory(torch.zeros(BATCH, *blueprint.space.shape)),
+                torch.zeros(BATCH),
+                **cond,
+            )
+    found = _split_sizes(kept.values())
+    return MemoryCost(found.fixed + largest.fixed, found.image + largest.image)
 
 
-def _shared(sizes: Collection[int]) -> Cost:
+def _split_sizes(sizes: Collection[int]) -> MemoryCost:
     """Divide the sizes of storages of `BATCH` images into fixed bytes and bytes per image."""
     images = sum(size for size in sizes if size % BATCH == 0)
-    return Cost(sum(sizes) - images, images // BATCH)
+    return MemoryCost(sum(sizes) - images, images // BATCH)
 
 
-def images_at_a_time(config: TrainConfig, blueprint: Blueprint, accelerator: Accelerator) -> int:
+def count_fitting_images(
+    config: TrainConfig, blueprint: Blueprint, accelerator: Accelerator
+) -> int:
     """Return the number of images per part that every process has memory for.
 
     Raises:
@@ -138,22 +148,23 @@ def images_at_a_time(config: TrainConfig, blueprint: Blueprint, accelerator: Acc
     device, processes = accelerator.device.type, accelerator.num_processes
     free = memory.free_memory(device)
     if device == "cpu":
-        free //= memory.processes_here()
-    needs = cost(config, blueprint, device, processes)
+        free //= memory.count_local_processes()
+    needs = estimate_memory(config, blueprint, device, processes)
     images = max(0, (free - needs.fixed) // max(1, int(needs.image * SLACK.get(device, 1.0))))
-    if images == 0 and needs.of(1) <= free:
+    if images == 0 and needs.total_bytes(1) <= free:
         images = 1  # it may just fit
     images = int(min(gather_object([images])))
     if images == 0:
         raise UsageError(
-            f"one image of {dimensions(blueprint.space.size)} takes {_bytes(needs.of(1))} of "
+            f"one image of {dimensions(blueprint.space.size)} takes "
+            f"{_bytes(needs.total_bytes(1))} of "
             f"memory in training, and {_bytes(free)} are free",
-            f"Try {_smaller(config, blueprint, device, free)}",
+            f"Try {_suggest_smaller(config, blueprint, device, free)}",
         )
     return images
 
 
-def split(config: TrainConfig, images: int, processes: int) -> TrainConfig:
+def split_batch(config: TrainConfig, images: int, processes: int) -> TrainConfig:
     """Return `config` with its batch in parts of at most `images` images per process."""
     assert config.batch_size is not None
     share = -(-config.batch_size // processes)
@@ -163,7 +174,7 @@ def split(config: TrainConfig, images: int, processes: int) -> TrainConfig:
 
 def fit_into_memory(config: TrainConfig, room: int, processes: int) -> Work[TrainConfig]:
     """Return `config` in parts of at most `room` images, with a warning if that changes it."""
-    done = split(config, room, processes)
+    done = split_batch(config, room, processes)
     if done.accumulation != config.accumulation:
         yield Notice(
             f"a batch of {done.batch_size} images does not fit into memory at once: it is computed "
@@ -173,12 +184,15 @@ def fit_into_memory(config: TrainConfig, room: int, processes: int) -> Work[Trai
     return done
 
 
-def _smaller(config: TrainConfig, blueprint: Blueprint, device: str, free: int) -> str:
+def _suggest_smaller(config: TrainConfig, blueprint: Blueprint, device: str, free: int) -> str:
     """Suggest options of a run that fits."""
     again = dataclasses.replace(config, gradient_checkpointing=True)
-    if not config.gradient_checkpointing and cost(again, blueprint, device).of(1) <= free:
+    if (
+        not config.gradient_checkpointing
+        and estimate_memory(again, blueprint, device).total_bytes(1) <= free
+    ):
         return "--gradient-checkpointing"
-    weights = cost(config, blueprint, device)
+    weights = estimate_memory(config, blueprint, device)
     if weights.fixed < free:
         ratio = (free - weights.fixed) / max(1, weights.image)
         if side := smaller_side(blueprint.space.size, ratio):

@@ -20,9 +20,9 @@ from diffuse_cli.metrics import label
 from diffuse_cli.metrics.features import KIDS
 from diffuse_cli.models import model_file
 from diffuse_cli.system import files
-from diffuse_cli.system.devices import log_picture
-from diffuse_cli.system.events import Notice, Stop, Work, until
-from diffuse_cli.system.memory import out_of_memory
+from diffuse_cli.system.devices import log_image
+from diffuse_cli.system.events import Notice, StopRequest, Work, run_until
+from diffuse_cli.system.memory import is_out_of_memory
 from diffuse_cli.training import previews, validation
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.run_directory import Checkpoint, RunDirectory
@@ -55,7 +55,7 @@ def preview_spacing(plan: Plan, steps: int) -> int:
     return max(-(-steps // PREVIEWS), -(-SHARE * passes // previews.passes_of_step(plan)))
 
 
-def chores(plan: Plan, a_pass: float | None = None) -> Chores:
+def plan_chores(plan: Plan, a_pass: float | None = None) -> Chores:
     """List the chores of a run by its number of steps. The cost of saving is not guessed.
 
     Args:
@@ -74,12 +74,12 @@ def chores(plan: Plan, a_pass: float | None = None) -> Chores:
     return of
 
 
-def unless_full(work: Work[T], doing: str) -> Work[T | None]:
+def skip_if_full(work: Work[T], doing: str) -> Work[T | None]:
     """Pass on the events and result of `work`. If memory runs out, warn and return None."""
     try:
         return (yield from work)
     except Exception as error:
-        if not out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
     yield Notice(f"out of memory while {doing}: skipped", warning=True)
     return None
@@ -94,13 +94,13 @@ class Monitor:
         previewed, validated: the last steps for which these were finished.
     """
 
-    def __init__(self, trainer: Trainer, run: RunDirectory, stop: Stop) -> None:
+    def __init__(self, trainer: Trainer, run: RunDirectory, stop: StopRequest) -> None:
         self.trainer, self.run, self.stop = trainer, run, stop
         self.config = trainer.config
         self.images = self.config.eval_images or validation.IMAGES
         self.held_out_loss: float | None = None
         self.overfitting = validation.Overfitting()
-        self.best: validation.Best | None = None
+        self.best: validation.BestWeights | None = None
         self.previewed: int | None = None
         self.validated: int | None = None
         self._loss, self._readings = 0.0, 0
@@ -125,10 +125,10 @@ class Monitor:
         state = saved.state.get("watch")
         if state is None:
             return
-        self.overfitting = validation.Overfitting.restored(state["overfitting"])
+        self.overfitting = validation.Overfitting.from_state(state["overfitting"])
         self._loss, self._readings = state["loss"], state["readings"]
         self.previewed, self.validated = state.get("looked"), state["evaluated"]
-        self.best = validation.Best(state["best"], saved.best) if state["best"] else None
+        self.best = validation.BestWeights(state["best"], saved.best) if state["best"] else None
         before = self.best.values["images"] if self.best else self.images
         if self.config.eval_every and before != self.images:
             yield Notice(
@@ -137,19 +137,21 @@ class Monitor:
             )
             self.best = None
 
-    def begin(self) -> Work[None]:
+    def load_kid(self) -> Work[None]:
         """Load the real images and the feature network, before anything is replaced.
 
         Raises:
-            UsageError, ModelFileError: as `kid_measure`.
+            UsageError, ModelFileError: as `make_kid_measure`.
         """
         if self.config.eval_every:
-            self._kid = yield from validation.kid_measure(self.trainer.plan, self.trainer.device)
+            self._kid = yield from validation.make_kid_measure(
+                self.trainer.plan, self.trainer.device
+            )
 
-    def settle(self) -> None:
+    def write_best(self) -> None:
         """Make the best model's file agree with the state, also after a killed run."""
         if self.best is not None:
-            own, raw, _ = model_file.apart(self.best.tensors)
+            own, raw, _ = model_file.split_weights(self.best.tensors)
             weak = self.trainer.weak
             step, steps = self.best.values["step"], self.trainer.course.steps
             weak = weak if weak and weak.step <= step else None
@@ -158,18 +160,18 @@ class Monitor:
         elif self.config.eval_every:
             files.remove(self.run.best)
 
-    def found(self) -> dict[str, Any] | None:
+    def describe_best(self) -> dict[str, Any] | None:
         """Return the best model's path and metrics, as plain values."""
         return {"model": str(self.run.best), **self.best.values} if self.best else None
 
     # -- when --------------------------------------------------------------------------------------
 
-    def logged(self, loss: float | None) -> None:
+    def add_loss(self, loss: float | None) -> None:
         """Add a mean training loss to the average between two previews."""
         if loss is not None and math.isfinite(loss):
             self._loss, self._readings = self._loss + loss, self._readings + 1
 
-    def due(self, done: int, end: int) -> bool:
+    def is_due(self, done: int, end: int) -> bool:
         """Whether a measurement is due after `done` steps, including one that was cut off."""
         return done > 0 and (self._preview_due(done, end) or self._validation_due(done))
 
@@ -200,17 +202,21 @@ class Monitor:
 
     def _preview(self, done: int) -> Work[None]:
         """Measure the held-out loss, generate a preview, and warn of overfitting."""
-        previewed, losses = yield from until(self.stop, self._look(done))
+        previewed, losses = yield from run_until(self.stop, self._make_preview(done))
         self.previewed, self.held_out_loss = done, previewed.held_out_loss
         training = self._loss / self._readings if self._readings else None
         self._loss, self._readings = 0.0, 0
-        text = self.overfitting.see(validation.HeldOut(done, losses, training)) if losses else None
+        text = (
+            self.overfitting.add_measurement(validation.HeldOutLosses(done, losses, training))
+            if losses
+            else None
+        )
         if text:
             if best := self.best:
                 text += f". {files.show(self.run.best)} is the best by {label(best.key)}"
             yield Notice(text, warning=True)
 
-    def _look(self, done: int) -> Work[tuple[Previewed, tuple[float, ...]]]:
+    def _make_preview(self, done: int) -> Work[tuple[Previewed, tuple[float, ...]]]:
         """Generate the preview, and measure the loss of each held-out image.
 
         A distilled model returns no losses, because it learns from noise and cannot memorise
@@ -221,11 +227,11 @@ class Monitor:
             mean = sum(float(part.sum()) for part in losses.split(HELD_OUT_BATCH)) / len(losses)
             self.log(done, {"held_out_loss": mean})
         drawing, path = previews.draw_preview(self.trainer), None
-        picture = yield from unless_full(drawing, "generating the preview")
+        picture = yield from skip_if_full(drawing, "generating the preview")
         if picture is not None:
             path = self.run.previews / f"step-{done:08d}.png"
-            files.write_bytes(path, figures.png(picture))
-            log_picture(self.trainer.accelerator, "preview", picture, done)
+            files.write_bytes(path, figures.encode_png(picture))
+            log_image(self.trainer.accelerator, "preview", picture, done)
         previewed = Previewed(done, mean, path)
         yield previewed
         if losses is None or self.trainer.matching:
@@ -238,7 +244,7 @@ class Monitor:
         Raises:
             Interrupted, Terminated: a signal arrived. The state stays unchanged.
         """
-        found = yield from until(self.stop, unless_full(self._measure(), "evaluating"))
+        found = yield from run_until(self.stop, skip_if_full(self._measure(), "evaluating"))
         self.validated = done
         if found is None:
             return
@@ -248,21 +254,21 @@ class Monitor:
         better = kid < (self.best.values[self.best.key] if self.best else math.inf)
         if better:
             values = {"step": done, key: kid, f"{key}_standard_error": error, "images": self.images}
-            self.best = validation.Best(values, self._weights())
-            self.settle()
+            self.best = validation.BestWeights(values, self._copy_weights())
+            self.write_best()
         yield Validated(done, key, kid, error, self.run.best if better else None)
 
     def _measure(self) -> Work[dict[str, float]]:
         """Return the KID of the EMA weights."""
         assert self._kid is not None
         plan, net, device = self.trainer.plan, self.trainer.ema_net, self.trainer.device
-        drawings = validation.draw_in_shares(plan, net, self.images, device)
+        drawings = validation.generate_in_proportion(plan, net, self.images, device)
         return (yield from self._kid.measure(drawings, self.images))
 
-    def _weights(self) -> dict[str, Tensor]:
+    def _copy_weights(self) -> dict[str, Tensor]:
         """Copy the weights of this step's model file, without the early EMA weights."""
         raw = self.trainer.net.state_dict() if self.config.keep_raw else None
-        tensors = model_file.together(self.trainer.ema.net.state_dict(), raw)
+        tensors = model_file.merge_weights(self.trainer.ema.net.state_dict(), raw)
         return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from diffuse_cli.config.train_options import TrainConfig
-from diffuse_cli.core.kernels import laid_out
+from diffuse_cli.core.kernels import arrange_memory
 from diffuse_cli.core.losses import LOSSES, weights
 from diffuse_cli.core.optimizers import OPTIMIZERS
 from diffuse_cli.system.errors import lookup
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from diffuse_cli.core.denoiser import Denoise, Denoiser
     from diffuse_cli.models.blueprint import Blueprint
-    from diffuse_cli.models.image_conditioning import Inputs
+    from diffuse_cli.models.image_conditioning import ConditioningInputs
 
     Array = npt.NDArray[Any]
     Labels = npt.NDArray[np.int64]
@@ -44,7 +44,7 @@ RISE = 10
 
 
 @dataclass(frozen=True)
-class Course:
+class ProgressSchedule:
     """Progress schedule of a run.
 
     In a run of a fixed length, every step makes equal progress. When the length changes, the
@@ -62,19 +62,19 @@ class Course:
     passed: float = 0.0
 
     @classmethod
-    def of(cls, steps: int) -> Course:
+    def of(cls, steps: int) -> ProgressSchedule:
         """Make the schedule of a run of a fixed length."""
         return cls(steps, steps)
 
-    def revised(self, done: int, steps: int) -> Course:
+    def revise(self, done: int, steps: int) -> ProgressSchedule:
         """Return the schedule after `done` steps with another number of steps in total."""
-        return Course(steps, min(self.fewest, steps), done, self.at(done))
+        return ProgressSchedule(steps, min(self.fewest, steps), done, self.progress_at(done))
 
-    def at(self, done: int) -> float:
+    def progress_at(self, done: int) -> float:
         """Return the progress after `done` steps, from 0 to 1 at the end."""
         return self.passed + (1 - self.passed) * ((done - self.since) / (self.steps - self.since))
 
-    def place(self, done: int) -> float:
+    def nominal_step(self, done: int) -> float:
         """Return the step of a run of fixed length at the same progress.
 
         It is exactly `done` if the length never changed.
@@ -84,11 +84,11 @@ class Course:
 
     def passes(self, share: float, done: int) -> bool:
         """Whether step number `done` reaches or passes a fraction of the run."""
-        return self.at(done - 1) < share <= self.at(done)
+        return self.progress_at(done - 1) < share <= self.progress_at(done)
 
     def crosses(self, every: int, done: int) -> bool:
         """Whether step number `done` reaches or passes a multiple of `every`."""
-        return self.place(done) // every > self.place(done - 1) // every
+        return self.nominal_step(done) // every > self.nominal_step(done - 1) // every
 
 
 def warmup_of(config: TrainConfig, fewest: int | None = None) -> int:
@@ -100,7 +100,10 @@ def warmup_of(config: TrainConfig, fewest: int | None = None) -> int:
 
 
 def lr_at(
-    config: TrainConfig, course: Course, step: int, parts: Sequence[tuple[float, float]] = WHOLE
+    config: TrainConfig,
+    course: ProgressSchedule,
+    step: int,
+    parts: Sequence[tuple[float, float]] = WHOLE,
 ) -> float:
     """Return the learning rate of the step after `step` steps: a linear rise, then half a cosine.
 
@@ -111,7 +114,7 @@ def lr_at(
     assert config.lr is not None
     warmup = warmup_of(config, course.fewest)
     rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
-    place, begins = course.place(step), 0.0
+    place, begins = course.nominal_step(step), 0.0
     for share_of_way, share in parts:
         ends = share_of_way * course.steps
         if place < ends:
@@ -151,7 +154,7 @@ class Updater:
         self.net, self._accelerator, self._most = net, accelerator, config.grad_clip
         make = lookup(OPTIMIZERS, config.optimizer or "adamw", "--optimizer")
         optimizer = make(net, lr=lr, weight_decay=weight_decay)
-        body: Any = _compiled(net) if compiled else net
+        body: Any = _compile_network(net) if compiled else net
         self.prepared, self.optimizer = accelerator.prepare(body, optimizer)
         # Not with a gradient scaler. Metal's kernel reads neither the scale nor `found_inf`.
         self.obeys = (
@@ -160,7 +163,7 @@ class Updater:
             and accelerator.device.type != "mps"
         )
 
-    def norm(self) -> Tensor:
+    def clip_gradient(self) -> Tensor:
         """Return the norm of the gradient, on the device. Clip it unless the optimizer does."""
         weights = list(self.net.parameters())
         if self.obeys:
@@ -168,7 +171,7 @@ class Updater:
         norm = self._accelerator.clip_grad_norm_(weights, self._most)
         return torch.zeros((), device=self._accelerator.device) if norm is None else norm.detach()
 
-    def move(self, norm: Tensor) -> None:
+    def take_step(self, norm: Tensor) -> None:
         """Take the optimizer's step if the gradient's norm is finite, and clear the gradient."""
         if self.obeys:
             self.optimizer.optimizer.found_inf = (~norm.isfinite()).float()
@@ -178,7 +181,7 @@ class Updater:
             self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def moments(self) -> dict[str, Tensor]:
+    def optimizer_state(self) -> dict[str, Tensor]:
         """Return the optimizer state by the names of the weights."""
         state = self.optimizer.optimizer.state
         return {
@@ -188,7 +191,7 @@ class Updater:
         }
 
     def restore(self, saved: Mapping[str, Tensor]) -> None:
-        """Restore the optimizer state that `moments` returned."""
+        """Restore the optimizer state that `optimizer_state` returned."""
         weights = dict(self.net.named_parameters())
         for name, value in saved.items():
             owner, k = name.rpartition(".")[::2]
@@ -199,7 +202,7 @@ class Updater:
             self.optimizer.optimizer.state[weight][k] = own.to(weight.device)
 
 
-def _compiled(net: nn.Module) -> Any:
+def _compile_network(net: nn.Module) -> Any:
     """Compile `net` without timing-based choice of kernels, which would change the bytes."""
     import torch._inductor.config as inductor
 
@@ -233,24 +236,24 @@ class Objective:
         self._loss = lookup(LOSSES, name, "--loss")
         self._more: dict[str, Any] = {} if teacher is None else {"teacher": teacher}
         self.weight = weights(config.weighting or "none", denoiser)
-        self._weights = None if self.weight is None else self.weight.float().to(device)
+        self._copy_weights = None if self.weight is None else self.weight.float().to(device)
 
     def __call__(
         self, denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, cond: Mapping[str, Tensor]
     ) -> Tensor:
         """Return the loss of each image, (B,)."""
-        weight = None if self._weights is None else self._weights[t]
+        weight = None if self._copy_weights is None else self._copy_weights[t]
         return self._loss(denoiser, x0, t, noise, weight, **self._more, **cond)
 
 
-def losses_of(
+def measure_losses(
     objective: Objective,
     denoiser: Denoiser,
     blueprint: Blueprint,
     samples: Array,
     labels: Labels,
     *,
-    given: Inputs | None = None,
+    given: ConditioningInputs | None = None,
     rows: Array | None = None,
     seed: int,
     batch_size: int,
@@ -274,8 +277,8 @@ def losses_of(
         part = slice(here.start, here.stop)
         own, classes = (torch.tensor(of[part], device=device) for of in (samples, labels))
         row = None if rows is None else torch.tensor(rows[part], device=device)
-        x0 = laid_out(blueprint.space.to_model(own))
-        told = given.at(here, device) if given else None
-        cond = blueprint.conditions.told(classes, told, row)
+        x0 = arrange_memory(blueprint.space.to_model(own))
+        told = given.encode(here, device) if given else None
+        cond = blueprint.conditions.make_keywords(classes, told, row)
         with torch.no_grad():
             yield objective(denoiser, x0, t, draws.noise, cond)

@@ -26,19 +26,23 @@ from diffuse_cli.data import Dataset
 from diffuse_cli.media import MEDIA
 from diffuse_cli.models import model_file
 from diffuse_cli.models.blueprint import Blueprint, make_denoiser, make_process
-from diffuse_cli.models.image_conditioning import Giver, Inputs, inputs_for
+from diffuse_cli.models.image_conditioning import (
+    Conditioner,
+    ConditioningInputs,
+    choose_inputs,
+)
 from diffuse_cli.system import files
-from diffuse_cli.system.devices import settle, slow_precision
+from diffuse_cli.system.devices import apply_precision, slow_precision
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import Notice, Work
 from diffuse_cli.system.run_reader import MEMORY
 from diffuse_cli.training.config_layers import default_loss
-from diffuse_cli.training.configuration import complete, for_model_file
-from diffuse_cli.training.ema_weights import Weak
-from diffuse_cli.training.feed import readable, streams
-from diffuse_cli.training.memory_estimate import images_at_a_time
+from diffuse_cli.training.configuration import complete_config, to_model_options
+from diffuse_cli.training.ema_weights import EarlyWeights
+from diffuse_cli.training.feed import find_readable, find_streams
+from diffuse_cli.training.memory_estimate import count_fitting_images
 from diffuse_cli.training.run_directory import RunDirectory
-from diffuse_cli.training.teacher import Teacher, check_distilled, load_teacher
+from diffuse_cli.training.teacher import Teacher, check_distillation, load_teacher
 from diffuse_cli.training.time_budget import Laps
 from diffuse_cli.training.training_conditions import class_names, describe_conditioning
 from diffuse_cli.training.training_data import TrainingData, read_data
@@ -85,16 +89,16 @@ class Plan:
     low_frequencies: LowFrequencies | None = None
 
     @cached_property
-    def giver(self) -> Giver | None:
+    def giver(self) -> Conditioner | None:
         """Maker of the conditioning inputs, or None for a model without them."""
-        return Giver.of(self.blueprint)
+        return Conditioner.from_blueprint(self.blueprint)
 
-    def inputs(self, chosen: npt.NDArray[np.int64]) -> Inputs | None:
+    def inputs(self, chosen: npt.NDArray[np.int64]) -> ConditioningInputs | None:
         """Return the conditioning inputs of images outside of training steps, always the same."""
         if self.giver is None:
             return None
         pairs = self.data.pairs[chosen] if self.data.pairs else None
-        return inputs_for(self.giver, self.data.images.stored[chosen], pairs, self.config.seed)
+        return choose_inputs(self.giver, self.data.images.stored[chosen], pairs, self.config.seed)
 
     def model(
         self,
@@ -102,7 +106,7 @@ class Plan:
         steps: int,
         ema: Mapping[str, Tensor],
         raw: Mapping[str, Tensor] | None,
-        weak: Weak | None,
+        weak: EarlyWeights | None,
     ) -> model_file.StoredModel:
         """Make the model file after `step` of `steps` steps."""
         low = {LOW_FREQUENCIES: self.low_frequencies.plain} if self.low_frequencies else {}
@@ -113,14 +117,14 @@ class Plan:
             weak=weak.weights if weak else None,
             step=step,
             weak_step=weak.step if weak else None,
-            data={**self.data.described(self.config), **low},
-            training=for_model_file(replace(self.config, steps=steps)),
+            data={**self.data.describe(self.config), **low},
+            training=to_model_options(replace(self.config, steps=steps)),
             sampling=self.teacher.sampling(self.blueprint) if self.teacher else None,
-            distilled=self.teacher.described if self.teacher else None,
+            distilled=self.teacher.description if self.teacher else None,
         )
 
 
-def prepare(
+def prepare_plan(
     config: TrainConfig,
     accelerator: Accelerator,
     run: RunDirectory | None = None,
@@ -138,7 +142,7 @@ def prepare(
             for distillation, the memory is too small, or a resumed run had other classes.
         ModelFileError: the model to distil is missing or damaged.
     """
-    check_distilled(config, make_denoiser(None, config, make_process(config)))
+    check_distillation(config, make_denoiser(None, config, make_process(config)))
     data = yield from read_data(config, accelerator, run)
     if laps:
         laps()
@@ -148,41 +152,41 @@ def prepare(
         given=describe_conditioning(config, images.space, data.pairs, data.train),
         table=data.table,
     )
-    done, blueprint = complete(config, images.space, conditions)
+    done, blueprint = complete_config(config, images.space, conditions)
     yield from (Notice(line) for line in images.summary.lines())
     if config.init and images.summary.greyed:
         yield Notice("grey like the model of --init. Use --channels 3 to train in colour")
     if done.flip and (how := MEDIA[images.medium].flipped):
         yield Notice(f"--flip mirrors half of the {MEDIA[images.medium].many} {how}")
-    if not config.goes_on:  # a resumed run cannot change them
+    if not config.resumes:  # a resumed run cannot change them
         for line in slow_precision(config.precision, config.device):
             yield Notice(line, warning=True)
-        yield from too_narrow(config, blueprint)
+        yield from warn_of_narrow_network(config, blueprint)
     if len(data.train) < FEW:
         yield Notice(
             f"only 1 {MEDIA[images.medium].one} to train on: all samples will be copies of it. Add "
             f"more {MEDIA[images.medium].many}",
             warning=True,
         )
-    yield from _mixed(config, images)
+    yield from _warn_of_mixed_sizes(config, images)
     if done.variance in LEARNED and done.loss == "simple":
         yield Notice(
             "--loss simple does not train the learned variance. Use "
             f"--loss {default_loss(done.variance)}",
             warning=True,
         )
-    done = replace(done, precision=settle(accelerator, done.precision))
+    done = replace(done, precision=apply_precision(accelerator, done.precision))
     return Plan(
         config=done,
         blueprint=blueprint,
         data=data,
-        room=images_at_a_time(done, blueprint, accelerator),
+        room=count_fitting_images(done, blueprint, accelerator),
         teacher=(yield from load_teacher(done)),
-        low_frequencies=low_frequencies(done, blueprint, data),
+        low_frequencies=measure_low_frequencies(done, blueprint, data),
     )
 
 
-def too_narrow(config: TrainConfig, blueprint: Blueprint) -> Iterator[Notice]:
+def warn_of_narrow_network(config: TrainConfig, blueprint: Blueprint) -> Iterator[Notice]:
     """Warn of a network that is too narrow to predict noise, and suggest settings."""
     name = blueprint.network
     full_rank = getattr(NETWORKS[name], "full_rank", None)
@@ -204,21 +208,21 @@ def too_narrow(config: TrainConfig, blueprint: Blueprint) -> Iterator[Notice]:
         )
 
 
-def _mixed(config: TrainConfig, images: Dataset) -> Work[None]:
+def _warn_of_mixed_sizes(config: TrainConfig, images: Dataset) -> Work[None]:
     """Warn of a few images of many sizes, which may not belong together."""
     count, sizes = len(images), len(images.summary.sizes)
     if FEW < count < HANDFUL and sizes > 2 and sizes * 2 >= count:
         line = shlex.join(["diffuse", "info", config.data, "-o", "sheet.png"])
         look = "" if config.data.startswith(MEMORY) else f". Look at them with: {line}"
         yield Notice(
-            f"only {images.summary.counted(count)} of {sizes:,} sizes in "
+            f"only {images.summary.format_samples(count)} of {sizes:,} sizes in "
             f"{files.show(config.data)}: if they show different things, samples will be copies and "
             f"mixtures of them{look}",
             warning=True,
         )
 
 
-def low_frequencies(
+def measure_low_frequencies(
     config: TrainConfig, blueprint: Blueprint, data: TrainingData
 ) -> LowFrequencies | None:
     """Measure the low frequencies of training samples at evenly spaced indices.
@@ -227,12 +231,12 @@ def low_frequencies(
     """
     if blueprint.conditions or config.loss in TAUGHT:
         return None
-    most = min(STREAMED if streams(data) else MOST, len(data.train))
+    most = min(STREAMED if find_streams(data) else MOST, len(data.train))
     places = np.linspace(0, len(data.train) - 1, most).round().astype(np.int64)
-    return measure(_batches(blueprint.space, data, data.train[places], config.flip))
+    return measure(_read_batches(blueprint.space, data, data.train[places], config.flip))
 
 
-def _batches(
+def _read_batches(
     space: Space, data: TrainingData, indices: npt.NDArray[np.int64], flip: bool
 ) -> Iterator[torch.Tensor]:
     """Yield samples in the model's space, and with --flip their mirror images."""
@@ -240,7 +244,7 @@ def _batches(
 
     each = max(1, AT_ONCE // math.prod(space.shape))
     for start in range(0, len(indices), each):
-        chosen = readable(data, indices[start : start + each])
+        chosen = find_readable(data, indices[start : start + each])
         samples = space.to_model(torch.from_numpy(np.ascontiguousarray(data.images.stored[chosen])))
         yield samples
         if flip:

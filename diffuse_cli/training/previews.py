@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diffuse_cli.config.sample_options import SAMPLER, SAMPLING_STEPS
-from diffuse_cli.media import figures, looks
+from diffuse_cli.media import figures, render_samples
 from diffuse_cli.sampling.conditioning import Condition, default_guidance
-from diffuse_cli.sampling.generation import Drawing, draw, to_stored
-from diffuse_cli.sampling.sampling_settings import DrawSettings
+from diffuse_cli.sampling.generation import BatchState, generate_batches, to_stored
+from diffuse_cli.sampling.sampling_settings import SamplingSettings
 from diffuse_cli.system.events import Progress, Work
-from diffuse_cli.training.feed import readable
+from diffuse_cli.training.feed import find_readable
 from diffuse_cli.training.plan import Plan
-from diffuse_cli.training.trainer import Trainer, evaluations, held_out_images
+from diffuse_cli.training.trainer import Trainer, count_evaluations, count_held_out_images
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -31,14 +31,14 @@ MOST = 64
 """The most samples to generate at a time."""
 
 
-def draw_by_default(
+def generate_by_default(
     plan: Plan,
     net: Any,
     count: int,
     device: torch.device,
     inputs: int | None = None,
     classes: Sequence[int] = (),
-) -> Iterator[Drawing]:
+) -> Iterator[BatchState]:
     """Generate samples with the defaults of `diffuse sample`.
 
     A model that is conditioned on images or metadata cycles through the conditions of the images of
@@ -50,16 +50,18 @@ def draw_by_default(
     """
     denoiser = plan.blueprint.denoiser(net)
     choice = plan.teacher.sampling(plan.blueprint) if plan.teacher else None
-    settings = DrawSettings(
+    settings = SamplingSettings(
         sampler=choice.sampler if choice else SAMPLER,
         steps=min(choice.steps if choice else SAMPLING_STEPS, denoiser.process.num_timesteps),
-        condition=_condition(
-            plan, readable(plan.data, preview_images(plan, inputs)[:count]), classes
+        condition=_make_condition(
+            plan, find_readable(plan.data, preview_images(plan, inputs)[:count]), classes
         ),
         seed=plan.config.seed,
         batch_size=min(MOST, plan.room),
     )
-    return draw(denoiser, settings, range(count), space=plan.blueprint.space, device=device)
+    return generate_batches(
+        denoiser, settings, range(count), space=plan.blueprint.space, device=device
+    )
 
 
 def preview_images(plan: Plan, count: int | None = None) -> npt.NDArray[np.int64]:
@@ -80,7 +82,7 @@ def preview_images(plan: Plan, count: int | None = None) -> npt.NDArray[np.int64
     return told[np.unique(places.round().astype(np.int64))]
 
 
-def _condition(
+def _make_condition(
     plan: Plan, chosen: npt.NDArray[np.int64], classes: Sequence[int]
 ) -> Condition | None:
     """Make the condition of samples: a cycle of classes, or the conditions of chosen images."""
@@ -124,8 +126,8 @@ def passes_of_drawing(plan: Plan, images: int) -> int:
 
 def passes_of_preview(plan: Plan) -> int:
     """Return the forward passes of a preview and its held-out loss."""
-    measured = len(plan.data.held_out[: held_out_images(plan.config)])
-    return passes_of_drawing(plan, PREVIEW_IMAGES) + measured * evaluations(plan.config)
+    measured = len(plan.data.held_out[: count_held_out_images(plan.config)])
+    return passes_of_drawing(plan, PREVIEW_IMAGES) + measured * count_evaluations(plan.config)
 
 
 def draw_preview(trainer: Trainer) -> Work[Image]:
@@ -133,23 +135,26 @@ def draw_preview(trainer: Trainer) -> Work[Image]:
     plan, net, device = trainer.plan, trainer.ema_net, trainer.device
     space, inputs = plan.blueprint.space, GIVEN_SHOWN if uses_images(plan) else None
     ended = []
-    for drawing in draw_by_default(plan, net, PREVIEW_IMAGES, device, inputs):
+    for drawing in generate_by_default(plan, net, PREVIEW_IMAGES, device, inputs):
         if drawing.done:
             ended.append(to_stored(space, drawing.state.x))
         yield Progress("preview", drawing.step, drawing.steps)
-    samples = looks(space, np.concatenate(ended))
-    return _comparison(plan, samples) if uses_images(plan) else figures.grid(samples)
+    samples = render_samples(space, np.concatenate(ended))
+    return _comparison(plan, samples) if uses_images(plan) else figures.arrange_grid(samples)
 
 
 def _comparison(plan: Plan, samples: Array) -> Image:
     """Make a row for each image: its conditioning image if any, samples, and the image."""
     import torch
 
-    giver, chosen = plan.giver, readable(plan.data, preview_images(plan, GIVEN_SHOWN))
+    giver, chosen = plan.giver, find_readable(plan.data, preview_images(plan, GIVEN_SHOWN))
     given, space = plan.inputs(chosen), plan.blueprint.space
-    truths = looks(space, plan.data.images.stored[chosen])
+    truths = render_samples(space, plan.data.images.stored[chosen])
     rows = [[*samples[k :: len(chosen)], truths[k]] for k in range(len(chosen))]
     if giver and given:
-        told = giver.look(given.at(range(len(chosen)), torch.device("cpu")))
-        rows = [[first, *row] for first, row in zip(looks(giver.shown, told), rows, strict=True)]
-    return figures.rows(rows)
+        told = giver.render_input(given.encode(range(len(chosen)), torch.device("cpu")))
+        rows = [
+            [first, *row]
+            for first, row in zip(render_samples(giver.rendered_space, told), rows, strict=True)
+        ]
+    return figures.arrange_rows(rows)

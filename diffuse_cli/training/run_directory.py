@@ -98,7 +98,7 @@ class RunDirectory:
                 written.
         """
         over = config.overwrite
-        if not config.goes_on:
+        if not config.resumes:
             hint = "Resume with --resume, replace it with --overwrite, or choose another -o"
             outputs.check_free(self.model, over, hint=hint)
             outputs.check_free(self.config, over, hint=hint, of=self.path)
@@ -116,7 +116,7 @@ class RunDirectory:
         return False
 
     @contextlib.contextmanager
-    def held(self, config: TrainConfig | None = None) -> Iterator[None]:
+    def hold_lock(self, config: TrainConfig | None = None) -> Iterator[None]:
         """Lock the directory, and remove the folder afterwards if no run has started in it.
 
         Args:
@@ -130,7 +130,7 @@ class RunDirectory:
         try:
             with outputs.hold_lock(self.path / run_reader.LOCK), outputs.hold_output(self.model):
                 try:
-                    self._sweep()
+                    self._remove_temporary_files()
                     if config:
                         self.check_free(config)
                     yield
@@ -141,12 +141,12 @@ class RunDirectory:
                 with contextlib.suppress(OSError):  # another process uses it, or it has other files
                     self.path.rmdir()
 
-    def _sweep(self) -> None:
+    def _remove_temporary_files(self) -> None:
         """Remove temporary files of a killed process."""
         for folder in (self.path, self.checkpoints, self.previews, self.snapshots):
-            files.sweep(folder)
+            files.remove_leftovers(folder)
         if self._has_best():
-            files.sweep(self.model.parent, re.escape(self.best.name))
+            files.remove_leftovers(self.model.parent, re.escape(self.best.name))
 
     def clear(self) -> None:
         """Remove an earlier run and its models, except this run's lock and cache."""
@@ -177,7 +177,7 @@ class RunDirectory:
         path = self.checkpoints / f"step-{checkpoint.step:08d}"
         files.write_folder(path, fill)
         # Newer checkpoints are damaged or belong to an earlier run: they must not count.
-        complete = run_reader.complete(self.checkpoints)
+        complete = run_reader.list_checkpoints(self.checkpoints)
         here = complete.index(path)
         for old in [*complete[:here], *complete[here + KEPT :]]:
             files.remove(old)
@@ -188,8 +188,8 @@ class RunDirectory:
         from diffuse_cli.models import tensor_file
 
         passed: list[str] = []
-        for path in run_reader.complete(self.checkpoints):
-            fault = run_reader.fault(path)
+        for path in run_reader.list_checkpoints(self.checkpoints):
+            fault = run_reader.find_damage(path)
             if fault:
                 passed.append(
                     f"{files.show(path)} is damaged ({fault}): using an earlier checkpoint"
@@ -208,7 +208,7 @@ class RunDirectory:
         """Read the run's conditions from a checkpoint or the model file, or None without them."""
         from diffuse_cli.models import model_file
 
-        for path in (*run_reader.complete(self.checkpoints), self.model):
+        for path in (*run_reader.list_checkpoints(self.checkpoints), self.model):
             with contextlib.suppress(ModelFileError):
                 return model_file.load(path).blueprint.conditions
         return None
@@ -217,12 +217,14 @@ class RunDirectory:
         """Write a model file unless it has this model already."""
         from diffuse_cli.models import model_file
 
-        if not model_file.holds(path, model):
+        if not model_file.has_model(path, model):
             model_file.save(path, model)
 
     def newest_step(self) -> int | None:
         """Return the step of the newest complete checkpoint without reading it."""
-        return next(map(run_reader.step_of, run_reader.complete(self.checkpoints)), None)
+        return next(
+            map(run_reader.checkpoint_step, run_reader.list_checkpoints(self.checkpoints)), None
+        )
 
     # -- metrics -----------------------------------------------------------------------------------
 

@@ -60,7 +60,9 @@ def warn_of_few_steps(
     few = config.steps < least / 2
     verb = "is" if config.steps == 1 else "are"
     says = f"{verb} too few: samples will be noise" if few else f"{verb} few: samples will be rough"
-    ways = _ways(config, seconds, config.steps / least) if seconds else f"--steps {least}"
+    ways = (
+        _suggest_options(config, seconds, config.steps / least) if seconds else f"--steps {least}"
+    )
     busy = seconds and on_cpu and _cpu_is_busy()
     hint = " Other programs keep the CPU busy: OMP_NUM_THREADS=1 may make steps faster."
     text = f"{plural(config.steps, 'step')} {says}. Try {ways}.{hint if busy else ''}"
@@ -81,13 +83,14 @@ def warn_of_long_run(config: TrainConfig, seconds: float, left: int) -> Iterator
     """Warn of a run whose `left` steps take more than a day, and suggest options."""
     if left * seconds > DAY:
         yield Notice(
-            f"{plural(left, 'step')} of {seconds:.3g} s take {duration(left * seconds)}. Try "
-            f"{_ways(config, seconds, DAY / (left * seconds))}.",
+            f"{plural(left, 'step')} of {seconds:.3g} s take {format_duration(left * seconds)}. "
+            "Try "
+            f"{_suggest_options(config, seconds, DAY / (left * seconds))}.",
             warning=True,
         )
 
 
-def _ways(config: TrainConfig, seconds: float, ratio: float) -> str:
+def _suggest_options(config: TrainConfig, seconds: float, ratio: float) -> str:
     """Suggest options that make a step at least 1/`ratio` times as fast.
 
     The suggestion ends with the --minutes of the shortest useful run, in two digits, if these are
@@ -112,7 +115,7 @@ class Forecast:
         self.config, self.end, self._first, self._from = config, end, start + 1, start
         self._began, self._done = time.monotonic(), False
 
-    def after(self, done: int) -> Iterator[Notice]:
+    def report(self, done: int) -> Iterator[Notice]:
         """Yield the forecast when it is due. To be called after every step.
 
         The first step counts only if it is slow, because it chooses kernels or compiles.
@@ -123,13 +126,13 @@ class Forecast:
             self._done = True
             seconds = (now - self._began) / (done - self._from)
             if done < self.config.log_every and left * seconds > MINUTE:
-                yield Notice(f"{seconds:.3g} s per step: {duration(left * seconds)} left")
+                yield Notice(f"{seconds:.3g} s per step: {format_duration(left * seconds)} left")
             yield from warn_of_long_run(self.config, seconds, left)
         elif done == self._first:
             self._from, self._began = done, now
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Return `12.3 minutes`, in hours from 90 minutes on, in days from 48 hours on."""
     for most, unit, name in ((90 * 60, 60, "minutes"), (2 * DAY, 3600, "hours")):
         if seconds <= most:

@@ -30,10 +30,12 @@ def sample_line(plan: Plan, model: Path) -> str:
     source = plan.config.given if given and given.what == PAIRS else plan.config.data
     if given and not is_images(Path(source or ""), single=True):
         return ""
-    return shlex.join(["diffuse", "sample", str(model), *_told(plan), *_out()])
+    return shlex.join(
+        ["diffuse", "sample", str(model), *_list_condition_options(plan), *_list_output_options()]
+    )
 
 
-def _told(plan: Plan) -> Iterator[str]:
+def _list_condition_options(plan: Plan) -> Iterator[str]:
     """Yield the options that set a model's conditions."""
     conditions = plan.blueprint.conditions
     for column in conditions.table.columns if conditions.table else ():
@@ -45,15 +47,15 @@ def _told(plan: Plan) -> Iterator[str]:
     if conditions.given.what == PAIRS:
         assert plan.data.pairs is not None
         assert plan.config.given is not None
-        yield from _input(
+        yield from _list_input_options(
             plan.config.given, plan.data.pairs.given, int(plan.data.pairs.rows[unseen])
         )
     else:
-        yield from _input(plan.config.data, plan.data.images, unseen)
+        yield from _list_input_options(plan.config.data, plan.data.images, unseen)
         yield "--degrade"
 
 
-def _input(source: str, samples: Dataset, index: int) -> Iterator[str]:
+def _list_input_options(source: str, samples: Dataset, index: int) -> Iterator[str]:
     """Yield the option for a sample's file, or else for the first samples of its source."""
     file = Path(source) / samples.names[index]
     if file.is_file():
@@ -62,7 +64,7 @@ def _input(source: str, samples: Dataset, index: int) -> Iterator[str]:
         yield from ("--given", source, "--range", f"0:{INPUTS}")
 
 
-def _out() -> Iterator[str]:
+def _list_output_options() -> Iterator[str]:
     """Yield the option for an output folder if the default folder exists already."""
     name = SampleConfig.out
     if Path(name).exists():

@@ -19,7 +19,7 @@ from diffuse_cli.config.sample_options import DISTILLED_STEPS, SamplerChoice
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core import distillation
 from diffuse_cli.core.guidance import guide
-from diffuse_cli.core.kernels import laid_out, lay_out
+from diffuse_cli.core.kernels import arrange_memory, arrange_weights
 from diffuse_cli.core.losses import TAUGHT, simple
 from diffuse_cli.models import model_file
 from diffuse_cli.models.blueprint import Blueprint
@@ -67,7 +67,7 @@ class StudentSamples:
     cond: Mapping[str, Tensor]
 
 
-class Matching:
+class DistributionMatching:
     """Critic, a denoiser of the student's samples, and its distribution matching loss.
 
     Args:
@@ -97,7 +97,9 @@ class Matching:
         """Return the critic's weights and optimizer state."""
         return {
             **{f"{WEIGHTS}{name}": value for name, value in self.net.state_dict().items()},
-            **{f"{MOMENTS}{name}": value for name, value in self._updater.moments().items()},
+            **{
+                f"{MOMENTS}{name}": value for name, value in self._updater.optimizer_state().items()
+            },
         }
 
     def restore(self, saved: Mapping[str, Tensor]) -> None:
@@ -118,10 +120,10 @@ class Matching:
         cond = {key: value.repeat_interleave(NOISES, 0) for key, value in cond.items()}
         noise = self._draws(step, positions, "matching noise").noise
         draws = [self._draws(step, positions, f"matching {k}") for k in range(2)]
-        x0 = distillation.draw(student, laid_out(noise), draws[0].noise, **cond)
+        x0 = distillation.generate_samples(student, arrange_memory(noise), draws[0].noise, **cond)
         self._samples.append(StudentSamples(positions, x0.detach(), cond))
         levels = [self._draws(step, positions, f"matching level {k}") for k in range(2)]
-        t = distillation.level(student.process, torch.cat([d.u for d in levels]))
+        t = distillation.matching_timesteps(student.process, torch.cat([d.u for d in levels]))
         self._updater.prepared.eval()
         value = distillation.distribution_matching_loss(
             x0,
@@ -130,7 +132,7 @@ class Matching:
             process=student.process,
             teacher=self._teacher,
             critic=self._critic,
-            **distillation.twice(cond),
+            **distillation.repeat_conditions(cond),
         )
         mean: Tensor = value.unflatten(0, (2, count, NOISES)).mean((0, 2))
         return mean
@@ -141,7 +143,7 @@ class Matching:
         for update in range(UPDATES if self._samples else 0):
             for part in self._samples:
                 self._learn(step, update, part, batch_size)
-            self._updater.move(self._updater.norm())
+            self._updater.take_step(self._updater.clip_gradient())
         self._samples = []
 
     def _learn(self, step: int, update: int, part: StudentSamples, batch_size: int) -> None:
@@ -149,7 +151,9 @@ class Matching:
         draws = [self._draws(step, part.positions, f"critic {update} {k}") for k in range(2)]
         t = (torch.cat([d.u for d in draws]) * self._critic.process.num_timesteps).long()
         noise = torch.cat([d.noise for d in draws])
-        losses = simple(self._critic, part.x0, t, noise, **distillation.twice(part.cond))
+        losses = simple(
+            self._critic, part.x0, t, noise, **distillation.repeat_conditions(part.cond)
+        )
         # Accelerate divides by the accumulation, and processes are averaged.
         accelerator = self.accelerator
         parts = accelerator.gradient_accumulation_steps * accelerator.num_processes
@@ -183,7 +187,7 @@ class Teacher:
     guidance: float | None = None
 
     @property
-    def described(self) -> dict[str, Any]:
+    def description(self) -> dict[str, Any]:
         """Description of the teacher for checkpoints and model files."""
         guidance = {} if self.guidance is None else {"guidance": self.guidance}
         return {"teacher": self.sha256, **guidance}
@@ -193,9 +197,9 @@ class Teacher:
         steps = min(DISTILLED_STEPS, blueprint.diffusion.num_timesteps)
         return SamplerChoice("consistency", steps, 1.0 if blueprint.conditions else None)
 
-    def denoise(self, accelerator: Accelerator) -> Denoise:
+    def make_denoiser(self, accelerator: Accelerator) -> Denoise:
         """Return the teacher's denoiser on the device, with guidance and without gradients."""
-        net = lay_out(self.model.network().to(accelerator.device))
+        net = arrange_weights(self.model.network().to(accelerator.device))
 
         def infer(x: Tensor, t: Tensor, **cond: Any) -> Tensor:
             with torch.no_grad(), accelerator.autocast():
@@ -205,7 +209,7 @@ class Teacher:
         return denoiser if self.guidance is None else guide(denoiser, self.guidance)
 
 
-def check_distilled(config: TrainConfig, denoiser: Denoiser) -> None:
+def check_distillation(config: TrainConfig, denoiser: Denoiser) -> None:
     """Refuse to distil a model whose target determines x_0 badly at high noise.
 
     Raises:

@@ -106,7 +106,7 @@ class Budget:
         """Current seconds per step."""
         return median(self.blocks) if self.blocks else self.step
 
-    def _over(self, seconds: float, steps: int) -> bool:
+    def _is_over(self, seconds: float, steps: int) -> bool:
         """Whether the interval between two reviews of the plan is over."""
         left = self.total - self.looked
         interval = max(min(self.total / LOOKS, left / 2), self.total / BETWEEN)
@@ -118,7 +118,7 @@ class Budget:
         """Count another step. `settled` means that the device has finished its work."""
         self.used, self.gone = self.used + seconds, self.gone + 1
         self.steps, self.seconds = self.steps + 1, self.seconds + seconds
-        if settled and self._over(BLOCKS * self.seconds, BLOCKS * self.steps):
+        if settled and self._is_over(BLOCKS * self.seconds, BLOCKS * self.steps):
             now = self.seconds / self.steps
             for name, took in self.fresh.items():
                 self.costs[name][-1] = min(self.costs[name][-1], took / now)
@@ -142,9 +142,9 @@ class Budget:
     @property
     def due(self) -> bool:
         """Whether to review the plan now."""
-        return self._over(self.used - self.looked, self.gone)
+        return self._is_over(self.used - self.looked, self.gone)
 
-    def needed(self, done: int, steps: int, chores: Chores) -> float:
+    def estimate_seconds(self, done: int, steps: int, chores: Chores) -> float:
         """Estimate the seconds from `done` steps to the end of a run of `steps`."""
         own = list(chores(steps))
         costs = [median(self.costs.get(c.name, (c.cost,))) for c in own]
@@ -158,23 +158,23 @@ class Budget:
         more = range(steps + 1, steps + 1 + max(0, int(self.left / self.pace)))
         # The nearest number of steps: half a step more is near enough.
         most = self.left + self.pace / 2
-        return self._look(
-            done, steps + bisect(more, most, key=lambda n: self.needed(done, n, chores))
+        return self._record_review(
+            done, steps + bisect(more, most, key=lambda n: self.estimate_seconds(done, n, chores))
         )
 
     def replan(self, done: int, steps: int, chores: Chores) -> int:
         """Review the plan of `steps` steps, and return the same or a better number of steps."""
-        missed = self.needed(done, steps, chores) - self.left
+        missed = self.estimate_seconds(done, steps, chores) - self.left
         if abs(missed) > TOLERANCE * self.total:
             return self.plan(done, chores)
-        return self._look(done, steps)
+        return self._record_review(done, steps)
 
-    def _look(self, done: int, steps: int) -> int:
+    def _record_review(self, done: int, steps: int) -> int:
         self.looked, self.ahead, self.gone, self.length = self.used, steps - done, 0, steps
         return steps
 
 
-def batch_for(images: float, least: int = 1) -> int:
+def choose_batch_size(images: float, least: int = 1) -> int:
     """Return the largest batch size that leaves `ENOUGH` steps to a run that sees `images` images.
 
     A short run benefits from more steps, a long run from better steps: after ten minutes, batches

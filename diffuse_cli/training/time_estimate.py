@@ -18,23 +18,28 @@ from diffuse_cli.config.options import to_toml
 from diffuse_cli.config.train_options import TrainConfig, to_file
 from diffuse_cli.core.networks import count_parameters
 from diffuse_cli.data.summary import plural
-from diffuse_cli.system.devices import machine
+from diffuse_cli.system.devices import open_accelerator
 from diffuse_cli.system.errors import DiffuseError
 from diffuse_cli.system.events import Notice, Progress, Work
 from diffuse_cli.training import previews
 from diffuse_cli.training.configuration import with_batch_size
-from diffuse_cli.training.initial_weights import first_weights
-from diffuse_cli.training.memory_estimate import SLACK, cost, fit_into_memory, split
-from diffuse_cli.training.monitor import chores
-from diffuse_cli.training.plan import Plan, check_batch, prepare
+from diffuse_cli.training.initial_weights import load_initial_weights
+from diffuse_cli.training.memory_estimate import (
+    SLACK,
+    estimate_memory,
+    fit_into_memory,
+    split_batch,
+)
+from diffuse_cli.training.monitor import plan_chores
+from diffuse_cli.training.plan import Plan, check_batch, prepare_plan
 from diffuse_cli.training.run_length import (
-    duration,
     fewest_steps,
+    format_duration,
     warn_of_few_steps,
     warn_of_limited_options,
     warn_of_long_run,
 )
-from diffuse_cli.training.time_budget import FIRST, Budget, batch_for
+from diffuse_cli.training.time_budget import FIRST, Budget, choose_batch_size
 from diffuse_cli.training.trainer import Trainer
 
 TASK = "measuring the time of a step"
@@ -83,12 +88,12 @@ class Stopwatch:
         plan = dataclasses.replace(self.plan, config=config)
         images, parts = config.batch_size, config.accumulation
         if not config.compile:
-            yield from self._climb(plan, math.ceil(images / parts) - (not roughly))
+            yield from self._measure_growing_steps(plan, math.ceil(images / parts) - (not roughly))
             if roughly or not self._suffices(images, parts):
-                return self._expected(images, parts)
+                return self._extrapolate_step(images, parts)
         return (yield from self._time(plan, images, parts, WARM_UP + LEAST, SETTLED))
 
-    def a_pass(self, plan: Plan, step: float) -> Work[float | None]:
+    def measure_pass(self, plan: Plan, step: float) -> Work[float | None]:
         """Measure the time of an image's pass in sampling, on the slowest process.
 
         Returns None if the time limit does not allow it.
@@ -102,7 +107,7 @@ class Stopwatch:
         trainer = self._trainer
         if trainer is None or (1 + PASSES) * guess > self.budget / BESIDE:
             return None
-        drawings = previews.draw_by_default(plan, trainer.ema_net, images, trainer.device)
+        drawings = previews.generate_by_default(plan, trainer.ema_net, images, trainer.device)
         while len(times) < 1 + PASSES:
             yield Progress(TASK, min(int(self.spent), self.total - 1), self.total)
             began = time.monotonic()
@@ -112,15 +117,15 @@ class Stopwatch:
             times.append(time.monotonic() - began)
         return float(max(gather_object([median(times[1:] or times)]))) / passes
 
-    def elapsed(self) -> float:
+    def measure_elapsed(self) -> float:
         """Return the seconds since the start, on the slowest process, so that all plan alike."""
         return float(max(gather_object([time.monotonic() - self._began])))
 
-    def _climb(self, plan: Plan, most: int) -> Work[None]:
+    def _measure_growing_steps(self, plan: Plan, most: int) -> Work[None]:
         """Time a few steps with one image per process, then with more images, up to `most`."""
         size = self.accelerator.num_processes
         if not self._known:
-            guess = yield from self._by_a_part(plan)
+            guess = yield from self._estimate_from_part(plan)
             if self.spent + 2 * guess > self.budget:
                 self._known.append((size, guess))
         while size <= most:
@@ -128,20 +133,20 @@ class Stopwatch:
                 self._known.append((size, (yield from self._time(plan, size, 1, TRIES))))
             size *= RATIO
 
-    def end(self) -> Work[None]:
+    def free_memory(self) -> Work[None]:
         """Free the memory, if anything was measured."""
         if self._trainer is not None:
             self._trainer = None
             self.accelerator.free_memory()
         yield Progress(TASK, self.total, self.total)
 
-    def _by_a_part(self, plan: Plan) -> Work[float]:
+    def _estimate_from_part(self, plan: Plan) -> Work[float]:
         """Estimate the time of a step with one image per process from a part of the image.
 
         Returns 0 if the images are small, or if the network does not accept the part.
         """
         blueprint, size = plan.blueprint, plan.blueprint.space.size
-        if cost(plan.config, blueprint, self.accelerator.device.type).image < LARGE:
+        if estimate_memory(plan.config, blueprint, self.accelerator.device.type).image < LARGE:
             return 0.0
         small = tuple(side // PART for side in size)
         corner: Any = (..., *map(slice, small))
@@ -149,7 +154,7 @@ class Stopwatch:
         data = dataclasses.replace(
             plan.data,
             images=dataclasses.replace(images, stored=images.stored[corner]),
-            pairs=pairs.cut(corner) if pairs else None,
+            pairs=pairs.select_part(corner) if pairs else None,
         )
         space = dataclasses.replace(blueprint.space, size=small)
         blueprint = dataclasses.replace(blueprint, space=space)
@@ -163,9 +168,11 @@ class Stopwatch:
 
     def _suffices(self, images: int, parts: int = 1) -> bool:
         """Whether the time suffices for two such steps. The first measurement is always made."""
-        return not self._known or self.spent + 2 * self._expected(images, parts) <= self.budget
+        return (
+            not self._known or self.spent + 2 * self._extrapolate_step(images, parts) <= self.budget
+        )
 
-    def _expected(self, images: int, parts: int = 1) -> float:
+    def _extrapolate_step(self, images: int, parts: int = 1) -> float:
         """Extrapolate the time of a step. Another image takes at least half of the mean."""
         (before, early), (most, late) = [(0, 0.0), *self._known][-2:]
         each = late / most
@@ -217,34 +224,34 @@ def fill_minutes(
     chosen, least = config.batch_size is not None, processes * config.accumulation
     network = plan.blueprint.space, plan.blueprint.config
     trial = config if chosen else with_batch_size(config, max(TRIAL, least), *network)
-    trial = split(trial, plan.room, processes)
+    trial = split_batch(trial, plan.room, processes)
     seconds = yield from watch.seconds(trial, roughly=not chosen)
     if chosen:
         config = trial
     else:
         assert trial.batch_size is not None
         images = trial.batch_size * minutes * 60 / seconds
-        config = with_batch_size(config, batch_for(images, least), *network)
-        config = split(config, plan.room, processes)
+        config = with_batch_size(config, choose_batch_size(images, least), *network)
+        config = split_batch(config, plan.room, processes)
         seconds = yield from watch.seconds(config)
     plan = dataclasses.replace(plan, config=config)
-    a_pass = yield from watch.a_pass(plan, seconds)
-    yield from watch.end()
-    own = chores(plan, a_pass / seconds)(1) if a_pass else ()
+    a_pass = yield from watch.measure_pass(plan, seconds)
+    yield from watch.free_memory()
+    own = plan_chores(plan, a_pass / seconds)(1) if a_pass else ()
     costs = {chore.name: [chore.cost] for chore in own if chore.cost}
-    budget = Budget(minutes, seconds, spent + watch.elapsed(), costs=costs)
-    steps = budget.plan(0, chores(plan), FIRST)
+    budget = Budget(minutes, seconds, spent + watch.measure_elapsed(), costs=costs)
+    steps = budget.plan(0, plan_chores(plan), FIRST)
     return dataclasses.replace(config, steps=steps, minutes=None), budget
 
 
-def seconds_in_all(plan: Plan, budget: Budget) -> float:
+def estimate_step_seconds(plan: Plan, budget: Budget) -> float:
     """Return the seconds per step of the shortest run that learns anything, with chores."""
     least = fewest_steps(plan.config)
-    own = budget.needed(0, least, chores(plan))
+    own = budget.estimate_seconds(0, least, plan_chores(plan))
     return min(own / (1 - SHARE), own + SECONDS) / least
 
 
-def first_plan(
+def choose_steps(
     plan: Plan, accelerator: Accelerator, done: int = 0, spent: float = 0.0
 ) -> Work[tuple[TrainConfig, Budget | None]]:
     """Choose the steps from `done` on, from --steps or to fill --minutes, and warn of too few.
@@ -256,7 +263,7 @@ def first_plan(
     budget: Budget | None = None
     if config.minutes is not None:
         config, budget = yield from fill_minutes(plan, accelerator, spent)
-        seconds = seconds_in_all(dataclasses.replace(plan, config=config), budget)
+        seconds = estimate_step_seconds(dataclasses.replace(plan, config=config), budget)
         config = dataclasses.replace(config, steps=done + config.steps)
         yield Notice(
             f"{budget.step:.3g} s per step of {plural(config.batch_size or 0, 'image')}: "
@@ -268,11 +275,11 @@ def first_plan(
     return config, budget
 
 
-def seconds_a_step(plan: Plan, accelerator: Accelerator) -> Work[float]:
+def measure_step_seconds(plan: Plan, accelerator: Accelerator) -> Work[float]:
     """Measure the time of a step of a plan with a complete configuration."""
     watch = Stopwatch(plan, accelerator, SECONDS)
     seconds = yield from watch.seconds(plan.config)
-    yield from watch.end()
+    yield from watch.free_memory()
     return seconds
 
 
@@ -303,7 +310,7 @@ class TrainingEstimate:
         """Return the configuration as TOML, with the costs as comments."""
         costs = (
             f"# {self.parameters:,} parameters, about {self.memory / 2**30:.2f} GiB, "
-            f"about {duration(self.seconds)} on this machine"
+            f"about {format_duration(self.seconds)} on this machine"
         )
         return f"{costs}\n\n{to_toml(to_file(self.config, control=False))}"
 
@@ -314,24 +321,29 @@ def estimate(config: TrainConfig) -> Work[TrainingEstimate]:
     Raises:
         DiffuseError: any error that training would raise before its first step.
     """
-    with machine(config.precision, config.device, accumulation=config.accumulation) as accelerator:
+    with open_accelerator(
+        config.precision, config.device, accumulation=config.accumulation
+    ) as accelerator:
         check_batch(config, accelerator.num_processes)
-        plan = yield from prepare(config, accelerator)
-        if not config.goes_on:
-            yield from first_weights(plan.config, plan.blueprint)
-        done, budget = yield from first_plan(plan, accelerator)
+        plan = yield from prepare_plan(config, accelerator)
+        if not config.resumes:
+            yield from load_initial_weights(plan.config, plan.blueprint)
+        done, budget = yield from choose_steps(plan, accelerator)
         plan = dataclasses.replace(plan, config=done)
         if budget:
-            seconds, total = budget.step, budget.used + budget.needed(0, done.steps, chores(plan))
+            seconds, total = (
+                budget.step,
+                budget.used + budget.estimate_seconds(0, done.steps, plan_chores(plan)),
+            )
         else:
-            seconds = yield from seconds_a_step(plan, accelerator)
+            seconds = yield from measure_step_seconds(plan, accelerator)
             total = seconds * done.steps
         device = accelerator.device.type
     yield from warn_of_limited_options(done)
     yield from warn_of_long_run(done, seconds, done.steps)
     assert done.batch_size is not None
     part = -(-done.batch_size // done.accumulation)
-    memory = cost(done, plan.blueprint, device).of(part, SLACK.get(device, 1.0))
+    memory = estimate_memory(done, plan.blueprint, device).total_bytes(part, SLACK.get(device, 1.0))
     with torch.device("meta"):
         parameters = count_parameters(plan.blueprint.build())
     return TrainingEstimate(done, parameters, memory, total)

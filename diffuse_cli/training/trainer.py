@@ -15,20 +15,27 @@ from torch import Tensor, nn
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.core.distillation import EVALUATIONS
-from diffuse_cli.core.kernels import lay_out
+from diffuse_cli.core.kernels import arrange_weights
 from diffuse_cli.core.losses import TAUGHT
-from diffuse_cli.core.networks import checkpointed
+from diffuse_cli.core.networks import run_checkpointed
 from diffuse_cli.core.timesteps import TIMESTEP_DRAWS, History, choose
-from diffuse_cli.models.blueprint import kept_in_range
+from diffuse_cli.models.blueprint import clamp_denoised
 from diffuse_cli.system.errors import DivergedError, UsageError, lookup
-from diffuse_cli.system.memory import out_of_memory
-from diffuse_cli.system.rng import key, seed_modules, share, training_draws
+from diffuse_cli.system.memory import is_out_of_memory
+from diffuse_cli.system.rng import key, seed_modules, split_range, training_draws
 from diffuse_cli.training.batches import Batches, mirror
-from diffuse_cli.training.ema_weights import Average, Powers, Weak, due
-from diffuse_cli.training.feed import readable
-from diffuse_cli.training.optimization import WHOLE, Course, Objective, Updater, losses_of, lr_at
+from diffuse_cli.training.ema_weights import EarlyWeights, EmaAverage, PowerAverages, is_update_due
+from diffuse_cli.training.feed import find_readable
+from diffuse_cli.training.optimization import (
+    WHOLE,
+    Objective,
+    ProgressSchedule,
+    Updater,
+    lr_at,
+    measure_losses,
+)
 from diffuse_cli.training.plan import Plan
-from diffuse_cli.training.teacher import PARTS, PATHS, Matching
+from diffuse_cli.training.teacher import PARTS, PATHS, DistributionMatching
 
 Seen = list[tuple[Tensor, Tensor]]
 """Timesteps and losses of each forward pass."""
@@ -40,21 +47,21 @@ HELD_OUT_BATCH = 64
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StepResult:
     """Mean loss of a step and its gradient's norm, on the device, because reading waits for it."""
 
     loss: Tensor
     grad_norm: Tensor
 
 
-def evaluations(config: TrainConfig) -> int:
+def count_evaluations(config: TrainConfig) -> int:
     """Return the network evaluations that the loss of an image takes."""
     return EVALUATIONS if config.loss in TAUGHT else 1
 
 
-def held_out_images(config: TrainConfig) -> int:
+def count_held_out_images(config: TrainConfig) -> int:
     """Return the most held-out images to measure, for about equal cost with every loss."""
-    return HELD_OUT_IMAGES // evaluations(config)
+    return HELD_OUT_IMAGES // count_evaluations(config)
 
 
 class Trainer:
@@ -82,14 +89,14 @@ class Trainer:
         """
         self.plan, self.config, self.accelerator = plan, plan.config, accelerator
         self.device = accelerator.device
-        self.course = Course.of(self.config.steps)
+        self.course = ProgressSchedule.of(self.config.steps)
         assert self.config.batch_size is not None
-        self._begin(self.config.batch_size, self.config.accumulation)
+        self._set_batches(self.config.batch_size, self.config.accumulation)
         torch.manual_seed(key(self.config.seed, "weights") & 0xFFFF_FFFF)
-        self.net = self._network(init)
-        self.ema = Average(self.net, self.config.ema_decay)
-        self.powers = Powers(self.net) if self.config.ema_lengths else None
-        self.weak: Weak | None = None
+        self.net = self._build_network(init)
+        self.ema = EmaAverage(self.net, self.config.ema_decay)
+        self.powers = PowerAverages(self.net) if self.config.ema_lengths else None
+        self.weak: EarlyWeights | None = None
         self.unread: list[Tensor] = []
         self.bad = 0
         self.updater = Updater(
@@ -102,18 +109,20 @@ class Trainer:
         )
         self.optimizer = self.updater.optimizer
         self.denoiser = plan.blueprint.denoiser(self.updater.prepared)
-        teacher = plan.teacher.denoise(accelerator) if plan.teacher else None
+        teacher = plan.teacher.make_denoiser(accelerator) if plan.teacher else None
         # Trajectories are clipped as in sampling. The critic is compared without clipping.
-        leads = teacher and kept_in_range(teacher, self.denoiser)
+        leads = teacher and clamp_denoised(teacher, self.denoiser)
         self._objective = Objective(self.config, self.denoiser, self.device, leads)
-        self.matching: Matching | None = None
+        self.matching: DistributionMatching | None = None
         if plan.teacher and teacher:
-            critic = self._network(plan.teacher.model.ema)
-            self.matching = Matching(self.config, plan.blueprint, critic, teacher, accelerator)
-        self._draw = lookup(TIMESTEP_DRAWS, self.config.timestep_draw, "--timestep-draw")
-        self.history = History(self.config.num_timesteps, self._draw.keep)
+            critic = self._build_network(plan.teacher.model.ema)
+            self.matching = DistributionMatching(
+                self.config, plan.blueprint, critic, teacher, accelerator
+            )
+        self._write_parts = lookup(TIMESTEP_DRAWS, self.config.timestep_draw, "--timestep-draw")
+        self.history = History(self.config.num_timesteps, self._write_parts.keep)
 
-    def _network(self, init: Mapping[str, Tensor] | None) -> nn.Module:
+    def _build_network(self, init: Mapping[str, Tensor] | None) -> nn.Module:
         """Build a network with the weights of `init`, or with random weights."""
         blueprint = self.plan.blueprint
         net = blueprint.build()
@@ -125,44 +134,44 @@ class Trainer:
                     f"--gradient-checkpointing does not work with network '{blueprint.network}'",
                     "Remove it",
                 )
-            net.run_block = checkpointed  # type: ignore[assignment]
-        return lay_out(net.to(self.device))
+            net.run_block = run_checkpointed  # type: ignore[assignment]
+        return arrange_weights(net.to(self.device))
 
     def resize(self, batch_size: int, accumulation: int) -> None:
         """Change the batch size and the number of its parts."""
         self.batches.close()
-        self._begin(batch_size, accumulation)
+        self._set_batches(batch_size, accumulation)
 
-    def _begin(self, batch_size: int, accumulation: int) -> None:
+    def _set_batches(self, batch_size: int, accumulation: int) -> None:
         self.batch_size, self.accumulation = batch_size, accumulation
-        self.batches = Batches(self.plan, batch_size, self.device, self.mine)
+        self.batches = Batches(self.plan, batch_size, self.device, self.local_positions)
 
     # -- a step ------------------------------------------------------------------------------------
 
-    def step(self, step: int) -> Outcome:
+    def step(self, step: int) -> StepResult:
         """Take the step after `step` steps.
 
         If the loss or the gradient is not finite, no weight changes, and the norm is not finite.
         """
         self.updater.prepared.train()
-        if step and self.matches(step) and not self.ema.forgotten:
+        if step and self.is_matching_phase(step) and not self.ema.forgotten:
             self.ema.forgotten = self.ema.updates  # a reset: the next update forgets all
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr_at(step)
-        total, norm, seen = self._gradient(step, self.chances())
+        total, norm, seen = self._gradient(step, self.timestep_probabilities())
         loss = self.accelerator.reduce(total, "sum") / self.batch_size
         norm = norm + 0 * loss
-        self.updater.move(norm)
+        self.updater.take_step(norm)
         if self.matching:
             self.matching.follow(step, self.batch_size)
-        if self._draw.keep and bool(norm.isfinite()):
-            self._remember(seen)
+        if self._write_parts.keep and bool(norm.isfinite()):
+            self._record_losses(seen)
         self.unread.append(norm)
-        if due(step + 1, self.course.steps):
-            self._average()
+        if is_update_due(step + 1, self.course.steps):
+            self._update_averages()
         if self.config.keep_weak and self.course.passes(self.config.weak_after, step + 1):
-            self.weak = Weak.of(self.ema, step + 1)
-        return Outcome(loss, norm)
+            self.weak = EarlyWeights.of(self.ema, step + 1)
+        return StepResult(loss, norm)
 
     def _gradient(self, step: int, chances: Tensor) -> tuple[Tensor, Tensor, Seen]:
         """Return the sum of this process's losses, the gradient's norm, and losses by timestep.
@@ -177,24 +186,24 @@ class Trainer:
             try:
                 return self._accumulate(step, chances)
             except Exception as error:
-                if not out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
             # Outside of the handler, the tensors of the failed pass are freed.
-            self._halve()
+            self._halve_parts()
 
-    def _halve(self) -> None:
+    def _halve_parts(self) -> None:
         """Double the number of parts of the batch, and reset the step."""
         most = self.batch_size // self.accelerator.num_processes
         if self.accumulation >= most:
             raise UsageError(
                 "out of memory: a single image does not fit",
                 "Try --gradient-checkpointing, a smaller --width or a smaller --size",
-            ).of_one()
+            ).mark_local()
         if self.accelerator.num_processes > 1:  # the others are in the middle of their step
             raise UsageError(
                 f"out of memory: {-(-most // self.accumulation)} images at a time do not fit",
                 f"Try --accumulation {2 * self.accumulation}",
-            ).of_one()
+            ).mark_local()
         self.accumulation = min(2 * self.accumulation, most)
         self.optimizer.optimizer.zero_grad()
         if self.device.type != "cpu":
@@ -219,7 +228,7 @@ class Trainer:
                 scale = self.accumulation * accelerator.num_processes / self.batch_size
                 accelerator.backward(losses.sum() * scale)
                 if accelerator.sync_gradients:
-                    norm = self.updater.norm()
+                    norm = self.updater.clip_gradient()
         return total, norm, seen
 
     def parts(self, step: int) -> Iterator[range]:
@@ -228,25 +237,28 @@ class Trainer:
         Each pass seeds the random numbers of the modules.
         """
         index = self.accelerator.process_index
-        mine = self.mine
+        mine = self.local_positions
         for micro in range(self.accumulation):
-            part = share(len(mine), self.accumulation, micro)
+            part = split_range(len(mine), self.accumulation, micro)
             seed_modules(self.config.seed, step, micro, index)
             yield range(mine.start + part.start, mine.start + part.stop)
 
     @property
-    def mine(self) -> range:
+    def local_positions(self) -> range:
         """Positions of this process in the global batch."""
         accelerator = self.accelerator
-        return share(self.batch_size, accelerator.num_processes, accelerator.process_index)
+        return split_range(self.batch_size, accelerator.num_processes, accelerator.process_index)
 
-    def chances(self) -> Tensor:
+    def timestep_probabilities(self) -> Tensor:
         """Return the probability of each timestep in the next step, (T,)."""
-        return self._draw.probabilities(self.history, self._objective.weight)
+        return self._write_parts.probabilities(self.history, self._objective.weight)
 
-    def matches(self, step: int) -> bool:
+    def is_matching_phase(self, step: int) -> bool:
         """Whether the step after `step` steps is in the last phase of a distillation."""
-        return self.matching is not None and self.course.place(step) >= PATHS * self.course.steps
+        return (
+            self.matching is not None
+            and self.course.nominal_step(step) >= PATHS * self.course.steps
+        )
 
     def lr_at(self, step: int) -> float:
         """Return the learning rate of the step after `step` steps."""
@@ -257,22 +269,22 @@ class Trainer:
         if self.device.type != "cpu":
             torch.accelerator.synchronize(self.device)
 
-    def _remember(self, seen: Seen) -> None:
+    def _record_losses(self, seen: Seen) -> None:
         """Add the losses of the whole batch to the history, in the order of its positions."""
         own = [(t.tolist(), losses.tolist()) for t, losses in seen]
         for times, losses in gather_object(own):
             self.history.add(times, losses)
 
-    def _average(self) -> None:
+    def _update_averages(self) -> None:
         """Read the gradient norms since the last update, and update the averages."""
         norms = torch.stack(self.unread).tolist()
         self.unread = []
         for norm in norms:
             self.bad = 0 if math.isfinite(norm) else self.bad + 1
         good = sum(map(math.isfinite, norms))
-        self.ema.follow(self.net, good)
+        self.ema.update(self.net, good)
         if self.powers:
-            self.powers.follow(self.net, good)
+            self.powers.update(self.net, good)
 
     def losses(
         self, denoiser: Denoiser, step: int, positions: range, chances: Tensor
@@ -280,16 +292,16 @@ class Trainer:
         """Return the timesteps and losses of positions of the global batch, (B,) each."""
         shape = self.plan.blueprint.space.shape
         draws = training_draws(self.config.seed, step, positions, shape=shape, device=self.device)
-        indices = self.batches.at(step, positions)
+        indices = self.batches.find_indices(step, positions)
         x0 = self.batches.samples(indices)
         flip = draws.flip if self.config.flip else None
         if flip is not None:
             x0 = mirror(x0, flip)
         cond = self.batches.condition(indices, x0, flip, step, positions)
         conditions = self.plan.blueprint.conditions
-        cond = conditions.dropped(cond, draws.drop, self.config.label_dropout)
+        cond = conditions.drop_conditions(cond, draws.drop, self.config.label_dropout)
         t = choose(chances, draws.u)
-        if self.matching and self.matches(step):
+        if self.matching and self.is_matching_phase(step):
             return t, self.matching.losses(denoiser, step, positions, cond)
         return t, self._objective(denoiser, x0, t, draws.noise, cond)
 
@@ -306,11 +318,11 @@ class Trainer:
         Timesteps and noise are the same every time.
         """
         images = self.plan.data.images
-        chosen = self.plan.data.held_out[: held_out_images(self.config)]
+        chosen = self.plan.data.held_out[: count_held_out_images(self.config)]
         if len(chosen) == 0:
             return None
-        chosen = readable(self.plan.data, chosen)
-        losses = losses_of(
+        chosen = find_readable(self.plan.data, chosen)
+        losses = measure_losses(
             self._objective,
             self.plan.blueprint.denoiser(self.ema_net),
             self.plan.blueprint,
@@ -333,7 +345,9 @@ PATIENCE = 10
 """A run has diverged after this many steps in a row whose gradient is not finite."""
 
 
-def diverged(trainer: Trainer, step: int, kept: int | None, *, debug: bool) -> DivergedError:
+def divergence_error(
+    trainer: Trainer, step: int, kept: int | None, *, debug: bool
+) -> DivergedError:
     """Return the error of a run that diverged with the step after `step` steps.
 
     Args:
@@ -347,7 +361,7 @@ def diverged(trainer: Trainer, step: int, kept: int | None, *, debug: bool) -> D
     )
     if not debug:
         return DivergedError(text, "Lower --lr, or use --debug to find the module where it starts")
-    module = first_not_finite(trainer, step)
+    module = find_nonfinite_module(trainer, step)
     found = (
         f"{module} was the first module whose output was not finite"
         if module
@@ -356,7 +370,7 @@ def diverged(trainer: Trainer, step: int, kept: int | None, *, debug: bool) -> D
     return DivergedError(f"{text}; {found}", "Lower --lr")
 
 
-def first_not_finite(trainer: Trainer, step: int) -> str:
+def find_nonfinite_module(trainer: Trainer, step: int) -> str:
     """Return the first module whose output is not finite in the step after `step` steps, or "".
 
     It repeats the step. A bad step changes no weights, so the repetition fails in the same way.
@@ -372,7 +386,7 @@ def first_not_finite(trainer: Trainer, step: int) -> str:
     try:
         with torch.no_grad(), trainer.accelerator.autocast():
             denoiser = trainer.plan.blueprint.denoiser(trainer.net)
-            chances = trainer.chances()
+            chances = trainer.timestep_probabilities()
             for positions in trainer.parts(step):
                 trainer.losses(denoiser, step, positions, chances)
     finally:

@@ -13,15 +13,21 @@ import numpy.typing as npt
 
 from diffuse_cli.config.task_options import is_degradation
 from diffuse_cli.config.train_options import GIVEN_DROPOUT, TrainConfig
-from diffuse_cli.core.conditions import PAIRS, Given, MetadataTable, Numbers
+from diffuse_cli.core.conditions import PAIRS, ConditioningArray, MetadataTable, NumberColumn
 from diffuse_cli.core.degradations import DEGRADATIONS
 from diffuse_cli.core.settings import to_dict
 from diffuse_cli.core.space import Space
-from diffuse_cli.data import Dataset, Pairs, is_images, pair, read_cells
-from diffuse_cli.data.metadata_columns import described, names_of, rows_of, table_of, unknown
-from diffuse_cli.data.samples import NOISE, limited, moments
+from diffuse_cli.data import Dataset, Pairs, is_images, match_pairs, read_cells
+from diffuse_cli.data.metadata_columns import (
+    describe_column,
+    describe_unknown_labels,
+    encode_rows,
+    make_table,
+    parse_column_names,
+)
+from diffuse_cli.data.samples import NOISE, limit_levels, moments
 from diffuse_cli.models import model_file
-from diffuse_cli.models.image_conditioning import Giver
+from diffuse_cli.models.image_conditioning import Conditioner
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import DataError, UsageError, suggest
 from diffuse_cli.system.events import Notice, Work
@@ -44,34 +50,34 @@ def read_metadata(
     """
     if not config.condition_on:
         return images, None
-    cells = read_cells(config.data, images.names, names_of(config.condition_on))
+    cells = read_cells(config.data, images.names, parse_column_names(config.condition_on))
     for line in cells.lines:
         if config.strict:
             raise DataError(line, "Remove --strict to train with them")
         yield Notice(line, warning=True)
-    began = RunDirectory(config.out).conditions() if config.goes_on else None
+    began = RunDirectory(config.out).conditions() if config.resumes else None
     table = began.table if began else None
     if table is None:
-        table = table_of(config.condition_on, cells, train)
+        table = make_table(config.condition_on, cells, train)
         if config.init:
-            table = _scaled(table, model_file.load(config.init).blueprint.conditions.table)
-    if not fits(to_dict(table)):
+            table = _keep_scale(table, model_file.load(config.init).blueprint.conditions.table)
+    if not fits_header(to_dict(table)):
         raise DataError(
             "--condition-on: the labels do not fit into a model file", "Choose other columns"
         )
-    for line in unknown(table, cells):
+    for line in describe_unknown_labels(table, cells):
         yield Notice(line, warning=True)
     for column in table.columns:
-        yield Notice(f"conditioned on {files.brief(column.name)}: {described(column)}")
-    return replace(images, rows=rows_of(table, cells)), table
+        yield Notice(f"conditioned on {files.shorten(column.name)}: {describe_column(column)}")
+    return replace(images, rows=encode_rows(table, cells)), table
 
 
-def _scaled(table: MetadataTable, known: MetadataTable | None) -> MetadataTable:
+def _keep_scale(table: MetadataTable, known: MetadataTable | None) -> MetadataTable:
     """Return the table with its numbers on the scale of a model that has the same columns."""
     columns = []
     for column in table.columns:
         old = known.names.get(column.name) if known else None
-        if isinstance(column, Numbers) and isinstance(old, Numbers):
+        if isinstance(column, NumberColumn) and isinstance(old, NumberColumn):
             column = replace(column, mean=old.mean, deviation=old.deviation)
         columns.append(column)
     return MetadataTable(columns=tuple(columns))
@@ -100,7 +106,7 @@ def class_names(images: Dataset) -> tuple[str, ...]:
             "--classes: the images are not in class folders",
             "Put each class into a folder of its name, or remove --classes",
         )
-    if not fits(images.class_names):
+    if not fits_header(images.class_names):
         raise DataError(
             f"--classes: the names of {len(images.class_names):,} class folders do not fit into a "
             "model file",
@@ -109,7 +115,7 @@ def class_names(images: Dataset) -> tuple[str, ...]:
     return images.class_names
 
 
-def fits(names: object) -> bool:
+def fits_header(names: object) -> bool:
     """Whether names, as plain values, fit into the header of a model file."""
     return len(json.dumps(names)) <= CLASSES_BYTES
 
@@ -124,7 +130,7 @@ def check_names(config: TrainConfig, images: Dataset) -> None:
     if began is None or (before := set(began.classes)) == now:
         return
     changes = {"missing": before - now, "new": now - before}
-    listed = "; ".join(f"{word} {named(names)}" for word, names in changes.items() if names)
+    listed = "; ".join(f"{word} {list_names(names)}" for word, names in changes.items() if names)
     raise UsageError(
         f"the class folders in {files.show(config.data)} have changed since this run started: "
         f"{listed}",
@@ -132,7 +138,7 @@ def check_names(config: TrainConfig, images: Dataset) -> None:
     )
 
 
-def named(names: Iterable[str]) -> str:
+def list_names(names: Iterable[str]) -> str:
     """List names of classes for a sentence, at most `NAMED` of them."""
     listed = sorted(map(files.show, names))
     more = f" and {len(listed) - NAMED:,} more" if len(listed) > NAMED else ""
@@ -160,22 +166,22 @@ def find_pairs(config: TrainConfig) -> str | None:
     return config.given
 
 
-def match_pairs(config: TrainConfig, images: Dataset, given: Dataset) -> Work[Pairs]:
+def match_training_pairs(config: TrainConfig, images: Dataset, given: Dataset) -> Work[Pairs]:
     """Pair images with their conditioning images, and warn of images without a pair.
 
     Raises:
         DataError: no image has a pair, or, with --strict, an image has none.
         UsageError: the conditioning images are of another type or size.
     """
-    own, theirs = images.unmeasured, given.unmeasured
+    own, theirs = images.estimated_space, given.estimated_space
     if (own.medium, own.levels, own.size) != (theirs.medium, theirs.levels, theirs.size):
         raise UsageError(
             f"--given {files.show(str(config.given))}: the samples differ from DATA in medium, "
             "depth or size",
             "Convert them to the same kind",
         )
-    found = pair(images, given)
-    for line in found.missing():
+    found = match_pairs(images, given)
+    for line in found.describe_unpaired():
         if config.strict:
             raise DataError(line, "Remove --strict to train on the pairs only")
         yield Notice(line, warning=True)
@@ -184,7 +190,7 @@ def match_pairs(config: TrainConfig, images: Dataset, given: Dataset) -> Work[Pa
 
 def describe_conditioning(
     config: TrainConfig, space: Space, pairs: Pairs | None, trained: npt.NDArray[np.int64]
-) -> Given | None:
+) -> ConditioningArray | None:
     """Describe the conditioning images of a configuration, or return None without them.
 
     Args:
@@ -200,18 +206,18 @@ def describe_conditioning(
     scale: dict[str, tuple[Any, ...] | None] = {}
     if pairs and space.levels is None:
         theirs = pairs.given
-        own = replace(theirs.unmeasured, transform=space.transform)
+        own = replace(theirs.estimated_space, transform=space.transform)
         mean, std = moments(own, theirs.stored, pairs.rows[trained], theirs.names)
         # A constant channel has no information, and does no harm.
         varies = std > NOISE * np.abs(mean)
         scale = {"mean": tuple(mean.tolist()), "std": tuple(np.where(varies, std, 1.0).tolist())}
     elif pairs:
-        scale = {"limits": limited(pairs.given.unmeasured, pairs.given.stored).limits}
-    given = Given(
-        channels=pairs.given.unmeasured.channels if pairs else space.channels,
+        scale = {"limits": limit_levels(pairs.given.estimated_space, pairs.given.stored).limits}
+    given = ConditioningArray(
+        channels=pairs.given.estimated_space.channels if pairs else space.channels,
         what=PAIRS if pairs else config.given,
         dropout=GIVEN_DROPOUT if config.given_dropout is None else config.given_dropout,
         noise=config.given_noise or 0.0,
         **scale,
     )
-    return Giver(given, space).given
+    return Conditioner(given, space).given

@@ -15,9 +15,9 @@ from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core.conditions import MetadataTable
 from diffuse_cli.core.settings import to_dict
 from diffuse_cli.data import Dataset, Pairs, held_out_rule, open_index, read_images, save_index
-from diffuse_cli.media import MEDIA, asked_for
+from diffuse_cli.media import MEDIA, resolve_layout
 from diffuse_cli.system import files
-from diffuse_cli.system.errors import DataError, UsageError, translating
+from diffuse_cli.system.errors import DataError, UsageError, translate_errors
 from diffuse_cli.system.events import Notice, Work
 from diffuse_cli.training import training_conditions
 from diffuse_cli.training.run_directory import RunDirectory
@@ -75,7 +75,7 @@ class TrainingData:
             found["table"] = {"told": to_dict(self.table), **found["table"]}
         return found
 
-    def described(self, config: TrainConfig) -> dict[str, Any]:
+    def describe(self, config: TrainConfig) -> dict[str, Any]:
         """Return the values that a model file keeps, without names of files and folders."""
         origin = self.images.summary.origin
         return {
@@ -104,15 +104,15 @@ def read_data(
     several = accelerator if run and accelerator.num_processes > 1 else None
     if run and config.overwrite and accelerator.is_main_process and run.exists():
         files.remove(run.index)
-    images = yield from _read(config, several, run)
+    images = yield from _read_samples(config, several, run)
     pairs = yield from _read_pairs(config, images, several, run)
-    if config.classes and config.goes_on:
+    if config.classes and config.resumes:
         training_conditions.check_names(config, images)
     indices = np.arange(len(images)) if pairs is None else np.flatnonzero(pairs.matched)
     held_out = images.held_out[indices]
     train = indices[~held_out]
     images, table = yield from training_conditions.read_metadata(config, images, train)
-    with translating(lambda _: "--transform"):
+    with translate_errors(lambda _: "--transform"):
         images.space  # noqa: B018  refuses values that a transform is undefined for
     return TrainingData(images, train, indices[held_out], pairs, table)
 
@@ -124,16 +124,16 @@ def _read_pairs(
     source = training_conditions.find_pairs(config)
     if source is None:
         return None
-    kind, space = MEDIA[images.medium], images.unmeasured
+    kind, space = MEDIA[images.medium], images.estimated_space
     bits = 8 * images.stored.dtype.itemsize if kind.bits else None
     own = replace(
         config, data=source, size=space.size, channels=None, medium=images.medium, bits=bits
     )
-    given = yield from _read(own, several, run, "given")
-    return (yield from training_conditions.match_pairs(config, images, given))
+    given = yield from _read_samples(own, several, run, "given")
+    return (yield from training_conditions.match_training_pairs(config, images, given))
 
 
-def _read(
+def _read_samples(
     config: TrainConfig, several: Accelerator | None, run: RunDirectory | None, part: str = ""
 ) -> Work[Dataset]:
     """Read samples.
@@ -148,8 +148,8 @@ def _read(
         images = open_index(cache)
         several.wait_for_everyone()
         return images
-    with translating():
-        layout = asked_for(config.layout, config.alpha)
+    with translate_errors():
+        layout = resolve_layout(config.layout, config.alpha)
     images = yield from read_images(
         config.data,
         size=config.size,
@@ -164,10 +164,10 @@ def _read(
         strict=config.strict,
         workers=config.workers,
         cache=cache,
-        map_over=0 if several else memory() // MAPPED_SHARE,
-        keep=_kept(config, cache),
+        map_over=0 if several else read_total_memory() // MAPPED_SHARE,
+        keep=_choose_kept_bytes(config, cache),
         index=index if several is None or several.is_main_process else None,
-        goes_on=config.goes_on,
+        goes_on=config.resumes,
     )
     if several and cache:
         save_index(images, cache)
@@ -176,7 +176,7 @@ def _read(
     return images
 
 
-def _kept(config: TrainConfig, cache: Path | None) -> int:
+def _choose_kept_bytes(config: TrainConfig, cache: Path | None) -> int:
     """Return the bytes of decoded images to keep.
 
     It is --cache, or else the larger of a fraction of the memory and a fraction of the free disk
@@ -185,10 +185,10 @@ def _kept(config: TrainConfig, cache: Path | None) -> int:
     if config.cache is not None:
         return config.cache
     disk = files.free_space(cache) // DISK_SHARE if cache else 0
-    return max(memory() // MAPPED_SHARE, disk)
+    return max(read_total_memory() // MAPPED_SHARE, disk)
 
 
-def memory() -> int:
+def read_total_memory() -> int:
     """Return the memory of the machine in bytes, or 8 GiB if it is unknown."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -219,7 +219,7 @@ def check_fingerprint(
     if moved:
         raise UsageError(
             f"images in {source} have moved to other class folders since this run started: "
-            f"{training_conditions.named(moved)} changed",
+            f"{training_conditions.list_names(moved)} changed",
             "Move them back, or start another run with --init",
         )
     if now["given"] != state.get("given", {}):

@@ -12,16 +12,16 @@ import numpy.typing as npt
 
 from diffuse_cli.core.space import Space
 from diffuse_cli.media import MEDIA
-from diffuse_cli.metrics import Measured, kid
-from diffuse_cli.metrics.features import KIDS, FeatureNetwork, extract, ready
-from diffuse_cli.metrics.features.feature_choice import find_judge
-from diffuse_cli.sampling.generation import Drawing, collect
+from diffuse_cli.metrics import Measurement, kid
+from diffuse_cli.metrics.features import KIDS, FeatureNetwork, extract_features, prepare_network
+from diffuse_cli.metrics.features.feature_choice import load_choice
+from diffuse_cli.sampling.generation import BatchState, collect
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import Notice, Work, finish
 from diffuse_cli.system.rng import permutation
-from diffuse_cli.training.feed import readable
+from diffuse_cli.training.feed import find_readable
 from diffuse_cli.training.plan import Plan
-from diffuse_cli.training.previews import draw_by_default
+from diffuse_cli.training.previews import generate_by_default
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +44,7 @@ FEWEST_FOR_KID = 2
 
 
 @dataclass(frozen=True)
-class Best:
+class BestWeights:
     """EMA weights with the lowest KID so far, on the CPU.
 
     Attributes:
@@ -71,25 +71,27 @@ class KidMeasure:
     """
 
     def __init__(self, real: Array, space: Space, network: FeatureNetwork) -> None:
-        self._real, self._space, self._network, self.key = real, space, network, network.kid
+        self._real, self._space, self._build_network, self.key = real, space, network, network.kid
         self._real_features: Array | None = None
 
-    def measure(self, drawings: Iterator[Drawing], count: int) -> Work[dict[str, float]]:
+    def measure(self, drawings: Iterator[BatchState], count: int) -> Work[dict[str, float]]:
         """Return the KID of `count` generated samples and its standard error, by key."""
         if self._real_features is None:
-            self._real_features = yield from self._features(self._real)
+            self._real_features = yield from self._extract_features(self._real)
             del self._real
         fakes: dict[int, Array] = {}
         yield from collect(drawings, self._space, count, fakes)
-        features = yield from self._features(np.stack([fakes[i] for i in range(count)]))
-        return kid.estimate(self._real_features, features, self.key)
+        features = yield from self._extract_features(np.stack([fakes[i] for i in range(count)]))
+        return kid.estimate_kid(self._real_features, features, self.key)
 
-    def _features(self, samples: Array) -> Work[Array]:
-        found = yield from extract(self._network, self._network.seen(self._space, samples))
+    def _extract_features(self, samples: Array) -> Work[Array]:
+        found = yield from extract_features(
+            self._build_network, self._build_network.prepare_input(self._space, samples)
+        )
         return np.asarray(found, np.float64)
 
 
-def kid_measure(plan: Plan, device: torch.device) -> Work[KidMeasure]:
+def make_kid_measure(plan: Plan, device: torch.device) -> Work[KidMeasure]:
     """Choose the real images of the KID: held-out images, or training images with a notice.
 
     Raises:
@@ -105,25 +107,27 @@ def kid_measure(plan: Plan, device: torch.device) -> Work[KidMeasure]:
             f"Remove --eval-every, or add more {many}",
         )
     real = chosen[permutation(plan.config.seed, 0, len(chosen))[:REAL_IMAGES]]
-    judge = finish(find_judge(space, device, ready(NETWORK, device)))
-    samples = np.ascontiguousarray(data.images.stored[readable(data, real)])
+    judge = finish(load_choice(space, device, prepare_network(NETWORK, device)))
+    samples = np.ascontiguousarray(data.images.stored[find_readable(data, real)])
     if not held_out:
         few = f"only {len(data.held_out)}" if len(data.held_out) else "no"
         yield Notice(
             f"{few} {MEDIA[data.images.medium].one if len(data.held_out) else many} held out: "
             f"--eval-every compares with training {many}"
         )
-    return KidMeasure(samples, space, judge.of(space, samples))
+    return KidMeasure(samples, space, judge.choose_network(space, samples))
 
 
-def draw_in_shares(plan: Plan, net: Any, count: int, device: torch.device) -> Iterator[Drawing]:
+def generate_in_proportion(
+    plan: Plan, net: Any, count: int, device: torch.device
+) -> Iterator[BatchState]:
     """Generate from the same noise every time, in the class proportions of training."""
     classes: list[int] = []
     if plan.blueprint.conditions.num_classes:
         order = permutation(plan.config.seed, 1, len(plan.data.train))[:count]
         labels = plan.data.images.labels[plan.data.train[order]]
         classes = [int(label) for label in labels if label >= 0]
-    return draw_by_default(plan, net, count, device, classes=classes)
+    return generate_by_default(plan, net, count, device, classes=classes)
 
 
 # -- overfitting ----------------------------------------------------------------------------------
@@ -147,7 +151,7 @@ FEWEST_FOR_ERROR = 8
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class HeldOutLosses:
     """Held-out loss of each image, and the mean training loss since the last measurement."""
 
     step: int
@@ -160,7 +164,7 @@ class HeldOut:
         return math.fsum(self.losses) / len(self.losses)
 
 
-def risen(best: HeldOut, now: HeldOut) -> bool:
+def has_risen(best: HeldOutLosses, now: HeldOutLosses) -> bool:
     """Whether `now` is worse on held-out images and better on training images than `best`."""
     if len(now.losses) < FEWEST_FOR_ERROR or len(best.losses) != len(now.losses):
         return False
@@ -181,24 +185,24 @@ class Overfitting:
         said: whether the warning was shown.
     """
 
-    best: HeldOut | None = None
+    best: HeldOutLosses | None = None
     above: int = 0
     said: bool = False
 
     @classmethod
-    def restored(cls, state: Mapping[str, Any]) -> Overfitting:
+    def from_state(cls, state: Mapping[str, Any]) -> Overfitting:
         """Restore the state from the JSON of `dataclasses.asdict`."""
         best = state["best"]
-        held = HeldOut(**{**best, "losses": tuple(best["losses"])}) if best else None
+        held = HeldOutLosses(**{**best, "losses": tuple(best["losses"])}) if best else None
         return cls(**{**state, "best": held})
 
-    def see(self, now: HeldOut) -> str | None:
+    def add_measurement(self, now: HeldOutLosses) -> str | None:
         """Add a measurement, and return the warning the first time it is due."""
         best = self.best
         if best is None or len(best.losses) != len(now.losses) or now.mean < best.mean:
             self.best, self.above = now, 0
             return None
-        self.above = self.above + 1 if risen(best, now) else 0
+        self.above = self.above + 1 if has_risen(best, now) else 0
         if self.said or self.above < ROW:
             return None
         self.said = True
@@ -206,7 +210,8 @@ class Overfitting:
         assert now.training is not None
         return (
             f"overfitting: the held-out loss was best at step {best.step:,} and has risen from "
-            f"{Measured(best.mean)} to {Measured(now.mean)}, while the training loss fell from "
-            f"{Measured(best.training)} to {Measured(now.training)}. The model memorises its "
+            f"{Measurement(best.mean)} to {Measurement(now.mean)}, while the training loss fell "
+            "from "
+            f"{Measurement(best.training)} to {Measurement(now.training)}. The model memorises its "
             "training data"
         )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from diffuse_cli.core.conditions import Labels
+from diffuse_cli.core.conditions import LabelColumn
 from diffuse_cli.core.networks import NETWORKS, Ends
 from diffuse_cli.core.variances import LEARNED
 from diffuse_cli.system.rng import philox
@@ -51,7 +51,7 @@ def transfer_weights(model: StoredModel, wanted: Blueprint, seed: int = 0) -> Ma
         weights[ends.input] += colour_differences(weights[ends.input], wanted, seed)
     for name in (ends.output, ends.output_bias):
         weights[name] = combine_channels(weights[name], output_matrix(own, wanted), 0)
-    if learns(wanted) and not learns(own):
+    if learns_variance(wanted) and not learns_variance(own):
         _, variance = weights[ends.output_bias].chunk(2)
         variance.fill_(FRACTION.get(own.diffusion.variance, 0.0))
     _fit_classes(weights, ends, model, wanted.conditions)
@@ -61,7 +61,7 @@ def transfer_weights(model: StoredModel, wanted: Blueprint, seed: int = 0) -> Ma
     return convert_columns(weights, ends.columns, *tables, wanted.shapes)
 
 
-def learns(blueprint: Blueprint) -> bool:
+def learns_variance(blueprint: Blueprint) -> bool:
     """Whether the network's output includes the variance."""
     return blueprint.diffusion.variance in LEARNED
 
@@ -82,9 +82,11 @@ def output_matrix(own: Blueprint, wanted: Blueprint) -> Tensor:
     """Return the matrix from the output channels of one network to another's."""
     before, after = own.space.channels, wanted.space.channels
     sample = sample_matrix(after, before).T  # grey as each colour, colours as their mean
-    if learns(own) and learns(wanted):
+    if learns_variance(own) and learns_variance(wanted):
         return block_diagonal(sample, sample)
-    return block_diagonal(sample, zero_matrix(after * learns(wanted), before * learns(own)))
+    return block_diagonal(
+        sample, zero_matrix(after * learns_variance(wanted), before * learns_variance(own))
+    )
 
 
 def block_diagonal(*parts: Tensor) -> Tensor:
@@ -159,7 +161,7 @@ def removed_columns(
     for k, column in enumerate(own.columns if own else ()):
         if wanted and column.name in wanted.names:
             continue
-        if isinstance(column, Labels):
+        if isinstance(column, LabelColumn):
             never = model.training.get("label_dropout") == 0 and not column.missing
             yield dropped_label(model.ema[f"{ends.columns}.{k}.weight"], never)
         else:
@@ -213,15 +215,15 @@ def convert_columns(
             found = torch.zeros(shapes[name])
             if old and type(old) is type(column):
                 before = weights[f"{embedding}.{places[column.name]}.{rest}"]
-                found = _by_label(before, found, old, column)
+                found = _match_labels(before, found, old, column)
             elif rest.startswith("linear_1."):  # the first layer; the last layer stays 0
                 torch.nn.init.uniform_(found, -1, 1, torch.Generator().manual_seed(k))
             done[name] = found
     return done
 
 
-def _by_label(before: Tensor, found: Tensor, old: object, column: object) -> Tensor:
-    if not (isinstance(old, Labels) and isinstance(column, Labels)):
+def _match_labels(before: Tensor, found: Tensor, old: object, column: object) -> Tensor:
+    if not (isinstance(old, LabelColumn) and isinstance(column, LabelColumn)):
         return before
     found[-1] = before[-1]
     for row, value in enumerate(column.values):

@@ -50,7 +50,7 @@ def best(process: Process) -> Callable[[Any, Any], Any]:
 def posterior(axes: Any) -> None:
     """Chapter 2: two bells multiplied."""
     process = Process(SCHEDULES["linear"](1000))
-    pair, x = process.pair(300, 200, like=PIXEL), np.linspace(-2, 2.5, 400)
+    pair, x = process.coefficients(300, 200, like=PIXEL), np.linspace(-2, 2.5, 400)
     shrunk, added = pair.alpha / pair.alpha_s, math.exp(pair.log_beta / 2)
     mean, spread = pair.c1 - pair.c2 * 0.3, math.exp(pair.log_beta_tilde / 2)
     axes.plot(x, bell(x, pair.alpha_s, pair.sigma_s), color=BLUE, label="from $x_0 = 1$")
@@ -98,7 +98,7 @@ def covariance(axes: Any) -> None:
     drawn = noise(4000, 1).sign()
     for t in range(1, 20):
         guess = denoiser(process.diffuse(drawn, t, noise(4000, 1, seed=t + 1)), t).x0
-        pair = process.pair(t, like=drawn)
+        pair = process.coefficients(t, like=drawn)
         true = math.exp(pair.log_beta_tilde) + pair.c1**2 * float((1 - guess**2).mean())
         axes.plot(place[t], true / math.exp(pair.log_beta), "o", color=RED, markersize=4)
     axes.set(xlabel="$(t + 1) / T$", ylabel=r"$\tilde\beta / \beta$", ylim=(0, 1.05))
@@ -160,7 +160,7 @@ def mixture(process: Process) -> Callable[..., Prediction]:
     """The perfect denoiser of N(-1, 0.2^2) or N(1, 0.2^2), with equal chance."""
 
     def denoise(x: Any, t: Any) -> Prediction:
-        alpha, sigma = process.level(float(t), like=x)
+        alpha, sigma = process.alpha_sigma(float(t), like=x)
         total = alpha**2 * 0.04 + sigma**2
         white = torch.sigmoid(2 * alpha * x / total)
         x0 = 2 * white - 1 + alpha * 0.04 / total * (x - alpha * (2 * white - 1))
@@ -198,7 +198,7 @@ def guidance(axes: Any) -> None:
     starts = noise(4000, 1)
 
     def guess(x: Any, t: Any, classes: tuple[float, ...]) -> Any:
-        alpha, sigma = process.level(t, like=x)
+        alpha, sigma = process.alpha_sigma(t, like=x)
         total = alpha**2 * 0.49 + sigma**2
         fits = torch.stack([-((x - alpha * m) ** 2) / 2 / total for m in classes]).softmax(0)
         each = torch.stack([m + alpha * 0.49 / total * (x - alpha * m) for m in classes])
@@ -209,7 +209,7 @@ def guidance(axes: Any) -> None:
         def denoise(x: Any, t: Any, scale: float = scale) -> Prediction:
             free = guess(x, t, (-1, 1))
             x0 = free + scale * (guess(x, t, (1,)) - free)
-            alpha, sigma = process.level(t, like=x)
+            alpha, sigma = process.alpha_sigma(t, like=x)
             return Prediction(x0, (x - alpha * x0) / sigma)
 
         *_, end = SAMPLERS["ddim"](denoise, process, starts, process.times(100), noise=None)

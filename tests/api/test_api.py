@@ -20,7 +20,7 @@ from PIL import Image
 
 import diffuse_cli as diffuse
 from diffuse_cli import api
-from diffuse_cli.api.calls import done
+from diffuse_cli.api.calls import run_work
 from diffuse_cli.core import SAMPLERS
 from diffuse_cli.core.guidance import clip
 from diffuse_cli.system.events import Notice
@@ -184,15 +184,15 @@ def test_samples_in_memory_cannot_be_generated_while_they_are_read(
         """Samples of a model, from the second time on if `later`."""
 
         def __init__(self, generate: Callable[[], Any], later: bool = False) -> None:
-            self.generate, self.seen = generate, set[int]() if later else set(range(4))
+            self.generate, self.prepare_input = generate, set[int]() if later else set(range(4))
 
         def __len__(self) -> int:
             return 4
 
         def __getitem__(self, k: int) -> Any:
-            if k in self.seen:
+            if k in self.prepare_input:
                 self.generate()
-            self.seen.add(k)
+            self.prepare_input.add(k)
             return black
 
     def sample() -> Any:
@@ -346,7 +346,7 @@ def test_warnings_are_logged_as_such(caplog: Any):
         yield Notice("as it should not be", warning=True)
 
     with caplog.at_level(logging.INFO, "diffuse"):
-        done(work())
+        run_work(work())
     said = [(record.levelname, record.message) for record in caplog.records]
     assert said == [("INFO", "as it should be"), ("WARNING", "as it should not be")]
 

@@ -19,7 +19,7 @@ from training.conftest import QUICK
 
 import diffuse_cli as diffuse
 from diffuse_cli.api import keywords
-from diffuse_cli.api.calls import in_python
+from diffuse_cli.api.calls import replace_flags
 from diffuse_cli.commands import COMMANDS
 from diffuse_cli.config.eval_options import EvalConfig
 from diffuse_cli.config.sample_options import SampleConfig
@@ -194,14 +194,14 @@ def test_notices_name_keywords(images: Path):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_keep_their_flags(command: str):
     line = f"Type diffuse {command} x -o y --lr 3"
-    assert in_python(f"Without --lr. {line}") == f"Without lr. {line}"
+    assert replace_flags(f"Without --lr. {line}") == f"Without lr. {line}"
 
 
 def test_flags_outside_commands_are_keywords():
-    assert in_python("Give --lr, or type diffuse distill MODEL --lr 3") == (
+    assert replace_flags("Give --lr, or type diffuse distill MODEL --lr 3") == (
         "Give lr, or type diffuse distill MODEL --lr 3"
     )
-    assert in_python("-o and --class of an older diffuse: see --num-timesteps") == (
+    assert replace_flags("-o and --class of an older diffuse: see --num-timesteps") == (
         "out and label of an older diffuse: see num_timesteps"
     )
 

@@ -15,7 +15,7 @@ from conftest import Ran, in_process, write_images
 
 from diffuse_cli import metrics
 from diffuse_cli.evaluation import metric_inputs, paired_comparison
-from diffuse_cli.metrics import METRICS, Measured, Metric, MetricNumber
+from diffuse_cli.metrics import METRICS, Measurement, Metric, MetricNumber
 from diffuse_cli.models import model_file
 
 QUICK = ("-n", 6, "--steps", 2, "--timesteps", 5, "--precision", "fp32")
@@ -69,10 +69,10 @@ def test_the_settings_that_differ_and_the_losses(runs, diffuse):
     assert found["training images"] == ["60, 6 held out"] * 2
     for k, name in enumerate("ab"):
         run = runs(f"{name}.run")
-        assert found["loss"][k] == str(Measured(logged(run, "loss")[-1][0]))
-        assert found["held-out loss"][k] == str(Measured(logged(run, "held_out_loss")[-1][0]))
+        assert found["loss"][k] == str(Measurement(logged(run, "loss")[-1][0]))
+        assert found["held-out loss"][k] == str(Measurement(logged(run, "held_out_loss")[-1][0]))
         lowest, step = min(logged(run, "held_out_loss"))
-        assert found["lowest"][k] == f"{Measured(lowest)} at step {step}"
+        assert found["lowest"][k] == f"{Measurement(lowest)} at step {step}"
     assert "cannot be compared" not in ran.out
 
 
@@ -276,7 +276,7 @@ def test_which_is_better_follows_the_direction():
         values = [{"x": 1.0, "x_standard_error": 0.1}, {"x": 1 + apart, "x_standard_error": 0.1}]
         shape = MetricNumber("x", "x", direction=direction)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(paired_comparison, "shown", lambda values: [shape])
+            patch.setattr(paired_comparison, "select_numbers", lambda values: [shape])
             (found,) = paired_comparison.differences(values, {"x": error})
         return found.better
 
@@ -305,7 +305,7 @@ def test_the_held_out_part_is_used_where_one_was_trained_on_data(
 
 
 def test_models_of_other_samples_are_not_evaluated(runs, images, diffuse, monkeypatch):
-    monkeypatch.setattr(paired_comparison, "measure_both", lambda *a: 1 / 0)
+    monkeypatch.setattr(paired_comparison, "compare_models", lambda *a: 1 / 0)
     ran = diffuse("compare", runs("a.run"), runs("large.run"), images, *QUICK)
     assert ran.code == 0
     assert (

@@ -173,8 +173,8 @@ def test_a_reader_that_has_gone_is_no_error(monkeypatch):
 
 def test_a_steady_stream_escapes_what_its_encoding_lacks():
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-    console.steady(stream)
+    console.escape_unencodable(stream)
     stream.write("Fréchet")
     stream.flush()
     assert stream.buffer.getvalue() == b"Fr\\xe9chet"
-    console.steady(None)
+    console.escape_unencodable(None)

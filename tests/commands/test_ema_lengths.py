@@ -16,8 +16,8 @@ from diffuse_cli.core.losses import simple
 from diffuse_cli.models import model_file
 from diffuse_cli.system.descriptors import open_regular_file
 from diffuse_cli.system.rng import training_draws
-from diffuse_cli.system.run_reader import run_of
-from diffuse_cli.training.ema_weights import gamma_of, snapshots
+from diffuse_cli.system.run_reader import run_folder
+from diffuse_cli.training.ema_weights import gamma_of, list_snapshots
 from diffuse_cli.training.trainer import Trainer
 
 MODEL, RUN = Path("model.safetensors"), Path("model.run")
@@ -47,7 +47,7 @@ def followed(images, recipe, tmp_path_factory):
 def kept(followed, tmp_path_factory):
     """The same with 4 of the snapshots, which are enough for most lengths. Do not write here."""
     out = copied(followed[0], tmp_path_factory.mktemp("kept"))
-    for step, path in snapshots(run_of(out) / "ema"):
+    for step, path in list_snapshots(run_folder(out) / "ema"):
         if step % 15:
             path.unlink()
     return out
@@ -55,7 +55,7 @@ def kept(followed, tmp_path_factory):
 
 def copied(model, folder=Path()):
     """A copy of a model and its run that a test may change."""
-    shutil.copytree(run_of(model), folder / RUN)
+    shutil.copytree(run_folder(model), folder / RUN)
     return Path(shutil.copy(model, folder / MODEL))
 
 

@@ -21,9 +21,9 @@ from PIL import Image
 from unplotted_pages import undraw
 
 from diffuse_cli.commands import COMMANDS as EVERY
-from diffuse_cli.commands.convert.exporters._graph import inputs
+from diffuse_cli.commands.convert.exporters._graph import draw_inputs
 from diffuse_cli.evaluation import evaluation_run
-from diffuse_cli.media import MEDIA, Asked, like
+from diffuse_cli.media import MEDIA, ReadSettings, settings_for
 from diffuse_cli.metrics import METRICS, Facts, remarks
 from diffuse_cli.models import model_file
 
@@ -90,7 +90,7 @@ def samples(bench: Bench, folder: str) -> np.ndarray:
     """What a manifest lists, read as the model's samples are, (N, C, *size)."""
     space = bench.loaded.blueprint.space
     names = json.loads((Path(folder) / "manifest.json").read_text())["images"]
-    read, asked = MEDIA[space.medium].read, Asked(**like(space))
+    read, asked = MEDIA[space.medium].read, ReadSettings(**settings_for(space))
     found = np.stack([read((Path(folder) / name).read_bytes(), asked).values for name in names])
     assert found.shape[1:] == space.shape
     assert np.isfinite(found).all()
@@ -174,7 +174,7 @@ def back(bench: Bench, ran: Any) -> None:
 def runs(bench: Bench, ran: Any) -> None:
     """The graph answers as the network does."""
     program, own = torch.export.load("out.pt2"), bench.loaded
-    fed = inputs(own.blueprint, 3)
+    fed = draw_inputs(own.blueprint, 3)
     expected = own.network()(**fed)
     found = program.module()(fed.pop("x"), fed.pop("t"), **fed)
     assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4)
@@ -212,7 +212,7 @@ def kept(bench: Bench, ran: Any) -> None:
     """What the mask leaves is as it was."""
     found = samples(bench, "out")
     space = bench.loaded.blueprint.space
-    read = MEDIA[space.medium].read(bench.first.read_bytes(), Asked(**like(space)))
+    read = MEDIA[space.medium].read(bench.first.read_bytes(), ReadSettings(**settings_for(space)))
     half = space.size[-1] // 2
     apart = np.abs(found[..., half:] - read.values[..., half:].astype(np.float64))
     assert apart.max() <= 1e-3 * max(1.0, float(np.abs(read.values.astype(float)).max()))

@@ -17,7 +17,7 @@ from diffuse_cli.app import CHAPTERS, build
 from diffuse_cli.commands import COMMANDS
 from diffuse_cli.commands._cli import check_names, help
 from diffuse_cli.commands._cli.suggestions import ADVICE, SYNONYMS, VALUES
-from diffuse_cli.config.options import GROUPS, flag_of, from_dict, given_options, options
+from diffuse_cli.config.options import GROUPS, field_flag, from_dict, given_options, option_fields
 
 SCREEN = 30
 """Lines of a small terminal."""
@@ -56,7 +56,7 @@ def test_every_option_is_in_its_group_and_groups_have_an_order(help_of, command)
     lines = help_of(command).splitlines()
     titles = [m[1] for line in lines if (m := re.match(r"(?:╭─ )?(\w+)(?::$| ─)", line))]
     assert titles == [name for name in ("Arguments", *GROUPS, "Examples") if name in titles]
-    for f, spec in options(COMMANDS[command].CONFIG):
+    for f, spec in option_fields(COMMANDS[command].CONFIG):
         shown = spec.metavar if spec.argument else f.name.replace("_", "-")
         title = "Arguments" if spec.argument else spec.group
         start = next(i for i, line in enumerate(lines) if re.match(rf"(╭─ )?{title}\b", line))
@@ -77,11 +77,11 @@ def test_short_help_is_one_screen(help_of, command):
 def test_short_help_has_the_first_group_and_names_the_others(help_of, command):
     text = help_of(command, flag="-h")
     end = " ".join(text.split())
-    for f, spec in options(COMMANDS[command].CONFIG):
+    for f, spec in option_fields(COMMANDS[command].CONFIG):
         if spec.group == GROUPS[0] and not spec.argument:
-            assert re.search(rf"{flag_of(f)}(?!\w)", text)
+            assert re.search(rf"{field_flag(f)}(?!\w)", text)
         assert spec.argument or spec.group in end
-    found = [spec for _, spec in options(COMMANDS[command].CONFIG) if spec.group == GROUPS[0]]
+    found = [spec for _, spec in option_fields(COMMANDS[command].CONFIG) if spec.group == GROUPS[0]]
     assert sum(not spec.argument for spec in found) <= 12
 
 
@@ -114,8 +114,8 @@ def test_every_command_is_in_one_chapter():
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_help_text_is_one_short_sentence(command):
-    texts = [spec.help for _, spec in options(COMMANDS[command].CONFIG)]
-    for text in [*texts, COMMANDS.about(command)]:
+    texts = [spec.help for _, spec in option_fields(COMMANDS[command].CONFIG)]
+    for text in [*texts, COMMANDS.read_summary(command)]:
         assert text.endswith(".")
         assert ". " not in text
         assert ";" not in text
@@ -150,15 +150,15 @@ def test_a_terminal_has_boxes_and_the_colours_it_wants(fresh, changes, boxes, co
 
 
 def flags_of(command):
-    for f, spec in options(COMMANDS[command].CONFIG):
+    for f, spec in option_fields(COMMANDS[command].CONFIG):
         if not spec.argument:
-            yield from (flag_of(f), spec.flag)
+            yield from (field_flag(f), spec.flag)
 
 
 def first_with(flag):
     """The first command that has a flag, with as many arguments as it takes."""
     name = next(name for name in COMMANDS if flag in flags_of(name))
-    return [name, *("x" for _, spec in options(COMMANDS[name].CONFIG) if spec.argument)]
+    return [name, *("x" for _, spec in option_fields(COMMANDS[name].CONFIG) if spec.argument)]
 
 
 @pytest.mark.parametrize("typed", list(SYNONYMS))
@@ -199,7 +199,7 @@ def test_a_value_of_another_program_is_answered_with_what_can_be_typed(diffuse, 
         assert ran.code == 2
         assert f"{flag}: there is no '{typed}'. Did you mean '{flag} {meant}'?" in ran.line
     config = COMMANDS[line[0]].CONFIG
-    fields = {flag_of(f): f.name for f, _ in options(config)}
+    fields = {field_flag(f): f.name for f, _ in option_fields(config)}
     words = [flag, *meant.split()]
     check_names(config, {fields[f]: v for f, v in zip(words[::2], words[1::2], strict=True)})
 

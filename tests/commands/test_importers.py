@@ -32,9 +32,13 @@ from diffuse_cli.commands.convert.importers import (
     openai,
 )
 from diffuse_cli.commands.convert.importers._foreign_files import MOST_BYTES
-from diffuse_cli.commands.convert.importers.assembly import Net, settle, training
+from diffuse_cli.commands.convert.importers.assembly import (
+    Net,
+    make_training_options,
+    resolve_process,
+)
 from diffuse_cli.config.exchange_options import ConvertConfig
-from diffuse_cli.config.presets import PRESETS, architecture
+from diffuse_cli.config.presets import PRESETS, resolve_architecture
 from diffuse_cli.config.shared_options import DiffusionConfig
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core import SAMPLERS, Conditions, Space
@@ -46,7 +50,7 @@ from diffuse_cli.models.blueprint import make_process
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import finish
 from diffuse_cli.system.file_types import WEIGHTS
-from diffuse_cli.training.configuration import complete, configure
+from diffuse_cli.training.configuration import complete_config, configure
 
 theirs = pytest.importorskip("diffusers")
 
@@ -1197,7 +1201,7 @@ def test_training_on_has_a_rate_that_suits_the_width():
         path, _ = saved(channels=1, out_channels=2, width=width)
         model = converted(path, heads=2, size=8, **PROCESS)
         given = configure({"data": "images", "init": OUT})
-        config, own = complete(given, model.blueprint.space, Conditions())
+        config, own = complete_config(given, model.blueprint.space, Conditions())
         assert own.config == model.blueprint.config
         rates.append(config.lr)
     assert rates[0] == pytest.approx(2 * rates[1])
@@ -1208,7 +1212,7 @@ def test_training_on_keeps_the_network_whatever_the_machine_would_choose(name: s
     """Heads that the network does not have would be the preset's."""
     own = converted(pipeline(unet2d(attention_head_dim=None))).blueprint
     config = TrainConfig(data="images", architecture=to_dict(own.config))
-    assert architecture(config, name, own.space) == ("unet", own.config)
+    assert resolve_architecture(config, name, own.space) == ("unet", own.config)
 
 
 @pytest.mark.parametrize("learned", [True, False])
@@ -1217,9 +1221,9 @@ def test_training_on_follows_the_presets_recipe(learned: bool):
     foreign = openai.read(source, ConvertConfig(source="m.pt", preset="iddpm-imagenet64"))
     assert foreign.diffusion == {"variance": "learned" if learned else "large"}
     config = ConvertConfig(source="m.pt", preset="iddpm-imagenet64")
-    diffusion = settle(foreign, source, config)
+    diffusion = resolve_process(foreign, source, config)
     assert (diffusion.schedule, diffusion.num_timesteps) == ("cosine", 4000)
-    kept = training(foreign.unet, diffusion, "iddpm-imagenet64")
+    kept = make_training_options(foreign.unet, diffusion, "iddpm-imagenet64")
     assert foreign.unet == unet
     assert "lr" not in kept
     assert kept.get("loss") == ("hybrid" if learned else None)

@@ -482,7 +482,7 @@ def test_hashes_a_few_bits_apart_are_candidates(apart):
 def groups_of_one_image(hashed: Any) -> list[int]:
     """The groups of copies of one image under hashes that are not its own."""
     pixels = np.broadcast_to(noise(1, 8)[None, None].astype(np.uint8), (len(hashed), 1, 8, 8))
-    return finish(duplicates.groups(pixels, hashed, np.arange(len(hashed)))).tolist()
+    return finish(duplicates.group_similar(pixels, hashed, np.arange(len(hashed)))).tolist()
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -529,10 +529,10 @@ def test_bands_find_what_comparing_all_pairs_finds(seed, monkeypatch):
     expected = everyone_with_everyone(pixels, hashed)
     assert 30 < len(set(expected)) < 100
     chosen = np.arange(150)
-    assert finish(duplicates.groups(pixels, hashed, chosen)).tolist() == expected
+    assert finish(duplicates.group_similar(pixels, hashed, chosen)).tolist() == expected
     some = np.flatnonzero(np.arange(150) % 4 != 0)
     expected = everyone_with_everyone(pixels[some], hashed[some])
-    assert finish(duplicates.groups(pixels, hashed, some)).tolist() == expected
+    assert finish(duplicates.group_similar(pixels, hashed, some)).tolist() == expected
 
 
 def test_the_search_is_bounded_where_all_hashes_are_one(monkeypatch):
@@ -545,7 +545,7 @@ def test_the_search_is_bounded_where_all_hashes_are_one(monkeypatch):
     monkeypatch.setattr(duplicates, "PAIRS", 1)
     monkeypatch.setattr(duplicates, "frequencies", frequencies)
     pixels = np.zeros((500, 1, 8, 8), np.uint8)
-    roots = finish(duplicates.groups(pixels, np.zeros(500, np.uint64), np.arange(500)))
+    roots = finish(duplicates.group_similar(pixels, np.zeros(500, np.uint64), np.arange(500)))
     assert roots.tolist() == list(range(500))
     assert duplicates.CANDIDATES * 500 <= sum(compared) < (duplicates.CANDIDATES + 1) * 500
 
@@ -590,7 +590,7 @@ def test_a_sheet_has_a_row_for_each_class(tmp_path, diffuse):
 def test_a_sheet_of_many_classes_says_what_it_leaves_out(tmp_path, monkeypatch):
     monkeypatch.setattr(reports, "ROWS", 3)
     data = fill(tmp_path, {f"{k}/1.png": png(np.full((4, 4), k)) for k in range(5)})
-    work = reports.draw(finish(read_images(data)))
+    work = reports.make_sheet(finish(read_images(data)))
     assert next(work) == Notice("the contact sheet shows 3 of 5 classes")
     with pytest.raises(StopIteration) as done:
         next(work)
@@ -601,9 +601,9 @@ def test_a_sheet_of_many_classes_says_what_it_leaves_out(tmp_path, monkeypatch):
 def test_large_images_are_small_on_the_sheet(tmp_path, channels):
     data = fill(tmp_path, {"a.png": png(noise(1, 300, channels)), "b.png": png(noise(2, 300))})
     images = finish(read_images(data, size=(150, 300)))
-    page = finish(reports.draw(images))
+    page = finish(reports.make_sheet(images))
     assert page.size == (128 + 2 + 128, 64)
-    expected = figures.shrunk(figures.image(images.stored[1]), 128)
+    expected = figures.shrink_image(figures.to_image(images.stored[1]), 128)
     assert page.crop((130, 0, 258, 64)).tobytes() == expected.tobytes()
 
 
@@ -897,7 +897,7 @@ def test_the_toml_of_a_hostile_model_file_is_escaped_or_refused(conditional, dif
 
 def test_its_page_shows_what_is_said(diffuse):
     page = (ROOT / "docs" / "commands" / "info.md").read_text(encoding="utf-8")
-    shown = page.split("diffuse info examples/fashion-mnist.zip -o sheet.png\n```\n\n```\n")[1]
+    shown = page.split("diffuse info examples/fashion-mnist.zip -o sheet.png\n```\n\n```text\n")[1]
     said = diffuse("info", ROOT / "examples" / "fashion-mnist.zip", "-o", "sheet.png").out
     assert shown.split("```")[0] == said.replace(f"{ROOT}/", "")
 

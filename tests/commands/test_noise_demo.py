@@ -15,7 +15,7 @@ from PIL import Image
 
 import diffuse_cli
 from diffuse_cli.commands.noise_demo import demonstration, forward_process
-from diffuse_cli.commands.noise_demo.demo_page import HOLD, PAGE, Lines, spread_evenly
+from diffuse_cli.commands.noise_demo.demo_page import HOLD, PAGE, Layout, spread_evenly
 from diffuse_cli.config.noise_demo_options import DemoConfig
 from diffuse_cli.core import SCHEDULES, Process, Space
 from diffuse_cli.media import figures
@@ -88,7 +88,7 @@ def test_every_cell_is_the_forward_process(
     levels = np.atleast_3d(np.asarray(picture)).transpose(2, 0, 1)
     space = Space(channels=len(levels), size=levels.shape[1:])
     x0 = space.to_model(torch.tensor(levels))
-    zoom = Lines.of(len(schedules), 4, *x0.shape[1:]).zoom
+    zoom = Layout.of(len(schedules), 4, *x0.shape[1:]).zoom
     noise = draw_noise(7, "noise-demo", shape=x0.shape)
     for name in schedules:
         bars = Process(SCHEDULES[name](100)).alpha_bars
@@ -290,7 +290,7 @@ def test_eight_rows_and_one_of_betas_fit_on_a_page(
 
 @pytest.mark.parametrize("shape", [(28, 28), (36, 20), (200, 3), (3, 200)])
 def test_the_pictures_of_nine_rows_are_no_higher_than_a_page(shape: tuple[int, int]) -> None:
-    lines = Lines.of(9, 8, *shape)
+    lines = Layout.of(9, 8, *shape)
     assert 9 * lines.line <= PAGE + 1e-9
     assert lines.height * shape[1] == pytest.approx(lines.width * shape[0])
 

@@ -17,10 +17,10 @@ from private_models import SMALL, model_of
 
 from diffuse_cli.app import main
 from diffuse_cli.commands.convert.exporters import onnx
-from diffuse_cli.commands.convert.exporters._graph import inputs
+from diffuse_cli.commands.convert.exporters._graph import draw_inputs
 from diffuse_cli.config.shared_options import DiffusionConfig
 from diffuse_cli.core import SAMPLERS, Conditions, Space
-from diffuse_cli.core.conditions import Given, Labels, MetadataTable, Numbers
+from diffuse_cli.core.conditions import ConditioningArray, LabelColumn, MetadataTable, NumberColumn
 from diffuse_cli.core.guidance import clip
 from diffuse_cli.core.networks.unet import Config
 from diffuse_cli.models import model_file
@@ -29,8 +29,8 @@ runtime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 PAGE = Path(__file__).parents[2] / "docs" / "ecosystem.md"
-AGE = Numbers(name="age", mean=1.0, deviation=1.0, low=0.0, high=9.0)
-SITE = Labels(name="site", values=("a", "b"))
+AGE = NumberColumn(name="age", mean=1.0, deviation=1.0, low=0.0, high=9.0)
+SITE = LabelColumn(name="site", values=("a", "b"))
 
 MODELS: dict[str, dict[str, Any]] = {
     "classes": {
@@ -46,7 +46,9 @@ MODELS: dict[str, dict[str, Any]] = {
         "space": Space(
             channels=2, size=(16,), medium="array", levels=None, mean=(0.0, 1.0), std=(1.0, 2.0)
         ),
-        "conditions": Conditions(given=Given(channels=2), table=MetadataTable(columns=(AGE, SITE))),
+        "conditions": Conditions(
+            given=ConditioningArray(channels=2), table=MetadataTable(columns=(AGE, SITE))
+        ),
     },
 }  # fmt: skip
 
@@ -72,7 +74,7 @@ def test_a_network_answers_as_it_does_here(written: Path):
     model = model_file.load(written / "classes.safetensors")
     run, net = session(written / "classes.onnx"), model.network()
     for n in (1, 2, 5):
-        fed = inputs(model.blueprint, n, seed=10 + n)
+        fed = draw_inputs(model.blueprint, n, seed=10 + n)
         assert [i.name for i in run.get_inputs()] == list(fed)
         (found,) = run.run(None, {key: tensor.numpy() for key, tensor in fed.items()})
         expected = net(**fed)
@@ -146,7 +148,7 @@ def test_a_program_of_torch_answers_and_says_the_same(written: Path):
     assert json.loads(said["diffuse.space"])["mean"] == [0.0, 1.0]
     assert [column["name"] for column in json.loads(said["diffuse.columns"])] == ["age", "site"]
     for n in (1, 4):
-        fed = inputs(model.blueprint, n)
+        fed = draw_inputs(model.blueprint, n)
         expected = model.network()(**fed)
         found = program.module()(fed.pop("x"), fed.pop("t"), **fed)
         assert float(expected.std()) > 0.1

@@ -227,7 +227,7 @@ HOLDER = """
 import sys
 from diffuse_cli.training.run_directory import RunDirectory
 run = RunDirectory("model.safetensors")
-with run.held():
+with run.hold_lock():
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -330,7 +330,7 @@ def test_a_forked_child_does_not_keep_the_lock(script, tmp_path, monkeypatch):
     child, _ = script(program)
     assert child.wait(30) == 9
     monkeypatch.chdir(tmp_path)
-    with RunDirectory("model.safetensors").held():
+    with RunDirectory("model.safetensors").hold_lock():
         pass
 
 
@@ -356,7 +356,10 @@ def test_a_dry_run_of_two_processes_is_said_once(pair, images, recipe):
 
 def test_an_error_that_another_process_may_not_have_is_said_by_each(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
-    for error, said in ((DataError("gone"), ""), (DataError("gone").of_one(), "diffuse: gone\n")):
+    for error, said in (
+        (DataError("gone"), ""),
+        (DataError("gone").mark_local(), "diffuse: gone\n"),
+    ):
         monkeypatch.setattr(app, "build", lambda error=error: raising(error))
         assert app.main([]) == 3
         assert capsys.readouterr().err == said

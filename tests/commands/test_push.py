@@ -16,7 +16,7 @@ from hub_server import COMMIT, serving
 from PIL import Image
 
 from diffuse_cli.commands._cli.model_facts import escape
-from diffuse_cli.sampling.journal import holding
+from diffuse_cli.sampling.journal import lock_folder
 from diffuse_cli.system import files
 
 Run = Callable[..., Any]
@@ -167,7 +167,7 @@ def test_a_place_that_refuses_files_is_refused_before_anything_is_drawn(
 
 
 def test_two_pushes_into_one_folder_do_not_mix(diffuse: Run, model: Path):
-    with holding(Path("out")):
+    with lock_folder(Path("out")):
         ran = diffuse("push", model, TARGET, "--license", "mit", "-o", "out", "--overwrite")
     assert (ran.code, "is writing to out" in ran.line) == (75, True)
     assert not Path("out").exists()

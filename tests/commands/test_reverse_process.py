@@ -23,15 +23,15 @@ def picture(images: Path) -> Path:
 
 
 @pytest.fixture
-def journey(monkeypatch: pytest.MonkeyPatch) -> list[reverse_process.Journey]:
+def journey(monkeypatch: pytest.MonkeyPatch) -> list[reverse_process.Trajectories]:
     """The journeys that are drawn, without drawing them."""
-    seen: list[reverse_process.Journey] = []
+    seen: list[reverse_process.Trajectories] = []
 
-    def drawn(journey: reverse_process.Journey, steps: int) -> Image.Image:
+    def drawn(journey: reverse_process.Trajectories, steps: int) -> Image.Image:
         seen.append(journey)
         return Image.new("RGB", (1, 1))
 
-    monkeypatch.setattr(reverse_process.Journey, "draw", drawn)
+    monkeypatch.setattr(reverse_process.Trajectories, "draw", drawn)
     return seen
 
 
@@ -56,21 +56,21 @@ def test_both_ways_are_the_models(diffuse, model, picture, journey):
     process, space = denoiser.process, loaded.blueprint.space
     x0 = space.to_model(torch.tensor(np.asarray(Image.open(picture).convert("L"))))[None, None]
     noise = image_noise(3, [0], -1, space.shape, torch.device("cpu"))
-    assert found.every[0] == 0
-    assert found.every[-1] == process.num_timesteps - 1
-    for t in found.every[:: len(found.every) // 4]:
+    assert found.timesteps[0] == 0
+    assert found.timesteps[-1] == process.num_timesteps - 1
+    for t in found.timesteps[:: len(found.timesteps) // 4]:
         x_t = process.diffuse(x0, t, noise)
         assert np.array_equal(found.forward.x[t], space.to_stored(x_t)[0].numpy())
         with torch.no_grad():
             expected = denoiser(x_t, t).x0.clamp(-1, 1)
         off = found.forward.x0[t].astype(int) - space.to_stored(expected)[0].numpy().astype(int)
         assert np.abs(off).max() <= 1
-    last = found.every[-1]
+    last = found.timesteps[-1]
     assert np.array_equal(found.reverse.x[last], space.to_stored(noise)[0].numpy())
-    assert list(found.reverse.x) == list(found.reverse.x0) == found.every
+    assert list(found.reverse.x) == list(found.reverse.x0) == found.timesteps
 
     drawn = diffuse(
-        "sample", model, "-n", 1, "--sampler", "ddpm", "--steps", len(found.every), "--seed", 3,
+        "sample", model, "-n", 1, "--sampler", "ddpm", "--steps", len(found.timesteps), "--seed", 3,
         "--spacing", "linspace", "--no-grid", "--precision", "fp32", "-o", "drawn",
     )  # fmt: skip
     assert drawn.code == 0, drawn.err
@@ -85,7 +85,7 @@ def test_the_nearest_image_of_data_is_found(diffuse, model, images, picture, jou
     (found,) = journey
     real = [np.asarray(Image.open(p).convert("L"))[None] for p in sorted(images.rglob("*.png"))]
     for way, near in ((found.forward, found.forward_near), (found.reverse, found.reverse_near)):
-        for t in found.every[::3]:
+        for t in found.timesteps[::3]:
             least = min(distance(way.x0[t], image) for image in real)
             assert near.distances[t] == pytest.approx(least)
             assert distance(near.images[t], way.x0[t]) == pytest.approx(least)
@@ -116,7 +116,7 @@ def test_a_class_is_told(diffuse, conditional, picture, journey):
     for label in (["--class", "dark"], ["--class", "light"], []):
         ran = diffuse("noise-demo", picture, "--model", conditional, *label, "--overwrite")
         assert ran.code == 0, ran.err
-    dark, light, none = (found.forward.x0[found.every[-1]].mean() for found in journey)
+    dark, light, none = (found.forward.x0[found.timesteps[-1]].mean() for found in journey)
     assert dark < light
     assert len({dark, light, none}) == 3
 
@@ -147,7 +147,7 @@ def test_the_model_is_told_what_it_is_given(diffuse, given, picture, images, jou
     (found,) = journey
     told = ("--given", other) if name == "PAIRS" else ("--given", picture, "--degrade")
     drawn = diffuse(
-        "sample", given[name], *told, "-n", 1, "--sampler", "ddpm", "--steps", len(found.every),
+        "sample", given[name], *told, "-n", 1, "--sampler", "ddpm", "--steps", len(found.timesteps),
         "--seed", 3, "--spacing", "linspace", "--precision", "fp32", "-o", "drawn",
     )  # fmt: skip
     assert drawn.code == 0, drawn.err
@@ -160,7 +160,7 @@ def test_the_model_is_told_what_it_is_given(diffuse, given, picture, images, jou
 
     loaded = model_file.load(given[name])
     denoiser = loaded.blueprint.denoiser(loaded.network("ema").eval())
-    t = found.every[-1]
+    t = found.timesteps[-1]
     x_t = loaded.blueprint.space.to_model(torch.tensor(np.array(found.image)))[None]
     x_t = denoiser.process.diffuse(x_t, t, image_noise(3, [0], -1, (1, 8, 8), torch.device("cpu")))
     with torch.no_grad():

@@ -20,7 +20,7 @@ from training.conftest import QUICK
 
 from diffuse_cli.commands import COMMANDS
 from diffuse_cli.commands._cli.suggestions import ADVICE, SYNONYMS
-from diffuse_cli.config.options import flag_of, options
+from diffuse_cli.config.options import field_flag, option_fields
 
 Run = Callable[..., Any]
 
@@ -194,7 +194,7 @@ def texts() -> list[str]:
 
 def flags(names: Sequence[str]) -> set[str]:
     """Every flag of these commands."""
-    own = {flag_of(f) for name in names for f, _ in options(COMMANDS[name].CONFIG)}
+    own = {field_flag(f) for name in names for f, _ in option_fields(COMMANDS[name].CONFIG)}
     return own | {"--config", "--json", "--quiet", "--debug", "--version"} | FOREIGN
 
 

@@ -18,20 +18,20 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from diffuse_cli.commands.convert.diffusers_schedulers import SCHEDULERS, scheduler_fields
-from diffuse_cli.commands.convert.diffusers_unet import lacks
+from diffuse_cli.commands.convert.diffusers_unet import find_unsupported
 from diffuse_cli.commands.convert.exporters import TARGETS, export
 from diffuse_cli.commands.convert.exporters.diffusers import PARTS, WEIGHTS
 from diffuse_cli.commands.convert.importers import convert
 from diffuse_cli.commands.convert.importers.assembly import Net
 from diffuse_cli.commands.convert.importers.diffusers import read_process
 from diffuse_cli.config.exchange_options import ConvertConfig
-from diffuse_cli.config.options import options
-from diffuse_cli.config.presets import PRESETS, architecture
+from diffuse_cli.config.options import option_fields
+from diffuse_cli.config.presets import PRESETS, resolve_architecture
 from diffuse_cli.config.sample_options import SamplerChoice
 from diffuse_cli.config.shared_options import DiffusionConfig
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core import SAMPLERS, Conditions, Space
-from diffuse_cli.core.conditions import Given, MetadataTable, Numbers
+from diffuse_cli.core.conditions import ConditioningArray, MetadataTable, NumberColumn
 from diffuse_cli.core.guidance import clip
 from diffuse_cli.core.networks.unet import Config
 from diffuse_cli.core.schedules import SCHEDULES
@@ -393,7 +393,7 @@ def test_the_card_says_what_the_model_file_knows():
 
 # -- what diffusers cannot say --------------------------------------------------------------------
 
-AGE = Numbers(name="age", mean=1.0, deviation=1.0, low=0.0, high=9.0)
+AGE = NumberColumn(name="age", mean=1.0, deviation=1.0, low=0.0, high=9.0)
 SOUND = Space(
     channels=1, size=(64,), medium="audio", levels=None, mean=(0.0,), std=(1.0,), rate=8000
 )
@@ -427,7 +427,10 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     "sound": ("medium = audio", {"space": SOUND}),
     "16 bits": ("levels = 65536", of_space(levels=65_536)),
     "transparency": ("layout = alpha", of_space(channels=4, layout="alpha:ffffff")),
-    "given": ("given = grey", {"conditions": Conditions(given=Given(channels=3, what="grey"))}),
+    "given": (
+        "given = grey",
+        {"conditions": Conditions(given=ConditioningArray(channels=3, what="grey"))},
+    ),
     "columns": (
         "condition-on = age",
         {"conditions": Conditions(table=MetadataTable(columns=(AGE,)))},
@@ -468,12 +471,12 @@ def test_the_presets_that_can_go_are_those_of_the_page():
     assert "below 64 pixels per side, where they have no patches, `tiny` and `slim`" in " ".join(
         sentence.split()
     )
-    process = {f.name for f, _ in options(DiffusionConfig)}
+    process = {f.name for f, _ in option_fields(DiffusionConfig)}
     able = set()
     for name, preset in PRESETS.items():
         side = preset.train.get("size", 64 if name == "iddpm-imagenet64" else 32)
         space = Space(channels=3, size=(side, side))
-        network, config = architecture(TrainConfig(data=""), name, space)
+        network, config = resolve_architecture(TrainConfig(data=""), name, space)
         own = Blueprint(
             space=space,
             network=network,
@@ -481,7 +484,7 @@ def test_the_presets_that_can_go_are_those_of_the_page():
             conditions=UNTOLD,
             diffusion=DiffusionConfig(**{n: v for n, v in preset.train.items() if n in process}),
         )
-        able |= set() if list(lacks(own)) else {name}
+        able |= set() if list(find_unsupported(own)) else {name}
     assert able == listed
 
 

@@ -27,7 +27,7 @@ from diffuse_cli.models.blueprint import make_denoiser, make_process
 from diffuse_cli.models.model_file import StoredModel
 from diffuse_cli.system.errors import ModelFileError, UsageError
 from diffuse_cli.training.configuration import configure
-from diffuse_cli.training.plan import prepare
+from diffuse_cli.training.plan import prepare_plan
 from diffuse_cli.training.run_directory import RunDirectory
 
 BETAS = (0.001, 0.25, 1 / 3)
@@ -284,9 +284,9 @@ def test_a_path_in_the_training_of_a_model_is_not_read(folder: Path):
 def test_eps_at_zero_snr_is_refused_before_images_are_read():
     for options in ({"zero_terminal_snr": True}, {"betas": [0.5, 1.0]}):
         with pytest.raises(UsageError, match="target 'eps' is undefined"):
-            next(prepare(TrainConfig(data="absent", target="eps", **options), None))
+            next(prepare_plan(TrainConfig(data="absent", target="eps", **options), None))
     with pytest.raises(UsageError, match=r"beta_1 = 0\.5 leaves alpha_bar at 0"):
-        next(prepare(TrainConfig(data="absent", betas=(1.0, 0.5)), None))
+        next(prepare_plan(TrainConfig(data="absent", betas=(1.0, 0.5)), None))
 
 
 def test_diffuse_trains_on_betas_of_a_file(train, step_takes):

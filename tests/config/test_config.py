@@ -16,11 +16,11 @@ from diffuse_cli.config.exchange_options import ConvertConfig
 from diffuse_cli.config.noise_demo_options import DemoConfig
 from diffuse_cli.config.options import (
     Options,
-    flag_of,
+    field_flag,
     from_dict,
     from_text,
     option,
-    options,
+    option_fields,
     read_toml,
     to_dict,
     to_toml,
@@ -53,7 +53,7 @@ def numbers() -> list[Any]:
     """Every option of every configuration that is a number with a range."""
     found = []
     for kind in REQUIRED:
-        for f, spec in options(kind):
+        for f, spec in option_fields(kind):
             if spec.parse is None and str(f.type).removesuffix(" | None") in ("int", "float"):
                 found.append(pytest.param(kind, f, spec, id=f"{kind.__name__}.{f.name}"))
     return found
@@ -80,7 +80,7 @@ def test_every_number_has_a_range_that_names_its_flag(kind, f, spec):
     for value in wrong:
         with pytest.raises(UsageError) as caught:
             made(kind, **{f.name: value})
-        assert flag_of(f) in str(caught.value), value
+        assert field_flag(f) in str(caught.value), value
         assert caught.value.exit_code == 2
 
 
@@ -116,7 +116,7 @@ def test_a_wrong_training_option_is_named(options: dict[str, Any], message: str)
 def test_types_are_checked_where_annotations_are_not_strings():
     fields = [("count", int, option(3, "Count.", low=1))]
     kind = dataclasses.make_dataclass("Counted", fields, bases=(Options,), frozen=True)
-    ((count, _),) = options(kind)
+    ((count, _),) = option_fields(kind)
     assert kind(count=from_text(count, "4")).count == 4
     for wrong in ("4", 0, True):
         with pytest.raises(UsageError, match="--count must be"):
@@ -124,7 +124,7 @@ def test_types_are_checked_where_annotations_are_not_strings():
 
 
 def test_a_number_is_checked_when_it_is_typed():
-    steps = next(f for f, _ in options(TrainConfig) if f.name == "steps")
+    steps = next(f for f, _ in option_fields(TrainConfig) if f.name == "steps")
     assert from_text(steps, "7") == 7
     for wrong in ("many", "1.5", "0", "9" * 5000):
         with pytest.raises(UsageError, match="--steps"):
@@ -148,7 +148,7 @@ def test_whole_floats_are_fine_where_a_float_is_meant():
 
 @pytest.mark.parametrize("kind", [TrainConfig, SampleConfig])
 def test_a_whole_number_becomes_a_float_where_one_is_meant(kind: type):
-    for f, spec in options(kind):
+    for f, spec in option_fields(kind):
         inside = (spec.low or 0) <= 1 <= (spec.high or 1) and (spec.below or 2) > 1
         if str(f.type).startswith("float") and inside:
             assert type(getattr(made(kind, **{f.name: 1}), f.name)) is float
@@ -331,7 +331,7 @@ def test_an_unknown_key_is_told_the_nearest():
 
 @pytest.mark.parametrize("kind", [k for k, needed in REQUIRED.items() if needed])
 def test_what_is_missing_is_named(kind: type):
-    metavar = next(spec.metavar for f, spec in options(kind) if f.name in REQUIRED[kind])
+    metavar = next(spec.metavar for f, spec in option_fields(kind) if f.name in REQUIRED[kind])
     with pytest.raises(UsageError, match=f"{metavar} is missing"):
         from_dict(kind, {})
 
@@ -382,7 +382,7 @@ def test_control_and_places_can_be_left_out():
 
 @pytest.mark.parametrize("kind", list(REQUIRED))
 def test_every_option_is_explained(kind: type):
-    for f, spec in options(kind):
+    for f, spec in option_fields(kind):
         assert spec.help.endswith("."), f.name
         assert spec.help[0].isupper(), f.name
         needed = spec.argument and f.default is dataclasses.MISSING

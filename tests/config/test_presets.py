@@ -10,13 +10,18 @@ import torch
 from networks import Plan
 
 from diffuse_cli.config.options import from_dict
-from diffuse_cli.config.presets import PRESETS, architecture, choose, naming
+from diffuse_cli.config.presets import (
+    PRESETS,
+    choose,
+    resolve_architecture,
+    translate_network_errors,
+)
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core import LOSSES, SCHEDULES, TARGETS, VARIANCES, WEIGHTINGS, Conditions, Space
 from diffuse_cli.core.networks import NETWORKS, count_parameters, vit
 from diffuse_cli.core.networks.unet import Config, check
 from diffuse_cli.core.targets import has_noise
-from diffuse_cli.core.variances import channels_out
+from diffuse_cli.core.variances import output_channels
 from diffuse_cli.system.errors import UsageError
 
 
@@ -27,9 +32,9 @@ def train(**options) -> TrainConfig:
 def network(config: TrainConfig, name: str, size: tuple[int, int], channels: int) -> Any:
     """The network of a preset for images, which it can be built for."""
     space = Space(channels=channels, size=size)
-    found, settings = architecture(config, name, space)
+    found, settings = resolve_architecture(config, name, space)
     assert found == PRESETS[name].network
-    with naming(found):
+    with translate_network_errors(found):
         (check if found == "unet" else vit.check)(settings, space)
     return settings
 
@@ -68,7 +73,7 @@ def own(name: str) -> Any:
 
 def own_parameters(name: str, num_classes: int = 0) -> int:
     """The same with the output that its variance needs, counted."""
-    out = channels_out(PRESETS[name].train.get("variance", "small"), 3)
+    out = output_channels(PRESETS[name].train.get("variance", "small"), 3)
     return parameters(own(name), (side(name), side(name)), out, num_classes)
 
 
@@ -198,7 +203,7 @@ def test_no_default_is_narrower_than_its_patches(name: str, channels: int):
     target = PRESETS[name].train.get("target", "v")
     for size in SHAPES:
         space = Space(channels=channels, size=size)
-        found, config = architecture(train(), name, space)
+        found, config = resolve_architecture(train(), name, space)
         values = channels * config.patch ** len(size)
         if has_noise(target):
             assert NETWORKS[found].full_rank(config, space) == config
@@ -220,7 +225,7 @@ def test_no_default_is_narrower_than_its_patches(name: str, channels: int):
     ],
 )  # fmt: skip
 def test_channels_make_patches_smaller_and_then_networks_wider(name, size, channels, patch, width):
-    _, config = architecture(train(), name, Space(channels=channels, size=size))
+    _, config = resolve_architecture(train(), name, Space(channels=channels, size=size))
     assert (config.patch, config.width) == (patch, width)
 
 

@@ -12,21 +12,23 @@ from diffuse_cli.core import Conditions, Denoiser, Process
 from diffuse_cli.core.conditions import (
     MOST_VALUES,
     UNTOLD,
-    Given,
-    Labels,
+    ConditioningArray,
+    LabelColumn,
     MetadataTable,
-    Numbers,
+    NumberColumn,
 )
-from diffuse_cli.core.guidance import guide, unconditional
+from diffuse_cli.core.guidance import guide, make_unconditional
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.schedules import SCHEDULES
 from diffuse_cli.core.settings import from_dict, to_dict
 
-BOTH = Conditions(classes=("a", "b"), given=Given(channels=3, what="low-res:4", dropout=0.25))
+BOTH = Conditions(
+    classes=("a", "b"), given=ConditioningArray(channels=3, what="low-res:4", dropout=0.25)
+)
 
 
-AGE = Numbers(name="age", mean=40.0, deviation=10.0, low=18.0, high=90.0)
-SITE = Labels(name="site", values=("oslo", "paris", "rome"), missing=0.25)
+AGE = NumberColumn(name="age", mean=40.0, deviation=10.0, low=18.0, high=90.0)
+SITE = LabelColumn(name="site", values=("oslo", "paris", "rome"), missing=0.25)
 TOLD = Conditions(table=MetadataTable(columns=(AGE, SITE)))
 
 
@@ -58,20 +60,20 @@ def test_a_given_that_is_none_is_refused(given):
 
 def test_only_what_a_model_knows_is_told():
     labels, given = torch.tensor([1, -1]), torch.zeros(2, 4, 8, 8)
-    assert Conditions().told(labels, given) == {}
-    assert Conditions(classes=("a", "b")).told(labels, given)["label"].tolist() == [1, 2]
-    assert set(BOTH.told(labels, given)) == {"label", "given"}
-    assert set(BOTH.told(labels)) == {"label"}
+    assert Conditions().make_keywords(labels, given) == {}
+    assert Conditions(classes=("a", "b")).make_keywords(labels, given)["label"].tolist() == [1, 2]
+    assert set(BOTH.make_keywords(labels, given)) == {"label", "given"}
+    assert set(BOTH.make_keywords(labels)) == {"label"}
 
 
 def test_one_draw_drops_label_and_given_each_at_its_rate():
     u = torch.tensor([0.0, 0.1, 0.24, 0.25, 0.9])
-    cond = BOTH.told(torch.zeros(5, dtype=torch.long), torch.ones(5, 4, 2, 2))
-    told = BOTH.dropped(cond, u, label_dropout=0.1)
+    cond = BOTH.make_keywords(torch.zeros(5, dtype=torch.long), torch.ones(5, 4, 2, 2))
+    told = BOTH.drop_conditions(cond, u, label_dropout=0.1)
     assert told["label"].tolist() == [2, 0, 0, 0, 0]
     assert told["given"].flatten(1).mean(1).tolist() == [0, 0, 0, 1, 1]
-    always = dataclasses.replace(BOTH, given=Given(channels=3))
-    assert always.dropped(cond, u, 0.0)["given"] is cond["given"]
+    always = dataclasses.replace(BOTH, given=ConditioningArray(channels=3))
+    assert always.drop_conditions(cond, u, 0.0)["given"] is cond["given"]
 
 
 def widened(made, given):
@@ -85,7 +87,7 @@ def widened(made, given):
 def test_a_unet_reads_what_is_given_beside_its_input(size, patch):
     settings = {"width": 8, "multipliers": (1,), "groups": 4, "blocks": 1, "patch": patch}
     plain = plan(size, channels=2, num_classes=2, **settings)
-    net, told = randomised(plain), randomised(widened(plain, Given(channels=3)))
+    net, told = randomised(plain), randomised(widened(plain, ConditioningArray(channels=3)))
     weights = dict(net.state_dict())
     own = told.state_dict()["conv_in.weight"].clone()
     cut = weights["conv_in.weight"].shape[1]
@@ -119,11 +121,11 @@ def test_guidance_leads_away_from_nothing_told():
     assert torch.allclose(found.x0, 0.5 * x + 3 * (0 - 0.5 * x))
     assert seen[0]["given"] is given
     assert seen[1] == {"label": None, "given": None}
-    assert torch.allclose(unconditional(model)(x, 50, given=given).x0, 0.5 * x)
+    assert torch.allclose(make_unconditional(model)(x, 50, given=given).x0, 0.5 * x)
 
 
 def test_a_network_that_is_given_an_array_runs_on_the_meta_device():
-    made = widened(plan(8, width=8, multipliers=(1,), groups=4), Given(channels=1))
+    made = widened(plan(8, width=8, multipliers=(1,), groups=4), ConditioningArray(channels=1))
     with torch.device("meta"):
         net = made.build()
         x, given = torch.zeros(2, 3, 8, 8), torch.zeros(2, 2, 8, 8)
@@ -174,8 +176,8 @@ def u_and_rows(n, table=TOLD.table):
 def test_rows_are_dropped_with_the_label_and_as_many_again_in_part():
     both = dataclasses.replace(TOLD, classes=("a", "b"))
     u, row = u_and_rows(40_000)
-    cond = both.told(torch.zeros(len(u), dtype=torch.long), row=row)
-    told = both.dropped(cond, u, label_dropout=0.2)
+    cond = both.make_keywords(torch.zeros(len(u), dtype=torch.long), row=row)
+    told = both.drop_conditions(cond, u, label_dropout=0.2)
     hidden, none = told["row"].isnan(), told["label"] == 2
     assert bool(hidden[none].all())
     assert not bool(hidden[u >= 0.4].any())
@@ -183,13 +185,13 @@ def test_rows_are_dropped_with_the_label_and_as_many_again_in_part():
     assert part.float().mean(0).tolist() == pytest.approx([0.5, 0.5], abs=0.02)
     either = part[:, 0] ^ part[:, 1]
     assert float(either.float().mean()) == pytest.approx(0.5, abs=0.02)
-    assert torch.equal(both.dropped(cond, u, 0.0)["row"], row)
+    assert torch.equal(both.drop_conditions(cond, u, 0.0)["row"], row)
 
 
 def test_a_single_column_is_all_or_nothing():
     one = Conditions(table=MetadataTable(columns=(AGE,)))
     u, row = u_and_rows(1000, one.table)
-    hidden = one.dropped({"row": row}, u, 0.2)["row"].isnan()
+    hidden = one.drop_conditions({"row": row}, u, 0.2)["row"].isnan()
     assert torch.equal(hidden[:, 0], u < 0.2)
 
 
@@ -233,7 +235,7 @@ def test_guidance_of_a_row_leads_away_from_nothing_told():
     x, row = torch.randn(2, 1, 8, 8), torch.tensor([[1.0, 2.0], [0.0, UNTOLD]])
     with torch.no_grad():
         free, own = denoiser(x, 50), denoiser(x, 50, row=row)
-        assert torch.equal(unconditional(denoiser)(x, 50, row=row).x0, free.x0)
+        assert torch.equal(make_unconditional(denoiser)(x, 50, row=row).x0, free.x0)
         guided = guide(denoiser, 2.0)(x, 50, row=row)
     assert torch.allclose(guided.x0, 2 * own.x0 - free.x0, atol=1e-5)
 
@@ -243,6 +245,6 @@ def test_a_row_runs_on_the_meta_device():
         net = of_table().build()
         x, t = torch.zeros(2, 1, 8, 8), torch.zeros(2)
         u = torch.zeros(2)
-        cond = TOLD.dropped({"row": torch.zeros(2, 2)}, u, 0.1)
+        cond = TOLD.drop_conditions({"row": torch.zeros(2, 2)}, u, 0.1)
         assert net(x, t, **cond).shape == x.shape
         assert net(x, t).shape == x.shape

@@ -10,7 +10,14 @@ import torch
 from oracles import SPREAD, around, exact_denoise, exact_denoiser, generator, last, process_of
 
 from diffuse_cli.core import SAMPLERS, Denoiser, Prediction, Process, distillation
-from diffuse_cli.core.distillation import FINE, FIRST, POINTS, Path, consistency_loss, path
+from diffuse_cli.core.distillation import (
+    FINE,
+    FIRST,
+    POINTS,
+    Trajectory,
+    consistency_loss,
+    solve_trajectory,
+)
 
 COSINE = process_of("cosine", 1000)
 MEAN = 0.3
@@ -27,7 +34,7 @@ def consistent(process: Process):
     the probability flow (x_t - alpha mean) over its deviation does not change."""
 
     def denoise(x_t, t, /, **cond):
-        alpha, sigma = process.level(t, like=x_t)
+        alpha, sigma = process.alpha_sigma(t, like=x_t)
         size = (alpha**2 * SPREAD**2 + sigma**2) ** 0.5
         x0 = MEAN + SPREAD / size * (x_t - alpha * MEAN)
         return Prediction(x0, (x_t - alpha * x0) / sigma)
@@ -72,7 +79,7 @@ def test_the_path_ends_where_the_flow_does(schedule: str):
     process = process_of(schedule, 1000)
     _, noise = drawn(64)
     for fine, within in [(2, 0.5), (4, 0.15), (16, 0.01), (32, 0.003)]:
-        found = path(expecting(process), process, noise, fine=[fine] * POINTS)
+        found = solve_trajectory(expecting(process), process, noise, fine=[fine] * POINTS)
         assert found.x.shape == (POINTS, *noise.shape)
         assert found.times == tuple(process.times(POINTS))
         ends = consistent(process)(noise, found.times[0]).x0
@@ -85,14 +92,16 @@ def test_the_path_keeps_detail_and_what_is_wider_than_a_pixel(schedule: str, lea
     process = process_of(schedule, 1000)
     one = torch.ones(1, 1, 1, 1, dtype=torch.float64)
     for spread in (0.2, 0.5, 1, 2, 4, 8):
-        end = path(exact_denoise(process, spread=spread), process, one).end
+        end = solve_trajectory(exact_denoise(process, spread=spread), process, one).end
         assert least < float(end) / spread < 1.12
 
 
 @pytest.fixture
 def exact(monkeypatch):
     """Paths of many more steps, nearly free of the solver's error."""
-    monkeypatch.setattr(distillation, "path", partial(path, fine=[16] * POINTS))
+    monkeypatch.setattr(
+        distillation, "solve_trajectory", partial(solve_trajectory, fine=[16] * POINTS)
+    )
 
 
 def test_a_consistency_function_has_no_loss(exact):
@@ -113,8 +122,8 @@ def test_without_a_solvers_error_the_loss_is_zero(monkeypatch):
     start = torch.full((16,), times[0])
     at = [flow_from(COSINE, noise, start, torch.full((16,), s)) for s in times]
     end = consistent(COSINE)(noise, times[0]).x0
-    exact = Path(torch.stack(at), tuple(times), end)
-    monkeypatch.setattr(distillation, "path", lambda *_: exact)
+    exact = Trajectory(torch.stack(at), tuple(times), end)
+    monkeypatch.setattr(distillation, "solve_trajectory", lambda *_: exact)
     assert float(consistency_loss(Known(consistent), x0, t, noise).abs().max()) < 1e-8
 
 
@@ -125,7 +134,7 @@ def test_the_loss_is_the_distance_over_sigma():
     denoiser = Denoiser(lambda x, shown: wrong.expand_as(x), COSINE, "x0")
     teacher = expecting(COSINE)
     found = consistency_loss(denoiser, x0, t, noise, teacher=teacher)
-    known = path(teacher, COSINE, noise)
+    known = solve_trajectory(teacher, COSINE, noise)
     away = (known.end - wrong).abs().flatten(1).mean(1)
     each = [(1 - COSINE.alpha_bar(s)) ** -0.5 for s in known.times]
     over = (sum(each) + (FIRST - 1) * each[0]) / (POINTS + FIRST - 1)
@@ -165,9 +174,11 @@ def test_each_sample_is_told_its_own_at_every_point():
 def test_a_process_of_fewer_times_has_fewer_points():
     process = process_of("cosine", 6)
     x0, noise = drawn(2)
-    assert path(expecting(process), process, noise).times == tuple(process.times(POINTS))
+    assert solve_trajectory(expecting(process), process, noise).times == tuple(
+        process.times(POINTS)
+    )
     process = process_of("cosine", 3)
-    assert path(expecting(process), process, noise).times == (2, 1, 0)
+    assert solve_trajectory(expecting(process), process, noise).times == (2, 1, 0)
     denoiser = Denoiser(lambda x, shown: x, process, "v")
     assert consistency_loss(denoiser, x0, torch.tensor([1, 1]), noise).shape == (2,)
 

@@ -47,7 +47,7 @@ from diffuse_cli.core.losses import TAUGHT, bound_term, weights
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.schedules import zero_terminal_snr
 from diffuse_cli.core.targets import STEPWISE
-from diffuse_cli.core.variances import channels_out
+from diffuse_cli.core.variances import output_channels
 
 T, N = 30, 6
 SHAPE = (2, 2, 3)
@@ -106,7 +106,7 @@ def errors_and_terms(schedule: str, variance: str, respaced: bool) -> tuple[torc
         log_var = torch.as_tensor(prediction.log_var(t, s), dtype=torch.float64)
         if k == 0:
             # beta-tilde of the process's second timestep stands for that of the first.
-            lower = full.pair(times[1], times[0], like=clean).log_beta_tilde
+            lower = full.coefficients(times[1], times[0], like=clean).log_beta_tilde
             log_var = VARIANCES[variance](_first(full, times, lower, clean), said(variance, x_t))
             log_var = torch.as_tensor(log_var, dtype=torch.float64)
             model = type(truth)(mean, log_var)
@@ -120,7 +120,7 @@ def errors_and_terms(schedule: str, variance: str, respaced: bool) -> tuple[torc
 def _first(full: Process, times: list, lower: float, like: torch.Tensor):
     """The coefficients of a process's first step, with its own second timestep's beta-tilde."""
 
-    return full.pair(times[0], -1, like=like)._replace(log_beta_tilde=lower)
+    return full.coefficients(times[0], -1, like=like)._replace(log_beta_tilde=lower)
 
 
 def factor(schedule: str, target: str, respaced: bool) -> torch.Tensor:
@@ -245,7 +245,7 @@ def test_the_variance_follows_its_recursion(schedule, target, variance, respaced
         c2 = math.sqrt(bar_t / bar_s) * (1 - bar_s) / (1 - bar_t)
         spread *= (c1 * slope + c2) ** 2
         if s >= 0:
-            pair = full.pair(t, s, like=torch.zeros(1))
+            pair = full.coefficients(t, s, like=torch.zeros(1))
             low, high = pair.log_beta_tilde, pair.log_beta
             between = (1 + SAID) / 2 * high + (1 - SAID) / 2 * low
             known = {"small": low, "large": high, "learned": between}
@@ -290,7 +290,7 @@ def tiny(variance: str) -> torch.nn.Module:
     made = plan(
         size=(4, 4),
         channels=1,
-        out_channels=channels_out(variance, 1),
+        out_channels=output_channels(variance, 1),
         width=8,
         groups=4,
         multipliers=(1,),

@@ -27,9 +27,9 @@ sizes = pytest.mark.parametrize("size", SIZES, ids=str)
 
 def made(form: str, size: tuple[int, ...], batch: int = 3) -> Degradation:
     """Fitted and drawn, for a batch."""
-    fitted = parse(form).fitted((CHANNELS, *size))
+    fitted = parse(form).fit_shape((CHANNELS, *size))
     u = torch.rand(batch, fitted.uniforms, generator=generator(1), dtype=torch.float64)
-    return fitted.drawn(u)
+    return fitted.draw_parts(u)
 
 
 def samples(size: tuple[int, ...], batch: int = 3) -> torch.Tensor:
@@ -68,10 +68,10 @@ def test_it_is_linear_with_its_transpose(form: str, size: tuple[int, ...]):
 @sizes
 def test_samples_of_a_batch_are_degraded_apart(form: str, size: tuple[int, ...]):
     a, x = made(form, size), samples(size)
-    fitted = parse(form).fitted((CHANNELS, *size))
+    fitted = parse(form).fit_shape((CHANNELS, *size))
     u = torch.rand(3, fitted.uniforms, generator=generator(1), dtype=torch.float64)
     for i in range(3):
-        alone = fitted.drawn(u[i : i + 1])
+        alone = fitted.draw_parts(u[i : i + 1])
         assert torch.allclose(alone.apply(x[i : i + 1]), a.apply(x)[i : i + 1])
         assert torch.equal(alone.pinv(a.apply(x)[i : i + 1]), a.pinv(a.apply(x))[i : i + 1])
 
@@ -100,16 +100,17 @@ def test_in_float32_it_holds_to_rounding(form: str):
 @sizes
 def test_the_shape_of_y_is_known_before(form: str, size: tuple[int, ...]):
     assert (
-        parse(form).observed((CHANNELS, *size)) == made(form, size).apply(samples(size)).shape[1:]
+        parse(form).observation_shape((CHANNELS, *size))
+        == made(form, size).apply(samples(size)).shape[1:]
     )
 
 
 @forms
 def test_a_degradation_reads_nothing_back(form: str):
-    fitted = parse(form).fitted((CHANNELS, 8, 8))
+    fitted = parse(form).fit_shape((CHANNELS, 8, 8))
     with torch.device("meta"):
         u, x = torch.empty(3, fitted.uniforms), torch.empty(3, CHANNELS, 8, 8)
-    a = fitted.drawn(u)
+    a = fitted.draw_parts(u)
     y = a.observe(x, a.apply(x))
     assert y.is_meta
     assert a.pinv(y).shape == a.transpose(y).shape == x.shape
@@ -168,7 +169,7 @@ def test_a_wrong_form_is_refused_in_words(text: str, said: str):
 )
 def test_samples_that_do_not_suit_it_are_refused(form: str, shape: tuple[int, ...], said: str):
     with pytest.raises(InvalidArgument, match=said):
-        parse(form).fitted(shape)
+        parse(form).fit_shape(shape)
 
 
 # -- what each one is -----------------------------------------------------------------------------
@@ -209,18 +210,18 @@ def test_blur_is_the_gaussian_sum_over_the_mirrored_picture(width: float):
 
 def test_a_known_mask_is_used_as_it_is():
     mask = (torch.rand(1, 1, 4, 6, generator=generator(1)) < 0.5).float()
-    a = DEGRADATIONS["mask"](mask=mask).fitted((3, 4, 6))
+    a = DEGRADATIONS["mask"](mask=mask).fit_shape((3, 4, 6))
     x = torch.randn(2, 3, 4, 6, generator=generator(2))
     assert torch.equal(a.apply(x), x * mask)
     assert a.uniforms == 0
     assert a.text == "mask"
     with pytest.raises(InvalidArgument, match="mask must be 8x8, not 4 high x 6 wide"):
-        a.fitted((3, 8, 8))
+        a.fit_shape((3, 8, 8))
 
 
 def test_a_random_mask_must_be_drawn_first():
     with pytest.raises(InvalidArgument, match="mask:box is random for each sample"):
-        parse("mask:box").fitted((3, 8, 8)).apply(torch.zeros(1, 3, 8, 8))
+        parse("mask:box").fit_shape((3, 8, 8)).apply(torch.zeros(1, 3, 8, 8))
 
 
 @sizes

@@ -37,7 +37,7 @@ def test_the_inversion_recovers_image_and_noise(target: str, t):
 def test_prediction_is_consistent_between_timesteps_too(target: str):
     x_t = images()
     prediction = Denoiser(lambda x, shown: 0.3 * x + 0.1, FULL, target)(x_t, 12.4)
-    alpha, sigma = FULL.level(12 if target in STEPWISE else 12.4, like=x_t)
+    alpha, sigma = FULL.alpha_sigma(12 if target in STEPWISE else 12.4, like=x_t)
     assert torch.allclose(alpha * prediction.x0 + sigma * prediction.eps, x_t, rtol=1e-10)
 
 

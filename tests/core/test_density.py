@@ -30,7 +30,7 @@ def gaussian(process: Process, variance: str = "small") -> Denoiser:
     def net(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         times = [int((process.timesteps - one).abs().argmin()) for one in t.unique().tolist()]
         (time,) = times
-        alpha = process.level(time, like=x)[0]
+        alpha = process.alpha_sigma(time, like=x)[0]
         return alpha * x
 
     return Denoiser(net, process, "x0", variance, None)
@@ -88,9 +88,9 @@ def test_large_is_above_the_entropy_of_data_of_another_variance(timesteps: int, 
     unit = torch.ones(1, dtype=torch.float64)
     found = process.prior(math.sqrt(v) * unit).kl(Gaussian(0 * unit, 0.0)).item()
     for t in range(timesteps):
-        alpha, sigma = process.level(t, like=unit)
+        alpha, sigma = process.alpha_sigma(t, like=unit)
         known = v * sigma**2 / (alpha**2 * v + sigma**2)
-        pair = process.pair(t, like=unit)
+        pair = process.coefficients(t, like=unit)
         if t == 0:
             found += 0.5 * (math.log(2 * math.pi) + pair.log_beta + known / math.exp(pair.log_beta))
             continue
@@ -107,7 +107,7 @@ def test_the_decoder_has_the_variance_of_the_first_step():
             log_var = denoiser(X0[:2], 0).log_var
             assert log_var is not None
             assert float(log_var(0)) == pytest.approx(math.log(process.betas[0]))
-            pair = process.pair(5, like=X0)
+            pair = process.coefficients(5, like=X0)
             known = {"small": pair.log_beta_tilde, "large": pair.log_beta}[variance]
             for found in (log_var(5), log_var(torch.tensor([5, 0]))[0]):
                 assert float(found) == pytest.approx(float(known))

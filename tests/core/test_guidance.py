@@ -11,12 +11,12 @@ from oracles import exact_denoiser, generator, process_of, sigma_process, zero_s
 from diffuse_cli.core import Denoiser, Prediction
 from diffuse_cli.core.guidance import (
     autoguide,
-    away,
     clip,
     guide,
+    guide_away,
     interval,
+    make_unconditional,
     threshold,
-    unconditional,
 )
 
 FULL = process_of("cosine", 50)
@@ -27,7 +27,7 @@ LABEL = torch.tensor([0, 1, 2])
 @pytest.mark.parametrize("t", [0, 20, 20.5, 49, torch.tensor([0, 20, 49])], ids=str)
 def test_clip_bounds_the_image_and_keeps_x_t(t):
     prediction = clip(Denoiser(lambda x, t: 2 * x, FULL, "x0", "large"), FULL)(X, t)
-    alpha, sigma = FULL.level(t, like=X)
+    alpha, sigma = FULL.alpha_sigma(t, like=X)
     assert float(prediction.x0.abs().max()) == 1
     assert torch.allclose(alpha * prediction.x0 + sigma * prediction.eps, X, rtol=1e-10)
 
@@ -59,7 +59,7 @@ def test_guidance_interpolates_and_extrapolates_linearly(t):
     given, free = denoiser(X, t, label=LABEL), denoiser(X, t)
     for scale in (0, 0.5, 1, 3.0, -1.0):
         guided = guide(denoiser, scale)(X, t, label=LABEL)
-        alpha, sigma = FULL.level(t, like=X)
+        alpha, sigma = FULL.alpha_sigma(t, like=X)
         assert torch.allclose(guided.x0, free.x0 + scale * (given.x0 - free.x0))
         assert torch.allclose(guided.eps, free.eps + scale * (given.eps - free.eps))
         assert torch.allclose(alpha * guided.x0 + sigma * guided.eps, X)
@@ -93,7 +93,7 @@ def linear(slope, target="x0", variance="small"):
 
     def net(x, t, label=None):
         at = int(t[0]) * FULL.num_timesteps // 1000
-        alpha, sigma = FULL.level(at, like=x)
+        alpha, sigma = FULL.alpha_sigma(at, like=x)
         a, b = plain.target_at(at, like=x)
         return a * slope * x + b * (1 - alpha * slope) / sigma * x
 
@@ -108,7 +108,7 @@ def untouchable(x_t, t, /, **cond):
 @pytest.mark.parametrize("target", ["x0", "eps", "v"])
 def test_a_weaker_model_of_any_target_is_moved_away_from_linearly(target, t):
     strong, weak = linear(0.5), linear(0.2, target)
-    alpha, sigma = FULL.level(t, like=X)
+    alpha, sigma = FULL.alpha_sigma(t, like=X)
     for scale in (0, 0.5, 1, 1.5, 3.0, -1.0):
         found = autoguide(strong, weak, scale)(X, t)
         slope = 0.2 + scale * (0.5 - 0.2)
@@ -135,16 +135,18 @@ def test_classes_and_a_weaker_model_push_each_on_its_own():
     weak = Denoiser(lambda x, t, label=None: torch.ones_like(x), FULL, "x0")
     twos = torch.tensor([2, 2, 2])
     for scale, weak_scale in ((1, 1), (3, 1), (1, 3), (2, 1.5), (0, 2), (2, 0)):
-        both = away(strong, (unconditional(strong), scale), (weak, weak_scale))
+        both = guide_away(strong, (make_unconditional(strong), scale), (weak, weak_scale))
         wanted = 2 + (scale - 1) * (2 - -1) + (weak_scale - 1) * (2 - 1)
         found = both(X, 20, label=twos)
         assert torch.allclose(found.x0, torch.full_like(X, wanted))
-        alpha, sigma = FULL.level(20, like=X)
+        alpha, sigma = FULL.alpha_sigma(20, like=X)
         assert torch.allclose(alpha * found.x0 + sigma * found.eps, X)
     for scale in (0, 2.5):
-        one = away(strong, (unconditional(strong), scale), (untouchable, 1))(X, 20, label=twos)
+        one = guide_away(strong, (make_unconditional(strong), scale), (untouchable, 1))(
+            X, 20, label=twos
+        )
         assert torch.equal(one.x0, guide(strong, scale)(X, 20, label=twos).x0)
-        one = away(strong, (untouchable, 1), (weak, scale))(X, 20, label=twos)
+        one = guide_away(strong, (untouchable, 1), (weak, scale))(X, 20, label=twos)
         assert torch.equal(one.x0, autoguide(strong, weak, scale)(X, 20, label=twos).x0)
 
 
@@ -169,7 +171,7 @@ def test_threshold_scales_each_image_back_by_its_own_percentile(t):
         assert torch.allclose(image, before.clamp(-s, s) / s)
     assert torch.equal(found.x0[0], guess[0])
     assert float((found.x0.abs() == 1).double().mean((1, 2, 3))[2]) == pytest.approx(0.1, abs=0.01)
-    alpha, sigma = FULL.level(t, like=x)
+    alpha, sigma = FULL.alpha_sigma(t, like=x)
     assert torch.allclose(alpha * found.x0 + sigma * found.eps, x, rtol=1e-10)
 
 

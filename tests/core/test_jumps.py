@@ -9,7 +9,7 @@ import torch
 from oracles import exact_denoise, gain, generator, mixture_denoise, process_of
 
 from diffuse_cli.core import SAMPLERS
-from diffuse_cli.core.inpainting import Leg, evaluations, legs, travel
+from diffuse_cli.core.inpainting import Segment, count_steps, sample_with_jumps, split_path
 from diffuse_cli.core.registry import InvalidArgument
 
 COSINE = process_of("cosine", 1000)
@@ -17,12 +17,12 @@ samplers = pytest.mark.parametrize("name", list(SAMPLERS))
 
 
 def test_the_path_takes_every_part_as_often_as_asked():
-    assert legs([9, 7, 5, 3, 1], 2, 1) == [Leg((9, 7, 5, 3, 1), -1)]
-    assert legs([9, 7, 5, 3, 1], 2, 2) == [
-        Leg((9, 7), 5), Leg((9, 7, 5, 3), 1), Leg((5, 3, 1), -1), Leg((1,), -1),
+    assert split_path([9, 7, 5, 3, 1], 2, 1) == [Segment((9, 7, 5, 3, 1), -1)]
+    assert split_path([9, 7, 5, 3, 1], 2, 2) == [
+        Segment((9, 7), 5), Segment((9, 7, 5, 3), 1), Segment((5, 3, 1), -1), Segment((1,), -1),
     ]  # fmt: skip
-    path = legs(list(range(99, -1, -1)), 10, 5)
-    assert evaluations(path) == 500
+    path = split_path(list(range(99, -1, -1)), 10, 5)
+    assert count_steps(path) == 500
     assert len(path) == 1 + 10 * 4
     taken = [t for leg in path for t in leg.times]
     assert all(taken.count(t) == 5 for t in range(100))
@@ -31,7 +31,7 @@ def test_the_path_takes_every_part_as_often_as_asked():
 @pytest.mark.parametrize(("length", "repeats", "name"), [(0, 2, "length"), (3, 0, "repeats")])
 def test_a_path_without_steps_is_refused(length: int, repeats: int, name: str):
     with pytest.raises(InvalidArgument, match=f"{name} must be at least 1"):
-        legs([3, 2, 1], length, repeats)
+        split_path([3, 2, 1], length, repeats)
 
 
 @samplers
@@ -41,7 +41,9 @@ def test_without_jumps_it_is_the_sampler(name: str):
     draws = torch.randn(20, *x.shape, generator=generator(2), dtype=torch.float64)
     sample = partial(SAMPLERS[name], mixture_denoise(COSINE), COSINE)
     straight = list(sample(x, times, noise=lambda k: draws[k]))
-    travelled = list(travel(sample, COSINE, x, legs(times, 5), noise=lambda k: draws[k]))
+    travelled = list(
+        sample_with_jumps(sample, COSINE, x, split_path(times, 5), noise=lambda k: draws[k])
+    )
     for one, other in zip(straight, travelled, strict=True):
         assert torch.equal(one.x, other.x)
         assert one.t == other.t
@@ -73,21 +75,23 @@ def test_no_draw_is_used_twice_and_steps_and_jumps_alternate():
         return 0 * x
 
     sample = partial(SAMPLERS["ddpm"], exact_denoise(COSINE), COSINE)
-    path = legs(COSINE.times(6), 2, 3)
-    states = list(travel(sample, COSINE, x, path, noise=noise))
-    assert len(states) == evaluations(path) == 18
+    path = split_path(COSINE.times(6), 2, 3)
+    states = list(sample_with_jumps(sample, COSINE, x, path, noise=noise))
+    assert len(states) == count_steps(path) == 18
     assert asked == sorted(set(asked))
     assert [s.t for s in states[:3]] == [COSINE.times(6)[1], COSINE.times(6)[2], states[0].t]
     assert states[-1].t == -1
 
 
-def spread(sampler: str, path: list[Leg], **options: float) -> float:
+def spread(sampler: str, path: list[Segment], **options: float) -> float:
     """The standard deviation of what comes out, exactly."""
-    n = evaluations(path) + len(path)
+    n = count_steps(path) + len(path)
     unit = torch.eye(n, dtype=torch.float64).reshape(n, n, 1, 1)
 
     sample = partial(SAMPLERS[sampler], exact_denoise(COSINE), COSINE, **options)
-    states = travel(sample, COSINE, unit[-1][:, None], path, noise=lambda k: unit[k][:, None])
+    states = sample_with_jumps(
+        sample, COSINE, unit[-1][:, None], path, noise=lambda k: unit[k][:, None]
+    )
     *_, state = states
     return float(state.x.norm())
 
@@ -96,7 +100,7 @@ def spread(sampler: str, path: list[Leg], **options: float) -> float:
 def test_jumps_leave_the_distribution_of_the_data(sampler: str):
     """The forward transition is exact: what is off is what the sampler's steps are off."""
     straight, jumping, finer = (
-        abs(spread(sampler, legs(COSINE.times(n), n // 10, repeats)) - 0.5)
+        abs(spread(sampler, split_path(COSINE.times(n), n // 10, repeats)) - 0.5)
         for n, repeats in ((100, 1), (100, 3), (300, 3))
     )
     assert jumping < max(2 * straight, 0.002)
@@ -107,7 +111,7 @@ def test_a_jump_from_one_level_has_the_spread_of_the_other():
     x = torch.ones(1, 1, 1, 1, dtype=torch.float64)
     for s, t in ((-1, 300), (100, 101), (100, 999)):
         up = COSINE.transition(x, s, t)
-        alpha, sigma = COSINE.level(t, like=x)
+        alpha, sigma = COSINE.alpha_sigma(t, like=x)
         at_s = 0.25 if s < 0 else COSINE.alpha_bar(s) * 0.25 + 1 - COSINE.alpha_bar(s)
         variance = float(up.mean) ** 2 * at_s + float(up.log_var.exp())
         assert variance == pytest.approx(alpha**2 * 0.25 + sigma**2, rel=1e-12)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from oracles import generator, mixture_denoise, process_of, zero_snr
 
 from diffuse_cli.core import SAMPLERS
-from diffuse_cli.core.learned_timesteps import cheapest_path, draws_noise, improved, step_costs
+from diffuse_cli.core.learned_timesteps import cheapest_path, draws_noise, improve_times, step_costs
 
 # -- the path -------------------------------------------------------------------------------------
 
@@ -85,7 +85,7 @@ def test_times_move_to_where_the_error_is_least():
         asked.append(times)
         return sum((a - b) ** 2 for a, b in zip(times, wanted, strict=True))
 
-    rounds = list(improved([99, 74, 49, 24], error, 40))
+    rounds = list(improve_times([99, 74, 49, 24], error, 40))
     assert len(rounds) == 40
     errors = [error(times) for times in rounds]
     assert errors == sorted(errors, reverse=True)
@@ -105,9 +105,9 @@ def test_calls_are_few_and_a_better_start_is_never_left():
         calls += 1
         return 1.0
 
-    assert list(improved([9, 4, 0], flat, 3)) == [[9.0, 4.0, 0.0]] * 3
+    assert list(improve_times([9, 4, 0], flat, 3)) == [[9.0, 4.0, 0.0]] * 3
     assert calls == 1 + 3 * 2 * 2
-    assert list(improved([9], flat, 2)) == [[9.0]] * 2
+    assert list(improve_times([9], flat, 2)) == [[9.0]] * 2
 
 
 def test_samplers_that_draw_noise_are_known():
@@ -142,7 +142,7 @@ def test_learned_times_end_nearer_to_the_truth(sampler: str, gain: float, beats:
     xs = [seen, *(state.x for state in fine)]
     path = cheapest_path(step_costs(process, grid, xs, [state.x0 for state in fine]), 5)
     planned = [float(grid[node]) for node in path[:-1]]
-    *_, times = improved(planned, lambda times: missed(seen, times, xs[-1]), 8)
+    *_, times = improve_times(planned, lambda times: missed(seen, times, xs[-1]), 8)
     ends = states(other, process.times(200), "unipc")[-1].x
     learned = missed(other, times, ends)
     assert learned < missed(other, process.times(5), ends) / gain

@@ -7,7 +7,7 @@ import torch
 
 from diffuse_cli import core
 from diffuse_cli.core import Denoiser, Process, clip, guide, loss, sample
-from diffuse_cli.core.guidance import Wrapped, autoguide, interval, process_of, threshold
+from diffuse_cli.core.guidance import WrappedDenoiser, autoguide, find_process, interval, threshold
 
 PROCESS = Process(core.cosine(20))
 SHAPE = (3, 1, 4, 4)
@@ -92,7 +92,7 @@ def test_wrappers_carry_the_process():
                autoguide(DENOISER, DENOISER, 2), interval(DENOISER, DENOISER, 0, 1),
                clip(guide(DENOISER, 2)), clip(lambda x, t: DENOISER(x, t), PROCESS))  # fmt: skip
     for each in wrapped:
-        assert isinstance(each, Wrapped)
-        assert process_of(each) is PROCESS
+        assert isinstance(each, WrappedDenoiser)
+        assert find_process(each) is PROCESS
     with pytest.raises(core.InvalidArgument, match="process is needed"):
         clip(lambda x, t: DENOISER(x, t))

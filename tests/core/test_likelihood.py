@@ -21,7 +21,7 @@ from oracles import (
 )
 
 from diffuse_cli.core import SCHEDULES, TARGETS, VARIANCES, Denoiser, bits_per_dim
-from diffuse_cli.core.likelihood import bound_terms, prior_bits, strata, visited, visits
+from diffuse_cli.core.likelihood import bound_terms, draw_visits, plan_visits, prior_bits, strata
 
 FULL = process_of("cosine", 50)
 X0 = torch.randint(0, 256, (3, 2, 2, 3), generator=generator(4)).double() / 127.5 - 1
@@ -60,10 +60,10 @@ def test_every_term_of_gaussian_data_is_its_closed_form(variance: str, target: s
     """KL of two Gaussians whose means differ by c1 (x_0 - E[x_0 | x_t])."""
     bits = bits_per_dim(exact_denoiser(FULL, target, variance), X0, noise=draw, clip=False)
     for t in range(1, 50):
-        alpha, sigma = FULL.level(t, like=X0)
+        alpha, sigma = FULL.alpha_sigma(t, like=X0)
         guess = gain(alpha, sigma) * (alpha * X0 + sigma * DRAWS[t])
         c1, _ = posterior_coefficients(FULL, t)
-        pair = FULL.pair(t, like=X0)
+        pair = FULL.coefficients(t, like=X0)
         log_var = torch.as_tensor(VARIANCES[variance](pair, said(variance, X0)), dtype=X0.dtype)
         ratio = pair.log_beta_tilde - log_var
         distance = (c1 * (guess - X0)) ** 2 / log_var.exp()
@@ -79,7 +79,7 @@ def test_the_mean_term_of_gaussian_data_is_its_expectation():
     denoiser = exact_denoiser(FULL, "v")
     for t in (1, 10, 40):
         (term,) = bound_terms(denoiser, images, [(t, noise)], clip=False)
-        alpha, sigma = FULL.level(t, like=images)
+        alpha, sigma = FULL.alpha_sigma(t, like=images)
         variance = SPREAD**2 * sigma**2 / (alpha**2 * SPREAD**2 + sigma**2)
         snr = [math.exp(FULL.log_snr(i)) for i in (t - 1, t)]
         expected = (snr[0] - snr[1]) / 2 * variance / math.log(2)
@@ -88,9 +88,9 @@ def test_the_mean_term_of_gaussian_data_is_its_expectation():
 
 def test_the_first_term_is_the_decoder():
     bits = bits_per_dim(exact_denoiser(FULL, "v"), X0, noise=draw, clip=False)
-    alpha, sigma = FULL.level(0, like=X0)
+    alpha, sigma = FULL.alpha_sigma(0, like=X0)
     mean = gain(alpha, sigma) * (alpha * X0 + sigma * DRAWS[0])
-    std = math.exp(FULL.pair(1, like=X0).log_beta_tilde / 2)
+    std = math.exp(FULL.coefficients(1, like=X0).log_beta_tilde / 2)
     normal = torch.distributions.Normal(mean, std)
     upper = torch.where(X0 > 0.999, 1.0, normal.cdf(X0 + 1 / 255))
     lower = torch.where(X0 < -0.999, 0.0, normal.cdf(X0 - 1 / 255))
@@ -179,7 +179,7 @@ PROCESSES = {
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 @pytest.mark.parametrize("n", [2, 3, 11, 12, 58, 59])
 def test_visits_are_shared_among_all_timesteps(process, n: int):
-    expected = visits(process, n)
+    expected = plan_visits(process, n)
     assert expected.shape == (60,)
     assert float(expected.sum()) == pytest.approx(n, rel=1e-12)
     assert float(expected[0]) == (2 if n >= 12 else 1)
@@ -190,10 +190,10 @@ def test_visits_are_shared_among_all_timesteps(process, n: int):
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 @pytest.mark.parametrize("n", [60, 61, 5000])
 def test_as_many_visits_as_timesteps_are_one_each(process, n: int):
-    expected = visits(process, n)
+    expected = plan_visits(process, n)
     assert expected.tolist() == [1.0] * 60
     for place in (0.0, 0.5, math.nextafter(1, 0)):
-        assert visited(expected, torch.full((60,), place).double()).tolist() == [*range(60)]
+        assert draw_visits(expected, torch.full((60,), place).double()).tolist() == [*range(60)]
 
 
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
@@ -201,8 +201,8 @@ def test_as_many_visits_as_timesteps_are_one_each(process, n: int):
 def test_the_estimate_is_unbiased(process, n: int):
     """Over all places its mean is the sum of the terms, whatever they are."""
     grid = ((torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000)[:, None].expand(-1, n)
-    expected = visits(process, n)
-    times = visited(expected, grid)
+    expected = plan_visits(process, n)
+    times = draw_visits(expected, grid)
     seen = torch.bincount(times.flatten(), minlength=60).double() / 20_000
     assert torch.allclose(seen, expected, atol=2e-4)
     terms = torch.tensor([1 / (t + 1) ** 2 + 0.1 * (t % 3) for t in range(60)]).double()
@@ -215,12 +215,14 @@ def test_visits_follow_the_terms_of_a_trained_model():
     Fashion-MNIST four-fold, where its terms differ 10,000-fold."""
     measured = {1: 0.5656, 2: 0.2841, 4: 0.1442, 9: 0.0624, 21: 0.0224, 47: 0.00697, 98: 0.00231,
                 208: 0.0007, 452: 0.00021, 966: 0.00004}  # fmt: skip
-    expected = visits(process_of("cosine", 1000), 8)
+    expected = plan_visits(process_of("cosine", 1000), 8)
     quotients = [term / float(expected[t]) for t, term in measured.items() if expected[t] < 1]
     assert max(quotients) < 4 * min(quotients)
 
 
 def test_the_decoder_is_always_visited():
     for n in (2, 11, 12, 40):
-        times = visited(visits(FULL, n), torch.rand(500, n, generator=generator(0)).double())
+        times = draw_visits(
+            plan_visits(FULL, n), torch.rand(500, n, generator=generator(0)).double()
+        )
         assert set((times == 0).sum(1).tolist()) == {2 if n >= 12 else 1}

@@ -46,7 +46,7 @@ def test_simple_is_the_mean_squared_error_of_the_target(target: str):
     denoiser = Denoiser(lambda x, shown: wrong, FULL, target)
     expected = []
     for i in range(50):
-        alpha, sigma = FULL.level(i, like=x0)
+        alpha, sigma = FULL.alpha_sigma(i, like=x0)
         a, b = TARGETS[target](alpha, sigma, *posterior_coefficients(FULL, i))
         expected.append(((wrong[i] - a * x0[i] - b * noise[i]) ** 2).mean())
     assert torch.allclose(LOSSES["simple"](denoiser, x0, t, noise), torch.stack(expected))
@@ -59,7 +59,7 @@ def test_simple_over_the_targets_factor_is_the_error_of_the_image(target: str):
     x0, noise = batch(50, 1) / 2, batch(50, 2)
     loss = LOSSES["simple"](exact_denoiser(FULL, target), x0, t, noise)
     for i in range(50):
-        alpha, sigma = FULL.level(i, like=x0)
+        alpha, sigma = FULL.alpha_sigma(i, like=x0)
         a, b = TARGETS[target](alpha, sigma, *posterior_coefficients(FULL, i))
         guess = gain(alpha, sigma) * (alpha * x0[i] + sigma * noise[i])
         expected = (a - b * alpha / sigma) ** 2 * ((guess - x0[i]) ** 2).mean()
@@ -77,10 +77,10 @@ def test_vlb_is_the_divergence_of_the_reverse_step_in_bits(variance: str, respac
     x0, noise = batch(len(t), 1) / 2, batch(len(t), 2)
     loss = LOSSES["vlb"](denoiser, x0, t, noise)
     for k, i in enumerate(t.tolist()):
-        alpha, sigma = process.level(i, like=x0)
+        alpha, sigma = process.alpha_sigma(i, like=x0)
         x_t = alpha * x0[k] + sigma * noise[k]
         c1, c2 = posterior_coefficients(process, i)
-        pair = process.pair(i, like=x0)
+        pair = process.coefficients(i, like=x0)
         log_var = VARIANCES[variance](pair, said(variance, x_t))
         std = (torch.as_tensor(log_var, dtype=x_t.dtype) / 2).exp()
         model = Normal(c1 * gain(alpha, sigma) * x_t + c2 * x_t, std)
@@ -94,9 +94,9 @@ def test_vlb_at_the_first_timestep_is_the_decoder(variance: str):
     x0, noise = levels(4), batch(4, 2)
     denoiser = exact_denoiser(FULL, "v", variance)
     t = torch.zeros(4, dtype=torch.long)
-    alpha, sigma = FULL.level(0, like=x0)
+    alpha, sigma = FULL.alpha_sigma(0, like=x0)
     mean = gain(alpha, sigma) * (alpha * x0 + sigma * noise)
-    log_var = FULL.pair(1, like=x0).log_beta_tilde
+    log_var = FULL.coefficients(1, like=x0).log_beta_tilde
     if variance == "learned":
         log_var += (SAID + 1) / 2 * (math.log(FULL.betas[0]) - log_var)
     std = math.exp(log_var / 2)

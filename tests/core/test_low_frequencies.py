@@ -25,10 +25,10 @@ def samples(shape: tuple[int, ...], n: int = 40) -> torch.Tensor:
 
 
 def matrix(found: LowFrequencies, shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-    """What `begun` does to noise: x = M z + c."""
+    """What `make_initial_noise` does to noise: x = M z + c."""
     ones = torch.eye(math.prod(shape), dtype=torch.float64).reshape(-1, *shape)
-    offset = found.begun(torch.zeros_like(ones[:1]), ALPHA, SIGMA)
-    return (found.begun(ones, ALPHA, SIGMA) - offset).flatten(1).T, offset.flatten()
+    offset = found.make_initial_noise(torch.zeros_like(ones[:1]), ALPHA, SIGMA)
+    return (found.make_initial_noise(ones, ALPHA, SIGMA) - offset).flatten(1).T, offset.flatten()
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -40,7 +40,7 @@ def test_all_that_is_kept_is_there_at_the_start_and_nothing_else_changes(shape):
     covariance = torch.cov(flat.T, correction=0)
     # The projection on the lowest frequencies, from a start where they alone have any variance.
     kept = torch.zeros(shape)
-    kept[(slice(None), *(slice(n) for n in low.lowest_of(shape[1:])))] = 1
+    kept[(slice(None), *(slice(n) for n in low.count_frequencies(shape[1:])))] = 1
     basis = cosines(shape)
     lowest = basis.T @ torch.diag(kept.flatten().double()) @ basis
     assert torch.allclose(offset, ALPHA * lowest @ flat.mean(0), atol=1e-5)
@@ -100,8 +100,8 @@ def test_few_steps_from_it_keep_the_brightness_and_its_variance(sampler: str):
 
     def spread(log_snr: float, begun: bool) -> tuple[float, float]:
         times = process.times(5, log_snr=log_snr)
-        alpha, sigma = process.level(times[0], like=noise)
-        x = found.begun(noise, alpha, sigma) if begun else noise
+        alpha, sigma = process.alpha_sigma(times[0], like=noise)
+        x = found.make_initial_noise(noise, alpha, sigma) if begun else noise
         later = generator(3)
 
         def fresh(k: int) -> torch.Tensor:
@@ -164,7 +164,7 @@ def test_other_tables_are_refused(name: str, value: object, said: str):
 
 def test_a_constant_data_set_has_no_variance():
     found = measure([torch.full((3, 2, 5, 5), 0.5)])
-    begun = found.begun(torch.zeros(1, 2, 5, 5), 1.0, 0.0)
+    begun = found.make_initial_noise(torch.zeros(1, 2, 5, 5), 1.0, 0.0)
     assert torch.allclose(begun, torch.full((1, 2, 5, 5), 0.5), atol=1e-5)
 
 

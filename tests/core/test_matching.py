@@ -19,7 +19,7 @@ def normal(n: int, seed: int) -> torch.Tensor:
 
 
 def times(n: int, process: Process = COSINE) -> torch.Tensor:
-    return distillation.level(process, torch.arange(n, dtype=torch.float64) / n)
+    return distillation.matching_timesteps(process, torch.arange(n, dtype=torch.float64) / n)
 
 
 TEACHER = around(COSINE, MEAN, SPREAD)
@@ -47,7 +47,7 @@ def test_the_gradient_is_that_of_the_divergence():
     )
     value.sum().backward()
 
-    alpha, sigma = COSINE.level(t, like=x0)
+    alpha, sigma = COSINE.alpha_sigma(t, like=x0)
     x_t = alpha * x0.detach() + sigma * noise
 
     def score(mean, spread):
@@ -84,7 +84,7 @@ def test_two_evaluations_draw_from_what_one_has_drawn():
 
     noise, again, labels = normal(2, 5), normal(2, 6), torch.tensor([3, 1])
     denoiser = Denoiser(net, COSINE, "x0")
-    x0 = distillation.draw(denoiser, noise, again, label=labels)
+    x0 = distillation.generate_samples(denoiser, noise, again, label=labels)
     first, second = COSINE.times(2)
     alone, both = seen
     assert (alone[0], alone[3]) == (False, [3, 1])
@@ -101,11 +101,11 @@ def test_two_evaluations_draw_from_what_one_has_drawn():
 def test_times_to_compare_at_are_of_the_process(count: int):
     """Between 2 % and 70 % of them; all that there may be, where they are few."""
     process = process_of("cosine", count)
-    found = distillation.level(process, torch.linspace(0, 1 - 1e-7, 10_000))
+    found = distillation.matching_timesteps(process, torch.linspace(0, 1 - 1e-7, 10_000))
     low, high = (0, count - 1) if count < 10 else (20, 699)
     assert (int(found.min()), int(found.max())) == (low, high)
     noise = normal(2, 7)
-    drawn = distillation.draw(Denoiser(lambda x, t: x, process, "v"), noise, noise)
+    drawn = distillation.generate_samples(Denoiser(lambda x, t: x, process, "v"), noise, noise)
     assert drawn.shape == (4, 1, 2, 2)
 
 
@@ -122,12 +122,14 @@ def test_a_linear_student_finds_mean_and_deviation():
     student = Denoiser(net, COSINE, "x0")
     optimizer = torch.optim.Adam([shifts, gains], lr=0.03)
     at = [round(float(COSINE.timesteps[s])) for s in COSINE.times(2)]
-    alpha, sigma = (float(part) for part in COSINE.level(COSINE.times(2)[1], like=torch.zeros(1)))
+    alpha, sigma = (
+        float(part) for part in COSINE.alpha_sigma(COSINE.times(2)[1], like=torch.zeros(1))
+    )
     for k in range(300):
         for group in optimizer.param_groups:
             group["lr"] = 0.03 * (1 - k / 300)
         noise = [normal(64, 10 * k + j) for j in range(4)]
-        x0 = distillation.draw(student, noise[0], noise[1])
+        x0 = distillation.generate_samples(student, noise[0], noise[1])
         # One evaluation draws N(m, g^2); two N(m', g'^2), with x_t of alpha N(m, g^2) + sigma eps.
         (m, g), (m2, g2) = ((shifts[i].item(), gains[i].item()) for i in at)
         twice = (m2 + g2 * alpha * m, abs(g2) * math.hypot(alpha * g, sigma))

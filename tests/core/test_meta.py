@@ -23,9 +23,9 @@ from diffuse_cli.core import (
     bits_per_dim,
 )
 from diffuse_cli.core.gaussian_start import LowFrequencies
-from diffuse_cli.core.guidance import autoguide, away, clip, guide, unconditional
+from diffuse_cli.core.guidance import autoguide, clip, guide, guide_away, make_unconditional
 from diffuse_cli.core.losses import WEIGHTINGS, weights
-from diffuse_cli.core.variances import channels_out
+from diffuse_cli.core.variances import output_channels
 
 PROCESS = Process(SCHEDULES["cosine"](10))
 
@@ -33,7 +33,7 @@ PROCESS = Process(SCHEDULES["cosine"](10))
 def made(target: str = "v", variance: str = "small") -> Any:
     """A denoiser without numbers whose network is one layer, a sample and labels."""
     with torch.device("meta"):
-        layer = torch.nn.Conv2d(1, channels_out(variance, 1), 1)
+        layer = torch.nn.Conv2d(1, output_channels(variance, 1), 1)
         x, label = torch.zeros(2, 1, 4, 4), torch.zeros(2, dtype=torch.long)
 
     def net(x: torch.Tensor, t: torch.Tensor, label: torch.Tensor | None = None) -> torch.Tensor:
@@ -61,8 +61,8 @@ def test_losses_read_nothing_back(
 GUIDED = {
     "by no class": lambda denoiser: guide(denoiser, 2.0),
     "by a weaker model": lambda denoiser: autoguide(denoiser, made("eps")[0], 2.0),
-    "by both": lambda denoiser: away(
-        denoiser, (unconditional(denoiser), 2.0), (made("x0")[0], 1.5)
+    "by both": lambda denoiser: guide_away(
+        denoiser, (make_unconditional(denoiser), 2.0), (made("x0")[0], 1.5)
     ),
 }
 
@@ -98,6 +98,6 @@ def test_the_network_its_gradient_and_the_bound_read_nothing_back(size: tuple[in
 def test_a_start_reads_nothing_back():
     _, x, _ = made()
     table = ((((0.5,) * 4,) * 4),)
-    found = LowFrequencies((4, 4), ((1.0,),), table, table).begun(x, 0.3, 0.9)
+    found = LowFrequencies((4, 4), ((1.0,),), table, table).make_initial_noise(x, 0.3, 0.9)
     assert found.is_meta
     assert found.shape == x.shape

@@ -17,10 +17,10 @@ from diffuse_cli.core.muon import (
     MOMENTUM,
     Muon,
     _iterate,
-    orthogonal,
+    orthogonalize,
 )
 from diffuse_cli.core.networks import unet, vit
-from diffuse_cli.core.optimizers import OPTIMIZERS, hidden
+from diffuse_cli.core.optimizers import OPTIMIZERS, hidden_matrices
 
 RATE = 0.03
 
@@ -117,7 +117,7 @@ def test_a_network_may_have_no_matrix_or_nothing_else(name: str, bare: nn.Module
 
 
 def by_singular_values(x: Tensor) -> Tensor:
-    """What `orthogonal` does, one singular value at a time."""
+    """What `orthogonalize` does, one singular value at a time."""
     u, s, v = torch.linalg.svd(x / x.norm(dim=(1, 2), keepdim=True), full_matrices=False)
     a, b, c = COEFFICIENTS
     for _ in range(5):
@@ -128,18 +128,18 @@ def by_singular_values(x: Tensor) -> Tensor:
 @pytest.mark.parametrize("shape", [(3, 6, 20), (2, 20, 6), (1, 7, 7)])
 def test_orthogonal_brings_singular_values_near_1(shape: tuple[int, ...]):
     x = torch.randn(shape, generator=generator(), dtype=torch.float64)
-    found = orthogonal([x])[0]
+    found = orthogonalize([x])[0]
     assert torch.allclose(found, by_singular_values(x), rtol=1e-9, atol=1e-9)
     s = torch.linalg.svdvals(found)
     assert 0.3 < float(s.min()) < float(s.max()) < 1.3
-    assert torch.equal(orthogonal([torch.zeros(shape)])[0], torch.zeros(shape))
+    assert torch.equal(orthogonalize([torch.zeros(shape)])[0], torch.zeros(shape))
 
 
 def test_stacks_of_any_sides_are_made_orthogonal_together():
     """In their own order, those of one side, lying or standing, in one go."""
     shapes = [(2, 4, 9), (1, 9, 4), (3, 5, 5), (1, 4, 4), (2, 6, 5)]
     stacks = [torch.randn(s, generator=generator(k)).double() for k, s in enumerate(shapes)]
-    for x, found in zip(stacks, orthogonal(stacks), strict=True):
+    for x, found in zip(stacks, orthogonalize(stacks), strict=True):
         assert torch.allclose(found, by_singular_values(x), rtol=1e-9, atol=1e-9)
 
 
@@ -163,7 +163,7 @@ def test_float32_suffices_for_singular_values_of_a_ten_thousandth():
     """Their squares, in the products of a matrix with itself, are about its rounding errors."""
     u, _, v = torch.linalg.svd(torch.randn(3, 32, 288, generator=generator()), full_matrices=False)
     x = u @ torch.diag_embed(torch.logspace(0, -4, 32).expand(3, 32)) @ v
-    found, exact = orthogonal([x])[0], by_singular_values(x.double())
+    found, exact = orthogonalize([x])[0], by_singular_values(x.double())
     assert float((found - exact).abs().max()) < 1e-3
     assert torch.allclose(_iterate(x), found, atol=1e-3)  # what GPUs do
 
@@ -205,7 +205,7 @@ def test_an_update_is_as_large_as_adams():
 
 
 def test_the_ends_of_a_network_are_left_to_adamw():
-    names = {name for name, _ in hidden(net())}
+    names = {name for name, _ in hidden_matrices(net())}
     assert "down_blocks.0.resnets.0.conv1.weight" in names
     assert "mid_block.attentions.0.to_q.weight" in names
     outside = {name for name, w in net().named_parameters() if w.ndim > 1} - names
@@ -217,13 +217,13 @@ def test_the_ends_of_a_network_are_left_to_adamw():
 def test_the_ends_of_a_transformer_are_left_to_adamw():
     shape = vit.Config(patch=2, width=8, depth=2, head_width=4, bottleneck=3, context=2)
     made = vit.build(shape, Space(channels=1, size=(8, 8)), Conditions(classes=("a", "b")))
-    kinds = {name.split(".")[-2] for name, _ in hidden(made)}
+    kinds = {name.split(".")[-2] for name, _ in hidden_matrices(made)}
     assert kinds == {"to_q", "to_k", "to_v", "to_out", "gate", "value", "out"}
 
 
 def test_depthwise_convolutions_are_no_matrices():
     net = nn.ModuleDict({"deep": nn.Conv2d(6, 6, 7, groups=6), "wide": nn.Conv2d(6, 24, 1)})
-    assert [name for name, _ in hidden(net)] == ["wide.weight"]
+    assert [name for name, _ in hidden_matrices(net)] == ["wide.weight"]
 
 
 def test_a_loaded_state_is_gone_on_with():

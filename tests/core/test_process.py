@@ -66,17 +66,22 @@ def test_the_posterior_of_clean_data_is_the_clean_data(t: int):
     x0, x_t = images(seed=1), images(seed=2)
     posterior = FULL.posterior(x0, x_t, t, -1)
     assert torch.allclose(posterior.mean, x0, rtol=1e-12)
-    assert float(posterior.log_var) == FULL.pair(1, 0, like=x0).log_beta_tilde
+    assert float(posterior.log_var) == FULL.coefficients(1, 0, like=x0).log_beta_tilde
 
 
 def test_steps_compose():
     """Going from s to t in one step or in several is the same Gaussian."""
     like = images()
     for s, m, t in [(3, 10, 40), (0, 1, 2), (5, 48, 49)]:
-        first, second = FULL.pair(m, s, like=like), FULL.pair(t, m, like=like)
+        first, second = (
+            FULL.coefficients(m, s, like=like),
+            FULL.coefficients(t, m, like=like),
+        )
         keep = 1 - math.exp(second.log_beta)
         variance = keep * math.exp(first.log_beta) + math.exp(second.log_beta)
-        assert math.log(variance) == pytest.approx(FULL.pair(t, s, like=like).log_beta, abs=1e-9)
+        assert math.log(variance) == pytest.approx(
+            FULL.coefficients(t, s, like=like).log_beta, abs=1e-9
+        )
 
 
 def test_the_prior_is_the_last_forward_gaussian():
@@ -92,22 +97,27 @@ def test_the_prior_is_the_last_forward_gaussian():
 @pytest.mark.parametrize(("t", "s"), PAIRS)
 def test_int_float_and_tensor_times_agree(t: int, s: int):
     like = images(dtype=torch.float64)
-    expected = numbers(FULL.pair(t, s, like=like))
+    expected = numbers(FULL.coefficients(t, s, like=like))
     times = torch.full((4,), t), torch.full((4,), s)
-    for pair in (FULL.pair(*times, like=like), FULL.pair(times[0], s, like=like)):
+    for pair in (
+        FULL.coefficients(*times, like=like),
+        FULL.coefficients(times[0], s, like=like),
+    ):
         for column, value in zip(pair, expected, strict=True):
             assert column.shape in [(4, 1, 1, 1), (1, 1, 1, 1)]
             assert torch.allclose(column, torch.tensor(value, dtype=torch.float64), rtol=1e-12)
-    assert numbers(FULL.pair(float(t), float(s), like=like)) == pytest.approx(expected, rel=1e-12)
+    assert numbers(FULL.coefficients(float(t), float(s), like=like)) == pytest.approx(
+        expected, rel=1e-12
+    )
 
 
 @pytest.mark.parametrize("t", [0, 1, 25, 49])
 def test_the_table_is_the_step_to_the_timestep_before(t: int):
     like = images(dtype=torch.float64)
-    expected = numbers(FULL.pair(t, t - 1, like=like))
-    assert numbers(FULL.pair(t, like=like)) == expected
-    assert numbers(FULL.pair(float(t), like=like)) == pytest.approx(expected, rel=1e-12)
-    table = FULL.pair(torch.full((4,), t), like=like)
+    expected = numbers(FULL.coefficients(t, t - 1, like=like))
+    assert numbers(FULL.coefficients(t, like=like)) == expected
+    assert numbers(FULL.coefficients(float(t), like=like)) == pytest.approx(expected, rel=1e-12)
+    table = FULL.coefficients(torch.full((4,), t), like=like)
     for column, value in zip(table, expected, strict=True):
         assert torch.allclose(column, torch.tensor(value, dtype=torch.float64), rtol=1e-12)
 
@@ -132,7 +142,7 @@ def test_a_float_time_of_integer_value_is_the_integer(process: Process):
     for t in range(process.num_timesteps):
         assert process.log_snr(float(t)) == process.log_snr(t)
         assert process.alpha_bar(float(t)) == process.alpha_bar(t) == bar(process, t)
-        assert torch.equal(process.shown(float(t), like=x0), process.shown(t, like=x0))
+        assert torch.equal(process.time_input(float(t), like=x0), process.time_input(t, like=x0))
         assert torch.allclose(
             process.diffuse(x0, float(t), noise), process.diffuse(x0, t, noise), rtol=1e-12
         )
@@ -147,16 +157,16 @@ def test_between_timesteps_log_snr_is_linear(t: float):
     assert FULL.log_snr(t) == pytest.approx(expected, rel=1e-12, abs=1e-12)
     level = FULL.alpha_bar(t)
     assert math.log(level / (1 - level)) == pytest.approx(expected, rel=1e-9, abs=1e-9)
-    alpha, sigma = FULL.level(t, like=images())
+    alpha, sigma = FULL.alpha_sigma(t, like=images())
     assert (alpha**2, alpha**2 + sigma**2) == pytest.approx((level, 1))
 
 
 def test_the_timestep_shown_is_interpolated_too():
     like = images(2)
-    assert FULL.shown(12, like=like).tolist() == [240, 240]
-    assert FULL.shown(12.25, like=like).tolist() == pytest.approx([245, 245])
-    assert FULL.shown(torch.tensor([0, 49]), like=like).tolist() == [0, 980]
-    assert FULL.shown(3, like=like).dtype == torch.float32
+    assert FULL.time_input(12, like=like).tolist() == [240, 240]
+    assert FULL.time_input(12.25, like=like).tolist() == pytest.approx([245, 245])
+    assert FULL.time_input(torch.tensor([0, 49]), like=like).tolist() == [0, 980]
+    assert FULL.time_input(3, like=like).dtype == torch.float32
 
 
 def test_the_last_log_snrs_are_those_published():
@@ -169,7 +179,7 @@ def test_the_last_log_snrs_are_those_published():
 
 def test_clean_data_has_alpha_bar_one():
     assert FULL.alpha_bar(-1) == 1
-    assert FULL.pair(10, -1, like=images()).sigma_s == 0
+    assert FULL.coefficients(10, -1, like=images()).sigma_s == 0
 
 
 def test_a_negative_time_never_reads_the_last_timestep():
@@ -178,9 +188,9 @@ def test_a_negative_time_never_reads_the_last_timestep():
         with pytest.raises(IndexError):
             FULL.diffuse(x0, t, noise)
         with pytest.raises(IndexError):
-            FULL.pair(t, like=x0)
+            FULL.coefficients(t, like=x0)
         with pytest.raises(IndexError):
-            FULL.shown(t, like=x0)
+            FULL.time_input(t, like=x0)
     assert FULL.log_snr(-1) == math.inf
     assert FULL.log_snr(torch.tensor([0, -1])).tolist() == [FULL.log_snr(0), math.inf]
 
@@ -193,9 +203,9 @@ def test_a_time_beyond_the_last_is_an_index_error(t):
 
 def test_the_step_from_between_two_timesteps_ends_at_the_lower_one():
     x = images()
-    assert FULL.pair(7.5, like=x) == FULL.pair(7.5, 7, like=x)
-    assert FULL.pair(7.0, like=x) == FULL.pair(7, 6, like=x)
-    assert FULL.pair(7.5, 7, like=x) != FULL.pair(7.5, 6, like=x)
+    assert FULL.coefficients(7.5, like=x) == FULL.coefficients(7.5, 7, like=x)
+    assert FULL.coefficients(7.0, like=x) == FULL.coefficients(7, 6, like=x)
+    assert FULL.coefficients(7.5, 7, like=x) != FULL.coefficients(7.5, 6, like=x)
 
 
 # -- dtypes ---------------------------------------------------------------------------------------
@@ -214,9 +224,9 @@ def test_tables_of_different_dtypes_do_not_mix():
     process = process_of("linear", T)
     t = torch.tensor([1])
     for dtype in (torch.float32, torch.float64, torch.float32):
-        assert process.pair(t, like=torch.zeros(1, dtype=dtype)).alpha.dtype == dtype
-    exact = process.pair(1, like=torch.zeros(1, dtype=torch.float64)).alpha
-    assert float(process.pair(t, like=torch.zeros(1, dtype=torch.float64)).alpha) == exact
+        assert process.coefficients(t, like=torch.zeros(1, dtype=dtype)).alpha.dtype == dtype
+    exact = process.coefficients(1, like=torch.zeros(1, dtype=torch.float64)).alpha
+    assert float(process.coefficients(t, like=torch.zeros(1, dtype=torch.float64)).alpha) == exact
 
 
 def test_public_tensors_are_float64():
@@ -244,10 +254,10 @@ def test_a_respaced_process_is_the_full_one_at_those_times(spacing: str):
     for i, t in enumerate(rising):
         assert respaced.alpha_bar(i) == pytest.approx(FULL.alpha_bar(t), rel=1e-12)
         like = images(1)
-        assert torch.equal(respaced.shown(i, like=like), FULL.shown(t, like=like))
+        assert torch.equal(respaced.time_input(i, like=like), FULL.time_input(t, like=like))
         if i > 0:
-            expected = numbers(FULL.pair(t, rising[i - 1], like=like))
-            assert numbers(respaced.pair(i, like=like)) == pytest.approx(expected, rel=1e-9)
+            expected = numbers(FULL.coefficients(t, rising[i - 1], like=like))
+            assert numbers(respaced.coefficients(i, like=like)) == pytest.approx(expected, rel=1e-9)
 
 
 def test_the_order_of_the_times_is_of_no_matter():
@@ -291,7 +301,7 @@ def test_a_process_without_signal_at_its_end_is_finite_everywhere_else(name: str
     last, x = size - 1, images()
     for t in (last, float(last), torch.full((4,), last)):
         for s in (last - 1, 0, -1, None):
-            pair = process.pair(t, s, like=x)
+            pair = process.coefficients(t, s, like=x)
             assert all(bool(torch.as_tensor(c).isfinite().all()) for c in pair), (t, s)
             for nothing in (pair.alpha, pair.c2, pair.log_beta):
                 assert bool((torch.as_tensor(nothing) == 0).all()), (t, s)
@@ -304,12 +314,12 @@ def test_between_the_last_two_timesteps_of_zero_snr_nothing_of_the_image_is_left
     for t in (98.001, 98.5, 98.999):
         assert process.log_snr(t) == -math.inf
         assert process.alpha_bar(t) == 0
-        assert process.level(t, like=x) == (0, 1)
+        assert process.alpha_sigma(t, like=x) == (0, 1)
         posterior = process.posterior(x, x * 0, t, 98)
         assert torch.allclose(posterior.mean, math.sqrt(bar(process, 98)) * x)
     assert process.alpha_bar(98.0) == bar(process, 98) > 0
     with pytest.raises(ValueError, match=r"no step to s = 98\.5"):
-        process.pair(99, 98.5, like=x)
+        process.coefficients(99, 98.5, like=x)
     with pytest.raises(InvalidArgument):
         process.respaced([3, 98.5, 99])
 
@@ -368,11 +378,11 @@ def test_the_transition_goes_on_where_diffusing_stopped(s: int, t: int, tensors:
     """q(x_t | x_s) after q(x_s | x_0) is q(x_t | x_0)."""
     process = process_of("cosine", 50)
     x0 = torch.full((2, 1, 3), 0.7, dtype=torch.float64)
-    level_s = process.level(s, like=x0) if s >= 0 else (1.0, 0.0)
+    level_s = process.alpha_sigma(s, like=x0) if s >= 0 else (1.0, 0.0)
     at = (torch.full((2,), s), torch.full((2,), t)) if tensors else (s, t)
     up = process.transition(level_s[0] * x0, *at)
     by_one = process.transition(torch.ones_like(x0), *at).mean
-    alpha, sigma = process.level(t, like=x0)
+    alpha, sigma = process.alpha_sigma(t, like=x0)
     assert torch.allclose(up.mean, alpha * x0)
     variance = by_one**2 * level_s[1] ** 2 + up.log_var.exp()
     assert torch.allclose(variance, torch.full_like(x0, sigma**2))

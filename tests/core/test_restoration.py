@@ -37,9 +37,9 @@ MEAN, COVARIANCE = data()
 
 def degraded(form: str) -> tuple[Degradation, torch.Tensor, torch.Tensor]:
     """A degradation, its matrix, and what it leaves of a sample."""
-    a = parse(form).fitted(SHAPE)
+    a = parse(form).fit_shape(SHAPE)
     u = torch.rand(1, a.uniforms, generator=generator(6), dtype=torch.float64)
-    a = a.drawn(u)
+    a = a.draw_parts(u)
     matrix = a.apply(torch.eye(D, dtype=torch.float64).reshape(D, *SHAPE)).flatten(1).mT
     z = torch.randn(D, generator=generator(3), dtype=torch.float64)
     x = (MEAN + torch.linalg.cholesky(COVARIANCE) @ z).reshape(1, *SHAPE)
@@ -184,7 +184,7 @@ def test_ddnm_has_the_posterior_of_what_is_independent():
     wrapped = RESTORATIONS["ddnm"](gaussian_denoise(COSINE, mean, spread), COSINE, a, y)
     found, covariance = sampled("ddim", wrapped, COSINE, 100)
     assert torch.allclose(found.reshape(1, *SHAPE), y, atol=1e-12)
-    unknown = 1 - a.known(y).expand(1, *SHAPE).flatten()
+    unknown = 1 - a.known_mask(y).expand(1, *SHAPE).flatten()
     assert torch.allclose(covariance, torch.diag(0.25 * unknown), atol=0.01)
 
 
@@ -223,7 +223,7 @@ def test_the_prediction_is_consistent_and_hands_on_the_rest(method: str, t: Any)
     x = torch.randn(2, 1, 4, 4, generator=generator(1), dtype=torch.float64)
     y = torch.zeros(2, 1, 2, 2, dtype=torch.float64)
     found = RESTORATIONS[method](denoiser, COSINE, a, y)(x, t, label="cat")
-    alpha, sigma = COSINE.level(t, like=x)
+    alpha, sigma = COSINE.alpha_sigma(t, like=x)
     assert torch.allclose(alpha * found.x0 + sigma * found.eps, x)
     assert asked == ["cat"]
     assert found.x0.shape == x.shape
@@ -252,7 +252,7 @@ def test_it_works_where_no_gradient_is_kept_and_at_snr_0(method: str, form: str)
     process = zero_snr()
     weight = torch.nn.Parameter(torch.tensor(0.3))
     denoiser = Denoiser(lambda x, t: weight * x.tanh(), process, "v")
-    a = parse(form).fitted((2, 4, 4))
+    a = parse(form).fit_shape((2, 4, 4))
     x = torch.randn(2, 2, 4, 4, generator=generator(1))
     y = a.apply(0.3 * x.flip(0))
     with torch.no_grad():
@@ -269,7 +269,7 @@ def test_it_reads_nothing_back(method: str, form: str):
         layer = torch.nn.Conv2d(2, 2, 1)
         x = torch.zeros(2, 2, 4, 4)
     denoiser = Denoiser(lambda x, t: layer(x), COSINE, "v")
-    a = parse(form).fitted((2, 4, 4))
+    a = parse(form).fit_shape((2, 4, 4))
     wrapped = RESTORATIONS[method](denoiser, COSINE, a, a.apply(x), iterations=2)
     *_, state = SAMPLERS["unipc"](wrapped, COSINE, x, COSINE.times(4), noise=lambda k: x)
     assert state.x.is_meta

@@ -11,7 +11,7 @@ from oracles import process_of, zero_snr
 
 from diffuse_cli.core import SCHEDULES, Process
 from diffuse_cli.core.registry import InvalidArgument
-from diffuse_cli.core.schedules import shifted, zero_terminal_snr
+from diffuse_cli.core.schedules import shift_log_snr, zero_terminal_snr
 
 DIGITS = {
     ("linear", 1000): (1e-4, 1.1991991992e-4, 0.02, 0.0785872429, 4.0358297654e-5, -9.8167251353),
@@ -36,7 +36,7 @@ def test_the_digits_are_those_published():
         betas, bars = process.betas, process.alpha_bars
         measured = (betas[0], betas[1], betas[-1], bars[size // 2 - 1], bars[-1])
         assert [float(v) for v in measured] == pytest.approx(digits[:5], rel=3e-8), (name, size)
-        log_beta_tilde = process.pair(1, 0, like=betas).log_beta_tilde
+        log_beta_tilde = process.coefficients(1, 0, like=betas).log_beta_tilde
         assert log_beta_tilde == pytest.approx(digits[5], abs=1e-10), (name, size)
 
 
@@ -148,11 +148,11 @@ def test_every_schedule_can_be_rescaled_to_end_without_signal(name: str):
 @pytest.mark.parametrize("name", list(SCHEDULES))
 def test_a_shift_is_added_to_log_snr(name: str, shift: float):
     for size in (2, 50, 1000):
-        betas, before = shifted(SCHEDULES[name](size), shift), process_of(name, size)
+        betas, before = shift_log_snr(SCHEDULES[name](size), shift), process_of(name, size)
         after = Process(betas)
         for t in range(size):
             assert after.log_snr(t) == pytest.approx(before.log_snr(t) + shift, abs=1e-6)
-    back = shifted(betas, -shift)
+    back = shift_log_snr(betas, -shift)
     assert back == pytest.approx(SCHEDULES[name](size), rel=1e-6, abs=1e-9)
 
 
@@ -177,4 +177,4 @@ def test_a_zero_snr_process_has_the_rescaled_digits():
 
 def test_what_follows_a_level_without_signal_stays_without():
     """Such betas are no process, which is said of them where they are used."""
-    assert shifted([0.5, 1.0, 0.5], 2.0)[1:] == [1.0, 1.0]
+    assert shift_log_snr([0.5, 1.0, 0.5], 2.0)[1:] == [1.0, 1.0]

@@ -101,5 +101,10 @@ def test_a_space_that_cannot_be_is_refused(wrong: dict[str, Any], argument: str)
 
 def test_an_unlabelled_sample_is_told_the_label_after_the_last():
     labels = torch.tensor([-1, 0, 2, -1])
-    assert Conditions().told(labels) == {}
-    assert Conditions(classes=("a", "b", "c")).told(labels)["label"].tolist() == [3, 0, 2, 3]
+    assert Conditions().make_keywords(labels) == {}
+    assert Conditions(classes=("a", "b", "c")).make_keywords(labels)["label"].tolist() == [
+        3,
+        0,
+        2,
+        3,
+    ]

@@ -13,7 +13,7 @@ from oracles import exact_denoise, process_of, zero_snr
 
 from diffuse_cli.core import SAMPLERS, SPACINGS, Process
 from diffuse_cli.core.registry import InvalidArgument
-from diffuse_cli.core.samplers import OF_DISTILLED, spacing_of
+from diffuse_cli.core.samplers import OF_DISTILLED, default_spacing
 
 PUBLISHED = {
     ("leading", 10): [900, 800, 700, 600, 500, 400, 300, 200, 100, 0],
@@ -103,7 +103,7 @@ def test_wide_spaces_the_angle_of_a_stretched_log_snr_evenly(schedule: str, n: i
 
 def kept(process: Process, sampler: str, spread: float, n: int) -> float:
     """The spread of samples over that of the data, with the exact denoiser: linear in each draw."""
-    times = process.times(n, spacing_of(sampler, n))
+    times = process.times(n, default_spacing(sampler, n))
     draws = torch.eye(n + 1, dtype=torch.float64).reshape(n + 1, n + 1, 1)
     denoise = exact_denoise(process, spread=spread)
     *_, end = SAMPLERS[sampler](denoise, process, draws[n], times, noise=lambda k: draws[k])

@@ -14,7 +14,7 @@ TIMES = [0, 1, 25, 49]
 
 
 def coefficients(name: str, t: int) -> tuple[float, float, float, float, float, float]:
-    alpha, sigma = PROCESS.level(t, like=PROCESS.betas)
+    alpha, sigma = PROCESS.alpha_sigma(t, like=PROCESS.betas)
     c1, c2 = posterior_coefficients(PROCESS, t)
     a, b = TARGETS[name](alpha, sigma, c1, c2)
     return a, b, alpha, sigma, c1, c2

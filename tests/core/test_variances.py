@@ -9,13 +9,13 @@ import torch
 from oracles import SAID, process_of, said
 
 from diffuse_cli.core import VARIANCES, Denoiser
-from diffuse_cli.core.variances import channels_out
+from diffuse_cli.core.variances import output_channels
 
 LIKE = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
 
 
 def log_var(name: str, process, t, s=None):
-    found = VARIANCES[name](process.pair(t, s, like=LIKE), said(name, LIKE))
+    found = VARIANCES[name](process.coefficients(t, s, like=LIKE), said(name, LIKE))
     return float(found)
 
 
@@ -42,7 +42,7 @@ def test_at_the_first_timestep_it_is_the_second_timesteps_beta_tilde(name: str):
 )
 def test_a_learned_variance_lies_between_the_fixed_ones(t: int, expected: float):
     """0 is half way between log beta and log beta-tilde, -1 is the one end and 1 the other."""
-    pair = process_of("linear", 1000).pair(t, like=LIKE)
+    pair = process_of("linear", 1000).coefficients(t, like=LIKE)
     lower, middle, upper = (float(VARIANCES["learned"](pair, LIKE + v)) for v in (-1, 0, 1))
     assert middle == pytest.approx(expected, abs=1e-10)
     assert lower == pytest.approx(pair.log_beta_tilde, abs=1e-12)
@@ -61,14 +61,14 @@ def test_a_learned_variance_differs_by_pixel():
     found = denoiser(x, t).log_var(t)
     assert found.shape == x.shape
     for i, time in enumerate(t.tolist()):
-        pair = process.pair(time, like=x)
+        pair = process.coefficients(time, like=x)
         f = (said_here[i] + 1) / 2
         expected = f * pair.log_beta + (1 - f) * pair.log_beta_tilde
         assert torch.allclose(found[i], expected, rtol=1e-10)
 
 
 def test_the_network_puts_out_as_many_channels_again_for_a_learned_variance():
-    assert [channels_out(name, 3) for name in ("small", "large", "learned")] == [3, 3, 6]
+    assert [output_channels(name, 3) for name in ("small", "large", "learned")] == [3, 3, 6]
 
 
 @pytest.mark.parametrize("name", list(VARIANCES))
@@ -87,7 +87,7 @@ def test_after_respacing_it_follows_the_respaced_betas(name: str):
 @pytest.mark.parametrize("name", list(VARIANCES))
 def test_a_denoiser_hands_it_on(name: str):
     process = process_of("cosine", 50)
-    copies = channels_out(name, 1)
+    copies = output_channels(name, 1)
     denoiser = Denoiser(lambda x, t: (x + SAID).repeat(1, copies, 1, 1), process, "x0", name)
     prediction = denoiser(LIKE, 20)
     assert float(prediction.log_var(20, None)) == log_var(name, process, 20)
@@ -105,9 +105,9 @@ def test_the_best_variance_of_a_pixel_closes_most_of_the_gap(steps: int, closed:
     density = torch.softmax(-(eps**2) / 2, 0)
     small = best = 0.0
     for t in range(1, steps):
-        alpha, sigma = process.level(t, like=eps)
+        alpha, sigma = process.alpha_sigma(t, like=eps)
         mean = torch.tanh(alpha * (alpha + sigma * eps) / sigma**2)
-        pair = process.pair(t, like=eps)
+        pair = process.coefficients(t, like=eps)
         more = pair.c1**2 * (1 - mean**2) / math.exp(pair.log_beta_tilde)
         small += float(density @ more) / 2 / math.log(2)
         best += float(density @ more.log1p()) / 2 / math.log(2)

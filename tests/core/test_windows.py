@@ -11,7 +11,7 @@ from oracles import generator, process_of
 from diffuse_cli.core import SAMPLERS, VARIANCES, Denoiser
 from diffuse_cli.core.guidance import clip
 from diffuse_cli.core.registry import InvalidArgument
-from diffuse_cli.core.tiling import Tiling, windowed
+from diffuse_cli.core.tiling import Tiling, tile_network
 
 FULL = process_of("cosine", 50)
 TIMES = [5, 20.5, torch.tensor([5, 49])]
@@ -27,7 +27,7 @@ def test_windows_cover_all_from_edge_to_edge_and_overlap(whole, overlap):
     side = 4
     tiling = Tiling(whole, (side,) * len(whole), overlap)
     covered = torch.zeros(1, 1, *whole)
-    for place in tiling.places:
+    for place in tiling.windows:
         assert covered[place].shape[2:] == tiling.size
         covered[place] += 1
     assert int(covered.min()) == 1
@@ -48,7 +48,7 @@ def test_windows_are_as_few_as_the_overlap_allows():
 @pytest.mark.parametrize("whole", [(3, 8), (8,), (4, 8, 8)], ids=str)
 def test_a_sample_that_no_window_fits_in_is_refused(whole):
     with pytest.raises(InvalidArgument, match=r"smaller than the model's 4x4"):
-        windowed(mean_of_window, (4, 4))(large(*whole), torch.zeros(2))
+        tile_network(mean_of_window, (4, 4))(large(*whole), torch.zeros(2))
 
 
 @pytest.mark.parametrize("t", TIMES, ids=str)
@@ -63,7 +63,7 @@ def test_a_model_of_single_pixels_does_not_notice_windows(t, variance, batch):
 
     x = large(7, 10)
     plain = Denoiser(net, FULL, "v", variance)(x, t)
-    merged = Denoiser(windowed(net, (4, 4), batch=batch), FULL, "v", variance)(x, t)
+    merged = Denoiser(tile_network(net, (4, 4), batch=batch), FULL, "v", variance)(x, t)
     for name in ("x0", "eps"):
         torch.testing.assert_close(getattr(merged, name), getattr(plain, name))
     torch.testing.assert_close(*(torch.as_tensor(p.log_var(t)) for p in (merged, plain)))
@@ -76,13 +76,13 @@ def mean_of_window(x, t, **cond):
 
 def test_a_window_as_large_as_the_sample_is_the_network_alone():
     x = large(4, 4)
-    assert windowed(lambda x, t: x, (4, 4))(x, torch.zeros(2)) is x
+    assert tile_network(lambda x, t: x, (4, 4))(x, torch.zeros(2)) is x
 
 
 def test_windows_count_most_in_their_middle():
     x = large(6, batch=1)
     first, second = x[0, 0, :4].mean(), x[0, 0, 2:].mean()
-    found = windowed(mean_of_window, (4,))(x, torch.zeros(1))[0, 0]
+    found = tile_network(mean_of_window, (4,))(x, torch.zeros(1))[0, 0]
     wanted = [first, first, (2 * first + second) / 3, (first + 2 * second) / 3, second, second]
     torch.testing.assert_close(found, torch.stack(wanted))
 
@@ -93,9 +93,9 @@ def test_the_mean_over_windows_is_that_of_their_estimates():
     denoiser = Denoiser(mean_of_window, FULL, "v")
     parts = [denoiser(x[..., k : k + 4], 20).x0 for k in (0, 2)]
     by_hand = Tiling((6,), (4,)).merge(parts)
-    merged = Denoiser(windowed(mean_of_window, (4,)), FULL, "v")(x, 20)
+    merged = Denoiser(tile_network(mean_of_window, (4,)), FULL, "v")(x, 20)
     torch.testing.assert_close(merged.x0, by_hand)
-    alpha, sigma = FULL.level(20, like=x)
+    alpha, sigma = FULL.alpha_sigma(20, like=x)
     torch.testing.assert_close(alpha * merged.x0 + sigma * merged.eps, x)
 
 
@@ -107,14 +107,14 @@ def test_windows_are_told_their_own_condition():
         return given + label.reshape(-1, 1, 1, 1) + t.reshape(-1, 1, 1, 1)
 
     given, label, t = large(7, 10), torch.tensor([10, 20]), torch.tensor([100.0, 200.0])
-    net = windowed(told, (4, 4), batch=4)
+    net = tile_network(told, (4, 4), batch=4)
     found = net(large(7, 10), t, given=given, label=label, none=None)
     torch.testing.assert_close(found, given + (label + t).reshape(-1, 1, 1, 1))
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_samplers_go_with_windows(sampler):
-    denoise = clip(Denoiser(windowed(mean_of_window, (4,)), FULL, "v"), FULL)
+    denoise = clip(Denoiser(tile_network(mean_of_window, (4,)), FULL, "v"), FULL)
     x = large(6)
     *_, last = SAMPLERS[sampler](denoise, FULL, x, FULL.times(5), noise=lambda k: large(6))
     assert last.x.shape == x.shape
@@ -123,4 +123,4 @@ def test_samplers_go_with_windows(sampler):
 
 def test_windows_on_meta():
     x = torch.empty(2, 1, 7, 10, device="meta")
-    assert windowed(lambda x, t: x, (4, 4))(x, torch.empty(2, device="meta")).is_meta
+    assert tile_network(lambda x, t: x, (4, 4))(x, torch.empty(2, device="meta")).is_meta

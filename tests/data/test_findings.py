@@ -19,10 +19,10 @@ from diffuse_cli.data import (
     save_index,
     summary,
 )
-from diffuse_cli.media import Large, advice, by_extension, image
+from diffuse_cli.media import Large, advice, image, media_by_extension
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.image import full_depth
-from diffuse_cli.media.image.full_depth import floats_in
+from diffuse_cli.media.image.full_depth import read_floats
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.events import Notice, finish
 
@@ -101,7 +101,7 @@ def test_avif_that_pillow_cannot_read_has_advice(
 ) -> None:
     without = dataclasses.replace(image.MEDIUM, extensions=image.MEDIUM.extensions - {".avif"})
     monkeypatch.setattr(image, "MEDIUM", without)
-    assert ".avif" not in by_extension()
+    assert ".avif" not in media_by_extension()
     found = read(fill(tmp_path, {"a.png": encoded(noise(1)), "b.avif": b""})).summary
     assert found.unread == {".avif": 1}
 
@@ -170,8 +170,8 @@ def test_a_bomb_of_floats_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.Mo
     data = (tmp_path / "all.tif").read_bytes()
     monkeypatch.setattr(full_depth, "LARGE", 128)
     with pytest.raises(Large):
-        floats_in(data, shared=True)
-    assert floats_in(data).shape == (3, 8, 8)
+        read_floats(data, shared=True)
+    assert read_floats(data).shape == (3, 8, 8)
     assert finish(read_images(tmp_path)).stored.shape == (1, 3, 8, 8)
 
 

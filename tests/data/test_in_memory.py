@@ -11,7 +11,7 @@ from PIL import Image
 
 from diffuse_cli.data import Dataset, read_cells, read_images
 from diffuse_cli.data.sources import open_source
-from diffuse_cli.data.sources.in_memory import held
+from diffuse_cli.data.sources.in_memory import register_samples
 from diffuse_cli.media.file_errors import Unusable
 from diffuse_cli.system.errors import DataError, UsageError
 from diffuse_cli.system.events import finish
@@ -21,7 +21,7 @@ COLOUR = [DRAW.integers(0, 256, (6, 5, 3), np.uint8) for _ in range(44)]
 
 
 def read(samples: Any, **options: Any) -> Dataset:
-    with held(samples) as name:
+    with register_samples(samples) as name:
         found = finish(read_images(name, **options))
         found.stored[:]  # as long as they are held
         return found
@@ -75,7 +75,7 @@ class Lazy:
 
 def test_what_is_not_kept_is_asked_for_again():
     lazy = Lazy()
-    with held(lazy) as name:
+    with register_samples(lazy) as name:
         found = finish(read_images(name, keep=0))
         before = len(lazy.asked)
         assert np.array_equal(found.stored[[7, 3]][1], COLOUR[3].transpose(2, 0, 1))
@@ -86,7 +86,7 @@ def test_what_is_not_kept_is_asked_for_again():
 
 def test_labels_are_classes_and_mappings_are_columns():
     pairs = [(values, {"age": k, "label": "ab"[k % 2]}) for k, values in enumerate(COLOUR)]
-    with held(pairs) as name:
+    with register_samples(pairs) as name:
         found = finish(read_images(name))
         cells = read_cells(name, found.names, ["age"])
     assert found.class_names == ("a", "b")
@@ -256,7 +256,7 @@ def test_what_is_no_sample_is_refused(samples: Any, said: str):
 
 
 def test_a_name_is_gone_with_its_block():
-    with held(COLOUR) as name:
+    with register_samples(COLOUR) as name:
         open_source(Path(name)).close()
     with pytest.raises(DataError, match="no such file or folder"):
         open_source(Path(name))

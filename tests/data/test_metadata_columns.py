@@ -7,25 +7,25 @@ import math
 import numpy as np
 import pytest
 
-from diffuse_cli.core.conditions import Labels, MetadataTable, Numbers
+from diffuse_cli.core.conditions import LabelColumn, MetadataTable, NumberColumn
 from diffuse_cli.data.metadata_columns import (
-    names_of,
-    out_of_range,
-    rows_of,
-    split,
-    table_of,
-    told_by,
-    typed_rows,
-    unknown,
-    untaught,
+    decode_row,
+    describe_out_of_range,
+    describe_unknown_labels,
+    encode_rows,
+    find_missing_columns,
+    make_table,
+    parse_column,
+    parse_column_names,
+    parse_rows,
 )
 from diffuse_cli.data.metadata_files import Cell, Cells
 from diffuse_cli.system.errors import DataError, UsageError
 
 TABLE = MetadataTable(
     columns=(
-        Numbers(name="age", mean=40, deviation=10, low=20, high=60),
-        Labels(name="site", values=("oslo", "paris"), missing=0.1),
+        NumberColumn(name="age", mean=40, deviation=10, low=20, high=60),
+        LabelColumn(name="site", values=("oslo", "paris"), missing=0.1),
     )
 )
 
@@ -49,7 +49,7 @@ def cells(**columns):
 def learned(*asked, train=None, **columns):
     found = cells(**columns)
     n = len(next(iter(columns.values())))
-    return table_of(asked, found, np.arange(n) if train is None else np.array(train))
+    return make_table(asked, found, np.arange(n) if train is None else np.array(train))
 
 
 def test_numbers_are_of_the_training_images_whatever_their_order():
@@ -61,7 +61,7 @@ def test_numbers_are_of_the_training_images_whatever_their_order():
     assert found == pytest.approx((own.mean(), own.std(), 1 / 3))
     tenths = [str(k / 10) for k in range(100)]
     assert learned("x", x=tenths) == learned("x", x=tenths[::-1])
-    rows = rows_of(MetadataTable(columns=(age,)), cells(age=ages))
+    rows = encode_rows(MetadataTable(columns=(age,)), cells(age=ages))
     assert rows.dtype == np.float32
     assert rows.shape == (7, 1)
     assert np.isnan(rows[[0, 6]]).all()
@@ -70,12 +70,12 @@ def test_numbers_are_of_the_training_images_whatever_their_order():
 
 def test_other_columns_are_labels_and_one_of_held_out_images_alone_is_untold():
     found = cells(site=["b", "a", None, "b", "z"])
-    table = table_of(["site"], found, np.arange(4))
-    assert table.columns == (Labels(name="site", values=("a", "b"), missing=0.25),)
-    assert list(unknown(table, found)) == [
+    table = make_table(["site"], found, np.arange(4))
+    assert table.columns == (LabelColumn(name="site", values=("a", "b"), missing=0.25),)
+    assert list(describe_unknown_labels(table, found)) == [
         "1 image with a site that the model was not trained on, not conditioned on it: z"
     ]
-    codes = rows_of(table, found)[:, 0]
+    codes = encode_rows(table, found)[:, 0]
     assert codes[[0, 1, 3]].tolist() == [1, 0, 1]
     assert np.isnan(codes[[2, 4]]).all()
 
@@ -83,8 +83,8 @@ def test_other_columns_are_labels_and_one_of_held_out_images_alone_is_untold():
 def test_numbers_are_labels_where_that_is_asked():
     table = learned("zip:label", zip=["007", "7", "10"])
     assert table.columns[0].values == ("007", "10", "7")
-    assert split("zip:label") == ("zip", "label")
-    assert split("a:b") == ("a:b", "")
+    assert parse_column("zip:label") == ("zip", "label")
+    assert parse_column("a:b") == ("a:b", "")
 
 
 @pytest.mark.parametrize(
@@ -110,29 +110,29 @@ def test_a_column_that_cannot_be_told_is_refused(asked, column, kind, said):
 
 
 def test_columns_are_named_once():
-    assert names_of(["a", "b:label"]) == ["a", "b"]
+    assert parse_column_names(["a", "b:label"]) == ["a", "b"]
     with pytest.raises(UsageError, match="twice"):
-        names_of(["a", "a:label"])
+        parse_column_names(["a", "a:label"])
     with pytest.raises(UsageError, match="at most 64"):
-        names_of([f"c{k}" for k in range(65)])
+        parse_column_names([f"c{k}" for k in range(65)])
 
 
 def test_a_known_table_needs_its_columns_and_its_kinds():
     with pytest.raises(UsageError, match="no column site, which the model is conditioned on"):
-        rows_of(TABLE, cells(age=["1"]))
+        encode_rows(TABLE, cells(age=["1"]))
     with pytest.raises(DataError, match="line 2: age is 'x', not a number"):
-        rows_of(TABLE, cells(age=["x"], site=["oslo"]))
+        encode_rows(TABLE, cells(age=["x"], site=["oslo"]))
 
 
 def test_typed_values_are_told_each_with_each():
     nan = pytest.approx(math.nan, nan_ok=True)
-    assert typed_rows(TABLE, ["age=50"]) == ((1, nan),)
-    rows = typed_rows(TABLE, ["age=50", "site=paris", "age=35.0", "site=oslo"])
+    assert parse_rows(TABLE, ["age=50"]) == ((1, nan),)
+    rows = parse_rows(TABLE, ["age=50", "site=paris", "age=35.0", "site=oslo"])
     assert rows == ((1, 1), (1, 0), (-0.5, 1), (-0.5, 0))
-    assert told_by(TABLE, rows[2]) == {"age": 35, "site": "paris"}
-    assert told_by(TABLE, typed_rows(TABLE, ["site=oslo"])[0]) == {"site": "oslo"}
-    odd = MetadataTable(columns=(Labels(name="a=b", values=("c=d", "e")),))
-    assert typed_rows(odd, ["a=b=c=d"]) == ((0,),)
+    assert decode_row(TABLE, rows[2]) == {"age": 35, "site": "paris"}
+    assert decode_row(TABLE, parse_rows(TABLE, ["site=oslo"])[0]) == {"site": "oslo"}
+    odd = MetadataTable(columns=(LabelColumn(name="a=b", values=("c=d", "e")),))
+    assert parse_rows(odd, ["a=b=c=d"]) == ((0,),)
 
 
 @pytest.mark.parametrize(
@@ -147,18 +147,18 @@ def test_typed_values_are_told_each_with_each():
 )
 def test_what_is_not_known_is_refused(on, said):
     with pytest.raises(UsageError) as caught:
-        typed_rows(TABLE, [on])
+        parse_rows(TABLE, [on])
     assert said in str(caught.value)
 
 
 def test_numbers_out_of_range_are_told_of():
-    lines = list(out_of_range(TABLE, ["age=20", "age=61", "site=oslo", "age=-1e9"]))
+    lines = list(describe_out_of_range(TABLE, ["age=20", "age=61", "site=oslo", "age=-1e9"]))
     assert [line.partition(":")[0] for line in lines] == ["--on age=61", "--on age=-1e9"]
     assert "outside 20 to 60" in lines[0]
-    assert typed_rows(TABLE, ["age=-1e300"])[0][0] == -1000
+    assert parse_rows(TABLE, ["age=-1e300"])[0][0] == -1000
 
 
 def test_columns_that_every_image_had_are_untaught():
-    assert untaught(TABLE, []) == ["age"]
-    assert untaught(TABLE, typed_rows(TABLE, ["age=1"])) == []
-    assert untaught(TABLE, typed_rows(TABLE, ["site=oslo"])) == ["age"]
+    assert find_missing_columns(TABLE, []) == ["age"]
+    assert find_missing_columns(TABLE, parse_rows(TABLE, ["age=1"])) == []
+    assert find_missing_columns(TABLE, parse_rows(TABLE, ["site=oslo"])) == ["age"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffuse_cli.data import pair, read_images
+from diffuse_cli.data import match_pairs, read_images
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.events import finish
 
@@ -26,7 +26,7 @@ def read(path):
 
 
 def pairs_of(tmp_path, own, theirs):
-    return pair(read(write(tmp_path / "own", own)), read(write(tmp_path / "theirs", theirs)))
+    return match_pairs(read(write(tmp_path / "own", own)), read(write(tmp_path / "theirs", theirs)))
 
 
 def named(pairs):
@@ -61,19 +61,19 @@ def test_a_folder_and_a_zip_file_make_pairs(tmp_path):
     with zipfile.ZipFile(tmp_path / "theirs.zip", "w") as archive:
         for name in ("top/a.png", "top/b.png"):
             archive.write(tmp_path / "theirs" / name, name)
-    found = pair(read(own), read(tmp_path / "theirs.zip"))
+    found = match_pairs(read(own), read(tmp_path / "theirs.zip"))
     assert named(found) == {"x/a.png": "top/a.png", "x/b.png": "top/b.png"}
     assert found[np.array([1])][0, 0, 0, 0] == 10
 
 
 def test_what_has_no_pair_is_named(tmp_path):
     found = pairs_of(tmp_path, [f"{k}.png" for k in range(9)], ["8.png", "more.png"])
-    first, second = found.missing()
+    first, second = found.describe_unpaired()
     assert "8 images of" in first
     assert "left out: 0.png, 1.png, 2.png, 3.png, 4.png, ..." in first
     assert "1 image of" in second
     assert second.endswith("more.png")
-    assert list(pairs_of(tmp_path / "all", ["a.png"], ["a.png"]).missing()) == []
+    assert list(pairs_of(tmp_path / "all", ["a.png"], ["a.png"]).describe_unpaired()) == []
 
 
 def test_no_pair_at_all_is_refused(tmp_path):

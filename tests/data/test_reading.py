@@ -22,12 +22,12 @@ from PIL import Image
 
 from diffuse_cli.data import Dataset, open_index, read_images, save_index, saved_samples
 from diffuse_cli.data.samples import HELD_OUT_MINIMUM
-from diffuse_cli.data.sources.entries import Entry, classes_of
+from diffuse_cli.data.sources.entries import Entry, find_classes
 from diffuse_cli.data.store import Store
-from diffuse_cli.data.summary import fitting
+from diffuse_cli.data.summary import describe_fit
 from diffuse_cli.media import file_errors as reasons
-from diffuse_cli.media.image.planes import digest
 from diffuse_cli.media.image.planes import fit_image as fit
+from diffuse_cli.media.image.planes import pixel_digest
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import DataError, OutputError
 from diffuse_cli.system.events import Notice, Progress, finish
@@ -86,7 +86,7 @@ def test_classes_are_in_the_order_of_their_bytes(labelled: bool) -> None:
         Entry(file, 1, file, label=name if labelled else None)
         for file, name in zip(files, names, strict=True)
     ]
-    labels, classes = classes_of(files, entries)
+    labels, classes = find_classes(files, entries)
     assert classes == ("Bee", "Zebra", "ant", "apple", "été")
     assert labels == [3, 0, 2, 1, 4]
 
@@ -124,7 +124,9 @@ def test_strict_ends_at_the_first_bad_file(tmp_path: Path) -> None:
         (SystemError, reasons.UNREADABLE),
     ],
 )
-@pytest.mark.parametrize("where", ["data.sources.folder.Folder.read", "media.image.planes.digest"])
+@pytest.mark.parametrize(
+    "where", ["data.sources.folder.Folder.read", "media.image.planes.pixel_digest"]
+)
 def test_whatever_is_raised_for_a_file_is_a_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, error: type[Exception], reason: str
 ) -> None:
@@ -223,7 +225,7 @@ def test_what_is_cropped_is_said(
     sizes: list[tuple[int, ...]], size: tuple[int, ...], percent: int
 ) -> None:
     expected = f", cropped at the centre by up to {percent} %" if percent else ""
-    assert fitting(sizes, size) == expected
+    assert describe_fit(sizes, size) == expected
 
 
 @pytest.mark.parametrize("last", [(30, 28), (200, 100)])
@@ -290,7 +292,7 @@ def test_the_fingerprint_ignores_names_order_size_and_format(tmp_path: Path) -> 
     two = {f"{count - k:04d}/x.bmp": encoded(p, "BMP") for k, p in enumerate(pictures)}
     first, second = read(fill(tmp_path / "1", one)), read(fill(tmp_path / "2", two))
     resized = read(tmp_path / "1", size=(5, 5))
-    assert first.digests.tobytes() == b"".join(digest(np.asarray(p)) for p in pictures)
+    assert first.digests.tobytes() == b"".join(pixel_digest(np.asarray(p)) for p in pictures)
     assert first.fingerprint == second.fingerprint == resized.fingerprint
     assert held(first) == held(second) == held(resized)
     assert 3 <= first.held_out.sum() <= 40

@@ -26,7 +26,7 @@ from diffuse_cli.data.sources import (
     Entry,
     Source,
     _arrow_rows,
-    kind_of,
+    find_source_kind,
     open_source,
     parquet,
     tar,
@@ -181,7 +181,7 @@ def test_headers_are_read_as_tarfile_reads_them(tmp_path: Path, form: int) -> No
         files |= {long: b"12345", "x" * 300 + ".png": b"1", "caf\udce9.png": b"raw"}
     path = tarred(tmp_path / "x.tar", files, form)
     members: dict[str, Entry] = {}
-    assert headers.collect(path, members) == ""
+    assert headers.list_members(path, members) == ""
     with tarfile.open(path) as archive:
         found = [(headers.plain_name(m.name), f"{m.offset_data}:{m.size}:{path}") for m in archive]
         assert [(name, member.key) for name, member in members.items()] == found
@@ -309,9 +309,9 @@ def test_more_shards_than_stay_open(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_folder_of_other_things_is_no_folder_of_shards(tmp_path: Path, other: str) -> None:
     sharded(tmp_path / "x", corpus(6))
     fill(tmp_path / "x", {"readme.md": b"", ".hidden/a.png": b""})
-    assert kind_of(tmp_path / "x") == "tar"
+    assert find_source_kind(tmp_path / "x") == "tar"
     fill(tmp_path / "x", {other: b""})
-    assert kind_of(tmp_path / "x") == "folder"
+    assert find_source_kind(tmp_path / "x") == "folder"
 
 
 def web(columns: bool = True) -> dict[str, bytes]:

@@ -25,7 +25,7 @@ from diffuse_cli.data import (
 from diffuse_cli.data import (
     stream as streaming,
 )
-from diffuse_cli.data.stream import Stream, Streamed, stream_of
+from diffuse_cli.data.stream import Stream, StreamArray, find_stream
 from diffuse_cli.media import file_errors
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.events import Notice, finish
@@ -37,7 +37,7 @@ def read(source: Path, **options: Any) -> Dataset:
 
 def streamed(source: Path, keep: int = 0, **options: Any) -> tuple[Dataset, Stream]:
     images = read(source, keep=keep, **options)
-    stream = stream_of(images.stored)
+    stream = find_stream(images.stored)
     assert stream is not None
     return images, stream
 
@@ -138,7 +138,7 @@ def test_it_is_indexed_as_an_array_is(folder: Path):
         assert np.array_equal(part[key], whole[key])
     corner = (..., slice(5), slice(3))
     cut: Any = part[corner]
-    assert isinstance(cut, Streamed)
+    assert isinstance(cut, StreamArray)
     assert (cut.shape, len(cut), cut.ndim) == (whole[corner].shape, len(whole), 4)
     assert np.array_equal(cut[[0, 7]], whole[corner][[0, 7]])
     with pytest.raises(IndexError):

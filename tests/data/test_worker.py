@@ -18,7 +18,7 @@ import pytest
 from image_corpus import BOMB, encoded, fill, noise, png, zipped
 
 from diffuse_cli.data import Dataset, decoding_workers, read_images
-from diffuse_cli.data.decoding_workers import Reading, Result, decode_files
+from diffuse_cli.data.decoding_workers import DecodingTask, Result, decode_files
 from diffuse_cli.data.sources import Entry
 from diffuse_cli.media import LARGE
 from diffuse_cli.system.errors import DataError
@@ -179,13 +179,13 @@ def test_a_process_ends_with_the_one_that_started_it(tmp_path: Path) -> None:
     code = """if True:
         import os, sys, time
         from pathlib import Path
-        from diffuse_cli.data.decoding_workers import Reading
-        from diffuse_cli.media import Asked
+        from diffuse_cli.data.decoding_workers import DecodingTask
+        from diffuse_cli.media import ReadSettings
         from diffuse_cli.data.sources import open_source
         from diffuse_cli.data.sources.entries import list_samples
         from diffuse_cli.data.decoding_workers import Worker
         source = open_source(Path(sys.argv[1]))
-        reading = Reading(source, "image", Asked())
+        reading = DecodingTask(source, "image", ReadSettings())
         worker = Worker(reading)
         me = f"/proc/self/task/{os.getpid()}/children"
         print(len(worker.decode(reading, list_samples(source).candidates)), open(me).read())
@@ -240,7 +240,7 @@ def test_a_large_image_is_decoded_here(
     expected = read(folder, workers=1)
     here: list[str] = []
 
-    def decode(reading: Reading, entries: Sequence[Entry]) -> list[Result]:
+    def decode(reading: DecodingTask, entries: Sequence[Entry]) -> list[Result]:
         here.extend(entry.name for entry in entries)
         return decode_files(reading, entries)
 

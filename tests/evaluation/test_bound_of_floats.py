@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from diffuse_cli.core import Conditions, Denoiser, Process, Space
-from diffuse_cli.data.samples import measured
-from diffuse_cli.evaluation.image_sets import Labelled
-from diffuse_cli.evaluation.variational_bound import measure
+from diffuse_cli.data.samples import measure_space
+from diffuse_cli.evaluation.image_sets import LabelledSamples
+from diffuse_cli.evaluation.variational_bound import measure_bound
 from diffuse_cli.system.events import finish
 
 BARS = torch.linspace(12, -12, 300, dtype=torch.float64).sigmoid()
@@ -33,11 +33,11 @@ def bits(stored: Any, transform: str | None = None, timesteps: Any = "all") -> A
         channels=2, size=(400,), levels=None, mean=(0, 0), std=(1, 1), transform=transform
     )
     rows, names = np.arange(len(stored)), [f"{k}" for k in range(len(stored))]
-    space = measured(space, stored, rows, names)
+    space = measure_space(space, stored, rows, names)
     blueprint: Any = SimpleNamespace(space=space, conditions=Conditions())
-    work = measure(
+    work = measure_bound(
         Denoiser(net, PROCESS, "x0", "small", None),
-        Labelled(stored, np.full(len(stored), -1)),
+        LabelledSamples(stored, np.full(len(stored), -1)),
         blueprint,
         range(len(stored)),
         timesteps=timesteps,

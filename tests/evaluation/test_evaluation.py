@@ -28,7 +28,7 @@ from diffuse_cli.evaluation import (
     input_builders,
     variational_bound,
 )
-from diffuse_cli.evaluation.image_sets import Labelled, Training
+from diffuse_cli.evaluation.image_sets import LabelledSamples, TrainingSamples
 from diffuse_cli.metrics import (
     METRICS,
     baselines,
@@ -37,7 +37,7 @@ from diffuse_cli.metrics import (
     memorization,
     nearest_neighbors,
 )
-from diffuse_cli.metrics.inputs import Nearest
+from diffuse_cli.metrics.inputs import NearestDistances
 from diffuse_cli.metrics.presentation import BASELINES
 from diffuse_cli.models import model_file
 from diffuse_cli.system.events import finish
@@ -384,7 +384,7 @@ def test_a_models_classes_are_measured_on_their_own_images(measure_classes, othe
             more_features=evaluation.more_features[evaluation.more.labels == label],
             landmarks={},
             floats=False,
-            marginals=channel_distributions.measure(*sides),
+            marginals=channel_distributions.measure_marginals(*sides),
             spectra=evaluation.spectra.of(real, fakes, evaluation.more.labels == label),
         )
         expected = {}
@@ -586,14 +586,14 @@ def test_terms_times_their_widths_are_the_bound(measure_classes, other, options)
 
 PLAIN = SimpleNamespace(
     space=SimpleNamespace(to_model=lambda x: x, levels=256),
-    conditions=SimpleNamespace(told=lambda *own: {}),
+    conditions=SimpleNamespace(make_keywords=lambda *own: {}),
 )
 """A blueprint of samples that are the model's numbers already, without conditions."""
 
 
 @dataclass(frozen=True)
 class Exact:
-    """What `measure` reads of a denoiser, without a network."""
+    """What `measure_marginals` reads of a denoiser, without a network."""
 
     process: Process
     levels: int
@@ -607,8 +607,8 @@ def estimated(x0, timesteps, seed=0, indices=None, batch_size=64, spread=0.5):
     """The bound under the exact denoiser of Gaussian data."""
     process = process_of("cosine", 300)
     exact = Exact(process, 256, exact_denoise(process, spread=spread))
-    work = variational_bound.measure(
-        exact, Labelled(x0, np.full(len(x0), -1)), PLAIN,
+    work = variational_bound.measure_bound(
+        exact, LabelledSamples(x0, np.full(len(x0), -1)), PLAIN,
         indices or range(len(x0)), timesteps=timesteps, seed=seed, batch_size=batch_size,
         device=torch.device("cpu"),
     )  # fmt: skip
@@ -652,7 +652,7 @@ def test_visits_depend_on_the_seed_and_the_image_alone():
 
 
 def test_visits_to_a_block_of_images_fall_into_different_parts_of_their_stratum():
-    found = variational_bound.places(3, range(32), 5)
+    found = variational_bound.draw_positions(3, range(32), 5)
     cells = np.floor(found * 16).astype(int).reshape(2, 16, 5)
     assert (np.sort(cells, 1) == np.arange(16)[:, None]).all()
     flat = cells.transpose(0, 2, 1).reshape(10, 16)
@@ -662,7 +662,7 @@ def test_visits_to_a_block_of_images_fall_into_different_parts_of_their_stratum(
 @pytest.mark.parametrize(("n", "timesteps"), [(2, 2), (3, 12), (40, 6), (300, 12)])
 def test_every_group_of_the_curve_was_visited(n, timesteps):
     bound = estimated(gaussian_images(n), timesteps)
-    groups = bound.by_time()
+    groups = bound.group_by_time()
     assert (groups[0]["first"], groups[0]["last"]) == (0, 0)
     assert groups[-1]["last"] == 299
     assert all(group["bits_per_timestep"] > 0 for group in groups)
@@ -676,9 +676,11 @@ def test_every_group_of_the_curve_was_visited(n, timesteps):
 def test_training_images_are_visited_half_as_often(
     measure, images, monkeypatch, asked, of_training
 ):
-    seen, real = {}, variational_bound.measure
+    seen, real = {}, variational_bound.measure_bound
     monkeypatch.setattr(
-        variational_bound, "measure", lambda *a, **k: seen.update({k["task"]: k}) or real(*a, **k)
+        variational_bound,
+        "measure_bound",
+        lambda *a, **k: seen.update({k["task"]: k}) or real(*a, **k),
     )
     few = ("--respaced", 20, "--metrics", "likelihood,overfitting")
     assert measure(images, "-n", 4, "--timesteps", asked, *few).code == 0
@@ -844,8 +846,10 @@ def test_copies_of_training_images_are_caught(diffuse, images, tmp_path):
 def test_both_spaces_have_as_many_references(diffuse, images, monkeypatch):
     """One share is expected of both, which depends on how many references there are."""
     searched = []
-    inner = input_builders.search
-    monkeypatch.setattr(input_builders, "search", lambda *a: searched.append(a[4]) or inner(*a))
+    inner = input_builders.find_nearest
+    monkeypatch.setattr(
+        input_builders, "find_nearest", lambda *a: searched.append(a[4]) or inner(*a)
+    )
     assert diffuse("eval", images, images, "--train-n", 20, "--json").json["memorized_expected"]
     assert searched == [20, 20]
 
@@ -879,7 +883,7 @@ def test_the_nearest_is_the_nearest_of_all(block, numbers, monkeypatch):
     order = draw.permutation(40)[:30]
     order[0] = 17
     order[3:5] = order[2], order[2]  # three times there: no reference for itself
-    found = finish(examples.search(samples, held_out, training, order, 8))
+    found = finish(examples.find_nearest(samples, held_out, training, order, 8))
     assert len(found.references) == 9 + 8
     alone = training[order[:8]]
     sides = (
@@ -905,22 +909,28 @@ def test_the_nearest_is_the_nearest_of_all(block, numbers, monkeypatch):
 )
 def test_training_images_make_up_for_few_held_out_ones(held_out, training, alone):
     pixels, labels = np.zeros((held_out, 1, 2, 2), np.uint8), np.zeros(held_out, np.int64)
-    own = Training(Labelled(pixels, labels), np.arange(training), Labelled(pixels, labels))
-    assert own.alone == alone
+    own = TrainingSamples(
+        LabelledSamples(pixels, labels), np.arange(training), LabelledSamples(pixels, labels)
+    )
+    assert own.reference_count == alone
 
 
 def test_a_reference_with_nothing_but_copies_of_itself_is_left_out():
     training = np.zeros((5, 1, 2, 2), np.uint8)
-    found = finish(examples.search(training[:2], training[:0], training, np.arange(5), 5))
-    assert not memorization.usable(found.references).size
+    found = finish(examples.find_nearest(training[:2], training[:0], training, np.arange(5), 5))
+    assert not memorization.select_finite(found.references).size
 
 
 def test_the_worst_pairs_come_first():
     near = {
-        "features": Nearest(np.array([4.0, 1.0, 9.0]), np.array([2.0, 4.0]), np.array([5, 6, 7])),
-        "pixels": Nearest(np.array([1.0, 8.0, 9.0]), np.array([10.0, 10.0]), np.array([1, 2, 3])),
+        "features": NearestDistances(
+            np.array([4.0, 1.0, 9.0]), np.array([2.0, 4.0]), np.array([5, 6, 7])
+        ),
+        "pixels": NearestDistances(
+            np.array([1.0, 8.0, 9.0]), np.array([10.0, 10.0]), np.array([1, 2, 3])
+        ),
     }
-    found = examples.worst(near, 2)
+    found = examples.find_closest_pairs(near, 2)
     assert [(p.sample, p.place, p.space) for p in found] == [(0, 1, "pixels"), (1, 6, "features")]
     assert [p.ratio for p in found] == pytest.approx([0.1, 1 / 3])
 
@@ -931,7 +941,7 @@ def test_the_worst_pairs_come_first():
 def test_landmarks_are_what_they_are_called():
     draw = np.random.default_rng(0)
     real = draw.integers(0, 256, (150, 3, 8, 16)).astype(np.uint8)
-    made = baselines.baselines(real)
+    made = baselines.make_baseline_images(real)
     assert {name: len(images) for name, images in made.items()} == {
         "blurred": 100, "mean": 4, "noise": 100,
     }  # fmt: skip
@@ -939,12 +949,14 @@ def test_landmarks_are_what_they_are_called():
     assert np.abs(made["mean"] - real.mean(0)).max() <= 0.5
     assert np.abs(made["noise"].mean() - 127.5) < 2
     flat = np.full((1, 1, 1, 5), 200.0)
-    np.testing.assert_allclose(baselines.blurred(flat), flat)
+    np.testing.assert_allclose(baselines.blur_images(flat), flat)
     dot = np.zeros((1, 1, 33, 33))
     dot[..., 16, 16] = 1
     rows, columns = np.indices((33, 33)) - 16
     expected = np.exp(-(rows**2 + columns**2) / (2 * (33 / 16) ** 2))
-    np.testing.assert_allclose(baselines.blurred(dot)[0, 0], expected / expected.sum(), atol=1e-8)
+    np.testing.assert_allclose(
+        baselines.blur_images(dot)[0, 0], expected / expected.sum(), atol=1e-8
+    )
 
 
 def test_landmarks_are_made_of_pictures_not_of_stored_numbers(monkeypatch):
@@ -955,13 +967,13 @@ def test_landmarks_are_made_of_pictures_not_of_stored_numbers(monkeypatch):
         yield from ()
         return np.zeros((len(pixels), 2))
 
-    monkeypatch.setattr(input_builders, "cached", features)
+    monkeypatch.setattr(input_builders, "cache_features", features)
     stored = np.random.default_rng(0).integers(0, 16, (60, 1, 8, 8)).astype(np.uint8)
     evaluation = SimpleNamespace(
-        real=Labelled(stored, np.zeros(60)), look=lambda samples: samples * np.uint8(17),
+        real=LabelledSamples(stored, np.zeros(60)), look=lambda samples: samples * np.uint8(17),
         network=None, team=None, made=set(),
     )  # fmt: skip
-    finish(input_builders.make(evaluation, "landmarks"))
+    finish(input_builders.make_part(evaluation, "landmarks"))
     blurred, mean, noise = np.split(seen[0], [60, 64])
     assert np.abs(mean - 17.0 * stored.mean(0)).max() <= 0.5
     assert abs(blurred.mean() - 17 * stored.mean()) < 2
@@ -974,7 +986,7 @@ def test_landmarks_are_measured_as_generated_images_are(of_other):
     found = ran.json
     assert {*evaluation.landmarks} == {*BASELINES} == {"blurred", "mean", "noise"}
     for name, features in evaluation.landmarks.items():
-        expected = kid.estimate(
+        expected = kid.estimate_kid(
             *(np.asarray(x, float) for x in (evaluation.real_features, features))
         )
         assert found[f"kid_of_{name}"] == pytest.approx(expected["kid"])

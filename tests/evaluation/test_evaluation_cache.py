@@ -15,7 +15,7 @@ from conftest import write_images
 from file_operations import FULL, failing
 
 from diffuse_cli.evaluation import feature_cache
-from diffuse_cli.metrics.features import FeatureNetwork, extract
+from diffuse_cli.metrics.features import FeatureNetwork, extract_features
 from diffuse_cli.system import files
 from diffuse_cli.system.events import Notice, Progress, finish
 
@@ -39,7 +39,7 @@ class Counting:
         return pixels.float().mean((2, 3)) / 7
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        return finish(feature_cache.cached(self.network, pixels))
+        return finish(feature_cache.cache_features(self.network, pixels))
 
 
 def noise(seed: int = 0, n: int = 6, side: int = 8) -> np.ndarray:
@@ -92,7 +92,7 @@ def test_other_images_are_other_features(folder: Path, what: str) -> None:
     measure(noise())
     found = measure(pixels)
     assert measure.shown == 6 + len(pixels)
-    assert found.tobytes() == finish(extract(Counting().network, pixels)).tobytes()
+    assert found.tobytes() == finish(extract_features(Counting().network, pixels)).tobytes()
     assert len(kept(folder)) == 2
 
 
@@ -115,7 +115,7 @@ def test_another_device_or_resize_of_the_network_has_its_own(
     """The pixels do not stand for them."""
     Counting()(noise())
     other = replace(Counting().network, forward=lambda pixels: torch.zeros(len(pixels), 3))
-    found = finish(feature_cache.cached(replace(other, **change), noise()))
+    found = finish(feature_cache.cache_features(replace(other, **change), noise()))
     assert not found.any()
     assert len(kept(folder)) == 2
 
@@ -244,7 +244,9 @@ def test_features_larger_than_the_cache_are_not_kept(
 
 def test_what_is_said(folder: Path) -> None:
     network = Counting().network
-    first, again = (list(feature_cache.cached(network, noise(), tell=True)) for _ in range(2))
+    first, again = (
+        list(feature_cache.cache_features(network, noise(), tell=True)) for _ in range(2)
+    )
     assert [type(event) for event in first] == [Progress]
     (notice,) = again
     assert isinstance(notice, Notice)

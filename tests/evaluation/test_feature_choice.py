@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import write_images
 
-from diffuse_cli.metrics.features import dinov2, find, inception
+from diffuse_cli.metrics.features import dinov2, find_weights, inception
 from diffuse_cli.system.events import finish
 from diffuse_cli.system.files import sha256
 
@@ -60,7 +60,7 @@ def test_the_weights_of_the_folder_are_used(diffuse, other, images, small, monke
 def test_weights_of_the_model_and_of_the_features_are_given_together(diffuse, model, other):
     line = ("eval", model, other, *SHORT, "--precision", "fp32", "--json")
     raw = diffuse(*line, "--weights", "raw").json
-    file = finish(find("efficientnet-lite0"))
+    file = finish(find_weights("efficientnet-lite0"))
     both = diffuse(*line, "--feature-weights", file, "--weights", "raw").json
     assert {**both, "seconds": 0} == {**raw, "seconds": 0}
     assert raw["settings"]["weights"] == "raw"

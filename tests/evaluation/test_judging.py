@@ -15,9 +15,9 @@ from unplotted_pages import undraw
 
 from diffuse_cli.commands.ema import ema_lengths
 from diffuse_cli.core.space import Space
-from diffuse_cli.metrics import Measured, label
+from diffuse_cli.metrics import Measurement, label
 from diffuse_cli.metrics.features import KIDS, FeatureNetwork
-from diffuse_cli.metrics.features.feature_choice import find_judge
+from diffuse_cli.metrics.features.feature_choice import load_choice
 from diffuse_cli.models import model_file
 from diffuse_cli.system.events import finish
 
@@ -59,7 +59,7 @@ def test_training_keeps_the_best_by_them(
     best = ran.json["best"]
     assert best["kid_random"] == min(kids.values()) == kids[best["step"]]
     assert best["kid_random_standard_error"] > 0
-    kid = Measured(best["kid_random"], best["kid_random_standard_error"])
+    kid = Measurement(best["kid_random"], best["kid_random_standard_error"])
     assert f"best by {LABEL} at step {best['step']}: {kid}" in ran.err
     assert model_file.load(best["model"]).step == best["step"]
     ran = diffuse("compare", model, best["model"])
@@ -143,10 +143,10 @@ def test_the_network_of_images_is_looked_for_where_it_is_needed(
 
     real = np.random.default_rng(0).integers(0, 9, (4, *space.shape)).astype(np.uint8)
     real = real.astype(np.float32) if space.levels is None else real
-    network = finish(find_judge(space, CPU, trained())).of(space, real)
+    network = finish(load_choice(space, CPU, trained())).choose_network(space, real)
     assert network.kid == key in KIDS
     assert found == (["trained"] if key == "kid" else [])
     assert network.name == ("some" if key == "kid" else "random")
-    late = finish(find_judge(None, CPU, trained())).of(space, real)
+    late = finish(load_choice(None, CPU, trained())).choose_network(space, real)
     assert (late.name, late.kid) == (network.name, key)
     assert label(key) != key.replace("_", " ")  # it has a name

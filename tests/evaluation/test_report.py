@@ -24,13 +24,13 @@ from diffuse_cli.config.options import from_dict, to_arguments
 from diffuse_cli.config.sample_options import SamplerChoice
 from diffuse_cli.data.summary import plural
 from diffuse_cli.evaluation import evaluation_run, metric_inputs
-from diffuse_cli.evaluation.evaluation_run import published
+from diffuse_cli.evaluation.evaluation_run import strip_folders
 from diffuse_cli.evaluation.examples import OF_CLASS, SAMPLES, TWINS
 from diffuse_cli.evaluation.report import COLOURS, charts, sections, templates
 from diffuse_cli.evaluation.report.sections import sweep
 from diffuse_cli.evaluation.report.templates import environment, render
-from diffuse_cli.evaluation.tune.candidates import Tried, Tuned
-from diffuse_cli.metrics import METRICS, Measured, Metric, Words
+from diffuse_cli.evaluation.tune.candidates import Trial, TuningResult
+from diffuse_cli.metrics import METRICS, Measurement, Metric, Words
 
 QUICK = ("--steps", 4, "--precision", "fp32", "--timesteps", 5)
 HOSTILE = '<script>alert(1)</script> & "x"'.replace("/", "∕")
@@ -152,12 +152,12 @@ def test_every_number_is_on_the_page_with_its_error(whole):
     assert {*known} - {*found} == {*given, "frechet_infinity", "nats_per_dim", "kid_random"}
     for key in {*known} & {*found}:
         assert f"{known[key].label} {known[key].says} " in page.text
-        quoted = Measured(found[key], found.get(f"{key}_standard_error", 0))
+        quoted = Measurement(found[key], found.get(f"{key}_standard_error", 0))
         assert (known[key].unquoted(found) or str(quoted)) in page.text
     for floor in ("kid_floor", "frechet_floor"):
-        assert str(Measured(found[floor], found[f"{floor}_standard_error"])) in page.text
+        assert str(Measurement(found[floor], found[f"{floor}_standard_error"])) in page.text
     for values in found["classes"].values():
-        assert str(Measured(values["kid"], values.get("kid_standard_error", 0))) in page.text
+        assert str(Measurement(values["kid"], values.get("kid_standard_error", 0))) in page.text
 
 
 def test_every_metric_has_its_words(whole):
@@ -171,7 +171,9 @@ def test_every_metric_has_its_words(whole):
     known = [number.key for number in metrics.numbers() if number.question != "answers"]
     known.remove("nats_per_dim")  # of floats
     known.remove("kid_random")  # of what features of photographs say nothing of
-    assert [number.key for number in metrics.shown({**measured, "frechet_infinity": 0})] == known
+    assert [
+        number.key for number in metrics.select_numbers({**measured, "frechet_infinity": 0})
+    ] == known
     assert len(METRICS) > 5
     assert len(known) == len({*known})
 
@@ -274,7 +276,7 @@ def test_the_command_of_a_page_gives_its_numbers_and_the_same_bytes(
     line = next(w for w in page.words if w.startswith("diffuse eval"))
     places = {path.name: path for path in (conditional, images, whole)}
     arguments = [places.get(word, word) for word in shlex.split(line)[1:]]
-    again = published(diffuse(*arguments, "--overwrite", "--json").json)
+    again = strip_folders(diffuse(*arguments, "--overwrite", "--json").json)
     assert {**again, "seconds": 0} == {**page.json, "seconds": 0}
     second = whole.read_text(encoding="utf-8").replace(" --overwrite", "")
     assert steady(page.source) == steady(second)
@@ -336,7 +338,7 @@ def test_a_folder_has_neither_bits_nor_curves(diffuse, images, tmp_path, undrawn
     assert page.json["fingerprints"].keys() == {"data", "subject"}
     assert len({*page.json["fingerprints"].values()}) == 2
     assert page.json["fingerprints"]["subject"] in page.text
-    assert page.json == published(ran.json)
+    assert page.json == strip_folders(ran.json)
 
 
 def test_data_that_was_not_trained_on_says_why_there_are_no_pairs(alone):
@@ -483,14 +485,14 @@ def test_a_long_log_is_averaged(tmp_path):
 def row(sampler, steps, guidance, kid, error):
     evaluations = steps * (2 if sampler == "heun" else 1)
     values = {"kid": kid, "kid_standard_error": error}
-    return Tried(SamplerChoice(sampler, steps, guidance), values, steps / 4, evaluations)
+    return Trial(SamplerChoice(sampler, steps, guidance), values, steps / 4, evaluations)
 
 
 @pytest.mark.parametrize("guidance", [None, 1.5])
 def test_a_sweep_has_a_row_for_each_setting(guidance):
     rows = (row("ddim", 10, guidance, 0.3, 0.01), row("heun", 5, guidance, 0.2, 0.01),
             row("ddim", 20, guidance, 0.1, 0.02))  # fmt: skip
-    swept = Tuned(
+    swept = TuningResult(
         rows, rows[2].setting, "kid", 500, 400, "all", {}, {}, "cpu", None, None, Words("images")
     )
     page = Page(render("sweep", **sweep(swept)))
@@ -516,7 +518,7 @@ def test_a_sweep_comes_before_the_evaluation_of_what_it_recommends(
     assert {k: ran.json["settings"][k] for k in best} == best
     assert len(ran.json["sweep"]["rows"]) == 6
     page = read()
-    assert page.json == published(ran.json)
+    assert page.json == strip_folders(ran.json)
     assert "Samplers, steps and guidance" in page.text
     assert Path("sweep.png").exists()
     assert Path("best.safetensors").exists()
@@ -552,12 +554,15 @@ def test_strings_are_text_unless_they_were_made_here():
      (0.0000251, 0, "0.0000251"), (1234567.0, 0, "1,234,567"), (5e-324, 5e-324, "0")],
 )  # fmt: skip
 def test_a_number_has_two_digits_of_its_error(value, error, shown):
-    assert str(Measured(value, error)) == shown
-    assert f"{Measured(-value, error):+}".startswith(("+", "−", "(+", "(−", "not"))
+    assert str(Measurement(value, error)) == shown
+    assert f"{Measurement(-value, error):+}".startswith(("+", "−", "(+", "(−", "not"))
 
 
 def test_a_plot_is_words_and_the_pages_colours():
-    rows = [charts.Dot("a < b", Measured(1, 0.5), Measured(2, 0.1)), charts.Dot("c", Measured(3))]
+    rows = [
+        charts.Dot("a < b", Measurement(1, 0.5), Measurement(2, 0.1)),
+        charts.Dot("c", Measurement(3)),
+    ]
     svg = charts.dots("name", rows, 'says "<', "x & y")
     page = Page(svg)
     assert {"a < b", "c", "x & y", "measured", "reference"} <= {w.strip() for w in page.words}
@@ -573,13 +578,13 @@ def test_numbers_that_are_none_are_drawn_as_gaps():
     nan = float("nan")
     for values in ([0.0, 0.0], [nan, 1.0], [nan, nan]):
         assert charts.stairs("a", values, [1, 2, 5], "says", "x", "y").startswith("<svg")
-    assert charts.dots("a", [charts.Dot("a", Measured(nan))], "says", "x").startswith("<svg")
+    assert charts.dots("a", [charts.Dot("a", Measurement(nan))], "says", "x").startswith("<svg")
     line = charts.Line("a", [5], [nan], [nan])
     assert charts.lines("a", [line], "says", "x", "y", log_x=True).startswith("<svg")
 
 
 def test_things_in_one_plot_are_told_apart():
-    looks = [charts.look(i) for i in range(64)]
+    looks = [charts.choose_style(i) for i in range(64)]
     assert len({*looks}) == 64
     for part in (0, 2):
         assert len({one[part] for one in looks[:8]}) == 8

@@ -18,28 +18,28 @@ from diffuse_cli.config.eval_options import TuneConfig
 from diffuse_cli.config.sample_options import SamplerChoice
 from diffuse_cli.config.shared_options import DiffusionConfig
 from diffuse_cli.core import SCHEDULES, Process
-from diffuse_cli.core.samplers import OF_DISTILLED, SAMPLERS, spacing_of
+from diffuse_cli.core.samplers import OF_DISTILLED, SAMPLERS, default_spacing
 from diffuse_cli.evaluation import tune as tuning
 from diffuse_cli.evaluation.tune import candidates, tradeoff_figure
 from diffuse_cli.evaluation.tune.candidates import (
-    Tried,
-    Tuned,
+    Trial,
+    TuningResult,
+    add_autoguidance,
+    add_gaussian_start,
+    find_more_varied,
     first_settings,
     learned_steps,
-    more_varied,
-    other_scales,
+    list_other_scales,
+    list_weak_scales,
     recommend,
     setting_to_learn,
-    weak_scales,
-    with_autoguidance,
-    with_gaussian_start,
 )
 from diffuse_cli.media import figures
 from diffuse_cli.metrics import Words
 from diffuse_cli.models import model_file
 from diffuse_cli.sampling.conditioning import Condition
-from diffuse_cli.sampling.generation import draw
-from diffuse_cli.sampling.sampling_settings import DrawSettings
+from diffuse_cli.sampling.generation import generate_batches
+from diffuse_cli.sampling.sampling_settings import SamplingSettings
 from diffuse_cli.system.errors import UsageError
 
 NAN = math.nan
@@ -51,7 +51,7 @@ def row(sampler, evaluations, kid, error=0.01, seconds=1.0, guidance=None):
     values = {"kid": kid, "frechet_distance": 1000 - kid}
     if error is not None:
         values["kid_standard_error"] = error
-    return Tried(SamplerChoice(sampler, evaluations, guidance), values, seconds, evaluations)
+    return Trial(SamplerChoice(sampler, evaluations, guidance), values, seconds, evaluations)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_what_is_recommended_may_draw_more_alike_than_others(recalls, more):
         if recall is not None:
             each.values.update(recall=recall, recall_standard_error=0.0041)
     assert recommend(rows) == rows[1].setting
-    assert more_varied(rows, rows[1]) == (None if more is None else rows[more])
+    assert find_more_varied(rows, rows[1]) == (None if more is None else rows[more])
 
 
 def test_nothing_is_recommended_where_nothing_was_measured():
@@ -133,12 +133,12 @@ def test_guidance_is_tried_beside_the_scale_of_the_samplers():
     blueprint = plan(size=8, num_classes=2).blueprint(DiffusionConfig())
     model = model_file.StoredModel(blueprint=blueprint, ema={})
     always = model_file.StoredModel(blueprint=blueprint, ema={}, training={"label_dropout": 0.0})
-    assert other_scales(config(), model, 2.0) == (1.0, 1.5, 3.0, 4.0)
-    assert other_scales(config(), model, 2.5) == (1.0, 1.5, 2.0, 3.0, 4.0)
-    assert other_scales(config(guidance="2,0,7.5,0"), model, 2.0) == (0.0, 7.5)
-    assert other_scales(config(), always, 1.0) == ()
-    assert other_scales(config(guidance=[1, 2]), always, 1.0) == (2.0,)
-    assert other_scales(config(), model, None) == ()
+    assert list_other_scales(config(), model, 2.0) == (1.0, 1.5, 3.0, 4.0)
+    assert list_other_scales(config(), model, 2.5) == (1.0, 1.5, 2.0, 3.0, 4.0)
+    assert list_other_scales(config(guidance="2,0,7.5,0"), model, 2.0) == (0.0, 7.5)
+    assert list_other_scales(config(), always, 1.0) == ()
+    assert list_other_scales(config(guidance=[1, 2]), always, 1.0) == (2.0,)
+    assert list_other_scales(config(), model, None) == ()
 
 
 @pytest.mark.parametrize(
@@ -147,14 +147,14 @@ def test_guidance_is_tried_beside_the_scale_of_the_samplers():
 )
 def test_a_weaker_model_is_tried_in_no_more_evaluations(guidance, steps, fewer):
     setting = SamplerChoice("unipc", steps, guidance, 1.0)
-    assert with_autoguidance(setting, 1.5) == SamplerChoice("unipc", fewer, guidance, 1.5)
+    assert add_autoguidance(setting, 1.5) == SamplerChoice("unipc", fewer, guidance, 1.5)
     plain = 1 if guidance in (None, 1) else 2
     assert fewer * (plain + 1) <= max(steps * plain, plain + 1)
 
 
 def test_scale_one_of_a_weaker_model_is_not_tried_again():
-    assert weak_scales(config()) == (1.25, 1.5, 2.0, 3.0, 4.0)
-    assert weak_scales(config(weak_guidance="2,1,0,2")) == (2.0, 0.0)
+    assert list_weak_scales(config()) == (1.25, 1.5, 2.0, 3.0, 4.0)
+    assert list_weak_scales(config(weak_guidance="2,1,0,2")) == (2.0, 0.0)
 
 
 # -- on the command line --------------------------------------------------------------------------
@@ -188,7 +188,7 @@ def test_a_table_of_settings_with_one_recommended_drawn_and_written(tune, diffus
     assert (found["n"], found["real"], found["part"]) == (6, 6, "held-out")
     assert (found["metric"], found["out"], found["plot"]) == ("kid", "new.safetensors", "new.png")
     rows = [
-        Tried(SamplerChoice(**r["setting"]), r["values"], r["seconds"], r["evaluations"])
+        Trial(SamplerChoice(**r["setting"]), r["values"], r["seconds"], r["evaluations"])
         for r in found["rows"]
     ]
     assert SamplerChoice(**found["recommended"]) == recommend(rows)
@@ -251,9 +251,9 @@ def test_evaluations_are_what_the_network_is_shown(tune, model, conditional, sca
         sampler, steps = r["setting"]["sampler"], r["setting"]["steps"]
         denoiser = loaded.blueprint.denoiser(net)
         wanted = None if scale is None else Condition((0, 1), scale)
-        settings = DrawSettings(sampler, steps, condition=wanted, batch_size=2)
+        settings = SamplingSettings(sampler, steps, condition=wanted, batch_size=2)
         space, device = loaded.blueprint.space, torch.device("cpu")
-        *_, _ = draw(denoiser, settings, range(3), space=space, device=device)
+        *_, _ = generate_batches(denoiser, settings, range(3), space=space, device=device)
         assert r["evaluations"] == sum(shown) / 3
         once = 2 if scale in (0.0, 2.5) else 1
         if sampler != "heun":
@@ -320,7 +320,7 @@ def test_learned_times_are_tried_recorded_and_drawn_with(tune, diffuse, images, 
     again = tune("--samplers", sampler, "--steps", 3, "--json", model="new.safetensors").json
     plain = next(r for r in others if r["setting"] == {**row["setting"], "times": None})
     assert [r["values"]["kid"] for r in again["rows"]] == pytest.approx([plain["values"]["kid"]])
-    assert again["settings"]["spacing"] == spacing_of(sampler, 3)
+    assert again["settings"]["spacing"] == default_spacing(sampler, 3)
     # The same are learned once more, and the table says which they are.
     lines = tune(*LEARNING, "--steps", 3, "-o", "again.safetensors").out.splitlines()
     assert model_file.load("again.safetensors").sampling == SamplerChoice(**row["setting"])
@@ -335,20 +335,20 @@ def test_the_search_starts_from_what_ends_nearer(model, monkeypatch, wanted, sta
     learner = candidates.Learner(loaded, 0, torch.device("cpu"))
     away = lambda self, settings, ends: lambda times: abs(times[1] - wanted)  # noqa: E731
     monkeypatch.setattr(candidates.Learner, "error", away)
-    assert learner.nearer(DrawSettings(steps=2), [99, 82], torch.zeros(1)) == start
+    assert learner.choose_nearer(SamplingSettings(steps=2), [99, 82], torch.zeros(1)) == start
 
 
 def test_a_gaussian_start_is_tried_once_in_as_many_steps():
     found = SamplerChoice("unipc", 2, None, 3.0)
-    assert [s.steps for s in with_gaussian_start(found, [4, 5, 8])] == [2, 4]
-    assert [s.steps for s in with_gaussian_start(SamplerChoice("unipc", 4), [4, 5])] == [4, 5]
+    assert [s.steps for s in add_gaussian_start(found, [4, 5, 8])] == [2, 4]
+    assert [s.steps for s in add_gaussian_start(SamplerChoice("unipc", 4), [4, 5])] == [4, 5]
 
 
 def test_no_time_but_the_first_is_of_snr_0():
     process = Process(SCHEDULES["flow"](8))
     loaded = SimpleNamespace(denoiser=SimpleNamespace(process=process))
     learner = candidates.Learner(loaded, 0, torch.device("cpu"))
-    error = learner.error(DrawSettings(steps=3), torch.zeros(1))
+    error = learner.error(SamplingSettings(steps=3), torch.zeros(1))
     assert process.alpha_bar(6.3) == 0 < process.alpha_bar(6)
     assert error([7.0, 6.3, 2.0]) == math.inf
 
@@ -407,8 +407,8 @@ def test_a_gaussian_start_is_tried_with_the_best_sampler_recorded_and_drawn_with
 
 def test_a_start_guided_by_a_weaker_model_takes_as_many_evaluations_as_one_alone():
     found = SamplerChoice("unipc", 7, None, 1.0)
-    assert [s.steps for s in with_gaussian_start(found, (4, 9))] == [4, 9]
-    guided = with_gaussian_start(dataclasses.replace(found, weak_guidance=2.0), (4, 9))
+    assert [s.steps for s in add_gaussian_start(found, (4, 9))] == [4, 9]
+    guided = add_gaussian_start(dataclasses.replace(found, weak_guidance=2.0), (4, 9))
     assert [(s.steps, s.weak_guidance, s.start) for s in guided] == [
         (2, 2.0, "gaussian"), (4, 2.0, "gaussian"),
     ]  # fmt: skip
@@ -515,15 +515,17 @@ def test_scales_of_a_weaker_model_are_hollow_points_with_a_sign_of_their_own(mon
     monkeypatch.setattr(
         figures.Sheet, "axes", lambda self, *p: drawn.append(real(self, *p)) or drawn[-1]
     )
-    tradeoff_figure.plot(swept(*rows), "m")
+    tradeoff_figure.plot_tradeoff(swept(*rows), "m")
     assert sorted(text.get_text() for text in drawn[0].texts) == ["8", "9", "w1.5", "w3"]
     learned = dataclasses.replace(rows[2].setting, times=(9.0, 5.0, 3.0, 1.0))
-    tradeoff_figure.plot(swept(rows[0], dataclasses.replace(rows[2], setting=learned)), "m")
+    tradeoff_figure.plot_tradeoff(
+        swept(rows[0], dataclasses.replace(rows[2], setting=learned)), "m"
+    )
     assert "4 learned w1.5" in [text.get_text() for axes in drawn for text in axes.texts]
 
 
 def swept(*rows):
-    return Tuned(
+    return TuningResult(
         rows=rows, recommended=recommend(rows), metric="kid", n=8, real=6, part="all",
         features={"name": "some"}, settings={}, device="cpu", out=None, plot=None,
         words=Words("images", one="image"),
@@ -547,9 +549,11 @@ def test_the_picture_has_a_line_for_each_sampler_and_a_ring(monkeypatch, least):
 
     monkeypatch.setattr(figures.Sheet, "axes", axes)
     found = swept(*rows)
-    picture = tradeoff_figure.plot(found, "m")
+    picture = tradeoff_figure.plot_tradeoff(found, "m")
     if least > 0:
-        assert figures.png(picture) == figures.png(tradeoff_figure.plot(found, "m"))
+        assert figures.encode_png(picture) == figures.encode_png(
+            tradeoff_figure.plot_tradeoff(found, "m")
+        )
     plot = drawn[0]
     assert (plot.get_xscale(), plot.get_yscale()) == ("log", "log" if least > 0 else "linear")
     lines = [container[0] for container in plot.containers]
@@ -572,7 +576,7 @@ def test_an_axis_has_three_numbers_or_more(monkeypatch, values):
     monkeypatch.setattr(
         figures.Sheet, "axes", lambda self, *p: drawn.append(real(self, *p)) or drawn[-1]
     )
-    tradeoff_figure.plot(
+    tradeoff_figure.plot_tradeoff(
         swept(*(row("ddim", 5 + i, v, seconds=v) for i, v in enumerate(values))), "m"
     )
     for axis in (drawn[0].xaxis, drawn[0].yaxis):

@@ -13,8 +13,13 @@ from PIL import Image
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import read_images
-from diffuse_cli.media import Asked, image
-from diffuse_cli.media.image.planes import laid, lifted, png, possible
+from diffuse_cli.media import ReadSettings, image
+from diffuse_cli.media.image.planes import (
+    clamp_composite,
+    composite_planes,
+    encode_png,
+    remove_background,
+)
 from diffuse_cli.system.events import finish
 
 DRAW = np.random.default_rng(6)
@@ -43,46 +48,46 @@ def test_what_is_read_is_written_and_read_again(
     channels: int, background: tuple[int, ...], dtype: Any
 ) -> None:
     found = image.read(
-        png(straight(channels, dtype)), Asked(None, None, background, layout="alpha")
+        encode_png(straight(channels, dtype)), ReadSettings(None, None, background, layout="alpha")
     )
     assert found.layout == f"alpha:{bytes(background).hex()}"
     assert found.values.dtype == dtype
     assert len(found.values) == (2 if channels == 2 and background == WHITE else 4)
     space = space_of(found.values, background)
     image.check(space)
-    assert np.array_equal(possible(found.values, background), found.values)
-    again = image.read(image.encode(found.values, space), Asked(layout=space.layout))
+    assert np.array_equal(clamp_composite(found.values, background), found.values)
+    again = image.read(image.encode(found.values, space), ReadSettings(layout=space.layout))
     assert np.array_equal(again.values, found.values)
 
 
 def test_opaque_pixels_are_exact_and_others_are_within_a_level_on_any_background() -> None:
     values = straight(4, side=64)
-    back = lifted(laid(values, WHITE), WHITE)
+    back = remove_background(composite_planes(values, WHITE), WHITE)
     opaque = np.broadcast_to(values[-1:] == 255, values.shape)
     assert np.array_equal(back[opaque], values[opaque])
     assert np.array_equal(back[-1], values[-1])
     assert (back[:3][:, back[-1] == 0] == 255).all()
     for other in (WHITE, (0, 0, 0), TEAL):
-        apart = laid(back, other).astype(int) - laid(values, other)
+        apart = composite_planes(back, other).astype(int) - composite_planes(values, other)
         assert np.abs(apart).max() <= 1
 
 
 def test_what_no_colour_gives_becomes_what_one_does() -> None:
     drawn = DRAW.integers(0, 256, (4, 16, 16)).astype(np.uint8)
     space = space_of(drawn, TEAL)
-    written = image.read(image.encode(drawn, space), Asked(layout=space.layout)).values
-    seen = image.look(drawn[None], space)[0]
+    written = image.read(image.encode(drawn, space), ReadSettings(layout=space.layout)).values
+    seen = image.render(drawn[None], space)[0]
     assert np.abs(seen.astype(int) - written[:3]).max() <= 1
     clear = np.concatenate([drawn[:3], np.zeros_like(drawn[:1])])
-    assert np.array_equal(image.look(clear[None], space)[0][:, 0, 0], TEAL)
+    assert np.array_equal(image.render(clear[None], space)[0][:, 0, 0], TEAL)
 
 
 def test_scaling_has_no_fringe_of_hidden_colours() -> None:
     values = np.zeros((4, 32, 32), np.uint8)
     values[:, :, :16] = np.array([200, 10, 10, 255])[:, None, None]
     values[:3, :, 16:] = np.array([0, 255, 0])[:, None, None]  # hidden
-    found = image.read(png(values), Asked(size=(9, 9), layout="alpha")).values
-    back = lifted(found, WHITE)
+    found = image.read(encode_png(values), ReadSettings(size=(9, 9), layout="alpha")).values
+    back = remove_background(found, WHITE)
     visible = back[-1] > 24
     assert visible.any()
     red, green, _ = back[:3][:, visible]
@@ -113,7 +118,7 @@ def test_a_set_has_the_channels_of_its_richest_image(
         if mode in ("L", "RGB"):
             assert (found.stored[k, -1] == 255).all()
         whole = np.asarray(Image.open(folder / f"{k}.png").convert("RGBA")).transpose(2, 0, 1)
-        expected = laid(whole, WHITE)
+        expected = composite_planes(whole, WHITE)
         assert np.array_equal(found.stored[k][-1], expected[-1])
         assert np.array_equal(found.stored[k][:-1], expected[:3] if channels == 4 else expected[:1])
     same = finish(read_images(folder, layout=found.layout, channels=channels, size=(6, 6)))
@@ -122,8 +127,8 @@ def test_a_set_has_the_channels_of_its_richest_image(
 
 def test_padding_is_transparent() -> None:
     values = straight(4)[:, :, :8]
-    asked = Asked(size=(16, 16), fit="pad", background=TEAL, layout="alpha")
-    found = image.read(png(values), asked).values
+    asked = ReadSettings(size=(16, 16), fit="pad", background=TEAL, layout="alpha")
+    found = image.read(encode_png(values), asked).values
     assert found[:, 0, 0].tolist() == [*TEAL, 0]
 
 
@@ -132,7 +137,7 @@ def test_a_palette_with_a_transparent_colour() -> None:
     picture.putpalette([10, 20, 30, 40, 50, 60])
     file = io.BytesIO()
     picture.save(file, "GIF", transparency=1)
-    found = image.read(file.getvalue(), Asked(layout="alpha")).values
+    found = image.read(file.getvalue(), ReadSettings(layout="alpha")).values
     assert found[:, 0].T.tolist() == [[10, 20, 30, 255], [255, 255, 255, 0]]
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.space import Space
-from diffuse_cli.media import Asked, Large, like
+from diffuse_cli.media import Large, ReadSettings, settings_for
 from diffuse_cli.media import array as medium
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.file_errors import Unusable
@@ -42,7 +42,7 @@ def headed(descr: Any, shape: Any, body: bytes = b"", fortran: Any = False) -> b
 
 def reason(data: bytes, **asked: Any) -> str:
     with pytest.raises(Unusable) as caught:
-        medium.read(data, Asked(**asked))
+        medium.read(data, ReadSettings(**asked))
     return caught.value.reason
 
 
@@ -68,7 +68,7 @@ def reason(data: bytes, **asked: Any) -> str:
 def test_every_kind_of_number_is_read_exactly(kind: str, stored: str, levels: Any, order: Any):
     values = np.asarray(DRAW.integers(0, 2 if kind == "?" else 100, (3, 4, 5)), kind, order=order)
     for data in (npy(values), npz(x=values), npz(True, x=values)):
-        read = medium.read(data, Asked())
+        read = medium.read(data, ReadSettings())
         assert read.values.dtype == stored
         assert read.values.tolist() == values.tolist()
         assert read.values.flags.c_contiguous
@@ -86,7 +86,9 @@ def test_missing_values_are_refused(wrong: float):
 
 def test_numbers_beyond_32_bits_are_refused():
     assert reason(npy(np.array([1e300, 0]))) == reasons.RANGE
-    assert medium.read(npy(np.array([1e38, 1e-300])), Asked()).values.max() == np.float32(1e38)
+    assert medium.read(npy(np.array([1e38, 1e-300])), ReadSettings()).values.max() == np.float32(
+        1e38
+    )
 
 
 def test_a_model_reads_numbers_that_fit_its_own():
@@ -98,7 +100,7 @@ def test_a_model_reads_numbers_that_fit_its_own():
         ("bool", (), (byte, word, real)),
     ):
         for data in fitting:
-            read = medium.read(data, Asked(numbers=numbers))
+            read = medium.read(data, ReadSettings(numbers=numbers))
             assert (read.values.dtype, read.values.sum()) == (numbers, 4)
         for data in others:
             assert reason(data, numbers=numbers) == reasons.OTHER_NUMBERS
@@ -124,7 +126,7 @@ def test_a_model_reads_numbers_that_fit_its_own():
 )
 def test_axes(shape: tuple[int, ...], layout: str | None, expected: tuple[int, ...]):
     values = DRAW.normal(size=shape).astype(np.float32)
-    read = medium.read(npy(values), Asked(layout=layout))
+    read = medium.read(npy(values), ReadSettings(layout=layout))
     assert read.values.shape == expected
     assert read.size == expected[:0:-1]
     space = medium.space(read.values[None])
@@ -135,7 +137,9 @@ def test_axes(shape: tuple[int, ...], layout: str | None, expected: tuple[int, .
         written = np.load(io.BytesIO(medium.encode(read.values, wanted)))
         assert written.tolist() == values.tolist()
         assert written.shape == shape
-        again = medium.read(medium.encode(read.values, wanted), Asked(**like(wanted)))
+        again = medium.read(
+            medium.encode(read.values, wanted), ReadSettings(**settings_for(wanted))
+        )
         assert again.values.tolist() == read.values.tolist()
 
 
@@ -159,34 +163,39 @@ def test_other_shapes_are_refused(shape: tuple[int, ...], asked: dict[str, Any],
 
 def test_the_centre_is_cut_out_and_nothing_is_resampled():
     values = np.arange(7 * 9, dtype=np.uint16).reshape(7, 9)
-    read = medium.read(npy(values), Asked(size=(4, 5)))
+    read = medium.read(npy(values), ReadSettings(size=(4, 5)))
     assert read.values[0].tolist() == values[1:5, 2:7].tolist()
     assert read.size == (9, 7)
-    assert read.digest == medium.read(npy(values), Asked()).digest, "of the whole array"
-    cut = medium.fit(values[None], Asked(size=(4, 5)))
+    assert read.digest == medium.read(npy(values), ReadSettings()).digest, "of the whole array"
+    cut = medium.fit(values[None], ReadSettings(size=(4, 5)))
     assert cut.tolist() == read.values.tolist()
 
 
 def test_one_number_is_the_size_of_every_dimension():
-    assert medium.read(npy(np.zeros(9)), Asked(size=(4, 4))).values.shape == (1, 4)
-    assert medium.read(npy(np.zeros((1, 9, 9, 9))), Asked(size=(4, 4))).values.shape == (1, 4, 4, 4)
+    assert medium.read(npy(np.zeros(9)), ReadSettings(size=(4, 4))).values.shape == (1, 4)
+    assert medium.read(npy(np.zeros((1, 9, 9, 9))), ReadSettings(size=(4, 4))).values.shape == (
+        1,
+        4,
+        4,
+        4,
+    )
 
 
 def test_large_arrays_are_cut_to_the_usual_size():
     for shape, kept in (((5000,), (4096,)), ((65, 10), (64, 10)), ((100, 80), (64, 64))):
         data = npy(np.zeros(shape, np.uint8))
-        assert medium.read(data, Asked()).values.shape[1:] == kept
+        assert medium.read(data, ReadSettings()).values.shape[1:] == kept
 
 
 def test_equal_numbers_have_one_digest_and_others_another():
     values = DRAW.normal(size=(2, 4, 6)).astype(np.float32)
-    own = medium.read(npy(values), Asked()).digest
+    own = medium.read(npy(values), ReadSettings()).digest
     last = np.moveaxis(values, 0, -1)
     for same in (npz(x=values), npy(np.asfortranarray(values)), npy(values.astype(">f4"))):
-        assert medium.read(same, Asked()).digest == own
-    assert medium.read(npy(last), Asked(layout="HWC")).digest == own
-    assert medium.read(npy(values.swapaxes(1, 2)), Asked()).digest != own
-    assert medium.read(npy(values.astype(np.float64)), Asked()).digest != own
+        assert medium.read(same, ReadSettings()).digest == own
+    assert medium.read(npy(last), ReadSettings(layout="HWC")).digest == own
+    assert medium.read(npy(values.swapaxes(1, 2)), ReadSettings()).digest != own
+    assert medium.read(npy(values.astype(np.float64)), ReadSettings()).digest != own
 
 
 # -- files that hold none -------------------------------------------------------------------------
@@ -235,7 +244,7 @@ def test_no_change_of_a_byte_raises_anything_else(step: int):
         changed[step % len(changed)] ^= 0xFF
         for damaged in (bytes(changed), data[:step]):
             with contextlib.suppress(Unusable):
-                medium.read(damaged, Asked())
+                medium.read(damaged, ReadSettings())
 
 
 def test_names_in_a_zip_are_escaped_and_cut():
@@ -250,8 +259,8 @@ def test_names_in_a_zip_are_escaped_and_cut():
 def test_a_large_array_is_unpacked_alone():
     data = npz(True, x=np.zeros(2**22))
     with pytest.raises(Large):
-        medium.read(data, Asked(shared=True, size=(64,)))
-    assert medium.read(data, Asked(size=(64,))).values.shape == (1, 64)
+        medium.read(data, ReadSettings(shared=True, size=(64,)))
+    assert medium.read(data, ReadSettings(size=(64,))).values.shape == (1, 64)
 
 
 def test_spaces_that_cannot_be_written_are_refused():
@@ -278,7 +287,7 @@ def test_fields_are_panels_of_grey_around_their_mean():
     samples[:, 0], samples[:, 1] = 10, -1
     samples[:, 0, 0, 0], samples[:, 0, 0, 1] = 16, 4
     samples[:, 1, 0, 0], samples[:, 1, 0, 1] = 1e9, -1e9
-    seen = medium.look(samples, space)
+    seen = medium.render(samples, space)
     assert seen.shape == (3, 1, 9, 6), "one above the other, and a line between"
     assert seen.dtype == np.uint8
     upper, lower = seen[0, 0, :4], seen[0, 0, 5:]
@@ -291,20 +300,20 @@ def test_levels_are_shown_from_black_to_white(levels: int):
     kind = {2: np.bool_, 256: np.uint8, 65_536: np.uint16}[levels]
     samples = np.array([0, levels - 1], kind).reshape(1, 1, 1, 2)
     space = medium.space(samples)
-    assert medium.look(samples, space).reshape(-1).tolist() == [0, 255]
+    assert medium.render(samples, space).reshape(-1).tolist() == [0, 255]
 
 
 def test_signals_are_lines_and_volumes_three_slices():
     wave = np.sin(np.arange(1000) / 50, dtype=np.float32)[None, None]
-    seen = medium.look(wave, medium.space(wave))
+    seen = medium.render(wave, medium.space(wave))
     assert seen.shape == (1, 1, 48, 256)
     assert (seen.min(2) < 100).all(), "ink in every column"
     volume = np.zeros((2, 3, 4, 6, 8), np.uint8)
     volume[:, :, 2, 3, 4] = 255
-    seen = medium.look(volume, medium.space(volume))
+    seen = medium.render(volume, medium.space(volume))
     assert seen.shape == (2, 1, 3 * 6 + 2, 8 + 8 + 6 + 2)
 
 
 def test_three_channels_of_bytes_are_colours():
     samples = DRAW.integers(0, 256, (2, 3, 4, 5), np.uint8)
-    assert medium.look(samples, medium.space(samples)).tolist() == samples.tolist()
+    assert medium.render(samples, medium.space(samples)).tolist() == samples.tolist()

@@ -151,9 +151,9 @@ def test_the_statistics_are_those_of_the_training_part(tmp_path: Path) -> None:
 def test_what_is_given_has_a_scale_of_its_own(
     diffuse: Callable[..., Any], recipe: Path, tmp_path: Path
 ) -> None:
-    from diffuse_cli.data import pair, read_images
+    from diffuse_cli.data import match_pairs, read_images
     from diffuse_cli.models import model_file
-    from diffuse_cli.models.image_conditioning import Giver
+    from diffuse_cli.models.image_conditioning import Conditioner
     from diffuse_cli.system.events import finish
 
     data = save(tmp_path / "data", 60, (8, 8), lambda x: 1000 + 50 * x)
@@ -163,12 +163,16 @@ def test_what_is_given_has_a_scale_of_its_own(
     assert ran.code == 0, ran.err
     found = model_file.load(model).blueprint
     samples, beside = (finish(read_images(folder)) for folder in (data, given))
-    rows = pair(samples, beside).rows[~samples.held_out]
+    rows = match_pairs(samples, beside).rows[~samples.held_out]
     own = beside.stored[rows].astype(np.float64)
     assert samples.held_out.any()
     assert np.allclose(found.conditions.given.mean, own.mean((0, 2, 3)), rtol=1e-12)
     assert np.allclose(found.conditions.given.std, [own[:, 0].std(), 1], rtol=1e-9)
-    told = Giver.of(found).inputs.to_model(torch.from_numpy(beside.stored[rows])).double()
+    told = (
+        Conditioner.from_blueprint(found)
+        .input_space.to_model(torch.from_numpy(beside.stored[rows]))
+        .double()
+    )
     assert float(told[:, 0].std(correction=0)) == pytest.approx(1, abs=1e-4)
     assert np.allclose(found.space.mean, samples.space.mean)
     ran = diffuse("sample", model, "--given", given / "000.npy", "-n", 1, "--steps", 2, "-o", "out",

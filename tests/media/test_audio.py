@@ -14,10 +14,18 @@ from hypothesis import strategies as st
 
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.space import Space
-from diffuse_cli.media import MEDIA, Asked, Large, like
+from diffuse_cli.media import MEDIA, Large, ReadSettings, settings_for
 from diffuse_cli.media import audio as medium
 from diffuse_cli.media import file_errors as reasons
-from diffuse_cli.media.audio import BANDS, LOUD, QUIET, loudest, resampled, sound_file, spectrogram
+from diffuse_cli.media.audio import (
+    BANDS,
+    LOUD,
+    QUIET,
+    find_loudest,
+    resample_sound,
+    sound_file,
+    spectrogram,
+)
 from diffuse_cli.media.file_errors import Unusable
 
 soundfile = pytest.importorskip("soundfile", reason="of the extra [audio]")
@@ -44,7 +52,7 @@ def tone(rate: int, hertz: float, seconds: float, phase: float = 0.3) -> Any:
 
 def reason(data: bytes, **asked: Any) -> str:
     with pytest.raises(Unusable) as caught:
-        medium.read(data, Asked(**asked))
+        medium.read(data, ReadSettings(**asked))
     return caught.value.reason
 
 
@@ -58,7 +66,7 @@ LEVELS = DRAW.integers(-(2**15), 2**15, (600, 2)).astype(np.int16)
 @pytest.mark.parametrize("kind", ["WAV", "FLAC"])
 def test_sound_of_16_bits_is_written_as_it_was(kind: str, channels: int):
     data = sound(LEVELS[:, :channels], 11_025, kind)
-    read = medium.read(data, Asked())
+    read = medium.read(data, ReadSettings())
     assert read.values.dtype == np.float32
     assert np.array_equal(read.values, LEVELS[:, :channels].T / np.float32(2**15))
     space = Space(**{**vars(medium.space(read.values[None])), "rate": 11_025})
@@ -72,7 +80,7 @@ def test_sound_of_16_bits_is_written_as_it_was(kind: str, channels: int):
 def test_what_is_written_is_the_same_through_the_model_s_numbers():
     import torch
 
-    values = medium.read(sound(LEVELS[:, 0]), Asked()).values
+    values = medium.read(sound(LEVELS[:, 0]), ReadSettings()).values
     floats: dict[str, Any] = {"levels": None, "mean": (0.01,), "std": (0.07,)}
     space = Space(channels=1, size=(600,), medium="audio", rate=8000, **floats)
     back = space.to_stored(space.to_model(torch.from_numpy(values[None]))).numpy()[0]
@@ -88,24 +96,26 @@ def test_beyond_full_scale_is_cut_off_and_nothing_wraps_around():
 @pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW"])
 def test_every_way_to_store_a_sample(subtype: str):
     values = LEVELS[:, 0] / 2**15 * 0.9
-    read = medium.read(sound(values, subtype=subtype), Asked())
+    read = medium.read(sound(values, subtype=subtype), ReadSettings())
     off = np.abs(read.values[0] - values).max()
     assert off < {"PCM_U8": 1 / 127, "ULAW": 0.03}.get(subtype, 1e-6)
     assert read.mode == f"{subtype} at 8,000 Hz"
 
 
 def test_a_sound_has_one_digest_whatever_holds_it_and_to_whatever_it_is_cut():
-    own = medium.read(sound(LEVELS), Asked()).digest
-    assert own == medium.read(sound(LEVELS, kind="FLAC"), Asked(size=(64,), rate=4000)).digest
-    assert own != medium.read(sound(LEVELS, 11_025), Asked()).digest
-    assert own != medium.read(sound(LEVELS[:-1]), Asked()).digest
-    assert own != medium.read(sound(LEVELS[:, :1]), Asked()).digest
+    own = medium.read(sound(LEVELS), ReadSettings()).digest
+    assert (
+        own == medium.read(sound(LEVELS, kind="FLAC"), ReadSettings(size=(64,), rate=4000)).digest
+    )
+    assert own != medium.read(sound(LEVELS, 11_025), ReadSettings()).digest
+    assert own != medium.read(sound(LEVELS[:-1]), ReadSettings()).digest
+    assert own != medium.read(sound(LEVELS[:, :1]), ReadSettings()).digest
 
 
 def test_stereo_becomes_its_mean_and_mono_fills_both_channels():
-    both = medium.read(sound(LEVELS), Asked()).values
-    assert np.allclose(medium.read(sound(LEVELS), Asked(channels=1)).values, both.mean(0))
-    mono = medium.read(sound(LEVELS[:, 0]), Asked(channels=2)).values
+    both = medium.read(sound(LEVELS), ReadSettings()).values
+    assert np.allclose(medium.read(sound(LEVELS), ReadSettings(channels=1)).values, both.mean(0))
+    mono = medium.read(sound(LEVELS[:, 0]), ReadSettings(channels=2)).values
     assert np.array_equal(mono, both[[0, 0]])
     assert reason(sound(LEVELS), channels=3) == reasons.CHANNELS
 
@@ -116,7 +126,7 @@ def test_stereo_becomes_its_mean_and_mono_fills_both_channels():
 @pytest.mark.parametrize(("own", "wanted"), [(22_050, 8000), (8000, 16_000), (44_100, 44_099)])
 def test_a_tone_below_both_highest_frequencies_is_the_same_at_another_rate(own: int, wanted: int):
     """An ideal resampling has an exact answer: the tone itself, sampled at the other rate."""
-    found = resampled(tone(own, 440.7, 0.5).astype(np.float32), own, wanted)
+    found = resample_sound(tone(own, 440.7, 0.5).astype(np.float32), own, wanted)
     exact = tone(wanted, 440.7, 0.5)
     assert found.shape == exact.shape
     inner = slice(400, -400)  # it was cut off at its ends
@@ -124,50 +134,52 @@ def test_a_tone_below_both_highest_frequencies_is_the_same_at_another_rate(own: 
 
 
 def test_what_the_lower_rate_cannot_hold_is_gone():
-    found = resampled(tone(22_050, 5000, 0.5).astype(np.float32), 22_050, 8000)
+    found = resample_sound(tone(22_050, 5000, 0.5).astype(np.float32), 22_050, 8000)
     assert np.abs(found[:, 400:-400]).max() < 1e-3
 
 
 def test_the_loudest_part_is_the_one_with_the_most_energy():
     quiet = np.zeros((2, 50), np.float32)
-    assert loudest(quiet, 20) == slice(0, 20)
-    assert loudest(quiet, 60) == slice(0, 50)
+    assert find_loudest(quiet, 20) == slice(0, 20)
+    assert find_loudest(quiet, 60) == slice(0, 50)
     quiet[1, 30:34] = 1
     quiet[0, 5] = 1.5
-    found = loudest(quiet, 8)
+    found = find_loudest(quiet, 8)
     assert found.start <= 30
     assert found.stop >= 34
-    read = medium.read(sound(quiet.T * 0.5), Asked(size=(8,)))
+    read = medium.read(sound(quiet.T * 0.5), ReadSettings(size=(8,)))
     assert np.array_equal(read.values, quiet[:, found] * 0.5)
 
 
 def test_a_shorter_sound_ends_in_silence_and_pad_refuses_a_longer_one():
-    read = medium.read(sound(LEVELS), Asked(size=(700,), fit="pad"))
+    read = medium.read(sound(LEVELS), ReadSettings(size=(700,), fit="pad"))
     assert np.array_equal(read.values[:, :600], LEVELS.T / np.float32(2**15))
     assert not read.values[:, 600:].any()
     assert read.size == (600,)
     assert reason(sound(LEVELS), size=(599,), fit="pad") == reasons.LONGER
-    assert medium.read(sound(LEVELS), Asked(size=(300,), rate=4000, fit="pad")).size == (300,)
-    wide = medium.fit(read.values, Asked(size=(900,)))
+    assert medium.read(sound(LEVELS), ReadSettings(size=(300,), rate=4000, fit="pad")).size == (
+        300,
+    )
+    wide = medium.fit(read.values, ReadSettings(size=(900,)))
     assert wide.shape == (2, 900)
 
 
 def test_without_a_size_a_long_sound_keeps_a_second_or_two():
-    read = medium.read(sound(np.zeros(20_000)), Asked())
+    read = medium.read(sound(np.zeros(20_000)), ReadSettings())
     assert (read.values.shape, read.size) == ((1, medium.LONGEST), (20_000,))
 
 
 def test_the_usual_rate_and_the_longest_length_are_chosen():
     ends = [sound(np.zeros(n), rate) for n, rate in ((100, 8000), (700, 11_025), (900, 11_025))]
-    asked, told = medium.settled(Asked(), [*ends, b"RIFF", b""])
+    asked, told = medium.complete_settings(ReadSettings(), [*ends, b"RIFF", b""])
     assert (asked.rate, asked.size) == (11_025, (1024,))
     assert told == (
         "sounds at 11,025 Hz; pass --rate for another; 1024 samples each, 0.09 s; pass --size for "
         "more or fewer"
     )
-    assert medium.settled(Asked(), [sound(np.zeros(9), 44_100)])[0].rate == 16_000
-    asked = Asked(size=(9,), rate=8000)
-    assert medium.settled(asked, [b"never read"]) == (asked, "")
+    assert medium.complete_settings(ReadSettings(), [sound(np.zeros(9), 44_100)])[0].rate == 16_000
+    asked = ReadSettings(size=(9,), rate=8000)
+    assert medium.complete_settings(asked, [b"never read"]) == (asked, "")
 
 
 # -- what cannot be used --------------------------------------------------------------------------
@@ -203,7 +215,7 @@ def test_what_cannot_be_used_has_a_reason(data: bytes, expected: str):
 
 def test_a_stream_whose_length_was_not_known_is_read_to_its_end():
     body = LEVELS[:, 0].tobytes()
-    read = medium.read(headed(0xFFFF_FFFF, body), Asked())
+    read = medium.read(headed(0xFFFF_FFFF, body), ReadSettings())
     assert read.values.shape == (1, 600)
 
 
@@ -217,15 +229,15 @@ def test_what_unpacks_to_too_much_is_refused_in_little_memory(monkeypatch: pytes
 def test_a_large_sound_is_left_for_later(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sound_file, "LARGE", 600 * 2 * 4 - 1)
     with pytest.raises(Large):
-        medium.read(WHOLE, Asked(shared=True))
-    assert medium.read(WHOLE, Asked()).channels == 2
+        medium.read(WHOLE, ReadSettings(shared=True))
+    assert medium.read(WHOLE, ReadSettings()).channels == 2
 
 
 def test_silent_and_clipped_sounds_are_remarked_on():
-    assert medium.read(sound(np.zeros(9)), Asked()).remarks == (reasons.SILENT,)
+    assert medium.read(sound(np.zeros(9)), ReadSettings()).remarks == (reasons.SILENT,)
     loud = np.array([0, 9000, 32767, 32767, 32767, 5])
-    assert medium.read(sound(loud.astype(np.int16)), Asked()).remarks == (reasons.CLIPPED,)
-    assert medium.read(sound(loud[:4].astype(np.int16)), Asked()).remarks == ()
+    assert medium.read(sound(loud.astype(np.int16)), ReadSettings()).remarks == (reasons.CLIPPED,)
+    assert medium.read(sound(loud[:4].astype(np.int16)), ReadSettings()).remarks == ()
 
 
 def test_spaces_that_are_no_sound():
@@ -242,15 +254,15 @@ def test_spaces_that_are_no_sound():
 
 
 def test_a_size_of_one_number_is_a_length():
-    assert MEDIA["audio"].checked_size((9000, 9000)) == (9000,)
+    assert MEDIA["audio"].resolve_size((9000, 9000)) == (9000,)
     for medium_, size in (("audio", (9, 8)), ("image", (9000, 9000)), ("array", (5000, 5000))):
         with pytest.raises(InvalidArgument):
-            MEDIA[medium_].checked_size(size)
+            MEDIA[medium_].resolve_size(size)
 
 
 def test_what_a_space_asks_for_is_what_it_was_made_of():
     space = Space(**{**vars(medium.space(np.zeros((1, 1, 300)))), "rate": 4000})
-    read = medium.read(sound(LEVELS[:, 0]), Asked(**like(space)))
+    read = medium.read(sound(LEVELS[:, 0]), ReadSettings(**settings_for(space)))
     assert read.values.shape == (1, 300)
 
 
@@ -269,10 +281,10 @@ def test_a_tone_is_dark_in_the_band_of_its_frequency():
 
 def test_pictures_of_silence_and_of_both_channels():
     space = medium.space(np.zeros((1, 2, 500)))
-    seen = medium.look(np.zeros((3, 2, 500), np.float32), space)
+    seen = medium.render(np.zeros((3, 2, 500), np.float32), space)
     assert seen.shape[:2] == (3, 1)
     assert (seen[:, :, -BANDS:] == 255).all()
-    both = medium.look(np.stack([np.zeros((2, 500)), np.ones((2, 500)) * [[0], [1]]]), space)
+    both = medium.render(np.stack([np.zeros((2, 500)), np.ones((2, 500)) * [[0], [1]]]), space)
     half = both.shape[2] // 2
     assert np.array_equal(both[0, 0, :half], both[1, 0, :half])
     assert LOUD > QUIET
@@ -296,7 +308,7 @@ def test_a_changed_file_is_a_sound_or_has_a_reason(
     for place, byte in changes:
         changed[place] = byte
     try:
-        read = medium.read(bytes(changed[:kept]), Asked(size=(64,), rate=4000))
+        read = medium.read(bytes(changed[:kept]), ReadSettings(size=(64,), rate=4000))
     except Unusable as error:
         found = error.reason
     else:

@@ -14,10 +14,10 @@ from image_corpus import chunk, encoded, noise
 from mutated_images import CHANGES
 from PIL import Image, ImageCms
 
-from diffuse_cli.media import Asked, image
+from diffuse_cli.media import ReadSettings, image
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.image import image_metadata
-from diffuse_cli.media.image.decoding import decode, decoded
+from diffuse_cli.media.image.decoding import decode, decode_image
 
 WHITE = (255, 255, 255)
 BUILT_IN = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -25,7 +25,7 @@ WIDE = [("AdobeRGB", 563 / 256), ("P3", "sRGB"), ("ProPhoto", 1.8), ("sRGB", 2.2
 
 
 def remarks(data: bytes) -> tuple[str, ...]:
-    return decoded(data, WHITE).remarks
+    return decode_image(data, WHITE).remarks
 
 
 def off(found: Any, expected: Any) -> float:
@@ -59,8 +59,8 @@ def test_srgb_stays_as_it_is(mode: str, profile: bytes) -> None:
     colours = noise(2, (40, 30), mode)
     plain, tagged = (encoded(colours, icc_profile=p) for p in (None, profile))
     assert tagged != plain
-    assert decoded(tagged, WHITE).to_srgb is None
-    one, two = (image.read(data, Asked()) for data in (plain, tagged))
+    assert decode_image(tagged, WHITE).to_srgb is None
+    one, two = (image.read(data, ReadSettings()) for data in (plain, tagged))
     assert one.values.tolist() == two.values.tolist()
     assert (one.digest, one.remarks) == (two.digest, two.remarks)
 
@@ -192,7 +192,7 @@ def test_changed_profiles_convert_or_are_broken_and_nothing_else(kind: str) -> N
         for _ in range(rng.choice((1, 1, 3))):
             profile = rng.choice(CHANGES[:4])(rng, profile)
         try:
-            convert = image_metadata.to_srgb(profile, kind)
+            convert = image_metadata.load_conversion(profile, kind)
         except image_metadata.BadProfile:
             outcomes.add("broken")
             continue
@@ -211,19 +211,19 @@ def test_a_photo_is_converted_when_it_is_small() -> None:
     pixels = (128 + 40 * wave * [1, -0.5, 0.7] + draw.normal(0, 4, (400, 600, 3))).clip(0, 255)
     photo = Image.fromarray(pixels.astype(np.uint8))
     data = encoded(photo, icc_profile=P3)
-    first = image.read(encoded(decode(data)), Asked(size=(48, 48)))
-    found = image.read(data, Asked(size=(48, 48)))
+    first = image.read(encoded(decode(data)), ReadSettings(size=(48, 48)))
+    found = image.read(data, ReadSettings(size=(48, 48)))
     assert off(found.values, first.values) <= 3
     assert np.abs(found.values.astype(int) - first.values).mean() < 0.5
-    assert off(found.values, image.read(encoded(photo), Asked(size=(48, 48))).values) > 5
+    assert off(found.values, image.read(encoded(photo), ReadSettings(size=(48, 48))).values) > 5
 
 
 def test_channels_and_padding_come_after_the_colours() -> None:
     colours = noise(9, (20, 10), "RGB")
     data = encoded(colours, icc_profile=icc_profiles.rgb("AdobeRGB", 2.2))
-    grey = image.read(data, Asked(channels=1)).values[0]
+    grey = image.read(data, ReadSettings(channels=1)).values[0]
     assert grey.tolist() == np.asarray(decode(data).convert("L")).tolist()
-    padded = image.read(data, Asked((20, 20), None, (0, 255, 9), "pad")).values
+    padded = image.read(data, ReadSettings((20, 20), None, (0, 255, 9), "pad")).values
     assert padded[:, 0, 0].tolist() == [0, 255, 9]
     assert padded[:, 5:15].tolist() == np.moveaxis(np.asarray(decode(data)), -1, 0).tolist()
 
@@ -232,8 +232,8 @@ def test_an_image_is_another_one_under_another_profile() -> None:
     colours = noise(10, (80, 70), "RGB")
     plain = encoded(colours)
     p3, adobe = (encoded(colours, icc_profile=p) for p in (P3, icc_profiles.rgb("AdobeRGB", 2.2)))
-    assert len({image.read(data, Asked()).digest for data in (plain, p3, adobe)}) == 3
-    assert image.read(p3, Asked()).digest == image.read(p3, Asked(size=(5, 5))).digest
+    assert len({image.read(data, ReadSettings()).digest for data in (plain, p3, adobe)}) == 3
+    assert image.read(p3, ReadSettings()).digest == image.read(p3, ReadSettings(size=(5, 5))).digest
 
 
 def test_a_profile_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,7 +266,7 @@ def drawing(colour: int, mode: str = "LA") -> bytes:
 )  # fmt: skip
 def test_white_on_nothing_is_blank_on_white(colour: int, background: Any, blank: bool) -> None:
     expected = (reasons.BLANK,) if blank else ()
-    assert decoded(drawing(colour), background).remarks == expected
+    assert decode_image(drawing(colour), background).remarks == expected
 
 
 def test_an_image_that_is_of_one_colour_is_not_blank() -> None:

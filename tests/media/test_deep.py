@@ -17,10 +17,17 @@ from PIL import Image, ImageOps
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import Dataset, read_images
 from diffuse_cli.evaluation import input_builders
-from diffuse_cli.media import Asked, image
+from diffuse_cli.media import ReadSettings, image
 from diffuse_cli.media.image.decoding import decode
-from diffuse_cli.media.image.planes import SIGNATURE, chunk, fit_planes, png, rescaled, to_pixels
-from diffuse_cli.models.image_conditioning import Giver
+from diffuse_cli.media.image.planes import (
+    SIGNATURE,
+    chunk,
+    encode_png,
+    fit_planes,
+    rescale_levels,
+    to_pixels,
+)
+from diffuse_cli.models.image_conditioning import Conditioner
 from diffuse_cli.models.model_file import load
 from diffuse_cli.system.events import Notice, finish
 
@@ -42,7 +49,7 @@ def tiff(values: np.ndarray, mode: str = "I;16") -> bytes:
 
 
 def read(data: bytes, **asked: Any) -> np.ndarray:
-    return image.read(data, Asked(**asked)).values
+    return image.read(data, ReadSettings(**asked)).values
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -76,7 +83,7 @@ def test_twelve_bits_are_spread_over_sixteen() -> None:
 @pytest.mark.parametrize("channels", [2, 4])
 def test_transparency_is_laid_on_the_background(channels: int) -> None:
     values = levels(channels, 4, 4)
-    found = read(png(values), background=(255, 0, 128) if channels == 4 else (128,) * 3)
+    found = read(encode_png(values), background=(255, 0, 128) if channels == 4 else (128,) * 3)
     below = np.array([255, 0, 128] if channels == 4 else [128])[:, None, None] * 257
     share = values[-1:] / 65_535
     exact = values[:-1] * share + below * (1 - share)
@@ -111,11 +118,11 @@ def test_a_colour_that_shares_a_channel_with_the_transparent_one_is_opaque() -> 
 
 def test_eight_bits_and_sixteen() -> None:
     values = np.arange(65_536, dtype=np.uint16)
-    narrow = rescaled(values, "uint8")
+    narrow = rescale_levels(values, "uint8")
     assert np.array_equal(narrow, np.rint(values / 257))
-    wide = rescaled(np.arange(256, dtype=np.uint8), "uint16")
+    wide = rescale_levels(np.arange(256, dtype=np.uint8), "uint16")
     assert np.array_equal(wide, np.arange(256) * 257)
-    assert np.array_equal(rescaled(wide, "uint8"), np.arange(256))
+    assert np.array_equal(rescale_levels(wide, "uint8"), np.arange(256))
 
 
 def test_scaling_is_that_of_floats() -> None:
@@ -135,15 +142,15 @@ def test_orientation_turns_every_plane() -> None:
         exif = Image.Exif()
         exif[0x0112] = turn
         found = read(tagged(values, b"eXIf", exif.tobytes()[6:]))
-        shown = Image.fromarray(rescaled(values, "uint8").transpose(1, 2, 0))
+        shown = Image.fromarray(rescale_levels(values, "uint8").transpose(1, 2, 0))
         shown.getexif()[0x0112] = turn
         upright = np.asarray(ImageOps.exif_transpose(shown)).transpose(2, 0, 1)
-        assert np.array_equal(rescaled(found, "uint8"), upright), turn
+        assert np.array_equal(rescale_levels(found, "uint8"), upright), turn
 
 
 def tagged(values: np.ndarray, name: bytes, data: bytes) -> bytes:
     """A PNG with another chunk."""
-    whole, at = png(values), len(SIGNATURE) + 25
+    whole, at = encode_png(values), len(SIGNATURE) + 25
     return whole[:at] + chunk(name, data) + whole[at:]
 
 
@@ -166,7 +173,7 @@ def save(folder: Path, kinds: str) -> Path:
     folder.mkdir()
     for k, kind in enumerate(kinds):
         values = levels(3 if kind == "3" else 1, 6, 6)
-        data = png(rescaled(values, "uint8") if kind == "8" else values)
+        data = encode_png(rescale_levels(values, "uint8") if kind == "8" else values)
         (folder / f"{k:03d}.png").write_bytes(data)
     return folder
 
@@ -217,8 +224,8 @@ def test_a_set_in_a_file_has_them_too(tmp_path: Path) -> None:
 def test_pictures_of_sixteen_bits_are_those_of_eight() -> None:
     values = levels(2, 3, 4, 4)
     space = image.space(values)
-    assert np.array_equal(image.look(values, space), np.rint(values / 257).astype(np.uint8))
-    assert np.array_equal(image.look(values.astype(np.int32), space), image.look(values, space))
+    assert np.array_equal(image.render(values, space), np.rint(values / 257).astype(np.uint8))
+    assert np.array_equal(image.render(values.astype(np.int32), space), image.render(values, space))
 
 
 # -- twelve bits of sixteen ------------------------------------------------------------------------
@@ -239,10 +246,10 @@ def camera(folder: Path, count: int = 60) -> Path:
 def test_the_limits_are_those_of_the_samples(tmp_path: Path) -> None:
     found = finish(read_images(camera(tmp_path / "data")))
     assert (found.space.levels, found.space.limits) == (65_536, (120, 2600))
-    assert found.unmeasured.limits is None
+    assert found.estimated_space.limits is None
     streamed = finish(read_images(tmp_path / "data", keep=0, index=tmp_path / "index"))
     assert streamed.space == found.space
-    shown = image.look(found.stored, found.space)
+    shown = image.render(found.stored, found.space)
     assert (shown.min(), shown.max()) == (0, 255)
 
 
@@ -309,13 +316,13 @@ def test_psnr_has_the_range_of_the_limits(
     diffuse: Any, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spans: list[float] = []
-    known = input_builders.likeness
+    known = input_builders.compute_pixel_metrics
 
     def likeness(*args: Any) -> Any:
         spans.append(args[-1])
         return known(*args)
 
-    monkeypatch.setattr(input_builders, "likeness", likeness)
+    monkeypatch.setattr(input_builders, "compute_pixel_metrics", likeness)
     line = ("--config", recipe, "--given", "low-res:2", "--steps", 2, "-q")
     assert diffuse("train", camera(tmp_path / "data", 8), *line).code == 0
     line = ("-n", 4, "--steps", 2, "--metrics", "answers", "-q")
@@ -331,5 +338,5 @@ def test_pairs_have_limits_of_their_own(diffuse: Any, recipe: Path, tmp_path: Pa
         (beside / path.name).write_bytes(tiff((values // 10 + 9000).astype(np.uint16)))
     line = ("train", data, "--config", recipe, "--given", beside, "--steps", 2, "-q")
     assert diffuse(*line).code == 0
-    giver = Giver.of(load("model.safetensors").blueprint)
-    assert (giver.space.limits, giver.inputs.limits) == ((120, 2600), (9012, 9260))
+    giver = Conditioner.from_blueprint(load("model.safetensors").blueprint)
+    assert (giver.space.limits, giver.input_space.limits) == ((120, 2600), (9012, 9260))

@@ -45,12 +45,12 @@ def noise(*shape: int) -> np.ndarray:
 def test_grid_size(
     count: int, height: int, width: int, columns: int | None, size: tuple[int, int]
 ) -> None:
-    assert figures.grid(noise(count, 1, height, width), columns).size == size
+    assert figures.arrange_grid(noise(count, 1, height, width), columns).size == size
 
 
 def test_grid_places_every_image_and_leaves_the_rest_white() -> None:
     images = noise(5, 3, 20, 32)
-    sheet = np.asarray(figures.grid(images, columns=3, padding=1))
+    sheet = np.asarray(figures.arrange_grid(images, columns=3, padding=1))
     expected = np.full((81, 194, 3), 255, np.uint8)
     for i, each in enumerate(images):
         top, left = i // 3 * 41, i % 3 * 65
@@ -62,7 +62,7 @@ def test_grid_places_every_image_and_leaves_the_rest_white() -> None:
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (2, "L"), (3, "RGB"), (5, "RGB")])
 def test_grid_shows_any_number_of_channels(channels: int, mode: str) -> None:
     images = noise(1, channels, 64, 64)
-    sheet = figures.grid(images)
+    sheet = figures.arrange_grid(images)
     assert sheet.mode == mode
     shown = 3 if mode == "RGB" else 1
     first = np.atleast_3d(np.asarray(sheet)).transpose(2, 0, 1)
@@ -72,23 +72,23 @@ def test_grid_shows_any_number_of_channels(channels: int, mode: str) -> None:
 @pytest.mark.parametrize(("count", "columns"), [(0, None), (2, 0)])
 def test_grid_refuses_nothing(count: int, columns: int | None) -> None:
     with pytest.raises(ValueError, match="at least one"):
-        figures.grid(noise(count, 1, 4, 4), columns)
+        figures.arrange_grid(noise(count, 1, 4, 4), columns)
 
 
 def test_png_holds_the_pixels_and_nothing_else() -> None:
     pixels = noise(3, 5, 7)
-    data = figures.png(pixels)
+    data = figures.encode_png(pixels)
     opened = Image.open(io.BytesIO(data))
     assert np.array_equal(np.asarray(opened), pixels.transpose(1, 2, 0))
-    dressed = figures.image(pixels)
+    dressed = figures.to_image(pixels)
     dressed.info.update(dpi=(72, 72), icc_profile=b"x" * 200, Software="today")
-    assert figures.png(dressed) == data
+    assert figures.encode_png(dressed) == data
     assert dressed.info, "the caller's image was changed"
 
 
 def test_gif_loops_and_holds_the_last_frame() -> None:
-    frames = [figures.grid(noise(1, 1, 8, 8) // (i + 1)) for i in range(5)]
-    data = figures.gif(frames, seconds=1, hold=2)
+    frames = [figures.arrange_grid(noise(1, 1, 8, 8) // (i + 1)) for i in range(5)]
+    data = figures.encode_gif(frames, seconds=1, hold=2)
     opened = Image.open(io.BytesIO(data))
     durations = []
     for i in range(opened.n_frames):
@@ -96,14 +96,16 @@ def test_gif_loops_and_holds_the_last_frame() -> None:
         durations.append(opened.info["duration"])
     assert opened.info["loop"] == 0
     assert durations == [200, 200, 200, 200, 2200]
-    assert data == figures.gif(frames, seconds=1, hold=2)
+    assert data == figures.encode_gif(frames, seconds=1, hold=2)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_gif_keeps_every_grey_level(channels: int) -> None:
     images = [LEVELS[0], LEVELS[0][:, ::-1], 255 - LEVELS[0]]
-    frames = [figures.image(i.repeat(channels, axis=0)) for i in images]
-    for frame, read in zip(frames, frames_of(figures.gif(frames, seconds=1, hold=0)), strict=True):
+    frames = [figures.to_image(i.repeat(channels, axis=0)) for i in images]
+    for frame, read in zip(
+        frames, frames_of(figures.encode_gif(frames, seconds=1, hold=0)), strict=True
+    ):
         assert np.array_equal(np.asarray(frame.convert("RGB")), np.asarray(read))
 
 
@@ -112,8 +114,8 @@ def test_gif_keeps_few_colors_exactly_and_greys_neutral() -> None:
     flat[:, 5:9, 5:9] = np.array([0, 114, 178], np.uint8)[:, None, None]
     busy = noise(3, 40, 40)
     busy[:, 20:] = noise(1, 20, 40)
-    frames = [figures.image(flat), figures.image(busy)]
-    first, second = map(np.asarray, frames_of(figures.gif(frames, seconds=1, hold=0)))
+    frames = [figures.to_image(flat), figures.to_image(busy)]
+    first, second = map(np.asarray, frames_of(figures.encode_gif(frames, seconds=1, hold=0)))
     assert np.array_equal(first, np.asarray(frames[0]))
     greys = second[20:].astype(int)
     assert (greys.max(2) == greys.min(2)).all()
@@ -123,7 +125,7 @@ def test_gif_keeps_few_colors_exactly_and_greys_neutral() -> None:
 
 def test_gif_refuses_nothing() -> None:
     with pytest.raises(ValueError, match="at least one"):
-        figures.gif([], seconds=1, hold=0)
+        figures.encode_gif([], seconds=1, hold=0)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +139,7 @@ def test_gif_refuses_nothing() -> None:
     ],
 )
 def test_readable(value: float, words: str) -> None:
-    assert figures.readable(value).strip("$") == words
+    assert figures.format_fraction(value).strip("$") == words
 
 
 def test_a_sheet_shows_images_dot_by_dot_whatever_the_matplotlibrc_says() -> None:
@@ -168,7 +170,7 @@ def test_nothing_heavy_is_imported() -> None:
 
 def test_rows_put_smaller_images_on_white() -> None:
     small, large = np.zeros((1, 2, 2), np.uint8), np.zeros((3, 2, 5), np.uint8)
-    sheet = np.asarray(figures.rows([[small, large]]))
+    sheet = np.asarray(figures.arrange_rows([[small, large]]))
     assert sheet.ndim == 3
     zoom = sheet.shape[0] // 2
     assert (sheet[:, : 2 * zoom] == 0).all()

@@ -15,20 +15,20 @@ from PIL import Image
 from diffuse_cli.config.eval_options import EvalConfig
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.data import read_images
-from diffuse_cli.data.summary import fitting
+from diffuse_cli.data.summary import describe_fit
 from diffuse_cli.evaluation.image_sets import read_sides
 from diffuse_cli.media import FITS, check_fit
 from diffuse_cli.media.image.planes import fit_image
 from diffuse_cli.models import model_file
-from diffuse_cli.sampling.generation import Loaded
+from diffuse_cli.sampling.generation import LoadedModel
 from diffuse_cli.system.events import Notice, finish
 
 NAVY = (0, 0, 128)
 
 
-def loaded(model: model_file.StoredModel) -> Loaded:
+def loaded(model: model_file.StoredModel) -> LoadedModel:
     """A model whose network is not needed."""
-    return Loaded(model, cast(Any, None), "", "fp32")
+    return LoadedModel(model, cast(Any, None), "", "fp32")
 
 
 def read(folder: Path, **options: Any) -> np.ndarray:
@@ -94,7 +94,7 @@ def test_stretch_shows_all_of_it_and_nothing_else() -> None:
     ],
 )
 def test_what_a_fit_does_is_said(sizes: Any, size: Any, fit: str, said: str) -> None:
-    assert fitting(sizes, size, fit) == said
+    assert describe_fit(sizes, size, fit) == said
 
 
 def test_a_medium_that_does_not_know_a_fit_refuses_it() -> None:

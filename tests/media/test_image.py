@@ -19,11 +19,11 @@ from PIL import Image, ImageOps
 from xxhash import xxh3_128_digest
 
 from diffuse_cli.media import file_errors as reasons
-from diffuse_cli.media.figures import image as to_image
+from diffuse_cli.media.figures import to_image as to_image
 from diffuse_cli.media.file_errors import Unusable
 from diffuse_cli.media.image.decoding import decode, read_image
-from diffuse_cli.media.image.planes import digest, digest_of, to_pixels
 from diffuse_cli.media.image.planes import fit_image as fit
+from diffuse_cli.media.image.planes import image_digest, pixel_digest, to_pixels
 from diffuse_cli.system.errors import DataError
 
 
@@ -391,22 +391,22 @@ def test_digest_knows_mode_and_size() -> None:
         Image.new("RGB", (2, 2)),
         Image.new("L", (2, 6), 1),
     ]
-    names = [digest(np.asarray(image)) for image in images]
+    names = [pixel_digest(np.asarray(image)) for image in images]
     assert len(set(names)) == 4
-    assert names == [digest_of(image) for image in images]
-    assert names[0] == digest(np.asarray(images[0].copy()))
+    assert names == [image_digest(image) for image in images]
+    assert names[0] == pixel_digest(np.asarray(images[0].copy()))
 
 
 def test_digest_is_the_hash_that_model_files_speak_of() -> None:
     grey, colour = noise(1, (6, 2)), noise(2, (5, 3), "RGB")
     expected = xxh3_128_digest(b"L 6x2\n" + grey.tobytes())
-    assert digest(np.asarray(grey)) == expected
+    assert pixel_digest(np.asarray(grey)) == expected
     expected = xxh3_128_digest(b"RGB 5x3\n" + colour.tobytes())
-    assert digest(np.asarray(colour)) == expected
+    assert pixel_digest(np.asarray(colour)) == expected
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 @pytest.mark.parametrize("size", [(1, 1), (700, 500), (90_001, 4), (3, 90_001)])
 def test_the_digest_of_an_image_is_that_of_its_pixels(mode: str, size: tuple[int, int]) -> None:
     image = noise(3, size, mode)
-    assert digest_of(image) == digest(np.asarray(image))
+    assert image_digest(image) == pixel_digest(np.asarray(image))

@@ -14,8 +14,8 @@ from PIL import Image
 from unplotted_pages import undraw
 
 from diffuse_cli.data import read_images
-from diffuse_cli.media import Asked, image
-from diffuse_cli.media.image.planes import png
+from diffuse_cli.media import ReadSettings, image
+from diffuse_cli.media.image.planes import encode_png
 from diffuse_cli.system.events import finish
 
 COUNT = 48
@@ -34,14 +34,14 @@ def blobs(channels: int, top: int) -> np.ndarray:
 def trained(folder: Path, values: np.ndarray, recipe: Path, *options: Any) -> Path:
     (folder / "data").mkdir()
     for k, sample in enumerate(values):
-        (folder / "data" / f"{k:03d}.png").write_bytes(png(sample))
+        (folder / "data" / f"{k:03d}.png").write_bytes(encode_png(sample))
     line = ["train", folder / "data", "--config", recipe, "--steps", 6, *options]
     assert in_process([*line, "-o", folder / "m.safetensors", "-q"]) == 0
     return folder / "m.safetensors"
 
 
 def drawn(path: Path, layout: str | None = None) -> np.ndarray:
-    return image.read(path.read_bytes(), Asked(layout=layout)).values
+    return image.read(path.read_bytes(), ReadSettings(layout=layout)).values
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_tasks_keep_sixteen_bits(deep: Path, diffuse: Callable[..., Any], tmp_pa
     first = deep.parent / "data" / "000.png"
     mask = np.zeros((1, 8, 8), np.uint16)
     mask[:, :, 4:] = 65_535
-    Path("mask.png").write_bytes(png(mask))
+    Path("mask.png").write_bytes(encode_png(mask))
     ran = diffuse("inpaint", deep, first, "--mask", "mask.png", "--steps", 2, "-o", "in", "-q")
     assert ran.code == 0, ran.err
     written = [path for path in Path("in").glob("*.png") if path.name != "grid.png"]
@@ -135,7 +135,7 @@ def test_a_model_of_transparent_images(
 def test_channels_that_images_do_not_have_are_refused(
     diffuse: Callable[..., Any], tmp_path: Path, options: str, said: str
 ) -> None:
-    (tmp_path / "a.png").write_bytes(png(blobs(3, 255)[0]))
+    (tmp_path / "a.png").write_bytes(encode_png(blobs(3, 255)[0]))
     ran = diffuse("train", tmp_path, *options.split(), "--steps", 1)
     assert (ran.code, ran.line) == (2, f"diffuse: {said}\n")
 

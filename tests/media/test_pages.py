@@ -14,14 +14,14 @@ from PIL import Image
 
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import read_images
-from diffuse_cli.media import Asked, image
+from diffuse_cli.media import ReadSettings, image
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.file_errors import Unusable
-from diffuse_cli.media.image.full_depth import tiff
+from diffuse_cli.media.image.full_depth import encode_tiff
 from diffuse_cli.system.events import finish
 
 DRAW = np.random.default_rng(4)
-STACK = Asked(layout="pages")
+STACK = ReadSettings(layout="pages")
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -34,7 +34,7 @@ def test_what_is_written_is_read(pages: int, dtype: Any) -> None:
     found = image.read(image.encode(values, space), STACK)
     assert (found.values.dtype, found.layout, found.channels) == (dtype, "pages", pages)
     assert np.array_equal(found.values, values)
-    seen = image.look(values[None], space)
+    seen = image.render(values[None], space)
     assert (seen.dtype, seen.shape[:2]) == (np.uint8, (1, 1))
 
 
@@ -66,7 +66,7 @@ def test_what_is_no_stack_is_named(pages: list[Image.Image], reason: str) -> Non
 def test_stacks_of_a_set_have_as_many_pages(tmp_path: Path) -> None:
     for k, pages in enumerate((3, 3, 4, 1)):
         values = DRAW.integers(0, 256, (pages, 80, 72)).astype(np.uint8)
-        (tmp_path / f"{k}.tif").write_bytes(tiff(values))
+        (tmp_path / f"{k}.tif").write_bytes(encode_tiff(values))
     found = finish(read_images(tmp_path, layout="pages"))
     assert found.stored.shape == (2, 3, 64, 64)
     assert found.summary.skipped[reasons.SHAPE][0] == 2
@@ -78,7 +78,7 @@ def test_a_model_of_stacks(diffuse: Callable[..., Any], recipe: Path, tmp_path: 
     for k in range(48):
         page = 60_000 * np.exp(-((x - 4) ** 2 + (y - k % 8) ** 2) / 9)
         values = np.stack([page, page[::-1], page.T, page / 2, page / 3]).astype(np.uint16)
-        (tmp_path / "data" / f"{k:02d}.tif").write_bytes(tiff(values + np.uint16(k)))
+        (tmp_path / "data" / f"{k:02d}.tif").write_bytes(encode_tiff(values + np.uint16(k)))
     model = tmp_path / "m.safetensors"
     line = ["train", tmp_path / "data", "--layout", "pages", "--config", recipe, "--steps", 3]
     assert in_process([*line, "-o", model, "-q"]) == 0

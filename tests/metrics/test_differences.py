@@ -97,11 +97,11 @@ class Side:
 
     @cached_property
     def marginals(self) -> channel_distributions.Marginals:
-        return channel_distributions.measure(*self.sides)
+        return channel_distributions.measure_marginals(*self.sides)
 
     @cached_property
     def spectra(self) -> inputs.Spectra:
-        return spectrum.measure(*self.sides)
+        return spectrum.measure_spectra(*self.sides)
 
     @cached_property
     def bits(self) -> np.ndarray:
@@ -113,10 +113,10 @@ class Side:
         return 3 + self.common.of_training + 0.1 * self.fake.of_training
 
     @cached_property
-    def nearest(self) -> dict[str, inputs.Nearest]:
+    def nearest(self) -> dict[str, inputs.NearestDistances]:
         samples = np.exp(self.fake.distances - 0.2 * self.bad)
         references = np.exp(self.real.distances)
-        found = inputs.Nearest(samples, references, np.zeros(N, int))
+        found = inputs.NearestDistances(samples, references, np.zeros(N, int))
         return dict.fromkeys(memorization.SPACES, found)
 
     @cached_property
@@ -192,10 +192,10 @@ def test_equally_bad_models_on_opposite_sides_look_different_by_their_influences
     for seed in range(PAIRS):
         a, b = pair("opposite", seed)
         estimates = {
-            "wasserstein": b.marginals.whole.less(a.marginals.whole),
-            "spectral_distance": spectrum.distance(b.spectra.real, b.spectra.fake).less(
-                spectrum.distance(a.spectra.real, a.spectra.fake)
-            ),
+            "wasserstein": b.marginals.whole.subtract(a.marginals.whole),
+            "spectral_distance": spectrum.log_spectral_distance(
+                b.spectra.real, b.spectra.fake
+            ).subtract(spectrum.log_spectral_distance(a.spectra.real, a.spectra.fake)),
         }
         for key, apart in estimates.items():
             wrong[key] += abs(apart.value) > SIGNIFICANT * apart.error()

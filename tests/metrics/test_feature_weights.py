@@ -14,7 +14,7 @@ import torch
 from file_operations import FULL, failing
 
 from diffuse_cli.metrics.features import _weights
-from diffuse_cli.metrics.features._weights import Published, download
+from diffuse_cli.metrics.features._weights import PublishedWeights, download
 from diffuse_cli.system import files, outputs
 from diffuse_cli.system.errors import BusyError, ModelFileError, OutputError
 from diffuse_cli.system.events import Notice, Progress, finish
@@ -82,8 +82,8 @@ def server():
 def published(server):
     """The weights, as they are published under a way of the server."""
 
-    def at(way: str) -> Published:
-        return Published(
+    def at(way: str) -> PublishedWeights:
+        return PublishedWeights(
             network="some-network",
             file=NAME,
             url=f"http://127.0.0.1:{server.server_port}/{way}/{NAME}",
@@ -134,7 +134,7 @@ FAILURES = {
 }
 
 
-def check_failed(error: ModelFileError, reason: str, what: Published) -> None:
+def check_failed(error: ModelFileError, reason: str, what: PublishedWeights) -> None:
     assert error.exit_code == 4
     assert "\n" not in str(error)
     for text in (reason, what.url, what.sha256, "--feature-weights FILE", "DIFFUSE_WEIGHTS"):

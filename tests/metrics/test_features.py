@@ -11,7 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from diffuse_cli.metrics.features import FEATURES, FeatureNetwork, extract, find, load
+from diffuse_cli.metrics.features import (
+    FEATURES,
+    FeatureNetwork,
+    extract_features,
+    find_weights,
+    load_network,
+)
 from diffuse_cli.metrics.features import efficientnet_lite0 as lite
 from diffuse_cli.system.errors import ModelFileError, UsageError, lookup
 from diffuse_cli.system.events import Progress, finish
@@ -22,12 +28,12 @@ NAME = "efficientnet-lite0"
 
 def weights() -> Path:
     """The installed file."""
-    return finish(find(NAME))
+    return finish(find_weights(NAME))
 
 
 @pytest.fixture(scope="module")
 def network() -> FeatureNetwork:
-    return load(NAME, "cpu", weights())
+    return load_network(NAME, "cpu", weights())
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +48,7 @@ def grey(n: int, side: int = 28) -> np.ndarray:
 
 
 def test_check_vector(network, vector):
-    features = finish(extract(network, vector))
+    features = finish(extract_features(network, vector))
     assert features.shape == (1, 1280)
     assert features.dtype == np.float32
     assert features.mean() == pytest.approx(0.289717, abs=1e-6)
@@ -92,7 +98,7 @@ def test_a_large_image_is_smoothed_and_clamped():
 
 def test_extract_keeps_order_and_counts(network):
     pixels = grey(5)
-    work = extract(network, pixels, batch_size=2)
+    work = extract_features(network, pixels, batch_size=2)
     events = []
     while True:
         try:
@@ -102,7 +108,7 @@ def test_extract_keeps_order_and_counts(network):
             features = stop.value
             break
     assert events == [Progress("features", done, 5) for done in (2, 4, 5)]
-    one_by_one = [finish(extract(network, pixels[i : i + 1]))[0] for i in range(5)]
+    one_by_one = [finish(extract_features(network, pixels[i : i + 1]))[0] for i in range(5)]
     np.testing.assert_allclose(features, one_by_one, rtol=1e-3, atol=1e-4)
     assert np.abs(features[0] - features[1]).max() > 0.1
 
@@ -110,22 +116,24 @@ def test_extract_keeps_order_and_counts(network):
 def test_grey_is_repeated(network):
     pixels = grey(1)
     rgb = np.repeat(pixels, 3, axis=1)
-    np.testing.assert_array_equal(finish(extract(network, pixels)), finish(extract(network, rgb)))
+    np.testing.assert_array_equal(
+        finish(extract_features(network, pixels)), finish(extract_features(network, rgb))
+    )
 
 
 @pytest.mark.filterwarnings("error")
 def test_read_only_pixels_and_none(network):
     pixels = grey(1)
     pixels.flags.writeable = False
-    assert finish(extract(network, pixels)).shape == (1, 1280)
-    assert finish(extract(network, pixels[:0])).shape == (0, 1280)
+    assert finish(extract_features(network, pixels)).shape == (1, 1280)
+    assert finish(extract_features(network, pixels[:0])).shape == (0, 1280)
 
 
 def test_unsuitable_pixels(network):
     with pytest.raises(UsageError, match="4"):
-        finish(extract(network, np.zeros((1, 4, 8, 8), np.uint8)))
+        finish(extract_features(network, np.zeros((1, 4, 8, 8), np.uint8)))
     with pytest.raises(ValueError, match="float32"):
-        finish(extract(network, np.zeros((1, 3, 8, 8), np.float32)))
+        finish(extract_features(network, np.zeros((1, 3, 8, 8), np.float32)))
 
 
 def test_loading_draws_nothing():
@@ -151,10 +159,10 @@ def test_other_weights_are_refused(tmp_path):
     state["_conv_stem.weight"][0, 0, 0, 0] += 1
     torch.save(state, file)
     with pytest.raises(ModelFileError, match=r"other\.pth.*SHA-256"):
-        load(NAME, "cpu", file)
+        load_network(NAME, "cpu", file)
     file.unlink()
     with pytest.raises(ModelFileError, match=r"cannot read .*other\.pth"):
-        load(NAME, "cpu", file)
+        load_network(NAME, "cpu", file)
 
 
 @pytest.mark.parametrize("change", ["missing", "unknown", "shape"])

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from diffuse_cli.metrics.features import FEATURES
-from diffuse_cli.metrics.features.dinov2 import LARGE, SIZE, VisionTransformer, resized
+from diffuse_cli.metrics.features.dinov2 import LARGE, SIZE, VisionTransformer, resize_positions
 from diffuse_cli.metrics.features.efficientnet_lite0 import EfficientNetLite0
 from diffuse_cli.metrics.features.inception import Inception
 
 
 def vision_transformer() -> torch.nn.Module:
     network = VisionTransformer(LARGE)
-    network.pos_embed = torch.nn.Parameter(resized(network.pos_embed, SIZE // LARGE.patch))
+    network.pos_embed = torch.nn.Parameter(resize_positions(network.pos_embed, SIZE // LARGE.patch))
     return network
 
 

@@ -43,7 +43,9 @@ def pictures(seed: int, n: int, shift: float = 0.0, spread: float = 30.0) -> np.
 
 def found(real: np.ndarray, fake: np.ndarray, more: np.ndarray | None = None):
     side = SimpleNamespace(
-        marginals=channel_distributions.measure(real, fake, real[:0] if more is None else more)
+        marginals=channel_distributions.measure_marginals(
+            real, fake, real[:0] if more is None else more
+        )
     )
     return marginals.compute(side), marginals.details(side)
 
@@ -258,7 +260,7 @@ def test_a_difference_of_two_models_is_more_precise_than_each():
     other = (one.astype(int) - 3).clip(0, 255).astype(np.uint8)
     sides = [
         SimpleNamespace(
-            marginals=channel_distributions.measure(real, fake, real[:0]),
+            marginals=channel_distributions.measure_marginals(real, fake, real[:0]),
             sides=(real, fake, real[:0]),
         )
         for fake in (one, other)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffuse_cli.evaluation.examples import search
+from diffuse_cli.evaluation.examples import find_nearest
 from diffuse_cli.metrics import (
     METRICS,
     Facts,
@@ -20,7 +20,7 @@ from diffuse_cli.metrics import (
     nearest_neighbors,
     precision_recall,
 )
-from diffuse_cli.metrics.features import extract, find, load
+from diffuse_cli.metrics.features import extract_features, find_weights, load_network
 from diffuse_cli.system.errors import UsageError, lookup
 from diffuse_cli.system.events import finish
 
@@ -88,12 +88,12 @@ def blobs(seed: int, n: int = 48, side: int = 28) -> np.ndarray:
 
 
 def test_rising_noise_on_images_is_ordered():
-    network = load("efficientnet-lite0", "cpu", finish(find("efficientnet-lite0")))
+    network = load_network("efficientnet-lite0", "cpu", finish(find_weights("efficientnet-lite0")))
     noise = np.random.default_rng(5).normal(size=(48, 1, 28, 28))
-    real, clean, found = finish(extract(network, blobs(0))), blobs(1), []
+    real, clean, found = finish(extract_features(network, blobs(0))), blobs(1), []
     for strength in (0, 1, 3, 9):
         noisy = np.clip(np.rint(clean + strength * noise), 0, 255).astype(np.uint8)
-        fake = finish(extract(network, noisy))
+        fake = finish(extract_features(network, noisy))
         found.append(measured("kid", real, fake) | measured("frechet", real, fake))
     for key in ("kid", "frechet_distance"):
         values = [f[key] for f in found]
@@ -145,10 +145,10 @@ def test_error_terms_are_the_definition():
     """The jackknife by leaving out, the centred kernels by centring."""
     n, m = 9, 12
     x, y = drawn(0, n).astype(np.float64), drawn(1, m, shift=0.5).astype(np.float64)
-    xx, yy, xy = kid.within(x), kid.within(y), kid.between(x, y)
+    xx, yy, xy = kid.sum_within(x), kid.sum_within(y), kid.sum_between(x, y)
 
     def value(a, b):
-        return kid.mmd(kid.within(a), kid.within(b), kid.between(a, b))
+        return kid.mmd(kid.sum_within(a), kid.sum_within(b), kid.sum_between(a, b))
 
     left_x = np.array([value(np.delete(x, i, 0), y) for i in range(n)])
     left_y = np.array([value(x, np.delete(y, j, 0)) for j in range(m)])
@@ -227,7 +227,7 @@ def test_frechet_is_that_of_torch_fidelity(n, m):
 def test_influence_is_the_derivative(n):
     """Each image given a little more weight, above and below the number of features."""
     a, b = drawn(0, n).astype(np.float64), drawn(1, 30, shift=0.4).astype(np.float64)
-    found = frechet.fit(a, b)
+    found = frechet.estimate_frechet(a, b)
 
     def weighted(i, step):
         """The distance where image i counts 1 + step times, by covariances over the weights."""
@@ -325,7 +325,7 @@ def test_errors_of_the_frechet_distance_of_one_feature_have_a_closed_form(n, m):
     """(mean - mean)^2 + (deviation - deviation)^2, both over n - 1: derivatives by hand."""
     rng = np.random.default_rng(0)
     sides = rng.normal(0, 1, (n, 1)), rng.normal(2, 3, (m, 1))
-    found = frechet.fit(*sides)
+    found = frechet.estimate_frechet(*sides)
     means, spreads = [s.mean() for s in sides], [s.std(ddof=1) for s in sides]
     assert found.value == pytest.approx(
         (means[0] - means[1]) ** 2 + (spreads[0] - spreads[1]) ** 2, rel=1e-12
@@ -345,17 +345,17 @@ def test_frechet_of_few_samples_is_exact():
     a = np.array([[1.0, 0, 0, 0], [-1, 0, 0, 0]])
     b = np.array([[0.0, 3, 5, 0], [0, -3, 5, 0]])
     # The spreads are at right angles: no shared part. Means differ by 5.
-    assert frechet.fit(a, b).value == pytest.approx(25 + 2 + 18, rel=1e-12)
+    assert frechet.estimate_frechet(a, b).value == pytest.approx(25 + 2 + 18, rel=1e-12)
     # The same spread, moved: the distance is that of the means.
-    assert frechet.fit(a, a + 2).value == pytest.approx(16, rel=1e-12)
+    assert frechet.estimate_frechet(a, a + 2).value == pytest.approx(16, rel=1e-12)
 
 
 def test_frechet_does_not_depend_on_the_order_or_the_side():
     real, fake = drawn(0, 40).astype(np.float64), drawn(1, 15, shift=0.4).astype(np.float64)
-    value = frechet.fit(real, fake).value
-    assert frechet.fit(fake, real).value == pytest.approx(value, rel=1e-10)
-    assert frechet.fit(real[::-1], fake).value == pytest.approx(value, rel=1e-10)
-    assert frechet.fit(real, real).value == pytest.approx(0, abs=1e-9)
+    value = frechet.estimate_frechet(real, fake).value
+    assert frechet.estimate_frechet(fake, real).value == pytest.approx(value, rel=1e-10)
+    assert frechet.estimate_frechet(real[::-1], fake).value == pytest.approx(value, rel=1e-10)
+    assert frechet.estimate_frechet(real, real).value == pytest.approx(0, abs=1e-9)
 
 
 # -- precision, recall, density, coverage ---------------------------------------------------------
@@ -477,18 +477,21 @@ def test_errors_of_the_four_cover_repeated_draws(draw):
 def test_the_recall_alone_is_that_among_all(real: int, fake: int):
     draw = np.random.default_rng(0)
     a, b = draw.normal(size=(real, 5)), draw.normal(size=(fake, 5))
-    alone, among = precision_recall.recall(a, b), precision_recall.measure(a, b)["recall"]
+    alone, among = (
+        precision_recall.measure_recall(a, b),
+        precision_recall.measure_fractions(a, b)["recall"],
+    )
     assert alone is not None
     assert (alone.value(), alone.error()) == (among.value(), among.error())
     assert 0 < alone.value() < 1
-    assert precision_recall.recall(a, b[:3]) is None
+    assert precision_recall.measure_recall(a, b[:3]) is None
 
 
 # -- memorization and overfitting -----------------------------------------------------------------
 
 
 def nearest(samples: np.ndarray, references: np.ndarray) -> dict[str, float]:
-    found = inputs.Nearest(samples, references, np.zeros(len(samples), int))
+    found = inputs.NearestDistances(samples, references, np.zeros(len(samples), int))
     return METRICS["memorization"].compute(SimpleNamespace(nearest={"pixels": found}))
 
 
@@ -520,7 +523,7 @@ def test_training_images_without_themselves_are_references_of_honest_samples():
         train, held_out, new = (rng.normal(size=(n, 3)) for n in (95, 5, 300))
         copies = train[rng.integers(0, 95, 300)] + 0.01 * rng.normal(size=(300, 3))
         for samples, into in ((new, scores), (copies, caught)):
-            near = finish(search(samples, held_out, train, np.arange(95), 95))
+            near = finish(find_nearest(samples, held_out, train, np.arange(95), 95))
             values = METRICS["memorization"].compute(SimpleNamespace(nearest={"pixels": near}))
             into.append(values["memorized_z_pixels"])
     assert abs(np.mean(scores)) < 0.3
@@ -645,7 +648,7 @@ def test_shares_of_copies_are_compared_where_their_references_are_the_same():
     rng = np.random.default_rng(0)
 
     def side(samples: np.ndarray, references: np.ndarray) -> SimpleNamespace:
-        near = inputs.Nearest(samples, references, np.zeros(len(samples), int))
+        near = inputs.NearestDistances(samples, references, np.zeros(len(samples), int))
         return SimpleNamespace(nearest={"pixels": near})
 
     def draw(i: int) -> list[SimpleNamespace]:

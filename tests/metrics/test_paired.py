@@ -10,24 +10,29 @@ import numpy as np
 import pytest
 import torch
 
-from diffuse_cli.core.conditions import Conditions, Given
+from diffuse_cli.core.conditions import ConditioningArray, Conditions
 from diffuse_cli.core.space import Space
-from diffuse_cli.evaluation.image_sets import Labelled
-from diffuse_cli.evaluation.input_builders import nearest
+from diffuse_cli.evaluation.image_sets import LabelledSamples
+from diffuse_cli.evaluation.input_builders import find_nearest_inputs
 from diffuse_cli.metrics import METRICS, MetricNumber, nearest_neighbors, numbers
-from diffuse_cli.metrics.inputs import Answers
+from diffuse_cli.metrics.inputs import PairedValues
 from diffuse_cli.metrics.paired import (
     MOST,
     SPREAD,
     WINDOW,
     compute,
+    compute_pixel_metrics,
     difference_errors,
     feature_distances,
-    likeness,
     psnr,
     ssim,
 )
-from diffuse_cli.models.image_conditioning import Giver, degrading, inputs_for, misfits
+from diffuse_cli.models.image_conditioning import (
+    Conditioner,
+    choose_inputs,
+    degraded_inputs,
+    measure_residuals,
+)
 
 DRAW = np.random.default_rng(0)
 
@@ -81,15 +86,15 @@ def test_ssim_is_the_formula_place_by_place(size):
 def test_images_of_the_right_spread_are_as_far_from_each_other_as_from_the_real_one():
     given = DRAW.normal(128, 20, (400, 1, 8, 8))
     truth, first, second = (given + DRAW.normal(0, 10, given.shape) for _ in range(3))
-    right = likeness(truth, first, second, {"given": given}, 255)
+    right = compute_pixel_metrics(truth, first, second, {"given": given}, 255)
     assert right["diversity"].mean() == pytest.approx(right["distance_to_real"].mean(), rel=0.01)
     assert right["diversity"].mean() == pytest.approx(10 * math.sqrt(2) * 2 / 255, rel=0.01)
-    same = likeness(truth, given, given, {"given": given, "nearest": truth}, 255)
+    same = compute_pixel_metrics(truth, given, given, {"given": given, "nearest": truth}, 255)
     assert same["diversity"].max() == 0
     assert same["psnr"].mean() > right["psnr"].mean() + 2  # the mean of what is plausible
     assert np.allclose(same["psnr"], same["psnr_of_given"])
     assert (same["psnr_of_nearest"] == MOST).all()
-    assert "psnr_of_given" not in likeness(truth, first, second, {}, 255)
+    assert "psnr_of_given" not in compute_pixel_metrics(truth, first, second, {}, 255)
 
 
 def test_the_distance_in_features_is_that_of_each_image():
@@ -108,58 +113,64 @@ def test_the_nearest_training_image_is_the_one_that_looks_alike_where_it_is_know
     monkeypatch.setattr(nearest_neighbors, "BLOCK", 7)
     space, truth = Space(channels=3, size=(8, 8)), images(6, 8, 8)
     blueprint = SimpleNamespace(
-        conditions=Conditions(given=Given(channels=3, what=what)), space=space
+        conditions=Conditions(given=ConditioningArray(channels=3, what=what)), space=space
     )
-    giver = Giver.of(blueprint)
+    giver = Conditioner.from_blueprint(blueprint)
     pairs = images(20, 8, 8) if what == "pairs" else None
-    known = Labelled(images(20, 8, 8), np.full(20, -1), pairs)
+    known = LabelledSamples(images(20, 8, 8), np.full(20, -1), pairs)
     places = np.array([3, 19, 0, 7, 12, 6])
-    inputs = inputs_for(giver, truth, None if pairs is None else pairs[places], 5)
+    inputs = choose_inputs(giver, truth, None if pairs is None else pairs[places], 5)
     # What is unknown of the right image is another's, and far off.
-    seen = inputs.at(range(6), torch.device("cpu"))[:, -1:].numpy() > 0
+    seen = inputs.encode(range(6), torch.device("cpu"))[:, -1:].numpy() > 0
     known.samples[places] = np.where(seen, truth, 255 - truth)
-    found = nearest(giver, inputs, 6, known, 5)
+    found = find_nearest_inputs(giver, inputs, 6, known, 5)
     assert found.tolist() == places.tolist()
 
 
 @pytest.mark.parametrize("what", ["low-res:4", "grey", "mask:random", "blur:1"])
 def test_what_fits_is_consistent_and_noise_is_not(what):
-    giver = Giver(Given(channels=3, what=what), Space(channels=3, size=(8, 8)))
+    giver = Conditioner(ConditioningArray(channels=3, what=what), Space(channels=3, size=(8, 8)))
     truth, rows = images(9, 8, 8), [8, 0, 1, 2, 3, 4, 5, 6, 7]
-    assert np.array_equal(misfits(giver, truth, truth, 3, rows), np.zeros(9))
-    assert (misfits(giver, images(9, 8, 8), truth, 3, rows) > 0.02).all()
-    noisy = Giver(Given(channels=3, what=f"{what}+noise:0.1"), giver.space)
-    off = misfits(noisy, truth, truth, 3, rows)
+    assert np.array_equal(measure_residuals(giver, truth, truth, 3, rows), np.zeros(9))
+    assert (measure_residuals(giver, images(9, 8, 8), truth, 3, rows) > 0.02).all()
+    noisy = Conditioner(ConditioningArray(channels=3, what=f"{what}+noise:0.1"), giver.space)
+    off = measure_residuals(noisy, truth, truth, 3, rows)
     assert off.mean() == pytest.approx(0.1 * math.sqrt(2 / math.pi), rel=0.25)
 
 
 def test_a_mask_is_the_one_that_the_image_was_drawn_with():
-    giver = Giver(Given(channels=3, what="mask:random"), Space(channels=3, size=(8, 8)))
+    giver = Conditioner(
+        ConditioningArray(channels=3, what="mask:random"), Space(channels=3, size=(8, 8))
+    )
     truth = images(12, 8, 8)
-    known = degrading(giver, truth, 3, "given").at(range(12), torch.device("cpu"))[:, -1:].numpy()
+    known = (
+        degraded_inputs(giver, truth, 3, "given")
+        .encode(range(12), torch.device("cpu"))[:, -1:]
+        .numpy()
+    )
     painted = np.where(known > 0, truth, 255 - truth)
-    assert np.array_equal(misfits(giver, painted, truth, 3, range(12)), np.zeros(12))
-    assert (misfits(giver, painted, truth, 4, range(12)) > 0).all()
+    assert np.array_equal(measure_residuals(giver, painted, truth, 3, range(12)), np.zeros(12))
+    assert (measure_residuals(giver, painted, truth, 4, range(12)) > 0).all()
 
 
 def test_numbers_have_errors_and_those_of_a_class_are_its_own():
     values = {"psnr": np.array([1.0, 2.0, 6.0]), "ssim": np.array([0.5, 0.5, 0.8])}
-    answers = Answers(values, np.arange(3))
+    answers = PairedValues(values, np.arange(3))
     found = compute(SimpleNamespace(answers=answers))
     assert found["psnr"] == 3
     assert found["psnr_standard_error"] == pytest.approx(math.sqrt(7 / 3))
     part = answers[np.array([True, False, True, True])]  # of four real images, three were answered
     assert part.values["psnr"].tolist() == [1, 6]
-    other = Answers({"psnr": values["psnr"] + [1, 1, 4]}, np.arange(3))
+    other = PairedValues({"psnr": values["psnr"] + [1, 1, 4]}, np.arange(3))
     apart = difference_errors(SimpleNamespace(answers=answers), SimpleNamespace(answers=other))
     assert apart == {"psnr": pytest.approx(1.0)}
-    assert compute(SimpleNamespace(answers=Answers({}, np.zeros(0, int)))) == {}
+    assert compute(SimpleNamespace(answers=PairedValues({}, np.zeros(0, int)))) == {}
 
 
 def test_every_number_is_shown():
     own = {n.key for n in numbers() if n.question == "answers"} | set(METRICS["paired"].BESIDE)
     others = {name: images(2, 8, 8) for name in ("given", "nearest")}
-    made = likeness(*(images(2, 8, 8) for _ in range(3)), others, 255)
+    made = compute_pixel_metrics(*(images(2, 8, 8) for _ in range(3)), others, 255)
     apart = feature_distances(*(images(2, 8, 8) for _ in range(2)), others)
     assert own == {*made, *apart, "inconsistency", "inconsistency_of_real"}
     assert all(isinstance(n, MetricNumber) for n in METRICS["paired"].NUMBERS)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffuse_cli.metrics.features import FEATURES, dinov2, extract, inception, load
+from diffuse_cli.metrics.features import FEATURES, dinov2, extract_features, inception, load_network
 from diffuse_cli.system.errors import ModelFileError
 from diffuse_cli.system.events import finish
 from diffuse_cli.system.files import sha256
@@ -72,10 +72,10 @@ def test_inception_is_that_of_torch_fidelity(theirs, known, tmp_path, monkeypatc
         theirs.state_dict(), tmp_path / "weights.pth", inception, monkeypatch,
         _use_new_zipfile_serialization=zipped,
     )  # fmt: skip
-    network = load("inception", "cpu", file)
+    network = load_network("inception", "cpu", file)
     assert (network.name, network.dim, network.weights) == ("inception", 2048, sha256(file))
     for pixels, expected in known[: 1 if zipped else 2]:
-        found = torch.from_numpy(finish(extract(network, pixels.numpy())))
+        found = torch.from_numpy(finish(extract_features(network, pixels.numpy())))
         assert expected.std() > 0.1
         assert (found - expected).norm() <= 1e-6 * expected.norm()
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6 * float(expected.max()))
@@ -128,7 +128,7 @@ def written_out(state, x):
     kernel = state["patch_embed.proj.weight"].reshape(width, -1)
     patches = patches @ kernel.T + state["patch_embed.proj.bias"]
     tokens = torch.cat([state["cls_token"].expand(n, 1, width), patches], 1)
-    tokens = tokens + dinov2.resized(state["pos_embed"], side)
+    tokens = tokens + dinov2.resize_positions(state["pos_embed"], side)
     for k in range(SMALL.depth):
         at = f"blocks.{k}"
         q, k_, v = linear(norm(tokens, f"{at}.norm1"), f"{at}.attn.qkv").split(width, -1)
@@ -182,13 +182,13 @@ def test_positions_are_resized_as_in_the_released_code():
     """Place i of 16 lies at (i + 0.5) 37 / 16.1 - 0.5 of the 37."""
     across, down = torch.rand(37), torch.rand(37)
     positions = torch.cat([torch.tensor([9.0]), torch.outer(down, across).flatten()])[None, :, None]
-    found = dinov2.resized(positions, 16)
+    found = dinov2.resize_positions(positions, 16)
     assert found.shape == (1, 257, 1)
     assert found[0, 0] == 9
     places = [(i + 0.5) * 37 / 16.1 - 0.5 for i in range(16)]
     expected = torch.outer(cubic(down, places), cubic(across, places))
     torch.testing.assert_close(found[0, 1:, 0].reshape(16, 16), expected, rtol=1e-3, atol=1e-4)
-    assert dinov2.resized(positions, 37) is positions
+    assert dinov2.resize_positions(positions, 37) is positions
 
 
 @pytest.mark.parametrize("size", [(32, 32), (224, 224), (300, 500), (28, 900)])
@@ -216,10 +216,10 @@ def test_another_file_is_refused_and_nothing_is_loaded(name, tmp_path, monkeypat
     with pytest.raises(
         ModelFileError, match=r"other\.pth is not the weights of .*SHA-256"
     ) as caught:
-        load(name, "cpu", file)
+        load_network(name, "cpu", file)
     assert caught.value.exit_code == 4
     with pytest.raises(ModelFileError, match=r"cannot read .*none\.pth"):
-        load(name, "cpu", tmp_path / "none.pth")
+        load_network(name, "cpu", tmp_path / "none.pth")
 
 
 class Evil:
@@ -230,7 +230,7 @@ class Evil:
 def test_a_file_runs_no_code(tmp_path, monkeypatch, capsys):
     file = saved({"x": Evil()}, tmp_path / "evil.pth", dinov2, monkeypatch)
     with pytest.raises(ModelFileError, match=r"evil\.pth"):
-        load("dinov2", "cpu", file)
+        load_network("dinov2", "cpu", file)
     assert capsys.readouterr().out == ""
 
 

@@ -10,8 +10,8 @@ import torch
 
 from diffuse_cli.core.space import Space
 from diffuse_cli.metrics import random_kid
-from diffuse_cli.metrics.features import extract
-from diffuse_cli.metrics.features.feature_choice import random_network_for
+from diffuse_cli.metrics.features import extract_features
+from diffuse_cli.metrics.features.feature_choice import build_random_network
 from diffuse_cli.system.events import finish
 
 CPU = torch.device("cpu")
@@ -29,14 +29,14 @@ def draws(seed: int, n: int, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def features(space: Space, real: np.ndarray, samples: np.ndarray, **more) -> np.ndarray:
-    return finish(extract(random_network_for(space, real, CPU), samples, **more))
+    return finish(extract_features(build_random_network(space, real, CPU), samples, **more))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_any_shape_has_features_and_they_do_not_depend_on_the_batch(shape):
     real = draws(0, 6, shape)
-    network = random_network_for(space_of(shape), real, CPU)
-    found = finish(extract(network, real))
+    network = build_random_network(space_of(shape), real, CPU)
+    found = finish(extract_features(network, real))
     assert found.shape == (6, network.dim)
     assert np.isfinite(found).all()
     assert len(np.unique(found, axis=0)) == 6
@@ -46,8 +46,8 @@ def test_any_shape_has_features_and_they_do_not_depend_on_the_batch(shape):
 
 def test_the_weights_are_these():
     """Other weights give other numbers under the same name."""
-    network = random_network_for(space_of((1, 8, 8)), draws(0, 4, (1, 8, 8)), CPU)
-    assert network.described()["name"] == "random"
+    network = build_random_network(space_of((1, 8, 8)), draws(0, 4, (1, 8, 8)), CPU)
+    assert network.describe()["name"] == "random"
     assert network.weights.startswith("f1dad8846a9bcf76")
 
 

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from diffuse_cli.metrics import Facts, Measured, Words, memorization, numbers, remarks
+from diffuse_cli.metrics import Facts, Measurement, Words, memorization, numbers, remarks
 
 facts = partial(Facts, words=Words("images", "pixels", one="image"))
 
@@ -124,9 +124,9 @@ def test_precision_is_not_quoted_where_recall_is_0(recall):
     shown = {number.key: number for number in numbers()}
     for key in ("precision", "density"):
         assert shown[key].text({**few, key: 0.6}) == "not shown, because recall is 0"
-        assert not shown[key].quoted({**few, key: 0.6})
+        assert not shown[key].can_show({**few, key: 0.6})
         assert shown[key].text({**SHARES, key: 0.6}).startswith("0.6")
-    assert shown["recall"].text(few) == f"{Measured(recall, 0.01)}"
+    assert shown["recall"].text(few) == f"{Measurement(recall, 0.01)}"
     words = said("plausibility and variety", **few)[1]
     assert "60%" not in words
     assert "hardly any variety" in words

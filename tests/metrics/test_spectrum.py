@@ -37,7 +37,9 @@ def fields(seed: int, n: int, size: tuple[int, ...], slope: float, filtered=None
 
 
 def found(real, fake, more=None):
-    side = SimpleNamespace(spectra=spectrum.measure(real, fake, real[:0] if more is None else more))
+    side = SimpleNamespace(
+        spectra=spectrum.measure_spectra(real, fake, real[:0] if more is None else more)
+    )
     return spectrum.compute(side), spectrum.details(side)
 
 
@@ -159,19 +161,23 @@ def test_channels_of_other_units_count_alike():
 def test_what_never_varies_has_no_spectrum(shape):
     flat = np.full((4, *shape), 7.3, np.float32)
     assert found(flat, flat)[0] == {}
-    METRICS["spectrum"].details(SimpleNamespace(spectra=spectrum.measure(flat, flat, flat)))
+    METRICS["spectrum"].details(SimpleNamespace(spectra=spectrum.measure_spectra(flat, flat, flat)))
 
 
 def test_the_floor_and_paired_differences():
     real, fake, more = (fields(k, 40, (12, 12), 2) for k in range(3))
     values, _ = found(real, fake, more)
     assert values["spectral_distance_floor"] == pytest.approx(
-        spectrum.distance(
-            *(spectrum.measure(real, more, more).real, spectrum.measure(real, more, more).fake)
+        spectrum.log_spectral_distance(
+            *(
+                spectrum.measure_spectra(real, more, more).real,
+                spectrum.measure_spectra(real, more, more).fake,
+            )
         ).value
     )
     sides = [
-        SimpleNamespace(spectra=spectrum.measure(real, own, more)) for own in (fake, 1.1 * fake)
+        SimpleNamespace(spectra=spectrum.measure_spectra(real, own, more))
+        for own in (fake, 1.1 * fake)
     ]
     errors = spectrum.difference_errors(*sides)
     assert errors["fine_detail"] < values["fine_detail_standard_error"] / 100

@@ -7,15 +7,15 @@ import pytest
 import torch
 
 from diffuse_cli.config.task_options import is_degradation
-from diffuse_cli.core.conditions import Given
+from diffuse_cli.core.conditions import ConditioningArray
 from diffuse_cli.core.degradations import DEGRADATIONS
 from diffuse_cli.core.space import Space
 from diffuse_cli.models.image_conditioning import (
-    Giver,
-    beside,
-    degrading,
-    inputs_for,
-    masked,
+    Conditioner,
+    choose_inputs,
+    degraded_inputs,
+    masked_inputs,
+    stored_inputs,
 )
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.rng import GivenDraws
@@ -26,20 +26,20 @@ SAMPLES = np.random.default_rng(0).integers(0, 256, (20, 4, 8, 8), dtype=np.uint
 
 
 def giver(what="pairs", channels=4, space=SPACE, **fields):
-    return Giver(Given(channels=channels, what=what, **fields), space)
+    return Conditioner(ConditioningArray(channels=channels, what=what, **fields), space)
 
 
 def draws(own, positions):
-    return own.draws(5, "given", 3, positions, CPU)
+    return own.draw_numbers(5, "given", 3, positions, CPU)
 
 
 def test_what_is_told_of_a_row_depends_on_nothing_but_its_place():
     own = giver("mask:random+noise:0.2")
-    whole = degrading(own, SAMPLES, 5, "given").at(range(20), CPU)
-    told = degrading(own, SAMPLES, 5, "given").at([13, 2, 33], CPU)
+    whole = degraded_inputs(own, SAMPLES, 5, "given").encode(range(20), CPU)
+    told = degraded_inputs(own, SAMPLES, 5, "given").encode([13, 2, 33], CPU)
     assert torch.equal(told, whole[[13, 2, 13]])
-    assert not torch.equal(degrading(own, SAMPLES, 6, "given").at([0], CPU), whole[:1])
-    assert torch.equal(inputs_for(own, SAMPLES, None, 5).at(range(20), CPU), whole)
+    assert not torch.equal(degraded_inputs(own, SAMPLES, 6, "given").encode([0], CPU), whole[:1])
+    assert torch.equal(choose_inputs(own, SAMPLES, None, 5).encode(range(20), CPU), whole)
 
 
 def test_draws_belong_to_positions_of_the_batch():
@@ -61,38 +61,38 @@ def test_every_degradation_is_told_at_the_size_of_the_sample(name, size):
         what = "low-res:2"
     own = giver(what, space=space)
     x0 = torch.randn(3, 4, *size, generator=torch.Generator().manual_seed(0))
-    told = own.degraded(x0, draws(own, range(3)))
+    told = own.encode_samples(x0, draws(own, range(3)))
     assert told.shape == (3, 5, *size)
     assert set(told[:, -1].unique().tolist()) <= {0.0, 1.0}
-    assert own.inputs.size == tuple(own.degradation.observed(space.shape)[1:])
+    assert own.input_space.size == tuple(own.degradation.observation_shape(space.shape)[1:])
     if not own.masks and not own.degradation.sigma:
         y = own.degradation.apply(x0)
-        assert torch.equal(own.observed(y), told)
+        assert torch.equal(own.encode_observations(y), told)
     drawn = GivenDraws(*(values.to("meta") for values in draws(own, range(3))))
     with torch.device("meta"):
-        assert own.augmented(own.degraded(x0.to("meta"), drawn), drawn).shape == told.shape
+        assert own.add_noise(own.encode_samples(x0.to("meta"), drawn), drawn).shape == told.shape
 
 
 def test_noise_stays_where_something_is_known():
     own = giver("mask:half", noise=0.5)
     x0 = torch.zeros(64, 4, 8, 8)
     drawn = draws(own, range(64))
-    told = own.augmented(own.degraded(x0, drawn), drawn)
+    told = own.add_noise(own.encode_samples(x0, drawn), drawn)
     assert not told[..., 4:].any()
     assert torch.equal(told[:, -1, :, :4], torch.ones(64, 8, 4))
     spreads = told[:, :-1, :, :4].flatten(1).std(1)
     assert torch.allclose(spreads, 0.5 * drawn.level, rtol=0.3)
     plain = giver("mask:half")
-    assert plain.augmented(told, drawn) is told
+    assert plain.add_noise(told, drawn) is told
 
 
 def test_what_is_told_can_be_looked_at():
-    told = beside(giver(), SAMPLES).at([3, 24], CPU)
+    told = stored_inputs(giver(), SAMPLES).encode([3, 24], CPU)
     assert told.shape == (2, 5, 8, 8)
-    assert np.array_equal(giver().look(told), SAMPLES[[3, 4]])
+    assert np.array_equal(giver().render_input(told), SAMPLES[[3, 4]])
     known = np.zeros((1, 1, 8, 8), bool)
     known[..., :4] = True
-    part = masked(giver("mask:half"), SAMPLES, known).at([3], CPU)
+    part = masked_inputs(giver("mask:half"), SAMPLES, known).encode([3], CPU)
     assert torch.equal(part[:, :-1, :, :4], told[:1, :-1, :, :4])
     assert not part[..., 4:].any()
     assert torch.equal(part[:, -1:], torch.from_numpy(known).float())
@@ -117,19 +117,19 @@ def floats(mean, std, size=(8,)):
 def test_averaged_floats_are_what_their_file_says(what, mean, std):
     space = floats((1.0, 2.0, 3.0, 4.0), (3.0,) * 4)
     own = giver(what, space=space)
-    assert (own.inputs.mean, own.inputs.std) == (mean, std)
+    assert (own.input_space.mean, own.input_space.std) == (mean, std)
     stored = torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(0))
     seen = own.degradation.apply(stored)
     known = own.degradation.apply(space.to_model(stored))
-    assert torch.allclose(own.inputs.to_model(seen), known, atol=1e-6)
-    told = beside(own, seen.numpy()).at([0, 1], CPU)
-    assert torch.allclose(told, own.degraded(space.to_model(stored), draws(own, range(2))))
+    assert torch.allclose(own.input_space.to_model(seen), known, atol=1e-6)
+    told = stored_inputs(own, seen.numpy()).encode([0, 1], CPU)
+    assert torch.allclose(told, own.encode_samples(space.to_model(stored), draws(own, range(2))))
 
 
 def test_averages_of_floats_with_other_deviations_are_refused():
     space = floats((0.0,) * 4, (1.0, 1.0, 2.0, 2.0))
-    assert giver("downsample-channels:2", space=space).inputs.std == (1.0, 2.0)
-    assert giver("low-res:2", space=space).inputs.std == space.std
+    assert giver("downsample-channels:2", space=space).input_space.std == (1.0, 2.0)
+    assert giver("low-res:2", space=space).input_space.std == space.std
     with pytest.raises(UsageError, match="grey averages channels, but their standard"):
         giver("grey", space=space)
 

@@ -284,9 +284,9 @@ def test_a_recommended_start_is_of_version_8_and_needs_low_frequencies(tmp_path:
 
 def test_a_file_with_a_recommendation_still_holds_the_model_of_its_run(tmp_path: Path):
     save(tmp_path / "m", model(sampling=SamplerChoice("ddim", 5)))
-    assert model_file.holds(tmp_path / "m", model())
-    assert not model_file.holds(tmp_path / "m", model(step=13))
-    assert not model_file.holds(tmp_path / "m", model(training={"steps": 13}))
+    assert model_file.has_model(tmp_path / "m", model())
+    assert not model_file.has_model(tmp_path / "m", model(step=13))
+    assert not model_file.has_model(tmp_path / "m", model(training={"steps": 13}))
 
 
 # -- a weak average -------------------------------------------------------------------------------
@@ -390,7 +390,7 @@ def test_classes_and_a_learned_variance_survive(tmp_path: Path):
     mean, spread = other(x, torch.tensor([7 * 20.0] * 2), label=label).chunk(2, 1)
     found = read.blueprint.denoiser(net)(x, 7, label=label)
     assert torch.allclose(found.raw, mean, atol=1e-4)
-    pair = read.blueprint.denoiser(net).process.pair(7, like=x)
+    pair = read.blueprint.denoiser(net).process.coefficients(7, like=x)
     f = (spread + 1) / 2
     expected = f * pair.log_beta + (1 - f) * pair.log_beta_tilde
     assert torch.allclose(found.log_var(7), expected, atol=1e-4)

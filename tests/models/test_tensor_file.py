@@ -130,12 +130,12 @@ def test_each_lie_has_its_sentence(path: Path, header: object, size: int, says: 
 
 
 def test_a_list_is_as_deep_as_it_may_be():
-    assert tensor_file.parse(b"[" * 32 + b"]" * 32)
+    assert tensor_file.parse_json(b"[" * 32 + b"]" * 32)
 
 
 def test_marks_within_texts_are_none():
     text = json.dumps({"a": '[{"\\' * 200_000}).encode()
-    assert len(tensor_file.parse(text)["a"]) == 800_000
+    assert len(tensor_file.parse_json(text)["a"]) == 800_000
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_noticed(path: Path):

@@ -146,9 +146,9 @@ def test_the_estimate_covers_what_a_run_writes(train, monkeypatch, more):
     train("--steps", 5, "--save-every", 1, "--preview-every", 2, "-q", *more)
     [(total, largest)] = asked
     run = RunDirectory(MODEL)
-    used = files.size_of(run.path) + files.size_of(MODEL)
-    of_one = files.size_of(run.checkpoints / "step-00000005")
-    assert used + of_one + files.size_of(MODEL) <= total
+    used = files.measure_size(run.path) + files.measure_size(MODEL)
+    of_one = files.measure_size(run.checkpoints / "step-00000005")
+    assert used + of_one + files.measure_size(MODEL) <= total
     sizes = [p.stat().st_size for p in run.path.rglob("*.safetensors")]
     assert max(sizes) <= largest + 65_536  # a header
     assert total - checkpoints.SPARE < 2 * (used + of_one)
@@ -165,15 +165,15 @@ def test_a_place_that_refuses_files_is_refused_before_any_reading(diffuse, tmp_p
 def test_saving_is_put_off_where_it_would_take_more_than_a_hundredth(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(checkpoints.time, "monotonic", lambda: now[0])
-    pace = checkpoints.Pace(None)
-    assert [step for step in range(1, 1200) if pace.due(step)] == [500, 1000]
-    with pace.measured():
+    pace = checkpoints.CheckpointSchedule(None)
+    assert [step for step in range(1, 1200) if pace.is_due(step)] == [500, 1000]
+    with pace.measure_save():
         now[0] += 2
     now[0] += 199
-    assert not pace.due(1500)
+    assert not pace.is_due(1500)
     now[0] += 1
-    assert pace.due(2000)
-    typed = checkpoints.Pace(3)
-    with typed.measured():
+    assert pace.is_due(2000)
+    typed = checkpoints.CheckpointSchedule(3)
+    with typed.measure_save():
         now[0] += 1000
-    assert [step for step in range(1, 10) if typed.due(step)] == [3, 6, 9]
+    assert [step for step in range(1, 10) if typed.is_due(step)] == [3, 6, 9]

@@ -59,7 +59,7 @@ def test_a_save_that_is_killed_at_any_operation_leaves_the_old_or_the_new(run, t
         assert passed == [], copy
         assert found.step in (new - 1, new), copy
         assert equal(found, checkpoint(found.step)), copy
-        with left.held():  # what is left of the killed process goes
+        with left.hold_lock():  # what is left of the killed process goes
             pass
         assert not list(copy.rglob(".*.tmp")), copy
     assert found.step == new

@@ -19,9 +19,9 @@ from diffuse_cli.config.train_options import TrainConfig, from_file
 from diffuse_cli.metrics.features import efficientnet_lite0
 from diffuse_cli.models import model_file
 from diffuse_cli.system import memory as machine_memory
-from diffuse_cli.system.memory import out_of_memory
+from diffuse_cli.system.memory import is_out_of_memory
 from diffuse_cli.training import plan, previews
-from diffuse_cli.training.memory_estimate import SLACK, cost
+from diffuse_cli.training.memory_estimate import SLACK, estimate_memory
 from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.trainer import Trainer
 
@@ -141,7 +141,7 @@ def test_memory_of_the_preview_is_no_reason_to_end(train, monkeypatch):
         raise ERRORS[0]
         yield
 
-    monkeypatch.setattr(previews, "draw", full)
+    monkeypatch.setattr(previews, "generate_batches", full)
     ran = train("--steps", 2)
     assert ran.code == 0
     assert "out of memory while generating the preview" in ran.err
@@ -149,7 +149,7 @@ def test_memory_of_the_preview_is_no_reason_to_end(train, monkeypatch):
 
 def test_a_preview_drawn_in_parts_shows_every_image(train, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(plan, "images_at_a_time", lambda *arguments: 5)
+        patch.setattr(plan, "count_fitting_images", lambda *arguments: 5)
         assert train("--steps", 1).code == 0
     in_parts = Image.open(RUN / "previews/step-00000001.png").size
     assert train("--steps", 1, "--overwrite").code == 0
@@ -229,7 +229,7 @@ def test_other_errors_are_none_of_memory():
         OSError(12),
         SystemError("bad call"),
     ):
-        assert not out_of_memory(error)
+        assert not is_out_of_memory(error)
 
 
 @pytest.mark.parametrize(("error", "memory"), [(PermissionError(1), False), (OSError(12), True)])
@@ -240,8 +240,8 @@ def test_a_process_that_may_not_write_code_has_not_run_out_of_memory(monkeypatch
         raise error
 
     monkeypatch.setattr("mmap.mmap", refuse)
-    assert out_of_memory(RuntimeError("could not create a primitive")) is memory
-    assert out_of_memory(RuntimeError("out of memory"))
+    assert is_out_of_memory(RuntimeError("could not create a primitive")) is memory
+    assert is_out_of_memory(RuntimeError("out of memory"))
 
 
 # -- before the first step ------------------------------------------------------------------------
@@ -287,8 +287,8 @@ def test_a_batch_that_does_not_fit_is_split_and_said(train, has, monkeypatch, un
 
     monkeypatch.setattr(Trainer, "losses", losses)
     config = from_dict(TrainConfig, from_file(read_toml(Path("whole.run/config.toml"))))
-    needs = cost(config, model_file.load("whole.safetensors").blueprint, "cpu")
-    has(needs.of(2, SLACK["cpu"]) + 10)
+    needs = estimate_memory(config, model_file.load("whole.safetensors").blueprint, "cpu")
+    has(needs.total_bytes(2, SLACK["cpu"]) + 10)
     ran = train("--steps", 2)
     assert ran.code == 0, ran.err
     assert seen == [2] * 8
@@ -297,9 +297,9 @@ def test_a_batch_that_does_not_fit_is_split_and_said(train, has, monkeypatch, un
     assert read_toml(RUN / "config.toml")["accumulation"] == 4
     ours, whole = load_file(MODEL), load_file("whole.safetensors")
     assert all(torch.allclose(ours[name], whole[name], atol=1e-3) for name in whole)
-    has(needs.of(1))
+    has(needs.total_bytes(1))
     assert train("--steps", 2, "--dry-run", "--json").json["config"]["accumulation"] == 8
-    has(needs.of(1) - 1)
+    has(needs.total_bytes(1) - 1)
     assert train("--steps", 2, "-o", "third.safetensors", "-q").code == 2
 
 

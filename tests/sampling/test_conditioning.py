@@ -12,9 +12,9 @@ from diffuse_cli.config.sample_options import GUIDANCE, SampleConfig
 from diffuse_cli.core import SCHEDULES, Conditions, Denoiser, Process, Space
 from diffuse_cli.core.guidance import clip
 from diffuse_cli.core.samplers import SAMPLERS
-from diffuse_cli.sampling.conditioning import Condition, condition
-from diffuse_cli.sampling.generation import draw
-from diffuse_cli.sampling.sampling_settings import DrawSettings, resolve
+from diffuse_cli.sampling.conditioning import Condition, resolve_condition
+from diffuse_cli.sampling.generation import generate_batches
+from diffuse_cli.sampling.sampling_settings import SamplingSettings, resolve_settings
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.rng import image_noise
 
@@ -39,9 +39,9 @@ def network(calls=None):
 def drawn(n, wanted, levels=None, *, net=None, sampler="ddim", start=0, batch_size=64):
     """The images of a condition, guided at some noise levels, (n, 1, 2, 2)."""
     found = {}
-    for drawing in draw(
+    for drawing in generate_batches(
         Denoiser(net or network(), PROCESS, "x0"),
-        DrawSettings(
+        SamplingSettings(
             sampler, steps=20, condition=wanted, noise_levels=levels, seed=4, batch_size=batch_size
         ),
         range(start, n),
@@ -156,34 +156,34 @@ def asked(**options):
 
 
 def test_a_model_with_classes_is_guided_over_all_of_them_in_turn():
-    assert condition(asked(), model("a", "b", "c")) == Condition((0, 1, 2), GUIDANCE)
+    assert resolve_condition(asked(), model("a", "b", "c")) == Condition((0, 1, 2), GUIDANCE)
 
 
 @pytest.mark.parametrize(("dropout", "scale"), [(0, 1), (0.0, 1), (0.1, GUIDANCE), ("0", GUIDANCE)])
 def test_a_model_that_was_always_shown_a_class_is_not_guided_unless_asked(dropout, scale):
     trained = model("a", "b", label_dropout=dropout)
-    assert condition(asked(), trained) == Condition((0, 1), scale)
-    assert condition(asked(guidance=3), trained) == Condition((0, 1), 3)
+    assert resolve_condition(asked(), trained) == Condition((0, 1), scale)
+    assert resolve_condition(asked(guidance=3), trained) == Condition((0, 1), 3)
 
 
 def test_names_are_taken_as_they_come():
-    found = condition(asked(guidance=0), model("a", "b", "c"), ["c", "a", "c"])
+    found = resolve_condition(asked(guidance=0), model("a", "b", "c"), ["c", "a", "c"])
     assert found == Condition((2, 0, 2), 0)
 
 
 def test_an_unknown_class_is_told_the_nearest():
     with pytest.raises(UsageError, match=r"--class: there is no 'bota'. Did you mean 'boat'\?"):
-        condition(asked(), model("boat", "tree"), ["tree", "bota"])
+        resolve_condition(asked(), model("boat", "tree"), ["tree", "bota"])
 
 
 @pytest.mark.parametrize("names", [(), ("dark", "light")])
 def test_a_model_without_classes_has_no_condition(names):
     without = model(*names, conditional=False)
-    assert condition(asked(), without) is None
+    assert resolve_condition(asked(), without) is None
     with pytest.raises(UsageError, match="--class: the model was trained without classes"):
-        condition(asked(), without, ["dark"])
+        resolve_condition(asked(), without, ["dark"])
     for given in (0, 1, 2.0):
         with pytest.raises(UsageError, match="--guidance: the model was trained without classes"):
-            condition(asked(guidance=given), without)
+            resolve_condition(asked(guidance=given), without)
     with pytest.raises(UsageError, match="--guidance-interval: the model was trained without"):
-        resolve(asked(guidance_interval=(0, 1)), without)
+        resolve_settings(asked(guidance_interval=(0, 1)), without)

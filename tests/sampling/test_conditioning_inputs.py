@@ -12,7 +12,7 @@ import pytest
 from conftest import in_process, write_images
 from PIL import Image
 
-from diffuse_cli.core.conditions import Given
+from diffuse_cli.core.conditions import ConditioningArray
 from diffuse_cli.models import model_file
 
 STEPS = ("--steps", 3, "--precision", "fp32", "-q")
@@ -241,4 +241,6 @@ def test_a_model_file_with_another_given_is_refused(paired, diffuse, before, aft
     assert data.count(own) == 1
     Path("bad.safetensors").write_bytes(data.replace(own, other))
     assert diffuse("info", "bad.safetensors", "-q").code == 4
-    assert model_file.load(paired).blueprint.conditions.given == Given(channels=1, dropout=0.1)
+    assert model_file.load(paired).blueprint.conditions.given == ConditioningArray(
+        channels=1, dropout=0.1
+    )

@@ -17,14 +17,19 @@ from PIL import Image
 from diffuse_cli.config.sample_options import OWN, WEAK_GUIDANCE, SampleConfig, SamplerChoice
 from diffuse_cli.config.shared_options import DiffusionConfig
 from diffuse_cli.core import SAMPLERS, Conditions, Denoiser
-from diffuse_cli.core.guidance import away, clip, interval, unconditional
-from diffuse_cli.core.samplers import spacing_of
+from diffuse_cli.core.guidance import clip, guide_away, interval, make_unconditional
+from diffuse_cli.core.samplers import default_spacing
 from diffuse_cli.models import model_file
 from diffuse_cli.models.blueprint import make_process
 from diffuse_cli.sampling.conditioning import Condition
-from diffuse_cli.sampling.generation import draw
+from diffuse_cli.sampling.generation import generate_batches
 from diffuse_cli.sampling.guidance_model import check_fits
-from diffuse_cli.sampling.sampling_settings import DrawSettings, Guide, choose_guide, resolve
+from diffuse_cli.sampling.sampling_settings import (
+    Guide,
+    SamplingSettings,
+    choose_guide,
+    resolve_settings,
+)
 from diffuse_cli.system.errors import UsageError
 
 CPU = torch.device("cpu")
@@ -86,7 +91,7 @@ def test_what_is_given_comes_first_and_a_recommendation_is_for_the_own_average(
     config, model = SampleConfig(model="m", **given), described(recommended, weak={})
     chosen = choose_guide(config, model)
     assert chosen == wanted
-    found = resolve(config, model, guide=Guide(*chosen, None, "") if chosen else None)
+    found = resolve_settings(config, model, guide=Guide(*chosen, None, "") if chosen else None)
     assert (f"weak guidance {recommended}" in found.taken.replace(" 0", " 0.0")) == taken
 
 
@@ -98,10 +103,10 @@ def test_a_scale_without_a_weaker_model_is_refused():
 def test_an_interval_needs_guidance_of_either_kind():
     config = SampleConfig(model="m", guidance_interval=(0.2, 5))
     with pytest.raises(UsageError, match="--guidance-interval: the model was trained without"):
-        resolve(config, described())
+        resolve_settings(config, described())
     guide = Guide("w", 2, None, "")
-    assert resolve(config, described(), guide=guide).noise_levels == (0.2, 5)
-    assert resolve(config, described(classes=("a", "b"))).noise_levels == (0.2, 5)
+    assert resolve_settings(config, described(), guide=guide).noise_levels == (0.2, 5)
+    assert resolve_settings(config, described(classes=("a", "b"))).noise_levels == (0.2, 5)
 
 
 # -- what is drawn --------------------------------------------------------------------------------
@@ -126,16 +131,16 @@ def test_every_sampler_draws_with_a_weaker_model_in_an_interval_and_with_classes
     sampler, classes, levels
 ):
     main, weak = Denoiser(strong, PROCESS, "x0"), Denoiser(feeble, PROCESS, "x0")
-    settings = DrawSettings(
+    settings = SamplingSettings(
         sampler,
         6,
         condition=Condition((0,), 3.0) if classes else None,
         guide=Guide("w", 1.5, weak, ""),
         noise_levels=levels,
     )
-    *_, last = draw(main, settings, range(2), space=SPACE, device=CPU)
-    others = ((unconditional(main), 3.0), (weak, 1.5)) if classes else ((weak, 1.5),)
-    denoise = away(main, *others)
+    *_, last = generate_batches(main, settings, range(2), space=SPACE, device=CPU)
+    others = ((make_unconditional(main), 3.0), (weak, 1.5)) if classes else ((weak, 1.5),)
+    denoise = guide_away(main, *others)
     if levels:
         denoise = interval(denoise, main, *levels)
     label = {"label": torch.zeros(2, dtype=torch.int64)} if classes else {}
@@ -143,7 +148,7 @@ def test_every_sampler_draws_with_a_weaker_model_in_an_interval_and_with_classes
         lambda x, t: clip(denoise, PROCESS)(x, t, **label),
         PROCESS,
         noise_of(-1),
-        PROCESS.times(6, spacing_of(sampler, 6)),
+        PROCESS.times(6, default_spacing(sampler, 6)),
         noise=noise_of,
     )
     *_, wanted = expected

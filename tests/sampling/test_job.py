@@ -248,8 +248,8 @@ def oracle(model, n, labels):
     import torch
 
     from diffuse_cli.models import model_file
-    from diffuse_cli.sampling.generation import draw
-    from diffuse_cli.sampling.sampling_settings import DrawSettings
+    from diffuse_cli.sampling.generation import generate_batches
+    from diffuse_cli.sampling.sampling_settings import SamplingSettings
 
     loaded = model_file.load(model)
     net = loaded.network()
@@ -263,7 +263,9 @@ def oracle(model, n, labels):
 
         denoiser = loaded.blueprint.denoiser(infer)
         space, device = loaded.blueprint.space, torch.device("cpu")
-        *_, end = draw(denoiser, DrawSettings("ddim", 5), [k], space=space, device=device)
+        *_, end = generate_batches(
+            denoiser, SamplingSettings("ddim", 5), [k], space=space, device=device
+        )
         found.append(((end.state.x[0, 0] + 1) * 127.5).round().clamp(0, 255).numpy())
     return found
 

@@ -14,7 +14,7 @@ import pytest
 from conftest import free_port
 from file_operations import Copies, ends_at, killed_at_each, killed_while
 
-from diffuse_cli.sampling.journal import WORK, Ledger, holding, manifest_in, parts_of
+from diffuse_cli.sampling.journal import WORK, Ledger, lock_folder, read_manifest, split_parts
 from diffuse_cli.system import files, outputs
 from diffuse_cli.system.errors import OutputError, Terminated
 
@@ -39,7 +39,7 @@ def tree(folder: Path | str) -> dict[str, bytes]:
     ],
 )
 def test_parts_end_at_multiples_of_the_batch(wanted, size, parts):
-    assert parts_of(wanted, size) == parts
+    assert split_parts(wanted, size) == parts
 
 
 # -- the record alone -----------------------------------------------------------------------------
@@ -49,14 +49,14 @@ SETTINGS = {"seed": 0, "model": {"sha256": "a"}}
 
 def draw(folder: Path, wanted: range = range(5), *, settings=SETTINGS, before=None, **options):
     """Write images of one byte, in parts of two; how many were drawn, None if all were there."""
-    with holding(folder):
+    with lock_folder(folder):
         return _draw(folder, wanted, settings, before, options)
 
 
 def _draw(folder, wanted, settings, before, options):
     book = Ledger(folder, settings, ".bin")
     options = {"overwrite": False, "pictures": (), "sides": range(2), **options}
-    left = book.begin(parts_of(wanted, 2), **options)
+    left = book.begin(split_parts(wanted, 2), **options)
     if left is None:
         return None
     for part in left:
@@ -119,7 +119,7 @@ def test_a_line_that_a_kill_has_cut_is_no_line(tmp_path):
     log = tmp_path / WORK / "0.jsonl"
     log.write_text(log.read_text()[:-20])
     assert draw(tmp_path) == 3
-    assert sorted(manifest_in(tmp_path)["files"]) == [f"0000{i}.bin" for i in range(5)]
+    assert sorted(read_manifest(tmp_path)["files"]) == [f"0000{i}.bin" for i in range(5)]
 
 
 def test_a_part_that_is_begun_after_a_line_was_cut_is_on_record(tmp_path):
@@ -134,7 +134,7 @@ def test_a_part_that_is_begun_after_a_line_was_cut_is_on_record(tmp_path):
     log = tmp_path / WORK / "0.jsonl"
     log.write_text(log.read_text()[:-20])
     book, data = Ledger(tmp_path, SETTINGS, ".bin"), (bytes([1 // (5 - i)]) for i in range(4, 6))
-    with holding(tmp_path), pytest.raises(ZeroDivisionError):
+    with lock_folder(tmp_path), pytest.raises(ZeroDivisionError):
         book.add(0, range(4, 6), data, {})
     assert (tmp_path / "00004.bin").exists()
     assert draw(tmp_path, range(2), settings={**SETTINGS, "seed": 1}, overwrite=True) == 2
@@ -145,7 +145,7 @@ def test_more_may_be_added_and_a_part_that_was_cut_is_drawn_whole(tmp_path):
     assert draw(tmp_path, range(3)) == 3
     assert draw(tmp_path, range(6), sides=()) == 4  # 2 with 3, and 4 with 5
     assert draw(tmp_path, range(4), sides=()) is None
-    assert len(manifest_in(tmp_path)["files"]) == 6
+    assert len(read_manifest(tmp_path)["files"]) == 6
 
 
 def test_an_overwrite_removes_what_a_stopped_sampling_wrote_and_nothing_else(tmp_path):

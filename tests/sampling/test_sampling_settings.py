@@ -23,8 +23,8 @@ from diffuse_cli.core import SAMPLERS, Conditions, InvalidArgument, Space
 from diffuse_cli.core.gaussian_start import LowFrequencies
 from diffuse_cli.data import read_images
 from diffuse_cli.models import model_file
-from diffuse_cli.sampling.generation import draw, guide_denoiser
-from diffuse_cli.sampling.sampling_settings import resolve
+from diffuse_cli.sampling.generation import generate_batches, guide_denoiser
+from diffuse_cli.sampling.sampling_settings import resolve_settings
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import finish
 from diffuse_cli.system.rng import image_noise
@@ -69,7 +69,7 @@ def config(**given):
 def test_what_is_given_comes_first_and_sampler_and_steps_are_recommended_together(
     given, setting, taken
 ):
-    found = resolve(config(**given), model(HEUN))
+    found = resolve_settings(config(**given), model(HEUN))
     assert (found.choice, found.taken) == (setting, taken)
 
 
@@ -84,7 +84,7 @@ def test_what_is_given_comes_first_and_sampler_and_steps_are_recommended_togethe
     ids=str,
 )
 def test_without_a_recommendation_the_rest_are_the_defaults(given, setting):
-    found = resolve(config(**given), model(None))
+    found = resolve_settings(config(**given), model(None))
     assert (found.choice, found.taken) == (setting, "")
 
 
@@ -106,10 +106,10 @@ def test_without_a_recommendation_the_rest_are_the_defaults(given, setting):
 )
 def test_learned_times_go_with_their_sampler_and_steps_alone(given, times, taken):
     recommending = model(SamplerChoice("unipc", 2, None, None, (99, 40.5)), classes=0)
-    found = resolve(config(**given), recommending)
+    found = resolve_settings(config(**given), recommending)
     assert (found.times, found.taken) == (times, taken)
     own = "wide" if found.sampler == "unipc" and found.steps <= 10 else "trailing"
-    assert found.spaced == given.get("spacing", own)
+    assert found.resolved_spacing == given.get("spacing", own)
     assert found.choice.times == times
 
 
@@ -140,7 +140,7 @@ def test_a_recommended_start_goes_with_its_sampler_and_steps_unless_another_is_g
     given, start, taken
 ):
     recommending = starting(SamplerChoice("unipc", 8, start="gaussian"))
-    found = resolve(config(**given), recommending)
+    found = resolve_settings(config(**given), recommending)
     assert (found.start, found.taken) == (start, taken)
     assert found.choice.start == ("gaussian" if start else None)
     assert found.describe_times().get("start") == found.choice.start
@@ -148,14 +148,14 @@ def test_a_recommended_start_goes_with_its_sampler_and_steps_unless_another_is_g
 
 def test_learned_times_are_left_for_a_gaussian_start():
     recommending = starting(SamplerChoice("unipc", 2, None, None, (99, 40.5)))
-    found = resolve(config(start="gaussian"), recommending)
+    found = resolve_settings(config(start="gaussian"), recommending)
     assert (found.times, found.start) == (None, LOW)
-    assert resolve(config(start="noise"), recommending).times == (99, 40.5)
+    assert resolve_settings(config(start="noise"), recommending).times == (99, 40.5)
 
 
 def test_a_task_that_begins_elsewhere_begins_in_noise():
     recommending = starting(SamplerChoice("unipc", 8, start="gaussian"))
-    found = resolve(VaryConfig(model="m", image="i"), recommending)
+    found = resolve_settings(VaryConfig(model="m", image="i"), recommending)
     assert (found.start, found.steps, found.taken) == (None, 8, "unipc, 8 steps")
 
 
@@ -169,44 +169,49 @@ def test_a_task_that_begins_elsewhere_begins_in_noise():
 )
 def test_a_start_that_there_is_not_is_refused(of, given, said):
     with pytest.raises(UsageError, match=said):
-        resolve(config(start="gaussian", **given), of)
+        resolve_settings(config(start="gaussian", **given), of)
     distilled = starting()
     distilled.distilled = {"teacher": "t"}
     with pytest.raises(UsageError, match="cannot be combined with --sampler consistency"):
-        resolve(config(start="gaussian"), distilled)
+        resolve_settings(config(start="gaussian"), distilled)
     with pytest.raises(UsageError, match="--start"):
-        resolve(config(start="zero"), starting())
+        resolve_settings(config(start="zero"), starting())
 
 
 def test_the_default_steps_are_no_more_than_there_are():
-    assert resolve(config(), model(None, timesteps=12)).steps == 12
-    assert resolve(config(), model(None, 0, timesteps=1, distilled={"teacher": "x"})).steps == 1
-    assert resolve(config(steps=20), model(None, timesteps=12)).steps == 20  # refused later
+    assert resolve_settings(config(), model(None, timesteps=12)).steps == 12
+    assert (
+        resolve_settings(config(), model(None, 0, timesteps=1, distilled={"teacher": "x"})).steps
+        == 1
+    )
+    assert (
+        resolve_settings(config(steps=20), model(None, timesteps=12)).steps == 20
+    )  # refused later
 
 
 def test_floats_have_no_range_for_a_threshold():
     floats = Space(channels=1, size=(8, 8), levels=None, mean=(0.0,), std=(1.0,))
-    assert resolve(config(threshold=0.9), model(None)).threshold == 0.9
+    assert resolve_settings(config(threshold=0.9), model(None)).threshold == 0.9
     with pytest.raises(UsageError, match="--threshold is for models of images with levels"):
-        resolve(config(threshold=0.9), model(None, space=floats))
+        resolve_settings(config(threshold=0.9), model(None, space=floats))
 
 
 def test_a_model_without_classes_has_no_guidance():
-    found = resolve(config(), model(SamplerChoice("ddpm", 1), classes=0))
+    found = resolve_settings(config(), model(SamplerChoice("ddpm", 1), classes=0))
     assert (found.choice, found.taken) == (SamplerChoice("ddpm", 1), "ddpm, 1 step")
     assert found.condition is None
 
 
 def test_options_are_those_of_the_sampler_that_is_taken():
     ddim = model(SamplerChoice("ddim", 5, 1.0))
-    assert resolve(config(eta=0.5), ddim).options == {"eta": 0.5}
+    assert resolve_settings(config(eta=0.5), ddim).options == {"eta": 0.5}
     with pytest.raises(InvalidArgument, match="order: the sampler 'ddim' has none"):
-        resolve(config(order=3), ddim)
-    assert resolve(config(order=3), model(None)).options == {"order": 3}
+        resolve_settings(config(order=3), ddim)
+    assert resolve_settings(config(order=3), model(None)).options == {"order": 3}
 
 
 def test_eval_resolves_the_same_way():
-    found = resolve(EvalConfig(subject="m", data="d"), model(HEUN))
+    found = resolve_settings(EvalConfig(subject="m", data="d"), model(HEUN))
     assert found.choice == HEUN
 
 
@@ -282,14 +287,14 @@ def test_learned_times_are_drawn_with_shown_and_left_for_a_spacing(diffuse, mode
     assert manifest("b")["spacing"] == manifest("c")["spacing"] == "wide"
     assert "times" not in manifest("b")
     loaded = model_file.load("made.safetensors")
-    *_, drawing = draw(
-        loaded.blueprint.denoiser(loaded.network()), resolve(config(), loaded), range(2),
+    *_, drawing = generate_batches(
+        loaded.blueprint.denoiser(loaded.network()), resolve_settings(config(), loaded), range(2),
         space=loaded.blueprint.space, device=torch.device("cpu"),
     )  # fmt: skip
     *_, state = SAMPLERS["unipc"](
-        guide_denoiser(loaded.blueprint.denoiser(loaded.network()), resolve(config(), loaded)),
-        loaded.blueprint.process, image_noise(0, range(2), -1, loaded.blueprint.space.shape,
-        torch.device("cpu")), times, noise=None,
+        guide_denoiser(loaded.blueprint.denoiser(loaded.network()), resolve_settings(config(),
+        loaded)), loaded.blueprint.process, image_noise(0, range(2), -1,
+        loaded.blueprint.space.shape, torch.device("cpu")), times, noise=None,
     )  # fmt: skip
     assert torch.equal(drawing.state.x, state.x)
     lines = [line.split(None, 1) for line in diffuse("info", "made.safetensors").out.splitlines()]
@@ -360,14 +365,16 @@ def test_a_run_measures_what_it_trains_on(model, images):
 
 def test_drawing_begins_where_the_start_says(model):
     loaded = model_file.load(model)
-    settings = resolve(config(start="gaussian", steps=3), loaded)
+    settings = resolve_settings(config(start="gaussian", steps=3), loaded)
     process, space = loaded.blueprint.process, loaded.blueprint.space
     denoiser = loaded.blueprint.denoiser(loaded.network())
-    *_, drawing = draw(denoiser, settings, range(2), space=space, device=torch.device("cpu"))
+    *_, drawing = generate_batches(
+        denoiser, settings, range(2), space=space, device=torch.device("cpu")
+    )
     low = loaded.low_frequencies
     times = process.times(3, "wide", log_snr=low.log_snr)
     noise = image_noise(0, range(2), -1, space.shape, torch.device("cpu"))
-    x = low.begun(noise, *process.level(times[0], like=noise))
+    x = low.make_initial_noise(noise, *process.alpha_sigma(times[0], like=noise))
     *_, state = SAMPLERS["unipc"](
         guide_denoiser(denoiser, settings), process, x, times, noise=lambda k: None
     )

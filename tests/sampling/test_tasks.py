@@ -22,10 +22,10 @@ from diffuse_cli.core.degradations import parse
 from diffuse_cli.media.image.planes import fit_image
 from diffuse_cli.sampling.generation import load_denoiser
 from diffuse_cli.sampling.guidance_model import load_guide
-from diffuse_cli.sampling.sampling_settings import resolve
-from diffuse_cli.sampling.tasks.variations import psnr_of, slerp
+from diffuse_cli.sampling.sampling_settings import resolve_settings
+from diffuse_cli.sampling.tasks.variations import measure_psnr, slerp
 from diffuse_cli.system import files
-from diffuse_cli.system.devices import machine
+from diffuse_cli.system.devices import open_accelerator
 from diffuse_cli.system.events import finish
 
 QUICK = ("--steps", 4, "--sampler", "ddim", "--precision", "fp32", "-q")
@@ -288,11 +288,11 @@ def test_a_weak_model_guides_a_method_that_takes_gradients(diffuse, weak, pictur
 def test_gradients_go_through_the_network_and_its_guide(weak, guided):
     """A network in inference mode would give wrong ones without a word: x_0 has x_t in it, too."""
     config = DrawConfig(precision="fp32", device="cpu", guide_with="self" if guided else None)
-    with machine("fp32", "cpu") as accelerator:
+    with open_accelerator("fp32", "cpu") as accelerator:
         loaded = finish(load_denoiser(weak, "ema", accelerator, "fp32", differentiable=True))
         guide = finish(load_guide(config, loaded, accelerator))
-        settings = resolve(config, loaded.model, guide=guide)
-    denoise = settings.guided(loaded.denoiser)
+        settings = resolve_settings(config, loaded.model, guide=guide)
+    denoise = settings.add_guidance(loaded.denoiser)
     g = torch.Generator().manual_seed(1)
     x, way = torch.randn(2, 2, 1, 8, 8, generator=g)
     x = x.requires_grad_()
@@ -387,8 +387,8 @@ def test_the_great_circle_keeps_the_length():
 
 def test_the_ratio_is_of_the_range_and_the_error():
     a = np.zeros((1, 2, 2), np.uint8)
-    assert psnr_of(a, a, 256) is None
-    assert psnr_of(a, a + 1, 256) == pytest.approx(48.13, abs=0.01)
+    assert measure_psnr(a, a, 256) is None
+    assert measure_psnr(a, a + 1, 256) == pytest.approx(48.13, abs=0.01)
 
 
 # -- what cannot be done --------------------------------------------------------------------------
@@ -517,7 +517,7 @@ def test_a_full_disk_leaves_a_task_that_can_be_repeated(diffuse, model, picture,
 
     def write(path, data):
         if path.name == "00001.png":
-            with files.reported(path):
+            with files.report_errors(path):
                 raise FULL
         real(path, data)
 

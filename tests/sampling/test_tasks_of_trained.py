@@ -17,10 +17,10 @@ from PIL import Image
 
 from diffuse_cli.core import RESTORATIONS, SAMPLERS
 from diffuse_cli.core.degradations import parse
-from diffuse_cli.core.restoration import consistent
+from diffuse_cli.core.restoration import enforce_consistency
 from diffuse_cli.models import model_file
-from diffuse_cli.models.blueprint import kept_in_range
-from diffuse_cli.models.image_conditioning import Giver
+from diffuse_cli.models.blueprint import clamp_denoised
+from diffuse_cli.models.image_conditioning import Conditioner
 from diffuse_cli.system.rng import image_noise
 
 QUICK = ("--steps", 4, "--sampler", "ddim", "--precision", "fp32")
@@ -94,8 +94,8 @@ def by_hand(path: Path, method: str | None, a, y, *, told: bool, seed: int = 0) 
     model = model_file.load(path)
     denoiser = model.blueprint.denoiser(model.network("ema").eval())
     process, space = denoiser.process, model.blueprint.space
-    given = Giver.of(model.blueprint).observed(y, a) if told else None
-    clipped = partial(kept_in_range, denoiser=denoiser)
+    given = Conditioner.from_blueprint(model.blueprint).encode_observations(y, a) if told else None
+    clipped = partial(clamp_denoised, denoiser=denoiser)
     asked = partial(denoiser, given=given)
     if method is None:
         denoise = clipped(asked)
@@ -107,7 +107,7 @@ def by_hand(path: Path, method: str | None, a, y, *, told: bool, seed: int = 0) 
     with torch.no_grad():
         times = process.times(4, "trailing")
         *_, last = SAMPLERS["ddim"](denoise, process, noise(-1), times, noise=noise)
-    x = last.x if a.sigma else consistent(last.x, a, y)
+    x = last.x if a.sigma else enforce_consistency(last.x, a, y)
     return space.to_stored(x)[0, 0].numpy().astype(int)
 
 
@@ -203,7 +203,7 @@ def test_what_was_sometimes_told_nothing_is_told_nothing(diffuse, trained, pictu
     ran = diffuse("restore", trained(name), image, "--degradation", form, "-n", 1, *QUICK)
     assert ran.code == 0, ran.err
     assert "and runs without an input here" in ran.err
-    a = parse(form).fitted((1, 8, 8)).drawn(torch.zeros(1, 0))
+    a = parse(form).fit_shape((1, 8, 8)).draw_parts(torch.zeros(1, 0))
     y = observed(image)
     y = a.apply(y) if form == "mask:half" else y
     assert np.abs(pixels("restored") - by_hand(trained(name), "pigdm", a, y, told=False)).max() <= 1

@@ -18,7 +18,7 @@ from diffuse_cli.core import Conditions, Space
 from diffuse_cli.system import devices, processes
 from diffuse_cli.system.devices import PRECISIONS, resolve_precision
 from diffuse_cli.system.errors import UsageError
-from diffuse_cli.training.configuration import complete
+from diffuse_cli.training.configuration import complete_config
 
 
 def test_precisions_are_those_of_the_command_line():
@@ -128,16 +128,16 @@ def test_a_precision_that_was_not_passed_is_not_warned_of(monkeypatch, diffuse, 
 def test_precision_follows_the_widest_level(few_instructions):
     for multipliers, chosen in (((1, 2), "fp32"), ((1, 3), "bf16")):
         asked = TrainConfig(data="x", architecture={"width": 8, "multipliers": multipliers})
-        done, _ = complete(asked, Space(channels=1, size=(32, 32)), Conditions())
+        done, _ = complete_config(asked, Space(channels=1, size=(32, 32)), Conditions())
         assert done.precision == chosen
 
 
 def test_the_decided_precision_is_that_of_the_arithmetic(few_instructions, monkeypatch):
     seen = []
     conv = torch.nn.functional.conv2d
-    with devices.machine("auto") as accelerator:
+    with devices.open_accelerator("auto") as accelerator:
         assert accelerator.mixed_precision == "no"
-        assert devices.settle(accelerator, "bf16") == "bf16"
+        assert devices.apply_precision(accelerator, "bf16") == "bf16"
         net = accelerator.prepare(torch.nn.Conv2d(1, 1, 1))
         with accelerator.autocast():
             seen.append(conv(torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1)).dtype)
@@ -207,7 +207,7 @@ def test_a_machine_is_of_the_device_that_is_wanted(gpu, monkeypatch, device, on_
         monkeypatch.setattr(torch.backends.cudnn, name, name == "benchmark")
     fused = []
     monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", fused.append)
-    with pytest.raises(UsageError, match="no"), devices.machine("fp32", device):
+    with pytest.raises(UsageError, match="no"), devices.open_accelerator("fp32", device):
         pass
     assert asked["cpu"] is on_processor
     assert torch.backends.cudnn.deterministic is not on_processor
@@ -312,7 +312,7 @@ def test_processes_wait_for_one_that_works_alone(monkeypatch):
         raise UsageError("no")
 
     monkeypatch.setattr(accelerate, "Accelerator", refuse)
-    with pytest.raises(UsageError), devices.machine("fp32"):
+    with pytest.raises(UsageError), devices.open_accelerator("fp32"):
         pass
     [waiting] = asked["kwargs_handlers"]
     assert isinstance(waiting, accelerate.InitProcessGroupKwargs)

@@ -42,7 +42,7 @@ def test_bytes_text_and_json_are_written(tmp_path: Path):
 def test_an_error_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path):
     path = tmp_path / "file"
     files.write_bytes(path, b"old")
-    with pytest.raises(Stop), files.writing(path) as file:  # noqa: PT012
+    with pytest.raises(Stop), files.replace_file(path) as file:  # noqa: PT012
         file.write(b"half of the ne")
         file.flush()
         raise Stop
@@ -53,7 +53,7 @@ def test_an_error_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path):
 def test_the_old_file_is_there_until_the_new_one_is_whole(tmp_path: Path):
     path = tmp_path / "file"
     files.write_bytes(path, b"old")
-    with files.writing(path) as file:
+    with files.replace_file(path) as file:
         file.write(b"new")
         assert path.read_bytes() == b"old"
     assert path.read_bytes() == b"new"
@@ -165,7 +165,7 @@ def test_a_line_is_added_to_a_log(tmp_path: Path):
 WRITES = (
     "import os, signal, sys; from pathlib import Path; from diffuse_cli.system import files\n"
     "os.getpid = lambda: 1\n"
-    "with files.writing(Path(sys.argv[1])) as file:\n"
+    "with files.replace_file(Path(sys.argv[1])) as file:\n"
     "    file.write(b'half'); file.flush(); print('there', flush=True); sys.stdin.read()\n"
 )
 
@@ -199,7 +199,7 @@ def test_what_another_process_is_writing_stays(tmp_path: Path):
     with writer_of(tmp_path / "file") as process:
         [theirs] = everything(tmp_path)
         files.write_bytes(tmp_path / "file", b"new")
-        files.sweep(tmp_path)
+        files.remove_leftovers(tmp_path)
         assert everything(tmp_path) == [theirs, "file"]
         process.communicate("")
         assert process.returncode == 0
@@ -213,7 +213,7 @@ def test_writers_of_equal_process_numbers_do_not_meet(tmp_path: Path, monkeypatc
     path = tmp_path / "file"
     with writer_of(path) as theirs:
         assert len(everything(tmp_path)) == 1
-        with files.writing(path) as mine:
+        with files.replace_file(path) as mine:
             mine.write(b"mine, and long")
             mine.flush()
             theirs.communicate("")
@@ -226,7 +226,7 @@ def test_writers_of_equal_process_numbers_do_not_meet(tmp_path: Path, monkeypatc
 def test_a_name_that_is_taken_is_not_written_to(tmp_path: Path, monkeypatch):
     names = iter(["aa", "aa", "bb"])
     monkeypatch.setattr(files.secrets, "token_hex", lambda n: next(names))
-    with files.writing(tmp_path / "file") as first:
+    with files.replace_file(tmp_path / "file") as first:
         first.write(b"first")
         files.write_bytes(tmp_path / "file", b"second")
     assert (tmp_path / "file").read_bytes() == b"first"
@@ -236,7 +236,7 @@ def test_a_file_is_locked_until_it_has_its_name(tmp_path: Path, monkeypatch):
     """Else another process could take it for abandoned, between the last byte and the rename."""
     left = []
     sweep = "import sys; from pathlib import Path; from diffuse_cli.system import files; "
-    sweep += "files.sweep(Path(sys.argv[1]))"
+    sweep += "files.remove_leftovers(Path(sys.argv[1]))"
 
     @contextlib.contextmanager
     def operation(name: str, path: Path):
@@ -253,10 +253,10 @@ def test_a_file_is_locked_until_it_has_its_name(tmp_path: Path, monkeypatch):
 
 def test_threads_of_one_process_do_not_sweep_each_other(tmp_path: Path):
     """A process does not notice its own locks."""
-    with files.writing(tmp_path / "file") as first:
+    with files.replace_file(tmp_path / "file") as first:
         first.write(b"first")
         files.write_bytes(tmp_path / "file", b"second")
-        files.sweep(tmp_path)
+        files.remove_leftovers(tmp_path)
         assert len(everything(tmp_path)) == 2
     assert (tmp_path / "file").read_bytes() == b"first"
 
@@ -267,7 +267,7 @@ def test_a_thread_does_not_sweep_a_file_that_another_has_just_made(tmp_path: Pat
 
     def make(path: Path, mode: str):
         file = real(path, mode)
-        files.sweep(tmp_path)
+        files.remove_leftovers(tmp_path)
         made.append(path.exists())
         return file
 
@@ -365,7 +365,7 @@ def test_a_folder_that_is_killed_at_any_operation_is_the_old_or_the_new_one(tmp_
         if not killed_while(lambda: files.write_folder(path, fill("b")), ends_at(moment)):
             break
         seen.add(path.exists())
-        files.sweep(tmp_path, "folder")
+        files.remove_leftovers(tmp_path, "folder")
         assert everything(tmp_path)[:2] == [other, "folder"]
         assert everything(tmp_path)[2:] in (["folder/a"], ["folder/b"])
     assert everything(tmp_path) == [other, "folder", "folder/b"]
@@ -377,7 +377,7 @@ def test_sweeping_takes_what_was_left_of_the_names_that_are_owned(tmp_path: Path
     stay = [".model.safetensors.5.tmp", ".grid.png.tmp", ".00001.png.x.tmp", "00001.png.5.tmp"]
     for name in (*taken, *stay, "grid.png"):
         (tmp_path / name).touch()
-    files.sweep(tmp_path, r"\d+\.png|grid\.png")
+    files.remove_leftovers(tmp_path, r"\d+\.png|grid\.png")
     assert everything(tmp_path) == sorted([*stay, "grid.png"])
 
 

@@ -120,16 +120,16 @@ def test_of_diffusers_the_network_and_the_scheduler_are_downloaded(
     monkeypatch.setattr(hub_models, "KNOWN", {})
     monkeypatch.setattr(hub_models, "list_repository", lambda *name: listing)
     monkeypatch.setattr(hub_models, "download_file", lambda _, file: got.append(file.name))
-    assert finish(hub_models.local_source("hf://a/b")) == listing.snapshot
+    assert finish(hub_models.fetch_source("hf://a/b")) == listing.snapshot
     assert got == [
         "config.json", "model_index.json", "scheduler/scheduler_config.json", "unet/config.json",
         "unet/diffusion_pytorch_model.safetensors",
     ]  # fmt: skip
     got.clear()
-    assert finish(hub_models.local_source("hf://a/b/a.pt")) == listing.snapshot / "a.pt"
+    assert finish(hub_models.fetch_source("hf://a/b/a.pt")) == listing.snapshot / "a.pt"
     assert got == ["a.pt"]
     with pytest.raises(ModelFileError, match="Convert it: diffuse convert hf://a/b"):
-        finish(hub_models.local_model("hf://a/b"))
+        finish(hub_models.fetch_model("hf://a/b"))
 
 
 @pytest.mark.parametrize(

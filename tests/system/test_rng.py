@@ -18,7 +18,7 @@ from diffuse_cli.system.rng import (
     permutation,
     philox,
     seed_modules,
-    share,
+    split_range,
     training_draws,
 )
 
@@ -179,7 +179,7 @@ def test_the_draws_of_a_seed_never_change():
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 1000), st.integers(1, 40))
 def test_shares_divide_the_whole_evenly(n: int, parts: int):
-    shares = [share(n, parts, i) for i in range(parts)]
+    shares = [split_range(n, parts, i) for i in range(parts)]
     assert [i for part in shares for i in part] == list(range(n))
     sizes = [len(part) for part in shares]
     assert max(sizes) - min(sizes) <= 1

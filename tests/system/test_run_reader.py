@@ -122,7 +122,7 @@ def test_a_damaged_model_file_is_passed_over_and_said(stopped):
 
 def test_a_checkpoint_that_the_training_removes_meanwhile_is_no_loss(stopped, monkeypatch):
     """It saves two while the newest is read: what was listed is gone, and newer ones are there."""
-    real, removed = run_reader.fault, []
+    real, removed = run_reader.find_damage, []
 
     def fault(path, *names):
         if not removed:
@@ -131,7 +131,7 @@ def test_a_checkpoint_that_the_training_removes_meanwhile_is_no_loss(stopped, mo
                 checkpoint(step).rename(checkpoint(step + 4))
         return real(path, *names)
 
-    monkeypatch.setattr(run_reader, "fault", fault)
+    monkeypatch.setattr(run_reader, "find_damage", fault)
     at, _, said = found(RUN)
     assert removed == [checkpoint(6)]
     assert at == checkpoint(10) / "ema.safetensors"
@@ -177,7 +177,7 @@ def test_the_processes_of_one_command_take_the_same_checkpoint(stopped, monkeypa
 
 
 def test_the_toml_of_a_run_is_that_of_its_newest_model(stopped, diffuse):
-    newest = run_reader.complete(RUN / "checkpoints")[0]
+    newest = run_reader.list_checkpoints(RUN / "checkpoints")[0]
     ran = diffuse("info", RUN, "--toml")
     assert ran.out == diffuse("info", newest, "--toml").out
     assert 'schedule = "cosine"' in ran.out
@@ -232,31 +232,34 @@ def test_a_run_is_no_images_and_needs_no_conversion(stopped, train, diffuse):
 def test_a_folder_of_images_is_none(tmp_path, name):
     folder = tmp_path / name
     (folder / "checkpoints").mkdir(parents=True)
-    assert run_reader.run_at(folder) is None
+    assert run_reader.find_run(folder) is None
     (folder / "manifest.json").write_text("{}")
-    assert run_reader.run_at(folder) is None
+    assert run_reader.find_run(folder) is None
 
 
 def test_a_name_that_no_system_takes_is_no_run(diffuse):
-    assert run_reader.run_at(Path("x" * 5000)) is None
+    assert run_reader.find_run(Path("x" * 5000)) is None
     ran = diffuse("sample", "x" * 5000, "-q")
     assert ran.code == 4
     assert "cannot read" in ran.line
 
 
 def test_the_run_of_a_model(tmp_path, stopped):
-    assert run_reader.run_of(Path("a/b.safetensors")) == Path("a/b.run")
-    assert run_reader.run_of(Path("b.best.safetensors")) == Path("b.run")
-    assert run_reader.run_of(RUN) == run_reader.run_of(checkpoint(4)) == RUN
-    assert run_reader.model_of(RUN) == MODEL
+    assert run_reader.run_folder(Path("a/b.safetensors")) == Path("a/b.run")
+    assert run_reader.run_folder(Path("b.best.safetensors")) == Path("b.run")
+    assert run_reader.run_folder(RUN) == run_reader.run_folder(checkpoint(4)) == RUN
+    assert run_reader.model_path(RUN) == MODEL
 
 
 def test_old_checkpoints_are_removed_as_before(stopped):
-    assert [run_reader.step_of(path) for path in run_reader.complete(RUN / "checkpoints")] == [6, 4]
-    assert run_reader.fault(checkpoint(6)) == ""
+    assert [
+        run_reader.checkpoint_step(path)
+        for path in run_reader.list_checkpoints(RUN / "checkpoints")
+    ] == [6, 4]
+    assert run_reader.find_damage(checkpoint(6)) == ""
     manifest = checkpoint(6) / "manifest.json"
     sums = json.loads(manifest.read_text())["files"]
     assert set(sums) == {p.name for p in checkpoint(6).iterdir()} - {manifest.name}
     files.remove(checkpoint(6) / "state.json")
-    assert "state.json" in run_reader.fault(checkpoint(6))
-    assert run_reader.fault(checkpoint(6), "ema.safetensors") == ""
+    assert "state.json" in run_reader.find_damage(checkpoint(6))
+    assert run_reader.find_damage(checkpoint(6), "ema.safetensors") == ""

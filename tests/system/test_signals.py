@@ -169,7 +169,7 @@ def test_a_look_at_the_model_is_abandoned_and_the_step_saved(train, monkeypatch,
         yield
 
     if where == "draw":
-        monkeypatch.setattr(training_previews, "draw", interrupted)
+        monkeypatch.setattr(training_previews, "generate_batches", interrupted)
     else:
         real = Trainer.held_out_losses
         monkeypatch.setattr(Trainer, where, lambda self: [*interrupted()] and real(self))
@@ -377,7 +377,7 @@ def test_a_signal_while_sampling_ends_it_without_a_traceback(
 MOMENTS = {
     "unwinding": "diffuse_cli.sampling.journal.Ledger.abandon",
     "saying": "diffuse_cli.commands._cli.console.Console.fail",
-    "leaving": "diffuse_cli.app.launched",
+    "leaving": "diffuse_cli.app.world_size",
 }
 """What is called after a first signal, in this order."""
 

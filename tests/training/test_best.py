@@ -14,7 +14,7 @@ import torch
 from conftest import write_images
 
 from diffuse_cli.config.sample_options import SAMPLING_STEPS
-from diffuse_cli.metrics import Measured, kid
+from diffuse_cli.metrics import Measurement, kid
 from diffuse_cli.models import model_file
 from diffuse_cli.training import checkpoints, validation
 from diffuse_cli.training.run_directory import RunDirectory
@@ -50,7 +50,7 @@ def step_of(path):
 
 def test_classes_are_drawn_in_the_shares_of_the_data(quick, diffuse, images, tmp_path, monkeypatch):
     """2 of the data's 32 images are dark: few of those that are drawn."""
-    data, drawn, real = tmp_path / "data", [], validation.draw_by_default
+    data, drawn, real = tmp_path / "data", [], validation.generate_by_default
     shutil.copytree(images / "light", data / "light")
     (data / "dark").mkdir()
     for path in sorted((images / "dark").iterdir())[:2]:
@@ -60,7 +60,7 @@ def test_classes_are_drawn_in_the_shares_of_the_data(quick, diffuse, images, tmp
         drawn.append(classes)
         return real(*arguments, classes=classes)
 
-    monkeypatch.setattr(validation, "draw_by_default", watched)
+    monkeypatch.setattr(validation, "generate_by_default", watched)
     line = ("--config", QUICK, "--steps", 2, "--eval-every", 2, "--eval-images", 9)
     assert diffuse("train", data, *line, "--classes").code == 0
     assert diffuse("train", data, *line, "--overwrite").code == 0
@@ -81,19 +81,19 @@ def test_an_evaluation_touches_nothing(quick):
     assert best["kid_standard_error"] > 0
     assert step_of(BEST) == best["step"]
     assert "against" not in ran.err
-    assert f"KID {Measured(best['kid'], best['kid_standard_error'])}" in ran.err
+    assert f"KID {Measurement(best['kid'], best['kid_standard_error'])}" in ran.err
 
 
 def test_the_kid_is_that_of_drawn_images_against_held_out_ones(diffuse, quick, images, monkeypatch):
     """The same number from images that `sample` draws from the model file, and from features."""
     seen = {}
-    real = validation.extract
+    real = validation.extract_features
 
     def noting(network, pixels):
         seen[len(pixels)] = network, pixels
         return real(network, pixels)
 
-    monkeypatch.setattr(validation, "extract", noting)
+    monkeypatch.setattr(validation, "extract_features", noting)
     monkeypatch.setattr(conftest, "PREVIEW_STEPS", SAMPLING_STEPS)
     conftest.do_less(monkeypatch)
     quick("--steps", 10, "--eval-every", 10, "--eval-images", 9)
@@ -108,15 +108,17 @@ def test_the_kid_is_that_of_drawn_images_against_held_out_ones(diffuse, quick, i
     [held_out] = [pixels for n, (_, pixels) in seen.items() if n != 9]
     assert len(held_out) == 6
     x, y = (finish(real(network, p)).astype(np.float64) for p in (held_out, fakes))
-    expected = kid.mmd(kid.within(x), kid.within(y), kid.between(x, y))
+    expected = kid.mmd(kid.sum_within(x), kid.sum_within(y), kid.sum_between(x, y))
     assert kids()[10] == pytest.approx(expected, rel=1e-9)
 
 
 def test_real_features_are_computed_once(quick, monkeypatch):
     computed = []
-    real = validation.extract
+    real = validation.extract_features
     monkeypatch.setattr(
-        validation, "extract", lambda n, pixels: computed.append(len(pixels)) or real(n, pixels)
+        validation,
+        "extract_features",
+        lambda n, pixels: computed.append(len(pixels)) or real(n, pixels),
     )
     quick("--steps", 6, "--eval-every", 2, "--eval-images", 5)
     assert computed == [6, 5, 5, 5]
@@ -350,9 +352,9 @@ def test_the_estimate_of_disk_covers_best_models(quick, course, monkeypatch):
     quick("--steps", 6, *EVAL, "--save-every", 1, "-q")
     [(total, _)] = asked
     run = RunDirectory(MODEL)
-    used = files.size_of(run.path) + files.size_of(MODEL) + files.size_of(BEST)
-    of_one = files.size_of(run.checkpoints / "step-00000006")
-    models = files.size_of(MODEL) + files.size_of(BEST)
+    used = files.measure_size(run.path) + files.measure_size(MODEL) + files.measure_size(BEST)
+    of_one = files.measure_size(run.checkpoints / "step-00000006")
+    models = files.measure_size(MODEL) + files.measure_size(BEST)
     assert used + of_one + models <= total
     sizes = [p.stat().st_size for p in run.path.rglob("*.safetensors")]
     headers = 32_768 * (len(sizes) + 2 * 5)

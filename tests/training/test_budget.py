@@ -21,7 +21,7 @@ from diffuse_cli.system.events import finish
 from diffuse_cli.training import loop, previews
 from diffuse_cli.training.configuration import configure
 from diffuse_cli.training.loop import fit
-from diffuse_cli.training.optimization import Course, lr_at
+from diffuse_cli.training.optimization import ProgressSchedule, lr_at
 from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.time_budget import Budget, Chore
 from diffuse_cli.training.time_estimate import Stopwatch
@@ -42,28 +42,30 @@ def alone(steps):
 
 def test_a_fixed_length_is_gone_in_equal_parts_to_the_last_bit():
     for steps in (1, 7, 1000, 12_345):
-        course = Course.of(steps)
-        assert [course.place(k) for k in range(steps + 1)] == [*range(steps + 1)]
-        assert [course.at(k) for k in range(steps + 1)] == [k / steps for k in range(steps + 1)]
+        course = ProgressSchedule.of(steps)
+        assert [course.nominal_step(k) for k in range(steps + 1)] == [*range(steps + 1)]
+        assert [course.progress_at(k) for k in range(steps + 1)] == [
+            k / steps for k in range(steps + 1)
+        ]
 
 
 def test_another_length_leaves_the_way_so_far_and_shares_the_rest():
-    course = Course.of(1000).revised(400, 700)
-    assert course.at(400) == Course.of(1000).at(400) == 0.4
-    assert course.at(550) == pytest.approx(0.7)
-    assert course.at(700) == course.place(700) / 700 == 1
-    again = course.revised(550, 2050)
-    assert again.at(550) == pytest.approx(0.7)
-    assert again.at(1300) == pytest.approx(0.85)
+    course = ProgressSchedule.of(1000).revise(400, 700)
+    assert course.progress_at(400) == ProgressSchedule.of(1000).progress_at(400) == 0.4
+    assert course.progress_at(550) == pytest.approx(0.7)
+    assert course.progress_at(700) == course.nominal_step(700) / 700 == 1
+    again = course.revise(550, 2050)
+    assert again.progress_at(550) == pytest.approx(0.7)
+    assert again.progress_at(1300) == pytest.approx(0.85)
     assert again.fewest == 700
 
 
 def test_the_learning_rate_goes_on_where_it_was_and_ends_at_0():
     config = TrainConfig(data="x", steps=1000, warmup=50, lr=1.0)
-    course = Course.of(1000)
+    course = ProgressSchedule.of(1000)
     for done, steps in ((20, 400), (200, 1500), (900, 950)):
         before = lr_at(config, course, done)
-        course = course.revised(done, steps)
+        course = course.revise(done, steps)
         if done > 50:
             assert lr_at(config, course, done) == pytest.approx(before)
         rates = [lr_at(config, course, k) for k in range(max(done, 50), steps)]
@@ -73,22 +75,22 @@ def test_the_learning_rate_goes_on_where_it_was_and_ends_at_0():
 
 def test_the_rise_is_a_tenth_of_the_shortest_plan():
     config = TrainConfig(data="x", steps=1000, warmup=100, lr=1.0)
-    short = Course.of(1000).revised(20, 400)
+    short = ProgressSchedule.of(1000).revise(20, 400)
     assert lr_at(config, short, 20) == pytest.approx(21 / 40, rel=0.01)
-    longer = short.revised(60, 4000)
+    longer = short.revise(60, 4000)
     assert lr_at(config, longer, 60) > 0.9
 
 
 def test_what_is_due_at_a_share_of_the_way_is_due_once():
-    course, weak, snapshots = Course.of(800), [], []
+    course, weak, snapshots = ProgressSchedule.of(800), [], []
     plans = {90: 700, 99: 805, 300: 500, 450: 2000}
     for done in range(1, 2001):
         if course.passes(1 / 8, done):
             weak.append(done)
         if course.crosses(-(-course.steps // 10), done):
-            snapshots.append(round(course.at(done), 2))
+            snapshots.append(round(course.progress_at(done), 2))
         if done in plans:
-            course = course.revised(done, plans[done])
+            course = course.revise(done, plans[done])
     assert len(weak) == 1
     assert snapshots == pytest.approx([k / 10 for k in range(1, 11)], abs=0.01)
 
@@ -100,7 +102,7 @@ def test_what_is_due_at_a_share_of_the_way_is_due_once():
 class Driven:
     """A run by a budget: its course, what became of the plan, and how long it took."""
 
-    course: Course
+    course: ProgressSchedule
     plans: list[int]
     total: float
     places: list[float]
@@ -110,7 +112,7 @@ class Driven:
 def drive(seconds, *, minutes=1.0, step=0.05, chores=alone, costs=None, measured=2.0):
     """Step as a run does; `seconds(now)` is the time of a step, `costs(now)` that of a chore."""
     budget = Budget(minutes, step, used=measured)
-    course = Course.of(budget.plan(0, chores))
+    course = ProgressSchedule.of(budget.plan(0, chores))
     plans, places, done, now = [course.steps], [0.0], 0, measured
     while done < course.steps:
         took = seconds(now)
@@ -119,14 +121,14 @@ def drive(seconds, *, minutes=1.0, step=0.05, chores=alone, costs=None, measured
         if budget.due and done < course.steps:
             steps = budget.replan(done, course.steps, chores)
             if steps != course.steps:
-                course = course.revised(done, steps)
+                course = course.revise(done, steps)
                 plans.append(steps)
         for chore in chores(course.steps):
             if done % chore.every == 0 or done == course.steps:
                 took = costs(now)
                 now += took
                 budget.count(took, chore.name)
-        places.append(course.at(done))
+        places.append(course.progress_at(done))
     assert budget.used == pytest.approx(now)
     return Driven(course, plans, now, places, budget)
 
@@ -234,7 +236,7 @@ def ticking():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "step", step)
         patch.setattr(Stopwatch, "seconds", giving(STEP))
-        patch.setattr(Stopwatch, "elapsed", lambda self: 0.0)
+        patch.setattr(Stopwatch, "measure_elapsed", lambda self: 0.0)
         patch.setattr(previews, "passes_of_preview", lambda plan: 0)
         do_less(patch)
         yield here
@@ -319,8 +321,11 @@ def test_a_load_makes_it_shorter_and_its_files_say_so(loaded):
     assert 3 <= len([*(run / "ema").iterdir()]) <= 5
     rates = [clock.rates[k] for k in range(3, steps)]
     assert rates == sorted(rates, reverse=True)
-    course = Course(**RunDirectory(loaded.folder / MODEL).load()[0].state["course"])
-    assert (course.steps, course.at(steps)) == (steps, pytest.approx(1))  # where the rate is 0
+    course = ProgressSchedule(**RunDirectory(loaded.folder / MODEL).load()[0].state["course"])
+    assert (course.steps, course.progress_at(steps)) == (
+        steps,
+        pytest.approx(1),
+    )  # where the rate is 0
     config = configure({"data": "x", "steps": steps}, FILED)
     assert rates[-1] == pytest.approx(lr_at(config, course, steps - 1))
 

@@ -19,8 +19,13 @@ from diffuse_cli.core.networks import NETWORKS
 from diffuse_cli.core.settings import Settings, setting
 from diffuse_cli.core.variances import LEARNED
 from diffuse_cli.system.errors import UsageError
-from diffuse_cli.training.configuration import BATCH, complete, configure, rate_at
-from diffuse_cli.training.memory_estimate import bytes_kept
+from diffuse_cli.training.configuration import (
+    BATCH,
+    complete_config,
+    configure,
+    scale_learning_rate,
+)
+from diffuse_cli.training.memory_estimate import count_kept_bytes
 
 GREY = Space(channels=1, size=(8, 8))
 NAMES = tuple(f"class {k}" for k in range(1000))
@@ -29,7 +34,7 @@ NAMES = tuple(f"class {k}" for k in range(1000))
 def planned(typed, filed=None, num_classes=0, space=GREY):
     """The complete configuration, and what the model is."""
     config = configure({"data": "images", **typed}, filed)
-    return complete(config, space, Conditions(classes=NAMES[:num_classes]))
+    return complete_config(config, space, Conditions(classes=NAMES[:num_classes]))
 
 
 def made(typed, filed=None, num_classes=0):
@@ -73,7 +78,7 @@ def test_loss_and_weighting_follow_from_the_variance(variance, loss, weighting):
     assert config.loss == (loss or ("hybrid" if variance == "learned" else "simple"))
     assert config.weighting == (weighting or ("none" if loss == "vlb" else "min-snr"))
     assert blueprint.out_channels == (2 if variance == "learned" else 1)
-    assert complete(config, GREY, Conditions()) == (config, blueprint)
+    assert complete_config(config, GREY, Conditions()) == (config, blueprint)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +127,7 @@ def test_the_network_has_the_channels_and_classes_it_needs(variance, num_classes
         label = (num_classes + 1, 4 * width) if num_classes else None
         assert shapes.get("class_embedding.weight") == label
         again = from_dict(type(config), to_dict(config))
-        assert complete(again, space, blueprint.conditions) == (config, blueprint)
+        assert complete_config(again, space, blueprint.conditions) == (config, blueprint)
 
 
 @pytest.mark.parametrize("preset", [None, *PRESETS])
@@ -223,11 +228,13 @@ def wide(monkeypatch):
 
 def test_a_width_without_a_default_is_a_width(wide):
     space, conditions = Space(channels=1, size=(8, 8)), Conditions(classes=("a", "b"))
-    once, blueprint = complete(configure({"data": "x", "preset": "plain"}), space, conditions)
+    once, blueprint = complete_config(
+        configure({"data": "x", "preset": "plain"}), space, conditions
+    )
     assert (once.width, once.lr) == (4, DEFAULT_RATE)
-    assert complete(once, space, conditions)[0] == once
-    assert bytes_kept(blueprint, False, False).of(2) > 0
+    assert complete_config(once, space, conditions)[0] == once
+    assert count_kept_bytes(blueprint, False, False).total_bytes(2) > 0
 
 
 def test_a_preset_need_not_name_rate_or_width(wide):
-    assert rate_at("bare", 128, BATCH) == DEFAULT_RATE
+    assert scale_learning_rate("bare", 128, BATCH) == DEFAULT_RATE

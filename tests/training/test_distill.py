@@ -15,10 +15,10 @@ from conftest import in_process, logged
 from diffuse_cli.commands.distill import configure
 from diffuse_cli.config.sample_options import DrawConfig
 from diffuse_cli.config.train_options import TrainConfig
-from diffuse_cli.core.distillation import path
+from diffuse_cli.core.distillation import solve_trajectory
 from diffuse_cli.models import model_file
-from diffuse_cli.models.blueprint import kept_in_range
-from diffuse_cli.sampling.sampling_settings import resolve
+from diffuse_cli.models.blueprint import clamp_denoised
+from diffuse_cli.sampling.sampling_settings import resolve_settings
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import ModelFileError, UsageError
 from diffuse_cli.training import teacher as teaching
@@ -86,9 +86,9 @@ def test_only_a_distilled_model_is_drawn_from_by_consistency(diffuse, teacher, f
     assert ran.code == UsageError.exit_code
     assert "diffuse distill" in ran.err
     found = model_file.load(fast)
-    assert resolve(DrawConfig(), found).steps == 2
-    assert resolve(DrawConfig(steps=4), found).sampler == "consistency"
-    assert resolve(DrawConfig(sampler="ddim"), found).sampler == "ddim"
+    assert resolve_settings(DrawConfig(), found).steps == 2
+    assert resolve_settings(DrawConfig(steps=4), found).sampler == "consistency"
+    assert resolve_settings(DrawConfig(sampler="ddim"), found).sampler == "ddim"
 
 
 @pytest.mark.parametrize("stop", [4, 13], ids=["on paths", "with a critic"])
@@ -125,9 +125,11 @@ def test_a_critic_learns_what_is_drawn_in_the_second_part_alone(distill, teacher
         return known(critic, x0, t, noise, **cond)
 
     critics, known = [], matching.simple
-    made = matching.Matching.__init__
+    made = matching.DistributionMatching.__init__
     monkeypatch.setattr(
-        matching.Matching, "__init__", lambda self, *a: (made(self, *a), critics.append(self))[0]
+        matching.DistributionMatching,
+        "__init__",
+        lambda self, *a: (made(self, *a), critics.append(self))[0],
     )
     monkeypatch.setattr(matching, "simple", simple)
     ran = distill(teacher, "--steps", 20, "--batch-size", 3, "--log-every", 1)
@@ -159,7 +161,7 @@ def test_one_step_draws_what_the_model_draws_in_many(distill, model):
     teacher, student = (
         found.blueprint.denoiser(found.network()) for found in map(model_file.load, (model, FAST))
     )
-    known = path(kept_in_range(teacher, teacher), teacher.process, noise)
+    known = solve_trajectory(clamp_denoised(teacher, teacher), teacher.process, noise)
     with torch.no_grad():
         off = [float((d(noise, known.times[0]).x0 - known.end).std()) for d in (teacher, student)]
     assert off[1] < 0.75 * off[0]
@@ -286,10 +288,10 @@ def test_flow_and_x0_can_be_distilled():
         denoiser = Denoiser(lambda x, t: x, process_of("cosine", 100), target)
         config = TrainConfig(data="", loss="consistency", init="model", target=target)
         if good:
-            teaching.check_distilled(config, denoiser)
+            teaching.check_distillation(config, denoiser)
         else:
             with pytest.raises(UsageError):
-                teaching.check_distilled(config, denoiser)
+                teaching.check_distillation(config, denoiser)
 
 
 def test_what_is_distilled_is_told_what_its_teacher_is(diffuse, guided, teacher, images, tmp_path):

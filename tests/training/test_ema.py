@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffuse_cli.training.ema_weights import Average, decay_at, due
+from diffuse_cli.training.ema_weights import EmaAverage, decay_at, is_update_due
 
 LARGEST = 0.9999
 
@@ -42,11 +42,11 @@ def set_to(net: nn.Module, value: float) -> None:
 def test_the_average_follows_its_recursion():
     net = Net()
     set_to(net, 0.0)
-    model = Average(net, 0.6)
+    model = EmaAverage(net, 0.6)
     expected = 0.0
     for update, value in enumerate([1.0, 5.0, -2.0, 3.0, 3.0]):
         set_to(net, value)
-        model.follow(net)
+        model.update(net)
         decay = min(0.6, 1 - (update + 1) ** -0.75)
         expected = decay * expected + (1 - decay) * value
         assert float(model.net.layer.bias) == pytest.approx(expected, rel=1e-6)
@@ -55,27 +55,27 @@ def test_the_average_follows_its_recursion():
 
 def test_the_first_update_forgets_the_random_start():
     net = Net()
-    model = Average(net, LARGEST)
+    model = EmaAverage(net, LARGEST)
     set_to(net, 7.0)
-    model.follow(net)
+    model.update(net)
     assert float(model.net.layer.bias) == 7
 
 
 def test_buffers_are_not_averaged():
     net = Net()
     net.table.fill_(5.0)
-    model = Average(net, LARGEST)
+    model = EmaAverage(net, LARGEST)
     for value in (1.0, 9.0, 2.0):
         net.table.fill_(value)
         net.count.fill_(int(value))
-        model.follow(net)
+        model.update(net)
         assert float(model.net.table[0]) in (5.0, value)
         assert int(model.net.count) in (0, int(value))
 
 
 def test_the_average_is_a_copy_without_gradients_in_eval_mode():
     net = Net()
-    model = Average(net, LARGEST)
+    model = EmaAverage(net, LARGEST)
     set_to(net, 7.0)
     assert float(model.net.layer.bias.detach()) != 7
     assert not model.net.training
@@ -87,9 +87,9 @@ def test_several_updates_at_once_decay_like_each_in_turn():
     net, start = Net(), Net()
     set_to(start, 4.0)
     set_to(net, 1.0)
-    model = Average(start, 0.6)
+    model = EmaAverage(start, 0.6)
     model.updates = 3
-    model.follow(net, 4)
+    model.update(net, 4)
     kept = 1.0
     for update in range(3, 7):
         kept *= decay_at(update, 0.6)
@@ -99,14 +99,14 @@ def test_several_updates_at_once_decay_like_each_in_turn():
 
 def test_no_update_changes_nothing():
     net = Net()
-    model = Average(net, 0.5)
+    model = EmaAverage(net, 0.5)
     set_to(net, 3.0)
     before = model.net.layer.bias.clone()
-    model.follow(net, 0)
+    model.update(net, 0)
     assert model.net.layer.bias.equal(before)
     assert model.updates == 0
 
 
 def test_the_average_is_due_early_often_and_at_the_end():
-    assert all(due(done, 1000) for done in range(1, 65))
-    assert [done for done in range(65, 80) if due(done, 79)] == [68, 72, 76, 79]
+    assert all(is_update_due(done, 1000) for done in range(1, 65))
+    assert [done for done in range(65, 80) if is_update_due(done, 79)] == [68, 72, 76, 79]

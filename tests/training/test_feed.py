@@ -17,7 +17,7 @@ import pytest
 from conftest import in_process, write_images
 from PIL import Image, ImageOps
 
-from diffuse_cli.data import decoding_workers, pair, read_images, stream
+from diffuse_cli.data import decoding_workers, match_pairs, read_images, stream
 from diffuse_cli.system.events import finish
 from diffuse_cli.training import feed
 from diffuse_cli.training.batches import Batches
@@ -202,10 +202,10 @@ def plan(images, negatives):
     """A plan of streamed pairs."""
     own, beside = (finish(read_images(str(f), keep=0)) for f in (images, negatives))
     every, held_out = np.arange(60), own.held_out
-    pairs = pair(own, beside)
+    pairs = match_pairs(own, beside)
     config = SimpleNamespace(seed=0)
     made = Plan(config, None, TrainingData(own, every[~held_out], every[held_out], pairs))
-    with feed.feeding(made.data):
+    with feed.hold_streams(made.data):
         yield made
 
 
@@ -217,16 +217,16 @@ def test_a_pair_is_replaced_as_a_whole(plan, tmp_path, negatives, monkeypatch):
     plan.data.pairs.given.stored.stream.origin.__dict__["entries"] = moved
     first, second = plan.data.train[:2]
     (own / plan.data.images.names[first]).unlink()
-    assert feed.readable(plan.data, np.array([second, first])).tolist() == [second, second]
+    assert feed.find_readable(plan.data, np.array([second, first])).tolist() == [second, second]
     last = plan.data.held_out[-1]
     (own / plan.data.images.names[last]).unlink()
-    assert feed.readable(plan.data, np.array([last])).tolist() == [plan.data.held_out[0]]
+    assert feed.find_readable(plan.data, np.array([last])).tolist() == [plan.data.held_out[0]]
 
 
 def test_it_takes_images_in_their_order_and_is_bounded(plan, images, monkeypatch):
     asked = []
-    original = feed.load
-    monkeypatch.setattr(feed, "load", lambda p, k: asked.append(len(k)) or original(p, k))
+    original = feed.load_images
+    monkeypatch.setattr(feed, "load_images", lambda p, k: asked.append(len(k)) or original(p, k))
     monkeypatch.setattr(feed, "STEPS_AHEAD", 3)
     batches = Batches(plan, 8, None, range(2, 6))
     whole = finish(read_images(str(images)))
@@ -234,9 +234,9 @@ def test_it_takes_images_in_their_order_and_is_bounded(plan, images, monkeypatch
     plain = Batches(Plan(plan.config, None, kept), 8, None)
     monkeypatch.setattr(stream, "decode_all", lambda *a: pytest.fail("decoded late"))
     for k in (0, 1, 2, 3, 7, 8, 2):  # also back and forth
-        wanted = plain.at(k, range(2, 6))
-        assert batches.at(k, range(2, 6)).tolist() == wanted.tolist()
-        assert batches.at(k, range(4, 5)).tolist() == wanted[2:3].tolist()
+        wanted = plain.find_indices(k, range(2, 6))
+        assert batches.find_indices(k, range(2, 6)).tolist() == wanted.tolist()
+        assert batches.find_indices(k, range(4, 5)).tolist() == wanted[2:3].tolist()
         assert np.array_equal(plan.data.images.stored[wanted], whole.stored[wanted])
     assert sum(asked) <= 4 * (4 + 3 + 1 + 3 + 4 + 4)
     batches.close()
@@ -244,12 +244,12 @@ def test_it_takes_images_in_their_order_and_is_bounded(plan, images, monkeypatch
 
 def test_large_images_are_not_read_far_ahead(plan, monkeypatch):
     asked = []
-    original = feed.load
-    monkeypatch.setattr(feed, "load", lambda p, k: asked.append(len(k)) or original(p, k))
+    original = feed.load_images
+    monkeypatch.setattr(feed, "load_images", lambda p, k: asked.append(len(k)) or original(p, k))
     monkeypatch.setattr(feed, "AHEAD", 0)
     small = Batches(plan, 8, None)
-    small.at(0, range(8))
-    small.at(1, range(8))
+    small.find_indices(0, range(8))
+    small.find_indices(1, range(8))
     small.close()
     assert 16 <= sum(asked) <= 24
 
@@ -260,7 +260,7 @@ def test_memory_does_not_grow(plan, monkeypatch):
     sizes = []
     tracemalloc.start()
     for k in range(120):
-        batches.at(k, range(8))
+        batches.find_indices(k, range(8))
         plan.data.images.stored[plan.data.held_out]
         if k in (40, 119):
             sizes.append(tracemalloc.get_traced_memory()[0])

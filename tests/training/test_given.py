@@ -11,7 +11,7 @@ import torch
 from conftest import in_process, logged
 from PIL import Image, ImageOps
 
-from diffuse_cli.core.conditions import Given
+from diffuse_cli.core.conditions import ConditioningArray
 from diffuse_cli.core.networks.unet import ENDS
 from diffuse_cli.models import model_file
 from training.conftest import QUICK
@@ -141,7 +141,9 @@ def test_a_preview_shows_what_is_given_its_samples_and_the_image(quick, images, 
 def test_a_model_file_says_what_is_given_and_only_then_is_newer(quick, negatives, diffuse):
     assert quick("--steps", 3, "--given", negatives, "--given-noise", 0.25).code == 0
     model = model_file.load(MODEL)
-    assert model.blueprint.conditions.given == Given(channels=1, dropout=0.1, noise=0.25)
+    assert model.blueprint.conditions.given == ConditioningArray(
+        channels=1, dropout=0.1, noise=0.25
+    )
     assert model.network()(torch.zeros(1, 1, 8, 8), torch.zeros(1)).shape == (1, 1, 8, 8)
     assert str(negatives) not in MODEL.read_bytes().decode("latin1")
     assert set(model.data["given"]) == {"fingerprint"}

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from diffuse_cli.core import NETWORKS, Conditions, Space
-from diffuse_cli.core.kernels import attend, laid_out, lay_out, memory_format
+from diffuse_cli.core.kernels import arrange_memory, arrange_weights, attend, memory_format
 from diffuse_cli.system.devices import device_type, has_bfloat16
 
 pytestmark = pytest.mark.gpu
@@ -39,8 +39,8 @@ def test_a_network_computes_what_it_does_on_the_processor(net, device):
     x, t = torch.randn(4, 3, 16, 16), torch.tensor([0.0, 10, 500, 999])
     gradients = []
     for where in (torch.device("cpu"), device):
-        here = lay_out(copy.deepcopy(net).to(where))
-        out = here(laid_out(x.to(where)), t.to(where))
+        here = arrange_weights(copy.deepcopy(net).to(where))
+        out = here(arrange_memory(x.to(where)), t.to(where))
         out.square().mean().backward()
         gradients.append([out.detach().cpu(), *(p.grad.cpu() for p in here.parameters())])
     for expected, found in zip(*gradients, strict=True):
@@ -48,8 +48,10 @@ def test_a_network_computes_what_it_does_on_the_processor(net, device):
 
 
 def test_weights_are_in_the_order_of_the_device(net, device):
-    here = lay_out(net.to(device))
-    here(laid_out(torch.randn(2, 3, 16, 16, device=device)), torch.zeros(2, device=device)).mean()
+    here = arrange_weights(net.to(device))
+    here(
+        arrange_memory(torch.randn(2, 3, 16, 16, device=device)), torch.zeros(2, device=device)
+    ).mean()
     wanted = memory_format(device.type)
     assert all(p.is_contiguous(memory_format=wanted) for p in here.parameters() if p.ndim == 4)
 

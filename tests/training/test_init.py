@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from diffuse_cli.config.shared_options import DiffusionConfig
-from diffuse_cli.core.conditions import Conditions, Given
+from diffuse_cli.core.conditions import ConditioningArray, Conditions
 from diffuse_cli.core.networks import vit
 from diffuse_cli.core.networks.unet import ENDS, Config, resized
 from diffuse_cli.core.space import Space
@@ -77,7 +77,9 @@ variances = pytest.mark.parametrize("variance", ["small", "learned"])
 @torch.no_grad()
 def test_something_given_that_is_new_changes_nothing(patch):
     own = blueprint(3, patch=patch)
-    wanted = replace(own, conditions=Conditions(given=Given(channels=3, what="low-res:4")))
+    wanted = replace(
+        own, conditions=Conditions(given=ConditioningArray(channels=3, what="low-res:4"))
+    )
     old, new = both(trained(own), wanted)
     close(new(noise(3), T, given=noise(4)), old(noise(3), T))
 
@@ -85,7 +87,7 @@ def test_something_given_that_is_new_changes_nothing(patch):
 @patches
 @torch.no_grad()
 def test_without_what_it_was_given_it_is_as_told_nothing(patch):
-    own = blueprint(3, patch=patch, given=Given(channels=1))
+    own = blueprint(3, patch=patch, given=ConditioningArray(channels=1))
     old, new = both(trained(own), replace(own, conditions=Conditions()))
     told = old(noise(3), T, given=noise(2))
     close(new(noise(3), T), old(noise(3), T))
@@ -156,7 +158,7 @@ def test_a_channel_more_is_not_read_and_not_drawn_and_one_fewer_is_left_out(patc
 @patches
 @torch.no_grad()
 def test_what_is_given_in_grey_may_be_given_in_colour(patch):
-    grey, colour = (blueprint(3, patch=patch, given=Given(channels=n)) for n in (1, 3))
+    grey, colour = (blueprint(3, patch=patch, given=ConditioningArray(channels=n)) for n in (1, 3))
     old, new = both(trained(grey), colour)
     values, known = noise(2).split(1, dim=1)
     told = torch.cat([values.expand(-1, 3, -1, -1), known], 1)
@@ -218,7 +220,7 @@ def test_a_new_class_among_others_is_as_none_or_as_their_mean(dropout):
 @torch.no_grad()
 def test_all_of_it_at_once(patch):
     model = trained(blueprint(1, patch=patch, classes=TWO), label_dropout=0.1)
-    given = Given(channels=3)
+    given = ConditioningArray(channels=3)
     wanted = blueprint(3, size=16, patch=patch, given=given, variance="learned")
     if patch != "vit":  # whose configuration is the same at every size
         wanted = replace(wanted, config=resized(model.blueprint.config, (8, 8), (16, 16)))

@@ -19,12 +19,17 @@ from diffuse_cli.core import Conditions, Space
 from diffuse_cli.models import model_file
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import finish
-from diffuse_cli.training.configuration import complete, configure, rate_at, with_batch_size
-from diffuse_cli.training.memory_estimate import bytes_kept
+from diffuse_cli.training.configuration import (
+    complete_config,
+    configure,
+    scale_learning_rate,
+    with_batch_size,
+)
+from diffuse_cli.training.memory_estimate import count_kept_bytes
 from diffuse_cli.training.monitor import GUESS
-from diffuse_cli.training.plan import Plan, too_narrow
+from diffuse_cli.training.plan import Plan, warn_of_narrow_network
 from diffuse_cli.training.run_directory import RunDirectory
-from diffuse_cli.training.time_budget import batch_for
+from diffuse_cli.training.time_budget import choose_batch_size
 from diffuse_cli.training.time_estimate import Stopwatch, fill_minutes
 from diffuse_cli.training.training_data import TrainingData
 
@@ -37,7 +42,7 @@ IMAGES = Space(channels=1, size=(32, 32))
 def completed(typed, filed=None, channels=1):
     """What `diffuse train` makes of a command line and a file, for images of 32x32."""
     config = configure({"data": "images", **typed}, filed)
-    return complete(config, replace(IMAGES, channels=channels), Conditions())[0]
+    return complete_config(config, replace(IMAGES, channels=channels), Conditions())[0]
 
 
 def at_batch(config, batch_size, space=IMAGES):
@@ -57,9 +62,13 @@ def as_file(config):
 def test_the_learning_rate_follows_the_width_and_the_batch(name):
     preset = PRESETS[name]
     own, batch = preset.settings["width"], preset.train.get("batch_size", 64)
-    assert rate_at(name, None, batch) == rate_at(name, own, batch) == preset.train["lr"]
-    assert rate_at(name, 2 * own, batch) == pytest.approx(preset.train["lr"] / 2)
-    assert rate_at(name, None, 4 * batch) == pytest.approx(preset.train["lr"] * 2)
+    assert (
+        scale_learning_rate(name, None, batch)
+        == scale_learning_rate(name, own, batch)
+        == preset.train["lr"]
+    )
+    assert scale_learning_rate(name, 2 * own, batch) == pytest.approx(preset.train["lr"] / 2)
+    assert scale_learning_rate(name, None, 4 * batch) == pytest.approx(preset.train["lr"] * 2)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +87,7 @@ def test_the_learning_rate_follows_the_width_and_the_batch(name):
     ],
 )
 def test_a_short_run_has_small_batches(images, least, batch):
-    assert batch_for(images, least) == batch
+    assert choose_batch_size(images, least) == batch
 
 
 def test_minutes_leave_the_batch_open_and_a_typed_one_does_not():
@@ -101,7 +110,7 @@ def test_minutes_and_steps_have_the_same_rate(size: tuple[int, ...]):
     rates = {}
     for kind, more in kinds.items():
         steps, minutes = (
-            complete(configure({**given, **more, **time}), space, Conditions())[0]
+            complete_config(configure({**given, **more, **time}), space, Conditions())[0]
             for time in ({"steps": 5}, {"minutes": 1.0})
         )
         assert at_batch(minutes, 64, space).lr == steps.lr
@@ -129,8 +138,8 @@ def test_the_width_of_a_preset_is_said_where_none_was_typed():
 def narrow(typed, filed=None, channels=3):
     """The warnings of a network that is too narrow for noise in every dimension."""
     config = configure({"data": "images", **typed}, filed)
-    _, blueprint = complete(config, replace(IMAGES, channels=channels), Conditions())
-    return [notice.text for notice in too_narrow(config, blueprint)]
+    _, blueprint = complete_config(config, replace(IMAGES, channels=channels), Conditions())
+    return [notice.text for notice in warn_of_narrow_network(config, blueprint)]
 
 
 @pytest.mark.parametrize(
@@ -295,7 +304,7 @@ def test_gradient_checkpointing_does_not_change_a_transformer(train, transformer
 
 
 def test_a_trainer_checkpoints_where_it_is_asked(quick, monkeypatch):
-    from diffuse_cli.core.networks import checkpointed, plainly
+    from diffuse_cli.core.networks import run_checkpointed, run_directly
     from diffuse_cli.training.trainer import Trainer
 
     seen = []
@@ -305,7 +314,7 @@ def test_a_trainer_checkpoints_where_it_is_asked(quick, monkeypatch):
     )
     quick("--steps", 1, "--gradient-checkpointing")
     quick("--steps", 1, "-o", "plain.safetensors")
-    assert seen == [checkpointed, plainly]
+    assert seen == [run_checkpointed, run_directly]
 
 
 def bytes_saved(net, run, besides=()):
@@ -329,7 +338,7 @@ SMALL_VIT = {"width": 32, "depth": 3, "head_width": 16, "context": 2}
 def drawn_up(network="unet", preset="tiny", **given):
     """The smallest preset for colour images of 16x16, as a training has it."""
     config = configure({"data": "x", "preset": preset}, {network: given})
-    return complete(config, Space(channels=3, size=(16, 16)), Conditions())[1]
+    return complete_config(config, Space(channels=3, size=(16, 16)), Conditions())[1]
 
 
 def laid_out(blueprint, batch):
@@ -347,7 +356,9 @@ def test_the_estimate_counts_what_autograd_keeps(batch, network):
     blueprint = drawn_up(**network)
     net, x, t = laid_out(blueprint, batch)
     expected = bytes_saved(net, lambda: net(x, t))
-    assert bytes_kept(blueprint, half=False, checkpointing=False).of(batch) == expected
+    assert (
+        count_kept_bytes(blueprint, half=False, checkpointing=False).total_bytes(batch) == expected
+    )
 
 
 @pytest.mark.parametrize("resblock_updown", [False, True])
@@ -364,9 +375,9 @@ def test_the_estimate_with_checkpointing_is_inputs_and_the_largest_block(resbloc
         for (block, given), besides in zip(calls, inputs, strict=True)
     )
     expected = total({v for own in inputs for v in own}) + total({x}) + outside + largest
-    found = bytes_kept(blueprint, half=False, checkpointing=True).of(2)
+    found = count_kept_bytes(blueprint, half=False, checkpointing=True).total_bytes(2)
     assert found == pytest.approx(expected, rel=0.01)
-    assert found < bytes_kept(blueprint, half=False, checkpointing=False).of(2) / 2
+    assert found < count_kept_bytes(blueprint, half=False, checkpointing=False).total_bytes(2) / 2
 
 
 def test_dry_run_prints_less_memory_with_checkpointing(train, step_takes):
@@ -392,11 +403,11 @@ def test_minutes_are_filled_with_the_batch_that_suits_them(monkeypatch, typed, b
         return config.batch_size / 128
 
     monkeypatch.setattr(Stopwatch, "seconds", seconds)
-    monkeypatch.setattr(Stopwatch, "elapsed", lambda watch: 0.0)
+    monkeypatch.setattr(Stopwatch, "measure_elapsed", lambda watch: 0.0)
     device = SimpleNamespace(type="cpu")
     accelerator = SimpleNamespace(num_processes=1, device=device, free_memory=lambda: None)
     given = {"minutes": 7.0} | ({"batch_size": typed} if typed else {})
-    made = complete(configure({"data": "images", **given}), IMAGES, Conditions())
+    made = complete_config(configure({"data": "images", **given}), IMAGES, Conditions())
     plan = Plan(*made, TrainingData(None, np.arange(0), np.arange(0)))
     config, budget = finish(fill_minutes(plan, accelerator))
     assert config.batch_size == batch

@@ -12,7 +12,7 @@ import torch
 
 from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.trainer import Trainer
-from diffuse_cli.training.validation import HeldOut, Overfitting, risen
+from diffuse_cli.training.validation import HeldOutLosses, Overfitting, has_risen
 
 DRAW = np.random.default_rng(0)
 EACH = DRAW.uniform(0.5, 1.5, 100)
@@ -22,34 +22,34 @@ def at(step, rise, training, spread=0.01, count=100):
     """A look at which each image's loss has risen by `rise`, give or take."""
     changes = DRAW.normal(0, 1, 100)
     changes = rise + spread * (changes - changes.mean()) / changes.std(ddof=1)
-    return HeldOut(step, tuple((EACH + changes)[:count]), training)
+    return HeldOutLosses(step, tuple((EACH + changes)[:count]), training)
 
 
-BASE = HeldOut(10, tuple(EACH), 1.0)
+BASE = HeldOutLosses(10, tuple(EACH), 1.0)
 
 
 def test_a_rise_is_measured_image_by_image():
     """The losses themselves spread by 0.3, their changes by 0.01: an error of 0.001."""
-    assert risen(BASE, at(20, 0.00301, 0.9))
-    assert not risen(BASE, at(20, 0.00299, 0.9))
-    assert not risen(BASE, at(20, 0.00301, 0.9, spread=0.02))
+    assert has_risen(BASE, at(20, 0.00301, 0.9))
+    assert not has_risen(BASE, at(20, 0.00299, 0.9))
+    assert not has_risen(BASE, at(20, 0.00301, 0.9, spread=0.02))
 
 
 def test_a_rise_counts_only_while_the_training_loss_falls():
-    assert not risen(BASE, at(20, 0.1, 1.0))
-    assert not risen(BASE, at(20, 0.1, 1.1))
-    assert not risen(BASE, at(20, 0.1, None))
-    assert not risen(HeldOut(10, BASE.losses, None), at(20, 0.1, 0.9))
+    assert not has_risen(BASE, at(20, 0.1, 1.0))
+    assert not has_risen(BASE, at(20, 0.1, 1.1))
+    assert not has_risen(BASE, at(20, 0.1, None))
+    assert not has_risen(HeldOutLosses(10, BASE.losses, None), at(20, 0.1, 0.9))
 
 
 def test_too_few_images_say_nothing():
-    assert not risen(HeldOut(10, BASE.losses[:7], 1.0), at(20, 0.1, 0.9, count=7))
-    assert risen(HeldOut(10, BASE.losses[:8], 1.0), at(20, 0.1, 0.9, count=8))
+    assert not has_risen(HeldOutLosses(10, BASE.losses[:7], 1.0), at(20, 0.1, 0.9, count=7))
+    assert has_risen(HeldOutLosses(10, BASE.losses[:8], 1.0), at(20, 0.1, 0.9, count=8))
 
 
 def told(looks):
     watch = Overfitting()
-    return [watch.see(look) for look in looks]
+    return [watch.add_measurement(look) for look in looks]
 
 
 def test_it_is_said_once_at_the_second_look_with_the_step_of_the_best():
@@ -72,8 +72,8 @@ def test_the_state_goes_through_json():
         one, texts = Overfitting(), []
         for i, look in enumerate(looks):
             if i == cut:
-                one = Overfitting.restored(json.loads(json.dumps(asdict(one))))
-            texts.append(one.see(look))
+                one = Overfitting.from_state(json.loads(json.dumps(asdict(one))))
+            texts.append(one.add_measurement(look))
         assert [bool(t) for t in texts] == [False, False, True, False]
 
 

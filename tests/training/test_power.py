@@ -19,17 +19,17 @@ from diffuse_cli.system import files
 from diffuse_cli.training import checkpoints, ema_weights
 from diffuse_cli.training.ema_weights import (
     KEPT_LENGTHS,
-    Powers,
+    PowerAverages,
     Profile,
-    combine,
+    combine_weights,
+    fit_profile,
     gamma_of,
-    nearest,
+    list_snapshots,
     read_snapshot,
     save_snapshot,
     snapshot_due,
-    snapshots,
 )
-from diffuse_cli.training.optimization import Course
+from diffuse_cli.training.optimization import ProgressSchedule
 from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.trainer import Trainer
 from training.conftest import QUICK
@@ -85,10 +85,10 @@ def test_each_step_has_the_weight_of_its_part_of_the_profile():
     t = 30
     for i in (1, 2, 17, 30):
         net = Net()
-        powers = Powers(net)
+        powers = PowerAverages(net)
         for step in range(1, t + 1):
             net.set(float(step == i))
-            powers.follow(net)
+            powers.update(net)
         for length, tensor in zip(KEPT_LENGTHS, powers.tensors().values(), strict=True):
             g = gamma_of(length) + 1
             assert float(tensor) == pytest.approx((i / t) ** g - ((i - 1) / t) ** g, rel=1e-9)
@@ -97,22 +97,22 @@ def test_each_step_has_the_weight_of_its_part_of_the_profile():
 def test_the_averages_are_those_of_the_definition():
     values = np.random.default_rng(0).normal(size=50)
     net = Net()
-    powers = Powers(net)
+    powers = PowerAverages(net)
     for value in values:
         net.set(value)
-        powers.follow(net)
+        powers.update(net)
     expected = averaged(values)
     assert [float(t) for t in powers.tensors().values()] == pytest.approx([*expected.values()])
     assert [*powers.tensors()] == ["0.05/value", "0.10/value"]
 
 
 def test_several_updates_at_once_decay_like_each_in_turn():
-    one, other, net = Powers(Net()), Powers(Net()), Net()
+    one, other, net = PowerAverages(Net()), PowerAverages(Net()), Net()
     for powers, parts in ((one, [3, 4, 0, 1]), (other, [1] * 8)):
         for value, count in zip([2.0, 5.0, 1.0, -1.0] if powers is one else
                                 [2.0] * 3 + [5.0] * 4 + [-1.0], parts, strict=True):  # fmt: skip
             net.set(value)
-            powers.follow(net, count)
+            powers.update(net, count)
     for a, b in zip(one.tensors().values(), other.tensors().values(), strict=True):
         assert float(a) == pytest.approx(float(b), rel=1e-12)
     assert one.updates == other.updates == 8
@@ -133,7 +133,7 @@ def test_products_of_profiles_are_their_integrals():
 
 
 def due_of(steps, count):
-    return [s for s in range(1, steps + 1) if snapshot_due(s, Course.of(steps), count)]
+    return [s for s in range(1, steps + 1) if snapshot_due(s, ProgressSchedule.of(steps), count)]
 
 
 def profiles_of(due):
@@ -152,7 +152,7 @@ def test_the_fit_is_the_least_squares_of_profiles_on_a_grid():
     wanted = Profile(gamma_of(0.13), 100)
     aim = (wanted.gamma + 1) * (x / 100) ** wanted.gamma / 100
     expected, *_ = np.linalg.lstsq(np.stack(columns, 1), aim, rcond=None)
-    found = nearest(profiles_of(due), wanted)
+    found = fit_profile(profiles_of(due), wanted)
     assert found.coefficients == pytest.approx(expected / expected.sum(), abs=2e-3)
     left = aim - np.stack(columns, 1) @ found.coefficients
     error = np.linalg.norm(left) / np.linalg.norm(aim)
@@ -162,7 +162,7 @@ def test_the_fit_is_the_least_squares_of_profiles_on_a_grid():
 @pytest.mark.parametrize("length", KEPT_LENGTHS)
 def test_a_length_that_was_kept_is_itself(length):
     due = due_of(1000, 24)
-    found = nearest(profiles_of(due), Profile(gamma_of(length), 1000))
+    found = fit_profile(profiles_of(due), Profile(gamma_of(length), 1000))
     expected = np.zeros(2 * len(due))
     expected[-2 + KEPT_LENGTHS.index(length)] = 1
     assert found.coefficients == pytest.approx(expected, abs=1e-6)
@@ -173,15 +173,15 @@ def test_a_length_that_was_kept_is_itself(length):
 def test_coefficients_sum_to_one_and_constant_weights_come_back(tmp_path, count):
     net = Net()
     net.set(0.7)
-    powers, due = Powers(net), due_of(1000, count)
+    powers, due = PowerAverages(net), due_of(1000, count)
     for step in range(1, 1001):
-        powers.follow(net)
+        powers.update(net)
         if step in due:
-            save_snapshot(tmp_path, powers, step, Course.of(1000), count)
-    given = [read_snapshot(path) for _, path in snapshots(tmp_path)]
+            save_snapshot(tmp_path, powers, step, ProgressSchedule.of(1000), count)
+    given = [read_snapshot(path) for _, path in list_snapshots(tmp_path)]
     profiles = [p for s in given for p in s.profiles.values()]
-    found = [nearest(profiles, Profile(gamma_of(length), 1000)) for length in LENGTHS]
-    for each, made in zip(found, combine(given, found), strict=True):
+    found = [fit_profile(profiles, Profile(gamma_of(length), 1000)) for length in LENGTHS]
+    for each, made in zip(found, combine_weights(given, found), strict=True):
         assert each.coefficients.sum() == pytest.approx(1, abs=1e-12)
         assert made["value"].item() == pytest.approx(0.7, rel=1e-6)
 
@@ -193,11 +193,11 @@ def test_a_length_made_afterwards_equals_the_one_averaged_directly(tmp_path, cou
     steps, net = 2000, Net()
     draw = np.random.default_rng(1)
     values = np.exp(-np.arange(steps) / 300) + 0.3 * draw.normal(size=steps)
-    powers = Powers(net)
+    powers = PowerAverages(net)
     for step, value in enumerate(values, 1):
         net.set(value)
-        powers.follow(net)
-        if snapshot_due(step, Course.of(steps), count):
+        powers.update(net)
+        if snapshot_due(step, ProgressSchedule.of(steps), count):
             as_float32 = {n: t.float() for n, t in powers.tensors().items()}
             about = {"lengths": KEPT_LENGTHS, "updates": powers.updates, "step": step}
             tensor_file.write(
@@ -205,12 +205,12 @@ def test_a_length_made_afterwards_equals_the_one_averaged_directly(tmp_path, cou
                 as_float32,
                 {"diffuse.ema": json.dumps(about)},
             )
-    given = [read_snapshot(path) for _, path in snapshots(tmp_path)]
+    given = [read_snapshot(path) for _, path in list_snapshots(tmp_path)]
     profiles = [p for s in given for p in s.profiles.values()]
     for length in (0.04, 0.07, 0.12, 0.15):
         wanted = Profile(gamma_of(length), steps)
-        found = nearest(profiles, wanted)
-        [made] = combine(given, [found])
+        found = fit_profile(profiles, wanted)
+        [made] = combine_weights(given, [found])
         expected = averaged(values, [length])[length]
         spread = 0.3 * math.sqrt(wanted.dot(wanted))
         assert float(made["value"]) == pytest.approx(expected, abs=3 * tolerance * spread), length
@@ -223,7 +223,7 @@ KEEP = ("--ema-lengths", 4)
 
 
 def saved(run=RUN):
-    return {step: path.read_bytes() for step, path in snapshots(run / "ema")}
+    return {step: path.read_bytes() for step, path in list_snapshots(run / "ema")}
 
 
 @pytest.fixture(scope="module")
@@ -308,11 +308,11 @@ def test_a_snapshot_is_whole_or_not_there(tmp_path, monkeypatch):
 
     from diffuse_cli.system.errors import OutputError
 
-    powers = Powers(Net().float())
-    save_snapshot(tmp_path, powers, 1, Course.of(4), 4)
+    powers = PowerAverages(Net().float())
+    save_snapshot(tmp_path, powers, 1, ProgressSchedule.of(4), 4)
     monkeypatch.setattr(files, "operation", failing("rename", FULL))
     with pytest.raises(OutputError):
-        save_snapshot(tmp_path, powers, 2, Course.of(4), 4)
+        save_snapshot(tmp_path, powers, 2, ProgressSchedule.of(4), 4)
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001.safetensors"]
 
 
@@ -322,12 +322,14 @@ def test_the_estimate_of_disk_covers_them(quick, monkeypatch):
     quick("--steps", 16, *KEEP, "--save-every", 4, "-q")
     [(total, largest)] = asked
     run = RunDirectory(MODEL)
-    used = files.size_of(run.path) + files.size_of(MODEL)
-    of_one = files.size_of(run.checkpoints / "step-00000016")
-    assert used + of_one + files.size_of(MODEL) <= total
+    used = files.measure_size(run.path) + files.measure_size(MODEL)
+    of_one = files.measure_size(run.checkpoints / "step-00000016")
+    assert used + of_one + files.measure_size(MODEL) <= total
     sizes = [p.stat().st_size for p in run.path.rglob("*.safetensors")]
     headers = 16_384 * (len(sizes) + 2 * 5)
-    assert sum(sizes) + of_one + 2 * files.size_of(MODEL) <= total - checkpoints.SPARE + headers
+    assert (
+        sum(sizes) + of_one + 2 * files.measure_size(MODEL) <= total - checkpoints.SPARE + headers
+    )
     assert max(sizes) <= largest + 65_536
     assert total - checkpoints.SPARE < 2 * (used + of_one)
 
@@ -346,4 +348,4 @@ def test_what_is_no_snapshot_is_refused(tmp_path):
         tensor_file.write(path, {"a": torch.zeros(1)}, metadata)
         with pytest.raises(ValueError, match="not a snapshot"):
             read_snapshot(path)
-    assert ema_weights.snapshots(tmp_path) == [(1, path)]
+    assert ema_weights.list_snapshots(tmp_path) == [(1, path)]

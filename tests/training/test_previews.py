@@ -14,7 +14,7 @@ from PIL import Image
 
 from diffuse_cli.core import Conditions
 from diffuse_cli.media import figures
-from diffuse_cli.system.devices import log_picture
+from diffuse_cli.system.devices import log_image
 from diffuse_cli.training import monitor
 from diffuse_cli.training.monitor import preview_spacing
 from training.conftest import QUICK
@@ -116,10 +116,10 @@ def test_each_tracker_gets_a_picture_as_it_takes_it():
         def log_images(self, values, step=None, **more):
             got[self.name] = (values["preview"].shape, step, more)
 
-    grid = figures.grid(np.zeros((3, 1, 64, 64), np.uint8))
+    grid = figures.arrange_grid(np.zeros((3, 1, 64, 64), np.uint8))
     without = SimpleNamespace(name="mlflow")
     trackers = [*map(Taking, ("tensorboard", "wandb", "aim")), without]
-    log_picture(SimpleNamespace(trackers=trackers), "preview", grid, 7)
+    log_image(SimpleNamespace(trackers=trackers), "preview", grid, 7)
     one = (130, 130, 3)
     assert got == {
         "tensorboard": ((1, *one), 7, {"dataformats": "NHWC"}),
@@ -134,6 +134,6 @@ def test_a_tracker_whose_pictures_are_values_gets_one(monkeypatch):
         name="trackio", log=lambda values, step: got.update({**values, "step": step})
     )
     monkeypatch.setitem(sys.modules, "trackio", SimpleNamespace(Image=lambda pixels: pixels.shape))
-    grid = figures.grid(np.zeros((3, 1, 64, 64), np.uint8))
-    log_picture(SimpleNamespace(trackers=[tracker]), "preview", grid, 7)
+    grid = figures.arrange_grid(np.zeros((3, 1, 64, 64), np.uint8))
+    log_image(SimpleNamespace(trackers=[tracker]), "preview", grid, 7)
     assert got == {"preview": (130, 130, 3), "step": 7}

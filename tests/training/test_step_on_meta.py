@@ -17,7 +17,7 @@ from diffuse_cli.data import Dataset
 from diffuse_cli.data.summary import Summary
 from diffuse_cli.system.rng import training_draws
 from diffuse_cli.training import trainer as module
-from diffuse_cli.training.configuration import complete, configure
+from diffuse_cli.training.configuration import complete_config, configure
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.trainer import Trainer
 from diffuse_cli.training.training_data import TrainingData
@@ -101,7 +101,7 @@ def trainer_of(**options: Any) -> Trainer:
     typed = {"data": "", "network": "vit", "batch_size": 8, "precision": "fp32"}
     typed |= {"target": "v", "schedule": "cosine", "optimizer": "adamw", **options}
     conditions = Conditions(classes=images.class_names)
-    config, blueprint = complete(configure(typed, {"vit": VIT}), images.space, conditions)
+    config, blueprint = complete_config(configure(typed, {"vit": VIT}), images.space, conditions)
     return Trainer(
         Plan(config, blueprint, TrainingData(images, np.arange(32), np.arange(0))), Bare()
     )

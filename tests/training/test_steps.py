@@ -22,7 +22,7 @@ from diffuse_cli.system.rng import draw_noise
 from diffuse_cli.training import ema_weights
 from diffuse_cli.training.batches import Batches
 from diffuse_cli.training.ema_weights import read_snapshot
-from diffuse_cli.training.optimization import Course, Updater, lr_at
+from diffuse_cli.training.optimization import ProgressSchedule, Updater, lr_at
 from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.trainer import Trainer
 from training.conftest import QUICK
@@ -320,10 +320,10 @@ def test_the_learning_rate_rises_and_falls_to_0(quick):
 
 def test_the_rise_takes_a_tenth_of_a_short_run():
     config = TrainConfig(data="x", steps=30, warmup=100, lr=1.0)
-    rates = [lr_at(config, Course.of(30), step) for step in range(30)]
+    rates = [lr_at(config, ProgressSchedule.of(30), step) for step in range(30)]
     assert rates[0] == pytest.approx(1 / 3)
     assert rates.index(max(rates)) == 2
-    assert lr_at(dataclasses.replace(config, steps=5), Course.of(5), 0) == 1
+    assert lr_at(dataclasses.replace(config, steps=5), ProgressSchedule.of(5), 0) == 1
 
 
 def test_a_warmup_that_is_cut_is_said(quick, step_takes):

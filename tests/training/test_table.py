@@ -13,7 +13,7 @@ import torch
 from conftest import in_process, logged
 from PIL import Image
 
-from diffuse_cli.core.conditions import Labels, Numbers
+from diffuse_cli.core.conditions import LabelColumn, NumberColumn
 from diffuse_cli.models import model_file
 from training.conftest import QUICK
 
@@ -218,10 +218,10 @@ def test_a_run_goes_on_with_the_columns_that_it_began_with(learn, mine):
 def test_a_model_file_says_what_is_told_and_only_then_is_newer(learn, diffuse):
     assert learn("--steps", 3, *BOTH).code == 0
     level, side = model_file.load(MODEL).blueprint.conditions.table.columns
-    assert isinstance(level, Numbers)
+    assert isinstance(level, NumberColumn)
     assert 60 <= level.low < 70 < 210 < level.high <= 220
     assert 0.03 < level.missing < 0.07
-    assert side == Labels(name="side", values=("left", "right"))
+    assert side == LabelColumn(name="side", values=("left", "right"))
     assert set(model_file.load(MODEL).data["table"]) == {"fingerprint"}
     assert learn("--steps", 3, "-o", "plain.safetensors").code == 0
     told, plain = (p.read_bytes()[:9000] for p in (MODEL, Path("plain.safetensors")))

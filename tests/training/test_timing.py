@@ -13,11 +13,11 @@ from file_operations import giving
 from diffuse_cli.core import Conditions, Space
 from diffuse_cli.system.events import Progress
 from diffuse_cli.training import run_length, time_estimate
-from diffuse_cli.training.configuration import complete, configure
+from diffuse_cli.training.configuration import complete_config, configure
 from diffuse_cli.training.monitor import preview_spacing
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.run_length import Forecast, warn_of_few_steps, warn_of_long_run
-from diffuse_cli.training.time_estimate import Stopwatch, fill_minutes, seconds_in_all
+from diffuse_cli.training.time_estimate import Stopwatch, estimate_step_seconds, fill_minutes
 from diffuse_cli.training.training_data import TrainingData
 
 
@@ -29,7 +29,7 @@ class Images:
 def plan_of(side=32, channels=1, **given):
     config = configure({"data": "x", "preset": "tiny", **given})
     space = Space(channels=channels, size=(side, side))
-    config, blueprint = complete(config, space, Conditions())
+    config, blueprint = complete_config(config, space, Conditions())
     images = Images(np.zeros((4, channels, side, side), np.uint8))
     return Plan(config, blueprint, TrainingData(images, np.arange(4), np.arange(0)))
 
@@ -56,7 +56,7 @@ def machine(monkeypatch):
                 pass
 
         monkeypatch.setattr(time_estimate, "Trainer", Trainer)
-        monkeypatch.setattr(Stopwatch, "a_pass", giving(None))
+        monkeypatch.setattr(Stopwatch, "measure_pass", giving(None))
         monkeypatch.setattr(time_estimate.time, "monotonic", lambda: now[0])
         monkeypatch.setattr(time_estimate, "gather_object", lambda values: values)
         device = SimpleNamespace(type="cpu")
@@ -195,7 +195,7 @@ def test_the_batch_is_chosen_by_few_steps_and_its_own_time_is_measured_by_more(m
 
 def test_a_preview_is_counted_by_the_time_of_its_passes(machine, monkeypatch):
     here = machine(fixed=0.02, each=0.005)
-    monkeypatch.setattr(Stopwatch, "a_pass", giving(0.001))
+    monkeypatch.setattr(Stopwatch, "measure_pass", giving(0.001))
     plan, budget = filled(here, minutes=2, batch_size=8)
     assert plan.config.steps == pytest.approx((120 - here.now[0] - 8 * 0.32) / 0.06, abs=1)
     assert budget.costs["preview"] == pytest.approx([0.32 / 0.06])
@@ -204,7 +204,7 @@ def test_a_preview_is_counted_by_the_time_of_its_passes(machine, monkeypatch):
 def test_a_pass_is_timed_as_a_preview_takes_it(quick):
     """On a real network: 16 images in a step of sampling, and none where no time is left."""
     found = []
-    real = Stopwatch.a_pass
+    real = Stopwatch.measure_pass
 
     def a_pass(self, plan, step):
         self.budget = 1e3
@@ -214,7 +214,7 @@ def test_a_pass_is_timed_as_a_preview_takes_it(quick):
         return found[0]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Stopwatch, "a_pass", a_pass)
+        patch.setattr(Stopwatch, "measure_pass", a_pass)
         patch.setattr(time_estimate, "BRIEFLY", 0.0)
         assert quick("--minutes", 0.01, "--stop-at", 1, "-q").code == 0
     assert 1e-6 < found[0] < 0.1
@@ -287,11 +287,11 @@ def test_the_minutes_that_are_named_draw_something(machine):
     """Whatever is typed, as many steps follow as are needed."""
     here = machine(each=0.3)
     few, budget = filled(here, minutes=1)
-    text = next(warn_of_few_steps(few.config, seconds_in_all(few, budget))).text
+    text = next(warn_of_few_steps(few.config, estimate_step_seconds(few, budget))).text
     minutes = float(text.partition("--minutes ")[2].rstrip("."))
     assert minutes == 14
     enough, budget = filled(here, minutes=minutes)
-    assert not list(warn_of_few_steps(enough.config, seconds_in_all(enough, budget)))
+    assert not list(warn_of_few_steps(enough.config, estimate_step_seconds(enough, budget)))
     assert run_length.FEWEST <= enough.config.steps < 1.1 * run_length.FEWEST
 
 
@@ -314,7 +314,7 @@ def test_a_slow_run_says_early_how_long_it_will_take(monkeypatch):
         forecast, found = Forecast(config, 0, steps), {}
         for step in range(1, min(steps, 200) + 1):
             now[0] += seconds + 3 * (step == 1)
-            for notice in forecast.after(step):
+            for notice in forecast.report(step):
                 found.setdefault(step, []).append(notice.text)
         return found
 

@@ -11,7 +11,7 @@ import torch
 from conftest import logged
 from PIL import Image
 
-from diffuse_cli.commands.convert.exporters._graph import inputs
+from diffuse_cli.commands.convert.exporters._graph import draw_inputs
 from diffuse_cli.core.networks import vit
 from diffuse_cli.models import model_file
 
@@ -57,7 +57,7 @@ def test_it_leaves_as_a_program_of_torch(diffuse, trained):
     assert isinstance(model.blueprint.config, vit.Config)
     program, net = torch.export.load("out.pt2").module(), model.network()
     for n in (1, 3):
-        fed = inputs(model.blueprint, n, seed=n)
+        fed = draw_inputs(model.blueprint, n, seed=n)
         expected = net(**fed)
         found = program(fed.pop("x"), fed.pop("t"), **fed)
         assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5)

@@ -11,7 +11,7 @@ from conftest import in_process
 
 from diffuse_cli.models import model_file
 from diffuse_cli.training.ema_weights import weak_step
-from diffuse_cli.training.optimization import Course
+from diffuse_cli.training.optimization import ProgressSchedule
 from diffuse_cli.training.run_directory import RunDirectory
 from training.conftest import QUICK, measure_by_step
 
@@ -48,7 +48,7 @@ def same(a, b):
 )
 def test_it_is_taken_after_a_share_of_the_steps(share, steps, taken):
     assert weak_step(steps, share) == taken
-    course = Course.of(steps)
+    course = ProgressSchedule.of(steps)
     assert [done for done in range(1, steps + 1) if course.passes(share, done)] == [taken]
 
 

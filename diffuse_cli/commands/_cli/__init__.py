@@ -13,20 +13,20 @@ import typer
 
 from diffuse_cli.commands._cli.console import Console
 from diffuse_cli.commands._cli.help import SHORT_HELP
-from diffuse_cli.commands._cli.suggestions import meant_value
+from diffuse_cli.commands._cli.suggestions import suggest_value
 from diffuse_cli.config import parsers
 from diffuse_cli.config.options import (
     Option,
     Options,
-    flag_of,
+    field_flag,
     from_dict,
     given_options,
     option,
-    options,
-    parsed,
+    option_fields,
+    parse_options,
     read_toml,
 )
-from diffuse_cli.core.settings import digits, kind_of
+from diffuse_cli.core.settings import digits, field_annotation
 from diffuse_cli.system.errors import UsageError, lookup
 from diffuse_cli.system.processes import rank
 
@@ -78,13 +78,13 @@ def check_names(kind: type[Any], given: Mapping[str, Any]) -> None:
     Raises:
         UsageError: with the nearest name.
     """
-    for f, spec in options(kind):
+    for f, spec in option_fields(kind):
         value = given.get(f.name)
         if spec.table and value is not None:
-            value = parsed(kind, {f.name: value})[f.name]
-            table, flag = _table(spec.table), flag_of(f)
+            value = parse_options(kind, {f.name: value})[f.name]
+            table, flag = _table(spec.table), field_flag(f)
             for name in map(str, value if isinstance(value, (list, tuple)) else [value]):
-                if name not in table and (hint := meant_value(flag, name)):
+                if name not in table and (hint := suggest_value(flag, name)):
                     raise UsageError(f"{flag}: there is no '{name}'", hint)
                 lookup(table, name, flag)
 
@@ -103,21 +103,21 @@ def _parameters(kind: type[Any]) -> list[inspect.Parameter]:
     for i, base in enumerate(kind.__mro__):
         for name in inspect.get_annotations(base):
             own.setdefault(name, i)
-    ordered = sorted(options(kind), key=lambda o: (not o[1].argument, own[o[0].name]))
+    ordered = sorted(option_fields(kind), key=lambda o: (not o[1].argument, own[o[0].name]))
     short_help = inspect.Parameter("short_help", KEYWORD, default=SHORT_HELP, annotation=bool)
-    return [*(_parameter(f, spec) for f, spec in [*ordered, *options(Universal)]), short_help]
+    return [*(_parameter(f, spec) for f, spec in [*ordered, *option_fields(Universal)]), short_help]
 
 
 def _parameter(f: dataclasses.Field[Any], spec: Option) -> inspect.Parameter:
     """Return an option as Typer sees it: it parses truth values and lists, `from_text` numbers."""
-    kind = kind_of(f)
+    kind = field_annotation(f)
     repeated = kind.startswith("tuple[str")
     annotation: Any = (list[str] if repeated else bool if kind == "bool" else str) | None
     info: Any
     if spec.argument:
         info = typer.Argument(None, metavar=spec.metavar, help=spec.help, show_default=False)
     else:
-        flags = [flag_of(f), *([spec.flag] if spec.flag[:2] not in ("", "--") else [])]
+        flags = [field_flag(f), *([spec.flag] if spec.flag[:2] not in ("", "--") else [])]
         if kind == "bool" and not spec.control and f.name != "overwrite":
             flags[0] += "/--no-" + flags[0].removeprefix("--")
         names = list(_table(spec.table))

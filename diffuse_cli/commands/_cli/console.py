@@ -51,7 +51,7 @@ class Console:
         self.quiet, self.as_json, self.debug = quiet, as_json, debug
         # Without a terminal a message is one line; a terminal would break it within words.
         self._err = RichConsole(
-            file=cast(TextIO, _Forgiving(sys.stderr)),
+            file=cast(TextIO, _SafeStream(sys.stderr)),
             highlight=False,
             markup=False,
             emoji=False,
@@ -130,13 +130,13 @@ class Console:
             for line in lines:
                 print(line, flush=True)
         except BrokenPipeError:
-            discard(sys.stdout)
+            discard_output(sys.stdout)
         except OSError as error:
-            discard(sys.stdout)
+            discard_output(sys.stdout)
             raise OutputError(f"cannot write to stdout: {error.strerror}") from error
 
 
-class _Forgiving:
+class _SafeStream:
     """A stream that drops text when its pipe is closed or its disk is full."""
 
     def __init__(self, stream: TextIO | None) -> None:
@@ -154,7 +154,7 @@ class _Forgiving:
         try:
             self._stream.flush()
         except (OSError, ValueError):
-            discard(self._stream)
+            discard_output(self._stream)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -168,13 +168,13 @@ def is_terminal(stream: IO[str] | None) -> bool:
         return False
 
 
-def discard(stream: TextIO) -> None:
+def discard_output(stream: TextIO) -> None:
     """Send further output to nowhere: else Python complains when it flushes at exit."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def steady(stream: TextIO | None) -> None:
+def escape_unencodable(stream: TextIO | None) -> None:
     """Let a stream escape what its encoding lacks."""
     reconfigure = getattr(stream, "reconfigure", None)
     if reconfigure is not None:
@@ -238,12 +238,12 @@ LONGEST, MOST_VALUES = 200, 20
 """The most characters of a text from a file to print, and values of a list."""
 
 
-def said(value: Any, number: Callable[[float], str] = "{:.4g}".format) -> str:
+def format_value(value: Any, number: Callable[[float], str] = "{:.4g}".format) -> str:
     """Return a value as text, and a long list as its length."""
     if isinstance(value, list):
         if len(value) > MOST_VALUES:
             return f"{len(value):,} values"
-        return f"[{', '.join(map(partial(said, number=number), value))}]"
+        return f"[{', '.join(map(partial(format_value, number=number), value))}]"
     return number(value) if isinstance(value, float) else str(value)
 
 
@@ -257,7 +257,7 @@ def brief(text: str) -> str:
 # Numbers and tables as text.
 
 
-def clock(seconds: float) -> str:
+def format_seconds(seconds: float) -> str:
     """`3:05`, or `1:03:05` from an hour on."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -271,16 +271,16 @@ Rows = list[tuple[str, str]]
 """Labels, each with a text."""
 
 
-def labelled(label: str, texts: Iterable[str]) -> Rows:
+def label_lines(label: str, texts: Iterable[str]) -> Rows:
     """Return lines under one label, which is on the first."""
     return [("" if i else label, text) for i, text in enumerate(texts)]
 
 
-def listed(words: Sequence[str]) -> str:
+def join_words(words: Sequence[str]) -> str:
     """Return the first of the words, and how many more there are."""
-    return ", ".join(map(brief, words[:MOST_LISTED])) + more(len(words) - MOST_LISTED)
+    return ", ".join(map(brief, words[:MOST_LISTED])) + format_rest(len(words) - MOST_LISTED)
 
 
-def more(count: int) -> str:
+def format_rest(count: int) -> str:
     """Return how many more there are."""
     return f" and {count:,} more" if count > 0 else ""

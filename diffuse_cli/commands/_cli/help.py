@@ -19,7 +19,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from diffuse_cli.commands._cli.console import Rows, is_terminal
-from diffuse_cli.commands._cli.suggestions import no_command
+from diffuse_cli.commands._cli.suggestions import unknown_command_error
 from diffuse_cli.config.options import GROUPS
 
 WIDEST, LEFT = 120, 28
@@ -54,12 +54,12 @@ class HelpfulCommand(TyperCommand):
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the page with every option."""
         paragraphs = (self.help or "").split("\n\n")
-        sections = grouped(self.get_params(ctx))
+        sections = group_parameters(self.get_params(ctx))
         formatter.write(_page(_usage(ctx, sections), paragraphs, sections, self.examples))
 
     def short_page(self, ctx: Any) -> str:
         """Return one screen: the options of the first group, and the names of the others."""
-        groups = grouped(self.params)
+        groups = group_parameters(self.params)
         others = [name for name in groups if name not in ("Arguments", GROUPS[0])]
         needed = [row for row in groups[GROUPS[0]] if row[0] != "-h"]
         first = {"Arguments": groups["Arguments"], GROUPS[0]: needed}
@@ -75,7 +75,7 @@ class HelpfulGroup(TyperGroup):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the page with the commands and the options of the program."""
-        formatter.write(self._page(ctx, grouped(self.get_params(ctx))))
+        formatter.write(self._page(ctx, group_parameters(self.get_params(ctx))))
 
     def short_page(self, ctx: Any) -> str:
         """Return the page with the commands."""
@@ -99,11 +99,11 @@ class HelpfulGroup(TyperGroup):
             UsageError: there is none.
         """
         if args[0] not in self.commands and args[0][:1] != "-" and not ctx.resilient_parsing:
-            raise no_command(args[0], self.commands)
+            raise unknown_command_error(args[0], self.commands)
         return super().resolve_command(ctx, args)
 
 
-def grouped(parameters: Iterable[Any]) -> dict[str, Rows]:
+def group_parameters(parameters: Iterable[Any]) -> dict[str, Rows]:
     """Return rows of flags and help by the title of their section, in the order of `GROUPS`."""
     found: dict[str, Rows] = {name: [] for name in ("Arguments", *GROUPS)}
     for parameter in parameters:
@@ -142,14 +142,14 @@ def _page(
     if end:
         left = min(LEFT, max(len(flags) for rows in sections.values() for flags, _ in rows))
         sections = {
-            title: [*_shortened(rows, inner - left - 2)] for title, rows in sections.items()
+            title: [*_shorten_rows(rows, inner - left - 2)] for title, rows in sections.items()
         }
     blocks = {title: [*_table(rows, left, inner)] for title, rows in sections.items()}
     if examples:
         blocks["Examples"] = [line for example in examples for line in _wrap(example, inner)]
     texts = [_wrap(" ".join(part.split()), width - 2) for part in paragraphs]
     if terminal:
-        return _colourful(usage, texts, blocks, end, width)
+        return _render_in_colour(usage, texts, blocks, end, width)
     parts = [[f"Usage: {usage}"], *texts]
     parts += [[f"{title}:", *(f"  {line}" for line in lines)] for title, lines in blocks.items()]
     parts += [_wrap(end, width - 2)] if end else []
@@ -174,7 +174,7 @@ def _table(rows: Rows, left: int, width: int) -> Iterator[str]:
         yield from (f"{flag:<{left}}  {words}".rstrip() for flag, words in both)
 
 
-def _shortened(rows: Rows, width: int) -> Iterator[tuple[str, str]]:
+def _shorten_rows(rows: Rows, width: int) -> Iterator[tuple[str, str]]:
     """Yield flags with the sentence of their help, and the default if both fit on two lines."""
     for flags, text in rows:
         sentence = text.partition(". ")[0].removesuffix(".") + "."
@@ -183,7 +183,7 @@ def _shortened(rows: Rows, width: int) -> Iterator[tuple[str, str]]:
         yield flags, whole if len(_wrap(whole, width)) <= 2 else sentence
 
 
-def _colourful(
+def _render_in_colour(
     usage: str,
     texts: Iterable[Sequence[str]],
     blocks: Mapping[str, Sequence[str]],

@@ -6,23 +6,30 @@ import html
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.commands._cli.console import MOST_LISTED, Rows, brief, labelled, listed, said
-from diffuse_cli.config.options import GROUPS, options
+from diffuse_cli.commands._cli.console import (
+    MOST_LISTED,
+    Rows,
+    brief,
+    format_value,
+    join_words,
+    label_lines,
+)
+from diffuse_cli.config.options import GROUPS, option_fields
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core.gaussian_start import NAME as LOW_FREQUENCIES
 from diffuse_cli.core.networks import NETWORKS
-from diffuse_cli.data.metadata_columns import described
-from diffuse_cli.models.model_report import kind_of
+from diffuse_cli.data.metadata_columns import describe_column
+from diffuse_cli.models.model_report import describe_space
 from diffuse_cli.system.files import show
 
 if TYPE_CHECKING:
     from diffuse_cli.config.shared_options import DiffusionConfig
     from diffuse_cli.core.conditions import Conditions
     from diffuse_cli.models.blueprint import Blueprint
-    from diffuse_cli.models.model_file import Found, StoredModel
+    from diffuse_cli.models.model_file import ModelFile, StoredModel
 
 
-def model_rows(found: Found) -> Rows:
+def model_rows(found: ModelFile) -> Rows:
     """Return the facts of a model file as labels and texts."""
     model = found.model
     conditions, sampling, distilled = model.blueprint.conditions, model.sampling, model.distilled
@@ -32,11 +39,11 @@ def model_rows(found: Found) -> Rows:
         ("file", f"{found.size_bytes:,} bytes, SHA-256 {found.sha256}"),
         ("weights", _weights(model)),
         ("parameters", f"{model.parameters:,}"),
-        *labelled("network", _network(model.blueprint)),
+        *label_lines("network", _network(model.blueprint)),
         ("process", _process(model.blueprint.diffusion)),
-        ("classes", listed(conditions.classes) or "none: trained without --classes"),
-        *labelled("input", _conditioning_input(model.blueprint)),
-        *labelled("columns", _columns(conditions)),
+        ("classes", join_words(conditions.classes) or "none: trained without --classes"),
+        *label_lines("input", _conditioning_input(model.blueprint)),
+        *label_lines("columns", _columns(conditions)),
         ("step", brief(f"{model.step:,}")),
     ]
     if distilled:
@@ -52,9 +59,9 @@ def model_rows(found: Found) -> Rows:
         data |= {} if conditions.classes else {"folders": folders}
     return [
         *rows,
-        *labelled("data", _settings(data)),
-        *labelled("training", _settings(_by_group(model.training))),
-        *labelled("versions", _settings(model.versions)),
+        *label_lines("data", _settings(data)),
+        *label_lines("training", _settings(_group_settings(model.training))),
+        *label_lines("versions", _settings(model.versions)),
     ]
 
 
@@ -69,24 +76,24 @@ def _network(own: Blueprint) -> list[str]:
     count = own.conditions.num_classes
     conditional = f", conditional on {count:,} classes" if count else ""
     lines = NETWORKS[own.network].describe(own.config, own.space)
-    return [f"{own.network}, {kind_of(own.space)}{conditional}", *map(show, lines)]
+    return [f"{own.network}, {describe_space(own.space)}{conditional}", *map(show, lines)]
 
 
 def _conditioning_input(own: Blueprint) -> Iterator[str]:
     """Yield the kind of image that the model is conditioned on, if there is one."""
-    from diffuse_cli.models.image_conditioning import Giver
+    from diffuse_cli.models.image_conditioning import Conditioner
 
-    if giver := Giver.of(own):
+    if giver := Conditioner.from_blueprint(own):
         given = giver.given
         noise = f", with noise of up to {given.noise:g}" if given.noise else ""
-        kind = f"{show(given.what)}: {kind_of(giver.inputs)}"
+        kind = f"{show(given.what)}: {describe_space(giver.input_space)}"
         yield f"{kind}; dropped from {given.dropout:.0%}{noise}"
 
 
 def _columns(conditions: Conditions) -> list[str]:
     """Return the metadata columns, for `sample --on`."""
     table = conditions.table
-    return [f"{brief(c.name)}: {described(c)}" for c in table.columns] if table else []
+    return [f"{brief(c.name)}: {describe_column(c)}" for c in table.columns] if table else []
 
 
 def _process(diffusion: DiffusionConfig) -> str:
@@ -99,10 +106,10 @@ def _process(diffusion: DiffusionConfig) -> str:
     )
 
 
-def _by_group(training: Mapping[str, Any]) -> dict[str, Any]:
+def _group_settings(training: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a training run as a table for each group of `train --help`."""
     groups: dict[str, Any] = {name.lower(): {} for name in (*GROUPS, "other")}
-    group_of = {f.name: spec.group.lower() for f, spec in options(TrainConfig)}
+    group_of = {f.name: spec.group.lower() for f, spec in option_fields(TrainConfig)}
     for name, value in training.items():
         own = groups if isinstance(value, Mapping) else groups[group_of.get(name, "other")]
         own[name] = value
@@ -112,8 +119,8 @@ def _by_group(training: Mapping[str, Any]) -> dict[str, Any]:
 def _settings(values: Mapping[str, Any], before: str = "") -> list[str]:
     """Return a line for the settings, and one for each table in them."""
     tables = {name: value for name, value in values.items() if isinstance(value, Mapping)}
-    single = [f"{brief(k)}={brief(said(v))}" for k, v in values.items() if k not in tables]
-    lines = [f"{before}{listed(single)}"] if single else []
+    single = [f"{brief(k)}={brief(format_value(v))}" for k, v in values.items() if k not in tables]
+    lines = [f"{before}{join_words(single)}"] if single else []
     for name, table in tables.items():
         lines += _settings(table, f"{before}{brief(name)}: ")
     return lines if len(lines) <= MOST_LISTED else [*lines[:MOST_LISTED], "..."]
@@ -122,7 +129,9 @@ def _settings(values: Mapping[str, Any], before: str = "") -> list[str]:
 # -- Markdown -------------------------------------------------------------------------------------
 
 
-def model_section(found: Found, left_out: Collection[str], first: Iterable[Sequence[str]]) -> str:
+def model_section(
+    found: ModelFile, left_out: Collection[str], first: Iterable[Sequence[str]]
+) -> str:
     """Return a section on the model: the `first` rows, in Markdown, and those of `model_rows`
     without the labels that are left out."""
     rows, label = [*first], ""

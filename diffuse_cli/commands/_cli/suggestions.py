@@ -9,15 +9,15 @@ from typing import Any
 from typer.exceptions import TyperException
 
 from diffuse_cli.core.registry import InvalidArgument
-from diffuse_cli.system.errors import UsageError, near, suggest
+from diffuse_cli.system.errors import UsageError, closest_name, suggest
 
 
-def _by_word(words: Mapping[str, str]) -> dict[str, str]:
+def _invert_words(words: Mapping[str, str]) -> dict[str, str]:
     """Return our name by each of the words that mean it."""
     return {word: ours for ours, theirs in words.items() for word in theirs.split()}
 
 
-SYNONYMS = _by_word({
+SYNONYMS = _invert_words({
     "--steps": (
         "--num-steps --max-steps --train-steps --max-train-steps --train-num-steps --iterations "
         "--iters --num-inference-steps --inference-steps --sampling-steps --sampling-timesteps "
@@ -152,7 +152,7 @@ _VALUES = {
     "--log": {"tensorboard": "tb", "wandb": "weights-and-biases"},
 }
 
-VALUES = {flag: _by_word(words) for flag, words in _VALUES.items()}
+VALUES = {flag: _invert_words(words) for flag, words in _VALUES.items()}
 """Values of options in other programs, to the values here and what else goes with them.
 
 They are also found with underscores, and in capitals.
@@ -164,11 +164,11 @@ def explain(error: TyperException) -> UsageError:
     context: Any = getattr(error, "ctx", None)
     typed: str = getattr(error, "option_name", "")
     if hasattr(error, "possibilities") and context is not None:
-        return UsageError(f"there is no option {typed}", _meant(typed, context))
+        return UsageError(f"there is no option {typed}", _suggest_flag(typed, context))
     return UsageError(error.format_message().rstrip("."), "See --help")
 
 
-def _meant(typed: str, context: Any) -> str:
+def _suggest_flag(typed: str, context: Any) -> str:
     """Return a hint for a flag that the command does not have."""
     typed = typed.replace("_", "-")
     if advice := ADVICE.get((context.info_name, typed)):
@@ -176,7 +176,7 @@ def _meant(typed: str, context: Any) -> str:
     own, known = _flags(context.command), SYNONYMS.get(typed, "")
     if known and (known.split()[0] in own or not known.startswith("-")):
         return f"Did you mean '{known}'?"
-    if close := near(typed, own, cutoff=0.75):
+    if close := closest_name(typed, own, cutoff=0.75):
         return f"Did you mean '{close}'?"
     every = context.parent.command.commands if context.parent else {}
     if others := [name for name in every if typed in _flags_of(every, name)]:
@@ -196,14 +196,14 @@ def _flags(command: Any) -> list[str]:
             (*parameter.opts, *parameter.secondary_opts) if flag.startswith("-")]  # fmt: skip
 
 
-def no_command(typed: str, names: Iterable[str]) -> UsageError:
+def unknown_command_error(typed: str, names: Iterable[str]) -> UsageError:
     """Return the error for a command that does not exist."""
     known = SYNONYMS.get(typed)
     hint = f"Did you mean '{known}'?" if known else suggest(typed, names)
     return UsageError(f"there is no command '{typed}'", hint)
 
 
-def meant_value(flag: str, value: str) -> str:
+def suggest_value(flag: str, value: str) -> str:
     """Return the hint for a value that another program takes under this name; empty for any
     other."""
     known = VALUES.get("--sampler" if flag == "--samplers" else flag, {})

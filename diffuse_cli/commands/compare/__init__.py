@@ -11,18 +11,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.commands._cli.console import Console, brief, said
+from diffuse_cli.commands._cli.console import Console, brief, format_value
 from diffuse_cli.config.eval_options import CompareConfig
 from diffuse_cli.core.settings import digits
 from diffuse_cli.data.summary import plural
-from diffuse_cli.metrics import SIGNIFICANT, Measured, label
+from diffuse_cli.metrics import SIGNIFICANT, Measurement, label
 from diffuse_cli.metrics.features import KIDS
 from diffuse_cli.system.events import align_columns
 from diffuse_cli.system.files import show
 
 if TYPE_CHECKING:
     from diffuse_cli.commands.compare.run_comparison import Comparison, Side
-    from diffuse_cli.evaluation.paired_comparison import BothMeasured, Difference
+    from diffuse_cli.evaluation.paired_comparison import Difference, PairedComparison
 
 CONFIG = CompareConfig
 EXAMPLES = ("diffuse compare a.run b.run", "diffuse compare a.safetensors b.safetensors photos")
@@ -50,7 +50,7 @@ def to_json(found: Comparison) -> dict[str, Any]:
     }
 
 
-def _evaluation(both: BothMeasured) -> dict[str, Any]:
+def _evaluation(both: PairedComparison) -> dict[str, Any]:
     return {
         "n": {"real": both.real, "generated": both.generated},
         "part": both.part,
@@ -89,7 +89,11 @@ def lines(found: Comparison) -> list[str]:
         *(f"{name}  {show(side.path)}" for name, side in zip("AB", sides, strict=True)),
         "",
         *align_columns(rows),
-        *(["", *align_columns([*_measured(measured)]), *_about(measured)] if measured else []),
+        *(
+            ["", *align_columns([*_format_metrics(measured)]), *_describe_evaluation(measured)]
+            if measured
+            else []
+        ),
         *(brief(remark) for remark in found.remarks),
     ]
 
@@ -97,7 +101,7 @@ def lines(found: Comparison) -> list[str]:
 def _setting(*pair: Any) -> list[str]:
     """Return the values of a setting, with as many digits as tell them apart."""
     short, long = (
-        [NONE if value is None else brief(said(value, *kind)) for value in pair]
+        [NONE if value is None else brief(format_value(value, *kind)) for value in pair]
         for kind in ((), (digits,))
     )
     return short if short[0] != short[1] else long
@@ -111,11 +115,14 @@ def _facts(side: Side) -> dict[str, str]:
         "parameters": NONE if parameters is None else f"{parameters:,}",
         "training images": _images(known.get("data", {})),
         "step": brief(f"{side.step:,} of {side.steps:,}"),
-        "loss": NONE if side.loss is None else str(Measured(side.loss)),
-        "held-out loss": NONE if side.held_out_loss is None else str(Measured(side.held_out_loss)),
-        "  lowest": _lowest(side.lowest["held_out_loss"]),
-        **{f"lowest {label(key)}": _lowest(side.lowest[key]) for key in KIDS},
-        "written by": brief(", ".join(f"{k} {said(v)}" for k, v in versions.items())) or NONE,
+        "loss": NONE if side.loss is None else str(Measurement(side.loss)),
+        "held-out loss": NONE
+        if side.held_out_loss is None
+        else str(Measurement(side.held_out_loss)),
+        "  lowest": _format_lowest(side.lowest["held_out_loss"]),
+        **{f"lowest {label(key)}": _format_lowest(side.lowest[key]) for key in KIDS},
+        "written by": brief(", ".join(f"{k} {format_value(v)}" for k, v in versions.items()))
+        or NONE,
     }
 
 
@@ -127,14 +134,14 @@ def _images(data: Mapping[str, Any]) -> str:
     return brief(f"{counts[0]:,}, {counts[1]:,} held out")
 
 
-def _lowest(found: Mapping[str, float] | None) -> str:
+def _format_lowest(found: Mapping[str, float] | None) -> str:
     if found is None:
         return NONE
-    number = Measured(found["value"], found.get("standard_error", 0.0))
+    number = Measurement(found["value"], found.get("standard_error", 0.0))
     return f"{number} at step {found['step']:,.0f}"
 
 
-def _measured(both: BothMeasured) -> Iterator[list[str]]:
+def _format_metrics(both: PairedComparison) -> Iterator[list[str]]:
     """Yield a row for each number: both, their difference, what its error is of, which is
     better."""
     yield ["", "A", "B", "B less A", "error", "better"]
@@ -142,25 +149,25 @@ def _measured(both: BothMeasured) -> Iterator[list[str]]:
         yield [
             "  " * d.number.part + d.number.label,
             *(d.number.text(values) for values in both.values),
-            *(_apart(d) if all(map(d.number.quoted, both.values)) else ("", "")),
+            *(_format_difference(d) if all(map(d.number.can_show, both.values)) else ("", "")),
             d.better,
         ]
 
 
-def _apart(found: Difference) -> tuple[str, str]:
+def _format_difference(found: Difference) -> tuple[str, str]:
     return f"{found.apart:+}", "paired" if found.paired else "independent"
 
 
-def _about(both: BothMeasured) -> list[str]:
+def _describe_evaluation(both: PairedComparison) -> list[str]:
     """Return lines about the samples and settings of the evaluation."""
-    from diffuse_cli.metrics.features.feature_choice import network_of, part_of
+    from diffuse_cli.metrics.features.feature_choice import describe_network, describe_part
 
-    part = part_of(both.part, both.words)
+    part = describe_part(both.part, both.words)
     drawn = [f"{s['sampler']}, {plural(s['steps'], 'step')}" for s in both.settings]
     how = drawn[0] if drawn[0] == drawn[1] else f"{drawn[0]} (A), {drawn[1]} (B)"
     return [
         f"n = {both.generated:,} generated against {both.real:,} real ({part}); sampler: {how}; "
-        f"{network_of(both.features)}",
+        f"{describe_network(both.features)}",
         f"better: where the difference is more than {SIGNIFICANT} standard errors. This "
         "compares two models, not their recipes: two seeds of one recipe differed by 4.7",
     ]

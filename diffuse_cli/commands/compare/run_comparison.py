@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.config.eval_options import CompareConfig
-from diffuse_cli.config.options import from_dict, options, read_toml
+from diffuse_cli.config.options import from_dict, option_fields, read_toml
 from diffuse_cli.config.train_options import TrainConfig, from_file, to_file
 from diffuse_cli.metrics.features import KIDS
-from diffuse_cli.models.model_report import facts, kind_of, training_config
+from diffuse_cli.models.model_report import collect_facts, describe_space, training_config
 from diffuse_cli.system import files, run_reader
-from diffuse_cli.system.devices import machine
+from diffuse_cli.system.devices import open_accelerator
 from diffuse_cli.system.errors import ModelFileError
 from diffuse_cli.system.events import Work
 from diffuse_cli.system.processes import rank
 
 if TYPE_CHECKING:
-    from diffuse_cli.evaluation.paired_comparison import BothMeasured
-    from diffuse_cli.models.model_file import Found
+    from diffuse_cli.evaluation.paired_comparison import PairedComparison
+    from diffuse_cli.models.model_file import ModelFile
 
 HELD = ("path", "settings", "places", "found", "lowest")
 """Attributes of `Side` that are not printed as they are."""
@@ -31,7 +31,7 @@ MEANT = (
 )  # fmt: skip
 """Settings without which two losses are not of the same quantity."""
 
-PLACES = tuple(f.name for f, spec in options(TrainConfig) if spec.place)
+PLACES = tuple(f.name for f, spec in option_fields(TrainConfig) if spec.place)
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Side:
     path: str
     settings: Mapping[str, Any]
     places: Mapping[str, Any] | None
-    found: Found | None
+    found: ModelFile | None
     step: int
     steps: int
     loss: float | None
@@ -60,7 +60,7 @@ class Side:
     @property
     def facts(self) -> Mapping[str, Any]:
         """Facts of the model file by name, empty without a model."""
-        return facts(self.found) if self.found else {}
+        return collect_facts(self.found) if self.found else {}
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, without the settings."""
@@ -90,7 +90,7 @@ class Comparison:
     b: Side
     settings: dict[str, tuple[Any, Any]]
     remarks: tuple[str, ...]
-    measured: BothMeasured | None
+    measured: PairedComparison | None
 
 
 def compare(config: CompareConfig) -> Work[Comparison | None]:
@@ -103,8 +103,8 @@ def compare(config: CompareConfig) -> Work[Comparison | None]:
         ModelFileError: neither a model file nor a run, or DATA with a run without a model.
         DataError, UsageError: DATA or an option cannot be used.
     """
-    a = yield from _side(config.a)
-    b = yield from _side(config.b)
+    a = yield from _read_side(config.a)
+    b = yield from _read_side(config.b)
     with_places = a.places is not None and b.places is not None
     ours, theirs = (
         {**(side.places or {} if with_places else {}), **side.settings} for side in (a, b)
@@ -114,35 +114,37 @@ def compare(config: CompareConfig) -> Work[Comparison | None]:
         for name in {**ours, **theirs}
         if ours.get(name) != theirs.get(name)
     }
-    remarks, measured = [*_about_losses(a, b, differing)], None
+    remarks, measured = [*_compare_losses(a, b, differing)], None
     if config.data is not None:
-        sides = [_needed(side) for side in (a, b)]
+        sides = [_require_model(side) for side in (a, b)]
         spaces = [found.model.blueprint.space for found in sides]
         if spaces[0] != spaces[1]:
-            kinds = [kind_of(space) for space in spaces]
+            kinds = [describe_space(space) for space in spaces]
             remarks.append(
                 f"the metrics cannot be compared: samples of A are {kinds[0]}, and of B {kinds[1]}"
             )
         else:
-            measured = yield from _measured(config, sides)
+            measured = yield from _measure_sides(config, sides)
     if rank() > 0:
         return None
     return Comparison(a, b, differing, tuple(remarks), measured)
 
 
-def _measured(config: CompareConfig, sides: Sequence[Found]) -> Work[BothMeasured | None]:
-    from diffuse_cli.evaluation.paired_comparison import measure_both
+def _measure_sides(
+    config: CompareConfig, sides: Sequence[ModelFile]
+) -> Work[PairedComparison | None]:
+    from diffuse_cli.evaluation.paired_comparison import compare_models
     from diffuse_cli.sampling.generation import load_denoiser
 
-    with machine(config.precision, config.device) as accelerator:
+    with open_accelerator(config.precision, config.device) as accelerator:
         loaded = []
         for found in sides:
             own = config.weights, accelerator, config.precision
             loaded.append((yield from load_denoiser(found, *own, typed=False)))
-        return (yield from measure_both(config, loaded, accelerator))
+        return (yield from compare_models(config, loaded, accelerator))
 
 
-def _about_losses(a: Side, b: Side, differing: Mapping[str, Any]) -> Iterator[str]:
+def _compare_losses(a: Side, b: Side, differing: Mapping[str, Any]) -> Iterator[str]:
     """Whether the losses of two runs are of the same quantity."""
     if a.loss is None or b.loss is None:
         return
@@ -157,7 +159,7 @@ def _about_losses(a: Side, b: Side, differing: Mapping[str, Any]) -> Iterator[st
 # -- reading --------------------------------------------------------------------------------------
 
 
-def _needed(side: Side) -> Found:
+def _require_model(side: Side) -> ModelFile:
     if side.found is None:
         raise ModelFileError(
             f"{files.show(side.path)} has no model yet",
@@ -166,27 +168,27 @@ def _needed(side: Side) -> Found:
     return side.found
 
 
-def _side(path: str) -> Work[Side]:
+def _read_side(path: str) -> Work[Side]:
     """Read a model file, a run directory, or both where they lie side by side."""
     from diffuse_cli.models import model_file
 
     given, places, found, settings = Path(path), None, None, {}
-    run = run_reader.run_of(given)
+    run = run_reader.run_folder(given)
     if (
         given != run
-        or run_reader.complete(run / run_reader.CHECKPOINTS)
-        or run_reader.model_of(run).exists()
+        or run_reader.list_checkpoints(run / run_reader.CHECKPOINTS)
+        or run_reader.model_path(run).exists()
     ):
         found = yield from model_file.find(given)
-        settings = _flat(training_config(found.path))
+        settings = _flatten_settings(training_config(found.path))
     model = found.model if found else None
     if (run / run_reader.CONFIG).is_file():
         values = from_file(read_toml(run / run_reader.CONFIG))
         own = from_dict(TrainConfig, values, str(run / run_reader.CONFIG))
-        of_run = _flat(to_file(own, control=False))
+        of_run = _flatten_settings(to_file(own, control=False))
         places = {name: of_run.pop(name) for name in PLACES if name in of_run}
         settings = settings or of_run
-    log = run_reader.rows(run / run_reader.METRICS)
+    log = run_reader.read_log(run / run_reader.METRICS)
     rows = [row for row in log if model is None or row["step"] <= model.step]
     return Side(
         path=path,
@@ -195,13 +197,13 @@ def _side(path: str) -> Work[Side]:
         found=found,
         step=model.step if model else max((int(row["step"]) for row in rows), default=0),
         steps=settings["steps"],
-        loss=run_reader.last(rows, "loss"),
-        held_out_loss=run_reader.last(rows, "held_out_loss"),
-        lowest={name: _lowest(rows, name) for name in ("held_out_loss", *KIDS)},
+        loss=run_reader.last_value(rows, "loss"),
+        held_out_loss=run_reader.last_value(rows, "held_out_loss"),
+        lowest={name: _find_lowest(rows, name) for name in ("held_out_loss", *KIDS)},
     )
 
 
-def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _flatten_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings with those of a table under `table.name`."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
@@ -210,11 +212,13 @@ def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _lowest(rows: list[dict[str, Any]], name: str) -> dict[str, float] | None:
+def _find_lowest(rows: list[dict[str, Any]], name: str) -> dict[str, float] | None:
     """Return the lowest number of this name with its error, if it has one, and its step."""
-    found = [(v, row) for row in rows if (v := run_reader.finite(row.get(name))) is not None]
+    found = [
+        (v, row) for row in rows if (v := run_reader.finite_or_none(row.get(name))) is not None
+    ]
     if not found:
         return None
     value, row = min(found, key=lambda each: each[0])
-    error = run_reader.finite(row.get(f"{name}_standard_error"))
+    error = run_reader.finite_or_none(row.get(f"{name}_standard_error"))
     return {"value": value, "step": row["step"]} | ({"standard_error": error} if error else {})

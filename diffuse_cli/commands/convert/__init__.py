@@ -32,11 +32,11 @@ def _import_model(config: ConvertConfig, console: Console) -> None:
     """Convert to a model file."""
     from diffuse_cli.commands.convert.importers import convert
     from diffuse_cli.core.settings import dimensions
-    from diffuse_cli.models.model_header import describe
+    from diffuse_cli.models.model_header import describe_model
     from diffuse_cli.system.files import sha256
 
     made = console.follow(convert(config))
-    own, said = made.model.blueprint, describe(made.model)
+    own, said = made.model.blueprint, describe_model(made.model)
     diffusion, count = own.diffusion, own.conditions.num_classes
     size = dimensions(own.space.size)
     schedule = diffusion.schedule or "custom betas"

@@ -17,7 +17,7 @@ from diffuse_cli.config.shared_options import DiffusionConfig
 from diffuse_cli.core.schedules import SCHEDULES, cosine
 from diffuse_cli.models.blueprint import make_process
 from diffuse_cli.system.errors import ModelFileError
-from diffuse_cli.system.files import brief, show
+from diffuse_cli.system.files import shorten, show
 
 BETA_ENDS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(
@@ -84,7 +84,7 @@ def read_scheduler(path: Path, said: Mapping[str, Any], learned: bool) -> dict[s
 
     def unknown(name: str, value: Any, values: Iterable[str]) -> ModelFileError:
         listed = f"Known are: {', '.join(values)}"
-        return ModelFileError(f"{show(path)}: {name} is {brief(repr(value))}", listed)
+        return ModelFileError(f"{show(path)}: {name} is {shorten(repr(value))}", listed)
 
     def known(name: str, default: Any, values: Collection[str]) -> Any:
         if (value := said.get(name, default)) not in values:

@@ -13,7 +13,7 @@ from diffuse_cli.commands.convert.diffusers_schedulers import TARGETS
 from diffuse_cli.core.networks.unet import Config
 from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.system.errors import ModelFileError
-from diffuse_cli.system.files import brief, show
+from diffuse_cli.system.files import shorten, show
 
 SAME: dict[str, tuple[str, Any]] = {
     "in_channels": ("channels", 3),
@@ -81,14 +81,15 @@ def head_widths(config: Config, size: tuple[int, ...]) -> set[int | None]:
     """Return widths of attention heads; None, as in diffusers, if each layer has a single head."""
     widths = [w for w, attends in zip(config.widths, config.attends(size), strict=True) if attends]
     down = [(w, config.heads_at(w)) for w in (*widths, config.widths[-1])]
-    up = [(w, config.upward.heads_at(w)) for w in widths]
+    up = [(w, config.up_config.heads_at(w)) for w in widths]
     if all(heads == 1 for _, heads in down + up):
         return {None}
     return {width // heads for width, heads in down + up}
 
 
 def unet_fields(blueprint: Blueprint) -> dict[str, Any]:
-    """Return the fields of the `UNet2DModel` that is a network in which `lacks` finds nothing."""
+    """Return the fields of the `UNet2DModel` that is a network in which `find_unsupported` finds
+    nothing."""
     config, space, classes = blueprint.config, blueprint.space, blueprint.conditions.classes
     assert isinstance(config, Config)
     (head_width,) = head_widths(config, space.size)
@@ -133,11 +134,11 @@ def read_unet(path: Path, said: Mapping[str, Any]) -> tuple[dict[str, Any], tupl
     Raises:
         ModelFileError: `UNet` does not support it.
     """
-    fields = _checked(path, said)
+    fields = _check_fields(path, said)
     classes = _classes(path, said)
     widths = list(fields["block_out_channels"])
     if not all(isinstance(w, int) and w > 0 and w % widths[0] == 0 for w in widths):
-        raise unsupported(path, "block_out_channels", widths)
+        raise unsupported_error(path, "block_out_channels", widths)
     attends, updown = _levels(path, fields, len(widths))
     return {
         **{ours: fields[theirs] for theirs, (ours, _) in SAME.items()},
@@ -153,19 +154,21 @@ def read_unet(path: Path, said: Mapping[str, Any]) -> tuple[dict[str, Any], tupl
     }, classes
 
 
-def unsupported(path: Path, name: str, value: Any) -> ModelFileError:
+def unsupported_error(path: Path, name: str, value: Any) -> ModelFileError:
     """Return the error for a field of a file."""
-    return ModelFileError(f"{show(path)}: {brief(name)} = {brief(repr(value))} is not supported")
+    return ModelFileError(
+        f"{show(path)}: {shorten(name)} = {shorten(repr(value))} is not supported"
+    )
 
 
-def _checked(path: Path, said: Mapping[str, Any]) -> dict[str, Any]:
+def _check_fields(path: Path, said: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a `UNet2DModel`, checked to be supported."""
     kind = said.get("_class_name", "UNet2DModel")
     if kind != "UNet2DModel":
-        raise ModelFileError(f"{show(path)} is of a {brief(kind)}, not a UNet2DModel")
+        raise ModelFileError(f"{show(path)} is of a {shorten(kind)}, not a UNet2DModel")
     own = {name: value for name, value in said.items() if not name.startswith("_")}
     if unknown := [name for name in own if name not in DEFAULTS and own[name] is not None]:
-        raise unsupported(path, unknown[0], own[unknown[0]])
+        raise unsupported_error(path, unknown[0], own[unknown[0]])
     fields = {**DEFAULTS, **own}
     possible = {
         **ONLY,
@@ -174,7 +177,7 @@ def _checked(path: Path, said: Mapping[str, Any]) -> dict[str, Any]:
     }
     for name, values in possible.items():
         if fields[name] not in values:
-            raise unsupported(path, name, fields[name])
+            raise unsupported_error(path, name, fields[name])
     scaled = fields["resnet_time_scale_shift"] == NORMS[True]
     if fields["attn_norm_num_groups"] is None and scaled:
         raise ModelFileError(
@@ -192,9 +195,9 @@ def _classes(path: Path, said: Mapping[str, Any]) -> tuple[str, ...]:
     classes = own.get("classes") if isinstance(own, dict) else None
     usable = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
     if not usable or not classes or len(set(classes)) < len(classes):
-        raise unsupported(path, OWN, own)
+        raise unsupported_error(path, OWN, own)
     if said.get("num_class_embeds") != len(classes) + 1:
-        raise unsupported(path, "num_class_embeds", said.get("num_class_embeds"))
+        raise unsupported_error(path, "num_class_embeds", said.get("num_class_embeds"))
     return tuple(classes)
 
 
@@ -210,7 +213,7 @@ def _levels(path: Path, fields: Mapping[str, Any], count: int) -> tuple[list[boo
         possible = [k for k in possible if kinds[:-1] == every[k][:-1]]
         # The last level keeps its size, whatever its block.
         if not possible or len(kinds) != count or kinds[-1:] not in [e[-1:] for e in every]:
-            raise unsupported(path, f"{way}_block_types", kinds)
+            raise unsupported_error(path, f"{way}_block_types", kinds)
     return down, possible[0]
 
 
@@ -221,7 +224,7 @@ Lack = tuple[str, object, str]
 """A field, its value, and what to do about it."""
 
 
-def lacks(blueprint: Blueprint) -> Iterator[Lack]:
+def find_unsupported(blueprint: Blueprint) -> Iterator[Lack]:
     """Yield what of a model `UNet2DModel`, its schedulers and pipelines have no word for."""
     space, conditions = blueprint.space, blueprint.conditions
     pictures = {"medium": ("image",), "levels": (256,), "layout": (None,), "channels": (1, 3)}
@@ -235,7 +238,7 @@ def lacks(blueprint: Blueprint) -> Iterator[Lack]:
     if not isinstance(blueprint.config, Config):
         yield "network", blueprint.network, "It reads the U-Net: train with --network unet"
     else:
-        yield from network_lacks(blueprint.config, space.size)
+        yield from find_unsupported_network(blueprint.config, space.size)
     if blueprint.diffusion.target not in TARGETS.values():
         yield "target", blueprint.diffusion.target, "Train with --target v, eps or x0"
     count = blueprint.process.num_timesteps
@@ -243,7 +246,7 @@ def lacks(blueprint: Blueprint) -> Iterator[Lack]:
         yield "rescale_timesteps", f"true over {count:,} timesteps", "Train with 1,000 timesteps"
 
 
-def network_lacks(config: Config, size: tuple[int, ...]) -> Iterator[Lack]:
+def find_unsupported_network(config: Config, size: tuple[int, ...]) -> Iterator[Lack]:
     """Yield what of a network `UNet2DModel` has no word for."""
     if config.patch != 1:
         yield "patch", config.patch, f"{PLAIN}, or [unet] patch = 1 in --config"

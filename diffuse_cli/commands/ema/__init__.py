@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from diffuse_cli.commands._cli.console import Console
 from diffuse_cli.config.eval_options import EmaConfig
 from diffuse_cli.metrics import label
-from diffuse_cli.metrics.presentation import as_text
+from diffuse_cli.metrics.presentation import format_measurement
 from diffuse_cli.system import files
 from diffuse_cli.system.events import align_columns
 
@@ -40,8 +40,10 @@ def run(config: EmaConfig, console: Console) -> None:
 def lines(found: MeasuredLengths) -> list[str]:
     """Return a row for each length, the best of them, and the file that was written."""
     rows = [["length", label(found.metric)]]
-    rows += [[f"{row.length:.2f}", as_text(row.values, found.metric)] for row in found.rows]
-    rows.append(["in the file", as_text(found.file, found.metric)])
+    rows += [
+        [f"{row.length:.2f}", format_measurement(row.values, found.metric)] for row in found.rows
+    ]
+    rows.append(["in the file", format_measurement(found.file, found.metric)])
     return [
         *align_columns(rows),
         f"best: {found.best:.2f} of the {found.updates:,} updates at step {found.step:,}",

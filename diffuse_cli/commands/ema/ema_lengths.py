@@ -16,23 +16,23 @@ from diffuse_cli.config.eval_options import EmaConfig
 from diffuse_cli.config.options import from_dict
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core.denoiser import Denoiser
-from diffuse_cli.evaluation.evaluation_run import choose_network, find_judge, load_model
+from diffuse_cli.evaluation.evaluation_run import choose_network, load_feature_choice, load_model
 from diffuse_cli.evaluation.feature_cache import ALONE, FeatureMeasure, generate_all
-from diffuse_cli.evaluation.image_sets import Sides, inputs_of, read_sides, with_conditions
-from diffuse_cli.metrics.presentation import with_error
+from diffuse_cli.evaluation.image_sets import Sides, prepare_inputs, read_sides, set_conditions
+from diffuse_cli.metrics.presentation import make_entries
 from diffuse_cli.metrics.sample_statistics import average
 from diffuse_cli.models import model_file
-from diffuse_cli.sampling.generation import Loaded, make_denoiser
+from diffuse_cli.sampling.generation import LoadedModel, make_denoiser
 from diffuse_cli.sampling.guidance_model import load_guide
-from diffuse_cli.sampling.sampling_settings import report_settings, resolve
+from diffuse_cli.sampling.sampling_settings import report_settings, resolve_settings
 from diffuse_cli.system import files
-from diffuse_cli.system.devices import machine
+from diffuse_cli.system.devices import open_accelerator
 from diffuse_cli.system.errors import ModelFileError, lookup
 from diffuse_cli.system.events import Notice, Progress, Work
 from diffuse_cli.system.outputs import claim_option
-from diffuse_cli.system.run_reader import run_of
+from diffuse_cli.system.run_reader import run_folder
 from diffuse_cli.training import ema_weights
-from diffuse_cli.training.optimization import Objective, losses_of
+from diffuse_cli.training.optimization import Objective, measure_losses
 
 LENGTHS = (0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.10, 0.12, 0.15, 0.20, 0.25)
 """The lengths to try: standard deviations of the profile, as a fraction of the run."""
@@ -86,7 +86,7 @@ def measure_lengths(config: EmaConfig) -> Work[MeasuredLengths | None]:
     """
     with (
         claim_option(config, "out", ".safetensors") as out,
-        machine(config.precision, config.device) as accelerator,
+        open_accelerator(config.precision, config.device) as accelerator,
     ):
         if not accelerator.is_main_process:
             return None
@@ -97,7 +97,7 @@ def measure_lengths(config: EmaConfig) -> Work[MeasuredLengths | None]:
                 f"the last snapshot is of step {given[-1].step:,}, and the model of step "
                 f"{loaded.model.step:,}"
             )
-        fits = yield from _fits(given)
+        fits = yield from _fit_lengths(given)
         sides = yield from read_sides(config, loaded)
         make = lookup(EMA_METRICS, config.metric, "--metric")
         metric, measure = yield from make(config, loaded, sides, accelerator)
@@ -125,7 +125,7 @@ def measure_lengths(config: EmaConfig) -> Work[MeasuredLengths | None]:
         file=file,
         best=best.length,
         step=given[-1].step,
-        updates=_end(given),
+        updates=_last_update(given),
         real=len(sides.real),
         part=sides.part,
         out=out,
@@ -142,19 +142,19 @@ def _rank(value: float) -> float:
 
 def _snapshots(path: Path, step: int) -> list[ema_weights.Snapshot]:
     """Return the snapshots of a model's run, up to its step."""
-    folder = run_of(path) / "ema"
-    found = [own for number, own in ema_weights.snapshots(folder) if number <= step]
+    folder = run_folder(path) / "ema"
+    found = [own for number, own in ema_weights.list_snapshots(folder) if number <= step]
     if not found:
         raise ModelFileError(
             f"{files.show(path)} has no averages of other lengths in {files.show(folder)}",
             "Train with --ema-lengths 24, and keep the run directory next to the model",
         )
-    with _rejecting(folder):
+    with _reject_unusable(folder):
         return [ema_weights.read_snapshot(own) for own in found]
 
 
 @contextlib.contextmanager
-def _rejecting(folder: Path) -> Iterator[None]:
+def _reject_unusable(folder: Path) -> Iterator[None]:
     """Turn the errors of an unusable snapshot into `ModelFileError`."""
     try:
         yield
@@ -164,15 +164,19 @@ def _rejecting(folder: Path) -> Iterator[None]:
         raise ModelFileError(text) from error
 
 
-def _end(given: Sequence[ema_weights.Snapshot]) -> int:
+def _last_update(given: Sequence[ema_weights.Snapshot]) -> int:
     return round(max(p.updates for p in given[-1].profiles.values()))
 
 
-def _fits(given: Sequence[ema_weights.Snapshot]) -> Work[dict[float, ema_weights.Combination]]:
+def _fit_lengths(
+    given: Sequence[ema_weights.Snapshot],
+) -> Work[dict[float, ema_weights.Combination]]:
     """Return the combination for each length that the snapshots can give."""
     profiles = [profile for snapshot in given for profile in snapshot.profiles.values()]
-    wanted = {v: ema_weights.Profile(ema_weights.gamma_of(v), _end(given)) for v in LENGTHS}
-    every = {length: ema_weights.nearest(profiles, profile) for length, profile in wanted.items()}
+    wanted = {v: ema_weights.Profile(ema_weights.gamma_of(v), _last_update(given)) for v in LENGTHS}
+    every = {
+        length: ema_weights.fit_profile(profiles, profile) for length, profile in wanted.items()
+    }
     far = [f"{length:.2f}" for length, found in every.items() if found.error > NEAR]
     if far:
         yield Notice(f"left out, as they need more snapshots than {len(given)}: {', '.join(far)}")
@@ -186,9 +190,9 @@ def _models(
 ) -> Iterator[model_file.StoredModel]:
     """Yield the model with the weights of each combination; buffers stay."""
     step = given[-1].step
-    with _rejecting(given[-1].path.parent):
+    with _reject_unusable(given[-1].path.parent):
         shapes = ema_weights.shapes_of(model.ema)
-        combined = ema_weights.combine(given, list(fits.values()))
+        combined = ema_weights.combine_weights(given, list(fits.values()))
         for length, made in zip(fits, combined, strict=True):
             if not ema_weights.shapes_of(made).items() <= shapes.items():
                 raise ValueError("they are of another network")
@@ -207,14 +211,14 @@ def _models(
 
 
 def _kid(
-    config: EmaConfig, loaded: Loaded, sides: Sides, accelerator: Accelerator
+    config: EmaConfig, loaded: LoadedModel, sides: Sides, accelerator: Accelerator
 ) -> Work[tuple[str, Measure]]:
     sides.check()
-    judge = yield from find_judge(config, loaded.space, accelerator, alone=True)
+    judge = yield from load_feature_choice(config, loaded.space, accelerator, alone=True)
     network = yield from choose_network(config, judge, sides)
     guide = yield from load_guide(config, loaded, accelerator, alone=True)
-    resolved = resolve(config, loaded.model, guide=guide)
-    settings = with_conditions(resolved, loaded, sides, config.seed)
+    resolved = resolve_settings(config, loaded.model, guide=guide)
+    settings = set_conditions(resolved, loaded, sides, config.seed)
     yield from report_settings(settings)
     against = yield from FeatureMeasure.of(network, sides.space, sides.real.samples, ALONE)
 
@@ -227,7 +231,7 @@ def _kid(
 
 
 def _loss(
-    config: EmaConfig, loaded: Loaded, sides: Sides, accelerator: Accelerator
+    config: EmaConfig, loaded: LoadedModel, sides: Sides, accelerator: Accelerator
 ) -> Work[tuple[str, Measure]]:
     """Training loss on the real images, with the same draws for every length."""
     yield from ()
@@ -237,13 +241,13 @@ def _loss(
 
     def measure(denoiser: Denoiser) -> Work[dict[str, float]]:
         losses: list[float] = []
-        for part in losses_of(
+        for part in measure_losses(
             objective,
             denoiser,
             loaded.model.blueprint,
             real.samples,
             real.labels,
-            given=inputs_of(loaded, real, config.seed),
+            given=prepare_inputs(loaded, real, config.seed),
             rows=real.rows,
             seed=config.seed,
             batch_size=config.batch_size,
@@ -254,7 +258,7 @@ def _loss(
         mean = math.fsum(losses) / len(losses)
         if len(losses) < 2:
             return {"held_out_loss": mean}
-        return with_error("held_out_loss", mean, average(np.array(losses)).error)
+        return make_entries("held_out_loss", mean, average(np.array(losses)).error)
 
     return "held_out_loss", measure
 

@@ -88,7 +88,7 @@ def hashes(found: Array) -> Array:
     return np.ascontiguousarray(bits).view(np.uint64)[:, 0]
 
 
-def groups(pixels: Array, hashed: Array, chosen: Array) -> Work[Array]:
+def group_similar(pixels: Array, hashed: Array, chosen: Array) -> Work[Array]:
     """For each of the `chosen` images the index in `chosen` of the first of its group.
 
     `hashed` are the hashes of all images. An image like any of a group belongs to the group.
@@ -100,10 +100,10 @@ def groups(pixels: Array, hashed: Array, chosen: Array) -> Work[Array]:
         for pairs in _candidates(hashed[chosen], band):
             waiting.append(pairs)
             if sum(map(len, waiting)) >= PAIRS:
-                roots = _join(roots, pixels, chosen, np.concatenate(waiting))
+                roots = _join_pairs(roots, pixels, chosen, np.concatenate(waiting))
                 waiting.clear()
         yield Progress(TASK, band + 1, BANDS)
-    return _join(roots, pixels, chosen, np.concatenate(waiting)) if waiting else roots
+    return _join_pairs(roots, pixels, chosen, np.concatenate(waiting)) if waiting else roots
 
 
 def _candidates(hashed: Array, band: int) -> Iterator[Array]:
@@ -130,16 +130,16 @@ def _candidates(hashed: Array, band: int) -> Iterator[Array]:
             yield np.stack([order[hits], order[hits + step]], axis=1)
 
 
-def _join(roots: Array, pixels: Array, chosen: Array, pairs: Array) -> Array:
+def _join_pairs(roots: Array, pixels: Array, chosen: Array, pairs: Array) -> Array:
     """`roots` after joining the groups of similar pairs."""
     pairs = pairs[roots[pairs[:, 0]] != roots[pairs[:, 1]]]
     for part in np.array_split(pairs, len(pairs) // PAIRS + 1):
         if len(part):
-            roots = _united(roots, part[_alike(pixels, chosen[part])])
+            roots = _unite_groups(roots, part[_find_similar(pixels, chosen[part])])
     return roots
 
 
-def _alike(pixels: Array, pairs: Array) -> Array:
+def _find_similar(pixels: Array, pairs: Array) -> Array:
     """Return whether each pair of images correlates in the lower frequencies of all channels."""
     own, inverse = np.unique(pairs, return_inverse=True)
     parts = [frequencies(pixels[own[block]]) for block in blocks(pixels, len(own))]
@@ -150,7 +150,7 @@ def _alike(pixels: Array, pairs: Array) -> Array:
     return correlation >= ALIKE
 
 
-def _united(roots: Array, pairs: Array) -> Array:
+def _unite_groups(roots: Array, pairs: Array) -> Array:
     """Return the roots after joining every pair's groups under the smaller root."""
     roots = roots.copy()
     while True:

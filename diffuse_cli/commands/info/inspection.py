@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.commands._cli.console import clock
+from diffuse_cli.commands._cli.console import format_seconds
 from diffuse_cli.commands._cli.model_facts import model_rows
 from diffuse_cli.commands.info.reports import DataReport, inspect_data
 from diffuse_cli.config.options import read_toml, to_toml
@@ -16,15 +16,15 @@ from diffuse_cli.data import is_images
 from diffuse_cli.data.sources import is_sample
 from diffuse_cli.media import MEDIA
 from diffuse_cli.media.file_errors import stat_of
-from diffuse_cli.metrics import Measured
-from diffuse_cli.models.model_report import facts, training_config
+from diffuse_cli.metrics import Measurement
+from diffuse_cli.models.model_report import collect_facts, training_config
 from diffuse_cli.system import files, outputs, run_reader
 from diffuse_cli.system.errors import DataError, ModelFileError, UsageError
 from diffuse_cli.system.events import Notice, Progress, Work, align_columns
 from diffuse_cli.system.hub_models import is_name
 
 if TYPE_CHECKING:
-    from diffuse_cli.models.model_file import Found
+    from diffuse_cli.models.model_file import ModelFile
 
 HINT = "PATH is a folder or an archive of images, a model file or a run directory"
 
@@ -47,7 +47,7 @@ def inspect(config: InfoConfig) -> Work[DataReport | ModelReport | RunReport]:
         mode = stat_of(path, "file or folder", HINT).st_mode
         if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
             raise DataError(f"neither a folder nor a regular file: {files.show(path)}", HINT)
-        if run_reader.run_at(path) == path:
+        if run_reader.find_run(path) == path:
             return (yield from inspect_run(config, path))
     return (yield from inspect_model(config))
 
@@ -69,14 +69,14 @@ class ModelReport:
         out: the file it was written to.
     """
 
-    found: Found
+    found: ModelFile
     config: dict[str, Any] | None = None
     out: Path | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
         toml = {"config": self.config, "toml": str(self.out) if self.out else None}
-        return {**facts(self.found), **(toml if self.config else {})}
+        return {**collect_facts(self.found), **(toml if self.config else {})}
 
     def lines(self) -> list[str]:
         """Return the configuration, or the file it was written to, or else the facts as text."""
@@ -154,14 +154,14 @@ class RunReport:
         if self.process is not None:
             state = f"running in process {self.process}"
             if self.seconds_left is not None:
-                state += f", {clock(self.seconds_left)} left"
+                state += f", {format_seconds(self.seconds_left)} left"
         else:
             state = "finished" if self.step >= self.steps else "stopped"
         found = self.model.found if self.model else None
         many = MEDIA[found.model.blueprint.space.medium].many if found else "samples"
         held, speed = self.held_out_loss, self.images_per_second
-        losses = [str(Measured(self.loss))] if self.loss is not None else []
-        losses += [f"held-out {Measured(held)}"] if held is not None else []
+        losses = [str(Measurement(self.loss))] if self.loss is not None else []
+        losses += [f"held-out {Measurement(held)}"] if held is not None else []
         rows = [
             ("run", files.show(self.path)),
             ("progress", f"step {self.step:,} of {self.steps:,}, {state}"),
@@ -192,11 +192,11 @@ def inspect_run(config: InfoConfig, run: Path) -> Work[RunReport]:
         raise ModelFileError(
             f"{config.path}: its {run_reader.CONFIG} has no steps or no batch size"
         )
-    rows = list(run_reader.rows(run / run_reader.METRICS))
-    last = {name: run_reader.last(rows, name) for name in LOGGED}
+    rows = list(run_reader.read_log(run / run_reader.METRICS))
+    last = {name: run_reader.last_value(rows, name) for name in LOGGED}
     step = int(max([row["step"] for row in rows] + [model.found.model.step if model else 0]))
     process, speed = outputs.holder(run / run_reader.LOCK), last["images_per_second"]
-    again = run_reader.resume_line(str(settings.get("data")), str(run_reader.model_of(run)))
+    again = run_reader.resume_line(str(settings.get("data")), str(run_reader.model_path(run)))
     return RunReport(
         path=config.path,
         process=process,

@@ -12,19 +12,19 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from diffuse_cli.commands._cli.console import Rows, brief, labelled, more
+from diffuse_cli.commands._cli.console import Rows, brief, format_rest, label_lines
 from diffuse_cli.commands.info import duplicates as near
 from diffuse_cli.commands.info.duplicates import Copies, count_copies, exact_roots
 from diffuse_cli.config.shared_options import InfoConfig
 from diffuse_cli.core.settings import dimensions
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import Dataset, Summary, is_images, read_cells, read_images
-from diffuse_cli.data.metadata_columns import survey
-from diffuse_cli.data.samples import limited, moments
-from diffuse_cli.data.summary import fitting, plural, remark_lines, skip_lines, span
-from diffuse_cli.media import MEDIA, Array, asked_for, figures, looks
+from diffuse_cli.data.metadata_columns import describe_columns
+from diffuse_cli.data.samples import limit_levels, moments
+from diffuse_cli.data.summary import describe_fit, format_sizes, plural, remark_lines, skip_lines
+from diffuse_cli.media import MEDIA, Array, figures, render_samples, resolve_layout
 from diffuse_cli.system import files, outputs
-from diffuse_cli.system.errors import DataError, UsageError, translating
+from diffuse_cli.system.errors import DataError, UsageError, translate_errors
 from diffuse_cli.system.events import Notice, Progress, Work, align_columns
 from diffuse_cli.system.files import show
 
@@ -44,7 +44,7 @@ class Spread:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def scaled(self, low: int, high: int) -> Spread:
+    def rescale(self, low: int, high: int) -> Spread:
         """Return the same of values in low ... high in [-1, 1], the network's range."""
         half = (high - low) / 2
         return Spread(
@@ -94,7 +94,7 @@ class DataReport:
             "held_out": self.held_out,
             "pixels": asdict(self.pixels),
             **({"range": list(self.ends)} if self.ends not in (None, (0, self.top)) else {}),
-            **({"pixels_scaled": asdict(self.pixels.scaled(*self.ends))} if self.ends else {}),
+            **({"pixels_scaled": asdict(self.pixels.rescale(*self.ends))} if self.ends else {}),
             "duplicates": asdict(self.duplicates),
             "near_duplicates": self.near_duplicates and asdict(self.near_duplicates),
             "blank": self.blank,
@@ -110,9 +110,9 @@ class DataReport:
 
 def inspect_data(config: InfoConfig) -> Work[DataReport]:
     """Read the images once and describe them; see `inspect`."""
-    _check_apart(config)
-    with translating():
-        layout = asked_for(config.layout, config.alpha)
+    _check_sheet_path(config)
+    with translate_errors():
+        layout = resolve_layout(config.layout, config.alpha)
     with (
         outputs.claim_option(config, "out", ".png") as out,
         tempfile.TemporaryDirectory(prefix="diffuse-info-") as folder,
@@ -134,8 +134,8 @@ def inspect_data(config: InfoConfig) -> Work[DataReport]:
         )
         report = yield from _report(config, images, out)
         if out is not None:
-            page = yield from draw(images)
-            files.write_bytes(out, figures.png(page))
+            page = yield from make_sheet(images)
+            files.write_bytes(out, figures.encode_png(page))
         return report
 
 
@@ -145,7 +145,7 @@ def kept_bytes(folder: str) -> int:
     return max(MAP_OVER, files.free_space(Path(folder)) // 2)
 
 
-def _check_apart(config: InfoConfig) -> None:
+def _check_sheet_path(config: InfoConfig) -> None:
     """Refuse a contact sheet that would become one of the images."""
     target, data = Path(config.out or "").resolve(), Path(config.path).resolve()
     if config.out is not None and data in (target, *target.parents):
@@ -156,23 +156,25 @@ def _check_apart(config: InfoConfig) -> None:
 def _report(config: InfoConfig, images: Dataset, out: Path | None) -> Work[DataReport]:
     top = {"uint8": 255, "uint16": 65_535}.get(images.stored.dtype.name)
     pictured = top is not None and images.stored.ndim == 4
-    ends = limited(images.unmeasured, images.stored).ends if top is not None else None
+    ends = (
+        limit_levels(images.estimated_space, images.stored).level_range if top is not None else None
+    )
     if pictured and ends is not None:
         pixels, hashed, blank = yield from _measure(images, ends)
     else:
         every = np.arange(len(images))
-        found = moments(images.unmeasured, images.stored, every, images.names)
+        found = moments(images.estimated_space, images.stored, every, images.names)
         pixels = Spread(*(tuple(values.tolist()) for values in found))
     roots, everything = exact_roots(images), np.arange(len(images))
     similar = None
     if pictured and near.can_compare(images.stored):
         different = np.flatnonzero((roots == everything) & ~blank)
-        alike = yield from near.groups(images.stored, hashed, different)
+        alike = yield from near.group_similar(images.stored, hashed, different)
         similar = count_copies(images, alike, different)
     return DataReport(
         config=config,
         summary=images.summary,
-        size=images.unmeasured.size,
+        size=images.estimated_space.size,
         held_out=int(images.held_out.sum()),
         pixels=pixels,
         duplicates=count_copies(images, roots, everything),
@@ -197,7 +199,7 @@ def _columns(config: InfoConfig, images: Dataset) -> Work[dict[str, str]]:
         return {}
     for line in cells.lines:
         yield Notice(line, warning=True)
-    return survey(cells, np.flatnonzero(~images.held_out))
+    return describe_columns(cells, np.flatnonzero(~images.held_out))
 
 
 def _measure(images: Dataset, ends: tuple[int, int]) -> Work[tuple[Spread, Array, Array]]:
@@ -237,42 +239,46 @@ MOST_CLASSES = 20
 def _rows(found: DataReport) -> Rows:
     summary, many = found.summary, MEDIA[found.summary.medium].many
     ignored = f"; {plural(summary.unnamed, 'file')} not named as {many}" if summary.unnamed else ""
-    fitted = fitting(summary.sizes, found.size, found.config.fit or "crop", summary.medium)
+    fitted = describe_fit(summary.sizes, found.size, found.config.fit or "crop", summary.medium)
     skipped = (line.removeprefix("skipped ") for line in skip_lines(summary.skipped))
     kept = f"{found.held_out:,} held out" if found.held_out else "none held out"
     return [
         ("data", summary.source),
         (many, f"{summary.usable:,} usable of {summary.found:,}{ignored}"),
-        *labelled("skipped", skipped),
-        *labelled("ignored", (line.removeprefix("ignored ") for line in summary.ignored())),
-        *labelled("remarks", remark_lines(summary.remarks, summary.counted(summary.usable))),
+        *label_lines("skipped", skipped),
+        *label_lines(
+            "ignored", (line.removeprefix("ignored ") for line in summary.ignored_lines())
+        ),
+        *label_lines(
+            "remarks", remark_lines(summary.remarks, summary.format_samples(summary.usable))
+        ),
         ("sizes", _sizes(summary.sizes)),
         ("modes", _counts(summary.modes)),
         ("train", f"at {dimensions(found.size)}{fitted}, {summary.kind}; {kept}"),
-        *labelled("classes", _classes(found)),
-        *labelled("columns", (f"{brief(name)}: {text}" for name, text in found.columns.items())),
-        *labelled("pixels" if found.top else "numbers", _pixels(found)),
-        *labelled("duplicates", _copies(found, found.duplicates, " = ")),
-        *labelled("near duplicates", _near(found)),
+        *label_lines("classes", _classes(found)),
+        *label_lines("columns", (f"{brief(name)}: {text}" for name, text in found.columns.items())),
+        *label_lines("pixels" if found.top else "numbers", _pixels(found)),
+        *label_lines("duplicates", _copies(found, found.duplicates, " = ")),
+        *label_lines("near duplicates", _format_near_duplicates(found)),
         ("fingerprint", found.fingerprint),
-        *labelled("origin", [summary.origin] if summary.origin else []),
+        *label_lines("origin", [summary.origin] if summary.origin else []),
         *([("contact sheet", show(found.out))] if found.out else []),
     ]
 
 
 def _sizes(sizes: Mapping[tuple[int, ...], int]) -> str:
     if len(sizes) == 1:
-        return span(sizes)
+        return format_sizes(sizes)
     ranked = sorted(sizes.items(), key=lambda item: -item[1])
     listed = [f"{count:,} of {dimensions(size[::-1])}" for size, count in ranked[:MOST]]
-    return f"{span(sizes)}; {', '.join(listed)}{more(len(ranked) - MOST)}"
+    return f"{format_sizes(sizes)}; {', '.join(listed)}{format_rest(len(ranked) - MOST)}"
 
 
 def _counts(counts: Mapping[str, int], most: int = MOST) -> str:
     """`L 12, RGB 3`: the most frequent first."""
     ranked = sorted(counts.items(), key=lambda item: -item[1])
     listed = ", ".join(f"{show(name)} {count:,}" for name, count in ranked[:most])
-    return listed + more(len(ranked) - most)
+    return listed + format_rest(len(ranked) - most)
 
 
 def _classes(found: DataReport) -> list[str]:
@@ -284,7 +290,9 @@ def _classes(found: DataReport) -> list[str]:
     noun = medium.one if most == 1 else medium.many
     lines = [f"{plural(len(classes), 'class', 'classes')} of {each} {noun}"]
     if found.summary.unlabelled:
-        lines.append(f"{found.summary.counted(found.summary.unlabelled)} outside the class folders")
+        lines.append(
+            f"{found.summary.format_samples(found.summary.unlabelled)} outside the class folders"
+        )
     return [*lines, _counts(classes, MOST_CLASSES)]
 
 
@@ -293,7 +301,7 @@ def _pixels(found: DataReport) -> list[str]:
         values = (" ".join(f"{v:.4g}" for v in own) for own in vars(found.pixels).values())
         return ["mean {}, deviation {}".format(*values)]
     assert found.ends is not None
-    scaled, part = found.pixels.scaled(*found.ends), found.ends != (0, found.top)
+    scaled, part = found.pixels.rescale(*found.ends), found.ends != (0, found.top)
     limits = ", which is {:,} to {:,}: samples use no other levels".format(*found.ends)
     return [
         f"mean {_numbers(found.pixels.mean, 2)}, deviation {_numbers(found.pixels.std, 2)} "
@@ -307,7 +315,7 @@ def _numbers(values: Iterable[float], digits: int) -> str:
     return " ".join(f"{value:.{digits}f}" for value in values)
 
 
-def _near(found: DataReport) -> list[str]:
+def _format_near_duplicates(found: DataReport) -> list[str]:
     many = MEDIA[found.summary.medium].many
     if found.near_duplicates is None:
         pictured = found.top is not None and len(found.size) == 2
@@ -353,25 +361,27 @@ SIDE = 128
 """Larger images are scaled down to this."""
 
 
-def draw(images: Dataset) -> Work[Image.Image]:
+def make_sheet(images: Dataset) -> Work[Image.Image]:
     """Return the sheet; with classes, a row for each and for images outside them.
 
     Yields a `Notice` if there are more classes than rows.
     """
-    space = limited(images.unmeasured, images.stored)
+    space = limit_levels(images.estimated_space, images.stored)
     if not images.class_names:
-        return figures.grid(_shrink_images(images, space, _spread(np.arange(len(images)), SHOWN)))
+        return figures.arrange_grid(
+            _shrink_images(images, space, _select_evenly(np.arange(len(images)), SHOWN))
+        )
     labels = list(range(len(images.class_names)))
     if (images.labels == -1).any():
         labels.append(-1)
     if len(labels) > ROWS:
         yield Notice(f"the contact sheet shows {ROWS} of {len(labels):,} classes")
-    chosen = [labels[i] for i in _spread(np.arange(len(labels)), ROWS)]
-    rows = [_spread(np.flatnonzero(images.labels == label), COLUMNS) for label in chosen]
-    return figures.grid(_fill_rows(images, space, rows), columns=max(map(len, rows)))
+    chosen = [labels[i] for i in _select_evenly(np.arange(len(labels)), ROWS)]
+    rows = [_select_evenly(np.flatnonzero(images.labels == label), COLUMNS) for label in chosen]
+    return figures.arrange_grid(_fill_rows(images, space, rows), columns=max(map(len, rows)))
 
 
-def _spread(indices: Array, most: int) -> Array:
+def _select_evenly(indices: Array, most: int) -> Array:
     """Return at most `most` of the indices, evenly spaced from the first to the last."""
     if len(indices) <= most:
         return indices
@@ -389,6 +399,6 @@ def _fill_rows(images: Dataset, space: Space, rows: Sequence[Array]) -> Array:
 
 def _shrink_images(images: Dataset, space: Space, chosen: Array) -> Array:
     """Images at the size on the sheet."""
-    seen = (looks(space, images.stored[[k]])[0] for k in chosen)
-    shrunk = (figures.shrunk(figures.image(each), SIDE) for each in seen)
+    seen = (render_samples(space, images.stored[[k]])[0] for k in chosen)
+    shrunk = (figures.shrink_image(figures.to_image(each), SIDE) for each in seen)
     return np.stack([np.atleast_3d(np.asarray(each)).transpose(2, 0, 1) for each in shrunk])

@@ -9,10 +9,14 @@ import torch
 from torch import Tensor
 
 from diffuse_cli.config.noise_demo_options import DemoConfig
-from diffuse_cli.media import MEDIA, Array, Asked, like, looks
-from diffuse_cli.models.image_conditioning import Giver, beside, degrading
-from diffuse_cli.sampling.generation import Loaded
-from diffuse_cli.sampling.tasks.task_inputs import read_one, rgb
+from diffuse_cli.media import MEDIA, Array, ReadSettings, render_samples, settings_for
+from diffuse_cli.models.image_conditioning import (
+    Conditioner,
+    degraded_inputs,
+    stored_inputs,
+)
+from diffuse_cli.sampling.generation import LoadedModel
+from diffuse_cli.sampling.tasks.task_inputs import read_picture, rgb
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import Notice, Work
@@ -34,7 +38,7 @@ class DemoCondition:
 
 
 def read_condition(
-    config: DemoConfig, image: Array, loaded: Loaded, device: torch.device
+    config: DemoConfig, image: Array, loaded: LoadedModel, device: torch.device
 ) -> Work[DemoCondition | None]:
     """Return the conditioning image (C, H, W); None for an unconditional model.
 
@@ -44,7 +48,7 @@ def read_condition(
         UsageError: --given is missing, or has no use.
         DataError: it cannot be read.
     """
-    giver = Giver.of(loaded.model.blueprint)
+    giver = Conditioner.from_blueprint(loaded.model.blueprint)
     if giver is None:
         if config.given is not None:
             raise UsageError("--given: the model was trained without", "Leave it out")
@@ -56,23 +60,25 @@ def read_condition(
                 f"{MEDIA[loaded.space.medium].one}",
                 "Leave it out",
             )
-        inputs = degrading(giver, image[None], config.seed, "given")
+        inputs = degraded_inputs(giver, image[None], config.seed, "given")
     else:
         if config.given is None:
             raise UsageError(
                 "the model was trained on pairs", "Pass --given FILE, the conditioning image"
             )
-        inputs = beside(giver, (yield from _other(config, giver, loaded))[None])
-    given = inputs.at([0], device)
-    return DemoCondition(giver.given.what, given, looks(giver.shown, giver.look(given))[0])
+        inputs = stored_inputs(giver, (yield from _read_pair(config, giver, loaded))[None])
+    given = inputs.encode([0], device)
+    return DemoCondition(
+        giver.given.what, given, render_samples(giver.rendered_space, giver.render_input(given))[0]
+    )
 
 
-def _other(config: DemoConfig, giver: Giver, loaded: Loaded) -> Work[Array]:
+def _read_pair(config: DemoConfig, giver: Conditioner, loaded: LoadedModel) -> Work[Array]:
     """Return the other half of the pair, (C, H, W), fitted as the image is."""
     assert config.given is not None
-    own, fit = like(giver.inputs), config.fit or loaded.fit
-    asked = Asked(**own, background=rgb(str(config.background)), fit=fit)
-    found = read_one(config.given, giver.inputs.medium, asked)
+    own, fit = settings_for(giver.input_space), config.fit or loaded.fit
+    asked = ReadSettings(**own, background=rgb(str(config.background)), fit=fit)
+    found = read_picture(config.given, giver.input_space.medium, asked)
     shown = files.show(config.given)
     yield from (Notice(f"{shown}: {text}", warning=True) for text in found.remarks)
     return np.array(found.values)

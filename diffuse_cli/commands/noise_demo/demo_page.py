@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.media import MEDIA, Array, figures, looks
-from diffuse_cli.media.figures import FAINT, Pixels, Sheet, styled
+from diffuse_cli.media import MEDIA, Array, figures, render_samples
+from diffuse_cli.media.figures import FAINT, Pixels, Sheet, matplotlib_style
 from diffuse_cli.system.events import Progress, Work
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def spread_evenly(times: Sequence[int], count: int) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Lines:
+class Layout:
     """The layout of one process's pictures, in inches.
 
     Attributes:
@@ -55,7 +55,7 @@ class Lines:
     dpi: float
 
     @staticmethod
-    def of(rows: int, count: int, height: int, width: int) -> Lines:
+    def of(rows: int, count: int, height: int, width: int) -> Layout:
         """Return the layout of `count` pictures of a size in pixels, for `rows` processes."""
         lines = math.ceil(count / PER_LINE)
         columns = math.ceil(count / lines)
@@ -64,7 +64,7 @@ class Lines:
         h = w * height / width
         zoom = max(1, math.ceil(DPI * w / width))
         pitch, line = max(PITCH, w + GAP), HEAD + h + FOOT
-        return Lines(columns, lines, w, h, pitch, line, zoom, zoom * width / w)
+        return Layout(columns, lines, w, h, pitch, line, zoom, zoom * width / w)
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def draw(
     first = rows[0].picture(times[0])
     assert first is not None
     height, width = first.shape[-2:]
-    lines = Lines.of(len(rows), len(times), height, width)
+    lines = Layout.of(len(rows), len(times), height, width)
     content = max(lines.columns * lines.pitch - GAP, 6.6)
     block = lines.lines * lines.line + BETWEEN
     saved = HEAD - 0.04 if lines.lines == 1 else 0.0  # t stands over the first row only
@@ -111,7 +111,7 @@ def draw(
     below = key + LEGEND + PLOT_HEAD
     sheet = Sheet(LEFT + content + RIGHT, below + PLOT + BOTTOM, lines.dpi)
     bold: dict[str, Any] = {"fontweight": "bold", "parse_math": False}
-    with styled():
+    with matplotlib_style():
         sheet.text(LEFT, 0.38, title, content, fontsize=13, **bold)
         sheet.text(LEFT, 0.66, formula, content, fontsize=9.5, color=FAINT)
         for i, (row, top) in enumerate(zip(rows, tops, strict=True)):
@@ -124,7 +124,7 @@ def draw(
 
 
 def _row(
-    sheet: Sheet, row: Row, times: Sequence[int], lines: Lines, top: float, *, headed: bool
+    sheet: Sheet, row: Row, times: Sequence[int], lines: Layout, top: float, *, headed: bool
 ) -> None:
     """A row's name and its pictures, with t above them if `headed`."""
     middle = top + HEAD + (lines.lines - 1) * lines.line / 2 + lines.height / 2
@@ -159,7 +159,7 @@ def _legend(sheet: Sheet, legend: Sequence[tuple[str, str]], y: float, content: 
 SECONDS, HOLD, FRAME_DPI, FRAME_GAP = 4.0, 1.5, 100, 0.14
 
 
-def zoomed(pixels: Pixels, side: float) -> tuple[int, float, float]:
+def choose_zoom(pixels: Pixels, side: float) -> tuple[int, float, float]:
     """Return the dots per pixel of a picture about `side` inches wide, its width and its height."""
     height, width = pixels.shape[-2:]
     zoom = max(1, round(FRAME_DPI * side / max(height, width)))
@@ -188,7 +188,7 @@ def animate(
             sheet.image(x, y, pixels, zoom)
         frames.append(sheet.render())
         yield Progress("animating", len(frames), len(times))
-    return figures.gif(frames, seconds=SECONDS, hold=HOLD)
+    return figures.encode_gif(frames, seconds=SECONDS, hold=HOLD)
 
 
 # -- listening ------------------------------------------------------------------------------------
@@ -207,14 +207,14 @@ def page(
     Args:
         rows: stored samples (C, *size) by timestep.
     """
-    from diffuse_cli.evaluation.report.templates import POLICY, inside, picture, whole_page
+    from diffuse_cli.evaluation.report.templates import POLICY, picture, render_page, to_data_url
 
     medium = MEDIA[space.medium]
 
     def heard(name: str, t: int, sample: Array) -> tuple[object, str]:
-        shown = picture(looks(space, sample[None])[0], f"{name}, t = {t}", SIDE)
-        return shown, inside(medium.played, medium.encode(sample, space))
+        shown = picture(render_samples(space, sample[None])[0], f"{name}, t = {t}", SIDE)
+        return shown, to_data_url(medium.played, medium.encode(sample, space))
 
     cells = {name: [heard(name, t, own[t]) for t in times] for name, own in rows.items()}
     policy = f"{POLICY}; media-src data:"
-    return whole_page("sounds", title, policy=policy, rows=cells, times=times).encode()
+    return render_page("sounds", title, policy=policy, rows=cells, times=times).encode()

@@ -17,16 +17,16 @@ import numpy as np
 from diffuse_cli.commands.noise_demo import demo_page
 from diffuse_cli.commands.noise_demo.forward_process import FRAME_COLUMNS, PURE_NOISE, Scene
 from diffuse_cli.config.noise_demo_options import DemoConfig, ForwardConfig, ReverseConfig
-from diffuse_cli.config.options import first_given
+from diffuse_cli.config.options import find_changed_flag
 from diffuse_cli.config.shared_options import DiffusionConfig
 from diffuse_cli.core.space import Space
-from diffuse_cli.media import MEDIA, Array, Asked, by_extension, figures, like
+from diffuse_cli.media import MEDIA, Array, ReadSettings, figures, media_by_extension, settings_for
 from diffuse_cli.system import files, outputs
-from diffuse_cli.system.errors import UsageError, lookup, translating
+from diffuse_cli.system.errors import UsageError, lookup, translate_errors
 from diffuse_cli.system.events import Notice, Progress, Work
 
 if TYPE_CHECKING:
-    from diffuse_cli.commands.noise_demo.reverse_process import Journey
+    from diffuse_cli.commands.noise_demo.reverse_process import Trajectories
     from diffuse_cli.core import Process
 
 
@@ -45,13 +45,17 @@ def demonstrate(config: DemoConfig) -> Work[tuple[Path, ...]]:
     """
     with contextlib.ExitStack() as stack:
         paths = _outputs(config, stack)
-        scene, small = yield from (_of_schedules if config.model is None else _of_model)(config)
+        scene, small = yield from (_prepare_schedules if config.model is None else _prepare_model)(
+            config
+        )
         yield Progress("drawing", 0, 1)
-        contents = [figures.png(scene.draw(config.steps))]
+        contents = [figures.encode_png(scene.draw(config.steps))]
         yield Progress("drawing", 1, 1)
         if config.html:
             times = scene.times(config.steps)
-            contents.append(demo_page.page(scene.title, scene.heard(times), times, scene.space))
+            contents.append(
+                demo_page.page(scene.title, scene.collect_samples(times), times, scene.space)
+            )
         if config.gif:
             contents.append((yield from small.animate()))
         for path, content in zip(paths, contents, strict=True):
@@ -59,46 +63,46 @@ def demonstrate(config: DemoConfig) -> Work[tuple[Path, ...]]:
     return paths
 
 
-def _of_schedules(config: DemoConfig) -> Work[tuple[Scene, Scene]]:
+def _prepare_schedules(config: DemoConfig) -> Work[tuple[Scene, Scene]]:
     """Return the processes of some schedules, at the sample's size and small enough to be
     animated."""
-    rows = settings(config)
+    rows = choose_processes(config)
 
     from diffuse_cli.models.blueprint import make_process
 
     processes = {name: make_process(row) for name, row in rows.items()}
-    sample = yield from read(config)
+    sample = yield from read_sample(config)
     scene = _scene(config, sample, processes)
-    yield from _warning(scene)
+    yield from _warn_of_signal(scene)
     if not config.gif:
         return scene, scene
-    small = sample.shrunk(100 if len(processes) <= FRAME_COLUMNS else 64)
+    small = sample.shrink(100 if len(processes) <= FRAME_COLUMNS else 64)
     return scene, _scene(config, small, processes)
 
 
-def _of_model(config: DemoConfig) -> Work[tuple[Journey, Journey]]:
+def _prepare_model(config: DemoConfig) -> Work[tuple[Trajectories, Trajectories]]:
     """Return the process of a model, at its own size, and the model's estimates."""
     from diffuse_cli.commands.noise_demo import reverse_process
     from diffuse_cli.data import read_images
     from diffuse_cli.media.image.decoding import read_image
     from diffuse_cli.sampling.generation import load_denoiser
-    from diffuse_cli.system.devices import machine
+    from diffuse_cli.system.devices import open_accelerator
 
     assert config.model is not None
     if medium_of(config.image) == "image":
         read_image(config.image)  # one that cannot be read is refused before the model is read
-    with machine("fp32") as accelerator:
+    with open_accelerator("fp32") as accelerator:
         loaded = yield from load_denoiser(config.model, config.weights, accelerator)
         space, fit = loaded.space, config.fit or loaded.fit
         config = replace(config, background=config.background or loaded.background)
-        sample = yield from read(config, space, fit)
-        journey = yield from reverse_process.travel(
+        sample = yield from read_sample(config, space, fit)
+        journey = yield from reverse_process.compute_trajectories(
             config, sample.values, loaded, accelerator.device
         )
         if config.data is not None:
             images = yield from read_images(
                 config.data,
-                **like(space),
+                **settings_for(space),
                 background=str(config.background),
                 fit=fit,
                 medium=space.medium,
@@ -108,7 +112,7 @@ def _of_model(config: DemoConfig) -> Work[tuple[Journey, Journey]]:
     return journey, journey
 
 
-def settings(config: DemoConfig) -> dict[str, DiffusionConfig]:
+def choose_processes(config: DemoConfig) -> dict[str, DiffusionConfig]:
     """Return the processes to show by name: schedules, and a file of betas."""
     from diffuse_cli.core import SCHEDULES
 
@@ -125,12 +129,12 @@ def settings(config: DemoConfig) -> dict[str, DiffusionConfig]:
     shared["num_timesteps"] = own.num_timesteps
     rows = {name: DiffusionConfig(schedule=name, **shared) for name in names}
     if config.betas is not None:
-        name = _short(Path(config.betas).name, 20)
+        name = _shorten_name(Path(config.betas).name, 20)
         rows[name if name not in rows else f"{name} (file)"] = own
     return rows
 
 
-def _short(name: str, most: int) -> str:
+def _shorten_name(name: str, most: int) -> str:
     """Return the start and end of a file's name, in about `most` characters."""
     name = files.show(name)
     return name if len(name) <= most else f"{name[: most * 2 // 3]} … {name[-most // 3 :]}"
@@ -149,13 +153,13 @@ def _outputs(config: DemoConfig, stack: contextlib.ExitStack) -> tuple[Path, ...
         stack.enter_context(outputs.claim_output(path, end, config.overwrite, read=config.image))
         for end, path in named.items()
     ]
-    with translating():
-        size = medium.checked_size(config.size)
+    with translate_errors():
+        size = medium.resolve_size(config.size)
     if size is not None and len(size) > 1 and max(size) > LARGEST_SIDE:
         raise UsageError(f"--size must be at most {LARGEST_SIDE} a side, not {max(size)}")
-    if config.model is not None and (flag := first_given(config, ForwardConfig)):
+    if config.model is not None and (flag := find_changed_flag(config, ForwardConfig)):
         raise UsageError(f"{flag}: a model has its own", "Leave out --model, or this")
-    if config.model is None and (flag := first_given(config, ReverseConfig)):
+    if config.model is None and (flag := find_changed_flag(config, ReverseConfig)):
         raise UsageError(f"{flag} goes with --model", "Give both, or neither")
     if config.fit is not None and config.size is None and config.model is None:
         raise UsageError("--fit goes with --size or --model", "Give both, or neither")
@@ -172,12 +176,14 @@ def _scene(config: DemoConfig, sample: DemoSample, processes: Mapping[str, Proce
     total = next(iter(processes.values())).num_timesteps
     rescaled = f",  log-SNR shifted by {config.log_snr_shift:+g}" if config.log_snr_shift else ""
     rescaled += ",  zero terminal SNR" if config.zero_terminal_snr else ""
-    title = f"Forward process of {_short(Path(config.image).name, 42)},  T = {total}{rescaled}"
+    title = (
+        f"Forward process of {_shorten_name(Path(config.image).name, 42)},  T = {total}{rescaled}"
+    )
     x0 = space.to_model(torch.tensor(sample.values[None]))[0]
     return Scene(title, x0, noise, space, processes)
 
 
-def _warning(scene: Scene) -> Iterator[Notice]:
+def _warn_of_signal(scene: Scene) -> Iterator[Notice]:
     """Warn of processes whose last step is not pure noise."""
     last = scene.num_timesteps - 1
     kept = [
@@ -212,20 +218,20 @@ class DemoSample:
     values: Array
     space: Space
 
-    def shrunk(self, side: int) -> DemoSample:
+    def shrink(self, side: int) -> DemoSample:
         """Return an image scaled down to a largest side; anything else as it is."""
         if self.space.medium != "image":
             return self
-        values = _channels_first(figures.shrunk(figures.image(self.values), side))
+        values = _channels_first(figures.shrink_image(figures.to_image(self.values), side))
         return replace(self, values=values, space=replace(self.space, size=values.shape[1:]))
 
 
 def medium_of(path: str) -> str:
     """Return the medium that the extension of a file stands for."""
-    return by_extension().get(Path(path).suffix.lower(), "image")
+    return media_by_extension().get(Path(path).suffix.lower(), "image")
 
 
-def read(
+def read_sample(
     config: DemoConfig, space: Space | None = None, fit: str | None = None
 ) -> Work[DemoSample]:
     """Return the sample, at the size and of the numbers of a model, or its own.
@@ -235,20 +241,20 @@ def read(
         UsageError: a size of another number of sides.
     """
     medium = space.medium if space else medium_of(config.image)
-    with translating():
-        size = MEDIA[medium].checked_size(config.size)
+    with translate_errors():
+        size = MEDIA[medium].resolve_size(config.size)
     if medium == "image" and space is None:
-        return (yield from _own_image(config))
-    from diffuse_cli.data.samples import limited, measured
-    from diffuse_cli.sampling.tasks.task_inputs import read_one, rgb
+        return (yield from _read_own_image(config))
+    from diffuse_cli.data.samples import limit_levels, measure_space
+    from diffuse_cli.sampling.tasks.task_inputs import read_picture, rgb
 
     MEDIA[medium].prepare()
-    own: Mapping[str, Any] = like(space) if space else {"size": size}
-    asked = Asked(**own, fit=fit or "crop", background=rgb(config.background or WHITE))
+    own: Mapping[str, Any] = settings_for(space) if space else {"size": size}
+    asked = ReadSettings(**own, fit=fit or "crop", background=rgb(config.background or WHITE))
     path = Path(config.image)
     files_there = (each.read_bytes() for each in [path] if each.is_file())
     asked, _ = MEDIA[medium].settled(asked, files_there)
-    found = read_one(config.image, medium, asked)
+    found = read_picture(config.image, medium, asked)
     shown = files.show(config.image)
     yield from (Notice(f"{shown}: {text}", warning=True) for text in found.remarks)
     values = np.array(found.values)
@@ -256,12 +262,12 @@ def read(
         space = replace(MEDIA[medium].space(values[None]), layout=found.layout, rate=asked.rate)
         if space.levels is None:
             name = Path(config.image).name
-            space = measured(space, values[None], np.zeros(1, np.int64), [name])
-        space = limited(space, values[None])
+            space = measure_space(space, values[None], np.zeros(1, np.int64), [name])
+        space = limit_levels(space, values[None])
     return DemoSample(values, space)
 
 
-def _own_image(config: DemoConfig) -> Work[DemoSample]:
+def _read_own_image(config: DemoConfig) -> Work[DemoSample]:
     """Return an image at the size asked for, or its own, in 8 bits."""
     from diffuse_cli.media import image
     from diffuse_cli.media.image.decoding import read_image
@@ -274,7 +280,7 @@ def _own_image(config: DemoConfig) -> Work[DemoSample]:
     if config.size:
         picture = fit_image(picture, config.size, config.fit or "crop", rgb(background))
     else:
-        picture = figures.shrunk(picture, OWN_SIDE)
+        picture = figures.shrink_image(picture, OWN_SIDE)
     values = _channels_first(picture)
     return DemoSample(values, image.space(values[None]))
 

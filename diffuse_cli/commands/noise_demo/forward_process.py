@@ -16,7 +16,7 @@ import numpy as np
 
 from diffuse_cli.commands.noise_demo import demo_page
 from diffuse_cli.commands.noise_demo.demo_page import FRAME_DPI, FRAME_GAP
-from diffuse_cli.media import figures, looks
+from diffuse_cli.media import figures, render_samples
 from diffuse_cli.media.figures import COLORS, FAINT, Pixels, Sheet
 from diffuse_cli.system.events import Work
 
@@ -63,26 +63,28 @@ class Scene:
         """Return at most `count` timesteps from 0 to T - 1, evenly spaced."""
         return demo_page.spread_evenly(range(self.num_timesteps), count)
 
-    def stored(self, name: str, t: int) -> Any:
+    def to_stored(self, name: str, t: int) -> Any:
         """x_t as stored, (C, *size)."""
         x_t = self.processes[name].diffuse(self.x0[None], t, self.noise[None])
         return self.space.to_stored(x_t).numpy()[0]
 
-    def noised(self, name: str, t: int) -> Pixels:
+    def to_pixels(self, name: str, t: int) -> Pixels:
         """x_t as pixels (C, H, W)."""
-        pixels: Pixels = looks(self.space, self.stored(name, t)[None])[0]
+        pixels: Pixels = render_samples(self.space, self.to_stored(name, t)[None])[0]
         return pixels
 
-    def heard(self, times: Sequence[int]) -> dict[str, dict[int, Any]]:
+    def collect_samples(self, times: Sequence[int]) -> dict[str, dict[int, Any]]:
         """Return the stored samples of each row by timestep."""
-        return {name: {t: self.stored(name, t) for t in times} for name in self.processes}
+        return {name: {t: self.to_stored(name, t) for t in times} for name in self.processes}
 
     def draw(self, steps: int) -> Image.Image:
         """Draw the picture at `steps` timesteps."""
         times = self.times(steps)
         colors = {name: figures.color(i) for i, name in enumerate(self.processes)}
         rows = [
-            demo_page.Row(name, colors[name], partial(self.noised, name), partial(level, process))
+            demo_page.Row(
+                name, colors[name], partial(self.to_pixels, name), partial(level, process)
+            )
             for name, process in self.processes.items()
         ]
         plots = [partial(p, processes=self.processes, times=times) for p in (log_snr, _variances)]
@@ -91,8 +93,8 @@ class Scene:
     def animate(self) -> Work[bytes]:
         """Animate the pictures of all processes, over the log-SNR, from t = 0 to T - 1."""
         names, count = list(self.processes), len(self.processes)
-        first = self.noised(names[0], 0)
-        zoom, w, h = demo_page.zoomed(first, FRAME_WIDTH)
+        first = self.to_pixels(names[0], 0)
+        zoom, w, h = demo_page.choose_zoom(first, FRAME_WIDTH)
         lines = math.ceil(count / FRAME_COLUMNS)
         columns = math.ceil(count / lines)
         pitch, line = max(w, 0.9) + FRAME_GAP, FRAME_HEAD + h + FRAME_GAP
@@ -113,7 +115,7 @@ class Scene:
         def pictures(t: int) -> Iterator[tuple[float, float, Pixels]]:
             for curve, name, (x, y) in zip(curves, names, centers, strict=True):
                 curve.set_markevery([t])
-                yield x - w / 2, y, self.noised(name, t)
+                yield x - w / 2, y, self.to_pixels(name, t)
 
         size = count * math.prod(first.shape[-2:]) * zoom
         times = self.times(max(8, min(FRAMES, NOISE // size)))
@@ -124,7 +126,7 @@ class Scene:
 
 def level(process: Process, t: int) -> str:
     """Return the caption of a timestep, its alpha-bar."""
-    return rf"$\bar\alpha$ = {figures.readable(process.alpha_bar(t))}"
+    return rf"$\bar\alpha$ = {figures.format_fraction(process.alpha_bar(t))}"
 
 
 # -- the plots ------------------------------------------------------------------------------------
@@ -134,7 +136,7 @@ CURVE: dict[str, Any] = {"clip_on": False, "zorder": 3, "marker": "o", "markersi
                          "markeredgecolor": "white", "markeredgewidth": 0.8}  # fmt: skip
 
 
-def over_time(axes: Axes, title: str) -> None:
+def set_time_axis(axes: Axes, title: str) -> None:
     """A plot over t / T."""
     axes.set_title(title, loc="left", fontsize=9.5, pad=9)
     axes.set_xlim(0, 1)
@@ -149,7 +151,7 @@ def _plot(
 
     Later lines are thinner, so that lines that coincide are all visible.
     """
-    over_time(axes, title)
+    set_time_axis(axes, title)
     drawn: list[Line2D] = []
     count = len(processes)
     for i, process in enumerate(processes.values()):

@@ -19,14 +19,14 @@ import torch
 from diffuse_cli.commands.noise_demo import demo_page
 from diffuse_cli.commands.noise_demo.demo_condition import DemoCondition, read_condition
 from diffuse_cli.commands.noise_demo.demo_page import FRAME_DPI, FRAME_GAP, Row
-from diffuse_cli.commands.noise_demo.forward_process import level, log_snr, over_time
+from diffuse_cli.commands.noise_demo.forward_process import level, log_snr, set_time_axis
 from diffuse_cli.config.noise_demo_options import DemoConfig
 from diffuse_cli.core.samplers import SAMPLERS
-from diffuse_cli.evaluation.examples import comparable, search
-from diffuse_cli.media import MEDIA, Array, figures, looks
+from diffuse_cli.evaluation.examples import find_nearest, to_comparable
+from diffuse_cli.media import MEDIA, Array, figures, render_samples
 from diffuse_cli.media.figures import FAINT, Pixels, Sheet
-from diffuse_cli.models.blueprint import kept_in_range
-from diffuse_cli.sampling.generation import Loaded, to_stored
+from diffuse_cli.models.blueprint import clamp_denoised
+from diffuse_cli.sampling.generation import LoadedModel, to_stored
 from diffuse_cli.sampling.tasks.task_inputs import check_class
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import UsageError, lookup
@@ -59,7 +59,7 @@ NAMES = ("forward", "expected", "reverse", "expected")
 
 
 @dataclass(frozen=True)
-class Way:
+class Trajectory:
     """One way through the timesteps: stored numbers (C, H, W) by timestep.
 
     Attributes:
@@ -72,7 +72,7 @@ class Way:
 
 
 @dataclass(frozen=True)
-class Near:
+class NearestImages:
     """The image of DATA that is nearest to each estimate, by timestep, and its distance."""
 
     images: Mapping[int, Array]
@@ -80,7 +80,7 @@ class Near:
 
 
 @dataclass(frozen=True)
-class Journey:
+class Trajectories:
     """Contents of the demonstration. Distances are root mean squared differences, in levels or,
     without them, in a channel's standard deviations.
 
@@ -91,37 +91,37 @@ class Journey:
     title: str
     image: Array
     process: Process
-    forward: Way
-    reverse: Way
+    forward: Trajectory
+    reverse: Trajectory
     space: Space
     condition: DemoCondition | None = None
-    forward_near: Near | None = None
-    reverse_near: Near | None = None
+    forward_near: NearestImages | None = None
+    reverse_near: NearestImages | None = None
 
     @property
-    def every(self) -> list[int]:
+    def timesteps(self) -> list[int]:
         """The timesteps, rising."""
         return list(self.forward.x)
 
-    def missed(self, t: int) -> float:
+    def measure_distance(self, t: int) -> float:
         """Distance of the estimate from the image's x_t to the image."""
-        a, b = (comparable(self.space, own) for own in (self.forward.x0[t], self.image))
+        a, b = (to_comparable(self.space, own) for own in (self.forward.x0[t], self.image))
         return math.sqrt(float(((a.astype(float) - b) ** 2).mean()))
 
-    def said(self, away: float) -> str:
+    def format_distance(self, away: float) -> str:
         """Return a distance in few digits."""
         return f"{away:.2f}" if self.space.levels is None else f"{away:.0f}"
 
     def look(self, stored: Array) -> Array:
         """Return a stored sample as a picture, uint8 (1 or 3, H, W)."""
-        seen: Array = looks(self.space, stored[None])[0]
+        seen: Array = render_samples(self.space, stored[None])[0]
         return seen
 
     def times(self, count: int) -> list[int]:
         """Return at most `count` of the timesteps, evenly spaced."""
-        return demo_page.spread_evenly(self.every, count)
+        return demo_page.spread_evenly(self.timesteps, count)
 
-    def heard(self, times: Sequence[int]) -> dict[str, Mapping[int, Any]]:
+    def collect_samples(self, times: Sequence[int]) -> dict[str, Mapping[int, Any]]:
         """Return the stored samples of each row by timestep."""
         return {
             "forward": self.forward.x,
@@ -138,7 +138,7 @@ class Journey:
             return lambda t: self.look(numbers[t])
 
         def off(t: int) -> str:
-            return f"off by {self.said(self.missed(t))}"
+            return f"off by {self.format_distance(self.measure_distance(t))}"
 
         rows = [
             Row("forward", BLUE, seen(self.forward.x), partial(level, self.process)),
@@ -154,7 +154,12 @@ class Journey:
         if near is not None:
             away = near.distances
             rows.append(
-                Row("nearest", GREEN, seen(near.images), lambda t: f"{self.said(away[t])} away")
+                Row(
+                    "nearest",
+                    GREEN,
+                    seen(near.images),
+                    lambda t: f"{self.format_distance(away[t])} away",
+                )
             )
             legend += [(f"from the nearest {one} of DATA", GREEN), ("the same in reverse", RED)]
         plots: list[Callable[[Axes], object]] = [
@@ -166,7 +171,7 @@ class Journey:
 
     def animate(self) -> Work[bytes]:
         """Animate both ways and the expected samples on them, from t = T - 1 to 0."""
-        zoom, w, h = demo_page.zoomed(self.look(self.image), WIDTH)
+        zoom, w, h = demo_page.choose_zoom(self.look(self.image), WIDTH)
         pitch = max(w, 0.9) + FRAME_GAP
         width = len(NAMES) * pitch
         sheet = Sheet(width + FRAME_GAP, HEAD + h + FRAME_GAP, FRAME_DPI)
@@ -180,13 +185,13 @@ class Journey:
             for left, side in zip(lefts, sides, strict=True):
                 yield left, HEAD, self.look(side[t])
 
-        times, total = self.every[::-1], self.process.num_timesteps
+        times, total = self.timesteps[::-1], self.process.num_timesteps
         return (yield from demo_page.animate(sheet, label, times, total, zoom, pictures))
 
 
-def travel(
-    config: DemoConfig, values: Array, loaded: Loaded, device: torch.device
-) -> Work[Journey]:
+def compute_trajectories(
+    config: DemoConfig, values: Array, loaded: LoadedModel, device: torch.device
+) -> Work[Trajectories]:
     """Both ways of a sample of the model's space, as stored.
 
     Raises:
@@ -198,7 +203,7 @@ def travel(
     times = demo_page.spread_evenly(range(last + 1), STEPS)
     x0 = space.to_model(torch.tensor(values[None], device=device))
     given = yield from read_condition(config, values, loaded, device)
-    denoise = kept_in_range(
+    denoise = clamp_denoised(
         _conditional_denoiser(loaded, config.label, given, device), loaded.denoiser
     )
     noise = partial(image_noise, config.seed, [0], shape=space.shape, device=device)
@@ -206,11 +211,11 @@ def travel(
     reverse = yield from _reverse(denoise, noise, times, loaded)
     names = (files.show(Path(path).name) for path in (config.image, config.model or ""))
     title = f"{' and '.join(names)},  T = {last + 1}"
-    return Journey(title, values, process, forward, reverse, space, given)
+    return Trajectories(title, values, process, forward, reverse, space, given)
 
 
 def _conditional_denoiser(
-    loaded: Loaded, label: str | None, given: DemoCondition | None, device: torch.device
+    loaded: LoadedModel, label: str | None, given: DemoCondition | None, device: torch.device
 ) -> Denoise:
     """Return the model, told a class, or none if it has classes, and its conditioning image."""
     conditions = loaded.model.blueprint.conditions
@@ -225,14 +230,14 @@ def _conditional_denoiser(
     def denoise(x_t: Tensor, t: Any, /, **cond: Any) -> Any:
         labels = torch.full((len(x_t),), index, device=device)
         own = given.given.expand(len(x_t), *given.given.shape[1:]) if given else None
-        return loaded.denoiser(x_t, t, **conditions.told(labels, own))
+        return loaded.denoiser(x_t, t, **conditions.make_keywords(labels, own))
 
     return denoise
 
 
 def _forward(
-    denoise: Denoise, x0: Tensor, noise: Tensor, times: Sequence[int], loaded: Loaded
-) -> Work[Way]:
+    denoise: Denoise, x0: Tensor, noise: Tensor, times: Sequence[int], loaded: LoadedModel
+) -> Work[Trajectory]:
     xs: dict[int, Array] = {}
     x0s: dict[int, Array] = {}
     for start in range(0, len(times), BATCH):
@@ -242,10 +247,12 @@ def _forward(
         xs |= zip(part, to_stored(loaded.space, x_t), strict=True)
         x0s |= zip(part, to_stored(loaded.space, denoise(x_t, t).x0), strict=True)
         yield Progress("predicting", len(xs), len(times))
-    return Way(xs, x0s)
+    return Trajectory(xs, x0s)
 
 
-def _reverse(denoise: Denoise, noise: Any, times: Sequence[int], loaded: Loaded) -> Work[Way]:
+def _reverse(
+    denoise: Denoise, noise: Any, times: Sequence[int], loaded: LoadedModel
+) -> Work[Trajectory]:
     falling = [*reversed(times)]
     x = noise(-1)
     xs, x0s = {falling[0]: to_stored(loaded.space, x)[0]}, {}
@@ -255,30 +262,32 @@ def _reverse(denoise: Denoise, noise: Any, times: Sequence[int], loaded: Loaded)
         if state.t >= 0:
             xs[int(state.t)] = to_stored(loaded.space, state.x)[0]
         yield Progress("drawing", len(x0s), len(times))
-    return Way(dict(sorted(xs.items())), dict(sorted(x0s.items())))
+    return Trajectory(dict(sorted(xs.items())), dict(sorted(x0s.items())))
 
 
-def nearest(journey: Journey, data: Array) -> Work[tuple[Near, Near]]:
+def nearest(journey: Trajectories, data: Array) -> Work[tuple[NearestImages, NearestImages]]:
     """Return the nearest of some images to the estimates on both ways."""
-    times = journey.every
+    times = journey.timesteps
     queries = np.stack([way.x0[t] for way in (journey.forward, journey.reverse) for t in times])
-    see = partial(comparable, journey.space)
-    found = yield from search(queries, queries[:0], data, np.arange(len(data)), see=see)
+    see = partial(to_comparable, journey.space)
+    found = yield from find_nearest(queries, queries[:0], data, np.arange(len(data)), see=see)
     forward, reverse = (
-        Near(dict(zip(times, data[places], strict=True)), dict(zip(times, away, strict=True)))
+        NearestImages(
+            dict(zip(times, data[places], strict=True)), dict(zip(times, away, strict=True))
+        )
         for places, away in zip(np.split(found.places, 2), np.split(found.samples, 2), strict=True)
     )
     return forward, reverse
 
 
-def _distances(axes: Axes, journey: Journey) -> None:
+def _distances(axes: Axes, journey: Trajectories) -> None:
     """Distance of the expected x_0 from the image, and from its nearest of DATA, over t / T."""
-    times, total = journey.every, journey.process.num_timesteps
+    times, total = journey.timesteps, journey.process.num_timesteps
     unit = "deviations" if journey.space.levels is None else "levels"
-    over_time(axes, f"expected $x_0$: how far away it is, in {unit} (root mean square)")
+    set_time_axis(axes, f"expected $x_0$: how far away it is, in {unit} (root mean square)")
     x = [t / total for t in times]
     style: dict[str, Any] = {"linewidth": 1.8, "clip_on": False, "zorder": 3}
-    missed = [journey.missed(t) for t in times]
+    missed = [journey.measure_distance(t) for t in times]
     axes.plot(x, missed, color=BLUE, **style)
     for near, color in ((journey.forward_near, GREEN), (journey.reverse_near, RED)):
         if near is not None:

@@ -19,21 +19,21 @@ from diffuse_cli.config.sample_options import SampleConfig
 from diffuse_cli.core.conditions import PAIRS
 from diffuse_cli.data.metadata_columns import example
 from diffuse_cli.data.summary import plural
-from diffuse_cli.evaluation.evaluation_run import published
-from diffuse_cli.media import MEDIA, figures, judged, suffix
-from diffuse_cli.metrics import measured, shown
+from diffuse_cli.evaluation.evaluation_run import strip_folders
+from diffuse_cli.media import MEDIA, can_judge, figures, suffix
+from diffuse_cli.metrics import read_measurement, select_numbers
 from diffuse_cli.models import model_file
-from diffuse_cli.models.image_conditioning import Giver
-from diffuse_cli.models.model_file import Found
-from diffuse_cli.models.model_report import kind_of
+from diffuse_cli.models.image_conditioning import Conditioner
+from diffuse_cli.models.model_file import ModelFile
+from diffuse_cli.models.model_report import describe_space
 from diffuse_cli.sampling import generation
-from diffuse_cli.sampling.cascade import load_chain
-from diffuse_cli.sampling.journal import LOCK, holding
+from diffuse_cli.sampling.cascade import load_cascade
+from diffuse_cli.sampling.journal import LOCK, lock_folder
 from diffuse_cli.system import files
-from diffuse_cli.system.devices import machine
+from diffuse_cli.system.devices import open_accelerator
 from diffuse_cli.system.errors import ModelFileError, OutputError, UsageError
 from diffuse_cli.system.events import Notice, Progress, Work
-from diffuse_cli.system.hub_models import MODEL_FILE, check_free, push_target, upload
+from diffuse_cli.system.hub_models import MODEL_FILE, check_unpublished, push_target, upload
 from diffuse_cli.system.outputs import UnfinishedFiles, check_suffix
 
 CARD, SAMPLES, NUMBERS = "README.md", "samples.png", "eval.json"
@@ -62,7 +62,7 @@ def push(config: PushConfig) -> Work[dict[str, Any]]:
     if config.samples:
         check_suffix(Path(config.samples), ".png", "--samples")
     if config.out is None and not config.overwrite:
-        check_free(config.target)
+        check_unpublished(config.target)
     with _place(config) as folder:
         found = yield from model_file.find(config.model)
         numbers = _numbers(config, found) if config.eval else None
@@ -72,7 +72,7 @@ def push(config: PushConfig) -> Work[dict[str, Any]]:
         for name in OWNED:  # of another model, which was here
             files.remove(folder / name)
         begun.add(MODEL_FILE, found.sha256)
-        with files.writing(folder / MODEL_FILE) as copy, found.path.open("rb") as own:
+        with files.replace_file(folder / MODEL_FILE) as copy, found.path.open("rb") as own:
             shutil.copyfileobj(own, copy)
         if files.sha256(folder / MODEL_FILE) != found.sha256:
             raise ModelFileError(f"{files.show(found.path)} has changed", "Type the command again")
@@ -107,9 +107,9 @@ def _place(config: PushConfig) -> Iterator[Path]:
         return
     out = Path(config.out)
     files.check_writable(out / CARD)
-    with holding(out, "|".join(map(re.escape, (MODEL_FILE, CARD, *OWNED)))):
+    with lock_folder(out, "|".join(map(re.escape, (MODEL_FILE, CARD, *OWNED)))):
         begun = UnfinishedFiles(out)
-        with files.reported(out):
+        with files.report_errors(out):
             others = {path.name for path in out.iterdir()} - {LOCK, begun.NAME} - begun.names()
         if others and not config.overwrite:
             raise OutputError(
@@ -118,7 +118,7 @@ def _place(config: PushConfig) -> Iterator[Path]:
         yield out
 
 
-def _numbers(config: PushConfig, found: Found) -> Mapping[str, Any]:
+def _numbers(config: PushConfig, found: ModelFile) -> Mapping[str, Any]:
     """Return the values that eval printed, if it measured this model.
 
     Raises:
@@ -139,30 +139,30 @@ def _numbers(config: PushConfig, found: Found) -> Mapping[str, Any]:
             f"{name} is of another model, of SHA-256 {files.show(str(measured[0]), 64)}",
             "Measure this one: diffuse eval MODEL DATA --json > eval.json",
         )
-    return published(values)
+    return strip_folders(values)
 
 
-def _picture(config: PushConfig, found: Found) -> Work[tuple[bytes, str]]:
+def _picture(config: PushConfig, found: ModelFile) -> Work[tuple[bytes, str]]:
     """Return a picture of samples as a PNG, and how they were drawn; both empty if they cannot
     be."""
     if config.samples:
-        with files.reported(Path(config.samples)):
+        with files.report_errors(Path(config.samples)):
             return Path(config.samples).read_bytes(), ""
-    if Giver.of(found.model.blueprint):
+    if Conditioner.from_blueprint(found.model.blueprint):
         yield Notice(
             "the card has no samples, because the model needs a conditioning image. Pass --samples"
         )
         return b"", ""
     own = SampleConfig(model=str(found.path), n=DRAWN)
-    with machine(own.precision, own.device) as accelerator:
-        chain = yield from load_chain(own, accelerator, found=found)
-        wanted = chain.wanted(own)
+    with open_accelerator(own.precision, own.device) as accelerator:
+        chain = yield from load_cascade(own, accelerator, found=found)
+        wanted = chain.list_indices(own)
         yield Progress("sampling", 0, len(wanted))
-        drawn = dict(zip(wanted, chain.draw_samples(wanted, accelerator), strict=True))
+        drawn = dict(zip(wanted, chain.generate_samples(wanted, accelerator), strict=True))
         yield Progress("sampling", len(wanted), len(wanted))
     settings = chain.last.settings
     grid = generation.grid_by_condition(drawn, chain.space, settings.condition)
-    return figures.png(grid), f"{settings.choice}, seed {settings.seed}"
+    return figures.encode_png(grid), f"{settings.choice}, seed {settings.seed}"
 
 
 # -- card -----------------------------------------------------------------------------------------
@@ -174,7 +174,11 @@ LEFT_OUT = ("model", "file", "title", "data")
 
 
 def card(
-    config: PushConfig, found: Found, numbers: Mapping[str, Any] | None, picture: bool, drawn: str
+    config: PushConfig,
+    found: ModelFile,
+    numbers: Mapping[str, Any] | None,
+    picture: bool,
+    drawn: str,
 ) -> str:
     """Return the card as Markdown, with the hub's metadata before it.
 
@@ -197,10 +201,10 @@ def card(
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def _head(found: Found, license: str) -> str:
+def _head(found: ModelFile, license: str) -> str:
     """Return the hub's metadata: YAML, of which JSON is a part."""
     space, conditions = found.model.blueprint.space, found.model.blueprint.conditions
-    drawn = space.medium == "image" and judged(space) and not conditions.given
+    drawn = space.medium == "image" and can_judge(space) and not conditions.given
     values = {
         "license": license,
         "library_name": "diffuse-cli",
@@ -211,20 +215,20 @@ def _head(found: Found, license: str) -> str:
     return "\n".join(["---", *lines, "---"])
 
 
-def _said(found: Found) -> str:
+def _said(found: ModelFile) -> str:
     space, conditions = found.model.blueprint.space, found.model.blueprint.conditions
     told = [f"one of {len(conditions.classes):,} classes"] * bool(conditions.classes)
     told += [f"an image ({conditions.given.what})"] if conditions.given else []
     told += ["metadata columns"] if conditions.table else []
     what = f", conditioned on {' and '.join(told)}" if told else ""
     return (
-        f"A diffusion model of {MEDIA[space.medium].many} ({kind_of(space)}){escape(what)}: "
+        f"A diffusion model of {MEDIA[space.medium].many} ({describe_space(space)}){escape(what)}: "
         f"{found.model.parameters:,} parameters, trained for "
         f"{plural(found.model.step, 'step')} with `diffuse`."
     )
 
 
-def _use(name: str, found: Found) -> str:
+def _use(name: str, found: ModelFile) -> str:
     """Return lines that sample from it, with an input of the reader's and a value of each column.
 
     The command and the program have the same options.
@@ -267,10 +271,14 @@ def _measured(numbers: Mapping[str, Any] | None) -> str:
         if isinstance(value, (int, float)) and not isinstance(value, bool)
     }
     rows = []
-    for number in shown({k: v for k, v in values.items() if k != "seconds"}):
+    for number in select_numbers({k: v for k, v in values.items() if k != "seconds"}):
         reference = number.reference(values)
         known = reference is not None and math.isfinite(reference.value)
-        cells = (number.label, str(measured(values, number.key)), str(reference) if known else "")
+        cells = (
+            number.label,
+            str(read_measurement(values, number.key)),
+            str(reference) if known else "",
+        )
         rows.append([*map(escape, cells)])
     counts, settings = numbers["n"], numbers["settings"]
     network, part = dict(numbers["features"]).get("name", ""), numbers.get("part", "")

@@ -1,6 +1,6 @@
 """Networks, one architecture per file. `Network` describes their interface.
 
-A network that runs its blocks through an attribute `run_block`, by default `plainly`, can be
+A network that runs its blocks through an attribute `run_block`, by default `run_directly`, can be
 trained with gradient checkpointing. Its attribute `ends` can list modules that AdamW updates
 instead of Muon.
 """
@@ -112,12 +112,12 @@ def build_for(
     return network.build(config, space, conditions or Conditions(), out_channels)
 
 
-def plainly(block: Run, *inputs: object) -> Tensor:
+def run_directly(block: Run, *inputs: object) -> Tensor:
     """Run a block."""
     return block(*inputs)
 
 
-def checkpointed(block: Run, *inputs: object) -> Tensor:
+def run_checkpointed(block: Run, *inputs: object) -> Tensor:
     """Run a block, store only its inputs, and run it again for the gradient (Chen et al. 2016).
 
     Dropout drops the same elements in both runs.
@@ -133,6 +133,6 @@ def count_parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def widest(config: Any) -> int | None:
+def largest_width(config: Any) -> int | None:
     """Return the largest width of a configuration, or None if it has no widths."""
     return max(getattr(config, "widths", None) or [getattr(config, "width", 0)]) or None

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from diffuse_cli.core.space import Space
 
 
-def fitting(patch: int, features: int, space: Space) -> int | None:
+def largest_patch(patch: int, features: int, space: Space) -> int | None:
     """Return the largest divisor of `patch` whose patches have at most `features` values, if any.
 
     A position of `features` numbers becomes a patch by a linear map, so patches with more values
@@ -20,7 +20,7 @@ def fitting(patch: int, features: int, space: Space) -> int | None:
     return next((p for p in sides if space.channels * p**space.dims <= features), None)
 
 
-def folded(x: Tensor, patch: int) -> Tensor:
+def fold_patches(x: Tensor, patch: int) -> Tensor:
     """Fold (B, C, *size) to (B, C p^dims, *size / p): positions of a patch become channels."""
     if patch == 1:
         return x
@@ -30,8 +30,8 @@ def folded(x: Tensor, patch: int) -> Tensor:
     return cut.permute(0, 1, *(i + 1 for i in places), *places).flatten(1, 1 + dims)
 
 
-def unfolded(x: Tensor, patch: int) -> Tensor:
-    """Invert `folded`."""
+def unfold_patches(x: Tensor, patch: int) -> Tensor:
+    """Invert `fold_patches`."""
     if patch == 1:
         return x
     dims = x.ndim - 2

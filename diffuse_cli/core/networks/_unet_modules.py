@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffuse_cli.core.kernels import Dropout, GroupNorm, attend, laid_out, over_size
-from diffuse_cli.core.networks import Run, plainly
-from diffuse_cli.core.networks._patches import folded, unfolded
-from diffuse_cli.core.networks.layers import TIME_EMBEDDINGS, ConditionedNetwork, zeroed
+from diffuse_cli.core.kernels import Dropout, GroupNorm, arrange_memory, attend, expand_channels
+from diffuse_cli.core.networks import Run, run_directly
+from diffuse_cli.core.networks._patches import fold_patches, unfold_patches
+from diffuse_cli.core.networks.layers import TIME_EMBEDDINGS, ConditionedNetwork, init_zeros
 from diffuse_cli.core.registry import Registry, lookup
 from diffuse_cli.core.space import Space
 
@@ -26,7 +26,7 @@ class UNet(ConditionedNetwork):
     """The U-Net.
 
     Attributes:
-        run_block: the function that runs blocks: `plainly`, or `checkpointed` to save memory.
+        run_block: the function that runs blocks: `run_directly`, or `checkpointed` to save memory.
         ends: the modules between features and images, times, classes or metadata.
     """
 
@@ -40,8 +40,8 @@ class UNet(ConditionedNetwork):
     ) -> None:
         super().__init__(conditions)
         self.patch = config.patch
-        self.run_block: Run = plainly
-        parts, upward = (UNetParts(c, space.dims) for c in (config, config.upward))
+        self.run_block: Run = run_directly
+        parts, upward = (UNetParts(c, space.dims) for c in (config, config.up_config))
         width, time_width = config.width, config.time_channels
         widths, attends = config.widths, config.attends(space.size)
         folded = config.patch**space.dims
@@ -54,19 +54,19 @@ class UNet(ConditionedNetwork):
         for i, (after, attends_here) in enumerate(zip(widths, attends, strict=True)):
             last = i == len(widths) - 1
             inputs = [before] + [after] * (config.blocks - 1)
-            resize = None if last else halved
-            self.down_blocks.append(Level(parts, inputs, after, attends_here, resize))
+            resize = None if last else halve_size
+            self.down_blocks.append(UNetLevel(parts, inputs, after, attends_here, resize))
             skips += [after] * (config.blocks + (not last))
             before = after
-        self.mid_block = Middle(parts, before)
+        self.mid_block = MiddleBlock(parts, before)
         self.up_blocks = nn.ModuleList()
         for i, (after, attends_here) in enumerate(zip(widths[::-1], attends[::-1], strict=True)):
             inputs = [w + skips.pop() for w in [before] + [after] * config.blocks]
-            resize = None if i == len(widths) - 1 else doubled
-            self.up_blocks.append(Level(upward, inputs, after, attends_here, resize))
+            resize = None if i == len(widths) - 1 else double_size
+            self.up_blocks.append(UNetLevel(upward, inputs, after, attends_here, resize))
             before = after
         self.conv_norm_out = parts.norm(before)
-        self.conv_out = zeroed(parts.conv(before, out_channels * folded))
+        self.conv_out = init_zeros(parts.conv(before, out_channels * folded))
 
     def forward(
         self,
@@ -83,8 +83,8 @@ class UNet(ConditionedNetwork):
             given: the conditioning array (B, C', *size), as `Given` encodes it. None means zeros.
             row: the codes of the metadata (B, columns). NaN or None means a missing value.
         """
-        emb = F.silu(self.embedded(self.time_proj(t), label, row))
-        h = self.conv_in(folded(self.beside(x, given), self.patch))
+        emb = F.silu(self.embed_conditions(self.time_proj(t), label, row))
+        h = self.conv_in(fold_patches(self.concat_given(x, given), self.patch))
         skips = [h]
         for level in self.down_blocks:
             h, states = level(h, emb, self.run_block)
@@ -93,13 +93,13 @@ class UNet(ConditionedNetwork):
         for level in self.up_blocks:
             h, _ = level(h, emb, self.run_block, skips)
         y: Tensor = self.run_block(self._read_out, h)
-        return unfolded(y, self.patch)
+        return unfold_patches(y, self.patch)
 
     def _read_out(self, h: Tensor) -> Tensor:
         return self.conv_out(self.conv_norm_out(h, silu=True))  # type: ignore[no-any-return]
 
 
-class Level(nn.Module):
+class UNetLevel(nn.Module):
     """Blocks of one resolution on the way down or up, and the change of size after them."""
 
     def __init__(
@@ -109,24 +109,24 @@ class Level(nn.Module):
         self.resnets = nn.ModuleList(parts.residual(w, width) for w in inputs)
         if attend:
             self.attentions = nn.ModuleList(SpatialAttention(parts, width) for _ in inputs)
-        if resize is halved:
-            self.downsamplers = nn.ModuleList([parts.resized(width, halved)])
-        if resize is doubled:
-            self.upsamplers = nn.ModuleList([parts.resized(width, doubled)])
+        if resize is halve_size:
+            self.downsamplers = nn.ModuleList([parts.resize_layer(width, halve_size)])
+        if resize is double_size:
+            self.upsamplers = nn.ModuleList([parts.resize_layer(width, double_size)])
         self.attend, self.resize = attend, resize
 
     def forward(
-        self, h: Tensor, emb: Tensor, run: Run = plainly, skips: list[Tensor] | None = None
+        self, h: Tensor, emb: Tensor, run: Run = run_directly, skips: list[Tensor] | None = None
     ) -> tuple[Tensor, list[Tensor]]:
         """Return the output and all states. It pops `skips` from their end."""
         states = []
         for i in range(len(self.resnets)):
             h = run(self._block, i, h, emb, skips.pop() if skips is not None else None)
             states.append(h)
-        if self.resize is halved:
+        if self.resize is halve_size:
             h = run(self.downsamplers[0], h, emb)
             states.append(h)
-        if self.resize is doubled:
+        if self.resize is double_size:
             h = run(self.upsamplers[0], h, emb)
         return h, states
 
@@ -137,7 +137,7 @@ class Level(nn.Module):
         return self.attentions[i](h) if self.attend else h
 
 
-class Middle(nn.Module):
+class MiddleBlock(nn.Module):
     """Residual block, attention, residual block at the lowest resolution."""
 
     def __init__(self, parts: UNetParts, width: int) -> None:
@@ -145,7 +145,7 @@ class Middle(nn.Module):
         self.resnets = nn.ModuleList(parts.residual(width, width) for _ in range(2))
         self.attentions = nn.ModuleList([SpatialAttention(parts, width)])
 
-    def forward(self, h: Tensor, emb: Tensor, run: Run = plainly) -> Tensor:
+    def forward(self, h: Tensor, emb: Tensor, run: Run = run_directly) -> Tensor:
         """Transform features without changing their shape."""
         h = run(self.attentions[0], run(self.resnets[0], h, emb))
         return run(self.resnets[1], h, emb)
@@ -187,26 +187,26 @@ class UNetParts:
     def residual(self, before: int, after: int, resize: Resize | None = None) -> nn.Module:
         """Return a residual block of the kind `Config.block`."""
         block = lookup(BLOCKS, self.config.block, "block")
-        return block(self, before, after, resize or unchanged)
+        return block(self, before, after, resize or keep_size)
 
-    def resized(self, width: int, resize: Resize) -> nn.Module:
+    def resize_layer(self, width: int, resize: Resize) -> nn.Module:
         """Return the residual block or convolution that halves or doubles a level's size."""
         if self.config.resblock_updown:
             return self.residual(width, width, resize)
-        return Downsample(self, width) if resize is halved else Upsample(self, width)
+        return Downsample(self, width) if resize is halve_size else Upsample(self, width)
 
 
-def unchanged(x: Tensor) -> Tensor:
+def keep_size(x: Tensor) -> Tensor:
     """Return (B, C, *size) unchanged."""
     return x
 
 
-def halved(x: Tensor) -> Tensor:
+def halve_size(x: Tensor) -> Tensor:
     """Halve the size of (B, C, *size) by means of 2 values along each dimension."""
     return POOLS[x.ndim - 2](x, 2)
 
 
-def doubled(x: Tensor) -> Tensor:
+def double_size(x: Tensor) -> Tensor:
     """Double the size of (B, C, *size) by nearest neighbours."""
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
@@ -227,13 +227,13 @@ class ResBlock(nn.Module):
         self.time_emb_proj = parts.time(after)
         self.norm2 = parts.norm(after)
         self.dropout = Dropout(parts.config.dropout)
-        self.conv2 = zeroed(parts.conv(after, after))
+        self.conv2 = init_zeros(parts.conv(after, after))
         self.conv_shortcut = parts.conv(before, after, 1) if before != after else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """Map (B, before, *size) to (B, after, *size), resized, with activated `emb`."""
         h = self.conv1(self.resize(self.norm1(x, silu=True)))
-        h = timed(self.norm2, h, self.time_emb_proj(emb), self.scale_shift, silu=True)
+        h = add_time(self.norm2, h, self.time_emb_proj(emb), self.scale_shift, silu=True)
         h = self.conv2(self.dropout(h))
         return h.add_(self.conv_shortcut(self.resize(x)))  # type: ignore[no-any-return]
 
@@ -256,13 +256,13 @@ class ConvNeXt(nn.Module):
         self.norm = parts.norm(before)
         self.pwconv1 = parts.conv(before, self.EXPANSION * after, 1)
         self.dropout = Dropout(parts.config.dropout)
-        self.pwconv2 = zeroed(parts.conv(self.EXPANSION * after, after, 1))
+        self.pwconv2 = init_zeros(parts.conv(self.EXPANSION * after, after, 1))
         self.conv_shortcut = parts.conv(before, after, 1) if before != after else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """Map (B, before, *size) to (B, after, *size), resized, with activated `emb`."""
         x = self.resize(x)
-        h = timed(self.norm, self.dwconv(x), self.time_emb_proj(emb), self.scale_shift)
+        h = add_time(self.norm, self.dwconv(x), self.time_emb_proj(emb), self.scale_shift)
         h = self.pwconv2(self.dropout(F.gelu(self.pwconv1(h))))
         return h.add_(self.conv_shortcut(x))  # type: ignore[no-any-return]
 
@@ -273,7 +273,7 @@ BLOCKS: Registry[Callable[[UNetParts, int, int, Resize], nn.Module]] = Registry(
 """Residual blocks `(parts, before, after, resize)` by the name of `Config.block`."""
 
 
-def timed(
+def add_time(
     norm: GroupNorm, h: Tensor, time: Tensor, scale_shift: bool, *, silu: bool = False
 ) -> Tensor:
     """Return norm(h) * (1 + scale) + shift, both in `time` (B, 2C), or norm(h + time), time (B, C).
@@ -282,7 +282,7 @@ def timed(
     """
     if scale_shift:
         return norm(h, *time.chunk(2, dim=1), silu=silu)  # type: ignore[no-any-return]
-    return norm(h.add_(over_size(time, h)), silu=silu)  # type: ignore[no-any-return]
+    return norm(h.add_(expand_channels(time, h)), silu=silu)  # type: ignore[no-any-return]
 
 
 class SpatialAttention(nn.Module):
@@ -295,7 +295,7 @@ class SpatialAttention(nn.Module):
         self.to_q = nn.Linear(width, width)
         self.to_k = nn.Linear(width, width)
         self.to_v = nn.Linear(width, width)
-        self.to_out = nn.ModuleList([zeroed(nn.Linear(width, width))])
+        self.to_out = nn.ModuleList([init_zeros(nn.Linear(width, width))])
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix all positions of (B, C, *size)."""
@@ -305,7 +305,7 @@ class SpatialAttention(nn.Module):
         mixed = self.to_out[0](mixed).transpose(1, 2)
         added: Tensor = mixed.unflatten(2, x.shape[2:])
         if added.ndim == 4:  # channels are last here, which is slow on some devices
-            added = laid_out(added)
+            added = arrange_memory(added)
         return added.add_(x)
 
     def _project(self, tokens: Tensor) -> Tensor:
@@ -348,7 +348,7 @@ class Upsample(nn.Module):
         y = TRANSPOSED[x.ndim - 2](x, self._kernel(), stride=2, padding=1)
         bias: Tensor = self.conv.bias  # type: ignore[assignment]
         # Added separately, because oneDNN's gradient of the bias is slow: half the kernel's time.
-        return y.add_(over_size(bias.to(y.dtype)[None], y))
+        return y.add_(expand_channels(bias.to(y.dtype)[None], y))
 
     def _kernel(self) -> Tensor:
         """Return the sum of the flipped kernel at all offsets 0 and 1, (in, out, 4, ...)."""
@@ -358,4 +358,4 @@ class Upsample(nn.Module):
         for last in reversed(range(dims)):  # F.pad counts dimensions from the last one
             one = [0] * (2 * last)
             kernel = F.pad(kernel, [*one, 0, 1]) + F.pad(kernel, [*one, 1, 0])
-        return laid_out(kernel)
+        return arrange_memory(kernel)

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffuse_cli.core.kernels import Dropout, attend, laid_out
-from diffuse_cli.core.networks import Run, plainly
-from diffuse_cli.core.networks._patches import folded, unfolded
-from diffuse_cli.core.networks.layers import ConditionedNetwork, balanced, sinusoids, zeroed
+from diffuse_cli.core.kernels import Dropout, arrange_memory, attend
+from diffuse_cli.core.networks import Run, run_directly
+from diffuse_cli.core.networks._patches import fold_patches, unfold_patches
+from diffuse_cli.core.networks.layers import ConditionedNetwork, init_xavier, init_zeros, sinusoids
 from diffuse_cli.core.space import Space
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ THETA = 10_000.0
 2024)."""
 
 SIDE = 16.0
-"""Length of every side for `places`, independent of its number of patches. It is the number of
-patches per side at 256 pixels in Li & He 2025."""
+"""Length of every side for `embed_positions`, independent of its number of patches. It is the
+number of patches per side at 256 pixels in Li & He 2025."""
 
 EPS = 1e-6
 
@@ -37,7 +37,7 @@ class Transformer(ConditionedNetwork):
     """Transformer over patches.
 
     Attributes:
-        run_block: the function that runs blocks: `plainly`, or `checkpointed` to save memory.
+        run_block: the function that runs blocks: `run_directly`, or `checkpointed` to save memory.
         ends: the modules between features and patches, times, classes or metadata.
     """
 
@@ -51,21 +51,21 @@ class Transformer(ConditionedNetwork):
     ) -> None:
         super().__init__(conditions)
         self.patch, self.entry, self.pairs = config.patch, config.entry, config.head_width // 2
-        self.run_block: Run = plainly
+        self.run_block: Run = run_directly
         width, places = config.width, config.patch**space.dims
         numbers = (space.channels + self.given_channels) * places
         if config.bottleneck is None:
-            self.patch_in, self.widen = balanced(nn.Linear(numbers, width)), nn.Identity()
+            self.patch_in, self.widen = init_xavier(nn.Linear(numbers, width)), nn.Identity()
         else:
-            self.patch_in = balanced(nn.Linear(numbers, config.bottleneck, bias=False))
-            self.widen = balanced(nn.Linear(config.bottleneck, width))
+            self.patch_in = init_xavier(nn.Linear(numbers, config.bottleneck, bias=False))
+            self.widen = init_xavier(nn.Linear(config.bottleneck, width))
         self._embed(conditions, TIME_FEATURES, width)
         if config.context:
             self.context = nn.Parameter(0.02 * torch.randn(config.context, width))
         self.blocks = nn.ModuleList(TransformerBlock(config) for _ in range(config.depth))
         self.norm_out = RMSNorm(width, weighted=False)
-        self.modulation = zeroed(nn.Linear(width, 2 * width))
-        self.patch_out = zeroed(nn.Linear(width, out_channels * places))
+        self.modulation = init_zeros(nn.Linear(width, 2 * width))
+        self.patch_out = init_zeros(nn.Linear(width, out_channels * places))
 
     def forward(
         self,
@@ -76,13 +76,13 @@ class Transformer(ConditionedNetwork):
         row: Tensor | None = None,
     ) -> Tensor:
         """Map inputs as `UNet` does, at every size that the patches divide."""
-        condition = self.embedded(sinusoids(t, TIME_FEATURES), label, row)
+        condition = self.embed_conditions(sinusoids(t, TIME_FEATURES), label, row)
         emb = F.silu(condition)
-        cut = folded(self.beside(x, given), self.patch)
+        cut = fold_patches(self.concat_given(x, given), self.patch)
         grid = cut.shape[2:]
         h = self.widen(self.patch_in(cut.flatten(2).transpose(1, 2)))
-        h = h + places(grid, h.shape[2], x.device)
-        cos, sin = turns(grid, self.pairs, x.device)
+        h = h + embed_positions(grid, h.shape[2], x.device)
+        cos, sin = rotary_angles(grid, self.pairs, x.device)
         context = getattr(self, "context", None)
         for i, block in enumerate(self.blocks):
             if context is not None and i == self.entry:
@@ -91,11 +91,11 @@ class Transformer(ConditionedNetwork):
                 sin = F.pad(sin, (0, 0, len(context), 0))
             h = self.run_block(block, h, emb, cos, sin)
         y = self.run_block(self._read_out, h[:, h.shape[1] - grid.numel() :], emb)
-        return laid_out(unfolded(y.transpose(1, 2).unflatten(2, grid), self.patch))
+        return arrange_memory(unfold_patches(y.transpose(1, 2).unflatten(2, grid), self.patch))
 
     def _read_out(self, h: Tensor, emb: Tensor) -> Tensor:
         shift, scale = self.modulation(emb)[:, None].chunk(2, dim=2)
-        return self.patch_out(modulated(self.norm_out(h), shift, scale))  # type: ignore[no-any-return]
+        return self.patch_out(modulate(self.norm_out(h), shift, scale))  # type: ignore[no-any-return]
 
 
 class TransformerBlock(nn.Module):
@@ -107,7 +107,7 @@ class TransformerBlock(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.modulation = zeroed(nn.Linear(config.width, 6 * config.width))
+        self.modulation = init_zeros(nn.Linear(config.width, 6 * config.width))
         self.norm1 = RMSNorm(config.width, weighted=False)
         self.attention = RotaryAttention(config)
         self.norm2 = RMSNorm(config.width, weighted=False)
@@ -116,11 +116,11 @@ class TransformerBlock(nn.Module):
     def forward(self, h: Tensor, emb: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Transform (B, N, width), with `emb` (B, width) and cosines and sines (N, pairs)."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(emb)[:, None].chunk(6, dim=2)
-        h = h + gate1 * self.attention(modulated(self.norm1(h), shift1, scale1), cos, sin)
-        return h + gate2 * self.mlp(modulated(self.norm2(h), shift2, scale2))  # type: ignore[no-any-return]
+        h = h + gate1 * self.attention(modulate(self.norm1(h), shift1, scale1), cos, sin)
+        return h + gate2 * self.mlp(modulate(self.norm2(h), shift2, scale2))  # type: ignore[no-any-return]
 
 
-def modulated(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+def modulate(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """Return h (1 + scale) + shift, for h (B, N, D), shift and scale (B, 1, D)."""
     return torch.addcmul(shift, h, 1 + scale)
 
@@ -135,7 +135,7 @@ class RotaryAttention(nn.Module):
         super().__init__()
         self.head_width = config.head_width
         self.to_q, self.to_k, self.to_v, self.to_out = (
-            balanced(nn.Linear(config.width, config.width)) for _ in range(4)
+            init_xavier(nn.Linear(config.width, config.width)) for _ in range(4)
         )
         self.norm_q, self.norm_k = RMSNorm(config.head_width), RMSNorm(config.head_width)
         self.dropout = Dropout(config.dropout)
@@ -143,7 +143,7 @@ class RotaryAttention(nn.Module):
     def forward(self, h: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Mix the positions of (B, N, width)."""
         q, k, v = (self._heads(part(h)) for part in (self.to_q, self.to_k, self.to_v))
-        q, k = (turned(x, cos, sin).to(v.dtype) for x in (self.norm_q(q), self.norm_k(k)))
+        q, k = (rotate_pairs(x, cos, sin).to(v.dtype) for x in (self.norm_q(q), self.norm_k(k)))
         return self.dropout(self.to_out(attend(q, k, v).transpose(1, 2).flatten(2)))  # type: ignore[no-any-return]
 
     def _heads(self, x: Tensor) -> Tensor:
@@ -156,9 +156,11 @@ class SwiGLU(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.gate, self.value = (balanced(nn.Linear(config.width, config.hidden)) for _ in range(2))
+        self.gate, self.value = (
+            init_xavier(nn.Linear(config.width, config.hidden_width)) for _ in range(2)
+        )
         self.dropout = Dropout(config.dropout)
-        self.out = balanced(nn.Linear(config.hidden, config.width))
+        self.out = init_xavier(nn.Linear(config.hidden_width, config.width))
 
     def forward(self, h: Tensor) -> Tensor:
         """Transform each position without changing shapes."""
@@ -184,7 +186,7 @@ class RMSNorm(nn.Module):
 # -- positions -------------------------------------------------------------------------------------
 
 
-def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the two halves of x (..., N, 2 pairs) by the angles of each position.
 
     A product of rotated queries and keys depends only on the difference of their positions (Su et
@@ -194,7 +196,7 @@ def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([one * cos - other * sin, other * cos + one * sin], dim=-1)
 
 
-def turns(grid: Sequence[int], pairs: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def rotary_angles(grid: Sequence[int], pairs: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return cos and sin of the angles of each position of a grid, (N, pairs).
 
     Each axis rotates an equal number of pairs, and remaining pairs have the angle 0.
@@ -207,7 +209,7 @@ def turns(grid: Sequence[int], pairs: int, device: torch.device) -> tuple[Tensor
     return together.cos(), together.sin()
 
 
-def places(grid: Sequence[int], width: int, device: torch.device) -> Tensor:
+def embed_positions(grid: Sequence[int], width: int, device: torch.device) -> Tensor:
     """Return cos and sin of the positions of a grid relative to its sides, (N, width).
 
     Rotations encode only distances between positions, not the positions: attention over equal

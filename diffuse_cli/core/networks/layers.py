@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from diffuse_cli.core.conditions import UNTOLD, Labels, MetadataTable
+from diffuse_cli.core.conditions import UNTOLD, LabelColumn, MetadataTable
 from diffuse_cli.core.registry import Registry
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class ConditionedNetwork(nn.Module):
         if conditions.table:
             self.row_embedding = RowEmbedding(conditions.table, width)
 
-    def embedded(self, time: Tensor, label: Tensor | None, row: Tensor | None) -> Tensor:
+    def embed_conditions(self, time: Tensor, label: Tensor | None, row: Tensor | None) -> Tensor:
         """Embed features of the time (B, features), label (B,) and row (B, columns) in (B, width).
 
         A label of None means "no class", and a row of None has no known values.
@@ -61,7 +61,7 @@ class ConditionedNetwork(nn.Module):
             emb = emb + self.row_embedding(row)
         return emb
 
-    def beside(self, x: Tensor, given: Tensor | None) -> Tensor:
+    def concat_given(self, x: Tensor, given: Tensor | None) -> Tensor:
         """Concatenate x with the conditioning array, or with zeros if that is None."""
         if not self.given_channels:
             return x
@@ -95,14 +95,14 @@ class SkipInitialization(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def zeroed(module: Any) -> Any:
+def init_zeros(module: Any) -> Any:
     """Set a layer's parameters to zero."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
 
 
-def balanced(module: Any) -> Any:
+def init_xavier(module: Any) -> Any:
     """Initialise a linear layer by Glorot & Bengio 2010, eq. 16, and its bias by zero."""
     nn.init.xavier_uniform_(module.weight)
     if module.bias is not None:
@@ -162,7 +162,7 @@ class Fourier(nn.Module):
     def forward(self, t: Tensor) -> Tensor:
         """Map (B,) to (B, 2 * width of the network)."""
         angles = t.float()[:, None] / 1000 * self.weight * (2 * math.pi)
-        return waves(angles, cos_first=self.cos_first)
+        return concat_cos_sin(angles, cos_first=self.cos_first)
 
 
 TIME_EMBEDDINGS: Registry[Callable[[Config], Any]] = Registry(
@@ -183,10 +183,10 @@ def sinusoids(t: Tensor, width: int, *, shift: int = 0, cos_first: bool = True) 
     half = width // 2
     index = torch.arange(half, dtype=torch.float32, device=t.device)
     frequencies = torch.exp(-math.log(10_000) * index / max(1, half - shift))
-    return F.pad(waves(t.float()[:, None] * frequencies, cos_first), (0, width - 2 * half))
+    return F.pad(concat_cos_sin(t.float()[:, None] * frequencies, cos_first), (0, width - 2 * half))
 
 
-def waves(angles: Tensor, cos_first: bool) -> Tensor:
+def concat_cos_sin(angles: Tensor, cos_first: bool) -> Tensor:
     """Return cos and sin of angles (B, n) as (B, 2n)."""
     halves = (angles.cos(), angles.sin()) if cos_first else (angles.sin(), angles.cos())
     return torch.cat(halves, dim=1)
@@ -205,7 +205,7 @@ class RowEmbedding(nn.ModuleList):
     def __init__(self, table: MetadataTable, width: int) -> None:
         super().__init__(
             LabelEmbedding(len(column.values), width)
-            if isinstance(column, Labels)
+            if isinstance(column, LabelColumn)
             else NumberEmbedding(width)
             for column in table.columns
         )
@@ -232,7 +232,7 @@ class NumberEmbedding(TimeEmbedding):
         known = ~code.isnan()
         powers = torch.arange(WAVES, dtype=torch.float32, device=code.device)
         angles = code.where(known, 0.0).float()[:, None] * (2 * math.pi / LONGEST * 2**powers)
-        embedding = super().forward(waves(angles, cos_first=True))
+        embedding = super().forward(concat_cos_sin(angles, cos_first=True))
         return torch.where(known[:, None], embedding, self.untold.to(embedding))
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.networks import Ends
-from diffuse_cli.core.networks._patches import fitting
+from diffuse_cli.core.networks._patches import largest_patch
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.settings import Settings, dimensions, from_dict, setting
 from diffuse_cli.core.space import Space
@@ -99,7 +99,7 @@ class Config(Settings):
         for width in (self.width, *self.widths):
             self._check_width(width)
         self.heads_at(self.widths[-1])
-        self.upward  # noqa: B018  making it checks its heads
+        self.up_config  # noqa: B018  making it checks its heads
 
     @property
     def widths(self) -> list[int]:
@@ -107,7 +107,7 @@ class Config(Settings):
         return [self.width * multiple for multiple in self.multipliers]
 
     @property
-    def upward(self) -> Config:
+    def up_config(self) -> Config:
         """The configuration of the way up."""
         return self if self.heads_up is None else replace(self, heads=self.heads_up, heads_up=None)
 
@@ -208,7 +208,7 @@ def resized(config: Config, before: tuple[int, ...], after: tuple[int, ...]) -> 
 def full_rank(config: Config, space: Space) -> Config:
     """Return the configuration with patches, or else a width, that can hold noise in every
     dimension."""
-    patch = fitting(config.patch, config.width, space)
+    patch = largest_patch(config.patch, config.width, space)
     if patch is not None:
         return replace(config, patch=patch)
     return replace(config, patch=1, width=config.width * -(-space.channels // config.width))
@@ -273,11 +273,11 @@ def adapt(
     for name, most in heads.items():
         if most is not None and name not in given:
             heads[name] = _largest_divisor(shared, most)
-    groups = given.get("groups", groups_at(config.width, published))
+    groups = given.get("groups", default_groups(config.width, published))
     return from_dict(Config, {**vars(config), **heads, "groups": groups})
 
 
-def groups_at(width: int, published: bool) -> int:
+def default_groups(width: int, published: bool) -> int:
     """Return the default number of groups for a base width."""
     return _largest_divisor(width, GROUPS if published else max(1, width // CHANNELS_A_GROUP))
 
@@ -291,7 +291,7 @@ def at_width(settings: Mapping[str, Any], width: int, published: bool) -> dict[s
     own = settings.get("width")
     # A width of a wrong type is refused when the network is built.
     followed = isinstance(own, int) and own > 0
-    followed = followed and settings.get("groups") == groups_at(own, published)  # type: ignore[arg-type]
+    followed = followed and settings.get("groups") == default_groups(own, published)  # type: ignore[arg-type]
     return {
         name: value
         for name, value in settings.items()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.networks import Ends
-from diffuse_cli.core.networks._patches import fitting
+from diffuse_cli.core.networks._patches import largest_patch
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.settings import Settings, dimensions, from_dict, setting
 from diffuse_cli.core.space import Space
@@ -91,7 +91,7 @@ class Config(Settings):
         return self.width // self.head_width
 
     @property
-    def hidden(self) -> int:
+    def hidden_width(self) -> int:
         """The hidden width of an MLP."""
         return max(1, int(self.width * self.mlp * 2 / 3))
 
@@ -160,7 +160,7 @@ def full_rank(config: Config, space: Space) -> Config:
 
     Presets do not need it, because they predict x_0, which has fewer dimensions (Li & He 2025).
     """
-    patch = fitting(config.patch, min(config.width, config.bottleneck or config.width), space)
+    patch = largest_patch(config.patch, min(config.width, config.bottleneck or config.width), space)
     if patch is not None:
         return replace(config, patch=patch)
     width = config.width * -(-space.channels // config.width)

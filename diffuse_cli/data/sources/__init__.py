@@ -12,8 +12,8 @@ from diffuse_cli.core.registry import Modules
 from diffuse_cli.data.sources.entries import HINT, extension_of, is_file, is_folder
 from diffuse_cli.data.sources.entries import Entry as Entry
 from diffuse_cli.data.sources.entries import Source as Source
-from diffuse_cli.data.sources.folder import OneFile
-from diffuse_cli.media import by_extension
+from diffuse_cli.data.sources.folder import SingleFile
+from diffuse_cli.media import media_by_extension
 from diffuse_cli.media.file_errors import stat_of
 from diffuse_cli.system import file_types, run_reader
 from diffuse_cli.system.errors import DataError
@@ -24,28 +24,29 @@ from diffuse_cli.system.hub_models import is_name
 SOURCES: Mapping[str, type[Source]] = Modules(
     "sources", __name__, __path__, helpers=("entries",), value="SOURCE"
 )
-"""Source classes by name. `kind_of` tries `folder` last, the others in the order of their names."""
+"""Source classes by name. `find_source_kind` tries `folder` last, the others in the order of their
+names."""
 
 
-def kind_of(path: Path, *, single: bool = False) -> str:
+def find_source_kind(path: Path, *, single: bool = False) -> str:
     """Return the name in `SOURCES` of the source at a path, empty if it is not a source.
 
     With `single`, a file that is one sample is not a source.
     """
-    if is_folder(path) and run_reader.run_at(path):
+    if is_folder(path) and run_reader.find_run(path):
         return ""
     names = sorted(SOURCES, key=lambda name: name == "folder")
     found = next((name for name in names if SOURCES[name].recognises(path)), "")
     return "" if single and found and SOURCES[found].is_sample else found
 
 
-def fetching(path: Path) -> Work[None]:
+def fetch_source(path: Path) -> Work[None]:
     """Download a remote source with progress. `open_source` does the same silently.
 
     Raises:
         DataError: the source cannot be downloaded.
     """
-    kind = kind_of(path)
+    kind = find_source_kind(path)
     for done, total in SOURCES[kind].fetch(path) if kind else ():
         yield Progress("downloading files", done, total)
 
@@ -55,12 +56,12 @@ def is_images(path: Path, *, single: bool = False) -> bool:
 
     With `single`, a file that is one sample is not a source.
     """
-    return kind_of(path, single=single) != ""
+    return find_source_kind(path, single=single) != ""
 
 
 def is_sample(path: Path) -> bool:
     """Whether a path is a file that a medium can read, by its extension."""
-    return extension_of(path.name) in by_extension() and is_file(path)
+    return extension_of(path.name) in media_by_extension() and is_file(path)
 
 
 def open_source(path: Path, *, single: bool = False) -> Source:
@@ -69,20 +70,20 @@ def open_source(path: Path, *, single: bool = False) -> Source:
     Raises:
         DataError: the path is not a source.
     """
-    if kind := kind_of(path, single=single):
+    if kind := find_source_kind(path, single=single):
         return SOURCES[kind].open(path)
     if is_name(path):
         name = str(path).removeprefix("hf:").lstrip("/")
         raise DataError(f"not a data set: hf://{show(name)}", "Pass hf://datasets/ORG/NAME")
     mode, hint = stat_of(path, "file or folder", HINT).st_mode, HINT
-    if run_reader.run_at(path):
+    if run_reader.find_run(path):
         raise DataError(f"{show(path)} is the run directory of a model, not images", hint)
     if single and is_sample(path):
-        return OneFile(path)
-    if stat.S_ISREG(mode) and (known := file_types.kind_at(path)):
+        return SingleFile(path)
+    if stat.S_ISREG(mode) and (known := file_types.recognize_path(path)):
         message, advice = file_types.kind_error(known, path, "images")
         raise DataError(message, advice or hint)
-    if extension_of(path.name) in by_extension():
+    if extension_of(path.name) in media_by_extension():
         hint = "Pass the folder that holds the images as DATA"
     raise DataError(f"neither a folder nor a file of images: {show(path)}", hint)
 

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from diffuse_cli.data.sources.entries import Entry, MetadataRow, Source, extension_of, short_names
-from diffuse_cli.media import by_extension
 from diffuse_cli.media import file_errors as reasons
+from diffuse_cli.media import media_by_extension
 from diffuse_cli.media.file_errors import LARGEST_FILE, Unusable
 from diffuse_cli.system.errors import DataError
-from diffuse_cli.system.files import brief, show
+from diffuse_cli.system.files import shorten, show
 from diffuse_cli.system.memory import raise_if_full
 
 SAMPLE, LABEL = ("image", "img", "audio", "array"), ("label", "labels", "class")
@@ -36,7 +36,7 @@ STARTS = {
 
 
 @dataclass(frozen=True)
-class Layout:
+class ColumnRoles:
     """Roles of the columns of a table.
 
     Attributes:
@@ -69,11 +69,11 @@ class Shard(Protocol):
         """Return a table of some columns; `a.b` is a field of `a`."""
         ...
 
-    def sizes(self, layout: Layout) -> Iterator[int]:
+    def sizes(self, layout: ColumnRoles) -> Iterator[int]:
         """Yield the approximate bytes of the sample of each row."""
         ...
 
-    def sample(self, row: int, layout: Layout) -> bytes | None:
+    def sample(self, row: int, layout: ColumnRoles) -> bytes | None:
         """Return the bytes of a sample."""
         ...
 
@@ -86,7 +86,7 @@ class ArrowRows(Source):
     def __init__(self, path: Path, shards: Sequence[Path]) -> None:
         super().__init__(path)
         self._names = short_names(shards)
-        self._open: OrderedDict[str, tuple[Shard, Layout]] = OrderedDict()
+        self._open: OrderedDict[str, tuple[Shard, ColumnRoles]] = OrderedDict()
         self._lock = threading.Lock()
 
     def shard(self, path: str) -> Shard:
@@ -98,8 +98,8 @@ class ArrowRows(Source):
         for path, name in self._names.items():
             try:
                 with self._lock:
-                    shard, layout = self._opened(str(path))
-                    found = [*self._listed(shard, layout, str(path))]
+                    shard, layout = self._open_shard(str(path))
+                    found = [*self._list_entries(shard, layout, str(path))]
             except DataError:
                 if len(self._names) == 1:
                     raise
@@ -119,7 +119,7 @@ class ArrowRows(Source):
         row, _, path = entry.key.partition(":")
         with self._lock:
             try:
-                shard, layout = self._opened(path)
+                shard, layout = self._open_shard(path)
                 data = shard.sample(int(row), layout)
             except Unusable:
                 raise
@@ -130,19 +130,19 @@ class ArrowRows(Source):
             raise Unusable(reasons.TOO_LARGE)
         return data or b""
 
-    def told(self, wanted: Collection[str] | None) -> Iterator[MetadataRow]:
+    def read_rows(self, wanted: Collection[str] | None) -> Iterator[MetadataRow]:
         for path, name in self._names.items():
             try:
                 with self._lock:
-                    shard, layout = self._opened(str(path))
+                    shard, layout = self._open_shard(str(path))
                     kept = [c for c in layout.plain if wanted is None or c in wanted]
                     values = {c: _values(shard, layout, c) for c in kept}
-                    entries = [*self._listed(shard, layout, str(path))]
+                    entries = [*self._list_entries(shard, layout, str(path))]
             except DataError:  # a shard without samples, which `entries` reports
                 continue
             except Exception as error:
                 raise_if_full(error)
-                raise DataError(f"cannot read the columns of {name}: {brief(error)}") from error
+                raise DataError(f"cannot read the columns of {name}: {shorten(error)}") from error
             for row, entry in enumerate(entries):
                 cells = {c: values[c][row] if c in values else None for c in layout.plain}
                 yield MetadataRow(show(name), row + 1, entry.name, cells)
@@ -152,19 +152,19 @@ class ArrowRows(Source):
             while self._open:
                 self._open.popitem()[1][0].close()
 
-    def _opened(self, path: str) -> tuple[Shard, Layout]:
+    def _open_shard(self, path: str) -> tuple[Shard, ColumnRoles]:
         """Return a shard, opened if it was not open, and the layout of its columns."""
         if path not in self._open:
             shard = self.shard(path)
-            self._open[path] = shard, layout_of(shard.schema, path)
+            self._open[path] = shard, find_column_roles(shard.schema, path)
             if len(self._open) > MOST_OPEN:
                 self._open.popitem(last=False)[1][0].close()
         self._open.move_to_end(path)
         return self._open[path]
 
-    def _listed(self, shard: Shard, layout: Layout, path: str) -> Iterator[Entry]:
+    def _list_entries(self, shard: Shard, layout: ColumnRoles, path: str) -> Iterator[Entry]:
         """Yield the entries of a shard."""
-        readers, usual = by_extension(), ""
+        readers, usual = media_by_extension(), ""
         names: Sequence[Any] = [None] * shard.count  # of any type: a path may be a number
         if "path" in layout.nested:
             column = shard.columns([f"{layout.sample}.path"]).column(layout.sample)
@@ -191,7 +191,7 @@ def _reason(error: Exception, path: Path) -> str:
     return reasons.UNREADABLE if isinstance(error, PermissionError) else reasons.CORRUPT
 
 
-def _extension(shard: Shard, layout: Layout) -> str:
+def _extension(shard: Shard, layout: ColumnRoles) -> str:
     """Return the extension of the first sample, by its bytes."""
     data = (shard.sample(0, layout) or b"") if shard.count else b""
     if data[:4] == b"RIFF":
@@ -199,16 +199,16 @@ def _extension(shard: Shard, layout: Layout) -> str:
     return next((e for start, e in STARTS.items() if data.startswith(start)), ".png")
 
 
-def _values(shard: Shard, layout: Layout, column: str) -> list[Any]:
+def _values(shard: Shard, layout: ColumnRoles, column: str) -> list[Any]:
     """Return the values of a plain column, with class names instead of their numbers."""
     names = layout.names.get(column)
     found = shard.columns([column]).column(column).to_pylist()
     if names is None:
-        return [_plain(value) for value in found]
+        return [_to_plain(value) for value in found]
     return [names[v] if v is not None and 0 <= v < len(names) else None for v in found]
 
 
-def _plain(value: Any) -> Any:
+def _to_plain(value: Any) -> Any:
     """Return a value that JSON can hold."""
     if value is None or isinstance(value, str | bool | int | float):
         return value
@@ -220,7 +220,7 @@ def _plain(value: Any) -> Any:
 # -- columns --------------------------------------------------------------------------------------
 
 
-def layout_of(schema: Any, path: str) -> Layout:
+def find_column_roles(schema: Any, path: str) -> ColumnRoles:
     """Return the roles of a schema's columns, by its features for Hugging Face's library if any.
 
     Raises:
@@ -236,7 +236,7 @@ def layout_of(schema: Any, path: str) -> Layout:
     able = [n for n, names in fields.items() if "bytes" in names]
     able = [n for n in marked if n in able] or able or binary
     if not able:
-        listed = ", ".join(f"{brief(n, 40)} ({brief(kind, 40)})" for n, kind in kinds.items())
+        listed = ", ".join(f"{shorten(n, 40)} ({shorten(kind, 40)})" for n, kind in kinds.items())
         raise DataError(
             f"no column of {show(path)} holds files of images: {listed[:300]}",
             "Store the files as bytes, or as a structure of bytes and path",
@@ -254,7 +254,7 @@ def layout_of(schema: Any, path: str) -> Layout:
     class_types = (types.is_integer, types.is_string, types.is_large_string)
     labels = [n for n in classes if any(test(values[n]) for test in class_types)]
     label = next((n for n in LABEL if n in labels), labels[0] if labels else None)
-    return Layout(sample, fields.get(sample, ()), label, plain, names)
+    return ColumnRoles(sample, fields.get(sample, ()), label, plain, names)
 
 
 def _features(metadata: Mapping[bytes, bytes]) -> dict[str, dict[str, Any]]:

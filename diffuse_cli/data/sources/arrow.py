@@ -8,10 +8,10 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any
 
-from diffuse_cli.data.sources._arrow_rows import ArrowRows, Layout
+from diffuse_cli.data.sources._arrow_rows import ArrowRows, ColumnRoles
 from diffuse_cli.data.sources.entries import is_file, shards_at
 from diffuse_cli.system.errors import DataError, extra_package
-from diffuse_cli.system.files import brief, show
+from diffuse_cli.system.files import shorten, show
 
 EXTENSION = ".arrow"
 STATE, SPLITS = "state.json", "dataset_dict.json"
@@ -24,7 +24,7 @@ def _split(path: Path) -> Path:
     splits = [name for name in _json(path / SPLITS).get("splits", ()) if isinstance(name, str)]
     if TRAIN in splits:
         return path / TRAIN
-    there = [brief(name, 40) for name in splits]
+    there = [shorten(name, 40) for name in splits]
     example = show(path / there[0]) if there else "a split"
     raise DataError(f"no split {TRAIN} in {show(path)}: {', '.join(there)}", f"Pass {example}")
 
@@ -46,13 +46,13 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"cannot read {show(path)}: {brief(error)}") from error
+        raise DataError(f"cannot read {show(path)}: {shorten(error)}") from error
     if not isinstance(found, dict):
         raise DataError(f"{show(path)} is not the {path.name} of a saved dataset")
     return found
 
 
-class Saved(ArrowRows):
+class ArrowFiles(ArrowRows):
     """Rows of Arrow files."""
 
     @staticmethod
@@ -62,7 +62,7 @@ class Saved(ArrowRows):
         return shards_at(path, EXTENSION) is not None
 
     @classmethod
-    def open(cls, path: Path) -> Saved:
+    def open(cls, path: Path) -> ArrowFiles:
         extra_package("pyarrow.ipc", "parquet", f"pyarrow is needed to read {show(path)}")
         folder = _split(path) if is_file(path / SPLITS) else path
         whole = is_file(folder / STATE)
@@ -91,11 +91,11 @@ class ArrowShard:
     def columns(self, names: Sequence[str]) -> Any:
         return self._table.select([name.partition(".")[0] for name in names])
 
-    def sizes(self, layout: Layout) -> Iterator[int]:
+    def sizes(self, layout: ColumnRoles) -> Iterator[int]:
         total = self._table.column(layout.sample).nbytes
         return repeat(total // max(1, self.count), self.count)
 
-    def sample(self, row: int, layout: Layout) -> bytes | None:
+    def sample(self, row: int, layout: ColumnRoles) -> bytes | None:
         value = self._table.column(layout.sample)[row]
         if layout.nested:
             value = value["bytes"]
@@ -106,4 +106,4 @@ class ArrowShard:
         del self._table
 
 
-SOURCE = Saved
+SOURCE = ArrowFiles

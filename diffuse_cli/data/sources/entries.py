@@ -15,8 +15,8 @@ from itertools import islice, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from diffuse_cli.media import MEDIA, advice, by_extension
-from diffuse_cli.media.file_errors import LARGEST_FILE, Unusable, refusing
+from diffuse_cli.media import MEDIA, advice, media_by_extension
+from diffuse_cli.media.file_errors import LARGEST_FILE, Unusable, require_usable
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.files import show
 
@@ -123,14 +123,14 @@ class Source:
         Raises:
             DataError: the table is unusable or too large.
         """
-        with refusing(entry.name):
+        with require_usable(entry.name):
             if entry.fault:
                 raise Unusable(entry.fault)
             if entry.size > most:
                 raise Unusable(f"over {most // 2**20} MiB")
             return self.read(entry)
 
-    def told(self, wanted: Collection[str] | None) -> Iterator[MetadataRow]:
+    def read_rows(self, wanted: Collection[str] | None) -> Iterator[MetadataRow]:
         """Yield the rows of the source's own tables.
 
         Each row has every column; the values of columns that are not wanted may be None.
@@ -172,7 +172,7 @@ def is_folder(path: Path) -> bool:
     return os.path.isdir(path)  # noqa: PTH112
 
 
-def in_bytes(name: str) -> bytes:
+def encode_name(name: str) -> bytes:
     return name.encode("utf-8", "surrogateescape")
 
 
@@ -197,13 +197,13 @@ def shards_at(path: Path, extension: str) -> list[Path] | None:
     """
     text = str(path)
     if is_folder(path):
-        found = _in_folder(path, extension)
+        found = _list_shards(path, extension)
     elif extension_of(path.name) != extension:
         return None
     elif is_file(path):
         return [path]
     else:
-        written = list(islice(_expanded(text), MOST_SHARDS))
+        written = list(islice(_expand_braces(text), MOST_SHARDS))
         if any(character in text for character in "*?["):
             written = [name for each in written for name in glob.glob(each)]  # noqa: PTH207
         elif "{" not in text:
@@ -212,9 +212,9 @@ def shards_at(path: Path, extension: str) -> list[Path] | None:
     return sorted(found, key=os.fsencode) or None
 
 
-def _in_folder(path: Path, extension: str) -> list[Path]:
+def _list_shards(path: Path, extension: str) -> list[Path]:
     """Return the shards in a folder, or an empty list if it also has folders or samples."""
-    found, media = [], by_extension()
+    found, media = [], media_by_extension()
     with contextlib.suppress(OSError), os.scandir(str(path)) as children:
         for child in children:
             if child.name.startswith("."):
@@ -227,7 +227,7 @@ def _in_folder(path: Path, extension: str) -> list[Path]:
     return found
 
 
-def _expanded(text: str) -> Iterator[str]:
+def _expand_braces(text: str) -> Iterator[str]:
     """Expand `a{0..2}` to `a0`, `a1`, `a2`, and `{a,b}c` to `ac`, `bc`, as a shell does."""
     parts = _BRACES.split(text)
     choices: list[Iterable[str]] = []
@@ -296,7 +296,7 @@ def list_samples(source: Source, medium: str | None = None) -> Listing:
 
     In a folder that `diffuse sample` wrote, only the samples count, not the grid.
     """
-    readers, known = by_extension(), advice()
+    readers, known = media_by_extension(), advice()
     found: dict[str, list[Entry]] = {"image": []}
     unlisted: list[Entry] = []
     samples: dict[str, frozenset[str]] = {}
@@ -317,7 +317,7 @@ def list_samples(source: Source, medium: str | None = None) -> Listing:
                 samples[folder] = names
     for name, kind in MEDIA.items():
         theirs = [e for e in found["image"] if extension_of(e.name) in kind.claimed]
-        claims = [*map(kind.claims, read_some(source, theirs, LOOKED_AT, LARGEST_FILE))]
+        claims = [*map(kind.claims, read_subset(source, theirs, LOOKED_AT, LARGEST_FILE))]
         if claims and all(claims):
             taken = set(theirs)
             found["image"] = [e for e in found["image"] if e not in taken]
@@ -325,12 +325,12 @@ def list_samples(source: Source, medium: str | None = None) -> Listing:
     chosen = medium or max(found, key=lambda name: len(found[name]))
     kept = [e for e in found.get(chosen, []) if _is_listed(e.name, samples)]
     others += sum(len(entries) for name, entries in found.items() if name != chosen)
-    ordered = sorted([*kept, *unlisted], key=lambda e: in_bytes(e.name))
-    listed = (*sorted(tables, key=in_bytes), *source.tables)
+    ordered = sorted([*kept, *unlisted], key=lambda e: encode_name(e.name))
+    listed = (*sorted(tables, key=encode_name), *source.tables)
     return Listing(chosen, tuple(ordered), others, unread, listed, source.origin)
 
 
-def read_some(
+def read_subset(
     source: Source, entries: Sequence[Entry], count: int, largest: int
 ) -> Iterator[bytes]:
     """Yield the bytes of about `count` entries, evenly spaced among all.
@@ -359,7 +359,7 @@ def _read_manifest(source: Source, entry: Entry) -> frozenset[str]:
     return frozenset()
 
 
-def classes_of(
+def find_classes(
     names: Sequence[str], candidates: Sequence[Entry]
 ) -> tuple[list[int], tuple[str, ...]]:
     """Return the labels of named samples, -1 for no class, and the class names in byte order.
@@ -372,7 +372,7 @@ def classes_of(
         own = [given.get(name, "") for name in names]
     else:
         own = folder_classes(names, [e.name for e in candidates])
-    class_names = sorted({name for name in own if name}, key=in_bytes)
+    class_names = sorted({name for name in own if name}, key=encode_name)
     index = {"": -1} | {name: k for k, name in enumerate(class_names)}
     return [index[name] for name in own], tuple(class_names)
 
@@ -382,11 +382,11 @@ def folder_classes(names: Sequence[str], candidates: Sequence[str] | None = None
 
     Empty for files directly in the common folder. Without candidates, `names` are all files.
     """
-    parts = (name.partition("/") for name in below_common(names, candidates or names))
+    parts = (name.partition("/") for name in strip_common_folder(names, candidates or names))
     return [folder if slash else "" for folder, slash, _ in parts]
 
 
-def below_common(names: Sequence[str], every: Iterable[str]) -> list[str]:
+def strip_common_folder(names: Sequence[str], every: Iterable[str]) -> list[str]:
     """Return names relative to the folders that all of `every` share."""
     folders = {name.rpartition("/")[0] for name in every}
     shared = posixpath.commonpath(folders) if folders else ""

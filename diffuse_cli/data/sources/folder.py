@@ -82,7 +82,7 @@ def _file_entry(name: str, child: os.DirEntry[str]) -> Entry:
     return Entry(name, info.st_size, child.path, fault)
 
 
-class OneFile(Folder):
+class SingleFile(Folder):
     """A single file."""
 
     def entries(self) -> Iterator[Entry]:

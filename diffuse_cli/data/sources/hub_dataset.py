@@ -18,10 +18,16 @@ from typing import NamedTuple
 from urllib.parse import unquote
 
 from diffuse_cli.data.sources.entries import TABLES, Source, extension_of, is_ignored_folder
-from diffuse_cli.media import by_extension
+from diffuse_cli.media import media_by_extension
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import DataError
-from diffuse_cli.system.hub import HubFile, HubListing, check_within, download_file, list_repository
+from diffuse_cli.system.hub import (
+    HubFile,
+    HubListing,
+    check_repository_path,
+    download_file,
+    list_repository,
+)
 
 SHARDS, ZIP = (".parquet", ".arrow", ".tar"), ".zip"
 """Kinds of data files, the preferred kinds first."""
@@ -53,7 +59,7 @@ class HubDataset(Source):
         Raises:
             DataError: the data set does not exist, cannot be downloaded, or arrives damaged.
         """
-        wanted = _wanted(str(path))
+        wanted = _select_files(str(path))
         missing = [file for file in wanted.files if not wanted.listing.path(file).is_file()]
         total, done = len(wanted.files), len(wanted.files) - len(missing)
         if not missing:
@@ -74,8 +80,8 @@ class HubDataset(Source):
 
         for _ in cls.fetch(path):
             pass
-        wanted = _wanted(str(path))
-        source = open_source(wanted.local())
+        wanted = _select_files(str(path))
+        source = open_source(wanted.local_path())
         source.origin = wanted.name
         return source
 
@@ -83,7 +89,7 @@ class HubDataset(Source):
 # -- files of a name ------------------------------------------------------------------------------
 
 
-class Wanted(NamedTuple):
+class HubSelection(NamedTuple):
     """Files of a data set at a commit.
 
     Attributes:
@@ -98,7 +104,7 @@ class Wanted(NamedTuple):
     folder: str | None
     name: str
 
-    def local(self) -> Path:
+    def local_path(self) -> Path:
         """Return the local path of a source of these files."""
         root = self.listing.snapshot
         if self.folder is not None:
@@ -111,7 +117,7 @@ class Wanted(NamedTuple):
 
 
 @functools.lru_cache(maxsize=16)
-def _wanted(text: str) -> Wanted:
+def _select_files(text: str) -> HubSelection:
     """Return the files of a name; the answer stays the same while this process runs.
 
     Raises:
@@ -122,16 +128,16 @@ def _wanted(text: str) -> Wanted:
     if form is None:
         shown = files.show(re.sub(r"^hf:/+", "hf://", text))
         raise DataError(f"not a data set: {shown}", "Pass hf://datasets/ORG/NAME")
-    check_within(text, *form.group("name", "revision", "path"))
+    check_repository_path(text, *form.group("name", "revision", "path"))
     revision = unquote(form["revision"] or "main")
     listing = list_repository(form["name"], ALIASES.get(revision, revision))
     path = (form["path"] or "").strip("/")
-    found, folder = _chosen(listing, path)
+    found, folder = _choose_files(listing, path)
     ending = f"/{path}" if path else ""
-    return Wanted(listing, found, folder, f"{listing.title}@{listing.commit}{ending}")
+    return HubSelection(listing, found, folder, f"{listing.title}@{listing.commit}{ending}")
 
 
-def _chosen(listing: HubListing, path: str) -> tuple[list[HubFile], str | None]:
+def _choose_files(listing: HubListing, path: str) -> tuple[list[HubFile], str | None]:
     """Return the files at a path, in a folder or of a pattern, and their folder.
 
     The folder is None for shards.
@@ -143,13 +149,13 @@ def _chosen(listing: HubListing, path: str) -> tuple[list[HubFile], str | None]:
     below = [f for f in listing.files if not path or f.name.startswith(f"{path}/")]
     there = exact or [f for f in below if not _is_hidden(f.name.removeprefix(path))]
     if not there:
-        hint = _such_as(listing, listing.files) if listing.files else "The data set is empty"
+        hint = _example_hint(listing, listing.files) if listing.files else "The data set is empty"
         text = f"no files at {path} in {listing.title}" if path else f"no files in {listing.title}"
         raise DataError(text, hint)
     for extension in SHARDS:
         if shards := [f for f in there if extension_of(f.name) == extension]:
-            return (shards if exact else _of_training(listing, shards)), None
-    media, tables = by_extension(), []
+            return (shards if exact else _choose_shards(listing, shards)), None
+    media, tables = media_by_extension(), []
     samples = [f for f in there if extension_of(posixpath.basename(f.name)) in media]
     if samples and not exact:
         training = [f for f in samples if TRAIN.search(posixpath.dirname(f.name))]
@@ -163,14 +169,14 @@ def _chosen(listing: HubListing, path: str) -> tuple[list[HubFile], str | None]:
     if len(zips) == 1:
         return zips, None
     if zips:
-        raise DataError(f"{len(zips)} zip files in {listing.title}", _such_as(listing, zips))
+        raise DataError(f"{len(zips)} zip files in {listing.title}", _example_hint(listing, zips))
     raise DataError(
         f"no parquet, Arrow, tar, zip or image files in {listing.title}",
         f"Try the hub's parquet conversion: {listing.title}@~parquet",
     )
 
 
-def _of_training(listing: HubListing, shards: list[HubFile]) -> list[HubFile]:
+def _choose_shards(listing: HubListing, shards: list[HubFile]) -> list[HubFile]:
     """Return the shards of the training split, if there is one, and of one configuration."""
     shards = [f for f in shards if TRAIN.search(f.name)] or shards
     by_folder: dict[str, list[HubFile]] = {}
@@ -182,7 +188,7 @@ def _of_training(listing: HubListing, shards: list[HubFile]) -> list[HubFile]:
         return shards
     if DEFAULT in by_folder:
         return by_folder[DEFAULT]
-    names = ", ".join(files.brief(name, 40) for name in [*by_folder][:8])
+    names = ", ".join(files.shorten(name, 40) for name in [*by_folder][:8])
     first = next(name for name in by_folder if name)
     raise DataError(
         f"{listing.title} has several configurations: {names}",
@@ -195,8 +201,8 @@ def _is_hidden(name: str) -> bool:
     return base.startswith(".") or any(map(is_ignored_folder, folders))
 
 
-def _such_as(listing: HubListing, found: Sequence[HubFile]) -> str:
-    return f"Pass one, for example {listing.title}/{files.brief(found[0].name)}"
+def _example_hint(listing: HubListing, found: Sequence[HubFile]) -> str:
+    return f"Pass one, for example {listing.title}/{files.shorten(found[0].name)}"
 
 
 SOURCE = HubDataset

@@ -18,10 +18,10 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from PIL import Image
 
-from diffuse_cli.config.parsers import plain
+from diffuse_cli.config.parsers import to_plain
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.data.sources.entries import Entry, MetadataRow, Source
-from diffuse_cli.media import MEDIA, Array, layout_of
+from diffuse_cli.media import MEDIA, Array, infer_layout
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.run_reader import MEMORY
 
@@ -32,7 +32,7 @@ PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
 """Pillow's modes that a PNG can store; other images become TIFFs."""
 
 
-class File(NamedTuple):
+class SampleFile(NamedTuple):
     """Sample as the bytes of a file, the extension that selects its medium, and an array's shape.
 
     The shape is None for an image.
@@ -46,7 +46,7 @@ class File(NamedTuple):
 Around: TypeAlias = Callable[[], contextlib.AbstractContextManager[object]]
 
 
-class _Held:
+class _LockedSamples:
     """Samples that one thread at a time looks up, because not every sequence is thread-safe."""
 
     def __init__(self, samples: Sequence[Any], around: Around) -> None:
@@ -55,21 +55,23 @@ class _Held:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def known(self, index: int) -> tuple[File, Any]:
+    def read_sample(self, index: int) -> tuple[SampleFile, Any]:
         """Return a sample as a file, and its class or metadata."""
         with self.lock:
             with self.around():
                 given = self.samples[index]
-            sample, told = _parted(given)
-            return encoded(sample), told
+            sample, told = _split_label(given)
+            return encode_sample(sample), told
 
 
-_HELD: dict[str, _Held] = {}
+_HELD: dict[str, _LockedSamples] = {}
 _NUMBERS = itertools.count(1)
 
 
 @contextlib.contextmanager
-def held(samples: Iterable[Any], around: Around = contextlib.nullcontext) -> Iterator[str]:
+def register_samples(
+    samples: Iterable[Any], around: Around = contextlib.nullcontext
+) -> Iterator[str]:
     """Yield a name by which this process can open these samples inside the block.
 
     Args:
@@ -83,14 +85,14 @@ def held(samples: Iterable[Any], around: Around = contextlib.nullcontext) -> Ite
     """
     indexed = hasattr(samples, "__getitem__") and hasattr(samples, "__len__")
     name = f"{MEMORY}{next(_NUMBERS)}"
-    _HELD[name] = _Held(samples if indexed else list(samples), around)  # type: ignore[arg-type]
+    _HELD[name] = _LockedSamples(samples if indexed else list(samples), around)  # type: ignore[arg-type]
     try:
         yield name
     finally:
         del _HELD[name]
 
 
-class HeldSamples(Source):
+class InMemorySamples(Source):
     """Samples in memory, named after their indices, so that their order stays."""
 
     portable = False
@@ -108,8 +110,8 @@ class HeldSamples(Source):
         found, self._shapes = [], set()
         for k in range(len(self._held)):
             try:
-                file, told = self._held.known(k)
-                told = plain(told)
+                file, told = self._held.read_sample(k)
+                told = to_plain(told)
                 if isinstance(told, Mapping):
                     self._told[k] = {str(name): value for name, value in told.items()}
                     told = told.get(CLASS)
@@ -129,7 +131,7 @@ class HeldSamples(Source):
 
     def read(self, entry: Entry) -> bytes:
         try:
-            return self._held.known(int(entry.key))[0].data
+            return self._held.read_sample(int(entry.key))[0].data
         except LookupError:  # the sequence has become shorter
             raise FileNotFoundError(entry.key) from None
 
@@ -138,60 +140,64 @@ class HeldSamples(Source):
             list(self.entries())
         return self._shapes or ()
 
-    def told(self, wanted: Collection[str] | None) -> Iterator[MetadataRow]:
+    def read_rows(self, wanted: Collection[str] | None) -> Iterator[MetadataRow]:
         names = [entry.name for entry in self.entries()]
         for k, values in self._told.items():
             yield MetadataRow(self.path.name, k + 1, names[k], values)
 
 
-def _parted(given: Any) -> tuple[Any, Any]:
+def _split_label(given: Any) -> tuple[Any, Any]:
     """Split a sample from its class or columns, if any."""
-    if not isinstance(given, (tuple, list)) or isinstance(given, File) or len(given) not in (1, 2):
+    if (
+        not isinstance(given, (tuple, list))
+        or isinstance(given, SampleFile)
+        or len(given) not in (1, 2)
+    ):
         return given, None
     return given[0], given[1] if len(given) == 2 else None
 
 
-def encoded(sample: Any) -> File:
+def encode_sample(sample: Any) -> SampleFile:
     """Encode a sample as a file.
 
     Raises:
         TypeError: the sample is not an image, an array or a path.
         OSError: the file at the path cannot be read.
     """
-    if isinstance(sample, File):
+    if isinstance(sample, SampleFile):
         return sample
     if isinstance(sample, (str, os.PathLike)):
         path = Path(sample)
-        return File(path.read_bytes(), path.suffix.lower())
+        return SampleFile(path.read_bytes(), path.suffix.lower())
     if isinstance(sample, Image.Image):
-        return of_image(sample)
+        return encode_image(sample)
     if hasattr(sample, "detach"):  # a tensor of PyTorch
         sample = sample.detach().cpu()
     if hasattr(sample, "__array__"):
-        return _of_array(np.asarray(sample))
+        return _encode_array(np.asarray(sample))
     kind = "None" if sample is None else f"a {type(sample).__name__}"
     raise TypeError(f"{kind} is not a Pillow image, an array or a path")
 
 
-def of_image(image: Image.Image, compress_level: int = 1) -> File:
+def encode_image(image: Image.Image, compress_level: int = 1) -> SampleFile:
     """Encode a Pillow image as a file."""
     buffer = io.BytesIO()
     if image.mode in PNG_MODES:
         image.save(buffer, "png", compress_level=compress_level, exif=image.getexif())
-        return File(buffer.getvalue(), ".png")
+        return SampleFile(buffer.getvalue(), ".png")
     image.save(buffer, "tiff", icc_profile=image.info.get("icc_profile"))
-    return File(buffer.getvalue(), ".tif")
+    return SampleFile(buffer.getvalue(), ".tif")
 
 
-def _of_array(values: Array) -> File:
-    if (picture := _picture(values)) is not None:
+def _encode_array(values: Array) -> SampleFile:
+    if (picture := _encode_levels(values)) is not None:
         return picture
     buffer = io.BytesIO()
     np.save(buffer, values, allow_pickle=False)
-    return File(buffer.getvalue(), ".npy", values.shape)
+    return SampleFile(buffer.getvalue(), ".npy", values.shape)
 
 
-def _picture(values: Array) -> File | None:
+def _encode_levels(values: Array) -> SampleFile | None:
     """Encode an array of levels as an image, or return None if its shape is not an image's."""
     if values.dtype not in (np.uint8, np.uint16) or values.ndim not in (2, 3) or 0 in values.shape:
         return None
@@ -199,7 +205,7 @@ def _picture(values: Array) -> File | None:
         values = values[..., None]
     else:
         try:
-            layout = layout_of([values.shape])
+            layout = infer_layout([values.shape])
         except InvalidArgument:
             return None
         values = values if layout else np.moveaxis(values, 0, -1)
@@ -207,11 +213,11 @@ def _picture(values: Array) -> File | None:
     if channels > 4:
         return None
     if values.dtype == np.uint8:
-        return of_image(Image.fromarray(np.squeeze(values, -1) if channels == 1 else values))
+        return encode_image(Image.fromarray(np.squeeze(values, -1) if channels == 1 else values))
     if channels in (2, 4):
         return None  # Pillow cannot write such a PNG
     medium, planes = MEDIA["image"], np.ascontiguousarray(np.moveaxis(values, -1, 0))
-    return File(medium.encode(planes, medium.space(planes[None])), ".png")
+    return SampleFile(medium.encode(planes, medium.space(planes[None])), ".png")
 
 
-SOURCE = HeldSamples
+SOURCE = InMemorySamples

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from diffuse_cli.data.sources.entries import HINT, Entry, Source, is_file
-from diffuse_cli.data.sources.in_memory import of_image
+from diffuse_cli.data.sources.in_memory import encode_image
 from diffuse_cli.media import Array
 from diffuse_cli.media.array.npy_file import HEADERS
 from diffuse_cli.system import file_types
@@ -32,7 +32,7 @@ _NOT_ONE = (ValueError, OSError, EOFError, zipfile.BadZipFile, NotImplementedErr
 """Errors from reading a file of another kind."""
 
 
-class Batch(Source):
+class NpzBatch(Source):
     """Images of a batch file, each read as a PNG file; they stay on disk.
 
     Raises:
@@ -42,17 +42,17 @@ class Batch(Source):
     @staticmethod
     def recognises(path: Path) -> bool:
         """Whether the file is a zip of the array of images and at most the `OTHERS`."""
-        if not is_file(path) or file_types.kind_at(path) != file_types.ZIP:
+        if not is_file(path) or file_types.recognize_path(path) != file_types.ZIP:
             return False
         try:
             with zipfile.ZipFile(path) as archive:
-                _array_in(archive)
+                _read_array_header(archive)
         except _NOT_ONE:
             return False
         return True
 
     @classmethod
-    def open(cls, path: Path) -> Batch:
+    def open(cls, path: Path) -> NpzBatch:
         try:
             return cls(path)
         except _NOT_ONE as error:
@@ -61,8 +61,8 @@ class Batch(Source):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         with zipfile.ZipFile(path) as archive:
-            shape, start = _array_in(archive)
-            self._file = _unpacked(archive, path)
+            shape, start = _read_array_header(archive)
+            self._file = _unpack_array(archive, path)
         file, at = self._file
         self.images: Array = np.memmap(file, np.uint8, "r", at + start, shape)
 
@@ -76,14 +76,14 @@ class Batch(Source):
         """Return an image as a PNG file without compression."""
         pixels = self.images[int(entry.key)]
         image = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
-        return of_image(image, compress_level=0).data
+        return encode_image(image, compress_level=0).data
 
     def close(self) -> None:
         """Close the file. No image may be used afterwards."""
         self._file[0].close()
 
 
-def _array_in(archive: zipfile.ZipFile) -> tuple[tuple[int, ...], int]:
+def _read_array_header(archive: zipfile.ZipFile) -> tuple[tuple[int, ...], int]:
     """Return the shape of the array of images, and the offset of its values in the member."""
     names = {*archive.namelist()}
     if IMAGES not in names or not names <= {IMAGES, *OTHERS}:
@@ -100,7 +100,7 @@ def _array_in(archive: zipfile.ZipFile) -> tuple[tuple[int, ...], int]:
         return shape, member.tell()
 
 
-def _unpacked(archive: zipfile.ZipFile, path: Path) -> tuple[IO[bytes], int]:
+def _unpack_array(archive: zipfile.ZipFile, path: Path) -> tuple[IO[bytes], int]:
     """Return a file that holds the array's .npy, and its offset there.
 
     The file is the archive itself, or a temporary file if the array is compressed.
@@ -118,4 +118,4 @@ def _unpacked(archive: zipfile.ZipFile, path: Path) -> tuple[IO[bytes], int]:
     return unpacked, 0
 
 
-SOURCE = Batch
+SOURCE = NpzBatch

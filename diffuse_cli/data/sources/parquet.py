@@ -9,7 +9,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from diffuse_cli.data.sources._arrow_rows import ArrowRows, Layout
+from diffuse_cli.data.sources._arrow_rows import ArrowRows, ColumnRoles
 from diffuse_cli.data.sources.entries import shards_at
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.file_errors import Unusable
@@ -89,12 +89,12 @@ class ParquetShard:
     def columns(self, names: Sequence[str]) -> Any:
         return self._file.read(columns=[*names], use_threads=False)
 
-    def sizes(self, layout: Layout) -> Iterator[int]:
+    def sizes(self, layout: ColumnRoles) -> Iterator[int]:
         for k, group in enumerate(self._groups):
             for _ in range(group.num_rows):
                 yield self._size(k, layout)
 
-    def sample(self, row: int, layout: Layout) -> bytes | None:
+    def sample(self, row: int, layout: ColumnRoles) -> bytes | None:
         group = bisect_right(self._ends, row)
         if group in self._damaged:
             raise Unusable(reasons.CORRUPT)
@@ -103,7 +103,7 @@ class ParquetShard:
         block = self._blocks.get((self._path, group, number))
         if block is None:
             try:
-                block = self._decoded(group, number, each, layout)
+                block = self._decode_block(group, number, each, layout)
             except Exception as error:
                 raise_if_full(error)
                 self._damaged.add(group)
@@ -116,7 +116,7 @@ class ParquetShard:
         self._decoder = iter(())
         self._file.close()
 
-    def _size(self, group: int, layout: Layout) -> int:
+    def _size(self, group: int, layout: ColumnRoles) -> int:
         """Return the average bytes of a sample in a group."""
         metadata = self._groups[group]
         names = {layout.sample, f"{layout.sample}.bytes"}
@@ -124,7 +124,7 @@ class ParquetShard:
         total = sum(c.total_uncompressed_size for c in chunks if c.path_in_schema in names)
         return max(0, int(total // max(1, metadata.num_rows)))
 
-    def _decoded(self, group: int, number: int, each: int, layout: Layout) -> Any:
+    def _decode_block(self, group: int, number: int, each: int, layout: ColumnRoles) -> Any:
         """Decode a block of a group, and keep each block that is decoded on the way."""
         if self._waits[0] != group or self._waits[1] > number:
             wanted = f"{layout.sample}.bytes" if layout.nested else layout.sample

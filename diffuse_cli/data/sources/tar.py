@@ -29,13 +29,13 @@ from diffuse_cli.data.sources.entries import (
     shards_at,
     short_names,
 )
-from diffuse_cli.media import by_extension
 from diffuse_cli.media import file_errors as reasons
+from diffuse_cli.media import media_by_extension
 from diffuse_cli.media.file_errors import LARGEST_FILE, Unusable
 from diffuse_cli.system import file_types
 from diffuse_cli.system.descriptors import open_to_read, read_at
 from diffuse_cli.system.errors import DataError
-from diffuse_cli.system.files import brief, show
+from diffuse_cli.system.files import shorten, show
 from diffuse_cli.system.memory import raise_if_full
 
 EXTENSION = ".tar"
@@ -76,7 +76,7 @@ class Tar(Source):
     @staticmethod
     def recognises(path: Path) -> bool:
         if is_file(path):
-            kind = file_types.kind_at(path)
+            kind = file_types.recognize_path(path)
             return kind == file_types.TAR or (not kind and extension_of(path.name) == EXTENSION)
         return shards_at(path, EXTENSION) is not None
 
@@ -89,9 +89,9 @@ class Tar(Source):
     def entries(self) -> Iterator[Entry]:
         yield from self._index.others
         samples = [e for stem in self._index.media for e in self._samples(stem)]
-        labels = {stem: self._label(stem) for stem in self._index.media if self._is_noted(stem)}
+        labels = {stem: self._label(stem) for stem in self._index.media if self._has_note(stem)}
         if any(labels.values()):
-            own = [labels.get(_split(e.name)[0], "") for e in samples]
+            own = [labels.get(_split_name(e.name)[0], "") for e in samples]
         else:
             inside = self._index.prefixed  # the shard's name is not a folder
             own = folder_classes([e.name.partition("/")[2] if inside else e.name for e in samples])
@@ -101,15 +101,15 @@ class Tar(Source):
     def read(self, entry: Entry) -> bytes:
         start, size, shard = entry.key.split(":", 2)
         with self._file(shard) as file:
-            return bytes_at(file, int(start), int(size))
+            return read_range(file, int(start), int(size))
 
-    def told(self, wanted: Collection[str] | None) -> Iterator[MetadataRow]:
+    def read_rows(self, wanted: Collection[str] | None) -> Iterator[MetadataRow]:
         for stem, entry in self._index.columns.items():
             table, data = show(entry.name), self.read_table(entry, LARGEST_NOTE)
             try:
                 values = json.loads(data)
             except (ValueError, RecursionError) as error:
-                raise DataError(f"{table}: {brief(getattr(error, 'msg', 'not JSON'))}") from None
+                raise DataError(f"{table}: {shorten(getattr(error, 'msg', 'not JSON'))}") from None
             if not isinstance(values, dict):
                 raise DataError(f"{table}: not an object in braces")
             for sample in self._samples(stem):
@@ -139,11 +139,11 @@ class Tar(Source):
         members: dict[Path, dict[str, Entry]] = {shard: {} for shard in self._shards}
         others: list[Entry] = []
         for shard, short in self._shards.items():
-            if fault := collect(shard, members[shard]):
+            if fault := list_members(shard, members[shard]):
                 others.append(Entry(f"{short}/", 0, str(shard), fault, label=""))
         distinct = {name for found in members.values() for name in found}
         several = len(distinct) < sum(map(len, members.values()))
-        readers = by_extension()
+        readers = media_by_extension()
         index = TarMembers({}, others, {}, {}, several)
         notes = {CLASS: index.classes, COLUMNS: index.columns}
         rest: list[tuple[str, str, Entry]] = []
@@ -151,7 +151,7 @@ class Tar(Source):
             prefix = self._shards[shard].removesuffix(EXTENSION) + "/" if several else ""
             for name, member in found.items():
                 entry = member._replace(name=prefix + name)
-                stem, extension = _split(entry.name)
+                stem, extension = _split_name(entry.name)
                 if extension_of(name) in readers:
                     index.media.setdefault(stem, []).append(entry)
                 else:
@@ -164,14 +164,14 @@ class Tar(Source):
         self.tables = ("*.json",) if index.columns else ()
         return index
 
-    def _is_noted(self, stem: str) -> bool:
+    def _has_note(self, stem: str) -> bool:
         return stem in self._index.classes or stem in self._index.columns
 
     def _samples(self, stem: str) -> list[Entry]:
         """Return the samples of one name: only `a.jpg` of `a.cls`, `a.jpg` and `a.mask.png`."""
         found = self._index.media[stem]
-        bare = [e for e in found if _split(e.name)[1].count(".") == 1]
-        return bare if bare and self._is_noted(stem) else found
+        bare = [e for e in found if _split_name(e.name)[1].count(".") == 1]
+        return bare if bare and self._has_note(stem) else found
 
     def _label(self, stem: str) -> str:
         """Return the class of a sample by its `.cls` or `.json`, empty if they have none."""
@@ -189,7 +189,7 @@ class Tar(Source):
         return str(value) if isinstance(value, str | int) and value is not True else ""
 
 
-def _split(name: str) -> tuple[str, str]:
+def _split_name(name: str) -> tuple[str, str]:
     """Split `a/b.mask.PNG` into `a/b` and `.mask.png`."""
     folder, slash, base = name.rpartition("/")
     stem, dot, rest = base.partition(".")
@@ -202,7 +202,7 @@ LONGEST = 2**16
 """Largest header of a long name, in bytes."""
 
 
-class Headers(io.FileIO):
+class TarFileReader(io.FileIO):
     """Tar file for `tarfile`, which by itself reads a header of any length that the file claims."""
 
     def read(self, size: int | None = -1, /) -> bytes:
@@ -212,13 +212,13 @@ class Headers(io.FileIO):
         return super().read(size)
 
 
-def collect(shard: Path, found: dict[str, Entry]) -> str:
+def list_members(shard: Path, found: dict[str, Entry]) -> str:
     """Add the members of a shard by name, and return its fault or an empty text.
 
     The last member of a name counts. Members before a damaged part are found.
     """
     try:
-        with Headers(open_to_read(shard)) as file:
+        with TarFileReader(open_to_read(shard)) as file:
             end = os.fstat(file.fileno()).st_size
             if not end:
                 return reasons.EMPTY
@@ -249,7 +249,7 @@ def _fault(info: tarfile.TarInfo) -> str:
     return reasons.TOO_LARGE if info.size > LARGEST_FILE else ""
 
 
-def bytes_at(file: int, start: int, size: int) -> bytes:
+def read_range(file: int, start: int, size: int) -> bytes:
     """Return `size` bytes of an open file.
 
     Raises:

@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 
 from diffuse_cli.data.sources.entries import HINT, Entry, Source, extension_of, is_file, plain_name
-from diffuse_cli.media import by_extension
 from diffuse_cli.media import file_errors as reasons
+from diffuse_cli.media import media_by_extension
 from diffuse_cli.media.file_errors import LARGEST_FILE, Unusable
 from diffuse_cli.system import file_types
 from diffuse_cli.system.errors import DataError
@@ -28,7 +28,7 @@ class Zip(Source):
     @staticmethod
     def recognises(path: Path) -> bool:
         """Whether the file is a zip that is not a torch model, or one with samples."""
-        kind = file_types.kind_at(path) if is_file(path) else ""
+        kind = file_types.recognize_path(path) if is_file(path) else ""
         if kind != file_types.TORCH:
             return kind == file_types.ZIP
         try:
@@ -37,7 +37,7 @@ class Zip(Source):
         except Exception as error:  # damaged, but it starts like a torch model
             raise_if_full(error)
             return False
-        readers = by_extension()
+        readers = media_by_extension()
         return any(extension_of(name.rpartition("/")[2]) in readers for name in names)
 
     @classmethod

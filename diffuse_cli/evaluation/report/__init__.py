@@ -11,21 +11,21 @@ from typing import Any
 from diffuse_cli.config.eval_options import EvalConfig, TuneConfig
 from diffuse_cli.config.options import place_name, to_arguments
 from diffuse_cli.data.summary import plural
-from diffuse_cli.evaluation.evaluation_run import Evaluated, published
+from diffuse_cli.evaluation.evaluation_run import EvaluationResult, strip_folders
 from diffuse_cli.evaluation.image_sets import FINGERPRINTS
 from diffuse_cli.evaluation.report import sections
 from diffuse_cli.evaluation.report.sections import distributions
-from diffuse_cli.evaluation.report.templates import render, whole_page
-from diffuse_cli.evaluation.tune.candidates import Tuned
+from diffuse_cli.evaluation.report.templates import render, render_page
+from diffuse_cli.evaluation.tune.candidates import TuningResult
 
 COLOURS = {1: "grey", 3: "colour"}
 
 
 def page(
     config: EvalConfig,
-    found: Evaluated,
+    found: EvaluationResult,
     numbers: Mapping[str, Any],
-    swept: Tuned | None = None,
+    swept: TuningResult | None = None,
     asked: TuneConfig | None = None,
 ) -> str:
     """Render an evaluation as HTML. A repeated evaluation differs only in the seconds.
@@ -54,7 +54,7 @@ def page(
         "repeat": ("Repeat this", _repeat(config, found, numbers, asked)),
     }
     every = {"words": found.words, "model": found.model}
-    return whole_page(
+    return render_page(
         "page",
         f"Evaluation of {Path(config.subject).name}",
         subject=place_name(config.subject),
@@ -70,18 +70,21 @@ def page(
 
 
 def _repeat(
-    config: EvalConfig, found: Evaluated, numbers: Mapping[str, Any], asked: TuneConfig | None
+    config: EvalConfig,
+    found: EvaluationResult,
+    numbers: Mapping[str, Any],
+    asked: TuneConfig | None,
 ) -> dict[str, Any]:
     name = "tune" if asked else "eval"
     typed = [name, *to_arguments(asked or config, places=False)]
     return {
         "command": shlex.join(["diffuse", *typed]),
-        "facts": {name: _plain(value) for name, value in _facts(config, found).items()},
-        "json": json.dumps(published(numbers), indent=2),
+        "facts": {name: _format_value(value) for name, value in _facts(config, found).items()},
+        "json": json.dumps(strip_folders(numbers), indent=2),
     }
 
 
-def _facts(config: EvalConfig, found: Evaluated) -> dict[str, Any]:
+def _facts(config: EvalConfig, found: EvaluationResult) -> dict[str, Any]:
     """Return everything that the metrics depend on, by readable names."""
     many = found.words.many
     subject = {"model" if found.model else f"generated {many}": place_name(config.subject)}
@@ -102,7 +105,7 @@ def _facts(config: EvalConfig, found: Evaluated) -> dict[str, Any]:
     }
 
 
-def _plain(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if value is None:
         return "not set"
     if isinstance(value, (list, tuple)):

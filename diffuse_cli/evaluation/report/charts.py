@@ -15,9 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from diffuse_cli.evaluation.report.templates import printable
+from diffuse_cli.evaluation.report.templates import escape_unprintable
 from diffuse_cli.media import figures
-from diffuse_cli.metrics import Measured
+from diffuse_cli.metrics import Measurement
 
 WIDTH = 4.9
 """Width of a plot in inches. Its text is then readable on a phone and on a page."""
@@ -34,7 +34,7 @@ DASHES = ("-", "--", "-.", ":")
 MARKS = ("o", "s", "^", "D", "v", "P", "*", "X")
 
 
-def look(i: int) -> tuple[str, str, str]:
+def choose_style(i: int) -> tuple[str, str, str]:
     """Return the colour, dash and mark of the i-th series.
 
     The first 64 series differ, and the first eight differ in colour and in mark.
@@ -69,8 +69,8 @@ class Dot(NamedTuple):
     """Row of a dot plot, with an optional reference."""
 
     label: str
-    value: Measured
-    reference: Measured | None = None
+    value: Measurement
+    reference: Measurement | None = None
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Plot:
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         with rc_context({"svg.hashsalt": self.name}):
             self.figure.savefig(buffer, format="svg", metadata=nothing)
-        return _inlined(buffer.getvalue(), self.name, label)
+        return _inline_svg(buffer.getvalue(), self.name, label)
 
 
 MEASURED: dict[str, Any] = {"color": INKS["first"], "marker": "o", "markerfacecolor": INKS["first"]}
@@ -112,7 +112,7 @@ REFERENCE: dict[str, Any] = {"color": INKS["second"], "marker": "D", "markerface
 
 def dots(name: str, rows: Sequence[Dot], label: str, xlabel: str) -> Markup:
     """Plot a row for each value with its error bar, and a diamond at its reference."""
-    with figures.styled(_STYLE):
+    with figures.matplotlib_style(_STYLE):
         bottom = 0.5 if xlabel else 0.28
         left = min(max(1.55, 0.2 + 0.07 * max(len(row.label) for row in rows)), WIDTH / 2)
         plot = Plot(name, bottom + 0.35 + 0.3 * len(rows), left=left, bottom=bottom)
@@ -132,7 +132,7 @@ def dots(name: str, rows: Sequence[Dot], label: str, xlabel: str) -> Markup:
         return plot.svg(label)
 
 
-def _point(axes: Axes, x: Measured, y: float, style: Mapping[str, Any]) -> None:
+def _point(axes: Axes, x: Measurement, y: float, style: Mapping[str, Any]) -> None:
     axes.errorbar(
         [x.value], [y], xerr=[x.error] if 0 < x.error < math.inf else None, linestyle="",
         capsize=2.5, markersize=5.5, elinewidth=1.3, clip_on=False, zorder=3, **style,
@@ -151,13 +151,13 @@ def lines(
     mark: tuple[float, str] | None = None,
 ) -> Markup:
     """Plot series over x. `mark` is a vertical line with a label."""
-    with figures.styled(_STYLE):
+    with figures.matplotlib_style(_STYLE):
         rows = math.ceil(len(series) / COLUMNS)
         top = 0.1 + 0.18 * rows
         plot = Plot(name, 2.4 + top, top=top)
         axes = plot.axes
         for i, line in enumerate(series):
-            color, dash, point = look(i)
+            color, dash, point = choose_style(i)
             errors = None if line.band else line.errors
             if line.band and line.errors is not None:
                 _band(axes, line, INKS[color])
@@ -196,11 +196,11 @@ def outlines(
     xlabel: str,
 ) -> Markup:
     """Plot densities of several series over the same ranges of x, as outlines."""
-    with figures.styled(_STYLE):
+    with figures.matplotlib_style(_STYLE):
         plot = Plot(name, 1.95, top=0.28, left=0.3)
         axes = plot.axes
         for i, (own, heights) in enumerate(series.items()):
-            color, dash, _ = look(i)
+            color, dash, _ = choose_style(i)
             axes.stairs(
                 heights, edges, baseline=None, color=INKS[color], linestyle=dash, linewidth=1.5,
                 label=own,
@@ -218,7 +218,7 @@ def stairs(
     name: str, values: Sequence[float], edges: Sequence[float], label: str, xlabel: str, ylabel: str
 ) -> Markup:
     """Plot values over ranges of x on logarithmic axes, with gaps for values up to 0."""
-    with figures.styled(_STYLE):
+    with figures.matplotlib_style(_STYLE):
         plot = Plot(name, 2.6, top=0.15)
         heights = [v if v > 0 else math.nan for v in values]
         plot.axes.stairs(heights, edges, baseline=None, color=INKS["first"], linewidth=1.6)
@@ -241,7 +241,7 @@ def _scale(axes: Axes, log_x: bool, log_y: bool) -> None:
 # -- into the page --------------------------------------------------------------------------------
 
 
-def _inlined(svg: str, name: str, label: str) -> Markup:
+def _inline_svg(svg: str, name: str, label: str) -> Markup:
     """Turn an SVG file into an element with unique ids and the page's colours and font."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>", "", svg, flags=re.DOTALL)
@@ -257,5 +257,5 @@ def _inlined(svg: str, name: str, label: str) -> Markup:
         body = body.replace(stand_in, f"var(--{color})")
     body = re.sub(r"(font: [^;\"']*)'DejaVu Sans'[^;\"]*", r"\1system-ui, sans-serif", body)
     return Markup(
-        f'<svg {box[0]} role="img" aria-label="{escape(printable(label))}">{body.strip()}'
+        f'<svg {box[0]} role="img" aria-label="{escape(escape_unprintable(label))}">{body.strip()}'
     )

@@ -12,16 +12,16 @@ import numpy as np
 from markupsafe import Markup
 
 from diffuse_cli import metrics
-from diffuse_cli.evaluation.evaluation_run import Evaluated
-from diffuse_cli.evaluation.examples import Shown
-from diffuse_cli.evaluation.image_sets import Labelled
+from diffuse_cli.evaluation.evaluation_run import EvaluationResult
+from diffuse_cli.evaluation.examples import ReportImages
+from diffuse_cli.evaluation.image_sets import LabelledSamples
 from diffuse_cli.evaluation.report import charts
 from diffuse_cli.evaluation.report.charts import Dot, Line
-from diffuse_cli.evaluation.report.templates import Picture, row_of
-from diffuse_cli.evaluation.tune.candidates import Tried, Tuned
-from diffuse_cli.metrics import Measured, MetricNumber, Values, Words, label, measured
+from diffuse_cli.evaluation.report.templates import Picture, make_pictures
+from diffuse_cli.evaluation.tune.candidates import Trial, TuningResult
+from diffuse_cli.metrics import Measurement, MetricNumber, Values, Words, label, read_measurement
 from diffuse_cli.metrics.features import KIDS
-from diffuse_cli.system.run_reader import METRICS, finite, rows, run_of
+from diffuse_cli.system.run_reader import METRICS, finite_or_none, read_log, run_folder
 
 SAMPLE, SMALL, LARGE = 56, 48, 84
 """Approximate side of an image on the screen: among many, in a row, in a pair."""
@@ -33,10 +33,10 @@ DATA_BUDGET = 200_000
 # -- metrics --------------------------------------------------------------------------------------
 
 
-def numbers(found: Evaluated) -> dict[str, Any]:
+def numbers(found: EvaluationResult) -> dict[str, Any]:
     """Group metrics by the question that they answer, with a plot for each axis."""
     groups = []
-    for question, group in groupby(metrics.shown(found.values), lambda n: n.question):
+    for question, group in groupby(metrics.select_numbers(found.values), lambda n: n.question):
         members = list(group)
         groups.append(
             {
@@ -51,8 +51,8 @@ def numbers(found: Evaluated) -> dict[str, Any]:
 def _plots(question: str, there: Sequence[MetricNumber], values: Values) -> Iterator[Markup]:
     """Yield a dot plot for each axis with two metrics or a reference."""
     for place, axis in enumerate(dict.fromkeys(n.axis for n in there if n.axis)):
-        members = [n for n in there if n.axis == axis and n.quoted(values)]
-        rows = [Dot(n.label, measured(values, n.key), n.reference(values)) for n in members]
+        members = [n for n in there if n.axis == axis and n.can_show(values)]
+        rows = [Dot(n.label, read_measurement(values, n.key), n.reference(values)) for n in members]
         if len(rows) > 1 or any(row.reference for row in rows):
             said = "; ".join(f"{n.label} {n.text(values)}" for n in members)
             yield charts.dots(f"{question}-{place}", rows, f"Plot: {said}", axis)
@@ -61,7 +61,7 @@ def _plots(question: str, there: Sequence[MetricNumber], values: Values) -> Iter
 # -- images ---------------------------------------------------------------------------------------
 
 
-def samples(found: Evaluated, images: Shown) -> dict[str, Any]:
+def samples(found: EvaluationResult, images: ReportImages) -> dict[str, Any]:
     """Show the first images of both sides."""
     sides = []
     for title, side, count in (
@@ -74,22 +74,22 @@ def samples(found: Evaluated, images: Shown) -> dict[str, Any]:
             _alt(f"{title.lower()} {found.words.one} {k}", k, side, images.names)
             for k in range(len(kept))
         ]
-        sides.append((title, row_of(kept, words, SAMPLE), count))
+        sides.append((title, make_pictures(kept, words, SAMPLE), count))
     return {"sides": sides}
 
 
-def _alt(what: str, k: int, images: Labelled, names: Sequence[str]) -> str:
+def _alt(what: str, k: int, images: LabelledSamples, names: Sequence[str]) -> str:
     label = int(images.labels[k])
     named = f" of class {names[label]}" if 0 <= label < len(names) else ""
     return f"{what}{named}"
 
 
-def classes(found: Evaluated, images: Shown) -> dict[str, Any]:
+def classes(found: EvaluationResult, images: ReportImages) -> dict[str, Any]:
     """Show a row of images of both sides for each class, and its metrics."""
     columns = metrics.class_numbers(found.classes)
     rows = [
         [name, f"{v['generated']:,}", f"{v['real']:,}"]
-        + [n.text(v) if n.quoted(v) else "–" for n in columns]
+        + [n.text(v) if n.can_show(v) else "–" for n in columns]
         for name, v in found.classes.items()
     ]
     return {
@@ -101,7 +101,7 @@ def classes(found: Evaluated, images: Shown) -> dict[str, Any]:
 
 
 def _class_images(
-    images: Shown, what: str
+    images: ReportImages, what: str
 ) -> Iterator[tuple[str, list[tuple[str, list[Picture]]]]]:
     if not images.classes:
         return
@@ -112,11 +112,11 @@ def _class_images(
         for side, pixels in (("generated", one.generated), ("real", one.real)):
             kept = pixels[:room]
             words = [f"{side} {what} {k} of class {one.name}" for k in range(len(kept))]
-            cells.append((side, row_of(kept, words, SMALL)))
+            cells.append((side, make_pictures(kept, words, SMALL)))
         yield one.name, cells
 
 
-def answers(images: Shown) -> dict[str, Any]:
+def answers(images: ReportImages) -> dict[str, Any]:
     """Show a row for each of the first real images: its condition, samples and baselines."""
     sides = images.answers
     size = len(sides) * min(int(next(iter(sides.values()))[0].size), LARGE**2 * 3)
@@ -125,23 +125,23 @@ def answers(images: Shown) -> dict[str, Any]:
     words = [[f"{name}, of image {k}" for name in sides] for k in range(room)]
     return {
         "names": list(sides),
-        "rows": [row_of(row, said, LARGE) for row, said in zip(rows, words, strict=False)],
+        "rows": [make_pictures(row, said, LARGE) for row, said in zip(rows, words, strict=False)],
     }
 
 
-def nearest(found: Evaluated, images: Shown) -> dict[str, Any]:
+def nearest(found: EvaluationResult, images: ReportImages) -> dict[str, Any]:
     """Show the generated images nearest to training images, each next to that image."""
     pairs, one = [], found.words.one
     for twin in images.twins:
         words = (f"generated {one} {twin.pair.sample}", f"its nearest training {one}")
-        pairs.append((row_of((twin.generated, twin.training), words, LARGE), twin.pair))
+        pairs.append((make_pictures((twin.generated, twin.training), words, LARGE), twin.pair))
     return {"pairs": pairs, "remarks": [r for r in found.remarks if r.kind == "memorization"]}
 
 
 # -- curves over timesteps, training steps and settings -------------------------------------------
 
 
-def bits(found: Evaluated) -> dict[str, Any]:
+def bits(found: EvaluationResult) -> dict[str, Any]:
     """Show the terms of the variational bound by timestep."""
     terms = found.terms
     if not terms:
@@ -150,19 +150,23 @@ def bits(found: Evaluated) -> dict[str, Any]:
     values = [term["bits_per_timestep"] for term in terms]
     density = " of the density" if "nats_per_dim" in found.values else ""
     said = (
-        f"Bits per dimension{density} that each timestep costs, from {Measured(values[0])} at the "
-        f"first to {Measured(values[-1])} at the last"
+        f"Bits per dimension{density} that each timestep costs, from {Measurement(values[0])} at "
+        "the "
+        f"first to {Measurement(values[-1])} at the last"
     )
     axis = f"bits per dimension{density}, each"
     plot = charts.stairs("bits", values, edges, said, "timestep + 1", axis)
     keys = {"total": "bits_per_dim", "first": "bits_decoder", "others": "bits_middle",
             "left": "bits_prior"}  # fmt: skip
-    return {"plot": plot, **{name: measured(found.values, key) for name, key in keys.items()}}
+    return {
+        "plot": plot,
+        **{name: read_measurement(found.values, key) for name, key in keys.items()},
+    }
 
 
-def training(found: Evaluated, model: Path) -> dict[str, Any]:
+def training(found: EvaluationResult, model: Path) -> dict[str, Any]:
     """Show the curves of the model's run, if its log is next to the model file."""
-    log = run_of(model) / METRICS if found.model else None
+    log = run_folder(model) / METRICS if found.model else None
     curves = read_curves(log) if log else {}
     step = float(found.model["step"]) if curves else 0.0
     loss = {"loss": "training", "held_out_loss": f"held-out {found.words.many}"}
@@ -180,7 +184,7 @@ def training(found: Evaluated, model: Path) -> dict[str, Any]:
 
 
 def _loss(series: list[Line], step: float) -> Markup:
-    said = "; ".join(f"loss of {line.label}: last {Measured(line.y[-1])}" for line in series)
+    said = "; ".join(f"loss of {line.label}: last {Measurement(line.y[-1])}" for line in series)
     positive = all(value > 0 for line in series for value in line.y)
     return charts.lines("loss", series, f"Loss over steps: {said}", "step", "loss",
                         log_y=positive, mark=(step, "measured"))  # fmt: skip
@@ -190,29 +194,31 @@ def _kid(curve: Curve, key: str, step: float) -> Markup:
     name = label(key)
     line = Line(name, curve.steps, curve.values, curve.errors, marks=True)
     best = min(range(len(curve.values)), key=curve.values.__getitem__)
-    lowest = Measured(curve.values[best], curve.errors[best])
+    lowest = Measurement(curve.values[best], curve.errors[best])
     said = f"{name} over steps, lowest {lowest} at step {curve.steps[best]:,.0f}"
     return charts.lines("kid", [line], said, "step", name, mark=(step, "measured"))
 
 
-def sweep(swept: Tuned) -> dict[str, Any]:
+def sweep(swept: TuningResult) -> dict[str, Any]:
     """Show a row for each setting, and a plot of quality against cost."""
-    rows = [(row, measured(row.values, swept.metric)) for row in swept.rows]
+    rows = [(row, read_measurement(row.values, swept.metric)) for row in swept.rows]
     name = label(swept.metric)
     return {"swept": swept, "label": name, "rows": rows, "plot": _quality(swept, name)}
 
 
-def _quality(swept: Tuned, label: str) -> Markup:
+def _quality(swept: TuningResult, label: str) -> Markup:
     """Plot a line for each sampler, start, scale and kind of timesteps over evaluations."""
-    groups: dict[str, list[Tried]] = {}
+    groups: dict[str, list[Trial]] = {}
     for row in swept.rows:
         setting = row.setting
-        name = setting.sampler + setting.manner
+        name = setting.sampler + setting.description
         groups.setdefault(name, []).append(row)
     series = []
     for name, group in groups.items():
         group.sort(key=lambda row: row.evaluations)
-        values, errors = zip(*(measured(row.values, swept.metric) for row in group), strict=True)
+        values, errors = zip(
+            *(read_measurement(row.values, swept.metric) for row in group), strict=True
+        )
         series.append(Line(name, [row.evaluations for row in group], values, errors, marks=True))
     axis = f"network evaluations per {swept.words.one}"
     said = f"{label} of each sampler and guidance scale over {axis}"
@@ -229,7 +235,7 @@ CHANNELS = 8
 SIDES = ("real", "generated")
 
 
-def distributions(found: Evaluated) -> dict[str, Any]:
+def distributions(found: EvaluationResult) -> dict[str, Any]:
     """Plot each channel's density, and the power by frequency."""
     channels = found.details.get("marginals", [])
     spectrum = found.details.get("spectrum")
@@ -240,8 +246,8 @@ def distributions(found: Evaluated) -> dict[str, Any]:
     }
 
 
-def _measured(values: dict[str, Any], key: str) -> Measured:
-    return Measured(values[key], values[f"{key}_standard_error"])
+def _measured(values: dict[str, Any], key: str) -> Measurement:
+    return Measurement(values[key], values[f"{key}_standard_error"])
 
 
 def _channel(k: int, channel: dict[str, Any], words: Words) -> tuple[Markup, str]:
@@ -295,10 +301,10 @@ class Curve:
 def read_curves(log: Path) -> dict[str, Curve]:
     """Read the curves in `metrics.jsonl` by the names in `KEYS`. Other lines are skipped."""
     points: dict[str, list[tuple[float, float, float]]] = {key: [] for key in KEYS}
-    for row in rows(log):
+    for row in read_log(log):
         for key, given in points.items():
-            if (value := finite(row.get(key))) is not None:
-                error = finite(row.get(f"{key}_standard_error")) or 0.0
+            if (value := finite_or_none(row.get(key))) is not None:
+                error = finite_or_none(row.get(f"{key}_standard_error")) or 0.0
                 given.append((float(row["step"]), value, error))
     found = {}
     for key, given in points.items():

@@ -19,7 +19,7 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 """Content security policy: a browser loads no other page, and no script."""
 
 
-def printable(value: Any) -> Any:
+def escape_unprintable(value: Any) -> Any:
     """Escape unprintable characters of a text as `files.show` does, and keep newlines."""
     if isinstance(value, Markup):
         return value
@@ -32,7 +32,7 @@ def environment() -> Environment:
     found = Environment(
         loader=PackageLoader("diffuse_cli.evaluation.report"),
         autoescape=True,
-        finalize=printable,
+        finalize=escape_unprintable,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -46,13 +46,13 @@ def render(template: str, **names: Any) -> Markup:
     return Markup(environment().get_template(f"{template}.html").render(**names))
 
 
-def whole_page(template: str, title: str, **names: Any) -> str:
+def render_page(template: str, title: str, **names: Any) -> str:
     """Render a page of a template that extends `base.html`."""
     every = {"policy": POLICY, "version": __version__, "style": Markup(css()), **names}
     return f"{render(template, title=title, **every)}\n"
 
 
-def inside(kind: str, content: bytes) -> str:
+def to_data_url(kind: str, content: bytes) -> str:
     """Return the content of a file as a data URL."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
@@ -69,13 +69,15 @@ class Picture:
 
 def picture(pixels: figures.Pixels, alt: str, side: int) -> Picture:
     """Make a picture of pixels (C, H, W), about `side` wide, enlarged by an integer factor."""
-    shown = figures.shrunk(figures.image(pixels), side)
+    shown = figures.shrink_image(figures.to_image(pixels), side)
     zoom = max(1, round(side / max(pixels.shape[1:])))
     width, height = (n * zoom for n in shown.size)
-    return Picture(inside("image/png", figures.png(shown)), alt, width, height)
+    return Picture(to_data_url("image/png", figures.encode_png(shown)), alt, width, height)
 
 
-def row_of(pixels: Iterable[figures.Pixels], words: Iterable[str], side: int) -> list[Picture]:
+def make_pictures(
+    pixels: Iterable[figures.Pixels], words: Iterable[str], side: int
+) -> list[Picture]:
     """Make several pictures, each with its text for screen readers."""
     return [picture(p, alt, side) for p, alt in zip(pixels, words, strict=True)]
 

@@ -19,7 +19,7 @@ import torch
 from accelerate import Accelerator
 
 from diffuse_cli.config.eval_options import EvalConfig, TuneConfig
-from diffuse_cli.config.options import converted
+from diffuse_cli.config.options import convert_options
 from diffuse_cli.config.sample_options import GAUSSIAN, NOISE, DrawConfig, SamplerChoice
 from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.data.summary import plural
@@ -30,25 +30,25 @@ from diffuse_cli.evaluation.feature_cache import (
     gather_samples,
     generate_share,
 )
-from diffuse_cli.evaluation.image_sets import read_sides, with_conditions
+from diffuse_cli.evaluation.image_sets import read_sides, set_conditions
 from diffuse_cli.evaluation.tune import candidates, tradeoff_figure
 from diffuse_cli.evaluation.tune.candidates import (
     Learner,
-    Tried,
-    Tuned,
+    Trial,
+    TuningResult,
+    add_autoguidance,
     recommend,
-    with_autoguidance,
 )
 from diffuse_cli.media import figures
 from diffuse_cli.metrics import frechet, precision_recall
 from diffuse_cli.metrics.features.feature_choice import words_of
-from diffuse_cli.metrics.presentation import as_text, with_error
+from diffuse_cli.metrics.presentation import format_measurement, make_entries
 from diffuse_cli.models import model_file
-from diffuse_cli.sampling.generation import Loaded, draw
+from diffuse_cli.sampling.generation import LoadedModel, generate_batches
 from diffuse_cli.sampling.guidance_model import load_guide
-from diffuse_cli.sampling.sampling_settings import DrawSettings, resolve
+from diffuse_cli.sampling.sampling_settings import SamplingSettings, resolve_settings
 from diffuse_cli.system import files
-from diffuse_cli.system.devices import machine_or, made_with
+from diffuse_cli.system.devices import describe_environment, reuse_accelerator
 from diffuse_cli.system.events import Notice, Progress, Work
 from diffuse_cli.system.outputs import claim_option
 
@@ -58,7 +58,7 @@ LEARNED_WAYS = 2
 """The most lists of timesteps that `Learner` returns."""
 
 
-def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tuned]:
+def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[TuningResult]:
     """Measure settings of a model, and recommend one.
 
     Yields `Progress` and `Notice`. Returns the same on every process. Only the first writes files.
@@ -73,12 +73,12 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
     with (
         claim_option(config, "out", ".safetensors") as out,
         claim_option(config, "plot", ".png") as plot,
-        machine_or(accelerator, config.precision, config.device) as accelerator,
+        reuse_accelerator(accelerator, config.precision, config.device) as accelerator,
     ):
         loaded = yield from evaluation_run.load_model(config, config.weights, accelerator)
         first_scale = config.guidance[0] if config.guidance else None
         weaker = config.guide_with or config.weak_guidance or loaded.model.weak
-        drawn = converted(
+        drawn = convert_options(
             config,
             DrawConfig,
             steps=None,
@@ -86,63 +86,65 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
             weak_guidance=1.0 if weaker else None,
         )
         guide = yield from load_guide(drawn, loaded, accelerator)
-        base = resolve(drawn, loaded.model, guide=guide)
+        base = resolve_settings(drawn, loaded.model, guide=guide)
         base, process = replace(base, times=None, start=None), loaded.denoiser.process
         timesteps = process.num_timesteps
         scale, weak = base.choice.guidance, base.choice.weak_guidance
         distilled = loaded.model.distilled is not None
         first = candidates.first_settings(config, scale, timesteps, weak, distilled)
-        scales = candidates.other_scales(config, loaded.model, scale)
-        weak_scales = candidates.weak_scales(config) if base.guide else ()
+        scales = candidates.list_other_scales(config, loaded.model, scale)
+        weak_scales = candidates.list_weak_scales(config) if base.guide else ()
         few = candidates.learned_steps(config, first, process)
         if distilled:  # its guidance is in its weights, and its timesteps are fixed
             scales, few = (), []
-        starts = candidates.starts(config, loaded.model, first)
+        starts = candidates.list_start_steps(config, loaded.model, first)
         words = words_of(loaded.space)
-        more = _more(scales, weak_scales, starts, few)
+        more = _count_more_settings(scales, weak_scales, starts, few)
         yield from _report_work(config, first, more, timesteps, words.many)
-        judge = yield from evaluation_run.find_judge(config, loaded.space, accelerator)
+        judge = yield from evaluation_run.load_feature_choice(config, loaded.space, accelerator)
         sides = yield from read_sides(config, loaded)
         sides.check()
-        base = with_conditions(base, loaded, sides, config.seed)
-        team = Team.of(accelerator)
+        base = set_conditions(base, loaded, sides, config.seed)
+        team = Team.from_accelerator(accelerator)
         network = yield from evaluation_run.choose_network(config, judge, sides)
         against = yield from FeatureMeasure.of(network, sides.space, sides.real.samples, team)
         measure = _Measure(config.n, loaded, base, against)
         measure.warm_up()
         total = len(first) + sum(more.values())
-        rows: list[Tried] = []
+        rows: list[Trial] = []
 
         def tried(settings: Iterable[SamplerChoice]) -> Work[SamplerChoice]:
             """Measure settings, and return the best of all so far."""
             for setting in settings:
-                rows.append((yield from _counted(measure(setting), setting, len(rows), total)))
+                rows.append(
+                    (yield from _nest_progress(measure(setting), setting, len(rows), total))
+                )
             return recommend(rows)
 
         found = yield from tried(first)
         found = yield from tried(replace(found, guidance=scale) for scale in scales)
-        found = yield from tried(with_autoguidance(found, scale) for scale in weak_scales)
-        found = yield from tried(candidates.with_gaussian_start(found, starts))
+        found = yield from tried(add_autoguidance(found, scale) for scale in weak_scales)
+        found = yield from tried(candidates.add_gaussian_start(found, starts))
         found = replace(found, start=None)
         for n in few:
             setting = candidates.setting_to_learn(rows[: len(first)], found, n, process)
             yield from tried(
-                (yield from _counted(measure.learn(setting), setting, len(rows), total))
+                (yield from _nest_progress(measure.learn(setting), setting, len(rows), total))
             )
         yield Progress("tuning", total, total)
         found = recommend(rows)
         yield from _warn_of_low_variety(rows, found, words.many)
         described = evaluation_run.describe(base, config, loaded)
-        tuned = Tuned(
+        tuned = TuningResult(
             rows=tuple(rows),
             recommended=found,
             metric=network.kid,
             n=config.n,
             real=len(sides.real),
             part=sides.part,
-            features=network.described(),
+            features=network.describe(),
             settings={k: v for k, v in described.items() if k not in vars(base.choice)},
-            device=made_with(accelerator)["device"],
+            device=describe_environment(accelerator)["device"],
             out=out,
             plot=plot,
             words=words,
@@ -150,8 +152,8 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
         if not accelerator.is_main_process:
             return tuned
         if plot:
-            picture = tradeoff_figure.plot(tuned, files.show(Path(config.subject).name))
-            files.write_bytes(plot, figures.png(picture))
+            picture = tradeoff_figure.plot_tradeoff(tuned, files.show(Path(config.subject).name))
+            files.write_bytes(plot, figures.encode_png(picture))
         if out:
             model_file.save(out, replace(loaded.model, sampling=tuned.recommended))
         return tuned
@@ -159,7 +161,7 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
 
 def tune_and_evaluate(
     config: TuneConfig,
-) -> Work[tuple[Tuned, EvalConfig, evaluation_run.Evaluated] | None]:
+) -> Work[tuple[TuningResult, EvalConfig, evaluation_run.EvaluationResult] | None]:
     """Tune, then evaluate the recommended setting, for `--report`.
 
     Returns the settings tried, the configuration of the evaluation and its result, or None on all
@@ -168,10 +170,10 @@ def tune_and_evaluate(
     Raises:
         DiffuseError: as `tune` and `evaluate`.
     """
-    with machine_or(None, config.precision, config.device) as accelerator:
+    with reuse_accelerator(None, config.precision, config.device) as accelerator:
         tuned = yield from tune(config, accelerator)
         setting = tuned.recommended
-        chosen = converted(
+        chosen = convert_options(
             config,
             EvalConfig,
             **{k: v for k, v in vars(setting).items() if k not in ("times", "start")},
@@ -183,7 +185,7 @@ def tune_and_evaluate(
     return (tuned, chosen, found) if found else None
 
 
-def _more(
+def _count_more_settings(
     scales: Sequence[float], weak_scales: Sequence[float], starts: Sequence[int], few: Sequence[int]
 ) -> dict[str, int]:
     """Count the settings to try after the first, by description."""
@@ -220,12 +222,12 @@ def _report_work(
     )
 
 
-def _warn_of_low_variety(rows: Sequence[Tried], found: SamplerChoice, many: str) -> Work[None]:
+def _warn_of_low_variety(rows: Sequence[Trial], found: SamplerChoice, many: str) -> Work[None]:
     """Warn if samples of the recommended setting vary much less than another setting's."""
     own = next(row for row in rows if row.setting == found)
-    if (most := candidates.more_varied(rows, own)) is None:
+    if (most := candidates.find_more_varied(rows, own)) is None:
         return
-    here, there = (as_text(row.values, "recall") for row in (own, most))
+    here, there = (format_measurement(row.values, "recall") for row in (own, most))
     yield Notice(
         f"the {many} of the recommended setting vary less: recall {here}, and {there} with "
         f"{most.setting}. Look at them before you use it",
@@ -236,12 +238,12 @@ def _warn_of_low_variety(rows: Sequence[Tried], found: SamplerChoice, many: str)
 # -- measuring ------------------------------------------------------------------------------------
 
 
-class _Seen:
+class _ImageCounter:
     """Counter of the images that networks evaluate."""
 
     images = 0
 
-    def by(self, denoiser: Denoiser) -> Denoiser:
+    def count_images(self, denoiser: Denoiser) -> Denoiser:
         """Return a copy of the denoiser that counts its images."""
 
         def counted(x: torch.Tensor, t: torch.Tensor, **cond: Any) -> torch.Tensor:
@@ -258,11 +260,11 @@ class _Measure:
     """Measurement of a model's settings by n images."""
 
     n: int
-    loaded: Loaded
-    base: DrawSettings
+    loaded: LoadedModel
+    base: SamplingSettings
     against: FeatureMeasure
 
-    def settings(self, setting: SamplerChoice) -> DrawSettings:
+    def settings(self, setting: SamplerChoice) -> SamplingSettings:
         """Return the sampling settings of a choice."""
         wanted, guide = self.base.condition, self.base.guide
         if wanted is not None and setting.guidance is not None:
@@ -285,13 +287,13 @@ class _Measure:
         found = yield from learner(self.settings(setting))
         return [replace(setting, times=times) for times in self.against.team.from_first(found)]
 
-    def __call__(self, setting: SamplerChoice) -> Work[Tried]:
-        settings, seen = self.settings(setting), _Seen()
+    def __call__(self, setting: SamplerChoice) -> Work[Trial]:
+        settings, seen = self.settings(setting), _ImageCounter()
         if settings.guide is not None:
-            weaker = seen.by(settings.guide.denoiser)
+            weaker = seen.count_images(settings.guide.denoiser)
             settings = replace(settings, guide=replace(settings.guide, denoiser=weaker))
         began = time.perf_counter()
-        loaded = replace(self.loaded, denoiser=seen.by(self.loaded.denoiser))
+        loaded = replace(self.loaded, denoiser=seen.count_images(self.loaded.denoiser))
         against, team = self.against, self.against.team
         mine = yield from generate_share(settings, loaded, self.n, against.network.device, team)
         parts = team.gather((seen.images, time.perf_counter() - began))
@@ -300,10 +302,12 @@ class _Measure:
         if team.index == 0:
             values = against.kid(fake)
             if against.network.pictures:
-                values |= frechet.fit(against.real, fake).by("frechet_distance")
-                if varied := precision_recall.recall(against.real, fake):
-                    values |= with_error("recall", varied.value(), varied.error())
-        return Tried(
+                values |= frechet.estimate_frechet(against.real, fake).to_entries(
+                    "frechet_distance"
+                )
+                if varied := precision_recall.measure_recall(against.real, fake):
+                    values |= make_entries("recall", varied.value(), varied.error())
+        return Trial(
             setting,
             team.from_first(values),
             seconds=sum(seconds for _, seconds in parts) / self.n,
@@ -316,11 +320,13 @@ class _Measure:
         guide = replace(self.base.guide, scale=2.0) if self.base.guide else None
         settings = replace(self.base, sampler="ddim", steps=1, guide=guide)
         denoiser, device = self.loaded.denoiser, self.against.network.device
-        for _ in draw(denoiser, settings, batch, space=self.loaded.space, device=device):
+        for _ in generate_batches(
+            denoiser, settings, batch, space=self.loaded.space, device=device
+        ):
             pass
 
 
-def _counted(work: Work[T], setting: SamplerChoice, done: int, total: int) -> Work[T]:
+def _nest_progress(work: Work[T], setting: SamplerChoice, done: int, total: int) -> Work[T]:
     """Run the work of a setting, with its progress as a detail of the whole."""
     while True:
         try:

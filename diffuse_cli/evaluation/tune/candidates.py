@@ -13,15 +13,15 @@ import torch
 from diffuse_cli.config import eval_options
 from diffuse_cli.config.eval_options import TuneConfig
 from diffuse_cli.config.sample_options import GAUSSIAN, SAMPLER, SamplerChoice
-from diffuse_cli.core.learned_timesteps import cheapest_path, draws_noise, improved, step_costs
+from diffuse_cli.core.learned_timesteps import cheapest_path, draws_noise, improve_times, step_costs
 from diffuse_cli.core.process import Process
 from diffuse_cli.core.samplers import OF_DISTILLED, SAMPLERS
-from diffuse_cli.metrics import Measured, Words, measured
+from diffuse_cli.metrics import Measurement, Words, read_measurement
 from diffuse_cli.metrics.features import KIDS
 from diffuse_cli.models import model_file
 from diffuse_cli.sampling.conditioning import has_unconditional
-from diffuse_cli.sampling.generation import Loaded, draw
-from diffuse_cli.sampling.sampling_settings import DrawSettings
+from diffuse_cli.sampling.generation import LoadedModel, generate_batches
+from diffuse_cli.sampling.sampling_settings import SamplingSettings
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import Progress, Work
 from diffuse_cli.system.rng import image_noise
@@ -35,7 +35,7 @@ FEW_STEPS = (1, 2, 4, 8)
 
 
 @dataclass(frozen=True)
-class Tried:
+class Trial:
     """Quality and cost of a setting.
 
     Attributes:
@@ -51,7 +51,7 @@ class Tried:
 
 
 @dataclass(frozen=True)
-class Tuned:
+class TuningResult:
     """Settings that were tried, and the recommended setting.
 
     Attributes:
@@ -66,7 +66,7 @@ class Tuned:
         out, plot: the paths of the model file with the recommendation and of the plot, or None.
     """
 
-    rows: tuple[Tried, ...]
+    rows: tuple[Trial, ...]
     recommended: SamplerChoice
     metric: str
     n: int
@@ -80,13 +80,13 @@ class Tuned:
     words: Words
 
 
-def deciding(rows: Sequence[Tried]) -> str:
+def find_kid_key(rows: Sequence[Trial]) -> str:
     """Return the key of the rows' KID, which decides. Lower is better."""
     [key] = [key for key in KIDS if key in rows[0].values]
     return key
 
 
-def recommend(rows: Sequence[Tried]) -> SamplerChoice:
+def recommend(rows: Sequence[Trial]) -> SamplerChoice:
     """Return the cheapest setting whose KID is within a standard error of the best.
 
     Cost is the number of evaluations. Ties go to the lower KID, then to the earlier row. Seconds do
@@ -95,17 +95,17 @@ def recommend(rows: Sequence[Tried]) -> SamplerChoice:
     Raises:
         ValueError: no row has a KID that is a number.
     """
-    metric = deciding(rows)
+    metric = find_kid_key(rows)
     known = [row for row in rows if math.isfinite(row.values[metric])]
     if not known:
         raise ValueError(f"no setting has a {metric} that is a number")
-    best = measured(min(known, key=lambda row: row.values[metric]).values, metric)
+    best = read_measurement(min(known, key=lambda row: row.values[metric]).values, metric)
     bound = best.value + (best.error if math.isfinite(best.error) else 0.0)
     good = [row for row in known if row.values[metric] <= bound]
     return min(good, key=lambda row: (row.evaluations, row.values[metric])).setting
 
 
-def more_varied(rows: Sequence[Tried], chosen: Tried) -> Tried | None:
+def find_more_varied(rows: Sequence[Trial], chosen: Trial) -> Trial | None:
     """Return the row of the highest recall if the chosen row has clearly less than half of it.
 
     Images that are nearly alike can have a low KID.
@@ -113,9 +113,9 @@ def more_varied(rows: Sequence[Tried], chosen: Tried) -> Tried | None:
     if not all("recall" in row.values for row in rows):
         return None
     most = max(rows, key=lambda row: row.values["recall"])
-    there = measured(most.values, "recall")
-    half = Measured(there.value / 2, there.error / 2)
-    return most if half.above(measured(chosen.values, "recall")) else None
+    there = read_measurement(most.values, "recall")
+    half = Measurement(there.value / 2, there.error / 2)
+    return most if half.is_above(read_measurement(chosen.values, "recall")) else None
 
 
 # -- settings to try ------------------------------------------------------------------------------
@@ -148,7 +148,7 @@ def first_settings(
     ]
 
 
-def other_scales(
+def list_other_scales(
     config: TuneConfig, model: model_file.StoredModel, guidance: float | None
 ) -> tuple[float, ...]:
     """Return the guidance scales to try in addition to `guidance`, which compares samplers.
@@ -164,20 +164,20 @@ def other_scales(
     return tuple(s for s in dict.fromkeys(scales) if s != guidance)
 
 
-def weak_scales(config: TuneConfig) -> tuple[float, ...]:
+def list_weak_scales(config: TuneConfig) -> tuple[float, ...]:
     """Return the autoguidance scales to try, without 1, which turns it off and was tried before."""
     scales = eval_options.TUNED_WEAK if config.weak_guidance is None else config.weak_guidance
     return tuple(s for s in dict.fromkeys(scales) if s != 1)
 
 
-def with_autoguidance(setting: SamplerChoice, scale: float) -> SamplerChoice:
+def add_autoguidance(setting: SamplerChoice, scale: float) -> SamplerChoice:
     """Add autoguidance to a setting, with fewer steps for the same number of evaluations."""
     evaluations = 1 if setting.guidance in (None, 1) else 2
     steps = max(1, setting.steps * evaluations // (evaluations + 1))
     return replace(setting, steps=steps, weak_guidance=scale)
 
 
-def starts(
+def list_start_steps(
     config: TuneConfig, model: model_file.StoredModel, first: Sequence[SamplerChoice]
 ) -> list[int]:
     """Return the numbers of steps to try from a Gaussian start.
@@ -192,7 +192,7 @@ def starts(
     return sorted({setting.steps for setting in first if setting.steps <= most})
 
 
-def with_gaussian_start(found: SamplerChoice, steps: Sequence[int]) -> list[SamplerChoice]:
+def add_gaussian_start(found: SamplerChoice, steps: Sequence[int]) -> list[SamplerChoice]:
     """Return a setting from a Gaussian start, in several numbers of steps.
 
     Autoguidance takes fewer steps, for the same number of evaluations.
@@ -201,7 +201,7 @@ def with_gaussian_start(found: SamplerChoice, steps: Sequence[int]) -> list[Samp
     scale = found.weak_guidance
     if scale in (None, 1):
         return begun
-    return list(dict.fromkeys(with_autoguidance(own, scale) for own in begun))
+    return list(dict.fromkeys(add_autoguidance(own, scale) for own in begun))
 
 
 def learned_steps(
@@ -215,7 +215,7 @@ def learned_steps(
 
 
 def setting_to_learn(
-    rows: Sequence[Tried], found: SamplerChoice, n: int, process: Process
+    rows: Sequence[Trial], found: SamplerChoice, n: int, process: Process
 ) -> SamplerChoice:
     """Return the setting to learn n timesteps for, with the guidance of `found`.
 
@@ -231,7 +231,7 @@ def setting_to_learn(
     ]
     least = min(row.evaluations for row in able)
     cheap = [row for row in able if row.evaluations == least]
-    metric = deciding(rows)
+    metric = find_kid_key(rows)
     best = min(cheap, key=lambda row: _rank(row.values[metric]))
     return replace(found, sampler=best.setting.sampler, steps=n)
 
@@ -260,11 +260,11 @@ class Learner:
         first: the index of the first sample to learn from, after the measured samples.
     """
 
-    loaded: Loaded
+    loaded: LoadedModel
     first: int
     device: torch.device
 
-    def __call__(self, settings: DrawSettings) -> Work[list[tuple[float, ...]]]:
+    def __call__(self, settings: SamplingSettings) -> Work[list[tuple[float, ...]]]:
         """Learn falling timesteps for the sampler, steps and guidance of `settings`.
 
         The first result is the cheapest path. The second improves it, or the sampler's default
@@ -272,20 +272,22 @@ class Learner:
         model's images in many steps are better.
         """
         yield Progress("learning timesteps", 0, ROUNDS)
-        planned, ends = self.planned(settings)
-        times = self.nearer(settings, planned, ends)
-        rounds = improved(times, self.error(settings, ends), ROUNDS)
+        planned, ends = self.plan_times(settings)
+        times = self.choose_nearer(settings, planned, ends)
+        rounds = improve_times(times, self.error(settings, ends), ROUNDS)
         for done, better in enumerate(rounds, 1):
             times = better
             yield Progress("learning timesteps", done, ROUNDS)
         return [tuple(planned), tuple(times)] if times != planned else [tuple(planned)]
 
-    def nearer(self, settings: DrawSettings, planned: list[float], ends: Tensor) -> list[float]:
+    def choose_nearer(
+        self, settings: SamplingSettings, planned: list[float], ends: Tensor
+    ) -> list[float]:
         """Return the planned or the default timesteps, depending on which end nearer."""
-        spaced = replace(settings, times=None).times_of(self.loaded.denoiser.process)
+        spaced = replace(settings, times=None).resolve_times(self.loaded.denoiser.process)
         return min(planned, [float(t) for t in spaced], key=self.error(settings, ends))
 
-    def error(self, settings: DrawSettings, ends: Tensor) -> Callable[[Sequence[float]], float]:
+    def error(self, settings: SamplingSettings, ends: Tensor) -> Callable[[Sequence[float]], float]:
         """Return a function from timesteps to the root mean square distance from `ends`."""
 
         def missed(times: Sequence[float]) -> float:
@@ -297,7 +299,7 @@ class Learner:
 
         return missed
 
-    def planned(self, settings: DrawSettings) -> tuple[list[float], Tensor]:
+    def plan_times(self, settings: SamplingSettings) -> tuple[list[float], Tensor]:
         """Return the cheapest path through the timesteps of many steps, and their endpoints."""
         process = self.loaded.denoiser.process
         many = min(FINE, process.num_timesteps)
@@ -308,13 +310,15 @@ class Learner:
         path = cheapest_path(costs, settings.steps)
         return [float(grid[node]) for node in path[:-1]], xs[-1]
 
-    def follow(self, settings: DrawSettings) -> list[tuple[Tensor, Tensor]]:
+    def follow(self, settings: SamplingSettings) -> list[tuple[Tensor, Tensor]]:
         """Return x and the last estimate of x_0 of all samples, initially and after each step."""
         space, device = self.loaded.space, self.device
         indices = range(self.first, self.first + SAMPLES)
         noise = image_noise(settings.seed, indices, -1, space.shape, device)
         batches: dict[int, list[Tensor]] = {}
-        for drawing in draw(self.loaded.denoiser, settings, indices, space=space, device=device):
+        for drawing in generate_batches(
+            self.loaded.denoiser, settings, indices, space=space, device=device
+        ):
             both = torch.stack([drawing.state.x, drawing.state.x0])
             batches.setdefault(drawing.step, []).append(both)
         after = [torch.cat(batch, 1) for batch in batches.values()]

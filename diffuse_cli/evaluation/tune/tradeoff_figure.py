@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from diffuse_cli.config.sample_options import SamplerChoice
-from diffuse_cli.evaluation.tune.candidates import Tried, Tuned
+from diffuse_cli.evaluation.tune.candidates import Trial, TuningResult
 from diffuse_cli.media import figures
 from diffuse_cli.media.figures import FAINT, INK, Sheet
-from diffuse_cli.metrics import label, measured
-from diffuse_cli.metrics.features.feature_choice import network_of
+from diffuse_cli.metrics import label, read_measurement
+from diffuse_cli.metrics.features.feature_choice import describe_network
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,7 +26,7 @@ MARKERS = "osD^vP*X"
 PLAIN: dict[str, Any] = {"parse_math": False}
 
 
-def plot(found: Tuned, name: str) -> Image.Image:
+def plot_tradeoff(found: TuningResult, name: str) -> Image.Image:
     """Plot the KID over seconds per image, with a line for each sampler.
 
     Points are labelled with their steps and have bars of a standard error. Hollow points are
@@ -37,14 +37,14 @@ def plot(found: Tuned, name: str) -> Image.Image:
     sheet.text(LEFT, 0.4, name, 8, fontsize=12, fontweight="bold", **PLAIN)
     line = (
         f"{found.n:,} generated against {found.real:,} real {found.words.many}, "
-        f"{network_of(found.features)}. Numbers are steps, bars standard errors"
+        f"{describe_network(found.features)}. Numbers are steps, bars standard errors"
     )
     sheet.text(LEFT, 0.66, line, 8, fontsize=9, color=FAINT, **PLAIN)
     axes = sheet.axes(LEFT, TOP, WIDTH, HEIGHT)
     _scale(axes, found)
     samplers = list(dict.fromkeys(row.setting.sampler for row in found.rows))
     for i, sampler in enumerate(samplers):
-        _sampler(axes, found, sampler, i)
+        _plot_sampler(axes, found, sampler, i)
     [best] = [row for row in found.rows if row.setting == found.recommended]
     place = best.seconds, best.values[found.metric]
     ring: dict[str, Any] = {"markerfacecolor": "none", "markeredgecolor": INK}
@@ -52,11 +52,11 @@ def plot(found: Tuned, name: str) -> Image.Image:
     for axis in (axes.xaxis, axes.yaxis):
         if axis.get_scale() == "log":
             figures.number_axis(axis, "g")
-    _keys(sheet, found, samplers)
+    _plot_legend(sheet, found, samplers)
     return sheet.render()
 
 
-def _scale(axes: Axes, found: Tuned) -> None:
+def _scale(axes: Axes, found: TuningResult) -> None:
     """Set logarithmic axes, or a linear KID axis if a KID is not above 0."""
     axes.set_xscale("log")
     axes.set_xlabel(f"seconds per {found.words.one}, on {found.device}", fontsize=9)
@@ -66,11 +66,11 @@ def _scale(axes: Axes, found: Tuned) -> None:
     axes.tick_params(length=0, which="both")
 
 
-def _sampler(axes: Axes, found: Tuned, sampler: str, i: int) -> None:
+def _plot_sampler(axes: Axes, found: TuningResult, sampler: str, i: int) -> None:
     """Plot a sampler's line, and its points for learned timesteps and other guidance scales."""
     first = found.rows[0].setting
     own = [row for row in found.rows if row.setting.sampler == sampler]
-    apart = {id(row): _apart(row.setting, first) for row in own}
+    apart = {id(row): _describe_difference(row.setting, first) for row in own}
     line = [(f"{row.setting.steps}", row) for row in own if not apart[id(row)]]
     line.sort(key=lambda point: point[1].setting.steps)
     others = [(apart[id(row)], row) for row in own if apart[id(row)]]
@@ -78,7 +78,7 @@ def _sampler(axes: Axes, found: Tuned, sampler: str, i: int) -> None:
     _points(axes, others, found.metric, i, (11, -3), linestyle="", markerfacecolor="white")
 
 
-def _apart(setting: SamplerChoice, first: SamplerChoice) -> str:
+def _describe_difference(setting: SamplerChoice, first: SamplerChoice) -> str:
     """Describe learned timesteps, a Gaussian start, and scales other than the first setting's."""
     pairs = (
         (setting.guidance, first.guidance, "×"),
@@ -92,7 +92,7 @@ def _apart(setting: SamplerChoice, first: SamplerChoice) -> str:
 
 def _points(
     axes: Axes,
-    points: Sequence[tuple[str, Tried]],
+    points: Sequence[tuple[str, Trial]],
     metric: str,
     i: int,
     offset: tuple[int, int],
@@ -104,7 +104,7 @@ def _points(
     if not points:
         return
     style |= {"marker": MARKERS[i % len(MARKERS)], "markersize": 5.5, "markeredgewidth": 1.1}
-    values, errors = zip(*(measured(row.values, metric) for _, row in points), strict=True)
+    values, errors = zip(*(read_measurement(row.values, metric) for _, row in points), strict=True)
     style |= {"color": figures.color(i), "linewidth": 1.4, "elinewidth": 0.7, "zorder": 3}
     axes.errorbar([row.seconds for _, row in points], values, errors, **style)
     beside: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "fontsize": 7.5}
@@ -114,7 +114,7 @@ def _points(
         axes.annotate(text, (row.seconds, row.values[metric]), offset, **beside)
 
 
-def _keys(sheet: Sheet, found: Tuned, samplers: Sequence[str]) -> None:
+def _plot_legend(sheet: Sheet, found: TuningResult, samplers: Sequence[str]) -> None:
     """Plot the legend: samplers, other guidance scales, the recommendation."""
     style: dict[str, Any] = {"fontsize": 9, "va": "center", **PLAIN}
     marks: list[tuple[str, dict[str, Any]]] = [
@@ -129,16 +129,18 @@ def _keys(sheet: Sheet, found: Tuned, samplers: Sequence[str]) -> None:
         marks.append(("w: autoguidance", hollow))
     for row, (words, mark) in enumerate(marks):
         y = TOP + 0.1 + row * LINE
-        _key(sheet, y, markersize=6, **mark)
+        _plot_legend_mark(sheet, y, markersize=6, **mark)
         sheet.text(KEYS, y, words, 1.65, **style)
     y = TOP + 0.3 + len(marks) * LINE
-    _key(sheet, y, marker="o", color=INK, markersize=11, markerfacecolor="none", clip_on=False)
+    _plot_legend_mark(
+        sheet, y, marker="o", color=INK, markersize=11, markerfacecolor="none", clip_on=False
+    )
     sheet.text(KEYS, y, "recommended:", 1.65, fontweight="bold", **style)
     for i, words in enumerate(str(found.recommended).split(", ")):
         sheet.text(KEYS, y + (i + 1) * 0.2, words, 1.65, **style)
 
 
-def _key(sheet: Sheet, y: float, **mark: Any) -> None:
+def _plot_legend_mark(sheet: Sheet, y: float, **mark: Any) -> None:
     axes = sheet.axes(KEYS - 0.27, y - 0.1, 0.2, 0.2)
     axes.plot([0], [0], **mark)
     axes.set_axis_off()

@@ -14,12 +14,12 @@ import numpy.typing as npt
 
 from diffuse_cli.core.registry import InvalidArgument, lookup
 from diffuse_cli.core.space import MOST_CHANNELS, Space
-from diffuse_cli.media import Array, Asked, Medium, Read, content_digest, numbers_of
+from diffuse_cli.media import Array, Medium, Read, ReadSettings, content_digest, stored_dtype
 from diffuse_cli.media import file_errors as reasons
-from diffuse_cli.media.array.npy_file import array_in
-from diffuse_cli.media.array_figures import drawn
+from diffuse_cli.media.array.npy_file import read_array
+from diffuse_cli.media.array_figures import plot_channels
 from diffuse_cli.media.file_errors import Unusable
-from diffuse_cli.media.image.full_depth import floats_in, is_float
+from diffuse_cli.media.image.full_depth import is_float, read_floats
 from diffuse_cli.media.shapes import OF_ARRAYS, Lengths, Size
 
 SIDES = {1: 4096, 2: 64, 3: 32}
@@ -37,9 +37,9 @@ def crop(own: Size, wanted: Size) -> tuple[Lengths, Lengths]:
     return wanted, wanted
 
 
-def read(data: bytes, asked: Asked) -> Read:
+def read(data: bytes, asked: ReadSettings) -> Read:
     """Read an array, channels first, and cut it at its centre to the requested size."""
-    whole = floats_in(data, asked.shared) if is_float(data) else array_in(data, asked.shared)
+    whole = read_floats(data, asked.shared) if is_float(data) else read_array(data, asked.shared)
     values, layout = _channels_first(whole, asked)
     digest = content_digest(f"{values.dtype.str} {values.shape}", values)
     channels, *size = values.shape
@@ -47,14 +47,14 @@ def read(data: bytes, asked: Asked) -> Read:
         raise Unusable(reasons.MANY_CHANNELS)
     if asked.channels not in (None, channels):
         raise Unusable(reasons.CHANNELS)
-    numbers = _numbers(values, asked.numbers)
+    numbers = _convert_dtype(values, asked.numbers)
     kept = tuple(min(side, SIDES[len(size)]) for side in size)
     numbers = fit(numbers, replace(asked, size=asked.size or kept))
     mode = whole.dtype.name
     return Read(numbers, digest, mode, tuple(size[::-1]), channels, (), layout)
 
 
-def _channels_first(values: Array, asked: Asked) -> tuple[Array, str]:
+def _channels_first(values: Array, asked: ReadSettings) -> tuple[Array, str]:
     """Return the array as (C, *size), and its layout."""
     if values.ndim not in USUAL or values.size == 0:
         raise Unusable(reasons.AXES if values.size else reasons.EMPTY)
@@ -68,7 +68,7 @@ def _channels_first(values: Array, asked: Asked) -> tuple[Array, str]:
     return np.ascontiguousarray(np.moveaxis(values, layout.index("C"), 0)), layout
 
 
-def _numbers(values: Array, wanted: str | None) -> Array:
+def _convert_dtype(values: Array, wanted: str | None) -> Array:
     """Return values in the type in which they are stored: levels, or float32."""
     own = values.dtype.name if values.dtype.name in LEVELS else "float32"
     if own == "float32":
@@ -85,7 +85,7 @@ def _numbers(values: Array, wanted: str | None) -> Array:
     return values.astype(wanted)
 
 
-def fit(values: Array, asked: Asked) -> Array:
+def fit(values: Array, asked: ReadSettings) -> Array:
     """Cut the centre of (C, *size). Equal sides fit any number of dimensions."""
     assert asked.size is not None
     own, wanted = values.shape[1:], asked.size
@@ -128,7 +128,7 @@ def check(space: Space) -> None:
 
 def encode(sample: Array, space: Space) -> bytes:
     """Encode a sample as a .npy file in the layout and type of the training files."""
-    values = np.asarray(sample).astype(numbers_of(space))
+    values = np.asarray(sample).astype(stored_dtype(space))
     layout = space.layout or USUAL[space.dims + 1]
     values = np.moveaxis(values, 0, layout.index("C")) if "C" in layout else values[0]
     file = io.BytesIO()
@@ -136,22 +136,22 @@ def encode(sample: Array, space: Space) -> bytes:
     return file.getvalue()
 
 
-def look(samples: Array, space: Space) -> npt.NDArray[np.uint8]:
+def render(samples: Array, space: Space) -> npt.NDArray[np.uint8]:
     """Show channels as grey images side by side, signals as lines, and volumes as three slices.
 
     Floats are grey at their mean, and white or black three standard deviations from it.
     """
     if space.levels == 256 and samples.shape[1] == 3 and space.dims == 2:
         return samples.astype(np.uint8)
-    return drawn(_shades(samples, space))
+    return plot_channels(_shades(samples, space))
 
 
 def _shades(samples: Array, space: Space) -> npt.NDArray[np.uint8]:
     """Return samples (N, C, *size) as greys."""
     import torch
 
-    if space.ends is not None:
-        low, high = space.ends
+    if space.level_range is not None:
+        low, high = space.level_range
         scaled = (samples.astype(np.float32) - low) * np.float32(255 / (high - low))
     else:
         model = space.to_model(torch.from_numpy(np.ascontiguousarray(samples))).numpy()
@@ -170,7 +170,7 @@ MEDIUM = Medium(
     fit=fit,
     space=space,
     encode=encode,
-    look=look,
+    look=render,
     check=check,
     fits={"crop": crop},
     layouts=OF_ARRAYS,

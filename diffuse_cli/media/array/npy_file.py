@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.lib import format as npy
 
-from diffuse_cli.media import LARGE, Array, alone, failing_as
+from diffuse_cli.media import LARGE, Array, errors_as, lock_large
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.file_errors import LARGEST_FILE, Unusable
 from diffuse_cli.system.files import show
@@ -30,7 +30,7 @@ HEADERS: dict[tuple[int, int], Callable[..., tuple[Any, ...]]] = {
 """Header readers by version. Version 3.0 is for names of fields, which arrays here cannot have."""
 
 
-def array_in(data: bytes, shared: bool = False) -> Array:
+def read_array(data: bytes, shared: bool = False) -> Array:
     """Return the only array of a file, in C order and the byte order of the machine.
 
     Raises:
@@ -41,15 +41,15 @@ def array_in(data: bytes, shared: bool = False) -> Array:
         raise Unusable(reasons.EMPTY)
     if data.startswith((ZIPPED, b"PK\5\6")):
         data = _member(data, shared)
-    return _parsed(data)
+    return _parse_npy(data)
 
 
 def _member(data: bytes, shared: bool) -> bytes:
     """Return the bytes of the only array of a .npz."""
-    with failing_as(reasons.CORRUPT), zipfile.ZipFile(io.BytesIO(data)) as file:
+    with errors_as(reasons.CORRUPT), zipfile.ZipFile(io.BytesIO(data)) as file:
         members = [info for info in file.infolist() if not info.is_dir()]
         if len(members) != 1:
-            raise Unusable(reasons.MEMBERS.format(_listed(members)))
+            raise Unusable(reasons.MEMBERS.format(_format_members(members)))
         (info,) = members
         if info.flag_bits & 0x1:
             raise Unusable(reasons.ENCRYPTED)
@@ -57,12 +57,12 @@ def _member(data: bytes, shared: bool) -> bytes:
             raise Unusable(reasons.COMPRESSION)
         if info.file_size > LARGEST_FILE:
             raise Unusable(reasons.TOO_LARGE)
-        with alone(info.file_size > LARGE, shared), file.open(info) as opened:
+        with lock_large(info.file_size > LARGE, shared), file.open(info) as opened:
             # A single read would unpack more than the declared size.
             return b"".join(iter(partial(opened.read, _AT_ONCE), b""))
 
 
-def _listed(members: list[zipfile.ZipInfo]) -> str:
+def _format_members(members: list[zipfile.ZipInfo]) -> str:
     """Return the number and names of arrays, such as `2 arrays (x, y)`."""
     names = [show(info.filename.removesuffix(".npy"), _LONGEST_NAME) for info in members]
     more = ", ..." if len(names) > _NAMED else ""
@@ -70,13 +70,13 @@ def _listed(members: list[zipfile.ZipInfo]) -> str:
     return f"{len(names)} arrays{named}"
 
 
-def _parsed(data: bytes) -> Array:
+def _parse_npy(data: bytes) -> Array:
     """Return the array of a .npy. Its header is checked before anything is allocated."""
     if not data.startswith(npy.MAGIC_PREFIX):
         cut = npy.MAGIC_PREFIX.startswith(data[: len(npy.MAGIC_PREFIX)])
         raise Unusable(reasons.CORRUPT if cut else reasons.NOT_AN_ARRAY)
     file = io.BytesIO(data)
-    with failing_as(reasons.CORRUPT):
+    with errors_as(reasons.CORRUPT):
         version = npy.read_magic(file)
         if version == (3, 0):
             raise Unusable(reasons.NUMBERS)

@@ -12,10 +12,16 @@ import numpy.typing as npt
 
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.space import Space
-from diffuse_cli.media import Array, Asked, Medium, Read, content_digest
+from diffuse_cli.media import Array, Medium, Read, ReadSettings, content_digest
 from diffuse_cli.media import file_errors as reasons
-from diffuse_cli.media.array_figures import PAPER, Shades, beside, spans
-from diffuse_cli.media.audio.sound_file import RATES, check_installed, heard, measured, written
+from diffuse_cli.media.array_figures import PAPER, Shades, join_images, plot_ranges
+from diffuse_cli.media.audio.sound_file import (
+    RATES,
+    check_installed,
+    encode_wav,
+    read_sound,
+    read_sound_header,
+)
 from diffuse_cli.media.file_errors import Unusable
 from diffuse_cli.media.shapes import Lengths, Size
 
@@ -44,12 +50,12 @@ def pad(own: Size, wanted: Size) -> tuple[Lengths, Lengths]:
     return crop(own, wanted)
 
 
-def settled(asked: Asked, files: Iterable[bytes]) -> tuple[Asked, str]:
+def complete_settings(asked: ReadSettings, files: Iterable[bytes]) -> tuple[ReadSettings, str]:
     """Return `asked` with the rate and length that suit some files, and a notice of the choices."""
     chosen: list[str] = []
     found: list[tuple[int, int]] = []
     if asked.rate is None or asked.size is None:
-        found = [each for data in files if (each := measured(data))]
+        found = [each for data in files if (each := read_sound_header(data))]
     if asked.rate is None:
         rates = Counter(rate for rate, _ in found)
         usual = max(rates, key=lambda rate: (rates[rate], rate), default=USUAL_RATE)
@@ -65,9 +71,9 @@ def settled(asked: Asked, files: Iterable[bytes]) -> tuple[Asked, str]:
     return asked, f"sounds {'; '.join(chosen)}" if chosen else ""
 
 
-def read(data: bytes, asked: Asked) -> Read:
+def read(data: bytes, asked: ReadSettings) -> Read:
     """Read a sound at the requested rate: its loudest part, or all of it and silence after it."""
-    sound = heard(data, asked.shared)
+    sound = read_sound(data, asked.shared)
     samples = sound.samples
     if not np.isfinite(samples).all():
         raise Unusable(reasons.MISSING)
@@ -81,8 +87,8 @@ def read(data: bytes, asked: Asked) -> Read:
         raise Unusable(reasons.LONGER)
     samples = _channels(samples, asked.channels)
     # Only the part that is kept is resampled.
-    samples = samples[:, loudest(samples, -(-wanted * sound.rate // rate))]
-    values = fit(resampled(samples, sound.rate, rate), replace(asked, size=(wanted,)))
+    samples = samples[:, find_loudest(samples, -(-wanted * sound.rate // rate))]
+    values = fit(resample_sound(samples, sound.rate, rate), replace(asked, size=(wanted,)))
     mode = f"{sound.stored} at {sound.rate:,} Hz"
     return Read(values, digest, mode, (whole,), channels, remarks)
 
@@ -108,11 +114,11 @@ def _channels(samples: Array, wanted: int | None) -> Array:
     raise Unusable(reasons.CHANNELS)
 
 
-def fit(values: Array, asked: Asked) -> Array:
+def fit(values: Array, asked: ReadSettings) -> Array:
     """Return the loudest part of a sound, or all of it and silence after it, float32."""
     assert asked.size is not None
     (length,) = asked.size
-    kept = values[:, loudest(values, length)]
+    kept = values[:, find_loudest(values, length)]
     fitted = np.zeros((len(values), length), np.float32)
     fitted[:, : kept.shape[1]] = kept
     return fitted
@@ -142,10 +148,10 @@ def check(space: Space) -> None:
 
 def encode(sample: Array, space: Space) -> bytes:
     """Encode a sound as a 16-bit WAV at the rate of the training data."""
-    return written(sample, space.rate or USUAL_RATE)
+    return encode_wav(sample, space.rate or USUAL_RATE)
 
 
-def look(samples: Array, space: Space) -> npt.NDArray[np.uint8]:
+def render(samples: Array, space: Space) -> npt.NDArray[np.uint8]:
     """Plot the waveform of each channel over its spectrogram, as greys (N, 1, H, W)."""
     scale, rate = max(space.std, default=1.0), space.rate or USUAL_RATE
     samples = np.nan_to_num(samples / np.float32(scale)).astype(np.float32)
@@ -155,7 +161,7 @@ def look(samples: Array, space: Space) -> npt.NDArray[np.uint8]:
         for own in samples.swapaxes(0, 1)
         for part in (_waves(own, width), _shades(spectrogram(own, rate, width)))
     ]
-    return beside(panels, 1)[:, None]
+    return join_images(panels, 1)[:, None]
 
 
 # -- resampling -----------------------------------------------------------------------------------
@@ -168,7 +174,7 @@ MARGIN = 256
 """Padding of a sound for resampling, in samples at the lower rate."""
 
 
-def resampled(sound: Array, own: int, wanted: int) -> Array:
+def resample_sound(sound: Array, own: int, wanted: int) -> Array:
     """Resample a sound (C, L) from `own` to `wanted` Hz by cutting or zero-padding its spectrum.
 
     The sound is padded with silence on both sides. Frequencies fall to zero along a cosine over the
@@ -194,7 +200,7 @@ def resampled(sound: Array, own: int, wanted: int) -> Array:
     return result[:, start : start + kept].astype(np.float32)
 
 
-def loudest(sound: Array, length: int) -> slice:
+def find_loudest(sound: Array, length: int) -> slice:
     """Return the part of `length` samples with the most energy, the first of equal parts."""
     if sound.shape[1] <= length:
         return slice(0, sound.shape[1])
@@ -246,7 +252,7 @@ def _waves(samples: Array, width: int) -> Shades:
     """Plot the range of sounds (N, L) in each column, (N, WAVE, width)."""
     starts = np.arange(width) * samples.shape[1] // width
     heights = (1 - samples / TALLEST).clip(0, 2) * ((WAVE - 1) / 2)
-    return spans(heights, heights, starts, WAVE)
+    return plot_ranges(heights, heights, starts, WAVE)
 
 
 MEDIUM = Medium(
@@ -259,10 +265,10 @@ MEDIUM = Medium(
     fit=fit,
     space=space,
     encode=encode,
-    look=look,
+    look=render,
     prepare=check_installed,
     check=check,
-    settled=settled,
+    settled=complete_settings,
     fits={"crop": crop, "pad": pad},
     advice={f".{name}": _CONVERT.format(name) for name in _OTHERS.split()},
     rates=RATES,

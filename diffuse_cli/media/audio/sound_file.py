@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from diffuse_cli.media import LARGE, Array, Large, failing_as
+from diffuse_cli.media import LARGE, Array, Large, errors_as
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.file_errors import Unusable
 from diffuse_cli.system.errors import extra_package
@@ -56,7 +56,7 @@ def check_installed() -> None:
     extra_package("soundfile", "audio", "reading sounds needs soundfile")
 
 
-def heard(data: bytes, shared: bool = False) -> Sound:
+def read_sound(data: bytes, shared: bool = False) -> Sound:
     """Read a whole sound.
 
     Raises:
@@ -70,24 +70,24 @@ def heard(data: bytes, shared: bool = False) -> Sound:
     if not data.startswith(MARKS):
         cut = any(mark.startswith(data[:4]) for mark in MARKS)
         raise Unusable(reasons.CORRUPT if cut else reasons.NOT_A_SOUND)
-    with failing_as(reasons.CORRUPT), soundfile.SoundFile(io.BytesIO(data)) as file:
-        _check(file, data, shared)
-        return Sound(_unpacked(file), file.samplerate, file.subtype)
+    with errors_as(reasons.CORRUPT), soundfile.SoundFile(io.BytesIO(data)) as file:
+        _check_header(file, data, shared)
+        return Sound(_unpack_samples(file), file.samplerate, file.subtype)
 
 
-def measured(data: bytes) -> tuple[int, int] | None:
+def read_sound_header(data: bytes) -> tuple[int, int] | None:
     """Return the rate and length of a sound by its header, or None for an unusable file."""
     import soundfile
 
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
-            _check(file, data, shared=False)
+            _check_header(file, data, shared=False)
             return (file.samplerate, file.frames) if 0 < file.frames < _UNKNOWN else None
     except (Unusable, soundfile.LibsndfileError, RuntimeError, ValueError):
         return None
 
 
-def _check(file: SoundFile, data: bytes, shared: bool) -> None:
+def _check_header(file: SoundFile, data: bytes, shared: bool) -> None:
     """Refuse an unusable file by its header, before anything is unpacked."""
     if file.format not in FORMATS:
         raise Unusable(reasons.OTHER_FORMAT)
@@ -112,7 +112,7 @@ def _is_cut(data: bytes) -> bool:
     return True
 
 
-def _unpacked(file: SoundFile) -> Array:
+def _unpack_samples(file: SoundFile) -> Array:
     """Read (C, L) in blocks, because a header may promise more data than follows, or none."""
     blocks, count = [], 0
     while len(block := file.read(_AT_ONCE, dtype="float32", always_2d=True)):
@@ -127,7 +127,7 @@ def _unpacked(file: SoundFile) -> Array:
     return np.ascontiguousarray(np.concatenate(blocks).T)
 
 
-def written(samples: Array, rate: int) -> bytes:
+def encode_wav(samples: Array, rate: int) -> bytes:
     """Encode samples (C, L) as a 16-bit WAV without metadata, clipped at full scale."""
     levels = np.rint(np.asarray(samples, np.float64) * 2**15).clip(-(2**15), 2**15 - 1)
     buffer = io.BytesIO()

@@ -18,13 +18,22 @@ from xxhash import xxh3_128_digest
 
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.space import Space
-from diffuse_cli.media import Array, Asked, Medium, Read, Size, content_digest, figures, numbers_of
+from diffuse_cli.media import (
+    Array,
+    Medium,
+    Read,
+    ReadSettings,
+    Size,
+    content_digest,
+    figures,
+    stored_dtype,
+)
 from diffuse_cli.media import file_errors as reasons
-from diffuse_cli.media.array_figures import drawn
+from diffuse_cli.media.array_figures import plot_channels
 from diffuse_cli.media.file_errors import ADVICE, Unusable
 from diffuse_cli.media.image import planes
-from diffuse_cli.media.image.decoding import DecodedImage, decoded
-from diffuse_cli.media.image.full_depth import stack, tiff
+from diffuse_cli.media.image.decoding import DecodedImage, decode_image
+from diffuse_cli.media.image.full_depth import encode_tiff, read_pages
 from diffuse_cli.media.image.image_metadata import EXTENSIONS, silence_pillow
 from diffuse_cli.media.shapes import ALPHA, FITS, OF_IMAGES, PAGES
 
@@ -33,20 +42,20 @@ SIDE = 64
 MODES = {1: "L", 3: "RGB"}
 
 
-def read(data: bytes, asked: Asked) -> Read:
+def read(data: bytes, asked: ReadSettings) -> Read:
     """Read the first frame, upright, in sRGB, at the requested size.
 
     It is opaque, or composited on the background with its alpha as the last channel.
     """
     if asked.layout == PAGES:
-        values, mode = stack(data, asked.shared)
+        values, mode = read_pages(data, asked.shared)
         if asked.channels not in (None, len(values)):
             raise Unusable(reasons.CHANNELS)
         return _read_planes(values, mode, asked, len(values), PAGES)
     alpha = asked.layout is not None
     if alpha:
         asked = replace(asked, background=_background(asked.layout, asked.background))
-    found = decoded(data, asked.background, asked.shared, alpha=alpha, deep=True)
+    found = decode_image(data, asked.background, asked.shared, alpha=alpha, deep=True)
     if found.planes is None:
         return _read_opaque(found, asked)
     layout = f"{ALPHA}:{bytes(asked.background).hex()}" if alpha else None
@@ -57,7 +66,7 @@ def read(data: bytes, asked: Asked) -> Read:
 def _read_planes(
     values: Array,
     mode: str,
-    asked: Asked,
+    asked: ReadSettings,
     channels: int,
     layout: str | None,
     remarks: tuple[str, ...] = (),
@@ -65,7 +74,7 @@ def _read_planes(
     values = np.ascontiguousarray(values)
     name = content_digest(f"{mode} {values.shape}", values)
     size = values.shape[:0:-1]
-    done = fit(values, replace(asked, size=_kept(size, asked)))
+    done = fit(values, replace(asked, size=_result_size(size, asked)))
     return Read(done, name, mode, size, channels, remarks, layout)
 
 
@@ -75,14 +84,14 @@ def _background(layout: str | None, otherwise: Size = ()) -> Size:
     return tuple(bytes.fromhex(colour)) if named else otherwise
 
 
-def _kept(size: Size, asked: Asked) -> Size:
+def _result_size(size: Size, asked: ReadSettings) -> Size:
     """Return the size to which an image of a size (width, height) is fitted."""
     if asked.size is not None:
         return asked.size
     return (SIDE, SIDE) if max(size) > SIDE else size[::-1]
 
 
-def _read_opaque(found: DecodedImage, asked: Asked) -> Read:
+def _read_opaque(found: DecodedImage, asked: ReadSettings) -> Read:
     image, to_srgb = found.image, found.to_srgb
     assert image is not None
     wanted = MODES[asked.channels] if asked.channels is not None else _mode(image, asked)
@@ -92,42 +101,44 @@ def _read_opaque(found: DecodedImage, asked: Asked) -> Read:
         return part if part.mode == wanted else part.convert(wanted)
 
     done = image if to_srgb else finished(image)
-    done = planes.fit_image(done, _kept(image.size, asked), asked.fit, asked.background, finished)
+    done = planes.fit_image(
+        done, _result_size(image.size, asked), asked.fit, asked.background, finished
+    )
     values = np.asarray(done)
-    name = planes.digest(values) if done is image else planes.digest_of(image)
+    name = planes.pixel_digest(values) if done is image else planes.image_digest(image)
     if to_srgb:  # equal values are other colours under another profile
         name = xxh3_128_digest(name + found.profile)
     channels = len(image.getbands())
-    levels = planes.rescaled(planes.channels_first(values), asked.numbers or "uint8")
+    levels = planes.rescale_levels(planes.channels_first(values), asked.numbers or "uint8")
     return Read(levels, name, found.mode, image.size, channels, found.remarks)
 
 
-def _mode(image: Image.Image, asked: Asked) -> str:
+def _mode(image: Image.Image, asked: ReadSettings) -> str:
     """Return the mode of the result: grey stays grey unless it is padded in a colour."""
     coloured = asked.fit == "pad" and len(set(asked.background)) > 1
     return "L" if image.mode == "L" and not coloured else "RGB"
 
 
-def fit(values: Array, asked: Asked) -> Array:
+def fit(values: Array, asked: ReadSettings) -> Array:
     """Fit stored levels to the requested size, as `read` does."""
     assert asked.size is not None
     alpha = asked.layout is not None
     if asked.layout == PAGES:
-        below = planes.shade(asked.background, values)
-        grey = int(planes.with_channels(below, 1, False).flat[0])
+        below = planes.scale_background(asked.background, values)
+        grey = int(planes.convert_channels(below, 1, False).flat[0])
         done = planes.fit_planes(values, asked.size, asked.fit, [grey] * len(values))
     elif values.dtype == np.uint8 and not alpha:
-        picture = figures.image(values)
+        picture = figures.to_image(values)
         done = planes.to_pixels(planes.fit_image(picture, asked.size, asked.fit, asked.background))
     else:
         background = _background(asked.layout, asked.background)
-        below, plain = planes.shade(background, values), len(set(background)) == 1
+        below, plain = planes.scale_background(background, values), len(set(background)) == 1
         grey = len(values) - alpha == 1 and (plain or asked.fit != "pad")
         channels = asked.channels or (1 if grey else 3) + alpha
-        values = planes.with_channels(values, channels, alpha)
+        values = planes.convert_channels(values, channels, alpha)
         fill = [*below.flat[: channels - alpha], *[0] * alpha]
         done = planes.fit_planes(values, asked.size, asked.fit, fill)
-    return planes.rescaled(done, asked.numbers or done.dtype.name)
+    return planes.rescale_levels(done, asked.numbers or done.dtype.name)
 
 
 def space(samples: Array) -> Space:
@@ -151,31 +162,31 @@ def check(space: Space) -> None:
 
 def encode(sample: Array, space: Space) -> bytes:
     """Encode a sample as a PNG without metadata, or as a TIFF of pages."""
-    sample = sample.astype(numbers_of(space), copy=False)
+    sample = sample.astype(stored_dtype(space), copy=False)
     if space.layout == PAGES:
-        return tiff(sample)
+        return encode_tiff(sample)
     if space.layout is not None:
-        return planes.png(planes.lifted(sample, _background(space.layout)))
-    return figures.png(sample) if space.levels == 256 else planes.png(sample)
+        return planes.encode_png(planes.remove_background(sample, _background(space.layout)))
+    return figures.encode_png(sample) if space.levels == 256 else planes.encode_png(sample)
 
 
-def look(samples: Array, space: Space) -> npt.NDArray[np.uint8]:
+def render(samples: Array, space: Space) -> npt.NDArray[np.uint8]:
     """Return images in 8 bits, black and white at the limits of their levels.
 
     Transparent images are on their background, and pages are side by side. Other images show their
     first three channels or the first.
     """
-    samples = samples.astype(numbers_of(space), copy=False)
+    samples = samples.astype(stored_dtype(space), copy=False)
     if space.limits is not None:
         low, high = space.limits
         shades = (samples.clip(low, high).astype(np.float32) - low) * (255 / (high - low))
         samples = np.rint(shades).astype(np.uint8)
     if space.layout == PAGES:
-        return drawn(planes.rescaled(samples, "uint8"))
+        return plot_channels(planes.rescale_levels(samples, "uint8"))
     if space.layout is not None and samples.shape[1] in (2, 4):
         background = _background(space.layout)
-        samples = np.stack([planes.possible(sample, background)[:-1] for sample in samples])
-    samples = planes.rescaled(samples, "uint8")
+        samples = np.stack([planes.clamp_composite(sample, background)[:-1] for sample in samples])
+    samples = planes.rescale_levels(samples, "uint8")
     channels = samples.shape[1]
     return samples if channels in MODES else samples[:, : 3 if channels > 3 else 1]
 
@@ -190,7 +201,7 @@ MEDIUM = Medium(
     fit=fit,
     space=space,
     encode=encode,
-    look=look,
+    look=render,
     prepare=silence_pillow,
     check=check,
     fits=FITS,

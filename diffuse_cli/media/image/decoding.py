@@ -8,22 +8,22 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageColor
 
-from diffuse_cli.media import LARGE, alone, failing_as
+from diffuse_cli.media import LARGE, errors_as, lock_large
 from diffuse_cli.media import file_errors as reasons
-from diffuse_cli.media.file_errors import Unusable, read_needed
-from diffuse_cli.media.image.full_depth import grey_levels, is_deep, planes
+from diffuse_cli.media.file_errors import Unusable, read_required_file
+from diffuse_cli.media.image.full_depth import grey_levels, is_deep, read_planes
 from diffuse_cli.media.image.image_metadata import (
     AVIF,
     FORMATS,
     BadProfile,
     Conversion,
+    load_conversion,
     open_header,
     orientation,
     pixels_at_once,
     silence_pillow,
-    to_srgb,
 )
-from diffuse_cli.media.image.planes import Planes, Size, laid, upright
+from diffuse_cli.media.image.planes import Planes, Size, composite_planes, turn_upright
 
 _TURN = Image.Transpose
 _TURNS = {
@@ -50,7 +50,8 @@ class DecodedImage(NamedTuple):
     """Upright image.
 
     Attributes:
-        image: an opaque image, 8-bit L or RGB. With `to_srgb`, it is L, RGB or CMYK in the colours
+        image: an opaque image, 8-bit L or RGB. With `load_conversion`, it is L, RGB or CMYK in the
+        colours
             of the file's `profile`, because the conversion is much faster after shrinking.
         planes: (C, H, W) in sRGB instead of the image, for 16 bits, which Pillow does not support,
             and for images with their alpha as the last plane.
@@ -65,7 +66,7 @@ class DecodedImage(NamedTuple):
     to_srgb: Conversion | None = None
     profile: bytes = b""
 
-    def in_srgb(self) -> Image.Image:
+    def as_srgb(self) -> Image.Image:
         """Return the image as L or RGB in sRGB."""
         assert self.image is not None
         return self.to_srgb(self.image) if self.to_srgb else self.image
@@ -81,10 +82,10 @@ def decode(data: bytes, background: str = "white") -> Image.Image:
         Unusable: the file has no usable image.
     """
     silence_pillow()
-    return decoded(data, ImageColor.getrgb(background)[:3]).in_srgb()
+    return decode_image(data, ImageColor.getrgb(background)[:3]).as_srgb()
 
 
-def decoded(
+def decode_image(
     data: bytes, background: Size, shared: bool = False, *, alpha: bool = False, deep: bool = False
 ) -> DecodedImage:
     """Decode bytes on an RGB background, without converting 8-bit colours to sRGB.
@@ -104,19 +105,19 @@ def decoded(
     mode = image.mode
     if deep := deep and is_deep(image, data):
         kind = "L" if mode.startswith("I") or data[25:26] == b"\x04" else "RGB"
-        convert, remarks = _conversion(image.info.get("icc_profile", SRGB), kind)
+        convert, remarks = _find_conversion(image.info.get("icc_profile", SRGB), kind)
         deep = convert is None
     # A small AVIF can hold frames of 2**28 pixels, which are decoded and then scaled.
     large = image.format in AVIF or pixels_at_once(image) > LARGE
-    with alone(large, shared), failing_as(reasons.PIXELS):
+    with lock_large(large, shared), errors_as(reasons.PIXELS):
         if deep:
-            values = planes(image, data)
+            values = read_planes(image, data)
             mode = mode if mode.startswith("I") else _MODES[len(values)]
         else:
-            with failing_as(reasons.CORRUPT):
+            with errors_as(reasons.CORRUPT):
                 image.load()
             profile = image.info.get("icc_profile", SRGB)
-            found, convert, remarks = _normalised(image, profile, background, alpha)
+            found, convert, remarks = _normalise_image(image, profile, background, alpha)
         turn = orientation(image)
         if not (deep or alpha):
             if turn in _TURNS:
@@ -127,11 +128,15 @@ def decoded(
         if alpha and len(values) % 2:
             values = np.concatenate([values, np.full_like(values[:1], np.iinfo(values.dtype).max)])
         if len(values) % 2 == 0:
-            values = laid(values, background) if alpha else laid(values, background)[:-1]
-        return DecodedImage(None, np.ascontiguousarray(upright(values, turn)), mode, remarks)
+            values = (
+                composite_planes(values, background)
+                if alpha
+                else composite_planes(values, background)[:-1]
+            )
+        return DecodedImage(None, np.ascontiguousarray(turn_upright(values, turn)), mode, remarks)
 
 
-def _normalised(
+def _normalise_image(
     image: Image.Image, profile: Any, background: Size, alpha: bool
 ) -> tuple[Image.Image, Conversion | None, tuple[str, ...]]:
     """Return the image as opaque L, RGB or CMYK, its conversion to sRGB, and its flaws.
@@ -142,31 +147,31 @@ def _normalised(
     if simple and not alpha and "transparency" not in image.info:
         return image, None, ()
     if image.mode.startswith("I"):
-        image = _shallow(image)
+        image = _reduce_depth(image)
     elif image.mode == "F":
         raise Unusable(reasons.FLOATS)
     kind = "CMYK" if image.mode == "CMYK" else "L" if is_grey(image) else "RGB"
-    convert, remarks = _conversion(profile, kind)
+    convert, remarks = _find_conversion(profile, kind)
     if kind == "CMYK" and alpha:
         image, convert = (convert(image) if convert else image).convert("RGB"), None
     if alpha or image.has_transparency_data:
-        found = _straight(image)
+        found = _add_alpha(image)
         found = convert(found) if convert else found
         if alpha:
             return found, None, remarks
-        opaque, blank = _composited(found, kind == "L", background)
+        opaque, blank = _composite_image(found, kind == "L", background)
         return opaque, None, (*remarks, reasons.BLANK) if blank else remarks
     if kind == "CMYK" and convert is None:
         kind = "RGB"
     return image if image.mode == kind else image.convert(kind), convert, remarks
 
 
-def _conversion(profile: Any, kind: str) -> tuple[Conversion | None, tuple[str, ...]]:
+def _find_conversion(profile: Any, kind: str) -> tuple[Conversion | None, tuple[str, ...]]:
     """Return the conversion of a kind of images to sRGB, and the flaws of their profile."""
     if profile is SRGB:
         return None, ()
     try:
-        return to_srgb(profile, kind), ()
+        return load_conversion(profile, kind), ()
     except BadProfile:
         return None, (reasons.PROFILE,)
 
@@ -179,7 +184,7 @@ def is_grey(image: Image.Image) -> bool:
     return palette[::3] == palette[1::3] == palette[2::3]
 
 
-def _shallow(image: Image.Image) -> Image.Image:
+def _reduce_depth(image: Image.Image) -> Image.Image:
     """Return grey of up to 16 bits as L, or LA if one value is transparent, rounded to nearest."""
     grey = Image.fromarray(grey_levels(image, 255))
     if "transparency" not in image.info:
@@ -188,7 +193,7 @@ def _shallow(image: Image.Image) -> Image.Image:
     return Image.merge("LA", (grey, Image.fromarray(opaque.astype(np.uint8) * np.uint8(255))))
 
 
-def _composited(image: Image.Image, grey: bool, background: Size) -> tuple[Image.Image, bool]:
+def _composite_image(image: Image.Image, grey: bool, background: Size) -> tuple[Image.Image, bool]:
     """Return a transparent image on an RGB background, and whether it is invisible there.
 
     Grey on grey stays L.
@@ -200,7 +205,7 @@ def _composited(image: Image.Image, grey: bool, background: Size) -> tuple[Image
     return below, _varies(image.getchannel("A"), 0) and not _varies(below, _FAINT)
 
 
-def _straight(image: Image.Image) -> Image.Image:
+def _add_alpha(image: Image.Image) -> Image.Image:
     """Return an image as LA or RGBA."""
     mode = "LA" if is_grey(image) else "RGBA"
     if image.mode == "La":
@@ -226,6 +231,6 @@ def read_image(path: Path | str, background: str = "white") -> tuple[Image.Image
     """
     hint = f"Pass a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file"
     silence_pillow()
-    with read_needed(Path(path), "image", hint) as data:
-        found = decoded(data, ImageColor.getrgb(background)[:3])
-        return found.in_srgb(), found.remarks
+    with read_required_file(Path(path), "image", hint) as data:
+        found = decode_image(data, ImageColor.getrgb(background)[:3])
+        return found.as_srgb(), found.remarks

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from diffuse_cli.core.space import MOST_CHANNELS
-from diffuse_cli.media import LARGE, Array, alone, failing_as
+from diffuse_cli.media import LARGE, Array, errors_as, lock_large
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.file_errors import Unusable
 from diffuse_cli.media.image.image_metadata import (
@@ -24,18 +24,18 @@ from diffuse_cli.media.image.image_metadata import (
     pixels_at_once,
     silence_pillow,
 )
-from diffuse_cli.media.image.planes import SIGNATURE, TOP, Planes, rescaled, upright
+from diffuse_cli.media.image.planes import SIGNATURE, TOP, Planes, rescale_levels, turn_upright
 
 _BITS_PER_SAMPLE = 258
 _VALUES_AT_ONCE = 2**20
 
 
 def is_deep(image: Image.Image, data: bytes) -> bool:
-    """Whether `planes` reads the 16 bits of an image whose header is open."""
+    """Whether `read_planes` reads the 16 bits of an image whose header is open."""
     return image.mode.startswith("I") or (image.format == "PNG" and data[24:25] == b"\x10")
 
 
-def planes(image: Image.Image, data: bytes) -> Planes:
+def read_planes(image: Image.Image, data: bytes) -> Planes:
     """Return 16-bit levels (C, H, W), with a straight alpha last if C is 2 or 4.
 
     Values of fewer bits are scaled to 16.
@@ -45,13 +45,13 @@ def planes(image: Image.Image, data: bytes) -> Planes:
     """
     key, opaque = image.info.get("transparency"), None
     if image.mode.startswith("I"):
-        with failing_as(reasons.CORRUPT):
+        with errors_as(reasons.CORRUPT):
             image.load()
         found = grey_levels(image, 65_535)[None]
         if key is not None:
             opaque = np.asarray(image)[None] != key
     else:
-        with failing_as(reasons.CORRUPT):
+        with errors_as(reasons.CORRUPT):
             found = _png_planes(data)
         if isinstance(key, tuple) and len(key) == len(found):
             opaque = (found != np.reshape(key, (-1, 1, 1))).any(0, keepdims=True)
@@ -122,7 +122,7 @@ def _pages(image: Image.Image, shared: bool, page: Callable[[Image.Image], Plane
     if count > MOST_CHANNELS:
         raise Unusable(reasons.MANY_PAGES)
     found = []
-    with alone(count * pixels_at_once(image) > LARGE, shared), failing_as(reasons.CORRUPT):
+    with lock_large(count * pixels_at_once(image) > LARGE, shared), errors_as(reasons.CORRUPT):
         for k in range(count):
             image.seek(k)
             if pixels_at_once(image) > (Image.MAX_IMAGE_PIXELS or 2**63):
@@ -133,7 +133,7 @@ def _pages(image: Image.Image, shared: bool, page: Callable[[Image.Image], Plane
     return found
 
 
-def stack(data: bytes, shared: bool = False) -> tuple[Planes, str]:
+def read_pages(data: bytes, shared: bool = False) -> tuple[Planes, str]:
     """Return the pages of an image file as planes (C, H, W), and Pillow's mode of the first page.
 
     All planes get the levels of the page with the most bits.
@@ -147,17 +147,19 @@ def stack(data: bytes, shared: bool = False) -> tuple[Planes, str]:
 
     def levels(page: Image.Image) -> Planes:
         if page.mode.startswith("I"):
-            return planes(page, data)[:1]
+            return read_planes(page, data)[:1]
         if page.mode not in ("1", "L"):
             raise Unusable(reasons.PAGES)
         return np.asarray(page.convert("L"))[None]
 
     pages = _pages(image, shared, levels)
     most = max((page.dtype for page in pages), key=lambda own: own.itemsize)
-    return upright(np.concatenate([rescaled(page, most.name) for page in pages]), turn), mode
+    return turn_upright(
+        np.concatenate([rescale_levels(page, most.name) for page in pages]), turn
+    ), mode
 
 
-def tiff(values: Planes) -> bytes:
+def encode_tiff(values: Planes) -> bytes:
     """Encode planes as the pages of a TIFF, with lossless compression."""
     first, *rest = (Image.fromarray(np.ascontiguousarray(plane)) for plane in values)
     file = io.BytesIO()
@@ -176,7 +178,7 @@ def is_float(data: bytes) -> bool:
         return False
 
 
-def floats_in(data: bytes, shared: bool = False) -> Array:
+def read_floats(data: bytes, shared: bool = False) -> Array:
     """Return the values of a TIFF of floats, float32 (H, W), or (C, H, W) if it has several pages.
 
     Raises:

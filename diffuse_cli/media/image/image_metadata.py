@@ -27,7 +27,7 @@ from PIL import (
     features,
 )
 
-from diffuse_cli.media import failing_as
+from diffuse_cli.media import errors_as
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.file_errors import CORRUPT, NOT_AN_IMAGE, OTHER_FORMAT, Unusable
 from diffuse_cli.system.memory import raise_if_full
@@ -87,7 +87,7 @@ def open_header(data: bytes) -> Image.Image:
     """
     if not data:
         raise Unusable(reasons.EMPTY)
-    with failing_as(CORRUPT):
+    with errors_as(CORRUPT):
         try:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             if _is_bomb(image, data):
@@ -106,7 +106,7 @@ def _is_bomb(image: ImageFile.ImageFile, data: bytes) -> bool:
     return (
         pixels_at_once(image) > most
         or max(image.size) > _LONGEST
-        or (len(image.tile) > 1 and sum(_covered(t[1]) for t in image.tile) > _LAYERS * area)
+        or (len(image.tile) > 1 and sum(_count_pixels(t[1]) for t in image.tile) > _LAYERS * area)
         or bool(image.info.get("progressive") and data.count(b"\xff\xda") * area > _SCANS * most)
     )
 
@@ -127,7 +127,7 @@ def orientation(image: Image.Image) -> int:
     return 1
 
 
-def _covered(extents: tuple[int, int, int, int] | None) -> int:
+def _count_pixels(extents: tuple[int, int, int, int] | None) -> int:
     """Return the number of pixels of a strip or tile."""
     left, top, right, bottom = extents or (0, 0, 0, 0)
     return (right - left) * (bottom - top)
@@ -165,7 +165,7 @@ class BadProfile(Exception):
     """Raised for a profile that is damaged or does not fit its image."""
 
 
-def to_srgb(profile: Any, mode: str) -> Conversion | None:
+def load_conversion(profile: Any, mode: str) -> Conversion | None:
     """Return the conversion of images of `mode` (L, RGB or CMYK) with this profile to sRGB.
 
     It also converts LA and RGBA, and returns L, RGB, LA or RGBA. None if the profile is sRGB.
@@ -175,11 +175,11 @@ def to_srgb(profile: Any, mode: str) -> Conversion | None:
     """
     if not isinstance(profile, bytes) or len(profile) > LARGEST:
         raise BadProfile
-    return _conversion(profile, mode)
+    return _build_conversion(profile, mode)
 
 
 @lru_cache(KEPT)
-def _conversion(profile: bytes, mode: str) -> Conversion | None:
+def _build_conversion(profile: bytes, mode: str) -> Conversion | None:
     source = _SOURCES.get(profile[16:20], "")
     if source not in _TAKEN[mode]:
         raise BadProfile
@@ -196,9 +196,9 @@ def _conversion(profile: bytes, mode: str) -> Conversion | None:
         if mode == "L":
             ramp = Image.fromarray(np.arange(256, dtype=np.uint8)[None])
             levels = transform.apply(ramp.convert(source)).getchannel("G")
-            return _unless_near(ramp, levels, lambda image: image.point(levels.tobytes()))
+            return _wrap_conversion(ramp, levels, lambda image: image.point(levels.tobytes()))
         colours = _cube(mode)
-        return _unless_near(colours, transform.apply(colours), transform.apply)
+        return _wrap_conversion(colours, transform.apply(colours), transform.apply)
     except Exception as error:
         raise_if_full(error)
         raise BadProfile from error
@@ -227,7 +227,9 @@ def _cube(mode: str) -> Image.Image:
     return Image.fromarray(grid.reshape(27, -1, len(mode)), mode)
 
 
-def _unless_near(before: Image.Image, after: Image.Image, convert: Conversion) -> Conversion | None:
+def _wrap_conversion(
+    before: Image.Image, after: Image.Image, convert: Conversion
+) -> Conversion | None:
     """Wrap `convert` to keep an image's transparency; None if it hardly changes a colour."""
     if before.mode == after.mode:
         changes = np.asarray(before, np.int16) - np.asarray(after, np.int16)

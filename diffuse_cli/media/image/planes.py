@@ -30,7 +30,7 @@ _COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
 """Colour types of PNG, by the number of planes."""
 
 
-def upright(values: Planes, orientation: int) -> Planes:
+def turn_upright(values: Planes, orientation: int) -> Planes:
     """Turn planes upright by their EXIF orientation."""
     if orientation in (5, 6, 7, 8):
         values = values.swapaxes(1, 2)
@@ -39,7 +39,7 @@ def upright(values: Planes, orientation: int) -> Planes:
     return values[:, ::-1] if orientation in (3, 4, 7, 8) else values
 
 
-def rescaled(values: Planes, numbers: str) -> Planes:
+def rescale_levels(values: Planes, numbers: str) -> Planes:
     """Rescale levels of 8 or 16 bits to another type, rounded to nearest."""
     if values.dtype == numbers:  # looking up the type's name would take longest here
         return values
@@ -51,7 +51,7 @@ def rescaled(values: Planes, numbers: str) -> Planes:
     return ((values.astype(np.uint32) * top + own // 2) // own).astype(np.uint8)
 
 
-def with_channels(values: Planes, channels: int, alpha: bool) -> Planes:
+def convert_channels(values: Planes, channels: int, alpha: bool) -> Planes:
     """Convert planes to a number of channels: grey three times, or Pillow's luma of colour.
 
     With `alpha`, the last plane is the alpha, before and after.
@@ -70,43 +70,43 @@ def with_channels(values: Planes, channels: int, alpha: bool) -> Planes:
 # -- transparency ----------------------------------------------------------------------------------
 
 
-def shade(background: Size, values: Planes) -> Planes:
+def scale_background(background: Size, values: Planes) -> Planes:
     """Return an RGB background in the levels of planes, float64 (3, 1, 1)."""
     top = TOP[values.dtype.name]
     return np.array(background, np.float64).reshape(3, 1, 1) * (top / 255)
 
 
-def _apart(values: Planes, background: Size) -> tuple[Planes, Planes, Planes]:
+def _split_alpha(values: Planes, background: Size) -> tuple[Planes, Planes, Planes]:
     """Return the colours of planes with an alpha last, their opacity, and a background."""
     opacity = values[-1:] / TOP[values.dtype.name]
-    return values[:-1].astype(np.float64), opacity, shade(background, values)
+    return values[:-1].astype(np.float64), opacity, scale_background(background, values)
 
 
-def laid(values: Planes, background: Size) -> Planes:
+def composite_planes(values: Planes, background: Size) -> Planes:
     """Composite planes with a straight alpha last on an RGB background; grey on grey stays grey.
 
     The alpha stays the last plane.
     """
-    colours, opacity, below = _apart(values, background)
+    colours, opacity, below = _split_alpha(values, background)
     below = below[:1] if len(colours) == len(set(background)) == 1 else below
     done = np.floor(colours * opacity + below * (1 - opacity) + 0.5).astype(values.dtype)
     return np.concatenate([done, values[-1:]])
 
 
-def possible(values: Planes, background: Size) -> Planes:
-    """Move the colours of planes to the nearest colours that `laid` can produce."""
-    colours, opacity, below = _apart(values, background)
+def clamp_composite(values: Planes, background: Size) -> Planes:
+    """Move the colours of planes to the nearest colours that `composite_planes` can produce."""
+    colours, opacity, below = _split_alpha(values, background)
     least = below[: len(colours)] * (1 - opacity)
     kept = np.clip(colours, np.floor(least + 0.5), np.floor(least + values[-1:] + 0.5))
     return np.concatenate([kept.astype(values.dtype), values[-1:]])
 
 
-def lifted(values: Planes, background: Size) -> Planes:
-    """Return planes with a straight alpha, the inverse of `laid`.
+def remove_background(values: Planes, background: Size) -> Planes:
+    """Return planes with a straight alpha, the inverse of `composite_planes`.
 
     Transparent pixels get the background's colour.
     """
-    colours, opacity, below = _apart(values, background)
+    colours, opacity, below = _split_alpha(values, background)
     below = below[: len(colours)]
     straight = (colours - below * (1 - opacity)) / np.where(opacity > 0, opacity, 1)
     straight = np.where(opacity > 0, straight, below).clip(0, TOP[values.dtype.name])
@@ -117,7 +117,7 @@ def lifted(values: Planes, background: Size) -> Planes:
 # -- scaling and writing ---------------------------------------------------------------------------
 
 
-def _placed(own: Size, size: Size, fit: str) -> tuple[dict[str, Any], tuple[int, int]]:
+def _plan_resize(own: Size, size: Size, fit: str) -> tuple[dict[str, Any], tuple[int, int]]:
     """Return keywords of Pillow's `resize` for an image of `own` (width, height), and a corner.
 
     `FITS[fit]` selects the part of `size` (height, width) that the image is scaled to. The corner
@@ -140,7 +140,7 @@ def fit_planes(values: Planes, size: Size, fit: str, fill: Sequence[float]) -> P
     """Scale planes to `size` (height, width) with `FITS[fit]`, on a level `fill` for each plane."""
     if values.shape[1:] == size:
         return values
-    keywords, (x, y) = _placed(values.shape[:0:-1], size, fit)
+    keywords, (x, y) = _plan_resize(values.shape[:0:-1], size, fit)
     floats = (Image.fromarray(np.ascontiguousarray(plane, np.float32)) for plane in values)
     scaled = np.stack([np.asarray(plane.resize(**keywords)) for plane in floats])
     done: Planes = np.rint(scaled.clip(0, TOP[values.dtype.name])).astype(values.dtype)
@@ -152,7 +152,7 @@ def fit_planes(values: Planes, size: Size, fit: str, fill: Sequence[float]) -> P
     return page
 
 
-def png(values: Planes) -> bytes:
+def encode_png(values: Planes) -> bytes:
     """Encode planes, grey or RGB and alpha, of 8 or 16 bits as a PNG without metadata."""
     count, height, width = values.shape
     depth = 8 * values.dtype.itemsize
@@ -190,14 +190,14 @@ REDUCING_GAP = 5.0
 is nine times as fast, and on average within half a level of the filter over all pixels."""
 
 
-def digest(values: Pixels) -> bytes:
+def pixel_digest(values: Pixels) -> bytes:
     """Return a 16-byte hash of the mode, size and pixels, (H, W) or (H, W, 3)."""
     height, width = values.shape[:2]
     return content_digest(f"{'L' if values.ndim == 2 else 'RGB'} {width}x{height}", values)
 
 
-def digest_of(image: Image.Image) -> bytes:
-    """Return the `digest` of an L or RGB image, computed in strips to save memory."""
+def image_digest(image: Image.Image) -> bytes:
+    """Return the `pixel_digest` of an L or RGB image, computed in strips to save memory."""
     width, height = image.size
     found = xxh3_128(f"{image.mode} {width}x{height}\n".encode())
     rows = max(1, _BYTES_AT_ONCE // (width * len(image.mode)))
@@ -221,7 +221,7 @@ def fit_image(
     wanted = size[1], size[0]
     if image.size == wanted:
         return finish(image)
-    keywords, corner = _placed(image.size, size, fit)
+    keywords, corner = _plan_resize(image.size, size, fit)
     done = finish(image.resize(**keywords))
     if done.size == wanted:
         return done

@@ -56,7 +56,7 @@ class FeatureNetwork:
     resize: str = ""
     pictures: bool = True
 
-    def described(self) -> dict[str, str]:
+    def describe(self) -> dict[str, str]:
         """Return the description for published results, as JSON."""
         return {"name": self.name, "weights_sha256": self.weights, "resize": self.resize}
 
@@ -65,11 +65,11 @@ class FeatureNetwork:
         """The key of the kernel distance of its features, one of `KIDS`."""
         return KIDS[0 if self.pictures else 1]
 
-    def seen(self, space: Space, samples: Array) -> Array:
+    def prepare_input(self, space: Space, samples: Array) -> Array:
         """Return the network's input for stored samples (N, C, *size)."""
-        from diffuse_cli.media import looks
+        from diffuse_cli.media import render_samples
 
-        return looks(space, samples) if self.pictures else samples
+        return render_samples(space, samples) if self.pictures else samples
 
 
 class FeatureModule(Protocol):
@@ -103,7 +103,7 @@ FEATURES: Mapping[str, FeatureModule] = Modules(
 )
 
 
-def find(name: str) -> Work[Path]:
+def find_weights(name: str) -> Work[Path]:
     """Find a network's weights and return their path, after downloading them if necessary.
 
     Raises:
@@ -113,7 +113,7 @@ def find(name: str) -> Work[Path]:
     return (yield from lookup(FEATURES, name, "--features").PUBLISHED.find())
 
 
-def load(name: str, device: str | torch.device, file: Path) -> FeatureNetwork:
+def load_network(name: str, device: str | torch.device, file: Path) -> FeatureNetwork:
     """Load a network of `FEATURES` on `device`, float32, with the weights of `file`.
 
     Raises:
@@ -127,23 +127,24 @@ def load(name: str, device: str | torch.device, file: Path) -> FeatureNetwork:
     network = module.build(file).to(device)
 
     def forward(pixels: torch.Tensor) -> torch.Tensor:
-        with exact():
+        with use_float32():
             features: torch.Tensor = network(module.preprocess(pixels))
         return features
 
     return FeatureNetwork(name, module.DIM, module.PUBLISHED.sha256, device, forward, module.RESIZE)
 
 
-def ready(
+def prepare_network(
     name: str, device: str | torch.device, file: str | Path | None = None
 ) -> Work[FeatureNetwork]:
-    """Load a network with the weights of `file`, or by default of the file that `find` returns."""
-    found = Path(file) if file is not None else (yield from find(name))
-    return load(name, device, found)
+    """Load a network with the weights of `file`, or by default of the file that `find_weights`
+    returns."""
+    found = Path(file) if file is not None else (yield from find_weights(name))
+    return load_network(name, device, found)
 
 
 @contextlib.contextmanager
-def exact() -> Iterator[None]:
+def use_float32() -> Iterator[None]:
     """Make GPUs compute in float32 inside the block. TF32 would change features by 1e-3."""
     import torch
 
@@ -161,7 +162,7 @@ def usual_batch(network: FeatureNetwork) -> int:
     return 16 if network.device.type == "cpu" else 256
 
 
-def extract(
+def extract_features(
     network: FeatureNetwork, pixels: np.ndarray[Any, Any], *, batch_size: int | None = None
 ) -> Work[np.ndarray[Any, Any]]:
     """Compute the features of samples in their order, float32 (N, network.dim).

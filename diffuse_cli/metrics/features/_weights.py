@@ -44,7 +44,7 @@ class Weights(Protocol):
     @property
     def sha256(self) -> str: ...
     @property
-    def ways(self) -> str: ...
+    def instructions(self) -> str: ...
 
     def find(self) -> Work[Path]:
         """Return the path of the file, before its checksum is verified.
@@ -56,7 +56,7 @@ class Weights(Protocol):
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedWeights:
     """`Weights` that can be downloaded, of `size` bytes."""
 
     network: str
@@ -66,7 +66,7 @@ class Published:
     size: int
 
     @property
-    def ways(self) -> str:
+    def instructions(self) -> str:
         """The instructions for getting the file without a download."""
         return (
             f"Get {self.url} (SHA-256 {self.sha256}) and pass it with --feature-weights FILE, "
@@ -86,7 +86,8 @@ class Published:
         cache = files.cache_folder()
         if cache is None:
             raise ModelFileError(
-                f"no weights of {self.network}, and {files.CACHE} disables the cache", self.ways
+                f"no weights of {self.network}, and {files.CACHE} disables the cache",
+                self.instructions,
             )
         path = cache / "weights" / self.file
         if path.is_file():
@@ -97,7 +98,7 @@ class Published:
         return path
 
 
-def download(published: Published, path: Path) -> Work[None]:
+def download(published: PublishedWeights, path: Path) -> Work[None]:
     """Download the published file to `path`, which appears after its SHA-256 is verified.
 
     Raises:
@@ -108,8 +109,8 @@ def download(published: Published, path: Path) -> Work[None]:
     where = f"from {published.url} to {show(path)}"
     yield Notice(f"downloading the weights of {published.network} {where}")
     with outputs.hold_lock(path.with_name(f".{path.name}.lock"), "Wait for it"):
-        files.sweep(path.parent, re.escape(path.name))
-        with files.writing(path) as file:
+        files.remove_leftovers(path.parent, re.escape(path.name))
+        with files.replace_file(path) as file:
             done, hashed = 0, hashlib.sha256()
             for chunk in _receive(published):
                 done += len(chunk)
@@ -127,7 +128,7 @@ def download(published: Published, path: Path) -> Work[None]:
                 raise _download_error(published, f"its SHA-256 is {hashed.hexdigest()}")
 
 
-def _receive(published: Published) -> Iterator[bytes]:
+def _receive(published: PublishedWeights) -> Iterator[bytes]:
     """Yield the file in parts.
 
     Raises:
@@ -142,9 +143,9 @@ def _receive(published: Published) -> Iterator[bytes]:
         raise _download_error(published, _describe_error(error)) from error
 
 
-def _download_error(published: Published, reason: str) -> ModelFileError:
+def _download_error(published: PublishedWeights, reason: str) -> ModelFileError:
     message = f"cannot download the weights of {published.network}: {reason}"
-    return ModelFileError(message, published.ways)
+    return ModelFileError(message, published.instructions)
 
 
 def _describe_error(error: BaseException) -> str:
@@ -168,7 +169,7 @@ def digest(path: Path, published: Weights) -> str:
         return files.sha256(path)
     except OSError as error:
         message = f"cannot read {show(path)}: {error.strerror}"
-        raise ModelFileError(message, published.ways) from error
+        raise ModelFileError(message, published.instructions) from error
 
 
 def build_network(
@@ -188,7 +189,7 @@ def build_network(
         raise ModelFileError(
             f"{show(path)} is not the weights of {published.network}: "
             f"SHA-256 {found[:8]}…, not {published.sha256[:8]}…",
-            published.ways,
+            published.instructions,
         )
     try:
         # Files from before PyTorch 1.6 are not zip files and cannot be mapped.
@@ -198,7 +199,7 @@ def build_network(
     except (pickle.UnpicklingError, RuntimeError) as error:
         raise_if_full(error)
         message = f"{show(path)} contains objects that are not tensors"
-        raise ModelFileError(message, published.ways) from error
+        raise ModelFileError(message, published.instructions) from error
     state = {key: value for key, value in state.items() if not key.startswith(unused)}
     # The meta device does not change the caller's random generator.
     with torch.device("meta"):
@@ -208,7 +209,7 @@ def build_network(
     except RuntimeError as error:
         raise_if_full(error)
         reason = str(error).splitlines()[-1].strip()
-        raise ModelFileError(f"{show(path)}: {reason[:200]}", published.ways) from error
+        raise ModelFileError(f"{show(path)}: {reason[:200]}", published.instructions) from error
     network.eval().requires_grad_(False)
     return network
 

@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffuse_cli.metrics.features._weights import Published, build_network
+from diffuse_cli.metrics.features._weights import PublishedWeights, build_network
 
-PUBLISHED = Published(
+PUBLISHED = PublishedWeights(
     network="dinov2",
     file="dinov2_vitl14_pretrain.pth",
     url="https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth",
@@ -75,7 +75,7 @@ def perceptron(width: int) -> nn.Sequential:
     return nn.Sequential(OrderedDict(fc1=first, gelu=nn.GELU(), fc2=second))
 
 
-class Scale(nn.Module):
+class LayerScale(nn.Module):
     """Learned factor for each channel."""
 
     def __init__(self, width: int) -> None:
@@ -93,10 +93,10 @@ class DinoBlock(nn.Module):
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
         self.attn = DinoAttention(width, heads)
-        self.ls1 = Scale(width)
+        self.ls1 = LayerScale(width)
         self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
         self.mlp = perceptron(width)
-        self.ls2 = Scale(width)
+        self.ls2 = LayerScale(width)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.ls1(self.attn(self.norm1(x)))
@@ -123,7 +123,7 @@ class VisionTransformer(nn.Module):
         return found
 
 
-def resized(positions: Tensor, side: int) -> Tensor:
+def resize_positions(positions: Tensor, side: int) -> Tensor:
     """Resize embeddings (1, 1 + G^2, C) of a square grid to `side` patches per side."""
     grid = math.isqrt(positions.shape[1] - 1)
     if side == grid:
@@ -150,6 +150,6 @@ def preprocess(pixels: Tensor) -> Tensor:
 def build(file: Path, shape: Shape = LARGE) -> VisionTransformer:
     """Build the network, see `FeatureModule`."""
     network = build_network(lambda: VisionTransformer(shape), file, PUBLISHED, "mask_token")
-    positions = resized(network.pos_embed, SIZE // shape.patch)
+    positions = resize_positions(network.pos_embed, SIZE // shape.patch)
     network.pos_embed = nn.Parameter(positions, requires_grad=False)
     return network

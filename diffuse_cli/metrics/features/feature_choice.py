@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 
 from diffuse_cli.core.space import Space
-from diffuse_cli.media import MEDIA, judged
+from diffuse_cli.media import MEDIA, can_judge
 from diffuse_cli.metrics import Words
-from diffuse_cli.metrics.features import RANDOM, FeatureNetwork, exact
+from diffuse_cli.metrics.features import RANDOM, FeatureNetwork, use_float32
 from diffuse_cli.system.rng import philox
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ LARGEST = 1e3
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
-def random_network_for(space: Space, real: Array, device: torch.device) -> FeatureNetwork:
+def build_random_network(space: Space, real: Array, device: torch.device) -> FeatureNetwork:
     """Build a network from stored samples (N, C, *size) of a space to float32 features.
 
     Features are the means and root mean squares over space of every channel after each layer.
@@ -79,7 +79,7 @@ def random_network_for(space: Space, real: Array, device: torch.device) -> Featu
     def forward(x: torch.Tensor) -> torch.Tensor:
         x = torch.nan_to_num((space.to_model(x) - middle) / spread).clamp(-LARGEST, LARGEST)
         found = []
-        with exact():
+        with use_float32():
             for weight in weights:
                 x = F.relu(convolve(x, weight, stride=2, padding=KERNEL // 2))
                 flat = x.flatten(2)
@@ -100,7 +100,7 @@ def random_network_for(space: Space, real: Array, device: torch.device) -> Featu
 
 
 @dataclass(frozen=True)
-class Judge:
+class FeatureChoice:
     """Choice of the network for samples.
 
     Attributes:
@@ -111,29 +111,29 @@ class Judge:
     trained: FeatureNetwork | None
     device: torch.device
 
-    def of(self, space: Space, real: Array) -> FeatureNetwork:
+    def choose_network(self, space: Space, real: Array) -> FeatureNetwork:
         """Return the network for samples of a space.
 
         Args:
             real: stored real samples (N, C, *size), to standardise the input of random features.
         """
-        if self.trained is not None and judged(space):
+        if self.trained is not None and can_judge(space):
             return self.trained
 
-        return random_network_for(space, real, self.device)
+        return build_random_network(space, real, self.device)
 
 
-def find_judge(
+def load_choice(
     space: Space | None, device: torch.device, trained: Work[FeatureNetwork]
-) -> Work[Judge]:
+) -> Work[FeatureChoice]:
     """Load the network for samples of a space in advance, if it may be needed.
 
     Args:
         space: the space, or None if it is not known yet.
         trained: the work that loads the network for images.
     """
-    needed = space is None or judged(space)
-    return Judge((yield from trained) if needed else None, device)
+    needed = space is None or can_judge(space)
+    return FeatureChoice((yield from trained) if needed else None, device)
 
 
 # -- words ----------------------------------------------------------------------------------------
@@ -148,12 +148,12 @@ def words_of(space: Space) -> Words:
     return Words(kind.many, kind.points, *kind.low_high, channels, kind.one)
 
 
-def network_of(features: Mapping[str, str]) -> str:
+def describe_network(features: Mapping[str, str]) -> str:
     """Return words for a feature network, from `FeatureNetwork.described`."""
     name = features.get("name", "")
     return "random features" if name == RANDOM else f"features of {name}"
 
 
-def part_of(part: str, words: Words) -> str:
+def describe_part(part: str, words: Words) -> str:
     """Return words for the measured part of the real samples, `held-out` or `all`."""
     return {"held-out": f"held-out {words.many}", "all": f"all {words.many} of DATA"}[part]

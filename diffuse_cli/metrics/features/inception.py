@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import inception as blocks
 
-from diffuse_cli.metrics.features._weights import Published, build_network, fold
+from diffuse_cli.metrics.features._weights import PublishedWeights, build_network, fold
 
-PUBLISHED = Published(
+PUBLISHED = PublishedWeights(
     network="inception",
     file="pt_inception-2015-12-05-6726825d.pth",
     url="https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
@@ -32,7 +32,7 @@ SIZE = 299
 DIM = 2048
 
 
-class Fives(blocks.InceptionA):  # type: ignore[misc]
+class Block5x5(blocks.InceptionA):  # type: ignore[misc]
     """Block of 5x5 convolutions, whose average ignores the padding."""
 
     def _forward(self, x: Tensor) -> list[Tensor]:
@@ -40,21 +40,21 @@ class Fives(blocks.InceptionA):  # type: ignore[misc]
             self.branch1x1(x),
             self.branch5x5_2(self.branch5x5_1(x)),
             self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x))),
-            self.branch_pool(mean(x)),
+            self.branch_pool(average_pool(x)),
         ]
 
 
-class Sevens(blocks.InceptionC):  # type: ignore[misc]
+class Block7x7(blocks.InceptionC):  # type: ignore[misc]
     """Block of 7x7 convolutions, whose average ignores the padding."""
 
     def _forward(self, x: Tensor) -> list[Tensor]:
         once = self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x)))
         twice = self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x)))
         twice = self.branch7x7dbl_5(self.branch7x7dbl_4(twice))
-        return [self.branch1x1(x), once, twice, self.branch_pool(mean(x))]
+        return [self.branch1x1(x), once, twice, self.branch_pool(average_pool(x))]
 
 
-class Wide(blocks.InceptionE):  # type: ignore[misc]
+class CrossedBlock(blocks.InceptionE):  # type: ignore[misc]
     """Block of crossed 3x3 convolutions, whose `pool` is set after construction."""
 
     pool: Callable[[Tensor], Tensor]
@@ -70,12 +70,12 @@ class Wide(blocks.InceptionE):  # type: ignore[misc]
         ]
 
 
-def mean(x: Tensor) -> Tensor:
+def average_pool(x: Tensor) -> Tensor:
     """Return the average over 3x3 without the padding."""
     return F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
 
 
-def most(x: Tensor) -> Tensor:
+def max_pool(x: Tensor) -> Tensor:
     """Return the maximum over 3x3."""
     return F.max_pool2d(x, 3, 1, 1)
 
@@ -85,11 +85,18 @@ class Inception(blocks.Inception3):  # type: ignore[misc]
 
     def __init__(self) -> None:
         parts = [
-            *(blocks.BasicConv2d, Fives, blocks.InceptionB, Sevens, blocks.InceptionD, Wide),
+            *(
+                blocks.BasicConv2d,
+                Block5x5,
+                blocks.InceptionB,
+                Block7x7,
+                blocks.InceptionD,
+                CrossedBlock,
+            ),
             blocks.InceptionAux,
         ]
         super().__init__(aux_logits=False, init_weights=False, inception_blocks=parts)
-        self.Mixed_7b.pool, self.Mixed_7c.pool = mean, most
+        self.Mixed_7b.pool, self.Mixed_7c.pool = average_pool, max_pool
         # The features are the input of the classifier, which is removed.
         self.dropout, self.fc = nn.Identity(), nn.Identity()
 

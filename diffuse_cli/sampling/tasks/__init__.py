@@ -11,17 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffuse_cli.config.task_options import PictureConfig
-from diffuse_cli.core.kernels import laid_out
-from diffuse_cli.media import figures, looks
+from diffuse_cli.config.task_options import ImageTaskConfig
+from diffuse_cli.core.kernels import arrange_memory
+from diffuse_cli.media import figures, render_samples
 from diffuse_cli.sampling import journal
 from diffuse_cli.sampling.cascade import CascadeStage
-from diffuse_cli.sampling.generation import Loaded, load_denoiser, to_stored
+from diffuse_cli.sampling.generation import LoadedModel, load_denoiser, to_stored
 from diffuse_cli.sampling.guidance_model import load_guide
 from diffuse_cli.sampling.job import PartState, SampleFiles, SamplingJob, open_folder
 from diffuse_cli.sampling.journal import GRID_IMAGES
-from diffuse_cli.sampling.sampling_settings import DrawSettings, Guide, report_settings, resolve
-from diffuse_cli.sampling.tasks.task_inputs import check_apart, check_class
+from diffuse_cli.sampling.sampling_settings import (
+    Guide,
+    SamplingSettings,
+    report_settings,
+    resolve_settings,
+)
+from diffuse_cli.sampling.tasks.task_inputs import check_class, check_output_apart
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import Work
@@ -79,7 +84,7 @@ class TaskJob(SamplingJob):
     def __init__(
         self,
         config: Any,
-        loaded: Loaded,
+        loaded: LoadedModel,
         wanted: range,
         described: Mapping[str, Any],
         states: Callable[[range], Iterator[State]],
@@ -94,13 +99,13 @@ class TaskJob(SamplingJob):
         super().__init__(config, loaded.space, wanted, described, {"pictures": of.hexdigest()})
         self.states, self.steps, self.pictures, self.shown = states, steps, pictures, shown
 
-    def draw_part(self, part: range, accelerator: Accelerator) -> Iterator[PartState]:
+    def generate_part(self, part: range, accelerator: Accelerator) -> Iterator[PartState]:
         """Generate samples, and yield states, of which the last has them."""
         for step, state in enumerate(self.states(part), 1):
             samples = to_stored(self.space, state.x) if step == self.steps else None
             yield PartState(step, self.steps, step / self.steps, samples)
 
-    def draw_grid(self, indices: Sequence[int]) -> Image:
+    def make_grid(self, indices: Sequence[int]) -> Image:
         """Return a grid with a row for each picture and its samples, or one row of samples."""
         per = len(indices) // len(self.shown[0]) if self.shown else len(indices)
         columns = min(per, GRID_IMAGES)
@@ -108,20 +113,22 @@ class TaskJob(SamplingJob):
         for i in range(max(1, min(len(indices) // per, GRID_IMAGES // columns))):
             rows += [shown[i] for shown in self.shown]
             rows += [self.read(self.ledger.path(i * per + j)) for j in range(columns)]
-        return figures.grid(looks(self.space, np.stack(rows)), len(self.shown) + columns)
+        return figures.arrange_grid(
+            render_samples(self.space, np.stack(rows)), len(self.shown) + columns
+        )
 
 
-PlanTask = Callable[[Loaded, DrawSettings, bool], Work[TaskPlan]]
+PlanTask = Callable[[LoadedModel, SamplingSettings, bool], Work[TaskPlan]]
 """A function of a model, its settings, and whether it is conditioned on the picture."""
 
 
-def make(
-    config: PictureConfig,
+def run_task(
+    config: ImageTaskConfig,
     task: str,
     plan_task: PlanTask,
     *,
-    is_conditioned: Callable[[Loaded], bool],
-    size: Callable[[Loaded], Size | None] = lambda loaded: None,
+    is_conditioned: Callable[[LoadedModel], bool],
+    size: Callable[[LoadedModel], Size | None] = lambda loaded: None,
     differentiable: bool = False,
 ) -> Work[SampleFiles | None]:
     """Generate `config.n` samples for each picture, and write them with a grid and a manifest.
@@ -142,7 +149,7 @@ def make(
     """
     with open_task(config, config.image) as accelerator:
         options = (config.model, config.weights, accelerator, config.precision)
-        earlier = None if config.overwrite else journal.earlier(Path(config.out))
+        earlier = None if config.overwrite else journal.read_earlier(Path(config.out))
         loaded = yield from load_denoiser(*options, differentiable=differentiable, earlier=earlier)
         loaded = loaded.enlarge(config.size or size(loaded))
         guide = yield from load_guide(config, loaded, accelerator)
@@ -157,7 +164,9 @@ def make(
             own = [k % n for k in part]
 
             def noise(k: int) -> Tensor:
-                return laid_out(image_noise(settings.seed, own, k, loaded.space.shape, device))
+                return arrange_memory(
+                    image_noise(settings.seed, own, k, loaded.space.shape, device)
+                )
 
             def bind(denoise: Denoise) -> Denoise:
                 wanted = settings.condition
@@ -187,17 +196,17 @@ def open_task(config: Any, *inputs: str) -> AbstractContextManager[Accelerator]:
     """
     folder = Path(config.out)
     if rank() == 0:
-        check_apart(folder, *inputs)
-        journal.check(folder, config.overwrite)
+        check_output_apart(folder, *inputs)
+        journal.check_folder(folder, config.overwrite)
     return open_folder(config, folder)
 
 
 def _resolve(
-    config: PictureConfig, loaded: Loaded, guide: Guide | None, *, told: bool
-) -> DrawSettings:
+    config: ImageTaskConfig, loaded: LoadedModel, guide: Guide | None, *, told: bool
+) -> SamplingSettings:
     """Return sampling settings, unconditional without `--class`, `--on` and input (`told`)."""
     options = (config, loaded.model, config.classes, config.on)
-    settings = resolve(*options, guide=guide, every=False, told=told)
+    settings = resolve_settings(*options, guide=guide, every=False, told=told)
     conditions = loaded.model.blueprint.conditions
     if conditions:
         if config.guidance is not None and settings.condition is None:

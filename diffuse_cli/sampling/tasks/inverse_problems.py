@@ -14,31 +14,31 @@ from diffuse_cli.config.task_options import (
     METHOD,
     TOLD,
     InpaintConfig,
+    ObservationConfig,
     RestoreConfig,
-    RestoringConfig,
     UpscaleConfig,
 )
 from diffuse_cli.core.degradations import DEGRADATIONS, Degradation, parse
-from diffuse_cli.core.inpainting import evaluations, legs, travel
-from diffuse_cli.core.kernels import laid_out
-from diffuse_cli.core.restoration import RESTORATIONS, consistent
+from diffuse_cli.core.inpainting import count_steps, sample_with_jumps, split_path
+from diffuse_cli.core.kernels import arrange_memory
+from diffuse_cli.core.restoration import RESTORATIONS, enforce_consistency
 from diffuse_cli.core.samplers import SAMPLERS, State
-from diffuse_cli.models.blueprint import kept_in_range
-from diffuse_cli.models.image_conditioning import Giver, observed_space
-from diffuse_cli.sampling.generation import Loaded, to_stored
+from diffuse_cli.models.blueprint import clamp_denoised
+from diffuse_cli.models.image_conditioning import Conditioner, observed_space
+from diffuse_cli.sampling.generation import LoadedModel, to_stored
 from diffuse_cli.sampling.job import SampleFiles
-from diffuse_cli.sampling.sampling_settings import DrawSettings
-from diffuse_cli.sampling.tasks import TaskPlan, make
+from diffuse_cli.sampling.sampling_settings import SamplingSettings
+from diffuse_cli.sampling.tasks import TaskPlan, run_task
 from diffuse_cli.sampling.tasks.task_inputs import (
     Pictures,
     enlarge_size,
     is_conditioned,
-    read,
+    read_alpha_mask,
     read_mask,
-    read_opaque,
+    read_pictures,
     report_input,
 )
-from diffuse_cli.system.errors import UsageError, translating
+from diffuse_cli.system.errors import UsageError, translate_errors
 from diffuse_cli.system.events import Work
 from diffuse_cli.system.rng import draw_noise, philox
 
@@ -79,7 +79,7 @@ class Observation:
     def of(self, rows: Sequence[int], device: torch.device) -> tuple[Degradation, Tensor]:
         """Return the degradation of some pictures, and the degraded pictures."""
         chosen = list(rows)
-        return self.degradation.drawn(self.u[chosen].to(device)), self.y[chosen].to(device)
+        return self.degradation.draw_parts(self.u[chosen].to(device)), self.y[chosen].to(device)
 
 
 def inpaint(config: InpaintConfig) -> Work[SampleFiles | None]:
@@ -88,10 +88,10 @@ def inpaint(config: InpaintConfig) -> Work[SampleFiles | None]:
     See `tasks.make`.
     """
 
-    def observe(loaded: Loaded) -> Work[Observation]:
+    def observe(loaded: LoadedModel) -> Work[Observation]:
         if config.mask is None:  # refuse a folder before it is read
-            known = read_opaque(config.image, loaded, config.fit)
-        found = yield from read(config.image, loaded, config.fit, loaded.space.shape)
+            known = read_alpha_mask(config.image, loaded, config.fit)
+        found = yield from read_pictures(config.image, loaded, config.fit, loaded.space.shape)
         if config.mask is not None:
             known = read_mask(config.mask, loaded, config.fit, found.sizes)
         yield from found.notices
@@ -113,12 +113,12 @@ def restore(config: RestoreConfig) -> Work[SampleFiles | None]:
     """Generate originals of each degraded picture (see `tasks.make`)."""
     made = parse(config.degradation)
 
-    def observe(loaded: Loaded) -> Work[Observation]:
+    def observe(loaded: LoadedModel) -> Work[Observation]:
         if not config.degrade:
             return (yield from _read_observation(config, loaded, made, "--degradation"))
-        with translating():
-            made.fitted(loaded.space.shape)
-        found = yield from read(config.image, loaded, config.fit, loaded.space.shape)
+        with translate_errors():
+            made.fit_shape(loaded.space.shape)
+        found = yield from read_pictures(config.image, loaded, config.fit, loaded.space.shape)
         yield from found.notices
         return _degrade(config, loaded, found, made)
 
@@ -126,29 +126,33 @@ def restore(config: RestoreConfig) -> Work[SampleFiles | None]:
 
 
 def _read_observation(
-    config: RestoringConfig, loaded: Loaded, degradation: Degradation, flag: str
+    config: ObservationConfig, loaded: LoadedModel, degradation: Degradation, flag: str
 ) -> Work[Observation]:
     """Read degraded pictures."""
-    with translating(lambda _: flag):
-        fitted = degradation.fitted(loaded.space.shape)
+    with translate_errors(lambda _: flag):
+        fitted = degradation.fit_shape(loaded.space.shape)
         space = observed_space(loaded.space, fitted)
-    found = yield from read(config.image, loaded, config.fit, space.shape)
+    found = yield from read_pictures(config.image, loaded, config.fit, space.shape)
     yield from found.notices
     y = space.to_model(torch.from_numpy(np.array(found.values)))
     u = _draw_uniforms(config.seed, fitted, len(y))
     # The unknown part is shown grey. Samples do not depend on the file's values there.
-    drawn = fitted.drawn(u)
+    drawn = fitted.draw_parts(u)
     return Observation(found.names, fitted, u, drawn.apply(drawn.pinv(y)), [found.values])
 
 
 def _degrade(
-    config: RestoringConfig, loaded: Loaded, whole: Pictures, made: Degradation, *masks: Array
+    config: ObservationConfig,
+    loaded: LoadedModel,
+    whole: Pictures,
+    made: Degradation,
+    *masks: Array,
 ) -> Observation:
     """Degrade original pictures."""
-    fitted, values = made.fitted(loaded.space.shape), whole.values
+    fitted, values = made.fit_shape(loaded.space.shape), whole.values
     x0 = loaded.space.to_model(torch.from_numpy(np.array(values)))
     u = _draw_uniforms(config.seed, fitted, len(x0))
-    y = fitted.drawn(u).apply(x0)
+    y = fitted.draw_parts(u).apply(x0)
     if fitted.sigma:
         rows = [draw_noise(config.seed, "observed", i, shape=y.shape[1:]) for i in range(len(y))]
         y = y + fitted.sigma * torch.stack(rows)
@@ -162,28 +166,33 @@ def _draw_uniforms(seed: int, degradation: Degradation, count: int) -> Tensor:
 
 
 def _restore(
-    config: RestoringConfig,
+    config: ObservationConfig,
     task: str,
     wanted: Degradation,
     flag: str,
-    observe: Callable[[Loaded], Work[Observation]],
-    size: Callable[[Loaded], Size | None] = lambda loaded: None,
+    observe: Callable[[LoadedModel], Work[Observation]],
+    size: Callable[[LoadedModel], Size | None] = lambda loaded: None,
 ) -> Work[SampleFiles | None]:
-    def plan_task(loaded: Loaded, settings: DrawSettings, told: bool) -> Work[TaskPlan]:
-        method, giver = _choose_method(config, flag, told), Giver.of(loaded.model.blueprint)
+    def plan_task(loaded: LoadedModel, settings: SamplingSettings, told: bool) -> Work[TaskPlan]:
+        method, giver = (
+            _choose_method(config, flag, told),
+            Conditioner.from_blueprint(loaded.model.blueprint),
+        )
         seen = yield from observe(loaded)
         yield from report_input(loaded, told)
-        times = settings.times_of(loaded.denoiser.process)
-        path = legs(times, max(1, round(len(times) / JUMPS)), config.jumps)
-        steps = evaluations(path)
-        in_range = partial(kept_in_range, denoiser=loaded.denoiser, percentile=settings.threshold)
+        times = settings.resolve_times(loaded.denoiser.process)
+        path = split_path(times, max(1, round(len(times) / JUMPS)), config.jumps)
+        steps = count_steps(path)
+        in_range = partial(clamp_denoised, denoiser=loaded.denoiser, percentile=settings.threshold)
 
         def states(rows: Sequence[int], bind: Bind, noise: Noise) -> Iterator[State]:
             start, process = noise(-1), loaded.denoiser.process
             degradation, y = seen.of(rows, start.device)
-            guided = bind(settings.guided(loaded.denoiser))
+            guided = bind(settings.add_guidance(loaded.denoiser))
             if told and giver:
-                guided = partial(guided, given=laid_out(giver.observed(y, degradation)))
+                guided = partial(
+                    guided, given=arrange_memory(giver.encode_observations(y, degradation))
+                )
             if method == TOLD:
                 denoise = in_range(guided)
             elif (fit := RESTORATIONS[method]).differentiates:  # clamping has no gradient
@@ -191,10 +200,14 @@ def _restore(
             else:
                 denoise = fit(in_range(guided), process, degradation, y)
             sample = partial(SAMPLERS[settings.sampler], denoise, process, **settings.options)
-            for step, state in enumerate(travel(sample, process, start, path, noise=noise), 1):
+            for step, state in enumerate(
+                sample_with_jumps(sample, process, start, path, noise=noise), 1
+            ):
                 if step == steps and not degradation.sigma:
                     bounded = loaded.space.levels is not None
-                    state = replace(state, x=consistent(state.x, degradation, y, bounded=bounded))
+                    state = replace(
+                        state, x=enforce_consistency(state.x, degradation, y, bounded=bounded)
+                    )
                 yield state
 
         text, shown = seen.degradation.text, _show_pictures(seen, loaded)
@@ -206,13 +219,13 @@ def _restore(
     differs = chosen is not None and chosen.differentiates
     told = partial(is_conditioned, degradation=wanted, flag=flag)
     return (
-        yield from make(
+        yield from run_task(
             config, task, plan_task, is_conditioned=told, size=size, differentiable=differs
         )
     )
 
 
-def _choose_method(config: RestoringConfig, flag: str, told: bool) -> str:
+def _choose_method(config: ObservationConfig, flag: str, told: bool) -> str:
     """Return the method that makes samples fit.
 
     Raises:
@@ -226,9 +239,9 @@ def _choose_method(config: RestoringConfig, flag: str, told: bool) -> str:
     return config.method or (TOLD if told else METHOD)
 
 
-def _show_pictures(seen: Observation, loaded: Loaded) -> list[Array]:
+def _show_pictures(seen: Observation, loaded: LoadedModel) -> list[Array]:
     """Return the original pictures, if they are known, and the degraded pictures, as stored."""
-    drawn = seen.degradation.drawn(seen.u)
+    drawn = seen.degradation.draw_parts(seen.u)
     same = seen.y.shape[1:] == loaded.space.shape
     left = to_stored(loaded.space, seen.y if same else drawn.pinv(seen.y))
     return [left] if seen.whole is None else [seen.whole, left]

@@ -13,13 +13,21 @@ from diffuse_cli.core.conditions import PAIRS
 from diffuse_cli.core.degradations import Degradation
 from diffuse_cli.core.settings import dimensions
 from diffuse_cli.data import is_images, read_images
-from diffuse_cli.data.summary import fitting, skip_lines, span
-from diffuse_cli.media import ALPHA, MEDIA, Asked, check_fit, like, like_mask, named
-from diffuse_cli.media.file_errors import read_needed
-from diffuse_cli.models.image_conditioning import Giver
-from diffuse_cli.sampling.generation import Loaded
+from diffuse_cli.data.summary import describe_fit, format_sizes, skip_lines
+from diffuse_cli.media import (
+    ALPHA,
+    MEDIA,
+    ReadSettings,
+    check_fit,
+    layout_name,
+    mask_settings_for,
+    settings_for,
+)
+from diffuse_cli.media.file_errors import read_required_file
+from diffuse_cli.models.image_conditioning import Conditioner
+from diffuse_cli.sampling.generation import LoadedModel
 from diffuse_cli.system import files
-from diffuse_cli.system.errors import DataError, UsageError, translating
+from diffuse_cli.system.errors import DataError, UsageError, translate_errors
 from diffuse_cli.system.events import Notice, Work
 
 if TYPE_CHECKING:
@@ -54,7 +62,9 @@ class Pictures:
     notices: tuple[Notice, ...]
 
 
-def read(path: str, loaded: Loaded, fit: str | None, shape: Sequence[int]) -> Work[Pictures]:
+def read_pictures(
+    path: str, loaded: LoadedModel, fit: str | None, shape: Sequence[int]
+) -> Work[Pictures]:
     """Read the pictures of a file, a folder or a zip file, fitted to a shape (C, *size).
 
     Args:
@@ -65,11 +75,11 @@ def read(path: str, loaded: Loaded, fit: str | None, shape: Sequence[int]) -> Wo
         UsageError: the medium does not support the fit.
     """
     medium, fit = loaded.space.medium, fit or loaded.fit
-    with translating():
+    with translate_errors():
         check_fit(medium, fit)
     MEDIA[medium].prepare()
     channels, *size = shape
-    own = {**like(loaded.space), "size": tuple(size), "channels": channels}
+    own = {**settings_for(loaded.space), "size": tuple(size), "channels": channels}
     if is_images(Path(path), single=True):
         found = yield from read_images(
             path, **own, background=loaded.background, fit=fit, medium=medium
@@ -77,20 +87,23 @@ def read(path: str, loaded: Loaded, fit: str | None, shape: Sequence[int]) -> Wo
         lines = list(skip_lines(found.summary.skipped))
         names, values, sizes = found.names, found.stored, frozenset(found.summary.sizes)
     else:
-        asked = Asked(**own, background=rgb(loaded.background), fit=fit)
-        one = read_one(path, medium, asked)
+        asked = ReadSettings(**own, background=rgb(loaded.background), fit=fit)
+        one = read_picture(path, medium, asked)
         lines = [f"{files.show(path)}: {line}" for line in one.remarks]
         names, values, sizes = (Path(path).name,), one.values[None], frozenset([one.size])
     notices = [Notice(line, warning=True) for line in lines]
     if sizes != {tuple(size[::-1])}:
-        were, changed = span(dict.fromkeys(sizes, 1)), fitting(sizes, tuple(size), fit, medium)
-        kept = _larger(sizes, loaded, size)
+        were, changed = (
+            format_sizes(dict.fromkeys(sizes, 1)),
+            describe_fit(sizes, tuple(size), fit, medium),
+        )
+        kept = _suggest_size(sizes, loaded, size)
         done = MEDIA[medium].fitted
         notices.append(Notice(f"{were}: {done} to {dimensions(size)}{changed}{kept}"))
     return Pictures(names, values, sizes, tuple(notices))
 
 
-def _larger(sizes: frozenset[Size], loaded: Loaded, size: Sequence[int]) -> str:
+def _suggest_size(sizes: frozenset[Size], loaded: LoadedModel, size: Sequence[int]) -> str:
     """Return a hint for keeping the size of pictures that are larger than the model's samples."""
     if len(sizes) > 1 or tuple(size) != loaded.space.size:
         return ""
@@ -99,7 +112,7 @@ def _larger(sizes: frozenset[Size], loaded: Loaded, size: Sequence[int]) -> str:
     return f". To keep it, pass --size {'x'.join(map(str, own[::-1]))}" if larger else ""
 
 
-def enlarge_size(path: str, loaded: Loaded, factor: int) -> Size | None:
+def enlarge_size(path: str, loaded: LoadedModel, factor: int) -> Size | None:
     """Return `factor` times the size of the picture in a file.
 
     Returns None if a side would be less than the model's, or for several pictures.
@@ -108,7 +121,7 @@ def enlarge_size(path: str, loaded: Loaded, factor: int) -> Size | None:
         return None
     space = loaded.space
     MEDIA[space.medium].prepare()
-    one = read_one(path, space.medium, Asked(**like(space)))
+    one = read_picture(path, space.medium, ReadSettings(**settings_for(space)))
     size = tuple(factor * side for side in one.size[::-1])
     return size if all(s >= own for s, own in zip(size, space.size, strict=True)) else None
 
@@ -120,7 +133,7 @@ def rgb(color: str) -> tuple[int, ...]:
     return ImageColor.getrgb(color)[:3]
 
 
-def read_one(path: str, medium: str, asked: Asked) -> Read:
+def read_picture(path: str, medium: str, asked: ReadSettings) -> Read:
     """Read the picture in a file.
 
     Raises:
@@ -128,11 +141,11 @@ def read_one(path: str, medium: str, asked: Asked) -> Read:
     """
     kind = MEDIA[medium]
     hint = f"Use a file of {', '.join(sorted(kind.extensions))}"
-    with read_needed(Path(path), kind.one, hint) as data:
+    with read_required_file(Path(path), kind.one, hint) as data:
         return kind.read(data, asked)
 
 
-def read_mask(path: str, loaded: Loaded, fit: str | None, sizes: frozenset[Size]) -> Array:
+def read_mask(path: str, loaded: LoadedModel, fit: str | None, sizes: frozenset[Size]) -> Array:
     """Read a mask as (1, 1, *size), 1 where the pictures are kept.
 
     Args:
@@ -142,8 +155,8 @@ def read_mask(path: str, loaded: Loaded, fit: str | None, sizes: frozenset[Size]
         DataError: the mask is not usable, has another size, or is all black or all white.
     """
     space, shown = loaded.space, f"--mask {files.show(path)}"
-    asked = Asked(**like_mask(space), background=(0, 0, 0), fit=fit or loaded.fit)
-    one = read_one(path, space.medium, asked)
+    asked = ReadSettings(**mask_settings_for(space), background=(0, 0, 0), fit=fit or loaded.fit)
+    one = read_picture(path, space.medium, asked)
     for size in sorted(sizes - {one.size}):
         own, theirs = (dimensions(each[::-1]) for each in (one.size, size))
         raise DataError(f"{shown} is {own}, and the image is {theirs}", "Resize the mask")
@@ -157,7 +170,7 @@ def read_mask(path: str, loaded: Loaded, fit: str | None, sizes: frozenset[Size]
     return known
 
 
-def read_opaque(path: str, loaded: Loaded, fit: str | None) -> Array:
+def read_alpha_mask(path: str, loaded: LoadedModel, fit: str | None) -> Array:
     """Return a mask from an image's transparency, (1, 1, *size), 1 where it is opaque.
 
     Transparency is the difference between the image on white and on black.
@@ -170,17 +183,18 @@ def read_opaque(path: str, loaded: Loaded, fit: str | None) -> Array:
         raise UsageError("--mask is missing", "Pass --mask FILE, or a single transparent image")
     space, shown = loaded.space, files.show(path)
     medium = MEDIA[space.medium]
-    if named(space.layout) == ALPHA:
+    if layout_name(space.layout) == ALPHA:
         raise UsageError(
             "--mask is missing: this model generates transparency, so it cannot be the mask",
             "Pass --mask FILE, white where to generate",
         )
-    own = read_one(path, space.medium, Asked(space.size, 1)).size[::-1]
+    own = read_picture(path, space.medium, ReadSettings(space.size, 1)).size[::-1]
     white, black = (
-        read_one(path, space.medium, Asked(own, 1, (level,) * 3)).values for level in (255, 0)
+        read_picture(path, space.medium, ReadSettings(own, 1, (level,) * 3)).values
+        for level in (255, 0)
     )
     clear = np.where(white > black, white - black, 0).astype(white.dtype)
-    clear = medium.fit(clear, Asked(space.size, 1, (0, 0, 0), fit or loaded.fit))
+    clear = medium.fit(clear, ReadSettings(space.size, 1, (0, 0, 0), fit or loaded.fit))
     known = _is_dark(THIN, clear)
     if known.all():
         raise UsageError(
@@ -198,7 +212,7 @@ def _is_dark(fraction: float, values: Array) -> Array:
     return (values <= whole * fraction)[None].astype(np.float32)
 
 
-def check_apart(folder: Path, *paths: str) -> None:
+def check_output_apart(folder: Path, *paths: str) -> None:
     """Refuse an output folder that contains an input, because the input would be replaced.
 
     Raises:
@@ -216,7 +230,7 @@ def check_apart(folder: Path, *paths: str) -> None:
 # Whether a model that was trained with --given is conditioned on the picture, or unconditional.
 
 
-def is_conditioned(loaded: Loaded, degradation: Degradation | None, flag: str) -> bool:
+def is_conditioned(loaded: LoadedModel, degradation: Degradation | None, flag: str) -> bool:
     """Whether the model was trained for a degradation, and so is conditioned on the picture.
 
     Otherwise the model runs unconditionally, as in part of its training.
@@ -228,7 +242,7 @@ def is_conditioned(loaded: Loaded, degradation: Degradation | None, flag: str) -
     Raises:
         UsageError: the model needs an input, and of another kind.
     """
-    giver = Giver.of(loaded.model.blueprint)
+    giver = Conditioner.from_blueprint(loaded.model.blueprint)
     if giver is None:
         return False
     if degradation is not None and _fits(giver, degradation):
@@ -239,7 +253,7 @@ def is_conditioned(loaded: Loaded, degradation: Degradation | None, flag: str) -
     return False
 
 
-def _fits(giver: Giver, asked: Degradation) -> bool:
+def _fits(giver: Conditioner, asked: Degradation) -> bool:
     """Whether kind, noise and value are the model's. For masks, the value may differ."""
     own = giver.degradation
     if own is None or (own.NAME, own.sigma) != (asked.NAME, asked.sigma):
@@ -247,12 +261,12 @@ def _fits(giver: Giver, asked: Degradation) -> bool:
     return own.HIDES or own.text == asked.text
 
 
-def _purpose(giver: Giver) -> str:
+def _purpose(giver: Conditioner) -> str:
     what = giver.given.what
     return "on pairs" if what == PAIRS else f"for {what}"
 
 
-def _command(giver: Giver) -> str:
+def _command(giver: Conditioner) -> str:
     """Return a command line that suits the model."""
     own = giver.degradation
     if own is None:
@@ -262,15 +276,15 @@ def _command(giver: Giver) -> str:
     return f"restore MODEL IMAGE --degradation {giver.given.what}"
 
 
-def report_input(loaded: Loaded, told: bool) -> Work[None]:
+def report_input(loaded: LoadedModel, told: bool) -> Work[None]:
     """Report whether a model of --given is conditioned on the picture."""
-    giver = Giver.of(loaded.model.blueprint)
+    giver = Conditioner.from_blueprint(loaded.model.blueprint)
     if giver is not None:
         use = "is conditioned on the picture" if told else "runs without an input here"
         yield Notice(f"the model was trained {_purpose(giver)}, and {use}")
 
 
-def check_class(loaded: Loaded, *, labelled: bool, told: bool) -> None:
+def check_class(loaded: LoadedModel, *, labelled: bool, told: bool) -> None:
     """Refuse a combination of class and input that training never had.
 
     Training drops both by one random number (`Conditions.dropped`), so that only the one with the
@@ -298,5 +312,5 @@ def check_class(loaded: Loaded, *, labelled: bool, told: bool) -> None:
     elif given and told and dropout <= given.dropout:
         why = "was not trained to use its input without a class"
     if why:
-        known = ", ".join(map(files.brief, conditions.classes[:10]))
+        known = ", ".join(map(files.shorten, conditions.classes[:10]))
         raise UsageError(f"--class is missing: the model {why}", f"Choose from {known}")

@@ -13,12 +13,17 @@ import torch
 from diffuse_cli.config.sample_options import DrawConfig
 from diffuse_cli.config.task_options import ENCODING_STEPS, InterpolateConfig, VaryConfig
 from diffuse_cli.core.samplers import SAMPLERS, State, encode
-from diffuse_cli.sampling.conditioning import condition
-from diffuse_cli.sampling.generation import Loaded, guide_denoiser, load_denoiser
+from diffuse_cli.sampling.conditioning import resolve_condition
+from diffuse_cli.sampling.generation import LoadedModel, guide_denoiser, load_denoiser
 from diffuse_cli.sampling.job import SampleFiles
-from diffuse_cli.sampling.sampling_settings import DrawSettings
-from diffuse_cli.sampling.tasks import TaskJob, TaskPlan, make, open_task
-from diffuse_cli.sampling.tasks.task_inputs import check_class, is_conditioned, read, report_input
+from diffuse_cli.sampling.sampling_settings import SamplingSettings
+from diffuse_cli.sampling.tasks import TaskJob, TaskPlan, open_task, run_task
+from diffuse_cli.sampling.tasks.task_inputs import (
+    check_class,
+    is_conditioned,
+    read_pictures,
+    report_input,
+)
 from diffuse_cli.system.errors import DataError, UsageError
 from diffuse_cli.system.events import Notice, Progress, Work
 from diffuse_cli.system.files import show
@@ -39,10 +44,10 @@ class InterpolationJob(TaskJob):
 
     @cached_property
     def psnr(self) -> list[float | None]:
-        """PSNR of both reproduced inputs, see `psnr_of`. All samples must be written."""
+        """PSNR of both reproduced inputs, see `measure_psnr`. All samples must be written."""
         written = (self.read(self.ledger.path(k)) for k in (0, self.wanted[-1]))
         return [
-            psnr_of(end, own, self.space.bins)
+            measure_psnr(end, own, self.space.bins)
             for end, own in zip(self.pictures, written, strict=True)
         ]
 
@@ -106,11 +111,13 @@ def interpolate(config: InterpolateConfig) -> Work[tuple[SampleFiles, list[float
         return made, job.psnr
 
 
-def _read_ends(config: InterpolateConfig, loaded: Loaded) -> Work[tuple[list[str], list[Array]]]:
+def _read_ends(
+    config: InterpolateConfig, loaded: LoadedModel
+) -> Work[tuple[list[str], list[Array]]]:
     """Return the names and the stored values of A and B."""
     names, ends, notices = list[str](), [], list[Notice]()
     for path in (config.first, config.second):
-        found = yield from read(path, loaded, config.fit, loaded.space.shape)
+        found = yield from read_pictures(path, loaded, config.fit, loaded.space.shape)
         if len(found.names) != 1:
             raise DataError(f"{show(path)} holds {len(found.names):,} images", "Pass one of them")
         names += found.names
@@ -120,13 +127,15 @@ def _read_ends(config: InterpolateConfig, loaded: Loaded) -> Work[tuple[list[str
     return names, ends
 
 
-def _condition_denoiser(config: InterpolateConfig, loaded: Loaded) -> Denoise:
+def _condition_denoiser(config: InterpolateConfig, loaded: LoadedModel) -> Denoise:
     """Return the denoiser with its class and columns bound.
 
     x_0 is not clipped, because a clipped step has no inverse.
     """
     names = () if config.label is None else (config.label,)
-    wanted = condition(DrawConfig(), loaded.model, names, config.on, every=False, told=False)
+    wanted = resolve_condition(
+        DrawConfig(), loaded.model, names, config.on, every=False, told=False
+    )
     if wanted is None:
         return loaded.denoiser
     if len(set(wanted.rows)) > 1:
@@ -155,7 +164,7 @@ def slerp(a: Tensor, b: Tensor, fractions: Tensor) -> Tensor:
     return mixed
 
 
-def psnr_of(a: Array, b: Array, levels: int | None) -> float | None:
+def measure_psnr(a: Array, b: Array, levels: int | None) -> float | None:
     """Return 10 log10(range^2 / mean squared error) of stored samples, None if they are equal.
 
     Args:
@@ -177,13 +186,13 @@ def vary(config: VaryConfig) -> Work[SampleFiles | None]:
     Sampling visits the last fraction `strength` of the timesteps, at least one.
     """
 
-    def plan_task(loaded: Loaded, settings: DrawSettings, told: bool) -> Work[TaskPlan]:
-        found = yield from read(config.image, loaded, config.fit, loaded.space.shape)
+    def plan_task(loaded: LoadedModel, settings: SamplingSettings, told: bool) -> Work[TaskPlan]:
+        found = yield from read_pictures(config.image, loaded, config.fit, loaded.space.shape)
         yield from found.notices
         yield from report_input(loaded, told)
         x0 = loaded.space.to_model(torch.from_numpy(np.array(found.values)))
         process = loaded.denoiser.process
-        every = settings.times_of(process)
+        every = settings.resolve_times(process)
         times = every[len(every) - max(1, round(config.strength * len(every))) :]
         denoise = guide_denoiser(loaded.denoiser, settings)
 
@@ -197,4 +206,4 @@ def vary(config: VaryConfig) -> Work[SampleFiles | None]:
         return TaskPlan(found.names, len(times), states, values, values, described)
 
     conditioned = partial(is_conditioned, degradation=None, flag="vary")
-    return (yield from make(config, "vary", plan_task, is_conditioned=conditioned))
+    return (yield from run_task(config, "vary", plan_task, is_conditioned=conditioned))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffuse_cli.core import NETWORKS, Conditions, Space
-from diffuse_cli.core.kernels import laid_out, lay_out, memory_format
+from diffuse_cli.core.kernels import arrange_memory, arrange_weights, memory_format
 
 LAST = torch.channels_last
 
@@ -24,7 +24,7 @@ def test_channels_are_last_where_convolutions_gain_by_it(device: str, last: bool
 @pytest.mark.parametrize("shape", [(2, 3, 4), (2, 3, 4, 4, 4), (2, 3)])
 def test_tensors_of_other_dimensions_are_contiguous(shape: tuple[int, ...]):
     x = torch.empty(shape).transpose(0, 1)
-    assert laid_out(x).is_contiguous()
+    assert arrange_memory(x).is_contiguous()
 
 
 def test_nothing_in_a_network_on_metal_is_channels_last(monkeypatch: pytest.MonkeyPatch):
@@ -49,10 +49,10 @@ def test_nothing_in_a_network_on_metal_is_channels_last(monkeypatch: pytest.Monk
         if isinstance(y, torch.Tensor) and y.requires_grad:
             y.register_hook(lambda gradient: look(f"gradient of {name}", [gradient]))
 
-    for name, module in lay_out(net).named_modules():
+    for name, module in arrange_weights(net).named_modules():
         if isinstance(module, torch.nn.Conv2d):
             module.register_forward_hook(lambda m, i, y, name=name: watch(name, i, y))
-    assert laid_out(torch.randn(2, 3, 8, 8).to(memory_format=LAST)).is_contiguous()
-    net(laid_out(torch.randn(2, 3, 8, 8)), torch.zeros(2)).square().mean().backward()
+    assert arrange_memory(torch.randn(2, 3, 8, 8).to(memory_format=LAST)).is_contiguous()
+    net(arrange_memory(torch.randn(2, 3, 8, 8)), torch.zeros(2)).square().mean().backward()
     look("weights and gradients", [t for p in net.parameters() for t in (p, p.grad)])
     assert not found

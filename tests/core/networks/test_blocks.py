@@ -13,15 +13,15 @@ from oracles import generator
 from torch import nn
 
 from diffuse_cli.core import kernels as kernel
-from diffuse_cli.core.kernels import GroupNorm, attend, cast_products
-from diffuse_cli.core.networks import checkpointed
+from diffuse_cli.core.kernels import GroupNorm, attend, cast_weights
+from diffuse_cli.core.networks import run_checkpointed
 from diffuse_cli.core.networks._unet_modules import (
     BLOCKS,
     UNetParts,
     Upsample,
-    doubled,
-    halved,
-    unchanged,
+    double_size,
+    halve_size,
+    keep_size,
 )
 from diffuse_cli.core.networks.layers import TIME_EMBEDDINGS
 from diffuse_cli.core.networks.unet import Config
@@ -126,7 +126,7 @@ def randomise(block: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize("block", list(BLOCKS))
 @pytest.mark.parametrize("after", [8, 16])
-@pytest.mark.parametrize(("resize", "side"), [(unchanged, 8), (halved, 4), (doubled, 16)])
+@pytest.mark.parametrize(("resize", "side"), [(keep_size, 8), (halve_size, 4), (double_size, 16)])
 @torch.no_grad()
 def test_a_new_block_is_its_shortcut(block: str, after: int, resize, side: int):
     made = BLOCKS[block](PARTS, 8, after, resize)
@@ -138,8 +138,8 @@ def test_a_new_block_is_its_shortcut(block: str, after: int, resize, side: int):
 
 def test_sizes_change_by_means_and_nearest_neighbours():
     x = torch.tensor([[[[1.0, 3.0], [5.0, 7.0]]]])
-    assert halved(x).tolist() == [[[[4.0]]]]
-    assert doubled(x)[0, 0].tolist() == [
+    assert halve_size(x).tolist() == [[[[4.0]]]]
+    assert double_size(x)[0, 0].tolist() == [
         [1, 1, 3, 3], [1, 1, 3, 3], [5, 5, 7, 7], [5, 5, 7, 7],
     ]  # fmt: skip
 
@@ -148,7 +148,7 @@ def test_sizes_change_by_means_and_nearest_neighbours():
 @torch.no_grad()
 def test_a_convnext_block_is_what_it_says(scale_shift: bool):
     config = plan(**{**TINY, "scale_shift": scale_shift, "norm_eps": 0.1}).config
-    block = randomise(BLOCKS["convnext"](UNetParts(config, 2), 8, 16, unchanged)).eval()
+    block = randomise(BLOCKS["convnext"](UNetParts(config, 2), 8, 16, keep_size)).eval()
     g = generator(6)
     x, emb = torch.randn(2, 8, 5, 7, generator=g), torch.randn(2, 32, generator=g)
     w = block.state_dict()
@@ -170,7 +170,7 @@ def test_a_convnext_block_is_what_it_says(scale_shift: bool):
 @pytest.mark.parametrize("block", list(BLOCKS))
 @torch.no_grad()
 def test_dropout_acts_in_every_block(block: str):
-    made = randomise(BLOCKS[block](UNetParts(plan(**TINY, dropout=0.5).config, 2), 8, 8, unchanged))
+    made = randomise(BLOCKS[block](UNetParts(plan(**TINY, dropout=0.5).config, 2), 8, 8, keep_size))
     x, emb = torch.randn(2, 8, 8, 8, generator=generator(5)), torch.ones(2, 32)
     assert not torch.allclose(made(x, emb), made(x, emb), atol=1e-3)
     made.eval()
@@ -201,7 +201,7 @@ def test_checkpointing_gives_the_same_gradients_bit_for_bit(block: str, updown: 
     net.mid_block.resnets[0].register_forward_pre_hook(lambda *_: runs.append(1))
     plain, state = gradients(net, config, half)
     assert len(runs) == 1
-    net.run_block = checkpointed
+    net.run_block = run_checkpointed
     again, state_again = gradients(net, config, half)
     assert len(runs) == 3
     assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
@@ -214,7 +214,7 @@ def test_checkpointing_changes_nothing_where_there_is_no_gradient():
     net = randomised(config)
     x, t = batch(config)
     y = net(x, t)
-    net.run_block = checkpointed
+    net.run_block = run_checkpointed
     assert torch.equal(net(x, t), y)
 
 
@@ -256,7 +256,9 @@ def test_a_size_must_be_whole_patches_at_every_level():
 # -- attention ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("attention", [attend, kernel.weighted], ids=["fused", "two products"])
+@pytest.mark.parametrize(
+    "attention", [attend, kernel.attend_unfused], ids=["fused", "two products"]
+)
 def test_attention_is_the_formula(attention):
     q, k, v = torch.randn(3, 2, 3, 5, 4, generator=generator(7), dtype=torch.float64)
     weights = torch.exp(torch.einsum("bhid,bhjd->bhij", q, k) / 2)
@@ -297,7 +299,7 @@ def test_weights_that_are_cast_beforehand_compute_the_same(name: str):
             return net(x, t)
 
     before = infer()
-    cast_products(net, torch.bfloat16)
+    cast_weights(net, torch.bfloat16)
     assert infer().equal(before)
     kinds = {type(m): p.dtype for m in net.modules() for p in m.parameters(recurse=False)}
     assert kinds[nn.Linear] == torch.bfloat16

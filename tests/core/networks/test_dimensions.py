@@ -9,8 +9,8 @@ from networks import batch, plan, randomised
 from oracles import generator
 
 from diffuse_cli.core import LOSSES, SAMPLERS, SCHEDULES, Denoiser, Process
-from diffuse_cli.core.kernels import laid_out, lay_out
-from diffuse_cli.core.networks._patches import folded, unfolded
+from diffuse_cli.core.kernels import arrange_memory, arrange_weights
+from diffuse_cli.core.networks._patches import fold_patches, unfold_patches
 from diffuse_cli.core.networks._unet_modules import UNetParts, Upsample
 
 SIZES = {1: (16,), 2: (8, 4), 3: (8, 4, 4)}
@@ -57,7 +57,7 @@ def test_laid_out_for_speed_it_computes_the_same(dims: int):
     made = plan(SIZES[dims], 2, width=8, groups=4, multipliers=(1, 2), blocks=1)
     net, (x, t) = randomised(made), batch(made)
     expected = net(x, t)
-    found = lay_out(net)(laid_out(x), t)
+    found = arrange_weights(net)(arrange_memory(x), t)
     assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
     assert (net.conv_in.weight.stride()[1] == 1) == (dims == 2)
 
@@ -77,14 +77,16 @@ def test_upsampling_is_nearest_neighbours_and_a_convolution(dims: int):
 def test_folding_has_an_inverse_and_keeps_patches_together(dims: int, patch: int):
     size = tuple(patch * (2 + i) for i in range(dims))
     x = torch.randn(2, 3, *size, generator=generator(1))
-    cut = folded(x, patch)
+    cut = fold_patches(x, patch)
     assert cut.shape == (2, 3 * patch**dims, *(side // patch for side in size))
-    assert torch.equal(unfolded(cut, patch), x)
+    assert torch.equal(unfold_patches(cut, patch), x)
     corner = x[(slice(None), slice(None), *[slice(patch)] * dims)]
     assert torch.equal(cut[(..., *[0] * dims)], corner.flatten(1))
 
 
 def test_folding_two_dimensions_is_pixel_unshuffle():
     x = torch.randn(2, 3, 8, 12, generator=generator(1))
-    assert torch.equal(folded(x, 4), F.pixel_unshuffle(x, 4))
-    assert torch.equal(unfolded(folded(x, 4), 4), F.pixel_shuffle(F.pixel_unshuffle(x, 4), 4))
+    assert torch.equal(fold_patches(x, 4), F.pixel_unshuffle(x, 4))
+    assert torch.equal(
+        unfold_patches(fold_patches(x, 4), 4), F.pixel_shuffle(F.pixel_unshuffle(x, 4), 4)
+    )

@@ -12,7 +12,7 @@ from networks import batch, plan, randomised
 from oracles import generator
 from torch import Tensor
 
-from diffuse_cli.config.presets import architecture, choose
+from diffuse_cli.config.presets import choose, resolve_architecture
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core import (
     LOSSES,
@@ -25,7 +25,7 @@ from diffuse_cli.core import (
     Process,
     Space,
 )
-from diffuse_cli.core.kernels import lay_out
+from diffuse_cli.core.kernels import arrange_weights
 
 UNET = {"multipliers": (1, 1), "blocks": 1, "groups": 1, "attention": ()}
 VIT = {"network": "vit", "depth": 2, "head_width": 6}
@@ -87,9 +87,9 @@ def trained(steps: int = 200, crop: int = 32) -> Denoiser:
     fifth of the process from crops of smooth ones."""
     space, images, g = Space(channels=3, size=(SIDE, SIDE)), smooth(16), generator(1)
     config = TrainConfig(data="images")
-    name, network = architecture(config, choose(config, space, "cpu"), space)
+    name, network = resolve_architecture(config, choose(config, space, "cpu"), space)
     torch.manual_seed(0)
-    net = lay_out(NETWORKS[name].build(network, space, Conditions()))
+    net = arrange_weights(NETWORKS[name].build(network, space, Conditions()))
     denoiser = Denoiser(net, Process(SCHEDULES["cosine"](1000)), target="v")
     optimizer = OPTIMIZERS["muon"](net, lr=0.0, weight_decay=0.0)
     for step in range(steps):

@@ -13,7 +13,7 @@ from diffuse_cli.core.networks import count_parameters
 from diffuse_cli.core.networks._unet_modules import SpatialAttention
 from diffuse_cli.core.networks.layers import sinusoids
 from diffuse_cli.core.registry import InvalidArgument
-from diffuse_cli.training.ema_weights import Average
+from diffuse_cli.training.ema_weights import EmaAverage
 
 SMALL: dict[str, Any] = {"width": 8, "groups": 4, "blocks": 1, "multipliers": (1, 2), "size": 8}
 """A network of four small feature maps; `attention` names those with attention."""
@@ -306,13 +306,13 @@ def test_fourier_frequencies_are_kept_not_trained_and_drawn_by_the_seed():
 
 def test_the_average_has_the_networks_frequencies():
     net = FOURIER.build()
-    ema = Average(net, 0.9)
+    ema = EmaAverage(net, 0.9)
     kept = net.time_proj.weight.clone()
     with torch.no_grad():
         for _ in range(3):
             for p in net.parameters():
                 p.add_(0.1)
-            ema.follow(net)
+            ema.update(net)
     assert torch.equal(ema.net.time_proj.weight, kept)
     assert not torch.equal(ema.net.conv_in.weight, net.conv_in.weight)
 

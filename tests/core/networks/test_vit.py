@@ -14,9 +14,15 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffuse_cli.core import NETWORKS, Conditions, Space
-from diffuse_cli.core.conditions import UNTOLD, Given, Labels, MetadataTable, Numbers
-from diffuse_cli.core.kernels import cast_products, laid_out, lay_out
-from diffuse_cli.core.networks import _vit_modules, checkpointed, count_parameters
+from diffuse_cli.core.conditions import (
+    UNTOLD,
+    ConditioningArray,
+    LabelColumn,
+    MetadataTable,
+    NumberColumn,
+)
+from diffuse_cli.core.kernels import arrange_memory, arrange_weights, cast_weights
+from diffuse_cli.core.networks import _vit_modules, count_parameters, run_checkpointed
 from diffuse_cli.core.networks.vit import Config, adapt, describe
 from diffuse_cli.core.registry import InvalidArgument
 
@@ -24,8 +30,8 @@ SMALL: dict[str, Any] = {
     "network": "vit", "patch": 2, "width": 24, "depth": 3, "head_width": 12,
 }  # fmt: skip
 SIZES = {1: (16,), 2: (8, 4), 3: (4, 2, 6)}
-AGE = Numbers(name="age", mean=40.0, deviation=10.0, low=18.0, high=90.0)
-TABLE = MetadataTable(columns=(AGE, Labels(name="site", values=("a", "b"))))
+AGE = NumberColumn(name="age", mean=40.0, deviation=10.0, low=18.0, high=90.0)
+TABLE = MetadataTable(columns=(AGE, LabelColumn(name="site", values=("a", "b"))))
 
 SHAPES: dict[str, Plan] = {
     "plain": plan(8, **SMALL),
@@ -34,7 +40,9 @@ SHAPES: dict[str, Plan] = {
     **{
         f"{dims}-d, all it can be told": dataclasses.replace(
             plan(size, 2, 4, **SMALL, context=2, bottleneck=5),
-            conditions=Conditions(classes=("x", "y"), given=Given(channels=1), table=TABLE),
+            conditions=Conditions(
+                classes=("x", "y"), given=ConditioningArray(channels=1), table=TABLE
+            ),
         )
         for dims, size in SIZES.items()
     },
@@ -99,7 +107,7 @@ def test_a_block_is_its_formula(dims: int):
     at = list(torch.cartesian_prod(*(torch.arange(n) for n in grid)).reshape(-1, dims).tolist())
     h = torch.randn(2, len(at), 24, generator=generator(3))
     emb = torch.randn(2, 24, generator=generator(4))
-    found = block(h, emb, *_vit_modules.turns(grid, 6, h.device))
+    found = block(h, emb, *_vit_modules.rotary_angles(grid, 6, h.device))
     for own, one, expected in zip(h, emb, found, strict=True):
         assert torch.allclose(by_hand(block, own, one, at, heads=2), expected, atol=1e-4)
 
@@ -107,10 +115,10 @@ def test_a_block_is_its_formula(dims: int):
 @dimensions
 def test_turns_tell_differences_of_positions_alone(dims: int):
     grid = (5, 4, 3)[:dims]
-    cos, sin = _vit_modules.turns(grid, 8, torch.device("cpu"))
+    cos, sin = _vit_modules.rotary_angles(grid, 8, torch.device("cpu"))
     q, k = torch.randn(2, 16, generator=generator(1))
-    scores = (_vit_modules.turned(q.expand(len(cos), -1), cos, sin)
-              @ _vit_modules.turned(k.expand(len(cos), -1), cos, sin).T)  # fmt: skip
+    scores = (_vit_modules.rotate_pairs(q.expand(len(cos), -1), cos, sin)
+              @ _vit_modules.rotate_pairs(k.expand(len(cos), -1), cos, sin).T)  # fmt: skip
     places = torch.cartesian_prod(*(torch.arange(n) for n in grid)).reshape(-1, dims)
     seen: dict[tuple[int, ...], float] = {}
     for i, one in enumerate(places):
@@ -134,12 +142,12 @@ def test_places_tell_where_a_patch_is_in_what_is_the_same_everywhere(
         return found.flatten(2)
 
     assert bool((corners().std(2) > 0.01).all())
-    monkeypatch.setattr(_vit_modules, "places", lambda *_: torch.zeros(()))
+    monkeypatch.setattr(_vit_modules, "embed_positions", lambda *_: torch.zeros(()))
     assert bool((corners().std(2) < 1e-4).all())
 
 
 def test_places_are_parts_of_the_side():
-    once, twice = (_vit_modules.places((n,), 32, torch.device("cpu")) for n in (8, 16))
+    once, twice = (_vit_modules.embed_positions((n,), 32, torch.device("cpu")) for n in (8, 16))
     assert torch.allclose(twice.unflatten(0, (8, 2)).mean(1), once, atol=0.2)
     assert once.shape == (8, 32)
     assert len(once.unique(dim=0)) == 8
@@ -168,7 +176,7 @@ def test_a_new_network_predicts_zero_and_its_blocks_are_the_identity(made: Plan)
     x, t = batch(made)
     assert not net(x, t, **told(made)).any()
     h, grid = torch.randn(2, 4, 24, generator=generator(3)), (4, *[1] * (made.space.dims - 1))
-    turns = _vit_modules.turns(grid, 6, h.device)
+    turns = _vit_modules.rotary_angles(grid, 6, h.device)
     assert torch.equal(net.blocks[0](h, torch.ones(2, 24), *turns), h)
 
 
@@ -189,7 +197,7 @@ def test_nothing_told_is_the_label_after_the_last_zeros_and_not_a_number(made: P
 @shapes
 def test_blocks_that_run_again_for_the_gradient_give_the_same(made: Plan):
     found = []
-    for run in (None, checkpointed):
+    for run in (None, run_checkpointed):
         net = randomised(made)
         net.run_block = run or net.run_block
         x, t = batch(made)
@@ -217,11 +225,11 @@ def test_precision_memory_order_and_batch_do_not_change_it(made: Plan):
     net = randomised(made)
     x, t = batch(made)
     exact = net(x, t)
-    assert torch.allclose(lay_out(net)(laid_out(x), t), exact, atol=1e-5)
+    assert torch.allclose(arrange_weights(net)(arrange_memory(x), t), exact, atol=1e-5)
     assert torch.allclose(net(x[1:], t[1:]), exact[1:], atol=1e-4)
     with torch.autocast("cpu", torch.bfloat16):
         rough = net(x, t).float()
-        cast_products(net, torch.bfloat16)
+        cast_weights(net, torch.bfloat16)
         assert torch.equal(net(x, t).float(), rough)
     assert float((rough - exact).norm() / exact.norm()) < 0.05
 

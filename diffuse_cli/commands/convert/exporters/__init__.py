@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from diffuse_cli.config.exchange_options import ConvertConfig
-from diffuse_cli.config.options import flag_of, options
+from diffuse_cli.config.options import field_flag, option_fields
 from diffuse_cli.core.registry import Modules
 from diffuse_cli.system import files, outputs
 from diffuse_cli.system.errors import ModelFileError, OutputError, UsageError, lookup
 from diffuse_cli.system.events import Work
 
 if TYPE_CHECKING:
-    from diffuse_cli.models.model_file import Found
+    from diffuse_cli.models.model_file import ModelFile
 
 
 class Target(Protocol):
@@ -39,7 +39,7 @@ class Target(Protocol):
         """
         ...
 
-    def write(self, path: Path, found: Found, config: ConvertConfig) -> Work[Mapping[str, Any]]:
+    def write(self, path: Path, found: ModelFile, config: ConvertConfig) -> Work[Mapping[str, Any]]:
         """Write a model, whole or not at all; returns what `--json` tells of it.
 
         Raises:
@@ -78,9 +78,9 @@ def export(config: ConvertConfig) -> Work[dict[str, Any]]:
     assert name is not None
     target = lookup(TARGETS, name, "--to")
     allowed = (*OF_ALL, *target.OPTIONS)
-    for f, _ in options(config):
+    for f, _ in option_fields(config):
         if f.name not in allowed and getattr(config, f.name) != f.default:
-            raise UsageError(f"{flag_of(f)} does not go with --to {name}", "Leave it out")
+            raise UsageError(f"{field_flag(f)} does not go with --to {name}", "Leave it out")
     with _claim_output(target, name, config) as path:
         target.check(config)
         from diffuse_cli.models import model_file
@@ -90,11 +90,11 @@ def export(config: ConvertConfig) -> Work[dict[str, Any]]:
     return {"out": str(path), "to": name, **values}
 
 
-def lacking(
-    found: Found, program: str, field: str, value: object, hint: str = ""
+def export_error(
+    found: ModelFile, program: str, field: str, value: object, hint: str = ""
 ) -> ModelFileError:
     """Return the error for a setting of a model that another program has no word for."""
-    said = files.brief(f"{field} = {value}")
+    said = files.shorten(f"{field} = {value}")
     return ModelFileError(f"{files.show(found.path)}: {program} cannot say {said}", hint)
 
 
@@ -119,7 +119,7 @@ def _claim_output(target: Target, name: str, config: ConvertConfig) -> Iterator[
         )
     files.check_writable(path / "config.json")
     with outputs.hold_output(path):
-        with files.reported(path):
+        with files.report_errors(path):
             there = {entry.name for entry in path.iterdir()} if path.exists() else set()
         if others := sorted(there.difference(target.PARTS)):
             raise OutputError(

@@ -18,13 +18,13 @@ from diffuse_cli.models import model_file
 from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.models.model_file import StoredModel
 from diffuse_cli.system.errors import ModelFileError
-from diffuse_cli.system.files import brief
+from diffuse_cli.system.files import shorten
 
 BATCH = "batch"
 """The name of the dimension that may have any length."""
 
 
-def inputs(own: Blueprint, n: int, seed: int = 0) -> dict[str, Tensor]:
+def draw_inputs(own: Blueprint, n: int, seed: int = 0) -> dict[str, Tensor]:
     """Random inputs of a network, by name: `x` (n, C, *size) and `t` (n,); `label` (n,), `given`
     (n, C', *size) and `row` (n, columns) for a model with metadata columns."""
     draw, conditions = torch.Generator().manual_seed(seed), own.conditions
@@ -43,14 +43,14 @@ def inputs(own: Blueprint, n: int, seed: int = 0) -> dict[str, Tensor]:
     return made
 
 
-def traced(net: nn.Module, own: Blueprint) -> Any:
+def trace_network(net: nn.Module, own: Blueprint) -> Any:
     """Return the network as a `torch.export.ExportedProgram` of any batch size, without the paths
     of the files that its code was traced in.
 
     Raises:
         ModelFileError: torch cannot trace it, such as one that takes `len` of its input.
     """
-    example = inputs(own, 2)
+    example = draw_inputs(own, 2)
     x, t = example.pop("x"), example.pop("t")
     batch = torch.export.Dim(BATCH)
     shapes = {name: {0: batch} for name in ("x", "t", *example)}
@@ -59,7 +59,7 @@ def traced(net: nn.Module, own: Blueprint) -> Any:
         try:
             program = torch.export.export(net, (x, t), example, dynamic_shapes=shapes, strict=False)
         except UserError as error:
-            reason = brief(str(error).partition("\n")[0])
+            reason = shorten(str(error).partition("\n")[0])
             raise ModelFileError(
                 f"torch cannot trace the network {own.network}: {reason}"
             ) from error
@@ -73,9 +73,9 @@ def onnx_file(net: nn.Module, own: Blueprint, said: Mapping[str, str]) -> bytes:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program: Any = torch.onnx.export(
-            traced(net, own),
+            trace_network(net, own),
             dynamo=True,
-            input_names=list(inputs(own, 2)),
+            input_names=list(draw_inputs(own, 2)),
             output_names=["y"],
             verbose=False,
         )
@@ -95,7 +95,7 @@ def onnx_error(data: bytes, net: nn.Module, own: Blueprint) -> float:
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     worst = 0.0
     for n in (1, 3):
-        fed = inputs(own, n, seed=n)
+        fed = draw_inputs(own, n, seed=n)
         (found,) = session.run(None, {name: tensor.numpy() for name, tensor in fed.items()})
         with torch.no_grad():
             expected = net(**fed)

@@ -8,7 +8,7 @@ from diffuse_cli.commands._cli.model_facts import data_section, model_section
 from diffuse_cli.commands.convert.diffusers_schedulers import SCHEDULERS
 from diffuse_cli.config.sample_options import SAMPLING_STEPS
 from diffuse_cli.core.settings import dimensions
-from diffuse_cli.models.model_file import Found, StoredModel
+from diffuse_cli.models.model_file import ModelFile, StoredModel
 from diffuse_cli.sampling.conditioning import default_guidance
 from diffuse_cli.system.files import show
 
@@ -80,7 +80,7 @@ SHOWN = 100
 """Number of class names to list."""
 
 
-def card(name: str, found: Found, weights: str, sampler: str) -> str:
+def card(name: str, found: ModelFile, weights: str, sampler: str) -> str:
     """Return the text, for a folder of this name with the scheduler of a sampler."""
     model = found.model
     space, classes = model.blueprint.space, model.blueprint.conditions.classes
@@ -96,7 +96,7 @@ def card(name: str, found: Found, weights: str, sampler: str) -> str:
         ("written from", f"`{file}`, SHA-256 `{found.sha256}`"),
     ]
     parts = [
-        head + draw(name, model, sampler).rstrip("\n"),
+        head + format_code(name, model, sampler).rstrip("\n"),
         model_section(found, LEFT_OUT, first),
         data_section(model.data),
         "\n".join(labels(classes)),
@@ -104,7 +104,7 @@ def card(name: str, found: Found, weights: str, sampler: str) -> str:
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def draw(name: str, model: StoredModel, sampler: str) -> str:
+def format_code(name: str, model: StoredModel, sampler: str) -> str:
     """Return the Python code that generates four images: by a pipeline, or a loop if none runs the
     model."""
     own, scheduler = model.blueprint, SCHEDULERS[sampler]

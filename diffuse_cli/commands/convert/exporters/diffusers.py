@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.commands.convert.diffusers_schedulers import SCHEDULERS, scheduler_fields
-from diffuse_cli.commands.convert.diffusers_unet import lacks, unet_fields
-from diffuse_cli.commands.convert.exporters import lacking
+from diffuse_cli.commands.convert.diffusers_unet import find_unsupported, unet_fields
+from diffuse_cli.commands.convert.exporters import export_error
 from diffuse_cli.config.exchange_options import ConvertConfig
 from diffuse_cli.core.samplers import SAMPLERS
 from diffuse_cli.core.variances import LEARNED
@@ -20,7 +20,7 @@ from diffuse_cli.system.errors import UsageError, lookup
 from diffuse_cli.system.events import Notice, Work
 
 if TYPE_CHECKING:
-    from diffuse_cli.models.model_file import Found, StoredModel
+    from diffuse_cli.models.model_file import ModelFile, StoredModel
 
 OUT = "diffusers"
 PARTS = ("README.md", "model_index.json", "scheduler", "unet")
@@ -46,16 +46,16 @@ def check(config: ConvertConfig) -> None:
         )
 
 
-def write(path: Path, found: Found, config: ConvertConfig) -> Work[Mapping[str, Any]]:
+def write(path: Path, found: ModelFile, config: ConvertConfig) -> Work[Mapping[str, Any]]:
     """Write the folder, and report which scheduler it has where that is not what one would
     expect."""
     from diffuse_cli.commands.convert.exporters import _pipeline_card
 
     model, weights = found.model, config.weights or "ema"
-    for lack in lacks(model.blueprint):
-        raise lacking(found, "diffusers", *lack)
+    for lack in find_unsupported(model.blueprint):
+        raise export_error(found, "diffusers", *lack)
     if model.distilled is not None:
-        raise lacking(found, "diffusers", "distilled", "a consistency function",
+        raise export_error(found, "diffusers", "distilled", "a consistency function",
                       "Convert the model that it was made from")  # fmt: skip
     tensors = model.tensors(weights)
     name, notices = _sampler(model, config)

@@ -11,14 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.commands.convert.exporters import lacking
+from diffuse_cli.commands.convert.exporters import export_error
 from diffuse_cli.config.exchange_options import ConvertConfig
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import ModelFileError, UsageError
 from diffuse_cli.system.events import Notice, Progress, Work
 
 if TYPE_CHECKING:
-    from diffuse_cli.models.model_file import Found
+    from diffuse_cli.models.model_file import ModelFile
 
 OUT = "model.onnx"
 PARTS: tuple[str, ...] = ()
@@ -45,7 +45,7 @@ def check(config: ConvertConfig) -> None:
         )
 
 
-def write(path: Path, found: Found, config: ConvertConfig) -> Work[Mapping[str, Any]]:
+def write(path: Path, found: ModelFile, config: ConvertConfig) -> Work[Mapping[str, Any]]:
     """Write the file, and report how far its outputs are from the network's."""
     from diffuse_cli.commands.convert.exporters import _graph
 
@@ -53,7 +53,7 @@ def write(path: Path, found: Found, config: ConvertConfig) -> Work[Mapping[str, 
     tensors = model.tensors(config.weights or "ema")
     if sum(tensor.nbytes for tensor in tensors.values()) > MOST_BYTES:
         hint = "Its files are smaller than 2 GiB; --to diffusers has no limit"
-        raise lacking(found, "ONNX", "parameters", f"{model.parameters:,}", hint)
+        raise export_error(found, "ONNX", "parameters", f"{model.parameters:,}", hint)
     yield Progress(TASK, 0, 1)
     net = model.network(config.weights or "ema")
     data = _graph.onnx_file(net, model.blueprint, _graph.metadata(model))

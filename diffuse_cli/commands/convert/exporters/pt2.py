@@ -12,7 +12,7 @@ from diffuse_cli.system import files
 from diffuse_cli.system.events import Progress, Work
 
 if TYPE_CHECKING:
-    from diffuse_cli.models.model_file import Found
+    from diffuse_cli.models.model_file import ModelFile
 
 OUT = "model.pt2"
 PARTS: tuple[str, ...] = ()
@@ -25,15 +25,15 @@ def check(config: ConvertConfig) -> None:
     """Everything that it needs is there."""
 
 
-def write(path: Path, found: Found, config: ConvertConfig) -> Work[Mapping[str, Any]]:
+def write(path: Path, found: ModelFile, config: ConvertConfig) -> Work[Mapping[str, Any]]:
     """Write the file; the metadata are extra files in it."""
     import torch
 
-    from diffuse_cli.commands.convert.exporters._graph import metadata, traced
+    from diffuse_cli.commands.convert.exporters._graph import metadata, trace_network
 
     model = found.model
     yield Progress(TASK, 0, 1)
-    program = traced(model.network(config.weights or "ema"), model.blueprint)
+    program = trace_network(model.network(config.weights or "ema"), model.blueprint)
     yield Progress(TASK, 1, 1)
     data = io.BytesIO()
     torch.export.save(program, data, extra_files=dict(metadata(model)))

@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from diffuse_cli.config.exchange_options import ConvertConfig
-from diffuse_cli.config.presets import preset_of
+from diffuse_cli.config.presets import find_preset
 from diffuse_cli.core.registry import Modules
 from diffuse_cli.system import outputs
 from diffuse_cli.system.errors import ModelFileError, UsageError, flag, lookup
 from diffuse_cli.system.events import Work
-from diffuse_cli.system.hub_models import local_source
+from diffuse_cli.system.hub_models import fetch_source
 
 if TYPE_CHECKING:
     from diffuse_cli.commands.convert.importers._foreign_files import ForeignSource
-    from diffuse_cli.commands.convert.importers.assembly import Foreign
+    from diffuse_cli.commands.convert.importers.assembly import ForeignModel
     from diffuse_cli.models.model_file import StoredModel
 
 
@@ -37,7 +37,7 @@ class Format(Protocol):
         """Whether the source is of this format, usable or not."""
         ...
 
-    def read(self, source: ForeignSource, config: ConvertConfig) -> Foreign:
+    def read(self, source: ForeignSource, config: ConvertConfig) -> ForeignModel:
         """Return the network, process and weights of a source.
 
         Raises:
@@ -82,7 +82,7 @@ def convert(config: ConvertConfig) -> Work[Converted]:
         from diffuse_cli.commands.convert.importers.assembly import assemble
         from diffuse_cli.models import model_file
 
-        source = ForeignSource((yield from local_source(config.source)))
+        source = ForeignSource((yield from fetch_source(config.source)))
         if source.is_own:
             raise UsageError(
                 f"{source.name} is a diffuse model already",
@@ -104,7 +104,7 @@ def convert(config: ConvertConfig) -> Work[Converted]:
 
 def _check_options(config: ConvertConfig, name: str) -> None:
     """Raise a `UsageError` for options of other formats, or a preset of another network."""
-    if config.preset and (own := preset_of(config.preset).network) != "unet":
+    if config.preset and (own := find_preset(config.preset).network) != "unet":
         raise UsageError(
             f"--preset {config.preset} is a '{own}', and models of {name} are U-Nets",
             "Leave it out, or name a published U-Net",

@@ -25,7 +25,7 @@ from diffuse_cli.models import tensor_file
 from diffuse_cli.system import file_types, files, run_reader
 from diffuse_cli.system.descriptors import open_regular_file, read_bounded
 from diffuse_cli.system.errors import DiffuseError, ModelFileError
-from diffuse_cli.system.files import brief
+from diffuse_cli.system.files import shorten
 from diffuse_cli.system.memory import raise_if_full
 
 MOST_BYTES = 2**34
@@ -60,14 +60,14 @@ class ForeignSource:
     def is_own(self) -> bool:
         """Whether it is a model file of this program, or a run."""
         if self.path.is_dir():
-            return run_reader.run_at(self.path) is not None
-        with rejecting(self.path), open_regular_file(self.path) as file:
+            return run_reader.find_run(self.path) is not None
+        with reject_malformed(self.path), open_regular_file(self.path) as file:
             known = file_types.is_safetensors(file.read(9))
             return known and "diffuse.config" in tensor_file.read_header(file).metadata
 
 
 @contextlib.contextmanager
-def rejecting(path: Path) -> Iterator[None]:
+def reject_malformed(path: Path) -> Iterator[None]:
     """Turn what a malformed file makes Python raise into a `ModelFileError` that names the file."""
     name = files.show(path)
     try:
@@ -75,7 +75,7 @@ def rejecting(path: Path) -> Iterator[None]:
     except OSError as error:
         raise ModelFileError(f"cannot read {name}: {error.strerror or error}") from error
     except tensor_file.MALFORMED as error:
-        raise ModelFileError(f"{name} cannot be used: {brief(error)}") from error
+        raise ModelFileError(f"{name} cannot be used: {shorten(error)}") from error
 
 
 # -- tensors --------------------------------------------------------------------------------------
@@ -87,15 +87,15 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Refuses a file that is damaged, of a program that is not converted, or with anything in it but
     tensors of real numbers that lie in it.
     """
-    with rejecting(path), open_regular_file(path) as file:
-        kind = file_types.kind_of(file)
+    with reject_malformed(path), open_regular_file(path) as file:
+        kind = file_types.recognize_file(file)
         if kind == file_types.SAFETENSORS:
             header = tensor_file.read_header(file)
             file_types.check_convertible(header.entries, path)
-            return _check(path, load_file(path))
+            return _check_tensors(path, load_file(path))
         if kind in file_types.PICKLES:
             file_types.check_convertible(file_types.pickle_strings(file), path)
-            return _check(path, _unpickle(path, zipped=kind == file_types.TORCH))
+            return _check_tensors(path, _unpickle(path, zipped=kind == file_types.TORCH))
         if kind:
             raise ModelFileError(*file_types.kind_error(kind, path, "a model"))
         raise ModelFileError(f"{files.show(path)} is neither safetensors nor a pickle")
@@ -146,23 +146,23 @@ def _check_pickle(path: Path, zipped: bool) -> None:
                     raise ModelFileError(reason, NOTHING_RUN)
 
 
-def _check(path: Path, found: Any) -> dict[str, Tensor]:
+def _check_tensors(path: Path, found: Any) -> dict[str, Tensor]:
     """Tensors by name, each of real numbers that lie in the file."""
-    found, where = _unwrapped(found), files.show(path)
+    found, where = _unwrap_tensors(found), files.show(path)
     if not isinstance(found, Mapping):
         raise ModelFileError(f"{where} holds no tensors by name")
-    wrong = [brief(name) for name, value in found.items() if not _usable(name, value)]
+    wrong = [shorten(name) for name, value in found.items() if not _is_usable(name, value)]
     if wrong:
         raise ModelFileError(
             f"{where} holds {len(wrong)} entries that are not tensors of real numbers: "
-            f"{tensor_file.first(wrong)}"
+            f"{tensor_file.format_first(wrong)}"
         )
     if sum(tensor.nbytes for tensor in found.values()) > path.stat().st_size:
         raise ModelFileError(f"{where} claims tensors that are larger than the file")
     return {name: tensor.detach() for name, tensor in found.items()}
 
 
-def _unwrapped(found: Any) -> Any:
+def _unwrap_tensors(found: Any) -> Any:
     """Return the entries of a checkpoint under `state_dict`, without the `module.` that
     `DataParallel` puts before every name."""
     if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
@@ -172,7 +172,7 @@ def _unwrapped(found: Any) -> Any:
     return found
 
 
-def _usable(name: object, value: object) -> bool:
+def _is_usable(name: object, value: object) -> bool:
     return (
         isinstance(name, str)
         and isinstance(value, Tensor)
@@ -187,7 +187,7 @@ def _usable(name: object, value: object) -> bool:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file."""
-    with rejecting(path):
+    with reject_malformed(path):
         found = json.loads(read_bounded(path, JSON_BYTES).decode("utf-8-sig"))
         if not isinstance(found, dict):
             raise ValueError("it is not a JSON object")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from diffuse_cli.commands.convert.importers._foreign_files import ForeignSource
 from diffuse_cli.config.exchange_options import ConvertConfig
-from diffuse_cli.config.options import from_dict, options, to_dict
+from diffuse_cli.config.options import from_dict, option_fields, to_dict
 from diffuse_cli.config.parsers import Size
 from diffuse_cli.config.presets import PRESETS
 from diffuse_cli.config.shared_options import TIMESTEPS, DiffusionConfig
@@ -24,16 +24,16 @@ from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.settings import from_dict as checked
 from diffuse_cli.core.settings import to_dict as plain
 from diffuse_cli.core.space import Space
-from diffuse_cli.core.variances import channels_out
+from diffuse_cli.core.variances import output_channels
 from diffuse_cli.models.blueprint import Blueprint, make_denoiser, make_process, shapes
 from diffuse_cli.models.model_file import StoredModel
-from diffuse_cli.models.tensor_file import first, misfit
-from diffuse_cli.system.errors import ModelFileError, UsageError, translated
+from diffuse_cli.models.tensor_file import describe_mismatch, format_first
+from diffuse_cli.system.errors import ModelFileError, UsageError, to_usage_error
 from diffuse_cli.system.events import Notice
-from diffuse_cli.system.files import brief, show
-from diffuse_cli.training.configuration import for_model_file
+from diffuse_cli.system.files import shorten, show
+from diffuse_cli.training.configuration import to_model_options
 
-PROCESS = tuple(f.name for f, _ in options(DiffusionConfig))
+PROCESS = tuple(f.name for f, _ in option_fields(DiffusionConfig))
 SHAPE = ("width", "time_width", "multipliers", "blocks", "scale_shift", "resblock_updown")
 """Fields of a network that its tensors show, besides the levels with attention."""
 
@@ -43,7 +43,7 @@ NAMES_BYTES = 10_000_000
 """The most that is read of a file of class names."""
 
 
-def assemble(foreign: Foreign, source: ForeignSource, config: ConvertConfig) -> StoredModel:
+def assemble(foreign: ForeignModel, source: ForeignSource, config: ConvertConfig) -> StoredModel:
     """Return the model, with every tensor checked; raises what `convert` does."""
     unet = foreign.unet
     if unet.space.channels not in (1, 3):
@@ -51,9 +51,9 @@ def assemble(foreign: Foreign, source: ForeignSource, config: ConvertConfig) -> 
             f"{source.name} takes {unet.space.channels} channels, not the 1 or 3 of an image",
             "Latent and super-resolution networks are not supported",
         )
-    if config.preset and (wrong := unlike(config.preset, unet)):
+    if config.preset and (wrong := find_difference(config.preset, unet)):
         raise UsageError(f"--preset {config.preset} is not the network of {source.name}: {wrong}")
-    diffusion = settle(foreign, source, config)
+    diffusion = resolve_process(foreign, source, config)
     return StoredModel(
         blueprint=Blueprint(
             space=unet.space,
@@ -62,12 +62,12 @@ def assemble(foreign: Foreign, source: ForeignSource, config: ConvertConfig) -> 
             conditions=Conditions(classes=class_names(config, unet.num_classes, foreign.classes)),
             diffusion=diffusion,
         ),
-        ema=fitted(foreign, source),
-        training=training(unet, diffusion, config.preset),
+        ema=fit_tensors(foreign, source),
+        training=make_training_options(unet, diffusion, config.preset),
     )
 
 
-def network(where: Path, config: ConvertConfig, size: Size, fields: Mapping[str, Any]) -> Net:
+def read_net(where: Path, config: ConvertConfig, size: Size, fields: Mapping[str, Any]) -> Net:
     """Return the network that the file `where` describes, for images of `size`; `fields` as in
     `net`.
 
@@ -80,15 +80,15 @@ def network(where: Path, config: ConvertConfig, size: Size, fields: Mapping[str,
         if value is None and name not in OPTIONAL:
             raise ModelFileError(f"{show(where)} does not say {name}")
     try:
-        return net(fields, size)
+        return make_net(fields, size)
     except InvalidArgument as error:
         factor = 2 ** (len(fields["multipliers"]) - 1)
         if config.size and any(side % factor for side in config.size):
-            raise translated(error) from error
-        raise ModelFileError(f"{show(where)}: {brief(error)}") from error
+            raise to_usage_error(error) from error
+        raise ModelFileError(f"{show(where)}: {shorten(error)}") from error
 
 
-def net(fields: Mapping[str, Any], size: Size) -> Net:
+def make_net(fields: Mapping[str, Any], size: Size) -> Net:
     """Return a network by its settings, `channels`, `out_channels` and `num_classes`; an
     `InvalidArgument` if there is none."""
     settings = dict(fields)
@@ -106,7 +106,7 @@ def attention_at(size: Size, attends: list[bool]) -> tuple[int, ...]:
     return tuple(min(size) >> i for i, attend in enumerate(attends) if attend)
 
 
-def unlike(preset: str, unet: Net) -> str:
+def find_difference(preset: str, unet: Net) -> str:
     """Return the difference of a network to a preset's, as far as tensors show it; empty if none.
 
     The levels with attention are compared, not their resolutions: the image size may differ.
@@ -127,7 +127,9 @@ def unlike(preset: str, unet: Net) -> str:
 # -- the process ----------------------------------------------------------------------------------
 
 
-def settle(foreign: Foreign, source: ForeignSource, config: ConvertConfig) -> DiffusionConfig:
+def resolve_process(
+    foreign: ForeignModel, source: ForeignSource, config: ConvertConfig
+) -> DiffusionConfig:
     """Return the process: typed options before the source, before the preset; the default target is
     eps.
 
@@ -135,7 +137,9 @@ def settle(foreign: Foreign, source: ForeignSource, config: ConvertConfig) -> Di
     """
     typed = {name: getattr(config, name, None) for name in PROCESS}
     typed = {name: value for name, value in typed.items() if value is not None}
-    said = _layered({"target": "eps"}, _published(config.preset), foreign.diffusion, typed)
+    said = _merge_processes(
+        {"target": "eps"}, _read_preset_process(config.preset), foreign.diffusion, typed
+    )
     if "betas" not in said and not {"schedule", "num_timesteps"} <= said.keys():
         missing = "number of timesteps" if "schedule" in said else "noise schedule"
         raise UsageError(
@@ -150,7 +154,7 @@ def settle(foreign: Foreign, source: ForeignSource, config: ConvertConfig) -> Di
             raise
         raise ModelFileError(f"{source.name}: {error.message}", error.hint) from error
     unet = foreign.unet
-    out, needed = unet.out_channels, channels_out(diffusion.variance, unet.space.channels)
+    out, needed = unet.out_channels, output_channels(diffusion.variance, unet.space.channels)
     if out != needed:
         text = f"variance '{diffusion.variance}' needs {needed} channels out, not {out}"
         if "variance" in typed:
@@ -159,7 +163,7 @@ def settle(foreign: Foreign, source: ForeignSource, config: ConvertConfig) -> Di
     return diffusion
 
 
-def _published(preset: str | None) -> dict[str, Any]:
+def _read_preset_process(preset: str | None) -> dict[str, Any]:
     """Return a preset's process; the default T is the default of train."""
     if preset is None:
         return {}
@@ -167,7 +171,7 @@ def _published(preset: str | None) -> dict[str, Any]:
     return {"num_timesteps": TIMESTEPS, **said}
 
 
-def _layered(*layers: Mapping[str, Any]) -> dict[str, Any]:
+def _merge_processes(*layers: Mapping[str, Any]) -> dict[str, Any]:
     """Later layers override earlier ones; betas and a schedule replace each other."""
     result: dict[str, Any] = {}
     for layer in layers:
@@ -183,7 +187,7 @@ def _layered(*layers: Mapping[str, Any]) -> dict[str, Any]:
 # -- the tensors ----------------------------------------------------------------------------------
 
 
-def fitted(foreign: Foreign, source: ForeignSource) -> dict[str, Tensor]:
+def fit_tensors(foreign: ForeignModel, source: ForeignSource) -> dict[str, Tensor]:
     """Return the tensors in float32, none missing or too many, each of its shape and finite.
 
     The label embedding gains a row of zeros for "none", which other programs do not have: it gives
@@ -196,16 +200,16 @@ def fitted(foreign: Foreign, source: ForeignSource) -> dict[str, Tensor]:
         tensors[name] = torch.cat([rows, rows.new_zeros(1, rows.shape[1])])
 
     def their(name: str) -> str:
-        return brief(foreign.theirs.get(name, name))
+        return shorten(foreign.theirs.get(name, name))
 
     shapes = {name: str(shape) for name, shape in unet.shapes.items()}
     found = {name: str(tuple(tensor.shape)) for name, tensor in tensors.items()}
-    if wrong := misfit(shapes, found, their):
+    if wrong := describe_mismatch(shapes, found, their):
         raise ModelFileError(f"{source.name} does not fit its network: {wrong}")
     done = {name: tensor.to(torch.float32) for name, tensor in tensors.items()}
     bad = [their(name) for name, tensor in done.items() if not bool(tensor.isfinite().all())]
     if bad:
-        raise ModelFileError(f"{source.name} has weights that are not numbers: {first(bad)}")
+        raise ModelFileError(f"{source.name} has weights that are not numbers: {format_first(bad)}")
     return done
 
 
@@ -233,7 +237,9 @@ def class_names(config: ConvertConfig, count: int, said: tuple[str, ...] = ()) -
     return names
 
 
-def training(unet: Net, diffusion: DiffusionConfig, preset: str | None) -> dict[str, Any]:
+def make_training_options(
+    unet: Net, diffusion: DiffusionConfig, preset: str | None
+) -> dict[str, Any]:
     """Return the configuration for `train --init`: the preset's, without its learning rate, which
     follows from width and batch size."""
     recipe = dict(PRESETS[preset].train) if preset else {}
@@ -252,7 +258,7 @@ def training(unet: Net, diffusion: DiffusionConfig, preset: str | None) -> dict[
         "network": "unet",
         "architecture": plain(unet.config),
     }
-    return for_model_file(from_dict(TrainConfig, {"data": "", **given}))
+    return to_model_options(from_dict(TrainConfig, {"data": "", **given}))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,7 +283,7 @@ class Net:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Foreign:
+class ForeignModel:
     """Another program's model, in this program's terms.
 
     Attributes:

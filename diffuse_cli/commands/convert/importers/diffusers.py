@@ -17,16 +17,21 @@ from diffuse_cli.commands.convert.importers._foreign_files import (
     ForeignSource,
     read_json,
     read_weights,
-    rejecting,
+    reject_malformed,
 )
-from diffuse_cli.commands.convert.importers.assembly import Foreign, Net, attention_at, network
+from diffuse_cli.commands.convert.importers.assembly import (
+    ForeignModel,
+    Net,
+    attention_at,
+    read_net,
+)
 from diffuse_cli.config.exchange_options import ConvertConfig
 from diffuse_cli.config.parsers import parse_size
-from diffuse_cli.core.variances import channels_out
+from diffuse_cli.core.variances import output_channels
 from diffuse_cli.system import file_types
 from diffuse_cli.system.errors import ModelFileError, UsageError
 from diffuse_cli.system.events import Notice
-from diffuse_cli.system.files import brief, show
+from diffuse_cli.system.files import shorten, show
 
 OPTIONS: tuple[str, ...] = ()
 
@@ -42,21 +47,21 @@ def recognises(source: ForeignSource) -> bool:
     return file_types.is_of("diffusers", source.tensors)
 
 
-def read(source: ForeignSource, config: ConvertConfig) -> Foreign:
+def read(source: ForeignSource, config: ConvertConfig) -> ForeignModel:
     """Return the network, process and weights of a `UNet2DModel`."""
     folder = _folder(source)
     _check_pipeline(folder)
     described = folder / "config.json"
-    with rejecting(described):
+    with reject_malformed(described):
         settings, classes = read_unet(described, read_json(described))
         own, attends = settings.pop("sample_size"), settings.pop("attends")
         if config.size is None and own is None:
             raise UsageError(f"{source.name} does not say its image size", "Give --size")
         size = parse_size(own) if config.size is None else config.size
         settings["attention"] = attention_at(size, attends)
-        unet = network(described, config, size, settings)
+        unet = read_net(described, config, size, settings)
     process, notices = read_process(folder, unet)
-    return Foreign(
+    return ForeignModel(
         unet=unet,
         diffusion=process,
         tensors=_tensors(source, folder),
@@ -89,7 +94,7 @@ def _check_pipeline(folder: Path) -> None:
         others = [n for n in read_json(index) if n[:1] != "_" and n not in ("unet", "scheduler")]
         if others:
             raise ModelFileError(
-                f"{show(index)} is of a pipeline with {brief(', '.join(others))}",
+                f"{show(index)} is of a pipeline with {shorten(', '.join(others))}",
                 "Only unconditional and class-conditional image networks are supported",
             )
 
@@ -118,7 +123,7 @@ def _tensors(source: ForeignSource, folder: Path) -> dict[str, Any]:
 
 def read_process(folder: Path, unet: Net) -> tuple[dict[str, Any], tuple[Notice, ...]]:
     """Return the fields of a process, and what to tell the user."""
-    learned = unet.out_channels == channels_out("learned", unet.space.channels)
+    learned = unet.out_channels == output_channels("learned", unet.space.channels)
     shown = {"rescale_timesteps": False}
     there = (folder, folder / "scheduler", folder.parent / "scheduler")
     paths = [place / "scheduler_config.json" for place in there]
@@ -127,7 +132,7 @@ def read_process(folder: Path, unet: Net) -> tuple[dict[str, Any], tuple[Notice,
         text = f"network from {show(folder / 'config.json')}; there is no scheduler_config.json"
         return {**shown, "variance": "learned" if learned else "small"}, (Notice(text),)
     said = read_json(path)
-    with rejecting(path):
+    with reject_malformed(path):
         found = read_scheduler(path, said, learned)
     return {**shown, **found}, _notices(folder, path, said)
 
@@ -136,7 +141,7 @@ def _notices(folder: Path, path: Path, said: Mapping[str, Any]) -> tuple[Notice,
     """Return the files that were read, and settings of sampling that a model file does not keep."""
     read = Notice(f"network from {show(folder / 'config.json')}, process from {show(path)}")
     if said.get("thresholding") and said.get("sample_max_value", 1.0) != 1:
-        ratio = brief(said.get("dynamic_thresholding_ratio", 0.995))
+        ratio = shorten(said.get("dynamic_thresholding_ratio", 0.995))
         text = f"uses thresholding: sample with --threshold {ratio}"
     elif not said.get("clip_sample", True) or said.get("clip_sample_range", 1.0) != 1:
         text = "does not clip to [-1, 1]; `diffuse sample` does"

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from diffuse_cli.commands.convert.importers._foreign_files import ForeignSource
 from diffuse_cli.commands.convert.importers.assembly import (
-    Foreign,
+    ForeignModel,
     Net,
     attention_at,
-    net,
-    network,
-    unlike,
+    find_difference,
+    make_net,
+    read_net,
 )
 from diffuse_cli.config.exchange_options import ConvertConfig
 from diffuse_cli.config.parsers import Size
@@ -73,7 +73,7 @@ def recognises(source: ForeignSource) -> bool:
     return file_types.is_of("openai", source.tensors)
 
 
-def read(source: ForeignSource, config: ConvertConfig) -> Foreign:
+def read(source: ForeignSource, config: ConvertConfig) -> ForeignModel:
     """Return the network and weights of a checkpoint, which does not hold its process."""
     if not recognises(source):
         raise ModelFileError(f"{source.name} is not a checkpoint of OpenAI's: no input_blocks")
@@ -85,7 +85,7 @@ def read(source: ForeignSource, config: ConvertConfig) -> Foreign:
     if config.preset:
         shape["dropout"] = PRESETS[config.preset].settings.get("dropout", 0.0)
     fields = {**shape, **heads, "attention": attention}
-    unet = network(source.path, config, size, fields)
+    unet = read_net(source.path, config, size, fields)
     theirs = dict(_names(unet))
     order = config.attention_order or ("new" if config.preset in NEW_ORDER else "legacy")
     known = set(theirs.values())
@@ -94,7 +94,7 @@ def read(source: ForeignSource, config: ConvertConfig) -> Foreign:
         if name in state:
             tensors[ours] = _part(unet, ours, state[name], order)
     assumed = config.heads and config.heads_upsample is None and any(unet.attends)
-    return Foreign(
+    return ForeignModel(
         unet=unet,
         diffusion={"variance": _variance(unet, config.preset)},
         tensors=tensors,
@@ -182,23 +182,23 @@ def _heads(
         )
     if any(found.values()):
         return {**found, "heads_up": None if up == found["heads"] else up}
-    alike = ", ".join(f"--preset {name}" for name in PRESETS if _suits(name, shape))
+    alike = ", ".join(f"--preset {name}" for name in PRESETS if _fits_preset(name, shape))
     raise UsageError(
         f"{source.name} does not say its attention heads and its process",
         f"It has the shape of {alike}" if alike else "Give --heads or --head-width, and --schedule",
     )
 
 
-def _suits(preset: str, shape: Mapping[str, Any]) -> bool:
+def _fits_preset(preset: str, shape: Mapping[str, Any]) -> bool:
     """Whether a checkpoint has the shape of a published preset."""
     side = 2 ** len(shape["attends"]) * 4
     fields = {name: value for name, value in shape.items() if name != "attends"}
     fields["attention"] = attention_at((side, side), shape["attends"])
     try:
-        found = net({**fields, "heads": 1}, (side, side))
+        found = make_net({**fields, "heads": 1}, (side, side))
     except InvalidArgument:
         return False
-    return PRESETS[preset].published and not unlike(preset, found)
+    return PRESETS[preset].published and not find_difference(preset, found)
 
 
 def _size(source: ForeignSource, config: ConvertConfig, attends: list[bool]) -> Size:
@@ -276,6 +276,6 @@ def _part(unet: Net, name: str, tensor: Tensor, order: str) -> Tensor:
         return tensor  # its shape is refused later
     if order == "new":
         return tensor.chunk(3)[third]
-    there = unet.config.upward if name.startswith("up_blocks.") else unet.config
+    there = unet.config.up_config if name.startswith("up_blocks.") else unet.config
     by_head: Tensor = tensor.unflatten(0, (there.heads_at(width), 3, -1))
     return by_head[:, third].flatten(0, 1)
