@@ -146,10 +146,7 @@ def _match_rows(
         )
     lines = []
     if without:
-        count, few = (
-            plural(len(without), "image"),
-            format_names(without, len(without), shorten),
-        )
+        count, few = (plural(len(without), "image"), format_names(without, len(without), shorten))
         lines.append(f"{count} without a row in {where}, so without a condition: {few}")
     if lone:
         count, few = plural(len(lone), "row"), format_names(lone, len(lone), shorten)

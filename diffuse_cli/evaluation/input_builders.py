@@ -24,11 +24,7 @@ from diffuse_cli.metrics.nearest_neighbors import blocks, merge
 from diffuse_cli.metrics.paired import compute_pixel_metrics, feature_distances
 from diffuse_cli.metrics.spectrum import measure_spectra as measure_spectra
 from diffuse_cli.models import image_conditioning
-from diffuse_cli.models.image_conditioning import (
-    Conditioner,
-    ConditioningInputs,
-    choose_inputs,
-)
+from diffuse_cli.models.image_conditioning import Conditioner, ConditioningInputs, choose_inputs
 from diffuse_cli.system.events import Work
 
 ANSWERED, ANSWERED_AT_ONCE, ANSWERS_SHOWN = 1000, 16, 10
@@ -131,11 +127,7 @@ def compare_samples(
 
 
 def find_nearest_inputs(
-    giver: Conditioner,
-    inputs: ConditioningInputs,
-    count: int,
-    training: LabelledSamples,
-    seed: int,
+    giver: Conditioner, inputs: ConditioningInputs, count: int, training: LabelledSamples, seed: int
 ) -> Array:
     """Return the index of the training image nearest to each conditioning input, (count,).
 

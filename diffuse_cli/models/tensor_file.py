@@ -245,9 +245,7 @@ MALFORMED = (
 
 
 def describe_mismatch(
-    expected: Mapping[str, str],
-    found: Mapping[str, str],
-    called: Callable[[str], str] = shorten,
+    expected: Mapping[str, str], found: Mapping[str, str], called: Callable[[str], str] = shorten
 ) -> str:
     """Return the differences between expected and found tensors, empty if there are none.
 

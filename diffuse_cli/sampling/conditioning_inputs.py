@@ -152,10 +152,7 @@ def check_follows(space: Space, loaded: LoadedModel, path: str) -> None:
     Raises:
         UsageError: the model takes no input, needs a mask, or takes other channels or levels.
     """
-    giver, flag = (
-        Conditioner.from_blueprint(loaded.model.blueprint),
-        f"--then {files.show(path)}",
-    )
+    giver, flag = (Conditioner.from_blueprint(loaded.model.blueprint), f"--then {files.show(path)}")
     if giver is None or giver.masks:
         why = f"needs masks ({giver.given.what})" if giver else "was trained without --given"
         raise UsageError(

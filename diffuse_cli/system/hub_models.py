@@ -128,8 +128,7 @@ def _model_file(listing: HubListing, wanted: str) -> str:
             f"Convert it: diffuse convert {listing.title} -o model.safetensors",
         )
     raise ModelFileError(
-        f"no {shorten(wanted or MODEL_FILE)} in {listing.title}",
-        _hint(listing, (".safetensors",)),
+        f"no {shorten(wanted or MODEL_FILE)} in {listing.title}", _hint(listing, (".safetensors",))
     )
 
 

@@ -26,11 +26,7 @@ from diffuse_cli.data import Dataset
 from diffuse_cli.media import MEDIA
 from diffuse_cli.models import model_file
 from diffuse_cli.models.blueprint import Blueprint, make_denoiser, make_process
-from diffuse_cli.models.image_conditioning import (
-    Conditioner,
-    ConditioningInputs,
-    choose_inputs,
-)
+from diffuse_cli.models.image_conditioning import Conditioner, ConditioningInputs, choose_inputs
 from diffuse_cli.system import files
 from diffuse_cli.system.devices import apply_precision, slow_precision
 from diffuse_cli.system.errors import UsageError

@@ -10,11 +10,7 @@ from torch import Tensor
 
 from diffuse_cli.config.noise_demo_options import DemoConfig
 from diffuse_cli.media import MEDIA, Array, ReadSettings, render_samples, settings_for
-from diffuse_cli.models.image_conditioning import (
-    Conditioner,
-    degraded_inputs,
-    stored_inputs,
-)
+from diffuse_cli.models.image_conditioning import Conditioner, degraded_inputs, stored_inputs
 from diffuse_cli.sampling.generation import LoadedModel
 from diffuse_cli.sampling.tasks.task_inputs import read_picture, rgb
 from diffuse_cli.system import files
