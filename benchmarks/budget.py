@@ -30,7 +30,7 @@ STEPS = EVERY
 """Steps that are profiled: one moves the average."""
 
 FORWARD, BACKWARD = "convolution, forward", "convolution, backward"
-NORM, ATTENTION, LINEAR = "normalisation and activation", "attention", "linear layers"
+NORM, ATTENTION, LINEAR = "normalization and activation", "attention", "linear layers"
 DROPOUT, COPIES, ADDITIONS = "dropout", "copies and casts", "additions"
 OPTIMIZER, CLIP, AVERAGE, DRAWS, REST = "optimizer", "clip", "average", "draws", "rest"
 

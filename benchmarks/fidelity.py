@@ -95,8 +95,8 @@ def networks() -> tuple[Any, Any]:
 def rates(pixels: Array, rounds: int) -> dict[str, Any]:
     """Images a second of both networks, and how far their features are apart."""
     ours, theirs = networks()
-    colour = np.repeat(pixels, 3, 1) if pixels.shape[1] == 1 else pixels
-    data = Pixels(colour)
+    color = np.repeat(pixels, 3, 1) if pixels.shape[1] == 1 else pixels
+    data = Pixels(color)
 
     def peer() -> Array:
         found = get_featuresdict_from_dataset(data, theirs, PEER_BATCH, False, True, False)

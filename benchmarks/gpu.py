@@ -164,7 +164,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("data", help="images of 32x32 in colour, such as CIFAR-10's")
+    parser.add_argument("data", help="images of 32x32 in color, such as CIFAR-10's")
     parser.add_argument("--device", choices=DEVICES, default="auto")
     parser.add_argument("--preset", default="ddpm-cifar10")
     parser.add_argument("--batch-size", type=int, default=128)

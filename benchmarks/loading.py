@@ -73,8 +73,8 @@ def scene(draw: np.random.Generator) -> np.ndarray[Any, Any]:
         fields.append((field - field.mean()) / field.std())
     light, warm, green = fields
     light = 0.8 * light + np.where(warm > 0, 0.8, -0.8)
-    colours = (light + 0.35 * warm, light - 0.1 * warm + 0.1 * green, light - 0.35 * warm)
-    return (127 + 45 * np.stack(colours, -1)).astype(np.float32)
+    colors = (light + 0.35 * warm, light - 0.1 * warm + 0.1 * green, light - 0.35 * warm)
+    return (127 + 45 * np.stack(colors, -1)).astype(np.float32)
 
 
 def make_photos(folder: Path, count: int) -> None:

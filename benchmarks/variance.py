@@ -23,7 +23,7 @@ from torch import Tensor
 
 from diffuse_cli.core import VARIANCES, Denoiser
 from diffuse_cli.core.variances import LEARNED
-from diffuse_cli.evaluation.image_sets import LabelledSamples
+from diffuse_cli.evaluation.image_sets import LabeledSamples
 from diffuse_cli.evaluation.metric_inputs import VariationalBound
 from diffuse_cli.evaluation.variational_bound import measure_bound
 from diffuse_cli.sampling.generation import load_denoiser
@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--respaced", default="25", help="also over so many timesteps")
     options = parser.parse_args()
     pixels = common.held_out(common.read(options.data), options.n)
-    images = LabelledSamples(pixels, np.full(len(pixels), -1))
+    images = LabeledSamples(pixels, np.full(len(pixels), -1))
     results: list[dict[str, Any]] = []
     first: dict[int, VariationalBound] = {}
     with open_accelerator(resolve_precision("auto")) as accelerator:

@@ -74,7 +74,7 @@ Results go to standard output, everything else to standard error.
 VARIABLES = {
     "DIFFUSE_CACHE": "Folder of the cache of features; empty for none. [default: ~/.cache/diffuse]",
     "DIFFUSE_WEIGHTS": "Folder with the weights of feature networks.",
-    "NO_COLOR": "If it is set, nothing is coloured.",
+    "NO_COLOR": "If it is set, nothing is colored.",
     "OMP_NUM_THREADS": "Threads that compute.",
 }
 

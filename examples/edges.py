@@ -12,7 +12,7 @@ from PIL import Image, ImageChops, ImageFilter, ImageOps
 
 
 def edges(image: Image.Image) -> Image.Image:
-    """Dark lines on white where the brightness or a colour changes."""
+    """Dark lines on white where the brightness or a color changes."""
     bands = [band.filter(ImageFilter.FIND_EDGES) for band in image.convert("RGB").split()]
     strongest = ImageChops.lighter(ImageChops.lighter(bands[0], bands[1]), bands[2])
     inside = ImageOps.crop(strongest, 1)  # the filter leaves the border as it was

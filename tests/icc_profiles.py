@@ -1,4 +1,4 @@
-"""ICC profiles of version 2 made by hand, and what colours are under them by exact arithmetic."""
+"""ICC profiles of version 2 made by hand, and what colors are under them by exact arithmetic."""
 
 from __future__ import annotations
 

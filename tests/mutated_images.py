@@ -21,11 +21,11 @@ HEADER = 64
 @cache
 def seeds() -> tuple[bytes, ...]:
     """What is changed: small images of every kind, and larger ones that take several reads."""
-    colour = noise(1, (90, 70), "RGB")
+    color = noise(1, (90, 70), "RGB")
     flat = Image.new("RGB", (700, 500), "teal")
     tiffs = ("tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg", "lzma", "zstd")
-    large = [encoded(colour, kind) for kind in ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")]
-    large += [encoded(colour, "TIFF", compression=name) for name in tiffs]
+    large = [encoded(color, kind) for kind in ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")]
+    large += [encoded(color, "TIFF", compression=name) for name in tiffs]
     large += [encoded(flat, "PNG"), encoded(flat, "JPEG", progressive=True)]
     return (*odd().values(), *large)
 

@@ -66,7 +66,7 @@ def plan(
     )
 
 
-def randomised(made: Plan) -> Any:
+def randomized(made: Plan) -> Any:
     """A network none of whose weights is zero."""
     net: nn.Module = made.build()
     g = generator(1)

@@ -18,7 +18,7 @@ from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.image.image_metadata import FORMATS
 
 PROFILED = [kind for kind in FORMATS if kind not in ("BMP", "GIF")]
-"""Formats that hold colour profiles."""
+"""Formats that hold color profiles."""
 
 LARGE, SIDE = 50_000, 9500
 """A square of the one is far over the most pixels that an image may have, of the other just so."""
@@ -75,7 +75,7 @@ def enlarged(data: bytes, form: str, first: int, second: int) -> bytes:
 @cache
 def odd() -> dict[str, bytes]:
     """Images, all of them usable."""
-    pale, colour = noise(4, (8, 8)), noise(5, (8, 8), "RGB")
+    pale, color = noise(4, (8, 8)), noise(5, (8, 8), "RGB")
     frames = [noise(seed, (8, 8), "RGB") for seed in (6, 7, 8)]
     several = {"save_all": True, "append_images": frames[1:], "duration": 50}
     wide = Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000)
@@ -83,7 +83,7 @@ def odd() -> dict[str, bytes]:
     turned[0x0112] = 6
     strip = [(273, 4, [-1]), (278, 4, [8]), (279, 4, [64])]
     p3 = icc_profiles.rgb("P3", "sRGB")
-    files = {f"{kind}.{kind.lower()}": encoded(colour, kind) for kind in FORMATS}
+    files = {f"{kind}.{kind.lower()}": encoded(color, kind) for kind in FORMATS}
     files |= {f"grey-{kind}.{kind.lower()}": encoded(pale, kind) for kind in FORMATS}
     files |= {
         f"frames-{kind}.{kind.lower()}": encoded(frames[0], kind, **several)
@@ -91,29 +91,29 @@ def odd() -> dict[str, bytes]:
     }
     return files | {
         "mpo.jpg": encoded(frames[0], "MPO", save_all=True, append_images=frames[1:]),
-        "cmyk.jpg": encoded(colour.convert("CMYK"), "JPEG"),
-        "cmyk.tif": encoded(colour.convert("CMYK"), "TIFF"),
-        "progressive.jpg": encoded(colour, "JPEG", progressive=True),
+        "cmyk.jpg": encoded(color.convert("CMYK"), "JPEG"),
+        "cmyk.tif": encoded(color.convert("CMYK"), "TIFF"),
+        "progressive.jpg": encoded(color, "JPEG", progressive=True),
         "bits.png": encoded(pale.convert("1")),
         "bits.tif": encoded(pale.convert("1"), "TIFF", compression="group4"),
         "wide.png": encoded(wide),
         "wide.tif": encoded(wide, "TIFF"),
-        "palette.png": encoded(colour.quantize(7)),
-        "clear-palette.png": encoded(colour.quantize(7), transparency=3),
+        "palette.png": encoded(color.quantize(7)),
+        "clear-palette.png": encoded(color.quantize(7), transparency=3),
         "clear.png": encoded(noise(9, (8, 8), "RGBA")),
         "clear-grey.png": encoded(noise(9, (8, 8), "LA")),
         "clear.webp": encoded(noise(9, (8, 8), "RGBA"), "WEBP", lossless=True),
         "turned.jpg": encoded(noise(10, (5, 9), "RGB"), "JPEG", exif=turned),
-        **{f"p3.{kind.lower()}": encoded(colour, kind, icc_profile=p3) for kind in PROFILED},
+        **{f"p3.{kind.lower()}": encoded(color, kind, icc_profile=p3) for kind in PROFILED},
         "gamma.png": encoded(pale, icc_profile=icc_profiles.grey(1.8)),
-        "ink.tif": encoded(colour.convert("CMYK"), "TIFF", icc_profile=icc_profiles.cmyk()),
+        "ink.tif": encoded(color.convert("CMYK"), "TIFF", icc_profile=icc_profiles.cmyk()),
         # Four inks at 80 levels each would be 245 MB.
         "ink-that-unpacks.tif": encoded(
-            colour.convert("CMYK"),
+            color.convert("CMYK"),
             "TIFF",
             icc_profile=icc_profiles.cmyk().replace(b"\4\3\2\0", b"\4\3\x50\0"),
         ),
-        "cut-profile.png": encoded(colour, icc_profile=p3[:300]),
+        "cut-profile.png": encoded(color, icc_profile=p3[:300]),
         "name-says-gif.gif": encoded(pale),
         "more-after-the-end.png": encoded(pale) + b"more",
         "directory-that-follows-itself.tif": tiff(grey(8, 8, 1, *strip), bytes(64), after=8),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from networks import randomised
+from networks import randomized
 
 from diffuse_cli.config.shared_options import DiffusionConfig
 from diffuse_cli.core import Conditions, Space
@@ -33,5 +33,5 @@ def model_of(
         conditions=conditions,
         diffusion=diffusion or DiffusionConfig(),
     )
-    ema = randomised(own).state_dict()
+    ema = randomized(own).state_dict()
     return model_file.StoredModel(blueprint=own, ema=ema, **more)

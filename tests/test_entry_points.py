@@ -181,7 +181,7 @@ from diffuse_cli.commands.convert.importers.assembly import ForeignModel, Net
 OPTIONS = ()
 
 
-def recognises(source):
+def recognizes(source):
     return False  # it is named with --format
 
 

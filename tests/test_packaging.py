@@ -24,7 +24,7 @@ def test_the_source_archive_holds_every_file_of_the_repository():
     assert {*ROOT.glob("*.md"), ROOT / "CITATION.cff", ROOT / "LICENSE"} <= found
 
 
-def test_one_version_and_one_licence():
+def test_one_version_and_one_license():
     citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     assert re.findall(r"^version: (.*)$", citation, re.MULTILINE) == [__version__]
     assert re.findall(r"^license: (.*)$", citation, re.MULTILINE) == [PROJECT["license"]]

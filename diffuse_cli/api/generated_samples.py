@@ -54,7 +54,7 @@ class Samples(Sequence[Image]):
         return figures.to_image(render_samples(self.space, self.arrays[[chosen]])[0])
 
     def images(self) -> list[Image]:
-        """Return a picture of each, of 8 bits, grey or in colour: of an image itself, of an array
+        """Return a picture of each, of 8 bits, grey or in color: of an image itself, of an array
         its channels, of a sound its waveform over its spectrogram."""
         return self[:]
 

@@ -45,13 +45,13 @@ class DistillConfig(Options):
     resume: bool = option(False, "Continue from the last checkpoint.", control=True)
     overwrite: bool = option(False, OVERWRITE, control=True)
     given: str | None = option.data.optional(BESIDE, metavar="PATH", place=True)
-    batch_size: int | None = option.optimiser.optional(
+    batch_size: int | None = option.optimizer.optional(
         "Sampling trajectories per step, over all processes.",
         low=1,
         high=1_000_000,
         shown="a quarter of the model's",
     )
-    lr: float | None = option.optimiser.optional(
+    lr: float | None = option.optimizer.optional(
         "Peak learning rate.", low=0, high=10, shown="half of the model's"
     )
     workers: int | None = option.run.optional(

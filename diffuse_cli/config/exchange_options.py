@@ -128,13 +128,13 @@ class PushConfig(Options):
     """A model, and the contents of its card.
 
     Raises:
-        UsageError: no licence.
+        UsageError: no license.
     """
 
     model: str = argument("MODEL", MODEL)
     target: str = argument("TARGET", "Name on the Hugging Face Hub, hf://ORG/NAME.")
     license: str | None = option.optional(
-        "Licence of the model (required), for example mit or cc-by-4.0.", parse=parse_license
+        "License of the model (required), for example mit or cc-by-4.0.", parse=parse_license
     )
     eval: str | None = option.optional(
         "Metrics for the card, from diffuse eval --json.", parse=parse_file, metavar="FILE.json"
@@ -156,5 +156,5 @@ class PushConfig(Options):
         if self.license is None:
             raise UsageError(
                 "--license is missing: the Hub shows under which terms others may use the model",
-                "Pass a licence, for example --license mit",
+                "Pass a license, for example --license mit",
             )

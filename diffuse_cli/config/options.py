@@ -85,7 +85,7 @@ class OptionMakers(OptionMaker):
     process = OptionMaker("Process")
     sampling = OptionMaker("Sampling")
     measuring = OptionMaker("Measuring")
-    optimiser = OptionMaker("Optimization")
+    optimizer = OptionMaker("Optimization")
     run = OptionMaker("Run")
     output = OptionMaker("Output")
 

@@ -1,4 +1,4 @@
-"""Values from the command line and from TOML: sizes, colours, lists, intervals, betas."""
+"""Values from the command line and from TOML: sizes, colors, lists, intervals, betas."""
 
 from __future__ import annotations
 
@@ -79,13 +79,13 @@ def parse_bytes(value: Any) -> int:
 
 
 def parse_color(value: Any) -> str:
-    """Return a colour name or `#rrggbb`, checked by Pillow."""
+    """Return a color name or `#rrggbb`, checked by Pillow."""
     from PIL import ImageColor
 
     try:
         ImageColor.getrgb(value)
     except (ValueError, AttributeError, TypeError):
-        raise ValueError("a colour is a name such as white, or #rrggbb") from None
+        raise ValueError("a color is a name such as white, or #rrggbb") from None
     return str(value)
 
 
@@ -184,9 +184,9 @@ def parse_file(value: Any) -> str:
 
 
 def parse_license(value: Any) -> str:
-    """Return the name of a licence, as in the hub's list."""
+    """Return the name of a license, as in the hub's list."""
     if not isinstance(value, str) or not re.fullmatch(r"[a-z0-9][a-z0-9.+-]{1,40}", value):
-        raise ValueError("a licence is a name in small letters, such as mit or cc-by-4.0")
+        raise ValueError("a license is a name in small letters, such as mit or cc-by-4.0")
     return value
 
 

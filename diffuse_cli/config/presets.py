@@ -20,7 +20,7 @@ class Preset:
     """A network by name.
 
     Attributes:
-        help: its number of parameters (at 32x32 in colour, or as published) and its use.
+        help: its number of parameters (at 32x32 in color, or as published) and its use.
         settings: values of the network's `Config`, which it adapts to the space.
         signals: those that differ in one dimension, where a position costs a third.
         train: fields of `TrainConfig` that it sets.

@@ -10,7 +10,7 @@ from diffuse_cli.config.parsers import Size, parse_betas, parse_color, parse_len
 from diffuse_cli.system.errors import UsageError
 
 FIT = "Crop, pad or stretch images of another shape."
-BACKGROUND = "Colour behind transparent images and around padded images."
+BACKGROUND = "Color behind transparent images and around padded images."
 LAYOUT = "Axis order of arrays, for example HWC, or pages for TIFF pages as channels."
 ALPHA = "Keep transparency as a channel."
 BITS = "Bits per channel, 8 or 16, to which other images are scaled."

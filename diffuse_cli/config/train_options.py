@@ -87,7 +87,7 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
         "Kind of data.", table="media.MEDIA", shown="the most frequent kind in DATA"
     )
     channels: int | None = option.data.optional(
-        "Channels: 1 for grey or mono, 2 for stereo, 3 for colour.",
+        "Channels: 1 for grey or mono, 2 for stereo, 3 for color.",
         low=1,
         high=64,
         shown="from the data",
@@ -145,38 +145,38 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
     )
     architecture: Mapping[str, Any] = field(default_factory=dict)
 
-    lr: float | None = option.optimiser.optional(
+    lr: float | None = option.optimizer.optional(
         "Peak learning rate.", low=0, high=10, shown="from the preset"
     )
-    optimizer: str | None = option.optimiser.optional(
+    optimizer: str | None = option.optimizer.optional(
         "Optimizer.",
         table="core.optimizers.OPTIMIZERS",
         shown="muon, or adamw for presets from papers",
     )
-    warmup: int = option.optimiser(
+    warmup: int = option.optimizer(
         100, "Learning-rate warm-up steps, at most a tenth of the run.", low=0
     )
-    weight_decay: float = option.optimiser(0.01, "Weight decay of AdamW.", low=0, high=10)
-    grad_clip: float = option.optimiser(1.0, "Clip the gradient to this norm.", low=1e-6, high=1e6)
-    accumulation: int = option.optimiser(
+    weight_decay: float = option.optimizer(0.01, "Weight decay of AdamW.", low=0, high=10)
+    grad_clip: float = option.optimizer(1.0, "Clip the gradient to this norm.", low=1e-6, high=1e6)
+    accumulation: int = option.optimizer(
         1, "Split each batch into N passes to save memory.", low=1, high=100_000
     )
-    loss: str | None = option.optimiser.optional(
+    loss: str | None = option.optimizer.optional(
         "Training loss.",
         table="core.losses.LOSSES",
         shown="simple, or hybrid for a learned variance",
     )
-    weighting: str | None = option.optimiser.optional(
+    weighting: str | None = option.optimizer.optional(
         "Weight of each timestep's loss, as a function of its SNR.",
         table="core.losses.WEIGHTINGS",
         shown="min-snr, or none with vlb",
     )
-    timestep_draw: str = option.optimiser(
+    timestep_draw: str = option.optimizer(
         "uniform",
         "Draw timesteps uniformly, or more where the loss or its weight is large.",
         table="core.timesteps.TIMESTEP_DRAWS",
     )
-    teacher_guidance: float | None = option.optimiser.optional(
+    teacher_guidance: float | None = option.optimizer.optional(
         "Guidance scale of the --init model, with --loss consistency.",
         low=0,
         high=100,
@@ -197,8 +197,8 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
         high=10,
         shown="0",
     )
-    ema_decay: float = option.optimiser(0.999, "Largest decay of the EMA weights.", low=0, below=1)
-    ema_lengths: int | None = option.optimiser.optional(
+    ema_decay: float = option.optimizer(0.999, "Largest decay of the EMA weights.", low=0, below=1)
+    ema_lengths: int | None = option.optimizer.optional(
         "Save N snapshots, from which diffuse ema chooses the EMA length.",
         low=4,
         high=1000,

@@ -175,7 +175,7 @@ class LowRes(Degradation):
 
 @dataclass(frozen=True, kw_only=True)
 class FewerChannels(Degradation):
-    """Mean over groups of neighbouring channels.
+    """Mean over groups of neighboring channels.
 
     Attributes:
         factor: the number of channels in a group.

@@ -8,7 +8,7 @@ network.
 
 A solver finds paths of the denoiser in a few steps. `consistency_loss` compares the estimates at
 all points of a path with its endpoint (Luhman & Luhman 2021 compare only the first). Consistency
-training (Song et al. 2023b) compares the estimates at neighbouring points instead. It does not need
+training (Song et al. 2023b) compares the estimates at neighboring points instead. It does not need
 a path, but learns point by point from the endpoint on, which makes little progress in minutes.
 """
 

@@ -66,13 +66,13 @@ class Gaussian:
         In nats. `x` holds levels 2k / (levels - 1) - 1. Bins are 2 / (levels - 1) wide, and the
         outermost bins reach to infinity. Probabilities are at least `MIN_PROBABILITY`.
         """
-        centred, half = x - self.mean, 1 / (levels - 1)
+        centered, half = x - self.mean, 1 / (levels - 1)
         inverse_std = (-0.5 * self.log_var).exp()
         # By symmetry each bin is moved below the mean. There both cdf values are small, so their
         # difference is precise. Above the mean, values near 1 would cancel for narrow tail bins.
         outermost = x.abs() > 1 - half / 2
-        inside = -centred.abs()
-        above = cdf((half - centred * x.sign()).where(outermost, inside + half) * inverse_std)
+        inside = -centered.abs()
+        above = cdf((half - centered * x.sign()).where(outermost, inside + half) * inverse_std)
         below = cdf((inside - half) * inverse_std) * ~outermost
         least = MIN_PROBABILITY * min(1.0, 256 / levels)
         return -(above - below).clamp(min=least).log()

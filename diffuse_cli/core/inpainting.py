@@ -51,7 +51,7 @@ class MaskKind:
 
 
 def position_centers(size: Size, like: Tensor, unit: float | None = None) -> Tensor:
-    """Return the centre of each position, (d, *size), as fractions of the sides or of `unit`."""
+    """Return the center of each position, (d, *size), as fractions of the sides or of `unit`."""
     import torch
 
     axes = [(torch.arange(n, dtype=like.dtype, device=like.device) + 0.5) / (unit or n)

@@ -1,4 +1,4 @@
-"""Fast group normalisation, attention and dropout, and the memory format of convolutions.
+"""Fast group normalization, attention and dropout, and the memory format of convolutions.
 
 Group norm is y = act((x - mean) / std * scale + shift) over groups of channels (Wu & He 2018).
 Scale and shift can differ between samples (adaptive group norm). On CPUs one function computes all
@@ -110,7 +110,7 @@ class _FusedGroupNorm(torch.autograd.Function):
 def _normalize_parts(
     x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Return the normalised x, and the means and 1 / std of each part."""
+    """Return the normalized x, and the means and 1 / std of each part."""
     x = _restride(x)
     if _fills_registers(x, groups):
         z, _, mean, rstd = _affine(x, weight, bias, groups, eps)

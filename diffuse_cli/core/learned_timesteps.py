@@ -19,7 +19,7 @@ from diffuse_cli.core.samplers import SAMPLERS
 from diffuse_cli.core.solvers import Times
 
 REACH, DIGITS = 0.3, 2
-"""First move of a time, as a fraction of the distance to its neighbour, and decimals of a time."""
+"""First move of a time, as a fraction of the distance to its neighbor, and decimals of a time."""
 
 
 def cheapest_path(costs: Sequence[Sequence[float]], n: int) -> list[int]:

@@ -227,7 +227,7 @@ def _detach(prediction: Prediction) -> Prediction:
 def solve(matrix: Linear, wanted: Tensor, iterations: int) -> Tensor:
     """Solve matrix(v) = `wanted` approximately, for each sample of a batch.
 
-    The method is generalised conjugate residuals (Eisenstat et al. 1983), equivalent to GMRES: the
+    The method is generalized conjugate residuals (Eisenstat et al. 1983), equivalent to GMRES: the
     residual never grows, even though a network's Jacobian is not symmetric. It needs no transfers
     from the device.
     """

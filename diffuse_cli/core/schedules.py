@@ -107,7 +107,7 @@ def zero_terminal_snr(betas: Sequence[float]) -> list[float]:
 def shift_log_snr(betas: Sequence[float], shift: float) -> list[float]:
     """Return betas whose log-SNR is higher by `shift` at every timestep.
 
-    Neighbouring pixels of a large image are redundant, so the same noise hides less of it. At d
+    Neighboring pixels of a large image are redundant, so the same noise hides less of it. At d
     times the side, a shift of -2 log d compensates for this (Hoogeboom et al. 2023). Timesteps
     without signal stay without.
     """

@@ -159,7 +159,7 @@ def from_plain(values: Mapping[str, Any]) -> Space:
 
 # -- transforms -----------------------------------------------------------------------------------
 
-# Transforms of stored floats, applied before standardising. All functions are elementwise.
+# Transforms of stored floats, applied before standardizing. All functions are elementwise.
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ class Tally:
     digests: list[bytes] = field(default_factory=list)
     sizes: Counter[Size] = field(default_factory=Counter)
     modes: Counter[str] = field(default_factory=Counter)
-    colour: int = 0
+    color: int = 0
     layout: str | None = None
     skipped: dict[str, tuple[int, tuple[str, ...]]] = field(default_factory=dict)
     remarks: dict[str, tuple[int, tuple[str, ...]]] = field(default_factory=dict)
@@ -47,7 +47,7 @@ class Tally:
         self.digests.append(read.digest)
         self.sizes[read.size] += 1
         self.modes[read.mode] += 1
-        self.colour += read.channels > 1
+        self.color += read.channels > 1
         self.layout = self.layout or read.layout
         for remark in read.remarks:
             _count_reason(self.remarks, remark, entry)

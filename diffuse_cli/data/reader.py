@@ -89,7 +89,7 @@ def read_images(
         size: (height, width) of the result; None keeps a common size up to the medium's
             `sides`, and resizes to that otherwise.
         channels: channels of the result; None for the most that a sample has.
-        background: the colour behind transparent images and around padded images.
+        background: the color behind transparent images and around padded images.
         fit: a name in `FITS`, for samples whose shape differs from the result's.
         medium: a name in `MEDIA`; None for the medium of most files.
         layout, numbers, rate: as in `ReadSettings`.
@@ -258,7 +258,7 @@ def _samples(
         channels=stored.shape[1],
         sizes=dict(tally.sizes),
         modes=dict(tally.modes),
-        greyed=tally.colour if stored.shape[1] == 1 else 0,
+        greyed=tally.color if stored.shape[1] == 1 else 0,
         medium=listing.medium,
         classes={name: counts[k] for k, name in enumerate(class_names)},
         unlabelled=counts[-1],

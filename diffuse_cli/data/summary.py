@@ -25,10 +25,10 @@ class Summary:
         source: the escaped path of the folder or zip file.
         found: the number of files named as the medium's, and folders that could not be listed.
         usable: the number of samples read from them.
-        channels: the channels of each stored sample; 1 is grey, 3 is colour.
+        channels: the channels of each stored sample; 1 is grey, 3 is color.
         sizes: the number of samples of each original (width, height).
         modes: the number of samples of each original Pillow mode.
-        greyed: the number of colour images that were read as grey.
+        greyed: the number of color images that were read as grey.
         classes: the number of samples of each class, in the order of the labels.
         unlabelled: the number of samples outside class folders.
         skipped: the count and the first names for each reason.
@@ -84,7 +84,7 @@ class Summary:
 
     @property
     def kind(self) -> str:
-        """The kind of samples: `grey`, `colour`, `4 channels of float32`."""
+        """The kind of samples: `grey`, `color`, `4 channels of float32`."""
         kinds = MEDIA[self.medium].kinds
         if self.channels in kinds:
             return str(kinds[self.channels])
@@ -183,7 +183,7 @@ def describe_fit(
 ) -> str:
     """Describe the change of samples of `sizes` (width, height) at `size` (height, width).
 
-    An example is `, cropped at the centre by up to 44 %`. Empty if no sample changes its shape.
+    An example is `, cropped at the center by up to 44 %`. Empty if no sample changes its shape.
     """
     change = MEDIA[medium].fits[fit]
     wanted = size[::-1]

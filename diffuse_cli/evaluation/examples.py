@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from diffuse_cli.core.space import Space
-from diffuse_cli.evaluation.image_sets import LabelledSamples
+from diffuse_cli.evaluation.image_sets import LabeledSamples
 from diffuse_cli.evaluation.metric_inputs import EvaluationRun
 from diffuse_cli.media import Array, figures
 from diffuse_cli.metrics import Words
@@ -56,7 +56,7 @@ def find_nearest(
 
     Distances are root mean squared differences, and places are row indices of `training`. Rows of
     any shape and type are compared block by block in float64, which represents 8-bit pixels
-    exactly. Grey images are repeated to three channels if the others are in colour.
+    exactly. Grey images are repeated to three channels if the others are in color.
 
     Args:
         see: a function from rows to the values to compare.
@@ -182,8 +182,8 @@ class ReportImages:
             images, and generated images and baselines, by name, (K, C, H, W).
     """
 
-    generated: LabelledSamples
-    real: LabelledSamples
+    generated: LabeledSamples
+    real: LabeledSamples
     names: tuple[str, ...]
     classes: tuple[ClassImages, ...]
     more_classes: int
@@ -194,9 +194,7 @@ class ReportImages:
 def choose_images(evaluation: EvaluationRun, names: Sequence[str]) -> ReportImages:
     """Choose the first images of an evaluation, overall and by class, and the worst pairs."""
     sides, look = (evaluation.generated, evaluation.real), evaluation.look
-    generated, real = (
-        LabelledSamples(look(s.samples[:SAMPLES]), s.labels[:SAMPLES]) for s in sides
-    )
+    generated, real = (LabeledSamples(look(s.samples[:SAMPLES]), s.labels[:SAMPLES]) for s in sides)
     both = [
         ClassImages(name, *(look(side[side.labels == k].samples[:OF_CLASS]) for side in sides))
         for k, name in enumerate(names)

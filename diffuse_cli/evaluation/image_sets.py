@@ -31,7 +31,7 @@ from diffuse_cli.system.rng import permutation
 
 
 @dataclass(frozen=True)
-class LabelledSamples:
+class LabeledSamples:
     """Stored samples (N, C, *size) and their classes, int64 (N,), -1 for none.
 
     Attributes:
@@ -49,7 +49,7 @@ class LabelledSamples:
     @classmethod
     def from_dataset(
         cls, images: Dataset, names: Sequence[str], pairs: Pairs | None = None
-    ) -> LabelledSamples:
+    ) -> LabeledSamples:
         """Label images by the index of their class in `names`, -1 for other classes."""
         places = {name: i for i, name in enumerate(names)}
         known = np.array([*(places.get(name, -1) for name in images.class_names), -1], np.int64)
@@ -58,12 +58,12 @@ class LabelledSamples:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, chosen: Array | slice) -> LabelledSamples:
+    def __getitem__(self, chosen: Array | slice) -> LabeledSamples:
         """Select samples by index or mask."""
         pairs = None if self.pairs is None else np.ascontiguousarray(self.pairs[chosen])
         rows = None if self.rows is None else self.rows[chosen]
         samples = np.ascontiguousarray(self.samples[chosen])
-        return LabelledSamples(samples, self.labels[chosen], pairs, rows)
+        return LabeledSamples(samples, self.labels[chosen], pairs, rows)
 
 
 REFERENCES = 200
@@ -84,16 +84,16 @@ class TrainingSamples:
         order: the indices of the training images, shuffled.
     """
 
-    pool: LabelledSamples
+    pool: LabeledSamples
     order: Array
-    held_out: LabelledSamples
+    held_out: LabeledSamples
 
     @property
     def reference_count(self) -> int:
         """Number of training images that are references, the first of `order`."""
         return max(0, min(REFERENCES - len(self.held_out), len(self.order)))
 
-    def first(self, n: int) -> LabelledSamples:
+    def first(self, n: int) -> LabeledSamples:
         """Return at most n training images."""
         return self.pool[self.order[:n]]
 
@@ -121,9 +121,9 @@ class Sides:
         space: the space of the samples on all sides.
     """
 
-    real: LabelledSamples
-    more: LabelledSamples
-    fakes: LabelledSamples | None
+    real: LabeledSamples
+    more: LabeledSamples
+    fakes: LabeledSamples | None
     training: TrainingSamples | None
     part: str
     classes: tuple[str, ...]
@@ -230,7 +230,7 @@ def _read_pairs(
 
 
 def prepare_inputs(
-    loaded: LoadedModel, images: LabelledSamples, seed: int
+    loaded: LoadedModel, images: LabeledSamples, seed: int
 ) -> ConditioningInputs | None:
     """Return the conditioning inputs of images, or None for a model without them."""
     giver = Conditioner.from_blueprint(loaded.model.blueprint)
@@ -292,7 +292,7 @@ def _make_sides(
 ) -> Sides:
     """Make the sides for a model from the usable images: the held-out images, or all."""
     names = loaded.model.classes
-    pool = LabelledSamples.from_dataset(images, names, pairs)
+    pool = LabeledSamples.from_dataset(images, names, pairs)
     chosen = np.flatnonzero(images.held_out & usable if held_out else usable)
     real, more = _choose(config, pool, chosen)
     training = None
@@ -338,7 +338,7 @@ def _read_folder(config: MeasureConfig) -> Work[Sides]:
     }
     if not can_judge(
         theirs.estimated_space
-    ):  # feature networks compare grey photos with colour photos
+    ):  # feature networks compare grey photos with color photos
         asked["channels"] = theirs.stored.shape[1]
     images = yield from read(config.data, **asked)
     if images.stored.dtype != theirs.stored.dtype and MEDIA[theirs.medium].bits:
@@ -346,8 +346,8 @@ def _read_folder(config: MeasureConfig) -> Work[Sides]:
         images = yield from read(config.data, **asked, bits=8)
     yield from _report_summaries(theirs, images)
     names = images.class_names
-    fakes, _ = _choose(config, LabelledSamples.from_dataset(theirs, names), np.arange(len(theirs)))
-    pool, training = LabelledSamples.from_dataset(images, names), None
+    fakes, _ = _choose(config, LabeledSamples.from_dataset(theirs, names), np.arange(len(theirs)))
+    pool, training = LabeledSamples.from_dataset(images, names), None
     real, more = _choose(config, pool, np.arange(len(images)))
     if images.held_out.any():
         training = _training(config, pool, images.held_out, np.ones(len(images), np.bool_))
@@ -367,15 +367,15 @@ def _report_summaries(*sets: Dataset) -> Work[None]:
 
 
 def _choose(
-    config: MeasureConfig, pool: LabelledSamples, chosen: Array
-) -> tuple[LabelledSamples, LabelledSamples]:
+    config: MeasureConfig, pool: LabeledSamples, chosen: Array
+) -> tuple[LabeledSamples, LabeledSamples]:
     """Return at most n of the chosen images, shuffled, and at most n of the rest."""
     order = chosen[permutation(config.seed, 0, len(chosen))]
     return pool[order[: config.n]], pool[order[config.n : 2 * config.n]]
 
 
 def _training(
-    config: MeasureConfig, pool: LabelledSamples, held_out: Array, usable: Array
+    config: MeasureConfig, pool: LabeledSamples, held_out: Array, usable: Array
 ) -> TrainingSamples:
     """Return the training images, and at most n held-out images.
 

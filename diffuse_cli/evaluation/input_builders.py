@@ -13,7 +13,7 @@ from torch import Tensor
 
 from diffuse_cli.evaluation.examples import find_nearest, to_comparable
 from diffuse_cli.evaluation.feature_cache import cache_features, compute_features, generate_all
-from diffuse_cli.evaluation.image_sets import LabelledSamples, TrainingSamples
+from diffuse_cli.evaluation.image_sets import LabeledSamples, TrainingSamples
 from diffuse_cli.evaluation.metric_inputs import EvaluationRun
 from diffuse_cli.evaluation.variational_bound import make_bits, make_train_bits
 from diffuse_cli.media import Array
@@ -127,7 +127,7 @@ def compare_samples(
 
 
 def find_nearest_inputs(
-    giver: Conditioner, inputs: ConditioningInputs, count: int, training: LabelledSamples, seed: int
+    giver: Conditioner, inputs: ConditioningInputs, count: int, training: LabeledSamples, seed: int
 ) -> Array:
     """Return the index of the training image nearest to each conditioning input, (count,).
 
@@ -150,7 +150,7 @@ def find_nearest_inputs(
     return np.concatenate(places)
 
 
-def _unmasked_inputs(giver: Conditioner, images: LabelledSamples, seed: int) -> Tensor:
+def _unmasked_inputs(giver: Conditioner, images: LabeledSamples, seed: int) -> Tensor:
     """Return the conditioning inputs of images without a mask, (B, C', *size)."""
     if giver.masks:
         return giver.space.to_model(torch.from_numpy(images.samples))
@@ -170,7 +170,7 @@ def _make_generated(evaluation: EvaluationRun) -> Work[None]:
     samples = yield from generate_all(settings, loaded, n, device, team)
     wanted = settings.condition
     labels = [wanted.label(i) if wanted else -1 for i in range(n)]
-    evaluation.fakes = LabelledSamples(samples, np.array(labels, np.int64))
+    evaluation.fakes = LabeledSamples(samples, np.array(labels, np.int64))
 
 
 def _make_features(evaluation: EvaluationRun) -> Work[None]:

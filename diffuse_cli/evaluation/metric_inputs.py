@@ -14,7 +14,7 @@ from diffuse_cli.config.eval_options import EvalConfig
 from diffuse_cli.core.likelihood import strata
 from diffuse_cli.core.space import Space
 from diffuse_cli.evaluation.feature_cache import Team
-from diffuse_cli.evaluation.image_sets import LabelledSamples, TrainingSamples
+from diffuse_cli.evaluation.image_sets import LabeledSamples, TrainingSamples
 from diffuse_cli.media import Array, can_judge, render_samples
 from diffuse_cli.metrics import METRICS, Metric
 from diffuse_cli.metrics.channel_distributions import measure_marginals as measure_marginals
@@ -88,12 +88,12 @@ class EvaluationRun(MetricInputs):
     network: FeatureNetwork
     loaded: LoadedModel | None
     settings: SamplingSettings | None
-    real: LabelledSamples
-    more: LabelledSamples
-    fakes: LabelledSamples | None = None
+    real: LabeledSamples
+    more: LabeledSamples
+    fakes: LabeledSamples | None = None
     training: TrainingSamples | None = None
     bound: VariationalBound | None = None
-    train: LabelledSamples | None = None
+    train: LabeledSamples | None = None
     train_features: Array = field(default_factory=lambda: np.zeros((0, 0)))
     made: set[str] = field(default_factory=set)
 
@@ -102,7 +102,7 @@ class EvaluationRun(MetricInputs):
         return render_samples(self.space, samples)
 
     @property
-    def generated(self) -> LabelledSamples:
+    def generated(self) -> LabeledSamples:
         """Generated images, which must exist."""
         assert self.fakes is not None
         return self.fakes

@@ -12,7 +12,7 @@ from PIL import Image
 
 from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.core.likelihood import bound_terms, draw_visits, plan_visits, prior_bits
-from diffuse_cli.evaluation.image_sets import LabelledSamples, prepare_inputs
+from diffuse_cli.evaluation.image_sets import LabeledSamples, prepare_inputs
 from diffuse_cli.evaluation.metric_inputs import EvaluationRun, VariationalBound, join_bounds
 from diffuse_cli.media import Array, figures
 from diffuse_cli.metrics import Measurement
@@ -52,7 +52,7 @@ def make_train_bits(evaluation: EvaluationRun) -> Work[None]:
 
 
 def _bound(
-    evaluation: EvaluationRun, images: LabelledSamples, timesteps: int | str, task: str
+    evaluation: EvaluationRun, images: LabeledSamples, timesteps: int | str, task: str
 ) -> Work[VariationalBound]:
     """Estimate the bound of each image, on the model's process or a respaced process."""
     config, loaded = evaluation.config, evaluation.loaded
@@ -78,7 +78,7 @@ def _bound(
 
 def measure_bound(
     denoiser: Denoiser,
-    images: LabelledSamples,
+    images: LabeledSamples,
     blueprint: Blueprint,
     indices: range,
     *,

@@ -194,7 +194,7 @@ class Medium:
     claims: Callable[[bytes], bool] = lambda _: False
     unpacked: bool = False
     fitted: str = "resized"
-    cropped: str = "at the centre"
+    cropped: str = "at the center"
     judged: bool = True
     unjudged: Sequence[str] = ()
     suffixes: Mapping[str | None, str] = field(default_factory=dict)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Pixels = npt.NDArray[np.uint8]
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
-"""Okabe and Ito's palette, whose colours colour-blind readers can tell apart."""
+"""Okabe and Ito's palette, whose colors color-blind readers can tell apart."""
 
 
 # -- images ---------------------------------------------------------------------------------------
@@ -79,7 +79,7 @@ def arrange_grid(pixels: Pixels, columns: int | None = None, padding: int = 2) -
 def arrange_rows(groups: Iterable[Sequence[Pixels]]) -> Image.Image:
     """Arrange a row for each group of single images (C, H, W) or arrays of images (N, C, H, W).
 
-    Grey and colour images can be in one row. Smaller images are padded with white, shorter groups
+    Grey and color images can be in one row. Smaller images are padded with white, shorter groups
     end in white, and short groups share a row.
     """
     parts = [[own if own.ndim == 4 else own[None] for own in group] for group in groups]
@@ -116,7 +116,7 @@ def encode_png(picture: Image.Image | Pixels) -> bytes:
 def encode_gif(frames: Sequence[Image.Image], *, seconds: float, hold: float) -> bytes:
     """Encode an endless animation of `seconds`, whose last frame stays `hold` seconds longer.
 
-    Grey frames keep their 256 levels, and greys in coloured frames stay neutral.
+    Grey frames keep their 256 levels, and greys in colored frames stay neutral.
 
     Raises:
         ValueError: there is no frame.
@@ -133,7 +133,7 @@ def encode_gif(frames: Sequence[Image.Image], *, seconds: float, hold: float) ->
 
 
 def _quantize_frame(frame: Image.Image) -> Image.Image:
-    """Reduce a frame to 256 colours: evenly spaced greys, and a palette for the other pixels."""
+    """Reduce a frame to 256 colors: evenly spaced greys, and a palette for the other pixels."""
     if frame.mode == "L":
         return frame
     rgb = np.asarray(frame.convert("RGB"))
@@ -154,7 +154,7 @@ def _quantize_frame(frame: Image.Image) -> Image.Image:
 def _choose_grey_levels(greys: Pixels, colored: int) -> tuple[Pixels, Pixels]:
     """Return the grey levels to keep, and the index of the nearest level for each grey pixel.
 
-    Greys and colours share the 256 entries in proportion to their pixels.
+    Greys and colors share the 256 entries in proportion to their pixels.
     """
     levels = np.unique(greys)
     shades = int(((greys > 0) & (greys < 255)).sum())
@@ -269,7 +269,7 @@ class Sheet:
 
 
 def color(i: int) -> str:
-    """Return the colour of the i-th entry of a plot."""
+    """Return the color of the i-th entry of a plot."""
     return COLORS[i % len(COLORS)]
 
 

@@ -46,7 +46,7 @@ def infer_layout(shapes: Collection[tuple[int, ...]]) -> str | None:
 
 
 def layout_name(layout: str | None) -> str | None:
-    """Return a layout without the colour of its background."""
+    """Return a layout without the color of its background."""
     return layout and layout.partition(":")[0]
 
 
@@ -70,7 +70,7 @@ Lengths = tuple[float, ...]
 
 Fit = Callable[[Size, Size], tuple[Lengths, Lengths]]
 """Function from a sample's size and the size of the result to two sizes: the part of the sample
-that is kept, and the part of the result that it is scaled to. Both are at the centre."""
+that is kept, and the part of the result that it is scaled to. Both are at the center."""
 
 
 def crop(own: Size, wanted: Size) -> tuple[Lengths, Lengths]:

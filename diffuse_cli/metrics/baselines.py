@@ -62,7 +62,7 @@ def make_baseline_images(real: Array) -> dict[str, Array]:
 
 
 def blur_images(images: Array) -> Array:
-    """Blur images (N, C, H, W) by a Gaussian, with normalised weights at the edges."""
+    """Blur images (N, C, H, W) by a Gaussian, with normalized weights at the edges."""
     width = BLUR * max(images.shape[2:])
     for axis in (2, 3):
         place = np.arange(images.shape[axis])

@@ -242,7 +242,7 @@ def _counts(samples: Array, bins: Sequence[Bins]) -> list[Array]:
 def _analyze_samples(
     samples: Array, bins: Sequence[Bins], potentials: Sequence[Array], counts: Sequence[Array]
 ) -> tuple[Array, list[BinCounts]]:
-    """Return the centred mean potential of each sample, (N, C), and the quantiles of channels.
+    """Return the centered mean potential of each sample, (N, C), and the quantiles of channels.
 
     The standard errors of quantiles follow from the fraction of each sample below them.
     """
@@ -303,12 +303,12 @@ class Bins:
 
     Attributes:
         points: the values that represent the bins, ascending.
-        centre, scale, low, step: the parameters of the inverse hyperbolic sine, in which bins are
+        center, scale, low, step: the parameters of the inverse hyperbolic sine, in which bins are
             equally wide. The step is 0 for levels, each of which has a bin.
     """
 
     points: Array
-    centre: float = 0.0
+    center: float = 0.0
     scale: float = 1.0
     low: float = 0.0
     step: float = 0.0
@@ -317,7 +317,7 @@ class Bins:
         """Return the bin of each value."""
         if not self.step:
             return values.astype(np.intp)
-        places = (np.arcsinh((values - self.centre) / self.scale) - self.low) / self.step
+        places = (np.arcsinh((values - self.center) / self.scale) - self.low) / self.step
         return np.clip(places, 0, len(self.points) - 1).astype(np.intp)
 
 
@@ -329,12 +329,12 @@ def make_bins(ours: Moments, others: Sequence[Moments], levels: bool) -> list[Bi
         points = np.arange(max(2, int(most.max()) + 1), dtype=np.float64)
         return [Bins(points)] * len(most)
     found = []
-    for c, centre in enumerate(ours.mean):
-        scale = NEAR * (ours.deviation[c] or max(most[c] - centre, centre - least[c])) or 1.0
-        low, high = np.arcsinh((np.array([least[c], most[c]]) - centre) / scale)
+    for c, center in enumerate(ours.mean):
+        scale = NEAR * (ours.deviation[c] or max(most[c] - center, center - least[c])) or 1.0
+        low, high = np.arcsinh((np.array([least[c], most[c]]) - center) / scale)
         step = max(float(high - low), 1e-9) / BINS
-        points = centre + scale * np.sinh(low + step * (np.arange(BINS) + 0.5))
-        found.append(Bins(points, float(centre), float(scale), float(low), step))
+        points = center + scale * np.sinh(low + step * (np.arange(BINS) + 0.5))
+        found.append(Bins(points, float(center), float(scale), float(low), step))
     return found
 
 

@@ -124,8 +124,8 @@ def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
 
 def estimate_frechet(a: Array, b: Array) -> SampledEstimate:
     """Return the squared Fréchet distance of float64 features (N, d) and (M, d)."""
-    centred_a, centred_b = a - a.mean(0), b - b.mean(0)
-    (basis_a, root_a), (basis_b, root_b) = _factors(centred_a), _factors(centred_b)
+    centered_a, centered_b = a - a.mean(0), b - b.mean(0)
+    (basis_a, root_a), (basis_b, root_b) = _factors(centered_a), _factors(centered_b)
     left, shared, right = torch.linalg.svd(root_a @ root_b.T, full_matrices=False)
     gap = a.mean(0) - b.mean(0)
     # S = R^T R on both sides, so S_a S_b has the non-zero eigenvalues of (R_a R_b^T)(R_a R_b^T)^T.
@@ -133,8 +133,8 @@ def estimate_frechet(a: Array, b: Array) -> SampledEstimate:
     spread = root_a.square().sum() + root_b.square().sum() - 2 * shared.sum()
     return SampledEstimate(
         float(np.square(gap).sum() + spread.item()),
-        _influence(centred_a, gap, basis_a, left, shared),
-        _influence(centred_b, -gap, basis_b, right.T, shared),
+        _influence(centered_a, gap, basis_a, left, shared),
+        _influence(centered_b, -gap, basis_b, right.T, shared),
     )
 
 
@@ -180,13 +180,13 @@ def _intercept(x: tuple[int, ...], degree: int) -> Array:
     return np.asarray(np.linalg.pinv(powers)[0])
 
 
-def _factors(centred: Array) -> tuple[torch.Tensor | None, torch.Tensor]:
-    """Return Q and R with Q R = the centred rows (N, d) / sqrt(N - 1): R^T R is their covariance.
+def _factors(centered: Array) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """Return Q and R with Q R = the centered rows (N, d) / sqrt(N - 1): R^T R is their covariance.
 
     If N is at most d, Q is the identity, returned as None.
     """
-    n, d = centred.shape
-    root = torch.from_numpy(centred) / math.sqrt(n - 1)
+    n, d = centered.shape
+    root = torch.from_numpy(centered) / math.sqrt(n - 1)
     if n <= d:
         return None, root
     basis, triangle = torch.linalg.qr(root)  # three times as fast as NumPy's
@@ -194,13 +194,13 @@ def _factors(centred: Array) -> tuple[torch.Tensor | None, torch.Tensor]:
 
 
 def _influence(
-    centred: Array,
+    centered: Array,
     gap: Array,
     basis: torch.Tensor | None,
     directions: torch.Tensor,
     shared: torch.Tensor,
 ) -> Array:
-    """Return 2 gap . x + (|x|^2 - x . T x) N / (N - 1) of each centred row x, minus its mean, (N,).
+    """Return 2 gap . x + (|x|^2 - x . T x) N / (N - 1) of each centered row x, less its mean, (N,).
 
     T = S_b^(1/2) (S_b^(1/2) S_a S_b^(1/2))^(-1/2) S_b^(1/2) is the derivative of 2 tr((S_a
     S_b)^(1/2)) by S_a, and the map that transports one Gaussian to the other. With
@@ -208,7 +208,7 @@ def _influence(
     s (q . u)^2, so no root needs to be inverted.
     """
     along = directions if basis is None else basis @ directions
-    n = len(centred)
+    n = len(centered)
     carried = n * (along.square() @ shared).numpy()
-    found = 2 * centred @ gap + np.square(centred).sum(1) * n / (n - 1) - carried
+    found = 2 * centered @ gap + np.square(centered).sum(1) * n / (n - 1) - carried
     return np.asarray(found - found.mean())

@@ -210,7 +210,7 @@ def variance(xx: Sums, yy: Sums, xy: Sums) -> float:
 def _pairs_within(k: Sums) -> float:
     """Return the variance of the kernel that only the pair explains, not one of its two samples.
 
-    It is unbiased, by the U-centring of Székely & Rizzo 2014 ("Partial distance correlation").
+    It is unbiased, by the U-centering of Székely & Rizzo 2014 ("Partial distance correlation").
     """
     n = len(k.rows)
     total = float(k.rows.sum())

@@ -4,7 +4,7 @@ The distances of generated images to their nearest training images are compared 
 of references, which are not copies: held-out images and, if there are few, training images compared
 with all other training images. This is the test of Meehan et al. 2020 ("A Non-Parametric Test to
 Detect Data-Copying") over the whole space at once. In pixels it finds copies, and in features also
-moved or recoloured copies (Somepalli et al. 2023, "Diffusion Art or Digital Forgery?"). Blurred or
+moved or recolored copies (Somepalli et al. 2023, "Diffusion Art or Digital Forgery?"). Blurred or
 empty images are close to everything in pixels without being copies, so trust a result only if both
 spaces agree.
 """

@@ -1,4 +1,4 @@
-"""Squared Euclidean distances by matrix products in blocks, and nearest neighbours."""
+"""Squared Euclidean distances by matrix products in blocks, and nearest neighbors."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def center_features(*arrays: Array) -> list[torch.Tensor]:
 def merge(
     kept: tuple[torch.Tensor, torch.Tensor] | None, found: torch.Tensor, start: int, k: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Merge the k nearest neighbours so far with a block of distances.
+    """Merge the k nearest neighbors so far with a block of distances.
 
     Args:
-        kept: the distances and columns of the neighbours so far.
+        kept: the distances and columns of the neighbors so far.
         found: the distances (n, m) to the columns from `start` on.
 
     Returns:

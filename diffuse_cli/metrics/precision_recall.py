@@ -1,6 +1,6 @@
 """Precision, recall, density and coverage: balls around the features of each side.
 
-The ball of an image reaches to its k-th nearest neighbour on its own side. Precision is the
+The ball of an image reaches to its k-th nearest neighbor on its own side. Precision is the
 fraction of generated images in the ball of a real image, and recall the fraction of real images in
 the ball of a generated image (Kynkäänniemi et al. 2019, eq. 1 and 2; k = 3). Density is the number
 of real balls that contain a generated image, divided by k. Coverage is the fraction of real balls
@@ -120,7 +120,7 @@ def _measure_both(evaluation: MetricInputs) -> dict[str, Fraction | Density]:
 
 
 def measure_fractions(real: Array, fake: Array) -> dict[str, Fraction | Density]:
-    """Return the four metrics of two arrays of features, if they have enough neighbours."""
+    """Return the four metrics of two arrays of features, if they have enough neighbors."""
     balls, points = center_features(real, fake)
     precision = BallCounts(balls, K_PRECISION, len(points))
     recall = BallCounts(points, K_PRECISION, len(balls))
@@ -143,7 +143,7 @@ def measure_fractions(real: Array, fake: Array) -> dict[str, Fraction | Density]
 
 
 def measure_recall(real: Array, fake: Array) -> Fraction | None:
-    """Return only the recall of two arrays of features, if they have enough neighbours.
+    """Return only the recall of two arrays of features, if they have enough neighbors.
 
     It does not need distances between real images, of which there can be many.
     """
@@ -159,7 +159,7 @@ class BallCounts:
     """Counts of m points in the balls around the rows of x (n, d).
 
     Attributes:
-        usable: whether there are enough neighbours.
+        usable: whether there are enough neighbors.
         near: the indices of the k nearest rows of each row, (n, k).
         by_ball, by_point: the numbers of points in each ball (n,), and of balls around each point
             (m,).
@@ -265,8 +265,8 @@ class Density:
 
     Attributes:
         points: the number of balls around each point, divided by k, (M,).
-        balls: the contribution of the centre of each ball, (N,): the points in its ball, minus the
-            growth of other balls without it. A ball without one of its k neighbours would gain 1/k
+        balls: the contribution of the center of each ball, (N,): the points in its ball, minus the
+            growth of other balls without it. A ball without one of its k neighbors would gain 1/k
             of its points.
     """
 

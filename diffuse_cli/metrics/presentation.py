@@ -114,7 +114,7 @@ QUESTIONS: Mapping[str, Question] = {
     "numbers": Question(
         "Do their values have the same statistics?",
         "These metrics compare the values of samples directly, for images their brightness, "
-        "colours and detail. They need no network, have plain units, and work for every kind of "
+        "colors and detail. They need no network, have plain units, and work for every kind of "
         "data. Samples can agree in all of them and still look different.",
     ),
     "variety": Question(
@@ -139,7 +139,7 @@ QUESTIONS: Mapping[str, Question] = {
     "prediction": Question(
         "How well does the model predict samples?",
         "A good model can compress a real sample to few bits. Without compression, an 8-bit image "
-        "takes 8 bits per dimension (a dimension is one colour value of one pixel). The value is "
+        "takes 8 bits per dimension (a dimension is one color value of one pixel). The value is "
         "an upper bound and the sum of three parts. It hardly depends on how samples look.",
     ),
     "other": Question("Other metrics", ""),

@@ -58,7 +58,7 @@ def training_config(path: Path) -> dict[str, Any]:
 
 def describe_space(space: Space) -> str:
     """Return the kind of samples of a space: `28x28, grey`, or `5120 at 8,000 Hz, mono`."""
-    kinds = {1: "grey", 3: "colour", **MEDIA[space.medium].kinds}
+    kinds = {1: "grey", 3: "color", **MEDIA[space.medium].kinds}
     rate = f" at {space.rate:,} Hz" if space.rate else ""
     kind = kinds.get(space.channels, f"{space.channels} channels")
     limits = ", levels {:,} to {:,}".format(*space.limits) if space.limits else ""

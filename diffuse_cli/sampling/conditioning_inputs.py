@@ -71,8 +71,8 @@ def read_inputs(config: SampleConfig, loaded: LoadedModel) -> Work[SampleInputs]
         return SampleInputs(None, 1, {})
     if config.given is None:
         if guidance_scale(config, loaded.model) != 0:
-            colours = {1: "grey ", 3: "colour "}.get(giver.input_space.channels, "")
-            what = f"{colours}images of {dimensions(giver.input_space.size)} ({giver.given.what})"
+            colors = {1: "grey ", 3: "color "}.get(giver.input_space.channels, "")
+            what = f"{colors}images of {dimensions(giver.input_space.size)} ({giver.given.what})"
             free = ", or --guidance 0 to generate without any" if giver.given.dropout else ""
             raise UsageError(
                 f"--given is missing: the model is conditioned on {what}",

@@ -165,7 +165,7 @@ class LoadedModel:
 
     @property
     def background(self) -> str:
-        """Colour behind transparent images in training."""
+        """Color behind transparent images in training."""
         return str(self.model.data.get("background", "white"))
 
     @property

@@ -21,7 +21,7 @@ from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import Notice, Table, Work
 from diffuse_cli.training.training_conditions import list_names
 from diffuse_cli.training.weight_transfer import (
-    COLOUR,
+    COLOR,
     GREY,
     ends_of,
     has_numbered_classes,
@@ -229,10 +229,10 @@ def _find_channel_changes(own: Blueprint, wanted: Blueprint, ends: Ends) -> Iter
     text = f"{min(before, after)} reused, " + (
         f"{after - before} new, at 0" if after > before else f"{before - after} left out"
     )
-    if (before, after) == (GREY, COLOUR):
-        text = "grey becomes colour: grey stays as it was, and colour differences are new"
-    elif (before, after) == (COLOUR, GREY):
-        text = "colour becomes grey: input as before, output as the mean of the colours"
+    if (before, after) == (GREY, COLOR):
+        text = "grey becomes color: grey stays as it was, and color differences are new"
+    elif (before, after) == (COLOR, GREY):
+        text = "color becomes grey: input as before, output as the mean of the colors"
     drawn = after * (1 + (learns_variance(own) and learns_variance(wanted)))
     yield ModelChange(
         "channels", text, _count_input(wanted, ends, after) + _count_output(wanted, ends, drawn)

@@ -219,7 +219,7 @@ class Monitor:
     def _make_preview(self, done: int) -> Work[tuple[Previewed, tuple[float, ...]]]:
         """Generate the preview, and measure the loss of each held-out image.
 
-        A distilled model returns no losses, because it learns from noise and cannot memorise
+        A distilled model returns no losses, because it learns from noise and cannot memorize
         images.
         """
         losses, mean = self.trainer.held_out_losses(), None

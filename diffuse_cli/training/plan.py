@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 
 FEW = 2
-"""The fewest images from which a model can do more than memorise."""
+"""The fewest images from which a model can do more than memorize."""
 
 HANDFUL = 100
 """The number of images that a person can look through."""
@@ -151,7 +151,7 @@ def prepare_plan(
     done, blueprint = complete_config(config, images.space, conditions)
     yield from (Notice(line) for line in images.summary.lines())
     if config.init and images.summary.greyed:
-        yield Notice("grey like the model of --init. Use --channels 3 to train in colour")
+        yield Notice("grey like the model of --init. Use --channels 3 to train in color")
     if done.flip and (how := MEDIA[images.medium].flipped):
         yield Notice(f"--flip mirrors half of the {MEDIA[images.medium].many} {how}")
     if not config.resumes:  # a resumed run cannot change them

@@ -166,7 +166,7 @@ class DistributionMatching:
 
 # -- teaching -------------------------------------------------------------------------------------
 
-# The model that a run distils, which initialises the student and guides it.
+# The model that a run distils, which initializes the student and guides it.
 
 AMPLIFIED = 2.0
 """The largest allowed ratio of the error in x_0 to the error of the prediction. It is at most 1 for

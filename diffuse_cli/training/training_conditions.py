@@ -195,7 +195,7 @@ def describe_conditioning(
 
     Args:
         trained: the indices of the training samples. Their pairs give the mean and the standard
-            deviation that standardise floats.
+            deviation that standardize floats.
 
     Raises:
         UsageError: the degradation is unknown or does not suit the images.

@@ -60,7 +60,7 @@ class TrainingData:
         }
 
     def state(self, classes: bool) -> dict[str, Any]:
-        """Return the values by which a checkpoint recognises the data.
+        """Return the values by which a checkpoint recognizes the data.
 
         Args:
             classes: whether the model is conditioned on classes.

@@ -132,7 +132,7 @@ def generate_in_proportion(
 
 # -- overfitting ----------------------------------------------------------------------------------
 
-# A warning when a model starts to memorise its images.
+# A warning when a model starts to memorize its images.
 #
 # The rule: the held-out loss is above its best by more than three standard errors, twice in a row,
 # while the training loss is below its value at that best. Held-out losses use the same images,
@@ -212,6 +212,6 @@ class Overfitting:
             f"overfitting: the held-out loss was best at step {best.step:,} and has risen from "
             f"{Measurement(best.mean)} to {Measurement(now.mean)}, while the training loss fell "
             "from "
-            f"{Measurement(best.training)} to {Measurement(now.training)}. The model memorises its "
+            f"{Measurement(best.training)} to {Measurement(now.training)}. The model memorizes its "
             "training data"
         )

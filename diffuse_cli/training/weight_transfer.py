@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from diffuse_cli.models.blueprint import Blueprint
     from diffuse_cli.models.model_file import StoredModel
 
-GREY, COLOUR = 1, 3
+GREY, COLOR = 1, 3
 """Numbers of channels that are converted into each other. Other channels keep their places."""
 
 FRACTION = {"small": -1.0, "large": 1.0}
@@ -41,14 +41,14 @@ def transfer_weights(model: StoredModel, wanted: Blueprint, seed: int = 0) -> Ma
     """Convert a model's EMA weights for a blueprint of the same network.
 
     Args:
-        seed: the seed of new input weights for colours, for a model of grey samples.
+        seed: the seed of new input weights for colors, for a model of grey samples.
     """
     own, ends, weights = model.blueprint, ends_of(model.blueprint), dict(model.ema)
     if ends is None:
         return weights
     weights[ends.input] = combine_channels(weights[ends.input], input_matrix(own, wanted), 1)
-    if (own.space.channels, wanted.space.channels) == (GREY, COLOUR):
-        weights[ends.input] += colour_differences(weights[ends.input], wanted, seed)
+    if (own.space.channels, wanted.space.channels) == (GREY, COLOR):
+        weights[ends.input] += color_differences(weights[ends.input], wanted, seed)
     for name in (ends.output, ends.output_bias):
         weights[name] = combine_channels(weights[name], output_matrix(own, wanted), 0)
     if learns_variance(wanted) and not learns_variance(own):
@@ -81,7 +81,7 @@ def input_matrix(own: Blueprint, wanted: Blueprint) -> Tensor:
 def output_matrix(own: Blueprint, wanted: Blueprint) -> Tensor:
     """Return the matrix from the output channels of one network to another's."""
     before, after = own.space.channels, wanted.space.channels
-    sample = sample_matrix(after, before).T  # grey as each colour, colours as their mean
+    sample = sample_matrix(after, before).T  # grey as each color, colors as their mean
     if learns_variance(own) and learns_variance(wanted):
         return block_diagonal(sample, sample)
     return block_diagonal(
@@ -96,10 +96,10 @@ def block_diagonal(*parts: Tensor) -> Tensor:
 
 
 def sample_matrix(before: int, after: int) -> Tensor:
-    """Return the input matrix for samples: grey is the mean of colours, colours repeat grey."""
-    if (before, after) == (GREY, COLOUR):
-        return zero_matrix(after, before) + 1 / COLOUR
-    if (before, after) == (COLOUR, GREY):
+    """Return the input matrix for samples: grey is the mean of colors, colors repeat grey."""
+    if (before, after) == (GREY, COLOR):
+        return zero_matrix(after, before) + 1 / COLOR
+    if (before, after) == (COLOR, GREY):
         return zero_matrix(after, before) + 1
     return torch.eye(after, before, dtype=torch.float64)
 
@@ -120,10 +120,10 @@ def combine_channels(weight: Tensor, matrix: Tensor, dim: int) -> Tensor:
     return fit
 
 
-def colour_differences(weight: Tensor, wanted: Blueprint, seed: int) -> Tensor:
-    """Return new input weights, like `weight`, for colour differences: 0 in sum at each place.
+def color_differences(weight: Tensor, wanted: Blueprint, seed: int) -> Tensor:
+    """Return new input weights, like `weight`, for color differences: 0 in sum at each place.
 
-    If the input ignored colour differences and the output predicted none, neither would get a
+    If the input ignored color differences and the output predicted none, neither would get a
     gradient to learn them. The new weights are as large as a new convolution's.
     """
     channels = wanted.space.channels
@@ -132,8 +132,8 @@ def colour_differences(weight: Tensor, wanted: Blueprint, seed: int) -> Tensor:
     bound = weight[0].numel() ** -0.5
     drawn = torch.from_numpy(philox(seed, "colours").uniform(-bound, bound, shape))
     found = torch.zeros_like(weight)
-    centred = drawn - drawn.mean(1, keepdim=True)
-    found[:, : channels * shape[2]] = centred.flatten(1, 2).to(weight.dtype)
+    centered = drawn - drawn.mean(1, keepdim=True)
+    found[:, : channels * shape[2]] = centered.flatten(1, 2).to(weight.dtype)
     return found
 
 

@@ -80,7 +80,7 @@ def write_beside(folder: Path) -> None:
 
 
 def write_clear(folder: Path) -> None:
-    """Coloured images with transparency."""
+    """Colored images with transparency."""
     pictures(folder, soft(4, 255, 8, 8).astype(np.uint8))
 
 

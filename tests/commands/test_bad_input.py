@@ -66,7 +66,7 @@ TABLE = [
     ("train DATA --accumulation 9 --batch-size 8", 2, "--accumulation"),
     ("train DATA --seed -1", 2, "--seed"),
     ("train DATA --minutes 0", 2, "--minutes"),
-    ("train DATA --background nocolour", 2, "--background"),
+    ("train DATA --background nocolor", 2, "--background"),
     ("sample good.safetensors -n 0", 2, "-n"),
     ("sample good.safetensors --steps 101", 2, "--steps"),
     ("sample good.safetensors --eta 2", 2, "--eta"),

@@ -129,10 +129,10 @@ def test_help_is_as_wide_as_the_terminal(help_of, monkeypatch, columns):
     assert columns - 10 <= widest <= columns
 
 
-@pytest.mark.parametrize(("changes", "boxes", "colours"), [
+@pytest.mark.parametrize(("changes", "boxes", "colors"), [
     ({}, True, True), ({"NO_COLOR": "1"}, True, False), ({"TERM": "dumb"}, False, False),
 ])  # fmt: skip
-def test_a_terminal_has_boxes_and_the_colours_it_wants(fresh, changes, boxes, colours):
+def test_a_terminal_has_boxes_and_the_colors_it_wants(fresh, changes, boxes, colors):
     ours, theirs = pty.openpty()
     ran = fresh("info", "--help", stdout=theirs, env={"TERM": "xterm-256color", **changes})
     assert ran.code == 0
@@ -143,7 +143,7 @@ def test_a_terminal_has_boxes_and_the_colours_it_wants(fresh, changes, boxes, co
             text += part
     os.close(ours)
     assert ("╭".encode() in text) == boxes
-    assert (b"\x1b[36m" in text) == colours
+    assert (b"\x1b[36m" in text) == colors
 
 
 # -- what was meant -------------------------------------------------------------------------------
@@ -241,7 +241,7 @@ def test_what_was_meant_is_said_before_torch_is_imported(fresh, tmp_path):
         (("eval", "x", "y", "--timesteps", "few"), "'few': a number of timesteps, at least 2, or"),
         (("tune", "x", "y", "--steps", "5,x"), "'5,x': a list of positive whole numbers"),
         (("tune", "x", "y", "--guidance", "1,x"), "'1,x': numbers from 0 to 100"),
-        (("train", "x", "--background", "reddish"), "'reddish': a colour is a name such as"),
+        (("train", "x", "--background", "reddish"), "'reddish': a color is a name such as"),
     ],
     ids=str,
 )

@@ -89,7 +89,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def randomised(net: Any) -> Any:
+def randomized(net: Any) -> Any:
     """The network with no weight that is zero, or one for all channels."""
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -102,7 +102,7 @@ def randomised(net: Any) -> Any:
 
 
 def unet2d(**changes: Any) -> Any:
-    return randomised(theirs.UNet2DModel(**{**SMALL, **changes}))
+    return randomized(theirs.UNet2DModel(**{**SMALL, **changes}))
 
 
 @functools.cache
@@ -407,7 +407,7 @@ SCHEDULES_OF: dict[str, tuple[dict[str, Any], str | None]] = {
 }  # fmt: skip
 
 
-COLOUR = Net(config=Config(), space=Space(channels=3, size=(8, 8)), out_channels=3, num_classes=0)
+COLOR = Net(config=Config(), space=Space(channels=3, size=(8, 8)), out_channels=3, num_classes=0)
 """Of a network, what the process depends on."""
 
 
@@ -417,7 +417,7 @@ def test_betas_are_those_of_the_scheduler(here: Path, kind: str, case: str):
     given, expected = SCHEDULES_OF[case]
     scheduler = getattr(theirs, kind)(**{"beta_start": 1e-4, "beta_end": 0.02, **given})
     scheduler.save_pretrained(here)
-    fields, _ = diffusers.read_process(here, COLOUR)
+    fields, _ = diffusers.read_process(here, COLOR)
     found = DiffusionConfig(**fields)
     process = make_process(found)
     assert torch.allclose(process.betas, scheduler.betas.double(), rtol=2e-6, atol=1e-9)

@@ -58,15 +58,15 @@ def noise(seed: int, side: int = 16, channels: int = 1) -> Any:
 
 
 def scene(seed: int, side: int = 32) -> Any:
-    """What photographs are like: waves, the finer the weaker, of little colour."""
+    """What photographs are like: waves, the finer the weaker, of little color."""
     draw = np.random.default_rng(seed)
     y, x = np.mgrid[:side, :side] / side
     picture = np.zeros((side, side, 3))
     for _ in range(40):
         down, right = draw.uniform(-6, 6, 2)
         wave = np.sin(2 * np.pi * (y * down + x * right + draw.uniform()))
-        colour = draw.normal() + 0.1 * draw.normal(size=3)
-        picture += wave[..., None] * colour / (1 + np.hypot(down, right))
+        color = draw.normal() + 0.1 * draw.normal(size=3)
+        picture += wave[..., None] * color / (1 + np.hypot(down, right))
     return (127.5 + 50 * picture / picture.std()).clip(0, 255).astype(np.uint8)
 
 
@@ -154,10 +154,10 @@ def test_every_number_of_a_messy_set(messy, diffuse):
 NO_COPIES = {"groups": 0, "surplus": 0, "across_classes": 0, "across_split": 0, "first": []}
 
 
-def test_a_centre_crop_is_said(tmp_path, diffuse):
+def test_a_center_crop_is_said(tmp_path, diffuse):
     folder = fill(tmp_path / "d", {"a.png": png(noise(1, 48)[:27])})
     text = diffuse("info", folder, "--size", 8).out
-    assert "at 8x8, cropped at the centre by up to 44 %, grey;" in text
+    assert "at 8x8, cropped at the center by up to 44 %, grey;" in text
 
 
 def test_the_same_for_people(messy, diffuse):
@@ -172,7 +172,7 @@ def test_the_same_for_people(messy, diffuse):
         "1 file, not an image: dog/bad.png",
         "3 sizes from 12x12 to 20x20; 3 of 16x16, 1 of 12x12, 1 of 20x20",
         "L 3, LA 1, RGB 1",
-        "at 8x8, colour; none held out",
+        "at 8x8, color; none held out",
         "2 classes of 2 images",
         "1 image outside the class folders",
         "cat 2, dog 2",
@@ -270,7 +270,7 @@ def test_transparency_is_laid_on_the_background(tmp_path, diffuse):
         assert diffuse("info", data, "--json", *options).json["pixels"]["mean"] == [expected]
 
 
-def test_one_colour_has_no_deviation(tmp_path):
+def test_one_color_has_no_deviation(tmp_path):
     found = look(fill(tmp_path, {f"{v}.png": png(np.full((9, 9), v)) for v in (7, 8)}))
     assert found["pixels"] == {"mean": [7.5], "std": [0.5]}
     assert found["blank"] == 2
@@ -394,10 +394,10 @@ def test_near_copies_are_found(tmp_path, how):
     assert found["near_duplicates"]["first"][1]["names"] == ["03.png", "03x.img.png"]
 
 
-def test_a_grey_picture_saved_in_colour_is_a_near_copy(tmp_path, diffuse):
+def test_a_grey_picture_saved_in_color_is_a_near_copy(tmp_path, diffuse):
     grey = scene(1)[..., 0]
-    colour = np.repeat(grey[..., None], 3, axis=2)
-    data = fill(tmp_path / "d", {"a.png": png(grey), "b.png": png(colour), "c.png": png(scene(2))})
+    color = np.repeat(grey[..., None], 3, axis=2)
+    data = fill(tmp_path / "d", {"a.png": png(grey), "b.png": png(color), "c.png": png(scene(2))})
     assert look(data)["near_duplicates"]["surplus"] == 1
     assert "a.png ~ b.png" in diffuse("info", data).out
 
@@ -411,8 +411,8 @@ def test_nothing_alike_is_made_up(tmp_path):
     contents |= {f"flat{i}.png": png(np.full((32, 32, 3), i)) for i in range(0, 256, 5)}
     draw = np.random.default_rng(1)
     contents |= {f"faint{i}.png": png(100 + draw.integers(0, 3, (32, 32, 3))) for i in range(50)}
-    for i, colour in enumerate(((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0))):
-        contents[f"disc{i}.png"] = png(np.where(disc[..., None], colour, white))
+    for i, color in enumerate(((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0))):
+        contents[f"disc{i}.png"] = png(np.where(disc[..., None], color, white))
     found = look(fill(tmp_path, contents))
     assert found["near_duplicates"] == NO_COPIES
     assert found["blank"] == 52 + 50
@@ -459,7 +459,7 @@ def test_only_likenesses_across_the_split_count():
     assert (found.groups, found.surplus, found.across_split) == (4, 4, 2)
 
 
-def test_symmetric_pictures_are_recognised(tmp_path):
+def test_symmetric_pictures_are_recognized(tmp_path):
     contents = {}
     for i in range(20):
         half = scene(i)[:, :16]

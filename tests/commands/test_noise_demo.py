@@ -26,7 +26,7 @@ from diffuse_cli.system.rng import draw_noise
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to work in, with a grey square, a coloured oblong, and a transparent picture."""
+    """A folder to work in, with a grey square, a colored oblong, and a transparent picture."""
     monkeypatch.chdir(tmp_path)
     draw = np.random.default_rng(1)
     Image.fromarray(draw.integers(0, 256, (28, 28), np.uint8)).save("grey.png")
@@ -244,7 +244,7 @@ def test_the_picture_is_fitted(shown: Shown) -> None:
 def test_what_is_wrong_with_the_picture_is_a_warning() -> None:
     Image.open("color.png").save("odd.png", icc_profile=b"x" * 200)
     _, events = run("odd.png", schedule=("cosine",))
-    assert warnings_of(events) == ["odd.png: broken colour profile, which is ignored"]
+    assert warnings_of(events) == ["odd.png: broken color profile, which is ignored"]
 
 
 def test_a_file_of_betas_is_a_row_of_its_name(shown: Shown, folder: Path) -> None:

@@ -87,7 +87,7 @@ def test_a_picture_may_be_given_and_nothing_measured_is_said(diffuse: Run, model
     ("arguments", "code", "said"),
     [
         ((TARGET,), 2, "--license is missing"),
-        ((TARGET, "--license", "My Own"), 2, "a licence is a name in small letters"),
+        ((TARGET, "--license", "My Own"), 2, "a license is a name in small letters"),
         (("some/garments", "--license", "mit"), 2, "not a model on the Hub: some/garments"),
         ((TARGET + "@v1", "--license", "mit"), 2, "Use hf://ORG/NAME"),
         ((TARGET, "--license", "mit", "--eval", "other.json"), 2, "is of another model"),

@@ -62,11 +62,11 @@ def test_quiet_sampling_and_evaluation_are_silent(diffuse, model, images):
 
 
 CI = {"CI": "true", "GITHUB_ACTIONS": "true", "TF_BUILD": "true", "TERM": "xterm-256color"}
-COLOUR = re.compile("\x1b\\[[0-9;]*m")
+COLOR = re.compile("\x1b\\[[0-9;]*m")
 
 
 @pytest.mark.parametrize(
-    ("changes", "coloured"),
+    ("changes", "colored"),
     [
         (CI, False),
         ({"TERM": "dumb", "COLUMNS": "20"}, False),
@@ -76,7 +76,7 @@ COLOUR = re.compile("\x1b\\[[0-9;]*m")
     ],
 )
 def test_variables_of_automation_make_no_terminal(
-    diffuse, monkeypatch, recipe, tmp_path, changes, coloured
+    diffuse, monkeypatch, recipe, tmp_path, changes, colored
 ):
     for name, value in changes.items():
         monkeypatch.setenv(name, value)
@@ -85,8 +85,8 @@ def test_variables_of_automation_make_no_terminal(
     assert (ran.code, ran.out) == (0, "model.safetensors\n")
     assert "1 image" in ran.err
     assert [f"step {k}/3" in ran.err for k in (1, 2, 3)] == [True] * 3
-    assert (ESCAPE in ran.err) == coloured
-    assert ESCAPE not in COLOUR.sub("", ran.err)
+    assert (ESCAPE in ran.err) == colored
+    assert ESCAPE not in COLOR.sub("", ran.err)
     assert "\r" not in ran.err
     assert ESCAPE not in diffuse("train", "--help").out
 
@@ -202,7 +202,7 @@ def test_a_dumb_terminal_has_plain_lines(terminal, images, recipe):
     assert ESCAPE not in seen
 
 
-def test_no_color_is_honoured(terminal):
+def test_no_color_is_honored(terminal):
     code, plain = terminal("sample", "nowhere")
     assert re.search(r"\x1b\[31m", plain)
     code, plain = terminal("sample", "nowhere", NO_COLOR="1")

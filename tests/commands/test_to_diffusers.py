@@ -182,7 +182,7 @@ def test_classes_outlive_a_fine_tuning_in_diffusers():
 # -- the process ----------------------------------------------------------------------------------
 
 
-COLOUR = Net(config=SMALL, space=PICTURES, out_channels=3, num_classes=0)
+COLOR = Net(config=SMALL, space=PICTURES, out_channels=3, num_classes=0)
 
 
 @pytest.mark.parametrize("sampler", SCHEDULERS)
@@ -194,7 +194,7 @@ def test_betas_are_those_of_the_process(here: Path, name: str, sampler: str):
     scheduler = getattr(theirs, SCHEDULERS[sampler].name).from_pretrained(here)
     expected = make_process(diffusion).alpha_bars.float()
     assert torch.allclose(scheduler.alphas_cumprod, expected, rtol=1e-3, atol=1e-6)
-    again, _ = read_process(here, COLOUR)
+    again, _ = read_process(here, COLOR)
     assert again["schedule"] == name
     assert not again.get("zero_terminal_snr")
 

@@ -70,7 +70,7 @@ def test_train_says_what_it_chose_and_what_to_type_next(train, diffuse):
     found = json.loads(diffuse("info", MODEL, "--json").out)
     assert lines[chosen] == (
         f"training unet, preset tiny, {found['parameters']:,} parameters; "
-        "images at 6 high x 8 wide, cropped at the centre by up to 25 %; "
+        "images at 6 high x 8 wide, cropped at the center by up to 25 %; "
         "batch 8 in 2 parts, learning rate 0.01, "
         "fp32 on cpu; 4 steps"
     )

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from networks import plan, randomised
+from networks import plan, randomized
 
 from diffuse_cli.core import Conditions, Denoiser, Process
 from diffuse_cli.core.conditions import (
@@ -87,7 +87,7 @@ def widened(made, given):
 def test_a_unet_reads_what_is_given_beside_its_input(size, patch):
     settings = {"width": 8, "multipliers": (1,), "groups": 4, "blocks": 1, "patch": patch}
     plain = plan(size, channels=2, num_classes=2, **settings)
-    net, told = randomised(plain), randomised(widened(plain, ConditioningArray(channels=3)))
+    net, told = randomized(plain), randomized(widened(plain, ConditioningArray(channels=3)))
     weights = dict(net.state_dict())
     own = told.state_dict()["conv_in.weight"].clone()
     cut = weights["conv_in.weight"].shape[1]
@@ -201,7 +201,7 @@ def of_table(size=(8, 8), **settings):
 
 
 def test_a_unet_reads_a_row_and_nothing_told_is_not_a_number():
-    net = randomised(of_table())
+    net = randomized(of_table())
     x, t = torch.randn(4, 1, 8, 8), torch.tensor([1.0, 10.0, 100.0, 900.0])
     row = torch.tensor([[0.5, 1.0], [UNTOLD, 1.0], [0.5, UNTOLD], [UNTOLD, UNTOLD]])
     with torch.no_grad():
@@ -217,7 +217,7 @@ def test_a_unet_reads_a_row_and_nothing_told_is_not_a_number():
 
 
 def test_every_part_of_a_row_is_learned():
-    net = randomised(of_table()).train()
+    net = randomized(of_table()).train()
     row = torch.tensor([[0.5, 1.0], [UNTOLD, UNTOLD]])
     net(torch.randn(2, 1, 8, 8), torch.tensor([1.0, 10.0]), row=row).square().sum().backward()
     own = {n: p for n, p in net.named_parameters() if n.startswith("row_embedding")}
@@ -230,7 +230,7 @@ def test_every_part_of_a_row_is_learned():
 
 
 def test_guidance_of_a_row_leads_away_from_nothing_told():
-    net = randomised(of_table())
+    net = randomized(of_table())
     denoiser = Denoiser(net, Process(SCHEDULES["cosine"](100)), "v")
     x, row = torch.randn(2, 1, 8, 8), torch.tensor([[1.0, 2.0], [0.0, UNTOLD]])
     with torch.no_grad():

@@ -122,7 +122,7 @@ def test_bins_of_65536_levels_are_exact_in_both_tails(dtype: torch.dtype):
                 x = torch.tensor(level / 32_767.5 - 1, dtype=torch.float64).to(dtype)
                 mean = x - away * std
                 found = Gaussian(mean, 2 * math.log(std)).discrete_nll(x, exact_cdf, 65_536)
-                centre = mp.mpf(float(x - mean))
-                above = mp.ncdf((centre + half) / std) if level < 65_535 else mp.mpf(1)
-                below = mp.ncdf((centre - half) / std) if level > 0 else mp.mpf(0)
+                center = mp.mpf(float(x - mean))
+                above = mp.ncdf((center + half) / std) if level < 65_535 else mp.mpf(1)
+                below = mp.ncdf((center - half) / std) if level > 0 else mp.mpf(0)
                 assert float(found) == pytest.approx(float(-mp.log(above - below)), abs=3e-3)

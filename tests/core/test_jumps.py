@@ -41,10 +41,10 @@ def test_without_jumps_it_is_the_sampler(name: str):
     draws = torch.randn(20, *x.shape, generator=generator(2), dtype=torch.float64)
     sample = partial(SAMPLERS[name], mixture_denoise(COSINE), COSINE)
     straight = list(sample(x, times, noise=lambda k: draws[k]))
-    travelled = list(
+    traveled = list(
         sample_with_jumps(sample, COSINE, x, split_path(times, 5), noise=lambda k: draws[k])
     )
-    for one, other in zip(straight, travelled, strict=True):
+    for one, other in zip(straight, traveled, strict=True):
         assert torch.equal(one.x, other.x)
         assert one.t == other.t
 

@@ -53,7 +53,7 @@ def test_nothing_but_steps_forward_is_read():
     "process", [process_of("cosine", 50), zero_snr(50)], ids=["cosine", "zero"]
 )
 def test_a_step_costs_what_ddim_misses(process):
-    """Steps between neighbours of a trajectory of DDIM cost nothing, others their miss."""
+    """Steps between neighbors of a trajectory of DDIM cost nothing, others their miss."""
     x = torch.randn(3, 1, 2, 2, generator=generator(1), dtype=torch.float64)
     denoise, times = mixture_denoise(process), process.times(6)
     states = list(SAMPLERS["ddim"](denoise, process, x, times, noise=lambda k: x))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from networks import plan, randomised
+from networks import plan, randomized
 from oracles import exact_denoise, gaussian_denoise, generator, process_of, zero_snr
 
 from diffuse_cli.core import DEGRADATIONS, RESTORATIONS, SAMPLERS, Denoiser, Process
@@ -236,7 +236,7 @@ def test_the_prediction_is_consistent_and_hands_on_the_rest(method: str, t: Any)
 @methods
 def test_samples_of_a_batch_do_not_know_each_other(method: str):
     made = plan(8, 3, width=8, groups=4, multipliers=(1, 2), blocks=1)
-    denoiser = Denoiser(randomised(made), COSINE, "v")
+    denoiser = Denoiser(randomized(made), COSINE, "v")
     a = parse("blur:1+noise:0.05")
     x = torch.randn(3, 3, 8, 8, generator=generator(1))
     y = torch.rand(3, 3, 8, 8, generator=generator(2))

@@ -58,7 +58,7 @@ def test_all_levels_as_limits_are_as_none():
     assert torch.equal(none.to_model(stored), stored.float() / 32_767.5 - 1)
 
 
-def test_floats_are_standardised_channel_by_channel():
+def test_floats_are_standardized_channel_by_channel():
     space = Space(channels=2, size=(2, 3, 4), levels=None, mean=(1, -2.5), std=(2, 0.5))
     assert (space.shape, space.dims) == ((2, 2, 3, 4), 3)
     assert space.mean == (1.0, -2.5)
@@ -99,7 +99,7 @@ def test_a_space_that_cannot_be_is_refused(wrong: dict[str, Any], argument: str)
     assert caught.value.argument == argument
 
 
-def test_an_unlabelled_sample_is_told_the_label_after_the_last():
+def test_an_unlabeled_sample_is_told_the_label_after_the_last():
     labels = torch.tensor([-1, 0, 2, -1])
     assert Conditions().make_keywords(labels) == {}
     assert Conditions(classes=("a", "b", "c")).make_keywords(labels)["label"].tolist() == [

@@ -31,7 +31,7 @@ def test_the_slope_is_the_derivative(name: str):
 
 
 @pytest.mark.parametrize("name", list(TRANSFORMS))
-def test_a_space_transforms_then_standardises(name: str):
+def test_a_space_transforms_then_standardizes(name: str):
     space = Space(channels=1, size=(7,), levels=None, mean=(2,), std=(3,), transform=name)
     stored = X.clamp(min=1e-3).float().reshape(1, 1, 7)
     x = space.to_model(stored)

@@ -122,7 +122,7 @@ def test_what_is_wrong_with_images_that_are_used_is_a_warning(tmp_path: Path) ->
     folder = fill(tmp_path, remarkable())
     blank = "white0.png, white1.png, white2.png, white3.png, white4.png, ..."
     assert sorted(warnings(folder)) == [
-        "2 of 11 images, broken colour profile, which is ignored: odd0.png, odd1.png",
+        "2 of 11 images, broken color profile, which is ignored: odd0.png, odd1.png",
         f"7 of 11 images, blank on the background: {blank}; try --background black",
     ]
     found = read(folder, strict=False).summary
@@ -210,7 +210,7 @@ def test_info_shows_them(diffuse: Any, tmp_path: Path) -> None:
     assert "ignored          12 .heic (convert them" in ran.out
     assert "remarks          7 of 12 images, blank on the background: white0.png" in ran.out
     assert "at 8x8, stretched by up to 78 %, grey" in ran.out
-    assert "warning: 2 of 12 images, broken colour profile" in ran.err
+    assert "warning: 2 of 12 images, broken color profile" in ran.err
     means = {
         fit: diffuse("info", folder, "--json", "-q", "--fit", fit).json["pixels"]["mean"]
         for fit in ("crop", "pad", "stretch")

@@ -78,12 +78,12 @@ def test_a_class_without_usable_images_is_none(tmp_path: Path) -> None:
     assert images.labels.tolist() == [0, 1]
 
 
-@pytest.mark.parametrize("labelled", [False, True])
-def test_classes_are_in_the_order_of_their_bytes(labelled: bool) -> None:
+@pytest.mark.parametrize("labeled", [False, True])
+def test_classes_are_in_the_order_of_their_bytes(labeled: bool) -> None:
     names = ("apple", "Bee", "ant", "Zebra", "été")
     files = [f"{name}/{k}.png" for k, name in enumerate(names)]
     entries = [
-        Entry(file, 1, file, label=name if labelled else None)
+        Entry(file, 1, file, label=name if labeled else None)
         for file, name in zip(files, names, strict=True)
     ]
     labels, classes = find_classes(files, entries)
@@ -205,7 +205,7 @@ def test_one_large_size_becomes_64(tmp_path: Path) -> None:
     assert read(tmp_path).space.size == (64, 64)
     (text,) = notices(events(tmp_path))
     assert (
-        "all images are 64 high x 65 wide: resized to 64x64, cropped at the centre by up to 2 %; "
+        "all images are 64 high x 65 wide: resized to 64x64, cropped at the center by up to 2 %; "
         "pass --size" in text
     )
 
@@ -224,7 +224,7 @@ def test_one_large_size_becomes_64(tmp_path: Path) -> None:
 def test_what_is_cropped_is_said(
     sizes: list[tuple[int, ...]], size: tuple[int, ...], percent: int
 ) -> None:
-    expected = f", cropped at the centre by up to {percent} %" if percent else ""
+    expected = f", cropped at the center by up to {percent} %" if percent else ""
     assert describe_fit(sizes, size) == expected
 
 
@@ -255,7 +255,7 @@ def test_a_typed_size(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("where", ["000", "zzz"])
 @pytest.mark.parametrize("cached", [False, True])
-def test_one_coloured_image_makes_three_channels(tmp_path: Path, where: str, cached: bool) -> None:
+def test_one_colored_image_makes_three_channels(tmp_path: Path, where: str, cached: bool) -> None:
     data = {f"{k:03d}x.png": encoded(noise(k)) for k in range(200)}
     data[f"{where}.png"] = encoded(noise(999, mode="RGB"))
     folder = fill(tmp_path / "in", data)
@@ -268,10 +268,10 @@ def test_one_coloured_image_makes_three_channels(tmp_path: Path, where: str, cac
 
 
 def test_forced_channels(tmp_path: Path) -> None:
-    colour = noise(1, mode="RGB")
-    fill(tmp_path, {"a.png": encoded(colour), "b.png": encoded(noise(2))})
+    color = noise(1, mode="RGB")
+    fill(tmp_path, {"a.png": encoded(color), "b.png": encoded(noise(2))})
     grey = read(tmp_path, channels=1)
-    assert grey.stored[0, 0].tolist() == np.asarray(colour.convert("L")).tolist()
+    assert grey.stored[0, 0].tolist() == np.asarray(color.convert("L")).tolist()
     assert grey.space.channels == 1
     assert grey.fingerprint == read(tmp_path).fingerprint
     (tmp_path / "a.png").unlink()
@@ -300,7 +300,7 @@ def test_the_fingerprint_ignores_names_order_size_and_format(tmp_path: Path) -> 
     assert first.held_out.tolist() == [n % 20 == 0 for n in numbers]
 
 
-def test_the_split_of_an_image_ignores_its_neighbours(tmp_path: Path) -> None:
+def test_the_split_of_an_image_ignores_its_neighbors(tmp_path: Path) -> None:
     folder = fill(tmp_path, many(120))
     before = read(folder)
     fill(folder, {f"z{k}.png": encoded(noise(1000 + k, (20, 20), "RGB")) for k in range(60)})

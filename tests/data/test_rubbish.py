@@ -80,14 +80,14 @@ def test_reading_rubbish_takes_little_memory_and_says_nothing(tmp_path: Path) ->
 
 
 ROWS = 4200
-LARGE = {"colour": (6, 8, 4), "grey": (4, 8, 2), "wide": (0, 16, 2)}
-"""Colour type, depth and bytes a pixel of PNGs that are over `LARGE`, but no bombs."""
+LARGE = {"color": (6, 8, 4), "grey": (4, 8, 2), "wide": (0, 16, 2)}
+"""Color type, depth and bytes a pixel of PNGs that are over `LARGE`, but no bombs."""
 
 
 def test_a_large_image_takes_few_bytes_a_pixel(tmp_path: Path) -> None:
     folders = []
-    for kind, (colour, depth, size) in LARGE.items():
-        whole = png(ROWS, ROWS, depth, colour, b"")
+    for kind, (color, depth, size) in LARGE.items():
+        whole = png(ROWS, ROWS, depth, color, b"")
         at = whole.index(b"IDAT") - 4
         image = whole[:at] + chunk(b"IDAT", zeros(ROWS * (ROWS * size + 1)))
         folders.append(fill(tmp_path / kind, {f"{k}.png": image for k in "ab"}))

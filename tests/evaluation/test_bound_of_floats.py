@@ -1,4 +1,4 @@
-"""The bound of floats in their own units: standardising and transforms change nothing but it."""
+"""The bound of floats in their own units: standardizing and transforms change nothing but it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 from diffuse_cli.core import Conditions, Denoiser, Process, Space
 from diffuse_cli.data.samples import measure_space
-from diffuse_cli.evaluation.image_sets import LabelledSamples
+from diffuse_cli.evaluation.image_sets import LabeledSamples
 from diffuse_cli.evaluation.variational_bound import measure_bound
 from diffuse_cli.system.events import finish
 
@@ -37,7 +37,7 @@ def bits(stored: Any, transform: str | None = None, timesteps: Any = "all") -> A
     blueprint: Any = SimpleNamespace(space=space, conditions=Conditions())
     work = measure_bound(
         Denoiser(net, PROCESS, "x0", "small", None),
-        LabelledSamples(stored, np.full(len(stored), -1)),
+        LabeledSamples(stored, np.full(len(stored), -1)),
         blueprint,
         range(len(stored)),
         timesteps=timesteps,

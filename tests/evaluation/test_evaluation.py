@@ -28,7 +28,7 @@ from diffuse_cli.evaluation import (
     input_builders,
     variational_bound,
 )
-from diffuse_cli.evaluation.image_sets import LabelledSamples, TrainingSamples
+from diffuse_cli.evaluation.image_sets import LabeledSamples, TrainingSamples
 from diffuse_cli.metrics import (
     METRICS,
     baselines,
@@ -608,7 +608,7 @@ def estimated(x0, timesteps, seed=0, indices=None, batch_size=64, spread=0.5):
     process = process_of("cosine", 300)
     exact = Exact(process, 256, exact_denoise(process, spread=spread))
     work = variational_bound.measure_bound(
-        exact, LabelledSamples(x0, np.full(len(x0), -1)), PLAIN,
+        exact, LabeledSamples(x0, np.full(len(x0), -1)), PLAIN,
         indices or range(len(x0)), timesteps=timesteps, seed=seed, batch_size=batch_size,
         device=torch.device("cpu"),
     )  # fmt: skip
@@ -704,8 +704,8 @@ def test_a_plot_is_written_and_named(measure, other):
     assert ran.out.splitlines()[-1] == "deep/bound.png"
     with Image.open("deep/bound.png") as picture:
         assert picture.format == "PNG"
-        colours = np.asarray(picture.convert("RGB")).reshape(-1, 3)
-    assert len(np.unique(colours, axis=0)) > 50
+        colors = np.asarray(picture.convert("RGB")).reshape(-1, 3)
+    assert len(np.unique(colors, axis=0)) > 50
     Path("deep/bound.png").write_bytes(b"earlier")
     again = measure(other, *line, "--json", "--overwrite")
     assert again.json["plot"] == "deep/bound.png"
@@ -910,7 +910,7 @@ def test_the_nearest_is_the_nearest_of_all(block, numbers, monkeypatch):
 def test_training_images_make_up_for_few_held_out_ones(held_out, training, alone):
     pixels, labels = np.zeros((held_out, 1, 2, 2), np.uint8), np.zeros(held_out, np.int64)
     own = TrainingSamples(
-        LabelledSamples(pixels, labels), np.arange(training), LabelledSamples(pixels, labels)
+        LabeledSamples(pixels, labels), np.arange(training), LabeledSamples(pixels, labels)
     )
     assert own.reference_count == alone
 
@@ -970,7 +970,7 @@ def test_landmarks_are_made_of_pictures_not_of_stored_numbers(monkeypatch):
     monkeypatch.setattr(input_builders, "cache_features", features)
     stored = np.random.default_rng(0).integers(0, 16, (60, 1, 8, 8)).astype(np.uint8)
     evaluation = SimpleNamespace(
-        real=LabelledSamples(stored, np.zeros(60)), look=lambda samples: samples * np.uint8(17),
+        real=LabeledSamples(stored, np.zeros(60)), look=lambda samples: samples * np.uint8(17),
         network=None, team=None, made=set(),
     )  # fmt: skip
     finish(input_builders.make_part(evaluation, "landmarks"))

@@ -26,7 +26,7 @@ from diffuse_cli.data.summary import plural
 from diffuse_cli.evaluation import evaluation_run, metric_inputs
 from diffuse_cli.evaluation.evaluation_run import strip_folders
 from diffuse_cli.evaluation.examples import OF_CLASS, SAMPLES, TWINS
-from diffuse_cli.evaluation.report import COLOURS, charts, sections, templates
+from diffuse_cli.evaluation.report import COLORS, charts, sections, templates
 from diffuse_cli.evaluation.report.sections import sweep
 from diffuse_cli.evaluation.report.templates import environment, render
 from diffuse_cli.evaluation.tune.candidates import Trial, TuningResult
@@ -317,7 +317,7 @@ def test_what_the_model_draws_is_named_by_its_shape(shape, words):
     page = render(
         "page", title="", version="", policy="", style="", found=found,
         subject="m", data="d",
-        colour=COLOURS, plural=plural, verdict=[], sections=[],
+        color=COLORS, plural=plural, verdict=[], sections=[],
     )  # fmt: skip
     assert f"generates {words}." in re.sub(r"\s+", " ", page)
 
@@ -558,7 +558,7 @@ def test_a_number_has_two_digits_of_its_error(value, error, shown):
     assert f"{Measurement(-value, error):+}".startswith(("+", "−", "(+", "(−", "not"))
 
 
-def test_a_plot_is_words_and_the_pages_colours():
+def test_a_plot_is_words_and_the_pages_colors():
     rows = [
         charts.Dot("a < b", Measurement(1, 0.5), Measurement(2, 0.1)),
         charts.Dot("c", Measurement(3)),

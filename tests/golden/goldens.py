@@ -99,7 +99,7 @@ def write_grey(folder: Path, count: int, seed: int) -> None:
 
 
 def write_emoji(folder: Path, count: int = 12, side: int = 24) -> None:
-    """Coloured discs, squares and triangles with soft edges on nothing, 24x24 RGBA."""
+    """Colored discs, squares and triangles with soft edges on nothing, 24x24 RGBA."""
     y, x = np.mgrid[:side, :side] - (side - 1) / 2
     for k in range(count):
         name = ("disc", "square", "triangle")[k % 3]
@@ -109,8 +109,8 @@ def write_emoji(folder: Path, count: int = 12, side: int = 24) -> None:
             "triangle": np.maximum(abs(x) * 1.5 - y * 0.5, y),
         }[name]
         alpha = ((5 + k % 5 - distance).clip(0, 1) * 255).astype(np.uint8)
-        colour = [(80 + 61 * k) % 256, (200 + 37 * k) % 256, (30 + 97 * k) % 256]
-        pixels = np.dstack([*(np.full_like(alpha, c) for c in colour), alpha])
+        color = [(80 + 61 * k) % 256, (200 + 37 * k) % 256, (30 + 97 * k) % 256]
+        pixels = np.dstack([*(np.full_like(alpha, c) for c in color), alpha])
         (folder / name).mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(folder / name / f"{k:02d}.png")
 

@@ -1,4 +1,4 @@
-"""Transparency as a channel: stored on a background, and written as straight colours."""
+"""Transparency as a channel: stored on a background, and written as straight colors."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_opaque_pixels_are_exact_and_others_are_within_a_level_on_any_background
         assert np.abs(apart).max() <= 1
 
 
-def test_what_no_colour_gives_becomes_what_one_does() -> None:
+def test_what_no_color_gives_becomes_what_one_does() -> None:
     drawn = DRAW.integers(0, 256, (4, 16, 16)).astype(np.uint8)
     space = space_of(drawn, TEAL)
     written = image.read(image.encode(drawn, space), ReadSettings(layout=space.layout)).values
@@ -82,7 +82,7 @@ def test_what_no_colour_gives_becomes_what_one_does() -> None:
     assert np.array_equal(image.render(clear[None], space)[0][:, 0, 0], TEAL)
 
 
-def test_scaling_has_no_fringe_of_hidden_colours() -> None:
+def test_scaling_has_no_fringe_of_hidden_colors() -> None:
     values = np.zeros((4, 32, 32), np.uint8)
     values[:, :, :16] = np.array([200, 10, 10, 255])[:, None, None]
     values[:3, :, 16:] = np.array([0, 255, 0])[:, None, None]  # hidden
@@ -132,7 +132,7 @@ def test_padding_is_transparent() -> None:
     assert found[:, 0, 0].tolist() == [*TEAL, 0]
 
 
-def test_a_palette_with_a_transparent_colour() -> None:
+def test_a_palette_with_a_transparent_color() -> None:
     picture = Image.fromarray(np.array([[0, 1]], np.uint8)).convert("P")
     picture.putpalette([10, 20, 30, 40, 50, 60])
     file = io.BytesIO()

@@ -81,7 +81,7 @@ def test_missing_values_are_refused(wrong: float):
     values = np.zeros((4, 4))
     values[2, 3] = wrong
     assert reason(npy(values)) == reasons.MISSING
-    assert reason(npy(values), size=(2, 2)) == reasons.MISSING, "outside of the centre, too"
+    assert reason(npy(values), size=(2, 2)) == reasons.MISSING, "outside of the center, too"
 
 
 def test_numbers_beyond_32_bits_are_refused():
@@ -161,7 +161,7 @@ def test_other_shapes_are_refused(shape: tuple[int, ...], asked: dict[str, Any],
     assert reason(npy(np.zeros(shape)), **asked) == why
 
 
-def test_the_centre_is_cut_out_and_nothing_is_resampled():
+def test_the_center_is_cut_out_and_nothing_is_resampled():
     values = np.arange(7 * 9, dtype=np.uint16).reshape(7, 9)
     read = medium.read(npy(values), ReadSettings(size=(4, 5)))
     assert read.values[0].tolist() == values[1:5, 2:7].tolist()
@@ -314,6 +314,6 @@ def test_signals_are_lines_and_volumes_three_slices():
     assert seen.shape == (2, 1, 3 * 6 + 2, 8 + 8 + 6 + 2)
 
 
-def test_three_channels_of_bytes_are_colours():
+def test_three_channels_of_bytes_are_colors():
     samples = DRAW.integers(0, 256, (2, 3, 4, 5), np.uint8)
     assert medium.render(samples, medium.space(samples)).tolist() == samples.tolist()

@@ -34,12 +34,12 @@ def off(found: Any, expected: Any) -> float:
 
 @pytest.mark.parametrize(("name", "gamma"), WIDE)
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
-def test_colours_become_srgb(kind: str, name: str, gamma: Any) -> None:
-    colours = noise(1, (40, 30), "RGB")
+def test_colors_become_srgb(kind: str, name: str, gamma: Any) -> None:
+    colors = noise(1, (40, 30), "RGB")
     options = {"lossless": True} if kind == "WEBP" else {}
-    data = encoded(colours, kind, icc_profile=icc_profiles.rgb(name, gamma), **options)
-    expected = icc_profiles.converted(np.asarray(colours), name, gamma)
-    assert off(colours, expected) > 5
+    data = encoded(colors, kind, icc_profile=icc_profiles.rgb(name, gamma), **options)
+    expected = icc_profiles.converted(np.asarray(colors), name, gamma)
+    assert off(colors, expected) > 5
     assert off(decode(data), expected) < 4  # LittleCMS computes 8-bit pixels in whole numbers
     assert np.abs(np.asarray(decode(data)) - expected).mean() < 0.5
     assert remarks(data) == ()
@@ -56,8 +56,8 @@ def test_lossy_files_have_profiles_too(kind: str) -> None:
 @pytest.mark.parametrize("profile", [BUILT_IN, icc_profiles.rgb("sRGB", "sRGB")])
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
 def test_srgb_stays_as_it_is(mode: str, profile: bytes) -> None:
-    colours = noise(2, (40, 30), mode)
-    plain, tagged = (encoded(colours, icc_profile=p) for p in (None, profile))
+    colors = noise(2, (40, 30), mode)
+    plain, tagged = (encoded(colors, icc_profile=p) for p in (None, profile))
     assert tagged != plain
     assert decode_image(tagged, WHITE).to_srgb is None
     one, two = (image.read(data, ReadSettings()) for data in (plain, tagged))
@@ -78,9 +78,9 @@ def test_grey_is_mapped_and_stays_grey() -> None:
 
 
 def test_a_palette_is_converted() -> None:
-    colours = noise(3, (9, 9), "RGB").quantize(40)
-    made = decode(encoded(colours, icc_profile=icc_profiles.rgb("P3", "sRGB")))
-    assert off(made, icc_profiles.converted(np.asarray(colours.convert("RGB")), "P3", "sRGB")) < 4
+    colors = noise(3, (9, 9), "RGB").quantize(40)
+    made = decode(encoded(colors, icc_profile=icc_profiles.rgb("P3", "sRGB")))
+    assert off(made, icc_profiles.converted(np.asarray(colors.convert("RGB")), "P3", "sRGB")) < 4
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
@@ -128,21 +128,21 @@ BROKEN = {
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_profile_is_ignored_and_named(name: str) -> None:
-    colours = noise(5, (9, 9), "RGB")
+    colors = noise(5, (9, 9), "RGB")
     for kind in ("PNG", "TIFF", "WEBP"):
         if kind == "PNG" and name == "large":
             continue  # Pillow refuses a chunk that unpacks to more than a MiB
         options = {"lossless": True} if kind == "WEBP" else {}
-        data = encoded(colours, kind, icc_profile=BROKEN[name], **options)
-        assert decode(data).tobytes() == colours.tobytes()
+        data = encoded(colors, kind, icc_profile=BROKEN[name], **options)
+        assert decode(data).tobytes() == colors.tobytes()
         assert remarks(data) == (reasons.PROFILE,)
 
 
 def test_profiles_that_cannot_be_put_together_are_named() -> None:
-    colours = noise(5, (9, 9), "RGB")
-    header, rest = encoded(colours)[:33], encoded(colours)[33:]
+    colors = noise(5, (9, 9), "RGB")
+    header, rest = encoded(colors)[:33], encoded(colors)[33:]
     torn = header + chunk(b"iCCP", b"x\0\0not zlib") + rest
-    jpeg = encoded(colours, "JPEG")
+    jpeg = encoded(colors, "JPEG")
     part = b"ICC_PROFILE\0\1\2" + P3[:200]  # the first of two
     lost = jpeg[:2] + b"\xff\xe2" + (len(part) + 2).to_bytes(2, "big") + part + jpeg[2:]
     for data, plain in ((torn, header + rest), (lost, jpeg)):
@@ -218,9 +218,9 @@ def test_a_photo_is_converted_when_it_is_small() -> None:
     assert off(found.values, image.read(encoded(photo), ReadSettings(size=(48, 48))).values) > 5
 
 
-def test_channels_and_padding_come_after_the_colours() -> None:
-    colours = noise(9, (20, 10), "RGB")
-    data = encoded(colours, icc_profile=icc_profiles.rgb("AdobeRGB", 2.2))
+def test_channels_and_padding_come_after_the_colors() -> None:
+    colors = noise(9, (20, 10), "RGB")
+    data = encoded(colors, icc_profile=icc_profiles.rgb("AdobeRGB", 2.2))
     grey = image.read(data, ReadSettings(channels=1)).values[0]
     assert grey.tolist() == np.asarray(decode(data).convert("L")).tolist()
     padded = image.read(data, ReadSettings((20, 20), None, (0, 255, 9), "pad")).values
@@ -229,9 +229,9 @@ def test_channels_and_padding_come_after_the_colours() -> None:
 
 
 def test_an_image_is_another_one_under_another_profile() -> None:
-    colours = noise(10, (80, 70), "RGB")
-    plain = encoded(colours)
-    p3, adobe = (encoded(colours, icc_profile=p) for p in (P3, icc_profiles.rgb("AdobeRGB", 2.2)))
+    colors = noise(10, (80, 70), "RGB")
+    plain = encoded(colors)
+    p3, adobe = (encoded(colors, icc_profile=p) for p in (P3, icc_profiles.rgb("AdobeRGB", 2.2)))
     assert len({image.read(data, ReadSettings()).digest for data in (plain, p3, adobe)}) == 3
     assert image.read(p3, ReadSettings()).digest == image.read(p3, ReadSettings(size=(5, 5))).digest
 
@@ -251,25 +251,25 @@ def test_a_profile_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- blank ones -----------------------------------------------------------------------------------
 
 
-def drawing(colour: int, mode: str = "LA") -> bytes:
+def drawing(color: int, mode: str = "LA") -> bytes:
     """A soft disc on nothing."""
     y, x = np.mgrid[:16, :16] - 7.5
     alpha = ((6 - np.hypot(x, y)).clip(0, 1) * 255).astype(np.uint8)
-    whole = Image.merge("LA", (Image.new("L", (16, 16), colour), Image.fromarray(alpha)))
+    whole = Image.merge("LA", (Image.new("L", (16, 16), color), Image.fromarray(alpha)))
     return encoded(whole.convert(mode), transparency=0) if mode == "P" else encoded(whole)
 
 
 @pytest.mark.parametrize(
-    ("colour", "background", "blank"),
+    ("color", "background", "blank"),
     [(255, WHITE, True), (250, WHITE, True), (230, WHITE, False), (255, (0, 0, 0), False),
      (0, (0, 0, 0), True), (0, WHITE, False)],
 )  # fmt: skip
-def test_white_on_nothing_is_blank_on_white(colour: int, background: Any, blank: bool) -> None:
+def test_white_on_nothing_is_blank_on_white(color: int, background: Any, blank: bool) -> None:
     expected = (reasons.BLANK,) if blank else ()
-    assert decode_image(drawing(colour), background).remarks == expected
+    assert decode_image(drawing(color), background).remarks == expected
 
 
-def test_an_image_that_is_of_one_colour_is_not_blank() -> None:
+def test_an_image_that_is_of_one_color_is_not_blank() -> None:
     for alpha in (0, 128, 255):
         flat = Image.new("RGBA", (9, 9), (255, 255, 255, alpha))
         assert remarks(encoded(flat)) == ()

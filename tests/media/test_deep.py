@@ -90,7 +90,7 @@ def test_transparency_is_laid_on_the_background(channels: int) -> None:
     assert np.abs(found - exact).max() <= 0.5 + 1e-9
 
 
-def test_one_transparent_colour_is_laid_on_the_background() -> None:
+def test_one_transparent_color_is_laid_on_the_background() -> None:
     values = levels(3, 2, 2)
     values[:, 0, 0] = (300, 2, 65_000)
     found = read(tagged(values, b"tRNS", values[:, 0, 0].astype(">u2").tobytes()))
@@ -104,7 +104,7 @@ def test_one_transparent_grey_is_laid_on_the_background() -> None:
     assert np.array_equal(found, np.where(values == 300, 65_535, values))
 
 
-def test_a_colour_that_shares_a_channel_with_the_transparent_one_is_opaque() -> None:
+def test_a_color_that_shares_a_channel_with_the_transparent_one_is_opaque() -> None:
     values = levels(3, 2, 2)
     values[:, 0, 0] = (300, 2, 65_000)
     values[:, 0, 1] = (300, 2, 64_999)
@@ -158,7 +158,7 @@ def tagged(values: np.ndarray, name: bytes, data: bytes) -> bytes:
     ("profile", "dtype"),
     [(icc_profiles.rgb("sRGB", "sRGB"), "uint16"), (icc_profiles.rgb("AdobeRGB", 2.2), "uint8")],
 )
-def test_another_colour_space_has_eight_bits(profile: bytes, dtype: str) -> None:
+def test_another_color_space_has_eight_bits(profile: bytes, dtype: str) -> None:
     values = levels(3, 4, 4)
     data = tagged(values, b"iCCP", b"x\0\0" + zlib.compress(profile))
     found = read(data)
@@ -169,7 +169,7 @@ def test_another_colour_space_has_eight_bits(profile: bytes, dtype: str) -> None
 
 
 def save(folder: Path, kinds: str) -> Path:
-    """Files a, b, ...: `1` grey of 16 bits, `3` colour of 16 bits, `8` grey of 8 bits."""
+    """Files a, b, ...: `1` grey of 16 bits, `3` color of 16 bits, `8` grey of 8 bits."""
     folder.mkdir()
     for k, kind in enumerate(kinds):
         values = levels(3 if kind == "3" else 1, 6, 6)

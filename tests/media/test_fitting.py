@@ -60,7 +60,7 @@ def test_what_has_the_shape_is_only_scaled(name: str) -> None:
     assert fit_image(square, (20, 20), name) is square
 
 
-def test_pad_keeps_the_whole_picture_at_the_centre() -> None:
+def test_pad_keeps_the_whole_picture_at_the_center() -> None:
     wide = noise(2, (32, 18), "RGB")
     made = np.asarray(fit_image(wide, (32, 32), "pad", NAVY))
     assert made[7:25].tolist() == np.asarray(wide).tolist()
@@ -86,7 +86,7 @@ def test_stretch_shows_all_of_it_and_nothing_else() -> None:
 @pytest.mark.parametrize(
     ("sizes", "size", "fit", "said"),
     [
-        ([(1920, 1080), (64, 64)], (64, 64), "crop", ", cropped at the centre by up to 44 %"),
+        ([(1920, 1080), (64, 64)], (64, 64), "crop", ", cropped at the center by up to 44 %"),
         ([(1920, 1080), (64, 64)], (64, 64), "pad", ", up to 44 % of it padding"),
         ([(1920, 1080), (64, 64)], (64, 64), "stretch", ", stretched by up to 78 %"),
         ([(1920, 1080)], (36, 64), "pad", ""),
@@ -124,7 +124,7 @@ def test_every_image_of_a_set_is_fitted(
 
 
 @pytest.mark.parametrize("names", [("a", "b"), ("b", "a")])
-def test_grey_is_padded_in_the_colour_that_was_asked_for(
+def test_grey_is_padded_in_the_color_that_was_asked_for(
     tmp_path: Path, names: tuple[str, str]
 ) -> None:
     data = {
@@ -154,7 +154,7 @@ def test_a_fit_changes_neither_fingerprint_nor_held_out_part(tmp_path: Path) -> 
     assert len({images.stored.tobytes() for images in sets}) == len(FITS)
 
 
-def test_colours_become_grey_before_they_are_scaled(tmp_path: Path) -> None:
+def test_colors_become_grey_before_they_are_scaled(tmp_path: Path) -> None:
     picture = noise(7, (90, 70), "RGB")
     (found,) = read(fill(tmp_path, {"a.png": encoded(picture)}), channels=1)
     expected = np.asarray(fit_image(picture.convert("L"), (64, 64)))

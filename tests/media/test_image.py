@@ -98,9 +98,9 @@ def test_transparency_within_the_pixels_of_a_tiff() -> None:
 
 
 def test_a_palette_with_transparency_in_a_tiff() -> None:
-    colours = [0] * 768
-    colours[50] = 255 * 256  # red of the 50th
-    red = array(two_bands(2, 3, (320, 3, colours)), "blue").tolist()
+    colors = [0] * 768
+    colors[50] = 255 * 256  # red of the 50th
+    red = array(two_bands(2, 3, (320, 3, colors)), "blue").tolist()
     assert red == [[[128, 0, 127]]]
 
 
@@ -110,14 +110,14 @@ def test_16_bit_transparent_grey() -> None:
     assert array(data, "#808080").tolist() == [[0, 128, 255]]
 
 
-def test_16_bit_transparent_colour() -> None:
+def test_16_bit_transparent_color() -> None:
     rows = b"\0" + struct.pack(">6H", 0x8040, 0, 0, 0, 65535, 0)
     data = png(2, 1, 16, 2, rows, chunk(b"tRNS", struct.pack(">HHH", 0x8040, 0, 0)))
     assert array(data, "blue").tolist() == [[[0, 0, 255], [0, 255, 0]]]
 
 
 @pytest.mark.parametrize("background", ["white", "black", "#12c8f0"])
-def test_transparent_colour_is_composited(background: str) -> None:
+def test_transparent_color_is_composited(background: str) -> None:
     image = noise(2, (9, 6), "RGBA")
     rgba = np.asarray(image)
     below = np.array(Image.new("RGB", (1, 1), background))
@@ -131,10 +131,10 @@ def test_transparent_grey_stays_grey_on_grey() -> None:
     made = decode(encoded(image), "#404040")
     assert made.mode == "L"
     assert np.asarray(made).tolist() == over(grey, alpha, np.array(64)).tolist()
-    coloured = decode(encoded(image), "red")
-    assert coloured.mode == "RGB"
+    colored = decode(encoded(image), "red")
+    assert colored.mode == "RGB"
     expected = over(np.repeat(grey[..., None], 3, 2), alpha, np.array([255, 0, 0]))
-    assert np.asarray(coloured).tolist() == expected.tolist()
+    assert np.asarray(colored).tolist() == expected.tolist()
 
 
 def palette_image() -> Image.Image:
@@ -340,7 +340,7 @@ def test_read_image_says_what_is_wrong(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
-def test_fit_covers_and_crops_the_centre() -> None:
+def test_fit_covers_and_crops_the_center() -> None:
     wide = Image.new("L", (30, 10), 0)
     wide.paste(255, (10, 0, 20, 10))
     assert np.asarray(fit(wide, (10, 10))).tolist() == [[255] * 10] * 10
@@ -371,7 +371,7 @@ def test_fit_antialiases() -> None:
     assert abs(np.asarray(fit(checks, (8, 8))).astype(int) - 127).max() <= 2
 
 
-def test_fit_treats_grey_and_its_colour_copy_alike() -> None:
+def test_fit_treats_grey_and_its_color_copy_alike() -> None:
     grey = noise(6, (33, 20))
     after = np.asarray(fit(grey.convert("RGB"), (12, 12)))
     assert (after == np.asarray(fit(grey, (12, 12)))[..., None]).all()
@@ -398,11 +398,11 @@ def test_digest_knows_mode_and_size() -> None:
 
 
 def test_digest_is_the_hash_that_model_files_speak_of() -> None:
-    grey, colour = noise(1, (6, 2)), noise(2, (5, 3), "RGB")
+    grey, color = noise(1, (6, 2)), noise(2, (5, 3), "RGB")
     expected = xxh3_128_digest(b"L 6x2\n" + grey.tobytes())
     assert pixel_digest(np.asarray(grey)) == expected
-    expected = xxh3_128_digest(b"RGB 5x3\n" + colour.tobytes())
-    assert pixel_digest(np.asarray(colour)) == expected
+    expected = xxh3_128_digest(b"RGB 5x3\n" + color.tobytes())
+    assert pixel_digest(np.asarray(color)) == expected
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])

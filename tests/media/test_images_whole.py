@@ -91,7 +91,7 @@ def test_tasks_keep_sixteen_bits(deep: Path, diffuse: Callable[..., Any], tmp_pa
 
 @pytest.fixture(scope="module")
 def clear(tmp_path_factory: pytest.TempPathFactory, recipe: Path) -> Path:
-    """A model of coloured images with transparency, on teal."""
+    """A model of colored images with transparency, on teal."""
     folder = tmp_path_factory.mktemp("clear")
     return trained(folder, blobs(4, 255), recipe, "--alpha", "--background", "#008080")
 
@@ -120,7 +120,7 @@ def test_a_model_of_transparent_images(
     assert Image.open("up/grid.png").mode == "RGB"
     ran = diffuse("info", data, "--alpha", "-o", "sheet.png")
     assert ran.code == 0, ran.err
-    assert "colour and transparency" in ran.out
+    assert "color and transparency" in ran.out
 
 
 @pytest.mark.parametrize(

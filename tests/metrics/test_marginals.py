@@ -164,8 +164,8 @@ def test_inputs_are_left_alone_and_odd_ones_measured():
     real = pictures(0, 6)
     real.flags.writeable = False
     found(real, real)
-    grey, coloured = pictures(0, 8)[:, :1], np.repeat(pictures(0, 8)[:, :1], 3, 1)
-    assert found(grey, coloured)[0]["wasserstein"] == 0
+    grey, colored = pictures(0, 8)[:, :1], np.repeat(pictures(0, 8)[:, :1], 3, 1)
+    assert found(grey, colored)[0]["wasserstein"] == 0
     flat = np.zeros((4, 1, 3, 3), np.float32)
     values, _ = found(flat, flat + 2)
     assert values["wasserstein"] == pytest.approx(2, rel=1e-3)
@@ -174,7 +174,7 @@ def test_inputs_are_left_alone_and_odd_ones_measured():
     assert all(np.isfinite(v) for v in found(flat[:, :, 0], broken)[0].values())
 
 
-def normalised(seed: int, n: int, dtype: type, offset: float = 0.0) -> np.ndarray:
+def normalized(seed: int, n: int, dtype: type, offset: float = 0.0) -> np.ndarray:
     """Fields of one mean each, but for rounding to a type."""
     fields = np.random.default_rng(seed).normal(0, 20, (n, 2, 12, 12))
     fields = fields - fields.mean((2, 3), keepdims=True) + offset
@@ -187,8 +187,8 @@ def normalised(seed: int, n: int, dtype: type, offset: float = 0.0) -> np.ndarra
      (np.uint8, 128.0), (np.uint16, 30_000.0)],
 )  # fmt: skip
 def test_the_variety_of_means_that_are_equal_is_not_measured(dtype, offset):
-    real = normalised(0, 40, dtype, offset)
-    fake = normalised(1, 40, dtype, offset) + np.arange(40).astype(dtype)[:, None, None, None]
+    real = normalized(0, 40, dtype, offset)
+    fake = normalized(1, 40, dtype, offset) + np.arange(40).astype(dtype)[:, None, None, None]
     values, _ = found(real, fake)
     assert not {"mean_variety", "mean_variety_standard_error"} & {*values}
     level, words = said(real, fake)["spread of sample means"]

@@ -81,9 +81,9 @@ def test_inputs_are_left_alone(name):
 def blobs(seed: int, n: int = 48, side: int = 28) -> np.ndarray:
     """Grey images of one soft disc each, anywhere and of any size: (n, 1, side, side)."""
     rng = np.random.default_rng(seed)
-    centre, radius = rng.uniform(8, 20, (2, n, 1, 1)), rng.uniform(3, 8, (n, 1, 1))
+    center, radius = rng.uniform(8, 20, (2, n, 1, 1)), rng.uniform(3, 8, (n, 1, 1))
     rows, columns = np.indices((side, side))
-    distance = np.hypot(rows - centre[0], columns - centre[1])
+    distance = np.hypot(rows - center[0], columns - center[1])
     return (255 / (1 + np.exp(distance - radius))).astype(np.uint8)[:, None]
 
 
@@ -142,7 +142,7 @@ def test_kid_does_not_depend_on_the_block(monkeypatch):
 
 
 def test_error_terms_are_the_definition():
-    """The jackknife by leaving out, the centred kernels by centring."""
+    """The jackknife by leaving out, the centered kernels by centering."""
     n, m = 9, 12
     x, y = drawn(0, n).astype(np.float64), drawn(1, m, shift=0.5).astype(np.float64)
     xx, yy, xy = kid.sum_within(x), kid.sum_within(y), kid.sum_between(x, y)
@@ -157,7 +157,7 @@ def test_error_terms_are_the_definition():
     table = kid.kernel(x, y)
     residual = table - table.mean(0) - table.mean(1)[:, None] + table.mean()
     pairs_xy = np.square(residual).sum() / ((n - 1) * (m - 1))
-    pairs_x, pairs_y = _centred(kid.kernel(x, x)), _centred(kid.kernel(y, y))
+    pairs_x, pairs_y = _centered(kid.kernel(x, x)), _centered(kid.kernel(y, y))
     counted = 4 * (pairs_x / (n * (n - 2)) + pairs_y / (m * (m - 2)) + 2 * pairs_xy / (n * m))
     second = 2 * pairs_x / (n * (n - 1)) + 2 * pairs_y / (m * (m - 1)) + 4 * pairs_xy / (n * m)
     assert jackknife > counted
@@ -165,8 +165,8 @@ def test_error_terms_are_the_definition():
     assert kid.variance(xx, yy, xy) == pytest.approx(expected, rel=1e-9)
 
 
-def _centred(k: np.ndarray) -> float:
-    """Mean square of the U-centred kernel, entry by entry."""
+def _centered(k: np.ndarray) -> float:
+    """Mean square of the U-centered kernel, entry by entry."""
     n = len(k)
     k = k - np.diag(np.diag(k))
     rows, total, result = k.sum(1), k.sum(), 0.0
@@ -234,8 +234,8 @@ def test_influence_is_the_derivative(n):
         weights = np.full(n, 1.0)
         weights[i] += step * n
         weights /= weights.sum()
-        centred = a - weights @ a
-        moved = centred * np.sqrt(weights * n)[:, None]
+        centered = a - weights @ a
+        moved = centered * np.sqrt(weights * n)[:, None]
         basis = np.linalg.svd(moved, full_matrices=False)
         root = torch.from_numpy(basis[1][:, None] * basis[2] / np.sqrt(n - 1))
         other = torch.from_numpy(b - b.mean(0)) / np.sqrt(len(b) - 1)
@@ -417,9 +417,9 @@ def test_equal_distributions_have_density_one_and_full_coverage():
 
 def test_what_is_missing_and_what_is_false_is_told_apart():
     rng = np.random.default_rng(0)
-    centres = np.repeat(np.eye(4) * 30, 50, 0)
-    real = (centres + rng.normal(size=(200, 4))).astype(np.float32)
-    dropped = (centres + rng.normal(size=(200, 4)))[:100].astype(np.float32)
+    centers = np.repeat(np.eye(4) * 30, 50, 0)
+    real = (centers + rng.normal(size=(200, 4))).astype(np.float32)
+    dropped = (centers + rng.normal(size=(200, 4)))[:100].astype(np.float32)
     false = np.concatenate([dropped, 90 + rng.normal(size=(100, 4)).astype(np.float32)])
     few, wrong = (measured("precision-recall", real, fake) for fake in (dropped, false))
     assert few["precision"] > 0.8
@@ -438,7 +438,7 @@ def test_a_metric_is_known_by_its_old_name_too(old: str, name: str):
     assert old not in list(METRICS)
 
 
-def test_too_few_neighbours_leave_numbers_out():
+def test_too_few_neighbors_leave_numbers_out():
     assert not measured("precision-recall", drawn(0, 3), drawn(1, 3))
     four = {
         key for key in measured("precision-recall", drawn(0, 4), drawn(1, 3)) if "error" not in key
@@ -463,7 +463,7 @@ def test_too_few_neighbours_leave_numbers_out():
     ],
 )
 def test_errors_of_the_four_cover_repeated_draws(draw):
-    """In few dimensions and in many, where some images are neighbours of very many others."""
+    """In few dimensions and in many, where some images are neighbors of very many others."""
     values, errors = repeated("precision-recall", draw, 150)
     assert {*values} == {"precision", "recall", "density", "coverage"}
     ratios = {

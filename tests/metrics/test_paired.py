@@ -12,7 +12,7 @@ import torch
 
 from diffuse_cli.core.conditions import ConditioningArray, Conditions
 from diffuse_cli.core.space import Space
-from diffuse_cli.evaluation.image_sets import LabelledSamples
+from diffuse_cli.evaluation.image_sets import LabeledSamples
 from diffuse_cli.evaluation.input_builders import find_nearest_inputs
 from diffuse_cli.metrics import METRICS, MetricNumber, nearest_neighbors, numbers
 from diffuse_cli.metrics.inputs import PairedValues
@@ -117,7 +117,7 @@ def test_the_nearest_training_image_is_the_one_that_looks_alike_where_it_is_know
     )
     giver = Conditioner.from_blueprint(blueprint)
     pairs = images(20, 8, 8) if what == "pairs" else None
-    known = LabelledSamples(images(20, 8, 8), np.full(20, -1), pairs)
+    known = LabeledSamples(images(20, 8, 8), np.full(20, -1), pairs)
     places = np.array([3, 19, 0, 7, 12, 6])
     inputs = choose_inputs(giver, truth, None if pairs is None else pairs[places], 5)
     # What is unknown of the right image is another's, and far off.

@@ -116,8 +116,8 @@ def written_out(state, x):
     width, heads = SMALL.width, SMALL.heads
 
     def norm(x, name):
-        centred = x - x.mean(-1, keepdim=True)
-        scaled = centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+        centered = x - x.mean(-1, keepdim=True)
+        scaled = centered / (centered.square().mean(-1, keepdim=True) + 1e-6).sqrt()
         return scaled * state[f"{name}.weight"] + state[f"{name}.bias"]
 
     def linear(x, name):

@@ -552,7 +552,7 @@ def test_a_header_whose_length_begins_as_a_pickle_does_is_a_header(good: bytes, 
     assert load(tmp_path / "m").step == 12
 
 
-def test_a_foreign_safetensors_file_is_recognised(tmp_path: Path):
+def test_a_foreign_safetensors_file_is_recognized(tmp_path: Path):
     data = safetensors.torch.save({"a": torch.zeros(3)}, {"format": "pt"})
     assert "`diffuse train` did not write it" in rejected(tmp_path, data)
 

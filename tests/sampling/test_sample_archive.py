@@ -81,7 +81,7 @@ def test_all_three_are_measured_alike(made, diffuse, images):
 
 
 def test_arrays_of_others_are_read_too(diffuse, tmp_path):
-    """Compressed, in colour, with or without labels; a volume of levels is none of these."""
+    """Compressed, in color, with or without labels; a volume of levels is none of these."""
     pixels = np.random.default_rng(0).integers(0, 256, (5, 6, 7, 3), np.uint8)
     np.savez_compressed("packed.npz", pixels, np.arange(5))
     np.savez("bare.npz", pixels)

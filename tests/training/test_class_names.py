@@ -216,14 +216,14 @@ def test_another_target_than_that_of_init_is_a_warning(diffuse, data, model):
     assert said not in diffuse("train", data, "--init", model, *STILL, "-o", "b.safetensors").err
 
 
-def test_colour_images_that_become_grey_are_counted(diffuse, run, data, model):
+def test_color_images_that_become_grey_are_counted(diffuse, run, data, model):
     from PIL import Image
 
     for path in sorted(data.rglob("*.png"))[:7]:
         Image.open(path).convert("RGB").save(path)
     ran = diffuse("train", data, "--init", model, *STILL)
     assert ran.code == 0
-    assert "7 images in colour, read as grey" in ran.err
+    assert "7 images in color, read as grey" in ran.err
     assert tomllib.loads((RUN / "config.toml").read_text())["channels"] == 1
-    ran = run("--steps", 1, "-o", "colour.safetensors")
+    ran = run("--steps", 1, "-o", "color.safetensors")
     assert "read as grey" not in ran.err

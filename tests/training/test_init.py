@@ -97,7 +97,7 @@ def test_without_what_it_was_given_it_is_as_told_nothing(patch):
 @patches
 @variances
 @torch.no_grad()
-def test_grey_becomes_colour_and_is_itself_of_grey(patch, variance):
+def test_grey_becomes_color_and_is_itself_of_grey(patch, variance):
     old, new = both(
         trained(blueprint(1, patch=patch, variance=variance)),
         blueprint(3, patch=patch, variance=variance),
@@ -108,14 +108,14 @@ def test_grey_becomes_colour_and_is_itself_of_grey(patch, variance):
 
 @patches
 @torch.no_grad()
-def test_a_grey_model_that_becomes_one_of_colour_sees_how_they_differ(patch):
+def test_a_grey_model_that_becomes_one_of_color_sees_how_they_differ(patch):
     """Else neither its input nor its output could learn it from the other."""
-    grey, colour = trained(blueprint(1, patch=patch)), blueprint(3, patch=patch)
-    _, new = both(grey, colour)
+    grey, color = trained(blueprint(1, patch=patch)), blueprint(3, patch=patch)
+    _, new = both(grey, color)
     x = noise(3)
     assert not torch.allclose(new(x, T), new(x.mean(1, keepdim=True).expand(-1, 3, -1, -1), T))
-    name = ends_of(colour).input
-    read = [transfer_weights(grey, colour, seed)[name] for seed in (0, 0, 1)]
+    name = ends_of(color).input
+    read = [transfer_weights(grey, color, seed)[name] for seed in (0, 0, 1)]
     assert read[0].equal(read[1])
     assert not read[0].equal(read[2])
 
@@ -123,20 +123,20 @@ def test_a_grey_model_that_becomes_one_of_colour_sees_how_they_differ(patch):
 @patches
 @variances
 @torch.no_grad()
-def test_colour_becomes_grey_and_is_the_mean_of_what_it_was_of_grey(patch, variance):
+def test_color_becomes_grey_and_is_the_mean_of_what_it_was_of_grey(patch, variance):
     old, new = both(
         trained(blueprint(3, patch=patch, variance=variance)),
         blueprint(1, patch=patch, variance=variance),
     )
-    colour = old(noise(1).expand(-1, 3, -1, -1), T)
-    close(new(noise(1), T), colour.unflatten(1, (-1, 3)).mean(2))
+    color = old(noise(1).expand(-1, 3, -1, -1), T)
+    close(new(noise(1), T), color.unflatten(1, (-1, 3)).mean(2))
 
 
 def test_grey_there_and_back_is_what_it_was():
     model = trained(blueprint(1, patch=2, variance="learned"))
-    colour = blueprint(3, patch=2, variance="learned")
+    color = blueprint(3, patch=2, variance="learned")
     back = transfer_weights(
-        replace(model, blueprint=colour, ema=transfer_weights(model, colour)), model.blueprint
+        replace(model, blueprint=color, ema=transfer_weights(model, color)), model.blueprint
     )
     for name, tensor in model.ema.items():
         torch.testing.assert_close(back[name], tensor)
@@ -157,9 +157,9 @@ def test_a_channel_more_is_not_read_and_not_drawn_and_one_fewer_is_left_out(patc
 
 @patches
 @torch.no_grad()
-def test_what_is_given_in_grey_may_be_given_in_colour(patch):
-    grey, colour = (blueprint(3, patch=patch, given=ConditioningArray(channels=n)) for n in (1, 3))
-    old, new = both(trained(grey), colour)
+def test_what_is_given_in_grey_may_be_given_in_color(patch):
+    grey, color = (blueprint(3, patch=patch, given=ConditioningArray(channels=n)) for n in (1, 3))
+    old, new = both(trained(grey), color)
     values, known = noise(2).split(1, dim=1)
     told = torch.cat([values.expand(-1, 3, -1, -1), known], 1)
     close(new(noise(3), T, given=told), old(noise(3), T, given=noise(2)))

@@ -19,9 +19,9 @@ STILL = ("--steps", 1, "--lr", 0, "--weight-decay", 0)
 
 
 @pytest.fixture(scope="session")
-def colours(tmp_path_factory):
-    """40 colour images of 16x16 in the class folders dark and red."""
-    folder, draw = tmp_path_factory.mktemp("colours") / "colours", np.random.default_rng(4)
+def colors(tmp_path_factory):
+    """40 color images of 16x16 in the class folders dark and red."""
+    folder, draw = tmp_path_factory.mktemp("colors") / "colors", np.random.default_rng(4)
     for k in range(40):
         path = folder / ("dark", "red")[k % 2] / f"{k:03d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,8 +64,8 @@ def outputs(path, **cond):
 CHANGES = ("--channels", 3, "--size", 16, "--given", "low-res:2", "--classes")
 
 
-def test_grey_becomes_colour_larger_given_and_of_classes(diffuse, colours, model):
-    ran = diffuse("train", colours, "--init", model, *CHANGES, *STILL)
+def test_grey_becomes_color_larger_given_and_of_classes(diffuse, colors, model):
+    ran = diffuse("train", colors, "--init", model, *CHANGES, *STILL)
     assert ran.code == 0, ran.err
     rows = table(ran)
     assert list(rows) == ["size", "channels", "given", "classes", "the rest"]
@@ -80,11 +80,9 @@ def test_grey_becomes_colour_larger_given_and_of_classes(diffuse, colours, model
     torch.testing.assert_close(drawn, outputs(model).expand(-1, 3, -1, -1), rtol=1e-4, atol=1e-5)
 
 
-def test_grey_becomes_colour_larger_given_and_of_classes_and_resumes_exactly(
-    diffuse, colours, model
-):
+def test_grey_becomes_color_larger_given_and_of_classes_and_resumes_exactly(diffuse, colors, model):
     shutil.copy(model, "old.safetensors")
-    line = ("train", colours, "--init", "old.safetensors", *CHANGES, "--steps", 3)
+    line = ("train", colors, "--init", "old.safetensors", *CHANGES, "--steps", 3)
     assert diffuse(*line, "-o", WHOLE).code == 0
     assert diffuse(*line, "--stop-at", 1).code == 0
     Path("old.safetensors").unlink()
@@ -94,8 +92,8 @@ def test_grey_becomes_colour_larger_given_and_of_classes_and_resumes_exactly(
     assert MODEL.read_bytes() == WHOLE.read_bytes()
 
 
-def test_colour_becomes_grey_smaller_and_is_told_nothing(diffuse, colours, images, recipe):
-    line = ("train", colours, "--config", recipe, "--classes", "--given", "low-res:2")
+def test_color_becomes_grey_smaller_and_is_told_nothing(diffuse, colors, images, recipe):
+    line = ("train", colors, "--config", recipe, "--classes", "--given", "low-res:2")
     line += ("--variance", "learned", "--steps", 2)
     assert diffuse(*line, "-o", "old.safetensors").code == 0
     changes = ("--channels", 1, "--size", 8, "--given", "nothing", "--no-classes")
@@ -165,17 +163,17 @@ def test_another_schedule_is_said(diffuse, images, model):
     assert table(ran)["noise"][-1].startswith("another schedule")
 
 
-def test_a_dry_run_says_it_and_writes_nothing(diffuse, colours, model, untimed):
-    ran = diffuse("train", colours, "--init", model, "--channels", 3, "--dry-run")
+def test_a_dry_run_says_it_and_writes_nothing(diffuse, colors, model, untimed):
+    ran = diffuse("train", colors, "--init", model, "--channels", 3, "--dry-run")
     assert ran.code == 0, ran.err
-    assert "grey becomes colour" in table(ran)["channels"][-1]
+    assert "grey becomes color" in table(ran)["channels"][-1]
     assert not MODEL.exists()
 
 
-def test_colour_images_of_a_grey_model_stay_grey_and_how_they_would_not(diffuse, colours, model):
-    ran = diffuse("train", colours, "--init", model, *STILL)
+def test_color_images_of_a_grey_model_stay_grey_and_how_they_would_not(diffuse, colors, model):
+    ran = diffuse("train", colors, "--init", model, *STILL)
     assert ran.code == 0
-    assert "Use --channels 3 to train in colour" in ran.err
+    assert "Use --channels 3 to train in color" in ran.err
     assert "starting from" in ran.err
 
 

@@ -336,7 +336,7 @@ SMALL_VIT = {"width": 32, "depth": 3, "head_width": 16, "context": 2}
 
 
 def drawn_up(network="unet", preset="tiny", **given):
-    """The smallest preset for colour images of 16x16, as a training has it."""
+    """The smallest preset for color images of 16x16, as a training has it."""
     config = configure({"data": "x", "preset": preset}, {network: given})
     return complete_config(config, Space(channels=3, size=(16, 16)), Conditions())[1]
 

@@ -57,7 +57,7 @@ class Console:
             emoji=False,
             soft_wrap=not is_terminal(sys.stderr),
         )
-        # FORCE_COLOR and the like ask for colours in a log, not for bars.
+        # FORCE_COLOR and the like ask for colors in a log, not for bars.
         self.live = is_terminal(self._err.file) and not self._err.is_dumb_terminal
 
     # -- stderr ------------------------------------------------------------------------------------

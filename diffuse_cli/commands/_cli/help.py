@@ -1,4 +1,4 @@
-"""`-h` and `--help`: options in groups, coloured on a terminal, plain elsewhere.
+"""`-h` and `--help`: options in groups, colored on a terminal, plain elsewhere.
 
 Typer's own panels would draw boxes in files and in docs/cli.md, too, order groups by their first
 option, and import every command to list them.
@@ -149,7 +149,7 @@ def _page(
         blocks["Examples"] = [line for example in examples for line in _wrap(example, inner)]
     texts = [_wrap(" ".join(part.split()), width - 2) for part in paragraphs]
     if terminal:
-        return _render_in_colour(usage, texts, blocks, end, width)
+        return _render_in_color(usage, texts, blocks, end, width)
     parts = [[f"Usage: {usage}"], *texts]
     parts += [[f"{title}:", *(f"  {line}" for line in lines)] for title, lines in blocks.items()]
     parts += [_wrap(end, width - 2)] if end else []
@@ -183,7 +183,7 @@ def _shorten_rows(rows: Rows, width: int) -> Iterator[tuple[str, str]]:
         yield flags, whole if len(_wrap(whole, width)) <= 2 else sentence
 
 
-def _render_in_colour(
+def _render_in_color(
     usage: str,
     texts: Iterable[Sequence[str]],
     blocks: Mapping[str, Sequence[str]],

@@ -218,7 +218,7 @@ def _levels(path: Path, fields: Mapping[str, Any], count: int) -> tuple[list[boo
 
 
 PLAIN = "Train with --preset small or base"
-PICTURES = "It generates 8-bit images, grey or in colour"
+PICTURES = "It generates 8-bit images, grey or in color"
 
 Lack = tuple[str, object, str]
 """A field, its value, and what to do about it."""

@@ -22,7 +22,7 @@ TASK = "comparing images"
 
 HASHED = 8
 """The hash has a bit for each of the lowest 8x8 DCT frequencies of the grey image except the mean
-(pHash): unlike differences of neighbours, no bit is lost where an image is empty."""
+(pHash): unlike differences of neighbors, no bit is lost where an image is empty."""
 
 COMPARED = 16
 """Frequencies each way by which candidates are compared; copies lose the finer ones."""
@@ -44,7 +44,7 @@ Fashion-MNIST it finds 159, which look the same; another 825 are between 0.99 an
 them different garments of one cut."""
 
 REACH, CANDIDATES = 2048, 16
-"""In each band, the most neighbours (in the order of hashes) of an image whose hashes are compared,
+"""In each band, the most neighbors (in the order of hashes) of an image whose hashes are compared,
 and the mean number whose frequencies are. This bounds the time if very many images share a band or
 a hash, such as the frames of a fixed camera; some copies are missed then."""
 

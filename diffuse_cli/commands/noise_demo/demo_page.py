@@ -96,7 +96,7 @@ def draw(
     Args:
         formula: under the title.
         times: of the pictures in each row.
-        legend: names and colours of what the plots show.
+        legend: names and colors of what the plots show.
         plots: what draws each, side by side.
     """
     first = rows[0].picture(times[0])

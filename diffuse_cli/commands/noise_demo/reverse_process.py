@@ -225,7 +225,7 @@ def _conditional_denoiser(
             "--class: the model was trained without classes", "Train one with --classes"
         )
     index = -1 if label is None else lookup(names, label, "--class")
-    check_class(loaded, labelled=label is not None, told=given is not None)
+    check_class(loaded, labeled=label is not None, told=given is not None)
 
     def denoise(x_t: Tensor, t: Any, /, **cond: Any) -> Any:
         labels = torch.full((len(x_t),), index, device=device)

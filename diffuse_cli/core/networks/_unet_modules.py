@@ -207,7 +207,7 @@ def halve_size(x: Tensor) -> Tensor:
 
 
 def double_size(x: Tensor) -> Tensor:
-    """Double the size of (B, C, *size) by nearest neighbours."""
+    """Double the size of (B, C, *size) by nearest neighbors."""
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
@@ -329,7 +329,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Nearest neighbours and a convolution, computed as one transposed convolution.
+    """Nearest neighbors and a convolution, computed as one transposed convolution.
 
     Repeating each position is a transposed convolution of stride 2 with a 2-wide kernel of ones.
     Its full convolution with the 3-wide kernel is 4 wide. In two dimensions that takes 16 products

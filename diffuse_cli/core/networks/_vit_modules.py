@@ -126,7 +126,7 @@ def modulate(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 class RotaryAttention(nn.Module):
-    """Self-attention with normalised queries and keys, which positions rotate (Su et al. 2024).
+    """Self-attention with normalized queries and keys, which positions rotate (Su et al. 2024).
 
     For the norm see Henry et al. 2020 and Dehghani et al. 2023, section 2.
     """
@@ -178,7 +178,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width)) if weighted else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise the last dimension."""
+        """Normalize the last dimension."""
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         return F.rms_norm(x, x.shape[-1:], self.weight, EPS)
 

@@ -1,4 +1,4 @@
-"""Embeddings of the time and the conditions, and initialisation of layers."""
+"""Embeddings of the time and the conditions, and initialization of layers."""
 
 from __future__ import annotations
 
@@ -70,19 +70,19 @@ class ConditionedNetwork(nn.Module):
         return torch.cat([x, given.to(x.dtype)], dim=1)
 
 
-# -- initialisation -------------------------------------------------------------------------------
+# -- initialization -------------------------------------------------------------------------------
 
 FILLING = {
     *(getattr(Tensor, name) for name in ("uniform_", "normal_", "fill_", "zero_")),
     *(getattr(nn.init, name) for name in vars(nn.init) if name.endswith("_") and name[0] != "_"),
 }
-"""Functions that initialise weights."""
+"""Functions that initialize weights."""
 
 
 class SkipInitialization(TorchFunctionMode):
-    """Mode that skips the initialisation of weights, to build networks on the meta device.
+    """Mode that skips the initialization of weights, to build networks on the meta device.
 
-    There, weights have no values, and initialising them would be slower than elsewhere.
+    There, weights have no values, and initializing them would be slower than elsewhere.
     """
 
     def __torch_function__(
@@ -103,7 +103,7 @@ def init_zeros(module: Any) -> Any:
 
 
 def init_xavier(module: Any) -> Any:
-    """Initialise a linear layer by Glorot & Bengio 2010, eq. 16, and its bias by zero."""
+    """Initialize a linear layer by Glorot & Bengio 2010, eq. 16, and its bias by zero."""
     nn.init.xavier_uniform_(module.weight)
     if module.bias is not None:
         nn.init.zeros_(module.bias)

@@ -36,7 +36,7 @@ def find_source_kind(path: Path, *, single: bool = False) -> str:
     if is_folder(path) and run_reader.find_run(path):
         return ""
     names = sorted(SOURCES, key=lambda name: name == "folder")
-    found = next((name for name in names if SOURCES[name].recognises(path)), "")
+    found = next((name for name in names if SOURCES[name].recognizes(path)), "")
     return "" if single and found and SOURCES[found].is_sample else found
 
 

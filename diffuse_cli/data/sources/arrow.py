@@ -56,7 +56,7 @@ class ArrowFiles(ArrowRows):
     """Rows of Arrow files."""
 
     @staticmethod
-    def recognises(path: Path) -> bool:
+    def recognizes(path: Path) -> bool:
         if is_file(path / SPLITS) or is_file(path / STATE):
             return True
         return shards_at(path, EXTENSION) is not None

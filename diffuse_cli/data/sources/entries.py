@@ -72,7 +72,7 @@ class Source:
     is_sample: bool = False
 
     @staticmethod
-    def recognises(path: Path) -> bool:
+    def recognizes(path: Path) -> bool:
         """Whether there is a source of this kind at a path, which need not exist.
 
         This is cheap, and imports none of the optional packages that `open` needs.

@@ -19,7 +19,7 @@ class Folder(Source):
     """All files below a folder. Links are followed, and each folder is visited once."""
 
     @staticmethod
-    def recognises(path: Path) -> bool:
+    def recognizes(path: Path) -> bool:
         return is_folder(path)
 
     def entries(self) -> Iterator[Entry]:

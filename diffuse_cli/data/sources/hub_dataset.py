@@ -49,7 +49,7 @@ class HubDataset(Source):
     """Data set of the hub, downloaded and then opened as a local source."""
 
     @staticmethod
-    def recognises(path: Path) -> bool:
+    def recognizes(path: Path) -> bool:
         return path.parts[:2] == ("hf:", "datasets")
 
     @staticmethod

@@ -98,7 +98,7 @@ class InMemorySamples(Source):
     portable = False
 
     @staticmethod
-    def recognises(path: Path) -> bool:
+    def recognizes(path: Path) -> bool:
         return path.name in _HELD
 
     def __init__(self, path: Path) -> None:

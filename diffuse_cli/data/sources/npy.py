@@ -27,7 +27,7 @@ class NpyRows(Source):
     is_sample = True
 
     @staticmethod
-    def recognises(path: Path) -> bool:
+    def recognizes(path: Path) -> bool:
         return extension_of(path.name) == ".npy" and is_file(path)
 
     def __init__(self, path: Path) -> None:

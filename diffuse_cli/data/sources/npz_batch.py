@@ -40,7 +40,7 @@ class NpzBatch(Source):
     """
 
     @staticmethod
-    def recognises(path: Path) -> bool:
+    def recognizes(path: Path) -> bool:
         """Whether the file is a zip of the array of images and at most the `OTHERS`."""
         if not is_file(path) or file_types.recognize_path(path) != file_types.ZIP:
             return False

@@ -29,7 +29,7 @@ class Parquet(ArrowRows):
     """Rows of parquet files."""
 
     @staticmethod
-    def recognises(path: Path) -> bool:
+    def recognizes(path: Path) -> bool:
         return shards_at(path, EXTENSION) is not None
 
     @classmethod

@@ -74,7 +74,7 @@ class Tar(Source):
     """
 
     @staticmethod
-    def recognises(path: Path) -> bool:
+    def recognizes(path: Path) -> bool:
         if is_file(path):
             kind = file_types.recognize_path(path)
             return kind == file_types.TAR or (not kind and extension_of(path.name) == EXTENSION)

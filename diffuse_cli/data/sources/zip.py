@@ -26,7 +26,7 @@ class Zip(Source):
     """Members of a zip file."""
 
     @staticmethod
-    def recognises(path: Path) -> bool:
+    def recognizes(path: Path) -> bool:
         """Whether the file is a zip that is not a torch model, or one with samples."""
         kind = file_types.recognize_path(path) if is_file(path) else ""
         if kind != file_types.TORCH:

@@ -18,7 +18,7 @@ from diffuse_cli.evaluation.report.sections import distributions
 from diffuse_cli.evaluation.report.templates import render, render_page
 from diffuse_cli.evaluation.tune.candidates import TuningResult
 
-COLOURS = {1: "grey", 3: "colour"}
+COLORS = {1: "grey", 3: "color"}
 
 
 def page(
@@ -60,7 +60,7 @@ def page(
         subject=place_name(config.subject),
         data=place_name(config.data),
         found=found,
-        colour=COLOURS if found.words.one == "image" else {},
+        color=COLORS if found.words.one == "image" else {},
         plural=plural,
         verdict=[remark for remark in found.remarks if remark.level != "note"],
         sections=[

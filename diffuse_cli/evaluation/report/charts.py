@@ -1,4 +1,4 @@
-"""Plots as inline SVG, with selectable text and the page's colours."""
+"""Plots as inline SVG, with selectable text and the page's colors."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ COLUMNS = 3
 COLORS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "ink")
 _NAMES = ("ink", "faint", "rule", "paper", *COLORS[:-1])
 INKS = {name: f"#{k:02x}{k:02x}{k:02x}" for k, name in enumerate(_NAMES, 1)}
-"""Placeholders for the colours of the page, replaced when a plot is inserted."""
+"""Placeholders for the colors of the page, replaced when a plot is inserted."""
 
 DASHES = ("-", "--", "-.", ":")
 MARKS = ("o", "s", "^", "D", "v", "P", "*", "X")
 
 
 def choose_style(i: int) -> tuple[str, str, str]:
-    """Return the colour, dash and mark of the i-th series.
+    """Return the color, dash and mark of the i-th series.
 
-    The first 64 series differ, and the first eight differ in colour and in mark.
+    The first 64 series differ, and the first eight differ in color and in mark.
     """
     turn = i + i // len(COLORS)
     return COLORS[i % len(COLORS)], DASHES[turn % len(DASHES)], MARKS[turn % len(MARKS)]
@@ -242,7 +242,7 @@ def _scale(axes: Axes, log_x: bool, log_y: bool) -> None:
 
 
 def _inline_svg(svg: str, name: str, label: str) -> Markup:
-    """Turn an SVG file into an element with unique ids and the page's colours and font."""
+    """Turn an SVG file into an element with unique ids and the page's colors and font."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"<!--.*?-->\s*", "", svg, flags=re.DOTALL)

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from diffuse_cli import metrics
 from diffuse_cli.evaluation.evaluation_run import EvaluationResult
 from diffuse_cli.evaluation.examples import ReportImages
-from diffuse_cli.evaluation.image_sets import LabelledSamples
+from diffuse_cli.evaluation.image_sets import LabeledSamples
 from diffuse_cli.evaluation.report import charts
 from diffuse_cli.evaluation.report.charts import Dot, Line
 from diffuse_cli.evaluation.report.templates import Picture, make_pictures
@@ -78,7 +78,7 @@ def samples(found: EvaluationResult, images: ReportImages) -> dict[str, Any]:
     return {"sides": sides}
 
 
-def _alt(what: str, k: int, images: LabelledSamples, names: Sequence[str]) -> str:
+def _alt(what: str, k: int, images: LabeledSamples, names: Sequence[str]) -> str:
     label = int(images.labels[k])
     named = f" of class {names[label]}" if 0 <= label < len(names) else ""
     return f"{what}{named}"
@@ -284,7 +284,7 @@ def _spectrum(spectrum: dict[str, Any]) -> Markup:
 # The log of a training run, from the model's run directory.
 
 POINTS = 250
-"""The most points of a curve. Neighbours are averaged."""
+"""The most points of a curve. Neighbors are averaged."""
 
 KEYS = ("loss", "held_out_loss", *KIDS)
 

@@ -102,11 +102,11 @@ _COLORS = {
 }
 
 LIGHT, DARK = ({name: both[i] for name, both in _COLORS.items()} for i in range(2))
-"""Every text colour has a contrast of 4.5 or more on paper and panel."""
+"""Every text color has a contrast of 4.5 or more on paper and panel."""
 
 
 def css() -> str:
-    """Return the style sheet. Print uses the light colours."""
+    """Return the style sheet. Print uses the light colors."""
     rules = resources.files("diffuse_cli.evaluation.report") / "templates" / "style.css"
     dark = f"@media screen and (prefers-color-scheme: dark) {{ {_variables(DARK, 'dark')} }}"
     return f"{_variables(LIGHT, 'light')}\n{dark}\n{rules.read_text('utf-8')}"

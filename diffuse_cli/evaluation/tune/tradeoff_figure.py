@@ -21,7 +21,7 @@ LEFT, TOP, WIDTH, HEIGHT = 0.85, 1.0, 6.2, 4.3  # inches
 KEYS, LINE = 7.45, 0.27
 
 MARKERS = "osD^vP*X"
-"""Markers of the samplers, which are readable without colour."""
+"""Markers of the samplers, which are readable without color."""
 
 PLAIN: dict[str, Any] = {"parse_math": False}
 
@@ -29,8 +29,8 @@ PLAIN: dict[str, Any] = {"parse_math": False}
 def plot_tradeoff(found: TuningResult, name: str) -> Image.Image:
     """Plot the KID over seconds per image, with a line for each sampler.
 
-    Points are labelled with their steps and have bars of a standard error. Hollow points are
-    learned timesteps and other guidance scales, labelled with × for guidance and w for
+    Points are labeled with their steps and have bars of a standard error. Hollow points are
+    learned timesteps and other guidance scales, labeled with × for guidance and w for
     autoguidance. A ring marks the recommended setting.
     """
     sheet = Sheet(9.2, 5.95, 150)
@@ -98,7 +98,7 @@ def _points(
     offset: tuple[int, int],
     **style: Any,
 ) -> None:
-    """Plot labelled points with bars, in the marker and colour of the i-th sampler."""
+    """Plot labeled points with bars, in the marker and color of the i-th sampler."""
     from matplotlib.patheffects import withStroke
 
     if not points:

@@ -38,7 +38,7 @@ def crop(own: Size, wanted: Size) -> tuple[Lengths, Lengths]:
 
 
 def read(data: bytes, asked: ReadSettings) -> Read:
-    """Read an array, channels first, and cut it at its centre to the requested size."""
+    """Read an array, channels first, and cut it at its center to the requested size."""
     whole = read_floats(data, asked.shared) if is_float(data) else read_array(data, asked.shared)
     values, layout = _channels_first(whole, asked)
     digest = content_digest(f"{values.dtype.str} {values.shape}", values)
@@ -86,7 +86,7 @@ def _convert_dtype(values: Array, wanted: str | None) -> Array:
 
 
 def fit(values: Array, asked: ReadSettings) -> Array:
-    """Cut the centre of (C, *size). Equal sides fit any number of dimensions."""
+    """Cut the center of (C, *size). Equal sides fit any number of dimensions."""
     assert asked.size is not None
     own, wanted = values.shape[1:], asked.size
     if len(wanted) != len(own) and len(set(wanted)) == 1:

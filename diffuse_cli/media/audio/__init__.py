@@ -231,10 +231,10 @@ def spectrogram(samples: Array, rate: int, columns: int) -> Array:
     """
     length = samples.shape[1]
     size = min(max(2 * BANDS, 2 ** round(math.log2(rate * WINDOW))), 4096)
-    centres = np.rint((np.arange(columns) + 0.5) * length / columns - 0.5).astype(np.int64)
+    centers = np.rint((np.arange(columns) + 0.5) * length / columns - 0.5).astype(np.int64)
     padded = np.pad(samples, ((0, 0), (size // 2, size - size // 2)))
     window = (0.5 - 0.5 * np.cos(2 * math.pi * (np.arange(size) + 0.5) / size)).astype(np.float32)
-    frames = padded[:, centres[:, None] + np.arange(size)]
+    frames = padded[:, centers[:, None] + np.arange(size)]
     found = np.abs(np.fft.rfft(frames * window, axis=2))[:, :, 1:] / (3 * window.sum() / 2)
     loudest = found.reshape(*found.shape[:2], BANDS, -1).max(3)
     decibels: Array = 20 * np.log10(np.maximum(loudest, 1e-6))

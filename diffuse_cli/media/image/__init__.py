@@ -1,9 +1,9 @@
 """Images of 8 or 16 bits per channel, grey or RGB, on a background or with their transparency.
 
 A transparent image is stored as it looks on its background, with its alpha as the last channel. So
-a colour counts by its visibility: the model does not learn invisible colours, edges are as smooth
+a color counts by its visibility: the model does not learn invisible colors, edges are as smooth
 as in other images, and every channel can be scaled, averaged and added to noise independently.
-Files have straight colours again.
+Files have straight colors again.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ def _read_planes(
 
 def _background(layout: str | None, otherwise: Size = ()) -> Size:
     """Return the RGB background in a layout, or `otherwise` if it has none."""
-    _, named, colour = (layout or "").partition(":")
-    return tuple(bytes.fromhex(colour)) if named else otherwise
+    _, named, color = (layout or "").partition(":")
+    return tuple(bytes.fromhex(color)) if named else otherwise
 
 
 def _result_size(size: Size, asked: ReadSettings) -> Size:
@@ -106,7 +106,7 @@ def _read_opaque(found: DecodedImage, asked: ReadSettings) -> Read:
     )
     values = np.asarray(done)
     name = planes.pixel_digest(values) if done is image else planes.image_digest(image)
-    if to_srgb:  # equal values are other colours under another profile
+    if to_srgb:  # equal values are other colors under another profile
         name = xxh3_128_digest(name + found.profile)
     channels = len(image.getbands())
     levels = planes.rescale_levels(planes.channels_first(values), asked.numbers or "uint8")
@@ -114,9 +114,9 @@ def _read_opaque(found: DecodedImage, asked: ReadSettings) -> Read:
 
 
 def _mode(image: Image.Image, asked: ReadSettings) -> str:
-    """Return the mode of the result: grey stays grey unless it is padded in a colour."""
-    coloured = asked.fit == "pad" and len(set(asked.background)) > 1
-    return "L" if image.mode == "L" and not coloured else "RGB"
+    """Return the mode of the result: grey stays grey unless it is padded in a color."""
+    colored = asked.fit == "pad" and len(set(asked.background)) > 1
+    return "L" if image.mode == "L" and not colored else "RGB"
 
 
 def fit(values: Array, asked: ReadSettings) -> Array:
@@ -154,8 +154,8 @@ def check(space: Space) -> None:
         raise InvalidArgument("an image has height and width, and 256 or 65,536 levels")
     if space.layout in (None, PAGES):
         return
-    name, _, colour = space.layout.partition(":")
-    if name != ALPHA or space.channels not in (2, 4) or not re.fullmatch("[0-9a-f]{6}", colour):
+    name, _, color = space.layout.partition(":")
+    if name != ALPHA or space.channels not in (2, 4) or not re.fullmatch("[0-9a-f]{6}", color):
         text = f"an image of {space.channels} channels cannot have layout {space.layout}"
         raise InvalidArgument(text)
 
@@ -209,7 +209,7 @@ MEDIUM = Medium(
     layouts=OF_IMAGES,
     mixed=True,
     alike=(PAGES,),
-    kinds={1: "grey", 2: "grey and transparency", 3: "colour", 4: "colour and transparency"},
+    kinds={1: "grey", 2: "grey and transparency", 3: "color", 4: "color and transparency"},
     brought={None: (1, 3), ALPHA: (2, 4)},
     bits=(8, 16),
     unjudged=(PAGES,),

@@ -51,7 +51,7 @@ class DecodedImage(NamedTuple):
 
     Attributes:
         image: an opaque image, 8-bit L or RGB. With `load_conversion`, it is L, RGB or CMYK in the
-        colours
+        colors
             of the file's `profile`, because the conversion is much faster after shrinking.
         planes: (C, H, W) in sRGB instead of the image, for 16 bits, which Pillow does not support,
             and for images with their alpha as the last plane.
@@ -88,7 +88,7 @@ def decode(data: bytes, background: str = "white") -> Image.Image:
 def decode_image(
     data: bytes, background: Size, shared: bool = False, *, alpha: bool = False, deep: bool = False
 ) -> DecodedImage:
-    """Decode bytes on an RGB background, without converting 8-bit colours to sRGB.
+    """Decode bytes on an RGB background, without converting 8-bit colors to sRGB.
 
     In Pillow, LittleCMS only converts 8 bits. So a 16-bit image whose profile is not sRGB is
     reduced to 8 bits.
@@ -117,7 +117,7 @@ def decode_image(
             with errors_as(reasons.CORRUPT):
                 image.load()
             profile = image.info.get("icc_profile", SRGB)
-            found, convert, remarks = _normalise_image(image, profile, background, alpha)
+            found, convert, remarks = _normalize_image(image, profile, background, alpha)
         turn = orientation(image)
         if not (deep or alpha):
             if turn in _TURNS:
@@ -136,7 +136,7 @@ def decode_image(
         return DecodedImage(None, np.ascontiguousarray(turn_upright(values, turn)), mode, remarks)
 
 
-def _normalise_image(
+def _normalize_image(
     image: Image.Image, profile: Any, background: Size, alpha: bool
 ) -> tuple[Image.Image, Conversion | None, tuple[str, ...]]:
     """Return the image as opaque L, RGB or CMYK, its conversion to sRGB, and its flaws.
@@ -199,8 +199,8 @@ def _composite_image(image: Image.Image, grey: bool, background: Size) -> tuple[
     Grey on grey stays L.
     """
     plain = grey and len(set(background)) == 1
-    mode, colour = ("L", background[:1]) if plain else ("RGB", background)
-    below = Image.new(mode, image.size, colour)
+    mode, color = ("L", background[:1]) if plain else ("RGB", background)
+    below = Image.new(mode, image.size, color)
     below.paste(image, mask=image)
     return below, _varies(image.getchannel("A"), 0) and not _varies(below, _FAINT)
 
@@ -212,7 +212,7 @@ def _add_alpha(image: Image.Image) -> Image.Image:
         image = image.convert("LA")
     key = image.info.get("transparency")
     if image.mode == "RGB" and isinstance(key, tuple) and max(key) > 255:
-        image = image.copy()  # a colour of 16 bits, scaled to 8 as Pillow does its pixels
+        image = image.copy()  # a color of 16 bits, scaled to 8 as Pillow does its pixels
         image.info["transparency"] = tuple(v >> 8 for v in key)
     return image if image.mode == mode else image.convert(mode)
 

@@ -1,6 +1,6 @@
 """Pixels that Pillow's 8-bit images cannot hold: 16 bits, pages of TIFFs, and floats.
 
-Pillow supports 16 bits only for grey, so colour comes from libpng, in torchvision.
+Pillow supports 16 bits only for grey, so color comes from libpng, in torchvision.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def read_pages(data: bytes, shared: bool = False) -> tuple[Planes, str]:
     All planes get the levels of the page with the most bits.
 
     Raises:
-        Unusable: the file is damaged, or has colour pages, several sizes or too many pages.
+        Unusable: the file is damaged, or has color pages, several sizes or too many pages.
         Large: the image is too large to be read in a shared process.
     """
     image = open_header(data)

@@ -142,21 +142,21 @@ def reason_of(data: bytes) -> str:
 
 # -- colors ---------------------------------------------------------------------------------------
 
-# Embedded ICC profiles: convert the colours of a file to sRGB.
+# Embedded ICC profiles: convert the colors of a file to sRGB.
 #
-# LittleCMS parses a profile, and converts a few colours before it is used on an image.
+# LittleCMS parses a profile, and converts a few colors before it is used on an image.
 
 LARGEST = 2**22
 """Largest profile, in bytes. Profiles of printers have at most two million."""
 KEPT = 16
 """Number of conversions that a process keeps, because photos of a data set share few profiles."""
 NEAR = 2
-"""Levels within which a profile that changes colours counts as a version of sRGB."""
+"""Levels within which a profile that changes colors counts as a version of sRGB."""
 
 Conversion = Callable[[Image.Image], Image.Image]
 
 _SOURCES = {b"GRAY": "L", b"RGB ": "RGB", b"CMYK": "CMYK"}
-"""Pillow's modes of the colour spaces in the header of a profile."""
+"""Pillow's modes of the color spaces in the header of a profile."""
 _TAKEN = {"L": ("L", "RGB"), "RGB": ("RGB",), "CMYK": ("CMYK",)}
 """Modes of profiles for images of a mode; grey images often have an RGB profile."""
 
@@ -197,8 +197,8 @@ def _build_conversion(profile: bytes, mode: str) -> Conversion | None:
             ramp = Image.fromarray(np.arange(256, dtype=np.uint8)[None])
             levels = transform.apply(ramp.convert(source)).getchannel("G")
             return _wrap_conversion(ramp, levels, lambda image: image.point(levels.tobytes()))
-        colours = _cube(mode)
-        return _wrap_conversion(colours, transform.apply(colours), transform.apply)
+        colors = _cube(mode)
+        return _wrap_conversion(colors, transform.apply(colors), transform.apply)
     except Exception as error:
         raise_if_full(error)
         raise BadProfile from error
@@ -230,7 +230,7 @@ def _cube(mode: str) -> Image.Image:
 def _wrap_conversion(
     before: Image.Image, after: Image.Image, convert: Conversion
 ) -> Conversion | None:
-    """Wrap `convert` to keep an image's transparency; None if it hardly changes a colour."""
+    """Wrap `convert` to keep an image's transparency; None if it hardly changes a color."""
     if before.mode == after.mode:
         changes = np.asarray(before, np.int16) - np.asarray(after, np.int16)
         if abs(changes).max() <= NEAR:

@@ -1,6 +1,6 @@
 """Planes (C, H, W) of 8 or 16 bits: composite on a background, scale, and write as PNG.
 
-Pillow has no 16-bit colour, so planes are scaled one by one, as floats.
+Pillow has no 16-bit color, so planes are scaled one by one, as floats.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ TOP = {"uint8": 255, "uint16": 65_535}
 
 _LUMA = np.array([0.299, 0.587, 0.114])
 
-_COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
-"""Colour types of PNG, by the number of planes."""
+_COLOR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
+"""Color types of PNG, by the number of planes."""
 
 
 def turn_upright(values: Planes, orientation: int) -> Planes:
@@ -52,19 +52,19 @@ def rescale_levels(values: Planes, numbers: str) -> Planes:
 
 
 def convert_channels(values: Planes, channels: int, alpha: bool) -> Planes:
-    """Convert planes to a number of channels: grey three times, or Pillow's luma of colour.
+    """Convert planes to a number of channels: grey three times, or Pillow's luma of color.
 
     With `alpha`, the last plane is the alpha, before and after.
     """
-    colours, rest = (values[:-1], values[-1:]) if alpha else (values, values[:0])
+    colors, rest = (values[:-1], values[-1:]) if alpha else (values, values[:0])
     if len(values) == channels:
         return values
     if channels - alpha == 3:
-        colours = np.repeat(colours, 3, 0)
+        colors = np.repeat(colors, 3, 0)
     else:
-        luma = np.tensordot(_LUMA, colours.astype(np.float64), 1)
-        colours = np.rint(luma)[None].astype(values.dtype)
-    return np.concatenate([colours, rest])
+        luma = np.tensordot(_LUMA, colors.astype(np.float64), 1)
+        colors = np.rint(luma)[None].astype(values.dtype)
+    return np.concatenate([colors, rest])
 
 
 # -- transparency ----------------------------------------------------------------------------------
@@ -77,7 +77,7 @@ def scale_background(background: Size, values: Planes) -> Planes:
 
 
 def _split_alpha(values: Planes, background: Size) -> tuple[Planes, Planes, Planes]:
-    """Return the colours of planes with an alpha last, their opacity, and a background."""
+    """Return the colors of planes with an alpha last, their opacity, and a background."""
     opacity = values[-1:] / TOP[values.dtype.name]
     return values[:-1].astype(np.float64), opacity, scale_background(background, values)
 
@@ -87,28 +87,28 @@ def composite_planes(values: Planes, background: Size) -> Planes:
 
     The alpha stays the last plane.
     """
-    colours, opacity, below = _split_alpha(values, background)
-    below = below[:1] if len(colours) == len(set(background)) == 1 else below
-    done = np.floor(colours * opacity + below * (1 - opacity) + 0.5).astype(values.dtype)
+    colors, opacity, below = _split_alpha(values, background)
+    below = below[:1] if len(colors) == len(set(background)) == 1 else below
+    done = np.floor(colors * opacity + below * (1 - opacity) + 0.5).astype(values.dtype)
     return np.concatenate([done, values[-1:]])
 
 
 def clamp_composite(values: Planes, background: Size) -> Planes:
-    """Move the colours of planes to the nearest colours that `composite_planes` can produce."""
-    colours, opacity, below = _split_alpha(values, background)
-    least = below[: len(colours)] * (1 - opacity)
-    kept = np.clip(colours, np.floor(least + 0.5), np.floor(least + values[-1:] + 0.5))
+    """Move the colors of planes to the nearest colors that `composite_planes` can produce."""
+    colors, opacity, below = _split_alpha(values, background)
+    least = below[: len(colors)] * (1 - opacity)
+    kept = np.clip(colors, np.floor(least + 0.5), np.floor(least + values[-1:] + 0.5))
     return np.concatenate([kept.astype(values.dtype), values[-1:]])
 
 
 def remove_background(values: Planes, background: Size) -> Planes:
     """Return planes with a straight alpha, the inverse of `composite_planes`.
 
-    Transparent pixels get the background's colour.
+    Transparent pixels get the background's color.
     """
-    colours, opacity, below = _split_alpha(values, background)
-    below = below[: len(colours)]
-    straight = (colours - below * (1 - opacity)) / np.where(opacity > 0, opacity, 1)
+    colors, opacity, below = _split_alpha(values, background)
+    below = below[: len(colors)]
+    straight = (colors - below * (1 - opacity)) / np.where(opacity > 0, opacity, 1)
     straight = np.where(opacity > 0, straight, below).clip(0, TOP[values.dtype.name])
     done = np.rint(straight).astype(values.dtype)
     return np.concatenate([done, values[-1:]])
@@ -162,7 +162,7 @@ def encode_png(values: Planes) -> bytes:
     apart = own.copy()
     apart[:, step:] -= own[:, :-step]
     filtered = np.concatenate([np.ones((height, 1), np.uint8), apart], 1)  # 1: Sub
-    kind = _COLOUR_TYPES[count]
+    kind = _COLOR_TYPES[count]
     header = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
     parts = ((b"IHDR", header), (b"IDAT", zlib.compress(filtered.tobytes())), (b"IEND", b""))
     return SIGNATURE + b"".join(chunk(name, data) for name, data in parts)

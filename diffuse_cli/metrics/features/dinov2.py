@@ -1,7 +1,7 @@
 """DINOv2 ViT-L/14 on 224x224 images: the 1024 features of "FD-DINOv2" (Stein et al. 2023).
 
 The network is a vision transformer (Dosovitskiy et al. 2021) with a learned scale on every residual
-(Oquab et al. 2023). Its features are the normalised class token. Preprocessing follows dgm-eval,
+(Oquab et al. 2023). Its features are the normalized class token. Preprocessing follows dgm-eval,
 the program of Stein et al. 2023: Pillow's bicubic resize, then ImageNet's mean and standard
 deviation. Attributes have the names of the published weights file.
 """
@@ -105,7 +105,7 @@ class DinoBlock(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Network from normalised RGB (N, 3, 224, 224) to the class token (N, width)."""
+    """Network from normalized RGB (N, 3, 224, 224) to the class token (N, width)."""
 
     def __init__(self, shape: Shape = LARGE) -> None:
         super().__init__()

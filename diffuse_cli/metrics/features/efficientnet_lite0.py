@@ -119,7 +119,7 @@ class InvertedResidual(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """Network from normalised RGB (N, 3, 128, 128) to globally pooled features (N, 1280)."""
+    """Network from normalized RGB (N, 3, 128, 128) to globally pooled features (N, 1280)."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -46,7 +46,7 @@ def build_random_network(space: Space, real: Array, device: torch.device) -> Fea
     Features are the means and root mean squares over space of every channel after each layer.
 
     Args:
-        real: the samples whose mean and standard deviation, in the model's numbers, standardise
+        real: the samples whose mean and standard deviation, in the model's numbers, standardize
             each channel.
     """
     wide = [width for k, width in enumerate(WIDTHS) if k == 0 or max(space.size) > 2**k]
@@ -115,7 +115,7 @@ class FeatureChoice:
         """Return the network for samples of a space.
 
         Args:
-            real: stored real samples (N, C, *size), to standardise the input of random features.
+            real: stored real samples (N, C, *size), to standardize the input of random features.
         """
         if self.trained is not None and can_judge(space):
             return self.trained

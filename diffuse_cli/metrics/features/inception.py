@@ -81,7 +81,7 @@ def max_pool(x: Tensor) -> Tensor:
 
 
 class Inception(blocks.Inception3):  # type: ignore[misc]
-    """Network from normalised RGB (N, 3, 299, 299) to globally pooled features (N, 2048)."""
+    """Network from normalized RGB (N, 3, 299, 299) to globally pooled features (N, 2048)."""
 
     def __init__(self) -> None:
         parts = [
@@ -105,14 +105,14 @@ def preprocess(pixels: Tensor) -> Tensor:
     """Turn uint8 RGB (N, 3, H, W) into the network's input, float32 (N, 3, 299, 299)."""
     x = pixels.float()
     for side in (3, 2):
-        low, high, part = _neighbours(x.shape[side], x.device)
+        low, high, part = _neighbors(x.shape[side], x.device)
         near, far = x.index_select(side, low), x.index_select(side, high)
         x = near + (far - near) * part.reshape(-1, *[1] * (3 - side))
     return ((x - 128) / 128).contiguous(memory_format=torch.channels_last)
 
 
-def _neighbours(length: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the two neighbours of each of 299 positions on a side, and the weight of the second.
+def _neighbors(length: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the two neighbors of each of 299 positions on a side, and the weight of the second.
 
     As in TensorFlow 1, position i is at i * length / 299, and the last pixel is repeated.
     """

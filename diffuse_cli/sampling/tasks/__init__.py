@@ -215,5 +215,5 @@ def _resolve(
                     "--guidance needs --class or --on", "Pass the class or metadata of the picture"
                 )
             raise UsageError("--guidance: the model is unconditional here", "Leave it out")
-        check_class(loaded, labelled=bool(config.classes), told=told)
+        check_class(loaded, labeled=bool(config.classes), told=told)
     return settings

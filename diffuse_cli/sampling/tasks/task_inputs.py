@@ -127,7 +127,7 @@ def enlarge_size(path: str, loaded: LoadedModel, factor: int) -> Size | None:
 
 
 def rgb(color: str) -> tuple[int, ...]:
-    """Return a colour's red, green and blue, 0 ... 255."""
+    """Return a color's red, green and blue, 0 ... 255."""
     from PIL import ImageColor
 
     return ImageColor.getrgb(color)[:3]
@@ -284,14 +284,14 @@ def report_input(loaded: LoadedModel, told: bool) -> Work[None]:
         yield Notice(f"the model was trained {_purpose(giver)}, and {use}")
 
 
-def check_class(loaded: LoadedModel, *, labelled: bool, told: bool) -> None:
+def check_class(loaded: LoadedModel, *, labeled: bool, told: bool) -> None:
     """Refuse a combination of class and input that training never had.
 
     Training drops both by one random number (`Conditions.dropped`), so that only the one with the
     larger dropout is ever missing while the other is there.
 
     Args:
-        labelled: whether the model is conditioned on a class.
+        labeled: whether the model is conditioned on a class.
         told: whether the model is conditioned on an input.
 
     Raises:
@@ -301,7 +301,7 @@ def check_class(loaded: LoadedModel, *, labelled: bool, told: bool) -> None:
     dropout, given = loaded.model.training.get("label_dropout"), conditions.given
     if not conditions.classes or dropout is None:
         return
-    if labelled:
+    if labeled:
         if given and not told and given.dropout <= dropout:
             line = "--class: the model was not trained to use a class without its input"
             raise UsageError(line, "Leave it out")

@@ -75,7 +75,7 @@ def interpolate(config: InterpolateConfig) -> Work[tuple[SampleFiles, list[float
             config.model, config.weights, accelerator, config.precision
         )
         is_conditioned(loaded, None, "interpolate")
-        check_class(loaded, labelled=config.label is not None, told=False)
+        check_class(loaded, labeled=config.label is not None, told=False)
         process, denoise = loaded.denoiser.process, _condition_denoiser(config, loaded)
         names, ends = yield from _read_ends(config, loaded)
         yield from report_input(loaded, told=False)

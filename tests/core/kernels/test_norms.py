@@ -1,4 +1,4 @@
-"""Group normalisation against PyTorch's."""
+"""Group normalization against PyTorch's."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from covering_array import covering
-from networks import Plan, batch, plan, randomised
+from networks import Plan, batch, plan, randomized
 from oracles import generator
 from torch import nn
 
@@ -59,7 +59,7 @@ combined = pytest.mark.parametrize("config", PRODUCT.values(), ids=list(PRODUCT)
 
 @combined
 def test_it_predicts_in_the_shape_of_its_output_and_trains_every_weight(config: Plan):
-    net = randomised(config)
+    net = randomized(config)
     x, t = batch(config)
     y = net(x, t, label=torch.tensor([0, 2]))
     assert y.shape == (2, 4, 8, 8)
@@ -75,7 +75,7 @@ def test_it_predicts_in_the_shape_of_its_output_and_trains_every_weight(config: 
 @combined
 @torch.no_grad()
 def test_time_and_class_matter(config: Plan):
-    net = randomised(config)
+    net = randomized(config)
     x, t = batch(config)
     y = net(x, t, label=torch.tensor([0, 1]))
     assert not torch.allclose(y, net(x, t + 5, label=torch.tensor([0, 1])), atol=1e-3)
@@ -92,7 +92,7 @@ def test_a_new_network_predicts_zero(config: Plan):
 @combined
 @torch.no_grad()
 def test_it_is_itself_again_from_its_tensors_alone(config: Plan):
-    net = randomised(config)
+    net = randomized(config)
     with torch.device("meta"):
         again = config.build()
     again.load_state_dict({n: v.clone() for n, v in net.state_dict().items()}, assign=True)
@@ -103,7 +103,7 @@ def test_it_is_itself_again_from_its_tensors_alone(config: Plan):
 @combined
 @torch.no_grad()
 def test_bfloat16_autocast_runs(config: Plan):
-    net = randomised(config)
+    net = randomized(config)
     x, t = batch(config)
     exact = net(x, t)
     with torch.autocast("cpu", torch.bfloat16):
@@ -116,7 +116,7 @@ def test_bfloat16_autocast_runs(config: Plan):
 PARTS = UNetParts(Config(width=8, groups=4, multipliers=(1, 2), attention=()), 2)
 
 
-def randomise(block: nn.Module) -> nn.Module:
+def randomize(block: nn.Module) -> nn.Module:
     g = generator(4)
     with torch.no_grad():
         for p in block.parameters():
@@ -136,7 +136,7 @@ def test_a_new_block_is_its_shortcut(block: str, after: int, resize, side: int):
     assert torch.allclose(y, made.conv_shortcut(resize(x)), atol=1e-6)
 
 
-def test_sizes_change_by_means_and_nearest_neighbours():
+def test_sizes_change_by_means_and_nearest_neighbors():
     x = torch.tensor([[[[1.0, 3.0], [5.0, 7.0]]]])
     assert halve_size(x).tolist() == [[[[4.0]]]]
     assert double_size(x)[0, 0].tolist() == [
@@ -148,7 +148,7 @@ def test_sizes_change_by_means_and_nearest_neighbours():
 @torch.no_grad()
 def test_a_convnext_block_is_what_it_says(scale_shift: bool):
     config = plan(**{**TINY, "scale_shift": scale_shift, "norm_eps": 0.1}).config
-    block = randomise(BLOCKS["convnext"](UNetParts(config, 2), 8, 16, keep_size)).eval()
+    block = randomize(BLOCKS["convnext"](UNetParts(config, 2), 8, 16, keep_size)).eval()
     g = generator(6)
     x, emb = torch.randn(2, 8, 5, 7, generator=g), torch.randn(2, 32, generator=g)
     w = block.state_dict()
@@ -170,7 +170,7 @@ def test_a_convnext_block_is_what_it_says(scale_shift: bool):
 @pytest.mark.parametrize("block", list(BLOCKS))
 @torch.no_grad()
 def test_dropout_acts_in_every_block(block: str):
-    made = randomise(BLOCKS[block](UNetParts(plan(**TINY, dropout=0.5).config, 2), 8, 8, keep_size))
+    made = randomize(BLOCKS[block](UNetParts(plan(**TINY, dropout=0.5).config, 2), 8, 8, keep_size))
     x, emb = torch.randn(2, 8, 8, 8, generator=generator(5)), torch.ones(2, 32)
     assert not torch.allclose(made(x, emb), made(x, emb), atol=1e-3)
     made.eval()
@@ -196,7 +196,7 @@ def gradients(net: nn.Module, config: Plan, half: bool) -> tuple[list[torch.Tens
 @pytest.mark.parametrize("block", list(BLOCKS))
 def test_checkpointing_gives_the_same_gradients_bit_for_bit(block: str, updown: bool, half: bool):
     config = plan(**TINY, block=block, resblock_updown=updown, dropout=0.4)
-    net = randomised(config).train()
+    net = randomized(config).train()
     runs: list[int] = []
     net.mid_block.resnets[0].register_forward_pre_hook(lambda *_: runs.append(1))
     plain, state = gradients(net, config, half)
@@ -211,7 +211,7 @@ def test_checkpointing_gives_the_same_gradients_bit_for_bit(block: str, updown: 
 @torch.no_grad()
 def test_checkpointing_changes_nothing_where_there_is_no_gradient():
     config = PRODUCT[next(iter(PRODUCT))]
-    net = randomised(config)
+    net = randomized(config)
     x, t = batch(config)
     y = net(x, t)
     net.run_block = run_checkpointed
@@ -236,7 +236,7 @@ def test_the_transposed_convolution_is_upsampling_and_convolution(size: tuple[in
 
 
 def test_patches_are_channels_at_a_smaller_size():
-    whole = randomised(plan(**{**TINY, "size": 16, "patch": 2, "attention": (8,)}))
+    whole = randomized(plan(**{**TINY, "size": 16, "patch": 2, "attention": (8,)}))
     cut = plan(**{**TINY, "size": 8, "channels": 8, "out_channels": 16, "attention": (8,)}).build()
     cut.load_state_dict(whole.state_dict())
     x = torch.randn(3, 2, 16, 16, generator=generator(1))
@@ -290,7 +290,7 @@ def test_attention_in_bfloat16_keeps_no_more_scores_than_it_may(dtype, scores, f
 def test_weights_that_are_cast_beforehand_compute_the_same(name: str):
     """What autocast does in every evaluation, but once: to the last bit."""
     config = PRODUCT[name]
-    net = randomised(config)
+    net = randomized(config)
     x, t = batch(config)
     x = x.contiguous(memory_format=torch.channels_last)
 

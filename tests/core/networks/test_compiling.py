@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from networks import batch, plan, randomised
+from networks import batch, plan, randomized
 
 BACKENDS = {"resnet": "aot_eager"}
 """Of the others only the first half of compiling is tested, which takes half the time."""
@@ -27,7 +27,7 @@ NETS: dict[str, dict[str, Any]] = {
 @pytest.mark.usefixtures("fresh_traces")
 def test_compiling_changes_no_output_and_no_gradient(name: str):
     made = plan(**NETS[name])
-    net, (x, t) = randomised(made).train(), batch(made)
+    net, (x, t) = randomized(made).train(), batch(made)
     label = torch.tensor([0, 2]) if made.num_classes else None
     found = []
     for each in (net, torch.compile(net, backend=BACKENDS.get(name, "eager"), fullgraph=True)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import batch, plan, randomised
+from networks import batch, plan, randomized
 from oracles import generator
 
 from diffuse_cli.core import LOSSES, SAMPLERS, SCHEDULES, Denoiser, Process
@@ -55,7 +55,7 @@ def test_a_network_learns_and_draws(dims: int, settings: dict, steps: int):
 @dimensions
 def test_laid_out_for_speed_it_computes_the_same(dims: int):
     made = plan(SIZES[dims], 2, width=8, groups=4, multipliers=(1, 2), blocks=1)
-    net, (x, t) = randomised(made), batch(made)
+    net, (x, t) = randomized(made), batch(made)
     expected = net(x, t)
     found = arrange_weights(net)(arrange_memory(x), t)
     assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
@@ -63,7 +63,7 @@ def test_laid_out_for_speed_it_computes_the_same(dims: int):
 
 
 @dimensions
-def test_upsampling_is_nearest_neighbours_and_a_convolution(dims: int):
+def test_upsampling_is_nearest_neighbors_and_a_convolution(dims: int):
     torch.manual_seed(0)
     layer = Upsample(UNetParts(plan(width=8, groups=4).config, dims), 3).double()
     for size in (SIZES[dims], (1,) * dims):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import batch, plan, randomised
+from networks import batch, plan, randomized
 from oracles import generator
 from torch import Tensor
 
@@ -51,7 +51,7 @@ def test_the_rank_of_a_network_is_that_of_its_table_entry(
 ):
     """Of how its output changes with its input: full, or at most the width at each position."""
     made = plan(size, channels, **settings)
-    net, (x, t), numbers = randomised(made), batch(made, 1), math.prod(made.space.shape)
+    net, (x, t), numbers = randomized(made), batch(made, 1), math.prod(made.space.shape)
     copies = x.expand(numbers, *made.space.shape).clone().requires_grad_()
     each = net(copies, t.expand(numbers)).flatten(1).diagonal().sum()
     (jacobian,) = torch.autograd.grad(each, copies)
@@ -71,7 +71,7 @@ def smooth(count: int) -> Tensor:
 
 
 def laplacian(x: Tensor) -> Tensor:
-    """Each pixel's difference from its four neighbours, times 4, in levels of 255."""
+    """Each pixel's difference from its four neighbors, times 4, in levels of 255."""
     levels = (x.clamp(-1, 1) + 1) * 127.5
     kernel = torch.tensor([[0.0, -1, 0], [-1, 4, -1], [0, -1, 0]])
     return F.conv2d(levels.flatten(0, 1)[:, None], kernel[None, None])

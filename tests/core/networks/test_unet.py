@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from networks import Plan, batch, plan, randomised
+from networks import Plan, batch, plan, randomized
 from oracles import generator
 
 from diffuse_cli.core.networks import count_parameters
@@ -106,7 +106,7 @@ def from_twin(other: Any, x: torch.Tensor, t: torch.Tensor, label: torch.Tensor 
 @torch.no_grad()
 def test_it_is_diffusers_network(shape: str):
     config = plan(**SHAPES[shape])
-    net, other = randomised(config), twin(config)
+    net, other = randomized(config), twin(config)
     other.load_state_dict(net.state_dict(), strict=True)
     x, t = batch(config)
     label = torch.tensor([0, 2]) if config.num_classes else None
@@ -121,18 +121,18 @@ def test_it_is_diffusers_network(shape: str):
 @torch.no_grad()
 def test_an_option_for_models_from_elsewhere_is_diffusers_option(name: str):
     config = plan(**SMALL, **FOREIGN[name])
-    net, other = randomised(config), twin(config)
+    net, other = randomized(config), twin(config)
     other.load_state_dict(net.state_dict(), strict=True)
     x, t = batch(config)
     found = net(x, t)
     assert torch.allclose(found, other(x, t).sample, atol=1e-4)
-    assert not torch.allclose(found, randomised(plan(**SMALL))(x, t), atol=1e-2)
+    assert not torch.allclose(found, randomized(plan(**SMALL))(x, t), atol=1e-2)
 
 
 @torch.no_grad()
 def test_memory_order_and_batch_do_not_change_it():
     config = plan(**SHAPES["attention everywhere"])
-    net = randomised(config)
+    net = randomized(config)
     x, t = batch(config, 4)
     together = net(x, t)
     last = net.to(memory_format=torch.channels_last)(
@@ -149,7 +149,7 @@ def test_memory_order_and_batch_do_not_change_it():
 @torch.no_grad()
 def test_no_label_is_the_label_after_the_last():
     config = plan(**SHAPES["classes"])
-    net = randomised(config)
+    net = randomized(config)
     assert net.class_embedding.weight.shape == (4, 32)
     x, t = batch(config)
     none = net(x, t)
@@ -161,7 +161,7 @@ def test_no_label_is_the_label_after_the_last():
 @torch.no_grad()
 def test_a_network_without_classes_takes_no_notice_of_a_label():
     config = plan(**SHAPES["grey"])
-    net = randomised(config)
+    net = randomized(config)
     assert not any("class" in name for name in net.state_dict())
     x, t = batch(config)
     assert torch.equal(net(x, t), net(x, t, label=None))
@@ -173,7 +173,7 @@ def test_a_network_without_classes_takes_no_notice_of_a_label():
 @torch.no_grad()
 def test_dropout_acts_in_training_alone():
     config = plan(**SMALL, dropout=0.5)
-    net = randomised(config)
+    net = randomized(config)
     x, t = batch(config)
     assert torch.equal(net(x, t), net(x, t))
     net.train()
@@ -214,7 +214,7 @@ def test_a_new_network_predicts_zero_and_its_blocks_are_the_identity():
 @pytest.mark.parametrize("shape", ["ddpm-cifar10", "attention everywhere", "classes"])
 def test_every_weight_is_trained(shape: str):
     config = plan(**SHAPES[shape])
-    net = randomised(config)
+    net = randomized(config)
     x, t = batch(config)
     net(x, t, label=torch.tensor([0, 3]) if config.num_classes else None).square().sum().backward()
     for name, p in net.named_parameters():
@@ -228,7 +228,7 @@ def test_every_weight_is_trained(shape: str):
 @pytest.mark.parametrize("scale_shift", [False, True])
 def test_gradients_are_diffusers_gradients(scale_shift: bool, resblock_updown: bool):
     config = plan(**SMALL, attention=(4,), scale_shift=scale_shift, resblock_updown=resblock_updown)
-    net, other = randomised(config), twin(config)
+    net, other = randomized(config), twin(config)
     other.load_state_dict(net.state_dict())
     x, t = batch(config)
     net(x, t).square().sum().backward()
@@ -240,7 +240,7 @@ def test_gradients_are_diffusers_gradients(scale_shift: bool, resblock_updown: b
 
 def test_bfloat16_autocast_is_close():
     config = plan(**SHAPES["attention everywhere"])
-    net = randomised(config)
+    net = randomized(config)
     x, t = batch(config)
     with torch.no_grad():
         exact = net(x, t)

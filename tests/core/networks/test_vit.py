@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from networks import Plan, batch, plan, randomised
+from networks import Plan, batch, plan, randomized
 from oracles import generator
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -102,7 +102,7 @@ def by_hand(block: Any, h: Tensor, emb: Tensor, at: list[tuple[int, ...]], heads
 @dimensions
 @torch.no_grad()
 def test_a_block_is_its_formula(dims: int):
-    block = randomised(plan(SIZES[dims], **SMALL)).blocks[0]
+    block = randomized(plan(SIZES[dims], **SMALL)).blocks[0]
     grid = tuple(side // 2 for side in SIZES[dims])
     at = list(torch.cartesian_prod(*(torch.arange(n) for n in grid)).reshape(-1, dims).tolist())
     h = torch.randn(2, len(at), 24, generator=generator(3))
@@ -134,7 +134,7 @@ def test_turns_tell_differences_of_positions_alone(dims: int):
 def test_places_tell_where_a_patch_is_in_what_is_the_same_everywhere(
     dims: int, monkeypatch: pytest.MonkeyPatch
 ):
-    net = randomised(plan(SIZES[dims], **SMALL))
+    net = randomized(plan(SIZES[dims], **SMALL))
     x, t = torch.ones(1, 3, *SIZES[dims]), torch.tensor([300.0])
 
     def corners() -> Tensor:
@@ -158,7 +158,7 @@ def test_places_are_parts_of_the_side():
 
 @shapes
 def test_it_predicts_in_the_shape_of_its_output_and_trains_every_weight(made: Plan):
-    net = randomised(made)
+    net = randomized(made)
     x, t = batch(made)
     y = net(x, t, **told(made))
     assert y.shape == (2, made.out_channels, *made.space.size)
@@ -183,7 +183,7 @@ def test_a_new_network_predicts_zero_and_its_blocks_are_the_identity(made: Plan)
 @shapes
 @torch.no_grad()
 def test_nothing_told_is_the_label_after_the_last_zeros_and_not_a_number(made: Plan):
-    net = randomised(made)
+    net = randomized(made)
     x, t = batch(made)
     nothing = {"label": torch.tensor([2, 2]), "given": torch.zeros(2, 2, *made.space.size),
                "row": torch.full((2, 2), UNTOLD)}  # fmt: skip
@@ -198,7 +198,7 @@ def test_nothing_told_is_the_label_after_the_last_zeros_and_not_a_number(made: P
 def test_blocks_that_run_again_for_the_gradient_give_the_same(made: Plan):
     found = []
     for run in (None, run_checkpointed):
-        net = randomised(made)
+        net = randomized(made)
         net.run_block = run or net.run_block
         x, t = batch(made)
         y = net(x, t, **told(made))
@@ -210,7 +210,7 @@ def test_blocks_that_run_again_for_the_gradient_give_the_same(made: Plan):
 @shapes
 @torch.no_grad()
 def test_it_is_itself_again_from_its_tensors_alone(made: Plan):
-    net = randomised(made)
+    net = randomized(made)
     x, t = batch(made)
     with torch.device("meta"):
         again = made.build()
@@ -222,7 +222,7 @@ def test_it_is_itself_again_from_its_tensors_alone(made: Plan):
 @shapes
 @torch.no_grad()
 def test_precision_memory_order_and_batch_do_not_change_it(made: Plan):
-    net = randomised(made)
+    net = randomized(made)
     x, t = batch(made)
     exact = net(x, t)
     assert torch.allclose(arrange_weights(net)(arrange_memory(x), t), exact, atol=1e-5)
@@ -236,7 +236,7 @@ def test_precision_memory_order_and_batch_do_not_change_it(made: Plan):
 
 @torch.no_grad()
 def test_dropout_acts_in_training_alone():
-    net = randomised(plan(8, **SMALL, dropout=0.5))
+    net = randomized(plan(8, **SMALL, dropout=0.5))
     x, t = batch(SHAPES["plain"])
     assert torch.equal(net(x, t), net(x, t))
     net.train()
@@ -246,7 +246,7 @@ def test_dropout_acts_in_training_alone():
 @torch.no_grad()
 def test_the_same_weights_are_a_network_at_another_size():
     small, large = (plan(size, **SMALL, context=1) for size in (8, (16, 12)))
-    net, other = randomised(small), large.build().eval()
+    net, other = randomized(small), large.build().eval()
     other.load_state_dict(net.state_dict())
     x, t = batch(large)
     assert torch.equal(net(x, t), other(x, t))

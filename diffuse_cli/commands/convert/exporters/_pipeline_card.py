@@ -84,7 +84,7 @@ def card(name: str, found: ModelFile, weights: str, sampler: str) -> str:
     """Return the text, for a folder of this name with the scheduler of a sampler."""
     model = found.model
     space, classes = model.blueprint.space, model.blueprint.conditions.classes
-    kind = "grey" if space.channels == 1 else "colour"
+    kind = "grey" if space.channels == 1 else "color"
     what = f"pictures of {dimensions(space.size)} pixels in {kind}"
     if classes:
         what += f", told one of {len(classes):,} classes"

@@ -33,7 +33,7 @@ class Format(Protocol):
 
     OPTIONS: Collection[str]
 
-    def recognises(self, source: ForeignSource) -> bool:
+    def recognizes(self, source: ForeignSource) -> bool:
         """Whether the source is of this format, usable or not."""
         ...
 
@@ -88,7 +88,7 @@ def convert(config: ConvertConfig) -> Work[Converted]:
                 f"{source.name} is a diffuse model already",
                 "Use it as it is, or give --to diffusers or --to onnx",
             )
-        name = config.format or next((n for n, f in FORMATS.items() if f.recognises(source)), None)
+        name = config.format or next((n for n, f in FORMATS.items() if f.recognizes(source)), None)
         if name is None:
             raise ModelFileError(
                 f"{source.name} is no model of a known format: {', '.join(FORMATS)}"

@@ -39,7 +39,7 @@ OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_o
 """Attention layers by their names before diffusers 0.15."""
 
 
-def recognises(source: ForeignSource) -> bool:
+def recognizes(source: ForeignSource) -> bool:
     """Whether it is a folder with `config.json`, there or in `unet/`, or a file with tensors of
     these names."""
     if source.path.is_dir():

@@ -68,14 +68,14 @@ ENDS = {
 """OpenAI's layers by the names of `UNet`: in residual blocks, in attention and outside both."""
 
 
-def recognises(source: ForeignSource) -> bool:
+def recognizes(source: ForeignSource) -> bool:
     """Whether it is a file whose first layers have OpenAI's names."""
     return file_types.is_of("openai", source.tensors)
 
 
 def read(source: ForeignSource, config: ConvertConfig) -> ForeignModel:
     """Return the network and weights of a checkpoint, which does not hold its process."""
-    if not recognises(source):
+    if not recognizes(source):
         raise ModelFileError(f"{source.name} is not a checkpoint of OpenAI's: no input_blocks")
     state = source.tensors
     shape = _shape(source)
