@@ -37,7 +37,7 @@ TUNED_STEPS, TUNED_GUIDANCE = (5, 10, 20, 50), (1.0, 1.5, 2.0, 3.0, 4.0)
 TUNED_WEAK = (1.25, 1.5, 2.0, 3.0, 4.0)
 """Settings that `tune` tries by default."""
 
-LEARNED_STEPS = 8
+LEARNED_STEPS = 5
 """The most steps for which `tune` learns times."""
 
 
