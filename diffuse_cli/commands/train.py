@@ -48,7 +48,7 @@ def run(config: TrainConfig, console: Console) -> None:
 
         console.say(_summary(trained))
         if trained.sample_line:
-            console.say(f"Draw {MEDIA[trained.medium].many} with: {trained.sample_line}")
+            console.say(f"Generate {MEDIA[trained.medium].many} with: {trained.sample_line}")
         values = {**vars(trained), "model": str(trained.model), "run": str(trained.run)}
         del values["sample_line"]
         console.result([trained.model], {**values, "sha256": files.sha256(trained.model)})

@@ -61,6 +61,7 @@ class OptionMaker:
     group: str
 
     def __call__(self, default: Any = MISSING, help: str = "", **metadata: Any) -> Any:
+        """Return a dataclass field that is an option of the group."""
         spec = Option(help=help, group=self.group, **metadata)
         return field(default=default, metadata={"setting": spec})
 

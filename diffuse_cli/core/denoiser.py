@@ -42,7 +42,9 @@ class Prediction:
 class Denoise(Protocol):
     """Callable that predicts x_0 and eps: a `Denoiser`, or a function that wraps one."""
 
-    def __call__(self, x_t: Tensor, t: Any, /, **cond: Any) -> Prediction: ...
+    def __call__(self, x_t: Tensor, t: Any, /, **cond: Any) -> Prediction:
+        """Predict x_0 and eps at time t from x_t (B, C, *spatial) and conditions."""
+        ...
 
 
 class Denoiser:

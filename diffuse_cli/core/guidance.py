@@ -22,6 +22,7 @@ class WrappedDenoiser:
     process: Process
 
     def __call__(self, x_t: Tensor, t: Any, /, **cond: Any) -> Prediction:
+        """Predict as the wrapping function does."""
         return self.predict(x_t, t, **cond)
 
 

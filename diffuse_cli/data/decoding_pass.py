@@ -43,6 +43,7 @@ class Tally:
     remarks: dict[str, tuple[int, tuple[str, ...]]] = field(default_factory=dict)
 
     def add(self, entry: Entry, read: Read) -> None:
+        """Count a decoded sample."""
         self.entries.append(entry)
         self.digests.append(read.digest)
         self.sizes[read.size] += 1
@@ -53,9 +54,11 @@ class Tally:
             _count_reason(self.remarks, remark, entry)
 
     def digest_array(self) -> npt.NDArray[np.uint8]:
+        """Return the digests of the samples, (N, 16)."""
         return np.frombuffer(b"".join(self.digests), np.uint8).reshape(-1, 16)
 
     def skip(self, skip: SkippedFile) -> None:
+        """Count a skipped file."""
         _count_reason(self.skipped, skip.reason, skip.entry)
 
 

@@ -68,6 +68,7 @@ class TensorEntry:
 
     @property
     def end(self) -> int:
+        """The offset after the last byte."""
         return self.start + math.prod(self.shape) * SIZES[self.dtype]
 
 

@@ -192,5 +192,6 @@ class Laps:
         self.clock, self._since = clock, clock()
 
     def __call__(self) -> float:
+        """Return the seconds since the last call."""
         before, self._since = self._since, self.clock()
         return self._since - before

@@ -22,7 +22,7 @@ IMAGES, SOUNDS = Words("images", one="image"), Words("sounds", one="sound")
         (0.95, [], "Not recognizable yet: train longer"),
         (0.6, [], "Not recognizable yet: train longer"),
         (0.2, [], "No better than blurred images yet: train longer"),
-        (0.1, [], "Recognizable, but different from the real images: train longer"),
+        (0.1, [], "Better than blurred images, but different from the real images: train longer"),
         (0.02, [], "Close to the real images"),
         (0.001, [], "Close to the real images"),
         (0.02, [POSSIBLE], "Close to the real images. Some may be copies of training images"),

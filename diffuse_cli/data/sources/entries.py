@@ -149,6 +149,7 @@ class Source:
 
 
 def is_ignored_folder(name: str) -> bool:
+    """Whether a folder is hidden, a run directory, or added by macOS."""
     return name.startswith(".") or name.endswith(".run") or name == "__MACOSX"
 
 
@@ -173,6 +174,7 @@ def is_folder(path: Path) -> bool:
 
 
 def encode_name(name: str) -> bytes:
+    """Return the bytes of a file name, also of one that is not UTF-8."""
     return name.encode("utf-8", "surrogateescape")
 
 

@@ -53,6 +53,11 @@ class NpzBatch(Source):
 
     @classmethod
     def open(cls, path: Path) -> NpzBatch:
+        """Open a file.
+
+        Raises:
+            DataError: the file is not an .npz of images.
+        """
         try:
             return cls(path)
         except _NOT_ONE as error:
