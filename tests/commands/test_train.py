@@ -75,7 +75,7 @@ def test_train_says_what_it_chose_and_what_to_type_next(train, diffuse):
         "fp32 on cpu; 4 steps"
     )
     assert all("step 2" not in line for line in lines[: chosen + 1])
-    assert lines[-1] == "Draw images with: diffuse sample model.safetensors"
+    assert lines[-1] == "Generate images with: diffuse sample model.safetensors"
     assert ran.out == "model.safetensors\n"
 
 
