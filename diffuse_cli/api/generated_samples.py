@@ -64,10 +64,8 @@ class Samples(Sequence[Image]):
 
     def files(self) -> Iterator[SampleFile]:
         """Yield the bytes of the file of each, and its extension, as `diffuse sample` writes it."""
-        for sample in self.arrays:
-            yield SampleFile(
-                MEDIA[self.space.medium].encode(sample, self.space), suffix(self.space)
-            )
+        for array in self.arrays:
+            yield SampleFile(MEDIA[self.space.medium].encode(array, self.space), suffix(self.space))
 
     def save(self, folder: str | os.PathLike[str]) -> list[Path]:
         """Write a file of each into a folder, named after its index; those of that name are

@@ -77,10 +77,8 @@ class Model:
     @property
     def info(self) -> dict[str, Any]:
         """What `diffuse info MODEL --json` prints."""
-        values: dict[str, Any] = json.loads(
-            json.dumps(replace_nonfinite(collect_facts(self._found)))
-        )
-        return values
+        info: dict[str, Any] = json.loads(json.dumps(replace_nonfinite(collect_facts(self._found))))
+        return info
 
     def sample(
         self,
@@ -119,9 +117,7 @@ class Model:
         told = [f"{name}={value}" for name, value in columns]
         typed: dict[str, Any] = {**options, "n": n, "seed": seed, "steps": steps}
         typed |= {"sampler": sampler, "on": tuple(told) or None, "model": str(self.path)}
-        typed |= {
-            "classes": label if label is None else [str(name) for name in _list_values(label)]
-        }
+        typed |= {"classes": None if label is None else [*map(str, _list_values(label))]}
         with contextlib.ExitStack() as stack, convert_errors():
             config = from_dict(SampleConfig, convert_keywords(typed, stack), "sample")
             return run_work(self._generate_samples(config), progress)

@@ -20,9 +20,7 @@ class DistillConfig(Options):
 
     model: str = argument("MODEL", MODEL)
     data: str = argument("DATA", "Training data of the model, or similar data.")
-    steps: int | None = option.optional(
-        "Training steps.", low=1, high=100_000_000, shown=f"{STEPS}"
-    )
+    steps: int | None = option.optional("Training steps.", low=1, high=10**8, shown=f"{STEPS}")
     minutes: float | None = option.optional(
         "Distill for X minutes in total, over all resumes, instead of --steps.",
         low=0.01,

@@ -43,9 +43,7 @@ def constant(num_timesteps: int) -> list[float]:
 
 def cosine(num_timesteps: int) -> list[float]:
     """alpha_bar(u) = cos^2((u + 0.008) / 1.008 * pi / 2) (Nichol & Dhariwal 2021, eq. 17)."""
-    return _from_alpha_bar(
-        lambda u: math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2, num_timesteps
-    )
+    return _make_betas(lambda u: math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2, num_timesteps)
 
 
 def sigmoid(num_timesteps: int) -> list[float]:
@@ -54,7 +52,7 @@ def sigmoid(num_timesteps: int) -> list[float]:
     Jabri et al. 2022, and Chen 2023, algorithm 1, with start -3, end 3 and tau 1.
     """
     top, bottom = _logistic(3), _logistic(-3)
-    return _from_alpha_bar(lambda u: (top - _logistic(6 * u - 3)) / (top - bottom), num_timesteps)
+    return _make_betas(lambda u: (top - _logistic(6 * u - 3)) / (top - bottom), num_timesteps)
 
 
 def sqrt(num_timesteps: int) -> list[float]:
@@ -62,7 +60,7 @@ def sqrt(num_timesteps: int) -> list[float]:
 
     It starts at 0.99, not 1, and is negative from u = 0.9999.
     """
-    return _from_alpha_bar(lambda u: 1 - math.sqrt(u + 1e-4), num_timesteps)
+    return _make_betas(lambda u: 1 - math.sqrt(u + 1e-4), num_timesteps)
 
 
 def laplace(num_timesteps: int) -> list[float]:
@@ -76,7 +74,7 @@ def laplace(num_timesteps: int) -> list[float]:
         root = math.sqrt(2 * min(u, 1 - u))
         return (1 if u < 0.5 else root) / (1 + root)
 
-    return _from_alpha_bar(alpha_bar, num_timesteps)
+    return _make_betas(alpha_bar, num_timesteps)
 
 
 def flow(num_timesteps: int) -> list[float]:
@@ -85,7 +83,7 @@ def flow(num_timesteps: int) -> list[float]:
     x_u = (1 - u) x_0 + u eps (Lipman et al. 2023, eq. 22; Liu et al. 2023) over
     sqrt((1 - u)^2 + u^2). The last timestep has no signal.
     """
-    return _from_alpha_bar(lambda u: (1 - u) ** 2 / ((1 - u) ** 2 + u**2), num_timesteps, most=1.0)
+    return _make_betas(lambda u: (1 - u) ** 2 / ((1 - u) ** 2 + u**2), num_timesteps, most=1.0)
 
 
 def zero_terminal_snr(betas: Sequence[float]) -> list[float]:
@@ -118,7 +116,7 @@ def shift_log_snr(betas: Sequence[float], shift: float) -> list[float]:
     return [1 - ratio for ratio in ratios]
 
 
-def _from_alpha_bar(
+def _make_betas(
     alpha_bar: Callable[[float], float], num_timesteps: int, most: float = MAX_BETA
 ) -> list[float]:
     """Return beta_t = 1 - alpha_bar((t + 1) / T) / alpha_bar(t / T), at most `most`."""

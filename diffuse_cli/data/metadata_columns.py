@@ -138,8 +138,7 @@ def _labels(
         percent = math.floor(100 * (told - len(others)) / told)
         raise DataError(
             f"{others[0].place}: {shorten(name)} is {shorten(others[0].text)!r}, but "
-            f"{percent} % of "
-            "its cells are numbers",
+            f"{percent} % of its cells are numbers",
             "Leave the cell empty if the value is missing, or pass "
             f"--condition-on {shorten(name)}:label",
         )

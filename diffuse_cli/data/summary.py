@@ -129,9 +129,7 @@ def from_dict(values: Mapping[str, Any]) -> Summary:
 
 
 def _reasons_to_dict(reasons: Skips) -> dict[str, Any]:
-    return {
-        reason: {"count": count, "first": list(names)} for reason, (count, names) in reasons.items()
-    }
+    return {why: {"count": count, "first": list(names)} for why, (count, names) in reasons.items()}
 
 
 def skip_lines(skipped: Skips) -> Iterable[str]:

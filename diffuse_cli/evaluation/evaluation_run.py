@@ -269,20 +269,18 @@ def load_model(
     return (yield from load_denoiser(subject, weights, accelerator, precision, alone=alone))
 
 
-def _measure_classes(
-    evaluation: EvaluationRun, names: Sequence[str]
-) -> dict[str, dict[str, float]]:
+def _measure_classes(run: EvaluationRun, names: Sequence[str]) -> dict[str, dict[str, float]]:
     """Compute the metrics of every class with two or more images on both sides."""
     found: dict[str, dict[str, float]] = {}
-    for label, name in enumerate(names if evaluation.fakes is not None else ()):
+    for label, name in enumerate(names if run.fakes is not None else ()):
         values: dict[str, float] = {
             name: int((side.labels == label).sum())
-            for name, side in (("real", evaluation.real), ("generated", evaluation.generated))
+            for name, side in (("real", run.real), ("generated", run.generated))
         }
         if min(values.values()) < 2:
             continue
-        part = evaluation.select_class(label)
-        for metric in evaluation.metrics.values():
+        part = run.select_class(label)
+        for metric in run.metrics.values():
             values |= metric.compute(part)
         found[name] = values
     return found

@@ -208,9 +208,7 @@ def _read_rows(data: str, images: Dataset, loaded: LoadedModel) -> Work[Dataset]
     return replace(images, rows=encode_rows(table, cells))
 
 
-def _read_pairs(
-    config: ImageSetsConfig, images: Dataset, loaded: LoadedModel
-) -> Work[Pairs | None]:
+def _read_pairs(config: ImageSetsConfig, data: Dataset, loaded: LoadedModel) -> Work[Pairs | None]:
     """Read the paired samples of DATA, for a model that was trained on pairs.
 
     Raises:
@@ -223,7 +221,7 @@ def _read_pairs(
     found = yield from _read_in_space(
         Conditioner(given, loaded.space).input_space, config.given, config, loaded
     )
-    pairs = match_pairs(images, found)
+    pairs = match_pairs(data, found)
     for line in pairs.describe_unpaired():
         yield Notice(line, warning=True)
     return pairs

@@ -277,10 +277,8 @@ def _describe_channel(side: Moments, c: int, counted: BinCounts) -> dict[str, An
         **SampledEstimate(deviation, of_deviation, nothing).to_entries("deviation"),
         "deviation_of_means": float(side.means[:, c].std(ddof=1)) if n > 1 else 0.0,
         "quantiles": [
-            {"share": share, "value": float(value), "standard_error": float(error)}
-            for share, value, error in zip(
-                QUANTILES, counted.quantiles, counted.errors, strict=True
-            )
+            {"share": q, "value": float(value), "standard_error": float(error)}
+            for q, value, error in zip(QUANTILES, counted.quantiles, counted.errors, strict=True)
         ],
     }
 

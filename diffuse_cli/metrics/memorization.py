@@ -86,8 +86,7 @@ def remarks(facts: Facts) -> Iterator[Remark]:
         "reference",
         "note",
         f"for memorization rates, it is the rate {Measurement(expected)} of real {many} that are "
-        "not "
-        "copies",
+        "not copies",
     )
     rates = {space: facts[f"memorized_{space}"] for space in spaces}
     ranked = [s for s in spaces if values[f"memorized_z_{s}"] > SIGNIFICANT]
@@ -174,9 +173,8 @@ def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
         if not np.array_equal(references, select_finite(other.references)):
             continue
         near, far = (_find_close(side.samples, references) for side in (one, other))
-        pairs = zip(
-            *(_rank_components(side.samples, references) for side in (one, other)), strict=True
-        )
+        ranked = (_rank_components(side.samples, references) for side in (one, other))
+        pairs = zip(*ranked, strict=True)
         result |= {
             f"memorized_{space}": math.hypot(
                 fraction_difference_error(near[0], far[0]), far[1] - near[1]

@@ -85,9 +85,7 @@ def compute_pixel_metrics(
 
 def feature_distances(truth: Array, drawn: Array, others: Mapping[str, Array]) -> dict[str, Array]:
     """Return the feature distances of generated images and baselines, from features (M, d)."""
-    apart = {
-        f"feature_distance_of_{name}": rms_difference(of, truth) for name, of in others.items()
-    }
+    apart = {f"feature_distance_of_{name}": rms_difference(x, truth) for name, x in others.items()}
     return {"feature_distance": rms_difference(drawn, truth), **apart}
 
 

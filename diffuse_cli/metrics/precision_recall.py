@@ -64,11 +64,8 @@ SAYS = {
 }
 
 
-def _number(name: str, direction: str, ideal: float | None = None, **more: Any) -> MetricNumber:
-    description = SAYS[name]
-    return MetricNumber(
-        name, name, description, direction, ideal, "variety", axis="fraction", **more
-    )
+def _number(key: str, direction: str, ideal: float | None = None, **more: Any) -> MetricNumber:
+    return MetricNumber(key, key, SAYS[key], direction, ideal, "variety", axis="fraction", **more)
 
 
 NUMBERS = (

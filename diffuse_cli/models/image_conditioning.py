@@ -61,10 +61,8 @@ def observed_space(space: Space, made: Degradation) -> Space:
     channels, *size = made.observation_shape(space.shape)
     own: dict[str, Any] = {}
     if space.levels is None and channels != space.channels:
-        own = {
-            name: _average_channels(getattr(space, name), space, made) for name in ("mean", "std")
-        }
-        squares = _average_channels([d**2 for d in space.std], space, made)
+        own = {name: _observe_values(getattr(space, name), space, made) for name in ("mean", "std")}
+        squares = _observe_values([d**2 for d in space.std], space, made)
         if any(s > (1 + SAME) * d**2 for s, d in zip(squares, own["std"], strict=True)):
             raise InvalidArgument(
                 f"{made.text} averages channels, but their standard deviations differ",
@@ -73,9 +71,7 @@ def observed_space(space: Space, made: Degradation) -> Space:
     return dataclasses.replace(space, channels=channels, size=tuple(size), **own)
 
 
-def _average_channels(
-    values: Sequence[float], space: Space, made: Degradation
-) -> tuple[float, ...]:
+def _observe_values(values: Sequence[float], space: Space, made: Degradation) -> tuple[float, ...]:
     """Return the observed channels of constant channels."""
     column = torch.tensor(values, dtype=torch.float64).reshape(1, -1, *[1] * space.dims)
     y = made.fit_shape(space.shape).apply(column.expand(1, -1, *space.size))
@@ -276,15 +272,13 @@ def measure_residuals(
     draws = _draw_rows(giver, seed, "given", rows)
     made = giver.degradation.draw_parts(draws.u)
     x, x0 = (giver.space.to_model(torch.from_numpy(each)) for each in (samples, truths))
-    apart = (
-        made.apply(x) - (made.observe(x0, draws.noise) if made.sigma else made.apply(x0))
-    ).abs()
+    gap = (made.apply(x) - (made.observe(x0, draws.noise) if made.sigma else made.apply(x0))).abs()
     known = made.known_mask(x0)
     if known is not None:
-        count = known.expand_as(apart).flatten(1).sum(1).clamp(min=1)
-        numbers: Array = ((apart * known).flatten(1).sum(1) / count).numpy()
+        count = known.expand_as(gap).flatten(1).sum(1).clamp(min=1)
+        numbers: Array = ((gap * known).flatten(1).sum(1) / count).numpy()
     else:
-        numbers = apart.flatten(1).mean(1).numpy()
+        numbers = gap.flatten(1).mean(1).numpy()
     return numbers
 
 

@@ -63,11 +63,9 @@ class CascadeStage:
         giver = Conditioner.from_blueprint(self.loaded.model.blueprint)
         if giver is None or given is None:
             return {}
-        device = torch.device("cpu")
+        cpu = torch.device("cpu")
         return {
-            i: [
-                *render_samples(giver.rendered_space, giver.render_input(given.encode([i], device)))
-            ]
+            i: [*render_samples(giver.rendered_space, giver.render_input(given.encode([i], cpu)))]
             for i in indices
         }
 

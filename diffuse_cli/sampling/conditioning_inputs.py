@@ -86,10 +86,8 @@ def read_inputs(config: SampleConfig, loaded: LoadedModel) -> Work[SampleInputs]
     samples = yield from read(config.given, **settings_for(asked))
     sizes = samples.summary.sizes
     if [size[::-1] for size in sizes] != [asked.size]:
-        fitted = describe_fit(sizes, asked.size, loaded.fit, giver.space.medium)
-        yield Notice(
-            f"--given of {format_sizes(sizes)}: resized to {dimensions(asked.size)}{fitted}"
-        )
+        fit = describe_fit(sizes, asked.size, loaded.fit, giver.space.medium)
+        yield Notice(f"--given of {format_sizes(sizes)}: resized to {dimensions(asked.size)}{fit}")
     described = _describe_files(config.given, samples.names)
     if config.mask:
         masks = yield from read(

@@ -201,19 +201,15 @@ def load_denoiser(
     own = earlier.get("precision") if isinstance(earlier, dict) else None
     if precision == "auto" and own in ("fp32", "bf16"):
         precision, typed = own, False
-    found = (
-        path if isinstance(path, model_file.ModelFile) else (yield from _find_model(path, alone))
-    )
-    exact = choose_precision(found.model, precision, accelerator)
+    file = path if isinstance(path, model_file.ModelFile) else (yield from _find_model(path, alone))
+    exact = choose_precision(file.model, precision, accelerator)
     if not alone:  # processes may be on different machines
         exact = gather_object([exact])[0]
     if typed and precision is not None:
         for line in slow_precision(precision, accelerator.device.type):
             yield Notice(line, warning=True)
-    denoiser = make_denoiser(
-        found.model, weights, accelerator, exact, differentiable=differentiable
-    )
-    return LoadedModel(found.model, denoiser, found.sha256, exact, differentiable)
+    denoiser = make_denoiser(file.model, weights, accelerator, exact, differentiable=differentiable)
+    return LoadedModel(file.model, denoiser, file.sha256, exact, differentiable)
 
 
 def _find_model(path: str | Path, alone: bool) -> Work[model_file.ModelFile]:

@@ -233,9 +233,8 @@ class SamplingJob(ABC):
     def read(self, path: Path) -> Array:
         """Return a written sample as stored."""
         with files.report_errors(path):
-            return self.medium.read(
-                path.read_bytes(), ReadSettings(**settings_for(self.space))
-            ).values
+            settings = ReadSettings(**settings_for(self.space))
+            return self.medium.read(path.read_bytes(), settings).values
 
 
 class CascadeJob(SamplingJob):

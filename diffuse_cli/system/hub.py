@@ -198,8 +198,7 @@ def download_file(listing: HubListing, file: HubFile) -> None:
         path.unlink(missing_ok=True)
         raise kind.error(
             f"{shorten(file.name)} of {listing.title} does not match its size or checksum on "
-            "the "
-            "Hub, and was deleted",
+            "the Hub, and was deleted",
             "Run the command again",
         )
 

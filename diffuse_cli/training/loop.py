@@ -370,9 +370,8 @@ def fit(
         spent += laps()
         plan = yield from run_until(stop, prepare_plan(config, accelerator, run, laps))
         with hold_streams(plan.data), _restore_threads():
-            return (
-                yield from TrainingRun(accelerator, run, stop, debug, laps).execute(plan, spent)
-            )
+            training = TrainingRun(accelerator, run, stop, debug, laps)
+            return (yield from training.execute(plan, spent))
 
 
 @contextlib.contextmanager

@@ -157,8 +157,7 @@ def count_fitting_images(
     if images == 0:
         raise UsageError(
             f"one image of {dimensions(blueprint.space.size)} takes "
-            f"{_bytes(needs.total_bytes(1))} of "
-            f"memory in training, and {_bytes(free)} are free",
+            f"{_bytes(needs.total_bytes(1))} of memory in training, and {_bytes(free)} are free",
             f"Try {_suggest_smaller(config, blueprint, device, free)}",
         )
     return images

@@ -189,11 +189,8 @@ class RunDirectory:
 
         passed: list[str] = []
         for path in run_reader.list_checkpoints(self.checkpoints):
-            fault = run_reader.find_damage(path)
-            if fault:
-                passed.append(
-                    f"{files.show(path)} is damaged ({fault}): using an earlier checkpoint"
-                )
+            if why := run_reader.find_damage(path):
+                passed.append(f"{files.show(path)} is damaged ({why}): using an earlier checkpoint")
                 continue
             state = json.loads((path / "state.json").read_text())
             # A verified checkpoint has all of its files; early versions had no history.
@@ -222,9 +219,8 @@ class RunDirectory:
 
     def newest_step(self) -> int | None:
         """Return the step of the newest complete checkpoint without reading it."""
-        return next(
-            map(run_reader.checkpoint_step, run_reader.list_checkpoints(self.checkpoints)), None
-        )
+        paths = run_reader.list_checkpoints(self.checkpoints)
+        return next(map(run_reader.checkpoint_step, paths), None)
 
     # -- metrics -----------------------------------------------------------------------------------
 

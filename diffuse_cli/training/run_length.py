@@ -84,8 +84,7 @@ def warn_of_long_run(config: TrainConfig, seconds: float, left: int) -> Iterator
     if left * seconds > DAY:
         yield Notice(
             f"{plural(left, 'step')} of {seconds:.3g} s take {format_duration(left * seconds)}. "
-            "Try "
-            f"{_suggest_options(config, seconds, DAY / (left * seconds))}.",
+            f"Try {_suggest_options(config, seconds, DAY / (left * seconds))}.",
             warning=True,
         )
 

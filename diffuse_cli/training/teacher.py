@@ -96,10 +96,8 @@ class DistributionMatching:
     def tensors(self) -> dict[str, Tensor]:
         """Return the critic's weights and optimizer state."""
         return {
-            **{f"{WEIGHTS}{name}": value for name, value in self.net.state_dict().items()},
-            **{
-                f"{MOMENTS}{name}": value for name, value in self._updater.optimizer_state().items()
-            },
+            **{f"{WEIGHTS}{name}": t for name, t in self.net.state_dict().items()},
+            **{f"{MOMENTS}{name}": t for name, t in self._updater.optimizer_state().items()},
         }
 
     def restore(self, saved: Mapping[str, Tensor]) -> None:

@@ -90,7 +90,7 @@ class Stopwatch:
         if not config.compile:
             yield from self._measure_growing_steps(plan, math.ceil(images / parts) - (not roughly))
             if roughly or not self._suffices(images, parts):
-                return self._extrapolate_step(images, parts)
+                return self._predict_step(images, parts)
         return (yield from self._time(plan, images, parts, WARM_UP + LEAST, SETTLED))
 
     def measure_pass(self, plan: Plan, step: float) -> Work[float | None]:
@@ -168,11 +168,9 @@ class Stopwatch:
 
     def _suffices(self, images: int, parts: int = 1) -> bool:
         """Whether the time suffices for two such steps. The first measurement is always made."""
-        return (
-            not self._known or self.spent + 2 * self._extrapolate_step(images, parts) <= self.budget
-        )
+        return not self._known or self.spent + 2 * self._predict_step(images, parts) <= self.budget
 
-    def _extrapolate_step(self, images: int, parts: int = 1) -> float:
+    def _predict_step(self, images: int, parts: int = 1) -> float:
         """Extrapolate the time of a step. Another image takes at least half of the mean."""
         (before, early), (most, late) = [(0, 0.0), *self._known][-2:]
         each = late / most

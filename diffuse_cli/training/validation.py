@@ -211,7 +211,6 @@ class Overfitting:
         return (
             f"overfitting: the held-out loss was best at step {best.step:,} and has risen from "
             f"{Measurement(best.mean)} to {Measurement(now.mean)}, while the training loss fell "
-            "from "
-            f"{Measurement(best.training)} to {Measurement(now.training)}. The model memorizes its "
-            "training data"
+            f"from {Measurement(best.training)} to {Measurement(now.training)}. The model "
+            "memorizes its training data"
         )

@@ -141,9 +141,7 @@ def _page(
     left = LEFT
     if end:
         left = min(LEFT, max(len(flags) for rows in sections.values() for flags, _ in rows))
-        sections = {
-            title: [*_shorten_rows(rows, inner - left - 2)] for title, rows in sections.items()
-        }
+        sections = {title: [*_cut_rows(rows, inner - left - 2)] for title, rows in sections.items()}
     blocks = {title: [*_table(rows, left, inner)] for title, rows in sections.items()}
     if examples:
         blocks["Examples"] = [line for example in examples for line in _wrap(example, inner)]
@@ -174,7 +172,7 @@ def _table(rows: Rows, left: int, width: int) -> Iterator[str]:
         yield from (f"{flag:<{left}}  {words}".rstrip() for flag, words in both)
 
 
-def _shorten_rows(rows: Rows, width: int) -> Iterator[tuple[str, str]]:
+def _cut_rows(rows: Rows, width: int) -> Iterator[tuple[str, str]]:
     """Yield flags with the sentence of their help, and the default if both fit on two lines."""
     for flags, text in rows:
         sentence = text.partition(". ")[0].removesuffix(".") + "."

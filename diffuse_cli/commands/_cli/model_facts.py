@@ -129,12 +129,10 @@ def _settings(values: Mapping[str, Any], before: str = "") -> list[str]:
 # -- Markdown -------------------------------------------------------------------------------------
 
 
-def model_section(
-    found: ModelFile, left_out: Collection[str], first: Iterable[Sequence[str]]
-) -> str:
-    """Return a section on the model: the `first` rows, in Markdown, and those of `model_rows`
+def model_section(found: ModelFile, left_out: Collection[str], top: Iterable[Sequence[str]]) -> str:
+    """Return a section on the model: the `top` rows, in Markdown, and those of `model_rows`
     without the labels that are left out."""
-    rows, label = [*first], ""
+    rows, label = [*top], ""
     for own, text in model_rows(found):
         label = own or label
         if label not in left_out:
@@ -156,8 +154,8 @@ def data_section(data: Mapping[str, Any]) -> str:
         rows.append(("origin", escape(str(origin))))
     return (
         "## The data\n\n"
-        "The training data are not here. `diffuse info DATA` prints the same fingerprint of the "
-        "same data.\n\n" + table(("", ""), rows)
+        "The training data are not here. `diffuse info DATA` prints the same fingerprint "
+        "of the same data.\n\n" + table(("", ""), rows)
     )
 
 

@@ -77,12 +77,11 @@ def lines(found: Comparison) -> list[str]:
     sides = found.a, found.b
     rows = [["", "A", "B"]]
     rows += [[brief(name), *_setting(*pair)] for name, pair in found.settings.items()]
-    ours, theirs = (_facts(side) for side in sides)
+    a, b = (_facts(side) for side in sides)
     rows += [
-        [name, ours[name], theirs[name]]
-        for name in ours
-        if {ours[name], theirs[name]} != {NONE}
-        and (name != "written by" or ours[name] != theirs[name])
+        [name, a[name], b[name]]
+        for name in a
+        if {a[name], b[name]} != {NONE} and (name != "written by" or a[name] != b[name])
     ]
     measured = found.measured
     return [

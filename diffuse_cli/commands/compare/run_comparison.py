@@ -105,10 +105,8 @@ def compare(config: CompareConfig) -> Work[Comparison | None]:
     """
     a = yield from _read_side(config.a)
     b = yield from _read_side(config.b)
-    with_places = a.places is not None and b.places is not None
-    ours, theirs = (
-        {**(side.places or {} if with_places else {}), **side.settings} for side in (a, b)
-    )
+    placed = a.places is not None and b.places is not None
+    ours, theirs = ({**(side.places or {} if placed else {}), **side.settings} for side in (a, b))
     differing = {
         name: (ours.get(name), theirs.get(name))
         for name in {**ours, **theirs}
@@ -124,21 +122,21 @@ def compare(config: CompareConfig) -> Work[Comparison | None]:
                 f"the metrics cannot be compared: samples of A are {kinds[0]}, and of B {kinds[1]}"
             )
         else:
-            measured = yield from _measure_sides(config, sides)
+            measured = yield from _measure_pair(config, sides)
     if rank() > 0:
         return None
     return Comparison(a, b, differing, tuple(remarks), measured)
 
 
-def _measure_sides(
-    config: CompareConfig, sides: Sequence[ModelFile]
+def _measure_pair(
+    config: CompareConfig, pair: Sequence[ModelFile]
 ) -> Work[PairedComparison | None]:
     from diffuse_cli.evaluation.paired_comparison import compare_models
     from diffuse_cli.sampling.generation import load_denoiser
 
     with open_accelerator(config.precision, config.device) as accelerator:
         loaded = []
-        for found in sides:
+        for found in pair:
             own = config.weights, accelerator, config.precision
             loaded.append((yield from load_denoiser(found, *own, typed=False)))
         return (yield from compare_models(config, loaded, accelerator))
@@ -214,11 +212,9 @@ def _flatten_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _find_lowest(rows: list[dict[str, Any]], name: str) -> dict[str, float] | None:
     """Return the lowest number of this name with its error, if it has one, and its step."""
-    found = [
-        (v, row) for row in rows if (v := run_reader.finite_or_none(row.get(name))) is not None
-    ]
-    if not found:
+    kept = [(v, row) for row in rows if (v := run_reader.finite_or_none(row.get(name))) is not None]
+    if not kept:
         return None
-    value, row = min(found, key=lambda each: each[0])
+    value, row = min(kept, key=lambda each: each[0])
     error = run_reader.finite_or_none(row.get(f"{name}_standard_error"))
     return {"value": value, "step": row["step"]} | ({"standard_error": error} if error else {})

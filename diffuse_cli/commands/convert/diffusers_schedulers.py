@@ -188,10 +188,8 @@ def scheduler_fields(scheduler: Scheduler, diffusion: DiffusionConfig) -> dict[s
     """
     betas = make_process(replace(diffusion, zero_terminal_snr=False)).betas.tolist()
     ends = betas[0], betas[-1]
-    named = (
-        k for k in BETAS if k != "sigmoid" and _match(BETAS[k](len(betas), *ends), betas, EXACT)
-    )
-    kind = next(named, None)
+    fit = (k for k in BETAS if k != "sigmoid" and _match(BETAS[k](len(betas), *ends), betas, EXACT))
+    kind = next(fit, None)
     spoken = {"beta_schedule": kind, "beta_start": ends[0], "beta_end": ends[1]}
     noisy = scheduler.variance and diffusion.variance != "small"
     return {

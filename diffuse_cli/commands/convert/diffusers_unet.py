@@ -154,11 +154,9 @@ def read_unet(path: Path, said: Mapping[str, Any]) -> tuple[dict[str, Any], tupl
     }, classes
 
 
-def unsupported_error(path: Path, name: str, value: Any) -> ModelFileError:
+def unsupported_error(path: Path, key: str, value: Any) -> ModelFileError:
     """Return the error for a field of a file."""
-    return ModelFileError(
-        f"{show(path)}: {shorten(name)} = {shorten(repr(value))} is not supported"
-    )
+    return ModelFileError(f"{show(path)}: {shorten(key)} = {shorten(repr(value))} is not supported")
 
 
 def _check_fields(path: Path, said: Mapping[str, Any]) -> dict[str, Any]:

@@ -40,9 +40,7 @@ def run(config: EmaConfig, console: Console) -> None:
 def lines(found: MeasuredLengths) -> list[str]:
     """Return a row for each length, the best of them, and the file that was written."""
     rows = [["length", label(found.metric)]]
-    rows += [
-        [f"{row.length:.2f}", format_measurement(row.values, found.metric)] for row in found.rows
-    ]
+    rows += [[f"{r.length:.2f}", format_measurement(r.values, found.metric)] for r in found.rows]
     rows.append(["in the file", format_measurement(found.file, found.metric)])
     return [
         *align_columns(rows),

@@ -174,9 +174,7 @@ def _fit_lengths(
     """Return the combination for each length that the snapshots can give."""
     profiles = [profile for snapshot in given for profile in snapshot.profiles.values()]
     wanted = {v: ema_weights.Profile(ema_weights.gamma_of(v), _last_update(given)) for v in LENGTHS}
-    every = {
-        length: ema_weights.fit_profile(profiles, profile) for length, profile in wanted.items()
-    }
+    every = {v: ema_weights.fit_profile(profiles, profile) for v, profile in wanted.items()}
     far = [f"{length:.2f}" for length, found in every.items() if found.error > NEAR]
     if far:
         yield Notice(f"left out, as they need more snapshots than {len(given)}: {', '.join(far)}")

@@ -83,14 +83,12 @@ class DataReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
-        sides = (
-            dict(zip(("height", "width"), self.size, strict=True)) if len(self.size) == 2 else {}
-        )
+        size = dict(zip(("height", "width"), self.size, strict=True)) if len(self.size) == 2 else {}
         return {
             "kind": "data",
             "path": self.config.path,
             **self.summary.to_dict(),
-            "size": sides or list(self.size),
+            "size": size or list(self.size),
             "held_out": self.held_out,
             "pixels": asdict(self.pixels),
             **({"range": list(self.ends)} if self.ends not in (None, (0, self.top)) else {}),
@@ -156,9 +154,7 @@ def _check_sheet_path(config: InfoConfig) -> None:
 def _report(config: InfoConfig, images: Dataset, out: Path | None) -> Work[DataReport]:
     top = {"uint8": 255, "uint16": 65_535}.get(images.stored.dtype.name)
     pictured = top is not None and images.stored.ndim == 4
-    ends = (
-        limit_levels(images.estimated_space, images.stored).level_range if top is not None else None
-    )
+    ends = limit_levels(images.estimated_space, images.stored).level_range if top else None
     if pictured and ends is not None:
         pixels, hashed, blank = yield from _measure(images, ends)
     else:

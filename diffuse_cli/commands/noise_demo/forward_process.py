@@ -112,16 +112,14 @@ class Scene:
         for i, (name, (x, y)) in enumerate(zip(names, centers, strict=True)):
             sheet.text(x, y - 0.1, name, pitch, fontsize=10, color=figures.color(i), **style)
 
-        def pictures(t: int) -> Iterator[tuple[float, float, Pixels]]:
+        def frames(t: int) -> Iterator[tuple[float, float, Pixels]]:
             for curve, name, (x, y) in zip(curves, names, centers, strict=True):
                 curve.set_markevery([t])
                 yield x - w / 2, y, self.to_pixels(name, t)
 
         size = count * math.prod(first.shape[-2:]) * zoom
         times = self.times(max(8, min(FRAMES, NOISE // size)))
-        return (
-            yield from demo_page.animate(sheet, label, times, self.num_timesteps, zoom, pictures)
-        )
+        return (yield from demo_page.animate(sheet, label, times, self.num_timesteps, zoom, frames))
 
 
 def level(process: Process, t: int) -> str:

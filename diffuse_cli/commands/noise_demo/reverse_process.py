@@ -203,9 +203,7 @@ def compute_trajectories(
     times = demo_page.spread_evenly(range(last + 1), STEPS)
     x0 = space.to_model(torch.tensor(values[None], device=device))
     given = yield from read_condition(config, values, loaded, device)
-    denoise = clamp_denoised(
-        _conditional_denoiser(loaded, config.label, given, device), loaded.denoiser
-    )
+    denoise = clamp_denoised(_bind_condition(loaded, config.label, given, device), loaded.denoiser)
     noise = partial(image_noise, config.seed, [0], shape=space.shape, device=device)
     forward = yield from _forward(denoise, x0, noise(-1), times, loaded)
     reverse = yield from _reverse(denoise, noise, times, loaded)
@@ -214,7 +212,7 @@ def compute_trajectories(
     return Trajectories(title, values, process, forward, reverse, space, given)
 
 
-def _conditional_denoiser(
+def _bind_condition(
     loaded: LoadedModel, label: str | None, given: DemoCondition | None, device: torch.device
 ) -> Denoise:
     """Return the model, told a class, or none if it has classes, and its conditioning image."""

@@ -82,16 +82,14 @@ def push(config: PushConfig) -> Work[dict[str, Any]]:
             begun.write(NUMBERS, (json.dumps(numbers, indent=1) + "\n").encode())
         begun.write(CARD, card(config, found, numbers, picture=bool(picture), drawn=drawn).encode())
         begun.end()
-        names, address = sorted({path.name for path in folder.iterdir()} - {LOCK}), None
+        names, url = sorted({path.name for path in folder.iterdir()} - {LOCK}), None
         if config.out is None:
             yield Progress("pushing files", 0, len(names))
-            message = f"A model of diffuse, step {found.model.step:,}"
-            address = upload(
-                folder, config.target, private=config.private, message=message, owned=OWNED
-            )
+            text = f"A model of diffuse, step {found.model.step:,}"
+            url = upload(folder, config.target, private=config.private, message=text, owned=OWNED)
             yield Progress("pushing files", len(names), len(names))
     where = None if config.out is None else str(folder)
-    return {"folder": where, "commit": address, "files": names, "sha256": found.sha256}
+    return {"folder": where, "commit": url, "files": names, "sha256": found.sha256}
 
 
 @contextlib.contextmanager

@@ -332,16 +332,14 @@ def list_samples(source: Source, medium: str | None = None) -> Listing:
     return Listing(chosen, tuple(ordered), others, unread, listed, source.origin)
 
 
-def read_subset(
-    source: Source, entries: Sequence[Entry], count: int, largest: int
-) -> Iterator[bytes]:
+def read_subset(source: Source, entries: Sequence[Entry], count: int, most: int) -> Iterator[bytes]:
     """Yield the bytes of about `count` entries, evenly spaced among all.
 
-    Entries that are larger than `largest`, or cannot be read, are left out.
+    Entries that are larger than `most`, or cannot be read, are left out.
     """
     for entry in entries[:: -(-len(entries) // count) or 1]:
         with contextlib.suppress(Unusable, OSError):
-            if not entry.fault and entry.size <= largest:
+            if not entry.fault and entry.size <= most:
                 yield source.read(entry)
 
 

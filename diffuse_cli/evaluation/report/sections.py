@@ -151,8 +151,7 @@ def bits(found: EvaluationResult) -> dict[str, Any]:
     density = " of the density" if "nats_per_dim" in found.values else ""
     said = (
         f"Bits per dimension{density} that each timestep costs, from {Measurement(values[0])} at "
-        "the "
-        f"first to {Measurement(values[-1])} at the last"
+        f"the first to {Measurement(values[-1])} at the last"
     )
     axis = f"bits per dimension{density}, each"
     plot = charts.stairs("bits", values, edges, said, "timestep + 1", axis)
@@ -216,9 +215,8 @@ def _quality(swept: TuningResult, label: str) -> Markup:
     series = []
     for name, group in groups.items():
         group.sort(key=lambda row: row.evaluations)
-        values, errors = zip(
-            *(read_measurement(row.values, swept.metric) for row in group), strict=True
-        )
+        measured = (read_measurement(row.values, swept.metric) for row in group)
+        values, errors = zip(*measured, strict=True)
         series.append(Line(name, [row.evaluations for row in group], values, errors, marks=True))
     axis = f"network evaluations per {swept.words.one}"
     said = f"{label} of each sampler and guidance scale over {axis}"
@@ -273,10 +271,8 @@ def _spectrum(spectrum: dict[str, Any]) -> Markup:
         if drawn:
             places, powers, errors = zip(*drawn, strict=True)
             series.append(Line(name, places, powers, errors, band=True))
-    said = "Power by frequency, real and generated"
-    return charts.lines(
-        "spectrum", series, said, "waves per point", "power", log_x=True, log_y=True
-    )
+    alt = "Power by frequency, real and generated"
+    return charts.lines("spectrum", series, alt, "waves per point", "power", log_x=True, log_y=True)
 
 
 # -- curves ---------------------------------------------------------------------------------------

@@ -115,10 +115,8 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
 
         def tried(settings: Iterable[SamplerChoice]) -> Work[SamplerChoice]:
             """Measure settings, and return the best of all so far."""
-            for setting in settings:
-                rows.append(
-                    (yield from _nest_progress(measure(setting), setting, len(rows), total))
-                )
+            for choice in settings:
+                rows.append((yield from _nest_progress(measure(choice), choice, len(rows), total)))
             return recommend(rows)
 
         found = yield from tried(first)

@@ -154,9 +154,8 @@ def read_pages(data: bytes, shared: bool = False) -> tuple[Planes, str]:
 
     pages = _pages(image, shared, levels)
     most = max((page.dtype for page in pages), key=lambda own: own.itemsize)
-    return turn_upright(
-        np.concatenate([rescale_levels(page, most.name) for page in pages]), turn
-    ), mode
+    merged = np.concatenate([rescale_levels(page, most.name) for page in pages])
+    return turn_upright(merged, turn), mode
 
 
 def encode_tiff(values: Planes) -> bytes:

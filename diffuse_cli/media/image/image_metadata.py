@@ -227,19 +227,17 @@ def _cube(mode: str) -> Image.Image:
     return Image.fromarray(grid.reshape(27, -1, len(mode)), mode)
 
 
-def _wrap_conversion(
-    before: Image.Image, after: Image.Image, convert: Conversion
-) -> Conversion | None:
+def _wrap_conversion(old: Image.Image, new: Image.Image, convert: Conversion) -> Conversion | None:
     """Wrap `convert` to keep an image's transparency; None if it hardly changes a color."""
-    if before.mode == after.mode:
-        changes = np.asarray(before, np.int16) - np.asarray(after, np.int16)
+    if old.mode == new.mode:
+        changes = np.asarray(old, np.int16) - np.asarray(new, np.int16)
         if abs(changes).max() <= NEAR:
             return None
 
     def converted(image: Image.Image) -> Image.Image:
-        if image.mode == before.mode:
+        if image.mode == old.mode:
             return convert(image)
-        done = convert(image.convert(before.mode))
+        done = convert(image.convert(old.mode))
         done.putalpha(image.getchannel("A"))
         return done
 

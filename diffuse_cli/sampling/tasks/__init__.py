@@ -161,16 +161,14 @@ def run_task(
 
         def states(part: range) -> Iterator[State]:
             # Sample j starts from the same noise for all pictures and any number of samples.
-            own = [k % n for k in part]
+            js = [k % n for k in part]
 
             def noise(k: int) -> Tensor:
-                return arrange_memory(
-                    image_noise(settings.seed, own, k, loaded.space.shape, device)
-                )
+                return arrange_memory(image_noise(settings.seed, js, k, loaded.space.shape, device))
 
             def bind(denoise: Denoise) -> Denoise:
                 wanted = settings.condition
-                return wanted.bind(denoise, own, device) if wanted else denoise
+                return wanted.bind(denoise, js, device) if wanted else denoise
 
             return plan.states([k // n for k in part], bind, noise)
 

@@ -108,25 +108,23 @@ def _claim_output(target: Target, name: str, config: ConvertConfig) -> Iterator[
     meanwhile."""
     given = config.out or target.OUT
     if suffix := _suffix(target):
-        with outputs.claim_output(given, suffix, config.overwrite, read=config.source) as path:
-            yield path
+        with outputs.claim_output(given, suffix, config.overwrite, read=config.source) as out:
+            yield out
         return
-    path = Path(given)
+    out = Path(given)
     known = (".safetensors", *filter(None, map(_suffix, TARGETS.values())))
-    if path.suffix.lower() in known:
-        raise UsageError(
-            f"--to {name} writes a folder, not {files.show(path)}", "Choose another -o"
-        )
-    files.check_writable(path / "config.json")
-    with outputs.hold_output(path):
-        with files.report_errors(path):
-            there = {entry.name for entry in path.iterdir()} if path.exists() else set()
+    if out.suffix.lower() in known:
+        raise UsageError(f"--to {name} writes a folder, not {files.show(out)}", "Choose another -o")
+    files.check_writable(out / "config.json")
+    with outputs.hold_output(out):
+        with files.report_errors(out):
+            there = {entry.name for entry in out.iterdir()} if out.exists() else set()
         if others := sorted(there.difference(target.PARTS)):
             raise OutputError(
-                f"{files.show(path)} holds {files.show(others[0])}, which is not part of a model",
+                f"{files.show(out)} holds {files.show(others[0])}, which is not part of a model",
                 "Choose another -o",
             )
         if there and not config.overwrite:
             hint = "Choose another -o, or --overwrite"
-            raise OutputError(f"{files.show(path)} exists already", hint)
-        yield path
+            raise OutputError(f"{files.show(out)} exists already", hint)
+        yield out

@@ -59,10 +59,8 @@ def trace_network(net: nn.Module, own: Blueprint) -> Any:
         try:
             program = torch.export.export(net, (x, t), example, dynamic_shapes=shapes, strict=False)
         except UserError as error:
-            reason = shorten(str(error).partition("\n")[0])
-            raise ModelFileError(
-                f"torch cannot trace the network {own.network}: {reason}"
-            ) from error
+            why = shorten(str(error).partition("\n")[0])
+            raise ModelFileError(f"torch cannot trace the network {own.network}: {why}") from error
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)
     return program
