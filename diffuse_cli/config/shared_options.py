@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from diffuse_cli.config.options import OVERWRITE, Options, argument, option
@@ -107,21 +106,13 @@ class DiffusionConfig(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "num_timesteps", timesteps_of(self.betas, self.num_timesteps))
+        expected = TIMESTEPS if self.betas is None else len(self.betas)
+        if self.num_timesteps is None:
+            object.__setattr__(self, "num_timesteps", expected)
         if self.betas is not None:
+            if self.num_timesteps != expected:
+                text = (
+                    f"--num-timesteps {self.num_timesteps} is not the number of --betas, {expected}"
+                )
+                raise UsageError(text, "Leave it out")
             object.__setattr__(self, "schedule", None)
-
-
-def timesteps_of(betas: Sequence[float] | None, given: int | None) -> int:
-    """Return the number of timesteps: `given`, else the number of betas, else 1000.
-
-    Raises:
-        UsageError: `given` is not the number of betas.
-    """
-    if betas is None:
-        return TIMESTEPS if given is None else given
-    if given not in (None, len(betas)):
-        raise UsageError(
-            f"--num-timesteps {given} is not the number of --betas, {len(betas)}", "Leave it out"
-        )
-    return len(betas)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -373,21 +374,14 @@ def _parse_part(text: str) -> Degradation:
         return kind()  # type: ignore[no-any-return]
     if not kind.VALUE:
         raise _parse_error(text, "takes no value", f"Write {name}")
+    annotation = field_annotation(fields_by_name(kind)[kind.VALUE])
+    converted: Any = value
+    with suppress(ValueError):  # the option refuses text
+        converted = {"int": int, "float": float}.get(annotation, str)(value)
     try:
-        return kind(**{kind.VALUE: _parse_value(kind, value)})  # type: ignore[no-any-return]
+        return kind(**{kind.VALUE: converted})  # type: ignore[no-any-return]
     except InvalidArgument as error:
         raise _parse_error(text, error.message(error.argument), error.hint) from error
-
-
-def _parse_value(kind: Any, text: str) -> Any:
-    """Return the value after the colon in the option's type, or as text if it does not convert."""
-    number: Any = {"int": int, "float": float}.get(
-        field_annotation(fields_by_name(kind)[kind.VALUE]), str
-    )
-    try:
-        return number(text)
-    except ValueError:
-        return text
 
 
 def _parse_error(text: str, problem: str, hint: str) -> InvalidArgument:

@@ -150,7 +150,8 @@ def _gradients(
     """Return the gradients of x, weight and bias from the gradient of z."""
     if x_hat is None:
         return _native_gradients(dz, x, mean, rstd, weight, groups)
-    dbias, dweight = (_rows(v).sum(1, dtype=torch.float32) for v in (dz, dz * x_hat))
+    rows = (v.permute(0, 2, 3, 1).flatten(1, 2) for v in (dz, dz * x_hat))
+    dbias, dweight = (v.sum(1, dtype=torch.float32) for v in rows)
     one = weight.new_ones(x.shape[1])
     dx = _native_gradients(dz * _expand_cast(weight, x), x, mean, rstd, one, groups)[0]
     return dx, dweight, dbias
@@ -195,11 +196,6 @@ def _restride(x: Tensor) -> Tensor:
 def _sizes(x: Tensor) -> tuple[int, int, int]:
     """Return the numbers of samples, channels and pixels."""
     return len(x), x.shape[1], x.shape[2] * x.shape[3]
-
-
-def _rows(x: Tensor) -> Tensor:
-    """View (B, C, H, W) in channels-last order as (B, H * W, C)."""
-    return x.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def _expand_cast(channels: Tensor, like: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from diffuse_cli.core.gaussian import Gaussian
 from diffuse_cli.core.guidance import clip as clipped
 from diffuse_cli.core.losses import bound_term
 from diffuse_cli.core.process import Process
+from diffuse_cli.core.timesteps import choose
 
 RISE = 0.2
 """Exponent of the cost per nat of log-SNR at high SNR, about SNR^RISE bits. At low SNR, where the
@@ -134,11 +135,10 @@ def draw_visits(expected: Tensor, places: Tensor) -> Tensor:
         expected: the result of `plan_visits`.
         places: uniform random numbers, float64 in [0, 1).
     """
-    edges = expected.cumsum(0)
     starts = torch.arange(places.shape[-1], dtype=torch.float64)
     below = torch.nextafter(starts + 1, starts)  # to which a sum just below k + 1 would round up
     along = torch.minimum(starts + places, below)
-    return torch.searchsorted(edges, along, right=True).clamp(max=len(edges) - 1)
+    return choose(expected, along)
 
 
 def strata(num_timesteps: int, n: int) -> list[range]:

@@ -28,6 +28,8 @@ from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.events import Progress, Work
 from diffuse_cli.system.files import show
 
+Reasons = dict[str, tuple[int, tuple[str, ...]]]
+
 
 @dataclass
 class Tally:
@@ -39,8 +41,8 @@ class Tally:
     modes: Counter[str] = field(default_factory=Counter)
     color: int = 0
     layout: str | None = None
-    skipped: dict[str, tuple[int, tuple[str, ...]]] = field(default_factory=dict)
-    remarks: dict[str, tuple[int, tuple[str, ...]]] = field(default_factory=dict)
+    skipped: Reasons = field(default_factory=dict)
+    remarks: Reasons = field(default_factory=dict)
 
     def add(self, entry: Entry, read: Read) -> None:
         """Count a decoded sample."""
@@ -57,14 +59,9 @@ class Tally:
         """Return the digests of the samples, (N, 16)."""
         return np.frombuffer(b"".join(self.digests), np.uint8).reshape(-1, 16)
 
-    def skip(self, skip: SkippedFile) -> None:
-        """Count a skipped file."""
-        _count_reason(self.skipped, skip.reason, skip.entry)
 
 
-def _count_reason(
-    reasons: dict[str, tuple[int, tuple[str, ...]]], reason: str, entry: Entry
-) -> None:
+def _count_reason(reasons: Reasons, reason: str, entry: Entry) -> None:
     count, names = reasons.get(reason, (0, ()))
     reasons[reason] = count + 1, (*names, entry.name) if count < NAMED else names
 
@@ -107,7 +104,7 @@ def decode_listing(
                 if strict:
                     text = f"{show(result.entry.name)}: {result.reason}"
                     raise DataError(text, "Remove it, or leave --strict out to skip such files")
-                tally.skip(result)
+                _count_reason(tally.skipped, result.reason, result.entry)
             else:
                 tally.add(result.entry, result.read)
                 values = result.read.values

@@ -214,9 +214,9 @@ class Medium:
         lookup(self.fits, asked.fit, "fit")
         if layout == ALPHA and ALPHA not in self.layouts:
             raise InvalidArgument(f": {many} have no transparency", argument="alpha")
-        if layout is not None and not self.layouts:
-            raise InvalidArgument(f"{many} have no layout", argument="layout")
         if layout is not None:
+            if not self.layouts:
+                raise InvalidArgument(f"{many} have no layout", argument="layout")
             lookup(dict.fromkeys(self.layouts), layout, "layout")
         channels, known = asked.channels, self.brought.get(layout)
         if channels is not None and known and channels not in known:

@@ -132,8 +132,9 @@ def _open_temporary(target: Path, stack: contextlib.ExitStack) -> _Writer:
         with contextlib.suppress(FileExistsError), operation("open", path):
             file = _Writer(path)
             stack.callback(file.discard)
-            # Another process may remove it before it is locked.
-            if _lock(file.fileno()) is not False and _is_at(path, file.fileno()):
+            locked = _lock(file.fileno()) is not False
+            # Another process may have removed it before it was locked.
+            if locked and path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file
 
 
@@ -180,11 +181,6 @@ def _remove_abandoned(path: Path) -> None:
         with contextlib.suppress(OSError), path.open("r+b") as file:
             if _lock(file.fileno()):
                 remove(path)
-
-
-def _is_at(path: Path, descriptor: int) -> bool:
-    """Whether an open file is the one at `path`."""
-    return path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())
 
 
 def _lock(descriptor: int) -> bool | None:

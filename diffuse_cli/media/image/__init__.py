@@ -96,14 +96,12 @@ def _read_opaque(found: DecodedImage, asked: ReadSettings) -> Read:
     assert image is not None
     wanted = MODES[asked.channels] if asked.channels is not None else _mode(image, asked)
 
-    def finished(part: Image.Image) -> Image.Image:
+    def finish(part: Image.Image) -> Image.Image:
         part = to_srgb(part) if to_srgb else part
         return part if part.mode == wanted else part.convert(wanted)
 
-    done = image if to_srgb else finished(image)
-    done = planes.fit_image(
-        done, _result_size(image.size, asked), asked.fit, asked.background, finished
-    )
+    done, size = image if to_srgb else finish(image), _result_size(image.size, asked)
+    done = planes.fit_image(done, size, asked.fit, asked.background, finish)
     values = np.asarray(done)
     name = planes.pixel_digest(values) if done is image else planes.image_digest(image)
     if to_srgb:  # equal values are other colors under another profile
