@@ -45,10 +45,8 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
         resumed = complete({**values, "init": model})
         own = 1.0 if resumed.teacher_guidance is None else resumed.teacher_guidance
         if guidance not in (None, own):
-            raise UsageError(
-                f"--guidance {guidance:g} differs from the run's {own:g}",
-                "Leave it out to continue, or start again with --overwrite",
-            )
+            text = f"--guidance {guidance:g} differs from the run's {own:g}"
+            raise UsageError(text, "Leave it out to continue, or start again with --overwrite")
         return resumed
     values |= {"init": model, "loss": "consistency", "keep_weak": False}
     values["timestep_draw"] = "uniform"  # a path has times of its own
@@ -60,10 +58,8 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
     if guidance is None:
         guidance = guidance_of(found)
     elif guidance != 1 and not found.blueprint.conditions:
-        raise UsageError(
-            f"--guidance {guidance:g}: the model is unconditional, so it cannot be guided",
-            "Leave it out",
-        )
+        text = f"--guidance {guidance:g}: the model is unconditional, so it cannot be guided"
+        raise UsageError(text, "Leave it out")
     if guidance is not None:
         values["teacher_guidance"] = guidance
     if config.steps is None and config.minutes is None:

@@ -137,10 +137,8 @@ class EvalConfig(MeasureConfig, BoundPlotConfig, StartConfig, DrawConfig, Weight
         super().__post_init__()
         for name in ("report", "pairs", "plot"):
             if self.metrics is not None and getattr(self, name):
-                raise UsageError(
-                    f"--{name} and --metrics exclude each other: it shows what all of them found",
-                    "Leave one of them out",
-                )
+                text = f"--{name} and --metrics exclude each other: it shows what all of them found"
+                raise UsageError(text, "Leave one of them out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,10 +192,8 @@ class TuneConfig(MeasureConfig, GuideConfig, TrajectoryConfig, WeightsConfig):
         if self.guide_with not in (None, OWN):
             flag = "--guide-with"
         if self.out is not None and flag:
-            raise UsageError(
-                f"-o: a model file cannot record {flag}, with which the setting was measured",
-                f"Leave out -o or {flag}",
-            )
+            text = f"-o: a model file cannot record {flag}, with which the setting was measured"
+            raise UsageError(text, f"Leave out -o or {flag}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,9 +213,8 @@ class EmaConfig(MeasureConfig, StartConfig, DrawConfig):
         super().__post_init__()
         flag = find_changed_flag(self, SamplerConfig, StartConfig, FeatureConfig)
         if self.metric == "held-out" and flag:
-            raise UsageError(
-                f"{flag} has no effect: --metric held-out generates no images", f"Leave out {flag}"
-            )
+            text = f"{flag} has no effect: --metric held-out generates no images"
+            raise UsageError(text, f"Leave out {flag}")
 
 
 @dataclass(frozen=True, kw_only=True)

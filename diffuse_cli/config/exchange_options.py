@@ -113,9 +113,8 @@ class ConvertConfig(Options):
         pairs = (("schedule", "betas"), ("heads", "head_width"), ("heads_upsample", "head_width"))
         for one, other in pairs:
             if None not in (getattr(self, one), getattr(self, other)):
-                raise UsageError(
-                    f"{flag(one)} and {flag(other)} exclude each other", "Leave one of them out"
-                )
+                text = f"{flag(one)} and {flag(other)} exclude each other"
+                raise UsageError(text, "Leave one of them out")
 
 
 # -- pushing --------------------------------------------------------------------------------------
@@ -154,7 +153,5 @@ class PushConfig(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.license is None:
-            raise UsageError(
-                "--license is missing: the Hub shows under which terms others may use the model",
-                "Pass a license, for example --license mit",
-            )
+            text = "--license is missing: the Hub shows under which terms others may use the model"
+            raise UsageError(text, "Pass a license, for example --license mit")

@@ -241,16 +241,12 @@ def resolve_architecture(
     preset, given = find_preset(preset_name), dict(config.architecture)
     name = config.network or preset.network
     if preset_name is not None and name != preset.network:
-        raise UsageError(
-            f"--preset {preset_name} is a '{preset.network}', not a '{name}'",
-            "Leave out --network or --preset",
-        )
+        text = f"--preset {preset_name} is a '{preset.network}', not a '{name}'"
+        raise UsageError(text, "Leave out --network or --preset")
     if config.width is not None:
         if given.get("width", config.width) != config.width:
-            raise UsageError(
-                f"[{name}] width = {given['width']} differs from width = {config.width}",
-                "Leave one of them out",
-            )
+            text = f"[{name}] width = {given['width']} differs from width = {config.width}"
+            raise UsageError(text, "Leave one of them out")
         given["width"] = config.width
     module, fields = (
         lookup(NETWORKS, name, "--network"),

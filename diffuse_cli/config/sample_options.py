@@ -259,6 +259,5 @@ class SampleConfig(StartConfig, DrawConfig, WeightsConfig):
                 if getattr(self, flag):
                     raise UsageError(f"--{flag} goes with --given", "Give both, or neither")
         if self.mask and self.degrade:
-            raise UsageError(
-                "--mask and --degrade exclude each other", "--degrade draws its own masks"
-            )
+            text = "--mask and --degrade exclude each other"
+            raise UsageError(text, "--degrade draws its own masks")

@@ -274,9 +274,8 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
             flag = "--resume" if self.resume else "--auto-resume"
             raise UsageError(f"{flag} and --overwrite exclude each other")
         if self.loss in WEIGHTED and self.weighting not in (None, "none"):
-            raise UsageError(
-                f"--weighting does not go with --loss {self.loss}, which has its own weights"
-            )
+            text = f"--weighting does not go with --loss {self.loss}, which has its own weights"
+            raise UsageError(text)
 
     @property
     def resumes(self) -> bool:

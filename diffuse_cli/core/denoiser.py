@@ -88,10 +88,8 @@ class Denoiser:
         alpha, sigma = process.alpha_bars.sqrt(), (1 - process.alpha_bars).sqrt()
         a, b = (torch.as_tensor(v) for v in self._coefficients(alpha, sigma, *self._posterior))
         if bool((a * sigma - b * alpha == 0).any()):
-            raise InvalidArgument(
-                f"target '{target}' is undefined where the signal-to-noise ratio is 0",
-                "Choose v, x0, flow or mu",
-            )
+            text = f"target '{target}' is undefined where the signal-to-noise ratio is 0"
+            raise InvalidArgument(text, "Choose v, x0, flow or mu")
         self.coefficients: tuple[Tensor, Tensor] = (a.expand_as(alpha), b.expand_as(alpha))
         self._targets = TimestepTable(*self.coefficients)
         self._inverses = TimestepTable(*self._invert(a, b, alpha, sigma))

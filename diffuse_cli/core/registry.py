@@ -50,10 +50,8 @@ def _load(point: EntryPoint) -> Any:
         return point.load()
     except Exception as error:  # the import runs code of another package
         package = point.dist.name if point.dist else point.value
-        raise InvalidArgument(
-            f"the extension {package} cannot be loaded: {type(error).__name__}: {error}",
-            "Update it, or uninstall it",
-        ) from error
+        text = f"the extension {package} cannot be loaded: {type(error).__name__}: {error}"
+        raise InvalidArgument(text, "Update it, or uninstall it") from error
 
 
 class Registry(MutableMapping[str, Entry]):
@@ -222,6 +220,5 @@ def lookup(table: Mapping[str, Entry], name: str, argument: str) -> Entry:
     try:
         return table[name]
     except KeyError:
-        raise InvalidArgument(
-            f": there is no '{name}'", suggest(name, table), argument=argument
-        ) from None
+        text = f": there is no '{name}'"
+        raise InvalidArgument(text, suggest(name, table), argument=argument) from None

@@ -169,9 +169,8 @@ def sampler_options(sampler: str, **given: float | None) -> dict[str, float]:
     for name in chosen:
         if name not in takes:
             listed = " and ".join(takes) or "no options"
-            raise InvalidArgument(
-                f": the sampler '{sampler}' has none", f"It takes {listed}", argument=name
-            )
+            text = f": the sampler '{sampler}' has none"
+            raise InvalidArgument(text, f"It takes {listed}", argument=name)
     return chosen
 
 

@@ -77,9 +77,8 @@ class Space(Settings):
         if self.transform == "none":
             object.__setattr__(self, "transform", None)
         if self.transform is not None and self.levels is not None:
-            raise InvalidArgument(
-                f"is for floats, not for {self.levels:,} levels", argument="transform"
-            )
+            text = f"is for floats, not for {self.levels:,} levels"
+            raise InvalidArgument(text, argument="transform")
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -47,10 +47,8 @@ class Tiling:
     def __post_init__(self) -> None:
         fits = len(self.whole) == len(self.size)
         if not fits or any(w < s for w, s in zip(self.whole, self.size, strict=True)):
-            raise InvalidArgument(
-                f"{dimensions(self.whole)} is smaller than the model's {dimensions(self.size)}",
-                argument="size",
-            )
+            text = f"{dimensions(self.whole)} is smaller than the model's {dimensions(self.size)}"
+            raise InvalidArgument(text, argument="size")
 
     def starts(self, axis: int) -> list[int]:
         """Return the first index of each window in a dimension."""

@@ -95,10 +95,8 @@ def _column(name: str, kind: str, cells: Cells, train: npt.NDArray[np.int64]) ->
     own = [cell for k in train if (cell := every[k]) is not None]
     missing = 1 - len(own) / max(1, len(train))
     if kind == "number" and others:
-        raise DataError(
-            f"{others[0].place}: {shorten(name)} is {shorten(others[0].text)!r}, not a number",
-            "Leave the cell empty if the value is missing",
-        )
+        text = f"{others[0].place}: {shorten(name)} is {shorten(others[0].text)!r}, not a number"
+        raise DataError(text, "Leave the cell empty if the value is missing")
     if kind == "label" or others:
         return _labels(name, kind, own, others, len(told), missing)
     return _number(name, told, own, len(train))
@@ -116,10 +114,8 @@ def _number(name: str, told: Sequence[Cell], own: Sequence[Cell], train: int) ->
     if low == high or far < sys.float_info.min:
         raise _constant_error(name, digits(values[0]) if values else "")
     if math.isinf(far):
-        raise DataError(
-            f"--condition-on {shorten(name)}: the range {low:g} to {high:g} is too wide",
-            "Leave the column out",
-        )
+        text = f"--condition-on {shorten(name)}: the range {low:g} to {high:g} is too wide"
+        raise DataError(text, "Leave the column out")
     variance = math.fsum(((value - mean) / far) ** 2 / len(values) for value in values)
     return NumberColumn(
         name=name,
@@ -156,10 +152,8 @@ def _labels(
 
 def _constant_error(name: str, value: str) -> DataError:
     reason = f"every training image has {value}" if value else "no training image has a value"
-    return DataError(
-        f"--condition-on {shorten(name)}: {reason}, so there is nothing to learn",
-        "Leave the column out",
-    )
+    text = f"--condition-on {shorten(name)}: {reason}, so there is nothing to learn"
+    return DataError(text, "Leave the column out")
 
 
 def describe_columns(cells: Cells, train: npt.NDArray[np.int64]) -> dict[str, str]:
@@ -247,10 +241,8 @@ def _value(column: Column, text: str) -> Value:
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise UsageError(
-            f"--on {shorten(column.name)}={shorten(text)}: not a number",
-            f"Pass a number from {digits(column.low)} to {digits(column.high)}",
-        )
+        hint = f"Pass a number from {digits(column.low)} to {digits(column.high)}"
+        raise UsageError(f"--on {shorten(column.name)}={shorten(text)}: not a number", hint)
     return number
 
 

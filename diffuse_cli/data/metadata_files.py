@@ -82,10 +82,8 @@ def read_cells(
     with contextlib.closing(open_source(Path(path))) as source:
         found = [e for e in source.entries() if e.name.rpartition("/")[2] in TABLES]
         if not found and not source.tables:
-            raise DataError(
-                f"no {' or '.join(TABLES)} in {show(path)}",
-                f"Put one next to the images, with a column {FILE_NAME}",
-            )
+            text = f"no {' or '.join(TABLES)} in {show(path)}"
+            raise DataError(text, f"Put one next to the images, with a column {FILE_NAME}")
         entries = sorted(found, key=lambda e: encode_name(e.name))
         rows: dict[str, MetadataRow] = {}
         columns: dict[str, None] = {}

@@ -75,10 +75,8 @@ def evaluate(
         config, eval_options.BoundPlotConfig, StartConfig, SamplerConfig, WeightsConfig
     )
     if folder and (flag := "--given" if config.given else flag):
-        raise UsageError(
-            f"{flag} needs a model, and {files.show(subject)} is a folder of images",
-            "Remove it, or pass a model file",
-        )
+        text = f"{flag} needs a model, and {files.show(subject)} is a folder of images"
+        raise UsageError(text, "Remove it, or pass a model file")
     with (
         claim_option(config, "plot", ".png") as plot,
         claim_option(config, "pairs", ".png") as page,
@@ -239,10 +237,8 @@ def choose_network(
     if not network.pictures:
         many = words_of(sides.space).many
         if flag := find_changed_flag(config, eval_options.FeatureConfig):
-            raise UsageError(
-                f"{flag} uses features of photographs, which do not suit {many}",
-                "Remove it: the KID then uses random features",
-            )
+            text = f"{flag} uses features of photographs, which do not suit {many}"
+            raise UsageError(text, "Remove it: the KID then uses random features")
         yield Notice(
             f"KID uses random features, because features of photographs do not suit {many}. Other "
             "metrics of such features are left out"

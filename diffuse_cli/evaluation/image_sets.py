@@ -135,10 +135,8 @@ class Sides:
         many = words_of(self.space).many
         for name, side in (("real", self.real), ("generated", self.fakes)):
             if side is not None and len(side) < 2:
-                raise UsageError(
-                    f"an evaluation needs two {many} on each side, not {len(side)} {name}",
-                    f"Add more {many}",
-                )
+                text = f"an evaluation needs two {many} on each side, not {len(side)} {name}"
+                raise UsageError(text, f"Add more {many}")
 
 
 def read_sides(config: MeasureConfig, loaded: LoadedModel | None) -> Work[Sides]:

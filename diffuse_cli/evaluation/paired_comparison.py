@@ -90,10 +90,8 @@ def compare_models(
     for name in ("background", "fit"):
         theirs = [getattr(model, name) for model in models]
         if getattr(config, name) is None and theirs[0] != theirs[1]:
-            raise UsageError(
-                f"the two models were trained with --{name} {theirs[0]} and {theirs[1]}",
-                f"Set --{name} for both",
-            )
+            text = f"the two models were trained with --{name} {theirs[0]} and {theirs[1]}"
+            raise UsageError(text, f"Set --{name} for both")
     check_pairs_option(config.given, *(m.model.blueprint.conditions.given for m in models))
     settings = []
     for each, model in zip(own, models, strict=True):

@@ -39,9 +39,8 @@ def check_pairs_option(path: str | None, *models: ConditioningArray | None) -> N
     """
     paired = any(given is not None and given.what == PAIRS for given in models)
     if paired and path is None:
-        raise UsageError(
-            "the model was trained on pairs", "Pass --given PATH, the images paired with DATA"
-        )
+        text = "the model was trained on pairs"
+        raise UsageError(text, "Pass --given PATH, the images paired with DATA")
     if path is not None and not paired:
         made = [f"with --given {of.what}, which is computed from DATA" for of in models if of]
         way = next(iter(made), "without --given")
@@ -64,10 +63,8 @@ def observed_space(space: Space, made: Degradation) -> Space:
         own = {name: _observe_values(getattr(space, name), space, made) for name in ("mean", "std")}
         squares = _observe_values([d**2 for d in space.std], space, made)
         if any(s > (1 + SAME) * d**2 for s, d in zip(squares, own["std"], strict=True)):
-            raise InvalidArgument(
-                f"{made.text} averages channels, but their standard deviations differ",
-                "Scale the channels to the same standard deviation first",
-            )
+            text = f"{made.text} averages channels, but their standard deviations differ"
+            raise InvalidArgument(text, "Scale the channels to the same standard deviation first")
     return dataclasses.replace(space, channels=channels, size=tuple(size), **own)
 
 

@@ -271,9 +271,8 @@ def _parse_recommendation(
     if setting.start not in (None, GAUSSIAN):
         raise ValueError("an unknown start is recommended")
     if (setting.guidance is None) != (not conditions):
-        raise ValueError(
-            "guidance is recommended for an unconditional network, or none for a conditional one"
-        )
+        text = "guidance is recommended for an unconditional network, or none for a conditional one"
+        raise ValueError(text)
     return setting
 
 

@@ -103,19 +103,15 @@ def resolve_condition(
     conditions = model.blueprint.conditions
     classes = conditions.classes
     if names and not classes:
-        raise UsageError(
-            "--class: the model was trained without classes", "Train a model with --classes"
-        )
+        text = "--class: the model was trained without classes"
+        raise UsageError(text, "Train a model with --classes")
     if on and not conditions.table:
-        raise UsageError(
-            "--on: the model was trained without columns", "Train a model with --condition-on"
-        )
+        text = "--on: the model was trained without columns"
+        raise UsageError(text, "Train a model with --condition-on")
     if not conditions:
         if config.guidance is not None:
-            raise UsageError(
-                "--guidance: the model was trained without classes",
-                "Train a model with --classes or --condition-on",
-            )
+            text = "--guidance: the model was trained without classes"
+            raise UsageError(text, "Train a model with --classes or --condition-on")
         return None
     known = {name: i for i, name in enumerate(classes)}
     labels = tuple(lookup(known, name, "--class") for name in names)

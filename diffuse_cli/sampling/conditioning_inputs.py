@@ -64,20 +64,16 @@ def read_inputs(config: SampleConfig, loaded: LoadedModel) -> Work[SampleInputs]
     giver = Conditioner.from_blueprint(loaded.model.blueprint)
     if giver is None:
         if config.given:
-            raise UsageError(
-                "--given: the model was trained without --given",
-                "Leave it out, or train a model with --given",
-            )
+            text = "--given: the model was trained without --given"
+            raise UsageError(text, "Leave it out, or train a model with --given")
         return SampleInputs(None, 1, {})
     if config.given is None:
         if guidance_scale(config, loaded.model) != 0:
             colors = {1: "grey ", 3: "color "}.get(giver.input_space.channels, "")
             what = f"{colors}images of {dimensions(giver.input_space.size)} ({giver.given.what})"
             free = ", or --guidance 0 to generate without any" if giver.given.dropout else ""
-            raise UsageError(
-                f"--given is missing: the model is conditioned on {what}",
-                f"Pass --given PATH{free}",
-            )
+            text = f"--given is missing: the model is conditioned on {what}"
+            raise UsageError(text, f"Pass --given PATH{free}")
         return SampleInputs(None, 1, {})
     _check_options(config, giver)
     background, medium = loaded.background, giver.space.medium
@@ -110,9 +106,8 @@ def _check_options(config: SampleConfig, giver: Conditioner) -> None:
     if config.degrade and giver.degradation is None:
         raise UsageError("--degrade: the model was trained on pairs", "Leave it out")
     if config.mask and not masks:
-        raise UsageError(
-            f"--mask: the model was trained with --given {giver.given.what}", "Leave it out"
-        )
+        text = f"--mask: the model was trained with --given {giver.given.what}"
+        raise UsageError(text, "Leave it out")
     if masks and not (config.mask or config.degrade):
         raise UsageError(
             f"--mask is missing: the model is conditioned on masked images ({giver.given.what})",
@@ -153,10 +148,8 @@ def check_follows(space: Space, loaded: LoadedModel, path: str) -> None:
     giver, flag = (Conditioner.from_blueprint(loaded.model.blueprint), f"--then {files.show(path)}")
     if giver is None or giver.masks:
         why = f"needs masks ({giver.given.what})" if giver else "was trained without --given"
-        raise UsageError(
-            f"{flag}: the model {why}",
-            "Name a model that is conditioned on MODEL's samples, for example --given low-res:4",
-        )
+        hint = "Name a model that is conditioned on MODEL's samples, for example --given low-res:4"
+        raise UsageError(f"{flag}: the model {why}", hint)
     wanted = giver.input_space
     # Float samples have the scale of the files, so mean and standard deviation may differ.
     kinds = [(s.medium, s.channels, s.levels, s.layout, s.dims) for s in (space, wanted)]

@@ -43,9 +43,8 @@ def load_guide(
             hint = "Train with --keep-weak, or pass the file of a weaker model"
             if loaded.model.training.get("keep_weak"):
                 hint = "Training has not reached the step that saves it. Continue with --resume"
-            raise ModelFileError(
-                f"--guide-with {OWN}: the model file has no early EMA checkpoint", hint
-            )
+            text = f"--guide-with {OWN}: the model file has no early EMA checkpoint"
+            raise ModelFileError(text, hint)
         denoiser = make_denoiser(
             loaded.model, "weak", accelerator, precision, differentiable=differs
         )
@@ -71,10 +70,8 @@ def check_fits(loaded: LoadedModel, weaker: LoadedModel, path: str) -> None:
     own, theirs = map(_traits, (loaded.model.blueprint, weaker.model.blueprint))
     for form, (value, text) in theirs.items():
         if value != own[form][0]:
-            raise UsageError(
-                f"{name} does not fit: {form.format(text, own[form][1])}",
-                "Pass a model of the same data and schedule that is smaller or trained for less",
-            )
+            hint = "Pass a model of the same data and schedule that is smaller or trained for less"
+            raise UsageError(f"{name} does not fit: {form.format(text, own[form][1])}", hint)
 
 
 def _traits(of: Blueprint) -> dict[str, tuple[object, str]]:

@@ -210,9 +210,8 @@ class SamplingJob(ABC):
         """
         self.ledger.collect()
         if lost := [i for i in self.wanted if i not in self.ledger.hashes]:
-            raise OutputError(
-                f"{files.show(self.ledger.path(lost[0]))} is missing", "Run the command again"
-            )
+            text = f"{files.show(self.ledger.path(lost[0]))} is missing"
+            raise OutputError(text, "Run the command again")
         indices = sorted(self.ledger.hashes)
         for name, draw in self.figures.items():
             files.write_bytes(self.folder / name, draw(indices))

@@ -170,9 +170,8 @@ class Ledger:
             return
         names = (n for n in self.settings if n in there and there[n] != self.settings[n])
         name = next(names, [*self.settings][-1]).replace("_", " ")
-        raise OutputError(
-            f"{files.show(self.folder)} already holds samples with other settings: {name}", TAKEN
-        )
+        text = f"{files.show(self.folder)} already holds samples with other settings: {name}"
+        raise OutputError(text, TAKEN)
 
     def _write_settings(self, hashes: Mapping[int, str]) -> None:
         """Write the settings and the hashes of the images that exist."""

@@ -62,10 +62,8 @@ def check_kind(out: Path, space: Space, gif: bool) -> None:
     if out.suffix.lower() != ".npz":
         return
     if space.medium != "image" or space.levels != 256 or space.channels not in (1, 3):
-        raise UsageError(
-            f"-o {files.show(out)}: a .npz file holds 8-bit images, grey or RGB",
-            "Choose a folder or a .zip file",
-        )
+        text = f"-o {files.show(out)}: a .npz file holds 8-bit images, grey or RGB"
+        raise UsageError(text, "Choose a folder or a .zip file")
     if gif:
         raise UsageError("--gif: a .npz file cannot be animated", "Choose a folder or a .zip file")
 
@@ -92,10 +90,8 @@ def check_same(out: Path, key: str, names: Iterator[str]) -> None:
     if there.get(journal.KEY) != key:
         raise OutputError(f"{files.show(out)} exists already, with other settings", journal.TAKEN)
     if not {*names} <= {*there["images"]}:
-        raise OutputError(
-            f"{files.show(out)} exists already, with {len(there['images']):,} images",
-            "Choose a folder to be able to add images, or pass --overwrite",
-        )
+        text = f"{files.show(out)} exists already, with {len(there['images']):,} images"
+        raise OutputError(text, "Choose a folder to be able to add images, or pass --overwrite")
 
 
 def pack(

@@ -169,15 +169,11 @@ def resolve_settings(
     """
     wanted = resolve_condition(config, model, names, on, **conditioning)
     if config.guidance_interval and not (model.blueprint.conditions or guide):
-        raise UsageError(
-            "--guidance-interval: the model was trained without classes",
-            "Train a model with --classes, or pass a weaker model with --guide-with",
-        )
+        hint = "Train a model with --classes, or pass a weaker model with --guide-with"
+        raise UsageError("--guidance-interval: the model was trained without classes", hint)
     if config.threshold is not None and model.blueprint.space.levels is None:
-        raise UsageError(
-            "--threshold is for models of images with levels, and this model generates floats",
-            "Leave it out",
-        )
+        text = "--threshold is for models of images with levels, and this model generates floats"
+        raise UsageError(text, "Leave it out")
     most = model.blueprint.diffusion.num_timesteps
     sampler, steps = config.sampler or SAMPLER, config.steps or min(SAMPLING_STEPS, most)
     times, taken = None, list[str]()
@@ -188,10 +184,8 @@ def resolve_settings(
     if model.distilled is not None:
         sampler, steps = config.sampler or "consistency", config.steps or min(DISTILLED_STEPS, most)
     elif sampler in OF_DISTILLED:
-        raise UsageError(
-            f"--sampler {sampler} is for distilled models, and this model is not distilled",
-            "Distill it: diffuse distill MODEL DATA -o fast.safetensors",
-        )
+        text = f"--sampler {sampler} is for distilled models, and this model is not distilled"
+        raise UsageError(text, "Distill it: diffuse distill MODEL DATA -o fast.safetensors")
     if found and config.sampler in (None, found.sampler) and config.steps in (None, found.steps):
         sampler, steps = found.sampler, found.steps
         times = found.times if config.spacing is None and asked != GAUSSIAN else None
@@ -231,10 +225,8 @@ def low_frequency_start(model: StoredModel, sampler: str) -> LowFrequencies:
     if sampler in OF_DISTILLED:
         raise UsageError(f"--start gaussian cannot be combined with --sampler {sampler}", hint)
     if model.low_frequencies is None:
-        raise UsageError(
-            "--start gaussian needs the low frequencies of the data, which the model file lacks",
-            "Train again with this version of diffuse, or leave out --start",
-        )
+        text = "--start gaussian needs the low frequencies of the data, which the model file lacks"
+        raise UsageError(text, "Train again with this version of diffuse, or leave out --start")
     return model.low_frequencies
 
 
@@ -249,10 +241,8 @@ def choose_guide(config: DrawConfig, model: StoredModel) -> tuple[str, float] | 
     if path is None and scale is None and found is None:
         return None
     if path is None and scale is not None and model.weak is None:
-        raise UsageError(
-            "--weak-guidance needs --guide-with",
-            "Pass a weaker model with --guide-with, or use a model trained with --keep-weak",
-        )
+        hint = "Pass a weaker model with --guide-with, or use a model trained with --keep-weak"
+        raise UsageError("--weak-guidance needs --guide-with", hint)
     if scale is None:
         scale = WEAK_GUIDANCE if found is None else found
     return path or OWN, scale

@@ -151,10 +151,8 @@ def _hold_process_state() -> Iterator[None]:
             sample may hold the lock, and computes with the state that would change.
     """
     if getattr(_reading, "sample", False):
-        raise UsageError(
-            "samples cannot be generated while a command reads them from memory",
-            "Generate them first, into a list",
-        )
+        text = "samples cannot be generated while a command reads them from memory"
+        raise UsageError(text, "Generate them first, into a list")
     with ALONE:
         yield
 
@@ -258,9 +256,8 @@ def open_accelerator(
             project_dir=folder,
         )
     if world_size() > 1 and accelerator.num_processes == 1:
-        raise UsageError(
-            f"{world_size()} processes were started, but each sees only itself", LAUNCH
-        )
+        text = f"{world_size()} processes were started, but each sees only itself"
+        raise UsageError(text, LAUNCH)
     try:
         yield accelerator
     finally:

@@ -191,9 +191,8 @@ def check_kind(file: IO[bytes], path: Path) -> None:
     kind = recognize_file(file)
     if kind in PICKLES:
         check_convertible(pickle_strings(file), path)
-        raise ModelFileError(
-            f"{show(path)} is a pickle, which can run code and is not loaded", convert_line(path)
-        )
+        text = f"{show(path)} is a pickle, which can run code and is not loaded"
+        raise ModelFileError(text, convert_line(path))
     if kind not in (SAFETENSORS, ""):
         raise ModelFileError(*kind_error(kind, path, "a model of `diffuse`"))
 
@@ -218,10 +217,8 @@ def foreign_error(names: Collection[str], path: Path) -> ModelFileError:
     check_convertible(names, path)
     if known := find_program(names):
         return ModelFileError(f"{show(path)} is a model of {known.name}", convert_line(path))
-    return ModelFileError(
-        f"{show(path)} is a safetensors file, but `diffuse train` did not write it",
-        "It has no diffuse.config",
-    )
+    text = f"{show(path)} is a safetensors file, but `diffuse train` did not write it"
+    return ModelFileError(text, "It has no diffuse.config")
 
 
 def convert_line(path: Path) -> str:

@@ -341,16 +341,12 @@ def check_room(folder: Path, total: int, largest: int) -> None:
     """
     with contextlib.suppress(OSError):  # the system does not say
         if total > (free := shutil.disk_usage(_existing_parent(folder)).free):
-            raise OutputError(
-                f"{show(folder)} needs {_mib(total)} of disk, and {_mib(free)} are free",
-                "Free some space, or choose another -o",
-            )
+            text = f"{show(folder)} needs {_mib(total)} of disk, and {_mib(free)} are free"
+            raise OutputError(text, "Free some space, or choose another -o")
     limit = read_limit("RLIMIT_FSIZE")
     if limit is not None and largest > limit:
-        raise OutputError(
-            f"{show(folder)} needs a file of {_mib(largest)}, and the limit is {_mib(limit)}",
-            "Raise the limit with `ulimit -f`",
-        )
+        text = f"{show(folder)} needs a file of {_mib(largest)}, and the limit is {_mib(limit)}"
+        raise OutputError(text, "Raise the limit with `ulimit -f`")
 
 
 def free_space(folder: Path) -> int:

@@ -155,10 +155,8 @@ def list_repository(repo: str, revision: str, kind: RepositoryKind = DATASET) ->
         request = (kind, repo, revision, why)
         listing = _last_listing(*request) or _cached_listing(*request)
         if listing is None:
-            raise kind.error(
-                f"{kind.title(repo)} is not in the cache, and {why}",
-                "Run the command again with a network connection",
-            ) from error
+            text = f"{kind.title(repo)} is not in the cache, and {why}"
+            raise kind.error(text, "Run the command again with a network connection") from error
         return listing
     entries = [
         HubFile(s.rfilename, s.size, s.lfs.sha256 if s.lfs else None) for s in found.siblings or ()
@@ -185,10 +183,8 @@ def download_file(listing: HubListing, file: HubFile) -> None:
     except Exception as error:
         raise_if_full(error)
         why = reason(error, kind, repo, commit)
-        raise kind.error(
-            f"cannot download {shorten(file.name)} of {listing.title}: {why}",
-            "Run the command again. It keeps complete files",
-        ) from error
+        text = f"cannot download {shorten(file.name)} of {listing.title}: {why}"
+        raise kind.error(text, "Run the command again. It keeps complete files") from error
     path = Path(found)
     size = path.stat().st_size
     if (file.size is not None and size != file.size) or (
@@ -226,13 +222,11 @@ def reason(error: Exception, kind: RepositoryKind, repo: str, revision: str = "m
     if isinstance(error, errors.RevisionNotFoundError):
         raise kind.error(f"{name} has no revision {shorten(revision)}") from error
     if isinstance(error, errors.RepositoryNotFoundError):
-        raise kind.error(
-            f"there is no {kind.one} {name}, or it is private", f"Check its name, or {LOGIN}"
-        ) from error
+        text = f"there is no {kind.one} {name}, or it is private"
+        raise kind.error(text, f"Check its name, or {LOGIN}") from error
     if isinstance(error, errors.HFValidationError):
-        raise kind.error(
-            f"not a name of a {kind.one}: {name}", f"Use {kind.title('ORG/NAME')}"
-        ) from error
+        text = f"not a name of a {kind.one}: {name}"
+        raise kind.error(text, f"Use {kind.title('ORG/NAME')}") from error
     if isinstance(error, errors.OfflineModeIsEnabled) or constants.HF_HUB_OFFLINE:
         return f"{OFFLINE} is set"
     if isinstance(error, errors.HfHubHTTPError) and error.response is not None:

@@ -98,9 +98,8 @@ def fetch_source(path: str | Path) -> Work[Path]:
         weights = [posixpath.join(folder, own) for own in WEIGHTS]
         wanted += [each for each in weights if each in names][:1]
     if not wanted:
-        raise ModelFileError(
-            f"no weights of diffusers in {listing.title}", _hint(listing, (".pt", ".pth"))
-        )
+        text = f"no weights of diffusers in {listing.title}"
+        raise ModelFileError(text, _hint(listing, (".pt", ".pth")))
     folders = {name.file, *(posixpath.join(name.file, own) for own in ("unet", "scheduler"))}
     wanted += [n for n in names if n.endswith(".json") and posixpath.dirname(n) in folders]
     yield from _download(listing, wanted)
@@ -123,13 +122,10 @@ def _model_file(listing: HubListing, wanted: str) -> str:
     if (wanted or MODEL_FILE) in names:
         return wanted or MODEL_FILE
     if not wanted and names & {*WEIGHTS, *(f"unet/{own}" for own in WEIGHTS)}:
-        raise ModelFileError(
-            f"{listing.title} is a model of diffusers",
-            f"Convert it: diffuse convert {listing.title} -o model.safetensors",
-        )
-    raise ModelFileError(
-        f"no {shorten(wanted or MODEL_FILE)} in {listing.title}", _hint(listing, (".safetensors",))
-    )
+        hint = f"Convert it: diffuse convert {listing.title} -o model.safetensors"
+        raise ModelFileError(f"{listing.title} is a model of diffusers", hint)
+    text = f"no {shorten(wanted or MODEL_FILE)} in {listing.title}"
+    raise ModelFileError(text, _hint(listing, (".safetensors",)))
 
 
 def _hint(listing: HubListing, extensions: tuple[str, ...]) -> str:
@@ -171,10 +167,8 @@ def check_unpublished(target: str) -> None:
         except hub.errors.RepositoryNotFoundError:
             return
     if any(file.rfilename == MODEL_FILE for file in found.siblings or ()):
-        raise OutputError(
-            f"{MODEL.title(name)} holds a model already",
-            "Pass --overwrite to replace it. The Hub keeps the old model in the history",
-        )
+        hint = "Pass --overwrite to replace it. The Hub keeps the old model in the history"
+        raise OutputError(f"{MODEL.title(name)} holds a model already", hint)
 
 
 @contextlib.contextmanager
@@ -240,15 +234,11 @@ def _refusal_error(error: Exception, repo: str) -> OutputError:
     status = getattr(getattr(error, "response", None), "status_code", None)
     closed = status in (401, 403) and not isinstance(error, errors.GatedRepoError)
     if closed or isinstance(error, errors.LocalTokenNotFoundError):
-        return OutputError(
-            f"{constants.ENDPOINT} does not let you write to {MODEL.title(repo)}",
-            f"{LOGIN[0].upper()}{LOGIN[1:]}, with a token that may write",
-        )
+        text = f"{constants.ENDPOINT} does not let you write to {MODEL.title(repo)}"
+        return OutputError(text, f"{LOGIN[0].upper()}{LOGIN[1:]}, with a token that may write")
     try:
         why = reason(error, MODEL, repo)
     except DiffuseError as refusal:
         return OutputError(refusal.message, refusal.hint)
-    return OutputError(
-        f"cannot push to {MODEL.title(repo)}: {why}",
-        "Run the command again, or write the files to a folder with -o FOLDER",
-    )
+    text = f"cannot push to {MODEL.title(repo)}: {why}"
+    return OutputError(text, "Run the command again, or write the files to a folder with -o FOLDER")

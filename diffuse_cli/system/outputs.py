@@ -132,9 +132,8 @@ def hold_lock(
                 stack.enter_context(lock)
             except Timeout:
                 where = files.show(of or path.parent)
-                raise BusyError(
-                    f"process {_read_holder(path) or 'another'} is writing to {where}", hint
-                ) from None
+                text = f"process {_read_holder(path) or 'another'} is writing to {where}"
+                raise BusyError(text, hint) from None
             if os.name == "posix":
                 # On Windows, a locked file cannot be written, and filelock removes it.
                 stack.callback(files.remove, path)

@@ -88,10 +88,8 @@ def lost_process_error(error: BaseException) -> LostError | None:
     if not (type(error).__name__.startswith("Dist") or any(text in str(error) for text in _GONE)):
         return None
     which = f"process {1 - rank()}" if world_size() == 2 else "a process"
-    return LostError(
-        f"{which} of {world_size()} has ended, so process {rank()} ends too",
-        "See the error of the other process, then start all processes again to resume",
-    )
+    hint = "See the error of the other process, then start all processes again to resume"
+    return LostError(f"{which} of {world_size()} has ended, so process {rank()} ends too", hint)
 
 
 # -- signals --------------------------------------------------------------------------------------

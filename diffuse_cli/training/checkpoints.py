@@ -220,16 +220,12 @@ def find_last_checkpoint(plan: Plan, run: RunDirectory) -> Work[Checkpoint | Non
     yield from check_fingerprint(config, plan.data, checkpoint.state)
     began = checkpoint.state.get("distilled")
     if began and plan.teacher and began["teacher"] != plan.teacher.sha256:
-        raise UsageError(
-            f"{files.show(str(config.init))} is not the model that this run distils",
-            "Restore the file, or replace the run with --overwrite",
-        )
+        message = f"{files.show(str(config.init))} is not the model that this run distils"
+        raise UsageError(message, "Restore the file, or replace the run with --overwrite")
     yield Notice(f"resuming from step {checkpoint.step:,} of {files.show(run.path)}")
     if config.minutes is None and config.steps < checkpoint.step:
-        raise UsageError(
-            f"--steps {config.steps} is less than the {checkpoint.step} steps already taken",
-            "Set a larger --steps",
-        )
+        message = f"--steps {config.steps} is less than the {checkpoint.step} steps already taken"
+        raise UsageError(message, "Set a larger --steps")
     return checkpoint
 
 
@@ -274,9 +270,8 @@ def decide_steps(
         config = yield from fit_into_memory(config, plan.room, accelerator.num_processes)
     else:
         if done and wanted is not None:
-            yield Notice(
-                f"--minutes {wanted:g} count from now, because the run used --steps before"
-            )
+            text = f"--minutes {wanted:g} count from now, because the run used --steps before"
+            yield Notice(text)
         config, budget = yield from run_until(stop, choose_steps(plan, accelerator, done, spent))
     if done and run.exists():
         before = read_toml(run.config).get("steps")

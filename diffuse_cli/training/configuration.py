@@ -94,10 +94,8 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
             "Use --variance learned, or --loss simple",
         )
     if config.loss in TAUGHT and not config.init:
-        raise UsageError(
-            f"--loss {config.loss} needs a trained model",
-            "Pass it with --init, or run diffuse distill MODEL DATA",
-        )
+        text = f"--loss {config.loss} needs a trained model"
+        raise UsageError(text, "Pass it with --init, or run diffuse distill MODEL DATA")
     if config.loss in TAUGHT and config.timestep_draw != "uniform":
         raise UsageError(
             f"--timestep-draw {config.timestep_draw} does not work with --loss {config.loss}, "
@@ -105,10 +103,8 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
             "Use --timestep-draw uniform",
         )
     if config.timestep_draw == "weight" and (config.weighting == "none" or config.loss in WEIGHTED):
-        raise UsageError(
-            "--timestep-draw weight needs the weights of --weighting, and there are none",
-            "Remove it, or set --weighting",
-        )
+        text = "--timestep-draw weight needs the weights of --weighting, and there are none"
+        raise UsageError(text, "Remove it, or set --weighting")
     if config.teacher_guidance is not None and config.loss not in TAUGHT:
         raise UsageError("--teacher-guidance needs --loss consistency", "Remove it")
     if config.size and config.preset and max(config.size) <= LONGEST_SIDE:
@@ -126,10 +122,8 @@ def _check_options(config: TrainConfig) -> TrainConfig:
     if config.eval_images is not None and config.eval_every is None:
         raise UsageError("--eval-images needs --eval-every", "Set both, or neither")
     if config.minutes is None and config.stop_at is not None and config.stop_at > config.steps:
-        raise UsageError(
-            f"--stop-at {config.stop_at} is beyond the {config.steps} steps of the run",
-            "Remove it, or set more --steps",
-        )
+        text = f"--stop-at {config.stop_at} is beyond the {config.steps} steps of the run"
+        raise UsageError(text, "Remove it, or set more --steps")
     return config
 
 
@@ -144,20 +138,16 @@ def _check_new_run(run: RunDirectory, auto: bool) -> None:
         with run.hold_lock():
             pass
     if run.model.exists():
-        raise OutputError(
-            f"{files.show(run.model)} has no run directory to resume from",
-            f"Start from its weights: --init {files.show(run.model)} -o another.safetensors",
-        )
+        hint = f"Start from its weights: --init {files.show(run.model)} -o another.safetensors"
+        raise OutputError(f"{files.show(run.model)} has no run directory to resume from", hint)
     if auto:
         return
     found = sorted(p.parent for p in run.path.parent.glob("*.run/config.toml"))
     models = [files.show(path.with_suffix(run.model.suffix)) for path in found]
     similar = suggest(files.show(run.model), models) if models else ""
     similar += " " if similar.endswith("?") else ". " * bool(similar)
-    raise OutputError(
-        f"there is no run {files.show(run.path)} to resume",
-        f"{similar}To start a run, leave out --resume, or use --auto-resume",
-    )
+    text = f"there is no run {files.show(run.path)} to resume"
+    raise OutputError(text, f"{similar}To start a run, leave out --resume, or use --auto-resume")
 
 
 def _read_base(given: Layer) -> Layer:
@@ -215,10 +205,8 @@ def _is_checked_later(name: str, value: Any, stored: TrainConfig) -> bool:
 
 
 def _difference_error(name: str, typed: Any, stored: Any) -> UsageError:
-    return UsageError(
-        f"{name} {_format_value(typed)} differs from the run's {_format_value(stored)}",
-        "Remove it to resume, or replace the run with --overwrite",
-    )
+    text = f"{name} {_format_value(typed)} differs from the run's {_format_value(stored)}"
+    return UsageError(text, "Remove it to resume, or replace the run with --overwrite")
 
 
 def _format_value(value: Any) -> str:

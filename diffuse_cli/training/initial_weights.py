@@ -89,20 +89,16 @@ def _check_network(source: str, own: Blueprint, wanted: Blueprint) -> None:
     """
     kinds = [(b.space.medium, b.space.levels, b.space.mean, b.space.std) for b in (own, wanted)]
     if kinds[0] != kinds[1] or own.space.dims != wanted.space.dims:
-        raise UsageError(
-            f"--init {source} was trained on another kind of data",
-            "Remove it, or use data like the model's",
-        )
+        text = f"--init {source} was trained on another kind of data"
+        raise UsageError(text, "Remove it, or use data like the model's")
     resized = getattr(NETWORKS.get(own.network), "resized", lambda config, before, after: config)
     networks = [
         (own.network, resized(own.config, own.space.size, wanted.space.size), _shapes(own)),
         (wanted.network, wanted.config, _shapes(wanted)),
     ]
     if networks[0] != networks[1]:
-        raise UsageError(
-            f"--init {source} has another network than this configuration",
-            "Remove the network's options: they come from the model",
-        )
+        text = f"--init {source} has another network than this configuration"
+        raise UsageError(text, "Remove the network's options: they come from the model")
 
 
 def _check_student(source: str, teacher: StoredModel, wanted: Blueprint) -> None:
@@ -113,25 +109,19 @@ def _check_student(source: str, teacher: StoredModel, wanted: Blueprint) -> None
     """
     own = teacher.blueprint
     if own.space.level_range != wanted.space.level_range:
-        raise UsageError(
-            f"{source} was trained on {_levels(own)}, not {_levels(wanted)}",
-            "Use the data that it was trained on",
-        )
+        text = f"{source} was trained on {_levels(own)}, not {_levels(wanted)}"
+        raise UsageError(text, "Use the data that it was trained on")
     for name, words in CONDITIONS.items():
         theirs, ours = (getattr(b.conditions, name) for b in (own, wanted))
         same = _describe_encoding(theirs) == _describe_encoding(ours)
         if not same and not (
             name == "classes" and has_numbered_classes(teacher, wanted.conditions.classes)
         ):
-            raise UsageError(
-                f"{source} was trained with other {words}, which a distilled model must keep",
-                "Use the data that it was trained on",
-            )
+            text = f"{source} was trained with other {words}, which a distilled model must keep"
+            raise UsageError(text, "Use the data that it was trained on")
     if dict(own.shapes) != dict(wanted.shapes):
-        raise UsageError(
-            f"{source} has another network, which a distilled model must keep",
-            "Remove --channels, --size and --variance: they come from the model",
-        )
+        text = f"{source} has another network, which a distilled model must keep"
+        raise UsageError(text, "Remove --channels, --size and --variance: they come from the model")
 
 
 def _describe_encoding(told: object) -> object:

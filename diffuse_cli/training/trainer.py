@@ -130,10 +130,8 @@ class Trainer:
             net.load_state_dict(init)
         if self.config.gradient_checkpointing:
             if not hasattr(net, "run_block"):
-                raise UsageError(
-                    f"--gradient-checkpointing does not work with network '{blueprint.network}'",
-                    "Remove it",
-                )
+                text = f"--gradient-checkpointing does not work with network '{blueprint.network}'"
+                raise UsageError(text, "Remove it")
             net.run_block = run_checkpointed  # type: ignore[assignment]
         return arrange_weights(net.to(self.device))
 

@@ -62,9 +62,8 @@ def read_metadata(
         if config.init:
             table = _keep_scale(table, model_file.load(config.init).blueprint.conditions.table)
     if not fits_header(to_dict(table)):
-        raise DataError(
-            "--condition-on: the labels do not fit into a model file", "Choose other columns"
-        )
+        text = "--condition-on: the labels do not fit into a model file"
+        raise DataError(text, "Choose other columns")
     for line in describe_unknown_labels(table, cells):
         yield Notice(line, warning=True)
     for column in table.columns:
@@ -102,10 +101,8 @@ def class_names(images: Dataset) -> tuple[str, ...]:
             file.
     """
     if len(images.class_names) < 2:
-        raise DataError(
-            "--classes: the images are not in class folders",
-            "Put each class into a folder of its name, or remove --classes",
-        )
+        text = "--classes: the images are not in class folders"
+        raise DataError(text, "Put each class into a folder of its name, or remove --classes")
     if not fits_header(images.class_names):
         raise DataError(
             f"--classes: the names of {len(images.class_names):,} class folders do not fit into a "
@@ -159,10 +156,8 @@ def find_pairs(config: TrainConfig) -> str | None:
     if config.given is None or is_degradation(config.given):
         return None
     if not (is_images(path := Path(config.given)) or path.exists()):
-        raise DataError(
-            f"--given {files.show(config.given)} is not a file, a folder or a degradation",
-            suggest(config.given.partition(":")[0], DEGRADATIONS),
-        )
+        text = f"--given {files.show(config.given)} is not a file, a folder or a degradation"
+        raise DataError(text, suggest(config.given.partition(":")[0], DEGRADATIONS))
     return config.given
 
 

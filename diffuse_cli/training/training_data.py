@@ -230,7 +230,5 @@ def check_fingerprint(
         )
     began = state.get("table", {})
     if {**began, **data.fingerprints.get("table", {})} != began:
-        raise UsageError(
-            f"the metadata in {source} has changed since this run started",
-            "Restore it, or start another run with --init",
-        )
+        message = f"the metadata in {source} has changed since this run started"
+        raise UsageError(message, "Restore it, or start another run with --init")

@@ -102,10 +102,8 @@ def make_kid_measure(plan: Plan, device: torch.device) -> Work[KidMeasure]:
     held_out = len(data.held_out) >= FEWEST_FOR_KID
     chosen = data.held_out if held_out else data.train
     if len(chosen) < FEWEST_FOR_KID:
-        raise UsageError(
-            f"--eval-every needs {FEWEST_FOR_KID} real {many}, and the data has {len(chosen)}",
-            f"Remove --eval-every, or add more {many}",
-        )
+        text = f"--eval-every needs {FEWEST_FOR_KID} real {many}, and the data has {len(chosen)}"
+        raise UsageError(text, f"Remove --eval-every, or add more {many}")
     real = chosen[permutation(plan.config.seed, 0, len(chosen))[:REAL_IMAGES]]
     judge = finish(load_choice(space, device, prepare_network(NETWORK, device)))
     samples = np.ascontiguousarray(data.images.stored[find_readable(data, real)])

@@ -159,10 +159,8 @@ def _compare_losses(a: Side, b: Side, differing: Mapping[str, Any]) -> Iterator[
 
 def _require_model(side: Side) -> ModelFile:
     if side.found is None:
-        raise ModelFileError(
-            f"{files.show(side.path)} has no model yet",
-            "Leave out DATA, or wait for its first checkpoint",
-        )
+        text = f"{files.show(side.path)} has no model yet"
+        raise ModelFileError(text, "Leave out DATA, or wait for its first checkpoint")
     return side.found
 
 

@@ -189,9 +189,8 @@ def inspect_run(config: InfoConfig, run: Path) -> Work[RunReport]:
     settings = read_toml(run / run_reader.CONFIG)
     steps, batch = settings.get("steps"), settings.get("batch_size")
     if not isinstance(steps, int) or not isinstance(batch, int):
-        raise ModelFileError(
-            f"{config.path}: its {run_reader.CONFIG} has no steps or no batch size"
-        )
+        text = f"{config.path}: its {run_reader.CONFIG} has no steps or no batch size"
+        raise ModelFileError(text)
     rows = list(run_reader.read_log(run / run_reader.METRICS))
     last = {name: run_reader.last_value(rows, name) for name in LOGGED}
     step = int(max([row["step"] for row in rows] + [model.found.model.step if model else 0]))

@@ -59,9 +59,8 @@ def read_condition(
         inputs = degraded_inputs(giver, image[None], config.seed, "given")
     else:
         if config.given is None:
-            raise UsageError(
-                "the model was trained on pairs", "Pass --given FILE, the conditioning image"
-            )
+            text = "the model was trained on pairs"
+            raise UsageError(text, "Pass --given FILE, the conditioning image")
         inputs = stored_inputs(giver, (yield from _read_pair(config, giver, loaded))[None])
     given = inputs.encode([0], device)
     return DemoCondition(

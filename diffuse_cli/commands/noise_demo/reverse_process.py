@@ -219,9 +219,8 @@ def _bind_condition(
     conditions = loaded.model.blueprint.conditions
     names = {name: i for i, name in enumerate(conditions.classes)}
     if label is not None and not names:
-        raise UsageError(
-            "--class: the model was trained without classes", "Train one with --classes"
-        )
+        text = "--class: the model was trained without classes"
+        raise UsageError(text, "Train one with --classes")
     index = -1 if label is None else lookup(names, label, "--class")
     check_class(loaded, labeled=label is not None, told=given is not None)
 

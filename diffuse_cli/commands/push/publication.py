@@ -110,9 +110,8 @@ def _place(config: PushConfig) -> Iterator[Path]:
         with files.report_errors(out):
             others = {path.name for path in out.iterdir()} - {LOCK, begun.NAME} - begun.names()
         if others and not config.overwrite:
-            raise OutputError(
-                f"{files.show(out)} exists already", "Choose another -o, or --overwrite"
-            )
+            text = f"{files.show(out)} exists already"
+            raise OutputError(text, "Choose another -o, or --overwrite")
         yield out
 
 
@@ -128,15 +127,11 @@ def _numbers(config: PushConfig, found: ModelFile) -> Mapping[str, Any]:
         settings, counts = values["settings"], values["n"]
         measured = settings["model_sha256"], counts["real"], values["features"], values["remarks"]
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-        raise UsageError(
-            f"{name} is not what eval prints of a model",
-            "Write one: diffuse eval MODEL DATA --json > eval.json",
-        ) from error
+        text = f"{name} is not what eval prints of a model"
+        raise UsageError(text, "Write one: diffuse eval MODEL DATA --json > eval.json") from error
     if measured[0] != found.sha256:
-        raise UsageError(
-            f"{name} is of another model, of SHA-256 {files.show(str(measured[0]), 64)}",
-            "Measure this one: diffuse eval MODEL DATA --json > eval.json",
-        )
+        text = f"{name} is of another model, of SHA-256 {files.show(str(measured[0]), 64)}"
+        raise UsageError(text, "Measure this one: diffuse eval MODEL DATA --json > eval.json")
     return strip_folders(values)
 
 

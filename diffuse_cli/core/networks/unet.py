@@ -135,21 +135,17 @@ class Config(Settings):
             return width // self.head_width
         heads = self.heads or 1
         if width % heads:
-            raise InvalidArgument(
-                f"a level of {width} channels cannot be cut into its attention heads"
-            )
+            text = f"a level of {width} channels cannot be cut into its attention heads"
+            raise InvalidArgument(text)
         return heads
 
     def _check_width(self, width: int) -> None:
         if width > WIDEST:
-            raise InvalidArgument(
-                f"make a level of more than {WIDEST} channels", argument="multipliers"
-            )
+            text = f"make a level of more than {WIDEST} channels"
+            raise InvalidArgument(text, argument="multipliers")
         if width % self.groups:
-            raise InvalidArgument(
-                f"a level of {width} channels is not a multiple of {self.groups} groups",
-                "Choose another width, or another number of groups",
-            )
+            text = f"a level of {width} channels is not a multiple of {self.groups} groups"
+            raise InvalidArgument(text, "Choose another width, or another number of groups")
 
 
 def check(config: Config, space: Space) -> None:

@@ -80,10 +80,8 @@ class Config(Settings):
         if self.head_width % 2:
             raise InvalidArgument(f"must be even, not {self.head_width}", argument="head_width")
         if self.width % self.head_width:
-            raise InvalidArgument(
-                f"a width of {self.width} cannot be cut into heads of {self.head_width}",
-                f"Choose a multiple of {self.head_width}",
-            )
+            text = f"a width of {self.width} cannot be cut into heads of {self.head_width}"
+            raise InvalidArgument(text, f"Choose a multiple of {self.head_width}")
 
     @property
     def heads(self) -> int:
@@ -113,10 +111,8 @@ def check(config: Config, space: Space) -> None:
             f"Choose a size that is a multiple of {config.patch}, or other patches",
         )
     if (count := positions(config.patch, space)) > POSITIONS:
-        raise InvalidArgument(
-            f"{dimensions(space.size)} has too many patches for attention: {count:,}",
-            f"Choose a larger patch than {config.patch}, or a smaller size",
-        )
+        text = f"{dimensions(space.size)} has too many patches for attention: {count:,}"
+        raise InvalidArgument(text, f"Choose a larger patch than {config.patch}, or a smaller size")
     if config.head_width < 2 * space.dims:
         raise InvalidArgument(
             f"must be {2 * space.dims} or more in {space.dims} dimensions, not {config.head_width}",

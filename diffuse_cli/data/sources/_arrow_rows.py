@@ -237,10 +237,8 @@ def find_column_roles(schema: Any, path: str) -> ColumnRoles:
     able = [n for n in marked if n in able] or able or binary
     if not able:
         listed = ", ".join(f"{shorten(n, 40)} ({shorten(kind, 40)})" for n, kind in kinds.items())
-        raise DataError(
-            f"no column of {show(path)} holds files of images: {listed[:300]}",
-            "Store the files as bytes, or as a structure of bytes and path",
-        )
+        text = f"no column of {show(path)} holds files of images: {listed[:300]}"
+        raise DataError(text, "Store the files as bytes, or as a structure of bytes and path")
     sample = next((n for n in SAMPLE if n in able), able[0])
     names = {
         n: [*map(str, feature["names"])]

@@ -34,10 +34,8 @@ def _shards(folder: Path) -> list[Path]:
     state = _json(folder / STATE)
     files = state.get("_data_files")
     if state.get("_indices_data_files") or not isinstance(files, list):
-        raise DataError(
-            f"{show(folder)} is a selection of a dataset, or of an unknown version",
-            "Call flatten_indices() on the dataset and save it again",
-        )
+        text = f"{show(folder)} is a selection of a dataset, or of an unknown version"
+        raise DataError(text, "Call flatten_indices() on the dataset and save it again")
     names = [file.get("filename") if isinstance(file, dict) else None for file in files]
     return [folder / Path(str(name)).name for name in names]
 

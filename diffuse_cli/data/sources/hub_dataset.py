@@ -170,10 +170,8 @@ def _choose_files(listing: HubListing, path: str) -> tuple[list[HubFile], str | 
         return zips, None
     if zips:
         raise DataError(f"{len(zips)} zip files in {listing.title}", _example_hint(listing, zips))
-    raise DataError(
-        f"no parquet, Arrow, tar, zip or image files in {listing.title}",
-        f"Try the hub's parquet conversion: {listing.title}@~parquet",
-    )
+    message = f"no parquet, Arrow, tar, zip or image files in {listing.title}"
+    raise DataError(message, f"Try the hub's parquet conversion: {listing.title}@~parquet")
 
 
 def _choose_shards(listing: HubListing, shards: list[HubFile]) -> list[HubFile]:
@@ -190,10 +188,8 @@ def _choose_shards(listing: HubListing, shards: list[HubFile]) -> list[HubFile]:
         return by_folder[DEFAULT]
     names = ", ".join(files.shorten(name, 40) for name in [*by_folder][:8])
     first = next(name for name in by_folder if name)
-    raise DataError(
-        f"{listing.title} has several configurations: {names}",
-        f"Pass the folder of one, for example {listing.title}/{first}",
-    )
+    text = f"{listing.title} has several configurations: {names}"
+    raise DataError(text, f"Pass the folder of one, for example {listing.title}/{first}")
 
 
 def _is_hidden(name: str) -> bool:

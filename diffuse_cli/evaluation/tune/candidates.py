@@ -138,10 +138,8 @@ def first_settings(
     asked = FEW_STEPS if distilled and config.steps == eval_options.TUNED_STEPS else config.steps
     steps = [n for n in dict.fromkeys(asked) if n <= timesteps]
     if not steps:
-        raise UsageError(
-            f"all --steps are more than the model's {timesteps} timesteps",
-            f"Set --steps {timesteps} or less",
-        )
+        text = f"all --steps are more than the model's {timesteps} timesteps"
+        raise UsageError(text, f"Set --steps {timesteps} or less")
     samplers = config.samplers or tuple(s for s in SAMPLERS if (s in OF_DISTILLED) == distilled)
     return [
         SamplerChoice(sampler, n, guidance, weak_guidance) for sampler in samplers for n in steps

@@ -85,10 +85,8 @@ class PublishedWeights:
             return path
         cache = files.cache_folder()
         if cache is None:
-            raise ModelFileError(
-                f"no weights of {self.network}, and {files.CACHE} disables the cache",
-                self.instructions,
-            )
+            text = f"no weights of {self.network}, and {files.CACHE} disables the cache"
+            raise ModelFileError(text, self.instructions)
         path = cache / "weights" / self.file
         if path.is_file():
             if digest(path, self) == self.sha256:
@@ -121,9 +119,8 @@ def download(published: PublishedWeights, path: Path) -> Work[None]:
                 total = -(-published.size // CHUNK)
                 yield Progress("download", -(-done // CHUNK), total, "MiB")
             if done < published.size:
-                raise _download_error(
-                    published, f"it ended after {done:,} of {published.size:,} bytes"
-                )
+                reason = f"it ended after {done:,} of {published.size:,} bytes"
+                raise _download_error(published, reason)
             if hashed.hexdigest() != published.sha256:
                 raise _download_error(published, f"its SHA-256 is {hashed.hexdigest()}")
 

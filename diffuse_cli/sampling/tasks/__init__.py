@@ -209,9 +209,8 @@ def _resolve(
     if conditions:
         if config.guidance is not None and settings.condition is None:
             if conditions.classes or conditions.table:
-                raise UsageError(
-                    "--guidance needs --class or --on", "Pass the class or metadata of the picture"
-                )
+                text = "--guidance needs --class or --on"
+                raise UsageError(text, "Pass the class or metadata of the picture")
             raise UsageError("--guidance: the model is unconditional here", "Leave it out")
         check_class(loaded, labeled=bool(config.classes), told=told)
     return settings

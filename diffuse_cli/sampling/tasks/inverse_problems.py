@@ -232,10 +232,8 @@ def _choose_method(config: ObservationConfig, flag: str, told: bool) -> str:
         UsageError: `--method given` for a model that was not trained for the degradation.
     """
     if config.method == TOLD and not told:
-        raise UsageError(
-            f"--method {TOLD}: the model was not trained for {flag}",
-            f"Leave it out, or pass --method {METHOD}",
-        )
+        text = f"--method {TOLD}: the model was not trained for {flag}"
+        raise UsageError(text, f"Leave it out, or pass --method {METHOD}")
     return config.method or (TOLD if told else METHOD)
 
 

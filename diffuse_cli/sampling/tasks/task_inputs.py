@@ -162,9 +162,8 @@ def read_mask(path: str, loaded: LoadedModel, fit: str | None, sizes: frozenset[
         raise DataError(f"{shown} is {own}, and the image is {theirs}", "Resize the mask")
     known = _is_dark(FAINT, one.values)
     if known.all():
-        raise DataError(
-            f"{shown} is black: it keeps all pixels", "Paint it white where to generate"
-        )
+        text = f"{shown} is black: it keeps all pixels"
+        raise DataError(text, "Paint it white where to generate")
     if not known.any():
         raise DataError(f"{shown} is white: it keeps no pixels", "Use diffuse sample instead")
     return known
@@ -184,10 +183,8 @@ def read_alpha_mask(path: str, loaded: LoadedModel, fit: str | None) -> Array:
     space, shown = loaded.space, files.show(path)
     medium = MEDIA[space.medium]
     if layout_name(space.layout) == ALPHA:
-        raise UsageError(
-            "--mask is missing: this model generates transparency, so it cannot be the mask",
-            "Pass --mask FILE, white where to generate",
-        )
+        text = "--mask is missing: this model generates transparency, so it cannot be the mask"
+        raise UsageError(text, "Pass --mask FILE, white where to generate")
     own = read_picture(path, space.medium, ReadSettings(space.size, 1)).size[::-1]
     white, black = (
         read_picture(path, space.medium, ReadSettings(own, 1, (level,) * 3)).values
@@ -197,10 +194,8 @@ def read_alpha_mask(path: str, loaded: LoadedModel, fit: str | None) -> Array:
     clear = medium.fit(clear, ReadSettings(space.size, 1, (0, 0, 0), fit or loaded.fit))
     known = _is_dark(THIN, clear)
     if known.all():
-        raise UsageError(
-            f"--mask is missing: {shown} has no transparent part",
-            "Pass --mask FILE, white where to generate, or erase that part of the image",
-        )
+        hint = "Pass --mask FILE, white where to generate, or erase that part of the image"
+        raise UsageError(f"--mask is missing: {shown} has no transparent part", hint)
     if not known.any():
         raise DataError(f"{shown} is all transparent: it keeps no pixels", "Use diffuse sample")
     return known
@@ -220,9 +215,8 @@ def check_output_apart(folder: Path, *paths: str) -> None:
     """
     for path in map(Path, paths):
         if folder.resolve() in (path.resolve(), path.resolve().parent):
-            raise UsageError(
-                f"-o {files.show(folder)} holds the input {files.show(path)}", "Choose another -o"
-            )
+            text = f"-o {files.show(folder)} holds the input {files.show(path)}"
+            raise UsageError(text, "Choose another -o")
 
 
 # -- conditioning ---------------------------------------------------------------------------------

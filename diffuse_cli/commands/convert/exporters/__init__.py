@@ -120,10 +120,8 @@ def _claim_output(target: Target, name: str, config: ConvertConfig) -> Iterator[
         with files.report_errors(out):
             there = {entry.name for entry in out.iterdir()} if out.exists() else set()
         if others := sorted(there.difference(target.PARTS)):
-            raise OutputError(
-                f"{files.show(out)} holds {files.show(others[0])}, which is not part of a model",
-                "Choose another -o",
-            )
+            text = f"{files.show(out)} holds {files.show(others[0])}, which is not part of a model"
+            raise OutputError(text, "Choose another -o")
         if there and not config.overwrite:
             hint = "Choose another -o, or --overwrite"
             raise OutputError(f"{files.show(out)} exists already", hint)

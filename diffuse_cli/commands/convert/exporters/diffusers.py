@@ -40,10 +40,8 @@ def check(config: ConvertConfig) -> None:
         return
     lookup(SAMPLERS, config.sampler, "--sampler")
     if config.sampler not in SCHEDULERS:
-        raise UsageError(
-            f"--sampler {config.sampler} has no scheduler in diffusers that does the same",
-            f"Choose one of {', '.join(SCHEDULERS)}",
-        )
+        text = f"--sampler {config.sampler} has no scheduler in diffusers that does the same"
+        raise UsageError(text, f"Choose one of {', '.join(SCHEDULERS)}")
 
 
 def write(path: Path, found: ModelFile, config: ConvertConfig) -> Work[Mapping[str, Any]]:
@@ -95,10 +93,8 @@ def _sampler(model: StoredModel, config: ConvertConfig) -> tuple[str, list[Notic
     if config.sampler is not None:
         chosen = SCHEDULERS[config.sampler]
         if learned and not chosen.variance:
-            raise UsageError(
-                f"--sampler {config.sampler}: {chosen.name} takes no learned variance",
-                f"Give --sampler {DEFAULT}, or leave it out",
-            )
+            message = f"--sampler {config.sampler}: {chosen.name} takes no learned variance"
+            raise UsageError(message, f"Give --sampler {DEFAULT}, or leave it out")
         alone = [Notice(LOOP.format(f"runs {chosen.name}"))] if chosen.pipeline is None else []
         return config.sampler, alone
     wanted = model.sampling.sampler if model.sampling else DEFAULT

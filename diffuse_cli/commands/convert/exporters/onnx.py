@@ -40,9 +40,8 @@ def check(config: ConvertConfig) -> None:
     """Refuse to begin without the packages."""
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        raise UsageError(
-            f"--to onnx needs {missing[0]}", "Install it: pip install 'diffuse-cli[onnx]'"
-        )
+        text = f"--to onnx needs {missing[0]}"
+        raise UsageError(text, "Install it: pip install 'diffuse-cli[onnx]'")
 
 
 def write(path: Path, found: ModelFile, config: ConvertConfig) -> Work[Mapping[str, Any]]:
@@ -60,10 +59,8 @@ def write(path: Path, found: ModelFile, config: ConvertConfig) -> Work[Mapping[s
     yield Progress(TASK, 1, 1)
     error = _graph.onnx_error(data, net, model.blueprint)
     if not error <= CLOSE:
-        raise ModelFileError(
-            f"{files.show(found.path)}: onnxruntime computes something else, by {error:.2g}",
-            "Try other versions of torch and onnxscript",
-        )
+        text = f"{files.show(found.path)}: onnxruntime computes something else, by {error:.2g}"
+        raise ModelFileError(text, "Try other versions of torch and onnxscript")
     files.write_bytes(path, data)
     yield Notice(f"outputs in onnxruntime differ by {error:.1g} at most")
     return {"parameters": model.parameters, "error": error}

@@ -84,15 +84,12 @@ def convert(config: ConvertConfig) -> Work[Converted]:
 
         source = ForeignSource((yield from fetch_source(config.source)))
         if source.is_own:
-            raise UsageError(
-                f"{source.name} is a diffuse model already",
-                "Use it as it is, or give --to diffusers or --to onnx",
-            )
+            text = f"{source.name} is a diffuse model already"
+            raise UsageError(text, "Use it as it is, or give --to diffusers or --to onnx")
         name = config.format or next((n for n, f in FORMATS.items() if f.recognizes(source)), None)
         if name is None:
-            raise ModelFileError(
-                f"{source.name} is no model of a known format: {', '.join(FORMATS)}"
-            )
+            text = f"{source.name} is no model of a known format: {', '.join(FORMATS)}"
+            raise ModelFileError(text)
         format = lookup(FORMATS, name, "--format")
         _check_options(config, name)
         foreign = format.read(source, config)
@@ -105,13 +102,10 @@ def convert(config: ConvertConfig) -> Work[Converted]:
 def _check_options(config: ConvertConfig, name: str) -> None:
     """Raise a `UsageError` for options of other formats, or a preset of another network."""
     if config.preset and (own := find_preset(config.preset).network) != "unet":
-        raise UsageError(
-            f"--preset {config.preset} is a '{own}', and models of {name} are U-Nets",
-            "Leave it out, or name a published U-Net",
-        )
+        text = f"--preset {config.preset} is a '{own}', and models of {name} are U-Nets"
+        raise UsageError(text, "Leave it out, or name a published U-Net")
     special = {option for format in FORMATS.values() for option in format.OPTIONS}
     for option in sorted(special.difference(FORMATS[name].OPTIONS)):
         if getattr(config, option) is not None:
-            raise UsageError(
-                f"{flag(option)} does not go with {name}, whose files say it", "Leave it out"
-            )
+            text = f"{flag(option)} does not go with {name}, whose files say it"
+            raise UsageError(text, "Leave it out")

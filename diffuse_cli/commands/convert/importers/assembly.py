@@ -47,10 +47,8 @@ def assemble(foreign: ForeignModel, source: ForeignSource, config: ConvertConfig
     """Return the model, with every tensor checked; raises what `convert` does."""
     unet = foreign.unet
     if unet.space.channels not in (1, 3):
-        raise ModelFileError(
-            f"{source.name} takes {unet.space.channels} channels, not the 1 or 3 of an image",
-            "Latent and super-resolution networks are not supported",
-        )
+        text = f"{source.name} takes {unet.space.channels} channels, not the 1 or 3 of an image"
+        raise ModelFileError(text, "Latent and super-resolution networks are not supported")
     if config.preset and (wrong := find_difference(config.preset, unet)):
         raise UsageError(f"--preset {config.preset} is not the network of {source.name}: {wrong}")
     diffusion = resolve_process(foreign, source, config)
@@ -142,10 +140,8 @@ def resolve_process(
     )
     if "betas" not in said and not {"schedule", "num_timesteps"} <= said.keys():
         missing = "number of timesteps" if "schedule" in said else "noise schedule"
-        raise UsageError(
-            f"{source.name} does not say its {missing}",
-            "Give --schedule and --num-timesteps, or --betas, or a --preset",
-        )
+        message = f"{source.name} does not say its {missing}"
+        raise UsageError(message, "Give --schedule and --num-timesteps, or --betas, or a --preset")
     try:
         diffusion = from_dict(DiffusionConfig, said)
         make_denoiser(None, diffusion, make_process(diffusion))

@@ -79,10 +79,8 @@ def _folder(source: ForeignSource) -> Path:
     if source.path.is_dir() and not (folder / "config.json").is_file():
         folder = folder / "unet"
     if not (folder / "config.json").is_file():
-        raise ModelFileError(
-            f"{source.name} has no config.json of a UNet2DModel next to its weights",
-            "Give the folder that diffusers wrote",
-        )
+        text = f"{source.name} has no config.json of a UNet2DModel next to its weights"
+        raise ModelFileError(text, "Give the folder that diffusers wrote")
     return folder
 
 
@@ -105,10 +103,8 @@ def _tensors(source: ForeignSource, folder: Path) -> dict[str, Any]:
     if source.path.is_dir():
         there = [folder / name for name in file_types.WEIGHTS if (folder / name).is_file()]
         if not there:
-            raise ModelFileError(
-                f"{show(folder)} has no {file_types.WEIGHTS[0]}",
-                "Weights of another name can be given as SOURCE",
-            )
+            text = f"{show(folder)} has no {file_types.WEIGHTS[0]}"
+            raise ModelFileError(text, "Weights of another name can be given as SOURCE")
         tensors = read_weights(there[0])
     renamed = {}
     for name, tensor in tensors.items():

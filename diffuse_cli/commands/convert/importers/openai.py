@@ -152,13 +152,11 @@ def _blocks(source: ForeignSource) -> tuple[int, int, bool]:
            and match["kind"] in ("in_layers", "conv")}  # fmt: skip
     levels = len(ups) + 1
     if not outputs:
-        raise ModelFileError(
-            f"{source.name} has no output_blocks: it is a classifier, not a diffusion model"
-        )
+        text = f"{source.name} has no output_blocks: it is a classifier, not a diffusion model"
+        raise ModelFileError(text)
     if len(outputs) % levels or len(outputs) == levels:
-        raise ModelFileError(
-            f"{source.name}: {len(outputs)} output blocks do not divide into {levels} levels"
-        )
+        text = f"{source.name}: {len(outputs)} output blocks do not divide into {levels} levels"
+        raise ModelFileError(text)
     return len(outputs) // levels - 1, levels, "in_layers" in ups.values()
 
 
