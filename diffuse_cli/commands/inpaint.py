@@ -19,6 +19,4 @@ def run(config: InpaintConfig, console: Console) -> None:
     """Inpaint, and print the paths of the pictures."""
     from diffuse_cli.sampling.tasks.inverse_problems import inpaint
 
-    made = console.follow(inpaint(config))
-    if made is not None:
-        console.result(made.paths, {"out": config.out, **made.values})
+    console.follow_samples(inpaint(config), config.out)

@@ -19,6 +19,4 @@ def run(config: RestoreConfig, console: Console) -> None:
     """Restore, and print the paths of the pictures."""
     from diffuse_cli.sampling.tasks.inverse_problems import restore
 
-    made = console.follow(restore(config))
-    if made is not None:
-        console.result(made.paths, {"out": config.out, **made.values})
+    console.follow_samples(restore(config), config.out)

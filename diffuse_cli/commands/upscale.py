@@ -19,6 +19,4 @@ def run(config: UpscaleConfig, console: Console) -> None:
     """Upscale, and print the paths of the pictures."""
     from diffuse_cli.sampling.tasks.inverse_problems import upscale
 
-    made = console.follow(upscale(config))
-    if made is not None:
-        console.result(made.paths, {"out": config.out, **made.values})
+    console.follow_samples(upscale(config), config.out)

@@ -19,6 +19,4 @@ def run(config: VaryConfig, console: Console) -> None:
     """Vary, and print the paths of the pictures."""
     from diffuse_cli.sampling.tasks.variations import vary
 
-    made = console.follow(vary(config))
-    if made is not None:
-        console.result(made.paths, {"out": config.out, **made.values})
+    console.follow_samples(vary(config), config.out)

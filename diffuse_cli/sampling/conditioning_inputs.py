@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,9 +49,9 @@ class SampleInputs:
         described: entries of the manifest.
     """
 
-    inputs: ConditioningInputs | None
-    per: int
-    described: dict[str, Any]
+    inputs: ConditioningInputs | None = None
+    per: int = 1
+    described: dict[str, Any] = field(default_factory=dict)
 
 
 def read_inputs(config: SampleConfig, loaded: LoadedModel) -> Work[SampleInputs]:
@@ -66,7 +66,7 @@ def read_inputs(config: SampleConfig, loaded: LoadedModel) -> Work[SampleInputs]
         if config.given:
             text = "--given: the model was trained without --given"
             raise UsageError(text, "Leave it out, or train a model with --given")
-        return SampleInputs(None, 1, {})
+        return SampleInputs()
     if config.given is None:
         if guidance_scale(config, loaded.model) != 0:
             colors = {1: "grey ", 3: "color "}.get(giver.input_space.channels, "")
@@ -74,7 +74,7 @@ def read_inputs(config: SampleConfig, loaded: LoadedModel) -> Work[SampleInputs]
             free = ", or --guidance 0 to generate without any" if giver.given.dropout else ""
             text = f"--given is missing: the model is conditioned on {what}"
             raise UsageError(text, f"Pass --given PATH{free}")
-        return SampleInputs(None, 1, {})
+        return SampleInputs()
     _check_options(config, giver)
     background, medium = loaded.background, giver.space.medium
     read = partial(read_images, background=background, fit=loaded.fit, medium=medium, single=True)

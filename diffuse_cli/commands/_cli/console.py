@@ -114,6 +114,11 @@ class Console:
                 elif isinstance(event, Table):
                     self.table(event.rows)
 
+    def follow_samples(self, work: Work[Any], out: str) -> None:
+        """Run work that writes samples into a folder, and print their paths."""
+        if (made := self.follow(work)) is not None:
+            self.result(made.paths, {"out": out, **made.values})
+
     # -- stdout ------------------------------------------------------------------------------------
 
     def result(self, paths: Iterable[Path | str], values: dict[str, Any]) -> None:

@@ -135,7 +135,7 @@ def _page(
     end: str = "",
 ) -> str:
     """Return a page; one with an `end` is short, with a line or two for each option."""
-    terminal = _on_terminal()
+    terminal = is_terminal(sys.stdout) and os.environ.get("TERM") != "dumb"
     width = max(40, min(shutil.get_terminal_size().columns, WIDEST))
     inner = width - (4 if terminal else 2)
     left = LEFT
@@ -152,10 +152,6 @@ def _page(
     parts += [[f"{title}:", *(f"  {line}" for line in lines)] for title, lines in blocks.items()]
     parts += [_wrap(end, width - 2)] if end else []
     return "\n\n".join("\n".join(part) for part in parts) + "\n"
-
-
-def _on_terminal() -> bool:
-    return is_terminal(sys.stdout) and os.environ.get("TERM") != "dumb"
 
 
 def _wrap(text: str, width: int) -> list[str]:

@@ -19,6 +19,7 @@ from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.evaluation.evaluation_run import choose_network, load_feature_choice, load_model
 from diffuse_cli.evaluation.feature_cache import ALONE, FeatureMeasure, generate_all
 from diffuse_cli.evaluation.image_sets import Sides, prepare_inputs, read_sides, set_conditions
+from diffuse_cli.evaluation.tune.candidates import rank_value
 from diffuse_cli.metrics.presentation import make_entries
 from diffuse_cli.metrics.sample_statistics import average
 from diffuse_cli.models import model_file
@@ -107,7 +108,7 @@ def measure_lengths(config: EmaConfig) -> Work[MeasuredLengths | None]:
             yield Notice(f"length {length:.2f}, {k} of {len(fits)}")
             values = yield from measure(make_denoiser(model, "ema", accelerator, loaded.precision))
             rows.append(MeasuredLength(length, found.error, values))
-            best = min(rows, key=lambda row: _rank(row.values[metric]))
+            best = min(rows, key=lambda row: rank_value(row.values[metric]))
             if best is rows[-1]:
                 chosen = model
         yield Notice("the model file's own average")
@@ -115,7 +116,7 @@ def measure_lengths(config: EmaConfig) -> Work[MeasuredLengths | None]:
         for row, word in ((rows[0], "shortest"), (rows[-1], "longest")):
             if best is row:
                 yield Notice(f"the best length is the {word} that was tried")
-        if _rank(file[metric]) < _rank(best.values[metric]):
+        if rank_value(file[metric]) < rank_value(best.values[metric]):
             yield Notice("the model file's own average is better than all of these")
         if out:
             model_file.save(out, chosen)
@@ -130,11 +131,6 @@ def measure_lengths(config: EmaConfig) -> Work[MeasuredLengths | None]:
         part=sides.part,
         out=out,
     )
-
-
-def _rank(value: float) -> float:
-    """Lower is better; NaN is worst."""
-    return math.inf if math.isnan(value) else value
 
 
 # -- lengths --------------------------------------------------------------------------------------

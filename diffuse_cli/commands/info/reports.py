@@ -47,9 +47,8 @@ class Spread:
     def rescale(self, low: int, high: int) -> Spread:
         """Return the same of values in low ... high in [-1, 1], the network's range."""
         half = (high - low) / 2
-        return Spread(
-            tuple((m - low) / half - 1 for m in self.mean), tuple(s / half for s in self.std)
-        )
+        mean = tuple((m - low) / half - 1 for m in self.mean)
+        return Spread(mean, tuple(s / half for s in self.std))
 
 
 @dataclass(frozen=True)
@@ -155,14 +154,13 @@ def _report(config: InfoConfig, images: Dataset, out: Path | None) -> Work[DataR
     top = {"uint8": 255, "uint16": 65_535}.get(images.stored.dtype.name)
     pictured = top is not None and images.stored.ndim == 4
     ends = limit_levels(images.estimated_space, images.stored).level_range if top else None
+    everything = np.arange(len(images))
     if pictured and ends is not None:
         pixels, hashed, blank = yield from _measure(images, ends)
     else:
-        every = np.arange(len(images))
-        found = moments(images.estimated_space, images.stored, every, images.names)
+        found = moments(images.estimated_space, images.stored, everything, images.names)
         pixels = Spread(*(tuple(values.tolist()) for values in found))
-    roots, everything = exact_roots(images), np.arange(len(images))
-    similar = None
+    roots, similar = exact_roots(images), None
     if pictured and near.can_compare(images.stored):
         different = np.flatnonzero((roots == everything) & ~blank)
         alike = yield from near.group_similar(images.stored, hashed, different)
@@ -237,17 +235,15 @@ def _rows(found: DataReport) -> Rows:
     ignored = f"; {plural(summary.unnamed, 'file')} not named as {many}" if summary.unnamed else ""
     fitted = describe_fit(summary.sizes, found.size, found.config.fit or "crop", summary.medium)
     skipped = (line.removeprefix("skipped ") for line in skip_lines(summary.skipped))
+    unused = (line.removeprefix("ignored ") for line in summary.ignored_lines())
+    usable = summary.format_samples(summary.usable)
     kept = f"{found.held_out:,} held out" if found.held_out else "none held out"
     return [
         ("data", summary.source),
         (many, f"{summary.usable:,} usable of {summary.found:,}{ignored}"),
         *label_lines("skipped", skipped),
-        *label_lines(
-            "ignored", (line.removeprefix("ignored ") for line in summary.ignored_lines())
-        ),
-        *label_lines(
-            "remarks", remark_lines(summary.remarks, summary.format_samples(summary.usable))
-        ),
+        *label_lines("ignored", unused),
+        *label_lines("remarks", remark_lines(summary.remarks, usable)),
         ("sizes", _sizes(summary.sizes)),
         ("modes", _counts(summary.modes)),
         ("train", f"at {dimensions(found.size)}{fitted}, {summary.kind}; {kept}"),
@@ -286,9 +282,8 @@ def _classes(found: DataReport) -> list[str]:
     noun = medium.one if most == 1 else medium.many
     lines = [f"{plural(len(classes), 'class', 'classes')} of {each} {noun}"]
     if found.summary.unlabelled:
-        lines.append(
-            f"{found.summary.format_samples(found.summary.unlabelled)} outside the class folders"
-        )
+        unlabelled = found.summary.format_samples(found.summary.unlabelled)
+        lines.append(f"{unlabelled} outside the class folders")
     return [*lines, _counts(classes, MOST_CLASSES)]
 
 

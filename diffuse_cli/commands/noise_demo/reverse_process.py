@@ -152,15 +152,12 @@ class Trajectories:
             once: dict[int, Any] = {times[0]: given.shown}
             rows.append(Row("given", FAINT, once.get, lambda t: given.what))
         if near is not None:
-            away = near.distances
-            rows.append(
-                Row(
-                    "nearest",
-                    GREEN,
-                    seen(near.images),
-                    lambda t: f"{self.format_distance(away[t])} away",
-                )
-            )
+            distances = near.distances
+
+            def away(t: int) -> str:
+                return f"{self.format_distance(distances[t])} away"
+
+            rows.append(Row("nearest", GREEN, seen(near.images), away))
             legend += [(f"from the nearest {one} of DATA", GREEN), ("the same in reverse", RED)]
         plots: list[Callable[[Axes], object]] = [
             partial(_distances, journey=self),

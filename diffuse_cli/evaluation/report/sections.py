@@ -244,17 +244,13 @@ def distributions(found: EvaluationResult) -> dict[str, Any]:
     }
 
 
-def _measured(values: dict[str, Any], key: str) -> Measurement:
-    return Measurement(values[key], values[f"{key}_standard_error"])
-
-
 def _channel(k: int, channel: dict[str, Any], words: Words) -> tuple[Markup, str]:
     """Plot a channel's density, and return its caption too."""
     density = channel["density"]
     name = words.channel(k)
     said = "; ".join(
-        f"{side}: mean {_measured(channel[side], 'mean')}, "
-        f"standard deviation {_measured(channel[side], 'deviation')}"
+        f"{side}: mean {read_measurement(channel[side], 'mean')}, "
+        f"standard deviation {read_measurement(channel[side], 'deviation')}"
         for side in SIDES
     )
     series = {side: density[side] for side in SIDES}

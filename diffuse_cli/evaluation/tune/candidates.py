@@ -230,11 +230,12 @@ def setting_to_learn(
     least = min(row.evaluations for row in able)
     cheap = [row for row in able if row.evaluations == least]
     metric = find_kid_key(rows)
-    best = min(cheap, key=lambda row: _rank(row.values[metric]))
+    best = min(cheap, key=lambda row: rank_value(row.values[metric]))
     return replace(found, sampler=best.setting.sampler, steps=n)
 
 
-def _rank(value: float) -> float:
+def rank_value(value: float) -> float:
+    """Return a value to sort by, of a metric that is lower for better samples. NaN is worst."""
     return value if math.isfinite(value) else math.inf
 
 

@@ -69,12 +69,6 @@ class DinoAttention(nn.Module):
         return found
 
 
-def perceptron(width: int) -> nn.Sequential:
-    """Build two linear layers, with four times the width between them."""
-    first, second = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-    return nn.Sequential(OrderedDict(fc1=first, gelu=nn.GELU(), fc2=second))
-
-
 class LayerScale(nn.Module):
     """Learned factor for each channel."""
 
@@ -95,7 +89,8 @@ class DinoBlock(nn.Module):
         self.attn = DinoAttention(width, heads)
         self.ls1 = LayerScale(width)
         self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
-        self.mlp = perceptron(width)
+        first, second = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.mlp = nn.Sequential(OrderedDict(fc1=first, gelu=nn.GELU(), fc2=second))
         self.ls2 = LayerScale(width)
 
     def forward(self, x: Tensor) -> Tensor:
