@@ -74,9 +74,8 @@ class _EventDescriber:
             return Notice(f"step {event.step:,}{held}{where}")
         assert isinstance(event, Step)
         if event.loss is not None:
-            self.text = (
-                f"loss {Measurement(event.loss)}  {event.images_per_second:,.0f} {event.many}/s"
-            )
+            speed = f"{event.images_per_second:,.0f} {event.many}/s"
+            self.text = f"loss {Measurement(event.loss)}  {speed}"
             if not self.live:
                 left = f"  {format_seconds(event.seconds_left)} left" if event.seconds_left else ""
                 return Notice(f"step {event.step:,}/{event.steps:,}  {self.text}{left}")
@@ -89,11 +88,8 @@ def _kid(key: str, kid: float, error: float | None, between: str = "") -> str:
 
 def _summary(trained: Trained) -> str:
     minutes, seconds = divmod(round(trained.seconds), 60)
-    held = (
-        f", held-out {Measurement(trained.held_out_loss)}"
-        if trained.held_out_loss is not None
-        else ""
-    )
+    lost = trained.held_out_loss
+    held = f", held-out {Measurement(lost)}" if lost is not None else ""
     loss = f", loss {Measurement(trained.loss)}{held}" if trained.loss is not None else ""
     text = (
         f"{trained.parameters:,} parameters, step {trained.step:,} of "

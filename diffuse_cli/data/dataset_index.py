@@ -89,9 +89,8 @@ class DatasetIndex:
                 if not end:
                     _write_lines(file, [self._header])
                 yield from ((result, False) for result in _append_results(file, rest))
-                _write_lines(
-                    file, [asdict(replace(listing, candidates=(), unread=dict(listing.unread)))]
-                )
+                footer = replace(listing, candidates=(), unread=dict(listing.unread))
+                _write_lines(file, [asdict(footer)])
 
     def remove(self) -> None:
         """Delete the index file."""

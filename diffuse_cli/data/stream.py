@@ -285,9 +285,8 @@ class Stream:
         if not rows:
             return {}
         entries = tuple(self.origin.entries[row] for row in rows)
-        found = self._check_results(
-            rows, decode_all(lambda: self._reading, entries, self.workers or cores())
-        )
+        decoded = decode_all(lambda: self._reading, entries, self.workers or cores())
+        found = self._check_results(rows, decoded)
         self.remember(found)
         return found
 

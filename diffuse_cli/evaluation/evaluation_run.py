@@ -71,9 +71,8 @@ def evaluate(
     began = time.monotonic()
     subject = Path(config.subject)
     folder = found is None and is_images(subject)
-    flag = find_changed_flag(
-        config, eval_options.BoundPlotConfig, StartConfig, SamplerConfig, WeightsConfig
-    )
+    kinds = eval_options.BoundPlotConfig, StartConfig, SamplerConfig, WeightsConfig
+    flag = find_changed_flag(config, *kinds)
     if folder and (flag := "--given" if config.given else flag):
         text = f"{flag} needs a model, and {files.show(subject)} is a folder of images"
         raise UsageError(text, "Remove it, or pass a model file")
@@ -95,9 +94,8 @@ def evaluate(
             lacks = find_missing_parts(loaded.space, loaded, training=config.train_n > 0)
             # Notices follow once DATA is read, which may differ from the training data.
             list(report_unmeasured(config.metrics or (), lacks))
-        judge = yield from load_feature_choice(
-            config, loaded.space if loaded else None, accelerator
-        )
+        space = loaded.space if loaded else None
+        judge = yield from load_feature_choice(config, space, accelerator)
         sides = yield from read_sides(config, loaded)
         sides.check()
         words = words_of(sides.space)

@@ -220,9 +220,8 @@ class FeatureMeasure:
     @classmethod
     def of(cls, network: FeatureNetwork, space: Space, real: Array, team: Team) -> Work[Self]:
         """Return the measure against stored real samples (N, C, *size)."""
-        found = yield from cache_features(
-            network, network.prepare_input(space, real), team, tell=True
-        )
+        seen = network.prepare_input(space, real)
+        found = yield from cache_features(network, seen, team, tell=True)
         return cls(network, space, np.asarray(found, np.float64), team)
 
     def features(self, samples: Array) -> Work[Array]:

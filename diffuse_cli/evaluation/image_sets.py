@@ -216,9 +216,8 @@ def _read_pairs(config: ImageSetsConfig, data: Dataset, loaded: LoadedModel) -> 
     if given is None or given.what != PAIRS:
         return None
     assert config.given is not None  # as `check_pairs_option` says
-    found = yield from _read_in_space(
-        Conditioner(given, loaded.space).input_space, config.given, config, loaded
-    )
+    space = Conditioner(given, loaded.space).input_space
+    found = yield from _read_in_space(space, config.given, config, loaded)
     pairs = match_pairs(data, found)
     for line in pairs.describe_unpaired():
         yield Notice(line, warning=True)

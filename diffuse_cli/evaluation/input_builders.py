@@ -223,9 +223,8 @@ def _nearest_in_features(evaluation: EvaluationRun, training: TrainingSamples) -
     held_out, features = training.held_out, evaluation.train_features
     theirs = evaluation.real_features
     if evaluation.loaded is None:  # a model's real images are the held-out ones
-        theirs = yield from cache_features(
-            evaluation.network, evaluation.look(held_out.samples), evaluation.team
-        )
+        pictures = evaluation.look(held_out.samples)
+        theirs = yield from cache_features(evaluation.network, pictures, evaluation.team)
     # The expected rate depends on the number of references, so both spaces use the same number.
     order, alone = np.arange(len(features)), min(training.reference_count, len(features))
     near = yield from find_nearest(evaluation.fake_features, theirs, features, order, alone)

@@ -53,9 +53,8 @@ def find_missing_parts(space: Space, loaded: LoadedModel | None, *, training: bo
         found |= {"answers"}
     if not training:
         found |= {"train_bits", "nearest"}
-    return found | (
-        {"random_features"} if can_judge(space) else {"features", "landmarks", "answers"}
-    )
+    found |= {"random_features"} if can_judge(space) else {"features", "landmarks", "answers"}
+    return found
 
 
 def report_unmeasured(asked: Sequence[str], lacks: Set[str]) -> Iterator[Notice]:

@@ -125,9 +125,8 @@ def measure_bound(
             # An image's decoder terms, divided by their expected number, sum to one decoder.
             rows[-1] -= first * (slope / math.log(2))[:, None]
         priors.append(prior_bits(denoiser, x0).cpu().double().numpy())
-    return VariationalBound(
-        np.concatenate(priors), expected.numpy(), times.numpy(), np.concatenate(rows)
-    )
+    prior, every = np.concatenate(priors), np.concatenate(rows)
+    return VariationalBound(prior, expected.numpy(), times.numpy(), every)
 
 
 def draw_positions(seed: int, indices: Sequence[int], n: int) -> Array:
@@ -187,7 +186,6 @@ def plot_bound(bound: VariationalBound, name: str, *, density: bool = False) -> 
     axes.set_ylabel("$L_t$, bits per dimension", fontsize=9)
     axes.tick_params(length=0)
     prior, middle, _ = bound.parts().mean(0)
-    axes.set_title(
-        f"sum of the steps {Measurement(middle)},  prior {Measurement(prior)}", loc="right", **faint
-    )
+    sums = f"sum of the steps {Measurement(middle)},  prior {Measurement(prior)}"
+    axes.set_title(sums, loc="right", **faint)
     return sheet.render()

@@ -100,10 +100,8 @@ def measure_marginals(real: Array, fake: Array, more: Array) -> Marginals:
 
 
 def _scale(estimates: Sequence[SampledEstimate], units: Array) -> list[SampledEstimate]:
-    return [
-        SampledEstimate(float(e.value / u), e.a / u, e.b / u)
-        for e, u in zip(estimates, units, strict=True)
-    ]
+    pairs = zip(estimates, units, strict=True)
+    return [SampledEstimate(float(e.value / u), e.a / u, e.b / u) for e, u in pairs]
 
 
 def _ratios(ours: Moments, theirs: Moments) -> list[SampledEstimate | None]:

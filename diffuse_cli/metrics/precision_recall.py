@@ -223,9 +223,8 @@ class Fraction:
         n = len(self.counts)
         adjusted = (self.value() * n + 1) / (n + 2)  # so that 0 and 1 have errors too
         alone = (self.counts == 1).double()
-        return math.sqrt(
-            adjusted * (1 - adjusted) / n + _jackknife_variance(self.count_losses(), alone, alone)
-        )
+        variance = _jackknife_variance(self.count_losses(), alone, alone)
+        return math.sqrt(adjusted * (1 - adjusted) / n + variance)
 
     def difference_error(self, one: Fraction) -> float:
         """Return the standard error of this fraction minus another of corresponding images."""

@@ -90,10 +90,8 @@ def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
     one, other = a.spectra, b.spectra
     if not len(one.shells.counts) or not one.real.any():
         return {}
-    apart = log_spectral_distance(other.real, other.fake).distance_error(
-        log_spectral_distance(one.real, one.fake)
-    )
-    result = {"spectral_distance": apart}
+    before, after = (log_spectral_distance(each.real, each.fake) for each in (one, other))
+    result = {"spectral_distance": after.distance_error(before)}
     bands = measure_fine_detail(a), measure_fine_detail(b)
     if bands[0] is not None and bands[1] is not None:
         result["fine_detail"] = bands[1].subtract(bands[0]).error()
@@ -167,10 +165,8 @@ def measure_fine_detail(evaluation: MetricInputs) -> SampledEstimate | None:
     if not counts.any() or real.mean() < least:
         return None
     levels = [max(float(side.mean()), least) for side in (real, fake)]
-    a, b = (
-        DECIBELS * center_influences(side) / level
-        for side, level in zip((real, fake), levels, strict=True)
-    )
+    pairs = zip((real, fake), levels, strict=True)
+    a, b = (DECIBELS * center_influences(side) / level for side, level in pairs)
     return SampledEstimate(DECIBELS * math.log(levels[1] / levels[0]), -a, b)
 
 

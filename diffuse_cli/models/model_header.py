@@ -226,7 +226,7 @@ def rebuild_model(described: Mapping[str, Any]) -> StoredModel:
     check_fit(blueprint.space.medium, data.get("fit", "crop"))
     sampling = None
     if SAMPLING in described:
-        sampling = _parse_recommendation(described[SAMPLING], blueprint.conditions, timesteps)
+        sampling = _read_choice(described[SAMPLING], blueprint.conditions, timesteps)
         if sampling.weak_guidance is not None and weak_step is None:
             raise ValueError("weak guidance is recommended, but the file has no weak weights")
     model = StoredModel(
@@ -258,7 +258,7 @@ def _check_teacher(values: Any) -> dict[str, Any] | None:
     return found
 
 
-def _parse_recommendation(
+def _read_choice(
     values: Mapping[str, Any], conditions: Conditions, timesteps: int
 ) -> SamplerChoice:
     """Return a recommended setting, checked to suit the model."""

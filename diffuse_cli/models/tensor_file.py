@@ -189,19 +189,17 @@ def parse_json(data: bytes) -> Any:
             parts += 1
         if depth > DEEPEST or nodes > MOST_NODES or parts > MOST_PARTS:
             raise ValueError("its header has too many parts or levels")
-    return json.loads(
-        data.decode(), object_pairs_hook=_reject_duplicates, parse_constant=_reject_constant
-    )
+    return json.loads(data.decode(), object_pairs_hook=_reject_repeats, parse_constant=_reject_nan)
 
 
-def _reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _reject_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
         raise ValueError("its header repeats a key")
     return values
 
 
-def _reject_constant(constant: str) -> None:
+def _reject_nan(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
 
 

@@ -274,22 +274,25 @@ GIF_FRAMES = 60
 """Largest number of frames of an animation."""
 
 
+def _render_by_index(drawn: Mapping[int, Array], space: Space) -> dict[int, Array]:
+    """Return pictures of samples by index, in ascending order."""
+    order = sorted(drawn)
+    return dict(zip(order, render_samples(space, np.stack([drawn[i] for i in order])), strict=True))
+
+
 def grid_by_condition(drawn: Mapping[int, Array], space: Space, wanted: Condition | None) -> Image:
     """Return a grid of samples by index, with a row for each condition, or nearly square."""
-    order = sorted(drawn)
-    shown = dict(
-        zip(order, render_samples(space, np.stack([drawn[i] for i in order])), strict=True)
-    )
+    shown = _render_by_index(drawn, space)
     rows: dict[Any, list[Array]] = {}
     if wanted and (wanted.labels or wanted.rows):
         for i in range(max(len(wanted.labels), len(wanted.rows))):
             rows[wanted.label(i), wanted.row(i)] = []
-        for i in order:
-            rows[wanted.label(i), wanted.row(i)].append(shown[i])
+        for i, picture in shown.items():
+            rows[wanted.label(i), wanted.row(i)].append(picture)
     columns = max(map(len, rows.values()), default=0)
     if len(rows) < 2 or columns < 2:
         return figures.arrange_grid(np.stack(list(shown.values())))
-    blank = np.full_like(shown[order[0]], 255)
+    blank = np.full_like(next(iter(shown.values())), 255)
     filled = [image for row in rows.values() for image in (*row, *[blank] * (columns - len(row)))]
     return figures.arrange_grid(np.stack(filled), columns)
 
@@ -300,13 +303,9 @@ def grid_with_inputs(drawn: Mapping[int, Array], space: Space, seen: Frames, tur
     Args:
         seen: pictures of the input of image k, by k modulo `turn`.
     """
-    order = sorted(drawn)
-    shown = dict(
-        zip(order, render_samples(space, np.stack([drawn[i] for i in order])), strict=True)
-    )
     rows: dict[int, list[Array]] = {}
-    for i in order:
-        rows.setdefault(i % turn, [*seen[i % turn]]).append(shown[i])
+    for i, picture in _render_by_index(drawn, space).items():
+        rows.setdefault(i % turn, [*seen[i % turn]]).append(picture)
     return figures.arrange_rows(rows[k] for k in sorted(rows))
 
 
@@ -315,8 +314,6 @@ def animate(frames: Frames, space: Space) -> bytes:
     order = sorted(frames)
     last = len(frames[order[0]]) - 1
     shown = sorted({round(last * k / (GIF_FRAMES - 1)) for k in range(GIF_FRAMES)})
-    grids = [
-        figures.arrange_grid(render_samples(space, np.stack([frames[i][k] for i in order])))
-        for k in shown
-    ]
+    stacks = (np.stack([frames[i][k] for i in order]) for k in shown)
+    grids = [figures.arrange_grid(render_samples(space, stack)) for stack in stacks]
     return figures.encode_gif(grids, seconds=3.0, hold=2.0)

@@ -134,9 +134,8 @@ def _in_blocks(
     first, last = positions.start // BLOCK, (positions.stop - 1) // BLOCK
     blocks = []
     for block in range(first, last + 1):
-        generator = torch.Generator(device).manual_seed(
-            key(seed, purpose, step, block) & 0x7FFF_FFFF_FFFF_FFFF
-        )
+        positive = key(seed, purpose, step, block) & 0x7FFF_FFFF_FFFF_FFFF
+        generator = torch.Generator(device).manual_seed(positive)
         blocks.append(draw(generator=generator, device=device))
     part = slice(positions.start - first * BLOCK, positions.stop - first * BLOCK)
     return [torch.cat(values)[part] for values in zip(*blocks, strict=True)]

@@ -296,7 +296,6 @@ class EmaAverage:
         known = self.updates - self.forgotten
         decays = [decay_at(known + n, self.largest) for n in range(updates)]
         with torch.no_grad():
-            torch._foreach_lerp_(
-                list(self.net.parameters()), list(net.parameters()), 1 - math.prod(decays)
-            )
+            weight = 1 - math.prod(decays)
+            torch._foreach_lerp_(list(self.net.parameters()), list(net.parameters()), weight)
         self.updates += updates

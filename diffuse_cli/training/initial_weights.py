@@ -224,9 +224,8 @@ def _find_channel_changes(own: Blueprint, wanted: Blueprint, ends: Ends) -> Iter
     elif (before, after) == (COLOR, GREY):
         text = "color becomes grey: input as before, output as the mean of the colors"
     drawn = after * (1 + (learns_variance(own) and learns_variance(wanted)))
-    yield ModelChange(
-        "channels", text, _count_input(wanted, ends, after) + _count_output(wanted, ends, drawn)
-    )
+    count = _count_input(wanted, ends, after) + _count_output(wanted, ends, drawn)
+    yield ModelChange("channels", text, count)
 
 
 def _find_variance_changes(own: Blueprint, wanted: Blueprint, ends: Ends) -> Iterator[ModelChange]:

@@ -50,12 +50,11 @@ def generate_by_default(
     """
     denoiser = plan.blueprint.denoiser(net)
     choice = plan.teacher.sampling(plan.blueprint) if plan.teacher else None
+    chosen = find_readable(plan.data, preview_images(plan, inputs)[:count])
     settings = SamplingSettings(
         sampler=choice.sampler if choice else SAMPLER,
         steps=min(choice.steps if choice else SAMPLING_STEPS, denoiser.process.num_timesteps),
-        condition=_make_condition(
-            plan, find_readable(plan.data, preview_images(plan, inputs)[:count]), classes
-        ),
+        condition=_make_condition(plan, chosen, classes),
         seed=plan.config.seed,
         batch_size=min(MOST, plan.room),
     )
@@ -153,8 +152,6 @@ def _comparison(plan: Plan, samples: Array) -> Image:
     rows = [[*samples[k :: len(chosen)], truths[k]] for k in range(len(chosen))]
     if giver and given:
         told = giver.render_input(given.encode(range(len(chosen)), torch.device("cpu")))
-        rows = [
-            [first, *row]
-            for first, row in zip(render_samples(giver.rendered_space, told), rows, strict=True)
-        ]
+        pictures = render_samples(giver.rendered_space, told)
+        rows = [[first, *row] for first, row in zip(pictures, rows, strict=True)]
     return figures.arrange_rows(rows)

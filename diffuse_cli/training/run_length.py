@@ -60,12 +60,10 @@ def warn_of_few_steps(
     few = config.steps < least / 2
     verb = "is" if config.steps == 1 else "are"
     says = f"{verb} too few: samples will be noise" if few else f"{verb} few: samples will be rough"
-    ways = (
-        _suggest_options(config, seconds, config.steps / least) if seconds else f"--steps {least}"
-    )
+    fix = _suggest_options(config, seconds, config.steps / least) if seconds else f"--steps {least}"
     busy = seconds and on_cpu and _cpu_is_busy()
     hint = " Other programs keep the CPU busy: OMP_NUM_THREADS=1 may make steps faster."
-    text = f"{plural(config.steps, 'step')} {says}. Try {ways}.{hint if busy else ''}"
+    text = f"{plural(config.steps, 'step')} {says}. Try {fix}.{hint if busy else ''}"
     yield Notice(text, warning=True)
 
 

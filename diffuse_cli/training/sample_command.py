@@ -30,9 +30,8 @@ def sample_line(plan: Plan, model: Path) -> str:
     source = plan.config.given if given and given.what == PAIRS else plan.config.data
     if given and not is_images(Path(source or ""), single=True):
         return ""
-    return shlex.join(
-        ["diffuse", "sample", str(model), *_list_condition_options(plan), *_list_output_options()]
-    )
+    options = [*_list_condition_options(plan), *_list_output_options()]
+    return shlex.join(["diffuse", "sample", str(model), *options])
 
 
 def _list_condition_options(plan: Plan) -> Iterator[str]:
@@ -45,11 +44,10 @@ def _list_condition_options(plan: Plan) -> Iterator[str]:
         return
     unseen = int([*plan.data.held_out, *plan.data.train][0])
     if conditions.given.what == PAIRS:
-        assert plan.data.pairs is not None
-        assert plan.config.given is not None
-        yield from _list_input_options(
-            plan.config.given, plan.data.pairs.given, int(plan.data.pairs.rows[unseen])
-        )
+        pairs, source = plan.data.pairs, plan.config.given
+        assert pairs is not None
+        assert source is not None
+        yield from _list_input_options(source, pairs.given, int(pairs.rows[unseen]))
     else:
         yield from _list_input_options(plan.config.data, plan.data.images, unseen)
         yield "--degrade"

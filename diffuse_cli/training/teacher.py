@@ -87,9 +87,8 @@ class DistributionMatching:
     ) -> None:
         self.config, self.accelerator, self.net, self._teacher = config, accelerator, net, teacher
         self._shape = blueprint.space.shape
-        self._updater = Updater(
-            config, net, accelerator, lr=FASTER * (config.lr or 0.0), weight_decay=0.0
-        )
+        lr = FASTER * (config.lr or 0.0)
+        self._updater = Updater(config, net, accelerator, lr=lr, weight_decay=0.0)
         self._critic = blueprint.denoiser(self._updater.prepared)
         self._samples: list[StudentSamples] = []
 
@@ -149,9 +148,8 @@ class DistributionMatching:
         draws = [self._draws(step, part.positions, f"critic {update} {k}") for k in range(2)]
         t = (torch.cat([d.u for d in draws]) * self._critic.process.num_timesteps).long()
         noise = torch.cat([d.noise for d in draws])
-        losses = simple(
-            self._critic, part.x0, t, noise, **distillation.repeat_conditions(part.cond)
-        )
+        cond = distillation.repeat_conditions(part.cond)
+        losses = simple(self._critic, part.x0, t, noise, **cond)
         # Accelerate divides by the accumulation, and processes are averaged.
         accelerator = self.accelerator
         parts = accelerator.gradient_accumulation_steps * accelerator.num_processes

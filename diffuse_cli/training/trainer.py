@@ -119,8 +119,8 @@ class Trainer:
             self.matching = DistributionMatching(
                 self.config, plan.blueprint, critic, teacher, accelerator
             )
-        self._write_parts = lookup(TIMESTEP_DRAWS, self.config.timestep_draw, "--timestep-draw")
-        self.history = History(self.config.num_timesteps, self._write_parts.keep)
+        self._timestep_draw = lookup(TIMESTEP_DRAWS, self.config.timestep_draw, "--timestep-draw")
+        self.history = History(self.config.num_timesteps, self._timestep_draw.keep)
 
     def _build_network(self, init: Mapping[str, Tensor] | None) -> nn.Module:
         """Build a network with the weights of `init`, or with random weights."""
@@ -162,7 +162,7 @@ class Trainer:
         self.updater.take_step(norm)
         if self.matching:
             self.matching.follow(step, self.batch_size)
-        if self._write_parts.keep and bool(norm.isfinite()):
+        if self._timestep_draw.keep and bool(norm.isfinite()):
             self._record_losses(seen)
         self.unread.append(norm)
         if is_update_due(step + 1, self.course.steps):
@@ -249,14 +249,12 @@ class Trainer:
 
     def timestep_probabilities(self) -> Tensor:
         """Return the probability of each timestep in the next step, (T,)."""
-        return self._write_parts.probabilities(self.history, self._objective.weight)
+        return self._timestep_draw.probabilities(self.history, self._objective.weight)
 
     def is_matching_phase(self, step: int) -> bool:
         """Whether the step after `step` steps is in the last phase of a distillation."""
-        return (
-            self.matching is not None
-            and self.course.nominal_step(step) >= PATHS * self.course.steps
-        )
+        first = PATHS * self.course.steps
+        return self.matching is not None and self.course.nominal_step(step) >= first
 
     def lr_at(self, step: int) -> float:
         """Return the learning rate of the step after `step` steps."""

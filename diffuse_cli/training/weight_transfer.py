@@ -84,9 +84,8 @@ def output_matrix(own: Blueprint, wanted: Blueprint) -> Tensor:
     sample = sample_matrix(after, before).T  # grey as each color, colors as their mean
     if learns_variance(own) and learns_variance(wanted):
         return block_diagonal(sample, sample)
-    return block_diagonal(
-        sample, zero_matrix(after * learns_variance(wanted), before * learns_variance(own))
-    )
+    rest = zero_matrix(after * learns_variance(wanted), before * learns_variance(own))
+    return block_diagonal(sample, rest)
 
 
 def block_diagonal(*parts: Tensor) -> Tensor:

@@ -83,16 +83,14 @@ def lines(found: Comparison) -> list[str]:
         for name in a
         if {a[name], b[name]} != {NONE} and (name != "written by" or a[name] != b[name])
     ]
-    measured = found.measured
+    more: list[str] = []
+    if measured := found.measured:
+        more = ["", *align_columns([*_format_metrics(measured)]), *_describe_evaluation(measured)]
     return [
         *(f"{name}  {show(side.path)}" for name, side in zip("AB", sides, strict=True)),
         "",
         *align_columns(rows),
-        *(
-            ["", *align_columns([*_format_metrics(measured)]), *_describe_evaluation(measured)]
-            if measured
-            else []
-        ),
+        *more,
         *(brief(remark) for remark in found.remarks),
     ]
 

@@ -118,19 +118,16 @@ def compare(config: CompareConfig) -> Work[Comparison | None]:
         spaces = [found.model.blueprint.space for found in sides]
         if spaces[0] != spaces[1]:
             kinds = [describe_space(space) for space in spaces]
-            remarks.append(
-                f"the metrics cannot be compared: samples of A are {kinds[0]}, and of B {kinds[1]}"
-            )
+            text = f"samples of A are {kinds[0]}, and of B {kinds[1]}"
+            remarks.append(f"the metrics cannot be compared: {text}")
         else:
-            measured = yield from _measure_pair(config, sides)
+            measured = yield from _score_pair(config, sides)
     if rank() > 0:
         return None
     return Comparison(a, b, differing, tuple(remarks), measured)
 
 
-def _measure_pair(
-    config: CompareConfig, pair: Sequence[ModelFile]
-) -> Work[PairedComparison | None]:
+def _score_pair(config: CompareConfig, pair: Sequence[ModelFile]) -> Work[PairedComparison | None]:
     from diffuse_cli.evaluation.paired_comparison import compare_models
     from diffuse_cli.sampling.generation import load_denoiser
 

@@ -359,9 +359,8 @@ def make_sheet(images: Dataset) -> Work[Image.Image]:
     """
     space = limit_levels(images.estimated_space, images.stored)
     if not images.class_names:
-        return figures.arrange_grid(
-            _shrink_images(images, space, _select_evenly(np.arange(len(images)), SHOWN))
-        )
+        some = _select_evenly(np.arange(len(images)), SHOWN)
+        return figures.arrange_grid(_shrink_images(images, space, some))
     labels = list(range(len(images.class_names)))
     if (images.labels == -1).any():
         labels.append(-1)

@@ -53,9 +53,8 @@ def demonstrate(config: DemoConfig) -> Work[tuple[Path, ...]]:
         yield Progress("drawing", 1, 1)
         if config.html:
             times = scene.times(config.steps)
-            contents.append(
-                demo_page.page(scene.title, scene.collect_samples(times), times, scene.space)
-            )
+            samples = scene.collect_samples(times)
+            contents.append(demo_page.page(scene.title, samples, times, scene.space))
         if config.gif:
             contents.append((yield from small.animate()))
         for path, content in zip(paths, contents, strict=True):
@@ -176,9 +175,8 @@ def _scene(config: DemoConfig, sample: DemoSample, processes: Mapping[str, Proce
     total = next(iter(processes.values())).num_timesteps
     rescaled = f",  log-SNR shifted by {config.log_snr_shift:+g}" if config.log_snr_shift else ""
     rescaled += ",  zero terminal SNR" if config.zero_terminal_snr else ""
-    title = (
-        f"Forward process of {_shorten_name(Path(config.image).name, 42)},  T = {total}{rescaled}"
-    )
+    name = _shorten_name(Path(config.image).name, 42)
+    title = f"Forward process of {name},  T = {total}{rescaled}"
     x0 = space.to_model(torch.tensor(sample.values[None]))[0]
     return Scene(title, x0, noise, space, processes)
 

@@ -171,9 +171,8 @@ class ArrowRows(Source):
             names = [value and value["path"] for value in column.to_pylist()]
         labels = _values(shard, layout, layout.label) if layout.label else [None] * shard.count
         start = Path(self._names[Path(path)]).stem + "/" if len(self._names) > 1 else ""
-        for row, (own, label, size) in enumerate(
-            zip(names, labels, shard.sizes(layout), strict=True)
-        ):
+        columns = zip(names, labels, shard.sizes(layout), strict=True)
+        for row, (own, label, size) in enumerate(columns):
             extension = extension_of(own.rpartition("/")[2]) if isinstance(own, str) else ""
             if extension not in readers:
                 extension = usual = usual or _extension(shard, layout)

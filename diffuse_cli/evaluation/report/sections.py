@@ -70,10 +70,8 @@ def samples(found: EvaluationResult, images: ReportImages) -> dict[str, Any]:
     ):
         room = max(4, DATA_BUDGET // min(int(side.samples[0].size), SAMPLE**2 * 3))
         kept = side.samples[:room]
-        words = [
-            _alt(f"{title.lower()} {found.words.one} {k}", k, side, images.names)
-            for k in range(len(kept))
-        ]
+        what = f"{title.lower()} {found.words.one}"
+        words = [_alt(f"{what} {k}", k, side, images.names) for k in range(len(kept))]
         sides.append((title, make_pictures(kept, words, SAMPLE), count))
     return {"sides": sides}
 

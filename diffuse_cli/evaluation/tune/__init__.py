@@ -126,9 +126,8 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
         found = replace(found, start=None)
         for n in few:
             setting = candidates.setting_to_learn(rows[: len(first)], found, n, process)
-            yield from tried(
-                (yield from _nest_progress(measure.learn(setting), setting, len(rows), total))
-            )
+            learned = yield from _nest_progress(measure.learn(setting), setting, len(rows), total)
+            yield from tried(learned)
         yield Progress("tuning", total, total)
         found = recommend(rows)
         yield from _warn_of_low_variety(rows, found, words.many)

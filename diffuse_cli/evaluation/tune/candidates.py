@@ -141,9 +141,8 @@ def first_settings(
         text = f"all --steps are more than the model's {timesteps} timesteps"
         raise UsageError(text, f"Set --steps {timesteps} or less")
     samplers = config.samplers or tuple(s for s in SAMPLERS if (s in OF_DISTILLED) == distilled)
-    return [
-        SamplerChoice(sampler, n, guidance, weak_guidance) for sampler in samplers for n in steps
-    ]
+    scales = guidance, weak_guidance
+    return [SamplerChoice(sampler, n, *scales) for sampler in samplers for n in steps]
 
 
 def list_other_scales(
@@ -222,11 +221,8 @@ def setting_to_learn(
     Args:
         rows: the rows of the first settings. Stochastic samplers have no trajectory to learn from.
     """
-    able = [
-        row
-        for row in rows
-        if row.setting.steps == n and not draws_noise(row.setting.sampler, process)
-    ]
+    alike = [row for row in rows if row.setting.steps == n]
+    able = [row for row in alike if not draws_noise(row.setting.sampler, process)]
     least = min(row.evaluations for row in able)
     cheap = [row for row in able if row.evaluations == least]
     metric = find_kid_key(rows)

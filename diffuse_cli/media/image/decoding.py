@@ -128,11 +128,8 @@ def decode_image(
         if alpha and len(values) % 2:
             values = np.concatenate([values, np.full_like(values[:1], np.iinfo(values.dtype).max)])
         if len(values) % 2 == 0:
-            values = (
-                composite_planes(values, background)
-                if alpha
-                else composite_planes(values, background)[:-1]
-            )
+            values = composite_planes(values, background)
+            values = values if alpha else values[:-1]
         return DecodedImage(None, np.ascontiguousarray(turn_upright(values, turn)), mode, remarks)
 
 

@@ -113,9 +113,8 @@ class TaskJob(SamplingJob):
         for i in range(max(1, min(len(indices) // per, GRID_IMAGES // columns))):
             rows += [shown[i] for shown in self.shown]
             rows += [self.read(self.ledger.path(i * per + j)) for j in range(columns)]
-        return figures.arrange_grid(
-            render_samples(self.space, np.stack(rows)), len(self.shown) + columns
-        )
+        pictures = render_samples(self.space, np.stack(rows))
+        return figures.arrange_grid(pictures, len(self.shown) + columns)
 
 
 PlanTask = Callable[[LoadedModel, SamplingSettings, bool], Work[TaskPlan]]

@@ -190,9 +190,8 @@ def _restore(
             degradation, y = seen.of(rows, start.device)
             guided = bind(settings.add_guidance(loaded.denoiser))
             if told and giver:
-                guided = partial(
-                    guided, given=arrange_memory(giver.encode_observations(y, degradation))
-                )
+                given = giver.encode_observations(y, degradation)
+                guided = partial(guided, given=arrange_memory(given))
             if method == TOLD:
                 denoise = in_range(guided)
             elif (fit := RESTORATIONS[method]).differentiates:  # clamping has no gradient
@@ -200,14 +199,12 @@ def _restore(
             else:
                 denoise = fit(in_range(guided), process, degradation, y)
             sample = partial(SAMPLERS[settings.sampler], denoise, process, **settings.options)
-            for step, state in enumerate(
-                sample_with_jumps(sample, process, start, path, noise=noise), 1
-            ):
+            visited = sample_with_jumps(sample, process, start, path, noise=noise)
+            for step, state in enumerate(visited, 1):
                 if step == steps and not degradation.sigma:
                     bounded = loaded.space.levels is not None
-                    state = replace(
-                        state, x=enforce_consistency(state.x, degradation, y, bounded=bounded)
-                    )
+                    x = enforce_consistency(state.x, degradation, y, bounded=bounded)
+                    state = replace(state, x=x)
                 yield state
 
         text, shown = seen.degradation.text, _show_pictures(seen, loaded)
@@ -218,11 +215,8 @@ def _restore(
     chosen = RESTORATIONS.get(config.method or METHOD)
     differs = chosen is not None and chosen.differentiates
     told = partial(is_conditioned, degradation=wanted, flag=flag)
-    return (
-        yield from run_task(
-            config, task, plan_task, is_conditioned=told, size=size, differentiable=differs
-        )
-    )
+    run = partial(run_task, is_conditioned=told, size=size, differentiable=differs)
+    return (yield from run(config, task, plan_task))
 
 
 def _choose_method(config: ObservationConfig, flag: str, told: bool) -> str:

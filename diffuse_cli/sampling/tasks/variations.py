@@ -46,10 +46,8 @@ class InterpolationJob(TaskJob):
     def psnr(self) -> list[float | None]:
         """PSNR of both reproduced inputs, see `measure_psnr`. All samples must be written."""
         written = (self.read(self.ledger.path(k)) for k in (0, self.wanted[-1]))
-        return [
-            measure_psnr(end, own, self.space.bins)
-            for end, own in zip(self.pictures, written, strict=True)
-        ]
+        pairs = zip(self.pictures, written, strict=True)
+        return [measure_psnr(end, own, self.space.bins) for end, own in pairs]
 
     def describe(self, indices: Sequence[int]) -> dict[str, Any]:
         """Return the PSNR of both reproduced inputs."""

@@ -135,9 +135,8 @@ def resolve_process(
     """
     typed = {name: getattr(config, name, None) for name in PROCESS}
     typed = {name: value for name, value in typed.items() if value is not None}
-    said = _merge_processes(
-        {"target": "eps"}, _read_preset_process(config.preset), foreign.diffusion, typed
-    )
+    preset = _read_preset_process(config.preset)
+    said = _merge_processes({"target": "eps"}, preset, foreign.diffusion, typed)
     if "betas" not in said and not {"schedule", "num_timesteps"} <= said.keys():
         missing = "number of timesteps" if "schedule" in said else "noise schedule"
         message = f"{source.name} does not say its {missing}"
