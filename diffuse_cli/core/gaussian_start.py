@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.core.cosine_transform import apply_bases, cosines
@@ -65,10 +66,8 @@ class LowFrequencies:
         """
         import torch
 
-        colors, mean, variance = (
-            torch.tensor(own, dtype=noise.dtype, device=noise.device)
-            for own in (self.colors, self.mean, self.variance)
-        )
+        cast = partial(torch.tensor, dtype=noise.dtype, device=noise.device)
+        colors, mean, variance = map(cast, (self.colors, self.mean, self.variance))
         lowest = mean.shape[1:]
         low = _mix_channels(colors, apply_bases(noise, _bases(noise, lowest)))
         more = (alpha**2 * variance + sigma**2).sqrt() - sigma
@@ -142,10 +141,8 @@ def _bases(like: Tensor, lowest: Sequence[int]) -> list[Tensor]:
     """
     import torch
 
-    rows = (
-        torch.from_numpy(cosines(side, count, "float32"))
-        for side, count in zip(like.shape[2:], lowest, strict=True)
-    )
+    sides = zip(like.shape[2:], lowest, strict=True)
+    rows = (torch.from_numpy(cosines(side, count, "float32")) for side, count in sides)
     return [each.to(like.dtype).to(like.device) for each in rows]  # float64 is not on every device
 
 

@@ -175,9 +175,9 @@ def distances(
         _analyze_samples(side, bins, potentials, own)
         for side, own in zip((a, b), counts, strict=True)
     )
+    pairs = enumerate(zip(signed, gaps, strict=True))
     found = [
-        SampledEstimate(float(own @ gap), phi_a[:, c], -phi_b[:, c])
-        for c, (own, gap) in enumerate(zip(signed, gaps, strict=True))
+        SampledEstimate(float(own @ gap), phi_a[:, c], -phi_b[:, c]) for c, (own, gap) in pairs
     ]
     return found, (of_a, of_b)
 
@@ -205,10 +205,8 @@ def difference_error(real: Array, one: Array, other: Array) -> float:
         x, y = (scale * gap for gap in gaps)
         for kept, slopes in zip(potentials, (y - x, x, -y), strict=True):
             kept.append(np.cumsum(slopes[::-1])[::-1])
-    found = [
-        _analyze_samples(side, bins, own, each)[0]
-        for side, own, each in zip(sides, potentials, counts, strict=True)
-    ]
+    inputs = zip(sides, potentials, counts, strict=True)
+    found = [_analyze_samples(side, bins, own, each)[0] for side, own, each in inputs]
     apart = [
         SampledEstimate(0.0, found[0][:, c], found[1][:, c] + found[2][:, c])
         for c in range(len(bins))

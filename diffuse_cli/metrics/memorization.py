@@ -72,11 +72,9 @@ def remarks(facts: Facts) -> Iterator[Remark]:
     spaces = [space for space in SPACES if f"memorized_{space}" in facts]
     one, many = facts.words.one, facts.words.many
     if not spaces:
-        needed = (
-            "DATA must be the model's own training data, with a held-out part"
-            if facts.model
-            else f"DATA must have at least 40 {many}, so that training can hold out a part"
-        )
+        needed = f"DATA must have at least 40 {many}, so that training can hold out a part"
+        if facts.model:
+            needed = "DATA must be the model's own training data, with a held-out part"
         words = f"not measured whether {many} are copies of training {many}. {needed}"
         yield Remark("memorization", "fine", words)
         return

@@ -146,10 +146,8 @@ def log_spectral_distance(real: Array, fake: Array) -> SampledEstimate:
     gaps = DECIBELS * np.log(levels[1] / levels[0])
     value = math.sqrt(np.square(gaps).mean())
     slopes = gaps / (len(gaps) * value) if value else gaps
-    a, b = (
-        DECIBELS * (center_influences(side) / level) @ slopes
-        for side, level in zip((real, fake), levels, strict=True)
-    )
+    pairs = zip((real, fake), levels, strict=True)
+    a, b = (DECIBELS * (center_influences(side) / level) @ slopes for side, level in pairs)
     return SampledEstimate(value, -a, b)
 
 

@@ -85,10 +85,8 @@ def _traits(of: Blueprint) -> dict[str, tuple[object, str]]:
     named = ", ".join(map(files.shorten, classes[:3])) or "none"
     named += f", ... ({len(classes):,})" if len(classes) > 3 else ""
     inputs = f"{given.what} of {given.channels} channels" if given else "none"
-    told = (
-        f"{files.shorten(c.name)}, {describe_column(c)}"
-        for c in (table.columns[:3] if table else ())
-    )
+    columns = table.columns[:3] if table else ()
+    told = (f"{files.shorten(c.name)}, {describe_column(c)}" for c in columns)
     return {
         "its samples are {}, the model's {}": (
             space,

@@ -40,10 +40,8 @@ TAKEN = "Choose another -o, or pass --overwrite"
 def split_parts(wanted: range, size: int) -> list[range]:
     """Return the batches of some images, which end at multiples of `size` and at the last image."""
     first, last = wanted.start // size, (wanted.stop - 1) // size
-    return [
-        range(max(k * size, wanted.start), min((k + 1) * size, wanted.stop))
-        for k in range(first, last + 1)
-    ]
+    blocks = ((k * size, (k + 1) * size) for k in range(first, last + 1))
+    return [range(max(start, wanted.start), min(stop, wanted.stop)) for start, stop in blocks]
 
 
 def hash_settings(settings: Mapping[str, Any]) -> str:

@@ -176,10 +176,8 @@ def restore_trainer(trainer: Trainer, saved: Checkpoint) -> None:
     trainer.ema.forgotten = saved.state.get("ema_forgotten", 0)
     if trainer.powers:
         trainer.powers.restore(saved.powers, trainer.ema.updates)
-    trainer.unread = [
-        torch.tensor(0.0 if good else math.inf, device=trainer.device)
-        for good in saved.state.get("unread", [])
-    ]
+    norms = (0.0 if good else math.inf for good in saved.state.get("unread", []))
+    trainer.unread = [torch.tensor(norm, device=trainer.device) for norm in norms]
     trainer.bad = saved.state.get("bad", 0)
     trainer.accumulation = max(saved.state.get("accumulation", 0), trainer.accumulation)
     trainer.history.restore(saved.history)

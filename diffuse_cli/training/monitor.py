@@ -206,12 +206,8 @@ class Monitor:
         self.previewed, self.held_out_loss = done, previewed.held_out_loss
         training = self._loss / self._readings if self._readings else None
         self._loss, self._readings = 0.0, 0
-        text = (
-            self.overfitting.add_measurement(validation.HeldOutLosses(done, losses, training))
-            if losses
-            else None
-        )
-        if text:
+        measured = validation.HeldOutLosses(done, losses, training) if losses else None
+        if measured and (text := self.overfitting.add_measurement(measured)):
             if best := self.best:
                 text += f". {files.show(self.run.best)} is the best by {label(best.key)}"
             yield Notice(text, warning=True)

@@ -358,11 +358,9 @@ def divergence_error(
     if not debug:
         return DivergedError(text, "Lower --lr, or use --debug to find the module where it starts")
     module = find_nonfinite_module(trainer, step)
-    found = (
-        f"{module} was the first module whose output was not finite"
-        if module
-        else "every module's output was finite, the gradient was not"
-    )
+    found = "every module's output was finite, the gradient was not"
+    if module:
+        found = f"{module} was the first module whose output was not finite"
     return DivergedError(f"{text}; {found}", "Lower --lr")
 
 

@@ -209,15 +209,12 @@ def count_copies(images: Dataset, roots: Array, chosen: Array) -> Copies:
     members = np.flatnonzero(sizes[roots] > 1)
     members = members[np.argsort(roots[members], kind="stable")]
     parts = np.split(chosen[members], np.cumsum(sizes[found])[:-1])
-    held_out, labels = images.held_out, images.labels
-    ranked = sorted(range(len(found)), key=lambda i: -len(parts[i]))[:NAMED]
+    held_out, labels, names = images.held_out, images.labels, images.names
+    ranked = sorted(parts[: len(found)], key=lambda part: -len(part))[:NAMED]
     return Copies(
         groups=len(found),
         surplus=len(members) - len(found),
         across_classes=sum(len(np.unique(labels[part])) > 1 for part in parts),
         across_split=sum(int(held_out[part].sum()) for part in parts if not held_out[part].all()),
-        first=tuple(
-            CopyGroup(len(parts[i]), tuple(images.names[k] for k in parts[i][:NAMED]))
-            for i in ranked
-        ),
+        first=tuple(CopyGroup(len(part), tuple(names[k] for k in part[:NAMED])) for part in ranked),
     )

@@ -186,10 +186,8 @@ def read_alpha_mask(path: str, loaded: LoadedModel, fit: str | None) -> Array:
         text = "--mask is missing: this model generates transparency, so it cannot be the mask"
         raise UsageError(text, "Pass --mask FILE, white where to generate")
     own = read_picture(path, space.medium, ReadSettings(space.size, 1)).size[::-1]
-    white, black = (
-        read_picture(path, space.medium, ReadSettings(own, 1, (level,) * 3)).values
-        for level in (255, 0)
-    )
+    grounds = (ReadSettings(own, 1, (level,) * 3) for level in (255, 0))
+    white, black = (read_picture(path, space.medium, ground).values for ground in grounds)
     clear = np.where(white > black, white - black, 0).astype(white.dtype)
     clear = medium.fit(clear, ReadSettings(space.size, 1, (0, 0, 0), fit or loaded.fit))
     known = _is_dark(THIN, clear)
