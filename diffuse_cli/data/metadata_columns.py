@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from diffuse_cli.data.metadata_files import Cell, Cells
+    from diffuse_cli.media import Indices
 
     Rows = npt.NDArray[np.float32]
 
@@ -67,7 +68,7 @@ def parse_column_names(asked: Sequence[str]) -> list[str]:
     return names
 
 
-def make_table(asked: Sequence[str], cells: Cells, train: npt.NDArray[np.int64]) -> MetadataTable:
+def make_table(asked: Sequence[str], cells: Cells, train: Indices) -> MetadataTable:
     """Return the metadata table of a training run, from the training samples.
 
     Args:
@@ -81,7 +82,7 @@ def make_table(asked: Sequence[str], cells: Cells, train: npt.NDArray[np.int64])
     return MetadataTable(columns=tuple(_column(*parse_column(one), cells, train) for one in asked))
 
 
-def _column(name: str, kind: str, cells: Cells, train: npt.NDArray[np.int64]) -> Column:
+def _column(name: str, kind: str, cells: Cells, train: Indices) -> Column:
     every = cells.columns.get(name)
     if every is None:
         found = closest_name(name, cells.columns)
@@ -156,7 +157,7 @@ def _constant_error(name: str, value: str) -> DataError:
     return DataError(text, "Leave the column out")
 
 
-def describe_columns(cells: Cells, train: npt.NDArray[np.int64]) -> dict[str, str]:
+def describe_columns(cells: Cells, train: Indices) -> dict[str, str]:
     """Describe each column as a condition for training, or the reason why it cannot be one."""
     found = {}
     for name in cells.columns:

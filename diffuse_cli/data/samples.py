@@ -14,7 +14,7 @@ import numpy.typing as npt
 from diffuse_cli.core.space import LEAST_STD, TRANSFORMS, Space
 from diffuse_cli.data.sources.entries import strip_common_folder
 from diffuse_cli.data.summary import NAMED, Summary, format_names, plural
-from diffuse_cli.media import MEDIA
+from diffuse_cli.media import MEDIA, Array, Indices
 from diffuse_cli.system.errors import DataError, lookup
 from diffuse_cli.system.files import show
 
@@ -43,7 +43,7 @@ class Dataset:
     """
 
     stored: npt.NDArray[Any]
-    labels: npt.NDArray[np.int64]
+    labels: Indices
     class_names: tuple[str, ...]
     names: tuple[str, ...]
     digests: npt.NDArray[np.uint8]
@@ -138,8 +138,6 @@ def held_out_rule() -> dict[str, Any]:
 
 # Paired data: samples, each with a conditioning image that is found by its name.
 
-Array = npt.NDArray[Any]
-
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
@@ -153,7 +151,7 @@ class Pairs:
 
     samples: Dataset
     given: Dataset
-    rows: npt.NDArray[np.int64]
+    rows: Indices
 
     @property
     def matched(self) -> npt.NDArray[np.bool_]:
@@ -168,7 +166,7 @@ class Pairs:
         both = np.concatenate([own, theirs[self.rows[self.matched]]], 1)
         return _fingerprint(both, b"pairs ")
 
-    def __getitem__(self, indices: npt.NDArray[np.int64]) -> Array:
+    def __getitem__(self, indices: Indices) -> Array:
         """Return the conditioning images of `matched` samples, as stored: (B, C, *size)."""
         found: Array = self.given.stored[self.rows[indices]]
         return found
@@ -209,7 +207,7 @@ def match_pairs(samples: Dataset, given: Dataset) -> Pairs:
     )
 
 
-def _rows(own: Sequence[str], theirs: Sequence[str]) -> npt.NDArray[np.int64]:
+def _rows(own: Sequence[str], theirs: Sequence[str]) -> Indices:
     """Return the index in `theirs` of each name of `own`, -1 for none."""
     whole = {name: k for k, name in enumerate(theirs)}
     stems = {_stem(name): k for k, name in reversed(list(enumerate(theirs)))}
@@ -238,7 +236,7 @@ NOISE = 2.0**-26
 
 
 def moments(
-    space: Space, stored: Array, rows: npt.NDArray[np.int64], names: Sequence[str]
+    space: Space, stored: Array, rows: Indices, names: Sequence[str]
 ) -> tuple[Array, Array]:
     """Return the mean and standard deviation of each channel of some samples, after the transform.
 
@@ -269,9 +267,7 @@ def moments(
     return mean + shift, np.sqrt(np.maximum(squares / count - mean**2, 0))
 
 
-def measure_space(
-    space: Space, stored: Array, rows: npt.NDArray[np.int64], names: Sequence[str]
-) -> Space:
+def measure_space(space: Space, stored: Array, rows: Indices, names: Sequence[str]) -> Space:
     """Return a space of floats with the `moments` of some samples.
 
     Raises:
@@ -313,9 +309,7 @@ def limit_levels(space: Space, stored: Array) -> Space:
     return replace(space, limits=(low, high))
 
 
-def _parts(
-    stored: Array, rows: npt.NDArray[np.int64]
-) -> Iterator[tuple[npt.NDArray[np.int64], Array]]:
+def _parts(stored: Array, rows: Indices) -> Iterator[tuple[Indices, Array]]:
     """Yield some rows at a time, with the samples in them."""
     each = max(1, AT_ONCE // int(np.prod(stored.shape[1:])))
     for start in range(0, len(rows), each):

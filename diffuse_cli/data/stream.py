@@ -32,7 +32,7 @@ from diffuse_cli.data.decoding_workers import (
 )
 from diffuse_cli.data.samples import mask_held_out
 from diffuse_cli.data.sources import Entry, open_source
-from diffuse_cli.media import MEDIA, Array, ReadSettings, file_errors
+from diffuse_cli.media import MEDIA, Array, Indices, ReadSettings, file_errors
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.events import Progress, Work
 from diffuse_cli.system.files import show
@@ -40,8 +40,6 @@ from diffuse_cli.system.files import show
 if TYPE_CHECKING:
     from diffuse_cli.data.store import Store
 
-
-Indices = npt.NDArray[np.int64]
 
 REMEMBERED = 2**26
 """Bytes of recently used samples that stay in memory."""

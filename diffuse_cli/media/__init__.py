@@ -26,6 +26,7 @@ from diffuse_cli.media.shapes import resolve_layout as resolve_layout
 from diffuse_cli.system.memory import is_out_of_memory
 
 Array = npt.NDArray[Any]
+Indices = npt.NDArray[np.int64]
 Size = tuple[int, ...]
 
 LARGE = 2**24

@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -23,9 +22,9 @@ from diffuse_cli.system.rng import BLOCK, GivenDraws, given_draws
 
 if TYPE_CHECKING:
     from diffuse_cli.core.degradations import Degradation
+    from diffuse_cli.media import Array
     from diffuse_cli.models.blueprint import Blueprint
 
-Array = npt.NDArray[Any]
 
 SAME = 1e-6
 """Relative difference below which squared standard deviations count as equal."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from diffuse_cli.config.sample_options import IMAGES, SampleConfig
 from diffuse_cli.data.metadata_columns import decode_row, describe_out_of_range
-from diffuse_cli.media import render_samples
+from diffuse_cli.media import Array, render_samples
 from diffuse_cli.models.image_conditioning import Conditioner, ConditioningInputs
 from diffuse_cli.sampling.conditioning_inputs import (
     SampleInputs,
@@ -33,14 +33,12 @@ from diffuse_cli.system.events import Notice, Work
 from diffuse_cli.system.rng import key
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
     from accelerate import Accelerator
 
     from diffuse_cli.core.space import Space
     from diffuse_cli.models.model_file import ModelFile
     from diffuse_cli.sampling.generation import Frames
 
-    Array = npt.NDArray[Any]
 
 DESCRIBED = ("seed", "eta", "order", "threshold", "weights")
 """Options that the manifest lists. With sampler, steps and model they decide the images."""

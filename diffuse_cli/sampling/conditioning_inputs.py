@@ -15,7 +15,7 @@ from diffuse_cli.core.settings import dimensions
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import Dataset, file_hashes, match_pairs, read_images
 from diffuse_cli.data.summary import describe_fit, format_sizes
-from diffuse_cli.media import MEDIA, ReadSettings, mask_settings_for, settings_for
+from diffuse_cli.media import MEDIA, Array, ReadSettings, mask_settings_for, settings_for
 from diffuse_cli.models.image_conditioning import (
     Conditioner,
     ConditioningInputs,
@@ -29,11 +29,8 @@ from diffuse_cli.system.errors import DataError, UsageError
 from diffuse_cli.system.events import Notice, Work
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
     from diffuse_cli.sampling.generation import LoadedModel
 
-    Array = npt.NDArray[Any]
 
 WHITE = 1 / 2
 """Fraction of the highest level from which a mask counts as white: unknown."""

@@ -22,7 +22,7 @@ from diffuse_cli.core.networks import largest_width
 from diffuse_cli.core.samplers import SAMPLERS, State
 from diffuse_cli.core.space import Space
 from diffuse_cli.core.tiling import Tiling, tile_network
-from diffuse_cli.media import Size, figures, render_samples
+from diffuse_cli.media import Array, Size, figures, render_samples
 from diffuse_cli.models import model_file
 from diffuse_cli.models.blueprint import clamp_denoised
 from diffuse_cli.sampling.conditioning import Condition
@@ -33,14 +33,11 @@ from diffuse_cli.system.events import Notice, Progress, Work
 from diffuse_cli.system.rng import image_noise
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
     from accelerate import Accelerator
+    from PIL.Image import Image
     from torch import Tensor
 
     from diffuse_cli.models.image_conditioning import ConditioningInputs
-
-    Array = npt.NDArray[Any]
-    from PIL.Image import Image
 
     Frames = dict[int, list[Array]]
 

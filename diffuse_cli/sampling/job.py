@@ -15,7 +15,7 @@ import numpy as np
 from diffuse_cli.config.sample_options import SampleConfig
 from diffuse_cli.core.space import Space
 from diffuse_cli.data.sources.entries import MANIFEST, MANIFEST_FORMAT
-from diffuse_cli.media import MEDIA, ReadSettings, figures, settings_for, suffix
+from diffuse_cli.media import MEDIA, Array, ReadSettings, figures, settings_for, suffix
 from diffuse_cli.sampling import generation, journal, sample_archive
 from diffuse_cli.sampling.cascade import Cascade, load_cascade
 from diffuse_cli.sampling.generation import to_stored
@@ -35,13 +35,10 @@ from diffuse_cli.system.events import Notice, Progress, Work
 from diffuse_cli.system.processes import rank, run_on_first
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
     from accelerate import Accelerator
     from PIL.Image import Image
 
     from diffuse_cli.sampling.generation import Frames
-
-    Array = npt.NDArray[Any]
 
 
 GIF_IMAGES = 16

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     Arrays = Mapping[str, npt.NDArray[Any]]
-    Array = npt.NDArray[Any]
 
 
 SETTINGS = "settings.json"

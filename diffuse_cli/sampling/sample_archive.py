@@ -25,9 +25,7 @@ from diffuse_cli.system import files
 from diffuse_cli.system.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    Array = npt.NDArray[Any]
+    from diffuse_cli.media import Array
 
 
 def is_packed(out: Path) -> bool:

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from diffuse_cli.core.kernels import arrange_memory
 from diffuse_cli.core.process import expand_batch
+from diffuse_cli.media import Indices
 from diffuse_cli.system.rng import permutation
-from diffuse_cli.training.feed import Feed, Indices, find_streams
+from diffuse_cli.training.feed import Feed, find_streams
 from diffuse_cli.training.plan import Plan
 
 

@@ -16,12 +16,11 @@ from accelerate.utils import gather_object
 
 from diffuse_cli.data.decoding_workers import cores
 from diffuse_cli.data.stream import TRIES, Stream, find_stream
+from diffuse_cli.media import Indices
 from diffuse_cli.system.events import Notice, Work
 from diffuse_cli.system.files import show
 from diffuse_cli.system.memory import count_local_processes
 from diffuse_cli.training.training_data import TrainingData
-
-Indices = npt.NDArray[np.int64]
 
 A_JOB = 16
 """Images that one worker decodes at a time."""

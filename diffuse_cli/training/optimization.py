@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -26,14 +25,10 @@ from diffuse_cli.system.rng import training_draws
 from diffuse_cli.training.config_layers import default_loss
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
     from diffuse_cli.core.denoiser import Denoise, Denoiser
+    from diffuse_cli.media import Array, Indices
     from diffuse_cli.models.blueprint import Blueprint
     from diffuse_cli.models.image_conditioning import ConditioningInputs
-
-    Array = npt.NDArray[Any]
-    Labels = npt.NDArray[np.int64]
 
 
 WHOLE = ((1.0, 1.0),)
@@ -251,7 +246,7 @@ def measure_losses(
     denoiser: Denoiser,
     blueprint: Blueprint,
     samples: Array,
-    labels: Labels,
+    labels: Indices,
     *,
     given: ConditioningInputs | None = None,
     rows: Array | None = None,

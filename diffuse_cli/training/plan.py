@@ -10,7 +10,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core.conditions import Conditions
@@ -23,7 +22,7 @@ from diffuse_cli.core.space import Space
 from diffuse_cli.core.targets import has_noise
 from diffuse_cli.core.variances import LEARNED
 from diffuse_cli.data import Dataset
-from diffuse_cli.media import MEDIA
+from diffuse_cli.media import MEDIA, Indices
 from diffuse_cli.models import model_file
 from diffuse_cli.models.blueprint import Blueprint, make_denoiser, make_process
 from diffuse_cli.models.image_conditioning import Conditioner, ConditioningInputs, choose_inputs
@@ -89,7 +88,7 @@ class Plan:
         """Maker of the conditioning inputs, or None for a model without them."""
         return Conditioner.from_blueprint(self.blueprint)
 
-    def inputs(self, chosen: npt.NDArray[np.int64]) -> ConditioningInputs | None:
+    def inputs(self, chosen: Indices) -> ConditioningInputs | None:
         """Return the conditioning inputs of images outside of training steps, always the same."""
         if self.giver is None:
             return None
@@ -233,7 +232,7 @@ def measure_low_frequencies(
 
 
 def _read_batches(
-    space: Space, data: TrainingData, indices: npt.NDArray[np.int64], flip: bool
+    space: Space, data: TrainingData, indices: Indices, flip: bool
 ) -> Iterator[torch.Tensor]:
     """Yield samples in the model's space, and with --flip their mirror images."""
     import torch

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diffuse_cli.config.sample_options import SAMPLER, SAMPLING_STEPS
-from diffuse_cli.media import figures, render_samples
+from diffuse_cli.media import Array, Indices, figures, render_samples
 from diffuse_cli.sampling.conditioning import Condition, default_guidance
 from diffuse_cli.sampling.generation import BatchState, generate_batches, to_stored
 from diffuse_cli.sampling.sampling_settings import SamplingSettings
@@ -18,11 +18,9 @@ from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.trainer import Trainer, count_evaluations, count_held_out_images
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
     import torch
     from PIL.Image import Image
 
-    Array = npt.NDArray[Any]
 
 PREVIEW_IMAGES, GIVEN_SHOWN = 16, 4
 """Samples of a preview, and the images that condition them, if any."""
@@ -63,7 +61,7 @@ def generate_by_default(
     )
 
 
-def preview_images(plan: Plan, count: int | None = None) -> npt.NDArray[np.int64]:
+def preview_images(plan: Plan, count: int | None = None) -> Indices:
     """Return the images whose conditions are used: the held-out images, or all without them.
 
     Args:
@@ -81,9 +79,7 @@ def preview_images(plan: Plan, count: int | None = None) -> npt.NDArray[np.int64
     return told[np.unique(places.round().astype(np.int64))]
 
 
-def _make_condition(
-    plan: Plan, chosen: npt.NDArray[np.int64], classes: Sequence[int]
-) -> Condition | None:
+def _make_condition(plan: Plan, chosen: Indices, classes: Sequence[int]) -> Condition | None:
     """Make the condition of samples: a cycle of classes, or the conditions of chosen images."""
     conditions = plan.blueprint.conditions
     if not conditions:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from diffuse_cli.config.task_options import is_degradation
 from diffuse_cli.config.train_options import GIVEN_DROPOUT, TrainConfig
@@ -26,6 +25,7 @@ from diffuse_cli.data.metadata_columns import (
     parse_column_names,
 )
 from diffuse_cli.data.samples import NOISE, limit_levels, moments
+from diffuse_cli.media import Indices
 from diffuse_cli.models import model_file
 from diffuse_cli.models.image_conditioning import Conditioner
 from diffuse_cli.system import files
@@ -35,7 +35,7 @@ from diffuse_cli.training.run_directory import RunDirectory
 
 
 def read_metadata(
-    config: TrainConfig, images: Dataset, train: npt.NDArray[np.int64]
+    config: TrainConfig, images: Dataset, train: Indices
 ) -> Work[tuple[Dataset, MetadataTable | None]]:
     """Read the metadata columns of --condition-on, and add their codes to the images.
 
@@ -184,7 +184,7 @@ def match_training_pairs(config: TrainConfig, images: Dataset, given: Dataset) -
 
 
 def describe_conditioning(
-    config: TrainConfig, space: Space, pairs: Pairs | None, trained: npt.NDArray[np.int64]
+    config: TrainConfig, space: Space, pairs: Pairs | None, trained: Indices
 ) -> ConditioningArray | None:
     """Describe the conditioning images of a configuration, or return None without them.
 

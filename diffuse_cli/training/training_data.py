@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core.conditions import MetadataTable
 from diffuse_cli.core.settings import to_dict
 from diffuse_cli.data import Dataset, Pairs, held_out_rule, open_index, read_images, save_index
-from diffuse_cli.media import MEDIA, resolve_layout
+from diffuse_cli.media import MEDIA, Indices, resolve_layout
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import DataError, UsageError, translate_errors
 from diffuse_cli.system.events import Notice, Work
@@ -45,8 +44,8 @@ class TrainingData:
     """
 
     images: Dataset
-    train: npt.NDArray[np.int64]
-    held_out: npt.NDArray[np.int64]
+    train: Indices
+    held_out: Indices
     pairs: Pairs | None = None
     table: MetadataTable | None = None
 

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from diffuse_cli.core.space import Space
-from diffuse_cli.media import MEDIA
+from diffuse_cli.media import MEDIA, Array
 from diffuse_cli.metrics import Measurement, kid
 from diffuse_cli.metrics.features import KIDS, FeatureNetwork, extract_features, prepare_network
 from diffuse_cli.metrics.features.feature_choice import load_choice
@@ -26,8 +25,6 @@ from diffuse_cli.training.previews import generate_by_default
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-
-    Array = npt.NDArray[Any]
 
 
 IMAGES = 256

@@ -13,7 +13,7 @@ import numpy as np
 
 from diffuse_cli.config.task_options import ImageTaskConfig
 from diffuse_cli.core.kernels import arrange_memory
-from diffuse_cli.media import figures, render_samples
+from diffuse_cli.media import Array, figures, render_samples
 from diffuse_cli.sampling import journal
 from diffuse_cli.sampling.cascade import CascadeStage
 from diffuse_cli.sampling.generation import LoadedModel, load_denoiser, to_stored
@@ -34,7 +34,6 @@ from diffuse_cli.system.processes import rank
 from diffuse_cli.system.rng import image_noise
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
     from accelerate import Accelerator
     from PIL.Image import Image
     from torch import Tensor
@@ -42,8 +41,6 @@ if TYPE_CHECKING:
     from diffuse_cli.core.denoiser import Denoise
     from diffuse_cli.core.samplers import State
     from diffuse_cli.core.solvers import Noise
-
-    Array = npt.NDArray[Any]
     from diffuse_cli.media import Size
 
     Bind = Callable[[Denoise], Denoise]

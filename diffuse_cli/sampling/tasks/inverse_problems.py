@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -43,14 +43,12 @@ from diffuse_cli.system.events import Work
 from diffuse_cli.system.rng import draw_noise, philox
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
     from torch import Tensor
 
     from diffuse_cli.core.solvers import Noise
-    from diffuse_cli.media import Size
+    from diffuse_cli.media import Array, Size
     from diffuse_cli.sampling.tasks import Bind
 
-    Array = npt.NDArray[Any]
 
 JUMPS = 10
 """Parts into which --jumps divides the sampling steps."""

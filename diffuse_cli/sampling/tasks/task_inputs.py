@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from diffuse_cli.data.summary import describe_fit, format_sizes, skip_lines
 from diffuse_cli.media import (
     ALPHA,
     MEDIA,
+    Array,
     ReadSettings,
     check_fit,
     layout_name,
@@ -31,11 +32,7 @@ from diffuse_cli.system.errors import DataError, UsageError, translate_errors
 from diffuse_cli.system.events import Notice, Work
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
     from diffuse_cli.media import Read, Size
-
-    Array = npt.NDArray[Any]
 
 
 FAINT = 1 / 8

@@ -29,13 +29,11 @@ from diffuse_cli.system.events import Notice, Progress, Work
 from diffuse_cli.system.files import show
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
     from torch import Tensor
 
     from diffuse_cli.core.denoiser import Denoise
-
-    Array = npt.NDArray[Any]
     from diffuse_cli.core.solvers import Noise
+    from diffuse_cli.media import Array
     from diffuse_cli.sampling.tasks import Bind
 
 
