@@ -23,7 +23,8 @@ from diffuse_cli.data.sources.entries import Entry, Listing
 from diffuse_cli.data.store import KeptSamples, Shape, Store
 from diffuse_cli.data.stream import SECONDS_BETWEEN_EVENTS
 from diffuse_cli.data.summary import NAMED
-from diffuse_cli.media import MEDIA, Array, Medium, Read, ReadSettings, Size, file_errors
+from diffuse_cli.media import MEDIA, Array, Medium, Read, ReadSettings, Size
+from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.events import Progress, Work
 from diffuse_cli.system.files import show
@@ -60,10 +61,9 @@ class Tally:
         return np.frombuffer(b"".join(self.digests), np.uint8).reshape(-1, 16)
 
 
-
-def _count_reason(reasons: Reasons, reason: str, entry: Entry) -> None:
-    count, names = reasons.get(reason, (0, ()))
-    reasons[reason] = count + 1, (*names, entry.name) if count < NAMED else names
+def _count_reason(counts: Reasons, reason: str, entry: Entry) -> None:
+    count, names = counts.get(reason, (0, ()))
+    counts[reason] = count + 1, (*names, entry.name) if count < NAMED else names
 
 
 def decode_listing(
@@ -99,7 +99,7 @@ def decode_listing(
         for done, (result, known) in enumerate(found, 1):
             store = kept.store
             if isinstance(result, DecodedSample) and not _can_store(store, result.read, kind):
-                result = SkippedFile(result.entry, file_errors.SHAPE)
+                result = SkippedFile(result.entry, reasons.SHAPE)
             if isinstance(result, SkippedFile):
                 if strict:
                     text = f"{show(result.entry.name)}: {result.reason}"

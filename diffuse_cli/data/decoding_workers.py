@@ -21,17 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from diffuse_cli.data.sources import Entry, Source, open_source
-from diffuse_cli.media import (
-    LARGE,
-    MEDIA,
-    Array,
-    Large,
-    Read,
-    ReadSettings,
-    Size,
-    file_errors,
-    lock_large,
-)
+from diffuse_cli.media import LARGE, MEDIA, Array, Large, Read, ReadSettings, Size, lock_large
+from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.file_errors import Unusable
 from diffuse_cli.system.memory import is_out_of_memory
 
@@ -115,11 +106,9 @@ def _decode_file(reading: DecodingTask, entry: Entry) -> Result:
     except Large:
         return SkippedFile(entry, LATER)
     except FileNotFoundError:
-        return SkippedFile(entry, file_errors.VANISHED)
+        return SkippedFile(entry, reasons.VANISHED)
     except Exception as error:
-        return SkippedFile(
-            entry, file_errors.MEMORY if is_out_of_memory(error) else file_errors.UNREADABLE
-        )
+        return SkippedFile(entry, reasons.MEMORY if is_out_of_memory(error) else reasons.UNREADABLE)
 
 
 # -- worker ---------------------------------------------------------------------------------------

@@ -36,16 +36,8 @@ from diffuse_cli.data.summary import (
     remark_lines,
     skip_counts,
 )
-from diffuse_cli.media import (
-    LARGE,
-    MEDIA,
-    Array,
-    ReadSettings,
-    Size,
-    advice,
-    file_errors,
-    infer_layout,
-)
+from diffuse_cli.media import LARGE, MEDIA, Array, ReadSettings, Size, advice, infer_layout
+from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.system.errors import DataError, translate_errors
 from diffuse_cli.system.events import Notice, Work
 from diffuse_cli.system.files import show
@@ -206,8 +198,8 @@ def _no_samples_error(source: str | Path, listing: Listing, tally: Tally) -> Dat
         found.append(plural(rest, "file of another kind", "files of other kinds"))
     hint = advice()[unread[0][0]] if unread else ""
     others = f" ({', '.join(found)})" if found else ""
-    usable, reasons = ("usable ", f": {skip_counts(tally.skipped)}") if tally.skipped else ("", "")
-    text = f"no {usable}{many} in {show(source)}{reasons}{others}"
+    usable, skips = ("usable ", f": {skip_counts(tally.skipped)}") if tally.skipped else ("", "")
+    text = f"no {usable}{many} in {show(source)}{skips}{others}"
     return DataError(text, hint[:1].upper() + hint[1:])
 
 
@@ -216,7 +208,7 @@ def _warnings(summary: Summary, asked: ReadSettings) -> Iterator[Notice]:
     contrast = "black" if sum(asked.background) > 3 * 127 else "white"
     for reason, found in summary.remarks.items():
         (line,) = remark_lines({reason: found}, summary.format_samples(summary.usable))
-        todo = f"; try --background {contrast}" if reason == file_errors.BLANK else ""
+        todo = f"; try --background {contrast}" if reason == reasons.BLANK else ""
         yield Notice(f"{line}{todo}", warning=True)
 
 

@@ -32,7 +32,8 @@ from diffuse_cli.data.decoding_workers import (
 )
 from diffuse_cli.data.samples import mask_held_out
 from diffuse_cli.data.sources import Entry, open_source
-from diffuse_cli.media import MEDIA, Array, Indices, ReadSettings, file_errors
+from diffuse_cli.media import MEDIA, Array, Indices, ReadSettings
+from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.events import Progress, Work
 from diffuse_cli.system.files import show
@@ -99,7 +100,7 @@ class Stream:
         self._lock = threading.Lock()
         self._known: set[int] = set()
         self._faults: list[tuple[int, str]] = []
-        self._last = 0, file_errors.VANISHED
+        self._last = 0, reasons.VANISHED
         self._stack = contextlib.ExitStack()
         self._pool: ThreadPoolExecutor | None = None
         self._decode: Decode = decode_files
@@ -270,7 +271,7 @@ class Stream:
     def _as_stored(self, row: int, result: DecodedSample) -> tuple[Array | None, str]:
         """Return the sample as it is stored and no fault, or None and the fault."""
         if result.read.digest != self.origin.digests[row].tobytes():
-            return None, file_errors.CHANGED
+            return None, reasons.CHANGED
         values = result.read.values
         asked = self._reading.asked
         if values.shape[1:] != asked.size:
