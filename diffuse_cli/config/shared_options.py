@@ -81,6 +81,9 @@ class DiffusionConfig(Options):
         betas: the numbers, even if a file was given.
         rescale_timesteps: the network sees t * 1000 / T, the same scale for every T; a converted
             model may have seen t itself.
+
+    Raises:
+        UsageError: `num_timesteps` is not the number of `betas`.
     """
 
     num_timesteps: int = option.process.optional(
