@@ -59,7 +59,7 @@ NAMES = ("forward", "expected", "reverse", "expected")
 
 
 @dataclass(frozen=True)
-class Trajectory:
+class DemoTrajectory:
     """One way through the timesteps: stored numbers (C, H, W) by timestep.
 
     Attributes:
@@ -91,8 +91,8 @@ class Trajectories:
     title: str
     image: Array
     process: Process
-    forward: Trajectory
-    reverse: Trajectory
+    forward: DemoTrajectory
+    reverse: DemoTrajectory
     space: Space
     condition: DemoCondition | None = None
     forward_near: NearestImages | None = None
@@ -231,7 +231,7 @@ def _bind_condition(
 
 def _forward(
     denoise: Denoise, x0: Tensor, noise: Tensor, times: Sequence[int], loaded: LoadedModel
-) -> Work[Trajectory]:
+) -> Work[DemoTrajectory]:
     xs: dict[int, Array] = {}
     x0s: dict[int, Array] = {}
     for start in range(0, len(times), BATCH):
@@ -241,12 +241,12 @@ def _forward(
         xs |= zip(part, to_stored(loaded.space, x_t), strict=True)
         x0s |= zip(part, to_stored(loaded.space, denoise(x_t, t).x0), strict=True)
         yield Progress("predicting", len(xs), len(times))
-    return Trajectory(xs, x0s)
+    return DemoTrajectory(xs, x0s)
 
 
 def _reverse(
     denoise: Denoise, noise: Any, times: Sequence[int], loaded: LoadedModel
-) -> Work[Trajectory]:
+) -> Work[DemoTrajectory]:
     falling = [*reversed(times)]
     x = noise(-1)
     xs, x0s = {falling[0]: to_stored(loaded.space, x)[0]}, {}
@@ -256,7 +256,7 @@ def _reverse(
         if state.t >= 0:
             xs[int(state.t)] = to_stored(loaded.space, state.x)[0]
         yield Progress("drawing", len(x0s), len(times))
-    return Trajectory(dict(sorted(xs.items())), dict(sorted(x0s.items())))
+    return DemoTrajectory(dict(sorted(xs.items())), dict(sorted(x0s.items())))
 
 
 def nearest(journey: Trajectories, data: Array) -> Work[tuple[NearestImages, NearestImages]]:
