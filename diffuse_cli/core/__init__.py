@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from diffuse_cli.core.losses import LOSSES, WEIGHTINGS, loss
     from diffuse_cli.core.networks import NETWORKS
     from diffuse_cli.core.optimizers import OPTIMIZERS
+    from diffuse_cli.core.probability_flow import log_densities
     from diffuse_cli.core.process import Process
     from diffuse_cli.core.registry import InvalidArgument
     from diffuse_cli.core.restoration import RESTORATIONS
@@ -40,13 +41,13 @@ __all__ = [
     "DEGRADATIONS", "LOSSES", "NETWORKS", "OPTIMIZERS", "RESTORATIONS", "SAMPLERS", "SCHEDULES",
     "SPACINGS", "TARGETS", "TIMESTEP_DRAWS", "VARIANCES", "WEIGHTINGS", "Bits", "Conditions",
     "Denoiser", "Gaussian", "InvalidArgument", "MetadataTable", "Prediction", "Process", "Space",
-    "State", "autoguide", "bits_per_dim", "clip", "guide", "loss", "sample",
+    "State", "autoguide", "bits_per_dim", "clip", "guide", "log_densities", "loss", "sample",
 ]  # fmt: skip
 
 MODULES = (
     "registry", "conditions", "space", "schedules", "targets", "variances", "timesteps", "gaussian",
     "losses", "samplers", "degradations", "restoration", "optimizers", "networks", "process",
-    "denoiser", "guidance", "likelihood",
+    "denoiser", "guidance", "likelihood", "probability_flow",
 )  # fmt: skip
 """Modules in which names are looked up, in this order. Modules that import torch come last."""
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from diffuse_cli.core.gaussian import Gaussian, StepCoefficients
 from diffuse_cli.core.registry import InvalidArgument, lookup
-from diffuse_cli.core.timesteps import SPACINGS
+from diffuse_cli.core.timesteps import SPACINGS, find_time
 
 Time = int | float | Tensor
 CLEAN = "s = -1 is clean data, not an index"
@@ -191,6 +191,10 @@ class Process:
         if isinstance(t, Tensor):
             return torch.where(t.cpu() < 0, math.inf, self._log_snrs[t.cpu().clamp(min=0)])
         return math.inf if t < 0 else self._interpolate(self._log_snrs, t)
+
+    def time_at(self, log_snr: float) -> float:
+        """Return the time with this log-SNR, or the nearest one."""
+        return find_time(log_snr, self._log_snrs.tolist())
 
     # -- the Gaussians -----------------------------------------------------------------------------
 

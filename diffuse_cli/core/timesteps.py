@@ -155,7 +155,7 @@ def karras(n: int, log_snrs: Sequence[float], rho: float = 7.0) -> list[float]:
         return noise + karras(n - 1, log_snrs[:-1], rho) if n > 1 else noise
     first, last = (math.exp(-value / 2 / rho) for value in (log_snrs[-1], log_snrs[0]))
     ramp = [first + (last - first) * i / max(n - 1, 1) for i in range(n)]
-    return [_time_of(-2 * rho * math.log(root), log_snrs) for root in ramp]
+    return [find_time(-2 * rho * math.log(root), log_snrs) for root in ramp]
 
 
 def early(n: int, log_snrs: Sequence[float], rho: float = 0.6) -> list[int]:
@@ -190,7 +190,7 @@ def _falling(n: int, angles: Sequence[float], rho: float = 1.0) -> list[int]:
     return times
 
 
-def _time_of(log_snr: float, log_snrs: Sequence[float]) -> float:
+def find_time(log_snr: float, log_snrs: Sequence[float]) -> float:
     """Return the real time at which the descending `log_snrs` pass `log_snr`."""
     rising = [-value for value in log_snrs]
     if len(rising) == 1:
