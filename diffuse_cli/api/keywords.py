@@ -125,6 +125,7 @@ class EvalOptions(GenerationOptions, total=False):
     timesteps: Int | str | None
     respaced: Int | None
     plot: Path | None
+    ode_steps: Int | None
     features: str | None
     feature_weights: Path | None
     background: str | None

@@ -96,10 +96,16 @@ class BoundConfig(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class BoundPlotConfig(BoundConfig):
-    """The variational bound, and a plot of it."""
+    """The variational bound, a plot of it, and the likelihood by the probability-flow equation."""
 
     plot: str | None = option.output.optional(
         "Plot the variational bound by timestep.", place=True, metavar="FILE.png"
+    )
+    ode_steps: int | None = option.measuring.optional(
+        "Also measure likelihood-ode, in N steps of its solver.",
+        low=2,
+        high=100_000,
+        shown="64 for --metrics likelihood-ode",
     )
 
 
@@ -114,7 +120,7 @@ class EvalConfig(MeasureConfig, BoundPlotConfig, StartConfig, DrawConfig, Weight
         "Compute only these metrics, generating images only if needed.",
         table="metrics.METRICS",
         parse=parse_listed,
-        shown="all that suit the data",
+        shown="all that suit the data, except likelihood-ode",
     )
     report: str | None = option.optional(
         "Write a page of samples, metrics and plots, with commands that reproduce them.",
@@ -139,6 +145,9 @@ class EvalConfig(MeasureConfig, BoundPlotConfig, StartConfig, DrawConfig, Weight
             if self.metrics is not None and getattr(self, name):
                 text = f"--{name} and --metrics exclude each other: it shows what all of them found"
                 raise UsageError(text, "Leave one of them out")
+        if self.ode_steps and self.metrics and "likelihood-ode" not in self.metrics:
+            text = "--ode-steps has no effect: --metrics leaves out likelihood-ode"
+            raise UsageError(text, "Leave out --ode-steps")
 
 
 @dataclass(frozen=True, kw_only=True)

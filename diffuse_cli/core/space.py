@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -129,10 +130,13 @@ class Space(Settings):
         return levels.byte() if self.levels <= 256 else levels.int()
 
     def log_slope(self, stored: Tensor) -> Tensor:
-        """Return log |d model / d stored| of floats, elementwise, in nats.
+        """Return log |d model / d stored|, elementwise, in nats.
 
         A density of the model's numbers, times its exponential, is a density of stored numbers.
         """
+        if self.level_range is not None:
+            low, high = self.level_range
+            return stored.float().fill_(math.log(2 / (high - low)))
         std = self._per_channel(self.std, stored)
         slope = -std.log().expand(stored.shape)
         if self.transform is None:

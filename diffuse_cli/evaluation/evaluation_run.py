@@ -18,7 +18,7 @@ from diffuse_cli.config.sample_options import SamplerConfig, StartConfig, Weight
 from diffuse_cli.core.conditions import PAIRS
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import is_images
-from diffuse_cli.evaluation import examples, variational_bound
+from diffuse_cli.evaluation import examples, ode_likelihood, variational_bound
 from diffuse_cli.evaluation.examples import ReportImages
 from diffuse_cli.evaluation.feature_cache import Team
 from diffuse_cli.evaluation.image_sets import Sides, read_sides, report_classes, set_conditions
@@ -121,6 +121,8 @@ def evaluate(
         )  # fmt: skip
         yield from report_unmeasured(config.metrics or (), evaluation.missing_parts)
         values = yield from compute_metrics(evaluation)
+        if "ode_bits" in evaluation.made:
+            described["ode_steps"] = config.ode_steps or ode_likelihood.STEPS
         if config.metrics is None:
             yield from make_part(evaluation, "generated")
         if not accelerator.is_main_process:
@@ -180,6 +182,8 @@ def prepare_settings(
             "timesteps",
             f"Set --respaced {process.num_timesteps} or less",
         )
+    if config.ode_steps is not None and loaded.model.distilled is not None:
+        raise UsageError("--ode-steps needs a model that is not distilled", "Remove it")
     return settings
 
 

@@ -15,6 +15,7 @@ from diffuse_cli.evaluation.examples import find_nearest, to_comparable
 from diffuse_cli.evaluation.feature_cache import cache_features, compute_features, generate_all
 from diffuse_cli.evaluation.image_sets import LabeledSamples, TrainingSamples
 from diffuse_cli.evaluation.metric_inputs import EvaluationRun
+from diffuse_cli.evaluation.ode_likelihood import make_ode_bits
 from diffuse_cli.evaluation.variational_bound import make_bits, make_train_bits
 from diffuse_cli.media import Array
 from diffuse_cli.metrics.baselines import make_baseline_images
@@ -248,6 +249,7 @@ def _make_spectra(evaluation: EvaluationRun) -> Work[None]:
 PARTS: Mapping[str, Callable[[EvaluationRun], Work[None]]] = {
     "bits": make_bits,
     "train_bits": make_train_bits,
+    "ode_bits": make_ode_bits,
     "generated": _make_generated,
     "features": _make_features,
     "random_features": _make_features,

@@ -30,6 +30,7 @@ OF_TRAINING = "the model's training data as DATA, with a held-out part"
 WANTED = {
     "bits": "a model",
     "train_bits": OF_TRAINING,
+    "ode_bits": "a model that is not distilled",
     "nearest": OF_TRAINING,
     "answers": "a model that is conditioned on images",
     "features": "images",
@@ -51,6 +52,8 @@ def find_missing_parts(space: Space, loaded: LoadedModel | None, *, training: bo
         found |= {"bits", "train_bits"}
     if loaded is None or not loaded.model.blueprint.conditions.given:
         found |= {"answers"}
+    if loaded is None or loaded.model.distilled is not None:
+        found |= {"ode_bits"}
     if not training:
         found |= {"train_bits", "nearest"}
     found |= {"random_features"} if can_judge(space) else {"features", "landmarks", "answers"}
@@ -131,9 +134,16 @@ class EvaluationRun(MetricInputs):
     def metrics(self) -> Mapping[str, Metric]:
         """Metrics that are wanted and can be measured, by name."""
         asked = self.config.metrics
-        wanted = METRICS if asked is None else [*map(METRICS.current, asked)]
-        found = ((name, METRICS[name]) for name in METRICS if name in wanted)
-        return {name: metric for name, metric in found if self.can_measure(metric.NEEDS)}
+        wanted = None if asked is None else [*map(METRICS.current, asked)]
+        return {
+            name: metric
+            for name, metric in METRICS.items()
+            if (self._is_default(metric) if wanted is None else name in wanted)
+            and self.can_measure(metric.NEEDS)
+        }
+
+    def _is_default(self, metric: Metric) -> bool:
+        return not metric.OPTION or getattr(self.config, metric.OPTION) is not None
 
     def select_class(self, label: int) -> EvaluationRun:
         """Return a finished evaluation, restricted to one class."""
@@ -145,6 +155,7 @@ class EvaluationRun(MetricInputs):
             more=self.more[others],
             fakes=self.generated[theirs],
             bits=_rows(self.bits, ours),
+            ode_bits=_rows(self.ode_bits, ours),
             real_features=_rows(self.real_features, ours),
             fake_features=_rows(self.fake_features, theirs),
             more_features=_rows(self.more_features, others),

@@ -104,13 +104,10 @@ def measure_bound(
     expected = plan_visits(denoiser.process, n)
     priors, rows = [np.zeros(0)], [np.zeros((0, n))]
     times = draw_visits(expected, torch.from_numpy(draw_positions(seed, indices, n)))
-    for done in range(0, len(indices), batch_size):
-        batch = indices[done : done + batch_size]
-        chosen = images[batch.start : batch.stop]
-        stored, own = (torch.tensor(of, device=device) for of in (chosen.samples, chosen.labels))
-        row = None if chosen.rows is None else torch.tensor(chosen.rows, device=device)
-        x0, told = blueprint.space.to_model(stored), given.encode(batch, device) if given else None
-        cond: dict[str, Any] = {**blueprint.conditions.make_keywords(own, told, row)}
+    for batch, stored, cond in iterate_batches(
+        images, blueprint, indices, given, batch_size, device
+    ):
+        done, x0 = batch.start - indices.start, blueprint.space.to_model(stored)
         draws = _draws(seed, batch, times[done : done + batch_size], x0)
         terms = []
         for term in bound_terms(denoiser, x0, draws, **cond):
@@ -127,6 +124,24 @@ def measure_bound(
         priors.append(prior_bits(denoiser, x0).cpu().double().numpy())
     prior, every = np.concatenate(priors), np.concatenate(rows)
     return VariationalBound(prior, expected.numpy(), times.numpy(), every)
+
+
+def iterate_batches(
+    images: LabeledSamples,
+    blueprint: Blueprint,
+    indices: range,
+    given: ConditioningInputs | None,
+    batch_size: int,
+    device: torch.device,
+) -> Iterator[tuple[range, torch.Tensor, dict[str, Any]]]:
+    """Yield the indices of each batch, its stored samples, and the network's keywords."""
+    for done in range(0, len(indices), batch_size):
+        batch = indices[done : done + batch_size]
+        chosen = images[batch.start : batch.stop]
+        stored, own = (torch.tensor(of, device=device) for of in (chosen.samples, chosen.labels))
+        row = None if chosen.rows is None else torch.tensor(chosen.rows, device=device)
+        told = given.encode(batch, device) if given else None
+        yield batch, stored, {**blueprint.conditions.make_keywords(own, told, row)}
 
 
 def draw_positions(seed: int, indices: Sequence[int], n: int) -> Array:

@@ -39,6 +39,8 @@ class Metric:
             index started from the same noise. For missing keys, the standard errors of both
             evaluations are combined as independent.
         details: the function that returns further results for the JSON and the report.
+        OPTION: the name of the option of `eval` that adds this metric, if it is too slow to be
+            measured without `--metrics`.
     """
 
     NEEDS: tuple[str, ...]
@@ -48,6 +50,7 @@ class Metric:
     remarks: Callable[[Facts], Iterable[Remark]] = lambda facts: ()
     difference_errors: Callable[[Any, Any], dict[str, float]] = lambda a, b: {}
     details: Callable[[Any], Any] | None = None
+    OPTION: str = ""
 
 
 class Metrics(Modules[Metric]):

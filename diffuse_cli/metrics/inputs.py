@@ -105,6 +105,8 @@ class MetricInputs:
         landmarks: the features of baseline images, by name.
         bits, train_bits: the bits per dimension of held-out and of training images, (N, 3) and
             (M, 3), as L_T, L_1 + ... + L_T-1, L_0.
+        ode_bits: the bits per dimension of held-out images by the probability-flow equation, and
+            the estimated errors of the solver, (N, 2).
         nearest: the distances to training images, by the name of the space.
         answers: the values of paired metrics, for models with a conditioning image.
         marginals: the distributions of values of real and generated samples, by channel.
@@ -118,6 +120,7 @@ class MetricInputs:
     landmarks: dict[str, Array] = field(default_factory=dict)
     bits: Array = _no_rows(3)
     train_bits: Array = _no_rows(3)
+    ode_bits: Array = _no_rows(2)
     nearest: dict[str, NearestDistances] = field(default_factory=dict)
     answers: PairedValues = field(default_factory=lambda: PairedValues({}, np.zeros(0, np.int64)))
     marginals: Marginals = field(init=False)

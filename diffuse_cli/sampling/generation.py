@@ -257,7 +257,7 @@ def make_denoiser(
 
     def infer(x: Tensor, t: Tensor, **cond: Any) -> Tensor:
         cast = torch.autocast(accelerator.device.type, half, enabled=half is not None)
-        with torch.inference_mode(not differentiable), cast:
+        with torch.inference_mode(not (differentiable or x.requires_grad)), cast:
             return net(x, t, **cond).float()  # type: ignore[no-any-return]
 
     return model.blueprint.denoiser(tile_network(infer, model.blueprint.space.size))

@@ -313,6 +313,7 @@ ALONE: dict[str, dict[str, str]] = {
     **dict.fromkeys(KINDS, IMAGES | UNGIVEN),
     **dict.fromkeys(("pairs", "degraded"), IMAGES),
     **dict.fromkeys(("array", "sound", "stack"), OTHERS | UNGIVEN),
+    "distilled": IMAGES | UNGIVEN | {"likelihood-ode": "needs a model that is not distilled"},
 }
 """Metrics that a kind does not have, with words of the line."""
 
@@ -357,9 +358,11 @@ def test_a_command(
         check(bench, ran)
 
 
-def evaluation(bench: Bench) -> tuple[Any, ...]:
-    """Return the command line that evaluates a model by every metric."""
-    return ("eval", bench.model, bench.data, *SMALL, *IN_TWO, *bench.beside, "--json")
+def evaluation(bench: Bench, metric: str = "likelihood-ode") -> tuple[Any, ...]:
+    """Return the command line that evaluates a model, with the options of a metric."""
+    slow = metric == "likelihood-ode" and metric not in ALONE[bench.name]
+    steps = ("--ode-steps", 2) if slow else ()
+    return ("eval", bench.model, bench.data, *SMALL, *IN_TWO, *steps, *bench.beside, "--json")
 
 
 def check_pairs_of_metrics(alone: Sequence[Facts]) -> None:
@@ -388,7 +391,7 @@ def test_all_metrics_each_alone_and_pairs(
     whole, seen = numbers(ran.json), set()
     for metric in METRICS:
         refused = ALONE[name].get(metric)
-        line = (*evaluation(bench), "--metrics", metric)
+        line = (*evaluation(bench, metric), "--metrics", metric)
         ran = run(diffuse, line, (2, refused) if refused else None)
         if ran is None:
             continue

@@ -21,6 +21,7 @@ from diffuse_cli.core import (
     Denoiser,
     Process,
     bits_per_dim,
+    log_densities,
 )
 from diffuse_cli.core.gaussian_start import LowFrequencies
 from diffuse_cli.core.guidance import autoguide, clip, guide, guide_away, make_unconditional
@@ -93,6 +94,9 @@ def test_the_network_its_gradient_and_the_bound_read_nothing_back(size: tuple[in
     assert net.conv_in.weight.grad.is_meta
     bits = bits_per_dim(denoiser.respaced([0, 9]), x, noise=lambda t: x)
     assert bits.terms.shape == (2, 2)
+    *_, density = log_densities(denoiser, x, steps=2, probes=[x], label=label)
+    assert density.is_meta
+    assert density.shape == (2,)
 
 
 def test_a_start_reads_nothing_back():

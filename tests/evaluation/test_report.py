@@ -103,7 +103,7 @@ def folder(tmp_path_factory):
 def whole(conditional, images, folder):
     """The page of a model with classes, measured against its training data."""
     path = folder / "whole.html"
-    line = ["eval", conditional, images, "-n", 8, *QUICK, "--report", path, "-q"]
+    line = ["eval", conditional, images, "-n", 8, *QUICK, "--ode-steps", 2, "--report", path, "-q"]
     assert in_process(line) == 0
     return path
 
@@ -149,7 +149,8 @@ def test_every_number_is_on_the_page_with_its_error(whole):
     known = {number.key: number for number in metrics.numbers()}
     given = {n.key for n in known.values() if n.question == "answers"}  # of a model that is given
     # 8 images have no estimate of the one, nats are of floats, random features of other media.
-    assert {*known} - {*found} == {*given, "frechet_infinity", "nats_per_dim", "kid_random"}
+    nats = {"nats_per_dim", "nats_per_dim_ode"}
+    assert {*known} - {*found} == {*given, *nats, "frechet_infinity", "kid_random"}
     for key in {*known} & {*found}:
         assert f"{known[key].label} {known[key].says} " in page.text
         quoted = Measurement(found[key], found.get(f"{key}_standard_error", 0))
@@ -170,6 +171,7 @@ def test_every_metric_has_its_words(whole):
     measured = {k: v for k, v in found.items() if k not in outside}
     known = [number.key for number in metrics.numbers() if number.question != "answers"]
     known.remove("nats_per_dim")  # of floats
+    known.remove("nats_per_dim_ode")
     known.remove("kid_random")  # of what features of photographs say nothing of
     assert [
         number.key for number in metrics.select_numbers({**measured, "frechet_infinity": 0})
@@ -262,8 +264,8 @@ def test_what_repeats_it_is_on_the_page(whole, conditional, images):
     line = next(w for w in page.words if w.startswith("diffuse eval"))
     arguments = shlex.split(line)
     assert arguments[:4] == ["diffuse", "eval", conditional.name, images.name]
-    assert arguments[4:] == ["--precision", "fp32", "--steps", "4", "--timesteps", "5", "-n", "8",
-                             "--report", whole.name]  # fmt: skip
+    assert arguments[4:] == ["--precision", "fp32", "--steps", "4", "--timesteps", "5",
+                             "--ode-steps", "2", "-n", "8", "--report", whole.name]  # fmt: skip
 
 
 def test_the_command_of_a_page_gives_its_numbers_and_the_same_bytes(

@@ -128,6 +128,7 @@ _VALUES = {
         "kid": "mmd",
         "precision-recall": "precision recall coverage prdc",
         "likelihood": "nll bpd bits-per-dim elbo",
+        "likelihood-ode": "ode flow-likelihood probability-flow",
         "paired": "psnr ssim",
         "memorization": "copies",
     },

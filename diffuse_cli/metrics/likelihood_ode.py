@@ -1,0 +1,76 @@
+"""Bits per dimension by the probability-flow equation, for real images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from diffuse_cli.metrics.inputs import MetricInputs
+from diffuse_cli.metrics.presentation import Facts, MetricNumber, Remark, make_entries
+from diffuse_cli.metrics.sample_statistics import average
+
+NEEDS = ("ode_bits",)
+OPTION = "ode_steps"
+
+NUMBERS = (
+    MetricNumber(
+        "bits_per_dim_ode",
+        "bits per dimension, ODE",
+        "Likelihood of real samples by the probability-flow equation, for levels with uniform "
+        "noise as wide as a level. It is not the variational bound of the same model, and can be "
+        "above it.",
+        "lower",
+        question="prediction",
+        place=1,
+        axis="bits per dimension",
+        by_class=True,
+    ),
+    MetricNumber(
+        "nats_per_dim_ode",
+        "nats per dimension, ODE",
+        "The same for the density of the values in the files, in natural logarithms.",
+        "lower",
+        question="prediction",
+        place=1,
+        part=True,
+    ),
+    MetricNumber(
+        "bits_per_dim_ode_solver",
+        "error of the solver",
+        "Estimated size of the solver's error, from half as many steps.",
+        "lower",
+        0.0,
+        question="prediction",
+        place=1,
+        part=True,
+    ),
+)
+
+
+def remarks(facts: Facts) -> Iterator[Remark]:
+    """Warn if the solver's error is larger than the standard error."""
+    if "bits_per_dim_ode" not in facts:
+        return
+    value, off = facts["bits_per_dim_ode"], facts["bits_per_dim_ode_solver"].value
+    if off > value.error:
+        yield Remark(
+            "bits per dimension, ODE",
+            "caution",
+            f"the error of the solver, {off:.2g}, is larger than the standard error of {value}. "
+            "Use more --ode-steps",
+        )
+
+
+def compute(evaluation: MetricInputs) -> dict[str, float]:
+    """Return the mean over images and the size of the solver's mean error.
+
+    The standard error covers images, the noise of levels and Hutchinson's estimate. For floats the
+    mean is also in nats.
+    """
+    bits, off = evaluation.ode_bits.T
+    nats = average(bits * math.log(2)) if evaluation.floats else None
+    return {
+        **make_entries("bits_per_dim_ode", *average(bits)),
+        **(make_entries("nats_per_dim_ode", *nats) if nats else {}),
+        "bits_per_dim_ode_solver": abs(float(off.mean())),
+    }

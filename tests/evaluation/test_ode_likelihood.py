@@ -1,0 +1,243 @@
+"""Bits per dimension by the probability-flow equation: of Gaussian samples, and of the command."""
+
+from __future__ import annotations
+
+import json
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import in_process
+
+from diffuse_cli.core import Conditions, Denoiser, Process, Space
+from diffuse_cli.evaluation import ode_likelihood
+from diffuse_cli.evaluation.image_sets import LabeledSamples
+from diffuse_cli.evaluation.ode_likelihood import measure_ode_bits
+from diffuse_cli.metrics import METRICS, Facts, remarks
+from diffuse_cli.system.events import finish
+
+BARS = torch.linspace(12, -12, 300, dtype=torch.float64).sigmoid()
+PROCESS = Process(1 - BARS / torch.cat([torch.ones(1, dtype=torch.float64), BARS[:-1]]))
+NORMAL = np.random.default_rng(5).standard_normal((12, 2, 8, 8)).astype(np.float32)
+MIXING = torch.linalg.qr(torch.randn(128, 128, generator=torch.Generator().manual_seed(0)))[0]
+SPREADS = torch.linspace(1.8, 0.1, 128)
+"""Directions and standard deviations of correlated samples, in the model's numbers."""
+
+
+def denoise(spreads: torch.Tensor, mixing: torch.Tensor | None = None) -> Any:
+    """Return the network of E[x_0 | x_t] for Gaussian samples with these standard deviations."""
+
+    def net(x: torch.Tensor, t: torch.Tensor, **cond: Any) -> torch.Tensor:
+        time = float(t[0]) * len(BARS) / 1000
+        alpha, sigma = PROCESS.alpha_sigma(min(time, len(BARS) - 1.0), like=x)
+        gain = alpha * spreads**2 / (alpha**2 * spreads**2 + sigma**2)
+        flat = x.flatten(1)
+        found = flat * gain if mixing is None else flat @ mixing.T * gain @ mixing
+        return found.reshape(x.shape)
+
+    return net
+
+
+def measure(stored: Any, space: Space, net: Any, steps: int = 64, **options: Any) -> Any:
+    """Return the bits of each sample, and the errors of the solver."""
+    blueprint: Any = SimpleNamespace(space=space, conditions=Conditions())
+    given = {"indices": range(len(stored)), "seed": 0, "batch_size": 100, **options}
+    work = measure_ode_bits(
+        Denoiser(net, PROCESS, "x0", levels=space.levels),
+        LabeledSamples(stored, np.full(len(stored), -1)),
+        blueprint,
+        steps=steps,
+        device=torch.device("cpu"),
+        **given,
+    )
+    return finish(work)
+
+
+def entropy(std: Any) -> float:
+    """Return the bits per dimension of Gaussian numbers."""
+    return math.log2(2 * math.pi * math.e) / 2 + float(np.log2(std).mean())
+
+
+def agrees(found: Any, exact: float) -> bool:
+    """Whether the mean is the entropy, within 3 standard errors and the error of the solver."""
+    bits, off = found.T
+    error = bits.std(ddof=1) / len(bits) ** 0.5
+    return bool(abs(bits.mean() - exact) < 3 * error + abs(off.mean()) and error < 0.1)
+
+
+FLOATS = Space(channels=2, size=(8, 8), levels=None, mean=(100, -1), std=(3, 0.01))
+
+
+def test_floats_have_the_entropy_in_their_own_units():
+    stds = np.array([3.0, 0.01])[:, None, None]
+    stored = (0.5 * NORMAL * stds + [[[100.0]], [[-1.0]]]).astype(np.float32)
+    found = measure(stored, FLOATS, denoise(torch.tensor(0.5)))
+    assert agrees(found, entropy(0.5 * stds))
+
+
+def test_correlated_floats_have_their_entropy():
+    """Here Hutchinson's estimate differs from the divergence."""
+    space = Space(channels=2, size=(8, 8), levels=None, mean=(0, 0), std=(1, 1))
+    own = torch.from_numpy(NORMAL).flatten(1) * SPREADS @ MIXING
+    found = measure(own.reshape(NORMAL.shape).numpy(), space, denoise(SPREADS, MIXING))
+    assert agrees(found, entropy(SPREADS.numpy()))
+    other = measure(own.reshape(NORMAL.shape).numpy(), space, denoise(SPREADS, MIXING), seed=1)
+    assert np.abs(found - other)[:, 0].max() > 1e-3
+
+
+@pytest.mark.parametrize("transform", ["log", "asinh"])
+def test_the_jacobian_of_a_transform_is_in_the_density(transform: str):
+    space = Space(
+        channels=2, size=(8, 8), levels=None, mean=(1, 1), std=(0.5,) * 2, transform=transform
+    )
+    y = 0.5 * NORMAL.astype(np.float64) + 1
+    stored, slope = (np.exp(y), y) if transform == "log" else (np.sinh(y), np.log(np.cosh(y)))
+    found = measure(stored.astype(np.float32), space, denoise(torch.tensor(1.0)))
+    exact = entropy(0.5) + slope.mean((1, 2, 3)) / math.log(2)
+    own = (NORMAL.astype(np.float64) ** 2 - 1).mean((1, 2, 3)) / 2 / math.log(2)
+    assert found[:, 0] == pytest.approx(exact + own, abs=1e-4)
+
+
+@pytest.mark.parametrize(("levels", "limits"), [(256, None), (65_536, None), (256, (0, 127))])
+def test_levels_have_their_entropy(levels: int, limits: Any):
+    """A level's Gaussian of std s, with uniform noise, has the variance s^2 + 1/12."""
+    space = Space(channels=2, size=(8, 8), levels=levels, limits=limits)
+    middle = (space.bins - 1) / 2
+    stored = np.rint(middle + middle / 4 * NORMAL).clip(0, levels - 1)
+    stored = stored.astype(np.uint8 if levels == 256 else np.uint16)
+    found = measure(stored, space, denoise(torch.tensor(0.25)))
+    assert agrees(found, entropy(middle / 4))
+
+
+def test_noise_of_levels_and_probes_depend_on_seed_and_index_only():
+    stored = np.rint(128 + 30 * NORMAL).clip(0, 255).astype(np.uint8)
+    space, net = Space(channels=2, size=(8, 8)), denoise(SPREADS, MIXING)
+    whole = measure(stored, space, net, 4)
+    assert measure(stored, space, net, 4, batch_size=5) == pytest.approx(whole, rel=1e-5)
+    part = measure(stored, space, net, 4, indices=range(7, 9))
+    assert part == pytest.approx(whole[7:9], rel=1e-5)
+    assert np.abs(measure(stored, space, net, 4, seed=1) - whole)[:, 0].min() > 1e-5
+
+
+@pytest.mark.parametrize("steps", [17, 32])
+def test_the_error_of_the_solver_is_found_from_half_the_steps(steps: int):
+    own = torch.from_numpy(NORMAL).flatten(1) * SPREADS @ MIXING
+    space = Space(channels=2, size=(8, 8), levels=None, mean=(0, 0), std=(1, 1))
+    coarse, fine = (
+        measure(own.reshape(NORMAL.shape).numpy(), space, denoise(SPREADS, MIXING), n).mean(0)
+        for n in (steps, 512)
+    )
+    assert coarse[1] == pytest.approx(coarse[0] - fine[0], rel=0.25)
+    assert abs(fine[1]) < 1e-4
+
+
+# -- the metric -----------------------------------------------------------------------------------
+
+
+def test_the_mean_and_its_error():
+    bits = np.array([[3.0, -0.01], [4.0, 0.03], [5.0, -0.08]])
+    found = METRICS["likelihood-ode"].compute(SimpleNamespace(ode_bits=bits, floats=True))
+    assert found["bits_per_dim_ode"] == pytest.approx(4)
+    assert found["bits_per_dim_ode_standard_error"] == pytest.approx(3**-0.5)
+    assert found["bits_per_dim_ode_solver"] == pytest.approx(0.02)
+    assert found["nats_per_dim_ode"] == pytest.approx(4 * math.log(2))
+    levels = METRICS["likelihood-ode"].compute(SimpleNamespace(ode_bits=bits, floats=False))
+    assert {*found} - {*levels} == {"nats_per_dim_ode", "nats_per_dim_ode_standard_error"}
+
+
+@pytest.mark.parametrize(("off", "warned"), [(0.02, False), (0.2, True)])
+def test_too_few_steps_are_remarked_on(off: float, warned: bool):
+    values = {"bits_per_dim_ode": 4.0, "bits_per_dim_ode_standard_error": 0.1}
+    facts = Facts({**values, "bits_per_dim_ode_solver": off}, 4, 4, 0, True, 256)
+    said = [str(remark) for remark in remarks(facts) if remark.warns]
+    assert any("Use more --ode-steps" in text for text in said) == warned
+
+
+# -- the command ----------------------------------------------------------------------------------
+
+ASKED = ("-n", 6, "--metrics", "likelihood-ode", "--precision", "fp32")
+
+
+def test_the_command_measures_it_when_asked(diffuse: Any, model: Any, images: Any):
+    found = diffuse("eval", model, images, *ASKED, "--ode-steps", 8, "--json").json
+    assert found["n"] == {"real": 6, "generated": 0}
+    assert found["settings"]["ode_steps"] == 8
+    assert 0 < found["bits_per_dim_ode"] < 12
+    assert found["bits_per_dim_ode_standard_error"] > 0
+    assert found["bits_per_dim_ode_solver"] > 0
+    assert "bits_per_dim" not in found
+    again = diffuse("eval", model, images, *ASKED, "--ode-steps", 8, "--json", "--batch-size", 4)
+    assert again.json["bits_per_dim_ode"] == pytest.approx(found["bits_per_dim_ode"], rel=1e-5)
+    shown = diffuse("eval", model, images, *ASKED, "--ode-steps", 8).out
+    assert "bits per dimension, ODE" in shown
+    assert "error of the solver" in shown
+
+
+def test_by_itself_it_takes_64_steps(diffuse: Any, model: Any, images: Any):
+    found = diffuse("eval", model, images, *ASKED[:-2], "-n", 2, "--json").json
+    assert found["settings"]["ode_steps"] == 64
+
+
+def test_half_precision_has_gradients_too(diffuse: Any, model: Any, images: Any):
+    line = ("eval", model, images, *ASKED[:-2], "--ode-steps", 4, "--json", "--precision")
+    half, single = (diffuse(*line, kind).json["bits_per_dim_ode"] for kind in ("bf16", "fp32"))
+    assert half == pytest.approx(single, abs=0.05)
+
+
+def test_it_is_not_measured_by_default(diffuse: Any, model: Any, images: Any):
+    found = diffuse("eval", model, images, "-n", 4, "--steps", 2, "--timesteps", 2, "--json").json
+    assert "bits_per_dim" in found
+    assert "bits_per_dim_ode" not in found
+    assert "ode_steps" not in found["settings"]
+
+
+def test_classes_are_conditions_and_have_their_own_numbers(
+    diffuse: Any, conditional: Any, images: Any, monkeypatch: pytest.MonkeyPatch
+):
+    solve, labels = ode_likelihood.log_densities, []
+
+    def record(*given: Any, label: torch.Tensor, **options: Any) -> Any:
+        labels.append(sorted(label.tolist()))
+        return solve(*given, label=label, **options)
+
+    monkeypatch.setattr(ode_likelihood, "log_densities", record)
+    line = ("-n", 6, "--steps", 2, "--timesteps", 2, "--ode-steps", 4, "--json")
+    found = diffuse("eval", conditional, images, *line).json
+    own = [found["classes"][name]["bits_per_dim_ode"] for name in ("dark", "light")]
+    assert labels == [[0, 0, 0, 1, 1, 1]] * 2
+    assert np.mean(own) == pytest.approx(found["bits_per_dim_ode"], rel=1e-6)
+    assert own[0] != own[1]
+
+
+@pytest.mark.parametrize("line", [("--metrics", "likelihood-ode"), ("--ode-steps", 4)])
+def test_a_distilled_model_and_a_folder_have_none(
+    diffuse: Any, model: Any, images: Any, tmp_path: Any, line: Any
+):
+    fast = tmp_path / "fast.safetensors"
+    assert in_process(["distill", model, images, "--steps", 2, "-o", fast, "-q"]) == 0
+    ran = diffuse("eval", fast, images, *line, "-q")
+    assert ran.code == 2
+    assert f"{line[0]}" in ran.line
+    assert "needs a model that is not distilled" in ran.line
+    assert diffuse("eval", images, images, *line, "-q").code == 2
+
+
+def test_steps_of_no_metric_are_refused(diffuse: Any, model: Any, images: Any):
+    ran = diffuse("eval", model, images, "--metrics", "kid", "--ode-steps", 4, "-q")
+    assert ran.code == 2
+    assert "--ode-steps has no effect" in ran.line
+
+
+def test_two_metrics_of_a_distilled_model_leave_it_out(
+    diffuse: Any, model: Any, images: Any, tmp_path: Any
+):
+    fast = tmp_path / "fast.safetensors"
+    assert in_process(["distill", model, images, "--steps", 2, "-o", fast, "-q"]) == 0
+    names = "likelihood,likelihood-ode"
+    ran = diffuse("eval", fast, images, "-n", 4, "--timesteps", 2, "--metrics", names, "--json")
+    assert ran.code == 0
+    assert "--metrics likelihood-ode needs a model that is not distilled: skipped" in ran.err
+    assert "bits_per_dim" in json.loads(ran.out)
