@@ -28,9 +28,10 @@ def log_densities(
     """Yield the log density of samples after each step, (B,) in nats. Only the last is the result.
 
     The samples are scaled by alpha of the first timestep, where the equation starts, without
-    noise. So the density is that of a sampler that ends there, whose samples have noise of variance
-    r^2 = sigma^2 / alpha^2. For independent N(m, s^2) data it is too low by (r / s)^4 / 4 nats per
-    dimension, if r is far below s. The equation ends in N(0, 1) at the last timestep with a signal.
+    noise. A sampler that ends there has this density. Its samples contain noise of variance
+    r^2 = sigma^2 / alpha^2. For independent N(m, s^2) data the density is too low by (r / s)^4 / 4
+    nats per dimension, if r is far below s. The equation ends in N(0, 1) at the last timestep with
+    a signal.
 
     The steps are equal in w and of second order (explicit midpoint method). They have two
     evaluations, and a gradient for each probe.

@@ -37,7 +37,7 @@ NUMBERS = (
     MetricNumber(
         "bits_per_dim_ode_solver",
         "error of the solver",
-        "Estimated size of the solver's error, from half as many steps.",
+        "Estimated size of the solver's error, from half the steps.",
         "lower",
         0.0,
         question="prediction",
