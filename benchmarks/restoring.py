@@ -181,7 +181,7 @@ def main() -> None:
     o = parser.parse_args()
     results: list[dict[str, Any]] = []
     with open_accelerator("fp32", "cpu") as accelerator, contextlib.suppress(KeyboardInterrupt):
-        loaded = finish(load_denoiser(o.model, "ema", accelerator, differentiable=True))
+        loaded = finish(load_denoiser(o.model, "ema", accelerator))
         height, width = loaded.space.size
         stored = np.ascontiguousarray(common.read(o.real, size=(height, width)).stored)
         chosen = np.linspace(0, len(stored) - 1, o.n).round().astype(int)

@@ -130,7 +130,6 @@ class LoadedModel:
 
     Attributes:
         precision: the precision of the denoiser.
-        differentiable: whether gradients can be taken through the denoiser.
         size: the size of the samples, if it differs from the model's. Larger samples are computed
             in windows of the model's size.
     """
@@ -139,7 +138,6 @@ class LoadedModel:
     denoiser: Denoiser
     sha256: str
     precision: str
-    differentiable: bool = False
     size: Size | None = None
 
     @property
@@ -178,7 +176,6 @@ def load_denoiser(
     precision: str | None = None,
     *,
     alone: bool = False,
-    differentiable: bool = False,
     typed: bool = True,
     earlier: Any = None,
 ) -> Work[LoadedModel]:
@@ -188,7 +185,6 @@ def load_denoiser(
         path: the path of the model, or the model that was found there.
         precision: a name in PRECISIONS. The model decides about `auto`. None is the accelerator's.
         alone: whether only this process reads the model.
-        differentiable: allow gradients of the output by the input.
         typed: whether the user passed `precision`, so that a slow one is worth a warning.
         earlier: the manifest of the samples to add to, whose precision replaces `auto`.
 
@@ -205,8 +201,8 @@ def load_denoiser(
     if typed and precision is not None:
         for line in slow_precision(precision, accelerator.device.type):
             yield Notice(line, warning=True)
-    denoiser = make_denoiser(file.model, weights, accelerator, exact, differentiable=differentiable)
-    return LoadedModel(file.model, denoiser, file.sha256, exact, differentiable)
+    denoiser = make_denoiser(file.model, weights, accelerator, exact)
+    return LoadedModel(file.model, denoiser, file.sha256, exact)
 
 
 def _find_model(path: str | Path, alone: bool) -> Work[model_file.ModelFile]:
@@ -232,19 +228,12 @@ def choose_precision(
 
 
 def make_denoiser(
-    model: model_file.StoredModel,
-    weights: str,
-    accelerator: Accelerator,
-    precision: str,
-    *,
-    differentiable: bool = False,
+    model: model_file.StoredModel, weights: str, accelerator: Accelerator, precision: str
 ) -> Denoiser:
     """Return the denoiser of a model on the device, in an exact precision.
 
-    It computes samples larger than the model's in windows.
-
-    Args:
-        differentiable: allow gradients by the input. The weights never get gradients.
+    It computes samples larger than the model's in windows. Its input can have a gradient, but its
+    weights cannot.
 
     Raises:
         ModelFileError: the model has no such weights.
@@ -257,7 +246,7 @@ def make_denoiser(
 
     def infer(x: Tensor, t: Tensor, **cond: Any) -> Tensor:
         cast = torch.autocast(accelerator.device.type, half, enabled=half is not None)
-        with torch.inference_mode(not (differentiable or x.requires_grad)), cast:
+        with torch.inference_mode(not x.requires_grad), cast:
             return net(x, t, **cond).float()  # type: ignore[no-any-return]
 
     return model.blueprint.denoiser(tile_network(infer, model.blueprint.space.size))

@@ -37,7 +37,7 @@ def load_guide(
     if chosen is None:
         return None
     path, scale = chosen
-    precision, differs = loaded.precision, loaded.differentiable
+    precision = loaded.precision
     if path == OWN:
         if loaded.model.weak is None:
             hint = "Train with --keep-weak, or pass the file of a weaker model"
@@ -45,13 +45,9 @@ def load_guide(
                 hint = "Training has not reached the step that saves it. Continue with --resume"
             text = f"--guide-with {OWN}: the model file has no early EMA checkpoint"
             raise ModelFileError(text, hint)
-        denoiser = make_denoiser(
-            loaded.model, "weak", accelerator, precision, differentiable=differs
-        )
+        denoiser = make_denoiser(loaded.model, "weak", accelerator, precision)
         return Guide(path, scale, denoiser, loaded.sha256)
-    weaker = yield from load_denoiser(
-        path, "ema", accelerator, precision, alone=alone, differentiable=differs, typed=False
-    )
+    weaker = yield from load_denoiser(path, "ema", accelerator, precision, alone=alone, typed=False)
     check_fits(loaded, weaker, path)
     return Guide(path, scale, weaker.denoiser, weaker.sha256)
 

@@ -289,7 +289,7 @@ def test_gradients_go_through_the_network_and_its_guide(weak, guided):
     """A network in inference mode would give wrong ones without a word: x_0 has x_t in it, too."""
     config = DrawConfig(precision="fp32", device="cpu", guide_with="self" if guided else None)
     with open_accelerator("fp32", "cpu") as accelerator:
-        loaded = finish(load_denoiser(weak, "ema", accelerator, "fp32", differentiable=True))
+        loaded = finish(load_denoiser(weak, "ema", accelerator, "fp32"))
         guide = finish(load_guide(config, loaded, accelerator))
         settings = resolve_settings(config, loaded.model, guide=guide)
     denoise = settings.add_guidance(loaded.denoiser)

@@ -125,7 +125,6 @@ def run_task(
     *,
     is_conditioned: Callable[[LoadedModel], bool],
     size: Callable[[LoadedModel], Size | None] = lambda loaded: None,
-    differentiable: bool = False,
 ) -> Work[SampleFiles | None]:
     """Generate `config.n` samples for each picture, and write them with a grid and a manifest.
 
@@ -146,7 +145,7 @@ def run_task(
     with open_task(config, config.image) as accelerator:
         options = (config.model, config.weights, accelerator, config.precision)
         earlier = None if config.overwrite else journal.read_earlier(Path(config.out))
-        loaded = yield from load_denoiser(*options, differentiable=differentiable, earlier=earlier)
+        loaded = yield from load_denoiser(*options, earlier=earlier)
         loaded = loaded.enlarge(config.size or size(loaded))
         guide = yield from load_guide(config, loaded, accelerator)
         told = is_conditioned(loaded)

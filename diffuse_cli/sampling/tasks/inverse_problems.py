@@ -209,12 +209,8 @@ def _restore(
         described = {"method": method, "degradation": text, "jumps": config.jumps}
         return TaskPlan(seen.names, steps, states, seen.pictures, shown, described)
 
-    # The default method depends on the model, which is not read yet.
-    chosen = RESTORATIONS.get(config.method or METHOD)
-    differs = chosen is not None and chosen.differentiates
     told = partial(is_conditioned, degradation=wanted, flag=flag)
-    run = partial(run_task, is_conditioned=told, size=size, differentiable=differs)
-    return (yield from run(config, task, plan_task))
+    return (yield from run_task(config, task, plan_task, is_conditioned=told, size=size))
 
 
 def _choose_method(config: ObservationConfig, flag: str, told: bool) -> str:
