@@ -14,12 +14,15 @@ import torch
 from torch import Tensor
 
 from diffuse_cli.core import SCHEDULES, TARGETS, VARIANCES, Denoiser, Prediction, Process
+from diffuse_cli.core.denoising_errors import DenoisingErrors
 from diffuse_cli.core.schedules import zero_terminal_snr
-from diffuse_cli.core.variances import LEARNED
+from diffuse_cli.core.variances import LEARNED, MEASURED
 
 SPREAD = 0.5
 SAID = 0.3
 """What the exact network says of a learned variance."""
+ERRORS = DenoisingErrors((0.0,), (0.04,))
+"""Errors of x_0 that are the same at every timestep."""
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -56,8 +59,14 @@ def exact_denoise(process: Process, variance: str = "small", spread: float = SPR
 
 
 def said(variance: str, x: Tensor) -> Tensor | None:
-    """What the network says beside its prediction."""
-    return torch.full_like(x, SAID) if variance in LEARNED else None
+    """What a variance reads: what the network says beside its prediction, or the error of x_0."""
+    known = dict.fromkeys(LEARNED, SAID) | dict.fromkeys(MEASURED, ERRORS.errors[0])
+    return torch.full_like(x, known[variance]) if variance in known else None
+
+
+def denoiser_with(net: Any, process: Process, target: str, variance: str) -> Denoiser:
+    """A denoiser with any variance."""
+    return Denoiser(net, process, target, variance, errors=ERRORS)
 
 
 def posterior_coefficients(process: Process, i: int) -> tuple[float, float]:
@@ -96,14 +105,13 @@ def exact_net(
             slopes.append(known[shown][0])
         scale = torch.tensor(slopes, dtype=torch.float64).reshape(-1, *[1] * (x.ndim - 1))
         y = scale * x.double()
-        rest = said(variance, y)
-        return y if rest is None else torch.cat([y, rest], 1)
+        return torch.cat([y, torch.full_like(y, SAID)], 1) if variance in LEARNED else y
 
     return net
 
 
 def exact_denoiser(process: Process, target: str, variance: str = "small") -> Denoiser:
-    return Denoiser(exact_net(process, target, variance), process, target, variance)
+    return denoiser_with(exact_net(process, target, variance), process, target, variance)
 
 
 MIXTURE = ((0.4, -0.6, 0.25), (0.6, 0.5, 0.35))

@@ -9,10 +9,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from diffuse_cli.core.denoising_errors import DenoisingErrors
 from diffuse_cli.core.process import Process, Time, TimestepTable
 from diffuse_cli.core.registry import InvalidArgument, lookup
 from diffuse_cli.core.targets import STEPWISE, TARGETS
-from diffuse_cli.core.variances import LEARNED, VARIANCES
+from diffuse_cli.core.variances import LEARNED, MEASURED, VARIANCES
 
 LogVar = Callable[[Any, Any], Any]
 
@@ -54,21 +55,23 @@ class Denoiser:
         net: the network, called as `net(x, t, **cond)`, with t from `Process.shown`, float32 (B,).
         process: the forward process.
         target: a name in `TARGETS`.
-        variance: a name in `VARIANCES`. A learned variance is the second half of the output.
+        variance: a name in `VARIANCES`. A learned variance is the second half of the output, which
+            other variances ignore if it exists.
         levels: the number of data levels from -1 to 1, whose bins the decoder p(x_0 | x_1) gives
             probabilities. If None, data are floats and the decoder is a density. Unless it is
-            learned, its variance is beta at the first timestep, as for independent N(0, 1) data.
-            For p(x_0 | x_1) in proportion to q(x_1 | x_0) (Kingma et al. 2021) the variance would
+            learned or measured, its variance is beta at the first timestep, as for independent
+            N(0, 1) data. For p(x_0 | x_1) in proportion to q(x_1 | x_0) (Kingma et al. 2021) the variance would
             be beta / (1 - beta), and the mean x_1 / alpha.
         posterior: c1 and c2 of `Process.steps`, (T,) each, for the process that the network was
             trained on. By default that is `process`.
+        errors: the errors of x_0, for a variance in `MEASURED`.
 
     Attributes:
         coefficients: (a, b) of the target y = a x_0 + b eps at every timestep, float64, (T,) each.
 
     Raises:
-        InvalidArgument: an unknown name, or a target that does not determine x_0 at some timestep
-            (eps at SNR 0).
+        InvalidArgument: an unknown name, a target that does not determine x_0 at some timestep
+            (eps at SNR 0), or a variance whose errors are missing.
     """
 
     def __init__(
@@ -80,6 +83,7 @@ class Denoiser:
         levels: int | None = 256,
         *,
         posterior: tuple[Tensor, Tensor] | None = None,
+        errors: DenoisingErrors | None = None,
     ) -> None:
         self.net, self.process, self.target, self.variance = net, process, target, variance
         self.levels, self._posterior = levels, posterior or (process.steps.c1, process.steps.c2)
@@ -90,6 +94,16 @@ class Denoiser:
         if bool((a * sigma - b * alpha == 0).any()):
             text = f"target '{target}' is undefined where the signal-to-noise ratio is 0"
             raise InvalidArgument(text, "Choose v, x0, flow or mu")
+        if variance in MEASURED and errors is None:
+            raise InvalidArgument(
+                f"variance '{variance}' is measured at the end of training",
+                f"Train with another one, and pass --variance {variance} to sample or eval",
+            )
+        self._errors = errors
+        self._error_table: TimestepTable | None = None
+        if errors:
+            levels = process.log_snr(torch.arange(process.num_timesteps))
+            self._error_table = TimestepTable(torch.from_numpy(errors.interpolate(levels)))
         self.coefficients: tuple[Tensor, Tensor] = (a.expand_as(alpha), b.expand_as(alpha))
         self._targets = TimestepTable(*self.coefficients)
         self._inverses = TimestepTable(*self._invert(a, b, alpha, sigma))
@@ -112,6 +126,14 @@ class Denoiser:
         a, b = self._coefficients(alpha, sigma, None, None)
         return self._invert(a, b, alpha, sigma)
 
+    def _error_at(self, t: Time, like: Tensor) -> Any:
+        """Return the mean squared error of x_0 at t."""
+        assert self._errors
+        assert self._error_table
+        if isinstance(t, float):
+            return float(self._errors.interpolate(self.process.log_snr(t)))
+        return self._error_table(t, like)[0]
+
     def __call__(self, x_t: Tensor, t: Time, /, **cond: Any) -> Prediction:
         """Predict x_0 and eps from x_t of shape (B, C, *size) at time t.
 
@@ -125,13 +147,14 @@ class Denoiser:
         if isinstance(t, float) and self.target in STEPWISE:
             t = round(t)
         out = self.net(x_t, self.process.time_input(t, like=x_t), **cond).to(x_t.dtype)
-        raw, rest = out.chunk(2, 1) if self.variance in LEARNED else (out, None)
+        raw, rest = out[:, : x_t.shape[1]], out[:, x_t.shape[1] :]
         x0_y, x0_x, eps_y, eps_x = self._inverse_at(t, x_t)
 
         def log_var(t: Time, s: Time | None = None) -> Any:
             pair = self.process.coefficients(t, s, like=x_t)
-            found = self._log_var(pair, rest)
-            if self.levels is None and self.variance not in LEARNED:
+            own = self._error_at(t, x_t) if self.variance in MEASURED else rest
+            found = self._log_var(pair, own)
+            if self.levels is None and self.variance not in LEARNED | MEASURED:
                 found = found + pair.first * (pair.log_beta - found)
             return found
 
@@ -149,4 +172,17 @@ class Denoiser:
             self.variance,
             self.levels,
             posterior=(c1[kept], c2[kept]),
+            errors=self._errors,
+        )
+
+    def with_variance(self, variance: str, errors: DenoisingErrors | None = None) -> Denoiser:
+        """Return the same network with another variance, and the errors for it if needed."""
+        return Denoiser(
+            self.net,
+            self.process,
+            self.target,
+            variance,
+            self.levels,
+            posterior=self._posterior,
+            errors=errors,
         )

@@ -1,12 +1,14 @@
 """The log-variance of the reverse process.
 
 Each entry takes `StepCoefficients`, with log beta and log beta-tilde of the step from t to s, and
-the second half of the network's output, or None. At the first timestep beta-tilde is 0, and
-`StepCoefficients.log_beta_tilde` holds the value of the second timestep.
+`raw`: the second half of the network's output (`LEARNED`), the mean squared error of x_0 at t
+(`MEASURED`), or None. At the first timestep beta-tilde is 0, and `StepCoefficients.log_beta_tilde`
+holds the value of the second timestep.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
     from diffuse_cli.core.gaussian import StepCoefficients
 
-Variance = Callable[["StepCoefficients", "Tensor | None"], Any]
+Variance = Callable[["StepCoefficients", Any], Any]
 
 
 def small(pair: StepCoefficients, raw: Tensor | None) -> Any:
@@ -40,10 +42,22 @@ def learned(pair: StepCoefficients, raw: Tensor | None) -> Any:
     return f * pair.log_beta + (1 - f) * pair.log_beta_tilde
 
 
-LEARNED = frozenset({"learned"})
-"""Variances that the network learns, with twice the output channels."""
+def optimal(pair: StepCoefficients, raw: Any) -> Any:
+    """beta-tilde + c1^2 E[(x_0 - estimate)^2]: the best number for each step (Bao et al. 2022).
 
-VARIANCES: Registry[Variance] = Registry("variances", entries_by_name(small, large, learned))
+    At the first timestep it is the error itself, because beta-tilde is 0 and c1 is 1.
+    """
+    variance = (1 - pair.first) * math.e**pair.log_beta_tilde + pair.c1**2 * raw
+    return variance.log() if hasattr(variance, "log") else math.log(variance)
+
+
+LEARNED, MEASURED = frozenset({"learned"}), frozenset({"optimal"})
+"""Variances that the network learns, with twice the output channels, and variances that need the
+errors of a trained network."""
+
+VARIANCES: Registry[Variance] = Registry(
+    "variances", entries_by_name(small, large, learned, optimal)
+)
 
 
 def output_channels(variance: str, channels: int) -> int:

@@ -21,6 +21,7 @@ from networks import plan
 from oracles import (
     SAID,
     SPREAD,
+    denoiser_with,
     exact_denoise,
     exact_denoiser,
     exact_net,
@@ -303,7 +304,7 @@ def tiny(variance: str) -> torch.nn.Module:
 
 
 def network_of(schedule: str, target: str, variance: str, respaced: bool) -> Denoiser:
-    denoiser = Denoiser(tiny(variance), process_of(schedule, T), target, variance)
+    denoiser = denoiser_with(tiny(variance), process_of(schedule, T), target, variance)
     return denoiser.respaced(denoiser.process.times(N)) if respaced else denoiser
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from covering_array import covering
 from networks import plan
+from oracles import denoiser_with
 
 from diffuse_cli.core import (
     LOSSES,
@@ -40,7 +41,7 @@ def made(target: str = "v", variance: str = "small") -> Any:
     def net(x: torch.Tensor, t: torch.Tensor, label: torch.Tensor | None = None) -> torch.Tensor:
         return layer(x) + t.reshape(-1, 1, 1, 1)
 
-    return Denoiser(net, PROCESS, target, variance), x, label
+    return denoiser_with(net, PROCESS, target, variance), x, label
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from oracles import SAID, process_of, said
+from oracles import ERRORS, SAID, denoiser_with, process_of, said
 
 from diffuse_cli.core import VARIANCES, Denoiser
-from diffuse_cli.core.variances import output_channels
+from diffuse_cli.core.variances import MEASURED, output_channels
 
 LIKE = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
 
@@ -80,6 +80,9 @@ def test_after_respacing_it_follows_the_respaced_betas(name: str):
         expected = log_var(name, full, times[i], times[i - 1])
         assert log_var(name, respaced, i) == pytest.approx(expected, abs=1e-10)
     lower = log_var("small", respaced, 1)
+    if name in MEASURED:
+        assert log_var(name, respaced, 0) == pytest.approx(math.log(ERRORS.errors[0]))
+        return
     upper = math.log(respaced.betas[0]) if name == "learned" else lower
     assert log_var(name, respaced, 0) == pytest.approx(lower + (SAID + 1) / 2 * (upper - lower))
 
@@ -88,7 +91,7 @@ def test_after_respacing_it_follows_the_respaced_betas(name: str):
 def test_a_denoiser_hands_it_on(name: str):
     process = process_of("cosine", 50)
     copies = output_channels(name, 1)
-    denoiser = Denoiser(lambda x, t: (x + SAID).repeat(1, copies, 1, 1), process, "x0", name)
+    denoiser = denoiser_with(lambda x, t: (x + SAID).repeat(1, copies, 1, 1), process, "x0", name)
     prediction = denoiser(LIKE, 20)
     assert float(prediction.log_var(20, None)) == log_var(name, process, 20)
     assert float(prediction.log_var(20, 3)) == log_var(name, process, 20, 3)

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from oracles import generator, process_of
+from oracles import denoiser_with, generator, process_of
 
 from diffuse_cli.core import SAMPLERS, VARIANCES, Denoiser
 from diffuse_cli.core.guidance import clip
@@ -62,8 +62,9 @@ def test_a_model_of_single_pixels_does_not_notice_windows(t, variance, batch):
         return (x.tanh() + t.reshape(-1, 1, 1, 1)).repeat(1, shown, 1, 1)
 
     x = large(7, 10)
-    plain = Denoiser(net, FULL, "v", variance)(x, t)
-    merged = Denoiser(tile_network(net, (4, 4), batch=batch), FULL, "v", variance)(x, t)
+    plain = denoiser_with(net, FULL, "v", variance)(x, t)
+    tiled = tile_network(net, (4, 4), batch=batch)
+    merged = denoiser_with(tiled, FULL, "v", variance)(x, t)
     for name in ("x0", "eps"):
         torch.testing.assert_close(getattr(merged, name), getattr(plain, name))
     torch.testing.assert_close(*(torch.as_tensor(p.log_var(t)) for p in (merged, plain)))

@@ -1,0 +1,110 @@
+"""Mean squared error of the predicted x_0 at each noise level, for the variance `optimal`.
+
+Averaged over x_t and dimensions, Var(x_0 | x_t) is the error of the conditional mean, which a
+network is trained to predict. So a few numbers, measured on held-out samples, give the best
+variance of every reverse step (Bao et al. 2022, theorem 1 and eq. 8; Ou et al. 2024).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from diffuse_cli.core.registry import InvalidArgument
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from diffuse_cli.core.denoiser import Denoiser
+    from diffuse_cli.core.process import Process
+
+NAME = "errors"
+"""Key of the errors in model descriptions."""
+
+POINTS = 32
+"""Number of timesteps to measure. Under `cosine` they are a nat of log-SNR apart."""
+
+LOWEST = -15.0
+"""Log-SNR below which errors are constant: the best prediction is the mean of the data."""
+
+LEAST = 1e-10
+"""Least error, so that its logarithm is finite. The bins of 16-bit data are far wider."""
+
+
+@dataclass(frozen=True)
+class DenoisingErrors:
+    """Mean squared errors of x_0, between which logarithms are interpolated over log-SNR.
+
+    Attributes:
+        log_snrs: the log-SNRs, log(alpha^2 / sigma^2), descending.
+        errors: the mean squared error per dimension at each, in the model's numbers.
+    """
+
+    log_snrs: tuple[float, ...]
+    errors: tuple[float, ...]
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """The plain values that `read` reads."""
+        return {"log_snrs": self.log_snrs, "errors": self.errors}
+
+    def interpolate(self, log_snrs: Any) -> Any:
+        """Return the error at one log-SNR or at an array of them, in float64."""
+        import numpy as np
+
+        levels, logs = -np.array(self.log_snrs), np.log(self.errors)
+        return np.exp(np.interp(-np.asarray(log_snrs), levels, logs))
+
+
+def choose_timesteps(process: Process) -> dict[int, float]:
+    """Return the timesteps to measure, ascending, and the log-SNR of each, at least `LOWEST`."""
+    import torch
+
+    levels = process.log_snr(torch.arange(process.num_timesteps)).clamp(min=LOWEST)
+    wanted = torch.linspace(float(levels[0]), float(levels[-1]), POINTS, dtype=levels.dtype)
+    nearest = (levels - wanted[:, None]).abs().argmin(1).unique().tolist()
+    return {t: float(f"{float(levels[t]):.6g}") for t in nearest}
+
+
+def squared_error(
+    denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, cond: Mapping[str, Any]
+) -> Tensor:
+    """Return the mean squared error of x_0 in each sample, (B,), clipped as in sampling."""
+    from diffuse_cli.core.guidance import clip
+
+    denoise = denoiser if denoiser.levels is None else clip(denoiser)
+    found = denoise(denoiser.process.diffuse(x0, t, noise), t, **cond).x0
+    return (found - x0).square().flatten(1).mean(1)
+
+
+def average(timesteps: Mapping[int, float], errors: Mapping[int, Tensor]) -> DenoisingErrors:
+    """Return the mean error at each of the `timesteps`, rounded to five digits.
+
+    Args:
+        timesteps: the result of `choose_timesteps`.
+        errors: the error of each sample at each timestep.
+    """
+    sums = (math.fsum(errors[t].tolist()) / len(errors[t]) for t in timesteps)
+    means = (float(f"{max(mean, LEAST):.5g}") for mean in sums)
+    return DenoisingErrors(tuple(timesteps.values()), tuple(means))
+
+
+def read(values: Mapping[str, Any]) -> DenoisingErrors:
+    """Read errors from the plain values of `DenoisingErrors.plain`.
+
+    Raises:
+        InvalidArgument: not two lists of finite numbers of one length, or in the wrong order, or an
+            error that is not positive.
+    """
+    try:
+        log_snrs, errors = (tuple(map(float, values[name])) for name in ("log_snrs", "errors"))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise InvalidArgument("must be lists of numbers", argument=NAME) from error
+    falling = all(a > b for a, b in zip(log_snrs, log_snrs[1:], strict=False))
+    positive = all(LEAST <= error < math.inf for error in errors)
+    finite = all(map(math.isfinite, log_snrs))
+    if not (0 < len(log_snrs) == len(errors) and finite and falling and positive):
+        raise InvalidArgument("must be positive, at falling log-SNRs", argument=NAME)
+    return DenoisingErrors(log_snrs, errors)

@@ -1,0 +1,254 @@
+"""The variance `optimal`, and the errors of x_0 that it reads."""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+
+import pytest
+import torch
+from oracles import ERRORS, gaussian_denoise, generator, process_of, zero_snr
+
+from diffuse_cli.core import SAMPLERS, VARIANCES, Denoiser, InvalidArgument, Process, bits_per_dim
+from diffuse_cli.core import denoising_errors as errors
+from diffuse_cli.core.denoising_errors import DenoisingErrors, average, choose_timesteps
+
+LIKE = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+
+
+def gaussian_errors(process: Process, *variances: float) -> DenoisingErrors:
+    """Var(x_0 | x_t) at every timestep, the mean over independent Gaussian dimensions."""
+    bars = process.alpha_bars[:, None]
+    own = torch.tensor(variances, dtype=torch.float64)
+    found = (own * (1 - bars) / (bars * own + 1 - bars)).mean(1)
+    levels = process.log_snr(torch.arange(process.num_timesteps))
+    return DenoisingErrors(tuple(levels.tolist()), tuple(found.tolist()))
+
+
+def gaussian_denoiser(process: Process, variance: str, *spreads: float) -> Denoiser:
+    """The exact denoiser of dimensions in a row with these variances, which are floats."""
+    own = torch.tensor(spreads, dtype=torch.float64)
+
+    def net(x, t):
+        bar = process.alpha_bars[(t.double() * process.num_timesteps / 1000).round().long()]
+        bar = bar.reshape(-1, 1, 1)
+        return bar.sqrt() * own * x / (bar * own + 1 - bar)
+
+    known = gaussian_errors(process, *spreads)
+    return Denoiser(net, process, "x0", variance, None, errors=known)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "count", "t", "at_one", "at_quarter"),
+    [
+        ("cosine", 10, 5, 0.30988344, 0.26210354),
+        ("cosine", 10, 9, 0.999, 0.980967),
+        ("linear", 1000, 1, 1.1992e-4, 1.1988e-4),
+        ("linear", 1000, 500, 0.01005996, 0.01005363),
+    ],
+)
+def test_it_is_the_variance_of_the_reverse_step_of_gaussian_data(
+    schedule, count, t, at_one, at_quarter
+):
+    process = process_of(schedule, count)
+    for spread, expected in ((1.0, at_one), (0.25, at_quarter)):
+        denoiser = gaussian_denoiser(process, "optimal", spread)
+        for time in (t, torch.tensor([t])):
+            found = denoiser(LIKE[0], time).log_var(time)
+            assert math.exp(found) == pytest.approx(expected, rel=1e-4)
+
+
+def test_of_normal_data_it_is_beta_between_any_two_timesteps():
+    process = process_of("cosine", 50)
+    log_var = gaussian_denoiser(process, "optimal", 1.0)(LIKE[0], 40).log_var
+    for s in (39, 20, 0):
+        assert float(log_var(40, s)) == pytest.approx(
+            process.coefficients(40, s, like=LIKE).log_beta
+        )
+
+
+def corners(dimensions: int) -> torch.Tensor:
+    """Every combination of signs: any mean of a quadratic is that over N(0, 1), exactly."""
+    return torch.tensor(list(product((-1.0, 1.0), repeat=dimensions)), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("count", [10, 30, 100])
+@pytest.mark.parametrize("spread", [0.25, 1.0])
+def test_the_bound_of_gaussian_data_is_their_entropy(count: int, spread: float):
+    """With the exact mean and variance each reverse step is exact, however few there are."""
+    process = process_of("cosine", count)
+    x0, noise = corners(2).T.reshape(2, -1, 1, 1)
+    x0 = math.sqrt(spread) * x0
+    bits = {}
+    for name in ("small", "large", "optimal"):
+        denoiser = gaussian_denoiser(process, name, spread)
+        bits[name] = float(bits_per_dim(denoiser, x0, noise=lambda t: noise).total.mean())
+    entropy = 0.5 * math.log2(2 * math.pi * math.e * spread)
+    bar = float(process.alpha_bars[-1])
+    last = bar * spread + 1 - bar
+    prior = 0.5 * (last - 1 - math.log(last)) / math.log(2)
+    assert bits["optimal"] == pytest.approx(entropy + prior, abs=1e-9)
+    assert bits["optimal"] < bits["small"]
+    # Its decoder has the variance of N(0, 1) data. The density of a narrower one is higher.
+    assert bits["optimal"] < bits["large"] + 1e-4
+
+
+def test_of_correlated_data_it_is_the_mean_over_the_eigenvalues():
+    process = process_of("cosine", 20)
+    covariance = torch.tensor([[1.0, 0.8], [0.8, 1.0]], dtype=torch.float64)
+    signs = corners(4)
+    x0, noise = (signs[:, :2] @ torch.linalg.cholesky(covariance).T)[:, None], signs[:, None, 2:]
+    exact = gaussian_denoise(process, torch.zeros_like(covariance[0]), covariance)
+
+    def net(x, t):
+        return torch.cat([exact(x[:1], int(t[0] * 20 / 1000 + 0.5)).x0 for x in x.split(1)])
+
+    denoiser, known = Denoiser(net, process, "x0", levels=None), gaussian_errors(process, 0.2, 1.8)
+    for t in (2, 10, 19):
+        found = errors.squared_error(denoiser, x0, torch.full((len(x0),), t), noise, {})
+        assert float(found.mean()) == pytest.approx(known.errors[t], rel=1e-9)
+
+
+@pytest.mark.parametrize(("count", "expected"), [(10, 1.32), (30, 1.085)])
+def test_the_bound_of_a_pixel_lies_between_the_fixed_and_the_learned_variances(count, expected):
+    process = process_of("cosine", count)
+    x0 = torch.tensor([-1.0, 1.0], dtype=torch.float64).repeat(30_000)[:, None]
+    draws = torch.randn(count, *x0.shape, generator=generator(3), dtype=torch.float64)
+
+    def net(x, t):
+        bar = process.alpha_bars[(t.double() * count / 1000).round().long()][:, None]
+        return torch.tanh(bar.sqrt() * x / (1 - bar))
+
+    plain = Denoiser(net, process, "x0", levels=2)
+    times = choose_timesteps(process)
+    found = {
+        t: errors.squared_error(plain, x0, torch.full((len(x0),), t), draws[t].flip(0), {})
+        for t in times
+    }
+    bits = {
+        name: float(
+            bits_per_dim(
+                plain.with_variance(name, average(times, found)), x0, noise=lambda t: draws[t]
+            ).total.mean()
+        )
+        for name in ("small", "large", "optimal")
+    }
+    assert bits["optimal"] == pytest.approx(expected, abs=0.015)
+    assert bits["optimal"] < min(bits["small"], bits["large"])
+
+
+# -- the errors -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("process", [process_of("cosine", 1000), zero_snr(), process_of("flow", 3)])
+def test_the_timesteps_to_measure_span_the_process(process: Process):
+    found = choose_timesteps(process)
+    levels = list(found.values())
+    assert next(iter(found)) == 0
+    assert len(found) <= errors.POINTS
+    assert levels == sorted(set(levels), reverse=True)
+    assert levels[-1] == pytest.approx(max(process.log_snr(process.num_timesteps - 1), -15), abs=1)
+
+
+def test_errors_are_interpolated_over_log_snr():
+    known = DenoisingErrors((2.0, 0.0), (0.01, 0.09))
+    assert known.interpolate(1.0) == pytest.approx(0.03)
+    assert known.interpolate([9.0, 2.0, 0.0, -math.inf]).tolist() == pytest.approx(
+        [0.01, 0.01, 0.09, 0.09]
+    )
+
+
+def test_a_grid_is_enough():
+    """Of 32 timesteps the errors of all thousand follow to a percent."""
+    process = process_of("cosine", 1000)
+    exact = gaussian_errors(process, 0.01, 0.25)
+    times = choose_timesteps(process)
+    grid = DenoisingErrors(tuple(times.values()), tuple(exact.errors[t] for t in times))
+    ratio = grid.interpolate(exact.log_snrs) / torch.tensor(exact.errors).double().numpy()
+    assert abs(ratio - 1).max() < 0.03
+
+
+def test_a_respaced_process_reads_the_same_errors():
+    full = process_of("cosine", 50)
+    denoiser = gaussian_denoiser(full, "optimal", 0.25)
+    times = full.times(7, "karras")
+    short = denoiser.respaced(times)
+    for i, (t, s) in enumerate(zip(times, [*times[1:], -1], strict=True)):
+        ours = short(LIKE[0], 6 - i).log_var(6 - i)
+        assert float(ours) == pytest.approx(float(denoiser(LIKE[0], 0).log_var(t, s)), rel=1e-6)
+
+
+def test_errors_are_of_the_clipped_estimate_unless_data_are_floats():
+    x0, t = LIKE + 0.5, torch.tensor([3])
+    net = lambda x, t: x * 0 + 3  # noqa: E731
+    for levels, expected in ((256, 0.25), (None, 6.25)):
+        denoiser = Denoiser(net, process_of("cosine", 10), "x0", levels=levels)
+        assert float(errors.squared_error(denoiser, x0, t, LIKE, {})) == pytest.approx(expected)
+
+
+def test_means_are_rounded_and_positive():
+    parts = {0: torch.zeros(3), 4: torch.tensor([0.1, 0.2, 1.0])}
+    found = average({0: 8.0, 4: -1.0}, parts)
+    assert found == DenoisingErrors((8.0, -1.0), (errors.LEAST, 0.43333))
+    assert errors.read(found.plain) == found
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        [],
+        None,
+        {"log_snrs": [1.0]},
+        {"log_snrs": [], "errors": []},
+        {"log_snrs": [1.0], "errors": [0.1, 0.2]},
+        {"log_snrs": [1.0, 1.0], "errors": [0.1, 0.2]},
+        {"log_snrs": [0.0, 1.0], "errors": [0.1, 0.2]},
+        {"log_snrs": [1.0], "errors": [0.0]},
+        {"log_snrs": [1.0], "errors": [-1]},
+        {"log_snrs": [1.0], "errors": [math.nan]},
+        {"log_snrs": [math.inf], "errors": [1]},
+        {"log_snrs": [1.0], "errors": ["x"]},
+        {"log_snrs": 3, "errors": [1]},
+        {"log_snrs": [10**400], "errors": [1]},
+    ],
+)
+def test_other_values_are_refused(values):
+    with pytest.raises(InvalidArgument):
+        errors.read(values)
+
+
+# -- the denoiser ---------------------------------------------------------------------------------
+
+
+def test_without_errors_it_is_refused():
+    with pytest.raises(InvalidArgument, match="measured at the end of training") as refused:
+        Denoiser(None, process_of("cosine", 10), "v", "optimal")
+    assert "--variance optimal" in refused.value.hint
+
+
+def test_any_variance_can_replace_a_learned_one():
+    process = process_of("cosine", 10)
+    learned = Denoiser(lambda x, t: torch.cat([x, x + 1], 1), process, "x0", "learned")
+    x = torch.randn(2, 3, 4, generator=generator())
+    for name in ("small", "large", "optimal"):
+        found = learned.with_variance(name, ERRORS)(x, 5)
+        assert torch.equal(found.x0, learned(x, 5).x0)
+        pair = process.coefficients(5, like=x)
+        assert float(found.log_var(5)) == float(VARIANCES[name](pair, ERRORS.errors[0]))
+
+
+def test_ancestral_sampling_of_gaussian_data_keeps_their_spread():
+    """In ten steps: `small` makes it too narrow, and `large` too wide."""
+    process = process_of("cosine", 10)
+    start, *draws = torch.eye(11, dtype=torch.float64).reshape(11, -1, 1, 1)
+    times = list(range(9, -1, -1))
+    variances = {}
+    for name in ("small", "optimal", "large"):
+        denoiser = gaussian_denoiser(process, name, 0.25)
+        *_, last = SAMPLERS["ddpm"](denoiser, process, start, times, noise=lambda k: draws[k])
+        variances[name] = float(last.x.square().sum())
+    assert variances["small"] < variances["optimal"] < variances["large"]
+    # The last step returns the mean. Its missing variance is Var(x_0 | x_1).
+    missing = gaussian_errors(process, 0.25).errors[0]
+    assert variances["optimal"] + missing == pytest.approx(0.25, rel=1e-3)
