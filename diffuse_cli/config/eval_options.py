@@ -28,6 +28,7 @@ from diffuse_cli.config.sample_options import (
     SamplerConfig,
     StartConfig,
     TrajectoryConfig,
+    VarianceConfig,
     WeightsConfig,
 )
 from diffuse_cli.config.shared_options import BACKGROUND, BESIDE, FIT, ReadingConfig
@@ -110,7 +111,7 @@ class BoundPlotConfig(BoundConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig(MeasureConfig, BoundPlotConfig, StartConfig, DrawConfig, WeightsConfig):
+class EvalConfig(MeasureConfig, BoundPlotConfig, StartConfig, VarianceConfig, DrawConfig):
     """A model, or a folder of images, measured against real images."""
 
     subject: str = argument(

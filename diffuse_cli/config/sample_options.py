@@ -13,6 +13,7 @@ from diffuse_cli.config.parsers import (
     parse_times,
 )
 from diffuse_cli.core.samplers import sampler_options
+from diffuse_cli.core.variances import MEASURED
 from diffuse_cli.system.errors import UsageError, translate_errors
 
 SAMPLER, SAMPLING_STEPS = "unipc", 20
@@ -113,6 +114,29 @@ class WeightsConfig(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class VarianceConfig(WeightsConfig):
+    """The variance of the reverse process.
+
+    Raises:
+        UsageError: a measured variance with raw weights.
+    """
+
+    variance: str | None = option.sampling.optional(
+        "Variance of ddpm's steps and of the variational bound.",
+        table="core.variances.VARIANCES",
+        shown="the model's",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.variance in MEASURED and self.weights != "ema":
+            raise UsageError(
+                f"--variance {self.variance} was measured with the EMA weights",
+                f"Leave out --weights {self.weights}, or --variance {self.variance}",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrajectoryConfig(Options):
     """Options that go with any sampler."""
 
@@ -203,7 +227,7 @@ class StartConfig(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleConfig(StartConfig, DrawConfig, WeightsConfig):
+class SampleConfig(StartConfig, VarianceConfig, DrawConfig):
     """Images from a model file."""
 
     model: str = argument("MODEL", MODEL)

@@ -60,8 +60,8 @@ class Denoiser:
         levels: the number of data levels from -1 to 1, whose bins the decoder p(x_0 | x_1) gives
             probabilities. If None, data are floats and the decoder is a density. Unless it is
             learned or measured, its variance is beta at the first timestep, as for independent
-            N(0, 1) data. For p(x_0 | x_1) in proportion to q(x_1 | x_0) (Kingma et al. 2021) the variance would
-            be beta / (1 - beta), and the mean x_1 / alpha.
+            N(0, 1) data. For p(x_0 | x_1) in proportion to q(x_1 | x_0) (Kingma et al. 2021) the
+            variance would be beta / (1 - beta), and the mean x_1 / alpha.
         posterior: c1 and c2 of `Process.steps`, (T,) each, for the process that the network was
             trained on. By default that is `process`.
         errors: the errors of x_0, for a variance in `MEASURED`.

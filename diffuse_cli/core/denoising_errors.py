@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.core.registry import InvalidArgument
@@ -79,16 +80,18 @@ def squared_error(
     return (found - x0).square().flatten(1).mean(1)
 
 
-def average(timesteps: Mapping[int, float], errors: Mapping[int, Tensor]) -> DenoisingErrors:
-    """Return the mean error at each of the `timesteps`, rounded to five digits.
+def average(timesteps: Mapping[int, float], errors: Mapping[int, Tensor]) -> DenoisingErrors | None:
+    """Return the mean error at each of the `timesteps`, to five digits, or None if one is infinite.
 
     Args:
         timesteps: the result of `choose_timesteps`.
         errors: the error of each sample at each timestep.
     """
-    sums = (math.fsum(errors[t].tolist()) / len(errors[t]) for t in timesteps)
-    means = (float(f"{max(mean, LEAST):.5g}") for mean in sums)
-    return DenoisingErrors(tuple(timesteps.values()), tuple(means))
+    means = [float(errors[t].double().mean()) for t in timesteps]
+    if not all(map(math.isfinite, means)):
+        return None
+    rounded = (float(f"{max(mean, LEAST):.5g}") for mean in means)
+    return DenoisingErrors(tuple(timesteps.values()), tuple(rounded))
 
 
 def read(values: Mapping[str, Any]) -> DenoisingErrors:
@@ -102,7 +105,7 @@ def read(values: Mapping[str, Any]) -> DenoisingErrors:
         log_snrs, errors = (tuple(map(float, values[name])) for name in ("log_snrs", "errors"))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InvalidArgument("must be lists of numbers", argument=NAME) from error
-    falling = all(a > b for a, b in zip(log_snrs, log_snrs[1:], strict=False))
+    falling = all(a > b for a, b in pairwise(log_snrs))
     positive = all(LEAST <= error < math.inf for error in errors)
     finite = all(map(math.isfinite, log_snrs))
     if not (0 < len(log_snrs) == len(errors) and finite and falling and positive):

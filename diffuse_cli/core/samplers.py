@@ -241,5 +241,8 @@ def default_spacing(sampler: str, steps: int) -> str:
     return SPACED.get(sampler, "trailing") if steps <= FEW else "trailing"
 
 
+WITH_VARIANCE = frozenset({"ddpm"})
+"""Samplers that add noise of the denoiser's variance."""
+
 OF_DISTILLED = frozenset({"consistency"})
 """Samplers that need a consistency function. With other denoisers their samples are blurred."""

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from diffuse_cli.config import eval_options
 from diffuse_cli.config.eval_options import EvalConfig, MeasureConfig, TuneConfig
 from diffuse_cli.config.options import find_changed_flag, place_name
-from diffuse_cli.config.sample_options import SamplerConfig, StartConfig, WeightsConfig
+from diffuse_cli.config.sample_options import SamplerConfig, StartConfig, VarianceConfig
 from diffuse_cli.core.conditions import PAIRS
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import is_images
@@ -30,7 +30,7 @@ from diffuse_cli.evaluation.metric_inputs import (
 )
 from diffuse_cli.evaluation.verdict import verdict
 from diffuse_cli.media import figures
-from diffuse_cli.metrics import Facts, Remark, Words, features, remarks
+from diffuse_cli.metrics import METRICS, Facts, Remark, Words, features, remarks
 from diffuse_cli.metrics.features import FeatureNetwork, feature_choice
 from diffuse_cli.metrics.features.feature_choice import FeatureChoice, words_of
 from diffuse_cli.models.model_file import ModelFile
@@ -71,7 +71,7 @@ def evaluate(
     began = time.monotonic()
     subject = Path(config.subject)
     folder = found is None and is_images(subject)
-    kinds = eval_options.BoundPlotConfig, StartConfig, SamplerConfig, WeightsConfig
+    kinds = eval_options.BoundPlotConfig, StartConfig, SamplerConfig, VarianceConfig
     flag = find_changed_flag(config, *kinds)
     if folder and (flag := "--given" if config.given else flag):
         text = f"{flag} needs a model, and {files.show(subject)} is a folder of images"
@@ -174,7 +174,9 @@ def prepare_settings(
         UsageError: there are more timesteps than the model has.
     """
     guide = yield from load_guide(config, loaded, accelerator)
-    settings, process = resolve_settings(config, loaded.model, guide=guide), loaded.denoiser.process
+    bound = config.metrics is None or "likelihood" in map(METRICS.current, config.metrics)
+    settings = resolve_settings(config, loaded.model, guide=guide, bound=bound)
+    process = loaded.denoiser.process
     settings.resolve_times(process)
     if config.respaced is not None and config.respaced > process.num_timesteps:
         raise UsageError(
@@ -298,6 +300,7 @@ def describe(
         "sampler": settings.sampler,
         "steps": settings.steps,
         **settings.describe_times(),
+        **settings.describe_variance(),
         "threshold": settings.threshold,
         "seed": settings.seed,
         **settings.options,

@@ -55,9 +55,8 @@ def _bound(
     evaluation: EvaluationRun, images: LabeledSamples, timesteps: int | str, task: str
 ) -> Work[VariationalBound]:
     """Estimate the bound of each image, on the model's process or a respaced process."""
-    config, loaded = evaluation.config, evaluation.loaded
-    assert loaded is not None
-    denoiser = loaded.denoiser
+    config, (loaded, settings) = evaluation.config, evaluation.model_and_settings
+    denoiser = settings.set_variance(loaded.denoiser)
     if config.respaced is not None:
         denoiser = denoiser.respaced(denoiser.process.times(config.respaced))
     own = evaluation.team.share(len(images), config.batch_size)

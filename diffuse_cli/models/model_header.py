@@ -15,8 +15,10 @@ from diffuse_cli.config.presets import network_config
 from diffuse_cli.config.sample_options import GAUSSIAN, SamplerChoice
 from diffuse_cli.config.shared_options import DiffusionConfig
 from diffuse_cli.config.train_options import DATA_FACTS
-from diffuse_cli.core import settings
+from diffuse_cli.core import denoising_errors, settings
 from diffuse_cli.core.conditions import Conditions
+from diffuse_cli.core.denoising_errors import NAME as ERRORS
+from diffuse_cli.core.denoising_errors import DenoisingErrors
 from diffuse_cli.core.gaussian_start import NAME as LOW_FREQUENCIES
 from diffuse_cli.core.gaussian_start import LowFrequencies, read
 from diffuse_cli.core.samplers import SAMPLERS
@@ -62,6 +64,7 @@ class StoredModel:
         sampling: the sampling setting that `tune` recommends.
         distilled: for a distilled model, whose estimate of x_0 is the endpoint of its path: the
             teacher's hash, and the guidance scale that the model follows, if any.
+        errors: the errors of x_0 with the EMA weights, if they were measured.
         versions: the versions of `diffuse` and torch that wrote the file; only set by reading.
     """
 
@@ -75,6 +78,7 @@ class StoredModel:
     training: Mapping[str, Any] = field(default_factory=dict)
     sampling: SamplerChoice | None = None
     distilled: Mapping[str, Any] | None = None
+    errors: DenoisingErrors | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -134,6 +138,7 @@ def describe_model(model: StoredModel) -> dict[str, Any]:
         **({SAMPLING: to_dict(model.sampling)} if model.sampling else {}),
         **({WEAK_KEY: {"step": model.weak_step}} if model.weak is not None else {}),
         **({DISTILLED: dict(model.distilled)} if model.distilled is not None else {}),
+        **({ERRORS: model.errors.plain} if model.errors else {}),
         "versions": versions(),
     }
 
@@ -239,6 +244,7 @@ def rebuild_model(described: Mapping[str, Any]) -> StoredModel:
         training=_check_settings(described["training"]),
         sampling=sampling,
         distilled=_check_teacher(described.get(DISTILLED)),
+        errors=denoising_errors.read(described[ERRORS]) if ERRORS in described else None,
         versions=dict(described["versions"]),
     )
     unstarted = model.low_frequencies is None or bool(blueprint.conditions)

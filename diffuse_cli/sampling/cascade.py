@@ -73,6 +73,7 @@ class CascadeStage:
             "sampler": self.settings.sampler,
             "steps": self.settings.steps,
             **self.settings.describe_times(),
+            **self.settings.describe_variance(),
             **{name: getattr(config, name) for name in DESCRIBED},
             "precision": self.loaded.precision,
             "model": {"sha256": self.loaded.sha256},

@@ -99,7 +99,7 @@ def guide_denoiser(denoiser: Denoiser, settings: SamplingSettings) -> Denoise:
 
     A conditional model still needs its conditions bound.
     """
-    guided = settings.add_guidance(denoiser)
+    guided = settings.add_guidance(settings.set_variance(denoiser))
     return clamp_denoised(guided, denoiser, settings.threshold)
 
 

@@ -20,9 +20,17 @@ from diffuse_cli.config.sample_options import (
     DrawConfig,
     SamplerChoice,
     StartConfig,
+    VarianceConfig,
 )
 from diffuse_cli.core.guidance import guide_away, interval, make_unconditional
-from diffuse_cli.core.samplers import OF_DISTILLED, default_spacing, sampler_options
+from diffuse_cli.core.samplers import (
+    OF_DISTILLED,
+    WITH_VARIANCE,
+    default_spacing,
+    sampler_options,
+)
+from diffuse_cli.core.variances import LEARNED as LEARNED_VARIANCES
+from diffuse_cli.core.variances import MEASURED, VARIANCES
 from diffuse_cli.sampling.conditioning import Condition, resolve_condition
 from diffuse_cli.system.errors import UsageError, lookup
 from diffuse_cli.system.events import Notice, Work
@@ -31,6 +39,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from diffuse_cli.core.denoiser import Denoise, Denoiser
+    from diffuse_cli.core.denoising_errors import DenoisingErrors
     from diffuse_cli.core.gaussian_start import LowFrequencies
     from diffuse_cli.core.process import Process
     from diffuse_cli.models.model_file import StoredModel
@@ -66,6 +75,8 @@ class SamplingSettings:
         guide: the guidance model.
         noise_levels: the range of sigma / alpha to guide in, None for everywhere.
         threshold: the percentile of dynamic thresholding, None to clip x_0.
+        variance: a name in `VARIANCES`, None for the model's.
+        errors: the errors of x_0, for a variance in `MEASURED`.
         taken: the recommendations of the model file in use, in words.
     """
 
@@ -79,6 +90,8 @@ class SamplingSettings:
     guide: Guide | None = None
     noise_levels: tuple[float, float] | None = None
     threshold: float | None = None
+    variance: str | None = None
+    errors: DenoisingErrors | None = None
     seed: int = 0
     batch_size: int = 64
     taken: str = ""
@@ -112,6 +125,14 @@ class SamplingSettings:
             return noise
         alpha, sigma = process.alpha_sigma(time, like=noise)
         return self.start.make_initial_noise(noise, float(alpha), float(sigma))
+
+    def set_variance(self, denoiser: Denoiser) -> Denoiser:
+        """Return the denoiser with the variance of the settings."""
+        return denoiser.with_variance(self.variance, self.errors) if self.variance else denoiser
+
+    def describe_variance(self) -> dict[str, str]:
+        """Return the entry of a manifest for a variance that is not the model's."""
+        return {"variance": self.variance} if self.variance else {}
 
     def describe_times(self) -> dict[str, Any]:
         """Return the timestep entries of a manifest."""
@@ -150,6 +171,7 @@ def resolve_settings(
     on: Sequence[str] = (),
     *,
     guide: Guide | None = None,
+    bound: bool = False,
     **conditioning: Any,
 ) -> SamplingSettings:
     """Return the sampling settings of a configuration for a model.
@@ -161,10 +183,11 @@ def resolve_settings(
     Args:
         names, on, conditioning: see `resolve_condition`.
         guide: the guidance model, from `guidance_model.load_guide`.
+        bound: whether the variational bound is computed, too.
 
     Raises:
-        UsageError: an unknown class, or guidance, a start or a threshold that the model does not
-            support.
+        UsageError: an unknown class, or guidance, a start, a threshold or a variance that the model
+            does not support.
         InvalidArgument: an option that the sampler does not take.
     """
     wanted = resolve_condition(config, model, names, on, **conditioning)
@@ -207,10 +230,48 @@ def resolve_settings(
         guide=guide,
         noise_levels=config.guidance_interval,
         threshold=config.threshold,
+        variance=choose_variance(config, model, sampler, bound=bound),
+        errors=model.errors,
         seed=config.seed,
         batch_size=config.batch_size,
         taken=", ".join(taken),
     )
+
+
+def choose_variance(
+    config: DrawConfig, model: StoredModel, sampler: str, *, bound: bool = False
+) -> str | None:
+    """Return the variance that replaces the model's, if any.
+
+    Args:
+        bound: whether the variational bound is computed with it.
+
+    Raises:
+        UsageError: nothing uses it, or the model does not have it.
+    """
+    variance = config.variance if isinstance(config, VarianceConfig) else None
+    if variance is None:
+        return None
+    lookup(VARIANCES, variance, "--variance")
+    if not bound and sampler not in WITH_VARIANCE:
+        raise UsageError(
+            f"--variance: the sampler '{sampler}' has none",
+            f"Leave it out, or pass --sampler {' or '.join(WITH_VARIANCE)}",
+        )
+    own = model.blueprint.diffusion.variance
+    if variance in LEARNED_VARIANCES and own not in LEARNED_VARIANCES:
+        raise UsageError(
+            f"--variance {variance} is not in the model, which has a fixed variance, '{own}'",
+            f"Train with --variance {variance}, or leave it out",
+        )
+    if variance in MEASURED and model.errors is None:
+        raise UsageError(
+            f"--variance {variance} needs errors that train measures, which the model file lacks",
+            "Leave it out"
+            if model.distilled
+            else "Resume its run with diffuse train DATA --resume, or leave it out",
+        )
+    return variance
 
 
 def low_frequency_start(model: StoredModel, sampler: str) -> LowFrequencies:

@@ -118,12 +118,15 @@ def make_checkpoint(
     """Make a checkpoint of the state after `step` steps, with the time budget of --minutes."""
     plan = trainer.plan
     average, weak = trainer.ema.net.state_dict(), trainer.weak
+    errors = monitor.errors_at(step)
     scaler = trainer.accelerator.scaler
     return Checkpoint(
         step=step,
         model=trainer.net.state_dict(),
         ema=model_file.merge_weights(average, weak=weak.weights if weak else None),
-        about=model_file.metadata(plan.model(step, trainer.course.steps, average, None, weak)),
+        about=model_file.metadata(
+            plan.model(step, trainer.course.steps, average, None, weak, errors)
+        ),
         optimizer=trainer.updater.optimizer_state(),
         history=trainer.history.tensors(),
         best=monitor.best.tensors if monitor.best else {},

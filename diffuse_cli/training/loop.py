@@ -117,7 +117,8 @@ class TrainingRun:
             raw = trainer.net.state_dict() if config.keep_raw else None
             average = trainer.ema.net.state_dict()
             steps = trainer.course.steps
-            run.write(run.model, self.plan.model(last, steps, average, raw, trainer.weak))
+            errors = monitor.errors_at(last)
+            run.write(run.model, self.plan.model(last, steps, average, raw, trainer.weak, errors))
             if self.budget and last == steps:
                 checkpoints.write_config(run, config, steps)
             if steps != course.steps:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from diffuse_cli.core import denoising_errors
+from diffuse_cli.core.denoising_errors import DenoisingErrors
 from diffuse_cli.media import MEDIA, figures
 from diffuse_cli.metrics import label
 from diffuse_cli.metrics.features import KIDS
@@ -43,7 +45,11 @@ GUESS = 0.5
 """Cost of a preview's pass, in passes of a step, until it is measured. It is less than 1 because
 many images pass at a time, without gradients."""
 
-PREVIEW, EVALUATION, SAVE = "preview", "evaluation", "save"
+FEWEST_MEASURED, MOST_MEASURED, MEASURED_SHARE = 4, 256, 50
+"""Images on which the errors of x_0 are measured after the last step: as many as keep their passes
+below 1/MEASURED_SHARE of the passes of the steps, within these limits."""
+
+PREVIEW, EVALUATION, ERRORS, SAVE = "preview", "evaluation", "errors", "save"
 """The names of chores."""
 
 
@@ -53,6 +59,12 @@ def preview_spacing(plan: Plan, steps: int) -> int:
         return plan.config.preview_every
     passes = previews.passes_of_preview(plan)
     return max(-(-steps // PREVIEWS), -(-SHARE * passes // previews.passes_of_step(plan)))
+
+
+def count_measured_images(plan: Plan, steps: int) -> int:
+    """Return the number of images on which to measure errors after a run of `steps` steps."""
+    passes = steps * previews.passes_of_step(plan) // MEASURED_SHARE
+    return min(MOST_MEASURED, max(FEWEST_MEASURED, passes // denoising_errors.POINTS))
 
 
 def plan_chores(plan: Plan, a_pass: float | None = None) -> Chores:
@@ -67,6 +79,9 @@ def plan_chores(plan: Plan, a_pass: float | None = None) -> Chores:
         every = preview_spacing(plan, steps)
         yield Chore(PREVIEW, every, previews.passes_of_preview(plan) * each)
         yield Chore(SAVE, config.save_every or every, 0.0)
+        if plan.teacher is None:
+            passes = denoising_errors.POINTS * count_measured_images(plan, steps)
+            yield Chore(ERRORS, steps, passes * each)
         if config.eval_every:
             passes = previews.passes_of_drawing(plan, config.eval_images or validation.IMAGES)
             yield Chore(EVALUATION, config.eval_every, passes * each)
@@ -91,7 +106,8 @@ class Monitor:
     Attributes:
         held_out_loss: the held-out loss at the last preview.
         best: the weights with the lowest KID so far.
-        previewed, validated: the last steps for which these were finished.
+        errors: the errors of x_0 after the last step, or None.
+        previewed, validated, measured: the last steps for which these were finished.
     """
 
     def __init__(self, trainer: Trainer, run: RunDirectory, stop: StopRequest) -> None:
@@ -103,6 +119,8 @@ class Monitor:
         self.best: validation.BestWeights | None = None
         self.previewed: int | None = None
         self.validated: int | None = None
+        self.errors: DenoisingErrors | None = None
+        self.measured: int | None = None
         self._loss, self._readings = 0.0, 0
         self._many = MEDIA[trainer.plan.data.images.medium].many
         self._kid: validation.KidMeasure | None = None
@@ -116,6 +134,8 @@ class Monitor:
             "best": self.best.values if self.best else None,
             "looked": self.previewed,
             "evaluated": self.validated,
+            "errors": self.errors.plain if self.errors else None,
+            "measured": self.measured,
             "loss": self._loss,
             "readings": self._readings,
         }
@@ -128,6 +148,8 @@ class Monitor:
         self.overfitting = validation.Overfitting.from_state(state["overfitting"])
         self._loss, self._readings = state["loss"], state["readings"]
         self.previewed, self.validated = state.get("looked"), state["evaluated"]
+        self.measured, errors = state.get("measured"), state.get("errors")
+        self.errors = denoising_errors.read(errors) if errors else None
         self.best = validation.BestWeights(state["best"], saved.best) if state["best"] else None
         before = self.best.values["images"] if self.best else self.images
         if self.config.eval_every and before != self.images:
@@ -173,7 +195,8 @@ class Monitor:
 
     def is_due(self, done: int, end: int) -> bool:
         """Whether a measurement is due after `done` steps, including one that was cut off."""
-        return done > 0 and (self._preview_due(done, end) or self._validation_due(done))
+        due = self._preview_due(done, end), self._validation_due(done), self._errors_due(done, end)
+        return done > 0 and any(due)
 
     def _preview_due(self, done: int, end: int) -> bool:
         every = preview_spacing(self.trainer.plan, self.trainer.course.steps)
@@ -185,6 +208,10 @@ class Monitor:
         here = every is not None and (done % every == 0 or done == self.trainer.course.steps)
         return here and self.validated != done
 
+    def _errors_due(self, done: int, end: int) -> bool:
+        # A distilled model does not predict the mean of x_0.
+        return done == end and self.measured != done and self.trainer.plan.teacher is None
+
     # -- work --------------------------------------------------------------------------------------
 
     def work(self, done: int, end: int) -> Iterator[tuple[str, Work[None]]]:
@@ -193,6 +220,8 @@ class Monitor:
             yield PREVIEW, self._preview(done)
         if self._validation_due(done) and self.stop() is None:
             yield EVALUATION, self._validate(done)
+        if self._errors_due(done, end) and self.stop() is None:
+            yield ERRORS, self._measure_errors(done)
 
     def log(self, done: int, values: Mapping[str, float], **own: float) -> None:
         """Add a line to metrics.jsonl, and all values except `own` to the trackers of --log."""
@@ -260,6 +289,17 @@ class Monitor:
         plan, net, device = self.trainer.plan, self.trainer.ema_net, self.trainer.device
         drawings = validation.generate_in_proportion(plan, net, self.images, device)
         return (yield from self._kid.measure(drawings, self.images))
+
+    def _measure_errors(self, done: int) -> Work[None]:
+        """Measure the errors of x_0, for the variance `optimal`."""
+        count = count_measured_images(self.trainer.plan, self.trainer.course.steps)
+        work = skip_if_full(self.trainer.measure_errors(count), "measuring errors")
+        self.errors = yield from run_until(self.stop, work)
+        self.measured = done
+
+    def errors_at(self, step: int) -> DenoisingErrors | None:
+        """Return the errors of x_0 with the weights after `step` steps, if they were measured."""
+        return self.errors if self.measured == step else None
 
     def _copy_weights(self) -> dict[str, Tensor]:
         """Copy the weights of this step's model file, without the early EMA weights."""

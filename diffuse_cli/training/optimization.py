@@ -7,7 +7,7 @@ is done. The length of a run may change during the run.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -242,7 +242,7 @@ class Objective:
 
 
 def measure_losses(
-    objective: Objective,
+    objective: Callable[..., Tensor],
     denoiser: Denoiser,
     blueprint: Blueprint,
     samples: Array,
@@ -250,6 +250,7 @@ def measure_losses(
     *,
     given: ConditioningInputs | None = None,
     rows: Array | None = None,
+    at: int | None = None,
     seed: int,
     batch_size: int,
     device: torch.device,
@@ -259,16 +260,19 @@ def measure_losses(
     Image k always gets the same timestep and noise, so the losses of two networks can be compared.
 
     Args:
+        objective: an `Objective`, or a function of the same arguments.
         samples: stored samples, (N, C, *size).
         labels: class labels (N,), -1 for none.
         given: the conditioning inputs, for a model that is conditioned on images.
         rows: the codes of the metadata columns, for a model that is conditioned on them.
+        at: the timestep of all images, by default uniform.
     """
     for start in range(0, len(samples), batch_size):
         here = range(start, min(start + batch_size, len(samples)))
         shape = samples.shape[1:]
         draws = training_draws(seed, 0, here, shape=shape, device=device, purpose="held-out")
         t = (draws.u * denoiser.process.num_timesteps).long()
+        t = t if at is None else torch.full_like(t, at)
         part = slice(here.start, here.stop)
         own, classes = (torch.tensor(of[part], device=device) for of in (samples, labels))
         row = None if rows is None else torch.tensor(rows[part], device=device)

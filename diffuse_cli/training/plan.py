@@ -13,6 +13,7 @@ import numpy as np
 
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core.conditions import Conditions
+from diffuse_cli.core.denoising_errors import DenoisingErrors
 from diffuse_cli.core.gaussian_start import NAME as LOW_FREQUENCIES
 from diffuse_cli.core.gaussian_start import LowFrequencies, measure
 from diffuse_cli.core.losses import TAUGHT
@@ -102,6 +103,7 @@ class Plan:
         ema: Mapping[str, Tensor],
         raw: Mapping[str, Tensor] | None,
         weak: EarlyWeights | None,
+        errors: DenoisingErrors | None = None,
     ) -> model_file.StoredModel:
         """Make the model file after `step` of `steps` steps."""
         low = {LOW_FREQUENCIES: self.low_frequencies.plain} if self.low_frequencies else {}
@@ -116,6 +118,7 @@ class Plan:
             training=to_model_options(replace(self.config, steps=steps)),
             sampling=self.teacher.sampling(self.blueprint) if self.teacher else None,
             distilled=self.teacher.description if self.teacher else None,
+            errors=errors,
         )
 
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from diffuse_cli.config.train_options import TrainConfig
+from diffuse_cli.core import denoising_errors
 from diffuse_cli.core.denoiser import Denoiser
+from diffuse_cli.core.denoising_errors import DenoisingErrors
 from diffuse_cli.core.distillation import EVALUATIONS
 from diffuse_cli.core.kernels import arrange_weights
 from diffuse_cli.core.losses import TAUGHT
@@ -21,11 +25,12 @@ from diffuse_cli.core.networks import run_checkpointed
 from diffuse_cli.core.timesteps import TIMESTEP_DRAWS, History, choose
 from diffuse_cli.models.blueprint import clamp_denoised
 from diffuse_cli.system.errors import DivergedError, UsageError, lookup
+from diffuse_cli.system.events import Progress, Work
 from diffuse_cli.system.memory import is_out_of_memory
 from diffuse_cli.system.rng import key, seed_modules, split_range, training_draws
 from diffuse_cli.training.batches import Batches, mirror
 from diffuse_cli.training.ema_weights import EarlyWeights, EmaAverage, PowerAverages, is_update_due
-from diffuse_cli.training.feed import find_readable
+from diffuse_cli.training.feed import Indices, find_readable
 from diffuse_cli.training.optimization import (
     WHOLE,
     Objective,
@@ -313,24 +318,42 @@ class Trainer:
 
         Timesteps and noise are the same every time.
         """
-        images = self.plan.data.images
         chosen = self.plan.data.held_out[: count_held_out_images(self.config)]
         if len(chosen) == 0:
             return None
-        chosen = find_readable(self.plan.data, chosen)
-        losses = measure_losses(
-            self._objective,
-            self.plan.blueprint.denoiser(self.ema_net),
-            self.plan.blueprint,
-            images.stored[chosen],
-            images.labels[chosen],
+        return torch.cat(list(self._losses_on(chosen)(self._objective)))
+
+    def measure_errors(self, most: int) -> Work[DenoisingErrors | None]:
+        """Measure the errors of x_0 of the EMA weights, on `most` evenly spaced held-out images.
+
+        If no images are held out, they are training images. Returns None if an error is infinite.
+        """
+        data = self.plan.data
+        images = data.held_out if len(data.held_out) else data.train
+        places = np.linspace(0, len(images) - 1, min(most, len(images))).round().astype(np.int64)
+        measure = self._losses_on(images[places])
+        timesteps = denoising_errors.choose_timesteps(self.denoiser.process)
+        found: dict[int, Tensor] = {}
+        for t in timesteps:
+            yield Progress("measuring errors", len(found), len(timesteps))
+            found[t] = torch.cat(list(measure(denoising_errors.squared_error, at=t))).cpu()
+        return denoising_errors.average(timesteps, found)
+
+    def _losses_on(self, chosen: Indices) -> Callable[..., Iterator[Tensor]]:
+        """Return `measure_losses` of the EMA weights on images with these indices."""
+        images, chosen = self.plan.data.images, find_readable(self.plan.data, chosen)
+        return partial(
+            measure_losses,
+            denoiser=self.plan.blueprint.denoiser(self.ema_net),
+            blueprint=self.plan.blueprint,
+            samples=images.stored[chosen],
+            labels=images.labels[chosen],
             given=self.plan.inputs(chosen),
             rows=None if images.rows is None else images.rows[chosen],
             seed=self.config.seed,
             batch_size=min(HELD_OUT_BATCH, self.plan.room),
             device=self.device,
         )
-        return torch.cat(list(losses))
 
 
 # -- diagnosing -----------------------------------------------------------------------------------

@@ -197,6 +197,7 @@ def _models(
                 ema={**model.ema, **made},
                 raw=model.raw if step == model.step else None,
                 step=step,
+                errors=None,
                 data={**model.data, "ema_length": length},
             )
 
