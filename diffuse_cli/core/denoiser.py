@@ -13,7 +13,7 @@ from diffuse_cli.core.denoising_errors import DenoisingErrors
 from diffuse_cli.core.process import Process, Time, TimestepTable
 from diffuse_cli.core.registry import InvalidArgument, lookup
 from diffuse_cli.core.targets import STEPWISE, TARGETS
-from diffuse_cli.core.variances import LEARNED, MEASURED, VARIANCES
+from diffuse_cli.core.variances import LEARNED, MEASURED, VARIANCES, log
 
 LogVar = Callable[[Any, Any], Any]
 
@@ -58,10 +58,10 @@ class Denoiser:
         variance: a name in `VARIANCES`. A learned variance is the second half of the output, which
             other variances ignore if it exists.
         levels: the number of data levels from -1 to 1, whose bins the decoder p(x_0 | x_1) gives
-            probabilities. If None, data are floats and the decoder is a density. Unless it is
-            learned or measured, its variance is beta at the first timestep, as for independent
-            N(0, 1) data. For p(x_0 | x_1) in proportion to q(x_1 | x_0) (Kingma et al. 2021) the
-            variance would be beta / (1 - beta), and the mean x_1 / alpha.
+            probabilities. If None, data are floats and the decoder is a density. Its variance at
+            the first timestep is then learned, or the error if it is measured, or else beta, as
+            for independent N(0, 1) data. For p(x_0 | x_1) in proportion to q(x_1 | x_0) (Kingma et
+            al. 2021) the variance would be beta / (1 - beta), and the mean x_1 / alpha.
         posterior: c1 and c2 of `Process.steps`, (T,) each, for the process that the network was
             trained on. By default that is `process`.
         errors: the errors of x_0, for a variance in `MEASURED`.
@@ -154,8 +154,9 @@ class Denoiser:
             pair = self.process.coefficients(t, s, like=x_t)
             own = self._error_at(t, x_t) if self.variance in MEASURED else rest
             found = self._log_var(pair, own)
-            if self.levels is None and self.variance not in LEARNED | MEASURED:
-                found = found + pair.first * (pair.log_beta - found)
+            if self.levels is None and self.variance not in LEARNED:
+                decoder = log(own) if self.variance in MEASURED else pair.log_beta
+                found = found + pair.first * (decoder - found)
             return found
 
         return Prediction(x0_y * raw + x0_x * x_t, eps_y * raw + eps_x * x_t, raw, log_var)

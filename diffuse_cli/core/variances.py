@@ -43,12 +43,14 @@ def learned(pair: StepCoefficients, raw: Tensor | None) -> Any:
 
 
 def optimal(pair: StepCoefficients, raw: Any) -> Any:
-    """beta-tilde + c1^2 E[(x_0 - estimate)^2]: the best number for each step (Bao et al. 2022).
+    """beta-tilde + c1^2 E[(x_0 - estimate)^2]: the best number for each step (Bao et al. 2022)."""
+    variance = math.e**pair.log_beta_tilde + (1 - pair.first) * pair.c1**2 * raw
+    return log(variance)
 
-    At the first timestep it is the error itself, because beta-tilde is 0 and c1 is 1.
-    """
-    variance = (1 - pair.first) * math.e**pair.log_beta_tilde + pair.c1**2 * raw
-    return variance.log() if hasattr(variance, "log") else math.log(variance)
+
+def log(value: Any) -> Any:
+    """Return the logarithm of a number or tensor."""
+    return value.log() if hasattr(value, "log") else math.log(value)
 
 
 LEARNED, MEASURED = frozenset({"learned"}), frozenset({"optimal"})
