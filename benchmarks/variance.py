@@ -1,12 +1,13 @@
-"""Does a learned variance give a better likelihood? Bits per dimension at equal training.
+"""Does a learned or measured variance give a better likelihood? Bits per dimension of models.
 
-Two models of equal training, one with a fixed variance and one that learned it with the hybrid
-loss, each measured on held-out images under every fixed variance and its own, over all timesteps
-and over few. Differences are to the first model listed. Prints JSON.
+Every model is measured on held-out images under every fixed variance, the optimal one and its own,
+over all timesteps and over few. The errors of the optimal variance come from the model file, or, if
+it has none, from other held-out images. Differences are to the first model listed. Prints JSON.
 
     diffuse train DATA --steps 640 -o fixed.safetensors
     diffuse train DATA --steps 640 --variance learned -o learned.safetensors
     python benchmarks/variance.py DATA learned.safetensors fixed.safetensors
+    python benchmarks/variance.py DATA model.safetensors -n 96 --respaced 10,30,100
 """
 
 from __future__ import annotations
@@ -19,16 +20,20 @@ from typing import Any
 
 import common
 import numpy as np
+import torch
 from torch import Tensor
 
-from diffuse_cli.core import VARIANCES, Denoiser
+from diffuse_cli.core import VARIANCES, Denoiser, denoising_errors
+from diffuse_cli.core.denoising_errors import DenoisingErrors
 from diffuse_cli.core.variances import LEARNED
 from diffuse_cli.evaluation.image_sets import LabeledSamples
 from diffuse_cli.evaluation.metric_inputs import VariationalBound
 from diffuse_cli.evaluation.variational_bound import measure_bound
-from diffuse_cli.sampling.generation import load_denoiser
+from diffuse_cli.models.model_file import load
+from diffuse_cli.sampling.generation import LoadedModel, load_denoiser
 from diffuse_cli.system.devices import open_accelerator, resolve_precision
 from diffuse_cli.system.events import finish
+from diffuse_cli.training.optimization import measure_losses
 
 
 def remember(net: Callable[..., Tensor]) -> tuple[Callable[..., Tensor], list[Tensor]]:
@@ -48,12 +53,34 @@ def repeat(outputs: list[Tensor], halves: int) -> Callable[..., Tensor]:
     return lambda x, t: next(left).chunk(halves, 1)[0]
 
 
-def variants(own: Denoiser, size: int) -> Iterator[tuple[str, Denoiser]]:
+def measure_errors(loaded: LoadedModel, pixels: common.Pixels) -> DenoisingErrors:
+    """The errors of x_0 on images."""
+    found: dict[int, Tensor] = {}
+    timesteps = denoising_errors.choose_timesteps(loaded.denoiser.process)
+    for t in timesteps:
+        losses = measure_losses(
+            denoising_errors.squared_error,
+            loaded.denoiser,
+            loaded.model.blueprint,
+            pixels,
+            np.full(len(pixels), -1),
+            at=t,
+            seed=0,
+            batch_size=64,
+            device=torch.device("cpu"),
+        )
+        found[t] = torch.cat(list(losses))
+    errors = denoising_errors.average(timesteps, found)
+    assert errors is not None
+    return errors
+
+
+def variants(own: Denoiser, size: int, errors: DenoisingErrors) -> Iterator[tuple[str, Denoiser]]:
     """A denoiser under its own variance, and then under each fixed one without another pass of
     the network: the draws are the same, and so is its prediction."""
 
     def made(net: Callable[..., Tensor], variance: str) -> Denoiser:
-        whole = Denoiser(net, own.process, own.target, variance)
+        whole = Denoiser(net, own.process, own.target, variance, errors=errors)
         return whole if size == own.process.num_timesteps else whole.respaced(times)
 
     times = own.process.times(size)
@@ -91,10 +118,12 @@ def main() -> None:
     parser.add_argument("data")
     parser.add_argument("models", nargs="+")
     parser.add_argument("-n", type=int, default=400)
+    parser.add_argument("--others", type=int, default=96, help="images to measure errors on")
     parser.add_argument("--timesteps", type=int, default=40)
     parser.add_argument("--respaced", default="25", help="also over so many timesteps")
     options = parser.parse_args()
-    pixels = common.held_out(common.read(options.data), options.n)
+    data = common.read(options.data, load(options.models[0]).blueprint.space.size)
+    pixels, others = np.split(common.held_out(data, options.n + options.others), [options.n])
     images = LabeledSamples(pixels, np.full(len(pixels), -1))
     results: list[dict[str, Any]] = []
     first: dict[int, VariationalBound] = {}
@@ -103,8 +132,9 @@ def main() -> None:
             loaded = finish(load_denoiser(path, "ema", accelerator))
             own = loaded.denoiser
             full = own.process.num_timesteps
+            errors = loaded.model.errors or measure_errors(loaded, others)
             for size in (full, *map(int, filter(None, options.respaced.split(",")))):
-                for variance, denoiser in variants(own, size):
+                for variance, denoiser in variants(own, size, errors):
                     bound = finish(
                         measure_bound(
                             denoiser,
@@ -129,7 +159,7 @@ def main() -> None:
                         }
                     )
                     print(json.dumps(results[-1]), file=sys.stderr, flush=True)
-    settings = {"n": len(pixels), "drawn_timesteps": options.timesteps}
+    settings = {"n": len(pixels), "others": len(others), "drawn_timesteps": options.timesteps}
     print(json.dumps({**settings, "machine": common.machine(), "results": results}, indent=1))
 
 

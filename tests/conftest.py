@@ -158,6 +158,7 @@ def less(arguments: Sequence[Any]) -> dict[str, int]:
     found = {f"{JUDGE}.SIZE": 32}
     if arguments[:1] == ["train"]:
         found["diffuse_cli.training.previews.SAMPLING_STEPS"] = PREVIEW_STEPS
+        found["diffuse_cli.core.denoising_errors.POINTS"] = 4
     if arguments[:1] == ["tune"]:
         found |= {
             "diffuse_cli.evaluation.tune.candidates.SAMPLES": 4,

@@ -20,6 +20,7 @@ class GenerationOptions(TypedDict, total=False):
     """Options of both `Model.sample` and `evaluate`."""
 
     weights: str | None
+    variance: str | None
     batch_size: Int | None
     precision: str | None
     device: str | None

@@ -111,7 +111,7 @@ class BoundPlotConfig(BoundConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig(MeasureConfig, BoundPlotConfig, StartConfig, VarianceConfig, DrawConfig):
+class EvalConfig(MeasureConfig, BoundPlotConfig, StartConfig, DrawConfig, VarianceConfig):
     """A model, or a folder of images, measured against real images."""
 
     subject: str = argument(

@@ -227,7 +227,7 @@ class StartConfig(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleConfig(StartConfig, VarianceConfig, DrawConfig):
+class SampleConfig(StartConfig, DrawConfig, VarianceConfig):
     """Images from a model file."""
 
     model: str = argument("MODEL", MODEL)

@@ -2,7 +2,7 @@
 
 Averaged over x_t and dimensions, Var(x_0 | x_t) is the error of the conditional mean, which a
 network is trained to predict. So a few numbers, measured on held-out samples, give the best
-variance of every reverse step (Bao et al. 2022, theorem 1 and eq. 8; Ou et al. 2024).
+variance of every reverse step (Bao et al. 2022, theorem 1).
 """
 
 from __future__ import annotations

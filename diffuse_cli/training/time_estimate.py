@@ -30,7 +30,7 @@ from diffuse_cli.training.memory_estimate import (
     fit_into_memory,
     split_batch,
 )
-from diffuse_cli.training.monitor import plan_chores
+from diffuse_cli.training.monitor import ERRORS, plan_chores
 from diffuse_cli.training.plan import Plan, check_batch, prepare_plan
 from diffuse_cli.training.run_length import (
     fewest_steps,
@@ -236,7 +236,8 @@ def fill_minutes(
     a_pass = yield from watch.measure_pass(plan, seconds)
     yield from watch.free_memory()
     own = plan_chores(plan, a_pass / seconds)(1) if a_pass else ()
-    costs = {chore.name: [chore.cost] for chore in own if chore.cost}
+    # The errors take longer in a longer run, so their cost stays a guess.
+    costs = {chore.name: [chore.cost] for chore in own if chore.cost and chore.name != ERRORS}
     budget = Budget(minutes, seconds, spent + watch.measure_elapsed(), costs=costs)
     steps = budget.plan(0, plan_chores(plan), FIRST)
     return dataclasses.replace(config, steps=steps, minutes=None), budget

@@ -43,7 +43,12 @@ def model(
         conditions=Conditions(classes=names), diffusion=diffusion, space=space
     )
     return SimpleNamespace(
-        blueprint=blueprint, classes=names, training={}, sampling=sampling, distilled=distilled
+        blueprint=blueprint,
+        classes=names,
+        training={},
+        sampling=sampling,
+        distilled=distilled,
+        errors=None,
     )
 
 

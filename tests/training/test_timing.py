@@ -11,10 +11,11 @@ import pytest
 from file_operations import giving
 
 from diffuse_cli.core import Conditions, Space
+from diffuse_cli.core.denoising_errors import POINTS
 from diffuse_cli.system.events import Progress
 from diffuse_cli.training import run_length, time_estimate
 from diffuse_cli.training.configuration import complete_config, configure
-from diffuse_cli.training.monitor import preview_spacing
+from diffuse_cli.training.monitor import count_measured_images, preview_spacing
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.run_length import Forecast, warn_of_few_steps, warn_of_long_run
 from diffuse_cli.training.time_estimate import Stopwatch, estimate_step_seconds, fill_minutes
@@ -171,7 +172,10 @@ def test_measuring_takes_at_most_a_share_of_the_minutes(machine, minutes, second
 
 @pytest.mark.parametrize("minutes", [2, 10, 100])
 def test_measuring_steps_and_what_comes_beside_them_fill_the_minutes(machine, minutes):
-    """Eight previews of 320 passes, of which 48 are taken to last as long as a step of 8 images."""
+    """Eight previews of 320 passes, and the errors at the end.
+
+    48 passes are taken to last as long as a step of 8 images.
+    """
     here = machine(fixed=0.02, each=0.005)
     plan, budget = filled(here, minutes=minutes, batch_size=8)
     assert budget.used == here.now[0] > 2.5
@@ -179,7 +183,8 @@ def test_measuring_steps_and_what_comes_beside_them_fill_the_minutes(machine, mi
     steps = plan.config.steps
     previews = -(-steps // preview_spacing(plan, steps))
     assert previews == 8
-    expected = (minutes * 60 - here.now[0]) / 0.06 - 8 * 320 / 48
+    errors = POINTS * count_measured_images(plan, steps)
+    expected = (minutes * 60 - here.now[0]) / 0.06 - (8 * 320 + errors) / 48
     assert steps == pytest.approx(expected, abs=1)
 
 
@@ -197,7 +202,9 @@ def test_a_preview_is_counted_by_the_time_of_its_passes(machine, monkeypatch):
     here = machine(fixed=0.02, each=0.005)
     monkeypatch.setattr(Stopwatch, "measure_pass", giving(0.001))
     plan, budget = filled(here, minutes=2, batch_size=8)
-    assert plan.config.steps == pytest.approx((120 - here.now[0] - 8 * 0.32) / 0.06, abs=1)
+    errors = POINTS * count_measured_images(plan, plan.config.steps) / 48
+    left = 120 - here.now[0] - 8 * 0.32
+    assert plan.config.steps == pytest.approx(left / 0.06 - errors, abs=1)
     assert budget.costs["preview"] == pytest.approx([0.32 / 0.06])
 
 

@@ -1,0 +1,151 @@
+"""`--variance` of `sample` and `eval`, and the errors that `train` measures for `optimal`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from diffuse_cli.core.denoising_errors import LEAST
+from diffuse_cli.models import model_file
+from diffuse_cli.training.monitor import Monitor
+
+BOUND = ("--metrics", "likelihood", "--respaced", 10, "--timesteps", "all", "-n", 40, "--json")
+DDPM = ("--sampler", "ddpm", "--steps", 5, "-n", 2, "--no-grid")
+
+
+@pytest.fixture
+def without_errors(model, tmp_path) -> Path:
+    """The model in a file of an earlier version."""
+    path = tmp_path / "earlier.safetensors"
+    model_file.save(path, replace(model_file.load(model), errors=None))
+    return path
+
+
+def test_a_model_file_has_errors_that_fall_with_the_noise(model):
+    errors = model_file.load(model).errors.errors
+    assert len(errors) > 2
+    assert LEAST < errors[0] < errors[-1] < 1
+    assert list(errors) == sorted(errors)
+
+
+def test_ddpm_takes_another_variance(diffuse, model):
+    files = {}
+    for name in ("small", "large", "optimal"):
+        assert diffuse("sample", model, *DDPM, "--variance", name, "-o", name).code == 0
+        manifest = json.loads(Path(name, "manifest.json").read_text())
+        assert manifest["variance"] == name
+        files[name] = manifest["files"]["00000.png"]
+    assert diffuse("sample", model, *DDPM, "-o", "own").code == 0
+    own = json.loads(Path("own/manifest.json").read_text())
+    assert "variance" not in own
+    assert own["files"]["00000.png"] == files["small"]
+    assert len(set(files.values())) == 3
+
+
+@pytest.mark.parametrize("source", ["model", "conditional"])
+def test_the_bound_of_the_optimal_variance_is_the_lowest(diffuse, request, images, source):
+    path = request.getfixturevalue(source)
+    bits = {}
+    for name in ("small", "large", "optimal"):
+        found = diffuse("eval", path, images, *BOUND, "--variance", name).json
+        assert found["settings"]["variance"] == name
+        bits[name] = found["bits_per_dim"]
+    assert bits["optimal"] < min(bits["small"], bits["large"])
+
+
+def test_a_learned_variance_is_the_default_of_its_model(diffuse, conditional, images):
+    own, named = (
+        diffuse("eval", conditional, images, *BOUND, *more).json["bits_per_dim"]
+        for more in ((), ("--variance", "learned"))
+    )
+    assert own == named
+
+
+def test_a_resumed_run_measures_errors_that_its_file_lacks(train, monkeypatch):
+    with monkeypatch.context() as earlier:
+        earlier.setattr(Monitor, "_errors_due", lambda *_: False)
+        assert train("--steps", 8, "-q").code == 0
+    whole = Path("model.safetensors")
+    assert model_file.load(whole).errors is None
+    assert train("--resume", "-q").code == 0
+    added = whole.read_bytes()
+    assert model_file.load(whole).errors is not None
+    assert train("--steps", 8, "--overwrite", "-q").code == 0
+    assert whole.read_bytes() == added
+
+
+def test_errors_are_measured_where_a_run_ends_and_not_before(train):
+    assert train("--steps", 8, "--stop-at", 4, "-q").code == 0
+    first = model_file.load("model.safetensors").errors
+    assert train("--resume", "-q").code == 0
+    second = model_file.load("model.safetensors").errors
+    assert None not in (first, second)
+    assert first != second
+    checkpoints = sorted(Path("model.run/checkpoints").iterdir())
+    assert [model_file.load(path).errors for path in checkpoints] == [first, second]
+
+
+def test_other_weights_have_no_errors(train, diffuse, images):
+    assert train("--steps", 8, "--eval-every", 4, "--eval-images", 8, "-q").code == 0
+    assert model_file.load("model.best.safetensors").errors is None
+    assert train("--steps", 24, "--ema-lengths", 24, "-o", "many.safetensors", "-q").code == 0
+    line = ("many.safetensors", images, "--metric", "held-out", "-n", 8, "-o", "ema.safetensors")
+    assert diffuse("ema", *line).code == 0
+    assert model_file.load("ema.safetensors").errors is None
+
+
+def test_a_model_without_errors_says_what_adds_them(diffuse, without_errors, images):
+    for line in (
+        ("sample", without_errors, *DDPM, "--variance", "optimal"),
+        ("eval", without_errors, images, *BOUND, "--variance", "optimal"),
+    ):
+        ran = diffuse(*line)
+        assert ran.code == 2
+        assert "needs errors that train measures, which the model file lacks" in ran.line
+        assert "diffuse train DATA --resume" in ran.line
+    assert diffuse("eval", without_errors, images, *BOUND, "--variance", "large").code == 0
+
+
+def test_a_distilled_model_has_no_errors(diffuse, model, images):
+    line = ("--steps", 4, "-o", "fast.safetensors", "-q")
+    assert diffuse("distill", model, images, *line).code == 0
+    assert model_file.load("fast.safetensors").errors is None
+    ran = diffuse("sample", "fast.safetensors", *DDPM, "--variance", "optimal")
+    assert ran.code == 2
+    assert "Leave it out" in ran.line
+    ran = diffuse("sample", "fast.safetensors", "--variance", "small")
+    assert "the sampler 'consistency' has none" in ran.line
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--variance", "optimal"), "the sampler 'unipc' has none. Leave it out, or pass"),
+        (("--variance", "tiny", "--sampler", "ddpm"), "Choose from: small, large, learned, opt"),
+        (("--variance", "learned", "--sampler", "ddpm"), "has a fixed variance, 'small'"),
+        (("--variance", "optimal", "--weights", "raw"), "was measured with the EMA weights"),
+    ],
+)
+def test_a_bad_value_has_a_line(diffuse, model, options, said):
+    ran = diffuse("sample", model, *options)
+    assert ran.code == 2
+    assert said in ran.line
+
+
+def test_an_evaluation_refuses_a_variance_that_nothing_uses(diffuse, model, images):
+    line = ("eval", model, images, "-n", 4, "--json", "--steps", 2)
+    ran = diffuse(*line, "--metrics", "kid", "--variance", "optimal")
+    assert ran.code == 2
+    assert "the sampler 'unipc' has none" in ran.line
+    ran = diffuse(*line, "--metrics", "kid", "--variance", "optimal", "--sampler", "ddpm")
+    assert ran.code == 0
+    assert "--variance needs a model" in diffuse("eval", images, images, "--variance", "small").line
+
+
+def test_it_cannot_be_trained_with(train):
+    ran = train("--variance", "optimal")
+    assert ran.code == 2
+    assert "pass --variance optimal to sample or eval" in ran.line
