@@ -22,9 +22,11 @@ from networks import Plan, plan
 from diffuse_cli.config.sample_options import SamplerChoice
 from diffuse_cli.config.shared_options import DiffusionConfig
 from diffuse_cli.core import Conditions, Space
+from diffuse_cli.core.denoising_errors import DenoisingErrors
 from diffuse_cli.core.networks.unet import Config
 from diffuse_cli.models import model_file, tensor_file
 from diffuse_cli.models.model_file import StoredModel, find, load, save
+from diffuse_cli.models.model_header import describe_model
 from diffuse_cli.system.errors import ModelFileError, UsageError
 from diffuse_cli.system.events import finish
 
@@ -280,6 +282,18 @@ def test_a_recommended_start_is_of_version_8_and_needs_low_frequencies(tmp_path:
         changed = {**LOW, name: value}
         rejected(tmp_path, described(data, setting("data", "low_frequencies", value=changed)))
     rejected(tmp_path, described(data, setting("data", "low_frequencies", value=[1])))
+
+
+def test_errors_are_kept_in_any_version_and_checked(tmp_path: Path):
+    own = model(errors=DenoisingErrors((3.0, -1.5), (0.01, 0.5)))
+    path = tmp_path / "m.safetensors"
+    save(path, own)
+    assert load(path).errors == own.errors
+    assert config_of(path)["version"] == 2
+    assert "errors" not in describe_model(model())
+    data = path.read_bytes()
+    for wrong in (None, [], {}, {"log_snrs": [1], "errors": [-1]}, {"log_snrs": 1, "errors": 1}):
+        rejected(tmp_path, described(data, setting("errors", value=wrong)))
 
 
 def test_a_file_with_a_recommendation_still_holds_the_model_of_its_run(tmp_path: Path):
