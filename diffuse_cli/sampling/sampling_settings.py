@@ -269,7 +269,7 @@ def choose_variance(
             f"--variance {variance} needs errors that train measures, which the model file lacks",
             "Leave it out"
             if model.distilled
-            else "Use the last model of its run, after diffuse train DATA --resume, or leave it out",
+            else "Use the last model of its run, after diffuse train DATA --resume",
         )
     return variance
 
