@@ -23,6 +23,7 @@ from diffuse_cli.core.kernels import arrange_weights
 from diffuse_cli.core.losses import TAUGHT
 from diffuse_cli.core.networks import run_checkpointed
 from diffuse_cli.core.timesteps import TIMESTEP_DRAWS, History, choose
+from diffuse_cli.media import Indices
 from diffuse_cli.models.blueprint import clamp_denoised
 from diffuse_cli.system.errors import DivergedError, UsageError, lookup
 from diffuse_cli.system.events import Progress, Work
@@ -30,7 +31,7 @@ from diffuse_cli.system.memory import is_out_of_memory
 from diffuse_cli.system.rng import key, seed_modules, split_range, training_draws
 from diffuse_cli.training.batches import Batches, mirror
 from diffuse_cli.training.ema_weights import EarlyWeights, EmaAverage, PowerAverages, is_update_due
-from diffuse_cli.training.feed import Indices, find_readable
+from diffuse_cli.training.feed import find_readable
 from diffuse_cli.training.optimization import (
     WHOLE,
     Objective,
