@@ -39,11 +39,11 @@ from diffuse_cli.system.rng import permutation
 CPU = torch.device("cpu")
 
 
-def bicubic(giver: Conditioner, truth: common.Pixels) -> common.Pixels:
+def bicubic(encoder: Conditioner, truth: common.Pixels) -> common.Pixels:
     """Small images, rounded to 8 bits, enlarged by Pillow's cubic filter."""
-    assert isinstance(giver.degradation, LowRes)
-    x0 = giver.space.to_model(torch.from_numpy(truth))
-    small = common.to_uint8(giver.degradation.apply(x0))
+    assert isinstance(encoder.degradation, LowRes)
+    x0 = encoder.space.to_model(torch.from_numpy(truth))
+    small = common.to_uint8(encoder.degradation.apply(x0))
     size = truth.shape[:1:-1]
     return np.stack(
         [
@@ -57,8 +57,8 @@ def answers(
     loaded: LoadedModel, truth: common.Pixels, inputs: ConditioningInputs, o: Any
 ) -> dict[str, Any]:
     """What stands for the images, by name, and the seconds of a sample."""
-    giver = Conditioner.from_blueprint(loaded.model.blueprint)
-    assert giver is not None
+    encoder = Conditioner.from_blueprint(loaded.model.blueprint)
+    assert encoder is not None
     with open_accelerator("fp32", "cpu") as accelerator:
         made, seconds = common.sample(
             loaded,
@@ -74,11 +74,11 @@ def answers(
         "a sample": of_each[0],
         f"the mean of {o.samples}": of_each.mean(0).round().astype(np.uint8),
     }
-    if giver.given.channels in (1, giver.space.channels):
-        given = giver.render_input(inputs.encode(range(len(truth)), CPU))
+    if encoder.given.channels in (1, encoder.space.channels):
+        given = encoder.render_input(inputs.encode(range(len(truth)), CPU))
         found["the pseudo-inverse"] = np.broadcast_to(given, truth.shape)
-    if isinstance(giver.degradation, LowRes):
-        found["bicubic"] = bicubic(giver, truth)
+    if isinstance(encoder.degradation, LowRes):
+        found["bicubic"] = bicubic(encoder, truth)
     return {"images": found, "seconds": seconds / len(made)}
 
 
@@ -95,8 +95,8 @@ def main() -> None:
     o = parser.parse_args()
     with open_accelerator("fp32", "cpu") as accelerator:
         loaded = finish(load_denoiser(o.model, "ema", accelerator))
-    giver = Conditioner.from_blueprint(loaded.model.blueprint)
-    assert giver is not None
+    encoder = Conditioner.from_blueprint(loaded.model.blueprint)
+    assert encoder is not None
     height, width = loaded.space.size
     images = common.read(o.real, (height, width))
     beside = None
@@ -108,8 +108,8 @@ def main() -> None:
     own, other = order[: o.n], order[o.n : 2 * o.n]
     truth = np.ascontiguousarray(images.stored[own])
     if o.given:
-        beside = np.ascontiguousarray(pairs[own])[:, : giver.given.channels]
-    made = answers(loaded, truth, choose_inputs(giver, truth, beside, o.seed), o)
+        beside = np.ascontiguousarray(pairs[own])[:, : encoder.given.channels]
+    made = answers(loaded, truth, choose_inputs(encoder, truth, beside, o.seed), o)
     rows = []
     with open_accelerator("fp32", "cpu") as accelerator:
         real = common.features(np.ascontiguousarray(images.stored[other]), accelerator)
@@ -124,7 +124,7 @@ def main() -> None:
                     "frechet_distance": round(frechet.estimate_frechet(real, features).value, 1),
                 }
             )
-    head = {"given": giver.given.what, "n": len(truth), "steps": o.steps}
+    head = {"given": encoder.given.what, "n": len(truth), "steps": o.steps}
     head |= {"seconds": round(made["seconds"], 3), "machine": common.machine()}
     print(json.dumps({**head, "rows": rows}, indent=1))
 

@@ -91,20 +91,20 @@ def _column(name: str, kind: str, cells: Cells, train: Indices) -> Column:
             f"{cells.names}",
             f"Did you mean '{shorten(found)}'?" if found else "Name one of them",
         )
-    told = [cell for cell in every if cell is not None]
-    others = [cell for cell in told if cell.number is None]
+    filled = [cell for cell in every if cell is not None]
+    others = [cell for cell in filled if cell.number is None]
     own = [cell for k in train if (cell := every[k]) is not None]
     missing = 1 - len(own) / max(1, len(train))
     if kind == "number" and others:
         text = f"{others[0].place}: {shorten(name)} is {shorten(others[0].text)!r}, not a number"
         raise DataError(text, "Leave the cell empty if the value is missing")
     if kind == "label" or others:
-        return _labels(name, kind, own, others, len(told), missing)
-    return _number(name, told, own, len(train))
+        return _labels(name, kind, own, others, len(filled), missing)
+    return _number(name, filled, own, len(train))
 
 
-def _number(name: str, told: Sequence[Cell], own: Sequence[Cell], train: int) -> NumberColumn:
-    for cell in told:
+def _number(name: str, filled: Sequence[Cell], own: Sequence[Cell], train: int) -> NumberColumn:
+    for cell in filled:
         if cell.number is not None and math.isinf(cell.number):
             raise DataError(f"{cell.place}: {shorten(name)} is {shorten(cell.text)}, not finite")
     values = [float(n) for cell in own if (n := cell.number) is not None and not math.isnan(n)]
@@ -129,10 +129,10 @@ def _number(name: str, told: Sequence[Cell], own: Sequence[Cell], train: int) ->
 
 
 def _labels(
-    name: str, kind: str, own: Sequence[Cell], others: Sequence[Cell], told: int, missing: float
+    name: str, kind: str, own: Sequence[Cell], others: Sequence[Cell], filled: int, missing: float
 ) -> LabelColumn:
-    if not kind and told - len(others) >= ALMOST * told:
-        percent = math.floor(100 * (told - len(others)) / told)
+    if not kind and filled - len(others) >= ALMOST * filled:
+        percent = math.floor(100 * (filled - len(others)) / filled)
         raise DataError(
             f"{others[0].place}: {shorten(name)} is {shorten(others[0].text)!r}, but "
             f"{percent} % of its cells are numbers",
@@ -191,8 +191,8 @@ def describe_unknown_labels(table: MetadataTable, cells: Cells) -> Iterator[str]
     for column in table.columns:
         if not isinstance(column, LabelColumn):
             continue
-        told = (cell for cell in cells.columns.get(column.name, ()) if cell is not None)
-        lone = [cell.text for cell in told if column.code(cell.text) != column.code(cell.text)]
+        filled = (cell for cell in cells.columns.get(column.name, ()) if cell is not None)
+        lone = [cell.text for cell in filled if column.code(cell.text) != column.code(cell.text)]
         if lone:
             names, count = sorted(set(lone)), plural(len(lone), "image")
             few = format_names(names, len(names), lambda text: shorten(text, 40))

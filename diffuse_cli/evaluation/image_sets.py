@@ -228,8 +228,8 @@ def prepare_inputs(
     loaded: LoadedModel, images: LabeledSamples, seed: int
 ) -> ConditioningInputs | None:
     """Return the conditioning inputs of images, or None for a model without them."""
-    giver = Conditioner.from_blueprint(loaded.model.blueprint)
-    return choose_inputs(giver, images.samples, images.pairs, seed) if giver else None
+    encoder = Conditioner.from_blueprint(loaded.model.blueprint)
+    return choose_inputs(encoder, images.samples, images.pairs, seed) if encoder else None
 
 
 def report_classes(sides: Sides) -> Notice:

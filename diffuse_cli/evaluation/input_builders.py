@@ -40,21 +40,21 @@ def make_answers(evaluation: EvaluationRun) -> Work[None]:
     """
     yield from make_part(evaluation, "features")
     config, (loaded, settings) = evaluation.config, evaluation.model_and_settings
-    giver = Conditioner.from_blueprint(loaded.model.blueprint)
-    assert giver is not None
+    encoder = Conditioner.from_blueprint(loaded.model.blueprint)
+    assert encoder is not None
     real, fakes = evaluation.real, evaluation.generated.samples
     count = min(len(real), len(fakes), ANSWERED)
     second = fakes[len(real) : len(real) + count]
     if len(second) < count:
         device, team = evaluation.accelerator.device, evaluation.team
         second = yield from generate_all(settings, loaded, count, device, team, len(real))
-    others, features = yield from _make_baselines(evaluation, giver, count)
+    others, features = yield from _make_baselines(evaluation, encoder, count)
     if not evaluation.accelerator.is_main_process:
         return
     every = range(count)
     found = [
         compare_samples(
-            giver,
+            encoder,
             real.samples[list(rows)],
             [fakes[list(rows)], second[list(rows)]],
             {name: images[list(rows)] for name, images in others.items()},
@@ -78,7 +78,7 @@ def make_answers(evaluation: EvaluationRun) -> Work[None]:
 
 
 def _make_baselines(
-    evaluation: EvaluationRun, giver: Conditioner, count: int
+    evaluation: EvaluationRun, encoder: Conditioner, count: int
 ) -> Work[tuple[dict[str, Array], dict[str, Array]]]:
     """Return baselines that need no model, and their features, by name.
 
@@ -88,22 +88,22 @@ def _make_baselines(
     real, seed = evaluation.real, evaluation.config.seed
     images: dict[str, Array] = {}
     features: dict[str, Array] = {}
-    inputs = choose_inputs(giver, real.samples, real.pairs, seed)
-    if giver.given.channels in (1, giver.space.channels):  # it can be looked at as samples are
-        given = giver.render_input(inputs.encode(range(count), torch.device("cpu")))
-        images["given"] = np.broadcast_to(given, (count, *giver.space.shape))
+    inputs = choose_inputs(encoder, real.samples, real.pairs, seed)
+    if encoder.given.channels in (1, encoder.space.channels):  # it can be looked at as samples are
+        given = encoder.render_input(inputs.encode(range(count), torch.device("cpu")))
+        images["given"] = np.broadcast_to(given, (count, *encoder.space.shape))
         look = evaluation.look(images["given"])
         features["given"] = yield from compute_features(evaluation.network, look, evaluation.team)
     if evaluation.training is not None and len(evaluation.train_features):
         known = evaluation.training.first(len(evaluation.train_features))
-        places = find_nearest_inputs(giver, inputs, count, known, seed)
+        places = find_nearest_inputs(encoder, inputs, count, known, seed)
         images["nearest"] = known.samples[places]
         features["nearest"] = evaluation.train_features[places]
     return images, features
 
 
 def compare_samples(
-    giver: Conditioner,
+    encoder: Conditioner,
     truth: Array,
     drawn: Sequence[Array],
     others: Mapping[str, Array],
@@ -118,31 +118,35 @@ def compare_samples(
         others: the baselines by name.
         rows: the indices of the images among the real images.
     """
-    span = giver.space.bins - 1.0 if giver.space.bins else 2.0
+    span = encoder.space.bins - 1.0 if encoder.space.bins else 2.0
     values = compute_pixel_metrics(truth, drawn[0], drawn[1], others, span)
-    if giver.degradation:
+    if encoder.degradation:
         misfits = image_conditioning.measure_residuals
-        off = [misfits(giver, each, truth, seed, rows) for each in (*drawn, truth)]
+        off = [misfits(encoder, each, truth, seed, rows) for each in (*drawn, truth)]
         values |= {"inconsistency": (off[0] + off[1]) / 2, "inconsistency_of_real": off[2]}
     return values
 
 
 def find_nearest_inputs(
-    giver: Conditioner, inputs: ConditioningInputs, count: int, training: LabeledSamples, seed: int
+    encoder: Conditioner,
+    inputs: ConditioningInputs,
+    count: int,
+    training: LabeledSamples,
+    seed: int,
 ) -> Array:
     """Return the index of the training image nearest to each conditioning input, (count,).
 
     Only known places of the input count.
     """
-    width = giver.given.channels * math.prod(giver.space.size)
+    width = encoder.given.channels * math.prod(encoder.space.size)
     places: list[Array] = []
     for mine in blocks(count, width):
-        told = inputs.encode(range(mine.start, mine.stop), torch.device("cpu")).double()
-        values, known = told[:, :-1], told[:, -1:]
+        conditioning = inputs.encode(range(mine.start, mine.stop), torch.device("cpu")).double()
+        values, known = conditioning[:, :-1], conditioning[:, -1:]
         known = known.expand_as(values).flatten(1)
         kept = None
         for part in blocks(len(training), width):
-            theirs = _unmasked_inputs(giver, training[part], seed).double().flatten(1)
+            theirs = _unmasked_inputs(encoder, training[part], seed).double().flatten(1)
             # |k (x - y)|^2 less |k y|^2, which is the same for all x.
             found = known @ theirs.square().T - 2 * values.flatten(1) @ theirs.T
             kept = merge(kept, found, part.start, 1)
@@ -151,14 +155,14 @@ def find_nearest_inputs(
     return np.concatenate(places)
 
 
-def _unmasked_inputs(giver: Conditioner, images: LabeledSamples, seed: int) -> Tensor:
+def _unmasked_inputs(encoder: Conditioner, images: LabeledSamples, seed: int) -> Tensor:
     """Return the conditioning inputs of images without a mask, (B, C', *size)."""
-    if giver.masks:
-        return giver.space.to_model(torch.from_numpy(images.samples))
+    if encoder.masks:
+        return encoder.space.to_model(torch.from_numpy(images.samples))
     if images.pairs is not None:
-        inputs = image_conditioning.stored_inputs(giver, images.pairs)
+        inputs = image_conditioning.stored_inputs(encoder, images.pairs)
     else:
-        inputs = image_conditioning.degraded_inputs(giver, images.samples, seed, "looked up")
+        inputs = image_conditioning.degraded_inputs(encoder, images.samples, seed, "looked up")
     return inputs.encode(range(len(images)), torch.device("cpu"))[:, :-1]
 
 

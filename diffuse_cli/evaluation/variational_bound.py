@@ -139,8 +139,8 @@ def iterate_batches(
         chosen = images[batch.start : batch.stop]
         stored, own = (torch.tensor(of, device=device) for of in (chosen.samples, chosen.labels))
         row = None if chosen.rows is None else torch.tensor(chosen.rows, device=device)
-        told = given.encode(batch, device) if given else None
-        yield batch, stored, {**blueprint.conditions.make_keywords(own, told, row)}
+        conditioning = given.encode(batch, device) if given else None
+        yield batch, stored, {**blueprint.conditions.make_keywords(own, conditioning, row)}
 
 
 def draw_positions(seed: int, indices: Sequence[int], n: int) -> Array:

@@ -164,15 +164,15 @@ class Conditioner:
         known = known[:, :1].expand(len(values), 1, *values.shape[2:])
         return torch.cat([values * known, known], 1)
 
-    def add_noise(self, told: Tensor, draws: GivenDraws) -> Tensor:
+    def add_noise(self, conditioning: Tensor, draws: GivenDraws) -> Tensor:
         """Add noise to the known places of a conditioning input.
 
         Its standard deviation is drawn for each sample, up to `given.noise`.
         """
         if not self.given.noise:
-            return told
-        level = self.given.noise * draws.level.reshape(-1, *[1] * (told.ndim - 1))
-        values, known = told[:, :-1], told[:, -1:]
+            return conditioning
+        level = self.given.noise * draws.level.reshape(-1, *[1] * (conditioning.ndim - 1))
+        values, known = conditioning[:, :-1], conditioning[:, -1:]
         return self.append_mask(values + level * draws.more, known)
 
     def draw_numbers(
@@ -185,9 +185,9 @@ class Conditioner:
         shape = (self.given.channels, *self.space.size) if self.given.noise else none
         return given_draws(seed, step, positions, uniforms, observed, shape, device, purpose)
 
-    def render_input(self, told: Tensor) -> Array:
+    def render_input(self, conditioning: Tensor) -> Array:
         """Return a conditioning input as stored values of `shown`, mid-range where unknown."""
-        numbers: Array = self.rendered_space.to_stored(told[:, :-1]).cpu().numpy()
+        numbers: Array = self.rendered_space.to_stored(conditioning[:, :-1]).cpu().numpy()
         return numbers
 
 
@@ -221,14 +221,14 @@ class ConditioningInputs:
         return len(self.stored)
 
 
-def stored_inputs(giver: Conditioner, stored: Array, first: int = 0) -> ConditioningInputs:
-    """Return inputs from pairs or observations, stored values of `Giver.inputs`."""
+def stored_inputs(encoder: Conditioner, stored: Array, first: int = 0) -> ConditioningInputs:
+    """Return inputs from pairs or observations, stored values of `Conditioner.input_space`."""
     return ConditioningInputs(
-        stored, lambda own, _: giver.encode_observations(giver.input_space.to_model(own)), first
+        stored, lambda own, _: encoder.encode_observations(encoder.input_space.to_model(own)), first
     )
 
 
-def masked_inputs(giver: Conditioner, stored: Array, known: Array) -> ConditioningInputs:
+def masked_inputs(encoder: Conditioner, stored: Array, known: Array) -> ConditioningInputs:
     """Return inputs from stored samples (N, C, *size) that are hidden except where `known` is true.
 
     `known` is (N, 1, *size) or (1, 1, *size).
@@ -237,13 +237,13 @@ def masked_inputs(giver: Conditioner, stored: Array, known: Array) -> Conditioni
     both = np.concatenate([stored, np.broadcast_to(known, shape).astype(stored.dtype)], 1)
 
     def make(own: Tensor, rows: Sequence[int]) -> Tensor:
-        return giver.append_mask(giver.space.to_model(own[:, :-1]), own[:, -1:].float())
+        return encoder.append_mask(encoder.space.to_model(own[:, :-1]), own[:, -1:].float())
 
     return ConditioningInputs(both, make)
 
 
 def degraded_inputs(
-    giver: Conditioner, samples: Array, seed: int, purpose: str
+    encoder: Conditioner, samples: Array, seed: int, purpose: str
 ) -> ConditioningInputs:
     """Return inputs from stored samples that are degraded, each with its own random numbers.
 
@@ -251,23 +251,23 @@ def degraded_inputs(
     """
 
     def make(own: Tensor, rows: Sequence[int]) -> Tensor:
-        draws = (values.to(own.device) for values in _draw_rows(giver, seed, purpose, rows))
-        return giver.encode_samples(giver.space.to_model(own), GivenDraws(*draws))
+        draws = (values.to(own.device) for values in _draw_rows(encoder, seed, purpose, rows))
+        return encoder.encode_samples(encoder.space.to_model(own), GivenDraws(*draws))
 
     return ConditioningInputs(samples, make)
 
 
 def measure_residuals(
-    giver: Conditioner, samples: Array, truths: Array, seed: int, rows: Sequence[int]
+    encoder: Conditioner, samples: Array, truths: Array, seed: int, rows: Sequence[int]
 ) -> Array:
     """Return the mean of |A(x) - y| over known places, (B,), on the model's scale.
 
     x are stored samples, and y are observations of the truths in the rows of `degraded_inputs`.
     """
-    assert giver.degradation is not None
-    draws = _draw_rows(giver, seed, "given", rows)
-    made = giver.degradation.draw_parts(draws.u)
-    x, x0 = (giver.space.to_model(torch.from_numpy(each)) for each in (samples, truths))
+    assert encoder.degradation is not None
+    draws = _draw_rows(encoder, seed, "given", rows)
+    made = encoder.degradation.draw_parts(draws.u)
+    x, x0 = (encoder.space.to_model(torch.from_numpy(each)) for each in (samples, truths))
     gap = (made.apply(x) - (made.observe(x0, draws.noise) if made.sigma else made.apply(x0))).abs()
     known = made.known_mask(x0)
     if known is not None:
@@ -279,22 +279,22 @@ def measure_residuals(
 
 
 def choose_inputs(
-    giver: Conditioner, samples: Array, pairs: Array | None, seed: int
+    encoder: Conditioner, samples: Array, pairs: Array | None, seed: int
 ) -> ConditioningInputs:
     """Return reproducible inputs of stored samples: their pairs, or their degradations."""
     if pairs is not None:
-        return stored_inputs(giver, pairs)
-    return degraded_inputs(giver, samples, seed, "given")
+        return stored_inputs(encoder, pairs)
+    return degraded_inputs(encoder, samples, seed, "given")
 
 
-def _draw_rows(giver: Conditioner, seed: int, purpose: str, rows: Sequence[int]) -> GivenDraws:
+def _draw_rows(encoder: Conditioner, seed: int, purpose: str, rows: Sequence[int]) -> GivenDraws:
     """Return the random numbers of each row, on the CPU; they depend only on its index.
 
     A block is drawn once.
     """
     cpu = torch.device("cpu")
     blocks = {
-        k: giver.draw_numbers(seed, purpose, 0, range(k * BLOCK, (k + 1) * BLOCK), cpu)
+        k: encoder.draw_numbers(seed, purpose, 0, range(k * BLOCK, (k + 1) * BLOCK), cpu)
         for k in sorted({row // BLOCK for row in rows})
     }
     own = [[values[row % BLOCK] for values in blocks[row // BLOCK]] for row in rows]

@@ -58,12 +58,16 @@ class CascadeStage:
         """
         import torch
 
-        giver = Conditioner.from_blueprint(self.loaded.model.blueprint)
-        if giver is None or given is None:
+        encoder = Conditioner.from_blueprint(self.loaded.model.blueprint)
+        if encoder is None or given is None:
             return {}
         cpu = torch.device("cpu")
         return {
-            i: [*render_samples(giver.rendered_space, giver.render_input(given.encode([i], cpu)))]
+            i: [
+                *render_samples(
+                    encoder.rendered_space, encoder.render_input(given.encode([i], cpu))
+                )
+            ]
             for i in indices
         }
 

@@ -58,56 +58,58 @@ def read_inputs(config: SampleConfig, loaded: LoadedModel) -> Work[SampleInputs]
         UsageError: `--given` is missing, or the model takes no input.
         DataError: an input cannot be used.
     """
-    giver = Conditioner.from_blueprint(loaded.model.blueprint)
-    if giver is None:
+    encoder = Conditioner.from_blueprint(loaded.model.blueprint)
+    if encoder is None:
         if config.given:
             text = "--given: the model was trained without --given"
             raise UsageError(text, "Leave it out, or train a model with --given")
         return SampleInputs()
     if config.given is None:
         if guidance_scale(config, loaded.model) != 0:
-            colors = {1: "grey ", 3: "color "}.get(giver.input_space.channels, "")
-            what = f"{colors}images of {dimensions(giver.input_space.size)} ({giver.given.what})"
-            free = ", or --guidance 0 to generate without any" if giver.given.dropout else ""
+            colors = {1: "grey ", 3: "color "}.get(encoder.input_space.channels, "")
+            what = (
+                f"{colors}images of {dimensions(encoder.input_space.size)} ({encoder.given.what})"
+            )
+            free = ", or --guidance 0 to generate without any" if encoder.given.dropout else ""
             text = f"--given is missing: the model is conditioned on {what}"
             raise UsageError(text, f"Pass --given PATH{free}")
         return SampleInputs()
-    _check_options(config, giver)
-    background, medium = loaded.background, giver.space.medium
+    _check_options(config, encoder)
+    background, medium = loaded.background, encoder.space.medium
     read = partial(read_images, background=background, fit=loaded.fit, medium=medium, single=True)
-    asked = giver.space if config.degrade or config.mask else giver.input_space
+    asked = encoder.space if config.degrade or config.mask else encoder.input_space
     samples = yield from read(config.given, **settings_for(asked))
     sizes = samples.summary.sizes
     if [size[::-1] for size in sizes] != [asked.size]:
-        fit = describe_fit(sizes, asked.size, loaded.fit, giver.space.medium)
+        fit = describe_fit(sizes, asked.size, loaded.fit, encoder.space.medium)
         yield Notice(f"--given of {format_sizes(sizes)}: resized to {dimensions(asked.size)}{fit}")
     described = _describe_files(config.given, samples.names)
     if config.mask:
         masks = yield from read(
-            config.mask, **{**mask_settings_for(giver.space), "size": asked.size}
+            config.mask, **{**mask_settings_for(encoder.space), "size": asked.size}
         )
         known = _known_pixels(samples, masks, Path(config.mask))
-        inputs = masked_inputs(giver, samples.stored, known)
+        inputs = masked_inputs(encoder, samples.stored, known)
         described["mask"] = _describe_files(config.mask, masks.names)
     elif config.degrade:
-        inputs = degraded_inputs(giver, samples.stored, config.seed, "given")
-        described["degraded"] = giver.given.what
+        inputs = degraded_inputs(encoder, samples.stored, config.seed, "given")
+        described["degraded"] = encoder.given.what
     else:
-        inputs = stored_inputs(giver, samples.stored)
+        inputs = stored_inputs(encoder, samples.stored)
     return SampleInputs(inputs, len(samples), {"given": described})
 
 
-def _check_options(config: SampleConfig, giver: Conditioner) -> None:
+def _check_options(config: SampleConfig, encoder: Conditioner) -> None:
     """Refuse options that do not suit the model's kind of input."""
-    masks = giver.masks
-    if config.degrade and giver.degradation is None:
+    masks = encoder.masks
+    if config.degrade and encoder.degradation is None:
         raise UsageError("--degrade: the model was trained on pairs", "Leave it out")
     if config.mask and not masks:
-        text = f"--mask: the model was trained with --given {giver.given.what}"
+        text = f"--mask: the model was trained with --given {encoder.given.what}"
         raise UsageError(text, "Leave it out")
     if masks and not (config.mask or config.degrade):
         raise UsageError(
-            f"--mask is missing: the model is conditioned on masked images ({giver.given.what})",
+            f"--mask is missing: the model is conditioned on masked images ({encoder.given.what})",
             "Pass --mask PATH, white where to generate, or --degrade to mask as in training",
         )
 
@@ -142,12 +144,15 @@ def check_follows(space: Space, loaded: LoadedModel, path: str) -> None:
     Raises:
         UsageError: the model takes no input, needs a mask, or takes other channels or levels.
     """
-    giver, flag = (Conditioner.from_blueprint(loaded.model.blueprint), f"--then {files.show(path)}")
-    if giver is None or giver.masks:
-        why = f"needs masks ({giver.given.what})" if giver else "was trained without --given"
+    encoder, flag = (
+        Conditioner.from_blueprint(loaded.model.blueprint),
+        f"--then {files.show(path)}",
+    )
+    if encoder is None or encoder.masks:
+        why = f"needs masks ({encoder.given.what})" if encoder else "was trained without --given"
         hint = "Name a model that is conditioned on MODEL's samples, for example --given low-res:4"
         raise UsageError(f"{flag}: the model {why}", hint)
-    wanted = giver.input_space
+    wanted = encoder.input_space
     # Float samples have the scale of the files, so mean and standard deviation may differ.
     kinds = [(s.medium, s.channels, s.levels, s.layout, s.dims) for s in (space, wanted)]
     if kinds[0] != kinds[1]:
@@ -173,10 +178,10 @@ def from_samples(
     Args:
         first: the index of the first sample.
     """
-    giver = Conditioner.from_blueprint(loaded.model.blueprint)
-    assert giver is not None
-    wanted = giver.input_space
+    encoder = Conditioner.from_blueprint(loaded.model.blueprint)
+    assert encoder is not None
+    wanted = encoder.input_space
     asked = ReadSettings(**settings_for(wanted))
     medium = MEDIA[space.medium]
     fitted = [x if x.shape[1:] == wanted.size else medium.fit(x, asked) for x in drawn]
-    return stored_inputs(giver, np.stack(fitted), first)
+    return stored_inputs(encoder, np.stack(fitted), first)

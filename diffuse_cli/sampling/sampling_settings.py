@@ -23,12 +23,7 @@ from diffuse_cli.config.sample_options import (
     VarianceConfig,
 )
 from diffuse_cli.core.guidance import guide_away, interval, make_unconditional
-from diffuse_cli.core.samplers import (
-    OF_DISTILLED,
-    WITH_VARIANCE,
-    default_spacing,
-    sampler_options,
-)
+from diffuse_cli.core.samplers import OF_DISTILLED, WITH_VARIANCE, default_spacing, sampler_options
 from diffuse_cli.core.variances import LEARNED as LEARNED_VARIANCES
 from diffuse_cli.core.variances import MEASURED, VARIANCES
 from diffuse_cli.sampling.conditioning import Condition, resolve_condition

@@ -86,16 +86,18 @@ class Batches:
     def _conditioning_input(
         self, indices: Indices, x0: Tensor, flip: Tensor | None, step: int, positions: range
     ) -> Tensor | None:
-        giver, pairs = self.plan.giver, self.plan.data.pairs
-        if giver is None:
+        encoder, pairs = self.plan.encoder, self.plan.data.pairs
+        if encoder is None:
             return None
-        draws = giver.draw_numbers(self.plan.config.seed, "given", step, positions, self.device)
+        draws = encoder.draw_numbers(self.plan.config.seed, "given", step, positions, self.device)
         if pairs is None:
-            told = giver.encode_samples(x0, draws)
+            conditioning = encoder.encode_samples(x0, draws)
         else:
-            beside = giver.input_space.to_model(self._to_device(pairs[indices]))
-            told = giver.encode_observations(beside if flip is None else mirror(beside, flip))
-        return arrange_memory(giver.add_noise(told, draws))
+            beside = encoder.input_space.to_model(self._to_device(pairs[indices]))
+            conditioning = encoder.encode_observations(
+                beside if flip is None else mirror(beside, flip)
+            )
+        return arrange_memory(encoder.add_noise(conditioning, draws))
 
     def _to_device(self, values: npt.NDArray[Any]) -> Tensor:
         """Copy `values` to the device without waiting for the copy."""

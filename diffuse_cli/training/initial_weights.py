@@ -124,13 +124,13 @@ def _check_student(source: str, teacher: StoredModel, wanted: Blueprint) -> None
         raise UsageError(text, "Remove --channels, --size and --variance: they come from the model")
 
 
-def _describe_encoding(told: object) -> object:
+def _describe_encoding(value: object) -> object:
     """Return the part of a condition that decides its encoding, without statistics of samples."""
-    if isinstance(told, MetadataTable):
-        return tuple(map(_describe_encoding, told.columns))
-    if isinstance(told, Settings):
-        return {name: value for name, value in to_dict(told).items() if name not in STATISTICS}
-    return told
+    if isinstance(value, MetadataTable):
+        return tuple(map(_describe_encoding, value.columns))
+    if isinstance(value, Settings):
+        return {name: value for name, value in to_dict(value).items() if name not in STATISTICS}
+    return value
 
 
 def _levels(blueprint: Blueprint) -> str:

@@ -277,7 +277,7 @@ def measure_losses(
         own, classes = (torch.tensor(of[part], device=device) for of in (samples, labels))
         row = None if rows is None else torch.tensor(rows[part], device=device)
         x0 = arrange_memory(blueprint.space.to_model(own))
-        told = given.encode(here, device) if given else None
-        cond = blueprint.conditions.make_keywords(classes, told, row)
+        conditioning = given.encode(here, device) if given else None
+        cond = blueprint.conditions.make_keywords(classes, conditioning, row)
         with torch.no_grad():
             yield objective(denoiser, x0, t, draws.noise, cond)

@@ -85,16 +85,16 @@ class Plan:
     low_frequencies: LowFrequencies | None = None
 
     @cached_property
-    def giver(self) -> Conditioner | None:
+    def encoder(self) -> Conditioner | None:
         """Maker of the conditioning inputs, or None for a model without them."""
         return Conditioner.from_blueprint(self.blueprint)
 
     def inputs(self, chosen: Indices) -> ConditioningInputs | None:
         """Return the conditioning inputs of images outside of training steps, always the same."""
-        if self.giver is None:
+        if self.encoder is None:
             return None
         pairs = self.data.pairs[chosen] if self.data.pairs else None
-        return choose_inputs(self.giver, self.data.images.stored[chosen], pairs, self.config.seed)
+        return choose_inputs(self.encoder, self.data.images.stored[chosen], pairs, self.config.seed)
 
     def model(
         self,

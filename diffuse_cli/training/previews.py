@@ -69,7 +69,7 @@ def preview_images(plan: Plan, count: int | None = None) -> Indices:
             spaced from the 10th to the 90th percentile of the first column.
     """
     chosen = plan.data.held_out if len(plan.data.held_out) else plan.data.train
-    if count is None or plan.giver or plan.data.images.rows is None:
+    if count is None or plan.encoder or plan.data.images.rows is None:
         return chosen[:count]
     codes = plan.data.images.rows[chosen, 0]
     told = chosen[np.argsort(codes, kind="stable")][: int((~np.isnan(codes)).sum())]
@@ -97,7 +97,7 @@ def _make_condition(plan: Plan, chosen: Indices, classes: Sequence[int]) -> Cond
 
 def uses_images(plan: Plan) -> bool:
     """Whether previews use the conditions of images: conditioning images or metadata."""
-    return plan.giver is not None or plan.data.images.rows is not None
+    return plan.encoder is not None or plan.data.images.rows is not None
 
 
 def passes_of_step(plan: Plan) -> int:
@@ -142,12 +142,12 @@ def _comparison(plan: Plan, samples: Array) -> Image:
     """Make a row for each image: its conditioning image if any, samples, and the image."""
     import torch
 
-    giver, chosen = plan.giver, find_readable(plan.data, preview_images(plan, GIVEN_SHOWN))
+    encoder, chosen = (plan.encoder, find_readable(plan.data, preview_images(plan, GIVEN_SHOWN)))
     given, space = plan.inputs(chosen), plan.blueprint.space
     truths = render_samples(space, plan.data.images.stored[chosen])
     rows = [[*samples[k :: len(chosen)], truths[k]] for k in range(len(chosen))]
-    if giver and given:
-        told = giver.render_input(given.encode(range(len(chosen)), torch.device("cpu")))
-        pictures = render_samples(giver.rendered_space, told)
+    if encoder and given:
+        told = encoder.render_input(given.encode(range(len(chosen)), torch.device("cpu")))
+        pictures = render_samples(encoder.rendered_space, told)
         rows = [[first, *row] for first, row in zip(pictures, rows, strict=True)]
     return figures.arrange_rows(rows)

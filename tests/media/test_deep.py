@@ -338,5 +338,5 @@ def test_pairs_have_limits_of_their_own(diffuse: Any, recipe: Path, tmp_path: Pa
         (beside / path.name).write_bytes(tiff((values // 10 + 9000).astype(np.uint16)))
     line = ("train", data, "--config", recipe, "--given", beside, "--steps", 2, "-q")
     assert diffuse(*line).code == 0
-    giver = Conditioner.from_blueprint(load("model.safetensors").blueprint)
-    assert (giver.space.limits, giver.input_space.limits) == ((120, 2600), (9012, 9260))
+    encoder = Conditioner.from_blueprint(load("model.safetensors").blueprint)
+    assert (encoder.space.limits, encoder.input_space.limits) == ((120, 2600), (9012, 9260))

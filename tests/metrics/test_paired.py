@@ -115,42 +115,42 @@ def test_the_nearest_training_image_is_the_one_that_looks_alike_where_it_is_know
     blueprint = SimpleNamespace(
         conditions=Conditions(given=ConditioningArray(channels=3, what=what)), space=space
     )
-    giver = Conditioner.from_blueprint(blueprint)
+    encoder = Conditioner.from_blueprint(blueprint)
     pairs = images(20, 8, 8) if what == "pairs" else None
     known = LabeledSamples(images(20, 8, 8), np.full(20, -1), pairs)
     places = np.array([3, 19, 0, 7, 12, 6])
-    inputs = choose_inputs(giver, truth, None if pairs is None else pairs[places], 5)
+    inputs = choose_inputs(encoder, truth, None if pairs is None else pairs[places], 5)
     # What is unknown of the right image is another's, and far off.
     seen = inputs.encode(range(6), torch.device("cpu"))[:, -1:].numpy() > 0
     known.samples[places] = np.where(seen, truth, 255 - truth)
-    found = find_nearest_inputs(giver, inputs, 6, known, 5)
+    found = find_nearest_inputs(encoder, inputs, 6, known, 5)
     assert found.tolist() == places.tolist()
 
 
 @pytest.mark.parametrize("what", ["low-res:4", "grey", "mask:random", "blur:1"])
 def test_what_fits_is_consistent_and_noise_is_not(what):
-    giver = Conditioner(ConditioningArray(channels=3, what=what), Space(channels=3, size=(8, 8)))
+    encoder = Conditioner(ConditioningArray(channels=3, what=what), Space(channels=3, size=(8, 8)))
     truth, rows = images(9, 8, 8), [8, 0, 1, 2, 3, 4, 5, 6, 7]
-    assert np.array_equal(measure_residuals(giver, truth, truth, 3, rows), np.zeros(9))
-    assert (measure_residuals(giver, images(9, 8, 8), truth, 3, rows) > 0.02).all()
-    noisy = Conditioner(ConditioningArray(channels=3, what=f"{what}+noise:0.1"), giver.space)
+    assert np.array_equal(measure_residuals(encoder, truth, truth, 3, rows), np.zeros(9))
+    assert (measure_residuals(encoder, images(9, 8, 8), truth, 3, rows) > 0.02).all()
+    noisy = Conditioner(ConditioningArray(channels=3, what=f"{what}+noise:0.1"), encoder.space)
     off = measure_residuals(noisy, truth, truth, 3, rows)
     assert off.mean() == pytest.approx(0.1 * math.sqrt(2 / math.pi), rel=0.25)
 
 
 def test_a_mask_is_the_one_that_the_image_was_drawn_with():
-    giver = Conditioner(
+    encoder = Conditioner(
         ConditioningArray(channels=3, what="mask:random"), Space(channels=3, size=(8, 8))
     )
     truth = images(12, 8, 8)
     known = (
-        degraded_inputs(giver, truth, 3, "given")
+        degraded_inputs(encoder, truth, 3, "given")
         .encode(range(12), torch.device("cpu"))[:, -1:]
         .numpy()
     )
     painted = np.where(known > 0, truth, 255 - truth)
-    assert np.array_equal(measure_residuals(giver, painted, truth, 3, range(12)), np.zeros(12))
-    assert (measure_residuals(giver, painted, truth, 4, range(12)) > 0).all()
+    assert np.array_equal(measure_residuals(encoder, painted, truth, 3, range(12)), np.zeros(12))
+    assert (measure_residuals(encoder, painted, truth, 4, range(12)) > 0).all()
 
 
 def test_numbers_have_errors_and_those_of_a_class_are_its_own():

@@ -25,7 +25,7 @@ SPACE = Space(channels=4, size=(8, 8))
 SAMPLES = np.random.default_rng(0).integers(0, 256, (20, 4, 8, 8), dtype=np.uint8)
 
 
-def giver(what="pairs", channels=4, space=SPACE, **fields):
+def encoder(what="pairs", channels=4, space=SPACE, **fields):
     return Conditioner(ConditioningArray(channels=channels, what=what, **fields), space)
 
 
@@ -34,7 +34,7 @@ def draws(own, positions):
 
 
 def test_what_is_told_of_a_row_depends_on_nothing_but_its_place():
-    own = giver("mask:random+noise:0.2")
+    own = encoder("mask:random+noise:0.2")
     whole = degraded_inputs(own, SAMPLES, 5, "given").encode(range(20), CPU)
     told = degraded_inputs(own, SAMPLES, 5, "given").encode([13, 2, 33], CPU)
     assert torch.equal(told, whole[[13, 2, 13]])
@@ -43,14 +43,14 @@ def test_what_is_told_of_a_row_depends_on_nothing_but_its_place():
 
 
 def test_draws_belong_to_positions_of_the_batch():
-    own = giver("mask:box+noise:0.1", noise=0.5)
+    own = encoder("mask:box+noise:0.1", noise=0.5)
     whole = draws(own, range(19))
     for part in (range(8), range(3, 11), range(18, 19)):
         for name, value in draws(own, part)._asdict().items():
             assert torch.equal(value, getattr(whole, name)[part.start : part.stop])
     assert whole.u.shape == (19, 4)
     assert whole.noise.shape == whole.more.shape == (19, 4, 8, 8)
-    assert draws(giver(), range(4)).noise.shape == (4, 0)
+    assert draws(encoder(), range(4)).noise.shape == (4, 0)
 
 
 @pytest.mark.parametrize("name", list(DEGRADATIONS))
@@ -59,7 +59,7 @@ def test_every_degradation_is_told_at_the_size_of_the_sample(name, size):
     what, space = DEGRADATIONS[name].EXAMPLE, Space(channels=4, size=size)
     if name == "low-res":
         what = "low-res:2"
-    own = giver(what, space=space)
+    own = encoder(what, space=space)
     x0 = torch.randn(3, 4, *size, generator=torch.Generator().manual_seed(0))
     told = own.encode_samples(x0, draws(own, range(3)))
     assert told.shape == (3, 5, *size)
@@ -74,7 +74,7 @@ def test_every_degradation_is_told_at_the_size_of_the_sample(name, size):
 
 
 def test_noise_stays_where_something_is_known():
-    own = giver("mask:half", noise=0.5)
+    own = encoder("mask:half", noise=0.5)
     x0 = torch.zeros(64, 4, 8, 8)
     drawn = draws(own, range(64))
     told = own.add_noise(own.encode_samples(x0, drawn), drawn)
@@ -82,17 +82,17 @@ def test_noise_stays_where_something_is_known():
     assert torch.equal(told[:, -1, :, :4], torch.ones(64, 8, 4))
     spreads = told[:, :-1, :, :4].flatten(1).std(1)
     assert torch.allclose(spreads, 0.5 * drawn.level, rtol=0.3)
-    plain = giver("mask:half")
+    plain = encoder("mask:half")
     assert plain.add_noise(told, drawn) is told
 
 
 def test_what_is_told_can_be_looked_at():
-    told = stored_inputs(giver(), SAMPLES).encode([3, 24], CPU)
+    told = stored_inputs(encoder(), SAMPLES).encode([3, 24], CPU)
     assert told.shape == (2, 5, 8, 8)
-    assert np.array_equal(giver().render_input(told), SAMPLES[[3, 4]])
+    assert np.array_equal(encoder().render_input(told), SAMPLES[[3, 4]])
     known = np.zeros((1, 1, 8, 8), bool)
     known[..., :4] = True
-    part = masked_inputs(giver("mask:half"), SAMPLES, known).encode([3], CPU)
+    part = masked_inputs(encoder("mask:half"), SAMPLES, known).encode([3], CPU)
     assert torch.equal(part[:, :-1, :, :4], told[:1, :-1, :, :4])
     assert not part[..., 4:].any()
     assert torch.equal(part[:, -1:], torch.from_numpy(known).float())
@@ -103,7 +103,7 @@ def test_what_is_told_can_be_looked_at():
 )
 def test_what_does_not_suit_the_samples_is_refused(what, channels):
     with pytest.raises(UsageError):
-        giver(what, channels)
+        encoder(what, channels)
 
 
 def floats(mean, std, size=(8,)):
@@ -116,7 +116,7 @@ def floats(mean, std, size=(8,)):
 )
 def test_averaged_floats_are_what_their_file_says(what, mean, std):
     space = floats((1.0, 2.0, 3.0, 4.0), (3.0,) * 4)
-    own = giver(what, space=space)
+    own = encoder(what, space=space)
     assert (own.input_space.mean, own.input_space.std) == (mean, std)
     stored = torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(0))
     seen = own.degradation.apply(stored)
@@ -128,10 +128,10 @@ def test_averaged_floats_are_what_their_file_says(what, mean, std):
 
 def test_averages_of_floats_with_other_deviations_are_refused():
     space = floats((0.0,) * 4, (1.0, 1.0, 2.0, 2.0))
-    assert giver("downsample-channels:2", space=space).input_space.std == (1.0, 2.0)
-    assert giver("low-res:2", space=space).input_space.std == space.std
+    assert encoder("downsample-channels:2", space=space).input_space.std == (1.0, 2.0)
+    assert encoder("low-res:2", space=space).input_space.std == space.std
     with pytest.raises(UsageError, match="grey averages channels, but their standard"):
-        giver("grey", space=space)
+        encoder("grey", space=space)
 
 
 def test_a_degradation_is_known_by_its_name():

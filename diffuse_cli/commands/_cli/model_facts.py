@@ -83,10 +83,10 @@ def _conditioning_input(own: Blueprint) -> Iterator[str]:
     """Yield the kind of image that the model is conditioned on, if there is one."""
     from diffuse_cli.models.image_conditioning import Conditioner
 
-    if giver := Conditioner.from_blueprint(own):
-        given = giver.given
+    if encoder := Conditioner.from_blueprint(own):
+        given = encoder.given
         noise = f", with noise of up to {given.noise:g}" if given.noise else ""
-        kind = f"{show(given.what)}: {describe_space(giver.input_space)}"
+        kind = f"{show(given.what)}: {describe_space(encoder.input_space)}"
         yield f"{kind}; dropped from {given.dropout:.0%}{noise}"
 
 

@@ -44,36 +44,38 @@ def read_condition(
         UsageError: --given is missing, or has no use.
         DataError: it cannot be read.
     """
-    giver = Conditioner.from_blueprint(loaded.model.blueprint)
-    if giver is None:
+    encoder = Conditioner.from_blueprint(loaded.model.blueprint)
+    if encoder is None:
         if config.given is not None:
             raise UsageError("--given: the model was trained without", "Leave it out")
         return None
-    if giver.degradation is not None:
+    if encoder.degradation is not None:
         if config.given is not None:
             raise UsageError(
-                f"--given: the model is conditioned on {giver.given.what} of the "
+                f"--given: the model is conditioned on {encoder.given.what} of the "
                 f"{MEDIA[loaded.space.medium].one}",
                 "Leave it out",
             )
-        inputs = degraded_inputs(giver, image[None], config.seed, "given")
+        inputs = degraded_inputs(encoder, image[None], config.seed, "given")
     else:
         if config.given is None:
             text = "the model was trained on pairs"
             raise UsageError(text, "Pass --given FILE, the conditioning image")
-        inputs = stored_inputs(giver, (yield from _read_pair(config, giver, loaded))[None])
+        inputs = stored_inputs(encoder, (yield from _read_pair(config, encoder, loaded))[None])
     given = inputs.encode([0], device)
     return DemoCondition(
-        giver.given.what, given, render_samples(giver.rendered_space, giver.render_input(given))[0]
+        encoder.given.what,
+        given,
+        render_samples(encoder.rendered_space, encoder.render_input(given))[0],
     )
 
 
-def _read_pair(config: DemoConfig, giver: Conditioner, loaded: LoadedModel) -> Work[Array]:
+def _read_pair(config: DemoConfig, encoder: Conditioner, loaded: LoadedModel) -> Work[Array]:
     """Return the other half of the pair, (C, H, W), fitted as the image is."""
     assert config.given is not None
-    own, fit = settings_for(giver.input_space), config.fit or loaded.fit
+    own, fit = settings_for(encoder.input_space), config.fit or loaded.fit
     asked = ReadSettings(**own, background=rgb(str(config.background)), fit=fit)
-    found = read_picture(config.given, giver.input_space.medium, asked)
+    found = read_picture(config.given, encoder.input_space.medium, asked)
     shown = files.show(config.given)
     yield from (Notice(f"{shown}: {text}", warning=True) for text in found.remarks)
     return np.array(found.values)

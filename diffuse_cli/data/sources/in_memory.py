@@ -60,8 +60,8 @@ class _LockedSamples:
         with self.lock:
             with self.around():
                 given = self.samples[index]
-            sample, told = _split_label(given)
-            return encode_sample(sample), told
+            sample, label = _split_label(given)
+            return encode_sample(sample), label
 
 
 _HELD: dict[str, _LockedSamples] = {}
@@ -110,18 +110,18 @@ class InMemorySamples(Source):
         found, self._shapes = [], set()
         for k in range(len(self._held)):
             try:
-                file, told = self._held.read_sample(k)
-                told = to_plain(told)
-                if isinstance(told, Mapping):
-                    self._told[k] = {str(name): value for name, value in told.items()}
-                    told = told.get(CLASS)
-                if isinstance(told, (list, tuple)):
-                    raise TypeError(f"the class has {len(told)} values, not one name or number")
+                file, label = self._held.read_sample(k)
+                label = to_plain(label)
+                if isinstance(label, Mapping):
+                    self._told[k] = {str(name): value for name, value in label.items()}
+                    label = label.get(CLASS)
+                if isinstance(label, (list, tuple)):
+                    raise TypeError(f"the class has {len(label)} values, not one name or number")
             except (TypeError, ValueError, OSError) as error:
                 raise DataError(f"sample {k} of {len(self._held):,}: {error}") from error
             if file.shape is not None:
                 self._shapes.add(file.shape)
-            label = None if told is None else str(told)
+            label = None if label is None else str(label)
             found.append(Entry(f"{k:09d}{file.suffix}", len(file.data), str(k), label=label))
         if self._told:
             self.tables = (self.path.name,)

@@ -172,7 +172,7 @@ def _restore(
     size: Callable[[LoadedModel], Size | None] = lambda loaded: None,
 ) -> Work[SampleFiles | None]:
     def plan_task(loaded: LoadedModel, settings: SamplingSettings, told: bool) -> Work[TaskPlan]:
-        method, giver = (
+        method, encoder = (
             _choose_method(config, flag, told),
             Conditioner.from_blueprint(loaded.model.blueprint),
         )
@@ -187,8 +187,8 @@ def _restore(
             start, process = noise(-1), loaded.denoiser.process
             degradation, y = seen.of(rows, start.device)
             guided = bind(settings.add_guidance(loaded.denoiser))
-            if told and giver:
-                given = giver.encode_observations(y, degradation)
+            if told and encoder:
+                given = encoder.encode_observations(y, degradation)
                 guided = partial(guided, given=arrange_memory(given))
             if method == TOLD:
                 denoise = in_range(guided)

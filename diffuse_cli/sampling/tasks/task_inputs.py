@@ -231,46 +231,48 @@ def is_conditioned(loaded: LoadedModel, degradation: Degradation | None, flag: s
     Raises:
         UsageError: the model needs an input, and of another kind.
     """
-    giver = Conditioner.from_blueprint(loaded.model.blueprint)
-    if giver is None:
+    encoder = Conditioner.from_blueprint(loaded.model.blueprint)
+    if encoder is None:
         return False
-    if degradation is not None and _fits(giver, degradation):
+    if degradation is not None and _fits(encoder, degradation):
         return True
-    if giver.given.dropout == 0:
-        line = f"{flag}: the model was trained {_purpose(giver)} only, and always needs that input"
-        raise UsageError(line, f"Use diffuse {_command(giver)}")
+    if encoder.given.dropout == 0:
+        line = (
+            f"{flag}: the model was trained {_purpose(encoder)} only, and always needs that input"
+        )
+        raise UsageError(line, f"Use diffuse {_command(encoder)}")
     return False
 
 
-def _fits(giver: Conditioner, asked: Degradation) -> bool:
+def _fits(encoder: Conditioner, asked: Degradation) -> bool:
     """Whether kind, noise and value are the model's. For masks, the value may differ."""
-    own = giver.degradation
+    own = encoder.degradation
     if own is None or (own.NAME, own.sigma) != (asked.NAME, asked.sigma):
         return False
     return own.HIDES or own.text == asked.text
 
 
-def _purpose(giver: Conditioner) -> str:
-    what = giver.given.what
+def _purpose(encoder: Conditioner) -> str:
+    what = encoder.given.what
     return "on pairs" if what == PAIRS else f"for {what}"
 
 
-def _command(giver: Conditioner) -> str:
+def _command(encoder: Conditioner) -> str:
     """Return a command line that suits the model."""
-    own = giver.degradation
+    own = encoder.degradation
     if own is None:
         return "sample MODEL --given FILE"
     if own.HIDES and not own.sigma:
         return "inpaint MODEL IMAGE --mask FILE"
-    return f"restore MODEL IMAGE --degradation {giver.given.what}"
+    return f"restore MODEL IMAGE --degradation {encoder.given.what}"
 
 
 def report_input(loaded: LoadedModel, told: bool) -> Work[None]:
     """Report whether a model of --given is conditioned on the picture."""
-    giver = Conditioner.from_blueprint(loaded.model.blueprint)
-    if giver is not None:
+    encoder = Conditioner.from_blueprint(loaded.model.blueprint)
+    if encoder is not None:
         use = "is conditioned on the picture" if told else "runs without an input here"
-        yield Notice(f"the model was trained {_purpose(giver)}, and {use}")
+        yield Notice(f"the model was trained {_purpose(encoder)}, and {use}")
 
 
 def check_class(loaded: LoadedModel, *, labeled: bool, told: bool) -> None:
