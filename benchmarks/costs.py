@@ -14,14 +14,12 @@ from __future__ import annotations
 import json
 import math
 
-import torch
-from torch.utils.flop_counter import FlopCounterMode
-
 from diffuse_cli.config.presets import PRESETS
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core import Conditions, Space
 from diffuse_cli.training.configuration import complete_config
 from diffuse_cli.training.memory_estimate import estimate_memory
+from diffuse_cli.training.time_estimate import count_operations
 
 SIDES = {"ddpm-cifar10": 32, "iddpm-cifar10": 32, "vit-b": 256, "ddpm-celebahq-256": 256,
          "adm-128": 128, "adm-256": 256}  # fmt: skip
@@ -40,11 +38,7 @@ def measured(preset: str) -> dict[str, object]:
         row["parameters"] = sum(map(math.prod, blueprint.shapes.values()))
         row["fixed"] = round(found.fixed / 2**20)
         row[f"image_{precision}"] = round(found.image / 2**20, 1)
-    with torch.device("meta"):
-        net, x = blueprint.build(), torch.zeros(1, *space.shape)
-        with FlopCounterMode(display=False) as counter:
-            net(x, torch.zeros(1)).sum().backward()
-    row["gflop"] = round(counter.get_total_flops() / 1e9, 2)
+    row["gflop"] = round(count_operations(blueprint) / 1e9, 2)
     return row
 
 

@@ -41,7 +41,11 @@ Path: TypeAlias = str | os.PathLike[str]
 '''
 
 OWN = {
-    "TrainOptions": ("train", TrainConfig, {"data", "out", "resume", "overwrite", "dry_run"}),
+    "TrainOptions": (
+        "train",
+        TrainConfig,
+        {"data", "out", "resume", "overwrite", "dry_run", "measure"},
+    ),
     "SampleOptions": (
         "Model.sample",
         SampleConfig,

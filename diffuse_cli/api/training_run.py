@@ -76,8 +76,9 @@ def train(
         use_torch_defaults(),
     ):  # what can be refused now is
         filed = read_toml(config) if isinstance(config, (str, Path)) else to_plain(config)
-        if typed.get("dry_run") or (filed or {}).get("dry_run"):
-            raise UsageError("dry_run: only the command prints a plan", "Leave it out")
+        for name in ("dry_run", "measure"):
+            if typed.get(name) or (filed or {}).get(name):
+                raise UsageError(f"{name}: only the command prints a plan", "Leave it out")
         check_data("data", data)
         configure({"data": "", **from_file(convert_keywords(typed, stack))}, filed)
     return _events(data, typed, filed)

@@ -121,6 +121,8 @@ def _check_options(config: TrainConfig) -> TrainConfig:
     """
     if config.eval_images is not None and config.eval_every is None:
         raise UsageError("--eval-images needs --eval-every", "Set both, or neither")
+    if config.measure and not config.dry_run:
+        raise UsageError("--measure needs --dry-run", "Set both, or neither")
     if config.minutes is None and config.stop_at is not None and config.stop_at > config.steps:
         text = f"--stop-at {config.stop_at} is beyond the {config.steps} steps of the run"
         raise UsageError(text, "Remove it, or set more --steps")

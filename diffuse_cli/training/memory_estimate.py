@@ -200,8 +200,13 @@ def _suggest_smaller(config: TrainConfig, blueprint: Blueprint, device: str, fre
 
 
 def smaller_side(size: Sequence[int], ratio: float) -> int:
-    """Return the --size whose images cost at most `ratio` times as much. 0 if it is too small."""
-    side = int(min(size) * ratio**0.5) // 16 * 16
+    """Return the --size whose images cost at most `ratio` times as much. 0 if it is too small.
+
+    Every preset suits the side, because it can be halved until 8 or less are left.
+    """
+    most = int(min(size) * ratio**0.5)
+    unit = 2 ** max(4, math.ceil(math.log2(max(1, most) / 8)))
+    side = most // unit * unit
     return side if 16 <= side < min(size) else 0
 
 

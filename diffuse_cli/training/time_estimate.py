@@ -15,14 +15,18 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from diffuse_cli.config.options import to_toml
+from diffuse_cli.config.parsers import Size
 from diffuse_cli.config.train_options import TrainConfig, to_file
 from diffuse_cli.core.networks import count_parameters
+from diffuse_cli.core.settings import dimensions
 from diffuse_cli.data.summary import plural
+from diffuse_cli.media import MEDIA
+from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.system.devices import open_accelerator
-from diffuse_cli.system.errors import DiffuseError
+from diffuse_cli.system.errors import DiffuseError, UsageError
 from diffuse_cli.system.events import Notice, Progress, Work
 from diffuse_cli.training import previews
-from diffuse_cli.training.configuration import with_batch_size
+from diffuse_cli.training.configuration import complete_config, with_batch_size
 from diffuse_cli.training.initial_weights import load_initial_weights
 from diffuse_cli.training.memory_estimate import (
     SLACK,
@@ -44,8 +48,9 @@ from diffuse_cli.training.trainer import Trainer
 
 TASK = "measuring the time of a step"
 
-SECONDS, SHARE, BRIEFLY = 20.0, 0.05, 1.0
-"""Measuring takes at most SECONDS, or this fraction of --minutes, but at least BRIEFLY seconds."""
+SECONDS, SHARE, BRIEFLY, QUICK = 20.0, 0.05, 1.0, 3.0
+"""Measuring takes at most SECONDS, or this fraction of --minutes, but at least BRIEFLY seconds.
+--dry-run without --measure takes at most QUICK seconds."""
 
 WARM_UP, LEAST, SETTLED = 3, 5, 5.0
 """Steps that do not count, steps that count, and the seconds after which more steps are not needed.
@@ -57,6 +62,9 @@ RATIO, TRIES = 4, 3
 PASSES, BESIDE = 2, 2
 """Timed sampling steps, after one untimed step, if all take at most 1/BESIDE of the time for
 training steps."""
+
+SMALL = 64
+"""Longest side of samples that `--dry-run` does not compare with half of the size."""
 
 LARGE, PART = 2**28, 4
 """An image that keeps LARGE bytes or more for its backward pass is first tried at 1/PART of its
@@ -72,8 +80,10 @@ class Stopwatch:
     """
 
     def __init__(self, plan: Plan, accelerator: Accelerator, seconds: float) -> None:
-        self.plan, self.accelerator, self.budget = plan, accelerator, seconds
-        self.spent, self.taken, self.total = 0.0, 0, max(1, round(seconds))
+        quick = plan.config.dry_run and not plan.config.measure
+        self.plan, self.accelerator = plan, accelerator
+        self.budget = min(seconds, QUICK) if quick else seconds
+        self.spent, self.taken, self.total = 0.0, 0, max(1, round(self.budget))
         self._began = time.monotonic()
         self._known: list[tuple[int, float]] = []
         self._trainer: Trainer | None = None
@@ -289,12 +299,27 @@ def measure_step_seconds(plan: Plan, accelerator: Accelerator) -> Work[float]:
 
 @dataclass(frozen=True)
 class TrainingEstimate:
-    """Complete configuration with its parameters, memory in bytes and seconds."""
+    """Complete configuration with its cost.
+
+    Attributes:
+        parameters: the parameters of the network.
+        memory: the bytes.
+        seconds: the time of the whole run.
+        samples: the training samples.
+        half: half of the size, and the samples that its network sees in the same time, or None.
+    """
 
     config: TrainConfig
     parameters: int
     memory: int
     seconds: float
+    samples: int
+    half: tuple[Size, int] | None
+
+    @property
+    def seen(self) -> int:
+        """Samples that the run sees, each time they are seen."""
+        return self.config.steps * (self.config.batch_size or 0)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
@@ -303,6 +328,9 @@ class TrainingEstimate:
             "parameters": self.parameters,
             "memory_bytes": self.memory,
             "seconds": round(self.seconds, 1),
+            "images_seen": self.seen,
+            "epochs": round(self.seen / self.samples, 3),
+            "half_size": self.half and {"size": self.half[0], "images_seen": self.half[1]},
         }
 
     def to_toml(self) -> str:
@@ -311,7 +339,55 @@ class TrainingEstimate:
             f"# {self.parameters:,} parameters, about {self.memory / 2**30:.2f} GiB, "
             f"about {format_duration(self.seconds)} on this machine"
         )
-        return f"{costs}\n\n{to_toml(to_file(self.config, control=False))}"
+        medium, times = MEDIA[str(self.config.medium)], _round(self.seen / self.samples)
+        seen = (
+            f"# {dimensions(self.config.size or ())}: {_round(self.seen)} {medium.many} in "
+            f"{format_duration(self.seconds)}, each of "
+            f"{plural(self.samples, medium.one, medium.many)} {times} "
+            f"{'time' if times == '1' else 'times'}"
+        )
+        if self.half:
+            seen += f". At {dimensions(self.half[0])}: {_round(self.half[1])}"
+        return f"{costs}\n{seen}\n\n{to_toml(to_file(self.config, control=False))}"
+
+
+def _round(count: float) -> str:
+    """Return a count with three digits."""
+    return f"{float(f'{count:.3g}'):,.15g}"
+
+
+def count_operations(blueprint: Blueprint) -> int:
+    """Count the floating-point operations of a sample in a step, forward and backward."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        cond = blueprint.conditions.make_keywords(torch.zeros(1, dtype=torch.long))
+        net = blueprint.build_on_meta()
+        net(torch.zeros(1, *blueprint.space.shape), torch.zeros(1), **cond).sum().backward()
+    return int(counter.get_total_flops())
+
+
+def count_at_half_size(config: TrainConfig, plan: Plan) -> tuple[Size, int] | None:
+    """Return half of the size, and the samples that its network sees in the time of the plan.
+
+    The network is the one that the preset has for this size. Returns None for signals, small
+    samples, or a size that the network does not suit.
+
+    Args:
+        config: the configuration as it was set, without the plan's network.
+    """
+    space, done = plan.blueprint.space, plan.config
+    half = tuple(side // 2 for side in space.size)
+    if space.dims == 1 or max(space.size) <= SMALL or min(half) == 0:
+        return None
+    try:
+        smaller = dataclasses.replace(space, size=half)
+        config = dataclasses.replace(config, size=half)
+        _, blueprint = complete_config(config, smaller, plan.blueprint.conditions)
+    except UsageError:
+        return None
+    ratio = count_operations(plan.blueprint) / count_operations(blueprint)
+    return half, int(done.steps * (done.batch_size or 0) * ratio)
 
 
 def estimate(config: TrainConfig) -> Work[TrainingEstimate]:
@@ -329,20 +405,16 @@ def estimate(config: TrainConfig) -> Work[TrainingEstimate]:
             yield from load_initial_weights(plan.config, plan.blueprint)
         done, budget = yield from choose_steps(plan, accelerator)
         plan = dataclasses.replace(plan, config=done)
-        if budget:
-            seconds, total = (
-                budget.step,
-                budget.used + budget.estimate_seconds(0, done.steps, plan_chores(plan)),
-            )
-        else:
-            seconds = yield from measure_step_seconds(plan, accelerator)
-            total = seconds * done.steps
+        if budget is None:
+            budget = Budget(math.inf, (yield from measure_step_seconds(plan, accelerator)))
+        total = budget.used + budget.estimate_seconds(0, done.steps, plan_chores(plan))
         device = accelerator.device.type
     yield from warn_of_limited_options(done)
-    yield from warn_of_long_run(done, seconds, done.steps)
+    yield from warn_of_long_run(done, budget.step, done.steps)
     assert done.batch_size is not None
     part = -(-done.batch_size // done.accumulation)
     memory = estimate_memory(done, plan.blueprint, device).total_bytes(part, SLACK.get(device, 1.0))
     with torch.device("meta"):
         parameters = count_parameters(plan.blueprint.build())
-    return TrainingEstimate(done, parameters, memory, total)
+    half = count_at_half_size(config, plan)
+    return TrainingEstimate(done, parameters, memory, total, len(plan.data.train), half)

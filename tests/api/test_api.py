@@ -264,6 +264,7 @@ def test_what_can_be_refused_is_refused_at_once_with_the_packages_errors(
         ({"steps": 3, "minutes": 1}, "exclude each other"),
         ({"dry_run": True}, "dry_run: only the command"),
         ({"config": {"dry_run": True}}, "dry_run: only the command"),
+        ({"measure": True}, "measure: only the command"),
     ):
         with pytest.raises(diffuse.DiffuseError, match=said):
             diffuse.train(images, out=out, **options)

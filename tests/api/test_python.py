@@ -131,7 +131,13 @@ def test_options_may_be_values_of_numpy_and_torch(images: Path):
 
 
 TYPES: list[tuple[Any, Any, Any, set[str], set[str]]] = [
-    (diffuse.train, keywords.TrainOptions, TrainConfig, {"dry_run", "architecture"}, set()),
+    (
+        diffuse.train,
+        keywords.TrainOptions,
+        TrainConfig,
+        {"dry_run", "measure", "architecture"},
+        set(),
+    ),
     (
         diffuse.Model.sample,
         keywords.SampleOptions,

@@ -220,4 +220,7 @@ def test_dry_run_json_has_the_costs(train, untimed):
     assert found["parameters"] > 10_000
     assert found["memory_bytes"] > 4 * 5 * found["parameters"]
     assert found["config"]["batch_size"] == 8
+    assert found["images_seen"] == 8 * found["config"]["steps"]
+    assert found["epochs"] == pytest.approx(found["images_seen"] / 54, abs=1e-3)
+    assert found["half_size"] is None
     assert json.dumps(found)

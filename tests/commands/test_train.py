@@ -142,9 +142,17 @@ def test_dry_run_is_toml_with_the_costs_and_writes_nothing(train, untimed):
     assert config["steps"] == 5
     assert config["size"] == [8, 8]
     assert config["unet"]["width"] == 8
-    assert "parameters" in ran.out.splitlines()[0]
-    assert ran.out.startswith("# ")
+    costs, seen = ran.out.splitlines()[:2]
+    assert costs.startswith("# ")
+    assert "parameters" in costs
+    assert re.fullmatch(r"# 8x8: 40 images in .*, each of 54 images 0\.741 times", seen)
     assert not list(Path().iterdir())
+
+
+def test_measuring_needs_a_dry_run(quick, untimed):
+    ran = quick("--measure")
+    assert (ran.code, ran.line) == (2, "diffuse: --measure needs --dry-run. Set both, or neither\n")
+    assert quick("--measure", "--dry-run").code == 0
 
 
 def test_dry_run_fed_back_gives_the_same_model(quick, diffuse, images, untimed):

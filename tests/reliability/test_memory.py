@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from errno import ENOMEM
 from pathlib import Path
 
@@ -274,6 +275,22 @@ def test_a_run_that_cannot_fit_is_refused_before_anything_is_made(
     assert "one image of 256x256 takes" in ran.line
     assert hint in ran.line
     assert not RunDirectory(MODEL).exists()
+
+
+@pytest.mark.parametrize("size", [256, 512])
+@pytest.mark.parametrize("preset", ["tiny", "small", "base"])
+def test_a_run_or_the_one_that_is_suggested_instead_fits(
+    diffuse, images, has, step_takes, preset, size
+):
+    step_takes(1.0)
+    line = ("train", images, "--preset", preset, "--dry-run", "-q", "--batch-size", 8)
+    has(8 * 2**30)
+    assert diffuse(*line, "--size", size).code == 0
+    if preset == "base":
+        has(2 * 2**30)
+        ran = diffuse(*line, "--size", size)
+        way = re.search(r"Try (--gradient-checkpointing|--size \d+)", ran.line)[1]
+        assert diffuse(*line, "--size", size, *way.split()).code == 0
 
 
 def test_a_batch_that_does_not_fit_is_split_and_said(train, has, monkeypatch, untimed):

@@ -18,7 +18,14 @@ from diffuse_cli.training.configuration import complete_config, configure
 from diffuse_cli.training.monitor import count_measured_images, preview_spacing
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.run_length import Forecast, warn_of_few_steps, warn_of_long_run
-from diffuse_cli.training.time_estimate import Stopwatch, estimate_step_seconds, fill_minutes
+from diffuse_cli.training.time_estimate import (
+    QUICK,
+    Stopwatch,
+    TrainingEstimate,
+    count_at_half_size,
+    estimate_step_seconds,
+    fill_minutes,
+)
 from diffuse_cli.training.training_data import TrainingData
 
 
@@ -160,6 +167,15 @@ def test_a_network_that_compiles_is_measured_as_it_will_be(machine):
     found, _ = run(Stopwatch(plan, here.accelerator, 20).seconds(plan.config))
     assert found == pytest.approx(6.4)
     assert {step[:2] for step in here.steps} == {(64, 1)}
+
+
+def test_a_dry_run_measures_briefly_unless_it_is_asked_to_measure(machine):
+    here = machine(fixed=0.1, each=0.05)
+    for measure, most in ((False, QUICK), (True, 20)):
+        plan = plan_of(batch_size=64, dry_run=True, measure=measure)
+        watch = Stopwatch(plan, here.accelerator, 20)
+        assert run(watch.seconds(plan.config))[0] == pytest.approx(3.3, rel=0.1)
+        assert watch.spent <= most
 
 
 @pytest.mark.parametrize(("minutes", "seconds"), [(0.01, 1), (3, 9), (10, 20), (600, 20)])
@@ -367,3 +383,33 @@ def test_minutes_that_are_too_few_are_called_so(train, step_takes):
         assert (
             "warning: 10 steps are too few: samples will be noise. Try --minutes 510.\n" in ran.err
         )
+
+
+# -- images in the time ---------------------------------------------------------------------------
+
+
+def test_half_of_the_size_sees_more_images_by_the_operations_of_its_network():
+    def at_half(side, channels=3):
+        asked = configure({"data": "x", "preset": "tiny"})
+        return count_at_half_size(asked, plan_of(side, channels, steps=10, batch_size=8))
+
+    size, seen = at_half(128)
+    assert size == (64, 64)
+    assert 3.5 * 80 < seen < 4.5 * 80
+    assert 80 < at_half(128, channels=1)[1] < 1.5 * 80, "it has patches of a quarter of the area"
+    assert at_half(64) is None
+    assert at_half(72) is None, "36 is not halved often enough"
+
+
+@pytest.mark.parametrize(
+    ("samples", "half", "says"),
+    [
+        (1000, ((64, 64), 710_400), "1,000 images 153 times. At 64x64: 710,000"),
+        (153_400, None, "153,400 images 1 time"),
+        (1_000_000, None, "1,000,000 images 0.153 times"),
+    ],
+)
+def test_a_dry_run_says_how_many_images_it_sees(samples, half, says):
+    config = plan_of(128, steps=15_340, batch_size=10).config
+    lines = TrainingEstimate(config, 1, 1, 3600.0, samples, half).to_toml().splitlines()
+    assert lines[1] == f"# 128x128: 153,000 images in 60.0 minutes, each of {says}"
