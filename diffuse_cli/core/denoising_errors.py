@@ -73,10 +73,8 @@ def squared_error(
     denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, cond: Mapping[str, Any]
 ) -> Tensor:
     """Return the mean squared error of x_0 in each sample, (B,), clipped as in sampling."""
-    from diffuse_cli.core.guidance import clip
-
-    denoise = denoiser if denoiser.levels is None else clip(denoiser)
-    found = denoise(denoiser.process.diffuse(x0, t, noise), t, **cond).x0
+    found = denoiser(denoiser.process.diffuse(x0, t, noise), t, **cond).x0
+    found = found if denoiser.levels is None else found.clamp(-1, 1)
     return (found - x0).square().flatten(1).mean(1)
 
 
