@@ -201,6 +201,11 @@ WAIT = timedelta(days=1)
 elsewhere, are too short. Launchers notice at once if a process dies."""
 
 
+_GROUPS: list[Any] = []
+"""Process groups, which are never freed. Freeing one waits for gloo's threads while it holds the
+GIL, and a thread that frees its last tensor waits for the GIL."""
+
+
 @contextlib.contextmanager
 def open_accelerator(
     precision: str,
@@ -255,6 +260,8 @@ def open_accelerator(
             log_with=log,
             project_dir=folder,
         )
+    if accelerator.num_processes > 1:
+        _GROUPS.append(torch.distributed.group.WORLD)
     if world_size() > 1 and accelerator.num_processes == 1:
         text = f"{world_size()} processes were started, but each sees only itself"
         raise UsageError(text, LAUNCH)

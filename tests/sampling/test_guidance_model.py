@@ -66,6 +66,7 @@ def described(recommended=None, weak=None, classes=()):
         sampling=sampling,
         weak=weak,
         distilled=None,
+        errors=None,
     )
 
 

@@ -16,6 +16,7 @@ from diffuse_cli.config.options import from_dict, to_toml
 from diffuse_cli.config.presets import PRESETS, network_config
 from diffuse_cli.config.train_options import TrainConfig, from_file, to_file
 from diffuse_cli.core import Conditions, Space
+from diffuse_cli.core.denoising_errors import POINTS
 from diffuse_cli.models import model_file
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import finish
@@ -26,7 +27,7 @@ from diffuse_cli.training.configuration import (
     with_batch_size,
 )
 from diffuse_cli.training.memory_estimate import count_kept_bytes
-from diffuse_cli.training.monitor import GUESS
+from diffuse_cli.training.monitor import GUESS, count_measured_images
 from diffuse_cli.training.plan import Plan, warn_of_narrow_network
 from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.time_budget import choose_batch_size
@@ -411,8 +412,10 @@ def test_minutes_are_filled_with_the_batch_that_suits_them(monkeypatch, typed, b
     plan = Plan(*made, TrainingData(None, np.arange(0), np.arange(0)))
     config, budget = finish(fill_minutes(plan, accelerator))
     assert config.batch_size == batch
-    previews = 8 * GUESS * 320 / (3 * batch)
-    assert config.steps == pytest.approx(7 * 60 * 128 / batch - previews, abs=1)
+    plan = replace(plan, config=config)
+    passes = 8 * 320 + POINTS * count_measured_images(plan, config.steps)
+    beside = GUESS * passes / (3 * batch)
+    assert config.steps == pytest.approx(7 * 60 * 128 / batch - beside, abs=1)
     assert config.lr == pytest.approx(PRESETS["tiny"].train["lr"] * (batch / 64) ** 0.5)
     assert config.minutes is None
     assert budget.step == batch / 128
