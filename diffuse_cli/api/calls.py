@@ -39,7 +39,7 @@ class Indexed(Protocol):
 
 Data: TypeAlias = "str | os.PathLike[str] | Iterable[Any] | Indexed"
 """DATA as the command line takes it, or samples: those that were drawn, or what
-`data.sources.in_memory.held` takes."""
+`data.sources.in_memory.register_samples` takes."""
 
 LOG = logging.getLogger("diffuse")
 LOG.addHandler(logging.NullHandler())

@@ -328,7 +328,8 @@ class Mask(Projection):
             return self.mask.to(like.dtype).to(like.device)
         size = tuple(like.shape[2:])
         if MASKS[self.kind].uniforms(size):
-            raise InvalidArgument(f"{self.text} is random for each sample", "Call drawn(u) first")
+            text = f"{self.text} is random for each sample"
+            raise InvalidArgument(text, "Call draw_parts(u) first")
         return MASKS[self.kind](like.new_empty(1, 0), size).to(like.dtype)
 
     def apply(self, x0: Tensor) -> Tensor:

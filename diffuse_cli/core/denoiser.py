@@ -52,7 +52,8 @@ class Denoiser:
     """Network with the process it was trained on, its target and its variance.
 
     Args:
-        net: the network, called as `net(x, t, **cond)`, with t from `Process.shown`, float32 (B,).
+        net: the network, called as `net(x, t, **cond)`, with t from `Process.time_input`, float32
+            (B,).
         process: the forward process.
         target: a name in `TARGETS`.
         variance: a name in `VARIANCES`. A learned variance is the second half of the output, which

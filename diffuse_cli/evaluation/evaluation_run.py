@@ -353,7 +353,7 @@ class EvaluationResult:
         details: further results of the metrics, by their names.
         real, generated: the number of images on each side.
         part: the part of the real images: `held-out` or `all`.
-        features: the feature network, see `FeatureNetwork.described`.
+        features: the feature network, see `FeatureNetwork.describe`.
         settings: the settings of sampling and of the variational bound.
         fingerprints: the fingerprints of DATA, and of a measured folder.
         made_with: versions and the machine.

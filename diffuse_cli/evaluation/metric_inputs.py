@@ -82,7 +82,7 @@ class EvaluationRun(MetricInputs):
     Attributes:
         fakes: the generated samples, once they exist.
         training: the training samples, if they are known and wanted.
-        made: the parts that exist, see `input_builders.make`.
+        made: the parts that exist, see `input_builders.make_part`.
     """
 
     config: EvalConfig
@@ -208,7 +208,7 @@ class VariationalBound:
 
     Attributes:
         prior: the term L_T, (N,).
-        expected: the mean number of visits to each timestep, see `visits`, (T,).
+        expected: the mean number of visits to each timestep, see `plan_visits`, (T,).
         times, terms: the timestep of each visit and its term, (N, V).
     """
 

@@ -76,7 +76,7 @@ def _observe_values(values: Sequence[float], space: Space, made: Degradation) ->
 
 @dataclass(frozen=True)
 class Conditioner:
-    """Encoder of conditioning images (B, C', *size), as `core.conditions.Given` describes them.
+    """Encoder of conditioning images (B, C', *size), as `ConditioningArray` describes them.
 
     Attributes:
         given: the description of the conditioning images.

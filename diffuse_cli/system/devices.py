@@ -219,8 +219,7 @@ def open_accelerator(
 
     Args:
         precision: the precision. `auto` is float32 until `apply_precision`, because it depends on
-        the
-            network.
+            the network.
         device: one of `DEVICES`.
         accumulation: forward passes per step.
         log: a tracker, which writes to `folder`.

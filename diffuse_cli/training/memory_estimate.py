@@ -87,7 +87,8 @@ def count_kept_bytes(
 
     net = blueprint.build_on_meta()  # quickly built
     with FakeTensorMode(), torch.device(device):
-        for module in net.modules():  # as `to_empty` and `lay_out`, which cannot with such tensors
+        # `to_empty` and `arrange_weights` do not work with such tensors.
+        for module in net.modules():
             for name, weight in module.named_parameters(recurse=False):
                 fake = torch.empty(weight.shape, dtype=weight.dtype)
                 setattr(module, name, torch.nn.Parameter(arrange_memory(fake)))

@@ -38,8 +38,7 @@ def demonstrate(config: DemoConfig) -> Work[tuple[Path, ...]]:
 
     Raises:
         UsageError: an unknown schedule, betas that are not a process, a size too large to draw, or
-        an
-            output that is not .png.
+            an output that is not .png.
         OutputError: an output exists or cannot be written.
         DataError: the image is missing or cannot be read.
     """

@@ -26,7 +26,8 @@ class UNet(ConditionedNetwork):
     """The U-Net.
 
     Attributes:
-        run_block: the function that runs blocks: `run_directly`, or `checkpointed` to save memory.
+        run_block: the function that runs blocks: `run_directly`, or `run_checkpointed` to save
+            memory.
         ends: the modules between features and images, times, classes or metadata.
     """
 
@@ -80,7 +81,7 @@ class UNet(ConditionedNetwork):
 
         Args:
             label: the class (B,), int64, for a network with classes. K or None means "no class".
-            given: the conditioning array (B, C', *size), as `Given` encodes it. None means zeros.
+            given: the conditioning array (B, C', *size). None means zeros.
             row: the codes of the metadata (B, columns). NaN or None means a missing value.
         """
         emb = F.silu(self.embed_conditions(self.time_proj(t), label, row))
@@ -337,7 +338,7 @@ class Upsample(nn.Module):
     """
 
     keeps_precision = True
-    """Whether `cast_products` skips the module, because it sums the kernel before casting it."""
+    """Whether `cast_weights` skips the module, because it sums the kernel before casting it."""
 
     def __init__(self, parts: UNetParts, width: int) -> None:
         super().__init__()

@@ -37,7 +37,8 @@ class Transformer(ConditionedNetwork):
     """Transformer over patches.
 
     Attributes:
-        run_block: the function that runs blocks: `run_directly`, or `checkpointed` to save memory.
+        run_block: the function that runs blocks: `run_directly`, or `run_checkpointed` to save
+            memory.
         ends: the modules between features and patches, times, classes or metadata.
     """
 

@@ -51,8 +51,7 @@ class DecodedImage(NamedTuple):
 
     Attributes:
         image: an opaque image, 8-bit L or RGB. With `load_conversion`, it is L, RGB or CMYK in the
-        colors
-            of the file's `profile`, because the conversion is much faster after shrinking.
+            colors of the file's `profile`, because the conversion is much faster after shrinking.
         planes: (C, H, W) in sRGB instead of the image, for 16 bits, which Pillow does not support,
             and for images with their alpha as the last plane.
         mode: Pillow's mode of the file.

@@ -149,7 +149,7 @@ def words_of(space: Space) -> Words:
 
 
 def describe_network(features: Mapping[str, str]) -> str:
-    """Return words for a feature network, from `FeatureNetwork.described`."""
+    """Return words for a feature network, from `FeatureNetwork.describe`."""
     name = features.get("name", "")
     return "random features" if name == RANDOM else f"features of {name}"
 

@@ -83,7 +83,7 @@ class Observation:
 def inpaint(config: InpaintConfig) -> Work[SampleFiles | None]:
     """Generate the masked part of each picture, or the transparent part without a mask.
 
-    See `tasks.make`.
+    See `tasks.run_task`.
     """
 
     def observe(loaded: LoadedModel) -> Work[Observation]:
@@ -100,7 +100,7 @@ def inpaint(config: InpaintConfig) -> Work[SampleFiles | None]:
 
 
 def upscale(config: UpscaleConfig) -> Work[SampleFiles | None]:
-    """Generate each picture `factor` times larger (see `tasks.make`)."""
+    """Generate each picture `factor` times larger (see `tasks.run_task`)."""
     made, flag = parse(f"low-res:{config.factor}"), f"--factor {config.factor}"
     observe = partial(_read_observation, config, degradation=made, flag="--factor")
     size = partial(enlarge_size, config.image, factor=config.factor)
@@ -108,7 +108,7 @@ def upscale(config: UpscaleConfig) -> Work[SampleFiles | None]:
 
 
 def restore(config: RestoreConfig) -> Work[SampleFiles | None]:
-    """Generate originals of each degraded picture (see `tasks.make`)."""
+    """Generate originals of each degraded picture (see `tasks.run_task`)."""
     made = parse(config.degradation)
 
     def observe(loaded: LoadedModel) -> Work[Observation]:

@@ -64,7 +64,7 @@ def interpolate(config: InterpolateConfig) -> Work[tuple[SampleFiles, list[float
 
     Raises:
         InvalidArgument: there are too few steps to find the noise of a picture.
-        OutputError, ModelFileError, UsageError, DataError: see `tasks.make`.
+        OutputError, ModelFileError, UsageError, DataError: see `tasks.run_task`.
     """
     with open_task(config, config.first, config.second) as accelerator:
         loaded = yield from load_denoiser(
@@ -177,7 +177,7 @@ def measure_psnr(a: Array, b: Array, levels: int | None) -> float | None:
 
 
 def vary(config: VaryConfig) -> Work[SampleFiles | None]:
-    """Generate variations of each picture (see `tasks.make`).
+    """Generate variations of each picture (see `tasks.run_task`).
 
     Sampling visits the last fraction `strength` of the timesteps, at least one.
     """
