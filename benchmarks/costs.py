@@ -18,8 +18,8 @@ from diffuse_cli.config.presets import PRESETS
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core import Conditions, Space
 from diffuse_cli.training.configuration import complete_config
+from diffuse_cli.training.cost_estimate import count_operations
 from diffuse_cli.training.memory_estimate import estimate_memory
-from diffuse_cli.training.time_estimate import count_operations
 
 SIDES = {"ddpm-cifar10": 32, "iddpm-cifar10": 32, "vit-b": 256, "ddpm-celebahq-256": 256,
          "adm-128": 128, "adm-256": 256}  # fmt: skip

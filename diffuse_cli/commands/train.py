@@ -30,7 +30,7 @@ EXAMPLES = (
 def run(config: TrainConfig, console: Console) -> None:
     """Train, or with --dry-run print what would be trained."""
     if config.dry_run:
-        from diffuse_cli.training.time_estimate import estimate
+        from diffuse_cli.training.cost_estimate import estimate
 
         found = console.follow(estimate(config))
         if rank() == 0:

@@ -1,0 +1,160 @@
+"""Estimate the cost of a training run, for `train --dry-run`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from diffuse_cli.config.options import to_toml
+from diffuse_cli.config.parsers import Size
+from diffuse_cli.config.train_options import TrainConfig, to_file
+from diffuse_cli.core.networks import count_parameters
+from diffuse_cli.core.settings import dimensions
+from diffuse_cli.data.summary import plural
+from diffuse_cli.media import MEDIA
+from diffuse_cli.models.blueprint import Blueprint
+from diffuse_cli.system.devices import open_accelerator
+from diffuse_cli.system.errors import UsageError
+from diffuse_cli.system.events import Work
+from diffuse_cli.training.configuration import complete_config
+from diffuse_cli.training.initial_weights import load_initial_weights
+from diffuse_cli.training.memory_estimate import SLACK, estimate_memory
+from diffuse_cli.training.monitor import plan_chores
+from diffuse_cli.training.plan import Plan, check_batch, prepare_plan
+from diffuse_cli.training.run_length import (
+    format_duration,
+    warn_of_limited_options,
+    warn_of_long_run,
+)
+from diffuse_cli.training.time_budget import Budget
+from diffuse_cli.training.time_estimate import choose_steps, measure_step_seconds
+
+SMALL = 64
+"""Longest side of samples that `--dry-run` does not compare with half of the size."""
+
+
+@dataclass(frozen=True)
+class TrainingEstimate:
+    """Complete configuration with its cost.
+
+    Attributes:
+        parameters: the parameters of the network.
+        memory: the bytes.
+        seconds: the time of the whole run.
+        samples: the training samples.
+        half: half of the size, and the samples that its network sees in the same time, or None.
+    """
+
+    config: TrainConfig
+    parameters: int
+    memory: int
+    seconds: float
+    samples: int
+    half: tuple[Size, int] | None
+
+    @property
+    def seen(self) -> int:
+        """Samples that the run sees, each time they are seen."""
+        return self.config.steps * (self.config.batch_size or 0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {
+            "config": to_file(self.config, control=False),
+            "parameters": self.parameters,
+            "memory_bytes": self.memory,
+            "seconds": round(self.seconds, 1),
+            "images_seen": self.seen,
+            "epochs": round(self.seen / self.samples, 3),
+            "half_size": self.half and {"size": self.half[0], "images_seen": self.half[1]},
+        }
+
+    def to_toml(self) -> str:
+        """Return the configuration as TOML, with the costs as comments."""
+        costs = (
+            f"# {self.parameters:,} parameters, about {self.memory / 2**30:.2f} GiB, "
+            f"about {format_duration(self.seconds)} on this machine"
+        )
+        medium, times = MEDIA[str(self.config.medium)], _round(self.seen / self.samples)
+        seen = (
+            f"# {dimensions(self.config.size or ())}: {_round(self.seen)} {medium.many} in "
+            f"{format_duration(self.seconds)}, each of "
+            f"{plural(self.samples, medium.one, medium.many)} {times} "
+            f"{'time' if times == '1' else 'times'}"
+        )
+        if self.half:
+            seen += f". At {dimensions(self.half[0])}: {_round(self.half[1])}"
+        return f"{costs}\n{seen}\n\n{to_toml(to_file(self.config, control=False))}"
+
+
+def _round(count: float) -> str:
+    """Return a count with three digits."""
+    return f"{float(f'{count:.3g}'):,.15g}"
+
+
+def count_operations(blueprint: Blueprint) -> int:
+    """Count the floating-point operations of a sample in a step, forward and backward."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        cond = blueprint.conditions.make_keywords(torch.zeros(1, dtype=torch.long))
+        net = blueprint.build_on_meta()
+        net(torch.zeros(1, *blueprint.space.shape), torch.zeros(1), **cond).sum().backward()
+    return int(counter.get_total_flops())
+
+
+def count_at_half_size(config: TrainConfig, plan: Plan) -> tuple[Size, int] | None:
+    """Return half of the size, and the samples that its network sees in the time of the plan.
+
+    The network is the one that the preset has for this size. Returns None for signals, small
+    samples, or a size that the network does not suit.
+
+    Args:
+        config: the configuration as it was set, without the plan's network.
+    """
+    space, done = plan.blueprint.space, plan.config
+    half = tuple(side // 2 for side in space.size)
+    if space.dims == 1 or max(space.size) <= SMALL or min(half) == 0:
+        return None
+    try:
+        smaller = dataclasses.replace(space, size=half)
+        config = dataclasses.replace(config, size=half)
+        _, blueprint = complete_config(config, smaller, plan.blueprint.conditions)
+    except UsageError:
+        return None
+    ratio = count_operations(plan.blueprint) / count_operations(blueprint)
+    return half, int(done.steps * (done.batch_size or 0) * ratio)
+
+
+def estimate(config: TrainConfig) -> Work[TrainingEstimate]:
+    """Read the data, complete the configuration, and time a few steps of a temporary network.
+
+    Raises:
+        DiffuseError: any error that training would raise before its first step.
+    """
+    with open_accelerator(
+        config.precision, config.device, accumulation=config.accumulation
+    ) as accelerator:
+        check_batch(config, accelerator.num_processes)
+        plan = yield from prepare_plan(config, accelerator)
+        if not config.resumes:
+            yield from load_initial_weights(plan.config, plan.blueprint)
+        done, budget = yield from choose_steps(plan, accelerator)
+        plan = dataclasses.replace(plan, config=done)
+        if budget is None:
+            budget = Budget(math.inf, (yield from measure_step_seconds(plan, accelerator)))
+        total = budget.used + budget.estimate_seconds(0, done.steps, plan_chores(plan))
+        device = accelerator.device.type
+    yield from warn_of_limited_options(done)
+    yield from warn_of_long_run(done, budget.step, done.steps)
+    assert done.batch_size is not None
+    part = -(-done.batch_size // done.accumulation)
+    memory = estimate_memory(done, plan.blueprint, device).total_bytes(part, SLACK.get(device, 1.0))
+    with torch.device("meta"):
+        parameters = count_parameters(plan.blueprint.build())
+    half = count_at_half_size(config, plan)
+    return TrainingEstimate(done, parameters, memory, total, len(plan.data.train), half)
