@@ -63,6 +63,7 @@ DDPM_TRAINING: dict[str, Any] = {
     "ema_decay": 0.9999,
     "flip": True,
     "weight_decay": 0.0,
+    "wiener": False,
 }
 """Ho et al. 2020, appendix B. Their learning rate is constant; here it falls to 0."""
 
@@ -78,6 +79,7 @@ OPENAI_TRAINING: dict[str, Any] = {
     "ema_decay": 0.9999,
     "weight_decay": 0.0,
     "grad_clip": 1e6,
+    "wiener": False,
 }
 """Nichol & Dhariwal 2021, appendix A, and the READMEs of improved- and guided-diffusion. They do
 not clip the gradient, and their learning rate is constant; here it falls to 0."""
@@ -85,7 +87,9 @@ not clip the gradient, and their learning rate is constant; here it falls to 0."
 JIT: dict[str, Any] = {"head_width": 64, "bottleneck": 128, "context": 32, "positions": 256}
 """Common settings of the transformers of Li & He 2025, with their patches at 256 pixels."""
 
-JIT_TRAINING: dict[str, Any] = {"schedule": "flow", "target": "x0", "weighting": "jit"}
+JIT_TRAINING: dict[str, Any] = {
+    "schedule": "flow", "target": "x0", "weighting": "jit", "wiener": False,
+}  # fmt: skip
 """Training of Li & He 2025: the network predicts x_0, the loss is the velocity's error."""
 
 IDDPM_TRAINING = {**OPENAI_TRAINING, "schedule": "cosine", "num_timesteps": 4000}

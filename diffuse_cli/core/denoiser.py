@@ -17,6 +17,9 @@ from diffuse_cli.core.variances import LEARNED, MEASURED, VARIANCES, log
 
 LogVar = Callable[[Any, Any], Any]
 
+Reference = Callable[[Tensor, Any, Any], Tensor]
+"""Function from x_t, alpha and sigma to an estimate of x_0, which a network corrects."""
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -24,7 +27,7 @@ class Prediction:
 
     Attributes:
         x0, eps: the estimates, shaped like x_t and consistent: x_t = alpha x_0 + sigma eps.
-        raw: the network's output in its target, without the channels of the variance.
+        raw: the prediction in the network's target.
         log_var: `log_var(t, s)` is the log-variance of the reverse step from t to s, by default
             the timestep before t. If `log_var` is None, the variance is beta-tilde.
     """
@@ -66,6 +69,8 @@ class Denoiser:
         posterior: c1 and c2 of `Process.steps`, (T,) each, for the process that the network was
             trained on. By default that is `process`.
         errors: the errors of x_0, for a variance in `MEASURED`.
+        reference: an estimate of x_0, for example `DataGaussian.denoise`. The network's output is
+            then the difference from the reference in the target.
 
     Attributes:
         coefficients: (a, b) of the target y = a x_0 + b eps at every timestep, float64, (T,) each.
@@ -85,8 +90,10 @@ class Denoiser:
         *,
         posterior: tuple[Tensor, Tensor] | None = None,
         errors: DenoisingErrors | None = None,
+        reference: Reference | None = None,
     ) -> None:
         self.net, self.process, self.target, self.variance = net, process, target, variance
+        self.reference = reference
         self.levels, self._posterior = levels, posterior or (process.steps.c1, process.steps.c2)
         self._coefficients = lookup(TARGETS, target, "target")
         self._log_var = lookup(VARIANCES, variance, "variance")
@@ -120,6 +127,19 @@ class Denoiser:
         a, b = self._targets(t, like)
         return a, b
 
+    def add_reference(self, out: Tensor, x_t: Tensor, t: Time) -> Tensor:
+        """Return the prediction in the target, from a network's output without the variance."""
+        if self.reference is None:
+            return out
+        alpha, sigma = self.process.alpha_sigma(t, like=x_t)
+        if isinstance(t, float):
+            a, b = self._coefficients(alpha, sigma, None, None)
+        else:
+            a, b = self.target_at(t, like=x_t)
+        x0 = self.reference(x_t, alpha, sigma)
+        y: Tensor = out + (a * x0 + b * (x_t - alpha * x0) / sigma)
+        return y
+
     def _inverse_at(self, t: Time, like: Tensor) -> tuple[Any, ...]:
         if not isinstance(t, float):
             return self._inverses(t, like)
@@ -149,6 +169,7 @@ class Denoiser:
             t = round(t)
         out = self.net(x_t, self.process.time_input(t, like=x_t), **cond).to(x_t.dtype)
         raw, rest = out[:, : x_t.shape[1]], out[:, x_t.shape[1] :]
+        raw = self.add_reference(raw, x_t, t)
         x0_y, x0_x, eps_y, eps_x = self._inverse_at(t, x_t)
 
         def log_var(t: Time, s: Time | None = None) -> Any:
@@ -175,6 +196,7 @@ class Denoiser:
             self.levels,
             posterior=(c1[kept], c2[kept]),
             errors=self._errors,
+            reference=self.reference,
         )
 
     def with_variance(self, variance: str, errors: DenoisingErrors | None = None) -> Denoiser:
@@ -187,4 +209,5 @@ class Denoiser:
             self.levels,
             posterior=self._posterior,
             errors=errors,
+            reference=self.reference,
         )

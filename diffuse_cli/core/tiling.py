@@ -95,7 +95,7 @@ def tile_network(
     A sample of the model's size is passed to `net` directly.
 
     Args:
-        net: the network `net(x, t, **cond) -> (B, C', *size)`.
+        net: the network `net(x, t, **cond) -> (B, C', *size)`, or another function of x.
         size: the size of the samples on which it was trained.
         overlap: the least fraction of a window that the next window covers too, in [0, 1).
         batch: the most windows to predict at a time, but at least one per sample.
@@ -104,16 +104,17 @@ def tile_network(
         InvalidArgument: when it is called with a sample that `Tiling` refuses.
     """
 
-    def predicted(x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+    def predicted(x: Tensor, t: Any, *more: Any, **cond: Any) -> Tensor:
         tiling = Tiling(tuple(x.shape[2:]), tuple(size), overlap)
         if tiling.whole == tiling.size:
-            return net(x, t, **cond)
+            return net(x, t, *more, **cond)
         together = max(1, batch // len(x))
         found: list[Tensor] = []
         for start in range(0, len(tiling.windows), together):
             places = tiling.windows[start : start + together]
             own = {name: _cut(value, places, tiling) for name, value in cond.items()}
-            several = net(_cut(x, places, tiling), _cut(t, places, tiling), **own)
+            inputs = (_cut(value, places, tiling) for value in (x, t, *more))
+            several = net(*inputs, **own)
             found += several.chunk(len(places))
         return tiling.merge(found)
 

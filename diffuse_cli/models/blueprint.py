@@ -21,7 +21,8 @@ from diffuse_cli.system.errors import lookup, translate_errors
 if TYPE_CHECKING:
     from torch import nn
 
-    from diffuse_cli.core.denoiser import Denoise, Denoiser
+    from diffuse_cli.core.data_gaussian import DataGaussian
+    from diffuse_cli.core.denoiser import Denoise, Denoiser, Reference
     from diffuse_cli.core.process import Process
 
 
@@ -35,6 +36,8 @@ class Blueprint:
         config: the network's `Config`.
         conditions: the conditions of the network.
         diffusion: the process, target and variance.
+        gaussian: the Gaussian of the training data, if it was measured. If it has the variance of
+            all frequencies, the network predicts the difference from its Wiener filter.
     """
 
     space: Space
@@ -42,6 +45,7 @@ class Blueprint:
     config: Settings
     conditions: Conditions
     diffusion: DiffusionConfig
+    gaussian: DataGaussian | None = None
 
     @property
     def out_channels(self) -> int:
@@ -76,13 +80,26 @@ class Blueprint:
         """The shape of each tensor of the network by name; allocates nothing."""
         return shapes(self.network, self.config, self.space, self.conditions, self.out_channels)
 
+    @property
+    def corrects_filter(self) -> bool:
+        """Whether the network predicts the difference from a Wiener filter."""
+        return self.gaussian is not None and self.gaussian.bands is not None
+
     def denoiser(self, net: Any) -> Denoiser:
-        """Return a network with the model's process, target and variance.
+        """Return a network with the model's process, target, variance and Wiener filter.
+
+        It predicts samples larger than the model's in windows.
 
         Raises:
             UsageError: as `make_denoiser`.
         """
-        return make_denoiser(net, self.diffusion, self.process, self.space.bins)
+        from diffuse_cli.core.tiling import tile_network
+
+        reference = None
+        if self.gaussian and self.corrects_filter:
+            reference = tile_network(self.gaussian.denoise, self.space.size)
+        net = tile_network(net, self.space.size)
+        return make_denoiser(net, self.diffusion, self.process, self.space.bins, reference)
 
 
 def build(
@@ -143,9 +160,13 @@ def make_process(diffusion: DiffusionConfig) -> Process:
 
 
 def make_denoiser(
-    net: Any, diffusion: DiffusionConfig, process: Process, levels: int | None = 256
+    net: Any,
+    diffusion: DiffusionConfig,
+    process: Process,
+    levels: int | None = 256,
+    reference: Reference | None = None,
 ) -> Denoiser:
-    """Return a network with a process, and the target and variance of a configuration.
+    """Return a network with a process and a reference, and a configuration's target and variance.
 
     Raises:
         UsageError: a name is unknown, or the target is undefined under the process.
@@ -153,7 +174,8 @@ def make_denoiser(
     from diffuse_cli.core.denoiser import Denoiser
 
     with translate_errors():
-        return Denoiser(net, process, diffusion.target, diffusion.variance, levels)
+        target, variance = diffusion.target, diffusion.variance
+        return Denoiser(net, process, target, variance, levels, reference=reference)
 
 
 def clamp_denoised(

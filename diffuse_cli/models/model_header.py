@@ -17,10 +17,10 @@ from diffuse_cli.config.shared_options import DiffusionConfig
 from diffuse_cli.config.train_options import DATA_FACTS
 from diffuse_cli.core import denoising_errors, settings
 from diffuse_cli.core.conditions import Conditions
+from diffuse_cli.core.data_gaussian import NAME as GAUSSIAN_KEY
+from diffuse_cli.core.data_gaussian import read
 from diffuse_cli.core.denoising_errors import NAME as ERRORS
 from diffuse_cli.core.denoising_errors import DenoisingErrors
-from diffuse_cli.core.gaussian_start import NAME as LOW_FREQUENCIES
-from diffuse_cli.core.gaussian_start import LowFrequencies, read
 from diffuse_cli.core.samplers import SAMPLERS
 from diffuse_cli.core.space import from_plain
 from diffuse_cli.core.variances import output_channels
@@ -31,7 +31,7 @@ from diffuse_cli.models.image_conditioning import Conditioner
 from diffuse_cli.system import __version__, files
 from diffuse_cli.system.errors import ModelFileError, lookup
 
-VERSION = 9
+VERSION = 10
 """Newest version of the description.
 
 A file has the oldest version that can describe its model, so that an older `diffuse` reads it if
@@ -44,6 +44,7 @@ possible. Version 1 has no number, and one table for network and data. Later ver
 - 7: a rate or a teacher.
 - 8: a recommended initial noise distribution.
 - 9: limits of levels.
+- 10: a Wiener filter.
 """
 
 SAMPLING, WEAK_KEY, DISTILLED = "sampling", "weak", "distilled"
@@ -91,12 +92,6 @@ class StoredModel:
         """The number of parameters of the network."""
         return sum(tensor.numel() for tensor in self.ema.values())
 
-    @property
-    def low_frequencies(self) -> LowFrequencies | None:
-        """The low frequencies of the training data, if they were measured."""
-        found, space = self.data.get(LOW_FREQUENCIES), self.blueprint.space
-        return None if found is None else read(found, space.channels, space.size)
-
     def tensors(self, weights: str = "ema") -> Mapping[str, Tensor]:
         """Return the EMA, raw or weak weights by name.
 
@@ -125,7 +120,7 @@ def versions() -> dict[str, str]:
 
 def describe_model(model: StoredModel) -> dict[str, Any]:
     """Return everything except the tensors as plain values."""
-    blueprint = model.blueprint
+    blueprint, gaussian = model.blueprint, model.blueprint.gaussian
     return {
         "version": _version(model),
         "space": settings.to_dict(blueprint.space),
@@ -133,7 +128,7 @@ def describe_model(model: StoredModel) -> dict[str, Any]:
         "conditions": settings.to_dict(blueprint.conditions),
         "diffusion": to_dict(blueprint.diffusion),
         "step": model.step,
-        "data": dict(model.data),
+        "data": {**model.data, **({GAUSSIAN_KEY: gaussian.plain} if gaussian else {})},
         "training": dict(model.training),
         **({SAMPLING: to_dict(model.sampling)} if model.sampling else {}),
         **({WEAK_KEY: {"step": model.weak_step}} if model.weak is not None else {}),
@@ -149,6 +144,7 @@ def _version(model: StoredModel) -> int:
     given, table = model.blueprint.conditions.given, model.blueprint.conditions.table
     deep = space.medium == "image" and space.levels != 256
     needed = {
+        10: (model.blueprint.corrects_filter or None,),
         9: (space.limits, given and given.limits),
         8: (sampling and sampling.start,),
         7: (space.rate, model.distilled),
@@ -209,18 +205,20 @@ def _upgrade_description(old: Mapping[str, Any]) -> dict[str, Any]:
 def rebuild_model(described: Mapping[str, Any]) -> StoredModel:
     """Return the model without its tensors; `weak` is empty if the file has weak weights."""
     network = _check_settings(described["network"])
-    name = network.pop("name")
+    name, data = network.pop("name"), dict(described["data"])
+    space, gaussian = from_plain(_check_settings(described["space"])), data.pop(GAUSSIAN_KEY, None)
     blueprint = Blueprint(
-        space=from_plain(_check_settings(described["space"])),
+        space=space,
         network=name,
         config=network_config(name, network),
         conditions=settings.from_dict(Conditions, _check_settings(described["conditions"])),
         diffusion=from_dict(DiffusionConfig, _check_settings(described["diffusion"])),
+        gaussian=None if gaussian is None else read(gaussian, space.channels, space.size),
     )
     check(blueprint.space)
     Conditioner.from_blueprint(blueprint)
     timesteps = blueprint.denoiser(None).process.num_timesteps
-    step, data = described["step"], dict(described["data"])
+    step = described["step"]
     data.pop("classes", None)  # folder names in older files of unconditional models
     weak_step = described[WEAK_KEY]["step"] if WEAK_KEY in described else None
     if not isinstance(step, int) or not isinstance(name, str):
@@ -247,7 +245,7 @@ def rebuild_model(described: Mapping[str, Any]) -> StoredModel:
         errors=denoising_errors.read(described[ERRORS]) if ERRORS in described else None,
         versions=dict(described["versions"]),
     )
-    unstarted = model.low_frequencies is None or bool(blueprint.conditions)
+    unstarted = blueprint.gaussian is None or bool(blueprint.conditions)
     if sampling and sampling.start == GAUSSIAN and unstarted:
         raise ValueError("a start is recommended that the model does not support")
     return model

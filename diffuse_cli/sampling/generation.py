@@ -21,7 +21,7 @@ from diffuse_cli.core.kernels import arrange_memory, arrange_weights, cast_weigh
 from diffuse_cli.core.networks import largest_width
 from diffuse_cli.core.samplers import SAMPLERS, State
 from diffuse_cli.core.space import Space
-from diffuse_cli.core.tiling import Tiling, tile_network
+from diffuse_cli.core.tiling import Tiling
 from diffuse_cli.media import Array, Size, figures, render_samples
 from diffuse_cli.models import model_file
 from diffuse_cli.models.blueprint import clamp_denoised
@@ -232,8 +232,7 @@ def make_denoiser(
 ) -> Denoiser:
     """Return the denoiser of a model on the device, in an exact precision.
 
-    It computes samples larger than the model's in windows. Its input can have a gradient, but its
-    weights cannot.
+    Its input can have a gradient, but its weights cannot.
 
     Raises:
         ModelFileError: the model has no such weights.
@@ -249,7 +248,7 @@ def make_denoiser(
         with torch.inference_mode(not x.requires_grad), cast:
             return net(x, t, **cond).float()  # type: ignore[no-any-return]
 
-    return model.blueprint.denoiser(tile_network(infer, model.blueprint.space.size))
+    return model.blueprint.denoiser(infer)
 
 
 # -- sheets ---------------------------------------------------------------------------------------

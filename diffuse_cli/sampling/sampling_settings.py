@@ -33,9 +33,9 @@ from diffuse_cli.system.events import Notice, Work
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from diffuse_cli.core.data_gaussian import DataGaussian
     from diffuse_cli.core.denoiser import Denoise, Denoiser
     from diffuse_cli.core.denoising_errors import DenoisingErrors
-    from diffuse_cli.core.gaussian_start import LowFrequencies
     from diffuse_cli.core.process import Process
     from diffuse_cli.models.model_file import StoredModel
 
@@ -79,7 +79,7 @@ class SamplingSettings:
     steps: int = SAMPLING_STEPS
     spacing: str | None = None
     times: tuple[float, ...] | None = None
-    start: LowFrequencies | None = None
+    start: DataGaussian | None = None
     options: Mapping[str, float] = field(default_factory=dict)
     condition: Condition | None = None
     guide: Guide | None = None
@@ -269,7 +269,7 @@ def choose_variance(
     return variance
 
 
-def low_frequency_start(model: StoredModel, sampler: str) -> LowFrequencies:
+def low_frequency_start(model: StoredModel, sampler: str) -> DataGaussian:
     """Return the model's low frequencies to start from.
 
     Raises:
@@ -280,10 +280,10 @@ def low_frequency_start(model: StoredModel, sampler: str) -> LowFrequencies:
         raise UsageError("--start gaussian is for unconditional models", hint)
     if sampler in OF_DISTILLED:
         raise UsageError(f"--start gaussian cannot be combined with --sampler {sampler}", hint)
-    if model.low_frequencies is None:
+    if model.blueprint.gaussian is None:
         text = "--start gaussian needs the low frequencies of the data, which the model file lacks"
         raise UsageError(text, "Train again with this version of diffuse, or leave out --start")
-    return model.low_frequencies
+    return model.blueprint.gaussian
 
 
 def choose_guide(config: DrawConfig, model: StoredModel) -> tuple[str, float] | None:

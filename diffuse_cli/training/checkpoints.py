@@ -19,6 +19,7 @@ from accelerate import Accelerator
 
 from diffuse_cli.config.options import option_fields, place_name, read_toml, to_toml
 from diffuse_cli.config.train_options import TrainConfig, to_file
+from diffuse_cli.core.data_gaussian import read
 from diffuse_cli.core.losses import TAUGHT
 from diffuse_cli.models import model_file
 from diffuse_cli.system import files
@@ -141,6 +142,7 @@ def make_checkpoint(
             "accumulation": trainer.accumulation,
             "scaler": scaler.state_dict() if scaler is not None else None,
             **plan.data.state(bool(plan.config.classes)),
+            "gaussian": plan.blueprint.gaussian.plain if plan.blueprint.gaussian else None,
             **({"distilled": plan.teacher.description} if plan.teacher else {}),
             "versions": list(versions),
             "watch": monitor.state(),
@@ -166,6 +168,19 @@ def record_versions(checkpoint: Checkpoint | None) -> Work[Versions]:
     if {**last, **now} == last:
         return past
     return (*past, {**now, "step": checkpoint.step if checkpoint else 0})
+
+
+def restore_gaussian(plan: Plan, saved: Checkpoint) -> Plan:
+    """Return the plan with the Gaussian of the checkpoint, even if the data have changed.
+
+    Checkpoints of early versions have none, and networks that correct no filter.
+    """
+    blueprint, gaussian = plan.blueprint, plan.blueprint.gaussian
+    if values := saved.state.get("gaussian"):
+        gaussian = read(values, blueprint.space.channels, blueprint.space.size)
+    elif gaussian:
+        gaussian = replace(gaussian, bands=None)
+    return replace(plan, blueprint=replace(blueprint, gaussian=gaussian))
 
 
 def restore_trainer(trainer: Trainer, saved: Checkpoint) -> None:

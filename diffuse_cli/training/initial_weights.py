@@ -91,6 +91,10 @@ def _check_network(source: str, own: Blueprint, wanted: Blueprint) -> None:
     if kinds[0] != kinds[1] or own.space.dims != wanted.space.dims:
         text = f"--init {source} was trained on another kind of data"
         raise UsageError(text, "Remove it, or use data like the model's")
+    if own.corrects_filter != wanted.corrects_filter:
+        trained = "with" if own.corrects_filter else "without"
+        text = f"--init {source} was trained {trained} --wiener"
+        raise UsageError(text, "Leave out --wiener and --no-wiener, which come from the model")
     resized = getattr(NETWORKS.get(own.network), "resized", lambda config, before, after: config)
     networks = [
         (own.network, resized(own.config, own.space.size, wanted.space.size), _shapes(own)),

@@ -82,7 +82,9 @@ class TrainingRun:
         began, accelerator, run = self.laps.clock(), self.accelerator, self.run
         checkpoint = yield from checkpoints.find_last_checkpoint(plan, run)
         init = None
-        if checkpoint is None:
+        if checkpoint:
+            plan = checkpoints.restore_gaussian(plan, checkpoint)
+        else:
             init = yield from run_until(
                 self.stop, load_initial_weights(plan.config, plan.blueprint)
             )

@@ -13,10 +13,8 @@ import numpy as np
 
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core.conditions import Conditions
+from diffuse_cli.core.data_gaussian import DataGaussian, measure
 from diffuse_cli.core.denoising_errors import DenoisingErrors
-from diffuse_cli.core.gaussian_start import NAME as LOW_FREQUENCIES
-from diffuse_cli.core.gaussian_start import LowFrequencies, measure
-from diffuse_cli.core.losses import TAUGHT
 from diffuse_cli.core.networks import NETWORKS
 from diffuse_cli.core.settings import to_dict
 from diffuse_cli.core.space import Space
@@ -56,7 +54,7 @@ HANDFUL = 100
 """The number of images that a person can look through."""
 
 MOST, STREAMED = 512, 64
-"""The most samples to measure low frequencies on, in memory and streamed. They give the standard
+"""The most samples to measure the Gaussian on, in memory and streamed. They give the standard
 deviation of the mean brightness to 3 % and 9 %."""
 
 AT_ONCE = 2**22
@@ -73,8 +71,6 @@ class Plan:
         data: the training samples and the held-out samples.
         room: the most images whose gradient fits into memory at a time.
         teacher: the model to distil, or None.
-        low_frequencies: the low frequencies of the training samples, for a Gaussian start of
-            sampling.
     """
 
     config: TrainConfig
@@ -82,7 +78,6 @@ class Plan:
     data: TrainingData
     room: int = 64
     teacher: Teacher | None = None
-    low_frequencies: LowFrequencies | None = None
 
     @cached_property
     def encoder(self) -> Conditioner | None:
@@ -106,7 +101,6 @@ class Plan:
         errors: DenoisingErrors | None = None,
     ) -> model_file.StoredModel:
         """Make the model file after `step` of `steps` steps."""
-        low = {LOW_FREQUENCIES: self.low_frequencies.plain} if self.low_frequencies else {}
         return model_file.StoredModel(
             blueprint=self.blueprint,
             ema=ema,
@@ -114,7 +108,7 @@ class Plan:
             weak=weak.weights if weak else None,
             step=step,
             weak_step=weak.step if weak else None,
-            data={**self.data.describe(self.config), **low},
+            data=self.data.describe(self.config),
             training=to_model_options(replace(self.config, steps=steps)),
             sampling=self.teacher.sampling(self.blueprint) if self.teacher else None,
             distilled=self.teacher.description if self.teacher else None,
@@ -174,13 +168,14 @@ def prepare_plan(
             warning=True,
         )
     done = replace(done, precision=apply_precision(accelerator, done.precision))
+    teacher = yield from load_teacher(done)
+    gaussian = teacher.wiener if teacher else measure_gaussian(done, blueprint, data)
     return Plan(
         config=done,
-        blueprint=blueprint,
+        blueprint=replace(blueprint, gaussian=gaussian),
         data=data,
         room=count_fitting_images(done, blueprint, accelerator),
-        teacher=(yield from load_teacher(done)),
-        low_frequencies=measure_low_frequencies(done, blueprint, data),
+        teacher=teacher,
     )
 
 
@@ -220,18 +215,19 @@ def _warn_of_mixed_sizes(config: TrainConfig, images: Dataset) -> Work[None]:
         )
 
 
-def measure_low_frequencies(
+def measure_gaussian(
     config: TrainConfig, blueprint: Blueprint, data: TrainingData
-) -> LowFrequencies | None:
-    """Measure the low frequencies of training samples at evenly spaced indices.
+) -> DataGaussian | None:
+    """Measure the Gaussian of training samples at evenly spaced indices.
 
-    Returns None for a conditional or distilled model, which has no Gaussian start.
+    Returns None for a conditional model without a Wiener filter, which has no Gaussian start.
     """
-    if blueprint.conditions or config.loss in TAUGHT:
+    if blueprint.conditions and not config.wiener:
         return None
     most = min(STREAMED if find_streams(data) else MOST, len(data.train))
     places = np.linspace(0, len(data.train) - 1, most).round().astype(np.int64)
-    return measure(_read_batches(blueprint.space, data, data.train[places], config.flip))
+    chosen = blueprint.space, data, data.train[places], config.flip
+    return measure(lambda: _read_batches(*chosen), bands=config.wiener)
 
 
 def _read_batches(

@@ -29,6 +29,7 @@ from diffuse_cli.system.rng import Draws, training_draws
 from diffuse_cli.training.optimization import Updater
 
 if TYPE_CHECKING:
+    from diffuse_cli.core.data_gaussian import DataGaussian
     from diffuse_cli.core.denoiser import Denoise, Denoiser
     from diffuse_cli.models.model_file import StoredModel
 
@@ -187,6 +188,12 @@ class Teacher:
         """Description of the teacher for checkpoints and model files."""
         guidance = {} if self.guidance is None else {"guidance": self.guidance}
         return {"teacher": self.sha256, **guidance}
+
+    @property
+    def wiener(self) -> DataGaussian | None:
+        """The Gaussian of the Wiener filter that the network corrects, if any."""
+        blueprint = self.model.blueprint
+        return blueprint.gaussian if blueprint.corrects_filter else None
 
     def sampling(self, blueprint: Blueprint) -> SamplerChoice:
         """Return the sampling settings of the distilled model, whose weights include guidance."""

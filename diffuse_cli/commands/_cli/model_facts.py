@@ -16,7 +16,6 @@ from diffuse_cli.commands._cli.console import (
 )
 from diffuse_cli.config.options import GROUPS, option_fields
 from diffuse_cli.config.train_options import TrainConfig
-from diffuse_cli.core.gaussian_start import NAME as LOW_FREQUENCIES
 from diffuse_cli.core.networks import NETWORKS
 from diffuse_cli.data.metadata_columns import describe_column
 from diffuse_cli.models.model_report import describe_space
@@ -53,8 +52,7 @@ def model_rows(found: ModelFile) -> Rows:
         rows += [("recommended", show(str(sampling)))]
         if sampling.times:
             rows += [("times", brief(", ".join(f"{time:g}" for time in sampling.times)))]
-    # The tables of low frequencies are many numbers. Folders are classes only with --classes.
-    data = {k: "measured" if k == LOW_FREQUENCIES else v for k, v in model.data.items()}
+    data = dict(model.data)  # its folders are classes only with --classes
     if folders := data.pop("classes", None):
         data |= {} if conditions.classes else {"folders": folders}
     return [
@@ -76,6 +74,8 @@ def _network(own: Blueprint) -> list[str]:
     count = own.conditions.num_classes
     conditional = f", conditional on {count:,} classes" if count else ""
     lines = NETWORKS[own.network].describe(own.config, own.space)
+    if own.corrects_filter:
+        lines += ["corrects the Wiener filter of the data"]
     return [f"{own.network}, {describe_space(own.space)}{conditional}", *map(show, lines)]
 
 

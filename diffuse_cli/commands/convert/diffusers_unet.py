@@ -239,6 +239,8 @@ def find_unsupported(blueprint: Blueprint) -> Iterator[Lack]:
         yield from find_unsupported_network(blueprint.config, space.size)
     if blueprint.diffusion.target not in TARGETS.values():
         yield "target", blueprint.diffusion.target, "Train with --target v, eps or x0"
+    if blueprint.corrects_filter:
+        yield "wiener", "true", "Train with --no-wiener"
     count = blueprint.process.num_timesteps
     if blueprint.process.timesteps.tolist() != list(range(count)):
         yield "rescale_timesteps", f"true over {count:,} timesteps", "Train with 1,000 timesteps"

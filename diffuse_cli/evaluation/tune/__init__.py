@@ -273,7 +273,7 @@ class _Measure:
             sampler=setting.sampler,
             steps=setting.steps,
             times=setting.times,
-            start=self.loaded.model.low_frequencies if setting.start == GAUSSIAN else None,
+            start=self.loaded.model.blueprint.gaussian if setting.start == GAUSSIAN else None,
             condition=wanted,
             guide=guide,
         )

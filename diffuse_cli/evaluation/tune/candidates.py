@@ -182,10 +182,10 @@ def list_start_steps(
     Conditional and distilled models have no such start.
     """
     told = bool(model.blueprint.conditions) or model.distilled is not None
-    if not config.try_starts or told or model.low_frequencies is None:
+    if not config.try_starts or told or model.blueprint.gaussian is None:
         return []
     process = model.blueprint.process
-    most = process.from_log_snr(model.low_frequencies.log_snr)
+    most = process.from_log_snr(model.blueprint.gaussian.log_snr)
     return sorted({setting.steps for setting in first if setting.steps <= most})
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch._dynamo.exc import UserError
 
 from diffuse_cli.core.conditions import UNTOLD
+from diffuse_cli.core.process import expand_batch
 from diffuse_cli.core.settings import to_dict
 from diffuse_cli.models import model_file
 from diffuse_cli.models.blueprint import Blueprint
@@ -22,6 +23,49 @@ from diffuse_cli.system.files import shorten
 
 BATCH = "batch"
 """The name of the dimension that may have any length."""
+
+
+class CompleteNetwork(nn.Module):
+    """Network with the Wiener filter that it corrects, which predicts the target.
+
+    Its time inputs are evenly spaced, as in every model that was trained here.
+    """
+
+    def __init__(self, net: nn.Module, own: Blueprint) -> None:
+        super().__init__()
+        assert own.gaussian
+        process, self.net, self.gaussian = own.process, net, own.gaussian
+        levels = process.alpha_bars.sqrt(), (1 - process.alpha_bars).sqrt()
+        columns = (*levels, *own.denoiser(net).coefficients)
+        self.register_buffer("rows", torch.stack(columns, 1).float())
+        self.gaussian.denoise(torch.zeros(1, *own.space.shape), 1.0, 1.0)  # tables, not traced
+        self.rate = (process.num_timesteps - 1) / float(process.timesteps[-1])
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        label: Tensor | None = None,
+        given: Tensor | None = None,
+        row: Tensor | None = None,
+    ) -> Tensor:
+        """Map x (B, C, *size) at time inputs t (B,) to the target, and a learned variance."""
+        cond = {"label": label, "given": given, "row": row}
+        out = self.net(x, t, **{name: value for name, value in cond.items() if value is not None})
+        place = t * self.rate
+        rows: Tensor = self.rows  # type: ignore[assignment]
+        below = place.floor().long().clamp(0, len(rows) - 2)
+        rows = rows[below].lerp(rows[below + 1], (place - below)[:, None])
+        alpha, sigma, a, b = (expand_batch(column, x) for column in rows.unbind(1))
+        x0 = self.gaussian.denoise(x, alpha, sigma)
+        y = out[:, : x.shape[1]] + a * x0 + b * (x - alpha * x0) / sigma
+        return torch.cat([y, out[:, x.shape[1] :]], 1)
+
+
+def complete(model: StoredModel, weights: str) -> nn.Module:
+    """Return the network that predicts the target, with these weights."""
+    net = model.network(weights)
+    return CompleteNetwork(net, model.blueprint) if model.blueprint.corrects_filter else net
 
 
 def draw_inputs(own: Blueprint, n: int, seed: int = 0) -> dict[str, Tensor]:

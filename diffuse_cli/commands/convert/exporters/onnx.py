@@ -54,7 +54,7 @@ def write(path: Path, found: ModelFile, config: ConvertConfig) -> Work[Mapping[s
         hint = "Its files are smaller than 2 GiB; --to diffusers has no limit"
         raise export_error(found, "ONNX", "parameters", f"{model.parameters:,}", hint)
     yield Progress(TASK, 0, 1)
-    net = model.network(config.weights or "ema")
+    net = _graph.complete(model, config.weights or "ema")
     data = _graph.onnx_file(net, model.blueprint, _graph.metadata(model))
     yield Progress(TASK, 1, 1)
     error = _graph.onnx_error(data, net, model.blueprint)

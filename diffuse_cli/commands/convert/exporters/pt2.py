@@ -29,11 +29,11 @@ def write(path: Path, found: ModelFile, config: ConvertConfig) -> Work[Mapping[s
     """Write the file; the metadata are extra files in it."""
     import torch
 
-    from diffuse_cli.commands.convert.exporters._graph import metadata, trace_network
+    from diffuse_cli.commands.convert.exporters._graph import complete, metadata, trace_network
 
     model = found.model
     yield Progress(TASK, 0, 1)
-    program = trace_network(model.network(config.weights or "ema"), model.blueprint)
+    program = trace_network(complete(model, config.weights or "ema"), model.blueprint)
     yield Progress(TASK, 1, 1)
     data = io.BytesIO()
     torch.export.save(program, data, extra_files=dict(metadata(model)))
