@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 from diffuse_cli.core import Space
-from diffuse_cli.core.gaussian_start import LowFrequencies
+from diffuse_cli.core.data_gaussian import DataGaussian
 from diffuse_cli.core.samplers import sampler_options
 from diffuse_cli.data import Dataset, read_images
 from diffuse_cli.metrics import kid, precision_recall
@@ -100,7 +100,7 @@ def sample(
     times: tuple[float, ...] | None = None,
     condition: Condition | None = None,
     guide: Guide | None = None,
-    start: LowFrequencies | None = None,
+    start: DataGaussian | None = None,
     seed: int = 0,
     **options: float | None,
 ) -> tuple[Pixels, float]:

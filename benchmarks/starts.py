@@ -23,7 +23,7 @@ import torch
 from accelerate import Accelerator
 
 from diffuse_cli.config.sample_options import GAUSSIAN, OWN, SAMPLER, STARTS, DrawConfig
-from diffuse_cli.core.gaussian_start import LowFrequencies, measure
+from diffuse_cli.core.data_gaussian import DataGaussian, measure
 from diffuse_cli.core.samplers import default_spacing
 from diffuse_cli.metrics import frechet
 from diffuse_cli.sampling.generation import LoadedModel, load_denoiser
@@ -50,19 +50,20 @@ def rows(options: argparse.Namespace, loaded: LoadedModel) -> Iterator[Row]:
         yield from (Row(max(options.steps) // 2, scale) for scale in options.scales)
 
 
-def low_frequencies(loaded: LoadedModel, train: str | None) -> LowFrequencies:
+def low_frequencies(loaded: LoadedModel, train: str | None) -> DataGaussian:
     """Those in the model file, or of images."""
     if train is None:
-        assert loaded.model.low_frequencies is not None, "give --train"
-        return loaded.model.low_frequencies
+        assert loaded.model.blueprint.gaussian is not None, "give --train"
+        return loaded.model.blueprint.gaussian
     height, width = loaded.space.size
     stored = common.read(train, (height, width)).stored
     places = np.linspace(0, len(stored) - 1, MEASURED).round().astype(np.int64)
-    return measure([loaded.space.to_model(torch.from_numpy(stored[places]))])
+    samples = loaded.space.to_model(torch.from_numpy(stored[places]))
+    return measure(lambda: [samples], bands=False)
 
 
 def drawn(
-    row: Row, start: LowFrequencies | None, loaded: LoadedModel, accelerator: Accelerator, n: int
+    row: Row, start: DataGaussian | None, loaded: LoadedModel, accelerator: Accelerator, n: int
 ) -> common.Pixels:
     """Images of a row."""
     asked = DrawConfig(guide_with=OWN, weak_guidance=row.scale)

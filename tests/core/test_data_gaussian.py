@@ -1,4 +1,4 @@
-"""Low frequencies of a data set, and a start of sampling with their variance: exact Gaussians."""
+"""The Gaussian of a data set, as a start of sampling and as a reference: exact Gaussians."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 import torch
 from oracles import gaussian_denoise, generator, process_of
 
-from diffuse_cli.core import SAMPLERS, InvalidArgument
-from diffuse_cli.core import gaussian_start as low
-from diffuse_cli.core.gaussian_start import LowFrequencies, measure, read
+from diffuse_cli.core import SAMPLERS, TARGETS, Denoiser, InvalidArgument
+from diffuse_cli.core import data_gaussian as low
+from diffuse_cli.core.data_gaussian import DataGaussian, measure, read
 
 ALPHA, SIGMA = 0.3, math.sqrt(1 - 0.09)
 SHAPES = [(1, 4), (2, 12), (1, 4, 3), (3, 9, 10), (2, 3, 5, 6)]
@@ -24,7 +24,7 @@ def samples(shape: tuple[int, ...], n: int = 40) -> torch.Tensor:
     return 0.2 * noise + whole + torch.linspace(-1, 1, shape[-1], dtype=torch.float64)
 
 
-def matrix(found: LowFrequencies, shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+def matrix(found: DataGaussian, shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
     """What `make_initial_noise` does to noise: x = M z + c."""
     ones = torch.eye(math.prod(shape), dtype=torch.float64).reshape(-1, *shape)
     offset = found.make_initial_noise(torch.zeros_like(ones[:1]), ALPHA, SIGMA)
@@ -34,7 +34,7 @@ def matrix(found: LowFrequencies, shape: tuple[int, ...]) -> tuple[torch.Tensor,
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_all_that_is_kept_is_there_at_the_start_and_nothing_else_changes(shape):
     x = samples(shape)
-    found = measure([x])
+    found = measure(lambda: [x])
     made, offset = matrix(found, shape)
     flat = x.flatten(1)
     covariance = torch.cov(flat.T, correction=0)
@@ -69,7 +69,7 @@ def cosines(shape: tuple[int, ...]) -> torch.Tensor:
 
 def test_channels_are_uncorrelated():
     x = samples((3, 9, 10))
-    colors = torch.tensor(measure([x]).colors, dtype=torch.float64)
+    colors = torch.tensor(measure(lambda: [x]).colors, dtype=torch.float64)
     apart = torch.einsum("ec,ncp->nep", colors, (x - x.mean(0)).flatten(2))
     covariance = torch.einsum("nep,nfp->ef", apart, apart) / len(x)
     assert torch.allclose(colors @ colors.T, torch.eye(3, dtype=torch.float64), atol=1e-5)
@@ -92,7 +92,7 @@ def test_few_steps_from_it_keep_the_brightness_and_its_variance(sampler: str):
     table[0, 0, 0] = 80.0
     means = torch.zeros(1, 8, 8, dtype=torch.float64)
     means[0, 0, 0] = 0.3 * side
-    found = LowFrequencies((side, side), ((1.0,),), tuple(means.tolist()), tuple(table.tolist()))
+    found = DataGaussian((side, side), ((1.0,),), tuple(means.tolist()), tuple(table.tolist()))
     draw = generator(0)
     noise = torch.randn(4000, 1, side, side, generator=draw, dtype=torch.float64)
     noise[:, 0] -= noise.mean((1, 2, 3))[:, None, None]
@@ -121,7 +121,7 @@ def test_few_steps_from_it_keep_the_brightness_and_its_variance(sampler: str):
 def test_where_it_begins_follows_from_the_size():
     sizes = {(32, 32): -4.0, (64, 64): -4 - math.log(4), (1024,): -4.0, (8, 8, 16): -4.0}
     for size, wanted in sizes.items():
-        found = LowFrequencies(size, (), (), ()).log_snr
+        found = DataGaussian(size, (), (), ()).log_snr
         assert found == pytest.approx(wanted)
         process = process_of("cosine", 1000)
         for spacing in ("trailing", "early", "wide", "linspace", "karras"):
@@ -139,9 +139,10 @@ def test_all_times_are_there_where_no_noise_is_so_strong():
 
 
 def test_it_is_the_same_after_json():
-    found = measure([samples((2, 9, 10))])
-    again = read(json.loads(json.dumps(found.plain)), 2, (9, 10))
-    assert again == found
+    for bands in (True, False):
+        found = measure(lambda: [samples((2, 9, 10))], bands=bands)
+        assert (found.bands is not None) == bands
+        assert read(json.loads(json.dumps(found.plain)), 2, (9, 10)) == found
 
 
 @pytest.mark.parametrize(
@@ -153,25 +154,112 @@ def test_it_is_the_same_after_json():
         ("mean", [[math.nan] * 4] * 2, "mean must be finite"),
         ("variance", [[-1.0] * 4] * 2, "variance must not be negative"),
         ("variance", [[[1.0]]], "variance must be finite numbers of shape"),
+        ("bands", [[-1.0] * 4] * 2, "bands must not be negative"),
+        ("bands", [[1.0] * 3] * 2, "bands must be finite numbers of shape"),
     ],
 )
 def test_other_tables_are_refused(name: str, value: object, said: str):
-    plain = {**measure([samples((2, 4))]).plain, name: value}
+    plain = {**measure(lambda: [samples((2, 4))]).plain, name: value}
     with pytest.raises(InvalidArgument) as caught:
         read(plain, 2, (4,))
     assert said in f"{caught.value.argument} {caught.value}"
 
 
 def test_a_constant_data_set_has_no_variance():
-    found = measure([torch.full((3, 2, 5, 5), 0.5)])
+    found = measure(lambda: [torch.full((3, 2, 5, 5), 0.5)])
     begun = found.make_initial_noise(torch.zeros(1, 2, 5, 5), 1.0, 0.0)
     assert torch.allclose(begun, torch.full((1, 2, 5, 5), 0.5), atol=1e-5)
+    denoised = found.denoise(torch.zeros(1, 2, 5, 5), 1.0, 0.5)
+    assert torch.allclose(denoised, torch.full((1, 2, 5, 5), 0.5), atol=1e-4)
 
 
 def test_batches_are_measured_as_one():
     x = samples((3, 9, 10))
-    whole, parts = measure([x]), measure(iter(x.split(7)))
+    whole, parts = measure(lambda: [x]), measure(lambda: x.split(7))
     for one, other in zip(vars(whole).values(), vars(parts).values(), strict=True):
         assert torch.allclose(torch.tensor(one), torch.tensor(other), rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match="no samples"):
-        measure([])
+        measure(list)
+
+
+# -- the filter -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (2, 12), (1, 4, 3), (3, 9, 10), (2, 3, 5, 6)], ids=str)
+@pytest.mark.parametrize("level", [0.02, 0.7, 0.999])
+def test_it_denoises_as_the_exact_gaussian_does(shape, level):
+    """Of data whose covariance is diagonal in its transform, with one variance in each band."""
+    x = samples(shape)
+    found = measure(lambda: [x])
+    basis, size = cosines(shape), shape[1:]
+    colors = torch.tensor(found.colors, dtype=torch.float64)
+    mixed = torch.kron(colors, torch.eye(math.prod(size), dtype=torch.float64)) @ basis
+    bands = [low.assign_bands(side, size) for side in size]
+    whole = torch.tensor(found.bands, dtype=torch.float64).clamp(min=low.LEAST)
+    for dim, own in enumerate(bands, 1):
+        whole = whole.index_select(dim, torch.tensor(own))
+    mean = torch.zeros_like(whole)
+    known = torch.tensor(found.mean, dtype=torch.float64)
+    mean[(slice(None), *map(slice, known.shape[1:]))] = known
+    process = process_of("cosine", 1000)
+    t = round(process.time_at(math.log(level**-2 - 1)))
+    exact = gaussian_denoise(
+        process, mixed.T @ mean.flatten(), mixed.T @ torch.diag(whole.flatten()) @ mixed
+    )
+    alpha, sigma = process.alpha_sigma(t, like=x)
+    noise = torch.randn(x.shape, generator=generator(5), dtype=torch.float64)
+    x_t = alpha * x + sigma * noise
+    assert torch.allclose(found.denoise(x_t, alpha, sigma), exact(x_t, t).x0, atol=1e-5)
+    column = torch.full((len(x), *[1] * len(shape)), 1.0, dtype=torch.float64)
+    assert torch.allclose(
+        found.denoise(x_t, alpha * column, sigma * column), exact(x_t, t).x0, atol=1e-5
+    )
+
+
+def test_a_band_has_the_mean_variance_of_its_frequencies():
+    draw = torch.randn(500, 1, 40, generator=generator(0), dtype=torch.float64)
+    scale = torch.linspace(2, 0.1, 40, dtype=torch.float64)
+    x = (draw * scale) @ cosines((1, 40))
+    found = measure(lambda: [x])
+    bands = torch.tensor(low.assign_bands(40, (40,)))
+    assert bands[:8].tolist() == list(range(8))
+    assert bands.diff().unique().tolist() == [0, 1]
+    own = (x @ cosines((1, 40)).T).square().mean((0, 1))
+    for band in range(8, int(bands.max()) + 1):
+        expected = float(own[bands == band].mean())
+        assert found.bands is not None
+        assert found.bands[0][band] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("target", [name for name in TARGETS if name != "mu"])
+def test_a_network_that_adds_nothing_predicts_as_the_reference(target: str):
+    process, x = process_of("cosine", 1000), samples((1, 12, 12), n=6)
+    found = measure(lambda: [x])
+    denoiser = Denoiser(lambda x, t: 0 * x, process, target, reference=found.denoise)
+    for t in (0, 400, 900, 400.5, torch.tensor([0, 5, 300, 500, 800, 998])):
+        alpha, sigma = process.alpha_sigma(t, like=x)
+        guess = denoiser(x, t)
+        assert torch.allclose(guess.x0, found.denoise(x, alpha, sigma), atol=1e-6)
+        assert torch.allclose(alpha * guess.x0 + sigma * guess.eps, x, atol=1e-6)
+    few = denoiser.respaced([0, 400, 900])
+    assert torch.allclose(few(x, 1).x0, denoiser(x, 400).x0, atol=1e-6)
+    assert torch.allclose(few.with_variance("large")(x, 1).x0, denoiser(x, 400).x0, atol=1e-6)
+
+
+def test_a_posterior_mean_target_has_a_reference_too():
+    process, x = process_of("cosine", 10), samples((1, 6, 6), n=3)
+    found = measure(lambda: [x])
+    denoiser = Denoiser(lambda x, t: 0 * x, process, "mu", reference=found.denoise)
+    for t in (0, 9):
+        alpha, sigma = process.alpha_sigma(t, like=x)
+        assert torch.allclose(denoiser(x, t).x0, found.denoise(x, alpha, sigma), atol=1e-5)
+
+
+def test_the_output_is_added_in_the_target():
+    process, x = process_of("cosine", 1000), samples((1, 12, 12), n=6)
+    found = measure(lambda: [x])
+    plain = Denoiser(lambda x, t: 0 * x + 0.3, process, "v", reference=found.denoise)(x, 500)
+    without = Denoiser(lambda x, t: 0 * x, process, "v", reference=found.denoise)(x, 500)
+    assert plain.raw is not None
+    assert without.raw is not None
+    assert torch.allclose(plain.raw - without.raw, torch.full_like(x, 0.3), atol=1e-9)

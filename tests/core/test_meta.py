@@ -24,7 +24,7 @@ from diffuse_cli.core import (
     bits_per_dim,
     log_densities,
 )
-from diffuse_cli.core.gaussian_start import LowFrequencies
+from diffuse_cli.core.data_gaussian import DataGaussian
 from diffuse_cli.core.guidance import autoguide, clip, guide, guide_away, make_unconditional
 from diffuse_cli.core.losses import WEIGHTINGS, weights
 from diffuse_cli.core.variances import output_channels
@@ -103,6 +103,6 @@ def test_the_network_its_gradient_and_the_bound_read_nothing_back(size: tuple[in
 def test_a_start_reads_nothing_back():
     _, x, _ = made()
     table = ((((0.5,) * 4,) * 4),)
-    found = LowFrequencies((4, 4), ((1.0,),), table, table).make_initial_noise(x, 0.3, 0.9)
+    found = DataGaussian((4, 4), ((1.0,),), table, table).make_initial_noise(x, 0.3, 0.9)
     assert found.is_meta
     assert found.shape == x.shape

@@ -21,7 +21,7 @@ from networks import Plan, plan
 
 from diffuse_cli.config.sample_options import SamplerChoice
 from diffuse_cli.config.shared_options import DiffusionConfig
-from diffuse_cli.core import Conditions, Space
+from diffuse_cli.core import Conditions, Space, data_gaussian
 from diffuse_cli.core.denoising_errors import DenoisingErrors
 from diffuse_cli.core.networks.unet import Config
 from diffuse_cli.models import model_file, tensor_file
@@ -259,18 +259,43 @@ def test_a_model_has_the_oldest_version_that_can_say_what_its_samples_are(
     assert config_of(tmp_path / "m")["version"] == version
 
 
+def with_gaussian(values):
+    """The model, with a Gaussian of its data."""
+    own = model().blueprint
+    gaussian = data_gaussian.read(values, own.space.channels, own.space.size)
+    return model(blueprint=dataclasses.replace(own, gaussian=gaussian))
+
+
+def test_a_filter_is_of_version_10_kept_and_checked(tmp_path: Path):
+    space = model().blueprint.space
+    counts = [data_gaussian.assign_bands(side, space.size)[-1] + 1 for side in space.size]
+    bands = torch.full((space.channels, *counts), 2.0).tolist()
+    own, path = with_gaussian({**LOW, "bands": bands}), tmp_path / "m.safetensors"
+    save(path, own)
+    assert config_of(path)["version"] == 10
+    found = load(path)
+    assert found.blueprint.gaussian == own.blueprint.gaussian
+    assert found.blueprint.corrects_filter
+    x = torch.ones(2, *space.shape)
+    plain = dataclasses.replace(found.blueprint, gaussian=None)
+    zero = found.blueprint.denoiser(lambda x, t: 0 * x)(x, 5).x0
+    assert not torch.allclose(zero, plain.denoiser(lambda x, t: 0 * x)(x, 5).x0)
+    data = path.read_bytes()
+    for wrong in ([1.0], "1", [[-1.0]]):
+        changed = {**LOW, "bands": wrong}
+        rejected(tmp_path, described(data, setting("data", "low_frequencies", value=changed)))
+
+
 def test_a_recommended_start_is_of_version_8_and_needs_low_frequencies(tmp_path: Path):
-    own = model(data={"low_frequencies": LOW})
-    assert own.low_frequencies is not None
-    assert own.low_frequencies.variance[0][0][0] == 40
-    assert model().low_frequencies is None
+    own = with_gaussian(LOW)
+    assert own.blueprint.gaussian.variance[0][0][0] == 40
     save(tmp_path / "plain", own)
     assert config_of(tmp_path / "plain")["version"] == 2
     sampling = SamplerChoice("unipc", 3, start="gaussian")
     path = tmp_path / "m.safetensors"
     save(path, dataclasses.replace(own, sampling=sampling))
     found = load(path)
-    assert (found.sampling, found.low_frequencies) == (sampling, own.low_frequencies)
+    assert (found.sampling, found.blueprint.gaussian) == (sampling, own.blueprint.gaussian)
     assert config_of(path)["version"] == 8
     data = path.read_bytes()
     said = rejected(tmp_path, described(data, setting("data", value={})))
@@ -491,7 +516,7 @@ def test_a_file_of_version_1_that_contradicts_itself_is_rejected(tmp_path: Path,
     assert says in rejected(tmp_path, data)
 
 
-@pytest.mark.parametrize("version", [10, 10**30])
+@pytest.mark.parametrize("version", [11, 10**30])
 def test_a_newer_version_is_refused_with_what_to_do(good: bytes, tmp_path: Path, version: int):
     def change(config: dict[str, Any]) -> None:
         config["version"], config["versions"]["diffuse"] = version, "9.9"

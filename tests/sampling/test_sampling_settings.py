@@ -20,7 +20,7 @@ from diffuse_cli.config.sample_options import (
 )
 from diffuse_cli.config.task_options import VaryConfig
 from diffuse_cli.core import SAMPLERS, Conditions, InvalidArgument, Space
-from diffuse_cli.core.gaussian_start import LowFrequencies
+from diffuse_cli.core.data_gaussian import DataGaussian
 from diffuse_cli.data import read_images
 from diffuse_cli.models import model_file
 from diffuse_cli.sampling.generation import generate_batches, guide_denoiser
@@ -118,12 +118,12 @@ def test_learned_times_go_with_their_sampler_and_steps_alone(given, times, taken
     assert found.choice.times == times
 
 
-LOW = LowFrequencies((4,), ((1.0,),), ((0.0,) * 4,), ((9.0,) * 4,))
+LOW = DataGaussian((4,), ((1.0,),), ((0.0,) * 4,), ((9.0,) * 4,))
 
 
-def starting(sampling: SamplerChoice | None = None, low: LowFrequencies | None = LOW, classes=0):
+def starting(sampling: SamplerChoice | None = None, low: DataGaussian | None = LOW, classes=0):
     found = model(sampling, classes=classes)
-    found.low_frequencies = low
+    found.blueprint.gaussian = low
     return found
 
 
@@ -353,7 +353,7 @@ def test_a_gaussian_start_is_drawn_told_and_the_same_in_any_batch(diffuse, model
 def test_a_run_measures_what_it_trains_on(model, images):
     """The mean brightness of samples and its variance, by their first cosine."""
     found = model_file.load(model)
-    low, space = found.low_frequencies, found.blueprint.space
+    low, space = found.blueprint.gaussian, found.blueprint.space
     stored = read_images(images, size=space.size)
     samples = finish(stored)
     x = space.to_model(torch.from_numpy(samples.stored[~samples.held_out]))
@@ -376,7 +376,7 @@ def test_drawing_begins_where_the_start_says(model):
     *_, drawing = generate_batches(
         denoiser, settings, range(2), space=space, device=torch.device("cpu")
     )
-    low = loaded.low_frequencies
+    low = loaded.blueprint.gaussian
     times = process.times(3, "wide", log_snr=low.log_snr)
     noise = image_noise(0, range(2), -1, space.shape, torch.device("cpu"))
     x = low.make_initial_noise(noise, *process.alpha_sigma(times[0], like=noise))
