@@ -255,8 +255,9 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
     keep_raw: bool = option.output(
         False, "Also save the raw weights, before averaging, in the model file."
     )
-    keep_weak: bool = option.output(
-        False, "Also save an early EMA checkpoint, for sample --guide-with self."
+    keep_weak: bool | None = option.output.optional(
+        "Save an early EMA checkpoint, for sample --guide-with self.",
+        shown="if guidance by it has a lower KID",
     )
     weak_after: float = option.output(
         0.125,

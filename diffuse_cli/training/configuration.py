@@ -78,11 +78,12 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
         ("label_dropout", ("classes", "condition_on")),
         ("given_dropout", ("given",)),
         ("given_noise", ("given",)),
-        ("weak_after", ("keep_weak",)),
     ):
         if name in flags and not any(getattr(config, other) for other in others):
             either = " or ".join(map(flag, others))
             raise UsageError(f"{flag(name)} needs {either}", "Set both, or neither")
+    if "weak_after" in flags and config.keep_weak is False:
+        raise UsageError("--weak-after needs --keep-weak", "Leave out --no-keep-weak")
     parse_column_names(config.condition_on or ())
     if config.given and is_degradation(config.given):
         with translate_errors(lambda _: "--given"):

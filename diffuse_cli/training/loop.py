@@ -119,8 +119,11 @@ class TrainingRun:
             raw = trainer.net.state_dict() if config.keep_raw else None
             average = trainer.ema.net.state_dict()
             steps = trainer.course.steps
-            errors = monitor.errors_at(last)
-            run.write(run.model, self.plan.model(last, steps, average, raw, trainer.weak, errors))
+            errors, sampling = monitor.errors_at(last), monitor.recommendation_at(last)
+            guided = sampling is not None and sampling.weak_guidance is not None
+            weak = trainer.weak if config.keep_weak or guided else None
+            model = self.plan.model(last, steps, average, raw, weak, errors, sampling)
+            run.write(run.model, model)
             if self.budget and last == steps:
                 checkpoints.write_config(run, config, steps)
             if steps != course.steps:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from diffuse_cli.config.options import from_dict, to_dict
+from diffuse_cli.config.sample_options import SamplerChoice
 from diffuse_cli.core import denoising_errors
 from diffuse_cli.core.denoising_errors import DenoisingErrors
 from diffuse_cli.media import MEDIA, figures
@@ -25,7 +27,7 @@ from diffuse_cli.system import files
 from diffuse_cli.system.devices import log_image
 from diffuse_cli.system.events import Notice, StopRequest, Work, run_until
 from diffuse_cli.system.memory import is_out_of_memory
-from diffuse_cli.training import previews, validation
+from diffuse_cli.training import previews, recommendation, validation
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.run_directory import Checkpoint, RunDirectory
 from diffuse_cli.training.time_budget import Chore, Chores, Laps
@@ -49,7 +51,9 @@ FEWEST_MEASURED, MOST_MEASURED, MEASURED_SHARE = 4, 256, 50
 """Images on which the errors of x_0 are measured after the last step: as many as keep their passes
 below 1/MEASURED_SHARE of the passes of the steps, within these limits."""
 
-PREVIEW, EVALUATION, ERRORS, SAVE = "preview", "evaluation", "errors", "save"
+PREVIEW, EVALUATION, ERRORS, SETTINGS, SAVE = (
+    "preview", "evaluation", "errors", "settings", "save",
+)  # fmt: skip
 """The names of chores."""
 
 
@@ -82,6 +86,7 @@ def plan_chores(plan: Plan, a_pass: float | None = None) -> Chores:
         if plan.teacher is None:
             passes = denoising_errors.POINTS * count_measured_images(plan, steps)
             yield Chore(ERRORS, steps, passes * each)
+            yield Chore(SETTINGS, steps, recommendation.count_passes(plan, steps) * each)
         if config.eval_every:
             passes = previews.passes_of_drawing(plan, config.eval_images or validation.IMAGES)
             yield Chore(EVALUATION, config.eval_every, passes * each)
@@ -107,7 +112,8 @@ class Monitor:
         held_out_loss: the held-out loss at the last preview.
         best: the weights with the lowest KID so far.
         errors: the errors of x_0 after the last step, or None.
-        previewed, validated, measured: the last steps for which these were finished.
+        recommended: the sampling setting to recommend after the last step, or None.
+        previewed, validated, measured, chosen: the last steps for which these were finished.
     """
 
     def __init__(self, trainer: Trainer, run: RunDirectory, stop: StopRequest) -> None:
@@ -121,6 +127,8 @@ class Monitor:
         self.validated: int | None = None
         self.errors: DenoisingErrors | None = None
         self.measured: int | None = None
+        self.recommended: SamplerChoice | None = None
+        self.chosen: int | None = None
         self._loss, self._readings = 0.0, 0
         self._many = MEDIA[trainer.plan.data.images.medium].many
         self._kid: validation.KidMeasure | None = None
@@ -136,6 +144,8 @@ class Monitor:
             "evaluated": self.validated,
             "errors": self.errors.plain if self.errors else None,
             "measured": self.measured,
+            "recommended": to_dict(self.recommended) if self.recommended else None,
+            "chosen": self.chosen,
             "loss": self._loss,
             "readings": self._readings,
         }
@@ -150,6 +160,8 @@ class Monitor:
         self.previewed, self.validated = state.get("looked"), state["evaluated"]
         self.measured, errors = state.get("measured"), state.get("errors")
         self.errors = denoising_errors.read(errors) if errors else None
+        self.chosen, recommended = state.get("chosen"), state.get("recommended")
+        self.recommended = from_dict(SamplerChoice, recommended) if recommended else None
         self.best = validation.BestWeights(state["best"], saved.best) if state["best"] else None
         before = self.best.values["images"] if self.best else self.images
         if self.config.eval_every and before != self.images:
@@ -176,7 +188,7 @@ class Monitor:
             own, raw, _ = model_file.split_weights(self.best.tensors)
             weak = self.trainer.weak
             step, steps = self.best.values["step"], self.trainer.course.steps
-            weak = weak if weak and weak.step <= step else None
+            weak = weak if self.config.keep_weak and weak and weak.step <= step else None
             model = self.trainer.plan.model(step, steps, own, raw or None, weak)
             self.run.write(self.run.best, model)
         elif self.config.eval_every:
@@ -195,7 +207,12 @@ class Monitor:
 
     def is_due(self, done: int, end: int) -> bool:
         """Whether a measurement is due after `done` steps, including one that was cut off."""
-        due = self._preview_due(done, end), self._validation_due(done), self._errors_due(done, end)
+        due = (
+            self._preview_due(done, end),
+            self._validation_due(done),
+            self._errors_due(done, end),
+            self._settings_due(done, end),
+        )
         return done > 0 and any(due)
 
     def _preview_due(self, done: int, end: int) -> bool:
@@ -212,6 +229,12 @@ class Monitor:
         # A distilled model does not predict the mean of x_0.
         return done == end and self.measured != done and self.trainer.plan.teacher is None
 
+    def _settings_due(self, done: int, end: int) -> bool:
+        return done == end and self.chosen != done and self._count_trial_samples() > 0
+
+    def _count_trial_samples(self) -> int:
+        return recommendation.count_samples(self.trainer.plan, self.trainer.course.steps)
+
     # -- work --------------------------------------------------------------------------------------
 
     def work(self, done: int, end: int) -> Iterator[tuple[str, Work[None]]]:
@@ -222,6 +245,8 @@ class Monitor:
             yield EVALUATION, self._validate(done)
         if self._errors_due(done, end) and self.stop() is None:
             yield ERRORS, self._measure_errors(done)
+        if self._settings_due(done, end) and self.stop() is None:
+            yield SETTINGS, self._choose_settings(done)
 
     def log(self, done: int, values: Mapping[str, float], **own: float) -> None:
         """Add a line to metrics.jsonl, and all values except `own` to the trackers of --log."""
@@ -300,6 +325,23 @@ class Monitor:
     def errors_at(self, step: int) -> DenoisingErrors | None:
         """Return the errors of x_0 with the weights after `step` steps, if they were measured."""
         return self.errors if self.measured == step else None
+
+    def _choose_settings(self, done: int) -> Work[None]:
+        """Choose the sampling setting to recommend."""
+        if self._kid is None:
+            trainer = self.trainer
+            self._kid = yield from validation.make_kid_measure(trainer.plan, trainer.device)
+        count = self._count_trial_samples()
+        trials = recommendation.choose_settings(self.trainer, self._kid, count)
+        work = skip_if_full(trials, "choosing sampling settings")
+        self.recommended = yield from run_until(self.stop, work)
+        self.chosen = done
+        if self.recommended:
+            yield Notice(f"recommended for sampling: {self.recommended}")
+
+    def recommendation_at(self, step: int) -> SamplerChoice | None:
+        """Return the setting chosen with the weights after `step` steps, if any."""
+        return self.recommended if self.chosen == step else None
 
     def _copy_weights(self) -> dict[str, Tensor]:
         """Copy the weights of this step's model file, without the early EMA weights."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from diffuse_cli.config.sample_options import SamplerChoice
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.data_gaussian import DataGaussian, measure
@@ -99,8 +100,13 @@ class Plan:
         raw: Mapping[str, Tensor] | None,
         weak: EarlyWeights | None,
         errors: DenoisingErrors | None = None,
+        sampling: SamplerChoice | None = None,
     ) -> model_file.StoredModel:
-        """Make the model file after `step` of `steps` steps."""
+        """Make the model file after `step` of `steps` steps.
+
+        Args:
+            sampling: the setting to recommend. A distilled model has its own.
+        """
         return model_file.StoredModel(
             blueprint=self.blueprint,
             ema=ema,
@@ -110,7 +116,7 @@ class Plan:
             weak_step=weak.step if weak else None,
             data=self.data.describe(self.config),
             training=to_model_options(replace(self.config, steps=steps)),
-            sampling=self.teacher.sampling(self.blueprint) if self.teacher else None,
+            sampling=self.teacher.sampling(self.blueprint) if self.teacher else sampling,
             distilled=self.teacher.description if self.teacher else None,
             errors=errors,
         )

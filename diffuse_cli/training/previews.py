@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffuse_cli.config.sample_options import SAMPLER, SAMPLING_STEPS
+from diffuse_cli.config.sample_options import SAMPLER, SAMPLING_STEPS, SamplerChoice
 from diffuse_cli.media import Array, Indices, figures, render_samples
 from diffuse_cli.sampling.conditioning import Condition, default_guidance
 from diffuse_cli.sampling.generation import BatchState, generate_batches, to_stored
-from diffuse_cli.sampling.sampling_settings import SamplingSettings
+from diffuse_cli.sampling.sampling_settings import Guide, SamplingSettings
 from diffuse_cli.system.events import Progress, Work
 from diffuse_cli.training.feed import find_readable
 from diffuse_cli.training.plan import Plan
@@ -36,8 +36,10 @@ def generate_by_default(
     device: torch.device,
     inputs: int | None = None,
     classes: Sequence[int] = (),
+    choice: SamplerChoice | None = None,
+    guide: Guide | None = None,
 ) -> Iterator[BatchState]:
-    """Generate samples with the defaults of `diffuse sample`.
+    """Generate samples with the defaults of `diffuse sample`, or another setting.
 
     A model that is conditioned on images or metadata cycles through the conditions of the images of
     `preview_images`.
@@ -45,14 +47,19 @@ def generate_by_default(
     Args:
         inputs: the number of images of `preview_images` to use. None for all.
         classes: the classes to cycle through, for a model with no other condition. All by default.
+        choice: the sampler, the steps and the start.
+        guide: the weaker model to guide by.
     """
     denoiser = plan.blueprint.denoiser(net)
-    choice = plan.teacher.sampling(plan.blueprint) if plan.teacher else None
+    if plan.teacher:
+        choice = plan.teacher.sampling(plan.blueprint)
     chosen = find_readable(plan.data, preview_images(plan, inputs)[:count])
     settings = SamplingSettings(
         sampler=choice.sampler if choice else SAMPLER,
         steps=min(choice.steps if choice else SAMPLING_STEPS, denoiser.process.num_timesteps),
+        start=plan.blueprint.gaussian if choice and choice.start else None,
         condition=_make_condition(plan, chosen, classes),
+        guide=guide,
         seed=plan.config.seed,
         batch_size=min(MOST, plan.room),
     )
@@ -89,10 +96,19 @@ def _make_condition(plan: Plan, chosen: Indices, classes: Sequence[int]) -> Cond
     if labels and uses_images(plan):
         own = plan.data.images.labels[chosen]
         labels = np.where(own >= 0, own, conditions.num_classes).tolist()
-    # The guidance of a teacher is in the weights.
-    scale = 1.0 if plan.teacher else default_guidance(conditions, plan.config.label_dropout)
+    scale = guidance_of(plan)
+    assert scale is not None
     told = () if rows is None else tuple(map(tuple, rows[chosen].tolist()))
     return Condition(tuple(labels), scale, plan.inputs(chosen), rows=told)
+
+
+def guidance_of(plan: Plan) -> float | None:
+    """Return the default guidance scale, or None for an unconditional model."""
+    conditions = plan.blueprint.conditions
+    if not conditions:
+        return None
+    # The guidance of a teacher is in the weights.
+    return 1.0 if plan.teacher else default_guidance(conditions, plan.config.label_dropout)
 
 
 def uses_images(plan: Plan) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -79,7 +80,7 @@ class Trainer:
         net, ema, powers, optimizer, history: the state, with `matching`, `weak`, `unread`, `bad`
             and `accumulation`.
         matching: the last phase of a distillation, or None.
-        weak: the early EMA weights of --keep-weak, once they are saved.
+        weak: the early EMA weights, once they are saved.
         unread: the gradient norms of the steps since the last update of the average.
         bad: the number of consecutive last steps whose gradient is known not to be finite.
         accumulation: the forward passes per step, more than configured if memory ran out.
@@ -173,7 +174,9 @@ class Trainer:
         self.unread.append(norm)
         if is_update_due(step + 1, self.course.steps):
             self._update_averages()
-        if self.config.keep_weak and self.course.passes(self.config.weak_after, step + 1):
+        if self.config.keep_weak is not False and self.course.passes(
+            self.config.weak_after, step + 1
+        ):
             self.weak = EarlyWeights.of(self.ema, step + 1)
         return StepResult(loss, norm)
 
@@ -311,8 +314,18 @@ class Trainer:
 
     def ema_net(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
         """Evaluate the averaged network in the precision of the run, without gradients."""
+        return self._infer(self.ema.net, x, t, **cond)
+
+    def weak_net(self) -> Callable[..., Tensor]:
+        """Return the network with the early EMA weights, to call as `ema_net`."""
+        assert self.weak
+        net = copy.deepcopy(self.ema.net)
+        net.load_state_dict(dict(self.weak.weights))
+        return partial(self._infer, net)
+
+    def _infer(self, net: nn.Module, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
         with torch.no_grad(), self.accelerator.autocast():
-            return self.ema.net(x, t, **cond).float()  # type: ignore[no-any-return]
+            return net(x, t, **cond).float()  # type: ignore[no-any-return]
 
     def held_out_losses(self) -> Tensor | None:
         """Return the loss of the EMA weights on each held-out image, (N,), or None without any.

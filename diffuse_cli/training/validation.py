@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from diffuse_cli.config.sample_options import SamplerChoice
 from diffuse_cli.core.space import Space
 from diffuse_cli.media import MEDIA, Array
 from diffuse_cli.metrics import Measurement, kid
 from diffuse_cli.metrics.features import KIDS, FeatureNetwork, extract_features, prepare_network
 from diffuse_cli.metrics.features.feature_choice import load_choice
 from diffuse_cli.sampling.generation import BatchState, collect
+from diffuse_cli.sampling.sampling_settings import Guide
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import Notice, Work, finish
 from diffuse_cli.system.rng import permutation
@@ -65,20 +67,30 @@ class KidMeasure:
 
     Attributes:
         key: the key of the KID, which names the network's features.
+        contrast: the `measure_contrast` of the real samples.
     """
 
     def __init__(self, real: Array, space: Space, network: FeatureNetwork) -> None:
         self._real, self._space, self._build_network, self.key = real, space, network, network.kid
         self._real_features: Array | None = None
+        self.contrast = measure_contrast(real)
 
     def measure(self, drawings: Iterator[BatchState], count: int) -> Work[dict[str, float]]:
         """Return the KID of `count` generated samples and its standard error, by key."""
+        return (yield from self.compare((yield from self.generate(drawings, count))))
+
+    def generate(self, drawings: Iterator[BatchState], count: int) -> Work[Array]:
+        """Return `count` generated samples, stored (N, C, *size)."""
+        fakes: dict[int, Array] = {}
+        yield from collect(drawings, self._space, count, fakes)
+        return np.stack([fakes[i] for i in range(count)])
+
+    def compare(self, samples: Array) -> Work[dict[str, float]]:
+        """Return the KID of samples and its standard error, by key."""
         if self._real_features is None:
             self._real_features = yield from self._extract_features(self._real)
             del self._real
-        fakes: dict[int, Array] = {}
-        yield from collect(drawings, self._space, count, fakes)
-        features = yield from self._extract_features(np.stack([fakes[i] for i in range(count)]))
+        features = yield from self._extract_features(samples)
         return kid.estimate_kid(self._real_features, features, self.key)
 
     def _extract_features(self, samples: Array) -> Work[Array]:
@@ -86,6 +98,12 @@ class KidMeasure:
             self._build_network, self._build_network.prepare_input(self._space, samples)
         )
         return np.asarray(found, np.float64)
+
+
+def measure_contrast(samples: Array) -> float:
+    """Return the logarithm of the mean standard deviation within samples (N, C, *size)."""
+    deviation = np.mean([np.std(sample, dtype=np.float64) for sample in samples])
+    return math.log(max(float(deviation), 1e-9))
 
 
 def make_kid_measure(plan: Plan, device: torch.device) -> Work[KidMeasure]:
@@ -114,15 +132,26 @@ def make_kid_measure(plan: Plan, device: torch.device) -> Work[KidMeasure]:
 
 
 def generate_in_proportion(
-    plan: Plan, net: Any, count: int, device: torch.device
+    plan: Plan,
+    net: Any,
+    count: int,
+    device: torch.device,
+    choice: SamplerChoice | None = None,
+    guide: Guide | None = None,
 ) -> Iterator[BatchState]:
-    """Generate from the same noise every time, in the class proportions of training."""
+    """Generate from the same noise every time, in the class proportions of training.
+
+    Args:
+        choice, guide: as for `generate_by_default`.
+    """
     classes: list[int] = []
     if plan.blueprint.conditions.num_classes:
         order = permutation(plan.config.seed, 1, len(plan.data.train))[:count]
         labels = plan.data.images.labels[plan.data.train[order]]
         classes = [int(label) for label in labels if label >= 0]
-    return generate_by_default(plan, net, count, device, classes=classes)
+    return generate_by_default(
+        plan, net, count, device, classes=classes, choice=choice, guide=guide
+    )
 
 
 # -- overfitting ----------------------------------------------------------------------------------

@@ -1,0 +1,143 @@
+"""Choose the sampling settings that the model file recommends, after the last step.
+
+After minutes or hours of training, guidance by the early average of the run's own weights (Karras
+et al. 2024b) improves samples more than any sampler, and how strong it should be depends on the
+data. So each candidate generates the same number of samples from the same noise, with as many
+evaluations of the network as the default, and is compared with held-out samples. The lowest KID
+wins, if it is lower than the default's by more than chance, among the candidates that look like the
+data: KID alone may prefer exaggerated contrast.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from diffuse_cli.config.sample_options import (
+    GAUSSIAN,
+    OWN,
+    SAMPLER,
+    SAMPLING_STEPS,
+    SamplerChoice,
+)
+from diffuse_cli.sampling.sampling_settings import Guide
+from diffuse_cli.system.events import Work
+from diffuse_cli.training import previews, validation
+from diffuse_cli.training.plan import Plan
+
+if TYPE_CHECKING:
+    from diffuse_cli.training.trainer import Trainer
+
+SCALES = (1.5, 2.0, 3.0)
+"""Scales of guidance by the early EMA weights to try."""
+
+TRIALS = len(SCALES) + 2
+"""Number of trials: the default, the scales, and the other start."""
+
+SHARE = 20
+"""Trials take at most 1/SHARE of the passes of the steps."""
+
+FEWEST, MOST = 48, 256
+"""Samples of a trial. Fewer than FEWEST decide nothing, so that nothing is tried."""
+
+ERRORS = 2.0
+"""Standard errors by which the KID of a recommended setting is lower than the default's."""
+
+FAR = 0.1
+"""Difference from the contrast of the data, in its logarithm, that a recommended setting may have
+if the default's is not larger."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Samples of a setting compared with held-out samples.
+
+    Attributes:
+        kid, error: the KID and its standard error.
+        contrast: the logarithm of the contrast, less that of the data.
+    """
+
+    choice: SamplerChoice
+    kid: float
+    error: float
+    contrast: float
+
+
+def count_samples(plan: Plan, steps: int) -> int:
+    """Return the samples of each trial after a run of `steps` steps, or 0 to try nothing."""
+    if len(plan.data.held_out) < FEWEST or plan.teacher or previews.uses_images(plan):
+        return 0
+    passes = steps * previews.passes_of_step(plan) // SHARE
+    count = passes // (previews.passes_of_drawing(plan, 1) * TRIALS)
+    return min(MOST, count) if count >= FEWEST else 0
+
+
+def count_passes(plan: Plan, steps: int) -> int:
+    """Return the forward passes of all trials after a run of `steps` steps."""
+    return TRIALS * previews.passes_of_drawing(plan, count_samples(plan, steps))
+
+
+def choose_settings(
+    trainer: Trainer, kid: validation.KidMeasure, count: int
+) -> Work[SamplerChoice | None]:
+    """Return the setting to recommend, or None if the default is as good.
+
+    First the default and the guidance scales, then the other start with the best of them. The
+    Gaussian start is the first choice for guidance, because it keeps brightness, which guidance
+    exaggerates.
+    """
+    default = SamplerChoice(
+        SAMPLER,
+        min(SAMPLING_STEPS, trainer.plan.config.num_timesteps),
+        previews.guidance_of(trainer.plan),
+    )
+    tried = [(yield from _try_setting(trainer, kid, count, default))]
+    for choice in _guide_settings(trainer, default):
+        tried.append((yield from _try_setting(trainer, kid, count, choice)))
+    best = choose_best(tried)
+    if trainer.plan.blueprint.conditions:
+        return None if best.choice == default else best.choice
+    start = None if best.choice.start else GAUSSIAN
+    tried.append((yield from _try_setting(trainer, kid, count, replace(best.choice, start=start))))
+    best = choose_best(tried)
+    return None if best.choice == default else best.choice
+
+
+def _guide_settings(trainer: Trainer, default: SamplerChoice) -> Iterator[SamplerChoice]:
+    """Yield settings with guidance, in as many evaluations as the default."""
+    start = None if trainer.plan.blueprint.conditions else GAUSSIAN
+    for scale in SCALES if trainer.weak else ():
+        yield replace(default, steps=max(1, default.steps // 2), weak_guidance=scale, start=start)
+
+
+def _try_setting(
+    trainer: Trainer, kid: validation.KidMeasure, count: int, choice: SamplerChoice
+) -> Work[Trial]:
+    """Generate samples with a setting, and compare them with the held-out samples."""
+    plan, guide = trainer.plan, None
+    if choice.weak_guidance is not None:
+        weak = plan.blueprint.denoiser(trainer.weak_net())
+        guide = Guide(OWN, choice.weak_guidance, weak, "")
+    drawings = validation.generate_in_proportion(
+        plan, trainer.ema_net, count, trainer.device, choice, guide
+    )
+    samples = yield from kid.generate(drawings, count)
+    found = yield from kid.compare(samples)
+    contrast = validation.measure_contrast(samples) - kid.contrast
+    return Trial(choice, found[kid.key], found[f"{kid.key}_standard_error"], contrast)
+
+
+def choose_best(tried: Sequence[Trial]) -> Trial:
+    """Return the trial with the lowest KID among those that differ from the first, the default, by
+    more than chance and look like the data, or else the first."""
+    first, *others = tried
+    far = max(FAR, abs(first.contrast))
+    better = [
+        trial
+        for trial in others
+        if first.kid - trial.kid > ERRORS * math.hypot(first.error, trial.error)
+        and abs(trial.contrast) <= far
+    ]
+    return min(better, key=lambda trial: trial.kid, default=first)
