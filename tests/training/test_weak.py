@@ -64,7 +64,7 @@ def test_the_share_is_an_option(quick):
 
 
 def test_a_share_without_an_average_is_refused(quick):
-    ran = quick(*RUN, "--weak-after", 0.25, "-q")
+    ran = quick(*RUN, "--weak-after", 0.25, "--no-keep-weak", "-q")
     assert ran.code == 2
     assert "--weak-after needs --keep-weak" in ran.line
 

@@ -1,0 +1,162 @@
+"""The sampling settings that a run recommends: which trials decide, and what the file keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from diffuse_cli.config.sample_options import GAUSSIAN, SamplerChoice
+from diffuse_cli.models import model_file
+from diffuse_cli.training import recommendation, validation
+from diffuse_cli.training.recommendation import Trial, choose_best
+
+MODEL = Path("model.safetensors")
+RUN = ("--steps", 17)
+DEFAULT = SamplerChoice("unipc", 20)
+GUIDED = SamplerChoice("unipc", 10, weak_guidance=2.0, start=GAUSSIAN)
+
+
+def trial(kid: float, error: float = 0.01, contrast: float = 0.0, scale: float = 1.0) -> Trial:
+    return Trial(SamplerChoice("unipc", 10, weak_guidance=scale), kid, error, contrast)
+
+
+@pytest.mark.parametrize(
+    ("others", "found"),
+    [
+        ([], 0),
+        ([trial(0.45), trial(0.40)], 2),
+        ([trial(0.475)], 0),  # less than two standard errors of the difference
+        ([trial(0.30, error=0.2)], 0),
+        ([trial(0.30, contrast=0.2), trial(0.40)], 2),  # exaggerated contrast
+        ([trial(0.30, contrast=-0.2)], 0),
+        ([trial(0.30, contrast=0.09)], 1),
+    ],
+)
+def test_the_lowest_kid_that_is_no_chance_and_looks_like_the_data_wins(others, found):
+    tried = [trial(0.5), *others]
+    assert choose_best(tried) is tried[found]
+
+
+def test_a_contrast_as_far_as_the_default_s_is_no_reason_against():
+    default = Trial(DEFAULT, 0.5, 0.01, -0.3)
+    other = trial(0.3, contrast=0.25)
+    assert choose_best([default, other]) is other
+    assert choose_best([default, trial(0.3, contrast=0.35)]) is default
+
+
+def test_contrast_is_within_samples():
+    flat = np.stack([np.full((1, 4, 4), level, np.uint8) for level in (0, 255)])
+    ramp = np.tile(np.arange(0, 160, 10, dtype=np.uint8).reshape(1, 4, 4), (3, 1, 1, 1))
+    assert validation.measure_contrast(flat) < -20
+    assert validation.measure_contrast(ramp) == pytest.approx(np.log(ramp[0].std()))
+    assert validation.measure_contrast(ramp // 2) == pytest.approx(
+        validation.measure_contrast(ramp) - np.log(2), abs=0.05
+    )
+
+
+# -- runs -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trying(monkeypatch: pytest.MonkeyPatch) -> Callable[[Mapping[Any, float]], list[Any]]:
+    """Let short runs try settings, which have these KIDs by scale and start, else 0.5."""
+
+    def patch(kids: Mapping[Any, float]) -> list[Any]:
+        tried: list[Any] = []
+
+        def find(
+            trainer: Any, kid: Any, count: int, choice: SamplerChoice
+        ) -> Generator[Any, Any, Trial]:
+            yield from ()
+            tried.append(choice)
+            found = kids.get((choice.weak_guidance, choice.start), 0.5)
+            return Trial(choice, found, 0.01, 0.0)
+
+        monkeypatch.setattr(recommendation, "FEWEST", 2)
+        monkeypatch.setattr(recommendation, "SHARE", 1e-3)
+        monkeypatch.setattr(recommendation, "_try_setting", find)
+        return tried
+
+    return patch
+
+
+def test_guidance_that_wins_is_recommended_and_its_weights_are_kept(quick, diffuse, trying):
+    tried = trying({(2.0, GAUSSIAN): 0.3})
+    ran = quick(*RUN)
+    assert "recommended for sampling: unipc, 10 steps from a Gaussian start" in ran.err
+    assert [(c.weak_guidance, c.start, c.steps) for c in tried] == [
+        (None, None, 20),
+        (1.5, GAUSSIAN, 10),
+        (2.0, GAUSSIAN, 10),
+        (3.0, GAUSSIAN, 10),
+        (2.0, None, 10),
+    ]
+    found = model_file.load(MODEL)
+    assert found.sampling == GUIDED
+    assert found.weak_step == 3
+    ran = diffuse("sample", MODEL, "-n", 1)
+    assert "recommends: unipc, 10 steps from a Gaussian start, weak guidance 2" in ran.err
+    before = MODEL.read_bytes()
+    quick(*RUN, "--overwrite", "--stop-at", 9)
+    quick("--resume")
+    assert MODEL.read_bytes() == before
+    quick("--resume")
+    assert MODEL.read_bytes() == before
+
+
+def test_the_start_alone_may_win(quick, trying):
+    trying({(None, GAUSSIAN): 0.3})
+    quick(*RUN, "-q")
+    found = model_file.load(MODEL)
+    assert found.sampling == SamplerChoice("unipc", 20, start=GAUSSIAN)
+    assert found.weak is None
+
+
+def test_the_default_is_kept_where_nothing_wins(quick, trying):
+    tried = trying({})
+    ran = quick(*RUN)
+    assert "recommended" not in ran.err
+    found = model_file.load(MODEL)
+    assert (found.sampling, found.weak) == (None, None)
+    assert [(c.weak_guidance, c.start) for c in tried][-1] == (None, GAUSSIAN)
+    quick(*RUN, "--keep-weak", "-o", "weak.safetensors", "-q")
+    assert model_file.load("weak.safetensors").weak_step == 3
+
+
+def test_without_early_weights_only_the_start_is_tried(quick, trying):
+    tried = trying({(2.0, GAUSSIAN): 0.3})
+    quick(*RUN, "--no-keep-weak", "-q")
+    assert [(c.weak_guidance, c.start) for c in tried] == [(None, None), (None, GAUSSIAN)]
+    assert model_file.load(MODEL).sampling is None
+
+
+def test_a_model_with_classes_has_no_gaussian_start(quick, trying):
+    tried = trying({(1.5, None): 0.3})
+    quick(*RUN, "--classes", "-q")
+    assert {c.start for c in tried} == {None}
+    found = model_file.load(MODEL).sampling
+    assert (found.weak_guidance, found.guidance, found.steps) == (1.5, 2.0, 10)
+
+
+def test_a_trial_generates_and_compares(quick, monkeypatch):
+    """Real trials, of very few samples."""
+    seen: list[Trial] = []
+    real = choose_best
+    monkeypatch.setattr(recommendation, "FEWEST", 4)
+    monkeypatch.setattr(recommendation, "MOST", 5)
+    monkeypatch.setattr(recommendation, "SHARE", 1e-3)
+    monkeypatch.setattr(recommendation, "choose_best", lambda t: (seen.extend(t), real(t))[1])
+    assert quick(*RUN, "-q").code == 0
+    assert len({t.kid for t in seen}) == recommendation.TRIALS
+    assert all(t.error > 0 for t in seen)
+
+
+def test_few_images_or_steps_try_nothing(quick, monkeypatch):
+    monkeypatch.setattr(
+        recommendation, "choose_settings", lambda *a: pytest.fail("settings were tried")
+    )
+    quick(*RUN, "-q")
