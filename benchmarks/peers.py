@@ -39,10 +39,41 @@ EMA_DECAY = 0.999
 # -- networks -------------------------------------------------------------------------------------
 
 
-def blueprint(preset: str, channels: int, size: int) -> Blueprint:
-    """Return our network of a preset, which the baselines must match."""
-    chosen = configure({"data": "", "preset": preset, "precision": "fp32"})
+def blueprint(preset: str, channels: int, size: int, **unet: Any) -> Blueprint:
+    """Return our network of a preset, with these settings instead of its own."""
+    chosen = configure({"data": "", "preset": preset, "precision": "fp32"}, {"unet": unet})
     return complete_config(chosen, Space(channels=channels, size=(size, size)), Conditions())[1]
+
+
+def baseline_blueprint(recipe: Recipe, channels: int, size: int) -> Blueprint:
+    """Return `tiny` without patches, which no baseline has, with the channels of a recipe.
+
+    The last channels of the recipe are repeated for the levels that remain.
+    """
+    plain = blueprint("tiny", channels, size, patch=1)
+    if recipe.channels is None:
+        return plain
+    config: Any = plain.config
+    levels = len(config.multipliers)
+    widths = (recipe.channels + recipe.channels[-1:] * levels)[:levels]
+    multipliers = tuple(width // widths[0] for width in widths)
+    own = {"width": widths[0], "multipliers": multipliers, "groups": config.groups}
+    return blueprint("tiny", channels, size, patch=1, **own)
+
+
+def describe_differences(like: Blueprint, *fixed: str) -> dict[str, str]:
+    """Return why a baseline has other parameters than ours, empty if it has the same.
+
+    Args:
+        fixed: differences of its library.
+    """
+    space, words = like.space, list(fixed)
+    ours: Any = blueprint("tiny", space.channels, space.size[0]).config
+    if ours.patch != 1:
+        words.append("no patches, which are no option")
+    if like.config != blueprint("tiny", space.channels, space.size[0], patch=1).config:
+        words.append("channels from the search")
+    return {"parameters": ", ".join(words)} if words else {}
 
 
 def diffusers_unet(like: Blueprint) -> nn.Module:
@@ -97,6 +128,7 @@ class Recipe:
         lr: the largest learning rate, after a warm-up, before a cosine decay to 0.
         batch: images per step.
         attention: heads and their width, in the network of denoising-diffusion-pytorch.
+        channels: the channels of each level, the last ones repeated. None for those of ours.
         solver: an entry of the peer's solvers.
     """
 
@@ -108,6 +140,7 @@ class Recipe:
     lr: float = 2e-3
     batch: int = 16
     attention: tuple[int, int] = (4, 32)
+    channels: tuple[int, ...] | None = None
     solver: str = "2M"
 
 
@@ -183,7 +216,6 @@ class Diffusers:
     """
 
     package = "diffusers"
-    differs: Mapping[str, str] = {}
     schedules: Mapping[str, Mapping[str, Any]] = {
         "cosine": {"beta_schedule": "squaredcos_cap_v2"},
         "linear": {"beta_schedule": "linear"},
@@ -206,6 +238,7 @@ class Diffusers:
         from diffusers.training_utils import EMAModel, compute_snr
 
         self.recipe, self.size = recipe, like.space
+        self.differs = describe_differences(like)
         self.net = diffusers_unet(like)
         chosen = self.schedules[recipe.schedule]
         self.scheduler = DDPMScheduler(1000, prediction_type=self.targets[recipe.target], **chosen)
@@ -272,10 +305,6 @@ class DDPMPytorch:
     """
 
     package = "denoising_diffusion_pytorch"
-    differs: Mapping[str, str] = {
-        "groups": "RMSNorm over all channels, which is no option",
-        "parameters": "two blocks and linear attention at each level, which are no options",
-    }
     schedules: Mapping[str, Mapping[str, Any]] = {
         name: {"beta_schedule": name} for name in ("cosine", "linear", "sigmoid")
     }
@@ -288,6 +317,11 @@ class DDPMPytorch:
 
         heads, width = recipe.attention
         self.recipe = recipe
+        blocks = "two blocks and linear attention at each level, which are no options"
+        self.differs = {
+            "groups": "RMSNorm over all channels, which is no option",
+            **describe_differences(like, blocks),
+        }
         self.net: Any = GaussianDiffusion(
             ddpm_pytorch_unet(like, attn_heads=heads, attn_dim_head=width),
             image_size=like.space.size[0],
@@ -343,7 +377,7 @@ def train(
         starts when all is built.
     """
     device = device_type()
-    like = blueprint("tiny", *pixels.shape[1:3])
+    like = baseline_blueprint(recipe, *pixels.shape[1:3])
     torch.manual_seed(seed)
     peer, optimizer = built(recipe, like)
     images = torch.from_numpy(pixels).to(device)

@@ -11,6 +11,13 @@ and the memory allocator settings of `diffuse`.
 
     python benchmarks/time_to_quality.py search TRAIN --real TEST --name fashion-mnist --work W
     python benchmarks/time_to_quality.py final TRAIN --real TEST --name fashion-mnist --work W
+
+At 64 and 128 pixels a search can be shorter, or begin with the recipe of another data set:
+
+    python benchmarks/time_to_quality.py search TRAIN --real TEST --name cats-64 --size 64 \\
+        --least 20 --work W
+    python benchmarks/time_to_quality.py search TRAIN --real TEST --name cats-128 --size 128 \\
+        --start cats-64 --factors --samples 300 --solvers UniPC "2M SDE" --work W
 """
 
 from __future__ import annotations
@@ -23,7 +30,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -79,7 +86,10 @@ def read(options: argparse.Namespace) -> Data:
         np.save(kept[0], images.stored[~images.held_out])
         np.save(kept[1], common.held_out(images, options.reference))
         np.save(kept[2], test[permutation(0, 0, len(test))[: options.reference]])
-    return Data(options.data, options.name, options.size, folder, *map(np.load, kept))
+    found = Data(options.data, options.name, options.size, folder, *map(np.load, kept))
+    if found.train.shape[-1] != options.size:
+        raise ValueError(f"{folder} has images of {found.train.shape[-1]} pixels. Pass its --size")
+    return found
 
 
 def judge(real: common.Pixels, samples: common.Pixels) -> dict[str, float]:
@@ -145,29 +155,50 @@ START: Mapping[str, Recipe] = {
     "diffusers": Recipe("diffusers"),
     "ddpm-pytorch": Recipe("ddpm-pytorch", solver="DDIM"),
 }
-"""Recipes that a search begins with: our target, schedule and weighting."""
+"""Recipes that a search begins with in images of `SMALL`: our target, schedule and weighting."""
+
+LARGE_START: Mapping[str, Recipe] = {
+    "diffusers": Recipe("diffusers", "x0", optimizer="muon", lr=4e-3, channels=(32,)),
+    "ddpm-pytorch": Recipe(
+        "ddpm-pytorch", "x0", optimizer="muon", lr=2e-3, attention=(1, 32), channels=(32,),
+        solver="DDIM",
+    ),
+}  # fmt: skip
+"""Recipes for larger images: the recipe found for CIFAR-10, with the geometric mean of the two
+rates found for denoising-diffusion-pytorch, 16 times apart, and a batch of 16."""
+
+SMALL = 32
+"""The largest size at which our network has no patches, and baselines have its channels."""
 
 FACTORS: Mapping[str, Mapping[str, Sequence[Any]]] = {
     "diffusers": {
-        "optimizer": ("muon",),
-        "lr": (1e-3, 4e-3),
-        "batch": (32,),
-        "target": ("eps", "x0"),
-        "min_snr": (None,),
-        "schedule": ("linear", "linear, zero terminal SNR"),
+        "optimizer": ("adamw", "muon"),
+        "lr": (0.5, 2),
+        "batch": (16, 32),
+        "target": ("v", "eps", "x0"),
+        "min_snr": (5.0, None),
+        "schedule": ("cosine", "linear", "linear, zero terminal SNR"),
     },
     "ddpm-pytorch": {
-        "optimizer": ("muon",),
-        "attention": ((1, 32),),
-        "lr": (1e-3, 4e-3),
-        "batch": (8, 32),
-        "target": ("eps", "x0"),
-        "min_snr": (None,),
-        "schedule": ("sigmoid", "linear"),
+        "optimizer": ("adamw", "muon"),
+        "attention": ((4, 32), (1, 32)),
+        "lr": (0.5, 2),
+        "batch": (16, 8, 32),
+        "target": ("v", "eps", "x0"),
+        "min_snr": (5.0, None),
+        "schedule": ("cosine", "sigmoid", "linear"),
     },
 }
-"""Options that are tried one at a time, and their other values. In 32×32 images our network has no
-patches, and `groups` and `ema` of the baselines are ours."""
+"""Options that are tried one at a time in images of `SMALL`, and their values: multiples of the
+rate. `groups` and `ema` of the baselines are ours."""
+
+LARGE_FACTORS: Mapping[str, Sequence[Any]] = {
+    "channels": ((32,), (16,), (16, 32, 64, 64)),
+    "lr": (0.5, 2),
+    "target": ("v", "eps", "x0"),
+    "batch": (8, 16, 32),
+}
+"""Those of larger images. Other options of `FACTORS` are tried if `--factors` names them."""
 
 SHORT, LONG, LEAST = 1.0, 4.0, 40.0
 """Minutes of a short trial, of a long one, and of a whole search at least."""
@@ -177,35 +208,76 @@ BATCHES = 8, 64
 
 
 def as_json(recipe: Recipe) -> dict[str, Any]:
-    """Return a recipe as it is read from a file."""
+@dataclass(frozen=True)
+class Effort:
+    """Extent of a search.
+
+    Attributes:
+        least: the minutes of CPU time that the search takes at least.
+        factors: the options to try one at a time. None for those of the size.
+        samples: the samples of a long trial. A short one has three fifths.
+        solvers: the solvers to compare. None for all.
+        start: the recipe to begin with. None for the recipe of the size.
+    """
+
+    least: float = LEAST
+    factors: Sequence[str] | None = None
+    samples: int = 500
+    solvers: Sequence[str] | None = None
+    start: Recipe | None = None
+
+
+def choose_start(peer: str, size: int) -> Recipe:
+    """Return the recipe that a search begins with."""
+    return (START if size <= SMALL else LARGE_START)[peer]
+
+
+def choose_factors(
+    peer: str, size: int, names: Sequence[str] | None = None
+) -> dict[str, Sequence[Any]]:
+    """Return options that a search tries one at a time, and their values."""
+    found = dict(FACTORS[peer])
+    if size > SMALL:
+        names = tuple(LARGE_FACTORS) if names is None else names
+        found |= LARGE_FACTORS
+    return {name: found[name] for name in (found if names is None else names) if name in found}
+
+
+    """Return a recipe as it is read from a file, which has channels only if the recipe does."""
     found: dict[str, Any] = json.loads(json.dumps(asdict(recipe)))
-    return found
+    return {name: value for name, value in found.items() if name != "channels" or value}
 
 
 def from_json(found: Mapping[str, Any]) -> Recipe:
     """Return a recipe that was read from a file."""
-    return Recipe(**{**found, "attention": tuple(found["attention"])})
+    known = {name: found[name] for name in ("attention", "channels") if name in found}
+    return Recipe(**{**found, **{name: tuple(values) for name, values in known.items()}})
 
 
-def beside(recipe: Recipe) -> Iterator[Recipe]:
+def vary(recipe: Recipe, option: str, values: Iterable[Any]) -> list[Recipe]:
+    """Return a recipe with other values of an option, where rates are multiples of its own."""
+    if option == "lr":
+        values = [recipe.lr * factor for factor in values]
+    return [replace(recipe, **{option: v}) for v in values if v != getattr(recipe, option)]
+
+
+def beside(recipe: Recipe, factors: Mapping[str, Sequence[Any]]) -> Iterator[Recipe]:
     """Return the recipes one step away: other rates first, which are always tried."""
-    for factor in (2, 0.5):
-        yield replace(recipe, lr=recipe.lr * factor)
+    yield from vary(recipe, "lr", (2, 0.5))
     for batch in (recipe.batch * 2, recipe.batch // 2):
         if BATCHES[0] <= batch <= BATCHES[1]:
             yield replace(recipe, batch=batch)
-    start, factors = START[recipe.peer], FACTORS[recipe.peer]
     for option in sorted(factors.keys() - {"lr", "batch"}):
-        for value in (getattr(start, option), *factors[option]):
-            if value != getattr(recipe, option):
-                yield replace(recipe, **{option: value})
+        yield from vary(recipe, option, factors[option])
 
 
 class Search:
     """The search for the recipe of a baseline, which several processes may share."""
 
-    def __init__(self, data: Data, peer: str, log: Log) -> None:
-        self.data, self.peer, self.log = data, peer, log
+    def __init__(self, data: Data, peer: str, log: Log, effort: Effort = Effort()) -> None:
+        self.data, self.peer, self.log, self.effort = data, peer, log, effort
+        self.start = effort.start or choose_start(peer, data.size)
+        self.factors = choose_factors(peer, data.size, effort.factors)
 
     def run(self) -> None:
         """Search until `chosen` finds a recipe in the log."""
@@ -214,13 +286,13 @@ class Search:
             # Take the first that no other process is at, else wait for one of theirs.
             if not any(self.attempt(recipe, LONG, wait=False) for recipe in left):
                 self.attempt(left[0], LONG)
-        self.solvers(best_trial(self.log.rows, self.peer))
+        self.compare_solvers(best_trial(self.log.rows, self.peer))
 
     def screen(self) -> Recipe:
         """Try one option at a time in short trials, keep what is better, and return the best."""
-        best = START[self.peer]
-        for option, values in FACTORS[self.peer].items():
-            tried = [best, *(replace(best, **{option: value}) for value in values)]
+        best = self.start
+        for option, values in self.factors.items():
+            tried = [best, *vary(best, option, values)]
             for wait in (False, True):
                 for recipe in tried:
                     self.attempt(recipe, SHORT, wait=wait)
@@ -239,8 +311,9 @@ class Search:
             return [first]
         best = best_trial(rows, self.peer)
         spent = sum(row["cpu_seconds"] for row in trials(self.log.rows, self.peer)) / 60
-        left = [tried for tried in beside(best) if as_json(tried) not in known]
-        return [tried for tried in left if tried.lr != best.lr or spent < LEAST]
+        others = beside(best, self.factors)
+        left = [tried for tried in others if as_json(tried) not in known]
+        return [tried for tried in left if tried.lr != best.lr or spent < self.effort.least]
 
     def attempt(self, recipe: Recipe, minutes: float, wait: bool = True) -> bool:
         """Train and judge a recipe that is not in the log; return whether this process did.
@@ -259,26 +332,30 @@ class Search:
                 return False
             began = time.process_time()
             peer, net, done = peers.train(recipe, self.data.train, 60 * minutes)
-            samples = peers.sample(peer, net, 300 if minutes < LONG else 500)
+            n = self.effort.samples
+            samples = peers.sample(peer, net, 3 * n // 5 if minutes < LONG else n)
             found = judge(self.data.held_out, samples)
             row = {"recipe": as_json(recipe), "minutes": minutes, **done, **found}
             row["cpu_seconds"] = round(time.process_time() - began, 1)
+            row["least_minutes"] = self.effort.least
             self.log.add({**row, "machine": common.machine()})
         arrange_grid(samples[:64]).save(self.data.folder / f"{words}-{minutes:g}.png")
         return True
 
-    def solvers(self, best: Recipe) -> None:
-        """Sample with every solver from the best recipe, trained once more."""
+    def compare_solvers(self, best: Recipe) -> None:
+        """Sample with each solver from the best recipe, trained once more."""
         with (self.data.folder / f"{self.peer}-solvers.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             known = {row["recipe"]["solver"] for row in of_solvers(self.log.rows, best)}
-            left = [name for name in peers.PEERS[self.peer].solvers if name not in known]
+            named = self.effort.solvers
+            every = [s for s in peers.PEERS[self.peer].solvers if named is None or s in named]
+            left = [name for name in every or [best.solver] if name not in known]
             if not left:
                 return
             peer, net, done = peers.train(best, self.data.train, 60 * LONG, seed=1)
             for name in left:
                 peer.recipe = replace(best, solver=name)
-                found = judge(self.data.held_out, peers.sample(peer, net, 500))
+                found = judge(self.data.held_out, peers.sample(peer, net, self.effort.samples))
                 row = {"recipe": as_json(peer.recipe), "solvers_of": as_json(best), **done, **found}
                 self.log.add({**row, "machine": common.machine()})
 
@@ -321,8 +398,7 @@ def chosen(rows: Sequence[Mapping[str, Any]], peer: str) -> Recipe:
         ValueError: half or double of its rate was not tried, so that a search has to go on.
     """
     recipe, tried = best_trial(rows, peer), trials(rows, peer, LONG)
-    for factor in (0.5, 2):
-        other = as_json(replace(recipe, lr=factor * recipe.lr))
+    for other in map(as_json, vary(recipe, "lr", (0.5, 2))):
         if other not in [row["recipe"] for row in tried]:
             raise ValueError(f"{peer}: the rate {other['lr']:g} was not tried")
     solvers = of_solvers(rows, recipe)
@@ -474,10 +550,15 @@ def search(options: argparse.Namespace, data: Data) -> None:
     """Search for the recipes of baselines, and write them down."""
     for name in options.only or peers.PEERS:
         log = Log(RESULTS / f"search-{options.name}.json")
-        Search(data, name, log).run()
-        found = json.loads(RECIPES.read_text()) if RECIPES.exists() else {}
-        found.setdefault(options.name, {})[name] = as_json(chosen(log.rows, name))
-        write_atomic(RECIPES, json.dumps(found, indent=1) + "\n")
+        start = choose_start(name, options.size)
+        if options.start:
+            found = from_json(recipes()[options.start][name])
+            start = replace(found, channels=found.channels or start.channels)
+        effort = Effort(options.least, options.factors, options.samples, options.solvers, start)
+        Search(data, name, log, effort).run()
+        known = recipes()
+        known.setdefault(options.name, {})[name] = as_json(chosen(log.rows, name))
+        write_atomic(RECIPES, json.dumps(known, indent=1) + "\n")
 
 
 def main() -> None:
@@ -502,3 +583,19 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+OPTIONS = sorted({*LARGE_FACTORS, *(name for factors in FACTORS.values() for name in factors)})
+"""Options that a search may try."""
+
+
+def recipes() -> dict[str, Any]:
+    """Return the recipes found so far, by data set and baseline."""
+    found: dict[str, Any] = json.loads(RECIPES.read_text()) if RECIPES.exists() else {}
+    return found
+
+    parser.add_argument("--least", type=float, default=LEAST, help="minutes of a search")
+    parser.add_argument(
+        "--factors", nargs="*", choices=OPTIONS, help="options that a search tries one at a time"
+    )
+    parser.add_argument("--samples", type=int, default=500, help="of a long trial")
+    parser.add_argument("--solvers", nargs="+", help="that a search compares")
+    parser.add_argument("--start", metavar="NAME", help="data whose recipe a search begins with")

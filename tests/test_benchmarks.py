@@ -46,12 +46,16 @@ def benchmark(name: str) -> Any:
         sys.path.remove(str(FOLDER))
 
 
+@pytest.mark.parametrize("channels", [None, (16, 32, 64, 64)])
+@pytest.mark.parametrize("size", [16, 64])
 @pytest.mark.parametrize("name", ["diffusers", "ddpm-pytorch"])
-def test_a_peer_has_what_ours_has_or_says_what_differs(name: str):
+def test_a_peer_has_what_ours_has_or_says_what_differs(
+    name: str, size: int, channels: tuple[int, ...] | None
+):
     peers, bench = benchmark("peers"), benchmark("time_to_quality")
     pytest.importorskip(peers.PEERS[name].package)
-    like = peers.blueprint("tiny", 1, 16)
-    peer = peers.PEERS[name](bench.START[name], like)
+    recipe, like = replace(bench.START[name], channels=channels), peers.blueprint("tiny", 1, size)
+    peer = peers.PEERS[name](recipe, peers.baseline_blueprint(recipe, 1, size))
     with torch.no_grad(), peers.autocast(), peers.counting(peer.net) as seen:
         peer.draw(peer.net, 1)
     assert len({*seen}) == 1
@@ -76,6 +80,27 @@ def test_a_published_final_has_what_ours_has_or_says_what_differs(name: str):
             assert row["training_cpu_seconds"] >= used - 1 or "guided" in row["contender"]
 
 
+@pytest.mark.parametrize(
+    ("size", "channels", "widths"),
+    [
+        (32, None, [32, 32, 32]),
+        (64, None, [32, 32, 32, 32]),
+        (64, (16,), [16, 16, 16, 16]),
+        (64, (16, 32, 64, 64), [16, 32, 64, 64]),
+        (128, (16, 32, 64, 64), [16, 32, 64, 64, 64]),
+    ],
+)
+def test_a_peer_has_levels_instead_of_patches(
+    size: int, channels: tuple[int, ...] | None, widths: list[int]
+):
+    peers = benchmark("peers")
+    recipe = peers.Recipe("diffusers", channels=channels)
+    like = peers.baseline_blueprint(recipe, 3, size)
+    assert (like.config.patch, like.config.widths, like.config.groups) == (1, widths, 2)
+    count = sum(p.numel() for p in peers.diffusers_unet(like).parameters())
+    assert count == sum(p.numel() for p in like.build().parameters())
+
+
 def test_the_recipes_of_peers_are_the_best_of_their_logs():
     bench = benchmark("time_to_quality")
     path = RESULTS / "peer-recipes.json"
@@ -84,7 +109,8 @@ def test_the_recipes_of_peers_are_the_best_of_their_logs():
         for peer, recipe in recipes.items():
             assert bench.as_json(bench.chosen(rows, peer)) == recipe
             spent = sum(row["cpu_seconds"] for row in bench.trials(rows, peer))
-            assert spent >= 60 * bench.LEAST
+            least = min(row.get("least_minutes", bench.LEAST) for row in bench.trials(rows, peer))
+            assert spent >= 60 * least
 
 
 def trial(kid: float, **changes: Any) -> dict[str, Any]:
@@ -97,7 +123,7 @@ def trial(kid: float, **changes: Any) -> dict[str, Any]:
 def test_a_search_goes_on_until_the_rate_is_between_two_worse_ones(tmp_path: Path):
     bench = benchmark("time_to_quality")
     best, log = bench.START["diffusers"], bench.Log(tmp_path / "search.json")
-    search = bench.Search(None, "diffusers", log)
+    search = bench.Search(SimpleNamespace(size=32), "diffusers", log)
     assert search.next(best) == [best]
     log.add(trial(10.0))
     assert search.next(best)[:2] == [replace(best, lr=best.lr * 2), replace(best, lr=best.lr / 2)]
@@ -107,6 +133,44 @@ def test_a_search_goes_on_until_the_rate_is_between_two_worse_ones(tmp_path: Pat
     assert search.next(best)[0] == replace(best, lr=best.lr * 2, batch=32)
     log.add(trial(12.0, target="eps") | {"cpu_seconds": 60 * bench.LEAST})
     assert search.next(best) == []
+
+
+def test_a_search_of_larger_images_tries_channels_and_takes_as_long_as_told(tmp_path: Path):
+    bench = benchmark("time_to_quality")
+    best, log = bench.LARGE_START["diffusers"], bench.Log(tmp_path / "search.json")
+    effort = bench.Effort(least=10)
+    search = bench.Search(SimpleNamespace(size=64), "diffusers", log, effort)
+    assert [*search.factors] == ["channels", "lr", "target", "batch"]
+    assert search.start == best
+    for lr in (best.lr, best.lr / 2):
+        log.add(trial(10.0, **vars(replace(best, lr=lr))))
+    left = search.next(best)
+    assert left[0] == replace(best, lr=best.lr * 2)
+    assert replace(best, channels=(16,)) in left
+    assert {tried.target for tried in left} == {"v", "eps", "x0"}
+    log.add(trial(11.0, **vars(left[0])))
+    assert search.next(best) == []
+
+
+def test_a_search_tries_the_options_and_solvers_that_it_is_told():
+    bench = benchmark("time_to_quality")
+    assert [*bench.choose_factors("ddpm-pytorch", 64, ["lr", "attention"])] == ["lr", "attention"]
+    assert [*bench.choose_factors("diffusers", 64, ["attention"])] == []
+    assert bench.choose_factors("diffusers", 32) == bench.FACTORS["diffusers"]
+    start = replace(bench.LARGE_START["diffusers"], lr=1e-3, channels=(16,))
+    search = bench.Search(
+        SimpleNamespace(size=128), "diffusers", None, bench.Effort(factors=[], start=start)
+    )
+    assert search.screen() == start
+
+
+@pytest.mark.parametrize("channels", [None, (16, 32)])
+def test_a_recipe_survives_its_file(channels: tuple[int, ...] | None):
+    bench = benchmark("time_to_quality")
+    recipe = replace(bench.START["diffusers"], channels=channels)
+    kept = bench.as_json(recipe)
+    assert ("channels" in kept) == (channels is not None)
+    assert bench.from_json(json.loads(json.dumps(kept))) == recipe
 
 
 def test_two_searches_share_their_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
