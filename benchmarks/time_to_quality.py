@@ -43,6 +43,7 @@ from steps import say
 
 from diffuse_cli.media.figures import arrange_grid
 from diffuse_cli.metrics import frechet
+from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.system.devices import open_accelerator
 from diffuse_cli.system.memory import keep_freed_memory
 from diffuse_cli.system.rng import permutation
@@ -207,7 +208,6 @@ BATCHES = 8, 64
 """The least and the largest batch."""
 
 
-def as_json(recipe: Recipe) -> dict[str, Any]:
 @dataclass(frozen=True)
 class Effort:
     """Extent of a search.
@@ -243,6 +243,7 @@ def choose_factors(
     return {name: found[name] for name in (found if names is None else names) if name in found}
 
 
+def as_json(recipe: Recipe) -> dict[str, Any]:
     """Return a recipe as it is read from a file, which has channels only if the recipe does."""
     found: dict[str, Any] = json.loads(json.dumps(asdict(recipe)))
     return {name: value for name, value in found.items() if name != "channels" or value}
@@ -336,8 +337,8 @@ class Search:
             samples = peers.sample(peer, net, 3 * n // 5 if minutes < LONG else n)
             found = judge(self.data.held_out, samples)
             row = {"recipe": as_json(recipe), "minutes": minutes, **done, **found}
-            row["cpu_seconds"] = round(time.process_time() - began, 1)
             row["least_minutes"] = self.effort.least
+            row["cpu_seconds"] = round(time.process_time() - began, 1)
             self.log.add({**row, "machine": common.machine()})
         arrange_grid(samples[:64]).save(self.data.folder / f"{words}-{minutes:g}.png")
         return True
@@ -409,8 +410,9 @@ def chosen(rows: Sequence[Mapping[str, Any]], peer: str) -> Recipe:
 
 # -- finals ---------------------------------------------------------------------------------------
 
-OURS, GUIDED = "diffuse", "diffuse, guided"
-"""Ours with every default; and as `tune` recommends, within the same time, which counts it."""
+OURS, GUIDED, UNGUIDED = "diffuse", "diffuse, guided", "diffuse, unguided"
+"""Ours with every default. The setting that `tune` recommends, within the same time, which counts
+it. And the model of ours without the setting that its file recommends."""
 
 TUNING = 2.5
 """Minutes of the budget that are left for `tune`."""
@@ -436,7 +438,10 @@ def trained(data: Data, seed: int, minutes: float, guided: bool) -> tuple[Path, 
 
     Raises:
         RuntimeError: other programs took more of the core than counts as equal time.
+        ValueError: the time is too short for `tune`.
     """
+    if guided and minutes <= TUNING:
+        raise ValueError(f"`tune` takes {TUNING:g} minutes. Pass more --minutes")
     model = data.folder / f"diffuse-{'guided-' * guided}{minutes:g}-{seed}.safetensors"
     kept = model.with_suffix(".json")
     if not kept.exists():
@@ -464,16 +469,24 @@ def tuned(model: Path) -> Path:
     return model.with_stem(f"{model.stem}-tuned")
 
 
+def ignore_recommendation(model: Path) -> list[str]:
+    """Return options of `sample` that a recommendation in a model file gives way to."""
+    weak = ["--weak-guidance", "1"] if "weak" in header(model) else []
+    return [*weak, "--start", "noise", "--steps", str(peers.EVALUATIONS)]
+
+
 def final_of_ours(
-    data: Data, seed: int, minutes: float, guided: bool
+    data: Data, seed: int, minutes: float, contender: str
 ) -> tuple[dict[str, Any], common.Pixels]:
     """Train and sample ours, by the commands a user types."""
-    model, spent = trained(data, seed, minutes, guided)
-    drawn, n = data.folder / model.stem, str(len(data.real))
-    source = tuned(model) if guided else model
+    model, spent = trained(data, seed, minutes, contender == GUIDED)
+    source = tuned(model) if contender == GUIDED else model
+    plain = contender == UNGUIDED
+    drawn = data.folder / f"{model.stem}{'-unguided' * plain}"
     made, _ = diffuse(
-        "sample", str(source), "-o", str(drawn), "--overwrite", "-n", n, "--seed", str(seed)
-    )
+        "sample", str(source), "-o", str(drawn), "--overwrite", "-n", str(len(data.real)),
+        "--seed", str(seed), *(ignore_recommendation(model) if plain else ()),
+    )  # fmt: skip
     manifest = json.loads(Path(made["manifest"]).read_text())
     config, metrics = header(model)["training"], model.with_suffix(".run") / "metrics.jsonl"
     diffusion = header(model)["diffusion"]
@@ -482,6 +495,7 @@ def final_of_ours(
     evaluations = manifest["steps"] * (2 if manifest.get("weak_guidance", 1) != 1 else 1)
     row = {
         **peers.facts(like.build(), evaluations, config["precision"]),
+        **describe_levels(like),
         "steps": steps,
         "batch": config["batch_size"],
         "lr": config["lr"],
@@ -495,6 +509,12 @@ def final_of_ours(
         "training_seconds": spent["seconds"],
     }
     return row, common.pictures(made["images"])
+
+
+def describe_levels(like: Blueprint) -> dict[str, Any]:
+    """Return the side of the patches and the channels of each level."""
+    config: Any = like.config
+    return {"patch": config.patch, "channels": config.widths}
 
 
 def header(model: Path) -> Any:
@@ -513,8 +533,22 @@ def final_of_peer(
         samples = peers.sample(peer, net, len(data.real), seed)
     evaluations = len(seen) * peers.BATCH // len(samples)
     facts = peers.facts(net, evaluations, seen[0])
-    settings = {**as_json(recipe), "sampler": recipe.solver, "differs": dict(peer.differs)}
+    like = peers.baseline_blueprint(recipe, *data.train.shape[1:3])
+    settings = {**as_json(recipe), **describe_levels(like)}
+    settings |= {"sampler": recipe.solver, "differs": dict(peer.differs)}
     return {**done, **facts, **settings}, samples
+
+
+def seconds_of_ours(rows: Sequence[Mapping[str, Any]], minutes: float) -> float:
+    """Return the time of baselines: the longest of ours for so many minutes, and at least them.
+
+    Raises:
+        ValueError: ours has no final of these minutes yet.
+    """
+    own = [row for row in rows if row["contender"] == OURS and row["minutes"] == minutes]
+    if not own:
+        raise ValueError(f"`{OURS}` has no final of {minutes:g} minutes, whose time baselines get")
+    return float(max(60 * minutes, *(row["training_cpu_seconds"] for row in own)))
 
 
 def final(options: argparse.Namespace, data: Data) -> None:
@@ -526,15 +560,14 @@ def final(options: argparse.Namespace, data: Data) -> None:
             if (contender, seed, options.minutes) in done:
                 continue
             if contender in peers.PEERS:
-                own = [row for row in log.rows if row["contender"] == OURS]
-                used = [row["training_cpu_seconds"] for row in own]
-                recipe = from_json(json.loads(RECIPES.read_text())[options.name][contender])
-                seconds = max(60 * options.minutes, *used)
+                seconds = seconds_of_ours(log.rows, options.minutes)
+                recipe = from_json(recipes()[options.name][contender])
                 row, samples = final_of_peer(data, recipe, seed, seconds)
             else:
-                row, samples = final_of_ours(data, seed, options.minutes, contender == GUIDED)
-            np.save(data.folder / f"{contender}-{seed}.npy", samples)
-            arrange_grid(samples[:64]).save(data.folder / f"{contender}-{seed}.png")
+                row, samples = final_of_ours(data, seed, options.minutes, contender)
+            stem = f"{contender}-{options.minutes:g}-{seed}"
+            np.save(data.folder / f"{stem}.npy", samples)
+            arrange_grid(samples[:64]).save(data.folder / f"{stem}.png")
             head = {"contender": contender, "dataset": data.name, "size": data.size}
             head |= {"seed": seed, "minutes": options.minutes}
             found = judge(data.real, samples)
@@ -544,6 +577,15 @@ def final(options: argparse.Namespace, data: Data) -> None:
 # -- all of it ------------------------------------------------------------------------------------
 
 RECIPES = RESULTS / "peer-recipes.json"
+
+OPTIONS = sorted({*LARGE_FACTORS, *(name for factors in FACTORS.values() for name in factors)})
+"""Options that a search may try."""
+
+
+def recipes() -> dict[str, Any]:
+    """Return the recipes found so far, by data set and baseline."""
+    found: dict[str, Any] = json.loads(RECIPES.read_text()) if RECIPES.exists() else {}
+    return found
 
 
 def search(options: argparse.Namespace, data: Data) -> None:
@@ -572,9 +614,16 @@ def main() -> None:
     parser.add_argument("--reference", type=int, default=1000, help="how many of each")
     parser.add_argument("--name", required=True, help="name of the data in the results")
     parser.add_argument("--size", type=int, default=32)
-    parser.add_argument("--only", nargs="+", choices=(OURS, GUIDED, *peers.PEERS))
+    parser.add_argument("--only", nargs="+", choices=(OURS, GUIDED, UNGUIDED, *peers.PEERS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--least", type=float, default=LEAST, help="minutes of a search")
+    parser.add_argument(
+        "--factors", nargs="*", choices=OPTIONS, help="options that a search tries one at a time"
+    )
+    parser.add_argument("--samples", type=int, default=500, help="of a long trial")
+    parser.add_argument("--solvers", nargs="+", help="that a search compares")
+    parser.add_argument("--start", metavar="NAME", help="data whose recipe a search begins with")
     parser.add_argument("--work", type=Path, required=True, help="folder of models and samples")
     options = parser.parse_args()
     keep_freed_memory()
@@ -583,19 +632,3 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-OPTIONS = sorted({*LARGE_FACTORS, *(name for factors in FACTORS.values() for name in factors)})
-"""Options that a search may try."""
-
-
-def recipes() -> dict[str, Any]:
-    """Return the recipes found so far, by data set and baseline."""
-    found: dict[str, Any] = json.loads(RECIPES.read_text()) if RECIPES.exists() else {}
-    return found
-
-    parser.add_argument("--least", type=float, default=LEAST, help="minutes of a search")
-    parser.add_argument(
-        "--factors", nargs="*", choices=OPTIONS, help="options that a search tries one at a time"
-    )
-    parser.add_argument("--samples", type=int, default=500, help="of a long trial")
-    parser.add_argument("--solvers", nargs="+", help="that a search compares")
-    parser.add_argument("--start", metavar="NAME", help="data whose recipe a search begins with")
