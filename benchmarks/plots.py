@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -43,6 +44,8 @@ def lines(
     heights += [level[1]] if level else []
     if min(heights) > 0 and max(heights) > 5 * min(heights):
         axes.set_yscale("log")
+        marks = _log_ticks(min(heights), max(heights))
+        axes.set_yticks(marks, [f"{mark:g}" for mark in marks])
     ends = []
     for i, (name, points) in enumerate(series.items()):
         x, y, error = zip(*sorted(points), strict=True)
@@ -63,6 +66,13 @@ def lines(
     axes.tick_params(length=0)
     _name(axes, ends)
     return png(sheet)
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """Return 1, 2 and 5 times powers of ten between two values, or just beyond them."""
+    powers = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
+    marks = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
+    return [mark for mark in marks if 0.8 * low <= mark <= 1.25 * high]
 
 
 def _name(axes: Any, ends: Sequence[tuple[float, str, float, str]]) -> None:
