@@ -74,7 +74,7 @@ def test_a_published_final_has_what_ours_has_or_says_what_differs(name: str):
         differing = {fact for fact in EQUAL if row[fact] != ours[fact]}
         assert differing <= row["differs"].keys(), row["contender"]
         for words in row["differs"].values():
-            assert words in page or not benchmark("sections").complete(rows)
+            assert words in page or not benchmark("sections").complete_times(rows)
         if row["contender"] != "diffuse":
             used = benchmark("time_to_quality").seconds_of_ours(rows, row["minutes"])
             assert row["training_cpu_seconds"] >= used - 1 or "guided" in row["contender"]
@@ -111,6 +111,67 @@ def test_the_recipes_of_peers_are_the_best_of_their_logs():
             spent = sum(row["cpu_seconds"] for row in bench.trials(rows, peer))
             least = min(row.get("least_minutes", bench.LEAST) for row in bench.trials(rows, peer))
             assert spent >= 60 * least
+
+
+def final(contender: str, minutes: float, seed: int, size: int = 64) -> dict[str, Any]:
+    """A final of a data set named cats-64."""
+    sections = benchmark("sections")
+    return {
+        **dict.fromkeys(sections.SEEN, 100.0 - minutes + seed),
+        "dataset": "cats-64",
+        "size": size,
+        "contender": contender,
+        "minutes": minutes,
+        "seed": seed,
+        "differs": {},
+        "n": 1000,
+        "channels": [16, 32],
+        "patch": 1,
+    }
+
+
+def test_the_report_shows_every_contender_at_every_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    sections = benchmark("sections")
+    monkeypatch.setattr(sections, "IMAGES", tmp_path)
+    monkeypatch.setattr(sections, "RESULTS", tmp_path)
+    rows = [final(name, m, s) for name in sections.CONTENDERS for m in (5.0, 1.0) for s in range(3)]
+    page = "\n".join(sections.quality([*rows, final("diffuse", 10.0, 0)]))
+    assert "Being measured at 10 minutes: 1 run is done." in page
+    assert "1 and 5 minutes of CPU time" in page
+    assert "|  | minutes | seeds | KID × 1000 |" in page
+    for name in sections.CONTENDERS:
+        assert f"| {name} | 1 | 3 | 100.0 ± 0.6 |" in page
+        assert f"| {name} | 5 | 3 | 96.0 ± 0.6 |" in page
+    assert "|  | minutes | patch | channels |" in page
+    assert "16, 32" in page
+    assert not [*tmp_path.iterdir()]
+    rows += [final(name, 60.0, 0) for name in sections.CONTENDERS]
+    assert sections.complete_times(rows) == [1, 5, 60]
+    page = "\n".join(sections.quality(rows))
+    assert "![KID over minutes of training](images/quality-cats-64.png)" in page
+    assert (tmp_path / "quality-cats-64.png").exists()
+
+
+def test_the_report_of_one_time_has_no_minutes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    sections = benchmark("sections")
+    monkeypatch.setattr(sections, "RESULTS", tmp_path)
+    rows = [final(name, 1.0, seed) for name in sections.CONTENDERS for seed in range(3)]
+    page = "\n".join(sections.quality(rows))
+    assert "1 minute of CPU time" in page
+    assert "|  | seeds | KID × 1000 |" in page
+    assert "Being measured" not in page
+
+
+def test_sections_of_finals_are_sorted_by_size_and_name(tmp_path: Path):
+    sections = benchmark("sections")
+    for name, size in (("flowers-64", 64), ("cats-128", 128), ("cats-64", 64), ("zoo", 32)):
+        (tmp_path / f"quality-{name}.json").write_text(json.dumps([{"size": size}]))
+    found = sections.quality_sections(tmp_path)
+    assert [*found] == [f"quality-{n}" for n in ("zoo", "cats-64", "flowers-64", "cats-128")]
+    assert found["quality-zoo"][0] == "Quality for time: zoo"
+    assert found["quality-cats-128"][0] == "Quality for time: cats at 128 pixels"
 
 
 def trial(kid: float, **changes: Any) -> dict[str, Any]:
