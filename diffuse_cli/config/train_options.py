@@ -143,8 +143,9 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
     init: str | None = option.network.optional(
         "Start from the weights and network of a model.", place=True, metavar="MODEL"
     )
-    wiener: bool = option.network(
-        True, "Predict the difference from a Wiener filter, the best linear denoiser of the data."
+    wiener: bool | None = option.network.optional(
+        "Correct a Wiener filter, the best linear denoiser of the data.",
+        shown="yes, except in presets from papers",
     )
     network: str | None = option.network.optional(
         "Network architecture.", table="core.networks.NETWORKS", shown="from the preset"

@@ -102,6 +102,21 @@ class DataGaussian:
         x0 = mean + alpha * variance / (alpha**2 * variance + sigma**2) * x
         return apply_bases(_mix_channels(colors.T, x0), [basis.T for basis in bases])
 
+    def scale(self, alpha: Any, sigma: Any, like: Tensor) -> Tensor:
+        """Return the scale of corrections of `denoise`, in x_0, that broadcasts against `like`.
+
+        A correction is about as large as the deviation that the filter leaves, sqrt(u), but at high
+        noise, where the filter explains a variance e of nearly 0, it vanishes as sqrt(e). So the
+        scale is sqrt(e u / (e + u)), where e and u are means over frequencies of
+        alpha^2 s^2 / (alpha^2 s + sigma^2) and sigma^2 s / (alpha^2 s + sigma^2).
+        """
+        variance = self._tables(like)[2][None]
+        dims = tuple(range(1, variance.ndim))
+        noisy = alpha**2 * variance + sigma**2
+        explained = (alpha**2 * variance**2 / noisy).mean(dims, keepdim=True)
+        left = (sigma**2 * variance / noisy).mean(dims, keepdim=True)
+        return (explained * left / (explained + left)).sqrt()
+
     @cached_property
     def _copies(self) -> dict[tuple[torch.device, torch.dtype], Tables]:
         return {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -17,8 +17,18 @@ from diffuse_cli.core.variances import LEARNED, MEASURED, VARIANCES, log
 
 LogVar = Callable[[Any, Any], Any]
 
-Reference = Callable[[Tensor, Any, Any], Tensor]
-"""Function from x_t, alpha and sigma to an estimate of x_0, which a network corrects."""
+
+@dataclass(frozen=True)
+class Reference:
+    """Estimate of x_0 that a network sees and corrects, for example `DataGaussian`.
+
+    Attributes:
+        denoise: the function from x_t, alpha and sigma to the estimate.
+        scale: the function from alpha, sigma and x_t to the scale of the correction.
+    """
+
+    denoise: Callable[[Tensor, Any, Any], Tensor]
+    scale: Callable[[Any, Any, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -69,8 +79,9 @@ class Denoiser:
         posterior: c1 and c2 of `Process.steps`, (T,) each, for the process that the network was
             trained on. By default that is `process`.
         errors: the errors of x_0, for a variance in `MEASURED`.
-        reference: an estimate of x_0, for example `DataGaussian.denoise`. The network's output is
-            then the difference from the reference in the target.
+        reference: an estimate W of x_0. The network F then sees x_t and W(x_t), and
+            x_0 = W(x_t) + scale F (as in Karras et al. 2022, eq. 7, where W is a multiple of x_t).
+            Its target only decides the loss.
 
     Attributes:
         coefficients: (a, b) of the target y = a x_0 + b eps at every timestep, float64, (T,) each.
@@ -127,25 +138,16 @@ class Denoiser:
         a, b = self._targets(t, like)
         return a, b
 
-    def add_reference(self, out: Tensor, x_t: Tensor, t: Time) -> Tensor:
-        """Return the prediction in the target, from a network's output without the variance."""
-        if self.reference is None:
-            return out
-        alpha, sigma = self.process.alpha_sigma(t, like=x_t)
+    def _coefficients_at(self, t: Time, alpha: Any, sigma: Any, like: Tensor) -> tuple[Any, Any]:
         if isinstance(t, float):
-            a, b = self._coefficients(alpha, sigma, None, None)
-        else:
-            a, b = self.target_at(t, like=x_t)
-        x0 = self.reference(x_t, alpha, sigma)
-        y: Tensor = out + (a * x0 + b * (x_t - alpha * x0) / sigma)
-        return y
+            return self._coefficients(alpha, sigma, None, None)
+        return self.target_at(t, like=like)
 
     def _inverse_at(self, t: Time, like: Tensor) -> tuple[Any, ...]:
         if not isinstance(t, float):
             return self._inverses(t, like)
         alpha, sigma = self.process.alpha_sigma(t, like=like)
-        a, b = self._coefficients(alpha, sigma, None, None)
-        return self._invert(a, b, alpha, sigma)
+        return self._invert(*self._coefficients_at(t, alpha, sigma, like), alpha, sigma)
 
     def _error_at(self, t: Time, like: Tensor) -> Any:
         """Return the mean squared error of x_0 at t."""
@@ -167,10 +169,7 @@ class Denoiser:
         """
         if isinstance(t, float) and self.target in STEPWISE:
             t = round(t)
-        out = self.net(x_t, self.process.time_input(t, like=x_t), **cond).to(x_t.dtype)
-        raw, rest = out[:, : x_t.shape[1]], out[:, x_t.shape[1] :]
-        raw = self.add_reference(raw, x_t, t)
-        x0_y, x0_x, eps_y, eps_x = self._inverse_at(t, x_t)
+        x0, eps, raw, rest = self._predict(x_t, t, cond)
 
         def log_var(t: Time, s: Time | None = None) -> Any:
             pair = self.process.coefficients(t, s, like=x_t)
@@ -181,7 +180,26 @@ class Denoiser:
                 found = found + pair.first * (decoder - found)
             return found
 
-        return Prediction(x0_y * raw + x0_x * x_t, eps_y * raw + eps_x * x_t, raw, log_var)
+        return Prediction(x0, eps, raw, log_var)
+
+    def _predict(
+        self, x_t: Tensor, t: Time, cond: Mapping[str, Any]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return x_0, eps, the target and the channels of the variance."""
+        time, channels = self.process.time_input(t, like=x_t), x_t.shape[1]
+        if self.reference is None:
+            out = self.net(x_t, time, **cond).to(x_t.dtype)
+            raw = out[:, :channels]
+            x0_y, x0_x, eps_y, eps_x = self._inverse_at(t, x_t)
+            x0, eps = x0_y * raw + x0_x * x_t, eps_y * raw + eps_x * x_t
+            return x0, eps, raw, out[:, channels:]
+        alpha, sigma = self.process.alpha_sigma(t, like=x_t)
+        guess = self.reference.denoise(x_t, alpha, sigma)
+        out = self.net(torch.cat([x_t, guess], 1), time, **cond).to(x_t.dtype)
+        x0 = guess + self.reference.scale(alpha, sigma, x_t) * out[:, :channels]
+        eps = (x_t - alpha * x0) / sigma
+        a, b = self._coefficients_at(t, alpha, sigma, x_t)
+        return x0, eps, a * x0 + b * eps, out[:, channels:]
 
     def respaced(self, times: Iterable[int | float]) -> Denoiser:
         """Return the same network over these times only, in any order."""

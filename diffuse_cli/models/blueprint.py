@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -36,8 +36,8 @@ class Blueprint:
         config: the network's `Config`.
         conditions: the conditions of the network.
         diffusion: the process, target and variance.
-        gaussian: the Gaussian of the training data, if it was measured. If it has the variance of
-            all frequencies, the network predicts the difference from its Wiener filter.
+        wiener: whether the network corrects the Wiener filter of `gaussian`.
+        gaussian: the Gaussian of the training data, if it was measured.
     """
 
     space: Space
@@ -45,6 +45,7 @@ class Blueprint:
     config: Settings
     conditions: Conditions
     diffusion: DiffusionConfig
+    wiener: bool = False
     gaussian: DataGaussian | None = None
 
     @property
@@ -52,19 +53,25 @@ class Blueprint:
         """The number of output channels of the network."""
         return output_channels(self.diffusion.variance, self.space.channels)
 
+    @property
+    def input_space(self) -> Space:
+        """The space of the network's input: x_t and the estimate of the Wiener filter, if any."""
+        own = self.space
+        if not self.wiener:
+            return own
+        return replace(own, channels=2 * own.channels, mean=2 * own.mean, std=2 * own.std)
+
     def build(self) -> nn.Module:
         """Return the network with random weights.
 
         Raises:
             UsageError: the network does not suit the space.
         """
-        return build(self.network, self.config, self.space, self.conditions, self.out_channels)
+        return build(*self._parts)
 
     def build_on_meta(self) -> nn.Module:
         """Return the network without weights, on the meta device; raises as `build`."""
-        return build_on_meta(
-            self.network, self.config, self.space, self.conditions, self.out_channels
-        )
+        return build_on_meta(*self._parts)
 
     @cached_property
     def process(self) -> Process:
@@ -78,12 +85,11 @@ class Blueprint:
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """The shape of each tensor of the network by name; allocates nothing."""
-        return shapes(self.network, self.config, self.space, self.conditions, self.out_channels)
+        return shapes(*self._parts)
 
     @property
-    def corrects_filter(self) -> bool:
-        """Whether the network predicts the difference from a Wiener filter."""
-        return self.gaussian is not None and self.gaussian.bands is not None
+    def _parts(self) -> tuple[str, Settings, Space, Conditions, int]:
+        return self.network, self.config, self.input_space, self.conditions, self.out_channels
 
     def denoiser(self, net: Any) -> Denoiser:
         """Return a network with the model's process, target, variance and Wiener filter.
@@ -93,11 +99,13 @@ class Blueprint:
         Raises:
             UsageError: as `make_denoiser`.
         """
+        from diffuse_cli.core.denoiser import Reference
         from diffuse_cli.core.tiling import tile_network
 
         reference = None
-        if self.gaussian and self.corrects_filter:
-            reference = tile_network(self.gaussian.denoise, self.space.size)
+        if self.wiener and self.gaussian:
+            denoise = tile_network(self.gaussian.denoise, self.space.size)
+            reference = Reference(denoise, self.gaussian.scale)
         net = tile_network(net, self.space.size)
         return make_denoiser(net, self.diffusion, self.process, self.space.bins, reference)
 

@@ -208,7 +208,7 @@ def read_training(path: str | Path) -> dict[str, Any]:
             if (training["network"], own) != (blueprint.network, blueprint.config):
                 raise ModelFileError("its training configuration has another network")
         training["network"] = blueprint.network
-        training["wiener"] = blueprint.corrects_filter
+        training["wiener"] = blueprint.wiener
         training["architecture"] = settings.to_dict(blueprint.config)
         if (given := blueprint.conditions.given) and given.what != PAIRS:
             training["given"] = given.what

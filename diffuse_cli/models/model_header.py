@@ -144,7 +144,7 @@ def _version(model: StoredModel) -> int:
     given, table = model.blueprint.conditions.given, model.blueprint.conditions.table
     deep = space.medium == "image" and space.levels != 256
     needed = {
-        10: (model.blueprint.corrects_filter or None,),
+        10: (model.blueprint.wiener or None,),
         9: (space.limits, given and given.limits),
         8: (sampling and sampling.start,),
         7: (space.rate, model.distilled),
@@ -207,13 +207,16 @@ def rebuild_model(described: Mapping[str, Any]) -> StoredModel:
     network = _check_settings(described["network"])
     name, data = network.pop("name"), dict(described["data"])
     space, gaussian = from_plain(_check_settings(described["space"])), data.pop(GAUSSIAN_KEY, None)
+    if gaussian is not None:
+        gaussian = read(gaussian, space.channels, space.size)
     blueprint = Blueprint(
         space=space,
         network=name,
         config=network_config(name, network),
         conditions=settings.from_dict(Conditions, _check_settings(described["conditions"])),
         diffusion=from_dict(DiffusionConfig, _check_settings(described["diffusion"])),
-        gaussian=None if gaussian is None else read(gaussian, space.channels, space.size),
+        wiener=gaussian is not None and gaussian.bands is not None,
+        gaussian=gaussian,
     )
     check(blueprint.space)
     Conditioner.from_blueprint(blueprint)

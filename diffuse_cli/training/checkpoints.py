@@ -171,15 +171,11 @@ def record_versions(checkpoint: Checkpoint | None) -> Work[Versions]:
 
 
 def restore_gaussian(plan: Plan, saved: Checkpoint) -> Plan:
-    """Return the plan with the Gaussian of the checkpoint, even if the data have changed.
-
-    Checkpoints of early versions have none, and networks that correct no filter.
-    """
-    blueprint, gaussian = plan.blueprint, plan.blueprint.gaussian
-    if values := saved.state.get("gaussian"):
-        gaussian = read(values, blueprint.space.channels, blueprint.space.size)
-    elif gaussian:
-        gaussian = replace(gaussian, bands=None)
+    """Return the plan with the Gaussian of the checkpoint, even if the data have changed."""
+    blueprint, values = plan.blueprint, saved.state.get("gaussian")
+    if values is None:
+        return plan
+    gaussian = read(values, blueprint.space.channels, blueprint.space.size)
     return replace(plan, blueprint=replace(blueprint, gaussian=gaussian))
 
 

@@ -181,6 +181,8 @@ def _resume_config(given: Layer, run: RunDirectory) -> TrainConfig:
     stored = from_dict(TrainConfig, from_file(read_toml(run.config)), str(run.config))
     if stored.optimizer is None:  # of a version that had only one
         stored = dataclasses.replace(stored, optimizer="adamw")
+    if stored.wiener is None:  # of a version without
+        stored = dataclasses.replace(stored, wiener=False)
     asked = merge_layers(given, Layer(to_dict(stored))).config()
     wanted: dict[str, Any] = {}
     for f, spec in option_fields(TrainConfig):
@@ -283,6 +285,7 @@ def complete_config(
         width=width,
         architecture=plain(settings),
         loss=loss,
+        wiener=config.wiener is not False,
         given_dropout=conditions.given.dropout if conditions.given else None,
         given_noise=conditions.given.noise if conditions.given else None,
         optimizer=config.optimizer or OPTIMIZER,
@@ -295,6 +298,7 @@ def complete_config(
         config=settings,
         conditions=conditions,
         diffusion=convert_options(done, DiffusionConfig),
+        wiener=bool(done.wiener),
     )
     blueprint.shapes  # noqa: B018  a network that cannot be built is refused here
     return done, blueprint

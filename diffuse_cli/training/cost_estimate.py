@@ -103,7 +103,7 @@ def count_operations(blueprint: Blueprint) -> int:
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         cond = blueprint.conditions.make_keywords(torch.zeros(1, dtype=torch.long))
         net = blueprint.build_on_meta()
-        net(torch.zeros(1, *blueprint.space.shape), torch.zeros(1), **cond).sum().backward()
+        net(torch.zeros(1, *blueprint.input_space.shape), torch.zeros(1), **cond).sum().backward()
     return int(counter.get_total_flops())
 
 

@@ -91,8 +91,8 @@ def _check_network(source: str, own: Blueprint, wanted: Blueprint) -> None:
     if kinds[0] != kinds[1] or own.space.dims != wanted.space.dims:
         text = f"--init {source} was trained on another kind of data"
         raise UsageError(text, "Remove it, or use data like the model's")
-    if own.corrects_filter != wanted.corrects_filter:
-        trained = "with" if own.corrects_filter else "without"
+    if own.wiener != wanted.wiener:
+        trained = "with" if own.wiener else "without"
         text = f"--init {source} was trained {trained} --wiener"
         raise UsageError(text, "Leave out --wiener and --no-wiener, which come from the model")
     resized = getattr(NETWORKS.get(own.network), "resized", lambda config, before, after: config)
@@ -228,7 +228,8 @@ def _find_channel_changes(own: Blueprint, wanted: Blueprint, ends: Ends) -> Iter
     elif (before, after) == (COLOR, GREY):
         text = "color becomes grey: input as before, output as the mean of the colors"
     drawn = after * (1 + (learns_variance(own) and learns_variance(wanted)))
-    count = _count_input(wanted, ends, after) + _count_output(wanted, ends, drawn)
+    read = after * (1 + wanted.wiener)
+    count = _count_input(wanted, ends, read) + _count_output(wanted, ends, drawn)
     yield ModelChange("channels", text, count)
 
 
@@ -304,7 +305,7 @@ def _find_column_changes(own: Blueprint, wanted: Blueprint, ends: Ends) -> Itera
 
 def _count_input(of: Blueprint, ends: Ends, channels: int) -> int:
     """Count the parameters by which a network reads a number of channels."""
-    every = of.space.channels + of.conditions.given_channels
+    every = of.input_space.channels + of.conditions.given_channels
     return math.prod(of.shapes[ends.input]) * channels // every
 
 

@@ -124,7 +124,7 @@ def count_kept_bytes(
         ):
             cond = blueprint.conditions.make_keywords(torch.zeros(BATCH, dtype=torch.long))
             net(
-                arrange_memory(torch.zeros(BATCH, *blueprint.space.shape)),
+                arrange_memory(torch.zeros(BATCH, *blueprint.input_space.shape)),
                 torch.zeros(BATCH),
                 **cond,
             )

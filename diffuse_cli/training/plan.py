@@ -228,12 +228,12 @@ def measure_gaussian(
 
     Returns None for a conditional model without a Wiener filter, which has no Gaussian start.
     """
-    if blueprint.conditions and not config.wiener:
+    if blueprint.conditions and not blueprint.wiener:
         return None
     most = min(STREAMED if find_streams(data) else MOST, len(data.train))
     places = np.linspace(0, len(data.train) - 1, most).round().astype(np.int64)
     chosen = blueprint.space, data, data.train[places], config.flip
-    return measure(lambda: _read_batches(*chosen), bands=config.wiener)
+    return measure(lambda: _read_batches(*chosen), bands=blueprint.wiener)
 
 
 def _read_batches(

@@ -193,7 +193,7 @@ class Teacher:
     def wiener(self) -> DataGaussian | None:
         """The Gaussian of the Wiener filter that the network corrects, if any."""
         blueprint = self.model.blueprint
-        return blueprint.gaussian if blueprint.corrects_filter else None
+        return blueprint.gaussian if blueprint.wiener else None
 
     def sampling(self, blueprint: Blueprint) -> SamplerChoice:
         """Return the sampling settings of the distilled model, whose weights include guidance."""

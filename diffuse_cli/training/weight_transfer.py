@@ -75,7 +75,8 @@ def input_matrix(own: Blueprint, wanted: Blueprint) -> Tensor:
     given = [zero_matrix(new.given_channels, old.given_channels)]
     if old.given and new.given:  # the last channel is the mask
         given = [sample_matrix(old.given.channels, new.given.channels), sample_matrix(1, 1)]
-    return block_diagonal(sample_matrix(own.space.channels, wanted.space.channels), *given)
+    sample = sample_matrix(own.space.channels, wanted.space.channels)
+    return block_diagonal(*[sample] * (1 + own.wiener), *given)
 
 
 def output_matrix(own: Blueprint, wanted: Blueprint) -> Tensor:
@@ -126,7 +127,7 @@ def color_differences(weight: Tensor, wanted: Blueprint, seed: int) -> Tensor:
     gradient to learn them. The new weights are as large as a new convolution's.
     """
     channels = wanted.space.channels
-    every = channels + wanted.conditions.given_channels
+    every = wanted.input_space.channels + wanted.conditions.given_channels
     shape = (len(weight), channels, weight.shape[1] // every, *weight.shape[2:])
     bound = weight[0].numel() ** -0.5
     drawn = torch.from_numpy(philox(seed, "colours").uniform(-bound, bound, shape))

@@ -9,9 +9,10 @@ import pytest
 import torch
 from oracles import gaussian_denoise, generator, process_of
 
-from diffuse_cli.core import SAMPLERS, TARGETS, Denoiser, InvalidArgument
+from diffuse_cli.core import SAMPLERS, TARGETS, Denoiser, InvalidArgument, Process, loss
 from diffuse_cli.core import data_gaussian as low
 from diffuse_cli.core.data_gaussian import DataGaussian, measure, read
+from diffuse_cli.core.denoiser import Reference
 
 ALPHA, SIGMA = 0.3, math.sqrt(1 - 0.09)
 SHAPES = [(1, 4), (2, 12), (1, 4, 3), (3, 9, 10), (2, 3, 5, 6)]
@@ -231,35 +232,67 @@ def test_a_band_has_the_mean_variance_of_its_frequencies():
         assert found.bands[0][band] == pytest.approx(expected, rel=1e-5)
 
 
+def corrected(found: DataGaussian, process: Process, target: str, by: float) -> Denoiser:
+    """A denoiser whose network finds `by` everywhere, and checks what it sees."""
+
+    def net(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        x_t, guess = x.chunk(2, 1)
+        bars = torch.tensor([process.alpha_bar(float(s)) for s in t], dtype=torch.float64)
+        alpha, sigma = (
+            v.reshape(-1, *[1] * (x.ndim - 1)) for v in (bars.sqrt(), (1 - bars).sqrt())
+        )
+        assert torch.allclose(guess, found.denoise(x_t, alpha, sigma), atol=1e-5)
+        return torch.full_like(x_t, by)
+
+    return Denoiser(net, process, target, reference=Reference(found.denoise, found.scale))
+
+
 @pytest.mark.parametrize("target", [name for name in TARGETS if name != "mu"])
-def test_a_network_that_adds_nothing_predicts_as_the_reference(target: str):
+def test_a_network_sees_the_estimate_and_adds_its_output_in_its_scale(target: str):
     process, x = process_of("cosine", 1000), samples((1, 12, 12), n=6)
     found = measure(lambda: [x])
-    denoiser = Denoiser(lambda x, t: 0 * x, process, target, reference=found.denoise)
+    denoiser, plain = (corrected(found, process, target, by) for by in (0.5, 0.0))
     for t in (0, 400, 900, 400.5, torch.tensor([0, 5, 300, 500, 800, 998])):
         alpha, sigma = process.alpha_sigma(t, like=x)
-        guess = denoiser(x, t)
-        assert torch.allclose(guess.x0, found.denoise(x, alpha, sigma), atol=1e-6)
+        guess, wiener = denoiser(x, t), found.denoise(x, alpha, sigma)
+        assert torch.allclose(plain(x, t).x0, wiener, atol=1e-6)
+        added = 0.5 * found.scale(alpha, sigma, x)
+        assert torch.allclose(guess.x0, (wiener + added).expand_as(x), atol=1e-6)
         assert torch.allclose(alpha * guess.x0 + sigma * guess.eps, x, atol=1e-6)
+        exact = {"x0": guess.x0, "eps": guess.eps}.get(target)
+        assert guess.raw is not None
+        assert exact is None or torch.allclose(guess.raw, exact, atol=1e-6)
     few = denoiser.respaced([0, 400, 900])
     assert torch.allclose(few(x, 1).x0, denoiser(x, 400).x0, atol=1e-6)
     assert torch.allclose(few.with_variance("large")(x, 1).x0, denoiser(x, 400).x0, atol=1e-6)
 
 
-def test_a_posterior_mean_target_has_a_reference_too():
-    process, x = process_of("cosine", 10), samples((1, 6, 6), n=3)
+def test_the_target_is_what_the_loss_compares():
+    """A network that corrects to x_0 itself has no loss, in any target."""
+    process, x = process_of("cosine", 1000), samples((1, 6, 6), n=3)
     found = measure(lambda: [x])
-    denoiser = Denoiser(lambda x, t: 0 * x, process, "mu", reference=found.denoise)
-    for t in (0, 9):
+    noise = torch.randn(x.shape, generator=generator(1), dtype=torch.float64)
+    for target in TARGETS:
+        t = torch.tensor([3, 500, 990])
         alpha, sigma = process.alpha_sigma(t, like=x)
-        assert torch.allclose(denoiser(x, t).x0, found.denoise(x, alpha, sigma), atol=1e-5)
+        off = x - found.denoise(alpha * x + sigma * noise, alpha, sigma)
+        right = off / found.scale(alpha, sigma, x)
+        denoiser = Denoiser(
+            lambda *_, right=right: right, process, target,
+            reference=Reference(found.denoise, found.scale),
+        )  # fmt: skip
+        assert float(loss(denoiser, x, t=t, noise=noise).max()) < 1e-12
 
 
-def test_the_output_is_added_in_the_target():
-    process, x = process_of("cosine", 1000), samples((1, 12, 12), n=6)
+def test_the_scale_is_what_is_left_and_vanishes_at_high_noise():
+    x = samples((1, 12, 12), n=200)
     found = measure(lambda: [x])
-    plain = Denoiser(lambda x, t: 0 * x + 0.3, process, "v", reference=found.denoise)(x, 500)
-    without = Denoiser(lambda x, t: 0 * x, process, "v", reference=found.denoise)(x, 500)
-    assert plain.raw is not None
-    assert without.raw is not None
-    assert torch.allclose(plain.raw - without.raw, torch.full_like(x, 0.3), atol=1e-9)
+    for log_snr in (8, 3, 0):
+        bar = torch.tensor(float(log_snr), dtype=torch.float64).sigmoid()
+        alpha, sigma = float(bar.sqrt()), float((1 - bar).sqrt())
+        noise = torch.randn(x.shape, generator=generator(4), dtype=torch.float64)
+        left = (found.denoise(alpha * x + sigma * noise, alpha, sigma) - x).square().mean().sqrt()
+        assert 0.5 * left < float(found.scale(alpha, sigma, x)) < 1.1 * left
+    small = [float(found.scale(alpha, 1.0, x)) for alpha in (1e-3, 1e-4)]
+    assert small[0] / small[1] == pytest.approx(10, rel=0.01)
+    assert float(found.scale(0.0, 1.0, x)) == 0

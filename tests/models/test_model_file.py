@@ -270,16 +270,21 @@ def test_a_filter_is_of_version_10_kept_and_checked(tmp_path: Path):
     space = model().blueprint.space
     counts = [data_gaussian.assign_bands(side, space.size)[-1] + 1 for side in space.size]
     bands = torch.full((space.channels, *counts), 2.0).tolist()
-    own, path = with_gaussian({**LOW, "bands": bands}), tmp_path / "m.safetensors"
+    own = with_gaussian({**LOW, "bands": bands})
+    blueprint = dataclasses.replace(own.blueprint, wiener=True)
+    shapes = blueprint.shapes
+    assert shapes["conv_in.weight"][1] == 2 * own.blueprint.shapes["conv_in.weight"][1]
+    ema = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    own, path = dataclasses.replace(own, blueprint=blueprint, ema=ema), tmp_path / "m.safetensors"
     save(path, own)
     assert config_of(path)["version"] == 10
     found = load(path)
     assert found.blueprint.gaussian == own.blueprint.gaussian
-    assert found.blueprint.corrects_filter
-    x = torch.ones(2, *space.shape)
-    plain = dataclasses.replace(found.blueprint, gaussian=None)
-    zero = found.blueprint.denoiser(lambda x, t: 0 * x)(x, 5).x0
-    assert not torch.allclose(zero, plain.denoiser(lambda x, t: 0 * x)(x, 5).x0)
+    assert found.blueprint.wiener
+    x, gaussian = torch.ones(2, *space.shape), found.blueprint.gaussian
+    alpha, sigma = found.blueprint.process.alpha_sigma(5, like=x)
+    wiener = gaussian.denoise(x, alpha, sigma)
+    assert torch.allclose(found.blueprint.denoiser(found.network())(x, 5).x0, wiener, atol=1e-6)
     data = path.read_bytes()
     for wrong in ([1.0], "1", [[-1.0]]):
         changed = {**LOW, "bands": wrong}

@@ -74,7 +74,7 @@ def _network(own: Blueprint) -> list[str]:
     count = own.conditions.num_classes
     conditional = f", conditional on {count:,} classes" if count else ""
     lines = NETWORKS[own.network].describe(own.config, own.space)
-    if own.corrects_filter:
+    if own.wiener:
         lines += ["corrects the Wiener filter of the data"]
     return [f"{own.network}, {describe_space(own.space)}{conditional}", *map(show, lines)]
 

@@ -239,7 +239,7 @@ def find_unsupported(blueprint: Blueprint) -> Iterator[Lack]:
         yield from find_unsupported_network(blueprint.config, space.size)
     if blueprint.diffusion.target not in TARGETS.values():
         yield "target", blueprint.diffusion.target, "Train with --target v, eps or x0"
-    if blueprint.corrects_filter:
+    if blueprint.wiener:
         yield "wiener", "true", "Train with --no-wiener"
     count = blueprint.process.num_timesteps
     if blueprint.process.timesteps.tolist() != list(range(count)):

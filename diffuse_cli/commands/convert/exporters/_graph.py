@@ -51,21 +51,22 @@ class CompleteNetwork(nn.Module):
     ) -> Tensor:
         """Map x (B, C, *size) at time inputs t (B,) to the target, and a learned variance."""
         cond = {"label": label, "given": given, "row": row}
-        out = self.net(x, t, **{name: value for name, value in cond.items() if value is not None})
         place = t * self.rate
         rows: Tensor = self.rows  # type: ignore[assignment]
         below = place.floor().long().clamp(0, len(rows) - 2)
         rows = rows[below].lerp(rows[below + 1], (place - below)[:, None])
         alpha, sigma, a, b = (expand_batch(column, x) for column in rows.unbind(1))
-        x0 = self.gaussian.denoise(x, alpha, sigma)
-        y = out[:, : x.shape[1]] + a * x0 + b * (x - alpha * x0) / sigma
-        return torch.cat([y, out[:, x.shape[1] :]], 1)
+        guess, channels = self.gaussian.denoise(x, alpha, sigma), x.shape[1]
+        told = {name: value for name, value in cond.items() if value is not None}
+        out = self.net(torch.cat([x, guess], 1), t, **told)
+        x0 = guess + self.gaussian.scale(alpha, sigma, x) * out[:, :channels]
+        return torch.cat([a * x0 + b * (x - alpha * x0) / sigma, out[:, channels:]], 1)
 
 
 def complete(model: StoredModel, weights: str) -> nn.Module:
     """Return the network that predicts the target, with these weights."""
     net = model.network(weights)
-    return CompleteNetwork(net, model.blueprint) if model.blueprint.corrects_filter else net
+    return CompleteNetwork(net, model.blueprint) if model.blueprint.wiener else net
 
 
 def draw_inputs(own: Blueprint, n: int, seed: int = 0) -> dict[str, Tensor]:
