@@ -96,6 +96,10 @@ IDDPM_TRAINING = {**OPENAI_TRAINING, "schedule": "cosine", "num_timesteps": 4000
 ADM_TRAINING = {**OPENAI_TRAINING, "schedule": "linear", "batch_size": 256, "flip": True}
 
 
+WHOLE: dict[str, Any] = {"finest": None}
+"""Signals without patches, which save little where a position costs a third."""
+
+
 def _shape(
     width: int, multipliers: tuple[int, ...], blocks: int, attention: tuple[int, ...], **more: Any
 ) -> dict[str, Any]:
@@ -125,18 +129,21 @@ PRESETS: Registry[Preset] = Registry(
         ),
         "small": Preset(
             "6.9 M at 32x32: hours on a CPU, less on a GPU",
-            _shape(64, (1, 2, 2), 2, (7, 8)),
+            _shape(64, (1, 2, 2), 2, (7, 8), finest=64),
             {"lr": 1e-3},
+            signals=WHOLE,
         ),
         "base": Preset(
             "29 M at 32x32: one GPU",
-            _shape(128, (1, 2, 2, 2), 2, (7, 8, 14, 16), head_width=64),
+            _shape(128, (1, 2, 2, 2), 2, (7, 8, 14, 16), head_width=64, finest=64),
             {"lr": 4e-4},
+            signals=WHOLE,
         ),
         "large": Preset(
             "86 M at 32x32: several GPUs",
-            _shape(192, (1, 2, 2, 2), 3, (7, 8, 14, 16), head_width=64),
+            _shape(192, (1, 2, 2, 2), 3, (7, 8, 14, 16), head_width=64, finest=64),
             {"lr": 2e-4},
+            signals=WHOLE,
         ),
         "vit-s": Preset(
             "32.5 M: a transformer, for a GPU and 64 to 256 pixels",

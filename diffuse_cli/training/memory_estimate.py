@@ -195,7 +195,9 @@ def _suggest_smaller(config: TrainConfig, blueprint: Blueprint, device: str, fre
     weights = estimate_memory(config, blueprint, device)
     if weights.fixed < free:
         ratio = (free - weights.fixed) / max(1, weights.image)
-        if side := smaller_side(blueprint.space.size, ratio):
+        patch = getattr(blueprint.config, "patch", 1)
+        # A smaller size may have smaller patches, or none, but not more positions than pixels.
+        if side := smaller_side([side // patch for side in blueprint.space.size], ratio):
             return f"--size {side}, or a smaller --width"
     return "a smaller --size or --width, or --preset tiny"
 

@@ -468,7 +468,7 @@ def test_the_presets_that_can_go_are_those_of_the_page():
     page = (Path(__file__).parents[2] / "docs" / "ecosystem.md").read_text(encoding="utf-8")
     (sentence,) = re.findall(r"You can export these \[presets\]\S+ ([^.]+)\.", page)
     listed = set(re.findall(r"`([^`]+)`", sentence))
-    assert "below 64 pixels per side, where they have no patches, `tiny` and `slim`" in " ".join(
+    assert "where they have no patches, `tiny` and `slim` (below 64 pixels per side)" in " ".join(
         sentence.split()
     )
     process = {f.name for f, _ in option_fields(DiffusionConfig)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -171,21 +172,42 @@ def test_a_size_from_the_data_always_has_a_network(name: str, size: tuple[int, i
     ("size", "levels"), [((28, 28), 3), ((32, 32), 3), ((64, 64), 4), ((128, 128), 5), ((9, 9), 1)]
 )
 def test_levels_are_added_until_eight_pixels(size: tuple[int, int], levels: int):
-    assert len(network(train(), "small", size, 1).multipliers) == levels
+    whole = train(architecture={"patch": 1})
+    assert len(network(whole, "small", size, 1).multipliers) == levels
 
 
 @pytest.mark.parametrize(
-    ("size", "patch"),
-    [((32, 32), 1), ((63, 64), 1), ((64, 64), 2), ((66, 65), 1), ((96, 96), 2), ((127, 128), 1),
-     ((128, 128), 2), ((512, 256), 2), ((64, 256), 2), ((130, 130), 2)],
+    ("name", "size", "patch"),
+    [
+        *(("tiny", size, patch) for size, patch in [
+            ((32, 32), 1), ((63, 64), 1), ((64, 64), 2), ((66, 65), 1), ((96, 96), 2),
+            ((127, 128), 1), ((128, 128), 2), ((512, 256), 2), ((64, 256), 2), ((130, 130), 2),
+        ]),
+        *((name, (side, side), patch) for name in ("small", "base", "large") for side, patch in [
+            (64, 1), (127, 1), (128, 2), (192, 2), (256, 4), (512, 8 if name == "large" else 4),
+        ]),
+        ("small", (512, 128), 2),
+    ],
 )  # fmt: skip
-def test_tiny_cuts_larger_samples_into_patches(size: tuple[int, int], patch: int):
-    """To 32 a side or more, where every side can be cut and the width holds a patch; not where the
-    patch is given."""
-    assert network(train(), "tiny", size, 3).patch == patch
-    assert network(train(width=8), "tiny", size, 3).patch == 1
-    assert network(train(architecture={"patch": 1}), "tiny", size, 3).patch == 1
-    assert network(train(), "small", size, 3).patch == 1
+def test_presets_cut_larger_samples_into_patches(name: str, size: tuple[int, int], patch: int):
+    """To 32 or 64 a side or more, where every side can be cut and the width holds a patch; not
+    where the patch is given."""
+    assert network(train(), name, size, 3).patch == patch
+    assert network(train(width=8), name, size, 3).patch == 1
+    assert network(train(architecture={"patch": 1}), name, size, 3).patch == 1
+
+
+@pytest.mark.parametrize("name", ["small", "base", "large"])
+def test_patches_keep_the_cost_of_64_pixels(name: str):
+    """And its levels: the network at 256 pixels differs only in its first and last layer."""
+    small, large = (network(train(), name, (side, side), 3) for side in (64, 256))
+    assert replace(large, patch=1) == small
+    assert parameters(large, (256, 256)) < 1.02 * parameters(small, (64, 64))
+
+
+def test_sounds_have_no_patches_at_the_presets_of_a_gpu():
+    _, config = resolve_architecture(train(), "base", Space(channels=1, size=(8192,)))
+    assert config.patch == 1
 
 
 SHAPES = [

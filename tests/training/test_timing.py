@@ -133,7 +133,7 @@ def test_an_image_that_takes_longer_than_all_the_time_is_one_step(machine):
 def test_a_large_image_is_first_tried_by_a_part_of_it(machine):
     """A whole one would take 5 minutes."""
     here = machine(each=300 / 64)
-    plan = plan_of(side=256, channels=3, preset="base", batch_size=64)
+    plan = plan_of(side=256, channels=3, preset="ddpm-celebahq-256", batch_size=64)
     found, _ = run(Stopwatch(plan, here.accelerator, 20).seconds(plan.config))
     assert found == pytest.approx(300 * 64)
     assert set(here.steps) == {(1, 1, 4)}
@@ -142,7 +142,7 @@ def test_a_large_image_is_first_tried_by_a_part_of_it(machine):
 
 def test_a_large_image_on_a_quick_machine_is_measured_whole(machine):
     here = machine(each=0.0001)
-    plan = plan_of(side=256, channels=3, preset="base", batch_size=64)
+    plan = plan_of(side=256, channels=3, preset="ddpm-celebahq-256", batch_size=64)
     found, _ = run(Stopwatch(plan, here.accelerator, 20).seconds(plan.config))
     assert found == pytest.approx(64 * 64 * 0.0001)
     assert here.steps[0] == (1, 1, 4)
@@ -150,14 +150,14 @@ def test_a_large_image_on_a_quick_machine_is_measured_whole(machine):
 
 
 def test_a_part_that_the_network_does_not_suit_is_left_out(machine, monkeypatch):
-    """A quarter of the side is 66, which is halved once; the network halves three times."""
+    """A quarter of the side is 72, which is halved three times; the network halves five times."""
     here = machine(each=0.0001)
-    plan = plan_of(side=264, channels=3, preset="base", batch_size=1)
+    plan = plan_of(side=288, channels=3, preset="ddpm-celebahq-256", batch_size=1)
     fake = time_estimate.Trainer
     made = lambda plan, accelerator: (plan.blueprint.shapes, fake(plan, accelerator))[1]  # noqa: E731
     monkeypatch.setattr(time_estimate, "Trainer", made)
     found, _ = run(Stopwatch(plan, here.accelerator, 20).seconds(plan.config))
-    assert found == pytest.approx(0.0001 * 264**2 / 32**2)
+    assert found == pytest.approx(0.0001 * 288**2 / 32**2)
 
 
 def test_a_network_that_compiles_is_measured_as_it_will_be(machine):
