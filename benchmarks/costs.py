@@ -21,14 +21,21 @@ from diffuse_cli.training.configuration import complete_config
 from diffuse_cli.training.cost_estimate import count_operations
 from diffuse_cli.training.memory_estimate import estimate_memory
 
-SIDES = {"ddpm-cifar10": 32, "iddpm-cifar10": 32, "vit-b": 256, "ddpm-celebahq-256": 256,
-         "adm-128": 128, "adm-256": 256}  # fmt: skip
-"""Of those presets that are not for 64 pixels."""
+SIDES = (64, 128, 256, 512)
+"""Of the presets that adapt to a size. A published one has its own: 64, or as below."""
+
+OWN = {"ddpm-cifar10": 32, "iddpm-cifar10": 32}
 
 
-def measured(preset: str) -> dict[str, object]:
+def sides(name: str) -> tuple[int, ...]:
+    """The sizes to count a preset at."""
+    if not PRESETS[name].published:
+        return SIDES
+    return (PRESETS[name].train.get("size", OWN.get(name, 64)),)
+
+
+def counted(preset: str, side: int) -> dict[str, object]:
     """The costs of a preset, in MiB, on one of several processes."""
-    side = SIDES.get(preset, 64)
     space = Space(channels=3, size=(side, side))
     row: dict[str, object] = {"preset": preset, "side": side}
     for precision in ("fp32", "bf16"):
@@ -38,9 +45,10 @@ def measured(preset: str) -> dict[str, object]:
         row["parameters"] = sum(map(math.prod, blueprint.shapes.values()))
         row["fixed"] = round(found.fixed / 2**20)
         row[f"image_{precision}"] = round(found.image / 2**20, 1)
+    row["patch"] = getattr(blueprint.config, "patch", 1)
     row["gflop"] = round(count_operations(blueprint) / 1e9, 2)
     return row
 
 
 if __name__ == "__main__":
-    print(json.dumps([measured(name) for name in PRESETS], indent=2))
+    print(json.dumps([counted(name, side) for name in PRESETS for side in sides(name)], indent=2))
