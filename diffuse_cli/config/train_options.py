@@ -224,7 +224,10 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
         table="system.devices.DEVICES",
         place=True,
     )
-    compile: bool = option.run(False, "Compile the network, which pays off in long runs on a GPU.")
+    compile: bool | None = option.run.optional(
+        "Compile the network, which pays off in long runs on a GPU.",
+        shown="on for CUDA with Triton, from 5000 steps or 20 minutes on",
+    )
     gradient_checkpointing: bool = option.run(
         False, "Recompute activations to save memory, at some cost in speed.", control=True
     )

@@ -119,6 +119,11 @@ def _capabilities() -> Mapping[str, Any]:
     return torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
 
 
+def can_compile(device: str) -> bool:
+    """Whether PyTorch can compile networks for a type of device with Triton."""
+    return device == "cuda" and importlib.util.find_spec("triton") is not None
+
+
 def slow_precision(name: str, device: str) -> Iterator[str]:
     """Yield a warning if the user passed a precision that may be slow on this CPU."""
     if name == "bf16" and device_type(device) == "cpu" and bfloat16_width("cpu") is None:

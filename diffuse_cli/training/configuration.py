@@ -31,6 +31,7 @@ from diffuse_cli.data.metadata_columns import parse_column_names
 from diffuse_cli.media import layout_name
 from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.system import files
+from diffuse_cli.system.devices import can_compile, device_type, resolve_precision
 from diffuse_cli.system.errors import (
     OutputError,
     UsageError,
@@ -49,7 +50,10 @@ BATCH = 64
 OPTIMIZER = "muon"
 """The default optimizer, chosen by benchmarks/recipe.py."""
 
-FREE = {"steps", "data", "device", "preview_every", "eval_every", "eval_images"}
+COMPILED_STEPS, COMPILED_MINUTES = 5000, 20
+"""Length of a run from which compiling its network pays off on a GPU. It takes minutes."""
+
+FREE = {"steps", "data", "device", "compile", "preview_every", "eval_every", "eval_images"}
 """Options that may change on --resume, in addition to control options."""
 
 
@@ -158,7 +162,9 @@ def _read_base(given: Layer) -> Layer:
     if given.get("init"):
         from diffuse_cli.models.model_file import read_training
 
-        return _resize_network(Layer(read_training(given["init"])), given.get("size"))
+        # Whether to compile depends on the device and length of a run.
+        model = Layer(read_training(given["init"])).without("compile")
+        return _resize_network(model, given.get("size"))
     if name := given.get("preset") or presets.first_preset(given.get("network")):
         train = lookup(presets.PRESETS, name, "--preset").train
         # The learning rate depends on the width, which `complete_config` knows.
@@ -256,6 +262,20 @@ def with_batch_size(
     return dataclasses.replace(config, batch_size=batch_size, lr=lr)
 
 
+def resolve_compile(config: TrainConfig, device: str) -> bool:
+    """Whether to compile the network: if asked to, else in long runs on a GPU.
+
+    Like the precision, the choice does not depend on timings. `distill` does not compile.
+    """
+    if config.compile is not None:
+        return config.compile
+    if config.minutes is None:
+        long = config.steps >= COMPILED_STEPS
+    else:
+        long = config.minutes >= COMPILED_MINUTES
+    return long and config.loss not in TAUGHT and can_compile(device)
+
+
 def complete_config(
     config: TrainConfig, space: Space, conditions: Conditions
 ) -> tuple[TrainConfig, Blueprint]:
@@ -263,9 +283,8 @@ def complete_config(
 
     --minutes leaves batch size and learning rate open. A complete configuration stays the same.
     """
-    from diffuse_cli.system.devices import device_type, resolve_precision
-
-    preset = presets.choose(config, space, device_type(config.device))
+    device = device_type(config.device)
+    preset = presets.choose(config, space, device)
     loss = config.loss or default_loss(config.variance)
     network, settings = presets.resolve_architecture(config, preset, space)
     if config.batch_size or config.minutes is None:
@@ -291,6 +310,7 @@ def complete_config(
         optimizer=config.optimizer or OPTIMIZER,
         weighting=config.weighting or ("none" if loss in WEIGHTED else "min-snr"),
         precision=resolve_precision(config.precision, config.device, largest_width(settings)),
+        compile=resolve_compile(config, device),
     )
     blueprint = Blueprint(
         space=space,

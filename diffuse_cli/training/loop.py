@@ -154,13 +154,14 @@ class TrainingRun:
         fitted = describe_fit(images.summary.sizes, size, config.fit, images.medium)
         preset = f", preset {config.preset}" if config.preset else ""
         shared = f" on {processes} processes" if processes > 1 else ""
+        compiled = ", compiled" if config.compile else ""
         parts = f" in {config.accumulation} parts" if config.accumulation > 1 else ""
         return (
             f"training {config.network}{preset}, "
             f"{count_parameters(self.trainer.net):,} parameters; "
             f"{MEDIA[images.medium].many} at {dimensions(size)}{fitted}; "
             f"batch {config.batch_size}{parts}{shared}, learning rate {config.lr:.3g}, "
-            f"{config.precision} on {self.accelerator.device.type}; "
+            f"{config.precision} on {self.accelerator.device.type}{compiled}; "
             f"{plural(config.steps, 'step')}"
         )
 

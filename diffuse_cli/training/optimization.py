@@ -6,6 +6,7 @@ is done. The length of a run may change during the run.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core.kernels import arrange_memory
 from diffuse_cli.core.losses import LOSSES, weights
 from diffuse_cli.core.optimizers import OPTIMIZERS
-from diffuse_cli.system.errors import lookup
+from diffuse_cli.system.errors import UsageError, lookup
+from diffuse_cli.system.memory import is_out_of_memory
 from diffuse_cli.system.rng import training_draws
 from diffuse_cli.training.config_layers import default_loss
 
@@ -198,11 +200,30 @@ class Updater:
 
 
 def _compile_network(net: nn.Module) -> Any:
-    """Compile `net` without timing-based choice of kernels, which would change the bytes."""
+    """Compile `net` for each shape, without timing-based choice of kernels.
+
+    Both would change the bytes: a resumed run sees fewer shapes than one that measured its steps.
+    """
     import torch._inductor.config as inductor
 
     exact: dict[str, Any] = {"deterministic": True} if hasattr(inductor, "deterministic") else {}
-    return torch.compile(net, options=exact)
+    return torch.compile(net, dynamic=False, options=exact)
+
+
+@contextlib.contextmanager
+def translate_compile_errors() -> Iterator[None]:
+    """Turn an error of the compiler inside the block into a `UsageError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        from torch._dynamo.exc import TorchDynamoException
+
+        if is_out_of_memory(error) or not isinstance(error, TorchDynamoException):
+            raise
+        cause = getattr(error, "inner_exception", error)
+        text = f"the network cannot be compiled: {str(cause).strip().splitlines()[0]}"
+        hint = "Try --no-compile, and --auto-resume if the run has started"
+        raise UsageError(text, hint).mark_local() from error
 
 
 # -- objective ------------------------------------------------------------------------------------

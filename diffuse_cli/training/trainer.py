@@ -40,6 +40,7 @@ from diffuse_cli.training.optimization import (
     Updater,
     lr_at,
     measure_losses,
+    translate_compile_errors,
 )
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.teacher import PARTS, PATHS, DistributionMatching
@@ -112,7 +113,7 @@ class Trainer:
             accelerator,
             lr=self.config.lr or 0.0,
             weight_decay=self.config.weight_decay,
-            compiled=self.config.compile,
+            compiled=bool(self.config.compile),
         )
         self.optimizer = self.updater.optimizer
         self.denoiser = plan.blueprint.denoiser(self.updater.prepared)
@@ -187,11 +188,12 @@ class Trainer:
         the batch, so the step stays the same up to rounding and dropout.
 
         Raises:
-            UsageError: the parts cannot be halved.
+            UsageError: the parts cannot be halved, or the network cannot be compiled.
         """
         while True:
             try:
-                return self._accumulate(step, chances)
+                with translate_compile_errors():
+                    return self._accumulate(step, chances)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise

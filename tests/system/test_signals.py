@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from conftest import in_process, write_images
+from torch._dynamo.exc import BackendCompilerFailed
 from training.conftest import QUICK
 
 from diffuse_cli import app
@@ -220,7 +221,7 @@ def previews(run):
 
 def test_compiling_is_abandoned(train, monkeypatch):
     """The first step of a run that compiles may take minutes, and nothing is lost with it."""
-    monkeypatch.setattr("torch.compile", lambda net, options: net)
+    monkeypatch.setattr("torch.compile", lambda net, **options: net)
     finished = []
 
     def step(self, number):
@@ -240,6 +241,27 @@ def test_compiling_is_abandoned(train, monkeypatch):
     assert (ran.code, finished) == (143, [])
     assert "at step 2: its checkpoint is complete" in ran.line
     assert train("--resume", "-q").code == 0
+
+
+def test_a_network_that_cannot_be_compiled_says_what_to_do(train, monkeypatch):
+    """Whether in the first step or while its time is measured. The value that a run recorded holds
+    until another is typed."""
+
+    def fail(net, **options):
+        def refuse(*inputs):
+            raise BackendCompilerFailed(None, RuntimeError("no compiler\nat all"), None)
+
+        net.register_forward_pre_hook(refuse)
+        return net
+
+    monkeypatch.setattr("torch.compile", fail)
+    for length in (("--minutes", 0.1), ("--steps", 2)):
+        ran = train(*length, "--compile", "-q")
+        assert ran.code == 2
+        assert "the network cannot be compiled: no compiler. Try --no-compile" in ran.line
+    assert train("--resume", "-q").code == 2
+    assert train("--no-compile", "--auto-resume", "-q").code == 0
+    assert "compile = false" in (RUN / "config.toml").read_text()
 
 
 @pytest.fixture(scope="module")

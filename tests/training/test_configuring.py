@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from dataclasses import dataclass
 from itertools import product
@@ -19,6 +20,7 @@ from diffuse_cli.core.networks import NETWORKS
 from diffuse_cli.core.settings import Settings, setting
 from diffuse_cli.core.variances import LEARNED, MEASURED
 from diffuse_cli.system.errors import UsageError
+from diffuse_cli.training import configuration
 from diffuse_cli.training.configuration import (
     BATCH,
     complete_config,
@@ -224,6 +226,43 @@ def wide(monkeypatch):
     monkeypatch.setitem(NETWORKS.own, "wide", "wide")
     monkeypatch.setitem(PRESETS.own, "plain", Preset("", {"width": 4}, {}, network="wide"))
     monkeypatch.setitem(PRESETS.own, "bare", Preset("", {}, {}))
+
+
+@pytest.fixture
+def on_a_gpu(monkeypatch):
+    """A machine whose device is a GPU, with Triton or without."""
+
+    def set_triton(is_there: bool) -> None:
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if is_there else None)
+
+    monkeypatch.setattr(configuration, "device_type", lambda wanted: "cuda")
+    monkeypatch.setattr(configuration, "resolve_precision", lambda *_: "bf16")
+    set_triton(True)
+    return set_triton
+
+
+@pytest.mark.parametrize(
+    ("typed", "compiled"),
+    [
+        ({}, True), ({"steps": 4999}, False), ({"minutes": 20}, True), ({"minutes": 19}, False),
+        ({"compile": False}, False), ({"steps": 1, "compile": True}, True),
+    ],
+)  # fmt: skip
+def test_long_runs_on_a_gpu_are_compiled(on_a_gpu, typed, compiled):
+    config = made(typed)
+    assert config.compile is compiled
+    assert made({}, to_file(config)).compile is compiled
+    # Once decided it stays, whatever the length becomes.
+    later = dataclasses.replace(config, steps=10**6, minutes=None)
+    assert complete_config(later, GREY, Conditions())[0].compile is compiled
+    on_a_gpu(False)
+    assert made(typed).compile is typed.get("compile", False)
+
+
+@pytest.mark.parametrize("minutes", [None, 600])
+def test_nothing_is_compiled_by_default_on_a_cpu(minutes):
+    assert made({"minutes": minutes} if minutes else {}).compile is False
+    assert made({"compile": True}).compile is True
 
 
 def test_a_width_without_a_default_is_a_width(wide):
