@@ -137,7 +137,7 @@ class Conditions(Settings):
         kept = dict(cond)
         if "label" in kept:
             label = kept["label"]
-            kept["label"] = label.where(u >= label_dropout, label.new_tensor(self.num_classes))
+            kept["label"] = label.where(u >= label_dropout, self.num_classes)
         if "given" in kept and self.given and self.given.dropout:
             known = (u >= self.given.dropout).to(kept["given"])
             kept["given"] = kept["given"] * known.reshape(-1, *[1] * (kept["given"].ndim - 1))

@@ -138,7 +138,7 @@ def draw_visits(expected: Tensor, places: Tensor) -> Tensor:
     starts = torch.arange(places.shape[-1], dtype=torch.float64)
     below = torch.nextafter(starts + 1, starts)  # to which a sum just below k + 1 would round up
     along = torch.minimum(starts + places, below)
-    return choose(expected, along)
+    return choose(expected.cumsum(0), along)
 
 
 def strata(num_timesteps: int, n: int) -> list[range]:

@@ -109,12 +109,11 @@ TIMESTEP_DRAWS: Registry[TimestepDraw] = Registry(
 )
 
 
-def choose(probabilities: Tensor, u: Tensor) -> Tensor:
-    """Return the timesteps, int64, at which the cumulative probabilities pass each u in [0, 1)."""
+def choose(edges: Tensor, u: Tensor) -> Tensor:
+    """Return the timesteps, int64, whose `edges`, cumulative probabilities, pass each u < 1."""
     import torch
 
-    edges = probabilities.cumsum(0).to(u.dtype).to(u.device)
-    return torch.searchsorted(edges, u, right=True).clamp(max=len(edges) - 1)
+    return torch.searchsorted(edges.to(u), u, right=True).clamp(max=len(edges) - 1)
 
 
 # -- spacings -------------------------------------------------------------------------------------

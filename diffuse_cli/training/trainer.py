@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -60,6 +60,13 @@ class StepResult:
 
     loss: Tensor
     grad_norm: Tensor
+
+
+class Chances(NamedTuple):
+    """Probabilities of the timesteps: cumulative, and each times T. Both (T,) on the device."""
+
+    edges: Tensor
+    relative: Tensor
 
 
 def count_evaluations(config: TrainConfig) -> int:
@@ -129,6 +136,7 @@ class Trainer:
             )
         self._timestep_draw = lookup(TIMESTEP_DRAWS, self.config.timestep_draw, "--timestep-draw")
         self.history = History(self.config.num_timesteps, self._timestep_draw.keep)
+        self._chances: Chances | None = None
 
     def _build_network(self, init: Mapping[str, Tensor] | None) -> nn.Module:
         """Build a network with the weights of `init`, or with random weights."""
@@ -164,7 +172,7 @@ class Trainer:
             self.ema.forgotten = self.ema.updates  # a reset: the next update forgets all
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr_at(step)
-        total, norm, seen = self._gradient(step, self.timestep_probabilities())
+        total, norm, seen = self._gradient(step, self.timestep_chances())
         loss = self.accelerator.reduce(total, "sum") / self.batch_size
         norm = norm + 0 * loss
         self.updater.take_step(norm)
@@ -181,7 +189,7 @@ class Trainer:
             self.weak = EarlyWeights.of(self.ema, step + 1)
         return StepResult(loss, norm)
 
-    def _gradient(self, step: int, chances: Tensor) -> tuple[Tensor, Tensor, Seen]:
+    def _gradient(self, step: int, chances: Chances) -> tuple[Tensor, Tensor, Seen]:
         """Return the sum of this process's losses, the gradient's norm, and losses by timestep.
 
         If memory runs out, the parts of the batch are halved. Random numbers belong to positions of
@@ -218,7 +226,7 @@ class Trainer:
         if self.device.type != "cpu":
             torch.accelerator.empty_cache()
 
-    def _accumulate(self, step: int, chances: Tensor) -> tuple[Tensor, Tensor, Seen]:
+    def _accumulate(self, step: int, chances: Chances) -> tuple[Tensor, Tensor, Seen]:
         accelerator = self.accelerator
         accelerator.gradient_accumulation_steps, accelerator.step = self.accumulation, 0
         total = torch.zeros((), device=self.device)
@@ -230,7 +238,7 @@ class Trainer:
             with accelerator.accumulate(self.updater.prepared):
                 t, plain = self.losses(self.denoiser, step, positions, chances)
                 # Each timestep counts the same, however often it is drawn.
-                losses = plain / (len(chances) * chances).to(plain).take(t)
+                losses = plain / chances.relative.take(t)
                 seen.append((t, plain.detach()))
                 total += losses.detach().sum()
                 # Accelerate divides by the accumulation, and processes are averaged.
@@ -258,9 +266,13 @@ class Trainer:
         accelerator = self.accelerator
         return split_range(self.batch_size, accelerator.num_processes, accelerator.process_index)
 
-    def timestep_probabilities(self) -> Tensor:
-        """Return the probability of each timestep in the next step, (T,)."""
-        return self._timestep_draw.probabilities(self.history, self._objective.weight)
+    def timestep_chances(self) -> Chances:
+        """Return the probabilities in the next step. Copying them to the device waits for it."""
+        if self._chances is None or self._timestep_draw.keep:
+            own = self._timestep_draw.probabilities(self.history, self._objective.weight)
+            both = own.cumsum(0), len(own) * own
+            self._chances = Chances(*(values.float().to(self.device) for values in both))
+        return self._chances
 
     def is_matching_phase(self, step: int) -> bool:
         """Whether the step after `step` steps is in the last phase of a distillation."""
@@ -294,7 +306,7 @@ class Trainer:
             self.powers.update(self.net, good)
 
     def losses(
-        self, denoiser: Denoiser, step: int, positions: range, chances: Tensor
+        self, denoiser: Denoiser, step: int, positions: range, chances: Chances
     ) -> tuple[Tensor, Tensor]:
         """Return the timesteps and losses of positions of the global batch, (B,) each."""
         shape = self.plan.blueprint.space.shape
@@ -307,7 +319,7 @@ class Trainer:
         cond = self.batches.condition(indices, x0, flip, step, positions)
         conditions = self.plan.blueprint.conditions
         cond = conditions.drop_conditions(cond, draws.drop, self.config.label_dropout)
-        t = choose(chances, draws.u)
+        t = choose(chances.edges, draws.u)
         if self.matching and self.is_matching_phase(step):
             return t, self.matching.losses(denoiser, step, positions, cond)
         return t, self._objective(denoiser, x0, t, draws.noise, cond)
@@ -419,7 +431,7 @@ def find_nonfinite_module(trainer: Trainer, step: int) -> str:
     try:
         with torch.no_grad(), trainer.accelerator.autocast():
             denoiser = trainer.plan.blueprint.denoiser(trainer.net)
-            chances = trainer.timestep_probabilities()
+            chances = trainer.timestep_chances()
             for positions in trainer.parts(step):
                 trainer.losses(denoiser, step, positions, chances)
     finally:

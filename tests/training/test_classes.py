@@ -327,7 +327,7 @@ def test_timesteps_follow_the_losses_and_losses_are_divided_by_their_chance(
     for step in range(steps):
         chances = draw.probabilities(history, None)
         u = training_draws(0, step, range(8), shape=(1, 8, 8), device=torch.device("cpu")).u
-        t = choose(chances, u)
+        t = choose(chances.cumsum(0), u)
         mine = torch.cat(known_loss[step * accumulation : (step + 1) * accumulation])
         assert torch.equal(mine, t)
         plain = ((t + 1) ** 2).double()

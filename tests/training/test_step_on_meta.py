@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffuse_cli.core import LOSSES, TIMESTEP_DRAWS, WEIGHTINGS, Conditions
 from diffuse_cli.core.losses import TAUGHT
@@ -121,6 +122,34 @@ def test_a_step_reads_nothing_back(on_meta, loss: str, weighting: str):
     assert outcome.loss.is_meta
     assert outcome.grad_norm.is_meta
     assert all(weight.is_meta for weight in trainer.net.parameters())
+
+
+class Copies(TorchDispatchMode):
+    """The shapes of the tensors that are copied from the processor to the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and out.is_meta:
+            tensors = [x for x in args if isinstance(x, torch.Tensor)]
+            if tensors and not any(x.is_meta for x in tensors):
+                self.shapes.append(tuple(out.shape))
+        return out
+
+
+@pytest.mark.parametrize("timestep_draw", ["uniform", "weight"])
+def test_a_step_copies_only_its_batch_to_the_device(on_meta, timestep_draw):
+    """A copy from ordinary memory waits for the device. Those of the batch do not."""
+    trainer = trainer_of(timestep_draw=timestep_draw, classes=True)
+    trainer.step(64)
+    with Copies() as copies:
+        trainer.step(65)
+    assert copies.shapes
+    assert {shape[0] for shape in copies.shapes if shape} == {8}, copies.shapes
+    assert () not in copies.shapes
 
 
 def test_a_step_of_muon_reads_nothing_back(on_meta):
