@@ -208,10 +208,12 @@ class TrainingRun:
             count = config.ema_lengths
             if self.main and trainer.powers and count and snapshot_due(done, trainer.course, count):
                 save_snapshot(self.run.snapshots, trainer.powers, done, trainer.course, count)
-            steps = before
-            if self.main and self.budget and self.budget.due and done < steps:
-                steps = self.budget.replan(done, steps, plan_chores(self.plan))
-            error, steps = self._agree(steps)
+            steps, error = before, None
+            # Agreeing waits for the device, so processes do it when they have just read from it.
+            if self.accelerator.num_processes == 1 or not trainer.unread:
+                if self.main and self.budget and self.budget.due and done < steps:
+                    steps = self.budget.replan(done, steps, plan_chores(self.plan))
+                error, steps = self._agree(steps)
             if steps != before:
                 trainer.course = trainer.course.revise(done, steps)
                 if self.main:
