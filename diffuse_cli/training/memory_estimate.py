@@ -138,30 +138,49 @@ def _split_sizes(sizes: Collection[int]) -> MemoryCost:
     return MemoryCost(sum(sizes) - images, images // BATCH)
 
 
-def count_fitting_images(
+def find_room(
     config: TrainConfig, blueprint: Blueprint, accelerator: Accelerator
-) -> int:
-    """Return the number of images per part that every process has memory for.
+) -> Work[tuple[TrainConfig, int]]:
+    """Return the configuration and the images per part that every process has memory for.
+
+    If a single image does not fit, gradient checkpointing is turned on with a warning.
 
     Raises:
         UsageError: a process has no memory for a single image.
     """
-    device, processes = accelerator.device.type, accelerator.num_processes
-    free = memory.free_memory(device)
-    if device == "cpu":
-        free //= memory.count_local_processes()
-    needs = estimate_memory(config, blueprint, device, processes)
+    saving = dataclasses.replace(config, gradient_checkpointing=True)
+    for tried in (config, saving):
+        if images := count_fitting_images(tried, blueprint, accelerator):
+            if tried != config:
+                text = "an image does not fit into memory: activations are computed again in the "
+                yield Notice(f"{text}backward pass (--gradient-checkpointing)", warning=True)
+            return tried, images
+    device, free = accelerator.device.type, _free_memory(accelerator)
+    needs = estimate_memory(saving, blueprint, device, accelerator.num_processes)
+    raise UsageError(
+        f"one image of {dimensions(blueprint.space.size)} takes "
+        f"{_bytes(needs.total_bytes(1))} of memory in training, and {_bytes(free)} are free",
+        f"Try {_suggest_smaller(needs, blueprint, free)}",
+    )
+
+
+def count_fitting_images(
+    config: TrainConfig, blueprint: Blueprint, accelerator: Accelerator
+) -> int:
+    """Return the number of images per part that every process has memory for."""
+    device, free = accelerator.device.type, _free_memory(accelerator)
+    needs = estimate_memory(config, blueprint, device, accelerator.num_processes)
     images = max(0, (free - needs.fixed) // max(1, int(needs.image * SLACK.get(device, 1.0))))
     if images == 0 and needs.total_bytes(1) <= free:
         images = 1  # it may just fit
-    images = int(min(gather_object([images])))
-    if images == 0:
-        raise UsageError(
-            f"one image of {dimensions(blueprint.space.size)} takes "
-            f"{_bytes(needs.total_bytes(1))} of memory in training, and {_bytes(free)} are free",
-            f"Try {_suggest_smaller(config, blueprint, device, free)}",
-        )
-    return images
+    return int(min(gather_object([images])))
+
+
+def _free_memory(accelerator: Accelerator) -> int:
+    """Return the free bytes of this process's device, its share on a CPU."""
+    device = accelerator.device.type
+    free = memory.free_memory(device)
+    return free // memory.count_local_processes() if device == "cpu" else free
 
 
 def split_batch(config: TrainConfig, images: int, processes: int) -> TrainConfig:
@@ -184,17 +203,10 @@ def fit_into_memory(config: TrainConfig, room: int, processes: int) -> Work[Trai
     return done
 
 
-def _suggest_smaller(config: TrainConfig, blueprint: Blueprint, device: str, free: int) -> str:
+def _suggest_smaller(needs: MemoryCost, blueprint: Blueprint, free: int) -> str:
     """Suggest options of a run that fits."""
-    again = dataclasses.replace(config, gradient_checkpointing=True)
-    if (
-        not config.gradient_checkpointing
-        and estimate_memory(again, blueprint, device).total_bytes(1) <= free
-    ):
-        return "--gradient-checkpointing"
-    weights = estimate_memory(config, blueprint, device)
-    if weights.fixed < free:
-        ratio = (free - weights.fixed) / max(1, weights.image)
+    if needs.fixed < free:
+        ratio = (free - needs.fixed) / max(1, needs.image)
         patch = getattr(blueprint.config, "patch", 1)
         # A smaller size may have smaller patches, or none, but not more positions than pixels.
         if side := smaller_side([side // patch for side in blueprint.space.size], ratio):

@@ -35,7 +35,7 @@ from diffuse_cli.training.config_layers import default_loss
 from diffuse_cli.training.configuration import complete_config, to_model_options
 from diffuse_cli.training.ema_weights import EarlyWeights
 from diffuse_cli.training.feed import find_readable, find_streams
-from diffuse_cli.training.memory_estimate import count_fitting_images
+from diffuse_cli.training.memory_estimate import find_room
 from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.teacher import Teacher, check_distillation, load_teacher
 from diffuse_cli.training.time_budget import Laps
@@ -174,13 +174,14 @@ def prepare_plan(
             warning=True,
         )
     done = replace(done, precision=apply_precision(accelerator, done.precision))
+    done, room = yield from find_room(done, blueprint, accelerator)
     teacher = yield from load_teacher(done)
     gaussian = teacher.wiener if teacher else measure_gaussian(done, blueprint, data)
     return Plan(
         config=done,
         blueprint=replace(blueprint, gaussian=gaussian),
         data=data,
-        room=count_fitting_images(done, blueprint, accelerator),
+        room=room,
         teacher=teacher,
     )
 

@@ -14,7 +14,7 @@ import pytest
 import record
 from conftest import do_less
 
-from diffuse_cli.training import plan
+from diffuse_cli.training import memory_estimate
 
 RECORD = json.loads(goldens.GOLDEN.read_text())
 
@@ -30,7 +30,9 @@ def digests():
 def test_results_are_as_recorded(name, digests, tmp_path, monkeypatch, pair):
     monkeypatch.chdir(tmp_path)
     do_less(monkeypatch, full_size=True)  # nothing of a preview is recorded
-    monkeypatch.setattr(plan, "count_fitting_images", lambda *_: 100)  # memory decides no result
+    monkeypatch.setattr(
+        memory_estimate, "count_fitting_images", lambda *_: 100
+    )  # memory decides no result
     goldens.furnish(tmp_path)
     found = goldens.measure(name, lambda *line: pair(*line).out)
     assert goldens.differences(RECORD["cases"][name], goldens.rows(found)) == []
