@@ -41,7 +41,8 @@ EMA_DECAY = 0.999
 
 def blueprint(preset: str, channels: int, size: int, **unet: Any) -> Blueprint:
     """Return our network of a preset, with these settings instead of its own."""
-    chosen = configure({"data": "", "preset": preset, "precision": "fp32"}, {"unet": unet})
+    typed = {"data": "", "preset": preset, "precision": "fp32", "wiener": False}
+    chosen = configure(typed, {"unet": unet})
     return complete_config(chosen, Space(channels=channels, size=(size, size)), Conditions())[1]
 
 

@@ -125,7 +125,8 @@ def run(arguments: Sequence[str]) -> str:
 
 def render() -> str:
     """Return the page with all results that exist."""
-    page = [HEAD]
+    measured = (RESULTS / "gpu.json").exists()
+    page = [HEAD.replace("GPUs are not measured. ", "") if measured else HEAD]
     for name, (title, script, write) in SECTIONS.items():
         path = RESULTS / f"{name}.json"
         if not path.exists():

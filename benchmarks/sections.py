@@ -420,12 +420,52 @@ def quality_sections(folder: Path) -> dict[str, Section]:
     }
 
 
+def gpu(result: Result) -> Lines:
+    """Render training steps by size, and the quality of a run; nothing of a dry run."""
+    if result["dry"]:
+        yield "This was a dry run without a GPU.\n"
+        return
+    yield (
+        "Images per second and peak GPU memory of a training step, with the preset that `train` "
+        "chooses on a GPU. diffusers' `UNet2DModel` is at its best setting. It has no patches, so "
+        "where the preset has patches, it is the same preset at full resolution.\n"
+    )
+    rows = []
+    for side in dict.fromkeys(row["side"] for row in result["step"]):
+        at = [row for row in result["step"] if row["side"] == side and "images_per_s" in row]
+        own = [row for row in at if row["contender"] == "diffuse"]
+        eager, compiled = (
+            [r for r in own if ("compiled" in r["setting"]) is c] for c in (False, True)
+        )
+        peer = sorted((r for r in at if r not in own), key=lambda r: -float(r["images_per_s"]))
+        row = {"": f"{side}×{side}, `{own[0]['preset']}`" if own else f"{side}×{side}"}
+        row["patch"] = own[0]["patch"] if own else ""
+        for name, found in (("eager", eager), ("compiled", compiled), ("diffusers", peer)):
+            if found:
+                row[name], row[f"{name}_mib"] = found[0]["images_per_s"], found[0]["peak_mib"]
+        rows.append({**row, "setting": peer[0]["setting"] if peer else ""})
+    yield from table(rows, {
+        "": "", "patch": "patch", "eager": "`diffuse`, images/s", "eager_mib": "MiB",
+        "compiled": "compiled", "compiled_mib": "MiB", "diffusers": "diffusers",
+        "diffusers_mib": "MiB", "setting": "its setting",
+    })  # fmt: skip
+    yield "Relative errors of a network's output and gradient, against a CPU in float32:\n"
+    yield from table(result["parity"])
+    run, found = result["quality"]["train"], result["quality"]["eval"]
+    yield (
+        f"`train --minutes {result['quality']['minutes']:g}` on {run['images']:,} images takes "
+        f"{run['steps']:,} steps. KID × 1000 of its samples against held-out images: "
+        f"{1000 * found['kid']:.1f} ± {1000 * found['kid_standard_error']:.1f}.\n"
+    )
+
+
 SECTIONS: dict[str, Section] = {
     "train_step": ("The training step", "train_step.py", training_step),
     "budget": ("Where the step's time goes", "train_step.py --budget", budget),
     **quality_sections(RESULTS),
     "sampling": ("Sampling", "sampling.py", sampling),
     "distilling": ("One to eight evaluations", "distilling.py", distilled),
+    "gpu": ("On a GPU", "gpu.py", gpu),
     "growth": ("How cost grows", "growth.py", grown),
     "loading": ("Loading", "loading.py", loading),
     "startup": ("Start-up", "startup.py", starting),

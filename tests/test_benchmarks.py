@@ -341,3 +341,23 @@ def test_the_peers_muon_moves_convolutions_as_matrices(layout: torch.memory_form
     assert values.max() < 1.3
     optimizer.zero_grad()
     assert net.weight.grad is None
+
+
+def test_the_table_of_a_gpu_has_a_row_for_each_size():
+    """The best setting of the baseline, and a contender that ran out of time or memory left out."""
+    row = {"side": 256, "preset": "base", "patch": 4, "peak_mib": 9}
+    step = [
+        {**row, "contender": "diffuse", "setting": "bf16", "images_per_s": 300.0},
+        {**row, "contender": "diffuse", "setting": "bf16, compiled", "images_per_s": 500.0},
+        {**row, "contender": "diffusers", "setting": "bf16", "images_per_s": 20.0},
+        {**row, "contender": "diffusers", "setting": "bf16, compiled", "images_per_s": 30.0},
+        {"side": 512, "preset": "base", "patch": 4, "contender": "diffusers", "error": "no memory"},
+    ]
+    quality = {"minutes": 15, "train": {"images": 50_000, "steps": 9000},
+               "eval": {"kid": 0.02, "kid_standard_error": 0.001}}  # fmt: skip
+    parity = [{"precision": "bf16", "output_error": 0.004, "finite": True}]
+    found = {"dry": False, "parity": parity, "step": step, "quality": quality}
+    text = "\n".join(benchmark("sections").gpu(found))
+    assert "| 256×256, `base` | 4 | 300 | 9 | 500 | 9 | 30 | 9 | bf16, compiled |" in text
+    assert "| 512×512 |" in text
+    assert "20.0 ± 1.0" in text

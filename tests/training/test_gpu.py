@@ -10,7 +10,8 @@ import torch
 
 from diffuse_cli.core import NETWORKS, Conditions, Space
 from diffuse_cli.core.kernels import arrange_memory, arrange_weights, attend, memory_format
-from diffuse_cli.system.devices import device_type, has_bfloat16
+from diffuse_cli.system.devices import device_type, has_bfloat16, open_accelerator
+from training.test_step_on_meta import trainer_of
 
 pytestmark = pytest.mark.gpu
 
@@ -66,9 +67,27 @@ def test_attention_is_finite_there_and_back_in_half_precision(device):
         assert q.grad.isfinite().all()
 
 
+def test_a_step_does_not_wait_for_the_device(device):
+    """Copying a number to or from it, as `bool` or `float` do, is an error here. The average reads
+    after every fourth step."""
+    if device.type != "cuda":
+        pytest.skip("only CUDA reports that a program waits")
+    with open_accelerator("bf16" if has_bfloat16("cuda") else "fp32") as accelerator:
+        trainer = trainer_of(accelerator, optimizer="muon", classes=True, flip=True)
+        for step in (64, 65, 66, 67):  # the first ones fill caches
+            trainer.step(step)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for step in (68, 69, 70):
+                trainer.step(step)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("compiled", ["--compile", "--no-compile"])
 @pytest.mark.parametrize("precision", HALVES)
-def test_a_resumed_run_equals_one_in_one_go(train, precision):
-    flags = ("--steps", 6, "--precision", precision, "-q")
+def test_a_resumed_run_equals_one_in_one_go(train, precision, compiled):
+    flags = ("--steps", 6, "--precision", precision, compiled, "-q")
     whole, parts = Path("whole.safetensors"), Path("parts.safetensors")
     for line in (
         (*flags, "-o", whole),

@@ -90,7 +90,7 @@ def on_meta(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.optim, "AdamW", Plain)
 
 
-def trainer_of(**options: Any) -> Trainer:
+def trainer_of(accelerator: Any = None, **options: Any) -> Trainer:
     images = Dataset(
         stored=np.zeros((32, 3, 8, 8), np.uint8),
         labels=np.arange(32) % 2,
@@ -103,9 +103,8 @@ def trainer_of(**options: Any) -> Trainer:
     typed |= {"target": "v", "schedule": "cosine", "optimizer": "adamw", **options}
     conditions = Conditions(classes=images.class_names)
     config, blueprint = complete_config(configure(typed, {"vit": VIT}), images.space, conditions)
-    return Trainer(
-        Plan(config, blueprint, TrainingData(images, np.arange(32), np.arange(0))), Bare()
-    )
+    plan = Plan(config, blueprint, TrainingData(images, np.arange(32), np.arange(0)))
+    return Trainer(plan, accelerator or Bare())
 
 
 @pytest.mark.parametrize(
