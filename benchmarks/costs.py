@@ -3,8 +3,8 @@ needed.
 
 `fixed` are weights, gradients, the moments and the average, with the gradients on their way to
 other processes; `image` is what one image of the batch adds. The step holds more than what is kept
-for the backward pass: on processors 1.2 to 2.1 times as much was measured. `gflop` are the
-operations of one image in a step, forward and backward. Prints JSON.
+for the backward pass (`memory.py`). `gflop` are the operations of one image in a step, forward and
+backward. Prints JSON.
 
     python benchmarks/costs.py > benchmarks/results/costs.json
 """
