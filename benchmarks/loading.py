@@ -1,18 +1,20 @@
 """How fast are images read, and how long does training wait for them?
 
-Two sets: many small PNGs (DATA, or made here) and photos of 2000x1500 as JPEG, made here with the
-spectrum, the edges and the grain of photographs, that become 64x64. `reading` is what `train` and
-`eval` do once: find, check, decode, hash, resize and keep every image, on one core and on all.
-`decoding alone` is the least of it: the same files through Pillow to arrays, in as many threads or
-processes, with nothing checked, named or kept; `over_decoding_alone` is the share that the rest
-adds. The baseline is torchvision's `ImageFolder` with resize and crop behind a `DataLoader` with a
-worker per core, which training scripts run in every epoch. `training` is a step of the `tiny`
-network, and the part of it that fetches the batch, from memory and from the file that large sets
-are mapped from. Files are in the page cache, and contenders take turns. A resumed run reads its
-images again: the cache goes when a run ends. Prints JSON.
+Four sets: many small PNGs (DATA, or made here), photos of 2000x1500 as JPEG, made here with the
+spectrum, the edges and the grain of photographs, that become 64x64, and such photos of 256x256 and
+of 500x400, as in ImageNet, that become 256x256. `reading` is what `train` and `eval` do once: find,
+check, decode, hash, resize and keep every image, on one core and on all. `decoding alone` is the
+least of it: the same files through Pillow to arrays, in as many threads or processes, with nothing
+checked, named or kept; `over_decoding_alone` is the share that the rest adds. A row of the JPEGs is
+the same by torchvision. The baseline is torchvision's `ImageFolder` with resize and crop behind a
+`DataLoader` with a worker per core, which training scripts run in every epoch. `training` is a step
+of the `tiny` network, and the part of it that fetches the batch, from memory and from the file that
+large sets are mapped from. Files are in the page cache, and contenders take turns. A resumed run
+reads its images again: the cache goes when a run ends. Prints JSON.
 
     python benchmarks/loading.py > benchmarks/results/loading.json
-    python benchmarks/loading.py FASHION_MNIST --photos 400 --rounds 1
+    python benchmarks/loading.py FASHION_MNIST --count 400 --rounds 1
+    python benchmarks/loading.py --sets squares imagenet
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -36,7 +39,9 @@ from PIL import Image
 from steps import say, show, significant
 from torch.utils.data import DataLoader
 from torchvision import datasets
+from torchvision.io import ImageReadMode, decode_jpeg, read_file
 from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional
 
 from diffuse_cli.core import Conditions
 from diffuse_cli.data import Dataset, open_index, read_images, save_index
@@ -53,7 +58,7 @@ HEIGHT, WIDTH = 1500, 2000
 MARGIN = 64
 """A scene is so much larger than the photos that are cut out of it."""
 SCENES = 6
-BATCH, SIDE, FETCHES = 64, 64, 200
+BATCH, FETCHES = 64, 200
 
 Act = Callable[[], object]
 
@@ -77,8 +82,8 @@ def scene(draw: np.random.Generator) -> np.ndarray[Any, Any]:
     return (127 + 45 * np.stack(colors, -1)).astype(np.float32)
 
 
-def make_photos(folder: Path, count: int) -> None:
-    """Photos that differ in scene, place, light and direction, of about 1.8 MB."""
+def make_photos(folder: Path, count: int, height: int = HEIGHT, width: int = WIDTH) -> None:
+    """Photos that differ in scene, place, light and direction."""
     draw = np.random.default_rng(0)
     scenes = [scene(draw) for _ in range(min(SCENES, count))]
     grain = draw.normal(0, 2, scenes[0].shape).astype(np.float32)
@@ -86,9 +91,10 @@ def make_photos(folder: Path, count: int) -> None:
 
     def make(k: int) -> None:
         own = np.random.default_rng((1, k))
-        (y, x), (v, u) = own.integers(0, MARGIN, (2, 2))
-        cut = scenes[k % len(scenes)][y : y + HEIGHT, x : x + WIDTH]
-        photo = (cut + grain[v : v + HEIGHT, u : u + WIDTH]) * own.uniform(0.8, 1.2)
+        free = MARGIN + HEIGHT - height, MARGIN + WIDTH - width
+        (y, x), (v, u) = own.integers(0, free, (2, 2))
+        cut = scenes[k % len(scenes)][y : y + height, x : x + width]
+        photo = (cut + grain[v : v + height, u : u + width]) * own.uniform(0.8, 1.2)
         photo = photo.clip(0, 255).astype(np.uint8)[:, :: own.choice((1, -1))]
         Image.fromarray(np.ascontiguousarray(photo)).save(folder / f"{k:05d}.jpg", quality=90)
 
@@ -107,6 +113,15 @@ def make_small(folder: Path, count: int, side: int = 28) -> None:
         Image.fromarray(small).save(folder / f"{k:06d}.png")
 
 
+SETS: dict[str, tuple[Callable[[Path, int], None], int, int | None]] = {
+    "small": (make_small, 60_000, None),
+    "photos": (make_photos, 2000, 64),
+    "squares": (partial(make_photos, height=256, width=256), 2000, 256),
+    "imagenet": (partial(make_photos, height=400, width=500), 2000, 256),
+}
+"""How each set is made, how many images it has, and the side that they become."""
+
+
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -115,53 +130,65 @@ def cores() -> int:
 # -- reading --------------------------------------------------------------------------------------
 
 
-def read(source: Path, workers: int) -> Dataset:
+def read(source: Path, side: int | None, workers: int) -> Dataset:
     """What `diffuse train` does."""
-    return finish(read_images(source, workers=workers))
+    return finish(read_images(source, size=side and (side, side), workers=workers))
 
 
-def decode_alone(files: Sequence[Path]) -> None:
+def decode_alone(files: Sequence[Path], side: int | None) -> None:
     """The least that has an array of pixels: open, decode, convert what is another kind, resize."""
     for file in files:
         with Image.open(file) as image:
             image.load()
             pixels = image if image.mode in ("L", "RGB") else image.convert("RGB")
-            np.asarray(fit(pixels, (SIDE, SIDE)) if max(pixels.size) > SIDE else pixels)
+            np.asarray(fit(pixels, (side, side)) if side and max(pixels.size) > side else pixels)
 
 
-def decode_all_alone(files: Sequence[Path], workers: int) -> None:
-    """The same in threads, or in processes where `read_images` would start some."""
+def decode_by_torchvision(files: Sequence[Path], side: int) -> None:
+    """The same by torchvision's decoder and resizing."""
+    for file in files:
+        pixels = decode_jpeg(read_file(str(file)), ImageReadMode.RGB)
+        if max(pixels.shape[1:]) > side:
+            smaller = functional.resize(pixels, [side], v2.InterpolationMode.BICUBIC)
+            functional.center_crop(smaller, [side])
+
+
+def decode_all_alone(files: Sequence[Path], side: int | None, workers: int) -> None:
+    """Decode in threads, or in processes where `read_images` would start some."""
     if workers == 1:
-        decode_alone(files)
+        decode_alone(files, side)
         return
     small = sum(file.stat().st_size for file in files) <= SMALL_FILE * len(files)
     pool = ProcessPoolExecutor if small and len(files) >= MANY_FILES else ThreadPoolExecutor
     count = 64 if small else 1
     with pool(workers) as executor:
         parts = [files[k : k + count] for k in range(0, len(files), count)]
-        list(executor.map(decode_alone, parts))
+        list(executor.map(partial(decode_alone, side=side), parts))
 
 
-def an_epoch(source: Path, size: tuple[int, int] | None) -> None:
+def an_epoch(source: Path, side: int | None) -> None:
     """What a training script does for each of its epochs, in batches, without training."""
-    fit = [v2.Resize(size[0]), v2.CenterCrop(size)] if size else []
+    fit = [v2.Resize(side), v2.CenterCrop(side)] if side else []
     convert = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
     found = datasets.ImageFolder(source, v2.Compose([*fit, *convert]))
     for _ in DataLoader(found, BATCH, shuffle=True, num_workers=cores()):
         pass
 
 
-def measure_reading(source: Path, size: tuple[int, int] | None, rounds: int) -> dict[str, Any]:
+def measure_reading(source: Path, side: int | None, rounds: int) -> dict[str, Any]:
     """Seconds of each way to read `source`, in turn."""
     walked = os.walk(source, followlinks=True)
     files = sorted(Path(folder) / name for folder, _, names in walked for name in names)
     contenders: dict[str, Act] = {
-        "ours, one core": lambda: read(source, 1),
-        "decoding alone, one core": lambda: decode_all_alone(files, 1),
-        "ours, all cores": lambda: read(source, cores()),
-        "decoding alone, all cores": lambda: decode_all_alone(files, cores()),
-        "torchvision, all cores, each epoch": lambda: an_epoch(source, size),
+        "ours, one core": lambda: read(source, side, 1),
+        "decoding alone, one core": lambda: decode_all_alone(files, side, 1),
+        "ours, all cores": lambda: read(source, side, cores()),
+        "decoding alone, all cores": lambda: decode_all_alone(files, side, cores()),
+        "torchvision, all cores, each epoch": lambda: an_epoch(source, side),
     }
+    if side and files[0].suffix == ".jpg":
+        alone = partial(decode_by_torchvision, files, side)
+        contenders["torchvision's decoder alone, one core"] = alone
     total = sum(len(path.read_bytes()) for path in files)  # now they are in the page cache
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
@@ -175,7 +202,7 @@ def measure_reading(source: Path, size: tuple[int, int] | None, rounds: int) -> 
         }
         for name, taken in seconds.items()
     }
-    one, one_alone, ours, alone, peer = (row["seconds"] for row in rows.values())
+    one, one_alone, ours, all_alone, peer, *_ = (row["seconds"] for row in rows.values())
     return {
         "images": len(files),
         "bytes_each": round(total / len(files)),
@@ -183,7 +210,7 @@ def measure_reading(source: Path, size: tuple[int, int] | None, rounds: int) -> 
         "ratio_to_peer": significant(peer / ours),
         "over_decoding_alone": {
             "one core": significant(one / one_alone - 1),
-            "all cores": significant(ours / alone - 1),
+            "all cores": significant(ours / all_alone - 1),
         },
     }
 
@@ -231,13 +258,13 @@ def fetching(trainer: Trainer, count: int) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure both sets."""
+    """Measure the sets."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("data", nargs="?", type=Path, help="small images in class folders")
-    parser.add_argument("--small", type=int, default=60_000, help="how many are made without DATA")
-    parser.add_argument("--photos", type=int, default=2000)
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=[*SETS])
+    parser.add_argument("--count", type=int, help="how many images of a set are made at most")
     parser.add_argument("--photo-folder", type=Path, help="photos in class folders, made before")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=5)
@@ -247,17 +274,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tempfile.TemporaryDirectory() as folder,
         open_accelerator(resolve_precision("auto")) as accelerator,
     ):
-        small, photos = options.data, options.photo_folder
-        if small is None:
-            small = Path(folder) / "small"
-            make_small(small / "all", options.small)
-        if photos is None:
-            photos = Path(folder) / "photos"
-            say(f"making {options.photos:,} photos")
-            make_photos(photos / "all", options.photos)
-        for name, source, size in (("small", small, None), ("photos", photos, (SIDE, SIDE))):
-            sets[name] = measure_reading(source, size, options.rounds)
-            images = read(source, cores())
+        there = {"small": options.data, "photos": options.photo_folder}
+        for name in options.sets:
+            (make, count, side), source = SETS[name], there.get(name)
+            if source is None:
+                source = Path(folder) / name
+                say(f"making {name}")
+                make(source / "all", min(count, options.count or count))
+            sets[name] = measure_reading(source, side, options.rounds)
+            images = read(source, side, cores())
             sets[name]["training"] = measure_waiting(images, options.steps, accelerator)
     for name, found in sets.items():
         say(f"\n{name}: {found['images']:,} images of {found['bytes_each']:,} bytes")

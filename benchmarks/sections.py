@@ -349,7 +349,10 @@ def grown(result: Result) -> Lines:
         yield from table(rows)
 
 
-KINDS = {"small": "small PNGs", "photos": "photos of 2000×1500 as JPEG"}
+KINDS = {
+    "small": "small PNGs", "photos": "photos of 2000×1500 as JPEG",
+    "squares": "photos of 256×256 as JPEG", "imagenet": "photos of 500×400 as JPEG",
+}  # fmt: skip
 
 
 def loading(result: Result) -> Lines:
