@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -34,7 +34,7 @@ from diffuse_cli.core import Conditions
 from diffuse_cli.data import Dataset
 from diffuse_cli.data.summary import Summary
 from diffuse_cli.training.configuration import complete_config, configure
-from diffuse_cli.training.plan import Plan
+from diffuse_cli.training.plan import Plan, measure_gaussian
 from diffuse_cli.training.trainer import Trainer
 from diffuse_cli.training.training_data import TrainingData
 
@@ -94,7 +94,9 @@ def plan(size: int, images: int = 256, **options: Any) -> Plan:
     config, blueprint = complete_config(
         configure({"data": "", **options}), found.space, Conditions()
     )
-    return Plan(config, blueprint, TrainingData(found, np.arange(images), np.arange(0)))
+    data = TrainingData(found, np.arange(images), np.arange(0))
+    gaussian = measure_gaussian(config, blueprint, data)
+    return Plan(config, replace(blueprint, gaussian=gaussian), data)
 
 
 def ours(plan: Plan, accelerator: Accelerator) -> tuple[Act, Trainer]:

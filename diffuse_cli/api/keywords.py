@@ -71,6 +71,7 @@ class TrainOptions(TypedDict, total=False):
     cache: Int | str | None
     width: Int | None
     init: Path | None
+    wiener: bool | None
     network: str | None
     lr: Float | None
     optimizer: str | None

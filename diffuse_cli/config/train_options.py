@@ -145,7 +145,7 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
     )
     wiener: bool | None = option.network.optional(
         "Correct a Wiener filter, the best linear denoiser of the data.",
-        shown="yes, except in presets from papers",
+        shown="where the network reads patches",
     )
     network: str | None = option.network.optional(
         "Network architecture.", table="core.networks.NETWORKS", shown="from the preset"

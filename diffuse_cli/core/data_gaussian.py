@@ -1,10 +1,10 @@
 """The Gaussian with the mean and the spectrum of a data set, as a reference and as a start.
 
-Its best denoiser is linear: the Wiener filter, which is exact at high noise, where q(x_t) is nearly
-Gaussian, and knows how little of the data is in high frequencies (Wang & Vastola 2024). A network
-that predicts only the difference from it has this much less to learn. A start of sampling from the
-Gaussian of the lowest frequencies keeps brightness and layout, whose variance is hundreds of times
-larger than a pixel's and which a long first step from pure noise loses.
+The best denoiser of a Gaussian is linear, the Wiener filter. It is nearly exact at high noise,
+where q(x_t) is nearly Gaussian (Wang & Vastola 2024), and a network that corrects it has less to
+learn. A start of sampling from the Gaussian of the lowest frequencies keeps brightness and layout,
+whose variance is hundreds of times larger than a pixel's. A long first step from pure noise loses
+them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ BANDS_PER_OCTAVE = 3
 """Above the lowest frequencies, frequencies of a third of an octave share a variance."""
 
 LOG_SNR, VALUES = -4.0, 32 * 32
-"""log(alpha^2 / sigma^2) at the start, for samples with `VALUES` positions. With m times as many
+"""log(alpha^2 / sigma^2) at the start, for samples with `VALUES` positions. With m times the
 positions it is log(m) lower, because their mean is m times more informative (Hoogeboom et al. 2023,
 eq. 3)."""
 
@@ -91,8 +91,8 @@ class DataGaussian:
     def denoise(self, x_t: Tensor, alpha: Any, sigma: Any) -> Tensor:
         """Return E[x_0 | x_t] for x_t = alpha x_0 + sigma eps, the Wiener filter, (B, C, *size).
 
-        In each frequency of each uncorrelated channel, with mean m and variance s, it is
-        m + alpha s / (alpha^2 s + sigma^2) (x_t - alpha m).
+        The estimate is m + alpha s / (alpha^2 s + sigma^2) (x_t - alpha m) in each frequency of
+        each uncorrelated channel, with mean m and variance s.
 
         Args:
             alpha, sigma: numbers, or tensors that broadcast against x_t.
@@ -105,9 +105,9 @@ class DataGaussian:
     def scale(self, alpha: Any, sigma: Any, like: Tensor) -> Tensor:
         """Return the scale of corrections of `denoise`, in x_0, that broadcasts against `like`.
 
-        A correction is about as large as the deviation that the filter leaves, sqrt(u), but at high
-        noise, where the filter explains a variance e of nearly 0, it vanishes as sqrt(e). So the
-        scale is sqrt(e u / (e + u)), where e and u are means over frequencies of
+        A correction is about as large as the error of the filter, sqrt(u). At high noise, where the
+        filter explains a variance e of nearly 0, it vanishes as sqrt(e). So the scale is
+        sqrt(e u / (e + u)), where e and u are means over frequencies of
         alpha^2 s^2 / (alpha^2 s + sigma^2) and sigma^2 s / (alpha^2 s + sigma^2).
         """
         variance = self._tables(like)[2][None]

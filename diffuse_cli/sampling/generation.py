@@ -232,7 +232,7 @@ def make_denoiser(
 ) -> Denoiser:
     """Return the denoiser of a model on the device, in an exact precision.
 
-    Its input can have a gradient, but its weights cannot.
+    The input can have a gradient, but the weights cannot.
 
     Raises:
         ModelFileError: the model has no such weights.

@@ -294,7 +294,8 @@ def choose_guide(config: DrawConfig, model: StoredModel) -> tuple[str, float] | 
     """
     path, scale = config.guide_with, config.weak_guidance
     found = _recommended_scale(model, path or OWN)
-    if path is None and scale is None and found is None:
+    unguided = (scale is None and found is None) or (scale == 1 and model.weak is None)
+    if path is None and unguided:
         return None
     if path is None and scale is not None and model.weak is None:
         hint = "Pass a weaker model with --guide-with, or use a model trained with --keep-weak"

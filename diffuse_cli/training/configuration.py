@@ -276,6 +276,14 @@ def resolve_compile(config: TrainConfig, device: str) -> bool:
     return long and config.loss not in TAUGHT and can_compile(device)
 
 
+def uses_patches(settings: Settings) -> bool:
+    """Whether a network reads patches, so that it corrects a Wiener filter by default.
+
+    Without patches the filter made samples worse at 32x32 (benchmarks/README.md).
+    """
+    return int(getattr(settings, "patch", 1)) > 1
+
+
 def complete_config(
     config: TrainConfig, space: Space, conditions: Conditions
 ) -> tuple[TrainConfig, Blueprint]:
@@ -304,7 +312,7 @@ def complete_config(
         width=width,
         architecture=plain(settings),
         loss=loss,
-        wiener=config.wiener is not False,
+        wiener=uses_patches(settings) if config.wiener is None else config.wiener,
         given_dropout=conditions.given.dropout if conditions.given else None,
         given_noise=conditions.given.noise if conditions.given else None,
         optimizer=config.optimizer or OPTIMIZER,

@@ -2,8 +2,8 @@
 
 After minutes or hours of training, guidance by the early average of the run's own weights (Karras
 et al. 2024b) improves samples more than any sampler, and how strong it should be depends on the
-data. So each candidate generates the same number of samples from the same noise, with as many
-evaluations of the network as the default, and is compared with held-out samples. The lowest KID
+data. So each candidate generates samples from the same noise, in the same number of evaluations of
+the network, and is compared with held-out samples. The lowest KID
 wins, if it is lower than the default's by more than chance, among the candidates that look like the
 data: KID alone may prefer exaggerated contrast.
 """
@@ -106,7 +106,7 @@ def choose_settings(
 
 
 def _guide_settings(trainer: Trainer, default: SamplerChoice) -> Iterator[SamplerChoice]:
-    """Yield settings with guidance, in as many evaluations as the default."""
+    """Yield settings with guidance, in half of the default's steps."""
     start = None if trainer.plan.blueprint.conditions else GAUSSIAN
     for scale in SCALES if trainer.weak else ():
         yield replace(default, steps=max(1, default.steps // 2), weak_guidance=scale, start=start)

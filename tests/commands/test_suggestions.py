@@ -194,7 +194,9 @@ def texts() -> list[str]:
 
 def flags(names: Sequence[str]) -> set[str]:
     """Every flag of these commands."""
-    own = {field_flag(f) for name in names for f, _ in option_fields(COMMANDS[name].CONFIG)}
+    fields = [f for name in names for f, _ in option_fields(COMMANDS[name].CONFIG)]
+    own = {field_flag(f) for f in fields}
+    own |= {field_flag(f).replace("--", "--no-") for f in fields if "bool" in str(f.type)}
     return own | {"--config", "--json", "--quiet", "--debug", "--version"} | FOREIGN
 
 

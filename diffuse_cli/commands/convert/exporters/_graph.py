@@ -28,7 +28,7 @@ BATCH = "batch"
 class CompleteNetwork(nn.Module):
     """Network with the Wiener filter that it corrects, which predicts the target.
 
-    Its time inputs are evenly spaced, as in every model that was trained here.
+    Time inputs are evenly spaced, as in every model that `diffuse` trained.
     """
 
     def __init__(self, net: nn.Module, own: Blueprint) -> None:
