@@ -5,7 +5,7 @@ et al. 2024b) improves samples more than any sampler, and how strong it should b
 data. So each candidate generates samples from the same noise, in the same number of evaluations of
 the network, and is compared with held-out samples. The lowest KID
 wins, if it is lower than the default's by more than chance, among the candidates that look like the
-data: KID alone may prefer exaggerated contrast.
+data: KID alone may prefer exaggerated contrast and edges.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ FEWEST, MOST = 48, 256
 ERRORS = 2.0
 """Standard errors by which the KID of a recommended setting is lower than the default's."""
 
-FAR = 0.1
-"""Difference from the contrast of the data, in its logarithm, that a recommended setting may have
-if the default's is not larger."""
+FAR = (0.1, 0.25)
+"""Differences from the contrast and the detail of the data, as logarithms, that a recommended
+setting may have if the default's are not larger."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,13 @@ class Trial:
 
     Attributes:
         kid, error: the KID and its standard error.
-        contrast: the logarithm of the contrast, less that of the data.
+        look: the differences from the contrast and the detail of the data, as logarithms.
     """
 
     choice: SamplerChoice
     kid: float
     error: float
-    contrast: float
+    look: tuple[float, ...]
 
 
 def count_samples(plan: Plan, steps: int) -> int:
@@ -125,19 +125,20 @@ def _try_setting(
     )
     samples = yield from kid.generate(drawings, count)
     found = yield from kid.compare(samples)
-    contrast = validation.measure_contrast(samples) - kid.contrast
-    return Trial(choice, found[kid.key], found[f"{kid.key}_standard_error"], contrast)
+    look = zip(validation.measure_look(samples), kid.look, strict=True)
+    apart = tuple(own - real for own, real in look)
+    return Trial(choice, found[kid.key], found[f"{kid.key}_standard_error"], apart)
 
 
 def choose_best(tried: Sequence[Trial]) -> Trial:
     """Return the trial with the lowest KID among those that differ from the first, the default, by
     more than chance and look like the data, or else the first."""
     first, *others = tried
-    far = max(FAR, abs(first.contrast))
+    far = [max(least, abs(own)) for least, own in zip(FAR, first.look, strict=True)]
     better = [
         trial
         for trial in others
         if first.kid - trial.kid > ERRORS * math.hypot(first.error, trial.error)
-        and abs(trial.contrast) <= far
+        and all(abs(own) <= most for own, most in zip(trial.look, far, strict=True))
     ]
     return min(better, key=lambda trial: trial.kid, default=first)

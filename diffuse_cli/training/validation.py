@@ -67,13 +67,13 @@ class KidMeasure:
 
     Attributes:
         key: the key of the KID, which names the network's features.
-        contrast: the `measure_contrast` of the real samples.
+        look: the `measure_look` of the real samples.
     """
 
     def __init__(self, real: Array, space: Space, network: FeatureNetwork) -> None:
         self._real, self._space, self._build_network, self.key = real, space, network, network.kid
         self._real_features: Array | None = None
-        self.contrast = measure_contrast(real)
+        self.look = measure_look(real)
 
     def measure(self, drawings: Iterator[BatchState], count: int) -> Work[dict[str, float]]:
         """Return the KID of `count` generated samples and its standard error, by key."""
@@ -100,10 +100,18 @@ class KidMeasure:
         return np.asarray(found, np.float64)
 
 
-def measure_contrast(samples: Array) -> float:
-    """Return the logarithm of the mean standard deviation within samples (N, C, *size)."""
-    deviation = np.mean([np.std(sample, dtype=np.float64) for sample in samples])
-    return math.log(max(float(deviation), 1e-9))
+def measure_look(samples: Array) -> tuple[float, float]:
+    """Return the contrast and the fine detail of samples (N, C, *size), as logarithms.
+
+    Contrast is the mean standard deviation within a sample. Detail is the mean absolute second
+    difference along the spatial dimensions.
+    """
+    values = samples.astype(np.float64)
+    deviations = [sample.std() for sample in values]
+    axes = [axis for axis in range(2, values.ndim) if values.shape[axis] > 2]
+    differences = [np.abs(np.diff(values, 2, axis)).mean() for axis in axes] or [0.0]
+    contrast, detail = (max(float(np.mean(found)), 1e-9) for found in (deviations, differences))
+    return math.log(contrast), math.log(detail)
 
 
 def make_kid_measure(plan: Plan, device: torch.device) -> Work[KidMeasure]:

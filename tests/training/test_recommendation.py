@@ -20,8 +20,8 @@ DEFAULT = SamplerChoice("unipc", 20)
 GUIDED = SamplerChoice("unipc", 10, weak_guidance=2.0, start=GAUSSIAN)
 
 
-def trial(kid: float, error: float = 0.01, contrast: float = 0.0, scale: float = 1.0) -> Trial:
-    return Trial(SamplerChoice("unipc", 10, weak_guidance=scale), kid, error, contrast)
+def trial(kid: float, error: float = 0.01, contrast: float = 0.0, detail: float = 0.0) -> Trial:
+    return Trial(SamplerChoice("unipc", 10), kid, error, (contrast, detail))
 
 
 @pytest.mark.parametrize(
@@ -34,6 +34,7 @@ def trial(kid: float, error: float = 0.01, contrast: float = 0.0, scale: float =
         ([trial(0.30, contrast=0.2), trial(0.40)], 2),  # exaggerated contrast
         ([trial(0.30, contrast=-0.2)], 0),
         ([trial(0.30, contrast=0.09)], 1),
+        ([trial(0.30, detail=0.3), trial(0.40, detail=-0.2)], 2),  # exaggerated edges
     ],
 )
 def test_the_lowest_kid_that_is_no_chance_and_looks_like_the_data_wins(others, found):
@@ -42,20 +43,22 @@ def test_the_lowest_kid_that_is_no_chance_and_looks_like_the_data_wins(others, f
 
 
 def test_a_contrast_as_far_as_the_default_s_is_no_reason_against():
-    default = Trial(DEFAULT, 0.5, 0.01, -0.3)
-    other = trial(0.3, contrast=0.25)
+    default = Trial(DEFAULT, 0.5, 0.01, (-0.3, 0.4))
+    other = trial(0.3, contrast=0.25, detail=-0.35)
     assert choose_best([default, other]) is other
     assert choose_best([default, trial(0.3, contrast=0.35)]) is default
 
 
-def test_contrast_is_within_samples():
+def test_contrast_is_within_samples_and_detail_is_curvature():
     flat = np.stack([np.full((1, 4, 4), level, np.uint8) for level in (0, 255)])
-    ramp = np.tile(np.arange(0, 160, 10, dtype=np.uint8).reshape(1, 4, 4), (3, 1, 1, 1))
-    assert validation.measure_contrast(flat) < -20
-    assert validation.measure_contrast(ramp) == pytest.approx(np.log(ramp[0].std()))
-    assert validation.measure_contrast(ramp // 2) == pytest.approx(
-        validation.measure_contrast(ramp) - np.log(2), abs=0.05
-    )
+    rows = np.arange(4) ** 2
+    bowl = np.tile((10 * (rows[:, None] + rows)).reshape(1, 4, 4).astype(np.uint8), (3, 1, 1, 1))
+    assert max(validation.measure_look(flat)) < -20
+    contrast, detail = validation.measure_look(bowl)
+    assert contrast == pytest.approx(np.log(bowl[0].std()))
+    assert detail == pytest.approx(np.log(20))
+    sound = np.sin(np.arange(64)).reshape(1, 1, 64)
+    assert validation.measure_look(sound)[0] == pytest.approx(np.log(sound.std()))
 
 
 # -- runs -----------------------------------------------------------------------------------------
@@ -74,7 +77,7 @@ def trying(monkeypatch: pytest.MonkeyPatch) -> Callable[[Mapping[Any, float]], l
             yield from ()
             tried.append(choice)
             found = kids.get((choice.weak_guidance, choice.start), 0.5)
-            return Trial(choice, found, 0.01, 0.0)
+            return Trial(choice, found, 0.01, (0.0, 0.0))
 
         monkeypatch.setattr(recommendation, "FEWEST", 2)
         monkeypatch.setattr(recommendation, "SHARE", 1e-3)
