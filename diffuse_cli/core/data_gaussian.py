@@ -115,7 +115,8 @@ class DataGaussian:
         noisy = alpha**2 * variance + sigma**2
         explained = (alpha**2 * variance**2 / noisy).mean(dims, keepdim=True)
         left = (sigma**2 * variance / noisy).mean(dims, keepdim=True)
-        return (explained * left / (explained + left)).sqrt()
+        scale: Tensor = (explained * left / (explained + left)).sqrt()
+        return scale
 
     @cached_property
     def _copies(self) -> dict[tuple[torch.device, torch.dtype], Tables]:
