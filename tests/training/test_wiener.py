@@ -1,0 +1,142 @@
+"""--wiener: which runs correct the Wiener filter of their data, and what keeps it."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffuse_cli.commands.convert.exporters._graph import CompleteNetwork, draw_inputs
+from diffuse_cli.core import Conditions, Space
+from diffuse_cli.core.data_gaussian import measure
+from diffuse_cli.models import model_file
+from diffuse_cli.training.configuration import complete_config, configure
+
+MODEL, OTHER = Path("model.safetensors"), Path("other.safetensors")
+PATCHES = ("--steps", 4, "--batch-size", 4, "-q")
+
+
+@pytest.fixture
+def patched(diffuse, images, tmp_path):
+    """Train a network that reads patches."""
+    config = tmp_path / "patches.toml"
+    config.write_text("[unet]\npatch = 2\nwidth = 8\nmultipliers = [1]\nblocks = 1\ngroups = 4\n")
+    return lambda *more: diffuse("train", images, "--config", config, *PATCHES, *more)
+
+
+@pytest.mark.parametrize(
+    ("options", "size", "found"),
+    [
+        ({"preset": "tiny"}, 32, False),
+        ({"preset": "tiny"}, 64, True),
+        ({"preset": "tiny", "wiener": False}, 64, False),
+        ({"preset": "tiny", "wiener": True}, 32, True),
+        ({"preset": "small"}, 64, False),
+        ({"preset": "base"}, 256, True),
+        ({"preset": "vit-s"}, 64, False),
+        ({"preset": "ddpm-cifar10"}, 32, False),
+    ],
+)
+def test_networks_that_read_patches_correct_a_filter(options, size, found):
+    space = Space(channels=3, size=(size, size))
+    config, blueprint = complete_config(configure({"data": "", **options}), space, Conditions())
+    assert (config.wiener, blueprint.wiener) == (found, found)
+    if config.network == "unet":
+        inputs = (2 if found else 1) * space.channels * blueprint.config.patch**2
+        assert blueprint.shapes["conv_in.weight"][1] == inputs
+
+
+def test_a_resumed_run_keeps_the_filter_of_its_data(patched, images, diffuse):
+    assert patched().code == 0
+    whole = model_file.load(MODEL)
+    assert whole.blueprint.wiener
+    assert whole.training["wiener"] is True
+    assert whole.blueprint.gaussian.bands is not None
+    before = MODEL.read_bytes()
+    patched("--overwrite", "--stop-at", 2)
+    assert patched("--resume").code == 0
+    assert MODEL.read_bytes() == before
+    assert patched("--no-wiener", "-o", OTHER).code == 0
+    plain = model_file.load(OTHER)
+    assert (plain.blueprint.wiener, plain.blueprint.gaussian.bands) == (False, None)
+    assert patched("--resume", "--no-wiener").code == 2
+
+
+def test_a_run_of_an_earlier_version_is_resumed_without_a_filter(patched):
+    patched("--no-wiener", "--stop-at", 2)
+    config = Path("model.run/config.toml")
+    config.write_text(config.read_text().replace("wiener = false\n", ""))
+    assert "wiener" not in config.read_text()
+    assert patched("--resume").code == 0
+    assert not model_file.load(MODEL).blueprint.wiener
+
+
+def test_a_model_starts_from_one_of_its_kind(patched, diffuse, images):
+    patched()
+    line = ("train", images, "--init", MODEL, "--steps", 1, "-q", "-o", OTHER)
+    assert diffuse(*line).code == 0
+    assert model_file.load(OTHER).blueprint.wiener
+    ran = diffuse(*line, "--overwrite", "--no-wiener")
+    assert ran.code == 2
+    assert "was trained with --wiener" in ran.line
+
+
+def test_a_distilled_model_has_the_filter_of_its_teacher(patched, diffuse, images, tmp_path):
+    patched()
+    few = tmp_path / "few"
+    shutil.copytree(images / "dark", few)
+    ran = diffuse("distill", MODEL, few, "--steps", 2, "--batch-size", 2, "-o", OTHER, "-q")
+    assert ran.code == 0, ran.err
+    own, other = (model_file.load(path).blueprint for path in (MODEL, OTHER))
+    assert other.gaussian == own.gaussian
+    assert diffuse("sample", OTHER, "-n", 1, "-q").code == 0
+
+
+def test_an_exported_network_predicts_the_target(patched, diffuse):
+    patched()
+    found = model_file.load(MODEL)
+    net, own = found.network(), found.blueprint
+    whole, fed = CompleteNetwork(net, own), draw_inputs(own, 3)
+    times = torch.tensor([0, 400, 999])
+    shown = own.process.time_input(times, like=fed["x"])
+    with torch.no_grad():
+        expected = own.denoiser(net)(fed["x"], times).raw
+        assert torch.allclose(whole(fed["x"], shown), expected, rtol=1e-3, atol=1e-3)
+    ran = diffuse("convert", MODEL, "--to", "diffusers", "-o", "folder", "-q")
+    assert ran.code == 4
+    assert "Train with --no-wiener" in ran.line or "patch" in ran.line
+
+
+def test_a_larger_sample_is_predicted_in_windows(patched):
+    patched()
+    found = model_file.load(MODEL)
+    denoiser = found.blueprint.denoiser(found.network())
+    x = torch.randn(2, 1, 8, 12, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        whole, left = denoiser(x, 50).x0, denoiser(x[..., :8], 50).x0
+    assert whole.shape == x.shape
+    assert torch.allclose(whole[..., :3], left[..., :3], atol=0.05)
+
+
+def test_grey_and_color_networks_read_their_own_estimate(patched, diffuse, images):
+    """A grey model becomes one for color, with input weights for both."""
+    patched()
+    line = ("train", images, "--init", MODEL, "--channels", 3, "--steps", 1, "--lr", 0)
+    ran = diffuse(*line, "--weight-decay", 0, "--precision", "fp32", "-q", "-o", OTHER)
+    assert ran.code == 0, ran.err
+    own, other = map(model_file.load, (MODEL, OTHER))
+    assert other.ema["conv_in.weight"].shape[1] == 3 * own.ema["conv_in.weight"].shape[1]
+
+
+def test_a_blueprint_keeps_the_gaussian_apart(patched):
+    patched()
+    own = model_file.load(MODEL).blueprint
+    x = torch.zeros(4, *own.space.shape)
+    other = dataclasses.replace(own, gaussian=measure(lambda: [x]))
+    net = model_file.load(MODEL).network()
+    with torch.no_grad():
+        found = [b.denoiser(net)(x, 500).x0 for b in (own, other)]
+    assert not torch.allclose(*found)
