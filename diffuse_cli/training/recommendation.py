@@ -84,9 +84,9 @@ def choose_settings(
 ) -> Work[SamplerChoice | None]:
     """Return the setting to recommend, or None if the default is as good.
 
-    First the default and the guidance scales, then the other start with the best of them. The
-    Gaussian start is the first choice for guidance, because it keeps brightness, which guidance
-    exaggerates.
+    First the default and the guidance scales, then the other start with the best of them, which
+    must be better by more than chance, too. Guidance is tried from a Gaussian start, because that
+    keeps brightness, which guidance exaggerates.
     """
     default = SamplerChoice(
         SAMPLER,
@@ -97,11 +97,10 @@ def choose_settings(
     for choice in _guide_settings(trainer, default):
         tried.append((yield from _try_setting(trainer, kid, count, choice)))
     best = choose_best(tried)
-    if trainer.plan.blueprint.conditions:
-        return None if best.choice == default else best.choice
-    start = None if best.choice.start else GAUSSIAN
-    tried.append((yield from _try_setting(trainer, kid, count, replace(best.choice, start=start))))
-    best = choose_best(tried)
+    if not trainer.plan.blueprint.conditions:
+        start = None if best.choice.start else GAUSSIAN
+        other = replace(best.choice, start=start)
+        best = choose_best([best, (yield from _try_setting(trainer, kid, count, other))])
     return None if best.choice == default else best.choice
 
 
@@ -131,8 +130,8 @@ def _try_setting(
 
 
 def choose_best(tried: Sequence[Trial]) -> Trial:
-    """Return the trial with the lowest KID among those that differ from the first, the default, by
-    more than chance and look like the data, or else the first."""
+    """Return the trial with the lowest KID among those that are better than the first by more than
+    chance and look like the data, or else the first."""
     first, *others = tried
     far = [max(least, abs(own)) for least, own in zip(FAR, first.look, strict=True)]
     better = [
