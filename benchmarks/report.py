@@ -48,9 +48,11 @@ One core, default settings unless the row says otherwise, KID × 1000 of 1,000 s
 |---|---|---|---|---|
 | Fashion-MNIST, 32×32 | 226: garments with holes | 78: most are whole | 50 | 37 |
 | CIFAR-10, 32×32 | | | 149: animals and vehicles in their surroundings | |
-| emoji, 64×64, `--no-wiener`, settings chosen by `tune` | | | 421: faces, people, flags on white | |
-| Tiny ImageNet, 64×64, `--no-wiener`, chosen by `tune`, `--weak-after 0.25` | | | 289: skies, shores, rooms | |
-| cat faces, 64×64, 500 samples ([`wiener.json`](../benchmarks/README.md#the-wiener-filter)) | | | 492: cats |
+| emoji, 64×64, by `tune` | | | 421: faces, people, flags on white | |
+| Tiny ImageNet, 64×64, by `tune`, `--weak-after 0.25` | | | 289: skies, shores, rooms | |
+| [cat faces](../benchmarks/README.md#the-wiener-filter), 64×64 | | | 492: cats | |
+
+For the rows "by `tune`", `tune` chose the sampling, and the network was that of `--no-wiener`.
 
 On Fashion-MNIST, `--preset slim` reaches 67 in four minutes, mean of
 [three runs](../benchmarks/README.md#narrow-at-full-size).

@@ -25,7 +25,7 @@ from diffuse_cli.system.errors import UsageError as UsageError
 from diffuse_cli.system.events import Notice as Notice
 from diffuse_cli.system.events import Progress as Progress
 from diffuse_cli.system.events import Table as Table
-from diffuse_cli.training.monitor import Previewed as Previewed
-from diffuse_cli.training.monitor import Step as Step
-from diffuse_cli.training.monitor import Trained as Trained
-from diffuse_cli.training.monitor import Validated as Validated
+from diffuse_cli.training.run_events import Previewed as Previewed
+from diffuse_cli.training.run_events import Step as Step
+from diffuse_cli.training.run_events import Trained as Trained
+from diffuse_cli.training.run_events import Validated as Validated

@@ -18,7 +18,7 @@ from diffuse_cli.system.processes import defer_signals, rank
 from diffuse_cli.training.configuration import configure as configure
 
 if TYPE_CHECKING:
-    from diffuse_cli.training.monitor import Trained
+    from diffuse_cli.training.run_events import Trained
 
 CONFIG = TrainConfig
 EXAMPLES = (
@@ -62,7 +62,7 @@ class _EventDescriber:
         self.text = ""
 
     def __call__(self, event: Any) -> Progress | Notice | None:
-        from diffuse_cli.training.monitor import Previewed, Step, Validated
+        from diffuse_cli.training.run_events import Previewed, Step, Validated
 
         if isinstance(event, Validated):
             best = f"  best so far: {files.show(event.best)}" if event.best else ""

@@ -31,9 +31,10 @@ from diffuse_cli.training.ema_weights import (
 )
 from diffuse_cli.training.feed import UnreadableImages, hold_streams
 from diffuse_cli.training.initial_weights import load_initial_weights
-from diffuse_cli.training.monitor import SAVE, Meter, Monitor, Step, Trained, plan_chores
+from diffuse_cli.training.monitor import SAVE, Monitor, plan_chores
 from diffuse_cli.training.plan import Plan, check_batch, prepare_plan
 from diffuse_cli.training.run_directory import RunDirectory
+from diffuse_cli.training.run_events import Meter, Step, Trained
 from diffuse_cli.training.run_length import Forecast
 from diffuse_cli.training.sample_command import sample_line
 from diffuse_cli.training.time_budget import Budget, Laps

@@ -51,7 +51,7 @@ setting may have if the default's are not larger."""
 
 
 @dataclass(frozen=True)
-class Trial:
+class SettingTrial:
     """Samples of a setting compared with held-out samples.
 
     Attributes:
@@ -93,14 +93,14 @@ def choose_settings(
         min(SAMPLING_STEPS, trainer.plan.config.num_timesteps),
         previews.guidance_of(trainer.plan),
     )
-    tried = [(yield from _try_setting(trainer, kid, count, default))]
+    tried = [(yield from try_setting(trainer, kid, count, default))]
     for choice in _guide_settings(trainer, default):
-        tried.append((yield from _try_setting(trainer, kid, count, choice)))
+        tried.append((yield from try_setting(trainer, kid, count, choice)))
     best = choose_best(tried)
     if not trainer.plan.blueprint.conditions:
         start = None if best.choice.start else GAUSSIAN
         other = replace(best.choice, start=start)
-        best = choose_best([best, (yield from _try_setting(trainer, kid, count, other))])
+        best = choose_best([best, (yield from try_setting(trainer, kid, count, other))])
     return None if best.choice == default else best.choice
 
 
@@ -111,9 +111,9 @@ def _guide_settings(trainer: Trainer, default: SamplerChoice) -> Iterator[Sample
         yield replace(default, steps=max(1, default.steps // 2), weak_guidance=scale, start=start)
 
 
-def _try_setting(
+def try_setting(
     trainer: Trainer, kid: validation.KidMeasure, count: int, choice: SamplerChoice
-) -> Work[Trial]:
+) -> Work[SettingTrial]:
     """Generate samples with a setting, and compare them with the held-out samples."""
     plan, guide = trainer.plan, None
     if choice.weak_guidance is not None:
@@ -126,10 +126,10 @@ def _try_setting(
     found = yield from kid.compare(samples)
     look = zip(validation.measure_look(samples), kid.look, strict=True)
     apart = tuple(own - real for own, real in look)
-    return Trial(choice, found[kid.key], found[f"{kid.key}_standard_error"], apart)
+    return SettingTrial(choice, found[kid.key], found[f"{kid.key}_standard_error"], apart)
 
 
-def choose_best(tried: Sequence[Trial]) -> Trial:
+def choose_best(tried: Sequence[SettingTrial]) -> SettingTrial:
     """Return the trial with the lowest KID among those that are better than the first by more than
     chance and look like the data, or else the first."""
     first, *others = tried

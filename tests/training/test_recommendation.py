@@ -12,7 +12,7 @@ import pytest
 from diffuse_cli.config.sample_options import GAUSSIAN, SamplerChoice
 from diffuse_cli.models import model_file
 from diffuse_cli.training import recommendation, validation
-from diffuse_cli.training.recommendation import Trial, choose_best
+from diffuse_cli.training.recommendation import SettingTrial, choose_best
 
 MODEL = Path("model.safetensors")
 RUN = ("--steps", 17)
@@ -20,8 +20,10 @@ DEFAULT = SamplerChoice("unipc", 20)
 GUIDED = SamplerChoice("unipc", 10, weak_guidance=2.0, start=GAUSSIAN)
 
 
-def trial(kid: float, error: float = 0.01, contrast: float = 0.0, detail: float = 0.0) -> Trial:
-    return Trial(SamplerChoice("unipc", 10), kid, error, (contrast, detail))
+def trial(
+    kid: float, error: float = 0.01, contrast: float = 0.0, detail: float = 0.0
+) -> SettingTrial:
+    return SettingTrial(SamplerChoice("unipc", 10), kid, error, (contrast, detail))
 
 
 @pytest.mark.parametrize(
@@ -43,7 +45,7 @@ def test_the_lowest_kid_that_is_no_chance_and_looks_like_the_data_wins(others, f
 
 
 def test_a_contrast_as_far_as_the_default_s_is_no_reason_against():
-    default = Trial(DEFAULT, 0.5, 0.01, (-0.3, 0.4))
+    default = SettingTrial(DEFAULT, 0.5, 0.01, (-0.3, 0.4))
     other = trial(0.3, contrast=0.25, detail=-0.35)
     assert choose_best([default, other]) is other
     assert choose_best([default, trial(0.3, contrast=0.35)]) is default
@@ -73,15 +75,15 @@ def trying(monkeypatch: pytest.MonkeyPatch) -> Callable[[Mapping[Any, float]], l
 
         def find(
             trainer: Any, kid: Any, count: int, choice: SamplerChoice
-        ) -> Generator[Any, Any, Trial]:
+        ) -> Generator[Any, Any, SettingTrial]:
             yield from ()
             tried.append(choice)
             found = kids.get((choice.weak_guidance, choice.start), 0.5)
-            return Trial(choice, found, 0.01, (0.0, 0.0))
+            return SettingTrial(choice, found, 0.01, (0.0, 0.0))
 
         monkeypatch.setattr(recommendation, "FEWEST", 2)
         monkeypatch.setattr(recommendation, "SHARE", 1e-3)
-        monkeypatch.setattr(recommendation, "_try_setting", find)
+        monkeypatch.setattr(recommendation, "try_setting", find)
         return tried
 
     return patch
@@ -147,7 +149,7 @@ def test_a_model_with_classes_has_no_gaussian_start(quick, trying):
 
 def test_a_trial_generates_and_compares(quick, monkeypatch):
     """Real trials, of very few samples."""
-    seen: list[Trial] = []
+    seen: list[SettingTrial] = []
     real = choose_best
     monkeypatch.setattr(recommendation, "FEWEST", 4)
     monkeypatch.setattr(recommendation, "MOST", 5)
