@@ -77,13 +77,13 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
     ):
         loaded = yield from evaluation_run.load_model(config, config.weights, accelerator)
         first_scale = config.guidance[0] if config.guidance else None
-        weaker = config.guide_with or config.weak_guidance or loaded.model.weak
+        asked_scale = config.weak_guidance[0] if config.weak_guidance else None
         drawn = convert_options(
             config,
             DrawConfig,
             steps=None,
             guidance=first_scale,
-            weak_guidance=1.0 if weaker else None,
+            weak_guidance=1.0 if config.guide_with or loaded.model.weak else asked_scale,
         )
         guide = yield from load_guide(drawn, loaded, accelerator)
         base = resolve_settings(drawn, loaded.model, guide=guide)
