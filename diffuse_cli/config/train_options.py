@@ -145,7 +145,7 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
     )
     wiener: bool | None = option.network.optional(
         "Correct a Wiener filter, the best linear denoiser of the data.",
-        shown="where the network reads patches",
+        shown="if the network reads patches, of at most 2048 values along a side",
     )
     network: str | None = option.network.optional(
         "Network architecture.", table="core.networks.NETWORKS", shown="from the preset"

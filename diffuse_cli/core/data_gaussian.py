@@ -38,6 +38,9 @@ LOG_SNR, VALUES = -4.0, 32 * 32
 positions it is log(m) lower, because their mean is m times more informative (Hoogeboom et al. 2023,
 eq. 3)."""
 
+LONGEST = 2048
+"""Longest side for the filter, whose transform is a matrix of side x side numbers."""
+
 LEAST = 1e-6
 """Least variance of a frequency: less than the rounding of 8-bit images adds."""
 

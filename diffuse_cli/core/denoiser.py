@@ -81,7 +81,7 @@ class Denoiser:
         errors: the errors of x_0, for a variance in `MEASURED`.
         reference: an estimate W of x_0. The network F then sees x_t and W(x_t), and
             x_0 = W(x_t) + scale F (as in Karras et al. 2022, eq. 7, where W is a multiple of x_t).
-            Its target only decides the loss.
+            The target then only decides the loss.
 
     Attributes:
         coefficients: (a, b) of the target y = a x_0 + b eps at every timestep, float64, (T,) each.

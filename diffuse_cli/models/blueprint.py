@@ -103,7 +103,8 @@ class Blueprint:
         from diffuse_cli.core.tiling import tile_network
 
         reference = None
-        if self.wiener and self.gaussian:
+        if self.wiener:
+            assert self.gaussian
             denoise = tile_network(self.gaussian.denoise, self.space.size)
             reference = Reference(denoise, self.gaussian.scale)
         net = tile_network(net, self.space.size)

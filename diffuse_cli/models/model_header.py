@@ -62,7 +62,7 @@ class StoredModel:
         step, weak_step: the number of optimizer steps, and the number behind `weak`.
         data: the fingerprint, number of samples and held-out rule of the training data.
         training: the training configuration.
-        sampling: the sampling setting that `tune` recommends.
+        sampling: the sampling setting that `train`, `tune` or `distill` recommends.
         distilled: for a distilled model, whose estimate of x_0 is the endpoint of its path: the
             teacher's hash, and the guidance scale that the model follows, if any.
         errors: the errors of x_0 with the EMA weights, if they were measured.

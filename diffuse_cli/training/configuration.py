@@ -21,6 +21,7 @@ from diffuse_cli.config.task_options import is_degradation
 from diffuse_cli.config.train_options import NETWORK, WEIGHTED, TrainConfig, from_file, to_file
 from diffuse_cli.core import degradations
 from diffuse_cli.core.conditions import Conditions
+from diffuse_cli.core.data_gaussian import LONGEST
 from diffuse_cli.core.losses import OF_LEARNED, TAUGHT
 from diffuse_cli.core.networks import NETWORKS, largest_width
 from diffuse_cli.core.settings import Settings
@@ -276,12 +277,19 @@ def resolve_compile(config: TrainConfig, device: str) -> bool:
     return long and config.loss not in TAUGHT and can_compile(device)
 
 
-def uses_patches(settings: Settings) -> bool:
-    """Whether a network reads patches, so that it corrects a Wiener filter by default.
+def resolve_wiener(config: TrainConfig, settings: Settings, space: Space) -> bool:
+    """Whether the network corrects a Wiener filter: if asked to, else if it reads patches.
 
     Without patches the filter made samples worse at 32x32 (benchmarks/README.md).
+
+    Raises:
+        UsageError: the filter is asked for, and the samples are too long for it.
     """
-    return int(getattr(settings, "patch", 1)) > 1
+    fits = max(space.size) <= LONGEST
+    if config.wiener and not fits:
+        text = f"--wiener is for samples of at most {LONGEST:,} values along a side"
+        raise UsageError(text, "Remove it")
+    return fits and getattr(settings, "patch", 1) > 1 if config.wiener is None else config.wiener
 
 
 def complete_config(
@@ -312,7 +320,7 @@ def complete_config(
         width=width,
         architecture=plain(settings),
         loss=loss,
-        wiener=uses_patches(settings) if config.wiener is None else config.wiener,
+        wiener=resolve_wiener(config, settings, space),
         given_dropout=conditions.given.dropout if conditions.given else None,
         given_noise=conditions.given.noise if conditions.given else None,
         optimizer=config.optimizer or OPTIMIZER,

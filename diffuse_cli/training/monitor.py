@@ -325,9 +325,6 @@ class Monitor:
 
     def _choose_settings(self, done: int) -> Work[None]:
         """Choose the sampling setting to recommend."""
-        if self._kid is None:
-            trainer = self.trainer
-            self._kid = yield from validation.make_kid_measure(trainer.plan, trainer.device)
         count = self._count_trial_samples()
         trials = recommendation.choose_settings(self.trainer, self._kid, count)
         work = skip_if_full(trials, "choosing sampling settings")

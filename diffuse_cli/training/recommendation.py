@@ -1,11 +1,11 @@
 """Choose the sampling settings that the model file recommends, after the last step.
 
-After minutes or hours of training, guidance by the early average of the run's own weights (Karras
-et al. 2024b) improves samples more than any sampler, and how strong it should be depends on the
-data. So each candidate generates samples from the same noise, in the same number of evaluations of
-the network, and is compared with held-out samples. The lowest KID
-wins, if it is lower than the default's by more than chance, among the candidates that look like the
-data: KID alone may prefer exaggerated contrast and edges.
+After minutes of training, guidance by the early average of the run's own weights (Karras et al.
+2024b) can improve samples much, and how strong it should be depends on the data. So each candidate
+generates samples from the same noise, in the same number of evaluations of the network, and is
+compared with held-out samples. The lowest KID wins, if it is lower than the default's by more than
+chance, among the candidates that look like the data: KID alone may prefer exaggerated contrast and
+edges.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from diffuse_cli.config.sample_options import (
     SamplerChoice,
 )
 from diffuse_cli.sampling.sampling_settings import Guide
-from diffuse_cli.system.events import Work
+from diffuse_cli.system.errors import ModelFileError
+from diffuse_cli.system.events import Notice, Work
 from diffuse_cli.training import previews, validation
 from diffuse_cli.training.plan import Plan
 
@@ -38,6 +39,9 @@ TRIALS = len(SCALES) + 2
 
 SHARE = 20
 """Trials take at most 1/SHARE of the passes of the steps."""
+
+FEATURES = 4
+"""Cost of a sample's features, in passes of `tiny` at 64x64: about 10 ms of a core."""
 
 FEWEST, MOST = 48, 256
 """Samples of a trial. Fewer than FEWEST decide nothing, so that nothing is tried."""
@@ -75,19 +79,32 @@ def count_samples(plan: Plan, steps: int) -> int:
 
 
 def count_passes(plan: Plan, steps: int) -> int:
-    """Return the forward passes of all trials after a run of `steps` steps."""
-    return TRIALS * previews.passes_of_drawing(plan, count_samples(plan, steps))
+    """Return the cost of all trials after a run of `steps` steps, in forward passes."""
+    if not (count := count_samples(plan, steps)):
+        return 0
+    real = min(validation.REAL_IMAGES, len(plan.data.held_out))
+    drawn = TRIALS * previews.passes_of_drawing(plan, count)
+    return drawn + FEATURES * (TRIALS * count + real)
 
 
 def choose_settings(
-    trainer: Trainer, kid: validation.KidMeasure, count: int
+    trainer: Trainer, kid: validation.KidMeasure | None, count: int
 ) -> Work[SamplerChoice | None]:
     """Return the setting to recommend, or None if the default is as good.
 
     First the default and the guidance scales, then the other start with the best of them, which
     must be better by more than chance, too. Guidance is tried from a Gaussian start, because that
     keeps brightness, which guidance exaggerates.
+
+    Args:
+        kid: the KID of --eval-every, or None to make one.
     """
+    if kid is None:
+        try:
+            kid = yield from validation.make_kid_measure(trainer.plan, trainer.device)
+        except ModelFileError as error:  # at the end of a run, which must not fail by this
+            yield Notice(f"no sampling settings were tried: {error.message}", warning=True)
+            return None
     default = SamplerChoice(
         SAMPLER,
         min(SAMPLING_STEPS, trainer.plan.config.num_timesteps),

@@ -183,9 +183,8 @@ class Trainer:
         self.unread.append(norm)
         if is_update_due(step + 1, self.course.steps):
             self._update_averages()
-        if self.config.keep_weak is not False and self.course.passes(
-            self.config.weak_after, step + 1
-        ):
+        kept = self.config.keep_weak is not False
+        if kept and self.course.passes(self.config.weak_after, step + 1):
             self.weak = EarlyWeights.of(self.ema, step + 1)
         return StepResult(loss, norm)
 

@@ -106,12 +106,13 @@ def measure_look(samples: Array) -> tuple[float, float]:
     Contrast is the mean standard deviation within a sample. Detail is the mean absolute second
     difference along the spatial dimensions.
     """
-    values = samples.astype(np.float64)
-    deviations = [sample.std() for sample in values]
-    axes = [axis for axis in range(2, values.ndim) if values.shape[axis] > 2]
-    differences = [np.abs(np.diff(values, 2, axis)).mean() for axis in axes] or [0.0]
-    contrast, detail = (max(float(np.mean(found)), 1e-9) for found in (deviations, differences))
-    return math.log(contrast), math.log(detail)
+    axes = [axis for axis in range(1, samples.ndim - 1) if samples.shape[axis + 1] > 2]
+    looks = []
+    for sample in map(np.float64, samples):  # one at a time, because many are large in float64
+        differences = [np.abs(np.diff(sample, 2, axis)).mean() for axis in axes]
+        looks.append((sample.std(), np.mean(differences or [0.0])))
+    contrast, detail = np.log(np.maximum(np.mean(looks, 0), 1e-9)).tolist()
+    return contrast, detail
 
 
 def make_kid_measure(plan: Plan, device: torch.device) -> Work[KidMeasure]:

@@ -11,6 +11,7 @@ import pytest
 
 from diffuse_cli.config.sample_options import GAUSSIAN, SamplerChoice
 from diffuse_cli.models import model_file
+from diffuse_cli.system.errors import ModelFileError
 from diffuse_cli.training import recommendation, validation
 from diffuse_cli.training.recommendation import SettingTrial, choose_best
 
@@ -158,6 +159,22 @@ def test_a_trial_generates_and_compares(quick, monkeypatch):
     assert quick(*RUN, "-q").code == 0
     assert len({t.kid for t in seen}) == recommendation.TRIALS
     assert all(t.error > 0 for t in seen)
+
+
+def test_a_run_ends_without_a_feature_network(quick, monkeypatch):
+    """It has trained, and must write its model."""
+
+    def missing(*_):
+        raise ModelFileError("the weights are missing")
+        yield
+
+    monkeypatch.setattr(recommendation, "FEWEST", 2)
+    monkeypatch.setattr(recommendation, "SHARE", 1e-3)
+    monkeypatch.setattr(validation, "make_kid_measure", missing)
+    ran = quick(*RUN)
+    assert ran.code == 0
+    assert "no sampling settings were tried: the weights are missing" in ran.err
+    assert model_file.load(MODEL).sampling is None
 
 
 def test_few_images_or_steps_try_nothing(quick, monkeypatch):
