@@ -12,7 +12,9 @@ spaces agree.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -29,19 +31,29 @@ from diffuse_cli.metrics.presentation import (
     make_entries,
 )
 from diffuse_cli.metrics.sample_statistics import fraction_difference_error
+from diffuse_cli.system.rng import philox
 
 NEEDS = ("nearest",)
 
 QUANTILE = 0.05
 """Fraction of references that count as close."""
 
-FEW = 0.1
-"""Largest expected memorization rate. If it is higher, there are too few references."""
+POWER, FRACTIONS = 0.95, (0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0)
+"""Probability with which copies are noticed, and the fractions of copies to try."""
+
+PLANTED = 200
+"""Sets of planted copies that measure this probability."""
+
+CHANCE = 0.00135
+"""Probability of three standard errors or more, for the number of nearest samples."""
 
 SPACES = ("features", "pixels")
 
-NUMBERS = tuple(
-    MetricNumber(f"{key}_{space}", f"{label} in {space}", says.format(space), "below", ideal,
+NUMBERS = (
+    MetricNumber("memorized_copies", "nearer than any",
+        "Fraction of generated samples that are, in every space, closer to a training sample than "
+        "any real sample that is not a copy.", "below", 0.0, "copies", axis="fraction"),
+    *(MetricNumber(f"{key}_{space}", f"{label} in {space}", says.format(space), "below", ideal,
                  "copies", axis="fraction")
     for key, label, ideal, says in (
         ("memorized", "memorization rate", "memorized_expected",
@@ -51,12 +63,13 @@ NUMBERS = tuple(
          "Probability that a generated sample is closer to its nearest training sample in {} than "
          "a real sample that is not a copy."),
     )
-    for space in SPACES
+    for space in SPACES),
 )  # fmt: skip
 
 BESIDE = (
     "memorized_expected",
     "memorized_references",
+    "memorized_noticed",
     *(f"memorized_z_{space}" for space in SPACES),
 )
 
@@ -88,13 +101,21 @@ def remarks(facts: Facts) -> Iterator[Remark]:
     )
     rates = {space: facts[f"memorized_{space}"] for space in spaces}
     ranked = [s for s in spaces if values[f"memorized_z_{s}"] > SIGNIFICANT]
-    copied = [s for s in ranked if rates[s].value > 2 * expected + SIGNIFICANT * rates[s].error]
+    copied = [s for s in ranked if is_high(rates[s].value, rates[s].error, expected)]
     words = (
         f"{_percentages(rates, many)} as close to a training {one} as the closest {expected:.0%} "
         f"of real {many} that are not copies"
     )
-    if len(copied) == len(SPACES):
-        yield Remark("memorization", "serious", f"{words}. To see them, add --pairs FILE.png")
+    count = round(values.get("memorized_copies", 0.0) * facts.generated)
+    copies_found = count >= fewest_copies(facts.generated, int(values["memorized_references"]))
+    if copies_found:
+        words = (
+            f"{words}. {count:,} of the generated {many} are closer to training {many} than all "
+            f"real {many} that are not copies"
+        )
+    if copies_found or len(copied) == len(SPACES):
+        level = "serious" if len(spaces) == len(SPACES) else "possible"
+        yield Remark("memorization", level, f"{words}. To see them, add --pairs FILE.png")
     elif copied:
         look = f"{many.capitalize()} with little detail can be so too. To see them, add"
         yield Remark("memorization", "possible", f"{words}. {look} --pairs FILE.png")
@@ -126,8 +147,30 @@ def _caveats(values: Values, ranked: list[str], more: bool, many: str) -> Iterat
         )
     elif more:
         yield f". That is more than expected, but can be chance. Look at the nearest {many}"
-    if values["memorized_expected"] > FEW:
-        yield ". There are so few references that only a high rate of copies would be noticed"
+    if "memorized_noticed" in values:
+        fraction = f"{100 * values['memorized_noticed']:g}%"
+        yield f". A model with {fraction} copies would be noticed with {POWER:.0%} probability"
+    else:
+        yield ". There are too few references to notice copies"
+
+
+def is_high(rate: Any, error: Any, expected: float) -> Any:
+    """Whether a memorization rate is more than twice the expected rate, not by chance."""
+    return rate > 2 * expected + SIGNIFICANT * error
+
+
+def fewest_copies(n: int, m: int) -> int:
+    """Return how many of n samples must be nearer than all m references to be no chance.
+
+    For equal distributions, the n + m distances are in random order. Then c samples come first with
+    probability n / (n + m) * (n - 1) / (n + m - 1) * ..., c factors, whatever the distribution. It
+    is n + 1 if even all of them could be chance.
+    """
+    probability, count = 1.0, 0
+    while probability > CHANCE and count <= n:
+        probability *= (n - count) / (n + m - count)
+        count += 1
+    return count
 
 
 def compute(evaluation: MetricInputs) -> dict[str, float]:
@@ -137,24 +180,110 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
     references. For a model that never copies it is `memorized_expected`. The second is the
     probability that a sample is closer than a reference. Without copies it is one half.
     `memorized_z_SPACE` is its distance above one half in standard errors (Mann & Whitney 1947).
+    `memorized_noticed` is the smallest fraction of copies that would be noticed.
     """
     result: dict[str, float] = {}
+    tests: list[CopyTest] = []
     for space, nearest in evaluation.nearest.items():
         samples, references = nearest.samples, select_finite(nearest.references)
         n, m = len(samples), len(references)
         if min(n, m) < 2:
             continue
-        rate, error, expected = close_fraction(samples, references)
-        sides = _rank_components(samples, references)
-        rank = float(sides[0].mean())
+        test = CopyTest.of(samples, references)
+        rate, error = test.rate(test.near)
+        rank = float(test.above.mean())
         result |= {
-            **make_entries(f"memorized_{space}", rate, error),
-            "memorized_expected": expected,
+            **make_entries(f"memorized_{space}", float(rate), float(error)),
+            "memorized_expected": test.expected,
             "memorized_references": float(m),
-            **make_entries(f"memorized_rank_{space}", rank, _rank_error(*sides)),
-            f"memorized_z_{space}": (rank - 0.5) / math.sqrt((n + m + 1) / (12 * n * m)),
+            **make_entries(f"memorized_rank_{space}", rank, _rank_error(test.above, test.below)),
+            f"memorized_z_{space}": float(test.score(test.above)),
         }
+        tests.append(test)
+    if tests:
+        copies = find_copies(tests)
+        result |= make_entries("memorized_copies", *_smoothed(copies))
+        if noticed := find_noticed_fraction(tests):
+            result["memorized_noticed"] = noticed
     return result
+
+
+def _smoothed(chosen: Array) -> tuple[float, float]:
+    """Return the fraction of true values in a mask (N,), and its error, also for none."""
+    n, rate = len(chosen), float(chosen.mean())
+    adjusted = (rate * n + 1) / (n + 2)
+    return rate, math.sqrt(adjusted * (1 - adjusted) / n)
+
+
+@dataclass(frozen=True)
+class CopyTest:
+    """Test for copies in one space.
+
+    Attributes:
+        near: whether each sample is closer than a low quantile of the references, (N,).
+        copied: whether each sample is closer than all references, (N,).
+        scatter: the error of their fraction by the references.
+        above, below: the rank statistic of each sample (N,) and of each reference (M,).
+        expected: the fraction of close samples for equal distributions.
+    """
+
+    near: Array
+    copied: Array
+    scatter: float
+    above: Array
+    below: Array
+    expected: float
+
+    @classmethod
+    def of(cls, samples: Array, references: Array) -> CopyTest:
+        """Compare distances of samples (N,) and references (M,).
+
+        For every distribution, a fraction k / (M + 1) is below the k-th smallest of M.
+        """
+        near, scatter = _find_close(samples, references)
+        expected = _quantile(references) / (len(references) + 1)
+        copied = samples < references.min()
+        return cls(near, copied, scatter, *_rank_components(samples, references), expected)
+
+    def rate(self, near: Array) -> tuple[Array, Array]:
+        """Return the fraction of close samples over the last axis of `near`, and its error."""
+        n, rate = near.shape[-1], near.mean(-1)
+        adjusted = (rate * n + 1) / (n + 2)
+        return rate, np.hypot(np.sqrt(adjusted * (1 - adjusted) / n), self.scatter)
+
+    def score(self, above: Array) -> Any:
+        """Return the mean rank over the last axis, in standard errors above one half."""
+        n, m = above.shape[-1], len(self.below)
+        return (above.mean(-1) - 0.5) / math.sqrt((n + m + 1) / (12 * n * m))
+
+    def finds(self, copies: Array) -> Any:
+        """Whether it finds copies if some samples were copies, by masks (..., N)."""
+        rate, error = self.rate(self.near | copies)
+        ranked = self.score(np.where(copies, 1.0, self.above)) > SIGNIFICANT
+        return ranked & is_high(rate, error, self.expected)
+
+
+def find_copies(tests: Sequence[CopyTest]) -> Any:
+    """Return a mask of the samples that are copies in all spaces, (N,)."""
+    return np.all([test.copied for test in tests], axis=0)
+
+
+def find_noticed_fraction(tests: Sequence[CopyTest]) -> float | None:
+    """Return the smallest of `FRACTIONS` of copies that are found with probability `POWER`.
+
+    They are found by their number, or in all spaces by the rate and the rank. None if even copies
+    alone are not found.
+    """
+    copies, n = find_copies(tests), len(tests[0].near)
+    fewest = fewest_copies(n, min(len(test.below) for test in tests))
+    u = philox(0, "copies").random((PLANTED, n), dtype=np.float32)
+    for fraction in FRACTIONS:
+        planted = u < fraction
+        found = np.all([test.finds(planted) for test in tests], axis=0)
+        found |= (planted | copies).sum(1) >= fewest
+        if found.mean() >= POWER:
+            return fraction
+    return None
 
 
 def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
@@ -163,6 +292,7 @@ def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
     Ranks are correlated, with the standard error of DeLong et al. 1988.
     """
     result: dict[str, float] = {}
+    copies: list[list[Array]] = [[], []]
     for space in a.nearest:
         one, other = a.nearest[space], b.nearest[space]
         references = select_finite(one.references)
@@ -171,6 +301,8 @@ def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
         if not np.array_equal(references, select_finite(other.references)):
             continue
         near, far = (_find_close(side.samples, references) for side in (one, other))
+        for found, side in zip(copies, (one, other), strict=True):
+            found.append(side.samples < references.min())
         ranked = (_rank_components(side.samples, references) for side in (one, other))
         pairs = zip(*ranked, strict=True)
         result |= {
@@ -179,26 +311,15 @@ def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
             ),
             f"memorized_rank_{space}": _rank_error(*(theirs - ours for ours, theirs in pairs)),
         }
+    if result:
+        both = (np.all(found, axis=0) for found in copies)
+        result["memorized_copies"] = fraction_difference_error(*both)
     return result
 
 
 def select_finite(references: Array) -> Array:
     """Return the references (M,) with a finite distance to the nearest image."""
     return references[np.isfinite(references)]
-
-
-def close_fraction(samples: Array, references: Array) -> tuple[float, float, float]:
-    """Return the fraction of samples (N,) below a low quantile of references (M,).
-
-    Returns:
-        The fraction, its standard error, and the fraction for equal distributions. For every
-        distribution, k / (M + 1) are below the k-th smallest of M.
-    """
-    n, (near, scatter) = len(samples), _find_close(samples, references)
-    rate = float(near.mean())
-    adjusted = (rate * n + 1) / (n + 2)
-    error = math.hypot(math.sqrt(adjusted * (1 - adjusted) / n), scatter)
-    return rate, error, _quantile(references) / (len(references) + 1)
 
 
 def _quantile(references: Array) -> int:

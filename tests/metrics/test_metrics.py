@@ -17,8 +17,10 @@ from diffuse_cli.metrics import (
     frechet,
     inputs,
     kid,
+    memorization,
     nearest_neighbors,
     precision_recall,
+    remarks,
 )
 from diffuse_cli.metrics.features import extract_features, find_weights, load_network
 from diffuse_cli.system.errors import UsageError, lookup
@@ -544,6 +546,53 @@ def test_copies_are_counted():
     assert nearest(held_out + 1e9, held_out)["memorized_rank_pixels"] == 0
 
 
+def is_found(found: dict[str, float], n: int) -> bool:
+    """Whether copies are reported."""
+    words = Words("images", one="image")
+    said = [r for r in remarks(Facts(found, n, n, 10, True, 256, words=words)) if r.warns]
+    return any(r.kind == "memorization" for r in said)
+
+
+@pytest.mark.parametrize(
+    ("n", "m", "most"), [(1000, 2000, 0.01), (1000, 500, 0.03), (1000, 100, 0.1), (300, 60, 0.15)]
+)
+def test_copies_are_noticed_with_the_stated_probability_and_honest_samples_are_not(n, m, most):
+    """Distances to the nearest of 200 points in eight dimensions, of new points each time."""
+    rng = np.random.default_rng(0)
+    train = rng.normal(size=(200, 8))
+
+    def distances(count: int) -> np.ndarray:
+        apart = rng.normal(size=(count, 1, 8)) - train
+        return np.sqrt(np.square(apart).sum(-1).min(1))
+
+    noticed, honest = [], 0
+    for _ in range(60):
+        samples, references = distances(n), distances(m)
+        found = nearest(samples, references)
+        honest += is_found(found, n)
+        copies = rng.random(n) < found["memorized_noticed"]
+        noticed.append(is_found(nearest(np.where(copies, 0.0, samples), references), n))
+    assert honest == 0
+    assert np.mean(noticed) >= 0.9
+    assert found["memorized_noticed"] <= most
+
+
+@pytest.mark.parametrize(("n", "m"), [(50, 10), (30, 40)])
+def test_nearest_samples_are_counted_exactly(n, m):
+    """The probability of so many among the nearest, by counting random orders."""
+    rng, fewest = np.random.default_rng(0), memorization.fewest_copies(n, m)
+    orders = np.argsort(rng.random((20_000, n + m)), axis=1) < n
+    before = np.argmin(orders, axis=1)  # samples before the first reference
+    assert (before >= fewest).mean() <= 0.00135 * 1.6
+    assert (before >= fewest - 1).mean() > 0.00135 * 0.6
+
+
+def test_few_references_notice_only_many_copies():
+    rng = np.random.default_rng(0)
+    found = nearest(rng.gamma(9, size=40), rng.gamma(9, size=3))
+    assert found.get("memorized_noticed", 1) >= 0.1
+
+
 def test_rank_is_the_share_of_pairs():
     rng = np.random.default_rng(1)
     a, b = rng.integers(0, 6, 13).astype(float), rng.integers(0, 6, 8).astype(float)
@@ -657,10 +706,10 @@ def test_shares_of_copies_are_compared_where_their_references_are_the_same():
         return [side(samples, references), side(nearer, references)]
 
     found = compared("memorization", draw, 100)
-    assert {*found} == {"memorized_pixels", "memorized_rank_pixels"}
-    for paired, alone in found.values():
-        assert 0.8 < paired < 1.5
-        assert alone > 1.3 * paired
+    assert {*found} == {"memorized_pixels", "memorized_rank_pixels", "memorized_copies"}
+    for key, (paired, alone) in found.items():
+        assert 0.8 < paired < 1.5, key
+        assert alone > (1.3 if key != "memorized_copies" else 1) * paired, key
     a, b = draw(0)[0], draw(1)[1]
     assert METRICS["memorization"].difference_errors(a, b) == {}
 

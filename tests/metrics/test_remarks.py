@@ -12,7 +12,8 @@ from diffuse_cli.metrics import Facts, Measurement, Words, memorization, numbers
 facts = partial(Facts, words=Words("images", "pixels", one="image"))
 
 MEMORIZED = {
-    "memorized_expected": 0.05, "memorized_features": 0.5, "memorized_pixels": 0.6,
+    "memorized_expected": 0.05, "memorized_references": 100.0,
+    "memorized_features": 0.5, "memorized_pixels": 0.6,
     "memorized_features_standard_error": 0.05, "memorized_pixels_standard_error": 0.05,
     "memorized_z_features": 9.0, "memorized_z_pixels": 9.0,
     "memorized_rank_features": 0.9, "memorized_rank_pixels": 0.9,
@@ -58,7 +59,8 @@ STANDING = {
 SHARES = {"precision": 0.6, "precision_standard_error": 0.05,
           "recall": 0.2, "recall_standard_error": 0.05}  # fmt: skip
 NO_COPIES = {
-    "memorized_expected": 0.05, "memorized_rank_features": 0.3, "memorized_rank_pixels": 0.3,
+    "memorized_expected": 0.05, "memorized_references": 100.0,
+    "memorized_rank_features": 0.3, "memorized_rank_pixels": 0.3,
     **{f"memorized_{space}": 0.0 for space in memorization.SPACES},
     **{f"memorized_{space}_standard_error": 0.01 for space in memorization.SPACES},
     **{f"memorized_z_{space}": -3.0 for space in memorization.SPACES},
@@ -173,13 +175,29 @@ def test_a_gap_below_zero_is_not_said_to_be_zero():
         ({"memorized_features": 1.0}, "can be chance. Look at the nearest images"),
         ({"memorized_rank_features": 0.83, "memorized_z_features": 9.0}, "no clear sign: 0% of"),
         ({"memorized_rank_features": 0.83, "memorized_z_features": 9.0}, "is 0.83 in features"),
-        ({"memorized_expected": 0.2}, "only a high rate of copies would be noticed"),
+        ({"memorized_noticed": 0.01}, "with 1% copies would be noticed with 95% probability"),
+        ({}, "too few references to notice copies"),
     ],
 )
 def test_near_images_are_not_called_none(changed, words):
     level, found = said("memorization", **NO_COPIES | changed)
     assert level == "fine"
     assert words in found
+
+
+@pytest.mark.parametrize(
+    ("fraction", "level", "words"),
+    [
+        (0.07, "fine", "no sign"),
+        (0.1, "serious", "50 of the generated images are closer to training images than"),
+    ],
+)
+def test_a_few_copies_are_counted(fraction, level, words):
+    """Of 500 samples, with 100 references, 36 could not be chance."""
+    assert memorization.fewest_copies(500, 100) == 36
+    found = said("memorization", **NO_COPIES | {"memorized_copies": fraction})
+    assert found[0] == level
+    assert words in found[1]
 
 
 def test_distances_in_numbers_alone_are_a_hint_at_most():
