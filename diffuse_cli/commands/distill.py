@@ -48,7 +48,7 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
             text = f"--guidance {guidance:g} differs from the run's {own:g}"
             raise UsageError(text, "Leave it out to continue, or start again with --overwrite")
         return resumed
-    values |= {"init": model, "loss": "consistency", "keep_weak": False}
+    values |= {"init": model, "loss": "consistency", "keep_weak": False, "augment": ()}
     values["timestep_draw"] = "uniform"  # a path has times of its own
     found = load(model)
     check_pairs_option(config.given, found.blueprint.conditions.given)

@@ -130,6 +130,14 @@ def parse_listed(value: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
+def parse_augment(value: Any) -> tuple[str, ...] | None:
+    """`"flip,shift"`, or a list of such strings, as names; `"none"` as (), `"auto"` as None."""
+    names = parse_listed(value) if value else ("none",)
+    if names == ("auto",):
+        return None
+    return () if names == ("none",) else names
+
+
 def parse_scales(value: Any) -> tuple[float, ...]:
     """`"1,1.5"` or `[1, 1.5]` as numbers from 0 to 100."""
     scales = _floats(value)

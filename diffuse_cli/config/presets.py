@@ -64,6 +64,7 @@ DDPM_TRAINING: dict[str, Any] = {
     "flip": True,
     "weight_decay": 0.0,
     "wiener": False,
+    "augment": (),
 }
 """Ho et al. 2020, appendix B. Their learning rate is constant; here it falls to 0."""
 
@@ -80,6 +81,7 @@ OPENAI_TRAINING: dict[str, Any] = {
     "weight_decay": 0.0,
     "grad_clip": 1e6,
     "wiener": False,
+    "augment": (),
 }
 """Nichol & Dhariwal 2021, appendix A, and the READMEs of improved- and guided-diffusion. They do
 not clip the gradient, and their learning rate is constant; here it falls to 0."""
@@ -89,6 +91,7 @@ JIT: dict[str, Any] = {"head_width": 64, "bottleneck": 128, "context": 32, "posi
 
 JIT_TRAINING: dict[str, Any] = {
     "schedule": "flow", "target": "x0", "weighting": "jit", "wiener": False,
+    "augment": (),
 }  # fmt: skip
 """Training of Li & He 2025: the network predicts x_0, the loss is the velocity's error."""
 

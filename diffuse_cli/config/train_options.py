@@ -9,6 +9,7 @@ from typing import Any
 from diffuse_cli.config.options import OVERWRITE, argument, option, to_dict
 from diffuse_cli.config.parsers import (
     Size,
+    parse_augment,
     parse_bytes,
     parse_color,
     parse_given,
@@ -123,6 +124,13 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
     )
     flip: bool = option.data(
         False, "Mirror half of the training images, or the last axis of arrays."
+    )
+    augment: tuple[str, ...] | None = option.data.optional(
+        "Change some samples at random, and tell the network how, so that it samples unchanged.",
+        table="core.augmentations.AUGMENTATIONS",
+        parse=parse_augment,
+        metavar="none|auto|NAME,...",
+        shown="auto: for few samples",
     )
     background: str = option.data("white", BACKGROUND, parse=parse_color)
     fit: str = option.data("crop", FIT, table="media.FITS")

@@ -164,6 +164,7 @@ class Medium:
         suffixes: the extensions of files by layout, instead of `suffix`.
         played: the MIME type of its files for a browser that plays them; empty for other files.
         flipped: the direction in which `--flip` mirrors samples, if it is not obvious.
+        augmentations: the names of the augmentations that suit it, in the order of application.
         channel_names: the names of the channels, by their number.
         low_high: the adjectives for samples whose values are too small, or too large.
         points: the plural noun for the elements of a sample.
@@ -201,6 +202,7 @@ class Medium:
     suffixes: Mapping[str | None, str] = field(default_factory=dict)
     played: str = ""
     flipped: str = ""
+    augmentations: Sequence[str] = ()
     channel_names: Mapping[int, Sequence[str]] = field(default_factory=dict)
     low_high: tuple[str, str] = ("low", "high")
     points: str = "points"

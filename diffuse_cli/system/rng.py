@@ -122,6 +122,18 @@ def given_draws(
     return GivenDraws(*_in_blocks(seed, step, positions, device, purpose, draw))
 
 
+def augmentation_draws(seed: int, step: int, positions: range, count: int) -> Tensor:
+    """Return numbers in [0, 1) that decide augmentations, (B, count) on the CPU.
+
+    They do not depend on the number of processes or the accumulation, nor on the device.
+    """
+
+    def draw(**options: Any) -> tuple[Tensor, ...]:
+        return (torch.rand((BLOCK, count), **options),)
+
+    return _in_blocks(seed, step, positions, torch.device("cpu"), "augment", draw)[0]
+
+
 def _in_blocks(
     seed: int,
     step: int,

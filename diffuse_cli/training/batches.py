@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from diffuse_cli.core.augmentations import augment
 from diffuse_cli.core.kernels import arrange_memory
 from diffuse_cli.core.process import expand_batch
 from diffuse_cli.media import Indices
@@ -18,9 +19,30 @@ from diffuse_cli.training.feed import Feed, find_streams
 from diffuse_cli.training.plan import Plan
 
 
-def mirror(x: Tensor, flip: Tensor) -> Tensor:
-    """Mirror the samples of x (B, C, *size) where `flip` (B,) is true."""
-    return torch.where(expand_batch(flip, x), x.flip(-1), x)
+class Changes(NamedTuple):
+    """Random changes of samples by --flip and --augment.
+
+    Attributes:
+        flip: whether to mirror each sample, (B,), or None without --flip.
+        augmentations: names in `AUGMENTATIONS`.
+        u: the random numbers of the augmentations, as for `augment`. None without any.
+    """
+
+    flip: Tensor | None
+    augmentations: tuple[str, ...]
+    u: Tensor | None
+
+    def apply(self, x: Tensor, *, paired: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Return changed samples (B, C, *size), and the augmentations' parameters, if any.
+
+        Args:
+            paired: whether x are paired samples, which only move.
+        """
+        if self.flip is not None:
+            x = torch.where(expand_batch(self.flip, x), x.flip(-1), x)
+        if self.u is None:
+            return x, None
+        return augment(x, self.augmentations, self.u, paired=paired)
 
 
 class Batches:
@@ -69,22 +91,23 @@ class Batches:
         return arrange_memory(self.plan.blueprint.space.to_model(stored))
 
     def condition(
-        self, indices: Indices, x0: Tensor, flip: Tensor | None, step: int, positions: range
+        self, indices: Indices, x0: Tensor, changes: Changes, step: int, positions: range
     ) -> dict[str, Tensor]:
         """Return the conditions of these samples, by the network's keywords.
 
         Args:
-            x0: the samples, already mirror where `flip` (B,) is true.
+            x0: the changed samples.
+            changes: their changes, for the paired samples.
             step, positions: the keys of the random numbers that degrade the samples.
         """
         images = self.plan.data.images
         labels = self._to_device(images.labels[indices])
         row = None if images.rows is None else self._to_device(images.rows[indices])
-        given = self._conditioning_input(indices, x0, flip, step, positions)
+        given = self._conditioning_input(indices, x0, changes, step, positions)
         return self.plan.blueprint.conditions.make_keywords(labels, given, row)
 
     def _conditioning_input(
-        self, indices: Indices, x0: Tensor, flip: Tensor | None, step: int, positions: range
+        self, indices: Indices, x0: Tensor, changes: Changes, step: int, positions: range
     ) -> Tensor | None:
         encoder, pairs = self.plan.encoder, self.plan.data.pairs
         if encoder is None:
@@ -94,9 +117,8 @@ class Batches:
             conditioning = encoder.encode_samples(x0, draws)
         else:
             beside = encoder.input_space.to_model(self._to_device(pairs[indices]))
-            conditioning = encoder.encode_observations(
-                beside if flip is None else mirror(beside, flip)
-            )
+            beside, _ = changes.apply(beside, paired=True)
+            conditioning = encoder.encode_observations(beside)
         return arrange_memory(encoder.add_noise(conditioning, draws))
 
     def _to_device(self, values: npt.NDArray[Any]) -> Tensor:

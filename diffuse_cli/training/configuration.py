@@ -163,8 +163,8 @@ def _read_base(given: Layer) -> Layer:
     if given.get("init"):
         from diffuse_cli.models.model_file import read_training
 
-        # Whether to compile depends on the device and length of a run.
-        model = Layer(read_training(given["init"])).without("compile")
+        # Whether to compile depends on the device and length of a run, augmentation on the data.
+        model = Layer(read_training(given["init"])).without("compile", "augment")
         return _resize_network(model, given.get("size"))
     if name := given.get("preset") or presets.first_preset(given.get("network")):
         train = lookup(presets.PRESETS, name, "--preset").train
@@ -190,6 +190,8 @@ def _resume_config(given: Layer, run: RunDirectory) -> TrainConfig:
         stored = dataclasses.replace(stored, optimizer="adamw")
     if stored.wiener is None:  # of a version without
         stored = dataclasses.replace(stored, wiener=False)
+    if stored.augment is None:  # of a version without
+        stored = dataclasses.replace(stored, augment=())
     asked = merge_layers(given, Layer(to_dict(stored))).config()
     wanted: dict[str, Any] = {}
     for f, spec in option_fields(TrainConfig):
@@ -225,7 +227,7 @@ def _format_value(value: Any) -> str:
     if not isinstance(value, tuple):
         return str(value)
     if all(isinstance(each, str) for each in value):
-        return ",".join(value)
+        return ",".join(value) or "none"
     return "x".join(map(str, value)) if len(value) <= 3 else f"({len(value)} numbers)"
 
 

@@ -15,7 +15,7 @@ import copy
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,9 +102,10 @@ class PowerAverages:
         if updates == 0:
             return
         left = self.updates / (self.updates + updates)
+        now = select_parameters(net, self._names)
         with torch.no_grad():
             for gamma, average in zip(self.gammas, self._averages, strict=True):
-                torch._foreach_lerp_(average, list(net.parameters()), 1 - left ** (gamma + 1))
+                torch._foreach_lerp_(average, now, 1 - left ** (gamma + 1))
         self.updates += updates
 
     def tensors(self) -> dict[str, Tensor]:
@@ -272,6 +273,12 @@ class EarlyWeights:
         return cls(step, {name: tensor.detach().cpu().clone() for name, tensor in own.items()})
 
 
+def select_parameters(net: nn.Module, names: Iterable[str]) -> list[Tensor]:
+    """Return the parameters of `net` with these names, in their order."""
+    parameters = dict(net.named_parameters())
+    return [parameters[name] for name in names]
+
+
 class EmaAverage:
     """Exponential moving average of the weights of `net`. Buffers are not averaged.
 
@@ -297,5 +304,6 @@ class EmaAverage:
         decays = [decay_at(known + n, self.largest) for n in range(updates)]
         with torch.no_grad():
             weight = 1 - math.prod(decays)
-            torch._foreach_lerp_(list(self.net.parameters()), list(net.parameters()), weight)
+            own = dict(self.net.named_parameters())
+            torch._foreach_lerp_([*own.values()], select_parameters(net, own), weight)
         self.updates += updates

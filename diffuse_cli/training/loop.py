@@ -117,13 +117,14 @@ class TrainingRun:
             last = yield from self._steps(start)
         if self.main:
             monitor.write_best()
-            raw = trainer.net.state_dict() if config.keep_raw else None
             average = trainer.ema.net.state_dict()
             steps = trainer.course.steps
             errors, sampling = monitor.errors_at(last), monitor.recommendation_at(last)
             guided = sampling is not None and sampling.weak_guidance is not None
             weak = trainer.weak if config.keep_weak or guided else None
-            model = self.plan.model(last, steps, average, raw, weak, errors, sampling)
+            model = self.plan.model(
+                last, steps, average, trainer.raw_weights(), weak, errors, sampling
+            )
             run.write(run.model, model)
             if self.budget and last == steps:
                 checkpoints.write_config(run, config, steps)
@@ -159,7 +160,7 @@ class TrainingRun:
         parts = f" in {config.accumulation} parts" if config.accumulation > 1 else ""
         return (
             f"training {config.network}{preset}, "
-            f"{count_parameters(self.trainer.net):,} parameters; "
+            f"{count_parameters(self.trainer.ema.net):,} parameters; "
             f"{MEDIA[images.medium].many} at {dimensions(size)}{fitted}; "
             f"batch {config.batch_size}{parts}{shared}, learning rate {config.lr:.3g}, "
             f"{config.precision} on {self.accelerator.device.type}{compiled}; "
@@ -321,7 +322,7 @@ class TrainingRun:
             steps=self.trainer.course.steps,
             loss=self.loss,
             held_out_loss=self.monitor.held_out_loss,
-            parameters=count_parameters(self.trainer.net),
+            parameters=count_parameters(self.trainer.ema.net),
             images=len(images),
             processes=self.accelerator.num_processes,
             seconds=round(seconds, 3),

@@ -339,6 +339,6 @@ class Monitor:
 
     def _copy_weights(self) -> dict[str, Tensor]:
         """Copy the weights of this step's model file, without the early EMA weights."""
-        raw = self.trainer.net.state_dict() if self.config.keep_raw else None
-        tensors = model_file.merge_weights(self.trainer.ema.net.state_dict(), raw)
+        average, raw = self.trainer.ema.net.state_dict(), self.trainer.raw_weights()
+        tensors = model_file.merge_weights(average, raw)
         return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}

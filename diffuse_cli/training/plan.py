@@ -13,9 +13,11 @@ import numpy as np
 
 from diffuse_cli.config.sample_options import SamplerChoice
 from diffuse_cli.config.train_options import TrainConfig
+from diffuse_cli.core.augmentations import AUGMENTATIONS
 from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.data_gaussian import DataGaussian, measure
 from diffuse_cli.core.denoising_errors import DenoisingErrors
+from diffuse_cli.core.losses import TAUGHT
 from diffuse_cli.core.networks import NETWORKS
 from diffuse_cli.core.settings import to_dict
 from diffuse_cli.core.space import Space
@@ -50,6 +52,9 @@ if TYPE_CHECKING:
 
 FEW = 2
 """The fewest images from which a model can do more than memorize."""
+
+AUGMENTED = 2000
+"""The most images that are augmented by default."""
 
 HANDFUL = 100
 """The number of images that a person can look through."""
@@ -174,6 +179,7 @@ def prepare_plan(
             warning=True,
         )
     done = replace(done, precision=apply_precision(accelerator, done.precision))
+    done = replace(done, augment=(yield from choose_augmentations(done, blueprint, data)))
     done, room = yield from find_room(done, blueprint, accelerator)
     teacher = yield from load_teacher(done)
     gaussian = teacher.wiener if teacher else measure_gaussian(done, blueprint, data)
@@ -184,6 +190,36 @@ def prepare_plan(
         room=room,
         teacher=teacher,
     )
+
+
+def choose_augmentations(
+    config: TrainConfig, blueprint: Blueprint, data: TrainingData
+) -> Work[tuple[str, ...]]:
+    """Return the names of the augmentations of a run.
+
+    Raises:
+        UsageError: one that was asked for does not suit the samples, the network or the loss.
+    """
+    name, names = data.images.medium, config.augment
+    medium, count = MEDIA[name], len(data.train)
+    able = hasattr(blueprint.build_on_meta(), "add_augmentation") and config.loss not in TAUGHT
+    if names is None:
+        names = tuple(medium.augmentations) if able and count <= AUGMENTED else ()
+        if names:
+            yield Notice(
+                f"{data.images.summary.format_samples(count)} to train on are few, so they are "
+                f"augmented by {', '.join(names)} (not with --augment none)"
+            )
+    for own in names:
+        if own in AUGMENTATIONS.own and own not in medium.augmentations:
+            suited = ", ".join(medium.augmentations)
+            text = f"--augment {own} is not for {medium.many}"
+            raise UsageError(text, f"Use {suited}" if suited else "Remove it")
+    if names and not able:
+        taught = config.loss in TAUGHT
+        of = f"--loss {config.loss}" if taught else f"network '{blueprint.network}'"
+        raise UsageError(f"--augment does not work with {of}", "Remove it")
+    return names
 
 
 def warn_of_narrow_network(config: TrainConfig, blueprint: Blueprint) -> Iterator[Notice]:

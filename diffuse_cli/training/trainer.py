@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core import denoising_errors
+from diffuse_cli.core.augmentations import count_draws, count_parameters
 from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.core.denoising_errors import DenoisingErrors
 from diffuse_cli.core.distillation import EVALUATIONS
@@ -29,8 +30,15 @@ from diffuse_cli.models.blueprint import clamp_denoised
 from diffuse_cli.system.errors import DivergedError, UsageError, lookup
 from diffuse_cli.system.events import Progress, Work
 from diffuse_cli.system.memory import is_out_of_memory
-from diffuse_cli.system.rng import key, seed_modules, split_range, training_draws
-from diffuse_cli.training.batches import Batches, mirror
+from diffuse_cli.system.rng import (
+    Draws,
+    augmentation_draws,
+    key,
+    seed_modules,
+    split_range,
+    training_draws,
+)
+from diffuse_cli.training.batches import Batches, Changes
 from diffuse_cli.training.ema_weights import EarlyWeights, EmaAverage, PowerAverages, is_update_due
 from diffuse_cli.training.feed import find_readable
 from diffuse_cli.training.optimization import (
@@ -111,6 +119,9 @@ class Trainer:
         self.net = self._build_network(init)
         self.ema = EmaAverage(self.net, self.config.ema_decay)
         self.powers = PowerAverages(self.net) if self.config.ema_lengths else None
+        self.augmentations = self.config.augment or ()
+        if self.augmentations:  # not in the averages, which never see changed samples
+            cast("Any", self.net).add_augmentation(count_parameters(self.augmentations))
         self.weak: EarlyWeights | None = None
         self.unread: list[Tensor] = []
         self.bad = 0
@@ -311,23 +322,37 @@ class Trainer:
         shape = self.plan.blueprint.space.shape
         draws = training_draws(self.config.seed, step, positions, shape=shape, device=self.device)
         indices = self.batches.find_indices(step, positions)
-        x0 = self.batches.samples(indices)
-        flip = draws.flip if self.config.flip else None
-        if flip is not None:
-            x0 = mirror(x0, flip)
-        cond = self.batches.condition(indices, x0, flip, step, positions)
+        changes = self._draw_changes(draws, step, positions)
+        x0, told = changes.apply(self.batches.samples(indices))
+        cond = self.batches.condition(indices, x0, changes, step, positions)
         conditions = self.plan.blueprint.conditions
         cond = conditions.drop_conditions(cond, draws.drop, self.config.label_dropout)
+        if told is not None:
+            cond["augment"] = told
         t = choose(chances.edges, draws.u)
         if self.matching and self.is_matching_phase(step):
             return t, self.matching.losses(denoiser, step, positions, cond)
         return t, self._objective(denoiser, x0, t, draws.noise, cond)
+
+    def _draw_changes(self, draws: Draws, step: int, positions: range) -> Changes:
+        """Draw the changes of the samples at positions of the global batch."""
+        names, seed, u = self.augmentations, self.config.seed, None
+        if names:
+            u = augmentation_draws(seed, step, positions, count_draws(names))
+        return Changes(draws.flip if self.config.flip else None, names, u)
 
     # -- the average -------------------------------------------------------------------------------
 
     def ema_net(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
         """Evaluate the averaged network in the precision of the run, without gradients."""
         return self._infer(self.ema.net, x, t, **cond)
+
+    def raw_weights(self) -> dict[str, Tensor] | None:
+        """Return the weights that a model file with --keep-raw has, or None without it."""
+        if not self.config.keep_raw:
+            return None
+        own = self.net.state_dict()
+        return {name: own[name] for name in self.ema.net.state_dict()}
 
     def weak_net(self) -> Callable[..., Tensor]:
         """Return the network with the early EMA weights, to call as `ema_net`."""

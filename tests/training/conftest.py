@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image, ImageOps
 
 from diffuse_cli.training import monitor, previews
 
@@ -42,3 +43,14 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
         yield from ()
 
     monkeypatch.setattr(previews, "draw_preview", draw)
+
+
+@pytest.fixture(scope="session")
+def negatives(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The negative of each image, under its name."""
+    folder = tmp_path_factory.mktemp("negatives") / "negatives"
+    for path in images.rglob("*.png"):
+        there = folder / path.relative_to(images)
+        there.parent.mkdir(parents=True, exist_ok=True)
+        ImageOps.invert(Image.open(path)).save(there)
+    return folder

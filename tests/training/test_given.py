@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import in_process, logged
-from PIL import Image, ImageOps
+from PIL import Image
 
 from diffuse_cli.core.conditions import ConditioningArray
 from diffuse_cli.core.networks.unet import ENDS
@@ -18,17 +18,6 @@ from training.conftest import QUICK
 
 MODEL, RUN = Path("model.safetensors"), Path("model.run")
 WHOLE = Path("whole.safetensors")
-
-
-@pytest.fixture(scope="session")
-def negatives(images, tmp_path_factory):
-    """The negative of each image, under its name."""
-    folder = tmp_path_factory.mktemp("negatives") / "negatives"
-    for path in images.rglob("*.png"):
-        there = folder / path.relative_to(images)
-        there.parent.mkdir(parents=True, exist_ok=True)
-        ImageOps.invert(Image.open(path)).save(there)
-    return folder
 
 
 # -- what is told ---------------------------------------------------------------------------------

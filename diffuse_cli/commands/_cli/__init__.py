@@ -82,6 +82,8 @@ def check_names(kind: type[Any], given: Mapping[str, Any]) -> None:
         value = given.get(f.name)
         if spec.table and value is not None:
             value = parse_options(kind, {f.name: value})[f.name]
+            if value is None:  # as a word
+                continue
             table, flag = _table(spec.table), field_flag(f)
             for name in map(str, value if isinstance(value, (list, tuple)) else [value]):
                 if name not in table and (hint := suggest_value(flag, name)):

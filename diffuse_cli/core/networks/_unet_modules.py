@@ -33,7 +33,7 @@ class UNet(ConditionedNetwork):
 
     ends = (
         "conv_in", "conv_out", "time_embedding", "time_emb_proj", "class_embedding",
-        "row_embedding",
+        "row_embedding", "augment_embedding",
     )  # fmt: skip
 
     def __init__(
@@ -76,6 +76,7 @@ class UNet(ConditionedNetwork):
         label: Tensor | None = None,
         given: Tensor | None = None,
         row: Tensor | None = None,
+        augment: Tensor | None = None,
     ) -> Tensor:
         """Map x (B, C, *size) at times t (B,) in 0 ... 1000 to (B, out_channels, *size).
 
@@ -83,8 +84,9 @@ class UNet(ConditionedNetwork):
             label: the class (B,), int64, for a network with classes. K or None means "no class".
             given: the conditioning array (B, C', *size). None means zeros.
             row: the codes of the metadata (B, columns). NaN or None means a missing value.
+            augment: the parameters of `core.augmentations`. None means no change.
         """
-        emb = F.silu(self.embed_conditions(self.time_proj(t), label, row))
+        emb = F.silu(self.embed_conditions(self.time_proj(t), label, row, augment))
         h = self.conv_in(fold_patches(self.concat_given(x, given), self.patch))
         skips = [h]
         for level in self.down_blocks:

@@ -44,7 +44,7 @@ class Transformer(ConditionedNetwork):
 
     ends = (
         "patch_in", "widen", "patch_out", "time_embedding", "class_embedding", "row_embedding",
-        "modulation", "context",
+        "modulation", "context", "augment_embedding",
     )  # fmt: skip
 
     def __init__(
@@ -75,9 +75,10 @@ class Transformer(ConditionedNetwork):
         label: Tensor | None = None,
         given: Tensor | None = None,
         row: Tensor | None = None,
+        augment: Tensor | None = None,
     ) -> Tensor:
         """Map inputs as `UNet` does, at every size that the patches divide."""
-        condition = self.embed_conditions(sinusoids(t, TIME_FEATURES), label, row)
+        condition = self.embed_conditions(sinusoids(t, TIME_FEATURES), label, row, augment)
         emb = F.silu(condition)
         cut = fold_patches(self.concat_given(x, given), self.patch)
         grid = cut.shape[2:]

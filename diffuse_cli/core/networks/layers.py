@@ -45,10 +45,23 @@ class ConditionedNetwork(nn.Module):
         if conditions.table:
             self.row_embedding = RowEmbedding(conditions.table, width)
 
-    def embed_conditions(self, time: Tensor, label: Tensor | None, row: Tensor | None) -> Tensor:
-        """Embed features of the time (B, features), label (B,) and row (B, columns) in (B, width).
+    def add_augmentation(self, parameters: int) -> None:
+        """Add an embedding of augmentation parameters, which has no effect before training."""
+        width = self.time_embedding.linear_2.out_features
+        embedding = init_zeros(nn.Linear(parameters, width, bias=False))
+        self.augment_embedding = embedding.to(self.time_embedding.linear_2.weight)
 
-        A label of None means "no class", and a row of None has no known values.
+    def embed_conditions(
+        self,
+        time: Tensor,
+        label: Tensor | None,
+        row: Tensor | None,
+        augment: Tensor | None = None,
+    ) -> Tensor:
+        """Embed features of the time (B, features) and the conditions in (B, width).
+
+        A label of None means "no class", a row of None has no known values, and without `augment`
+        the samples are not augmented.
         """
         emb: Tensor = self.time_embedding(time)
         if self.num_classes:
@@ -59,6 +72,8 @@ class ConditionedNetwork(nn.Module):
             if row is None:
                 row = torch.full((time.shape[0], self.columns), UNTOLD, device=time.device)
             emb = emb + self.row_embedding(row)
+        if augment is not None:
+            emb = emb + self.augment_embedding(augment)
         return emb
 
     def concat_given(self, x: Tensor, given: Tensor | None) -> Tensor:

@@ -180,4 +180,5 @@ MEDIUM = Medium(
     fitted="cut",
     judged=False,
     flipped="along their last axis",
+    augmentations=("flip", "shift"),
 )

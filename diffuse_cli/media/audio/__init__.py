@@ -281,4 +281,5 @@ MEDIUM = Medium(
     judged=False,
     played="audio/wav",
     flipped="in time",
+    augmentations=("shift", "gain"),
 )

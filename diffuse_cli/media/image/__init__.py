@@ -212,6 +212,7 @@ MEDIUM = Medium(
     bits=(8, 16),
     unjudged=(PAGES,),
     suffixes={PAGES: ".tif"},
+    augmentations=("flip", "zoom", "rotate", "shift", "color"),
     channel_names={
         1: ("grey",),
         2: ("grey", "transparency"),

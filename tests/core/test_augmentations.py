@@ -1,0 +1,172 @@
+"""Augmentations: exact changes, the parameters that the network receives, and unchanged samples."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from oracles import generator
+from torch import Tensor
+
+from diffuse_cli.core.augmentations import (
+    AUGMENTATIONS,
+    CONTRAST,
+    FARTHEST,
+    GAIN,
+    SATURATION,
+    augment,
+    count_draws,
+    count_parameters,
+)
+from diffuse_cli.media import MEDIA
+
+SIZES = {"image": (16, 24), "array": (8, 8, 16), "audio": (64,)}
+
+
+def images(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=generator(1))
+
+
+def change(name: str, x: Tensor, *u: float) -> tuple[Tensor, list[float]]:
+    """Change one sample (C, *size) by these uniform numbers."""
+    changed, told = AUGMENTATIONS[name].change(x[None], torch.tensor([u]))
+    return changed[0], told[0].tolist()
+
+
+@pytest.mark.parametrize("medium", SIZES)
+def test_entries_of_a_medium_keep_the_shape_and_return_their_parameters(medium: str):
+    x = images(5, 2, *SIZES[medium])
+    assert MEDIA[medium].augmentations
+    for name in MEDIA[medium].augmentations:
+        entry = AUGMENTATIONS[name]
+        u = torch.rand(5, entry.draws, generator=generator(2))
+        changed, told = entry.change(x, u)
+        assert changed.shape == x.shape
+        assert told.shape == (5, entry.parameters)
+        assert told.abs().max() <= 2
+        assert not torch.equal(changed, x)
+        empty, zeros = (t.to("meta") for t in (x, u))
+        found, parameters = entry.change(empty, zeros)
+        assert (found.shape, parameters.shape) == (x.shape, told.shape)
+
+
+def test_every_augmentation_suits_a_medium():
+    assert {name for own in MEDIA.values() for name in own.augmentations} >= {*AUGMENTATIONS.own}
+
+
+@pytest.mark.parametrize("medium", SIZES)
+def test_samples_that_are_not_chosen_stay_and_have_zeros(medium: str):
+    names, x = MEDIA[medium].augmentations, images(64, 1, *SIZES[medium])
+    u = torch.rand(64, count_draws(names), generator=generator(3))
+    changed, told = augment(x, names, u)
+    assert told.shape == (64, count_parameters(names))
+    same = (changed == x).flatten(1).all(1)
+    assert torch.equal(same, (told == 0).all(1))
+    assert 0 < int(same.sum()) < 64
+    assert torch.equal(augment(x, names, torch.ones_like(u))[0], x)
+    assert torch.equal(augment(x, names, torch.ones_like(u))[1], torch.zeros_like(told))
+
+
+def test_each_sample_has_its_own_draws():
+    names, x = MEDIA["image"].augmentations, images(8, 3, 16, 16)
+    u = torch.rand(8, count_draws(names), generator=generator(4))
+    whole, told = augment(x, names, u)
+    for k in range(8):
+        alone, own = augment(x[k : k + 1], names, u[k : k + 1])
+        assert torch.allclose(alone[0], whole[k], atol=1e-5)
+        assert torch.equal(own[0], told[k])
+
+
+def test_paired_samples_move_and_keep_their_values():
+    names, x = MEDIA["image"].augmentations, images(32, 3, 16, 16)
+    u = torch.rand(32, count_draws(names), generator=generator(5))
+    moving = [name for name in names if AUGMENTATIONS[name].moves]
+    both, told = augment(x, names, u, paired=True)
+    alone = augment(x, moving, u[:, : count_draws(moving)])  # color comes last
+    assert torch.equal(both, alone[0])
+    assert torch.equal(told[:, : count_parameters(moving)], alone[1])
+    assert not told[:, count_parameters(moving) :].any()
+
+
+@pytest.mark.parametrize("size", [(9,), (16, 8), (8, 9, 10)])
+@pytest.mark.parametrize("u", [0.0, 0.2, 0.5, 0.999])
+def test_a_shift_reflects_at_the_border(size: tuple[int, ...], u: float):
+    x = images(2, *size)
+    moved, told = change("shift", x, *[u] * 3)
+    wanted = x.numpy()
+    for axis, side in enumerate(size):
+        steps = round((2 * u - 1) * FARTHEST * side)
+        assert told[axis] == pytest.approx(steps / (FARTHEST * side))
+        before, after = (max(steps, 0), max(-steps, 0))
+        pad = [(0, 0)] * wanted.ndim
+        pad[1 + axis] = before, after
+        wanted = np.pad(wanted, pad, "reflect")
+        wanted = wanted.take(range(after, after + side), 1 + axis)
+    assert np.array_equal(moved.numpy(), wanted)
+    assert told[len(size) :] == [0.0] * (3 - len(size))
+
+
+def test_a_flip_mirrors_the_last_axis():
+    x = images(3, 4, 6)
+    moved, told = change("flip", x)
+    assert torch.equal(moved, x.flip(-1))
+    assert told == [1.0]
+
+
+@pytest.mark.parametrize(("u", "turns"), [(0.5, 0), (0.75, 1), (0.0, 2), (0.25, 3)])
+def test_a_rotation_by_quarter_turns_is_exact(u: float, turns: int):
+    x = images(2, 8, 8)
+    moved, told = change("rotate", x, u)
+    assert torch.allclose(moved, x.rot90(turns, (1, 2)), atol=1e-4)
+    cos, sin = told
+    assert (cos + 1) ** 2 + sin**2 == pytest.approx(1, abs=1e-5)
+
+
+def test_a_rotation_of_a_wide_image_keeps_its_proportions():
+    """A round blob stays round, and one beside the center moves by as many positions."""
+    y, x = torch.meshgrid(torch.arange(16) - 7.5, torch.arange(32) - 15.5, indexing="ij")
+    near, blob = (x**2 + y**2 < 49)[None], torch.exp(-(x**2 + y**2) / 8)[None]
+    for u in (0.6, 0.75, 0.9):  # far from the center, the border's reflection shows
+        assert torch.allclose(change("rotate", blob, u)[0][near], blob[near], atol=0.02)
+    beside, below = (torch.exp(-(a**2 + (b - 2) ** 2) / 6)[None] for a, b in ((y, x), (x, y)))
+    assert torch.allclose(change("rotate", beside, 0.25)[0][near], below[near], atol=0.02)
+
+
+def test_a_zoom_keeps_the_center_and_changes_sizes_by_its_factor():
+    y, x = torch.meshgrid(torch.arange(32) - 15.5, torch.arange(32) - 15.5, indexing="ij")
+    disc = (x**2 + y**2 < 49).float()[None]
+    for u in (0.0, 0.5, 1.0):
+        moved, [told] = change("zoom", disc, u)
+        assert told == pytest.approx(2 * u - 1)
+        ratio = float(moved.sum() / disc.sum())
+        assert ratio == pytest.approx(2 ** (2 * 0.4 * told), rel=0.04)
+        assert float((moved * x).sum()) == pytest.approx(0, abs=0.1)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_color_changes_contrast_saturation_and_brightness(channels: int):
+    x = images(channels, 4, 4)
+    changed, told = change("color", x, 0.9, 0.1, 0.7)
+    assert told == pytest.approx([0.8, -0.8, 0.4])
+    colors = 3 if channels > 2 else 1
+    grey = x[:colors].mean(0, keepdim=True)
+    wanted = grey + 2 ** (SATURATION * 0.8) * (x[:colors] - grey)
+    wanted = 2 ** (CONTRAST * -0.8) * wanted + 0.2 * 0.4
+    assert torch.allclose(changed[:colors], wanted, atol=1e-6)
+    assert torch.equal(changed[colors:], x[colors:])
+
+
+def test_gain_scales_a_sound():
+    x = images(1, 32)
+    changed, told = change("gain", x, 0.75)
+    assert told == [0.5]
+    assert torch.allclose(changed, 2 ** (GAIN * 0.5) * x)
+
+
+def test_the_middle_of_every_range_changes_nothing():
+    """Zeros mean no change, so the parameters of a sample that a change leaves alone are zeros."""
+    x = images(3, 16, 16)
+    for name in set(MEDIA["image"].augmentations) - {"flip"}:
+        changed, told = change(name, x, *[0.5] * AUGMENTATIONS[name].draws)
+        assert torch.allclose(changed, x, atol=1e-4)
+        assert told == pytest.approx([0.0] * len(told), abs=1e-6)
