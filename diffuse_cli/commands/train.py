@@ -18,7 +18,7 @@ from diffuse_cli.system.processes import defer_signals, rank
 from diffuse_cli.training.configuration import configure as configure
 
 if TYPE_CHECKING:
-    from diffuse_cli.training.run_events import Trained
+    from diffuse_cli.training.run_events import Compared, Trained
 
 CONFIG = TrainConfig
 EXAMPLES = (
@@ -47,6 +47,8 @@ def run(config: TrainConfig, console: Console) -> None:
         from diffuse_cli.media import MEDIA
 
         console.say(_summary(trained))
+        if trained.copies_from is not None:
+            console.say(_describe_copies(trained, MEDIA[trained.medium].many))
         if trained.sample_line:
             console.say(f"Generate {MEDIA[trained.medium].many} with: {trained.sample_line}")
         values = {**vars(trained), "model": str(trained.model), "run": str(trained.run)}
@@ -62,8 +64,10 @@ class _EventDescriber:
         self.text = ""
 
     def __call__(self, event: Any) -> Progress | Notice | None:
-        from diffuse_cli.training.run_events import Previewed, Step, Validated
+        from diffuse_cli.training.run_events import Compared, Previewed, Step, Validated
 
+        if isinstance(event, Compared):
+            return Notice(f"step {event.step:,}  {_describe_signs(event)}")
         if isinstance(event, Validated):
             best = f"  best so far: {files.show(event.best)}" if event.best else ""
             return Notice(f"step {event.step:,}  {_kid(event.key, event.kid, event.error)}{best}")
@@ -80,6 +84,21 @@ class _EventDescriber:
                 left = f"  {format_seconds(event.seconds_left)} left" if event.seconds_left else ""
                 return Notice(f"step {event.step:,}/{event.steps:,}  {self.text}{left}")
         return Progress("training", event.step, event.steps, self.text) if self.live else None
+
+
+def _describe_signs(event: Compared) -> str:
+    if event.signs.level:
+        return "samples are copies" if event.signs.level == "serious" else "samples may be copies"
+    if event.noticed is None:
+        return "no signs of copies, of which there are too few images to be sure"
+    return f"no signs of copies ({100 * event.noticed:g}% would be noticed)"
+
+
+def _describe_copies(trained: Trained, many: str) -> str:
+    since = f"from step {trained.copies_from:,} on, samples were copies of training {many}"
+    if trained.kept is not None:
+        return f"The model is that of step {trained.kept:,}: {since}"
+    return f"Samples of this model are copies: {since}. Add {many}, or train for fewer steps"
 
 
 def _kid(key: str, kid: float, error: float | None, between: str = "") -> str:

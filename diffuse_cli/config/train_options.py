@@ -264,6 +264,13 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
         "Images generated for each KID measurement.", low=4, high=100_000, place=True, shown="256"
     )
 
+    keep: str | None = option.output.optional(
+        "Weights of the model file, if samples of the last ones are copies: the last ones, or the "
+        "best, which with --eval-every are those of the lowest KID, copies or not.",
+        table=("best", "last"),
+        control=True,
+        shown="the last ones without copies",
+    )
     keep_raw: bool = option.output(
         False, "Also save the raw weights, before averaging, in the model file."
     )

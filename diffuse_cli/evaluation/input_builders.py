@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffuse_cli.evaluation.examples import find_nearest, to_comparable
 from diffuse_cli.evaluation.feature_cache import cache_features, compute_features, generate_all
 from diffuse_cli.evaluation.image_sets import LabeledSamples, TrainingSamples
 from diffuse_cli.evaluation.metric_inputs import EvaluationRun
@@ -21,7 +20,7 @@ from diffuse_cli.media import Array
 from diffuse_cli.metrics.baselines import make_baseline_images
 from diffuse_cli.metrics.channel_distributions import measure_marginals as measure_marginals
 from diffuse_cli.metrics.inputs import PairedValues
-from diffuse_cli.metrics.nearest_neighbors import blocks, merge
+from diffuse_cli.metrics.nearest_neighbors import blocks, find_nearest, merge, to_comparable
 from diffuse_cli.metrics.paired import compute_pixel_metrics, feature_distances
 from diffuse_cli.metrics.spectrum import measure_spectra as measure_spectra
 from diffuse_cli.models import image_conditioning

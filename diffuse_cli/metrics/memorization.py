@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from diffuse_cli.media import Array
-from diffuse_cli.metrics.inputs import MetricInputs
+from diffuse_cli.metrics.inputs import MetricInputs, NearestDistances
 from diffuse_cli.metrics.presentation import (
     SIGNIFICANT,
     Facts,
@@ -29,6 +29,7 @@ from diffuse_cli.metrics.presentation import (
     Values,
     fails_baselines,
     make_entries,
+    read_measurement,
 )
 from diffuse_cli.metrics.sample_statistics import fraction_difference_error
 from diffuse_cli.system.rng import philox
@@ -92,7 +93,7 @@ def remarks(facts: Facts) -> Iterator[Remark]:
         yield Remark("memorization", "fine", words)
         return
     values = facts.values
-    expected = values["memorized_expected"]
+    expected, signs = values["memorized_expected"], find_signs(values, facts.generated)
     yield Remark(
         "reference",
         "note",
@@ -100,33 +101,63 @@ def remarks(facts: Facts) -> Iterator[Remark]:
         "not copies",
     )
     rates = {space: facts[f"memorized_{space}"] for space in spaces}
-    ranked = [s for s in spaces if values[f"memorized_z_{s}"] > SIGNIFICANT]
-    copied = [s for s in ranked if is_high(rates[s].value, rates[s].error, expected)]
     words = (
         f"{_percentages(rates, many)} as close to a training {one} as the closest {expected:.0%} "
         f"of real {many} that are not copies"
     )
-    count = round(values.get("memorized_copies", 0.0) * facts.generated)
-    copies_found = count >= fewest_copies(facts.generated, int(values["memorized_references"]))
-    if copies_found:
+    if signs.nearest:
         words = (
-            f"{words}. {count:,} of the generated {many} are closer to training {many} than all "
-            f"real {many} that are not copies"
+            f"{words}. {signs.nearest:,} of the generated {many} are closer to training {many} "
+            f"than all real {many} that are not copies"
         )
-    if copies_found or len(copied) == len(SPACES):
-        level = "serious" if len(spaces) == len(SPACES) else "possible"
-        yield Remark("memorization", level, f"{words}. To see them, add --pairs FILE.png")
-    elif copied:
+    if signs.level == "serious":
+        yield Remark("memorization", "serious", f"{words}. To see them, add --pairs FILE.png")
+    elif signs.level:
         look = f"{many.capitalize()} with little detail can be so too. To see them, add"
         yield Remark("memorization", "possible", f"{words}. {look} --pairs FILE.png")
     elif fails_baselines(values):
         words = f"not judged, because the generated {many} are too different from real {many}"
         yield Remark("memorization", "fine", words)
     else:
+        ranked = [s for s in spaces if values[f"memorized_z_{s}"] > SIGNIFICANT]
         more = any(rate.value > 2 * expected for rate in rates.values())
         sign = "no clear sign" if ranked or more else "no sign"
         doubts = "".join(_caveats(values, ranked, more, many))
         yield Remark("memorization", "fine", f"{sign}: {words}{doubts}")
+
+
+@dataclass(frozen=True)
+class Signs:
+    """Signs of copies among generated samples.
+
+    Attributes:
+        level: `serious`, `possible`, or empty without signs.
+        nearest: the number of samples that are nearer than all references, 0 if it can be chance.
+    """
+
+    level: str
+    nearest: int
+
+
+def find_signs(values: Values, generated: int) -> Signs:
+    """Find signs of copies among a number of generated samples.
+
+    With one space only, or if only one of two shows copies, they are possible.
+    """
+    spaces = [space for space in SPACES if f"memorized_{space}" in values]
+    rates = {space: read_measurement(values, f"memorized_{space}") for space in spaces}
+    copied = [
+        space
+        for space in spaces
+        if values[f"memorized_z_{space}"] > SIGNIFICANT
+        and is_high(*rates[space], values["memorized_expected"])
+    ]
+    count = round(values.get("memorized_copies", 0.0) * generated)
+    if count < fewest_copies(generated, int(values["memorized_references"])):
+        count = 0
+    if (count and len(spaces) == len(SPACES)) or len(copied) == len(SPACES):
+        return Signs("serious", count)
+    return Signs("possible" if count or copied else "", count)
 
 
 def _percentages(rates: Mapping[str, Measurement], many: str) -> str:
@@ -174,6 +205,11 @@ def fewest_copies(n: int, m: int) -> int:
 
 
 def compute(evaluation: MetricInputs) -> dict[str, float]:
+    """Return the numbers of `compare_distances`."""
+    return compare_distances(evaluation.nearest)
+
+
+def compare_distances(nearest_by_space: Mapping[str, NearestDistances]) -> dict[str, float]:
     """Return `memorized_SPACE` and `memorized_rank_SPACE` for each space, with standard errors.
 
     The first is the fraction of samples that are closer to a training image than 95 % of the
@@ -184,7 +220,7 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
     """
     result: dict[str, float] = {}
     tests: list[CopyTest] = []
-    for space, nearest in evaluation.nearest.items():
+    for space, nearest in nearest_by_space.items():
         samples, references = nearest.samples, select_finite(nearest.references)
         n, m = len(samples), len(references)
         if min(n, m) < 2:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 
+from diffuse_cli.core.space import Space
 from diffuse_cli.media import Array
+from diffuse_cli.metrics.inputs import NearestDistances
+from diffuse_cli.system.events import Progress, Work
 
 BLOCK = 1000
 """Most rows and columns of distances in memory at a time."""
@@ -15,6 +18,9 @@ BLOCK = 1000
 
 NUMBERS = 2**26
 """Most elements of the rows to compare at a time."""
+
+SAME = 1e-10
+"""Images with a mean squared difference up to this are the same, as features differ by rounding."""
 
 
 def blocks(n: int, width: int = 1) -> Iterator[slice]:
@@ -76,3 +82,56 @@ def neighbors(x: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         assert kept is not None
         distances[i], places[i] = kept
     return distances, places
+
+
+def to_comparable(space: Space, stored: Array) -> Array:
+    """Return stored samples as values to compare: floats in the model's space."""
+    if space.levels is not None:
+        return stored
+    seen: Array = space.to_model(torch.from_numpy(np.ascontiguousarray(stored))).numpy()
+    return seen
+
+
+def find_nearest(
+    samples: Array,
+    held_out: Array,
+    training: Array,
+    order: Array,
+    alone: int = 0,
+    see: Callable[[Array], Array] = lambda rows: rows,
+) -> Work[NearestDistances]:
+    """Find the nearest of the training rows in `order` to each sample and each reference.
+
+    References are the held-out rows and the first `alone` rows of `order`. For a reference from
+    `order`, identical rows do not count, and its distance is infinite if all rows are identical.
+
+    Distances are root mean squared differences, and places are row indices of `training`. Rows of
+    any shape and type are compared block by block in float64, which represents 8-bit pixels
+    exactly. Grey images are repeated to three channels if the others are in color.
+
+    Args:
+        see: a function from rows to the values to compare.
+    """
+    channels = max(x.shape[1] for x in (samples, training)) if training.ndim > 2 else None
+    width = _flatten_rows(see(training[order[:1]]), channels).shape[1]
+    queries = [(side[i], -1.0) for side in (samples, held_out) for i in blocks(len(side), width)]
+    queries += [(training[order[i]], SAME) for i in blocks(alone, width)]
+    kept: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * len(queries)
+    for j in blocks(len(order), width):
+        rows = _flatten_rows(see(training[order[j]]), channels)
+        for q, (side, least) in enumerate(queries):
+            found = squared_distances(_flatten_rows(see(side), channels), rows)
+            found[found <= least * rows.shape[1]] = torch.inf
+            kept[q] = merge(kept[q], found, j.start, 1)
+        yield Progress("finding the nearest training samples", j.stop, len(order))
+    nearest = torch.cat([k[0][:, 0] for k in kept if k is not None]).numpy()
+    places = torch.cat([k[1][:, 0] for k in kept if k is not None]).numpy()
+    n, distances = len(samples), np.sqrt(nearest / width)
+    return NearestDistances(distances[:n], distances[n:], order[places[:n]])
+
+
+def _flatten_rows(rows: Array, channels: int | None) -> torch.Tensor:
+    """Return float64 rows (N, d)."""
+    if channels is not None:
+        rows = np.broadcast_to(rows, (len(rows), channels, *rows.shape[2:]))
+    return torch.from_numpy(rows.reshape(len(rows), -1).astype(np.float64))

@@ -17,6 +17,7 @@ from diffuse_cli.core.networks import count_parameters
 from diffuse_cli.core.settings import dimensions
 from diffuse_cli.data.summary import describe_fit, plural
 from diffuse_cli.media import MEDIA
+from diffuse_cli.models import model_file
 from diffuse_cli.system import run_reader
 from diffuse_cli.system.devices import open_accelerator
 from diffuse_cli.system.errors import DataError, DiffuseError, Interrupted, Terminated
@@ -55,6 +56,7 @@ class TrainingRun:
         monitor: the measurements of the trainer.
         budget: the time budget of --minutes, or None.
         loss: the mean training loss in the last line of the log.
+        kept: the model that was written instead of that of the last step.
     """
 
     plan: Plan
@@ -73,6 +75,7 @@ class TrainingRun:
         self.laps, self.main = laps, accelerator.is_main_process
         self.budget: Budget | None = None
         self.loss: float | None = None
+        self.kept: model_file.StoredModel | None = None
 
     def execute(self, plan: Plan, spent: float) -> Work[Trained | None]:
         """Start or resume, step to the end, and write the model file.
@@ -106,7 +109,7 @@ class TrainingRun:
             checkpoints.restore_trainer(trainer, checkpoint)
             yield from monitor.restore(checkpoint)
         if self.main:
-            yield from monitor.load_kid()
+            yield from monitor.load_judges()
         start = last = checkpoint.step if checkpoint else 0
         self._prepare_directory(start)
         if self.main:
@@ -117,15 +120,9 @@ class TrainingRun:
             last = yield from self._steps(start)
         if self.main:
             monitor.write_best()
-            average = trainer.ema.net.state_dict()
             steps = trainer.course.steps
-            errors, sampling = monitor.errors_at(last), monitor.recommendation_at(last)
-            guided = sampling is not None and sampling.weak_guidance is not None
-            weak = trainer.weak if config.keep_weak or guided else None
-            model = self.plan.model(
-                last, steps, average, trainer.raw_weights(), weak, errors, sampling
-            )
-            run.write(run.model, model)
+            self.kept = monitor.choose_earlier(last)
+            run.write(run.model, self.kept or self._make_model(last))
             if self.budget and last == steps:
                 checkpoints.write_config(run, config, steps)
             if steps != course.steps:
@@ -134,6 +131,15 @@ class TrainingRun:
                 yield Notice(explain_no_weak(steps, last, config.weak_after))
         accelerator.wait_for_everyone()
         return self._result(last, self.laps.clock() - began) if self.main else None
+
+    def _make_model(self, last: int) -> model_file.StoredModel:
+        """Make the model file of the weights after the last step."""
+        trainer, monitor = self.trainer, self.monitor
+        errors, sampling = monitor.errors_at(last), monitor.recommendation_at(last)
+        guided = sampling is not None and sampling.weak_guidance is not None
+        weak = trainer.weak if self.plan.config.keep_weak or guided else None
+        average, raw = trainer.ema.net.state_dict(), trainer.raw_weights()
+        return self.plan.model(last, trainer.course.steps, average, raw, weak, errors, sampling)
 
     # -- before ------------------------------------------------------------------------------------
 
@@ -329,6 +335,8 @@ class TrainingRun:
             best=self.monitor.describe_best(),
             medium=images.medium,
             sample_line=sample_line(self.plan, self.run.model),
+            kept=self.kept.step if self.kept else None,
+            copies_from=self.monitor.first_copies(),
         )
 
 

@@ -16,17 +16,20 @@ from diffuse_cli.config.sample_options import SamplerChoice
 from diffuse_cli.core import denoising_errors
 from diffuse_cli.core.denoising_errors import DenoisingErrors
 from diffuse_cli.media import MEDIA, figures
-from diffuse_cli.metrics import label
+from diffuse_cli.metrics import label, memorization
 from diffuse_cli.metrics.features import KIDS
 from diffuse_cli.models import model_file
 from diffuse_cli.system import files
 from diffuse_cli.system.devices import log_image
+from diffuse_cli.system.errors import ModelFileError
 from diffuse_cli.system.events import Notice, StopRequest, Work, run_until
 from diffuse_cli.system.memory import is_out_of_memory
-from diffuse_cli.training import previews, recommendation, validation
+from diffuse_cli.training import copies, previews, recommendation, validation
+from diffuse_cli.training.copies import Looks
+from diffuse_cli.training.feed import find_readable
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.run_directory import Checkpoint, RunDirectory
-from diffuse_cli.training.run_events import Previewed, Validated
+from diffuse_cli.training.run_events import Compared, Previewed, Validated
 from diffuse_cli.training.time_budget import Chore, Chores
 from diffuse_cli.training.trainer import HELD_OUT_BATCH, Trainer
 
@@ -48,8 +51,8 @@ FEWEST_MEASURED, MOST_MEASURED, MEASURED_SHARE = 4, 256, 50
 """Images on which the errors of x_0 are measured after the last step: as many as keep their passes
 below 1/MEASURED_SHARE of the passes of the steps, within these limits."""
 
-PREVIEW, EVALUATION, ERRORS, SETTINGS, SAVE = (
-    "preview", "evaluation", "errors", "settings", "save",
+PREVIEW, COPIES, EVALUATION, ERRORS, SETTINGS, SAVE = (
+    "preview", "copies", "evaluation", "errors", "settings", "save",
 )  # fmt: skip
 """The names of chores."""
 
@@ -68,6 +71,11 @@ def count_measured_images(plan: Plan, steps: int) -> int:
     return min(MOST_MEASURED, max(FEWEST_MEASURED, passes // denoising_errors.POINTS))
 
 
+def plan_looks(plan: Plan, steps: int) -> Looks | None:
+    """Plan the looks for copies in a run of `steps` steps."""
+    return copies.plan_looks(plan, steps, preview_spacing(plan, steps))
+
+
 def plan_chores(plan: Plan, a_pass: float | None = None) -> Chores:
     """List the chores of a run by its number of steps. The cost of saving is not guessed.
 
@@ -80,6 +88,8 @@ def plan_chores(plan: Plan, a_pass: float | None = None) -> Chores:
         every = preview_spacing(plan, steps)
         yield Chore(PREVIEW, every, previews.passes_of_preview(plan) * each)
         yield Chore(SAVE, config.save_every or every, 0.0)
+        if looks := plan_looks(plan, steps):
+            yield Chore(COPIES, looks.every, copies.count_passes(plan, looks.count) * each)
         if plan.teacher is None:
             passes = denoising_errors.POINTS * count_measured_images(plan, steps)
             yield Chore(ERRORS, steps, passes * each)
@@ -107,10 +117,13 @@ class Monitor:
 
     Attributes:
         held_out_loss: the held-out loss at the last preview.
-        best: the weights with the lowest KID so far.
+        best: the weights with the lowest KID so far or, in a run of few images without
+            --eval-every, the last ones. Weights whose samples show signs of copies do not count.
+        copying: the signs of copies at each look for them, by step.
         errors: the errors of x_0 after the last step, or None.
         recommended: the sampling setting to recommend after the last step, or None.
-        previewed, validated, measured, chosen: the last steps for which these were finished.
+        previewed, compared, validated, measured, chosen: the last steps for which these were
+            finished.
     """
 
     def __init__(self, trainer: Trainer, run: RunDirectory, stop: StopRequest) -> None:
@@ -120,7 +133,9 @@ class Monitor:
         self.held_out_loss: float | None = None
         self.overfitting = validation.Overfitting()
         self.best: validation.BestWeights | None = None
+        self.copying: dict[int, memorization.Signs] = {}
         self.previewed: int | None = None
+        self.compared: int | None = None
         self.validated: int | None = None
         self.errors: DenoisingErrors | None = None
         self.measured: int | None = None
@@ -129,6 +144,7 @@ class Monitor:
         self._loss, self._readings = 0.0, 0
         self._many = MEDIA[trainer.plan.data.images.medium].many
         self._kid: validation.KidMeasure | None = None
+        self._copies: copies.CopyMeasure | None = None
 
     # -- state -------------------------------------------------------------------------------------
 
@@ -138,6 +154,8 @@ class Monitor:
             "overfitting": asdict(self.overfitting),
             "best": self.best.values if self.best else None,
             "looked": self.previewed,
+            "compared": self.compared,
+            "copying": {str(step): asdict(signs) for step, signs in self.copying.items()},
             "evaluated": self.validated,
             "errors": self.errors.plain if self.errors else None,
             "measured": self.measured,
@@ -155,12 +173,14 @@ class Monitor:
         self.overfitting = validation.Overfitting.from_state(state["overfitting"])
         self._loss, self._readings = state["loss"], state["readings"]
         self.previewed, self.validated = state.get("looked"), state["evaluated"]
+        self.compared, found = state.get("compared"), state.get("copying", {})
+        self.copying = {int(step): memorization.Signs(**signs) for step, signs in found.items()}
         self.measured, errors = state.get("measured"), state.get("errors")
         self.errors = denoising_errors.read(errors) if errors else None
         self.chosen, recommended = state.get("chosen"), state.get("recommended")
         self.recommended = from_dict(SamplerChoice, recommended) if recommended else None
         self.best = validation.BestWeights(state["best"], saved.best) if state["best"] else None
-        before = self.best.values["images"] if self.best else self.images
+        before = self.best.values.get("images", self.images) if self.best else self.images
         if self.config.eval_every and before != self.images:
             yield Notice(
                 f"the best model so far was found with {before} {self._many} per evaluation, not "
@@ -168,32 +188,65 @@ class Monitor:
             )
             self.best = None
 
-    def load_kid(self) -> Work[None]:
+    def load_judges(self) -> Work[None]:
         """Load the real images and the feature network, before anything is replaced.
 
         Raises:
             UsageError, ModelFileError: as `make_kid_measure`.
         """
+        plan, device = self.trainer.plan, self.trainer.device
         if self.config.eval_every:
-            self._kid = yield from validation.make_kid_measure(
-                self.trainer.plan, self.trainer.device
-            )
+            self._kid = yield from validation.make_kid_measure(plan, device)
+        if self._looks:
+            data = plan.data
+            some = data.images.stored[find_readable(data, data.train[: validation.REAL_IMAGES])]
+            try:
+                network = validation.choose_network(plan.blueprint.space, some, device)
+            except ModelFileError as error:  # which must not end a run without --eval-every
+                yield Notice(f"copies are not looked for: {error.message}", warning=True)
+                return
+            self._copies = copies.CopyMeasure(plan, network)
 
     def write_best(self) -> None:
         """Make the best model's file agree with the state, also after a killed run."""
+        if not self.config.eval_every:
+            return
         if self.best is not None:
-            own, raw, _ = model_file.split_weights(self.best.tensors)
-            weak = self.trainer.weak
-            step, steps = self.best.values["step"], self.trainer.course.steps
-            weak = weak if self.config.keep_weak and weak and weak.step <= step else None
-            model = self.trainer.plan.model(step, steps, own, raw or None, weak)
-            self.run.write(self.run.best, model)
-        elif self.config.eval_every:
+            self.run.write(self.run.best, self._make_model(self.best))
+        else:
             files.remove(self.run.best)
 
+    def _make_model(self, best: validation.BestWeights) -> model_file.StoredModel:
+        own, raw, _ = model_file.split_weights(best.tensors)
+        weak = self.trainer.weak
+        step, steps = best.values["step"], self.trainer.course.steps
+        weak = weak if self.config.keep_weak and weak and weak.step <= step else None
+        return self.trainer.plan.model(step, steps, own, raw or None, weak)
+
+    def choose_earlier(self, last: int) -> model_file.StoredModel | None:
+        """Return the model to keep instead of the one after the last step, if any.
+
+        By default it is the best one if samples of the last one show signs of copies. With --keep
+        best and --eval-every, it is the one with the lowest KID.
+        """
+        if self.config.keep == "last" or self.best is None or self.best.values["step"] == last:
+            return None
+        wanted = self.config.keep == "best" and self.config.eval_every is not None
+        return self._make_model(self.best) if wanted or self._copies_at(last) else None
+
+    def _copies_at(self, step: int) -> bool:
+        """Whether samples of the weights after `step` steps are copies."""
+        return step in self.copying and self.copying[step].level == "serious"
+
+    def first_copies(self) -> int | None:
+        """Return the first step whose samples were copies, if any."""
+        return min(filter(self._copies_at, self.copying), default=None)
+
     def describe_best(self) -> dict[str, Any] | None:
-        """Return the best model's path and metrics, as plain values."""
-        return {"model": str(self.run.best), **self.best.values} if self.best else None
+        """Return the path and metrics of the model with the lowest KID, as plain values."""
+        if not (self.best and self.config.eval_every):
+            return None
+        return {"model": str(self.run.best), **self.best.values}
 
     # -- when --------------------------------------------------------------------------------------
 
@@ -206,6 +259,7 @@ class Monitor:
         """Whether a measurement is due after `done` steps, including one that was cut off."""
         due = (
             self._preview_due(done, end),
+            self._copies_due(done),
             self._validation_due(done),
             self._errors_due(done, end),
             self._settings_due(done, end),
@@ -216,8 +270,18 @@ class Monitor:
         every = preview_spacing(self.trainer.plan, self.trainer.course.steps)
         return self.previewed != done and (done % every == 0 or done == end)
 
+    def _copies_due(self, done: int) -> bool:
+        # Not where --stop-at ends: an uninterrupted run would not look there.
+        if self._copies is None or self._looks is None or self.compared == done:
+            return False
+        return done % self._looks.every == 0 or done == self.trainer.course.steps
+
+    @property
+    def _looks(self) -> Looks | None:
+        return plan_looks(self.trainer.plan, self.trainer.course.steps)
+
     def _validation_due(self, done: int) -> bool:
-        # Not where --stop-at ends: an uninterrupted run would not evaluate there.
+        # Not where --stop-at ends, as above.
         every = self.config.eval_every
         here = every is not None and (done % every == 0 or done == self.trainer.course.steps)
         return here and self.validated != done
@@ -238,6 +302,8 @@ class Monitor:
         """Yield the name and the work of each chore that is due. A signal ends the work at once."""
         if self._preview_due(done, end):
             yield PREVIEW, self._preview(done)
+        if self._copies_due(done) and self.stop() is None:
+            yield COPIES, self._compare(done)
         if self._validation_due(done) and self.stop() is None:
             yield EVALUATION, self._validate(done)
         if self._errors_due(done, end) and self.stop() is None:
@@ -285,8 +351,34 @@ class Monitor:
             return previewed, ()
         return previewed, tuple(losses.tolist())
 
+    def _compare(self, done: int) -> Work[None]:
+        """Look for signs of copies, and keep the EMA weights if there are none."""
+        work = skip_if_full(self._find_copies(), "looking for copies")
+        found = yield from run_until(self.stop, work)
+        self.compared = done
+        if found is None:
+            return
+        values, signs = found
+        self.copying[done] = signs
+        self.log(done, values)
+        if not self._copies_at(done) and not self.config.eval_every and self.config.keep != "last":
+            self.best = validation.BestWeights({"step": done}, self._copy_weights())
+        yield Compared(done, signs, values.get("memorized_noticed"))
+
+    def _find_copies(self) -> Work[tuple[dict[str, float], memorization.Signs]]:
+        """Compare samples of the EMA weights with training images."""
+        assert self._copies is not None
+        assert self._looks is not None
+        plan, device, count = self.trainer.plan, self.trainer.device, self._looks.count
+        drawings = validation.generate_in_proportion(plan, self.trainer.ema_net, count, device)
+        samples = yield from validation.collect_samples(drawings, plan.blueprint.space, count)
+        values = yield from self._copies.compare(samples)
+        return values, memorization.find_signs(values, count)
+
     def _validate(self, done: int) -> Work[None]:
         """Measure the KID of the EMA weights, and keep them if they are the best so far.
+
+        Weights count as best only without signs of copies at the last look for them.
 
         Raises:
             Interrupted, Terminated: a signal arrived. The state stays unchanged.
@@ -299,6 +391,7 @@ class Monitor:
         kid, error = found[key], found.get(f"{key}_standard_error")
         self.log(done, found)
         better = kid < (self.best.values[self.best.key] if self.best else math.inf)
+        better &= self.compared is None or not self._copies_at(self.compared)
         if better:
             values = {"step": done, key: kid, f"{key}_standard_error": error, "images": self.images}
             self.best = validation.BestWeights(values, self._copy_weights())

@@ -139,7 +139,7 @@ def try_setting(
     drawings = validation.generate_in_proportion(
         plan, trainer.ema_net, count, trainer.device, choice, guide
     )
-    samples = yield from kid.generate(drawings, count)
+    samples = yield from validation.collect_samples(drawings, plan.blueprint.space, count)
     found = yield from kid.compare(samples)
     look = zip(validation.measure_look(samples), kid.look, strict=True)
     apart = tuple(own - real for own, real in look)

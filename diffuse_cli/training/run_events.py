@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from diffuse_cli.metrics.memorization import Signs
 from diffuse_cli.training.time_budget import Laps
 
 
@@ -40,6 +41,15 @@ class Previewed:
 
 
 @dataclass(frozen=True)
+class Compared:
+    """Signs of copies after a step, and the smallest fraction of copies that would be noticed."""
+
+    step: int
+    signs: Signs
+    noticed: float | None
+
+
+@dataclass(frozen=True)
 class Validated:
     """KID after a step, its standard error, and the model file if it is the best so far."""
 
@@ -57,6 +67,8 @@ class Trained:
     Attributes:
         best: the model file with the lowest KID, its step and metrics, with --eval-every.
         sample_line: a command that samples from the model, or empty.
+        kept: the step of the weights in the model file, if it is not the last.
+        copies_from: the first step whose samples were copies, in a run of few images.
     """
 
     model: Path
@@ -72,6 +84,8 @@ class Trained:
     best: dict[str, Any] | None = None
     medium: str = "image"
     sample_line: str = ""
+    kept: int | None = None
+    copies_from: int | None = None
 
 
 class Meter:

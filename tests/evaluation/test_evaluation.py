@@ -37,6 +37,7 @@ from diffuse_cli.metrics import (
     nearest_neighbors,
 )
 from diffuse_cli.metrics.inputs import NearestDistances
+from diffuse_cli.metrics.nearest_neighbors import find_nearest
 from diffuse_cli.metrics.presentation import BASELINES
 from diffuse_cli.models import model_file
 from diffuse_cli.system.events import finish
@@ -881,7 +882,7 @@ def test_the_nearest_is_the_nearest_of_all(block, numbers, monkeypatch):
     order = draw.permutation(40)[:30]
     order[0] = 17
     order[3:5] = order[2], order[2]  # three times there: no reference for itself
-    found = finish(examples.find_nearest(samples, held_out, training, order, 8))
+    found = finish(find_nearest(samples, held_out, training, order, 8))
     assert len(found.references) == 9 + 8
     alone = training[order[:8]]
     sides = (
@@ -915,7 +916,7 @@ def test_training_images_make_up_for_few_held_out_ones(held_out, training, alone
 
 def test_a_reference_with_nothing_but_copies_of_itself_is_left_out():
     training = np.zeros((5, 1, 2, 2), np.uint8)
-    found = finish(examples.find_nearest(training[:2], training[:0], training, np.arange(5), 5))
+    found = finish(find_nearest(training[:2], training[:0], training, np.arange(5), 5))
     assert not memorization.select_finite(found.references).size
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from diffuse_cli.evaluation.examples import find_nearest
 from diffuse_cli.metrics import (
     METRICS,
     Facts,
@@ -23,6 +22,7 @@ from diffuse_cli.metrics import (
     remarks,
 )
 from diffuse_cli.metrics.features import extract_features, find_weights, load_network
+from diffuse_cli.metrics.nearest_neighbors import find_nearest
 from diffuse_cli.system.errors import UsageError, lookup
 from diffuse_cli.system.events import finish
 

@@ -14,37 +14,22 @@ from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.trainer import Trainer
 from diffuse_cli.training.validation import HeldOutLosses, Overfitting, has_risen
 
-DRAW = np.random.default_rng(0)
-EACH = DRAW.uniform(0.5, 1.5, 100)
+EACH = np.random.default_rng(0).uniform(0.5, 1.5, 100)
 
 
-def at(step, rise, training, spread=0.01, count=100):
-    """A look at which each image's loss has risen by `rise`, give or take."""
-    changes = DRAW.normal(0, 1, 100)
-    changes = rise + spread * (changes - changes.mean()) / changes.std(ddof=1)
+def at(step, rise, training, count=100):
+    """A look at which each image's loss has risen by `rise`, give or take 0.01."""
+    changes = np.random.default_rng(step).normal(0, 1, 100)
+    changes = rise + 0.01 * (changes - changes.mean()) / changes.std(ddof=1)
     return HeldOutLosses(step, tuple((EACH + changes)[:count]), training)
 
 
-BASE = HeldOutLosses(10, tuple(EACH), 1.0)
+def curve(*rises, training=-0.1, count=100):
+    """Looks at steps 1, 2, ..."""
+    return [at(k + 1, rise, 1 + training * k, count) for k, rise in enumerate(rises)]
 
 
-def test_a_rise_is_measured_image_by_image():
-    """The losses themselves spread by 0.3, their changes by 0.01: an error of 0.001."""
-    assert has_risen(BASE, at(20, 0.00301, 0.9))
-    assert not has_risen(BASE, at(20, 0.00299, 0.9))
-    assert not has_risen(BASE, at(20, 0.00301, 0.9, spread=0.02))
-
-
-def test_a_rise_counts_only_while_the_training_loss_falls():
-    assert not has_risen(BASE, at(20, 0.1, 1.0))
-    assert not has_risen(BASE, at(20, 0.1, 1.1))
-    assert not has_risen(BASE, at(20, 0.1, None))
-    assert not has_risen(HeldOutLosses(10, BASE.losses, None), at(20, 0.1, 0.9))
-
-
-def test_too_few_images_say_nothing():
-    assert not has_risen(HeldOutLosses(10, BASE.losses[:7], 1.0), at(20, 0.1, 0.9, count=7))
-    assert has_risen(HeldOutLosses(10, BASE.losses[:8], 1.0), at(20, 0.1, 0.9, count=8))
+FALLS_AND_RISES = (0.3, 0.2, 0.1, 0.0, 0.0, 0.1, 0.2, 0.3)
 
 
 def told(looks):
@@ -52,29 +37,73 @@ def told(looks):
     return [watch.add_measurement(look) for look in looks]
 
 
-def test_it_is_said_once_at_the_second_look_with_the_step_of_the_best():
-    looks = [at(5, 0.2, 1.1), BASE, *(at(10 + k, 0.01 * k, 1 - 0.1 * k) for k in range(1, 6))]
-    first, *others = [text for text in told(looks) if text]
-    assert told(looks)[:3] == [None] * 3
-    assert others == []
-    assert "best at step 10 and has risen from" in first
-    assert "the training loss fell from 1 to 0.8" in first
+def test_the_error_is_of_paired_differences():
+    """The losses themselves spread by 0.3, their changes by 0.01."""
+    one, other = at(1, 0.0, 1.0), HeldOutLosses(2, tuple(EACH), 1.0)
+    assert one.paired_error(other) == pytest.approx(0.001)
+
+
+@pytest.mark.parametrize(("rise", "risen"), [(0.9, False), (1.1, True)])
+def test_a_rise_counts_in_standard_errors(rise, risen):
+    """Means of three that are four steps apart, with errors of 1: 4 sqrt(2 / 3) is 3.27."""
+    means = [3.27 / 4 * rise * k for k in range(7)]
+    assert has_risen(means, 1.0) == risen
+    assert not has_risen(means, 1.5)
+
+
+def test_it_is_said_once_with_the_step_of_the_best():
+    texts = [text for text in told(curve(*FALLS_AND_RISES)) if text]
+    assert len(texts) == 1
+    assert "best at step 4 and has risen from" in texts[0]
+    assert "the training loss fell from 0.7 to" in texts[0]
+
+
+@pytest.mark.parametrize("training", [0.0, 0.1])
+def test_a_rise_counts_only_while_the_training_loss_falls(training):
+    assert not any(told(curve(*FALLS_AND_RISES, training=training)))
+    assert any(told(curve(*FALLS_AND_RISES)))
+
+
+def test_too_few_images_say_nothing():
+    assert not any(told(curve(*FALLS_AND_RISES, count=7)))
+    assert any(told(curve(*FALLS_AND_RISES, count=8)))
 
 
 def test_one_look_that_rises_is_an_accident():
-    looks = [BASE, at(11, 0.1, 0.9), at(12, 0.001, 0.8), at(13, 0.1, 0.7), at(14, -0.1, 0.6)]
-    assert told(looks) == [None] * 5
+    assert not any(told(curve(0.3, 0.2, 0.1, 0.0, 0.2, 0.0, 0.0, 0.1)))
+
+
+@pytest.mark.parametrize("looks", [8, 16, 50])
+@pytest.mark.parametrize("jitter", [1.0, 2.0, 4.0])
+def test_plateaus_raise_few_false_alarms_and_rises_are_noticed(looks, jitter):
+    """Curves with jitter of so many paired errors, which fall, and then stay or rise."""
+    rng, k = np.random.default_rng(0), np.arange(looks)
+    falls = 20 * np.exp(-k / (looks / 6))
+    rises = 8 * jitter * np.maximum(0, 2 * k / looks - 1)
+    false, true = 0, 0
+    for _ in range(300):
+        own = falls + jitter * rng.normal(size=looks)
+        false += any(has_risen(own[:n], 1.0) for n in range(1, looks + 1))
+        true += any(has_risen((own + 4 * rises)[:n], 1.0) for n in range(1, looks + 1))
+    assert false <= 0.025 * 300
+    assert true > 0.8 * 300
 
 
 def test_the_state_goes_through_json():
-    looks = [BASE, *(at(10 + k, 0.01 * k, 1 - 0.1 * k) for k in range(1, 4))]
+    looks = curve(*FALLS_AND_RISES)
+    plain = [bool(text) for text in told(looks)]
     for cut in range(len(looks) + 1):
         one, texts = Overfitting(), []
         for i, look in enumerate(looks):
             if i == cut:
                 one = Overfitting.from_state(json.loads(json.dumps(asdict(one))))
-            texts.append(one.add_measurement(look))
-        assert [bool(t) for t in texts] == [False, False, True, False]
+            texts.append(bool(one.add_measurement(look)))
+        assert texts == plain
+
+
+def test_the_state_of_an_early_version_is_read():
+    best = asdict(at(1, 0.0, 1.0))
+    assert Overfitting.from_state({"best": best, "above": 1, "said": False}).best == at(1, 0.0, 1.0)
 
 
 # -- a run ----------------------------------------------------------------------------------------
@@ -91,7 +120,7 @@ def rising(undrawn, monkeypatch):
     monkeypatch.setattr(Trainer, "held_out_losses", losses)
 
 
-LOOKING = ("--steps", 25, "--preview-every", 5, "--log-every", 1, "--lr", 0.005)
+LOOKING = ("--steps", 40, "--preview-every", 5, "--log-every", 1, "--lr", 0.005)
 SAID = "warning: overfitting: the held-out loss was best at step 10"
 
 

@@ -22,9 +22,9 @@ from diffuse_cli.commands.noise_demo.demo_page import FRAME_DPI, FRAME_GAP, Row
 from diffuse_cli.commands.noise_demo.forward_process import level, log_snr, set_time_axis
 from diffuse_cli.config.noise_demo_options import DemoConfig
 from diffuse_cli.core.samplers import SAMPLERS
-from diffuse_cli.evaluation.examples import find_nearest, to_comparable
 from diffuse_cli.media import MEDIA, Array, figures, render_samples
 from diffuse_cli.media.figures import FAINT, Pixels, Sheet
+from diffuse_cli.metrics.nearest_neighbors import find_nearest, to_comparable
 from diffuse_cli.models.blueprint import clamp_denoised
 from diffuse_cli.sampling.generation import LoadedModel, to_stored
 from diffuse_cli.sampling.tasks.task_inputs import check_class

@@ -1,0 +1,104 @@
+"""Signs of copies among samples, while training on few images.
+
+Copying starts after a number of steps in proportion to the number of images (Bonnaire et al. 2025),
+and good samples come earlier. So a run on few images looks for copies at each preview, as `eval`
+does, and keeps the last weights whose samples show no signs of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from diffuse_cli.media import Array, Indices
+from diffuse_cli.metrics import memorization
+from diffuse_cli.metrics.features import extract_features
+from diffuse_cli.metrics.nearest_neighbors import find_nearest, to_comparable
+from diffuse_cli.system.events import Work
+from diffuse_cli.training import previews
+from diffuse_cli.training.feed import find_readable
+from diffuse_cli.training.plan import Plan
+from diffuse_cli.training.recommendation import FEATURES
+
+if TYPE_CHECKING:
+    from diffuse_cli.metrics.features import FeatureNetwork
+
+MANY = 2000
+"""Training images from which on copies are not looked for."""
+
+SHARE = 20
+"""Looking for copies takes at most 1/SHARE of the passes of the steps."""
+
+FEWEST, MOST = 64, 256
+"""Samples to compare. With fewer than FEWEST, only high rates of copies would be noticed."""
+
+REFERENCES = 200
+"""Real images to compare with: those held out and, if they are fewer, training images."""
+
+
+@dataclass(frozen=True)
+class Looks:
+    """Looks for copies, every `every` steps and after the last one, at `count` samples each."""
+
+    every: int
+    count: int
+
+
+def plan_looks(plan: Plan, steps: int, preview_every: int) -> Looks | None:
+    """Plan looks in a run of `steps` steps: at each preview, or at fewer to afford the samples.
+
+    None if there are many images, or if the run is too short. A model that is conditioned on images
+    or metadata may be asked for its training images, so copies are not looked for.
+    """
+    if len(plan.data.train) >= MANY or plan.teacher or previews.uses_images(plan):
+        return None
+    count = steps * previews.passes_of_step(plan) // (SHARE * count_passes(plan, 1))
+    looks = min(-(-steps // preview_every), count // FEWEST)
+    if looks == 0:
+        return None
+    every = preview_every * -(-steps // (preview_every * looks))
+    return Looks(every, min(MOST, count // -(-steps // every)))
+
+
+def count_passes(plan: Plan, count: int) -> int:
+    """Return the cost of a look at `count` samples, in forward passes."""
+    return previews.passes_of_drawing(plan, count) + FEATURES * count
+
+
+class CopyMeasure:
+    """Comparison of samples with the training images of a plan, in features and in pixels."""
+
+    def __init__(self, plan: Plan, network: FeatureNetwork) -> None:
+        self._plan, self._network = plan, network
+        self._features: tuple[Array, Array] | None = None
+
+    def compare(self, samples: Array) -> Work[dict[str, float]]:
+        """Return the numbers of the metric `memorization` for samples, stored (N, C, *size)."""
+        data, space = self._plan.data, self._plan.blueprint.space
+        train, held_out = self._read(data.train), self._read(data.held_out)
+        alone = max(0, min(REFERENCES - len(held_out), len(train)))
+        order, nearest = np.arange(len(train)), {}
+        if self._network.pictures:
+            if self._features is None:
+                known = yield from self._extract(train)
+                self._features = known, (yield from self._extract(held_out))
+            features = yield from self._extract(samples)
+            known, theirs = self._features
+            nearest["features"] = yield from find_nearest(features, theirs, known, order, alone)
+        nearest["pixels"] = yield from find_nearest(
+            samples, held_out, train, order, alone, partial(to_comparable, space)
+        )
+        return memorization.compare_distances(nearest)
+
+    def _read(self, chosen: Indices) -> Array:
+        data = self._plan.data
+        return np.ascontiguousarray(data.images.stored[find_readable(data, chosen)])
+
+    def _extract(self, samples: Array) -> Work[Array]:
+        space = self._plan.blueprint.space
+        return (
+            yield from extract_features(self._network, self._network.prepare_input(space, samples))
+        )

@@ -1,0 +1,188 @@
+"""Copies of training images: a run of few images looks for them, and keeps a model without."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from diffuse_cli.metrics.memorization import Signs
+from diffuse_cli.models import model_file
+from diffuse_cli.system.events import finish
+from diffuse_cli.training import copies, monitor, validation
+from diffuse_cli.training.copies import CopyMeasure, plan_looks
+from training.conftest import measure_by_step
+
+MODEL, BEST, RUN = (Path(f"model{end}") for end in (".safetensors", ".best.safetensors", ".run"))
+WHOLE = Path("whole.safetensors")
+LINE = ("--steps", 12, "--preview-every", 2)
+COPIES, NONE = Signs("serious", 9), Signs("", 0)
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch, undrawn: None) -> Callable[..., list[int]]:
+    """Let the looks find copies at these steps; return the steps of the looks."""
+    monkeypatch.setattr(monitor, "plan_looks", lambda plan, steps: copies.Looks(2, 4))
+    asked: list[int] = []
+
+    def find(*steps: int) -> list[int]:
+        def found(self: monitor.Monitor) -> Generator[Any, Any, Any]:
+            yield from ()
+            step = self.trainer.ema.updates
+            asked.append(step)
+            return {"memorized_pixels": 0.1}, COPIES if step in steps else NONE
+
+        monkeypatch.setattr(monitor.Monitor, "_find_copies", found)
+        return asked
+
+    return find
+
+
+def step_of(path: Path) -> int:
+    return model_file.load(path).step
+
+
+# -- what is kept ---------------------------------------------------------------------------------
+
+
+def test_the_last_weights_without_copies_are_kept_and_it_is_said(quick, looks):
+    asked = looks(8, 10, 12)
+    ran = quick(*LINE, "--json")
+    assert ran.code == 0
+    assert asked == [2, 4, 6, 8, 10, 12]
+    assert step_of(MODEL) == 6
+    assert (ran.json["step"], ran.json["kept"], ran.json["copies_from"]) == (12, 6, 8)
+    said = "The model is that of step 6: from step 8 on, samples were copies of training images"
+    assert said in ran.err
+    assert ran.err.count("samples are copies") == 3
+    assert ran.err.count("no signs of copies") == 3
+    lines = map(json.loads, (RUN / "metrics.jsonl").read_text().splitlines())
+    assert [m["step"] for m in lines if "memorized_pixels" in m] == asked
+    assert not BEST.exists()
+
+
+def test_a_run_without_copies_keeps_the_last_weights_to_the_byte(quick, looks):
+    looks(4)
+    ran = quick(*LINE)
+    assert step_of(MODEL) == 12
+    assert "The model is that of step" not in ran.err
+    quick(*LINE, "--keep", "last", "-o", WHOLE)
+    assert MODEL.read_bytes() == WHOLE.read_bytes()
+
+
+def test_a_run_of_copies_only_says_so(quick, looks):
+    looks(*range(13))
+    ran = quick(*LINE)
+    assert step_of(MODEL) == 12
+    assert "Samples of this model are copies: from step 2 on" in ran.err
+    assert "Add images, or train for fewer steps" in ran.err
+
+
+def test_keep_last_keeps_the_last(quick, looks):
+    looks(8, 10, 12)
+    assert quick(*LINE, "--keep", "last").code == 0
+    assert step_of(MODEL) == 12
+
+
+def test_the_lowest_kid_is_not_that_of_copies(quick, looks, monkeypatch):
+    """Copies have the best KID."""
+    looks(8, 10, 12)
+    measure_by_step(monkeypatch, {4: 0.5, 6: 0.7, 8: 0.3, 12: 0.1}, lambda step: None)
+    ran = quick(*LINE, "--eval-every", 2, "--eval-images", 6, "--json")
+    assert ran.code == 0
+    assert ran.json["best"]["step"] == step_of(BEST) == step_of(MODEL) == 4
+    assert quick(*LINE, "--eval-every", 2, "--keep", "last", "--overwrite").code == 0
+    assert step_of(MODEL) == 12
+
+
+def test_keep_best_is_the_lowest_kid(quick, looks, monkeypatch):
+    looks()
+    measure_by_step(monkeypatch, {4: 0.5, 6: 0.7}, lambda step: None)
+    assert quick(*LINE, "--eval-every", 2, "--keep", "best").code == 0
+    assert step_of(MODEL) == 4
+    assert quick(*LINE, "--eval-every", 2, "--overwrite").code == 0
+    assert step_of(MODEL) == 12
+
+
+@pytest.mark.parametrize("stop", [3, 7, 8, 11])
+def test_a_resumed_run_keeps_the_same(quick, looks, stop):
+    """Where --stop-at ends nothing is looked for, as an uninterrupted run would not look there."""
+    asked = looks(8, 10, 12)
+    assert quick(*LINE, "-o", WHOLE).code == 0
+    whole = [*asked]
+    asked.clear()
+    assert quick(*LINE, "--stop-at", stop).code == 0
+    assert step_of(MODEL) in (stop, 6)
+    assert quick(*LINE, "--resume").code == 0
+    assert asked == whole
+    assert MODEL.read_bytes() == WHOLE.read_bytes()
+    assert step_of(MODEL) == 6
+
+
+# -- what is looked for ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def plan(quick, monkeypatch) -> Any:
+    """The plan of a run on the images."""
+    found = []
+    real = monitor.Monitor.__init__
+
+    def noting(self: monitor.Monitor, trainer: Any, *more: Any) -> None:
+        found.append(trainer.plan)
+        real(self, trainer, *more)
+
+    monkeypatch.setattr(monitor.Monitor, "__init__", noting)
+    assert quick("--steps", 1).code == 0
+    return found[0]
+
+
+def test_copies_are_found_and_new_images_are_not(plan):
+    data, space = plan.data, plan.blueprint.space
+    stored = np.ascontiguousarray(data.images.stored[data.train])
+    network = validation.choose_network(space, stored, torch.device("cpu"))
+    measure = CopyMeasure(plan, network)
+    rng = np.random.default_rng(0)
+    moved = np.clip(stored.astype(int) + rng.integers(-1, 2, stored.shape), 0, 255)
+    for samples, level in ((moved.astype(stored.dtype), "serious"), (255 - stored, "")):
+        values = finish(measure.compare(np.concatenate([samples] * 2)))
+        signs = copies.memorization.find_signs(values, 2 * len(stored))
+        assert signs.level == level
+        assert 0 < values["memorized_noticed"] <= 1
+
+
+@pytest.mark.parametrize("every", [10, 125, 625, 5000])
+@pytest.mark.parametrize("steps", [10, 100, 1000, 5000, 100_000])
+def test_looks_take_a_small_part_of_the_run(plan, steps, every):
+    looks = plan_looks(plan, steps, every)
+    if looks is None:
+        affordable = steps * copies.previews.passes_of_step(plan) / copies.SHARE
+        assert affordable < copies.count_passes(plan, copies.FEWEST)
+        return
+    assert looks.every % every == 0
+    assert copies.FEWEST <= looks.count <= copies.MOST
+    times = -(-steps // looks.every)
+    cost = times * copies.count_passes(plan, looks.count)
+    assert cost <= steps * copies.previews.passes_of_step(plan) / copies.SHARE
+    assert looks.every == every or times * looks.count < copies.FEWEST * -(-steps // every)
+
+
+def test_many_images_are_not_compared(plan, monkeypatch):
+    assert plan_looks(plan, 10**6, 10**5)
+    monkeypatch.setattr(copies, "MANY", len(plan.data.train))
+    assert plan_looks(plan, 10**6, 10**5) is None
+
+
+def test_conditions_of_images_are_not_compared(quick, monkeypatch):
+    """Such a model is asked for its training images."""
+    seen = []
+    real = copies.plan_looks
+    monkeypatch.setattr(copies, "plan_looks", lambda *a: seen.append(real(*a)) or seen[-1])
+    assert quick("--steps", 400, "--stop-at", 1, "--given", "mask:half").code == 0
+    assert seen
+    assert not any(seen)
