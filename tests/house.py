@@ -16,7 +16,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("system",),
     ("media", "config"),
     ("data", "models", "metrics"),
-    ("sampling",),
+    ("sampling", "pages"),
     ("training", "evaluation"),
     ("commands", "api"),
     ("app",),

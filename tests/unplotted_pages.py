@@ -8,7 +8,7 @@ from unittest.mock import MagicMock
 import pytest
 from markupsafe import Markup
 
-from diffuse_cli.evaluation.report import charts
+from diffuse_cli.pages import charts
 
 
 class Undrawn:

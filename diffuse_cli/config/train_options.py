@@ -239,6 +239,7 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
     gradient_checkpointing: bool = option.run(
         False, "Recompute activations to save memory, at some cost in speed.", control=True
     )
+    open: bool = option.run(False, "Open the page of the run in a browser.", control=True)
     stop_at: int | None = option.run.optional(
         "Stop after this step, to continue later with --resume.", low=1, control=True
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import shlex
 import time
 from collections.abc import Callable, Iterator
 
@@ -16,7 +17,7 @@ from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core.networks import count_parameters
 from diffuse_cli.core.settings import dimensions
 from diffuse_cli.data.summary import describe_fit, plural
-from diffuse_cli.media import MEDIA
+from diffuse_cli.media import MEDIA, figures, render_samples
 from diffuse_cli.models import model_file
 from diffuse_cli.system import run_reader
 from diffuse_cli.system.devices import open_accelerator
@@ -30,13 +31,14 @@ from diffuse_cli.training.ema_weights import (
     save_snapshot,
     snapshot_due,
 )
-from diffuse_cli.training.feed import UnreadableImages, hold_streams
+from diffuse_cli.training.feed import UnreadableImages, find_readable, hold_streams
 from diffuse_cli.training.initial_weights import load_initial_weights
 from diffuse_cli.training.monitor import SAVE, Monitor, plan_chores
 from diffuse_cli.training.plan import Plan, check_batch, prepare_plan
 from diffuse_cli.training.run_directory import RunDirectory
-from diffuse_cli.training.run_events import Meter, Step, Trained
+from diffuse_cli.training.run_events import Meter, Started, Step, Trained
 from diffuse_cli.training.run_length import Forecast
+from diffuse_cli.training.run_page import follow_run
 from diffuse_cli.training.sample_command import sample_line
 from diffuse_cli.training.time_budget import Budget, Laps
 from diffuse_cli.training.trainer import PATIENCE, StepResult, Trainer, divergence_error
@@ -45,6 +47,10 @@ TYPED_AGAIN = (
     "gradient_checkpointing", "strict", "cache", "workers", "save_every", "log", "log_every",
 )  # fmt: skip
 """Options that a run directory does not keep, and that a resumed run needs again."""
+
+
+SHEET, SHEET_SIDE = 24, 1200
+"""Training samples on the contact sheet of a run, and its most pixels along a side."""
 
 
 class TrainingRun:
@@ -116,6 +122,7 @@ class TrainingRun:
             monitor.write_best()
         if start < self.end or monitor.is_due(start, self.end):
             yield from checkpoints.begin_trackers(config, accelerator, run)
+            yield self._describe_start(start)
             yield Notice(self._describe_run())
             last = yield from self._steps(start)
         if self.main:
@@ -153,6 +160,27 @@ class TrainingRun:
             rewind_snapshots(run.snapshots, start)
             checkpoints.write_config(run, config, self.trainer.course.steps, self.budget)
         self.accelerator.wait_for_everyone()
+
+    def _describe_start(self, step: int) -> Started:
+        """Describe the data and the configuration, with a contact sheet and the next commands."""
+        config, data = self.plan.config, self.plan.data
+        chosen = find_readable(data, data.train[:SHEET])
+        samples = render_samples(self.plan.blueprint.space, data.images.stored[chosen])
+        sheet = figures.shrink_image(figures.arrange_grid(samples, SHEET // 2), SHEET_SIDE)
+        evaluate = shlex.join(["diffuse", "eval", str(self.run.model), config.data])
+        return Started(
+            step=step,
+            steps=self.trainer.course.steps,
+            data=tuple(data.images.summary.lines()),
+            network=self._describe_run(),
+            sheet=figures.encode_png(sheet),
+            lines={
+                "resume": self._resume_line(),
+                "sample": sample_line(self.plan, self.run.model),
+                "evaluate": "" if config.data.startswith(run_reader.MEMORY) else evaluate,
+            },
+            page=self.run.page,
+        )
 
     def _describe_run(self) -> str:
         """Describe the configuration in one line."""
@@ -301,9 +329,12 @@ class TrainingRun:
         return self._stop_error(error, step, "checkpoint saved").mark_local()
 
     def _stop_error(self, error: DiffuseError, step: int, kept: str) -> DiffuseError:
+        message = f"{error.message} at step {step:,}: {kept}"
+        return type(error)(message, f"Resume with: {self._resume_line()}")
+
+    def _resume_line(self) -> str:
         config = self.plan.config
-        again = run_reader.resume_line(config.data, config.out, to_arguments(config, TYPED_AGAIN))
-        return type(error)(f"{error.message} at step {step:,}: {kept}", f"Resume with: {again}")
+        return run_reader.resume_line(config.data, config.out, to_arguments(config, TYPED_AGAIN))
 
     def _log(self, done: int, meter: Meter, norm: float) -> Step:
         trainer, steps = self.trainer, self.trainer.course.steps
@@ -371,8 +402,14 @@ def fit(
     Raises:
         DiffuseError: any kind of error. Earlier files stay.
     """
+    work = _fit(config, stop or StopRequest(), debug, spent, clock)
+    return (yield from (follow_run(work, RunDirectory(config.out)) if rank() == 0 else work))
+
+
+def _fit(
+    config: TrainConfig, stop: StopRequest, debug: bool, spent: float, clock: Callable[[], float]
+) -> Work[Trained | None]:
     run = RunDirectory(config.out)
-    stop = stop or StopRequest()
     main = rank() == 0
     laps = Laps(clock)
     with (

@@ -7,6 +7,7 @@ model.run/
                               state.json; manifest.json
   metrics.jsonl               a line every --log-every steps
   ema/step-00001000.safetensors   with --ema-lengths: snapshots of averages of other lengths
+  index.html                  the page of the run
   previews/                   a grid of samples every --preview-every steps
   cache/                      the decoded images, while a run is active
   index/                      the properties of each file of a set that the cache does not hold
@@ -79,6 +80,7 @@ class RunDirectory:
         self.path = self.model.with_suffix(".run")
         self.config = self.path / run_reader.CONFIG
         self.metrics = self.path / run_reader.METRICS
+        self.page = self.path / "index.html"
         self.previews = self.path / "previews"
         self.cache = self.path / "cache"
         self.index = self.path / "index"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,27 @@ import torch
 
 from diffuse_cli.metrics.memorization import Signs
 from diffuse_cli.training.time_budget import Laps
+
+
+@dataclass(frozen=True)
+class Started:
+    """Start of the steps of a run, or of the steps after it was resumed.
+
+    Attributes:
+        data: sentences on the training samples, and on skipped files.
+        network: a sentence on the network and its training.
+        sheet: some training samples in a grid, as a PNG file.
+        lines: commands to resume, to sample and to evaluate, by what they do.
+        page: the page of the run, which a browser can show.
+    """
+
+    step: int
+    steps: int
+    data: tuple[str, ...]
+    network: str
+    sheet: bytes
+    lines: Mapping[str, str]
+    page: Path
 
 
 @dataclass(frozen=True)

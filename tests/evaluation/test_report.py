@@ -28,9 +28,9 @@ from diffuse_cli.evaluation.evaluation_run import strip_folders
 from diffuse_cli.evaluation.examples import OF_CLASS, SAMPLES, TWINS
 from diffuse_cli.evaluation.report import COLORS, charts, sections, templates
 from diffuse_cli.evaluation.report.sections import sweep
-from diffuse_cli.evaluation.report.templates import environment, render
 from diffuse_cli.evaluation.tune.candidates import Trial, TuningResult
 from diffuse_cli.metrics import METRICS, Measurement, Metric, Words
+from diffuse_cli.pages.templates import environment, render
 
 QUICK = ("--steps", 4, "--precision", "fp32", "--timesteps", 5)
 HOSTILE = '<script>alert(1)</script> & "x"'.replace("/", "∕")

@@ -207,7 +207,7 @@ def page(
     Args:
         rows: stored samples (C, *size) by timestep.
     """
-    from diffuse_cli.evaluation.report.templates import POLICY, picture, render_page, to_data_url
+    from diffuse_cli.pages.templates import POLICY, picture, render_page, to_data_url
 
     medium = MEDIA[space.medium]
 

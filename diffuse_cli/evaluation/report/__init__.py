@@ -15,8 +15,8 @@ from diffuse_cli.evaluation.evaluation_run import EvaluationResult, strip_folder
 from diffuse_cli.evaluation.image_sets import FINGERPRINTS
 from diffuse_cli.evaluation.report import sections
 from diffuse_cli.evaluation.report.sections import distributions
-from diffuse_cli.evaluation.report.templates import render, render_page
 from diffuse_cli.evaluation.tune.candidates import TuningResult
+from diffuse_cli.pages.templates import render, render_page
 
 COLORS = {1: "grey", 3: "color"}
 

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from markupsafe import Markup
 
 from diffuse_cli import metrics
 from diffuse_cli.evaluation.evaluation_run import EvaluationResult
 from diffuse_cli.evaluation.examples import ReportImages
 from diffuse_cli.evaluation.image_sets import LabeledSamples
-from diffuse_cli.evaluation.report import charts
-from diffuse_cli.evaluation.report.charts import Dot, Line
-from diffuse_cli.evaluation.report.templates import Picture, make_pictures
 from diffuse_cli.evaluation.tune.candidates import Trial, TuningResult
 from diffuse_cli.metrics import Measurement, MetricNumber, Values, Words, label, read_measurement
 from diffuse_cli.metrics.features import KIDS
-from diffuse_cli.system.run_reader import METRICS, finite_or_none, read_log, run_folder
+from diffuse_cli.pages import charts
+from diffuse_cli.pages.charts import Dot, Line
+from diffuse_cli.pages.curves import Curve, read_curves
+from diffuse_cli.pages.templates import Picture, make_pictures
+from diffuse_cli.system.run_reader import METRICS, run_folder
 
 SAMPLE, SMALL, LARGE = 56, 48, 84
 """Approximate side of an image on the screen: among many, in a row, in a pair."""
@@ -267,38 +266,3 @@ def _spectrum(spectrum: dict[str, Any]) -> Markup:
             series.append(Line(name, places, powers, errors, band=True))
     alt = "Power by frequency, real and generated"
     return charts.lines("spectrum", series, alt, "waves per point", "power", log_x=True, log_y=True)
-
-
-# -- curves ---------------------------------------------------------------------------------------
-
-# The log of a training run, from the model's run directory.
-
-POINTS = 250
-"""The most points of a curve. Neighbors are averaged."""
-
-KEYS = ("loss", "held_out_loss", *KIDS)
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Values by step, with standard errors, 0 if they are unknown."""
-
-    steps: list[float]
-    values: list[float]
-    errors: list[float]
-
-
-def read_curves(log: Path) -> dict[str, Curve]:
-    """Read the curves in `metrics.jsonl` by the names in `KEYS`. Other lines are skipped."""
-    points: dict[str, list[tuple[float, float, float]]] = {key: [] for key in KEYS}
-    for row in read_log(log):
-        for key, given in points.items():
-            if (value := finite_or_none(row.get(key))) is not None:
-                error = finite_or_none(row.get(f"{key}_standard_error")) or 0.0
-                given.append((float(row["step"]), value, error))
-    found = {}
-    for key, given in points.items():
-        if given:
-            parts = np.array_split(given, min(POINTS, len(given)))
-            found[key] = Curve(*np.stack([part.mean(0) for part in parts], 1).tolist())
-    return found

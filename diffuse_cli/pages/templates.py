@@ -30,7 +30,7 @@ def escape_unprintable(value: Any) -> Any:
 def environment() -> Environment:
     """Make Jinja's environment with the templates of this folder. Undefined names are errors."""
     found = Environment(
-        loader=PackageLoader("diffuse_cli.evaluation.report"),
+        loader=PackageLoader("diffuse_cli.pages"),
         autoescape=True,
         finalize=escape_unprintable,
         undefined=StrictUndefined,
@@ -107,7 +107,7 @@ LIGHT, DARK = ({name: both[i] for name, both in _COLORS.items()} for i in range(
 
 def css() -> str:
     """Return the style sheet. Print uses the light colors."""
-    rules = resources.files("diffuse_cli.evaluation.report") / "templates" / "style.css"
+    rules = resources.files("diffuse_cli.pages") / "templates" / "style.css"
     dark = f"@media screen and (prefers-color-scheme: dark) {{ {_variables(DARK, 'dark')} }}"
     return f"{_variables(LIGHT, 'light')}\n{dark}\n{rules.read_text('utf-8')}"
 

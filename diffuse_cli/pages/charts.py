@@ -15,9 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from diffuse_cli.evaluation.report.templates import escape_unprintable
 from diffuse_cli.media import figures
 from diffuse_cli.metrics import Measurement
+from diffuse_cli.pages.templates import escape_unprintable
 
 WIDTH = 4.9
 """Width of a plot in inches. Its text is then readable on a phone and on a page."""

@@ -1,0 +1,183 @@
+"""The page of a run: what it shows, that it changes nothing, and that it is safe."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from diffuse_cli.system import files
+from diffuse_cli.system.errors import UsageError
+from diffuse_cli.system.events import Notice, finish
+from diffuse_cli.training import run_page
+from diffuse_cli.training.run_directory import RunDirectory
+from diffuse_cli.training.run_events import Started, Step
+from diffuse_cli.training.run_page import RunPage, follow_run, hash_script, read_script
+
+MODEL, RUN = Path("model.safetensors"), Path("model.run")
+PAGE = RUN / "index.html"
+LINE = ("--steps", 8, "--preview-every", 2, "--log-every", 1)
+HOSTILE = "</script><img src=x onerror=alert(1)>"
+
+
+def state_of(page: str) -> str:
+    found = re.search(r'id="state"[^>]*><strong>(.*?)</strong>', page, re.DOTALL)
+    assert found
+    return found[1]
+
+
+def test_a_finished_run_has_a_page_of_its_data_previews_curves_and_commands(quick, images):
+    ran = quick(*LINE)
+    assert ran.code == 0
+    assert "Watch the run in a browser: model.run/index.html" in ran.err
+    page = PAGE.read_text()
+    assert state_of(page) == "Finished after 8 of 8 steps"
+    assert page.count("<figcaption>Step ") == 4
+    assert 'alt="samples after step 8"' in page
+    for words in ("60 images in", "learning rate", "Samples per second", "held-out"):
+        assert words in page
+    for line in ("diffuse train", "--resume", "diffuse sample model", "diffuse eval model"):
+        assert line in page
+    assert "too few: samples will be noise" in page
+    assert 'data-reload="0"' in page
+    assert len(page) < 3_000_000
+
+
+def test_the_page_changes_nothing(quick, monkeypatch):
+    quick(*LINE)
+    monkeypatch.setattr(run_page, "follow_run", lambda work, run: work)
+    monkeypatch.setattr("diffuse_cli.training.loop.follow_run", lambda work, run: work)
+    quick(*LINE, "-o", "plain.safetensors")
+    assert not Path("plain.run/index.html").exists()
+    assert MODEL.read_bytes() == Path("plain.safetensors").read_bytes()
+
+
+def test_a_stopped_run_says_so_and_goes_on_when_it_is_resumed(quick):
+    quick(*LINE, "--stop-at", 4)
+    assert state_of(PAGE.read_text()) == "Finished after 4 of 8 steps"
+    quick(*LINE, "--resume")
+    page = PAGE.read_text()
+    assert state_of(page) == "Finished after 8 of 8 steps"
+    assert page.count("<figcaption>Step ") == 4
+
+
+def test_a_failed_run_says_why(quick, monkeypatch):
+    def fail(self: Any, step: int) -> None:
+        raise UsageError("the machine is on fire", "Leave")
+
+    monkeypatch.setattr("diffuse_cli.training.trainer.Trainer.step", fail)
+    assert quick(*LINE).code == 2
+    assert state_of(PAGE.read_text()) == "Stopped after 0 of 8 steps: the machine is on fire"
+
+
+def test_a_page_that_cannot_be_written_is_a_warning_once(quick, monkeypatch):
+    write = files.write_text
+
+    def refuse(path: Path, text: str) -> None:
+        if path.name == "index.html":
+            raise OSError("No space left on device")
+        write(path, text)
+
+    monkeypatch.setattr(files, "write_text", refuse)
+    ran = quick(*LINE)
+    assert ran.code == 0
+    assert ran.err.count("the page of the run cannot be written") == 1
+    assert MODEL.exists()
+    assert not PAGE.exists()
+
+
+def test_hostile_names_are_text(diffuse, images, tmp_path):
+    hostile = tmp_path / "a<b>&'\""
+    shutil.copytree(images, hostile)
+    config = Path(__file__).with_name("quick.toml")
+    assert diffuse("train", hostile, "--config", config, "--steps", 2).code == 0
+    page = PAGE.read_text()
+    assert "a<b>" not in page
+    assert "a&lt;b&gt;&amp;" in page
+
+
+def start(**more: Any) -> Started:
+    known: dict[str, Any] = {
+        "step": 0, "steps": 9, "data": (HOSTILE,), "network": HOSTILE, "sheet": b"png",
+        "lines": {"resume": HOSTILE}, "page": PAGE,
+    }  # fmt: skip
+    return Started(**{**known, **more})
+
+
+@pytest.fixture
+def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunPage:
+    """The page of a run that has started."""
+    monkeypatch.chdir(tmp_path)
+    RUN.mkdir()
+    (RUN / "config.toml").write_text('data = "</script>"\n')
+    found = RunPage(RunDirectory(MODEL))
+    assert found.note(start())
+    return found
+
+
+def test_only_its_own_script_may_run(page):
+    text = page.render("running")
+    script = read_script()
+    assert f"script-src '{hash_script(script)}'" in text.replace("&#39;", "'")
+    assert text.count("<script>") == text.count("</script>") == 1
+    assert f"<script>{script}</script>" in text
+    assert HOSTILE not in text
+    assert "default-src 'none'" in text.replace("&#39;", "'")
+
+
+def test_steps_write_it_rarely_and_looks_always(page, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(run_page.time, "monotonic", lambda: now[0])
+    finish(page.write("running"))
+    page.took = 0.5
+    step = Step(3, 9, 0.1, 0.1, 0.1, 5.0, 60.0)
+    assert not page.note(step)
+    now[0] += 99
+    assert not page.note(step)
+    now[0] += 2
+    assert page.note(step)
+    assert not page.note(Notice("x"))
+    assert "1 min 0 s left" in page.render("running")
+
+
+def test_an_abandoned_run_is_stopped(page):
+    def work() -> Any:
+        yield start()
+        yield Step(1, 9)
+
+    followed = follow_run(work(), RunDirectory(MODEL))
+    next(followed)
+    followed.close()
+    assert state_of(PAGE.read_text()) == "Stopped after 0 of 9 steps: stopped"
+
+
+# -- in a browser ---------------------------------------------------------------------------------
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
+@pytest.mark.parametrize("width", [390, 1440])
+def test_a_browser_shows_it_without_errors_or_sideways_scrolling(quick, width):
+    quick(*LINE)
+    assert CHROMIUM
+    text = PAGE.read_text()
+    probe = "document.title = [document.documentElement.scrollWidth, innerWidth].join(' ')"
+    script = read_script() + probe
+    text = text.replace(read_script(), script).replace(
+        hash_script(read_script()), hash_script(script)
+    )
+    Path("probe.html").write_text(text)
+    done = subprocess.run(
+        [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", f"--window-size={width},900",
+         "--enable-logging=stderr", "--dump-dom", Path("probe.html").resolve().as_uri()],
+        capture_output=True, text=True, check=True, timeout=120,
+    )  # fmt: skip
+    assert "CONSOLE" not in done.stderr
+    found = re.search(r"<title>(\d+) (\d+)</title>", done.stdout)
+    assert found
+    assert int(found[1]) <= int(found[2])
