@@ -239,6 +239,10 @@ class CompareConfig(ImageSetsConfig, BoundConfig, StartConfig, DrawConfig, Weigh
         argument=True,
         place=True,
     )
+    report: str | None = option.optional(
+        "Write a page with the settings and curves of both.", place=True, metavar="FILE.html"
+    )
+    overwrite: bool = option(False, OVERWRITE)
 
     def __post_init__(self) -> None:
         super().__post_init__()

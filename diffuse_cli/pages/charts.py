@@ -22,6 +22,9 @@ from diffuse_cli.pages.templates import escape_unprintable
 WIDTH = 4.9
 """Width of a plot in inches. Its text is then readable on a phone and on a page."""
 
+FEW = 40
+"""Points of a curve up to which each has a mark."""
+
 COLUMNS = 3
 """Entries of a legend side by side."""
 

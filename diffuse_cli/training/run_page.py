@@ -25,7 +25,7 @@ from diffuse_cli.metrics import Measurement, label
 from diffuse_cli.metrics.features import KIDS
 from diffuse_cli.pages import charts
 from diffuse_cli.pages.charts import Line
-from diffuse_cli.pages.curves import COPIES, Curve, read_curves
+from diffuse_cli.pages.curves import CAPTIONS, COPIES, Curve, read_curves
 from diffuse_cli.pages.templates import POLICY, render_page, to_data_url
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import DiffuseError
@@ -186,7 +186,7 @@ def read_previews(folder: Path) -> list[dict[str, Any]]:
     return shown
 
 
-def plot_curves(curves: Mapping[str, Curve], name: str = "") -> dict[str, Markup]:
+def plot_curves(curves: Mapping[str, Curve]) -> dict[str, Markup]:
     """Plot the curves of a run, each with its caption."""
     plots = {}
     losses = [*_lines(curves, {"held_out_loss": "held-out"})]
@@ -198,20 +198,20 @@ def plot_curves(curves: Mapping[str, Curve], name: str = "") -> dict[str, Markup
     if losses:
         said = "; ".join(f"{line.label}: last {Measurement(line.y[-1])}" for line in losses)
         caption = "Loss, lower is better. If only the held-out loss rises, the model memorizes."
-        plots[caption] = _plot(f"{name}loss", losses, said, "loss", log=True)
+        plots[caption] = _plot("loss", losses, said, "loss", log=True)
     for key in KIDS:
         if key in curves:
             lines = [*_lines(curves, {key: label(key)})]
             caption = f"{label(key)}, lower is better, with its standard error."
-            plots[caption] = _plot(f"{name}{key}", lines, caption, label(key))
+            plots[caption] = _plot(key, lines, caption, label(key))
     copies = {key: key.removeprefix("memorized_").replace("_", " ") for key in COPIES}
     if lines := [*_lines(curves, copies)]:
         caption = "Memorization rate: samples as close to training samples as copies are."
-        plots[caption] = _plot(f"{name}copies", lines, caption, "fraction")
-    for key, words in (("lr", "learning rate"), ("images_per_second", "samples per second")):
+        plots[caption] = _plot("copies", lines, caption, "fraction")
+    for key in ("lr", "images_per_second"):
+        words, caption = CAPTIONS[key]
         if lines := [*_lines(curves, {key: words})]:
-            caption = f"{words.capitalize()}."
-            plots[caption] = _plot(f"{name}{key}", lines, caption, words)
+            plots[caption] = _plot(key, lines, caption, words)
     return plots
 
 
@@ -219,7 +219,7 @@ def _lines(curves: Mapping[str, Curve], names: Mapping[str, str]) -> Any:
     for key, words in names.items():
         if key in curves:
             own = curves[key]
-            few = len(own.steps) < 40
+            few = len(own.steps) < charts.FEW
             errors = own.errors if any(own.errors) else None
             yield Line(words, own.steps, own.values, errors, marks=few)
 

@@ -365,3 +365,16 @@ def test_with_and_without_pairs_are_compared_on_the_images_that_have_one(
     a, b = seen
     np.testing.assert_array_equal(a.real.samples, b.real.samples)
     assert len(a.training.pool.labels) == len(b.training.pool.labels)
+
+
+def test_a_page_has_both_curves_and_what_differs(runs, diffuse):
+    ran = diffuse("compare", runs("a.run"), runs("b.run"), "--report", "both.html", "--json")
+    assert ran.code == 0
+    assert ran.json["report"] == "both.html"
+    page = Path("both.html").read_text()
+    for words in ("A is <code>a.run</code>", "B is <code>b.run</code>", "Training loss", "width"):
+        assert words in page
+    assert page.count("<svg") >= 3
+    assert "<script" not in page
+    ran = diffuse("compare", runs("a.run"), runs("b.run"), "--report", "both.html")
+    assert ran.code == 3 or ran.code == 4

@@ -18,7 +18,8 @@ from diffuse_cli.data.summary import plural
 from diffuse_cli.metrics import SIGNIFICANT, Measurement, label
 from diffuse_cli.metrics.features import KIDS
 from diffuse_cli.system.events import align_columns
-from diffuse_cli.system.files import show
+from diffuse_cli.system.files import show, write_text
+from diffuse_cli.system.outputs import claim_option
 
 if TYPE_CHECKING:
     from diffuse_cli.commands.compare.run_comparison import Comparison, Side
@@ -34,9 +35,16 @@ def run(config: CompareConfig, console: Console) -> None:
     """Compare, and print what differs."""
     from diffuse_cli.commands.compare.run_comparison import compare
 
-    found = console.follow(compare(config))
-    if found is not None:
-        console.show(to_json(found), lines(found))
+    with claim_option(config, "report", ".html") as report:
+        found = console.follow(compare(config))
+        if found is None:
+            return
+        if report:
+            from diffuse_cli.commands.compare.comparison_page import render_comparison
+
+            write_text(report, render_comparison(found, table_rows(found)))
+    values = {**to_json(found), **({"report": str(report)} if report else {})}
+    console.show(values, [*lines(found), *([show(str(report))] if report else [])])
 
 
 def to_json(found: Comparison) -> dict[str, Any]:
@@ -75,24 +83,29 @@ def lines(found: Comparison) -> list[str]:
     """Return the two names, a table of both, and remarks on differences that prevent a
     comparison."""
     sides = found.a, found.b
-    rows = [["", "A", "B"]]
-    rows += [[brief(name), *_setting(*pair)] for name, pair in found.settings.items()]
-    a, b = (_facts(side) for side in sides)
-    rows += [
-        [name, a[name], b[name]]
-        for name in a
-        if {a[name], b[name]} != {NONE} and (name != "written by" or a[name] != b[name])
-    ]
     more: list[str] = []
     if measured := found.measured:
         more = ["", *align_columns([*_format_metrics(measured)]), *_describe_evaluation(measured)]
     return [
         *(f"{name}  {show(side.path)}" for name, side in zip("AB", sides, strict=True)),
         "",
-        *align_columns(rows),
+        *align_columns(table_rows(found)),
         *more,
         *(brief(remark) for remark in found.remarks),
     ]
+
+
+def table_rows(found: Comparison) -> list[list[str]]:
+    """Return a head, and the settings and the facts of both as rows of cells."""
+    rows = [["", "A", "B"]]
+    rows += [[brief(name), *_setting(*pair)] for name, pair in found.settings.items()]
+    a, b = (_facts(side) for side in (found.a, found.b))
+    rows += [
+        [name, a[name], b[name]]
+        for name in a
+        if {a[name], b[name]} != {NONE} and (name != "written by" or a[name] != b[name])
+    ]
+    return rows
 
 
 def _setting(*pair: Any) -> list[str]:

@@ -167,7 +167,7 @@ def training(found: EvaluationResult, model: Path) -> dict[str, Any]:
     step = float(found.model["step"]) if curves else 0.0
     loss = {"loss": "training", "held_out_loss": f"held-out {found.words.many}"}
     series = [
-        Line(name, curves[key].steps, curves[key].values, marks=len(curves[key].steps) < 40)
+        Line(name, curves[key].steps, curves[key].values, marks=len(curves[key].steps) < charts.FEW)
         for key, name in loss.items()
         if key in curves
     ]
