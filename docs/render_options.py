@@ -65,6 +65,7 @@ PARSED = {
     parsers.parse_length: "Int | str | Sequence[Int]",
     parsers.parse_betas: "Path | Sequence[Float]",
     parsers.parse_listed: "str | Sequence[str]",
+    parsers.parse_augment: "str | Sequence[str]",
     parsers.parse_color: "str",
     parsers.parse_bytes: "Int | str",
     parsers.parse_file: "Path",

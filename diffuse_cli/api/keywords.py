@@ -66,6 +66,7 @@ class TrainOptions(TypedDict, total=False):
     given: Data | None
     condition_on: str | Sequence[str] | None
     flip: bool | None
+    augment: str | Sequence[str] | None
     background: str | None
     fit: str | None
     cache: Int | str | None
@@ -93,11 +94,13 @@ class TrainOptions(TypedDict, total=False):
     device: str | None
     compile: bool | None
     gradient_checkpointing: bool | None
+    open: bool | None
     stop_at: Int | None
     save_every: Int | None
     preview_every: Int | None
     eval_every: Int | None
     eval_images: Int | None
+    keep: str | None
     keep_raw: bool | None
     keep_weak: bool | None
     weak_after: Float | None
