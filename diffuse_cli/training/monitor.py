@@ -325,7 +325,7 @@ class Monitor:
         self._loss, self._readings = 0.0, 0
         measured = validation.HeldOutLosses(done, losses, training) if losses else None
         if measured and (text := self.overfitting.add_measurement(measured)):
-            if best := self.best:
+            if (best := self.best) and self.config.eval_every:
                 text += f". {files.show(self.run.best)} is the best by {label(best.key)}"
             yield Notice(text, warning=True)
 

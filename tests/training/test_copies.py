@@ -186,3 +186,12 @@ def test_conditions_of_images_are_not_compared(quick, monkeypatch):
     assert quick("--steps", 400, "--stop-at", 1, "--given", "mask:half").code == 0
     assert seen
     assert not any(seen)
+
+
+def test_an_overfitting_warning_names_no_best_file_without_one(quick, looks, monkeypatch):
+    looks(8)
+    monkeypatch.setattr(validation.Overfitting, "add_measurement", lambda self, now: "overfitting")
+    ran = quick(*LINE)
+    assert ran.code == 0
+    assert "warning: overfitting\n" in ran.err
+    monkeypatch.undo()
