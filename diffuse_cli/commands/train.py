@@ -102,7 +102,7 @@ def _describe_signs(event: Compared) -> str:
 def _describe_copies(trained: Trained, many: str) -> str:
     since = f"from step {trained.copies_from:,} on, samples were copies of training {many}"
     if trained.kept is not None:
-        return f"The model is that of step {trained.kept:,}: {since}"
+        return f"The model file has step {trained.kept:,}: {since}"
     return f"Samples of this model are copies: {since}. Add {many}, or train for fewer steps"
 
 

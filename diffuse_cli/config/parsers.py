@@ -131,7 +131,7 @@ def parse_listed(value: Any) -> tuple[str, ...]:
 
 
 def parse_augment(value: Any) -> tuple[str, ...] | None:
-    """`"flip,shift"`, or a list of such strings, as names; `"none"` as (), `"auto"` as None."""
+    """`"flip,shift"`, or a list of such strings, as names. `"none"` is (), and `"auto"` None."""
     names = parse_listed(value) if value else ("none",)
     if names == ("auto",):
         return None

@@ -266,8 +266,7 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
     )
 
     keep: str | None = option.output.optional(
-        "Weights of the model file, if samples of the last ones are copies: the last ones, or the "
-        "best, which with --eval-every are those of the lowest KID, copies or not.",
+        "Weights of the model file: the last ones, or the best of --eval-every.",
         table=("best", "last"),
         control=True,
         shown="the last ones without copies",

@@ -26,8 +26,9 @@ from diffuse_cli.training.recommendation import FEATURES
 if TYPE_CHECKING:
     from diffuse_cli.metrics.features import FeatureNetwork
 
-MANY = 2000
-"""Training images from which on copies are not looked for."""
+FEW, MANY = 8, 2000
+"""The fewest training images, which are references of each other, and the number from which on
+copies are not looked for."""
 
 SHARE = 20
 """Looking for copies takes at most 1/SHARE of the passes of the steps."""
@@ -53,7 +54,7 @@ def plan_looks(plan: Plan, steps: int, preview_every: int) -> Looks | None:
     None if there are many images, or if the run is too short. A model that is conditioned on images
     or metadata may be asked for its training images, so copies are not looked for.
     """
-    if len(plan.data.train) >= MANY or plan.teacher or previews.uses_images(plan):
+    if not FEW <= len(plan.data.train) < MANY or plan.teacher or previews.uses_images(plan):
         return None
     count = steps * previews.passes_of_step(plan) // (SHARE * count_passes(plan, 1))
     looks = min(-(-steps // preview_every), count // FEWEST)

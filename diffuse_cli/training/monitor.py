@@ -226,7 +226,7 @@ class Monitor:
     def choose_earlier(self, last: int) -> model_file.StoredModel | None:
         """Return the model to keep instead of the one after the last step, if any.
 
-        By default it is the best one if samples of the last one show signs of copies. With --keep
+        Without --keep, that is the best one, if samples of the last one are copies. With --keep
         best and --eval-every, it is the one with the lowest KID.
         """
         if self.config.keep == "last" or self.best is None or self.best.values["step"] == last:

@@ -113,7 +113,8 @@ def guidance_of(plan: Plan) -> float | None:
 
 def uses_images(plan: Plan) -> bool:
     """Whether previews use the conditions of images: conditioning images or metadata."""
-    return plan.encoder is not None or plan.data.images.rows is not None
+    conditions = plan.blueprint.conditions
+    return conditions.given is not None or conditions.table is not None
 
 
 def passes_of_step(plan: Plan) -> int:

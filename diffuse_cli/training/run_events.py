@@ -22,7 +22,7 @@ class Started:
         data: sentences on the training samples, and on skipped files.
         network: a sentence on the network and its training.
         sheet: some training samples in a grid, as a PNG file.
-        lines: commands to resume, to sample and to evaluate, by what they do.
+        lines: commands to resume, to sample and to evaluate, by their purpose.
         page: the page of the run, which a browser can show.
     """
 

@@ -1,8 +1,8 @@
 """Page of a training run: what it learns from, how far it is, and its previews.
 
-The page is a file in the run directory. It is written anew while the run goes on, and a browser
-that shows it reloads it. It is made of the run directory and the run's events, and does not change
-the run, which goes on if the page cannot be written.
+The page is a file in the run directory. It is written anew during the run, and a browser that shows
+it reloads it. Its contents are the run directory and the run's events. It does not change the run,
+and a failure to write it is only a warning.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class RunPage:
         self.failed = False
 
     def note(self, event: Any) -> bool:
-        """Remember what an event says; return whether to write the page now."""
+        """Keep the content of an event, and return whether to write the page now."""
         if isinstance(event, Notice):
             if event.warning and len(self.warnings) < WARNINGS:
                 self.warnings.append(event.text.rstrip("."))
@@ -79,7 +79,7 @@ class RunPage:
         return time.monotonic() - self.written > max(RELOAD, SHARE * self.took)
 
     def write(self, state: str) -> Work[None]:
-        """Write the page; a failure is a warning, once.
+        """Write the page. The first failure is a warning.
 
         Args:
             state: `running`, `finished`, or why the run stopped.
@@ -121,7 +121,6 @@ class RunPage:
             plots=list(plot_curves(curves).items()),
             settings=list(_flatten(config).items()),
             warnings=self.warnings,
-            now=int(time.time()),
             reload=RELOAD if state == "running" else 0,
             late=int(interval),
         )

@@ -26,10 +26,11 @@ from diffuse_cli.data.summary import plural
 from diffuse_cli.evaluation import evaluation_run, metric_inputs
 from diffuse_cli.evaluation.evaluation_run import strip_folders
 from diffuse_cli.evaluation.examples import OF_CLASS, SAMPLES, TWINS
-from diffuse_cli.evaluation.report import COLORS, charts, sections, templates
+from diffuse_cli.evaluation.report import COLORS
 from diffuse_cli.evaluation.report.sections import sweep
 from diffuse_cli.evaluation.tune.candidates import Trial, TuningResult
 from diffuse_cli.metrics import METRICS, Measurement, Metric, Words
+from diffuse_cli.pages import charts, curves, templates
 from diffuse_cli.pages.templates import environment, render
 
 QUICK = ("--steps", 4, "--precision", "fp32", "--timesteps", 5)
@@ -443,8 +444,8 @@ def test_the_curves_are_those_of_the_models_run(diffuse, train, images, undrawn)
     line = ("--steps", 4, "--eval-every", 2, "--eval-images", 4, "--log-every", 1)
     assert train(*line).code == 0
     logged = [json.loads(x) for x in Path("model.run/metrics.jsonl").read_text().splitlines()]
-    found = sections.read_curves(Path("model.run/metrics.jsonl"))
-    assert {*found} == {"loss", "held_out_loss", "kid"}
+    found = curves.read_curves(Path("model.run/metrics.jsonl"))
+    assert {*found} == {"loss", "held_out_loss", "kid", "lr", "images_per_second"}
     for key, curve in found.items():
         there = [(row["step"], row[key]) for row in logged if key in row]
         assert list(zip(curve.steps, curve.values, strict=True)) == there
@@ -469,15 +470,15 @@ def test_a_strange_log_is_read_as_far_as_it_goes(tmp_path):
             '{"step": 1e999, "loss": 1}', '{"step": 7, "loss": ' + "9" * 400 + "}",
             '{"step": 8, "loss": 0.25}', '{"step": 9, "lo']  # fmt: skip
     log.write_text("\n".join(rows))
-    assert sections.read_curves(log) == {"loss": sections.Curve([1, 8], [0.5, 0.25], [0, 0])}
-    assert sections.read_curves(tmp_path / "none") == {}
+    assert curves.read_curves(log) == {"loss": curves.Curve([1, 8], [0.5, 0.25], [0, 0])}
+    assert curves.read_curves(tmp_path / "none") == {}
 
 
 def test_a_long_log_is_averaged(tmp_path):
     log = tmp_path / "metrics.jsonl"
     log.write_text("".join(f'{{"step": {k}, "loss": {k}}}\n' for k in range(10_000)))
-    curve = sections.read_curves(log)["loss"]
-    assert len(curve.steps) == sections.POINTS
+    curve = curves.read_curves(log)["loss"]
+    assert len(curve.steps) == curves.POINTS
     assert np.mean(curve.values) == pytest.approx(4999.5)
 
 

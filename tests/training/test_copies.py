@@ -57,7 +57,7 @@ def test_the_last_weights_without_copies_are_kept_and_it_is_said(quick, looks):
     assert asked == [2, 4, 6, 8, 10, 12]
     assert step_of(MODEL) == 6
     assert (ran.json["step"], ran.json["kept"], ran.json["copies_from"]) == (12, 6, 8)
-    said = "The model is that of step 6: from step 8 on, samples were copies of training images"
+    said = "The model file has step 6: from step 8 on, samples were copies of training images"
     assert said in ran.err
     assert ran.err.count("samples are copies") == 3
     assert ran.err.count("no signs of copies") == 3
@@ -70,7 +70,7 @@ def test_a_run_without_copies_keeps_the_last_weights_to_the_byte(quick, looks):
     looks(4)
     ran = quick(*LINE)
     assert step_of(MODEL) == 12
-    assert "The model is that of step" not in ran.err
+    assert "The model file has step" not in ran.err
     quick(*LINE, "--keep", "last", "-o", WHOLE)
     assert MODEL.read_bytes() == WHOLE.read_bytes()
 

@@ -24,11 +24,11 @@ def render_comparison(found: Comparison, rows: Sequence[Sequence[str]]) -> str:
     Args:
         rows: the head and the rows of the table of both.
     """
-    names = {side: Path(side.path).name for side in (found.a, found.b)}
+    names = [Path(side.path).name for side in (found.a, found.b)]
     return render_page(
         "compare",
-        f"{names[found.a]} and {names[found.b]}",
-        sides=dict(zip("AB", names.values(), strict=True)),
+        " and ".join(names),
+        sides=dict(zip("AB", names, strict=True)),
         rows=rows,
         plots=plot_both(found),
         remarks=found.remarks,

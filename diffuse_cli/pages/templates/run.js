@@ -4,7 +4,7 @@ const state = document.getElementById("state").dataset;
 const scrub = document.getElementById("scrub");
 const kept = "diffuse-scrub-" + location.pathname;
 if (Number(state.reload)) {
-  const age = Date.now() / 1000 - Number(state.written);
+  const age = (Date.now() - Date.parse(document.lastModified)) / 1000;
   if (age > Number(state.late)) {
     const line = document.createElement("p");
     line.className = "warns";
