@@ -130,7 +130,7 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
         table="core.augmentations.AUGMENTATIONS",
         parse=parse_augment,
         metavar="none|auto|NAME,...",
-        shown="auto: for few samples",
+        shown="auto: if few samples are seen often",
     )
     background: str = option.data("white", BACKGROUND, parse=parse_color)
     fit: str = option.data("crop", FIT, table="media.FITS")

@@ -54,6 +54,9 @@ OPTIMIZER = "muon"
 COMPILED_STEPS, COMPILED_MINUTES = 5000, 20
 """Length of a run from which compiling its network pays off on a GPU. It takes minutes."""
 
+AUTOMATIC = (("precision", "auto"), ("augment", None))
+"""Options with the value that means the run's own on --resume."""
+
 FREE = {"steps", "data", "device", "compile", "preview_every", "eval_every", "eval_images"}
 """Options that may change on --resume, in addition to control options."""
 
@@ -200,7 +203,7 @@ def _resume_config(given: Layer, run: RunDirectory) -> TrainConfig:
         value, own = getattr(asked, f.name), getattr(stored, f.name)
         if spec.control or f.name in FREE or _is_checked_later(f.name, value, stored):
             wanted[f.name] = given.get(f.name)
-        elif value != own and (f.name, value) != ("precision", "auto"):
+        elif value != own and (f.name, value) not in AUTOMATIC:
             raise _difference_error(field_flag(f), value, own)
     if "steps" in given and "minutes" not in given:  # of a run that began by --minutes
         wanted["minutes"] = None

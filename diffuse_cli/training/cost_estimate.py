@@ -24,7 +24,7 @@ from diffuse_cli.training.configuration import complete_config
 from diffuse_cli.training.initial_weights import load_initial_weights
 from diffuse_cli.training.memory_estimate import SLACK, estimate_memory
 from diffuse_cli.training.monitor import plan_chores
-from diffuse_cli.training.plan import Plan, check_batch, prepare_plan
+from diffuse_cli.training.plan import Plan, check_batch, choose_augmentations, prepare_plan
 from diffuse_cli.training.run_length import (
     format_duration,
     warn_of_limited_options,
@@ -144,7 +144,8 @@ def estimate(config: TrainConfig) -> Work[TrainingEstimate]:
         if not config.resumes:
             yield from load_initial_weights(plan.config, plan.blueprint)
         done, budget = yield from choose_steps(plan, accelerator)
-        plan = dataclasses.replace(plan, config=done)
+        plan = yield from choose_augmentations(dataclasses.replace(plan, config=done))
+        done = plan.config
         if budget is None:
             budget = Budget(math.inf, (yield from measure_step_seconds(plan, accelerator)))
         total = budget.used + budget.estimate_seconds(0, done.steps, plan_chores(plan))

@@ -34,7 +34,7 @@ from diffuse_cli.training.ema_weights import (
 from diffuse_cli.training.feed import UnreadableImages, find_readable, hold_streams
 from diffuse_cli.training.initial_weights import load_initial_weights
 from diffuse_cli.training.monitor import SAVE, Monitor, plan_chores
-from diffuse_cli.training.plan import Plan, check_batch, prepare_plan
+from diffuse_cli.training.plan import Plan, check_batch, choose_augmentations, prepare_plan
 from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.run_events import Meter, Started, Step, Trained
 from diffuse_cli.training.run_length import Forecast
@@ -107,7 +107,8 @@ class TrainingRun:
         )
         self.laps()  # the budget has counted that time
         self.versions = yield from checkpoints.record_versions(checkpoint)
-        self.plan = dataclasses.replace(plan, config=config)
+        self.plan = yield from choose_augmentations(dataclasses.replace(plan, config=config))
+        config = self.plan.config
         self.trainer = trainer = Trainer(self.plan, accelerator, init)
         trainer.course = course
         self.monitor = monitor = Monitor(trainer, run, self.stop)

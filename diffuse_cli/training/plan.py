@@ -17,7 +17,6 @@ from diffuse_cli.core.augmentations import AUGMENTATIONS
 from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.data_gaussian import DataGaussian, measure
 from diffuse_cli.core.denoising_errors import DenoisingErrors
-from diffuse_cli.core.losses import TAUGHT
 from diffuse_cli.core.networks import NETWORKS
 from diffuse_cli.core.settings import to_dict
 from diffuse_cli.core.space import Space
@@ -53,8 +52,9 @@ if TYPE_CHECKING:
 FEW = 2
 """The fewest images from which a model can do more than memorize."""
 
-AUGMENTED = 2000
-"""The most images that are augmented by default."""
+AUGMENTED, PASSES = 2000, 400
+"""The most images that are augmented by default, and the fewest passes of a run over them. With
+fewer passes there are no copies yet, and samples are better without (benchmarks/README.md)."""
 
 HANDFUL = 100
 """The number of images that a person can look through."""
@@ -179,47 +179,55 @@ def prepare_plan(
             warning=True,
         )
     done = replace(done, precision=apply_precision(accelerator, done.precision))
-    done = replace(done, augment=(yield from choose_augmentations(done, blueprint, data)))
     done, room = yield from find_room(done, blueprint, accelerator)
     teacher = yield from load_teacher(done)
     gaussian = teacher.wiener if teacher else measure_gaussian(done, blueprint, data)
-    return Plan(
+    plan = Plan(
         config=done,
         blueprint=replace(blueprint, gaussian=gaussian),
         data=data,
         room=room,
         teacher=teacher,
     )
+    check_augmentations(done, plan)
+    return plan
 
 
-def choose_augmentations(
-    config: TrainConfig, blueprint: Blueprint, data: TrainingData
-) -> Work[tuple[str, ...]]:
-    """Return the names of the augmentations of a run.
+def check_augmentations(config: TrainConfig, plan: Plan) -> tuple[str, ...]:
+    """Return the names of the augmentations that suit the samples, the network and the loss.
 
     Raises:
-        UsageError: one that was asked for does not suit the samples, the network or the loss.
+        UsageError: --augment asks for one that does not.
     """
-    name, names = data.images.medium, config.augment
-    medium, count = MEDIA[name], len(data.train)
-    able = hasattr(blueprint.build_on_meta(), "add_augmentation") and config.loss not in TAUGHT
-    if names is None:
-        names = tuple(medium.augmentations) if able and count <= AUGMENTED else ()
-        if names:
-            yield Notice(
-                f"{data.images.summary.format_samples(count)} to train on are few, so they are "
-                f"augmented by {', '.join(names)} (not with --augment none)"
-            )
-    for own in names:
-        if own in AUGMENTATIONS.own and own not in medium.augmentations:
+    medium, network = MEDIA[plan.data.images.medium], plan.blueprint.network
+    for name in config.augment or ():
+        if name in AUGMENTATIONS.own and name not in medium.augmentations:
             suited = ", ".join(medium.augmentations)
-            text = f"--augment {own} is not for {medium.many}"
+            text = f"--augment {name} is not for {medium.many}"
             raise UsageError(text, f"Use {suited}" if suited else "Remove it")
-    if names and not able:
-        taught = config.loss in TAUGHT
-        of = f"--loss {config.loss}" if taught else f"network '{blueprint.network}'"
+    if hasattr(plan.blueprint.build_on_meta(), "add_augmentation") and not plan.teacher:
+        return tuple(medium.augmentations)
+    if config.augment:
+        of = f"--loss {config.loss}" if plan.teacher else f"network '{network}'"
         raise UsageError(f"--augment does not work with {of}", "Remove it")
-    return names
+    return ()
+
+
+def choose_augmentations(plan: Plan) -> Work[Plan]:
+    """Decide on --augment auto, by the number of samples and how often the run sees each."""
+    config, count = plan.config, len(plan.data.train)
+    if config.augment is not None:
+        return plan
+    assert config.batch_size is not None
+    passes = config.steps * config.batch_size / max(count, 1)
+    few = count <= AUGMENTED and passes >= PASSES
+    names = check_augmentations(config, plan) if few else ()
+    if names:
+        yield Notice(
+            f"each of {plan.data.images.summary.format_samples(count)} is seen {passes:,.0f} "
+            f"times, so they are augmented by {', '.join(names)} (not with --augment none)"
+        )
+    return replace(plan, config=replace(config, augment=names))
 
 
 def warn_of_narrow_network(config: TrainConfig, blueprint: Blueprint) -> Iterator[Notice]:

@@ -15,6 +15,7 @@ from diffuse_cli.core.losses import LOSSES, simple
 from diffuse_cli.media import MEDIA
 from diffuse_cli.models import model_file
 from diffuse_cli.system.rng import augmentation_draws
+from diffuse_cli.training import plan
 
 MODEL, WHOLE, RUN = Path("model.safetensors"), Path("whole.safetensors"), Path("model.run")
 QUICK = Path(__file__).with_name("quick.toml")
@@ -124,14 +125,36 @@ def test_draws_belong_to_positions():
 # -- which ----------------------------------------------------------------------------------------
 
 
-def test_few_images_are_augmented_by_default_and_it_is_said(quick):
-    ran = quick("--steps", 2, "--augment", "auto")
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a short run see its images often enough."""
+    monkeypatch.setattr(plan, "PASSES", 0.1)
+
+
+def test_few_images_that_are_seen_often_are_augmented_and_it_is_said(quick, few):
+    ran = quick("--steps", 40, "--stop-at", 1, "--augment", "auto")
     assert ran.code == 0
-    assert "are few, so they are augmented by flip, zoom, rotate, shift, color" in ran.err
+    said = "each of 54 images is seen 6 times, so they are augmented by flip, zoom, rotate, shift"
+    assert said in ran.err
     assert config()["augment"] == list(ALL)
+    assert quick("--steps", 40, "--stop-at", 2, "--augment", "auto", "--resume").code == 0
 
 
-def test_another_number_of_images_starts_from_its_own_default(quick, monkeypatch):
+@pytest.mark.parametrize(("steps", "augmented"), [(2699, False), (2700, True)])
+def test_it_is_the_number_of_passes_that_decides(quick, steps, augmented):
+    """54 images in batches of 8: 2,700 steps are 400 passes."""
+    ran = quick("--steps", steps, "--stop-at", 1, "--augment", "auto")
+    assert ran.code == 0
+    assert ("so they are augmented" in ran.err) == augmented
+
+
+def test_many_images_are_not_augmented(quick, few, monkeypatch):
+    monkeypatch.setattr(plan, "AUGMENTED", 53)
+    assert quick("--steps", 2, "--augment", "auto").code == 0
+    assert config()["augment"] == []
+
+
+def test_another_number_of_images_starts_from_its_own_default(quick, few):
     assert quick("--steps", 2, "--augment", "flip").code == 0
     assert (
         quick("--steps", 2, "--init", MODEL, "--augment", "auto", "-o", "next.safetensors").code
@@ -147,7 +170,7 @@ def test_models_of_papers_have_none(diffuse, images, preset):
     assert "augmented" not in ran.err
 
 
-def test_arrays_are_only_moved(diffuse):
+def test_arrays_are_only_moved(diffuse, few):
     Path("fields").mkdir()
     for k, field in enumerate(np.random.default_rng(0).normal(size=(40, 8, 8))):
         np.save(f"fields/{k}.npy", field.astype(np.float32))
