@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from diffuse_cli.api import *  # noqa: F403
 
 __all__ = [
-    "BusyError", "DataError", "Denoiser", "DiffuseError", "DivergedError", "Evaluation",
-    "Model", "ModelFileError", "Notice", "OutputError", "Previewed", "Progress", "Samples",
-    "Space", "Step", "Table", "Trained", "TrainingEvent", "UsageError", "Validated",
+    "BusyError", "Compared", "DataError", "Denoiser", "DiffuseError", "DivergedError",
+    "Evaluation", "Model", "ModelFileError", "Notice", "OutputError", "Previewed", "Progress",
+    "Samples", "Space", "Started", "Step", "Table", "Trained", "TrainingEvent", "UsageError",
+    "Validated",
     "__version__", "evaluate", "load", "train",
 ]  # fmt: skip
 

@@ -25,7 +25,9 @@ from diffuse_cli.system.errors import UsageError as UsageError
 from diffuse_cli.system.events import Notice as Notice
 from diffuse_cli.system.events import Progress as Progress
 from diffuse_cli.system.events import Table as Table
+from diffuse_cli.training.run_events import Compared as Compared
 from diffuse_cli.training.run_events import Previewed as Previewed
+from diffuse_cli.training.run_events import Started as Started
 from diffuse_cli.training.run_events import Step as Step
 from diffuse_cli.training.run_events import Trained as Trained
 from diffuse_cli.training.run_events import Validated as Validated

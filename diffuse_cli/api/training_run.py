@@ -30,9 +30,18 @@ from diffuse_cli.system.events import Notice, Progress, Table, finish
 from diffuse_cli.system.processes import PendingSignal, note_interrupts
 from diffuse_cli.training.configuration import configure
 from diffuse_cli.training.loop import fit
-from diffuse_cli.training.run_events import Previewed, Step, Trained, Validated
+from diffuse_cli.training.run_events import (
+    Compared,
+    Previewed,
+    Started,
+    Step,
+    Trained,
+    Validated,
+)
 
-TrainingEvent: TypeAlias = Progress | Notice | Table | Step | Previewed | Validated | Trained
+TrainingEvent: TypeAlias = (
+    Progress | Notice | Table | Started | Step | Previewed | Compared | Validated | Trained
+)
 """Events of a training run. `Trained` is the last one."""
 
 
