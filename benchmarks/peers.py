@@ -47,10 +47,12 @@ def blueprint(preset: str, channels: int, size: int, **unet: Any) -> Blueprint:
 
 
 def baseline_blueprint(recipe: Recipe, channels: int, size: int) -> Blueprint:
-    """Return `tiny` without patches, which no baseline has, with the channels of a recipe.
+    """Return `tiny` without patches, with the channels of a recipe.
 
-    The last channels of the recipe are repeated for the levels that remain.
+    The last channels of the recipe are repeated for the levels that remain. If the recipe has
+    patches, the network is that of images with more channels.
     """
+    channels, size = channels * recipe.patch**2, size // recipe.patch
     plain = blueprint("tiny", channels, size, patch=1)
     if recipe.channels is None:
         return plain
@@ -62,16 +64,17 @@ def baseline_blueprint(recipe: Recipe, channels: int, size: int) -> Blueprint:
     return blueprint("tiny", channels, size, patch=1, **own)
 
 
-def describe_differences(like: Blueprint, *fixed: str) -> dict[str, str]:
+def describe_differences(like: Blueprint, patch: int, *fixed: str) -> dict[str, str]:
     """Return why a baseline has other parameters than ours, empty if it has the same.
 
     Args:
+        patch: the side of its patches.
         fixed: differences of its library.
     """
     space, words = like.space, list(fixed)
-    ours: Any = blueprint("tiny", space.channels, space.size[0]).config
+    ours: Any = blueprint("tiny", space.channels // patch**2, space.size[0] * patch).config
     if ours.patch != 1:
-        words.append("no patches, which are no option")
+        words.append("no Wiener filter" if patch == ours.patch else "no patches")
     if like.config != blueprint("tiny", space.channels, space.size[0], patch=1).config:
         words.append("channels from the search")
     return {"parameters": ", ".join(words)} if words else {}
@@ -130,6 +133,7 @@ class Recipe:
         batch: images per step.
         attention: heads and their width, in the network of denoising-diffusion-pytorch.
         channels: the channels of each level, the last ones repeated. None for those of ours.
+        patch: the side of the patches that become channels by `torch.pixel_unshuffle`.
         solver: an entry of the peer's solvers.
     """
 
@@ -142,6 +146,7 @@ class Recipe:
     batch: int = 16
     attention: tuple[int, int] = (4, 32)
     channels: tuple[int, ...] | None = None
+    patch: int = 1
     solver: str = "2M"
 
 
@@ -239,7 +244,7 @@ class Diffusers:
         from diffusers.training_utils import EMAModel, compute_snr
 
         self.recipe, self.size = recipe, like.space
-        self.differs = describe_differences(like)
+        self.differs = describe_differences(like, recipe.patch)
         self.net = diffusers_unet(like)
         chosen = self.schedules[recipe.schedule]
         self.scheduler = DDPMScheduler(1000, prediction_type=self.targets[recipe.target], **chosen)
@@ -251,6 +256,7 @@ class Diffusers:
 
     def loss(self, x0: Tensor) -> Tensor:
         """Return the loss of images in [-1, 1]."""
+        x0 = F.pixel_unshuffle(x0, self.recipe.patch)
         noise = torch.randn_like(x0)
         t = torch.randint(0, 1000, (len(x0),), device=x0.device)
         out = self.net(self.scheduler.add_noise(x0, noise, t), t).sample.float()
@@ -291,7 +297,7 @@ class Diffusers:
         x = torch.randn(n, *self.size.shape, device=device_type())
         for t in scheduler.timesteps:
             x = scheduler.step(net(x, t).sample.float(), t, x).prev_sample
-        return x
+        return F.pixel_shuffle(x, self.recipe.patch)
 
 
 CLIPPED = {"thresholding": True, "sample_max_value": 1.0, "lambda_min_clipped": -5.1}
@@ -321,7 +327,7 @@ class DDPMPytorch:
         blocks = "two blocks and linear attention at each level, which are no options"
         self.differs = {
             "groups": "RMSNorm over all channels, which is no option",
-            **describe_differences(like, blocks),
+            **describe_differences(like, recipe.patch, blocks),
         }
         self.net: Any = GaussianDiffusion(
             ddpm_pytorch_unet(like, attn_heads=heads, attn_dim_head=width),

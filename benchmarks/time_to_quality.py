@@ -15,7 +15,7 @@ and the memory allocator settings of `diffuse`.
 At 64 and 128 pixels a search can be shorter, or begin with the recipe of another data set:
 
     python benchmarks/time_to_quality.py search TRAIN --real TEST --name cats-64 --size 64 \\
-        --least 20 --work W
+        --factors target --short 4 --least 20 --work W
     python benchmarks/time_to_quality.py search TRAIN --real TEST --name cats-128 --size 128 \\
         --start cats-64 --factors --samples 300 --solvers UniPC "2M SDE" --work W
 """
@@ -159,7 +159,9 @@ START: Mapping[str, Recipe] = {
 """Recipes that a search begins with in images of `SMALL`: our target, schedule and weighting."""
 
 LARGE_START: Mapping[str, Recipe] = {
-    "diffusers": Recipe("diffusers", "x0", optimizer="muon", lr=4e-3, channels=(32,)),
+    "diffusers": Recipe(
+        "diffusers", "x0", optimizer="muon", lr=4e-3, channels=(32,), patch=2, solver="2M SDE"
+    ),
     "ddpm-pytorch": Recipe(
         "ddpm-pytorch", "x0", optimizer="muon", lr=2e-3, attention=(1, 32), channels=(32,),
         solver="DDIM",
@@ -214,6 +216,7 @@ class Effort:
 
     Attributes:
         least: the minutes of CPU time that the search takes at least.
+        short: the minutes of a short trial.
         factors: the options to try one at a time. None for those of the size.
         samples: the samples of a long trial. A short one has three fifths.
         solvers: the solvers to compare. None for all.
@@ -221,6 +224,7 @@ class Effort:
     """
 
     least: float = LEAST
+    short: float = SHORT
     factors: Sequence[str] | None = None
     samples: int = 500
     solvers: Sequence[str] | None = None
@@ -244,9 +248,10 @@ def choose_factors(
 
 
 def as_json(recipe: Recipe) -> dict[str, Any]:
-    """Return a recipe as it is read from a file, which has channels only if the recipe does."""
+    """Return a recipe as it is read from a file, which has channels and patches if it has any."""
     found: dict[str, Any] = json.loads(json.dumps(asdict(recipe)))
-    return {name: value for name, value in found.items() if name != "channels" or value}
+    left_out = {"channels": None, "patch": 1}
+    return {k: v for k, v in found.items() if k not in left_out or v != left_out[k]}
 
 
 def from_json(found: Mapping[str, Any]) -> Recipe:
@@ -296,8 +301,8 @@ class Search:
             tried = [best, *vary(best, option, values)]
             for wait in (False, True):
                 for recipe in tried:
-                    self.attempt(recipe, SHORT, wait=wait)
-            best = best_trial(self.log.rows, self.peer, SHORT, tried)
+                    self.attempt(recipe, self.effort.short, wait=wait)
+            best = best_trial(self.log.rows, self.peer, self.effort.short, tried)
         return best
 
     def next(self, first: Recipe) -> list[Recipe]:
@@ -492,6 +497,7 @@ def final_of_ours(
     diffusion = header(model)["diffusion"]
     steps = max(json.loads(line).get("step", 0) for line in metrics.open())
     like = peers.blueprint("tiny", data.train.shape[1], data.size)
+    like = replace(like, wiener=config["wiener"])
     evaluations = manifest["steps"] * (2 if manifest.get("weak_guidance", 1) != 1 else 1)
     row = {
         **peers.facts(like.build(), evaluations, config["precision"]),
@@ -534,7 +540,7 @@ def final_of_peer(
     evaluations = len(seen) * peers.BATCH // len(samples)
     facts = peers.facts(net, evaluations, seen[0])
     like = peers.baseline_blueprint(recipe, *data.train.shape[1:3])
-    settings = {**as_json(recipe), **describe_levels(like)}
+    settings = {**as_json(recipe), **describe_levels(like), "patch": recipe.patch}
     settings |= {"sampler": recipe.solver, "differs": dict(peer.differs)}
     return {**done, **facts, **settings}, samples
 
@@ -596,7 +602,9 @@ def search(options: argparse.Namespace, data: Data) -> None:
         if options.start:
             found = from_json(recipes()[options.start][name])
             start = replace(found, channels=found.channels or start.channels)
-        effort = Effort(options.least, options.factors, options.samples, options.solvers, start)
+        effort = Effort(
+            options.least, options.short, options.factors, options.samples, options.solvers, start
+        )
         Search(data, name, log, effort).run()
         known = recipes()
         known.setdefault(options.name, {})[name] = as_json(chosen(log.rows, name))
@@ -621,6 +629,7 @@ def main() -> None:
     parser.add_argument(
         "--factors", nargs="*", choices=OPTIONS, help="options that a search tries one at a time"
     )
+    parser.add_argument("--short", type=float, default=SHORT, help="minutes of a short trial")
     parser.add_argument("--samples", type=int, default=500, help="of a long trial")
     parser.add_argument("--solvers", nargs="+", help="that a search compares")
     parser.add_argument("--start", metavar="NAME", help="data whose recipe a search begins with")
