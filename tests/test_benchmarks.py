@@ -101,6 +101,20 @@ def test_a_peer_has_levels_instead_of_patches(
     assert count == sum(p.numel() for p in like.build().parameters())
 
 
+def test_a_peer_with_patches_is_as_large_as_ours_and_draws_whole_images():
+    peers = benchmark("peers")
+    pytest.importorskip("diffusers")
+    recipe = peers.Recipe("diffusers", channels=(32,), patch=2)
+    like = peers.baseline_blueprint(recipe, 3, 64)
+    assert like.space.shape == (12, 32, 32)
+    assert like.config == replace(peers.blueprint("tiny", 3, 64).config, patch=1)
+    peer = peers.Diffusers(recipe, like)
+    assert peer.differs == {"parameters": "no Wiener filter"}
+    with torch.no_grad():
+        assert peer.draw(peer.net, 2).shape == (2, 3, 64, 64)
+        assert float(peer.loss(torch.zeros(2, 3, 64, 64))) > 0
+
+
 def test_the_recipes_of_peers_are_the_best_of_their_logs():
     bench = benchmark("time_to_quality")
     path = RESULTS / "peer-recipes.json"
@@ -252,7 +266,13 @@ def test_an_unguided_final_samples_the_model_of_ours_without_its_recommendation(
 ):
     bench = benchmark("time_to_quality")
     weights = {"weak": {"step": 5}} if weak else {}
-    config = {"precision": "bf16", "batch_size": 32, "lr": 4e-3, "optimizer": "muon"}
+    config = {
+        "precision": "bf16",
+        "batch_size": 32,
+        "lr": 4e-3,
+        "optimizer": "muon",
+        "wiener": False,
+    }
     process = {"target": "v", "schedule": "cosine"}
     header = {"training": {**config, "weighting": "min-snr"}, "diffusion": process, **weights}
     pixels, typed = np.zeros((2, 1, 16, 16), np.uint8), []
