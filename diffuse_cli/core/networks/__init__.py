@@ -1,8 +1,9 @@
 """Networks, one architecture per file. `Network` describes their interface.
 
 A network that runs its blocks through an attribute `run_block`, by default `run_directly`, can be
-trained with gradient checkpointing. Its attribute `ends` can list modules that AdamW updates
-instead of Muon.
+trained with gradient checkpointing. With a method `add_augmentation(parameters)` and a keyword
+`augment`, as `ConditionedNetwork` has them, it can be trained with augmentation. Its attribute
+`ends` can list modules that AdamW updates instead of Muon.
 """
 
 from __future__ import annotations
