@@ -50,7 +50,7 @@ One core, default settings unless the row says otherwise, KID × 1000 of 1,000 s
 | CIFAR-10, 32×32 | | | 149: animals and vehicles in their surroundings | |
 | emoji, 64×64, by `tune` | | | 421: faces, people, flags on white | |
 | Tiny ImageNet, 64×64, by `tune`, `--weak-after 0.25` | | | 289: skies, shores, rooms | |
-| [cats](#quality-for-time-cats-at-64-pixels), 64×64, three seeds | 2,539: noise | 940 | 457: cats | |
+| [cats](#quality-for-time-cats-at-64-pixels), 64×64, 3 seeds | 2,539: noise | 940 | 457: cats | |
 
 For the rows "by `tune`", `tune` chose the sampling, and the network was that of `--no-wiener`.
 
