@@ -6,7 +6,6 @@ Writes the model file and, next to it, a run directory with checkpoints, preview
 from __future__ import annotations
 
 import time
-import webbrowser
 from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.commands._cli.console import Console, format_seconds
@@ -43,7 +42,7 @@ def run(config: TrainConfig, console: Console) -> None:
     with defer_signals() as stop:
         spent = time.monotonic() - began
         work = fit(config, stop, debug=console.debug, spent=spent)
-        trained = console.follow(work, _EventDescriber(console.live, config.open))
+        trained = console.follow(work, _EventDescriber(live=console.live))
     if trained is not None:
         from diffuse_cli.media import MEDIA
 
@@ -60,16 +59,14 @@ def run(config: TrainConfig, console: Console) -> None:
 class _EventDescriber:
     """Training's events as progress and notices."""
 
-    def __init__(self, live: bool, open: bool) -> None:
-        self.live, self.open = live, open
+    def __init__(self, live: bool) -> None:
+        self.live = live
         self.text = ""
 
     def __call__(self, event: Any) -> Progress | Notice | None:
         from diffuse_cli.training.run_events import Compared, Previewed, Started, Step, Validated
 
         if isinstance(event, Started):
-            if self.open:
-                webbrowser.open(event.page.resolve().as_uri())
             return Notice(f"Watch the run in a browser: {files.show(str(event.page))}")
         if isinstance(event, Compared):
             return Notice(f"step {event.step:,}  {_describe_signs(event)}")

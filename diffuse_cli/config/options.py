@@ -271,6 +271,15 @@ MOST_TOML = 10_000_000
 """The largest configuration file, in bytes; one may list betas."""
 
 
+def flatten_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings by name, those of a table as `table.name`."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        table = value if isinstance(value, Mapping) else None
+        flat |= {f"{name}.{k}": v for k, v in table.items()} if table is not None else {name: value}
+    return flat
+
+
 def read_toml(path: str | Path) -> dict[str, Any]:
     """Return the table in a TOML file, with any line ends, with or without a byte order mark.
 

@@ -142,9 +142,12 @@ class Signs:
 def find_signs(values: Values, generated: int) -> Signs:
     """Find signs of copies among a number of generated samples.
 
-    With one space only, or if only one of two shows copies, they are possible.
+    With one space only, or if only one of two shows copies, they are possible. Without references
+    nothing is known.
     """
     spaces = [space for space in SPACES if f"memorized_{space}" in values]
+    if not spaces:
+        return Signs("", 0)
     rates = {space: read_measurement(values, f"memorized_{space}") for space in spaces}
     copied = [
         space

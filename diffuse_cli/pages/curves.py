@@ -24,13 +24,9 @@ CAPTIONS: Mapping[str, tuple[str, str]] = {
     "loss": ("training loss", "Training loss, lower is better."),
     "held_out_loss": ("held-out loss", "Held-out loss. If only it rises, the model memorizes."),
     **{key: (label(key), f"{label(key)}, lower is better.") for key in KIDS},
-    **{
-        key: (
-            "memorization rate",
-            f"Samples as near as copies, in {key.partition('_')[2]}.",
-        )
-        for key in COPIES
-    },
+    **dict.fromkeys(
+        COPIES, ("memorization rate", "Memorization rate, at most 0.05 if no samples are copies.")
+    ),
     "lr": ("learning rate", "Learning rate."),
     "images_per_second": ("samples per second", "Samples per second."),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -80,6 +81,20 @@ def make_pictures(
 ) -> list[Picture]:
     """Make several pictures, each with its text for screen readers."""
     return [picture(p, alt, side) for p, alt in zip(pixels, words, strict=True)]
+
+
+# -- scripts --------------------------------------------------------------------------------------
+
+
+def read_script(name: str) -> str:
+    """Return a script of this folder."""
+    return (resources.files("diffuse_cli.pages") / "templates" / f"{name}.js").read_text("utf-8")
+
+
+def hash_script(script: str) -> str:
+    """Return the hash by which a content security policy allows a script."""
+    digest = hashlib.sha256(script.encode()).digest()
+    return f"sha256-{base64.b64encode(digest).decode()}"
 
 
 # -- style ----------------------------------------------------------------------------------------

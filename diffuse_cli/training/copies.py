@@ -2,7 +2,8 @@
 
 Copying starts after a number of steps in proportion to the number of images (Bonnaire et al. 2025),
 and good samples come earlier. So a run on few images looks for copies at each preview, as `eval`
-does, and keeps the last weights whose samples show no signs of them.
+does, and keeps the last weights whose samples show no clear signs of them: in pixels and features,
+so that samples of arrays and sounds never do.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ def plan_looks(plan: Plan, steps: int, preview_every: int) -> Looks | None:
     """
     if not FEW <= len(plan.data.train) < MANY or plan.teacher or previews.uses_images(plan):
         return None
-    count = steps * previews.passes_of_step(plan) // (SHARE * count_passes(plan, 1))
+    passes = steps * previews.passes_of_step(plan) // SHARE - FEATURES * len(plan.data.images)
+    count = max(0, passes) // count_passes(plan, 1)
     looks = min(-(-steps // preview_every), count // FEWEST)
     if looks == 0:
         return None

@@ -404,7 +404,9 @@ def fit(
         DiffuseError: any kind of error. Earlier files stay.
     """
     work = _fit(config, stop or StopRequest(), debug, spent, clock)
-    return (yield from (follow_run(work, RunDirectory(config.out)) if rank() == 0 else work))
+    if rank() == 0:
+        work = follow_run(work, RunDirectory(config.out), browse=config.open)
+    return (yield from work)
 
 
 def _fit(

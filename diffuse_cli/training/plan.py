@@ -189,28 +189,31 @@ def prepare_plan(
         room=room,
         teacher=teacher,
     )
-    check_augmentations(done, plan)
+    check_augmentations(plan)
     return plan
 
 
-def check_augmentations(config: TrainConfig, plan: Plan) -> tuple[str, ...]:
-    """Return the names of the augmentations that suit the samples, the network and the loss.
+def list_augmentations(plan: Plan) -> tuple[str, ...]:
+    """Return the names of the augmentations that suit the samples, the network and the loss."""
+    if plan.teacher or not hasattr(plan.blueprint.build_on_meta(), "add_augmentation"):
+        return ()
+    return tuple(MEDIA[plan.data.images.medium].augmentations)
+
+
+def check_augmentations(plan: Plan) -> None:
+    """Refuse an augmentation of --augment that does not suit the samples, network or loss.
 
     Raises:
-        UsageError: --augment asks for one that does not.
+        UsageError: one does not.
     """
-    medium, network = MEDIA[plan.data.images.medium], plan.blueprint.network
-    for name in config.augment or ():
-        if name in AUGMENTATIONS.own and name not in medium.augmentations:
-            suited = ", ".join(medium.augmentations)
-            text = f"--augment {name} is not for {medium.many}"
-            raise UsageError(text, f"Use {suited}" if suited else "Remove it")
-    if hasattr(plan.blueprint.build_on_meta(), "add_augmentation") and not plan.teacher:
-        return tuple(medium.augmentations)
-    if config.augment:
-        of = f"--loss {config.loss}" if plan.teacher else f"network '{network}'"
+    suited, config = list_augmentations(plan), plan.config
+    if config.augment and not suited:
+        of = f"--loss {config.loss}" if plan.teacher else f"network '{plan.blueprint.network}'"
         raise UsageError(f"--augment does not work with {of}", "Remove it")
-    return ()
+    for name in config.augment or ():
+        if name in AUGMENTATIONS.own and name not in suited:
+            text = f"--augment {name} is not for {MEDIA[plan.data.images.medium].many}"
+            raise UsageError(text, f"Use {', '.join(suited)}")
 
 
 def choose_augmentations(plan: Plan) -> Work[Plan]:
@@ -221,7 +224,7 @@ def choose_augmentations(plan: Plan) -> Work[Plan]:
     assert config.batch_size is not None
     passes = config.steps * config.batch_size / max(count, 1)
     few = count <= AUGMENTED and passes >= PASSES
-    names = check_augmentations(config, plan) if few else ()
+    names = list_augmentations(plan) if few else ()
     if names:
         yield Notice(
             f"each of {plan.data.images.summary.format_samples(count)} is seen {passes:,.0f} "

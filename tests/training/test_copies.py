@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from diffuse_cli.metrics.memorization import Signs
 from diffuse_cli.models import model_file
 from diffuse_cli.system.events import finish
 from diffuse_cli.training import copies, monitor, validation
 from diffuse_cli.training.copies import CopyMeasure, plan_looks
-from training.conftest import measure_by_step
+from training.conftest import QUICK, measure_by_step
 
 MODEL, BEST, RUN = (Path(f"model{end}") for end in (".safetensors", ".best.safetensors", ".run"))
 WHOLE = Path("whole.safetensors")
@@ -156,18 +158,41 @@ def test_copies_are_found_and_new_images_are_not(plan):
         assert 0 < values["memorized_noticed"] <= 1
 
 
+def test_images_without_others_held_out_are_references_of_each_other(plan):
+    alone = replace(plan, data=replace(plan.data, held_out=np.zeros(0, np.int64)))
+    data, space = plan.data, plan.blueprint.space
+    stored = np.ascontiguousarray(data.images.stored[data.train])
+    network = validation.choose_network(space, stored, torch.device("cpu"))
+    values = finish(CopyMeasure(alone, network).compare(stored))
+    assert values["memorized_references"] <= len(data.train)
+    assert copies.memorization.find_signs(values, len(stored)).level == "serious"
+
+
+def test_a_run_of_equal_images_has_no_references(diffuse, tmp_path, monkeypatch):
+    """Nothing is known of copies there, and the run ends."""
+    (tmp_path / "same").mkdir()
+    for k in range(10):
+        Image.new("L", (8, 8), 100).save(tmp_path / f"same/{k}.png")
+    monkeypatch.setattr(monitor, "plan_looks", lambda plan, steps: copies.Looks(2, 4))
+    ran = diffuse("train", tmp_path / "same", "--config", QUICK, "--steps", 2)
+    assert ran.code == 0, ran.err
+    assert "no signs of copies, of which there are too few images to be sure" in ran.err
+
+
 @pytest.mark.parametrize("every", [10, 125, 625, 5000])
 @pytest.mark.parametrize("steps", [10, 100, 1000, 5000, 100_000])
 def test_looks_take_a_small_part_of_the_run(plan, steps, every):
     looks = plan_looks(plan, steps, every)
     if looks is None:
         affordable = steps * copies.previews.passes_of_step(plan) / copies.SHARE
-        assert affordable < copies.count_passes(plan, copies.FEWEST)
+        known = copies.FEATURES * len(plan.data.images)
+        assert affordable < known + copies.count_passes(plan, copies.FEWEST)
         return
     assert looks.every % every == 0
     assert copies.FEWEST <= looks.count <= copies.MOST
     times = -(-steps // looks.every)
     cost = times * copies.count_passes(plan, looks.count)
+    cost += copies.FEATURES * len(plan.data.images)
     assert cost <= steps * copies.previews.passes_of_step(plan) / copies.SHARE
     assert looks.every == every or times * looks.count < copies.FEWEST * -(-steps // every)
 

@@ -15,7 +15,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from conftest import in_process, write_images
-from PIL import Image, ImageOps
 
 from diffuse_cli.data import decoding_workers, match_pairs, read_images, stream
 from diffuse_cli.system.events import finish
@@ -104,17 +103,6 @@ def test_two_processes_each_decode_their_own(pair, folder, monkeypatch, tmp_path
     (folder / "dark/new.png").write_bytes((folder / "dark/000.png").read_bytes())
     assert pair(*line, "--cache", 0, "--resume").code == 0
     assert MODEL.read_bytes() == Path("whole.safetensors").read_bytes()
-
-
-@pytest.fixture(scope="module")
-def negatives(images, tmp_path_factory):
-    """The negative of each image, under its name."""
-    folder = tmp_path_factory.mktemp("negatives") / "negatives"
-    for path in images.rglob("*.png"):
-        there = folder / path.relative_to(images)
-        there.parent.mkdir(parents=True, exist_ok=True)
-        ImageOps.invert(Image.open(path)).save(there)
-    return folder
 
 
 def test_pairs_are_streamed_as_they_are_kept(diffuse, images, negatives):

@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
+from diffuse_cli.pages.templates import hash_script, read_script
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import Notice, finish
 from diffuse_cli.training import run_page
 from diffuse_cli.training.run_directory import RunDirectory
-from diffuse_cli.training.run_events import Started, Step
-from diffuse_cli.training.run_page import RunPage, follow_run, hash_script, read_script
+from diffuse_cli.training.run_events import Previewed, Started, Step
+from diffuse_cli.training.run_page import RunPage, follow_run
 
 MODEL, RUN = Path("model.safetensors"), Path("model.run")
 PAGE = RUN / "index.html"
@@ -49,9 +50,8 @@ def test_a_finished_run_has_a_page_of_its_data_previews_curves_and_commands(quic
 
 def test_the_page_changes_nothing(quick, monkeypatch):
     quick(*LINE)
-    monkeypatch.setattr(run_page, "follow_run", lambda work, run: work)
-    monkeypatch.setattr("diffuse_cli.training.loop.follow_run", lambda work, run: work)
-    quick(*LINE, "-o", "plain.safetensors")
+    monkeypatch.setattr("diffuse_cli.training.loop.follow_run", lambda work, run, browse: work)
+    assert quick(*LINE, "-o", "plain.safetensors").code == 0
     assert not Path("plain.run/index.html").exists()
     assert MODEL.read_bytes() == Path("plain.safetensors").read_bytes()
 
@@ -79,7 +79,7 @@ def test_a_page_that_cannot_be_written_is_a_warning_once(quick, monkeypatch):
 
     def refuse(path: Path, text: str) -> None:
         if path.name == "index.html":
-            raise OSError("No space left on device")
+            raise ValueError("cannot be plotted")
         write(path, text)
 
     monkeypatch.setattr(files, "write_text", refuse)
@@ -121,7 +121,7 @@ def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunPage:
 
 def test_only_its_own_script_may_run(page):
     text = page.render("running")
-    script = read_script()
+    script = read_script("run")
     assert f"script-src '{hash_script(script)}'" in text.replace("&#39;", "'")
     assert text.count("<script>") == text.count("</script>") == 1
     assert f"<script>{script}</script>" in text
@@ -129,19 +129,49 @@ def test_only_its_own_script_may_run(page):
     assert "default-src 'none'" in text.replace("&#39;", "'")
 
 
-def test_steps_write_it_rarely_and_looks_always(page, monkeypatch):
+def test_looks_and_steps_write_it_only_if_that_takes_little_time(page, monkeypatch):
     now = [1000.0]
     monkeypatch.setattr(run_page.time, "monotonic", lambda: now[0])
     finish(page.write("running"))
     page.took = 0.5
-    step = Step(3, 9, 0.1, 0.1, 0.1, 5.0, 60.0)
-    assert not page.note(step)
+    step, look = Step(3, 9, 0.1, 0.1, 0.1, 5.0, 60.0), Previewed(3, None, None)
+    for event in (step, look):
+        assert not page.note(event)
     now[0] += 99
-    assert not page.note(step)
+    for event in (step, look):
+        assert not page.note(event)
     now[0] += 2
-    assert page.note(step)
+    for event in (step, look):
+        assert page.note(event)
+    page.took = 0.01
+    page.written = now[0] - 3
+    assert page.note(look)
+    assert not page.note(step), "previews show more than a step does"
     assert not page.note(Notice("x"))
-    assert "1 min 0 s left" in page.render("running")
+    assert "1.0 minutes left" in page.render("running")
+
+
+def test_it_waits_as_long_for_news_as_pages_take(page, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(run_page.time, "monotonic", lambda: now[0])
+    for late in (120, 120, 6000):
+        finish(page.write("running"))
+        assert f'data-late="{late}"' in PAGE.read_text()
+        now[0] += 10 if late == 120 and page.interval == 0 else 1000
+
+
+@pytest.mark.parametrize("opened", [False, True])
+def test_open_shows_it_in_a_browser(page, monkeypatch, opened):
+    shown: list[str] = []
+    monkeypatch.setattr(run_page.webbrowser, "open", shown.append)
+
+    def work() -> Any:
+        yield start()
+        assert PAGE.exists()
+        yield Step(1, 9)
+
+    finish(follow_run(work(), RunDirectory(MODEL), browse=opened))
+    assert shown == [PAGE.resolve().as_uri()] * opened
 
 
 def test_an_abandoned_run_is_stopped(page):
@@ -167,9 +197,9 @@ def test_a_browser_shows_it_without_errors_or_sideways_scrolling(quick, width):
     assert CHROMIUM
     text = PAGE.read_text()
     probe = "document.title = [document.documentElement.scrollWidth, innerWidth].join(' ')"
-    script = read_script() + probe
-    text = text.replace(read_script(), script).replace(
-        hash_script(read_script()), hash_script(script)
+    script = read_script("run") + probe
+    text = text.replace(read_script("run"), script).replace(
+        hash_script(read_script("run")), hash_script(script)
     )
     Path("probe.html").write_text(text)
     done = subprocess.run(

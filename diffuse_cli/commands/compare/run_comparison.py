@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.config.eval_options import CompareConfig
-from diffuse_cli.config.options import from_dict, option_fields, read_toml
+from diffuse_cli.config.options import flatten_settings, from_dict, option_fields, read_toml
 from diffuse_cli.config.train_options import TrainConfig, from_file, to_file
 from diffuse_cli.metrics.features import KIDS
 from diffuse_cli.models.model_report import collect_facts, describe_space, training_config
@@ -173,12 +173,12 @@ def _read_side(path: str) -> Work[Side]:
         or run_reader.model_path(run).exists()
     ):
         found = yield from model_file.find(given)
-        settings = _flatten_settings(training_config(found.path))
+        settings = flatten_settings(training_config(found.path))
     model = found.model if found else None
     if (run / run_reader.CONFIG).is_file():
         values = from_file(read_toml(run / run_reader.CONFIG))
         own = from_dict(TrainConfig, values, str(run / run_reader.CONFIG))
-        of_run = _flatten_settings(to_file(own, control=False))
+        of_run = flatten_settings(to_file(own, control=False))
         places = {name: of_run.pop(name) for name in PLACES if name in of_run}
         settings = settings or of_run
     log = run_reader.read_log(run / run_reader.METRICS)
@@ -194,15 +194,6 @@ def _read_side(path: str) -> Work[Side]:
         held_out_loss=run_reader.last_value(rows, "held_out_loss"),
         lowest={name: _find_lowest(rows, name) for name in ("held_out_loss", *KIDS)},
     )
-
-
-def _flatten_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with those of a table under `table.name`."""
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        table = value if isinstance(value, Mapping) else None
-        flat |= {f"{name}.{k}": v for k, v in table.items()} if table is not None else {name: value}
-    return flat
 
 
 def _find_lowest(rows: list[dict[str, Any]], name: str) -> dict[str, float] | None:

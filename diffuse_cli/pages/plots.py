@@ -1,0 +1,65 @@
+"""Plots of the curves of one run, or of several runs together, each with its caption."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from markupsafe import Markup
+
+from diffuse_cli.metrics import Measurement
+from diffuse_cli.pages import charts
+from diffuse_cli.pages.charts import Line
+from diffuse_cli.pages.curves import CAPTIONS, COPIES, Curve
+
+Curves = Mapping[str, Curve]
+"""Curves of a run by their names in the log."""
+
+LOSSES = {"held_out_loss": "held-out", "loss": "training"}
+"""Losses that a run shows in one plot."""
+
+
+def plot_run(curves: Curves) -> list[tuple[str, Markup]]:
+    """Plot the curves of a run: losses together, with the smoothed one, then each of the others."""
+    plots, shown = [], {key: words for key, words in LOSSES.items() if key in curves}
+    if shown:
+        lines = [*_lines(curves, shown)]
+        if (own := curves.get("loss")) and own.reach:
+            lines.insert(0, Line("training, smoothed", own.steps, own.smooth()))
+        caption = "Loss, lower is better. If only the held-out loss rises, the model memorizes."
+        plots.append((caption, _plot("loss", lines, "loss")))
+    for key, (words, caption) in CAPTIONS.items():
+        if key in curves and key not in (*LOSSES, *COPIES):
+            plots.append((caption, _plot(key, [*_lines(curves, {key: words})], words)))
+    copies = {key: key.partition("_")[2] for key in COPIES if key in curves}
+    if copies:
+        words, caption = CAPTIONS[COPIES[0]]
+        plots.append((caption, _plot("copies", [*_lines(curves, copies)], words)))
+    return plots
+
+
+def plot_runs(runs: Mapping[str, Curves]) -> list[tuple[str, Markup]]:
+    """Plot each curve that a run has, smoothed, with a line for each run."""
+    plots = []
+    for key, (words, caption) in CAPTIONS.items():
+        lines = [
+            Line(name, own.steps, own.smooth(), marks=len(own.steps) < charts.FEW)
+            for name, curves in runs.items()
+            if (own := curves.get(key))
+        ]
+        if lines:
+            plots.append((caption, _plot(f"both-{key}", lines, words)))
+    return plots
+
+
+def _lines(curves: Curves, names: Mapping[str, str]) -> Iterator[Line]:
+    for key, words in names.items():
+        own = curves[key]
+        errors = own.errors if any(own.errors) else None
+        yield Line(words, own.steps, own.values, errors, marks=len(own.steps) < charts.FEW)
+
+
+def _plot(name: str, lines: list[Line], axis: str) -> Markup:
+    """Plot lines over steps, losses on a logarithmic axis."""
+    said = "; ".join(f"{line.label}: last {Measurement(line.y[-1])}" for line in lines)
+    log = axis.endswith("loss") and all(value > 0 for line in lines for value in line.y)
+    return charts.lines(name, lines, f"{axis} over steps: {said}", "step", axis, log_y=log)
