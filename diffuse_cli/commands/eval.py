@@ -51,7 +51,12 @@ def lines(found: EvaluationResult) -> list[str]:
 
     part = describe_part(found.part, found.words)
     features = f"; {describe_network(found.features)}" if found.features.get("name") else ""
-    said = [str(r) for r in found.remarks if r.warns or r.level == "note"]
+    measured = "memorized_expected" in found.values
+    said = [
+        str(r)
+        for r in found.remarks
+        if r.warns or r.level == "note" or (measured and r.kind == "memorization")
+    ]
     return [
         *([f"{found.verdict}.", ""] if found.verdict else []),
         *align_columns(rows),
