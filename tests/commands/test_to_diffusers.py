@@ -74,7 +74,8 @@ def drawn(draw: Any) -> dict[str, Any]:
     """What `model_of` makes a model of that diffusers can say."""
     multipliers = (1, *draw(st.lists(st.sampled_from((1, 2)), max_size=2)))
     heads = draw(st.sampled_from(({}, {"head_width": 4}, {"head_width": 8}, {"heads": 1})))
-    size = draw(st.sampled_from(((8, 8), (8, 12), (4, 8))))
+    sizes = ((8, 8), (8, 12), (4, 8))  # norms over 4 values would enlarge rounding
+    size = draw(st.sampled_from(sizes if len(multipliers) < 3 else sizes[:2]))
     config = Config(
         width=8,
         multipliers=multipliers,
