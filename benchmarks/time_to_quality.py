@@ -477,7 +477,7 @@ def tuned(model: Path) -> Path:
 def ignore_recommendation(model: Path) -> list[str]:
     """Return options of `sample` that a recommendation in a model file gives way to."""
     weak = ["--weak-guidance", "1"] if "weak" in header(model) else []
-    return [*weak, "--start", "noise", "--steps", str(peers.EVALUATIONS)]
+    return [*weak, "--steps", str(peers.EVALUATIONS)]
 
 
 def final_of_ours(

@@ -222,7 +222,7 @@ class StartConfig(Options):
     start: str | None = option.sampling.optional(
         "Initial noise: pure, or gaussian with the brightness and layout of the data.",
         table=STARTS,
-        shown=f"the model's, or {NOISE}",
+        shown=f"the model's, or {GAUSSIAN} with a Wiener filter and no conditions, or {NOISE}",
     )
 
 

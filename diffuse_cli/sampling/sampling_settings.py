@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from diffuse_cli.core.denoiser import Denoise, Denoiser
     from diffuse_cli.core.denoising_errors import DenoisingErrors
     from diffuse_cli.core.process import Process
+    from diffuse_cli.models.blueprint import Blueprint
     from diffuse_cli.models.model_file import StoredModel
 
 
@@ -173,7 +174,7 @@ def resolve_settings(
 
     A recommended sampler is only used with its recommended steps. The recommended start and learned
     timesteps are used with both of them, unless the options include a start, or for the timesteps a
-    spacing.
+    spacing. Without a recommendation, `starts_from_gaussian` decides about the start.
 
     Args:
         names, on, conditioning: see `resolve_condition`.
@@ -207,13 +208,15 @@ def resolve_settings(
     if found and config.sampler in (None, found.sampler) and config.steps in (None, found.steps):
         sampler, steps = found.sampler, found.steps
         times = found.times if config.spacing is None and asked != GAUSSIAN else None
-        begun, asked = found.start if asked is None else None, asked or found.start
+        begun, asked = found.start if asked is None else None, asked or found.start or NOISE
         if times or begun or None in (config.sampler, config.steps):
             taken.append(str(SamplerChoice(sampler, steps, times=times, start=begun)))
     if wanted and found and config.guidance is None and found.guidance == wanted.scale:
         taken.append(f"guidance {wanted.scale:g}")
     if guide and config.weak_guidance is None and _recommended_scale(model, guide.path) is not None:
         taken.append(f"weak guidance {guide.scale:g}")
+    if asked is None and sampler not in OF_DISTILLED and starts_from_gaussian(model.blueprint):
+        asked = GAUSSIAN
     return SamplingSettings(
         sampler=sampler,
         steps=steps,
@@ -267,6 +270,15 @@ def choose_variance(
             else "Use the last model of its run, after diffuse train DATA --resume",
         )
     return variance
+
+
+def starts_from_gaussian(own: Blueprint) -> bool:
+    """Whether a model starts from the Gaussian of its data by default.
+
+    From pure noise, brightness varies too little in samples of an unconditional model with a Wiener
+    filter (benchmarks/README.md).
+    """
+    return own.wiener and not own.conditions
 
 
 def low_frequency_start(model: StoredModel, sampler: str) -> DataGaussian:

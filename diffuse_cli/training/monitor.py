@@ -291,10 +291,8 @@ class Monitor:
         return done == end and self.measured != done and self.trainer.plan.teacher is None
 
     def _settings_due(self, done: int, end: int) -> bool:
-        return done == end and self.chosen != done and self._count_trial_samples() > 0
-
-    def _count_trial_samples(self) -> int:
-        return recommendation.count_samples(self.trainer.plan, self.trainer.course.steps)
+        plan, steps = self.trainer.plan, self.trainer.course.steps
+        return done == end and self.chosen != done and any(recommendation.plan_trials(plan, steps))
 
     # -- work --------------------------------------------------------------------------------------
 
@@ -418,8 +416,7 @@ class Monitor:
 
     def _choose_settings(self, done: int) -> Work[None]:
         """Choose the sampling setting to recommend."""
-        count = self._count_trial_samples()
-        trials = recommendation.choose_settings(self.trainer, self._kid, count)
+        trials = recommendation.choose_settings(self.trainer, self._kid)
         work = skip_if_full(trials, "choosing sampling settings")
         self.recommended = yield from run_until(self.stop, work)
         self.chosen = done

@@ -7,11 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffuse_cli.config.sample_options import SAMPLER, SAMPLING_STEPS, SamplerChoice
+from diffuse_cli.config.sample_options import (
+    GAUSSIAN,
+    SAMPLER,
+    SAMPLING_STEPS,
+    SamplerChoice,
+)
 from diffuse_cli.media import Array, Indices, figures, render_samples
 from diffuse_cli.sampling.conditioning import Condition, default_guidance
 from diffuse_cli.sampling.generation import BatchState, generate_batches, to_stored
-from diffuse_cli.sampling.sampling_settings import Guide, SamplingSettings
+from diffuse_cli.sampling.sampling_settings import (
+    Guide,
+    SamplingSettings,
+    starts_from_gaussian,
+)
 from diffuse_cli.system.events import Progress, Work
 from diffuse_cli.training.feed import find_readable
 from diffuse_cli.training.plan import Plan
@@ -47,17 +56,16 @@ def generate_by_default(
     Args:
         inputs: the number of images of `preview_images` to use. None for all.
         classes: the classes to cycle through, for a model with no other condition. All by default.
-        choice: the sampler, the steps and the start.
+        choice: the sampler, the steps and the start, by default `default_setting`.
         guide: the weaker model to guide by.
     """
     denoiser = plan.blueprint.denoiser(net)
-    if plan.teacher:
-        choice = plan.teacher.sampling(plan.blueprint)
+    choice = choice or default_setting(plan)
     chosen = find_readable(plan.data, preview_images(plan, inputs)[:count])
     settings = SamplingSettings(
-        sampler=choice.sampler if choice else SAMPLER,
-        steps=min(choice.steps if choice else SAMPLING_STEPS, denoiser.process.num_timesteps),
-        start=plan.blueprint.gaussian if choice and choice.start else None,
+        sampler=choice.sampler,
+        steps=choice.steps,
+        start=plan.blueprint.gaussian if choice.start else None,
         condition=_make_condition(plan, chosen, classes),
         guide=guide,
         seed=plan.config.seed,
@@ -66,6 +74,15 @@ def generate_by_default(
     return generate_batches(
         denoiser, settings, range(count), space=plan.blueprint.space, device=device
     )
+
+
+def default_setting(plan: Plan) -> SamplerChoice:
+    """Return the setting of `diffuse sample` for a model without a recommendation."""
+    if plan.teacher:
+        return plan.teacher.sampling(plan.blueprint)
+    steps = min(SAMPLING_STEPS, plan.config.num_timesteps)
+    start = GAUSSIAN if starts_from_gaussian(plan.blueprint) else None
+    return SamplerChoice(SAMPLER, steps, guidance_of(plan), start=start)
 
 
 def preview_images(plan: Plan, count: int | None = None) -> Indices:

@@ -13,15 +13,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING
 
-from diffuse_cli.config.sample_options import (
-    GAUSSIAN,
-    OWN,
-    SAMPLER,
-    SAMPLING_STEPS,
-    SamplerChoice,
-)
+from diffuse_cli.config.sample_options import GAUSSIAN, OWN, SamplerChoice
 from diffuse_cli.sampling.sampling_settings import Guide
 from diffuse_cli.system.errors import ModelFileError
 from diffuse_cli.system.events import Notice, Work
@@ -31,11 +26,11 @@ from diffuse_cli.training.plan import Plan
 if TYPE_CHECKING:
     from diffuse_cli.training.trainer import Trainer
 
-SCALES = (1.5, 2.0, 3.0)
-"""Scales of guidance by the early EMA weights to try."""
+SCALES = (2.0, 1.5, 3.0)
+"""Scales of guidance by the early EMA weights to try, in this order."""
 
 TRIALS = len(SCALES) + 2
-"""Number of trials: the default, the scales, and the other start."""
+"""The most trials: the default, the scales, and the other start."""
 
 SHARE = 20
 """Trials take at most 1/SHARE of the passes of the steps."""
@@ -69,32 +64,36 @@ class SettingTrial:
     look: tuple[float, ...]
 
 
-def count_samples(plan: Plan, steps: int) -> int:
-    """Return the samples of each trial after a run of `steps` steps, or 0 to try nothing."""
+def plan_trials(plan: Plan, steps: int) -> tuple[int, int]:
+    """Return the number of trials after a run of `steps` steps, and the samples of each.
+
+    A short run has fewer trials. If it has no time for two, nothing is tried.
+    """
     if len(plan.data.held_out) < FEWEST or plan.teacher or previews.uses_images(plan):
-        return 0
-    passes = steps * previews.passes_of_step(plan) // SHARE
-    count = passes // (previews.passes_of_drawing(plan, 1) * TRIALS)
-    return min(MOST, count) if count >= FEWEST else 0
+        return 0, 0
+    drawn = steps * previews.passes_of_step(plan) // SHARE // previews.passes_of_drawing(plan, 1)
+    trials = min(TRIALS, drawn // FEWEST)
+    return (trials, min(MOST, drawn // trials)) if trials > 1 else (0, 0)
 
 
 def count_passes(plan: Plan, steps: int) -> int:
     """Return the cost of all trials after a run of `steps` steps, in forward passes."""
-    if not (count := count_samples(plan, steps)):
+    trials, count = plan_trials(plan, steps)
+    if not trials:
         return 0
     real = min(validation.REAL_IMAGES, len(plan.data.held_out))
-    drawn = TRIALS * previews.passes_of_drawing(plan, count)
-    return drawn + FEATURES * (TRIALS * count + real)
+    drawn = trials * previews.passes_of_drawing(plan, count)
+    return drawn + FEATURES * (trials * count + real)
 
 
 def choose_settings(
-    trainer: Trainer, kid: validation.KidMeasure | None, count: int
+    trainer: Trainer, kid: validation.KidMeasure | None
 ) -> Work[SamplerChoice | None]:
     """Return the setting to recommend, or None if the default is as good.
 
     First the default and the guidance scales, then the other start with the best of them, which
     must be better by more than chance, too. Guidance is tried from a Gaussian start, because that
-    keeps brightness, which guidance exaggerates.
+    keeps brightness, which guidance exaggerates. A short run ends with the first trials.
 
     Args:
         kid: the KID of --eval-every, or None to make one.
@@ -105,16 +104,13 @@ def choose_settings(
         except ModelFileError as error:  # at the end of a run, which must not fail by this
             yield Notice(f"no sampling settings were tried: {error.message}", warning=True)
             return None
-    default = SamplerChoice(
-        SAMPLER,
-        min(SAMPLING_STEPS, trainer.plan.config.num_timesteps),
-        previews.guidance_of(trainer.plan),
-    )
+    trials, count = plan_trials(trainer.plan, trainer.course.steps)
+    default = previews.default_setting(trainer.plan)
     tried = [(yield from try_setting(trainer, kid, count, default))]
-    for choice in _guide_settings(trainer, default):
+    for choice in islice(_guide_settings(trainer, default), trials - 1):
         tried.append((yield from try_setting(trainer, kid, count, choice)))
     best = choose_best(tried)
-    if not trainer.plan.blueprint.conditions:
+    if len(tried) < trials and not trainer.plan.blueprint.conditions:
         start = None if best.choice.start else GAUSSIAN
         other = replace(best.choice, start=start)
         best = choose_best([best, (yield from try_setting(trainer, kid, count, other))])

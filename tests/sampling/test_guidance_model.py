@@ -54,7 +54,9 @@ def pixels(folder):
 
 def described(recommended=None, weak=None, classes=()):
     blueprint = SimpleNamespace(
-        conditions=Conditions(classes=classes), diffusion=SimpleNamespace(num_timesteps=1000)
+        conditions=Conditions(classes=classes),
+        wiener=False,
+        diffusion=SimpleNamespace(num_timesteps=1000),
     )
     sampling = None
     if recommended is not None:

@@ -40,7 +40,7 @@ def model(
     names = ("a", "b")[:classes]
     diffusion = SimpleNamespace(num_timesteps=timesteps)
     blueprint = SimpleNamespace(
-        conditions=Conditions(classes=names), diffusion=diffusion, space=space
+        conditions=Conditions(classes=names), diffusion=diffusion, space=space, wiener=False
     )
     return SimpleNamespace(
         blueprint=blueprint,
@@ -149,6 +149,29 @@ def test_a_recommended_start_goes_with_its_sampler_and_steps_unless_another_is_g
     assert (found.start, found.taken) == (start, taken)
     assert found.choice.start == ("gaussian" if start else None)
     assert found.describe_times().get("start") == found.choice.start
+
+
+@pytest.mark.parametrize(
+    ("given", "recommended", "start"),
+    [
+        ({}, None, LOW),
+        ({"steps": 9, "sampler": "ddim"}, None, LOW),
+        ({"start": "noise"}, None, None),
+        ({}, SamplerChoice("unipc", 8), None),
+        ({"steps": 9}, SamplerChoice("unipc", 8), LOW),
+        ({}, SamplerChoice("unipc", 2, None, None, (99, 40.5)), None),
+    ],
+    ids=str,
+)
+def test_a_model_with_a_wiener_filter_starts_from_its_gaussian(given, recommended, start):
+    filtering = starting(recommended)
+    filtering.blueprint.wiener = True
+    assert resolve_settings(config(**given), filtering).start == start
+    filtering.distilled = {"teacher": "t"}
+    assert resolve_settings(config(steps=2), filtering).start is None
+    conditional = starting(classes=2)
+    conditional.blueprint.wiener = True
+    assert resolve_settings(config(), conditional).start is None
 
 
 def test_learned_times_are_left_for_a_gaussian_start():

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import conftest
 import numpy as np
 import pytest
 
 from diffuse_cli.config.sample_options import GAUSSIAN, SamplerChoice
 from diffuse_cli.models import model_file
 from diffuse_cli.system.errors import ModelFileError
-from diffuse_cli.training import recommendation, validation
+from diffuse_cli.training import previews, recommendation, validation
 from diffuse_cli.training.recommendation import SettingTrial, choose_best
 
 MODEL = Path("model.safetensors")
@@ -85,6 +87,7 @@ def trying(monkeypatch: pytest.MonkeyPatch) -> Callable[[Mapping[Any, float]], l
         monkeypatch.setattr(recommendation, "FEWEST", 2)
         monkeypatch.setattr(recommendation, "SHARE", 1e-3)
         monkeypatch.setattr(recommendation, "try_setting", find)
+        monkeypatch.setattr(conftest, "PREVIEW_STEPS", 20)
         return tried
 
     return patch
@@ -96,8 +99,8 @@ def test_guidance_that_wins_is_recommended_and_its_weights_are_kept(quick, diffu
     assert "recommended for sampling: unipc, 10 steps from a Gaussian start" in ran.err
     assert [(c.weak_guidance, c.start, c.steps) for c in tried] == [
         (None, None, 20),
-        (1.5, GAUSSIAN, 10),
         (2.0, GAUSSIAN, 10),
+        (1.5, GAUSSIAN, 10),
         (3.0, GAUSSIAN, 10),
         (2.0, None, 10),
     ]
@@ -112,6 +115,29 @@ def test_guidance_that_wins_is_recommended_and_its_weights_are_kept(quick, diffu
     assert MODEL.read_bytes() == before
     quick("--resume")
     assert MODEL.read_bytes() == before
+
+
+@pytest.mark.parametrize(("trials", "scales"), [(2, [None, 2.0]), (3, [None, 2.0, 1.5])])
+def test_a_short_run_has_the_first_trials(quick, trying, monkeypatch, trials, scales):
+    tried = trying({(2.0, GAUSSIAN): 0.3})
+    monkeypatch.setattr(recommendation, "plan_trials", lambda plan, steps: (trials, 4))
+    quick(*RUN, "-q")
+    assert [c.weak_guidance for c in tried] == scales
+    assert model_file.load(MODEL).sampling == GUIDED
+
+
+@pytest.mark.parametrize(
+    ("samples", "found"),
+    [(95, (0, 0)), (96, (2, 48)), (143, (2, 71)), (144, (3, 48)), (240, (5, 48)), (9000, (5, 256))],
+)
+def test_trials_are_as_many_as_the_time_allows(monkeypatch, samples, found):
+    plan = SimpleNamespace(data=SimpleNamespace(held_out=range(48)), teacher=None)
+    monkeypatch.setattr(previews, "uses_images", lambda plan: False)
+    monkeypatch.setattr(previews, "passes_of_step", lambda plan: 20 * recommendation.SHARE)
+    monkeypatch.setattr(previews, "passes_of_drawing", lambda plan, count: 20 * count)
+    assert recommendation.plan_trials(plan, samples) == found
+    plan.data.held_out = range(47)
+    assert recommendation.plan_trials(plan, samples) == (0, 0)
 
 
 def test_the_start_alone_may_win(quick, trying):
