@@ -8,6 +8,7 @@ from networks import randomized
 
 from diffuse_cli.config.shared_options import DiffusionConfig
 from diffuse_cli.core import Conditions, Space
+from diffuse_cli.core.data_gaussian import DataGaussian
 from diffuse_cli.core.networks.unet import Config
 from diffuse_cli.models import model_file
 from diffuse_cli.models.blueprint import Blueprint
@@ -23,15 +24,18 @@ def model_of(
     conditions: Conditions = UNTOLD,
     diffusion: DiffusionConfig | None = None,
     network: str = "unet",
+    gaussian: DataGaussian | None = None,
     **more: Any,
 ) -> model_file.StoredModel:
-    """A model whose weights are nowhere zero."""
+    """A model whose weights are nowhere zero. It corrects the Wiener filter of a Gaussian."""
     own = Blueprint(
         space=space,
         network=network,
         config=config,
         conditions=conditions,
         diffusion=diffusion or DiffusionConfig(),
+        wiener=gaussian is not None,
+        gaussian=gaussian,
     )
     ema = randomized(own).state_dict()
     return model_file.StoredModel(blueprint=own, ema=ema, **more)

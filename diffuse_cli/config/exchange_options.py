@@ -10,7 +10,19 @@ from diffuse_cli.system.errors import UsageError, flag
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvertConfig(Options):
+class RuntimeConfig(Options):
+    """The runtime of a page that samples in a browser."""
+
+    runtime: str | None = option.optional(
+        "Package or folder of onnxruntime-web, for the page.",
+        place=True,
+        metavar="TGZ|FOLDER",
+        shown="fetched by npm",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertConfig(RuntimeConfig):
     """A model of another program, to be written as a model file, or the other way round.
 
     None stands for the value of the source or the preset.
@@ -26,7 +38,7 @@ class ConvertConfig(Options):
         "Model file to write, or with --to a folder or file.",
         flag="-o",
         metavar="FILE|FOLDER",
-        shown="model.safetensors, or diffusers, model.onnx or model.pt2 with --to",
+        shown="model.safetensors, or diffusers, model.onnx, model.pt2 or page with --to",
     )
     to: str | None = option.optional(
         "Program to write the model for.",
@@ -51,6 +63,7 @@ class ConvertConfig(Options):
         table="core.samplers.SAMPLERS",
         shown="the model's, if diffusers has its scheduler, else ddpm",
     )
+    single_file: bool = option(False, "With --to page: write one HTML file that has all others.")
 
     size: Size | None = option.data.optional(
         "Image size.", parse=parse_size, shown="from SOURCE or preset"
@@ -123,7 +136,7 @@ class ConvertConfig(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PushConfig(Options):
+class PushConfig(RuntimeConfig):
     """A model, and the contents of its card.
 
     Raises:
@@ -144,6 +157,7 @@ class PushConfig(Options):
         metavar="FILE.png",
         shown="16 new samples",
     )
+    demo: bool = option(False, "Add demo.html, a page that samples in a browser.")
     private: bool = option(False, "Make a new repository private.", control=True)
     out: str | None = option.optional(
         "Write the folder that would be pushed, without pushing.", flag="-o", metavar="FOLDER"

@@ -133,21 +133,18 @@ class Denoiser:
         determinant = a * sigma - b * alpha
         return sigma / determinant, -b / determinant, -alpha / determinant, a / determinant
 
-    def target_at(self, t: int | Tensor, *, like: Tensor) -> tuple[Any, Any]:
+    def target_at(self, t: Time, *, like: Tensor) -> tuple[Any, Any]:
         """Return the coefficients (a, b) of the target at t."""
+        if isinstance(t, float):
+            return self._coefficients(*self.process.alpha_sigma(t, like=like), None, None)
         a, b = self._targets(t, like)
         return a, b
-
-    def _coefficients_at(self, t: Time, alpha: Any, sigma: Any, like: Tensor) -> tuple[Any, Any]:
-        if isinstance(t, float):
-            return self._coefficients(alpha, sigma, None, None)
-        return self.target_at(t, like=like)
 
     def _inverse_at(self, t: Time, like: Tensor) -> tuple[Any, ...]:
         if not isinstance(t, float):
             return self._inverses(t, like)
         alpha, sigma = self.process.alpha_sigma(t, like=like)
-        return self._invert(*self._coefficients_at(t, alpha, sigma, like), alpha, sigma)
+        return self._invert(*self.target_at(t, like=like), alpha, sigma)
 
     def _error_at(self, t: Time, like: Tensor) -> Any:
         """Return the mean squared error of x_0 at t."""
@@ -198,7 +195,7 @@ class Denoiser:
         out = self.net(torch.cat([x_t, guess], 1), time, **cond).to(x_t.dtype)
         x0 = guess + self.reference.scale(alpha, sigma, x_t) * out[:, :channels]
         eps = (x_t - alpha * x0) / sigma
-        a, b = self._coefficients_at(t, alpha, sigma, x_t)
+        a, b = self.target_at(t, like=x_t)
         return x0, eps, a * x0 + b * eps, out[:, channels:]
 
     def respaced(self, times: Iterable[int | float]) -> Denoiser:

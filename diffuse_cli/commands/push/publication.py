@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from diffuse_cli.commands._cli.model_facts import data_section, escape, model_section, table
+from diffuse_cli.commands.convert.exporters import _web_runtime, onnx, page
 from diffuse_cli.config.exchange_options import PushConfig
 from diffuse_cli.config.sample_options import SampleConfig
 from diffuse_cli.core.conditions import PAIRS
@@ -36,10 +37,10 @@ from diffuse_cli.system.events import Notice, Progress, Work
 from diffuse_cli.system.hub_models import MODEL_FILE, check_unpublished, push_target, upload
 from diffuse_cli.system.outputs import UnfinishedFiles, check_suffix
 
-CARD, SAMPLES, NUMBERS = "README.md", "samples.png", "eval.json"
+CARD, SAMPLES, NUMBERS, DEMO = "README.md", "samples.png", "eval.json", "demo.html"
 """Names of the files next to the model."""
 
-OWNED = (SAMPLES, NUMBERS)
+OWNED = (SAMPLES, NUMBERS, DEMO)
 """Files that describe one model, and are removed with it."""
 
 DRAWN = 16
@@ -61,6 +62,9 @@ def push(config: PushConfig) -> Work[dict[str, Any]]:
     push_target(config.target)
     if config.samples:
         check_suffix(Path(config.samples), ".png", "--samples")
+    if config.demo:
+        onnx.check_packages("--demo")
+        _web_runtime.check_available("--demo", config.runtime)
     if config.out is None and not config.overwrite:
         check_unpublished(config.target)
     with _place(config) as folder:
@@ -78,6 +82,11 @@ def push(config: PushConfig) -> Work[dict[str, Any]]:
             raise ModelFileError(f"{files.show(found.path)} has changed", "Type the command again")
         if picture:
             begun.write(SAMPLES, picture)
+        if config.demo:
+            made = yield from page.make_page(
+                found, "ema", config.runtime, single=True, facts=_list_facts(config, numbers)
+            )
+            begun.write(DEMO, made[page.INDEX])
         if numbers:
             begun.write(NUMBERS, (json.dumps(numbers, indent=1) + "\n").encode())
         begun.write(CARD, card(config, found, numbers, picture=bool(picture), drawn=drawn).encode())
@@ -186,6 +195,7 @@ def card(
         _said(found),
         f"![Samples of the model]({SAMPLES})" if picture else "",
         f"Not chosen: the first ones of {escape(drawn)}." if drawn else "",
+        f"To sample in a browser, download [{DEMO}]({DEMO}) and open it." if config.demo else "",
         _use(f"hf://{repo}", found),
         model_section(found, LEFT_OUT, [("SHA-256", f"`{found.sha256}`")]),
         data_section(found.model.data),
@@ -255,24 +265,34 @@ samples.images()
 ```"""
 
 
-def _measured(numbers: Mapping[str, Any] | None) -> str:
-    if numbers is None:
-        return "## Numbers\n\nNothing was measured; `diffuse eval` does."
+def _list_numbers(numbers: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield the label of each metric, its value with the standard error, and its reference."""
     values = {
         key: float(value)
         for key, value in numbers.items()
         if isinstance(value, (int, float)) and not isinstance(value, bool)
     }
-    rows = []
     for number in select_numbers({k: v for k, v in values.items() if k != "seconds"}):
         reference = number.reference(values)
         known = reference is not None and math.isfinite(reference.value)
-        cells = (
-            number.label,
-            str(read_measurement(values, number.key)),
-            str(reference) if known else "",
-        )
-        rows.append([*map(escape, cells)])
+        measured = str(read_measurement(values, number.key))
+        yield number.label, measured, str(reference) if known else ""
+
+
+def _list_facts(config: PushConfig, numbers: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
+    """Yield the license, the metrics and the remarks on them, for the demo."""
+    yield "license", str(config.license)
+    if numbers:
+        for label, measured, reference in _list_numbers(numbers):
+            yield label, f"{measured}, reference {reference}" if reference else measured
+        for remark in numbers["remarks"]:
+            yield "", str(remark)
+
+
+def _measured(numbers: Mapping[str, Any] | None) -> str:
+    if numbers is None:
+        return "## Numbers\n\nNothing was measured; `diffuse eval` does."
+    rows = [[*map(escape, cells)] for cells in _list_numbers(numbers)]
     counts, settings = numbers["n"], numbers["settings"]
     network, part = dict(numbers["features"]).get("name", ""), numbers.get("part", "")
     how = [

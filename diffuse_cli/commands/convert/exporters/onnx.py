@@ -38,29 +38,48 @@ TASK = "tracing the network"
 
 def check(config: ConvertConfig) -> None:
     """Refuse to begin without the packages."""
+    check_packages("--to onnx")
+
+
+def check_packages(option: str) -> None:
+    """Refuse an option without the packages that make ONNX files.
+
+    Raises:
+        UsageError: names the first one that is missing.
+    """
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        text = f"--to onnx needs {missing[0]}"
+        text = f"{option} needs {missing[0]}"
         raise UsageError(text, "Install it: pip install 'diffuse-cli[onnx]'")
 
 
 def write(path: Path, found: ModelFile, config: ConvertConfig) -> Work[Mapping[str, Any]]:
     """Write the file, and report how far its outputs are from the network's."""
+    yield Progress(TASK, 0, 1)
+    data, error = make_file(found, config.weights or "ema")
+    yield Progress(TASK, 1, 1)
+    files.write_bytes(path, data)
+    yield Notice(f"outputs in onnxruntime differ by {error:.1g} at most")
+    return {"parameters": found.model.parameters, "error": error}
+
+
+def make_file(found: ModelFile, weights: str) -> tuple[bytes, float]:
+    """Return the content of an ONNX file, and how far its outputs are from the network's.
+
+    Raises:
+        ModelFileError: the weights do not fit, are missing, or onnxruntime computes something else.
+    """
     from diffuse_cli.commands.convert.exporters import _graph
 
     model = found.model
-    tensors = model.tensors(config.weights or "ema")
+    tensors = model.tensors(weights)
     if sum(tensor.nbytes for tensor in tensors.values()) > MOST_BYTES:
         hint = "Its files are smaller than 2 GiB; --to diffusers has no limit"
         raise export_error(found, "ONNX", "parameters", f"{model.parameters:,}", hint)
-    yield Progress(TASK, 0, 1)
-    net = _graph.complete(model, config.weights or "ema")
+    net = _graph.complete(model, weights)
     data = _graph.onnx_file(net, model.blueprint, _graph.metadata(model))
-    yield Progress(TASK, 1, 1)
     error = _graph.onnx_error(data, net, model.blueprint)
     if not error <= CLOSE:
         text = f"{files.show(found.path)}: onnxruntime computes something else, by {error:.2g}"
         raise ModelFileError(text, "Try other versions of torch and onnxscript")
-    files.write_bytes(path, data)
-    yield Notice(f"outputs in onnxruntime differ by {error:.1g} at most")
-    return {"parameters": model.parameters, "error": error}
+    return data, error

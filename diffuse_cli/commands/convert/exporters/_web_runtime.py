@@ -1,0 +1,82 @@
+"""The files of onnxruntime-web, which run a network in a browser."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from diffuse_cli.system import files
+from diffuse_cli.system.errors import UsageError
+
+PACKAGE, VERSION = "onnxruntime-web", "1.30.0"
+
+SCRIPT, BINARY = "ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"
+
+HASHES: Mapping[str, str] = {
+    SCRIPT: "11e64bd8ffe11bd1a2a2f0d6275fdfbbba7262f0b76b99b53d228a8a22ef3d90",
+    BINARY: "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
+}
+"""SHA-256 of each file in the package's folder `dist`."""
+
+WITHIN = 300
+"""Seconds after which npm has no answer."""
+
+HINT = f"On a machine with npm: npm pack {PACKAGE}@{VERSION}, then pass the file with --runtime"
+
+
+def check_available(option: str, given: str | None) -> None:
+    """Refuse an option without the package and without npm.
+
+    Raises:
+        UsageError
+    """
+    if given is None and shutil.which("npm") is None:
+        raise UsageError(f"{option} needs {PACKAGE}, and npm is not installed", HINT)
+
+
+def read_runtime(given: str | None) -> dict[str, bytes]:
+    """Return the files of the runtime by name, from a package or its folder, or by npm.
+
+    Raises:
+        UsageError: npm fails, or a file is missing or of another version.
+    """
+    if given is not None:
+        return _read_package(Path(given))
+    with tempfile.TemporaryDirectory(prefix="diffuse-runtime-") as folder:
+        line = ["npm", "pack", "--silent", "--ignore-scripts", f"{PACKAGE}@{VERSION}"]
+        try:
+            subprocess.run(line, cwd=folder, check=True, capture_output=True, timeout=WITHIN)
+        except (OSError, subprocess.SubprocessError) as error:
+            raise UsageError(f"npm cannot fetch {PACKAGE} {VERSION}", HINT) from error
+        return _read_package(next(Path(folder).glob("*.tgz")))
+
+
+def _read_package(path: Path) -> dict[str, bytes]:
+    """Return the files of a .tgz or of its folder, each with the expected hash."""
+    found = {}
+    for name, expected in HASHES.items():
+        content = _read_file(path, name)
+        if hashlib.sha256(content).hexdigest() != expected:
+            text = f"{files.show(path)}: {name} is not that of {PACKAGE} {VERSION}"
+            raise UsageError(text, HINT)
+        found[name] = content
+    return found
+
+
+def _read_file(path: Path, name: str) -> bytes:
+    """Return a file of `dist`."""
+    try:
+        if path.is_dir():
+            inside = [path / name, path / "dist" / name, path / "package" / "dist" / name]
+            return next(one for one in inside if one.is_file()).read_bytes()
+        with tarfile.open(path) as package:
+            member = package.extractfile(f"package/dist/{name}")
+            assert member is not None
+            return member.read()
+    except (OSError, tarfile.TarError, LookupError, AssertionError, StopIteration) as error:
+        raise UsageError(f"--runtime {files.show(path)} has no dist/{name}", HINT) from error

@@ -1,0 +1,256 @@
+"""A page that samples from a model in a browser, by onnxruntime-web.
+
+The networks are ONNX files. The page has the rest of sampling in JavaScript, with the noise levels
+of `diffuse sample`, and the same seeds give the same images.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffuse_cli.commands.convert.exporters import _web_runtime, export_error, onnx
+from diffuse_cli.config.exchange_options import ConvertConfig
+from diffuse_cli.config.sample_options import SampleConfig
+from diffuse_cli.core.conditions import PAIRS
+from diffuse_cli.core.samplers import OF_DISTILLED
+from diffuse_cli.core.settings import to_dict
+from diffuse_cli.core.targets import STEPWISE
+from diffuse_cli.system import files
+from diffuse_cli.system.events import Progress, Work
+
+if TYPE_CHECKING:
+    from diffuse_cli.core.data_gaussian import DataGaussian
+    from diffuse_cli.models.model_file import ModelFile, StoredModel
+    from diffuse_cli.sampling.sampling_settings import SamplingSettings
+
+OUT = "page"
+INDEX, MODEL, WEAK, LICENSE = "index.html", "model.onnx", "weak.onnx", "onnxruntime-license.txt"
+PARTS = (INDEX, MODEL, WEAK, LICENSE, *_web_runtime.HASHES)
+OPTIONS = ("runtime", "single_file")
+
+SAMPLERS = ("unipc", "ddim")
+"""Samplers of the page, besides the one of distilled models."""
+
+STEPS, DISTILLED_STEPS = (5, 10, 20, 50), (1, 2, 4)
+"""Numbers of steps to choose from, besides the recommended one."""
+
+SCRIPTS = ("random", "sampler", "model")
+
+POLICY = (
+    "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; connect-src 'self'; "
+    "script-src '{}' blob: 'wasm-unsafe-eval'"
+)
+"""Content security policy: the page runs its own script and the runtime, and only loads files from
+beside it."""
+
+FACTS = ("parameters", "network", "process", "classes", "columns", "input", "step", "recommended")
+"""Rows of `info` on the page."""
+
+
+def check(config: ConvertConfig) -> None:
+    """Refuse to begin without the packages or the runtime."""
+    onnx.check_packages("--to page")
+    _web_runtime.check_available("--to page", config.runtime)
+
+
+def write(path: Path, found: ModelFile, config: ConvertConfig) -> Work[Mapping[str, Any]]:
+    """Write the folder of the page."""
+    options = config.weights or "ema", config.runtime
+    contents = yield from make_page(found, *options, single=config.single_file)
+
+    def fill(folder: Path) -> None:
+        for name, content in contents.items():
+            files.write_bytes(folder / name, content)
+
+    files.write_folder(path, fill)
+    sizes = {name: len(content) for name, content in contents.items()}
+    return {"parameters": found.model.parameters, "bytes": sizes}
+
+
+def make_page(
+    found: ModelFile,
+    weights: str,
+    runtime: str | None,
+    *,
+    single: bool = False,
+    facts: Iterable[tuple[str, str]] = (),
+) -> Work[dict[str, bytes]]:
+    """Return the files of the page by name.
+
+    Args:
+        weights: the weights to sample with, `ema` or `raw`.
+        runtime: the package of the runtime or its folder. None to fetch it.
+        single: whether the page contains all other files.
+        facts: rows about the model, besides those of the model file.
+
+    Raises:
+        ModelFileError: the page cannot show its samples or inputs, or a network cannot be exported.
+        UsageError: there is no runtime.
+    """
+    check_shown(found)
+    contents = _web_runtime.read_runtime(runtime)
+    settings = describe_sampling(found.model)
+    networks = {"model": (MODEL, weights)}
+    if settings["weak"] is not None:
+        networks["weak"] = (WEAK, "weak")
+    for done, (name, own) in enumerate(networks.values()):
+        yield Progress(onnx.TASK, done, len(networks))
+        contents[name], _ = onnx.make_file(found, own)
+    yield Progress(onnx.TASK, len(networks), len(networks))
+    license = resources.files("diffuse_cli.pages") / "templates" / LICENSE
+    contents[LICENSE] = license.read_bytes()
+    settings["networks"] = {name: file for name, (file, _) in networks.items()}
+    page = render(found, settings, contents if single else {}, facts).encode()
+    return {INDEX: page} if single else {**contents, INDEX: page}
+
+
+def check_shown(found: ModelFile) -> None:
+    """Refuse samples and inputs that the page cannot show.
+
+    Raises:
+        ModelFileError
+    """
+    own = found.model.blueprint
+    space, given = own.space, own.conditions.given
+    if space.medium != "image" or space.levels != 256 or space.limits or space.channels > 4:
+        raise export_error(found, "a page", "space", f"{space.medium} of {space.levels} levels")
+    if given and not (given.what == PAIRS or _hides(found.model)):
+        raise export_error(found, "a page", "given", given.what)
+    if given and given.channels not in (1, 3):
+        raise export_error(found, "a page", "given.channels", given.channels)
+
+
+def _hides(model: StoredModel) -> bool:
+    """Whether the model is conditioned on samples of which a part is hidden."""
+    from diffuse_cli.models.image_conditioning import Conditioner
+
+    encoder = Conditioner.from_blueprint(model.blueprint)
+    return encoder is not None and encoder.masks
+
+
+# -- settings -------------------------------------------------------------------------------------
+
+
+def describe_sampling(model: StoredModel) -> dict[str, Any]:
+    """Return the settings of the page: noise levels by sampler and steps, and the controls."""
+    from diffuse_cli.sampling.sampling_settings import choose_guide, resolve_settings
+
+    own = model.blueprint
+    plain = SampleConfig(model="")
+    default = resolve_settings(plain, model)
+    guide, condition = choose_guide(plain, model), default.condition
+    listed = [*_list_settings(model, default)]
+    samplings = [_describe_levels(model, each) for each in listed]
+    chosen = f"{default.sampler}, {default.steps} steps"
+    places = [k for k, each in enumerate(samplings) if each["title"] == chosen]
+    return {
+        "shape": own.space.shape,
+        "clipped": own.space.levels is not None,
+        "samplings": samplings,
+        "chosen": places[0] if places else 0,
+        "weak": guide[1] if guide else None,
+        "guidance": condition.scale if condition and model.distilled is None else None,
+        "classes": own.conditions.classes,
+        "columns": [to_dict(column) for column in own.conditions.table.columns]
+        if own.conditions.table
+        else [],
+        "given": {"channels": given.channels, "masks": _hides(model)}
+        if (given := own.conditions.given)
+        else None,
+        "gaussian": next(
+            (_describe_gaussian(own.space.shape, s.start) for s in listed if s.start), None
+        ),
+    }
+
+
+def _list_settings(model: StoredModel, default: SamplingSettings) -> Iterator[SamplingSettings]:
+    """Yield the settings to choose from, as `diffuse sample` resolves them."""
+    from diffuse_cli.sampling.sampling_settings import resolve_settings
+
+    distilled = model.distilled is not None
+    most = model.blueprint.diffusion.num_timesteps
+    counts = {*(DISTILLED_STEPS if distilled else STEPS), default.steps}
+    for sampler in OF_DISTILLED if distilled else SAMPLERS:
+        for steps in sorted(count for count in counts if count <= most):
+            yield resolve_settings(SampleConfig(model="", sampler=sampler, steps=steps), model)
+
+
+def _describe_levels(model: StoredModel, settings: SamplingSettings) -> dict[str, Any]:
+    """Return the noise levels that a sampler visits, each with its time input and target."""
+    import torch
+
+    process, one = model.blueprint.process, torch.zeros(1)
+    denoiser = model.blueprint.denoiser(lambda x, t: x)
+    levels = []
+    for t in settings.resolve_times(process):
+        at = round(t) if model.blueprint.diffusion.target in STEPWISE else t
+        time = float(process.time_input(at, like=one))
+        pair = process.alpha_sigma(at, like=one)
+        levels.append([time, *pair, *denoiser.target_at(at, like=one)])
+    title = f"{settings.sampler}, {settings.steps} step{'s' * (settings.steps != 1)}"
+    return {
+        "title": title,
+        "sampler": settings.sampler,
+        "steps": settings.steps,
+        "start": settings.start is not None,
+        "levels": levels,
+    }
+
+
+def _describe_gaussian(shape: tuple[int, ...], start: DataGaussian) -> dict[str, Any]:
+    """Return the Gaussian of a start, with flat values."""
+    import numpy as np
+
+    tables = {name: np.asarray(getattr(start, name)) for name in ("mean", "variance")}
+    flat = {k: {"shape": v.shape, "values": v.ravel().tolist()} for k, v in tables.items()}
+    return {"shape": shape, "colors": start.colors, **flat}
+
+
+# -- page -----------------------------------------------------------------------------------------
+
+
+def render(
+    found: ModelFile,
+    settings: Mapping[str, Any],
+    inside: Mapping[str, bytes],
+    facts: Iterable[tuple[str, str]],
+) -> str:
+    """Render the page.
+
+    Args:
+        inside: files that the page contains.
+        facts: rows about the model, besides those of `info`.
+    """
+    from markupsafe import Markup
+
+    from diffuse_cli.commands._cli.model_facts import model_rows
+    from diffuse_cli.models.model_report import describe_space
+    from diffuse_cli.pages.templates import hash_script, read_script, render_page
+
+    script = "\n".join(map(read_script, SCRIPTS))
+    space = found.model.blueprint.space
+    runtime = {"script": _web_runtime.SCRIPT, "binary": _web_runtime.BINARY}
+    everything = {**settings, "runtime": runtime, "name": found.path.stem, "file": found.path.name}
+    plain = json.dumps(everything).replace("<", "\\u003c")
+    rows, label = [], ""
+    for own, text in model_rows(found):
+        label = own or label
+        if label in FACTS:
+            rows.append((own, text))
+    return render_page(
+        "model",
+        found.path.stem,
+        policy=POLICY.format(hash_script(script)),
+        script=Markup(script),
+        settings=Markup(plain),
+        contents={k: Markup(base64.b64encode(v).decode()) for k, v in inside.items()},
+        summary=f"A diffusion model of {describe_space(space)}, which samples in your browser.",
+        size=space.size,
+        facts=[*rows, *facts],
+        **{k: settings[k] for k in ("classes", "columns", "given", "guidance", "weak")},
+    )

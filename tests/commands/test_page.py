@@ -1,0 +1,372 @@
+"""Pages that sample in a browser: their JavaScript against core, and whole pages in Chromium."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import json
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from browser import Browser, needs_browser
+from PIL import Image
+from private_models import SMALL, model_of
+
+from diffuse_cli.commands.convert.exporters import _web_runtime, page
+from diffuse_cli.config.sample_options import SamplerChoice
+from diffuse_cli.config.shared_options import DiffusionConfig
+from diffuse_cli.core import SAMPLERS, SCHEDULES, Conditions, Denoiser, Process, Space
+from diffuse_cli.core.conditions import ConditioningArray, LabelColumn, MetadataTable, NumberColumn
+from diffuse_cli.core.data_gaussian import measure
+from diffuse_cli.core.guidance import autoguide, clip
+from diffuse_cli.core.targets import TARGETS
+from diffuse_cli.models import model_file
+from diffuse_cli.pages.templates import read_script
+from diffuse_cli.system.rng import image_noise
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+HOSTILE = "</script><b>a 'cat'"
+AGE = NumberColumn(name="age", mean=1.0, deviation=2.0, low=0.0, high=9.0)
+SITE = LabelColumn(name=HOSTILE, values=("a", HOSTILE))
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Browser]:
+    with Browser(tmp_path / "profile") as found:
+        yield found
+
+
+# -- JavaScript against core ----------------------------------------------------------------------
+
+
+@needs_browser
+def test_noise_is_that_of_sample_bit_for_bit(browser):
+    browser.evaluate(read_script("random"))
+    for seed, index, draw in ((0, 0, -1), (7, 12, -1), (2**63 - 1, 3, 5)):
+        code = f"Array.from(imageNoise({seed}n, {index}, 3000, {draw}))"
+        found = np.array(browser.evaluate(code), np.float32)
+        expected = image_noise(seed, [index], draw, (3000,), torch.device("cpu"))
+        assert np.array_equal(found, expected[0].numpy())
+
+
+PROCESS = Process(SCHEDULES["cosine"](1000))
+
+
+def gaussian_target(name: str, x: Any, alpha: float, sigma: float, a: float, b: float) -> Any:
+    """Return the target of the best denoiser of data with mean 0.2 and standard deviation 0.5."""
+    x0 = 0.2 + alpha * 0.25 * (x - alpha * 0.2) / (alpha**2 * 0.25 + sigma**2)
+    return a * x0 + b * (x - alpha * x0) / sigma
+
+
+@needs_browser
+@pytest.mark.parametrize("target", ["eps", "x0", "v", "flow"])
+@pytest.mark.parametrize("sampler", ["unipc", "ddim"])
+def test_samplers_are_those_of_core(browser, sampler, target):
+    browser.evaluate(read_script("sampler"))
+    x = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def network(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        at = round(float(t[0]))
+        alpha, sigma = PROCESS.alpha_sigma(at, like=x)
+        a, b = TARGETS[target](alpha, sigma, None, None)
+        return gaussian_target(target, x.double(), alpha, sigma, a, b).float()
+
+    denoiser = Denoiser(network, PROCESS, target)
+    weak = Denoiser(lambda x, t: 0.5 * network(x, t), PROCESS, target)
+    for n in (1, 2, 5, 20):
+        times = PROCESS.times(n)
+        levels = [
+            [float(t), *PROCESS.alpha_sigma(t, like=x), *denoiser.target_at(t, like=x)]
+            for t in times
+        ]
+        *_, last = SAMPLERS[sampler](
+            clip(autoguide(denoiser, weak, 1.5)), PROCESS, x, times, noise=lambda k: x
+        )
+        code = f"""(async () => {{
+          const levels = {json.dumps(levels)};
+          const network = async (x, time) => {{
+            const [, alpha, sigma, a, b] = levels.find((level) => level[0] === time);
+            return Float32Array.from(x, (x) => {{
+              const v = alpha ** 2 * 0.25 + sigma ** 2;
+              const x0 = 0.2 + alpha * 0.25 * (x - alpha * 0.2) / v;
+              return a * x0 + b * (x - alpha * x0) / sigma;
+            }});
+          }};
+          const weak = async (x, time) => (await network(x, time)).map((y) => 0.5 * y);
+          const denoise = makeDenoiser(network, [[weak, 1.5]], true);
+          let last;
+          const x = Float32Array.from({x.flatten().tolist()});
+          for await (const state of {sampler}(denoise, makeSteps(levels), x)) last = state.x;
+          return Array.from(last);
+        }})()"""
+        found = np.array(browser.evaluate(code))
+        assert np.abs(found - last.x.flatten().numpy()).max() < 1e-5
+
+
+@needs_browser
+@pytest.mark.parametrize("shape", [(3, 8, 12), (1, 20), (2, 4, 6, 6)])
+def test_the_initial_noise_is_that_of_the_gaussian(browser, shape):
+    browser.evaluate(read_script("sampler"))
+    draw = torch.Generator().manual_seed(0)
+    data = torch.randn(9, *shape, generator=draw).cumsum(-1)
+    noise = torch.randn(1, *shape, generator=draw)
+    low = measure(lambda: [data], bands=False)
+    expected = low.make_initial_noise(noise, 0.3, 0.9)
+    told = json.dumps(page._describe_gaussian(shape, low))
+    code = f"Array.from(makeInitialNoise({noise.flatten().tolist()}, [0, 0.3, 0.9], {told}))"
+    found = np.array(browser.evaluate(code))
+    assert np.abs(found - expected.flatten().numpy()).max() < 1e-5
+
+
+# -- the files ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder like that of the runtime, with other contents, which are expected here."""
+    contents = {name: name.encode() for name in _web_runtime.HASHES}
+    folder = tmp_path / "runtime"
+    (folder / "dist").mkdir(parents=True)
+    for name, content in contents.items():
+        (folder / "dist" / name).write_bytes(content)
+    hashes = {name: _web_runtime.hashlib.sha256(c).hexdigest() for name, c in contents.items()}
+    monkeypatch.setattr(_web_runtime, "HASHES", hashes)
+    return folder
+
+
+def save(name: str = "model.safetensors", **parts: Any) -> Path:
+    model_file.save(Path(name), model_of(**parts))
+    return Path(name)
+
+
+def test_a_folder_or_one_file_has_everything(diffuse, stored):
+    save(config=SMALL)
+    ran = diffuse("convert", "model.safetensors", "out", "--to", "page", "--runtime", stored)
+    assert (ran.code, ran.out) == (0, "out\n"), ran.err
+    names = {path.name for path in Path("out").iterdir()}
+    assert names == {page.INDEX, page.MODEL, page.LICENSE, *_web_runtime.HASHES}
+    text = (Path("out") / page.INDEX).read_text()
+    assert "connect-src 'self'" in text.replace("&#39;", "'")
+    for path in Path("out").iterdir():
+        assert str(Path(model_file.__file__).parents[2]).encode() not in path.read_bytes()
+    line = ("--to", "page", "--runtime", stored, "--single-file", "--overwrite", "--json")
+    ran = diffuse("convert", "model.safetensors", "out", *line)
+    assert [path.name for path in Path("out").iterdir()] == [page.INDEX]
+    assert ran.json["bytes"][page.INDEX] == (Path("out") / page.INDEX).stat().st_size
+
+
+def test_hostile_names_are_text(diffuse, stored):
+    parts = {"classes": (HOSTILE, "b"), "table": MetadataTable(columns=(AGE, SITE))}
+    save(config=SMALL, conditions=Conditions(**parts))
+    line = ("--to", "page", "--runtime", stored, "-q")
+    assert diffuse("convert", "model.safetensors", "out", *line).code == 0
+    text = (Path("out") / page.INDEX).read_text()
+    assert HOSTILE not in text
+    assert "<b>" not in text
+
+
+@pytest.mark.parametrize(
+    ("parts", "says"),
+    [
+        ({"space": Space(channels=1, size=(8, 8), levels=65536)}, "space = image of 65536 levels"),
+        (
+            {"conditions": Conditions(given=ConditioningArray(channels=3, what="low-res:2"))},
+            "given = low-res:2",
+        ),
+    ],
+    ids=["levels", "input"],
+)
+def test_what_the_page_cannot_show_is_refused(diffuse, stored, parts, says):
+    save(config=SMALL, **parts)
+    ran = diffuse("convert", "model.safetensors", "--to", "page", "--runtime", stored, "-q")
+    assert (ran.code, says in ran.line) == (4, True), ran.err
+    assert not Path("page").exists()
+
+
+def test_a_runtime_is_checked_by_its_hash(diffuse, stored):
+    save(config=SMALL)
+    line = ("convert", "model.safetensors", "--to", "page", "-q", "--runtime")
+    (stored / "dist" / _web_runtime.BINARY).write_bytes(b"other")
+    ran = diffuse(*line, stored)
+    assert (ran.code, f"{_web_runtime.BINARY} is not that of" in ran.line) == (2, True)
+    Path("empty.tgz").write_bytes(b"nothing")
+    ran = diffuse(*line, "empty.tgz")
+    assert (ran.code, "has no dist/" in ran.line) == (2, True)
+    assert "npm pack onnxruntime-web@" in ran.line
+
+
+def test_without_npm_a_runtime_is_needed(diffuse, monkeypatch):
+    save(config=SMALL)
+    monkeypatch.setattr(_web_runtime.shutil, "which", lambda name: None)
+    ran = diffuse("convert", "model.safetensors", "--to", "page", "-q")
+    assert (ran.code, "npm is not installed" in ran.line) == (2, True)
+
+
+# -- in a browser ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def runtime(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package of the runtime. Tests that need it are skipped where npm cannot fetch it."""
+    folder = tmp_path_factory.mktemp("npm")
+    name = f"{_web_runtime.PACKAGE}@{_web_runtime.VERSION}"
+    if not shutil.which("npm"):
+        pytest.skip("npm is not installed")
+    line = ["npm", "pack", "--silent", name]
+    if subprocess.run(line, cwd=folder, capture_output=True, timeout=120).returncode:
+        pytest.skip("npm cannot fetch the runtime")
+    (found,) = folder.glob("*.tgz")
+    return found
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[str]:
+    """The address of a server of the current folder."""
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+STATE = "document.getElementById('state').textContent"
+
+
+def generate(browser: Browser, url: str, **controls: Any) -> np.ndarray[Any, Any]:
+    """Return samples (N, H, W, 4) that a page generates with these values of its controls."""
+    browser.open(url)
+    browser.wait(f"{STATE} === 'Ready.'")
+    for name, value in controls.items():
+        browser.evaluate(
+            f"{{const control = document.getElementById({json.dumps(name)}) "
+            f"?? document.querySelector({json.dumps(name)}); control.value = {json.dumps(value)};"
+            "control.dispatchEvent(new Event('input', {bubbles: true}))}"
+        )
+    browser.evaluate("document.getElementById('start').click()")
+    browser.wait(f"/samples in|cannot/.test({STATE})")
+    assert "samples in" in browser.evaluate(STATE)
+    return read_canvases(browser)
+
+
+def read_canvases(browser: Browser) -> np.ndarray[Any, Any]:
+    shown = browser.evaluate(
+        "[...document.querySelectorAll('#samples canvas')].map((c) => [c.height, c.width, "
+        "...c.getContext('2d').getImageData(0, 0, c.width, c.height).data])"
+    )
+    return np.stack([np.array(each[2:], np.uint8).reshape(*each[:2], 4) for each in shown])
+
+
+def read_samples(folder: Path) -> np.ndarray[Any, Any]:
+    paths = sorted(folder.glob("[0-9]*.png"))
+    return np.stack([np.array(Image.open(path).convert("RGBA")) for path in paths])
+
+
+def largest_difference(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> int:
+    assert one.shape == other.shape
+    assert one[..., :3].std() > 5
+    return int(np.abs(one.astype(int) - other.astype(int)).max())
+
+
+def make_page(diffuse: Any, model: Path, runtime: Path, *more: str) -> None:
+    line = ("convert", model, "out", "--to", "page", "--runtime", runtime, "-q", "--overwrite")
+    ran = diffuse(*line, *more)
+    assert ran.code == 0, ran.err
+
+
+@needs_browser
+@pytest.mark.parametrize(("single", "width", "dark"), [(False, 390, True), (True, 1440, False)])
+def test_a_page_generates_what_sample_generates(
+    diffuse, tmp_path, runtime, served, single, width, dark
+):
+    shape, draw = (1, 3, 16, 16), torch.Generator().manual_seed(0)
+    data = torch.randn(9, *shape[1:], generator=draw).cumsum(-1) / 9
+    model = model_of(
+        config=replace(SMALL, patch=2), space=Space(channels=3, size=(16, 16)),
+        gaussian=measure(lambda: [data]), diffusion=DiffusionConfig(target="v"),
+    )  # fmt: skip
+    weak = {name: 0.8 * tensor for name, tensor in model.ema.items()}
+    choice = SamplerChoice("unipc", 5, weak_guidance=2.0, start="gaussian")
+    model_file.save(
+        Path("model.safetensors"), replace(model, weak=weak, weak_step=1, sampling=choice)
+    )
+    make_page(diffuse, Path("model.safetensors"), runtime, *["--single-file"] * single)
+    url = (tmp_path / "out/index.html").as_uri() if single else f"{served}/out/"
+    with Browser(tmp_path / "profile", width, dark=dark) as browser:
+        found = generate(browser, url, count=3, seed="11")
+        assert browser.errors == []
+        assert not browser.scrolls_sideways
+        words = browser.evaluate("document.getElementById('command').textContent").split()
+        other = generate(browser, url, count=3, seed="11", weak="1")
+    assert words[:2] == ["diffuse", "sample"]
+    assert diffuse(*words[1:], "-o", "samples", "-q").code == 0
+    expected = read_samples(Path("samples"))
+    assert largest_difference(found, expected) <= 2
+    assert largest_difference(other, expected) > 2
+
+
+@needs_browser
+def test_a_page_has_classes_and_columns(diffuse, browser, runtime, served):
+    parts = {"classes": (HOSTILE, "b"), "table": MetadataTable(columns=(AGE, SITE))}
+    model = save(config=SMALL, conditions=Conditions(**parts))
+    make_page(diffuse, model, runtime)
+    chosen = {"label": "0", "[data-column='0']": "3.5", "[data-column='1']": "1", "guidance": "2"}
+    found = generate(browser, f"{served}/out/", count=2, **chosen)
+    assert browser.errors == []
+    line = ("-n", 2, "--class", HOSTILE, "--on", "age=3.5", "--on", f"{HOSTILE}={HOSTILE}")
+    common = ("sample", model, "-q", "--precision", "fp32")
+    assert diffuse(*common, *line, "--guidance", 2, "-o", "samples").code == 0
+    assert largest_difference(found, read_samples(Path("samples"))) <= 2
+    found = generate(browser, f"{served}/out/", count=4)
+    assert diffuse(*common, "-n", 4, "-o", "all").code == 0
+    assert largest_difference(found, read_samples(Path("all"))) <= 2
+
+
+@needs_browser
+def test_a_page_fills_a_hidden_part_of_an_image(diffuse, browser, runtime, served, tmp_path):
+    given = ConditioningArray(channels=3, what="mask")
+    model = save(config=SMALL, conditions=Conditions(given=given))
+    make_page(diffuse, model, runtime)
+    size = model_file.load(model).blueprint.space.size
+    levels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    Image.fromarray(levels).save("input.png")
+    browser.open(f"{served}/out/")
+    browser.evaluate(
+        "(async () => { photo = await createImageBitmap(await (await fetch('/input.png')).blob()); "
+        "showInput(); })()"
+    )
+    place = browser.evaluate(
+        "(({left, top, width}) => [left + width / 4, top + width / 4])"
+        "(document.getElementById('given').getBoundingClientRect())"
+    )
+    point = {"x": place[0], "y": place[1], "button": "left", "buttons": 1, "clickCount": 1}
+    for kind in ("mousePressed", "mouseReleased"):
+        browser.send("Input.dispatchMouseEvent", type=kind, **point)
+    hidden = np.array(browser.evaluate("Array.from(hidden)"), np.uint8).reshape(size)
+    assert 0 < hidden.sum() < hidden.size
+    Image.fromarray(255 * hidden).save("mask.png")
+    browser.wait(f"{STATE} === 'Ready.'")
+    browser.evaluate("document.getElementById('count').value = 2")
+    browser.evaluate("document.getElementById('start').click()")
+    browser.wait(f"/samples in|cannot/.test({STATE})")
+    line = ("-n", 2, "--given", "input.png", "--mask", "mask.png", "--precision", "fp32", "-q")
+    assert diffuse("sample", model, *line, "-o", "samples").code == 0
+    assert largest_difference(read_canvases(browser), read_samples(Path("samples"))) <= 2
+    assert browser.errors == []
+
+
+@needs_browser
+def test_a_folder_opened_as_a_file_says_that_it_needs_a_server(diffuse, browser, runtime, tmp_path):
+    make_page(diffuse, save(config=SMALL), runtime)
+    browser.open((tmp_path / "out/index.html").as_uri())
+    browser.wait(f"{STATE} !== 'Loading the model.'")
+    assert "python -m http.server" in browser.evaluate(STATE)
