@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import Browser, needs_browser
 
 from diffuse_cli.pages.templates import hash_script, read_script
 from diffuse_cli.system import files
@@ -187,27 +190,37 @@ def test_an_abandoned_run_is_stopped(page):
 
 # -- in a browser ---------------------------------------------------------------------------------
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
-
-@pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
-@pytest.mark.parametrize("width", [390, 1440])
-def test_a_browser_shows_it_without_errors_or_sideways_scrolling(quick, width):
-    quick(*LINE)
-    assert CHROMIUM
-    text = PAGE.read_text()
-    probe = "document.title = [document.documentElement.scrollWidth, innerWidth].join(' ')"
-    script = read_script("run") + probe
-    text = text.replace(read_script("run"), script).replace(
-        hash_script(read_script("run")), hash_script(script)
-    )
-    Path("probe.html").write_text(text)
-    done = subprocess.run(
-        [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", f"--window-size={width},900",
-         "--enable-logging=stderr", "--dump-dom", Path("probe.html").resolve().as_uri()],
-        capture_output=True, text=True, check=True, timeout=120,
-    )  # fmt: skip
-    assert "CONSOLE" not in done.stderr
-    found = re.search(r"<title>(\d+) (\d+)</title>", done.stdout)
-    assert found
-    assert int(found[1]) <= int(found[2])
+@needs_browser
+@pytest.mark.parametrize(("width", "dark"), [(390, True), (1440, False)])
+def test_a_browser_shows_a_run_while_it_goes_on_and_when_it_has_ended(
+    images, tmp_path, width, dark
+):
+    config = Path(__file__).with_name("quick.toml")
+    line = ["train", images, "--config", config, "--steps", 500, "--preview-every", 50, "-q"]
+    shown = "document.querySelector('#state strong').textContent"
+    with (
+        subprocess.Popen(
+            [sys.executable, "-m", "diffuse_cli", *map(str, line)], cwd=tmp_path
+        ) as run,
+        Browser(tmp_path / "profile", width, dark=dark) as browser,
+    ):
+        page = tmp_path / PAGE
+        while not page.exists():
+            assert run.poll() is None
+            time.sleep(0.05)
+        browser.open(page.as_uri())
+        assert browser.evaluate(shown).startswith("Step ")
+        assert browser.evaluate("Number(document.getElementById('state').dataset.reload)") > 0
+        assert not browser.scrolls_sideways
+        assert run.wait(120) == 0
+        browser.open(page.as_uri())
+        assert browser.evaluate(shown) == "Finished after 500 of 500 steps"
+        assert browser.evaluate("document.querySelectorAll('.strip figure').length") == 10
+        visible = "document.querySelector('.strip figure:not(.earlier)').textContent"
+        assert browser.evaluate(visible) == "Step 500"
+        scrub = "(() => {const s = document.getElementById('scrub'); s.value = 0;"
+        browser.evaluate(f"{scrub} s.dispatchEvent(new Event('input'));}})()")
+        assert browser.evaluate(visible) == "Step 50"
+        assert not browser.scrolls_sideways
+        assert browser.errors == []
