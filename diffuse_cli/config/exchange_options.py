@@ -13,7 +13,7 @@ from diffuse_cli.system.errors import UsageError, flag
 class RuntimeConfig(Options):
     """The runtime of a page that samples in a browser."""
 
-    runtime: str | None = option.optional(
+    runtime: str | None = option.output.optional(
         "Package or folder of onnxruntime-web, for the page.",
         place=True,
         metavar="TGZ|FOLDER",
@@ -63,7 +63,9 @@ class ConvertConfig(RuntimeConfig):
         table="core.samplers.SAMPLERS",
         shown="the model's, if diffusers has its scheduler, else ddpm",
     )
-    single_file: bool = option(False, "With --to page: write one HTML file that has all others.")
+    single_file: bool = option.output(
+        False, "With --to page: write one HTML file that has all others."
+    )
 
     size: Size | None = option.data.optional(
         "Image size.", parse=parse_size, shown="from SOURCE or preset"

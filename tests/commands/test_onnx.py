@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,16 +18,14 @@ from diffuse_cli.app import main
 from diffuse_cli.commands.convert.exporters import onnx
 from diffuse_cli.commands.convert.exporters._graph import draw_inputs
 from diffuse_cli.config.shared_options import DiffusionConfig
-from diffuse_cli.core import SAMPLERS, Conditions, Space
+from diffuse_cli.core import Conditions, Space
 from diffuse_cli.core.conditions import ConditioningArray, LabelColumn, MetadataTable, NumberColumn
-from diffuse_cli.core.guidance import clip
 from diffuse_cli.core.networks.unet import Config
 from diffuse_cli.models import model_file
 
 runtime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-PAGE = Path(__file__).parents[2] / "docs" / "ecosystem.md"
 AGE = NumberColumn(name="age", mean=1.0, deviation=1.0, low=0.0, high=9.0)
 SITE = LabelColumn(name="site", values=("a", "b"))
 
@@ -107,35 +104,6 @@ def test_a_file_has_no_paths_of_this_machine(written: Path):
     root = str(Path(model_file.__file__).parents[2]).encode()
     for path in (root, b"site-packages", b".py"):
         assert path not in data
-
-
-@torch.no_grad()
-def test_the_sampler_of_the_page_draws_what_ddim_draws(
-    written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.chdir(tmp_path)
-    Path("model.onnx").write_bytes((written / "classes.onnx").read_bytes())
-    blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
-    (block,) = (text for text in blocks if "onnxruntime" in text)
-    assert not re.findall(r"^(?:import|from) (?!json|numpy|onnxruntime)", block, re.MULTILINE)
-    # as the page says of models with classes
-    block = block.replace('"x": x', '"label": np.full(len(x), 1), "x": x')
-    names: dict[str, Any] = {}
-    exec(compile(block, PAGE.name, "exec"), names)
-
-    own = (model := model_file.load(written / "classes.safetensors")).blueprint
-    net, label = model.network(), torch.ones(16, dtype=torch.long)
-    denoiser = own.denoiser(lambda x, t: net(x, t, label=label))
-    x = np.random.default_rng(0).standard_normal((16, *own.space.shape))
-    times = denoiser.process.times(20)
-    *_, last = SAMPLERS["ddim"](
-        clip(denoiser, denoiser.process), denoiser.process, torch.from_numpy(x).float(), times,
-        noise=None,
-    )  # fmt: skip
-    expected = own.space.to_stored(last.x).numpy().astype(int)
-    assert names["images"].shape == expected.shape
-    assert expected.std() > 10
-    assert np.abs(names["images"].astype(int) - expected).max() <= 1
 
 
 @torch.no_grad()

@@ -212,6 +212,20 @@ def test_without_npm_a_runtime_is_needed(diffuse, monkeypatch):
     assert (ran.code, "npm is not installed" in ran.line) == (2, True)
 
 
+def test_a_demo_is_pushed_with_the_facts_and_metrics(diffuse, stored, conditional, images):
+    line = ("-n", 6, "--steps", 2, "--metrics", "marginals", "--json")
+    Path("eval.json").write_text(diffuse("eval", conditional, images, *line).out)
+    push = ("push", conditional, "hf://some/garments", "--license", "cc-by-4.0", "--demo")
+    ran = diffuse(*push, "--runtime", stored, "--eval", "eval.json", "-o", "out")
+    assert (ran.code, ran.out) == (0, "out\n"), ran.err
+    text = Path("out/demo.html").read_text()
+    for fact in ("cc-by-4.0", "dark, light", "±", "60"):
+        assert fact in text
+    assert "[demo.html](demo.html)" in Path("out/README.md").read_text()
+    assert diffuse(*push[:-1], "-o", "out", "--overwrite").code == 0
+    assert not Path("out/demo.html").exists()
+
+
 # -- in a browser ---------------------------------------------------------------------------------
 
 

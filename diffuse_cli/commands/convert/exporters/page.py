@@ -41,12 +41,8 @@ STEPS, DISTILLED_STEPS = (5, 10, 20, 50), (1, 2, 4)
 
 SCRIPTS = ("random", "sampler", "model")
 
-POLICY = (
-    "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; connect-src 'self'; "
-    "script-src '{}' blob: 'wasm-unsafe-eval'"
-)
-"""Content security policy: the page runs its own script and the runtime, and only loads files from
-beside it."""
+SOURCES = "blob: 'wasm-unsafe-eval'"
+"""Scripts of the page besides its own: the runtime, which it loads as a blob."""
 
 FACTS = ("parameters", "network", "process", "classes", "columns", "input", "step", "recommended")
 """Rows of `info` on the page."""
@@ -230,9 +226,10 @@ def render(
 
     from diffuse_cli.commands._cli.model_facts import model_rows
     from diffuse_cli.models.model_report import describe_space
-    from diffuse_cli.pages.templates import hash_script, read_script, render_page
+    from diffuse_cli.pages.templates import POLICY, hash_script, read_script, render_page
 
     script = "\n".join(map(read_script, SCRIPTS))
+    allowed = POLICY, "connect-src 'self'", f"script-src '{hash_script(script)}' {SOURCES}"
     space = found.model.blueprint.space
     runtime = {"script": _web_runtime.SCRIPT, "binary": _web_runtime.BINARY}
     everything = {**settings, "runtime": runtime, "name": found.path.stem, "file": found.path.name}
@@ -245,11 +242,11 @@ def render(
     return render_page(
         "model",
         found.path.stem,
-        policy=POLICY.format(hash_script(script)),
+        policy="; ".join(allowed),
         script=Markup(script),
         settings=Markup(plain),
         contents={k: Markup(base64.b64encode(v).decode()) for k, v in inside.items()},
-        summary=f"A diffusion model of {describe_space(space)}, which samples in your browser.",
+        summary=f"A diffusion model of images ({describe_space(space)}). It runs in your browser.",
         size=space.size,
         facts=[*rows, *facts],
         **{k: settings[k] for k in ("classes", "columns", "given", "guidance", "weak")},
