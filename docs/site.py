@@ -6,7 +6,9 @@
 Pages are copied to build/site/docs, where their links are rewritten, formulas become MathML, and a
 page of a command gets its options from docs/cli.md. Zensical makes the rest; it needs the extra
 [docs], and neither PyTorch nor a network. `DIFFUSE_SOURCE` is the address of the repository, for
-links to files that are no pages (as `Source` in `[project.urls]`); without one they are plain text.
+links to files that are no pages (as `Source` in `[project.urls]`); without one they are plain text. If
+`build/demo` has the page of a model (`diffuse convert MODEL build/demo --to page`), the site shows it
+live, with a link in place of `<!-- demo -->` in docs/share.md.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from pathlib import Path, PurePosixPath
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "build" / "site"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+DEMO = ROOT / "build" / "demo"
 SOURCE = os.environ.get("DIFFUSE_SOURCE") or PROJECT.get("urls", {}).get("Source", "")
 
 FENCE = re.compile(r"(^( *)```.*?^\2```$)", re.DOTALL | re.MULTILINE)
@@ -44,8 +47,8 @@ START = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "SECURITY.md":
 """Pages beside docs/, and their place on the site."""
 TUTORIALS = ["first-model", "photos-with-classes", "python"]
 """Pages of docs/tutorials/, in this order."""
-GUIDES = ["conditions", "media", "sources", "tasks", "evaluation", "trackers", "troubleshooting",
-          "scaling", "reliability", "performance"]  # fmt: skip
+GUIDES = ["conditions", "media", "sources", "tasks", "evaluation", "share", "trackers",
+          "troubleshooting", "scaling", "reliability", "performance"]  # fmt: skip
 """Pages of docs/ that come first, in this order; others follow by name."""
 
 
@@ -277,6 +280,11 @@ def stage() -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(Page(name, known).text(), encoding="utf-8")
     shutil.copy(ROOT / "docs" / "site.css", docs)
+    if DEMO.exists():
+        shutil.copytree(DEMO, docs / "demo")
+        page = docs / "share.md"
+        link = "[Try the page of a model](demo/index.html)."
+        page.write_text(page.read_text(encoding="utf-8").replace("<!-- demo -->", link))
     config = tomllib.loads((ROOT / "docs" / "site.toml").read_text(encoding="utf-8"))
     config |= {"nav": nav, "site_description": PROJECT["description"]}
     config |= {"repo_url": SOURCE} if SOURCE else {}
