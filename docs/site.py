@@ -6,9 +6,9 @@
 Pages are copied to build/site/docs, where their links are rewritten, formulas become MathML, and a
 page of a command gets its options from docs/cli.md. Zensical makes the rest; it needs the extra
 [docs], and neither PyTorch nor a network. `DIFFUSE_SOURCE` is the address of the repository, for
-links to files that are no pages (as `Source` in `[project.urls]`); without one they are plain text. If
-`build/demo` has the page of a model (`diffuse convert MODEL build/demo --to page`), the site shows it
-live, with a link in place of `<!-- demo -->` in docs/share.md.
+links to files that are no pages (as `Source` in `[project.urls]`); without one they are plain text.
+If `build/demo` has the page of a model (`diffuse convert MODEL build/demo --to page`), the site
+shows it live, with a link in place of `<!-- demo -->` in docs/share.md.
 """
 
 from __future__ import annotations

@@ -117,6 +117,17 @@ class Browser:
             assert time.monotonic() < end, code
             time.sleep(0.05)
 
+    def click(self, selector: str, right: float = 0.5, down: float = 0.5) -> None:
+        """Press the mouse on an element, at fractions of its width and height."""
+        left, top, width, height = self.evaluate(
+            "(({left, top, width, height}) => [left, top, width, height])"
+            f"(document.querySelector({json.dumps(selector)}).getBoundingClientRect())"
+        )
+        point = {"x": left + right * width, "y": top + down * height}
+        for kind in ("mousePressed", "mouseReleased"):
+            press = {"type": kind, "button": "left", "buttons": 1, "clickCount": 1}
+            self.send("Input.dispatchMouseEvent", **press, **point)
+
     def screenshot(self, path: Path) -> None:
         """Write a picture of the whole page."""
         found = self.send("Page.captureScreenshot", captureBeyondViewport=True)

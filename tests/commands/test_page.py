@@ -20,6 +20,7 @@ from browser import Browser, needs_browser
 from PIL import Image
 from private_models import SMALL, model_of
 
+import diffuse_cli
 from diffuse_cli.commands.convert.exporters import _web_runtime, page
 from diffuse_cli.config.sample_options import SamplerChoice
 from diffuse_cli.config.shared_options import DiffusionConfig
@@ -178,7 +179,10 @@ def test_hostile_names_are_text(diffuse, stored):
 @pytest.mark.parametrize(
     ("parts", "says"),
     [
-        ({"space": Space(channels=1, size=(8, 8), levels=65536)}, "space = image of 65536 levels"),
+        (
+            {"space": Space(channels=1, size=(8, 8, 8), medium="array")},
+            "size = 8x8x8",
+        ),
         (
             {"conditions": Conditions(given=ConditioningArray(channels=3, what="low-res:2"))},
             "given = low-res:2",
@@ -346,6 +350,37 @@ def test_a_page_has_classes_and_columns(diffuse, browser, runtime, served):
 
 
 @needs_browser
+@pytest.mark.parametrize(
+    "space",
+    [
+        Space(channels=2, size=(8, 12), medium="array", levels=None, mean=(0, 3), std=(1, 2)),
+        Space(
+            channels=1, size=(64,), medium="audio", levels=None, mean=(0,), std=(0.2,), rate=8000
+        ),
+        Space(channels=1, size=(8, 8), levels=65536),
+        Space(channels=3, size=(8, 8), layout="pages"),
+        Space(channels=4, size=(8, 8), layout="alpha:ffffff"),
+    ],
+    ids=["array", "sound", "16 bits", "stack", "alpha"],
+)  # fmt: skip
+def test_a_page_shows_samples_of_every_medium(diffuse, browser, runtime, served, space):
+    config = replace(SMALL, multipliers=(1,), attention=())
+    make_page(diffuse, save(config=config, space=space), runtime)
+    found = generate(browser, f"{served}/out/", count=2)
+    panels = space.channels if space.medium == "array" or space.layout == "pages" else 1
+    assert found.shape[2] == panels * space.size[-1]
+    values = np.array(browser.evaluate("Array.from(shown)"), np.float32)
+    loaded = diffuse_cli.load("model.safetensors")
+    samples = loaded.sample(2, seed=0, precision="fp32").arrays
+    stored = space.to_stored(torch.from_numpy(values).reshape(2, *space.shape)).numpy()
+    most = 1e-3 * float(np.std(samples)) if space.levels is None else 2 * space.levels / 256
+    assert np.abs(stored.astype(float) - samples.astype(float)).max() <= most
+    if space.rate:
+        browser.click("#samples canvas")
+    assert browser.errors == []
+
+
+@needs_browser
 def test_a_page_fills_a_hidden_part_of_an_image(diffuse, browser, runtime, served, tmp_path):
     given = ConditioningArray(channels=3, what="mask")
     model = save(config=SMALL, conditions=Conditions(given=given))
@@ -358,13 +393,7 @@ def test_a_page_fills_a_hidden_part_of_an_image(diffuse, browser, runtime, serve
         "(async () => { photo = await createImageBitmap(await (await fetch('/input.png')).blob()); "
         "showInput(); })()"
     )
-    place = browser.evaluate(
-        "(({left, top, width}) => [left + width / 4, top + width / 4])"
-        "(document.getElementById('given').getBoundingClientRect())"
-    )
-    point = {"x": place[0], "y": place[1], "button": "left", "buttons": 1, "clickCount": 1}
-    for kind in ("mousePressed", "mouseReleased"):
-        browser.send("Input.dispatchMouseEvent", type=kind, **point)
+    browser.click("#given", 0.25, 0.25)
     hidden = np.array(browser.evaluate("Array.from(hidden)"), np.uint8).reshape(size)
     assert 0 < hidden.sum() < hidden.size
     Image.fromarray(255 * hidden).save("mask.png")

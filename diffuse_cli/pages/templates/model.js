@@ -3,8 +3,9 @@
 const find = (id) => document.getElementById(id);
 const settings = JSON.parse(find("settings").textContent);
 const [channels, ...size] = settings.shape, numbers = settings.shape.reduce((a, b) => a * b, 1);
+const [height, width] = size.length > 1 ? size : [64, Math.min(size[0], 480)];
 const AT_ONCE = 4; // samples that the network computes before the page reacts to clicks
-let networks = null, stopped = false;
+let networks = null, stopped = false, shown = null; // shown: the samples in the model's numbers
 
 // -- files ----------------------------------------------------------------------------------------
 
@@ -195,41 +196,79 @@ async function generate() {
 // -- pictures -------------------------------------------------------------------------------------
 
 function prepareCanvases(count) {
-  const zoom = Math.max(1, Math.round(96 / Math.max(...size)));
+  const zoom = Math.max(1, Math.round(96 / Math.max(height, width)));
   const made = Array.from({ length: count }, (_, k) => {
     const canvas = document.createElement("canvas");
-    [canvas.width, canvas.height] = [size[1], size[0]];
-    canvas.style.width = `${size[1] * zoom}px`;
+    [canvas.width, canvas.height] = [width * settings.panels.length, height];
+    canvas.style.width = `${canvas.width * zoom}px`;
     canvas.setAttribute("role", "img");
     canvas.setAttribute("aria-label", `sample ${k}`);
+    if (settings.sound) {
+      canvas.setAttribute("aria-label", `play sample ${k}`);
+      canvas.addEventListener("click", () => play(k));
+    }
     return canvas;
   });
   find("samples").replaceChildren(...made);
   return made;
 }
 
-// Show samples in levels of 0 to 255. Channels are grey or RGB, and an alpha channel may follow.
+// Show samples. A panel has the channels of red, green and blue, which are equal for a signal.
 function show(canvases, x) {
-  const places = size[0] * size[1], colors = channels > 2 ? 3 : 1;
-  canvases.forEach((canvas, k) => {
-    const image = new ImageData(size[1], size[0]);
-    const level = (c, p) => 127.5 * (x[k * numbers + c * places + p] + 1);
-    for (let p = 0; p < places; p++) {
-      for (let c = 0; c < 3; c++) image.data[4 * p + c] = level(colors === 3 ? c : 0, p);
-      image.data[4 * p + 3] = channels === colors ? 255 : level(channels - 1, p);
+  shown = x;
+  const draw = size.length > 1 ? drawImage : drawSignal;
+  canvases.forEach((canvas, k) => settings.panels.forEach((panel, place) => {
+    const sides = size.reduce((a, b) => a * b, 1);
+    const own = panel.map((c) => x.subarray(k * numbers + c * sides, k * numbers + (c + 1) * sides));
+    draw(canvas.getContext("2d"), own, place * width);
+  }));
+}
+
+function drawImage(context, planes, left) {
+  const image = new ImageData(width, height);
+  image.data.fill(255);
+  planes.forEach((values, c) => {
+    for (let p = 0; p < width * height; p++) {
+      image.data[4 * p + c] = 127.5 + settings.contrast * values[p];
     }
-    canvas.getContext("2d").putImageData(image, 0, 0);
   });
+  context.putImageData(image, left, 0);
+}
+
+// Draw the range of the values in each column.
+function drawSignal(context, [values], left) {
+  context.fillStyle = "#fff";
+  context.fillRect(left, 0, width, height);
+  context.fillStyle = "#0a5bb5";
+  const each = values.length / width, place = (v) => height * (0.5 - settings.contrast / 255 * v);
+  for (let column = 0; column < width; column++) {
+    const part = values.subarray(Math.floor(column * each), Math.floor((column + 1) * each) + 1);
+    const [low, high] = [Math.min(...part), Math.max(...part)].map(place);
+    context.fillRect(left + column, high, 1, Math.max(1, low - high));
+  }
+}
+
+function play(k) {
+  const context = new AudioContext(), { rate, mean, std } = settings.sound;
+  const buffer = context.createBuffer(channels, size[0], rate);
+  for (let c = 0; c < channels; c++) {
+    const own = shown.subarray(k * numbers + c * size[0], k * numbers + (c + 1) * size[0]);
+    buffer.copyToChannel(own.map((value) => value * std[c] + mean[c]), c);
+  }
+  const source = new AudioBufferSourceNode(context, { buffer });
+  source.connect(context.destination);
+  source.start();
 }
 
 // Offer a grid of the samples as a file.
 function offer(canvases) {
   const columns = Math.ceil(Math.sqrt(canvases.length)), grid = document.createElement("canvas");
-  grid.width = columns * (size[1] + 2) - 2;
-  grid.height = Math.ceil(canvases.length / columns) * (size[0] + 2) - 2;
+  const [wide, high] = [canvases[0].width + 2, height + 2];
+  grid.width = columns * wide - 2;
+  grid.height = Math.ceil(canvases.length / columns) * high - 2;
   const context = grid.getContext("2d");
   canvases.forEach((canvas, k) => context.drawImage(
-    canvas, (k % columns) * (size[1] + 2), Math.floor(k / columns) * (size[0] + 2)));
+    canvas, (k % columns) * wide, Math.floor(k / columns) * high));
   grid.toBlob((blob) => {
     const link = find("save");
     URL.revokeObjectURL(link.href);

@@ -18,13 +18,15 @@ from diffuse_cli.config.exchange_options import ConvertConfig
 from diffuse_cli.config.sample_options import SampleConfig
 from diffuse_cli.core.conditions import PAIRS
 from diffuse_cli.core.samplers import OF_DISTILLED
-from diffuse_cli.core.settings import to_dict
+from diffuse_cli.core.settings import dimensions, to_dict
 from diffuse_cli.core.targets import STEPWISE
+from diffuse_cli.media.shapes import PAGES
 from diffuse_cli.system import files
 from diffuse_cli.system.events import Progress, Work
 
 if TYPE_CHECKING:
     from diffuse_cli.core.data_gaussian import DataGaussian
+    from diffuse_cli.core.space import Space
     from diffuse_cli.models.model_file import ModelFile, StoredModel
     from diffuse_cli.sampling.sampling_settings import SamplingSettings
 
@@ -113,8 +115,10 @@ def check_shown(found: ModelFile) -> None:
     """
     own = found.model.blueprint
     space, given = own.space, own.conditions.given
-    if space.medium != "image" or space.levels != 256 or space.limits or space.channels > 4:
-        raise export_error(found, "a page", "space", f"{space.medium} of {space.levels} levels")
+    if space.dims > 2:
+        raise export_error(found, "a page", "size", dimensions(space.size))
+    if given and space.medium != "image":
+        raise export_error(found, "a page", "given", f"an {space.medium}")
     if given and not (given.what == PAIRS or _hides(found.model)):
         raise export_error(found, "a page", "given", given.what)
     if given and given.channels not in (1, 3):
@@ -147,6 +151,7 @@ def describe_sampling(model: StoredModel) -> dict[str, Any]:
     return {
         "shape": own.space.shape,
         "clipped": own.space.levels is not None,
+        **_describe_look(own.space),
         "samplings": samplings,
         "chosen": places[0] if places else 0,
         "weak": guide[1] if guide else None,
@@ -162,6 +167,22 @@ def describe_sampling(model: StoredModel) -> dict[str, Any]:
             (_describe_gaussian(own.space.shape, s.start) for s in listed if s.start), None
         ),
     }
+
+
+def _describe_look(space: Space) -> dict[str, Any]:
+    """Return how samples are shown: panels, each of the channels of red, green and blue, the
+    contrast, and the scale of sounds that are played.
+
+    Transparent images are on their background. Floats are grey at their mean, and white or black
+    three standard deviations from it.
+    """
+    panels = [[c, c, c] for c in range(space.channels)]
+    if space.medium == "image" and space.layout != PAGES:
+        panels = [[0, 1, 2]] if space.channels > 2 else panels[:1]
+    look: dict[str, Any] = {"panels": panels, "contrast": 127.5 if space.levels else 127.5 / 3}
+    if space.rate and space.transform is None:
+        look["sound"] = {"rate": space.rate, "mean": space.mean, "std": space.std}
+    return look
 
 
 def _list_settings(model: StoredModel, default: SamplingSettings) -> Iterator[SamplingSettings]:
@@ -225,6 +246,7 @@ def render(
     from markupsafe import Markup
 
     from diffuse_cli.commands._cli.model_facts import model_rows
+    from diffuse_cli.media import MEDIA
     from diffuse_cli.models.model_report import describe_space
     from diffuse_cli.pages.templates import POLICY, hash_script, read_script, render_page
 
@@ -246,7 +268,8 @@ def render(
         script=Markup(script),
         settings=Markup(plain),
         contents={k: Markup(base64.b64encode(v).decode()) for k, v in inside.items()},
-        summary=f"A diffusion model of images ({describe_space(space)}). It runs in your browser.",
+        summary=f"A diffusion model of {MEDIA[space.medium].many} ({describe_space(space)}). "
+        "It runs in your browser.",
         size=space.size,
         facts=[*rows, *facts],
         **{k: settings[k] for k in ("classes", "columns", "given", "guidance", "weak")},
