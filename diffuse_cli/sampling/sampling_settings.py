@@ -215,8 +215,8 @@ def resolve_settings(
         taken.append(f"guidance {wanted.scale:g}")
     if guide and config.weak_guidance is None and _recommended_scale(model, guide.path) is not None:
         taken.append(f"weak guidance {guide.scale:g}")
-    if asked is None and sampler not in OF_DISTILLED and starts_from_gaussian(model.blueprint):
-        asked = GAUSSIAN
+    if asked is None and sampler not in OF_DISTILLED:
+        asked = GAUSSIAN if starts_from_gaussian(model.blueprint, steps) else NOISE
     return SamplingSettings(
         sampler=sampler,
         steps=steps,
@@ -272,13 +272,16 @@ def choose_variance(
     return variance
 
 
-def starts_from_gaussian(own: Blueprint) -> bool:
+def starts_from_gaussian(own: Blueprint, steps: int) -> bool:
     """Whether a model starts from the Gaussian of its data by default.
 
     From pure noise, brightness varies too little in samples of an unconditional model with a Wiener
-    filter (benchmarks/README.md).
+    filter (benchmarks/README.md). The start leaves out the noisiest timesteps, so there can be
+    fewer than `steps`.
     """
-    return own.wiener and not own.conditions
+    if own.gaussian is None or not own.wiener or own.conditions:
+        return False
+    return steps <= own.process.from_log_snr(own.gaussian.log_snr)
 
 
 def low_frequency_start(model: StoredModel, sampler: str) -> DataGaussian:

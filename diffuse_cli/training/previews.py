@@ -81,7 +81,7 @@ def default_setting(plan: Plan) -> SamplerChoice:
     if plan.teacher:
         return plan.teacher.sampling(plan.blueprint)
     steps = min(SAMPLING_STEPS, plan.config.num_timesteps)
-    start = GAUSSIAN if starts_from_gaussian(plan.blueprint) else None
+    start = GAUSSIAN if starts_from_gaussian(plan.blueprint, steps) else None
     return SamplerChoice(SAMPLER, steps, guidance_of(plan), start=start)
 
 

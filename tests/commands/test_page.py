@@ -335,7 +335,8 @@ def test_a_page_generates_what_sample_generates(
 @needs_browser
 def test_a_page_has_classes_and_columns(diffuse, browser, runtime, served):
     parts = {"classes": (HOSTILE, "b"), "table": MetadataTable(columns=(AGE, SITE))}
-    model = save(config=SMALL, conditions=Conditions(**parts))
+    learned = DiffusionConfig(variance="learned", num_timesteps=30)
+    model = save(config=SMALL, conditions=Conditions(**parts), diffusion=learned)
     make_page(diffuse, model, runtime)
     chosen = {"label": "0", "[data-column='0']": "3.5", "[data-column='1']": "1", "guidance": "2"}
     found = generate(browser, f"{served}/out/", count=2, **chosen)
@@ -347,6 +348,32 @@ def test_a_page_has_classes_and_columns(diffuse, browser, runtime, served):
     found = generate(browser, f"{served}/out/", count=4)
     assert diffuse(*common, "-n", 4, "-o", "all").code == 0
     assert largest_difference(found, read_samples(Path("all"))) <= 2
+
+
+@needs_browser
+def test_a_page_has_the_sampler_of_distilled_models(diffuse, browser, runtime, served):
+    distilled = {"teacher": "0" * 64}
+    model = save(config=SMALL, diffusion=DiffusionConfig(target="x0"), distilled=distilled)
+    make_page(diffuse, model, runtime)
+    found = generate(browser, f"{served}/out/", count=2)
+    assert diffuse("sample", model, "-n", 2, "-q", "--precision", "fp32").code == 0
+    assert largest_difference(found, read_samples(Path("samples"))) <= 2
+    assert browser.errors == []
+
+
+def test_a_model_without_a_sampler_of_the_page_keeps_its_steps():
+    model = model_of(config=SMALL)
+    for choice, title in (
+        (SamplerChoice("ddpm", 7), "unipc, 7 steps"), (SamplerChoice("ddim", 9), "ddim, 9 steps"),
+    ):  # fmt: skip
+        found = page.describe_sampling(replace(model, sampling=choice))
+        assert found["samplings"][found["chosen"]]["title"] == title
+    short = model_of(
+        diffusion=DiffusionConfig(num_timesteps=12),
+        gaussian=measure(lambda: [torch.randn(9, 3, 8, 8)]),
+    )
+    steps = [each["steps"] for each in page.describe_sampling(short)["samplings"]]
+    assert steps == 2 * [5, 10, 12]
 
 
 @needs_browser

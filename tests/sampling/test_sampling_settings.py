@@ -19,7 +19,7 @@ from diffuse_cli.config.sample_options import (
     SamplerChoice,
 )
 from diffuse_cli.config.task_options import VaryConfig
-from diffuse_cli.core import SAMPLERS, Conditions, InvalidArgument, Space
+from diffuse_cli.core import SAMPLERS, SCHEDULES, Conditions, InvalidArgument, Process, Space
 from diffuse_cli.core.data_gaussian import DataGaussian
 from diffuse_cli.data import read_images
 from diffuse_cli.models import model_file
@@ -159,6 +159,8 @@ def test_a_recommended_start_goes_with_its_sampler_and_steps_unless_another_is_g
         ({"start": "noise"}, None, None),
         ({}, SamplerChoice("unipc", 8), None),
         ({"steps": 9}, SamplerChoice("unipc", 8), LOW),
+        ({"steps": 200}, None, LOW),
+        ({"steps": 1000, "sampler": "ddpm"}, None, None),
         ({}, SamplerChoice("unipc", 2, None, None, (99, 40.5)), None),
     ],
     ids=str,
@@ -166,6 +168,7 @@ def test_a_recommended_start_goes_with_its_sampler_and_steps_unless_another_is_g
 def test_a_model_with_a_wiener_filter_starts_from_its_gaussian(given, recommended, start):
     filtering = starting(recommended)
     filtering.blueprint.wiener = True
+    filtering.blueprint.process = Process(SCHEDULES["cosine"](1000))
     assert resolve_settings(config(**given), filtering).start == start
     filtering.distilled = {"teacher": "t"}
     assert resolve_settings(config(steps=2), filtering).start is None

@@ -146,14 +146,13 @@ def describe_sampling(model: StoredModel) -> dict[str, Any]:
     guide, condition = choose_guide(plain, model), default.condition
     listed = [*_list_settings(model, default)]
     samplings = [_describe_levels(model, each) for each in listed]
-    chosen = f"{default.sampler}, {default.steps} steps"
-    places = [k for k, each in enumerate(samplings) if each["title"] == chosen]
+    same = [k for k, each in enumerate(listed) if each.steps == default.steps]
     return {
         "shape": own.space.shape,
         "clipped": own.space.levels is not None,
         **_describe_look(own.space),
         "samplings": samplings,
-        "chosen": places[0] if places else 0,
+        "chosen": next((k for k in same if listed[k].sampler == default.sampler), same[0]),
         "weak": guide[1] if guide else None,
         "guidance": condition.scale if condition and model.distilled is None else None,
         "classes": own.conditions.classes,
