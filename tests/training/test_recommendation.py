@@ -34,7 +34,8 @@ def trial(
     [
         ([], 0),
         ([trial(0.45), trial(0.40)], 2),
-        ([trial(0.475)], 0),  # less than two standard errors of the difference
+        ([trial(0.487)], 0),  # less than a standard error of independent sets
+        ([trial(0.485)], 1),
         ([trial(0.30, error=0.2)], 0),
         ([trial(0.30, contrast=0.2), trial(0.40)], 2),  # exaggerated contrast
         ([trial(0.30, contrast=-0.2)], 0),
