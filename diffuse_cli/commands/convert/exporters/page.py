@@ -111,7 +111,7 @@ def check_shown(found: ModelFile) -> None:
     """Refuse samples and inputs that the page cannot show.
 
     Raises:
-        ModelFileError
+        ModelFileError: names the setting.
     """
     own = found.model.blueprint
     space, given = own.space, own.conditions.given
@@ -121,8 +121,8 @@ def check_shown(found: ModelFile) -> None:
         raise export_error(found, "a page", "given", f"an {space.medium}")
     if given and not (given.what == PAIRS or _hides(found.model)):
         raise export_error(found, "a page", "given", given.what)
-    if given and given.channels not in (1, 3):
-        raise export_error(found, "a page", "given.channels", given.channels)
+    if given and (given.channels not in (1, 3) or given.mean or given.limits):
+        raise export_error(found, "a page", "given", to_dict(given))
 
 
 def _hides(model: StoredModel) -> bool:
