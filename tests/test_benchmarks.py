@@ -294,7 +294,7 @@ def test_an_unguided_final_samples_the_model_of_ours_without_its_recommendation(
     (command,) = typed  # nothing is trained
     assert command[:2] == ("sample", str(tmp_path / "diffuse-1-0.safetensors"))
     assert ("--weak-guidance" in command) == weak
-    assert command[-4:] == ("--start", "noise", "--steps", "20")
+    assert command[-2:] == ("--steps", "20")
     assert (row["evaluations"], row["steps"], row["channels"]) == (20, 7, [32, 32])
 
 

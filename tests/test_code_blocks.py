@@ -68,7 +68,7 @@ def name_of(page: Path) -> str:
 
 KEYWORDS = ("do", "done", "export", "until")
 OTHER_PROGRAMS = (
-    "[", "ls", "pre-commit", "scontrol", "scp", "source", "tail", "tar", "tensorboard",
+    "[", "hf", "ls", "pre-commit", "scontrol", "scp", "source", "tail", "tar", "tensorboard",
 )  # fmt: skip
 """Programs whose arguments are not checked."""
 
@@ -251,6 +251,8 @@ SKIPPED = {
     r"sample hf://ORG/NAME": "it downloads a model",
     r"--init hf://ORG/NAME": "it downloads a model",
     r"push .* --license mit$": "it uploads a model",
+    r"--to page": "it fetches a runtime",
+    r"push .* --demo$": "it fetches a runtime and uploads a model",
     r"push .* --eval eval.json$": "it uploads a model",
     r"torchrun": "it needs a launcher",
     r"--features inception": "it downloads a network",

@@ -279,7 +279,7 @@ def starts_from_gaussian(own: Blueprint, steps: int) -> bool:
     filter (benchmarks/README.md). The start leaves out the noisiest timesteps, so there can be
     fewer than `steps`.
     """
-    if own.gaussian is None or not own.wiener or own.conditions:
+    if not own.wiener or own.conditions or own.gaussian is None:
         return False
     return steps <= own.process.from_log_snr(own.gaussian.log_snr)
 

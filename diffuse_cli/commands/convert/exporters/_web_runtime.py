@@ -48,7 +48,7 @@ def read_runtime(given: str | None) -> dict[str, bytes]:
     if given is not None:
         return _read_package(Path(given))
     with tempfile.TemporaryDirectory(prefix="diffuse-runtime-") as folder:
-        line = ["npm", "pack", "--silent", "--ignore-scripts", f"{PACKAGE}@{VERSION}"]
+        line = ["npm", "pack", "-s", f"{PACKAGE}@{VERSION}"]
         try:
             subprocess.run(line, cwd=folder, check=True, capture_output=True, timeout=WITHIN)
         except (OSError, subprocess.SubprocessError) as error:
