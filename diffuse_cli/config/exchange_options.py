@@ -168,6 +168,8 @@ class PushConfig(RuntimeConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.runtime is not None and not self.demo:
+            raise UsageError("--runtime goes with --demo", "Give both, or neither")
         if self.license is None:
             text = "--license is missing: the Hub shows under which terms others may use the model"
             raise UsageError(text, "Pass a license, for example --license mit")

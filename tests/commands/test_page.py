@@ -361,6 +361,23 @@ def test_a_page_has_the_sampler_of_distilled_models(diffuse, browser, runtime, s
     assert browser.errors == []
 
 
+def test_only_a_model_with_an_unconditional_prediction_has_guidance():
+    model = model_of(conditions=Conditions(classes=("a", "b")))
+    for dropout, scale in ((0.1, 2.0), (0, None)):
+        found = page.describe_sampling(replace(model, training={"label_dropout": dropout}))
+        assert found["guidance"] == scale
+
+
+def test_options_of_the_page_go_with_it(diffuse, stored):
+    save(config=SMALL)
+    for option in (("--single-file",), ("--runtime", stored)):
+        ran = diffuse("convert", "folder", "-o", "x.safetensors", *option, "-q")
+        assert (ran.code, "goes with --to" in ran.line) == (2, True), ran.err
+    push = ("push", "model.safetensors", "hf://some/name", "--license", "mit", "-o", "out")
+    ran = diffuse(*push, "--runtime", stored, "-q")
+    assert (ran.code, "--runtime goes with --demo" in ran.line) == (2, True), ran.err
+
+
 def test_a_model_without_a_sampler_of_the_page_keeps_its_steps():
     model = model_of(config=SMALL)
     for choice, title in (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.commands._cli.console import (
@@ -126,17 +126,24 @@ def _settings(values: Mapping[str, Any], before: str = "") -> list[str]:
     return lines if len(lines) <= MOST_LISTED else [*lines[:MOST_LISTED], "..."]
 
 
+def select_rows(rows: Rows, wanted: Callable[[str], bool]) -> Rows:
+    """Return the rows of the wanted labels. A row without a label belongs to the one before."""
+    kept, label = [], ""
+    for own, text in rows:
+        label = own or label
+        if wanted(label):
+            kept.append((own, text))
+    return kept
+
+
 # -- Markdown -------------------------------------------------------------------------------------
 
 
 def model_section(found: ModelFile, left_out: Collection[str], top: Iterable[Sequence[str]]) -> str:
     """Return a section on the model: the `top` rows, in Markdown, and those of `model_rows`
     without the labels that are left out."""
-    rows, label = [*top], ""
-    for own, text in model_rows(found):
-        label = own or label
-        if label not in left_out:
-            rows.append((own, escape(text)))
+    kept = select_rows(model_rows(found), lambda label: label not in left_out)
+    rows = [*top, *((own, escape(text)) for own, text in kept)]
     return "## The model\n\n" + table(("", ""), rows)
 
 

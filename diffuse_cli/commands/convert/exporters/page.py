@@ -138,6 +138,7 @@ def _hides(model: StoredModel) -> bool:
 
 def describe_sampling(model: StoredModel) -> dict[str, Any]:
     """Return the settings of the page: noise levels by sampler and steps, and the controls."""
+    from diffuse_cli.sampling.conditioning import has_unconditional
     from diffuse_cli.sampling.sampling_settings import choose_guide, resolve_settings
 
     own = model.blueprint
@@ -146,6 +147,9 @@ def describe_sampling(model: StoredModel) -> dict[str, Any]:
     guide, condition = choose_guide(plain, model), default.condition
     listed = [*_list_settings(model, default)]
     samplings = [_describe_levels(model, each) for each in listed]
+    guided = not model.distilled and has_unconditional(
+        own.conditions, model.training.get("label_dropout")
+    )
     same = [k for k, each in enumerate(listed) if each.steps == default.steps]
     return {
         "shape": own.space.shape,
@@ -154,7 +158,7 @@ def describe_sampling(model: StoredModel) -> dict[str, Any]:
         "samplings": samplings,
         "chosen": next((k for k in same if listed[k].sampler == default.sampler), same[0]),
         "weak": guide[1] if guide else None,
-        "guidance": condition.scale if condition and model.distilled is None else None,
+        "guidance": condition.scale if condition and guided else None,
         "classes": own.conditions.classes,
         "columns": [to_dict(column) for column in own.conditions.table.columns]
         if own.conditions.table
@@ -244,7 +248,7 @@ def render(
     """
     from markupsafe import Markup
 
-    from diffuse_cli.commands._cli.model_facts import model_rows
+    from diffuse_cli.commands._cli.model_facts import model_rows, select_rows
     from diffuse_cli.media import MEDIA
     from diffuse_cli.models.model_report import describe_space
     from diffuse_cli.pages.templates import POLICY, hash_script, read_script, render_page
@@ -255,11 +259,7 @@ def render(
     runtime = {"script": _web_runtime.SCRIPT, "binary": _web_runtime.BINARY}
     everything = {**settings, "runtime": runtime, "name": found.path.stem, "file": found.path.name}
     plain = json.dumps(everything).replace("<", "\\u003c")
-    rows, label = [], ""
-    for own, text in model_rows(found):
-        label = own or label
-        if label in FACTS:
-            rows.append((own, text))
+    rows = select_rows(model_rows(found), lambda label: label in FACTS)
     return render_page(
         "model",
         found.path.stem,

@@ -51,7 +51,7 @@ FORMATS: Mapping[str, Format] = Modules("formats", __name__, __path__, helpers=(
 
 
 OUT = "model.safetensors"
-OF_EXPORTS = ("weights", "sampler")
+OF_EXPORTS = ("weights", "sampler", "runtime", "single_file")
 """Options of `ConvertConfig` for models that leave."""
 
 
@@ -73,7 +73,7 @@ def convert(config: ConvertConfig) -> Work[Converted]:
         OutputError: the model file exists, or cannot be written.
     """
     for option in OF_EXPORTS:
-        if getattr(config, option) is not None:
+        if getattr(config, option):
             raise UsageError(f"{flag(option)} goes with --to", "Give both, or neither")
     with outputs.claim_output(
         config.out or OUT, ".safetensors", config.overwrite, read=config.source
@@ -106,6 +106,6 @@ def _check_options(config: ConvertConfig, name: str) -> None:
         raise UsageError(text, "Leave it out, or name a published U-Net")
     special = {option for format in FORMATS.values() for option in format.OPTIONS}
     for option in sorted(special.difference(FORMATS[name].OPTIONS)):
-        if getattr(config, option) is not None:
+        if getattr(config, option):
             text = f"{flag(option)} does not go with {name}, whose files say it"
             raise UsageError(text, "Leave it out")
