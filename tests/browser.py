@@ -19,7 +19,11 @@ CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 
 needs_browser = pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
 
-OPTIONS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe")
+OPTIONS = ("--headless=new", "--no-sandbox", "--remote-debugging-pipe")
+GPU = ("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader")
+"""Options of WebGPU, which is computed on the processor."""
+NO_GPU = "No available adapters."
+"""What Chromium logs if a page asks for WebGPU and there is none."""
 
 
 class Browser:
@@ -29,8 +33,11 @@ class Browser:
         errors: what pages wrote to the console, and exceptions that nothing caught.
     """
 
-    def __init__(self, profile: Path, width: int = 1440, *, dark: bool = False) -> None:
+    def __init__(
+        self, profile: Path, width: int = 1440, *, dark: bool = False, gpu: bool = False
+    ) -> None:
         assert CHROMIUM
+        options = GPU if gpu else ("--disable-gpu",)
         (read, self.out), (self.back, write) = os.pipe(), os.pipe()
 
         def connect() -> None:
@@ -38,7 +45,7 @@ class Browser:
             os.dup2(os.dup(write), 4)
 
         self.process = subprocess.Popen(
-            [CHROMIUM, *OPTIONS, f"--user-data-dir={profile}", "about:blank"],
+            [CHROMIUM, *OPTIONS, *options, f"--user-data-dir={profile}", "about:blank"],
             preexec_fn=connect, pass_fds=(3, 4), stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )  # fmt: skip
@@ -95,7 +102,7 @@ class Browser:
             self.errors.append(params["exceptionDetails"]["exception"].get("description", "?"))
         elif kind == "Runtime.consoleAPICalled":
             self.errors.append(str([each.get("value") for each in params["args"]]))
-        elif kind == "Log.entryAdded":
+        elif kind == "Log.entryAdded" and params["entry"]["text"] != NO_GPU:
             self.errors.append(f"{params['entry']['text']} {params['entry'].get('url', '')}")
 
     def open(self, url: str) -> None:

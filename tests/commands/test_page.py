@@ -199,10 +199,11 @@ def test_what_the_page_cannot_show_is_refused(diffuse, stored, parts, says):
 
 def test_a_runtime_is_checked_by_its_hash(diffuse, stored):
     save(config=SMALL)
+    _, binary = _web_runtime.FILES[_web_runtime.WEBGPU]
     line = ("convert", "model.safetensors", "--to", "page", "-q", "--runtime")
-    (stored / "dist" / _web_runtime.BINARY).write_bytes(b"other")
+    (stored / "dist" / binary).write_bytes(b"other")
     ran = diffuse(*line, stored)
-    assert (ran.code, f"{_web_runtime.BINARY} is not that of" in ran.line) == (2, True)
+    assert (ran.code, f"{binary} is not that of" in ran.line) == (2, True)
     Path("empty.tgz").write_bytes(b"nothing")
     ran = diffuse(*line, "empty.tgz")
     assert (ran.code, "has no dist/" in ran.line) == (2, True)
@@ -260,10 +261,15 @@ def served(tmp_path: Path) -> Iterator[str]:
 STATE = "document.getElementById('state').textContent"
 
 
-def generate(browser: Browser, url: str, **controls: Any) -> np.ndarray[Any, Any]:
-    """Return samples (N, H, W, 4) that a page generates with these values of its controls."""
+def generate(browser: Browser, url: str, before: str = "", **controls: Any) -> np.ndarray[Any, Any]:
+    """Return samples (N, H, W, 4) that a page generates with these values of its controls.
+
+    Args:
+        before: code to run when the model is loaded.
+    """
     browser.open(url)
     browser.wait(f"{STATE} === 'Ready.'")
+    browser.evaluate(before)
     for name, value in controls.items():
         browser.evaluate(
             f"{{const control = document.getElementById({json.dumps(name)}) "
@@ -271,7 +277,7 @@ def generate(browser: Browser, url: str, **controls: Any) -> np.ndarray[Any, Any
             "control.dispatchEvent(new Event('input', {bubbles: true}))}"
         )
     browser.evaluate("document.getElementById('start').click()")
-    browser.wait(f"/samples in|cannot/.test({STATE})")
+    browser.wait(f"/samples in|cannot/.test({STATE})", 300)
     assert "samples in" in browser.evaluate(STATE)
     return read_canvases(browser)
 
@@ -351,6 +357,28 @@ def test_a_page_has_classes_and_columns(diffuse, browser, runtime, served):
 
 
 @needs_browser
+def test_a_page_uses_webgpu_and_repeats_on_the_processor_what_fails(
+    diffuse, tmp_path, runtime, served
+):
+    config = replace(SMALL, attention=(8,))
+    model = save(config=config, conditions=Conditions(classes=("a", "b")))
+    make_page(diffuse, model, runtime)
+    line = ("-n", 2, "--steps", 5, "--guidance", 1, "--precision", "fp32", "-o", "all", "-q")
+    assert diffuse("sample", model, *line).code == 0
+    chosen = {"count": 2, "sampling": "0", "guidance": "1"}
+    with Browser(tmp_path / "profile", gpu=True) as browser:
+        browser.open(f"{served}/out/")
+        if not browser.evaluate("!!navigator.gpu && navigator.gpu.requestAdapter().then(Boolean)"):
+            pytest.skip("this browser has no WebGPU")
+        lose = "networks.model.run = () => Promise.reject(Error('lost'))"
+        for code, ends, warnings in (("", " on the GPU.", 0), (lose, " seconds.", 1)):
+            found = generate(browser, f"{served}/out/", before=code, **chosen)
+            assert largest_difference(found, read_samples(Path("all"))) <= 2
+            assert browser.evaluate(STATE).endswith(ends)
+            assert len(browser.errors) == warnings
+
+
+@needs_browser
 def test_a_page_has_the_sampler_of_distilled_models(diffuse, browser, runtime, served):
     distilled = {"teacher": "0" * 64}
     model = save(config=SMALL, diffusion=DiffusionConfig(target="x0"), distilled=distilled)
@@ -359,6 +387,17 @@ def test_a_page_has_the_sampler_of_distilled_models(diffuse, browser, runtime, s
     assert diffuse("sample", model, "-n", 2, "-q", "--precision", "fp32").code == 0
     assert largest_difference(found, read_samples(Path("samples"))) <= 2
     assert browser.errors == []
+
+
+def test_a_column_that_was_never_dropped_is_required(diffuse, stored):
+    model = model_of(config=SMALL, conditions=Conditions(table=MetadataTable(columns=(AGE,))))
+    for dropout in (0.1, 0):
+        own = replace(model, training={"label_dropout": dropout})
+        model_file.save(Path("model.safetensors"), own)
+        make_page(diffuse, Path("model.safetensors"), stored)
+        tags = Path("out/index.html").read_text().split("<")
+        (field,) = [tag for tag in tags if "placeholder=" in tag and tag.startswith("input")]
+        assert ("required" in field) == (dropout == 0)
 
 
 def test_only_a_model_with_an_unconditional_prediction_has_guidance():
@@ -437,14 +476,23 @@ def test_a_page_fills_a_hidden_part_of_an_image(diffuse, browser, runtime, serve
         "(async () => { photo = await createImageBitmap(await (await fetch('/input.png')).blob()); "
         "showInput(); })()"
     )
+    browser.evaluate(
+        "{const make = URL.createObjectURL.bind(URL), known = window.blobs = {};"
+        "URL.createObjectURL = (b) => { const url = make(b); known[url] = b; return url; }}"
+    )
     browser.click("#given", 0.25, 0.25)
     hidden = np.array(browser.evaluate("Array.from(hidden)"), np.uint8).reshape(size)
     assert 0 < hidden.sum() < hidden.size
-    Image.fromarray(255 * hidden).save("mask.png")
     browser.wait(f"{STATE} === 'Ready.'")
     browser.evaluate("document.getElementById('count').value = 2")
     browser.evaluate("document.getElementById('start').click()")
     browser.wait(f"/samples in|cannot/.test({STATE})")
+    for name in ("input", "mask"):
+        browser.wait(f"document.getElementById('save-{name}').href")
+        code = f"blobs[document.getElementById('save-{name}').href].arrayBuffer()"
+        levels = browser.evaluate(f"{code}.then((b) => Array.from(new Uint8Array(b)))")
+        Path(f"{name}.png").write_bytes(bytes(levels))
+    assert np.array_equal(np.array(Image.open("mask.png").convert("L")), 255 * hidden)
     line = ("-n", 2, "--given", "input.png", "--mask", "mask.png", "--precision", "fp32", "-q")
     assert diffuse("sample", model, *line, "-o", "samples").code == 0
     assert largest_difference(read_canvases(browser), read_samples(Path("samples"))) <= 2

@@ -4,7 +4,7 @@ const find = (id) => document.getElementById(id);
 const settings = JSON.parse(find("settings").textContent);
 const [channels, ...size] = settings.shape, numbers = settings.shape.reduce((a, b) => a * b, 1);
 const [height, width] = size.length > 1 ? size : [64, Math.min(size[0], 480)];
-const AT_ONCE = 4; // samples that the network computes before the page reacts to clicks
+const AT_ONCE = { wasm: 4, webgpu: 16 }; // samples that the network computes before the page reacts to clicks
 let networks = null, stopped = false, shown = null; // shown: the samples in the model's numbers
 
 // -- files ----------------------------------------------------------------------------------------
@@ -18,16 +18,30 @@ async function load(name) {
   return new Uint8Array(await answer.arrayBuffer());
 }
 
-async function open() {
-  const script = new Blob([await load(settings.runtime.script)], { type: "text/javascript" });
-  const runtime = await import(URL.createObjectURL(script));
+// The networks of an execution provider of onnxruntime-web.
+async function openBy(provider) {
+  const [script, binary] = settings.providers[provider];
+  const code = new Blob([await load(script)], { type: "text/javascript" });
+  const runtime = await import(URL.createObjectURL(code)), found = { runtime, provider };
   runtime.env.wasm.numThreads = 1;
-  runtime.env.wasm.wasmBinary = (await load(settings.runtime.binary)).buffer;
-  const found = {};
+  runtime.env.wasm.wasmBinary = (await load(binary)).buffer;
   for (const [name, file] of Object.entries(settings.networks)) {
-    found[name] = await runtime.InferenceSession.create(await load(file));
+    const options = { executionProviders: [provider], logSeverityLevel: 3 }; // 3: errors
+    found[name] = await runtime.InferenceSession.create(await load(file), options);
   }
-  return { runtime, ...found };
+  return found;
+}
+
+// The networks, on the GPU if the browser offers one.
+async function open() {
+  if (settings.providers.webgpu && await navigator.gpu?.requestAdapter()) {
+    try {
+      return await openBy("webgpu");
+    } catch (error) {
+      console.warn(error);
+    }
+  }
+  return openBy("wasm");
 }
 
 // -- networks -------------------------------------------------------------------------------------
@@ -35,11 +49,11 @@ async function open() {
 // A function from noisy samples and a time to the network's targets, for some conditions by name:
 // [values of each sample, sides, type].
 function bind(session, count, conditions) {
-  const { Tensor } = networks.runtime;
+  const { runtime: { Tensor }, provider } = networks;
   return async (x, time) => {
     const out = new Float32Array(x.length);
-    for (let first = 0; first < count; first += AT_ONCE) {
-      const n = Math.min(AT_ONCE, count - first), part = x.subarray(first * numbers, (first + n) * numbers);
+    for (let first = 0; first < count; first += AT_ONCE[provider]) {
+      const n = Math.min(AT_ONCE[provider], count - first), part = x.subarray(first * numbers, (first + n) * numbers);
       const inputs = {
         x: new Tensor("float32", part, [n, ...settings.shape]),
         t: new Tensor("float32", new Float32Array(n).fill(time), [n]),
@@ -189,8 +203,9 @@ async function generate() {
     if (stopped) return say("Stopped.");
   }
   const seconds = (performance.now() - began) / 1000;
-  say(`${count} samples in ${seconds.toFixed(1)} seconds.`);
-  offer(canvases);
+  const on = networks.provider === "webgpu" ? " on the GPU" : "";
+  say(`${count} samples in ${seconds.toFixed(1)} seconds${on}.`);
+  offerFiles(canvases);
 }
 
 // -- pictures -------------------------------------------------------------------------------------
@@ -260,8 +275,17 @@ function play(k) {
   source.start();
 }
 
-// Offer a grid of the samples as a file.
-function offer(canvases) {
+// Offer a canvas as a file.
+function offer(canvas, id, name) {
+  canvas.toBlob((blob) => {
+    const link = find(id);
+    URL.revokeObjectURL(link.href);
+    Object.assign(link, { href: URL.createObjectURL(blob), download: name, hidden: false });
+  });
+}
+
+// Offer a grid of the samples, and the conditioning image with its mask for `diffuse sample`.
+function offerFiles(canvases) {
   const columns = Math.ceil(Math.sqrt(canvases.length)), grid = document.createElement("canvas");
   const [wide, high] = [canvases[0].width + 2, height + 2];
   grid.width = columns * wide - 2;
@@ -269,11 +293,19 @@ function offer(canvases) {
   const context = grid.getContext("2d");
   canvases.forEach((canvas, k) => context.drawImage(
     canvas, (k % columns) * wide, Math.floor(k / columns) * high));
-  grid.toBlob((blob) => {
-    const link = find("save");
-    URL.revokeObjectURL(link.href);
-    Object.assign(link, { href: URL.createObjectURL(blob), download: `${settings.name}.png`, hidden: false });
-  });
+  offer(grid, "save", `${settings.name}.png`);
+  if (settings.given) offer(find("given"), "save-input", "input.png");
+  if (find("save-mask")) offer(drawMask(), "save-mask", "mask.png");
+}
+
+// The hidden part in white, as --mask reads it.
+function drawMask() {
+  const mask = document.createElement("canvas");
+  [mask.width, mask.height] = [size[1], size[0]];
+  const image = new ImageData(size[1], size[0]);
+  hidden.forEach((white, k) => image.data.set([255 * white, 255 * white, 255 * white, 255], 4 * k));
+  mask.getContext("2d").putImageData(image, 0, 0);
+  return mask;
 }
 
 // -- the page -------------------------------------------------------------------------------------
@@ -314,7 +346,8 @@ function prepareControls() {
   }
   for (const select of document.querySelectorAll("select[data-column]")) {
     const { values } = settings.columns[Number(select.dataset.column)];
-    addOptions(select, [["any", ""], ...values.map((name, k) => [name, k])]);
+    const any = settings.optional ? [["any", ""]] : [];
+    addOptions(select, [...any, ...values.map((name, k) => [name, k])]);
   }
   if (settings.given) prepareInput();
   find("controls").addEventListener("input", describeCommand);
@@ -325,11 +358,21 @@ function prepareControls() {
     try {
       await generate();
     } catch (error) {
-      say(`The model cannot be run: ${error.message}`);
+      await fail(error);
     }
     setBusy(false);
   });
   describeCommand();
+}
+
+// Repeat with WebAssembly what a GPU cannot do, or say what is wrong.
+async function fail(error) {
+  if (networks.provider === "webgpu") {
+    console.warn(error);
+    networks = await openBy("wasm");
+    return generate().catch(fail);
+  }
+  return say(`The model cannot be run: ${error.message}`);
 }
 
 function setBusy(busy) {
@@ -345,7 +388,7 @@ open().then((found) => {
   find("start").disabled = false;
   say("Ready.");
 }, (error) => {
-  const local = location.protocol === "file:" && !find(settings.runtime.script);
+  const local = location.protocol === "file:" && !find(settings.providers.wasm[0]);
   say(local
     ? "A browser opens this page only from a web server. In its folder, run: python -m http.server"
     : `The model cannot be loaded: ${error.message}`);

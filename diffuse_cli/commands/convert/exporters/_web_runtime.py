@@ -7,7 +7,8 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import chain
 from pathlib import Path
 
 from diffuse_cli.system import files
@@ -15,11 +16,19 @@ from diffuse_cli.system.errors import UsageError
 
 PACKAGE, VERSION = "onnxruntime-web", "1.30.0"
 
-SCRIPT, BINARY = "ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"
+WASM, WEBGPU = "wasm", "webgpu"
+
+FILES: Mapping[str, tuple[str, str]] = {
+    WASM: ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"),
+    WEBGPU: ("ort.webgpu.bundle.min.mjs", "ort-wasm-simd-threaded.asyncify.wasm"),
+}
+"""Script and binary of each execution provider."""
 
 HASHES: Mapping[str, str] = {
-    SCRIPT: "11e64bd8ffe11bd1a2a2f0d6275fdfbbba7262f0b76b99b53d228a8a22ef3d90",
-    BINARY: "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
+    FILES[WASM][0]: "11e64bd8ffe11bd1a2a2f0d6275fdfbbba7262f0b76b99b53d228a8a22ef3d90",
+    FILES[WASM][1]: "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
+    FILES[WEBGPU][0]: "0730816731ce2cdfb06f273da065d4a1c7091eb9d1756a83b2916c8a89d015e2",
+    FILES[WEBGPU][1]: "39f9f0894d478800487ed9f7dbe92618498db320cf55c8e3d89adff8dce658da",
 }
 """SHA-256 of each file in the package's folder `dist`."""
 
@@ -39,29 +48,29 @@ def check_available(option: str, given: str | None) -> None:
         raise UsageError(f"{option} needs {PACKAGE}, and npm is not installed", HINT)
 
 
-def read_runtime(given: str | None) -> dict[str, bytes]:
-    """Return the files of the runtime by name, from a package or its folder, or by npm.
+def read_runtime(given: str | None, providers: Iterable[str] = FILES) -> dict[str, bytes]:
+    """Return the files of execution providers by name, from a package or its folder, or by npm.
 
     Raises:
         UsageError: npm fails, or a file is missing or of another version.
     """
     if given is not None:
-        return _read_package(Path(given))
+        return _read_package(Path(given), providers)
     with tempfile.TemporaryDirectory(prefix="diffuse-runtime-") as folder:
         line = ["npm", "pack", "-s", f"{PACKAGE}@{VERSION}"]
         try:
             subprocess.run(line, cwd=folder, check=True, capture_output=True, timeout=WITHIN)
         except (OSError, subprocess.SubprocessError) as error:
             raise UsageError(f"npm cannot fetch {PACKAGE} {VERSION}", HINT) from error
-        return _read_package(next(Path(folder).glob("*.tgz")))
+        return _read_package(next(Path(folder).glob("*.tgz")), providers)
 
 
-def _read_package(path: Path) -> dict[str, bytes]:
+def _read_package(path: Path, providers: Iterable[str]) -> dict[str, bytes]:
     """Return the files of a .tgz or of its folder, each with the expected hash."""
     found = {}
-    for name, expected in HASHES.items():
+    for name in chain.from_iterable(map(FILES.__getitem__, providers)):
         content = _read_file(path, name)
-        if hashlib.sha256(content).hexdigest() != expected:
+        if hashlib.sha256(content).hexdigest() != HASHES[name]:
             text = f"{files.show(path)}: {name} is not that of {PACKAGE} {VERSION}"
             raise UsageError(text, HINT)
         found[name] = content

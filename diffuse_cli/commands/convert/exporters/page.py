@@ -41,10 +41,16 @@ SAMPLERS = ("unipc", "ddim")
 STEPS, DISTILLED_STEPS = (5, 10, 20, 50), (1, 2, 4)
 """Numbers of steps to choose from, besides the recommended one."""
 
+PROVIDERS = (_web_runtime.WASM,)
+"""Execution providers of a page in one file, which stays small without WebGPU."""
+
 SCRIPTS = ("random", "sampler", "model")
 
 SOURCES = "blob: 'wasm-unsafe-eval'"
 """Scripts of the page besides its own: the runtime, which it loads as a blob."""
+
+CONTROLS = ("classes", "columns", "optional", "given", "guidance", "weak")
+"""Settings that decide the controls of the page."""
 
 FACTS = ("parameters", "network", "process", "classes", "columns", "input", "step", "recommended")
 """Rows of `info` on the page."""
@@ -91,8 +97,10 @@ def make_page(
         UsageError: there is no runtime.
     """
     check_shown(found)
-    contents = _web_runtime.read_runtime(runtime)
+    providers = PROVIDERS if single else tuple(_web_runtime.FILES)
+    contents = _web_runtime.read_runtime(runtime, providers)
     settings = describe_sampling(found.model)
+    settings["providers"] = {name: _web_runtime.FILES[name] for name in providers}
     networks = {"model": (MODEL, weights)}
     if settings["weak"] is not None:
         networks["weak"] = (WEAK, "weak")
@@ -163,6 +171,7 @@ def describe_sampling(model: StoredModel) -> dict[str, Any]:
         "columns": [to_dict(column) for column in own.conditions.table.columns]
         if own.conditions.table
         else [],
+        "optional": model.training.get("label_dropout") != 0,
         "given": {"channels": given.channels, "masks": _hides(model)}
         if (given := own.conditions.given)
         else None,
@@ -256,8 +265,7 @@ def render(
     script = "\n".join(map(read_script, SCRIPTS))
     allowed = POLICY, "connect-src 'self'", f"script-src '{hash_script(script)}' {SOURCES}"
     space = found.model.blueprint.space
-    runtime = {"script": _web_runtime.SCRIPT, "binary": _web_runtime.BINARY}
-    everything = {**settings, "runtime": runtime, "name": found.path.stem, "file": found.path.name}
+    everything = {**settings, "name": found.path.stem, "file": found.path.name}
     plain = json.dumps(everything).replace("<", "\\u003c")
     rows = select_rows(model_rows(found), lambda label: label in FACTS)
     return render_page(
@@ -271,5 +279,5 @@ def render(
         "It runs in your browser.",
         size=space.size,
         facts=[*rows, *facts],
-        **{k: settings[k] for k in ("classes", "columns", "given", "guidance", "weak")},
+        **{k: settings[k] for k in CONTROLS},
     )
