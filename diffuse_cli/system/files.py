@@ -382,11 +382,11 @@ def check_writable(path: Path) -> None:
     """
     check_local(path)
     folder = _existing_parent(path.parent)
-    if not folder.is_dir():
+    if not folder.is_dir() and folder.exists():  # else another process has just renamed it
         raise OutputError(f"cannot write {show(path)}: {show(folder)} is not a folder")
     if path.is_dir():
         raise OutputError(f"cannot write {show(path)}: it is a folder")
-    with report_errors(path), tempfile.TemporaryFile(dir=folder):
+    with report_errors(path), tempfile.TemporaryFile(dir=_existing_parent(path.parent)):
         pass
 
 

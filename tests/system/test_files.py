@@ -154,6 +154,20 @@ def test_checking_writes_nothing(tmp_path: Path):
     assert everything(tmp_path) == []
 
 
+def test_a_folder_that_another_process_replaces_meanwhile_is_a_folder(tmp_path: Path, monkeypatch):
+    folder, find = tmp_path / "folder", files._existing_parent
+    folder.mkdir()
+
+    def replace(path: Path) -> Path:
+        found = find(path)
+        if found == folder:
+            folder.rmdir()
+        return found
+
+    monkeypatch.setattr(files, "_existing_parent", replace)
+    files.check_writable(folder / "file")
+
+
 def test_a_line_is_added_to_a_log(tmp_path: Path):
     files.append_line(tmp_path / "log", "one")
     files.append_line(tmp_path / "log", "two")
