@@ -71,7 +71,7 @@ class Commands(Mapping[str, Any]):
         return len(COMMANDS)
 
     def chapters(self) -> dict[str, tuple[str, ...]]:
-        """Return the names by chapter; those of other packages are the last."""
+        """Return the names by chapter. Those of other packages are the last."""
         own = {name for names in CHAPTERS.values() for name in names}
         added = tuple(name for name in COMMANDS if name not in own)
         return {**CHAPTERS, **({"Other packages": added} if added else {})}
@@ -117,7 +117,7 @@ def _print_version(value: bool) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line and return its exit code; docs/cli.md lists them."""
+    """Run a command line and return its exit code (listed in docs/cli.md)."""
     for stream in (sys.stdout, sys.stderr):
         escape_unencodable(stream)
     consoles = [Console()]

@@ -1,7 +1,7 @@
 """The commands as functions: what `import diffuse_cli as diffuse` offers, without a command line.
 
 `load`, `train` and `evaluate` take the options of their commands as keywords, under the names that
-configuration files use. What is wrong raises a `DiffuseError`; nothing is printed, and nothing ends
+configuration files use. What is wrong raises a `DiffuseError`. Nothing is printed, and nothing ends
 the program. What a command would say on stderr goes to the logger `diffuse`, or, of `train`, comes
 as an event.
 """

@@ -31,7 +31,7 @@ class Evaluation(Mapping[str, Measurement]):
     to the value and its standard error (0 where there is none).
 
     Attributes:
-        numbers: the same as plain numbers; the error of `key` is `key_standard_error`.
+        numbers: the same as plain numbers. The error of `key` is `key_standard_error`.
         classes: the numbers of each class.
         real, generated: how many samples on each side.
         part: the part of the data that the real images are from: `held-out` or `all`.
@@ -72,7 +72,7 @@ def evaluate(
         model: a model or its path, generated samples, or a folder of images.
         data: a path, or samples in memory, as for `train`.
         n: most samples on each side.
-        metrics: which to measure, such as `["kid", "likelihood"]`; all that suit by default.
+        metrics: which to measure, such as `["kid", "likelihood"]`. All that suit by default.
         progress: a function that receives the progress.
         options: others of `diffuse eval`, such as `steps=10` or `timesteps=4`.
 

@@ -20,7 +20,7 @@ from diffuse_cli.system import files
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Samples(Sequence[Image]):
-    """Samples that a model drew; as a sequence, pictures of them.
+    """Samples that a model drew. As a sequence, pictures of them.
 
     Attributes:
         arrays: (N, C, *size), numbers as files have them: uint8 of images with 8 bits.
@@ -68,7 +68,7 @@ class Samples(Sequence[Image]):
             yield SampleFile(MEDIA[self.space.medium].encode(array, self.space), suffix(self.space))
 
     def save(self, folder: str | os.PathLike[str]) -> list[Path]:
-        """Write a file of each into a folder, named after its index; those of that name are
+        """Write a file of each into a folder, named after its index. Those of that name are
         replaced.
 
         Raises:

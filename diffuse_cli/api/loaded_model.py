@@ -60,7 +60,7 @@ class Model:
         path: of the file.
         sha256: of its bytes.
         step: how many steps it was trained for.
-        classes: the names that `sample(label=...)` takes; empty without classes.
+        classes: the names that `sample(label=...)` takes. Empty without classes.
         space: what one of its samples is: medium, channels, size and levels.
     """
 
@@ -95,11 +95,11 @@ class Model:
         """Draw samples, the same as `diffuse sample` with these options writes.
 
         Args:
-            n: how many, by default 16, or those of `range=(a, b)`; of each thing that is given, for
+            n: how many, by default 16, or those of `range=(a, b)`. Of each thing that is given, for
                 a model trained with `given`.
             seed: sample k of a seed is the same for any n.
             label: classes to generate, one after another, by default all.
-            on: what to tell of columns, such as `{"age": 40}`; several values alternate.
+            on: what to tell of columns, such as `{"age": 40}`. Several values alternate.
             steps, sampler: by default what the model file recommends, else the usual ones.
             progress: a function that receives the progress.
             options: others of `diffuse sample`, such as `guidance=2` or `batch_size=32`;
@@ -155,7 +155,7 @@ class Model:
             return make_denoiser(self._found.model, weights, accelerator, exact)
 
     def network(self, weights: str = "ema") -> nn.Module:
-        """Return the network, on the CPU, whose parameters can be trained; weights as in
+        """Return the network, on the CPU, whose parameters can be trained. Weights as in
         `denoiser`."""
         with use_torch_defaults(), convert_errors():
             net: nn.Module = self._found.model.network(weights)

@@ -66,14 +66,14 @@ def train(
         data: a path, or samples in memory: a sequence of images, arrays, tensors, paths, or pairs
             of one and its class, such as a `TensorDataset`. It is asked for its samples again as
             they are used, by one thread at a time, and must not call `diffuse` for them.
-        out: the model file to write; its run directory is created next to it.
+        out: the model file to write. Its run directory is created next to it.
         config: the options of a file, or its path.
         options: those of `diffuse train`, such as `steps=1000`, `classes=True` or
-            `unet={"width": 32}`; they win over `config`. `given` may be samples in memory, the k-th
+            `unet={"width": 32}`. They win over `config`. `given` may be samples in memory, the k-th
             for the k-th of such data.
 
     Raises:
-        UsageError: an option that is unknown, or does not suit the others; at once.
+        UsageError: an option that is unknown, or does not suit the others, at once.
         DiffuseError: while it is iterated, all that would end the command.
         KeyboardInterrupt: on Ctrl-C, once the checkpoint is saved.
     """

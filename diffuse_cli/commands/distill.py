@@ -29,7 +29,7 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
     """Return the training that it is.
 
     Raises:
-        UsageError, ModelFileError: as `train` with these options; or --given is missing or of no
+        UsageError, ModelFileError: as `train` with these options, or --given is missing or of no
             use to the model.
     """
     from diffuse_cli.models.image_conditioning import check_pairs_option

@@ -36,7 +36,7 @@ HEADS = (
 
 
 def run(config: TuneConfig, console: Console) -> None:
-    """Tune, and print what was tried and recommended; with --report, also evaluate that."""
+    """Tune, and print what was tried and recommended. With --report, also evaluate that."""
     from diffuse_cli.evaluation.tune import tune, tune_and_evaluate
 
     with claim_option(config, "report", ".html") as report:

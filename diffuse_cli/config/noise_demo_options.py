@@ -12,7 +12,7 @@ from diffuse_cli.config.shared_options import BACKGROUND, LOG_SNR_SHIFT, TIMESTE
 
 @dataclass(frozen=True, kw_only=True)
 class ForwardConfig(Options):
-    """The processes that are shown, and the size; a model has its own."""
+    """The processes that are shown, and the size. A model has its own."""
 
     schedule: tuple[str, ...] | None = option.optional(
         "Noise schedule (repeatable).",
@@ -54,7 +54,7 @@ class ReverseConfig(WeightsConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig(ForwardConfig, ReverseConfig):
-    """The forward process of one image, as a picture; with a model also the reverse one."""
+    """The forward process of one image, as a picture. With a model also the reverse one."""
 
     image: str = argument("IMAGE", "Image, array or sound.")
     model: str | None = option.optional(

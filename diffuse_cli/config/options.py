@@ -124,7 +124,7 @@ def convert_options(config: object, kind: type[C], **changes: Any) -> C:
 
 
 def field_flag(f: dataclasses.Field[Any]) -> str:
-    """Return the flag of a field, the long one if it has one; the metavar of an argument."""
+    """Return the flag of a field, the long one if it has one. The metavar of an argument."""
     spec = f.metadata.get("setting")
     if not isinstance(spec, Option) or spec.argument:
         return getattr(spec, "metavar", "") or f.name.upper()
@@ -153,7 +153,7 @@ class Options(Settings):
 
 
 def parse_options(kind: type[Options], values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` with the options of `kind` parsed; files that they name are read here, once.
+    """`values` with the options of `kind` parsed. Files that they name are read here, once.
 
     Raises:
         UsageError: a value that cannot be parsed.
@@ -225,14 +225,14 @@ def to_dict(config: object, *, control: bool = True, places: bool = True) -> dic
 
 
 def place_name(place: str) -> str:
-    """Return a place on this machine by its last part; one on the hub whole."""
+    """Return a place on this machine by its last part. One on the hub whole."""
     return place if place.startswith("hf:") else Path(place).name or place
 
 
 def to_arguments(
     config: object, names: Collection[str] | None = None, *, places: bool = True
 ) -> list[str]:
-    """Return the command line that makes this configuration; defaults are left out.
+    """Return the command line that makes this configuration. Defaults are left out.
 
     Args:
         names: the fields to set; None for all.
@@ -268,7 +268,7 @@ def to_toml(values: Mapping[str, Any]) -> str:
 
 
 MOST_TOML = 10_000_000
-"""The largest configuration file, in bytes; one may list betas."""
+"""The largest configuration file, in bytes. One may list betas."""
 
 
 def flatten_settings(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def _check_sides(sides: tuple[Any, ...], longest: int, fault: str) -> Size:
 
 
 def parse_ints(value: Any) -> tuple[int, ...]:
-    """`"1,2,2"` or `[1, 2, 2]` as a tuple; an empty string is an empty tuple."""
+    """`"1,2,2"` or `[1, 2, 2]` as a tuple. An empty string is an empty tuple."""
     if isinstance(value, str):
         value = [as_number(v.strip(), int) for v in value.split(",") if v.strip()]
     elif not isinstance(value, (list, tuple)):
@@ -147,7 +147,7 @@ def parse_scales(value: Any) -> tuple[float, ...]:
 
 
 def _floats(value: Any) -> tuple[float, ...]:
-    """Return a number, a list of numbers or `"1,1.5"` as a tuple; empty if any is not a number."""
+    """Return a number, a list of numbers or `"1,1.5"` as a tuple. Empty if any is not a number."""
     if isinstance(value, str):
         value = [as_number(word.strip(), float) for word in value.split(",")]
     elif not isinstance(value, (list, tuple)):
@@ -209,7 +209,7 @@ def parse_betas(value: Any) -> tuple[float, ...]:
     The file is a JSON list, or numbers between commas, blanks and line ends.
 
     Raises:
-        ValueError: not 2 to 100,000 such numbers, or a file that cannot be read; says the line.
+        ValueError: not 2 to 100,000 such numbers, or a file that cannot be read. Says the line.
     """
     if isinstance(value, str):
         given = _read_betas(value)

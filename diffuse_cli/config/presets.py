@@ -48,7 +48,7 @@ DDPM: dict[str, Any] = {
     "freq_shift": 1,
     "flip_sin_to_cos": False,
 }
-"""Common settings of the networks of Ho et al. 2020; the last four follow their TensorFlow code."""
+"""Common settings of the networks of Ho et al. 2020. The last four follow their TensorFlow code."""
 
 ADM: dict[str, Any] = {"attention": (8, 16, 32), "resblock_updown": True}
 """Common settings of the ImageNet networks of Dhariwal & Nichol 2021."""
@@ -66,7 +66,7 @@ DDPM_TRAINING: dict[str, Any] = {
     "wiener": False,
     "augment": (),
 }
-"""Ho et al. 2020, appendix B. Their learning rate is constant; here it falls to 0."""
+"""Ho et al. 2020, appendix B. Their learning rate is constant. Here it falls to 0."""
 
 OPENAI_TRAINING: dict[str, Any] = {
     "target": "eps",
@@ -84,7 +84,7 @@ OPENAI_TRAINING: dict[str, Any] = {
     "augment": (),
 }
 """Nichol & Dhariwal 2021, appendix A, and the READMEs of improved- and guided-diffusion. They do
-not clip the gradient, and their learning rate is constant; here it falls to 0."""
+not clip the gradient, and their learning rate is constant. Here it falls to 0."""
 
 JIT: dict[str, Any] = {"head_width": 64, "bottleneck": 128, "context": 32, "positions": 256}
 """Common settings of the transformers of Li & He 2025, with their patches at 256 pixels."""
@@ -247,7 +247,7 @@ def resolve_architecture(
     `config.architecture`.
 
     `config.width` replaces the preset's width. If both size and preset are given, a size that the
-    preset cannot halve is refused; otherwise the preset is adapted to it.
+    preset cannot halve is refused. Otherwise the preset is adapted to it.
 
     Raises:
         UsageError: no such preset or network, one that does not suit the space, or two widths.

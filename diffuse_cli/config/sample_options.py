@@ -17,7 +17,7 @@ from diffuse_cli.core.variances import MEASURED
 from diffuse_cli.system.errors import UsageError, translate_errors
 
 SAMPLER, SAMPLING_STEPS = "unipc", 20
-"""The defaults; the first two chosen by benchmarks/samplers.py."""
+"""The defaults. The first two chosen by benchmarks/samplers.py."""
 
 NOISE, GAUSSIAN = STARTS = ("noise", "gaussian")
 """Initial noise: pure noise, or noise with the data's lowest frequencies."""

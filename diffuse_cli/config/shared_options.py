@@ -76,10 +76,10 @@ class DiffusionConfig(Options):
     """The forward process, and the network's target and variance.
 
     Attributes:
-        num_timesteps: T; by default 1000, or the number of `betas`.
+        num_timesteps: T. By default 1000, or the number of `betas`.
         schedule: None with `betas`.
         betas: the numbers, even if a file was given.
-        rescale_timesteps: the network sees t * 1000 / T, the same scale for every T; a converted
+        rescale_timesteps: the network sees t * 1000 / T, the same scale for every T. A converted
             model may have seen t itself.
 
     Raises:

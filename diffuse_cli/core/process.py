@@ -215,7 +215,8 @@ class Process:
     def transition(self, x_s: Tensor, s: Time, t: Time) -> Gaussian:
         """Return q(x_t | x_s) for s < t, which adds noise to a sample at s.
 
-        N(sqrt(alpha_bar_t / alpha_bar_s) x_s, 1 - alpha_bar_t / alpha_bar_s); s = -1 is clean data.
+        N(sqrt(alpha_bar_t / alpha_bar_s) x_s, 1 - alpha_bar_t / alpha_bar_s).
+        At s = -1, x_s is clean data.
         """
         pair = self.coefficients(t, s, like=x_s)
         return Gaussian(pair.alpha / pair.alpha_s * x_s, pair.log_beta)

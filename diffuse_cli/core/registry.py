@@ -5,7 +5,7 @@ A package that declares, for example,
     [project.entry-points."diffuse.samplers"]
     my-sampler = "my_package:my_sampler"
 
-adds an entry to the table `samplers`. Looking it up imports it; listing names does not.
+adds an entry to the table `samplers`. Looking it up imports it. Listing names does not.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def sqrt(num_timesteps: int) -> list[float]:
 
 
 def laplace(num_timesteps: int) -> list[float]:
-    """log-SNR(u) = -0.5 sign(0.5 - u) log(1 - 2|u - 0.5|) (Hang & Gu 2024; mu 0, b 0.5).
+    """log-SNR(u) = -0.5 sign(0.5 - u) log(1 - 2|u - 0.5|) (Hang & Gu 2024, mu = 0, b = 0.5).
 
     alpha_bar is the logistic function of log-SNR. It is computed from the root of 1 - 2|u - 0.5|,
     because log-SNR is infinite at both ends.

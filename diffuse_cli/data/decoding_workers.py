@@ -27,7 +27,7 @@ from diffuse_cli.media.file_errors import Unusable
 from diffuse_cli.system.memory import is_out_of_memory
 
 LATER = "large"
-"""Reason with which a worker leaves a sample to its parent process; never shown."""
+"""Reason with which a worker leaves a sample to its parent process. Never shown."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def make_blank(shape: Size, dtype: npt.DTypeLike) -> Array:
 
 
 def decode_files(reading: DecodingTask, entries: Iterable[Entry]) -> list[Result]:
-    """Return the results in the order of `entries`; a file that fails gives a `SkippedFile`."""
+    """Return the results in the order of `entries`. A file that fails gives a `SkippedFile`."""
     return [_decode_file(reading, entry) for entry in entries]
 
 
@@ -185,7 +185,7 @@ def _is_late(result: Result) -> bool:
 
 
 def _results(entries: Sequence[Entry], answer: IO[bytes]) -> Iterator[Result]:
-    """Yield the results in an answer; raise `ValueError` if it is incomplete."""
+    """Yield the results in an answer. Raise `ValueError` if it is incomplete."""
 
     def numbers(shape: Size, dtype: np.dtype[Any]) -> Array:
         data = answer.read(math.prod(shape) * dtype.itemsize)

@@ -92,7 +92,7 @@ def read_images(
         cache: a folder for a mapped file of the samples, instead of memory.
         map_over: bytes up to which samples stay in memory despite `cache`.
         single: whether `source` may be a single sample.
-        keep: bytes of samples to keep, in memory or the cache; other samples are decoded when they
+        keep: bytes of samples to keep, in memory or the cache. Other samples are decoded when they
             are looked up. None keeps all.
         index: the file of a `DatasetIndex`, for a data set that may be larger than `keep`.
         goes_on: use a complete index even if the source has changed since.
@@ -213,7 +213,7 @@ def _warnings(summary: Summary, asked: ReadSettings) -> Iterator[Notice]:
 
 
 def _size_notice(summary: Summary, result: Size, fit: str) -> str:
-    """Return a notice that samples were resized without `--size`; empty if none were."""
+    """Return a notice that samples were resized without `--size`. Empty if none were."""
     kind, sizes = MEDIA[summary.medium], summary.sizes
     if list(sizes) == [result[::-1]]:
         return ""

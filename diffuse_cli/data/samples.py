@@ -30,10 +30,10 @@ class Dataset:
     """N samples, in the byte order of their names.
 
     Attributes:
-        stored: (N, C, *size); an array, a read-only `numpy.memmap`, or a `stream.StreamArray`,
+        stored: (N, C, *size). An array, a read-only `numpy.memmap`, or a `stream.StreamArray`,
             which decodes samples as they are looked up.
         labels: int64 (N,), indices of `class_names`; -1 outside class folders.
-        names: paths inside the source; print them with `files.show`.
+        names: paths inside the source. Print them with `files.show`.
         digests: uint8 (N, 16), a hash of each sample before resizing.
         medium: a name in `MEDIA`.
         rows: codes of the metadata columns that the model is conditioned on, float32 (N, columns).
@@ -99,7 +99,7 @@ class Dataset:
 
     @cached_property
     def rows_fingerprint(self) -> str:
-        """SHA-256 of the samples with their rows, independent of names and order; else empty."""
+        """SHA-256 of the samples with their rows, independent of names and order. Else empty."""
         if self.rows is None:
             return ""
         codes = np.ascontiguousarray(self.rows, "<f4").view(np.uint8)

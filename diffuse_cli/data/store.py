@@ -22,14 +22,14 @@ Shape = tuple[int, ...]
 
 
 class Store:
-    """Store to which samples of one shape (C, *size) are appended; one channel fills all C.
+    """Store to which samples of one shape (C, *size) are appended. One channel fills all C.
 
     Samples are in memory, or in the file `pixels.u8` of a folder, which appears when it is
     finished. Until then it is written, not mapped: a full disk raises an error, not SIGBUS.
 
     Args:
         folder: the folder of the file; None for memory.
-        capacity: the largest number of samples; a store for 0 samples writes no file.
+        capacity: the largest number of samples. A store for 0 samples writes no file.
 
     Raises:
         DataError: the samples do not fit in memory.
@@ -78,12 +78,12 @@ class Store:
         return Store(self._folder, self.capacity, self.shape, self.dtype)
 
     def abort(self, error: BaseException) -> None:
-        """Remove an unfinished file; an `OSError` becomes an `OutputError`."""
+        """Remove an unfinished file. An `OSError` becomes an `OutputError`."""
         self._stack.__exit__(type(error), error, error.__traceback__)
 
 
 class KeptSamples:
-    """The first samples of a data set, up to `keep` bytes; all of them if it is None.
+    """The first samples of a data set, up to `keep` bytes. All of them if it is None.
 
     Attributes:
         store: the store for the shape that all samples have so far; None before the first.

@@ -153,7 +153,7 @@ class Stream:
             yield found[row] if row in found else self._successor(row)
 
     def submit(self, act: Any, *values: Any) -> Future[Any]:
-        """Call a function in a thread pool; the first call starts it, with a thread per worker."""
+        """Call a function in a thread pool. The first call starts it, with a thread per worker."""
         if self._pool is None:
             count = min(self.workers or cores(), MOST_PROCESSES)
             self._decode = self._stack.enter_context(start_workers(self._reading, count))

@@ -37,7 +37,7 @@ class Summary:
         remarks: as `skipped`, for usable samples.
         tables: the names of metadata tables.
         medium: a name in `MEDIA`.
-        origin: a name to pass for the same samples on any machine; empty for local samples.
+        origin: a name to pass for the same samples on any machine. Empty for local samples.
     """
 
     source: str

@@ -71,7 +71,7 @@ class ReadSettings:
         channels: the channels of the result; None for the file's channels.
         background: RGB (0 ... 255) behind transparent pixels and around padded samples.
         fit: a name in the medium's `fits`, for samples whose shape differs from `size`.
-        shared: whether other processes read too; if so, a large sample raises `Large`.
+        shared: whether other processes read too. If so, a large sample raises `Large`.
         layout: one of the medium's `layouts`; None for the file's layout.
         numbers: the name of the NumPy type of the values; None for any type.
         rate: the sample rate of sounds, in Hz; None for the file's rate.
@@ -146,12 +146,12 @@ class Medium:
         settled: completes a request from some files, and describes its choices for a notice.
         fits: the available fits, by name.
         advice: hints for files that it cannot read, by extension.
-        rates: the possible rates of samples, in Hz; empty for samples without a rate.
+        rates: the possible rates of samples, in Hz. Empty for samples without a rate.
         layouts: the names of the possible orders of axes in files.
         mixed: whether samples of one channel and of several can be in one data set.
         alike: the layouts whose samples must all have the same channels, despite `mixed`.
         kinds: the names of samples by their number of channels.
-        brought: the numbers of channels that samples can be converted to, by layout; any if empty.
+        brought: the numbers of channels that samples can be converted to, by layout. Any if empty.
         bits: the numbers of bits per level that `--bits` can choose. Levels of a file are scaled to
             them. Without `--bits`, samples have the bits of the file with the fewest.
         claimed: extensions of another medium's files that it reads instead if `claims` is true for
@@ -162,7 +162,7 @@ class Medium:
         judged: whether networks trained on photographs can judge samples.
         unjudged: the layouts that these networks cannot judge.
         suffixes: the extensions of files by layout, instead of `suffix`.
-        played: the MIME type of its files for a browser that plays them; empty for other files.
+        played: the MIME type of its files for a browser that plays them. Empty for other files.
         flipped: the direction in which `--flip` mirrors samples, if it is not obvious.
         augmentations: the names of the augmentations that suit it, in the order of application.
         channel_names: the names of the channels, by their number.

@@ -46,7 +46,7 @@ def shrink_image(picture: Image.Image, side: int) -> Image.Image:
 
 
 CELL = 64
-"""Smallest longer side of images in a grid; smaller images are enlarged."""
+"""Smallest longer side of images in a grid. Smaller images are enlarged."""
 
 
 def arrange_grid(pixels: Pixels, columns: int | None = None, padding: int = 2) -> Image.Image:
@@ -195,7 +195,7 @@ _STYLE: dict[str, Any] = {
 
 
 _entered: list[Mapping[str, Any]] = []
-"""Stack of the styles whose blocks are entered; the last one is set."""
+"""Stack of the styles whose blocks are entered. The last one is set."""
 
 
 @contextmanager
@@ -235,7 +235,7 @@ class Sheet:
         self.images: list[tuple[int, int, Image.Image]] = []
 
     def text(self, x: float, y: float, words: str, within: float = math.inf, **style: Any) -> Text:
-        """Write `words`, shrunk to the width `within`; other keywords go to matplotlib's `Text`."""
+        """Write `words`, shrunk to the width `within`. Other keywords go to matplotlib's `Text`."""
         with matplotlib_style():
             text = self.figure.text(x / self.width, 1 - y / self.height, words, **style)
             if within < math.inf:

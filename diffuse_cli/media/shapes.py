@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from diffuse_cli.core.registry import InvalidArgument, Registry
 
 OF_ARRAYS = ("L", "CL", "LC", "HW", "CHW", "HWC", "DHW", "CDHW", "DHWC")
-"""Orders of axes. C is the channels; a layout without it has one channel."""
+"""Orders of axes. C is the channels. A layout without it has one channel."""
 
 FEW = 4
 """Longest axis that may be the channels of an image."""

@@ -2,9 +2,9 @@
 
 The ball of an image reaches to its k-th nearest neighbor on its own side. Precision is the
 fraction of generated images in the ball of a real image, and recall the fraction of real images in
-the ball of a generated image (Kynkäänniemi et al. 2019, eq. 1 and 2; k = 3). Density is the number
+the ball of a generated image (Kynkäänniemi et al. 2019, eq. 1 and 2, k = 3). Density is the number
 of real balls that contain a generated image, divided by k. Coverage is the fraction of real balls
-that contain a generated image (Naeem et al. 2020, eq. 2 and 3; k = 5). All four use the same
+that contain a generated image (Naeem et al. 2020, eq. 2 and 3, k = 5). All four use the same
 distances, so they share a file.
 
 They depend on n, so compare them only at equal n. For equal distributions and large n, density is 1

@@ -70,7 +70,7 @@ class Blueprint:
         return build(*self._parts)
 
     def build_on_meta(self) -> nn.Module:
-        """Return the network without weights, on the meta device; raises as `build`."""
+        """Return the network without weights, on the meta device. Raises as `build`."""
         return build_on_meta(*self._parts)
 
     @cached_property
@@ -84,7 +84,7 @@ class Blueprint:
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """The shape of each tensor of the network by name; allocates nothing."""
+        """The shape of each tensor of the network by name. Allocates nothing."""
         return shapes(*self._parts)
 
     @property
@@ -127,7 +127,7 @@ def build(
 def build_on_meta(
     network: str, config: Settings, space: Space, conditions: Conditions, out_channels: int
 ) -> nn.Module:
-    """Return a network without weights, on the meta device; raises as `build`."""
+    """Return a network without weights, on the meta device. Raises as `build`."""
     import torch
 
     from diffuse_cli.core.networks.layers import SkipInitialization
@@ -140,7 +140,7 @@ def build_on_meta(
 def shapes(
     network: str, config: Settings, space: Space, conditions: Conditions, out_channels: int
 ) -> Mapping[str, tuple[int, ...]]:
-    """Return the shape of each tensor of a network by name; allocates nothing.
+    """Return the shape of each tensor of a network by name. Allocates nothing.
 
     The result is cached, because a command needs the shapes for the configuration, the model file
     and the checkpoint.
@@ -190,7 +190,7 @@ def make_denoiser(
 def clamp_denoised(
     denoise: Denoise, denoiser: Denoiser, percentile: float | None = None
 ) -> Denoise:
-    """Wrap `denoise` to clamp x_0 to [-1, 1], or threshold it at a percentile; not for floats."""
+    """Wrap `denoise` to clamp x_0 to [-1, 1], or threshold it at a percentile. Not for floats."""
     from diffuse_cli.core.guidance import clip, threshold
 
     if denoiser.levels is None:

@@ -288,7 +288,7 @@ def choose_inputs(
 
 
 def _draw_rows(encoder: Conditioner, seed: int, purpose: str, rows: Sequence[int]) -> GivenDraws:
-    """Return the random numbers of each row, on the CPU; they depend only on its index.
+    """Return the random numbers of each row, on the CPU. They depend only on its index.
 
     A block is drawn once.
     """

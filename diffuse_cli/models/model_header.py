@@ -66,7 +66,7 @@ class StoredModel:
         distilled: for a distilled model, whose estimate of x_0 is the endpoint of its path: the
             teacher's hash, and the guidance scale that the model follows, if any.
         errors: the errors of x_0 with the EMA weights, if they were measured.
-        versions: the versions of `diffuse` and torch that wrote the file; only set by reading.
+        versions: the versions of `diffuse` and torch that wrote the file. Only set by reading.
     """
 
     blueprint: Blueprint
@@ -106,7 +106,7 @@ class StoredModel:
         return tensors
 
     def network(self, weights: str = "ema") -> nn.Module:
-        """Return the network with its EMA, raw or weak weights; raises as `tensors`."""
+        """Return the network with its EMA, raw or weak weights. Raises as `tensors`."""
         tensors = self.tensors(weights)
         net = self.blueprint.build_on_meta()
         net.load_state_dict(dict(tensors), assign=True)

@@ -119,7 +119,7 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a file by name; raises as `read_header` and `read_tensors`."""
+    """Return the tensors of a file by name. Raises as `read_header` and `read_tensors`."""
     with open_regular_file(path) as file:
         return read_tensors(file, read_header(file))
 

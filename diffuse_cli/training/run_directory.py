@@ -3,8 +3,8 @@
 model.best.safetensors        with --eval-every, next to it: the model with the lowest KID
 model.run/
   config.toml                 the resolved configuration
-  checkpoints/step-00001000/  model, ema (a model file), optimizer, history: safetensors;
-                              state.json; manifest.json
+  checkpoints/step-00001000/  model, ema (a model file), optimizer, history: safetensors,
+                              state.json, manifest.json
   metrics.jsonl               a line every --log-every steps
   ema/step-00001000.safetensors   with --ema-lengths: snapshots of averages of other lengths
   index.html                  the page of the run

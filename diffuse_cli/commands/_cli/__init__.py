@@ -46,7 +46,7 @@ class Universal(Options):
 
 
 def make_command(module: Any) -> Any:
-    """Return the function that Typer calls for a command; its parameters are the options. It
+    """Return the function that Typer calls for a command. Its parameters are the options. It
     appends its console to the `obj` of the context."""
     kind = module.CONFIG
     configure = getattr(module, "configure", lambda typed, file: from_dict(kind, {**file, **typed}))
@@ -92,7 +92,7 @@ def check_names(kind: type[Any], given: Mapping[str, Any]) -> None:
 
 
 def _table(table: str | tuple[str, ...]) -> Mapping[str, Any]:
-    """Return the entries that an option names; listing them imports no torch."""
+    """Return the entries that an option names. Listing them imports no torch."""
     if isinstance(table, str):
         module, _, name = table.rpartition(".")
         table = getattr(import_module(f"diffuse_cli.{module}"), name)

@@ -63,7 +63,7 @@ class Console:
     # -- stderr ------------------------------------------------------------------------------------
 
     def say(self, line: str | RenderableType, style: str = "") -> None:
-        """Print a line on stderr unless quiet; unprintable characters are escaped."""
+        """Print a line on stderr unless quiet. Unprintable characters are escaped."""
         if not self.quiet:
             self._err.print(Text(show(line), style=style) if isinstance(line, str) else line)
 
@@ -72,7 +72,7 @@ class Console:
         self.say(f"warning: {text}", style="yellow")
 
     def table(self, rows: Sequence[Sequence[str]]) -> None:
-        """Print rows of cells in columns; a terminal breaks long cells within their columns."""
+        """Print rows of cells in columns. A terminal breaks long cells within their columns."""
         if not self.live:
             for line in align_columns(rows):
                 self.say(line)
@@ -130,7 +130,7 @@ class Console:
         self.write([json.dumps(replace_nonfinite(values))] if self.as_json else lines)
 
     def write(self, lines: Iterable[str]) -> None:
-        """Print lines on stdout; a closed pipe is not an error."""
+        """Print lines on stdout. A closed pipe is not an error."""
         try:
             for line in lines:
                 print(line, flush=True)

@@ -134,7 +134,7 @@ def _page(
     examples: Sequence[str] = (),
     end: str = "",
 ) -> str:
-    """Return a page; one with an `end` is short, with a line or two for each option."""
+    """Return a page. One with an `end` is short, with a line or two for each option."""
     terminal = is_terminal(sys.stdout) and os.environ.get("TERM") != "dumb"
     width = max(40, min(shutil.get_terminal_size().columns, WIDEST))
     inner = width - (4 if terminal else 2)

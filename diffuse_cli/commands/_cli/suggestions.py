@@ -186,7 +186,7 @@ def _suggest_flag(typed: str, context: Any) -> str:
 
 
 def _flags_of(commands: Any, name: str) -> list[str]:
-    """Return the flags of a command; none of an extension that is broken."""
+    """Return the flags of a command. None of an extension that is broken."""
     with contextlib.suppress(InvalidArgument):
         return _flags(commands[name])
     return []
@@ -205,7 +205,7 @@ def unknown_command_error(typed: str, names: Iterable[str]) -> UsageError:
 
 
 def suggest_value(flag: str, value: str) -> str:
-    """Return the hint for a value that another program takes under this name; empty for any
+    """Return the hint for a value that another program takes under this name. Empty for any
     other."""
     known = VALUES.get("--sampler" if flag == "--samplers" else flag, {})
     own = known.get(value.lower().replace("_", "-"))

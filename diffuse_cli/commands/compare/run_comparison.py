@@ -36,10 +36,10 @@ PLACES = tuple(f.name for f, spec in option_fields(TrainConfig) if spec.place)
 
 @dataclass(frozen=True)
 class Side:
-    """A run or a model. Settings and versions of a model file are untrusted; escape them.
+    """A run or a model. Settings and versions of a model file are untrusted. Escape them.
 
     Attributes:
-        settings: its training's, by name; those of the network as `unet.width`.
+        settings: its training's, by name. Those of the network as `unet.width`.
         places: those of the run alone, such as its data; None without a run directory.
         found: its model, or the newest of a run; None if it has none yet.
         step, steps: of the model or the run, and of the whole training.

@@ -38,7 +38,7 @@ VARIANCES = {
     "fixed_large_log": "large",
     "learned_range": "learned",
 }
-"""Their words for our targets and variances; the first of several is written."""
+"""Their words for our targets and variances. The first of several is written."""
 
 
 def _linear(count: int, start: float, end: float) -> list[float]:

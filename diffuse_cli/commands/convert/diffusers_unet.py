@@ -35,7 +35,7 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "add_attention": (True,),
     "class_embed_type": (None,),
 }
-"""The values that `UNet` supports of fields that it has no setting for; the first is written."""
+"""The values that `UNet` supports of fields that it has no setting for. The first is written."""
 
 NORMS = ("default", "scale_shift")
 """`resnet_time_scale_shift` without our `scale_shift`, and with it."""

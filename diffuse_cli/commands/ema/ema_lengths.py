@@ -58,7 +58,7 @@ class MeasuredLengths:
     """The lengths that were measured, and the best.
 
     Attributes:
-        metric: the key of the number that decides; lower is better.
+        metric: the key of the number that decides. Lower is better.
         file: the numbers of the model file's own average.
         step, updates: where the averages end.
         out: the model file with the best length, if one was asked for.
@@ -182,7 +182,7 @@ def _models(
     given: Sequence[ema_weights.Snapshot],
     fits: Mapping[float, ema_weights.Combination],
 ) -> Iterator[model_file.StoredModel]:
-    """Yield the model with the weights of each combination; buffers stay."""
+    """Yield the model with the weights of each combination. Buffers stay."""
     step = given[-1].step
     with _reject_unusable(given[-1].path.parent):
         shapes = ema_weights.shapes_of(model.ema)

@@ -25,7 +25,7 @@ HASHED = 8
 (pHash): unlike differences of neighbors, no bit is lost where an image is empty."""
 
 COMPARED = 16
-"""Frequencies each way by which candidates are compared; copies lose the finer ones."""
+"""Frequencies each way by which candidates are compared. Copies lose the finer ones."""
 
 MARGIN = 0.05
 """A bit is set above this part of the frequencies' root mean square. At 0, noise would decide the
@@ -40,13 +40,13 @@ copies are within it: JPEG of quality 75, or scaled to 3/4 and back."""
 ALIKE = 0.995
 """Least correlation of near duplicates. It finds 93 % of the clip art's JPEG copies and 99 % of the
 garments', all scaled copies of clip art and 78 % of garments. Of the 1.8 billion pairs in
-Fashion-MNIST it finds 159, which look the same; another 825 are between 0.99 and 0.995, some of
+Fashion-MNIST it finds 159, which look the same. Another 825 are between 0.99 and 0.995, some of
 them different garments of one cut."""
 
 REACH, CANDIDATES = 2048, 16
 """In each band, the most neighbors (in the order of hashes) of an image whose hashes are compared,
 and the mean number whose frequencies are. This bounds the time if very many images share a band or
-a hash, such as the frames of a fixed camera; some copies are missed then."""
+a hash, such as the frames of a fixed camera. Some copies are missed then."""
 
 PAIRS = 2**13
 """Candidates in a batch."""

@@ -106,7 +106,7 @@ class DataReport:
 
 
 def inspect_data(config: InfoConfig) -> Work[DataReport]:
-    """Read the images once and describe them; see `inspect`."""
+    """Read the images once and describe them. See `inspect`."""
     _check_sheet_path(config)
     with translate_errors():
         layout = resolve_layout(config.layout, config.alpha)
@@ -137,7 +137,7 @@ def inspect_data(config: InfoConfig) -> Work[DataReport]:
 
 
 def kept_bytes(folder: str) -> int:
-    """Bytes of a set that are kept, in memory or in a temporary file; others are decoded again for
+    """Bytes of a set that are kept, in memory or in a temporary file. Others are decoded again for
     each measurement."""
     return max(MAP_OVER, files.free_space(Path(folder)) // 2)
 
@@ -183,7 +183,7 @@ def _report(config: InfoConfig, images: Dataset, out: Path | None) -> Work[DataR
 
 
 def _columns(config: InfoConfig, images: Dataset) -> Work[dict[str, str]]:
-    """Return the metadata columns, in words; a broken table is a warning."""
+    """Return the metadata columns, in words. A broken table is a warning."""
     if not images.summary.tables:
         return {}
     try:
@@ -353,7 +353,7 @@ SIDE = 128
 
 
 def make_sheet(images: Dataset) -> Work[Image.Image]:
-    """Return the sheet; with classes, a row for each and for images outside them.
+    """Return the sheet. With classes, a row for each and for images outside them.
 
     Yields a `Notice` if there are more classes than rows.
     """

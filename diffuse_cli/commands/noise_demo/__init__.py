@@ -55,7 +55,7 @@ def best(paths: Sequence[Path]) -> Path:
 
 
 def opened(path: Path) -> str:
-    """Open a file; returns why that was not possible, or nothing.
+    """Open a file. Returns why that was not possible, or nothing.
 
     A viewer that is not there is no error: the file is written, and its path was printed.
     """

@@ -38,7 +38,7 @@ def read_condition(
 ) -> Work[DemoCondition | None]:
     """Return the conditioning image (C, H, W); None for an unconditional model.
 
-    Its degradation is made of the image; the other half of a pair is --given.
+    Its degradation is made of the image. The other half of a pair is --given.
 
     Raises:
         UsageError: --given is missing, or has no use.

@@ -74,7 +74,7 @@ class Row:
     Attributes:
         name: on the left, in `color`.
         picture: pixels (C, H, W) at a timestep; None for an empty place.
-        caption: under the picture of a timestep; nothing by default.
+        caption: under the picture of a timestep. Nothing by default.
     """
 
     name: str

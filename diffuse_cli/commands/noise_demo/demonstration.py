@@ -34,7 +34,7 @@ LARGEST_SIDE = 512
 
 
 def demonstrate(config: DemoConfig) -> Work[tuple[Path, ...]]:
-    """Draw the picture, and what else is asked for; returns the paths written.
+    """Draw the picture, and what else is asked for. Returns the paths written.
 
     Raises:
         UsageError: an unknown schedule, betas that are not a process, a size too large to draw, or
@@ -139,7 +139,7 @@ def _shorten_name(name: str, most: int) -> str:
 
 
 def _outputs(config: DemoConfig, stack: contextlib.ExitStack) -> tuple[Path, ...]:
-    """Return the paths to write, claimed until the stack ends; checks them and `--size`."""
+    """Return the paths to write, claimed until the stack ends. Checks them and `--size`."""
     image = Path(config.image)
     out = Path(config.out) if config.out is not None else Path(f"{image.stem}.noise-demo.png")
     medium = MEDIA[medium_of(config.image)]
@@ -216,7 +216,7 @@ class DemoSample:
     space: Space
 
     def shrink(self, side: int) -> DemoSample:
-        """Return an image scaled down to a largest side; anything else as it is."""
+        """Return an image scaled down to a largest side. Anything else as it is."""
         if self.space.medium != "image":
             return self
         values = _channels_first(figures.shrink_image(figures.to_image(self.values), side))

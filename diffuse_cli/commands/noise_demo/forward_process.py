@@ -1,6 +1,6 @@
 """The picture and the animation of `noise-demo`.
 
-Rows are processes, columns timesteps, all with the same noise; below are plots of log-SNR and of
+Rows are processes, columns timesteps, all with the same noise. Below are plots of log-SNR and of
 the variances of signal and noise.
 """
 
@@ -145,7 +145,7 @@ def set_time_axis(axes: Axes, title: str) -> None:
 def _plot(
     axes: Axes, processes: Mapping[str, Process], title: str, times: list[int], levels: Levels
 ) -> list[Line2D]:
-    """Plot `levels` of each alpha-bar over t / T, with marks at `times`; returns the lines.
+    """Plot `levels` of each alpha-bar over t / T, with marks at `times`. Returns the lines.
 
     Later lines are thinner, so that lines that coincide are all visible.
     """
@@ -161,7 +161,7 @@ def _plot(
 
 
 def log_snr(axes: Axes, processes: Mapping[str, Process], times: list[int]) -> list[Line2D]:
-    """log-SNR over time, -inf at the lower edge; marks signal = noise and pure noise."""
+    """log-SNR over time, -inf at the lower edge. Marks signal = noise and pure noise."""
     title = r"log-SNR,  $\log\,\bar\alpha_t\,/\,(1-\bar\alpha_t)$  in nats"
     drawn = _plot(axes, processes, title, times, lambda a: a.log() - (1 - a).log())
     values = np.ma.masked_invalid([line.get_ydata() for line in drawn])

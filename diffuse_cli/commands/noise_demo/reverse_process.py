@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 
 STEPS, BATCH = 100, 25
-"""Timesteps that are computed, of which the page shows some; and images evaluated at a time."""
+"""Timesteps that are computed, of which the page shows some, and images evaluated at a time."""
 
 
 FORMULA = (

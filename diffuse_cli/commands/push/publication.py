@@ -51,7 +51,7 @@ def push(config: PushConfig) -> Work[dict[str, Any]]:
     """Make the folder of a model and publish it, or with -o leave it there.
 
     Returns:
-        The folder, with -o; the address of the commit, without; the names of the files; and the
+        With -o the folder, else the address of the commit, the names of the files, and the
         SHA-256 of the model file.
 
     Raises:
@@ -145,7 +145,7 @@ def _numbers(config: PushConfig, found: ModelFile) -> Mapping[str, Any]:
 
 
 def _picture(config: PushConfig, found: ModelFile) -> Work[tuple[bytes, str]]:
-    """Return a picture of samples as a PNG, and how they were drawn; both empty if they cannot
+    """Return a picture of samples as a PNG, and how they were drawn. Both empty if they cannot
     be."""
     if config.samples:
         with files.report_errors(Path(config.samples)):

@@ -215,7 +215,7 @@ def double_size(x: Tensor) -> Tensor:
 
 
 class ResBlock(nn.Module):
-    """Residual block: norm, SiLU, conv; time; norm, SiLU, dropout, conv; plus the input.
+    """Residual block: norm, SiLU, conv, time, norm, SiLU, dropout, conv, plus the input.
 
     The time is added to the features, or scales and shifts the second norm (adaptive group norm,
     first in the code of Nichol & Dhariwal 2021, named in Dhariwal & Nichol 2021, section 3.1).
@@ -242,7 +242,7 @@ class ResBlock(nn.Module):
 
 
 class ConvNeXt(nn.Module):
-    """Depthwise 7x7; time; norm; 1x1 to four times the width, GELU, dropout, 1x1 back; plus input.
+    """Depthwise 7x7, time, norm, 1x1 to four times the width, GELU, dropout, 1x1 back, plus input.
 
     It is the block of Liu et al. 2022b, section 2, with two changes: the last convolution starts at
     zero instead of layer scale, and the norm is a group norm, where the time enters as in

@@ -56,7 +56,7 @@ class Config(Settings):
         heads_up: the number of heads on the way up, if it differs from `heads`.
         block: a name in `BLOCKS`.
         resblock_updown: whether residual blocks change the size of feature maps instead of
-            convolutions (BigGAN up/down; section 3.1).
+            convolutions (BigGAN up/down, section 3.1).
         scale_shift: whether the time scales and shifts the norm (adaptive group norm).
         groups: the number of groups of every GroupNorm, a divisor of each level's width.
         time_embedding: a name in `TIME_EMBEDDINGS`.

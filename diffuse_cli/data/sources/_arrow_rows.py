@@ -23,7 +23,7 @@ from diffuse_cli.system.files import shorten, show
 from diffuse_cli.system.memory import raise_if_full
 
 SAMPLE, LABEL = ("image", "img", "audio", "array"), ("label", "labels", "class")
-"""Names of the column of samples and the column of classes; the first that exists is used."""
+"""Names of the column of samples and the column of classes. The first that exists is used."""
 
 MOST_OPEN = 64
 """Number of shards that stay open."""
@@ -41,7 +41,7 @@ class ColumnRoles:
 
     Attributes:
         sample: the column of files.
-        nested: the fields of its structure, one of them `bytes`; empty for a column of bytes.
+        nested: the fields of its structure, one of them `bytes`. Empty for a column of bytes.
         label: the column of classes, if there is one.
         plain: the columns of numbers and texts, including the column of classes.
         names: the class names that whole numbers stand for, by column.
@@ -81,7 +81,7 @@ class Shard(Protocol):
 
 
 class ArrowRows(Source):
-    """Rows of shards; a subclass defines `shard`, which opens one."""
+    """Rows of shards. A subclass defines `shard`, which opens one."""
 
     def __init__(self, path: Path, shards: Sequence[Path]) -> None:
         super().__init__(path)
@@ -90,7 +90,7 @@ class ArrowRows(Source):
         self._lock = threading.Lock()
 
     def shard(self, path: str) -> Shard:
-        """Open a shard; it may raise anything."""
+        """Open a shard. It may raise anything."""
         raise NotImplementedError
 
     def entries(self) -> Iterator[Entry]:

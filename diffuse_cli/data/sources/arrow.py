@@ -1,4 +1,4 @@
-"""Datasets saved by Hugging Face's library, mapped from disk; needs pyarrow."""
+"""Datasets saved by Hugging Face's library, mapped from disk. Needs pyarrow."""
 
 from __future__ import annotations
 

@@ -59,8 +59,8 @@ class Source:
 
     Attributes:
         path: the path that was passed to `open`.
-        origin: a name to pass for the same samples on any machine, which the model file keeps;
-            empty for local samples.
+        origin: a name to pass for the same samples on any machine, which the model file keeps.
+            Empty for local samples.
         tables: names of tables that are part of the source, once `entries` is exhausted.
         portable: whether another process can open the source.
         is_sample: whether its file counts as one sample where a single sample is allowed.
@@ -101,7 +101,7 @@ class Source:
         self.path = path
 
     def entries(self) -> Iterator[Entry]:
-        """Yield every file, in any order; names are unique.
+        """Yield every file, in any order. Names are unique.
 
         Raises:
             DataError: the source cannot be listed at all.
@@ -133,7 +133,7 @@ class Source:
     def read_rows(self, wanted: Collection[str] | None) -> Iterator[MetadataRow]:
         """Yield the rows of the source's own tables.
 
-        Each row has every column; the values of columns that are not wanted may be None.
+        Each row has every column. The values of columns that are not wanted may be None.
 
         Raises:
             DataError: a table is broken.
@@ -179,7 +179,7 @@ def encode_name(name: str) -> bytes:
 
 
 def extension_of(base: str) -> str:
-    """Return `.png` for `a.PNG`; for a million names this is faster than `Path.suffix`."""
+    """Return `.png` for `a.PNG`. For a million names this is faster than `Path.suffix`."""
     stem, dot, extension = base.rpartition(".")
     return dot + extension.lower() if stem else ""
 

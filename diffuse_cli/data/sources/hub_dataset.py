@@ -118,7 +118,7 @@ class HubSelection(NamedTuple):
 
 @functools.lru_cache(maxsize=16)
 def _select_files(text: str) -> HubSelection:
-    """Return the files of a name; the answer stays the same while this process runs.
+    """Return the files of a name. The answer stays the same while this process runs.
 
     Raises:
         DataError: the name matches no files.

@@ -29,7 +29,7 @@ CLASS = "label"
 """Name of the metadata column that is the class."""
 
 PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
-"""Pillow's modes that a PNG can store; other images become TIFFs."""
+"""Pillow's modes that a PNG can store. Other images become TIFFs."""
 
 
 class SampleFile(NamedTuple):

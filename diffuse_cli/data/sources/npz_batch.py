@@ -33,7 +33,7 @@ _NOT_ONE = (ValueError, OSError, EOFError, zipfile.BadZipFile, NotImplementedErr
 
 
 class NpzBatch(Source):
-    """Images of a batch file, each read as a PNG file; they stay on disk.
+    """Images of a batch file, each read as a PNG file. They stay on disk.
 
     Raises:
         ValueError: the array is of another kind, or the file is truncated.

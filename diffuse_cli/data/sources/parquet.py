@@ -1,4 +1,4 @@
-"""Parquet files, or folders of them, as on Hugging Face's hub; needs pyarrow."""
+"""Parquet files, or folders of them, as on Hugging Face's hub. Needs pyarrow."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ LABEL = "label"
 LARGEST_NOTE = 2**20
 """Largest size of a `.cls` or `.json`, in bytes."""
 MOST_OPEN = 64
-"""Number of shards that stay open; further shards are opened for each member."""
+"""Number of shards that stay open. Further shards are opened for each member."""
 
 
 class TarMembers(NamedTuple):
@@ -122,7 +122,7 @@ class Tar(Source):
 
     @contextlib.contextmanager
     def _file(self, shard: str) -> Iterator[int]:
-        """Open a shard and yield its descriptor; the first `MOST_OPEN` shards stay open."""
+        """Open a shard and yield its descriptor. The first `MOST_OPEN` shards stay open."""
         with self._lock:
             kept = self._open.get(shard)
             if kept is None and len(self._open) < MOST_OPEN:

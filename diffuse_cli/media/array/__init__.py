@@ -29,7 +29,7 @@ USUAL = {1: "L", 2: "HW", 3: "CHW", 4: "CDHW"}
 """Default layouts of files, by their number of axes."""
 
 LEVELS = {"bool": 2, "uint8": 256, "uint16": 65_536}
-"""Number of levels by type; other types are floats."""
+"""Number of levels by type. Other types are floats."""
 
 
 def crop(own: Size, wanted: Size) -> tuple[Lengths, Lengths]:

@@ -94,7 +94,7 @@ def _png_planes(data: bytes) -> Planes:
 
 
 def _pixel_chunks(data: bytes) -> Iterator[bytes]:
-    """Yield the chunks with the header and the pixels; libpng warns on stderr about others."""
+    """Yield the chunks with the header and the pixels. With others libpng warns on stderr."""
     at = len(SIGNATURE)
     while at + 12 <= len(data):
         (length,) = struct.unpack_from(">I", data, at)

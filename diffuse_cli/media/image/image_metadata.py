@@ -59,7 +59,7 @@ _LONGEST = 2**20
 _LAYERS = 8
 """Number of times that strips and tiles may cover an image, once per channel."""
 _SCANS = 64
-"""Most scans of a progressive JPEG of the largest size; a smaller image may have more."""
+"""Most scans of a progressive JPEG of the largest size. A smaller image may have more."""
 
 
 @cache
@@ -71,7 +71,7 @@ def _silence_libtiff() -> None:
 
 
 def silence_pillow() -> None:
-    """Keep Pillow's warnings off stderr; the summary reports unusable files."""
+    """Keep Pillow's warnings off stderr. The summary reports unusable files."""
     _silence_libtiff()
     warnings.filterwarnings("ignore", module=r"PIL\.")
     logger = logging.getLogger("PIL")
@@ -112,7 +112,7 @@ def _is_bomb(image: ImageFile.ImageFile, data: bytes) -> bool:
 
 
 def pixels_at_once(image: Image.Image) -> int:
-    """Return the number of pixels decoded at once; a tile of a TIFF can exceed its image."""
+    """Return the number of pixels decoded at once. A tile of a TIFF can exceed its image."""
     area = image.width * image.height
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return area
@@ -158,7 +158,7 @@ Conversion = Callable[[Image.Image], Image.Image]
 _SOURCES = {b"GRAY": "L", b"RGB ": "RGB", b"CMYK": "CMYK"}
 """Pillow's modes of the color spaces in the header of a profile."""
 _TAKEN = {"L": ("L", "RGB"), "RGB": ("RGB",), "CMYK": ("CMYK",)}
-"""Modes of profiles for images of a mode; grey images often have an RGB profile."""
+"""Modes of profiles for images of a mode. Grey images often have an RGB profile."""
 
 
 class BadProfile(Exception):

@@ -83,7 +83,7 @@ def _split_alpha(values: Planes, background: Size) -> tuple[Planes, Planes, Plan
 
 
 def composite_planes(values: Planes, background: Size) -> Planes:
-    """Composite planes with a straight alpha last on an RGB background; grey on grey stays grey.
+    """Composite planes with a straight alpha last on an RGB background. Grey on grey stays grey.
 
     The alpha stays the last plane.
     """

@@ -22,8 +22,8 @@ class Target(Protocol):
     """A module of this folder.
 
     Attributes:
-        OUT: what is written if no name is given. Every name has its suffix; a folder has none.
-        PARTS: what a folder that it wrote holds; this folder may be replaced.
+        OUT: what is written if no name is given. Every name has its suffix. A folder has none.
+        PARTS: what a folder that it wrote holds. This folder may be replaced.
         OPTIONS: the options of `ConvertConfig` that it takes, besides those of every target.
     """
 
@@ -40,7 +40,7 @@ class Target(Protocol):
         ...
 
     def write(self, path: Path, found: ModelFile, config: ConvertConfig) -> Work[Mapping[str, Any]]:
-        """Write a model, whole or not at all; returns what `--json` tells of it.
+        """Write a model, whole or not at all. Returns what `--json` tells of it.
 
         Raises:
             ModelFileError: the other program has no word for something in the model.
@@ -104,7 +104,7 @@ def _suffix(target: Target) -> str:
 
 @contextlib.contextmanager
 def _claim_output(target: Target, name: str, config: ConvertConfig) -> Iterator[Path]:
-    """Yield the output path, which is free or may be replaced; no other process writes there
+    """Yield the output path, which is free or may be replaced. No other process writes there
     meanwhile."""
     given = config.out or target.OUT
     if suffix := _suffix(target):

@@ -26,7 +26,7 @@ def check(config: ConvertConfig) -> None:
 
 
 def write(path: Path, found: ModelFile, config: ConvertConfig) -> Work[Mapping[str, Any]]:
-    """Write the file; the metadata are extra files in it."""
+    """Write the file. The metadata are extra files in it."""
     import torch
 
     from diffuse_cli.commands.convert.exporters._graph import complete, metadata, trace_network

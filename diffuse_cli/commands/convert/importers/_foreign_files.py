@@ -34,7 +34,7 @@ MOST_BYTES = 2**34
 NOTHING_RUN = "diffuse reads only tensors of a pickle, and has run no code in it"
 
 NAMES = ("GLOBAL", "INST")
-"""Instructions of a pickle that name what it calls; torch knows no others."""
+"""Instructions of a pickle that name what it calls. PyTorch knows no others."""
 
 OF_THE_OLD_FORMAT = 5
 """Pickles in a file of torch before 1.6."""
@@ -53,7 +53,7 @@ class ForeignSource:
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors of a file; none for a folder."""
+        """The tensors of a file. None for a folder."""
         return {} if self.path.is_dir() else read_weights(self.path)
 
     @property

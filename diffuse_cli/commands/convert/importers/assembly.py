@@ -44,7 +44,7 @@ NAMES_BYTES = 10_000_000
 
 
 def assemble(foreign: ForeignModel, source: ForeignSource, config: ConvertConfig) -> StoredModel:
-    """Return the model, with every tensor checked; raises what `convert` does."""
+    """Return the model, with every tensor checked. Raises what `convert` does."""
     unet = foreign.unet
     if unet.space.channels not in (1, 3):
         text = f"{source.name} takes {unet.space.channels} channels, not the 1 or 3 of an image"
@@ -87,7 +87,7 @@ def read_net(where: Path, config: ConvertConfig, size: Size, fields: Mapping[str
 
 
 def make_net(fields: Mapping[str, Any], size: Size) -> Net:
-    """Return a network by its settings, `channels`, `out_channels` and `num_classes`; an
+    """Return a network by its settings, `channels`, `out_channels` and `num_classes`. An
     `InvalidArgument` if there is none."""
     settings = dict(fields)
     space = Space(channels=settings.pop("channels"), size=size)
@@ -105,7 +105,7 @@ def attention_at(size: Size, attends: list[bool]) -> tuple[int, ...]:
 
 
 def find_difference(preset: str, unet: Net) -> str:
-    """Return the difference of a network to a preset's, as far as tensors show it; empty if none.
+    """Return the difference of a network to a preset's, as far as tensors show it. Empty if none.
 
     The levels with attention are compared, not their resolutions: the image size may differ.
     """
@@ -128,7 +128,7 @@ def find_difference(preset: str, unet: Net) -> str:
 def resolve_process(
     foreign: ForeignModel, source: ForeignSource, config: ConvertConfig
 ) -> DiffusionConfig:
-    """Return the process: typed options before the source, before the preset; the default target is
+    """Return the process: typed options before the source, before the preset. The default target is
     eps.
 
     An invalid one is the fault of what was typed, if anything was, else of the source.
@@ -159,7 +159,7 @@ def resolve_process(
 
 
 def _read_preset_process(preset: str | None) -> dict[str, Any]:
-    """Return a preset's process; the default T is the default of train."""
+    """Return a preset's process. The default T is the default of train."""
     if preset is None:
         return {}
     said = {name: value for name, value in PRESETS[preset].train.items() if name in PROCESS}
@@ -167,7 +167,7 @@ def _read_preset_process(preset: str | None) -> dict[str, Any]:
 
 
 def _merge_processes(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Later layers override earlier ones; betas and a schedule replace each other."""
+    """Later layers override earlier ones. Betas and a schedule replace each other."""
     result: dict[str, Any] = {}
     for layer in layers:
         if "betas" in layer:
@@ -283,11 +283,11 @@ class ForeignModel:
 
     Attributes:
         unet: the network.
-        diffusion: fields of `DiffusionConfig`; a preset or the user gives the others.
-        tensors: by the names of `UNet`; the label embedding lacks the row for "none", unless
+        diffusion: fields of `DiffusionConfig`. A preset or the user gives the others.
+        tensors: by the names of `UNet`. The label embedding lacks the row for "none", unless
             `classes` are there. Tensors that do not belong to the network keep their names.
-        classes: the names of classes, and the label embedding has a row for "none"; or empty.
-        theirs: names in the file by names of `UNet`, where they differ; for messages.
+        classes: the names of classes, if the label embedding has a row for "none".
+        theirs: names in the file by names of `UNet`, where they differ, for messages.
         notices: what to tell the user.
     """
 

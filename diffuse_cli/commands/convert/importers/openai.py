@@ -1,9 +1,9 @@
 """Checkpoints of OpenAI's improved-diffusion and guided-diffusion: a state dict and nothing else.
 
-The tensors show the shape of the network; a preset or options give the attention heads, the image
+The tensors show the shape of the network. A preset or options give the attention heads, the image
 size and the process. The rows of `qkv` are ordered by head and then query, key, value (`legacy`,
 the only order of improved-diffusion), or the other way round (`new`, guided-diffusion's
-`use_new_attention_order`). The label embedding has no row for "no class"; it is zero here, which
+`use_new_attention_order`). The label embedding has no row for "no class". It is zero here, which
 gives the network without a label. As it was not trained so, `diffuse sample` does not guide it by
 default.
 """
@@ -212,7 +212,7 @@ def _size(source: ForeignSource, config: ConvertConfig, attends: list[bool]) -> 
 
 
 def _variance(unet: Net, preset: str | None) -> str:
-    """Learned if there are channels for it; else the preset's, or `large`, OpenAI's default."""
+    """Learned if there are channels for it. Else the preset's, or `large`, OpenAI's default."""
     if unet.out_channels == 2 * unet.space.channels:
         return "learned"
     known = str(PRESETS[preset].train.get("variance", "large")) if preset else "large"
@@ -241,7 +241,7 @@ def _places(unet: Net) -> Iterator[tuple[str, str]]:
     """Yield every block's name in `UNet`, with OpenAI's name: there are a list of blocks down and
     one up.
 
-    Downsampling follows a level in the list; upsampling is a part of a level's last block.
+    Downsampling follows a level in the list. Upsampling is a part of a level's last block.
     """
     levels, attends, blocks = len(unet.config.multipliers), unet.attends, unet.config.blocks
     for i in range(levels):
