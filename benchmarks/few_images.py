@@ -33,8 +33,8 @@ SAMPLES, REFERENCES = 500, 500
 """Samples of a model, and test images that are references of the memorization test."""
 
 VARIANTS: Mapping[str, tuple[str, ...]] = {
-    "none": ("--augment", "none"),
-    "auto": ("--augment", "auto"),
+    "none": ("--preset", "tiny", "--augment", "none"),
+    "auto": ("--preset", "tiny", "--augment", "auto"),
 }
 """Options by the name of a variant. Others are given by `--variant NAME=OPTIONS`."""
 
@@ -89,7 +89,7 @@ def measure(
     model, drawn = options.work / f"{name}.safetensors", options.work / name
     more = dict(options.variants)[variant]
     cpu = run(
-        "train", str(images), "-o", str(model), "--preset", "tiny", "--size", str(options.size),
+        "train", str(images), "-o", str(model), "--size", str(options.size),
         "--batch-size", str(options.batch), "--steps", str(steps), "--seed", str(seed), *more,
     )  # fmt: skip
     run("sample", str(model), "-o", str(drawn), "-n", str(SAMPLES), "--seed", "0")

@@ -45,7 +45,7 @@ START = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "SECURITY.md":
          "CONTRIBUTING.md": "contributing.md", "benchmarks/README.md": "benchmarks.md",
          "examples/README.md": "examples.md"}  # fmt: skip
 """Pages beside docs/, and their place on the site."""
-TUTORIALS = ["first-model", "photos-with-classes", "python"]
+TUTORIALS = ["first-model", "photos-with-classes", "few-photos", "python"]
 """Pages of docs/tutorials/, in this order."""
 GUIDES = ["conditions", "media", "sources", "tasks", "evaluation", "share", "trackers",
           "troubleshooting", "scaling", "reliability", "performance"]  # fmt: skip

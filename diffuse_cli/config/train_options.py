@@ -36,6 +36,9 @@ WEIGHTED = frozenset({"vlb", "consistency"})
 NETWORK = "unet"
 """The network where neither it nor a preset is named."""
 
+MOST_STEPS = 5000
+"""The most steps that a run takes by default."""
+
 GIVEN_DROPOUT = 0.1
 """The default of --given-dropout."""
 
@@ -45,7 +48,9 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
     """Everything that decides the weights of a model, and how its run is kept."""
 
     data: str = argument("DATA", "Folder, zip, tar, parquet, npy or hf:// name.")
-    steps: int = option(5000, "Training steps.", low=1, high=100_000_000)
+    steps: int | None = option.optional(
+        "Training steps.", low=1, high=100_000_000, shown=f"{MOST_STEPS}, or fewer for few images"
+    )
     minutes: float | None = option.optional(
         "Train for X minutes in total, over all resumes, instead of --steps.",
         low=0.01,
@@ -302,6 +307,11 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
         if self.loss in WEIGHTED and self.weighting not in (None, "none"):
             text = f"--weighting does not go with --loss {self.loss}, which has its own weights"
             raise UsageError(text)
+
+    @property
+    def num_steps(self) -> int:
+        """The steps of the run. Until the data is read, the most that it may take by default."""
+        return self.steps or MOST_STEPS
 
     @property
     def resumes(self) -> bool:

@@ -235,8 +235,10 @@ def find_last_checkpoint(plan: Plan, run: RunDirectory) -> Work[Checkpoint | Non
         message = f"{files.show(str(config.init))} is not the model that this run distils"
         raise UsageError(message, "Restore the file, or replace the run with --overwrite")
     yield Notice(f"resuming from step {checkpoint.step:,} of {files.show(run.path)}")
-    if config.minutes is None and config.steps < checkpoint.step:
-        message = f"--steps {config.steps} is less than the {checkpoint.step} steps already taken"
+    if config.minutes is None and config.num_steps < checkpoint.step:
+        message = (
+            f"--steps {config.num_steps} is less than the {checkpoint.step} steps already taken"
+        )
         raise UsageError(message, "Set a larger --steps")
     return checkpoint
 
@@ -287,13 +289,13 @@ def decide_steps(
         config, budget = yield from run_until(stop, choose_steps(plan, accelerator, done, spent))
     if done and run.exists():
         before = read_toml(run.config).get("steps")
-        if before != config.steps:
+        if before != config.num_steps:
             yield Notice(
-                f"{config.steps:,} steps instead of {before:,}: the learning rate follows the new "
-                "schedule"
+                f"{config.num_steps:,} steps instead of {before:,}: the learning rate follows the "
+                "new schedule"
             )
     yield from warn_of_limited_options(config)
-    return config, ProgressSchedule.of(config.steps), budget
+    return config, ProgressSchedule.of(config.num_steps), budget
 
 
 def _describe_budget(budget: Budget, goes_on: bool = True) -> Notice:

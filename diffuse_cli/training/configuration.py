@@ -132,8 +132,8 @@ def _check_options(config: TrainConfig) -> TrainConfig:
         raise UsageError("--eval-images needs --eval-every", "Set both, or neither")
     if config.measure and not config.dry_run:
         raise UsageError("--measure needs --dry-run", "Set both, or neither")
-    if config.minutes is None and config.stop_at is not None and config.stop_at > config.steps:
-        text = f"--stop-at {config.stop_at} is beyond the {config.steps} steps of the run"
+    if config.minutes is None and config.stop_at is not None and config.stop_at > config.num_steps:
+        text = f"--stop-at {config.stop_at} is beyond the {config.num_steps} steps of the run"
         raise UsageError(text, "Remove it, or set more --steps")
     return config
 
@@ -166,8 +166,8 @@ def _read_base(given: Layer) -> Layer:
     if given.get("init"):
         from diffuse_cli.models.model_file import read_training
 
-        # Whether to compile depends on the device and length of a run, augmentation on the data.
-        model = Layer(read_training(given["init"])).without("compile", "augment")
+        # Whether to compile depends on the device and length of a run, the others on the data.
+        model = Layer(read_training(given["init"])).without("compile", "augment", "steps")
         return _resize_network(model, given.get("size"))
     if name := given.get("preset") or presets.first_preset(given.get("network")):
         train = lookup(presets.PRESETS, name, "--preset").train
@@ -276,7 +276,7 @@ def resolve_compile(config: TrainConfig, device: str) -> bool:
     if config.compile is not None:
         return config.compile
     if config.minutes is None:
-        long = config.steps >= COMPILED_STEPS
+        long = config.num_steps >= COMPILED_STEPS
     else:
         long = config.minutes >= COMPILED_MINUTES
     return long and config.loss not in TAUGHT and can_compile(device)

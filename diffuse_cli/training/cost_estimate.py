@@ -59,7 +59,7 @@ class TrainingEstimate:
     @property
     def seen(self) -> int:
         """Samples that the run sees, each time they are seen."""
-        return self.config.steps * (self.config.batch_size or 0)
+        return self.config.num_steps * (self.config.batch_size or 0)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
@@ -127,7 +127,7 @@ def count_at_half_size(config: TrainConfig, plan: Plan) -> tuple[Size, int] | No
     except UsageError:
         return None
     ratio = count_operations(plan.blueprint) / count_operations(blueprint)
-    return half, int(done.steps * (done.batch_size or 0) * ratio)
+    return half, int(done.num_steps * (done.batch_size or 0) * ratio)
 
 
 def estimate(config: TrainConfig) -> Work[TrainingEstimate]:
@@ -148,10 +148,10 @@ def estimate(config: TrainConfig) -> Work[TrainingEstimate]:
         done = plan.config
         if budget is None:
             budget = Budget(math.inf, (yield from measure_step_seconds(plan, accelerator)))
-        total = budget.used + budget.estimate_seconds(0, done.steps, plan_chores(plan))
+        total = budget.used + budget.estimate_seconds(0, done.num_steps, plan_chores(plan))
         device = accelerator.device.type
     yield from warn_of_limited_options(done)
-    yield from warn_of_long_run(done, budget.step, done.steps)
+    yield from warn_of_long_run(done, budget.step, done.num_steps)
     assert done.batch_size is not None
     part = -(-done.batch_size // done.accumulation)
     memory = estimate_memory(done, plan.blueprint, device).total_bytes(part, SLACK.get(device, 1.0))

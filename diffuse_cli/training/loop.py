@@ -199,7 +199,7 @@ class TrainingRun:
             f"{MEDIA[images.medium].many} at {dimensions(size)}{fitted}; "
             f"batch {config.batch_size}{parts}{shared}, learning rate {config.lr:.3g}, "
             f"{config.precision} on {self.accelerator.device.type}{compiled}; "
-            f"{plural(config.steps, 'step')}"
+            f"{plural(config.num_steps, 'step')}"
         )
 
     # -- the loop ----------------------------------------------------------------------------------

@@ -93,7 +93,7 @@ def warmup_of(config: TrainConfig, fewest: int | None = None) -> int:
 
     If the length changed, the shortest plan counts, so that the rate does not return to its rise.
     """
-    return min(config.warmup, (fewest or config.steps) // RISE)
+    return min(config.warmup, (fewest or config.num_steps) // RISE)
 
 
 def lr_at(

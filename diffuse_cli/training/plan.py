@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from diffuse_cli.config.sample_options import SamplerChoice
-from diffuse_cli.config.train_options import TrainConfig
+from diffuse_cli.config.train_options import MOST_STEPS, TrainConfig
 from diffuse_cli.core.augmentations import AUGMENTATIONS
 from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.data_gaussian import DataGaussian, measure
@@ -23,6 +23,7 @@ from diffuse_cli.core.space import Space
 from diffuse_cli.core.targets import has_noise
 from diffuse_cli.core.variances import LEARNED
 from diffuse_cli.data import Dataset
+from diffuse_cli.data.summary import plural
 from diffuse_cli.media import MEDIA, Indices
 from diffuse_cli.models import model_file
 from diffuse_cli.models.blueprint import Blueprint, make_denoiser, make_process
@@ -33,7 +34,7 @@ from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import Notice, Work
 from diffuse_cli.system.run_reader import MEMORY
 from diffuse_cli.training.config_layers import default_loss
-from diffuse_cli.training.configuration import complete_config, to_model_options
+from diffuse_cli.training.configuration import BATCH, complete_config, to_model_options
 from diffuse_cli.training.ema_weights import EarlyWeights
 from diffuse_cli.training.feed import find_readable, find_streams
 from diffuse_cli.training.memory_estimate import find_room
@@ -55,6 +56,10 @@ FEW = 2
 AUGMENTED, PASSES = 2000, 400
 """The most images that are augmented by default, and the fewest passes of a run over them. With
 fewer passes there are no copies yet, and samples are better without (benchmarks/README.md)."""
+
+LEAST_STEPS, MOST_PASSES = 1000, 1000
+"""The fewest steps by default, and the most passes over the images in more steps. With more passes,
+samples get closer to the images (benchmarks/README.md)."""
 
 HANDFUL = 100
 """The number of images that a person can look through."""
@@ -155,8 +160,9 @@ def prepare_plan(
         given=describe_conditioning(config, images.space, data.pairs, data.train),
         table=data.table,
     )
-    done, blueprint = complete_config(config, images.space, conditions)
     yield from (Notice(line) for line in images.summary.lines())
+    config = yield from choose_length(config, data)
+    done, blueprint = complete_config(config, images.space, conditions)
     if config.init and images.summary.greyed:
         yield Notice("grey like the model of --init. Use --channels 3 to train in color")
     if done.flip and (how := MEDIA[images.medium].flipped):
@@ -193,6 +199,25 @@ def prepare_plan(
     return plan
 
 
+def choose_length(config: TrainConfig, data: TrainingData) -> Work[TrainConfig]:
+    """Decide on the steps of a run without --steps and --minutes, by the number of samples."""
+    if config.steps is not None or config.minutes is not None:
+        return config
+    count = len(data.train)
+    steps = plan_steps(count, config.batch_size or BATCH)
+    if steps < MOST_STEPS:
+        yield Notice(
+            f"{plural(steps, 'step')} for {data.images.summary.format_samples(count)}: with more, "
+            "samples may become copies (change with --steps)"
+        )
+    return replace(config, steps=steps)
+
+
+def plan_steps(count: int, batch_size: int) -> int:
+    """Return the steps of a run by default, by the number of its samples."""
+    return min(MOST_STEPS, max(LEAST_STEPS, count * MOST_PASSES // batch_size))
+
+
 def list_augmentations(plan: Plan) -> tuple[str, ...]:
     """Return the names of the augmentations that suit the samples, the network and the loss."""
     if plan.teacher or not hasattr(plan.blueprint.build_on_meta(), "add_augmentation"):
@@ -222,7 +247,7 @@ def choose_augmentations(plan: Plan) -> Work[Plan]:
     if config.augment is not None:
         return plan
     assert config.batch_size is not None
-    passes = config.steps * config.batch_size / max(count, 1)
+    passes = config.num_steps * config.batch_size / max(count, 1)
     few = count <= AUGMENTED and passes >= PASSES
     names = list_augmentations(plan) if few else ()
     if names:

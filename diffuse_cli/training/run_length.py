@@ -29,13 +29,13 @@ THREAD_VARIABLES = {"OMP_NUM_THREADS", "MKL_NUM_THREADS"}
 
 def warn_of_limited_options(config: TrainConfig) -> Iterator[Notice]:
     """Report options that the number of steps limits."""
-    steps = plural(config.steps, "step")
+    steps = plural(config.num_steps, "step")
     if config.warmup != TrainConfig.warmup and config.warmup > warmup_of(config):
         yield Notice(
             f"--warmup {config.warmup:,} is more than a tenth of {steps}: the learning rate rises "
             f"over {plural(warmup_of(config), 'step')}"
         )
-    if config.stop_at is not None and config.stop_at > config.steps:  # with --minutes
+    if config.stop_at is not None and config.stop_at > config.num_steps:  # with --minutes
         yield Notice(f"--stop-at {config.stop_at:,} is beyond the end of the run, {steps}")
 
 
@@ -55,15 +55,19 @@ def warn_of_few_steps(
         on_cpu: whether the run computes on the CPU, which other programs may keep busy.
     """
     least = fewest_steps(config)
-    if config.steps >= least or config.init:
+    if config.num_steps >= least or config.init:
         return
-    few = config.steps < least / 2
-    verb = "is" if config.steps == 1 else "are"
+    few = config.num_steps < least / 2
+    verb = "is" if config.num_steps == 1 else "are"
     says = f"{verb} too few: samples will be noise" if few else f"{verb} few: samples will be rough"
-    fix = _suggest_options(config, seconds, config.steps / least) if seconds else f"--steps {least}"
+    fix = (
+        _suggest_options(config, seconds, config.num_steps / least)
+        if seconds
+        else f"--steps {least}"
+    )
     busy = seconds and on_cpu and _cpu_is_busy()
     hint = " Other programs keep the CPU busy: OMP_NUM_THREADS=1 may make steps faster."
-    text = f"{plural(config.steps, 'step')} {says}. Try {fix}.{hint if busy else ''}"
+    text = f"{plural(config.num_steps, 'step')} {says}. Try {fix}.{hint if busy else ''}"
     yield Notice(text, warning=True)
 
 

@@ -256,10 +256,10 @@ def choose_steps(
     if config.minutes is not None:
         config, budget = yield from fill_minutes(plan, accelerator, spent)
         seconds = estimate_step_seconds(dataclasses.replace(plan, config=config), budget)
-        config = dataclasses.replace(config, steps=done + config.steps)
+        config = dataclasses.replace(config, steps=done + config.num_steps)
         yield Notice(
             f"{budget.step:.3g} s per step of {plural(config.batch_size or 0, 'image')}: "
-            f"{plural(config.steps, 'step')}"
+            f"{plural(config.num_steps, 'step')}"
         )
     config = yield from fit_into_memory(config, plan.room, accelerator.num_processes)
     if not done:

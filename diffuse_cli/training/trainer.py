@@ -112,7 +112,7 @@ class Trainer:
         """
         self.plan, self.config, self.accelerator = plan, plan.config, accelerator
         self.device = accelerator.device
-        self.course = ProgressSchedule.of(self.config.steps)
+        self.course = ProgressSchedule.of(self.config.num_steps)
         assert self.config.batch_size is not None
         self._set_batches(self.config.batch_size, self.config.accumulation)
         torch.manual_seed(key(self.config.seed, "weights") & 0xFFFF_FFFF)

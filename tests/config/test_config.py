@@ -373,7 +373,7 @@ def test_control_and_places_can_be_left_out():
     whole, plain = to_dict(config), to_dict(config, control=False, places=False)
     assert {"data", "out", "stop_at", "resume", "log_every"} <= whole.keys()
     assert not {"data", "out", "stop_at", "resume", "overwrite", "workers"} & plain.keys()
-    assert {"steps", "seed", "schedule", "architecture"} <= plain.keys()
+    assert {"warmup", "seed", "schedule", "architecture"} <= plain.keys()
     assert "lr" not in whole
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from diffuse_cli.config.train_options import MOST_STEPS
 from diffuse_cli.core.augmentations import count_parameters
 from diffuse_cli.core.losses import LOSSES, simple
 from diffuse_cli.media import MEDIA
@@ -205,3 +206,36 @@ def test_a_resumed_run_keeps_its_augmentations(quick):
     ran = quick("--steps", 4, "--resume", "--augment", "color")
     assert ran.code == 2
     assert "--augment color differs from the run's flip" in ran.err
+
+
+# -- number of steps ------------------------------------------------------------------------------
+
+
+def test_the_steps_of_a_run_grow_with_its_images():
+    counts = [2, 50, 100, 200, 400, 10**6]
+    steps = [plan.plan_steps(count, 64) for count in counts]
+    least, most = plan.LEAST_STEPS, MOST_STEPS
+    assert (steps[0], steps[-1]) == (least, most)
+    assert steps == sorted(steps)
+    assert all(
+        s in (least, most, c * plan.MOST_PASSES // 64) for s, c in zip(steps, counts, strict=True)
+    )
+    assert plan.plan_steps(200, 128) < plan.plan_steps(200, 64) < plan.plan_steps(200, 32)
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"), [((), 7), (("--steps", 9), 9), (("--init", MODEL), 7)]
+)
+def test_few_images_take_fewer_steps_by_default_and_it_is_said(quick, monkeypatch, options, steps):
+    monkeypatch.setattr(plan, "plan_steps", lambda count, batch_size: count // batch_size + 1)
+    assert quick("--steps", 2).code == 0
+    ran = quick("--overwrite", *options)
+    assert ran.code == 0, ran.err
+    assert model_file.load(MODEL).training["steps"] == steps
+    assert ("7 steps for 54 images" in ran.err) == (steps == 7)
+
+
+def test_minutes_leave_no_word_of_fewer_steps(quick):
+    ran = quick("--minutes", 0.05)
+    assert ran.code == 0, ran.err
+    assert "may become copies" not in ran.err
