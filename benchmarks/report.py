@@ -69,7 +69,7 @@ diffuse sample flowers.safetensors -n 21 -o samples/
 The first 21 samples after 150 minutes on one core, on 2,968 photos of daisies, dandelions, roses,
 sunflowers and tulips, with default settings. Other programs shared the core: the run saw 211,000
 images, which takes about 90 minutes of a free core. At its end `train` recommended guidance at 1.5.
-KID × 1000 is 406 ± 22 (200 samples, one seed). After ten minutes it is 646, 776 and 775 (three
+KID × 1000 is 406 ± 22 (200 samples, one seed). After ten minutes it is 694, 738 and 771 (three
 seeds, 1,000 samples), with colors and petals, but few whole flowers
 ([measurements](../benchmarks/README.md#patches-at-128128)).
 
@@ -100,6 +100,12 @@ random KID, diffusers is better than `diffuse` without the guidance (153 and 400
 brightness of those samples varies too little. Samples with the guidance show cats with eyes, ears
 and stripes, and those of diffusers are hazy. The search had 27 minutes, and its trials of four
 minutes could hardly tell recipes apart.
+
+On flowers at 128×128, after ten minutes, the KID of `diffuse` is 0.59 of that of diffusers with the
+same patches, and 0.62 without the guidance that the model file recommends for two of three seeds.
+Samples of `diffuse` have colors and petals, and those of diffusers are patchworks of color, 10 to
+15 levels too bright. Their search had 52 minutes, in ten trials of four. By random KID, diffusers
+is better (113 and 222), because the contrast within samples of `diffuse` is too low.
 """
 
 # -- measuring ------------------------------------------------------------------------------------
