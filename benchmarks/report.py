@@ -103,8 +103,8 @@ minutes could hardly tell recipes apart.
 
 On flowers at 128×128, after ten minutes, the KID of `diffuse` is 0.59 of that of diffusers with the
 same patches, and 0.62 without the guidance that the model file recommends for two of three seeds.
-Samples of `diffuse` have colors and petals, and those of diffusers are patchworks of color, 10 to
-15 levels too bright. Their search had 52 minutes, in ten trials of four. By random KID, diffusers
+Samples of `diffuse` have colors and petals, and those of diffusers are patchworks of color, 12
+levels too bright. Their search had 52 minutes, in ten trials of four. By random KID, diffusers
 is better (113 and 222), because the contrast within samples of `diffuse` is too low.
 """
 
