@@ -68,7 +68,7 @@ def name_of(page: Path) -> str:
 
 KEYWORDS = ("do", "done", "export", "until")
 OTHER_PROGRAMS = (
-    "[", "hf", "ls", "pre-commit", "scontrol", "scp", "source", "tail", "tar", "tensorboard",
+    "[", "hf", "ls", "mv", "pre-commit", "scontrol", "scp", "source", "tail", "tar", "tensorboard",
 )  # fmt: skip
 """Programs whose arguments are not checked."""
 

@@ -49,7 +49,7 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
 
     data: str = argument("DATA", "Folder, zip, tar, parquet, npy or hf:// name.")
     steps: int | None = option.optional(
-        "Training steps.", low=1, high=100_000_000, shown=f"{MOST_STEPS}, or fewer for few images"
+        "Training steps.", low=1, high=100_000_000, shown=f"at most {MOST_STEPS}"
     )
     minutes: float | None = option.optional(
         "Train for X minutes in total, over all resumes, instead of --steps.",
