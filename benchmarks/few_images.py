@@ -36,7 +36,7 @@ VARIANTS: Mapping[str, tuple[str, ...]] = {
     "none": ("--preset", "tiny", "--augment", "none"),
     "auto": ("--preset", "tiny", "--augment", "auto"),
 }
-"""Options by the name of a variant. Others are given by `--variant NAME=OPTIONS`."""
+"""Options by the name of a variant. Others are given by `--variants NAME=OPTIONS`."""
 
 
 def choose(folder: Path, count: int, work: Path) -> Path:

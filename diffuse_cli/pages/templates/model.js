@@ -356,23 +356,21 @@ function prepareControls() {
     event.preventDefault();
     setBusy(true);
     try {
-      await generate();
+      await generate().catch(repeat);
     } catch (error) {
-      await fail(error);
+      say(`The model cannot be run: ${error.message}`);
     }
     setBusy(false);
   });
   describeCommand();
 }
 
-// Repeat with WebAssembly what a GPU cannot do, or say what is wrong.
-async function fail(error) {
-  if (networks.provider === "webgpu") {
-    console.warn(error);
-    networks = await openBy("wasm");
-    return generate().catch(fail);
-  }
-  return say(`The model cannot be run: ${error.message}`);
+// Repeat with WebAssembly what a GPU cannot do.
+async function repeat(error) {
+  if (networks.provider !== "webgpu") throw error;
+  console.warn(error);
+  networks = await openBy("wasm");
+  return generate();
 }
 
 function setBusy(busy) {
