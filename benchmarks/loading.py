@@ -26,6 +26,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -50,7 +51,7 @@ from diffuse_cli.media.image.planes import fit_image as fit
 from diffuse_cli.system.devices import open_accelerator, resolve_precision
 from diffuse_cli.system.events import finish
 from diffuse_cli.training.configuration import complete_config, configure
-from diffuse_cli.training.plan import Plan
+from diffuse_cli.training.plan import Plan, measure_gaussian
 from diffuse_cli.training.trainer import Trainer
 from diffuse_cli.training.training_data import TrainingData
 
@@ -230,7 +231,7 @@ def plan_for(images: Dataset) -> Plan:
     typed = {"data": images.summary.source, "preset": "tiny", "batch_size": BATCH}
     config, blueprint = complete_config(configure(typed), images.space, Conditions())
     data = TrainingData(images, np.arange(len(images)), np.arange(0))
-    return Plan(config, blueprint, data)
+    return Plan(config, replace(blueprint, gaussian=measure_gaussian(config, blueprint, data)), data)
 
 
 def measure_waiting(images: Dataset, steps: int, accelerator: Accelerator) -> dict[str, Any]:
