@@ -5,6 +5,8 @@ trained on: KID, Fréchet distance, recall, and the numbers of the metric `memor
 references are test images. Each run is written at once and skipped when the command is repeated.
 
     python benchmarks/few_images.py TRAIN --real TEST --name emoji-64 --size 64 --work W
+
+`--plot` draws docs/images/few-images.png from the runs of NAME with the variant `auto`.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from typing import Any
 
 import common
 import numpy as np
+import plots
+from sections import IMAGES
 from steps import say
 from time_to_quality import RESULTS, Log, judge
 
@@ -126,6 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--variants", type=parse_variant, nargs="+", metavar="NAME[=OPTIONS]")
     parser.add_argument("--work", type=Path, required=True, help="folder of models and samples")
+    parser.add_argument("--plot", action="store_true", help="draw the runs of seed 0 at the end")
     options = parser.parse_args(arguments)
     options.variants = options.variants or [*VARIANTS.items()]
     options.work.mkdir(parents=True, exist_ok=True)
@@ -138,6 +143,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     row = {"images": count, "steps": steps, "variant": variant, "seed": seed}
                     if not any(row.items() <= known.items() for known in log.rows):
                         log.add(measure(options, real, count, steps, variant, seed))
+    if options.plot:
+        drawn = [row for row in log.rows if (row["variant"], row["seed"]) == ("auto", 0)]
+        (IMAGES / "few-images.png").write_bytes(plots.copying(drawn))
     say("done")
 
 

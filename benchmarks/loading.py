@@ -231,7 +231,9 @@ def plan_for(images: Dataset) -> Plan:
     typed = {"data": images.summary.source, "preset": "tiny", "batch_size": BATCH}
     config, blueprint = complete_config(configure(typed), images.space, Conditions())
     data = TrainingData(images, np.arange(len(images)), np.arange(0))
-    return Plan(config, replace(blueprint, gaussian=measure_gaussian(config, blueprint, data)), data)
+    return Plan(
+        config, replace(blueprint, gaussian=measure_gaussian(config, blueprint, data)), data
+    )
 
 
 def measure_waiting(images: Dataset, steps: int, accelerator: Accelerator) -> dict[str, Any]:

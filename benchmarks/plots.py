@@ -68,6 +68,40 @@ def lines(
     return png(sheet)
 
 
+def copying(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """KID, and the rate of samples near training images, over steps for each number of images."""
+    sheet = headed(
+        7.8, 3.9, "Quality and copying with few images",
+        "KID × 1000 with its standard error, and the rate of near samples in pixels; log x",
+    )  # fmt: skip
+    panels = [("KID × 1000", "kid_x1000"), ("near a training image", "memorized_pixels")]
+    counts = sorted({row["images"] for row in rows})
+    for i, (label, key) in enumerate(panels):
+        axes = sheet.axes(0.75 + 3.75 * i, 0.95, 2.9, 2.3)
+        axes.set_xscale("log")
+        for k, count in enumerate(counts):
+            own = sorted((r for r in rows if r["images"] == count), key=lambda row: row["steps"])
+            errors = [row[f"{key}_standard_error"] for row in own]
+            x, y = [row["steps"] for row in own], [row[key] for row in own]
+            axes.errorbar(
+                x, y, errors, fmt="o-", color=figures.color(k), linewidth=1.8, markersize=4,
+                elinewidth=0.8, capsize=2, label=f"{count:,} images",
+            )  # fmt: skip
+        if i:
+            chance = rows[0]["memorized_expected"]
+            axes.axhline(chance, color=figures.FAINT, linewidth=1.0, linestyle="--")
+        ticks = sorted({row["steps"] for row in rows})
+        axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        axes.minorticks_off()
+        axes.set_ylim(bottom=0)
+        axes.tick_params(length=0)
+        axes.set_xlabel("steps of 32 images")
+        axes.set_ylabel(label)
+        if not i:
+            axes.legend(frameon=False, fontsize=8.5)
+    return png(sheet)
+
+
 def _log_ticks(low: float, high: float) -> list[float]:
     """Return 1, 2 and 5 times powers of ten between two values, or just beyond them."""
     powers = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)

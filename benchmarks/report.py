@@ -171,9 +171,10 @@ def render() -> str:
         if not path.exists():
             continue
         result = json.loads(path.read_text())
-        machine = (result[0] if isinstance(result, list) else result).get("machine")
+        rows = result if isinstance(result, list) else [result]
+        machines = dict.fromkeys(on(row["machine"]) for row in rows if "machine" in row)
         page += [f"## {title}\n", *write(result)]
-        page += [f"<sub>`{script}`{f'; {on(machine)}' if machine else ''}</sub>\n"]
+        page += [f"<sub>{'; '.join([f'`{script}`', *machines])}</sub>\n"]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(page))
 
 
