@@ -26,9 +26,9 @@ from diffuse_cli.system import files
 from diffuse_cli.system.devices import redirect_trackers
 from diffuse_cli.system.errors import OutputError, UsageError
 from diffuse_cli.system.events import Notice, StopRequest, Work, run_until
+from diffuse_cli.training.chores import plan_chores
 from diffuse_cli.training.ema_weights import KEPT_LENGTHS, EarlyWeights
 from diffuse_cli.training.memory_estimate import fit_into_memory
-from diffuse_cli.training.monitor import plan_chores
 from diffuse_cli.training.optimization import ProgressSchedule
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.run_directory import KEPT, Checkpoint, RunDirectory

@@ -20,10 +20,10 @@ from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.system.devices import open_accelerator
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import Work
+from diffuse_cli.training.chores import plan_chores
 from diffuse_cli.training.configuration import complete_config
 from diffuse_cli.training.initial_weights import load_initial_weights
 from diffuse_cli.training.memory_estimate import SLACK, estimate_memory
-from diffuse_cli.training.monitor import plan_chores
 from diffuse_cli.training.plan import Plan, check_batch, choose_augmentations, prepare_plan
 from diffuse_cli.training.run_length import (
     format_duration,

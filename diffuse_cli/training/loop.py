@@ -25,6 +25,7 @@ from diffuse_cli.system.errors import DataError, DiffuseError, Interrupted, Term
 from diffuse_cli.system.events import Notice, StopRequest, Work, run_until
 from diffuse_cli.system.processes import rank
 from diffuse_cli.training import checkpoints
+from diffuse_cli.training.chores import PREVIEW, SAVE, plan_chores
 from diffuse_cli.training.ema_weights import (
     explain_no_weak,
     rewind_snapshots,
@@ -33,7 +34,7 @@ from diffuse_cli.training.ema_weights import (
 )
 from diffuse_cli.training.feed import UnreadableImages, find_readable, hold_streams
 from diffuse_cli.training.initial_weights import load_initial_weights
-from diffuse_cli.training.monitor import SAVE, Monitor, plan_chores
+from diffuse_cli.training.monitor import Monitor
 from diffuse_cli.training.plan import Plan, check_batch, choose_augmentations, prepare_plan
 from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.run_events import Meter, Started, Step, Trained
@@ -259,7 +260,7 @@ class TrainingRun:
                 yield from self._measure(done)
                 meter.pause()
                 error = self._agree()[0]
-            looked = monitor.previewed == done
+            looked = monitor.has_finished(PREVIEW, done)
             if self.main and (error or pace.is_due(done, looked) or done == self.end):
                 with pace.measure_save():
                     self._save(done)

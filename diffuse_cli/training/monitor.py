@@ -7,7 +7,7 @@ with the same best model and repeats a measurement that a signal cut off.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,13 +24,12 @@ from diffuse_cli.system.devices import log_image
 from diffuse_cli.system.errors import ModelFileError
 from diffuse_cli.system.events import Notice, StopRequest, Work, run_until
 from diffuse_cli.system.memory import is_out_of_memory
-from diffuse_cli.training import copies, previews, recommendation, validation
+from diffuse_cli.training import chores, copies, previews, recommendation, validation
+from diffuse_cli.training.chores import COPIES, ERRORS, EVALUATION, PREVIEW, SETTINGS
 from diffuse_cli.training.copies import Looks
 from diffuse_cli.training.feed import find_readable
-from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.run_directory import Checkpoint, RunDirectory
 from diffuse_cli.training.run_events import Compared, Previewed, Validated
-from diffuse_cli.training.time_budget import Chore, Chores
 from diffuse_cli.training.trainer import HELD_OUT_BATCH, Trainer
 
 if TYPE_CHECKING:
@@ -38,67 +37,6 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
-
-PREVIEWS, SHARE = 8, 5
-"""Without --preview-every a run has PREVIEWS previews, or fewer if they would take more than
-1/SHARE of the time of its steps."""
-
-GUESS = 0.5
-"""Cost of a preview's pass, in passes of a step, until it is measured. It is less than 1 because
-many images pass at a time, without gradients."""
-
-FEWEST_MEASURED, MOST_MEASURED, MEASURED_SHARE = 4, 256, 50
-"""Images on which the errors of x_0 are measured after the last step: as many as keep their passes
-below 1/MEASURED_SHARE of the passes of the steps, within these limits."""
-
-PREVIEW, COPIES, EVALUATION, ERRORS, SETTINGS, SAVE = (
-    "preview", "copies", "evaluation", "errors", "settings", "save",
-)  # fmt: skip
-"""The names of chores."""
-
-
-def preview_spacing(plan: Plan, steps: int) -> int:
-    """Return the steps between previews in a run of `steps` steps, also after it is resumed."""
-    if plan.config.preview_every:
-        return plan.config.preview_every
-    passes = previews.passes_of_preview(plan)
-    return max(-(-steps // PREVIEWS), -(-SHARE * passes // previews.passes_of_step(plan)))
-
-
-def count_measured_images(plan: Plan, steps: int) -> int:
-    """Return the number of images on which to measure errors after a run of `steps` steps."""
-    passes = steps * previews.passes_of_step(plan) // MEASURED_SHARE
-    return min(MOST_MEASURED, max(FEWEST_MEASURED, passes // denoising_errors.POINTS))
-
-
-def plan_looks(plan: Plan, steps: int) -> Looks | None:
-    """Plan the looks for copies in a run of `steps` steps."""
-    return copies.plan_looks(plan, steps, preview_spacing(plan, steps))
-
-
-def plan_chores(plan: Plan, a_pass: float | None = None) -> Chores:
-    """List the chores of a run by its number of steps. The cost of saving is not guessed.
-
-    Args:
-        a_pass: the cost of an image's pass, in steps, if it was measured.
-    """
-    config, each = plan.config, a_pass or GUESS / previews.passes_of_step(plan)
-
-    def of(steps: int) -> Iterator[Chore]:
-        every = preview_spacing(plan, steps)
-        yield Chore(PREVIEW, every, previews.passes_of_preview(plan) * each)
-        yield Chore(SAVE, config.save_every or every, 0.0)
-        if looks := plan_looks(plan, steps):
-            yield Chore(COPIES, looks.every, copies.count_passes(plan, looks.count) * each)
-        if plan.teacher is None:
-            passes = denoising_errors.POINTS * count_measured_images(plan, steps)
-            yield Chore(ERRORS, steps, passes * each)
-            yield Chore(SETTINGS, steps, recommendation.count_passes(plan, steps) * each)
-        if config.eval_every:
-            passes = previews.passes_of_drawing(plan, config.eval_images or validation.IMAGES)
-            yield Chore(EVALUATION, config.eval_every, passes * each)
-
-    return of
 
 
 def skip_if_full(work: Work[T], doing: str) -> Work[T | None]:
@@ -122,8 +60,7 @@ class Monitor:
         copying: the signs of copies at each look for them, by step.
         errors: the errors of x_0 after the last step, or None.
         recommended: the sampling setting to recommend after the last step, or None.
-        previewed, compared, validated, measured, chosen: the last steps for which these were
-            finished.
+        finished: the last step after which each chore was finished, by name.
     """
 
     def __init__(self, trainer: Trainer, run: RunDirectory, stop: StopRequest) -> None:
@@ -134,13 +71,9 @@ class Monitor:
         self.overfitting = validation.Overfitting()
         self.best: validation.BestWeights | None = None
         self.copying: dict[int, memorization.Signs] = {}
-        self.previewed: int | None = None
-        self.compared: int | None = None
-        self.validated: int | None = None
+        self.finished: dict[str, int] = {}
         self.errors: DenoisingErrors | None = None
-        self.measured: int | None = None
         self.recommended: SamplerChoice | None = None
-        self.chosen: int | None = None
         self._loss, self._readings = 0.0, 0
         self._many = MEDIA[trainer.plan.data.images.medium].many
         self._kid: validation.KidMeasure | None = None
@@ -153,14 +86,10 @@ class Monitor:
         return {
             "overfitting": asdict(self.overfitting),
             "best": self.best.values if self.best else None,
-            "looked": self.previewed,
-            "compared": self.compared,
+            "finished": self.finished,
             "copying": {str(step): asdict(signs) for step, signs in self.copying.items()},
-            "evaluated": self.validated,
             "errors": self.errors.plain if self.errors else None,
-            "measured": self.measured,
             "recommended": to_dict(self.recommended) if self.recommended else None,
-            "chosen": self.chosen,
             "loss": self._loss,
             "readings": self._readings,
         }
@@ -172,12 +101,10 @@ class Monitor:
             return
         self.overfitting = validation.Overfitting.from_state(state["overfitting"])
         self._loss, self._readings = state["loss"], state["readings"]
-        self.previewed, self.validated = state.get("looked"), state["evaluated"]
-        self.compared, found = state.get("compared"), state.get("copying", {})
+        self.finished, found = state.get("finished", {}), state.get("copying", {})
         self.copying = {int(step): memorization.Signs(**signs) for step, signs in found.items()}
-        self.measured, errors = state.get("measured"), state.get("errors")
+        errors, recommended = state.get("errors"), state.get("recommended")
         self.errors = denoising_errors.read(errors) if errors else None
-        self.chosen, recommended = state.get("chosen"), state.get("recommended")
         self.recommended = from_dict(SamplerChoice, recommended) if recommended else None
         self.best = validation.BestWeights(state["best"], saved.best) if state["best"] else None
         before = self.best.values.get("images", self.images) if self.best else self.images
@@ -257,57 +184,32 @@ class Monitor:
 
     def is_due(self, done: int, end: int) -> bool:
         """Whether a measurement is due after `done` steps, including one that was cut off."""
-        due = (
-            self._preview_due(done, end),
-            self._copies_due(done),
-            self._validation_due(done),
-            self._errors_due(done, end),
-            self._settings_due(done, end),
-        )
-        return done > 0 and any(due)
+        return done > 0 and any(self._find_due(done, end))
 
-    def _preview_due(self, done: int, end: int) -> bool:
-        every = preview_spacing(self.trainer.plan, self.trainer.course.steps)
-        return self.previewed != done and (done % every == 0 or done == end)
-
-    def _copies_due(self, done: int) -> bool:
-        # Not where --stop-at ends: an uninterrupted run would not look there.
-        if self._copies is None or self._looks is None or self.compared == done:
-            return False
-        return done % self._looks.every == 0 or done == self.trainer.course.steps
+    def _find_due(self, done: int, end: int) -> Iterator[str]:
+        """Yield the names of the measurements that are due."""
+        steps = self.trainer.course.steps
+        for chore in chores.list_chores(self.trainer.plan, steps):
+            name, due = chore.name, chore.is_due(done, steps, end)
+            possible = name in WORK and (name != COPIES or self._copies is not None)
+            if due and possible and not self.has_finished(name, done):
+                yield name
 
     @property
     def _looks(self) -> Looks | None:
-        return plan_looks(self.trainer.plan, self.trainer.course.steps)
+        return chores.plan_looks(self.trainer.plan, self.trainer.course.steps)
 
-    def _validation_due(self, done: int) -> bool:
-        # Not where --stop-at ends, as above.
-        every = self.config.eval_every
-        here = every is not None and (done % every == 0 or done == self.trainer.course.steps)
-        return here and self.validated != done
-
-    def _errors_due(self, done: int, end: int) -> bool:
-        # A distilled model does not predict the mean of x_0.
-        return done == end and self.measured != done and self.trainer.plan.teacher is None
-
-    def _settings_due(self, done: int, end: int) -> bool:
-        plan, steps = self.trainer.plan, self.trainer.course.steps
-        return done == end and self.chosen != done and any(recommendation.plan_trials(plan, steps))
+    def has_finished(self, chore: str, step: int) -> bool:
+        """Whether a chore was last finished after `step` steps."""
+        return self.finished.get(chore) == step
 
     # -- work --------------------------------------------------------------------------------------
 
     def work(self, done: int, end: int) -> Iterator[tuple[str, Work[None]]]:
         """Yield the name and the work of each chore that is due. A signal ends the work at once."""
-        if self._preview_due(done, end):
-            yield PREVIEW, self._preview(done)
-        if self._copies_due(done) and self.stop() is None:
-            yield COPIES, self._compare(done)
-        if self._validation_due(done) and self.stop() is None:
-            yield EVALUATION, self._validate(done)
-        if self._errors_due(done, end) and self.stop() is None:
-            yield ERRORS, self._measure_errors(done)
-        if self._settings_due(done, end) and self.stop() is None:
-            yield SETTINGS, self._choose_settings(done)
+        for name in self._find_due(done, end):
+            if name == PREVIEW or self.stop() is None:
+                yield name, WORK[name](self, done)
 
     def log(self, done: int, values: Mapping[str, float], **own: float) -> None:
         """Add a line to metrics.jsonl, and all values except `own` to the trackers of --log."""
@@ -318,7 +220,7 @@ class Monitor:
     def _preview(self, done: int) -> Work[None]:
         """Measure the held-out loss, generate a preview, and warn of overfitting."""
         previewed, losses = yield from run_until(self.stop, self._make_preview(done))
-        self.previewed, self.held_out_loss = done, previewed.held_out_loss
+        self.finished[PREVIEW], self.held_out_loss = done, previewed.held_out_loss
         training = self._loss / self._readings if self._readings else None
         self._loss, self._readings = 0.0, 0
         measured = validation.HeldOutLosses(done, losses, training) if losses else None
@@ -353,7 +255,7 @@ class Monitor:
         """Look for signs of copies, and keep the EMA weights if there are none."""
         work = skip_if_full(self._find_copies(), "looking for copies")
         found = yield from run_until(self.stop, work)
-        self.compared = done
+        self.finished[COPIES] = done
         if found is None:
             return
         values, signs = found
@@ -365,9 +267,10 @@ class Monitor:
 
     def _find_copies(self) -> Work[tuple[dict[str, float], memorization.Signs]]:
         """Compare samples of the EMA weights with training images."""
+        plan, device, looks = self.trainer.plan, self.trainer.device, self._looks
         assert self._copies is not None
-        assert self._looks is not None
-        plan, device, count = self.trainer.plan, self.trainer.device, self._looks.count
+        assert looks is not None
+        count = looks.count
         drawings = validation.generate_in_proportion(plan, self.trainer.ema_net, count, device)
         samples = yield from validation.collect_samples(drawings, plan.blueprint.space, count)
         values = yield from self._copies.compare(samples)
@@ -382,14 +285,14 @@ class Monitor:
             Interrupted, Terminated: a signal arrived. The state stays unchanged.
         """
         found = yield from run_until(self.stop, skip_if_full(self._measure(), "evaluating"))
-        self.validated = done
+        self.finished[EVALUATION] = done
         if found is None:
             return
         [key] = [key for key in KIDS if key in found]
         kid, error = found[key], found.get(f"{key}_standard_error")
         self.log(done, found)
         better = kid < (self.best.values[self.best.key] if self.best else math.inf)
-        better &= self.compared is None or not self._copies_at(self.compared)
+        better &= not self._copies_at(self.finished.get(COPIES, 0))
         if better:
             values = {"step": done, key: kid, f"{key}_standard_error": error, "images": self.images}
             self.best = validation.BestWeights(values, self._copy_weights())
@@ -405,30 +308,40 @@ class Monitor:
 
     def _measure_errors(self, done: int) -> Work[None]:
         """Measure the errors of x_0, for the variance `optimal`."""
-        count = count_measured_images(self.trainer.plan, self.trainer.course.steps)
+        count = chores.count_measured_images(self.trainer.plan, self.trainer.course.steps)
         work = skip_if_full(self.trainer.measure_errors(count), "measuring errors")
         self.errors = yield from run_until(self.stop, work)
-        self.measured = done
+        self.finished[ERRORS] = done
 
     def errors_at(self, step: int) -> DenoisingErrors | None:
         """Return the errors of x_0 with the weights after `step` steps, if they were measured."""
-        return self.errors if self.measured == step else None
+        return self.errors if self.has_finished(ERRORS, step) else None
 
     def _choose_settings(self, done: int) -> Work[None]:
         """Choose the sampling setting to recommend."""
         trials = recommendation.choose_settings(self.trainer, self._kid)
         work = skip_if_full(trials, "choosing sampling settings")
         self.recommended = yield from run_until(self.stop, work)
-        self.chosen = done
+        self.finished[SETTINGS] = done
         if self.recommended:
             yield Notice(f"recommended for sampling: {self.recommended}")
 
     def recommendation_at(self, step: int) -> SamplerChoice | None:
         """Return the setting chosen with the weights after `step` steps, if any."""
-        return self.recommended if self.chosen == step else None
+        return self.recommended if self.has_finished(SETTINGS, step) else None
 
     def _copy_weights(self) -> dict[str, Tensor]:
         """Copy the weights of this step's model file, without the early EMA weights."""
         average, raw = self.trainer.ema.net.state_dict(), self.trainer.raw_weights()
         tensors = model_file.merge_weights(average, raw)
         return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+
+
+WORK: Mapping[str, Callable[[Monitor, int], Work[None]]] = {
+    PREVIEW: Monitor._preview,
+    COPIES: Monitor._compare,
+    EVALUATION: Monitor._validate,
+    ERRORS: Monitor._measure_errors,
+    SETTINGS: Monitor._choose_settings,
+}
+"""The work of each chore of the monitor, after a number of steps."""

@@ -44,15 +44,25 @@ longer, the run does too, because a model with one step would be worse."""
 
 @dataclass(frozen=True)
 class Chore:
-    """Work every `every` steps and after the last step, which takes as long as `cost` steps."""
+    """Work every `every` steps and after the last step, which takes as long as `cost` steps.
+
+    Attributes:
+        at_stop: also where --stop-at ends the run. If not, it is only done where an uninterrupted
+            run does it.
+    """
 
     name: str
     every: int
     cost: float
+    at_stop: bool = False
 
     def times(self, done: int, steps: int) -> int:
         """Count how often the chore is still to be done, just after `done` of `steps` steps."""
         return -(-steps // self.every) - max(done - 1, 0) // self.every
+
+    def is_due(self, done: int, steps: int, end: int) -> bool:
+        """Whether to do the chore after `done` of `steps` steps, in a run that stops at `end`."""
+        return done % self.every == 0 or done == (end if self.at_stop else steps)
 
 
 Chores = Callable[[int], Iterable[Chore]]

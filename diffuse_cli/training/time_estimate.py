@@ -17,13 +17,13 @@ from diffuse_cli.data.summary import plural
 from diffuse_cli.system.errors import DiffuseError
 from diffuse_cli.system.events import Notice, Progress, Work
 from diffuse_cli.training import previews
+from diffuse_cli.training.chores import ERRORS, plan_chores
 from diffuse_cli.training.configuration import with_batch_size
 from diffuse_cli.training.memory_estimate import (
     estimate_memory,
     fit_into_memory,
     split_batch,
 )
-from diffuse_cli.training.monitor import ERRORS, plan_chores
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.run_length import (
     fewest_steps,

@@ -10,7 +10,8 @@ import pytest
 
 from diffuse_cli.core.denoising_errors import LEAST
 from diffuse_cli.models import model_file
-from diffuse_cli.training.monitor import Monitor
+from diffuse_cli.training import monitor
+from diffuse_cli.training.chores import PREVIEW
 
 BOUND = ("--metrics", "likelihood", "--respaced", 10, "--timesteps", "all", "-n", 40, "--json")
 DDPM = ("--sampler", "ddpm", "--steps", 5, "-n", 2, "--no-grid")
@@ -66,7 +67,7 @@ def test_a_learned_variance_is_the_default_of_its_model(diffuse, conditional, im
 
 def test_a_resumed_run_measures_errors_that_its_file_lacks(train, monkeypatch):
     with monkeypatch.context() as earlier:
-        earlier.setattr(Monitor, "_errors_due", lambda *_: False)
+        earlier.setattr(monitor, "WORK", {PREVIEW: monitor.WORK[PREVIEW]})
         assert train("--steps", 8, "-q").code == 0
     whole = Path("model.safetensors")
     assert model_file.load(whole).errors is None

@@ -16,7 +16,7 @@ from PIL import Image
 from diffuse_cli.metrics.memorization import Signs
 from diffuse_cli.models import model_file
 from diffuse_cli.system.events import finish
-from diffuse_cli.training import copies, monitor, validation
+from diffuse_cli.training import chores, copies, monitor, validation
 from diffuse_cli.training.copies import CopyMeasure, plan_looks
 from training.conftest import QUICK, measure_by_step
 
@@ -29,7 +29,7 @@ COPIES, NONE = Signs("serious", 9), Signs("", 0)
 @pytest.fixture
 def looks(monkeypatch: pytest.MonkeyPatch, undrawn: None) -> Callable[..., list[int]]:
     """Let the looks find copies at these steps; return the steps of the looks."""
-    monkeypatch.setattr(monitor, "plan_looks", lambda plan, steps: copies.Looks(2, 4))
+    monkeypatch.setattr(chores, "plan_looks", lambda plan, steps: copies.Looks(2, 4))
     asked: list[int] = []
 
     def find(*steps: int) -> list[int]:
@@ -173,7 +173,7 @@ def test_a_run_of_equal_images_has_no_references(diffuse, tmp_path, monkeypatch)
     (tmp_path / "same").mkdir()
     for k in range(10):
         Image.new("L", (8, 8), 100).save(tmp_path / f"same/{k}.png")
-    monkeypatch.setattr(monitor, "plan_looks", lambda plan, steps: copies.Looks(2, 4))
+    monkeypatch.setattr(chores, "plan_looks", lambda plan, steps: copies.Looks(2, 4))
     ran = diffuse("train", tmp_path / "same", "--config", QUICK, "--steps", 2)
     assert ran.code == 0, ran.err
     assert "no signs of copies, of which there are too few images to be sure" in ran.err

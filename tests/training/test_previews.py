@@ -15,8 +15,8 @@ from PIL import Image
 from diffuse_cli.core import Conditions
 from diffuse_cli.media import figures
 from diffuse_cli.system.devices import log_image
-from diffuse_cli.training import monitor
-from diffuse_cli.training.monitor import preview_spacing
+from diffuse_cli.training import chores
+from diffuse_cli.training.chores import preview_spacing
 from training.conftest import QUICK
 
 RUN = Path("model.run")
@@ -55,7 +55,7 @@ def test_a_run_has_about_eight_previews_or_as_many_as_are_cheap(plan, every):
 
 
 def test_a_resumed_run_has_the_previews_of_one_in_one_go(diffuse, images, monkeypatch):
-    monkeypatch.setattr(monitor, "SHARE", 0)
+    monkeypatch.setattr(chores, "SHARE", 0)
     lines = [x for x in QUICK.read_text().splitlines(True) if "preview_every" not in x]
     Path("plain.toml").write_text("".join(lines))
     line = ("train", images, "--config", "plain.toml", "--steps", 22, "-q")

@@ -14,9 +14,9 @@ from diffuse_cli.core import Conditions, Space
 from diffuse_cli.core.denoising_errors import POINTS
 from diffuse_cli.system.events import Progress
 from diffuse_cli.training import run_length, time_estimate
+from diffuse_cli.training.chores import count_measured_images, preview_spacing
 from diffuse_cli.training.configuration import complete_config, configure
 from diffuse_cli.training.cost_estimate import TrainingEstimate, count_at_half_size
-from diffuse_cli.training.monitor import count_measured_images, preview_spacing
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.run_length import Forecast, warn_of_few_steps, warn_of_long_run
 from diffuse_cli.training.time_estimate import (
