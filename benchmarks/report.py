@@ -33,11 +33,11 @@ instead (the baselines). `python benchmarks/report.py` writes this page. Each re
 script that measured it, whose first lines describe the method. For the experiments behind the
 defaults, see [benchmarks](../benchmarks/README.md).
 
-All results are from two cores of an AMD EPYC with AVX-512 and bfloat16, which `--precision auto`
-chooses there. GPUs are not measured. With AVX2 only, `diffuse` computes in float32. A step then
-takes nearly five times as long. It is 1.12 times as fast as diffusers with its best settings, and
-denoising-diffusion-pytorch, which needs a quarter fewer operations, is 1.15 times as fast as
-`diffuse` (`train_step-avx2.json`).
+Unless a section names another machine, results are from two cores of an AMD EPYC with AVX-512 and
+bfloat16, which `--precision auto` chooses there. GPUs are not measured. With AVX2 only, `diffuse`
+computes in float32. A step then takes nearly five times as long. It is 1.12 times as fast as
+diffusers with its best settings, and denoising-diffusion-pytorch, which needs a quarter fewer
+operations, is 1.15 times as fast as `diffuse` (`train_step-avx2.json`).
 
 ## Samples after minutes of training
 

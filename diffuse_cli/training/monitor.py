@@ -166,8 +166,11 @@ class Monitor:
         return step in self.copying and self.copying[step].level == "serious"
 
     def first_copies(self) -> int | None:
-        """Return the first step whose samples were copies, if any."""
-        return min(filter(self._copies_at, self.copying), default=None)
+        """Return the first step from which on samples were copies, up to the last look, if any."""
+        first: int | None = None
+        for step in sorted(self.copying):
+            first = (first or step) if self._copies_at(step) else None
+        return first
 
     def describe_best(self) -> dict[str, Any] | None:
         """Return the path and metrics of the model with the lowest KID, as plain values."""

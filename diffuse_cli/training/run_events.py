@@ -90,7 +90,7 @@ class Trained:
         best: the model file with the lowest KID, its step and metrics, with --eval-every.
         sample_line: a command that samples from the model, or empty.
         kept: the step of the weights in the model file, if it is not the last.
-        copies_from: the first step whose samples were copies, in a run of few images.
+        copies_from: the step from which on samples were copies, in a run of few images.
     """
 
     model: Path

@@ -70,9 +70,11 @@ def test_the_last_weights_without_copies_are_kept_and_it_is_said(quick, looks):
 
 def test_a_run_without_copies_keeps_the_last_weights_to_the_byte(quick, looks):
     looks(4)
-    ran = quick(*LINE)
+    ran = quick(*LINE, "--json")
     assert step_of(MODEL) == 12
     assert "The model file has step" not in ran.err
+    assert "Samples of this model" not in ran.err
+    assert ran.json["copies_from"] is None
     quick(*LINE, "--keep", "last", "-o", WHOLE)
     assert MODEL.read_bytes() == WHOLE.read_bytes()
 
