@@ -126,7 +126,8 @@ class Forecast:
         if slow and not self._done:
             self._done = True
             seconds = (now - self._began) / (done - self._from)
-            if done < self.config.log_every and left * seconds > MINUTE:
+            first, every = self._first - 1, self.config.log_every
+            if done // every == first // every and left * seconds > MINUTE:
                 yield Notice(f"{seconds:.3g} s per step: {format_duration(left * seconds)} left")
             yield from warn_of_long_run(self.config, seconds, left)
         elif done == self._first:

@@ -94,7 +94,7 @@ class Stopwatch:
         Args:
             step: the seconds of a training step.
         """
-        images, times = previews.PREVIEW_IMAGES, list[float]()
+        images, times = min(previews.PREVIEW_IMAGES, plan.room), list[float]()
         passes = previews.passes_of_denoising(plan, images)
         guess = step * passes / previews.passes_of_step(plan)
         trainer = self._trainer
@@ -149,8 +149,9 @@ class Stopwatch:
             images=dataclasses.replace(images, stored=images.stored[corner]),
             pairs=pairs.select_part(corner) if pairs else None,
         )
-        space = dataclasses.replace(blueprint.space, size=small)
-        blueprint = dataclasses.replace(blueprint, space=space)
+        space, gaussian = dataclasses.replace(blueprint.space, size=small), blueprint.gaussian
+        gaussian = gaussian and dataclasses.replace(gaussian, size=small)
+        blueprint = dataclasses.replace(blueprint, space=space, gaussian=gaussian)
         part = dataclasses.replace(plan, blueprint=blueprint, data=data)
         try:
             seconds = yield from self._time(part, self.accelerator.num_processes, 1, TRIES)

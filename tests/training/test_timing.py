@@ -243,6 +243,35 @@ def test_a_pass_is_timed_as_a_preview_takes_it(quick):
     assert found[1] is None
 
 
+def test_a_pass_of_few_images_at_a_time_is_not_that_of_a_whole_preview(monkeypatch):
+    """Where memory has room for 2 images, a step of sampling is timed with 2."""
+    asked = []
+    watch = Stopwatch(plan_of(batch_size=8), SimpleNamespace(device="cpu"), 100)
+    watch._trainer = SimpleNamespace(ema_net=None, device="cpu", wait=lambda: None)
+    drawings = lambda plan, net, images, device: asked.append(images) or iter(range(9))  # noqa: E731
+    monkeypatch.setattr(time_estimate.previews, "generate_by_default", drawings)
+    monkeypatch.setattr(time_estimate, "gather_object", lambda values: values)
+    run(watch.measure_pass(dataclasses.replace(watch.plan, room=2), 0.01))
+    assert asked == [2]
+
+
+def test_the_part_of_a_large_image_has_a_smaller_wiener_filter(diffuse, images, monkeypatch):
+    """On a real network, which was built for the whole image."""
+    found = []
+    real = Stopwatch._estimate_from_part
+
+    def part(self, plan):
+        found.append((yield from real(self, plan)))
+        return found[0]
+
+    monkeypatch.setattr(time_estimate, "LARGE", 0)
+    monkeypatch.setattr(Stopwatch, "_estimate_from_part", part)
+    large = ("--size", 64, "--preset", "tiny", "--width", 8, "--minutes", 0.01, "--stop-at", 1)
+    ran = diffuse("train", images, *large, "-q")
+    assert ran.code == 0, ran.err
+    assert found[0] > 0
+
+
 def test_the_time_of_a_step_is_a_task_that_ends(machine):
     here = machine(each=0.01)
     _, events = run(fill_minutes(plan_of(minutes=3), here.accelerator))
@@ -330,17 +359,19 @@ def test_a_slow_run_says_early_how_long_it_will_take(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(run_length.time, "monotonic", lambda: now[0])
 
-    def said(seconds, steps, **given):
+    def said(seconds, steps, start=0, **given):
         """By step, what is said of a run of such steps."""
         config = dataclasses.replace(config_of(side=128), **given)
-        forecast, found = Forecast(config, 0, steps), {}
-        for step in range(1, min(steps, 200) + 1):
+        forecast, found = Forecast(config, start, steps), {}
+        for step in range(start + 1, min(steps, start + 200) + 1):
             now[0] += seconds + 3 * (step == 1)
             for notice in forecast.report(step):
                 found.setdefault(step, []).append(notice.text)
         return found
 
     assert said(6.0, 5000) == {3: ["6 s per step: 8.3 hours left"]}
+    assert said(6.0, 5000, start=1000) == {1003: ["6 s per step: 6.7 hours left"]}
+    assert said(6.0, 5000, start=1049) == {}, "the log is next"
     assert said(0.01, 5000) == {}
     assert said(6.0, 8) == {}, "it ends in a minute"
     assert said(0.15, 5000) == {}, "the log says it first"
