@@ -276,12 +276,18 @@ def starts_from_gaussian(own: Blueprint, steps: int) -> bool:
     """Whether a model starts from the Gaussian of its data by default.
 
     From pure noise, brightness varies too little in samples of an unconditional model with a Wiener
-    filter (benchmarks/README.md). The start leaves out the noisiest timesteps, so there can be
-    fewer than `steps`.
+    filter (benchmarks/README.md).
     """
-    if not own.wiener or own.conditions or own.gaussian is None:
-        return False
-    return steps <= own.process.from_log_snr(own.gaussian.log_snr)
+    return own.wiener and not own.conditions and can_start_from_gaussian(own, steps)
+
+
+def can_start_from_gaussian(own: Blueprint, steps: int) -> bool:
+    """Whether a model has the Gaussian of its data, and enough timesteps to start from it.
+
+    The start leaves out the noisiest timesteps, so there can be fewer than `steps`.
+    """
+    gaussian = own.gaussian
+    return gaussian is not None and steps <= own.process.from_log_snr(gaussian.log_snr)
 
 
 def low_frequency_start(model: StoredModel, sampler: str) -> DataGaussian:

@@ -17,7 +17,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from diffuse_cli.config.sample_options import GAUSSIAN, OWN, SamplerChoice
-from diffuse_cli.sampling.sampling_settings import Guide
+from diffuse_cli.sampling.sampling_settings import Guide, can_start_from_gaussian
 from diffuse_cli.system.errors import ModelFileError
 from diffuse_cli.system.events import Notice, Work
 from diffuse_cli.training import previews, validation
@@ -113,8 +113,8 @@ def choose_settings(
     for choice in islice(_guide_settings(trainer, default), trials - 1):
         tried.append((yield from try_setting(trainer, kid, count, choice)))
     best = choose_best(tried)
-    if len(tried) < trials and not trainer.plan.blueprint.conditions:
-        start = None if best.choice.start else GAUSSIAN
+    start = None if best.choice.start else _find_start(trainer, best.choice.steps)
+    if len(tried) < trials and start != best.choice.start:
         other = replace(best.choice, start=start)
         best = choose_best([best, (yield from try_setting(trainer, kid, count, other))])
     return None if best.choice == default else best.choice
@@ -122,9 +122,16 @@ def choose_settings(
 
 def _guide_settings(trainer: Trainer, default: SamplerChoice) -> Iterator[SamplerChoice]:
     """Yield settings with guidance, in half of the default's steps."""
-    start = None if trainer.plan.blueprint.conditions else GAUSSIAN
+    steps = max(1, default.steps // 2)
+    start = _find_start(trainer, steps)
     for scale in SCALES if trainer.weak else ():
-        yield replace(default, steps=max(1, default.steps // 2), weak_guidance=scale, start=start)
+        yield replace(default, steps=steps, weak_guidance=scale, start=start)
+
+
+def _find_start(trainer: Trainer, steps: int) -> str | None:
+    """Return the start to try, None for noise: an unconditional model's Gaussian, if it can."""
+    own = trainer.plan.blueprint
+    return GAUSSIAN if not own.conditions and can_start_from_gaussian(own, steps) else None
 
 
 def try_setting(

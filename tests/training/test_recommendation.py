@@ -167,6 +167,13 @@ def test_without_early_weights_only_the_start_is_tried(quick, trying):
     assert model_file.load(MODEL).sampling is None
 
 
+def test_a_start_with_too_few_timesteps_is_not_tried(quick, trying):
+    """Of 20 timesteps, a Gaussian start leaves out the noisiest."""
+    tried = trying({})
+    assert quick(*RUN, "--num-timesteps", 20, "--no-keep-weak").code == 0
+    assert [(c.start, c.steps) for c in tried] == [(None, 20)]
+
+
 def test_a_model_with_classes_has_no_gaussian_start(quick, trying):
     tried = trying({(1.5, None): 0.3})
     quick(*RUN, "--classes", "-q")
