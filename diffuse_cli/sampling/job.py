@@ -287,6 +287,8 @@ class CascadeJob(SamplingJob):
 
     def make_grid(self, indices: Sequence[int]) -> Image:
         """Return the grid of the written samples, next to their inputs."""
+        if self.cascaded:  # The inputs of samples of earlier commands are not kept.
+            indices = self.shown
         drawn = {i: self.read(self.ledger.path(i)) for i in indices[:GRID_IMAGES]}
         given = self.condition.given if self.condition else None
         turn = len(given) if given else max(drawn) + 1
@@ -300,7 +302,7 @@ class CascadeJob(SamplingJob):
         return generation.grid_by_condition(drawn, self.space, self.condition)
 
     def _make_gif(self, indices: Sequence[int]) -> bytes:
-        frames = {i: [*self._side(i, "frames")] for i in indices[:GIF_IMAGES]}
+        frames = {i: [*self._side(i, "frames")] for i in self.moving}
         return generation.animate(frames, self.space)
 
     def _side(self, index: int, name: str) -> Array:

@@ -385,6 +385,14 @@ def test_the_grid_has_a_row_for_each_class(of_classes, n, names, rows):
             assert np.array_equal(cell, np.full((8, 8), 255) if k is None else pixels(OUT, k))
 
 
+def test_a_gif_of_a_later_range_shows_that_range(sample):
+    """The steps of earlier samples in the folder are not kept."""
+    sample("-n", 2)
+    ran = sample("--range", "2:4", "--gif")
+    assert ran.code == 0, ran.err
+    assert (OUT / "denoising.gif").exists()
+
+
 def test_a_gif_of_classes_is_drawn_too(of_classes):
     assert of_classes("-n", 3, "--gif").code == 0
     assert (OUT / "denoising.gif").exists()
