@@ -23,7 +23,7 @@ from diffuse_cli.system import run_reader
 from diffuse_cli.system.devices import open_accelerator
 from diffuse_cli.system.errors import DataError, DiffuseError, Interrupted, Terminated
 from diffuse_cli.system.events import Notice, StopRequest, Work, run_until
-from diffuse_cli.system.processes import rank
+from diffuse_cli.system.processes import rank, run_on_first
 from diffuse_cli.training import checkpoints
 from diffuse_cli.training.chores import PREVIEW, SAVE, plan_chores
 from diffuse_cli.training.ema_weights import (
@@ -46,6 +46,7 @@ from diffuse_cli.training.trainer import PATIENCE, StepResult, Trainer, divergen
 
 TYPED_AGAIN = (
     "gradient_checkpointing", "strict", "cache", "workers", "save_every", "log", "log_every",
+    "keep",
 )  # fmt: skip
 """Options that a run directory does not keep, and that a resumed run needs again."""
 
@@ -122,11 +123,13 @@ class TrainingRun:
         self._prepare_directory(start)
         if self.main:
             monitor.write_best()
-        if start < self.end or monitor.is_due(start, self.end):
+        # Only the first process knows whether it can look for copies.
+        due = run_on_first(accelerator, lambda: monitor.is_due(start, self.end))
+        if start < self.end or due:
             yield from checkpoints.begin_trackers(config, accelerator, run)
             yield self._describe_start(start)
             yield Notice(self._describe_run())
-            last = yield from self._steps(start)
+            last = yield from self._steps(start, due)
         if self.main:
             monitor.write_best()
             steps = trainer.course.steps
@@ -211,10 +214,14 @@ class TrainingRun:
         steps = self.trainer.course.steps
         return min(steps, self.plan.config.stop_at or steps)
 
-    def _steps(self, done: int) -> Work[int]:
-        """Train from step `done` to the end, and return the last step."""
+    def _steps(self, done: int, due: bool) -> Work[int]:
+        """Train from step `done` to the end, and return the last step.
+
+        Args:
+            due: whether a measurement of step `done` is due.
+        """
         config, trainer, monitor, start = self.plan.config, self.trainer, self.monitor, done
-        if monitor.is_due(done, self.end):
+        if due:
             yield from self._measure(done)
             if self.main and done >= self.end:
                 self._save(done)

@@ -106,7 +106,10 @@ class Monitor:
         errors, recommended = state.get("errors"), state.get("recommended")
         self.errors = denoising_errors.read(errors) if errors else None
         self.recommended = from_dict(SamplerChoice, recommended) if recommended else None
-        self.best = validation.BestWeights(state["best"], saved.best) if state["best"] else None
+        best = state["best"]
+        if best and self.config.eval_every and "images" not in best:
+            best = None  # the last weights without signs of copies have no KID
+        self.best = validation.BestWeights(best, saved.best) if best else None
         before = self.best.values.get("images", self.images) if self.best else self.images
         if self.config.eval_every and before != self.images:
             yield Notice(

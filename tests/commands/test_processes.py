@@ -88,6 +88,20 @@ def test_two_processes_draw_the_timesteps_and_labels_of_one(pair, diffuse, image
     assert torch.allclose(two["losses"], one["losses"], rtol=1e-3)
 
 
+def test_two_processes_agree_that_a_look_for_copies_is_due_where_they_resume(
+    pair, images, tmp_path, monkeypatch
+):
+    """Only the first compares. The first run is too short for looks, and the second has two."""
+    monkeypatch.chdir(tmp_path)
+    line = ("train", images, "--config", QUICK, "--batch-size", 64, "--num-timesteps", 8)
+    line = (*line, "--preview-every", 60, "-q")
+    assert pair(*line, "--steps", 60).code == 0
+    assert not logged("model.run", "memorized_pixels")
+    ran = pair(*line, "--steps", 120, "--resume")
+    assert ran.code == 0, ran.err
+    assert len(logged("model.run", "memorized_pixels")) == 2
+
+
 def test_two_processes_stopped_and_resumed_equal_one_go(pair, images, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     line = (

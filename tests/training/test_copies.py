@@ -113,6 +113,16 @@ def test_keep_best_is_the_lowest_kid(quick, looks, monkeypatch):
     assert step_of(MODEL) == 12
 
 
+def test_a_resumed_run_can_add_evaluations(quick, looks, monkeypatch):
+    """The weights that were kept so far have no KID."""
+    looks()
+    measure_by_step(monkeypatch, {6: 0.5}, lambda step: None)
+    assert quick(*LINE, "--stop-at", 4).code == 0
+    ran = quick("--resume", "--eval-every", 2, "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json["best"]["step"] == step_of(BEST) == 6
+
+
 @pytest.mark.parametrize("stop", [3, 7, 8, 11])
 def test_a_resumed_run_keeps_the_same(quick, looks, stop):
     """Where --stop-at ends nothing is looked for, as an uninterrupted run would not look there."""
