@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections import Counter
@@ -25,6 +26,7 @@ from diffuse_cli.data.stream import SECONDS_BETWEEN_EVENTS
 from diffuse_cli.data.summary import NAMED
 from diffuse_cli.media import MEDIA, Array, Medium, Read, ReadSettings, Size
 from diffuse_cli.media import file_errors as reasons
+from diffuse_cli.media.file_errors import Unusable
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.events import Progress, Work
 from diffuse_cli.system.files import show
@@ -98,6 +100,8 @@ def decode_listing(
     try:
         for done, (result, known) in enumerate(found, 1):
             store = kept.store
+            if isinstance(result, DecodedSample):
+                result = result._replace(read=_cut(store, result.read, current.asked, kind))
             if isinstance(result, DecodedSample) and not _can_store(store, result.read, kind):
                 result = SkippedFile(result.entry, reasons.SHAPE)
             if isinstance(result, SkippedFile):
@@ -127,6 +131,19 @@ def decode_listing(
             kept.store.abort(error)
         raise
     return current
+
+
+def _cut(store: Store | None, read: Read, asked: ReadSettings, kind: Medium) -> Read:
+    """Return a sample cut to the size of the samples that are there, if it is larger.
+
+    A resumed run asks for this size, so the first run must have the same samples.
+    """
+    if store is None or kind.mixed or asked.size or store.shape[0] != read.values.shape[0]:
+        return read
+    with contextlib.suppress(Unusable):
+        sized = dataclasses.replace(asked, size=store.shape[1:])
+        return read._replace(values=kind.fit(read.values, sized))
+    return read
 
 
 def _can_store(store: Store | None, read: Read, kind: Medium) -> bool:

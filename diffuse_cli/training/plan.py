@@ -42,7 +42,13 @@ from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.teacher import Teacher, check_distillation, load_teacher
 from diffuse_cli.training.time_budget import Laps
 from diffuse_cli.training.training_conditions import class_names, describe_conditioning
-from diffuse_cli.training.training_data import TrainingData, read_data
+from diffuse_cli.training.training_data import (
+    TrainingData,
+    find_earlier,
+    keep_given_scale,
+    keep_scale,
+    read_data,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -154,15 +160,17 @@ def prepare_plan(
     data = yield from read_data(config, accelerator, run)
     if laps:
         laps()
-    images = data.images
+    images, known = data.images, (yield from find_earlier(config))
+    space = yield from keep_scale(config, images.space, known)
+    given = describe_conditioning(config, space, data.pairs, data.train)
     conditions = Conditions(
         classes=class_names(images) if config.classes else (),
-        given=describe_conditioning(config, images.space, data.pairs, data.train),
+        given=keep_given_scale(given, known),
         table=data.table,
     )
     yield from (Notice(line) for line in images.summary.lines())
     config = yield from choose_length(config, data)
-    done, blueprint = complete_config(config, images.space, conditions)
+    done, blueprint = complete_config(config, space, conditions)
     if config.init and images.summary.greyed:
         yield Notice("grey like the model of --init. Use --channels 3 to train in color")
     if done.flip and (how := MEDIA[images.medium].flipped):

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from diffuse_cli.config.train_options import TrainConfig
-    from diffuse_cli.core.conditions import Conditions
+    from diffuse_cli.models.blueprint import Blueprint
     from diffuse_cli.models.model_file import StoredModel
 
 KEPT = 2
@@ -203,13 +203,13 @@ class RunDirectory:
             return Checkpoint(step=state["step"], state=state, **tensors), passed
         return None, passed
 
-    def conditions(self) -> Conditions | None:
-        """Read the run's conditions from a checkpoint or the model file, or None without them."""
+    def blueprint(self) -> Blueprint | None:
+        """Read the run's blueprint from a checkpoint or the model file, or None without them."""
         from diffuse_cli.models import model_file
 
         for path in (*run_reader.list_checkpoints(self.checkpoints), self.model):
             with contextlib.suppress(ModelFileError):
-                return model_file.load(path).blueprint.conditions
+                return model_file.load(path).blueprint
         return None
 
     def write(self, path: Path, model: StoredModel) -> None:

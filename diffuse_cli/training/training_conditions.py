@@ -55,8 +55,8 @@ def read_metadata(
         if config.strict:
             raise DataError(line, "Remove --strict to train with them")
         yield Notice(line, warning=True)
-    began = RunDirectory(config.out).conditions() if config.resumes else None
-    table = began.table if began else None
+    began = RunDirectory(config.out).blueprint() if config.resumes else None
+    table = began.conditions.table if began else None
     if table is None:
         table = make_table(config.condition_on, cells, train)
         if config.init:
@@ -123,8 +123,8 @@ def check_names(config: TrainConfig, images: Dataset) -> None:
     Raises:
         UsageError: the names differ.
     """
-    began, now = RunDirectory(config.out).conditions(), set(images.class_names)
-    if began is None or (before := set(began.classes)) == now:
+    began, now = RunDirectory(config.out).blueprint(), set(images.class_names)
+    if began is None or (before := set(began.conditions.classes)) == now:
         return
     changes = {"missing": before - now, "new": now - before}
     listed = "; ".join(f"{word} {list_names(names)}" for word, names in changes.items() if names)
@@ -169,6 +169,13 @@ def match_training_pairs(config: TrainConfig, images: Dataset, given: Dataset) -
         UsageError: the conditioning images are of another type or size.
     """
     own, theirs = images.estimated_space, given.estimated_space
+    longest = max(max(size) for data in (images, given) for size in data.summary.sizes)
+    if own.rate is not None and longest > own.size[0]:
+        raise UsageError(
+            f"--given {files.show(str(config.given))}: of sounds longer than --size, the parts of "
+            "a pair may differ",
+            f"Pass --size {longest} or cut the files",
+        )
     if (own.medium, own.levels, own.size) != (theirs.medium, theirs.levels, theirs.size):
         raise UsageError(
             f"--given {files.show(str(config.given))}: the samples differ from DATA in medium, "

@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diffuse_cli.config.train_options import TrainConfig
-from diffuse_cli.core.conditions import MetadataTable
+from diffuse_cli.core.conditions import ConditioningArray, MetadataTable
 from diffuse_cli.core.settings import to_dict
+from diffuse_cli.core.space import Space
 from diffuse_cli.data import Dataset, Pairs, held_out_rule, open_index, read_images, save_index
 from diffuse_cli.media import MEDIA, Indices, resolve_layout
+from diffuse_cli.models import model_file
+from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import DataError, UsageError, translate_errors
 from diffuse_cli.system.events import Notice, Work
@@ -24,6 +27,9 @@ from diffuse_cli.training.run_directory import RunDirectory
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+
+PAIR_LAYOUTS: Mapping[str | None, str | None] = {"L": None, "HW": None, "DHW": "CDHW"}
+"""Layouts of pairs of samples whose layout has no channels, which the pairs may have."""
 
 MAPPED_SHARE = 4
 """Images larger than 1/MAPPED_SHARE of the memory are mapped from a file."""
@@ -116,6 +122,55 @@ def read_data(
     return TrainingData(images, train, indices[held_out], pairs, table)
 
 
+# -- the scale of an earlier model -----------------------------------------------------------------
+
+# Weights have learned a scale of their samples, so it stays if samples are added or exchanged.
+
+FAR = 4.0
+"""Factor between two standard deviations from which on a warning says so."""
+
+
+def find_earlier(config: TrainConfig) -> Work[Blueprint | None]:
+    """Return the blueprint of the model that a run continues or starts from, if any.
+
+    Raises:
+        ModelFileError: the file of --init is not a model file.
+    """
+    if config.resumes:
+        return RunDirectory(config.out).blueprint()
+    return (yield from model_file.find(config.init)).model.blueprint if config.init else None
+
+
+def keep_scale(config: TrainConfig, space: Space, known: Blueprint | None) -> Work[Space]:
+    """Return the space of samples with the scale of an earlier model of the same kind."""
+    old = known.space if known else space
+    kinds = [(each.medium, each.levels, each.channels, each.transform) for each in (space, old)]
+    if kinds[0] != kinds[1]:
+        return space
+    ratios = [new / own for new, own in zip(space.std, old.std, strict=True)]
+    if any(not 1 / FAR < ratio < FAR for ratio in ratios):
+        yield Notice(
+            f"the values have {max(ratios):.3g} times the standard deviation of the model's data, "
+            "whose scale is kept. Remove --init for a scale of their own",
+            warning=True,
+        )
+    limits = old.limits if config.resumes else space.limits
+    return replace(space, mean=old.mean, std=old.std, limits=limits)
+
+
+def keep_given_scale(
+    given: ConditioningArray | None, known: Blueprint | None
+) -> ConditioningArray | None:
+    """Return conditioning images with the scale of an earlier model of the same kind."""
+    old = known.conditions.given if known else None
+    if given is None or old is None or (given.what, given.channels) != (old.what, old.channels):
+        return given
+    return replace(given, mean=old.mean, std=old.std, limits=old.limits)
+
+
+# -- reading --------------------------------------------------------------------------------------
+
+
 def _read_pairs(
     config: TrainConfig, images: Dataset, several: Accelerator | None, run: RunDirectory | None
 ) -> Work[Pairs | None]:
@@ -126,7 +181,14 @@ def _read_pairs(
     kind, space = MEDIA[images.medium], images.estimated_space
     bits = 8 * images.stored.dtype.itemsize if kind.bits else None
     own = replace(
-        config, data=source, size=space.size, channels=None, medium=images.medium, bits=bits
+        config,
+        data=source,
+        size=space.size,
+        channels=None,
+        medium=images.medium,
+        bits=bits,
+        rate=space.rate,
+        layout=PAIR_LAYOUTS.get(config.layout, config.layout),
     )
     given = yield from _read_samples(own, several, run, "given")
     return (yield from training_conditions.match_training_pairs(config, images, given))

@@ -473,6 +473,14 @@ def test_a_group_is_decoded_once_in_any_order(
     assert begun == [2, 0, 1, 0]
 
 
+def test_a_block_that_is_decoded_again_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet, "KEPT_BYTES", 3 * 8)
+    blocks = parquet.Blocks()
+    for place in (0, 1, 2, 0, 1, 2, 0):
+        blocks.add(place, np.zeros(1))
+    assert [blocks.get(place) is not None for place in range(3)] == [True] * 3
+
+
 @pytest.mark.parametrize("damage", ["cut", "no footer", "empty", "text", "no column"])
 def test_a_damaged_parquet_is_named_and_the_others_are_read(tmp_path: Path, damage: str) -> None:
     folder = parquet_files(tmp_path / "x", corpus(12))

@@ -12,6 +12,8 @@ import pytest
 import torch
 from unplotted_pages import undraw
 
+from diffuse_cli.models import model_file
+
 DRAW = np.random.default_rng(3)
 
 
@@ -75,6 +77,62 @@ def test_a_model_draws_what_it_was_trained_on(
     assert "KID, random features" in (tmp_path / "page.html").read_text(encoding="utf-8")
     assert len(values["details"]["marginals"]) == space["channels"]
     assert np.isfinite([values[key] for key in ("wasserstein", "spectral_distance")]).all()
+
+
+def test_fields_with_pairs_of_channels_are_resumed(
+    diffuse: Callable[..., Any], recipe: Path, tmp_path: Path
+) -> None:
+    save(tmp_path / "fields", 20, (8, 8), lambda x: x)
+    save(tmp_path / "pairs", 20, (2, 8, 8), lambda x: x)
+    line = ["train", tmp_path / "fields", "--given", tmp_path / "pairs", "--config", recipe]
+    line += ["--steps", 2, "-o", tmp_path / "m.safetensors", "-q"]
+    assert diffuse(*line, "--stop-at", 1).code == 0
+    ran = diffuse(*line, "--resume")
+    assert ran.code == 0, ran.err
+
+
+def test_a_resumed_run_has_the_same_arrays_of_several_sizes(
+    diffuse: Callable[..., Any], recipe: Path, tmp_path: Path
+) -> None:
+    data = save(tmp_path / "data", 12, (8, 8), lambda x: x)
+    np.save(data / "larger.npy", DRAW.normal(size=(9, 12)))
+    np.save(data / "smaller.npy", DRAW.normal(size=(8, 7)))
+    line = ["train", data, "--config", recipe, "--steps", 2, "-o", tmp_path / "m.safetensors"]
+    ran = diffuse(*line, "--stop-at", 1)
+    assert (ran.code, "13 arrays" in ran.err) == (0, True), ran.err
+    ran = diffuse(*line, "--resume")
+    assert (ran.code, "13 arrays" in ran.err, "changed" in ran.err) == (0, True, False), ran.err
+
+
+def test_an_earlier_model_keeps_its_scale(
+    diffuse: Callable[..., Any], recipe: Path, tmp_path: Path
+) -> None:
+    """Its weights have learned it, and other data must not move it."""
+    data = save(tmp_path / "data", 20, (8, 8), lambda x: 2 * x)
+    save(tmp_path / "other", 20, (8, 8), lambda x: 20 + 30 * x)
+    first, resumed = tmp_path / "m.safetensors", tmp_path / "n.safetensors"
+    line = ["--config", recipe, "--steps", 2]
+    assert diffuse("train", data, *line, "--stop-at", 1, "-o", first, "-q").code == 0
+    space = model_file.load(first).blueprint.space
+    ran = diffuse("train", tmp_path / "other", "--init", first, "--steps", 1, "-o", resumed)
+    assert ran.code == 0, ran.err
+    assert "times the standard deviation of the model's data, whose scale is kept" in ran.err
+    assert model_file.load(resumed).blueprint.space == space
+    np.save(data / "more.npy", DRAW.normal(size=(8, 8)) + 5)
+    assert diffuse("train", data, *line, "--resume", "-o", first, "-q").code == 0
+    assert model_file.load(first).blueprint.space == space
+
+
+def test_a_small_field_is_enlarged(
+    diffuse: Callable[..., Any], recipe: Path, tmp_path: Path
+) -> None:
+    data = save(tmp_path / "data", 20, (8, 8), lambda x: x)
+    model, small = tmp_path / "m.safetensors", tmp_path / "small.npy"
+    assert diffuse("train", data, "--config", recipe, "--steps", 1, "-o", model, "-q").code == 0
+    np.save(small, DRAW.normal(size=(4, 4)))
+    ran = diffuse("upscale", model, small, "--factor", 2, "--steps", 2, "-o", tmp_path / "out")
+    assert ran.code == 0, ran.err
+    assert np.load(tmp_path / "out" / "00000.npy").shape == (8, 8)
 
 
 def test_what_cannot_be_used_is_named(diffuse: Callable[..., Any], tmp_path: Path) -> None:

@@ -58,6 +58,8 @@ class Blocks:
         return self._kept.get(place)
 
     def add(self, place: Any, block: Any) -> None:
+        if (before := self._kept.pop(place, None)) is not None:
+            self._bytes -= before.nbytes
         self._kept[place] = block
         self._bytes += block.nbytes
         while self._bytes > KEPT_BYTES and len(self._kept) > 1:
