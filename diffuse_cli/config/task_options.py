@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from diffuse_cli.config.options import MODEL, OVERWRITE, argument, option
-from diffuse_cli.config.parsers import Size, parse_names, parse_settings, parse_size
+from diffuse_cli.config.parsers import Size, parse_length, parse_names, parse_settings
 from diffuse_cli.config.sample_options import (
     MOST_STEPS,
     ON,
@@ -54,7 +54,7 @@ class ImageTaskConfig(DrawConfig, WeightsConfig):
     on: tuple[str, ...] = option.conditioning((), ON, parse=parse_settings, shown="unconditional")
     size: Size | None = option.optional(
         "Size of the samples, in overlapping windows if larger than the model's.",
-        parse=parse_size,
+        parse=parse_length,
         shown="the model's",
     )
     fit: str | None = option.data.optional(FIT, table="media.FITS", shown="as in training")
@@ -95,7 +95,7 @@ class UpscaleConfig(ObservationConfig):
     factor: int = option(4, "Enlargement factor.", low=2, high=4096)
     size: Size | None = option.optional(
         "Size of the samples, in overlapping windows if larger than the model's.",
-        parse=parse_size,
+        parse=parse_length,
         shown="a single image's size times --factor, at least the model's",
     )
     out: str = option("upscaled", "Folder for the samples.", flag="-o", metavar="FOLDER")

@@ -17,6 +17,7 @@ from diffuse_cli.core.conditions import PAIRS, ConditioningArray
 from diffuse_cli.core.kernels import arrange_memory
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.space import Space
+from diffuse_cli.media import MEDIA
 from diffuse_cli.system.errors import UsageError, translate_errors
 from diffuse_cli.system.rng import BLOCK, GivenDraws, given_draws
 
@@ -50,6 +51,7 @@ def observed_space(space: Space, made: Degradation) -> Space:
     """Return the space of stored observations of samples under a degradation.
 
     Averaged float channels have the average of their means, and their common standard deviation.
+    Sounds of fewer samples have a lower rate.
 
     Raises:
         InvalidArgument: the standard deviations of averaged channels differ, so that averaging
@@ -58,6 +60,8 @@ def observed_space(space: Space, made: Degradation) -> Space:
     """
     channels, *size = made.observation_shape(space.shape)
     own: dict[str, Any] = {}
+    if space.rate is not None:  # an observation of fewer samples lasts as long
+        own["rate"] = max(MEDIA[space.medium].rates[0], round(space.rate * size[0] / space.size[0]))
     if space.levels is None and channels != space.channels:
         own = {name: _observe_values(getattr(space, name), space, made) for name in ("mean", "std")}
         squares = _observe_values([d**2 for d in space.std], space, made)

@@ -16,6 +16,10 @@ from conftest import in_process
 from unplotted_pages import undraw
 
 from diffuse_cli.commands.noise_demo import forward_process
+from diffuse_cli.media import ReadSettings, settings_for
+from diffuse_cli.media.audio import read as read_sound
+from diffuse_cli.models import model_file
+from diffuse_cli.models.image_conditioning import Conditioner
 
 pytest.importorskip("soundfile", reason="of the extra [audio]")
 
@@ -95,6 +99,65 @@ def test_drawn_sounds_are_data_at_their_rate(
     assert ran.code == 0, ran.err
     assert "3 usable of 3" in ran.out
     assert "PCM_16 at 4,000 Hz 3" in ran.out
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Callable[[int, int], Path]:
+    """Make the sounds again at another rate and of another length, in half their loudness."""
+
+    def make(rate: int, length: int) -> Path:
+        for k in range(60):
+            tone = np.sin(2 * np.pi * (200, 900)[k % 2] * np.arange(length) / rate)
+            write(tmp_path / "pairs" / ("low", "high")[k % 2] / f"{k:03d}.wav", 3000 * tone, rate)
+        return tmp_path / "pairs"
+
+    return make
+
+
+def test_pairs_of_sounds_have_one_rate_and_are_not_cut(
+    sounds: Path,
+    recipe: Path,
+    pairs: Callable[[int, int], Path],
+    diffuse: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    """The loudest part of one may be another part of the other."""
+    line = ["train", sounds, "--given", pairs(RATE // 2, 32), "--config", recipe, "--steps", 1]
+    ran = diffuse(*line, "--size", LENGTH, "-o", tmp_path / "m.safetensors", "-q")
+    assert ran.code == 2
+    assert "of sounds longer than --size, the parts of a pair may differ" in ran.line
+    ran = diffuse(*line, "--size", 72, "-o", tmp_path / "m.safetensors", "--classes")
+    assert ran.code == 0, ran.err
+    assert ran.err.count("sounds at 4,000 Hz") == 1
+    assert "2,000 Hz;" not in ran.err
+
+
+def test_a_longer_sound_is_varied_in_windows(
+    model: Path, diffuse: Callable[..., Any], tmp_path: Path
+) -> None:
+    write(tmp_path / "long.wav", 6000 * np.sin(np.arange(5000) / 3))
+    line = ["vary", model, tmp_path / "long.wav", "--steps", 2, "--strength", 0.5]
+    ran = diffuse(*line, "--size", 5000, "-o", tmp_path / "out", "-q")
+    assert ran.code == 0, ran.err
+    with wave.open(str(tmp_path / "out" / "00000.wav")) as file:
+        assert file.getnframes() == 5000
+
+
+def test_a_sound_of_low_resolution_lasts_as_long(
+    sounds: Path, recipe: Path, diffuse: Callable[..., Any], tmp_path: Path
+) -> None:
+    """All of it conditions the samples, and not its loudest quarter."""
+    sharper, low = tmp_path / "m.safetensors", tmp_path / "low.wav"
+    line = ["train", sounds, "--config", recipe, "--steps", 1, "--size", LENGTH, "-q"]
+    assert diffuse(*line, "--given", "low-res:4", "-o", sharper).code == 0
+    write(low, [1000] * 4 + [4000] * 12, RATE // 4)
+    encoder = Conditioner.from_blueprint(model_file.load(sharper).blueprint)
+    assert encoder is not None
+    given = read_sound(low.read_bytes(), ReadSettings(**settings_for(encoder.input_space)))
+    assert given.values.shape == (1, LENGTH // 4)
+    assert np.allclose(given.values[0], np.array([1000] * 4 + [4000] * 12) / 2**15, atol=1e-4)
+    ran = diffuse("sample", sharper, "--given", low, "--steps", 2, "-o", tmp_path / "out", "-q")
+    assert ran.code == 0, ran.err
 
 
 @pytest.fixture

@@ -389,6 +389,8 @@ def test_the_ratio_is_of_the_range_and_the_error():
     a = np.zeros((1, 2, 2), np.uint8)
     assert measure_psnr(a, a, 256) is None
     assert measure_psnr(a, a + 1, 256) == pytest.approx(48.13, abs=0.01)
+    silence = np.zeros((1, 4), np.float32)
+    assert measure_psnr(silence, silence + 0.1, None) == pytest.approx(20, abs=0.01)
 
 
 # -- what cannot be done --------------------------------------------------------------------------

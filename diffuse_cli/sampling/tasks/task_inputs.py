@@ -110,7 +110,8 @@ def _suggest_size(sizes: frozenset[Size], loaded: LoadedModel, size: Sequence[in
 
 
 def enlarge_size(path: str, loaded: LoadedModel, factor: int) -> Size | None:
-    """Return `factor` times the size of the picture in a file.
+    """Return `factor` times the size of the picture in a file, or the length of a sound at the
+    model's rate, which is the same for a lower rate.
 
     Returns None if a side would be less than the model's, or for several pictures.
     """
@@ -118,8 +119,8 @@ def enlarge_size(path: str, loaded: LoadedModel, factor: int) -> Size | None:
         return None
     space = loaded.space
     MEDIA[space.medium].prepare()
-    one = read_picture(path, space.medium, ReadSettings(**settings_for(space)))
-    size = tuple(factor * side for side in one.size[::-1])
+    one = read_picture(path, space.medium, ReadSettings(**{**settings_for(space), "size": None}))
+    size = tuple((1 if space.rate else factor) * side for side in one.size[::-1])
     return size if all(s >= own for s, own in zip(size, space.size, strict=True)) else None
 
 
@@ -154,6 +155,9 @@ def read_mask(path: str, loaded: LoadedModel, fit: str | None, sizes: frozenset[
     space, shown = loaded.space, f"--mask {files.show(path)}"
     asked = ReadSettings(**mask_settings_for(space), background=(0, 0, 0), fit=fit or loaded.fit)
     one = read_picture(path, space.medium, asked)
+    if space.rate and one.size[0] > space.size[0]:
+        text = f"{shown}: of sounds longer than the model's, the parts may differ"
+        raise DataError(text, f"Cut the sound and its mask to {space.size[0]} samples")
     for size in sorted(sizes - {one.size}):
         own, theirs = (dimensions(each[::-1]) for each in (one.size, size))
         raise DataError(f"{shown} is {own}, and the image is {theirs}", "Resize the mask")

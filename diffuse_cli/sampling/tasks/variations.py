@@ -164,9 +164,10 @@ def measure_psnr(a: Array, b: Array, levels: int | None) -> float | None:
     """Return 10 log10(range^2 / mean squared error) of stored samples, None if they are equal.
 
     Args:
-        levels: the number of levels of the samples. For None the range is the range of `a`.
+        levels: the number of levels of the samples. For None the range is the range of `a`, or 1
+            if `a` is constant.
     """
-    wide = float(levels - 1 if levels is not None else np.ptp(a))
+    wide = float(levels - 1 if levels is not None else np.ptp(a)) or 1.0
     error = float(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2))
     return 10 * math.log10(wide**2 / error) if error else None
 
