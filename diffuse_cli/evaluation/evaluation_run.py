@@ -174,7 +174,8 @@ def prepare_settings(
         UsageError: there are more timesteps than the model has.
     """
     guide = yield from load_guide(config, loaded, accelerator)
-    bound = config.metrics is None or "likelihood" in map(METRICS.current, config.metrics)
+    asked = map(METRICS.current, config.metrics or ())
+    bound = config.metrics is None or any("bits" in METRICS[name].NEEDS for name in asked)
     settings = resolve_settings(config, loaded.model, guide=guide, bound=bound)
     process = loaded.denoiser.process
     settings.resolve_times(process)

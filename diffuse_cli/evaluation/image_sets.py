@@ -11,7 +11,7 @@ import numpy as np
 
 from diffuse_cli.config.eval_options import ImageSetsConfig, MeasureConfig
 from diffuse_cli.core.conditions import PAIRS
-from diffuse_cli.core.space import Space
+from diffuse_cli.core.space import LONGEST_SIDE, LONGEST_SIGNAL, Space
 from diffuse_cli.data import Dataset, Pairs, match_pairs, read_cells, read_images
 from diffuse_cli.data.metadata_columns import describe_unknown_labels, encode_rows
 from diffuse_cli.media import MEDIA, Array, can_judge, settings_for
@@ -322,7 +322,8 @@ def _read_folder(config: MeasureConfig) -> Work[Sides]:
     theirs = yield from read(config.subject)
     own: dict[str, Any] = {}
     sizes = [size[::-1] for size in theirs.summary.sizes]
-    if len(sizes) == 1 and sizes[0] != theirs.stored.shape[2:]:
+    most = LONGEST_SIGNAL if len(sizes[0]) == 1 else LONGEST_SIDE
+    if len(sizes) == 1 and sizes[0] != theirs.stored.shape[2:] and max(sizes[0]) <= most:
         own["size"] = sizes[0]
         theirs = yield from read(config.subject, **own)
     asked: dict[str, Any] = {
@@ -348,9 +349,11 @@ def _read_folder(config: MeasureConfig) -> Work[Sides]:
         training = _training(config, pool, images.held_out, np.ones(len(images), np.bool_))
     prints = {"data": images.fingerprint, "subject": theirs.fingerprint}
     # The standard deviations of floats come from the real samples: generated samples may have none.
-    space = images.space
+    space, found = images.space, theirs.estimated_space
     if space.levels is not None:
-        space = replace(theirs.estimated_space, limits=space.limits)
+        limits = space.limits if space.levels == found.levels else None
+        channels = found.channels if found.levels is None else max(found.channels, space.channels)
+        space = replace(found, channels=channels, limits=limits)
     return Sides(real, more, fakes, training, "all", names, prints, space)
 
 

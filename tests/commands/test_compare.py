@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,36 @@ def test_what_is_no_model_is_refused(runs, images, diffuse):
         ran = diffuse("compare", runs("a.run"), path, "-q")
         assert (ran.code, ran.out) == (4, "")
         assert words in ran.line
+
+
+def test_a_run_that_is_not_there_is_named(runs, diffuse):
+    ran = diffuse("compare", "typo.run", runs("a.run"), "-q")
+    assert (ran.code, ran.out) == (4, "")
+    assert "no such run or model file: typo.run" in ran.line
+
+
+def test_a_model_without_a_number_of_steps_is_compared(runs, diffuse):
+    """A converted one."""
+    found = model_file.load(runs("a.safetensors"))
+    training = {k: v for k, v in found.training.items() if k != "steps"}
+    model_file.save(Path("m.safetensors"), replace(found, training=training))
+    ran = diffuse("compare", "m.safetensors", runs("b.safetensors"))
+    assert ran.code == 0, ran.err
+    assert rows(ran)["step"] == ["4", "6 of 6"]
+
+
+def test_floats_of_two_scales_are_compared(diffuse, recipe, tmp_path):
+    """Samples are stored in the numbers of their files."""
+    for k, name in enumerate("ab"):
+        (tmp_path / name).mkdir()
+        for i, values in enumerate(np.random.default_rng(k).normal(size=(20, 8, 8))):
+            np.save(tmp_path / name / f"{i}.npy", values)
+        line = ("train", tmp_path / name, "--config", recipe, "--steps", 1, "-q")
+        assert diffuse(*line, "-o", f"{name}.safetensors").code == 0
+    line = ("compare", "a.safetensors", "b.safetensors", tmp_path / "a", "-n", 4, "--steps", 2)
+    ran = diffuse(*line, "--timesteps", 3, "--json")
+    assert ran.code == 0, ran.err
+    assert "bits_per_dim" in ran.json["evaluation"]["differences"]
 
 
 def test_settings_of_a_hostile_model_are_escaped_and_cut(conditional, model, diffuse):

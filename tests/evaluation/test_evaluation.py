@@ -294,6 +294,33 @@ def test_a_folder_of_floats_that_never_vary_is_compared_and_others_are_refused(d
     assert diffuse("eval", "two", "real").code == 3
 
 
+def test_words_of_12_bits_are_compared_with_bytes(diffuse, images, tmp_path):
+    """The levels that one folder uses are no limits of the other's."""
+    (tmp_path / "words").mkdir()
+    (tmp_path / "bytes").mkdir()
+    draw = np.random.default_rng(0)
+    for k in range(8):
+        np.save(tmp_path / f"words/{k}.npy", draw.integers(0, 4096, (8, 8)).astype(np.uint16))
+        np.save(tmp_path / f"bytes/{k}.npy", draw.integers(0, 256, (8, 8)).astype(np.uint8))
+    ran = diffuse("eval", tmp_path / "bytes", tmp_path / "words", "--json")
+    assert ran.code == 0, ran.err
+
+
+def test_a_folder_of_very_large_images_is_compared_at_the_default_size(diffuse, tmp_path):
+    (tmp_path / "large").mkdir()
+    for k in range(4):
+        Image.effect_noise((5000, 8), 60 + k).save(tmp_path / f"large/{k}.png")
+    ran = diffuse("eval", tmp_path / "large", tmp_path / "large", "--json")
+    assert ran.code == 0, ran.err
+
+
+def test_overfitting_is_measured_with_a_variance(diffuse, model, images):
+    line = ("eval", model, images, "-n", 4, "--metrics", "overfitting", "--timesteps", 3)
+    found = [diffuse(*line, "--variance", name, "--json") for name in ("small", "large")]
+    assert [ran.code for ran in found] == [0, 0], found[0].err
+    assert found[0].json != found[1].json
+
+
 def test_what_cannot_be_measured_is_said(diffuse, images, other):
     ran = diffuse("eval", other, images, "--metrics", "kid,likelihood", "--json")
     assert (ran.code, "bits_per_dim" in ran.json) == (0, False)

@@ -320,7 +320,14 @@ def test_learned_times_are_tried_recorded_and_drawn_with(tune, diffuse, images, 
     again = tune("--samplers", sampler, "--steps", 3, "--json", model="new.safetensors").json
     plain = next(r for r in others if r["setting"] == {**row["setting"], "times": None})
     assert [r["values"]["kid"] for r in again["rows"]] == pytest.approx([plain["values"]["kid"]])
-    assert again["settings"]["spacing"] == default_spacing(sampler, 3)
+    assert "spacing" not in again["settings"]
+    # What the model recommended before is not measured in its place.
+    monkeypatch.setattr(tuning, "recommend", lambda rows: rows[0].setting)
+    page = ("--no-learn-times", "--report", "again.html")
+    ran = tune("--samplers", sampler, "--steps", 3, *page, "--json", model="new.safetensors")
+    assert ran.json["settings"]["spacing"] == default_spacing(sampler, 3)
+    assert "learned times" not in Path("again.html").read_text(encoding="utf-8")
+    monkeypatch.setattr(tuning, "recommend", lambda rows: rows[-1].setting)
     # The same are learned once more, and the table says which they are.
     lines = tune(*LEARNING, "--steps", 3, "-o", "again.safetensors").out.splitlines()
     assert model_file.load("again.safetensors").sampling == SamplerChoice(**row["setting"])
@@ -485,6 +492,7 @@ def test_the_model_itself_is_replaced_where_it_is_asked_and_a_finished_run_keeps
         (("--guidance", "1,101"), "--guidance"),
         (("--guidance", "2"), "--guidance: the model was trained without classes"),
         (("--weak-guidance", "2"), "--weak-guidance needs --guide-with"),
+        (("--samplers", "consistency"), "--samplers consistency is for distilled models"),
         (("--steps", "101"), "all --steps are more than the model's 100"),
         (("--spacing", "karras", "-o", "x.safetensors"), "a model file cannot record --spacing"),
         (("--threshold", 0.9, "-o", "x.safetensors"), "a model file cannot record --threshold"),

@@ -124,7 +124,7 @@ def _facts(side: Side) -> dict[str, str]:
     return {
         "parameters": NONE if parameters is None else f"{parameters:,}",
         "training images": _images(known.get("data", {})),
-        "step": brief(f"{side.step:,} of {side.steps:,}"),
+        "step": brief(f"{side.step:,} of {side.steps:,}" if side.steps else f"{side.step:,}"),
         "loss": NONE if side.loss is None else str(Measurement(side.loss)),
         "held-out loss": NONE
         if side.held_out_loss is None

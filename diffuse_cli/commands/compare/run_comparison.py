@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.config.eval_options import CompareConfig
 from diffuse_cli.config.options import flatten_settings, from_dict, option_fields, read_toml
 from diffuse_cli.config.train_options import TrainConfig, from_file, to_file
+from diffuse_cli.core.space import Space
 from diffuse_cli.metrics.features import KIDS
 from diffuse_cli.models.model_report import collect_facts, describe_space, training_config
 from diffuse_cli.system import files, run_reader
@@ -42,7 +43,7 @@ class Side:
         settings: its training's, by name. Those of the network as `unet.width`.
         places: those of the run alone, such as its data; None without a run directory.
         found: its model, or the newest of a run; None if it has none yet.
-        step, steps: of the model or the run, and of the whole training.
+        step, steps: of the model or the run, and of the whole training if it is known.
         loss, held_out_loss: the last ones logged up to that step.
         lowest: the lowest held-out loss and KIDs by name, with their steps.
     """
@@ -52,7 +53,7 @@ class Side:
     places: Mapping[str, Any] | None
     found: ModelFile | None
     step: int
-    steps: int
+    steps: int | None
     loss: float | None
     held_out_loss: float | None
     lowest: Mapping[str, dict[str, float] | None]
@@ -116,7 +117,7 @@ def compare(config: CompareConfig) -> Work[Comparison | None]:
     if config.data is not None:
         sides = [_require_model(side) for side in (a, b)]
         spaces = [found.model.blueprint.space for found in sides]
-        if spaces[0] != spaces[1]:
+        if _stored(spaces[0]) != _stored(spaces[1]):
             kinds = [describe_space(space) for space in spaces]
             text = f"samples of A are {kinds[0]}, and of B {kinds[1]}"
             remarks.append(f"the metrics cannot be compared: {text}")
@@ -125,6 +126,12 @@ def compare(config: CompareConfig) -> Work[Comparison | None]:
     if rank() > 0:
         return None
     return Comparison(a, b, differing, tuple(remarks), measured)
+
+
+def _stored(space: Space) -> Space:
+    """Return the space of samples as they are stored, without the scale of the model's numbers."""
+    none = len(space.mean)
+    return replace(space, mean=(0.0,) * none, std=(1.0,) * none, transform=None)
 
 
 def _score_pair(config: CompareConfig, pair: Sequence[ModelFile]) -> Work[PairedComparison | None]:
@@ -181,6 +188,8 @@ def _read_side(path: str) -> Work[Side]:
         of_run = flatten_settings(to_file(own, control=False))
         places = {name: of_run.pop(name) for name in PLACES if name in of_run}
         settings = settings or of_run
+    if not settings:
+        raise ModelFileError(f"no such run or model file: {files.show(path)}")
     log = run_reader.read_log(run / run_reader.METRICS)
     rows = [row for row in log if model is None or row["step"] <= model.step]
     return Side(
@@ -189,7 +198,7 @@ def _read_side(path: str) -> Work[Side]:
         places=places,
         found=found,
         step=model.step if model else max((int(row["step"]) for row in rows), default=0),
-        steps=settings["steps"],
+        steps=settings.get("steps"),
         loss=run_reader.last_value(rows, "loss"),
         held_out_loss=run_reader.last_value(rows, "held_out_loss"),
         lowest={name: _find_lowest(rows, name) for name in ("held_out_loss", *KIDS)},

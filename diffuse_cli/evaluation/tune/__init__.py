@@ -22,6 +22,7 @@ from diffuse_cli.config.eval_options import EvalConfig, TuneConfig
 from diffuse_cli.config.options import convert_options
 from diffuse_cli.config.sample_options import GAUSSIAN, NOISE, DrawConfig, SamplerChoice
 from diffuse_cli.core.denoiser import Denoiser
+from diffuse_cli.core.samplers import default_spacing
 from diffuse_cli.data.summary import plural
 from diffuse_cli.evaluation import evaluation_run
 from diffuse_cli.evaluation.feature_cache import (
@@ -44,6 +45,7 @@ from diffuse_cli.metrics import frechet, precision_recall
 from diffuse_cli.metrics.features.feature_choice import words_of
 from diffuse_cli.metrics.presentation import format_measurement, make_entries
 from diffuse_cli.models import model_file
+from diffuse_cli.sampling.conditioning import guidance_scale
 from diffuse_cli.sampling.generation import LoadedModel, generate_batches
 from diffuse_cli.sampling.guidance_model import load_guide
 from diffuse_cli.sampling.sampling_settings import SamplingSettings, resolve_settings
@@ -97,6 +99,8 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
         few = candidates.learned_steps(config, first, process)
         if distilled:  # its guidance is in its weights, and its timesteps are fixed
             scales, few = (), []
+        for each in scales:
+            guidance_scale(replace(drawn, guidance=each), loaded.model)
         starts = candidates.list_start_steps(config, loaded.model, first)
         words = words_of(loaded.space)
         more = _count_more_settings(scales, weak_scales, starts, few)
@@ -132,6 +136,7 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
         found = recommend(rows)
         yield from _warn_of_low_variety(rows, found, words.many)
         described = evaluation_run.describe(base, config, loaded)
+        varied = {*vars(base.choice), *(() if config.spacing else ("spacing",))}
         tuned = TuningResult(
             rows=tuple(rows),
             recommended=found,
@@ -140,7 +145,7 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
             real=len(sides.real),
             part=sides.part,
             features=network.describe(),
-            settings={k: v for k, v in described.items() if k not in vars(base.choice)},
+            settings={k: v for k, v in described.items() if k not in varied},
             device=describe_environment(accelerator)["device"],
             out=out,
             plot=plot,
@@ -170,12 +175,14 @@ def tune_and_evaluate(
     with reuse_accelerator(None, config.precision, config.device) as accelerator:
         tuned = yield from tune(config, accelerator)
         setting = tuned.recommended
+        named = setting.sampler, setting.steps
         chosen = convert_options(
             config,
             EvalConfig,
             **{k: v for k, v in vars(setting).items() if k not in ("times", "start")},
-            start=setting.start or NOISE,  # not the model's earlier recommendation
-            spacing=None if setting.times else config.spacing,
+            # Not what the model recommended before.
+            start=setting.start or NOISE,
+            spacing=None if setting.times else config.spacing or default_spacing(*named),
             plot=None,
         )
         found = yield from evaluation_run.evaluate(chosen, accelerator, times=setting.times)

@@ -133,7 +133,7 @@ def first_settings(
     A distilled model has its own samplers and default steps.
 
     Raises:
-        UsageError: all numbers of steps are too large.
+        UsageError: all numbers of steps are too large, or a sampler is for distilled models.
     """
     asked = FEW_STEPS if distilled and config.steps == eval_options.TUNED_STEPS else config.steps
     steps = [n for n in dict.fromkeys(asked) if n <= timesteps]
@@ -141,6 +141,10 @@ def first_settings(
         text = f"all --steps are more than the model's {timesteps} timesteps"
         raise UsageError(text, f"Set --steps {timesteps} or less")
     samplers = config.samplers or tuple(s for s in SAMPLERS if (s in OF_DISTILLED) == distilled)
+    wrong = [sampler for sampler in samplers if sampler in OF_DISTILLED and not distilled]
+    if wrong:
+        text = f"--samplers {wrong[0]} is for distilled models, and this model is not distilled"
+        raise UsageError(text, "Leave it out")
     scales = guidance, weak_guidance
     return [SamplerChoice(sampler, n, *scales) for sampler in samplers for n in steps]
 
