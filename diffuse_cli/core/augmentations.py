@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from diffuse_cli.core.registry import Registry
+from diffuse_cli.core.space import send
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -139,12 +140,12 @@ def _resample(x: Tensor, matrix: Tensor) -> Tensor:
 
     Positions outside of x show its reflection.
     """
-    import torch
     import torch.nn.functional as F
 
     height, width = x.shape[2:]
-    side = torch.tensor([width, height], dtype=x.dtype, device=x.device)
-    theta = F.pad(matrix * side[None, None, :] / side[None, :, None], (0, 1))
+    theta = F.pad(matrix, (0, 1))
+    theta[:, 0, 1] *= height / width
+    theta[:, 1, 0] *= width / height
     grid = F.affine_grid(theta, list(x.shape), align_corners=False)
     mode = "bilinear" if x.device.type == "mps" else "bicubic"  # which Metal does not have
     return F.grid_sample(x, grid, mode, padding_mode="reflection", align_corners=False)
@@ -181,7 +182,7 @@ def augment(
         own, u = u.tensor_split([1 + entry.draws], dim=1)
         chosen = torch.nonzero(own[:, 0] < entry.chance)[:, 0]
         if len(chosen) and (entry.moves or not paired):
-            rows = chosen.to(x.device)
-            changed, parameters[rows] = entry.change(x[rows], own[chosen, 1:].to(x.device))
+            rows = send(chosen, x.device)
+            changed, parameters[rows] = entry.change(x[rows], send(own[chosen, 1:], x.device))
             x = x.index_copy(0, rows, changed)
     return x, torch.cat(told, 1)

@@ -26,6 +26,7 @@ from diffuse_cli.core.settings import (
     fields_by_name,
     setting,
 )
+from diffuse_cli.core.space import send
 
 if TYPE_CHECKING:
     import torch
@@ -264,7 +265,7 @@ class Blur(Degradation):
         for side in like.shape[2:]:
             squares = squares[..., None] + (torch.arange(side) * (math.pi / side)).double() ** 2
         gains = torch.exp(-(self.width**2) / 2 * squares)
-        return gains.where(gains >= CUTOFF, 0).to(like.dtype).to(like.device)
+        return send(gains.where(gains >= CUTOFF, 0).to(like.dtype), like.device)
 
     @staticmethod
     def _scaled(x: Tensor, gains: Tensor) -> Tensor:

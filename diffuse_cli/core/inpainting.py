@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from diffuse_cli.core.registry import InvalidArgument, Registry
 from diffuse_cli.core.solvers import State, Times
+from diffuse_cli.core.space import send
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,9 +76,12 @@ def box(u: Tensor, size: Size) -> Tensor:
 
 def strokes(u: Tensor, size: Size) -> Tensor:
     """Everything outside a few thick straight strokes is known."""
+    import torch
+
     unit, d = max(size), len(size)
     u = u.reshape(len(u), STROKES, 2 * d + 1, *[1] * d)
-    sides = u.new_tensor([n / unit for n in size]).reshape(d, *[1] * d)
+    sides = send(torch.tensor([n / unit for n in size], dtype=u.dtype), u.device)
+    sides = sides.reshape(d, *[1] * d)
     start, end = u[:, :, :d] * sides, u[:, :, d : 2 * d] * sides
     off, along = position_centers(size, u, unit) - start, end - start
     length = along.square().sum(2, keepdim=True).clamp(min=1e-12)

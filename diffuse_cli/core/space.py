@@ -11,6 +11,7 @@ from diffuse_cli.core.registry import InvalidArgument, Registry, lookup
 from diffuse_cli.core.settings import Settings, from_dict, setting
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     Function = Callable[[Tensor], Tensor]
@@ -144,8 +145,16 @@ class Space(Settings):
         return slope + TRANSFORMS[self.transform].log_slope(stored.float())
 
     def _per_channel(self, values: tuple[float, ...], like: Tensor) -> Tensor:
-        column = like.new_tensor(values, dtype=like.float().dtype)
-        return column.reshape(-1, *[1] * self.dims)
+        import torch
+
+        column = torch.tensor(values, dtype=torch.float32)
+        return send(column, like.device).reshape(-1, *[1] * self.dims)
+
+
+def send(values: Tensor, device: torch.device) -> Tensor:
+    """Copy values from the CPU to a device. The program does not wait for a GPU."""
+    gpu = device.type == "cuda"
+    return (values.pin_memory() if gpu else values).to(device, non_blocking=gpu)
 
 
 def from_plain(values: Mapping[str, Any]) -> Space:

@@ -13,6 +13,7 @@ from torch import Tensor
 from diffuse_cli.core.augmentations import augment
 from diffuse_cli.core.kernels import arrange_memory
 from diffuse_cli.core.process import expand_batch
+from diffuse_cli.core.space import send
 from diffuse_cli.media import Indices
 from diffuse_cli.system.rng import permutation
 from diffuse_cli.training.feed import Feed, find_streams
@@ -122,8 +123,4 @@ class Batches:
         return arrange_memory(encoder.add_noise(conditioning, draws))
 
     def _to_device(self, values: npt.NDArray[Any]) -> Tensor:
-        """Copy `values` to the device without waiting for the copy."""
-        tensor = torch.from_numpy(values)
-        if self.device.type == "cuda":
-            tensor = tensor.pin_memory()
-        return tensor.to(self.device, non_blocking=True)
+        return send(torch.from_numpy(values), self.device)

@@ -248,7 +248,7 @@ class Trainer:
             with accelerator.accumulate(self.updater.prepared):
                 t, plain = self.losses(self.denoiser, step, positions, chances)
                 # Each timestep counts the same, however often it is drawn.
-                losses = plain / chances.relative.take(t)
+                losses = plain / chances.relative[t]
                 seen.append((t, plain.detach()))
                 total += losses.detach().sum()
                 # Accelerate divides by the accumulation, and processes are averaged.

@@ -73,7 +73,8 @@ def test_a_step_does_not_wait_for_the_device(device):
     if device.type != "cuda":
         pytest.skip("only CUDA reports that a program waits")
     with open_accelerator("bf16" if has_bfloat16("cuda") else "fp32") as accelerator:
-        trainer = trainer_of(accelerator, optimizer="muon", classes=True, flip=True)
+        more = {"augment": ("zoom", "rotate", "shift", "color")}
+        trainer = trainer_of(accelerator, optimizer="muon", classes=True, flip=True, **more)
         for step in (64, 65, 66, 67):  # the first ones fill caches
             trainer.step(step)
         torch.cuda.set_sync_debug_mode("error")
