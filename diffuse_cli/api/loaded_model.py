@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -155,11 +156,11 @@ class Model:
             return make_denoiser(self._found.model, weights, accelerator, exact)
 
     def network(self, weights: str = "ema") -> nn.Module:
-        """Return the network, on the CPU, whose parameters can be trained. Weights as in
+        """Return a copy of the network, on the CPU, whose parameters can be trained. Weights as in
         `denoiser`."""
         with use_torch_defaults(), convert_errors():
-            net: nn.Module = self._found.model.network(weights)
-        return net
+            net: nn.Module = copy.deepcopy(self._found.model.network(weights))
+        return net.requires_grad_(True)
 
 
 def _list_values(value: Any) -> Iterable[Any]:

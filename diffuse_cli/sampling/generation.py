@@ -154,6 +154,9 @@ class LoadedModel:
         """
         if size is None:
             return self
+        dims = self.model.blueprint.space.dims
+        if len(size) != dims and len(set(size)) == 1:  # one number, for any number of dimensions
+            size = size[:1] * dims
         with translate_errors(lambda _: "--size"):
             Tiling(size, self.model.blueprint.space.size)
         return replace(self, size=size)
@@ -232,21 +235,25 @@ def make_denoiser(
 ) -> Denoiser:
     """Return the denoiser of a model on the device, in an exact precision.
 
-    The input can have a gradient, but the weights cannot.
+    Its inputs may be on another device, to which it returns its output. The input can have a
+    gradient, but the weights cannot.
 
     Raises:
         ModelFileError: the model has no such weights.
     """
-    net = arrange_weights(model.network(weights).to(accelerator.device))
+    device = accelerator.device
+    net = arrange_weights(model.network(weights).to(device))
     net.requires_grad_(False)
     half = HALVES.get(precision)
     if half is not None:
         cast_weights(net, half)
 
     def infer(x: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        cast = torch.autocast(accelerator.device.type, half, enabled=half is not None)
+        cast = torch.autocast(device.type, half, enabled=half is not None)
+        own = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in cond.items()}
         with torch.inference_mode(not x.requires_grad), cast:
-            return net(x, t, **cond).float()  # type: ignore[no-any-return]
+            y: Tensor = net(x.to(device), t.to(device), **own)
+            return y.float().to(x.device)
 
     return model.blueprint.denoiser(infer)
 

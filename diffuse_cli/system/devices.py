@@ -247,6 +247,7 @@ def open_accelerator(
     with _hold_process_state():
         AcceleratorState._reset_state()
         GradientState._reset_state()
+        before = _read_cuda_settings() if device == "cuda" else None
         if device == "cuda":
             _set_products(precision)
             torch.backends.cudnn.deterministic = True
@@ -274,6 +275,29 @@ def open_accelerator(
     finally:
         with redirect_trackers():
             accelerator.end_training()
+        if before:
+            _restore_cuda_settings(*before)
+
+
+def _read_cuda_settings() -> tuple[Any, ...]:
+    """Return the settings of the program that an Accelerator changes."""
+    import torch
+
+    cudnn, cuda = torch.backends.cudnn, torch.backends.cuda
+    products = torch.get_float32_matmul_precision(), cudnn.allow_tf32
+    return *products, cudnn.deterministic, cudnn.benchmark, cuda.cudnn_sdp_enabled()
+
+
+def _restore_cuda_settings(
+    products: str, tf32: bool, deterministic: bool, benchmark: bool, attention: bool
+) -> None:
+    import torch
+
+    torch.set_float32_matmul_precision(products)
+    torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cudnn.deterministic = deterministic
+    torch.backends.cudnn.benchmark = benchmark
+    torch.backends.cuda.enable_cudnn_sdp(attention)
 
 
 def _set_products(precision: str) -> None:

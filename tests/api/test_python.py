@@ -270,6 +270,19 @@ def everything(images: Path) -> tuple[Any, ...]:
     return made, drawn, numbers, predicted.clone()
 
 
+def test_a_network_can_be_trained_and_its_model_stays(images: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train(images, "model")
+    model = diffuse.load("model.safetensors")
+    before = model.sample(2, steps=2).arrays
+    net = model.network()
+    net(torch.zeros(1, *model.space.shape), torch.tensor([5])).sum().backward()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(1)
+    assert np.array_equal(model.sample(2, steps=2).arrays, before)
+
+
 def test_whatever_the_state_of_pytorch_all_is_the_same(
     images: Path, usual: tuple[Any, ...], other_state: None
 ):
