@@ -360,6 +360,7 @@ def test_a_learned_variance_is_for_schedulers_that_take_one(diffuse):
     [
         ("ddpm", (), "small"),
         ("ddim", (), "small"),
+        ("ddim", ("a", "b"), "small"),
         ("unipc", (), "small"),
         ("dpmpp-2m", ("a", "b```"), "small"),
         ("ddpm", ("a", "b"), "learned"),
@@ -372,6 +373,7 @@ def test_the_python_of_the_card_draws(sampler: str, classes: tuple[str, ...], va
     }
     text = (leave(model_of(**own), sampler=sampler) / "README.md").read_text()
     (block,) = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    assert ("use_clipped_model_output=True" in block) == (sampler == "ddim")
     block = re.sub(r"(steps=|set_timesteps\()\d+", r"\g<1>4", block)
     names: dict[str, Any] = {}
     exec(compile(block, "README.md", "exec"), names)

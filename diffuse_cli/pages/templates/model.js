@@ -328,6 +328,7 @@ function describeCommand() {
     const value = column.values ? column.values[control.value] : control.value;
     if (control.value !== "") words.push("--on", `${column.name}=${value}`);
   }
+  if (settings.weights !== "ema") words.push("--weights", settings.weights);
   if (find("guidance")) words.push("--guidance", find("guidance").value);
   if (find("weak")) words.push("--weak-guidance", find("weak").value);
   if (settings.given) words.push("--given", "input.png", ...(settings.given.masks ? ["--mask", "mask.png"] : []));

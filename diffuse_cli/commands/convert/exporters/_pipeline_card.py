@@ -53,7 +53,7 @@ scheduler.set_timesteps({steps})
 with torch.no_grad():
     for t in scheduler.timesteps:
 {answer}
-        x = scheduler.step(y, t, x).prev_sample
+        x = scheduler.step(y, t, x{options}).prev_sample
 pictures = (x / 2 + 0.5).clamp(0, 1)  # (4, {shape})
 ```
 """
@@ -112,8 +112,8 @@ def format_code(name: str, model: StoredModel, sampler: str) -> str:
     steps = recommended.steps if recommended else SAMPLING_STEPS
     if sampler == "ddpm" and not recommended:
         steps = own.diffusion.num_timesteps
+    options = ", use_clipped_model_output=True" if sampler == "ddim" else ""
     if scheduler.pipeline and not own.conditions:
-        options = ", use_clipped_model_output=True" if sampler == "ddim" else ""
         text = PIPELINE.format(
             pipeline=scheduler.pipeline, name=show(name), steps=steps, options=options
         )
@@ -126,7 +126,8 @@ def format_code(name: str, model: StoredModel, sampler: str) -> str:
         setting = LABELS.format(scale=scale, none=count)
         answer = GUIDED_LEARNED if own.out_channels > own.space.channels else GUIDED
     shape = ", ".join(map(str, own.space.shape))
-    return LOOP.format(name=show(name), setting=setting, shape=shape, steps=steps, answer=answer)
+    own_parts = {"setting": setting, "answer": answer, "options": options}
+    return LOOP.format(name=show(name), shape=shape, steps=steps, **own_parts)
 
 
 def labels(classes: Sequence[str]) -> Iterator[str]:

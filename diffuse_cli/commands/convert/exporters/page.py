@@ -99,7 +99,7 @@ def make_page(
     check_shown(found)
     providers = PROVIDERS if single else tuple(_web_runtime.FILES)
     contents = _web_runtime.read_runtime(runtime, providers)
-    settings = describe_sampling(found.model)
+    settings = {**describe_sampling(found.model), "weights": weights}
     settings["providers"] = {name: _web_runtime.FILES[name] for name in providers}
     networks = {"model": (MODEL, weights)}
     if settings["weak"] is not None:
