@@ -50,7 +50,7 @@ NOT_RUN = (
 NOT_INSTALLED = "--log wandb"
 """Commands with this option fail, because the tests do not install the tracker."""
 
-BY_THE_CLOCK = ("s a step of", "steps became")
+BY_THE_CLOCK = ("s per step of", "steps instead of")
 """Lines that are only printed by runs with --minutes."""
 
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
