@@ -293,6 +293,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UsageError(f"--config {show(path)}: {getattr(error, 'strerror', error)}") from error
     try:
-        return tomllib.loads(data.decode("utf-8-sig").replace("\r\n", "\n"))
+        text = data.decode("utf-8-sig", "surrogateescape")
+        return tomllib.loads(text.replace("\r\n", "\n"))
     except (ValueError, RecursionError) as error:
         raise UsageError(f"--config {show(path)} is not TOML: {error}") from error

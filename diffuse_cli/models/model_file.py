@@ -108,7 +108,7 @@ def find(path: str | Path) -> Work[ModelFile]:
     Raises:
         ModelFileError: the model is missing, damaged, or not a model of `diffuse`.
     """
-    given, tried = (yield from fetch_model(path)), set[Path]()
+    given, tried = run_reader.name_path((yield from fetch_model(path))), set[Path]()
     failed: ModelFileError | None = None
     run = run_reader.find_run(given)
     if run is None:

@@ -250,7 +250,7 @@ def make_denoiser(
 
     def infer(x: Tensor, t: Tensor, **cond: Any) -> Tensor:
         cast = torch.autocast(device.type, half, enabled=half is not None)
-        own = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in cond.items()}
+        own = {k: v.to(device) if torch.is_tensor(v) else v for k, v in cond.items()}
         with torch.inference_mode(not x.requires_grad), cast:
             y: Tensor = net(x.to(device), t.to(device), **own)
             return y.float().to(x.device)

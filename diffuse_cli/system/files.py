@@ -206,8 +206,8 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace `path` by `text`, in UTF-8."""
-    write_bytes(path, text.encode())
+    """Replace `path` by `text`, in UTF-8, with the bytes of names that are not UTF-8."""
+    write_bytes(path, text.encode("utf-8", "surrogateescape"))
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import DiffuseError, ModelFileError, OutputError, UsageError
@@ -27,6 +27,9 @@ from diffuse_cli.system.hub import (
     reason,
 )
 from diffuse_cli.system.memory import raise_if_full
+
+MAIN = "main"
+"""The revision of a name without one."""
 
 MODEL_FILE = "model.safetensors"
 """Name of the model file in a repository."""
@@ -62,7 +65,7 @@ def model_name(path: str | Path) -> Name:
     if form is None:
         raise ModelFileError(f"not a model: {files.show(shown)}", "Use hf://ORG/NAME")
     check_repository_path(shown, *form.group("name", "revision", "path"))
-    return Name(form["name"], unquote(form["revision"] or "main"), form["path"] or "")
+    return Name(form["name"], unquote(form["revision"] or MAIN), form["path"] or "")
 
 
 def fetch_model(path: str | Path) -> Work[Path]:
@@ -75,7 +78,7 @@ def fetch_model(path: str | Path) -> Work[Path]:
         return Path(path)
     name = model_name(path)
     listing = _listing(name)
-    return (yield from _download(listing, [_model_file(listing, name.file)]))
+    return (yield from _download(listing, [_model_file(listing, name)]))
 
 
 def fetch_source(path: str | Path) -> Work[Path]:
@@ -93,13 +96,14 @@ def fetch_source(path: str | Path) -> Work[Path]:
     names = {file.name for file in listing.files}
     if name.file in names:
         return (yield from _download(listing, [name.file]))
+    title = _title(name)
     wanted = []
     for folder in (name.file, posixpath.join(name.file, "unet")):
         weights = [posixpath.join(folder, own) for own in WEIGHTS]
         wanted += [each for each in weights if each in names][:1]
     if not wanted:
-        text = f"no weights of diffusers in {listing.title}"
-        raise ModelFileError(text, _hint(listing, (".pt", ".pth")))
+        text = f"no weights of diffusers in {title}"
+        raise ModelFileError(text, _hint(listing, title, (".pt", ".pth")))
     folders = {name.file, *(posixpath.join(name.file, own) for own in ("unet", "scheduler"))}
     wanted += [n for n in names if n.endswith(".json") and posixpath.dirname(n) in folders]
     yield from _download(listing, wanted)
@@ -117,20 +121,26 @@ def _listing(name: Name) -> HubListing:
     return KNOWN[own]
 
 
-def _model_file(listing: HubListing, wanted: str) -> str:
+def _title(name: Name) -> str:
+    at = "" if name.revision == MAIN else f"@{quote(name.revision, safe='')}"
+    return f"hf://{name.repo}{at}"
+
+
+def _model_file(listing: HubListing, name: Name) -> str:
+    wanted, title = name.file, _title(name)
     names = {file.name for file in listing.files}
     if (wanted or MODEL_FILE) in names:
         return wanted or MODEL_FILE
     if not wanted and names & {*WEIGHTS, *(f"unet/{own}" for own in WEIGHTS)}:
-        hint = f"Convert it: diffuse convert {listing.title} -o model.safetensors"
-        raise ModelFileError(f"{listing.title} is a model of diffusers", hint)
-    text = f"no {shorten(wanted or MODEL_FILE)} in {listing.title}"
-    raise ModelFileError(text, _hint(listing, (".safetensors",)))
+        hint = f"Convert it: diffuse convert {title} -o model.safetensors"
+        raise ModelFileError(f"{title} is a model of diffusers", hint)
+    text = f"no {shorten(wanted or MODEL_FILE)} in {title}"
+    raise ModelFileError(text, _hint(listing, title, (".safetensors",)))
 
 
-def _hint(listing: HubListing, extensions: tuple[str, ...]) -> str:
+def _hint(listing: HubListing, title: str, extensions: tuple[str, ...]) -> str:
     found = [file.name for file in listing.files if file.name.endswith(extensions)]
-    return f"Name one of its files, such as {listing.title}/{shorten(found[0])}" if found else ""
+    return f"Name one of its files, such as {title}/{shorten(found[0])}" if found else ""
 
 
 def _download(listing: HubListing, names: Sequence[str]) -> Work[Path]:

@@ -26,6 +26,11 @@ MEMORY = "memory:"
 """Prefix of the name of data that a program holds in memory."""
 
 
+def name_path(path: Path) -> Path:
+    """Return a path whose last part is a name, also for `.` and `..`."""
+    return path.resolve() if path.name in ("", "..") else path
+
+
 def find_run(path: Path) -> Path | None:
     """Return the run directory of a path that is a run directory or a checkpoint, else None."""
     with contextlib.suppress(OSError):  # a name that is too long, a folder without permission
@@ -38,6 +43,7 @@ def find_run(path: Path) -> Path | None:
 
 def run_folder(model: Path) -> Path:
     """Return the run directory of a model: a model file, a best model file, or a checkpoint."""
+    model = name_path(model)
     if found := find_run(model):
         return found
     own = model.with_suffix(".run")

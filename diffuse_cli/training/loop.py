@@ -43,6 +43,7 @@ from diffuse_cli.training.run_page import follow_run
 from diffuse_cli.training.sample_command import sample_line
 from diffuse_cli.training.time_budget import Budget, Laps
 from diffuse_cli.training.trainer import PATIENCE, StepResult, Trainer, divergence_error
+from diffuse_cli.training.training_conditions import find_pairs
 
 TYPED_AGAIN = (
     "gradient_checkpointing", "strict", "cache", "workers", "save_every", "log", "log_every",
@@ -172,7 +173,10 @@ class TrainingRun:
         chosen = find_readable(data, data.train[:SHEET])
         samples = render_samples(self.plan.blueprint.space, data.images.stored[chosen])
         sheet = figures.shrink_image(figures.arrange_grid(samples, SHEET // 2), SHEET_SIDE)
-        evaluate = shlex.join(["diffuse", "eval", str(self.run.model), config.data])
+        pairs = find_pairs(config)
+        told = [config.data, *(["--given", pairs] if pairs else [])]
+        in_memory = any(name.startswith(run_reader.MEMORY) for name in told)
+        evaluate = shlex.join(["diffuse", "eval", str(self.run.model), *told])
         return Started(
             step=step,
             steps=self.trainer.course.steps,
@@ -182,7 +186,7 @@ class TrainingRun:
             lines={
                 "resume": self._resume_line(),
                 "sample": sample_line(self.plan, self.run.model),
-                "evaluate": "" if config.data.startswith(run_reader.MEMORY) else evaluate,
+                "evaluate": "" if in_memory else evaluate,
             },
             page=self.run.page,
         )

@@ -219,7 +219,7 @@ def smaller_side(size: Sequence[int], ratio: float) -> int:
 
     Every preset suits the side, because it can be halved until 8 or less are left.
     """
-    most = int(min(size) * ratio**0.5)
+    most = int(min(size) * ratio ** (1 / len(size)))
     unit = 2 ** max(4, math.ceil(math.log2(max(1, most) / 8)))
     side = most // unit * unit
     return side if 16 <= side < min(size) else 0

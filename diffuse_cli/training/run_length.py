@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import torch
 
+from diffuse_cli.config.presets import find_preset
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.data.summary import plural
 from diffuse_cli.system.events import Notice
@@ -100,13 +101,26 @@ def _suggest_options(config: TrainConfig, seconds: float, ratio: float) -> str:
     ways = []
     if config.preset not in (None, "tiny"):
         ways.append("--preset tiny")
-    elif config.size and (side := smaller_side(config.size, ratio)):
+    elif config.size and (side := _find_smaller(config, ratio)):
         ways.append(f"--size {side}")
     least = fewest_steps(config) * seconds
     if least < DAY or not ways:
         unit = 10.0 ** (math.floor(math.log10(least / 60)) - 1)
         ways.append(f"--minutes {math.ceil(round(least / 60 / unit, 6)) * unit:g}")
     return ", or ".join(ways)
+
+
+def _find_smaller(config: TrainConfig, ratio: float) -> int:
+    """Return the --size whose steps cost at most `ratio` times as much, 0 if it is too small.
+
+    The cost is that of the positions, which are patches. From a number of positions on, a preset
+    has patches.
+    """
+    assert config.size is not None
+    patch = config.architecture.get("patch", 1)
+    side = smaller_side([own // patch for own in config.size], ratio)
+    finest = find_preset(config.preset).resolve_settings(len(config.size)).get("finest") or 0
+    return side * patch if side >= finest else side
 
 
 class Forecast:

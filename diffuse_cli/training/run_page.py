@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import io
 import time
-import webbrowser
+from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
 from typing import Any, TypeVar
 
 from markupsafe import Markup
@@ -29,6 +30,7 @@ from diffuse_cli.pages.templates import (
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import DiffuseError
 from diffuse_cli.system.events import Notice, Work
+from diffuse_cli.system.viewer import has_display, open_file
 from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.run_events import Compared, Previewed, Started, Step, Validated
 from diffuse_cli.training.run_length import format_duration
@@ -149,7 +151,7 @@ def follow_run(work: Work[T], run: RunDirectory, *, browse: bool = False) -> Wor
             if due:
                 yield from page.write("running")
             if browse and isinstance(event, Started):
-                webbrowser.open(run.page.resolve().as_uri())
+                yield from _show(run.page)
     except DiffuseError as error:
         state = error.message
         raise
@@ -179,3 +181,11 @@ def read_previews(folder: Path) -> list[dict[str, Any]]:
         step = int(path.stem.removeprefix("step-"))
         shown.append({"step": step, "src": to_data_url(kind, content), "size": small.size})
     return shown
+
+
+def _show(page: Path) -> Iterator[Notice]:
+    """Open the page beside the run, which does not wait for the browser."""
+    if not has_display():
+        yield Notice("--open: there is no display to show the page on", warning=True)
+        return
+    Thread(target=open_file, args=(page,), daemon=True).start()

@@ -34,6 +34,14 @@ def halted(images, recipe, tmp_path_factory):
     return folder
 
 
+def test_a_run_is_found_from_inside(halted, diffuse, monkeypatch):
+    for folder, path in ((RUN, "."), (RUN / "checkpoints", "..")):
+        monkeypatch.chdir(halted / folder)
+        ran = diffuse("info", path)
+        assert ran.code == 0, ran.err
+        assert f"-o {halted / MODEL}" in ran.out
+
+
 @pytest.fixture
 def stopped(halted, diffuse):
     """A copy of it here."""

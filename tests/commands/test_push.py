@@ -14,6 +14,7 @@ from conftest import in_process
 from file_operations import FULL, ends_at, failing, killed_while
 from hub_server import COMMIT, serving
 from PIL import Image
+from training.conftest import QUICK
 
 from diffuse_cli.commands._cli.model_facts import escape
 from diffuse_cli.sampling.journal import lock_folder
@@ -67,6 +68,19 @@ def test_a_full_disk_leaves_the_model_that_was_there(diffuse: Run, model: Path, 
     monkeypatch.setattr(files, "operation", failing("sync", FULL))
     assert diffuse(*line, "--overwrite").code == 5
     assert Path("out/model.safetensors").read_bytes() == b"old"
+
+
+def test_samples_of_a_model_that_needs_its_columns_have_values(diffuse: Run, images: Path):
+    rows = [
+        f"{path.relative_to(images)},{k}" for k, path in enumerate(sorted(images.rglob("*.png")))
+    ]
+    shutil.copytree(images, "data")
+    Path("data/metadata.csv").write_text("\n".join(["file_name,age", *rows]))
+    line = ("train", "data", "--condition-on", "age", "--label-dropout", 0, "--steps", 1)
+    assert diffuse(*line, "--config", QUICK, "-q").code == 0
+    ran = diffuse("push", "model.safetensors", TARGET, "--license", "mit", "-o", "out")
+    assert ran.code == 0, ran.err
+    assert Path("out/samples.png").exists()
 
 
 def test_a_picture_may_be_given_and_nothing_measured_is_said(diffuse: Run, model: Path):

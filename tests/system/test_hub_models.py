@@ -143,6 +143,11 @@ def test_a_name_does_not_lead_out_of_its_repository(diffuse: Callable[..., Any],
         assert (ran.code, "leads out of a repository" in ran.line) == (2, True), ran.err
 
 
+def test_a_hint_has_the_revision() -> None:
+    assert hub_models._title(hub_models.model_name("hf://a/b@v2/c")) == "hf://a/b@v2"
+    assert hub_models._title(hub_models.model_name("hf://a/b")) == "hf://a/b"
+
+
 def test_names_are_taken_apart() -> None:
     assert model_name("hf://a/b") == ("a/b", "main", "")
     assert model_name(Path("hf://a/b@v1/x/y.safetensors")) == ("a/b", "v1", "x/y.safetensors")

@@ -163,6 +163,12 @@ def test_a_model_that_was_given_nothing_begins_as_it_was(quick, model, negatives
 # -- what is refused ------------------------------------------------------------------------------
 
 
+def test_the_page_evaluates_with_the_pairs(quick, images, negatives):
+    assert quick("--steps", 1, "--given", negatives, "-q").code == 0
+    page = Path("model.run/index.html").read_text(encoding="utf-8")
+    assert f"diffuse eval model.safetensors {images} --given {negatives}" in page
+
+
 def test_other_pairs_are_refused_on_resume(quick, negatives, tmp_path):
     mine = shutil.copytree(negatives, tmp_path / "mine")
     assert quick("--steps", 8, "--stop-at", 3, "--given", mine).code == 0

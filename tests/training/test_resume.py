@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 import tomllib
@@ -21,6 +22,17 @@ from training.conftest import QUICK
 
 MODEL, RUN = Path("model.safetensors"), Path("model.run")
 WHOLE = Path("whole.safetensors")
+
+
+def test_data_in_a_folder_whose_name_is_not_utf_8(diffuse, images):
+    name = os.fsdecode(b"caf\xe9")
+    try:
+        shutil.copytree(images, name)
+    except (OSError, UnicodeEncodeError):
+        pytest.skip("this file system has only names in UTF-8")
+    assert diffuse("train", name, "--config", QUICK, "--steps", 2, "--stop-at", 1, "-q").code == 0
+    ran = diffuse("train", "--resume", "-o", MODEL, "-q")
+    assert ran.code == 0, ran.err
 
 
 def steps_of(run=RUN, name="loss"):

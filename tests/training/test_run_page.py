@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -165,8 +166,16 @@ def test_it_waits_as_long_for_news_as_pages_take(page, monkeypatch):
 
 @pytest.mark.parametrize("opened", [False, True])
 def test_open_shows_it_in_a_browser(page, monkeypatch, opened):
-    shown: list[str] = []
-    monkeypatch.setattr(run_page.webbrowser, "open", shown.append)
+    """Beside the run, which does not wait for it."""
+    shown, begun, closed = list[str](), Event(), Event()
+
+    def browser(url: str) -> bool:
+        shown.append(url)
+        begun.set()
+        return closed.wait(60)
+
+    monkeypatch.setattr(run_page, "has_display", lambda: True)
+    monkeypatch.setattr("webbrowser.open", browser)
 
     def work() -> Any:
         yield start()
@@ -174,7 +183,15 @@ def test_open_shows_it_in_a_browser(page, monkeypatch, opened):
         yield Step(1, 9)
 
     finish(follow_run(work(), RunDirectory(MODEL), browse=opened))
+    assert begun.wait(60 * opened) == opened
+    closed.set()
     assert shown == [PAGE.resolve().as_uri()] * opened
+
+
+def test_without_a_display_a_run_goes_on(page, monkeypatch):
+    monkeypatch.setattr(run_page, "has_display", lambda: False)
+    work = follow_run((event for event in [start()]), RunDirectory(MODEL), browse=True)
+    assert "there is no display" in " ".join(e.text for e in work if isinstance(e, Notice))
 
 
 def test_an_abandoned_run_is_stopped(page):

@@ -304,12 +304,14 @@ def config_of(**given):
             "74 steps are too few: samples will be noise. Try --steps 150.",
         ),
         ({"steps": 14, "init": "m.safetensors"}, None, None),
-        ({"steps": 14, "side": 128}, 13.0, "Try --size 16, or --minutes 65."),
+        # 128x128 has 4x4 patches, and costs what 32x32 costs without.
+        ({"steps": 14, "side": 128}, 13.0, "noise. Try --minutes 65."),
         (
             {"steps": 166, "side": 128},
             1.7,
-            "166 steps are few: samples will be rough. Try --size 80, or --min",
+            "166 steps are few: samples will be rough. Try --size 16, or --min",
         ),
+        ({"steps": 60, "side": 256, "channels": 3}, 13.0, "Try --size 96, or --min"),
         (
             {"steps": 14, "side": 28},
             13.0,
@@ -351,7 +353,7 @@ def test_days_are_called_so():
     assert not list(warn_of_long_run(config, 17.0, 5000))
     found = list(warn_of_long_run(config, 57.0, 5000))
     assert [(n.text, n.warning) for n in found] == [
-        ("5,000 steps of 57 s take 3 days. Try --size 64, or --minutes 290.", True)
+        ("5,000 steps of 57 s take 3 days. Try --size 16, or --minutes 290.", True)
     ]
 
 
@@ -376,7 +378,7 @@ def test_a_slow_run_says_early_how_long_it_will_take(monkeypatch):
     assert said(6.0, 8) == {}, "it ends in a minute"
     assert said(0.15, 5000) == {}, "the log says it first"
     assert said(0.15, 5_000_000) == {
-        68: ["4,999,932 steps of 0.15 s take 9 days. Try --size 32, or --minutes 0.75."]
+        68: ["4,999,932 steps of 0.15 s take 9 days. Try --minutes 0.75."]
     }
     assert list(said(60.0, 5000)) == [1]
     assert list(said(60.0, 5000, compile=True)) == [2]

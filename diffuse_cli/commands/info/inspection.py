@@ -38,7 +38,7 @@ def inspect(config: InfoConfig) -> Work[DataReport | ModelReport | RunReport]:
         UsageError: an option does not suit it.
         OutputError: the contact sheet cannot be written.
     """
-    path = Path(config.path)
+    path = run_reader.name_path(Path(config.path))
     if is_images(path) or is_sample(path):
         if config.toml:
             raise UsageError(f"--toml is for model files, and {files.show(path)} holds images")

@@ -6,8 +6,6 @@ it also shows how the model denoises the image, and how it samples.
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 from diffuse_cli.commands._cli.console import Console
 from diffuse_cli.config.noise_demo_options import DemoConfig
 from diffuse_cli.system.files import show
+from diffuse_cli.system.viewer import has_display, open_file
 
 CONFIG = DemoConfig
 EXAMPLES = (
@@ -51,7 +50,7 @@ KINDS = (".html", ".gif", ".png")
 
 def best(paths: Sequence[Path]) -> Path:
     """Return the file to open first."""
-    return min(paths, key=lambda path: KINDS.index(path.suffix))
+    return min(paths, key=lambda path: KINDS.index(path.suffix.lower()))
 
 
 def opened(path: Path) -> str:
@@ -59,16 +58,6 @@ def opened(path: Path) -> str:
 
     A viewer that is not there is no error: the file is written, and its path was printed.
     """
-    import webbrowser
-
-    # Without a display webbrowser would start a browser of text, which takes the terminal.
-    if sys.platform.startswith("linux") and not any(
-        os.environ.get(name) for name in ("BROWSER", "DISPLAY", "WAYLAND_DISPLAY")
-    ):
+    if not has_display():
         return f"--open: there is no display to show {show(path)} on"
-    try:
-        if webbrowser.open(path.resolve().as_uri()):
-            return ""
-    except (webbrowser.Error, OSError):
-        pass
-    return f"--open: the system has no viewer for {show(path)}"
+    return "" if open_file(path) else f"--open: the system has no viewer for {show(path)}"

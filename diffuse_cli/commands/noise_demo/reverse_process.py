@@ -218,6 +218,9 @@ def _bind_condition(
     if label is not None and not names:
         text = "--class: the model was trained without classes"
         raise UsageError(text, "Train one with --classes")
+    if conditions.table and loaded.model.training.get("label_dropout") == 0:
+        text = "the model was trained with --label-dropout 0 and needs its columns"
+        raise UsageError(text, "Use diffuse sample --on COLUMN=VALUE")
     index = -1 if label is None else lookup(names, label, "--class")
     check_class(loaded, labeled=label is not None, told=given is not None)
 

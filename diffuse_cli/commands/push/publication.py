@@ -155,7 +155,10 @@ def _picture(config: PushConfig, found: ModelFile) -> Work[tuple[bytes, str]]:
             "the card has no samples, because the model needs a conditioning image. Pass --samples"
         )
         return b"", ""
-    own = SampleConfig(model=str(found.path), n=DRAWN)
+    table, on = found.model.blueprint.conditions.table, tuple[str, ...]()
+    if table and found.model.training.get("label_dropout") == 0:  # which needs all of them
+        on = tuple(f"{name}={value}" for name, value in map(example, table.columns))
+    own = SampleConfig(model=str(found.path), n=DRAWN, on=on)
     with open_accelerator(own.precision, own.device) as accelerator:
         chain = yield from load_cascade(own, accelerator, found=found)
         wanted = chain.list_indices(own)
