@@ -66,6 +66,9 @@ class LabeledSamples:
         return LabeledSamples(samples, self.labels[chosen], pairs, rows)
 
 
+FEWEST = 2
+"""The fewest images of a side."""
+
 REFERENCES = 200
 """The number of references. If fewer images are held out, training images are added, each compared
 with all others."""
@@ -134,7 +137,7 @@ class Sides:
         """Raise a `UsageError` if a side has fewer than two images."""
         many = words_of(self.space).many
         for name, side in (("real", self.real), ("generated", self.fakes)):
-            if side is not None and len(side) < 2:
+            if side is not None and len(side) < FEWEST:
                 text = f"an evaluation needs two {many} on each side, not {len(side)} {name}"
                 raise UsageError(text, f"Add more {many}")
 
@@ -151,8 +154,8 @@ def read_sides(config: MeasureConfig, loaded: LoadedModel | None) -> Work[Sides]
 def read_common_sides(config: MeasureConfig, models: Sequence[LoadedModel]) -> Work[list[Sides]]:
     """Read the sides for several models of one space, with the same images for all.
 
-    They are the held-out images if one of the models was trained on the others, else all images.
-    Images without a pair are left out.
+    They are the held-out images if one of the models was trained on the others, else all images,
+    or if too few are held out. Images without a pair are left out.
     """
     images = yield from _read_in_space(models[0].space, config.data, config, models[0])
     yield from _report_summaries(images)
@@ -164,6 +167,13 @@ def read_common_sides(config: MeasureConfig, models: Sequence[LoadedModel]) -> W
         if pairs is not None:
             usable &= pairs.matched
         read.append((told, model, pairs))
+    if held_out and (few := int((images.held_out & usable).sum())) < FEWEST:
+        held_out, words = False, words_of(models[0].space)
+        yield Notice(
+            f"only {few} {words.one if few == 1 else words.many} held out: training {words.many} "
+            "are the real ones, so that distances and likelihood are too good",
+            warning=True,
+        )
     yield _report_part(images, held_out)
     return [_make_sides(config, *each, usable, held_out=held_out) for each in read]
 

@@ -164,6 +164,23 @@ def test_the_held_out_part_is_used_where_data_is_the_training_data(of_images):
     assert "the held-out part, 6 of 60" in ran.err
 
 
+def test_training_images_stand_in_where_one_image_is_held_out(diffuse, images, recipe, tmp_path):
+    """As may happen with 100 photos. Copies are found all the same."""
+    found = finish(read_images(images))
+    held = dict(zip(found.names, found.held_out, strict=True))
+    left_out = sorted(name for name in held if held[name])[1:]
+    for name in held.keys() - {*left_out}:
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(images / name, tmp_path / "data" / name)
+    line = ("--config", recipe, "--steps", 1, "-o", tmp_path / "m.safetensors", "-q")
+    assert diffuse("train", tmp_path / "data", *line).code == 0
+    ran = diffuse("eval", tmp_path / "m.safetensors", tmp_path / "data", "-n", 8, "--steps", 2,
+                  "--timesteps", 3, "--json")  # fmt: skip
+    assert ran.code == 0, ran.err
+    assert "only 1 image held out: training images are the real ones" in ran.err
+    assert ran.json["memorized_references"] > 2
+
+
 def test_all_of_other_data_is_used(of_other):
     ran = of_other[0]
     assert ran.json["part"] == "all"
