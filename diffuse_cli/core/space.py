@@ -153,7 +153,7 @@ class Space(Settings):
 
 def send(values: Tensor, device: torch.device) -> Tensor:
     """Copy values from the CPU to a device. The program does not wait for a GPU."""
-    gpu = device.type == "cuda"
+    gpu = device.type == "cuda" and values.device.type == "cpu"
     return (values.pin_memory() if gpu else values).to(device, non_blocking=gpu)
 
 

@@ -136,9 +136,11 @@ def decode_listing(
 def _cut(store: Store | None, read: Read, asked: ReadSettings, kind: Medium) -> Read:
     """Return a sample cut to the size of the samples that are there, if it is larger.
 
-    A resumed run asks for this size, so the first run must have the same samples.
+    A resumed run asks for this size, so the first run must have the same samples. An index keeps
+    the shape before.
     """
-    if store is None or kind.mixed or asked.size or store.shape[0] != read.values.shape[0]:
+    own = read.values.shape
+    if store is None or kind.mixed or store.shape[0] != own[0] or store.shape == own:
         return read
     with contextlib.suppress(Unusable):
         sized = dataclasses.replace(asked, size=store.shape[1:])

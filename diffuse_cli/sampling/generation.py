@@ -27,7 +27,12 @@ from diffuse_cli.models import model_file
 from diffuse_cli.models.blueprint import clamp_denoised
 from diffuse_cli.sampling.conditioning import Condition
 from diffuse_cli.sampling.sampling_settings import SamplingSettings
-from diffuse_cli.system.devices import PRECISIONS, resolve_precision, slow_precision
+from diffuse_cli.system.devices import (
+    PRECISIONS,
+    hold_cuda_settings,
+    resolve_precision,
+    slow_precision,
+)
 from diffuse_cli.system.errors import translate_errors
 from diffuse_cli.system.events import Notice, Progress, Work
 from diffuse_cli.system.rng import image_noise
@@ -251,7 +256,8 @@ def make_denoiser(
     def infer(x: Tensor, t: Tensor, **cond: Any) -> Tensor:
         cast = torch.autocast(device.type, half, enabled=half is not None)
         own = {k: v.to(device) if torch.is_tensor(v) else v for k, v in cond.items()}
-        with torch.inference_mode(not x.requires_grad), cast:
+        settings = hold_cuda_settings(device.type, precision)
+        with settings, torch.inference_mode(not x.requires_grad), cast:
             y: Tensor = net(x.to(device), t.to(device), **own)
             return y.float().to(x.device)
 

@@ -244,60 +244,56 @@ def open_accelerator(
     from accelerate.state import AcceleratorState, GradientState
     from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 
-    with _hold_process_state():
-        AcceleratorState._reset_state()
-        GradientState._reset_state()
-        before = _read_cuda_settings() if device == "cuda" else None
-        if device == "cuda":
-            _set_products(precision)
-            torch.backends.cudnn.deterministic = True
-            torch.backends.cudnn.benchmark = False  # it chooses kernels by their time
-            # Its backward pass has given NaN in half precision. The other fused kernels stay on.
-            torch.backends.cuda.enable_cudnn_sdp(False)
-        if device == "cpu":
-            keep_freed_memory()
-        accelerator = Accelerator(
-            mixed_precision=PRECISIONS[precision],
-            cpu=device == "cpu",
-            # A plugin, because an environment variable overrides the plain argument.
-            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=accumulation),
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT)],
-            log_with=log,
-            project_dir=folder,
-        )
-    if accelerator.num_processes > 1:
-        _GROUPS.append(torch.distributed.group.WORLD)
-    if world_size() > 1 and accelerator.num_processes == 1:
-        text = f"{world_size()} processes were started, but each sees only itself"
-        raise UsageError(text, LAUNCH)
-    try:
-        yield accelerator
-    finally:
-        with redirect_trackers():
-            accelerator.end_training()
-        if before:
-            _restore_cuda_settings(*before)
+    with hold_cuda_settings(device, precision):
+        with _hold_process_state():
+            AcceleratorState._reset_state()
+            GradientState._reset_state()
+            if device == "cpu":
+                keep_freed_memory()
+            accelerator = Accelerator(
+                mixed_precision=PRECISIONS[precision],
+                cpu=device == "cpu",
+                # A plugin, because an environment variable overrides the plain argument.
+                gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=accumulation),
+                kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT)],
+                log_with=log,
+                project_dir=folder,
+            )
+        if accelerator.num_processes > 1:
+            _GROUPS.append(torch.distributed.group.WORLD)
+        if world_size() > 1 and accelerator.num_processes == 1:
+            text = f"{world_size()} processes were started, but each sees only itself"
+            raise UsageError(text, LAUNCH)
+        try:
+            yield accelerator
+        finally:
+            with redirect_trackers():
+                accelerator.end_training()
 
 
-def _read_cuda_settings() -> tuple[Any, ...]:
-    """Return the settings of the program that an Accelerator changes."""
+@contextlib.contextmanager
+def hold_cuda_settings(device: str, precision: str) -> Iterator[None]:
+    """Compute with kernels that repeat exactly on CUDA, and then restore the program's settings."""
+    if device != "cuda":
+        yield
+        return
     import torch
 
     cudnn, cuda = torch.backends.cudnn, torch.backends.cuda
-    products = torch.get_float32_matmul_precision(), cudnn.allow_tf32
-    return *products, cudnn.deterministic, cudnn.benchmark, cuda.cudnn_sdp_enabled()
-
-
-def _restore_cuda_settings(
-    products: str, tf32: bool, deterministic: bool, benchmark: bool, attention: bool
-) -> None:
-    import torch
-
-    torch.set_float32_matmul_precision(products)
-    torch.backends.cudnn.allow_tf32 = tf32
-    torch.backends.cudnn.deterministic = deterministic
-    torch.backends.cudnn.benchmark = benchmark
-    torch.backends.cuda.enable_cudnn_sdp(attention)
+    products, attention = torch.get_float32_matmul_precision(), cuda.cudnn_sdp_enabled()
+    before = {name: getattr(cudnn, name) for name in ("allow_tf32", "deterministic", "benchmark")}
+    try:
+        _set_products(precision)
+        cudnn.deterministic = True
+        cudnn.benchmark = False  # it chooses kernels by their time
+        # Its backward pass has given NaN in half precision. The other fused kernels stay on.
+        cuda.enable_cudnn_sdp(False)
+        yield
+    finally:
+        torch.set_float32_matmul_precision(products)
+        for name, value in before.items():
+            setattr(cudnn, name, value)
+        cuda.enable_cudnn_sdp(attention)
 
 
 def _set_products(precision: str) -> None:

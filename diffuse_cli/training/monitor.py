@@ -39,6 +39,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+EARLY = {
+    PREVIEW: "looked", COPIES: "compared", EVALUATION: "evaluated", ERRORS: "measured",
+    SETTINGS: "chosen",
+}  # fmt: skip
+"""Keys of the last steps of chores in checkpoints of early versions."""
+
+
 def skip_if_full(work: Work[T], doing: str) -> Work[T | None]:
     """Pass on the events and result of `work`. If memory runs out, warn and return None."""
     try:
@@ -101,7 +108,10 @@ class Monitor:
             return
         self.overfitting = validation.Overfitting.from_state(state["overfitting"])
         self._loss, self._readings = state["loss"], state["readings"]
-        self.finished, found = state.get("finished", {}), state.get("copying", {})
+        self.finished = state.get("finished") or {
+            name: state[key] for name, key in EARLY.items() if state.get(key) is not None
+        }
+        found = state.get("copying", {})
         self.copying = {int(step): memorization.Signs(**signs) for step, signs in found.items()}
         errors, recommended = state.get("errors"), state.get("recommended")
         self.errors = denoising_errors.read(errors) if errors else None

@@ -160,12 +160,12 @@ def prepare_plan(
     data = yield from read_data(config, accelerator, run)
     if laps:
         laps()
-    images, known = data.images, (yield from find_earlier(config))
-    space = yield from keep_scale(config, images.space, known)
+    images, known = data.images, find_earlier(config)
+    space = yield from keep_scale(images.space, known)
     given = describe_conditioning(config, space, data.pairs, data.train)
     conditions = Conditions(
         classes=class_names(images) if config.classes else (),
-        given=keep_given_scale(given, known),
+        given=keep_given_scale(given, space, known),
         table=data.table,
     )
     yield from (Notice(line) for line in images.summary.lines())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -130,42 +131,48 @@ FAR = 4.0
 """Factor between two standard deviations from which on a warning says so."""
 
 
-def find_earlier(config: TrainConfig) -> Work[Blueprint | None]:
+def find_earlier(config: TrainConfig) -> Blueprint | None:
     """Return the blueprint of the model that a run continues or starts from, if any.
 
     Raises:
         ModelFileError: the file of --init is not a model file.
     """
-    if config.resumes:
-        return RunDirectory(config.out).blueprint()
-    return (yield from model_file.find(config.init)).model.blueprint if config.init else None
+    began = RunDirectory(config.out).blueprint() if config.resumes else None
+    if began or not config.init:
+        return began
+    return model_file.load(config.init).blueprint
 
 
-def keep_scale(config: TrainConfig, space: Space, known: Blueprint | None) -> Work[Space]:
+def keep_scale(space: Space, known: Blueprint | None) -> Work[Space]:
     """Return the space of samples with the scale of an earlier model of the same kind."""
-    old = known.space if known else space
-    kinds = [(each.medium, each.levels, each.channels, each.transform) for each in (space, old)]
-    if kinds[0] != kinds[1]:
+    if known is None or _kind_of(space) != _kind_of(known.space):
         return space
+    old = known.space
     ratios = [new / own for new, own in zip(space.std, old.std, strict=True)]
-    if any(not 1 / FAR < ratio < FAR for ratio in ratios):
+    far = max(ratios, key=lambda ratio: abs(math.log(ratio)), default=1.0)
+    if not 1 / FAR < far < FAR:
         yield Notice(
-            f"the values have {max(ratios):.3g} times the standard deviation of the model's data, "
-            "whose scale is kept. Remove --init for a scale of their own",
+            f"the values have {far:.3g} times the standard deviation of the model's data, whose "
+            "scale is kept",
             warning=True,
         )
-    limits = old.limits if config.resumes else space.limits
+    limits = old.limits if old.limits and space.limits else space.limits
     return replace(space, mean=old.mean, std=old.std, limits=limits)
 
 
 def keep_given_scale(
-    given: ConditioningArray | None, known: Blueprint | None
+    given: ConditioningArray | None, space: Space, known: Blueprint | None
 ) -> ConditioningArray | None:
     """Return conditioning images with the scale of an earlier model of the same kind."""
-    old = known.conditions.given if known else None
+    old = known.conditions.given if known and _kind_of(space) == _kind_of(known.space) else None
     if given is None or old is None or (given.what, given.channels) != (old.what, old.channels):
         return given
-    return replace(given, mean=old.mean, std=old.std, limits=old.limits)
+    limits = old.limits if old.limits and given.limits else given.limits
+    return replace(given, mean=old.mean, std=old.std, limits=limits)
+
+
+def _kind_of(space: Space) -> tuple[Any, ...]:
+    return space.medium, space.levels, space.channels, space.transform
 
 
 # -- reading --------------------------------------------------------------------------------------

@@ -91,13 +91,15 @@ def test_fields_with_pairs_of_channels_are_resumed(
     assert ran.code == 0, ran.err
 
 
+@pytest.mark.parametrize("cache", ["64MiB", "1KiB"])
 def test_a_resumed_run_has_the_same_arrays_of_several_sizes(
-    diffuse: Callable[..., Any], recipe: Path, tmp_path: Path
+    diffuse: Callable[..., Any], recipe: Path, tmp_path: Path, cache: str
 ) -> None:
     data = save(tmp_path / "data", 12, (8, 8), lambda x: x)
     np.save(data / "larger.npy", DRAW.normal(size=(9, 12)))
     np.save(data / "smaller.npy", DRAW.normal(size=(8, 7)))
     line = ["train", data, "--config", recipe, "--steps", 2, "-o", tmp_path / "m.safetensors"]
+    line += ["--cache", cache]
     ran = diffuse(*line, "--stop-at", 1)
     assert (ran.code, "13 arrays" in ran.err) == (0, True), ran.err
     ran = diffuse(*line, "--resume")
@@ -117,6 +119,8 @@ def test_an_earlier_model_keeps_its_scale(
     ran = diffuse("train", tmp_path / "other", "--init", first, "--steps", 1, "-o", resumed)
     assert ran.code == 0, ran.err
     assert "times the standard deviation of the model's data, whose scale is kept" in ran.err
+    again = ["--init", first, "--steps", 1, "--auto-resume", "-o", tmp_path / "o.safetensors"]
+    assert diffuse("train", tmp_path / "other", *again, "-q").code == 0
     assert model_file.load(resumed).blueprint.space == space
     np.save(data / "more.npy", DRAW.normal(size=(8, 8)) + 5)
     assert diffuse("train", data, *line, "--resume", "-o", first, "-q").code == 0

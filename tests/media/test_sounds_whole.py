@@ -160,6 +160,22 @@ def test_a_sound_of_low_resolution_lasts_as_long(
     assert ran.code == 0, ran.err
 
 
+def test_an_enlarged_sound_is_whole(
+    model: Path, diffuse: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Its parts are as loud as those of the sound, which is not cut to its loudest quarter."""
+    for rate, levels in ((RATE // 4, [1000] * 12 + [4000] * 4), (1333, [1000] * 23)):
+        low, out = tmp_path / f"{rate}.wav", tmp_path / f"out-{rate}"
+        write(low, levels, rate)
+        ran = diffuse("upscale", model, low, "--factor", 4, "--steps", 3, "-o", out, "-q")
+        assert ran.code == 0, ran.err
+    with wave.open(str(tmp_path / f"out-{RATE // 4}" / "00000.wav")) as file:
+        samples = np.frombuffer(file.readframes(file.getnframes()), "<i2")
+    assert len(samples) == LENGTH
+    means = samples.reshape(16, 4).mean(1)
+    assert means[12:].mean() > 2 * means[:12].mean() > 0
+
+
 @pytest.fixture
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """Animations of few frames."""

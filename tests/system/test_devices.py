@@ -200,6 +200,8 @@ def test_a_machine_is_of_the_device_that_is_wanted(gpu, monkeypatch, device, on_
 
     def refuse(**options):
         asked.update(options)
+        cudnn = torch.backends.cudnn
+        asked["seen"] = cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32
         raise UsageError("no")
 
     monkeypatch.setattr(accelerate, "Accelerator", refuse)
@@ -210,10 +212,11 @@ def test_a_machine_is_of_the_device_that_is_wanted(gpu, monkeypatch, device, on_
     with pytest.raises(UsageError, match="no"), devices.open_accelerator("fp32", device):
         pass
     assert asked["cpu"] is on_processor
-    assert torch.backends.cudnn.deterministic is not on_processor
-    assert torch.backends.cudnn.benchmark is on_processor
-    assert not torch.backends.cudnn.allow_tf32
-    assert fused == [] if on_processor else [False]
+    assert asked["seen"] == (not on_processor, on_processor, False)
+    assert fused[:1] == ([] if on_processor else [False])
+    # The settings of the program are as before.
+    assert not torch.backends.cudnn.deterministic
+    assert torch.backends.cudnn.benchmark
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a GPU")

@@ -89,7 +89,7 @@ def inpaint(config: InpaintConfig) -> Work[SampleFiles | None]:
     def observe(loaded: LoadedModel) -> Work[Observation]:
         if config.mask is None:  # refuse a folder before it is read
             known = read_alpha_mask(config.image, loaded, config.fit)
-        found = yield from read_pictures(config.image, loaded, config.fit, loaded.space.shape)
+        found = yield from read_pictures(config.image, loaded, config.fit, loaded.space)
         if config.mask is not None:
             known = read_mask(config.mask, loaded, config.fit, found.sizes)
         yield from found.notices
@@ -116,7 +116,7 @@ def restore(config: RestoreConfig) -> Work[SampleFiles | None]:
             return (yield from _read_observation(config, loaded, made, "--degradation"))
         with translate_errors():
             made.fit_shape(loaded.space.shape)
-        found = yield from read_pictures(config.image, loaded, config.fit, loaded.space.shape)
+        found = yield from read_pictures(config.image, loaded, config.fit, loaded.space)
         yield from found.notices
         return _degrade(config, loaded, found, made)
 
@@ -130,7 +130,7 @@ def _read_observation(
     with translate_errors(lambda _: flag):
         fitted = degradation.fit_shape(loaded.space.shape)
         space = observed_space(loaded.space, fitted)
-    found = yield from read_pictures(config.image, loaded, config.fit, space.shape)
+    found = yield from read_pictures(config.image, loaded, config.fit, space)
     yield from found.notices
     y = space.to_model(torch.from_numpy(np.array(found.values)))
     u = _draw_uniforms(config.seed, fitted, len(y))

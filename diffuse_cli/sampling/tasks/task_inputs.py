@@ -12,6 +12,7 @@ import numpy as np
 from diffuse_cli.core.conditions import PAIRS
 from diffuse_cli.core.degradations import Degradation
 from diffuse_cli.core.settings import dimensions
+from diffuse_cli.core.space import Space
 from diffuse_cli.data import is_images, read_images
 from diffuse_cli.data.summary import describe_fit, format_sizes, skip_lines
 from diffuse_cli.media import (
@@ -59,10 +60,8 @@ class Pictures:
     notices: tuple[Notice, ...]
 
 
-def read_pictures(
-    path: str, loaded: LoadedModel, fit: str | None, shape: Sequence[int]
-) -> Work[Pictures]:
-    """Read the pictures of a file, a folder or a zip file, fitted to a shape (C, *size).
+def read_pictures(path: str, loaded: LoadedModel, fit: str | None, space: Space) -> Work[Pictures]:
+    """Read the pictures of a file, a folder or a zip file, fitted to a space.
 
     Args:
         fit: a name in `FITS`, None for the model's.
@@ -71,12 +70,11 @@ def read_pictures(
         DataError: a file is missing or not usable.
         UsageError: the medium does not support the fit.
     """
-    medium, fit = loaded.space.medium, fit or loaded.fit
+    medium, fit = space.medium, fit or loaded.fit
     with translate_errors():
         check_fit(medium, fit)
     MEDIA[medium].prepare()
-    channels, *size = shape
-    own = {**settings_for(loaded.space), "size": tuple(size), "channels": channels}
+    own, size = settings_for(space), space.size
     if is_images(Path(path), single=True):
         found = yield from read_images(
             path, **own, background=loaded.background, fit=fit, medium=medium
@@ -89,10 +87,10 @@ def read_pictures(
         lines = [f"{files.show(path)}: {line}" for line in one.remarks]
         names, values, sizes = (Path(path).name,), one.values[None], frozenset([one.size])
     notices = [Notice(line, warning=True) for line in lines]
-    if sizes != {tuple(size[::-1])}:
+    if sizes != {size[::-1]}:
         were, changed = (
             format_sizes(dict.fromkeys(sizes, 1)),
-            describe_fit(sizes, tuple(size), fit, medium),
+            describe_fit(sizes, size, fit, medium),
         )
         kept = _suggest_size(sizes, loaded, size)
         done = MEDIA[medium].fitted
@@ -111,7 +109,7 @@ def _suggest_size(sizes: frozenset[Size], loaded: LoadedModel, size: Sequence[in
 
 def enlarge_size(path: str, loaded: LoadedModel, factor: int) -> Size | None:
     """Return `factor` times the size of the picture in a file, or the length of a sound at the
-    model's rate, which is the same for a lower rate.
+    model's rate, which does not depend on its own rate, in multiples of `factor`.
 
     Returns None if a side would be less than the model's, or for several pictures.
     """
@@ -120,7 +118,9 @@ def enlarge_size(path: str, loaded: LoadedModel, factor: int) -> Size | None:
     space = loaded.space
     MEDIA[space.medium].prepare()
     one = read_picture(path, space.medium, ReadSettings(**{**settings_for(space), "size": None}))
-    size = tuple((1 if space.rate else factor) * side for side in one.size[::-1])
+    size = tuple(
+        -(-side // factor) * factor if space.rate else factor * side for side in one.size[::-1]
+    )
     return size if all(s >= own for s, own in zip(size, space.size, strict=True)) else None
 
 

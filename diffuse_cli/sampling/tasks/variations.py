@@ -113,7 +113,7 @@ def _read_ends(
     """Return the names and the stored values of A and B."""
     names, ends, notices = list[str](), [], list[Notice]()
     for path in (config.first, config.second):
-        found = yield from read_pictures(path, loaded, config.fit, loaded.space.shape)
+        found = yield from read_pictures(path, loaded, config.fit, loaded.space)
         if len(found.names) != 1:
             raise DataError(f"{show(path)} holds {len(found.names):,} images", "Pass one of them")
         names += found.names
@@ -184,7 +184,7 @@ def vary(config: VaryConfig) -> Work[SampleFiles | None]:
     """
 
     def plan_task(loaded: LoadedModel, settings: SamplingSettings, told: bool) -> Work[TaskPlan]:
-        found = yield from read_pictures(config.image, loaded, config.fit, loaded.space.shape)
+        found = yield from read_pictures(config.image, loaded, config.fit, loaded.space)
         yield from found.notices
         yield from report_input(loaded, told)
         x0 = loaded.space.to_model(torch.from_numpy(np.array(found.values)))
