@@ -34,9 +34,11 @@ def lines(
     series: Mapping[str, Points],
     labels: tuple[str, str],
     level: tuple[str, float] | None = None,
+    marks: Sequence[float] = (),
 ) -> bytes:
     """Series over a logarithmic axis, with error bars, each named at its end; `level` is a line
-    across. The other axis is logarithmic too where its values are far apart."""
+    across. The other axis is logarithmic too where its values are far apart. `marks` are numbers
+    on the axis, by default those of all points."""
     sheet = headed(7.8, 4.9, title, under)
     axes = sheet.axes(0.8, 0.9, 4.9, 3.4)
     axes.set_xscale("log")
@@ -54,7 +56,7 @@ def lines(
             elinewidth=0.8, capsize=2,
         )  # fmt: skip
         ends.append((y[-1], name, x[-1], figures.color(i)))
-    ticks = sorted({x for points in series.values() for x, _, _ in points})
+    ticks = marks or sorted({x for points in series.values() for x, _, _ in points})
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     if level:
