@@ -144,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     if not any(row.items() <= known.items() for known in log.rows):
                         log.add(measure(options, real, count, steps, variant, seed))
     if options.plot:
-        drawn = [row for row in log.rows if (row["variant"], row["seed"]) == ("auto", 0)]
+        drawn = [row for row in log.rows if row["variant"].startswith("auto") and not row["seed"]]
         (IMAGES / "few-images.png").write_bytes(plots.copying(drawn))
     say("done")
 
