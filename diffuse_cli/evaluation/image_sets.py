@@ -171,7 +171,7 @@ def read_common_sides(config: MeasureConfig, models: Sequence[LoadedModel]) -> W
         held_out, words = False, words_of(models[0].space)
         yield Notice(
             f"only {few} {words.one if few == 1 else words.many} held out: training {words.many} "
-            "are the real ones, so that distances and likelihood are too good",
+            f"stand in as real {words.many}, so distances and likelihood are too good",
             warning=True,
         )
     yield _report_part(images, held_out)

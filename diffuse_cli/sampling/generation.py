@@ -240,8 +240,8 @@ def make_denoiser(
 ) -> Denoiser:
     """Return the denoiser of a model on the device, in an exact precision.
 
-    Its inputs may be on another device, to which it returns its output. The input can have a
-    gradient, but the weights cannot.
+    Inputs may be on another device, which the output is on, too. The input can have a gradient, but
+    the weights cannot.
 
     Raises:
         ModelFileError: the model has no such weights.

@@ -113,8 +113,8 @@ def _suggest_options(config: TrainConfig, seconds: float, ratio: float) -> str:
 def _find_smaller(config: TrainConfig, ratio: float) -> int:
     """Return the --size whose steps cost at most `ratio` times as much, 0 if it is too small.
 
-    The cost is that of the positions, which are patches. From a number of positions on, a preset
-    has patches.
+    Positions cost time, and a position is a patch. From a number of positions on, a preset has
+    patches.
     """
     assert config.size is not None
     patch = config.architecture.get("patch", 1)

@@ -184,7 +184,7 @@ def read_previews(folder: Path) -> list[dict[str, Any]]:
 
 
 def _show(page: Path) -> Iterator[Notice]:
-    """Open the page beside the run, which does not wait for the browser."""
+    """Open the page in a thread, so that the run does not wait for the browser."""
     if not has_display():
         yield Notice("--open: there is no display to show the page on", warning=True)
         return

@@ -143,7 +143,7 @@ def test_what_cannot_be_used_is_named(diffuse: Callable[..., Any], tmp_path: Pat
     data = save(tmp_path / "data", 6, (4, 8, 8), lambda x: x)
     np.save(data / "a-nan.npy", np.full((4, 8, 8), np.nan))
     np.save(data / "b-complex.npy", np.zeros((4, 8, 8), complex))
-    np.save(data / "c-shape.npy", DRAW.normal(size=(4, 8, 9)))
+    np.save(data / "c-shape.npy", DRAW.normal(size=(4, 8, 7)))
     np.save(data / "d-objects.npy", np.array([{}], object), allow_pickle=True)
     (data / "e-cut.npy").write_bytes((data / "000.npy").read_bytes()[:-9])
     ran = diffuse("info", data)

@@ -136,7 +136,8 @@ def test_the_optimizer_clips_as_pytorch_does(quick, watched, clip, request):
     assert (min(norms) > clip) == (clip < 1)
     assert any(name.endswith("exp_avg_sq") for name in told)
     for name, moment in told.items():
-        assert torch.allclose(moment, clipped[name], rtol=1e-4, atol=1e-12), name
+        rounding = 1e-6 * float(moment.abs().max())  # where summands nearly cancel
+        assert torch.allclose(moment, clipped[name], rtol=1e-4, atol=rounding), name
 
 
 def test_numbers_that_are_not_finite_are_null_in_metrics(quick, spoil):
