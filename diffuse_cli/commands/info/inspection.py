@@ -38,7 +38,8 @@ def inspect(config: InfoConfig) -> Work[DataReport | ModelReport | RunReport]:
         UsageError: an option does not suit it.
         OutputError: the contact sheet cannot be written.
     """
-    path = run_reader.name_path(Path(config.path))
+    path = Path(config.path)
+    path = path if is_name(path) else run_reader.name_path(path)
     if is_images(path) or is_sample(path):
         if config.toml:
             raise UsageError(f"--toml is for model files, and {files.show(path)} holds images")
