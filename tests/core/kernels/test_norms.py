@@ -123,6 +123,13 @@ def test_a_constant_image_gives_the_bias():
     assert torch.allclose(y, bias[None, :, None, None].expand_as(y), atol=2e-2)
 
 
+def test_images_without_values_are_one_part():
+    """Memory is counted with a large batch, whose parts would take a minute at 256 pixels."""
+    x = torch.empty(100, 8, 64, 64, dtype=torch.bfloat16, device="meta")
+    assert list(kernels._parts(x, 2)) == [slice(0, 100)]
+    assert len(list(kernels._parts(torch.zeros_like(x, device="cpu"), 2))) > 1
+
+
 def test_no_gradient_is_asked_of_a_frozen_input():
     x, gain, bias, *_ = made()
     y, norm = ours(2, x, gain, bias, None, None)
