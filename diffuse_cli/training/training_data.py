@@ -134,13 +134,21 @@ FAR = 4.0
 def find_earlier(config: TrainConfig) -> Blueprint | None:
     """Return the blueprint of the model that a run continues or starts from, if any.
 
+    Levels of --init have no limits, as they have those of the new data.
+
     Raises:
         ModelFileError: the file of --init is not a model file.
     """
     began = RunDirectory(config.out).blueprint() if config.resumes else None
     if began or not config.init:
         return began
-    return model_file.load(config.init).blueprint
+    known = model_file.load(config.init).blueprint
+    given = known.conditions.given and replace(known.conditions.given, limits=None)
+    return replace(
+        known,
+        space=replace(known.space, limits=None),
+        conditions=replace(known.conditions, given=given),
+    )
 
 
 def keep_scale(space: Space, known: Blueprint | None) -> Work[Space]:
