@@ -92,6 +92,11 @@ class StoredModel:
         """The number of parameters of the network."""
         return sum(tensor.numel() for tensor in self.ema.values())
 
+    @property
+    def always_told(self) -> bool:
+        """Whether training never dropped the class and the columns of a sample."""
+        return self.training.get("label_dropout") == 0
+
     def tensors(self, weights: str = "ema") -> Mapping[str, Tensor]:
         """Return the EMA, raw or weak weights by name.
 

@@ -179,7 +179,7 @@ def check_columns(model: StoredModel, rows: Sequence[tuple[float, ...]]) -> None
         UsageError: names the missing columns.
     """
     table = model.blueprint.conditions.table
-    if table is None or model.training.get("label_dropout") != 0:
+    if table is None or not model.always_told:
         return
     if names := find_missing_columns(table, rows):
         listed = ", ".join(map(shorten, names[:10]))

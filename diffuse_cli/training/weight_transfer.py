@@ -162,7 +162,7 @@ def removed_columns(
         if wanted and column.name in wanted.names:
             continue
         if isinstance(column, LabelColumn):
-            never = model.training.get("label_dropout") == 0 and not column.missing
+            never = model.always_told and not column.missing
             yield dropped_label(model.ema[f"{ends.columns}.{k}.weight"], never)
         else:
             yield model.ema[f"{ends.columns}.{k}.untold"]
@@ -180,7 +180,7 @@ def _fit_classes(
         weights[ends.classes] = bias.new_zeros(len(names) + 1, len(bias))
         return
     rows = weights.pop(ends.classes)
-    no_class = dropped_label(rows, model.training.get("label_dropout") == 0)
+    no_class = dropped_label(rows, model.always_told)
     if not names:
         weights[ends.class_bias] = bias + no_class
         return

@@ -218,7 +218,7 @@ def _bind_condition(
     if label is not None and not names:
         text = "--class: the model was trained without classes"
         raise UsageError(text, "Train one with --classes")
-    if conditions.table and loaded.model.training.get("label_dropout") == 0:
+    if conditions.table and loaded.model.always_told:
         text = "the model was trained with --label-dropout 0 and needs its columns"
         raise UsageError(text, "Use diffuse sample --on COLUMN=VALUE")
     index = -1 if label is None else lookup(names, label, "--class")

@@ -156,7 +156,7 @@ def _picture(config: PushConfig, found: ModelFile) -> Work[tuple[bytes, str]]:
         )
         return b"", ""
     table, on = found.model.blueprint.conditions.table, tuple[str, ...]()
-    if table and found.model.training.get("label_dropout") == 0:  # which needs all of them
+    if table and found.model.always_told:  # which needs all of them
         on = tuple(f"{name}={value}" for name, value in map(example, table.columns))
     own = SampleConfig(model=str(found.path), n=DRAWN, on=on)
     with open_accelerator(own.precision, own.device) as accelerator:

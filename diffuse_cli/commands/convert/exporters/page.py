@@ -171,7 +171,7 @@ def describe_sampling(model: StoredModel) -> dict[str, Any]:
         "columns": [to_dict(column) for column in own.conditions.table.columns]
         if own.conditions.table
         else [],
-        "optional": model.training.get("label_dropout") != 0,
+        "optional": not model.always_told,
         "given": {"channels": given.channels, "masks": _hides(model)}
         if (given := own.conditions.given)
         else None,
