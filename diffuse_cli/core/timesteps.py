@@ -195,6 +195,8 @@ def find_time(log_snr: float, log_snrs: Sequence[float]) -> float:
     if len(rising) == 1:
         return 0.0
     i = min(max(bisect_left(rising, -log_snr), 1), len(rising) - 1)
+    if math.isinf(rising[i]):  # at SNR 0, to which nothing can be interpolated
+        return float(i) if log_snr == -math.inf else i - 1.0
     time = i - (rising[i] + log_snr) / (rising[i] - rising[i - 1])
     return min(max(time, 0.0), len(rising) - 1.0)
 
