@@ -315,7 +315,8 @@ class Mask(Projection):
         return 0 if self.mask is not None else MASKS[self.kind].uniforms(self.size)
 
     def draw_parts(self, u: Tensor) -> Degradation:
-        return self if self.mask is not None else replace(self, mask=MASKS[self.kind](u, self.size))
+        mask = MASKS[self.kind](u, self.size) if self.mask is None else self.mask.to(u.device)
+        return replace(self, mask=mask)
 
     @property
     def text(self) -> str:

@@ -215,6 +215,7 @@ def test_a_known_mask_is_used_as_it_is():
     assert torch.equal(a.apply(x), x * mask)
     assert a.uniforms == 0
     assert a.text == "mask"
+    assert a.draw_parts(torch.empty(2, 0, device="meta")).mask.device.type == "meta"
     with pytest.raises(InvalidArgument, match="mask must be 8x8, not 4 high x 6 wide"):
         a.fit_shape((3, 8, 8))
 
