@@ -132,19 +132,25 @@ class DataGaussian:
 
         key = (like.device, like.dtype)
         if key not in self._copies:
-            variance = torch.tensor(self.bands, dtype=torch.float64).clamp(min=LEAST)
-            for dim, side in enumerate(self.size, 1):
-                variance = variance.index_select(dim, torch.tensor(assign_bands(side, self.size)))
-            mean = torch.zeros_like(variance)
-            _view_lowest(mean).copy_(torch.tensor(self.mean, dtype=torch.float64))
-            colors = torch.tensor(self.colors, dtype=torch.float64)
-            bases = [torch.from_numpy(cosines(side, side)) for side in self.size]
-            # Cast on the CPU, because float64 is not on every device.
-            colors, mean, variance, *bases = (
-                table.to(like.dtype).to(like.device) for table in (colors, mean, variance, *bases)
-            )
-            self._copies[key] = colors, mean, variance, bases
+            with torch.inference_mode(False):  # later gradients may need them
+                self._copies[key] = self._make_tables(like.dtype, like.device)
         return self._copies[key]
+
+    def _make_tables(self, dtype: torch.dtype, device: torch.device) -> Tables:
+        import torch
+
+        variance = torch.tensor(self.bands, dtype=torch.float64).clamp(min=LEAST)
+        for dim, side in enumerate(self.size, 1):
+            variance = variance.index_select(dim, torch.tensor(assign_bands(side, self.size)))
+        mean = torch.zeros_like(variance)
+        _view_lowest(mean).copy_(torch.tensor(self.mean, dtype=torch.float64))
+        colors = torch.tensor(self.colors, dtype=torch.float64)
+        bases = [torch.from_numpy(cosines(side, side)) for side in self.size]
+        # Cast on the CPU, because float64 is not on every device.
+        colors, mean, variance, *bases = (
+            table.to(dtype).to(device) for table in (colors, mean, variance, *bases)
+        )
+        return colors, mean, variance, bases
 
 
 def measure(read: Callable[[], Iterable[Tensor]], *, bands: bool = True) -> DataGaussian:

@@ -46,7 +46,8 @@ class TimestepTable:
             raise IndexError(CLEAN)
         key = (like.device, like.dtype)
         if key not in self._copies:
-            self._copies[key] = self.rows.to(like.dtype).to(like.device)
+            with torch.inference_mode(False):  # later gradients may need it
+                self._copies[key] = self.rows.to(like.dtype).to(like.device)
         rows = self._copies[key][t.to(like.device)]
         return tuple(expand_batch(column, like) for column in rows.unbind(1))
 
@@ -180,8 +181,8 @@ class Process:
     def time_input(self, t: Time, *, like: Tensor) -> Tensor:
         """Return the network's time input at t: float32 (B,), with the batch size of `like`."""
         if isinstance(t, Tensor):
-            shown: Tensor = self._shown(t, like)[0]
-            return shown.reshape(-1).float()
+            shown: Tensor = self._shown(t, like.new_empty(0, dtype=torch.float32))[0]
+            return shown.reshape(-1)
         return like.new_full(
             (len(like),), self._interpolate(self.timesteps, t), dtype=torch.float32
         )

@@ -114,8 +114,8 @@ ADAMS_BASHFORTH = (
 
 EXTRAPOLATED = 10
 """Most steps with which `ipndm` extrapolates its last step. With more, that is a DDIM step.
-Extrapolating is better on smooth data and with few steps, but on sharp data images leave the range
-to which x_0 was clipped."""
+With jumps, each leg counts its own steps. Extrapolating is better on smooth data and with few
+steps, but on sharp data images leave the range to which x_0 was clipped."""
 
 
 def ipndm(

@@ -296,3 +296,13 @@ def test_the_scale_is_what_is_left_and_vanishes_at_high_noise():
     small = [float(found.scale(alpha, 1.0, x)) for alpha in (1e-3, 1e-4)]
     assert small[0] / small[1] == pytest.approx(10, rel=0.01)
     assert float(found.scale(0.0, 1.0, x)) == 0
+
+
+def test_what_was_computed_for_inference_has_gradients_later():
+    process, x = process_of("cosine", 1000), samples((1, 6, 6), n=3).float()
+    found, t = measure(lambda: [x]), torch.tensor([3, 500, 990])
+    with torch.inference_mode():
+        found.denoise(x, *process.alpha_sigma(t, like=x))
+    x.requires_grad_()
+    found.denoise(x, *process.alpha_sigma(t, like=x)).sum().backward()
+    assert x.grad is not None

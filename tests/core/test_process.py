@@ -161,12 +161,22 @@ def test_between_timesteps_log_snr_is_linear(t: float):
     assert (alpha**2, alpha**2 + sigma**2) == pytest.approx((level, 1))
 
 
+def test_a_level_below_the_last_finite_one_has_the_nearest_time():
+    process = process_of("flow", T)
+    last = process.log_snr(T - 2)
+    assert process.time_at(-math.inf) == T - 1
+    assert process.time_at(last - 1) == process.time_at(last) == T - 2
+    assert T - 3 < process.time_at(last + 0.01) < T - 2
+
+
 def test_the_timestep_shown_is_interpolated_too():
     like = images(2)
     assert FULL.time_input(12, like=like).tolist() == [240, 240]
     assert FULL.time_input(12.25, like=like).tolist() == pytest.approx([245, 245])
     assert FULL.time_input(torch.tensor([0, 49]), like=like).tolist() == [0, 980]
     assert FULL.time_input(3, like=like).dtype == torch.float32
+    process = process_of("cosine", 1000)
+    assert process.time_input(torch.tensor([999]), like=like.bfloat16()).tolist() == [999]
 
 
 def test_the_last_log_snrs_are_those_published():
