@@ -176,9 +176,11 @@ class Turns:
     def take_turn(self) -> Iterator[None]:
         """Take a turn, and restore the program's state afterwards."""
         import torch
-        from accelerate.state import AcceleratorState, GradientState
+        from accelerate.state import AcceleratorState, GradientState, PartialState
 
-        shared = AcceleratorState._shared_state, GradientState._shared_state
+        shared = [AcceleratorState._shared_state, GradientState._shared_state]
+        if world_size() == 1:  # else all runs share the group of processes
+            shared.append(PartialState._shared_state)
         there = torch.cuda.is_available() and torch.cuda.is_initialized()
         with (
             _hold_process_state(),
@@ -246,7 +248,8 @@ def open_accelerator(
 
     with hold_cuda_settings(device, precision):
         with _hold_process_state():
-            AcceleratorState._reset_state()
+            # Its device is the first run's. With several processes, it also has their group.
+            AcceleratorState._reset_state(reset_partial_state=world_size() == 1)
             GradientState._reset_state()
             if device == "cpu":
                 keep_freed_memory()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, PartialState
 
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core import Conditions, Space
@@ -302,6 +304,37 @@ def test_threads_wait_briefly_from_before_torch_unless_the_user_says_how(found_i
 def test_a_library_leaves_the_environment_alone():
     """Up to when torch is first looked for: afterwards it would be too late."""
     assert seen("import diffuse_cli.app, diffuse_cli.sampling.generation") == ["[None, None, None]"]
+
+
+@pytest.fixture
+def second_device(monkeypatch: pytest.MonkeyPatch):
+    """A machine that has the device `meta` like a GPU, as far as Accelerate's answer goes."""
+    monkeypatch.setattr(devices, "device_type", {"cpu": "cpu", "auto": "meta"}.get)
+    monkeypatch.setattr(PartialState, "default_device", torch.device("meta"))
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_each_call_computes_on_the_device_that_it_asks_for(second_device):
+    """Not on the one that the first call of the process asked for."""
+    for device, found in (("cpu", "cpu"), ("auto", "meta"), ("cpu", "cpu")):
+        with devices.open_accelerator("fp32", device) as accelerator:
+            assert accelerator.device.type == found
+
+
+def test_runs_that_take_turns_keep_their_devices(second_device):
+    PartialState._reset_state()
+    runs = []
+    for device in ("cpu", "auto"):
+        turns, stack = devices.Turns(), contextlib.ExitStack()
+        with turns.take_turn():
+            accelerator = stack.enter_context(devices.open_accelerator("fp32", device))
+        assert PartialState._shared_state == {}  # as in the program
+        runs.append((turns, stack, accelerator))
+    for (turns, stack, accelerator), found in zip(runs, ("cpu", "meta"), strict=True):
+        with turns.take_turn(), stack:
+            # Optimizers of Accelerate ask for the state again.
+            assert accelerator.device.type == AcceleratorState().device.type == found
 
 
 def test_processes_wait_for_one_that_works_alone(monkeypatch):
