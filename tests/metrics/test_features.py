@@ -17,6 +17,7 @@ from diffuse_cli.metrics.features import (
     extract_features,
     find_weights,
     load_network,
+    use_float32,
 )
 from diffuse_cli.metrics.features import efficientnet_lite0 as lite
 from diffuse_cli.system.errors import ModelFileError, UsageError, lookup
@@ -55,6 +56,24 @@ def test_check_vector(network, vector):
     assert np.linalg.norm(features) == pytest.approx(32.7367, abs=1e-4)
     expected = [0, 0, 0, 0, 0, 0.128032, 0, 0.132789]
     np.testing.assert_allclose(features[0, :8], expected, atol=2e-6)
+
+
+@pytest.fixture
+def tf32():
+    """A program that allows TF32 everywhere."""
+    torch.backends.fp32_precision = "tf32"
+    yield
+    torch.backends.fp32_precision = "none"
+    torch.backends.cudnn.allow_tf32 = True
+
+
+def test_features_are_exact_in_a_program_that_allows_tf32(tf32, network, vector):
+    """PyTorch refuses to read its older settings of precision after that one."""
+    holders = torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.mkldnn.matmul
+    with use_float32():
+        assert {holder.fp32_precision for holder in holders} == {"ieee"}
+    assert {holder.fp32_precision for holder in holders} == {"tf32"}
+    test_check_vector(network, vector)
 
 
 def test_folding_changes_nothing(vector, monkeypatch):

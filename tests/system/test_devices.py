@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import operator
 import os
 import subprocess
 import sys
@@ -219,6 +220,95 @@ def test_a_machine_is_of_the_device_that_is_wanted(gpu, monkeypatch, device, on_
     # The settings of the program are as before.
     assert not torch.backends.cudnn.deterministic
     assert torch.backends.cudnn.benchmark
+
+
+@pytest.fixture
+def kernel_settings():
+    """Restores PyTorch's settings of precision."""
+    yield
+    for holder in (torch.backends, torch.backends.cudnn):
+        holder.fp32_precision = "none"
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = True
+    for holder in (torch.backends.cuda, torch.backends.mkldnn):
+        holder.matmul.fp32_precision = "none"
+
+
+def seen_precisions() -> list[object]:
+    """Return PyTorch's settings of precision, by the newer attributes and the older functions."""
+    of = torch.backends
+    holders = (of, of.cudnn, of.mkldnn, of.cuda.matmul, of.cudnn.conv, of.cudnn.rnn)
+    seen = [holder.fp32_precision for holder in (*holders, of.mkldnn.matmul, of.mkldnn.conv)]
+    for read in (
+        torch.get_float32_matmul_precision,
+        lambda: of.cudnn.allow_tf32,
+        lambda: of.cuda.matmul.allow_tf32,
+    ):
+        try:
+            seen.append(read())
+        except RuntimeError:
+            seen.append("refused")
+    return seen
+
+
+def hidden_precisions() -> list[object]:
+    """Return the older settings of precision also where PyTorch refuses them."""
+    of, hidden = torch.backends, []
+    for name in ("tf32", "ieee"):
+        of.cudnn.conv.fp32_precision = of.cudnn.rnn.fp32_precision = name
+        of.cuda.matmul.fp32_precision = of.mkldnn.matmul.fp32_precision = "ieee"
+        hidden.append(seen_precisions()[-3:-1])
+    return hidden
+
+
+PROGRAMS = {
+    "default": [],
+    "all tf32": [("", "tf32")],
+    "all ieee": [("", "ieee")],
+    "all bf16": [("", "bf16")],
+    "products tf32": [("cuda.matmul", "tf32")],
+    "convolutions ieee": [("cudnn.conv", "ieee")],
+    "recurrent ieee": [("cudnn.rnn", "ieee")],
+    "cudnn ieee, convolutions tf32": [("cudnn", "ieee"), ("cudnn.conv", "tf32")],
+    "processor bf16": [("mkldnn.matmul", "bf16")],
+}
+"""Settings of programs, by where PyTorch has the attribute `fp32_precision`."""
+
+
+@pytest.mark.parametrize("older", [None, "highest", "high", "medium"])
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_settings_of_a_program_are_as_before_by_whichever_name(kernel_settings, older, program):
+    """PyTorch refuses to read the older settings after some of the newer ones."""
+
+    def prepare() -> None:
+        if older is not None:
+            torch.set_float32_matmul_precision(older)
+            torch.backends.cudnn.allow_tf32 = older == "high"
+        for where, value in PROGRAMS[program]:
+            operator.attrgetter(f"backends.{where}".rstrip("."))(torch).fp32_precision = value
+
+    prepare()
+    before = seen_precisions()
+    for precision, inside in (("bf16", ("high", True, True)), ("fp32", ("highest", False, False))):
+        with devices.hold_cuda_settings("cuda", precision):
+            assert tuple(seen_precisions()[-3:]) == inside
+            fast = [holder.fp32_precision == "tf32" for holder in (
+                torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn,
+            )]  # fmt: skip
+            assert fast == [inside[1]] * 3
+        assert seen_precisions() == before
+    hidden = hidden_precisions()
+    prepare()
+    assert hidden == hidden_precisions()
+
+
+def test_products_follow_the_program_after_a_call(kernel_settings):
+    """Where it set no precision of their own."""
+    with devices.hold_cuda_settings("cuda", "fp32"):
+        pass
+    for value in ("tf32", "ieee"):
+        torch.backends.fp32_precision = value
+        assert torch.backends.cuda.matmul.fp32_precision == value
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a GPU")

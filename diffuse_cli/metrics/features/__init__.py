@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from diffuse_cli.core.registry import Modules
+from diffuse_cli.system.devices import restore_kernel_settings, set_product_precision
 from diffuse_cli.system.errors import UsageError, lookup
 from diffuse_cli.system.events import Progress, Work
 
@@ -148,13 +149,11 @@ def use_float32() -> Iterator[None]:
     """Make GPUs compute in float32 inside the block. TF32 would change features by 1e-3."""
     import torch
 
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+    cudnn = torch.backends.cudnn
+    with restore_kernel_settings():
+        set_product_precision("fp32")
+        cudnn.enabled, cudnn.deterministic, cudnn.benchmark = True, True, False
+        yield
 
 
 def usual_batch(network: FeatureNetwork) -> int:
