@@ -165,12 +165,13 @@ def _hold_process_state() -> Iterator[None]:
 class Turns:
     """Turns of a training run among other runs of this process.
 
-    During a turn, the generators of PyTorch and the state of Accelerate belong to the run, and
-    other threads wait.
+    During a turn, the generators of PyTorch, its settings of kernels and the state of Accelerate
+    belong to the run, and other threads wait.
     """
 
     def __init__(self) -> None:
         self._own: list[dict[str, Any]] = []
+        self._settings: dict[str, Any] | None = None
 
     @contextlib.contextmanager
     def take_turn(self) -> Iterator[None]:
@@ -185,12 +186,16 @@ class Turns:
         with (
             _hold_process_state(),
             torch.random.fork_rng([torch.cuda.current_device()] if there else []),
+            restore_kernel_settings(),
         ):
             theirs = [dict(state) for state in shared]
             _set_states(shared, self._own)
+            if self._settings is not None:
+                _set_kernel_settings(self._settings)
             try:
                 yield
             finally:
+                self._settings = _read_kernel_settings()
                 self._own = [dict(state) for state in shared]
                 _set_states(shared, theirs)
 

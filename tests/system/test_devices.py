@@ -427,6 +427,36 @@ def test_runs_that_take_turns_keep_their_devices(second_device):
             assert accelerator.device.type == AcceleratorState().device.type == found
 
 
+def test_runs_that_take_turns_keep_their_settings_of_kernels(kernel_settings, monkeypatch):
+    """Between their turns, and after the last one, those of the program count."""
+    of = torch.backends
+    monkeypatch.setattr(of.cudnn, "benchmark", True)
+
+    def seen() -> tuple[object, ...]:
+        flags = of.cudnn.deterministic, of.cudnn.benchmark, of.cuda.cudnn_sdp_enabled()
+        return torch.get_float32_matmul_precision(), of.cudnn.allow_tf32, *flags
+
+    program = seen()
+    runs = []
+    for precision, products in (("fp32", ("highest", False)), ("bf16", ("high", True))):
+        turns, stack = devices.Turns(), contextlib.ExitStack()
+        with turns.take_turn():
+            stack.enter_context(devices.hold_cuda_settings("cuda", precision))
+        assert seen() == program
+        runs.append((turns, stack, (*products, True, False, False)))
+    for turns, _, own in runs:
+        with turns.take_turn():
+            assert seen() == own
+        assert seen() == program
+    torch.set_float32_matmul_precision("medium")
+    of.cudnn.benchmark = False
+    later = seen()
+    for turns, stack, own in runs:
+        with turns.take_turn(), stack:
+            assert seen() == own
+        assert seen() == later
+
+
 def test_processes_wait_for_one_that_works_alone(monkeypatch):
     """Evaluations of a run are the first process's; torch would end the others after minutes."""
     import accelerate
