@@ -260,6 +260,13 @@ def test_a_typed_size_that_a_typed_preset_cannot_halve_is_refused():
     assert len(network(train(preset="tiny"), "tiny", (30, 30), 1).multipliers) == 2
 
 
+@pytest.mark.parametrize(("side", "levels"), [(300_001, 1), (2**18, 12), (2**20, 14)])
+def test_the_longest_signals_have_levels(side, levels):
+    """Of at most 8 patches, which are 16 values long, or of an odd side."""
+    made = network(train(), "tiny", (side,), 1)
+    assert len(made.multipliers) == levels
+
+
 def test_a_published_network_keeps_its_levels():
     with pytest.raises(UsageError, match="Choose a size"):
         network(train(), "ddpm-cifar10", (28, 28), 1)

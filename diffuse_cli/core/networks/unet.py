@@ -8,6 +8,7 @@ have the names of diffusers' `UNet2DModel`.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -306,7 +307,7 @@ def _patch(space: Space, finest: int) -> int:
 def _levels(config: Config, space: Space, exact: bool) -> tuple[int, ...]:
     """Return the multipliers for the number of levels of a size, repeating the last one."""
     sides = [side // config.patch for side in space.size]
-    wanted = next(n for n in range(16) if min(sides) >> n <= LOWEST)
+    wanted = next(n for n in itertools.count() if min(sides) >> n <= LOWEST)
     allowed = next(n for n in range(wanted, -1, -1) if not any(s % 2**n for s in sides))
     if allowed < wanted and exact:
         raise InvalidArgument(
