@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from diffuse_cli.evaluation.feature_cache import cache_features, compute_features, generate_all
-from diffuse_cli.evaluation.image_sets import LabeledSamples, TrainingSamples
+from diffuse_cli.evaluation.image_sets import FEWEST, LabeledSamples, TrainingSamples
 from diffuse_cli.evaluation.metric_inputs import EvaluationRun
 from diffuse_cli.evaluation.ode_likelihood import make_ode_bits
 from diffuse_cli.evaluation.variational_bound import make_bits, make_train_bits
@@ -226,7 +226,8 @@ def _nearest_in_features(evaluation: EvaluationRun, training: TrainingSamples) -
     yield from make_part(evaluation, "features")
     held_out, features = training.held_out, evaluation.train_features
     theirs = evaluation.real_features
-    if evaluation.loaded is None:  # a model's real images are the held-out ones
+    # A model's real images are the held-out ones, unless those are too few for a side.
+    if evaluation.loaded is None or len(held_out) < FEWEST:
         pictures = evaluation.look(held_out.samples)
         theirs = yield from cache_features(evaluation.network, pictures, evaluation.team)
     # The expected rate depends on the number of references, so both spaces use the same number.

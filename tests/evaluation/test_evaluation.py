@@ -164,21 +164,59 @@ def test_the_held_out_part_is_used_where_data_is_the_training_data(of_images):
     assert "the held-out part, 6 of 60" in ran.err
 
 
-def test_training_images_stand_in_where_one_image_is_held_out(diffuse, images, recipe, tmp_path):
-    """As may happen with 100 photos. Copies are found all the same."""
-    found = finish(read_images(images))
+@pytest.fixture(scope="module")
+def one_held_out(images, tmp_path_factory):
+    """The images without all but one of the held-out ones."""
+    data, found = tmp_path_factory.mktemp("one") / "data", finish(read_images(images))
     held = dict(zip(found.names, found.held_out, strict=True))
     left_out = sorted(name for name in held if held[name])[1:]
     for name in held.keys() - {*left_out}:
-        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(images / name, tmp_path / "data" / name)
+        (data / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(images / name, data / name)
+    return data
+
+
+def test_training_images_stand_in_where_one_image_is_held_out(
+    diffuse, one_held_out, recipe, tmp_path
+):
+    """As may happen with 100 photos."""
     line = ("--config", recipe, "--steps", 1, "-o", tmp_path / "m.safetensors", "-q")
-    assert diffuse("train", tmp_path / "data", *line).code == 0
-    ran = diffuse("eval", tmp_path / "m.safetensors", tmp_path / "data", "-n", 8, "--steps", 2,
+    assert diffuse("train", one_held_out, *line).code == 0
+    ran = diffuse("eval", tmp_path / "m.safetensors", one_held_out, "-n", 8, "--steps", 2,
                   "--timesteps", 3, "--json")  # fmt: skip
     assert ran.code == 0, ran.err
     assert "only 1 image held out: training images stand in as real images" in ran.err
     assert ran.json["memorized_references"] > 2
+
+
+@pytest.mark.parametrize("classes", [(), ("--classes",)], ids=["plain", "classes"])
+def test_copies_are_found_where_one_image_is_held_out(
+    diffuse, one_held_out, recipe, tmp_path, monkeypatch, evaluations, classes
+):
+    """The references of both spaces are that image and all training images, without copies."""
+    line = ("--config", recipe, "--steps", 1, "-o", tmp_path / "m.safetensors", "-q")
+    assert diffuse("train", one_held_out, *line, *classes).code == 0
+    known = finish(read_images(one_held_out))
+    copies = known.stored[np.flatnonzero(~known.held_out)]
+
+    def generate(settings, loaded, n, device, team, first=0):
+        yield from ()
+        return copies[np.arange(first, first + n) % len(copies)]
+
+    monkeypatch.setattr(input_builders, "generate_all", generate)
+    ran = diffuse("eval", tmp_path / "m.safetensors", one_held_out, "-n", 60, "--steps", 2,
+                  "--metrics", "memorization", "--json")  # fmt: skip
+    assert ran.code == 0, ran.err
+    nearest = evaluations[0].nearest
+    assert {space: len(found.references) for space, found in nearest.items()} == {
+        "features": 1 + len(copies), "pixels": 1 + len(copies),
+    }  # fmt: skip
+    assert min(found.references.min() for found in nearest.values()) > 0
+    assert (ran.json["memorized_features"], ran.json["memorized_pixels"]) == (1, 1)
+    assert any(line.startswith("memorization: 100%") for line in ran.json["remarks"])
+    if classes:
+        rates = {name: found["memorized_features"] for name, found in ran.json["classes"].items()}
+        assert rates == {"dark": 1, "light": 1}
 
 
 def test_all_of_other_data_is_used(of_other):
