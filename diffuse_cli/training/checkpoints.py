@@ -193,7 +193,8 @@ def restore_trainer(trainer: Trainer, saved: Checkpoint) -> None:
     norms = (0.0 if good else math.inf for good in saved.state.get("unread", []))
     trainer.unread = [torch.tensor(norm, device=trainer.device) for norm in norms]
     trainer.bad = saved.state.get("bad", 0)
-    trainer.accumulation = max(saved.state.get("accumulation", 0), trainer.accumulation)
+    parts = min(saved.state.get("accumulation", 0), trainer.most_parts)
+    trainer.accumulation = max(parts, trainer.accumulation)
     trainer.history.restore(saved.history)
     trainer.updater.restore(saved.optimizer)
     if trainer.matching and saved.critic:

@@ -200,7 +200,8 @@ class TrainingRun:
         preset = f", preset {config.preset}" if config.preset else ""
         shared = f" on {processes} processes" if processes > 1 else ""
         compiled = ", compiled" if config.compile else ""
-        parts = f" in {config.accumulation} parts" if config.accumulation > 1 else ""
+        passes = self.trainer.accumulation
+        parts = f" in {passes} parts" if passes > 1 else ""
         return (
             f"training {config.network}{preset}, "
             f"{count_parameters(self.trainer.ema.net):,} parameters; "

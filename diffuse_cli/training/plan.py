@@ -335,11 +335,21 @@ def _read_batches(
 def check_batch(config: TrainConfig, processes: int) -> None:
     """Refuse a batch that leaves a process without an image.
 
+    A resumed run may have more processes than it had, and computes its batch in fewer parts.
+
     Raises:
-        UsageError: the batch is smaller than processes times accumulation.
+        UsageError: the batch is smaller than processes times accumulation, or on --resume smaller
+            than the number of processes.
     """
+    if config.batch_size is None:
+        return
+    if config.resumes and RunDirectory(config.out).exists():
+        if config.batch_size < processes:
+            text = f"the run's --batch-size {config.batch_size} is less than {processes} processes"
+            raise UsageError(text, f"Resume with {config.batch_size} processes or fewer")
+        return
     parts = processes * config.accumulation
-    if config.batch_size is not None and config.batch_size < parts:
+    if config.batch_size < parts:
         raise UsageError(
             f"--batch-size {config.batch_size} is less than {processes} processes x "
             f"--accumulation {config.accumulation}",

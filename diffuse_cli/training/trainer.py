@@ -99,7 +99,8 @@ class Trainer:
         weak: the early EMA weights, once they are saved.
         unread: the gradient norms of the steps since the last update of the average.
         bad: the number of consecutive last steps whose gradient is known not to be finite.
-        accumulation: the forward passes per step, more than configured if memory ran out.
+        accumulation: the forward passes per step, more than configured if memory ran out, and fewer
+            if the processes have fewer images.
     """
 
     def __init__(
@@ -168,7 +169,9 @@ class Trainer:
         self._set_batches(batch_size, accumulation)
 
     def _set_batches(self, batch_size: int, accumulation: int) -> None:
-        self.batch_size, self.accumulation = batch_size, accumulation
+        self.batch_size = batch_size
+        # A run that was split on few processes may resume on many.
+        self.accumulation = min(accumulation, self.most_parts)
         self.batches = Batches(self.plan, batch_size, self.device, self.local_positions)
 
     # -- a step ------------------------------------------------------------------------------------
@@ -220,7 +223,7 @@ class Trainer:
 
     def _halve_parts(self) -> None:
         """Double the number of parts of the batch, and reset the step."""
-        most = self.batch_size // self.accelerator.num_processes
+        most = self.most_parts
         if self.accumulation >= most:
             raise UsageError(
                 "out of memory: a single image does not fit",
@@ -269,6 +272,12 @@ class Trainer:
             part = split_range(len(mine), self.accumulation, micro)
             seed_modules(self.config.seed, step, micro, index)
             yield range(mine.start + part.start, mine.start + part.stop)
+
+    @property
+    def most_parts(self) -> int:
+        """Most forward passes per step, of at least one image in every process."""
+        most: int = self.batch_size // self.accelerator.num_processes
+        return most
 
     @property
     def local_positions(self) -> range:

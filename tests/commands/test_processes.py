@@ -16,9 +16,12 @@ from PIL import Image
 from training.conftest import QUICK
 
 from diffuse_cli import app
+from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.system import outputs
-from diffuse_cli.system.errors import DataError
+from diffuse_cli.system.errors import DataError, UsageError
+from diffuse_cli.training.plan import check_batch
 from diffuse_cli.training.run_directory import RunDirectory
+from diffuse_cli.training.trainer import Trainer
 
 STEPS = ("--steps", 4, "--log-every", 1, "--num-timesteps", 8)
 
@@ -122,6 +125,45 @@ def test_two_processes_stopped_and_resumed_equal_one_go(pair, images, tmp_path, 
     assert [p.name for p in snapshots[0]] == [p.name for p in snapshots[1]]
     assert [p.read_bytes() for p in snapshots[0]] == [p.read_bytes() for p in snapshots[1]]
     assert len(snapshots[0]) == 4
+
+
+@pytest.mark.parametrize("runs_out", [False, True], ids=["split", "halved"])
+def test_two_processes_resume_a_batch_that_one_computed_image_by_image(
+    pair, diffuse, images, monkeypatch, runs_out
+):
+    """It was split before the first step, or where memory ran out."""
+    line = ("train", images, "--config", QUICK, *STEPS, "--batch-size", 8)
+    if runs_out:
+        real = Trainer.losses
+
+        def losses(self, denoiser, step, positions, chances):
+            if len(positions) > 1:
+                raise MemoryError
+            return real(self, denoiser, step, positions, chances)
+
+        monkeypatch.setattr(Trainer, "losses", losses)
+    else:
+        line = (*line, "--accumulation", 8)
+    assert diffuse(*line, "-o", "one.safetensors").code == 0
+    assert diffuse(*line, "--stop-at", 2).code == 0
+    assert RunDirectory("model.safetensors").load()[0].state["accumulation"] == 8
+    config = Path("model.run/config.toml").read_bytes()
+    ran = pair(*line, "--auto-resume")
+    assert ran.code == 0, ran.err
+    assert "batch 8 in 4 parts on 2 processes" in ran.err
+    assert logged("model.run", "loss") == pytest.approx(logged("one.run", "loss"), rel=1e-3)
+    assert Path("model.run/config.toml").read_bytes() == config  # the same options resume again
+
+
+def test_a_run_resumes_with_as_many_processes_as_images_of_a_batch(diffuse, images):
+    line = ("train", images, "--config", QUICK, *STEPS, "--batch-size", 8, "--accumulation", 4)
+    assert diffuse(*line, "--stop-at", 2).code == 0
+    own = {"data": str(images), "batch_size": 8, "accumulation": 4}
+    check_batch(TrainConfig(**own, auto_resume=True), 8)
+    with pytest.raises(UsageError, match=r"the run's --batch-size 8 .* Resume with 8 processes or"):
+        check_batch(TrainConfig(**own, auto_resume=True), 9)
+    with pytest.raises(UsageError, match=r"8 processes x --accumulation 4. Set --batch-size 32"):
+        check_batch(TrainConfig(**own, auto_resume=True, out="new.safetensors"), 8)
 
 
 def test_two_processes_sample_the_images_of_one(pair, diffuse, conditional):
