@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from diffuse_cli.media import MEDIA, Indices, resolve_layout
 from diffuse_cli.models import model_file
 from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.system import files
-from diffuse_cli.system.errors import DataError, UsageError, translate_errors
+from diffuse_cli.system.errors import DataError, OutputError, UsageError, translate_errors
 from diffuse_cli.system.events import Notice, Work
 from diffuse_cli.training import training_conditions
 from diffuse_cli.training.run_directory import RunDirectory
@@ -221,35 +222,51 @@ def _read_samples(
     index = run.index / f"{part or 'images'}.jsonl" if run else None
     if several and cache and not several.is_local_main_process:
         several.wait_for_everyone()
-        images = open_index(cache)
+        with _print_everywhere():
+            images = open_index(cache)
         several.wait_for_everyone()
         return images
     with translate_errors():
         layout = resolve_layout(config.layout, config.alpha)
-    images = yield from read_images(
-        config.data,
-        size=config.size,
-        channels=config.channels,
-        background=config.background,
-        fit=config.fit,
-        medium=config.medium,
-        layout=layout,
-        bits=config.bits,
-        rate=config.rate,
-        transform=config.transform,
-        strict=config.strict,
-        workers=config.workers,
-        cache=cache,
-        map_over=0 if several else read_total_memory() // MAPPED_SHARE,
-        keep=_choose_kept_bytes(config, cache),
-        index=index if several is None or several.is_main_process else None,
-        goes_on=config.resumes,
-    )
+    with _print_everywhere() if several else contextlib.nullcontext():
+        images = yield from read_images(
+            config.data,
+            size=config.size,
+            channels=config.channels,
+            background=config.background,
+            fit=config.fit,
+            medium=config.medium,
+            layout=layout,
+            bits=config.bits,
+            rate=config.rate,
+            transform=config.transform,
+            strict=config.strict,
+            workers=config.workers,
+            cache=cache,
+            map_over=0 if several else read_total_memory() // MAPPED_SHARE,
+            keep=_choose_kept_bytes(config, cache),
+            index=index if several is None or several.is_main_process else None,
+            goes_on=config.resumes,
+        )
+        if several and cache:
+            save_index(images, cache)
     if several and cache:
-        save_index(images, cache)
         several.wait_for_everyone()
         several.wait_for_everyone()
     return images
+
+
+@contextlib.contextmanager
+def _print_everywhere() -> Iterator[None]:
+    """Let this process print its errors in reading, which the first process may not have.
+
+    Each machine reads its own files.
+    """
+    try:
+        yield
+    except (DataError, OutputError, UsageError) as error:
+        error.mark_local()
+        raise
 
 
 def _choose_kept_bytes(config: TrainConfig, cache: Path | None) -> int:

@@ -6,6 +6,8 @@ import fcntl
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +21,8 @@ from diffuse_cli import app
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.system import outputs
 from diffuse_cli.system.errors import DataError, UsageError
+from diffuse_cli.system.events import finish
+from diffuse_cli.training import training_data
 from diffuse_cli.training.plan import check_batch
 from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.trainer import Trainer
@@ -248,6 +252,48 @@ def test_two_processes_evaluate_one_batch_of_a_folder(pair, diffuse, images, tmp
     ran = pair(*line)
     assert ran.code == 0, ran.err
     assert {**ran.json, "seconds": 0} == {**diffuse(*line).json, "seconds": 0}
+
+
+@pytest.fixture
+def machines(spawn, tmp_path):
+    """Run one process on each of two machines, where the second has another folder."""
+    second = tmp_path / "second"
+    second.mkdir()
+
+    def run(*arguments):
+        job = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+        job |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        places = "", f"import os; os.chdir({str(second)!r})\n"
+        ranks = [
+            spawn(*arguments, env={**job, "RANK": str(k)}, before=place)
+            for k, place in enumerate(places)
+        ]
+        said = [rank.communicate(timeout=100) for rank in ranks]
+        return [Ran(rank.wait(), *each) for rank, each in zip(ranks, said, strict=True)]
+
+    return run
+
+
+@pytest.mark.parametrize("files", [None, "broken"])
+def test_a_machine_that_cannot_read_its_images_says_why(machines, images, tmp_path, files):
+    (tmp_path / "data").symlink_to(images)
+    if files:
+        (tmp_path / "second/data").mkdir()
+        (tmp_path / "second/data/1.png").write_bytes(b"broken")
+    first, second = machines("train", "data", "--config", QUICK, *STEPS, "-q")
+    assert first.code == 76
+    assert "See the error of the other process" in first.err
+    assert second.code == 3
+    assert second.err.count("diffuse: ") == 1
+    assert "data" in second.line
+
+
+def test_a_process_that_cannot_map_the_images_of_its_machine_says_why(tmp_path):
+    process: Any = SimpleNamespace(is_local_main_process=False, wait_for_everyone=lambda: None)
+    config, run = TrainConfig(data="data"), RunDirectory(tmp_path / "model.safetensors")
+    with pytest.raises(DataError) as raised:
+        finish(training_data._read_samples(config, process, run))
+    assert not raised.value.of_all
 
 
 def test_missing_weights_are_said_once_by_two_processes(pair, images):
