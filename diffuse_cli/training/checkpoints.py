@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from diffuse_cli.config.options import option_fields, place_name, read_toml, to_toml
 from diffuse_cli.config.train_options import TrainConfig, to_file
@@ -242,6 +243,25 @@ def find_last_checkpoint(plan: Plan, run: RunDirectory) -> Work[Checkpoint | Non
         )
         raise UsageError(message, "Set a larger --steps")
     return checkpoint
+
+
+def check_common_checkpoint(checkpoint: Checkpoint | None, run: RunDirectory) -> None:
+    """Refuse to train from different checkpoints, if -o is on another disk of each machine.
+
+    Every process must call this. Processes at different steps would wait for each other.
+
+    Raises:
+        UsageError: the processes found different checkpoints.
+    """
+    found = {*gather_object([checkpoint.step if checkpoint else None])}
+    if len(found) > 1:
+        steps = sorted(step for step in found if step is not None)
+        own = ["no checkpoint"] * (None in found) + [f"step {step:,}" for step in steps]
+        raise UsageError(
+            f"the processes found different checkpoints in {files.show(run.path)}: "
+            f"{' and '.join(own)}",
+            "Set -o to a folder on a disk that all machines share",
+        )
 
 
 def decide_steps(

@@ -94,6 +94,7 @@ class TrainingRun:
         """
         began, accelerator, run = self.laps.clock(), self.accelerator, self.run
         checkpoint = yield from checkpoints.find_last_checkpoint(plan, run)
+        checkpoints.check_common_checkpoint(checkpoint, run)
         init = None
         if checkpoint:
             plan = checkpoints.restore_gaussian(plan, checkpoint)

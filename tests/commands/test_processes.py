@@ -288,6 +288,23 @@ def test_a_machine_that_cannot_read_its_images_says_why(machines, images, tmp_pa
     assert "data" in second.line
 
 
+@pytest.mark.parametrize("behind", [False, True], ids=["none", "earlier"])
+def test_machines_with_a_checkpoint_each_do_not_wait_for_each_other(
+    machines, diffuse, images, tmp_path, behind
+):
+    """Where -o is on a disk of each machine."""
+    line = ("train", images, "--config", QUICK, *STEPS)
+    if behind:
+        assert diffuse(*line, "--stop-at", 1, "-o", "second/model.safetensors").code == 0
+    assert diffuse(*line, "--stop-at", 2).code == 0
+    first, second = machines(*line, "--auto-resume", "-q")
+    assert (first.code, second.code) == (2, 2), (first.err, second.err)
+    found = "step 1 and step 2" if behind else "no checkpoint and step 2"
+    assert f"found different checkpoints in model.run: {found}" in first.line
+    assert "Set -o to a folder on a disk that all machines share" in first.line
+    assert second.err == ""
+
+
 def test_a_process_that_cannot_map_the_images_of_its_machine_says_why(tmp_path):
     process: Any = SimpleNamespace(is_local_main_process=False, wait_for_everyone=lambda: None)
     config, run = TrainConfig(data="data"), RunDirectory(tmp_path / "model.safetensors")
