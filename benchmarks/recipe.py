@@ -63,7 +63,7 @@ def run(row: list[str], seed: int, o: argparse.Namespace, folder: Path) -> dict[
         environment, "sample", model, "-o", out, "--overwrite", "-n", str(o.n),
         "--steps", str(o.draw), "--seed", str(seed), *o.sample,
     )  # fmt: skip
-    found = measure(made["images"], o)
+    found = measure(made["images"], o) | compare_classes(made["images"], o)
     if o.keep:
         o.keep.mkdir(parents=True, exist_ok=True)
         grid = Path(made["images"][0]).parent / "grid.png"
@@ -95,6 +95,22 @@ def measure(paths: list[str], o: argparse.Namespace) -> dict[str, float]:
         **common.shares(a, b),
         **common.looks(real, fake),
     }
+
+
+def compare_classes(paths: list[str], o: argparse.Namespace) -> dict[str, float]:
+    """The root mean square error of the brightness of classes, in levels, if there are any."""
+    import common
+    import numpy as np
+
+    classes = json.loads((Path(paths[0]).parent / "manifest.json").read_text()).get("classes")
+    if not classes:
+        return {}
+    fake, errors = common.pictures(paths), []
+    for name in sorted(set(classes)):
+        own = [c == name for c in classes]
+        real = common.read(str(Path(o.real) / name), (o.size, o.size))
+        errors.append(fake[own].mean() - common.some(real, o.reference).mean())
+    return {"class_brightness": round(float(np.square(errors).mean() ** 0.5), 2)}
 
 
 def show(runs: list[dict[str, Any]]) -> str:

@@ -108,17 +108,13 @@ class DataGaussian:
     def scale(self, alpha: Any, sigma: Any, like: Tensor) -> Tensor:
         """Return the scale of corrections of `denoise`, in x_0, that broadcasts against `like`.
 
-        A correction is about as large as the error of the filter, sqrt(u). At high noise, where the
-        filter explains a variance e of nearly 0, it vanishes as sqrt(e). So the scale is
-        sqrt(e u / (e + u)), where e and u are means over frequencies of
-        alpha^2 s^2 / (alpha^2 s + sigma^2) and sigma^2 s / (alpha^2 s + sigma^2).
+        It is the error that the filter leaves, the root of the mean over frequencies of
+        sigma^2 s / (alpha^2 s + sigma^2). Where x_t tells nothing it is the spread of the data,
+        because conditions may still tell something, and a distilled model generates in one step.
         """
         variance = self._tables(like)[2][None]
-        dims = tuple(range(1, variance.ndim))
-        noisy = alpha**2 * variance + sigma**2
-        explained = (alpha**2 * variance**2 / noisy).mean(dims, keepdim=True)
-        left = (sigma**2 * variance / noisy).mean(dims, keepdim=True)
-        scale: Tensor = (explained * left / (explained + left)).sqrt()
+        left = sigma**2 * variance / (alpha**2 * variance + sigma**2)
+        scale: Tensor = left.mean(tuple(range(1, variance.ndim)), keepdim=True).sqrt()
         return scale
 
     @cached_property
