@@ -203,7 +203,7 @@ def _resume_config(given: Layer, run: RunDirectory) -> TrainConfig:
         value, own = getattr(asked, f.name), getattr(stored, f.name)
         if spec.control or f.name in FREE or _is_checked_later(f.name, value, stored):
             wanted[f.name] = given.get(f.name)
-        elif value != own and (f.name, value) not in AUTOMATIC:
+        elif value != own and not _means_own(f.name, value, own):
             raise _difference_error(field_flag(f), value, own)
     if "steps" in given and "minutes" not in given:  # of a run that began by --minutes
         wanted["minutes"] = None
@@ -212,6 +212,14 @@ def _resume_config(given: Layer, run: RunDirectory) -> TrainConfig:
         if value != own:
             raise _difference_error(f"[{stored.network or NETWORK}] {name}", value, own)
     return dataclasses.replace(stored, **wanted)
+
+
+def _means_own(name: str, value: Any, own: Any) -> bool:
+    """Whether a typed value stands for the run's own on --resume.
+
+    A run computes its batch in more parts than asked for if its memory is too small.
+    """
+    return (name, value) in AUTOMATIC or (name == "accumulation" and value < own)
 
 
 def _is_checked_later(name: str, value: Any, stored: TrainConfig) -> bool:
