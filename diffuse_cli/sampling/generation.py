@@ -27,14 +27,10 @@ from diffuse_cli.models import model_file
 from diffuse_cli.models.blueprint import clamp_denoised
 from diffuse_cli.sampling.conditioning import Condition
 from diffuse_cli.sampling.sampling_settings import SamplingSettings
-from diffuse_cli.system.devices import (
-    PRECISIONS,
-    hold_cuda_settings,
-    resolve_precision,
-    slow_precision,
-)
+from diffuse_cli.system.devices import PRECISIONS, resolve_precision, slow_precision
 from diffuse_cli.system.errors import translate_errors
 from diffuse_cli.system.events import Notice, Progress, Work
+from diffuse_cli.system.kernel_settings import hold_cuda_settings
 from diffuse_cli.system.rng import image_noise
 
 if TYPE_CHECKING:

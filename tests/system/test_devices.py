@@ -21,6 +21,7 @@ from diffuse_cli.core import Conditions, Space
 from diffuse_cli.system import devices, processes
 from diffuse_cli.system.devices import PRECISIONS, resolve_precision
 from diffuse_cli.system.errors import UsageError
+from diffuse_cli.system.kernel_settings import hold_cuda_settings
 from diffuse_cli.training.configuration import complete_config
 
 
@@ -290,7 +291,7 @@ def test_settings_of_a_program_are_as_before_by_whichever_name(kernel_settings, 
     prepare()
     before = seen_precisions()
     for precision, inside in (("bf16", ("high", True, True)), ("fp32", ("highest", False, False))):
-        with devices.hold_cuda_settings("cuda", precision):
+        with hold_cuda_settings("cuda", precision):
             assert tuple(seen_precisions()[-3:]) == inside
             fast = [holder.fp32_precision == "tf32" for holder in (
                 torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn,
@@ -304,7 +305,7 @@ def test_settings_of_a_program_are_as_before_by_whichever_name(kernel_settings, 
 
 def test_products_follow_the_program_after_a_call(kernel_settings):
     """Where it set no precision of their own."""
-    with devices.hold_cuda_settings("cuda", "fp32"):
+    with hold_cuda_settings("cuda", "fp32"):
         pass
     for value in ("tf32", "ieee"):
         torch.backends.fp32_precision = value
@@ -441,7 +442,7 @@ def test_runs_that_take_turns_keep_their_settings_of_kernels(kernel_settings, mo
     for precision, products in (("fp32", ("highest", False)), ("bf16", ("high", True))):
         turns, stack = devices.Turns(), contextlib.ExitStack()
         with turns.take_turn():
-            stack.enter_context(devices.hold_cuda_settings("cuda", precision))
+            stack.enter_context(hold_cuda_settings("cuda", precision))
         assert seen() == program
         runs.append((turns, stack, (*products, True, False, False)))
     for turns, _, own in runs:

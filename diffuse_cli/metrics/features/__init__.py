@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from diffuse_cli.core.registry import Modules
-from diffuse_cli.system.devices import restore_kernel_settings, set_product_precision
 from diffuse_cli.system.errors import UsageError, lookup
 from diffuse_cli.system.events import Progress, Work
+from diffuse_cli.system.kernel_settings import restore_kernel_settings, set_product_precision
 
 if TYPE_CHECKING:
     import numpy as np
