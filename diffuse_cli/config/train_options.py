@@ -33,6 +33,9 @@ from diffuse_cli.system.errors import UsageError
 WEIGHTED = frozenset({"vlb", "consistency"})
 """Losses that have their own weights."""
 
+WEIGHTING = "sigmoid"
+"""The weighting of the other losses where none is named."""
+
 NETWORK = "unet"
 """The network where neither it nor a preset is named."""
 
@@ -189,7 +192,7 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
     weighting: str | None = option.optimizer.optional(
         "Weight of each timestep's loss, as a function of its SNR.",
         table="core.losses.WEIGHTINGS",
-        shown="min-snr, or none with vlb",
+        shown=f"{WEIGHTING}, or none with vlb",
     )
     timestep_draw: str = option.optimizer(
         "uniform",

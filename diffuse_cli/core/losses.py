@@ -124,6 +124,15 @@ def min_snr(snr: Tensor, gamma: float = 5.0) -> Tensor:
     return snr.clamp(max=gamma)
 
 
+def sigmoid(snr: Tensor, bias: float = 2.0) -> Tensor:
+    """snr sigmoid(bias - log snr) over uniform log-SNR (Hoogeboom et al. 2024, sec. 2.1), divided
+    by the density of log-SNR under the schedule `cosine`, sech(log snr / 2) / 2 pi.
+
+    v is weighted by sech((log snr - bias) / 2) times a constant.
+    """
+    return snr.sqrt() * (1 + snr) / (1 + snr * math.exp(-bias)) / 2
+
+
 def p2(snr: Tensor) -> Tensor:
     """snr / (1 + snr): for eps, the weight 1 / (1 + snr) of Choi et al. 2022, eq. 8, k = 1."""
     return snr / (1 + snr)
@@ -153,7 +162,7 @@ def jit(snr: Tensor) -> Tensor:
 
 
 WEIGHTINGS: Registry[Callable[[Tensor], Tensor | None]] = Registry(
-    "weightings", {"none": _none, **entries_by_name(min_snr, p2, flow, logit_normal, jit)}
+    "weightings", {"none": _none, **entries_by_name(min_snr, sigmoid, p2, flow, logit_normal, jit)}
 )
 
 

@@ -18,7 +18,14 @@ from diffuse_cli.config.options import (
 from diffuse_cli.config.parsers import Size
 from diffuse_cli.config.shared_options import DiffusionConfig
 from diffuse_cli.config.task_options import is_degradation
-from diffuse_cli.config.train_options import NETWORK, WEIGHTED, TrainConfig, from_file, to_file
+from diffuse_cli.config.train_options import (
+    NETWORK,
+    WEIGHTED,
+    WEIGHTING,
+    TrainConfig,
+    from_file,
+    to_file,
+)
 from diffuse_cli.core import degradations
 from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.data_gaussian import LONGEST
@@ -337,7 +344,7 @@ def complete_config(
         given_dropout=conditions.given.dropout if conditions.given else None,
         given_noise=conditions.given.noise if conditions.given else None,
         optimizer=config.optimizer or OPTIMIZER,
-        weighting=config.weighting or ("none" if loss in WEIGHTED else "min-snr"),
+        weighting=config.weighting or ("none" if loss in WEIGHTED else WEIGHTING),
         precision=resolve_precision(config.precision, config.device, largest_width(settings)),
         compile=resolve_compile(config, device),
     )

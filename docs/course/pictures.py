@@ -81,8 +81,9 @@ def weighted(axes: Any) -> None:
     axes.plot(log_snr, level, color=BLUE, lw=4, alpha=0.4, label="eps")
     axes.plot(log_snr, level + 1, color=RED, label="v (the default's target)")
     axes.plot(log_snr, level**0, color=GREY, label="x0")
-    axes.plot(log_snr, weights("min-snr", denoiser), color=GREEN, label="min-snr (the default's)")
-    axes.plot(log_snr, weights("p2", denoiser), color=GREEN, linestyle=":", label="p2")
+    axes.plot(log_snr, weights("sigmoid", denoiser), color=GREEN, label="sigmoid (the default's)")
+    for name, style in (("min-snr", "--"), ("p2", ":")):
+        axes.plot(log_snr, weights(name, denoiser), color=GREEN, linestyle=style, label=name)
     axes.set(yscale="log", ylim=(1e-3, 1e3), xlim=(-8, 8), xlabel="log-SNR", ylabel="weight")
     axes.legend(frameon=False)
 

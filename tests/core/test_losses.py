@@ -257,6 +257,24 @@ def test_min_snr_has_the_published_digits():
     assert at["x0"] == pytest.approx(5)
 
 
+@pytest.mark.parametrize("bias", [0.0, 2.0])
+def test_sigmoid_is_the_weight_of_hoogeboom_et_al_over_uniform_log_snr(bias: float):
+    u = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
+    log_snr = -2 * (u * math.pi / 2).tan().log()  # of the schedule `cosine`
+    drawn = losses.sigmoid(log_snr.exp(), bias) / log_snr.exp()
+    grid = torch.linspace(-60, 60, 100_001, dtype=torch.float64)
+    uniform = torch.trapezoid((bias - grid).sigmoid() * (-((grid - 1) ** 2)).exp(), grid)
+    seen = (drawn * (-((log_snr - 1) ** 2)).exp()).mean()
+    assert float(seen * 2 * math.pi) == pytest.approx(float(uniform), rel=1e-6)
+
+
+def test_sigmoid_weighs_v_by_a_bump_around_its_bias():
+    process = process_of("cosine", 1000)
+    log_snr = snr_of(process).log()
+    found = weights("sigmoid", Denoiser(None, process, "v"))
+    assert torch.allclose(found, math.e / 4 / ((log_snr - 2) / 2).cosh(), rtol=1e-9)
+
+
 def test_p2_is_the_weight_of_choi_et_al():
     process = process_of("linear", 1000)
     found = weights("p2", Denoiser(None, process, "eps"))

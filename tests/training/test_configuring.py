@@ -78,7 +78,7 @@ def test_loss_and_weighting_follow_from_the_variance(variance, loss, weighting):
         return
     config, blueprint = planned(typed)
     assert config.loss == (loss or ("hybrid" if variance == "learned" else "simple"))
-    assert config.weighting == (weighting or ("none" if loss == "vlb" else "min-snr"))
+    assert config.weighting == (weighting or ("none" if loss == "vlb" else "sigmoid"))
     assert blueprint.out_channels == (2 if variance == "learned" else 1)
     assert complete_config(config, GREY, Conditions()) == (config, blueprint)
 
@@ -86,21 +86,21 @@ def test_loss_and_weighting_follow_from_the_variance(variance, loss, weighting):
 @pytest.mark.parametrize(
     ("filed", "typed", "loss", "weighting"),
     [
-        ("variance=learned", "", "hybrid", "min-snr"),
-        ("variance=learned loss=simple", "", "simple", "min-snr"),
+        ("variance=learned", "", "hybrid", "sigmoid"),
+        ("variance=learned loss=simple", "", "simple", "sigmoid"),
         ("variance=learned loss=hybrid weighting=p2", "", "hybrid", "p2"),
-        ("variance=learned loss=hybrid", "variance=small", "simple", "min-snr"),
+        ("variance=learned loss=hybrid", "variance=small", "simple", "sigmoid"),
         ("variance=learned loss=hybrid weighting=p2", "variance=large", "simple", "p2"),
-        ("variance=small loss=simple", "variance=learned", "hybrid", "min-snr"),
-        ("loss=simple", "variance=learned", "hybrid", "min-snr"),
-        ("loss=simple", "variance=large", "simple", "min-snr"),
-        ("variance=learned loss=hybrid", "variance=learned", "hybrid", "min-snr"),
+        ("variance=small loss=simple", "variance=learned", "hybrid", "sigmoid"),
+        ("loss=simple", "variance=learned", "hybrid", "sigmoid"),
+        ("loss=simple", "variance=large", "simple", "sigmoid"),
+        ("variance=learned loss=hybrid", "variance=learned", "hybrid", "sigmoid"),
         ("variance=learned loss=vlb weighting=none", "variance=small", "vlb", "none"),
-        ("variance=small loss=hybrid", "variance=learned", "hybrid", "min-snr"),
-        ("variance=learned loss=hybrid", "loss=simple", "simple", "min-snr"),
-        ("loss=vlb weighting=none", "loss=simple", "simple", "min-snr"),
+        ("variance=small loss=hybrid", "variance=learned", "hybrid", "sigmoid"),
+        ("variance=learned loss=hybrid", "loss=simple", "simple", "sigmoid"),
+        ("loss=vlb weighting=none", "loss=simple", "simple", "sigmoid"),
         ("loss=simple weighting=p2", "loss=vlb", "vlb", "none"),
-        ("loss=simple weighting=p2 variance=learned", "loss=hybrid", "hybrid", "min-snr"),
+        ("loss=simple weighting=p2 variance=learned", "loss=hybrid", "hybrid", "sigmoid"),
         (
             "loss=simple weighting=p2 variance=learned",
             "loss=hybrid weighting=none",
