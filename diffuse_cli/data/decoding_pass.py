@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,8 +17,10 @@ from diffuse_cli.data.dataset_index import DatasetIndex
 from diffuse_cli.data.decoding_workers import (
     DecodedSample,
     DecodingTask,
+    Result,
     SkippedFile,
     decode_all,
+    decode_files,
     make_blank,
 )
 from diffuse_cli.data.sources.entries import Entry, Listing
@@ -80,26 +83,29 @@ def decode_listing(
     """Decode every file into a store, and return the settings to read the samples again.
 
     The store is replaced when a sample does not fit its shape. Files in the index are not decoded.
-    If the request leaves sizes open, the samples complete it, and files that no worker has yet are
-    read with the completed request.
+    If the request leaves sizes open, the samples complete it, and files that were decoded before
+    are decoded again: a resumed run asks for the completed request.
     """
     total, kind, current = len(listing.candidates), MEDIA[reading.medium], reading
     task, last = f"reading {kind.many}", time.monotonic()
 
-    def fitted(values: Array) -> Array:
-        """Return values with the size, channels and type that are decided so far."""
-        asked = current.asked
-        size, numbers = asked.size or values.shape[1:], asked.numbers
-        fits = size == values.shape[1:]
-        fits = fits and (not numbers or values.dtype == numbers or values.dtype.name == numbers)
-        fits = fits and (asked.channels is None or values.shape[0] in (1, asked.channels))
-        return values if fits else kind.fit(values, dataclasses.replace(asked, size=size))
+    def decoded(result: Result) -> Result:
+        """Return the result by the request as it is now."""
+        if isinstance(result, SkippedFile) or _fits(result.read.values, current.asked):
+            return result
+        return decode_files(current, [result.entry])[0]
+
+    def decoded_again(count: int) -> Iterator[Array | None]:
+        """Yield the first samples, None for one that has become unusable."""
+        for result in decode_all(lambda: current, tuple(tally.entries[:count]), workers):
+            yield result.read.values if isinstance(result, DecodedSample) else None
 
     yield Progress(task, 0, total)
     found = index.results(listing, lambda rest: decode_all(lambda: current, rest, workers))
     try:
         for done, (result, known) in enumerate(found, 1):
             store = kept.store
+            result = result if known else decoded(result)
             if isinstance(result, DecodedSample):
                 result = result._replace(read=_cut(store, result.read, current.asked, kind))
             if isinstance(result, DecodedSample) and not _can_store(store, result.read, kind):
@@ -114,14 +120,15 @@ def decode_listing(
                 values = result.read.values
                 if known:  # its values are zeros, so only shape and type count
                     values = make_blank(values.shape, current.asked.numbers or values.dtype)
-                else:
-                    values = fitted(values)
                 asked, shape, dtype = _resolve_common(current.asked, store, values, kind)
+                again = None
                 if asked is not current.asked:
                     current = dataclasses.replace(current, asked=asked)
+                    again = decoded_again(store.count if store and kept.open else 0)
                 if store is None or (store.shape, store.dtype) != (shape, dtype):
-                    kept.replace_store(shape, dtype, fitted)
-                kept.append(None if known or not kept.open else fitted(values))
+                    kept.replace_store(shape, dtype, again)
+                last_one = decoded(result) if kept.open and not known else None
+                kept.append(last_one.read.values if isinstance(last_one, DecodedSample) else None)
             if time.monotonic() - last > SECONDS_BETWEEN_EVENTS:
                 last = time.monotonic()
                 yield Progress(task, done, total)
@@ -131,6 +138,15 @@ def decode_listing(
             kept.store.abort(error)
         raise
     return current
+
+
+def _fits(values: Array, asked: ReadSettings) -> bool:
+    """Whether a decoded sample has the size, channels and type of a request."""
+    if asked.numbers and asked.numbers not in (values.dtype, values.dtype.name):
+        return False
+    return values.shape[1:] == (asked.size or values.shape[1:]) and (
+        asked.channels is None or values.shape[0] in (1, asked.channels)
+    )
 
 
 def _cut(store: Store | None, read: Read, asked: ReadSettings, kind: Medium) -> Read:

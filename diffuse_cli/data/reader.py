@@ -157,7 +157,7 @@ def read_images(
 def _complete_settings(
     asked: ReadSettings, bits: int | None, source: Source, listing: Listing
 ) -> Work[ReadSettings]:
-    """Complete a request by the limits of the medium and by a regular sample of the files.
+    """Complete a request by the limits of the medium and by some of the files.
 
     Raises:
         UsageError: the medium does not support the request.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -98,17 +98,17 @@ class KeptSamples:
             remove_index(folder)
 
     def replace_store(
-        self, shape: Shape, dtype: np.dtype[Any], fitted: Callable[[Array], Array]
+        self, shape: Shape, dtype: np.dtype[Any], samples: Iterable[Array | None] | None = None
     ) -> None:
-        """Start a store of another shape with the samples kept so far."""
-        before: Iterable[Array] = () if self.store is None else self.store.finish()
+        """Start a store of another shape with these samples, by default those kept so far."""
+        kept: Iterable[Array] = () if self.store is None else self.store.finish()
         room = self._total
         if self._keep is not None:
             room = min(room, self._keep // (math.prod(shape) * dtype.itemsize))
         self.store = Store(self._folder, room, shape, dtype)
         was_open, self.open = self.open, True
-        for values in before:
-            self.append(fitted(values))
+        for values in kept if samples is None else samples:
+            self.append(values)
         self.open = self.open and was_open
 
     def append(self, values: Array | None) -> None:

@@ -22,7 +22,7 @@ from PIL import Image
 
 from diffuse_cli.data import Dataset, open_index, read_images, save_index, saved_samples
 from diffuse_cli.data.samples import HELD_OUT_MINIMUM
-from diffuse_cli.data.sources.entries import Entry, find_classes
+from diffuse_cli.data.sources.entries import Entry, Source, find_classes, read_subset
 from diffuse_cli.data.store import Store
 from diffuse_cli.data.summary import describe_fit
 from diffuse_cli.media import file_errors as reasons
@@ -61,6 +61,21 @@ def test_pixels_labels_and_names(tmp_path: Path) -> None:
     summary = images.summary
     assert (summary.found, summary.usable, summary.others, summary.unlabelled) == (4, 4, 1, 1)
     assert summary.classes == {"a": 1, "b": 2}
+
+
+def test_a_subset_follows_no_pattern_of_the_names() -> None:
+    class Numbers(Source):
+        def read(self, entry: Entry) -> bytes:
+            return entry.key.encode()
+
+    entries = [Entry(f"{k}.wav", 1, str(k)) for k in range(600)]
+    rows = [int(data) for data in read_subset(Numbers(Path("x")), entries, 256, 10)]
+    assert len(rows) == 256
+    assert rows == sorted(set(rows))
+    for period in (2, 3, 5):
+        shares = np.bincount([row % period for row in rows]) / 256
+        assert np.abs(shares - 1 / period).max() < 0.12
+    assert [*read_subset(Numbers(Path("x")), entries[:9], 256, 10)] == [b"%d" % k for k in range(9)]
 
 
 def test_common_folders_are_no_classes(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Callable
@@ -40,6 +41,12 @@ def streamed(source: Path, keep: int = 0, **options: Any) -> tuple[Dataset, Stre
     stream = find_stream(images.stored)
     assert stream is not None
     return images, stream
+
+
+def npy(values: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, values)
+    return file.getvalue()
 
 
 def corpus() -> dict[str, bytes]:
@@ -115,6 +122,27 @@ def test_a_streamed_set_is_the_set(folder: Path, tmp_path: Path, keep: int, mapp
 @pytest.mark.parametrize("options", [{"size": (16, 24)}, {"channels": 1}, {"fit": "pad"}])
 def test_it_is_with_other_options(folder: Path, options: dict[str, Any]):
     assert same(streamed(folder, **options)[0], read(folder, **options))
+
+
+@pytest.mark.parametrize("last", [40, 50])
+@pytest.mark.parametrize(
+    "options", [{"bits": 16}, {"bits": 16, "cache": "c"}, {"layout": "alpha"}, {"layout": "pages"}]
+)
+def test_a_size_found_late_gives_the_samples_of_a_resumed_run(
+    tmp_path: Path, options: dict[str, Any], last: int
+):
+    if "cache" in options:
+        options = {**options, "cache": tmp_path / options["cache"]}
+    files = {
+        f"{k:02d}.png": encoded(noise(k, (32, 32) if k < last else (40, 40))) for k in range(60)
+    }
+    folder = fill(tmp_path / "in", files)
+    first = read(folder, **options)
+    assert first.stored.shape[2:] == (64, 64)
+    again = read(folder, **options, size=(64, 64))
+    assert np.array_equal(first.stored, again.stored)
+    assert first.fingerprint == again.fingerprint
+    assert same(streamed(folder, **options)[0], first)
 
 
 def test_a_zip_and_floats(folder: Path, tmp_path: Path):
@@ -263,6 +291,18 @@ def test_an_index_of_something_else_does_not_count(own: Path, tmp_path: Path, de
     assert len(index.read_bytes().splitlines()) == 1 + 59 + 1
     read(own, keep=10**9, index=index)
     assert not index.exists()
+
+
+def test_a_file_of_the_same_size_that_was_mended_is_decoded(tmp_path: Path, decoded: list[str]):
+    folder = fill(tmp_path / "in", {f"{k}.npy": npy(np.ones((4, 4))) for k in range(9)})
+    index, broken = tmp_path / "index.jsonl", folder / "3.npy"
+    broken.write_bytes(npy(np.full((4, 4), np.nan)))
+    assert len(read(folder, keep=100, index=index)) == 8
+    broken.write_bytes(npy(np.zeros((4, 4))))
+    os.utime(broken, ns=(0, 10**18))  # at another time, however coarse the clock
+    decoded.clear()
+    assert len(read(folder, keep=100, index=index)) == 9
+    assert decoded[0] == "3.npy"
 
 
 @pytest.mark.parametrize("module", [PIL, system], ids=["Pillow", "diffuse"])

@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, product
 from pathlib import Path
+from random import Random
 from typing import Any, NamedTuple
 
 from diffuse_cli.media import MEDIA, advice, media_by_extension
@@ -33,6 +34,7 @@ class Entry(NamedTuple):
         key: the key by which the source reads the file.
         fault: the reason why it must not be opened, if any.
         label: the name of its class, empty if it has none; None where folders are classes.
+        changed: when the file was last changed, in nanoseconds; 0 if unknown.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Entry(NamedTuple):
     key: str
     fault: str = ""
     label: str | None = None
+    changed: int = 0
 
 
 class MetadataRow(NamedTuple):
@@ -303,7 +306,9 @@ def list_samples(source: Source, medium: str | None = None) -> Listing:
     unlisted: list[Entry] = []
     samples: dict[str, frozenset[str]] = {}
     others, unread, tables = 0, Counter[str](), list[str]()
+    changed = source.path.stat().st_mtime_ns if source.path.is_file() else 0
     for entry in source.entries():
+        entry = entry._replace(changed=entry.changed or changed)
         folder, _, base = entry.name.rpartition("/")
         if not base:  # a folder that cannot be listed
             unlisted.append(entry)
@@ -333,11 +338,12 @@ def list_samples(source: Source, medium: str | None = None) -> Listing:
 
 
 def read_subset(source: Source, entries: Sequence[Entry], count: int, most: int) -> Iterator[bytes]:
-    """Yield the bytes of about `count` entries, evenly spaced among all.
+    """Yield the bytes of `count` random entries, always the same ones, in order.
 
     Entries that are larger than `most`, or cannot be read, are left out.
     """
-    for entry in entries[:: -(-len(entries) // count) or 1]:
+    chosen = Random(0).sample(range(len(entries)), min(count, len(entries)))
+    for entry in (entries[row] for row in sorted(chosen)):
         with contextlib.suppress(Unusable, OSError):
             if not entry.fault and entry.size <= most:
                 yield source.read(entry)

@@ -79,7 +79,7 @@ def _file_entry(name: str, child: os.DirEntry[str]) -> Entry:
     except OSError:
         return Entry(name, 0, child.path, reasons.UNREADABLE)
     fault = "" if stat.S_ISREG(info.st_mode) else reasons.IRREGULAR
-    return Entry(name, info.st_size, child.path, fault)
+    return Entry(name, info.st_size, child.path, fault, changed=info.st_mtime_ns)
 
 
 class SingleFile(Folder):
