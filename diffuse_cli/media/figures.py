@@ -156,6 +156,8 @@ def _choose_grey_levels(greys: Pixels, colored: int) -> tuple[Pixels, Pixels]:
 
     Greys and colors share the 256 entries in proportion to their pixels.
     """
+    if not len(greys):
+        return greys, greys
     levels = np.unique(greys)
     shades = int(((greys > 0) & (greys < 255)).sum())
     room = min(224, max(32, round(256 * shades / (shades + colored))))

@@ -341,10 +341,10 @@ def test_a_class_and_columns_beside_a_sample(tmp_path: Path) -> None:
 
 
 def test_a_label_in_json_is_the_class(tmp_path: Path) -> None:
-    labels = ["cat", 3, None, True, ["x"], "dog"]
+    labels = ["cat", 3, None, True, ["x"], "dog", False]
     files = {f"{k}.png": encoded(noise(k)) for k in range(8)}
     files |= {f"{k}.json": json.dumps({"label": label}).encode() for k, label in enumerate(labels)}
-    found = read(tarred(tmp_path / "x.tar", files | {"6.json": b"{", "alone.json": b"{}"}))
+    found = read(tarred(tmp_path / "x.tar", files | {"7.json": b"{", "alone.json": b"{}"}))
     assert found.class_names == ("3", "cat", "dog")
     assert found.labels.tolist() == [1, 0, -1, -1, -1, 2, -1, -1]
     assert found.summary.others == 1

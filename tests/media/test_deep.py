@@ -80,6 +80,15 @@ def test_twelve_bits_are_spread_over_sixteen() -> None:
     assert rounded[0, 0].tolist() == [2176, 2193]
 
 
+def test_white_may_be_zero() -> None:
+    for bits, body in ((8, b"\x00\x40\xff"), (16, b"\x00\x00\x00\x40\xff\xff")):
+        tags = [(258, 3, [bits]), (262, 3, [0]), (279, 4, [len(body)]), STRIP]
+        known = {tag for tag, _, _ in tags}
+        tags += [tag for tag in grey(3, 1, 1) if tag[0] not in known]
+        found = read(made(tags, body))
+        assert found.tolist() == [[[2**bits - 1, 3 * 2**bits // 4 - 1, 0]]]
+
+
 @pytest.mark.parametrize("channels", [2, 4])
 def test_transparency_is_laid_on_the_background(channels: int) -> None:
     values = levels(channels, 4, 4)

@@ -123,6 +123,12 @@ def test_gif_keeps_few_colors_exactly_and_greys_neutral() -> None:
     assert np.abs(second[:20].astype(int) - busy[:, :20].transpose(1, 2, 0)).mean() < 20
 
 
+def test_gif_without_a_grey_pixel() -> None:
+    red = Image.new("RGB", (9, 9), (255, 0, 0))
+    (read,) = frames_of(figures.encode_gif([red], seconds=1, hold=0))
+    assert np.array_equal(np.asarray(read), np.asarray(red))
+
+
 def test_gif_refuses_nothing() -> None:
     with pytest.raises(ValueError, match="at least one"):
         figures.encode_gif([], seconds=1, hold=0)

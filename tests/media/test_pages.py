@@ -63,6 +63,17 @@ def test_what_is_no_stack_is_named(pages: list[Image.Image], reason: str) -> Non
     assert caught.value.reason == reason
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_stack_is_turned_once(dtype: Any, orientation: int) -> None:
+    page, file = Image.fromarray(DRAW.integers(0, 256, (2, 3)).astype(dtype)), io.BytesIO()
+    tags = {274: orientation}
+    page.save(file, "TIFF", save_all=True, append_images=[page], tiffinfo=tags)
+    stack = image.read(file.getvalue(), STACK).values
+    (upright,) = image.read(file.getvalue(), ReadSettings()).values
+    assert np.array_equal(stack, [upright, upright])
+
+
 def test_stacks_of_a_set_have_as_many_pages(tmp_path: Path) -> None:
     for k, pages in enumerate((3, 3, 4, 1)):
         values = DRAW.integers(0, 256, (pages, 80, 72)).astype(np.uint8)

@@ -186,7 +186,8 @@ class Tar(Source):
             value = json.loads(data)[LABEL]
         except (Unusable, OSError, ValueError, LookupError, TypeError, RecursionError):
             return ""
-        return str(value) if isinstance(value, str | int) and value is not True else ""
+        named = isinstance(value, str | int) and not isinstance(value, bool)
+        return str(value) if named else ""
 
 
 def _split_name(name: str) -> tuple[str, str]:

@@ -61,6 +61,8 @@ def _channels_first(values: Array, asked: ReadSettings) -> tuple[Array, str]:
     layout = asked.layout or USUAL[values.ndim]
     if values.ndim == len(layout) - 1 and "C" in layout:  # one channel, without its axis
         return values[None], layout
+    if values.ndim == len(layout) + 1 and len(values) == 1 and "C" not in layout:
+        return values, layout
     if values.ndim != len(layout):
         raise Unusable(reasons.LAYOUT)
     if "C" not in layout:

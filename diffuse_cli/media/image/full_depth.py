@@ -26,7 +26,8 @@ from diffuse_cli.media.image.image_metadata import (
 )
 from diffuse_cli.media.image.planes import SIGNATURE, TOP, Planes, rescale_levels, turn_upright
 
-_BITS_PER_SAMPLE = 258
+_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262
+_WHITE_IS_ZERO = 0  # which Pillow inverts for up to 8 bits
 _VALUES_AT_ONCE = 2**20
 
 
@@ -66,11 +67,14 @@ def grey_levels(image: Image.Image, most: int) -> Planes:
     Raises:
         Unusable: values have more bits, or are below 0.
     """
-    bits = (getattr(image, "tag_v2", None) or {}).get(_BITS_PER_SAMPLE, (16,))[0]
+    tags = getattr(image, "tag_v2", None) or {}
+    bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]
     values: npt.NDArray[Any] = np.asarray(image)
     if bits > 16 or values.min() < 0 or values.max() >= 2**bits:
         raise Unusable(reasons.PIXELS)
     top = 2**bits - 1
+    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        values = top - values
     dtype = next(name for name, highest in TOP.items() if highest == most)
     if top == most:
         return values.astype(dtype)
@@ -143,7 +147,8 @@ def read_pages(data: bytes, shared: bool = False) -> tuple[Planes, str]:
         Large: the image is too large to be read in a shared process.
     """
     image = open_header(data)
-    mode, turn = image.mode, orientation(image)
+    mode = image.mode
+    turn = 1 if image.format == "TIFF" else orientation(image)  # Pillow turns each page itself
 
     def levels(page: Image.Image) -> Planes:
         if page.mode.startswith("I"):
