@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffuse_cli.core.denoiser import Denoiser
-from diffuse_cli.core.losses import min_snr, simple, squared_error
+from diffuse_cli.core.losses import min_snr, sigmoid, simple, squared_error
 
 
 def soft(snr: Tensor, gamma: float = 5.0) -> Tensor:
@@ -35,18 +34,12 @@ def edm(snr: Tensor, data: float = 0.5, mean: float = -1.2, deviation: float = 1
     return weight * density / cosine
 
 
-def sigmoid(snr: Tensor, bias: float) -> Tensor:
-    """The sigmoid weight of Hoogeboom et al. 2024, snr sigmoid(bias - log snr) for x_0, per log-SNR
-    of a cosine schedule, as `edm`."""
-    return soft(snr, math.exp(bias)) * (snr.log() / 2).cosh()
-
-
 WEIGHTINGS: dict[str, Callable[[Tensor], Tensor]] = {
     **{f"soft-{g:g}": lambda snr, g=g: soft(snr, g) for g in (0.5, 1, 2, 5, 10)},
     **{f"min-snr-{g:g}": lambda snr, g=g: min_snr(snr, g) for g in (0.5, 1, 2, 10, 20)},
     **{f"floor-{f:g}": lambda snr, f=f: floored(snr, f) for f in (0.05, 0.1, 0.2, 0.5)},
     **{f"root-{g:g}": lambda snr, g=g: (soft(snr, g) * g).sqrt() for g in (1, 5)},
-    **{f"sigmoid-{b:g}": lambda snr, b=b: sigmoid(snr, b) for b in (0, 2)},
+    **{f"sigmoid-{b:g}": lambda snr, b=b: sigmoid(snr, b) for b in (0, 1, 3)},
     "edm": edm,
 }
 

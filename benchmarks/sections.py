@@ -255,9 +255,9 @@ CHOSEN = ("patch", "channels", "optimizer", "lr", "batch", "target", "schedule",
 TRAINED = {
     "parameters": "parameters", "patch": "patch", "channels": "channels", "groups": "groups",
     "arithmetic": "arithmetic", "optimizer": "optimizer", "lr": "rate", "batch": "batch",
-    "target": "target", "schedule": "schedule", "min_snr": "min-SNR", "steps": "steps",
-    "training_cpu_seconds": "CPU s", "training_seconds": "wall s", "sampler": "sampler",
-    "evaluations": "evaluations",
+    "target": "target", "schedule": "schedule", "min_snr": "min-SNR, or weighting",
+    "steps": "steps", "training_cpu_seconds": "CPU s", "training_seconds": "wall s",
+    "sampler": "sampler", "evaluations": "evaluations",
 }  # fmt: skip
 """Settings of a final, and their headings."""
 

@@ -508,7 +508,7 @@ def final_of_ours(
         "optimizer": config["optimizer"],
         "target": diffusion["target"],
         "schedule": diffusion["schedule"],
-        "min_snr": 5.0 if config["weighting"] == "min-snr" else None,
+        "min_snr": {"min-snr": 5.0, "none": None}.get(config["weighting"], config["weighting"]),
         "differs": {},
         "sampler": manifest["sampler"],
         "training_cpu_seconds": spent["cpu_seconds"],
