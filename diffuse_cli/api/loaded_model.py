@@ -53,6 +53,9 @@ def load(path: str | os.PathLike[str]) -> Model:
 OF_FILES = {"out", "gif", "grid", "overwrite"}
 """Options of `diffuse sample` about output."""
 
+RENAMED = {"classes": "Pass label", "model": "Load it"}
+"""Options of `diffuse sample` that `Model.sample` does not have, and what to do instead."""
+
 
 class Model:
     """A model that was read from a file, which is not read again.
@@ -112,6 +115,8 @@ class Model:
         """
         if of_files := sorted(OF_FILES & options.keys()):
             raise UsageError(f"{of_files[0]}: only the command writes files", "Leave it out")
+        if renamed := sorted(RENAMED.keys() & options.keys()):
+            raise UsageError(f"sample: there is no option '{renamed[0]}'", RENAMED[renamed[0]])
         columns = [(name, value) for name, own in (on or {}).items() for value in _list_values(own)]
         if missing := [name for name, value in columns if value is None]:
             raise UsageError(f"on: {missing[0]} is None", "Leave out a column that is not told")

@@ -26,6 +26,7 @@ from diffuse_cli.config.sample_options import (
     DrawConfig,
     GuideConfig,
     SamplerConfig,
+    SeedConfig,
     StartConfig,
     TrajectoryConfig,
     VarianceConfig,
@@ -60,7 +61,7 @@ class FeatureConfig(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageSetsConfig(FeatureConfig, ComputeConfig, ReadingConfig):
+class ImageSetsConfig(FeatureConfig, ComputeConfig, SeedConfig, ReadingConfig):
     """Numbers of generated and real images, and how to compare them."""
 
     n: int = option(1000, "Number of generated images, and of real images.", low=2, high=10_000_000)

@@ -87,10 +87,16 @@ class SamplerChoice(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ComputeConfig(Options):
-    """The seed, and how the machine is used."""
+class SeedConfig(Options):
+    """The seed of random numbers."""
 
     seed: int = option(0, "Seed of the noise.", low=0, high=2**63 - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeConfig(Options):
+    """How the machine is used."""
+
     batch_size: int = option.run(
         64, "Batch size, which changes results only by rounding.", low=1, high=100_000
     )
@@ -211,7 +217,7 @@ class SamplerConfig(GuideConfig, TrajectoryConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DrawConfig(SamplerConfig, ComputeConfig):
+class DrawConfig(SamplerConfig, ComputeConfig, SeedConfig):
     """Options of `sample`, and of other commands that generate images."""
 
 

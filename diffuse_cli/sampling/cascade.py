@@ -94,6 +94,12 @@ class CascadeStage:
             found["on"] = [decode_row(table, wanted.row(i)) for i in indices]
         return found
 
+    def describe_cycle(self) -> dict[str, Any]:
+        """Return the conditions until they repeat, and how many images share each."""
+        wanted = self.settings.condition
+        turn, count = (wanted.turn, max(len(wanted.labels), len(wanted.rows))) if wanted else (1, 0)
+        return {**self.describe_conditions(range(0, count * turn, turn)), "turn": turn}
+
 
 class StageState(NamedTuple):
     """A state of a sampler on the way to some samples.

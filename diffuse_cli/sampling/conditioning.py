@@ -142,6 +142,9 @@ def guidance_scale(config: DrawConfig, model: StoredModel) -> float:
     dropout = model.training.get("label_dropout")
     if scale is None:
         return default_guidance(conditions, dropout)
+    if config.guidance not in (None, 1) and model.distilled is not None:
+        text = f"--guidance {scale:g}: a distilled model has its guidance in its weights"
+        raise UsageError(text, "Leave it out, or distil the model again with --guidance")
     if scale != 1 and conditions.given and not has_unconditional(conditions, dropout):
         raise UsageError(
             f"--guidance {scale:g}: the model was never trained without its input, so it has no "

@@ -240,18 +240,16 @@ class CascadeJob(SamplingJob):
         first, last = chain.stages[0], chain.last
         self.chain, self.condition = chain, last.settings.condition
         self.cascaded = first is not last
-        wanted, turn, cycle = self.condition, 1, range(0)
-        if wanted:
-            turn = wanted.turn
-            cycle = range(0, max(len(wanted.labels), len(wanted.rows)) * turn, turn)
+        hidden = {"told": last.describe_cycle()}
         described = {
             **last.describe(config),
             "batch_size": config.batch_size,
             **last.settings.describe_guidance(),
             **chain.offered.described,
-            **({"first": first.describe(config)} if self.cascaded else {}),
         }
-        hidden = {"told": {**last.describe_conditions(cycle), "turn": turn}}
+        if self.cascaded:
+            described["first"] = {**first.describe(config), **first.settings.describe_guidance()}
+            hidden["told_first"] = first.describe_cycle()
         folder = sample_archive.choose_folder(Path(config.out))
         super().__init__(config, chain.space, chain.list_indices(config), described, hidden, folder)
         self.shown = self.wanted[: GRID_IMAGES * (config.grid and self.cascaded)]
@@ -321,7 +319,11 @@ class CascadeJob(SamplingJob):
             gaps = [i for a, b in pairwise(indices) if b != a + 1 for i in (a + 1, b)]
             ends = [indices[0], *gaps, indices[-1] + 1]
             counted["ranges"] = [ends[k : k + 2] for k in range(0, len(ends), 2)]
-        return {**counted, **self.chain.last.describe_conditions(indices)}
+        found = {**counted, **self.chain.last.describe_conditions(indices)}
+        if self.cascaded:
+            told = self.chain.stages[0].describe_conditions(indices)
+            found["first"] = {**self.described["first"], **told}
+        return found
 
     def pack(self) -> Path | None:
         """Pack the folder into the archive that the command names, if any, and remove it."""

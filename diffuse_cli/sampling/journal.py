@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.data.sources.entries import MANIFEST, MANIFEST_FORMAT
+from diffuse_cli.data.sources.entries import MANIFEST, MANIFEST_FORMAT, extension_of
+from diffuse_cli.media import media_by_extension
 from diffuse_cli.system import files, outputs
 from diffuse_cli.system.errors import OutputError
 
@@ -66,8 +67,12 @@ def check_folder(folder: Path, overwrite: bool) -> None:
     if KEY in read_manifest(folder):
         return
     with files.report_errors(folder):
-        if any(WRITTEN.fullmatch(path.name) for path in folder.iterdir()):
-            raise OutputError(f"{files.show(folder)} already holds samples", TAKEN)
+        names = [path.name for path in folder.iterdir()]
+    if any(map(WRITTEN.fullmatch, names)):
+        raise OutputError(f"{files.show(folder)} already holds samples", TAKEN)
+    if found := [name for name in names if extension_of(name) in media_by_extension()]:
+        text = f"{files.show(folder)} holds {files.show(found[0])}, which is not a sample"
+        raise OutputError(text, "Choose another -o: of a folder with samples, only they are read")
 
 
 @dataclass

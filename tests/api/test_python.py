@@ -174,6 +174,8 @@ def test_errors_name_keywords(images: Path, model: Path, conditional: Path):
         (lambda: found.sample(1, label="dark"), "label: the model was trained without classes. "
                                                 "Train a model with classes"),
         (lambda: classes.sample(1, label="lihgt"), "label: there is no 'lihgt'"),
+        (lambda: classes.sample(1, classes=("dark",)), "there is no option 'classes'. Pass label"),
+        (lambda: found.sample(1, model="other"), "there is no option 'model'. Load it"),
         (lambda: found.sample(0), "n must be at least 1, not 0"),
         (lambda: found.sample(1, on={"age": 3}), "on: the model was trained without columns. "
                                                  "Train a model with condition_on"),

@@ -217,8 +217,13 @@ def test_a_second_model_is_told_the_class_of_the_first(diffuse, train, upscaler)
     line = ("sample", "small.safetensors", "--then", "large.safetensors", "-n", 4, *STEPS)
     assert diffuse(*line).code == 0
     assert manifest("samples")["classes"] == ["dark", "light", "dark", "light"]
-    line = ("sample", "small.safetensors", "--class", "light", "--then", upscaler)
-    assert diffuse(*line, "-n", 1, *STEPS, "-o", "b").code == 0
+    line = ("sample", "small.safetensors", "-n", 2, *STEPS, "--then", upscaler, "-o", "b")
+    assert diffuse(*line, "--class", "light").code == 0
+    assert manifest("b")["first"]["classes"] == ["light", "light"]
+    assert diffuse(*line, "--class", "light").code == 0
+    for others in (("--class", "dark"), ("--class", "light", "--guidance", 3)):
+        ran = diffuse(*line, *others)
+        assert (ran.code, "already holds samples with other settings" in ran.line) == (5, True)
 
 
 # -- in a model file ------------------------------------------------------------------------------

@@ -197,6 +197,14 @@ def test_samples_of_other_settings_are_refused_before_any_drawing(
         assert {p: p.read_bytes() for p in OUT.rglob("*") if p.is_file()} == before
 
 
+def test_a_folder_of_other_images_is_no_place_for_samples(sample, images):
+    shutil.copytree(images / "light", OUT)
+    before = {path.name for path in OUT.iterdir()}
+    ran = sample("-n", 1, "-q")
+    assert (ran.code, "which is not a sample" in ran.line) == (5, True)
+    assert {path.name for path in OUT.iterdir()} == before
+
+
 @pytest.mark.parametrize("kept", ["00000.png", "grid.png", "manifest.json"])
 def test_any_part_of_earlier_samples_is_enough(sample, kept):
     OUT.mkdir()

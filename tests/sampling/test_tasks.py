@@ -532,6 +532,15 @@ def test_a_full_disk_leaves_a_task_that_can_be_repeated(diffuse, model, picture,
     assert {path.name: path.read_bytes() for path in Path("varied").iterdir()} == wanted
 
 
+def test_a_picture_that_is_degraded_first_is_another_task(diffuse, model, picture):
+    line = ("restore", model, "a.png", "--degradation", "blur:2", "-n", 1, *QUICK)
+    assert diffuse(*line).code == 0
+    ran = diffuse(*line, "--degrade")
+    assert (ran.code, "other settings" in ran.line) == (5, True)
+    assert diffuse(*line, "--degrade", "--overwrite").code == 0
+    assert manifest("restored")["degrade"] is True
+
+
 def test_only_what_a_stopped_task_wrote_is_taken_for_its_own(diffuse, model, picture):
     line = ("vary", model, "a.png", "-n", 1, *QUICK)
     Path("varied").mkdir()

@@ -175,6 +175,8 @@ def test_a_guided_model_is_followed_at_its_scale(distill, guided, diffuse):
     ran = diffuse("sample", FAST, "-n", 2, "--class", "dark", "-o", "drawn", "-q")
     assert ran.code == 0
     assert "guided at 1.5" in diffuse("info", FAST).out
+    ran = diffuse("sample", FAST, "-n", 2, "--guidance", 3, "-o", "again", "-q")
+    assert (ran.code, "has its guidance in its weights" in ran.line) == (2, True)
     other = model_file.load(guided)
     assert not torch.equal(next(iter(found.ema.values())), next(iter(other.ema.values())))
 
@@ -182,6 +184,21 @@ def test_a_guided_model_is_followed_at_its_scale(distill, guided, diffuse):
 def test_the_default_scale_is_the_one_of_the_model(distill, guided):
     assert distill(guided, "--steps", 1, "-q").code == 0
     assert model_file.load(FAST).distilled["guidance"] == 2.0
+
+
+def test_a_scale_of_a_distilled_model_is_not_tuned(distill, guided, diffuse, images):
+    assert distill(guided, "--steps", 1, "-q").code == 0
+    for scales in ("3", "1,3"):
+        ran = diffuse("tune", FAST, images, "-n", 4, "--steps", 1, "--guidance", scales, "-q")
+        assert (ran.code, "has its guidance in its weights" in ran.line) == (2, True)
+
+
+def test_a_model_does_not_replace_its_teacher(diffuse, images, teacher):
+    before = Path(teacher).read_bytes()
+    line = ("distill", teacher, images, "-o", teacher, "--overwrite", "--steps", 1)
+    ran = diffuse(*line)
+    assert (ran.code, "is the model itself" in ran.line) == (2, True)
+    assert Path(teacher).read_bytes() == before
 
 
 def test_guidance_needs_something_that_the_model_is_told(distill, teacher):

@@ -99,7 +99,7 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
         few = candidates.learned_steps(config, first, process)
         if distilled:  # its guidance is in its weights, and its timesteps are fixed
             scales, few = (), []
-        for each in scales:
+        for each in (*scales, *(config.guidance or ())):
             guidance_scale(replace(drawn, guidance=each), loaded.model)
         starts = candidates.list_start_steps(config, loaded.model, first)
         words = words_of(loaded.space)

@@ -207,6 +207,8 @@ def _restore(
 
         text, shown = seen.degradation.text, _show_pictures(seen, loaded)
         described = {"method": method, "degradation": text, "jumps": config.jumps}
+        if isinstance(config, RestoreConfig) and config.degrade:
+            described["degrade"] = True
         return TaskPlan(seen.names, steps, states, seen.pictures, shown, described)
 
     told = partial(is_conditioned, degradation=wanted, flag=flag)

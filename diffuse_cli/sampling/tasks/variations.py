@@ -90,7 +90,6 @@ def interpolate(config: InterpolateConfig) -> Work[tuple[SampleFiles, list[float
             "task": "interpolate",
             "sampler": "ddim",
             "steps": len(times),
-            "seed": config.seed,
             "precision": loaded.precision,
             "model": {"sha256": loaded.sha256},
             "weights": config.weights,
