@@ -131,7 +131,7 @@ class EvalConfig(MeasureConfig, BoundPlotConfig, StartConfig, DrawConfig, Varian
     )
     train_n: int = option.measuring(
         5000,
-        "Training images whose features are searched for copies (0: none).",
+        "Training images whose features are searched for copies (0: no training images).",
         low=0,
         high=10_000_000,
     )

@@ -140,7 +140,7 @@ def evaluate(
         dim = evaluation.fake_features.shape[1]
         details = {k: of.details(evaluation) for k, of in evaluation.metrics.items() if of.details}
         facts = Facts(
-            values, real, generated, dim, loaded is not None, sides.space.levels, details, words
+            values, real, generated, dim, loaded is not None, sides.space.bins, details, words
         )
         return EvaluationResult(
             values=values,

@@ -115,7 +115,7 @@ class Sides:
     """Real images, and the generated images if a folder is measured.
 
     Attributes:
-        more: further real images, at most the same number.
+        more: further real images, at most as many as are generated.
         training: the training images of the model, if they are part of DATA. For a folder, DATA is
             split as in training, if it is large enough.
         part: the part of DATA in `real`: `held-out` or `all`.
@@ -303,7 +303,7 @@ def _make_sides(
     training = None
     if is_trained_on(loaded, images):
         training = _training(config, pool, images.held_out, usable)
-        more = training.first(len(real))
+        more = training.first(config.n) if held_out else more
     part, prints = "held-out" if held_out else "all", {"data": images.fingerprint}
     if pairs is not None:
         prints["given"] = pairs.fingerprint

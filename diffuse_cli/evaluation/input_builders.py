@@ -188,7 +188,8 @@ def _make_features(evaluation: EvaluationRun) -> Work[None]:
     if network.pictures and (training := evaluation.training):
         first = training.first(evaluation.config.train_n)
         evaluation.train_features = yield from cache_features(network, see(first.samples), team)
-        known = len(first) if evaluation.loaded else 0  # `more` are the first training images
+        if evaluation.loaded and len(training.held_out) >= FEWEST:
+            known = len(first)  # `more` are the first training images
     if len(more) <= known:
         evaluation.more_features = evaluation.train_features[: len(more)]
     elif len(more):

@@ -14,7 +14,7 @@ from diffuse_cli.config.eval_options import EvalConfig
 from diffuse_cli.core.likelihood import strata
 from diffuse_cli.core.space import Space
 from diffuse_cli.evaluation.feature_cache import Team
-from diffuse_cli.evaluation.image_sets import LabeledSamples, TrainingSamples
+from diffuse_cli.evaluation.image_sets import FEWEST, LabeledSamples, TrainingSamples
 from diffuse_cli.media import Array, can_judge, render_samples
 from diffuse_cli.metrics import METRICS, Metric
 from diffuse_cli.metrics.channel_distributions import measure_marginals as measure_marginals
@@ -25,7 +25,7 @@ from diffuse_cli.sampling.sampling_settings import SamplingSettings
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import Notice
 
-OF_TRAINING = "the model's training data as DATA, with a held-out part"
+OF_TRAINING = "the model's training data as DATA, with a held-out part, and --train-n above 0"
 
 WANTED = {
     "bits": "a model",
@@ -128,7 +128,11 @@ class EvaluationRun(MetricInputs):
     @property
     def missing_parts(self) -> set[str]:
         """Parts that cannot be made."""
-        return find_missing_parts(self.space, self.loaded, training=self.training is not None)
+        training = self.training
+        found = find_missing_parts(self.space, self.loaded, training=training is not None)
+        if training and len(training.held_out) < FEWEST:  # the real images are all of DATA
+            found |= {"train_bits"}
+        return found
 
     @property
     def metrics(self) -> Mapping[str, Metric]:

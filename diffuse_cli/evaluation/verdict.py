@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from diffuse_cli.metrics import Remark, Values, Words, read_measurement
+from diffuse_cli.metrics import Measurement, Remark, Values, Words, read_measurement
 from diffuse_cli.metrics.features import KIDS
 from diffuse_cli.metrics.presentation import rank_baselines
 
@@ -31,8 +31,8 @@ def verdict(values: Values, remarks: Sequence[Remark], words: Words, *, model: b
     if f"{key}_standard_error" not in values:
         return f"Too few {many} for a verdict: at least 4 are needed on each side"
     longer = ": train longer" if model else ""
-    text = f"Better than blurred {many}, but different from the real {many}{longer}"
-    worse, level, _ = rank_baselines(values)
+    text = f"Different from the real {many}{longer}"
+    worse, level, better = rank_baselines(values)
     if worse or {"mean", "noise"} & set(level):
         text = f"Not recognizable yet{longer}" if model else "Not recognizable"
     elif level:
@@ -41,16 +41,18 @@ def verdict(values: Values, remarks: Sequence[Remark], words: Words, *, model: b
         )
     elif _is_close(values, key):
         text = f"Close to the real {many}"
-    elif key != "kid":
-        text = f"Different from the real {many}{longer}"
+    elif "blurred" in better:
+        text = f"Better than blurred {many}, but different from the real {many}{longer}"
     return f"{text}. Some may be copies of training {many}" if "possible" in levels else text
 
 
 def _is_close(values: Values, key: str) -> bool:
-    """Whether the KID is small, or, without blurred samples, like the KID between real samples."""
-    blurred, floor = values.get("kid_of_blurred"), f"{key}_floor"
-    if blurred is not None:
-        return values[key] < CLOSE * blurred
-    return floor in values and not read_measurement(values, key).is_above(
-        read_measurement(values, floor)
-    )
+    """Whether the KID is small compared with blurred samples, or, where these were not measured or
+    are like real samples, is like the KID between real samples."""
+    known = f"{key}_floor" in values
+    floor = read_measurement(values, f"{key}_floor") if known else Measurement(0.0)
+    if "kid_of_blurred" in values:
+        blurred = read_measurement(values, "kid_of_blurred")
+        if blurred.is_above(floor):
+            return values[key] < CLOSE * blurred.value
+    return not read_measurement(values, key).is_above(floor)

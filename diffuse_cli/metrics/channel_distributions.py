@@ -72,7 +72,7 @@ def measure_marginals(real: Array, fake: Array, more: Array) -> Marginals:
     apart, sides = distances(real, fake, bins)
     units = _units(ours, bins)
     floor = None
-    if (parts := split_real(real, more)) is not None:
+    if (parts := split_real(real, more, len(fake))) is not None:
         floor = average_estimates(_scale(distances(*parts, bins)[0], units))
     a, b = -ours.mean_influence(), theirs.mean_influence()
     apart_means = enumerate(theirs.mean - ours.mean)

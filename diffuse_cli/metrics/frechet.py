@@ -47,19 +47,20 @@ NUMBERS = (
     ),
 )
 
-BESIDE = ("frechet_floor", "floor_images", "frechet_infinity_bend")
+BESIDE = ("frechet_floor", "floor_images", "floor_further", "frechet_infinity_bend")
 
 
 def remarks(facts: Facts) -> Iterator[Remark]:
     """Explain the floors, and warn if most of the distance is bias."""
     if "floor_images" in facts:
-        n = f"{facts['floor_images'].value:,.0f}"
-        yield Remark(
-            "reference",
-            "note",
-            f"for KID and the Fréchet distance, it is the distance between two sets of {n} real "
-            "images",
+        n, m = (round(facts[key].value) for key in ("floor_images", "floor_further"))
+        words = (
+            f"for KID and the Fréchet distance, it is the distance between {n:,} and {m:,} real "
+            "images"
         )
+        if 1 / n + 1 / m > 1.1 * (1 / facts.real + 1 / facts.generated):
+            words += ". With so few, the Fréchet distance is above that of a perfect model"
+        yield Remark("reference", "note", words)
     least = min(facts.real, facts.generated)
     if "frechet_distance" in facts and least <= facts.dim:  # a covariance then has no full rank
         yield Remark(
@@ -91,9 +92,9 @@ SMALLEST = 4
 def compute(evaluation: MetricInputs) -> dict[str, float]:
     """Return `frechet_distance`, `frechet_floor` and `frechet_infinity`, with standard errors.
 
-    The floor is the distance between two sets of `floor_images` real images. `frechet_infinity`
-    needs 16 images, and a parabola adds `frechet_infinity_bend` to it. Covariances are divided by
-    n - 1, and exact for n below d too.
+    The floor is the distance between `floor_images` and `floor_further` real images.
+    `frechet_infinity` needs 16 images, and a parabola adds `frechet_infinity_bend` to it.
+    Covariances are divided by n - 1, and exact for n below d too.
     """
     real, fake = require_features(evaluation, NAME)
     whole = estimate_frechet(real, fake)
@@ -104,7 +105,7 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
         result["frechet_infinity_bend"] = bend
     if halves := split_real_features(evaluation):
         result |= estimate_frechet(*halves).to_entries("frechet_floor")
-        result["floor_images"] = float(len(halves[0]))
+        result["floor_images"], result["floor_further"] = (float(len(half)) for half in halves)
     return result
 
 

@@ -147,5 +147,6 @@ def require_features(evaluation: MetricInputs, metric: str) -> tuple[Array, Arra
 
 def split_real_features(evaluation: MetricInputs) -> tuple[Array, Array] | None:
     """Return the `split_real` of real features, in float64."""
-    found = split_real(evaluation.real_features, evaluation.more_features)
+    generated = len(evaluation.fake_features)
+    found = split_real(evaluation.real_features, evaluation.more_features, generated)
     return None if found is None else (found[0].astype("float64"), found[1].astype("float64"))

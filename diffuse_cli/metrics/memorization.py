@@ -88,7 +88,10 @@ def remarks(facts: Facts) -> Iterator[Remark]:
     if not spaces:
         needed = f"DATA must have at least 40 {many}, so that training can hold out a part"
         if facts.model:
-            needed = "DATA must be the model's own training data, with a held-out part"
+            needed = (
+                "DATA must be the model's own training data, with a held-out part, and --train-n "
+                "above 0"
+            )
         words = f"not measured whether {many} are copies of training {many}. {needed}"
         yield Remark("memorization", "fine", words)
         return
@@ -112,12 +115,12 @@ def remarks(facts: Facts) -> Iterator[Remark]:
         )
     if signs.level == "serious":
         yield Remark("memorization", "serious", f"{words}. To see them, add --pairs FILE.png")
-    elif signs.level:
-        look = f"{many.capitalize()} with little detail can be so too. To see them, add"
-        yield Remark("memorization", "possible", f"{words}. {look} --pairs FILE.png")
     elif fails_baselines(values):
         words = f"not judged, because the generated {many} are too different from real {many}"
         yield Remark("memorization", "fine", words)
+    elif signs.level:
+        look = f"{many.capitalize()} with little detail can be so too. To see them, add"
+        yield Remark("memorization", "possible", f"{words}. {look} --pairs FILE.png")
     else:
         ranked = [s for s in spaces if values[f"memorized_z_{s}"] > SIGNIFICANT]
         more = any(rate.value > 2 * expected for rate in rates.values())

@@ -7,8 +7,9 @@ of real balls that contain a generated image, divided by k. Coverage is the frac
 that contain a generated image (Naeem et al. 2020, eq. 2 and 3, k = 5). All four use the same
 distances, so they share a file.
 
-They depend on n, so compare them only at equal n. For equal distributions and large n, density is 1
-and coverage 1 - 2^-k. Precision and recall have no fixed value.
+They depend on the numbers of images, so compare them only at equal numbers. For equal distributions
+and many images, density is 1, and coverage is `expected_coverage`. Precision and recall have no
+fixed value.
 """
 
 from __future__ import annotations
@@ -64,7 +65,9 @@ SAYS = {
 }
 
 
-def _number(key: str, direction: str, ideal: float | None = None, **more: Any) -> MetricNumber:
+def _number(
+    key: str, direction: str, ideal: float | str | None = None, **more: Any
+) -> MetricNumber:
     return MetricNumber(key, key, SAYS[key], direction, ideal, "variety", axis="fraction", **more)
 
 
@@ -72,8 +75,10 @@ NUMBERS = (
     _number("precision", "higher", by_class=True, unquoted=zero_recall_reason),
     _number("recall", "higher", by_class=True),
     _number("density", "reference", 1.0, unquoted=zero_recall_reason),
-    _number("coverage", "higher", 1 - 2**-K_DENSITY),
+    _number("coverage", "higher", "coverage_expected"),
 )
+
+BESIDE = ("coverage_expected",)
 
 
 def remarks(facts: Facts) -> Iterator[Remark]:
@@ -103,7 +108,16 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
     result: dict[str, float] = {}
     for name, own in _measure_both(evaluation).items():
         result |= make_entries(name, own.value(), own.error())
+    if "coverage" in result:
+        counts = len(evaluation.real_features), len(evaluation.fake_features)
+        result["coverage_expected"] = expected_coverage(*counts)
     return result
+
+
+def expected_coverage(real: int, generated: int, k: int = K_DENSITY) -> float:
+    """Return the mean coverage of equal distributions (Naeem et al. 2020, lemma 2): a ball is empty
+    if the nearest k of the other images are all real."""
+    return 1 - math.prod((real - j) / (real + generated - j) for j in range(1, k + 1))
 
 
 def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:

@@ -96,17 +96,17 @@ def match_channels(*sides: Array) -> tuple[Array, ...]:
     return tuple(np.broadcast_to(s, (len(s), channels, *s.shape[2:])) for s in sides)
 
 
-def split_real(real: Array, more: Array) -> tuple[Array, Array] | None:
-    """Return two disjoint, equally large sets of real rows, to compare with each other.
+def split_real(real: Array, more: Array, generated: int) -> tuple[Array, Array] | None:
+    """Return two disjoint sets of real rows, to compare as real rows with `generated` other rows.
 
-    They are the real rows and further rows, or two halves of the real rows if these are larger. If
-    they would have fewer than two rows, the result is None.
+    They are the real rows and as many further rows, or parts of the real rows if these are larger.
+    If one would have fewer than two rows, the result is None.
     """
-    a, b = real, more
-    if min(len(real), len(more)) < len(real) // 2:
-        a, b = real[::2], real[1::2]
-    n = min(len(a), len(b))
-    return (a[:n], b[:n]) if n > 1 else None
+    part = min(generated, len(real) // 2)
+    a, b = real, more[:generated]
+    if len(b) < part:
+        a, b = real[: len(real) - part], real[len(real) - part :]
+    return (a, b) if min(len(a), len(b)) > 1 else None
 
 
 def average(values: Array) -> Measurement:

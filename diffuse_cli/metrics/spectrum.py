@@ -78,7 +78,7 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
     if not len(found.shells.counts) or not found.real.any():
         return {}
     result = log_spectral_distance(found.real, found.fake).to_entries("spectral_distance")
-    if (parts := split_real(found.real, found.more)) is not None:
+    if (parts := split_real(found.real, found.more, len(found.fake))) is not None:
         result |= log_spectral_distance(*parts).to_entries("spectral_distance_floor")
     if (band := measure_fine_detail(evaluation)) is not None:
         result |= band.to_entries("fine_detail")

@@ -177,7 +177,7 @@ def one_held_out(images, tmp_path_factory):
 
 
 def test_training_images_stand_in_where_one_image_is_held_out(
-    diffuse, one_held_out, recipe, tmp_path
+    diffuse, one_held_out, recipe, tmp_path, evaluations
 ):
     """As may happen with 100 photos."""
     line = ("--config", recipe, "--steps", 1, "-o", tmp_path / "m.safetensors", "-q")
@@ -187,6 +187,9 @@ def test_training_images_stand_in_where_one_image_is_held_out(
     assert ran.code == 0, ran.err
     assert "only 1 image held out: training images stand in as real images" in ran.err
     assert ran.json["memorized_references"] > 2
+    assert "bits_per_dim_gap" not in ran.json  # the real images are training images
+    assert {*as_bytes(evaluations[0].real)}.isdisjoint(as_bytes(evaluations[0].more))
+    assert (ran.json["floor_images"], ran.json["floor_further"]) == (8, 8)
 
 
 @pytest.mark.parametrize("classes", [(), ("--classes",)], ids=["plain", "classes"])
@@ -895,11 +898,12 @@ def test_other_data_is_not_compared_with_training_images(measure, images, of_oth
     assert not {*measure(images, *line, "--train-n", 0).json} & OF_TRAINING
 
 
-def test_the_floor_is_of_further_real_images(measure, other, of_images, of_other):
+def test_the_floor_is_of_further_real_images(measure, images, other, of_images, of_other):
     """Of DATA where it is not the training data; training images where it is; else halves."""
     line = ("-n", 5, "--timesteps", 2, "--json")
     assert measure(other, *line).json["floor_images"] == 5
     assert of_images[0].json["floor_images"] == 6
+    assert measure(images, "-n", 9, "--timesteps", 2, "--json").json["floor_further"] == 9
     found = of_other[0].json
     assert found["floor_images"] == 7
     assert {"kid_floor", "frechet_floor"} <= {*found}

@@ -35,6 +35,16 @@ def test_a_model_is_judged_by_its_kid_and_copies(kid, remarks, said):
     assert "longer" not in verdict(values, remarks, IMAGES, model=False)
 
 
+def test_a_baseline_that_says_nothing_is_not_named():
+    values = {**KNOWN, "kid": 0.1, "kid_standard_error": 0.002}
+    alone = {key: value for key, value in values.items() if "_of_" not in key}
+    assert verdict(alone, [], IMAGES, model=False) == "Different from the real images"
+    assert verdict({**alone, "kid": 0.001}, [], IMAGES, model=False) == "Close to the real images"
+    smooth = {**KNOWN, "kid_of_blurred": -0.001, "kid_standard_error": 0.002}
+    assert verdict({**smooth, "kid": 0.0003}, [], IMAGES, model=False) == "Close to the real images"
+    assert verdict({**smooth, "kid": 0.1}, [], IMAGES, model=False).startswith("Different")
+
+
 def test_sounds_are_judged_by_random_features():
     values = {"kid_random": 0.1, "kid_random_standard_error": 0.01, "kid_random_floor": 0.0}
     assert verdict(values, [], SOUNDS, model=False) == "Different from the real sounds"

@@ -313,13 +313,19 @@ def test_the_floor_is_real_images_against_others():
     for name, key in (("frechet", "frechet"), ("kid", "kid")):
         plain = {"frechet": "frechet_distance", "kid": "kid"}[name]
         found = measured(name, real, fake, more)
-        assert found[f"{key}_floor"] == pytest.approx(measured(name, real[:50], more)[plain])
+        assert found[f"{key}_floor"] == pytest.approx(measured(name, real, more)[plain])
+        few = measured(name, real, fake[:10], more)
+        assert few[f"{key}_floor"] == pytest.approx(measured(name, real, more[:10])[plain])
+        parts = measured(name, real, fake[:10])
+        expected = measured(name, real[:50], real[50:])[plain]
+        assert parts[f"{key}_floor"] == pytest.approx(expected)
         halves = measured(name, real, fake)
-        expected = measured(name, real[::2], real[1::2])[plain]
+        expected = measured(name, real[:30], real[30:])[plain]
         assert halves[f"{key}_floor"] == pytest.approx(expected)
         assert f"{key}_floor" not in measured(name, real[:3], fake)
-    assert measured("frechet", real, fake, more)["floor_images"] == 50
-    assert measured("frechet", real, fake)["floor_images"] == 30
+    for generated, further, counts in ((fake, more, (60, 50)), (fake[:10], more[:0], (50, 10))):
+        found = measured("frechet", real, generated, further)
+        assert (found["floor_images"], found["floor_further"]) == counts
 
 
 @pytest.mark.parametrize(("n", "m"), [(5, 3), (4, 9)])
@@ -415,6 +421,15 @@ def test_equal_distributions_have_density_one_and_full_coverage():
     found = measured("precision-recall", normal(0, 1500, 8), normal(1, 1500, 8))
     assert found["density"] == pytest.approx(1, abs=3 * found["density_standard_error"])
     assert found["coverage"] == pytest.approx(1 - 2**-5, abs=3 * found["coverage_standard_error"])
+    assert found["coverage_expected"] == pytest.approx(1 - 2**-5, abs=1e-3)
+
+
+@pytest.mark.parametrize(("n", "m"), [(200, 30), (30, 200), (60, 60)])
+def test_the_coverage_of_equal_distributions_is_known(n: int, m: int):
+    runs = [measured("precision-recall", drawn(2 * k, n), drawn(2 * k + 1, m)) for k in range(40)]
+    found = np.array([run["coverage"] for run in runs])
+    error = found.std(ddof=1) / len(found) ** 0.5
+    assert runs[0]["coverage_expected"] == pytest.approx(found.mean(), abs=3 * error + 1e-3)
 
 
 def test_what_is_missing_and_what_is_false_is_told_apart():
@@ -449,7 +464,7 @@ def test_too_few_neighbors_leave_numbers_out():
     six = {
         key for key in measured("precision-recall", drawn(0, 6), drawn(1, 4)) if "error" not in key
     }
-    assert six == {"precision", "recall", "density", "coverage"}
+    assert six == {"precision", "recall", "density", "coverage", "coverage_expected"}
 
 
 @pytest.mark.parametrize(
@@ -467,7 +482,7 @@ def test_too_few_neighbors_leave_numbers_out():
 def test_errors_of_the_four_cover_repeated_draws(draw):
     """In few dimensions and in many, where some images are neighbors of very many others."""
     values, errors = repeated("precision-recall", draw, 150)
-    assert {*values} == {"precision", "recall", "density", "coverage"}
+    assert {*values} == {"precision", "recall", "density", "coverage", "coverage_expected"}
     ratios = {
         key: np.sqrt(np.square(errors[key]).mean()) / own.std(ddof=1) for key, own in values.items()
     }

@@ -111,7 +111,10 @@ def test_images_unlike_real_ones_are_not_praised():
     assert kinds["memorization"].says == (
         "not judged, because the generated images are too different from real images"
     )
+    flat = {"memorized_pixels": 1.0, "memorized_z_pixels": 9.0}
+    assert said("memorization", **bad | flat)[0] == "fine"
     good = STANDING | SHARES | NO_COPIES
+    assert said("memorization", **good | flat)[0] == "possible"
     assert "plausible, but lack variety" in said("plausibility and variety", **good)[1]
     assert said("memorization", **good)[1].startswith("no sign: 0% of")
 
@@ -217,6 +220,8 @@ def test_distances_in_numbers_alone_are_a_hint_at_most():
     assert sound["reference"].says.startswith("for memorization rates, it is the rate 0.05 of real")
 
 
-@pytest.mark.parametrize(("model", "words"), [(True, "own training data"), (False, "40 images")])
+@pytest.mark.parametrize(
+    ("model", "words"), [(True, "own training data"), (True, "--train-n"), (False, "40 images")]
+)
 def test_why_copies_were_not_looked_for(model, words):
     assert words in said("memorization", model)[1]
