@@ -95,7 +95,7 @@ class SeedConfig(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class ComputeConfig(Options):
-    """How the machine is used."""
+    """Use of the machine."""
 
     batch_size: int = option.run(
         64, "Batch size, which changes results only by rounding.", low=1, high=100_000

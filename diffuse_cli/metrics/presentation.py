@@ -252,7 +252,7 @@ class Facts:
         real, generated: the numbers of real and generated images.
         dim: the number of features per image.
         model: whether a model was evaluated, not a folder of images.
-        levels: the number of levels of samples, from -1 to 1 of a model; None for floats.
+        levels: the number of levels of samples, or None for floats.
         details: the details of metrics, by name.
         words: the words for samples.
     """

@@ -99,7 +99,8 @@ def match_channels(*sides: Array) -> tuple[Array, ...]:
 def split_real(real: Array, more: Array, generated: int) -> tuple[Array, Array] | None:
     """Return two disjoint sets of real rows, to compare as real rows with `generated` other rows.
 
-    They are the real rows and as many further rows, or parts of the real rows if these are larger.
+    They are the real rows and `generated` further rows, or parts of the real rows if these are
+    larger.
     If one would have fewer than two rows, the result is None.
     """
     part = min(generated, len(real) // 2)

@@ -34,7 +34,7 @@ class Entry(NamedTuple):
         key: the key by which the source reads the file.
         fault: the reason why it must not be opened, if any.
         label: the name of its class, empty if it has none; None where folders are classes.
-        changed: when the file was last changed, in nanoseconds; 0 if unknown.
+        changed: nanoseconds of the last change of the file, or 0.
     """
 
     name: str
