@@ -13,6 +13,7 @@ precision = "fp32"
 lr = 0.002
 warmup = 2
 optimizer = "adamw"
+weighting = "min-snr"
 ema_decay = 0.7
 num_timesteps = 100
 preview_every = 100000
@@ -99,7 +100,10 @@ CASES: dict[str, tuple[str, ...]] = {
         sample("--sampler ddim --eta 0.5 --steps 5 --threshold 0.9"),
     ),
     "mu-hybrid": (
-        train("--target mu --variance learned --loss hybrid --no-rescale-timesteps"),
+        train(
+            "--target mu --variance learned --loss hybrid --weighting min-snr"
+            " --no-rescale-timesteps"
+        ),
         sample("--sampler ddpm --steps 5 --spacing leading"),
     ),
     "eps-vlb": (
@@ -113,7 +117,7 @@ CASES: dict[str, tuple[str, ...]] = {
         evaluate("--sampler ddpm --timesteps all"),
     ),
     "classes": (
-        train("--classes --label-dropout 0.3 --variance learned"),
+        train("--classes --label-dropout 0.3 --variance learned --weighting min-snr"),
         sample(
             "--sampler dpmpp-2m --steps 5 --guidance 3 --guidance-interval 0.1,9"
             " --class light --class dark"
