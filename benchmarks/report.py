@@ -52,7 +52,8 @@ One core, default settings unless the row says otherwise, KID × 1000 of 1,000 s
 | Tiny ImageNet, 64×64, by `tune`, `--weak-after 0.25` | | | 289: skies, shores, rooms | |
 | [cats](#quality-for-time-cats-at-64-pixels), 64×64, 3 seeds | 2,539: noise | 940 | 457: cats | |
 
-For the rows "by `tune`", `tune` chose the sampling, and the network was that of `--no-wiener`.
+For the rows "by `tune`", `tune` chose the sampling, and the network was that of `--no-wiener`. All
+rows are with `--weighting min-snr`, which was the default.
 
 On Fashion-MNIST, `--preset slim` reaches 67 in four minutes, mean of
 [three runs](../benchmarks/README.md#narrow-at-full-size).
@@ -79,23 +80,31 @@ How good are samples after minutes on one core? `diffuse` uses its defaults. The
 best settings found in at least 40 minutes of search (20 at 64×64), over every option that their
 library offers and `diffuse` uses ([method](../benchmarks/README.md#quality-for-time)).
 
-On Fashion-MNIST, the defaults of `diffuse` and the best settings found for diffusers have equal
-KID within two standard errors. By random KID, a second judge, diffusers is better, because samples
-of `diffuse` are too bright by 8 levels of 255. A step of `diffuse` took 1.7 times as long on the
-machine of this comparison as in the table above, so the same ten minutes are fewer steps here.
+At 32×32, `diffuse` weights losses by the sigmoid of Hoogeboom et al. 2024, which neither library
+offers. With min-SNR, which they have, its KID after ten minutes was 65 and 197. Its rows are from
+an Intel Xeon with AMX, those of the baselines after ten minutes from the AMD EPYC. `diffuse` takes
+as many steps in ten minutes on both, and diffusers 0.96 as many on the Xeon, by its hour there.
 
-On CIFAR-10, the defaults of `diffuse` have the lowest KID: 0.76 of that of diffusers. Read this
-with three facts in mind. Nobody recognizes a subject in any of these samples yet. Other programs
-shared the cores with the baselines, which cost diffusers a fifth of its steps (about 12 of its
-257, by its improvement from four to ten minutes), and `diffuse` a tenth of its own. The solver of
-diffusers was chosen by KID, and the choice has a much worse random KID than UniPC, which was equal
-within the standard error in the search (273 and 22).
+On Fashion-MNIST, the KID of the defaults of `diffuse` is FRATIO of that of the best settings found
+for diffusers. By random KID, a second judge, both are equal, and both are too bright by 3 levels of
+255. Samples of `diffuse` have a tenth more detail than real garments: faint grain on the black.
 
-After an hour on CIFAR-10, on another machine and with one seed, the KID of `diffuse` is 74, 0.45 of
-that of diffusers, with a recall of 0.34 for 0.12. Cars, ships and birds can be recognized. But the
-recipe of diffusers, with its batch of 16 and its solver, was found in trials of four minutes, while
-`diffuse` chooses its batch for the hour. `diffuse` had 94% of its core, which `final` refuses as
-less than equal time, so its row was added by hand.
+On CIFAR-10, the defaults of `diffuse` have the lowest KID: CRATIO of that of diffusers. Read this
+with three facts in mind. Few subjects can be recognized in these samples yet. Other programs shared
+the cores with the baselines, which cost diffusers a fifth of its steps (about 12 of its 257, by its
+improvement from four to ten minutes). The solver of diffusers was chosen by KID, and the choice has
+a much worse random KID than UniPC, which was equal within the standard error in the search (273 and
+22).
+
+After an hour on CIFAR-10, on the Xeon and with one seed, the KID of `diffuse` is 78, 0.47 of that
+of diffusers, with a recall of 0.32 for 0.12. Cars, ships and birds can be recognized. With min-SNR
+it was 74 ± 4, so the sigmoid weight helps shorter runs. The recipe of diffusers, with its batch of
+16 and its solver, was found in trials of four minutes, while `diffuse` chooses its batch for the
+hour. `diffuse` had 90% of its core, which `final` refuses as less than equal time, so its row was
+added by hand.
+
+At 64×64 and 128×128, the rows of `diffuse` are with min-SNR, and with the scale of the correction
+before [its change](../benchmarks/README.md#the-wiener-filter).
 
 On cat faces at 64×64, the baseline is diffusers with the patches of `diffuse`, made of
 `torch.nn.functional.pixel_unshuffle`: without patches its samples were noise after four minutes.
