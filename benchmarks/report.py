@@ -89,19 +89,19 @@ On Fashion-MNIST, the KID of the defaults of `diffuse` is FRATIO of that of the 
 for diffusers. By random KID, a second judge, both are equal, and both are too bright by 3 levels of
 255. Samples of `diffuse` have a tenth more detail than real garments: faint grain on the black.
 
-On CIFAR-10, the defaults of `diffuse` have the lowest KID: CRATIO of that of diffusers. Read this
-with three facts in mind. Few subjects can be recognized in these samples yet. Other programs shared
-the cores with the baselines, which cost diffusers a fifth of its steps (about 12 of its 257, by its
-improvement from four to ten minutes). The solver of diffusers was chosen by KID, and the choice has
-a much worse random KID than UniPC, which was equal within the standard error in the search (273 and
-22).
+On CIFAR-10, the defaults of `diffuse` have the lowest KID: 0.59 of that of diffusers, with a recall
+of 0.14 for 0.04. Read this with three facts in mind. Few subjects can be recognized yet. Other
+programs shared the cores with the baselines, which cost diffusers a fifth of its steps (about 12 of
+its 257, by its improvement from four to ten minutes). The solver of diffusers was chosen by KID,
+and the choice has a much worse random KID than UniPC, which was equal within the standard error in
+the search (273 and 22).
 
 After an hour on CIFAR-10, on the Xeon and with one seed, the KID of `diffuse` is 78, 0.47 of that
-of diffusers, with a recall of 0.32 for 0.12. Cars, ships and birds can be recognized. With min-SNR
-it was 74 ± 4, so the sigmoid weight helps shorter runs. The recipe of diffusers, with its batch of
-16 and its solver, was found in trials of four minutes, while `diffuse` chooses its batch for the
-hour. `diffuse` had 90% of its core, which `final` refuses as less than equal time, so its row was
-added by hand.
+of diffusers, with a recall of 0.32 for 0.12. A few birds, boats and cars can be recognized. With
+min-SNR it was 74 ± 4, so the sigmoid weight helps shorter runs. The recipe of diffusers, with its
+batch of 16 and its solver, was found in trials of four minutes, while `diffuse` chooses its batch
+for the hour. `diffuse` had 90% of its core, which `final` refuses as less than equal time, so its
+row was added by hand.
 
 At 64×64 and 128×128, the rows of `diffuse` are with min-SNR, and with the scale of the correction
 before [its change](../benchmarks/README.md#the-wiener-filter).

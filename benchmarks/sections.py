@@ -422,9 +422,9 @@ def widths(result: Result) -> Lines:
     yield (
         "`diffuse train DATA --size 32 --minutes 60 --width W` on one core, CIFAR-10, one seed, "
         "`--weighting min-snr`, 1,000 samples, judged as above. 32 channels are the default. The "
-        "held-out loss of 64 channels is lower after half an hour, and their KID after an hour is no better than "
-        "chance allows. So one width serves runs of up to an hour, and `--width 64` may pay in "
-        "longer ones.\n"
+        "held-out loss of 64 channels is lower after half an hour, and their KID after an hour is "
+        "no better than chance allows. So one width serves runs of up to an hour, and `--width 64` "
+        "may pay in longer ones.\n"
     )
     series = {
         f"{row['width']} channels": [(x, 1000 * y, 0.0) for x, y in row["held_out_loss"][1:]]
