@@ -80,32 +80,39 @@ How good are samples after minutes on one core? `diffuse` uses its defaults. The
 best settings found in at least 40 minutes of search (20 at 64×64), over every option that their
 library offers and `diffuse` uses ([method](../benchmarks/README.md#quality-for-time)).
 
-At 32×32, `diffuse` weights losses by the sigmoid of Hoogeboom et al. 2024, which neither library
-offers. With min-SNR, which they have, its KID after ten minutes was 65 and 197. Its rows are from
-an Intel Xeon with AMX, those of the baselines after ten minutes from the AMD EPYC. `diffuse` takes
-as many steps in ten minutes on both, and diffusers 0.96 as many on the Xeon, by its hour there.
+In the tables of the next sections, `diffuse` has its former default weight, min-SNR, and from 64×64
+on the former scale of its [Wiener filter](../benchmarks/README.md#the-wiener-filter). With the
+present default, the sigmoid of Hoogeboom et al. 2024, which neither library offers, it was measured
+at 32×32 on an Intel Xeon with AMX (`finals-sigmoid.json`):
 
-On Fashion-MNIST, the defaults of `diffuse` and the best settings found for diffusers have equal
-KID within two standard errors (57 ± 6 and 67 ± 1). By random KID, a second judge, they are equal,
-and both are too bright by 3 levels of 255. Recall is higher for `diffuse` (0.56 and 0.50). Two of
-its three seeds have a tenth more detail than real garments: faint grain on the black.
+| data | minutes | seeds | KID × 1000 | random KID | Fréchet | recall | detail | brightness |
+|---|---|---|---|---|---|---|---|---|
+| Fashion-MNIST | 10 | 3 | 56.8 ± 5.5 | 1.5 ± 0.3 | 154 ± 5 | 0.565 ± 0.009 | 1.05 | 2.9 |
+| CIFAR-10 | 10 | 3 | 151.1 ± 6.6 | 10.5 ± 7.7 | 291 ± 5 | 0.137 ± 0.007 | 0.91 | 0.0 |
+| CIFAR-10 | 60 | 1 | 78.1 ± 4.4 | 16.5 ± 11.7 | 242 | 0.318 | 0.93 | 0.8 |
 
-On CIFAR-10, the defaults of `diffuse` have the lowest KID: 0.59 of that of diffusers, with a recall
-of 0.14 for 0.04. Read this with three facts in mind. Few subjects can be recognized yet. Other
-programs shared the cores with the baselines, which cost diffusers a fifth of its steps (about 12 of
-its 257, by its improvement from four to ten minutes). The solver of diffusers was chosen by KID,
-and the choice has a much worse random KID than UniPC, which was equal within the standard error in
-the search (273 and 22).
+`diffuse` takes as many steps in ten minutes on both machines, and diffusers 0.96 as many on the
+Xeon, by its hour there. The ten-minute runs used 2% more CPU time than the baselines in the tables,
+and the hour had 90% of its core.
+
+On Fashion-MNIST, `diffuse` and the best settings found for diffusers have equal KID within two
+standard errors (57 ± 6 and 67 ± 1). By random KID, a second judge, they are equal, and both are too
+bright by 3 levels of 255. With min-SNR, `diffuse` was too bright by 8, and its KID 65. Two of three
+seeds have a tenth more detail than real garments: faint grain on the black.
+
+On CIFAR-10, `diffuse` has the lowest KID: 0.59 of that of diffusers, and 0.76 with min-SNR. Its
+recall is 0.14 for 0.04. Read this with three facts in mind. Few subjects can be recognized yet.
+Other programs shared the cores with the baselines, which cost diffusers a fifth of its steps (about
+12 of its 257, by its improvement from four to ten minutes). The solver of diffusers was chosen by
+KID, and the choice has a much worse random KID than UniPC, which was equal within the standard
+error in the search (273 and 22).
 
 After an hour on CIFAR-10, on the Xeon and with one seed, the KID of `diffuse` is 78, 0.47 of that
-of diffusers, with a recall of 0.32 for 0.12. A few birds, boats and cars can be recognized. With
-min-SNR it was 74 ± 4, so the sigmoid weight helps shorter runs. The recipe of diffusers, with its
-batch of 16 and its solver, was found in trials of four minutes, while `diffuse` chooses its batch
-for the hour. `diffuse` had 90% of its core, which `final` refuses as less than equal time, so its
-row was added by hand.
-
-At 64×64 and 128×128, the rows of `diffuse` are with min-SNR, and with the scale of the correction
-before [its change](../benchmarks/README.md#the-wiener-filter).
+of diffusers, with a recall of 0.32 for 0.12. With min-SNR it was 74, so the sigmoid weight helps
+shorter runs. A few birds, boats and cars can be recognized. The recipe of diffusers, with its batch
+of 16 and its solver, was found in trials of four minutes, while `diffuse` chooses its batch for the
+hour. With min-SNR, `diffuse` had 94% of its core, which `final` refuses as less than equal time, so
+its row was added by hand.
 
 On cat faces at 64×64, the baseline is diffusers with the patches of `diffuse`, made of
 `torch.nn.functional.pixel_unshuffle`: without patches its samples were noise after four minutes.

@@ -119,7 +119,7 @@ def test_a_length_is_what_averaging_every_step_would_have_given(ema, monkeypatch
 
 
 def test_the_held_out_loss_decides_where_it_is_asked_to(ema, monkeypatch):
-    """That of the training: an independent sum of min-SNR weights, the target v, and draws that
+    """That of the training: an independent sum of sigmoid weights, the target v, and draws that
     belong to positions."""
     seen = []
     real = ema_lengths.EMA_METRICS["held-out"]
@@ -146,7 +146,7 @@ def test_the_held_out_loss_decides_where_it_is_asked_to(ema, monkeypatch):
     x0 = torch.from_numpy(images.samples).float() / 127.5 - 1
     denoiser = loaded.model.blueprint.denoiser(loaded.model.network())
     snr = denoiser.process.alpha_bars / (1 - denoiser.process.alpha_bars)
-    weight = (snr.clamp(max=5) / (snr + 1))[t].float()
+    weight = (snr.sqrt() / (1 + snr / math.e**2) / 2)[t].float()
     with torch.no_grad():
         expected = float(simple(denoiser, x0, t, draws.noise, weight).mean())
     assert found["file"]["held_out_loss"] == pytest.approx(expected, rel=1e-5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import tomllib
 from pathlib import Path
@@ -182,7 +183,7 @@ def test_the_held_out_loss_is_measured_with_the_labels(train, monkeypatch):
         labels = torch.from_numpy(self.plan.data.images.labels[held])
         denoiser = self.plan.blueprint.denoiser(self.ema.net)
         snr = denoiser.process.alpha_bars / (1 - denoiser.process.alpha_bars)
-        weight = (snr.clamp(max=5) / (snr + 1))[t].float()
+        weight = (snr.sqrt() / (1 + snr / math.e**2) / 2)[t].float()
         with torch.no_grad():
             each = [
                 float(simple(denoiser, x0, t, draws.noise, weight, label=given).mean())
