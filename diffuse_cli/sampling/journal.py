@@ -72,7 +72,8 @@ def check_folder(folder: Path, overwrite: bool) -> None:
         raise OutputError(f"{files.show(folder)} already holds samples", TAKEN)
     if found := [name for name in names if extension_of(name) in media_by_extension()]:
         text = f"{files.show(folder)} holds {files.show(found[0])}, which is not a sample"
-        raise OutputError(text, "Choose another -o: of a folder with samples, only they are read")
+        hint = "Choose another -o: of a folder that has samples, train reads nothing else"
+        raise OutputError(text, hint)
 
 
 @dataclass
