@@ -7,7 +7,6 @@ and two steps closer to the model's distribution. You can resume the run, as wit
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from diffuse_cli.commands.train import run as run
 from diffuse_cli.config.distill_options import SHARE, STEPS, DistillConfig
 from diffuse_cli.config.options import from_dict, to_dict
 from diffuse_cli.system.errors import UsageError
-from diffuse_cli.system.files import show
+from diffuse_cli.system.outputs import check_other_than
 
 if TYPE_CHECKING:
     from diffuse_cli.models.model_file import StoredModel
@@ -52,8 +51,7 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
         return resumed
     values |= {"init": model, "loss": "consistency", "keep_weak": False, "augment": ()}
     values["timestep_draw"] = "uniform"  # a path has times of its own
-    if os.path.realpath(config.out) == os.path.realpath(model):
-        raise UsageError(f"-o {show(config.out)} is the model itself", "Choose another -o")
+    check_other_than(config.out, model)
     found = load(model)
     check_pairs_option(config.given, found.blueprint.conditions.given)
     values.setdefault("batch_size", max(1, found.training.get("batch_size", BATCH) // SHARE))

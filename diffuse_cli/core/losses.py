@@ -125,8 +125,8 @@ def min_snr(snr: Tensor, gamma: float = 5.0) -> Tensor:
 
 
 def sigmoid(snr: Tensor, bias: float = 2.0) -> Tensor:
-    """snr sigmoid(bias - log snr) over uniform log-SNR (Hoogeboom et al. 2024, sec. 2.1), divided
-    by the density of log-SNR under the schedule `cosine`, sech(log snr / 2) / 2 pi.
+    """snr sigmoid(bias - log snr) over uniform log-SNR (Hoogeboom et al. 2024), times
+    cosh(log snr / 2): under the schedule `cosine`, log-SNR has a density proportional to its sech.
 
     v is weighted by sech((log snr - bias) / 2) times a constant.
     """

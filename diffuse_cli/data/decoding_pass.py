@@ -127,8 +127,8 @@ def decode_listing(
                     again = decoded_again(store.count if store and kept.open else 0)
                 if store is None or (store.shape, store.dtype) != (shape, dtype):
                     kept.replace_store(shape, dtype, again)
-                last_one = decoded(result) if kept.open and not known else None
-                kept.append(last_one.read.values if isinstance(last_one, DecodedSample) else None)
+                final = decoded(result) if kept.open and not known else None
+                kept.append(final.read.values if isinstance(final, DecodedSample) else None)
             if time.monotonic() - last > SECONDS_BETWEEN_EVENTS:
                 last = time.monotonic()
                 yield Progress(task, done, total)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from diffuse_cli.metrics import Measurement, Remark, Values, Words, read_measurement
+from diffuse_cli.metrics import Remark, Values, Words, read_measurement
 from diffuse_cli.metrics.features import KIDS
-from diffuse_cli.metrics.presentation import rank_baselines
+from diffuse_cli.metrics.presentation import rank_baselines, read_floor
 
 CLOSE = 0.15
 """The largest KID that counts as close, as a fraction of the KID of blurred real images. After ten
@@ -49,8 +49,7 @@ def verdict(values: Values, remarks: Sequence[Remark], words: Words, *, model: b
 def _is_close(values: Values, key: str) -> bool:
     """Whether the KID is small compared with blurred samples, or, where these were not measured or
     are like real samples, is like the KID between real samples."""
-    known = f"{key}_floor" in values
-    floor = read_measurement(values, f"{key}_floor") if known else Measurement(0.0)
+    floor = read_floor(values, key)
     if "kid_of_blurred" in values:
         blurred = read_measurement(values, "kid_of_blurred")
         if blurred.is_above(floor):

@@ -115,7 +115,7 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
 
 
 def expected_coverage(real: int, generated: int, k: int = K_DENSITY) -> float:
-    """Return the mean coverage of equal distributions (Naeem et al. 2020, lemma 2): a ball is empty
+    """Return the mean coverage of equal distributions (Naeem et al. 2020): a ball is empty
     if the nearest k of the other images are all real."""
     return 1 - math.prod((real - j) / (real + generated - j) for j in range(1, k + 1))
 

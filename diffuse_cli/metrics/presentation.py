@@ -82,6 +82,12 @@ def read_measurement(values: Values, key: str) -> Measurement:
     return Measurement(values[key], values.get(f"{key}_standard_error", 0.0))
 
 
+def read_floor(values: Values, key: str) -> Measurement:
+    """Return a kernel distance between real samples, by default 0, as its mean."""
+    known = f"{key}_floor" in values
+    return read_measurement(values, f"{key}_floor") if known else Measurement(0.0)
+
+
 def format_measurement(values: Values, key: str) -> str:
     """Return a value with its standard error as text, or a dash if it was not measured."""
     return str(read_measurement(values, key)) if key in values else "–"
@@ -332,7 +338,7 @@ def rank_baselines(values: Values) -> tuple[list[str], list[str], list[str]]:
     if "kid" not in values:
         return found
     kid = read_measurement(values, "kid")
-    floor = read_measurement(values, "kid_floor") if "kid_floor" in values else Measurement(0.0)
+    floor = read_floor(values, "kid")
     differs = "kid_standard_error" in values and kid.is_above(floor)
     for name in BASELINES:
         if f"kid_of_{name}" in values:

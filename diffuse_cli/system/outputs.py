@@ -47,12 +47,22 @@ def claim_output(
     """
     path = Path(given)
     check_suffix(path, suffix, flag)
-    if read is not None and os.path.realpath(path) == os.path.realpath(read):
-        raise UsageError(f"{flag} {files.show(path)} is the input itself", f"Choose another {flag}")
+    if read is not None:
+        check_other_than(path, read, flag)
     files.check_writable(path)
     with hold_output(path, flag):
         check_free(path, overwrite, hint=f"Choose another {flag}, or --overwrite")
         yield path
+
+
+def check_other_than(path: str | Path, read: str, flag: str = "-o") -> None:
+    """Refuse to write over the command's input.
+
+    Raises:
+        UsageError
+    """
+    if os.path.realpath(path) == os.path.realpath(read):
+        raise UsageError(f"{flag} {files.show(path)} is the input itself", f"Choose another {flag}")
 
 
 def hold_output(path: Path, flag: str = "-o") -> AbstractContextManager[None]:

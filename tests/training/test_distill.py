@@ -197,7 +197,7 @@ def test_a_model_does_not_replace_its_teacher(diffuse, images, teacher):
     before = Path(teacher).read_bytes()
     line = ("distill", teacher, images, "-o", teacher, "--overwrite", "--steps", 1)
     ran = diffuse(*line)
-    assert (ran.code, "is the model itself" in ran.line) == (2, True)
+    assert (ran.code, "is the input itself" in ran.line) == (2, True)
     assert Path(teacher).read_bytes() == before
 
 

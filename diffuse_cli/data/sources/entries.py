@@ -308,7 +308,8 @@ def list_samples(source: Source, medium: str | None = None) -> Listing:
     others, unread, tables = 0, Counter[str](), list[str]()
     changed = source.path.stat().st_mtime_ns if source.path.is_file() else 0
     for entry in source.entries():
-        entry = entry._replace(changed=entry.changed or changed)
+        if changed:
+            entry = entry._replace(changed=changed)
         folder, _, base = entry.name.rpartition("/")
         if not base:  # a folder that cannot be listed
             unlisted.append(entry)
