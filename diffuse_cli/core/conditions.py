@@ -58,8 +58,13 @@ class ConditioningArray(Settings):
         for name in ("mean", "std"):
             if len(getattr(self, name) or ()) not in (0, self.channels):
                 raise InvalidArgument(f"must have {self.channels} numbers", argument=name)
-        if (self.mean is None) != (self.std is None):
-            raise InvalidArgument("needs std as well", argument="mean")
+        for name, other in (("mean", "std"), ("std", "mean")):
+            if getattr(self, name) is not None and getattr(self, other) is None:
+                raise InvalidArgument(f"needs {other} as well", argument=name)
+        if self.limits is not None and not (
+            len(self.limits) == 2 and self.limits[0] < self.limits[1]
+        ):
+            raise InvalidArgument("must be two levels in order", argument="limits")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,7 +41,7 @@ NOISE = "noise"
 """Name of the degradation that can be added to another."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Degradation(Settings):
     """Base class of degradations, whose methods are pure functions of tensors (B, C, *size).
 
@@ -52,7 +52,7 @@ class Degradation(Settings):
         NAME: the name in `DEGRADATIONS`.
         VALUE: the option after the colon in the short form, or an empty string.
         EXAMPLE: an example of the short form.
-        HIDES: whether y has no information at some positions, see `known`.
+        HIDES: whether y has no information at some positions, see `known_mask`.
     """
 
     sigma: float = setting(0.0, 0, 100)
@@ -66,7 +66,7 @@ class Degradation(Settings):
         """Return A(x_0), without noise.
 
         Raises:
-            InvalidArgument: a shape that does not fit, or a random degradation before `drawn`.
+            InvalidArgument: a shape that does not fit, or a random degradation before `draw_parts`.
         """
         raise NotImplementedError
 
@@ -77,6 +77,21 @@ class Degradation(Settings):
     def transpose(self, y: Tensor) -> Tensor:
         """Return Aᵀ(y)."""
         raise NotImplementedError
+
+    def weigh(self, y: Tensor, variance: Any, sigma: float) -> Tensor:
+        """Return Aᵀ (variance A Aᵀ + sigma^2)⁻¹ A A⁺ y: Bayes' weight of y, for sigma > 0.
+
+        This is for degradations whose A Aᵀ is a multiple of the identity on the range of A. `Blur`,
+        the only other one, has its own.
+        """
+        x = self.pinv(y)
+        back = self.transpose(self.apply(x))
+        dims = list(range(1, x.ndim))
+        # Where Aᵀ A x = c x, c is <Aᵀ A x, x> / <x, x>.
+        size = x.square().sum(dims, keepdim=True)
+        c = (back * x).sum(dims, keepdim=True) / size.where(size > 0, 1)
+        weighed: Tensor = back / (variance * c + sigma**2)
+        return weighed
 
     def known_mask(self, like: Tensor) -> Tensor | None:
         """Return a mask of the positions that y shows: 1 where known, else 0, or None if all are.
@@ -108,7 +123,7 @@ class Degradation(Settings):
 
     @property
     def uniforms(self) -> int:
-        """The number of random numbers per sample, after `fitted`, or 0 without randomness."""
+        """The number of random numbers per sample, after `fit_shape`, or 0 without randomness."""
         return 0
 
     def draw_parts(self, u: Tensor) -> Degradation:
@@ -121,8 +136,9 @@ class Degradation(Settings):
     @property
     def text(self) -> str:
         """The short form, which `parse` reads: `low-res:4+noise:0.1`."""
-        value = getattr(self, self.VALUE) if self.VALUE else ""
-        own = f":{digits(value) if isinstance(value, (int, float)) else value}" if value else ""
+        value = getattr(self, self.VALUE) if self.VALUE else None
+        shown = digits(value) if isinstance(value, (int, float)) else value
+        own = "" if shown is None else f":{shown}"
         noisy = f"+{NOISE}:{digits(self.sigma)}" if self.sigma and self.VALUE != "sigma" else ""
         return f"{self.NAME}{own}{noisy}"
 
@@ -257,6 +273,10 @@ class Blur(Degradation):
     def transpose(self, y: Tensor) -> Tensor:
         return self.apply(y)
 
+    def weigh(self, y: Tensor, variance: Any, sigma: float) -> Tensor:
+        gains = self._gains(y)
+        return self._scaled(y, gains / (variance * gains**2 + sigma**2))
+
     def _gains(self, like: Tensor) -> Tensor:
         """Return the gain at each frequency, shaped *size."""
         import torch
@@ -285,12 +305,12 @@ def basis(side: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Mask(Projection):
-    """Mask: all channels of some positions are known, and y is 0 at the others.
+    """Mask: all channels of some positions are known, and y is 0 at the others, without noise.
 
     Attributes:
         kind: a name in `MASKS`.
         mask: 1 where known, else 0, broadcast against (B, C, *size). It replaces `kind`.
-        size: the size of the samples, which `fitted` sets.
+        size: the size of the samples, which `fit_shape` sets.
     """
 
     NAME, VALUE, EXAMPLE, HIDES = "mask", "kind", "mask:half", True

@@ -121,8 +121,8 @@ class Denoiser:
         self._errors = errors
         self._error_table: TimestepTable | None = None
         if errors:
-            levels = process.log_snr(torch.arange(process.num_timesteps))
-            self._error_table = TimestepTable(torch.from_numpy(errors.interpolate(levels)))
+            log_snrs = process.log_snr(torch.arange(process.num_timesteps))
+            self._error_table = TimestepTable(torch.from_numpy(errors.interpolate(log_snrs)))
         self.coefficients: tuple[Tensor, Tensor] = (a.expand_as(alpha), b.expand_as(alpha))
         self._targets = TimestepTable(*self.coefficients)
         self._inverses = TimestepTable(*self._invert(a, b, alpha, sigma))
@@ -203,26 +203,21 @@ class Denoiser:
         chosen = sorted(times)
         kept = torch.tensor([min(round(t), self.process.num_timesteps - 1) for t in chosen])
         c1, c2 = self._posterior
-        return Denoiser(
-            self.net,
-            self.process.respaced(chosen),
-            self.target,
-            self.variance,
-            self.levels,
-            posterior=(c1[kept], c2[kept]),
-            errors=self._errors,
-            reference=self.reference,
-        )
+        return self._copy(process=self.process.respaced(chosen), posterior=(c1[kept], c2[kept]))
 
     def with_variance(self, variance: str, errors: DenoisingErrors | None = None) -> Denoiser:
         """Return the same network with another variance, and the errors for it if needed."""
-        return Denoiser(
-            self.net,
-            self.process,
-            self.target,
-            variance,
-            self.levels,
-            posterior=self._posterior,
-            errors=errors,
-            reference=self.reference,
-        )
+        return self._copy(variance=variance, errors=errors)
+
+    def _copy(self, **changes: Any) -> Denoiser:
+        own = {
+            "net": self.net,
+            "process": self.process,
+            "target": self.target,
+            "variance": self.variance,
+            "levels": self.levels,
+            "posterior": self._posterior,
+            "errors": self._errors,
+            "reference": self.reference,
+        }
+        return Denoiser(**{**own, **changes})

@@ -68,6 +68,8 @@ def solve_trajectory(
 ) -> Trajectory:
     """Return the path from `noise` by steps of `unipc`, without gradients.
 
+    Its points are the samples that the network sees, which `unipc` corrects in the step after.
+
     Args:
         fine: the number of steps from each point to the next, and from the last to the end.
     """
@@ -205,9 +207,9 @@ def distribution_matching_loss(
 ) -> Tensor:
     """Return half the mean square over dimensions of the direction in which samples should move.
 
-    Shape (B,). Its gradient with respect to x0 is minus that direction: the difference of the two
-    estimates, divided by the distance of the teacher's from the sample (Yin et al. 2024a, section
-    3.2).
+    Shape (B,). Its gradient with respect to x0 is minus that direction over the number of
+    dimensions: the difference of the two estimates, divided by the distance of the teacher's from
+    the sample (Yin et al. 2024a, section 3.2).
 
     Args:
         x0: the generated samples, with their gradient.

@@ -178,7 +178,7 @@ def _widen(x: Tensor, groups: int) -> Tensor:
 
 def _parts(x: Tensor, groups: int) -> Iterator[slice]:
     """Return slices of the samples: one of all, or several small ones to convert to float32."""
-    step = max(1, PART // x[0].numel())
+    step = max(1, PART // x.shape[1:].numel())
     if _fills_registers(x, groups) or x.untyped_storage().device.type == "meta":
         step = len(x)  # without values, each part would only take time
     return (slice(i, i + step) for i in range(0, len(x), step))

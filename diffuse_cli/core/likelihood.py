@@ -19,6 +19,7 @@ from diffuse_cli.core.gaussian import Gaussian
 from diffuse_cli.core.guidance import clip as clipped
 from diffuse_cli.core.losses import bound_term
 from diffuse_cli.core.process import Process
+from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.timesteps import choose
 
 RISE = 0.2
@@ -102,8 +103,13 @@ def plan_visits(process: Process, n: int) -> Tensor:
     model, so that two models are compared at the same timesteps. Only the decoder's timestep gets
     more than one visit, two from n = `TWICE` on. With n >= T every timestep has one visit, and the
     estimate is the exact sum.
+
+    Raises:
+        InvalidArgument: fewer than two visits, which cannot reach both kinds of terms.
     """
     total = process.num_timesteps
+    if n < min(2, total):
+        raise InvalidArgument("must be at least 2", argument="n")
     if n >= total:
         return torch.ones(total, dtype=torch.float64)
     snrs = process.log_snr(torch.arange(total)).exp()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from diffuse_cli.core.denoiser import Denoiser, Prediction
-    from diffuse_cli.core.process import Process, Time
+    from diffuse_cli.core.process import Process
 
     Weight = Tensor | None
 
@@ -77,7 +77,7 @@ def bound_term(
     prediction: Prediction,
     x0: Tensor,
     x_t: Tensor,
-    t: Time,
+    t: int | Tensor,
     levels: int | None = 256,
 ) -> Tensor:
     """Return L_t = KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), and L_0 = -log p(x_0 | x_1).
@@ -94,7 +94,7 @@ def bound_term(
     if isinstance(t, int):
         nats = _decoder_nll(model, x0, levels) if t == 0 else truth.kl(model)
     else:
-        first = expand_batch((t == 0).to(x0.device), x0)  # type: ignore[union-attr]
+        first = expand_batch((t == 0).to(x0.device), x0)
         nats = _decoder_nll(model, x0, levels).where(first, truth.kl(model))
     return nats.flatten(1).mean(1) / math.log(2)
 

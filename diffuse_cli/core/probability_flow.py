@@ -20,6 +20,7 @@ from torch import Tensor
 
 from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.core.gaussian import Gaussian
+from diffuse_cli.core.registry import InvalidArgument
 
 
 def log_densities(
@@ -44,6 +45,8 @@ def log_densities(
     """
     process, dims = denoiser.process, x0[0].numel()
     signals = int((process.alpha_bars > 0).sum())
+    if signals == 0:
+        raise InvalidArgument("no timestep has a signal, so there is no path from data to noise")
     w, end = (math.asinh(math.exp(process.log_snr(t) / 2)) for t in (0, signals - 1))
     h, log_alpha = (w - end) / steps, math.log(math.tanh(w))
 

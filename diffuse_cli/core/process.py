@@ -24,6 +24,7 @@ from diffuse_cli.core.timesteps import SPACINGS, find_time
 
 Time = int | float | Tensor
 CLEAN = "s = -1 is clean data, not an index"
+NOT_BEFORE = "a step needs s < t"
 
 
 class TimestepTable:
@@ -143,8 +144,7 @@ class Process:
         return below + (above - below) * (t - low)
 
     def _alpha_bars_at(self, t: Tensor) -> Tensor:
-        """Return alpha_bar at integer times >= -1, in float64 on the CPU."""
-        t = t.detach().cpu()
+        """Return alpha_bar at integer times >= -1 on the CPU, in float64."""
         return torch.where(t < 0, 1.0, self.alpha_bars[t.clamp(min=0)])
 
     def coefficients(self, t: Time, s: Time | None = None, *, like: Tensor) -> StepCoefficients:
@@ -154,17 +154,22 @@ class Process:
 
         Raises:
             IndexError: a negative t.
-            ValueError: a number s with alpha_bar 0.
+            ValueError: an s that is not before t, or a number s with alpha_bar 0.
         """
         if isinstance(t, Tensor) and s is None:
             return StepCoefficients(*self._steps(t, like))
         if isinstance(t, Tensor) or isinstance(s, Tensor):
-            levels = (self._alpha_bars_at(torch.as_tensor(v)) for v in (t, s))
+            t, s = (torch.as_tensor(v).detach().cpu() for v in (t, s))
+            if bool((t <= s).any()):
+                raise ValueError(NOT_BEFORE)
+            levels = (self._alpha_bars_at(v) for v in (t, s))
             exact = (c.to(like.dtype).to(like.device) for c in self._compute_step(*levels))
             return StepCoefficients(*(expand_batch(c, like) for c in exact))
         if t < 0:
             raise IndexError(CLEAN)
         s = math.ceil(t) - 1 if s is None else s
+        if s >= t:
+            raise ValueError(NOT_BEFORE)
         level_t, level_s = (torch.tensor(self.alpha_bar(v), dtype=torch.float64) for v in (t, s))
         if level_s == 0:
             raise ValueError(f"there is no step to s = {s}, where alpha_bar is 0")

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.core.registry import Registry
+from diffuse_cli.core.registry import InvalidArgument, Registry
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 Linear = Callable[["Tensor"], "Tensor"]
 
-ITERATIONS, GRADIENTS = 30, 3
-"""Default iterations of the solver, and of the solver in `mmps`, where each costs a gradient."""
+ITERATIONS = 3
+"""Default iterations of the solver in `mmps`. Each costs a gradient."""
 
 
 @dataclass(frozen=True)
@@ -58,62 +58,46 @@ class Restoration:
         """Wrap `denoise` to fit its x_0 to the observation y.
 
         Args:
-            degradation: the degradation, after `drawn` if it is random.
+            degradation: the degradation, after `draw_parts` if it is random.
             y: the observation (B, ...), as `degradation.apply` returns it.
             sigma: the standard deviation of the noise in y, by default the degradation's.
         """
+        from diffuse_cli.core.guidance import WrappedDenoiser  # which imports torch
+
         sigma = degradation.sigma if sigma is None else sigma
-        return self.wrap(denoise, process, degradation, y, sigma, **options)
+        wrapped = self.wrap(denoise, process, degradation, y, sigma, **options)
+        return WrappedDenoiser(wrapped, process)
 
 
 def ddnm(
-    denoise: Denoise,
-    process: Process,
-    degradation: Degradation,
-    y: Tensor,
-    sigma: float,
-    *,
-    iterations: int = ITERATIONS,
+    denoise: Denoise, process: Process, degradation: Degradation, y: Tensor, sigma: float
 ) -> Denoise:
     """Return x_0 - A⁺(A x_0 - y) (Wang et al. 2023, eq. 13).
 
     With noise, Bayes' weight of y for data of unit variance replaces A⁺:
     r^2 Aᵀ (r^2 A Aᵀ + sigma^2)⁻¹, with the r of `pigdm`. DDNM+ (sec. 3.3) weights by the noise of
     the sampler's next step and lowers that noise, but a wrapper has no access to it.
-
-    Args:
-        iterations: iterations of the solver for the inverse, with noise. 1 is exact if A Aᵀ is a
-            multiple of the identity on the range of A, as for all degradations except `blur`.
     """
 
     def restored(x_t: Tensor, t: Any, /, **cond: Any) -> Prediction:
         prediction = denoise(x_t, t, **cond)
         _, level = process.alpha_sigma(t, like=x_t)
         missed = y - degradation.apply(prediction.x0)
-        back = _weigh_uniformly(degradation, missed, level**2, sigma, iterations)
+        back = _weigh_uniformly(degradation, missed, level**2, sigma)
         return prediction.with_x0(prediction.x0 + level**2 * back, process, x_t, t)
 
     return restored
 
 
 def pigdm(
-    denoise: Denoise,
-    process: Process,
-    degradation: Degradation,
-    y: Tensor,
-    sigma: float,
-    *,
-    iterations: int = ITERATIONS,
+    denoise: Denoise, process: Process, degradation: Degradation, y: Tensor, sigma: float
 ) -> Denoise:
     """Apply pseudoinverse guidance (Song et al. 2023a, eqs. 7 and 8).
 
     It adds the gradient of log p(y | x_t) for a Gaussian x_0 given x_t with variance
     r^2 = sigma_t^2 / (alpha_t^2 + sigma_t^2), as for data of unit variance.
-
-    Args:
-        iterations: as for `ddnm`.
     """
-    return _add_gradient(denoise, process, degradation, y, sigma, iterations, jacobian=False)
+    return _add_gradient(denoise, process, degradation, y, sigma)
 
 
 def mmps(
@@ -123,7 +107,7 @@ def mmps(
     y: Tensor,
     sigma: float,
     *,
-    iterations: int = GRADIENTS,
+    iterations: int = ITERATIONS,
 ) -> Denoise:
     """Apply moment matching posterior sampling (Rozet et al. 2024, sec. 4.2).
 
@@ -133,7 +117,7 @@ def mmps(
     Args:
         iterations: iterations of the solver for (A V Aᵀ + sigma^2)⁻¹. Each costs a gradient.
     """
-    return _add_gradient(denoise, process, degradation, y, sigma, iterations, jacobian=True)
+    return _add_gradient(denoise, process, degradation, y, sigma, iterations)
 
 
 def _add_gradient(
@@ -142,15 +126,13 @@ def _add_gradient(
     degradation: Degradation,
     y: Tensor,
     sigma: float,
-    iterations: int,
-    *,
-    jacobian: bool,
+    iterations: int | None = None,
 ) -> Denoise:
     """Return x_0 + V Aᵀ (A S Aᵀ + sigma^2)⁻¹ (y - A x_0).
 
-    V = sigma_t^2 / alpha_t J is Tweedie's covariance, J the Jacobian of x_0 by x_t. S is V, or
-    sigma_t^2 without the `jacobian`. At SNR 0 J is 0 and V is the covariance of the data. There V
-    and sigma_t are taken from the noisiest timestep whose SNR is not 0.
+    V = sigma_t^2 / alpha_t J is Tweedie's covariance, J the Jacobian of x_0 by x_t. S is V with
+    `iterations` of the solver, and else sigma_t^2. At SNR 0 J is 0 and V is the covariance of the
+    data. There V and sigma_t are taken from the noisiest timestep whose SNR is not 0.
     """
     import torch
 
@@ -169,10 +151,10 @@ def _add_gradient(
             return moved
 
         missed = y - degradation.apply(x0)
-        if jacobian:
-            back = _weigh(degradation, missed, spread, sigma, iterations)
+        if iterations is None:
+            back = _weigh_uniformly(degradation, missed, level**2, sigma)
         else:
-            back = _weigh_uniformly(degradation, missed, level**2, sigma, iterations)
+            back = _weigh(degradation, missed, spread, sigma, iterations)
         x0 = x0 + spread(back)
         return _detach(prediction).with_x0(x0, process, x_t, t)
 
@@ -182,6 +164,8 @@ def _add_gradient(
 def _clamp_to_signal(process: Process, t: Any) -> Any:
     """Return t, or the noisiest timestep with an SNR above 0 if the SNR at t is 0."""
     last = int((process.alpha_bars > 0).sum()) - 1
+    if last < 0:
+        raise InvalidArgument("no timestep has a signal, so x_t says nothing about x_0")
     if last == process.num_timesteps - 1:
         return t
     return t.clamp(max=last) if hasattr(t, "clamp") else min(t, last)
@@ -203,13 +187,13 @@ def _weigh(
 
 
 def _weigh_uniformly(
-    degradation: Degradation, missed: Tensor, variance: Any, sigma: float, iterations: int
+    degradation: Degradation, missed: Tensor, variance: Any, sigma: float
 ) -> Tensor:
     """Return `_weigh` for S = `variance` times the identity, by A⁺ without noise."""
-    if not sigma:
-        back: Tensor = degradation.pinv(missed) / variance
-        return back
-    return _weigh(degradation, missed, lambda v: variance * v, sigma, iterations)
+    if sigma:
+        return degradation.weigh(missed, variance, sigma)
+    back: Tensor = degradation.pinv(missed) / variance
+    return back
 
 
 def _detach(prediction: Prediction) -> Prediction:

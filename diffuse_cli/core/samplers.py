@@ -206,7 +206,8 @@ def sample(
         denoise: a `Denoiser`, or the result of a function in `core.guidance`.
         sampler, spacing: names in `SAMPLERS` and `SPACINGS`.
         seed: the seed of the noise. By default PyTorch's global generator draws it.
-        noise: the initial noise, on the device of the network. By default it is drawn on the CPU.
+        noise: the initial noise of this shape, on the device of the network. By default it is drawn
+            on the CPU.
         options: options of the sampler, such as `eta`. All others are passed to the network.
 
     Raises:

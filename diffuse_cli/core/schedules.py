@@ -58,7 +58,8 @@ def sigmoid(num_timesteps: int) -> list[float]:
 def sqrt(num_timesteps: int) -> list[float]:
     """alpha_bar(u) = 1 - sqrt(u + 1e-4) (Li et al. 2022, Diffusion-LM, appendix A).
 
-    It starts at 0.99, not 1, and is negative from u = 0.9999.
+    It starts at 0.99, and is negative from u = 0.9999. The betas keep only its ratios, so that of
+    the process starts at 1.
     """
     return _make_betas(lambda u: 1 - math.sqrt(u + 1e-4), num_timesteps)
 

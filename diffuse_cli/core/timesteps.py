@@ -96,7 +96,7 @@ def importance(history: History, weight: Tensor | None) -> Tensor:
     if int(history.counts.min()) < history.keep:
         return uniform(history, weight)
     size = history.losses.double().square().mean(1).sqrt()
-    return (1 - FLOOR) * size / size.sum() + FLOOR / len(size)
+    return (1 - FLOOR) * size / size.sum().clamp(min=1e-300) + FLOOR / len(size)
 
 
 TIMESTEP_DRAWS: Registry[TimestepDraw] = Registry(

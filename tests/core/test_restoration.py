@@ -17,8 +17,9 @@ from oracles import exact_denoise, gaussian_denoise, generator, process_of, zero
 from diffuse_cli.core import DEGRADATIONS, RESTORATIONS, SAMPLERS, Denoiser, Process
 from diffuse_cli.core.degradations import Degradation, parse
 from diffuse_cli.core.guidance import clip
+from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.restoration import solve
-from diffuse_cli.core.samplers import OF_DISTILLED
+from diffuse_cli.core.samplers import OF_DISTILLED, sample
 
 methods = pytest.mark.parametrize("method", list(RESTORATIONS))
 SHAPE, D = (2, 2, 4), 16
@@ -105,8 +106,8 @@ def errors(
     """
     a, matrix, y = degraded(form)
     exact = gaussian_denoise(process, MEAN, COVARIANCE)
-    iterations = iterations or int(torch.linalg.matrix_rank(matrix))
-    wrapped = RESTORATIONS[method](exact, process, a, y, iterations=iterations)
+    told = {"iterations": iterations or int(torch.linalg.matrix_rank(matrix))}
+    wrapped = RESTORATIONS[method](exact, process, a, y, **(told if method == "mmps" else {}))
     mean, covariance = sampled(sampler, wrapped, process, n)
     true_mean, true_covariance = posterior(matrix, y, a.sigma)
     moved = (true_mean - MEAN).norm()
@@ -154,6 +155,39 @@ def test_any_sampler_draws_from_the_posterior(sampler: str):
     assert spread < 0.35
 
 
+@pytest.mark.parametrize("sigma", [0.005, 0.3])
+@pytest.mark.parametrize("form", [*FORMS, "blur:2", "downsample-channels:2", "noise:0.2"])
+def test_the_weight_of_y_is_that_of_bayes(form: str, sigma: float):
+    a, matrix, _ = degraded(form)
+    count = len(matrix)
+    y = torch.randn(2, count, generator=generator(3), dtype=torch.float64)
+    shape = a.apply(torch.zeros(1, *SHAPE, dtype=torch.float64)).shape[1:]
+    for variance in (1.0, 0.04):
+        inside = torch.linalg.inv(
+            variance * matrix @ matrix.mT + sigma**2 * torch.eye(count, dtype=torch.float64)
+        )
+        wanted = y @ (matrix.mT @ inside @ matrix @ torch.linalg.pinv(matrix)).mT
+        found = a.weigh(y.reshape(2, *shape), variance, sigma).flatten(1)
+        assert torch.allclose(found, wanted, atol=1e-8 * float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("method", list(RESTORATIONS))
+def test_a_restoration_can_be_sampled(method: str):
+    a, _, y = degraded("low-res:2")
+    denoise = RESTORATIONS[method](gaussian_denoise(COSINE, MEAN, COVARIANCE), COSINE, a, y)
+    x = torch.randn(1, *SHAPE, generator=generator(5), dtype=torch.float64)
+    assert sample(denoise, x.shape, steps=4, noise=x).shape == x.shape
+
+
+@pytest.mark.parametrize("method", ["pigdm", "mmps"])
+def test_a_process_without_a_signal_is_refused(method: str):
+    process = Process([1.0])
+    a, _, y = degraded("low-res:2")
+    denoise = RESTORATIONS[method](gaussian_denoise(COSINE, MEAN, COVARIANCE), process, a, y)
+    with pytest.raises(InvalidArgument, match="no timestep has a signal"):
+        denoise(torch.zeros(1, *SHAPE, dtype=torch.float64), 0)
+
+
 def test_few_iterations_of_mmps_are_near():
     found = [errors("mmps", "low-res:2+noise:0.2", "ddim", 16, iterations=n) for n in (1, 2, 3)]
     assert found[0][0] > found[1][0] > found[2][0]
@@ -199,7 +233,8 @@ def test_all_are_exact_for_independent_data_of_unit_variance(form: str, method: 
     a, matrix, y = degraded(form)
     alike = gaussian_denoise(COSINE, mean, one)
     # The two channels are degraded alike: there are no more than D / 2 different singular values.
-    wrapped = RESTORATIONS[method](alike, COSINE, a, y, iterations=D // 2)
+    told = {"iterations": D // 2} if method == "mmps" else {}
+    wrapped = RESTORATIONS[method](alike, COSINE, a, y, **told)
     found, covariance = sampled("unipc", wrapped, COSINE, 20)
     true_mean, true_covariance = posterior(matrix, y, a.sigma, mean, one)
     assert torch.allclose(found, true_mean, atol=2e-3)
@@ -270,7 +305,7 @@ def test_it_reads_nothing_back(method: str, form: str):
         x = torch.zeros(2, 2, 4, 4)
     denoiser = Denoiser(lambda x, t: layer(x), COSINE, "v")
     a = parse(form).fit_shape((2, 4, 4))
-    wrapped = RESTORATIONS[method](denoiser, COSINE, a, a.apply(x), iterations=2)
+    wrapped = RESTORATIONS[method](denoiser, COSINE, a, a.apply(x))
     *_, state = SAMPLERS["unipc"](wrapped, COSINE, x, COSINE.times(4), noise=lambda k: x)
     assert state.x.is_meta
 

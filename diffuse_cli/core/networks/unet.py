@@ -168,6 +168,7 @@ def check(config: Config, space: Space) -> None:
     for width, attends in zip(config.widths, config.attends(space.size), strict=True):
         if attends:
             config.heads_at(width)
+            config.up_config.heads_at(width)
 
 
 def build(
