@@ -27,7 +27,7 @@ from diffuse_cli.system import files
 from diffuse_cli.system.devices import redirect_trackers
 from diffuse_cli.system.errors import OutputError, UsageError
 from diffuse_cli.system.events import Notice, StopRequest, Work, run_until
-from diffuse_cli.training.chores import plan_chores
+from diffuse_cli.training import chores
 from diffuse_cli.training.ema_weights import KEPT_LENGTHS, EarlyWeights
 from diffuse_cli.training.memory_estimate import fit_into_memory
 from diffuse_cli.training.optimization import ProgressSchedule
@@ -95,10 +95,12 @@ def check_room(plan: Plan, run: RunDirectory) -> None:
     weak = 0 if plan.config.keep_weak is False else weights
     model = weights * (2 if plan.config.keep_raw else 1) + weak
     best = model if plan.config.eval_every else 0
+    looks = chores.plan_looks(plan, plan.config.num_steps) if plan.config.keep != "last" else None
+    kept = model if best or looks else 0
     powers = len(KEPT_LENGTHS) * weights if plan.config.ema_lengths else 0
     snapshots = powers * ((plan.config.ema_lengths or 0) + 2)
     critic = weights + moments if plan.config.loss in TAUGHT else 0
-    checkpoints = (KEPT + 1) * (2 * weights + weak + moments + best + powers + critic)
+    checkpoints = (KEPT + 1) * (2 * weights + weak + moments + kept + powers + critic)
     taken = (run.checkpoints, run.model, run.snapshots)
     there = sum(map(files.measure_size, taken))
     if best:
@@ -301,7 +303,7 @@ def decide_steps(
                 f"To train for {wanted:g} more, set --minutes {used + wanted:.3g}",
             )
         yield _describe_budget(budget)
-        config = replace(config, steps=budget.plan(done, plan_chores(plan)), minutes=None)
+        config = replace(config, steps=budget.plan(done, chores.plan_chores(plan)), minutes=None)
         config = yield from fit_into_memory(config, plan.room, accelerator.num_processes)
     else:
         if done and wanted is not None:
@@ -323,7 +325,7 @@ def _describe_budget(budget: Budget, goes_on: bool = True) -> Notice:
     """Return a notice of the minutes that are left of a resumed run."""
     total = f"--minutes {budget.minutes:g} is the total of the run"
     if not goes_on:
-        more = f"resume with --minutes {2 * budget.minutes:g}"
+        more = f"resume with --minutes {budget.used / 60 + budget.minutes:.3g}"
         return Notice(f"{total}, which is finished. To train for {budget.minutes:g} more, {more}")
     left = max(0.0, budget.left / 60)
     return Notice(f"{total}: {budget.used / 60:.3g} are used, {left:.3g} are left")

@@ -48,6 +48,7 @@ from diffuse_cli.system.errors import (
     suggest,
     translate_errors,
 )
+from diffuse_cli.system.outputs import check_other_than
 from diffuse_cli.system.processes import rank
 from diffuse_cli.training.config_layers import Layer, default_loss, merge_layers
 from diffuse_cli.training.run_directory import RunDirectory
@@ -89,6 +90,8 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
             return _check_options(_resume_config(given, run))
         _check_new_run(run, bool(given.get("auto_resume")))
     config = merge_layers(given, _read_base(given)).config()
+    if config.init:
+        check_other_than(config.out, config.init)
     for name, others in (
         ("label_dropout", ("classes", "condition_on")),
         ("given_dropout", ("given",)),
@@ -135,8 +138,11 @@ def _check_options(config: TrainConfig) -> TrainConfig:
     Raises:
         UsageError: an option needs another one, or --stop-at is beyond the run's end.
     """
-    if config.eval_images is not None and config.eval_every is None:
-        raise UsageError("--eval-images needs --eval-every", "Set both, or neither")
+    if config.eval_every is None:
+        if config.eval_images is not None:
+            raise UsageError("--eval-images needs --eval-every", "Set both, or neither")
+        if config.keep == "best":
+            raise UsageError("--keep best needs --eval-every", "Set both, or neither")
     if config.measure and not config.dry_run:
         raise UsageError("--measure needs --dry-run", "Set both, or neither")
     if config.minutes is None and config.stop_at is not None and config.stop_at > config.num_steps:
@@ -195,7 +201,7 @@ def _resize_network(model: Layer, size: Size | None) -> Layer:
 
 def _resume_config(given: Layer, run: RunDirectory) -> TrainConfig:
     """Return the configuration of the stored run, with the options that may change."""
-    stored = from_dict(TrainConfig, from_file(read_toml(run.config)), str(run.config))
+    stored = from_dict(TrainConfig, from_file(read_toml(run.config, "the run's")), str(run.config))
     if stored.optimizer is None:  # of a version that had only one
         stored = dataclasses.replace(stored, optimizer="adamw")
     if stored.wiener is None:  # of a version without

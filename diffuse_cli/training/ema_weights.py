@@ -147,13 +147,6 @@ def save_snapshot(
             files.remove(path)
 
 
-def rewind_snapshots(folder: Path, step: int) -> None:
-    """Remove the snapshots after `step`."""
-    for other, path in list_snapshots(folder):
-        if other > step:
-            files.remove(path)
-
-
 def list_snapshots(folder: Path) -> list[tuple[int, Path]]:
     """List the snapshots in a folder, sorted by step."""
     found = [(p.stem.removeprefix("step-"), p) for p in folder.glob("step-*.safetensors")]

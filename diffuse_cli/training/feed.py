@@ -79,19 +79,21 @@ def load_images(data: TrainingData, indices: Indices) -> LoadedImages:
     """
     found = find_streams(data)
     loaded = LoadedImages(indices.copy(), [{} for _ in found])
-    left = np.arange(len(indices))
+    left, faulty = np.arange(len(indices)), found[0][0]
     for _ in range(min(TRIES, len(data.images))):
         wanted = loaded.indices[left]
         good = np.ones(len(left), np.bool_)
         for (stream, rows), samples in zip(found, loaded.samples, strict=True):
             places = wanted if rows is None else rows[wanted]
             samples |= stream.fetch(row for row in places.tolist() if row not in samples)
-            good &= np.array([row in samples for row in places.tolist()], np.bool_)
+            here = np.array([row in samples for row in places.tolist()], np.bool_)
+            faulty = faulty if here.all() else stream
+            good &= here
         left = left[~good]
         if len(left) == 0:
             return loaded
         loaded.indices[left] = [_successor(data, k) for k in loaded.indices[left]]
-    raise found[0][0].unreadable_error()
+    raise faulty.unreadable_error()
 
 
 def _successor(data: TrainingData, index: int) -> int:

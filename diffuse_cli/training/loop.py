@@ -28,7 +28,6 @@ from diffuse_cli.training import checkpoints
 from diffuse_cli.training.chores import PREVIEW, SAVE, plan_chores
 from diffuse_cli.training.ema_weights import (
     explain_no_weak,
-    rewind_snapshots,
     save_snapshot,
     snapshot_due,
 )
@@ -163,8 +162,7 @@ class TrainingRun:
         if self.main:
             if config.overwrite:
                 run.clear()
-            run.rewind_metrics(start)
-            rewind_snapshots(run.snapshots, start)
+            run.rewind(start)
             checkpoints.write_config(run, config, self.trainer.course.steps, self.budget)
         self.accelerator.wait_for_everyone()
 

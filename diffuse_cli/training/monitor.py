@@ -121,7 +121,8 @@ class Monitor:
             best = None  # the last weights without signs of copies have no KID
         self.best = validation.BestWeights(best, saved.best) if best else None
         before = self.best.values.get("images", self.images) if self.best else self.images
-        if self.config.eval_every and before != self.images:
+        goes_on = saved.step < self.trainer.course.steps
+        if self.config.eval_every and before != self.images and goes_on:
             yield Notice(
                 f"the best model so far was found with {before} {self._many} per evaluation, not "
                 f"{self.images}: the search starts again and replaces {files.show(self.run.best)}"
@@ -251,7 +252,8 @@ class Monitor:
         A distilled model returns no losses, because it learns from noise and cannot memorize
         images.
         """
-        losses, mean = self.trainer.held_out_losses(), None
+        mean = None
+        losses = yield from skip_if_full(self._measure_losses(), "measuring the held-out loss")
         if losses is not None:
             mean = sum(float(part.sum()) for part in losses.split(HELD_OUT_BATCH)) / len(losses)
             self.log(done, {"held_out_loss": mean})
@@ -266,6 +268,10 @@ class Monitor:
         if losses is None or self.trainer.matching:
             return previewed, ()
         return previewed, tuple(losses.tolist())
+
+    def _measure_losses(self) -> Work[Tensor | None]:
+        yield from ()
+        return self.trainer.held_out_losses()
 
     def _compare(self, done: int) -> Work[None]:
         """Look for signs of copies, and keep the EMA weights if there are none."""

@@ -341,17 +341,18 @@ def check_batch(config: TrainConfig, processes: int) -> None:
         UsageError: the batch is smaller than processes times accumulation, or on --resume smaller
             than the number of processes.
     """
-    if config.batch_size is None:
+    batch = config.batch_size or (BATCH if config.minutes is None else None)
+    if batch is None:
         return
     if config.resumes and RunDirectory(config.out).exists():
-        if config.batch_size < processes:
-            text = f"the run's --batch-size {config.batch_size} is less than {processes} processes"
-            raise UsageError(text, f"Resume with {config.batch_size} processes or fewer")
+        if batch < processes:
+            text = f"the run's --batch-size {batch} is less than {processes} processes"
+            raise UsageError(text, f"Resume with {batch} processes or fewer")
         return
     parts = processes * config.accumulation
-    if config.batch_size < parts:
+    if batch < parts:
         raise UsageError(
-            f"--batch-size {config.batch_size} is less than {processes} processes x "
+            f"--batch-size {batch} is less than {processes} processes x "
             f"--accumulation {config.accumulation}",
             f"Set --batch-size {parts} or more",
         )

@@ -230,8 +230,12 @@ class RunDirectory:
         """Append a line to metrics.jsonl. Values that are not finite become null."""
         files.append_line(self.metrics, json.dumps(replace_nonfinite(values)))
 
-    def rewind_metrics(self, step: int) -> None:
-        """Remove the lines after `step`, and an incomplete last line."""
+    def rewind(self, step: int) -> None:
+        """Remove previews, snapshots and metrics after `step`, and an incomplete last line."""
+        for path in (*self.previews.glob("step-*"), *self.snapshots.glob("step-*")):
+            number = path.stem.removeprefix("step-")
+            if number.isdecimal() and int(number) > step:
+                files.remove(path)
         if not self.metrics.exists():
             return
         kept = []

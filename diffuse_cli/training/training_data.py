@@ -105,7 +105,7 @@ def read_data(
     result.
 
     Raises:
-        DataError: there are no usable images.
+        DataError: there are no usable images, or none to train on.
         UsageError: the classes differ from a resumed run's.
     """
     several = accelerator if run and accelerator.num_processes > 1 else None
@@ -118,6 +118,9 @@ def read_data(
     indices = np.arange(len(images)) if pairs is None else np.flatnonzero(pairs.matched)
     held_out = images.held_out[indices]
     train = indices[~held_out]
+    if len(train) == 0:
+        text = f"all {MEDIA[images.medium].many} with a conditioning image are held out"
+        raise DataError(text, "Add more pairs")
     images, table = yield from training_conditions.read_metadata(config, images, train)
     with translate_errors(lambda _: "--transform"):
         images.space  # noqa: B018  refuses values that a transform is undefined for

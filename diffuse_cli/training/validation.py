@@ -71,7 +71,7 @@ class KidMeasure:
     """
 
     def __init__(self, real: Array, space: Space, network: FeatureNetwork) -> None:
-        self._real, self._space, self._build_network, self.key = real, space, network, network.kid
+        self._real, self._space, self._network, self.key = real, space, network, network.kid
         self._real_features: Array | None = None
         self.look = measure_look(real)
 
@@ -88,9 +88,8 @@ class KidMeasure:
         return kid.estimate_kid(self._real_features, features, self.key)
 
     def _extract_features(self, samples: Array) -> Work[Array]:
-        found = yield from extract_features(
-            self._build_network, self._build_network.prepare_input(self._space, samples)
-        )
+        images = self._network.prepare_input(self._space, samples)
+        found = yield from extract_features(self._network, images)
         return np.asarray(found, np.float64)
 
 

@@ -168,6 +168,8 @@ def test_a_run_resumes_with_as_many_processes_as_images_of_a_batch(diffuse, imag
         check_batch(TrainConfig(**own, auto_resume=True), 9)
     with pytest.raises(UsageError, match=r"8 processes x --accumulation 4. Set --batch-size 32"):
         check_batch(TrainConfig(**own, auto_resume=True, out="new.safetensors"), 8)
+    with pytest.raises(UsageError, match="--batch-size 64 is less than 65 processes x"):
+        check_batch(TrainConfig(data=str(images), out="new.safetensors"), 65)
 
 
 def test_two_processes_sample_the_images_of_one(pair, diffuse, conditional):

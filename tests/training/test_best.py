@@ -162,6 +162,17 @@ def test_out_of_memory_leaves_an_evaluation_out(quick, monkeypatch):
     assert not BEST.exists()
 
 
+def test_out_of_memory_leaves_the_held_out_loss_out(quick, monkeypatch):
+    def full(self):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Trainer, "held_out_losses", full)
+    ran = quick("--steps", 2, "--preview-every", 1)
+    assert ran.code == 0
+    assert ran.err.count("out of memory while measuring the held-out loss: skipped") == 2
+    assert list((RUN / "previews").iterdir())
+
+
 # -- the best model -------------------------------------------------------------------------------
 
 
@@ -330,11 +341,20 @@ def test_another_number_of_images_begins_anew(quick, course):
     assert step_of(BEST) == 6
 
 
-def test_a_number_of_images_needs_evaluations(quick):
+def test_a_finished_run_keeps_its_best_with_another_number_of_images(quick, course):
+    quick("--steps", 6, *EVAL)
+    best = BEST.read_bytes()
+    ran = quick("--resume", "--eval-images", 8)
+    assert (ran.code, "starts again" in ran.err) == (0, False)
+    assert BEST.read_bytes() == best
+
+
+@pytest.mark.parametrize("option", [("--eval-images", 8), ("--keep", "best")], ids=str)
+def test_an_option_of_evaluations_needs_them(quick, option):
     for resume in ((), ("--resume",)):
-        ran = quick("--steps", 4, "--eval-images", 8, "-q", *resume)
+        ran = quick("--steps", 4, *option, "-q", *resume)
         assert ran.code == 2
-        assert "--eval-images needs --eval-every" in ran.line
+        assert f"{option[0]}{' best' * (option[1] == 'best')} needs --eval-every" in ran.line
         quick("--steps", 4, "--stop-at", 2)
 
 

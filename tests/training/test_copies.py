@@ -15,9 +15,11 @@ from PIL import Image
 
 from diffuse_cli.metrics.memorization import Signs
 from diffuse_cli.models import model_file
+from diffuse_cli.system import files
 from diffuse_cli.system.events import finish
 from diffuse_cli.training import chores, copies, monitor, validation
 from diffuse_cli.training.copies import CopyMeasure, plan_looks
+from diffuse_cli.training.run_directory import KEPT
 from training.conftest import QUICK, measure_by_step
 
 MODEL, BEST, RUN = (Path(f"model{end}") for end in (".safetensors", ".best.safetensors", ".run"))
@@ -121,6 +123,16 @@ def test_a_resumed_run_can_add_evaluations(quick, looks, monkeypatch):
     ran = quick("--resume", "--eval-every", 2, "--json")
     assert ran.code == 0, ran.err
     assert ran.json["best"]["step"] == step_of(BEST) == 6
+
+
+def test_the_estimate_of_disk_covers_the_kept_weights(quick, looks, monkeypatch):
+    looks()
+    asked = []
+    monkeypatch.setattr(files, "check_room", lambda folder, *sizes: asked.append(sizes[0]))
+    for line in (LINE, (*LINE, "--keep", "last", "-o", WHOLE)):
+        assert quick(*line, "--no-keep-weak", "-q").code == 0
+    weights = 4 * model_file.load(MODEL).parameters
+    assert asked[0] - asked[1] == (KEPT + 1) * 2 * weights  # with the raw ones
 
 
 @pytest.mark.parametrize("stop", [3, 7, 8, 11])

@@ -193,6 +193,13 @@ def test_a_scale_of_a_distilled_model_is_not_tuned(distill, guided, diffuse, ima
         assert (ran.code, "has its guidance in its weights" in ran.line) == (2, True)
 
 
+def test_a_model_does_not_replace_the_one_it_starts_from(diffuse, images, teacher):
+    before = Path(teacher).read_bytes()
+    ran = diffuse("train", images, "--init", teacher, "-o", teacher, "--overwrite", "--steps", 1)
+    assert (ran.code, "is the input itself" in ran.line) == (2, True)
+    assert Path(teacher).read_bytes() == before
+
+
 def test_a_model_does_not_replace_its_teacher(diffuse, images, teacher):
     before = Path(teacher).read_bytes()
     line = ("distill", teacher, images, "-o", teacher, "--overwrite", "--steps", 1)

@@ -292,3 +292,20 @@ def test_workers_end_with_the_run(run, processes_begun):
     assert run("--cache", 0).code == 0
     assert processes_begun
     assert all(each.returncode is not None for each in processes_begun)
+
+
+def test_pairs_that_vanish_are_named(diffuse, images, negatives, monkeypatch, tmp_path):
+    pairs = shutil.copytree(negatives, tmp_path / "pairs")
+    original = Trainer.step
+
+    def step(self, k):
+        if pairs.exists():
+            shutil.rmtree(pairs)
+        return original(self, k)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    monkeypatch.setattr(feed, "STEPS_AHEAD", 1)
+    line = ("--given", pairs, "--steps", 8, "--cache", 0, "-q")
+    ran = diffuse("train", images, "--config", QUICK, *line)
+    assert ran.code == 3
+    assert f"{pairs.name} no longer holds its images" in ran.line

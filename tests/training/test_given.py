@@ -13,7 +13,9 @@ from PIL import Image
 
 from diffuse_cli.core.conditions import ConditioningArray
 from diffuse_cli.core.networks.unet import ENDS
+from diffuse_cli.data import read_images
 from diffuse_cli.models import model_file
+from diffuse_cli.system.events import finish
 from training.conftest import QUICK
 
 MODEL, RUN = Path("model.safetensors"), Path("model.run")
@@ -236,3 +238,15 @@ def test_a_dry_run_is_fed_back(quick, negatives, images, diffuse, untimed):
     assert diffuse("train", images, "--config", "back.toml", "-o", "back.safetensors").code == 0
     assert MODEL.read_bytes() == Path("back.safetensors").read_bytes()
     assert in_process(["info", "back.safetensors"]) == 0
+
+
+def test_pairs_of_held_out_images_only_are_refused(quick, images, negatives, tmp_path):
+    found = finish(read_images(str(images)))
+    name = found.names[int(np.flatnonzero(found.held_out)[0])]
+    pairs = tmp_path / "pairs"
+    (pairs / name).parent.mkdir(parents=True)
+    shutil.copy(negatives / name, pairs / name)
+    ran = quick("--steps", 2, "--given", pairs, "-q")
+    assert ran.code == 3
+    assert "all images with a conditioning image are held out. Add more pairs" in ran.line
+    assert not RUN.exists()

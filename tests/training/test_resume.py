@@ -474,3 +474,22 @@ def test_a_torn_line_of_metrics_is_dropped(train, stopped):
         file.write('{"step": 3, "lo')
     train("--resume", "--log-every", 1)
     assert steps_of() == [2, 3, 4]
+
+
+def test_previews_of_steps_to_be_taken_again_are_removed(tmp_path):
+    run = RunDirectory(tmp_path / MODEL)
+    run.previews.mkdir(parents=True)
+    run.snapshots.mkdir()
+    for step in (4, 8):
+        (run.previews / f"step-{step:08d}.png").touch()
+        (run.snapshots / f"step-{step:08d}.safetensors").touch()
+    run.rewind(4)
+    assert [p.name for p in run.previews.iterdir()] == ["step-00000004.png"]
+    assert [p.name for p in run.snapshots.iterdir()] == ["step-00000004.safetensors"]
+
+
+def test_a_damaged_configuration_is_named_as_the_runs(train, stopped):
+    (RUN / "config.toml").write_text("steps = [")
+    ran = train("--resume", "-q")
+    assert ran.code == 2
+    assert "the run's model.run/config.toml is not TOML" in ran.line
