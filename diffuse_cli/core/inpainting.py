@@ -132,7 +132,7 @@ class Segment:
 def split_path(times: Times, length: int = 10, repeats: int = 1) -> list[Segment]:
     """Return RePaint's path, with every `length` steps `repeats` times (Lugmayr et al. 2022).
 
-    Noise is added between the repetitions. With `repeats` 1 the path has a single leg.
+    Noise is added between the repetitions. With `repeats` 1 the path has a single segment.
 
     Args:
         times: the descending times of a sampler.
@@ -155,34 +155,34 @@ def split_path(times: Times, length: int = 10, repeats: int = 1) -> list[Segment
 def sample_with_jumps(
     sample: Sample, process: Process, x: Tensor, path: list[Segment], *, noise: Noise
 ) -> Iterator[State]:
-    """Sample along each leg, and add noise from its end to the start of the next leg.
+    """Sample along each segment, and add noise from its end to the start of the next segment.
 
-    Multistep samplers begin each leg without history.
+    Multistep samplers begin each segment without history.
 
     Args:
-        sample: the sampler, called as `sample(x, times, noise=noise)`. If a leg does not end at
+        sample: the sampler, called as `sample(x, times, noise=noise)`. If a segment does not end at
             clean data, also with `end=end`.
-        x: the samples at the first time of the first leg.
+        x: the samples at the first time of the first segment.
         noise: `noise(k)` is the noise of the k-th step or jump, each with its own k.
 
     Yields:
         A `State` after each step.
     """
     drawn = 0
-    for i, leg in enumerate(path):
+    for i, segment in enumerate(path):
         if i > 0:
             before = path[i - 1].end
-            x = process.transition(x, before, leg.times[0]).sample(noise(drawn))
+            x = process.transition(x, before, segment.times[0]).sample(noise(drawn))
             drawn += 1
 
         # Without jumps, samplers of other packages need not support `end`.
-        told = {} if leg.end < 0 else {"end": leg.end}
-        for state in sample(x, leg.times, noise=lambda k, by=drawn: noise(by + k), **told):
+        told = {} if segment.end < 0 else {"end": segment.end}
+        for state in sample(x, segment.times, noise=lambda k, by=drawn: noise(by + k), **told):
             x = state.x
             yield state
-        drawn += len(leg.times)
+        drawn += len(segment.times)
 
 
 def count_steps(path: list[Segment]) -> int:
     """Return the number of steps of a path."""
-    return sum(len(leg.times) for leg in path)
+    return sum(len(segment.times) for segment in path)
