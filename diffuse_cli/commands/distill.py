@@ -34,7 +34,7 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
             use to the model.
     """
     from diffuse_cli.models.image_conditioning import check_pairs_option
-    from diffuse_cli.models.model_file import load
+    from diffuse_cli.models.model_file import load, read_training
     from diffuse_cli.training.configuration import BATCH
     from diffuse_cli.training.configuration import configure as complete
 
@@ -52,11 +52,11 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
     values |= {"init": model, "loss": "consistency", "keep_weak": False, "augment": ()}
     values["timestep_draw"] = "uniform"  # a path has times of its own
     check_other_than(config.out, model)
-    found = load(model)
+    found, training = load(model), read_training(model)
     check_pairs_option(config.given, found.blueprint.conditions.given)
-    values.setdefault("batch_size", max(1, found.training.get("batch_size", BATCH) // SHARE))
-    if "lr" in found.training:
-        values.setdefault("lr", found.training["lr"] / 2)
+    values.setdefault("batch_size", max(1, training.get("batch_size", BATCH) // SHARE))
+    if "lr" in training:
+        values.setdefault("lr", training["lr"] / 2)
     if guidance is None:
         guidance = guidance_of(found)
     elif guidance != 1 and not found.blueprint.conditions:

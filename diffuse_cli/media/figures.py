@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,9 +40,11 @@ def to_image(pixels: Pixels) -> Image.Image:
 
 def shrink_image(picture: Image.Image, side: int) -> Image.Image:
     """Scale an image down to at most `side` pixels per side."""
-    if max(picture.size) <= side:
+    longest = max(picture.size)
+    if longest <= side:
         return picture
-    return ImageOps.contain(picture, (side, side), Image.Resampling.BICUBIC)
+    width, height = (max(1, round(own / longest * side)) for own in picture.size)
+    return picture.resize((width, height), Image.Resampling.BICUBIC)
 
 
 CELL = 64

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffuse_cli.config.options import from_dict
+from diffuse_cli.config.options import from_dict, option_fields
 from diffuse_cli.config.presets import network_config
 from diffuse_cli.config.train_options import TrainConfig, from_file
 from diffuse_cli.core import settings
@@ -196,13 +196,19 @@ def _read_model(path: Path) -> ModelFile:
 def read_training(path: str | Path) -> dict[str, Any]:
     """Return the training configuration in a model file, with its network, for `--init`.
 
+    Files may come from strangers, so they cannot set paths and control options.
+
     Raises:
         ModelFileError: as in `load`, or the configuration is invalid.
     """
     found = finish(find(path))
     blueprint = found.model.blueprint
     with _translate_errors(found.path):
-        training = from_file(found.model.training)
+        kept = {
+            f.name for f, spec in option_fields(TrainConfig) if not (spec.control or spec.place)
+        }
+        stored = from_file(found.model.training)
+        training = {key: value for key, value in stored.items() if key in kept}
         if training.get("architecture"):
             own = network_config(training["network"], training["architecture"])
             if (training["network"], own) != (blueprint.network, blueprint.config):

@@ -264,8 +264,8 @@ def _check_teacher(values: Any) -> dict[str, Any] | None:
     if values is None:
         return None
     found = dict(values)
-    guidance = found.get("guidance")
-    if not isinstance(found.get("teacher"), str) or not isinstance(guidance, int | float | None):
+    guidance = found.get("guidance", 1)
+    if not isinstance(found.get("teacher"), str) or not isinstance(guidance, int | float):
         raise ValueError("the teacher of the distilled model is of the wrong type")
     return found
 

@@ -106,7 +106,9 @@ def test_a_picture_may_be_given_and_nothing_measured_is_said(diffuse: Run, model
         ((TARGET + "@v1", "--license", "mit"), 2, "Use hf://ORG/NAME"),
         ((TARGET, "--license", "mit", "--eval", "other.json"), 2, "is of another model"),
         ((TARGET, "--license", "mit", "--eval", "empty.json"), 2, "is not what eval prints"),
+        ((TARGET, "--license", "mit", "--eval", "torn.json"), 2, "is not what eval prints"),
         ((TARGET, "--license", "mit", "--samples", "other.json"), 2, "must end in .png"),
+        ((TARGET, "--license", "mit", "--samples", "text.png"), 2, "is not a PNG image"),
     ],
 )
 def test_what_cannot_be_pushed_is_one_line(
@@ -116,6 +118,9 @@ def test_what_cannot_be_pushed_is_one_line(
     facts = {"settings": settings, "n": {"real": 2}, "features": {}, "remarks": []}
     Path("other.json").write_text(json.dumps(facts))
     Path("empty.json").write_text("{}")
+    settings["model_sha256"] = sha(model)  # no number of generated images
+    Path("torn.json").write_text(json.dumps(facts))
+    Path("text.png").write_text("no picture")
     ran = diffuse("push", model, *arguments, "-o", "out")
     assert (ran.code, ran.out) == (code, "")
     assert said in ran.line
@@ -239,3 +244,12 @@ def test_no_name_of_a_folder_or_file_leaves_the_machine(
 
 def test_texts_of_a_file_are_not_markdown():
     assert escape("<b>|`*_[x]") == r"&lt;b&gt;\|\`\*\_\[x\]"
+
+
+def test_a_push_does_not_replace_the_model_it_publishes(diffuse: Run, model: Path):
+    folder = Path("own")
+    folder.mkdir()
+    own = Path(shutil.copy(model, folder / "model.safetensors"))
+    ran = diffuse("push", own, TARGET, "--license", "mit", "-o", folder, "--overwrite")
+    assert (ran.code, "-o own holds the model itself" in ran.line) == (2, True)
+    assert sha(own) == sha(model)

@@ -181,3 +181,7 @@ def test_rows_put_smaller_images_on_white() -> None:
     zoom = sheet.shape[0] // 2
     assert (sheet[:, : 2 * zoom] == 0).all()
     assert (sheet[:, 2 * zoom : 5 * zoom] == 255).all()
+
+
+def test_a_very_long_image_shrinks_to_a_line():
+    assert figures.shrink_image(Image.new("L", (1, 400)), 64).size == (1, 64)

@@ -19,13 +19,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from networks import Plan, plan
 
+from diffuse_cli.config.options import option_fields
 from diffuse_cli.config.sample_options import SamplerChoice
 from diffuse_cli.config.shared_options import DiffusionConfig
+from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core import Conditions, Space, data_gaussian
 from diffuse_cli.core.denoising_errors import DenoisingErrors
 from diffuse_cli.core.networks.unet import Config
 from diffuse_cli.models import model_file, tensor_file
-from diffuse_cli.models.model_file import StoredModel, find, load, save
+from diffuse_cli.models.model_file import StoredModel, find, load, read_training, save
 from diffuse_cli.models.model_header import describe_model
 from diffuse_cli.system.errors import ModelFileError, UsageError
 from diffuse_cli.system.events import finish
@@ -888,3 +890,15 @@ def test_no_value_of_a_field_does_anything_but_be_rejected(good, tmp_path, part,
     path.write_bytes(described(good, setting(part, name, value=value)))
     with contextlib.suppress(ModelFileError):
         load(path)
+
+
+HIDDEN = [f.name for f, spec in option_fields(TrainConfig) if spec.control or spec.place]
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_a_file_of_strangers_sets_no_path_and_no_control(tmp_path: Path, name: str):
+    path, own = tmp_path / "m.safetensors", model()
+    kind = next(f.type for f, _ in option_fields(TrainConfig) if f.name == name)
+    value = True if "bool" in str(kind) else "/elsewhere" if "str" in str(kind) else 1
+    save(path, dataclasses.replace(own, training={**own.training, name: value}))
+    assert name not in read_training(path)

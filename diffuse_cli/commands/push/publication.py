@@ -22,6 +22,7 @@ from diffuse_cli.data.metadata_columns import example
 from diffuse_cli.data.summary import plural
 from diffuse_cli.evaluation.evaluation_run import strip_folders
 from diffuse_cli.media import MEDIA, can_judge, figures, suffix
+from diffuse_cli.media.image.planes import SIGNATURE
 from diffuse_cli.metrics import read_measurement, select_numbers
 from diffuse_cli.models import model_file
 from diffuse_cli.models.image_conditioning import Conditioner
@@ -69,6 +70,8 @@ def push(config: PushConfig) -> Work[dict[str, Any]]:
         check_unpublished(config.target)
     with _place(config) as folder:
         found = yield from model_file.find(config.model)
+        if found.path.resolve().parent == folder.resolve():
+            raise UsageError(f"-o {files.show(folder)} holds the model itself", "Choose another -o")
         numbers = _numbers(config, found) if config.eval else None
         picture, drawn = yield from _picture(config, found)
         begun = UnfinishedFiles(folder)
@@ -79,7 +82,7 @@ def push(config: PushConfig) -> Work[dict[str, Any]]:
         with files.replace_file(folder / MODEL_FILE) as copy, found.path.open("rb") as own:
             shutil.copyfileobj(own, copy)
         if files.sha256(folder / MODEL_FILE) != found.sha256:
-            raise ModelFileError(f"{files.show(found.path)} has changed", "Type the command again")
+            raise ModelFileError(f"{files.show(found.path)} has changed", "Run the command again")
         if picture:
             begun.write(SAMPLES, picture)
         if config.demo:
@@ -133,14 +136,13 @@ def _numbers(config: PushConfig, found: ModelFile) -> Mapping[str, Any]:
     name = f"--eval {files.show(str(config.eval))}"
     try:
         values = json.loads(Path(str(config.eval)).read_bytes())
-        settings, counts = values["settings"], values["n"]
-        measured = settings["model_sha256"], counts["real"], values["features"], values["remarks"]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        if (measured := values["settings"]["model_sha256"]) != found.sha256:
+            text = f"{name} is of another model, of SHA-256 {files.show(str(measured), 64)}"
+            raise UsageError(text, "Measure this one: diffuse eval MODEL DATA --json > eval.json")
+        _measured(values)
+    except (OSError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
         text = f"{name} is not what eval prints of a model"
         raise UsageError(text, "Write one: diffuse eval MODEL DATA --json > eval.json") from error
-    if measured[0] != found.sha256:
-        text = f"{name} is of another model, of SHA-256 {files.show(str(measured[0]), 64)}"
-        raise UsageError(text, "Measure this one: diffuse eval MODEL DATA --json > eval.json")
     return strip_folders(values)
 
 
@@ -149,7 +151,10 @@ def _picture(config: PushConfig, found: ModelFile) -> Work[tuple[bytes, str]]:
     be."""
     if config.samples:
         with files.report_errors(Path(config.samples)):
-            return Path(config.samples).read_bytes(), ""
+            picture = Path(config.samples).read_bytes()
+        if not picture.startswith(SIGNATURE):
+            raise UsageError(f"--samples {files.show(config.samples)} is not a PNG image", "")
+        return picture, ""
     if Conditioner.from_blueprint(found.model.blueprint):
         yield Notice(
             "the card has no samples, because the model needs a conditioning image. Pass --samples"
@@ -300,9 +305,11 @@ def _measured(numbers: Mapping[str, Any] | None) -> str:
     network, part = dict(numbers["features"]).get("name", ""), numbers.get("part", "")
     how = [
         f"{counts['generated']} generated against {counts['real']} real ({part})",
-        f"{settings.get('sampler')}, {settings.get('steps')} steps, seed {settings.get('seed')}",
-        *([f"features of {network}"] if network else []),
     ]
+    if counts["generated"]:
+        steps, seed = settings.get("steps"), settings.get("seed")
+        how += [f"{settings.get('sampler')}, {steps} steps, seed {seed}"]
+        how += [f"features of {network}"] if network else []
     remarks = [f"- {escape(str(remark))}" for remark in numbers["remarks"]]
     parts = [
         "## Numbers",

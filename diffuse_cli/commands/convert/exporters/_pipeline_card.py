@@ -23,7 +23,7 @@ tags:
 
 A denoising diffusion model of {what}, written by `diffuse convert --to diffusers`.
 
-## Draw
+## Sample
 
 """
 
@@ -85,9 +85,9 @@ def card(name: str, found: ModelFile, weights: str, sampler: str) -> str:
     model = found.model
     space, classes = model.blueprint.space, model.blueprint.conditions.classes
     kind = "grey" if space.channels == 1 else "color"
-    what = f"pictures of {dimensions(space.size)} pixels in {kind}"
+    what = f"images of {dimensions(space.size)} pixels in {kind}"
     if classes:
-        what += f", told one of {len(classes):,} classes"
+        what += f", conditioned on one of {len(classes):,} classes"
     task = f"{'class-conditional' if classes else 'unconditional'}-image-generation"
     head = HEAD.format(task=task, name=show(name), what=what)
     file = show(found.path.name).replace("|", "\\|")

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Iterable, Mapping
 from itertools import chain
 from pathlib import Path
@@ -77,6 +78,12 @@ def _read_package(path: Path, providers: Iterable[str]) -> dict[str, bytes]:
     return found
 
 
+DAMAGED = (
+    OSError, EOFError, zlib.error, tarfile.TarError, LookupError, AssertionError, StopIteration
+)  # fmt: skip
+"""Errors of a package that is damaged, or is another one."""
+
+
 def _read_file(path: Path, name: str) -> bytes:
     """Return a file of `dist`."""
     try:
@@ -87,5 +94,5 @@ def _read_file(path: Path, name: str) -> bytes:
             member = package.extractfile(f"package/dist/{name}")
             assert member is not None
             return member.read()
-    except (OSError, tarfile.TarError, LookupError, AssertionError, StopIteration) as error:
+    except DAMAGED as error:
         raise UsageError(f"--runtime {files.show(path)} has no dist/{name}", HINT) from error

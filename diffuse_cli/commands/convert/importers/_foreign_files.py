@@ -151,7 +151,12 @@ def _check_tensors(path: Path, found: Any) -> dict[str, Tensor]:
     found, where = _unwrap_tensors(found), files.show(path)
     if not isinstance(found, Mapping):
         raise ModelFileError(f"{where} holds no tensors by name")
-    wrong = [shorten(name) for name, value in found.items() if not _is_usable(name, value)]
+    # The text of a nested key could be longer than the memory.
+    wrong = [
+        shorten(name) if isinstance(name, str) else f"a key of type {type(name).__name__}"
+        for name, value in found.items()
+        if not _is_usable(name, value)
+    ]
     if wrong:
         raise ModelFileError(
             f"{where} holds {len(wrong)} entries that are not tensors of real numbers: "
@@ -167,8 +172,9 @@ def _unwrap_tensors(found: Any) -> Any:
     `DataParallel` puts before every name."""
     if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
         found = found["state_dict"]
-    if isinstance(found, Mapping) and all(str(name).startswith("module.") for name in found):
-        found = {str(name).removeprefix("module."): value for name, value in found.items()}
+    names = [*found] if isinstance(found, Mapping) else [None]
+    if all(isinstance(name, str) and name.startswith("module.") for name in names):
+        found = {name.removeprefix("module."): value for name, value in found.items()}
     return found
 
 
