@@ -388,7 +388,8 @@ class EvaluationResult:
     @property
     def verdict(self) -> str:
         """Verdict in plain words, see `verdict.verdict`."""
-        return verdict(self.values, self.remarks, self.words, model=bool(self.model))
+        count = min(self.real, self.generated)
+        return verdict(self.values, self.remarks, self.words, count=count, model=bool(self.model))
 
     def to_json(self, config: EvalConfig) -> dict[str, object]:
         """Return the metrics, and the settings that comparisons need."""

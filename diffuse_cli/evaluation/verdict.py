@@ -14,12 +14,19 @@ minutes of training, garments that look real are at 0.10, and CIFAR-10, where su
 recognized, at 0.32."""
 
 
-def verdict(values: Values, remarks: Sequence[Remark], words: Words, *, model: bool) -> str:
+FEWEST = 30
+"""Fewer samples on a side are too few to call them close."""
+
+
+def verdict(
+    values: Values, remarks: Sequence[Remark], words: Words, *, count: int, model: bool
+) -> str:
     """Summarize an evaluation, or return an empty string if it has no KID.
 
     Args:
         remarks: the sentences of the metrics, which include signs of copies.
         words: the names of the medium's samples.
+        count: the number of samples on the smaller side.
         model: whether a model was measured, which can be trained longer.
     """
     many, levels = words.many, {r.level for r in remarks if r.kind == "memorization"}
@@ -41,6 +48,8 @@ def verdict(values: Values, remarks: Sequence[Remark], words: Words, *, model: b
         )
     elif _is_close(values, key):
         text = f"Close to the real {many}"
+        if count < FEWEST:
+            text = f"Too few {many} to tell how close: {count}, and {FEWEST} are needed"
     elif "blurred" in better:
         text = f"Better than blurred {many}, but different from the real {many}{longer}"
     return f"{text}. Some may be copies of training {many}" if "possible" in levels else text
