@@ -28,7 +28,7 @@ A flag wins over a file given with `--config`, and the file over the defaults.
 
 Exit codes: 0 ok · 1 a bug, with its traceback · 2 usage or configuration · 3 data unusable or
 missing · 4 model file rejected or missing · 5 output exists, is not writable, or other I/O ·
-6 training diverged · 75 another run holds the output · 76 one of several processes is gone ·
+6 divergence · 75 another run holds the output · 76 one of several processes is gone ·
 130 interrupted · 143 terminated.
 """
 

@@ -26,8 +26,8 @@ FORMS = ", ".join(kind.EXAMPLE for kind in DEGRADATIONS.own.values())
 TOLD = "given"
 """Method of a model that was trained for a degradation: it is conditioned on the input."""
 
-METHOD = "pigdm"
-"""The method of any other model."""
+METHOD, METHOD_OF_FLOATS = "pigdm", "mmps"
+"""The method of any other model, and of one whose samples are floats, which are not clipped."""
 
 ENCODING_STEPS = 100
 """Steps of `interpolate`, or as many as the process has."""
@@ -69,7 +69,7 @@ class ObservationConfig(ImageTaskConfig):
     method: str | None = option.optional(
         "Method: given conditions the model, ddnm needs no gradients, pigdm one, mmps four.",
         table="config.task_options.METHODS",
-        shown=f"{TOLD} for a model trained for it, else {METHOD}",
+        shown=f"{TOLD} for a model trained for it, else {METHOD}, or {METHOD_OF_FLOATS} for floats",
     )
     jumps: int = option.sampling(
         1, "Passes over each tenth of the sampling path (RePaint).", low=1, high=1000
@@ -81,7 +81,7 @@ class InpaintConfig(ObservationConfig):
     """The masked part of an image, filled."""
 
     mask: str | None = option.optional(
-        "Image of the same size: white to generate, black to keep.",
+        "File of the same kind and size: white (1) to generate, black (0) to keep.",
         metavar="FILE",
         shown="the transparent area",
     )

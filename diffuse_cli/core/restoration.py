@@ -41,10 +41,12 @@ class Restoration:
         wrap: the wrapper `(denoise, process, degradation, y, sigma, **options) -> Denoise`.
         differentiates: whether it needs the gradient of `denoise`, which then must not run in
             inference mode, and should be clipped after wrapping instead of before.
+        clipped: whether its samples are only good if they are clipped.
     """
 
     wrap: Callable[..., Denoise]
     differentiates: bool = False
+    clipped: bool = False
 
     def __call__(
         self,
@@ -95,7 +97,9 @@ def pigdm(
     """Apply pseudoinverse guidance (Song et al. 2023a, eqs. 7 and 8).
 
     It adds the gradient of log p(y | x_t) for a Gaussian x_0 given x_t with variance
-    r^2 = sigma_t^2 / (alpha_t^2 + sigma_t^2), as for data of unit variance.
+    r^2 = sigma_t^2 / (alpha_t^2 + sigma_t^2), as for data of unit variance. Where the variance in
+    some direction is larger, as that of the mean of an image, x_0 overshoots y at high noise, so it
+    must be clipped.
     """
     return _add_gradient(denoise, process, degradation, y, sigma)
 
@@ -259,7 +263,7 @@ RESTORATIONS: Registry[Restoration] = Registry(
     "restorations",
     {
         "ddnm": Restoration(ddnm),
-        "pigdm": Restoration(pigdm, differentiates=True),
+        "pigdm": Restoration(pigdm, differentiates=True, clipped=True),
         "mmps": Restoration(mmps, differentiates=True),
     },
 )

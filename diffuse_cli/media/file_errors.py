@@ -58,6 +58,11 @@ BLANK = "blank on the background"
 SILENT = "silent"
 CLIPPED = "clipped: cut off at full scale"
 
+REPAIRS = {
+    MISSING: "Replace them by other numbers, for example 0. inpaint --mask can generate them"
+}
+"""Hints by reason, where the right format is not what is missing."""
+
 LARGEST_FILE = 512 * 2**20
 
 
@@ -77,7 +82,8 @@ def require_usable(path: Path | str, hint: str = "") -> Iterator[None]:
     except Unusable as error:
         if error.reason == MEMORY:
             raise MemoryError from error
-        raise DataError(f"cannot use {show(path)}: {error.reason}", hint) from error
+        own = REPAIRS.get(error.reason, hint)
+        raise DataError(f"cannot use {show(path)}: {error.reason}", own) from error
     except OSError as error:
         raise DataError(f"cannot read {show(path)}: {error.strerror}", hint) from error
 

@@ -20,6 +20,7 @@ from diffuse_cli.core.denoiser import Denoise, Denoiser
 from diffuse_cli.core.kernels import arrange_memory, arrange_weights, cast_weights
 from diffuse_cli.core.networks import largest_width
 from diffuse_cli.core.samplers import SAMPLERS, State
+from diffuse_cli.core.settings import dimensions
 from diffuse_cli.core.space import Space
 from diffuse_cli.core.tiling import Tiling
 from diffuse_cli.media import Array, Size, figures, render_samples
@@ -161,6 +162,13 @@ class LoadedModel:
         with translate_errors(lambda _: "--size"):
             Tiling(size, self.model.blueprint.space.size)
         return replace(self, size=size)
+
+    def describe_windows(self) -> str:
+        """Describe the windows of enlarged samples. Empty for samples of the model's size."""
+        size, own = self.space.size, self.model.blueprint.space.size
+        count = len(Tiling(size, own).windows)
+        shown = f"{dimensions(size)} in {count:,} overlapping windows of {dimensions(own)}"
+        return f"{shown}, each at the cost of a sample of that size" if count > 1 else ""
 
     @property
     def background(self) -> str:

@@ -30,7 +30,7 @@ from diffuse_cli.sampling.journal import (
 )
 from diffuse_cli.system import files
 from diffuse_cli.system.devices import open_accelerator
-from diffuse_cli.system.errors import OutputError
+from diffuse_cli.system.errors import DivergedError, OutputError
 from diffuse_cli.system.events import Notice, Progress, Work
 from diffuse_cli.system.processes import rank, run_on_first
 
@@ -156,6 +156,7 @@ class SamplingJob(ABC):
             The files, or None on every process but the first.
 
         Raises:
+            DivergedError: samples are not finite.
             OutputError: the folder holds other samples already, or cannot be written.
         """
         name, first = files.show(self.out), accelerator.is_main_process
@@ -174,7 +175,7 @@ class SamplingJob(ABC):
             except BaseException as error:
                 if accelerator.num_processes == 1:
                     self.ledger.abandon()
-                if isinstance(error, OutputError):
+                if isinstance(error, DivergedError | OutputError):
                     error.mark_local()
                 raise
             accelerator.wait_for_everyone()
@@ -195,6 +196,9 @@ class SamplingJob(ABC):
                 at = done + int(len(part) * state.share)
                 yield Progress("sampling", at, total, f"step {state.step}/{state.steps}")
             assert state.samples is not None
+            if not np.isfinite(state.samples).all():
+                text = f"the {self.medium.many} have NaN or infinite numbers"
+                raise DivergedError(text, "Use more --steps, less guidance or another --sampler")
             data = (self.medium.encode(sample, self.space) for sample in state.samples)
             self.ledger.add(accelerator.process_index, part, data, state.side)
             done += len(part)

@@ -90,7 +90,7 @@ class OutputError(DiffuseError):
 
 
 class DivergedError(DiffuseError):
-    """The loss or the gradient stopped being finite."""
+    """The loss, the gradient or samples stopped being finite."""
 
     exit_code = 6
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from unplotted_pages import undraw
 
+from diffuse_cli.core import Space
 from diffuse_cli.models import model_file
 
 DRAW = np.random.default_rng(3)
@@ -253,3 +254,51 @@ def test_words_for_arrays_are_theirs(diffuse: Callable[..., Any], tmp_path: Path
     ran = diffuse("info", data)
     assert "not searched: the arrays are no pictures" in ran.out
     assert "image" not in ran.out
+
+
+@pytest.fixture
+def fields(diffuse: Callable[..., Any], recipe: Path, tmp_path: Path) -> Path:
+    """A model of fields, beside their folder."""
+    data = save(tmp_path / "fields", 30, (8, 8), lambda x: np.float32(x))
+    line = ("train", data, "--config", recipe, "--steps", 3, "-o", tmp_path / "m.safetensors")
+    assert diffuse(*line, "-q").code == 0
+    return data
+
+
+def test_floats_are_restored_by_a_method_that_needs_no_range(
+    diffuse: Callable[..., Any], fields: Path
+) -> None:
+    line = ("restore", "m.safetensors", fields / "000.npy", "--degradation", "mask:half")
+    line += ("--degrade", "-n", 1, "--steps", 3, "-q")
+    assert diffuse(*line, "-o", "out").code == 0
+    assert json.loads(Path("out/manifest.json").read_text())["method"] == "mmps"
+    ran = diffuse(*line, "-o", "other", "--method", "pigdm")
+    assert (ran.code, "--method pigdm is for samples of a limited range" in ran.line) == (2, True)
+
+
+def test_a_gap_of_a_field_is_generated_where_the_mask_is_one(
+    diffuse: Callable[..., Any], fields: Path
+) -> None:
+    field = np.load(fields / "000.npy")
+    gap = np.zeros((8, 8), bool)
+    gap[2:5, 3:6] = True
+    np.save("gap.npy", gap)
+    np.save("field.npy", np.where(gap, 0, field))
+    np.save("holed.npy", np.where(gap, np.nan, field))
+    line = ("inpaint", "m.safetensors", "field.npy", "-n", 1, "--steps", 3, "-q")
+    assert diffuse(*line, "--mask", "gap.npy", "-o", "out").code == 0
+    made = np.load("out/00000.npy")
+    assert np.allclose(made[~gap], field[~gap], atol=1e-5)
+    assert not np.allclose(made[gap], 0)
+    assert "a file like field.npy with 1 where to generate" in diffuse(*line).line
+    ran = diffuse("inpaint", "m.safetensors", "holed.npy", "--mask", "gap.npy", "-q")
+    assert (ran.code, "Replace them by other numbers" in ran.line) == (3, True)
+
+
+def test_samples_that_are_not_finite_are_not_written(
+    diffuse: Callable[..., Any], fields: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Space, "to_stored", lambda self, x: x * float("nan"))
+    ran = diffuse("sample", "m.safetensors", "-n", 1, "--steps", 2, "-o", "out", "-q")
+    assert (ran.code, "the arrays have NaN or infinite numbers" in ran.line) == (6, True)
+    assert not list(Path().glob("out/*.npy"))

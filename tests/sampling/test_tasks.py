@@ -364,7 +364,7 @@ def test_interpolation_takes_the_steps_that_there_are(diffuse, tmp_path, images,
 def test_interpolation_says_how_near_the_ends_come_back(diffuse, model, picture):
     ran = diffuse("interpolate", model, "a.png", "a.png", "-n", 2, "--steps", 9)
     assert ran.code == 0, ran.err
-    assert "A is reproduced from its noise" in ran.err
+    assert "a.png is reproduced from its noise exactly, a.png exactly" in ran.err
     assert (pixels("interpolated", 0) == pixels("interpolated", 1)).all()
 
 
@@ -596,3 +596,22 @@ def test_a_task_runs_as_a_process(process, model, picture):
     ran = process(*line, "--method", "mmps", "-q")
     assert ran.code == 0, ran.err
     assert ran.json["images"] == ["inpainted/00000.png"]
+
+
+def test_a_mask_that_is_cropped_away_is_named_as_that(diffuse, model, picture):
+    Image.new("L", (24, 8), 90).save("wide.png")
+    mask = np.zeros((8, 24), np.uint8)
+    mask[:, :4] = 255
+    Image.fromarray(mask).save("left.png")
+    ran = diffuse("inpaint", model, "wide.png", "--mask", "left.png", *QUICK)
+    assert ran.code == 3
+    assert "left.png: the part to generate is outside the 8x8 crop. Pass --fit pad" in ran.line
+
+
+def test_the_cost_of_windows_is_said(diffuse, model, picture):
+    Image.new("L", (24, 16), 90).save("large.png")
+    line = ("vary", model, "large.png", "-n", 1, "--steps", 2)
+    ran = diffuse(*line)
+    assert "To keep it, pass --size 16x24, which takes 15 times as long" in ran.err
+    ran = diffuse(*line, "--size", "16x24", "-o", "b")
+    assert "16 high x 24 wide in 15 overlapping windows of 8x8" in ran.err

@@ -29,7 +29,7 @@ from diffuse_cli.sampling.sampling_settings import (
 from diffuse_cli.sampling.tasks.task_inputs import check_class, check_output_apart
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import UsageError
-from diffuse_cli.system.events import Work
+from diffuse_cli.system.events import Notice, Work
 from diffuse_cli.system.processes import rank
 from diffuse_cli.system.rng import image_noise
 
@@ -152,6 +152,8 @@ def run_task(
         settings = _resolve(config, loaded, guide, told=told)
         yield from report_settings(settings)
         plan = yield from plan_task(loaded, settings, told)
+        if windows := loaded.describe_windows():
+            yield Notice(windows)
         stage, n, device = CascadeStage(loaded, settings), config.n, accelerator.device
 
         def states(part: range) -> Iterator[State]:

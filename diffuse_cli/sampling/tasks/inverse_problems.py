@@ -12,6 +12,7 @@ import torch
 
 from diffuse_cli.config.task_options import (
     METHOD,
+    METHOD_OF_FLOATS,
     TOLD,
     InpaintConfig,
     ObservationConfig,
@@ -173,7 +174,7 @@ def _restore(
 ) -> Work[SampleFiles | None]:
     def plan_task(loaded: LoadedModel, settings: SamplingSettings, told: bool) -> Work[TaskPlan]:
         method, encoder = (
-            _choose_method(config, flag, told),
+            _choose_method(config, flag, told, floats=loaded.space.levels is None),
             Conditioner.from_blueprint(loaded.model.blueprint),
         )
         seen = yield from observe(loaded)
@@ -215,16 +216,22 @@ def _restore(
     return (yield from run_task(config, task, plan_task, is_conditioned=told, size=size))
 
 
-def _choose_method(config: ObservationConfig, flag: str, told: bool) -> str:
+def _choose_method(config: ObservationConfig, flag: str, told: bool, floats: bool) -> str:
     """Return the method that makes samples fit.
 
     Raises:
-        UsageError: `--method given` for a model that was not trained for the degradation.
+        UsageError: `--method given` for a model that was not trained for the degradation, or a
+            method whose samples must be clipped, for floats.
     """
+    other = METHOD_OF_FLOATS if floats else METHOD
     if config.method == TOLD and not told:
         text = f"--method {TOLD}: the model was not trained for {flag}"
-        raise UsageError(text, f"Leave it out, or pass --method {METHOD}")
-    return config.method or (TOLD if told else METHOD)
+        raise UsageError(text, f"Leave it out, or pass --method {other}")
+    method = config.method or (TOLD if told else other)
+    if floats and method != TOLD and RESTORATIONS[method].clipped:
+        text = f"--method {method} is for samples of a limited range, and these are floats"
+        raise UsageError(text, f"Use --method {other}")
+    return method
 
 
 def _show_pictures(seen: Observation, loaded: LoadedModel) -> list[Array]:

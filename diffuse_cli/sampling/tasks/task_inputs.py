@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from diffuse_cli.core.conditions import PAIRS
 from diffuse_cli.core.degradations import Degradation
 from diffuse_cli.core.settings import dimensions
 from diffuse_cli.core.space import Space
+from diffuse_cli.core.tiling import Tiling
 from diffuse_cli.data import is_images, read_images
 from diffuse_cli.data.summary import describe_fit, format_sizes, skip_lines
 from diffuse_cli.media import (
@@ -104,7 +105,11 @@ def _suggest_size(sizes: frozenset[Size], loaded: LoadedModel, size: Sequence[in
         return ""
     (own,) = sizes
     larger = all(side >= least for side, least in zip(own[::-1], size, strict=True))
-    return f". To keep it, pass --size {'x'.join(map(str, own[::-1]))}" if larger else ""
+    if not larger:
+        return ""
+    count = len(Tiling(own[::-1], tuple(size)).windows)
+    cost = f", which takes {count:,} times as long" if count > 1 else ""
+    return f". To keep it, pass --size {'x'.join(map(str, own[::-1]))}{cost}"
 
 
 def enlarge_size(path: str, loaded: LoadedModel, factor: int) -> Size | None:
@@ -162,11 +167,16 @@ def read_mask(path: str, loaded: LoadedModel, fit: str | None, sizes: frozenset[
         own, theirs = (dimensions(each[::-1]) for each in (one.size, size))
         raise DataError(f"{shown} is {own}, and the image is {theirs}", "Resize the mask")
     known = _is_dark(FAINT, one.values)
+    points = MEDIA[space.medium].points
     if known.all():
-        text = f"{shown} is black: it keeps all pixels"
+        whole = read_picture(path, space.medium, replace(asked, size=one.size[::-1]))
+        if not _is_dark(FAINT, whole.values).all():
+            text = f"{shown}: the part to generate is outside the {dimensions(space.size)} crop"
+            raise DataError(text, "Pass --fit pad, or a larger --size")
+        text = f"{shown} is black: it keeps all {points}"
         raise DataError(text, "Paint it white where to generate")
     if not known.any():
-        raise DataError(f"{shown} is white: it keeps no pixels", "Use diffuse sample instead")
+        raise DataError(f"{shown} is white: it keeps no {points}", "Use diffuse sample instead")
     return known
 
 
@@ -194,6 +204,8 @@ def read_alpha_mask(path: str, loaded: LoadedModel, fit: str | None) -> Array:
     known = _is_dark(THIN, clear)
     if known.all():
         hint = "Pass --mask FILE, white where to generate, or erase that part of the image"
+        if not medium.bits:
+            hint = f"Pass --mask FILE, a file like {shown} with 1 where to generate and 0 elsewhere"
         raise UsageError(f"--mask is missing: {shown} has no transparent part", hint)
     if not known.any():
         raise DataError(f"{shown} is all transparent: it keeps no pixels", "Use diffuse sample")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -102,7 +103,8 @@ def interpolate(config: InterpolateConfig) -> Work[tuple[SampleFiles, list[float
         if made is None:
             return None
         first, second = ("exactly" if p is None else f"with {p:.1f} dB PSNR" for p in job.psnr)
-        yield Notice(f"A is reproduced from its noise {first}, B {second}")
+        one, other = (show(Path(name).name) for name in names)
+        yield Notice(f"{one} is reproduced from its noise {first}, {other} {second}")
         return made, job.psnr
 
 
