@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.commands._cli.console import Console, format_seconds
+from diffuse_cli.commands._cli.console import Console, format_seconds, format_speed
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.metrics import Measurement, label
 from diffuse_cli.metrics.features import KIDS
@@ -79,8 +79,8 @@ class _EventDescriber:
             where = f"  {event.preview}" if event.preview else ""
             return Notice(f"step {event.step:,}{held}{where}")
         assert isinstance(event, Step)
-        if event.loss is not None:
-            speed = f"{event.images_per_second:,.0f} {event.many}/s"
+        if event.loss is not None and event.images_per_second is not None:
+            speed = f"{format_speed(event.images_per_second)} {event.many}/s"
             self.text = f"loss {Measurement(event.loss)}  {speed}"
             if not self.live:
                 left = f"  {format_seconds(event.seconds_left)} left" if event.seconds_left else ""

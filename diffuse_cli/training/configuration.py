@@ -249,7 +249,7 @@ def _difference_error(name: str, typed: Any, stored: Any) -> UsageError:
 
 def _format_value(value: Any) -> str:
     if not isinstance(value, tuple):
-        return str(value)
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
     if all(isinstance(each, str) for each in value):
         return ",".join(value) or "none"
     return "x".join(map(str, value)) if len(value) <= 3 else f"({len(value)} numbers)"

@@ -262,6 +262,11 @@ def brief(text: str) -> str:
 # Numbers and tables as text.
 
 
+def format_speed(each: float) -> str:
+    """Return a number of samples per second, with two digits below 10."""
+    return f"{each:,.0f}" if each >= 10 else f"{each:.2g}"
+
+
 def format_seconds(seconds: float) -> str:
     """`3:05`, or `1:03:05` from an hour on."""
     minutes, rest = divmod(round(seconds), 60)

@@ -183,7 +183,7 @@ def _read_side(path: str) -> Work[Side]:
         settings = flatten_settings(training_config(found.path))
     model = found.model if found else None
     if (run / run_reader.CONFIG).is_file():
-        values = from_file(read_toml(run / run_reader.CONFIG))
+        values = from_file(read_toml(run / run_reader.CONFIG, "the run's"))
         own = from_dict(TrainConfig, values, str(run / run_reader.CONFIG))
         of_run = flatten_settings(to_file(own, control=False))
         places = {name: of_run.pop(name) for name in PLACES if name in of_run}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.commands._cli.console import format_seconds
+from diffuse_cli.commands._cli.console import format_seconds, format_speed
 from diffuse_cli.commands._cli.model_facts import model_rows
 from diffuse_cli.commands.info.reports import DataReport, inspect_data
 from diffuse_cli.config.options import read_toml, to_toml
@@ -167,7 +167,7 @@ class RunReport:
             ("run", files.show(self.path)),
             ("progress", f"step {self.step:,} of {self.steps:,}, {state}"),
             ("loss", ", ".join(losses) or "none yet"),
-            ("speed", f"{speed:,.0f} {many}/s" if speed is not None else "none yet"),
+            ("speed", f"{format_speed(speed)} {many}/s" if speed is not None else "none yet"),
             *([("go on with", files.show(self.resume))] if self.resume else []),
         ]
         return align_columns(rows + (model_rows(found) if found else []))
@@ -187,7 +187,7 @@ def inspect_run(config: InfoConfig, run: Path) -> Work[RunReport]:
         if config.toml:
             raise
         yield Notice(str(error), warning=True)
-    settings = read_toml(run / run_reader.CONFIG)
+    settings = read_toml(run / run_reader.CONFIG, "the run's")
     steps, batch = settings.get("steps"), settings.get("batch_size")
     if not isinstance(steps, int) or not isinstance(batch, int):
         text = f"{config.path}: its {run_reader.CONFIG} has no steps or no batch size"

@@ -190,9 +190,9 @@ def _warn_of_signal(scene: Scene) -> Iterator[Notice]:
     ]
     if kept:
         yield Notice(
-            f"with T = {last + 1} part of the {MEDIA[scene.space.medium].one} is left in x_{last}: "
-            f"{', '.join(kept)}; sampling starts from pure noise, a log-SNR below "
-            f"{PURE_NOISE:.0f}: use --zero-terminal-snr, another schedule or more timesteps",
+            f"x_{last} still has a part of the {MEDIA[scene.space.medium].one}: {', '.join(kept)}. "
+            f"Pure noise, where sampling starts, has a log-SNR below {PURE_NOISE:.0f}. Add "
+            "--zero-terminal-snr or more --num-timesteps, or choose another --schedule",
             warning=True,
         )
 
