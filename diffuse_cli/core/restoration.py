@@ -98,8 +98,8 @@ def pigdm(
 
     It adds the gradient of log p(y | x_t) for a Gaussian x_0 given x_t with variance
     r^2 = sigma_t^2 / (alpha_t^2 + sigma_t^2), as for data of unit variance. Where the variance in
-    some direction is larger, as that of the mean of an image, x_0 overshoots y at high noise, so it
-    must be clipped.
+    some direction is larger, for example in the mean of an image, x_0 overshoots y at high noise,
+    so it must be clipped.
     """
     return _add_gradient(denoise, process, degradation, y, sigma)
 

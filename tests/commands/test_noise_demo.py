@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 import diffuse_cli
 from diffuse_cli.commands.noise_demo import demonstration, forward_process
@@ -84,7 +84,7 @@ def test_every_cell_is_the_forward_process(
     page = np.asarray(Image.open(path))
     picture = Image.open(image)
     if size is not None:
-        picture = figures.ImageOps.fit(picture, size[::-1], Image.Resampling.BICUBIC)
+        picture = ImageOps.fit(picture, size[::-1], Image.Resampling.BICUBIC)
     levels = np.atleast_3d(np.asarray(picture)).transpose(2, 0, 1)
     space = Space(channels=len(levels), size=levels.shape[1:])
     x0 = space.to_model(torch.tensor(levels))
@@ -158,7 +158,7 @@ def test_warning_where_the_image_is_left(monkeypatch: pytest.MonkeyPatch) -> Non
     weak = [0.03] * 100
     monkeypatch.setitem(SCHEDULES, "weak", lambda num_timesteps: weak[:num_timesteps])
     (warning,) = warnings_of(run(schedule=("weak", "cosine"), steps=2, num_timesteps=100)[1])
-    assert warning.startswith("with T = 100")
+    assert warning.startswith("x_99 still has a part of the image: weak 21.8% (log-SNR -3.0).")
     assert f"weak {100 * 0.97**50:.1f}%" in warning
     assert "cosine" not in warning
     assert "--zero-terminal-snr" in warning
