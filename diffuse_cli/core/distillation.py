@@ -68,7 +68,7 @@ def solve_trajectory(
 ) -> Trajectory:
     """Return the path from `noise` by steps of `unipc`, without gradients.
 
-    Its points are the inputs of the network, before `unipc` corrects them in the next step.
+    The points are the inputs of the network, before `unipc` corrects them in the next step.
 
     Args:
         fine: the number of steps from each point to the next, and from the last to the end.
