@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import re
+import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -973,6 +974,18 @@ FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda p: save_file({"conv_in.weight": torch.ones(1),
                              "time_embedding.linear_1.weight": torch.ones(1)}, p),
         "no config.json",
+    ),
+    "nested key": (
+        lambda p: torch.save({(("a", "b"), "c"): torch.ones(3)}, p), "a key of type tuple",
+    ),
+    "sizes beyond 64 bits": (
+        lambda p: p.write_bytes(
+            (lambda head: struct.pack("<Q", len(head)) + head)(
+                b'{"a":{"dtype":"F32","shape":[4611686018427387904,4611686018427387904,0],'
+                b'"data_offsets":[0,0]}}'
+            )
+        ),
+        "cannot be used",
     ),
     "tar.gz": (lambda p: p.write_bytes(gzip.compress(b"x")), "is a gzip archive, not a model"),
     "short safetensors": (

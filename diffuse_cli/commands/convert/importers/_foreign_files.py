@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -74,7 +75,7 @@ def reject_malformed(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ModelFileError(f"cannot read {name}: {error.strerror or error}") from error
-    except tensor_file.MALFORMED as error:
+    except (*tensor_file.MALFORMED, SafetensorError) as error:
         raise ModelFileError(f"{name} cannot be used: {shorten(error)}") from error
 
 
