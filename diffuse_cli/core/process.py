@@ -24,7 +24,7 @@ from diffuse_cli.core.timesteps import SPACINGS, find_time
 
 Time = int | float | Tensor
 CLEAN = "s = -1 is clean data, not an index"
-NOT_BEFORE = "a step needs s < t"
+BACKWARD = "a step goes from a time t >= 0 to a time s <= t"
 
 
 class TimestepTable:
@@ -154,22 +154,22 @@ class Process:
 
         Raises:
             IndexError: a negative t.
-            ValueError: an s that is not before t, or a number s with alpha_bar 0.
+            ValueError: an s after t, or a number s with alpha_bar 0.
         """
         if isinstance(t, Tensor) and s is None:
             return StepCoefficients(*self._steps(t, like))
         if isinstance(t, Tensor) or isinstance(s, Tensor):
             t, s = (torch.as_tensor(v).detach().cpu() for v in (t, s))
-            if bool((t <= s).any()):
-                raise ValueError(NOT_BEFORE)
+            if bool((t < s.clamp(min=0)).any()):
+                raise ValueError(BACKWARD)
             levels = (self._alpha_bars_at(v) for v in (t, s))
             exact = (c.to(like.dtype).to(like.device) for c in self._compute_step(*levels))
             return StepCoefficients(*(expand_batch(c, like) for c in exact))
         if t < 0:
             raise IndexError(CLEAN)
         s = math.ceil(t) - 1 if s is None else s
-        if s >= t:
-            raise ValueError(NOT_BEFORE)
+        if s > t:
+            raise ValueError(BACKWARD)
         level_t, level_s = (torch.tensor(self.alpha_bar(v), dtype=torch.float64) for v in (t, s))
         if level_s == 0:
             raise ValueError(f"there is no step to s = {s}, where alpha_bar is 0")

@@ -27,7 +27,8 @@ from diffuse_cli.system import files
 from diffuse_cli.system.devices import redirect_trackers
 from diffuse_cli.system.errors import OutputError, UsageError
 from diffuse_cli.system.events import Notice, StopRequest, Work, run_until
-from diffuse_cli.training import chores
+from diffuse_cli.training import copies
+from diffuse_cli.training.chores import plan_chores
 from diffuse_cli.training.ema_weights import KEPT_LENGTHS, EarlyWeights
 from diffuse_cli.training.memory_estimate import fit_into_memory
 from diffuse_cli.training.optimization import ProgressSchedule
@@ -95,8 +96,7 @@ def check_room(plan: Plan, run: RunDirectory) -> None:
     weak = 0 if plan.config.keep_weak is False else weights
     model = weights * (2 if plan.config.keep_raw else 1) + weak
     best = model if plan.config.eval_every else 0
-    looks = chores.plan_looks(plan, plan.config.num_steps) if plan.config.keep != "last" else None
-    kept = model if best or looks else 0
+    kept = model if best or (plan.config.keep != "last" and copies.can_look(plan)) else 0
     powers = len(KEPT_LENGTHS) * weights if plan.config.ema_lengths else 0
     snapshots = powers * ((plan.config.ema_lengths or 0) + 2)
     critic = weights + moments if plan.config.loss in TAUGHT else 0
@@ -303,7 +303,7 @@ def decide_steps(
                 f"To train for {wanted:g} more, set --minutes {used + wanted:.3g}",
             )
         yield _describe_budget(budget)
-        config = replace(config, steps=budget.plan(done, chores.plan_chores(plan)), minutes=None)
+        config = replace(config, steps=budget.plan(done, plan_chores(plan)), minutes=None)
         config = yield from fit_into_memory(config, plan.room, accelerator.num_processes)
     else:
         if done and wanted is not None:

@@ -48,7 +48,6 @@ from diffuse_cli.system.errors import (
     suggest,
     translate_errors,
 )
-from diffuse_cli.system.outputs import check_other_than
 from diffuse_cli.system.processes import rank
 from diffuse_cli.training.config_layers import Layer, default_loss, merge_layers
 from diffuse_cli.training.run_directory import RunDirectory
@@ -90,8 +89,6 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
             return _check_options(_resume_config(given, run))
         _check_new_run(run, bool(given.get("auto_resume")))
     config = merge_layers(given, _read_base(given)).config()
-    if config.init:
-        check_other_than(config.out, config.init)
     for name, others in (
         ("label_dropout", ("classes", "condition_on")),
         ("given_dropout", ("given",)),

@@ -49,13 +49,21 @@ class Looks:
     count: int
 
 
+def can_look(plan: Plan) -> bool:
+    """Whether copies are looked for: among few images, if the run is long enough.
+
+    A model that is conditioned on images or metadata may be asked for its training images.
+    """
+    few = FEW <= len(plan.data.train) < MANY
+    return few and plan.teacher is None and not previews.uses_images(plan)
+
+
 def plan_looks(plan: Plan, steps: int, preview_every: int) -> Looks | None:
     """Plan looks in a run of `steps` steps: at each preview, or at fewer to afford the samples.
 
-    None if there are many images, or if the run is too short. A model that is conditioned on images
-    or metadata may be asked for its training images, so copies are not looked for.
+    None without a search, or if the run is too short.
     """
-    if not FEW <= len(plan.data.train) < MANY or plan.teacher or previews.uses_images(plan):
+    if not can_look(plan):
         return None
     passes = steps * previews.passes_of_step(plan) // SHARE - FEATURES * len(plan.data.images)
     count = max(0, passes) // count_passes(plan, 1)

@@ -98,9 +98,12 @@ class RunDirectory:
         Raises:
             OutputError: one exists without --overwrite, belongs to another run, or cannot be
                 written.
+            UsageError: --overwrite would replace the model of --init.
         """
         over = config.overwrite
         if not config.resumes:
+            if over and config.init:
+                outputs.check_other_than(self.model, config.init)
             hint = "Resume with --resume, replace it with --overwrite, or choose another -o"
             outputs.check_free(self.model, over, hint=hint)
             outputs.check_free(self.config, over, hint=hint, of=self.path)

@@ -224,14 +224,15 @@ def test_the_steps_of_a_run_grow_with_its_images():
 
 
 @pytest.mark.parametrize(
-    ("options", "steps"), [((), 7), (("--steps", 9), 9), (("--init", MODEL), 7)]
+    ("options", "steps"),
+    [((), 7), (("--steps", 9), 9), (("--init", MODEL, "-o", "b.safetensors"), 7)],
 )
 def test_few_images_take_fewer_steps_by_default_and_it_is_said(quick, monkeypatch, options, steps):
     monkeypatch.setattr(plan, "plan_steps", lambda count, batch_size: count // batch_size + 1)
     assert quick("--steps", 2).code == 0
     ran = quick("--overwrite", *options)
     assert ran.code == 0, ran.err
-    assert model_file.load(MODEL).training["steps"] == steps
+    assert model_file.load(ran.out.strip()).training["steps"] == steps
     assert ("7 steps for 54 images" in ran.err) == (steps == 7)
 
 
