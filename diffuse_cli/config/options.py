@@ -280,11 +280,11 @@ def flatten_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def read_toml(path: str | Path, what: str = "--config") -> dict[str, Any]:
+def read_toml(path: str | Path, of: str = "--config") -> dict[str, Any]:
     """Return the table in a TOML file, with any line ends, with or without a byte order mark.
 
     Args:
-        what: what the file is, for an error.
+        of: the option or the owner of the file, for errors.
 
     Raises:
         UsageError: the file cannot be read, is not a regular one, or is not TOML.
@@ -294,9 +294,9 @@ def read_toml(path: str | Path, what: str = "--config") -> dict[str, Any]:
     try:
         data = read_bounded(path, MOST_TOML)
     except (OSError, ValueError) as error:
-        raise UsageError(f"{what} {show(path)}: {getattr(error, 'strerror', error)}") from error
+        raise UsageError(f"{of} {show(path)}: {getattr(error, 'strerror', error)}") from error
     try:
         text = data.decode("utf-8-sig", "surrogateescape")
         return tomllib.loads(text.replace("\r\n", "\n"))
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{what} {show(path)} is not TOML: {error}") from error
+        raise UsageError(f"{of} {show(path)} is not TOML: {error}") from error

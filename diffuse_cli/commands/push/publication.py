@@ -31,6 +31,7 @@ from diffuse_cli.models.model_report import describe_space
 from diffuse_cli.sampling import generation
 from diffuse_cli.sampling.cascade import load_cascade
 from diffuse_cli.sampling.journal import LOCK, lock_folder
+from diffuse_cli.sampling.tasks.task_inputs import check_output_apart
 from diffuse_cli.system import files
 from diffuse_cli.system.devices import open_accelerator
 from diffuse_cli.system.errors import ModelFileError, OutputError, UsageError
@@ -70,8 +71,7 @@ def push(config: PushConfig) -> Work[dict[str, Any]]:
         check_unpublished(config.target)
     with _place(config) as folder:
         found = yield from model_file.find(config.model)
-        if found.path.resolve().parent == folder.resolve():
-            raise UsageError(f"-o {files.show(folder)} holds the model itself", "Choose another -o")
+        check_output_apart(folder, str(found.path))
         numbers = _numbers(config, found) if config.eval else None
         picture, drawn = yield from _picture(config, found)
         begun = UnfinishedFiles(folder)
@@ -139,7 +139,7 @@ def _numbers(config: PushConfig, found: ModelFile) -> Mapping[str, Any]:
         if (measured := values["settings"]["model_sha256"]) != found.sha256:
             text = f"{name} is of another model, of SHA-256 {files.show(str(measured), 64)}"
             raise UsageError(text, "Measure this one: diffuse eval MODEL DATA --json > eval.json")
-        _measured(values)
+        _measured(values)  # as the card will, before anything is replaced
     except (OSError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
         text = f"{name} is not what eval prints of a model"
         raise UsageError(text, "Write one: diffuse eval MODEL DATA --json > eval.json") from error
@@ -153,7 +153,7 @@ def _picture(config: PushConfig, found: ModelFile) -> Work[tuple[bytes, str]]:
         with files.report_errors(Path(config.samples)):
             picture = Path(config.samples).read_bytes()
         if not picture.startswith(SIGNATURE):
-            raise UsageError(f"--samples {files.show(config.samples)} is not a PNG image", "")
+            raise UsageError(f"--samples {files.show(config.samples)} is not a PNG image")
         return picture, ""
     if Conditioner.from_blueprint(found.model.blueprint):
         yield Notice(
