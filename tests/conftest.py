@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from process_server import Forked, Server
+from unplotted_pages import Undrawn
 
 ROOT = Path(__file__).parents[1]
 
@@ -85,13 +86,13 @@ def write_images(folder: Path, count: int = 60, seed: int = 38, side: int = 8) -
 
 
 LONG = (
-    "commands/test_every_model.py",
-    "commands/test_processes.py", "reliability/test_kills.py", "reliability/test_hostile_models.py",
-    "report/test_report.py", "golden/test_golden.py", "commands/test_streams.py",
-    "evaluation/test_told.py", "training/test_table.py", "training/test_resume.py",
-    "training/test_best.py", "training/test_budget.py", "training/test_init.py",
-    "tasks/test_trained.py", "tasks/test_tasks.py", "sweeps/test_tuning.py",
-    "evaluation/test_evaluation.py", "demo/test_reversing.py", "core/test_restoration.py",
+    "commands/test_every_model.py", "commands/test_page.py", "training/test_resume.py",
+    "commands/test_processes.py", "training/test_table.py", "training/test_best.py",
+    "test_code_blocks.py", "golden/test_golden.py", "commands/test_streams.py",
+    "training/test_budget.py", "commands/test_onnx.py", "evaluation/test_evaluation.py",
+    "reliability/test_hostile_models.py", "commands/test_importers.py",
+    "reliability/test_memory.py", "test_tutorials.py", "training/test_augmentation.py",
+    "reliability/test_kills.py",
 )  # fmt: skip
 """Files that take longest. They begin first, so that no worker is left with one when others have
 ended."""
@@ -176,21 +177,28 @@ def builder() -> Callable[[Path], Any]:
 
 
 def do_less(
-    patch: pytest.MonkeyPatch, arguments: Sequence[Any] = ("train",), *, full_size: bool = False
+    patch: pytest.MonkeyPatch,
+    arguments: Sequence[Any] = ("train",),
+    *,
+    full_size: bool = False,
+    plots: bool = False,
 ) -> None:
-    """Let this process do less; features see images at 32 x 32 unless at their full size."""
+    """Let this process do less; features see images at 32 x 32 unless at their full size, and
+    pages have no plots unless they are asked for."""
     for place, number in less(list(arguments)).items():
         if not (full_size and place.startswith(JUDGE)):
             patch.setattr(place, number)
     patch.setattr(f"{JUDGE}.build", builder())
+    if not plots:
+        patch.setattr("diffuse_cli.pages.charts.Plot", Undrawn)
 
 
-def in_process(arguments: Sequence[Any]) -> int:
+def in_process(arguments: Sequence[Any], *, plots: bool = False) -> int:
     from diffuse_cli.app import main
 
     line = [str(a) for a in arguments]
     with pytest.MonkeyPatch.context() as patch:
-        do_less(patch, line)
+        do_less(patch, line, plots=plots)
         return main(line)
 
 
@@ -239,9 +247,9 @@ def diffuse(
     """Run a command line in this process, in an empty folder."""
     monkeypatch.chdir(tmp_path)
 
-    def run(*arguments: Any) -> Ran:
+    def run(*arguments: Any, plots: bool = False) -> Ran:
         capfd.readouterr()
-        code = in_process(arguments)
+        code = in_process(arguments, plots=plots)
         out, err = capfd.readouterr()
         return Ran(code, out, err)
 
@@ -319,7 +327,7 @@ def evaluations(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 @pytest.fixture
 def train(diffuse: Callable[..., Ran], images: Path, recipe: Path) -> Callable[..., Ran]:
     """Run `diffuse train` on the images with the tiny network."""
-    return lambda *arguments: diffuse("train", images, "--config", recipe, *arguments)
+    return lambda *line, **how: diffuse("train", images, "--config", recipe, *line, **how)
 
 
 def logged(name: str, run: Path = Path("model.run")) -> list[Any]:

@@ -18,7 +18,6 @@ import pytest
 import torch
 from kinds import KINDS, Workshop
 from PIL import Image
-from unplotted_pages import undraw
 
 from diffuse_cli.commands import COMMANDS as EVERY
 from diffuse_cli.commands.convert.exporters._graph import draw_inputs
@@ -330,10 +329,10 @@ def cache(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DIFFUSE_CACHE", str(shop.folder / "cache"))
 
 
-def run(diffuse: Any, line: tuple[Any, ...], refused: tuple[int, str] | None) -> Any:
+def run(diffuse: Any, line: tuple[Any, ...], refused: tuple[int, str] | None, **how: bool) -> Any:
     """Run a command that works, or one that is refused in a line and writes nothing."""
     before = {*Path().rglob("*")}
-    ran = diffuse(*line, *(["-q"] if refused else []))
+    ran = diffuse(*line, *(["-q"] if refused else []), **how)
     if refused is None:
         assert ran.code == 0, ran.err
         return ran
@@ -347,10 +346,7 @@ def run(diffuse: Any, line: tuple[Any, ...], refused: tuple[int, str] | None) ->
 
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("name", KINDS)
-def test_a_command(
-    diffuse: Any, shop: Workshop, name: str, command: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    undraw(monkeypatch)
+def test_a_command(diffuse: Any, shop: Workshop, name: str, command: str) -> None:
     bench = Bench(shop, name)
     line, check = COMMANDS[command]
     ran = run(diffuse, line(bench), REFUSED.get((name, command)))
@@ -383,10 +379,9 @@ def test_all_metrics_each_alone_and_pairs(
 ) -> None:
     facts: list[Facts] = []
     monkeypatch.setattr(evaluation_run, "remarks", lambda own: facts.append(own) or remarks(own))
-    if name not in DRAWN:
-        undraw(monkeypatch)
     bench = Bench(shop, name)
-    ran = run(diffuse, (*evaluation(bench), "--report", "page.html"), None)
+    line = (*evaluation(bench), "--report", "page.html")
+    ran = run(diffuse, line, None, plots=name in DRAWN)
     evaluated(bench, ran)
     whole, seen = numbers(ran.json), set()
     for metric in METRICS:

@@ -18,13 +18,13 @@ import pytest
 import torch
 from browser import Browser, needs_browser
 from PIL import Image
-from private_models import SMALL, model_of
+from private_models import POINTWISE, SMALL, SMALLEST, model_of
 
 import diffuse_cli
 from diffuse_cli.commands.convert.exporters import _web_runtime, page
 from diffuse_cli.config.sample_options import SamplerChoice
 from diffuse_cli.config.shared_options import DiffusionConfig
-from diffuse_cli.core import SAMPLERS, SCHEDULES, Conditions, Denoiser, Process, Space
+from diffuse_cli.core import NETWORKS, SAMPLERS, SCHEDULES, Conditions, Denoiser, Process, Space
 from diffuse_cli.core.conditions import ConditioningArray, LabelColumn, MetadataTable, NumberColumn
 from diffuse_cli.core.data_gaussian import measure
 from diffuse_cli.core.guidance import autoguide, clip
@@ -133,6 +133,12 @@ def test_the_initial_noise_is_that_of_the_gaussian(browser, shape):
 
 
 @pytest.fixture
+def untraced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages have something else in place of the network, which takes ten seconds to trace."""
+    monkeypatch.setattr(page.onnx, "make_file", lambda found, weights: (b"no network", 0.0))
+
+
+@pytest.fixture
 def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder like that of the runtime, with other contents, which are expected here."""
     contents = {name: name.encode() for name in _web_runtime.HASHES}
@@ -150,7 +156,7 @@ def save(name: str = "model.safetensors", **parts: Any) -> Path:
     return Path(name)
 
 
-def test_a_folder_or_one_file_has_everything(diffuse, stored):
+def test_a_folder_or_one_file_has_everything(diffuse, stored, untraced):
     save(config=SMALL)
     ran = diffuse("convert", "model.safetensors", "out", "--to", "page", "--runtime", stored)
     assert (ran.code, ran.out) == (0, "out\n"), ran.err
@@ -166,7 +172,7 @@ def test_a_folder_or_one_file_has_everything(diffuse, stored):
     assert ran.json["bytes"][page.INDEX] == (Path("out") / page.INDEX).stat().st_size
 
 
-def test_hostile_names_are_text(diffuse, stored):
+def test_hostile_names_are_text(diffuse, stored, untraced):
     parts = {"classes": (HOSTILE, "b"), "table": MetadataTable(columns=(AGE, SITE))}
     save(config=SMALL, conditions=Conditions(**parts))
     line = ("--to", "page", "--runtime", stored, "-q")
@@ -217,7 +223,9 @@ def test_without_npm_a_runtime_is_needed(diffuse, monkeypatch):
     assert (ran.code, "npm is not installed" in ran.line) == (2, True)
 
 
-def test_a_demo_is_pushed_with_the_facts_and_metrics(diffuse, stored, conditional, images):
+def test_a_demo_is_pushed_with_the_facts_and_metrics(
+    diffuse, stored, untraced, conditional, images
+):
     line = ("-n", 6, "--steps", 2, "--metrics", "marginals", "--json")
     Path("eval.json").write_text(diffuse("eval", conditional, images, *line).out)
     push = ("push", conditional, "hf://some/garments", "--license", "cc-by-4.0", "--demo")
@@ -235,7 +243,7 @@ def test_a_demo_is_pushed_with_the_facts_and_metrics(diffuse, stored, conditiona
 
 
 @pytest.fixture(scope="session")
-def runtime(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The package of the runtime. Tests that need it are skipped where npm cannot fetch it."""
     folder = tmp_path_factory.mktemp("npm")
     name = f"{_web_runtime.PACKAGE}@{_web_runtime.VERSION}"
@@ -248,6 +256,14 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return found
 
 
+@pytest.fixture(scope="session")
+def runtime(package: Path) -> Path:
+    """The folder that is in the package."""
+    folder = package.with_suffix("")
+    shutil.unpack_archive(package, folder, "gztar", filter="data")
+    return folder
+
+
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[str]:
     """The address of a server of the current folder."""
@@ -256,6 +272,13 @@ def served(tmp_path: Path) -> Iterator[str]:
         threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
+
+
+@pytest.fixture
+def pointwise(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The network and configuration of models for tests of what is around a network."""
+    monkeypatch.setitem(NETWORKS, "pointwise", POINTWISE)
+    return {"network": "pointwise", "config": POINTWISE.Config()}
 
 
 STATE = "document.getElementById('state').textContent"
@@ -308,14 +331,14 @@ def make_page(diffuse: Any, model: Path, runtime: Path, *more: str) -> None:
 
 
 @needs_browser
-@pytest.mark.parametrize(("single", "width", "dark"), [(False, 390, True), (True, 1440, False)])
 def test_a_page_generates_what_sample_generates(
-    diffuse, tmp_path, runtime, served, single, width, dark
+    diffuse, tmp_path, package, served, monkeypatch: pytest.MonkeyPatch
 ):
+    """On a narrow dark screen and on a wide one, as a folder and as one file."""
     shape, draw = (1, 3, 16, 16), torch.Generator().manual_seed(0)
     data = torch.randn(9, *shape[1:], generator=draw).cumsum(-1) / 9
     model = model_of(
-        config=replace(SMALL, patch=2), space=Space(channels=3, size=(16, 16)),
+        config=replace(SMALLEST, patch=2), space=Space(channels=3, size=(16, 16)),
         gaussian=measure(lambda: [data]), diffusion=DiffusionConfig(target="v"),
     )  # fmt: skip
     weak = {name: 0.8 * tensor for name, tensor in model.ema.items()}
@@ -323,26 +346,37 @@ def test_a_page_generates_what_sample_generates(
     model_file.save(
         Path("model.safetensors"), replace(model, weak=weak, weak_step=1, sampling=choice)
     )
-    make_page(diffuse, Path("model.safetensors"), runtime, *["--single-file"] * single)
-    url = (tmp_path / "out/index.html").as_uri() if single else f"{served}/out/"
-    with Browser(tmp_path / "profile", width, dark=dark) as browser:
-        found = generate(browser, url, count=3, seed="11")
-        assert browser.errors == []
-        assert not browser.scrolls_sideways
-        words = browser.evaluate("document.getElementById('command').textContent").split()
-        other = generate(browser, url, count=3, seed="11", weak="1")
+    traced: dict[str, Any] = {}
+    make = page.onnx.make_file
+    monkeypatch.setattr(
+        page.onnx, "make_file",
+        lambda found, weights: traced.get(weights) or traced.setdefault(
+            weights, make(found, weights)
+        ),
+    )  # fmt: skip
+    shown = {}
+    for single, width, dark in ((False, 390, True), (True, 1440, False)):
+        make_page(diffuse, Path("model.safetensors"), package, *["--single-file"] * single)
+        url = (tmp_path / "out/index.html").as_uri() if single else f"{served}/out/"
+        with Browser(tmp_path / f"profile-{width}", width, dark=dark) as browser:
+            shown[single] = [generate(browser, url, count=3, seed="11")]
+            assert browser.errors == []
+            assert not browser.scrolls_sideways
+            words = browser.evaluate("document.getElementById('command').textContent").split()
+            shown[single].append(generate(browser, url, count=3, seed="11", weak="1"))
     assert words[:2] == ["diffuse", "sample"]
     assert diffuse(*words[1:], "-o", "samples", "-q").code == 0
     expected = read_samples(Path("samples"))
-    assert largest_difference(found, expected) <= 2
-    assert largest_difference(other, expected) > 2
+    for found, other in shown.values():
+        assert largest_difference(found, expected) <= 2
+        assert largest_difference(other, expected) > 2
 
 
 @needs_browser
-def test_a_page_has_classes_and_columns(diffuse, browser, runtime, served):
+def test_a_page_has_classes_and_columns(diffuse, browser, runtime, served, pointwise):
     parts = {"classes": (HOSTILE, "b"), "table": MetadataTable(columns=(AGE, SITE))}
     learned = DiffusionConfig(variance="learned", num_timesteps=30)
-    model = save(config=SMALL, conditions=Conditions(**parts), diffusion=learned)
+    model = save(**pointwise, conditions=Conditions(**parts), diffusion=learned)
     make_page(diffuse, model, runtime)
     chosen = {"label": "0", "[data-column='0']": "3.5", "[data-column='1']": "1", "guidance": "2"}
     found = generate(browser, f"{served}/out/", count=2, **chosen)
@@ -360,7 +394,7 @@ def test_a_page_has_classes_and_columns(diffuse, browser, runtime, served):
 def test_a_page_uses_webgpu_and_repeats_on_the_processor_what_fails(
     diffuse, tmp_path, runtime, served
 ):
-    config = replace(SMALL, attention=(8,))
+    config = replace(SMALLEST, attention=(8,))
     model = save(config=config, conditions=Conditions(classes=("a", "b")))
     make_page(diffuse, model, runtime)
     line = ("-n", 2, "--steps", 5, "--guidance", 1, "--precision", "fp32", "-o", "all", "-q")
@@ -379,9 +413,9 @@ def test_a_page_uses_webgpu_and_repeats_on_the_processor_what_fails(
 
 
 @needs_browser
-def test_a_page_has_the_sampler_of_distilled_models(diffuse, browser, runtime, served):
+def test_a_page_has_the_sampler_of_distilled_models(diffuse, browser, runtime, served, pointwise):
     distilled = {"teacher": "0" * 64}
-    model = save(config=SMALL, diffusion=DiffusionConfig(target="x0"), distilled=distilled)
+    model = save(**pointwise, diffusion=DiffusionConfig(target="x0"), distilled=distilled)
     make_page(diffuse, model, runtime)
     found = generate(browser, f"{served}/out/", count=2)
     assert diffuse("sample", model, "-n", 2, "-q", "--precision", "fp32").code == 0
@@ -389,7 +423,7 @@ def test_a_page_has_the_sampler_of_distilled_models(diffuse, browser, runtime, s
     assert browser.errors == []
 
 
-def test_a_column_that_was_never_dropped_is_required(diffuse, stored):
+def test_a_column_that_was_never_dropped_is_required(diffuse, stored, untraced):
     model = model_of(config=SMALL, conditions=Conditions(table=MetadataTable(columns=(AGE,))))
     for dropout in (0.1, 0):
         own = replace(model, training={"label_dropout": dropout})
@@ -446,9 +480,8 @@ def test_a_model_without_a_sampler_of_the_page_keeps_its_steps():
     ],
     ids=["array", "sound", "16 bits", "stack", "alpha"],
 )  # fmt: skip
-def test_a_page_shows_samples_of_every_medium(diffuse, browser, runtime, served, space):
-    config = replace(SMALL, multipliers=(1,), attention=())
-    make_page(diffuse, save(config=config, space=space), runtime)
+def test_a_page_shows_samples_of_every_medium(diffuse, browser, runtime, served, pointwise, space):
+    make_page(diffuse, save(**pointwise, space=space), runtime)
     found = generate(browser, f"{served}/out/", count=2)
     panels = space.channels if space.medium == "array" or space.layout == "pages" else 1
     assert found.shape[2] == panels * space.size[-1]
@@ -464,9 +497,11 @@ def test_a_page_shows_samples_of_every_medium(diffuse, browser, runtime, served,
 
 
 @needs_browser
-def test_a_page_fills_a_hidden_part_of_an_image(diffuse, browser, runtime, served, tmp_path):
+def test_a_page_fills_a_hidden_part_of_an_image(
+    diffuse, browser, runtime, served, pointwise, tmp_path
+):
     given = ConditioningArray(channels=3, what="mask")
-    model = save(config=SMALL, conditions=Conditions(given=given))
+    model = save(**pointwise, conditions=Conditions(given=given))
     make_page(diffuse, model, runtime)
     size = model_file.load(model).blueprint.space.size
     levels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
@@ -500,8 +535,10 @@ def test_a_page_fills_a_hidden_part_of_an_image(diffuse, browser, runtime, serve
 
 
 @needs_browser
-def test_a_folder_opened_as_a_file_says_that_it_needs_a_server(diffuse, browser, runtime, tmp_path):
-    make_page(diffuse, save(config=SMALL), runtime)
+def test_a_folder_opened_as_a_file_says_that_it_needs_a_server(
+    diffuse, browser, stored, untraced, tmp_path
+):
+    make_page(diffuse, save(config=SMALL), stored)
     browser.open((tmp_path / "out/index.html").as_uri())
     browser.wait(f"{STATE} !== 'Loading the model.'")
     assert "python -m http.server" in browser.evaluate(STATE)

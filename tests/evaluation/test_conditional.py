@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from conftest import in_process
 from PIL import Image
-from unplotted_pages import undraw
 
 from diffuse_cli.commands.ema import ema_lengths
 
@@ -72,10 +71,7 @@ def test_a_degradation_is_made_of_the_real_images(diffuse, models, images, pair)
     assert few.json["diversity"] == pytest.approx(one.json["diversity"], rel=0.05)
 
 
-def test_the_report_shows_what_was_given_what_was_drawn_and_the_truth(
-    diffuse, models, images, monkeypatch
-):
-    undraw(monkeypatch)
+def test_the_report_shows_what_was_given_what_was_drawn_and_the_truth(diffuse, models, images):
     line = (
         "eval",
         models / "upscaler.safetensors",

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import in_process
-from unplotted_pages import undraw
 
 from diffuse_cli.commands.ema import ema_lengths
 from diffuse_cli.core.space import Space
@@ -68,9 +67,8 @@ def test_training_keeps_the_best_by_them(
 
 
 def test_tune_decides_by_them_and_eval_finds_the_same_numbers(
-    model: Path, signals: Path, diffuse: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    model: Path, signals: Path, diffuse: Callable[..., Any]
 ) -> None:
-    undraw(monkeypatch)
     line = ("-n", 7, "--precision", "fp32")
     how = ("--samplers", "ddim", "--steps", "2,4", "--guidance", "1", "--learn-times")
     out = ("--plot", "t.png", "--report", "t.html", "--json")

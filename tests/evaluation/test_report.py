@@ -16,7 +16,6 @@ import pytest
 from conftest import in_process, write_images
 from jinja2 import UndefinedError
 from PIL import Image
-from unplotted_pages import undraw
 
 from diffuse_cli import metrics
 from diffuse_cli.config.eval_options import EvalConfig
@@ -105,13 +104,8 @@ def whole(conditional, images, folder):
     """The page of a model with classes, measured against its training data."""
     path = folder / "whole.html"
     line = ["eval", conditional, images, "-n", 8, *QUICK, "--ode-steps", 2, "--report", path, "-q"]
-    assert in_process(line) == 0
+    assert in_process(line, plots=True) == 0
     return path
-
-
-@pytest.fixture
-def undrawn(monkeypatch):
-    undraw(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +119,6 @@ def alone(model, folder):
     metric = Metric((), lambda evaluation: {"sheen_of_images": 41.25})
     line = ["eval", folder / "alone.safetensors", other, "-n", 4, *QUICK, "--report", path]
     with pytest.MonkeyPatch.context() as patch:
-        undraw(patch)
         patch.setattr(metric_inputs, "METRICS", {**METRICS, "sheen": metric})
         assert in_process([*line, "--overwrite", "-q"]) == 0
     return read(path)
@@ -198,7 +191,7 @@ def remarks(facts):
 """
 
 
-def test_a_metric_is_one_file(diffuse, conditional, images, tmp_path, monkeypatch, undrawn):
+def test_a_metric_is_one_file(diffuse, conditional, images, tmp_path, monkeypatch):
     """Its number and its remark are in the table, the JSON and the page by themselves."""
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "sheen.py").write_text(NEW)
@@ -279,7 +272,7 @@ def test_the_command_of_a_page_gives_its_numbers_and_the_same_bytes(
     line = next(w for w in page.words if w.startswith("diffuse eval"))
     places = {path.name: path for path in (conditional, images, whole)}
     arguments = [places.get(word, word) for word in shlex.split(line)[1:]]
-    again = strip_folders(diffuse(*arguments, "--overwrite", "--json").json)
+    again = strip_folders(diffuse(*arguments, "--overwrite", "--json", plots=True).json)
     assert {**again, "seconds": 0} == {**page.json, "seconds": 0}
     second = whole.read_text(encoding="utf-8").replace(" --overwrite", "")
     assert steady(page.source) == steady(second)
@@ -328,7 +321,7 @@ def test_what_the_model_draws_is_named_by_its_shape(shape, words):
 # -- subjects -------------------------------------------------------------------------------------
 
 
-def test_a_folder_has_neither_bits_nor_curves(diffuse, images, tmp_path, undrawn):
+def test_a_folder_has_neither_bits_nor_curves(diffuse, images, tmp_path):
     other = write_images(tmp_path / "other", 14, seed=9)
     ran = diffuse("eval", other, images, "--report", "page.html", "--json")
     assert ran.json["report"] == "page.html"
@@ -351,7 +344,7 @@ def test_data_that_was_not_trained_on_says_why_there_are_no_pairs(alone):
     assert "There are no classes to compare: the model has no classes" in alone.text
 
 
-def test_copies_are_called_copies(diffuse, images, tmp_path, undrawn):
+def test_copies_are_called_copies(diffuse, images, tmp_path):
     (tmp_path / "copies").mkdir()
     for k, path in enumerate(sorted(images.rglob("*.png"))):
         shutil.copy(path, tmp_path / "copies" / f"{k}.png")
@@ -440,7 +433,7 @@ def test_overwrite_replaces_a_page(alone):
 # -- curves ---------------------------------------------------------------------------------------
 
 
-def test_the_curves_are_those_of_the_models_run(diffuse, train, images, undrawn):
+def test_the_curves_are_those_of_the_models_run(diffuse, train, images):
     line = ("--steps", 4, "--eval-every", 2, "--eval-images", 4, "--log-every", 1)
     assert train(*line).code == 0
     logged = [json.loads(x) for x in Path("model.run/metrics.jsonl").read_text().splitlines()]
@@ -508,9 +501,7 @@ def test_a_sweep_has_a_row_for_each_setting(guidance):
     assert len(page.of("svg")) == 1
 
 
-def test_a_sweep_comes_before_the_evaluation_of_what_it_recommends(
-    diffuse, conditional, images, undrawn
-):
+def test_a_sweep_comes_before_the_evaluation_of_what_it_recommends(diffuse, conditional, images):
     line = ("--precision", "fp32", "-n", 4, "--steps", "1,2", "--samplers", "ddim,unipc",
             "--guidance", "2,1,3", "--plot", "sweep.png", "-o", "best.safetensors",
             "--report", "page.html", "--json", "--no-learn-times")  # fmt: skip
@@ -609,7 +600,7 @@ def test_words_stand_out_in_both_schemes(colors):
             assert (light + 0.05) / (dark + 0.05) >= 4.5, (name, ground)
 
 
-def test_only_so_many_images_are_shown(diffuse, tmp_path, undrawn):
+def test_only_so_many_images_are_shown(diffuse, tmp_path):
     many = write_images(tmp_path / "many", 150, seed=5)
     assert diffuse("eval", many, many, "--train-n", 54, "--report", "page.html").code == 0
     named = read().values("alt")

@@ -12,7 +12,6 @@ import pytest
 import torch
 from networks import plan
 from PIL import Image
-from unplotted_pages import undraw
 
 from diffuse_cli.config.eval_options import TuneConfig
 from diffuse_cli.config.sample_options import SamplerChoice
@@ -293,7 +292,6 @@ LEARNING = ("--samplers", "ddpm,ddim,unipc", "--learn-times")
 
 
 def test_learned_times_are_tried_recorded_and_drawn_with(tune, diffuse, images, monkeypatch):
-    undraw(monkeypatch)
     monkeypatch.setattr(tuning, "recommend", lambda rows: rows[-1].setting)
     out = ("-o", "new.safetensors", "--plot", "new.png", "--report", "r.html")
     ran = tune(*LEARNING, "--steps", "1,3,9", *out, "--json")
@@ -382,7 +380,6 @@ def test_times_are_learned_where_there_is_a_trajectory(model):
 def test_a_gaussian_start_is_tried_with_the_best_sampler_recorded_and_drawn_with(
     tune, diffuse, images, monkeypatch
 ):
-    undraw(monkeypatch)
     how = ("--samplers", "ddim,unipc", "--steps", "2,4,90", "--try-starts")
     monkeypatch.setattr(tuning, "recommend", lambda rows: rows[-1].setting)
     out = ("-o", "new.safetensors", "--plot", "new.png", "--report", "r.html")

@@ -29,7 +29,7 @@ def digests():
 @pytest.mark.parametrize("name", goldens.CASES)
 def test_results_are_as_recorded(name, digests, tmp_path, monkeypatch, pair):
     monkeypatch.chdir(tmp_path)
-    do_less(monkeypatch, full_size=True)  # nothing of a preview is recorded
+    do_less(monkeypatch, full_size=True, plots=True)  # nothing of a preview is recorded
     monkeypatch.setattr(
         memory_estimate, "count_fitting_images", lambda *_: 100
     )  # memory decides no result

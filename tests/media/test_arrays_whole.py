@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from unplotted_pages import undraw
 
 from diffuse_cli.core import Space
 from diffuse_cli.models import model_file
@@ -41,9 +40,7 @@ def test_a_model_draws_what_it_was_trained_on(
     diffuse: Callable[..., Any],
     recipe: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    undraw(monkeypatch)
     shape, change, options, dtype = KINDS[kind]
     save(tmp_path / "data", 120, shape, change)
     line = ["train", tmp_path / "data", "--config", recipe, "--steps", 3, *options]

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from conftest import in_process
 from PIL import Image
-from unplotted_pages import undraw
 
 from diffuse_cli.data import read_images
 from diffuse_cli.media import ReadSettings, image
@@ -50,10 +49,7 @@ def deep(tmp_path_factory: pytest.TempPathFactory, recipe: Path) -> Path:
     return trained(tmp_path_factory.mktemp("deep"), blobs(1, 65_535), recipe)
 
 
-def test_a_model_of_sixteen_bits(
-    deep: Path, diffuse: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    undraw(monkeypatch)
+def test_a_model_of_sixteen_bits(deep: Path, diffuse: Callable[..., Any], tmp_path: Path) -> None:
     data = deep.parent / "data"
     stored = finish(read_images(data)).stored
     assert np.array_equal(stored, blobs(1, 65_535))

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import in_process
-from unplotted_pages import undraw
 
 from diffuse_cli.commands.noise_demo import forward_process
 from diffuse_cli.media import ReadSettings, settings_for
@@ -71,9 +70,7 @@ def test_a_model_draws_wav_files_at_its_rate(
     sounds: Path,
     diffuse: Callable[..., Any],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    undraw(monkeypatch)
     line = ["sample", model, "-n", 2, "--steps", 2, "-q", "-o"]
     for name in ("one", "two"):
         assert diffuse(*line, tmp_path / name).code == 0

@@ -17,7 +17,7 @@ QUICK = Path(__file__).with_name("quick.toml")
 @pytest.fixture
 def quick(diffuse: Callable[..., Any], images: Path) -> Callable[..., Any]:
     """Train the quickest network on the images: where nothing depends on which."""
-    return lambda *arguments: diffuse("train", images, "--config", QUICK, *arguments)
+    return lambda *line, **how: diffuse("train", images, "--config", QUICK, *line, **how)
 
 
 def measure_by_step(

@@ -8,8 +8,9 @@ import subprocess
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Iterable, Mapping
-from itertools import chain
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import chain, product
 from pathlib import Path
 
 from diffuse_cli.system import files
@@ -68,31 +69,33 @@ def read_runtime(given: str | None, providers: Iterable[str] = FILES) -> dict[st
 
 def _read_package(path: Path, providers: Iterable[str]) -> dict[str, bytes]:
     """Return the files of a .tgz or of its folder, each with the expected hash."""
-    found = {}
-    for name in chain.from_iterable(map(FILES.__getitem__, providers)):
-        content = _read_file(path, name)
-        if hashlib.sha256(content).hexdigest() != HASHES[name]:
+    names = [*chain.from_iterable(map(FILES.__getitem__, providers))]
+    found: dict[str, bytes] = {}
+    with suppress(*DAMAGED):  # then a file is missing
+        found.update(_read_files(path, names))
+    for name in names:
+        if name not in found:
+            raise UsageError(f"--runtime {files.show(path)} has no dist/{name}", HINT)
+        if hashlib.sha256(found[name]).hexdigest() != HASHES[name]:
             text = f"{files.show(path)}: {name} is not that of {PACKAGE} {VERSION}"
             raise UsageError(text, HINT)
-        found[name] = content
     return found
 
 
-DAMAGED = (
-    OSError, EOFError, zlib.error, tarfile.TarError, LookupError, AssertionError, StopIteration
-)  # fmt: skip
-"""Errors of a package that is damaged, or is another one."""
+DAMAGED = (OSError, EOFError, zlib.error, tarfile.TarError)
+"""Errors of a package that is damaged."""
 
 
-def _read_file(path: Path, name: str) -> bytes:
-    """Return a file of `dist`."""
-    try:
-        if path.is_dir():
-            inside = [path / name, path / "dist" / name, path / "package" / "dist" / name]
-            return next(one for one in inside if one.is_file()).read_bytes()
-        with tarfile.open(path) as package:
-            member = package.extractfile(f"package/dist/{name}")
-            assert member is not None
-            return member.read()
-    except DAMAGED as error:
-        raise UsageError(f"--runtime {files.show(path)} has no dist/{name}", HINT) from error
+def _read_files(path: Path, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+    """Yield the files of `dist` that are there, in one pass over a .tgz."""
+    if path.is_dir():
+        for folder, name in product((path, path / "dist", path / "package" / "dist"), names):
+            if (folder / name).is_file():
+                yield name, (folder / name).read_bytes()
+        return
+    with tarfile.open(path) as package:
+        for member in package:
+            inside, _, name = member.name.rpartition("/")
+            file = package.extractfile(member) if inside == "package/dist" else None
+            if name in names and file:
+                yield name, file.read()
