@@ -57,6 +57,7 @@ PROFILE = "broken color profile, which is ignored"
 BLANK = "blank on the background"
 SILENT = "silent"
 CLIPPED = "clipped: cut off at full scale"
+CHANNEL_AXIS = "read as {}, but probably {}; pass --layout"
 
 REPAIRS = {
     MISSING: "Replace them by other numbers, for example 0. inpaint --mask can generate them"

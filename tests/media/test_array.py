@@ -145,6 +145,28 @@ def test_axes(shape: tuple[int, ...], layout: str | None, expected: tuple[int, .
 
 
 @pytest.mark.parametrize(
+    ("shape", "likely"),
+    [
+        ((8, 9, 3), "HWC"),
+        ((5, 8, 9, 1), "DHWC"),
+        ((3, 8, 9), None),
+        ((3, 8, 3), None),
+        ((8, 8, 5), None),
+        ((9, 2), None),
+    ],
+)
+def test_channels_that_are_probably_last_are_remarked_on(
+    shape: tuple[int, ...], likely: str | None
+):
+    data = npy(np.zeros(shape, np.float32))
+    remarks = medium.read(data, ReadSettings()).remarks
+    usual = medium.USUAL[len(shape)]
+    text = f"read as {usual}, but probably {likely}; pass --layout"
+    assert remarks == ((text,) if likely else ())
+    assert not medium.read(data, ReadSettings(layout=usual)).remarks
+
+
+@pytest.mark.parametrize(
     ("shape", "asked", "why"),
     [
         ((), {}, reasons.AXES),

@@ -20,7 +20,7 @@ from diffuse_cli.media.array.npy_file import read_array
 from diffuse_cli.media.array_figures import plot_channels
 from diffuse_cli.media.file_errors import Unusable
 from diffuse_cli.media.image.full_depth import is_float, read_floats
-from diffuse_cli.media.shapes import OF_ARRAYS, Lengths, Size
+from diffuse_cli.media.shapes import FEW, FIRST, LAST, OF_ARRAYS, Lengths, Size
 
 SIDES = {1: 4096, 2: 64, 3: 32}
 """The longest side of arrays that keep their size, by their number of dimensions."""
@@ -51,7 +51,8 @@ def read(data: bytes, asked: ReadSettings) -> Read:
     kept = tuple(min(side, SIDES[len(size)]) for side in size)
     numbers = fit(numbers, replace(asked, size=asked.size or kept))
     mode = whole.dtype.name
-    return Read(numbers, digest, mode, tuple(size[::-1]), channels, (), layout)
+    remarks = () if asked.layout else _remarks(whole.shape)
+    return Read(numbers, digest, mode, tuple(size[::-1]), channels, remarks, layout)
 
 
 def _channels_first(values: Array, asked: ReadSettings) -> tuple[Array, str]:
@@ -68,6 +69,14 @@ def _channels_first(values: Array, asked: ReadSettings) -> tuple[Array, str]:
     if "C" not in layout:
         return values[None], layout
     return np.ascontiguousarray(np.moveaxis(values, layout.index("C"), 0)), layout
+
+
+def _remarks(shape: tuple[int, ...]) -> tuple[str, ...]:
+    """Return a remark if only the last axis is as short as the channels of an image."""
+    axes = len(shape)
+    if axes not in LAST or not shape[-1] <= FEW < min(shape[:-1]):
+        return ()
+    return (reasons.CHANNEL_AXIS.format(FIRST[axes], LAST[axes]),)
 
 
 def _convert_dtype(values: Array, wanted: str | None) -> Array:
