@@ -253,10 +253,12 @@ def begin(request: dict[str, Any], streams: Sequence[int]) -> NoReturn:
 def run(before: str) -> int:
     """`python -m diffuse_cli`; its exit code."""
     from conftest import JUDGE, builder
-    from unplotted_pages import Undrawn
+    from unplotted_pages import PARTS
 
     importlib.import_module(JUDGE).build = builder()
-    importlib.import_module("diffuse_cli.pages.charts").Plot = Undrawn
+    for place, nothing in PARTS.items():
+        module, _, name = place.rpartition(".")
+        setattr(importlib.import_module(module), name, nothing)
     try:
         exec(before, {})
         runpy.run_module("diffuse_cli", run_name="__main__", alter_sys=True)
