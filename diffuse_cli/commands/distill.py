@@ -14,6 +14,7 @@ from diffuse_cli.commands.train import run as run
 from diffuse_cli.config.distill_options import SHARE, STEPS, DistillConfig
 from diffuse_cli.config.options import from_dict, to_dict
 from diffuse_cli.system.errors import UsageError
+from diffuse_cli.system.events import finish
 from diffuse_cli.system.outputs import check_other_than
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
             use to the model.
     """
     from diffuse_cli.models.image_conditioning import check_pairs_option
-    from diffuse_cli.models.model_file import load, read_training
+    from diffuse_cli.models.model_file import find, training_options
     from diffuse_cli.training.configuration import BATCH
     from diffuse_cli.training.configuration import configure as complete
 
@@ -52,7 +53,8 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
     values |= {"init": model, "loss": "consistency", "keep_weak": False, "augment": ()}
     values["timestep_draw"] = "uniform"  # a path has times of its own
     check_other_than(config.out, model)
-    found, training = load(model), read_training(model)
+    file = finish(find(model))
+    found, training = file.model, training_options(file)
     check_pairs_option(config.given, found.blueprint.conditions.given)
     values.setdefault("batch_size", max(1, training.get("batch_size", BATCH) // SHARE))
     if "lr" in training:

@@ -193,15 +193,14 @@ def _read_model(path: Path) -> ModelFile:
         )
 
 
-def read_training(path: str | Path) -> dict[str, Any]:
-    """Return the training configuration in a model file, with its network, for `--init`.
+def training_options(found: ModelFile) -> dict[str, Any]:
+    """Return the training configuration of a model, with its network, for `--init`.
 
     Files may come from strangers, so they cannot set paths and control options.
 
     Raises:
-        ModelFileError: as in `load`, or the configuration is invalid.
+        ModelFileError: the configuration is invalid.
     """
-    found = finish(find(path))
     blueprint = found.model.blueprint
     with _translate_errors(found.path):
         kept = {

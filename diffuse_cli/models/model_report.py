@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.config.options import from_dict, to_dict
@@ -44,15 +43,15 @@ def collect_facts(found: ModelFile) -> dict[str, Any]:
     }
 
 
-def training_config(path: Path) -> dict[str, Any]:
+def training_config(found: ModelFile) -> dict[str, Any]:
     """Return the training configuration of a model, as for `train --config`, without paths.
 
     Raises:
-        ModelFileError: as `model_file.read_training`.
+        ModelFileError: as `training_options`.
     """
-    from diffuse_cli.models import model_file
+    from diffuse_cli.models.model_file import training_options
 
-    config = from_dict(TrainConfig, {"data": "", **model_file.read_training(path)})
+    config = from_dict(TrainConfig, {"data": "", **training_options(found)})
     return to_file(config, control=False, places=False)
 
 

@@ -48,6 +48,7 @@ from diffuse_cli.system.errors import (
     suggest,
     translate_errors,
 )
+from diffuse_cli.system.events import finish
 from diffuse_cli.system.processes import rank
 from diffuse_cli.training.config_layers import Layer, default_loss, merge_layers
 from diffuse_cli.training.run_directory import RunDirectory
@@ -174,10 +175,11 @@ def _check_new_run(run: RunDirectory, auto: bool) -> None:
 def _read_base(given: Layer) -> Layer:
     """Return the options of the model of --init, or else of the named preset."""
     if given.get("init"):
-        from diffuse_cli.models.model_file import read_training
+        from diffuse_cli.models.model_file import find, training_options
 
         # Whether to compile depends on the device and length of a run, the others on the data.
-        model = Layer(read_training(given["init"])).without("compile", "augment", "steps")
+        own = training_options(finish(find(given["init"])))
+        model = Layer(own).without("compile", "augment", "steps")
         return _resize_network(model, given.get("size"))
     if name := given.get("preset") or presets.first_preset(given.get("network")):
         train = lookup(presets.PRESETS, name, "--preset").train

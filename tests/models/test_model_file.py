@@ -27,7 +27,7 @@ from diffuse_cli.core import Conditions, Space, data_gaussian
 from diffuse_cli.core.denoising_errors import DenoisingErrors
 from diffuse_cli.core.networks.unet import Config
 from diffuse_cli.models import model_file, tensor_file
-from diffuse_cli.models.model_file import StoredModel, find, load, read_training, save
+from diffuse_cli.models.model_file import StoredModel, find, load, save, training_options
 from diffuse_cli.models.model_header import describe_model
 from diffuse_cli.system.errors import ModelFileError, UsageError
 from diffuse_cli.system.events import finish
@@ -901,4 +901,4 @@ def test_a_file_of_strangers_sets_no_path_and_no_control(tmp_path: Path, name: s
     kind = next(f.type for f, _ in option_fields(TrainConfig) if f.name == name)
     value = True if "bool" in str(kind) else "/elsewhere" if "str" in str(kind) else 1
     save(path, dataclasses.replace(own, training={**own.training, name: value}))
-    assert name not in read_training(path)
+    assert name not in training_options(finish(find(path)))

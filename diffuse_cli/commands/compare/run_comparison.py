@@ -180,7 +180,7 @@ def _read_side(path: str) -> Work[Side]:
         or run_reader.model_path(run).exists()
     ):
         found = yield from model_file.find(given)
-        settings = flatten_settings(training_config(found.path))
+        settings = flatten_settings(training_config(found))
     model = found.model if found else None
     if (run / run_reader.CONFIG).is_file():
         values = from_file(read_toml(run / run_reader.CONFIG, "the run's"))

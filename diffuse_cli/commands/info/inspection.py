@@ -105,7 +105,7 @@ def inspect_model(config: InfoConfig) -> Work[ModelReport]:
     with outputs.claim_option(config, "out", ".toml") as out:
         yield Progress("reading model", 0, 1)
         found = yield from model_file.find(config.path)
-        training = training_config(found.path) if config.toml else None
+        training = training_config(found) if config.toml else None
         if out and training:
             files.write_text(out, to_toml(training))
     yield Progress("reading model", 1, 1)
