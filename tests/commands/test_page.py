@@ -346,14 +346,14 @@ def test_a_page_generates_what_sample_generates(
     model_file.save(
         Path("model.safetensors"), replace(model, weak=weak, weak_step=1, sampling=choice)
     )
-    traced: dict[str, Any] = {}
-    make = page.onnx.make_file
-    monkeypatch.setattr(
-        page.onnx, "make_file",
-        lambda found, weights: traced.get(weights) or traced.setdefault(
-            weights, make(found, weights)
-        ),
-    )  # fmt: skip
+    make, traced = page.onnx.make_file, {}
+
+    def make_once(found: model_file.ModelFile, weights: str) -> tuple[bytes, float]:
+        if weights not in traced:
+            traced[weights] = make(found, weights)
+        return traced[weights]
+
+    monkeypatch.setattr(page.onnx, "make_file", make_once)
     shown = {}
     for single, width, dark in ((False, 390, True), (True, 1440, False)):
         make_page(diffuse, Path("model.safetensors"), package, *["--single-file"] * single)
