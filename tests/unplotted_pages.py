@@ -4,7 +4,6 @@ thirds of a page's time, and a third of a short run's."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
 from typing import Any
 
 from markupsafe import Markup
@@ -30,14 +29,3 @@ class Undrawn:
 
     def svg(self, label: str) -> Markup:
         return Markup('<svg role="img" aria-label="{}"></svg>').format(label)
-
-
-class Unstyled:
-    """Stands in for `media.figures`, whose style takes longer than all else of a short page."""
-
-    matplotlib_style = nullcontext
-    number_axis = Anything()
-
-
-PARTS = {"diffuse_cli.pages.charts.Plot": Undrawn, "diffuse_cli.pages.charts.figures": Unstyled}
-"""What draws nothing, by what it stands in for."""
