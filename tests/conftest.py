@@ -86,13 +86,12 @@ def write_images(folder: Path, count: int = 60, seed: int = 38, side: int = 8) -
 
 
 LONG = (
-    "commands/test_every_model.py", "commands/test_page.py", "training/test_resume.py",
-    "commands/test_processes.py", "training/test_table.py", "training/test_best.py",
-    "test_code_blocks.py", "golden/test_golden.py", "commands/test_streams.py",
-    "training/test_budget.py", "commands/test_onnx.py", "evaluation/test_evaluation.py",
-    "reliability/test_hostile_models.py", "commands/test_importers.py",
-    "reliability/test_memory.py", "test_tutorials.py", "training/test_augmentation.py",
-    "reliability/test_kills.py",
+    "commands/test_every_model.py", "commands/test_page.py", "test_code_blocks.py",
+    "commands/test_processes.py", "training/test_resume.py", "reliability/test_memory.py",
+    "training/test_feed.py", "test_tutorials.py", "golden/test_golden.py",
+    "evaluation/test_tune.py", "training/test_run_page.py", "training/test_augmentation.py",
+    "evaluation/test_evaluation.py", "training/test_copies.py", "training/test_given.py",
+    "metrics/test_metrics.py", "commands/test_importers.py", "training/test_distill.py",
 )  # fmt: skip
 """Files that take longest. They begin first, so that no worker is left with one when others have
 ended."""
@@ -327,7 +326,7 @@ def evaluations(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 @pytest.fixture
 def train(diffuse: Callable[..., Ran], images: Path, recipe: Path) -> Callable[..., Ran]:
     """Run `diffuse train` on the images with the tiny network."""
-    return lambda *line, **how: diffuse("train", images, "--config", recipe, *line, **how)
+    return lambda *arguments: diffuse("train", images, "--config", recipe, *arguments)
 
 
 def logged(name: str, run: Path = Path("model.run")) -> list[Any]:

@@ -36,7 +36,7 @@ def state_of(page: str) -> str:
 
 
 def test_a_finished_run_has_a_page_of_its_data_previews_curves_and_commands(quick, images):
-    ran = quick(*LINE)
+    ran = quick(*LINE, plots=True)
     assert ran.code == 0
     assert "Watch the run in a browser: model.run/index.html" in ran.err
     page = PAGE.read_text()
@@ -49,6 +49,7 @@ def test_a_finished_run_has_a_page_of_its_data_previews_curves_and_commands(quic
         assert line in page
     assert "too few: samples will be noise" in page
     assert 'data-reload="0"' in page
+    assert page.count("<svg viewBox=") >= 3
     assert len(page) < 3_000_000
 
 
@@ -61,9 +62,9 @@ def test_the_page_changes_nothing(quick, monkeypatch):
 
 
 def test_a_stopped_run_says_so_and_goes_on_when_it_is_resumed(quick):
-    quick(*LINE, "--stop-at", 4)
+    quick(*LINE, "--stop-at", 4, plots=True)
     assert state_of(PAGE.read_text()) == "Finished after 4 of 8 steps"
-    quick(*LINE, "--resume")
+    quick(*LINE, "--resume", plots=True)
     page = PAGE.read_text()
     assert state_of(page) == "Finished after 8 of 8 steps"
     assert page.count("<figcaption>Step ") == 4

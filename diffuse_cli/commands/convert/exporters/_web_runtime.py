@@ -96,6 +96,5 @@ def _read_files(path: Path, names: Sequence[str]) -> Iterator[tuple[str, bytes]]
     with tarfile.open(path) as package:
         for member in package:
             inside, _, name = member.name.rpartition("/")
-            file = package.extractfile(member) if inside == "package/dist" else None
-            if name in names and file:
+            if inside == "package/dist" and name in names and (file := package.extractfile(member)):
                 yield name, file.read()
