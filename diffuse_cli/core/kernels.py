@@ -2,8 +2,9 @@
 
 Group norm is y = act((x - mean) / std * scale + shift) over groups of channels (Wu & He 2018).
 Scale and shift can differ between samples (adaptive group norm). On CPUs one function computes all
-of it in few passes over memory. It keeps only x for the gradient, while separate layers would keep
-three tensors of that size.
+of it in few passes over memory to sample, and to train with narrow groups. It keeps only x for the
+gradient, so it computes the rest again in the backward pass. With wide groups PyTorch's layers,
+which keep three tensors of that size, train faster.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class GroupNorm(nn.GroupNorm):
         silu: bool = False,
     ) -> Tensor:
         """Return act(norm(x) * (1 + scale) + shift) for x (B, C, *size), scale and shift (B, C)."""
-        if not _is_fast_case(x):
+        trained = torch.is_grad_enabled() and x.requires_grad  # else its gradient crashes PyTorch
+        if (trained and _fills_registers(x, self.num_groups)) or not _is_fast_case(x):
             y = F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
             if scale is not None and shift is not None:
                 y = y * (1 + expand_channels(scale, x)) + expand_channels(shift, x)
@@ -70,7 +72,7 @@ def _is_fast_case(x: Tensor) -> bool:
 class _FusedGroupNorm(torch.autograd.Function):
     """Group norm of channels-last x (B, C, H, W), times weight, plus bias, with optional SiLU.
 
-    Weight and bias are float32, (C,) or (B, C).
+    Weight and bias are float32, (C,) or (B, C). Groups do not fill the registers.
     """
 
     @staticmethod
@@ -88,19 +90,14 @@ class _FusedGroupNorm(torch.autograd.Function):
         x = _restride(x)
         dy = _restride(dy.contiguous(memory_format=torch.channels_last))
         groups, shared = ctx.groups, weight.dim() == 1
-        whole, dx = _fills_registers(x, groups), torch.empty_like(x)
-        dws, dbs = [], []
+        dx, dws, dbs = torch.empty_like(x), [], []
         for part in _parts(x, groups):
             own, dz = _widen(x[part], groups), _widen(dy[part], groups)
             w, x_hat = _affine_part(weight, part), None
             if ctx.silu or not shared:
                 z, x_hat, _, _ = _affine(own, w, _affine_part(bias, part), groups, ctx.eps)
                 dz = torch.ops.aten.silu_backward(dz, z) if ctx.silu else dz
-            dx_part, dw, db = _gradients(dz, own, x_hat, mean[part], rstd[part], w, groups)
-            if whole:
-                dx = dx_part
-            else:
-                dx[part] = dx_part
+            dx[part], dw, db = _gradients(dz, own, x_hat, mean[part], rstd[part], w, groups)
             dws.append(dw)
             dbs.append(db)
         dw, db = (torch.stack(v).sum(0) if shared else torch.cat(v) for v in (dws, dbs))

@@ -118,9 +118,9 @@ def test_float64_is_exact():
 
 
 def test_a_constant_image_gives_the_bias():
-    x, gain, bias, *_ = made()
+    x, gain, bias, *_ = made(last=True)
     y, _ = ours(2, torch.full_like(x, 3.0), gain, bias, None, None)
-    assert torch.allclose(y, bias[None, :, None, None].expand_as(y), atol=2e-2)
+    assert torch.allclose(y, bias[None, :, None, None].expand_as(y), atol=1e-3)
 
 
 def test_images_without_values_are_one_part():
@@ -131,7 +131,7 @@ def test_images_without_values_are_one_part():
 
 
 def test_no_gradient_is_asked_of_a_frozen_input():
-    x, gain, bias, *_ = made()
+    x, gain, bias, *_ = made(last=True)
     y, norm = ours(2, x, gain, bias, None, None)
     y.sum().backward()
-    assert bool(norm.bias.grad.isfinite().all())
+    assert torch.allclose(norm.bias.grad, torch.full_like(bias, 3 * 5 * 7))
