@@ -105,7 +105,6 @@ def sample(
     **options: float | None,
 ) -> tuple[Pixels, float]:
     """n images of a model, and the seconds they took."""
-    pixels: dict[int, Pixels] = {}
     began = time.monotonic()
     settings = SamplingSettings(
         sampler=sampler,
@@ -120,7 +119,7 @@ def sample(
     )
     space, device = loaded.space, accelerator.device
     drawings = generate_batches(loaded.denoiser, settings, range(n), space=space, device=device)
-    finish(collect(drawings, space, n, pixels))
+    pixels = finish(collect(drawings, space, n))
     return np.stack([pixels[i] for i in range(n)]), time.monotonic() - began
 
 

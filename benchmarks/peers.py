@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from diffuse_cli.commands.convert.diffusers_unet import find_unsupported_network, unet_fields
 from diffuse_cli.config.sample_options import SAMPLING_STEPS
-from diffuse_cli.core import Conditions, Space
+from diffuse_cli.core import Conditions, Space, losses
+from diffuse_cli.core.muon import Muon
 from diffuse_cli.core.optimizers import BETAS
 from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.system.devices import device_type
@@ -83,7 +84,7 @@ def describe_differences(like: Blueprint, patch: int, *fixed: str) -> dict[str, 
 def diffusers_unet(like: Blueprint) -> nn.Module:
     """Build the `UNet2DModel` that is our network: same layers, groups and parameters.
 
-    Its output is an object with `.sample`.
+    The layers that are zero at first in ours are zero, too. Its output is an object with `.sample`.
 
     Raises:
         ValueError: `UNet2DModel` has no option for a part of our network, such as patches.
@@ -95,6 +96,10 @@ def diffusers_unet(like: Blueprint) -> nn.Module:
         raise ValueError(f"UNet2DModel has no option for {', '.join(missing)}")
     options = {k: v for k, v in unet_fields(like).items() if not k.startswith("_")}
     net: nn.Module = UNet2DModel(**options)
+    for name, layer in net.named_modules():
+        if name.endswith(("conv2", "to_out.0", "conv_out")):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
     return net
 
 
@@ -127,7 +132,8 @@ class Recipe:
         peer: an entry of `PEERS`.
         target: what the network predicts: v, eps or x0.
         schedule: an entry of the peer's schedules.
-        min_snr: gamma of the min-SNR weighting; None for no weighting.
+        min_snr: gamma of the min-SNR weighting; None for no weighting. "sigmoid" is that of ours,
+            for diffusers, where a weighting is the user's code.
         optimizer: an entry of `OPTIMIZERS`.
         lr: the largest learning rate, after a warm-up, before a cosine decay to 0.
         batch: images per step.
@@ -140,7 +146,7 @@ class Recipe:
     peer: str
     target: str = "v"
     schedule: str = "cosine"
-    min_snr: float | None = 5.0
+    min_snr: float | str | None = 5.0
     optimizer: str = "adamw"
     lr: float = 2e-3
     batch: int = 16
@@ -159,54 +165,29 @@ def adamw(net: nn.Module, lr: float) -> torch.optim.Optimizer:
     return torch.optim.AdamW(net.parameters(), lr=lr, betas=BETAS, weight_decay=0.01, fused=True)
 
 
-class Muon:
-    """`torch.optim.Muon` for the matrices between a network's ends, AdamW for the rest.
-
-    A convolution is a matrix (out, kernel * in): torch takes only matrices, so it is handed views.
-    """
-
-    def __init__(self, net: nn.Module, lr: float) -> None:
-        self.weights = [
-            layer.weight
-            for name, layer in net.named_modules()
-            if isinstance(layer, (nn.Conv2d, nn.Linear)) and not any(e in name for e in ENDS)
-        ]
-        known = set(map(id, self.weights))
-        others = [p for p in net.parameters() if id(p) not in known]
-        self.matrices = [nn.Parameter(self.matrix(w, w.detach())) for w in self.weights]
-        self.optimizers = (
-            torch.optim.Muon(
-                self.matrices, lr=lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"
-            ),
-            torch.optim.AdamW(others, lr=lr, betas=BETAS, weight_decay=0.01, fused=True),
-        )
-        self.param_groups = [g for o in self.optimizers for g in o.param_groups]
-
-    @staticmethod
-    def matrix(weight: Tensor, values: Tensor) -> Tensor:
-        """View values of the shape of a weight as a matrix, in its order of memory."""
-        last = weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last)
-        return (values.permute(0, 2, 3, 1) if last else values).flatten(1)
-
-    def step(self) -> None:
-        """Move all weights."""
-        for matrix, weight in zip(self.matrices, self.weights, strict=True):
-            assert weight.grad is not None
-            matrix.grad = self.matrix(weight, weight.grad)
-        for optimizer in self.optimizers:
-            optimizer.step()
-
-    def zero_grad(self) -> None:
-        """Forget the gradients."""
-        for weight in self.weights:
-            weight.grad = None
-        self.optimizers[1].zero_grad()
-
-
-ENDS = ("conv_in", "conv_out", "time_embedding", "init_conv", "final_conv", "time_mlp")
+ENDS = {
+    "conv_in", "conv_out", "time_embedding", "time_emb_proj",
+    "init_conv", "final_conv", "time_mlp", "mlp",
+}  # fmt: skip
 """Modules that read images and times, or write the output: AdamW moves them, as in ours."""
 
-OPTIMIZERS: Mapping[str, Callable[[nn.Module, float], Any]] = {"adamw": adamw, "muon": Muon}
+
+def muon(net: nn.Module, lr: float) -> torch.optim.Optimizer:
+    """Return ours: Muon for the matrices between a network's ends, AdamW for the rest.
+
+    `torch.optim.Muon` moves one matrix at a time, which takes longer.
+    """
+    matrices = [
+        layer.weight
+        for name, layer in net.named_modules()
+        if isinstance(layer, (nn.Conv2d, nn.Linear)) and ENDS.isdisjoint(name.split("."))
+    ]
+    known = set(map(id, matrices))
+    others = [p for p in net.parameters() if id(p) not in known]
+    return Muon(matrices, others, lr=lr, betas=BETAS, weight_decay=0.01)
+
+
+OPTIMIZERS: Mapping[str, Callable[[nn.Module, float], Any]] = {"adamw": adamw, "muon": muon}
 
 
 # -- peers ----------------------------------------------------------------------------------------
@@ -245,10 +226,12 @@ class Diffusers:
 
         self.recipe, self.size = recipe, like.space
         self.differs = describe_differences(like, recipe.patch)
-        self.net = diffusers_unet(like)
+        # Without dropout, training mode would only copy inputs of convolutions.
+        self.net = diffusers_unet(like).eval()
         chosen = self.schedules[recipe.schedule]
         self.scheduler = DDPMScheduler(1000, prediction_type=self.targets[recipe.target], **chosen)
-        self.snr = compute_snr(self.scheduler, torch.arange(1000)).to(device_type())
+        snr = compute_snr(self.scheduler, torch.arange(1000))
+        self.weights = weigh(snr, recipe).to(device_type())
         self.make = functools.partial(
             EMAModel, decay=EMA_DECAY, use_ema_warmup=True, power=0.75, foreach=True
         )
@@ -257,20 +240,15 @@ class Diffusers:
     def loss(self, x0: Tensor) -> Tensor:
         """Return the loss of images in [-1, 1]."""
         x0 = F.pixel_unshuffle(x0, self.recipe.patch)
-        noise = torch.randn_like(x0)
+        x0 = x0.contiguous(memory_format=torch.channels_last)
+        noise = draw_like(x0)
         t = torch.randint(0, 1000, (len(x0),), device=x0.device)
         out = self.net(self.scheduler.add_noise(x0, noise, t), t).sample.float()
         target = {"eps": lambda: noise, "x0": lambda: x0}.get(
             self.recipe.target, lambda: self.scheduler.get_velocity(x0, noise, t)
         )()
         loss = F.mse_loss(out, target, reduction="none").mean((1, 2, 3))
-        if self.recipe.min_snr is not None:
-            snr = self.snr[t]
-            clipped = snr.clamp(max=self.recipe.min_snr)
-            loss = loss * {"eps": clipped / snr, "v": clipped / (snr + 1)}.get(
-                self.recipe.target, clipped
-            )
-        return loss.mean()
+        return (loss * self.weights[t]).mean()
 
     def follow(self) -> None:
         """Move the average."""
@@ -305,6 +283,24 @@ CLIPPED = {"thresholding": True, "sample_max_value": 1.0, "lambda_min_clipped": 
 diffusers' documentation advises for the cosine schedule."""
 
 
+def weigh(snr: Tensor, recipe: Recipe) -> Tensor:
+    """Return the weight of the squared error of the target at each timestep.
+
+    At an SNR of 0, where it may be 0 or undefined, it is the mean of the others, as in ours.
+    """
+    if recipe.min_snr is None:
+        return torch.ones_like(snr)
+    sigmoid = recipe.min_snr == "sigmoid"
+    own = losses.sigmoid(snr) if sigmoid else losses.min_snr(snr, recipe.min_snr)
+    own = own / {"eps": snr, "v": snr + 1}.get(recipe.target, torch.ones_like(snr))
+    return own.where(snr > 0, own[snr > 0].mean())
+
+
+def draw_like(x0: Tensor) -> Tensor:
+    """Return noise in the order of memory of images. Drawn in that order, it takes longer."""
+    return torch.randn(x0.shape, device=x0.device).contiguous(memory_format=torch.channels_last)
+
+
 class DDPMPytorch:
     """`GaussianDiffusion` in a loop as its Trainer has it, with the options of its library.
 
@@ -334,7 +330,7 @@ class DDPMPytorch:
             image_size=like.space.size[0],
             objective=self.targets[recipe.target],
             min_snr_loss_weight=recipe.min_snr is not None,
-            min_snr_gamma=recipe.min_snr or 5,
+            min_snr_gamma=recipe.min_snr or 5.0,
             sampling_timesteps=EVALUATIONS,
             **self.schedules[recipe.schedule],
         )
@@ -346,7 +342,7 @@ class DDPMPytorch:
 
     def loss(self, x0: Tensor) -> Tensor:
         """Return the loss of images in [-1, 1]; the process is given them in [0, 1]."""
-        loss: Tensor = self.net((x0 + 1) / 2)
+        loss: Tensor = self.net((x0 + 1) / 2, noise=draw_like(x0))
         return loss
 
     def follow(self) -> None:

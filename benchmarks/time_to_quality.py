@@ -419,8 +419,17 @@ OURS, GUIDED, UNGUIDED = "diffuse", "diffuse, guided", "diffuse, unguided"
 """Ours with every default. The setting that `tune` recommends, within the same time, which counts
 it. And the model of ours without the setting that its file recommends."""
 
+COPIED = "diffusers, recipe of diffuse"
+"""diffusers with the recipe of ours: target, weighting, optimizer, rate, batch and solver, those of
+`COPIED_MINUTES`."""
+
+COPIED_MINUTES = 10.0
+
 TUNING = 2.5
 """Minutes of the budget that are left for `tune`."""
+
+START_UP = 25.0
+"""Seconds of CPU time that baselines have beyond the minutes: what the start of ours takes."""
 
 QUIET = 0.95
 """The least part of its time, by the clock on the wall, that ours must have had of a core."""
@@ -545,28 +554,18 @@ def final_of_peer(
     return {**done, **facts, **settings}, samples
 
 
-def seconds_of_ours(rows: Sequence[Mapping[str, Any]], minutes: float) -> float:
-    """Return the time of baselines: the longest of ours for so many minutes, and at least them.
-
-    Raises:
-        ValueError: ours has no final of these minutes yet.
-    """
-    own = [row for row in rows if row["contender"] == OURS and row["minutes"] == minutes]
-    if not own:
-        raise ValueError(f"`{OURS}` has no final of {minutes:g} minutes, whose time baselines get")
-    return float(max(60 * minutes, *(row["training_cpu_seconds"] for row in own)))
-
-
 def final(options: argparse.Namespace, data: Data) -> None:
-    """Run the finals that are not in the log: ours first, whose time is the baselines' at least."""
+    """Run the finals that are not in the log."""
     log = Log(RESULTS / f"quality-{options.name}.json")
+    if options.only and COPIED in options.only and options.minutes != COPIED_MINUTES:
+        raise ValueError(f"`{COPIED}` has the batch and the rate of {COPIED_MINUTES:g} minutes")
     for contender in options.only or (OURS, *peers.PEERS):
         for seed in options.seeds:
             done = [(row["contender"], row["seed"], row["minutes"]) for row in log.rows]
             if (contender, seed, options.minutes) in done:
                 continue
-            if contender in peers.PEERS:
-                seconds = seconds_of_ours(log.rows, options.minutes)
+            if contender in (COPIED, *peers.PEERS):
+                seconds = 60 * options.minutes + START_UP
                 recipe = from_json(recipes()[options.name][contender])
                 row, samples = final_of_peer(data, recipe, seed, seconds)
             else:
@@ -622,7 +621,7 @@ def main() -> None:
     parser.add_argument("--reference", type=int, default=1000, help="how many of each")
     parser.add_argument("--name", required=True, help="name of the data in the results")
     parser.add_argument("--size", type=int, default=32)
-    parser.add_argument("--only", nargs="+", choices=(OURS, GUIDED, UNGUIDED, *peers.PEERS))
+    parser.add_argument("--only", nargs="+", choices=(OURS, GUIDED, UNGUIDED, COPIED, *peers.PEERS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--least", type=float, default=LEAST, help="minutes of a search")
