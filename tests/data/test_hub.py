@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from hub_server import COMMIT, Hub, serving
+from image_corpus import fill
 from test_sources import corpus, parquet_file, parquet_files, sharded
 
 from diffuse_cli.data import open_index, read_images, save_index, sources
@@ -147,6 +148,7 @@ def chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Chosen:
             patch.setattr(hub_dataset, "list_repository", lambda *_: listing)
             patch.setattr(hub_dataset, "download_file", lambda _, file: got.append(file.name))
             patch.setattr(sources, "open_source", open_it)
+            patch.setattr(hub_dataset, "Folder", lambda path, names: open_it(path))
             name = f"hf://datasets/{next(NAMES)}/{path}".rstrip("/")
             hub_dataset.HubDataset.open(Path(name))
         return sorted(got), opened[-1]
@@ -186,6 +188,24 @@ def test_which_files_are_meant(chosen: Chosen) -> None:
 def test_what_is_not_clear_is_asked_for(chosen: Chosen, names: list[str], said: str) -> None:
     with pytest.raises(DataError, match=said):
         chosen(names)
+
+
+@pytest.mark.parametrize("path", ["x/1.png", "x/*.png"])
+def test_single_images_are_not_a_data_set(chosen: Chosen, path: str) -> None:
+    with pytest.raises(DataError, match="names single files in hf"):
+        chosen(["x/1.png", "x/2.png"], path)
+
+
+def test_files_that_another_command_downloaded_are_not_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    names = ["test/3.png", "train_a/1.png", "train_b/2.png", "train_b/metadata.csv"]
+    fill(tmp_path, dict.fromkeys(names, b"x"))
+    listing = HubListing("some/set", COMMIT, tuple(HubFile(name, 1, None) for name in names))
+    monkeypatch.setattr(HubListing, "snapshot", tmp_path)
+    monkeypatch.setattr(hub_dataset, "list_repository", lambda *_: listing)
+    source = hub_dataset.HubDataset.open(Path(f"hf://datasets/{next(NAMES)}"))
+    assert sorted(entry.name for entry in source.entries()) == names[1:]
 
 
 def test_tar_shards_of_the_hub(info: Callable[..., Any], served: Hub, tmp_path: Path) -> None:

@@ -298,6 +298,27 @@ def test_shards_with_equal_names_are_told_apart(tmp_path: Path) -> None:
     assert found.labels.tolist() == [0, 1, 0, 1]
 
 
+def test_shards_of_equal_names_in_several_folders_are_told_apart(tmp_path: Path) -> None:
+    for k, folder in enumerate(("x", "y/z")):
+        (tmp_path / folder).mkdir(parents=True)
+        files = {f"{c}/0.png": encoded(noise(10 * k + ord(c))) for c in "ab"}
+        tarred(tmp_path / folder / "0.tar", files)
+    found = read(Path(f"{tmp_path}/{{x,y/z}}/0.tar"))
+    assert found.names == ("x_0/a/0.png", "x_0/b/0.png", "y_z_0/a/0.png", "y_z_0/b/0.png")
+    assert found.class_names == ("a", "b")
+    assert found.labels.tolist() == [0, 1, 0, 1]
+
+
+def test_rows_of_shards_of_equal_names_keep_their_own_classes(tmp_path: Path) -> None:
+    for k, folder in enumerate("xy"):
+        files = {f"{folder}/{n}.png": encoded(noise(10 * k + n)) for n in range(3)}
+        parquet_file(tmp_path / folder / "0.parquet", files)
+    found = read(Path(f"{tmp_path}/{{x,y}}/0.parquet"))
+    assert found.names[::3] == ("x_0/00000000.png", "y_0/00000000.png")
+    assert found.class_names == ("x", "y")
+    assert found.labels.tolist() == [0, 0, 0, 1, 1, 1]
+
+
 def test_more_shards_than_stay_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tar, "MOST_OPEN", 2)
     before = len([*Path("/proc/self/fd").iterdir()])

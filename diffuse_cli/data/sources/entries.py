@@ -249,7 +249,9 @@ def _expand_braces(text: str) -> Iterator[str]:
 
 
 def short_names(shards: Sequence[Path]) -> dict[Path, str]:
-    """Return the file names of shards, or their paths if the names are not unique.
+    """Return the file names of shards, or, if two are equal, their paths with `_` for `/`.
+
+    The paths begin below the folder that all shards share.
 
     Raises:
         DataError: a shard does not exist.
@@ -257,8 +259,10 @@ def short_names(shards: Sequence[Path]) -> dict[Path, str]:
     for shard in shards:
         if not is_file(shard):
             raise DataError(f"no such file: {show(shard)}", "Check the numbers in braces")
-    unique = len({shard.name for shard in shards}) == len(shards)
-    return {shard: shard.name if unique else str(shard) for shard in shards}
+    if len({shard.name for shard in shards}) == len(shards):
+        return {shard: shard.name for shard in shards}
+    shared = os.path.commonpath([shard.absolute().parent for shard in shards])
+    return {shard: os.path.relpath(shard, shared).replace(os.sep, "_") for shard in shards}
 
 
 # -- listing --------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from diffuse_cli.data.sources.entries import Entry, Source, is_folder, is_ignored_folder
@@ -16,7 +16,15 @@ _AT_ONCE = 2**20
 
 
 class Folder(Source):
-    """All files below a folder. Links are followed, and each folder is visited once."""
+    """All files below a folder. Links are followed, and each folder is visited once.
+
+    Args:
+        names: the files to list, if others in the folder do not belong to the source.
+    """
+
+    def __init__(self, path: Path, names: Collection[str] | None = None) -> None:
+        super().__init__(path)
+        self._names = names
 
     @staticmethod
     def recognizes(path: Path) -> bool:
@@ -44,7 +52,7 @@ class Folder(Source):
                 if _is_folder(child):
                     if not is_ignored_folder(child.name):
                         (links if child.is_symlink() else real).append((relative, child.path))
-                elif not child.name.startswith("."):
+                elif child.name[0] != "." and (self._names is None or relative in self._names):
                     yield _file_entry(relative, child)
 
     def read(self, entry: Entry) -> bytes:

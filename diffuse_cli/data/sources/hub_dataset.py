@@ -18,6 +18,7 @@ from typing import NamedTuple
 from urllib.parse import unquote
 
 from diffuse_cli.data.sources.entries import TABLES, Source, extension_of, is_ignored_folder
+from diffuse_cli.data.sources.folder import Folder
 from diffuse_cli.media import media_by_extension
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import DataError
@@ -81,7 +82,8 @@ class HubDataset(Source):
         for _ in cls.fetch(path):
             pass
         wanted = _select_files(str(path))
-        source = open_source(wanted.local_path())
+        local, folder = wanted.local_path(), wanted.folder
+        source = open_source(local) if folder is None else Folder(local, wanted.names_below(folder))
         source.origin = wanted.name
         return source
 
@@ -103,6 +105,11 @@ class HubSelection(NamedTuple):
     files: Sequence[HubFile]
     folder: str | None
     name: str
+
+    def names_below(self, folder: str) -> frozenset[str]:
+        """Return the names of the files below a folder. The cache may have other files there."""
+        start = f"{folder}/" if folder else ""
+        return frozenset(file.name.removeprefix(start) for file in self.files)
 
     def local_path(self) -> Path:
         """Return the local path of a source of these files."""
@@ -155,8 +162,11 @@ def _choose_files(listing: HubListing, path: str) -> tuple[list[HubFile], str | 
     for extension in SHARDS:
         if shards := [f for f in there if extension_of(f.name) == extension]:
             return (shards if exact else _choose_shards(listing, shards)), None
-    media, tables = media_by_extension(), []
+    media = media_by_extension()
     samples = [f for f in there if extension_of(posixpath.basename(f.name)) in media]
+    zips = [f for f in there if extension_of(f.name) == ZIP]
+    if samples and exact and not zips:
+        raise DataError(f"{path} names single files in {listing.title}", "Pass their folder")
     if samples and not exact:
         training = [f for f in samples if TRAIN.search(posixpath.dirname(f.name))]
         samples = training or samples
@@ -164,7 +174,6 @@ def _choose_files(listing: HubListing, path: str) -> tuple[list[HubFile], str | 
         tables = [f for f in there if posixpath.basename(f.name) in TABLES]
         within = f"{folder}/" if folder else ""
         return [*samples, *(f for f in tables if f.name.startswith(within))], folder
-    zips = [f for f in there if extension_of(f.name) == ZIP]
     zips = [f for f in zips if TRAIN.search(f.name)] or zips
     if len(zips) == 1:
         return zips, None
