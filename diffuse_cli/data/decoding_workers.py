@@ -155,7 +155,7 @@ class Worker:
         """Decode files in the worker, and large samples here, one by one.
 
         Raises:
-            Gone: the worker has failed, and no file is decoded.
+            WorkerError: the worker has failed, and no file is decoded.
         """
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None

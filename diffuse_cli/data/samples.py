@@ -111,6 +111,13 @@ class Dataset:
         return mask_held_out(self.digests)
 
 
+def select_evenly(indices: Indices, most: int) -> Indices:
+    """Return at most `most` of the indices, evenly spaced from the first to the last."""
+    if len(indices) <= most:
+        return indices
+    return indices[np.linspace(0, len(indices) - 1, most).round().astype(np.int64)]
+
+
 def mask_held_out(digests: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
     """Return the mask of the samples that are never trained on, bool (N,), by digests (N, 16)."""
     if len(digests) < HELD_OUT_MINIMUM:

@@ -68,8 +68,9 @@ class Summary:
             parts.append(plural(len(self.classes), "class", "classes"))
         lines = [", ".join(parts)]
         if self.greyed:
-            kinds = MEDIA[self.medium].kinds
-            lines.append(f"{self.format_samples(self.greyed)} in {kinds[3]}, read as {kinds[1]}")
+            kinds, most = MEDIA[self.medium].kinds, MEDIA[self.medium].most_channels
+            whole = f"{self.format_samples(self.greyed)} in {kinds[most]}"
+            lines.append(f"{whole}, read as {kinds[1]}")
         if self.classes and self.unlabelled:
             lines.append(f"{self.format_samples(self.unlabelled)} outside the class folders")
         lines += [*skip_lines(self.skipped), *self.ignored_lines()]

@@ -85,10 +85,8 @@ def generate_share(
     """Generate this process's part of n stored samples (C, *size), by index from `first` on."""
     own, space = team.share(n, settings.batch_size), loaded.space
     own = range(first + own.start, first + own.stop)
-    mine: dict[int, Array] = {}
     drawings = generate_batches(loaded.denoiser, settings, own, space=space, device=device)
-    yield from collect(drawings, space, len(own), mine)
-    return mine
+    return (yield from collect(drawings, space, len(own)))
 
 
 def gather_samples(mine: dict[int, Array], n: int, team: Team, first: int = 0) -> Array:

@@ -15,6 +15,7 @@ from diffuse_cli.core.space import LONGEST_SIDE, LONGEST_SIGNAL, Space
 from diffuse_cli.data import Dataset, Pairs, match_pairs, read_cells, read_images
 from diffuse_cli.data.metadata_columns import describe_unknown_labels, encode_rows
 from diffuse_cli.media import MEDIA, Array, can_judge, settings_for
+from diffuse_cli.metrics import memorization
 from diffuse_cli.metrics.features.feature_choice import words_of
 from diffuse_cli.models.image_conditioning import (
     Conditioner,
@@ -69,11 +70,6 @@ class LabeledSamples:
 FEWEST = 2
 """The fewest images of a side."""
 
-REFERENCES = 200
-"""The number of references. If fewer images are held out, training images are added, each compared
-with all others."""
-
-
 KEPT_SHARE = 2
 """Images are kept in memory up to 1/KEPT_SHARE of the free memory."""
 
@@ -94,7 +90,7 @@ class TrainingSamples:
     @property
     def reference_count(self) -> int:
         """Number of training images that are references, the first of `order`."""
-        return max(0, min(REFERENCES - len(self.held_out), len(self.order)))
+        return memorization.count_training_references(len(self.held_out), len(self.order))
 
     def first(self, n: int) -> LabeledSamples:
         """Return at most n training images."""

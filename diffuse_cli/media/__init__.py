@@ -207,6 +207,11 @@ class Medium:
     low_high: tuple[str, str] = ("low", "high")
     points: str = "points"
 
+    @property
+    def most_channels(self) -> int:
+        """The most channels that samples can be converted to, of media that convert any."""
+        return self.brought[None][-1]
+
     def resolve_settings(self, asked: ReadSettings, bits: int | None = None) -> ReadSettings:
         """Return a request with a valid number of sides, and the type for `bits`.
 

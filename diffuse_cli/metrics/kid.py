@@ -60,11 +60,12 @@ def remarks(facts: Facts) -> Iterator[Remark]:
     if farther or level:
         places = (("worse than ", farther), ("not clearly better than ", level))
         where = ", and ".join(word + names for word, names in places if names)
+        look = "Train longer, or look" if facts.model else "Look"
         yield Remark(
             "likeness",
             "poor",
-            f"with a KID of {kid}, the generated images are {where}. Train longer, or look for a "
-            "mistake in the data or the settings",
+            f"with a KID of {kid}, the generated images are {where}. {look} for a mistake in the "
+            "data or the settings",
         )
         return
     words = f"the KID between generated and real images is {kid}"

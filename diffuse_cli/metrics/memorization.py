@@ -31,7 +31,7 @@ from diffuse_cli.metrics.presentation import (
     make_entries,
     read_measurement,
 )
-from diffuse_cli.metrics.sample_statistics import fraction_difference_error
+from diffuse_cli.metrics.sample_statistics import fraction_difference_error, fraction_variance
 from diffuse_cli.system.rng import philox
 
 NEEDS = ("nearest",)
@@ -47,6 +47,9 @@ PLANTED = 200
 
 CHANCE = 0.00135
 """Probability of three standard errors or more, for the number of nearest samples."""
+
+REFERENCES = 200
+"""Real images to compare with: those held out and, if they are fewer, training images."""
 
 SPACES = ("features", "pixels")
 
@@ -210,6 +213,11 @@ def fewest_copies(n: int, m: int) -> int:
     return count
 
 
+def count_training_references(held_out: int, train: int) -> int:
+    """Return how many training images are references, each compared with all others."""
+    return max(0, min(REFERENCES - held_out, train))
+
+
 def compute(evaluation: MetricInputs) -> dict[str, float]:
     """Return the numbers of `compare_distances`."""
     return compare_distances(evaluation.nearest)
@@ -244,17 +252,12 @@ def compare_distances(nearest_by_space: Mapping[str, NearestDistances]) -> dict[
         tests.append(test)
     if tests:
         copies = find_copies(tests)
-        result |= make_entries("memorized_copies", *_smoothed(copies))
+        copied = float(copies.mean())
+        deviation = math.sqrt(fraction_variance(copied, len(copies)))
+        result |= make_entries("memorized_copies", copied, deviation)
         if noticed := find_noticed_fraction(tests):
             result["memorized_noticed"] = noticed
     return result
-
-
-def _smoothed(chosen: Array) -> tuple[float, float]:
-    """Return the fraction of true values in a mask (N,), and its error, also for none."""
-    n, rate = len(chosen), float(chosen.mean())
-    adjusted = (rate * n + 1) / (n + 2)
-    return rate, math.sqrt(adjusted * (1 - adjusted) / n)
 
 
 @dataclass(frozen=True)
@@ -289,9 +292,8 @@ class CopyTest:
 
     def rate(self, near: Array) -> tuple[Array, Array]:
         """Return the fraction of close samples over the last axis of `near`, and its error."""
-        n, rate = near.shape[-1], near.mean(-1)
-        adjusted = (rate * n + 1) / (n + 2)
-        return rate, np.hypot(np.sqrt(adjusted * (1 - adjusted) / n), self.scatter)
+        rate = near.mean(-1)
+        return rate, np.hypot(np.sqrt(fraction_variance(rate, near.shape[-1])), self.scatter)
 
     def score(self, above: Array) -> Any:
         """Return the mean rank over the last axis, in standard errors above one half."""

@@ -38,7 +38,7 @@ from diffuse_cli.metrics.presentation import (
     make_entries,
     read_measurement,
 )
-from diffuse_cli.metrics.sample_statistics import fraction_difference_error
+from diffuse_cli.metrics.sample_statistics import fraction_difference_error, fraction_variance
 
 NEEDS = ("features",)
 
@@ -101,7 +101,7 @@ def remarks(facts: Facts) -> Iterator[Remark]:
 
 
 def compute(evaluation: MetricInputs) -> dict[str, float]:
-    """Return `precision`, `measure_recall`, `density` and `coverage`, with standard errors.
+    """Return `precision`, `recall`, `density` and `coverage`, with standard errors.
 
     A value is left out if a side does not have more than k images.
     """
@@ -114,10 +114,10 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
     return result
 
 
-def expected_coverage(real: int, generated: int, k: int = K_DENSITY) -> float:
+def expected_coverage(real: int, generated: int) -> float:
     """Return the mean coverage of equal distributions (Naeem et al. 2020): a ball is empty
-    if the nearest k of the other images are all real."""
-    return 1 - math.prod((real - j) / (real + generated - j) for j in range(1, k + 1))
+    if the nearest `K_DENSITY` of the other images are all real."""
+    return 1 - math.prod((real - j) / (real + generated - j) for j in range(1, K_DENSITY + 1))
 
 
 def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
@@ -234,11 +234,10 @@ class Fraction:
         jackknife's variance (Efron & Stein 1981), see `_jackknife_variance`. The growth of nearby
         balls is neglected.
         """
-        n = len(self.counts)
-        adjusted = (self.value() * n + 1) / (n + 2)  # so that 0 and 1 have errors too
+        binomial = fraction_variance(self.value(), len(self.counts))
         alone = (self.counts == 1).double()
         variance = _jackknife_variance(self.count_losses(), alone, alone)
-        return math.sqrt(adjusted * (1 - adjusted) / n + variance)
+        return math.sqrt(binomial + variance)
 
     def difference_error(self, one: Fraction) -> float:
         """Return the standard error of this fraction minus another of corresponding images."""

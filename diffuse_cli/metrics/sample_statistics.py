@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -188,6 +189,15 @@ def average_estimates(estimates: Sequence[SampledEstimate]) -> SampledEstimate:
 def center_influences(values: Array) -> Array:
     """Subtract the mean over samples from values (N, ...)."""
     return np.asarray(values - values.mean(0))
+
+
+def fraction_variance(rate: Any, n: int) -> Any:
+    """Return the binomial variance of a fraction of n images.
+
+    An image is added to each side, so that fractions of 0 and 1 have a variance, too.
+    """
+    adjusted = (rate * n + 1) / (n + 2)
+    return adjusted * (1 - adjusted) / n
 
 
 # -- pairing --------------------------------------------------------------------------------------

@@ -105,19 +105,18 @@ def guide_denoiser(denoiser: Denoiser, settings: SamplingSettings) -> Denoise:
     return clamp_denoised(guided, denoiser, settings.threshold)
 
 
-def collect(
-    drawings: Iterator[BatchState], space: Space, total: int, into: dict[int, Array]
-) -> Work[None]:
-    """Run `drawings` to the end, and store each sample, (C, *size), under its index."""
-    done = 0
+def collect(drawings: Iterator[BatchState], space: Space, total: int) -> Work[dict[int, Array]]:
+    """Run `drawings` to the end, and return each sample, stored (C, *size), by its index."""
+    found: dict[int, Array] = {}
     for drawing in drawings:
         part = len(drawing.indices) * drawing.step / drawing.steps
         if drawing.done:
             samples = to_stored(space, drawing.state.x)
-            for i, sample in zip(drawing.indices, samples, strict=True):
-                into[i] = sample
-            done, part = done + len(drawing.indices), 0
-        yield Progress("sampling", int(done + part), total, f"step {drawing.step}/{drawing.steps}")
+            found.update(zip(drawing.indices, samples, strict=True))
+            part = 0
+        step = f"step {drawing.step}/{drawing.steps}"
+        yield Progress("sampling", int(len(found) + part), total, step)
+    return found
 
 
 def to_stored(space: Space, x: Tensor) -> Array:

@@ -33,7 +33,7 @@ from diffuse_cli.core.losses import OF_LEARNED, TAUGHT
 from diffuse_cli.core.networks import NETWORKS, largest_width
 from diffuse_cli.core.settings import Settings
 from diffuse_cli.core.settings import to_dict as plain
-from diffuse_cli.core.space import LONGEST_SIDE, Space
+from diffuse_cli.core.space import Space
 from diffuse_cli.core.variances import LEARNED
 from diffuse_cli.data.metadata_columns import parse_column_names
 from diffuse_cli.media import layout_name
@@ -124,9 +124,6 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
         raise UsageError(text, "Remove it, or set --weighting")
     if config.teacher_guidance is not None and config.loss not in TAUGHT:
         raise UsageError("--teacher-guidance needs --loss consistency", "Remove it")
-    if config.size and config.preset and max(config.size) <= LONGEST_SIDE:
-        space = Space(channels=config.channels or 3, size=config.size)
-        presets.resolve_architecture(config, config.preset, space)
     return _check_options(config)
 
 
@@ -177,9 +174,9 @@ def _read_base(given: Layer) -> Layer:
     if given.get("init"):
         from diffuse_cli.models.model_file import find, training_options
 
-        # Whether to compile depends on the device and length of a run, the others on the data.
+        # They depend on the device, the memory, the length of the run or the data.
         own = training_options(finish(find(given["init"])))
-        model = Layer(own).without("compile", "augment", "steps")
+        model = Layer(own).without("accumulation", "augment", "compile", "steps")
         return _resize_network(model, given.get("size"))
     if name := given.get("preset") or presets.first_preset(given.get("network")):
         train = lookup(presets.PRESETS, name, "--preset").train
@@ -229,8 +226,13 @@ def _resume_config(given: Layer, run: RunDirectory) -> TrainConfig:
 def _means_own(name: str, value: Any, own: Any) -> bool:
     """Whether a typed value stands for the run's own on --resume.
 
-    A run computes its batch in more parts than asked for if its memory is too small.
+    A run computes its batch in more parts than asked for if its memory is too small. Equal sides
+    fit any number of dimensions.
     """
+    if name == "size":
+        return len({*value, *own}) == 1
+    if name == "transform":
+        return (value, own) == ("none", None)
     return (name, value) in AUTOMATIC or (name == "accumulation" and value < own)
 
 

@@ -37,9 +37,6 @@ SHARE = 20
 FEWEST, MOST = 64, 256
 """Samples to compare. With fewer than FEWEST, only high rates of copies would be noticed."""
 
-REFERENCES = 200
-"""Real images to compare with: those held out and, if they are fewer, training images."""
-
 
 @dataclass(frozen=True)
 class Looks:
@@ -90,7 +87,7 @@ class CopyMeasure:
         """Return the numbers of the metric `memorization` for samples, stored (N, C, *size)."""
         data, space = self._plan.data, self._plan.blueprint.space
         train, held_out = self._read(data.train), self._read(data.held_out)
-        alone = max(0, min(REFERENCES - len(held_out), len(train)))
+        alone = memorization.count_training_references(len(held_out), len(train))
         order, nearest = np.arange(len(train)), {}
         if self._network.pictures:
             if self._features is None:

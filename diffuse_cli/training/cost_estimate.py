@@ -25,6 +25,7 @@ from diffuse_cli.training.configuration import complete_config
 from diffuse_cli.training.initial_weights import load_initial_weights
 from diffuse_cli.training.memory_estimate import SLACK, estimate_memory
 from diffuse_cli.training.plan import Plan, check_batch, choose_augmentations, prepare_plan
+from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.run_length import (
     format_duration,
     warn_of_limited_options,
@@ -141,7 +142,7 @@ def estimate(config: TrainConfig) -> Work[TrainingEstimate]:
     ) as accelerator:
         check_batch(config, accelerator.num_processes)
         plan = yield from prepare_plan(config, accelerator)
-        if not config.resumes:
+        if not RunDirectory(config.out).continues(config):
             yield from load_initial_weights(plan.config, plan.blueprint)
         done, budget = yield from choose_steps(plan, accelerator)
         plan = yield from choose_augmentations(dataclasses.replace(plan, config=done))
@@ -149,12 +150,13 @@ def estimate(config: TrainConfig) -> Work[TrainingEstimate]:
         if budget is None:
             budget = Budget(math.inf, (yield from measure_step_seconds(plan, accelerator)))
         total = budget.used + budget.estimate_seconds(0, done.num_steps, plan_chores(plan))
-        device = accelerator.device.type
+        device, processes = accelerator.device.type, accelerator.num_processes
     yield from warn_of_limited_options(done)
     yield from warn_of_long_run(done, budget.step, done.num_steps)
     assert done.batch_size is not None
-    part = -(-done.batch_size // done.accumulation)
-    memory = estimate_memory(done, plan.blueprint, device).total_bytes(part, SLACK.get(device, 1.0))
+    part = -(-done.batch_size // (done.accumulation * processes))
+    needs = estimate_memory(done, plan.blueprint, device, processes)
+    memory = needs.total_bytes(part, SLACK.get(device, 1.0))
     with torch.device("meta"):
         parameters = count_parameters(plan.blueprint.build())
     half = count_at_half_size(config, plan)

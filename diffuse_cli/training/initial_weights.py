@@ -166,7 +166,7 @@ def _warnings(source: str, model: StoredModel, wanted: Blueprint) -> Iterator[st
     given = own.conditions.given
     if given and given.what == PAIRS and not wanted.conditions.given:
         yield f"{source} was trained with --given on pairs, and this run has no --given"
-    if names and has_numbered_classes(model, names):
+    if has_numbered_classes(model, names):
         yield (
             f"the classes of {source} have no names, so they follow the order of the folders: "
             f"{list_names(names)}"
@@ -263,7 +263,7 @@ def _find_given_changes(own: Blueprint, wanted: Blueprint, ends: Ends) -> Iterat
 
 def _find_class_changes(model: StoredModel, wanted: Blueprint, ends: Ends) -> Iterator[ModelChange]:
     old, names = model.blueprint.conditions.classes, wanted.conditions.classes
-    if old == names or (names and has_numbered_classes(model, names)):
+    if old == names or has_numbered_classes(model, names):
         return
     of = wanted if names else model.blueprint
     count = math.prod(of.shapes[ends.classes])

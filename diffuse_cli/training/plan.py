@@ -23,6 +23,7 @@ from diffuse_cli.core.space import Space
 from diffuse_cli.core.targets import has_noise
 from diffuse_cli.core.variances import LEARNED
 from diffuse_cli.data import Dataset
+from diffuse_cli.data.samples import select_evenly
 from diffuse_cli.data.summary import plural
 from diffuse_cli.media import MEDIA, Indices
 from diffuse_cli.models import model_file
@@ -172,10 +173,13 @@ def prepare_plan(
     config = yield from choose_length(config, data)
     done, blueprint = complete_config(config, space, conditions)
     if config.init and images.summary.greyed:
-        yield Notice("grey like the model of --init. Use --channels 3 to train in color")
+        kinds, most = MEDIA[images.medium].kinds, MEDIA[images.medium].most_channels
+        yield Notice(
+            f"{kinds[1]} like the model of --init. Use --channels {most} to train in {kinds[most]}"
+        )
     if done.flip and (how := MEDIA[images.medium].flipped):
         yield Notice(f"--flip mirrors half of the {MEDIA[images.medium].many} {how}")
-    if not config.resumes:  # a resumed run cannot change them
+    if not RunDirectory(config.out).continues(config):  # a resumed run cannot change them
         for line in slow_precision(config.precision, config.device):
             yield Notice(line, warning=True)
         yield from warn_of_narrow_network(config, blueprint)
@@ -311,9 +315,8 @@ def measure_gaussian(
     """
     if blueprint.conditions and not blueprint.wiener:
         return None
-    most = min(STREAMED if find_streams(data) else MOST, len(data.train))
-    places = np.linspace(0, len(data.train) - 1, most).round().astype(np.int64)
-    chosen = blueprint.space, data, data.train[places], config.flip
+    some = select_evenly(data.train, STREAMED if find_streams(data) else MOST)
+    chosen = blueprint.space, data, some, config.flip
     return measure(lambda: _read_batches(*chosen), bands=blueprint.wiener)
 
 
@@ -344,7 +347,7 @@ def check_batch(config: TrainConfig, processes: int) -> None:
     batch = config.batch_size or (BATCH if config.minutes is None else None)
     if batch is None:
         return
-    if config.resumes and RunDirectory(config.out).exists():
+    if RunDirectory(config.out).continues(config):
         if batch < processes:
             text = f"the run's --batch-size {batch} is less than {processes} processes"
             raise UsageError(text, f"Resume with {batch} processes or fewer")

@@ -7,12 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffuse_cli.config.sample_options import (
-    GAUSSIAN,
-    SAMPLER,
-    SAMPLING_STEPS,
-    SamplerChoice,
-)
+from diffuse_cli.config.sample_options import GAUSSIAN, SAMPLER, SAMPLING_STEPS, SamplerChoice
 from diffuse_cli.media import Array, Indices, figures, render_samples
 from diffuse_cli.sampling.conditioning import Condition, default_guidance
 from diffuse_cli.sampling.generation import BatchState, generate_batches, to_stored
@@ -142,15 +137,12 @@ def passes_of_step(plan: Plan) -> int:
 
 def passes_of_denoising(plan: Plan, images: int) -> int:
     """Return the forward passes of a sampling step. Guidance doubles them."""
-    conditions = plan.blueprint.conditions
-    guided = conditions and default_guidance(conditions, plan.config.label_dropout) != 1
-    return images * (2 if guided else 1)
+    return images * (1 if guidance_of(plan) in (None, 1) else 2)
 
 
 def passes_of_drawing(plan: Plan, images: int) -> int:
     """Return the forward passes to generate a number of images."""
-    steps = min(SAMPLING_STEPS, plan.config.num_timesteps)
-    return steps * passes_of_denoising(plan, images)
+    return default_setting(plan).steps * passes_of_denoising(plan, images)
 
 
 def passes_of_preview(plan: Plan) -> int:

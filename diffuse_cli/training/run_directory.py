@@ -92,6 +92,10 @@ class RunDirectory:
         """Whether a run has started here. A failed start leaves a folder with only a lock."""
         return self.config.exists()
 
+    def continues(self, config: TrainConfig) -> bool:
+        """Whether a run with a configuration continues the run that has started here."""
+        return config.resumes and self.exists()
+
     def check_free(self, config: TrainConfig) -> None:
         """Refuse to replace a model, a run, or a best model of another run.
 

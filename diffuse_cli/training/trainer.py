@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, cast
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -25,6 +24,7 @@ from diffuse_cli.core.kernels import arrange_weights
 from diffuse_cli.core.losses import TAUGHT
 from diffuse_cli.core.networks import run_checkpointed
 from diffuse_cli.core.timesteps import TIMESTEP_DRAWS, History, choose
+from diffuse_cli.data.samples import select_evenly
 from diffuse_cli.media import Indices
 from diffuse_cli.models.blueprint import clamp_denoised
 from diffuse_cli.system.errors import DivergedError, UsageError, lookup
@@ -182,7 +182,9 @@ class Trainer:
         If the loss or the gradient is not finite, no weight changes, and the norm is not finite.
         """
         self.updater.prepared.train()
-        if step and self.is_matching_phase(step) and not self.ema.forgotten:
+        if not self.is_matching_phase(step):
+            self.ema.forgotten = 0  # also of a run that was extended
+        elif step and not self.ema.forgotten:
             self.ema.forgotten = self.ema.updates  # a reset: the next update forgets all
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr_at(step)
@@ -391,8 +393,7 @@ class Trainer:
         """
         data = self.plan.data
         images = data.held_out if len(data.held_out) else data.train
-        places = np.linspace(0, len(images) - 1, min(most, len(images))).round().astype(np.int64)
-        measure = self._losses_on(images[places])
+        measure = self._losses_on(select_evenly(images, most))
         timesteps = denoising_errors.choose_timesteps(self.denoiser.process)
         found: dict[int, Tensor] = {}
         for t in timesteps:

@@ -95,9 +95,8 @@ class KidMeasure:
 
 def collect_samples(drawings: Iterator[BatchState], space: Space, count: int) -> Work[Array]:
     """Return `count` generated samples, stored (N, C, *size)."""
-    fakes: dict[int, Array] = {}
-    yield from collect(drawings, space, count, fakes)
-    return np.stack([fakes[i] for i in range(count)])
+    found = yield from collect(drawings, space, count)
+    return np.stack([found[i] for i in range(count)])
 
 
 def measure_look(samples: Array) -> tuple[float, float]:

@@ -174,7 +174,7 @@ def _fit_classes(
     """Match class embeddings by name. A new class starts as no class."""
     old, names = model.blueprint.conditions.classes, wanted.classes
     bias = weights[ends.class_bias]
-    if old == names or (old and has_numbered_classes(model, names)):
+    if old == names or has_numbered_classes(model, names):
         return
     if not old:
         weights[ends.classes] = bias.new_zeros(len(names) + 1, len(bias))

@@ -122,6 +122,8 @@ def test_all_samplers_with_all_steps_that_the_model_can_take():
     assert found == [SamplerChoice(s, n, 2.0) for s in PLAIN for n in (5, 10, 20)]
     found = first_settings(config(samplers="ddim,heun,ddim", steps="9,3,9"), None, 9)
     assert found == [SamplerChoice(s, n) for s in ("ddim", "heun") for n in (9, 3)]
+    found = first_settings(config(), None, 100, distilled=True)
+    assert found == [SamplerChoice("consistency", n) for n in (1, 2, 4, 8)]
     with pytest.raises(UsageError, match="all --steps are more than the model's 4"):
         first_settings(config(), None, 4)
     with pytest.raises(UsageError, match="all --steps are more than the model's 9"):

@@ -47,8 +47,10 @@ def test_a_model_draws_what_it_was_trained_on(
     ran = diffuse(*line, "-o", tmp_path / "m.safetensors")
     assert ran.code == 0, ran.err
     assert "120 arrays" in ran.err
-    if kind in ("volumes", "words"):
-        ran = diffuse("train", "--resume", "--steps", 4, "-o", tmp_path / "m.safetensors")
+    again = {"signals": ["--size", 16, "--transform", "none"], "volumes": [], "words": []}
+    if kind in again:
+        typed = ("--steps", 4, *again[kind], "-o", tmp_path / "m.safetensors")
+        ran = diffuse("train", "--resume", *typed)
         assert ran.code == 0, ran.err
         assert "step 4" in ran.err
     assert ("along their last axis" in ran.err) == (kind == "words")

@@ -65,6 +65,31 @@ def test_what_becomes_of_sounds_is_said(
     assert "cropped to their loudest part by up to 10 %, up to 13 % of it padding" in ran.err
 
 
+def test_stereo_sounds_become_mono_if_asked_or_like_the_model(
+    model: Path, recipe: Path, diffuse: Callable[..., Any], tmp_path: Path
+) -> None:
+    draw = np.random.default_rng(0)
+    for k in range(4):
+        levels = draw.integers(-9000, 9000, (LENGTH, 2))
+        write(tmp_path / "both" / f"{k}.wav", levels, channels=2)
+    line = ("train", tmp_path / "both", "--steps", 1, "--size", LENGTH)
+    ran = diffuse(*line, "--config", recipe, "--channels", 1, "-o", tmp_path / "one.safetensors")
+    assert (ran.code, "4 sounds in stereo, read as mono" in ran.err) == (0, True), ran.err
+    ran = diffuse(*line, "--init", model, "-o", tmp_path / "other.safetensors")
+    assert ran.code == 0, ran.err
+    assert "mono like the model of --init. Use --channels 2 to train in stereo" in ran.err
+
+
+def test_the_same_line_resumes_a_run_of_sounds(
+    sounds: Path, recipe: Path, diffuse: Callable[..., Any], tmp_path: Path
+) -> None:
+    line = ("train", sounds, "--config", recipe, "--steps", 2, "--size", LENGTH, "--auto-resume")
+    line += ("-o", tmp_path / "m.safetensors", "-q")
+    assert diffuse(*line, "--stop-at", 1).code == 0
+    ran = diffuse(*line)
+    assert ran.code == 0, ran.err
+
+
 def test_a_model_draws_wav_files_at_its_rate(
     model: Path,
     sounds: Path,

@@ -81,7 +81,7 @@ def test_an_evaluation_touches_nothing(quick):
     assert best["kid"] == min(kids().values()) == kids()[best["step"]]
     assert best["kid_standard_error"] > 0
     assert step_of(BEST) == best["step"]
-    assert "against" not in ran.err
+    assert "compares with training" not in ran.err
     assert f"KID {Measurement(best['kid'], best['kid_standard_error'])}" in ran.err
 
 

@@ -32,10 +32,9 @@ def plan_of(steps, batch_size=64, held_out=96, classes=0):
         preview_every=None,
     )  # fmt: skip
     conditions = Conditions(classes=tuple(map(str, range(classes))))
-    blueprint = SimpleNamespace(conditions=conditions)
-    return SimpleNamespace(
-        config=config, blueprint=blueprint, data=SimpleNamespace(held_out=range(held_out))
-    )
+    blueprint = SimpleNamespace(conditions=conditions, wiener=False)
+    data = SimpleNamespace(held_out=range(held_out))
+    return SimpleNamespace(config=config, blueprint=blueprint, data=data, teacher=None)
 
 
 @pytest.mark.parametrize(
@@ -52,6 +51,14 @@ def plan_of(steps, batch_size=64, held_out=96, classes=0):
 )
 def test_a_run_has_about_eight_previews_or_as_many_as_are_cheap(plan, every):
     assert preview_spacing(plan, plan.config.steps) == every
+
+
+def test_a_distilled_model_is_previewed_at_the_cost_of_its_own_steps():
+    plan = plan_of(26, batch_size=8, classes=10)
+    steps = SimpleNamespace(steps=2, guidance=1.0)
+    plan.teacher = SimpleNamespace(sampling=lambda blueprint: steps)
+    # Five times the time, without guidance: 5 x (16 x 2 + 96) / (3 x 8).
+    assert preview_spacing(plan, plan.config.steps) == 27
 
 
 def test_a_resumed_run_has_the_previews_of_one_in_one_go(diffuse, images, monkeypatch):

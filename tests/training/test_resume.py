@@ -15,7 +15,7 @@ from file_operations import watching
 from safetensors.torch import load_file
 
 from diffuse_cli.models import model_file
-from diffuse_cli.system import files
+from diffuse_cli.system import devices, files
 from diffuse_cli.training.run_directory import Checkpoint, RunDirectory
 from diffuse_cli.training.trainer import Trainer
 from training.conftest import QUICK
@@ -393,6 +393,15 @@ def test_auto_resume_begins_where_there_is_nothing_and_goes_on_where_there_is(qu
     assert quick(*line, "--seed", 7).code == 2
     assert quick(*line, "--overwrite", "-q").code == 2
     assert MODEL.read_bytes() == whole
+
+
+def test_auto_resume_warns_of_what_a_new_run_warns_of(quick, monkeypatch):
+    monkeypatch.setattr(devices, "bfloat16_width", lambda device: None)
+    line = ("--steps", 2, "--auto-resume", "--precision", "bf16")
+    ran = quick(*line, "--stop-at", 1)
+    assert (ran.code, "--precision bf16 may be slower" in ran.err) == (0, True), ran.err
+    ran = quick(*line)
+    assert (ran.code, "--precision bf16 may be slower" in ran.err) == (0, False), ran.err
 
 
 def test_auto_resume_does_not_begin_in_the_place_of_a_model(train, model):

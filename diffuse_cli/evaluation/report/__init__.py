@@ -56,7 +56,7 @@ def page(
     every = {"words": found.words, "model": found.model}
     return render_page(
         "page",
-        f"Evaluation of {Path(config.subject).name}",
+        f"Evaluation of {place_name(config.subject)}",
         subject=place_name(config.subject),
         data=place_name(config.data),
         found=found,
@@ -100,7 +100,11 @@ def _facts(config: EvalConfig, found: EvaluationResult) -> dict[str, Any]:
         **{f"feature network: {k.replace('_', ' ')}": v for k, v in found.features.items()},
         **made,
         **found.made_with,
-        f"training {many} compared in features": f"at most {config.train_n:,}",
+        **(
+            {f"training {many} compared in features": f"at most {config.train_n:,}"}
+            if "memorized_features" in found.values
+            else {}
+        ),
         "seconds": f"{found.seconds:,.1f}",
     }
 
