@@ -124,8 +124,8 @@ def _known_pixels(samples: Dataset, masks: Dataset, path: Path) -> Array:
         chosen = masks.stored[found.rows]
     else:
         chosen = masks.stored
-    whole = np.iinfo(chosen.dtype).max if chosen.dtype.kind == "u" else 1
-    known: Array = chosen < whole * WHITE
+    levels = chosen.dtype.kind == "u" and chosen.max() > 1
+    known: Array = chosen < (np.iinfo(chosen.dtype).max if levels else 1) * WHITE
     return known
 
 

@@ -369,8 +369,10 @@ def test_interpolation_says_how_near_the_ends_come_back(diffuse, model, picture)
 
 
 def test_a_class_is_interpolated_in(diffuse, conditional, images, picture):
-    line = ("interpolate", conditional, "a.png", images / "dark" / "002.png", "-n", 2, "-q")
-    assert diffuse(*line, "--steps", 9, "--class", "light").code == 0
+    line = ("interpolate", conditional, "a.png", images / "dark" / "002.png", "-n", 3, "-q")
+    for name in ("light", "dark"):
+        assert diffuse(*line, "--steps", 9, "--class", name, "-o", name).code == 0
+    assert (pixels("light", 1) != pixels("dark", 1)).any()
     ran = diffuse(*line, "--class", "lihgt", "-o", "b")
     assert (ran.code, "Did you mean 'light'?" in ran.line) == (2, True)
 
@@ -391,6 +393,15 @@ def test_the_ratio_is_of_the_range_and_the_error():
     assert measure_psnr(a, a + 1, 256) == pytest.approx(48.13, abs=0.01)
     silence = np.zeros((1, 4), np.float32)
     assert measure_psnr(silence, silence + 0.1, None) == pytest.approx(20, abs=0.01)
+
+
+def test_a_mask_of_zeros_and_ones_is_black_and_white(diffuse, model, picture):
+    hole = np.asarray(Image.open("hole.png").convert("L")) > 127
+    Image.fromarray(hole.astype(np.uint8)).save("ones.png")
+    for name in ("hole", "ones"):
+        line = ("inpaint", model, "a.png", "--mask", f"{name}.png", "-n", 1, "-o", name, *QUICK)
+        assert diffuse(*line).code == 0
+    assert Path("ones/00000.png").read_bytes() == Path("hole/00000.png").read_bytes()
 
 
 # -- what cannot be done --------------------------------------------------------------------------

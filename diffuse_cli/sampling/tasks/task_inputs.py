@@ -166,11 +166,11 @@ def read_mask(path: str, loaded: LoadedModel, fit: str | None, sizes: frozenset[
     for size in sorted(sizes - {one.size}):
         own, theirs = (dimensions(each[::-1]) for each in (one.size, size))
         raise DataError(f"{shown} is {own}, and the image is {theirs}", "Resize the mask")
-    known = _is_dark(FAINT, one.values)
-    points = MEDIA[space.medium].points
+    whole = read_picture(path, space.medium, replace(asked, size=one.size[::-1])).values
+    white = 1 if whole.dtype.kind == "u" and whole.max() == 1 else None  # as of a segmentation
+    known, points = _is_dark(FAINT, one.values, white), MEDIA[space.medium].points
     if known.all():
-        whole = read_picture(path, space.medium, replace(asked, size=one.size[::-1]))
-        if not _is_dark(FAINT, whole.values).all():
+        if not _is_dark(FAINT, whole, white).all():
             text = f"{shown}: the part to generate is outside the {dimensions(space.size)} crop"
             raise DataError(text, "Pass --fit pad, or a larger --size")
         text = f"{shown} is black: it keeps all {points}"
@@ -212,10 +212,15 @@ def read_alpha_mask(path: str, loaded: LoadedModel, fit: str | None) -> Array:
     return known
 
 
-def _is_dark(fraction: float, values: Array) -> Array:
-    """Return where stored values (1, *size) are at most a fraction of white, 1 in (1, 1, *size)."""
-    whole = np.iinfo(values.dtype).max if values.dtype.kind in "iu" else 1
-    return (values <= whole * fraction)[None].astype(np.float32)
+def _is_dark(fraction: float, values: Array, white: int | None = None) -> Array:
+    """Return where stored values (1, *size) are at most a fraction of white, 1 in (1, 1, *size).
+
+    Args:
+        white: the value of white. None for the highest of its type.
+    """
+    if white is None:
+        white = np.iinfo(values.dtype).max if values.dtype.kind in "iu" else 1
+    return (values <= white * fraction)[None].astype(np.float32)
 
 
 def check_output_apart(folder: Path, *paths: str) -> None:
