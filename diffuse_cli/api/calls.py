@@ -8,7 +8,6 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import PurePath
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 from PIL.Image import Image
@@ -95,7 +94,8 @@ def convert_keywords(keywords: Mapping[str, Any], stack: contextlib.ExitStack) -
         if name in HELD:
             given[name] = stack.enter_context(open_data(value, name))
         else:
-            given[name] = str(value) if isinstance(value, PurePath) else to_plain(value)
+            path = isinstance(value, os.PathLike)
+            given[name] = os.fspath(value) if path else to_plain(value)
     return given
 
 

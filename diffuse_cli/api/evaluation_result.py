@@ -11,7 +11,14 @@ from typing import Any, Unpack
 
 from accelerate.utils import gather_object
 
-from diffuse_cli.api.calls import Data, convert_errors, convert_keywords, open_data, run_work
+from diffuse_cli.api.calls import (
+    Data,
+    convert_errors,
+    convert_keywords,
+    open_data,
+    replace_flags,
+    run_work,
+)
 from diffuse_cli.api.generated_samples import Samples
 from diffuse_cli.api.keywords import EvalOptions, Int
 from diffuse_cli.api.loaded_model import Model
@@ -104,6 +111,6 @@ def _make_evaluation(config: EvalConfig, found: EvaluationResult) -> Evaluation:
         real=found.real,
         generated=found.generated,
         part=found.part,
-        remarks=tuple(facts["remarks"]),
+        remarks=tuple(map(replace_flags, facts["remarks"])),
         json=facts,
     )

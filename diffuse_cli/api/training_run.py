@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, Unpack
 
 from diffuse_cli.api.calls import (
+    HELD,
     Data,
     check_data,
     convert_errors,
@@ -79,6 +80,8 @@ def train(
     """
     typed: dict[str, Any] = {**options, "out": path_of("out", out)}
     typed |= {name: True for name, on in (("resume", resume), ("overwrite", overwrite)) if on}
+    # They are opened twice, and a generator ends.
+    typed |= {name: [*typed[name]] for name in HELD if isinstance(typed.get(name), Iterator)}
     with (
         contextlib.ExitStack() as stack,
         convert_errors(),

@@ -218,7 +218,7 @@ def test_pairs_and_what_is_drawn_from_may_be_in_memory(images: Path, recipe: Pat
     whole = [image for image, _ in pictures(images)]
     given = [image.point(lambda level: 255 - level) for image in whole]
     out = tmp_path / "model.safetensors"
-    *_, trained = diffuse.train(whole, given=given, steps=2, out=out, config=recipe)
+    *_, trained = diffuse.train(whole, given=iter(given), steps=2, out=out, config=recipe)
     assert isinstance(trained, diffuse.Trained)
     model = load(trained.model)
     assert model.info["given"]["what"] == "pairs"
@@ -333,6 +333,23 @@ def test_drawn_samples_are_measured_against_samples_in_memory(model: Path, image
     assert (found.real, found.generated) == (60, 4)
     assert {n.partition("_")[0] for n in found} & {"marginal", "mean", "shift", "distance"}
     assert seen
+
+
+def test_drawn_arrays_are_read_as_they_are_written(recipe: Path, tmp_path: Path):
+    """Where their channels are last, also those of the model."""
+    fields = np.random.default_rng(0).normal(size=(48, 8, 8, 3)).astype(np.float32)
+    out = tmp_path / "fields.safetensors"
+    *_, trained = diffuse.train(fields, steps=2, out=out, config=recipe)
+    drawn = load(trained.model).sample(4, steps=2)
+    assert drawn.arrays.shape == (4, 3, 8, 8)
+    found = evaluate(drawn, fields, metrics=["marginals"])
+    assert (found.real, found.generated) == (48, 4)
+    assert found["wasserstein"].value == pytest.approx(
+        evaluate([*np.moveaxis(drawn.arrays, 1, -1)], fields, metrics=["marginals"])[
+            "wasserstein"
+        ].value
+    )
+    assert found.json["settings"].get("layout") in (None, "HWC")
 
 
 def test_what_a_command_says_is_logged(model: Path, images: Path, caplog: Any):
