@@ -24,9 +24,10 @@ CAPTIONS: Mapping[str, tuple[str, str]] = {
     "loss": ("training loss", "Training loss, lower is better."),
     "held_out_loss": ("held-out loss", "Held-out loss. If only it rises, the model memorizes."),
     **{key: (label(key), f"{label(key)}, lower is better.") for key in KIDS},
-    **dict.fromkeys(
-        COPIES, ("memorization rate", "Memorization rate, at most 0.05 if no samples are copies.")
-    ),
+    **{
+        key: (label(key), f"{label(key).capitalize()}, about 0.05 if no samples are copies.")
+        for key in COPIES
+    },
     "lr": ("learning rate", "Learning rate."),
     "images_per_second": ("samples per second", "Samples per second."),
 }

@@ -32,8 +32,8 @@ def plot_run(curves: Curves) -> list[tuple[str, Markup]]:
             plots.append((caption, _plot(key, [*_lines(curves, {key: words})], words)))
     copies = {key: key.partition("_")[2] for key in COPIES if key in curves}
     if copies:
-        words, caption = CAPTIONS[COPIES[0]]
-        plots.append((caption, _plot("copies", [*_lines(curves, copies)], words)))
+        caption = "Memorization rate, about 0.05 if no samples are copies."
+        plots.append((caption, _plot("copies", [*_lines(curves, copies)], "memorization rate")))
     return plots
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from diffuse_cli.config.options import place_name
 from diffuse_cli.pages.curves import read_curves
 from diffuse_cli.pages.plots import plot_runs
 from diffuse_cli.pages.templates import render_page
@@ -22,7 +23,7 @@ def render_comparison(found: Comparison, rows: Sequence[Sequence[str]]) -> str:
         rows: the head and the rows of the table of both.
     """
     paths = {"A": Path(found.a.path), "B": Path(found.b.path)}
-    names = {side: path.name for side, path in paths.items()}
+    names = {"A": place_name(found.a.path), "B": place_name(found.b.path)}
     return render_page(
         "compare",
         " and ".join(names.values()),
