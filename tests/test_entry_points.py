@@ -316,6 +316,16 @@ def test_a_network_of_a_package_that_is_not_there_is_refused(process, images: Pa
     assert (ran.code, "--network: there is no 'toy'" in ran.line) == (2, True)
 
 
+def test_a_command_whose_source_does_not_parse_is_named_in_the_help(diffuse, monkeypatch, tmp_path):
+    (tmp_path / "odd_command.py").write_text('"""Odd."""\ndef (:\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    odd = EntryPoint("odd", "odd_command", "diffuse.commands")
+    monkeypatch.setattr(registry, "extension_points", lambda: {"commands": {"odd": odd}})
+    ran = diffuse("--help")
+    assert ran.code == 0, ran.err
+    assert "cannot be loaded: SyntaxError" in " ".join(ran.out.split())
+
+
 def test_an_extension_that_is_broken_breaks_nothing_else(diffuse, model, monkeypatch):
     broken = EntryPoint("broken", "no_such_package", "diffuse.commands")
     monkeypatch.setattr(registry, "extension_points", lambda: {"commands": {"broken": broken}})

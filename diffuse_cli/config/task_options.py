@@ -151,12 +151,7 @@ class InterpolateConfig(ComputeConfig, WeightsConfig):
         metavar="NAME",
         shown="none",
     )
-    on: tuple[str, ...] = option.conditioning(
-        (),
-        "Condition on a metadata column, for example age=40 (repeatable).",
-        parse=parse_settings,
-        shown="unconditional",
-    )
+    on: tuple[str, ...] = option.conditioning((), ON, parse=parse_settings, shown="unconditional")
     out: str = option("interpolated", "Folder for the images.", flag="-o", metavar="FOLDER")
     fit: str | None = option.data.optional(FIT, table="media.FITS", shown="as in training")
     grid: bool = option.output(True, "Write grid.png, all images in a row.")

@@ -85,11 +85,11 @@ class DataGaussian:
 
         cast = partial(torch.tensor, dtype=noise.dtype, device=noise.device)
         colors, mean, variance = map(cast, (self.colors, self.mean, self.variance))
-        lowest = mean.shape[1:]
-        low = _mix_channels(colors, apply_bases(noise, _bases(noise, lowest)))
+        bases = _bases(noise, mean.shape[1:])
+        low = _mix_channels(colors, apply_bases(noise, bases))
         more = (alpha**2 * variance + sigma**2).sqrt() - sigma
         added = _mix_channels(colors.T, alpha * mean + more * low)
-        return sigma * noise + apply_bases(added, [basis.T for basis in _bases(noise, lowest)])
+        return sigma * noise + apply_bases(added, [basis.T for basis in bases])
 
     def denoise(self, x_t: Tensor, alpha: Any, sigma: Any) -> Tensor:
         """Return E[x_0 | x_t] for x_t = alpha x_0 + sigma eps, the Wiener filter, (B, C, *size).

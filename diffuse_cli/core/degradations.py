@@ -101,8 +101,9 @@ class Degradation(Settings):
         return None
 
     def observe(self, x0: Tensor, noise: Tensor) -> Tensor:
-        """Return y = A(x_0) + sigma n, with n shaped like y."""
-        return self.apply(x0) + self.sigma * noise
+        """Return y = A(x_0) + sigma n, with n shaped like y. Without sigma, n is not used."""
+        y = self.apply(x0)
+        return y + self.sigma * noise if self.sigma else y
 
     def fit_shape(self, shape: Sequence[int]) -> Degradation:
         """Return the degradation for samples of a shape (C, *size).

@@ -152,8 +152,8 @@ class Modules(Registry[Entry]):
         """
         module = self.own[name] if name in self.own else self._extensions[name].value
         try:
-            if isinstance(module, str) and (source := _source(module)) is not None:
-                text = ast.get_docstring(ast.parse(source))
+            if isinstance(module, str) and (tree := _parse_source(module)) is not None:
+                text = ast.get_docstring(tree)
             else:
                 text = inspect.getdoc(self[name])
         except InvalidArgument as error:
@@ -161,12 +161,13 @@ class Modules(Registry[Entry]):
         return (text or "").split("\n\n")[0]
 
 
-def _source(module: str) -> str | None:
-    """Return the source of a module without importing it, or None if there is none."""
-    with contextlib.suppress(Exception):  # a broken parent package, or not the name of a module
+def _parse_source(module: str) -> ast.Module | None:
+    """Return the syntax tree of a module, without importing it, or None if it has no source."""
+    with contextlib.suppress(Exception):  # a broken package or source, or not the name of a module
         spec = importlib.util.find_spec(module)
         loader = spec.loader if spec else None
-        return loader.get_source(module) if isinstance(loader, InspectLoader) else None
+        source = loader.get_source(module) if isinstance(loader, InspectLoader) else None
+        return None if source is None else ast.parse(source)
     return None
 
 

@@ -239,16 +239,19 @@ def solve(matrix: Linear, wanted: Tensor, iterations: int) -> Tensor:
     return found
 
 
+ROUNDS = 100
+"""Alternating projections of `enforce_consistency`."""
+
+
 def enforce_consistency(
-    x0: Tensor, degradation: Degradation, y: Tensor, *, bounded: bool = True, rounds: int = 100
+    x0: Tensor, degradation: Degradation, y: Tensor, *, bounded: bool = True
 ) -> Tensor:
     """Return the sample near x_0 with A x_0 = y, for y without noise.
 
     Args:
         bounded: whether to keep it in [-1, 1] too, by alternating projections, the range last.
-        rounds: the number of alternations.
     """
-    for _ in range(rounds if bounded else 1):
+    for _ in range(ROUNDS if bounded else 1):
         x0 = x0 - degradation.pinv(degradation.apply(x0) - y)
         x0 = x0.clamp(-1, 1) if bounded else x0
     return x0

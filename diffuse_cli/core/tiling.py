@@ -85,9 +85,7 @@ class Tiling:
         return total / counted
 
 
-def tile_network(
-    net: Network, size: Sequence[int], *, overlap: float = OVERLAP, batch: int = 64
-) -> Network:
+def tile_network(net: Network, size: Sequence[int], *, batch: int = 64) -> Network:
     """Wrap `net` for samples (B, C, *whole) that are at least as large as `size`.
 
     Windows have the largest weight in their middle, so that predictions blend. x_0, eps and a
@@ -97,7 +95,6 @@ def tile_network(
     Args:
         net: the network `net(x, t, **cond) -> (B, C', *size)`, or another function of x.
         size: the size of the samples on which it was trained.
-        overlap: the least fraction of a window that the next window covers too, in [0, 1).
         batch: the most windows to predict at a time, but at least one per sample.
 
     Raises:
@@ -105,7 +102,7 @@ def tile_network(
     """
 
     def predicted(x: Tensor, t: Any, *more: Any, **cond: Any) -> Tensor:
-        tiling = Tiling(tuple(x.shape[2:]), tuple(size), overlap)
+        tiling = Tiling(tuple(x.shape[2:]), tuple(size))
         if tiling.whole == tiling.size:
             return net(x, t, *more, **cond)
         together = max(1, batch // len(x))

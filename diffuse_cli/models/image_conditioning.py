@@ -132,7 +132,7 @@ class Conditioner:
 
     @cached_property
     def rendered_space(self) -> Space:
-        """The space of the images from `look`."""
+        """The space of the images from `render_input`."""
         own = {name: getattr(self.given, name) for name in ("mean", "std") if self.given.mean}
         if self.given.what == PAIRS:
             own["limits"] = self.given.limits
@@ -147,8 +147,7 @@ class Conditioner:
         """Return the conditioning input from samples (B, C, *size) that are degraded here."""
         assert self.degradation is not None
         made = self.degradation.draw_parts(draws.u)
-        y = made.observe(x0, draws.noise) if made.sigma else made.apply(x0)
-        return self.encode_observations(y, made)
+        return self.encode_observations(made.observe(x0, draws.noise), made)
 
     def encode_observations(self, y: Tensor, made: Degradation | None = None) -> Tensor:
         """Return the conditioning input from observations, by their pseudo-inverse, or from pairs.
@@ -190,7 +189,7 @@ class Conditioner:
         return given_draws(seed, step, positions, uniforms, observed, shape, device, purpose)
 
     def render_input(self, conditioning: Tensor) -> Array:
-        """Return a conditioning input as stored values of `shown`, mid-range where unknown."""
+        """Return a conditioning input in `rendered_space`, stored, mid-range where unknown."""
         numbers: Array = self.rendered_space.to_stored(conditioning[:, :-1]).cpu().numpy()
         return numbers
 
@@ -272,7 +271,7 @@ def measure_residuals(
     draws = _draw_rows(encoder, seed, "given", rows)
     made = encoder.degradation.draw_parts(draws.u)
     x, x0 = (encoder.space.to_model(torch.from_numpy(each)) for each in (samples, truths))
-    gap = (made.apply(x) - (made.observe(x0, draws.noise) if made.sigma else made.apply(x0))).abs()
+    gap = (made.apply(x) - made.observe(x0, draws.noise)).abs()
     known = made.known_mask(x0)
     if known is not None:
         count = known.expand_as(gap).flatten(1).sum(1).clamp(min=1)

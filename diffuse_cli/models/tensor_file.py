@@ -263,7 +263,11 @@ def describe_mismatch(
     return format_first(problems, "; ")
 
 
-def format_first(texts: Collection[str], between: str = ", ", most: int = 5) -> str:
+NAMED = 5
+"""The most problems that a message names."""
+
+
+def format_first(texts: Collection[str], between: str = ", ") -> str:
     """Return the first texts in order, and the number of further texts."""
-    more = f" and {len(texts) - most} more" if len(texts) > most else ""
-    return between.join(sorted(texts)[:most]) + more
+    more = f" and {len(texts) - NAMED} more" if len(texts) > NAMED else ""
+    return between.join(sorted(texts)[:NAMED]) + more

@@ -1,4 +1,4 @@
-"""Write files. No other module does.
+"""Write files. No other module does, except for locks and the index of images.
 
 Every file appears whole or not at all. It is written to a temporary file in the same folder, synced
 and renamed. Then the folder is synced, so that the rename survives a power cut. A folder is renamed

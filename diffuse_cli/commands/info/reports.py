@@ -20,9 +20,10 @@ from diffuse_cli.core.settings import dimensions
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import Dataset, Summary, is_images, read_cells, read_images
 from diffuse_cli.data.metadata_columns import describe_columns
-from diffuse_cli.data.samples import limit_levels, moments
+from diffuse_cli.data.samples import limit_levels, moments, select_evenly
 from diffuse_cli.data.summary import describe_fit, format_sizes, plural, remark_lines, skip_lines
 from diffuse_cli.media import MEDIA, Array, figures, render_samples, resolve_layout
+from diffuse_cli.media.image.planes import to_pixels
 from diffuse_cli.system import files, outputs
 from diffuse_cli.system.errors import DataError, UsageError, translate_errors
 from diffuse_cli.system.events import Notice, Progress, Work, align_columns
@@ -359,23 +360,16 @@ def make_sheet(images: Dataset) -> Work[Image.Image]:
     """
     space = limit_levels(images.estimated_space, images.stored)
     if not images.class_names:
-        some = _select_evenly(np.arange(len(images)), SHOWN)
+        some = select_evenly(np.arange(len(images)), SHOWN)
         return figures.arrange_grid(_shrink_images(images, space, some))
     labels = list(range(len(images.class_names)))
     if (images.labels == -1).any():
         labels.append(-1)
     if len(labels) > ROWS:
         yield Notice(f"the contact sheet shows {ROWS} of {len(labels):,} classes")
-    chosen = [labels[i] for i in _select_evenly(np.arange(len(labels)), ROWS)]
-    rows = [_select_evenly(np.flatnonzero(images.labels == label), COLUMNS) for label in chosen]
+    chosen = [labels[i] for i in select_evenly(np.arange(len(labels)), ROWS)]
+    rows = [select_evenly(np.flatnonzero(images.labels == label), COLUMNS) for label in chosen]
     return figures.arrange_grid(_fill_rows(images, space, rows), columns=max(map(len, rows)))
-
-
-def _select_evenly(indices: Array, most: int) -> Array:
-    """Return at most `most` of the indices, evenly spaced from the first to the last."""
-    if len(indices) <= most:
-        return indices
-    return indices[np.linspace(0, len(indices) - 1, most).round().astype(np.int64)]
 
 
 def _fill_rows(images: Dataset, space: Space, rows: Sequence[Array]) -> Array:
@@ -391,4 +385,4 @@ def _shrink_images(images: Dataset, space: Space, chosen: Array) -> Array:
     """Images at the size on the sheet."""
     seen = (render_samples(space, images.stored[[k]])[0] for k in chosen)
     shrunk = (figures.shrink_image(figures.to_image(each), SIDE) for each in seen)
-    return np.stack([np.atleast_3d(np.asarray(each)).transpose(2, 0, 1) for each in shrunk])
+    return np.stack([*map(to_pixels, shrunk)])

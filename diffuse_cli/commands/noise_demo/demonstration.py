@@ -217,9 +217,11 @@ class DemoSample:
 
     def shrink(self, side: int) -> DemoSample:
         """Return an image scaled down to a largest side. Anything else as it is."""
+        from diffuse_cli.media.image.planes import to_pixels
+
         if self.space.medium != "image":
             return self
-        values = _channels_first(figures.shrink_image(figures.to_image(self.values), side))
+        values = to_pixels(figures.shrink_image(figures.to_image(self.values), side))
         return replace(self, values=values, space=replace(self.space, size=values.shape[1:]))
 
 
@@ -268,7 +270,7 @@ def _read_own_image(config: DemoConfig) -> Work[DemoSample]:
     """Return an image at the size asked for, or its own, in 8 bits."""
     from diffuse_cli.media import image
     from diffuse_cli.media.image.decoding import read_image
-    from diffuse_cli.media.image.planes import fit_image
+    from diffuse_cli.media.image.planes import fit_image, to_pixels
     from diffuse_cli.sampling.tasks.task_inputs import rgb
 
     background = config.background or WHITE
@@ -278,9 +280,5 @@ def _read_own_image(config: DemoConfig) -> Work[DemoSample]:
         picture = fit_image(picture, config.size, config.fit or "crop", rgb(background))
     else:
         picture = figures.shrink_image(picture, OWN_SIDE)
-    values = _channels_first(picture)
+    values = to_pixels(picture)
     return DemoSample(values, image.space(values[None]))
-
-
-def _channels_first(picture: Any) -> Array:
-    return np.atleast_3d(np.asarray(picture)).transpose(2, 0, 1)

@@ -67,7 +67,7 @@ def assemble(foreign: ForeignModel, source: ForeignSource, config: ConvertConfig
 
 def read_net(where: Path, config: ConvertConfig, size: Size, fields: Mapping[str, Any]) -> Net:
     """Return the network that the file `where` describes, for images of `size`; `fields` as in
-    `net`.
+    `make_net`.
 
     An invalid one is the file's fault, unless its levels do not halve the typed --size.
     """
