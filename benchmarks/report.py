@@ -80,8 +80,8 @@ How good are samples after minutes on one core? `diffuse` uses its defaults. The
 best settings found in at least 40 minutes of search (20 at 64×64, over targets and rates only)
 ([method](../benchmarks/README.md#quality-for-time)).
 
-**The lead of `diffuse` is that of its recipe.** A review found that the baselines of all tables
-below were handicapped: Muon took an eighth of a step of diffusers (torch's moves one matrix at a
+**The lead of `diffuse` is that of its recipe.** The baselines of all tables below were
+handicapped: Muon took an eighth of a step of diffusers (torch's moves one matrix at a
 time, and it moved more of them), its layers did not start at 0 like ours, it ran in training mode,
 noise was drawn slowly, and batch and solver came from trials of four minutes. The scripts are
 corrected, and searches and finals have to be run again. So far there is one pair per data set: the

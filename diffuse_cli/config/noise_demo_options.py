@@ -70,7 +70,7 @@ class DemoConfig(ForwardConfig, ReverseConfig):
     fit: str | None = option.data.optional(
         "With --size or --model: crop, pad or stretch images of another shape.",
         table="media.FITS",
-        shown="crop",
+        shown="the model's, or crop",
     )
     out: str | None = option.optional(
         "Image file to write.", flag="-o", metavar="FILE", shown="NAME.noise-demo.png"

@@ -169,7 +169,7 @@ class GuideConfig(Options):
         "Weaker model for autoguidance (self: the early EMA checkpoint of --keep-weak).",
         place=True,
         metavar="MODEL|self",
-        shown="the model's, if recommended by tune",
+        shown="the model's, if recommended by train or tune",
     )
 
 
@@ -191,7 +191,7 @@ class SamplerConfig(GuideConfig, TrajectoryConfig):
         "Guidance scale (0: unconditional, 1: conditional).",
         low=0,
         high=STRONGEST,
-        shown=f"the model's, or {GUIDANCE:g}, or 1 without label dropout or for numeric columns",
+        shown=f"the model's, or {GUIDANCE:g}, or 1 with an image, numbers or no label dropout",
     )
     weak_guidance: float | None = option.sampling.optional(
         "Autoguidance scale: 1 is the model itself, 0 the weaker model.",
