@@ -94,7 +94,7 @@ with AMX (`finals-pairs.json`, seed 3):
 | CIFAR-10 | 188 ± 7, 2,268 steps | 194 ± 7, 2,962 steps |
 | Fashion-MNIST | 75 ± 5, 1,993 steps | 69 ± 4, 2,468 steps |
 
-Quality is equal within the errors. diffusers took 1.24 and 1.31 times as many steps: `diffuse` also
+Quality is equal within the errors. diffusers took 1.31 and 1.24 times as many steps: `diffuse` also
 makes previews, checkpoints and trials of sampling in that time, and computed its group norms twice.
 It does so no longer, and a step of 32 images at 32×32 takes 0.90 of its time
 ([measured](../benchmarks/README.md#a-training-step-of-tiny)), but the pairs were not repeated.
