@@ -72,7 +72,8 @@ def _is_fast_case(x: Tensor) -> bool:
 class _FusedGroupNorm(torch.autograd.Function):
     """Group norm of channels-last x (B, C, H, W), times weight, plus bias, with optional SiLU.
 
-    Weight and bias are float32, (C,) or (B, C). Groups do not fill the registers.
+    Weight and bias are float32, (C,) or (B, C). Used for groups that do not fill the registers, and
+    for an x without gradient.
     """
 
     @staticmethod

@@ -349,7 +349,6 @@ def test_drawn_arrays_are_read_as_they_are_written(recipe: Path, tmp_path: Path)
             "wasserstein"
         ].value
     )
-    assert found.json["settings"].get("layout") in (None, "HWC")
 
 
 def test_what_a_command_says_is_logged(model: Path, images: Path, caplog: Any):
