@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -25,8 +27,17 @@ def cosines(side: int, count: int, rounded: str = "float64") -> Any:
     return rows
 
 
+@functools.lru_cache(maxsize=32)
+def basis(side: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the matrix of the cosine transform of a side, with a row for each frequency."""
+    import torch
+
+    with torch.inference_mode(False):  # the cached matrix may later be used with gradients
+        return torch.from_numpy(cosines(side, side)).to(dtype).to(device)
+
+
 def apply_bases(x: Tensor, bases: Sequence[Tensor]) -> Tensor:
     """Return each spatial dimension of x (B, C, *size) times the matrix that belongs to it."""
-    for dim, basis in enumerate(bases, 2):
-        x = (x.movedim(dim, -1) @ basis.mT).movedim(-1, dim)
+    for dim, matrix in enumerate(bases, 2):
+        x = (x.movedim(dim, -1) @ matrix.mT).movedim(-1, dim)
     return x

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
-from diffuse_cli.core.cosine_transform import apply_bases, cosines
+from diffuse_cli.core.cosine_transform import apply_bases, basis, cosines
 from diffuse_cli.core.registry import InvalidArgument
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class DataGaussian:
         low = _mix_channels(colors, apply_bases(noise, bases))
         more = (alpha**2 * variance + sigma**2).sqrt() - sigma
         added = _mix_channels(colors.T, alpha * mean + more * low)
-        return sigma * noise + apply_bases(added, [basis.T for basis in bases])
+        return sigma * noise + apply_bases(added, [each.T for each in bases])
 
     def denoise(self, x_t: Tensor, alpha: Any, sigma: Any) -> Tensor:
         """Return E[x_0 | x_t] for x_t = alpha x_0 + sigma eps, the Wiener filter, (B, C, *size).
@@ -103,7 +103,7 @@ class DataGaussian:
         colors, mean, variance, bases = self._tables(x_t)
         x = _mix_channels(colors, apply_bases(x_t, bases)) - alpha * mean
         x0 = mean + alpha * variance / (alpha**2 * variance + sigma**2) * x
-        return apply_bases(_mix_channels(colors.T, x0), [basis.T for basis in bases])
+        return apply_bases(_mix_channels(colors.T, x0), [each.T for each in bases])
 
     def scale(self, alpha: Any, sigma: Any, like: Tensor) -> Tensor:
         """Return the scale of corrections of `denoise`, in x_0, that broadcasts against `like`.
@@ -141,12 +141,9 @@ class DataGaussian:
         mean = torch.zeros_like(variance)
         _view_lowest(mean).copy_(torch.tensor(self.mean, dtype=torch.float64))
         colors = torch.tensor(self.colors, dtype=torch.float64)
-        bases = [torch.from_numpy(cosines(side, side)) for side in self.size]
         # Cast on the CPU, because float64 is not on every device.
-        colors, mean, variance, *bases = (
-            table.to(dtype).to(device) for table in (colors, mean, variance, *bases)
-        )
-        return colors, mean, variance, bases
+        colors, mean, variance = (t.to(dtype).to(device) for t in (colors, mean, variance))
+        return colors, mean, variance, [basis(side, dtype, device) for side in self.size]
 
 
 def measure(read: Callable[[], Iterable[Tensor]], *, bands: bool = True) -> DataGaussian:

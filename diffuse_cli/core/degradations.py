@@ -8,14 +8,13 @@ reads the short form, for example `low-res:4`.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from diffuse_cli.core.cosine_transform import apply_bases, cosines
+from diffuse_cli.core.cosine_transform import apply_bases, basis
 from diffuse_cli.core.inpainting import MASKS
 from diffuse_cli.core.registry import InvalidArgument, Registry, lookup, suggest
 from diffuse_cli.core.settings import (
@@ -29,13 +28,8 @@ from diffuse_cli.core.settings import (
 from diffuse_cli.core.space import send
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
-
-# -- degradation ----------------------------------------------------------------------------------
-
-# The base class of all degradations.
 
 NOISE = "noise"
 """Name of the degradation that can be added to another."""
@@ -249,6 +243,10 @@ class Grey(Degradation):
         return self.pinv(y) / self.channels
 
 
+LONGEST = 16_384
+"""Longest side to blur, whose transform is a matrix of side x side numbers."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Blur(Degradation):
     """Gaussian blur of an image that is mirrored at its borders.
@@ -263,6 +261,11 @@ class Blur(Degradation):
 
     NAME, VALUE, EXAMPLE = "blur", "width", "blur:2"
     width: float = setting(2.0, 0.1, 1000)
+
+    def fit_shape(self, shape: Sequence[int]) -> Degradation:
+        if max(shape[1:]) > LONGEST:
+            raise self.refusal(f"sides of at most {LONGEST:,}", dimensions(shape[1:]))
+        return self
 
     def apply(self, x0: Tensor) -> Tensor:
         return self._scaled(x0, self._gains(x0))
@@ -293,15 +296,6 @@ class Blur(Degradation):
         """Multiply the frequencies of x."""
         bases = [basis(side, x.dtype, x.device) for side in x.shape[2:]]
         return apply_bases(apply_bases(x, bases) * gains, [each.mT for each in bases])
-
-
-@functools.lru_cache(maxsize=32)
-def basis(side: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return the matrix of the cosine transform of a side, with a row for each frequency."""
-    import torch
-
-    with torch.inference_mode(False):  # the cached matrix may later be used with gradients
-        return torch.from_numpy(cosines(side, side)).to(dtype).to(device)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -163,10 +163,16 @@ class Denoiser:
                 the network's time input are interpolated. Targets in `STEPWISE` use the nearest
                 timestep.
             cond: keywords for the network, for example `label`.
+
+        Raises:
+            InvalidArgument: the network has no output for a learned variance.
         """
         if isinstance(t, float) and self.target in STEPWISE:
             t = round(t)
         x0, eps, raw, rest = self._predict(x_t, t, cond)
+        if self.variance in LEARNED and rest.shape[1] != x_t.shape[1]:
+            text = f"variance '{self.variance}' needs {2 * x_t.shape[1]} output channels"
+            raise InvalidArgument(text)
 
         def log_var(t: Time, s: Time | None = None) -> Any:
             pair = self.process.coefficients(t, s, like=x_t)

@@ -31,7 +31,7 @@ LOWEST = -15.0
 """Log-SNR below which errors are constant: the best prediction is the mean of the data."""
 
 LEAST = 1e-10
-"""Least error, so that its logarithm is finite. The bins of 16-bit data are far wider."""
+"""Least error, so that its logarithm is finite. Rounding to 16 bits has about as much."""
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.core.solvers import State, Times, unipc
+from diffuse_cli.core.space import send
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -118,9 +119,8 @@ def consistency_loss(
 
     found = solve_trajectory(conditioned, process, noise)
     points = len(found.times)
-    times = torch.tensor(found.times, device=noise.device).repeat_interleave(count)
-    repeated = {key: value.repeat(points, *[1] * (value.ndim - 1)) for key, value in cond.items()}
-    estimate = denoiser(found.x.flatten(0, 1), times, **repeated).x0
+    times = send(torch.tensor(found.times), noise.device).repeat_interleave(count)
+    estimate = denoiser(found.x.flatten(0, 1), times, **repeat_conditions(cond, points)).x0
     _, sigma = process.alpha_sigma(times, like=estimate)
     error = (estimate - found.end.repeat(points, *[1] * (noise.ndim - 1))) / sigma
     distance = error.abs().flatten(1).mean(1)
@@ -183,16 +183,13 @@ def generate_samples(denoiser: Denoiser, noise: Tensor, again: Tensor, **cond: A
     second = rest[0] if rest else first
     with torch.no_grad():
         x_t = process.diffuse(denoiser(noise, first, **cond).x0, second, again)
-    times = torch.tensor([first, second], device=noise.device).repeat_interleave(len(noise))
+    times = send(torch.tensor([first, second]), noise.device).repeat_interleave(len(noise))
     return denoiser(torch.cat([noise, x_t]), times, **repeat_conditions(cond)).x0
 
 
-def repeat_conditions(cond: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Repeat the conditions of a batch, for the two samples that `generate_samples` makes of each
-    noise."""
-    import torch
-
-    return {key: torch.cat([value, value]) for key, value in cond.items()}
+def repeat_conditions(cond: Mapping[str, Tensor], count: int = 2) -> dict[str, Tensor]:
+    """Repeat the conditions of a batch, by default for the two samples of `generate_samples`."""
+    return {key: value.repeat(count, *[1] * (value.ndim - 1)) for key, value in cond.items()}
 
 
 def distribution_matching_loss(

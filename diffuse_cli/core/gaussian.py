@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,21 +13,13 @@ MIN_PROBABILITY = 1e-12
 """Least probability of a bin with 256 levels. It shrinks in proportion to the bin's width."""
 
 
-# Both functions are precise far below 0, where they are near 0, but not far above, where they are
-# near 1.
-
-
 def tanh_cdf(z: Tensor) -> Tensor:
-    """Return the standard normal distribution function, approximated with tanh (Page 1977)."""
+    """Return the standard normal distribution function, approximated with tanh (Page 1977).
+
+    It is precise far below 0, where it is near 0, but not far above, where it is near 1.
+    """
     # (1 + tanh u) / 2
     return (2 * math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)).sigmoid()
-
-
-def exact_cdf(z: Tensor) -> Tensor:
-    """Return the standard normal distribution function."""
-    import torch
-
-    return 0.5 * torch.erfc(-z / math.sqrt(2))
 
 
 @dataclass(frozen=True, init=False)
@@ -58,9 +49,7 @@ class Gaussian:
         squared = (x - self.mean) ** 2 * (-self.log_var).exp()
         return 0.5 * (math.log(2 * math.pi) + self.log_var + squared)
 
-    def discrete_nll(
-        self, x: Tensor, cdf: Callable[[Tensor], Tensor] = tanh_cdf, levels: int = 256
-    ) -> Tensor:
+    def discrete_nll(self, x: Tensor, levels: int = 256) -> Tensor:
         """Return the negative log-probability of each element's bin (Ho et al. 2020, eq. 13).
 
         In nats. `x` holds levels 2k / (levels - 1) - 1. Bins are 2 / (levels - 1) wide, and the
@@ -72,8 +61,8 @@ class Gaussian:
         # difference is precise. Above the mean, values near 1 would cancel for narrow tail bins.
         outermost = x.abs() > 1 - half / 2
         inside = -centered.abs()
-        above = cdf((half - centered * x.sign()).where(outermost, inside + half) * inverse_std)
-        below = cdf((inside - half) * inverse_std) * ~outermost
+        above = tanh_cdf((half - centered * x.sign()).where(outermost, inside + half) * inverse_std)
+        below = tanh_cdf((inside - half) * inverse_std) * ~outermost
         least = MIN_PROBABILITY * min(1.0, 256 / levels)
         return -(above - below).clamp(min=least).log()
 

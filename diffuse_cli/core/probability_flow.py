@@ -42,6 +42,9 @@ def log_densities(
         probes: random tensors like x0 with E[e e^T] = 1, for example of signs. The divergence is
             the mean of e^T J e over them (Hutchinson 1990), so the result has no bias.
         cond: keywords for the network.
+
+    Raises:
+        InvalidArgument: no timestep has a signal.
     """
     process, dims = denoiser.process, x0[0].numel()
     signals = int((process.alpha_bars > 0).sum())

@@ -160,6 +160,8 @@ class Process:
             return StepCoefficients(*self._steps(t, like))
         if isinstance(t, Tensor) or isinstance(s, Tensor):
             t, s = (torch.as_tensor(v).detach().cpu() for v in (t, s))
+            if bool((t < 0).any()):
+                raise IndexError(CLEAN)
             if bool((t < s.clamp(min=0)).any()):
                 raise ValueError(BACKWARD)
             levels = (self._alpha_bars_at(v) for v in (t, s))

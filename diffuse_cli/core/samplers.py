@@ -227,8 +227,10 @@ def sample(
         return torch.randn(x.shape, generator=draws).to(x)
 
     with torch.no_grad():
-        *_, last = run(partial(denoise, **options), process, x, times, noise=noise_at, **knobs)
-    return last.x
+        # One state at a time, as thousands would fill the memory.
+        for state in run(partial(denoise, **options), process, x, times, noise=noise_at, **knobs):
+            x = state.x
+    return x
 
 
 SPACED = {"unipc": "wide"}

@@ -9,7 +9,8 @@ import torch
 from oracles import generator
 
 from diffuse_cli.core import DEGRADATIONS
-from diffuse_cli.core.degradations import CUTOFF, Degradation, Mask, basis, parse
+from diffuse_cli.core.cosine_transform import basis
+from diffuse_cli.core.degradations import CUTOFF, Degradation, Mask, parse
 from diffuse_cli.core.inpainting import LARGEST, MASKS, MOST, SMALLEST
 from diffuse_cli.core.registry import InvalidArgument
 
@@ -164,6 +165,7 @@ def test_a_wrong_form_is_refused_in_words(text: str, said: str):
     [
         ("low-res:4", (3, 30, 32), "multiples of 4, not 30 high x 32 wide"),
         ("grey", (1, 8, 8), "several channels, not 1"),
+        ("blur:2", (1, 65_536), "sides of at most 16,384, not 65536"),
         ("downsample-channels:2", (3, 8), "a multiple of 2 channels, not 3"),
     ],
 )

@@ -200,6 +200,8 @@ def test_a_negative_time_never_reads_the_last_timestep():
         with pytest.raises(IndexError):
             FULL.coefficients(t, like=x0)
         with pytest.raises(IndexError):
+            FULL.coefficients(t, -1, like=x0)
+        with pytest.raises(IndexError):
             FULL.time_input(t, like=x0)
     assert FULL.log_snr(-1) == math.inf
     assert FULL.log_snr(torch.tensor([0, -1])).tolist() == [FULL.log_snr(0), math.inf]

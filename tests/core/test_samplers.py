@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ from oracles import (
 from diffuse_cli.core import SAMPLERS, VARIANCES, Denoiser
 from diffuse_cli.core.guidance import clip
 from diffuse_cli.core.registry import InvalidArgument
-from diffuse_cli.core.samplers import OF_DISTILLED, encode, sampler_options
+from diffuse_cli.core.samplers import OF_DISTILLED, State, encode, sample, sampler_options
 from diffuse_cli.core.solvers import SolverStep, _phi
 
 LINEAR = process_of("linear", 1000)
@@ -120,6 +121,22 @@ def test_a_sampler_yields_a_state_after_each_step(name: str):
     assert all(0 <= k < len(times) for k in asked)
     assert asked == sorted(set(asked))
     assert torch.equal(start, torch.ones_like(start))
+
+
+def test_a_sampling_keeps_one_state_at_a_time(monkeypatch: pytest.MonkeyPatch):
+    begun: list[weakref.ref[torch.Tensor]] = []
+
+    def many(denoise, process, x, times, *, noise):
+        for t in times:
+            x = x + 1
+            begun.append(weakref.ref(x))
+            assert sum(ref() is not None for ref in begun) <= 3
+            yield State(x, x, t)
+
+    monkeypatch.setitem(SAMPLERS, "many", many)
+    drawn = sample(exact_denoiser(COSINE, "v"), (1, 1, 2, 2), steps=20, sampler="many", seed=0)
+    assert drawn.shape == (1, 1, 2, 2)
+    assert len(begun) == 20
 
 
 @pytest.mark.parametrize("name", list(SAMPLERS))

@@ -29,8 +29,8 @@ class Ends:
     Fine-tuning with other channels or conditions changes these tensors.
 
     Attributes:
-        input: the weight whose second dimension is the channels of the sample, followed by the
-            channels of the conditioning array.
+        input: the weight whose second dimension is the channels of the sample, then of its
+            estimate by a Wiener filter, if any, and of the conditioning array.
         output, output_bias: the weight and bias whose first dimension is the channels of the
             sample, followed by the channels of a learned variance.
         classes: the weight with a row for each class, and a last row for "no class".

@@ -121,11 +121,12 @@ class UNetLevel(nn.Module):
     def forward(
         self, h: Tensor, emb: Tensor, run: Run = run_directly, skips: list[Tensor] | None = None
     ) -> tuple[Tensor, list[Tensor]]:
-        """Return the output and all states. It pops `skips` from their end."""
+        """Return the output, and without `skips` all states. It pops `skips` from their end."""
         states = []
         for i in range(len(self.resnets)):
             h = run(self._block, i, h, emb, skips.pop() if skips is not None else None)
-            states.append(h)
+            if skips is None:
+                states.append(h)
         if self.resize is halve_size:
             h = run(self.downsamplers[0], h, emb)
             states.append(h)

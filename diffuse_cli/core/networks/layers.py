@@ -175,7 +175,7 @@ class Fourier(nn.Module):
         self.register_buffer("weight", self.SCALE * torch.randn(count))
 
     def forward(self, t: Tensor) -> Tensor:
-        """Map (B,) to (B, 2 * width of the network)."""
+        """Map (B,) to (B, width of the embedding)."""
         angles = t.float()[:, None] / 1000 * self.weight * (2 * math.pi)
         return concat_cos_sin(angles, cos_first=self.cos_first)
 
