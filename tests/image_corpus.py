@@ -10,7 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageColor
+
+from diffuse_cli.media.image.decoding import decode_image, silence_pillow
+
+
+def decode(data: bytes, background: str = "white") -> Image.Image:
+    """The first frame of an image file, as L or RGB."""
+    silence_pillow()
+    return decode_image(data, ImageColor.getrgb(background)[:3]).as_srgb()
 
 
 def noise(seed: int, size: tuple[int, int] = (8, 8), mode: str = "L") -> Image.Image:

@@ -110,6 +110,8 @@ def read_images(
         "medium": medium,
         "bits": bits,
         **asdict(asked),
+        # A number may stand for any number of sides, and the completed size has them all.
+        "size": size[:1] if size and len(set(size)) == 1 else size,
     }
     known = DatasetIndex(index, about, goes_on)
     with contextlib.closing(open_source(Path(source), single=single)) as opened:
@@ -121,10 +123,8 @@ def read_images(
         if before is None and (keep is None or bound <= keep):
             known.remove()
             known = DatasetIndex(None, about)
-        taken = bound if keep is None else min(bound, keep)
-        folder = cache if cache is not None and taken > map_over else None
         tally = Tally()
-        kept = KeptSamples(folder, len(listing.candidates), keep)
+        kept = KeptSamples(cache, len(listing.candidates), keep, map_over)
         each = workers or cores()
         reading = yield from decode_listing(reading, listing, tally, kept, known, strict, each)
         if (store := kept.store) is None:
@@ -175,7 +175,7 @@ def _complete_settings(
 
 
 def max_sample_bytes(listing: Listing, asked: ReadSettings) -> int:
-    """Return an upper bound of the samples' bytes.
+    """Return a bound of the samples' bytes, which compressed arrays and pages can exceed.
 
     It counts the requested channels and type, by default four channels of bytes, or the size of the
     files.

@@ -85,15 +85,20 @@ class Store:
 class KeptSamples:
     """The first samples of a data set, up to `keep` bytes. All of them if it is None.
 
+    They are in memory up to `map_over` bytes, otherwise in a file in `folder`, if it is given.
+
     Attributes:
         store: the store for the shape that all samples have so far; None before the first.
         open: whether another sample can be appended.
     """
 
-    def __init__(self, folder: Path | None, total: int, keep: int | None) -> None:
+    def __init__(
+        self, folder: Path | None, total: int, keep: int | None, map_over: int = 0
+    ) -> None:
         self.store: Store | None = None
         self.open = True
         self._folder, self._total, self._keep = folder, total, keep
+        self._map_over = map_over
         if folder is not None:
             remove_index(folder)
 
@@ -102,10 +107,10 @@ class KeptSamples:
     ) -> None:
         """Start a store of another shape with these samples, by default those kept so far."""
         kept: Iterable[Array] = () if self.store is None else self.store.finish()
-        room = self._total
-        if self._keep is not None:
-            room = min(room, self._keep // (math.prod(shape) * dtype.itemsize))
-        self.store = Store(self._folder, room, shape, dtype)
+        each = math.prod(shape) * dtype.itemsize
+        room = self._total if self._keep is None else min(self._total, self._keep // each)
+        folder = self._folder if room * each > self._map_over else None
+        self.store = Store(folder, room, shape, dtype)
         was_open, self.open = self.open, True
         for values in kept if samples is None else samples:
             self.append(values)

@@ -197,9 +197,11 @@ class Stream:
         return cls(origin, kept, values["holes"], values["workers"], values["strict"])
 
     def close(self) -> None:
-        """End the workers."""
+        """End the workers, and close the source."""
         self._stack.close()
         self._pool, self._decode = None, decode_files
+        if reading := self.__dict__.pop("_reading", None):
+            reading.source.close()
 
     # -- faults ------------------------------------------------------------------------------------
 

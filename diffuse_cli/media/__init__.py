@@ -19,6 +19,7 @@ from diffuse_cli.media.file_errors import MEMORY, Unusable
 from diffuse_cli.media.shapes import ALPHA as ALPHA
 from diffuse_cli.media.shapes import FITS as FITS
 from diffuse_cli.media.shapes import Fit as Fit
+from diffuse_cli.media.shapes import Size as Size
 from diffuse_cli.media.shapes import crop
 from diffuse_cli.media.shapes import infer_layout as infer_layout
 from diffuse_cli.media.shapes import layout_name as layout_name
@@ -27,7 +28,6 @@ from diffuse_cli.system.memory import is_out_of_memory
 
 Array = npt.NDArray[Any]
 Indices = npt.NDArray[np.int64]
-Size = tuple[int, ...]
 
 LARGE = 2**24
 """Samples of more elements or bytes are read one at a time, which bounds the memory."""
@@ -254,7 +254,8 @@ class Medium:
         """
         if size is None:
             return None
-        if [*self.sides] == [1] and len(set(size)) == 1:
+        long = 1 in self.sides and size[0] > LONGEST_SIDE  # as only one side can be
+        if len(set(size)) == 1 and ([*self.sides] == [1] or long):
             size = size[:1]
         if len(size) > 1 and max(size) > LONGEST_SIDE:
             raise InvalidArgument(f"a side is 1 to {LONGEST_SIDE} long", argument="size")

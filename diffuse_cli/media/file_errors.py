@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import zipfile
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
+from typing import IO
 
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.files import show
@@ -120,6 +123,33 @@ def read_required_file(path: Path, one: str, hint: str) -> Iterator[bytes]:
         if info.st_size > LARGEST_FILE:
             raise Unusable(TOO_LARGE)
         yield path.read_bytes()
+
+
+# -- zip files ------------------------------------------------------------------------------------
+
+# Members of zip files, which declare their sizes.
+
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+"""With other methods, zipfile unpacks a whole member for any read."""
+
+_AT_ONCE = 2**20
+
+
+def member_fault(info: zipfile.ZipInfo) -> str:
+    """Return why a member of a zip file is not read, or an empty string."""
+    kind = stat.S_IFMT(info.external_attr >> 16)
+    if info.flag_bits & 0x1:
+        return ENCRYPTED
+    if info.file_size > LARGEST_FILE:
+        return TOO_LARGE
+    if info.compress_type not in _METHODS:
+        return COMPRESSION
+    return IRREGULAR if kind not in (0, stat.S_IFREG) else ""
+
+
+def read_member(file: IO[bytes]) -> bytes:
+    """Read an opened member. A single read would unpack more than its declared size."""
+    return b"".join(iter(partial(file.read, _AT_ONCE), b""))
 
 
 # -- advice ---------------------------------------------------------------------------------------

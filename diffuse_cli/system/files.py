@@ -100,10 +100,6 @@ def _temporary(path: Path, kind: str = "") -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}{kind}.tmp")
 
 
-def _is_temporary(path: Path) -> bool:
-    return _TEMPORARY.fullmatch(path.name) is not None
-
-
 class _Writer(io.BufferedWriter):
     """A new file, which is removed at the end unless it is renamed."""
 
@@ -171,7 +167,7 @@ def _leftovers(folder: Path) -> tuple[Path, ...]:
     The result is cached, because listing a large folder for every file is slow.
     """
     with contextlib.suppress(OSError):
-        return tuple(p for p in folder.iterdir() if _is_temporary(p))
+        return tuple(p for p in folder.iterdir() if _TEMPORARY.fullmatch(p.name))
     return ()
 
 
@@ -305,7 +301,7 @@ def remove(path: Path) -> None:
 
 def _removal_path(path: Path) -> Path:
     """Return the name of a folder while its files are removed."""
-    if not _is_temporary(path):
+    if not _TEMPORARY.fullmatch(path.name):
         return _temporary(path, ".old")
     return path.with_name(path.name.replace(f"{_BEFORE}.tmp", ".old.tmp"))
 

@@ -59,7 +59,9 @@ def model_path(run: Path) -> Path:
 
 def list_checkpoints(checkpoints: Path) -> list[Path]:
     """Return the complete checkpoints, newest first."""
-    return sorted((p.parent for p in checkpoints.glob(f"step-*/{MANIFEST}")), reverse=True)
+    found = (path.parent for path in checkpoints.glob(f"step-*/{MANIFEST}"))
+    named = (path for path in found if path.name.removeprefix("step-").isdecimal())
+    return sorted(named, key=checkpoint_step, reverse=True)
 
 
 def checkpoint_step(checkpoint: Path) -> int:

@@ -603,6 +603,11 @@ def test_a_map_equals_memory(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "cache").iterdir()] == ["pixels.u8"]
     assert (tmp_path / "cache" / "pixels.u8").stat().st_size == 50 * 64
     small = read(folder, cache=tmp_path / "small", map_over=2**30)
+    packed = tmp_path / "packed"
+    packed.mkdir()
+    for k in range(8):  # four times as large as its bytes
+        np.save(packed / f"{k}.npy", np.full((4, 64, 64), k, np.int8))
+    assert isinstance(read(packed, cache=tmp_path / "p", map_over=2**18).stored, np.memmap)
     assert not isinstance(small.stored, np.memmap)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, Ran, environment, write_images
-from image_corpus import chunk, encoded, fill, noise, png
+from image_corpus import chunk, decode, encoded, fill, noise, png
 from odd_files import odd, place, rubbish, zeros
 from PIL import ImageFile
 from training.conftest import QUICK
@@ -21,16 +21,15 @@ from training.conftest import QUICK
 from diffuse_cli.data import decoding_workers, read_images
 from diffuse_cli.media.file_errors import Unusable
 from diffuse_cli.media.image import decoding
-from diffuse_cli.media.image.decoding import decode
 from diffuse_cli.system.events import finish
 
 MIB = 2**20
 FOUND = """if True:
     import json, sys
     sys.path.insert(0, sys.argv[1])
+    from image_corpus import decode
     from peak_memory import forget, peak
     from diffuse_cli.data import read_images
-    from diffuse_cli.media.image.decoding import decode
     from diffuse_cli.system.events import finish
     small, *folders = sys.argv[2:]
     decode(open(small, "rb").read())  # what is allocated once

@@ -517,6 +517,7 @@ def test_a_damaged_parquet_is_named_and_the_others_are_read(tmp_path: Path, dama
     assert len(found) == 8
     assert found.class_names == ("a", "b")
     assert found.summary.skipped == {reason: (1, (f"{path.name}/",))}
+    assert [*read_cells(folder, found.names).columns]
     with pytest.raises(DataError) as caught:
         read(path)
     assert "\n" not in str(caught.value)

@@ -343,6 +343,27 @@ def test_a_run_that_goes_on_has_the_set_of_its_index(own: Path, tmp_path: Path, 
     assert decoded == []  # but for those that are kept
 
 
+def test_a_run_goes_on_from_another_folder(own: Path, tmp_path: Path, monkeypatch):
+    index = tmp_path / "index.jsonl"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(own.parent)
+    whole = streamed(Path(own.name), index=index)[0].stored[:]
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    images, _ = streamed(own, index=index, goes_on=True)
+    assert np.array_equal(images.stored[:], whole)
+
+
+def test_a_number_is_the_size_of_any_number_of_sides(tmp_path: Path, decoded: list[str]):
+    folder, index = tmp_path / "volumes", tmp_path / "index.jsonl"
+    folder.mkdir()
+    for k in range(4):
+        (folder / f"{k}.npy").write_bytes(npy(np.full((8, 8, 8), k, np.float32)))
+    options = {"index": index, "medium": "array", "layout": "DHW"}
+    names = streamed(folder, size=(8, 8), **options)[0].names
+    (folder / "3.npy").unlink()
+    assert streamed(folder, size=(8, 8, 8), goes_on=True, **options)[0].names == names
+
+
 def test_lines_are_in_the_order_of_names_and_say_what_was_found(folder: Path, tmp_path: Path):
     index = tmp_path / "index.jsonl"
     images, _ = streamed(folder, index=index)

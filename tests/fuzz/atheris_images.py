@@ -20,9 +20,10 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 with atheris.instrument_imports(include=["PIL", "diffuse_cli"]):
+    from image_corpus import decode
+
     from diffuse_cli.media import file_errors as reasons
     from diffuse_cli.media.file_errors import Unusable
-    from diffuse_cli.media.image.decoding import decode
 
 from mutated_images import BY_FORMAT, CHANGES, seeds
 from PIL import Image

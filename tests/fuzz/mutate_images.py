@@ -32,13 +32,13 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+from image_corpus import decode
 from mutated_images import mutated
 from odd_files import rubbish
 
 from diffuse_cli.app import main as diffuse
 from diffuse_cli.data import read_images
 from diffuse_cli.media.file_errors import Unusable
-from diffuse_cli.media.image.decoding import decode
 from diffuse_cli.system.events import finish
 
 IN_A_FOLDER = 100

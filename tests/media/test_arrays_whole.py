@@ -13,6 +13,8 @@ import torch
 
 from diffuse_cli.core import Space
 from diffuse_cli.models import model_file
+from diffuse_cli.sampling.generation import to_samples
+from diffuse_cli.system.errors import DivergedError
 
 DRAW = np.random.default_rng(3)
 
@@ -292,6 +294,11 @@ def test_a_gap_of_a_field_is_generated_where_the_mask_is_one(
     assert "a file like field.npy with 1 where to generate" in diffuse(*line).line
     ran = diffuse("inpaint", "m.safetensors", "holed.npy", "--mask", "gap.npy", "-q")
     assert (ran.code, "Replace them by other numbers" in ran.line) == (3, True)
+
+
+def test_levels_of_samples_that_are_not_finite_are_not_made():
+    with pytest.raises(DivergedError, match="the images have NaN or infinite numbers"):
+        to_samples(Space(channels=1, size=(2, 2)), torch.full((1, 1, 2, 2), float("nan")))
 
 
 def test_samples_that_are_not_finite_are_not_written(

@@ -255,7 +255,9 @@ def test_spaces_that_are_no_sound():
 
 def test_a_size_of_one_number_is_a_length():
     assert MEDIA["audio"].resolve_size((9000, 9000)) == (9000,)
-    for medium_, size in (("audio", (9, 8)), ("image", (9000, 9000)), ("array", (5000, 5000))):
+    assert MEDIA["array"].resolve_size((9000, 9000)) == (9000,)  # longer than a side of a field
+    assert MEDIA["array"].resolve_size((90, 90)) == (90, 90)
+    for medium_, size in (("audio", (9, 8)), ("image", (9000, 9000)), ("array", (5000, 4000))):
         with pytest.raises(InvalidArgument):
             MEDIA[medium_].resolve_size(size)
 

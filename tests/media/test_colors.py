@@ -10,14 +10,14 @@ from typing import Any
 import icc_profiles
 import numpy as np
 import pytest
-from image_corpus import chunk, encoded, noise
+from image_corpus import chunk, decode, encoded, noise
 from mutated_images import CHANGES
 from PIL import Image, ImageCms
 
 from diffuse_cli.media import ReadSettings, image
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.image import image_metadata
-from diffuse_cli.media.image.decoding import decode, decode_image
+from diffuse_cli.media.image.decoding import decode_image
 
 WHITE = (255, 255, 255)
 BUILT_IN = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

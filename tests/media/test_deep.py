@@ -10,6 +10,7 @@ from typing import Any
 import icc_profiles
 import numpy as np
 import pytest
+from image_corpus import decode
 from odd_files import grey
 from odd_files import tiff as made
 from PIL import Image, ImageOps
@@ -18,7 +19,6 @@ from diffuse_cli.core.space import Space
 from diffuse_cli.data import Dataset, read_images
 from diffuse_cli.evaluation import input_builders
 from diffuse_cli.media import ReadSettings, image
-from diffuse_cli.media.image.decoding import decode
 from diffuse_cli.media.image.planes import (
     SIGNATURE,
     chunk,

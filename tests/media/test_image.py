@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from image_corpus import BOMB, chunk, encoded, noise, png
+from image_corpus import BOMB, chunk, decode, encoded, noise, png
 from odd_files import grey, tiff
 from PIL import Image, ImageOps
 from xxhash import xxh3_128_digest
@@ -21,7 +21,7 @@ from xxhash import xxh3_128_digest
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.figures import to_image as to_image
 from diffuse_cli.media.file_errors import Unusable
-from diffuse_cli.media.image.decoding import decode, read_image
+from diffuse_cli.media.image.decoding import read_image
 from diffuse_cli.media.image.planes import fit_image as fit
 from diffuse_cli.media.image.planes import image_digest, pixel_digest, to_pixels
 from diffuse_cli.system.errors import DataError

@@ -9,14 +9,13 @@ from random import Random
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from image_corpus import encoded, fill, noise
+from image_corpus import decode, encoded, fill, noise
 from mutated_images import BY_FORMAT, CHANGES, mutated, seeds
 from PIL import Image
 
 from diffuse_cli.data import read_images
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.file_errors import Unusable
-from diffuse_cli.media.image.decoding import decode
 from diffuse_cli.system.events import finish
 
 REASONS = {value for value in vars(reasons).values() if isinstance(value, str)}

@@ -85,7 +85,7 @@ class ArrowRows(Source):
 
     def __init__(self, path: Path, shards: Sequence[Path]) -> None:
         super().__init__(path)
-        self._names = short_names(shards)
+        self._names = {path.absolute(): name for path, name in short_names(shards).items()}
         self._open: OrderedDict[str, tuple[Shard, ColumnRoles]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -142,6 +142,8 @@ class ArrowRows(Source):
                 continue
             except Exception as error:
                 raise_if_full(error)
+                if str(path) not in self._open:  # a damaged shard, which `entries` reports
+                    continue
                 raise DataError(f"cannot read the columns of {name}: {shorten(error)}") from error
             for row, entry in enumerate(entries):
                 cells = {c: values[c][row] if c in values else None for c in layout.plain}

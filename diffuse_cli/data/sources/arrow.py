@@ -87,7 +87,8 @@ class ArrowShard:
         self.schema, self.count = self._table.schema, self._table.num_rows
 
     def columns(self, names: Sequence[str]) -> Any:
-        return self._table.select([name.partition(".")[0] for name in names])
+        own = set(self.schema.names)
+        return self._table.select([n if n in own else n.rpartition(".")[0] for n in names])
 
     def sizes(self, layout: ColumnRoles) -> Iterator[int]:
         total = self._table.column(layout.sample).nbytes

@@ -310,7 +310,7 @@ def list_samples(source: Source, medium: str | None = None) -> Listing:
     unlisted: list[Entry] = []
     samples: dict[str, frozenset[str]] = {}
     others, unread, tables = 0, Counter[str](), list[str]()
-    changed = source.path.stat().st_mtime_ns if source.path.is_file() else 0
+    changed = source.path.stat().st_mtime_ns if is_file(source.path) else 0
     for entry in source.entries():
         if changed:
             entry = entry._replace(changed=changed)

@@ -32,7 +32,7 @@ class Folder(Source):
 
     def entries(self) -> Iterator[Entry]:
         seen: set[tuple[int, int]] = set()
-        real: list[tuple[str, str]] = [("", str(self.path))]
+        real: list[tuple[str, str]] = [("", str(self.path.absolute()))]
         # Links come last: a folder is listed by its real name if it has one here.
         links: list[tuple[str, str]] = []
         while real or links:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from diffuse_cli.config.parsers import to_plain
 from diffuse_cli.core.registry import InvalidArgument
@@ -185,7 +185,8 @@ def encode_image(image: Image.Image, compress_level: int = 1) -> SampleFile:
     if image.mode in PNG_MODES:
         image.save(buffer, "png", compress_level=compress_level, exif=image.getexif())
         return SampleFile(buffer.getvalue(), ".png")
-    image.save(buffer, "tiff", icc_profile=image.info.get("icc_profile"))
+    upright = ImageOps.exif_transpose(image)
+    upright.save(buffer, "tiff", icc_profile=image.info.get("icc_profile"))
     return SampleFile(buffer.getvalue(), ".tif")
 
 

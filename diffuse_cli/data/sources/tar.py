@@ -82,7 +82,8 @@ class Tar(Source):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self._shards = short_names(shards_at(path, EXTENSION) or [path])
+        short = short_names(shards_at(path, EXTENSION) or [path])
+        self._shards = {shard.absolute(): name for shard, name in short.items()}
         self._open: dict[str, int] = {}
         self._lock = threading.Lock()
 

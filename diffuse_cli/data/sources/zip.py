@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import stat
 import zipfile
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 from diffuse_cli.data.sources.entries import HINT, Entry, Source, extension_of, is_file, plain_name
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media import media_by_extension
-from diffuse_cli.media.file_errors import LARGEST_FILE, Unusable
+from diffuse_cli.media.file_errors import Unusable, member_fault, read_member
 from diffuse_cli.system import file_types
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.files import show
 from diffuse_cli.system.memory import raise_if_full
-
-_AT_ONCE = 2**20
-_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-"""With other methods, zipfile unpacks a whole member for any read."""
 
 
 class Zip(Source):
@@ -58,13 +52,12 @@ class Zip(Source):
             if not info.is_dir() and (name := plain_name(info.filename)):
                 members[name] = info  # the last of a name, like unzip
         for name, info in members.items():
-            yield Entry(name, info.file_size, info.filename, _member_fault(info))
+            yield Entry(name, info.file_size, info.filename, member_fault(info))
 
     def read(self, entry: Entry) -> bytes:
         try:
             with self._file.open(entry.key) as file:
-                # A single read would unpack more than the member's declared size.
-                return b"".join(iter(partial(file.read, _AT_ONCE), b""))
+                return read_member(file)
         except Exception as error:
             raise_if_full(error)
             unread = isinstance(error, RuntimeError) or getattr(error, "errno", None)
@@ -72,17 +65,6 @@ class Zip(Source):
 
     def close(self) -> None:
         self._file.close()
-
-
-def _member_fault(info: zipfile.ZipInfo) -> str:
-    kind = stat.S_IFMT(info.external_attr >> 16)
-    if info.flag_bits & 0x1:
-        return reasons.ENCRYPTED
-    if info.file_size > LARGEST_FILE:
-        return reasons.TOO_LARGE
-    if info.compress_type not in _METHODS:
-        return reasons.COMPRESSION
-    return reasons.IRREGULAR if kind not in (0, stat.S_IFREG) else ""
 
 
 SOURCE = Zip

@@ -6,7 +6,6 @@ import io
 import math
 import zipfile
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,12 +13,10 @@ from numpy.lib import format as npy
 
 from diffuse_cli.media import LARGE, Array, errors_as, lock_large
 from diffuse_cli.media import file_errors as reasons
-from diffuse_cli.media.file_errors import LARGEST_FILE, Unusable
+from diffuse_cli.media.file_errors import Unusable, member_fault, read_member
 from diffuse_cli.system.files import show
 
 ZIPPED = b"PK\3\4"
-_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-_AT_ONCE = 2**20
 _NAMED, _LONGEST_NAME = 3, 20
 """Number of arrays of a .npz that a message names, and characters per name."""
 
@@ -51,15 +48,10 @@ def _member(data: bytes, shared: bool) -> bytes:
         if len(members) != 1:
             raise Unusable(reasons.MEMBERS.format(_format_members(members)))
         (info,) = members
-        if info.flag_bits & 0x1:
-            raise Unusable(reasons.ENCRYPTED)
-        if info.compress_type not in _METHODS:
-            raise Unusable(reasons.COMPRESSION)
-        if info.file_size > LARGEST_FILE:
-            raise Unusable(reasons.TOO_LARGE)
+        if fault := member_fault(info):
+            raise Unusable(fault)
         with lock_large(info.file_size > LARGE, shared), file.open(info) as opened:
-            # A single read would unpack more than the declared size.
-            return b"".join(iter(partial(opened.read, _AT_ONCE), b""))
+            return read_member(opened)
 
 
 def _format_members(members: list[zipfile.ZipInfo]) -> str:

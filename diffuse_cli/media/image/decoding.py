@@ -23,7 +23,8 @@ from diffuse_cli.media.image.image_metadata import (
     pixels_at_once,
     silence_pillow,
 )
-from diffuse_cli.media.image.planes import Planes, Size, composite_planes, turn_upright
+from diffuse_cli.media.image.planes import Planes, composite_planes, turn_upright
+from diffuse_cli.media.shapes import Size
 
 _TURN = Image.Transpose
 _TURNS = {
@@ -69,19 +70,6 @@ class DecodedImage(NamedTuple):
         """Return the image as L or RGB in sRGB."""
         assert self.image is not None
         return self.to_srgb(self.image) if self.to_srgb else self.image
-
-
-def decode(data: bytes, background: str = "white") -> Image.Image:
-    """Decode the first frame of an image file's bytes, upright and opaque, as L or RGB.
-
-    Grey stays L. An ICC profile is converted to sRGB. Transparency is composited on `background`.
-    16 bits are scaled to 8.
-
-    Raises:
-        Unusable: the file has no usable image.
-    """
-    silence_pillow()
-    return decode_image(data, ImageColor.getrgb(background)[:3]).as_srgb()
 
 
 def decode_image(
@@ -220,7 +208,9 @@ def _varies(image: Image.Image, most: int) -> bool:
 
 
 def read_image(path: Path | str, background: str = "white") -> tuple[Image.Image, tuple[str, ...]]:
-    """Read an image file as `decode` does, and return it with its flaws.
+    """Read the first frame of an image file, upright, opaque and in sRGB, and return its flaws.
+
+    Grey stays L. Transparency is composited on `background`, and 16 bits are scaled to 8.
 
     Raises:
         DataError: the file does not exist, or is not a usable image.

@@ -122,7 +122,8 @@ def _pages(image: Image.Image, shared: bool, page: Callable[[Image.Image], Plane
         Unusable: the image is damaged, or its pages are too many or too large.
         Large: the image is too large to be read in a shared process.
     """
-    count = getattr(image, "n_frames", 1)
+    with errors_as(reasons.CORRUPT):
+        count = getattr(image, "n_frames", 1)
     if count > MOST_CHANNELS:
         raise Unusable(reasons.MANY_PAGES)
     found = []

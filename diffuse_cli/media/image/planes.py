@@ -16,10 +16,10 @@ from PIL import Image
 from xxhash import xxh3_128
 
 from diffuse_cli.media import content_digest
-from diffuse_cli.media.shapes import FITS
+from diffuse_cli.media.figures import Pixels
+from diffuse_cli.media.shapes import FITS, Size
 
 Planes = npt.NDArray[Any]
-Size = tuple[int, ...]
 
 TOP = {"uint8": 255, "uint16": 65_535}
 """Highest level by type."""
@@ -179,9 +179,6 @@ def chunk(name: bytes, data: bytes) -> bytes:
 # -- pixels ---------------------------------------------------------------------------------------
 
 # Hash and resize decoded images.
-
-Pixels = npt.NDArray[np.uint8]
-
 
 _BYTES_AT_ONCE = 2**18
 
