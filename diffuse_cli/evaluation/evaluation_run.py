@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,12 @@ from accelerate import Accelerator
 
 from diffuse_cli.config import eval_options
 from diffuse_cli.config.eval_options import EvalConfig, MeasureConfig, TuneConfig
-from diffuse_cli.config.options import find_changed_flag, place_name
+from diffuse_cli.config.options import find_changed_flag
 from diffuse_cli.config.sample_options import SamplerConfig, StartConfig, VarianceConfig
 from diffuse_cli.core.conditions import PAIRS
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import is_images
 from diffuse_cli.evaluation import examples, ode_likelihood, variational_bound
-from diffuse_cli.evaluation.examples import ReportImages
 from diffuse_cli.evaluation.feature_cache import Team
 from diffuse_cli.evaluation.image_sets import Sides, read_sides, report_classes, set_conditions
 from diffuse_cli.evaluation.input_builders import make_part
@@ -28,9 +26,9 @@ from diffuse_cli.evaluation.metric_inputs import (
     find_missing_parts,
     report_unmeasured,
 )
-from diffuse_cli.evaluation.verdict import verdict
+from diffuse_cli.evaluation.results import EvaluationResult
 from diffuse_cli.media import figures
-from diffuse_cli.metrics import METRICS, Facts, Remark, Words, features, remarks
+from diffuse_cli.metrics import METRICS, Facts, features, remarks
 from diffuse_cli.metrics.features import FeatureNetwork, feature_choice
 from diffuse_cli.metrics.features.feature_choice import FeatureChoice, words_of
 from diffuse_cli.models.model_file import ModelFile
@@ -326,78 +324,3 @@ def _model_facts(loaded: LoadedModel) -> dict[str, Any]:
         "classes": list(model.blueprint.conditions.classes),
         "versions": dict(model.versions),
     }
-
-
-# -- results --------------------------------------------------------------------------------------
-
-# The result of an evaluation.
-
-PLACES = ("subject", "data", "plot", "pairs", "report", "out")
-"""Keys of the JSON of `eval` and `tune` that are paths of this machine."""
-
-
-def strip_folders(numbers: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the object that `--json` prints for publication, with file names instead of paths."""
-    named = {k: place_name(v) for k, v in numbers.items() if k in PLACES and isinstance(v, str)}
-    swept = {k: strip_folders(v) for k, v in numbers.items() if k == "sweep"}
-    return {**numbers, **named, **swept}
-
-
-@dataclass(frozen=True)
-class EvaluationResult:
-    """Result of an evaluation, with the settings that comparisons need.
-
-    Attributes:
-        values: the metrics by key.
-        classes: the metrics and counts of each class on both sides.
-        terms: the variational bound by timestep, for a model.
-        details: further results of the metrics, by their names.
-        real, generated: the number of images on each side.
-        part: the part of the real images: `held-out` or `all`.
-        features: the feature network, see `FeatureNetwork.describe`.
-        settings: the settings of sampling and of the variational bound.
-        fingerprints: the fingerprints of DATA, and of a measured folder.
-        made_with: versions and the machine.
-        plot, pairs, report: the paths of the bound's plot, the page of nearest training images
-            and the report, or None.
-        remarks: sentences on the meaning of the metrics.
-        words: the names of the medium's samples.
-        shown: the images of the report, or None.
-    """
-
-    values: dict[str, float]
-    classes: dict[str, dict[str, float]]
-    terms: list[dict[str, Any]]
-    details: dict[str, Any]
-    real: int
-    generated: int
-    part: str
-    features: dict[str, str]
-    settings: dict[str, Any]
-    seconds: float
-    model: dict[str, Any]
-    fingerprints: dict[str, str]
-    made_with: dict[str, str]
-    plot: Path | None
-    pairs: Path | None
-    report: Path | None
-    remarks: list[Remark]
-    words: Words
-    shown: ReportImages | None
-
-    @property
-    def verdict(self) -> str:
-        """Verdict in plain words, see `verdict.verdict`."""
-        count = min(self.real, self.generated)
-        return verdict(self.values, self.remarks, self.words, count=count, model=bool(self.model))
-
-    def to_json(self, config: EvalConfig) -> dict[str, object]:
-        """Return the metrics, and the settings that comparisons need."""
-        values = dataclasses.asdict(dataclasses.replace(self, shown=None, remarks=[]))
-        del values["shown"], values["words"]
-        values["remarks"] = [str(remark) for remark in self.remarks if remark.warns]
-        numbers = values.pop("values")
-        counts = {"real": values.pop("real"), "generated": values.pop("generated")}
-        for name in ("plot", "pairs", "report"):
-            values[name] = str(values[name]) if values[name] else None
-        return {"subject": config.subject, "data": config.data, "n": counts, **numbers, **values}

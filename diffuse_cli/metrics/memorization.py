@@ -31,7 +31,12 @@ from diffuse_cli.metrics.presentation import (
     make_entries,
     read_measurement,
 )
-from diffuse_cli.metrics.sample_statistics import fraction_difference_error, fraction_variance
+from diffuse_cli.metrics.sample_statistics import (
+    fraction_difference_error,
+    fraction_variance,
+    rank_components,
+    rank_error,
+)
 from diffuse_cli.system.rng import philox
 
 NEEDS = ("nearest",)
@@ -89,7 +94,7 @@ def remarks(facts: Facts) -> Iterator[Remark]:
     spaces = [space for space in SPACES if f"memorized_{space}" in facts]
     one, many = facts.words.one, facts.words.many
     if not spaces:
-        needed = f"DATA must have at least 40 {many}, so that training can hold out a part"
+        needed = f"DATA must have at least 40 {many} and --train-n be above 0"
         if facts.model:
             needed = (
                 "DATA must be the model's own training data, with a held-out part, and --train-n "
@@ -246,7 +251,7 @@ def compare_distances(nearest_by_space: Mapping[str, NearestDistances]) -> dict[
             **make_entries(f"memorized_{space}", float(rate), float(error)),
             "memorized_expected": test.expected,
             "memorized_references": float(m),
-            **make_entries(f"memorized_rank_{space}", rank, _rank_error(test.above, test.below)),
+            **make_entries(f"memorized_rank_{space}", rank, rank_error(test.above, test.below)),
             f"memorized_z_{space}": float(test.score(test.above)),
         }
         tests.append(test)
@@ -288,7 +293,7 @@ class CopyTest:
         near, scatter = _find_close(samples, references)
         expected = _quantile(references) / (len(references) + 1)
         copied = samples < references.min()
-        return cls(near, copied, scatter, *_rank_components(samples, references), expected)
+        return cls(near, copied, scatter, *rank_components(samples, references), expected)
 
     def rate(self, near: Array) -> tuple[Array, Array]:
         """Return the fraction of close samples over the last axis of `near`, and its error."""
@@ -347,13 +352,13 @@ def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
         near, far = (_find_close(side.samples, references) for side in (one, other))
         for found, side in zip(copies, (one, other), strict=True):
             found.append(side.samples < references.min())
-        ranked = (_rank_components(side.samples, references) for side in (one, other))
+        ranked = (rank_components(side.samples, references) for side in (one, other))
         pairs = zip(*ranked, strict=True)
         result |= {
             f"memorized_{space}": math.hypot(
                 fraction_difference_error(near[0], far[0]), far[1] - near[1]
             ),
-            f"memorized_rank_{space}": _rank_error(*(theirs - ours for ours, theirs in pairs)),
+            f"memorized_rank_{space}": rank_error(*(theirs - ours for ours, theirs in pairs)),
         }
     if result:
         both = (np.all(found, axis=0) for found in copies)
@@ -379,30 +384,3 @@ def _find_close(samples: Array, references: Array) -> tuple[Array, float]:
     low, high = max(k - 1 - math.ceil(places), 0), min(k - 1 + math.ceil(places), m - 1)
     between = (samples < ordered[high]).mean() - (samples < ordered[low]).mean()
     return samples < ordered[k - 1], float(between) * places / max(high - low, 1)
-
-
-def _rank_components(samples: Array, references: Array) -> tuple[Array, Array]:
-    """Return the rank statistic of each sample and of each reference, with ties halved.
-
-    For a sample it is the fraction of references that are farther, (N,). For a reference it is the
-    fraction of samples that are closer, (M,). The mean of each is the probability that a sample is
-    closer than a reference.
-    """
-    return 1 - _fraction_below(references, samples), _fraction_below(samples, references)
-
-
-def _rank_error(of_samples: Array, of_references: Array) -> float:
-    """Return the standard error of the rank (DeLong et al. 1988).
-
-    It is at least the error from one more image on the wrong side.
-    """
-    n, m = len(of_samples), len(of_references)
-    variance = of_samples.var(ddof=1) / n + of_references.var(ddof=1) / m
-    return math.sqrt(max(float(variance), 1 / (min(n, m) + 2) ** 2))
-
-
-def _fraction_below(values: Array, limits: Array) -> Array:
-    """Return the fraction of values below each limit, where equal values count half."""
-    ordered = np.sort(values)
-    sides = [np.searchsorted(ordered, limits, side) for side in ("left", "right")]
-    return np.asarray((sides[0] + sides[1]) / (2 * len(values)))

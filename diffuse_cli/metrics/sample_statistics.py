@@ -217,3 +217,35 @@ def fraction_difference_error(one: Array, other: Array) -> float:
     n, apart = len(one) + 2, np.asarray(other, np.float64) - np.asarray(one, np.float64)
     mean = float(apart.sum()) / n
     return math.sqrt(((float(np.abs(apart).sum()) + 1) / n - mean**2) / n)
+
+
+# -- ranks ----------------------------------------------------------------------------------------
+
+# The chance that one number is below another, and its standard error.
+
+
+def rank_components(samples: Array, references: Array) -> tuple[Array, Array]:
+    """Return the rank statistic of each sample and of each reference, with ties halved.
+
+    For a sample it is the fraction of references that are farther, (N,). For a reference it is the
+    fraction of samples that are closer, (M,). The mean of each is the probability that a sample is
+    closer than a reference.
+    """
+    return 1 - _fraction_below(references, samples), _fraction_below(samples, references)
+
+
+def rank_error(of_samples: Array, of_references: Array) -> float:
+    """Return the standard error of the rank (DeLong et al. 1988).
+
+    It is at least the error from one more image on the wrong side.
+    """
+    n, m = len(of_samples), len(of_references)
+    variance = of_samples.var(ddof=1) / n + of_references.var(ddof=1) / m
+    return math.sqrt(max(float(variance), 1 / (min(n, m) + 2) ** 2))
+
+
+def _fraction_below(values: Array, limits: Array) -> Array:
+    """Return the fraction of values below each limit, where equal values count half."""
+    ordered = np.sort(values)
+    sides = [np.searchsorted(ordered, limits, side) for side in ("left", "right")]
+    return np.asarray((sides[0] + sides[1]) / (2 * len(values)))

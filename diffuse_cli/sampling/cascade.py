@@ -21,7 +21,7 @@ from diffuse_cli.sampling.generation import (
     LoadedModel,
     generate_batches,
     load_denoiser,
-    to_stored,
+    to_samples,
 )
 from diffuse_cli.sampling.guidance_model import load_guide
 from diffuse_cli.sampling.sampling_settings import (
@@ -149,14 +149,16 @@ class Cascade:
                 own.denoiser, stage.settings, part, space=own.space, device=device, given=given
             )
             for drawing in drawings:
-                drawn = to_stored(own.space, drawing.state.x) if drawing.done else None
+                drawn = to_samples(own.space, drawing.state.x) if drawing.done else None
                 yield StageState(place, drawing, drawn, given)
 
     def generate_samples(self, part: range, accelerator: Accelerator) -> Array:
         """Return the samples with these indices as stored, generated in one batch."""
-        *_, last = self.generate_states(part, accelerator)
-        assert last.drawn is not None
-        return last.drawn
+        drawn: Array | None = None
+        for state in self.generate_states(part, accelerator):  # one at a time, to save memory
+            drawn = state.drawn
+        assert drawn is not None
+        return drawn
 
     def list_indices(self, config: SampleConfig) -> range:
         """Return the indices of the samples that a command asks for."""

@@ -134,7 +134,7 @@ def guidance_scale(config: DrawConfig, model: StoredModel) -> float:
     """Return the guidance scale of a model with conditions.
 
     Raises:
-        UsageError: a scale other than 1 for a model without an unconditional prediction.
+        UsageError: a scale other than 1 for a model that needs its input, or for a distilled one.
     """
     conditions, scale = model.blueprint.conditions, config.guidance
     if scale is None and model.sampling is not None:
@@ -146,10 +146,13 @@ def guidance_scale(config: DrawConfig, model: StoredModel) -> float:
         text = f"--guidance {scale:g}: a distilled model has its guidance in its weights"
         raise UsageError(text, "Leave it out, or distil the model again with --guidance")
     if scale != 1 and conditions.given and not has_unconditional(conditions, dropout):
+        kind, option = ("classes", "label")
+        if conditions.given.dropout == 0:
+            kind, option = "input", "given"
         raise UsageError(
-            f"--guidance {scale:g}: the model was never trained without its input, so it has no "
+            f"--guidance {scale:g}: the model was never trained without its {kind}, so it has no "
             "unconditional prediction",
-            "Leave it out, or train a model with --given-dropout 0.1",
+            f"Leave it out, or train a model with --{option}-dropout 0.1",
         )
     return scale
 

@@ -23,7 +23,7 @@ from diffuse_cli.models.image_conditioning import (
     masked_inputs,
     stored_inputs,
 )
-from diffuse_cli.sampling.conditioning import guidance_scale
+from diffuse_cli.sampling.conditioning import guidance_scale, has_unconditional
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import DataError, UsageError
 from diffuse_cli.system.events import Notice, Work
@@ -70,7 +70,9 @@ def read_inputs(config: SampleConfig, loaded: LoadedModel) -> Work[SampleInputs]
             what = (
                 f"{colors}images of {dimensions(encoder.input_space.size)} ({encoder.given.what})"
             )
-            free = ", or --guidance 0 to generate without any" if encoder.given.dropout else ""
+            dropout = loaded.model.training.get("label_dropout")
+            dropped = has_unconditional(loaded.model.blueprint.conditions, dropout)
+            free = ", or --guidance 0 to generate without any" if dropped else ""
             text = f"--given is missing: the model is conditioned on {what}"
             raise UsageError(text, f"Pass --given PATH{free}")
         return SampleInputs()
@@ -88,6 +90,12 @@ def read_inputs(config: SampleConfig, loaded: LoadedModel) -> Work[SampleInputs]
         masks = yield from read(
             config.mask, **{**mask_settings_for(encoder.space), "size": asked.size}
         )
+        if {*masks.summary.sizes} != {*sizes}:
+            own, theirs = format_sizes(masks.summary.sizes), format_sizes(sizes)
+            raise DataError(f"--mask of {own}, and --given of {theirs}", "Resize the mask")
+        if asked.rate and max(sizes)[0] > asked.size[0]:
+            text = "--mask: of sounds longer than the model's, the parts may differ"
+            raise DataError(text, f"Cut the sounds and their masks to {asked.size[0]} samples")
         known = _known_pixels(samples, masks, Path(config.mask))
         inputs = masked_inputs(encoder, samples.stored, known)
         described["mask"] = _describe_files(config.mask, masks.names)
@@ -160,6 +168,9 @@ def check_follows(space: Space, loaded: LoadedModel, path: str) -> None:
             f"{flag}: the model is conditioned on {describe_channels(wanted)}, "
             f"and MODEL generates {describe_channels(space)}"
         )
+    if space.rate and wanted.rate and abs(space.rate - wanted.rate) > 1:  # rates are rounded
+        text = f"{flag}: the model is conditioned on sounds at {wanted.rate:,} Hz"
+        raise UsageError(text, f"MODEL generates them at {space.rate:,} Hz")
 
 
 def describe_channels(space: Space) -> str:

@@ -23,13 +23,13 @@ from diffuse_cli.core.samplers import SAMPLERS, State
 from diffuse_cli.core.settings import dimensions
 from diffuse_cli.core.space import Space
 from diffuse_cli.core.tiling import Tiling
-from diffuse_cli.media import Array, Size, figures, render_samples
+from diffuse_cli.media import MEDIA, Array, Size, figures, render_samples
 from diffuse_cli.models import model_file
 from diffuse_cli.models.blueprint import clamp_denoised
 from diffuse_cli.sampling.conditioning import Condition
 from diffuse_cli.sampling.sampling_settings import SamplingSettings
 from diffuse_cli.system.devices import PRECISIONS, resolve_precision, slow_precision
-from diffuse_cli.system.errors import translate_errors
+from diffuse_cli.system.errors import DivergedError, translate_errors
 from diffuse_cli.system.events import Notice, Progress, Work
 from diffuse_cli.system.kernel_settings import hold_cuda_settings
 from diffuse_cli.system.rng import image_noise
@@ -123,6 +123,19 @@ def to_stored(space: Space, x: Tensor) -> Array:
     """Return samples (B, C, *size) of a model as stored numbers, on the CPU."""
     numbers: Array = space.to_stored(x).cpu().numpy()
     return numbers.astype(np.uint16) if numbers.dtype == np.int32 else numbers
+
+
+def to_samples(space: Space, x: Tensor) -> Array:
+    """Return `to_stored`, checked.
+
+    Raises:
+        DivergedError: samples are not finite.
+    """
+    samples = to_stored(space, x)
+    if not (bool(x.isfinite().all()) and np.isfinite(samples).all()):
+        text = f"the {MEDIA[space.medium].many} have NaN or infinite numbers"
+        raise DivergedError(text, "Use more --steps, less guidance or another --sampler")
+    return samples
 
 
 @dataclass(frozen=True)

@@ -196,9 +196,6 @@ class SamplingJob(ABC):
                 at = done + int(len(part) * state.share)
                 yield Progress("sampling", at, total, f"step {state.step}/{state.steps}")
             assert state.samples is not None
-            if not np.isfinite(state.samples).all():
-                text = f"the {self.medium.many} have NaN or infinite numbers"
-                raise DivergedError(text, "Use more --steps, less guidance or another --sampler")
             data = (self.medium.encode(sample, self.space) for sample in state.samples)
             self.ledger.add(accelerator.process_index, part, data, state.side)
             done += len(part)
@@ -333,7 +330,9 @@ class CascadeJob(SamplingJob):
         """Pack the folder into the archive that the command names, if any, and remove it."""
         if self.folder == self.out:
             return None
-        if not (self.folder / MANIFEST).exists():
+        if not self.ledger.hashes:  # the file was complete before
+            if journal.read_manifest(self.folder).get(KEY) == self.ledger.key:
+                files.remove(self.folder)  # which a stopped command has left
             return self.out
         wanted, indices = self.condition, sorted(self.ledger.hashes)
         labels = [wanted.label(i) for i in indices] if wanted and wanted.labels else None
@@ -368,6 +367,7 @@ def generate(config: SampleConfig) -> Work[SampleFiles | None]:
     out = Path(config.out)
     folder, before = sample_archive.choose_folder(out), dict[str, Any]()
     if rank() == 0:
+        journal.check_output_apart(out, *filter(None, (config.given, config.mask)))
         sample_archive.check_output(out, config.overwrite)
     with open_folder(config, folder) as accelerator:
         if not config.overwrite:

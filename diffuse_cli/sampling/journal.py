@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from diffuse_cli.data.sources.entries import MANIFEST, MANIFEST_FORMAT, extension_of
 from diffuse_cli.media import media_by_extension
 from diffuse_cli.system import files, outputs
-from diffuse_cli.system.errors import OutputError
+from diffuse_cli.system.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -74,6 +74,18 @@ def check_folder(folder: Path, overwrite: bool) -> None:
         text = f"{files.show(folder)} holds {files.show(found[0])}, which is not a sample"
         hint = "Choose another -o: of a folder that has samples, train reads nothing else"
         raise OutputError(text, hint)
+
+
+def check_output_apart(folder: Path, *paths: str) -> None:
+    """Refuse an output folder that contains an input, because the input would be replaced.
+
+    Raises:
+        UsageError
+    """
+    for path in map(Path, paths):
+        if folder.resolve() in (path.resolve(), path.resolve().parent):
+            text = f"-o {files.show(folder)} holds the input {files.show(path)}"
+            raise UsageError(text, "Choose another -o")
 
 
 @dataclass
@@ -156,10 +168,11 @@ class Ledger:
     def _clear(self) -> None:
         """Remove only the files that an earlier run recorded."""
         manifest = read_manifest(self.folder)
-        names = [MANIFEST, *manifest["files"]] if manifest else []
+        names = [*manifest.get("files", ())]
         names += files.read_json(self.work / SETTINGS).get("files", ())
         names += [self.path(i).name for i in self._started_images()]
-        for name in filter(WRITTEN.fullmatch, names):
+        # The manifest is the last, because a repetition reads from it what is left.
+        for name in filter(WRITTEN.fullmatch, [*names, *[MANIFEST] * bool(manifest)]):
             files.remove(self.folder / name)
         if (self.work / SETTINGS).exists():
             for name in (GRID, GIF):
@@ -172,7 +185,8 @@ class Ledger:
         if own == self.key:
             return
         names = (n for n in self.settings if n in there and there[n] != self.settings[n])
-        name = next(names, [*self.settings][-1]).replace("_", " ")
+        name = next(names, [*self.settings][-1])
+        name = "conditions" if name.startswith("told") else name.replace("_", " ")
         text = f"{files.show(self.folder)} already holds samples with other settings: {name}"
         raise OutputError(text, TAKEN)
 
@@ -218,13 +232,9 @@ class Ledger:
         return found
 
     def collect(self) -> None:
-        """Read the recorded hashes of the images of all processes."""
+        """Read the recorded hashes of the images of all processes that are there."""
         self.sides = {}
-        listed = self._recorded_hashes({})
-        certain = {n: next(iter(hashes)) for n, hashes in listed.items() if len(hashes) == 1}
-        again = {n: hashes for n, hashes in listed.items() if len(hashes) > 1}
-        self.hashes = {int(n.partition(".")[0]): value for n, value in certain.items()}
-        self.hashes |= self._verified_images(again)
+        self.hashes = self._verified_images(self._recorded_hashes({}))
 
     def end(self, manifest: Mapping[str, Any]) -> None:
         """Replace the record by the manifest, and remove files of parts that are not wanted."""

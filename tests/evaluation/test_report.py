@@ -23,10 +23,10 @@ from diffuse_cli.config.options import from_dict, to_arguments
 from diffuse_cli.config.sample_options import SamplerChoice
 from diffuse_cli.data.summary import plural
 from diffuse_cli.evaluation import evaluation_run, metric_inputs
-from diffuse_cli.evaluation.evaluation_run import strip_folders
 from diffuse_cli.evaluation.examples import OF_CLASS, SAMPLES, TWINS
 from diffuse_cli.evaluation.report import COLORS
 from diffuse_cli.evaluation.report.sections import sweep
+from diffuse_cli.evaluation.results import strip_folders
 from diffuse_cli.evaluation.tune.candidates import Trial, TuningResult
 from diffuse_cli.metrics import METRICS, Measurement, Metric, Words
 from diffuse_cli.pages import charts, curves, templates

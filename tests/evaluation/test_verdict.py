@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 
-from diffuse_cli.evaluation.verdict import FEWEST, verdict
+from diffuse_cli.evaluation.results import FEWEST, summarize
 from diffuse_cli.metrics import Remark, Words
 
 KNOWN = {
@@ -17,7 +17,7 @@ SERIOUS = Remark("memorization", "serious", "")
 POSSIBLE = Remark("memorization", "possible", "")
 IMAGES, SOUNDS = Words("images", one="image"), Words("sounds", one="sound")
 
-judge = partial(verdict, count=FEWEST)
+judge = partial(summarize, count=FEWEST)
 
 
 @pytest.mark.parametrize(
@@ -62,5 +62,5 @@ def test_without_a_kid_there_is_no_verdict():
 
 def test_few_samples_are_not_called_close():
     values = {"kid": 0.001, "kid_standard_error": 0.1}
-    said = verdict(values, [], IMAGES, count=6, model=True)
+    said = summarize(values, [], IMAGES, count=6, model=True)
     assert said == "Too few images to tell how close: 6, and 30 are needed"

@@ -176,6 +176,9 @@ def test_guidance_0_draws_without(diffuse, paired):
         ("paired", ("--given", "inputs", "--degrade"), 2, "trained on pairs"),
         ("paired", ("--degrade",), 2, "--degrade goes with --given"),
         ("paired", ("--given", "nowhere"), 3, "no such file"),
+        ("inpainter", ("--given", "inputs", "--mask", "wide.png"), 3, "--mask of 4 high x 8"),
+        ("upscaler", ("--given", "inputs", "-o", "inputs"), 2, "holds the input inputs"),
+        ("inpainter", ("--given", "inputs", "--mask", "o/m.png", "-o", "o"), 2, "holds the input"),
         ("small", ("--given", "inputs"), 2, "--given: the model was trained without"),
         ("small", ("--then", "small"), 2, "trained without --given"),
         ("small", ("--then", "inpainter"), 2, "the model needs masks"),
@@ -183,12 +186,16 @@ def test_guidance_0_draws_without(diffuse, paired):
 )
 def test_what_cannot_be_given_is_refused(diffuse, request, tmp_path, name, options, code, said):
     inputs(tmp_path)
+    (tmp_path / "o").mkdir()
+    for mask in ("wide.png", "o/m.png"):
+        Image.new("L", (8, 4)).save(mask)
+    before = sorted(tmp_path.rglob("*"))
     models = {n: request.getfixturevalue(n) for n in ("paired", "upscaler", "inpainter", "small")}
     line = [models.get(o, o) if options[k - 1] == "--then" else o for k, o in enumerate(options)]
     ran = diffuse("sample", models[name], *line, *STEPS)
     assert ran.code == code
     assert said in ran.line
-    assert not Path("samples").exists()
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 # -- sample --then --------------------------------------------------------------------------------

@@ -163,6 +163,29 @@ def test_an_overwrite_removes_what_a_stopped_sampling_wrote_and_nothing_else(tmp
     assert sorted(tree(tmp_path)) == ["00000.bin", "00001.bin", "00005.bin", "manifest.json"]
 
 
+def test_an_overwrite_that_is_killed_at_any_operation_leaves_nothing_of_the_earlier(tmp_path):
+    folder, copies, other = tmp_path / "out", tmp_path / "copies", {**SETTINGS, "seed": 1}
+    again = {"settings": other, "overwrite": True}
+    copies.mkdir()
+    draw(folder)
+    for copy in killed_at_each(lambda: draw(folder, range(2), **again), Copies(folder, copies)):
+        draw(copy, range(2), **again)
+        assert tree(copy) == tree(folder), copy
+
+
+def test_only_files_that_are_there_are_listed(tmp_path):
+    def stop(part):
+        if part.start == 4:
+            raise Terminated("terminated")
+
+    with pytest.raises(Terminated):
+        draw(tmp_path, before=stop)
+    (tmp_path / "00003.bin").unlink()
+    draw(tmp_path, range(2))
+    listed = read_manifest(tmp_path)["files"]
+    assert {*listed} == {"00000.bin", "00001.bin", "00002.bin"}
+
+
 def test_a_sampling_that_drew_nothing_holds_nothing(tmp_path):
     """Such as one that ran out of memory, and is tried again with smaller batches."""
 

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from diffuse_cli.sampling.journal import Ledger
+from diffuse_cli.system import files
 from diffuse_cli.system.errors import Terminated
 
 QUICK = ("--steps", 2, "--precision", "fp32", "--sampler", "ddim", "--batch-size", 4, "-n", 6)
@@ -67,6 +68,23 @@ def test_a_zip_has_the_files_of_the_folder_and_an_npz_the_arrays_of_guided_diffu
         assert ran.code == 5
         assert "with 6 images" in ran.line
         assert Path(name).read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["x.zip", "x.npz"])
+def test_a_kill_after_packing_changes_nothing(sample, monkeypatch, name):
+    def stop(path):
+        if path.name == f".{name}.parts":
+            raise Terminated("terminated")
+        remove(path)
+
+    remove = files.remove
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "remove", stop)
+        assert sample("-o", name).code == 143
+    before = Path(name).read_bytes()
+    assert "is complete" in sample("-o", name).err
+    assert Path(name).read_bytes() == before
+    assert [path.name for path in Path().iterdir()] == [name]
 
 
 def test_all_three_are_measured_alike(made, diffuse, images):

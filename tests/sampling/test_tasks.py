@@ -395,6 +395,17 @@ def test_the_ratio_is_of_the_range_and_the_error():
     assert measure_psnr(silence, silence + 0.1, None) == pytest.approx(20, abs=0.01)
 
 
+def test_a_thin_line_of_ones_is_masked_as_one_of_white_is(diffuse, model):
+    Image.new("L", (32, 32), 90).save("large.png")
+    line = np.zeros((32, 32), np.uint8)
+    line[:, 13] = 1
+    for name, white in (("white", 255), ("one", 1)):
+        Image.fromarray(line * white).save(f"{name}.png")
+        mask = ("--mask", f"{name}.png", "-n", 1, "-o", name)
+        assert diffuse("inpaint", model, "large.png", *mask, *QUICK).code == 0
+    assert Path("one/00000.png").read_bytes() == Path("white/00000.png").read_bytes()
+
+
 def test_a_mask_of_zeros_and_ones_is_black_and_white(diffuse, model, picture):
     hole = np.asarray(Image.open("hole.png").convert("L")) > 127
     Image.fromarray(hole.astype(np.uint8)).save("ones.png")
@@ -423,6 +434,7 @@ REFUSED = [
     ("inpaint MODEL text.png --mask hole.png", 3, "cannot use text.png: not an image"),
     ("inpaint MODEL a.png --mask hole.png --method ddmn", 2, "Did you mean 'ddnm'?"),
     ("inpaint MODEL a.png --mask hole.png -o .", 2, "-o . holds the input a.png"),
+    ("inpaint MODEL a.png --mask several/dark/000.png -o several/dark", 2, "holds the input"),
     ("inpaint MODEL a.png --mask hole.png --jumps 0", 2, "--jumps must be at least 1"),
     ("upscale MODEL several --factor 3", 2, "--factor: low-res:3 needs sides"),
     ("upscale MODEL tiny.png --size 18", 2, "--factor: low-res:4 needs sides"),

@@ -11,10 +11,10 @@ from typing import Any
 from diffuse_cli.config.eval_options import EvalConfig, TuneConfig
 from diffuse_cli.config.options import place_name, to_arguments
 from diffuse_cli.data.summary import plural
-from diffuse_cli.evaluation.evaluation_run import EvaluationResult, strip_folders
 from diffuse_cli.evaluation.image_sets import FINGERPRINTS
 from diffuse_cli.evaluation.report import sections
 from diffuse_cli.evaluation.report.sections import distributions
+from diffuse_cli.evaluation.results import EvaluationResult, strip_folders
 from diffuse_cli.evaluation.tune.candidates import TuningResult
 from diffuse_cli.pages.templates import render, render_page
 

@@ -10,9 +10,9 @@ from typing import Any
 from markupsafe import Markup
 
 from diffuse_cli import metrics
-from diffuse_cli.evaluation.evaluation_run import EvaluationResult
 from diffuse_cli.evaluation.examples import ReportImages
 from diffuse_cli.evaluation.image_sets import LabeledSamples
+from diffuse_cli.evaluation.results import EvaluationResult
 from diffuse_cli.evaluation.tune.candidates import Trial, TuningResult
 from diffuse_cli.metrics import Measurement, MetricNumber, Values, Words, label, read_measurement
 from diffuse_cli.metrics.features import KIDS

@@ -32,6 +32,7 @@ from diffuse_cli.evaluation.feature_cache import (
     generate_share,
 )
 from diffuse_cli.evaluation.image_sets import read_sides, set_conditions
+from diffuse_cli.evaluation.results import EvaluationResult
 from diffuse_cli.evaluation.tune import candidates, tradeoff_figure
 from diffuse_cli.evaluation.tune.candidates import (
     Learner,
@@ -163,7 +164,7 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
 
 def tune_and_evaluate(
     config: TuneConfig,
-) -> Work[tuple[TuningResult, EvalConfig, evaluation_run.EvaluationResult] | None]:
+) -> Work[tuple[TuningResult, EvalConfig, EvaluationResult] | None]:
     """Tune, then evaluate the recommended setting, for `--report`.
 
     Returns the settings tried, the configuration of the evaluation and its result, or None on all

@@ -16,7 +16,7 @@ from diffuse_cli.core.kernels import arrange_memory
 from diffuse_cli.media import Array, figures, render_samples
 from diffuse_cli.sampling import journal
 from diffuse_cli.sampling.cascade import CascadeStage
-from diffuse_cli.sampling.generation import LoadedModel, load_denoiser, to_stored
+from diffuse_cli.sampling.generation import LoadedModel, load_denoiser, to_samples
 from diffuse_cli.sampling.guidance_model import load_guide
 from diffuse_cli.sampling.job import PartState, SampleFiles, SamplingJob, open_folder
 from diffuse_cli.sampling.journal import GRID_IMAGES
@@ -26,7 +26,7 @@ from diffuse_cli.sampling.sampling_settings import (
     report_settings,
     resolve_settings,
 )
-from diffuse_cli.sampling.tasks.task_inputs import check_class, check_output_apart
+from diffuse_cli.sampling.tasks.task_inputs import check_class
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import Notice, Work
@@ -99,7 +99,7 @@ class TaskJob(SamplingJob):
     def generate_part(self, part: range, accelerator: Accelerator) -> Iterator[PartState]:
         """Generate samples, and yield states, of which the last has them."""
         for step, state in enumerate(self.states(part), 1):
-            samples = to_stored(self.space, state.x) if step == self.steps else None
+            samples = to_samples(self.space, state.x) if step == self.steps else None
             yield PartState(step, self.steps, step / self.steps, samples)
 
     def make_grid(self, indices: Sequence[int]) -> Image:
@@ -142,7 +142,8 @@ def run_task(
         UsageError: options that cannot be combined.
         DataError: a picture cannot be used.
     """
-    with open_task(config, config.image) as accelerator:
+    inputs = config.image, getattr(config, "mask", None)
+    with open_task(config, *filter(None, inputs)) as accelerator:
         options = (config.model, config.weights, accelerator, config.precision)
         earlier = None if config.overwrite else journal.read_earlier(Path(config.out))
         loaded = yield from load_denoiser(*options, earlier=earlier)
@@ -191,7 +192,7 @@ def open_task(config: Any, *inputs: str) -> AbstractContextManager[Accelerator]:
     """
     folder = Path(config.out)
     if rank() == 0:
-        check_output_apart(folder, *inputs)
+        journal.check_output_apart(folder, *inputs)
         journal.check_folder(folder, config.overwrite)
     return open_folder(config, folder)
 

@@ -167,10 +167,13 @@ def read_mask(path: str, loaded: LoadedModel, fit: str | None, sizes: frozenset[
         own, theirs = (dimensions(each[::-1]) for each in (one.size, size))
         raise DataError(f"{shown} is {own}, and the image is {theirs}", "Resize the mask")
     whole = read_picture(path, space.medium, replace(asked, size=one.size[::-1])).values
-    white = 1 if whole.dtype.kind == "u" and whole.max() == 1 else None  # as of a segmentation
-    known, points = _is_dark(FAINT, one.values, white), MEDIA[space.medium].points
+    values = one.values
+    if whole.dtype.kind == "u" and whole.max() == 1:  # as of a segmentation
+        whole = whole * np.iinfo(whole.dtype).max
+        values = MEDIA[space.medium].fit(whole, asked)
+    known, points = _is_dark(FAINT, values), MEDIA[space.medium].points
     if known.all():
-        if not _is_dark(FAINT, whole, white).all():
+        if not _is_dark(FAINT, whole).all():
             text = f"{shown}: the part to generate is outside the {dimensions(space.size)} crop"
             raise DataError(text, "Pass --fit pad, or a larger --size")
         text = f"{shown} is black: it keeps all {points}"
@@ -212,27 +215,10 @@ def read_alpha_mask(path: str, loaded: LoadedModel, fit: str | None) -> Array:
     return known
 
 
-def _is_dark(fraction: float, values: Array, white: int | None = None) -> Array:
-    """Return where stored values (1, *size) are at most a fraction of white, 1 in (1, 1, *size).
-
-    Args:
-        white: the value of white. None for the highest of its type.
-    """
-    if white is None:
-        white = np.iinfo(values.dtype).max if values.dtype.kind in "iu" else 1
+def _is_dark(fraction: float, values: Array) -> Array:
+    """Return where stored values (1, *size) are at most a fraction of white, 1 in (1, 1, *size)."""
+    white = np.iinfo(values.dtype).max if values.dtype.kind in "iu" else 1
     return (values <= white * fraction)[None].astype(np.float32)
-
-
-def check_output_apart(folder: Path, *paths: str) -> None:
-    """Refuse an output folder that contains an input, because the input would be replaced.
-
-    Raises:
-        UsageError
-    """
-    for path in map(Path, paths):
-        if folder.resolve() in (path.resolve(), path.resolve().parent):
-            text = f"-o {files.show(folder)} holds the input {files.show(path)}"
-            raise UsageError(text, "Choose another -o")
 
 
 # -- conditioning ---------------------------------------------------------------------------------
@@ -299,8 +285,8 @@ def report_input(loaded: LoadedModel, told: bool) -> Work[None]:
 def check_class(loaded: LoadedModel, *, labeled: bool, told: bool) -> None:
     """Refuse a combination of class and input that training never had.
 
-    Training drops both by one random number (`Conditions.dropped`), so that only the one with the
-    larger dropout is ever missing while the other is there.
+    Training drops both by one random number (`Conditions.drop_conditions`), so that only the one
+    with the larger dropout is ever missing while the other is there.
 
     Args:
         labeled: whether the model is conditioned on a class.
