@@ -59,9 +59,7 @@ class SamplerChoice(Options):
     sampler: str = option(help="Sampler.")
     steps: int = option(help="Steps.", low=1, high=MOST_STEPS)
     guidance: float | None = option.optional("Guidance scale.", low=0, high=STRONGEST)
-    weak_guidance: float | None = option.optional(
-        "Scale of guidance by a weaker model.", low=0, high=STRONGEST
-    )
+    weak_guidance: float | None = option.optional("Autoguidance scale.", low=0, high=STRONGEST)
     times: tuple[float, ...] | None = option.optional("Learned timesteps.", parse=parse_times)
     start: str | None = option.optional("Initial noise.", table=STARTS)
 
@@ -163,10 +161,10 @@ class TrajectoryConfig(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class GuideConfig(Options):
-    """The weaker model to guide by."""
+    """The guidance model of autoguidance."""
 
     guide_with: str | None = option.sampling.optional(
-        "Weaker model for autoguidance (self: the early EMA checkpoint of --keep-weak).",
+        "Guidance model for autoguidance (self: the early EMA checkpoint of --keep-weak).",
         place=True,
         metavar="MODEL|self",
         shown="the model's, if recommended by train or tune",
@@ -194,7 +192,7 @@ class SamplerConfig(GuideConfig, TrajectoryConfig):
         shown=f"the model's, or {GUIDANCE:g}, or 1 with an image, numbers or no label dropout",
     )
     weak_guidance: float | None = option.sampling.optional(
-        "Autoguidance scale: 1 is the model itself, 0 the weaker model.",
+        "Autoguidance scale: 1 is the model itself, 0 the guidance model.",
         low=0,
         high=STRONGEST,
         shown=f"the model's, or {WEAK_GUIDANCE:g}",

@@ -134,7 +134,7 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
         False, "Mirror half of the training images, or the last axis of arrays."
     )
     augment: tuple[str, ...] | None = option.data.optional(
-        "Change some samples at random, and tell the network how, so that it samples unchanged.",
+        "Augment training samples at random. Generated samples are not augmented.",
         table="core.augmentations.AUGMENTATIONS",
         parse=parse_augment,
         metavar="none|auto|NAME,...",
@@ -147,7 +147,7 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
         "Memory or disk space for decoded images, for example 8GiB, or 0 for none.",
         parse=parse_bytes,
         control=True,
-        shown="a quarter of memory, or half of the free disk space if more",
+        shown="a quarter of free memory, or half of the free disk space if more",
     )
 
     width: int | None = option.network.optional(
@@ -274,10 +274,10 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
     )
 
     keep: str | None = option.output.optional(
-        "Weights of the model file: the last ones, or the best of --eval-every.",
+        "Weights of the model file: the final ones, or the best of --eval-every.",
         table=("best", "last"),
         control=True,
-        shown="the last ones without copies",
+        shown="the final ones, with few images the last without copies",
     )
     keep_raw: bool = option.output(
         False, "Also save the raw weights, before averaging, in the model file."

@@ -222,15 +222,16 @@ def training_options(found: ModelFile) -> dict[str, Any]:
 
 
 def has_model(path: Path, model: StoredModel) -> bool:
-    """Whether the file at `path` already describes `model`, except for `sampling`.
+    """Whether the file at `path` already describes `model`, except for `sampling` and versions.
 
-    `sampling` is written after training.
+    `sampling` may be written after training, and decides the version of the file, too.
     """
     try:
         with _translate_errors(path), open_regular_file(path) as file:
             found = parse_description(tensor_file.read_header(file))
             wanted = json.loads(json.dumps(describe_model(model)))
-            return bool({**found, SAMPLING: None} == {**wanted, SAMPLING: None})
+            ignored = dict.fromkeys((SAMPLING, "version", "versions"))
+            return bool({**found, **ignored} == {**wanted, **ignored})
     except ModelFileError:
         return False
 

@@ -49,20 +49,17 @@ class Changes(NamedTuple):
 class Batches:
     """Training images in shuffled epochs, one after another."""
 
-    def __init__(
-        self, plan: Plan, batch_size: int, device: torch.device, mine: range | None = None
-    ) -> None:
+    def __init__(self, plan: Plan, batch_size: int, device: torch.device, mine: range) -> None:
         """Start to read ahead if the images are streamed.
 
         Args:
-            mine: this process's positions of the batch. None for all positions.
+            mine: this process's positions of the batch.
         """
         self.plan, self.batch_size, self.device = plan, batch_size, device
         seed, n = plan.config.seed, len(plan.data.train)
         self._order = lru_cache(maxsize=2)(lambda epoch: permutation(seed, epoch, n))
         self.feed: Feed | None = None
         if find_streams(plan.data):
-            mine = range(batch_size) if mine is None else mine
             self.feed = Feed(plan.data, self._shuffle_indices, mine)
 
     def find_indices(self, step: int, positions: range) -> Indices:

@@ -33,7 +33,7 @@ from diffuse_cli.core.losses import OF_LEARNED, TAUGHT
 from diffuse_cli.core.networks import NETWORKS, largest_width
 from diffuse_cli.core.settings import Settings
 from diffuse_cli.core.settings import to_dict as plain
-from diffuse_cli.core.space import Space
+from diffuse_cli.core.space import MOST_CHANNELS, Space
 from diffuse_cli.core.variances import LEARNED
 from diffuse_cli.data.metadata_columns import parse_column_names
 from diffuse_cli.media import layout_name
@@ -174,9 +174,12 @@ def _read_base(given: Layer) -> Layer:
     if given.get("init"):
         from diffuse_cli.models.model_file import find, training_options
 
-        # They depend on the device, the memory, the length of the run or the data.
         own = training_options(finish(find(given["init"])))
-        model = Layer(own).without("accumulation", "augment", "compile", "steps")
+        # They depend on the device, the memory, the length of the run or the data.
+        others = ["accumulation", "augment", "compile", "precision", "steps", "teacher_guidance"]
+        if own.get("loss") in TAUGHT:  # its distillation, which another training does not repeat
+            others += ["loss", "weighting", "timestep_draw"]
+        model = Layer(own).without(*others)
         return _resize_network(model, given.get("size"))
     if name := given.get("preset") or presets.first_preset(given.get("network")):
         train = lookup(presets.PRESETS, name, "--preset").train
@@ -218,7 +221,7 @@ def _resume_config(given: Layer, run: RunDirectory) -> TrainConfig:
         wanted["minutes"] = None
     for name, value in given.network.items():
         own = stored.architecture.get(name)
-        if value != own:
+        if (list(value) if isinstance(value, tuple) else value) != own:
             raise _difference_error(f"[{stored.network or NETWORK}] {name}", value, own)
     return dataclasses.replace(stored, **wanted)
 
@@ -310,11 +313,12 @@ def resolve_wiener(config: TrainConfig, settings: Settings, space: Space) -> boo
     Without patches the filter made samples worse at 32x32 (benchmarks/README.md).
 
     Raises:
-        UsageError: the filter is asked for, and the samples are too long for it.
+        UsageError: the filter is asked for, and the samples are too large for it.
     """
-    fits = max(space.size) <= LONGEST
+    # The network reads the estimate of each channel, too.
+    fits = max(space.size) <= LONGEST and 2 * space.channels <= MOST_CHANNELS
     if config.wiener and not fits:
-        text = f"--wiener is for samples of at most {LONGEST:,} values along a side"
+        text = f"--wiener takes at most {LONGEST:,} values a side and {MOST_CHANNELS // 2} channels"
         raise UsageError(text, "Remove it")
     return fits and getattr(settings, "patch", 1) > 1 if config.wiener is None else config.wiener
 

@@ -157,7 +157,6 @@ def estimate(config: TrainConfig) -> Work[TrainingEstimate]:
     part = -(-done.batch_size // (done.accumulation * processes))
     needs = estimate_memory(done, plan.blueprint, device, processes)
     memory = needs.total_bytes(part, SLACK.get(device, 1.0))
-    with torch.device("meta"):
-        parameters = count_parameters(plan.blueprint.build())
+    parameters = count_parameters(plan.blueprint.build_on_meta())
     half = count_at_half_size(config, plan)
     return TrainingEstimate(done, parameters, memory, total, len(plan.data.train), half)

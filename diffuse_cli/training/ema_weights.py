@@ -34,6 +34,10 @@ KEPT_LENGTHS = (0.05, 0.10)
 """The lengths of the averages that training tracks."""
 
 
+UNIFORM = 12**-0.5
+"""Length of the mean of all weights of a run, which no profile exceeds."""
+
+
 def gamma_of(length: float) -> float:
     """Return the exponent of the profile of a length.
 
@@ -175,9 +179,11 @@ def read_snapshot(path: Path) -> Snapshot:
         raise ValueError("it is not a snapshot of averages")
     try:
         updates, lengths = int(about["updates"]), [float(v) for v in about["lengths"]]
+        if updates < 1 or not all(0 < v < UNIFORM for v in lengths):
+            raise ValueError("it is not a snapshot of averages")
         profiles = {f"{v:.2f}/": Profile(gamma_of(v), updates) for v in lengths}
         return Snapshot(path, int(about["step"]), profiles)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, OverflowError) as error:
         raise ValueError("it is not a snapshot of averages") from error
 
 

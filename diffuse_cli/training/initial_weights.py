@@ -7,8 +7,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core.conditions import PAIRS, MetadataTable
 from diffuse_cli.core.losses import TAUGHT
@@ -106,12 +104,16 @@ def _check_network(source: str, own: Blueprint, wanted: Blueprint) -> None:
 
 
 def _check_student(source: str, teacher: StoredModel, wanted: Blueprint) -> None:
-    """Refuse to distil into a network with other conditions, levels or shapes.
+    """Refuse to distil into a model with another process, conditions, levels or shapes.
 
     Raises:
         UsageError: one of them differs from the teacher's.
     """
     own = teacher.blueprint
+    process = (*NOISE, "num_timesteps")
+    if any(getattr(own.diffusion, n) != getattr(wanted.diffusion, n) for n in process):
+        text = f"{source} has another process, which a distilled model must keep"
+        raise UsageError(text, "Remove --schedule, --betas and other options of the process")
     if own.space.level_range != wanted.space.level_range:
         text = f"{source} was trained on {_levels(own)}, not {_levels(wanted)}"
         raise UsageError(text, "Use the data that it was trained on")
@@ -175,8 +177,7 @@ def _warnings(source: str, model: StoredModel, wanted: Blueprint) -> Iterator[st
 
 def _report_changes(source: str, found: list[ModelChange], wanted: Blueprint) -> Work[None]:
     """Report that all parameters are reused, or a table of the parts that change."""
-    with torch.device("meta"):
-        total = count_parameters(wanted.build())
+    total = count_parameters(wanted.build_on_meta())
     if not found:
         yield Notice(f"starting from {source}: all {total:,} parameters are reused")
         return

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import shlex
 import time
 from collections.abc import Callable, Iterator
 
@@ -12,47 +11,38 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from diffuse_cli.config.options import to_arguments
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core.networks import count_parameters
-from diffuse_cli.core.settings import dimensions
-from diffuse_cli.data.summary import describe_fit, plural
-from diffuse_cli.media import MEDIA, figures, render_samples
+from diffuse_cli.media import MEDIA
 from diffuse_cli.models import model_file
-from diffuse_cli.system import run_reader
 from diffuse_cli.system.devices import open_accelerator
 from diffuse_cli.system.errors import DataError, DiffuseError, Interrupted, Terminated
 from diffuse_cli.system.events import Notice, StopRequest, Work, run_until
 from diffuse_cli.system.processes import rank, run_on_first
 from diffuse_cli.training import checkpoints
 from diffuse_cli.training.chores import PREVIEW, SAVE, plan_chores
+from diffuse_cli.training.divergence import PATIENCE, divergence_error
 from diffuse_cli.training.ema_weights import (
     explain_no_weak,
     save_snapshot,
     snapshot_due,
 )
-from diffuse_cli.training.feed import UnreadableImages, find_readable, hold_streams
+from diffuse_cli.training.feed import UnreadableImages, hold_streams
 from diffuse_cli.training.initial_weights import load_initial_weights
 from diffuse_cli.training.monitor import Monitor
 from diffuse_cli.training.plan import Plan, check_batch, choose_augmentations, prepare_plan
 from diffuse_cli.training.run_directory import RunDirectory
-from diffuse_cli.training.run_events import Meter, Started, Step, Trained
+from diffuse_cli.training.run_events import Meter, Step, Trained
 from diffuse_cli.training.run_length import Forecast
 from diffuse_cli.training.run_page import follow_run
-from diffuse_cli.training.sample_command import sample_line
+from diffuse_cli.training.start_report import (
+    describe_run,
+    describe_start,
+    resume_line,
+    sample_line,
+)
 from diffuse_cli.training.time_budget import Budget, Laps
-from diffuse_cli.training.trainer import PATIENCE, StepResult, Trainer, divergence_error
-from diffuse_cli.training.training_conditions import find_pairs
-
-TYPED_AGAIN = (
-    "gradient_checkpointing", "strict", "cache", "workers", "save_every", "log", "log_every",
-    "keep",
-)  # fmt: skip
-"""Options that a run directory does not keep, and that a resumed run needs again."""
-
-
-SHEET, SHEET_SIDE = 24, 1200
-"""Training samples on the contact sheet of a run, and its most pixels along a side."""
+from diffuse_cli.training.trainer import StepResult, Trainer
 
 
 class TrainingRun:
@@ -121,6 +111,7 @@ class TrainingRun:
         if self.main:
             yield from monitor.load_judges()
         start = last = checkpoint.step if checkpoint else 0
+        del checkpoint, init  # as large as several networks, and copied by now
         self._prepare_directory(start)
         if self.main:
             monitor.write_best()
@@ -128,8 +119,8 @@ class TrainingRun:
         due = run_on_first(accelerator, lambda: monitor.is_due(start, self.end))
         if start < self.end or due:
             yield from checkpoints.begin_trackers(config, accelerator, run)
-            yield self._describe_start(start)
-            yield Notice(self._describe_run())
+            yield describe_start(self.plan, self.run, trainer, start)
+            yield Notice(describe_run(self.plan, trainer))
             last = yield from self._steps(start, due)
         if self.main:
             monitor.write_best()
@@ -165,50 +156,6 @@ class TrainingRun:
             run.rewind(start)
             checkpoints.write_config(run, config, self.trainer.course.steps, self.budget)
         self.accelerator.wait_for_everyone()
-
-    def _describe_start(self, step: int) -> Started:
-        """Describe the data and the configuration, with a contact sheet and the next commands."""
-        config, data = self.plan.config, self.plan.data
-        chosen = find_readable(data, data.train[:SHEET])
-        samples = render_samples(self.plan.blueprint.space, data.images.stored[chosen])
-        sheet = figures.shrink_image(figures.arrange_grid(samples, SHEET // 2), SHEET_SIDE)
-        pairs = find_pairs(config)
-        told = [config.data, *(["--given", pairs] if pairs else [])]
-        in_memory = any(name.startswith(run_reader.MEMORY) for name in told)
-        evaluate = shlex.join(["diffuse", "eval", str(self.run.model), *told])
-        return Started(
-            step=step,
-            steps=self.trainer.course.steps,
-            data=tuple(data.images.summary.lines()),
-            network=self._describe_run(),
-            sheet=figures.encode_png(sheet),
-            lines={
-                "resume": self._resume_line(),
-                "sample": sample_line(self.plan, self.run.model),
-                "evaluate": "" if in_memory else evaluate,
-            },
-            page=self.run.page,
-        )
-
-    def _describe_run(self) -> str:
-        """Describe the configuration in one line."""
-        config, images = self.plan.config, self.plan.data.images
-        processes = self.accelerator.num_processes
-        size = images.space.size
-        fitted = describe_fit(images.summary.sizes, size, config.fit, images.medium)
-        preset = f", preset {config.preset}" if config.preset else ""
-        shared = f" on {processes} processes" if processes > 1 else ""
-        compiled = ", compiled" if config.compile else ""
-        passes = self.trainer.accumulation
-        parts = f" in {passes} parts" if passes > 1 else ""
-        return (
-            f"training {config.network}{preset}, "
-            f"{count_parameters(self.trainer.ema.net):,} parameters; "
-            f"{MEDIA[images.medium].many} at {dimensions(size)}{fitted}; "
-            f"batch {config.batch_size}{parts}{shared}, learning rate {config.lr:.3g}, "
-            f"{config.precision} on {self.accelerator.device.type}{compiled}; "
-            f"{plural(config.num_steps, 'step')}"
-        )
 
     # -- the loop ----------------------------------------------------------------------------------
 
@@ -343,11 +290,7 @@ class TrainingRun:
 
     def _stop_error(self, error: DiffuseError, step: int, kept: str) -> DiffuseError:
         message = f"{error.message} at step {step:,}: {kept}"
-        return type(error)(message, f"Resume with: {self._resume_line()}")
-
-    def _resume_line(self) -> str:
-        config = self.plan.config
-        return run_reader.resume_line(config.data, config.out, to_arguments(config, TYPED_AGAIN))
+        return type(error)(message, f"Resume with: {resume_line(self.plan.config)}")
 
     def _log(self, done: int, meter: Meter, norm: float) -> Step:
         trainer, steps = self.trainer, self.trainer.course.steps
@@ -357,7 +300,9 @@ class TrainingRun:
         if self.main:
             feed = trainer.batches.feed
             self.monitor.log(done, values, **({"waiting": feed.waiting_fraction()} if feed else {}))
-        left = self.budget.left if self.budget else (steps - done) * meter.batch_size / speed
+        left = (self.end - done) * meter.batch_size / speed
+        if self.budget and self.end == steps:
+            left = self.budget.left
         many = MEDIA[self.plan.data.images.medium].many
         return Step(done, steps, self.loss, lr, norm, speed, max(0.0, left), many)
 

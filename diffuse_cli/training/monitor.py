@@ -9,12 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
 
 from diffuse_cli.config.options import from_dict, to_dict
 from diffuse_cli.config.sample_options import SamplerChoice
 from diffuse_cli.core import denoising_errors
 from diffuse_cli.core.denoising_errors import DenoisingErrors
+from diffuse_cli.data.samples import select_evenly
 from diffuse_cli.media import MEDIA, figures
 from diffuse_cli.metrics import label, memorization
 from diffuse_cli.metrics.features import KIDS
@@ -22,7 +26,7 @@ from diffuse_cli.models import model_file
 from diffuse_cli.system import files
 from diffuse_cli.system.devices import log_image
 from diffuse_cli.system.errors import ModelFileError
-from diffuse_cli.system.events import Notice, StopRequest, Work, run_until
+from diffuse_cli.system.events import Notice, Progress, StopRequest, Work, run_until
 from diffuse_cli.system.memory import is_out_of_memory
 from diffuse_cli.training import chores, copies, previews, recommendation, validation
 from diffuse_cli.training.chores import COPIES, ERRORS, EVALUATION, PREVIEW, SETTINGS
@@ -31,10 +35,6 @@ from diffuse_cli.training.feed import find_readable
 from diffuse_cli.training.run_directory import Checkpoint, RunDirectory
 from diffuse_cli.training.run_events import Compared, Previewed, Validated
 from diffuse_cli.training.trainer import HELD_OUT_BATCH, Trainer
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 T = TypeVar("T")
 
@@ -330,10 +330,25 @@ class Monitor:
 
     def _measure_errors(self, done: int) -> Work[None]:
         """Measure the errors of x_0, for the variance `optimal`."""
-        count = chores.count_measured_images(self.trainer.plan, self.trainer.course.steps)
-        work = skip_if_full(self.trainer.measure_errors(count), "measuring errors")
+        work = skip_if_full(self._average_errors(), "measuring errors")
         self.errors = yield from run_until(self.stop, work)
         self.finished[ERRORS] = done
+
+    def _average_errors(self) -> Work[DenoisingErrors | None]:
+        """Measure the errors of x_0 of the EMA weights on evenly spaced held-out images.
+
+        If no images are held out, they are training images. Returns None if an error is infinite.
+        """
+        trainer, data = self.trainer, self.trainer.plan.data
+        count = chores.count_measured_images(trainer.plan, trainer.course.steps)
+        images = data.held_out if len(data.held_out) else data.train
+        measure = trainer.losses_on(select_evenly(images, count))
+        timesteps = denoising_errors.choose_timesteps(trainer.denoiser.process)
+        found: dict[int, Tensor] = {}
+        for t in timesteps:
+            yield Progress("measuring errors", len(found), len(timesteps))
+            found[t] = torch.cat(list(measure(denoising_errors.squared_error, at=t))).cpu()
+        return denoising_errors.average(timesteps, found)
 
     def errors_at(self, step: int) -> DenoisingErrors | None:
         """Return the errors of x_0 with the weights after `step` steps, if they were measured."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -56,12 +56,11 @@ def generate_by_default(
     """
     denoiser = plan.blueprint.denoiser(net)
     choice = choice or default_setting(plan)
-    chosen = find_readable(plan.data, preview_images(plan, inputs)[:count])
     settings = SamplingSettings(
         sampler=choice.sampler,
         steps=choice.steps,
         start=plan.blueprint.gaussian if choice.start else None,
-        condition=_make_condition(plan, chosen, classes),
+        condition=_make_condition(plan, inputs, count, classes),
         guide=guide,
         seed=plan.config.seed,
         batch_size=min(MOST, plan.room),
@@ -98,18 +97,21 @@ def preview_images(plan: Plan, count: int | None = None) -> Indices:
     return told[np.unique(places.round().astype(np.int64))]
 
 
-def _make_condition(plan: Plan, chosen: Indices, classes: Sequence[int]) -> Condition | None:
-    """Make the condition of samples: a cycle of classes, or the conditions of chosen images."""
-    conditions = plan.blueprint.conditions
-    if not conditions:
+def _make_condition(
+    plan: Plan, inputs: int | None, count: int, classes: Sequence[int]
+) -> Condition | None:
+    """Make the condition of samples: a cycle of classes, or the conditions of images."""
+    conditions, scale = plan.blueprint.conditions, guidance_of(plan)
+    if scale is None:
         return None
-    labels: Iterable[int] = classes or range(conditions.num_classes)
+    if not uses_images(plan):
+        return Condition(tuple(classes or range(conditions.num_classes)), scale)
+    chosen = find_readable(plan.data, preview_images(plan, inputs)[:count])
+    labels: Sequence[int] = ()
     rows = plan.data.images.rows
-    if labels and uses_images(plan):
+    if conditions.num_classes:
         own = plan.data.images.labels[chosen]
         labels = np.where(own >= 0, own, conditions.num_classes).tolist()
-    scale = guidance_of(plan)
-    assert scale is not None
     told = () if rows is None else tuple(map(tuple, rows[chosen].tolist()))
     return Condition(tuple(labels), scale, plan.inputs(chosen), rows=told)
 

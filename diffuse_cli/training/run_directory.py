@@ -102,12 +102,16 @@ class RunDirectory:
         Raises:
             OutputError: one exists without --overwrite, belongs to another run, or cannot be
                 written.
-            UsageError: --overwrite would replace the model of --init.
+            UsageError: --overwrite would replace or remove the model of --init.
         """
         over = config.overwrite
         if not config.resumes:
             if over and config.init:
                 outputs.check_other_than(self.model, config.init)
+                source = Path(config.init).resolve()
+                if source.is_relative_to(self.path.resolve()) or source == self.best.resolve():
+                    text = f"--overwrite would remove {files.show(config.init)}"
+                    raise UsageError(text, "Choose another -o")
             hint = "Resume with --resume, replace it with --overwrite, or choose another -o"
             outputs.check_free(self.model, over, hint=hint)
             outputs.check_free(self.config, over, hint=hint, of=self.path)

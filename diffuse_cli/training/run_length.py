@@ -99,7 +99,9 @@ def _suggest_options(config: TrainConfig, seconds: float, ratio: float) -> str:
     less than a day or if there is no other way.
     """
     ways = []
-    if config.preset not in (None, "tiny"):
+    if config.init or config.resumes:
+        pass  # network and size are given
+    elif config.preset not in (None, "tiny", "slim"):
         ways.append("--preset tiny")
     elif config.size and (side := _find_smaller(config, ratio)):
         ways.append(f"--size {side}")

@@ -19,6 +19,7 @@ from PIL import Image
 
 from diffuse_cli.config.options import flatten_settings, read_toml
 from diffuse_cli.media import figures
+from diffuse_cli.pages import has_display, open_file
 from diffuse_cli.pages.curves import read_curves
 from diffuse_cli.pages.templates import (
     POLICY,
@@ -30,7 +31,6 @@ from diffuse_cli.pages.templates import (
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import DiffuseError
 from diffuse_cli.system.events import Notice, Work
-from diffuse_cli.system.viewer import has_display, open_file
 from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.run_events import Compared, Previewed, Started, Step, Validated
 from diffuse_cli.training.run_length import format_duration
@@ -59,6 +59,7 @@ class RunPage:
         self.start: Started | None = None
         self.last: Step | None = None
         self.warnings: list[str] = []
+        self.step = self.steps = 0
         self.written = self.took = self.interval = 0.0
         self.failed = False
 
@@ -69,10 +70,12 @@ class RunPage:
                 self.warnings.append(event.text.rstrip("."))
             return False
         if isinstance(event, Started):
-            self.start = event
+            self.start, self.step, self.steps = event, event.step, event.steps
             return True
-        if isinstance(event, Step) and event.loss is not None:
-            self.last = event
+        if isinstance(event, Step):
+            self.step, self.steps = event.step, event.steps
+            if event.loss is not None:
+                self.last = event
         looked = isinstance(event, (Previewed, Compared, Validated))
         wait = max(0 if looked else RELOAD, SHARE * self.took)
         return self.start is not None and time.monotonic() - self.written > wait
@@ -116,8 +119,8 @@ class RunPage:
             script=Markup(script),
             state=state,
             start=start,
-            step=last.step if last else start.step,
-            steps=last.steps if last else start.steps,
+            step=self.step,
+            steps=self.steps,
             last=last,
             left=format_duration(last.seconds_left) if last and last.seconds_left else "",
             sheet=to_data_url("image/png", start.sheet),

@@ -128,10 +128,15 @@ class Stopwatch:
 
     def free_memory(self) -> Work[None]:
         """Free the memory, if anything was measured."""
-        if self._trainer is not None:
-            self._trainer = None
-            self.accelerator.free_memory()
+        self._drop_trainer()
+        self.accelerator.free_memory()
         yield Progress(TASK, self.total, self.total)
+
+    def _drop_trainer(self) -> None:
+        """Drop the temporary network, and end its reading."""
+        if self._trainer is not None:
+            self._trainer.batches.close()
+            self._trainer = None
 
     def _estimate_from_part(self, plan: Plan) -> Work[float]:
         """Estimate the time of a step with one image per process from a part of the image.
@@ -157,7 +162,7 @@ class Stopwatch:
             seconds = yield from self._time(part, self.accelerator.num_processes, 1, TRIES)
         except DiffuseError:  # a size that it cannot halve
             seconds = 0.0
-        self._trainer = None
+        self._drop_trainer()
         return seconds * math.prod(size) / math.prod(small)
 
     def _suffices(self, images: int, parts: int = 1) -> bool:
@@ -198,8 +203,9 @@ class Stopwatch:
 
 # The batch size and the steps that fill a time.
 
-TRIAL = 16
-"""The batch size of the trial."""
+TRIAL = 32
+"""The batch size whose images per second decide the batch size: the usual one of a short run. The
+time of its step is extrapolated from smaller ones, which compute fewer images per second."""
 
 
 def fill_minutes(

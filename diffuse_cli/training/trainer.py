@@ -15,20 +15,16 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from diffuse_cli.config.train_options import TrainConfig
-from diffuse_cli.core import denoising_errors
 from diffuse_cli.core.augmentations import count_draws, count_parameters
 from diffuse_cli.core.denoiser import Denoiser
-from diffuse_cli.core.denoising_errors import DenoisingErrors
 from diffuse_cli.core.distillation import EVALUATIONS
 from diffuse_cli.core.kernels import arrange_weights
 from diffuse_cli.core.losses import TAUGHT
 from diffuse_cli.core.networks import run_checkpointed
 from diffuse_cli.core.timesteps import TIMESTEP_DRAWS, History, choose
-from diffuse_cli.data.samples import select_evenly
 from diffuse_cli.media import Indices
 from diffuse_cli.models.blueprint import clamp_denoised
-from diffuse_cli.system.errors import DivergedError, UsageError, lookup
-from diffuse_cli.system.events import Progress, Work
+from diffuse_cli.system.errors import UsageError, lookup
 from diffuse_cli.system.memory import is_out_of_memory
 from diffuse_cli.system.rng import (
     Draws,
@@ -356,7 +352,7 @@ class Trainer:
 
     def ema_net(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
         """Evaluate the averaged network in the precision of the run, without gradients."""
-        return self._infer(self.ema.net, x, t, **cond)
+        return self.infer(self.ema.net, x, t, **cond)
 
     def raw_weights(self) -> dict[str, Tensor] | None:
         """Return the weights that a model file with --keep-raw has, or None without it."""
@@ -370,9 +366,10 @@ class Trainer:
         assert self.weak
         net = copy.deepcopy(self.ema.net)
         net.load_state_dict(dict(self.weak.weights))
-        return partial(self._infer, net)
+        return partial(self.infer, net)
 
-    def _infer(self, net: nn.Module, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+    def infer(self, net: nn.Module, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        """Return the output of a network, in the precision of the training."""
         with torch.no_grad(), self.accelerator.autocast():
             return net(x, t, **cond).float()  # type: ignore[no-any-return]
 
@@ -384,24 +381,9 @@ class Trainer:
         chosen = self.plan.data.held_out[: count_held_out_images(self.config)]
         if len(chosen) == 0:
             return None
-        return torch.cat(list(self._losses_on(chosen)(self._objective)))
+        return torch.cat(list(self.losses_on(chosen)(self._objective)))
 
-    def measure_errors(self, most: int) -> Work[DenoisingErrors | None]:
-        """Measure the errors of x_0 of the EMA weights, on `most` evenly spaced held-out images.
-
-        If no images are held out, they are training images. Returns None if an error is infinite.
-        """
-        data = self.plan.data
-        images = data.held_out if len(data.held_out) else data.train
-        measure = self._losses_on(select_evenly(images, most))
-        timesteps = denoising_errors.choose_timesteps(self.denoiser.process)
-        found: dict[int, Tensor] = {}
-        for t in timesteps:
-            yield Progress("measuring errors", len(found), len(timesteps))
-            found[t] = torch.cat(list(measure(denoising_errors.squared_error, at=t))).cpu()
-        return denoising_errors.average(timesteps, found)
-
-    def _losses_on(self, chosen: Indices) -> Callable[..., Iterator[Tensor]]:
+    def losses_on(self, chosen: Indices) -> Callable[..., Iterator[Tensor]]:
         """Return `measure_losses` of the EMA weights on images with these indices."""
         images, chosen = self.plan.data.images, find_readable(self.plan.data, chosen)
         return partial(
@@ -416,59 +398,3 @@ class Trainer:
             batch_size=min(HELD_OUT_BATCH, self.plan.room),
             device=self.device,
         )
-
-
-# -- diagnosing -----------------------------------------------------------------------------------
-
-# The error of a run that diverged, and the module where it started.
-
-PATIENCE = 10
-"""A run has diverged after this many steps in a row whose gradient is not finite."""
-
-
-def divergence_error(
-    trainer: Trainer, step: int, kept: int | None, *, debug: bool
-) -> DivergedError:
-    """Return the error of a run that diverged with the step after `step` steps.
-
-    Args:
-        kept: the step of the newest checkpoint.
-        debug: whether to name the module where the divergence starts.
-    """
-    where = f"the last good checkpoint is step {kept:,}" if kept else "there is no checkpoint"
-    text = (
-        f"training diverged: {PATIENCE} steps in a row up to {step + 1:,} had a gradient that "
-        f"is not finite; {where}"
-    )
-    if not debug:
-        return DivergedError(text, "Lower --lr, or use --debug to find the module where it starts")
-    module = find_nonfinite_module(trainer, step)
-    found = "every module's output was finite, the gradient was not"
-    if module:
-        found = f"{module} was the first module whose output was not finite"
-    return DivergedError(f"{text}; {found}", "Lower --lr")
-
-
-def find_nonfinite_module(trainer: Trainer, step: int) -> str:
-    """Return the first module whose output is not finite in the step after `step` steps, or "".
-
-    It repeats the step. A bad step changes no weights, so the repetition fails in the same way.
-    """
-    found: list[str] = []
-    names = {module: name for name, module in trainer.net.named_modules() if name}
-
-    def look(module: nn.Module, inputs: Any, output: Any) -> None:
-        if not found and isinstance(output, Tensor) and not bool(output.isfinite().all()):
-            found.append(names[module])
-
-    hooks = [module.register_forward_hook(look) for module in names]
-    try:
-        with torch.no_grad(), trainer.accelerator.autocast():
-            denoiser = trainer.plan.blueprint.denoiser(trainer.net)
-            chances = trainer.timestep_chances()
-            for positions in trainer.parts(step):
-                trainer.losses(denoiser, step, positions, chances)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return found[0] if found else ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import DataError, OutputError, UsageError, translate_errors
 from diffuse_cli.system.events import Notice, Work
+from diffuse_cli.system.memory import free_memory
 from diffuse_cli.training import training_conditions
 from diffuse_cli.training.run_directory import RunDirectory
 
@@ -34,7 +34,7 @@ PAIR_LAYOUTS: Mapping[str | None, str | None] = {"L": None, "HW": None, "DHW": "
 """Layouts of pairs of samples whose layout has no channels, which the pairs may have."""
 
 MAPPED_SHARE = 4
-"""Images larger than 1/MAPPED_SHARE of the memory are mapped from a file."""
+"""Images larger than 1/MAPPED_SHARE of the free memory are mapped from a file."""
 
 DISK_SHARE = 2
 """Images larger than 1/DISK_SHARE of the free disk are decoded on demand."""
@@ -246,7 +246,7 @@ def _read_samples(
             strict=config.strict,
             workers=config.workers,
             cache=cache,
-            map_over=0 if several else read_total_memory() // MAPPED_SHARE,
+            map_over=0 if several else free_memory("cpu") // MAPPED_SHARE,
             keep=_choose_kept_bytes(config, cache),
             index=index if several is None or several.is_main_process else None,
             goes_on=config.resumes,
@@ -275,21 +275,13 @@ def _print_everywhere() -> Iterator[None]:
 def _choose_kept_bytes(config: TrainConfig, cache: Path | None) -> int:
     """Return the bytes of decoded images to keep.
 
-    It is --cache, or else the larger of a fraction of the memory and a fraction of the free disk
-    space of the run directory.
+    It is --cache, or else the larger of a fraction of the free memory and a fraction of the free
+    disk space of the run directory.
     """
     if config.cache is not None:
         return config.cache
     disk = files.free_space(cache) // DISK_SHARE if cache else 0
-    return max(read_total_memory() // MAPPED_SHARE, disk)
-
-
-def read_total_memory() -> int:
-    """Return the memory of the machine in bytes, or 8 GiB if it is unknown."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return 8 * 2**30
+    return max(free_memory("cpu") // MAPPED_SHARE, disk)
 
 
 def check_fingerprint(

@@ -329,8 +329,12 @@ def test_errors_are_kept_in_any_version_and_checked(tmp_path: Path):
 
 
 def test_a_file_with_a_recommendation_still_holds_the_model_of_its_run(tmp_path: Path):
+    times = SamplerChoice("unipc", 3, times=(9.0, 4.0, 0.0))  # of a file of another version
+    save(tmp_path / "m", model(sampling=times))
+    assert model_file.has_model(tmp_path / "m", model())
     save(tmp_path / "m", model(sampling=SamplerChoice("ddim", 5)))
     assert model_file.has_model(tmp_path / "m", model())
+    assert model_file.has_model(tmp_path / "m", model(versions={"torch": "another"}))
     assert not model_file.has_model(tmp_path / "m", model(step=13))
     assert not model_file.has_model(tmp_path / "m", model(training={"steps": 13}))
 

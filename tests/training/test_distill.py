@@ -217,6 +217,25 @@ def test_a_model_does_not_replace_the_one_it_starts_from(diffuse, images, teache
     assert Path(teacher).read_bytes() == before
 
 
+@pytest.mark.parametrize("part", ["model.run", "model.run/checkpoints/step-00000006"])
+def test_an_overwrite_does_not_remove_the_run_it_starts_from(diffuse, images, teacher, part):
+    shutil.copytree(teacher.with_suffix(".run"), "model.run")
+    before = sorted(Path("model.run").rglob("*"))
+    line = ("-o", "model.safetensors", "--overwrite", "--steps", 1)
+    for ran in (
+        diffuse("train", images, "--init", part, *line),
+        diffuse("distill", part, images, *line),
+    ):
+        assert (ran.code, f"--overwrite would remove {part}" in ran.line) == (2, True)
+    assert sorted(Path("model.run").rglob("*")) == before
+
+
+def test_a_training_from_a_distilled_model_is_a_plain_one(quick, fast):
+    for more in ((), ("--loss", "simple")):
+        assert quick("--init", fast, "--steps", 1, "--overwrite", *more).code == 0
+        assert model_file.load(Path("model.safetensors")).distilled is None
+
+
 def test_a_model_does_not_replace_its_teacher(diffuse, images, teacher):
     before = Path(teacher).read_bytes()
     line = ("distill", teacher, images, "-o", teacher, "--overwrite", "--steps", 1)
@@ -349,6 +368,8 @@ def test_what_is_distilled_is_told_what_its_teacher_is(diffuse, guided, teacher,
     assert "Use the data that it was trained on" in ran.line
     line = ("train", images, "--init", teacher, "--loss", "consistency", "--steps", 2, "-q")
     assert "was trained with other classes" in diffuse(*line, "--classes").line
+    for other in (("--schedule", "linear"), ("--num-timesteps", 50)):
+        assert "has another process" in diffuse(*line, *other).line
     ran = diffuse(*line, "--channels", 3)
     assert ran.code == 2
     assert "Remove --channels, --size and --variance" in ran.line

@@ -219,7 +219,7 @@ def test_it_takes_images_in_their_order_and_is_bounded(plan, images, monkeypatch
     batches = Batches(plan, 8, None, range(2, 6))
     whole = finish(read_images(str(images)))
     kept = TrainingData(whole, plan.data.train, plan.data.held_out)
-    plain = Batches(Plan(plan.config, None, kept), 8, None)
+    plain = Batches(Plan(plan.config, None, kept), 8, None, range(8))
     monkeypatch.setattr(stream, "decode_all", lambda *a: pytest.fail("decoded late"))
     for k in (0, 1, 2, 3, 7, 8, 2):  # also back and forth
         wanted = plain.find_indices(k, range(2, 6))
@@ -235,7 +235,7 @@ def test_large_images_are_not_read_far_ahead(plan, monkeypatch):
     original = feed.load_images
     monkeypatch.setattr(feed, "load_images", lambda p, k: asked.append(len(k)) or original(p, k))
     monkeypatch.setattr(feed, "AHEAD", 0)
-    small = Batches(plan, 8, None)
+    small = Batches(plan, 8, None, range(8))
     small.find_indices(0, range(8))
     small.find_indices(1, range(8))
     small.close()
@@ -244,7 +244,7 @@ def test_large_images_are_not_read_far_ahead(plan, monkeypatch):
 
 def test_memory_does_not_grow(plan, monkeypatch):
     monkeypatch.setattr(stream, "REMEMBERED", 2**12)
-    batches = Batches(plan, 8, None)
+    batches = Batches(plan, 8, None, range(8))
     sizes = []
     tracemalloc.start()
     for k in range(120):

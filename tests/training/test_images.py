@@ -159,7 +159,7 @@ def test_a_run_goes_on_without_its_images(run, folder, whole, monkeypatch, mappe
 
     monkeypatch.setattr(Trainer, "step", step)
     if mapped:
-        monkeypatch.setattr(training_data, "read_total_memory", lambda: 0)
+        monkeypatch.setattr(training_data, "free_memory", lambda device: 0)
     ran = run("--steps", 8, "--preview-every", 4)
     assert ran.code == 0, ran.err
     assert seen == [mapped]

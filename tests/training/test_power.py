@@ -344,7 +344,15 @@ def test_the_estimate_of_memory_covers_them(quick, step_takes):
 
 def test_what_is_no_snapshot_is_refused(tmp_path):
     path = tmp_path / "step-00000001.safetensors"
-    for metadata in (None, {"diffuse.ema": "[]"}, {"diffuse.ema": '{"lengths": [0.05]}'}):
+    for text in (
+        None,
+        "[]",
+        '{"lengths": [0.05]}',
+        '{"lengths": [0.05], "updates": 1e999, "step": 1}',
+        '{"lengths": [0], "updates": 1, "step": 1}',
+        '{"lengths": [0.05], "updates": 0, "step": 1}',
+    ):
+        metadata = text and {"diffuse.ema": text}
         tensor_file.write(path, {"a": torch.zeros(1)}, metadata)
         with pytest.raises(ValueError, match="not a snapshot"):
             read_snapshot(path)

@@ -221,6 +221,17 @@ def test_checkpoints_after_a_fall_back_are_kept(quick):
     assert RunDirectory(MODEL).load()[0].step == 3
 
 
+def test_a_copy_of_a_checkpoint_is_none(quick, diffuse):
+    quick("--steps", 4, "--save-every", 2)
+    own = RunDirectory(Path("model.safetensors")).checkpoints
+    copy = own / "step-00000002.bak"
+    shutil.copytree(own / "step-00000002", copy)
+    assert diffuse("info", "model.run").code == 0
+    assert quick("--steps", 6, "--save-every", 2, "--resume").code == 0
+    names = sorted(path.name for path in own.iterdir())
+    assert names == ["step-00000002.bak", "step-00000004", "step-00000006"]
+
+
 def test_a_new_checkpoint_is_whole_before_an_old_one_goes(tmp_path, monkeypatch):
     run = RunDirectory(tmp_path / "model.safetensors")
     for step in (1, 2, 3):

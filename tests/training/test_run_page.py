@@ -134,6 +134,14 @@ def test_only_its_own_script_may_run(page):
     assert "default-src 'none'" in text.replace("&#39;", "'")
 
 
+def test_it_shows_the_last_step_and_slow_training(page):
+    page.note(Step(3, 9, 0.1, 0.1, 0.1, 0.4, 60.0))
+    page.note(Step(5, 9))
+    text = page.render("interrupted")
+    assert "Stopped after 5 of 9 steps" in text
+    assert "0.4 images per second" in text
+
+
 def test_looks_and_steps_write_it_only_if_that_takes_little_time(page, monkeypatch):
     now = [1000.0]
     monkeypatch.setattr(run_page.time, "monotonic", lambda: now[0])

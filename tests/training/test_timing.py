@@ -48,6 +48,8 @@ def machine(monkeypatch):
 
     def make(fixed=0.0, each=0.01, cold=0.0):
         class Trainer:
+            batches = SimpleNamespace(close=lambda: None)
+
             def __init__(self, plan, accelerator):
                 self.pixels = math.prod(plan.blueprint.space.size) / 32**2
 

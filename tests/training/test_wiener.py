@@ -138,6 +138,14 @@ def test_diffusers_has_no_filter(diffuse, images):
     assert "diffusers cannot say wiener = true. Train with --no-wiener" in ran.line
 
 
+def test_samples_of_many_channels_have_no_filter():
+    """The network would read the estimates of twice as many channels as it may."""
+    for channels, found in ((32, True), (40, False)):
+        space = Space(channels=channels, size=(128, 128))
+        config, _ = complete_config(configure({"data": "", "preset": "large"}), space, Conditions())
+        assert config.wiener is found
+
+
 @pytest.mark.parametrize(("side", "found"), [(2048, True), (4096, False)])
 def test_long_samples_have_no_filter(side, found):
     """The transform of a second of sound would take gigabytes."""
@@ -146,5 +154,5 @@ def test_long_samples_have_no_filter(side, found):
     assert config.wiener is found
     asked = configure({"data": "", "preset": "tiny", "wiener": True})
     if not found:
-        with pytest.raises(UsageError, match="at most 2,048 values along a side"):
+        with pytest.raises(UsageError, match="at most 2,048 values a side and 32 channels"):
             complete_config(asked, space, Conditions())

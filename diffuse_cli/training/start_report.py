@@ -1,0 +1,142 @@
+"""Start of a run: its description, and the commands that resume it and sample from its model."""
+
+from __future__ import annotations
+
+import itertools
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+from diffuse_cli.config.options import to_arguments
+from diffuse_cli.config.sample_options import SampleConfig
+from diffuse_cli.config.train_options import TrainConfig
+from diffuse_cli.core.conditions import PAIRS
+from diffuse_cli.core.networks import count_parameters
+from diffuse_cli.core.settings import dimensions
+from diffuse_cli.data import Dataset, is_images
+from diffuse_cli.data.metadata_columns import example
+from diffuse_cli.data.summary import describe_fit, plural
+from diffuse_cli.media import MEDIA, figures, render_samples
+from diffuse_cli.system import run_reader
+from diffuse_cli.system.run_reader import MEMORY
+from diffuse_cli.training.feed import find_readable
+from diffuse_cli.training.plan import Plan
+from diffuse_cli.training.run_directory import RunDirectory
+from diffuse_cli.training.run_events import Started
+from diffuse_cli.training.trainer import Trainer
+from diffuse_cli.training.training_conditions import find_pairs
+
+TYPED_AGAIN = (
+    "gradient_checkpointing", "strict", "cache", "workers", "save_every", "log", "log_every",
+    "keep",
+)  # fmt: skip
+"""Options that a run directory does not keep, and that a resumed run needs again."""
+
+SHEET, SHEET_SIDE = 24, 1200
+"""Training samples on the contact sheet of a run, and its most pixels along a side."""
+
+INPUTS = 16
+"""The number of conditioning inputs to select from a source without single files."""
+
+
+def describe_start(plan: Plan, run: RunDirectory, trainer: Trainer, step: int) -> Started:
+    """Describe the data and the configuration, with a contact sheet and the next commands."""
+    config, data = plan.config, plan.data
+    chosen = find_readable(data, data.train[:SHEET])
+    samples = render_samples(plan.blueprint.space, data.images.stored[chosen])
+    sheet = figures.shrink_image(figures.arrange_grid(samples, SHEET // 2), SHEET_SIDE)
+    pairs = find_pairs(config)
+    told = [config.data, *(["--given", pairs] if pairs else [])]
+    in_memory = any(name.startswith(MEMORY) for name in told)
+    evaluate = shlex.join(["diffuse", "eval", str(run.model), *told])
+    return Started(
+        step=step,
+        steps=trainer.course.steps,
+        data=tuple(data.images.summary.lines()),
+        network=describe_run(plan, trainer),
+        sheet=figures.encode_png(sheet),
+        lines={
+            "resume": resume_line(config),
+            "sample": sample_line(plan, run.model),
+            "evaluate": "" if in_memory else evaluate,
+        },
+        page=run.page,
+    )
+
+
+def describe_run(plan: Plan, trainer: Trainer) -> str:
+    """Describe the configuration in one line."""
+    config, images = plan.config, plan.data.images
+    accelerator = trainer.accelerator
+    processes, size = accelerator.num_processes, images.space.size
+    fitted = describe_fit(images.summary.sizes, size, config.fit, images.medium)
+    preset = f", preset {config.preset}" if config.preset else ""
+    shared = f" on {processes} processes" if processes > 1 else ""
+    compiled = ", compiled" if config.compile else ""
+    passes = trainer.accumulation
+    parts = f" in {passes} parts" if passes > 1 else ""
+    return (
+        f"training {config.network}{preset}, "
+        f"{count_parameters(trainer.ema.net):,} parameters; "
+        f"{MEDIA[images.medium].many} at {dimensions(size)}{fitted}; "
+        f"batch {config.batch_size}{parts}{shared}, learning rate {config.lr:.3g}, "
+        f"{config.precision} on {accelerator.device.type}{compiled}; "
+        f"{plural(config.num_steps, 'step')}"
+    )
+
+
+def resume_line(config: TrainConfig) -> str:
+    """Return the command that resumes a run."""
+    return run_reader.resume_line(config.data, config.out, to_arguments(config, TYPED_AGAIN))
+
+
+def sample_line(plan: Plan, model: Path) -> str:
+    """Return a command that runs as it is, into a folder that does not exist yet.
+
+    A conditional model gets an input and values from the training data. The result is empty if the
+    data is in a program's memory, or if `sample` would read the file of inputs as a single sample.
+    """
+    if MEMORY in (plan.config.data[: len(MEMORY)], (plan.config.given or "")[: len(MEMORY)]):
+        return ""
+    given = plan.blueprint.conditions.given
+    source = plan.config.given if given and given.what == PAIRS else plan.config.data
+    if given and not is_images(Path(source or ""), single=True):
+        return ""
+    options = [*_list_condition_options(plan), *_list_output_options()]
+    return shlex.join(["diffuse", "sample", str(model), *options])
+
+
+def _list_condition_options(plan: Plan) -> Iterator[str]:
+    """Yield the options that set a model's conditions."""
+    conditions = plan.blueprint.conditions
+    for column in conditions.table.columns if conditions.table else ():
+        name, value = example(column)
+        yield from ("--on", f"{name}={value}")
+    if conditions.given is None:
+        return
+    unseen = int([*plan.data.held_out, *plan.data.train][0])
+    if conditions.given.what == PAIRS:
+        pairs, source = plan.data.pairs, plan.config.given
+        assert pairs is not None
+        assert source is not None
+        yield from _list_input_options(source, pairs.given, int(pairs.rows[unseen]))
+    else:
+        yield from _list_input_options(plan.config.data, plan.data.images, unseen)
+        yield "--degrade"
+
+
+def _list_input_options(source: str, samples: Dataset, index: int) -> Iterator[str]:
+    """Yield the option for a sample's file, or else for the first samples of its source."""
+    file = Path(source) / samples.names[index]
+    if file.is_file():
+        yield from ("--given", str(file))
+    else:
+        yield from ("--given", source, "--range", f"0:{INPUTS}")
+
+
+def _list_output_options() -> Iterator[str]:
+    """Yield the option for an output folder if the default folder exists already."""
+    name = SampleConfig.out
+    if Path(name).exists():
+        free = (f"{name}-{k}" for k in itertools.count(2))
+        yield from ("-o", next(other for other in free if not Path(other).exists()))
