@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import tomllib
 from collections.abc import Callable
 from importlib.metadata import EntryPoint
@@ -290,6 +292,7 @@ def test_a_feature_network_measures_and_a_format_is_read(
 
 def test_a_subcommand_runs(added):
     assert "hello" in added("--help").out
+    assert added("hello", "-h").code == 0
     assert added("hello", "--name", "me").out == "hello me\n"
 
 
@@ -324,6 +327,28 @@ def test_a_command_whose_source_does_not_parse_is_named_in_the_help(diffuse, mon
     ran = diffuse("--help")
     assert ran.code == 0, ran.err
     assert "cannot be loaded: SyntaxError" in " ".join(ran.out.split())
+
+
+def test_broken_extensions_break_no_training_and_no_completion(images: Path, tmp_path: Path):
+    """The page of a run shows metrics, and a run without its page is still a run."""
+    info = tmp_path / "broken-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Name: broken\nVersion: 1\n")
+    path = os.pathsep.join(map(str, (Path(diffuse_cli.__file__).parents[1], tmp_path)))
+
+    def run(group: str, *line: Any, **more: str) -> subprocess.CompletedProcess[str]:
+        (info / "entry_points.txt").write_text(f"[diffuse.{group}]\nbroken = no_such_package\n")
+        env = {**os.environ, "PYTHONPATH": path, **more}
+        typed = [sys.executable, "-m", "diffuse_cli", *map(str, line)]
+        return subprocess.run(typed, cwd=tmp_path, env=env, capture_output=True, text=True)
+
+    ran = run("metrics", "train", images, "--steps", 1, "--batch-size", 2)
+    assert ran.returncode == 0, ran.stderr
+    assert "the page of the run cannot be written" in ran.stderr
+    words = {"_DIFFUSE_COMPLETE": "complete_bash", "COMP_WORDS": "diffuse ", "COMP_CWORD": "1"}
+    ran = run("commands", **words)
+    assert "train" in ran.stdout.split(), ran.stderr
+    assert "broken" not in ran.stdout.split()
 
 
 def test_an_extension_that_is_broken_breaks_nothing_else(diffuse, model, monkeypatch):

@@ -121,7 +121,8 @@ def _map_flags() -> Mapping[str, str]:
         for f, spec in option_fields(kind)
         if not spec.argument
     }
-    return {**found, "-o": "out", "--class": "label"}
+    without = {f"--no-{flag[2:]}": f"{name}=False" for flag, name in found.items()}
+    return {**without, **found, "-o": "out", "--class": "label"}
 
 
 _WRITTEN = re.compile(r"\bdiffuse [a-z][a-z-]* .*|(?<![\w-])--?[a-z][a-z-]*")

@@ -24,8 +24,8 @@ from diffuse_cli.api.keywords import EvalOptions, Int
 from diffuse_cli.api.loaded_model import Model
 from diffuse_cli.config.eval_options import EvalConfig
 from diffuse_cli.config.options import from_dict
-from diffuse_cli.evaluation.evaluation_run import EvaluationResult
 from diffuse_cli.evaluation.evaluation_run import evaluate as measure
+from diffuse_cli.evaluation.results import EvaluationResult
 from diffuse_cli.metrics import METRICS, Measurement, read_measurement
 from diffuse_cli.system.devices import open_accelerator
 from diffuse_cli.system.errors import UsageError, lookup
@@ -88,6 +88,7 @@ def evaluate(
     """
     if "report" in options:
         raise UsageError("report: only the command writes pages", "Leave it out")
+    metrics = (metrics,) if isinstance(metrics, str) else metrics
     for name in metrics or ():
         lookup(METRICS, name, "metrics")
     with contextlib.ExitStack() as stack, convert_errors():

@@ -170,4 +170,5 @@ class Model:
 
 def _list_values(value: Any) -> Iterable[Any]:
     value = to_plain(value)
-    return value if isinstance(value, (list, tuple)) else (value,)
+    listed = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+    return value if listed else (value,)

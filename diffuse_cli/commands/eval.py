@@ -16,7 +16,7 @@ from diffuse_cli.system.events import align_columns, replace_nonfinite
 from diffuse_cli.system.outputs import claim_option
 
 if TYPE_CHECKING:
-    from diffuse_cli.evaluation.evaluation_run import EvaluationResult
+    from diffuse_cli.evaluation.results import EvaluationResult
 
 CONFIG = EvalConfig
 EXAMPLES = (

@@ -142,7 +142,7 @@ class PushConfig(RuntimeConfig):
     """A model, and the contents of its card.
 
     Raises:
-        UsageError: no license.
+        UsageError: no license, or options that exclude each other.
     """
 
     model: str = argument("MODEL", MODEL)
@@ -170,6 +170,8 @@ class PushConfig(RuntimeConfig):
         super().__post_init__()
         if self.runtime is not None and not self.demo:
             raise UsageError("--runtime goes with --demo", "Give both, or neither")
+        if self.private and self.out is not None:
+            raise UsageError("--private goes with pushing, not with -o", "Leave one of them out")
         if self.license is None:
             text = "--license is missing: the Hub shows under which terms others may use the model"
             raise UsageError(text, "Pass a license, for example --license mit")

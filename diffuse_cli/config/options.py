@@ -70,13 +70,6 @@ class OptionMaker:
         return self(None, help, **metadata)
 
 
-GROUPS = (
-    "Options", "Conditioning", "Data", "Network", "Process", "Sampling", "Measuring",
-    "Optimization", "Run", "Output",
-)  # fmt: skip
-"""The sections of `--help`, the most needed first."""
-
-
 class OptionMakers(OptionMaker):
     """The maker of the options needed most, and the makers of each further section."""
 
@@ -91,7 +84,13 @@ class OptionMakers(OptionMaker):
     output = OptionMaker("Output")
 
 
-option = OptionMakers(GROUPS[0])
+option = OptionMakers("Options")
+
+GROUPS = (
+    option.group,
+    *(maker.group for maker in vars(OptionMakers).values() if isinstance(maker, OptionMaker)),
+)
+"""The sections of `--help`, the most needed first."""
 
 
 def argument(metavar: str, help: str) -> Any:

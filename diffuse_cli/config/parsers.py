@@ -54,12 +54,13 @@ def _check_sides(sides: tuple[Any, ...], longest: int, fault: str) -> Size:
 
 
 def parse_ints(value: Any) -> tuple[int, ...]:
-    """`"1,2,2"` or `[1, 2, 2]` as a tuple. An empty string is an empty tuple."""
+    """`"1,2,2"` or `[1, 2, 2]` as a tuple."""
     if isinstance(value, str):
         value = [as_number(v.strip(), int) for v in value.split(",") if v.strip()]
     elif not isinstance(value, (list, tuple)):
         value = [value]
-    if not all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in value):
+    whole = [isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in value]
+    if not whole or not all(whole):
         raise ValueError("a list of positive whole numbers, such as 1,2,2")
     return tuple(value)
 
@@ -125,7 +126,7 @@ def parse_settings(value: Any) -> tuple[str, ...]:
 def parse_listed(value: Any) -> tuple[str, ...]:
     """`"a,b"`, or a list of such strings, as names without repeats."""
     names = [name.strip() for part in parse_names(value) for name in part.split(",")]
-    if not all(names):
+    if not names or not all(names):
         raise ValueError("names with commas between them, such as ddim,unipc")
     return tuple(dict.fromkeys(names))
 

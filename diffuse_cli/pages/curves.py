@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from diffuse_cli.metrics import label
 from diffuse_cli.metrics.features import KIDS
 from diffuse_cli.system.run_reader import finite_or_none, read_log
 
@@ -20,18 +18,8 @@ SMOOTH = 20
 
 COPIES = ("memorized_features", "memorized_pixels")
 
-CAPTIONS: Mapping[str, tuple[str, str]] = {
-    "loss": ("training loss", "Training loss, lower is better."),
-    "held_out_loss": ("held-out loss", "Held-out loss. If only it rises, the model memorizes."),
-    **{key: (label(key), f"{label(key)}, lower is better.") for key in KIDS},
-    **{
-        key: (label(key), f"{label(key).capitalize()}, about 0.05 if no samples are copies.")
-        for key in COPIES
-    },
-    "lr": ("learning rate", "Learning rate."),
-    "images_per_second": ("samples per second", "Samples per second."),
-}
-"""The axis and the caption of each curve."""
+NAMES = ("loss", "held_out_loss", *KIDS, *COPIES, "lr", "images_per_second")
+"""Curves by their names in the log."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +44,8 @@ class Curve:
 
 
 def read_curves(log: Path) -> dict[str, Curve]:
-    """Read the curves in `metrics.jsonl` by the names in `CAPTIONS`. Other lines are skipped."""
-    points: dict[str, list[tuple[float, float, float]]] = {key: [] for key in CAPTIONS}
+    """Read the curves in `metrics.jsonl` by the names in `NAMES`. Other lines are skipped."""
+    points: dict[str, list[tuple[float, float, float]]] = {key: [] for key in NAMES}
     for row in read_log(log):
         for key, given in points.items():
             if (value := finite_or_none(row.get(key))) is not None:

@@ -6,13 +6,27 @@ from collections.abc import Iterator, Mapping
 
 from markupsafe import Markup
 
-from diffuse_cli.metrics import Measurement
+from diffuse_cli.metrics import Measurement, label
+from diffuse_cli.metrics.features import KIDS
 from diffuse_cli.pages import charts
 from diffuse_cli.pages.charts import Line
-from diffuse_cli.pages.curves import CAPTIONS, COPIES, Curve
+from diffuse_cli.pages.curves import COPIES, Curve
 
 Curves = Mapping[str, Curve]
 """Curves of a run by their names in the log."""
+
+CAPTIONS: Mapping[str, tuple[str, str]] = {
+    "loss": ("training loss", "Training loss, lower is better."),
+    "held_out_loss": ("held-out loss", "Held-out loss. If only it rises, the model memorizes."),
+    **{key: (label(key), f"{label(key)}, lower is better.") for key in KIDS},
+    **{
+        key: (label(key), f"{label(key).capitalize()}, about 0.05 if no samples are copies.")
+        for key in COPIES
+    },
+    "lr": ("learning rate", "Learning rate."),
+    "images_per_second": ("samples per second", "Samples per second."),
+}
+"""The axis and the caption of each curve."""
 
 LOSSES = {"held_out_loss": "held-out", "loss": "training"}
 """Losses that a run shows in one plot."""

@@ -62,6 +62,8 @@ def test_tensors_and_their_labels_are_images_and_their_classes():
     pairs = [(t, np.int64(k % 3)) for k, t in enumerate(tensors)]
     assert train(pairs, "pairs", classes=True) == whole
     drawn = diffuse.load("set.safetensors").sample(3, label=torch.tensor([2, 0]), steps=2)
+    ranged = diffuse.load("set.safetensors").sample(3, label=range(2, -1, -2), steps=2)
+    assert np.array_equal(ranged.arrays, drawn.arrays)
     same = diffuse.load("whole.safetensors").sample(3, label=["2", "0"], steps=2)
     assert np.array_equal(drawn.arrays, same.arrays)
     assert np.array_equal(
@@ -113,6 +115,10 @@ def test_a_sample_that_is_none_is_named(item: Any, said: str):
 # -- options --------------------------------------------------------------------------------------
 
 
+def found_metrics(model: Any, images: Path, metrics: Any) -> list[str]:
+    return [*diffuse.evaluate(model, images, n=4, metrics=metrics, timesteps=2)]
+
+
 def test_options_may_be_values_of_numpy_and_torch(images: Path):
     whole = train(images, "whole", size=(4, 8), lr=0.5, seed=3, flip=True)
     options: dict[str, Any] = {"steps": np.int64(2), "size": torch.tensor([4, 8])}
@@ -123,6 +129,9 @@ def test_options_may_be_values_of_numpy_and_torch(images: Path):
     model = diffuse.load("whole.safetensors")
     drawn = model.sample(np.int64(3), seed=torch.tensor(1), steps=np.int32(2), range=None)
     assert np.array_equal(drawn.arrays, model.sample(3, seed=1, steps=2).arrays)
+    assert found_metrics(model, images, "likelihood") == found_metrics(
+        model, images, ["likelihood"]
+    )
     part = model.sample(range=np.array([1, 3]), seed=1, steps=2)
     assert np.array_equal(part.arrays, drawn.arrays[1:])
     found = diffuse.evaluate(model, images, n=np.int64(4), metrics=["likelihood"],
@@ -202,6 +211,7 @@ def test_notices_name_keywords(images: Path):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_keep_their_flags(command: str):
     line = f"Type diffuse {command} x -o y --lr 3"
+    assert replace_flags("Leave out --no-keep-weak") == "Leave out keep_weak=False"
     assert replace_flags(f"Without --lr. {line}") == f"Without lr. {line}"
 
 

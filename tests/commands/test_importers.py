@@ -524,6 +524,7 @@ def test_settings_of_sampling_that_are_not_kept_are_said(diffuse):
     for scheduler, text in (
         (theirs.DDPMScheduler(clip_sample=False), "does not clip"),
         (theirs.DDPMScheduler(clip_sample_range=2.0), "does not clip"),
+        (theirs.EulerDiscreteScheduler(), "does not clip"),
         (theirs.DDPMScheduler(thresholding=True, sample_max_value=2.0), "--threshold 0.995"),
     ):
         ran = diffuse("convert", pipeline(scheduler=scheduler), "--overwrite")
@@ -949,10 +950,20 @@ def packed(path: Path) -> None:
         archive.writestr("archive/data.pkl", b"\0" * 10_000_000)
 
 
+def encrypted(path: Path) -> None:
+    """A checkpoint whose entries are said to need a password."""
+    torch.save({"a": torch.ones(3)}, path)
+    data = bytearray(path.read_bytes())
+    for found in re.finditer(b"PK\x01\x02", bytes(data)):
+        data[found.start() + 8] |= 1
+    path.write_bytes(data)
+
+
 FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "empty": (lambda p: p.write_bytes(b""), "neither safetensors nor a pickle"),
     "text": (lambda p: p.write_text("a model, honestly"), "neither safetensors nor a pickle"),
     "packed": (packed, "is compressed"),
+    "encrypted": (encrypted, "or encrypted"),
     "broken zip": (lambda p: p.write_bytes(b"PK\x03\x04" + b"x" * 100), "that is cut short"),
     "broken pickle": (lambda p: p.write_bytes(b"\x80\x02" + b"x" * 100), "cannot be read"),
     "another zip": (

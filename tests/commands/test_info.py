@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, environment
+from edited_models import altered
 from PIL import Image
 from xxhash import xxh3_128_digest
 
@@ -875,6 +876,13 @@ def test_the_toml_is_printed_written_and_part_of_the_json(conditional, diffuse):
     assert (ran.json["config"], ran.json["toml"]) == (tomllib.loads(text), "a.toml")
     assert "config" not in diffuse("info", conditional, "--json").json
     assert diffuse("info", conditional, "--toml", "-o", "a.txt", "-q").code == 2
+
+
+def test_the_toml_of_a_column_with_an_odd_space_can_be_read(conditional, diffuse):
+    training = {"classes": False, "condition_on": ["Alter\u00a0\u2028(Jahre)"]}
+    altered(conditional, Path("odd.safetensors"), training=training)
+    text = diffuse("info", "odd.safetensors", "--toml").out
+    assert tomllib.loads(text)["condition_on"] == training["condition_on"]
 
 
 def test_images_have_no_toml(images, diffuse):

@@ -324,6 +324,7 @@ def test_existing_output_is_refused_before_anything_is_read(folder: Path, taken:
         ({"betas": "spent.txt"}, "beta_1 = 0.5 leaves alpha_bar at 0"),
         ({"out": "a.jpg"}, "-o must end in .png"),
         ({"out": ".png"}, "-o must end in .png"),
+        ({"out": ".", "gif": True}, "-o must end in .png"),
         ({"size": 4000}, "--size must be at most 512"),
         ({"fit": "pad"}, "--fit goes with --size"),
         ({"out": "./grey.png", "overwrite": True}, "is the input itself"),

@@ -234,6 +234,8 @@ def test_a_demo_is_pushed_with_the_facts_and_metrics(
     text = Path("out/demo.html").read_text()
     for fact in ("cc-by-4.0", "dark, light", "±", "60"):
         assert fact in text
+    assert "hf://some/garments" in text
+    assert conditional.name not in text
     assert "[demo.html](demo.html)" in Path("out/README.md").read_text()
     assert diffuse(*push[:-1], "-o", "out", "--overwrite").code == 0
     assert not Path("out/demo.html").exists()

@@ -109,6 +109,7 @@ def test_a_picture_may_be_given_and_nothing_measured_is_said(diffuse: Run, model
         ((TARGET, "--license", "mit", "--eval", "torn.json"), 2, "is not what eval prints"),
         ((TARGET, "--license", "mit", "--samples", "other.json"), 2, "must end in .png"),
         ((TARGET, "--license", "mit", "--samples", "text.png"), 2, "is not a PNG image"),
+        ((TARGET, "--license", "mit", "--private"), 2, "--private goes with pushing"),
     ],
 )
 def test_what_cannot_be_pushed_is_one_line(

@@ -104,7 +104,7 @@ def drawn(draw: Any) -> dict[str, Any]:
 @given(drawn())
 @torch.no_grad()
 def test_a_network_answers_as_it_does_here_and_comes_back(parts: dict[str, Any]):
-    model = model_of(**parts)
+    model = model_of(**parts, training={"label_dropout": 0.25} if parts["conditions"] else {})
     own = model.blueprint
     folder = leave(model)
     net = theirs.UNet2DModel.from_pretrained(folder / "unet").eval()
@@ -118,6 +118,8 @@ def test_a_network_answers_as_it_does_here_and_comes_back(parts: dict[str, Any])
     assert torch.allclose(net(x, t, class_labels=label).sample, expected, rtol=1e-5, atol=1e-5)
 
     again = back(folder)
+    if own.conditions:
+        assert again.training["label_dropout"] == model.training["label_dropout"]
     assert again.ema.keys() == model.ema.keys()
     assert all(torch.equal(again.ema[name], tensor) for name, tensor in model.ema.items())
     assert again.blueprint.space == own.space

@@ -21,6 +21,7 @@ from typer.core import TyperCommand, TyperGroup
 from diffuse_cli.commands._cli.console import Rows, is_terminal
 from diffuse_cli.commands._cli.suggestions import unknown_command_error
 from diffuse_cli.config.options import GROUPS
+from diffuse_cli.core.registry import InvalidArgument
 
 WIDEST, LEFT = 120, 28
 """The most columns that are used, and the columns of the flags."""
@@ -62,7 +63,8 @@ class HelpfulCommand(TyperCommand):
         groups = group_parameters(self.params)
         others = [name for name in groups if name not in ("Arguments", GROUPS[0])]
         needed = [row for row in groups[GROUPS[0]] if row[0] != "-h"]
-        first = {"Arguments": groups["Arguments"], GROUPS[0]: needed}
+        both = {"Arguments": groups.get("Arguments", []), GROUPS[0]: needed}
+        first = {title: rows for title, rows in both.items() if rows}
         end = f"--help lists everything: {', '.join(others)}."
         summary = (self.help or "").split("\n\n")[:1]
         return _page(_usage(ctx, groups), summary, first, self.examples, end)
@@ -91,6 +93,19 @@ class HelpfulGroup(TyperGroup):
             f"{ctx.command_path} COMMAND -h shows the most used options, --help shows all of them."
         )
         return _page(usage, [self.help or ""], {**chapters, **options}, (), end)
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names of the commands, without making them."""
+        return [*self.commands]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return the command of this name. Completion leaves out an extension that is broken."""
+        try:
+            return self.commands.get(cmd_name)
+        except InvalidArgument:
+            if ctx.resilient_parsing:
+                return None
+            raise
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Return the command of this name.
@@ -140,7 +155,7 @@ def _page(
     inner = width - (4 if terminal else 2)
     left = LEFT
     if end:
-        left = min(LEFT, max(len(flags) for rows in sections.values() for flags, _ in rows))
+        left = min(LEFT, max((len(f) for rows in sections.values() for f, _ in rows), default=0))
         sections = {title: [*_cut_rows(rows, inner - left - 2)] for title, rows in sections.items()}
     blocks = {title: [*_table(rows, left, inner)] for title, rows in sections.items()}
     if examples:

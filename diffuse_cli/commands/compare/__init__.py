@@ -33,15 +33,13 @@ NONE = "–"
 
 def run(config: CompareConfig, console: Console) -> None:
     """Compare, and print what differs."""
-    from diffuse_cli.commands.compare.run_comparison import compare
+    from diffuse_cli.commands.compare.run_comparison import compare, render_comparison
 
     with claim_option(config, "report", ".html") as report:
         found = console.follow(compare(config))
         if found is None:
             return
         if report:
-            from diffuse_cli.commands.compare.comparison_page import render_comparison
-
             write_text(report, render_comparison(found, table_rows(found)))
     values = {**to_json(found), **({"report": str(report)} if report else {})}
     console.show(values, [*lines(found), *([show(str(report))] if report else [])])

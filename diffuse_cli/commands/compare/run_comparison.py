@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffuse_cli.config.eval_options import CompareConfig
-from diffuse_cli.config.options import flatten_settings, from_dict, option_fields, read_toml
+from diffuse_cli.config.options import (
+    flatten_settings,
+    from_dict,
+    option_fields,
+    place_name,
+    read_toml,
+)
 from diffuse_cli.config.train_options import TrainConfig, from_file, to_file
 from diffuse_cli.core.space import Space
 from diffuse_cli.metrics.features import KIDS
@@ -213,3 +219,27 @@ def _find_lowest(rows: list[dict[str, Any]], name: str) -> dict[str, float] | No
     value, row = min(kept, key=lambda each: each[0])
     error = run_reader.finite_or_none(row.get(f"{name}_standard_error"))
     return {"value": value, "step": row["step"]} | ({"standard_error": error} if error else {})
+
+
+def render_comparison(found: Comparison, rows: Sequence[Sequence[str]]) -> str:
+    """Render a comparison as HTML.
+
+    Args:
+        rows: the head and the rows of the table of both.
+    """
+    from diffuse_cli.pages.curves import read_curves
+    from diffuse_cli.pages.plots import plot_runs
+    from diffuse_cli.pages.templates import render_page
+
+    paths = {"A": Path(found.a.path), "B": Path(found.b.path)}
+    logs = {side: run_reader.run_folder(path) / run_reader.METRICS for side, path in paths.items()}
+    curves = {side: read_curves(log) for side, log in logs.items()}
+    names = {"A": place_name(found.a.path), "B": place_name(found.b.path)}
+    return render_page(
+        "compare",
+        " and ".join(names.values()),
+        sides=names,
+        rows=rows,
+        plots=plot_runs(curves),
+        remarks=found.remarks,
+    )

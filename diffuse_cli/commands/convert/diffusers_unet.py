@@ -87,9 +87,13 @@ def head_widths(config: Config, size: tuple[int, ...]) -> set[int | None]:
     return {width // heads for width, heads in down + up}
 
 
-def unet_fields(blueprint: Blueprint) -> dict[str, Any]:
+def unet_fields(blueprint: Blueprint, label_dropout: float | None = None) -> dict[str, Any]:
     """Return the fields of the `UNet2DModel` that is a network in which `find_unsupported` finds
-    nothing."""
+    nothing.
+
+    Args:
+        label_dropout: of the training of a network with classes, if it is known.
+    """
     config, space, classes = blueprint.config, blueprint.space, blueprint.conditions.classes
     assert isinstance(config, Config)
     (head_width,) = head_widths(config, space.size)
@@ -107,7 +111,7 @@ def unet_fields(blueprint: Blueprint) -> dict[str, Any]:
     }
     return {
         "_class_name": "UNet2DModel",
-        **({OWN: {"classes": list(classes)}} if classes else {}),
+        **({OWN: {"classes": list(classes), "label_dropout": label_dropout}} if classes else {}),
         **{name: values[0] for name, values in FIXED.items()},
         **{theirs: settings[ours] for theirs, (ours, _) in SAME.items()},
         "sample_size": height if height == width else [height, width],
@@ -183,6 +187,21 @@ def _check_fields(path: Path, said: Mapping[str, Any]) -> dict[str, Any]:
             "diffusers leaves the norm out with scale_shift and no attn_norm_num_groups",
         )
     return fields
+
+
+def read_label_dropout(path: Path, said: Mapping[str, Any]) -> float:
+    """Return the label dropout in `OWN`, 0 if there is none.
+
+    Raises:
+        ModelFileError: it is not a number from 0 to 1.
+    """
+    own = said.get(OWN)
+    dropout = own.get("label_dropout") if isinstance(own, dict) else None
+    if dropout is None:
+        return 0.0
+    if not isinstance(dropout, (int, float)) or not 0 <= dropout <= 1:
+        raise unsupported_error(path, OWN, own)
+    return float(dropout)
 
 
 def _classes(path: Path, said: Mapping[str, Any]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,11 @@ class ModelReport:
     def lines(self) -> list[str]:
         """Return the configuration, or the file it was written to, or else the facts as text."""
         if self.config:
-            text = str(self.out) if self.out else to_toml(self.config)
+            if self.out:
+                return [files.show(str(self.out))]
+            # `show` writes these as \x.., which TOML does not know.
+            hidden = re.compile(r"[\x7f-\xa0\xad\u2028\u2029]")
+            text = hidden.sub(lambda found: f"\\u{ord(found[0]):04x}", to_toml(self.config))
             return [files.show(line) for line in text.splitlines()]
         return align_columns(model_rows(self.found))
 

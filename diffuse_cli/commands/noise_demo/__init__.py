@@ -12,8 +12,8 @@ from typing import Any
 
 from diffuse_cli.commands._cli.console import Console
 from diffuse_cli.config.noise_demo_options import DemoConfig
+from diffuse_cli.pages import has_display, open_file
 from diffuse_cli.system.files import show
-from diffuse_cli.system.viewer import has_display, open_file
 
 CONFIG = DemoConfig
 EXAMPLES = (

@@ -142,6 +142,7 @@ def _outputs(config: DemoConfig, stack: contextlib.ExitStack) -> tuple[Path, ...
     """Return the paths to write, claimed until the stack ends. Checks them and `--size`."""
     image = Path(config.image)
     out = Path(config.out) if config.out is not None else Path(f"{image.stem}.noise-demo.png")
+    outputs.check_suffix(out, ".png")
     medium = MEDIA[medium_of(config.image)]
     if config.html and not medium.played:
         raise UsageError(f"--html plays sounds, and {files.show(image)} is none", "Leave it out")

@@ -17,20 +17,27 @@ import numpy as np
 import torch
 
 from diffuse_cli.commands.noise_demo import demo_page
-from diffuse_cli.commands.noise_demo.demo_condition import DemoCondition, read_condition
 from diffuse_cli.commands.noise_demo.demo_page import FRAME_DPI, FRAME_GAP, Row
 from diffuse_cli.commands.noise_demo.forward_process import level, log_snr, set_time_axis
 from diffuse_cli.config.noise_demo_options import DemoConfig
 from diffuse_cli.core.samplers import SAMPLERS
-from diffuse_cli.media import MEDIA, Array, figures, render_samples
+from diffuse_cli.media import (
+    MEDIA,
+    Array,
+    ReadSettings,
+    figures,
+    render_samples,
+    settings_for,
+)
 from diffuse_cli.media.figures import FAINT, Pixels, Sheet
 from diffuse_cli.metrics.nearest_neighbors import find_nearest, to_comparable
 from diffuse_cli.models.blueprint import clamp_denoised
+from diffuse_cli.models.image_conditioning import Conditioner, degraded_inputs, stored_inputs
 from diffuse_cli.sampling.generation import LoadedModel, to_stored
-from diffuse_cli.sampling.tasks.task_inputs import check_class
+from diffuse_cli.sampling.tasks.task_inputs import check_class, read_picture, rgb
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import UsageError, lookup
-from diffuse_cli.system.events import Progress, Work
+from diffuse_cli.system.events import Notice, Progress, Work
 from diffuse_cli.system.rng import image_noise
 
 if TYPE_CHECKING:
@@ -56,6 +63,69 @@ BLUE, RED, GREEN = (figures.color(i) for i in range(3))
 
 WIDTH, HEAD = 1.6, 0.7
 NAMES = ("forward", "expected", "reverse", "expected")
+
+
+@dataclass(frozen=True)
+class DemoCondition:
+    """Conditioning input of a model for an image.
+
+    Attributes:
+        what: `pairs`, or the degradation that made it of the image.
+        given: the keyword of the denoiser, (1, C', *size).
+        shown: a picture of it, uint8 (1 or 3, H, W).
+    """
+
+    what: str
+    given: Tensor
+    shown: Array
+
+
+def read_condition(
+    config: DemoConfig, image: Array, loaded: LoadedModel, device: torch.device
+) -> Work[DemoCondition | None]:
+    """Return the conditioning image (C, H, W); None for an unconditional model.
+
+    Its degradation is made of the image. The other half of a pair is --given.
+
+    Raises:
+        UsageError: --given is missing, or has no use.
+        DataError: it cannot be read.
+    """
+    encoder = Conditioner.from_blueprint(loaded.model.blueprint)
+    if encoder is None:
+        if config.given is not None:
+            raise UsageError("--given: the model was trained without", "Leave it out")
+        return None
+    if encoder.degradation is not None:
+        if config.given is not None:
+            raise UsageError(
+                f"--given: the model is conditioned on {encoder.given.what} of the "
+                f"{MEDIA[loaded.space.medium].one}",
+                "Leave it out",
+            )
+        inputs = degraded_inputs(encoder, image[None], config.seed, "given")
+    else:
+        if config.given is None:
+            text = "the model was trained on pairs"
+            raise UsageError(text, "Pass --given FILE, the conditioning image")
+        inputs = stored_inputs(encoder, (yield from _read_pair(config, encoder, loaded))[None])
+    given = inputs.encode([0], device)
+    return DemoCondition(
+        encoder.given.what,
+        given,
+        render_samples(encoder.rendered_space, encoder.render_input(given))[0],
+    )
+
+
+def _read_pair(config: DemoConfig, encoder: Conditioner, loaded: LoadedModel) -> Work[Array]:
+    """Return the other half of the pair, (C, H, W), fitted as the image is."""
+    assert config.given is not None
+    own, fit = settings_for(encoder.input_space), config.fit or loaded.fit
+    asked = ReadSettings(**own, background=rgb(str(config.background)), fit=fit)
+    found = read_picture(config.given, encoder.input_space.medium, asked)
+    shown = files.show(config.given)
+    yield from (Notice(f"{shown}: {text}", warning=True) for text in found.remarks)
+    return np.array(found.values)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from diffuse_cli.config.sample_options import SampleConfig
 from diffuse_cli.core.conditions import PAIRS
 from diffuse_cli.data.metadata_columns import example
 from diffuse_cli.data.summary import plural
-from diffuse_cli.evaluation.evaluation_run import strip_folders
+from diffuse_cli.evaluation.results import strip_folders
 from diffuse_cli.media import MEDIA, can_judge, figures, suffix
 from diffuse_cli.media.image.planes import SIGNATURE
 from diffuse_cli.metrics import read_measurement, select_numbers
@@ -30,8 +30,7 @@ from diffuse_cli.models.model_file import ModelFile
 from diffuse_cli.models.model_report import describe_space
 from diffuse_cli.sampling import generation
 from diffuse_cli.sampling.cascade import load_cascade
-from diffuse_cli.sampling.journal import LOCK, lock_folder
-from diffuse_cli.sampling.tasks.task_inputs import check_output_apart
+from diffuse_cli.sampling.journal import LOCK, check_output_apart, lock_folder
 from diffuse_cli.system import files
 from diffuse_cli.system.devices import open_accelerator
 from diffuse_cli.system.errors import ModelFileError, OutputError, UsageError
@@ -87,7 +86,12 @@ def push(config: PushConfig) -> Work[dict[str, Any]]:
             begun.write(SAMPLES, picture)
         if config.demo:
             made = yield from page.make_page(
-                found, "ema", config.runtime, single=True, facts=_list_facts(config, numbers)
+                found,
+                "ema",
+                config.runtime,
+                single=True,
+                facts=_list_facts(config, numbers),
+                place=f"hf://{push_target(config.target)}",
             )
             begun.write(DEMO, made[page.INDEX])
         if numbers:

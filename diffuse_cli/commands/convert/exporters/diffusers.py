@@ -61,7 +61,7 @@ def write(path: Path, found: ModelFile, config: ConvertConfig) -> Work[Mapping[s
     if model.blueprint.conditions.classes:
         yield Notice(LOOP.format("tells a U-Net its class"))
     scheduler = SCHEDULERS[name]
-    unet = unet_fields(model.blueprint)
+    unet = unet_fields(model.blueprint, model.training.get("label_dropout"))
     process = scheduler_fields(scheduler, model.blueprint.diffusion)
     index = {
         "_class_name": scheduler.pipeline or "DDPMPipeline",

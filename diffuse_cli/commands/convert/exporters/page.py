@@ -83,6 +83,7 @@ def make_page(
     *,
     single: bool = False,
     facts: Iterable[tuple[str, str]] = (),
+    place: str = "",
 ) -> Work[dict[str, bytes]]:
     """Return the files of the page by name.
 
@@ -91,6 +92,7 @@ def make_page(
         runtime: the package of the runtime or its folder. None to fetch it.
         single: whether the page contains all other files.
         facts: rows about the model, besides those of the model file.
+        place: where visitors of the page find the model file, instead of its name here.
 
     Raises:
         ModelFileError: the page cannot show its samples or inputs, or a network cannot be exported.
@@ -111,7 +113,7 @@ def make_page(
     license = resources.files("diffuse_cli.pages") / "templates" / LICENSE
     contents[LICENSE] = license.read_bytes()
     settings["networks"] = {name: file for name, (file, _) in networks.items()}
-    page = render(found, settings, contents if single else {}, facts).encode()
+    page = render(found, settings, contents if single else {}, facts, place).encode()
     return {INDEX: page} if single else {**contents, INDEX: page}
 
 
@@ -248,12 +250,14 @@ def render(
     settings: Mapping[str, Any],
     inside: Mapping[str, bytes],
     facts: Iterable[tuple[str, str]],
+    place: str,
 ) -> str:
     """Render the page.
 
     Args:
         inside: files that the page contains.
         facts: rows about the model, besides those of `info`.
+        place: as in `make_page`.
     """
     from markupsafe import Markup
 
@@ -265,12 +269,13 @@ def render(
     script = "\n".join(map(read_script, SCRIPTS))
     allowed = POLICY, "connect-src 'self'", f"script-src '{hash_script(script)}' {SOURCES}"
     space = found.model.blueprint.space
-    everything = {**settings, "name": found.path.stem, "file": found.path.name}
+    name = place.rpartition("/")[2] or found.path.stem
+    everything = {**settings, "name": name, "file": place or found.path.name}
     plain = json.dumps(everything).replace("<", "\\u003c")
     rows = select_rows(model_rows(found), lambda label: label in FACTS)
     return render_page(
         "model",
-        found.path.stem,
+        name,
         policy="; ".join(allowed),
         script=Markup(script),
         settings=Markup(plain),

@@ -131,9 +131,10 @@ def _check_pickle(path: Path, zipped: bool) -> None:
         if zipped:
             archive = stack.enter_context(zipfile.ZipFile(path))
             entries = archive.infolist()
-            packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+            packed = any(e.compress_type != zipfile.ZIP_STORED or e.flag_bits & 1 for e in entries)
             if packed or sum(entry.file_size for entry in entries) > size:
-                raise ModelFileError(f"{name} is compressed, as no checkpoint of torch is")
+                text = f"{name} is compressed or encrypted, as no checkpoint of torch is"
+                raise ModelFileError(text)
             # All of them: torch may take another of two of one name, and looks away from case.
             inside = [e for e in entries if e.filename.lower().endswith(".pkl")]
             pickles = [stack.enter_context(archive.open(entry)) for entry in inside]

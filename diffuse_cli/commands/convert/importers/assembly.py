@@ -61,7 +61,7 @@ def assemble(foreign: ForeignModel, source: ForeignSource, config: ConvertConfig
             diffusion=diffusion,
         ),
         ema=fit_tensors(foreign, source),
-        training=make_training_options(unet, diffusion, config.preset),
+        training=make_training_options(unet, diffusion, config.preset, foreign.label_dropout),
     )
 
 
@@ -233,7 +233,7 @@ def class_names(config: ConvertConfig, count: int, said: tuple[str, ...] = ()) -
 
 
 def make_training_options(
-    unet: Net, diffusion: DiffusionConfig, preset: str | None
+    unet: Net, diffusion: DiffusionConfig, preset: str | None, label_dropout: float = 0.0
 ) -> dict[str, Any]:
     """Return the configuration for `train --init`: the preset's, without its learning rate, which
     follows from width and batch size."""
@@ -241,7 +241,7 @@ def make_training_options(
     if recipe.get("variance") != diffusion.variance:
         recipe.pop("loss", None)
     recipe = {name: recipe[name] for name in recipe if name != "lr" and name not in PROCESS}
-    labels = {"classes": True, "label_dropout": 0.0} if unet.num_classes else {}
+    labels = {"classes": True, "label_dropout": label_dropout} if unet.num_classes else {}
     given = {
         **recipe,
         **to_dict(diffusion),
@@ -287,6 +287,7 @@ class ForeignModel:
         tensors: by the names of `UNet`. The label embedding lacks the row for "none", unless
             `classes` are there. Tensors that do not belong to the network keep their names.
         classes: the names of classes, if the label embedding has a row for "none".
+        label_dropout: how often training took that row.
         theirs: names in the file by names of `UNet`, where they differ, for messages.
         notices: what to tell the user.
     """
@@ -295,5 +296,6 @@ class ForeignModel:
     diffusion: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
     classes: tuple[str, ...] = ()
+    label_dropout: float = 0.0
     theirs: Mapping[str, str] = field(default_factory=dict)
     notices: tuple[Notice, ...] = ()

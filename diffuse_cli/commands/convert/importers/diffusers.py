@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from diffuse_cli.commands.convert.diffusers_schedulers import read_scheduler
-from diffuse_cli.commands.convert.diffusers_unet import read_unet
+from diffuse_cli.commands.convert.diffusers_unet import read_label_dropout, read_unet
 from diffuse_cli.commands.convert.importers._foreign_files import (
     ForeignSource,
     read_json,
@@ -53,7 +53,9 @@ def read(source: ForeignSource, config: ConvertConfig) -> ForeignModel:
     _check_pipeline(folder)
     described = folder / "config.json"
     with reject_malformed(described):
-        settings, classes = read_unet(described, read_json(described))
+        said = read_json(described)
+        settings, classes = read_unet(described, said)
+        dropout = read_label_dropout(described, said)
         own, attends = settings.pop("sample_size"), settings.pop("attends")
         if config.size is None and own is None:
             raise UsageError(f"{source.name} does not say its image size", "Give --size")
@@ -66,6 +68,7 @@ def read(source: ForeignSource, config: ConvertConfig) -> ForeignModel:
         diffusion=process,
         tensors=_tensors(source, folder),
         classes=classes,
+        label_dropout=dropout,
         notices=notices,
     )
 
@@ -133,13 +136,18 @@ def read_process(folder: Path, unet: Net) -> tuple[dict[str, Any], tuple[Notice,
     return {**shown, **found}, _notices(folder, path, said)
 
 
+CLIPPING = ("DDPMScheduler", "DDIMScheduler", "DDIMInverseScheduler")
+"""Schedulers that clip x_0 unless their file says otherwise. The others never do."""
+
+
 def _notices(folder: Path, path: Path, said: Mapping[str, Any]) -> tuple[Notice, ...]:
     """Return the files that were read, and settings of sampling that a model file does not keep."""
+    clips = said.get("clip_sample", said.get("_class_name") in CLIPPING)
     read = Notice(f"network from {show(folder / 'config.json')}, process from {show(path)}")
     if said.get("thresholding") and said.get("sample_max_value", 1.0) != 1:
         ratio = shorten(said.get("dynamic_thresholding_ratio", 0.995))
         text = f"uses thresholding: sample with --threshold {ratio}"
-    elif not said.get("clip_sample", True) or said.get("clip_sample_range", 1.0) != 1:
+    elif not (clips or said.get("thresholding")) or said.get("clip_sample_range", 1.0) != 1:
         text = "does not clip to [-1, 1]; `diffuse sample` does"
     else:
         return (read,)
