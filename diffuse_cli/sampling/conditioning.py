@@ -146,7 +146,7 @@ def guidance_scale(config: DrawConfig, model: StoredModel) -> float:
         text = f"--guidance {scale:g}: a distilled model has its guidance in its weights"
         raise UsageError(text, "Leave it out, or distil the model again with --guidance")
     if scale != 1 and conditions.given and not has_unconditional(conditions, dropout):
-        kind, option = ("classes", "label")
+        kind, option = ("classes" if conditions.classes else "columns"), "label"
         if conditions.given.dropout == 0:
             kind, option = "input", "given"
         raise UsageError(

@@ -90,9 +90,10 @@ def read_inputs(config: SampleConfig, loaded: LoadedModel) -> Work[SampleInputs]
         masks = yield from read(
             config.mask, **{**mask_settings_for(encoder.space), "size": asked.size}
         )
-        if {*masks.summary.sizes} != {*sizes}:
+        if {*sizes} - {*masks.summary.sizes}:
             own, theirs = format_sizes(masks.summary.sizes), format_sizes(sizes)
-            raise DataError(f"--mask of {own}, and --given of {theirs}", "Resize the mask")
+            hint = "Resize the mask" if len(sizes) == 1 else "Pass a mask for each image"
+            raise DataError(f"--mask of {own}, and --given of {theirs}", hint)
         if asked.rate and max(sizes)[0] > asked.size[0]:
             text = "--mask: of sounds longer than the model's, the parts may differ"
             raise DataError(text, f"Cut the sounds and their masks to {asked.size[0]} samples")

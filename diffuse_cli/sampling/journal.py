@@ -83,7 +83,8 @@ def check_output_apart(folder: Path, *paths: str) -> None:
         UsageError
     """
     for path in map(Path, paths):
-        if folder.resolve() in (path.resolve(), path.resolve().parent):
+        own = path.resolve()
+        if folder.resolve() in ((own,) if path.is_dir() else (own, own.parent)):
             text = f"-o {files.show(folder)} holds the input {files.show(path)}"
             raise UsageError(text, "Choose another -o")
 

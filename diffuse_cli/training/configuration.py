@@ -178,7 +178,7 @@ def _read_base(given: Layer) -> Layer:
         # They depend on the device, the memory, the length of the run or the data.
         others = ["accumulation", "augment", "compile", "precision", "steps", "teacher_guidance"]
         if own.get("loss") in TAUGHT:  # its distillation, which another training does not repeat
-            others += ["loss", "weighting", "timestep_draw"]
+            others += ["loss", "weighting", "timestep_draw", "keep_weak", "lr", "batch_size"]
         model = Layer(own).without(*others)
         return _resize_network(model, given.get("size"))
     if name := given.get("preset") or presets.first_preset(given.get("network")):

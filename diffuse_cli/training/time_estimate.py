@@ -127,7 +127,7 @@ class Stopwatch:
             size *= RATIO
 
     def free_memory(self) -> Work[None]:
-        """Free the memory, if anything was measured."""
+        """Free the memory of the temporary network."""
         self._drop_trainer()
         self.accelerator.free_memory()
         yield Progress(TASK, self.total, self.total)

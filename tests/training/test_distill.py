@@ -233,7 +233,9 @@ def test_an_overwrite_does_not_remove_the_run_it_starts_from(diffuse, images, te
 def test_a_training_from_a_distilled_model_is_a_plain_one(quick, fast):
     for more in ((), ("--loss", "simple")):
         assert quick("--init", fast, "--steps", 1, "--overwrite", *more).code == 0
-        assert model_file.load(Path("model.safetensors")).distilled is None
+        made = model_file.load(Path("model.safetensors"))
+        assert made.distilled is None
+        assert made.training.get("keep_weak") is not False
 
 
 def test_a_model_does_not_replace_its_teacher(diffuse, images, teacher):

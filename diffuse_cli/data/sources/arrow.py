@@ -87,8 +87,15 @@ class ArrowShard:
         self.schema, self.count = self._table.schema, self._table.num_rows
 
     def columns(self, names: Sequence[str]) -> Any:
-        own = set(self.schema.names)
-        return self._table.select([n if n in own else n.rpartition(".")[0] for n in names])
+        return self._table.select([*map(self._find_column, names)])
+
+    def _find_column(self, name: str) -> str:
+        """Return the column that a name, or a field of it, is in."""
+        import pyarrow as pa
+
+        parent, own = name.rpartition(".")[0], self.schema
+        nested = parent in own.names and pa.types.is_struct(own.field(parent).type)
+        return name if name in own.names and not nested else parent
 
     def sizes(self, layout: ColumnRoles) -> Iterator[int]:
         total = self._table.column(layout.sample).nbytes
