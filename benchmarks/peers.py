@@ -1,8 +1,8 @@
-"""The baselines: libraries to use instead of this package, and how each is trained and sampled.
+"""The baselines: libraries to use instead of this package, with the recipe of `diffuse`.
 
 diffusers (`UNet2DModel`) and denoising-diffusion-pytorch (`Unet`, `GaussianDiffusion`), each
-imported when asked for. A `Recipe` has the options of their libraries that `time_to_quality.py`
-searches through.
+imported when asked for, in a training loop as their users write it. Target, schedule, weighting,
+optimizer, learning rate and batch size are those that `diffuse` chooses.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import copy
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -47,38 +47,12 @@ def blueprint(preset: str, channels: int, size: int, **unet: Any) -> Blueprint:
     return complete_config(chosen, Space(channels=channels, size=(size, size)), Conditions())[1]
 
 
-def baseline_blueprint(recipe: Recipe, channels: int, size: int) -> Blueprint:
-    """Return `tiny` without patches, with the channels of a recipe.
-
-    The last channels of the recipe are repeated for the levels that remain. If the recipe has
-    patches, the network is that of images with more channels.
-    """
-    channels, size = channels * recipe.patch**2, size // recipe.patch
-    plain = blueprint("tiny", channels, size, patch=1)
-    if recipe.channels is None:
-        return plain
-    config: Any = plain.config
-    levels = len(config.multipliers)
-    widths = (recipe.channels + recipe.channels[-1:] * levels)[:levels]
-    multipliers = tuple(width // widths[0] for width in widths)
-    own = {"width": widths[0], "multipliers": multipliers, "groups": config.groups}
-    return blueprint("tiny", channels, size, patch=1, **own)
-
-
-def describe_differences(like: Blueprint, patch: int, *fixed: str) -> dict[str, str]:
-    """Return why a baseline has other parameters than ours, empty if it has the same.
-
-    Args:
-        patch: the side of its patches.
-        fixed: differences of its library.
-    """
-    space, words = like.space, list(fixed)
-    ours: Any = blueprint("tiny", space.channels // patch**2, space.size[0] * patch).config
-    if ours.patch != 1:
-        words.append("no Wiener filter" if patch == ours.patch else "no patches")
-    if like.config != blueprint("tiny", space.channels, space.size[0], patch=1).config:
-        words.append("channels from the search")
-    return {"parameters": ", ".join(words)} if words else {}
+def without_patches(own: Blueprint) -> Blueprint:
+    """Return our network as that of smaller images, whose channels are the values of patches."""
+    config: Any = own.config
+    size = tuple(side // config.patch for side in own.space.size)
+    space = replace(own.space, channels=own.space.channels * config.patch**2, size=size)
+    return replace(own, space=space, config=replace(config, patch=1))
 
 
 def diffusers_unet(like: Blueprint) -> nn.Module:
@@ -123,46 +97,38 @@ def ddpm_pytorch_unet(like: Blueprint, **options: Any) -> nn.Module:
 
 # -- recipes --------------------------------------------------------------------------------------
 
+BATCHES = {32: 32, 64: 32, 128: 8}
+"""Images per step that `diffuse` chooses for ten minutes of a core, by the side of the images."""
+
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings of a baseline, each an option of its library or of torch.
+    """What `diffuse` chooses: besides v, the cosine schedule, the sigmoid weight and Muon.
 
     Attributes:
-        peer: an entry of `PEERS`.
-        target: what the network predicts: v, eps or x0.
-        schedule: an entry of the peer's schedules.
-        min_snr: gamma of the min-SNR weighting; None for no weighting. "sigmoid" is that of ours,
-            for diffusers, where a weighting is the user's code.
-        optimizer: an entry of `OPTIMIZERS`.
         lr: the largest learning rate, after a warm-up, before a cosine decay to 0.
         batch: images per step.
-        attention: heads and their width, in the network of denoising-diffusion-pytorch.
-        channels: the channels of each level, the last ones repeated. None for those of ours.
         patch: the side of the patches that become channels by `torch.pixel_unshuffle`.
-        solver: an entry of the peer's solvers.
+        solver: an entry of `Diffusers.solvers`.
     """
 
-    peer: str
-    target: str = "v"
-    schedule: str = "cosine"
-    min_snr: float | str | None = 5.0
-    optimizer: str = "adamw"
-    lr: float = 2e-3
-    batch: int = 16
-    attention: tuple[int, int] = (4, 32)
-    channels: tuple[int, ...] | None = None
+    lr: float
+    batch: int
     patch: int = 1
-    solver: str = "2M"
+    solver: str = "UniPC"
+
+
+def recipe_of_ours(channels: int, side: int) -> Recipe:
+    """Return what `diffuse` chooses for ten minutes of square images."""
+    typed = {"data": "", "preset": "tiny", "batch_size": BATCHES[side]}
+    space = Space(channels=channels, size=(side, side))
+    config, own = complete_config(configure(typed), space, Conditions())
+    assert config.lr is not None
+    return Recipe(config.lr, BATCHES[side], getattr(own.config, "patch", 1))
 
 
 WARM_UP, RISE = 100, 0.1
 """Steps of warm-up, which takes at most this fraction of the time, as ours does."""
-
-
-def adamw(net: nn.Module, lr: float) -> torch.optim.Optimizer:
-    """Return AdamW for all weights."""
-    return torch.optim.AdamW(net.parameters(), lr=lr, betas=BETAS, weight_decay=0.01, fused=True)
 
 
 ENDS = {
@@ -187,14 +153,11 @@ def muon(net: nn.Module, lr: float) -> torch.optim.Optimizer:
     return Muon(matrices, others, lr=lr, betas=BETAS, weight_decay=0.01)
 
 
-OPTIMIZERS: Mapping[str, Callable[[nn.Module, float], Any]] = {"adamw": adamw, "muon": muon}
-
-
 # -- peers ----------------------------------------------------------------------------------------
 
 
 class Diffusers:
-    """`UNet2DModel` in a loop as `train_unconditional.py` has it, with the options of its library.
+    """`UNet2DModel` in a loop as `train_unconditional.py` has it.
 
     Attributes:
         differs: what differs from ours and is no option, by what differs.
@@ -203,35 +166,24 @@ class Diffusers:
     """
 
     package = "diffusers"
-    schedules: Mapping[str, Mapping[str, Any]] = {
-        "cosine": {"beta_schedule": "squaredcos_cap_v2"},
-        "linear": {"beta_schedule": "linear"},
-        "linear, zero terminal SNR": {"beta_schedule": "linear", "rescale_betas_zero_snr": True},
-    }
     solvers: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-        "2M": ("DPMSolverMultistepScheduler", {}),
-        "2M Karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
-        "2M SDE": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
-        "2M leading": ("DPMSolverMultistepScheduler", {"timestep_spacing": "leading"}),
         "UniPC": ("UniPCMultistepScheduler", {}),
-        "UniPC 3": ("UniPCMultistepScheduler", {"solver_order": 3}),
-        "DDIM": ("DDIMScheduler", {}),
-        "DDPM": ("DDPMScheduler", {}),
+        "2M": ("DPMSolverMultistepScheduler", {}),
+        "2M SDE": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
     }
-    targets: Mapping[str, str] = {"v": "v_prediction", "eps": "epsilon", "x0": "sample"}
 
-    def __init__(self, recipe: Recipe, like: Blueprint) -> None:
+    def __init__(self, recipe: Recipe, own: Blueprint) -> None:
         from diffusers import DDPMScheduler
         from diffusers.training_utils import EMAModel, compute_snr
 
-        self.recipe, self.size = recipe, like.space
-        self.differs = describe_differences(like, recipe.patch)
+        self.recipe, self.size = recipe, without_patches(own).space
+        self.differs = {"parameters": "no Wiener filter"} if recipe.patch > 1 else {}
         # Without dropout, training mode would only copy inputs of convolutions.
-        self.net = diffusers_unet(like).eval()
-        chosen = self.schedules[recipe.schedule]
-        self.scheduler = DDPMScheduler(1000, prediction_type=self.targets[recipe.target], **chosen)
-        snr = compute_snr(self.scheduler, torch.arange(1000))
-        self.weights = weigh(snr, recipe).to(device_type())
+        self.net = diffusers_unet(without_patches(own)).eval()
+        self.scheduler = DDPMScheduler(
+            1000, prediction_type="v_prediction", beta_schedule="squaredcos_cap_v2"
+        )
+        self.weights = weigh(compute_snr(self.scheduler, torch.arange(1000))).to(device_type())
         self.make = functools.partial(
             EMAModel, decay=EMA_DECAY, use_ema_warmup=True, power=0.75, foreach=True
         )
@@ -244,10 +196,8 @@ class Diffusers:
         noise = draw_like(x0)
         t = torch.randint(0, 1000, (len(x0),), device=x0.device)
         out = self.net(self.scheduler.add_noise(x0, noise, t), t).sample.float()
-        target = {"eps": lambda: noise, "x0": lambda: x0}.get(
-            self.recipe.target, lambda: self.scheduler.get_velocity(x0, noise, t)
-        )()
-        loss = F.mse_loss(out, target, reduction="none").mean((1, 2, 3))
+        v = self.scheduler.get_velocity(x0, noise, t)
+        loss = F.mse_loss(out, v, reduction="none").mean((1, 2, 3))
         return (loss * self.weights[t]).mean()
 
     def follow(self) -> None:
@@ -270,8 +220,6 @@ class Diffusers:
         chosen = {"timestep_spacing": "trailing", "clip_sample": True, **CLIPPED, **options}
         scheduler = made.from_config(self.scheduler.config, **chosen)
         scheduler.set_timesteps(EVALUATIONS)
-        if hasattr(scheduler, "set_begin_index"):  # else it searches t, which Karras' sigmas repeat
-            scheduler.set_begin_index(0)
         x = torch.randn(n, *self.size.shape, device=device_type())
         for t in scheduler.timesteps:
             x = scheduler.step(net(x, t).sample.float(), t, x).prev_sample
@@ -283,16 +231,12 @@ CLIPPED = {"thresholding": True, "sample_max_value": 1.0, "lambda_min_clipped": 
 diffusers' documentation advises for the cosine schedule."""
 
 
-def weigh(snr: Tensor, recipe: Recipe) -> Tensor:
-    """Return the weight of the squared error of the target at each timestep.
+def weigh(snr: Tensor) -> Tensor:
+    """Return the sigmoid weight of the squared error of v at each timestep.
 
-    At an SNR of 0, where it may be 0 or undefined, it is the mean of the others, as in ours.
+    At an SNR of 0, where it is undefined, it is the mean of the others, as in ours.
     """
-    if recipe.min_snr is None:
-        return torch.ones_like(snr)
-    sigmoid = recipe.min_snr == "sigmoid"
-    own = losses.sigmoid(snr) if sigmoid else losses.min_snr(snr, recipe.min_snr)
-    own = own / {"eps": snr, "v": snr + 1}.get(recipe.target, torch.ones_like(snr))
+    own = losses.sigmoid(snr) / (snr + 1)
     return own.where(snr > 0, own[snr > 0].mean())
 
 
@@ -302,38 +246,31 @@ def draw_like(x0: Tensor) -> Tensor:
 
 
 class DDPMPytorch:
-    """`GaussianDiffusion` in a loop as its Trainer has it, with the options of its library.
+    """`GaussianDiffusion` in a loop as its Trainer has it, at a size without patches.
 
     Attributes as those of `Diffusers`.
     """
 
     package = "denoising_diffusion_pytorch"
-    schedules: Mapping[str, Mapping[str, Any]] = {
-        name: {"beta_schedule": name} for name in ("cosine", "linear", "sigmoid")
-    }
-    solvers: Mapping[str, float] = {"DDIM": 0.0, "DDIM, eta 0.5": 0.5, "DDIM, eta 1": 1.0}
-    targets: Mapping[str, str] = {"v": "pred_v", "eps": "pred_noise", "x0": "pred_x0"}
 
-    def __init__(self, recipe: Recipe, like: Blueprint) -> None:
+    def __init__(self, recipe: Recipe, own: Blueprint) -> None:
         from denoising_diffusion_pytorch import GaussianDiffusion
         from ema_pytorch import EMA
 
-        heads, width = recipe.attention
-        self.recipe = recipe
-        blocks = "two blocks and linear attention at each level, which are no options"
+        self.recipe = replace(recipe, solver="DDIM")
         self.differs = {
             "groups": "RMSNorm over all channels, which is no option",
-            **describe_differences(like, recipe.patch, blocks),
+            "parameters": "two blocks and linear attention at each level, which are no options",
         }
         self.net: Any = GaussianDiffusion(
-            ddpm_pytorch_unet(like, attn_heads=heads, attn_dim_head=width),
-            image_size=like.space.size[0],
-            objective=self.targets[recipe.target],
-            min_snr_loss_weight=recipe.min_snr is not None,
-            min_snr_gamma=recipe.min_snr or 5.0,
+            ddpm_pytorch_unet(own, attn_heads=1, attn_dim_head=32),
+            image_size=own.space.size[0],
+            objective="pred_v",
             sampling_timesteps=EVALUATIONS,
-            **self.schedules[recipe.schedule],
+            beta_schedule="cosine",
         )
+        bars = self.net.alphas_cumprod
+        self.net.loss_weight = weigh(bars / (1 - bars))
         self.make = functools.partial(
             EMA, beta=EMA_DECAY, power=0.75, update_every=1, update_after_step=0,
             include_online_model=False, use_foreach=True,
@@ -357,7 +294,6 @@ class DDPMPytorch:
 
     def draw(self, net: Any, n: int) -> Tensor:
         """Return n images in [-1, 1]."""
-        net.ddim_sampling_eta = self.solvers[self.recipe.solver]
         drawn: Tensor = net.sample(batch_size=n)
         return drawn * 2 - 1
 
@@ -371,18 +307,17 @@ PEERS: Mapping[str, type[Diffusers] | type[DDPMPytorch]] = {
 
 
 def train(
-    recipe: Recipe, pixels: np.ndarray[Any, Any], seconds: float, seed: int = 0
+    name: str, recipe: Recipe, pixels: np.ndarray[Any, Any], seconds: float, seed: int = 0
 ) -> tuple[Diffusers | DDPMPytorch, nn.Module, dict[str, Any]]:
-    """Train on uint8 (N, C, H, W) in memory for so many seconds of this process.
+    """Train an entry of `PEERS` on uint8 (N, C, H, W) for so many seconds of this process.
 
     Returns:
         The baseline, the network to sample from, and the facts of training. The clock
         starts when all is built.
     """
     device = device_type()
-    like = baseline_blueprint(recipe, *pixels.shape[1:3])
     torch.manual_seed(seed)
-    peer, optimizer = built(recipe, like)
+    peer, optimizer = built(name, recipe, blueprint("tiny", *pixels.shape[1:3]))
     images = torch.from_numpy(pixels).to(device)
     began, wall, step = time.process_time(), time.monotonic(), 0
     while (spent := time.process_time() - began) < seconds:
@@ -404,11 +339,11 @@ def train(
     }  # fmt: skip
 
 
-def built(recipe: Recipe, like: Blueprint) -> tuple[Diffusers | DDPMPytorch, Any]:
+def built(name: str, recipe: Recipe, own: Blueprint) -> tuple[Diffusers | DDPMPytorch, Any]:
     """Return a baseline and its optimizer, channels-last as ours (2 % faster for both)."""
-    peer = PEERS[recipe.peer](recipe, like)
+    peer = PEERS[name](recipe, own)
     peer.net = peer.net.to(device_type()).to(memory_format=torch.channels_last)
-    return peer, OPTIMIZERS[recipe.optimizer](peer.net, recipe.lr)
+    return peer, muon(peer.net, recipe.lr)
 
 
 def take(peer: Diffusers | DDPMPytorch, optimizer: Any, images: Tensor) -> float:

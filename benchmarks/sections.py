@@ -126,153 +126,63 @@ SEEN = {
     "means": ("means", 3), "within": ("within", 3), "detail": ("detail", 3),
     "brightness": ("brightness", 1),
 }  # fmt: skip
-"""Heading and digits of each metric of a final."""
+"""Heading and digits of each metric of a run."""
 
 
 def quality(result: Result) -> Lines:
-    """Render the finals of a data set: means over seeds with standard errors, and settings."""
-    first, path = result[0], RESULTS / f"search-{result[0]['dataset']}.json"
-    times = complete_times(result)
-    for minutes in sorted({row["minutes"] for row in result} - {*times}):
-        done = sum(row["minutes"] == minutes for row in result)
-        runs = "1 run is" if done == 1 else f"{done} runs are"
-        yield f"Being measured at {count_minutes([minutes])}: {runs} done.\n"
-    if not times:
-        return
+    """Render the runs of a data set: means over seeds with standard errors, and settings."""
+    first = result[0]
+    groups: dict[tuple[str, float], list[Any]] = {}
+    for row in sorted(result, key=lambda row: (row["minutes"], CONTENDERS.index(row["contender"]))):
+        groups.setdefault((row["contender"], row["minutes"]), []).append(row)
     yield (
-        f"{count_minutes(times)} of CPU time on one core, {first['size']}×{first['size']}, "
-        f"then {first['n']:,} samples against {first['n']:,} test images. Values are means over "
-        "seeds ± 1 standard error. KID uses EfficientNet-Lite0, random KID a network with random "
-        "weights. Fractions of the test set's values: the standard deviation of the images' means, "
-        "the standard deviation within images, and the mean absolute Laplacian (detail). "
+        f"CPU time on one core, {first['size']}×{first['size']}, then {first['n']:,} samples "
+        f"against {first['n']:,} test images. Values are means over seeds ± 1 standard error, of "
+        "one seed that of the samples. KID uses EfficientNet-Lite0, random KID a network with "
+        "random weights. Fractions of the test set's values: the standard deviation of the images' "
+        "means, the standard deviation within images, and the mean absolute Laplacian (detail). "
         "Brightness is in levels above the test set's.\n"
     )
-    contenders = dict.fromkeys(row["contender"] for row in result)
-    groups = {
-        (contender, minutes): rows
-        for contender in contenders
-        for minutes in times
-        if (rows := [r for r in result if (r["contender"], r["minutes"]) == (contender, minutes)])
-    }
-    yield from curve(first, groups)
-    heads = {key: {"": key[0]} | ({"minutes": key[1]} if len(times) > 1 else {}) for key in groups}
+    heads = {key: {"": key[0], "minutes": key[1]} for key in groups}
     means = [
         {**heads[key], "seeds": len(rows), **{k: spread(rows, k) for k in SEEN}}
         for key, rows in groups.items()
     ]
-    yield from table(
-        means,
-        {
-            "": "",
-            "minutes": "minutes",
-            "seeds": "seeds",
-            **{k: words for k, (words, _) in SEEN.items()},
-        },
-    )
-    yield "Settings of each contender:\n"
-    trained = {
-        key: {k: value for k in TRAINED if (value := per_seed(rows, k))}
+    headings = {k: words for k, (words, _) in SEEN.items()}
+    yield from table(means, {"": "", "minutes": "minutes", "seeds": "seeds", **headings})
+    yield "Settings of each contender, by seed where seeds differ:\n"
+    trained = [
+        {**heads[key], **{k: value for k in TRAINED if (value := per_seed(rows, k))}}
         for key, rows in groups.items()
-    }
-    yield from table(
-        [{**heads[key], **settings} for key, settings in trained.items()],
-        {"": "", "minutes": "minutes", **TRAINED},
-    )
+    ]
+    yield from table(trained, {"": "", "minutes": "minutes", **TRAINED})
     differing = {key[0]: rows[0]["differs"] for key, rows in groups.items() if rows[0]["differs"]}
     for contender, differs in differing.items():
         found = [f"{what}: {words}" for what, words in differs.items()]
         yield f"`{contender}` differs from `diffuse` in {', and in '.join(found)}.\n"
-    yield from searches(json.loads(path.read_text()) if path.exists() else [])
 
 
-Finals = Sequence[Mapping[str, Any]]
-
-
-def curve(first: Mapping[str, Any], groups: Mapping[tuple[str, float], Finals]) -> Lines:
-    """Plot KID over minutes for the contenders with at least `TIMES`."""
-    series: dict[str, list[tuple[float, float, float]]] = {}
-    for (contender, minutes), rows in groups.items():
-        kid, error = estimate_mean(rows, "kid_x1000")
-        series.setdefault(contender, []).append((minutes, kid, error or 0.0))
-    series = {name: points for name, points in series.items() if len(points) >= TIMES}
-    if series:
-        drawn = plots.lines(
-            f"Quality for time: {TITLES.get(first['dataset'], first['dataset'])}",
-            "KID × 1000 with its standard error; log x", series,
-            ("minutes of training", "KID × 1000"),
-        )  # fmt: skip
-        yield from picture(f"quality-{first['dataset']}", drawn, "KID over minutes of training")
-
-
-TIMES = 3
-"""Times of training that a contender needs for a curve."""
-
-CONTENDERS, SEEDS, LONG = ("diffuse", "diffusers"), 3, 10
-"""Contenders and seeds that a comparison needs before the page shows it, and the minutes from which
-one seed is enough because it takes hours. From 64 pixels on, the baseline is the better one."""
-
-
-def complete_times(rows: Finals) -> list[float]:
-    """Return the minutes at which all contenders have finals of enough seeds, ascending."""
-    done = [(row["contender"], row["minutes"]) for row in rows]
-    return sorted(
-        minutes
-        for minutes in {minutes for _, minutes in done}
-        if all(done.count((n, minutes)) >= (SEEDS if minutes <= LONG else 1) for n in CONTENDERS)
-    )
-
-
-def count_minutes(times: Sequence[float]) -> str:
-    """Return times in words, for example "1, 5 and 10 minutes"."""
-    *before, last = [f"{minutes:g}" for minutes in times]
-    listed = f"{', '.join(before)} and {last}" if before else last
-    return f"{listed} minute{'s' * (listed != '1')}"
-
-
-def searches(rows: Sequence[Mapping[str, Any]]) -> Lines:
-    """Render the searches for the recipes of the baselines."""
-    trials: dict[str, list[Any]] = {}
-    for row in rows:
-        trials.setdefault(row["recipe"]["peer"], []).append(row)
-    for peer, own in trials.items():
-        minutes = sum(row.get("cpu_seconds", 0) for row in own) / 60
-        yield (
-            f"Search for `{peer}`, {minutes:.0f} minutes of CPU time. Its long trials, judged by "
-            "KID against held-out images:\n"
-        )
-        most = max(row.get("minutes", 0) for row in own)
-        yield from table(
-            [{**row["recipe"], **row} for row in own if row.get("minutes") == most],
-            {
-                **{key: TRAINED[key] for key in CHOSEN},
-                "minutes": "minutes", "kid_x1000": "KID × 1000", "kid_x1000_standard_error": "±",
-            },
-        )  # fmt: skip
-
-
-CHOSEN = ("patch", "channels", "optimizer", "lr", "batch", "target", "schedule", "min_snr")
+CONTENDERS = (
+    "diffuse", "diffuse, unguided", "diffusers", "diffusers, 2M SDE", "diffusers, rate × 2",
+    "diffusers, rate × 0.5", "ddpm-pytorch",
+)  # fmt: skip
+"""Contenders in the order of the page."""
 
 TRAINED = {
-    "parameters": "parameters", "patch": "patch", "channels": "channels", "groups": "groups",
-    "arithmetic": "arithmetic", "optimizer": "optimizer", "lr": "rate", "batch": "batch",
-    "target": "target", "schedule": "schedule", "min_snr": "min-SNR, or weighting",
-    "steps": "steps", "training_cpu_seconds": "CPU s", "training_seconds": "wall s",
-    "sampler": "sampler", "evaluations": "evaluations",
+    "parameters": "parameters", "patch": "patch", "groups": "groups", "arithmetic": "arithmetic",
+    "lr": "rate", "batch": "batch", "steps": "steps", "training_cpu_seconds": "CPU s",
+    "training_seconds": "wall s", "solver": "sampler", "guidance": "guidance",
+    "evaluations": "evaluations",
 }  # fmt: skip
-"""Settings of a final, and their headings."""
+"""Settings of a run, and their headings."""
 
 
 def spread(rows: Sequence[Mapping[str, Any]], key: str) -> str:
     """Return the mean over seeds and its standard error; of one seed, that of the samples."""
-    (value, error), digits = estimate_mean(rows, key), SEEN[key][1]
-    return f"{value:.{digits}f}" + (f" ± {error:.{digits}f}" if error is not None else "")
-
-
-def estimate_mean(rows: Finals, key: str) -> tuple[float, float | None]:
-    """Return the mean over seeds and its standard error; of one seed, that of the samples."""
-    values = [row[key] for row in rows]
+    values, digits = [row[key] for row in rows], SEEN[key][1]
     of_samples = rows[0].get(f"{key}_standard_error")
-    return mean(values), stdev(values) / len(values) ** 0.5 if len(values) > 1 else of_samples
+    error = stdev(values) / len(values) ** 0.5 if len(values) > 1 else of_samples
+    return f"{mean(values):.{digits}f}" + (f" ± {error:.{digits}f}" if error is not None else "")
 
 
 def per_seed(rows: Sequence[Mapping[str, Any]], key: str) -> Any:
@@ -408,11 +318,10 @@ def roof(result: Result) -> Lines:
 
 TITLES = {
     "fashion-mnist": "Fashion-MNIST", "cifar-10": "CIFAR-10",
-    "cats-64": "cats at 64 pixels", "flowers-64": "flowers at 64 pixels",
-    "emoji-64": "emoji at 64 pixels", "cats-128": "cats at 128 pixels",
+    "flowers-64": "flowers at 64 pixels", "emoji-64": "emoji at 64 pixels",
     "flowers-128": "flowers at 128 pixels",
 }  # fmt: skip
-"""Titles of the data sets of finals."""
+"""Titles of the data sets of `time_to_quality.py`."""
 
 Section = tuple[str, str, Callable[[Result], Lines]]
 
@@ -444,13 +353,13 @@ def widths(result: Result) -> Lines:
 
 
 def quality_sections(folder: Path) -> dict[str, Section]:
-    """Return the sections of the finals in a folder, by size and name of their data set."""
+    """Return the sections of the data sets in a folder, by size and name."""
     found = []
     for path in folder.glob("quality-*.json"):
         name = path.stem.removeprefix("quality-")
         found.append((json.loads(path.read_text())[0]["size"], name, path.stem))
     return {
-        stem: (f"Quality for time: {TITLES.get(name, name)}", "time_to_quality.py final", quality)
+        stem: (f"Quality for time: {TITLES.get(name, name)}", "time_to_quality.py", quality)
         for _, name, stem in sorted(found)
     }
 
