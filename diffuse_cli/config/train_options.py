@@ -134,7 +134,7 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
         False, "Mirror half of the training images, or the last axis of arrays."
     )
     augment: tuple[str, ...] | None = option.data.optional(
-        "Augment training samples at random. Generated samples are not augmented.",
+        "Augment training samples at random, without effect on generated samples.",
         table="core.augmentations.AUGMENTATIONS",
         parse=parse_augment,
         metavar="none|auto|NAME,...",

@@ -419,4 +419,4 @@ def test_minutes_are_filled_with_the_batch_that_suits_them(monkeypatch, typed, b
     assert config.lr == pytest.approx(PRESETS["tiny"].train["lr"] * (batch / 64) ** 0.5)
     assert config.minutes is None
     assert budget.step == batch / 128
-    assert measured == ([16, 32] if typed is None else [4])
+    assert measured == ([32, 32] if typed is None else [4])
