@@ -65,10 +65,11 @@ and apart from CIFAR-10 there is one seed, so read small differences as none.
   the [Wiener filter](../benchmarks/README.md#the-wiener-filter), and 0.73 without the guidance that
   the model file recommends. Recall is 0.14 for 0.02, and brightness within 2 levels for 9.
 - **Flowers at 128×128** (one seed): equal in KID (379 ± 12 for 358 ± 11), with colors and petals
-  but no whole flowers in either. `diffuse` took 1,272 steps and diffusers 2,914: its step takes 1.1
-  times as long on the same core, its core was slower, and a fifth of its time went to previews and
-  trials. The brightness of diffusers is off by 12 levels for 1, its detail is 1.63 of that of the
-  photos for 0.76, and the spread of its means 0.43 for 0.97.
+  but no whole flowers in either. `diffuse` took 1,272 steps and diffusers 2,914. On one core a step
+  of `diffuse` takes [1.10](../benchmarks/README.md#a-training-step-of-tiny) of the time, a fifth of
+  the run went to previews and trials, and its core was probably slower. The brightness of diffusers
+  is off by 12 levels for 1, its detail is 1.63 of that of the photos for 0.76, and the spread of
+  its means 0.43 for 0.97.
 - **CIFAR-10** (two seeds): 0.82 and 0.94, both with the recommended guidance. Recall is 0.13 and
   0.07 for 0.07 and 0.06. Few subjects can be recognized in either.
 - **Fashion-MNIST** (one seed): 67 ± 5 for 59 ± 4, so equal within their errors. Nothing is
@@ -77,8 +78,8 @@ and apart from CIFAR-10 there is one seed, so read small differences as none.
   no guidance is recommended. Its brightness is off by 2 levels for 10.
 
 Earlier comparisons are withdrawn: their baselines had slower optimizers, other initial weights and
-recipes from trials of four minutes. An hour, one and five minutes, other seeds and
-denoising-diffusion-pytorch have not been measured again.
+recipes from trials of four minutes. An hour, one and five minutes, other seeds, other rates of
+diffusers and denoising-diffusion-pytorch have not been measured again.
 """
 
 # -- measuring ------------------------------------------------------------------------------------

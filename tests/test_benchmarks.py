@@ -79,7 +79,8 @@ def test_a_published_run_has_what_ours_has_or_says_what_differs(name: str):
         if row["contender"] in benchmark("time_to_quality").VARIANTS:
             own = [each for each in rows if each["contender"] == "diffuse"]
             used = [o["training_cpu_seconds"] for o in own if o["minutes"] == row["minutes"]]
-            assert row["training_cpu_seconds"] >= 0.99 * max(60 * row["minutes"], *used)
+            assert row["training_cpu_seconds"] >= 60 * row["minutes"]
+            assert row["training_cpu_seconds"] >= max(used) - 4  # starts take 20 to 28 seconds
             same = [o for o in own if (o["seed"], o["minutes"]) == (row["seed"], row["minutes"])]
             alike = ("batch", "patch") if "rate" in row["contender"] else ("batch", "patch", "lr")
             assert all(o[name] == pytest.approx(row[name]) for o in same for name in alike)

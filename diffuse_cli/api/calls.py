@@ -121,7 +121,8 @@ def _map_flags() -> Mapping[str, str]:
         for f, spec in option_fields(kind)
         if not spec.argument
     }
-    without = {f"--no-{flag[2:]}": f"{name}=False" for flag, name in found.items()}
+    long = {flag: name for flag, name in found.items() if flag.startswith("--")}
+    without = {f"--no-{flag[2:]}": f"{name}=False" for flag, name in long.items()}
     return {**without, **found, "-o": "out", "--class": "label"}
 
 

@@ -92,9 +92,8 @@ def evaluate(
     for name in metrics or ():
         lookup(METRICS, name, "metrics")
     with contextlib.ExitStack() as stack, convert_errors():
-        typed = convert_keywords(
-            {**options, "n": n, "metrics": tuple(metrics) if metrics else None}, stack
-        )
+        named = tuple(metrics) if metrics else None
+        typed = convert_keywords({**options, "n": n, "metrics": named}, stack)
         subject = model.path if isinstance(model, Model) else model
         typed["subject"] = stack.enter_context(open_data(subject, "model"))
         typed["data"] = stack.enter_context(open_data(data))

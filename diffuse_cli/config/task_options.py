@@ -61,6 +61,11 @@ class ImageTaskConfig(DrawConfig, WeightsConfig):
     grid: bool = option.output(True, "Write grid.png, with a row of samples for each image.")
     overwrite: bool = option(False, OVERWRITE)
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The paths of the images to read."""
+        return (self.image,)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ObservationConfig(ImageTaskConfig):
@@ -86,6 +91,11 @@ class InpaintConfig(ObservationConfig):
         shown="the transparent area",
     )
     out: str = option("inpainted", "Folder for the samples.", flag="-o", metavar="FOLDER")
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The paths of the images and of the mask to read."""
+        return (self.image, *([self.mask] if self.mask else []))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,3 +41,9 @@ def apply_bases(x: Tensor, bases: Sequence[Tensor]) -> Tensor:
     for dim, matrix in enumerate(bases, 2):
         x = (x.movedim(dim, -1) @ matrix.mT).movedim(-1, dim)
     return x
+
+
+def scale_frequencies(x: Tensor, gains: Tensor) -> Tensor:
+    """Multiply each frequency of x (B, C, *size) by a gain, (*size)."""
+    bases = [basis(side, x.dtype, x.device) for side in x.shape[2:]]
+    return apply_bases(apply_bases(x, bases) * gains, [each.mT for each in bases])

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from diffuse_cli.core.cosine_transform import apply_bases, basis
+from diffuse_cli.core.cosine_transform import scale_frequencies
 from diffuse_cli.core.inpainting import MASKS
 from diffuse_cli.core.registry import InvalidArgument, Registry, lookup, suggest
 from diffuse_cli.core.settings import (
@@ -268,18 +268,18 @@ class Blur(Degradation):
         return self
 
     def apply(self, x0: Tensor) -> Tensor:
-        return self._scaled(x0, self._gains(x0))
+        return scale_frequencies(x0, self._gains(x0))
 
     def pinv(self, y: Tensor) -> Tensor:
         gains = self._gains(y)
-        return self._scaled(y, (1 / gains).where(gains > 0, 0))
+        return scale_frequencies(y, (1 / gains).where(gains > 0, 0))
 
     def transpose(self, y: Tensor) -> Tensor:
         return self.apply(y)
 
     def weigh(self, y: Tensor, variance: Any, sigma: float) -> Tensor:
         gains = self._gains(y)
-        return self._scaled(y, gains / (variance * gains**2 + sigma**2))
+        return scale_frequencies(y, gains / (variance * gains**2 + sigma**2))
 
     def _gains(self, like: Tensor) -> Tensor:
         """Return the gain at each frequency, shaped *size."""
@@ -290,12 +290,6 @@ class Blur(Degradation):
             squares = squares[..., None] + (torch.arange(side) * (math.pi / side)).double() ** 2
         gains = torch.exp(-(self.width**2) / 2 * squares)
         return send(gains.where(gains >= CUTOFF, 0).to(like.dtype), like.device)
-
-    @staticmethod
-    def _scaled(x: Tensor, gains: Tensor) -> Tensor:
-        """Multiply the frequencies of x."""
-        bases = [basis(side, x.dtype, x.device) for side in x.shape[2:]]
-        return apply_bases(apply_bases(x, bases) * gains, [each.mT for each in bases])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

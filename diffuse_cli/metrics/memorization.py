@@ -94,7 +94,7 @@ def remarks(facts: Facts) -> Iterator[Remark]:
     spaces = [space for space in SPACES if f"memorized_{space}" in facts]
     one, many = facts.words.one, facts.words.many
     if not spaces:
-        needed = f"DATA must have at least 40 {many} and --train-n be above 0"
+        needed = f"DATA must have at least 40 {many}, and --train-n must be above 0"
         if facts.model:
             needed = (
                 "DATA must be the model's own training data, with a held-out part, and --train-n "

@@ -22,11 +22,7 @@ from diffuse_cli.system.processes import rank, run_on_first
 from diffuse_cli.training import checkpoints
 from diffuse_cli.training.chores import PREVIEW, SAVE, plan_chores
 from diffuse_cli.training.divergence import PATIENCE, divergence_error
-from diffuse_cli.training.ema_weights import (
-    explain_no_weak,
-    save_snapshot,
-    snapshot_due,
-)
+from diffuse_cli.training.ema_weights import explain_no_weak, save_snapshot, snapshot_due
 from diffuse_cli.training.feed import UnreadableImages, hold_streams
 from diffuse_cli.training.initial_weights import load_initial_weights
 from diffuse_cli.training.monitor import Monitor

@@ -99,11 +99,10 @@ def _suggest_options(config: TrainConfig, seconds: float, ratio: float) -> str:
     less than a day or if there is no other way.
     """
     ways = []
-    if config.init or config.resumes:
-        pass  # network and size are given
-    elif config.preset not in (None, "tiny", "slim"):
+    free = not (config.init or config.resumes)  # to choose another network and size
+    if free and config.preset not in (None, "tiny", "slim"):
         ways.append("--preset tiny")
-    elif config.size and (side := _find_smaller(config, ratio)):
+    elif free and config.size and (side := _find_smaller(config, ratio)):
         ways.append(f"--size {side}")
     least = fewest_steps(config) * seconds
     if least < DAY or not ways:

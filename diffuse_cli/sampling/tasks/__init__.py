@@ -142,8 +142,7 @@ def run_task(
         UsageError: options that cannot be combined.
         DataError: a picture cannot be used.
     """
-    inputs = config.image, getattr(config, "mask", None)
-    with open_task(config, *filter(None, inputs)) as accelerator:
+    with open_task(config, *config.inputs) as accelerator:
         options = (config.model, config.weights, accelerator, config.precision)
         earlier = None if config.overwrite else journal.read_earlier(Path(config.out))
         loaded = yield from load_denoiser(*options, earlier=earlier)
