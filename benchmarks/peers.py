@@ -97,9 +97,6 @@ def ddpm_pytorch_unet(like: Blueprint, **options: Any) -> nn.Module:
 
 # -- recipes --------------------------------------------------------------------------------------
 
-BATCHES = {32: 32, 64: 32, 128: 8}
-"""Images per step that `diffuse` chooses for ten minutes of a core, by the side of the images."""
-
 
 @dataclass(frozen=True)
 class Recipe:
@@ -118,13 +115,13 @@ class Recipe:
     solver: str = "UniPC"
 
 
-def recipe_of_ours(channels: int, side: int) -> Recipe:
-    """Return what `diffuse` chooses for ten minutes of square images."""
-    typed = {"data": "", "preset": "tiny", "batch_size": BATCHES[side]}
+def recipe_of_ours(channels: int, side: int, batch: int = 32) -> Recipe:
+    """Return what `diffuse` chooses for square images in steps of `batch` images."""
+    typed = {"data": "", "preset": "tiny", "batch_size": batch}
     space = Space(channels=channels, size=(side, side))
     config, own = complete_config(configure(typed), space, Conditions())
     assert config.lr is not None
-    return Recipe(config.lr, BATCHES[side], getattr(own.config, "patch", 1))
+    return Recipe(config.lr, batch, getattr(own.config, "patch", 1))
 
 
 WARM_UP, RISE = 100, 0.1

@@ -6,8 +6,8 @@ against a test set. Each run is written at once and skipped when a command is re
 two contenders at the same time, pin each to a core, and swap the cores between seeds.
 
     python benchmarks/time_to_quality.py TRAIN --real TEST --name fashion-mnist --work W
-    python benchmarks/time_to_quality.py TRAIN --real TEST --name flowers-64 --size 64 --work W \\
-        --only diffuse "diffuse, unguided" diffusers --seeds 4 5
+    python benchmarks/time_to_quality.py TRAIN --real TEST --name flowers-128 --size 128 \\
+        --only diffusers --batch 16 --seeds 4 5 --work W
 """
 
 from __future__ import annotations
@@ -150,9 +150,6 @@ VARIANTS: Mapping[str, tuple[str, Callable[[Recipe], Recipe]]] = {
 }
 """Baselines: an entry of `peers.PEERS`, and what changes in the recipe of ours."""
 
-MINUTES = 10.0
-"""Minutes for which `peers.recipe_of_ours` is what ours chooses."""
-
 START_UP = 25.0
 """Seconds of CPU time that baselines have beyond the minutes: what the start of ours takes."""
 
@@ -236,11 +233,11 @@ def header(model: Path) -> Any:
 
 
 def samples_of_peer(
-    data: Data, seed: int, minutes: float, contender: str
+    data: Data, seed: int, minutes: float, contender: str, batch: int
 ) -> tuple[dict[str, Any], common.Pixels]:
-    """Train and sample a baseline."""
+    """Train and sample a baseline in steps of `batch` images."""
     name, vary = VARIANTS[contender]
-    recipe = vary(peers.recipe_of_ours(data.train.shape[1], data.size))
+    recipe = vary(peers.recipe_of_ours(data.train.shape[1], data.size, batch))
     seconds = 60 * minutes + START_UP
     peer, net, done = peers.train(name, recipe, data.train, seconds, seed)
     with peers.counting(net) as seen:
@@ -251,21 +248,16 @@ def samples_of_peer(
 
 
 def run(options: argparse.Namespace, data: Data) -> None:
-    """Run what is not in the log.
-
-    Raises:
-        ValueError: a baseline at other minutes than those of the recipe.
-    """
+    """Run what is not in the log."""
     log = Log(RESULTS / f"quality-{options.name}.json")
     for contender in options.only or (OURS, *VARIANTS):
-        if contender in VARIANTS and options.minutes != MINUTES:
-            raise ValueError(f"The recipe is that of {MINUTES:g} minutes")
         for seed in options.seeds:
             done = [(row["contender"], row["seed"], row["minutes"]) for row in log.rows]
             if (contender, seed, options.minutes) in done:
                 continue
-            make = samples_of_peer if contender in VARIANTS else samples_of_ours
-            row, samples = make(data, seed, options.minutes, contender)
+            what = data, seed, options.minutes, contender
+            peer = contender in VARIANTS
+            row, samples = samples_of_peer(*what, options.batch) if peer else samples_of_ours(*what)
             stem = f"{contender}-{options.minutes:g}-{seed}"
             np.save(data.folder / f"{stem}.npy", samples)
             arrange_grid(samples[:64]).save(data.folder / f"{stem}.png")
@@ -284,10 +276,11 @@ def main() -> None:
     parser.add_argument("--real", required=True, help="images that samples are judged by")
     parser.add_argument("--reference", type=int, default=1000, help="how many of them")
     parser.add_argument("--name", required=True, help="name of the data in the results")
-    parser.add_argument("--size", type=int, default=32, choices=[*peers.BATCHES])
+    parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--only", nargs="+", choices=(OURS, UNGUIDED, *VARIANTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--minutes", type=float, default=MINUTES)
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--batch", type=int, default=32, help="of baselines: what ours chose")
     parser.add_argument("--work", type=Path, required=True, help="folder of models and samples")
     options = parser.parse_args()
     keep_freed_memory()
