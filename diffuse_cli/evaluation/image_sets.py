@@ -296,10 +296,10 @@ def _make_sides(
     pool = LabeledSamples.from_dataset(images, names, pairs)
     chosen = np.flatnonzero(images.held_out & usable if held_out else usable)
     real, more = _choose(config, pool, chosen)
-    training = None
-    if is_trained_on(loaded, images):
-        training = _training(config, pool, images.held_out, usable)
-        more = training.first(config.n) if held_out else more
+    trained = is_trained_on(loaded, images)
+    training = _training(config, pool, images.held_out, usable) if trained else None
+    if held_out:  # for every model, because the classes to generate are of these images
+        more = pool[_shuffle_training(config.seed, images.held_out, usable)[: config.n]]
     part, prints = "held-out" if held_out else "all", {"data": images.fingerprint}
     if pairs is not None:
         prints["given"] = pairs.fingerprint
@@ -386,6 +386,11 @@ def _training(
     Args:
         held_out, usable: masks over the images of the pool, (N,).
     """
-    own = np.flatnonzero(~held_out & usable)
-    order = own[permutation(config.seed, 1, len(own))]
+    order = _shuffle_training(config.seed, held_out, usable)
     return TrainingSamples(pool, order, _choose(config, pool, np.flatnonzero(held_out & usable))[0])
+
+
+def _shuffle_training(seed: int, held_out: Array, usable: Array) -> Array:
+    """Return the indices of the training images, shuffled. For masks see `_training`."""
+    own = np.flatnonzero(~held_out & usable)
+    return own[permutation(seed, 1, len(own))]

@@ -335,6 +335,21 @@ def test_the_held_out_part_is_used_where_one_was_trained_on_data(
         assert own["standard_error"] == pytest.approx(found[1][key]["standard_error"])
 
 
+def test_both_generate_the_same_classes_if_one_was_trained_on_data(
+    conditional, images, diffuse, evaluations
+):
+    found = model_file.load(conditional)
+    other = replace(found, data={**found.data, "fingerprint": "0" * 64})
+    model_file.save(Path("other.safetensors"), other)
+    ran = diffuse("compare", conditional, "other.safetensors", images, *QUICK, "--json")
+    assert ran.json["evaluation"]["part"] == "held-out"
+    a, b = evaluations
+    assert (a.training is None, b.training is None) == (False, True)
+    np.testing.assert_array_equal(a.fakes.labels, b.fakes.labels)
+    np.testing.assert_array_equal(a.fakes.samples, b.fakes.samples)
+    assert ran.json["evaluation"]["differences"]["kid"]["difference"] == 0
+
+
 def test_models_of_other_samples_are_not_evaluated(runs, images, diffuse, monkeypatch):
     monkeypatch.setattr(paired_comparison, "compare_models", lambda *a: 1 / 0)
     ran = diffuse("compare", runs("a.run"), runs("large.run"), images, *QUICK)
