@@ -8,17 +8,15 @@ and two steps closer to the model's distribution. You can resume the run, as wit
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from diffuse_cli.commands.train import run as run
 from diffuse_cli.config.distill_options import SHARE, STEPS, DistillConfig
 from diffuse_cli.config.options import from_dict, to_dict
+from diffuse_cli.config.sample_options import DrawConfig
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import finish
 from diffuse_cli.system.outputs import check_other_than
-
-if TYPE_CHECKING:
-    from diffuse_cli.models.model_file import StoredModel
 
 CONFIG = DistillConfig
 EXAMPLES = (
@@ -31,11 +29,12 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
     """Return the training that it is.
 
     Raises:
-        UsageError, ModelFileError: as `train` with these options, or --given is missing or of no
-            use to the model.
+        UsageError, ModelFileError: as `train` with these options, or the model does not support
+            --given or --guidance.
     """
     from diffuse_cli.models.image_conditioning import check_pairs_option
     from diffuse_cli.models.model_file import find, training_options
+    from diffuse_cli.sampling.conditioning import guidance_scale
     from diffuse_cli.training.configuration import BATCH
     from diffuse_cli.training.configuration import configure as complete
 
@@ -59,9 +58,9 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
     values.setdefault("batch_size", max(1, training.get("batch_size", BATCH) // SHARE))
     if "lr" in training:
         values.setdefault("lr", training["lr"] / 2)
-    if guidance is None:
-        guidance = guidance_of(found)
-    elif guidance != 1 and not found.blueprint.conditions:
+    if found.blueprint.conditions:
+        guidance = guidance_scale(DrawConfig(guidance=guidance), found)
+    elif guidance not in (None, 1):
         text = f"--guidance {guidance:g}: the model is unconditional, so it cannot be guided"
         raise UsageError(text, "Leave it out")
     if guidance is not None:
@@ -69,16 +68,3 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
     if config.steps is None and config.minutes is None:
         values["steps"] = STEPS
     return complete(values)
-
-
-def guidance_of(found: StoredModel) -> float | None:
-    """Return the scale at which a model with conditions is drawn from by default; None for
-    others."""
-    from diffuse_cli.sampling.conditioning import default_guidance
-
-    conditions = found.blueprint.conditions
-    if not conditions:
-        return None
-    if found.sampling and found.sampling.guidance is not None:
-        return found.sampling.guidance
-    return default_guidance(conditions, found.training.get("label_dropout", 0.1))

@@ -130,8 +130,11 @@ def resolve_condition(
     return Condition(labels, scale, given, turn, rows)
 
 
-def guidance_scale(config: DrawConfig, model: StoredModel) -> float:
+def guidance_scale(config: DrawConfig, model: StoredModel, flag: str = "--guidance") -> float:
     """Return the guidance scale of a model with conditions.
+
+    Args:
+        flag: the option that sets the scale, for errors.
 
     Raises:
         UsageError: a scale other than 1 for a model that needs its input, or for a distilled one.
@@ -143,14 +146,14 @@ def guidance_scale(config: DrawConfig, model: StoredModel) -> float:
     if scale is None:
         return default_guidance(conditions, dropout)
     if config.guidance not in (None, 1) and model.distilled is not None:
-        text = f"--guidance {scale:g}: a distilled model has its guidance in its weights"
+        text = f"{flag} {scale:g}: a distilled model has its guidance in its weights"
         raise UsageError(text, "Leave it out, or distil the model again with --guidance")
     if scale != 1 and conditions.given and not has_unconditional(conditions, dropout):
         kind, option = ("classes" if conditions.classes else "columns"), "label"
         if conditions.given.dropout == 0:
             kind, option = "input", "given"
         raise UsageError(
-            f"--guidance {scale:g}: the model was never trained without its {kind}, so it has no "
+            f"{flag} {scale:g}: the model was never trained without its {kind}, so it has no "
             "unconditional prediction",
             f"Leave it out, or train a model with --{option}-dropout 0.1",
         )

@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from diffuse_cli.config.sample_options import DISTILLED_STEPS, SamplerChoice
+from diffuse_cli.config.sample_options import DISTILLED_STEPS, DrawConfig, SamplerChoice
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core import distillation
 from diffuse_cli.core.guidance import guide
@@ -23,6 +23,8 @@ from diffuse_cli.core.kernels import arrange_memory, arrange_weights
 from diffuse_cli.core.losses import TAUGHT, simple
 from diffuse_cli.models import model_file
 from diffuse_cli.models.blueprint import Blueprint
+from diffuse_cli.sampling.conditioning import guidance_scale
+from diffuse_cli.system import files
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import Work
 from diffuse_cli.system.rng import Draws, training_draws
@@ -236,17 +238,23 @@ def load_teacher(config: TrainConfig) -> Work[Teacher | None]:
 
     Raises:
         ModelFileError: it is missing or damaged.
-        UsageError: an unconditional model has no guidance.
+        UsageError: it is distilled already, or does not support the guidance scale.
     """
     if config.loss not in TAUGHT:
         return None
     assert config.init is not None
     found = yield from model_file.find(config.init)
-    scale = config.teacher_guidance
-    if scale not in (None, 1) and not found.model.blueprint.conditions:
+    model, scale = found.model, config.teacher_guidance
+    if model.distilled is not None:
+        text = f"{files.show(config.init)} is distilled already"
+        raise UsageError(text, "Pass the model that it was distilled from")
+    if model.blueprint.conditions:
+        if scale is not None:
+            guidance_scale(DrawConfig(guidance=scale), model, "--teacher-guidance")
+    elif scale not in (None, 1):
         raise UsageError(
             f"--teacher-guidance {scale:g} needs a conditional model, and this one is "
             "unconditional",
             "Remove it",
         )
-    return Teacher(found.sha256, found.model, scale)
+    return Teacher(found.sha256, model, scale)

@@ -299,6 +299,7 @@ REFUSED: dict[tuple[str, str], tuple[int, str]] = {
     ("sound", "convert to diffusers"): (4, DIFFUSERS + "medium = audio"),
     ("stack", "convert to diffusers"): (4, DIFFUSERS + "layout = pages"),
     ("vit", "convert to diffusers"): (4, DIFFUSERS + "network = vit"),
+    ("distilled", "distill"): (2, "is distilled already"),
     ("distilled", "ema"): (4, "no averages of other lengths"),
     ("distilled", "ema by loss"): (4, "no averages of other lengths"),
 }

@@ -252,6 +252,28 @@ def test_guidance_needs_something_that_the_model_is_told(distill, teacher):
     assert ran.line.startswith("diffuse: --guidance 3: the model is unconditional")
 
 
+def test_a_scale_that_the_model_does_not_support_is_refused(quick, images):
+    line = ("--steps", 1, "--given", "mask:half", "--given-dropout", 0, "-q")
+    assert quick(*line).code == 0
+    own = {"model": "model.safetensors", "data": str(images)}
+    said = "guidance 3: the model was never trained without its input"
+    with pytest.raises(UsageError, match=f"^--{said}"):
+        configure({**own, "guidance": 3.0})
+    assert configure({**own, "guidance": 1.0}).teacher_guidance == 1
+    assert configure(own).teacher_guidance == 1
+    config = TrainConfig(data="", loss="consistency", init=own["model"], teacher_guidance=3.0)
+    with pytest.raises(UsageError, match=f"^--teacher-{said}"):
+        list(teaching.load_teacher(config))
+
+
+def test_a_distilled_model_is_not_a_teacher(quick, distill, fast):
+    line = ("--loss", "consistency", "--init", fast, "-o", FAST)
+    for ran in (distill(fast, "--steps", 1, "-q"), quick(*line, "--steps", 1, "-q")):
+        assert ran.code == UsageError.exit_code
+        assert "is distilled already. Pass the model that it was distilled from" in ran.line
+    assert not FAST.exists()
+
+
 def test_a_target_that_says_little_of_the_image_is_refused(quick, distill):
     assert quick("--steps", 1, "--target", "eps", "--schedule", "cosine", "-q").code == 0
     ran = distill("model.safetensors", "--steps", 2)
