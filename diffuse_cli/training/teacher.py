@@ -26,7 +26,7 @@ from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.sampling.conditioning import guidance_scale
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import UsageError
-from diffuse_cli.system.events import Work
+from diffuse_cli.system.events import Notice, Work
 from diffuse_cli.system.rng import Draws, training_draws
 from diffuse_cli.training.optimization import Updater
 
@@ -256,5 +256,11 @@ def load_teacher(config: TrainConfig) -> Work[Teacher | None]:
             f"--teacher-guidance {scale:g} needs a conditional model, and this one is "
             "unconditional",
             "Remove it",
+        )
+    if model.sampling and model.sampling.weak_guidance not in (None, 1):
+        yield Notice(
+            "the guidance by the early EMA checkpoint, which the model file recommends, is not "
+            "distilled: samples will be like the model's with --weak-guidance 1",
+            warning=True,
         )
     return Teacher(found.sha256, model, scale)

@@ -13,7 +13,7 @@ import torch
 from conftest import in_process, logged
 
 from diffuse_cli.commands.distill import configure
-from diffuse_cli.config.sample_options import DrawConfig
+from diffuse_cli.config.sample_options import DrawConfig, SamplerChoice
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core.distillation import solve_trajectory
 from diffuse_cli.models import model_file
@@ -272,6 +272,16 @@ def test_a_distilled_model_is_not_a_teacher(quick, distill, fast):
         assert ran.code == UsageError.exit_code
         assert "is distilled already. Pass the model that it was distilled from" in ran.line
     assert not FAST.exists()
+
+
+def test_guidance_by_the_early_checkpoint_is_not_distilled(weak, tmp_path):
+    own = tmp_path / "own.safetensors"
+    config = TrainConfig(data="", loss="consistency", init=str(own))
+    for scale, said in ((1.0, []), (2.0, [True])):
+        sampling = SamplerChoice("unipc", 4, weak_guidance=scale)
+        model_file.save(own, replace(model_file.load(weak), sampling=sampling))
+        notices = list(teaching.load_teacher(config))
+        assert [n.warning and "is not distilled" in n.text for n in notices] == said
 
 
 def test_a_target_that_says_little_of_the_image_is_refused(quick, distill):
