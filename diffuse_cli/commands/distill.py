@@ -39,6 +39,8 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
     from diffuse_cli.training.configuration import configure as complete
 
     given = {**(filed or {}), **typed}
+    if "steps" in typed or "minutes" in typed:  # either replaces both of the file
+        given = {k: v for k, v in given.items() if k in typed or k not in ("steps", "minutes")}
     config = from_dict(DistillConfig, given)
     values = {k: v for k, v in to_dict(config).items() if k in given or k == "out"}
     model, guidance = values.pop("model"), values.pop("guidance", None)

@@ -376,6 +376,15 @@ def test_a_step_takes_a_quarter_of_the_models_batch(teacher, fast, images, tmp_p
     assert after["lr"] == before["lr"] / 2
 
 
+def test_a_length_on_the_command_line_replaces_that_of_the_file(teacher, images):
+    own = {"model": str(teacher), "data": str(images)}
+    found = configure({**own, "minutes": 5.0}, {"steps": 2000})
+    assert (found.steps, found.minutes) == (None, 5)
+    found = configure({**own, "steps": 20}, {"minutes": 5.0})
+    assert (found.steps, found.minutes) == (20, None)
+    assert configure(own, {"steps": 2000}).steps == 2000
+
+
 def test_flow_and_x0_can_be_distilled():
     from oracles import process_of
 
