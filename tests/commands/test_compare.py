@@ -122,6 +122,19 @@ def test_losses_of_different_things_are_not_compared(runs, train, diffuse, tmp_p
     assert rows(found)["data"][1] == "other"
 
 
+def test_losses_under_other_conditions_are_not_compared(runs, diffuse):
+    for name, given in (("c", "low-res:2"), ("d", "some"), ("e", "others")):
+        run = Path(f"{name}.run")
+        shutil.copytree(runs("a.run"), run, ignore=shutil.ignore_patterns("step-*"))
+        text = (run / "config.toml").read_text()
+        fit = text.replace('fit = "crop"', 'fit = "pad"') if name == "c" else text
+        (run / "config.toml").write_text(f'given = "{given}"\n{fit}')
+    said = "the losses cannot be compared, as these differ: "
+    assert f"{said}fit, given\n" in diffuse("compare", runs("a.run"), "c.run").out
+    assert f"{said}given\n" in diffuse("compare", runs("a.run"), "d.run").out
+    assert "cannot be compared" not in diffuse("compare", "d.run", "e.run").out
+
+
 def test_models_without_runs_have_settings_alone(runs, diffuse):
     shutil.copy(runs("a.safetensors"), "a.safetensors")
     ran = diffuse("compare", "a.safetensors", runs("b.run"))

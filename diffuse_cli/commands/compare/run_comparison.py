@@ -15,7 +15,9 @@ from diffuse_cli.config.options import (
     place_name,
     read_toml,
 )
+from diffuse_cli.config.task_options import is_degradation
 from diffuse_cli.config.train_options import TrainConfig, from_file, to_file
+from diffuse_cli.core.conditions import PAIRS
 from diffuse_cli.core.space import Space
 from diffuse_cli.metrics.features import KIDS
 from diffuse_cli.models.model_report import collect_facts, describe_space, training_config
@@ -33,8 +35,9 @@ HELD = ("path", "settings", "places", "found", "lowest")
 """Attributes of `Side` that are not printed as they are."""
 
 MEANT = (
-    "size", "channels", "medium", "background", "classes", "schedule", "betas", "num_timesteps",
-    "log_snr_shift", "zero_terminal_snr", "target", "variance", "loss", "weighting",
+    "size", "channels", "medium", "rate", "transform", "background", "fit", "classes",
+    "condition_on", "schedule", "betas", "num_timesteps", "log_snr_shift", "zero_terminal_snr",
+    "target", "variance", "loss", "weighting",
 )  # fmt: skip
 """Settings without which two losses are not of the same quantity."""
 
@@ -157,11 +160,19 @@ def _compare_losses(a: Side, b: Side, differing: Mapping[str, Any]) -> Iterator[
     if a.loss is None or b.loss is None:
         return
     names = [name for name in MEANT if name in differing]
+    if _given_kind(a) != _given_kind(b):
+        names.append("given")
     prints = [side.facts.get("data", {}).get("fingerprint") for side in (a, b)]
     if prints[0] != prints[1] and None not in prints:
         names.append("training images")
     if names:
         yield f"the losses cannot be compared, as these differ: {', '.join(names)}"
+
+
+def _given_kind(side: Side) -> str | None:
+    """Return the degradation that a run is conditioned on, `PAIRS`, or None."""
+    given: str | None = (side.places or {}).get("given")
+    return given if given is None or is_degradation(given) else PAIRS
 
 
 # -- reading --------------------------------------------------------------------------------------
