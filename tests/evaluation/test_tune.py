@@ -491,6 +491,7 @@ def test_the_model_itself_is_replaced_where_it_is_asked_and_a_finished_run_keeps
         (("--guidance", "1,101"), "--guidance"),
         (("--guidance", "2"), "--guidance: the model was trained without classes"),
         (("--weak-guidance", "2"), "--weak-guidance needs --guide-with"),
+        (("--weak-guidance", "1,2"), "--weak-guidance needs --guide-with"),
         (("--samplers", "consistency"), "--samplers consistency is for distilled models"),
         (("--steps", "101"), "all --steps are more than the model's 100"),
         (("--spacing", "karras", "-o", "x.safetensors"), "a model file cannot record --spacing"),

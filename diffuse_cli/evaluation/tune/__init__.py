@@ -80,7 +80,7 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
     ):
         loaded = yield from evaluation_run.load_model(config, config.weights, accelerator)
         first_scale = config.guidance[0] if config.guidance else None
-        asked_scale = config.weak_guidance[0] if config.weak_guidance else None
+        asked_scale = next((s for s in config.weak_guidance or () if s != 1), None)
         drawn = convert_options(
             config,
             DrawConfig,
