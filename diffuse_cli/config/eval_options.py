@@ -39,6 +39,9 @@ TUNED_STEPS, TUNED_GUIDANCE = (5, 10, 20, 50), (1.0, 1.5, 2.0, 3.0, 4.0)
 TUNED_WEAK = (1.25, 1.5, 2.0, 3.0, 4.0)
 """Settings that `tune` tries by default."""
 
+FEW_STEPS = (1, 2, 4, 8)
+"""The steps that `tune` tries by default with a distilled model."""
+
 LEARNED_STEPS = 5
 """The most steps for which `tune` learns times."""
 
@@ -162,8 +165,11 @@ class TuneConfig(MeasureConfig, GuideConfig, TrajectoryConfig, WeightsConfig):
         parse=parse_listed,
         shown="all that suit the model",
     )
-    steps: tuple[int, ...] = option(
-        TUNED_STEPS, "Numbers of steps to try with each sampler.", parse=parse_ints
+    steps: tuple[int, ...] | None = option.optional(
+        "Numbers of steps to try with each sampler.",
+        parse=parse_ints,
+        shown=f"{','.join(map(str, TUNED_STEPS))}, "
+        f"or {','.join(map(str, FEW_STEPS))} for a distilled model",
     )
     guidance: tuple[float, ...] | None = option.optional(
         "Guidance scales to try: all samplers at the first, the best at each.",

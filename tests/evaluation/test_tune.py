@@ -124,6 +124,8 @@ def test_all_samplers_with_all_steps_that_the_model_can_take():
     assert found == [SamplerChoice(s, n) for s in ("ddim", "heun") for n in (9, 3)]
     found = first_settings(config(), None, 100, distilled=True)
     assert found == [SamplerChoice("consistency", n) for n in (1, 2, 4, 8)]
+    found = first_settings(config(steps="5,10,20,50"), None, 100, distilled=True)
+    assert [setting.steps for setting in found] == [5, 10, 20, 50]
     with pytest.raises(UsageError, match="all --steps are more than the model's 4"):
         first_settings(config(), None, 4)
     with pytest.raises(UsageError, match="all --steps are more than the model's 9"):

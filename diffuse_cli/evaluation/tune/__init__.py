@@ -105,7 +105,7 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
         starts = candidates.list_start_steps(config, loaded.model, first)
         words = words_of(loaded.space)
         more = _count_more_settings(scales, weak_scales, starts, few)
-        yield from _report_work(config, first, more, timesteps, words.many)
+        yield from _report_work(config, first, more, loaded)
         judge = yield from evaluation_run.load_feature_choice(config, loaded.space, accelerator)
         sides = yield from read_sides(config, loaded)
         sides.check()
@@ -207,14 +207,15 @@ def _report_work(
     config: TuneConfig,
     first: Sequence[SamplerChoice],
     more: Mapping[str, int],
-    timesteps: int,
-    many: str,
+    loaded: LoadedModel,
 ) -> Work[None]:
     """Report the amount of work, and the steps that are left out."""
-    steps = dict.fromkeys(setting.steps for setting in first)
-    left_out = [n for n in dict.fromkeys(config.steps) if n not in steps]
+    steps, many = dict.fromkeys(setting.steps for setting in first), words_of(loaded.space).many
+    asked = candidates.list_steps(config, loaded.model.distilled is not None)
+    left_out = [n for n in dict.fromkeys(asked) if n not in steps]
     if left_out:
         listed = ", ".join(map(str, left_out))
+        timesteps = loaded.denoiser.process.num_timesteps
         yield Notice(f"skipping {listed} steps: the model has only {timesteps} timesteps")
     guidance = first[0].guidance
     under = "" if guidance is None else f" at guidance {guidance:g}"

@@ -30,10 +30,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-FEW_STEPS = (1, 2, 4, 8)
-"""The default steps of a distilled model."""
-
-
 @dataclass(frozen=True)
 class Trial:
     """Quality and cost of a setting.
@@ -121,6 +117,11 @@ def find_more_varied(rows: Sequence[Trial], chosen: Trial) -> Trial | None:
 # -- settings to try ------------------------------------------------------------------------------
 
 
+def list_steps(config: TuneConfig, distilled: bool) -> tuple[int, ...]:
+    """Return the numbers of steps to try, also those that are more than the model's timesteps."""
+    return config.steps or (eval_options.FEW_STEPS if distilled else eval_options.TUNED_STEPS)
+
+
 def first_settings(
     config: TuneConfig,
     guidance: float | None,
@@ -135,8 +136,7 @@ def first_settings(
     Raises:
         UsageError: all numbers of steps are too large, or a sampler is for distilled models.
     """
-    asked = FEW_STEPS if distilled and config.steps == eval_options.TUNED_STEPS else config.steps
-    steps = [n for n in dict.fromkeys(asked) if n <= timesteps]
+    steps = [n for n in dict.fromkeys(list_steps(config, distilled)) if n <= timesteps]
     if not steps:
         text = f"all --steps are more than the model's {timesteps} timesteps"
         raise UsageError(text, f"Set --steps {timesteps} or less")
