@@ -222,7 +222,7 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
     )
     ema_decay: float = option.optimizer(0.999, "Largest decay of the EMA weights.", low=0, below=1)
     ema_lengths: int | None = option.optimizer.optional(
-        "Save N snapshots, from which diffuse ema chooses the EMA length.",
+        "Save at most N snapshots, from which diffuse ema chooses the EMA length.",
         low=4,
         high=1000,
         place=True,

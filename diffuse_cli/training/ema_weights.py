@@ -132,7 +132,7 @@ class PowerAverages:
 
 
 def snapshot_due(done: int, course: ProgressSchedule, count: int) -> bool:
-    """Whether to save the averages after `done` steps: `count` times, evenly spaced."""
+    """Whether to save the averages after `done` steps: at most `count` times, evenly spaced."""
     return course.crosses(-(-course.steps // count), done) or done == course.steps
 
 
