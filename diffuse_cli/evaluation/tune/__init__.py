@@ -197,7 +197,7 @@ def _count_more_settings(
     listed = ", ".join(map(str, few))
     return {
         plural(len(scales), "more guidance scale"): len(scales),
-        f"{plural(len(weak_scales), 'autoguidance scale')}": len(weak_scales),
+        plural(len(weak_scales), "autoguidance scale"): len(weak_scales),
         "a Gaussian start": len(starts),
         f"learned timesteps at {listed} steps": LEARNED_WAYS * len(few),
     }
