@@ -326,7 +326,8 @@ class Monitor:
         assert self._kid is not None
         plan, net, device = self.trainer.plan, self.trainer.ema_net, self.trainer.device
         drawings = validation.generate_in_proportion(plan, net, self.images, device)
-        return (yield from self._kid.measure(drawings, self.images))
+        samples = yield from validation.collect_samples(drawings, plan.blueprint.space, self.images)
+        return (yield from self._kid.compare(samples))
 
     def _measure_errors(self, done: int) -> Work[None]:
         """Measure the errors of x_0, for the variance `optimal`."""

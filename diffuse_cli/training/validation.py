@@ -75,10 +75,6 @@ class KidMeasure:
         self._real_features: Array | None = None
         self.look = measure_look(real)
 
-    def measure(self, drawings: Iterator[BatchState], count: int) -> Work[dict[str, float]]:
-        """Return the KID of `count` generated samples and its standard error, by key."""
-        return (yield from self.compare((yield from collect_samples(drawings, self._space, count))))
-
     def compare(self, samples: Array) -> Work[dict[str, float]]:
         """Return the KID of samples and its standard error, by key."""
         if self._real_features is None:

@@ -151,11 +151,11 @@ def test_a_run_that_cannot_be_evaluated_replaces_nothing(quick, tmp_path, diffus
 
 
 def test_out_of_memory_leaves_an_evaluation_out(quick, monkeypatch):
-    def full(self, drawings, count):
+    def full(self, samples):
         yield from ()
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(validation.KidMeasure, "measure", full)
+    monkeypatch.setattr(validation.KidMeasure, "compare", full)
     ran = quick("--steps", 2, *EVAL)
     assert ran.code == 0
     assert "out of memory while evaluating: skipped" in ran.err
