@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from diffuse_cli.commands._cli.console import Console
 from diffuse_cli.config.eval_options import EvalConfig
-from diffuse_cli.metrics import MetricNumber, Values, class_numbers, select_numbers
+from diffuse_cli.metrics import MetricNumber, Values, class_table, select_numbers
 from diffuse_cli.system import files
 from diffuse_cli.system.events import align_columns, replace_nonfinite
 from diffuse_cli.system.outputs import claim_option
@@ -80,10 +80,5 @@ def _class_lines(found: EvaluationResult) -> list[str]:
     """Return a row for each class: counts, and the numbers that a few images suffice for."""
     if not found.classes:
         return []
-    numbers = class_numbers(found.classes)
-    rows = [["class", "generated", "real", *(number.label for number in numbers)]]
-    for name, values in found.classes.items():
-        counts = [f"{values['generated']:,}", f"{values['real']:,}"]
-        cells = [n.text(values) if n.can_show(values) else "-" for n in numbers]
-        rows.append([files.show(name), *counts, *cells])
-    return ["", *align_columns(rows)]
+    head, *rows = class_table(found.classes)
+    return ["", *align_columns([head, *([files.show(name), *cells] for name, *cells in rows)])]

@@ -107,6 +107,19 @@ def class_numbers(classes: Mapping[str, Values]) -> list[MetricNumber]:
     return [n for n in there if any(n.key in values for values in classes.values())]
 
 
+def class_table(classes: Mapping[str, Values]) -> list[list[str]]:
+    """Return a head, and for each class a row of its name, its counts and its metrics.
+
+    A metric that was not measured, or is misleading, is a dash.
+    """
+    columns = class_numbers(classes)
+    rows = [["class", "generated", "real", *(n.label for n in columns)]]
+    for name, values in classes.items():
+        cells = [n.text(values) if n.can_show(values) else "–" for n in columns]
+        rows.append([name, f"{values['generated']:,}", f"{values['real']:,}", *cells])
+    return rows
+
+
 def remarks(facts: Facts) -> list[Remark]:
     """Return the remarks of all metrics, by level."""
     found = [remark for metric in METRICS.values() for remark in metric.remarks(facts)]

@@ -83,16 +83,12 @@ def _alt(what: str, k: int, images: LabeledSamples, names: Sequence[str]) -> str
 
 def classes(found: EvaluationResult, images: ReportImages) -> dict[str, Any]:
     """Show a row of images of both sides for each class, and its metrics."""
-    columns = metrics.class_numbers(found.classes)
-    rows = [
-        [name, f"{v['generated']:,}", f"{v['real']:,}"]
-        + [n.text(v) if n.can_show(v) else "–" for n in columns]
-        for name, v in found.classes.items()
-    ]
+    head, *rows = metrics.class_table(found.classes)
     return {
         "grid": list(_class_images(images, found.words.one)),
         "more": images.more_classes,
-        "columns": columns,
+        "columns": metrics.class_numbers(found.classes),
+        "head": head,
         "rows": rows,
     }
 
