@@ -195,6 +195,8 @@ def load_cascade(
         conditions = last.model.blueprint.conditions
         own = replace(  # other noise, and the guidance and start that the model recommends
             config,
+            guidance=None,
+            guidance_interval=None,
             guide_with=None,
             weak_guidance=None,
             start=None,

@@ -233,6 +233,16 @@ def test_a_second_model_is_told_the_class_of_the_first(diffuse, train, upscaler)
         assert (ran.code, "already holds samples with other settings" in ran.line) == (5, True)
 
 
+def test_guidance_is_of_the_first_model(diffuse, train, upscaler):
+    assert train("--steps", 1, "--classes", "--size", 2, "-o", "small.safetensors").code == 0
+    line = ("sample", "small.safetensors", "--then", upscaler, "-n", 2, *STEPS)
+    assert diffuse(*line, "--guidance", 0, "--guidance-interval", "0.1,9").code == 0
+    found = manifest("samples")
+    assert (found["first"]["guidance"], found["guidance"]) == (0, 1)
+    assert found["first"]["guidance_interval"] == [0.1, 9]
+    assert found["guidance_interval"] is None
+
+
 # -- in a model file ------------------------------------------------------------------------------
 
 
