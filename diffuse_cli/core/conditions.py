@@ -132,7 +132,7 @@ class Conditions(Settings):
 
         One random number decides for all conditions of a sample. If all dropout rates are equal, a
         sample has all of its conditions or none, and guidance uses the prediction without. A
-        further fraction `label_dropout` of samples keeps a part of its row, each column with
+        further fraction `partial_dropout` of samples keeps a part of its row, each column with
         probability 1/2, so that you can condition the model on only some columns.
 
         Args:
@@ -158,10 +158,20 @@ class Conditions(Settings):
         kept = (u >= dropout)[:, None]
         if len(self.table) == 1 and not (self.classes or self.given):
             return kept
-        within = ((u - dropout) / dropout * 2**BITS).long()  # uniform for u in [dropout, 2 dropout)
+        part = partial_dropout(dropout)
+        # Uniform for u in [dropout, dropout + part). At a dropout of 1 there are no such u.
+        within = ((u - dropout) / (part or 1.0) * 2**BITS).long()
         places = torch.arange(len(self.table), device=u.device) % BITS
         left_out = ((within[:, None] >> places) & 1).bool()
-        return kept & ~(left_out & (u < 2 * dropout)[:, None])
+        return kept & ~(left_out & (u < dropout + part)[:, None])
+
+
+def partial_dropout(label_dropout: float) -> float:
+    """Return the fraction of samples that keep a part of their row in training.
+
+    It equals the fraction that drops the whole row, up to half of the rest.
+    """
+    return min(label_dropout, (1 - label_dropout) / 2)
 
 
 # -- tables ---------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -186,6 +187,18 @@ def test_rows_are_dropped_with_the_label_and_as_many_again_in_part():
     either = part[:, 0] ^ part[:, 1]
     assert float(either.float().mean()) == pytest.approx(0.5, abs=0.02)
     assert torch.equal(both.drop_conditions(cond, u, 0.0)["row"], row)
+
+
+@pytest.mark.parametrize(("dropout", "part"), [(0.25, 0.25), (0.5, 0.25), (0.75, 0.125), (1, 0)])
+def test_at_most_half_of_the_rows_that_are_kept_lack_a_column(dropout, part):
+    both = dataclasses.replace(TOLD, classes=("a", "b"))
+    u = (torch.arange(2**16) + 0.5) / 2**16
+    hidden = both.drop_conditions({"row": torch.zeros(len(u), 2)}, u, dropout)["row"].isnan()
+    found = [
+        float((hidden == torch.tensor(lacks)).all(1).double().mean())
+        for lacks in itertools.product((False, True), repeat=2)
+    ]
+    assert found == [1 - dropout - part * 3 / 4, part / 4, part / 4, dropout + part / 4]
 
 
 def test_a_single_column_is_all_or_nothing():
