@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from diffuse_cli.config.sample_options import GUIDANCE, DrawConfig
-from diffuse_cli.core.conditions import NumberColumn
+from diffuse_cli.core.conditions import NumberColumn, partial_dropout
 from diffuse_cli.data.metadata_columns import find_missing_columns, parse_rows
 from diffuse_cli.system.errors import UsageError, lookup
 from diffuse_cli.system.files import shorten
@@ -120,7 +121,7 @@ def resolve_condition(
         labels = labels or tuple(known.values())
     rows = parse_rows(conditions.table, on) if conditions.table and on else ()
     if told is not None:
-        check_columns(model, rows)
+        check_columns(model, rows, told=told and scale != 0)
         if not (labels or rows or told):
             if not every:
                 return None
@@ -181,19 +182,24 @@ def has_unconditional(conditions: Conditions, label_dropout: Any) -> bool:
     return 0 not in shares
 
 
-def check_columns(model: StoredModel, rows: Sequence[tuple[float, ...]]) -> None:
-    """Refuse to leave out a column that training never dropped.
+def check_columns(model: StoredModel, rows: Sequence[tuple[float, ...]], *, told: bool) -> None:
+    """Refuse to leave out a column that training never dropped, or only without the input.
+
+    Args:
+        told: whether the model is conditioned on an input.
 
     Raises:
         UsageError: names the missing columns.
     """
-    table = model.blueprint.conditions.table
-    if table is None or not model.always_told:
-        return
-    if names := find_missing_columns(table, rows):
+    conditions, dropout = model.blueprint.conditions, model.training.get("label_dropout")
+    table, given, why = conditions.table, conditions.given, ""
+    # Columns are missing for random numbers below `end`, and the input for those below its dropout.
+    end = dropout + partial_dropout(dropout) if isinstance(dropout, float) else math.inf
+    if model.always_told:
+        why = "was trained with --label-dropout 0 and needs every column"
+    elif told and given and given.dropout >= end:
+        why = "was not trained to use its input without every column"
+    if table and why and (names := find_missing_columns(table, rows)):
         listed = ", ".join(map(shorten, names[:10]))
-        raise UsageError(
-            f"--on is missing for {listed}: the model was trained with --label-dropout 0 and needs "
-            "every column",
-            f"Pass --on {shorten(names[0])}=VALUE",
-        )
+        line = f"--on is missing for {listed}: the model {why}"
+        raise UsageError(line, f"Pass --on {shorten(names[0])}=VALUE")

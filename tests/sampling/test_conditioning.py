@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from types import SimpleNamespace
 
@@ -10,11 +11,19 @@ import torch
 
 from diffuse_cli.config.sample_options import GUIDANCE, SampleConfig
 from diffuse_cli.core import SCHEDULES, Conditions, Denoiser, Process, Space
+from diffuse_cli.core.conditions import (
+    ConditioningArray,
+    LabelColumn,
+    MetadataTable,
+    NumberColumn,
+)
 from diffuse_cli.core.guidance import clip
 from diffuse_cli.core.samplers import SAMPLERS
-from diffuse_cli.sampling.conditioning import Condition, resolve_condition
+from diffuse_cli.models.model_file import StoredModel
+from diffuse_cli.sampling.conditioning import Condition, check_columns, resolve_condition
 from diffuse_cli.sampling.generation import generate_batches
 from diffuse_cli.sampling.sampling_settings import SamplingSettings, resolve_settings
+from diffuse_cli.sampling.tasks.task_inputs import check_class
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.rng import image_noise
 
@@ -187,3 +196,77 @@ def test_a_model_without_classes_has_no_condition(names):
             resolve_condition(asked(guidance=given), without)
     with pytest.raises(UsageError, match="--guidance-interval: the model was trained without"):
         resolve_settings(asked(guidance_interval=(0, 1)), without)
+
+
+# -- combinations ---------------------------------------------------------------------------------
+
+TABLE = MetadataTable(
+    columns=(
+        NumberColumn(name="age", mean=40.0, deviation=10.0, low=18.0, high=90.0),
+        LabelColumn(name="site", values=("oslo", "rome")),
+    )
+)
+ROWS = ((), (TABLE.row({"age": 50}),), (TABLE.row({"age": 50, "site": "oslo"}),))
+"""Rows of none, one and both of the columns."""
+
+
+def trained(kinds: str, label_dropout: float, given_dropout: float) -> StoredModel:
+    given = ConditioningArray(channels=1, dropout=given_dropout)
+    every = {"classes": ("a", "b"), "given": given, "table": TABLE}
+    conditions = Conditions(**{kind: every[kind] for kind in kinds.split()})
+    blueprint = SimpleNamespace(conditions=conditions)
+    return StoredModel(blueprint=blueprint, ema={}, training={"label_dropout": label_dropout})
+
+
+def combinations_of_training(conditions: Conditions, label_dropout: float):
+    """Every combination of a class, a number of columns and an input that training had."""
+    u = (torch.arange(2**14) + 0.5) / 2**14
+    none = torch.zeros(len(u), dtype=torch.long)
+    cond = conditions.make_keywords(none, torch.ones(len(u), 2, 1), torch.zeros(len(u), 2))
+    kept = conditions.drop_conditions(cond, u, label_dropout)
+    label = kept["label"] < 2 if "label" in kept else none.bool()
+    columns = (~kept["row"].isnan()).sum(1) if "row" in kept else none
+    given = kept["given"].bool().any(2).any(1) if "given" in kept else none.bool()
+    return {*zip(label.tolist(), columns.tolist(), given.tolist(), strict=True)}
+
+
+def is_taken(model: StoredModel, labeled: bool, columns: int, told: bool) -> bool:
+    """Whether a task takes this combination."""
+    try:
+        check_columns(model, ROWS[columns], told=told)
+        loaded = SimpleNamespace(model=model)
+        check_class(loaded, labeled=labeled, told=told, rows=bool(ROWS[columns]))
+    except UsageError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("label_dropout", "given_dropout"),
+    [(0.1, 0.1), (0.1, 0.15), (0.1, 0.2), (0.1, 0.0), (0.3, 0.1), (0.5, 0.6), (0.5, 0.75),
+     (0.0, 0.3)],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "kinds", ["classes table", "classes given", "table given", "classes table given"]
+)
+def test_a_task_takes_the_combinations_that_training_had(kinds, label_dropout, given_dropout):
+    model = trained(kinds, label_dropout, given_dropout)
+    conditions = model.blueprint.conditions
+    there = combinations_of_training(conditions, label_dropout)
+    for labeled, columns, told in itertools.product(
+        (False, True) if conditions.classes else (False,),
+        range(3) if conditions.table else (0,),
+        (given_dropout == 0, True) if conditions.given else (False,),
+    ):
+        wanted = (labeled, columns, told)
+        assert is_taken(model, *wanted) == (wanted in there), wanted
+
+
+def test_columns_that_were_never_left_out_beside_the_input_are_needed_for_it():
+    model = trained("table given", 0.1, 0.2)
+    assert resolve_condition(asked(guidance=0), model, told=True).scale == 0
+    with pytest.raises(UsageError, match="--on is missing for age, site: the model was not train"):
+        resolve_condition(asked(), model, told=True)
+    with pytest.raises(UsageError, match="--on is missing for site"):
+        resolve_condition(asked(), model, on=["age=40"], told=True)
+    assert resolve_condition(asked(), model, on=["age=40", "site=oslo"], told=True).rows

@@ -322,6 +322,20 @@ def test_tasks_tell_columns(diffuse, learn, follower, shades):
     assert "--on sets a column twice" in ran.line
 
 
+def test_tasks_take_columns_only_with_a_class(diffuse, images, tmp_path):
+    """Training drops both together."""
+    data = shutil.copytree(images, tmp_path / "data")
+    names = [p.relative_to(data) for p in sorted(data.rglob("*.png"))]
+    write_table(data, [(n, k, "ab"[k % 2]) for k, n in enumerate(names)])
+    line = ("train", data, "--config", QUICK, "--steps", 1, *BOTH, "--classes")
+    assert diffuse(*line).code == 0
+    picture = data / names[0]
+    for line in (("vary", MODEL, picture), ("interpolate", MODEL, picture, picture)):
+        ran = diffuse(*line, "--on", "level=3", "-q")
+        assert ran.code == 2
+        assert "--class is missing: the model was not trained to use its columns" in ran.line
+
+
 def test_info_of_images_shows_columns_and_what_would_be_refused(diffuse, mine):
     rows = [(*row, f"caption {k}", 5) for k, row in enumerate(read_table(mine))]
     with (mine / "metadata.csv").open("w", newline="") as file:

@@ -209,5 +209,5 @@ def _resolve(
                 text = "--guidance needs --class or --on"
                 raise UsageError(text, "Pass the class or metadata of the picture")
             raise UsageError("--guidance: the model is unconditional here", "Leave it out")
-        check_class(loaded, labeled=bool(config.classes), told=told)
+        check_class(loaded, labeled=bool(config.classes), told=told, rows=bool(config.on))
     return settings

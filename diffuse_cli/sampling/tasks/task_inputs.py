@@ -282,33 +282,37 @@ def report_input(loaded: LoadedModel, told: bool) -> Work[None]:
         yield Notice(f"the model was trained {_purpose(encoder)}, and {use}")
 
 
-def check_class(loaded: LoadedModel, *, labeled: bool, told: bool) -> None:
-    """Refuse a combination of class and input that training never had.
+def check_class(loaded: LoadedModel, *, labeled: bool, told: bool, rows: bool = False) -> None:
+    """Refuse a combination of class, columns and input that training never had.
 
-    Training drops both by one random number (`Conditions.drop_conditions`), so that only the one
-    with the larger dropout is ever missing while the other is there.
+    Training drops all by one random number (`Conditions.drop_conditions`). Class and columns are
+    dropped together. Only they or the input, with the larger dropout, are ever missing alone.
 
     Args:
         labeled: whether the model is conditioned on a class.
         told: whether the model is conditioned on an input.
+        rows: whether the model is conditioned on columns.
 
     Raises:
-        UsageError: a class is missing, or cannot be used without an input.
+        UsageError: a class is missing, or a class or columns cannot be used without an input.
     """
     conditions = loaded.model.blueprint.conditions
     dropout, given = loaded.model.training.get("label_dropout"), conditions.given
-    if not conditions.classes or dropout is None:
+    if dropout is None:
         return
-    if labeled:
-        if given and not told and given.dropout <= dropout:
-            line = "--class: the model was not trained to use a class without its input"
-            raise UsageError(line, "Leave it out")
+    if (labeled or rows) and given and not told and given.dropout <= dropout:
+        option, what = ("--class", "a class") if labeled else ("--on", "columns")
+        line = f"{option}: the model was not trained to use {what} without its input"
+        raise UsageError(line, "Leave it out")
+    if labeled or not conditions.classes:
         return
     why = ""
     if dropout == 0:
         why = "was trained with --label-dropout 0 and needs one"
     elif given and told and dropout <= given.dropout:
         why = "was not trained to use its input without a class"
+    elif rows:
+        why = "was not trained to use its columns without a class"
     if why:
         known = ", ".join(map(files.shorten, conditions.classes[:10]))
         raise UsageError(f"--class is missing: the model {why}", f"Choose from {known}")

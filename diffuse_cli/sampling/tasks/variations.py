@@ -72,8 +72,9 @@ def interpolate(config: InterpolateConfig) -> Work[tuple[SampleFiles, list[float
             config.model, config.weights, accelerator, config.precision
         )
         is_conditioned(loaded, None, "interpolate")
-        check_class(loaded, labeled=config.label is not None, told=False)
         process, denoise = loaded.denoiser.process, _condition_denoiser(config, loaded)
+        labeled, rows = config.label is not None, bool(config.on)
+        check_class(loaded, labeled=labeled, told=False, rows=rows)
         names, ends = yield from _read_ends(config, loaded)
         yield from report_input(loaded, told=False)
         times = process.times(config.steps or min(ENCODING_STEPS, process.num_timesteps))
