@@ -51,10 +51,14 @@ class Tiling:
             raise InvalidArgument(text, argument="size")
 
     def starts(self, axis: int) -> list[int]:
-        """Return the first index of each window in a dimension."""
+        """Return the first index of each window in a dimension.
+
+        Indices are multiples of a unit, so that windows begin where blocks of a `low-res` input do.
+        """
         span, side = self.whole[axis] - self.size[axis], self.size[axis]
-        count = 1 + math.ceil(span / max(1, math.floor(side * (1 - self.overlap))))
-        return [round(span * k / max(1, count - 1)) for k in range(count)]
+        stride = max(1, math.floor(side * (1 - self.overlap)))
+        count, unit = 1 + math.ceil(span / stride), math.gcd(span, stride)
+        return [unit * round(span * k / (unit * max(1, count - 1))) for k in range(count)]
 
     @cached_property
     def windows(self) -> list[Place]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -36,6 +37,25 @@ def test_windows_cover_all_from_edge_to_edge_and_overlap(whole, overlap):
         assert (starts[0], starts[-1]) == (0, length - side)
         steps = [b - a for a, b in itertools.pairwise(starts)]
         assert all(0 < step <= max(1, side * (1 - overlap)) for step in steps)
+
+
+@pytest.mark.parametrize("overlap", [0, 0.25, 0.5, 0.75, 0.9])
+def test_windows_have_no_gaps_at_any_size(overlap):
+    for side, span in itertools.product(range(1, 25), range(60)):
+        starts = Tiling((side + span,), (side,), overlap).starts(0)
+        steps = [b - a for a, b in itertools.pairwise(starts)]
+        stride = max(1, math.floor(side * (1 - overlap)))
+        assert (starts[0], starts[-1]) == (0, span)
+        assert all(0 < step <= stride for step in steps), (side, span)
+        assert len(starts) == 1 + math.ceil(span / stride)
+
+
+@pytest.mark.parametrize("block", [2, 3, 4, 8])
+def test_windows_begin_where_a_block_does(block):
+    """So that a window of a low-res input is made of whole blocks."""
+    for side, whole in itertools.product((2 * block, 4 * block, 6 * block), range(1, 60)):
+        if whole * block >= side:
+            assert not any(k % block for k in Tiling((whole * block,), (side,)).starts(0))
 
 
 def test_windows_are_as_few_as_the_overlap_allows():
