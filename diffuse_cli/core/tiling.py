@@ -21,7 +21,7 @@ from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.settings import dimensions
 
 OVERLAP = 0.5
-"""Default of the least fraction of a window that the next window covers too."""
+"""The least fraction of a window that the next window covers too, in [0, 1)."""
 
 Place = tuple[slice, ...]
 Network = Callable[..., Tensor]
@@ -34,7 +34,6 @@ class Tiling:
     Attributes:
         whole: the size of the sample.
         size: the size of a window.
-        overlap: the least fraction of a window that the next window covers too, in [0, 1).
 
     Raises:
         InvalidArgument: a sample smaller than a window, or with other dimensions.
@@ -42,7 +41,6 @@ class Tiling:
 
     whole: tuple[int, ...]
     size: tuple[int, ...]
-    overlap: float = OVERLAP
 
     def __post_init__(self) -> None:
         fits = len(self.whole) == len(self.size)
@@ -56,7 +54,7 @@ class Tiling:
         Indices are multiples of a unit, so that windows begin where blocks of a `low-res` input do.
         """
         span, side = self.whole[axis] - self.size[axis], self.size[axis]
-        stride = max(1, math.floor(side * (1 - self.overlap)))
+        stride = max(1, math.floor(side * (1 - OVERLAP)))
         count, unit = 1 + math.ceil(span / stride), math.gcd(span, stride)
         return [unit * round(span * k / (unit * max(1, count - 1))) for k in range(count)]
 

@@ -24,9 +24,10 @@ def large(*whole, batch=2, channels=1):
 
 @pytest.mark.parametrize("whole", [(4,), (9, 4), (7, 4, 5)], ids=str)
 @pytest.mark.parametrize("overlap", [0, 0.25, 0.5, 0.9])
-def test_windows_cover_all_from_edge_to_edge_and_overlap(whole, overlap):
+def test_windows_cover_all_from_edge_to_edge_and_overlap(monkeypatch, whole, overlap):
+    monkeypatch.setattr("diffuse_cli.core.tiling.OVERLAP", overlap)
     side = 4
-    tiling = Tiling(whole, (side,) * len(whole), overlap)
+    tiling = Tiling(whole, (side,) * len(whole))
     covered = torch.zeros(1, 1, *whole)
     for place in tiling.windows:
         assert covered[place].shape[2:] == tiling.size
@@ -40,9 +41,10 @@ def test_windows_cover_all_from_edge_to_edge_and_overlap(whole, overlap):
 
 
 @pytest.mark.parametrize("overlap", [0, 0.25, 0.5, 0.75, 0.9])
-def test_windows_have_no_gaps_at_any_size(overlap):
+def test_windows_have_no_gaps_at_any_size(monkeypatch, overlap):
+    monkeypatch.setattr("diffuse_cli.core.tiling.OVERLAP", overlap)
     for side, span in itertools.product(range(1, 25), range(60)):
-        starts = Tiling((side + span,), (side,), overlap).starts(0)
+        starts = Tiling((side + span,), (side,)).starts(0)
         steps = [b - a for a, b in itertools.pairwise(starts)]
         stride = max(1, math.floor(side * (1 - overlap)))
         assert (starts[0], starts[-1]) == (0, span)
@@ -58,11 +60,12 @@ def test_windows_begin_where_a_block_does(block):
             assert not any(k % block for k in Tiling((whole * block,), (side,)).starts(0))
 
 
-def test_windows_are_as_few_as_the_overlap_allows():
-    assert Tiling((64,), (32,), 0).starts(0) == [0, 32]
-    assert Tiling((64,), (32,), 0.5).starts(0) == [0, 16, 32]
-    assert Tiling((65,), (32,), 0).starts(0) == [0, 16, 33]
-    assert Tiling((32,), (32,), 0.5).starts(0) == [0]
+def test_windows_are_as_few_as_the_overlap_allows(monkeypatch):
+    assert Tiling((64,), (32,)).starts(0) == [0, 16, 32]
+    assert Tiling((32,), (32,)).starts(0) == [0]
+    monkeypatch.setattr("diffuse_cli.core.tiling.OVERLAP", 0)
+    assert Tiling((64,), (32,)).starts(0) == [0, 32]
+    assert Tiling((65,), (32,)).starts(0) == [0, 16, 33]
 
 
 @pytest.mark.parametrize("whole", [(3, 8), (8,), (4, 8, 8)], ids=str)
