@@ -18,11 +18,11 @@ from diffuse_cli.evaluation.ode_likelihood import make_ode_bits
 from diffuse_cli.evaluation.variational_bound import make_bits, make_train_bits
 from diffuse_cli.media import Array
 from diffuse_cli.metrics.baselines import make_baseline_images
-from diffuse_cli.metrics.channel_distributions import measure_marginals as measure_marginals
+from diffuse_cli.metrics.channel_distributions import measure_marginals
 from diffuse_cli.metrics.inputs import PairedValues
 from diffuse_cli.metrics.nearest_neighbors import blocks, find_nearest, merge, to_comparable
 from diffuse_cli.metrics.paired import compute_pixel_metrics, feature_distances
-from diffuse_cli.metrics.spectrum import measure_spectra as measure_spectra
+from diffuse_cli.metrics.spectrum import measure_spectra
 from diffuse_cli.models import image_conditioning
 from diffuse_cli.models.image_conditioning import Conditioner, ConditioningInputs, choose_inputs
 from diffuse_cli.system.events import Work

@@ -17,7 +17,7 @@ from diffuse_cli.evaluation.feature_cache import Team
 from diffuse_cli.evaluation.image_sets import FEWEST, LabeledSamples, TrainingSamples
 from diffuse_cli.media import Array, can_judge, render_samples
 from diffuse_cli.metrics import METRICS, Metric
-from diffuse_cli.metrics.channel_distributions import measure_marginals as measure_marginals
+from diffuse_cli.metrics.channel_distributions import measure_marginals
 from diffuse_cli.metrics.features import FeatureNetwork
 from diffuse_cli.metrics.inputs import MetricInputs, NearestDistances
 from diffuse_cli.sampling.generation import LoadedModel
