@@ -17,7 +17,7 @@ from diffuse_cli.core.conditions import PAIRS, ConditioningArray
 from diffuse_cli.core.kernels import arrange_memory
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.space import Space
-from diffuse_cli.media import MEDIA
+from diffuse_cli.media import MEDIA, render_samples
 from diffuse_cli.system.errors import UsageError, translate_errors
 from diffuse_cli.system.rng import BLOCK, GivenDraws, given_draws
 
@@ -192,6 +192,10 @@ class Conditioner:
         """Return a conditioning input in `rendered_space`, stored, mid-range where unknown."""
         numbers: Array = self.rendered_space.to_stored(conditioning[:, :-1]).cpu().numpy()
         return numbers
+
+    def look(self, conditioning: Tensor) -> Array:
+        """Return pictures of a conditioning input, uint8 (B, 1 or 3, H, W)."""
+        return render_samples(self.rendered_space, self.render_input(conditioning))
 
 
 # -- inputs of many samples -----------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from diffuse_cli.config.sample_options import IMAGES, SampleConfig
 from diffuse_cli.data.metadata_columns import decode_row, describe_out_of_range
-from diffuse_cli.media import Array, render_samples
+from diffuse_cli.media import Array
 from diffuse_cli.models.image_conditioning import Conditioner, ConditioningInputs
 from diffuse_cli.sampling.conditioning_inputs import (
     SampleInputs,
@@ -62,14 +62,7 @@ class CascadeStage:
         if encoder is None or given is None:
             return {}
         cpu = torch.device("cpu")
-        return {
-            i: [
-                *render_samples(
-                    encoder.rendered_space, encoder.render_input(given.encode([i], cpu))
-                )
-            ]
-            for i in indices
-        }
+        return {i: [*encoder.look(given.encode([i], cpu))] for i in indices}
 
     def describe(self, config: Any) -> dict[str, Any]:
         """Return the settings that decide its images, for the manifest."""

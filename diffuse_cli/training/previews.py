@@ -175,7 +175,6 @@ def _comparison(plan: Plan, samples: Array) -> Image:
     truths = render_samples(space, plan.data.images.stored[chosen])
     rows = [[*samples[k :: len(chosen)], truths[k]] for k in range(len(chosen))]
     if encoder and given:
-        told = encoder.render_input(given.encode(range(len(chosen)), torch.device("cpu")))
-        pictures = render_samples(encoder.rendered_space, told)
+        pictures = encoder.look(given.encode(range(len(chosen)), torch.device("cpu")))
         rows = [[first, *row] for first, row in zip(pictures, rows, strict=True)]
     return figures.arrange_rows(rows)

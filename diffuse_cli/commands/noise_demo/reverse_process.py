@@ -110,11 +110,7 @@ def read_condition(
             raise UsageError(text, "Pass --given FILE, the conditioning image")
         inputs = stored_inputs(encoder, (yield from _read_pair(config, encoder, loaded))[None])
     given = inputs.encode([0], device)
-    return DemoCondition(
-        encoder.given.what,
-        given,
-        render_samples(encoder.rendered_space, encoder.render_input(given))[0],
-    )
+    return DemoCondition(encoder.given.what, given, encoder.look(given)[0])
 
 
 def _read_pair(config: DemoConfig, encoder: Conditioner, loaded: LoadedModel) -> Work[Array]:
