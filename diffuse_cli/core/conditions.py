@@ -106,6 +106,12 @@ class Conditions(Settings):
         """The channels C' of the keyword `given`, 0 for a model without a conditioning array."""
         return self.given.channels + 1 if self.given else 0
 
+    def has_unconditional(self, label_dropout: Any) -> bool:
+        """Whether training dropped every condition at times, so that guidance is possible."""
+        shares = [label_dropout] * bool(self.classes or self.table)
+        shares += [self.given.dropout] if self.given else []
+        return 0 not in shares
+
     def make_keywords(
         self, labels: Tensor, given: Tensor | None = None, row: Tensor | None = None
     ) -> dict[str, Tensor]:

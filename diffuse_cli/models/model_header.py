@@ -97,6 +97,11 @@ class StoredModel:
         """Whether training never dropped the class and the columns of a sample."""
         return self.training.get("label_dropout") == 0
 
+    @property
+    def has_unconditional(self) -> bool:
+        """Whether training dropped every condition at times, see `Conditions`."""
+        return self.blueprint.conditions.has_unconditional(self.training.get("label_dropout"))
+
     def tensors(self, weights: str = "ema") -> Mapping[str, Tensor]:
         """Return the EMA, raw or weak weights by name.
 

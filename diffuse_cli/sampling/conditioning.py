@@ -143,13 +143,12 @@ def guidance_scale(config: DrawConfig, model: StoredModel, flag: str = "--guidan
     conditions, scale = model.blueprint.conditions, config.guidance
     if scale is None and model.sampling is not None:
         scale = model.sampling.guidance
-    dropout = model.training.get("label_dropout")
     if scale is None:
-        return default_guidance(conditions, dropout)
+        return default_guidance(conditions, model.training.get("label_dropout"))
     if config.guidance not in (None, 1) and model.distilled is not None:
         text = f"{flag} {scale:g}: a distilled model has its guidance in its weights"
         raise UsageError(text, "Leave it out, or distil the model again with --guidance")
-    if scale != 1 and conditions.given and not has_unconditional(conditions, dropout):
+    if scale != 1 and conditions.given and not model.has_unconditional:
         kind, option = ("classes" if conditions.classes else "columns"), "label"
         if conditions.given.dropout == 0:
             kind, option = "input", "given"
@@ -170,16 +169,9 @@ def default_guidance(conditions: Conditions, label_dropout: Any) -> float:
     numbers = conditions.table and any(
         isinstance(c, NumberColumn) for c in conditions.table.columns
     )
-    if conditions.given or numbers or not has_unconditional(conditions, label_dropout):
+    if conditions.given or numbers or not conditions.has_unconditional(label_dropout):
         return 1.0
     return GUIDANCE
-
-
-def has_unconditional(conditions: Conditions, label_dropout: Any) -> bool:
-    """Whether training dropped every condition at times, so that guidance is possible."""
-    shares = [label_dropout] * bool(conditions.classes or conditions.table)
-    shares += [conditions.given.dropout] if conditions.given else []
-    return 0 not in shares
 
 
 def check_columns(model: StoredModel, rows: Sequence[tuple[float, ...]], *, told: bool) -> None:

@@ -23,7 +23,7 @@ from diffuse_cli.models.image_conditioning import (
     masked_inputs,
     stored_inputs,
 )
-from diffuse_cli.sampling.conditioning import guidance_scale, has_unconditional
+from diffuse_cli.sampling.conditioning import guidance_scale
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import DataError, UsageError
 from diffuse_cli.system.events import Notice, Work
@@ -70,8 +70,7 @@ def read_inputs(config: SampleConfig, loaded: LoadedModel) -> Work[SampleInputs]
             what = (
                 f"{colors}images of {dimensions(encoder.input_space.size)} ({encoder.given.what})"
             )
-            dropout = loaded.model.training.get("label_dropout")
-            dropped = has_unconditional(loaded.model.blueprint.conditions, dropout)
+            dropped = loaded.model.has_unconditional
             free = ", or --guidance 0 to generate without any" if dropped else ""
             text = f"--given is missing: the model is conditioned on {what}"
             raise UsageError(text, f"Pass --given PATH{free}")

@@ -19,7 +19,6 @@ from diffuse_cli.core.samplers import OF_DISTILLED, SAMPLERS
 from diffuse_cli.metrics import Measurement, Words, read_measurement
 from diffuse_cli.metrics.features import KIDS
 from diffuse_cli.models import model_file
-from diffuse_cli.sampling.conditioning import has_unconditional
 from diffuse_cli.sampling.generation import LoadedModel, generate_batches
 from diffuse_cli.sampling.sampling_settings import SamplingSettings
 from diffuse_cli.system.errors import UsageError
@@ -158,8 +157,7 @@ def list_other_scales(
     """
     scales = config.guidance
     if scales is None:
-        conditions, dropout = model.blueprint.conditions, model.training.get("label_dropout")
-        scales = eval_options.TUNED_GUIDANCE if has_unconditional(conditions, dropout) else ()
+        scales = eval_options.TUNED_GUIDANCE if model.has_unconditional else ()
     if guidance is None:
         return ()
     return tuple(s for s in dict.fromkeys(scales) if s != guidance)

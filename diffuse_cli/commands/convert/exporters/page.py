@@ -148,7 +148,6 @@ def _hides(model: StoredModel) -> bool:
 
 def describe_sampling(model: StoredModel) -> dict[str, Any]:
     """Return the settings of the page: noise levels by sampler and steps, and the controls."""
-    from diffuse_cli.sampling.conditioning import has_unconditional
     from diffuse_cli.sampling.sampling_settings import choose_guide, resolve_settings
 
     own = model.blueprint
@@ -157,9 +156,7 @@ def describe_sampling(model: StoredModel) -> dict[str, Any]:
     guide, condition = choose_guide(plain, model), default.condition
     listed = [*_list_settings(model, default)]
     samplings = [_describe_levels(model, each) for each in listed]
-    guided = not model.distilled and has_unconditional(
-        own.conditions, model.training.get("label_dropout")
-    )
+    guided = not model.distilled and model.has_unconditional
     same = [k for k, each in enumerate(listed) if each.steps == default.steps]
     return {
         "shape": own.space.shape,
