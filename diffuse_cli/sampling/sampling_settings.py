@@ -332,6 +332,10 @@ def _recommended_scale(model: StoredModel, path: str) -> float | None:
 
 
 def report_settings(settings: SamplingSettings) -> Work[None]:
-    """Report which of the model file's recommendations are used."""
+    """Report which of the model file's recommendations are used, and an interval without effect."""
     if settings.taken:
         yield Notice(f"using the settings that the model file recommends: {settings.taken}")
+    scale = settings.condition.scale if settings.condition else 1
+    if settings.noise_levels and settings.guide is None and scale == 1:
+        text = "--guidance-interval has no effect, because the guidance scale is 1"
+        yield Notice(text, warning=True)

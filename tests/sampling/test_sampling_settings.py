@@ -24,7 +24,7 @@ from diffuse_cli.core.data_gaussian import DataGaussian
 from diffuse_cli.data import read_images
 from diffuse_cli.models import model_file
 from diffuse_cli.sampling.generation import generate_batches, guide_denoiser
-from diffuse_cli.sampling.sampling_settings import resolve_settings
+from diffuse_cli.sampling.sampling_settings import report_settings, resolve_settings
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import finish
 from diffuse_cli.system.rng import image_noise
@@ -411,3 +411,10 @@ def test_drawing_begins_where_the_start_says(model):
     )
     assert times[0] < process.num_timesteps - 1
     assert torch.equal(drawing.state.x, state.x)
+
+
+def test_an_interval_at_guidance_1_is_said_to_have_no_effect():
+    for guidance, said in ((1, ["--guidance-interval has no effect"]), (2, [])):
+        drawn = config(guidance=guidance, guidance_interval=(0.3, 3))
+        notices = report_settings(resolve_settings(drawn, model(None)))
+        assert [notice.text.partition(",")[0] for notice in notices] == said

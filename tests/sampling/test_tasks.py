@@ -277,6 +277,14 @@ def test_a_class_is_drawn_where_one_is_named(diffuse, conditional, picture):
     assert (ran.code, "--guidance needs --class" in ran.line) == (2, True)
 
 
+def test_an_interval_without_a_class_or_a_weak_model_is_refused(diffuse, conditional, picture):
+    line = ("vary", conditional, "a.png", "-n", 1, "--guidance-interval", "0.3,3", *QUICK)
+    ran = diffuse(*line)
+    assert (ran.code, "--guidance-interval needs --class or --on" in ran.line) == (2, True)
+    assert diffuse(*line, "--class", "dark").code == 0
+    assert manifest("varied")["guidance_interval"] == [0.3, 3]
+
+
 def test_a_weak_model_guides_a_method_that_takes_gradients(diffuse, weak, picture):
     line = ("restore", weak, "a.png", "--degradation", "mask:half", "-n", 1, *QUICK)
     ran = diffuse(*line, "--guide-with", "self", "--weak-guidance", 2, "--method", "pigdm")

@@ -204,10 +204,12 @@ def _resolve(
     settings = resolve_settings(*options, guide=guide, every=False, told=told)
     conditions = loaded.model.blueprint.conditions
     if conditions:
-        if config.guidance is not None and settings.condition is None:
+        flag = "--guidance-interval" if config.guidance_interval and guide is None else ""
+        flag = flag if config.guidance is None else "--guidance"
+        if flag and settings.condition is None:
             if conditions.classes or conditions.table:
-                text = "--guidance needs --class or --on"
+                text = f"{flag} needs --class or --on"
                 raise UsageError(text, "Pass the class or metadata of the picture")
-            raise UsageError("--guidance: the model is unconditional here", "Leave it out")
+            raise UsageError(f"{flag}: the model is unconditional here", "Leave it out")
         check_class(loaded, labeled=bool(config.classes), told=told, rows=bool(config.on))
     return settings
