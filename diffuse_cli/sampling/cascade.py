@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from diffuse_cli.config.sample_options import IMAGES, SampleConfig
-from diffuse_cli.data.metadata_columns import decode_row, describe_out_of_range
+from diffuse_cli.data.metadata_columns import decode_row
 from diffuse_cli.media import Array
 from diffuse_cli.models.image_conditioning import Conditioner, ConditioningInputs
+from diffuse_cli.sampling.conditioning import report_out_of_range
 from diffuse_cli.sampling.conditioning_inputs import (
     SampleInputs,
     check_follows,
@@ -29,7 +30,7 @@ from diffuse_cli.sampling.sampling_settings import (
     report_settings,
     resolve_settings,
 )
-from diffuse_cli.system.events import Notice, Work
+from diffuse_cli.system.events import Work
 from diffuse_cli.system.rng import key
 
 if TYPE_CHECKING:
@@ -211,11 +212,9 @@ def _load_stage(
     turn: int,
 ) -> Work[CascadeStage]:
     """Read the guidance model and resolve the settings of a stage."""
-    conditions = loaded.model.blueprint.conditions
     guide = yield from load_guide(config, loaded, accelerator)
-    options, told = (config, loaded.model, config.classes, config.on), conditions.given is not None
+    told = loaded.model.blueprint.conditions.given is not None
+    options = (config, loaded.model, config.classes, config.on)
     settings = resolve_settings(*options, guide=guide, told=told, given=given, turn=turn)
-    if conditions.table:
-        for line in describe_out_of_range(conditions.table, config.on):
-            yield Notice(line, warning=True)
+    yield from report_out_of_range(loaded.model, config.on)
     return CascadeStage(loaded, settings)

@@ -12,8 +12,13 @@ import torch
 
 from diffuse_cli.config.sample_options import GUIDANCE, DrawConfig
 from diffuse_cli.core.conditions import NumberColumn, partial_dropout
-from diffuse_cli.data.metadata_columns import find_missing_columns, parse_rows
+from diffuse_cli.data.metadata_columns import (
+    describe_out_of_range,
+    find_missing_columns,
+    parse_rows,
+)
 from diffuse_cli.system.errors import UsageError, lookup
+from diffuse_cli.system.events import Notice, Work
 from diffuse_cli.system.files import shorten
 
 if TYPE_CHECKING:
@@ -195,3 +200,10 @@ def check_columns(model: StoredModel, rows: Sequence[tuple[float, ...]], *, told
         listed = ", ".join(map(shorten, names[:10]))
         line = f"--on is missing for {listed}: the model {why}"
         raise UsageError(line, f"Pass --on {shorten(names[0])}=VALUE")
+
+
+def report_out_of_range(model: StoredModel, on: Sequence[str]) -> Work[None]:
+    """Warn of each number of --on outside the range of the training data."""
+    if table := model.blueprint.conditions.table:
+        for line in describe_out_of_range(table, on):
+            yield Notice(line, warning=True)

@@ -336,6 +336,13 @@ def test_tasks_take_columns_only_with_a_class(diffuse, images, tmp_path):
         assert "--class is missing: the model was not trained to use its columns" in ran.line
 
 
+def test_tasks_warn_of_a_number_out_of_range(diffuse, follower, shades):
+    picture = shades / "000.png"
+    for line in (("vary", follower, picture), ("interpolate", follower, picture, picture)):
+        ran = diffuse(*line, "-n", 2, "--steps", 2, "--on", "level=500")
+        assert "warning: --on level=500: outside 6" in ran.err
+
+
 def test_info_of_images_shows_columns_and_what_would_be_refused(diffuse, mine):
     rows = [(*row, f"caption {k}", 5) for k, row in enumerate(read_table(mine))]
     with (mine / "metadata.csv").open("w", newline="") as file:

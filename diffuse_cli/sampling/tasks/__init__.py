@@ -16,6 +16,7 @@ from diffuse_cli.core.kernels import arrange_memory
 from diffuse_cli.media import Array, figures, render_samples
 from diffuse_cli.sampling import journal
 from diffuse_cli.sampling.cascade import CascadeStage
+from diffuse_cli.sampling.conditioning import report_out_of_range
 from diffuse_cli.sampling.generation import LoadedModel, load_denoiser, to_samples
 from diffuse_cli.sampling.guidance_model import load_guide
 from diffuse_cli.sampling.job import PartState, SampleFiles, SamplingJob, open_folder
@@ -151,6 +152,7 @@ def run_task(
         told = is_conditioned(loaded)
         settings = _resolve(config, loaded, guide, told=told)
         yield from report_settings(settings)
+        yield from report_out_of_range(loaded.model, config.on)
         plan = yield from plan_task(loaded, settings, told)
         if windows := loaded.describe_windows():
             yield Notice(windows)

@@ -14,7 +14,7 @@ import torch
 from diffuse_cli.config.sample_options import DrawConfig
 from diffuse_cli.config.task_options import ENCODING_STEPS, InterpolateConfig, VaryConfig
 from diffuse_cli.core.samplers import SAMPLERS, State, encode
-from diffuse_cli.sampling.conditioning import resolve_condition
+from diffuse_cli.sampling.conditioning import report_out_of_range, resolve_condition
 from diffuse_cli.sampling.generation import LoadedModel, guide_denoiser, load_denoiser
 from diffuse_cli.sampling.job import SampleFiles
 from diffuse_cli.sampling.sampling_settings import SamplingSettings
@@ -75,6 +75,7 @@ def interpolate(config: InterpolateConfig) -> Work[tuple[SampleFiles, list[float
         process, denoise = loaded.denoiser.process, _condition_denoiser(config, loaded)
         labeled, rows = config.label is not None, bool(config.on)
         check_class(loaded, labeled=labeled, told=False, rows=rows)
+        yield from report_out_of_range(loaded.model, config.on)
         names, ends = yield from _read_ends(config, loaded)
         yield from report_input(loaded, told=False)
         times = process.times(config.steps or min(ENCODING_STEPS, process.num_timesteps))
