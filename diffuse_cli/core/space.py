@@ -24,6 +24,11 @@ LEAST_STD = 1e-30
 """The smallest standard deviation of a channel, by which values are divided."""
 
 
+def longest_side(dims: int) -> int:
+    """Return the longest side of samples with a number of dimensions."""
+    return LONGEST_SIDE if dims > 1 else LONGEST_SIGNAL
+
+
 @dataclass(frozen=True, kw_only=True)
 class Space(Settings):
     """Arrays of one shape, stored as levels or as floats.
@@ -64,8 +69,8 @@ class Space(Settings):
         super().__post_init__()
         if not 1 <= len(self.size) <= 3:
             raise InvalidArgument("must have one to three dimensions", argument="size")
-        if len(self.size) > 1 and max(self.size) > LONGEST_SIDE:
-            raise InvalidArgument(f"must be at most {LONGEST_SIDE} per side", argument="size")
+        if max(self.size) > (most := longest_side(self.dims)):
+            raise InvalidArgument(f"must be at most {most} per side", argument="size")
         wanted = self.channels if self.levels is None else 0
         for name in ("mean", "std"):
             if len(getattr(self, name)) != wanted:

@@ -11,7 +11,7 @@ import numpy as np
 
 from diffuse_cli.config.eval_options import ImageSetsConfig, MeasureConfig
 from diffuse_cli.core.conditions import PAIRS
-from diffuse_cli.core.space import LONGEST_SIDE, LONGEST_SIGNAL, Space
+from diffuse_cli.core.space import Space, longest_side
 from diffuse_cli.data import Dataset, Pairs, match_pairs, read_cells, read_images
 from diffuse_cli.data.metadata_columns import describe_unknown_labels, encode_rows
 from diffuse_cli.media import MEDIA, Array, can_judge, settings_for
@@ -328,7 +328,7 @@ def _read_folder(config: MeasureConfig) -> Work[Sides]:
     theirs = yield from read(config.subject)
     own: dict[str, Any] = {}
     sizes = [size[::-1] for size in theirs.summary.sizes]
-    most = LONGEST_SIGNAL if len(sizes[0]) == 1 else LONGEST_SIDE
+    most = longest_side(len(sizes[0]))
     if len(sizes) == 1 and sizes[0] != theirs.stored.shape[2:] and max(sizes[0]) <= most:
         own["size"] = sizes[0]
         theirs = yield from read(config.subject, **own)

@@ -646,3 +646,17 @@ def test_the_cost_of_windows_is_said(diffuse, model, picture):
     assert "To keep it, pass --size 16x24, which takes 15 times as long" in ran.err
     ran = diffuse(*line, "--size", "16x24", "-o", "b")
     assert "16 high x 24 wide in 15 overlapping windows of 8x8" in ran.err
+
+
+def test_sizes_that_no_option_takes_are_named_by_the_factor_and_not_suggested(
+    diffuse, model, picture
+):
+    for width in (1200, 5000):
+        Image.new("L", (width, 8), 90).save(f"{width}.png")
+    ran = diffuse("upscale", model, "1200.png", *QUICK)
+    assert ran.code == 2
+    assert "--factor 4: the result is 32 high x 4800 wide, and a side is at most" in ran.line
+    ran = diffuse("vary", model, "5000.png", "-n", 1, *QUICK[:-1])
+    assert ran.code == 0, ran.err
+    assert "8 high x 5000 wide: resized to 8x8" in ran.err
+    assert "--size" not in ran.err

@@ -12,7 +12,7 @@ import numpy as np
 from diffuse_cli.core.conditions import PAIRS
 from diffuse_cli.core.degradations import Degradation
 from diffuse_cli.core.settings import dimensions
-from diffuse_cli.core.space import Space
+from diffuse_cli.core.space import Space, longest_side
 from diffuse_cli.core.tiling import Tiling
 from diffuse_cli.data import is_images, read_images
 from diffuse_cli.data.summary import describe_fit, format_sizes, skip_lines
@@ -104,8 +104,8 @@ def _suggest_size(sizes: frozenset[Size], loaded: LoadedModel, size: Sequence[in
     if len(sizes) > 1 or tuple(size) != loaded.space.size:
         return ""
     (own,) = sizes
-    larger = all(side >= least for side, least in zip(own[::-1], size, strict=True))
-    if not larger:
+    most = longest_side(len(size))
+    if not all(least <= side <= most for side, least in zip(own[::-1], size, strict=True)):
         return ""
     count = len(Tiling(own[::-1], tuple(size)).windows)
     cost = f", which takes {count:,} times as long" if count > 1 else ""
@@ -117,6 +117,9 @@ def enlarge_size(path: str, loaded: LoadedModel, factor: int) -> Size | None:
     model's rate, which does not depend on its own rate, in multiples of `factor`.
 
     Returns None if a side would be less than the model's, or for several pictures.
+
+    Raises:
+        UsageError: a side would be longer than samples can be.
     """
     if is_images(Path(path), single=True):
         return None
@@ -126,7 +129,12 @@ def enlarge_size(path: str, loaded: LoadedModel, factor: int) -> Size | None:
     size = tuple(
         -(-side // factor) * factor if space.rate else factor * side for side in one.size[::-1]
     )
-    return size if all(s >= own for s, own in zip(size, space.size, strict=True)) else None
+    if not all(s >= own for s, own in zip(size, space.size, strict=True)):
+        return None
+    if max(size) > (most := longest_side(space.dims)):
+        text = f"--factor {factor}: the result is {dimensions(size)}, and a side is at most {most}"
+        raise UsageError(text, f"Pass a smaller --factor, or --size with sides of at most {most}")
+    return size
 
 
 def rgb(color: str) -> tuple[int, ...]:
