@@ -161,12 +161,13 @@ def prepare_plan(
     data = yield from read_data(config, accelerator, run)
     if laps:
         laps()
-    images, known = data.images, find_earlier(config)
-    space = yield from keep_scale(images.space, known)
+    images = data.images
+    known, continued = find_earlier(config)
+    space = yield from keep_scale(images.space, known, continued)
     given = describe_conditioning(config, space, data.pairs, data.train)
     conditions = Conditions(
         classes=class_names(images) if config.classes else (),
-        given=keep_given_scale(given, space, known),
+        given=keep_given_scale(given, space, known, continued),
         table=data.table,
     )
     yield from (Notice(line) for line in images.summary.lines())

@@ -16,7 +16,7 @@ from diffuse_cli.core.conditions import ConditioningArray, MetadataTable
 from diffuse_cli.core.settings import to_dict
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import Dataset, Pairs, held_out_rule, open_index, read_images, save_index
-from diffuse_cli.media import MEDIA, Indices, resolve_layout
+from diffuse_cli.media import MEDIA, Indices, resolve_layout, stored_dtype
 from diffuse_cli.models import model_file
 from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.system import files
@@ -135,28 +135,25 @@ FAR = 4.0
 """Factor between two standard deviations from which on a warning says so."""
 
 
-def find_earlier(config: TrainConfig) -> Blueprint | None:
+def find_earlier(config: TrainConfig) -> tuple[Blueprint | None, bool]:
     """Return the blueprint of the model that a run continues or starts from, if any.
 
-    Levels of --init have no limits, as they have those of the new data.
+    The second value is whether the run continues it.
 
     Raises:
         ModelFileError: the file of --init is not a model file.
     """
-    began = RunDirectory(config.out).blueprint() if config.resumes else None
-    if began or not config.init:
-        return began
-    known = model_file.load(config.init).blueprint
-    given = known.conditions.given and replace(known.conditions.given, limits=None)
-    return replace(
-        known,
-        space=replace(known.space, limits=None),
-        conditions=replace(known.conditions, given=given),
-    )
+    known = RunDirectory(config.out).blueprint() if config.resumes else None
+    if known or not config.init:
+        return known, known is not None
+    return model_file.load(config.init).blueprint, False
 
 
-def keep_scale(space: Space, known: Blueprint | None) -> Work[Space]:
-    """Return the space of samples with the scale of an earlier model of the same kind."""
+def keep_scale(space: Space, known: Blueprint | None, continued: bool) -> Work[Space]:
+    """Return the space of samples with the scale of an earlier model of the same kind.
+
+    Levels keep their limits in a run that is continued. With --init, they have those of the data.
+    """
     if known is None or _kind_of(space) != _kind_of(known.space):
         return space
     old = known.space
@@ -168,18 +165,22 @@ def keep_scale(space: Space, known: Blueprint | None) -> Work[Space]:
             "scale is kept",
             warning=True,
         )
-    limits = old.limits if old.limits and space.limits else space.limits
+    span, kept = space.level_range, old.level_range
+    if continued and span and kept and (span[0] < kept[0] or span[1] > kept[1]):
+        text = "samples have levels outside of the run's {:,} to {:,}, whose scale is kept"
+        yield Notice(text.format(*kept), warning=True)
+    limits = old.limits if continued else space.limits
     return replace(space, mean=old.mean, std=old.std, limits=limits)
 
 
 def keep_given_scale(
-    given: ConditioningArray | None, space: Space, known: Blueprint | None
+    given: ConditioningArray | None, space: Space, known: Blueprint | None, continued: bool
 ) -> ConditioningArray | None:
-    """Return conditioning images with the scale of an earlier model of the same kind."""
+    """Return conditioning images with the scale of an earlier model, like `keep_scale`."""
     old = known.conditions.given if known and _kind_of(space) == _kind_of(known.space) else None
     if given is None or old is None or (given.what, given.channels) != (old.what, old.channels):
         return given
-    limits = old.limits if old.limits and given.limits else given.limits
+    limits = old.limits if continued else given.limits
     return replace(given, mean=old.mean, std=old.std, limits=limits)
 
 
@@ -216,7 +217,7 @@ def _read_pairs(
 def _read_samples(
     config: TrainConfig, several: Accelerator | None, run: RunDirectory | None, part: str = ""
 ) -> Work[Dataset]:
-    """Read samples.
+    """Read samples. A run that is continued keeps its numbers, for example 16 bits.
 
     Args:
         part: the name of their files in the run directory, empty for the images themselves.
@@ -229,6 +230,7 @@ def _read_samples(
             images = open_index(cache)
         several.wait_for_everyone()
         return images
+    known = RunDirectory(config.out).blueprint() if config.resumes and not part else None
     with translate_errors():
         layout = resolve_layout(config.layout, config.alpha)
     with _print_everywhere() if several else contextlib.nullcontext():
@@ -240,6 +242,7 @@ def _read_samples(
             fit=config.fit,
             medium=config.medium,
             layout=layout,
+            numbers=stored_dtype(known.space) if known else None,
             bits=config.bits,
             rate=config.rate,
             transform=config.transform,

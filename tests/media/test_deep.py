@@ -321,6 +321,29 @@ def test_a_model_of_other_limits_is_no_teacher_and_a_beginning_that_is_told(
     assert load("n.safetensors").blueprint.space.limits == (240, 5200)
 
 
+@pytest.mark.parametrize("limits", [(120, 2600), None])
+def test_a_run_that_goes_on_keeps_its_levels(
+    diffuse: Any, recipe: Path, tmp_path: Path, limits: Any
+) -> None:
+    """With images of all levels and of 8 bits that are new, or without one of all levels."""
+    data = camera(tmp_path / "data", 8)
+    wide = np.linspace(0, 65_535, 256).astype(np.uint16).reshape(16, 16)
+    line = ("train", data, "--config", recipe, "--steps", 2)
+    if limits is None:
+        (data / "wide.tif").write_bytes(tiff(wide))
+    assert diffuse(*line, "--stop-at", 1).code == 0
+    if limits is None:
+        (data / "wide.tif").unlink()
+    else:
+        (data / "wide.tif").write_bytes(tiff(wide))
+        Image.new("L", (16, 16), 3).save(data / "eight.png")
+    ran = diffuse(*line, "--resume")
+    assert ran.code == 0, ran.err
+    assert ("outside of the run's 120 to 2,600" in ran.err) == (limits is not None)
+    space = load("model.safetensors").blueprint.space
+    assert (space.levels, space.limits) == (65_536, limits)
+
+
 def test_psnr_has_the_range_of_the_limits(
     diffuse: Any, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
