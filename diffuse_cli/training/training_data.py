@@ -231,6 +231,8 @@ def _read_samples(
         several.wait_for_everyone()
         return images
     known = RunDirectory(config.out).blueprint() if config.resumes and not part else None
+    # Several processes map a file, so that they share its memory.
+    held = 0 if several else max(0, free_memory("cpu")) // MAPPED_SHARE
     with translate_errors():
         layout = resolve_layout(config.layout, config.alpha)
     with _print_everywhere() if several else contextlib.nullcontext():
@@ -249,8 +251,8 @@ def _read_samples(
             strict=config.strict,
             workers=config.workers,
             cache=cache,
-            map_over=0 if several else free_memory("cpu") // MAPPED_SHARE,
-            keep=_choose_kept_bytes(config, cache),
+            map_over=held,
+            keep=_choose_kept_bytes(config, cache, held),
             index=index if several is None or several.is_main_process else None,
             goes_on=config.resumes,
         )
@@ -275,16 +277,19 @@ def _print_everywhere() -> Iterator[None]:
         raise
 
 
-def _choose_kept_bytes(config: TrainConfig, cache: Path | None) -> int:
+def _choose_kept_bytes(config: TrainConfig, cache: Path | None, held: int) -> int:
     """Return the bytes of decoded images to keep.
 
-    It is --cache, or else the larger of a fraction of the free memory and a fraction of the free
-    disk space of the run directory.
+    It is --cache, or else `held` or a fraction of the free disk space of the run directory if more.
+
+    Args:
+        cache: the folder for them, or None for memory only, which keeps at most `held`.
+        held: the most bytes to keep in memory.
     """
-    if config.cache is not None:
-        return config.cache
-    disk = files.free_space(cache) // DISK_SHARE if cache else 0
-    return max(free_memory("cpu") // MAPPED_SHARE, disk)
+    if cache is None:
+        return held if config.cache is None else min(config.cache, held)
+    disk = files.free_space(cache) // DISK_SHARE
+    return max(held, disk) if config.cache is None else config.cache
 
 
 def check_fingerprint(

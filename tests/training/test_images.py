@@ -14,6 +14,7 @@ from conftest import in_process, write_images
 from PIL import Image
 
 import diffuse_cli
+from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.data import decoding_pass
 from diffuse_cli.training import training_data
 from diffuse_cli.training.trainer import Trainer
@@ -165,6 +166,18 @@ def test_a_run_goes_on_without_its_images(run, folder, whole, monkeypatch, mappe
     assert seen == [mapped]
     assert MODEL.read_bytes() == whole
     assert not (RUN / "cache").exists()
+
+
+def test_decoded_images_are_kept_in_memory_or_on_the_disk(monkeypatch, tmp_path):
+    """Several processes have no memory for them, and a dry run has no folder."""
+
+    def kept(cache, folder, held):
+        return training_data._choose_kept_bytes(TrainConfig(data="x", cache=cache), folder, held)
+
+    monkeypatch.setattr(training_data.files, "free_space", lambda folder: 800)
+    assert [kept(None, tmp_path, held) for held in (0, 500)] == [400, 500]
+    assert [kept(1000, folder, 300) for folder in (tmp_path, None)] == [1000, 300]
+    assert [kept(cache, None, 300) for cache in (None, 20)] == [300, 20]
 
 
 # -- before resume --------------------------------------------------------------------------------
