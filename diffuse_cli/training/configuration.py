@@ -213,7 +213,9 @@ def _resume_config(given: Layer, run: RunDirectory) -> TrainConfig:
         if f.name not in given:
             continue
         value, own = getattr(asked, f.name), getattr(stored, f.name)
-        if spec.control or f.name in FREE or _is_checked_later(f.name, value, stored):
+        more_parts = f.name == "accumulation" and value > own
+        checked_later = _is_checked_later(f.name, value, stored)
+        if spec.control or f.name in FREE or more_parts or checked_later:
             wanted[f.name] = given.get(f.name)
         elif value != own and not _means_own(f.name, value, own):
             raise _difference_error(field_flag(f), value, own)
