@@ -24,13 +24,19 @@ def keep_freed_memory() -> None:
 
 
 def free_memory(device: str) -> int:
-    """Return the free bytes of a device. For `cpu`, this process's limits count too."""
+    """Return the free bytes of a device, with memory that PyTorch has cached.
+
+    For `cpu`, this process's limits count too.
+    """
     import torch
 
-    if device == "cuda":
-        return int(torch.cuda.mem_get_info()[0])
+    if device in ("cuda", "xpu"):
+        own = getattr(torch, device)
+        # Some Intel drivers do not report it.
+        with contextlib.suppress(*[RuntimeError] * (device == "xpu")):
+            return int(own.mem_get_info()[0] + own.memory_reserved() - own.memory_allocated())
     if device == "mps":
-        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+        return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
     return min(_free_of_system(), _free_of_group(), _free_of_limit())
 
 

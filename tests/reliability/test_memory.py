@@ -361,3 +361,15 @@ def test_what_is_free_is_the_least_that_the_system_its_groups_and_limits_leave(m
         files |= {f"{folder}.max": limit, f"{folder}.current": "700"}
         files[f"{folder}.stat"] = "anon 500\ninactive_file 50"
     assert machine_memory.free_memory("cpu") == 1000 - (700 - 50)
+
+
+@pytest.mark.parametrize("device", ["cuda", "xpu"])
+def test_memory_that_the_allocator_has_cached_is_free(monkeypatch, device):
+    own = getattr(torch, device)
+    for name, found in (
+        ("mem_get_info", (100, 1000)),
+        ("memory_reserved", 50),
+        ("memory_allocated", 20),
+    ):
+        monkeypatch.setattr(own, name, lambda found=found: found)
+    assert machine_memory.free_memory(device) == 130
