@@ -203,11 +203,17 @@ def _compile_network(net: nn.Module) -> Any:
     """Compile `net` for each shape, without timing-based choice of kernels.
 
     Both would change the bytes: a resumed run sees fewer shapes than one that measured its steps.
+
+    Raises:
+        UsageError: PyTorch cannot compile here.
     """
     import torch._inductor.config as inductor
 
     exact: dict[str, Any] = {"deterministic": True} if hasattr(inductor, "deterministic") else {}
-    return torch.compile(net, dynamic=False, options=exact)
+    try:
+        return torch.compile(net, dynamic=False, options=exact)
+    except RuntimeError as error:  # for example on a version of Python that is too new
+        raise _compile_error(error) from error
 
 
 @contextlib.contextmanager
@@ -220,10 +226,13 @@ def translate_compile_errors() -> Iterator[None]:
 
         if is_out_of_memory(error) or not isinstance(error, TorchDynamoException):
             raise
-        cause = getattr(error, "inner_exception", error)
-        text = f"the network cannot be compiled: {str(cause).strip().splitlines()[0]}"
-        hint = "Try --no-compile, and --auto-resume if the run has started"
-        raise UsageError(text, hint).mark_local() from error
+        raise _compile_error(getattr(error, "inner_exception", error)) from error
+
+
+def _compile_error(cause: BaseException) -> UsageError:
+    reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+    hint = "Try --no-compile, and --auto-resume if the run has started"
+    return UsageError(f"the network cannot be compiled: {reason}", hint).mark_local()
 
 
 # -- objective ------------------------------------------------------------------------------------

@@ -264,6 +264,27 @@ def test_a_network_that_cannot_be_compiled_says_what_to_do(train, monkeypatch):
     assert "compile = false" in (RUN / "config.toml").read_text()
 
 
+@pytest.mark.parametrize("error", [RuntimeError("not on Python 3.15+"), AssertionError()])
+def test_a_compiler_that_cannot_start_or_fails_without_a_word_says_what_to_do(
+    train, monkeypatch, error
+):
+    def fail(net, **options):
+        if isinstance(error, RuntimeError):
+            raise error
+
+        def refuse(*inputs):
+            raise BackendCompilerFailed(None, error, None)
+
+        net.register_forward_pre_hook(refuse)
+        return net
+
+    monkeypatch.setattr("torch.compile", fail)
+    ran = train("--steps", 2, "--compile", "-q")
+    assert ran.code == 2
+    said = str(error) or "AssertionError"
+    assert f"the network cannot be compiled: {said}. Try --no-compile" in ran.line
+
+
 @pytest.fixture(scope="module")
 def of_4(images, tmp_path_factory):
     """The model file of a run of 4 steps that nothing stopped."""
