@@ -377,6 +377,9 @@ def _fit(
             log=config.log,
             folder=run.logs,
         ) as accelerator,
+        run.remove_local_cache()
+        if not main and accelerator.is_local_main_process
+        else contextlib.nullcontext(),
     ):
         check_batch(config, accelerator.num_processes)
         spent += laps()

@@ -154,6 +154,20 @@ class RunDirectory:
                 with contextlib.suppress(OSError):  # another process uses it, or it has other files
                     self.path.rmdir()
 
+    @contextlib.contextmanager
+    def remove_local_cache(self) -> Iterator[None]:
+        """Remove the cache of another machine than the first afterwards, if its disk is local.
+
+        On a shared disk there is the lock of the first process, which removes the cache.
+        """
+        try:
+            yield
+        finally:
+            if not (self.path / run_reader.LOCK).exists():
+                with contextlib.suppress(OutputError, OSError):
+                    files.remove(self.cache)
+                    self.path.rmdir()
+
     def _remove_temporary_files(self) -> None:
         """Remove temporary files of a killed process."""
         for folder in (self.path, self.checkpoints, self.previews, self.snapshots):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -453,6 +454,16 @@ def test_a_forked_child_does_not_keep_the_lock(script, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with RunDirectory("model.safetensors").hold_lock():
         pass
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_cache_of_another_machine_is_removed_from_its_own_disk_alone(tmp_path, shared):
+    run = RunDirectory(tmp_path / "model.safetensors")
+    with run.hold_lock() if shared else contextlib.nullcontext():
+        run.cache.mkdir(parents=True)
+        with run.remove_local_cache():
+            assert run.cache.exists()
+        assert run.path.exists() == run.cache.exists() == shared
 
 
 def test_the_second_sampling_into_a_folder_names_the_first(process, diffuse, model):
