@@ -239,12 +239,19 @@ def find_last_checkpoint(plan: Plan, run: RunDirectory) -> Work[Checkpoint | Non
         message = f"{files.show(str(config.init))} is not the model that this run distils"
         raise UsageError(message, "Restore the file, or replace the run with --overwrite")
     yield Notice(f"resuming from step {checkpoint.step:,} of {files.show(run.path)}")
-    if config.minutes is None and config.num_steps < checkpoint.step:
-        message = (
-            f"--steps {config.num_steps} is less than the {checkpoint.step} steps already taken"
-        )
-        raise UsageError(message, "Set a larger --steps")
+    check_steps(config, checkpoint.step)
     return checkpoint
+
+
+def check_steps(config: TrainConfig, taken: int) -> None:
+    """Refuse --steps below the number of steps that a run has taken.
+
+    Raises:
+        UsageError: it is less.
+    """
+    if config.minutes is None and config.num_steps < taken:
+        message = f"--steps {config.num_steps} is less than the {taken} steps already taken"
+        raise UsageError(message, "Set a larger --steps")
 
 
 def check_common_checkpoint(checkpoint: Checkpoint | None, run: RunDirectory) -> None:

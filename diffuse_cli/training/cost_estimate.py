@@ -20,6 +20,7 @@ from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.system.devices import open_accelerator
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import Work
+from diffuse_cli.training.checkpoints import check_steps
 from diffuse_cli.training.chores import plan_chores
 from diffuse_cli.training.configuration import complete_config
 from diffuse_cli.training.initial_weights import load_initial_weights
@@ -45,9 +46,10 @@ class TrainingEstimate:
     Attributes:
         parameters: the parameters of the network.
         memory: the bytes.
-        seconds: the time of the whole run.
+        seconds: the time of the steps that are left.
         samples: the training samples.
         half: half of the size, and the samples that its network sees in the same time, or None.
+        taken: the steps that a continued run has taken.
     """
 
     config: TrainConfig
@@ -56,11 +58,12 @@ class TrainingEstimate:
     seconds: float
     samples: int
     half: tuple[Size, int] | None
+    taken: int = 0
 
     @property
     def seen(self) -> int:
-        """Samples that the run sees, each time they are seen."""
-        return self.config.num_steps * (self.config.batch_size or 0)
+        """Samples that the run still sees, each time they are seen."""
+        return (self.config.num_steps - self.taken) * (self.config.batch_size or 0)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
@@ -134,29 +137,36 @@ def count_at_half_size(config: TrainConfig, plan: Plan) -> tuple[Size, int] | No
 def estimate(config: TrainConfig) -> Work[TrainingEstimate]:
     """Read the data, complete the configuration, and time a few steps of a temporary network.
 
+    A run that is continued is estimated from its newest checkpoint on.
+
     Raises:
         DiffuseError: any error that training would raise before its first step.
     """
+    run = RunDirectory(config.out)
     with open_accelerator(
         config.precision, config.device, accumulation=config.accumulation
     ) as accelerator:
         check_batch(config, accelerator.num_processes)
         plan = yield from prepare_plan(config, accelerator)
-        if not RunDirectory(config.out).continues(config):
+        newest = run.newest_step() if run.continues(config) else None
+        if newest is None:
             yield from load_initial_weights(plan.config, plan.blueprint)
-        done, budget = yield from choose_steps(plan, accelerator)
+        # --minutes are those of the whole run.
+        taken = 0 if newest is None or config.minutes is not None else newest
+        check_steps(plan.config, taken)
+        done, budget = yield from choose_steps(plan, accelerator, taken)
         plan = yield from choose_augmentations(dataclasses.replace(plan, config=done))
         done = plan.config
         if budget is None:
             budget = Budget(math.inf, (yield from measure_step_seconds(plan, accelerator)))
-        total = budget.used + budget.estimate_seconds(0, done.num_steps, plan_chores(plan))
+        total = budget.used + budget.estimate_seconds(taken, done.num_steps, plan_chores(plan))
         device, processes = accelerator.device.type, accelerator.num_processes
     yield from warn_of_limited_options(done)
-    yield from warn_of_long_run(done, budget.step, done.num_steps)
+    yield from warn_of_long_run(done, budget.step, done.num_steps - taken)
     assert done.batch_size is not None
     part = -(-done.batch_size // (done.accumulation * processes))
     needs = estimate_memory(done, plan.blueprint, device, processes)
     memory = needs.total_bytes(part, SLACK.get(device, 1.0))
     parameters = count_parameters(plan.blueprint.build_on_meta())
-    half = count_at_half_size(config, plan)
-    return TrainingEstimate(done, parameters, memory, total, len(plan.data.train), half)
+    half = None if taken else count_at_half_size(config, plan)
+    return TrainingEstimate(done, parameters, memory, total, len(plan.data.train), half, taken)

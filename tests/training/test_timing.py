@@ -399,6 +399,19 @@ def test_train_and_dry_run_warn_and_go_on(quick, step_takes):
     assert "too few" not in quick("--steps", 4, "--init", "model.safetensors", "--dry-run").err
 
 
+def test_a_dry_run_of_a_resume_counts_the_steps_that_are_left(quick, step_takes):
+    step_takes(1.0)
+    assert quick("--steps", 4, "--stop-at", 3, "-q").code == 0
+    dry = ("--dry-run", "--json")
+    whole = quick("--steps", 4, *dry, "-o", "other.safetensors").json
+    left = quick("--resume", *dry).json
+    assert whole["seconds"] - left["seconds"] == pytest.approx(3, abs=0.11)
+    assert (whole["images_seen"], left["images_seen"]) == (32, 8)
+    ran = quick("--steps", 2, "--resume", "--dry-run", "-q")
+    assert ran.code == 2
+    assert "--steps 2 is less than the 3 steps already taken" in ran.line
+
+
 def test_a_slow_run_says_so_while_it_trains(quick, monkeypatch):
     monkeypatch.setattr(run_length, "SLOW", -1)
     monkeypatch.setattr(run_length, "MINUTE", 0)
