@@ -180,6 +180,9 @@ def _read_base(given: Layer) -> Layer:
         if own.get("loss") in TAUGHT:  # its distillation, which another training does not repeat
             others += ["loss", "weighting", "timestep_draw", "keep_weak", "lr", "batch_size"]
         model = Layer(own).without(*others)
+        batch = given.get("batch_size")
+        if batch and given.get("lr") is None and {"lr", "batch_size"} <= model.keys():
+            model["lr"] = scale_to_batch(model["lr"], model["batch_size"], batch)
         return _resize_network(model, given.get("size"))
     if name := given.get("preset") or presets.first_preset(given.get("network")):
         train = lookup(presets.PRESETS, name, "--preset").train
@@ -270,14 +273,20 @@ def scale_learning_rate(
     weight by about the learning rate regardless of its gradient, so a rate of 1 / width moves
     outputs equally at any width. This is muP's rule for hidden layers (Yang et al. 2022, table 3),
     used here for all layers. It has not been measured.
+    """
+    own = presets.find_preset(preset)
+    rate: float = own.train.get("lr", presets.DEFAULT_RATE)
+    rate = scale_to_batch(rate, own.train.get("batch_size", BATCH), batch_size)
+    return rate if width is None else rate * own.resolve_settings(dims).get("width", width) / width
+
+
+def scale_to_batch(rate: float, before: int, after: int) -> float:
+    """Return the learning rate of a batch size at another one.
 
     The rate is multiplied by the root of the batch size: the noise of a gradient falls with that
     root, while Adam's step size stays the same (Malladi et al. 2022).
     """
-    own = presets.find_preset(preset)
-    rate: float = own.train.get("lr", presets.DEFAULT_RATE)
-    rate *= (batch_size / own.train.get("batch_size", BATCH)) ** 0.5
-    return rate if width is None else rate * own.resolve_settings(dims).get("width", width) / width
+    return rate * (after / before) ** 0.5
 
 
 def with_batch_size(

@@ -277,3 +277,9 @@ def test_a_width_without_a_default_is_a_width(wide):
 
 def test_a_preset_need_not_name_rate_or_width(wide):
     assert scale_learning_rate("bare", 128, BATCH) == DEFAULT_RATE
+
+
+def test_the_rate_of_a_model_follows_the_batch_size(model):
+    assert made({"init": str(model)}).lr == 0.002
+    assert made({"init": str(model), "batch_size": 32}).lr == pytest.approx(0.004)
+    assert made({"init": str(model), "batch_size": 32, "lr": 0.01}).lr == 0.01
