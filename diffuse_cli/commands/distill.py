@@ -54,7 +54,7 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
     values |= {"init": model, "loss": "consistency", "keep_weak": False, "augment": ()}
     values["timestep_draw"] = "uniform"  # a path has times of its own
     check_other_than(config.out, model)
-    file = finish(find(model))
+    file = finish(find(model, weights=False))
     found, training = file.model, training_options(file)
     check_pairs_option(config.given, found.blueprint.conditions.given)
     values.setdefault("batch_size", max(1, training.get("batch_size", BATCH) // SHARE))

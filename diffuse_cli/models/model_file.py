@@ -91,7 +91,10 @@ def metadata(model: StoredModel) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class ModelFile:
-    """Model and the file that it was read from. The title is untrusted."""
+    """Model and the file that it was read from. The title is untrusted.
+
+    The hash is empty if only the header was read.
+    """
 
     path: Path
     model: StoredModel
@@ -100,10 +103,12 @@ class ModelFile:
     sha256: str
 
 
-def find(path: str | Path) -> Work[ModelFile]:
+def find(path: str | Path, *, weights: bool = True) -> Work[ModelFile]:
     """Read and check the model at a path: a model file, local or on the hub, a checkpoint or a run.
 
     In a run directory, also of a running training, it is the newest model, which a notice names.
+    Without `weights` it has no tensors and no hash: only the header is read, and a damaged tensor
+    is not noticed.
 
     Raises:
         ModelFileError: the model is missing, damaged, or not a model of `diffuse`.
@@ -112,16 +117,15 @@ def find(path: str | Path) -> Work[ModelFile]:
     failed: ModelFileError | None = None
     run = run_reader.find_run(given)
     if run is None:
-        return _read_model(given)
+        return _read_model(given, weights)
     # Listed again for each model: the training may save and remove checkpoints meanwhile.
     while fresh := [file for file in _models_of(given, run) if file not in tried]:
         tried.add(file := fresh[0])
         try:
-            if file.name == run_reader.AVERAGE and (
-                fault := run_reader.find_damage(file.parent, file.name)
-            ):
+            sums = weights and file.name == run_reader.AVERAGE
+            if sums and (fault := run_reader.find_damage(file.parent, file.name)):
                 raise ModelFileError(f"{files.show(file.parent)} is damaged ({fault})")
-            found = _read_model(file)
+            found = _read_model(file, weights)
         except ModelFileError as error:
             if file.exists():
                 failed = failed or error
@@ -161,13 +165,13 @@ def _step(path: Path) -> float:
     return math.inf
 
 
-def load(path: str | Path) -> StoredModel:
+def load(path: str | Path, *, weights: bool = True) -> StoredModel:
     """Return the model at a path, as `find` finds it."""
-    return finish(find(path)).model
+    return finish(find(path, weights=weights)).model
 
 
-def _read_model(path: Path) -> ModelFile:
-    """Read and check a model file, which is opened only once."""
+def _read_model(path: Path, weights: bool) -> ModelFile:
+    """Read and check a model file, or only its header. It is opened only once."""
     with _translate_errors(path), open_regular_file(path) as file:
         file_types.check_kind(file, path)
         header = tensor_file.read_header(file)
@@ -180,7 +184,7 @@ def _read_model(path: Path) -> ModelFile:
             raise file_types.foreign_error(header.entries, path)
         model = rebuild_model(parse_description(header))
         _check_shapes(model, header.entries)
-        tensors = tensor_file.read_tensors(file, header)
+        tensors = tensor_file.read_tensors(file, header) if weights else {}
         _check_finite(tensors)
         own, raw, weak = split_weights(tensors)
         file.seek(0)
@@ -189,7 +193,7 @@ def _read_model(path: Path) -> ModelFile:
             dataclasses.replace(model, ema=own, raw=raw or None, weak=weak or None),
             title=header.metadata.get("modelspec.title", ""),
             size_bytes=os.fstat(file.fileno()).st_size,
-            sha256=hashlib.file_digest(file, "sha256").hexdigest(),
+            sha256=hashlib.file_digest(file, "sha256").hexdigest() if weights else "",
         )
 
 

@@ -174,7 +174,7 @@ def _read_base(given: Layer) -> Layer:
     if given.get("init"):
         from diffuse_cli.models.model_file import find, training_options
 
-        own = training_options(finish(find(given["init"])))
+        own = training_options(finish(find(given["init"], weights=False)))
         # They depend on the device, the memory, the length of the run or the data.
         others = ["accumulation", "augment", "compile", "precision", "steps", "teacher_guidance"]
         if own.get("loss") in TAUGHT:  # its distillation, which another training does not repeat

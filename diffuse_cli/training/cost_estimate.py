@@ -150,7 +150,7 @@ def estimate(config: TrainConfig) -> Work[TrainingEstimate]:
         plan = yield from prepare_plan(config, accelerator)
         newest = run.newest_step() if run.continues(config) else None
         if newest is None:
-            yield from load_initial_weights(plan.config, plan.blueprint)
+            yield from load_initial_weights(plan)
         # --minutes are those of the whole run.
         taken = 0 if newest is None or config.minutes is not None else newest
         check_steps(plan.config, taken)

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core.conditions import PAIRS, MetadataTable
 from diffuse_cli.core.losses import TAUGHT
 from diffuse_cli.core.networks import NETWORKS, Ends, count_parameters
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from diffuse_cli.models.model_file import StoredModel
+    from diffuse_cli.training.plan import Plan
 
 NOISE = ("schedule", "betas", "log_snr_shift", "zero_terminal_snr", "rescale_timesteps")
 """Settings that decide how noisy samples are at each timestep that a network sees."""
@@ -57,19 +57,18 @@ class ModelChange:
     gone: bool = False
 
 
-def load_initial_weights(
-    config: TrainConfig, blueprint: Blueprint
-) -> Work[Mapping[str, Tensor] | None]:
-    """Load the weights of --init, and report the parts that change.
+def load_initial_weights(plan: Plan) -> Work[Mapping[str, Tensor] | None]:
+    """Load the weights of --init, unless the teacher has them, and report the parts that change.
 
     Raises:
         ModelFileError: not a model file.
         UsageError: the network or the kind of samples differs, or a student's conditions differ
             from its teacher's.
     """
+    config, blueprint = plan.config, plan.blueprint
     if not config.init:
         return None
-    model = (yield from model_file.find(config.init)).model
+    model = plan.teacher.model if plan.teacher else (yield from model_file.find(config.init)).model
     source = files.show(config.init)
     _check_network(source, model.blueprint, blueprint)
     if config.loss in TAUGHT:

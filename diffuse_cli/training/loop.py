@@ -84,9 +84,7 @@ class TrainingRun:
         if checkpoint:
             plan = checkpoints.restore_gaussian(plan, checkpoint)
         else:
-            init = yield from run_until(
-                self.stop, load_initial_weights(plan.config, plan.blueprint)
-            )
+            init = yield from run_until(self.stop, load_initial_weights(plan))
         if self.main:
             checkpoints.check_room(plan, run)
         # Plans that differ by a step would leave the processes waiting for each other.

@@ -234,7 +234,7 @@ class RunDirectory:
 
         for path in (*run_reader.list_checkpoints(self.checkpoints), self.model):
             with contextlib.suppress(ModelFileError):
-                return model_file.load(path).blueprint
+                return model_file.load(path, weights=False).blueprint
         return None
 
     def write(self, path: Path, model: StoredModel) -> None:

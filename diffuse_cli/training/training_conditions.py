@@ -60,7 +60,8 @@ def read_metadata(
     if table is None:
         table = make_table(config.condition_on, cells, train)
         if config.init:
-            table = _keep_scale(table, model_file.load(config.init).blueprint.conditions.table)
+            known = model_file.load(config.init, weights=False)
+            table = _keep_scale(table, known.blueprint.conditions.table)
     if not fits_header(to_dict(table)):
         text = "--condition-on: the labels do not fit into a model file"
         raise DataError(text, "Choose other columns")

@@ -146,7 +146,7 @@ def find_earlier(config: TrainConfig) -> tuple[Blueprint | None, bool]:
     known = RunDirectory(config.out).blueprint() if config.resumes else None
     if known or not config.init:
         return known, known is not None
-    return model_file.load(config.init).blueprint, False
+    return model_file.load(config.init, weights=False).blueprint, False
 
 
 def keep_scale(space: Space, known: Blueprint | None, continued: bool) -> Work[Space]:

@@ -850,6 +850,18 @@ def test_nothing_is_allocated_for_a_network_that_does_not_fit(good: bytes, tmp_p
     rejected(tmp_path, described(good, setting("network", "width", value=4096)))
 
 
+def test_a_description_is_read_without_the_weights(good: bytes, tmp_path: Path, monkeypatch):
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(good)
+    whole = finish(find(path))
+    monkeypatch.setattr(tensor_file, "read_tensors", lambda f, h: pytest.fail("tensors were read"))
+    bare = dataclasses.replace(whole.model, ema={}, raw=None, weak=None)
+    assert finish(find(path, weights=False)) == dataclasses.replace(whole, model=bare, sha256="")
+    path.write_bytes(good[:-4])
+    with pytest.raises(ModelFileError, match="truncated"):
+        load(path, weights=False)
+
+
 @settings(
     max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

@@ -16,7 +16,7 @@ from diffuse_cli.commands.distill import configure
 from diffuse_cli.config.sample_options import DrawConfig, SamplerChoice
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core.distillation import solve_trajectory
-from diffuse_cli.models import model_file
+from diffuse_cli.models import model_file, tensor_file
 from diffuse_cli.models.blueprint import clamp_denoised
 from diffuse_cli.sampling.sampling_settings import resolve_settings
 from diffuse_cli.system import files
@@ -72,6 +72,13 @@ def test_a_distilled_model_says_what_it_is(diffuse, fast, teacher):
     manifest = json.loads(Path("drawn/manifest.json").read_text())
     assert (manifest["sampler"], manifest["steps"]) == ("consistency", 2)
     assert manifest["distilled"] == {"teacher": files.sha256(teacher)}
+
+
+def test_the_weights_of_a_teacher_are_read_once(distill, teacher, monkeypatch):
+    read, real = [], tensor_file.read_tensors
+    monkeypatch.setattr(tensor_file, "read_tensors", lambda *file: read.append(1) or real(*file))
+    assert distill(teacher, "--steps", 1, "-q").code == 0
+    assert len(read) == 1
 
 
 def test_an_evaluation_says_from_which_model_it_was_distilled(diffuse, fast, teacher, images):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from conftest import in_process
 from PIL import Image
 
-from diffuse_cli.models import model_file
+from diffuse_cli.models import model_file, tensor_file
 
 MODEL, WHOLE = Path("model.safetensors"), Path("whole.safetensors")
 STILL = ("--steps", 1, "--lr", 0, "--weight-decay", 0)
@@ -183,6 +184,23 @@ def test_what_is_no_model_is_refused(diffuse, images, wrong):
     ran = diffuse("train", images, "--init", "broken.safetensors", *STILL, "-q")
     assert ran.code == 4
     assert "broken.safetensors" in ran.line
+
+
+def test_weights_are_read_once_and_refused_if_they_are_not_numbers(
+    diffuse, images, model, monkeypatch
+):
+    found, read = model_file.load(model), []
+    real = tensor_file.read_tensors
+    monkeypatch.setattr(tensor_file, "read_tensors", lambda *file: read.append(1) or real(*file))
+    assert diffuse("train", images, "--init", model, *STILL, "-q").code == 0
+    assert len(read) == 1
+    name = next(iter(found.ema))
+    wrong = {**found.ema, name: torch.full_like(found.ema[name], torch.nan)}
+    model_file.save(Path("wrong.safetensors"), replace(found, ema=wrong))
+    line = ("--init", "wrong.safetensors", *STILL, "-o", "next.safetensors", "-q")
+    ran = diffuse("train", images, *line)
+    assert (ran.code, f"its weights are NaN or infinite: {name}" in ran.line) == (4, True)
+    assert not Path("next.run").exists()
 
 
 def test_nothing_is_given_without_a_model_too(diffuse, images, recipe):
