@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import shutil
@@ -11,8 +10,6 @@ from pathlib import Path
 
 import pytest
 from conftest import in_process
-
-from diffuse_cli.system.outputs import holder
 
 MODEL, RUN = Path("model.safetensors"), Path("model.run")
 
@@ -143,21 +140,3 @@ def test_an_option_of_images_does_not_go_with_a_run(stopped, diffuse):
     ran = diffuse("info", "model.run", "-o", "x.png", "-q")
     assert ran.code == 2
     assert "-o is for images" in ran.line
-
-
-@pytest.mark.parametrize("text", ["", "x", "0", "-1", "9" * 30])
-def test_a_lock_that_names_no_process_has_no_holder(tmp_path, text):
-    lock = tmp_path / "lock"
-    assert holder(lock) is None
-    lock.write_text(text)
-    assert holder(lock) is None
-    lock.write_text(f"{os.getpid()}\n")
-    assert holder(lock) == os.getpid()
-
-
-def test_a_killed_process_holds_nothing(tmp_path, spawn):
-    child = spawn("--version")
-    child.wait()
-    lock = tmp_path / "lock"
-    lock.write_text(f"{child.pid}\n")
-    assert holder(lock) is None
