@@ -25,6 +25,10 @@ from process_server import Forked, Server
 from unplotted_pages import Undrawn
 
 ROOT = Path(__file__).parents[1]
+QUICK = ROOT / "tests/training/quick.toml"
+
+MODEL, RUN, WHOLE = Path("model.safetensors"), Path("model.run"), Path("whole.safetensors")
+"""A model in an empty folder, its run directory, and a model of a run that nothing stopped."""
 
 RECIPE = """\
 batch_size = 8
@@ -327,6 +331,12 @@ def evaluations(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def train(diffuse: Callable[..., Ran], images: Path, recipe: Path) -> Callable[..., Ran]:
     """Run `diffuse train` on the images with the tiny network."""
     return lambda *arguments: diffuse("train", images, "--config", recipe, *arguments)
+
+
+@pytest.fixture
+def quick(diffuse: Callable[..., Ran], images: Path) -> Callable[..., Ran]:
+    """The same with the quickest network, where nothing depends on which."""
+    return lambda *line, **how: diffuse("train", images, "--config", QUICK, *line, **how)
 
 
 def logged(name: str, run: Path = Path("model.run")) -> list[Any]:

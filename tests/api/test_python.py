@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import do_less
+from conftest import QUICK, do_less
 from PIL import Image
 from torch.utils.data import TensorDataset
-from training.conftest import QUICK
 
 import diffuse_cli as diffuse
 from diffuse_cli.api import keywords

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import in_process
+from conftest import MODEL, RUN, in_process
 
 from diffuse_cli.commands.ema import ema_lengths
 from diffuse_cli.core.losses import simple
@@ -20,7 +20,6 @@ from diffuse_cli.system.run_reader import run_folder
 from diffuse_cli.training.ema_weights import gamma_of, list_snapshots
 from diffuse_cli.training.trainer import Trainer
 
-MODEL, RUN = Path("model.safetensors"), Path("model.run")
 QUICK = ("-n", 6, "--precision", "fp32")
 PLAIN = ("-n", 6, "--steps", 3, "--precision", "fp32", "--metrics", "kid")
 

@@ -21,6 +21,7 @@ import pytest
 import torch
 from conftest import ROOT, environment
 from edited_models import altered
+from image_corpus import fill
 from PIL import Image
 from xxhash import xxh3_128_digest
 
@@ -43,14 +44,6 @@ def png(pixels: Any, **options: Any) -> bytes:
     kind = options.pop("kind", "PNG")
     Image.fromarray(np.asarray(pixels, np.uint8)).save(buffer, kind, **options)
     return buffer.getvalue()
-
-
-def fill(folder: Path, contents: dict[str, bytes]) -> Path:
-    for name, data in contents.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    return folder
 
 
 def noise(seed: int, side: int = 16, channels: int = 1) -> Any:

@@ -9,9 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import in_process
-
-MODEL, RUN = Path("model.safetensors"), Path("model.run")
+from conftest import MODEL, RUN, in_process
 
 
 def shown(ran):

@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Ran, free_port, write_images
+from conftest import QUICK, Ran, free_port, write_images
 from forked_launchers import StandIns
 from PIL import Image
-from training.conftest import QUICK
 
 from diffuse_cli import app
 from diffuse_cli.config.train_options import TrainConfig

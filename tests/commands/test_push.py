@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import in_process
+from conftest import QUICK, in_process
 from file_operations import FULL, ends_at, failing, killed_while
 from hub_server import COMMIT, serving
 from PIL import Image
-from training.conftest import QUICK
 
 from diffuse_cli.commands._cli.model_facts import escape
 from diffuse_cli.sampling.journal import lock_folder

@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import QUICK, ROOT
 from PIL import Image, ImageOps
-from training.conftest import QUICK
 
 from diffuse_cli.commands import COMMANDS
 from diffuse_cli.commands._cli.suggestions import ADVICE, SYNONYMS

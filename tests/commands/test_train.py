@@ -10,17 +10,14 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from conftest import write_images
+from conftest import MODEL, QUICK, RUN, write_images
 from PIL import Image
 from safetensors.torch import load_file
-from training.conftest import QUICK
 
 import diffuse_cli
 from diffuse_cli.system.events import Notice
 from diffuse_cli.training.batches import Batches
 from diffuse_cli.training.trainer import Trainer
-
-MODEL, RUN = Path("model.safetensors"), Path("model.run")
 
 
 def metrics(run=RUN):
@@ -39,12 +36,6 @@ def no_steps(monkeypatch):
         raise AssertionError("computed")
 
     return lambda: monkeypatch.setattr(Trainer, "step", refuse)
-
-
-@pytest.fixture
-def quick(diffuse, images):
-    """Train the quickest network on the images: where nothing depends on which."""
-    return lambda *arguments: diffuse("train", images, "--config", QUICK, *arguments)
 
 
 def test_train_writes_the_model_and_its_run_directory(quick):

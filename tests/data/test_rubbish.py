@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, Ran, environment, write_images
+from conftest import QUICK, ROOT, Ran, environment, write_images
 from image_corpus import chunk, decode, encoded, fill, noise, png
 from odd_files import odd, place, rubbish, zeros
 from PIL import ImageFile
-from training.conftest import QUICK
 
 from diffuse_cli.data import decoding_workers, read_images
 from diffuse_cli.media.file_errors import Unusable

@@ -31,9 +31,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from conftest import begin, environment, write_images
+from conftest import QUICK, begin, environment, write_images
 from process_server import Forked, Server
-from training.conftest import QUICK
 
 from diffuse_cli.system import files
 from diffuse_cli.training.run_directory import RunDirectory

@@ -8,14 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import in_process
+from conftest import MODEL, in_process
 
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import OutputError
 from diffuse_cli.training import checkpoints
 from diffuse_cli.training.run_directory import RunDirectory
-
-MODEL = Path("model.safetensors")
 
 
 def left(folder: Path) -> list[str]:

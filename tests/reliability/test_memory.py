@@ -11,7 +11,7 @@ from pathlib import Path
 import conftest
 import pytest
 import torch
-from conftest import in_process
+from conftest import MODEL, RUN, in_process
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -25,8 +25,6 @@ from diffuse_cli.training import memory_estimate, previews
 from diffuse_cli.training.memory_estimate import SLACK, estimate_memory
 from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.trainer import Trainer
-
-MODEL, RUN = Path("model.safetensors"), Path("model.run")
 
 ERRORS = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),

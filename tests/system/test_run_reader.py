@@ -7,15 +7,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import in_process
+from conftest import MODEL, RUN, in_process
 
 from diffuse_cli.models import model_file, tensor_file
 from diffuse_cli.sampling import generation
 from diffuse_cli.system import files, run_reader
 from diffuse_cli.system.errors import ModelFileError
 from diffuse_cli.system.events import Notice, finish
-
-MODEL, RUN = Path("model.safetensors"), Path("model.run")
 
 
 def checkpoint(step: int, run: Path = RUN) -> Path:

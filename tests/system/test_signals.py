@@ -13,9 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import in_process, write_images
+from conftest import MODEL, QUICK, RUN, in_process, write_images
 from torch._dynamo.exc import BackendCompilerFailed
-from training.conftest import QUICK
 
 from diffuse_cli import app
 from diffuse_cli.commands import info
@@ -25,14 +24,6 @@ from diffuse_cli.training import previews as training_previews
 from diffuse_cli.training import time_estimate
 from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.trainer import Trainer
-
-MODEL, RUN = Path("model.safetensors"), Path("model.run")
-
-
-@pytest.fixture
-def train(diffuse, images):
-    """Train the quickest network on the images."""
-    return lambda *arguments: diffuse("train", images, "--config", QUICK, *arguments)
 
 
 def newest():
@@ -81,17 +72,17 @@ def at_step(monkeypatch):
     return send
 
 
-def test_the_step_under_way_is_finished_first(train, at_step):
+def test_the_step_under_way_is_finished_first(quick, at_step):
     at_step(4, signal.SIGTERM)
-    ran = train("--steps", 9, "-q")
+    ran = quick("--steps", 9, "-q")
     assert ran.code == 143
     assert newest() == 5
     assert "--resume -o model.safetensors" in ran.line
 
 
-def test_a_second_signal_stops_at_once_and_the_last_checkpoint_stands(train, at_step, monkeypatch):
+def test_a_second_signal_stops_at_once_and_the_last_checkpoint_stands(quick, at_step, monkeypatch):
     at_step(4, signal.SIGINT, signal.SIGINT)
-    assert train("--steps", 9, "--save-every", 3, "-q").code == 130
+    assert quick("--steps", 9, "--save-every", 3, "-q").code == 130
     assert newest() == 3
     monkeypatch.undo()
     assert not list(RUN.rglob("*.tmp"))
@@ -111,7 +102,7 @@ def test_an_interrupt_of_another_making_ends_as_one(diffuse, monkeypatch):
     assert (ran.code, ran.out, ran.err.strip()) == (130, "", "")
 
 
-def test_a_signal_while_images_are_read_leaves_nothing_behind(train, monkeypatch, tmp_path):
+def test_a_signal_while_images_are_read_leaves_nothing_behind(quick, monkeypatch, tmp_path):
     from diffuse_cli.training import training_data
 
     def interrupted(*arguments, **options):
@@ -121,7 +112,7 @@ def test_a_signal_while_images_are_read_leaves_nothing_behind(train, monkeypatch
 
     real = training_data.read_images
     monkeypatch.setattr(training_data, "read_images", interrupted)
-    ran = train("--steps", 9, "-q")
+    ran = quick("--steps", 9, "-q")
     assert ran.code == 130
     assert ran.err.count("\n") == 1
     assert not list(tmp_path.iterdir())
@@ -144,7 +135,7 @@ def raising(number, real):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_while_the_time_of_a_step_is_measured_ends_it(train, monkeypatch, number, code):
+def test_a_signal_while_the_time_of_a_step_is_measured_ends_it(quick, monkeypatch, number, code):
     measured = []
 
     def slow(*arguments):
@@ -153,14 +144,14 @@ def test_a_signal_while_the_time_of_a_step_is_measured_ends_it(train, monkeypatc
         yield
 
     monkeypatch.setattr(time_estimate, "fill_minutes", slow)
-    ran = train("--minutes", 1, "-q")
+    ran = quick("--minutes", 1, "-q")
     assert (ran.code, measured) == (code, [])
     assert ran.err.count("\n") == 1
     assert not list(Path().iterdir())
 
 
 @pytest.mark.parametrize("where", ["held_out_losses", "draw"])
-def test_a_look_at_the_model_is_abandoned_and_the_step_saved(train, monkeypatch, where):
+def test_a_look_at_the_model_is_abandoned_and_the_step_saved(quick, monkeypatch, where):
     """Nothing of it is finished first: an evaluation may take minutes, and holds no state."""
     finished = []
 
@@ -174,7 +165,7 @@ def test_a_look_at_the_model_is_abandoned_and_the_step_saved(train, monkeypatch,
     else:
         real = Trainer.held_out_losses
         monkeypatch.setattr(Trainer, where, lambda self: [*interrupted()] and real(self))
-    ran = train("--steps", 9, "--preview-every", 5, "--save-every", 100, "-q")
+    ran = quick("--steps", 9, "--preview-every", 5, "--save-every", 100, "-q")
     assert ran.code == 143
     assert finished == []
     assert newest() == 5
@@ -183,10 +174,10 @@ def test_a_look_at_the_model_is_abandoned_and_the_step_saved(train, monkeypatch,
 
 
 @pytest.mark.parametrize("at", [2, 4])
-def test_a_look_that_was_abandoned_is_made_up_for(train, monkeypatch, at):
+def test_a_look_that_was_abandoned_is_made_up_for(quick, monkeypatch, at):
     """What is measured and remembered is what a run that nothing stopped has, at the end too."""
     options = ("--steps", 4, "--preview-every", 2, "--log-every", 1, "-q")
-    train(*options, "-o", "whole.safetensors")
+    quick(*options, "-o", "whole.safetensors")
     real = Trainer.held_out_losses
 
     def interrupted(self):
@@ -196,10 +187,10 @@ def test_a_look_that_was_abandoned_is_made_up_for(train, monkeypatch, at):
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "held_out_losses", interrupted)
-        assert train(*options).code == 143
-        assert "--resume" in train(*options, "--resume").err  # and again
+        assert quick(*options).code == 143
+        assert "--resume" in quick(*options, "--resume").err  # and again
     assert newest() == at
-    assert train(*options, "--resume").code == 0
+    assert quick(*options, "--resume").code == 0
     whole = Path("whole.run")
     assert looks(RUN) == looks(whole)
     assert [s for s, _ in looks(whole)] == [2, 4]
@@ -207,7 +198,7 @@ def test_a_look_that_was_abandoned_is_made_up_for(train, monkeypatch, at):
     one, other = (RunDirectory(f"{n}.safetensors").load()[0].state for n in ("model", "whole"))
     assert one["watch"] == other["watch"]
     monkeypatch.setattr(Trainer, "held_out_losses", lambda self: pytest.fail("measured again"))
-    assert train(*options, "--resume").code == 0
+    assert quick(*options, "--resume").code == 0
 
 
 def looks(run):
@@ -219,7 +210,7 @@ def previews(run):
     return {path.name: path.read_bytes() for path in (run / "previews").iterdir()}
 
 
-def test_compiling_is_abandoned(train, monkeypatch):
+def test_compiling_is_abandoned(quick, monkeypatch):
     """The first step of a run that compiles may take minutes, and nothing is lost with it."""
     monkeypatch.setattr("torch.compile", lambda net, **options: net)
     finished = []
@@ -230,20 +221,20 @@ def test_compiling_is_abandoned(train, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "step", step)
-        ran = train("--steps", 4, "--compile", "-q")
+        ran = quick("--steps", 4, "--compile", "-q")
     assert (ran.code, finished) == (143, [])
     assert "at step 0: no step was taken yet" in ran.line
     assert "--resume" in ran.line
-    assert train("--resume", "--stop-at", 2).code == 0
+    assert quick("--resume", "--stop-at", 2).code == 0
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "step", step)
-        ran = train("--resume", "-q")
+        ran = quick("--resume", "-q")
     assert (ran.code, finished) == (143, [])
     assert "at step 2: its checkpoint is complete" in ran.line
-    assert train("--resume", "-q").code == 0
+    assert quick("--resume", "-q").code == 0
 
 
-def test_a_network_that_cannot_be_compiled_says_what_to_do(train, monkeypatch):
+def test_a_network_that_cannot_be_compiled_says_what_to_do(quick, monkeypatch):
     """Whether in the first step or while its time is measured. The value that a run recorded holds
     until another is typed."""
 
@@ -256,11 +247,11 @@ def test_a_network_that_cannot_be_compiled_says_what_to_do(train, monkeypatch):
 
     monkeypatch.setattr("torch.compile", fail)
     for length in (("--minutes", 0.1), ("--steps", 2)):
-        ran = train(*length, "--compile", "-q")
+        ran = quick(*length, "--compile", "-q")
         assert ran.code == 2
         assert "the network cannot be compiled: no compiler. Try --no-compile" in ran.line
-    assert train("--resume", "-q").code == 2
-    assert train("--no-compile", "--auto-resume", "-q").code == 0
+    assert quick("--resume", "-q").code == 2
+    assert quick("--no-compile", "--auto-resume", "-q").code == 0
     assert "compile = false" in (RUN / "config.toml").read_text()
 
 
@@ -293,20 +284,20 @@ def of_4(images, tmp_path_factory):
     return out.read_bytes()
 
 
-def test_a_signal_while_a_checkpoint_is_written_lets_it_be_whole(train, monkeypatch, of_4):
+def test_a_signal_while_a_checkpoint_is_written_lets_it_be_whole(quick, monkeypatch, of_4):
     with monkeypatch.context() as patch:
         patch.setattr(RunDirectory, "save", raising(signal.SIGTERM, RunDirectory.save))
-        ran = train("--steps", 4, "--save-every", 2, "-q")
+        ran = quick("--steps", 4, "--save-every", 2, "-q")
     assert ran.code == 143
     assert newest() == 3
-    assert train("--resume", "-q").code == 0
+    assert quick("--resume", "-q").code == 0
     assert MODEL.read_bytes() == of_4
 
 
-def test_a_signal_while_the_model_file_is_written_lets_it_be_whole(train, monkeypatch, of_4):
+def test_a_signal_while_the_model_file_is_written_lets_it_be_whole(quick, monkeypatch, of_4):
     with monkeypatch.context() as patch:
         patch.setattr(model_file, "save", raising(signal.SIGTERM, model_file.save))
-        ran = train("--steps", 4, "-q")
+        ran = quick("--steps", 4, "-q")
     assert ran.code == 0  # there is nothing left to do
     assert ran.out == "model.safetensors\n"
     assert MODEL.read_bytes() == of_4

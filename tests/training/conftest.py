@@ -1,7 +1,8 @@
-"""What tests of the training share: the quickest network, and runs of it."""
+"""What tests of the training share: images to change, and what stands in for slow parts."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,11 @@ from PIL import Image, ImageOps
 
 from diffuse_cli.training import monitor, previews
 
-QUICK = Path(__file__).with_name("quick.toml")
-
 
 @pytest.fixture
-def quick(diffuse: Callable[..., Any], images: Path) -> Callable[..., Any]:
-    """Train the quickest network on the images: where nothing depends on which."""
-    return lambda *line, **how: diffuse("train", images, "--config", QUICK, *line, **how)
+def folder(images: Path, tmp_path: Path) -> Path:
+    """The images, to be changed."""
+    return shutil.copytree(images, tmp_path / "own")
 
 
 def measure_by_step(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import MODEL, QUICK, RUN, WHOLE
 from safetensors.torch import load_file
 
 from diffuse_cli.config.train_options import MOST_STEPS
@@ -18,8 +19,6 @@ from diffuse_cli.models import model_file
 from diffuse_cli.system.rng import augmentation_draws
 from diffuse_cli.training import plan
 
-MODEL, WHOLE, RUN = Path("model.safetensors"), Path("whole.safetensors"), Path("model.run")
-QUICK = Path(__file__).with_name("quick.toml")
 NEXT = ("--steps", 2, "-o", "next.safetensors")
 ALL = MEDIA["image"].augmentations
 

@@ -12,7 +12,7 @@ import conftest
 import numpy as np
 import pytest
 import torch
-from conftest import write_images
+from conftest import MODEL, QUICK, RUN, write_images
 
 from diffuse_cli.config.sample_options import SAMPLING_STEPS
 from diffuse_cli.metrics import Measurement, kid
@@ -20,9 +20,9 @@ from diffuse_cli.models import model_file
 from diffuse_cli.training import checkpoints, validation
 from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.trainer import Trainer
-from training.conftest import QUICK, measure_by_step
+from training.conftest import measure_by_step
 
-MODEL, BEST, RUN = Path("model.safetensors"), Path("model.best.safetensors"), Path("model.run")
+BEST = Path("model.best.safetensors")
 EVAL = ("--eval-every", 2, "--eval-images", 6)
 
 KIDS = {2: 0.9, 4: 0.4, 6: 0.6, 8: 0.5, 10: 0.3, 12: 0.7, 14: 0.2, 16: 0.8}

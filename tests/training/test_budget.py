@@ -12,7 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import do_less
+from conftest import MODEL, QUICK, do_less
 from file_operations import giving
 
 from diffuse_cli.config.train_options import TrainConfig
@@ -26,9 +26,7 @@ from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.time_budget import Budget, Chore
 from diffuse_cli.training.time_estimate import Stopwatch
 from diffuse_cli.training.trainer import Trainer
-from training.conftest import QUICK
 
-MODEL = Path("model.safetensors")
 FILED = tomllib.loads(QUICK.read_text())
 
 

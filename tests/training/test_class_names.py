@@ -9,14 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import in_process, write_images
+from conftest import MODEL, QUICK, RUN, in_process, write_images
 
 from diffuse_cli.core import Conditions
 from diffuse_cli.models import model_file
 from diffuse_cli.system import files
-from training.conftest import QUICK
 
-MODEL, RUN = Path("model.safetensors"), Path("model.run")
 EMBEDDING = "class_embedding.weight"
 STILL = ("--steps", 1, "--lr", 0, "--weight-decay", 0)
 

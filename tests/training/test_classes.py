@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import PREVIEW_STEPS, write_images
+from conftest import MODEL, PREVIEW_STEPS, QUICK, RUN, write_images
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -24,9 +24,7 @@ from diffuse_cli.system.events import finish
 from diffuse_cli.system.rng import training_draws
 from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.trainer import Trainer
-from training.conftest import QUICK
 
-MODEL, RUN = Path("model.safetensors"), Path("model.run")
 EMBEDDING = "class_embedding.weight"
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import MODEL, QUICK, RUN, WHOLE
 from PIL import Image
 
 from diffuse_cli.metrics.memorization import Signs
@@ -20,10 +21,9 @@ from diffuse_cli.system.events import finish
 from diffuse_cli.training import chores, copies, monitor, validation
 from diffuse_cli.training.copies import CopyMeasure, plan_looks
 from diffuse_cli.training.run_directory import KEPT
-from training.conftest import QUICK, measure_by_step
+from training.conftest import measure_by_step
 
-MODEL, BEST, RUN = (Path(f"model{end}") for end in (".safetensors", ".best.safetensors", ".run"))
-WHOLE = Path("whole.safetensors")
+BEST = Path("model.best.safetensors")
 LINE = ("--steps", 12, "--preview-every", 2)
 COPIES, NONE = Signs("serious", 9), Signs("", 0)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import in_process, logged
+from conftest import QUICK, in_process, logged
 
 from diffuse_cli.commands.distill import configure
 from diffuse_cli.config.sample_options import DrawConfig, SamplerChoice
@@ -24,7 +24,6 @@ from diffuse_cli.system.errors import ModelFileError, UsageError
 from diffuse_cli.training import teacher as teaching
 from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.trainer import Trainer
-from training.conftest import QUICK
 
 FAST = Path("fast.safetensors")
 

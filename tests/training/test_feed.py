@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import in_process, write_images
+from conftest import MODEL, QUICK, RUN, in_process, write_images
 
 from diffuse_cli.data import decoding_workers, match_pairs, read_images, stream
 from diffuse_cli.system.events import finish
@@ -23,16 +23,8 @@ from diffuse_cli.training.batches import Batches
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.trainer import Trainer
 from diffuse_cli.training.training_data import TrainingData
-from training.conftest import QUICK
 
-MODEL, RUN = Path("model.safetensors"), Path("model.run")
 LINE = ("--classes", "--flip", "--steps", 8, "--preview-every", 4, "--log-every", 3)
-
-
-@pytest.fixture
-def folder(images, tmp_path):
-    """The images, to be changed."""
-    return shutil.copytree(images, tmp_path / "own")
 
 
 @pytest.fixture

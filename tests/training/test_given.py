@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import in_process, logged
+from conftest import MODEL, QUICK, RUN, WHOLE, in_process, logged
 from PIL import Image
 
 from diffuse_cli.core.conditions import ConditioningArray
@@ -16,11 +16,6 @@ from diffuse_cli.core.networks.unet import ENDS
 from diffuse_cli.data import read_images
 from diffuse_cli.models import model_file
 from diffuse_cli.system.events import finish
-from training.conftest import QUICK
-
-MODEL, RUN = Path("model.safetensors"), Path("model.run")
-WHOLE = Path("whole.safetensors")
-
 
 # -- what is told ---------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import in_process, write_images
+from conftest import MODEL, QUICK, RUN, in_process, write_images
 from PIL import Image
 
 import diffuse_cli
@@ -18,16 +18,8 @@ from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.data import decoding_pass
 from diffuse_cli.training import training_data
 from diffuse_cli.training.trainer import Trainer
-from training.conftest import QUICK
 
-MODEL, RUN = Path("model.safetensors"), Path("model.run")
 FIRST, SECOND = Path("dark/000.png"), Path("dark/002.png")
-
-
-@pytest.fixture
-def folder(images, tmp_path):
-    """The images, to be changed."""
-    return shutil.copytree(images, tmp_path / "own")
 
 
 @pytest.fixture

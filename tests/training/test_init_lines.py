@@ -10,12 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import in_process
+from conftest import MODEL, WHOLE, in_process
 from PIL import Image
 
 from diffuse_cli.models import model_file, tensor_file
 
-MODEL, WHOLE = Path("model.safetensors"), Path("whole.safetensors")
 STILL = ("--steps", 1, "--lr", 0, "--weight-decay", 0)
 
 

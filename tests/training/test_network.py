@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import MODEL
 
 from diffuse_cli.config.options import from_dict, to_toml
 from diffuse_cli.config.presets import PRESETS, network_config
@@ -33,9 +34,6 @@ from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.time_budget import choose_batch_size
 from diffuse_cli.training.time_estimate import Stopwatch, fill_minutes
 from diffuse_cli.training.training_data import TrainingData
-
-MODEL = Path("model.safetensors")
-
 
 IMAGES = Space(channels=1, size=(32, 32))
 

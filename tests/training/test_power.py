@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import in_process
+from conftest import MODEL, QUICK, RUN, in_process
 from torch import nn
 
 from diffuse_cli.commands.ema.ema_lengths import LENGTHS
@@ -32,9 +31,6 @@ from diffuse_cli.training.ema_weights import (
 from diffuse_cli.training.optimization import ProgressSchedule
 from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.trainer import Trainer
-from training.conftest import QUICK
-
-MODEL, RUN = Path("model.safetensors"), Path("model.run")
 
 
 class Net(nn.Module):

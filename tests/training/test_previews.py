@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import PREVIEW_STEPS
+from conftest import PREVIEW_STEPS, QUICK, RUN
 from PIL import Image
 
 from diffuse_cli.core import Conditions
@@ -17,9 +17,6 @@ from diffuse_cli.media import figures
 from diffuse_cli.system.devices import log_image
 from diffuse_cli.training import chores
 from diffuse_cli.training.chores import preview_spacing
-from training.conftest import QUICK
-
-RUN = Path("model.run")
 
 
 def previews(run=RUN):

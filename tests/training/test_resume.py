@@ -10,7 +10,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from conftest import in_process, write_images
+from conftest import MODEL, QUICK, RUN, WHOLE, in_process, write_images
 from file_operations import watching
 from safetensors.torch import load_file
 
@@ -18,10 +18,6 @@ from diffuse_cli.models import model_file
 from diffuse_cli.system import devices, files
 from diffuse_cli.training.run_directory import Checkpoint, RunDirectory
 from diffuse_cli.training.trainer import Trainer
-from training.conftest import QUICK
-
-MODEL, RUN = Path("model.safetensors"), Path("model.run")
-WHOLE = Path("whole.safetensors")
 
 
 def test_data_in_a_folder_whose_name_is_not_utf_8(diffuse, images):

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from browser import Browser, needs_browser
+from conftest import MODEL, QUICK, RUN
 
 from diffuse_cli.pages.templates import hash_script, read_script
 from diffuse_cli.system import files
@@ -23,7 +24,6 @@ from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.run_events import Previewed, Started, Step
 from diffuse_cli.training.run_page import RunPage, follow_run
 
-MODEL, RUN = Path("model.safetensors"), Path("model.run")
 PAGE = RUN / "index.html"
 LINE = ("--steps", 8, "--preview-every", 2, "--log-every", 1)
 HOSTILE = "</script><img src=x onerror=alert(1)>"
@@ -98,8 +98,7 @@ def test_a_page_that_cannot_be_written_is_a_warning_once(quick, monkeypatch):
 def test_hostile_names_are_text(diffuse, images, tmp_path):
     hostile = tmp_path / "a<b>&'\""
     shutil.copytree(images, hostile)
-    config = Path(__file__).with_name("quick.toml")
-    assert diffuse("train", hostile, "--config", config, "--steps", 2).code == 0
+    assert diffuse("train", hostile, "--config", QUICK, "--steps", 2).code == 0
     page = PAGE.read_text()
     assert "a<b>" not in page
     assert "a&lt;b&gt;&amp;" in page
@@ -222,8 +221,7 @@ def test_an_abandoned_run_is_stopped(page):
 def test_a_browser_shows_a_run_while_it_goes_on_and_when_it_has_ended(
     images, tmp_path, width, dark
 ):
-    config = Path(__file__).with_name("quick.toml")
-    line = ["train", images, "--config", config, "--steps", 500, "--preview-every", 50, "-q"]
+    line = ["train", images, "--config", QUICK, "--steps", 500, "--preview-every", 50, "-q"]
     shown = "document.querySelector('#state strong').textContent"
     with (
         subprocess.Popen(

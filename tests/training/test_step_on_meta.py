@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import QUICK
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffuse_cli.core import LOSSES, TIMESTEP_DRAWS, WEIGHTINGS, Conditions
@@ -22,7 +23,6 @@ from diffuse_cli.training.configuration import complete_config, configure
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.trainer import Trainer
 from diffuse_cli.training.training_data import TrainingData
-from training.conftest import QUICK
 
 META = torch.device("meta")
 

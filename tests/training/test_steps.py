@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import in_process
+from conftest import MODEL, QUICK, RUN, in_process
 
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core import LOSSES
@@ -25,9 +25,6 @@ from diffuse_cli.training.ema_weights import read_snapshot
 from diffuse_cli.training.optimization import ProgressSchedule, Updater, lr_at
 from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.trainer import Trainer
-from training.conftest import QUICK
-
-MODEL, RUN = Path("model.safetensors"), Path("model.run")
 
 
 def logged(run=RUN, name="loss"):

@@ -10,15 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import in_process, logged
+from conftest import MODEL, QUICK, RUN, WHOLE, in_process, logged
 from PIL import Image
 
 from diffuse_cli.core.conditions import LabelColumn, NumberColumn
 from diffuse_cli.models import model_file
-from training.conftest import QUICK
 
-MODEL, RUN = Path("model.safetensors"), Path("model.run")
-WHOLE = Path("whole.safetensors")
 BOTH = ("--condition-on", "level,side")
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import in_process
+from conftest import QUICK, in_process
 
 from diffuse_cli.models import model_file
 from diffuse_cli.training.ema_weights import weak_step
 from diffuse_cli.training.optimization import ProgressSchedule
 from diffuse_cli.training.run_directory import RunDirectory
-from training.conftest import QUICK, measure_by_step
+from training.conftest import measure_by_step
 
 MODEL, OTHER = Path("model.safetensors"), Path("other.safetensors")
 RUN = ("--steps", 17)
