@@ -339,10 +339,14 @@ def quick(diffuse: Callable[..., Ran], images: Path) -> Callable[..., Ran]:
     return lambda *line, **how: diffuse("train", images, "--config", QUICK, *line, **how)
 
 
-def logged(name: str, run: Path = Path("model.run")) -> list[Any]:
+def log_rows(run: Path | str = RUN) -> list[dict[str, Any]]:
+    """The lines of the log of a run."""
+    return [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
+
+
+def logged(name: str, run: Path | str = RUN) -> list[Any]:
     """The values of this name in the log of a run, in order."""
-    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [line[name] for line in lines if name in line]
+    return [row[name] for row in log_rows(run) if name in row]
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import do_less
+from conftest import do_less, log_rows
 from PIL import Image
 
 from diffuse_cli.commands import COMMANDS
@@ -419,8 +419,7 @@ def test_formats_lists_the_keys_of_a_run_of_two_steps(
     paths = {f"{p.relative_to(run)}{'/' * p.is_dir()}" for p in (*run.glob("*"), *run.glob("*/*"))}
     folders = {path for path in paths if any(p != path and p.startswith(path) for p in paths)}
     check_listed("path", paths - folders)
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    found = {key for line in lines for key in json.loads(line)}
+    found = {key for row in log_rows(run) for key in row}
     check_listed("key", found)
     assert {"loss", "lr", "grad_norm", "images_per_second", "held_out_loss", "kid"} <= found
 

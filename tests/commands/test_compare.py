@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Ran, in_process, write_images
+from conftest import Ran, in_process, log_rows, write_images
 
 from diffuse_cli import metrics
 from diffuse_cli.evaluation import metric_inputs, paired_comparison
@@ -48,8 +47,7 @@ def rows(ran: Ran) -> dict[str, list[str]]:
 
 
 def logged(run: Path, name: str) -> list[tuple[float, int]]:
-    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [(line[name], line["step"]) for line in lines if name in line]
+    return [(row[name], row["step"]) for row in log_rows(run) if name in row]
 
 
 # -- settings and losses --------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import QUICK, Ran, free_port, write_images
+from conftest import QUICK, Ran, free_port, logged, write_images
 from forked_launchers import StandIns
 from PIL import Image
 
@@ -57,11 +57,6 @@ def launch(spawn, tmp_path):
     return run
 
 
-def logged(run, name):
-    lines = map(json.loads, (Path(run) / "metrics.jsonl").read_text().splitlines())
-    return [m[name] for m in lines if name in m]
-
-
 @pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
 def test_two_processes_train_one_model_as_one_does(launch, train, images, recipe, launcher):
     ran = launch(launcher, "train", images, "--config", recipe, *STEPS, "--json")
@@ -70,9 +65,9 @@ def test_two_processes_train_one_model_as_one_does(launch, train, images, recipe
     assert [str(p) for p in Path().glob("*.safetensors")] == ["model.safetensors"]
     assert ran.err.count("step 4/4") == 1
     train(*STEPS, "-o", "one.safetensors")
-    assert len(logged("model.run", "loss")) == 4
+    assert len(logged("loss")) == 4
     for name in ("loss", "grad_norm"):  # Adam takes no notice of the gradient's scale
-        assert logged("model.run", name) == pytest.approx(logged("one.run", name), abs=1e-4)
+        assert logged(name) == pytest.approx(logged(name, "one.run"), abs=1e-4)
 
 
 def test_two_processes_draw_the_timesteps_and_labels_of_one(pair, diffuse, images):
@@ -88,7 +83,7 @@ def test_two_processes_draw_the_timesteps_and_labels_of_one(pair, diffuse, image
     assert ran.json["processes"] == 2
     diffuse(*line, "-o", "one.safetensors")
     for name in ("loss", "grad_norm"):
-        assert logged("model.run", name) == pytest.approx(logged("one.run", name), rel=1e-3)
+        assert logged(name) == pytest.approx(logged(name, "one.run"), rel=1e-3)
     two, one = (RunDirectory(f"{name}.safetensors").load()[0].history for name in ("model", "one"))
     assert int(one["counts"].min()) >= 10
     assert torch.equal(two["counts"], one["counts"])
@@ -103,10 +98,10 @@ def test_two_processes_agree_that_a_look_for_copies_is_due_where_they_resume(
     line = ("train", images, "--config", QUICK, "--batch-size", 64, "--num-timesteps", 8)
     line = (*line, "--preview-every", 60, "-q")
     assert pair(*line, "--steps", 60).code == 0
-    assert not logged("model.run", "memorized_pixels")
+    assert not logged("memorized_pixels")
     ran = pair(*line, "--steps", 120, "--resume")
     assert ran.code == 0, ran.err
-    assert len(logged("model.run", "memorized_pixels")) == 2
+    assert len(logged("memorized_pixels")) == 2
 
 
 def test_two_processes_stopped_and_resumed_equal_one_go(pair, images, tmp_path, monkeypatch):
@@ -122,7 +117,7 @@ def test_two_processes_stopped_and_resumed_equal_one_go(pair, images, tmp_path, 
     half = Path("model.safetensors").read_bytes()
     assert pair(*line, "--resume").code == 0
     assert Path("model.safetensors").read_bytes() == Path("whole.safetensors").read_bytes() != half
-    assert logged("model.run", "kid") == logged("whole.run", "kid")
+    assert logged("kid") == logged("kid", "whole.run")
     best = Path("whole.best.safetensors").read_bytes()
     assert Path("model.best.safetensors").read_bytes() == best
     snapshots = [sorted(Path(f"{name}.run/ema").iterdir()) for name in ("model", "whole")]
@@ -155,7 +150,7 @@ def test_two_processes_resume_a_batch_that_one_computed_image_by_image(
     ran = pair(*line, "--auto-resume")
     assert ran.code == 0, ran.err
     assert "batch 8 in 4 parts on 2 processes" in ran.err
-    assert logged("model.run", "loss") == pytest.approx(logged("one.run", "loss"), rel=1e-3)
+    assert logged("loss") == pytest.approx(logged("loss", "one.run"), rel=1e-3)
     assert Path("model.run/config.toml").read_bytes() == config  # the same options resume again
 
 

@@ -10,7 +10,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from conftest import MODEL, QUICK, RUN, write_images
+from conftest import MODEL, QUICK, RUN, log_rows, write_images
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -18,10 +18,6 @@ import diffuse_cli
 from diffuse_cli.system.events import Notice
 from diffuse_cli.training.batches import Batches
 from diffuse_cli.training.trainer import Trainer
-
-
-def metrics(run=RUN):
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def files_of(folder):
@@ -46,8 +42,8 @@ def test_train_writes_the_model_and_its_run_directory(quick):
     assert checkpoints == ["step-00000004", "step-00000006"]
     manifest = json.loads((RUN / "checkpoints/step-00000006/manifest.json").read_text())
     assert {"model.safetensors", "ema.safetensors", "optimizer.safetensors"} <= {*manifest["files"]}
-    assert [m["step"] for m in metrics() if "loss" in m] == [2, 4, 6]
-    assert [m["step"] for m in metrics() if "held_out_loss" in m] == [3, 6]
+    assert [m["step"] for m in log_rows() if "loss" in m] == [2, 4, 6]
+    assert [m["step"] for m in log_rows() if "held_out_loss" in m] == [3, 6]
     previews = sorted(p.name for p in (RUN / "previews").iterdir())
     assert previews == ["step-00000003.png", "step-00000006.png"]
     assert not (RUN / "cache").exists()
@@ -101,7 +97,7 @@ def test_half_of_an_output_is_not_overwritten_either(quick, kept, no_steps):
 def test_overwrite_starts_again(quick, model_of_4):
     quick("--steps", 5, "--seed", 1, "--save-every", 2, "--log-every", 1)
     assert quick("--steps", 4, "--overwrite", "--log-every", 1).code == 0
-    assert [m["step"] for m in metrics() if "loss" in m] == [1, 2, 3, 4]
+    assert [m["step"] for m in log_rows() if "loss" in m] == [1, 2, 3, 4]
     assert [p.name for p in (RUN / "checkpoints").iterdir()] == ["step-00000004"]
     assert MODEL.read_bytes() == model_of_4
 

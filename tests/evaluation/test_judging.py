@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import in_process
+from conftest import in_process, log_rows
 
 from diffuse_cli.commands.ema import ema_lengths
 from diffuse_cli.core.space import Space
@@ -50,10 +49,10 @@ def model(signals: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory)
 def test_training_keeps_the_best_by_them(
     model: Path, diffuse: Callable[..., Any], tmp_path: Path
 ) -> None:
-    log = (model.with_suffix(".run") / "metrics.jsonl").read_text().splitlines()
-    kids = {row["step"]: row["kid_random"] for row in map(json.loads, log) if "kid_random" in row}
+    rows = log_rows(model.with_suffix(".run"))
+    kids = {row["step"]: row["kid_random"] for row in rows if "kid_random" in row}
     assert set(kids) == {2, 4, 6}
-    assert not any("kid" in json.loads(line) for line in log)
+    assert not any("kid" in row for row in rows)
     ran = diffuse("train", "--resume", "-o", model, "--json")
     best = ran.json["best"]
     assert best["kid_random"] == min(kids.values()) == kids[best["step"]]

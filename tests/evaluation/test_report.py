@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import in_process, write_images
+from conftest import in_process, log_rows, write_images
 from jinja2 import UndefinedError
 from PIL import Image
 
@@ -436,11 +436,10 @@ def test_overwrite_replaces_a_page(alone):
 def test_the_curves_are_those_of_the_models_run(diffuse, train, images):
     line = ("--steps", 4, "--eval-every", 2, "--eval-images", 4, "--log-every", 1)
     assert train(*line).code == 0
-    logged = [json.loads(x) for x in Path("model.run/metrics.jsonl").read_text().splitlines()]
     found = curves.read_curves(Path("model.run/metrics.jsonl"))
     assert {*found} == {"loss", "held_out_loss", "kid", "lr", "images_per_second"}
     for key, curve in found.items():
-        there = [(row["step"], row[key]) for row in logged if key in row]
+        there = [(row["step"], row[key]) for row in log_rows() if key in row]
         assert list(zip(curve.steps, curve.values, strict=True)) == there
     assert min(found["kid"].errors) > 0
     for name in ("model.safetensors", "model.best.safetensors"):

@@ -7,7 +7,6 @@ the loopback of this machine.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import free_port
+from conftest import free_port, log_rows
 from forked_launchers import StandIns
 from process_server import Forked
 
@@ -40,8 +39,7 @@ sys.exit(0)
 
 
 def losses(run):
-    rows = map(json.loads, (Path(run) / "metrics.jsonl").read_text().splitlines())
-    return {row["step"]: row["loss"] for row in rows if "loss" in row}
+    return {row["step"]: row["loss"] for row in log_rows(run) if "loss" in row}
 
 
 @dataclass(frozen=True)

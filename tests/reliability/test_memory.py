@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from errno import ENOMEM
@@ -11,7 +10,7 @@ from pathlib import Path
 import conftest
 import pytest
 import torch
-from conftest import MODEL, RUN, in_process
+from conftest import MODEL, RUN, in_process, logged
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -58,11 +57,6 @@ def memory(monkeypatch):
     return limit
 
 
-def logged(run, name):
-    lines = map(json.loads, (Path(run) / "metrics.jsonl").read_text().splitlines())
-    return [m[name] for m in lines if name in m]
-
-
 @pytest.fixture(scope="module")
 def in_one(images, recipe, tmp_path_factory):
     """The model file of a run of 4 steps whose batches were in one part."""
@@ -81,9 +75,7 @@ def test_the_parts_are_halved_and_the_batch_stays(train, memory, in_one, error):
     assert "warning: out of memory: from step 3, a batch of 8 images is computed in 4" in ran.err
     assert ran.err.count("out of memory") == 1
     for name in ("loss", "grad_norm"):
-        assert logged(RUN, name) == pytest.approx(
-            logged(in_one.with_suffix(".run"), name), abs=1e-4
-        )
+        assert logged(name) == pytest.approx(logged(name, in_one.with_suffix(".run")), abs=1e-4)
     ours, whole = load_file(MODEL), load_file(in_one)
     assert all(torch.allclose(ours[name], whole[name], atol=1e-3) for name in whole)
 
@@ -103,7 +95,7 @@ def test_the_gradient_of_parts_that_did_fit_is_not_counted_twice(train, monkeypa
     assert train("--steps", 3, "--accumulation", 2, "--log-every", 1).code == 0
     assert failed == [1]
     for name in ("loss", "grad_norm"):
-        assert logged(RUN, name) == pytest.approx(logged("whole.run", name), abs=1e-4)
+        assert logged(name) == pytest.approx(logged(name, "whole.run"), abs=1e-4)
 
 
 def test_importance_notes_a_step_once(train, memory):

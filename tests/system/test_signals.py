@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pty
 import re
@@ -13,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import MODEL, QUICK, RUN, in_process, write_images
+from conftest import MODEL, QUICK, RUN, in_process, log_rows, write_images
 from torch._dynamo.exc import BackendCompilerFailed
 
 from diffuse_cli import app
@@ -46,8 +45,7 @@ def test_a_signal_saves_the_last_step_and_says_how_to_go_on(
     last = err.splitlines()[-1]
     assert f"at step {newest()}: checkpoint saved" in last
     assert not MODEL.exists()
-    logged = [json.loads(text)["step"] for text in (RUN / "metrics.jsonl").read_text().splitlines()]
-    assert max(logged) == newest()
+    assert max(row["step"] for row in log_rows()) == newest()
     command = shlex.split(re.search(r"diffuse (train .*)", last)[1])
     if number == signal.SIGTERM:  # after either, the same is there to go on with
         assert diffuse(*command).code == 0
@@ -202,8 +200,7 @@ def test_a_look_that_was_abandoned_is_made_up_for(quick, monkeypatch, at):
 
 
 def looks(run):
-    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [(m["step"], m["held_out_loss"]) for m in lines if "held_out_loss" in m]
+    return [(m["step"], m["held_out_loss"]) for m in log_rows(run) if "held_out_loss" in m]
 
 
 def previews(run):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 import signal
 from pathlib import Path
@@ -12,7 +11,7 @@ import conftest
 import numpy as np
 import pytest
 import torch
-from conftest import MODEL, QUICK, RUN, write_images
+from conftest import MODEL, QUICK, RUN, log_rows, write_images
 
 from diffuse_cli.config.sample_options import SAMPLING_STEPS
 from diffuse_cli.metrics import Measurement, kid
@@ -38,8 +37,7 @@ def course(monkeypatch):
 
 
 def kids(run=RUN):
-    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return {m["step"]: m["kid"] for m in lines if "kid" in m}
+    return {m["step"]: m["kid"] for m in log_rows(run) if "kid" in m}
 
 
 def step_of(path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import tomllib
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import MODEL, PREVIEW_STEPS, QUICK, RUN, write_images
+from conftest import MODEL, PREVIEW_STEPS, QUICK, RUN, logged, write_images
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -26,11 +25,6 @@ from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.trainer import Trainer
 
 EMBEDDING = "class_embedding.weight"
-
-
-def logged(run=RUN, name="loss"):
-    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [m[name] for m in lines if name in m]
 
 
 def raw(path=MODEL):
@@ -334,7 +328,7 @@ def test_timesteps_follow_the_losses_and_losses_are_divided_by_their_chance(
         history.add(t.tolist(), plain.tolist())
         adapted += float(chances.max()) > 0.3
     assert adapted > 5
-    assert logged() == pytest.approx(losses, rel=1e-5)
+    assert logged("loss") == pytest.approx(losses, rel=1e-5)
     assert torch.equal(trainers[0].history.losses, history.losses)
     assert torch.equal(trainers[0].history.counts, history.counts)
     late = torch.cat(known_loss[-5 * accumulation :])
@@ -378,7 +372,7 @@ def test_a_bad_step_does_not_enter_the_history(quick, monkeypatch, trainers, acc
     history = trainers[0].history
     assert int(history.counts.sum()) == 11 * 8
     assert history.losses.isfinite().all()
-    assert [loss is None for loss in logged()] == [step == 2 for step in range(12)]
+    assert [loss is None for loss in logged("loss")] == [step == 2 for step in range(12)]
 
 
 def test_a_uniform_draw_keeps_no_history(quick, trainers):

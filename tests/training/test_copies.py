@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import MODEL, QUICK, RUN, WHOLE
+from conftest import MODEL, QUICK, WHOLE, log_rows
 from PIL import Image
 
 from diffuse_cli.metrics.memorization import Signs
@@ -65,8 +64,7 @@ def test_the_last_weights_without_copies_are_kept_and_it_is_said(quick, looks):
     assert said in ran.err
     assert ran.err.count("samples are copies") == 3
     assert ran.err.count("no signs of copies") == 3
-    lines = map(json.loads, (RUN / "metrics.jsonl").read_text().splitlines())
-    assert [m["step"] for m in lines if "memorized_pixels" in m] == asked
+    assert [m["step"] for m in log_rows() if "memorized_pixels" in m] == asked
     assert not BEST.exists()
 
 

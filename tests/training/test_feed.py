@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 import shutil
 import signal
@@ -14,7 +13,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import MODEL, QUICK, RUN, in_process, write_images
+from conftest import MODEL, QUICK, RUN, in_process, logged, write_images
 
 from diffuse_cli.data import decoding_workers, match_pairs, read_images, stream
 from diffuse_cli.system.events import finish
@@ -40,11 +39,6 @@ def in_memory(images, tmp_path_factory):
     assert in_process(["train", images, "--config", QUICK, *LINE, "-o", out, "-q"]) == 0
     assert not (out.with_suffix(".run") / "index").exists()
     return out
-
-
-def logged(name, run=RUN):
-    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [m[name] for m in lines if name in m]
 
 
 # -- the weights ----------------------------------------------------------------------------------

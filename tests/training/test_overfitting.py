@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import log_rows
 
 from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.trainer import Trainer
@@ -133,8 +133,7 @@ def test_a_run_says_it_once(quick, rising):
 def test_the_training_loss_is_the_mean_since_the_look_before(quick, rising):
     quick(*LOOKING, "--stop-at", 12)
     best = RunDirectory("model.safetensors").load()[0].state["watch"]["overfitting"]["best"]
-    lines = map(json.loads, Path("model.run/metrics.jsonl").read_text().splitlines())
-    losses = {m["step"]: m["loss"] for m in lines if "loss" in m}
+    losses = {m["step"]: m["loss"] for m in log_rows() if "loss" in m}
     assert best["step"] == 10
     assert best["training"] == pytest.approx(sum(losses[k] for k in range(6, 11)) / 5)
 

@@ -10,7 +10,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from conftest import MODEL, QUICK, RUN, WHOLE, in_process, write_images
+from conftest import MODEL, QUICK, RUN, WHOLE, in_process, log_rows, write_images
 from file_operations import watching
 from safetensors.torch import load_file
 
@@ -32,8 +32,7 @@ def test_data_in_a_folder_whose_name_is_not_utf_8(diffuse, images):
 
 
 def steps_of(run=RUN, name="loss"):
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    return [m["step"] for m in map(json.loads, lines) if name in m]
+    return [m["step"] for m in log_rows(run) if name in m]
 
 
 def checkpoints():

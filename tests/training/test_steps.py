@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import tomllib
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import MODEL, QUICK, RUN, in_process
+from conftest import MODEL, QUICK, RUN, in_process, logged
 
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core import LOSSES
@@ -27,15 +26,10 @@ from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.trainer import Trainer
 
 
-def logged(run=RUN, name="loss"):
-    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [m[name] for m in lines if name in m]
-
-
 def assert_same_course(run, other):
     """Adam takes no notice of the gradient's scale, so its norm is compared too."""
-    assert logged(run) == pytest.approx(logged(other), rel=1e-4)
-    norms = logged(run, "grad_norm"), logged(other, "grad_norm")
+    assert logged("loss", run) == pytest.approx(logged("loss", other), rel=1e-4)
+    norms = logged("grad_norm", run), logged("grad_norm", other)
     assert norms[0] == pytest.approx(norms[1], rel=1e-3)
 
 
@@ -142,7 +136,7 @@ def test_numbers_that_are_not_finite_are_null_in_metrics(quick, spoil):
     quick("--steps", 3, "--log-every", 1)
     text = (RUN / "metrics.jsonl").read_text()
     assert "NaN" not in text
-    assert [loss is None for loss in logged()] == [False, True, False]
+    assert [loss is None for loss in logged("loss")] == [False, True, False]
 
 
 def test_bad_steps_are_counted_on_after_a_resume(quick, spoil):
@@ -309,7 +303,7 @@ def test_each_part_of_a_batch_has_dropout_of_its_own(quick, monkeypatch):
 
 def test_the_learning_rate_rises_and_falls_to_0(quick):
     quick("--steps", 40, "--log-every", 1, "--warmup", 4, "--lr", 0.001)
-    rates = logged(name="lr")
+    rates = logged("lr")
     assert rates[0] == pytest.approx(0.00025)
     assert max(rates) == rates[3] < 0.001
     assert rates[3:] == sorted(rates[3:], reverse=True)
