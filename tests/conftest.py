@@ -349,6 +349,16 @@ def logged(name: str, run: Path | str = RUN) -> list[Any]:
     return [row[name] for row in log_rows(run) if name in row]
 
 
+def manifest(folder: Path | str = "samples") -> dict[str, Any]:
+    """The record that a folder of samples has of them."""
+    return json.loads(Path(folder, "manifest.json").read_text())
+
+
+def pixels(folder: Path | str, k: int = 0) -> Any:
+    """The levels of the k-th image of a folder of samples: integers (H, W) or (H, W, 3)."""
+    return np.asarray(Image.open(Path(folder, f"{k:05d}.png")), int)
+
+
 @pytest.fixture
 def shown(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, dict[str, Any]]]:
     """What the loss is given while training: x0 and the conditions of a microbatch."""

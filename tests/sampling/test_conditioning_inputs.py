@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import in_process, write_images
+from conftest import in_process, manifest, pixels, write_images
 from PIL import Image
 
 from diffuse_cli.core.conditions import ConditioningArray
@@ -54,14 +53,6 @@ def small(recipe, folder):
     return trained(recipe, write_images(folder / "tiny", side=2), folder / "small.safetensors")
 
 
-def pixels(folder, k):
-    return np.asarray(Image.open(Path(folder) / f"{k:05d}.png"))
-
-
-def manifest(folder):
-    return json.loads((Path(folder) / "manifest.json").read_text())
-
-
 def inputs(tmp_path, count=3, side=8, name="inputs"):
     return write_images(tmp_path / name, count, side=side)
 
@@ -96,7 +87,7 @@ def test_an_image_is_the_same_for_any_number_and_batch_size(diffuse, paired, tmp
     diffuse(*line, "-n", 2, "-o", "one")
     assert diffuse(*line, *options, "-o", "two").code == 0
     for k in range(3 * min(2, options[1])):
-        apart = pixels("one", k).astype(int) - pixels("two", k)
+        apart = pixels("one", k) - pixels("two", k)
         assert abs(apart).max() <= 1  # rounding depends on the batch
 
 
@@ -132,7 +123,7 @@ def test_a_model_of_a_degradation_is_given_what_is_degraded_or_degrades(
     assert diffuse(*line).code == 0
     assert manifest("whole")["given"]["degraded"] == "low-res:4"
     for k in range(2):  # but for the rounding of what was saved
-        assert abs(pixels("low", k).astype(int) - pixels("whole", k)).max() <= 2
+        assert abs(pixels("low", k) - pixels("whole", k)).max() <= 2
     ran = diffuse("sample", upscaler, "--given", whole, "-n", 1, *STEPS[:-1], "-o", "resized")
     assert "--given of 8x8: resized to 2x2" in ran.err
 
@@ -214,7 +205,7 @@ def test_a_second_model_draws_from_what_the_first_drew(diffuse, small, upscaler)
         low = pixels("first", k).repeat(4, 0).repeat(4, 1)
         row, column = divmod(2 * k, round((grid.shape[1] + 2) / 66))
         there = grid[row * 66 : row * 66 + 64 : 8, column * 66 : column * 66 + 64 : 8]
-        assert abs(there.astype(int) - low).max() <= 1
+        assert abs(there - low).max() <= 1
 
 
 def test_a_second_model_is_told_the_class_of_the_first(diffuse, train, upscaler):

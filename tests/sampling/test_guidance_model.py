@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from conftest import manifest
 from networks import plan
 from PIL import Image
 
@@ -38,10 +38,6 @@ QUICK = ("-n", 2, "--steps", 3, "--sampler", "ddim", "--precision", "fp32", "--n
 
 def digest(path):
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-
-
-def manifest(folder="samples"):
-    return json.loads(Path(folder, "manifest.json").read_text())
 
 
 def pixels(folder):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import manifest, pixels
 from PIL import Image
 
 from diffuse_cli.core import SAMPLERS
@@ -24,16 +24,8 @@ def sample(diffuse, model):
     return lambda *arguments: diffuse("sample", model, *QUICK, *arguments)
 
 
-def pixels(folder, k):
-    return np.asarray(Image.open(Path(folder) / f"{k:05d}.png"), int)
-
-
 def names(folder=OUT):
     return sorted(p.name for p in Path(folder).iterdir())
-
-
-def manifest(folder=OUT):
-    return json.loads((Path(folder) / "manifest.json").read_text())
 
 
 def digest(path):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import manifest
 
 from diffuse_cli.config.eval_options import EvalConfig
 from diffuse_cli.config.sample_options import (
@@ -256,10 +256,6 @@ def recommending(conditional, tmp_path_factory):
     sampling = SamplerChoice("ipndm", 3, 1.5)
     model_file.save(path, dataclasses.replace(model_file.load(conditional), sampling=sampling))
     return path
-
-
-def manifest(folder="samples"):
-    return json.loads(Path(folder, "manifest.json").read_text())
 
 
 @pytest.mark.parametrize(

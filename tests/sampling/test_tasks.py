@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import in_process, write_images
+from conftest import in_process, manifest, pixels, write_images
 from covering_array import covering
 from edited_models import altered
 from file_operations import FULL, ends_at, killed_while
@@ -30,14 +30,6 @@ from diffuse_cli.system.events import finish
 
 QUICK = ("--steps", 4, "--sampler", "ddim", "--precision", "fp32", "-q")
 methods = pytest.mark.parametrize("method", list(RESTORATIONS))
-
-
-def pixels(folder: str, k: int) -> np.ndarray:
-    return np.asarray(Image.open(Path(folder) / f"{k:05d}.png"), int)
-
-
-def manifest(folder: str) -> dict:
-    return json.loads((Path(folder) / "manifest.json").read_text())
 
 
 @pytest.fixture

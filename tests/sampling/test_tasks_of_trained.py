@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import in_process, write_images
+from conftest import in_process, manifest, pixels, write_images
 from edited_models import altered
 from PIL import Image
 
@@ -77,16 +76,8 @@ def picture(tmp_path: Path, images: Path) -> Path:
     return tmp_path / "a.png"
 
 
-def pixels(folder: str, k: int = 0) -> np.ndarray:
-    return np.asarray(Image.open(Path(folder) / f"{k:05d}.png"), int)
-
-
 def levels(path: str) -> np.ndarray:
     return np.asarray(Image.open(path), int)
-
-
-def manifest(folder: str) -> dict:
-    return json.loads((Path(folder) / "manifest.json").read_text())
 
 
 def by_hand(path: Path, method: str | None, a, y, *, told: bool, seed: int = 0) -> np.ndarray:
