@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -42,14 +42,15 @@ Work = Generator[Any, None, T]
 """Work that yields events and returns a `T`."""
 
 
-def finish(work: Work[T]) -> T:
-    """Run `work` to its end, dropping its events, and return its result."""
+def finish(work: Work[T], note: Callable[[Any], object] = lambda event: None) -> T:
+    """Run `work` to its end, pass each event to `note`, and return the result."""
     while True:
         try:
-            next(work)
+            event = next(work)
         except StopIteration as stop:
             result: T = stop.value
             return result
+        note(event)
 
 
 class StopRequest:

@@ -20,7 +20,7 @@ from diffuse_cli.config.noise_demo_options import DemoConfig
 from diffuse_cli.core import SCHEDULES, Process, Space
 from diffuse_cli.media import figures
 from diffuse_cli.system.errors import DataError, OutputError, UsageError
-from diffuse_cli.system.events import Notice, Progress
+from diffuse_cli.system.events import Notice, Progress, finish
 from diffuse_cli.system.rng import draw_noise
 
 
@@ -36,13 +36,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(image: str = "grey.png", **options: Any) -> tuple[tuple[Path, ...], list[Any]]:
+    events: list[Any] = []
     work = demonstration.demonstrate(DemoConfig(image=image, **options))
-    events = []
-    while True:
-        try:
-            events.append(next(work))
-        except StopIteration as stop:
-            return stop.value, events
+    return finish(work, events.append), events
 
 
 @pytest.fixture

@@ -188,15 +188,9 @@ def save(folder: Path, kinds: str) -> Path:
 
 
 def gathered(folder: Path, **options: Any) -> tuple[Dataset, list[str]]:
-    notices = []
-    work = read_images(folder, **options)
-    while True:
-        try:
-            event = next(work)
-        except StopIteration as end:
-            return end.value, notices
-        if isinstance(event, Notice):
-            notices.append(event.text)
+    events: list[Any] = []
+    images = finish(read_images(folder, **options), events.append)
+    return images, [event.text for event in events if isinstance(event, Notice)]
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffuse_cli.data import read_images
 from diffuse_cli.sampling.journal import Ledger
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import Terminated
+from diffuse_cli.system.events import finish
 
 QUICK = ("--steps", 2, "--precision", "fp32", "--sampler", "ddim", "--batch-size", 4, "-n", 6)
 
@@ -103,15 +105,8 @@ def test_arrays_of_others_are_read_too(diffuse, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (5, 6, 7, 3), np.uint8)
     np.savez_compressed("packed.npz", pixels, np.arange(5))
     np.savez("bare.npz", pixels)
-    from diffuse_cli.data import read_images
-
     for name in ("packed.npz", "bare.npz"):
-        work = read_images(name)
-        try:
-            while True:
-                next(work)
-        except StopIteration as end:
-            samples = end.value
+        samples = finish(read_images(name))
         assert samples.medium == "image"
         assert np.array_equal(samples.stored, np.moveaxis(pixels, 3, 1))
     for name, arrays in {

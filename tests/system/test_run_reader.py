@@ -45,14 +45,11 @@ def stopped(made, tmp_path, monkeypatch):
 
 def found(path) -> tuple[Path, int, list[str]]:
     """The file and step of the model at a path, and what is said."""
-    said, work = [], model_file.find(path)
-    try:
-        while True:
-            event = next(work)
-            assert isinstance(event, Notice)
-            said.append(("warning: " if event.warning else "") + event.text)
-    except StopIteration as stop:
-        return stop.value.path, stop.value.model.step, said
+    events = []
+    model = finish(model_file.find(path), events.append)
+    assert all(isinstance(event, Notice) for event in events)
+    said = [("warning: " if event.warning else "") + event.text for event in events]
+    return model.path, model.model.step, said
 
 
 def pixels(folder):

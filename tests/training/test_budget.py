@@ -250,13 +250,9 @@ def clock(monkeypatch, tmp_path):
 def run_by(clock, images, out=MODEL, **given):
     """Train in a process whose clock the steps move; what it says."""
     typed = {"data": str(images), "out": str(out), **given}
-    events, work = [], fit(configure(typed, FILED), clock=lambda: clock.now)
-    while True:
-        try:
-            events.append(next(work))
-        except StopIteration as stop:
-            said = [e.text for e in events if hasattr(e, "text")]
-            return SimpleNamespace(trained=stop.value, said=said)
+    events = []
+    trained = finish(fit(configure(typed, FILED), clock=lambda: clock.now), events.append)
+    return SimpleNamespace(trained=trained, said=[e.text for e in events if hasattr(e, "text")])
 
 
 @pytest.fixture

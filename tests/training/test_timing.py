@@ -12,7 +12,7 @@ from file_operations import giving
 
 from diffuse_cli.core import Conditions, Space
 from diffuse_cli.core.denoising_errors import POINTS
-from diffuse_cli.system.events import Progress
+from diffuse_cli.system.events import Progress, finish
 from diffuse_cli.training import run_length, time_estimate
 from diffuse_cli.training.chores import count_measured_images, preview_spacing
 from diffuse_cli.training.configuration import complete_config, configure
@@ -85,11 +85,7 @@ def filled(here, **given):
 def run(work):
     """The result of some work, and its events."""
     events = []
-    while True:
-        try:
-            events.append(next(work))
-        except StopIteration as stop:
-            return stop.value, events
+    return finish(work, events.append), events
 
 
 # -- measuring ------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from diffuse_cli.system.events import (
     Table,
     Work,
     align_columns,
+    finish,
     replace_nonfinite,
 )
 from diffuse_cli.system.files import show
@@ -99,12 +100,8 @@ class Console:
         bars: Any = _bars(self._err) if self.live and not self.quiet else contextlib.nullcontext()
         with bars as shown:
             display: Callable[[Progress], None] = _Bars(shown) if shown else _Lines(self.say)
-            while True:
-                try:
-                    event = next(work)
-                except StopIteration as stop:
-                    result: T = stop.value
-                    return result
+
+            def render(event: Any) -> None:
                 if describe and not isinstance(event, (Progress, Notice, Table)):
                     event = describe(event)
                 if isinstance(event, Progress):
@@ -113,6 +110,8 @@ class Console:
                     (self.warn if event.warning else self.say)(event.text)
                 elif isinstance(event, Table):
                     self.table(event.rows)
+
+            return finish(work, render)
 
     def follow_samples(self, work: Work[Any], out: str) -> None:
         """Run work that writes samples into a folder, and print their paths."""
