@@ -39,14 +39,15 @@ class Ends:
             Names of the tensors of column k begin with the module's name and k.
 
     If samples are cut into patches, each channel has one element per position in the patch.
+    The defaults are the names in a `ConditionedNetwork`.
     """
 
     input: str
     output: str
     output_bias: str
-    classes: str
-    class_bias: str
-    columns: str
+    classes: str = "class_embedding.weight"
+    class_bias: str = "time_embedding.linear_2.bias"
+    columns: str = "row_embedding"
 
 
 class Network(Protocol):

@@ -24,14 +24,7 @@ from diffuse_cli.core.space import Space
 if TYPE_CHECKING:
     from diffuse_cli.core.networks._unet_modules import UNet
 
-ENDS = Ends(
-    input="conv_in.weight",
-    output="conv_out.weight",
-    output_bias="conv_out.bias",
-    classes="class_embedding.weight",
-    class_bias="time_embedding.linear_2.bias",
-    columns="row_embedding",
-)
+ENDS = Ends(input="conv_in.weight", output="conv_out.weight", output_bias="conv_out.bias")
 
 OF_SIZE = frozenset({"multipliers"})
 

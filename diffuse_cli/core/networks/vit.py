@@ -22,14 +22,7 @@ from diffuse_cli.core.space import Space
 if TYPE_CHECKING:
     from diffuse_cli.core.networks._vit_modules import Transformer
 
-ENDS = Ends(
-    input="patch_in.weight",
-    output="patch_out.weight",
-    output_bias="patch_out.bias",
-    classes="class_embedding.weight",
-    class_bias="time_embedding.linear_2.bias",
-    columns="row_embedding",
-)
+ENDS = Ends(input="patch_in.weight", output="patch_out.weight", output_bias="patch_out.bias")
 
 OF_SIZE = frozenset({"patch"})
 
