@@ -73,6 +73,17 @@ def _draw(folder, wanted, settings, before, options):
     return sum(map(len, left))
 
 
+def stop_in_third_part(folder: Path) -> None:
+    """Write images until a signal comes after the fourth."""
+
+    def stop(part):
+        if part.start == 4:
+            raise Terminated("terminated")
+
+    with pytest.raises(Terminated):
+        draw(folder, before=stop)
+
+
 def test_a_sampling_that_is_killed_at_any_operation_goes_on(tmp_path):
     """Twice, as a repeated one may be killed too."""
     assert draw(tmp_path / "whole") == 5
@@ -92,12 +103,7 @@ def test_a_sampling_that_is_killed_at_any_operation_goes_on(tmp_path):
 
 
 def test_files_that_no_line_speaks_of_or_that_differ_are_drawn_again(tmp_path):
-    def stop(part):
-        if part.start == 4:
-            raise Terminated("terminated")
-
-    with pytest.raises(Terminated):
-        draw(tmp_path, before=stop)
+    stop_in_third_part(tmp_path)
     (tmp_path / "00004.bin").write_bytes(b"half")
     (tmp_path / "00001.bin").write_bytes(b"")
     assert draw(tmp_path) == 3
@@ -110,12 +116,7 @@ def test_files_that_no_line_speaks_of_or_that_differ_are_drawn_again(tmp_path):
 
 
 def test_a_line_that_a_kill_has_cut_is_no_line(tmp_path):
-    def stop(part):
-        if part.start == 4:
-            raise Terminated("terminated")
-
-    with pytest.raises(Terminated):
-        draw(tmp_path, before=stop)
+    stop_in_third_part(tmp_path)
     log = tmp_path / WORK / "0.jsonl"
     log.write_text(log.read_text()[:-20])
     assert draw(tmp_path) == 3
@@ -124,13 +125,7 @@ def test_a_line_that_a_kill_has_cut_is_no_line(tmp_path):
 
 def test_a_part_that_is_begun_after_a_line_was_cut_is_on_record(tmp_path):
     """An overwrite removes what a second kill left of it."""
-
-    def stop(part):
-        if part.start == 4:
-            raise Terminated("terminated")
-
-    with pytest.raises(Terminated):
-        draw(tmp_path, before=stop)
+    stop_in_third_part(tmp_path)
     log = tmp_path / WORK / "0.jsonl"
     log.write_text(log.read_text()[:-20])
     book, data = Ledger(tmp_path, SETTINGS, ".bin"), (bytes([1 // (5 - i)]) for i in range(4, 6))
@@ -174,12 +169,7 @@ def test_an_overwrite_that_is_killed_at_any_operation_leaves_nothing_of_the_earl
 
 
 def test_only_files_that_are_there_are_listed(tmp_path):
-    def stop(part):
-        if part.start == 4:
-            raise Terminated("terminated")
-
-    with pytest.raises(Terminated):
-        draw(tmp_path, before=stop)
+    stop_in_third_part(tmp_path)
     (tmp_path / "00003.bin").unlink()
     draw(tmp_path, range(2))
     listed = read_manifest(tmp_path)["files"]
