@@ -8,6 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageColor
@@ -55,6 +56,14 @@ def fill(folder: Path, files: dict[str, bytes]) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     return folder
+
+
+def read(source: Path | str, **options: Any) -> Any:
+    """The `Dataset` of a folder or file."""
+    from diffuse_cli.data import read_images
+    from diffuse_cli.system.events import finish
+
+    return finish(read_images(source, **options))
 
 
 @contextlib.contextmanager

@@ -8,27 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from image_corpus import encoded, fill, noise, zipped
+from image_corpus import encoded, fill, noise, read, zipped
 from PIL import Image
 
-from diffuse_cli.data import (
-    Dataset,
-    decoding_workers,
-    open_index,
-    read_images,
-    save_index,
-    summary,
-)
+from diffuse_cli.data import decoding_workers, open_index, read_images, save_index, summary
 from diffuse_cli.media import Large, advice, image, media_by_extension
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.image import full_depth
 from diffuse_cli.media.image.full_depth import read_floats
 from diffuse_cli.system.errors import DataError
-from diffuse_cli.system.events import Notice, finish
-
-
-def read(source: Path, **options: Any) -> Dataset:
-    return finish(read_images(source, **options))
+from diffuse_cli.system.events import Notice
 
 
 def warnings(source: Path, **options: Any) -> list[str]:
@@ -142,17 +131,17 @@ def test_floats_among_images_are_left_out_and_arrays_by_themselves(tmp_path: Pat
     pages = tmp_path / "pages"
     pages.mkdir()
     first.save(pages / "all.tiff", save_all=True, append_images=rest)
-    found = finish(read_images(pages))
+    found = read(pages)
     assert np.array_equal(found.stored, values[None])
     (pages / "all.tiff").unlink()
-    found = finish(read_images(tmp_path))
+    found = read(tmp_path)
     assert (found.medium, found.stored.dtype) == ("array", np.float32)
     assert np.array_equal(found.stored[:, 0], values)
     Image.new("L", (6, 5)).save(tmp_path / "z.tif")
-    found = finish(read_images(tmp_path))
+    found = read(tmp_path)
     assert (found.medium, found.names) == ("image", ("z.tif",))
     assert found.summary.skipped == {reasons.FLOATS: (4, ("0.tif", "1.tif", "2.tif", "3.tif"))}
-    assert finish(read_images(tmp_path, medium="image")).names == ("z.tif",)
+    assert read(tmp_path, medium="image").names == ("z.tif",)
 
 
 @pytest.mark.parametrize("kinds", [("F", "F"), ("F", "L")])
@@ -160,7 +149,7 @@ def test_pages_of_floats_are_of_one_size_and_kind(tmp_path: Path, kinds: tuple[s
     first, other = (Image.new(kind, (6 + (kinds[1] == "F") * k, 5)) for k, kind in enumerate(kinds))
     first.save(tmp_path / "all.tif", save_all=True, append_images=[other])
     with pytest.raises(DataError, match=reasons.PAGES):
-        finish(read_images(tmp_path))
+        read(tmp_path)
 
 
 def test_a_bomb_of_floats_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +161,7 @@ def test_a_bomb_of_floats_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(Large):
         read_floats(data, shared=True)
     assert read_floats(data).shape == (3, 8, 8)
-    assert finish(read_images(tmp_path)).stored.shape == (1, 3, 8, 8)
+    assert read(tmp_path).stored.shape == (1, 3, 8, 8)
 
 
 def test_ordinary_images_have_none(tmp_path: Path) -> None:

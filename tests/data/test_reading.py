@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from file_operations import FULL, failing
-from image_corpus import BOMB, encoded, fill, noise, within, zipped
+from image_corpus import BOMB, encoded, fill, noise, read, within, zipped
 from PIL import Image
 
 from diffuse_cli.data import Dataset, open_index, read_images, save_index, saved_samples
@@ -31,10 +31,6 @@ from diffuse_cli.media.image.planes import pixel_digest
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import DataError, OutputError
 from diffuse_cli.system.events import Notice, Progress, finish
-
-
-def read(source: Path | str, **options: Any) -> Dataset:
-    return finish(read_images(source, **options))
 
 
 def events(source: Path, **options: Any) -> list[Any]:

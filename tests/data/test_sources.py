@@ -18,9 +18,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from image_corpus import encoded, fill, noise, zipped
+from image_corpus import encoded, fill, noise, read, zipped
 
-from diffuse_cli.data import Dataset, decoding_workers, is_images, read_cells, read_images
+from diffuse_cli.data import decoding_workers, is_images, read_cells, read_images
 from diffuse_cli.data.sources import (
     SOURCES,
     Entry,
@@ -37,10 +37,6 @@ from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.events import finish
 
 Files = Mapping[str, bytes]
-
-
-def read(source: Path | str, **options: Any) -> Dataset:
-    return finish(read_images(source, **options))
 
 
 def tarred(path: Path, files: Files, form: int = tarfile.PAX_FORMAT) -> Path:

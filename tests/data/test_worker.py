@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from image_corpus import BOMB, encoded, fill, noise, png, zipped
+from image_corpus import BOMB, encoded, fill, noise, png, read, zipped
 
 from diffuse_cli.data import Dataset, decoding_workers, read_images
 from diffuse_cli.data.decoding_workers import DecodingTask, Result, decode_files
@@ -32,10 +32,6 @@ def started(monkeypatch: pytest.MonkeyPatch, processes_begun: Started) -> Starte
     """The processes that are started; few files are many here."""
     monkeypatch.setattr(decoding_workers, "MANY_FILES", 1)
     return processes_begun
-
-
-def read(source: Path, **options: Any) -> Dataset:
-    return finish(read_images(source, **options))
 
 
 def ended(started: Started) -> bool:
