@@ -166,12 +166,12 @@ HEAVY = (
 
 
 def python(
-    *arguments: str, path: Path = PACKAGE.parent, said: str = ""
+    *arguments: str, path: Path = PACKAGE.parent, cwd: Path | None = None, said: str = ""
 ) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(path), "COLUMNS": "100"}
     return subprocess.run(
         [sys.executable, *arguments], input=said,
-        capture_output=True, text=True, env=environment, check=False, cwd=path,
+        capture_output=True, text=True, env=environment, check=False, cwd=cwd or path,
     )  # fmt: skip
 
 
@@ -264,6 +264,20 @@ ANSWERS: dict[str, tuple[list[str], int, str]] = {
     "no path": (["info"], 2, "PATH is missing"),
     "no source": (["convert"], 2, "SOURCE is missing"),
     "bad size": (["train", "x", "--size", "wide"], 2, "--size 'wide'"),
+    "bad color": (["train", "x", "--background", "nocolor"], 2, "--background"),
+    "unknown prediction": (["train", "x", "--target", "epss"], 2, "Did you mean 'eps'"),
+    "unknown variance": (["train", "x", "--variance", "smal"], 2, "Did you mean 'small'"),
+    "unknown loss": (["train", "x", "--loss", "simpel"], 2, "Did you mean 'simple'"),
+    "unknown weighting": (["train", "x", "--weighting", "minsnr"], 2, "Did you mean 'min-snr'"),
+    "unknown tracker": (["train", "x", "--log", "tensorbord"], 2, "Did you mean 'tensorboard'"),
+    "unknown spacing": (["sample", "x", "--spacing", "trail"], 2, "Did you mean 'trailing'"),
+    "too many parts": (["train", "x", "--accumulation", "9", "--batch-size", "8"], 2, "--accum"),
+    "opposites": (["train", "x", "--resume", "--overwrite"], 2, "exclude each other"),
+    "two weightings": (["train", "x", "--loss", "vlb", "--weighting", "min-snr"], 2, "--weighting"),
+    "suffix of a model": (["train", "x", "-o", "model.bin"], 2, ".safetensors"),
+    "suffix of a picture": (["noise-demo", "x", "-o", "a.jpg"], 2, ".png"),
+    "no betas": (["noise-demo", "x", "--betas", "y"], 2, "--betas"),
+    "a picture that is there": (["noise-demo", "x", "-o", "a.png"], 5, "a.png exists already"),
 }
 
 
@@ -290,10 +304,12 @@ for line in lines:
 
 
 @pytest.fixture(scope="module")
-def answers() -> dict[str, tuple[int, str, str, list[str]]]:
+def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, str, list[str]]]:
     """The exit code and the streams of each of the cases, and what is loaded after it."""
+    folder = tmp_path_factory.mktemp("answers")
+    (folder / "a.png").touch()
     asked = json.dumps([HEAVY, [arguments for arguments, *_ in ANSWERS.values()]])
-    done = python("-c", ASK, said=asked)
+    done = python("-c", ASK, cwd=folder, said=asked)
     assert done.returncode == 0, done.stderr
     return dict(zip(ANSWERS, map(json.loads, done.stdout.splitlines()), strict=True))
 

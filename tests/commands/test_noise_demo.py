@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,6 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-import diffuse_cli
 from diffuse_cli.commands.noise_demo import demonstration, forward_process
 from diffuse_cli.commands.noise_demo.demo_page import HOLD, PAGE, Layout, spread_evenly
 from diffuse_cli.config.noise_demo_options import DemoConfig
@@ -359,21 +356,3 @@ def test_odd_shapes_fit_on_the_page(shape: tuple[int, int], options: dict[str, A
     page = np.asarray(Image.open(path).convert("L"))
     edges = [page[0], page[-1], page[:, 0], page[:, -1]]
     assert all((edge == 255).all() for edge in edges), "something is cut off"
-
-
-def test_usage_errors_answer_without_torch() -> None:
-    code = """
-import sys
-from diffuse_cli.config.noise_demo_options import DemoConfig
-from diffuse_cli.commands.noise_demo.demonstration import demonstrate
-from diffuse_cli.system.errors import DiffuseError
-for options in ({"schedule": ("x",)}, {"betas": "x"}, {"out": "a.jpg"}, {"out": "clear.png"}):
-    try:
-        next(demonstrate(DemoConfig(image="grey.png", **options)))
-    except DiffuseError as error:
-        print(error.exit_code, {"torch", "matplotlib"} & set(sys.modules))
-"""
-    root = str(Path(diffuse_cli.__file__).parents[1])
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
-                          check=True, env={"PYTHONPATH": root})  # fmt: skip
-    assert done.stdout.splitlines() == ["2 set()", "2 set()", "2 set()", "5 set()"]
