@@ -211,19 +211,6 @@ def test_a_new_network_predicts_zero_and_its_blocks_are_the_identity():
     assert torch.equal(net.mid_block.attentions[0](h), h)
 
 
-@pytest.mark.parametrize("shape", ["ddpm-cifar10", "attention everywhere", "classes"])
-def test_every_weight_is_trained(shape: str):
-    config = plan(**SHAPES[shape])
-    net = randomized(config)
-    x, t = batch(config)
-    net(x, t, label=torch.tensor([0, 3]) if config.num_classes else None).square().sum().backward()
-    for name, p in net.named_parameters():
-        assert p.grad is not None, name
-        assert bool(p.grad.isfinite().all()), name
-        if not name.endswith("to_k.bias"):  # softmax takes no notice of it
-            assert float(p.grad.abs().max()) > 0, name
-
-
 @pytest.mark.parametrize("resblock_updown", [False, True])
 @pytest.mark.parametrize("scale_shift", [False, True])
 def test_gradients_are_diffusers_gradients(scale_shift: bool, resblock_updown: bool):
