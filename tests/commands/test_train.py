@@ -164,15 +164,6 @@ def test_minutes_fix_the_steps_and_end(quick, untimed):
     assert "minutes" not in config
 
 
-def test_a_config_with_crlf_and_a_byte_order_mark_is_the_same_config(quick):
-    windows = Path("windows.toml")
-    windows.write_bytes(b"\xef\xbb\xbf" + QUICK.read_bytes().replace(b"\n", b"\r\n"))
-    quick("--steps", 2)
-    assert quick("--steps", 2, "--config", windows, "-o", "w.safetensors").code == 0
-    assert MODEL.read_bytes() == Path("w.safetensors").read_bytes()
-    assert (RUN / "config.toml").read_text() == Path("w.run/config.toml").read_text()
-
-
 # -- the same bytes -------------------------------------------------------------------------------
 
 
