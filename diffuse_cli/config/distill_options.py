@@ -22,16 +22,12 @@ class DistillConfig(Options):
     data: str = argument("DATA", "Training data of the model, or similar data.")
     steps: int | None = option.optional("Training steps.", low=1, high=10**8, shown=f"{STEPS}")
     minutes: float | None = option.optional(
-        "Distill for X minutes in total, over all resumes, instead of --steps.",
-        low=0.01,
-        high=1e6,
-        control=True,
+        "Distill for X minutes in total, over all resumes, instead of --steps.", low=0.01, high=1e6
     )
     out: str = option(
         "distilled.safetensors",
         "Model file, with its run directory created next to it.",
         flag="-o",
-        control=True,
         metavar="FILE",
     )
     guidance: float | None = option.optional(
@@ -41,8 +37,8 @@ class DistillConfig(Options):
         shown="the model's default",
     )
     resume: bool = option(False, "Continue from the last checkpoint.", control=True)
-    overwrite: bool = option(False, OVERWRITE, control=True)
-    given: str | None = option.data.optional(BESIDE, metavar="PATH", place=True)
+    overwrite: bool = option(False, OVERWRITE)
+    given: str | None = option.data.optional(BESIDE, metavar="PATH")
     batch_size: int | None = option.optimizer.optional(
         "Sampling trajectories per step, over all processes.",
         low=1,
@@ -53,11 +49,7 @@ class DistillConfig(Options):
         "Peak learning rate.", low=0, high=10, shown="half of the model's"
     )
     workers: int | None = option.run.optional(
-        "Threads or processes that read images.",
-        low=1,
-        high=256,
-        control=True,
-        shown="one per core",
+        "Threads or processes that read images.", low=1, high=256, shown="one per core"
     )
     seed: int = option.run(0, "Seed of all random numbers.", low=0, high=2**63 - 1)
     precision: str = option.run(
@@ -67,7 +59,7 @@ class DistillConfig(Options):
         "auto", "Device (auto: a GPU if PyTorch finds one).", table="system.devices.DEVICES"
     )
     stop_at: int | None = option.run.optional(
-        "Stop after this step, to continue later with --resume.", low=1, control=True
+        "Stop after this step, to continue later with --resume.", low=1
     )
     preview_every: int | None = option.run.optional(
         "Steps between preview images.", low=1, shown="an eighth of the steps"
@@ -75,7 +67,6 @@ class DistillConfig(Options):
     save_every: int | None = option.run.optional(
         "Steps between checkpoints.",
         low=1,
-        control=True,
         shown="500 and at each preview, if saving takes under 1 % of the time",
     )
-    log_every: int = option.output(50, "Steps between lines of metrics.jsonl.", low=1, control=True)
+    log_every: int = option.output(50, "Steps between lines of metrics.jsonl.", low=1)

@@ -244,10 +244,9 @@ class CompareConfig(ImageSetsConfig, BoundConfig, StartConfig, DrawConfig, Weigh
         "Real images, to also evaluate both models from the same noise.",
         metavar="[DATA]",
         argument=True,
-        place=True,
     )
     report: str | None = option.optional(
-        "Write a page with the settings and curves of both.", place=True, metavar="FILE.html"
+        "Write a page with the settings and curves of both.", metavar="FILE.html"
     )
     overwrite: bool = option(False, OVERWRITE)
 

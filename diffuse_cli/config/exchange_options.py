@@ -15,7 +15,6 @@ class RuntimeConfig(Options):
 
     runtime: str | None = option.output.optional(
         "Package or folder of onnxruntime-web, for the page.",
-        place=True,
         metavar="TGZ|FOLDER",
         shown="fetched by npm",
     )
@@ -31,9 +30,7 @@ class ConvertConfig(RuntimeConfig):
     source: str = argument(
         "SOURCE", "Folder or file of another program, or with --to a diffuse model."
     )
-    where: str | None = option.optional(
-        "Output, the same as -o.", metavar="[OUT]", argument=True, place=True
-    )
+    where: str | None = option.optional("Output, the same as -o.", metavar="[OUT]", argument=True)
     out: str | None = option.optional(
         "Model file to write, or with --to a folder or file.",
         flag="-o",
@@ -71,10 +68,7 @@ class ConvertConfig(RuntimeConfig):
         "Image size.", parse=parse_size, shown="from SOURCE or preset"
     )
     class_names: str | None = option.data.optional(
-        "Text file with a class name on each line.",
-        place=True,
-        metavar="FILE",
-        shown="0, 1, 2, ...",
+        "Text file with a class name on each line.", metavar="FILE", shown="0, 1, 2, ..."
     )
 
     heads: int | None = option.network.optional(

@@ -20,9 +20,7 @@ class ForwardConfig(Options):
         parse=parse_names,
         shown="all",
     )
-    betas: str | None = option.process.optional(
-        "Also show the betas in a file.", place=True, metavar="FILE"
-    )
+    betas: str | None = option.process.optional("Also show the betas in a file.", metavar="FILE")
     log_snr_shift: float = option.process(0.0, LOG_SNR_SHIFT, low=-10, high=10)
     zero_terminal_snr: bool = option.process(False, "Rescale the betas to end in pure noise.")
     num_timesteps: int | None = option.process.optional(
@@ -38,17 +36,13 @@ class ReverseConfig(WeightsConfig):
     """Options for a model."""
 
     data: str | None = option.data.optional(
-        "With --model: also show the nearest images of this folder or zip.",
-        place=True,
-        metavar="DATA",
+        "With --model: also show the nearest images of this folder or zip.", metavar="DATA"
     )
     label: str | None = option.conditioning.optional(
         "With --model: class to condition on.", flag="--class", metavar="NAME", shown="none"
     )
     given: str | None = option.conditioning.optional(
-        "With --model: conditioning image, for a model trained on pairs.",
-        place=True,
-        metavar="FILE",
+        "With --model: conditioning image, for a model trained on pairs.", metavar="FILE"
     )
 
 
@@ -58,9 +52,7 @@ class DemoConfig(ForwardConfig, ReverseConfig):
 
     image: str = argument("IMAGE", "Image, array or sound.")
     model: str | None = option.optional(
-        "Also show how this model denoises the image, and how it samples.",
-        place=True,
-        metavar="MODEL",
+        "Also show how this model denoises the image, and how it samples.", metavar="MODEL"
     )
     steps: int = option(8, "Images in each row.", low=2, high=64)
     seed: int = option(0, "Seed of the noise.", low=0, high=2**63 - 1)
