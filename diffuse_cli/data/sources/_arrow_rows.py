@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from diffuse_cli.data.sources.entries import Entry, MetadataRow, Source, extension_of, short_names
+from diffuse_cli.data.sources._shards import short_names
+from diffuse_cli.data.sources.entries import Entry, MetadataRow, Source, extension_of
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media import media_by_extension
 from diffuse_cli.media.file_errors import LARGEST_FILE, Unusable

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from diffuse_cli.data.sources._arrow_rows import ArrowRows, ColumnRoles
-from diffuse_cli.data.sources.entries import is_file, shards_at
+from diffuse_cli.data.sources._shards import shards_at
+from diffuse_cli.data.sources.entries import is_file
 from diffuse_cli.system.errors import DataError, extra_package
 from diffuse_cli.system.files import shorten, show
 

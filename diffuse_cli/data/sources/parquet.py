@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from diffuse_cli.data.sources._arrow_rows import ArrowRows, ColumnRoles
-from diffuse_cli.data.sources.entries import shards_at
+from diffuse_cli.data.sources._shards import shards_at
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.file_errors import Unusable
 from diffuse_cli.system.errors import extra_package
