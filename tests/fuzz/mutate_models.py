@@ -131,9 +131,7 @@ KINDS = ["bytes", "bytes", "header", "description", "description", "weights", "f
 
 def mutate(good: bytes, draw: random.Random) -> bytes:
     """A file like `good`, but wrong somewhere; now and then a whole one."""
-    kind = draw.choice(
-        ["bytes", "bytes", "header", "description", "description", "weights", "frame"]
-    )
+    kind = draw.choice(KINDS)
     length = struct.unpack("<Q", good[:8])[0]
     header, body = json.loads(good[8 : 8 + length]), good[8 + length :]
     if kind == "bytes":

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from diffuse_cli.data.sources.entries import TABLES, Source, extension_of, is_ignored_folder
+from diffuse_cli.data.sources.entries import TABLES, Source, extension_of, plain_name
 from diffuse_cli.data.sources.folder import Folder
 from diffuse_cli.media import media_by_extension
 from diffuse_cli.system import files
@@ -154,7 +154,7 @@ def _choose_files(listing: HubListing, path: str) -> tuple[list[HubFile], str | 
     """
     exact = [f for f in listing.files if f.name == path or fnmatch.fnmatchcase(f.name, path)]
     below = [f for f in listing.files if not path or f.name.startswith(f"{path}/")]
-    there = exact or [f for f in below if not _is_hidden(f.name.removeprefix(path))]
+    there = exact or [f for f in below if plain_name(f.name.removeprefix(path))]
     if not there:
         hint = _example_hint(listing, listing.files) if listing.files else "The data set is empty"
         text = f"no files at {path} in {listing.title}" if path else f"no files in {listing.title}"
@@ -199,11 +199,6 @@ def _choose_shards(listing: HubListing, shards: list[HubFile]) -> list[HubFile]:
     first = next(name for name in by_folder if name)
     text = f"{listing.title} has several configurations: {names}"
     raise DataError(text, f"Pass the folder of one, for example {listing.title}/{first}")
-
-
-def _is_hidden(name: str) -> bool:
-    *folders, base = name.strip("/").split("/")
-    return base.startswith(".") or any(map(is_ignored_folder, folders))
 
 
 def _example_hint(listing: HubListing, found: Sequence[HubFile]) -> str:

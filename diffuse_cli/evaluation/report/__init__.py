@@ -13,7 +13,6 @@ from diffuse_cli.config.options import place_name, to_arguments
 from diffuse_cli.data.summary import plural
 from diffuse_cli.evaluation.image_sets import FINGERPRINTS
 from diffuse_cli.evaluation.report import sections
-from diffuse_cli.evaluation.report.sections import distributions
 from diffuse_cli.evaluation.results import EvaluationResult, strip_folders
 from diffuse_cli.evaluation.tune.candidates import TuningResult
 from diffuse_cli.pages.templates import render, render_page
@@ -40,7 +39,7 @@ def page(
     parts: dict[str, tuple[str, dict[str, Any]]] = {
         "samples": ("Samples", sections.samples(found, shown)),
         "numbers": ("Metrics", sections.numbers(found)),
-        "distributions": ("Channels and frequencies", distributions(found)),
+        "distributions": ("Channels and frequencies", sections.distributions(found)),
         **(
             {"answers": ("Conditions and results", sections.answers(shown))}
             if shown.answers
