@@ -41,6 +41,10 @@ class TrainOptions(TypedDict, total=False):
 
     strict: bool | None
     workers: Int | None
+    layout: str | None
+    alpha: bool | None
+    bits: Int | None
+    rate: Int | None
     num_timesteps: Int | None
     schedule: str | None
     betas: Path | Sequence[Float] | None
@@ -58,10 +62,6 @@ class TrainOptions(TypedDict, total=False):
     auto_resume: bool | None
     medium: str | None
     channels: Int | None
-    layout: str | None
-    alpha: bool | None
-    bits: Int | None
-    rate: Int | None
     transform: str | None
     given: Data | None
     condition_on: str | Sequence[str] | None

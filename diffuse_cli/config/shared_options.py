@@ -10,11 +10,6 @@ from diffuse_cli.system.errors import UsageError
 
 FIT = "Crop, pad or stretch images of another shape."
 BACKGROUND = "Color behind transparent images and around padded images."
-LAYOUT = "Axis order of arrays, for example HWC, or pages for TIFF pages as channels."
-ALPHA = "Keep transparency as a channel."
-BITS = "Bits per channel, 8 or 16, to which other images are scaled."
-OWN_BITS = "16 if all images have 16 bits, else 8"
-RATE = "Sample rate in Hz, to which other sounds are resampled."
 BESIDE = "Folder or zip of conditioning images, for a model trained on pairs."
 """Help of --fit and others, which several commands have; BESIDE is that of --given where a model's
 data is read again."""
@@ -33,7 +28,31 @@ class ReadingConfig(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class InfoConfig(ReadingConfig):
+class FormConfig(ReadingConfig):
+    """Options for the form of the samples that are read."""
+
+    layout: str | None = option.data.optional(
+        "Axis order of arrays, for example HWC, or pages for TIFF pages as channels.",
+        table="media.shapes.LAYOUTS",
+        shown="L, HW, CHW or CDHW, by the number of axes",
+    )
+    alpha: bool = option.data(False, "Keep transparency as a channel.")
+    bits: int | None = option.data.optional(
+        "Bits per channel, 8 or 16, to which other images are scaled.",
+        low=8,
+        high=16,
+        shown="16 if all images have 16 bits, else 8",
+    )
+    rate: int | None = option.data.optional(
+        "Sample rate in Hz, to which other sounds are resampled.",
+        low=1000,
+        high=384_000,
+        shown="the data's most frequent rate, at most 16000",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoConfig(FormConfig):
     """A set of images, or a model file, to describe."""
 
     path: str = argument("PATH", "Training data, a model file, or a run directory.")
@@ -42,14 +61,6 @@ class InfoConfig(ReadingConfig):
     )
     background: str | None = option.data.optional(BACKGROUND, parse=parse_color, shown="white")
     fit: str | None = option.data.optional(FIT, table="media.FITS", shown="crop")
-    layout: str | None = option.data.optional(
-        LAYOUT, table="media.shapes.LAYOUTS", shown="L, HW, CHW or CDHW, by the number of axes"
-    )
-    alpha: bool = option.data(False, ALPHA)
-    bits: int | None = option.data.optional(BITS, low=8, high=16, shown=OWN_BITS)
-    rate: int | None = option.data.optional(
-        RATE, low=1000, high=384_000, shown="the data's most frequent rate, at most 16000"
-    )
     out: str | None = option.optional(
         "Write a contact sheet of the images, or with --toml the configuration.",
         flag="-o",

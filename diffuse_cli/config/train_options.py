@@ -16,17 +16,7 @@ from diffuse_cli.config.parsers import (
     parse_length,
     parse_listed,
 )
-from diffuse_cli.config.shared_options import (
-    ALPHA,
-    BACKGROUND,
-    BITS,
-    FIT,
-    LAYOUT,
-    OWN_BITS,
-    RATE,
-    DiffusionConfig,
-    ReadingConfig,
-)
+from diffuse_cli.config.shared_options import BACKGROUND, FIT, DiffusionConfig, FormConfig
 from diffuse_cli.core.networks import NETWORKS
 from diffuse_cli.system.errors import UsageError
 
@@ -47,7 +37,7 @@ GIVEN_DROPOUT = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(DiffusionConfig, ReadingConfig):
+class TrainConfig(DiffusionConfig, FormConfig):
     """Everything that decides the weights of a model, and how its run is kept."""
 
     data: str = argument("DATA", "Folder, zip, tar, parquet, npy or hf:// name.")
@@ -103,14 +93,6 @@ class TrainConfig(DiffusionConfig, ReadingConfig):
         low=1,
         high=64,
         shown="from the data",
-    )
-    layout: str | None = option.data.optional(
-        LAYOUT, table="media.shapes.LAYOUTS", shown="L, HW, CHW or CDHW, by the number of axes"
-    )
-    alpha: bool = option.data(False, ALPHA)
-    bits: int | None = option.data.optional(BITS, low=8, high=16, shown=OWN_BITS)
-    rate: int | None = option.data.optional(
-        RATE, low=1000, high=384_000, shown="the data's most frequent rate, at most 16000"
     )
     transform: str | None = option.data.optional(
         "Transform of float arrays before standardization by channel.",
