@@ -344,7 +344,8 @@ class Mask(Projection):
         return MASKS[self.kind](like.new_empty(1, 0), size).to(like.dtype)
 
     def apply(self, x0: Tensor) -> Tensor:
-        return x0 * self.known_mask(x0)
+        # Hidden values need not be finite, as the logarithm of 0 in a gap.
+        return x0.where(self.known_mask(x0) > 0, 0)
 
 
 @dataclass(frozen=True, kw_only=True)

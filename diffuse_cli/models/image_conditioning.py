@@ -165,7 +165,7 @@ class Conditioner:
         if known is None:
             known = values.new_ones(len(values), 1, *values.shape[2:])
         known = known[:, :1].expand(len(values), 1, *values.shape[2:])
-        return torch.cat([values * known, known], 1)
+        return torch.cat([values.where(known > 0, 0), known], 1)  # hidden ones may be infinite
 
     def add_noise(self, conditioning: Tensor, draws: GivenDraws) -> Tensor:
         """Add noise to the known places of a conditioning input.

@@ -222,6 +222,11 @@ def test_a_known_mask_is_used_as_it_is():
         a.fit_shape((3, 8, 8))
 
 
+def test_what_is_hidden_need_not_be_finite():
+    x = torch.tensor([1.0, -2.0, -math.inf, math.nan]).reshape(1, 1, 4)
+    assert parse("mask:half").apply(x).tolist() == [[[1, -2, 0, 0]]]
+
+
 def test_a_random_mask_must_be_drawn_first():
     with pytest.raises(InvalidArgument, match="mask:box is random for each sample"):
         parse("mask:box").fit_shape((3, 8, 8)).apply(torch.zeros(1, 3, 8, 8))

@@ -296,6 +296,36 @@ def test_a_gap_of_a_field_is_generated_where_the_mask_is_one(
     assert (ran.code, "Replace them by other numbers" in ran.line) == (3, True)
 
 
+def test_a_gap_of_zeros_is_generated_by_a_model_of_logarithms(
+    diffuse: Callable[..., Any], recipe: Path, tmp_path: Path
+) -> None:
+    data = save(tmp_path / "data", 20, (8, 8), lambda x: np.float32(np.exp(x)))
+    line = ("train", data, "--config", recipe, "--transform", "log", "--steps", 1, "-q")
+    assert diffuse(*line, "-o", "m.safetensors").code == 0
+    field, gap = np.load(data / "000.npy"), np.zeros((8, 8), bool)
+    gap[2:5, 3:6] = True
+    np.save("gap.npy", gap)
+    np.save("field.npy", np.where(gap, 0, field))
+    quick = ("-n", 2, "--steps", 2, "-q", "-o")
+    line = ("inpaint", "m.safetensors", "field.npy", "--mask", "gap.npy", *quick, "out")
+    ran = diffuse(*line)
+    assert ran.code == 0, ran.err
+    made = np.load("out/00000.npy")
+    assert np.isfinite(made).all()
+    assert (made > 0).all()
+    assert np.allclose(made[~gap], field[~gap], rtol=1e-4)
+    for task, *more in (
+        ("vary",),
+        ("interpolate", data / "000.npy"),
+        ("upscale",),
+        ("restore", "--degradation", "blur:1"),
+        ("restore", "--degradation", "blur:1", "--degrade"),
+    ):
+        ran = diffuse(task, "m.safetensors", "field.npy", *more, *quick, "other")
+        assert ran.code == 3, (task, ran.err)
+        assert "log, is for numbers above 0, but field.npy has others" in ran.line
+
+
 def test_levels_of_samples_that_are_not_finite_are_not_made():
     with pytest.raises(DivergedError, match="the images have NaN or infinite numbers"):
         to_samples(Space(channels=1, size=(2, 2)), torch.full((1, 1, 2, 2), float("nan")))

@@ -98,6 +98,14 @@ def test_what_is_told_can_be_looked_at():
     assert torch.equal(part[:, -1:], torch.from_numpy(known).float())
 
 
+def test_what_is_hidden_need_not_have_a_logarithm():
+    space = Space(channels=1, size=(4,), levels=None, mean=(0.0,), std=(1.0,), transform="log")
+    stored = np.array([[[1, 1, 0, 0]]], np.float32)
+    known = np.array([[[True, True, False, False]]])
+    told = masked_inputs(encoder("mask:half", 1, space), stored, known).encode([0], CPU)
+    assert told.tolist() == [[[0, 0, 0, 0], [1, 1, 0, 0]]]
+
+
 @pytest.mark.parametrize(
     ("what", "channels"), [("low-res:3", 4), ("low-res:2", 3), ("gray", 4), ("mask:x", 4)]
 )

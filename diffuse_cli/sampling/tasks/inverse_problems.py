@@ -32,6 +32,7 @@ from diffuse_cli.sampling.sampling_settings import SamplingSettings
 from diffuse_cli.sampling.tasks import TaskPlan, run_task
 from diffuse_cli.sampling.tasks.task_inputs import (
     Pictures,
+    check_transform,
     enlarge_size,
     is_conditioned,
     read_alpha_mask,
@@ -137,7 +138,9 @@ def _read_observation(
     u = _draw_uniforms(config.seed, fitted, len(y))
     # The unknown part is shown grey. Samples do not depend on the file's values there.
     drawn = fitted.draw_parts(u)
-    return Observation(found.names, fitted, u, drawn.apply(drawn.pinv(y)), [found.values])
+    y = drawn.apply(drawn.pinv(y))
+    check_transform(y, space, found.names)
+    return Observation(found.names, fitted, u, y, [found.values])
 
 
 def _degrade(
@@ -155,6 +158,7 @@ def _degrade(
     if fitted.sigma:
         rows = [draw_noise(config.seed, "observed", i, shape=y.shape[1:]) for i in range(len(y))]
         y = y + fitted.sigma * torch.stack(rows)
+    check_transform(y, loaded.space, whole.names)
     return Observation(whole.names, fitted, u, y, [values, *masks], values)
 
 

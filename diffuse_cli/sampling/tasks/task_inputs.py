@@ -12,7 +12,7 @@ import numpy as np
 from diffuse_cli.core.conditions import PAIRS
 from diffuse_cli.core.degradations import Degradation
 from diffuse_cli.core.settings import dimensions
-from diffuse_cli.core.space import Space, longest_side
+from diffuse_cli.core.space import TRANSFORMS, Space, longest_side
 from diffuse_cli.core.tiling import Tiling
 from diffuse_cli.data import is_images, read_images
 from diffuse_cli.data.summary import describe_fit, format_sizes, skip_lines
@@ -34,6 +34,8 @@ from diffuse_cli.system.errors import DataError, UsageError, translate_errors
 from diffuse_cli.system.events import Notice, Work
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from diffuse_cli.media import Read, Size
 
 
@@ -97,6 +99,22 @@ def read_pictures(path: str, loaded: LoadedModel, fit: str | None, space: Space)
         done = MEDIA[medium].fitted
         notices.append(Notice(f"{were}: {done} to {dimensions(size)}{changed}{kept}"))
     return Pictures(names, values, sizes, tuple(notices))
+
+
+def check_transform(x: Tensor, space: Space, names: Sequence[str]) -> None:
+    """Check that the transform of a space takes the known values of pictures.
+
+    Args:
+        x: the known values in the model's numbers, (N, ...). They are infinite or NaN otherwise.
+
+    Raises:
+        DataError: a picture has other values.
+    """
+    for name, known in zip(names, x, strict=True):
+        if space.transform is not None and not bool(known.isfinite().all()):
+            takes = f"{space.transform}, is for {TRANSFORMS[space.transform].takes}"
+            text = f"the model's transform, {takes}, but {files.show(name)} has others"
+            raise DataError(text, "Replace them, or generate them with diffuse inpaint --mask FILE")
 
 
 def _suggest_size(sizes: frozenset[Size], loaded: LoadedModel, size: Sequence[int]) -> str:

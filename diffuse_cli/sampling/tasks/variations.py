@@ -21,6 +21,7 @@ from diffuse_cli.sampling.sampling_settings import SamplingSettings
 from diffuse_cli.sampling.tasks import TaskJob, TaskPlan, open_task, run_task
 from diffuse_cli.sampling.tasks.task_inputs import (
     check_class,
+    check_transform,
     is_conditioned,
     read_pictures,
     report_input,
@@ -79,7 +80,9 @@ def interpolate(config: InterpolateConfig) -> Work[tuple[SampleFiles, list[float
         names, ends = yield from _read_ends(config, loaded)
         yield from report_input(loaded, told=False)
         times = process.times(config.steps or min(ENCODING_STEPS, process.num_timesteps))
-        x0 = loaded.space.to_model(torch.from_numpy(np.stack(ends))).to(accelerator.device)
+        x0 = loaded.space.to_model(torch.from_numpy(np.stack(ends)))
+        check_transform(x0, loaded.space, names)
+        x0 = x0.to(accelerator.device)
         for step, state in enumerate(encode(denoise, process, x0, times), 1):
             yield Progress("encoding", step, len(times))
             noise = state.x
@@ -191,6 +194,7 @@ def vary(config: VaryConfig) -> Work[SampleFiles | None]:
         yield from found.notices
         yield from report_input(loaded, told)
         x0 = loaded.space.to_model(torch.from_numpy(np.array(found.values)))
+        check_transform(x0, loaded.space, found.names)
         process = loaded.denoiser.process
         every = settings.resolve_times(process)
         times = every[len(every) - max(1, round(config.strength * len(every))) :]
