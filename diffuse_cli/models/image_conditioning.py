@@ -17,7 +17,7 @@ from diffuse_cli.core.conditions import PAIRS, ConditioningArray
 from diffuse_cli.core.kernels import arrange_memory
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.space import Space
-from diffuse_cli.media import MEDIA, render_samples
+from diffuse_cli.media import ALPHA, MEDIA, layout_name, render_samples
 from diffuse_cli.system.errors import UsageError, translate_errors
 from diffuse_cli.system.rng import BLOCK, GivenDraws, given_draws
 
@@ -69,6 +69,21 @@ def observed_space(space: Space, made: Degradation) -> Space:
             text = f"{made.text} averages channels, but their standard deviations differ"
             raise InvalidArgument(text, "Scale the channels to the same standard deviation first")
     return dataclasses.replace(space, channels=channels, size=tuple(size), **own)
+
+
+def check_observed_files(space: Space, observed: Space, made: Degradation) -> None:
+    """Check that files can hold observations.
+
+    Args:
+        space: the space of the samples.
+        observed: the space of the files.
+
+    Raises:
+        UsageError: observations are averages of colors and transparency.
+    """
+    if layout_name(space.layout) == ALPHA and observed.channels != space.channels:
+        text = f"{made.text} averages colors with transparency, and no image file holds the result"
+        raise UsageError(text, "Pass --degrade, with original images")
 
 
 def _observe_values(values: Sequence[float], space: Space, made: Degradation) -> tuple[float, ...]:

@@ -19,6 +19,7 @@ from diffuse_cli.media import MEDIA, Array, ReadSettings, mask_settings_for, set
 from diffuse_cli.models.image_conditioning import (
     Conditioner,
     ConditioningInputs,
+    check_observed_files,
     degraded_inputs,
     masked_inputs,
     stored_inputs,
@@ -79,6 +80,8 @@ def read_inputs(config: SampleConfig, loaded: LoadedModel) -> Work[SampleInputs]
     background, medium = loaded.background, encoder.space.medium
     read = partial(read_images, background=background, fit=loaded.fit, medium=medium, single=True)
     asked = encoder.space if config.degrade or config.mask else encoder.input_space
+    if encoder.degradation is not None:
+        check_observed_files(encoder.space, asked, encoder.degradation)
     samples = yield from read(config.given, **settings_for(asked))
     sizes = samples.summary.sizes
     if [size[::-1] for size in sizes] != [asked.size]:

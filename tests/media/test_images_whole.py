@@ -119,6 +119,19 @@ def test_a_model_of_transparent_images(
     assert "color and transparency" in ran.out
 
 
+def test_no_file_holds_an_average_of_colors_and_transparency(
+    clear: Path, diffuse: Callable[..., Any], tmp_path: Path
+) -> None:
+    Image.new("L", (8, 8), 90).save(tmp_path / "grey.png")
+    line = ("restore", clear, "--steps", 2, "-n", 1, "-q", "--degradation")
+    for form in ("grey", "downsample-channels:2"):
+        ran = diffuse(*line, form, "grey.png")
+        assert ran.code == 2, ran.err
+        assert f"{form} averages colors with transparency" in ran.line
+    ran = diffuse(*line, "grey", clear.parent / "data" / "000.png", "--degrade", "-o", "re")
+    assert ran.code == 0, ran.err
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

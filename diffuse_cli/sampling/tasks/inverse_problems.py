@@ -25,7 +25,7 @@ from diffuse_cli.core.kernels import arrange_memory
 from diffuse_cli.core.restoration import RESTORATIONS, enforce_consistency
 from diffuse_cli.core.samplers import SAMPLERS, State
 from diffuse_cli.models.blueprint import clamp_denoised
-from diffuse_cli.models.image_conditioning import Conditioner, observed_space
+from diffuse_cli.models.image_conditioning import Conditioner, check_observed_files, observed_space
 from diffuse_cli.sampling.generation import LoadedModel, to_stored
 from diffuse_cli.sampling.job import SampleFiles
 from diffuse_cli.sampling.sampling_settings import SamplingSettings
@@ -132,6 +132,7 @@ def _read_observation(
     with translate_errors(lambda _: flag):
         fitted = degradation.fit_shape(loaded.space.shape)
         space = observed_space(loaded.space, fitted)
+    check_observed_files(loaded.space, space, fitted)
     found = yield from read_pictures(config.image, loaded, config.fit, space)
     yield from found.notices
     y = space.to_model(torch.from_numpy(np.array(found.values)))
