@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ import torch
 from diffuse_cli.core import Space
 from diffuse_cli.models import model_file
 from diffuse_cli.sampling.generation import to_samples
-from diffuse_cli.system.errors import DivergedError
+from diffuse_cli.sampling.tasks.task_inputs import read_alpha_mask
+from diffuse_cli.system.errors import DivergedError, UsageError
 
 DRAW = np.random.default_rng(3)
 
@@ -294,6 +296,17 @@ def test_a_gap_of_a_field_is_generated_where_the_mask_is_one(
     assert "a file like field.npy with 1 where to generate" in diffuse(*line).line
     ran = diffuse("inpaint", "m.safetensors", "holed.npy", "--mask", "gap.npy", "-q")
     assert (ran.code, "Replace them by other numbers" in ran.line) == (3, True)
+
+
+@pytest.mark.parametrize(("channels", "dtype", "levels"), [(1, bool, 2), (3, np.uint8, 256)])
+def test_arrays_have_no_transparency_to_generate(
+    channels: int, dtype: Any, levels: int, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((channels, 8, 8), dtype))
+    space = Space(channels=channels, size=(8, 8), medium="array", levels=levels)
+    with pytest.raises(UsageError, match="--mask is missing") as raised:
+        read_alpha_mask(str(tmp_path / "a.npy"), SimpleNamespace(space=space, fit="crop"), None)
+    assert "Pass --mask FILE, a file like" in raised.value.hint
 
 
 def test_a_gap_of_zeros_is_generated_by_a_model_of_logarithms(

@@ -216,7 +216,7 @@ def read_alpha_mask(path: str, loaded: LoadedModel, fit: str | None) -> Array:
 
     Raises:
         DataError: the image is not usable, or all of it is transparent.
-        UsageError: there are several images, or the image has no transparent part.
+        UsageError: there are several images, or the image has or can have no transparent part.
     """
     if is_images(Path(path), single=True):
         raise UsageError("--mask is missing", "Pass --mask FILE, or a single transparent image")
@@ -225,6 +225,9 @@ def read_alpha_mask(path: str, loaded: LoadedModel, fit: str | None) -> Array:
     if layout_name(space.layout) == ALPHA:
         text = "--mask is missing: this model generates transparency, so it cannot be the mask"
         raise UsageError(text, "Pass --mask FILE, white where to generate")
+    if not medium.bits:
+        hint = f"Pass --mask FILE, a file like {shown} with 1 where to generate and 0 elsewhere"
+        raise UsageError("--mask is missing", hint)
     own = read_picture(path, space.medium, ReadSettings(space.size, 1)).size[::-1]
     grounds = (ReadSettings(own, 1, (level,) * 3) for level in (255, 0))
     white, black = (read_picture(path, space.medium, ground).values for ground in grounds)
@@ -233,8 +236,6 @@ def read_alpha_mask(path: str, loaded: LoadedModel, fit: str | None) -> Array:
     known = _is_dark(THIN, clear)
     if known.all():
         hint = "Pass --mask FILE, white where to generate, or erase that part of the image"
-        if not medium.bits:
-            hint = f"Pass --mask FILE, a file like {shown} with 1 where to generate and 0 elsewhere"
         raise UsageError(f"--mask is missing: {shown} has no transparent part", hint)
     if not known.any():
         raise DataError(f"{shown} is all transparent: it keeps no pixels", "Use diffuse sample")
