@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,11 @@ import pytest
 from conftest import in_process
 from PIL import Image
 
+from diffuse_cli.core.space import Space
 from diffuse_cli.data import read_images
 from diffuse_cli.media import ReadSettings, image
 from diffuse_cli.media.image.planes import encode_png
+from diffuse_cli.sampling.tasks.task_inputs import read_pictures
 from diffuse_cli.system.events import finish
 
 COUNT = 48
@@ -83,6 +86,20 @@ def test_tasks_keep_sixteen_bits(deep: Path, diffuse: Callable[..., Any], tmp_pa
     assert ran.code == 0, ran.err
     ran = diffuse("noise-demo", first, "--model", deep, "-o", "demo.png", "-q")
     assert ran.code == 0, ran.err
+
+
+def test_levels_outside_of_the_models_are_named(tmp_path: Path) -> None:
+    space = Space(channels=1, size=(8, 8), levels=65_536, limits=(0, 4095))
+    loaded = SimpleNamespace(space=space, background="white", fit="crop")
+    for most, said in ((4095, []), (65_535, ["levels from 9 to 65,535, which are clipped to"])):
+        values = np.full((1, 8, 8), 9, np.uint16)
+        values[0, 0, 0] = most
+        (tmp_path / "a.png").write_bytes(encode_png(values))
+        found = finish(read_pictures(str(tmp_path / "a.png"), loaded, None, space))
+        assert len(found.notices) == len(said)
+        for notice, part in zip(found.notices, said, strict=True):
+            assert notice.warning
+            assert part in notice.text
 
 
 @pytest.fixture(scope="module")

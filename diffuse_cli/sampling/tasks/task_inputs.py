@@ -89,6 +89,12 @@ def read_pictures(path: str, loaded: LoadedModel, fit: str | None, space: Space)
         one = read_picture(path, medium, asked)
         lines = [f"{files.show(path)}: {line}" for line in one.remarks]
         names, values, sizes = (Path(path).name,), one.values[None], frozenset([one.size])
+    if space.limits is not None:
+        low, high = space.limits
+        least, most = int(values.min()), int(values.max())
+        if least < low or most > high:
+            text = f"{files.show(path)} has levels from {least:,} to {most:,}, which are clipped"
+            lines.append(f"{text} to the model's {low:,} to {high:,}")
     notices = [Notice(line, warning=True) for line in lines]
     if sizes != {size[::-1]}:
         were, changed = (
@@ -216,7 +222,7 @@ def read_alpha_mask(path: str, loaded: LoadedModel, fit: str | None) -> Array:
 
     Raises:
         DataError: the image is not usable, or all of it is transparent.
-        UsageError: there are several images, or the image has or can have no transparent part.
+        UsageError: there are several images, or there is no transparent part.
     """
     if is_images(Path(path), single=True):
         raise UsageError("--mask is missing", "Pass --mask FILE, or a single transparent image")
