@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from diffuse_cli.sampling.generation import LoadedModel
 
 
-WHITE = 1 / 2
-"""Fraction of the highest level from which a mask counts as white: unknown."""
+FAINT = 1 / 8
+"""Fraction of white above which a mask is unknown, so that partly covered pixels are generated."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,8 @@ def read_inputs(config: SampleConfig, loaded: LoadedModel) -> Work[SampleInputs]
         yield Notice(f"--given of {format_sizes(sizes)}: resized to {dimensions(asked.size)}{fit}")
     described = _describe_files(config.given, samples.names)
     if config.mask:
-        masks = yield from read(
-            config.mask, **{**mask_settings_for(encoder.space), "size": asked.size}
-        )
+        settings = {**mask_settings_for(encoder.space), "size": asked.size}
+        masks = yield from read(config.mask, **{**settings, "background": "black"})
         if {*sizes} - {*masks.summary.sizes}:
             own, theirs = format_sizes(masks.summary.sizes), format_sizes(sizes)
             hint = "Resize the mask" if len(sizes) == 1 else "Pass a mask for each image"
@@ -126,7 +125,7 @@ def _check_options(config: SampleConfig, encoder: Conditioner) -> None:
 
 
 def _known_pixels(samples: Dataset, masks: Dataset, path: Path) -> Array:
-    """Return where each sample is known, by one mask for all, or by the masks of the same names."""
+    """Return 1 where each sample is known, by one mask for all, or by masks of the same names."""
     if len(masks) > 1 or path.is_dir():
         found = match_pairs(samples, masks)
         if not found.matched.all():
@@ -135,9 +134,19 @@ def _known_pixels(samples: Dataset, masks: Dataset, path: Path) -> Array:
         chosen = masks.stored[found.rows]
     else:
         chosen = masks.stored
-    levels = chosen.dtype.kind == "u" and chosen.max() > 1
-    known: Array = chosen < (np.iinfo(chosen.dtype).max if levels else 1) * WHITE
-    return known
+    return is_dark(whiten_ones(chosen))
+
+
+def whiten_ones(mask: Array) -> Array:
+    """Return a mask in black and white if its levels are only 0 and 1, as of a segmentation."""
+    ones = mask.dtype.kind == "u" and mask.max() == 1
+    return mask * np.iinfo(mask.dtype).max if ones else mask
+
+
+def is_dark(values: Array, fraction: float = FAINT) -> Array:
+    """Return 1 where stored values are at most a fraction of white, else 0, float32."""
+    white = np.iinfo(values.dtype).max if values.dtype.kind in "iu" else 1
+    return (values <= white * fraction).astype(np.float32)
 
 
 def _describe_files(path: str, names: Sequence[str]) -> dict[str, Any]:

@@ -151,6 +151,25 @@ def test_a_mask_says_what_is_unknown(diffuse, inpainter, tmp_path):
     assert diffuse(*line, "--degrade", "-o", "drawn").code == 0
 
 
+def test_a_mask_is_read_as_inpaint_reads_it(diffuse, inpainter, tmp_path):
+    """From an eighth of white, and on black where it is transparent."""
+    line = ("sample", inpainter, "--given", inputs(tmp_path, 2), "-n", 1, *STEPS)
+    white = np.zeros((8, 8), np.uint8)
+    white[:, 4:] = 255
+    masks = {
+        "white": white,
+        "faint": white // 4,
+        "ones": white // 255,
+        "clear": np.dstack([np.full_like(white, 255), white]),
+    }
+    for name, values in masks.items():
+        Image.fromarray(values).save(f"{name}.png")
+        ran = diffuse(*line, "--mask", f"{name}.png", "-o", name)
+        assert ran.code == 0, ran.err
+        for k in range(2):
+            assert np.array_equal(pixels(name, k), pixels("white", k)), name
+
+
 def test_guidance_0_draws_without(diffuse, paired):
     assert diffuse("sample", paired, "--guidance", 0, "-n", 4, *STEPS, "-o", "out").code == 0
     assert "given" not in manifest("out")

@@ -28,6 +28,7 @@ from diffuse_cli.media import (
 )
 from diffuse_cli.media.file_errors import read_required_file
 from diffuse_cli.models.image_conditioning import Conditioner
+from diffuse_cli.sampling.conditioning_inputs import is_dark, whiten_ones
 from diffuse_cli.sampling.generation import LoadedModel
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import DataError, UsageError, translate_errors
@@ -38,9 +39,6 @@ if TYPE_CHECKING:
 
     from diffuse_cli.media import Read, Size
 
-
-FAINT = 1 / 8
-"""Fraction of white above which a mask is unknown, so that partly covered pixels are generated."""
 
 THIN = 1 / 32
 """Fraction of transparency above which a pixel is unknown. Less of it is not visible."""
@@ -199,13 +197,14 @@ def read_mask(path: str, loaded: LoadedModel, fit: str | None, sizes: frozenset[
         own, theirs = (dimensions(each[::-1]) for each in (one.size, size))
         raise DataError(f"{shown} is {own}, and the image is {theirs}", "Resize the mask")
     whole = read_picture(path, space.medium, replace(asked, size=one.size[::-1])).values
-    values = one.values
-    if whole.dtype.kind == "u" and whole.max() == 1:  # as of a segmentation
-        whole = whole * np.iinfo(whole.dtype).max
+    if (spread := whiten_ones(whole)) is whole:
+        values = one.values
+    else:
+        whole = spread
         values = MEDIA[space.medium].fit(whole, asked)
-    known, points = _is_dark(FAINT, values), MEDIA[space.medium].points
+    known, points = is_dark(values)[None], MEDIA[space.medium].points
     if known.all():
-        if not _is_dark(FAINT, whole).all():
+        if not is_dark(whole).all():
             text = f"{shown}: the part to generate is outside the {dimensions(space.size)} crop"
             raise DataError(text, "Pass --fit pad, or a larger --size")
         text = f"{shown} is black: it keeps all {points}"
@@ -239,19 +238,13 @@ def read_alpha_mask(path: str, loaded: LoadedModel, fit: str | None) -> Array:
     white, black = (read_picture(path, space.medium, ground).values for ground in grounds)
     clear = np.where(white > black, white - black, 0).astype(white.dtype)
     clear = medium.fit(clear, ReadSettings(space.size, 1, (0, 0, 0), fit or loaded.fit))
-    known = _is_dark(THIN, clear)
+    known = is_dark(clear, THIN)[None]
     if known.all():
         hint = "Pass --mask FILE, white where to generate, or erase that part of the image"
         raise UsageError(f"--mask is missing: {shown} has no transparent part", hint)
     if not known.any():
         raise DataError(f"{shown} is all transparent: it keeps no pixels", "Use diffuse sample")
     return known
-
-
-def _is_dark(fraction: float, values: Array) -> Array:
-    """Return where stored values (1, *size) are at most a fraction of white, 1 in (1, 1, *size)."""
-    white = np.iinfo(values.dtype).max if values.dtype.kind in "iu" else 1
-    return (values <= white * fraction)[None].astype(np.float32)
 
 
 # -- conditioning ---------------------------------------------------------------------------------
