@@ -240,6 +240,14 @@ def test_what_is_wrong_with_the_picture_is_a_warning() -> None:
     assert warnings_of(events) == ["odd.png: broken color profile, which is ignored"]
 
 
+def test_a_tiff_of_floats_is_an_array(shown: Shown) -> None:
+    field = np.random.default_rng(3).normal(9, 2, (12, 16)).astype(np.float32)
+    Image.fromarray(field).save("field.tif")
+    scene = shown(image="field.tif")
+    assert (scene.space.medium, scene.space.levels, scene.space.size) == ("array", None, (12, 16))
+    assert np.allclose(scene.space.to_stored(scene.x0[None])[0, 0], field, atol=1e-4)
+
+
 def test_a_file_of_betas_is_a_row_of_its_name(shown: Shown, folder: Path) -> None:
     (folder / "own.txt").write_text("0.1\n0.2\n0.3\n")
     scene = shown(schedule=("linear",), betas="own.txt", num_timesteps=3)

@@ -227,8 +227,14 @@ class DemoSample:
 
 
 def medium_of(path: str) -> str:
-    """Return the medium that the extension of a file stands for."""
-    return media_by_extension().get(Path(path).suffix.lower(), "image")
+    """Return the medium of a file by its extension, or by its bytes if another medium claims it."""
+    file = Path(path)
+    extension = file.suffix.lower()
+    with contextlib.suppress(OSError):  # the reader reports why
+        for name, kind in MEDIA.items():
+            if extension in kind.claimed and file.is_file() and kind.claims(file.read_bytes()):
+                return name
+    return media_by_extension().get(extension, "image")
 
 
 def read_sample(
