@@ -347,6 +347,9 @@ class Mask(Projection):
         # Hidden values need not be finite, as the logarithm of 0 in a gap.
         return x0.where(self.known_mask(x0) > 0, 0)
 
+    def observe(self, x0: Tensor, noise: Tensor) -> Tensor:
+        return self.apply(super().observe(x0, noise))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Noise(Projection):

@@ -276,4 +276,6 @@ def test_noise_is_added_at_its_level():
     x, n = samples((4, 4)), torch.randn(3, CHANNELS, 4, 4, generator=generator(5))
     assert torch.allclose(parse("noise:0.3").observe(x, n), x + 0.3 * n)
     assert torch.equal(parse("mask:half").observe(x, n), parse("mask:half").apply(x))
+    noisy = parse("mask:half+noise:0.1").observe(x, n)
+    assert torch.equal(noisy, parse("mask:half").apply(x + 0.1 * n))
     assert math.isclose(parse("grey+noise:0.25").sigma, 0.25)

@@ -155,10 +155,9 @@ def _degrade(
     fitted, values = made.fit_shape(loaded.space.shape), whole.values
     x0 = loaded.space.to_model(torch.from_numpy(np.array(values)))
     u = _draw_uniforms(config.seed, fitted, len(x0))
-    y = fitted.draw_parts(u).apply(x0)
-    if fitted.sigma:
-        rows = [draw_noise(config.seed, "observed", i, shape=y.shape[1:]) for i in range(len(y))]
-        y = y + fitted.sigma * torch.stack(rows)
+    shape = made.observation_shape(loaded.space.shape) if made.sigma else (0,)
+    noise = [draw_noise(config.seed, "observed", i, shape=shape) for i in range(len(x0))]
+    y = fitted.draw_parts(u).observe(x0, torch.stack(noise))
     check_transform(y, loaded.space, whole.names)
     return Observation(whole.names, fitted, u, y, [values, *masks], values)
 
