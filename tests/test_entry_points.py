@@ -271,9 +271,9 @@ def test_a_sampler_draws_and_a_metric_measures(added, images: Path, model: Path)
 
 def test_a_degradation_a_mask_and_a_restoration_restore(added, images: Path, model: Path):
     own = ("--method", "added-restoration", "--sampler", "added-sampler", "--steps", 3, "-q")
-    for form in ("added-degradation", "mask:added-mask"):
+    for form, *more in (("added-degradation",), ("mask:added-mask", "--degrade")):
         line = ("restore", model, images / "dark" / "000.png", "-n", 1, "-o", form[:4])
-        ran = added(*line, "--degradation", form, *own)
+        ran = added(*line, "--degradation", form, *more, *own)
         assert ran.code == 0, ran.err
 
 

@@ -215,7 +215,8 @@ def test_samples_do_not_depend_on_batches_or_on_other_pictures(diffuse, model, t
 
 def test_two_processes_draw_what_one_draws(diffuse, pair, model, tmp_path, picture):
     write_images(tmp_path / "several", 3)
-    line = ("restore", model, "several", "--degradation", "mask:box", "-n", 2, *QUICK)
+    mask = ("--degradation", "mask:box", "--degrade")
+    line = ("restore", model, "several", *mask, "-n", 2, *QUICK)
     assert diffuse(*line, "-o", "one").code == 0
     ran = pair(*line, "-o", "two")
     assert ran.code == 0, ran.err
@@ -446,6 +447,7 @@ REFUSED = [
     ("restore MODEL a.png --degradation low-res:3", 2, "multiples of 3, not 8x8"),
     ("restore MODEL a.png --degradation low-res:3 --degrade", 2, "multiples of 3, not 8x8"),
     ("restore MODEL a.png --degradation grey", 2, "several channels, not 1"),
+    ("restore MODEL a.png --degradation mask:random", 2, "draws its own mask"),
     (
         "restore MODEL a.png --degradation blur:1 --method given",
         2,

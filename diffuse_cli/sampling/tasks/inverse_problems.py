@@ -114,10 +114,13 @@ def restore(config: RestoreConfig) -> Work[SampleFiles | None]:
     made = parse(config.degradation)
 
     def observe(loaded: LoadedModel) -> Work[Observation]:
+        with translate_errors():
+            drawn = made.fit_shape(loaded.space.shape).uniforms
+        if drawn and not config.degrade:
+            text = f"--degradation {made.text} draws its own mask, not the mask of the input"
+            raise UsageError(text, "Pass --degrade, or use diffuse inpaint --mask FILE")
         if not config.degrade:
             return (yield from _read_observation(config, loaded, made, "--degradation"))
-        with translate_errors():
-            made.fit_shape(loaded.space.shape)
         found = yield from read_pictures(config.image, loaded, config.fit, loaded.space)
         yield from found.notices
         return _degrade(config, loaded, found, made)

@@ -297,7 +297,8 @@ def _command(encoder: Conditioner) -> str:
         return "sample MODEL --given FILE"
     if own.HIDES and not own.sigma:
         return "inpaint MODEL IMAGE --mask FILE"
-    return f"restore MODEL IMAGE --degradation {encoder.given.what}"
+    drawn = " --degrade" if own.uniforms else ""
+    return f"restore MODEL IMAGE --degradation {encoder.given.what}{drawn}"
 
 
 def report_input(loaded: LoadedModel, told: bool) -> Work[None]:
