@@ -252,6 +252,7 @@ def _samples(
         modes=dict(tally.modes),
         greyed=tally.color if stored.shape[1] == 1 else 0,
         medium=listing.medium,
+        layout=tally.layout or "",
         classes={name: counts[k] for k, name in enumerate(class_names)},
         unlabelled=counts[-1],
         skipped=tally.skipped,

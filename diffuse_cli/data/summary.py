@@ -37,6 +37,7 @@ class Summary:
         remarks: as `skipped`, for usable samples.
         tables: the names of metadata tables.
         medium: a name in `MEDIA`.
+        layout: the layout of the samples. Empty if the medium has only one.
         origin: a name to pass for the same samples on any machine. Empty for local samples.
     """
 
@@ -55,6 +56,7 @@ class Summary:
     remarks: Skips = field(default_factory=dict)
     tables: tuple[str, ...] = ()
     medium: str = "image"
+    layout: str = ""
     origin: str = ""
 
     def lines(self) -> list[str]:
@@ -86,9 +88,9 @@ class Summary:
     @property
     def kind(self) -> str:
         """The kind of samples: `grey`, `color`, `4 channels of float32`."""
-        kinds = MEDIA[self.medium].kinds
-        if self.channels in kinds:
-            return str(kinds[self.channels])
+        medium = MEDIA[self.medium]
+        if self.channels in medium.kinds and self.layout not in medium.alike:
+            return str(medium.kinds[self.channels])
         numbers = " and ".join(sorted(self.modes))
         return f"{plural(self.channels, 'channel')} of {numbers}"
 
@@ -112,7 +114,7 @@ class Summary:
             "remarks": _reasons_to_dict(self.remarks),
             "tables": list(self.tables),
         }
-        rare = {"greyed", "unread", "remarks", "tables", "medium", "origin"}
+        rare = {"greyed", "unread", "remarks", "tables", "medium", "layout", "origin"}
         usual: tuple[Any, ...] = (0, "", "image", [], {})
         return {k: value for k, value in values.items() if k not in rare or value not in usual}
 

@@ -149,7 +149,8 @@ class Medium:
         rates: the possible rates of samples, in Hz. Empty for samples without a rate.
         layouts: the names of the possible orders of axes in files.
         mixed: whether samples of one channel and of several can be in one data set.
-        alike: the layouts whose samples must all have the same channels, despite `mixed`.
+        alike: the layouts whose samples must all have the same channels, despite `mixed`. They have
+            no `kinds` and no `channel_names`.
         kinds: the names of samples by their number of channels.
         brought: the numbers of channels that samples can be converted to, by layout. Any if empty.
         bits: the numbers of bits per level that `--bits` can choose. Levels of a file are scaled to

@@ -57,8 +57,10 @@ def training_config(found: ModelFile) -> dict[str, Any]:
 
 def describe_space(space: Space) -> str:
     """Return the kind of samples of a space: `28x28, grey`, or `5120 at 8,000 Hz, mono`."""
-    kinds = {1: "grey", 3: "color", **MEDIA[space.medium].kinds}
+    medium, count = MEDIA[space.medium], space.channels
     rate = f" at {space.rate:,} Hz" if space.rate else ""
-    kind = kinds.get(space.channels, f"{space.channels} channels")
+    kind = f"{count} channel{'s' * (count != 1)}"
+    if space.layout not in medium.alike:
+        kind = medium.kinds.get(count, kind)
     limits = ", levels {:,} to {:,}".format(*space.limits) if space.limits else ""
     return f"{dimensions(space.size)}{rate}, {kind}{limits}"

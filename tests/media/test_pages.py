@@ -13,11 +13,13 @@ from conftest import in_process
 from PIL import Image
 
 from diffuse_cli.core.space import Space
-from diffuse_cli.data import read_images
+from diffuse_cli.data import read_images, summary
 from diffuse_cli.media import ReadSettings, image
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.file_errors import Unusable
 from diffuse_cli.media.image.full_depth import encode_tiff
+from diffuse_cli.metrics.features.feature_choice import words_of
+from diffuse_cli.models.model_report import describe_space
 from diffuse_cli.system.events import finish
 
 DRAW = np.random.default_rng(4)
@@ -81,6 +83,19 @@ def test_stacks_of_a_set_have_as_many_pages(tmp_path: Path) -> None:
     found = finish(read_images(tmp_path, layout="pages"))
     assert found.stored.shape == (2, 3, 64, 64)
     assert found.summary.skipped[reasons.SHAPE][0] == 2
+
+
+def test_pages_and_arrays_have_no_colors(tmp_path: Path) -> None:
+    for k in range(2):
+        values = DRAW.integers(0, 256, (4, 8, 8)).astype(np.uint8)
+        (tmp_path / f"{k}.tif").write_bytes(encode_tiff(values))
+    found = finish(read_images(tmp_path, layout="pages"))
+    assert found.summary.kind == "4 channels of L"
+    assert summary.from_dict(found.summary.to_dict()).kind == found.summary.kind
+    assert describe_space(found.space) == "8x8, 4 channels"
+    assert words_of(found.space).channels == ()
+    array = Space(channels=1, size=(8, 8), medium="array")
+    assert describe_space(array) == "8x8, 1 channel"
 
 
 def test_a_model_of_stacks(diffuse: Callable[..., Any], recipe: Path, tmp_path: Path) -> None:

@@ -144,7 +144,8 @@ def load_choice(
 def words_of(space: Space) -> Words:
     """Return the words for samples of a space."""
     kind = MEDIA[space.medium]
-    channels = tuple(kind.channel_names.get(space.channels, ()))
+    named = space.layout not in kind.alike
+    channels = tuple(kind.channel_names.get(space.channels, ())) if named else ()
     return Words(kind.many, kind.points, *kind.low_high, channels, kind.one)
 
 
