@@ -207,6 +207,8 @@ def _warnings(summary: Summary, asked: ReadSettings) -> Iterator[Notice]:
     """Yield a warning for each kind of flaw in usable samples."""
     contrast = "black" if sum(asked.background) > 3 * 127 else "white"
     for reason, found in summary.remarks.items():
+        if reason == reasons.DEPTH and asked.numbers == "uint8":
+            continue
         (line,) = remark_lines({reason: found}, summary.format_samples(summary.usable))
         todo = f"; try --background {contrast}" if reason == reasons.BLANK else ""
         yield Notice(f"{line}{todo}", warning=True)

@@ -57,6 +57,7 @@ LONG = "over 33,554,432 numbers; cut it into parts"
 LONGER = "longer than the size; pass --fit crop to cut it"
 
 PROFILE = "broken color profile, which is ignored"
+DEPTH = "only 8 of 16 bits kept because of the color profile (convert to sRGB to keep 16)"
 BLANK = "blank on the background"
 SILENT = "silent"
 CLIPPED = "clipped: cut off at full scale"

@@ -193,6 +193,17 @@ def gathered(folder: Path, **options: Any) -> tuple[Dataset, list[str]]:
     return images, [event.text for event in events if isinstance(event, Notice)]
 
 
+def test_a_profile_that_costs_bits_is_named(tmp_path: Path) -> None:
+    profile = b"x\0\0" + zlib.compress(icc_profiles.grey(1.8))
+    (tmp_path / "a.png").write_bytes(tagged(levels(1, 4, 4), b"iCCP", profile))
+    found, notices = gathered(tmp_path)
+    assert found.summary.modes == {"L": 1}
+    (line,) = (text for text in notices if "bits" in text)
+    assert "only 8 of 16 bits kept because of the color profile" in line
+    _, notices = gathered(tmp_path, bits=8)
+    assert not any("bits" in text for text in notices)
+
+
 @pytest.mark.parametrize(
     ("kinds", "bits", "dtype", "channels"),
     [

@@ -89,11 +89,12 @@ def decode_image(
         Large: `shared` is set, and the image is too large to be decoded next to others.
     """
     image = open_header(data)
-    mode = image.mode
+    mode, reduced = image.mode, False
     if deep := deep and is_deep(image, data):
         kind = "L" if mode.startswith("I") or data[25:26] == b"\x04" else "RGB"
         convert, remarks = _find_conversion(image.info.get("icc_profile", SRGB), kind)
-        deep = convert is None
+        reduced = convert is not None
+        deep = not reduced
     # A small AVIF can hold frames of 2**28 pixels, which are decoded and then scaled.
     large = image.format in AVIF or pixels_at_once(image) > LARGE
     with lock_large(large, shared), errors_as(reasons.PIXELS):
@@ -105,10 +106,13 @@ def decode_image(
                 image.load()
             profile = image.info.get("icc_profile", SRGB)
             found, convert, remarks = _normalize_image(image, profile, background, alpha)
+            remarks = (*remarks, reasons.DEPTH) if reduced else remarks
         turn = orientation(image)
         if not (deep or alpha):
             if turn in _TURNS:
                 found = found.transpose(_TURNS[turn])
+            if reduced and mode.startswith("I"):  # not for planes, whose digests have the mode
+                mode = "L"
             return DecodedImage(found, None, mode, remarks, convert, profile if convert else b"")
         if not deep:
             values = np.asarray(found).transpose(2, 0, 1)
