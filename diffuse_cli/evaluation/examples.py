@@ -12,6 +12,7 @@ from PIL import Image
 from diffuse_cli.evaluation.image_sets import LabeledSamples
 from diffuse_cli.evaluation.metric_inputs import EvaluationRun
 from diffuse_cli.media import Array, figures
+from diffuse_cli.media.image.planes import to_pixels
 from diffuse_cli.metrics import Words
 from diffuse_cli.metrics.inputs import NearestDistances
 from diffuse_cli.metrics.memorization import select_finite
@@ -85,9 +86,8 @@ def plot_pairs(twins: Sequence[ImagePair], words: Words) -> Image.Image:
 def _resize_image(image: Array) -> Array:
     """Resize an image to about `SIDE` pixels. Small images are enlarged by an integer factor."""
     zoom = max(1, SIDE // max(image.shape[1:]))
-    picture = figures.shrink_image(figures.to_image(image.repeat(zoom, 1).repeat(zoom, 2)), SIDE)
-    dots = np.asarray(picture)
-    return dots[None] if dots.ndim == 2 else np.ascontiguousarray(dots.transpose(2, 0, 1))
+    large = figures.to_image(image.repeat(zoom, 1).repeat(zoom, 2))
+    return to_pixels(figures.shrink_image(large, SIDE))
 
 
 # -- images of the report -------------------------------------------------------------------------

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Shades = npt.NDArray[np.uint8]
-Heights = npt.NDArray[Any]
-
+from diffuse_cli.media import Array
+from diffuse_cli.media.figures import Pixels
 
 PANELS = 8
 """Number of channels that are shown."""
 
 
-GAP, LINE, WHITE = 1, 0, 255
-"""Width of the line between panels of a sample, its grey, and the grey of empty space."""
+GAP, LINE = 1, 0
+"""Width of the line between panels of a sample, and its grey."""
 
 
 HEIGHT, WIDEST = 48, 256
@@ -26,25 +23,26 @@ HEIGHT, WIDEST = 48, 256
 
 
 PAPER, INK, RULE = 255, 40, 225
+"""Greys of empty space, of a plotted signal, and of the rule at half its height."""
 
 
-def plot_channels(shades: Shades) -> Shades:
+def plot_channels(shades: Pixels) -> Pixels:
     """Plot greys (N, C, *size), of one to three dimensions, as images (N, 1, H, W)."""
     draw = {1: _lines, 2: _fields, 3: _slices}[shades.ndim - 2]
     return draw(shades[:, :PANELS])[:, None]
 
 
-def _fields(shades: Shades) -> Shades:
+def _fields(shades: Pixels) -> Pixels:
     """Arrange channels side by side, as near to a square as possible."""
     panels = [*shades.swapaxes(0, 1)]
     across = round(math.sqrt(len(panels) * shades.shape[2] / shades.shape[3]))
     across = max(1, min(across, len(panels)))
-    panels += [np.full_like(panels[0], WHITE)] * (-len(panels) % across)
+    panels += [np.full_like(panels[0], PAPER)] * (-len(panels) % across)
     rows = [join_images(panels[k : k + across], 2) for k in range(0, len(panels), across)]
     return join_images(rows, 1)
 
 
-def _slices(shades: Shades) -> Shades:
+def _slices(shades: Pixels) -> Pixels:
     """Arrange a row for each channel, with the middle slice across each axis."""
     rows = []
     for volume in shades.swapaxes(0, 1):
@@ -55,12 +53,12 @@ def _slices(shades: Shades) -> Shades:
     return join_images(rows, 1)
 
 
-def _pad_height(pictures: Shades, height: int) -> Shades:
+def _pad_height(pictures: Pixels, height: int) -> Pixels:
     missing = height - pictures.shape[1]
-    return np.pad(pictures, ((0, 0), (0, missing), (0, 0)), constant_values=WHITE)
+    return np.pad(pictures, ((0, 0), (0, missing), (0, 0)), constant_values=PAPER)
 
 
-def join_images(parts: Sequence[Shades], axis: int) -> Shades:
+def join_images(parts: Sequence[Pixels], axis: int) -> Pixels:
     """Join images (N, H, W) along an axis, with a line between them."""
     shape = list(parts[0].shape)
     shape[axis] = GAP
@@ -69,12 +67,12 @@ def join_images(parts: Sequence[Shades], axis: int) -> Shades:
     return np.concatenate(spaced, axis)
 
 
-def _lines(shades: Shades) -> Shades:
+def _lines(shades: Pixels) -> Pixels:
     """Plot each channel as a line, one plot above the other."""
     return join_images([_plot(own) for own in shades.swapaxes(0, 1)], 1)
 
 
-def _plot(signals: Shades) -> Shades:
+def _plot(signals: Pixels) -> Pixels:
     """Plot signals (N, L) as lines (N, HEIGHT, W), with the mean of floats at half height."""
     length = signals.shape[1]
     heights = np.rint((255 - signals.astype(np.float32)) * ((HEIGHT - 1) / 255)).astype(np.int64)
@@ -84,7 +82,7 @@ def _plot(signals: Shades) -> Shades:
     return plot_ranges(low, high, starts, HEIGHT)
 
 
-def plot_ranges(low: Heights, high: Heights, starts: Heights, height: int) -> Shades:
+def plot_ranges(low: Array, high: Array, starts: Array, height: int) -> Pixels:
     """Plot the range from the least to the largest height (N, L) in each column, (N, height, W).
 
     A column covers the values from its start to the next start. A rule marks half the height.

@@ -65,8 +65,10 @@ class Scene:
 
     def to_stored(self, name: str, t: int) -> Any:
         """x_t as stored, (C, *size)."""
+        from diffuse_cli.sampling.generation import to_stored
+
         x_t = self.processes[name].diffuse(self.x0[None], t, self.noise[None])
-        return self.space.to_stored(x_t).numpy()[0]
+        return to_stored(self.space, x_t)[0]
 
     def to_pixels(self, name: str, t: int) -> Pixels:
         """x_t as pixels (C, H, W)."""

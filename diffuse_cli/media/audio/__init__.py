@@ -14,7 +14,7 @@ from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.space import Space
 from diffuse_cli.media import Array, Medium, Read, ReadSettings, content_digest
 from diffuse_cli.media import file_errors as reasons
-from diffuse_cli.media.array_figures import PAPER, Shades, join_images, plot_ranges
+from diffuse_cli.media.array_figures import PAPER, join_images, plot_ranges
 from diffuse_cli.media.audio.sound_file import (
     RATES,
     check_installed,
@@ -22,6 +22,7 @@ from diffuse_cli.media.audio.sound_file import (
     read_sound,
     read_sound_header,
 )
+from diffuse_cli.media.figures import Pixels
 from diffuse_cli.media.file_errors import Unusable
 from diffuse_cli.media.shapes import Lengths, Size
 
@@ -43,11 +44,6 @@ def crop(own: Size, wanted: Size) -> tuple[Lengths, Lengths]:
     """Cut a longer sound to its loudest part, and put silence after a shorter sound."""
     kept = (min(own[0], wanted[0]),)
     return kept, kept
-
-
-def pad(own: Size, wanted: Size) -> tuple[Lengths, Lengths]:
-    """Put silence after a shorter sound. Longer sounds are left out."""
-    return crop(own, wanted)
 
 
 def complete_settings(asked: ReadSettings, files: Iterable[bytes]) -> tuple[ReadSettings, str]:
@@ -241,14 +237,14 @@ def spectrogram(samples: Array, rate: int, columns: int) -> Array:
     return decibels.swapaxes(1, 2)[:, ::-1]
 
 
-def _shades(decibels: Array) -> Shades:
+def _shades(decibels: Array) -> Pixels:
     """Return decibels as greys, white for quiet and black for loud."""
     dark = ((decibels - QUIET) / (LOUD - QUIET)).clip(0, 1)
-    shades: Shades = np.rint(PAPER * (1 - dark)).astype(np.uint8)
+    shades: Pixels = np.rint(PAPER * (1 - dark)).astype(np.uint8)
     return shades
 
 
-def _waves(samples: Array, width: int) -> Shades:
+def _waves(samples: Array, width: int) -> Pixels:
     """Plot the range of sounds (N, L) in each column, (N, WAVE, width)."""
     starts = np.arange(width) * samples.shape[1] // width
     heights = (1 - samples / TALLEST).clip(0, 2) * ((WAVE - 1) / 2)
@@ -269,7 +265,7 @@ MEDIUM = Medium(
     prepare=check_installed,
     check=check,
     settled=complete_settings,
-    fits={"crop": crop, "pad": pad},
+    fits={"crop": crop, "pad": crop},  # to pad, `read` leaves out longer sounds
     advice={f".{name}": _CONVERT.format(name) for name in _OTHERS.split()},
     rates=RATES,
     mixed=True,

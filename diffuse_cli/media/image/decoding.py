@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageColor
 
-from diffuse_cli.media import LARGE, errors_as, lock_large
+from diffuse_cli.media import LARGE, Array, errors_as, lock_large
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.file_errors import Unusable, read_required_file
 from diffuse_cli.media.image.full_depth import grey_levels, is_deep, read_planes
@@ -23,7 +23,7 @@ from diffuse_cli.media.image.image_metadata import (
     pixels_at_once,
     silence_pillow,
 )
-from diffuse_cli.media.image.planes import Planes, composite_planes, turn_upright
+from diffuse_cli.media.image.planes import composite_planes, turn_upright
 from diffuse_cli.media.shapes import Size
 
 _TURN = Image.Transpose
@@ -60,7 +60,7 @@ class DecodedImage(NamedTuple):
     """
 
     image: Image.Image | None
-    planes: Planes | None
+    planes: Array | None
     mode: str
     remarks: tuple[str, ...]
     to_srgb: Conversion | None = None

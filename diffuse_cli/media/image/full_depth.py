@@ -8,10 +8,8 @@ from __future__ import annotations
 import io
 import struct
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from diffuse_cli.core.space import MOST_CHANNELS
@@ -24,7 +22,7 @@ from diffuse_cli.media.image.image_metadata import (
     pixels_at_once,
     silence_pillow,
 )
-from diffuse_cli.media.image.planes import SIGNATURE, TOP, Planes, rescale_levels, turn_upright
+from diffuse_cli.media.image.planes import SIGNATURE, TOP, rescale_levels, turn_upright
 
 _BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262
 _WHITE_IS_ZERO = 0  # which Pillow inverts for up to 8 bits
@@ -36,7 +34,7 @@ def is_deep(image: Image.Image, data: bytes) -> bool:
     return image.mode.startswith("I") or (image.format == "PNG" and data[24:25] == b"\x10")
 
 
-def read_planes(image: Image.Image, data: bytes) -> Planes:
+def read_planes(image: Image.Image, data: bytes) -> Array:
     """Return 16-bit levels (C, H, W), with a straight alpha last if C is 2 or 4.
 
     Values of fewer bits are scaled to 16.
@@ -61,7 +59,7 @@ def read_planes(image: Image.Image, data: bytes) -> Planes:
     return np.concatenate([found, opaque.astype(np.uint16) * np.uint16(65_535)])
 
 
-def grey_levels(image: Image.Image, most: int) -> Planes:
+def grey_levels(image: Image.Image, most: int) -> Array:
     """Return grey of up to 16 bits as levels 0 ... `most`, (H, W), rounded to nearest.
 
     Raises:
@@ -69,7 +67,7 @@ def grey_levels(image: Image.Image, most: int) -> Planes:
     """
     tags = getattr(image, "tag_v2", None) or {}
     bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]
-    values: npt.NDArray[Any] = np.asarray(image)
+    values: Array = np.asarray(image)
     if bits > 16 or values.min() < 0 or values.max() >= 2**bits:
         raise Unusable(reasons.PIXELS)
     top = 2**bits - 1
@@ -86,14 +84,14 @@ def grey_levels(image: Image.Image, most: int) -> Planes:
     return found.reshape(values.shape)
 
 
-def _png_planes(data: bytes) -> Planes:
+def _png_planes(data: bytes) -> Array:
     import torch
     from torchvision.io import ImageReadMode, decode_png
 
     bare = SIGNATURE + b"".join(_pixel_chunks(data))
     tensor = torch.frombuffer(bytearray(bare), dtype=torch.uint8)
     # torch supports few operations on uint16, and int32 holds it.
-    found: Planes = decode_png(tensor, ImageReadMode.UNCHANGED).int().numpy().astype(np.uint16)
+    found: Array = decode_png(tensor, ImageReadMode.UNCHANGED).int().numpy().astype(np.uint16)
     return found
 
 
@@ -115,7 +113,7 @@ def _pixel_chunks(data: bytes) -> Iterator[bytes]:
 _CLASSIC_TIFFS = (b"II*\0", b"MM\0*")
 
 
-def _pages(image: Image.Image, shared: bool, page: Callable[[Image.Image], Planes]) -> list[Planes]:
+def _pages(image: Image.Image, shared: bool, page: Callable[[Image.Image], Array]) -> list[Array]:
     """Read each page of an image, whose header is open, with the function `page`.
 
     Raises:
@@ -138,7 +136,7 @@ def _pages(image: Image.Image, shared: bool, page: Callable[[Image.Image], Plane
     return found
 
 
-def read_pages(data: bytes, shared: bool = False) -> tuple[Planes, str]:
+def read_pages(data: bytes, shared: bool = False) -> tuple[Array, str]:
     """Return the pages of an image file as planes (C, H, W), and Pillow's mode of the first page.
 
     All planes get the levels of the page with the most bits.
@@ -151,7 +149,7 @@ def read_pages(data: bytes, shared: bool = False) -> tuple[Planes, str]:
     mode = image.mode
     turn = 1 if image.format == "TIFF" else orientation(image)  # Pillow turns each page itself
 
-    def levels(page: Image.Image) -> Planes:
+    def levels(page: Image.Image) -> Array:
         if page.mode.startswith("I"):
             return read_planes(page, data)[:1]
         if page.mode not in ("1", "L"):
@@ -164,7 +162,7 @@ def read_pages(data: bytes, shared: bool = False) -> tuple[Planes, str]:
     return turn_upright(merged, turn), mode
 
 
-def encode_tiff(values: Planes) -> bytes:
+def encode_tiff(values: Array) -> bytes:
     """Encode planes as the pages of a TIFF, with lossless compression."""
     first, *rest = (Image.fromarray(np.ascontiguousarray(plane)) for plane in values)
     file = io.BytesIO()
@@ -193,7 +191,7 @@ def read_floats(data: bytes, shared: bool = False) -> Array:
     image = open_header(data)
     kind = image.mode, image.size
 
-    def numbers(page: Image.Image) -> Planes:
+    def numbers(page: Image.Image) -> Array:
         if (page.mode, page.size) != kind:
             raise Unusable(reasons.PAGES)
         return np.array(page)

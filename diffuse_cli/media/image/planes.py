@@ -11,15 +11,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 from xxhash import xxh3_128
 
-from diffuse_cli.media import content_digest
+from diffuse_cli.media import Array, content_digest
 from diffuse_cli.media.figures import Pixels
 from diffuse_cli.media.shapes import FITS, Size
-
-Planes = npt.NDArray[Any]
 
 TOP = {"uint8": 255, "uint16": 65_535}
 """Highest level by type."""
@@ -30,7 +27,7 @@ _COLOR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
 """Color types of PNG, by the number of planes."""
 
 
-def turn_upright(values: Planes, orientation: int) -> Planes:
+def turn_upright(values: Array, orientation: int) -> Array:
     """Turn planes upright by their EXIF orientation."""
     if orientation in (5, 6, 7, 8):
         values = values.swapaxes(1, 2)
@@ -39,7 +36,7 @@ def turn_upright(values: Planes, orientation: int) -> Planes:
     return values[:, ::-1] if orientation in (3, 4, 7, 8) else values
 
 
-def rescale_levels(values: Planes, numbers: str) -> Planes:
+def rescale_levels(values: Array, numbers: str) -> Array:
     """Rescale levels of 8 or 16 bits to another type, rounded to nearest."""
     if values.dtype == numbers:  # looking up the type's name would take longest here
         return values
@@ -51,7 +48,7 @@ def rescale_levels(values: Planes, numbers: str) -> Planes:
     return ((values.astype(np.uint32) * top + own // 2) // own).astype(np.uint8)
 
 
-def convert_channels(values: Planes, channels: int, alpha: bool) -> Planes:
+def convert_channels(values: Array, channels: int, alpha: bool) -> Array:
     """Convert planes to a number of channels: grey three times, or Pillow's luma of color.
 
     With `alpha`, the last plane is the alpha, before and after.
@@ -70,19 +67,19 @@ def convert_channels(values: Planes, channels: int, alpha: bool) -> Planes:
 # -- transparency ----------------------------------------------------------------------------------
 
 
-def scale_background(background: Size, values: Planes) -> Planes:
+def scale_background(background: Size, values: Array) -> Array:
     """Return an RGB background in the levels of planes, float64 (3, 1, 1)."""
     top = TOP[values.dtype.name]
     return np.array(background, np.float64).reshape(3, 1, 1) * (top / 255)
 
 
-def _split_alpha(values: Planes, background: Size) -> tuple[Planes, Planes, Planes]:
+def _split_alpha(values: Array, background: Size) -> tuple[Array, Array, Array]:
     """Return the colors of planes with an alpha last, their opacity, and a background."""
     opacity = values[-1:] / TOP[values.dtype.name]
     return values[:-1].astype(np.float64), opacity, scale_background(background, values)
 
 
-def composite_planes(values: Planes, background: Size) -> Planes:
+def composite_planes(values: Array, background: Size) -> Array:
     """Composite planes with a straight alpha last on an RGB background. Grey on grey stays grey.
 
     The alpha stays the last plane.
@@ -93,7 +90,7 @@ def composite_planes(values: Planes, background: Size) -> Planes:
     return np.concatenate([done, values[-1:]])
 
 
-def clamp_composite(values: Planes, background: Size) -> Planes:
+def clamp_composite(values: Array, background: Size) -> Array:
     """Move the colors of planes to the nearest colors that `composite_planes` can produce."""
     colors, opacity, below = _split_alpha(values, background)
     least = below[: len(colors)] * (1 - opacity)
@@ -101,7 +98,7 @@ def clamp_composite(values: Planes, background: Size) -> Planes:
     return np.concatenate([kept.astype(values.dtype), values[-1:]])
 
 
-def remove_background(values: Planes, background: Size) -> Planes:
+def remove_background(values: Array, background: Size) -> Array:
     """Return planes with a straight alpha, the inverse of `composite_planes`.
 
     Transparent pixels get the background's color.
@@ -136,14 +133,14 @@ def _plan_resize(own: Size, size: Size, fit: str) -> tuple[dict[str, Any], tuple
     return keywords, ((wanted[0] - width) // 2, (wanted[1] - height) // 2)
 
 
-def fit_planes(values: Planes, size: Size, fit: str, fill: Sequence[float]) -> Planes:
+def fit_planes(values: Array, size: Size, fit: str, fill: Sequence[float]) -> Array:
     """Scale planes to `size` (height, width) with `FITS[fit]`, on a level `fill` for each plane."""
     if values.shape[1:] == size:
         return values
     keywords, (x, y) = _plan_resize(values.shape[:0:-1], size, fit)
     floats = (Image.fromarray(np.ascontiguousarray(plane, np.float32)) for plane in values)
     scaled = np.stack([np.asarray(plane.resize(**keywords)) for plane in floats])
-    done: Planes = np.rint(scaled.clip(0, TOP[values.dtype.name])).astype(values.dtype)
+    done: Array = np.rint(scaled.clip(0, TOP[values.dtype.name])).astype(values.dtype)
     if done.shape[1:] == size:
         return done
     page = np.empty((len(values), *size), values.dtype)
@@ -152,7 +149,7 @@ def fit_planes(values: Planes, size: Size, fit: str, fill: Sequence[float]) -> P
     return page
 
 
-def encode_png(values: Planes) -> bytes:
+def encode_png(values: Array) -> bytes:
     """Encode planes, grey or RGB and alpha, of 8 or 16 bits as a PNG without metadata."""
     count, height, width = values.shape
     depth = 8 * values.dtype.itemsize
