@@ -14,7 +14,7 @@ from diffuse_cli.core.conditions import PAIRS
 from diffuse_cli.core.space import Space, longest_side
 from diffuse_cli.data import Dataset, Pairs, match_pairs, read_cells, read_images
 from diffuse_cli.data.metadata_columns import describe_unknown_labels, encode_rows
-from diffuse_cli.media import MEDIA, Array, can_judge, settings_for
+from diffuse_cli.media import MEDIA, Array, Indices, can_judge, settings_for
 from diffuse_cli.metrics import memorization
 from diffuse_cli.metrics.features.feature_choice import words_of
 from diffuse_cli.models.image_conditioning import (
@@ -392,5 +392,5 @@ def _training(
 
 def _shuffle_training(seed: int, held_out: Array, usable: Array) -> Array:
     """Return the indices of the training images, shuffled. For masks see `_training`."""
-    own = np.flatnonzero(~held_out & usable)
+    own: Indices = np.flatnonzero(~held_out & usable)
     return own[permutation(seed, 1, len(own))]

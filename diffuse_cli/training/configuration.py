@@ -286,7 +286,8 @@ def scale_to_batch(rate: float, before: int, after: int) -> float:
     The rate is multiplied by the root of the batch size: the noise of a gradient falls with that
     root, while Adam's step size stays the same (Malladi et al. 2022).
     """
-    return rate * (after / before) ** 0.5
+    scaled: float = rate * (after / before) ** 0.5
+    return scaled
 
 
 def with_batch_size(
