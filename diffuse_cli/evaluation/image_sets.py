@@ -392,5 +392,6 @@ def _training(
 
 def _shuffle_training(seed: int, held_out: Array, usable: Array) -> Array:
     """Return the indices of the training images, shuffled. For masks see `_training`."""
-    own: Indices = np.flatnonzero(~held_out & usable)
-    return own[permutation(seed, 1, len(own))]
+    own = np.flatnonzero(~held_out & usable)
+    shuffled: Indices = own[permutation(seed, 1, len(own))]
+    return shuffled
