@@ -160,7 +160,7 @@ def test_training_with_strict_ends_at_the_first_of_them(
     assert not Path("model.run").exists()
 
 
-@pytest.mark.parametrize("name", sorted(rubbish()))
+@pytest.mark.parametrize("name", sorted(rubbish().keys() - {"float.tif"}))  # it is an array
 def test_no_rubbish_is_an_image_to_look_at(diffuse: Diffuse, tmp_path: Path, name: str) -> None:
     data, reason = rubbish()[name]
     fill(tmp_path, {name: data})

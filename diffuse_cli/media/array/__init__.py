@@ -166,7 +166,7 @@ def _shades(samples: Array, space: Space) -> npt.NDArray[np.uint8]:
         scaled = (samples.astype(np.float32) - low) * np.float32(255 / (high - low))
     else:
         model = space.to_model(torch.from_numpy(np.ascontiguousarray(samples))).numpy()
-        scaled = 127.5 + 127.5 / 3 * np.nan_to_num(model)
+        scaled = 127.5 + 127.5 / 3 * np.nan_to_num(model).clip(-3, 3)
     shades: npt.NDArray[np.uint8] = np.rint(scaled.clip(0, 255)).astype(np.uint8)
     return shades
 
