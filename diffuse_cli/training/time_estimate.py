@@ -246,7 +246,8 @@ def fill_minutes(
 def estimate_step_seconds(plan: Plan, budget: Budget) -> float:
     """Return the seconds per step of the shortest run that learns anything, with chores."""
     least = fewest_steps(plan.config)
-    own = budget.estimate_seconds(0, least, plan_chores(plan))
+    whole = dataclasses.replace(budget, minutes=math.inf)  # which leaves time for all chores
+    own = whole.estimate_seconds(0, least, plan_chores(plan))
     return min(own / (1 - SHARE), own + SECONDS) / least
 
 

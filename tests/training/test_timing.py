@@ -187,7 +187,7 @@ def test_measuring_takes_at_most_a_share_of_the_minutes(machine, minutes, second
 def test_measuring_steps_and_what_comes_beside_them_fill_the_minutes(machine, minutes):
     """Eight previews of 320 passes, and the errors at the end.
 
-    48 passes are taken to last as long as a step of 8 images.
+    24 passes are taken to last as long as a step of 8 images.
     """
     here = machine(fixed=0.02, each=0.005)
     plan, budget = filled(here, minutes=minutes, batch_size=8)
@@ -197,7 +197,7 @@ def test_measuring_steps_and_what_comes_beside_them_fill_the_minutes(machine, mi
     previews = -(-steps // preview_spacing(plan, steps))
     assert previews == 8
     errors = POINTS * count_measured_images(plan, steps)
-    expected = (minutes * 60 - here.now[0]) / 0.06 - (8 * 320 + errors) / 48
+    expected = (minutes * 60 - here.now[0]) / 0.06 - (8 * 320 + errors) / 24
     assert steps == pytest.approx(expected, abs=1)
 
 
@@ -215,7 +215,7 @@ def test_a_preview_is_counted_by_the_time_of_its_passes(machine, monkeypatch):
     here = machine(fixed=0.02, each=0.005)
     monkeypatch.setattr(Stopwatch, "measure_pass", giving(0.001))
     plan, budget = filled(here, minutes=2, batch_size=8)
-    errors = POINTS * count_measured_images(plan, plan.config.steps) / 48
+    errors = POINTS * count_measured_images(plan, plan.config.steps) / 24
     left = 120 - here.now[0] - 8 * 0.32
     assert plan.config.steps == pytest.approx(left / 0.06 - errors, abs=1)
     assert budget.costs["preview"] == pytest.approx([0.32 / 0.06])
@@ -340,7 +340,7 @@ def test_the_minutes_that_are_named_draw_something(machine):
     few, budget = filled(here, minutes=1)
     text = next(warn_of_few_steps(few.config, estimate_step_seconds(few, budget))).text
     minutes = float(text.partition("--minutes ")[2].rstrip("."))
-    assert minutes == 14
+    assert minutes == 16
     enough, budget = filled(here, minutes=minutes)
     assert not list(warn_of_few_steps(enough.config, estimate_step_seconds(enough, budget)))
     assert run_length.FEWEST <= enough.config.steps < 1.1 * run_length.FEWEST
@@ -424,7 +424,7 @@ def test_minutes_that_are_too_few_are_called_so(train, step_takes):
         ran = train("--minutes", 10, "--stop-at", 1, *more)
         assert ran.code == 0
         assert (
-            "warning: 10 steps are too few: samples will be noise. Try --minutes 510.\n" in ran.err
+            "warning: 10 steps are too few: samples will be noise. Try --minutes 520.\n" in ran.err
         )
 
 
