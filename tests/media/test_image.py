@@ -116,6 +116,25 @@ def test_16_bit_transparent_color() -> None:
     assert array(data, "blue").tolist() == [[[0, 0, 255], [0, 255, 0]]]
 
 
+def test_16_bit_transparent_color_of_low_levels() -> None:
+    rows = b"\0" + struct.pack(">6H", 200, 0, 0, 0, 65535, 0)
+    data = png(2, 1, 16, 2, rows, chunk(b"tRNS", struct.pack(">HHH", 200, 0, 0)))
+    assert array(data, "blue").tolist() == [[[0, 0, 255], [0, 255, 0]]]
+
+
+@pytest.mark.parametrize(
+    ("depth", "rows", "key", "seen"),
+    [
+        (2, bytes([0, 0b11_00_01_10]), 2, [255, 0, 85, 128]),
+        (4, bytes([0, 0xF0, 0x18]), 15, [128, 0, 17, 136]),
+        (8, bytes([0, 15, 0, 17, 255]), 15, [128, 0, 17, 255]),
+    ],
+)
+def test_transparent_grey_of_few_bits(depth: int, rows: bytes, key: int, seen: list[int]) -> None:
+    data = png(4, 1, depth, 0, rows, chunk(b"tRNS", struct.pack(">H", key)))
+    assert array(data, "#808080").tolist() == [seen]
+
+
 @pytest.mark.parametrize("background", ["white", "black", "#12c8f0"])
 def test_transparent_color_is_composited(background: str) -> None:
     image = noise(2, (9, 6), "RGBA")

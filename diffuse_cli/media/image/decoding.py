@@ -104,6 +104,8 @@ def decode_image(
         else:
             with errors_as(reasons.CORRUPT):
                 image.load()
+            if image.format == "PNG":
+                _scale_key(image, data[24])
             profile = image.info.get("icc_profile", SRGB)
             found, convert, remarks = _normalize_image(image, profile, background, alpha)
             remarks = (*remarks, reasons.DEPTH) if reduced else remarks
@@ -198,11 +200,16 @@ def _add_alpha(image: Image.Image) -> Image.Image:
     mode = "LA" if is_grey(image) else "RGBA"
     if image.mode == "La":
         image = image.convert("LA")
-    key = image.info.get("transparency")
-    if image.mode == "RGB" and isinstance(key, tuple) and max(key) > 255:
-        image = image.copy()  # a color of 16 bits, scaled to 8 as Pillow does its pixels
-        image.info["transparency"] = tuple(v >> 8 for v in key)
     return image if image.mode == mode else image.convert(mode)
+
+
+def _scale_key(image: Image.Image, depth: int) -> None:
+    """Scale the transparent grey or color of a PNG to 8 bits: Pillow scales only the pixels."""
+    key = image.info.get("transparency")
+    if image.mode == "RGB" and isinstance(key, tuple) and depth == 16:
+        image.info["transparency"] = tuple(v >> 8 for v in key)
+    elif image.mode == "L" and isinstance(key, int):
+        image.info["transparency"] = key * (255 // (2**depth - 1))
 
 
 def _varies(image: Image.Image, most: int) -> bool:
