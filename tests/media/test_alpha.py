@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -145,3 +146,16 @@ def test_a_palette_with_a_transparent_color() -> None:
 def test_a_layout_that_no_image_has_is_refused(layout: str) -> None:
     with pytest.raises(InvalidArgument, match="cannot have layout"):
         image.check(Space(channels=4, size=(8, 8), layout=layout))
+
+
+def test_grey_on_a_colored_background_is_on_its_luma() -> None:
+    asked = ReadSettings(channels=2, background=TEAL, layout="alpha")
+    found = image.read(encode_png(straight(2)), asked).values
+    space = space_of(found, TEAL)
+    assert (found[0, :4] == 90).all()
+    assert (image.render(found[None], space)[0, 0, :4] == 90).all()
+    again = image.read(image.encode(found, space), asked).values
+    assert np.array_equal(again[:, :8], found[:, :8])
+    assert np.abs(again.astype(int) - found).max() <= 2
+    padded = image.read(encode_png(straight(2)), replace(asked, size=(16, 24), fit="pad")).values
+    assert padded[:, 0, 0].tolist() == [90, 0]

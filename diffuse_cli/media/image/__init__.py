@@ -134,7 +134,7 @@ def fit(values: Array, asked: ReadSettings) -> Array:
         grey = len(values) - alpha == 1 and (plain or asked.fit != "pad")
         channels = asked.channels or (1 if grey else 3) + alpha
         values = planes.convert_channels(values, channels, alpha)
-        fill = [*below.flat[: channels - alpha], *[0] * alpha]
+        fill = [*planes.convert_channels(below, channels - alpha, False).flat, *[0] * alpha]
         done = planes.fit_planes(values, asked.size, asked.fit, fill)
     return planes.rescale_levels(done, asked.numbers or done.dtype.name)
 

@@ -93,7 +93,7 @@ def composite_planes(values: Array, background: Size) -> Array:
 def clamp_composite(values: Array, background: Size) -> Array:
     """Move the colors of planes to the nearest colors that `composite_planes` can produce."""
     colors, opacity, below = _split_alpha(values, background)
-    least = below[: len(colors)] * (1 - opacity)
+    least = convert_channels(below, len(colors), False) * (1 - opacity)
     kept = np.clip(colors, np.floor(least + 0.5), np.floor(least + values[-1:] + 0.5))
     return np.concatenate([kept.astype(values.dtype), values[-1:]])
 
@@ -104,7 +104,7 @@ def remove_background(values: Array, background: Size) -> Array:
     Transparent pixels get the background's color.
     """
     colors, opacity, below = _split_alpha(values, background)
-    below = below[: len(colors)]
+    below = convert_channels(below, len(colors), False)
     straight = (colors - below * (1 - opacity)) / np.where(opacity > 0, opacity, 1)
     straight = np.where(opacity > 0, straight, below).clip(0, TOP[values.dtype.name])
     done = np.rint(straight).astype(values.dtype)
