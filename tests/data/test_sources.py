@@ -294,6 +294,13 @@ def test_shards_with_equal_names_are_told_apart(tmp_path: Path) -> None:
     assert found.labels.tolist() == [0, 1, 0, 1]
 
 
+def test_files_of_another_medium_do_not_change_the_classes(tmp_path: Path) -> None:
+    files = {f"set/{name}": data for name, data in corpus(4).items()} | {"mean.npy": b""}
+    for name in ("folder", "zip", "tar", "shards"):
+        found = read(MAKERS[name](tmp_path, files))
+        assert (found.class_names, found.labels.tolist()) == (("a", "b"), [0, 0, 1, 1]), name
+
+
 def test_shards_of_equal_names_in_several_folders_are_told_apart(tmp_path: Path) -> None:
     for k, folder in enumerate(("x", "y/z")):
         (tmp_path / folder).mkdir(parents=True)

@@ -93,8 +93,7 @@ class Tar(Source):
         if any(labels.values()):
             own = [labels.get(_split_name(e.name)[0], "") for e in samples]
         else:
-            inside = self._index.prefixed  # the shard's name is not a folder
-            own = folder_classes([e.name.partition("/")[2] if inside else e.name for e in samples])
+            own = self._folders(samples)
         for entry, label in zip(samples, own, strict=True):
             yield entry._replace(label=label)
 
@@ -172,6 +171,18 @@ class Tar(Source):
         found = self._index.media[stem]
         bare = [e for e in found if _split_name(e.name)[1].count(".") == 1]
         return bare if bare and self._has_note(stem) else found
+
+    def _folders(self, samples: list[Entry]) -> list[str]:
+        """Return the folder of each sample, below the folder that all samples of a medium share."""
+        readers, inside = media_by_extension(), dict[str, list[str]]()
+        media = [readers[extension_of(entry.name)] for entry in samples]
+        for medium, entry in zip(media, samples, strict=True):
+            name = entry.name
+            if self._index.prefixed:  # the shard's name is not a folder
+                name = name.partition("/")[2]
+            inside.setdefault(medium, []).append(name)
+        folders = {medium: iter(folder_classes(names)) for medium, names in inside.items()}
+        return [next(folders[medium]) for medium in media]
 
     def _label(self, stem: str) -> str:
         """Return the class of a sample by its `.cls` or `.json`, empty if they have none."""
