@@ -98,6 +98,15 @@ class Registry(MutableMapping[str, Entry]):
     def __len__(self) -> int:
         return len({**self.own, **self._extensions})
 
+    def working(self) -> Iterator[tuple[str, Entry]]:
+        """Yield the names and entries, without extensions that cannot be loaded."""
+        for name in self:
+            try:
+                entry = self[name]
+            except InvalidArgument:
+                continue
+            yield name, entry
+
 
 def entries_by_name(*entries: Callable[..., Any]) -> dict[str, Any]:
     """Return functions by their names: `min_snr` is the entry `min-snr`."""

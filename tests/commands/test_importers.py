@@ -13,6 +13,7 @@ import re
 import struct
 import zipfile
 from collections.abc import Callable
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from diffuse_cli.commands.convert.diffusers_schedulers import BETA_ENDS
 from diffuse_cli.commands.convert.diffusers_unet import DEFAULTS, ONLY
+from diffuse_cli.commands.convert.exporters import target_of
 from diffuse_cli.commands.convert.importers import (
     FORMATS,
     convert,
@@ -42,7 +44,7 @@ from diffuse_cli.config.exchange_options import ConvertConfig
 from diffuse_cli.config.presets import PRESETS, resolve_architecture
 from diffuse_cli.config.shared_options import DiffusionConfig
 from diffuse_cli.config.train_options import TrainConfig
-from diffuse_cli.core import SAMPLERS, Conditions, Space
+from diffuse_cli.core import SAMPLERS, Conditions, InvalidArgument, Space, registry
 from diffuse_cli.core.guidance import clip
 from diffuse_cli.core.networks.unet import Config
 from diffuse_cli.core.settings import to_dict
@@ -1060,6 +1062,20 @@ def test_formats_are_the_files_of_the_folder():
     assert list(FORMATS) == ["diffusers", "openai"]
     special = {name for format in FORMATS.values() for name in format.OPTIONS}
     assert special <= {f.name for f in dataclasses.fields(ConvertConfig)}
+
+
+def test_a_broken_extension_breaks_no_conversion(monkeypatch):
+    broken = {
+        group: {"broken": EntryPoint("broken", "no_such_package", f"diffuse.{group}")}
+        for group in ("exports", "formats", "schedules")
+    }
+    monkeypatch.setattr(registry, "extension_points", lambda: broken)
+    folder = pipeline(scheduler=theirs.DDPMScheduler(beta_end=0.01))  # not one of our schedules
+    assert converted(folder).blueprint.diffusion.betas
+    assert target_of(ConvertConfig(source="pipeline", out=OUT)) is None
+    Path("empty").mkdir()
+    with pytest.raises(InvalidArgument, match="the extension no_such_package cannot be loaded"):
+        converted("empty")
 
 
 def test_the_path_is_printed_or_json(diffuse):

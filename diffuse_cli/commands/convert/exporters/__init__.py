@@ -50,7 +50,7 @@ class Target(Protocol):
         ...
 
 
-TARGETS: Mapping[str, Target] = Modules("exports", __name__, __path__)
+TARGETS: Modules[Target] = Modules("exports", __name__, __path__)
 
 OF_ALL = ("source", "out", "overwrite", "to", "weights")
 """The options that every target takes."""
@@ -62,7 +62,7 @@ def target_of(config: ConvertConfig) -> str | None:
     if config.to is not None or config.out is None:
         return config.to
     suffix = Path(config.out).suffix.lower()
-    return next((name for name, t in TARGETS.items() if suffix and suffix == _suffix(t)), None)
+    return next((name for name, t in TARGETS.working() if suffix and suffix == _suffix(t)), None)
 
 
 def export(config: ConvertConfig) -> Work[dict[str, Any]]:
@@ -112,7 +112,7 @@ def _claim_output(target: Target, name: str, config: ConvertConfig) -> Iterator[
             yield out
         return
     out = Path(given)
-    known = (".safetensors", *filter(None, map(_suffix, TARGETS.values())))
+    known = (".safetensors", *filter(None, (_suffix(own) for _, own in TARGETS.working())))
     if out.suffix.lower() in known:
         raise UsageError(f"--to {name} writes a folder, not {files.show(out)}", "Choose another -o")
     files.check_writable(out / "config.json")
