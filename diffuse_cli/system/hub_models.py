@@ -84,7 +84,8 @@ def fetch_model(path: str | Path) -> Work[Path]:
 def fetch_source(path: str | Path) -> Work[Path]:
     """Return the path of another program's model. A model on the Hub is downloaded into the cache.
 
-    The name can be of a file, or of a folder with a network and a scheduler of diffusers.
+    The name can be of a file, or of a folder with a network and a scheduler of diffusers. Weights
+    of diffusers come with the JSON files that describe them.
 
     Raises:
         ModelFileError: see `fetch_model`.
@@ -93,19 +94,25 @@ def fetch_source(path: str | Path) -> Work[Path]:
         return Path(path)
     name = model_name(path)
     listing = _listing(name)
-    names = {file.name for file in listing.files}
-    if name.file in names:
-        return (yield from _download(listing, [name.file]))
-    title = _title(name)
-    wanted = []
-    for folder in (name.file, posixpath.join(name.file, "unet")):
-        weights = [posixpath.join(folder, own) for own in WEIGHTS]
-        wanted += [each for each in weights if each in names][:1]
+    names, folder = {file.name for file in listing.files}, name.file
+    wanted = [name.file] if name.file in names else []
+    if wanted:
+        folder = posixpath.dirname(name.file)
+        if not name.file.endswith((".safetensors", ".bin")):
+            return (yield from _download(listing, wanted))
+    else:
+        for inside in (folder, posixpath.join(folder, "unet")):
+            weights = [posixpath.join(inside, own) for own in WEIGHTS]
+            wanted += [each for each in weights if each in names][:1]
     if not wanted:
+        title = _title(name)
         text = f"no weights of diffusers in {title}"
         raise ModelFileError(text, _hint(listing, title, (".pt", ".pth")))
-    folders = {name.file, *(posixpath.join(name.file, own) for own in ("unet", "scheduler"))}
-    wanted += [n for n in names if n.endswith(".json") and posixpath.dirname(n) in folders]
+    above = posixpath.dirname(folder)  # of the network's own folder, it is the pipeline's
+    places = {folder, *(posixpath.join(folder, own) for own in ("unet", "scheduler"))}
+    places.add(posixpath.join(above, "scheduler"))
+    wanted += [n for n in names if n.endswith(".json") and posixpath.dirname(n) in places]
+    wanted += names & {posixpath.join(above, "model_index.json")}
     yield from _download(listing, wanted)
     return listing.snapshot / name.file
 

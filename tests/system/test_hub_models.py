@@ -128,6 +128,11 @@ def test_of_diffusers_the_network_and_the_scheduler_are_downloaded(
     got.clear()
     assert finish(hub_models.fetch_source("hf://a/b/a.pt")) == listing.snapshot / "a.pt"
     assert got == ["a.pt"]
+    described = ["model_index.json", "scheduler/scheduler_config.json", "unet/config.json"]
+    for name, weights in (("unet", names[5]), (names[4], names[4])):  # parts of the pipeline
+        got.clear()
+        assert finish(hub_models.fetch_source(f"hf://a/b/{name}")) == listing.snapshot / name
+        assert got == [*described, weights]
     with pytest.raises(ModelFileError, match="Convert it: diffuse convert hf://a/b"):
         finish(hub_models.fetch_model("hf://a/b"))
 
