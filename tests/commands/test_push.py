@@ -14,8 +14,10 @@ from conftest import QUICK, in_process
 from file_operations import FULL, ends_at, failing, killed_while
 from hub_server import COMMIT, serving
 from PIL import Image
+from private_models import model_of
 
 from diffuse_cli.commands._cli.model_facts import escape
+from diffuse_cli.models import model_file
 from diffuse_cli.sampling.journal import lock_folder
 from diffuse_cli.system import files
 
@@ -94,6 +96,14 @@ def test_a_picture_may_be_given_and_nothing_measured_is_said(diffuse: Run, model
     again = diffuse(*line)
     assert (again.code, "out exists already" in again.line) == (5, True)
     assert diffuse(*line, "--overwrite", "-q").code == 0
+
+
+def test_a_converted_model_is_not_said_to_be_trained(diffuse: Run):
+    model_file.save(Path("model.safetensors"), model_of())
+    Image.new("L", (4, 4)).save("grid.png")
+    line = ("--license", "mit", "--samples", "grid.png", "-o", "out", "-q")
+    assert diffuse("push", "model.safetensors", TARGET, *line).code == 0
+    assert " parameters, converted with `diffuse`.\n" in Path("out/README.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -236,10 +236,11 @@ def _said(found: ModelFile) -> str:
     told += [f"an image ({conditions.given.what})"] if conditions.given else []
     told += ["metadata columns"] if conditions.table else []
     what = f", conditioned on {' and '.join(told)}" if told else ""
+    step = found.model.step  # 0 for a model of another program
+    origin = f"trained for {plural(step, 'step')}" if step else "converted"
     return (
         f"A diffusion model of {MEDIA[space.medium].many} ({describe_space(space)}){escape(what)}: "
-        f"{found.model.parameters:,} parameters, trained for "
-        f"{plural(found.model.step, 'step')} with `diffuse`."
+        f"{found.model.parameters:,} parameters, {origin} with `diffuse`."
     )
 
 
