@@ -203,6 +203,16 @@ def test_what_the_page_cannot_show_is_refused(diffuse, stored, parts, says):
     assert not Path("page").exists()
 
 
+def test_a_demo_that_cannot_be_shown_replaces_nothing(diffuse, stored):
+    save(config=SMALL, space=Space(channels=1, size=(8, 8, 8), medium="array"))
+    Path("out").mkdir()
+    Path("out/eval.json").write_text("old")
+    line = ("push", "model.safetensors", "hf://some/arrays", "--license", "mit", "--demo")
+    ran = diffuse(*line, "--runtime", stored, "-o", "out", "--overwrite", "-q")
+    assert (ran.code, "size = 8x8x8" in ran.line) == (4, True), ran.err
+    assert [path.name for path in Path("out").iterdir()] == ["eval.json"]
+
+
 def test_a_runtime_is_checked_by_its_hash(diffuse, stored):
     save(config=SMALL)
     _, binary = _web_runtime.FILES[_web_runtime.WEBGPU]

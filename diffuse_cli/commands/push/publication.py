@@ -71,6 +71,8 @@ def push(config: PushConfig) -> Work[dict[str, Any]]:
     with _place(config) as folder:
         found = yield from model_file.find(config.model)
         check_output_apart(folder, str(found.path))
+        if config.demo:
+            page.check_shown(found)
         numbers = _numbers(config, found) if config.eval else None
         picture, drawn = yield from _picture(config, found)
         begun = UnfinishedFiles(folder)
