@@ -230,6 +230,15 @@ def test_a_process_comes_back(changes: dict[str, Any]):
     assert torch.allclose(scheduler.alphas_cumprod, bars, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "unipc"])
+def test_a_large_variance_comes_back(sampler: str):
+    folder = leave(model_of(diffusion=DiffusionConfig(variance="large")), sampler=sampler)
+    assert back(folder).blueprint.diffusion.variance == "large"
+    scheduler = getattr(theirs, SCHEDULERS[sampler].name).from_pretrained(folder / "scheduler")
+    scheduler.save_pretrained(folder / "scheduler")
+    assert back(folder).blueprint.diffusion.variance == "large"
+
+
 # -- pictures -------------------------------------------------------------------------------------
 
 

@@ -30,6 +30,11 @@ BETA_ENDS: dict[str, tuple[float, float]] = {
 }  # fmt: skip
 """The schedulers that are read, with their defaults of `beta_start` and `beta_end`."""
 
+OWN = "_diffuse"
+"""The field of a configuration for what diffusers has no word for: the names of classes, where the
+label embedding has a row for "no class" after theirs, and the variance, where the scheduler has no
+field for it. diffusers keeps and ignores fields that begin with an underscore."""
+
 TARGETS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 VARIANCES = {
     "fixed_small": "small",
@@ -111,7 +116,10 @@ def read_scheduler(path: Path, said: Mapping[str, Any], learned: bool) -> dict[s
     target = known("prediction_type", "epsilon", TARGETS)
     if said.get("predict_epsilon", True) is not True:
         raise unknown("prediction_type", target, TARGETS)
-    variance = said.get("variance_type") or ("learned_range" if learned else "fixed_small")
+    own = said.get(OWN)
+    kept = own.get("variance_type") if isinstance(own, Mapping) else None
+    default = "learned_range" if learned else "fixed_small"
+    variance = said.get("variance_type") or kept or default
     if variance not in VARIANCES:
         raise unknown("variance_type", variance, VARIANCES)
     return {
@@ -191,14 +199,16 @@ def scheduler_fields(scheduler: Scheduler, diffusion: DiffusionConfig) -> dict[s
     fit = (k for k in BETAS if k != "sigmoid" and _match(BETAS[k](len(betas), *ends), betas, EXACT))
     kind = next(fit, None)
     spoken = {"beta_schedule": kind, "beta_start": ends[0], "beta_end": ends[1]}
-    noisy = scheduler.variance and diffusion.variance != "small"
+    variance = {"variance_type": _word(VARIANCES, diffusion.variance)}
+    own = {OWN: variance} if diffusion.variance != "small" else {}
+    noisy = scheduler.variance and own
     return {
         "_class_name": scheduler.name,
         "num_train_timesteps": diffusion.num_timesteps,
         **(spoken if kind else {"trained_betas": betas}),
         "rescale_betas_zero_snr": diffusion.zero_terminal_snr or betas[-1] == 1,
         "prediction_type": _word(TARGETS, diffusion.target),
-        **({"variance_type": _word(VARIANCES, diffusion.variance)} if scheduler.variance else {}),
+        **(variance if scheduler.variance else own),
         "timestep_spacing": UNTIL_ZERO if noisy else "trailing",
         "steps_offset": 0,
         **scheduler.fields,

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffuse_cli.commands.convert.diffusers_schedulers import TARGETS
+from diffuse_cli.commands.convert.diffusers_schedulers import OWN, TARGETS
 from diffuse_cli.core.networks.unet import Config
 from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.system.errors import ModelFileError
@@ -64,10 +64,6 @@ DEFAULTS: dict[str, Any] = {
     "attention_head_dim": 8,
 }
 """The fields of `UNet2DModel` with their defaults."""
-
-OWN = "_diffuse"
-"""The field of `config.json` for the names of classes, where the label embedding has a row for "no
-class" after theirs. diffusers keeps and ignores fields that begin with an underscore."""
 
 
 def block_kinds(way: str, attends: Sequence[bool], by_resnet: bool) -> list[str]:
