@@ -30,7 +30,7 @@ from diffuse_cli.config.presets import PRESETS, resolve_architecture
 from diffuse_cli.config.sample_options import SamplerChoice
 from diffuse_cli.config.shared_options import DiffusionConfig
 from diffuse_cli.config.train_options import TrainConfig
-from diffuse_cli.core import SAMPLERS, Conditions, Space
+from diffuse_cli.core import SAMPLERS, VARIANCES, Conditions, Space
 from diffuse_cli.core.conditions import ConditioningArray, MetadataTable, NumberColumn
 from diffuse_cli.core.guidance import clip
 from diffuse_cli.core.networks.unet import Config
@@ -476,6 +476,12 @@ def test_what_diffusers_cannot_say_is_refused_by_its_name(diffuse, name: str):
     assert f"model.safetensors: diffusers cannot say {says}" in ran.line
     assert ran.line.count(". ") == 1  # a hint
     assert [p.name for p in Path().iterdir()] == ["model.safetensors"]
+
+
+def test_a_variance_of_another_package_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(VARIANCES, "added", VARIANCES["large"])
+    with pytest.raises(DiffuseError, match="diffusers cannot say variance = added"):
+        leave(model_of(diffusion=DiffusionConfig(variance="added")))
 
 
 def test_the_presets_that_can_go_are_those_of_the_page():

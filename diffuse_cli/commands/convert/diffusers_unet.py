@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffuse_cli.commands.convert.diffusers_schedulers import OWN, TARGETS
+from diffuse_cli.commands.convert.diffusers_schedulers import OWN, TARGETS, VARIANCES
 from diffuse_cli.core.networks.unet import Config
 from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.system.errors import ModelFileError
@@ -254,6 +254,8 @@ def find_unsupported(blueprint: Blueprint) -> Iterator[Lack]:
         yield from find_unsupported_network(blueprint.config, space.size)
     if blueprint.diffusion.target not in TARGETS.values():
         yield "target", blueprint.diffusion.target, "Train with --target v, eps or x0"
+    if blueprint.diffusion.variance not in VARIANCES.values():
+        yield "variance", blueprint.diffusion.variance, "Train with --variance small or large"
     if blueprint.wiener:
         yield "wiener", "true", "Train with --no-wiener"
     count = blueprint.process.num_timesteps
