@@ -45,11 +45,14 @@ TrainingEvent: TypeAlias = (
 )
 """Events of a training run. `Trained` is the last one."""
 
+OUT = Path(TrainConfig.out)
+"""Default of `out`, compared by identity, because the same path can be passed."""
+
 
 def train(
     data: Data,
     *,
-    out: str | os.PathLike[str] = "model.safetensors",
+    out: str | os.PathLike[str] = OUT,
     resume: bool = False,
     overwrite: bool = False,
     config: str | Path | Mapping[str, Any] | None = None,
@@ -67,7 +70,8 @@ def train(
         data: a path, or samples in memory: a sequence of images, arrays, tensors, paths, or pairs
             of one and its class, such as a `TensorDataset`. It is asked for its samples again as
             they are used, by one thread at a time, and must not call `diffuse` for them.
-        out: the model file to write. Its run directory is created next to it.
+        out: the model file to write, by default that of `config`, else `model.safetensors`. Its
+            run directory is created next to it.
         config: the options of a file, or its path.
         options: those of `diffuse train`, such as `steps=1000`, `classes=True` or
             `unet={"width": 32}`. They win over `config`. `given` may be samples in memory, the k-th
@@ -78,7 +82,9 @@ def train(
         DiffuseError: while it is iterated, all that would end the command.
         KeyboardInterrupt: on Ctrl-C, once the checkpoint is saved.
     """
-    typed: dict[str, Any] = {**options, "out": path_of("out", out)}
+    typed: dict[str, Any] = {**options}
+    if out is not OUT:  # `config` may name another
+        typed["out"] = path_of("out", out)
     typed |= {name: True for name, on in (("resume", resume), ("overwrite", overwrite)) if on}
     # They are opened twice, and a generator ends.
     typed |= {name: [*typed[name]] for name in HELD if isinstance(typed.get(name), Iterator)}

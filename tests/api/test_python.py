@@ -138,6 +138,14 @@ def test_options_may_be_values_of_numpy_and_torch(images: Path):
     assert found["bits_per_dim"].value > 0
 
 
+def test_the_model_is_that_of_the_file_unless_out_names_one(images: Path):
+    filed = {"out": "model.bin"}
+    with pytest.raises(diffuse.UsageError, match=r"out must end in \.safetensors"):
+        diffuse.train(images, config=filed)
+    for out in ("model.safetensors", Path("model.safetensors")):  # also where it is the default
+        diffuse.train(images, out=out, config=filed)
+
+
 TYPES: list[tuple[Any, Any, Any, set[str], set[str]]] = [
     (
         diffuse.train,
