@@ -158,15 +158,20 @@ def use_torch_defaults() -> Iterator[None]:
 
 
 def run_work(work: Work[T], progress: Callable[[Progress], object] | None = None) -> T:
-    """Return the result of work, whose notices are logged; `progress` receives the progress."""
-    while True:
-        try:
-            with convert_errors(), use_torch_defaults():
-                event = next(work)
-        except StopIteration as end:
-            result: T = end.value
-            return result
-        if progress is not None and isinstance(event, Progress):
-            progress(event)
-        if isinstance(event, Notice):
-            LOG.log(logging.WARNING if event.warning else logging.INFO, replace_flags(event.text))
+    """Return the result of work, whose notices are logged; `progress` receives the progress.
+
+    An error of `progress` ends the work, which then holds no locks and settings.
+    """
+    with contextlib.closing(work):
+        while True:
+            try:
+                with convert_errors(), use_torch_defaults():
+                    event = next(work)
+            except StopIteration as end:
+                result: T = end.value
+                return result
+            if progress is not None and isinstance(event, Progress):
+                progress(event)
+            if isinstance(event, Notice):
+                level = logging.WARNING if event.warning else logging.INFO
+                LOG.log(level, replace_flags(event.text))

@@ -23,7 +23,7 @@ from diffuse_cli import api
 from diffuse_cli.api.calls import run_work
 from diffuse_cli.core import SAMPLERS
 from diffuse_cli.core.guidance import clip
-from diffuse_cli.system.events import Notice
+from diffuse_cli.system.events import Notice, Progress
 from diffuse_cli.system.rng import image_noise
 from diffuse_cli.training.trainer import Trainer
 
@@ -366,6 +366,25 @@ def test_warnings_are_logged_as_such(caplog: Any):
         run_work(work())
     said = [(record.levelname, record.message) for record in caplog.records]
     assert said == [("INFO", "as it should be"), ("WARNING", "as it should not be")]
+
+
+def test_work_whose_progress_fails_is_closed():
+    """Or it keeps its locks as long as somebody keeps the traceback."""
+    ended = []
+
+    def work() -> Iterator[Progress]:
+        try:
+            yield Progress("sampling", 0, 1)
+        finally:
+            ended.append(True)
+
+    def fail(event: Progress) -> None:
+        raise KeyboardInterrupt
+
+    begun = work()
+    with pytest.raises(KeyboardInterrupt):
+        run_work(begun, fail)
+    assert ended
 
 
 def test_json_of_an_evaluation_is_plain(model: Path, images: Path):
