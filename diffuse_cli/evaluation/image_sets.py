@@ -296,7 +296,7 @@ def _make_sides(
     pool = LabeledSamples.from_dataset(images, names, pairs)
     chosen = np.flatnonzero(images.held_out & usable if held_out else usable)
     real, more = _choose(config, pool, chosen)
-    trained = is_trained_on(loaded, images)
+    trained = is_trained_on(loaded, images) and (~images.held_out & usable).any()
     training = _training(config, pool, images.held_out, usable) if trained else None
     if held_out:  # for every model, because the classes to generate are of these images
         more = pool[_shuffle_training(config.seed, images.held_out, usable)[: config.n]]

@@ -14,6 +14,8 @@ from conftest import in_process
 from PIL import Image
 
 from diffuse_cli.commands.ema import ema_lengths
+from diffuse_cli.data import read_images
+from diffuse_cli.system.events import finish
 
 SMALL = ("-n", 12, "--steps", 2, "--timesteps", 4, "--precision", "fp32")
 
@@ -107,6 +109,19 @@ def test_images_without_a_pair_are_not_measured(diffuse, models, images, tmp_pat
     assert ran.code == 0, ran.err
     assert "without a pair, left out" in ran.err
     assert ran.json["n"]["real"] == 3  # of 6 that are held out
+
+
+def test_pairs_of_held_out_images_only_are_measured(diffuse, models, images, tmp_path):
+    found, some = finish(read_images(str(images))), tmp_path / "some"
+    for k in np.flatnonzero(found.held_out):
+        (some / found.names[k]).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(images / found.names[k], some / found.names[k])
+    line = ("--metrics", "likelihood,overfitting,memorization", *SMALL, "--json")
+    ran = diffuse("eval", models / "paired.safetensors", images, "--given", some, *line)
+    assert ran.code == 0, ran.err
+    assert (ran.json["n"]["real"], ran.json["part"]) == (6, "held-out")
+    assert "memorized_pixels" not in ran.json
+    assert "--metrics memorization needs the model's training data" in ran.err
 
 
 @pytest.mark.parametrize(
