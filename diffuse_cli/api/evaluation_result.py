@@ -88,11 +88,13 @@ def evaluate(
     """
     if "report" in options:
         raise UsageError("report: only the command writes pages", "Leave it out")
-    metrics = (metrics,) if isinstance(metrics, str) else metrics
-    for name in metrics or ():
+    named = (metrics,) if isinstance(metrics, str) else metrics
+    named = None if named is None else tuple(named)
+    if named == ():
+        raise UsageError("metrics is an empty list", "Leave it out to measure all that suit")
+    for name in named or ():
         lookup(METRICS, name, "metrics")
     with contextlib.ExitStack() as stack, convert_errors():
-        named = tuple(metrics) if metrics else None
         typed = convert_keywords({**options, "n": n, "metrics": named}, stack)
         subject = model.path if isinstance(model, Model) else model
         typed["subject"] = stack.enter_context(open_data(subject, "model"))

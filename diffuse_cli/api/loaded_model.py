@@ -117,13 +117,17 @@ class Model:
             raise UsageError(f"{of_files[0]}: only the command writes files", "Leave it out")
         if renamed := sorted(RENAMED.keys() & options.keys()):
             raise UsageError(f"sample: there is no option '{renamed[0]}'", RENAMED[renamed[0]])
-        columns = [(name, value) for name, own in (on or {}).items() for value in _list_values(own)]
+        columns = [
+            (name, value)
+            for name, own in (on or {}).items()
+            for value in _list_values(f"on: {name}", own)
+        ]
         if missing := [name for name, value in columns if value is None]:
             raise UsageError(f"on: {missing[0]} is None", "Leave out a column that is not told")
         told = [f"{name}={value}" for name, value in columns]
         typed: dict[str, Any] = {**options, "n": n, "seed": seed, "steps": steps}
         typed |= {"sampler": sampler, "on": tuple(told) or None, "model": str(self.path)}
-        typed |= {"classes": None if label is None else [*map(str, _list_values(label))]}
+        typed |= {"classes": None if label is None else [*map(str, _list_values("label", label))]}
         with contextlib.ExitStack() as stack, convert_errors():
             config = from_dict(SampleConfig, convert_keywords(typed, stack), "sample")
             return run_work(self._generate_samples(config), progress)
@@ -168,7 +172,14 @@ class Model:
         return net.requires_grad_(True)
 
 
-def _list_values(value: Any) -> Iterable[Any]:
+def _list_values(name: str, value: Any) -> Iterable[Any]:
+    """Return a value, or several, as a list.
+
+    Raises:
+        UsageError: the list is empty, which would mean the default.
+    """
     value = to_plain(value)
     listed = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+    if listed and not value:
+        raise UsageError(f"{name} is an empty list", "Leave it out")
     return value if listed else (value,)

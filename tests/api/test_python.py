@@ -239,6 +239,9 @@ def test_none_and_what_is_no_data_are_refused_at_once(images: Path, model: Path)
         (lambda: diffuse.load(None), "path: None is not a path"),
         (lambda: diffuse.evaluate(None, images), "model: None is not a path, and not samples"),
         (lambda: diffuse.evaluate(model, None), "data: None is not a path, and not samples"),
+        (lambda: diffuse.evaluate(model, images, metrics=[]), "metrics is an empty list"),
+        (lambda: diffuse.load(model).sample(1, label=[]), "label is an empty list. Leave it out"),
+        (lambda: diffuse.load(model).sample(1, on={"age": []}), "on: age is an empty list"),
         (lambda: diffuse.load(model).sample(1, given=3), "given: 3 is not a path, and not samples"),
         (lambda: diffuse.load(model).sample(1, on={"age": None}), "on: age is None. Leave out"),
     ):  # fmt: skip
