@@ -50,36 +50,35 @@ diffuse sample flowers.safetensors -n 21 -o samples/
 
 The first 21 samples after 150 minutes on one core, on 2,968 photos of daisies, dandelions, roses,
 sunflowers and tulips, with the default settings of November 29. Other programs shared the core: the
-run saw 211,000 images, which takes about 90 minutes of a free core. At its end `train` recommended
-guidance at 1.5. KID × 1000 is 406 ± 22 (200 samples, one seed, `flowers-128.json`).
+run saw 211,000 images, which takes about 60 minutes of a free core. At its end `train` recommended
+guidance at 1.5.
 
 ## Quality for time
 
 How good are samples after ten minutes on one core, from `diffuse` with its defaults, and from
 diffusers with the same recipe: target, weighting, optimizer, rate, batch, patches and solver, in a
 training loop of your own ([method](../benchmarks/README.md#quality-for-time))? Both ran at the same
-time, a core each, on an Intel Xeon with AMX. The speed of its cores varied twofold within hours,
-and apart from CIFAR-10 there is one seed, so read small differences as none.
+time, a core each. There is one seed, so read small differences as none.
 
-- **Flowers at 64×64** (one seed): the KID of `diffuse` is 0.43 of that of diffusers, which lacks
-  the [Wiener filter](../benchmarks/README.md#the-wiener-filter), and 0.73 without the guidance that
-  the model file recommends. Recall is 0.14 for 0.02, and brightness within 2 levels for 9.
-- **Flowers at 128×128** (one seed): equal in KID (379 ± 12 for 358 ± 11), with colors and petals
-  but no whole flowers in either. `diffuse` took 1,272 steps and diffusers 2,914. On one core a step
-  of `diffuse` takes [1.10](../benchmarks/README.md#a-training-step-of-tiny) of the time, a fifth of
-  the run went to previews and trials, and its core was probably slower. The brightness of diffusers
-  is off by 12 levels for 1, its detail is 1.63 of that of the photos for 0.76, and the spread of
-  its means 0.43 for 0.97.
-- **CIFAR-10** (two seeds): 0.82 and 0.94, both with the recommended guidance. Recall is 0.13 and
-  0.07 for 0.07 and 0.06. Few subjects can be recognized in either.
-- **Fashion-MNIST** (one seed): 67 ± 5 for 59 ± 4, so equal within their errors. Nothing is
-  recommended, and `diffuse` also makes previews, checkpoints and trials of sampling in its time.
-- **Emoji at 64×64** (one seed): equal, 693 for 675. `diffuse` takes two thirds of the steps, and
-  no guidance is recommended. Its brightness is off by 2 levels for 10.
+- **Flowers at 128×128:** the KID of `diffuse` is 0.53 of that of diffusers, which lacks the [Wiener
+  filter](../benchmarks/README.md#the-wiener-filter). Recall is 0.19 for 0.03, brightness within 3
+  levels for 10, and the spread of means 0.89 for 0.51. `diffuse` has blossoms on backgrounds,
+  diffusers mixtures of petals, and neither has many whole flowers.
+- **Flowers at 64×64:** 0.53, and 0.83 without the guidance that the model file recommends. Recall
+  is 0.22 for 0.08, and brightness within 2 levels for 6.
+- **CIFAR-10:** 0.82, with the recommended guidance. Recall is 0.19 for 0.12. Few subjects can be
+  recognized in either.
+- **Emoji at 64×64:** 0.93, and without guidance `diffuse` is behind (1.12), because it takes 4,424
+  steps for 5,341 and the contrast of its samples is 0.90 of the real one. Brightness is within 1
+  level for 8. Many faces are whole.
+- **Fashion-MNIST:** equal within their errors (55 ± 4 for 53 ± 4). Nothing is recommended, and
+  `diffuse` also makes previews, checkpoints and trials of sampling in its time.
 
+The rate of diffusers is bracketed on CIFAR-10: KID is 161 at half of it and 167 at twice, for 159.
 Earlier comparisons are withdrawn: their baselines had slower optimizers, other initial weights and
-recipes from trials of four minutes. An hour, one and five minutes, other seeds, other rates of
-diffusers and denoising-diffusion-pytorch have not been measured again.
+recipes from trials of four minutes, and on an Intel Xeon half as fast trials had too few samples to
+recommend guidance for emoji and flowers at 128×128. An hour, other seeds and
+denoising-diffusion-pytorch have not been measured again.
 """
 
 # -- measuring ------------------------------------------------------------------------------------
