@@ -242,7 +242,7 @@ def samples_of_peer(
     peer, net, done = peers.train(name, recipe, data.train, seconds, seed)
     with peers.counting(net) as seen:
         samples = peers.sample(peer, net, len(data.real), seed)
-    evaluations = len(seen) * peers.BATCH // len(samples)
+    evaluations = len(seen) // -(-len(samples) // peers.BATCH)
     facts = peers.facts(net, evaluations, seen[0])
     return {**done, **facts, **asdict(peer.recipe), "differs": dict(peer.differs)}, samples
 
