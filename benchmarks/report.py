@@ -72,7 +72,7 @@ time, a core each. There is one seed, so read small differences as none. Ratios 
   1,489. Recall after ten minutes is 0.19 for 0.12. Few subjects can be recognized in either.
 - **Emoji at 64×64:** 0.93, and without guidance `diffuse` is behind (1.12). It takes 4,424 steps
   for 5,341, and the contrast of unguided samples is 0.90 of the real one for 0.99. Brightness is
-  within 1 level for 8. Many faces are whole.
+  within 1 level for 8. Many faces are whole in both.
 - **Fashion-MNIST:** equal within their errors (55 ± 4 for 53 ± 4). Nothing is recommended, and
   `diffuse` also makes previews, checkpoints and trials of sampling in its time.
 

@@ -32,8 +32,8 @@ def free_memory(device: str) -> int:
 
     if device in ("cuda", "xpu"):
         own = getattr(torch, device)
-        # Some Intel drivers do not report it.
-        with contextlib.suppress(*[RuntimeError] * (device == "xpu")):
+        unreported = (RuntimeError,) if device == "xpu" else ()  # by some Intel drivers
+        with contextlib.suppress(*unreported):
             return int(own.mem_get_info()[0] + own.memory_reserved() - own.memory_allocated())
     if device == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
