@@ -6,17 +6,18 @@ with all other training images. This is the test of Meehan et al. 2020 ("A Non-P
 Detect Data-Copying") over the whole space at once. In pixels it finds copies, and in features also
 moved or recolored copies (Somepalli et al. 2023, "Diffusion Art or Digital Forgery?"). Blurred or
 empty images are close to everything in pixels without being copies, so trust a result only if both
-spaces agree.
+spaces agree. Features are compared for some training images and the nearest in pixels, so that both
+spaces see the source of each copy that is close in both.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+import torch
 
 from diffuse_cli.media import Array
 from diffuse_cli.metrics.inputs import MetricInputs, NearestDistances
@@ -37,7 +38,6 @@ from diffuse_cli.metrics.sample_statistics import (
     rank_components,
     rank_error,
 )
-from diffuse_cli.system.rng import philox
 
 NEEDS = ("nearest",)
 
@@ -46,9 +46,6 @@ QUANTILE = 0.05
 
 POWER, FRACTIONS = 0.95, (0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0)
 """Probability with which copies are noticed, and the fractions of copies to try."""
-
-PLANTED = 200
-"""Sets of planted copies that measure this probability."""
 
 CHANCE = 0.00135
 """Probability of three standard errors or more, for the number of nearest samples."""
@@ -196,10 +193,10 @@ def _caveats(values: Values, ranked: list[str], more: bool, many: str) -> Iterat
         fraction = f"{100 * values['memorized_noticed']:g}%"
         yield f". A model with {fraction} copies would be noticed with {POWER:.0%} probability"
     else:
-        yield ". There are too few references to notice copies"
+        yield f". There are too few references to notice copies, or some equal training {many}"
 
 
-def is_high(rate: Any, error: Any, expected: float) -> Any:
+def is_high(rate: float, error: float, expected: float) -> bool:
     """Whether a memorization rate is more than twice the expected rate, not by chance."""
     return rate > 2 * expected + SIGNIFICANT * error
 
@@ -235,102 +232,51 @@ def compare_distances(nearest_by_space: Mapping[str, NearestDistances]) -> dict[
     references. For a model that never copies it is `memorized_expected`. The second is the
     probability that a sample is closer than a reference. Without copies it is one half.
     `memorized_z_SPACE` is its distance above one half in standard errors (Mann & Whitney 1947).
-    `memorized_noticed` is the smallest fraction of copies that would be noticed.
+    `memorized_noticed` is the fraction of `find_noticed_fraction`.
     """
     result: dict[str, float] = {}
-    tests: list[CopyTest] = []
+    nearer: list[Array] = []
+    counts: list[int] = []
     for space, nearest in nearest_by_space.items():
         samples, references = nearest.samples, select_finite(nearest.references)
         n, m = len(samples), len(references)
         if min(n, m) < 2:
             continue
-        test = CopyTest.of(samples, references)
-        rate, error = test.rate(test.near)
-        rank = float(test.above.mean())
+        near, scatter = _find_close(samples, references)
+        above, below = rank_components(samples, references)
+        rate, rank = float(near.mean()), float(above.mean())
+        error = math.hypot(math.sqrt(fraction_variance(rate, n)), scatter)
         result |= {
-            **make_entries(f"memorized_{space}", float(rate), float(error)),
-            "memorized_expected": test.expected,
+            **make_entries(f"memorized_{space}", rate, error),
+            # For every distribution, a fraction k / (M + 1) is below the k-th smallest of M.
+            "memorized_expected": _quantile(references) / (m + 1),
             "memorized_references": float(m),
-            **make_entries(f"memorized_rank_{space}", rank, rank_error(test.above, test.below)),
-            f"memorized_z_{space}": float(test.score(test.above)),
+            **make_entries(f"memorized_rank_{space}", rank, rank_error(above, below)),
+            f"memorized_z_{space}": (rank - 0.5) / math.sqrt((n + m + 1) / (12 * n * m)),
         }
-        tests.append(test)
-    if tests:
-        copies = find_copies(tests)
-        copied = float(copies.mean())
-        deviation = math.sqrt(fraction_variance(copied, len(copies)))
-        result |= make_entries("memorized_copies", copied, deviation)
-        if noticed := find_noticed_fraction(tests):
+        nearer.append(samples < references.min())
+        counts.append(m if references.min() > 0 else 0)  # no copy is nearer than at distance 0
+    if nearer:
+        copies = np.all(nearer, axis=0)
+        fraction = float(copies.mean())
+        deviation = math.sqrt(fraction_variance(fraction, len(copies)))
+        result |= make_entries("memorized_copies", fraction, deviation)
+        if min(counts) and (noticed := find_noticed_fraction(len(copies), min(counts))):
             result["memorized_noticed"] = noticed
     return result
 
 
-@dataclass(frozen=True)
-class CopyTest:
-    """Test for copies in one space.
+def find_noticed_fraction(n: int, m: int) -> float | None:
+    """Return the smallest of `FRACTIONS` of copies that are noticed with probability `POWER`.
 
-    Attributes:
-        near: whether each sample is closer than a low quantile of the references, (N,).
-        copied: whether each sample is closer than all references, (N,).
-        scatter: the error of their fraction by the references.
-        above, below: the rank statistic of each sample (N,) and of each reference (M,).
-        expected: the fraction of close samples for equal distributions.
+    Each of n samples is a copy with this probability, and nearer than all m references. It is
+    noticed by their number, whatever the other samples are. None if even copies alone are not
+    noticed.
     """
-
-    near: Array
-    copied: Array
-    scatter: float
-    above: Array
-    below: Array
-    expected: float
-
-    @classmethod
-    def of(cls, samples: Array, references: Array) -> CopyTest:
-        """Compare distances of samples (N,) and references (M,).
-
-        For every distribution, a fraction k / (M + 1) is below the k-th smallest of M.
-        """
-        near, scatter = _find_close(samples, references)
-        expected = _quantile(references) / (len(references) + 1)
-        copied = samples < references.min()
-        return cls(near, copied, scatter, *rank_components(samples, references), expected)
-
-    def rate(self, near: Array) -> tuple[Array, Array]:
-        """Return the fraction of close samples over the last axis of `near`, and its error."""
-        rate = near.mean(-1)
-        return rate, np.hypot(np.sqrt(fraction_variance(rate, near.shape[-1])), self.scatter)
-
-    def score(self, above: Array) -> Any:
-        """Return the mean rank over the last axis, in standard errors above one half."""
-        n, m = above.shape[-1], len(self.below)
-        return (above.mean(-1) - 0.5) / math.sqrt((n + m + 1) / (12 * n * m))
-
-    def finds(self, copies: Array) -> Any:
-        """Whether it finds copies if some samples were copies, by masks (..., N)."""
-        rate, error = self.rate(self.near | copies)
-        ranked = self.score(np.where(copies, 1.0, self.above)) > SIGNIFICANT
-        return ranked & is_high(rate, error, self.expected)
-
-
-def find_copies(tests: Sequence[CopyTest]) -> Any:
-    """Return a mask of the samples that are copies in all spaces, (N,)."""
-    return np.all([test.copied for test in tests], axis=0)
-
-
-def find_noticed_fraction(tests: Sequence[CopyTest]) -> float | None:
-    """Return the smallest of `FRACTIONS` of copies that are found with probability `POWER`.
-
-    They are found by their number, or in all spaces by the rate and the rank. None if even copies
-    alone are not found.
-    """
-    copies, n = find_copies(tests), len(tests[0].near)
-    fewest = fewest_copies(n, min(len(test.below) for test in tests))
-    u = philox(0, "copies").random((PLANTED, n), dtype=np.float32)
+    counts = torch.arange(fewest_copies(n, m), dtype=torch.float64)
     for fraction in FRACTIONS:
-        planted = u < fraction
-        found = np.all([test.finds(planted) for test in tests], axis=0)
-        found |= (planted | copies).sum(1) >= fewest
-        if found.mean() >= POWER:
+        number = torch.distributions.Binomial(n, torch.tensor(fraction, dtype=torch.float64))
+        if 1 - number.log_prob(counts).exp().sum() >= POWER:
             return fraction
     return None
 

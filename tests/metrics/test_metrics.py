@@ -569,7 +569,7 @@ def is_found(found: dict[str, float], n: int) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("n", "m", "most"), [(1000, 2000, 0.01), (1000, 500, 0.03), (1000, 100, 0.1), (300, 60, 0.15)]
+    ("n", "m", "most"), [(1000, 2000, 0.02), (1000, 500, 0.03), (1000, 100, 0.1), (300, 60, 0.15)]
 )
 def test_copies_are_noticed_with_the_stated_probability_and_honest_samples_are_not(n, m, most):
     """Distances to the nearest of 200 points in eight dimensions, of new points each time."""
@@ -590,6 +590,36 @@ def test_copies_are_noticed_with_the_stated_probability_and_honest_samples_are_n
     assert honest == 0
     assert np.mean(noticed) >= 0.9
     assert found["memorized_noticed"] <= most
+
+
+@pytest.mark.parametrize("copies", [0, 3, 6, 9, 100, 200])
+def test_copies_do_not_change_which_fraction_would_be_noticed(copies):
+    rng = np.random.default_rng(0)
+    samples, references = rng.gamma(5, size=200), rng.gamma(5, size=200)
+    found = nearest(np.where(np.arange(200) < copies, 0.0, samples), references)
+    assert found["memorized_noticed"] == 0.1
+
+
+def test_copies_are_not_noticed_if_references_equal_training_images():
+    """At distance 0, nothing is nearer."""
+    rng = np.random.default_rng(0)
+    samples, references = rng.gamma(5, size=200), rng.gamma(5, size=200)
+    references[7] = 0.0
+    found = nearest(samples, references)
+    assert "memorized_noticed" not in found
+    samples[:20] = 0.0
+    assert nearest(samples, references)["memorized_copies"] == 0
+
+
+@pytest.mark.parametrize(("n", "m"), [(20, 500), (100, 100), (1000, 60), (50, 3)])
+def test_the_noticed_fraction_is_the_smallest_of_its_list(n, m):
+    """By random numbers of copies, of which so many as are no chance are noticed."""
+    rng, fewest = np.random.default_rng(0), memorization.fewest_copies(n, m)
+    power = [(rng.binomial(n, f, 200_000) >= fewest).mean() for f in memorization.FRACTIONS]
+    fraction = memorization.find_noticed_fraction(n, m)
+    known = memorization.FRACTIONS.index(fraction) if fraction else len(power)
+    assert all(p >= 0.948 for p in power[known:])
+    assert all(p < 0.952 for p in power[:known])
 
 
 @pytest.mark.parametrize(("n", "m"), [(50, 10), (30, 40)])
