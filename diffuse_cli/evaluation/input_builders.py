@@ -19,8 +19,14 @@ from diffuse_cli.evaluation.variational_bound import make_bits, make_train_bits
 from diffuse_cli.media import Array
 from diffuse_cli.metrics.baselines import make_baseline_images
 from diffuse_cli.metrics.channel_distributions import measure_marginals
-from diffuse_cli.metrics.inputs import PairedValues
-from diffuse_cli.metrics.nearest_neighbors import blocks, find_nearest, merge, to_comparable
+from diffuse_cli.metrics.inputs import NearestDistances, PairedValues
+from diffuse_cli.metrics.nearest_neighbors import (
+    add_candidates,
+    blocks,
+    find_nearest,
+    merge,
+    to_comparable,
+)
 from diffuse_cli.metrics.paired import compute_pixel_metrics, feature_distances
 from diffuse_cli.metrics.spectrum import measure_spectra
 from diffuse_cli.models import image_conditioning
@@ -206,35 +212,60 @@ def _make_landmarks(evaluation: EvaluationRun) -> Work[None]:
 
 
 def _make_nearest(evaluation: EvaluationRun) -> Work[None]:
-    """Find the nearest training image: in pixels among all, in features among `train_n`."""
-    training, known = evaluation.training, evaluation.config.train_n
+    """Find the nearest training image in pixels and, for pictures, in features."""
+    training = evaluation.training
     assert training is not None
-    if evaluation.network.pictures:
-        yield from _nearest_in_features(evaluation, training)
-        known = len(evaluation.train_features)
     yield from make_part(evaluation, "generated")
-    evaluation.nearest["pixels"] = yield from find_nearest(
+    # The expected rate depends on the number of references, so both spaces use the same number.
+    alone = min(training.reference_count, evaluation.config.train_n)
+    pixels = yield from find_nearest(
         evaluation.generated.samples,
         training.held_out.samples,
         training.pool.samples,
         training.order,
-        min(training.reference_count, known),
+        alone,
         partial(to_comparable, evaluation.space),
     )
+    # Processes compute features of the same images, even if their rounding differs.
+    pixels = evaluation.team.from_first(pixels)
+    if evaluation.network.pictures:
+        near = yield from _nearest_in_features(evaluation, training, pixels, alone)
+        evaluation.nearest["features"] = near
+    evaluation.nearest["pixels"] = pixels
 
 
-def _nearest_in_features(evaluation: EvaluationRun, training: TrainingSamples) -> Work[None]:
+def _nearest_in_features(
+    evaluation: EvaluationRun, training: TrainingSamples, pixels: NearestDistances, alone: int
+) -> Work[NearestDistances]:
+    """Find the nearest in features among `train_n` training images and the nearest in pixels.
+
+    The nearest image in pixels is a candidate only for its sample or reference. So distances of
+    new samples have the distribution of those of held-out images, and references do not depend on
+    the samples.
+    """
     yield from make_part(evaluation, "features")
-    held_out, features = training.held_out, evaluation.train_features
-    theirs = evaluation.real_features
+    network, team, held_out = evaluation.network, evaluation.team, training.held_out
+    samples, real, features = (
+        evaluation.fake_features,
+        evaluation.real_features,
+        evaluation.train_features,
+    )
     # A model's real images are the held-out ones, unless those are too few for a side.
     if evaluation.loaded is None or len(held_out) < FEWEST:
-        pictures = evaluation.look(held_out.samples)
-        theirs = yield from cache_features(evaluation.network, pictures, evaluation.team)
-    # The expected rate depends on the number of references, so both spaces use the same number.
-    order, alone = np.arange(len(features)), min(training.reference_count, len(features))
-    near = yield from find_nearest(evaluation.fake_features, theirs, features, order, alone)
-    evaluation.nearest["features"] = replace(near, places=training.order[near.places])
+        real = yield from cache_features(network, evaluation.look(held_out.samples), team)
+    near = yield from find_nearest(samples, real, features, np.arange(len(features)), alone)
+    near = replace(near, places=training.order[near.places])
+    rows = np.flatnonzero(~np.isin(pixels.places, training.order[: len(features)]))
+    if not len(rows):
+        return near
+    places, n = pixels.places[rows], int((rows < len(samples)).sum())
+    pictures = evaluation.look(training.pool.samples[places])
+    sources = [
+        (yield from compute_features(network, pictures[:n], team)),
+        (yield from cache_features(network, pictures[n:], team)),
+    ]
+    queries = np.concatenate([samples, real, features[:alone]])
+    return add_candidates(near, queries, rows, np.concatenate(sources), places, alone)
 
 
 def _make_marginals(evaluation: EvaluationRun) -> Work[None]:

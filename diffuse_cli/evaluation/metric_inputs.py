@@ -19,7 +19,7 @@ from diffuse_cli.media import Array, can_judge, render_samples
 from diffuse_cli.metrics import METRICS, Metric
 from diffuse_cli.metrics.channel_distributions import measure_marginals
 from diffuse_cli.metrics.features import FeatureNetwork
-from diffuse_cli.metrics.inputs import MetricInputs, NearestDistances
+from diffuse_cli.metrics.inputs import MetricInputs
 from diffuse_cli.sampling.generation import LoadedModel
 from diffuse_cli.sampling.sampling_settings import SamplingSettings
 from diffuse_cli.system.errors import UsageError
@@ -174,14 +174,10 @@ class EvaluationRun(MetricInputs):
             part.train_bits = self.train_bits[self.train.labels == label]
         if training := self.training:
             alone = training.pool.labels[training.order[: training.reference_count]]
-            own = np.concatenate([training.held_out.labels, alone]) == label
+            references = np.concatenate([training.held_out.labels, alone]) == label
             part.nearest = {
-                space: NearestDistances(
-                    found.samples[theirs],
-                    found.references[own[: len(found.references)]],
-                    found.places[theirs],
-                )
-                for space, found in self.nearest.items()
+                space: near.select(theirs, references[: len(near.references)])
+                for space, near in self.nearest.items()
             }
         return part
 

@@ -22,12 +22,18 @@ class NearestDistances:
     Attributes:
         samples: the distances of generated images, (N,).
         references: the distances of real images that are not copies, (M,).
-        places: the index of the nearest training image of each generated image, (N,).
+        places: the index of the nearest training image of each generated image, and then of each
+            reference, (N + M,).
     """
 
     samples: Array
     references: Array
     places: Array
+
+    def select(self, samples: Array, references: Array) -> NearestDistances:
+        """Return the distances of some images, by masks (N,) and (M,)."""
+        places = self.places[np.concatenate([samples, references])]
+        return NearestDistances(self.samples[samples], self.references[references], places)
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,8 @@ def find_nearest(
     References are the held-out rows and the first `alone` rows of `order`. For a reference from
     `order`, identical rows do not count, and its distance is infinite if all rows are identical.
 
-    Distances are root mean squared differences, and places are row indices of `training`. Rows of
+    Distances are root mean squared differences, and places are row indices of `training`, which
+    mean nothing at an infinite distance. Rows of
     any shape and type are compared block by block in float64, which represents 8-bit pixels
     exactly. Grey images are repeated to three channels if the others are in color.
 
@@ -116,18 +117,46 @@ def find_nearest(
     width = _flatten_rows(see(training[order[:1]]), channels).shape[1]
     queries = [(side[i], -1.0) for side in (samples, held_out) for i in blocks(len(side), width)]
     queries += [(training[order[i]], SAME) for i in blocks(alone, width)]
-    kept: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * len(queries)
+    closest: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * len(queries)
     for j in blocks(len(order), width):
         rows = _flatten_rows(see(training[order[j]]), channels)
-        for q, (side, least) in enumerate(queries):
-            found = squared_distances(_flatten_rows(see(side), channels), rows)
-            found[found <= least * rows.shape[1]] = torch.inf
-            kept[q] = merge(kept[q], found, j.start, 1)
+        for q, (side, limit) in enumerate(queries):
+            squares = squared_distances(_flatten_rows(see(side), channels), rows)
+            squares[squares <= limit * rows.shape[1]] = torch.inf
+            closest[q] = merge(closest[q], squares, j.start, 1)
         yield Progress("finding the nearest training samples", j.stop, len(order))
-    nearest = torch.cat([k[0][:, 0] for k in kept if k is not None]).numpy()
-    places = torch.cat([k[1][:, 0] for k in kept if k is not None]).numpy()
+    nearest = torch.cat([pair[0][:, 0] for pair in closest if pair is not None]).numpy()
+    places = torch.cat([pair[1][:, 0] for pair in closest if pair is not None]).numpy()
     n, distances = len(samples), np.sqrt(nearest / width)
-    return NearestDistances(distances[:n], distances[n:], order[places[:n]])
+    return NearestDistances(distances[:n], distances[n:], order[places])
+
+
+def add_candidates(
+    near: NearestDistances,
+    queries: Array,
+    rows: Array,
+    candidates: Array,
+    places: Array,
+    alone: int = 0,
+) -> NearestDistances:
+    """Compare some samples and references with one more training row each.
+
+    Args:
+        near: the distances so far.
+        queries: the rows of all samples and references, (N + M, d).
+        rows: the indices of the queries with a candidate, (K,).
+        candidates, places: the training row (K, d) and its index, for each of them.
+        alone: the number of references that are training rows, the last of the queries. As in
+            `find_nearest`, identical rows do not count for them.
+    """
+    distances, nearest = np.concatenate([near.samples, near.references]), near.places.copy()
+    squares = np.square(np.subtract(queries[rows], candidates, dtype=np.float64)).mean(1)
+    squares[(rows >= len(queries) - alone) & (squares <= SAME)] = np.inf
+    closer = np.sqrt(squares) < distances[rows]
+    distances[rows[closer]] = np.sqrt(squares[closer])
+    nearest[rows[closer]] = places[closer]
+    n = len(near.samples)
+    return NearestDistances(distances[:n], distances[n:], nearest)
 
 
 def _flatten_rows(rows: Array, channels: int | None) -> torch.Tensor:

@@ -243,9 +243,11 @@ def test_two_processes_choose_a_length_as_one_does(pair, train, diffuse, images)
     assert two.json == diffuse(*line, "--json").json
 
 
-def test_two_processes_evaluate_one_batch_of_a_folder(pair, diffuse, images, tmp_path):
+@pytest.mark.parametrize("options", [(), ("--train-n", 9, "--metrics", "memorization")])
+def test_two_processes_evaluate_one_batch_of_a_folder(pair, diffuse, images, tmp_path, options):
     """The second has nothing to do."""
     line = ("eval", write_images(tmp_path / "other", 6, seed=7), images, "-n", 6, "--json")
+    line = (*line, *options)
     ran = pair(*line)
     assert ran.code == 0, ran.err
     assert {**ran.json, "seconds": 0} == {**diffuse(*line).json, "seconds": 0}

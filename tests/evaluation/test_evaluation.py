@@ -7,7 +7,7 @@ import hashlib
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import write_images
+from conftest import do_less, write_images
 from oracles import exact_denoise, process_of
 from PIL import Image
 
@@ -36,8 +36,9 @@ from diffuse_cli.metrics import (
     memorization,
     nearest_neighbors,
 )
+from diffuse_cli.metrics.features import extract_features
 from diffuse_cli.metrics.inputs import NearestDistances
-from diffuse_cli.metrics.nearest_neighbors import find_nearest
+from diffuse_cli.metrics.nearest_neighbors import add_candidates, find_nearest
 from diffuse_cli.metrics.presentation import BASELINES
 from diffuse_cli.models import model_file
 from diffuse_cli.system.events import finish
@@ -283,9 +284,13 @@ def test_a_trained_model_is_measured_better_than_one_that_is_not(train, diffuse,
     assert found["kid"] < start["kid"]
 
 
-def test_raw_weights_are_measured_too(measure, other, of_other):
-    raw, ema = measure(other, *OF_OTHER, *BITS, "--weights", "raw").json, of_other[0].json
-    assert raw["bits_per_dim"] != ema["bits_per_dim"]
+def test_raw_weights_are_measured_as_a_model_of_them_is(measure, diffuse, model, other, of_other):
+    raw = measure(other, *OF_OTHER, *BITS, "--weights", "raw").json
+    stored = model_file.load(model)
+    model_file.save(Path("raw.safetensors"), replace(stored, ema=stored.raw, raw=None))
+    alone = diffuse("eval", "raw.safetensors", other, *QUICK, *OF_OTHER, *BITS).json
+    assert raw["bits_per_dim"] == alone["bits_per_dim"]
+    assert raw["bits_per_dim"] != of_other[0].json["bits_per_dim"]
 
 
 # -- two folders ----------------------------------------------------------------------------------
@@ -842,8 +847,10 @@ def divided(data):
     """The pixels of training and of held-out images, as bytes."""
     read = finish(read_images(str(data)))
     rows = [np.ascontiguousarray(p).tobytes() for p in read.stored]
-    return ({r for r, held in zip(rows, read.held_out, strict=True) if held is which}
-            for which in (np.False_, np.True_))  # fmt: skip
+    return tuple(
+        {r for r, held in zip(rows, read.held_out, strict=True) if held is which}
+        for which in (np.False_, np.True_)
+    )
 
 
 def as_bytes(part):
@@ -939,6 +946,71 @@ def test_both_spaces_have_as_many_references(diffuse, images, monkeypatch):
     assert searched == [20, 20]
 
 
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """A folder of 400 images, and 100 new ones."""
+    folder = tmp_path_factory.mktemp("many")
+    return write_images(folder / "data", 400, seed=5), write_images(folder / "new", 100, seed=6)
+
+
+def test_copies_at_the_stated_rate_are_noticed_among_more_images_than_train_n(
+    diffuse, many, tmp_path, evaluations
+):
+    """Pixels and features see the source of each copy, and those of no reference less."""
+    data, new = many
+    line = (data, "--metrics", "memorization", "--train-n", 40, "-n", 100, "--json")
+    honest = diffuse("eval", new, *line).json
+    assert not any("memorization" in text for text in honest["remarks"])
+    for space in memorization.SPACES:
+        assert abs(honest[f"memorized_z_{space}"]) < 3
+        assert abs(honest[f"memorized_{space}"] - honest["memorized_expected"]) < 0.08
+    count = round(100 * honest["memorized_noticed"])
+    assert count <= 30
+    sources = [np.frombuffer(row, np.uint8).reshape(8, 8) for row in sorted(divided(data)[0])]
+    for k, path in enumerate(sorted(new.rglob("*.png"))):
+        pixels = sources[k] if k < count else np.asarray(Image.open(path))
+        Image.fromarray(pixels).save(tmp_path / f"{k:03d}.png")
+    copied = diffuse("eval", tmp_path, *line).json
+    assert copied["memorized_copies"] >= count / 100
+    assert copied["memorized_noticed"] == honest["memorized_noticed"]
+    assert any(text.startswith("memorization: ") for text in copied["remarks"])
+    one, other = (evaluation.nearest for evaluation in evaluations)
+    for space in memorization.SPACES:
+        np.testing.assert_array_equal(one[space].references, other[space].references)
+
+
+def test_features_see_train_n_images_and_the_nearest_in_pixels(
+    diffuse, many, evaluations, monkeypatch
+):
+    """Of each sample, held-out image and training image alike, which never is its own."""
+    data, new = many
+    line = ("--metrics", "memorization", "--train-n", 40, "-n", 100, "-q")
+    assert diffuse("eval", new, data, *line).code == 0
+    [evaluation] = evaluations
+    do_less(monkeypatch)
+    training, look = evaluation.training, evaluation.look
+    first, held_out = evaluation.train_features, training.held_out.samples
+    places = evaluation.nearest["pixels"].places
+    real, sources = (
+        finish(extract_features(evaluation.network, look(samples)))
+        for samples in (held_out, training.pool.samples[places])
+    )
+    queries = np.concatenate([evaluation.fake_features, real, first]).astype(float)
+    candidates = np.concatenate([np.repeat(first[None], len(queries), 0), sources[:, None]], 1)
+    distances = np.sqrt(np.square(queries[:, None] - candidates).mean(2))
+    distances[np.arange(len(queries))[-40:], np.arange(40)] = np.inf
+    near = evaluation.nearest["features"]
+    np.testing.assert_allclose(
+        np.concatenate([near.samples, near.references]), distances.min(1), rtol=1e-3
+    )
+    indices = np.concatenate([np.repeat(training.order[None, :40], len(queries), 0),
+                              places[:, None]], 1)  # fmt: skip
+    expected = indices[np.arange(len(queries)), distances.argmin(1)]
+    np.testing.assert_array_equal(near.places, expected)
+    added = distances.argmin(1) == 40
+    assert [side.any() for side in np.split(added, [100, 100 + len(held_out)])] == [True] * 3
+
+
 def test_new_images_are_not_taken_for_copies(diffuse, images, tmp_path):
     new = write_images(tmp_path / "new", 54, seed=77)
     found = diffuse("eval", new, images, "--json").json
@@ -972,19 +1044,19 @@ def test_the_nearest_is_the_nearest_of_all(block, numbers, monkeypatch):
     assert len(found.references) == 9 + 8
     alone = training[order[:8]]
     sides = (
-        (samples, found.samples),
-        (held_out, found.references[:9]),
-        (alone, found.references[9:]),
+        (samples, found.samples, found.places[:23]),
+        (held_out, found.references[:9], found.places[23:32]),
+        (alone, found.references[9:], found.places[32:]),
     )
-    for side, distances in sides:
+    for side, distances, places in sides:
         table = side[:, None].astype(float) - training[order][None]
         table = np.sqrt(np.broadcast_to(table, (*table.shape[:2], 3, 4, 4)) ** 2)
         expected = np.sqrt(np.square(table).mean((2, 3, 4)))
         if side is alone:
             expected[expected == 0] = np.inf
         np.testing.assert_allclose(distances, expected.min(1), rtol=1e-12)
-        if side is samples:
-            assert found.places.tolist() == order[expected.argmin(1)].tolist()
+        finite = np.isfinite(distances)
+        assert places[finite].tolist() == order[expected.argmin(1)][finite].tolist()
     assert found.samples[5] == 0
     assert found.places[5] == 17
 
@@ -1004,6 +1076,24 @@ def test_a_reference_with_nothing_but_copies_of_itself_is_left_out():
     training = np.zeros((5, 1, 2, 2), np.uint8)
     found = finish(find_nearest(training[:2], training[:0], training, np.arange(5), 5))
     assert not memorization.select_finite(found.references).size
+
+
+def test_a_candidate_counts_only_for_its_query_and_never_as_itself():
+    """Of two samples, a held-out image, and three training images as references."""
+    draw = np.random.default_rng(0)
+    queries = draw.normal(size=(6, 4)).astype(np.float32)
+    training = np.concatenate([queries[3:], draw.normal(size=(9, 4))]).astype(np.float32)
+    near = finish(find_nearest(queries[:2], queries[2:3], training, np.arange(12), 3))
+    rows, places = np.array([1, 2, 3, 4]), np.array([70, 80, 90, 60])
+    candidates = queries[rows] + np.float32([[0.0], [0.002], [1e-6], [0.002]])
+    more = add_candidates(near, queries, rows, candidates, places, 3)
+    expected = np.concatenate([near.samples, near.references])
+    expected[[1, 2, 4]] = 0, 0.002, 0.002
+    distances = np.concatenate([more.samples, more.references])
+    np.testing.assert_allclose(distances, expected, rtol=1e-3)
+    assert more.places.tolist() == [near.places[0], 70, 80, near.places[3], 60, near.places[5]]
+    far = add_candidates(near, queries, rows, candidates + 100, places, 3)
+    np.testing.assert_array_equal(far.places, near.places)
 
 
 def test_the_worst_pairs_come_first():
