@@ -206,6 +206,10 @@ def test_a_few_copies_are_counted(fraction, level, words):
 def test_distances_in_numbers_alone_are_a_hint_at_most():
     """Of sounds and arrays, features say nothing."""
     alone = {k: v for k, v in MEMORIZED.items() if not k.endswith("features")}
+    nearest = {"memorized_copies": 0.5}
+    for values, count in ((alone, 0), (alone | nearest, 250)):
+        assert memorization.find_signs(values, 500) == memorization.Signs("possible", count)
+    assert memorization.find_signs(MEMORIZED | nearest, 500).level == "serious"
     kinds = (Words("sounds", one="sound"), Words("images", one="image"))
     sound, image = (
         {r.kind: r for r in remarks(Facts(alone, 500, 500, 10, True, None, words=words))}
