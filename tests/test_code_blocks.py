@@ -29,7 +29,7 @@ from diffuse_cli.app import build
 from diffuse_cli.commands import COMMANDS
 from diffuse_cli.config.options import from_dict, given_options
 from diffuse_cli.config.presets import PRESETS
-from diffuse_cli.system.errors import DiffuseError
+from diffuse_cli.system.errors import INSTALL, DiffuseError
 from diffuse_cli.training.configuration import configure
 
 BLOCK = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
@@ -161,8 +161,17 @@ def check_python(script: str, *arguments: str) -> None:
             runpy.run_path(str(ROOT / script), run_name="__main__")
 
 
+def installed(extra: str) -> str:
+    """Return the argument of `pip install` in the program's hints."""
+    command = re.search("`(.*)`", INSTALL.format(extra=extra))
+    assert command is not None
+    return shlex.split(command[1])[-1]
+
+
 def check_pip(*arguments: str) -> None:
-    """Check that the project has the extras that `pip` installs."""
+    """Check that the project has the extras that `pip` installs, from where they are."""
+    own = [word for word in arguments if re.fullmatch(r"[\w.-]+\[\w+\]", word)]
+    assert [word for word in own if word != installed(word.partition("[")[2][:-1])] == []
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = re.findall(r"\[(\w+)\]", " ".join(arguments))
     assert {*extras} <= {*project["optional-dependencies"]}, extras
@@ -218,6 +227,14 @@ def test_every_block_of_a_page_can_be_parsed(
         LANGUAGES[block.language](block.code)
 
 
+def test_hints_install_what_is_there_and_pages_say_the_same():
+    """A name without a folder would need a package index, which has no package of diffuse."""
+    assert installed("hub") == ".[hub]"
+    for page in PAGES:
+        for line in re.findall(r"`(pip install [^`\n]*)`", page.read_text(encoding="utf-8")):
+            check_shell(line)
+
+
 WRONG = (AssertionError, DiffuseError, FileNotFoundError, KeyError, SystemExit, TyperException)
 
 
@@ -227,7 +244,7 @@ WRONG = (AssertionError, DiffuseError, FileNotFoundError, KeyError, SystemExit, 
     "torchrun --nproc_per_node 8 -m diffuse_cli train ./images --classs", "ls && diffuse see a.png",
     "python benchmarks/nothing.py", "python benchmarks/bound.py a b --seeds 3",
     "python -m missing", "python benchmarks/precision.py --fast", "pytest tests/nothing",
-    "pip install 'diffuse-cli[nothing]'", "images   2,000 usable",
+    "pip install '.[nothing]'", "pip install 'diffuse-cli[hub]'", "images   2,000 usable",
 ])  # fmt: skip
 def test_a_wrong_command_is_found(code: str):
     with pytest.raises(WRONG):

@@ -60,6 +60,10 @@ class DataError(DiffuseError):
     exit_code = 3
 
 
+INSTALL = "in the folder of diffuse's source, run `pip install '.[{extra}]'`"
+"""Advice for installing diffuse with an extra. No package index has it yet."""
+
+
 def extra_package(
     name: str, extra: str, message: str, error: Callable[[str, str], DiffuseError] = DataError
 ) -> Any:
@@ -74,7 +78,7 @@ def extra_package(
     try:
         return importlib.import_module(name)
     except (ImportError, OSError):
-        raise error(message, f"Install it: pip install 'diffuse-cli[{extra}]'") from None
+        raise error(message, f"Install it: {INSTALL.format(extra=extra)}") from None
 
 
 class ModelFileError(DiffuseError):

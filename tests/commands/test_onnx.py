@@ -131,7 +131,7 @@ def test_a_missing_package_is_named_with_its_extra(diffuse, monkeypatch: pytest.
     )
     ran = diffuse("convert", "nowhere", "--to", "onnx", "-q")
     assert (ran.code, "needs onnxscript" in ran.line) == (2, True)
-    assert "pip install 'diffuse-cli[onnx]'" in ran.line
+    assert "`pip install '.[onnx]'`" in ran.line
 
 
 def test_a_file_is_written_only_if_it_computes_the_same(

@@ -20,6 +20,7 @@ from diffuse_cli.commands._cli.model_facts import escape
 from diffuse_cli.models import model_file
 from diffuse_cli.sampling.journal import lock_folder
 from diffuse_cli.system import files
+from diffuse_cli.system.errors import INSTALL
 
 Run = Callable[..., Any]
 TARGET = "hf://some/garments"
@@ -53,6 +54,7 @@ def test_a_folder_has_the_model_a_picture_and_a_card_of_facts(
         "Not chosen: the first ones of unipc, 20 steps, guidance 2, seed 0.", told["sha256"],
         told["data"]["fingerprint"], "| samples | 60, 6 of them held out |", "dark, light",
         "diffuse sample hf://some/garments -n 16", 'load("hf://some/garments")',
+        INSTALL.format(extra="hub"),
         "6 generated against 6 real (held-out)", "[eval.json](eval.json)",
     ):  # fmt: skip
         assert fact in card, fact

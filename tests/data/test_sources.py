@@ -33,7 +33,7 @@ from diffuse_cli.data.sources import (
 )
 from diffuse_cli.data.sources import tar as headers
 from diffuse_cli.media import file_errors as reasons
-from diffuse_cli.system.errors import DataError
+from diffuse_cli.system.errors import INSTALL, DataError
 from diffuse_cli.system.events import finish
 
 Files = Mapping[str, bytes]
@@ -620,5 +620,5 @@ def test_without_pyarrow_it_says_what_to_install(
                 patch.setitem(sys.modules, name, None)
             with pytest.raises(DataError) as caught:
                 open_source(path)
-        assert caught.value.hint == "Install it: pip install 'diffuse-cli[parquet]'"
+        assert caught.value.hint == f"Install it: {INSTALL.format(extra='parquet')}"
         assert caught.value.exit_code == 3

@@ -301,5 +301,6 @@ def test_without_the_library_one_line_says_what_to_install(sounds: Path, tmp_pat
     ran = subprocess.run(line, capture_output=True, text=True, check=False)
     assert ran.returncode == 3
     assert ran.stderr == (
-        "diffuse: reading sounds needs soundfile. Install it: pip install 'diffuse-cli[audio]'\n"
+        "diffuse: reading sounds needs soundfile. Install it: in the folder of diffuse's source, "
+        "run `pip install '.[audio]'`\n"
     )

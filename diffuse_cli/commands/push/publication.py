@@ -33,7 +33,7 @@ from diffuse_cli.sampling.cascade import load_cascade
 from diffuse_cli.sampling.journal import LOCK, check_output_apart, lock_folder
 from diffuse_cli.system import files
 from diffuse_cli.system.devices import open_accelerator
-from diffuse_cli.system.errors import ModelFileError, OutputError, UsageError
+from diffuse_cli.system.errors import INSTALL, ModelFileError, OutputError, UsageError
 from diffuse_cli.system.events import Notice, Progress, Work
 from diffuse_cli.system.hub_models import MODEL_FILE, check_unpublished, push_target, upload
 from diffuse_cli.system.outputs import UnfinishedFiles, check_suffix
@@ -267,8 +267,9 @@ def _use(name: str, found: ModelFile) -> str:
     line = shlex.join(["diffuse", "sample", name, *flags, "-n", "16", "-o", "samples/"])
     return f"""## Use
 
+Install diffuse: {INSTALL.format(extra="hub")}. Then run:
+
 ```
-pip install 'diffuse-cli[hub]'
 {files.show(line)}
 ```
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from diffuse_cli.commands.convert.exporters import export_error
 from diffuse_cli.config.exchange_options import ConvertConfig
 from diffuse_cli.system import files
-from diffuse_cli.system.errors import ModelFileError, UsageError
+from diffuse_cli.system.errors import INSTALL, ModelFileError, UsageError
 from diffuse_cli.system.events import Notice, Progress, Work
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def check_packages(option: str) -> None:
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         text = f"{option} needs {missing[0]}"
-        raise UsageError(text, "Install it: pip install 'diffuse-cli[onnx]'")
+        raise UsageError(text, f"Install it: {INSTALL.format(extra='onnx')}")
 
 
 def write(path: Path, found: ModelFile, config: ConvertConfig) -> Work[Mapping[str, Any]]:
