@@ -5,9 +5,12 @@ from __future__ import annotations
 import functools
 import http.server
 import json
+import shlex
 import shutil
 import subprocess
+import sys
 import threading
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -170,6 +173,60 @@ def test_a_folder_or_one_file_has_everything(diffuse, stored, untraced):
     ran = diffuse("convert", "model.safetensors", "out", *line)
     assert [path.name for path in Path("out").iterdir()] == [page.INDEX]
     assert ran.json["bytes"][page.INDEX] == (Path("out") / page.INDEX).stat().st_size
+
+
+@pytest.mark.parametrize("linked", [False, True], ids=["folder", "link"])
+@pytest.mark.parametrize(("target", "part"), [("page", page.INDEX), ("diffusers", "README.md")])
+def test_a_folder_is_replaced_where_a_link_leads_if_convert_wrote_it(
+    diffuse, stored, untraced, target, part, linked
+):
+    save(config=SMALL)
+    folder = Path("www" if linked else "site")
+    folder.mkdir()
+    if linked:
+        Path("site").symlink_to("www")
+    (folder / part).write_text("mine, made with diffuse")
+    line = ("convert", "model.safetensors", "site", "--to", target)
+    line += ("--runtime", stored) * (target == "page")
+    for more in ((), ("--overwrite",)):
+        ran = diffuse(*line, *more, "-q")
+        assert (ran.code, f"site holds {part}, which convert did not write" in ran.line) == (
+            5,
+            True,
+        )
+    assert (folder / part).read_text() == "mine, made with diffuse"
+    (folder / part).unlink()
+    for more in ((), ("--overwrite",)):
+        ran = diffuse(*line, *more)
+        assert (ran.code, ran.out) == (0, "site\n"), ran.err
+        assert Path("site").is_symlink() == linked
+        assert "diffuse" in (folder / part).read_text()
+        (folder / part).write_text((folder / part).read_text() + "stale")
+    assert {path.name for path in Path().glob("[!.]*")} >= {"site", folder.name}
+    ran = diffuse(*line, "--overwrite")
+    assert "stale" not in (folder / part).read_text()
+    assert not [*Path().glob(".*")]
+
+
+def test_a_page_says_how_to_look_at_it(diffuse, stored, untraced):
+    """The command is executed, on a free port."""
+    save(config=SMALL)
+    line = ("convert", "model.safetensors", "my page", "--to", "page", "--runtime", stored)
+    said = diffuse(*line).err
+    command = shlex.split(said.partition("`")[2].partition("`")[0])
+    assert command[:1] == ["python"], said
+    words = [sys.executable, "-u", *command[1:], "0"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout
+        port = server.stdout.readline().partition(" port ")[2].split()[0]
+        with urllib.request.urlopen(f"http://localhost:{port}") as answer:
+            assert answer.read() == Path("my page/index.html").read_bytes()
+        server.kill()
+    assert (
+        "open 'my page'/index.html in a browser"
+        in diffuse(*line, "--single-file", "--overwrite").err
+    )
+    assert diffuse(*line, "--overwrite", "-q").err == ""
 
 
 def test_hostile_names_are_text(diffuse, stored, untraced):

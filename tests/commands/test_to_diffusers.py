@@ -523,7 +523,7 @@ def test_a_folder_is_replaced_only_where_asked_and_if_it_is_one(diffuse, here: P
     assert sorted(p.name for p in (here / "out").iterdir()) == sorted(PARTS)
     (here / "out" / "thesis.tex").write_text("mine")
     ran = diffuse(*line, "--overwrite")
-    assert (ran.code, "out holds thesis.tex, which is not part" in ran.line) == (5, True)
+    assert (ran.code, "out holds thesis.tex, which convert did not write" in ran.line) == (5, True)
     assert (here / "out" / "thesis.tex").read_text() == "mine"
     assert [p.name for p in here.iterdir() if p.suffix == ".tmp"] == []
 

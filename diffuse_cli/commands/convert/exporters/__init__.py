@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -23,12 +24,15 @@ class Target(Protocol):
 
     Attributes:
         OUT: what is written if no name is given. Every name has its suffix. A folder has none.
-        PARTS: what a folder that it wrote holds. This folder may be replaced.
+        PARTS: what a folder that it wrote holds.
+        MARK: one of the parts and a text in its first 64 KiB, for targets that write a folder. Only
+            a folder with this mark may be replaced.
         OPTIONS: the options of `ConvertConfig` that it takes, besides those of every target.
     """
 
     OUT: str
     PARTS: Collection[str]
+    MARK: tuple[str, str]
     OPTIONS: Collection[str]
 
     def check(self, config: ConvertConfig) -> None:
@@ -87,7 +91,7 @@ def export(config: ConvertConfig) -> Work[dict[str, Any]]:
 
         found = yield from model_file.find(config.source)
         values = yield from target.write(path, found, config)
-    return {"out": str(path), "to": name, **values}
+    return {"out": config.out or target.OUT, "to": name, **values}
 
 
 def export_error(
@@ -105,24 +109,33 @@ def _suffix(target: Target) -> str:
 @contextlib.contextmanager
 def _claim_output(target: Target, name: str, config: ConvertConfig) -> Iterator[Path]:
     """Yield the output path, which is free or may be replaced. No other process writes there
-    meanwhile."""
-    given = config.out or target.OUT
+    meanwhile. The path of a folder is the one that a link leads to."""
+    out = Path(config.out or target.OUT)
     if suffix := _suffix(target):
-        with outputs.claim_output(given, suffix, config.overwrite, read=config.source) as out:
+        with outputs.claim_output(out, suffix, config.overwrite, read=config.source) as out:
             yield out
         return
-    out = Path(given)
     known = (".safetensors", *filter(None, (_suffix(own) for _, own in TARGETS.working())))
     if out.suffix.lower() in known:
         raise UsageError(f"--to {name} writes a folder, not {files.show(out)}", "Choose another -o")
     files.check_writable(out / "config.json")
-    with outputs.hold_output(out):
+    folder = Path(os.path.realpath(out)) if out.is_symlink() else out
+    with outputs.hold_output(folder):
         with files.report_errors(out):
-            there = {entry.name for entry in out.iterdir()} if out.exists() else set()
-        if others := sorted(there.difference(target.PARTS)):
-            text = f"{files.show(out)} holds {files.show(others[0])}, which is not part of a model"
+            names = {entry.name for entry in out.iterdir()} if out.exists() else set()
+        if foreign := names.difference(target.PARTS if _is_marked(folder, *target.MARK) else ()):
+            text = (
+                f"{files.show(out)} holds {files.show(min(foreign))}, which convert did not write"
+            )
             raise OutputError(text, "Choose another -o")
-        if there and not config.overwrite:
+        if names and not config.overwrite:
             hint = "Choose another -o, or --overwrite"
             raise OutputError(f"{files.show(out)} exists already", hint)
-        yield out
+        yield folder
+
+
+def _is_marked(folder: Path, name: str, text: str) -> bool:
+    """Whether a folder has the mark of a target."""
+    with contextlib.suppress(OSError), (folder / name).open("rb") as file:
+        return text.encode() in file.read(2**16)
+    return False

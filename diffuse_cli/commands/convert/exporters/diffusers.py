@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 OUT = "diffusers"
 PARTS = ("README.md", "model_index.json", "scheduler", "unet")
+MARK = ("README.md", "`diffuse convert --to diffusers`")
 OPTIONS = ("sampler",)
 
 WEIGHTS = file_types.WEIGHTS[0]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
@@ -22,7 +23,7 @@ from diffuse_cli.core.settings import dimensions, to_dict
 from diffuse_cli.core.targets import STEPWISE
 from diffuse_cli.media.shapes import PAGES
 from diffuse_cli.system import files
-from diffuse_cli.system.events import Progress, Work
+from diffuse_cli.system.events import Notice, Progress, Work
 
 if TYPE_CHECKING:
     from diffuse_cli.core.data_gaussian import DataGaussian
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 OUT = "page"
 INDEX, MODEL, WEAK, LICENSE = "index.html", "model.onnx", "weak.onnx", "onnxruntime-license.txt"
 PARTS = (INDEX, MODEL, WEAK, LICENSE, *_web_runtime.HASHES)
+MARK = (INDEX, '<meta name="generator" content="diffuse ')
 OPTIONS = ("runtime", "single_file")
 
 SAMPLERS = ("unipc", "ddim")
@@ -72,6 +74,13 @@ def write(path: Path, found: ModelFile, config: ConvertConfig) -> Work[Mapping[s
             files.write_bytes(folder / name, content)
 
     files.write_folder(path, fill)
+    shown = shlex.quote(config.out or OUT)
+    yield Notice(
+        f"to look at the page, open {shown}/{INDEX} in a browser"
+        if config.single_file
+        else f"to look at the page, run `python -m http.server -d {shown}` and open "
+        "http://localhost:8000"
+    )
     sizes = {name: len(content) for name, content in contents.items()}
     return {"parameters": found.model.parameters, "bytes": sizes}
 
