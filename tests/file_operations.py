@@ -52,6 +52,25 @@ def failing(stop: str, error: Exception, *, after: bool = False):
     return operation
 
 
+def failing_at(moment: int, error: Exception, *, forever: bool = False):
+    """A seam that raises before operation k at 2k, and after it at 2k + 1, or from then on."""
+    count = 0
+
+    def fail() -> None:
+        nonlocal count
+        count += 1
+        if count > moment if forever else count == moment + 1:
+            raise error
+
+    @contextlib.contextmanager
+    def operation(name: str, path: Path) -> Iterator[None]:
+        fail()
+        yield
+        fail()
+
+    return operation
+
+
 def ends_at(moment: int):
     """A seam that ends the process before operation k at 2k, and after it at 2k + 1."""
     count = 0

@@ -155,8 +155,7 @@ def replace_file(path: Path) -> Iterator[io.BufferedWriter]:
             os.fsync(file.fileno())
         if os.name != "posix":  # on Windows an open file cannot be renamed, and it is not locked
             file.close()
-        with operation("rename", path):
-            file.path.replace(path)
+        rename(file.path, path)
         sync_folder(path.parent)
 
 
@@ -261,8 +260,7 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
             if os.path.lexists(path):
                 with operation("rename", path):
                     path.rename(before)
-            with operation("rename", path):
-                temporary.rename(path)
+            rename(temporary, path)
             sync_folder(path.parent)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -272,14 +270,18 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
         remove(before)
 
 
+def rename(path: Path, target: Path) -> None:
+    """Rename a file or a folder. A file replaces `target`."""
+    with report_errors(target), operation("rename", target):
+        path.replace(target)
+
+
 def _restore(before: Path, path: Path) -> bool:
     """Restore a folder that was about to be replaced, unless `path` exists again."""
-    there = before.name.endswith(f"{_BEFORE}.tmp") and os.path.lexists(before)
-    if there and not os.path.lexists(path):
-        with operation("rename", path):
-            before.rename(path)
-        return True
-    return False
+    exists = before.name.endswith(f"{_BEFORE}.tmp") and os.path.lexists(before)
+    if free := exists and not os.path.lexists(path):
+        rename(before, path)
+    return free
 
 
 def remove(path: Path) -> None:

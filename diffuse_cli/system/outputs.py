@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -178,48 +177,59 @@ def _read_holder(path: Path) -> str:
         return ""
 
 
-class UnfinishedFiles:
-    """Record of the files that a command writes into a folder, kept until all files exist.
+# -- files of a folder ----------------------------------------------------------------------------
 
-    A stopped command leaves the record. Running it again can then tell its files from others.
+# The files that a command owns in a folder, next to files of others.
+
+UNFINISHED = ".unfinished"
+"""Folder of new files that do not have their place yet, which a stopped command leaves."""
+
+RECORD = "record"
+"""File in it with the SHA-256 and the name of each new file."""
+
+
+def replace_files(folder: Path, owned: Sequence[str], fill: Callable[[Path], None]) -> None:
+    """Replace the files `owned` of a folder by those that `fill` writes into an empty folder.
+
+    The folder changes only after all new files exist. Even then it never has files of two outputs:
+    all old files except the first of `owned`, which `fill` always writes, are removed, and the new
+    files are renamed in the order of `owned`. The caller holds the lock of the folder.
+
+    Raises:
+        OutputError: a file cannot be written, removed or renamed.
     """
+    new, lines = folder / UNFINISHED, _read_record(folder)
 
-    NAME = ".unfinished"
+    def fill_and_record(temporary: Path) -> None:
+        fill(temporary)
+        names = sorted(path.name for path in temporary.iterdir())
+        lines.extend(f"{files.sha256(temporary / name)} {name}" for name in names)
+        files.write_text(temporary / RECORD, "\n".join(lines))
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.path = folder, folder / self.NAME
+    files.write_folder(new, fill_and_record)
+    try:
+        for name in owned[:0:-1]:
+            files.remove(folder / name)
+        for name in owned:
+            if (new / name).exists():
+                files.rename(new / name, folder / name)
+        with files.report_errors(folder):
+            files.sync_folder(folder)
+        files.remove(new)
+    except OutputError as error:
+        text = f"{error.message}. {files.show(folder)} may lack files"
+        raise OutputError(text, "Run the command again, with --overwrite") from error
 
-    def add(self, name: str, sha256: str) -> None:
-        """Record a file before it is written."""
-        files.append_line(self.path, f"{sha256} {name}")
 
-    def write(self, name: str, data: bytes) -> Path:
-        """Record a file and write it."""
-        self.add(name, hashlib.sha256(data).hexdigest())
-        files.write_bytes(self.folder / name, data)
-        return self.folder / name
+def list_unfinished(folder: Path, owned: Iterable[str]) -> set[str]:
+    """Return the files `owned` that a stopped `replace_files` recorded and renamed."""
+    recorded = set(_read_record(folder))
+    present = [name for name in owned if recorded and (folder / name).is_file()]
+    return {name for name in present if f"{files.sha256(folder / name)} {name}" in recorded}
 
-    def names(self) -> set[str]:
-        """Return the recorded files that exist with their recorded hash."""
-        try:
-            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
-        except OSError:
-            return set()
-        recorded = {(sha256, name) for sha256, _, name in (line.partition(" ") for line in lines)}
-        return {
-            name
-            for sha256, name in recorded
-            if Path(name).name == name
-            and (self.folder / name).is_file()
-            and files.sha256(self.folder / name) == sha256
-        }
 
-    def clear(self) -> None:
-        """Remove the files and the record of a stopped command."""
-        for name in self.names():
-            files.remove(self.folder / name)
-        self.end()
-
-    def end(self) -> None:
-        """Remove the record, because all files exist."""
-        files.remove(self.path)
+def _read_record(folder: Path) -> list[str]:
+    with contextlib.suppress(OSError):
+        text = (folder / UNFINISHED / RECORD).read_text("utf-8", errors="replace")
+        return text.splitlines()
+    return []

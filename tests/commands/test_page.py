@@ -270,6 +270,35 @@ def test_a_demo_that_cannot_be_shown_replaces_nothing(diffuse, stored):
     assert [path.name for path in Path("out").iterdir()] == ["eval.json"]
 
 
+@pytest.mark.parametrize("cause", ["runtime", "npm", "export"])
+def test_a_demo_that_cannot_be_made_replaces_nothing(
+    diffuse, stored, untraced, model, monkeypatch, cause
+):
+    files = {name: f"old {name}" for name in ("model.safetensors", "README.md", "eval.json")}
+    Path("out").mkdir()
+    for name, text in files.items():
+        (Path("out") / name).write_text(text)
+    Image.new("L", (4, 4)).save("grid.png")
+    line = ["push", model, "hf://some/name", "--license", "mit", "--demo", "--samples", "grid.png"]
+    if cause == "npm":  # as it is without a network
+        fails = subprocess.CalledProcessError(1, "npm")
+        monkeypatch.setattr(_web_runtime.subprocess, "run", raising(fails))
+    else:
+        line += ["--runtime", stored if cause == "export" else "grid.png"]
+    if cause == "export":
+        monkeypatch.setattr(page.onnx, "make_file", raising(OSError(28, "No space left on device")))
+    ran = diffuse(*line, "-o", "out", "--overwrite", "-q")
+    assert ran.code == (5 if cause == "export" else 2), ran.err
+    assert {path.name: path.read_text() for path in Path("out").iterdir()} == files
+
+
+def raising(error: Exception) -> Any:
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise error
+
+    return fail
+
+
 def test_a_runtime_is_checked_by_its_hash(diffuse, stored):
     save(config=SMALL)
     _, binary = _web_runtime.FILES[_web_runtime.WEBGPU]

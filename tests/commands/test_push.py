@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from conftest import QUICK, in_process
-from file_operations import FULL, ends_at, failing, killed_while
+from file_operations import FULL, ends_at, failing, failing_at, killed_while
 from hub_server import COMMIT, serving
 from PIL import Image
 from private_models import model_of
@@ -172,16 +172,88 @@ def test_a_push_that_is_killed_can_be_repeated(diffuse: Run, model: Path):
     wanted = {path.name: path.read_bytes() for path in Path("whole").iterdir()}
     moment = 0
     while killed_while(lambda: in_process([*line, "cut"]), ends_at(moment)):
-        ended = {path.name for path in Path("cut").glob("*")} - {".lock"} == {*wanted}
+        names = {path.name for path in Path("cut").glob("*")}
+        ended = names - {".lock"} == {*wanted}
         assert diffuse(*line, "cut").code == (5 if ended else 0), moment
         assert {path.name: path.read_bytes() for path in Path("cut").glob("[!.]*")} == wanted
         shutil.rmtree("cut")
         moment += 5
     assert moment > 30
-    Path("cut").mkdir(exist_ok=True)
+    shutil.rmtree("cut")
+    Path("cut/.unfinished").mkdir(parents=True)
     Path("cut/mine.txt").write_text("mine")
-    Path("cut/.unfinished").write_text("mine\n")
+    record = f"{sha(Path('cut/mine.txt'))} mine.txt\n"
+    Path("cut/.unfinished/record").write_text(record)
     assert diffuse(*line, "cut").code == 5
+    assert diffuse(*line, "cut", "--overwrite").code == 0
+    assert sorted(path.name for path in Path("cut").iterdir()) == sorted(["mine.txt", *wanted])
+
+
+@pytest.fixture
+def pushed(diffuse: Run, model: Path) -> dict[str, bytes]:
+    """The files of an earlier push and of others, in a clone that the link `out` leads to."""
+    names = ("model.safetensors", "README.md", "eval.json", "demo.html", "mine.txt", ".gitignore")
+    contents = {name: f"old {name}".encode() for name in names}
+    Path("clone/.git").mkdir(parents=True)
+    for name, content in contents.items():
+        (Path("clone") / name).write_bytes(content)
+    Path("out").symlink_to("clone")
+    Image.new("L", (4, 4)).save("grid.png")
+    return contents
+
+
+def read_files(folder: Path) -> dict[str, bytes]:
+    paths = [path for path in folder.iterdir() if path.is_file() and path.name != ".lock"]
+    return {path.name: path.read_bytes() for path in paths}
+
+
+def test_a_push_that_fails_at_any_operation_keeps_the_folder_or_can_be_repeated(
+    diffuse: Run, model: Path, pushed: dict[str, bytes], monkeypatch
+):
+    line = ["push", model, TARGET, "--license", "mit", "--samples", "grid.png", "-q", "-o"]
+    assert diffuse(*line, "whole").code == 0
+    new = {"mine.txt": pushed["mine.txt"], ".gitignore": pushed[".gitignore"]}
+    new |= read_files(Path("whole"))
+    line += ["out", "--overwrite"]
+    kept, moment = 0, 0
+    while True:
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "operation", failing_at(moment, FULL))
+            ran = diffuse(*line)
+        if ran.code == 0:
+            break
+        assert ran.code == 5
+        state = read_files(Path("clone"))
+        assert state.items() <= pushed.items() or state.items() <= new.items(), moment
+        if "Run the command again, with --overwrite" in ran.line:
+            assert "out may lack files" in ran.line
+        else:  # or only the lock is left
+            assert state in (pushed, new), moment
+            kept += state == pushed
+        assert diffuse(*line).code == 0
+        assert read_files(Path("clone")) == new
+        for name in {*new} - {*pushed}:
+            (Path("clone") / name).unlink()
+        for name, content in pushed.items():
+            (Path("clone") / name).write_bytes(content)
+        moment += 2
+    assert 20 < kept < moment / 2
+    assert read_files(Path("clone")) == new
+    assert Path("out").is_symlink()
+    hidden = sorted(path.name for path in Path("clone").glob(".*"))
+    assert hidden == [".git", ".gitignore"]
+
+
+@pytest.mark.parametrize("name", ["README.md", "eval.json", "model.safetensors"])
+def test_a_folder_in_the_place_of_a_file_is_refused_at_once(
+    diffuse: Run, model: Path, pushed: dict[str, bytes], instead_of_networks, name: str
+):
+    instead_of_networks()
+    (Path("clone") / name).unlink()
+    (Path("clone") / name / "mine").mkdir(parents=True)
+    ran = diffuse("push", model, TARGET, "--license", "mit", "-o", "out", "--overwrite")
+    assert (ran.code, f"cannot write out/{name}: it is a folder" in ran.line) == (5, True)
+    assert (Path("clone") / name / "mine").is_dir()
 
 
 def test_a_place_that_refuses_files_is_refused_before_anything_is_drawn(

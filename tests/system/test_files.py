@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -354,17 +355,19 @@ def test_an_error_leaves_the_old_folder(tmp_path: Path):
 def test_an_error_between_the_renames_puts_the_old_folder_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    path, real, seen = tmp_path / "folder", Path.rename, []
+    path, seen = tmp_path / "folder", []
     files.write_folder(path, fill("a"))
 
-    def rename(self: Path, target: Path) -> Path:
-        seen.append(path.exists())
-        if len(seen) == 2:
-            raise OSError(errno.EIO, "Input/output error")
-        return real(self, target)
+    @contextlib.contextmanager
+    def operation(name: str, target: Path) -> Iterator[None]:
+        if (name, target) == ("rename", path):
+            seen.append(path.exists())
+            if len(seen) == 2:
+                raise OSError(errno.EIO, "Input/output error")
+        yield
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", rename)
+        patch.setattr(files, "operation", operation)
         with pytest.raises(OutputError, match="Input/output error"):
             files.write_folder(path, fill("b"))
     assert seen[:2] == [True, False]

@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from file_operations import failing_at
 
-from diffuse_cli.system import outputs
+from diffuse_cli.system import files, outputs
+from diffuse_cli.system.errors import OutputError
 from diffuse_cli.system.outputs import claim_output, hold_output
 
 COMMANDS = {
@@ -148,6 +150,75 @@ def test_the_input_is_no_output(diffuse, source):
 def test_a_suffix_in_capitals_will_do():
     with claim_output("X.PNG", ".png", overwrite=False) as path:
         assert path == Path("X.PNG")
+
+
+OWNED = ("first", "second", "third", "card")
+
+
+def fill(word: str, *names: str):
+    """Write these files, each with its own content."""
+    return lambda folder: [files.write_text(folder / n, f"{word} {n}") for n in names]
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.iterdir() if path.name in OWNED}
+
+
+@pytest.mark.parametrize("forever", [False, True], ids=["once", "from then on"])
+def test_files_of_a_folder_that_fail_at_any_operation_are_of_one_output(
+    tmp_path: Path, monkeypatch, forever: bool
+):
+    """Until all new files exist, the old ones are whole. Then they never mix."""
+    old, new = ("first", "third", "card"), ("first", "second", "card")
+    whole = {word: {n: f"{word} {n}" for n in names} for word, names in (("a", old), ("b", new))}
+    outcomes = set()
+    for moment in range(500):
+        folder = tmp_path / f"{moment}"
+        folder.mkdir()
+        (folder / ".git").mkdir()
+        (folder / "mine").write_text("mine")
+        outputs.replace_files(folder, OWNED, fill("a", *old))
+        with monkeypatch.context() as patch:
+            error = OSError(28, "No space left on device")
+            patch.setattr(files, "operation", failing_at(moment, error, forever=forever))
+            try:
+                outputs.replace_files(folder, OWNED, fill("b", *new))
+            except OutputError as failure:
+                may_lack = failure.hint == "Run the command again, with --overwrite"
+            else:
+                break
+        state = contents(folder)
+        words = {text.split()[0] for text in state.values()}
+        outcomes.add((may_lack, *words, state in whole.values()))
+        assert len(words) == 1, state
+        assert may_lack or state == whole["a"]
+        unfinished = outputs.list_unfinished(folder, OWNED)
+        assert unfinished <= set(state)
+        assert words == {"a"} or unfinished == set(state) or state == whole["b"]
+        outputs.replace_files(folder, OWNED, fill("b", *new))
+        files.remove_leftovers(folder)
+        assert contents(folder) == whole["b"]
+        assert sorted(p.name for p in folder.iterdir()) == sorted([".git", "mine", *new])
+    assert contents(folder) == whole["b"]
+    assert {(False, "a", True), (True, "a", False), (True, "b", False)} <= outcomes
+
+
+def test_a_record_names_only_files_that_are_owned(tmp_path: Path):
+    """A path in it leads nowhere, and a file of another name is not ours."""
+    folder, other = tmp_path / "pushed", tmp_path / "other"
+    (folder / outputs.UNFINISHED).mkdir(parents=True)
+    paths = [folder / "card", folder / "mine", other]
+    for path in paths:
+        path.write_text("mine")
+    (folder / "first").symlink_to("/dev/zero")
+    (folder / "second").symlink_to(other)
+    names = ("card", "mine", "../other", str(other), "first", "second", "..", ".", "", "/dev/zero")
+    lines = [f"{files.sha256(other)} {name}" for name in names]
+    (folder / outputs.UNFINISHED / outputs.RECORD).write_text("\n".join(lines))
+    assert outputs.list_unfinished(folder, OWNED) == {"card", "second"}
+    outputs.replace_files(folder, OWNED, fill("b", "first", "card"))
+    assert [path.read_text() for path in paths] == ["b card", "mine", "mine"]
+    assert sorted(path.name for path in folder.iterdir()) == ["card", "first", "mine"]
 
 
 def test_the_holder_of_a_lock_is_a_process_that_is_there(tmp_path):

@@ -31,18 +31,17 @@ from diffuse_cli.models.model_report import describe_space
 from diffuse_cli.sampling import generation
 from diffuse_cli.sampling.cascade import load_cascade
 from diffuse_cli.sampling.journal import LOCK, check_output_apart, lock_folder
-from diffuse_cli.system import files
+from diffuse_cli.system import files, outputs
 from diffuse_cli.system.devices import open_accelerator
 from diffuse_cli.system.errors import INSTALL, ModelFileError, OutputError, UsageError
 from diffuse_cli.system.events import Notice, Progress, Work
 from diffuse_cli.system.hub_models import MODEL_FILE, check_unpublished, push_target, upload
-from diffuse_cli.system.outputs import UnfinishedFiles, check_suffix
 
 CARD, SAMPLES, NUMBERS, DEMO = "README.md", "samples.png", "eval.json", "demo.html"
 """Names of the files next to the model."""
 
-OWNED = (SAMPLES, NUMBERS, DEMO)
-"""Files that describe one model, and are removed with it."""
+OWNED = (MODEL_FILE, SAMPLES, NUMBERS, DEMO, CARD)
+"""Files that `push` writes, in this order."""
 
 DRAWN = 16
 """Samples on the picture."""
@@ -62,52 +61,57 @@ def push(config: PushConfig) -> Work[dict[str, Any]]:
     """
     push_target(config.target)
     if config.samples:
-        check_suffix(Path(config.samples), ".png", "--samples")
+        outputs.check_suffix(Path(config.samples), ".png", "--samples")
     if config.demo:
         onnx.check_packages("--demo")
         _web_runtime.check_available("--demo", config.runtime)
     if config.out is None and not config.overwrite:
         check_unpublished(config.target)
     with _place(config) as folder:
-        found = yield from model_file.find(config.model)
-        check_output_apart(folder, str(found.path))
+        source = yield from model_file.find(config.model)
+        check_output_apart(folder, str(source.path))
         if config.demo:
-            page.check_shown(found)
-        numbers = _numbers(config, found) if config.eval else None
-        picture, drawn = yield from _picture(config, found)
-        begun = UnfinishedFiles(folder)
-        begun.clear()
-        for name in OWNED:  # of another model, which was here
-            files.remove(folder / name)
-        begun.add(MODEL_FILE, found.sha256)
-        with files.replace_file(folder / MODEL_FILE) as copy, found.path.open("rb") as own:
-            shutil.copyfileobj(own, copy)
-        if files.sha256(folder / MODEL_FILE) != found.sha256:
-            raise ModelFileError(f"{files.show(found.path)} has changed", "Run the command again")
-        if picture:
-            begun.write(SAMPLES, picture)
+            page.check_shown(source)
+        numbers = _numbers(config, source) if config.eval else None
+        picture, recipe = yield from _picture(config, source)
+        parts = {SAMPLES: picture} if picture else {}
         if config.demo:
-            made = yield from page.make_page(
-                found,
+            demo = yield from page.make_page(
+                source,
                 "ema",
                 config.runtime,
                 single=True,
                 facts=_list_facts(config, numbers),
                 place=f"hf://{push_target(config.target)}",
             )
-            begun.write(DEMO, made[page.INDEX])
+            parts[DEMO] = demo[page.INDEX]
         if numbers:
-            begun.write(NUMBERS, (json.dumps(numbers, indent=1) + "\n").encode())
-        begun.write(CARD, card(config, found, numbers, picture=bool(picture), drawn=drawn).encode())
-        begun.end()
-        names, url = sorted({path.name for path in folder.iterdir()} - {LOCK}), None
+            parts[NUMBERS] = (json.dumps(numbers, indent=1) + "\n").encode()
+        text = card(config, source, numbers, picture=bool(picture), drawn=recipe)
+        parts[CARD] = text.encode()
+        outputs.replace_files(folder, OWNED, lambda new: _write_parts(new, source, parts))
+        names, url = sorted([MODEL_FILE, *parts]), None
         if config.out is None:
             yield Progress("pushing files", 0, len(names))
-            text = f"A model of diffuse, step {found.model.step:,}"
+            text = f"A model of diffuse, step {source.model.step:,}"
             url = upload(folder, config.target, private=config.private, message=text, owned=OWNED)
             yield Progress("pushing files", len(names), len(names))
     where = None if config.out is None else str(folder)
-    return {"folder": where, "commit": url, "files": names, "sha256": found.sha256}
+    return {"folder": where, "commit": url, "files": names, "sha256": source.sha256}
+
+
+def _write_parts(folder: Path, found: ModelFile, parts: Mapping[str, bytes]) -> None:
+    """Write a copy of the model, and the other files.
+
+    Raises:
+        ModelFileError: the model file has changed since it was read.
+    """
+    with files.replace_file(folder / MODEL_FILE) as copy, found.path.open("rb") as model:
+        shutil.copyfileobj(model, copy)
+    if files.sha256(folder / MODEL_FILE) != found.sha256:
+        raise ModelFileError(f"{files.show(found.path)} has changed", "Run the command again")
+    for name, content in parts.items():
+        files.write_bytes(folder / name, content)
 
 
 @contextlib.contextmanager
@@ -122,11 +126,12 @@ def _place(config: PushConfig) -> Iterator[Path]:
             yield Path(temporary)
         return
     out = Path(config.out)
-    files.check_writable(out / CARD)
-    with lock_folder(out, "|".join(map(re.escape, (MODEL_FILE, CARD, *OWNED)))):
-        begun = UnfinishedFiles(out)
+    for name in OWNED:
+        files.check_writable(out / name)
+    with lock_folder(out, "|".join(map(re.escape, (outputs.UNFINISHED, *OWNED)))):
         with files.report_errors(out):
-            others = {path.name for path in out.iterdir()} - {LOCK, begun.NAME} - begun.names()
+            names = {path.name for path in out.iterdir()} - {LOCK, outputs.UNFINISHED}
+            others = names - outputs.list_unfinished(out, OWNED)
         if others and not config.overwrite:
             text = f"{files.show(out)} exists already"
             raise OutputError(text, "Choose another -o, or --overwrite")
