@@ -42,7 +42,7 @@ class Gaussian:
         """Return KL(self || other) of each element, in nats."""
         log_ratio = self.log_var - other.log_var
         distance = (self.mean - other.mean) ** 2 * (-other.log_var).exp()
-        return 0.5 * (log_ratio.exp() - 1 - log_ratio + distance)
+        return 0.5 * (log_ratio.expm1() - log_ratio + distance)
 
     def nll(self, x: Tensor) -> Tensor:
         """Return the negative log-density of each element, in nats."""

@@ -40,6 +40,21 @@ def test_kl_is_that_of_torch_distributions():
     assert bool((a.kl(a) == 0).all())
 
 
+@pytest.mark.parametrize("log_ratio", [1e-6, 1e-4, 1e-2, 0.1])
+def test_kl_of_close_variances_keeps_its_digits_in_float32(log_ratio: float):
+    """The error is a rounding of the log-ratio, not of 1: a bound has 1,000 such terms."""
+    ratios = log_ratio * torch.linspace(-1, 1, 1001, dtype=torch.float64).float()
+    means = log_ratio * torch.linspace(0, 1, 1001, dtype=torch.float64).float()
+    narrow, wide = Gaussian(means, ratios), Gaussian(torch.zeros(1001), 0.0)
+    exact = [Gaussian(g.mean.double(), g.log_var.double()) for g in (narrow, wide)]
+    normals = [Normal(g.mean, (g.log_var / 2).exp()) for g in exact]
+    found, expected = narrow.kl(wide), kl_divergence(*normals)
+    assert found.dtype == torch.float32
+    allowed = torch.finfo(torch.float32).eps * (expected + ratios.double().abs())
+    exact_to = 4e-16  # which the oracle computes as a difference from 1
+    assert bool(((found.double() - expected).abs() <= allowed + exact_to).all())
+
+
 def test_a_sample_is_mean_and_scaled_noise():
     mean, noise = scalar(0.25), scalar(2.0)
     assert Gaussian(mean, 2 * math.log(0.5)).sample(noise) == pytest.approx(1.25)
