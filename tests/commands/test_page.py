@@ -595,15 +595,24 @@ def test_a_page_shows_samples_of_every_medium(diffuse, browser, runtime, served,
 
 
 @needs_browser
+@pytest.mark.parametrize(
+    "space",
+    [
+        Space(channels=3, size=(8, 8)),
+        Space(channels=1, size=(8, 8), levels=65536),
+        Space(channels=3, size=(8, 8), levels=65536, limits=(9000, 40000)),
+    ],
+    ids=["8 bits", "16 bits", "limits"],
+)
 def test_a_page_fills_a_hidden_part_of_an_image(
-    diffuse, browser, runtime, served, pointwise, tmp_path
+    diffuse, browser, runtime, served, pointwise, tmp_path, space
 ):
-    given = ConditioningArray(channels=3, what="mask")
-    model = save(**pointwise, conditions=Conditions(given=given))
+    given = ConditioningArray(channels=space.channels, what="mask")
+    model = save(**pointwise, conditions=Conditions(given=given), space=space)
     make_page(diffuse, model, runtime)
-    size = model_file.load(model).blueprint.space.size
+    size = space.size
     levels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
-    Image.fromarray(levels).save("input.png")
+    Image.fromarray(levels if space.channels == 3 else levels[..., 0]).save("input.png")
     browser.open(f"{served}/out/")
     browser.evaluate(
         "(async () => { photo = await createImageBitmap(await (await fetch('/input.png')).blob()); "
@@ -628,7 +637,16 @@ def test_a_page_fills_a_hidden_part_of_an_image(
     assert np.array_equal(np.array(Image.open("mask.png").convert("L")), 255 * hidden)
     line = ("-n", 2, "--given", "input.png", "--mask", "mask.png", "--precision", "fp32", "-q")
     assert diffuse("sample", model, *line, "-o", "samples").code == 0
-    assert largest_difference(read_canvases(browser), read_samples(Path("samples"))) <= 2
+    if space.levels == 256:
+        assert largest_difference(read_canvases(browser), read_samples(Path("samples"))) <= 2
+    values = np.array(browser.evaluate("Array.from(shown)"), np.float32)
+    stored = space.to_stored(torch.from_numpy(values).reshape(2, *space.shape)).numpy()
+    samples = diffuse_cli.load(model).sample(
+        2, given="input.png", mask="mask.png", precision="fp32"
+    ).arrays  # fmt: skip
+    difference = np.abs(stored.astype(float) - samples.astype(float)).max()
+    assert difference <= 2 * space.bins / 256
+    assert samples.std() > space.bins / 50
     assert browser.errors == []
 
 

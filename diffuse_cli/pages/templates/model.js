@@ -106,7 +106,7 @@ function readColumn(control) {
 // The conditioning input: the canvas in the model's numbers, 0 where it is hidden, and a channel
 // that is 1 where it is known. Painted parts of a photo are hidden.
 function readInput() {
-  const places = size[0] * size[1], planes = settings.given.channels;
+  const places = size[0] * size[1], planes = settings.given.channels, [low, high] = settings.given.levels;
   const pixels = find("given").getContext("2d").getImageData(0, 0, size[1], size[0]).data;
   const out = new Float32Array((planes + 1) * places);
   for (let k = 0; k < places; k++) {
@@ -115,7 +115,7 @@ function readInput() {
     const grey = Math.round(0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2]);
     for (let c = 0; c < planes; c++) {
       const level = planes === 1 ? grey : rgb[c];
-      out[c * places + k] = known ? level / 127.5 - 1 : 0;
+      out[c * places + k] = known ? (level - low) / ((high - low) / 2) - 1 : 0;
     }
     out[planes * places + k] = known ? 1 : 0;
   }

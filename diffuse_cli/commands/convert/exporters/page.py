@@ -132,24 +132,17 @@ def check_shown(found: ModelFile) -> None:
     Raises:
         ModelFileError: names the setting.
     """
-    own = found.model.blueprint
-    space, given = own.space, own.conditions.given
+    blueprint = found.model.blueprint
+    space, given = blueprint.space, blueprint.conditions.given
+    masks = (_describe_input(found.model) or {}).get("masks")
     if space.dims > 2:
         raise export_error(found, "a page", "size", dimensions(space.size))
     if given and space.medium != "image":
         raise export_error(found, "a page", "given", f"an {space.medium}")
-    if given and not (given.what == PAIRS or _hides(found.model)):
+    if given and not (given.what == PAIRS or masks):
         raise export_error(found, "a page", "given", given.what)
     if given and (given.channels not in (1, 3) or given.mean or given.limits):
         raise export_error(found, "a page", "given", to_dict(given))
-
-
-def _hides(model: StoredModel) -> bool:
-    """Whether the model is conditioned on samples of which a part is hidden."""
-    from diffuse_cli.models.image_conditioning import Conditioner
-
-    encoder = Conditioner.from_blueprint(model.blueprint)
-    return encoder is not None and encoder.masks
 
 
 # -- settings -------------------------------------------------------------------------------------
@@ -180,13 +173,25 @@ def describe_sampling(model: StoredModel) -> dict[str, Any]:
         if own.conditions.table
         else [],
         "optional": not model.always_told,
-        "given": {"channels": given.channels, "masks": _hides(model)}
-        if (given := own.conditions.given)
-        else None,
+        "given": _describe_input(model),
         "gaussian": next(
             (_describe_gaussian(own.space.shape, s.start) for s in listed if s.start), None
         ),
     }
+
+
+def _describe_input(model: StoredModel) -> dict[str, Any] | None:
+    """Return the channels of the conditioning image, whether a part of it is hidden, and its levels
+    at -1 and 1, as 8-bit levels, which a browser reads."""
+    from diffuse_cli.models.image_conditioning import Conditioner
+
+    encoder = Conditioner.from_blueprint(model.blueprint)
+    if encoder is None:
+        return None
+    space = encoder.rendered_space
+    ends, top = space.level_range or (0, 255), (space.levels or 256) - 1
+    levels = [255 * level / top for level in ends]
+    return {"channels": encoder.given.channels, "masks": encoder.masks, "levels": levels}
 
 
 def _describe_look(space: Space) -> dict[str, Any]:
