@@ -8,6 +8,7 @@ import functools
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -21,7 +22,7 @@ from diffuse_cli.commands._cli.console import Console, escape_unencodable
 from diffuse_cli.commands._cli.help import SHORT_HELP, HelpfulCommand, HelpfulGroup
 from diffuse_cli.commands._cli.suggestions import explain
 from diffuse_cli.config.options import option_fields
-from diffuse_cli.core.registry import InvalidArgument
+from diffuse_cli.core.registry import InvalidArgument, SkippedExtension
 from diffuse_cli.system import __version__
 from diffuse_cli.system.errors import DiffuseError, OutputError, UsageError, to_usage_error
 from diffuse_cli.system.memory import is_out_of_memory
@@ -122,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         escape_unencodable(stream)
     consoles = [Console()]
     try:
-        with raise_signals():
+        with raise_signals(), _print_skipped(consoles):
             program, name = build(), "diffuse"
             code = program(arguments, prog_name=name, standalone_mode=False, obj=consoles)
         return int(code or 0)
@@ -146,6 +147,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _report_error(consoles[-1], gone)
         traceback.print_exc()
         return 1
+
+
+@contextlib.contextmanager
+def _print_skipped(consoles: Sequence[Console]) -> Iterator[None]:
+    """Print one line for each extension that is skipped inside the block."""
+    show, lines = warnings.showwarning, set[str]()
+
+    def print_once(
+        message: Warning | str, category: type[Warning], *place: Any, **more: Any
+    ) -> None:
+        if not issubclass(category, SkippedExtension):
+            show(message, category, *place, **more)
+        elif str(message) not in lines and rank() == 0:
+            lines.add(str(message))
+            consoles[-1].warn(str(message))
+
+    warnings.showwarning = print_once
+    try:
+        yield
+    finally:
+        warnings.showwarning = show
 
 
 def _suggest_less_memory(words: Sequence[str]) -> str:

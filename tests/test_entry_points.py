@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from private_models import POINTWISE
 
 import diffuse_cli
-from diffuse_cli.core import registry
+from diffuse_cli.core import NETWORKS, registry
 
 MODULE = '''\
 """A subcommand that says hello."""
@@ -330,7 +331,7 @@ def test_a_command_whose_source_does_not_parse_is_named_in_the_help(diffuse, mon
 
 
 def test_broken_extensions_break_no_training_and_no_completion(images: Path, tmp_path: Path):
-    """The page of a run shows metrics, and a run without its page is still a run."""
+    """The page of a run shows the other metrics."""
     info = tmp_path / "broken-1.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Name: broken\nVersion: 1\n")
@@ -344,11 +345,43 @@ def test_broken_extensions_break_no_training_and_no_completion(images: Path, tmp
 
     ran = run("metrics", "train", images, "--steps", 1, "--batch-size", 2)
     assert ran.returncode == 0, ran.stderr
-    assert "the page of the run cannot be written" in ran.stderr
+    assert ran.stderr.count("the extension broken cannot be loaded: ModuleNotFoundError") == 1
+    assert "Update it, or uninstall it" in ran.stderr
+    assert (tmp_path / "model.run" / "index.html").exists()
     words = {"_DIFFUSE_COMPLETE": "complete_bash", "COMP_WORDS": "diffuse ", "COMP_CWORD": "1"}
     ran = run("commands", **words)
     assert "train" in ran.stdout.split(), ran.stderr
     assert "broken" not in ran.stdout.split()
+
+
+@pytest.mark.parametrize(
+    ("group", "value", "line"),
+    [
+        ("media", "no_such_package", "info {images} --json"),
+        ("media", "json", "noise-demo {images}/dark/000.png -o demo.png --overwrite"),
+        ("sources", "no_such_package", "info {images} --json"),
+        ("sources", "json", "info {images} --json"),
+        ("presets", "math:nothing", "train {images} --network pointwise --augment none --dry-run"),
+        ("metrics", "math:nothing", "eval {images} {images} -n 4 --metrics marginals --json"),
+    ],
+)
+def test_a_broken_entry_is_named_once_and_skipped(
+    diffuse, images, monkeypatch, group: str, value: str, line: str
+):
+    monkeypatch.setitem(NETWORKS, "pointwise", POINTWISE)  # which no preset has
+    words = line.format(images=images).split()
+    whole = diffuse(*words)
+    assert (whole.code, "cannot be loaded" in whole.err) == (0, False), whole.err
+    broken = EntryPoint("broken", value, f"diffuse.{group}")
+    monkeypatch.setattr(registry, "extension_points", lambda: {group: {"broken": broken}})
+    ran = diffuse(*words)
+    assert ran.code == 0, ran.err
+    [warning] = [text for text in ran.err.splitlines() if "cannot be loaded" in text]
+    assert warning.startswith("warning: the extension ")
+    if "--json" in words:
+        assert {**ran.json, "seconds": 0} == {**whole.json, "seconds": 0}
+    quiet = diffuse(*words, "-q")
+    assert (quiet.code, quiet.err) == (0, "")
 
 
 def test_an_extension_that_is_broken_breaks_nothing_else(diffuse, model, monkeypatch):

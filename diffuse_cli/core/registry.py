@@ -5,7 +5,8 @@ A package that declares, for example,
     [project.entry-points."diffuse.samplers"]
     my-sampler = "my_package:my_sampler"
 
-adds an entry to the table `samplers`. Looking it up imports it. Listing names does not.
+adds an entry to the table `samplers`. Looking it up imports it. Listing names does not. Whoever
+loops over the entries of a table does not see those that cannot be loaded.
 """
 
 from __future__ import annotations
@@ -17,7 +18,17 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping
+import warnings
+from collections.abc import (
+    Callable,
+    Collection,
+    ItemsView,
+    Iterable,
+    Iterator,
+    Mapping,
+    MutableMapping,
+    ValuesView,
+)
 from difflib import get_close_matches
 from importlib.abc import InspectLoader
 from importlib.metadata import EntryPoint, entry_points
@@ -98,14 +109,33 @@ class Registry(MutableMapping[str, Entry]):
     def __len__(self) -> int:
         return len({**self.own, **self._extensions})
 
-    def working(self) -> Iterator[tuple[str, Entry]]:
-        """Yield the names and entries, without extensions that cannot be loaded."""
-        for name in self:
+    def items(self) -> ItemsView[str, Entry]:
+        """Return the names and entries. Extensions that cannot be loaded are skipped with a
+        `SkippedExtension` warning."""
+        return _Loaded(self)
+
+    def values(self) -> ValuesView[Entry]:
+        """Return the entries of `items`."""
+        return dict(self.items()).values()
+
+
+class SkippedExtension(UserWarning):
+    """Warning about an extension that cannot be loaded, and is left out of a table."""
+
+
+class _Loaded(ItemsView[str, Entry]):
+    """Names and entries of a table, each loaded when the loop reaches it."""
+
+    _mapping: Mapping[str, Entry]
+
+    def __iter__(self) -> Iterator[tuple[str, Entry]]:
+        for name in self._mapping:
             try:
-                entry = self[name]
-            except InvalidArgument:
-                continue
-            yield name, entry
+                entry = self._mapping[name]
+            except InvalidArgument as error:
+                warnings.warn(str(error), SkippedExtension, stacklevel=2)
+            else:
+                yield name, entry
 
 
 def entries_by_name(*entries: Callable[..., Any]) -> dict[str, Any]:

@@ -327,8 +327,8 @@ def mask_settings_for(space: Space) -> dict[str, Any]:
 
 def media_by_extension() -> dict[str, str]:
     """Return the medium of each file extension. `image` wins, then the first medium listed."""
-    names = sorted(MEDIA, key=lambda name: name != "image")
-    return {e: name for name in reversed(names) for e in MEDIA[name].extensions}
+    media = sorted(MEDIA.items(), key=lambda item: item[0] != "image")
+    return {e: name for name, medium in reversed(media) for e in medium.extensions}
 
 
 def advice() -> dict[str, str]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from importlib.metadata import EntryPoint, EntryPoints
 
 import pytest
 
 from diffuse_cli.app import _build_command, main
 from diffuse_cli.core import registry
-from diffuse_cli.core.registry import Modules, Registry
+from diffuse_cli.core.registry import InvalidArgument, Modules, Registry, SkippedExtension
 
 GROUPS = (
     "things", "formats", "metrics", "media", "fits", "features", "sources", "optimizers", "presets",
@@ -69,6 +70,20 @@ def test_an_entry_is_imported_when_it_is_looked_up(table, loaded: list[str]):
     assert set(loaded) == {"diffuse.things"}
     with pytest.raises(KeyError):
         table["other"]
+
+
+@pytest.mark.parametrize("value", ["no_such_package", "os:nothing"])
+def test_a_loop_over_entries_skips_those_that_cannot_be_loaded(monkeypatch, value: str):
+    things = Registry("things", {"own": min})
+    points = {name: EntryPoint(name, at, "") for name, at in (("broken", value), ("ok", "os:sep"))}
+    monkeypatch.setattr(registry, "extension_points", lambda: {"things": points})
+    with pytest.warns(SkippedExtension, match="cannot be loaded"):
+        assert [*things.items()] == [("own", min), ("ok", os.sep)]
+    with pytest.warns(SkippedExtension, match="cannot be loaded"):
+        assert [*things.values()] == [min, os.sep]
+    assert [*things] == ["own", "broken", "ok"]
+    with pytest.raises(InvalidArgument, match="cannot be loaded"):
+        things["broken"]
 
 
 def test_an_entry_is_known_by_its_old_name_too(loaded: list[str]):

@@ -109,7 +109,7 @@ def read_scheduler(path: Path, said: Mapping[str, Any], learned: bool) -> dict[s
         ends = float(said.get("beta_start", start)), float(said.get("beta_end", end))
         betas = list(parse_betas(list(BETAS[schedule](count, *ends))))
     process: dict[str, Any] = {"betas": tuple(betas)}
-    for name, ours in SCHEDULES.working():
+    for name, ours in SCHEDULES.items():
         if _match(named := ours(len(betas)), betas, CLOSE):
             process, betas = {"schedule": name, "num_timesteps": len(betas)}, list(named)
             break

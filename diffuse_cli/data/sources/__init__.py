@@ -35,9 +35,9 @@ def find_source_kind(path: Path, *, single: bool = False) -> str:
     """
     if is_folder(path) and run_reader.find_run(path):
         return ""
-    names = sorted(SOURCES, key=lambda name: name == "folder")
-    found = next((name for name in names if SOURCES[name].recognizes(path)), "")
-    return "" if single and found and SOURCES[found].is_sample else found
+    sources = sorted(SOURCES.items(), key=lambda item: item[0] == "folder")
+    kind = next((name for name, source in sources if source.recognizes(path)), "")
+    return "" if single and kind and SOURCES[kind].is_sample else kind
 
 
 def fetch_source(path: Path) -> Work[None]:

@@ -66,7 +66,7 @@ def target_of(config: ConvertConfig) -> str | None:
     if config.to is not None or config.out is None:
         return config.to
     suffix = Path(config.out).suffix.lower()
-    return next((name for name, t in TARGETS.working() if suffix and suffix == _suffix(t)), None)
+    return next((name for name, t in TARGETS.items() if suffix and suffix == _suffix(t)), None)
 
 
 def export(config: ConvertConfig) -> Work[dict[str, Any]]:
@@ -115,7 +115,7 @@ def _claim_output(target: Target, name: str, config: ConvertConfig) -> Iterator[
         with outputs.claim_output(out, suffix, config.overwrite, read=config.source) as out:
             yield out
         return
-    known = (".safetensors", *filter(None, (_suffix(own) for _, own in TARGETS.working())))
+    known = (".safetensors", *filter(None, map(_suffix, TARGETS.values())))
     if out.suffix.lower() in known:
         raise UsageError(f"--to {name} writes a folder, not {files.show(out)}", "Choose another -o")
     files.check_writable(out / "config.json")

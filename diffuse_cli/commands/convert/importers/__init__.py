@@ -86,10 +86,10 @@ def convert(config: ConvertConfig) -> Work[Converted]:
         if source.is_own:
             text = f"{source.name} is a diffuse model already"
             raise UsageError(text, "Use it as it is, or give --to diffusers or --to onnx")
-        usable = FORMATS.working()
-        name = config.format or next((n for n, f in usable if f.recognizes(source)), None)
+        fitting = (name for name, format in FORMATS.items() if format.recognizes(source))
+        name = config.format or next(fitting, None)
         if name is None:
-            tuple(FORMATS.values())  # a broken extension, which could know it, is named
+            tuple(map(FORMATS.__getitem__, FORMATS))  # names a broken extension, which may know it
             text = f"{source.name} is no model of a known format: {', '.join(FORMATS)}"
             raise ModelFileError(text)
         format = lookup(FORMATS, name, "--format")
@@ -106,7 +106,7 @@ def _check_options(config: ConvertConfig, name: str) -> None:
     if config.preset and (own := find_preset(config.preset).network) != "unet":
         text = f"--preset {config.preset} is a '{own}', and models of {name} are U-Nets"
         raise UsageError(text, "Leave it out, or name a published U-Net")
-    special = {option for _, format in FORMATS.working() for option in format.OPTIONS}
+    special = {option for format in FORMATS.values() for option in format.OPTIONS}
     for option in sorted(special.difference(FORMATS[name].OPTIONS)):
         if getattr(config, option):
             text = f"{flag(option)} does not go with {name}, whose files say it"

@@ -180,7 +180,8 @@ def _heads(
         )
     if any(found.values()):
         return {**found, "heads_up": None if up == found["heads"] else up}
-    alike = ", ".join(f"--preset {name}" for name in PRESETS if _fits_preset(name, shape))
+    fitting = [name for name, _ in PRESETS.items() if _fits_preset(name, shape)]
+    alike = ", ".join(f"--preset {name}" for name in fitting)
     raise UsageError(
         f"{source.name} does not say its attention heads and its process",
         f"It has the shape of {alike}" if alike else "Give --heads or --head-width, and --schedule",
