@@ -42,9 +42,9 @@ class TrainOptions(TypedDict, total=False):
     strict: bool | None
     workers: Int | None
     layout: str | None
+    rate: Int | None
     alpha: bool | None
     bits: Int | None
-    rate: Int | None
     num_timesteps: Int | None
     schedule: str | None
     betas: Path | Sequence[Float] | None
@@ -135,5 +135,7 @@ class EvalOptions(GenerationOptions, total=False):
     feature_weights: Path | None
     background: str | None
     fit: str | None
+    layout: str | None
+    rate: Int | None
     train_n: Int | None
     pairs: Path | None

@@ -32,7 +32,7 @@ from diffuse_cli.config.sample_options import (
     VarianceConfig,
     WeightsConfig,
 )
-from diffuse_cli.config.shared_options import BACKGROUND, BESIDE, FIT, ReadingConfig
+from diffuse_cli.config.shared_options import BACKGROUND, BESIDE, FIT, AxesConfig, ReadingConfig
 from diffuse_cli.system.errors import UsageError
 
 TUNED_STEPS, TUNED_GUIDANCE = (5, 10, 20, 50), (1.0, 1.5, 2.0, 3.0, 4.0)
@@ -115,8 +115,11 @@ class BoundPlotConfig(BoundConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig(MeasureConfig, BoundPlotConfig, StartConfig, DrawConfig, VarianceConfig):
-    """A model, or a folder of images, measured against real images."""
+class EvalConfig(
+    AxesConfig, MeasureConfig, BoundPlotConfig, StartConfig, DrawConfig, VarianceConfig
+):
+    """A model, or a folder of images, measured against real images. Only a folder takes the options
+    of `AxesConfig`."""
 
     subject: str = argument(
         "MODEL_OR_FOLDER", "Model, run directory, or folder of generated images."

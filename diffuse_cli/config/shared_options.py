@@ -28,26 +28,32 @@ class ReadingConfig(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FormConfig(ReadingConfig):
-    """Options for the form of the samples that are read."""
+class AxesConfig(Options):
+    """Options for the axes of arrays, and for the rate of sounds."""
 
     layout: str | None = option.data.optional(
         "Axis order of arrays, for example HWC, or pages for TIFF pages as channels.",
         table="media.shapes.LAYOUTS",
         shown="L, HW, CHW or CDHW, by the number of axes",
     )
+    rate: int | None = option.data.optional(
+        "Sample rate in Hz, to which other sounds are resampled.",
+        low=1000,
+        high=384_000,
+        shown="the data's most frequent rate, at most 16000",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FormConfig(AxesConfig, ReadingConfig):
+    """Options for the form of the samples that are read."""
+
     alpha: bool = option.data(False, "Keep transparency as a channel.")
     bits: int | None = option.data.optional(
         "Bits per channel, 8 or 16, to which other images are scaled.",
         low=8,
         high=16,
         shown="16 if all images have 16 bits, else 8",
-    )
-    rate: int | None = option.data.optional(
-        "Sample rate in Hz, to which other sounds are resampled.",
-        low=1000,
-        high=384_000,
-        shown="the data's most frequent rate, at most 16000",
     )
 
 

@@ -14,12 +14,19 @@ from diffuse_cli.config import eval_options
 from diffuse_cli.config.eval_options import EvalConfig, MeasureConfig, TuneConfig
 from diffuse_cli.config.options import find_changed_flag
 from diffuse_cli.config.sample_options import SamplerConfig, StartConfig, VarianceConfig
+from diffuse_cli.config.shared_options import AxesConfig
 from diffuse_cli.core.conditions import PAIRS
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import is_images
 from diffuse_cli.evaluation import examples, ode_likelihood, variational_bound
 from diffuse_cli.evaluation.feature_cache import Team
-from diffuse_cli.evaluation.image_sets import Sides, read_sides, report_classes, set_conditions
+from diffuse_cli.evaluation.image_sets import (
+    Sides,
+    read_folder,
+    read_sides,
+    report_classes,
+    set_conditions,
+)
 from diffuse_cli.evaluation.input_builders import make_part
 from diffuse_cli.evaluation.metric_inputs import (
     EvaluationRun,
@@ -74,6 +81,9 @@ def evaluate(
     if folder and (flag := "--given" if config.given else flag):
         text = f"{flag} needs a model, and {files.show(subject)} is a folder of images"
         raise UsageError(text, "Remove it, or pass a model file")
+    if not folder and (flag := find_changed_flag(config, AxesConfig)):
+        text = f"{flag} needs a folder of samples: {files.show(subject)} has its own {flag[2:]}"
+        raise UsageError(text, "Remove it")
     with (
         claim_option(config, "plot", ".png") as plot,
         claim_option(config, "pairs", ".png") as page,
@@ -94,7 +104,7 @@ def evaluate(
             list(report_unmeasured(config.metrics or (), lacks))
         space = loaded.space if loaded else None
         judge = yield from load_feature_choice(config, space, accelerator)
-        sides = yield from read_sides(config, loaded)
+        sides = yield from read_sides(config, loaded) if loaded else read_folder(config)
         sides.check()
         words = words_of(sides.space)
         if loaded and settings:

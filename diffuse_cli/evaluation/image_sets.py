@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from diffuse_cli.config.eval_options import ImageSetsConfig, MeasureConfig
+from diffuse_cli.config.eval_options import EvalConfig, ImageSetsConfig, MeasureConfig
 from diffuse_cli.core.conditions import PAIRS
 from diffuse_cli.core.space import Space, longest_side
 from diffuse_cli.data import Dataset, Pairs, match_pairs, read_cells, read_images
@@ -138,10 +138,8 @@ class Sides:
                 raise UsageError(text, f"Add more {many}")
 
 
-def read_sides(config: MeasureConfig, loaded: LoadedModel | None) -> Work[Sides]:
-    """Read the real images and, without a model, the generated images."""
-    if loaded is None:
-        return (yield from _read_folder(config))
+def read_sides(config: MeasureConfig, loaded: LoadedModel) -> Work[Sides]:
+    """Read the real images for a model."""
     check_pairs_option(config.given, loaded.model.blueprint.conditions.given)
     [sides] = yield from read_common_sides(config, [loaded])
     return sides
@@ -315,12 +313,14 @@ def _report_part(images: Dataset, held_out: bool) -> Notice:
     return Notice(f"real {MEDIA[images.medium].many}: {which}, {count:,} of {len(images):,}")
 
 
-def _read_folder(config: MeasureConfig) -> Work[Sides]:
+def read_folder(config: EvalConfig) -> Work[Sides]:
     """Read generated images at their own size if it is uniform, and real images at that size."""
     read = partial(
         read_images,
         background=config.background or "white",
         fit=config.fit or "crop",
+        layout=config.layout,
+        rate=config.rate,
         strict=config.strict,
         workers=config.workers,
         keep=kept_bytes() // 2,

@@ -160,6 +160,28 @@ def test_what_cannot_be_used_is_named(diffuse: Callable[..., Any], tmp_path: Pat
     assert (ran.code, "a-nan.npy: NaN or infinite numbers" in ran.err) == (3, True)
 
 
+def test_a_folder_is_measured_by_its_layout(diffuse: Callable[..., Any], images, model) -> None:
+    """Arrays with their channels last are those with their channels first, to the last digit."""
+    found = {}
+    for layout, shape in (("CHW", (5, 8, 8)), ("HWC", (8, 8, 5))):
+        for name in ("generated", "real"):
+            Path(layout, name).mkdir(parents=True)
+            for k in range(12):
+                values = np.random.default_rng([k, len(name)]).normal(size=(5, 8, 8)).cumsum(1)
+                moved = values if layout == "CHW" else np.moveaxis(values, 0, -1)
+                assert moved.shape == shape
+                np.save(Path(layout, name, f"{k}.npy"), moved)
+        line = ("eval", f"{layout}/generated", f"{layout}/real", "-n", 12, "--json", "-q")
+        ran = diffuse(*line, *["--layout", "HWC"] * (layout == "HWC"))
+        assert ran.code == 0, ran.err
+        found[layout] = {k: ran.json[k] for k in ("wasserstein", "kid_random", "spectral_distance")}
+        assert "5 channels" in diffuse(*line[:-1], *["--layout", "HWC"] * (layout == "HWC")).err
+    assert found["CHW"] == found["HWC"]
+    for flag, value in (("--layout", "HWC"), ("--rate", 8000)):
+        ran = diffuse("eval", model, images, flag, value, "-q")
+        assert (ran.code, f"{flag} needs a folder of samples" in ran.line) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("options", "change", "code", "says"),
     [

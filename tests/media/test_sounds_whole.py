@@ -123,6 +123,20 @@ def test_drawn_sounds_are_data_at_their_rate(
     assert "PCM_16 at 4,000 Hz 3" in ran.out
 
 
+def test_a_folder_is_measured_at_a_rate(
+    sounds: Path, diffuse: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Sounds at twice the rate are resampled."""
+    for k in range(4):
+        tone = 6000 * np.sin(np.arange(2 * LENGTH) * (k + 1) / 9)
+        write(tmp_path / "generated" / f"{k}.wav", tone, 2 * RATE)
+    line = ("eval", tmp_path / "generated", sounds, "-n", 4, "--metrics", "marginals")
+    assert f"generated, mono, {2 * LENGTH}\n" in diffuse(*line).err
+    ran = diffuse(*line, "--rate", RATE)
+    assert ran.code == 0, ran.err
+    assert f"generated, mono, {LENGTH}\n" in ran.err
+
+
 @pytest.fixture
 def pairs(tmp_path: Path) -> Callable[[int, int], Path]:
     """Make the sounds again at another rate and of another length, in half their loudness."""
