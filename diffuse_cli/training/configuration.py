@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from diffuse_cli.config import presets
@@ -103,7 +104,9 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
     parse_column_names(config.condition_on or ())
     if config.given and is_degradation(config.given):
         with translate_errors(lambda _: "--given"):
-            degradations.parse(config.given)
+            degradation = degradations.parse(config.given)
+        if "given" in flags:
+            _check_one_meaning(config.given, degradation)
     if config.loss in OF_LEARNED and config.variance not in LEARNED:
         raise UsageError(
             f"--loss {config.loss} trains a learned variance, and --variance {config.variance} is "
@@ -125,6 +128,20 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
     if config.teacher_guidance is not None and config.loss not in TAUGHT:
         raise UsageError("--teacher-guidance needs --loss consistency", "Remove it")
     return _check_options(config)
+
+
+def _check_one_meaning(name: str, degradation: degradations.Degradation) -> None:
+    """Refuse the bare name of a degradation where a file or folder has the same name.
+
+    Raises:
+        UsageError: both exist.
+    """
+    if name in degradations.DEGRADATIONS and Path(name).exists():
+        spec = degradation.text if degradation.text != name else f"{name}+noise:0"
+        raise UsageError(
+            f"--given {name} is a degradation, and a file or folder here has the same name",
+            f"Pass --given ./{name} for the files, or --given {spec} for the degradation",
+        )
 
 
 def _check_options(config: TrainConfig) -> TrainConfig:

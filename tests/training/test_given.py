@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -218,6 +219,41 @@ def test_what_cannot_be_given_is_refused(quick, options, code, said):
     assert ran.code == code
     assert said in ran.line
     assert not RUN.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "spec"), [("mask", "mask:half"), ("blur", "blur:2"), ("grey", "grey+noise:0")]
+)
+def test_a_name_of_a_degradation_and_of_a_folder_is_refused_with_both_spellings(
+    quick, negatives, name, spec
+):
+    Path(name).symlink_to(negatives)
+    line = ("--steps", 1, "--channels", 3, "-q")
+    ran = quick(*line, "--given", name)
+    assert (ran.code, RUN.exists()) == (2, False)
+    assert f"--given {name} is a degradation, and a file or folder here" in ran.line
+    spellings = re.findall(r"--given (\S+) for", ran.line)
+    assert spellings == [f"./{name}", spec]
+    for spelling, what in zip(spellings, ("pairs", spec), strict=True):
+        done = quick(*line, "--given", spelling, "--overwrite")
+        assert done.code == 0, done.err
+        assert model_file.load(MODEL).blueprint.conditions.given.what == what
+
+
+@pytest.mark.parametrize(
+    "road", ["--resume", "--resume --given mask", "--config run.toml", "--init model.safetensors"]
+)
+def test_a_degradation_that_is_resolved_stays_one_beside_a_folder_of_its_name(
+    diffuse, quick, images, negatives, road
+):
+    assert quick("--steps", 2, "--stop-at", 1, "--given", "mask", "-q").code == 0
+    shutil.copy(RUN / "config.toml", "run.toml")
+    Path("mask").symlink_to(negatives)
+    out = MODEL if "--resume" in road else WHOLE
+    ran = diffuse("train", images, *road.split(), "-o", out, "-q")
+    assert ran.code == 0, ran.err
+    assert model_file.load(out).blueprint.conditions.given.what == "mask"
+    assert diffuse("sample", out, "--given", images, "--degrade", "-n", 1, "-q").code == 0
 
 
 def test_no_pair_at_all_is_refused(quick, tmp_path):
