@@ -204,14 +204,16 @@ def test_a_model_without_a_number_of_steps_is_compared(runs, diffuse):
     assert rows(ran)["step"] == ["4", "6 of 6"]
 
 
-def test_floats_of_two_scales_are_compared(diffuse, recipe, tmp_path):
+@pytest.mark.parametrize("transforms", [("none", "none"), ("none", "asinh")])
+def test_floats_of_two_scales_and_transforms_are_compared(diffuse, recipe, tmp_path, transforms):
     """Samples are stored in the numbers of their files."""
-    for k, name in enumerate("ab"):
+    for k, (name, transform) in enumerate(zip("ab", transforms, strict=True)):
         (tmp_path / name).mkdir()
         for i, values in enumerate(np.random.default_rng(k).normal(size=(20, 8, 8))):
             np.save(tmp_path / name / f"{i}.npy", values)
         line = ("train", tmp_path / name, "--config", recipe, "--steps", 1, "-q")
-        assert diffuse(*line, "-o", f"{name}.safetensors").code == 0
+        line += ("--transform", transform, "-o", f"{name}.safetensors")
+        assert diffuse(*line).code == 0
     line = ("compare", "a.safetensors", "b.safetensors", tmp_path / "a", "-n", 4, "--steps", 2)
     ran = diffuse(*line, "--timesteps", 3, "--json")
     assert ran.code == 0, ran.err

@@ -127,6 +127,9 @@ def test_an_earlier_model_keeps_its_scale(
     again = ["--init", first, "--steps", 1, "--auto-resume", "-o", tmp_path / "o.safetensors"]
     assert diffuse("train", tmp_path / "other", *again, "-q").code == 0
     assert model_file.load(resumed).blueprint.space == space
+    asinh = ("--transform", "asinh", "--init", first, "--steps", 1, "-q")
+    ran = diffuse("train", tmp_path / "other", *asinh, "-o", tmp_path / "p.safetensors")
+    assert (ran.code, "was trained on another kind of data" in ran.line) == (2, True)
     np.save(data / "more.npy", DRAW.normal(size=(8, 8)) + 5)
     assert diffuse("train", data, *line, "--resume", "-o", first, "-q").code == 0
     assert model_file.load(first).blueprint.space == space
