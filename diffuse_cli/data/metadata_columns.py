@@ -37,7 +37,11 @@ KINDS = ("number", "label")
 """Kinds that you can append to a column's name after a colon if its cells do not show its kind."""
 
 ALMOST = 0.9
-"""Fraction of numeric cells above which a column is probably meant to be numeric."""
+"""Fraction of numeric cells above which a column is probably meant to be numeric, and of different
+texts above which they are no labels."""
+
+FEWEST_LABELED = 20
+"""The fewest labeled images whose labels must repeat."""
 
 
 def example(column: Column) -> tuple[str, float | str]:
@@ -148,7 +152,27 @@ def _labels(
         )
     if len(values) < 2:
         raise _constant_error(name, shorten(values[0], 60) if values else "")
+    check_labels(f"--condition-on {shorten(name)}", values, len(own))
     return LabelColumn(name=name, values=tuple(values), missing=missing)
+
+
+def check_labels(option: str, values: Sequence[str], count: int) -> None:
+    """Refuse labels that are nearly all different, such as captions and file names.
+
+    Args:
+        option: the option that selects them.
+        values: the different labels.
+        count: the number of labeled images.
+
+    Raises:
+        DataError: a label has hardly more than one image.
+    """
+    if count >= FEWEST_LABELED and len(values) > ALMOST * count:
+        raise DataError(
+            f"{option}: {count:,} images have {len(values):,} different labels, such as "
+            f"{shorten(values[0], 60)!r}. A model cannot learn a label from one image",
+            "Choose labels that repeat. For captions, use a text-to-image model of diffusers",
+        )
 
 
 def _constant_error(name: str, value: str) -> DataError:

@@ -166,7 +166,7 @@ def prepare_plan(
     space = yield from keep_scale(images.space, known, continued)
     given = describe_conditioning(config, space, data.pairs, data.train)
     conditions = Conditions(
-        classes=class_names(images) if config.classes else (),
+        classes=class_names(images, continued) if config.classes else (),
         given=keep_given_scale(given, space, known, continued),
         table=data.table,
     )

@@ -18,6 +18,7 @@ from diffuse_cli.core.settings import to_dict
 from diffuse_cli.core.space import Space
 from diffuse_cli.data import Dataset, Pairs, is_images, match_pairs, read_cells
 from diffuse_cli.data.metadata_columns import (
+    check_labels,
     describe_column,
     describe_unknown_labels,
     encode_rows,
@@ -94,12 +95,15 @@ CLASSES_BYTES = 750_000
 """Bytes for the names of classes, as JSON, in the header of a model file."""
 
 
-def class_names(images: Dataset) -> tuple[str, ...]:
+def class_names(images: Dataset, continued: bool) -> tuple[str, ...]:
     """Return the names of the classes.
+
+    Args:
+        continued: whether a run continues, which keeps its classes.
 
     Raises:
         DataError: the images are in fewer than two class folders, or in more than fit into a model
-            file.
+            file, or nearly every image has a class of its own.
     """
     if len(images.class_names) < 2:
         text = "--classes: the images are not in class folders"
@@ -110,6 +114,8 @@ def class_names(images: Dataset) -> tuple[str, ...]:
             "model file",
             "Remove --classes",
         )
+    if not continued:
+        check_labels("--classes", images.class_names, int((images.labels >= 0).sum()))
     return images.class_names
 
 

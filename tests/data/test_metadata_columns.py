@@ -101,12 +101,19 @@ def test_numbers_are_labels_where_that_is_asked():
         ("age:number", ["1", "x"], DataError, "line 3: age is 'x', not a number"),
         ("age", [*"123456789" * 2, "n/a"], DataError, "line 20: age is 'n/a', but 94 % of"),
         ("age", [f"a{k}" for k in range(1001)], DataError, "1,001 different labels"),
+        ("age:label", [f"{k}" for k in range(20)], DataError, "20 images have 20 different labels"),
+        ("age", [f"a{k % 46}" for k in range(50)], DataError, "50 images have 46 different"),
     ],
 )
 def test_a_column_that_cannot_be_told_is_refused(asked, column, kind, said):
     with pytest.raises(kind) as caught:
         learned(asked, age=column)
     assert said in str(caught.value)
+
+
+def test_labels_that_repeat_and_those_of_a_few_images_are_taken():
+    assert len(learned("age", age=[f"a{k % 45}" for k in range(50)]).columns[0].values) == 45
+    assert len(learned("age", age=[f"a{k}" for k in range(19)]).columns[0].values) == 19
 
 
 def test_columns_are_named_once():

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
 import tomllib
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import MODEL, PREVIEW_STEPS, QUICK, RUN, logged, write_images
@@ -17,7 +20,7 @@ from safetensors.torch import load_file
 from diffuse_cli.core import LOSSES
 from diffuse_cli.core.losses import simple
 from diffuse_cli.core.timesteps import TIMESTEP_DRAWS, History, choose
-from diffuse_cli.data import read_images
+from diffuse_cli.data import metadata_columns, read_images
 from diffuse_cli.models import model_file
 from diffuse_cli.system.events import finish
 from diffuse_cli.system.rng import training_draws
@@ -57,6 +60,64 @@ def trainers(monkeypatch):
         Trainer, "__init__", lambda self, *a: (made.append(self), start(self, *a))[1]
     )
     return made
+
+
+# -- captions -------------------------------------------------------------------------------------
+
+
+def write_captioned(road, folder):
+    """64 images whose labels are 60 different captions, under `folder`, and the path of DATA."""
+    files = {f"{k:02d}": Image.fromarray(np.full((8, 8), 3 * k, np.uint8)) for k in range(64)}
+    texts = [f"a photo of thing {max(k, 4)}" for k in range(64)]
+    folder.mkdir()
+    if road == "class folders":
+        for (name, image), text in zip(files.items(), texts, strict=True):
+            (folder / text).mkdir(exist_ok=True)
+            image.save(folder / text / f"{name}.png")
+        return folder
+    for name, image in files.items():
+        image.save(folder / f"{name}.png")
+    if road == "metadata.csv":
+        rows = "".join(f"{n}.png,{t}\n" for n, t in zip(files, texts, strict=True))
+        (folder / "metadata.csv").write_text(f"file_name,label\n{rows}")
+        return folder
+    if road == "tar":
+        for name, text in zip(files, texts, strict=True):
+            (folder / f"{name}.cls").write_text(text)
+        return Path(shutil.make_archive("all", "tar", folder))
+    data = [(folder / f"{name}.png").read_bytes() for name in files]
+    pq.write_table(pa.table({"image": pa.array(data, pa.binary()), "label": texts}), "all.parquet")
+    return Path("all.parquet")
+
+
+@pytest.mark.parametrize(
+    ("road", "option"),
+    [
+        ("class folders", "--classes"),
+        ("tar", "--classes"),
+        ("parquet", "--classes"),
+        ("parquet", "--condition-on label"),
+        ("metadata.csv", "--condition-on label"),
+    ],
+)
+def test_captions_are_refused_as_labels(diffuse, road, option):
+    data = write_captioned(road, Path("captioned"))
+    ran = diffuse("train", data, "--config", QUICK, *option.split(), "--steps", 1, "-q")
+    assert ran.code == 3
+    text = r"\d\d images have \d\d different labels, such as 'a photo of thing 10'"
+    assert re.search(f"{option}: {text}", ran.line)
+    assert "cannot learn a label from one image" in ran.line
+    assert not RUN.exists()
+
+
+def test_a_run_that_began_with_captions_as_classes_resumes(diffuse, monkeypatch):
+    data = write_captioned("tar", Path("captioned"))
+    with monkeypatch.context() as patch:
+        patch.setattr(metadata_columns, "FEWEST_LABELED", 100)
+        line = ("train", data, "--config", QUICK, "--classes", "--steps", 2, "--stop-at", 1, "-q")
+        assert diffuse(*line).code == 0
+    ran = diffuse("train", data, "--resume", "-q")
+    assert ran.code == 0, ran.err
 
 
 # -- labels ---------------------------------------------------------------------------------------
