@@ -25,7 +25,7 @@ from diffuse_cli.data.metadata_columns import (
     make_table,
     parse_column_names,
 )
-from diffuse_cli.data.samples import NOISE, limit_levels, moments
+from diffuse_cli.data.samples import FEW, NOISE, limit_levels, moments, select_evenly
 from diffuse_cli.media import Indices
 from diffuse_cli.models import model_file
 from diffuse_cli.models.image_conditioning import Conditioner
@@ -153,6 +153,9 @@ def list_names(names: Iterable[str]) -> str:
 
 # Paired images, or a degradation of the images themselves.
 
+NARROW = 0.1
+"""Fraction of the range of levels below which conditioning images are warned of."""
+
 
 def find_pairs(config: TrainConfig) -> str | None:
     """Return the folder or zip file of --given, or None for a degradation or without --given.
@@ -169,7 +172,9 @@ def find_pairs(config: TrainConfig) -> str | None:
 
 
 def match_training_pairs(config: TrainConfig, images: Dataset, given: Dataset) -> Work[Pairs]:
-    """Pair images with their conditioning images, and warn of images without a pair.
+    """Pair images with their conditioning images.
+
+    Yields warnings of images without a pair, and of conditioning images with few levels.
 
     Raises:
         DataError: no image has a pair, or, with --strict, an image has none.
@@ -189,12 +194,23 @@ def match_training_pairs(config: TrainConfig, images: Dataset, given: Dataset) -
             "depth or size",
             "Convert them to the same kind",
         )
-    found = match_pairs(images, given)
-    for line in found.describe_unpaired():
+    pairs = match_pairs(images, given)
+    for line in pairs.describe_unpaired():
         if config.strict:
             raise DataError(line, "Remove --strict to train on the pairs only")
         yield Notice(line, warning=True)
-    return found
+    few = pairs[select_evenly(np.flatnonzero(pairs.matched), FEW)]
+    if ends := limit_levels(theirs, few).level_range:
+        low, high = int(few.min()), int(few.max())
+        if high - low < NARROW * (ends[1] - ends[0]):
+            yield Notice(
+                f"--given {files.show(str(config.given))}: the images use only levels {low:,} to "
+                f"{high:,} of {ends[0]:,} to {ends[1]:,}, which the model can hardly tell apart. "
+                "Scale them to the whole range, for example label maps of 0, 1, 2 with magick "
+                "mogrify -evaluate multiply 127 *.png",
+                warning=True,
+            )
+    return pairs
 
 
 def describe_conditioning(

@@ -256,6 +256,39 @@ def test_a_degradation_that_is_resolved_stays_one_beside_a_folder_of_its_name(
     assert diffuse("sample", out, "--given", images, "--degrade", "-n", 1, "-q").code == 0
 
 
+def write_label_maps(images, folder, factor=1, offset=0, dtype=np.uint8):
+    """Maps of three labels under the names of the images."""
+    for k, path in enumerate(sorted(images.rglob("*.png"))):
+        labels = (np.indices((8, 8)).sum(0) + k) // 6 % 3
+        there = folder / path.relative_to(images)
+        there.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((labels * factor + offset).astype(dtype)).save(there)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("options", "levels"),
+    [
+        ({}, "0 to 2 of 0 to 255"),
+        ({"factor": 12}, "0 to 24 of 0 to 255"),
+        ({"factor": 10, "offset": 200}, "200 to 220 of 0 to 255"),
+        ({"factor": 0}, "0 to 0 of 0 to 255"),
+        ({"factor": 13}, ""),
+        ({"factor": 127}, ""),
+        ({"dtype": np.uint16}, ""),
+    ],
+)
+def test_conditioning_images_of_few_levels_are_warned_of(quick, images, options, levels):
+    """Images of 16 bits have the limits of their levels, so the model tells them apart."""
+    maps = write_label_maps(images, Path("maps"), **options)
+    deep = ("--bits", 16) if "dtype" in options else ()
+    ran = quick("--steps", 1, "--given", maps, *deep)
+    assert ran.code == 0, ran.err
+    text = f"warning: --given maps: the images use only levels {levels}"
+    assert (text in ran.err) is bool(levels)
+    assert ("multiply 127" in ran.err) is bool(levels)
+
+
 def test_no_pair_at_all_is_refused(quick, tmp_path):
     (tmp_path / "others").mkdir()
     Image.new("L", (8, 8)).save(tmp_path / "others/x.png")
