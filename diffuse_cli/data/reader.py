@@ -36,7 +36,16 @@ from diffuse_cli.data.summary import (
     remark_lines,
     skip_counts,
 )
-from diffuse_cli.media import LARGE, MEDIA, Array, ReadSettings, Size, advice, infer_layout
+from diffuse_cli.media import (
+    LARGE,
+    MEDIA,
+    Array,
+    ReadSettings,
+    Size,
+    advice,
+    advice_for,
+    infer_layout,
+)
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.system.errors import DataError, translate_errors
 from diffuse_cli.system.events import Notice, Work
@@ -196,7 +205,7 @@ def _no_samples_error(source: str | Path, listing: Listing, tally: Tally) -> Dat
     found = [f"{count:,} {extension}" for extension, count in unread]
     if rest := listing.others - sum(listing.unread.values()):
         found.append(plural(rest, "file of another kind", "files of other kinds"))
-    hint = advice()[unread[0][0]] if unread else ""
+    hint = advice()[unread[0][0]] if unread else advice_for(str(source))
     others = f" ({', '.join(found)})" if found else ""
     usable, skips = ("usable ", f": {skip_counts(tally.skipped)}") if tally.skipped else ("", "")
     text = f"no {usable}{many} in {show(source)}{skips}{others}"

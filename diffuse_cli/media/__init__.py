@@ -15,7 +15,7 @@ from xxhash import xxh3_128
 from diffuse_cli.core.registry import InvalidArgument, Modules, lookup
 from diffuse_cli.core.space import LONGEST_SIDE
 from diffuse_cli.core.space import Space as Space
-from diffuse_cli.media.file_errors import MEMORY, Unusable
+from diffuse_cli.media.file_errors import ALONE, MEMORY, UNPACK, Unusable, extension_of
 from diffuse_cli.media.shapes import ALPHA as ALPHA
 from diffuse_cli.media.shapes import FITS as FITS
 from diffuse_cli.media.shapes import Fit as Fit
@@ -334,6 +334,12 @@ def media_by_extension() -> dict[str, str]:
 def advice() -> dict[str, str]:
     """Return hints for files that no medium can read, by extension."""
     return {e: text for kind in MEDIA.values() for e, text in kind.advice.items()}
+
+
+def advice_for(name: str) -> str:
+    """Return the hint for one file or folder that no medium can read, empty if there is none."""
+    text = advice().get(extension_of(name), "")
+    return "" if text in (ALONE, UNPACK) else text[:1].upper() + text[1:]
 
 
 def render_samples(space: Space, samples: Array) -> Array:

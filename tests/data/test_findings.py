@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -12,12 +15,12 @@ from image_corpus import encoded, fill, noise, read, zipped
 from PIL import Image
 
 from diffuse_cli.data import decoding_workers, open_index, read_images, save_index, summary
-from diffuse_cli.media import Large, advice, image, media_by_extension
+from diffuse_cli.media import Large, advice, advice_for, image, media_by_extension
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.image import full_depth
 from diffuse_cli.media.image.full_depth import read_floats
 from diffuse_cli.system.errors import DataError
-from diffuse_cli.system.events import Notice
+from diffuse_cli.system.events import Notice, finish
 
 
 def warnings(source: Path, **options: Any) -> list[str]:
@@ -71,6 +74,88 @@ def test_there_is_advice(tmp_path: Path, name: str) -> None:
 
 def test_no_advice_needs_another_name() -> None:
     assert all("{" not in text for text in advice().values())
+
+
+# -- files of other programs -----------------------------------------------------------------------
+
+FOREIGN = {
+    ".dcm": b"x", ".nii": b"x", ".nii.gz": b"\x1f\x8b", ".nc": b"\x89HDF", ".h5": b"\x89HDF",
+    ".hdf5": b"\x89HDF", ".zarr": b"", ".mat": b"x", ".fits": b"x",
+}  # fmt: skip
+"""The first bytes of files of arrays, by extension. A .zarr is a folder."""
+
+CONVERSION = re.compile(r"Convert them to \.npy, for example with python -c \"(import .*)\"")
+
+
+def write_foreign(path: Path) -> Path:
+    """A file of another program, or a .zarr with a chunk and a description."""
+    suffix = "".join(path.suffixes)
+    if suffix == ".zarr":
+        fill(path, {"0/c/0": b"x", "0/zarr.json": b"{}"})
+    else:
+        path.write_bytes(FOREIGN[suffix])
+    return path
+
+
+@pytest.mark.parametrize("command", ["train", "info", "eval", "noise-demo", "vary", "--given"])
+@pytest.mark.parametrize("suffix", FOREIGN)
+def test_a_file_of_another_program_has_the_conversion_as_a_hint(
+    diffuse: Any, images: Path, model: Path, suffix: str, command: str
+) -> None:
+    path = write_foreign(Path(f"NAME{suffix}"))
+    line = {"eval": (model, path), "vary": (model, path), "--given": (images, "--given", path)}
+    ran = diffuse(command.replace("--given", "train"), *line.get(command, (path,)), "-q")
+    assert ran.code == 3, ran.err
+    assert (found := CONVERSION.search(ran.line)), ran.line
+    assert f"NAME{suffix}'" in found[1]
+
+
+@pytest.mark.parametrize("suffix", FOREIGN)
+def test_a_folder_of_files_of_another_program_has_the_conversion_as_a_hint(
+    tmp_path: Path, suffix: str
+) -> None:
+    (tmp_path / "data").mkdir()
+    for name in "ab":
+        write_foreign(tmp_path / "data" / f"{name}{suffix}")
+    with pytest.raises(DataError) as caught:
+        read(tmp_path / "data")
+    assert caught.value.message.endswith(f"(2 {suffix})")
+    assert CONVERSION.fullmatch(caught.value.hint)
+
+
+class Package(ModuleType):
+    """A package whose every function returns the array of a file, under any name."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self
+
+    def __call__(self, *arguments: Any) -> Any:
+        assert arguments in ((), (self.path,))
+        return self
+
+    def __getitem__(self, key: Any) -> Any:
+        return self
+
+    def __array__(self, *arguments: Any, **options: Any) -> np.ndarray:
+        return np.arange(12.0).reshape(3, 4)
+
+
+@pytest.mark.parametrize("suffix", FOREIGN)
+def test_the_conversion_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
+    """With stubs: the packages are not needed by `diffuse`."""
+    monkeypatch.chdir(tmp_path)
+    found = CONVERSION.fullmatch(advice_for(f"x{suffix}"))
+    assert found
+    names = found[1].partition(";")[0].rpartition(" ")[2].split(".")
+    for k in range(len(names)):
+        package = Package(names[k])
+        vars(package).update(path=f"NAME{suffix}", __path__=[])
+        monkeypatch.setitem(sys.modules, ".".join(names[: k + 1]), package)
+    exec(found[1])
+    one = finish(read_images(tmp_path / "NAME.npy", single=True))
+    assert np.array_equal(one.stored[0, 0], np.arange(12).reshape(3, 4))
 
 
 # -- AVIF -----------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from diffuse_cli.data.sources.entries import HINT, extension_of, is_file, is_fol
 from diffuse_cli.data.sources.entries import Entry as Entry
 from diffuse_cli.data.sources.entries import Source as Source
 from diffuse_cli.data.sources.folder import SingleFile
-from diffuse_cli.media import media_by_extension
+from diffuse_cli.media import advice_for, media_by_extension
 from diffuse_cli.media.file_errors import stat_of
 from diffuse_cli.system import file_types, run_reader
 from diffuse_cli.system.errors import DataError
@@ -54,9 +54,10 @@ def fetch_source(path: Path) -> Work[None]:
 def is_images(path: Path, *, single: bool = False) -> bool:
     """Whether `path` is a source of samples, not a model file or a run.
 
-    With `single`, a file that is one sample is not a source.
+    Data of other programs counts, because `open_source` refuses it with a hint. With `single`, a
+    file that is one sample is not a source.
     """
-    return find_source_kind(path, single=single) != ""
+    return bool(find_source_kind(path, single=single) or advice_for(path.name))
 
 
 def is_sample(path: Path) -> bool:
@@ -75,14 +76,16 @@ def open_source(path: Path, *, single: bool = False) -> Source:
     if is_name(path):
         name = str(path).removeprefix("hf:").lstrip("/")
         raise DataError(f"not a data set: hf://{show(name)}", "Pass hf://datasets/ORG/NAME")
-    mode, hint = stat_of(path, "file or folder", HINT).st_mode, HINT
+    mode = stat_of(path, "file or folder", HINT).st_mode
+    todo = advice_for(path.name)
+    hint = todo or HINT
     if run_reader.find_run(path):
         raise DataError(f"{show(path)} is the run directory of a model, not images", hint)
     if single and is_sample(path):
         return SingleFile(path)
     if stat.S_ISREG(mode) and (known := file_types.recognize_path(path)):
         message, advice = file_types.kind_error(known, path, "images")
-        raise DataError(message, advice or hint)
+        raise DataError(message, todo or advice or hint)
     if extension_of(path.name) in media_by_extension():
         hint = "Pass the folder that holds the images as DATA"
     raise DataError(f"neither a folder nor a file of images: {show(path)}", hint)

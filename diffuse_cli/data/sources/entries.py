@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from diffuse_cli.media import MEDIA, advice, media_by_extension
 from diffuse_cli.media.file_errors import LARGEST_FILE, Unusable, require_usable
+from diffuse_cli.media.file_errors import extension_of as extension_of
 
 HINT = "DATA is a folder, or a .zip, .tar, .parquet or .npy file, of images"
 
@@ -174,12 +175,6 @@ def is_folder(path: Path) -> bool:
 def encode_name(name: str) -> bytes:
     """Return the bytes of a file name, also of one that is not UTF-8."""
     return name.encode("utf-8", "surrogateescape")
-
-
-def extension_of(base: str) -> str:
-    """Return `.png` for `a.PNG`. For a million names this is faster than `Path.suffix`."""
-    stem, dot, extension = base.rpartition(".")
-    return dot + extension.lower() if stem else ""
 
 
 # -- listing --------------------------------------------------------------------------------------

@@ -7,12 +7,21 @@ import stat
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from diffuse_cli.data.sources.entries import Entry, Source, is_folder, is_ignored_folder
+from diffuse_cli.data.sources.entries import (
+    Entry,
+    Source,
+    extension_of,
+    is_folder,
+    is_ignored_folder,
+)
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.file_errors import LARGEST_FILE, Unusable
 from diffuse_cli.system.descriptors import open_to_read
 
 _AT_ONCE = 2**20
+
+STORES = (".zarr",)
+"""Extensions of folders that are one file of another program."""
 
 
 class Folder(Source):
@@ -49,7 +58,7 @@ class Folder(Source):
                 continue
             for child in children:
                 relative = f"{name}/{child.name}" if name else child.name
-                if _is_folder(child):
+                if _is_folder(child) and extension_of(child.name) not in STORES:
                     if not is_ignored_folder(child.name):
                         (links if child.is_symlink() else real).append((relative, child.path))
                 elif child.name[0] != "." and (self._names is None or relative in self._names):

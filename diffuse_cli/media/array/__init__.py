@@ -31,6 +31,21 @@ USUAL = {1: "L", 2: "HW", 3: "CHW", 4: "CDHW"}
 LEVELS = {"bool": 2, "uint8": 256, "uint16": 65_536}
 """Number of levels by type. Other types are floats."""
 
+_CONVERT = """convert them to .npy, for example with \
+python -c "import numpy, {}; numpy.save('NAME.npy', {})\""""
+_LOADERS = {
+    ".dcm": ("pydicom", "pydicom.dcmread('NAME.dcm').pixel_array"),
+    ".nii": ("nibabel", "nibabel.load('NAME.nii').get_fdata()"),
+    ".nii.gz": ("nibabel", "nibabel.load('NAME.nii.gz').get_fdata()"),
+    ".nc": ("xarray", "xarray.open_dataset('NAME.nc')['VARIABLE']"),
+    ".h5": ("h5py", "h5py.File('NAME.h5')['DATASET'][()]"),
+    ".hdf5": ("h5py", "h5py.File('NAME.hdf5')['DATASET'][()]"),
+    ".zarr": ("zarr", "zarr.open('NAME.zarr')['ARRAY'][:]"),
+    ".mat": ("scipy.io", "scipy.io.loadmat('NAME.mat')['VARIABLE']"),
+    ".fits": ("astropy.io.fits", "astropy.io.fits.getdata('NAME.fits')"),
+}
+"""Packages that read files of other programs, and the array in such a file, by extension."""
+
 
 def crop(own: Size, wanted: Size) -> tuple[Lengths, Lengths]:
     """Cut the sample to the result, because values of a field must not be resampled."""
@@ -184,6 +199,7 @@ MEDIUM = Medium(
     look=render,
     check=check,
     fits={"crop": crop},
+    advice={extension: _CONVERT.format(*loader) for extension, loader in _LOADERS.items()},
     layouts=OF_ARRAYS,
     claimed=frozenset({".tif", ".tiff"}),
     claims=is_float,

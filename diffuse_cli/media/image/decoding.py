@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageColor
 
-from diffuse_cli.media import LARGE, Array, errors_as, lock_large
+from diffuse_cli.media import LARGE, Array, advice_for, errors_as, lock_large
 from diffuse_cli.media import file_errors as reasons
 from diffuse_cli.media.file_errors import Unusable, read_required_file
 from diffuse_cli.media.image.full_depth import grey_levels, is_deep, read_planes
@@ -226,7 +226,8 @@ def read_image(path: Path | str, background: str = "white") -> tuple[Image.Image
     Raises:
         DataError: the file does not exist, or is not a usable image.
     """
-    hint = f"Pass a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file"
+    usual = f"Pass a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file"
+    hint = advice_for(str(path)) or usual
     silence_pillow()
     with read_required_file(Path(path), "image", hint) as data:
         found = decode_image(data, ImageColor.getrgb(background)[:3])

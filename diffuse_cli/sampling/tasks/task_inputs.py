@@ -21,6 +21,7 @@ from diffuse_cli.media import (
     MEDIA,
     Array,
     ReadSettings,
+    advice_for,
     check_fit,
     layout_name,
     mask_settings_for,
@@ -173,7 +174,7 @@ def read_picture(path: str, medium: str, asked: ReadSettings) -> Read:
         DataError: the file is missing or not usable.
     """
     kind = MEDIA[medium]
-    hint = f"Use a file of {', '.join(sorted(kind.extensions))}"
+    hint = advice_for(path) or f"Use a file of {', '.join(sorted(kind.extensions))}"
     with read_required_file(Path(path), kind.one, hint) as data:
         return kind.read(data, asked)
 
