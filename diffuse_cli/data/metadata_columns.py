@@ -38,7 +38,7 @@ KINDS = ("number", "label")
 
 ALMOST = 0.9
 """Fraction of numeric cells above which a column is probably meant to be numeric, and of different
-texts above which they are no labels."""
+labels above which each has too few images."""
 
 FEWEST_LABELED = 20
 """The fewest labeled images whose labels must repeat."""

@@ -103,7 +103,7 @@ def class_names(images: Dataset, continued: bool) -> tuple[str, ...]:
 
     Raises:
         DataError: the images are in fewer than two class folders, or in more than fit into a model
-            file, or nearly every image has a class of its own.
+            file, or the classes are nearly as many as the images.
     """
     if len(images.class_names) < 2:
         text = "--classes: the images are not in class folders"

@@ -31,8 +31,6 @@ USUAL = {1: "L", 2: "HW", 3: "CHW", 4: "CDHW"}
 LEVELS = {"bool": 2, "uint8": 256, "uint16": 65_536}
 """Number of levels by type. Other types are floats."""
 
-_CONVERT = """convert them to .npy, for example with \
-python -c "import numpy, {}; numpy.save('NAME.npy', {})\""""
 _LOADERS = {
     ".dcm": ("pydicom", "pydicom.dcmread('NAME.dcm').pixel_array"),
     ".nii": ("nibabel", "nibabel.load('NAME.nii').get_fdata()"),
@@ -45,6 +43,7 @@ _LOADERS = {
     ".fits": ("astropy.io.fits", "astropy.io.fits.getdata('NAME.fits')"),
 }
 """Packages that read files of other programs, and the array in such a file, by extension."""
+_CONVERT = "convert them to .npy, for example with python -c"
 
 
 def crop(own: Size, wanted: Size) -> tuple[Lengths, Lengths]:
@@ -199,7 +198,10 @@ MEDIUM = Medium(
     look=render,
     check=check,
     fits={"crop": crop},
-    advice={extension: _CONVERT.format(*loader) for extension, loader in _LOADERS.items()},
+    advice={
+        extension: f"{_CONVERT} \"import numpy, {package}; numpy.save('NAME.npy', {values})\""
+        for extension, (package, values) in _LOADERS.items()
+    },
     layouts=OF_ARRAYS,
     claimed=frozenset({".tif", ".tiff"}),
     claims=is_float,
