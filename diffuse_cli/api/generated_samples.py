@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import overload
 
-import numpy as np
 from PIL.Image import Image
 
 from diffuse_cli.core.space import Space
 from diffuse_cli.data.sources.in_memory import SampleFile
 from diffuse_cli.media import MEDIA, Array, figures, render_samples, suffix
-from diffuse_cli.media.shapes import LAST
 from diffuse_cli.sampling.journal import format_file_name
 from diffuse_cli.system import files
 
@@ -65,12 +63,9 @@ class Samples(Sequence[Image]):
 
     def files(self) -> Iterator[SampleFile]:
         """Yield the bytes of the file of each, and its extension, as `diffuse sample` writes it."""
-        last = self.space.layout in LAST.values()
         for array in self.arrays:
-            # A reader finds channels that are last by the shape.
-            shape = np.moveaxis(array, 0, -1).shape if last else None
             data = MEDIA[self.space.medium].encode(array, self.space)
-            yield SampleFile(data, suffix(self.space), shape)
+            yield SampleFile(data, suffix(self.space))
 
     def save(self, folder: str | os.PathLike[str]) -> list[Path]:
         """Write a file of each into a folder, named after its index. Those of that name are

@@ -29,6 +29,11 @@ class ForwardConfig(Options):
     size: Size | None = option.optional(
         "Size of the image.", parse=parse_length, shown="its own, at most 256"
     )
+    layout: str | None = option.data.optional(
+        "Axis order of an array, for example HWC.",
+        table="media.shapes.OF_ARRAYS",
+        shown="from its shape",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,7 +34,7 @@ class AxesConfig(Options):
     layout: str | None = option.data.optional(
         "Axis order of arrays, for example HWC, or pages for TIFF pages as channels.",
         table="media.shapes.LAYOUTS",
-        shown="L, HW, CHW or CDHW, by the number of axes",
+        shown="from the shapes of the arrays",
     )
     rate: int | None = option.data.optional(
         "Sample rate in Hz, to which other sounds are resampled.",

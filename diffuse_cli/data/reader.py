@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 from collections import Counter
 from collections.abc import Iterator
@@ -36,26 +35,15 @@ from diffuse_cli.data.summary import (
     remark_lines,
     skip_counts,
 )
-from diffuse_cli.media import (
-    LARGE,
-    MEDIA,
-    Array,
-    ReadSettings,
-    Size,
-    advice,
-    advice_for,
-    infer_layout,
-)
+from diffuse_cli.media import MEDIA, Array, ReadSettings, Size, advice, advice_for
 from diffuse_cli.media import file_errors as reasons
+from diffuse_cli.media.file_errors import LARGEST_FILE
 from diffuse_cli.system.errors import DataError, translate_errors
 from diffuse_cli.system.events import Notice, Work
 from diffuse_cli.system.files import show
 
-ARRAY = "array"
-"""The medium whose samples can show the order of their axes by their shapes."""
-
 LOOKED_AT = 256
-"""Number of files that settle open options, such as the rate of sounds."""
+"""Number of files that settle open options, such as the rate of sounds and the axes of arrays."""
 
 
 def read_images(
@@ -174,10 +162,9 @@ def _complete_settings(
     kind, every = MEDIA[listing.medium], listing.candidates
     with translate_errors():
         asked = kind.resolve_settings(asked, bits)
-        if listing.medium == ARRAY and asked.layout is None:
-            asked = dataclasses.replace(asked, layout=infer_layout(source.shapes()))
-    kind.prepare()
-    asked, notice = kind.settled(asked, read_subset(source, every, LOOKED_AT, LARGE))
+        kind.prepare()
+        few = read_subset(source, every, LOOKED_AT, LARGEST_FILE)
+        asked, notice = kind.settled(asked, few)
     if notice and every:
         yield Notice(notice)
     return asked

@@ -61,7 +61,6 @@ DEPTH = "only 8 of 16 bits kept because of the color profile (convert to sRGB to
 BLANK = "blank on the background"
 SILENT = "silent"
 CLIPPED = "clipped: cut off at full scale"
-CHANNEL_AXIS = "read as {}, but probably {}; pass --layout"
 
 REPAIRS = {
     MISSING: "Replace them by other numbers, for example 0. inpaint --mask can generate them"

@@ -145,25 +145,32 @@ def test_axes(shape: tuple[int, ...], layout: str | None, expected: tuple[int, .
 
 
 @pytest.mark.parametrize(
-    ("shape", "likely"),
+    ("shapes", "layout"),
     [
-        ((8, 9, 3), "HWC"),
-        ((5, 8, 9, 1), "DHWC"),
-        ((3, 8, 9), None),
-        ((3, 8, 3), None),
-        ((8, 8, 5), None),
-        ((9, 2), None),
+        ([(8, 9, 3)], "HWC"),
+        ([(5, 8, 9, 1)], "DHWC"),
+        ([(8, 9, 4), (20, 9, 4)], "HWC"),
+        ([(3, 8, 9)], None),
+        ([(8, 8, 5)], None),
+        ([(9, 2)], None),
     ],
 )
-def test_channels_that_are_probably_last_are_remarked_on(
-    shape: tuple[int, ...], likely: str | None
+def test_channels_are_last_if_only_the_last_axis_is_short(
+    shapes: list[tuple[int, ...]], layout: str | None
 ):
-    data = npy(np.zeros(shape, np.float32))
-    remarks = medium.read(data, ReadSettings()).remarks
-    usual = medium.USUAL[len(shape)]
-    text = f"read as {usual}, but probably {likely}; pass --layout"
-    assert remarks == ((text,) if likely else ())
-    assert not medium.read(data, ReadSettings(layout=usual)).remarks
+    files = [npy(np.zeros(shape, np.float32)) for shape in shapes]
+    asked, notice = medium.complete_settings(ReadSettings(), [b"broken", *files])
+    assert asked == ReadSettings(layout=layout)
+    assert ("channels last; pass --layout" in notice) is bool(layout)
+    fixed = ReadSettings(layout="DHW")
+    assert medium.complete_settings(fixed, files) == (fixed, "")
+
+
+@pytest.mark.parametrize("shapes", [[(3, 8, 3)], [(8, 9, 3), (3, 8, 9)], [(4, 5, 6, 2)]])
+def test_channels_that_may_be_first_or_last_are_refused(shapes: list[tuple[int, ...]]):
+    files = [npy(np.zeros(shape, np.float32)) for shape in shapes]
+    with pytest.raises(InvalidArgument, match="may be its first axis or its last"):
+        medium.complete_settings(ReadSettings(), files)
 
 
 @pytest.mark.parametrize(

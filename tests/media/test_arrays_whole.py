@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,12 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from diffuse_cli.core import Space
+from diffuse_cli.data import match_pairs, read_images
+from diffuse_cli.media import LARGE
 from diffuse_cli.models import model_file
 from diffuse_cli.sampling.generation import to_samples
 from diffuse_cli.sampling.tasks.task_inputs import read_alpha_mask
 from diffuse_cli.system.errors import DivergedError, UsageError
+from diffuse_cli.system.events import finish
 
 DRAW = np.random.default_rng(3)
 
@@ -109,6 +114,98 @@ def test_a_resumed_run_has_the_same_arrays_of_several_sizes(
     assert (ran.code, "13 arrays" in ran.err) == (0, True), ran.err
     ran = diffuse(*line, "--resume")
     assert (ran.code, "13 arrays" in ran.err, "changed" in ran.err) == (0, True, False), ran.err
+
+
+def write_folder(path: Path, arrays: Any) -> Path:
+    path.mkdir()
+    for k, values in enumerate(arrays):
+        np.save(path / f"{k:09d}.npy", values)
+    return path
+
+
+def write_zip(path: Path, arrays: Any) -> Path:
+    return Path(shutil.make_archive(str(path), "zip", write_folder(path, arrays)))
+
+
+def write_tar(path: Path, arrays: Any) -> Path:
+    return Path(shutil.make_archive(str(path), "tar", write_folder(path, arrays)))
+
+
+def write_file(path: Path, arrays: Any) -> Path:
+    np.save(path, arrays)
+    return path.with_suffix(".npy")
+
+
+def write_npz(path: Path, arrays: Any) -> Path:
+    np.savez_compressed(path, x=arrays)
+    return path.with_suffix(".npz")
+
+
+def write_members(path: Path, arrays: Any) -> Path:
+    np.savez(path, **{f"{k:09d}": values for k, values in enumerate(arrays)})
+    return path.with_suffix(".npz")
+
+
+ROADS = (write_folder, write_zip, write_tar, write_file, write_npz, write_members)
+
+
+@pytest.mark.parametrize("write", ROADS)
+def test_the_axes_of_arrays_are_read_by_one_rule(
+    write: Callable[..., Path], tmp_path: Path
+) -> None:
+    last = DRAW.normal(size=(24, 8, 12, 2)).astype(np.float32)
+    for k, (arrays, layout) in enumerate(((last, "HWC"), (np.moveaxis(last, 3, 1), "CHW"))):
+        found = finish(read_images(write(tmp_path / f"{k}", arrays)))
+        assert (found.layout, found.medium) == (layout, "array")
+        assert np.array_equal(found.stored, np.moveaxis(last, 3, 1))
+        assert not found.summary.remarks
+    unclear = write(tmp_path / "unclear", DRAW.normal(size=(5, 3, 8, 4)))
+    with pytest.raises(UsageError, match=r"\(?3 x 8 x 4.* may be its first axis or its last"):
+        finish(read_images(unclear))
+    assert finish(read_images(unclear, layout="HWC")).stored.shape == (5, 4, 3, 8)
+
+
+def test_large_arrays_show_their_axes_too(tmp_path: Path) -> None:
+    large = np.zeros((1, 1200, 1200, 3), np.float32)
+    assert large.nbytes > LARGE
+    assert finish(read_images(write_folder(tmp_path / "data", large))).layout == "HWC"
+
+
+def test_samples_with_their_channels_last_are_read_by_every_command(
+    diffuse: Callable[..., Any], recipe: Path, tmp_path: Path
+) -> None:
+    data = write_folder(tmp_path / "data", DRAW.normal((-9, 9), 1, (60, 8, 16, 2)))
+    line = ("--config", recipe, "--steps", 2)
+    assert diffuse("train", data, *line, "-q").code == 0
+    assert diffuse("sample", "model.safetensors", "-n", 3, "--steps", 2, "-q").code == 0
+    assert np.load("samples/00000.npy").shape == (8, 16, 2)
+    for demo in ((), ("--model", "model.safetensors"), ("--layout", "HWC")):
+        ran = diffuse("noise-demo", "samples/00000.npy", *demo, "--overwrite")
+        assert (ran.code, "warning: samples" in ran.err, "--layout" in ran.err) == (0, False, False)
+    ran = diffuse("train", "samples", *line, "-o", "again.safetensors")
+    assert "3 arrays in samples, 2 channels of float32, 8 high x 16 wide" in ran.err
+    assert model_file.load("again.safetensors").blueprint.space.shape == (2, 8, 16)
+    for subject in (("model.safetensors", "--steps", 2), ("samples",)):
+        ran = diffuse("eval", *subject, data, "-n", 3, "--metrics", "marginals", "-q")
+        assert ran.code == 0, ran.err
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "said"),
+    [
+        ("x.png", ("--layout", "HWC"), "--layout is for arrays, and x.png is none"),
+        ("x.npy", ("--layout", "DHW"), ""),
+        ("x.npy", (), "may be its first axis or its last"),
+        ("x.npy", ("--layout", "HWC", "--model", "m.safetensors"), "--layout: a model has its own"),
+    ],
+)
+def test_the_layout_of_a_demonstration(
+    diffuse: Callable[..., Any], tmp_path: Path, file: str, line: tuple[str, ...], said: str
+) -> None:
+    np.save("x.npy", DRAW.normal(size=(4, 9, 3)))
+    Image.new("L", (9, 9)).save("x.png")
+    ran = diffuse("noise-demo", file, *line, "-q")
+    assert (ran.code, said in ran.err) == (2 if said else 0, True), ran.err
 
 
 def test_an_earlier_model_keeps_its_scale(
@@ -227,8 +324,6 @@ def test_images_have_two_sides_and_no_layout(
 
 
 def test_the_statistics_are_those_of_the_training_part(tmp_path: Path) -> None:
-    from diffuse_cli.data import read_images
-    from diffuse_cli.system.events import finish
 
     data = save(
         tmp_path / "data", 80, (2, 8, 8), lambda x: x * [[[1e-3]], [[50]]] + [[[300]], [[-1]]]
@@ -243,10 +338,8 @@ def test_the_statistics_are_those_of_the_training_part(tmp_path: Path) -> None:
 def test_what_is_given_has_a_scale_of_its_own(
     diffuse: Callable[..., Any], recipe: Path, tmp_path: Path
 ) -> None:
-    from diffuse_cli.data import match_pairs, read_images
     from diffuse_cli.models import model_file
     from diffuse_cli.models.image_conditioning import Conditioner
-    from diffuse_cli.system.events import finish
 
     data = save(tmp_path / "data", 60, (8, 8), lambda x: 1000 + 50 * x)
     given = save(tmp_path / "given", 61, (2, 8, 8), lambda x: x * [[[1e-3]], [[0.0]]] + 3)

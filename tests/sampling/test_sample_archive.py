@@ -101,7 +101,7 @@ def test_all_three_are_measured_alike(made, diffuse, images):
 
 
 def test_arrays_of_others_are_read_too(diffuse, tmp_path):
-    """Compressed, in color, with or without labels; a volume of levels is none of these."""
+    """Compressed, in color, with or without labels. Two arrays are two samples."""
     pixels = np.random.default_rng(0).integers(0, 256, (5, 6, 7, 3), np.uint8)
     np.savez_compressed("packed.npz", pixels, np.arange(5))
     np.savez("bare.npz", pixels)
@@ -109,13 +109,14 @@ def test_arrays_of_others_are_read_too(diffuse, tmp_path):
         samples = finish(read_images(name))
         assert samples.medium == "image"
         assert np.array_equal(samples.stored, np.moveaxis(pixels, 3, 1))
-    for name, arrays in {
-        "other.npz": {"x": pixels}, "floats.npz": {"arr_0": pixels / 255},
-        "more.npz": {"arr_0": pixels, "arr_2": pixels},
-    }.items():  # fmt: skip
+    for name, arrays, medium, count in (
+        ("other.npz", {"x": pixels}, "image", 5),
+        ("floats.npz", {"arr_0": pixels / 255}, "array", 5),
+        ("more.npz", {"arr_0": pixels, "arr_2": pixels}, "array", 2),
+    ):
         np.savez(name, **arrays)
         info = diffuse("info", name, "--json").json
-        assert info["medium"] == "array", name
+        assert (info.get("medium", "image"), info["usable"]) == (medium, count), name
     half = Path("bare.npz").read_bytes()[:400]
     (tmp_path / "cut.npz").write_bytes(half)
     assert diffuse("info", "cut.npz", "-q").code == 3

@@ -146,6 +146,8 @@ def _outputs(config: DemoConfig, stack: contextlib.ExitStack) -> tuple[Path, ...
     medium = MEDIA[medium_of(config.image)]
     if config.html and not medium.played:
         raise UsageError(f"--html plays sounds, and {files.show(image)} is none", "Leave it out")
+    if config.layout and config.layout not in medium.layouts:
+        raise UsageError(f"--layout is for arrays, and {files.show(image)} is none", "Leave it out")
     wanted = {".html": config.html, ".gif": config.gif}
     named = {".png": out, **{end: out.with_suffix(end) for end, on in wanted.items() if on}}
     paths = [
@@ -255,11 +257,13 @@ def read_sample(
     from diffuse_cli.sampling.tasks.task_inputs import read_picture, rgb
 
     MEDIA[medium].prepare()
-    own: Mapping[str, Any] = settings_for(space) if space else {"size": size}
+    own: Mapping[str, Any] = {"size": size, "layout": config.layout}
+    own = settings_for(space) if space else own
     asked = ReadSettings(**own, fit=fit or "crop", background=rgb(config.background or WHITE))
     path = Path(config.image)
     files_there = (each.read_bytes() for each in [path] if each.is_file())
-    asked, _ = MEDIA[medium].settled(asked, files_there)
+    with translate_errors():
+        asked, _ = MEDIA[medium].settled(asked, files_there)
     found = read_picture(config.image, medium, asked)
     shown = files.show(config.image)
     yield from (Notice(f"{shown}: {text}", warning=True) for text in found.remarks)

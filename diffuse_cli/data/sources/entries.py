@@ -139,10 +139,6 @@ class Source:
         """
         yield from ()
 
-    def shapes(self) -> Collection[tuple[int, ...]]:
-        """Return the shapes of arrays of unknown layout. Arrays in files have the usual layout."""
-        return ()
-
     def close(self) -> None:
         """Close the files that `open` and `read` have opened."""
 

@@ -33,14 +33,10 @@ PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
 
 
 class SampleFile(NamedTuple):
-    """Sample as the bytes of a file, the extension that selects its medium, and an array's shape.
-
-    The shape is None for an image.
-    """
+    """Sample as the bytes of a file, and the extension that selects its medium."""
 
     data: bytes
     suffix: str
-    shape: tuple[int, ...] | None = None
 
 
 Around: TypeAlias = Callable[[], contextlib.AbstractContextManager[object]]
@@ -104,10 +100,9 @@ class InMemorySamples(Source):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._held, self._told = _HELD[path.name], dict[int, Mapping[str, Any]]()
-        self._shapes: set[tuple[int, ...]] | None = None
 
     def entries(self) -> Iterator[Entry]:
-        found, self._shapes = [], set()
+        found = []
         for k in range(len(self._held)):
             try:
                 file, label = self._held.read_sample(k)
@@ -119,8 +114,6 @@ class InMemorySamples(Source):
                     raise TypeError(f"the class has {len(label)} values, not one name or number")
             except (TypeError, ValueError, OSError) as error:
                 raise DataError(f"sample {k} of {len(self._held):,}: {error}") from error
-            if file.shape is not None:
-                self._shapes.add(file.shape)
             label = None if label is None else str(label)
             found.append(Entry(f"{k:09d}{file.suffix}", len(file.data), str(k), label=label))
         if self._told:
@@ -134,11 +127,6 @@ class InMemorySamples(Source):
             return self._held.read_sample(int(entry.key))[0].data
         except LookupError:  # the sequence has become shorter
             raise FileNotFoundError(entry.key) from None
-
-    def shapes(self) -> Collection[tuple[int, ...]]:
-        if self._shapes is None:
-            list(self.entries())
-        return self._shapes or ()
 
     def read_rows(self, wanted: Collection[str] | None) -> Iterator[MetadataRow]:
         names = [entry.name for entry in self.entries()]
@@ -195,7 +183,7 @@ def _encode_array(values: Array) -> SampleFile:
         return picture
     buffer = io.BytesIO()
     np.save(buffer, values, allow_pickle=False)
-    return SampleFile(buffer.getvalue(), ".npy", values.shape)
+    return SampleFile(buffer.getvalue(), ".npy")
 
 
 def _encode_levels(values: Array) -> SampleFile | None:

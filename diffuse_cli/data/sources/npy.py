@@ -1,11 +1,14 @@
-"""A .npy file as a data set: each row of its first axis is a sample, encoded as in `in_memory`.
+"""An array in a file as a data set: each row of its first axis is a sample, as in `in_memory`.
 
-The file is mapped, so that it may be larger than memory.
+A .npy file is mapped, so that it may be larger than memory. The only array of a .npz file is read
+into memory, except a batch of images, which has its own source.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import contextlib
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +16,11 @@ from numpy.lib.format import open_memmap
 
 from diffuse_cli.data.sources.entries import Entry, Source, extension_of, is_file
 from diffuse_cli.data.sources.in_memory import encode_sample
+from diffuse_cli.data.sources.npz_batch import NOT_ONE, NpzBatch
 from diffuse_cli.media import Array
 from diffuse_cli.media import file_errors as reasons
-from diffuse_cli.media.file_errors import Unusable
+from diffuse_cli.media.array.npy_file import read_array
+from diffuse_cli.media.file_errors import Unusable, read_required_file
 from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.files import shorten, show
 from diffuse_cli.system.memory import raise_if_full
@@ -28,11 +33,16 @@ class NpyRows(Source):
 
     @staticmethod
     def recognizes(path: Path) -> bool:
-        return extension_of(path.name) == ".npy" and is_file(path)
+        extension = extension_of(path.name)
+        if extension == ".npz" and is_file(path) and not NpzBatch.recognizes(path):
+            with contextlib.suppress(*NOT_ONE), zipfile.ZipFile(path) as archive:
+                return len(archive.namelist()) == 1
+        return extension == ".npy" and is_file(path)
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self._values = _map_array(path)
+        self.portable = extension_of(path.name) == ".npy"
+        self._values = check_rows(_map_array(path) if self.portable else _load_array(path), path)
         self._bytes = path.stat().st_size
 
     def entries(self) -> Iterator[Entry]:
@@ -45,15 +55,12 @@ class NpyRows(Source):
             raise Unusable(reasons.CHANGED)
         return encode_sample(self._values[int(entry.key)]).data
 
-    def shapes(self) -> Collection[tuple[int, ...]]:
-        return [self._values.shape[1:]]
-
 
 def _map_array(path: Path) -> Array:
     """Return the array of a file, mapped.
 
     Raises:
-        DataError: there is no array, or its rows cannot be samples.
+        DataError: there is no array.
     """
     try:
         with np.errstate(over="ignore"):  # a damaged header can name a huge shape
@@ -62,6 +69,25 @@ def _map_array(path: Path) -> Array:
         raise_if_full(error)
         reason = getattr(error, "strerror", None) or shorten(error)
         raise DataError(f"cannot read {show(path)}: {reason}") from error
+    return values
+
+
+def _load_array(path: Path) -> Array:
+    """Return the array of a .npz file, unpacked.
+
+    Raises:
+        DataError: there is no usable array, or it is too large.
+    """
+    with read_required_file(path, "array", "Save it with numpy.save as a .npy file") as data:
+        return read_array(data)
+
+
+def check_rows(values: Array, path: Path) -> Array:
+    """Return the array of a file, whose rows are samples.
+
+    Raises:
+        DataError: its rows cannot be samples.
+    """
     shape = " x ".join(map(str, values.shape))
     if values.ndim < 2 or values.size == 0:
         raise DataError(

@@ -28,7 +28,7 @@ IMAGES, LABELS = "arr_0.npy", "arr_1.npy"
 OTHERS = {LABELS, "manifest.json"}
 """Other members that the file may have."""
 
-_NOT_ONE = (ValueError, OSError, EOFError, zipfile.BadZipFile, NotImplementedError, RuntimeError)
+NOT_ONE = (ValueError, OSError, EOFError, zipfile.BadZipFile, NotImplementedError, RuntimeError)
 """Errors from reading a file of another kind."""
 
 
@@ -47,7 +47,7 @@ class NpzBatch(Source):
         try:
             with zipfile.ZipFile(path) as archive:
                 _read_array_header(archive)
-        except _NOT_ONE:
+        except NOT_ONE:
             return False
         return True
 
@@ -60,7 +60,7 @@ class NpzBatch(Source):
         """
         try:
             return cls(path)
-        except _NOT_ONE as error:
+        except NOT_ONE as error:
             raise DataError(f"cannot read the images in {show(path)}: {error}", HINT) from error
 
     def __init__(self, path: Path) -> None:

@@ -6,7 +6,10 @@ TIFFs of 32-bit floats are arrays, too, and their pages are channels. Unsigned i
 
 from __future__ import annotations
 
+import contextlib
 import io
+import itertools
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -20,13 +23,16 @@ from diffuse_cli.media.array.npy_file import read_array
 from diffuse_cli.media.array_figures import plot_channels
 from diffuse_cli.media.file_errors import Unusable
 from diffuse_cli.media.image.full_depth import is_float, read_floats
-from diffuse_cli.media.shapes import FEW, FIRST, LAST, OF_ARRAYS, Lengths, Size
+from diffuse_cli.media.shapes import FIRST, OF_ARRAYS, Lengths, Size, infer_layout
 
 SIDES = {1: 4096, 2: 64, 3: 32}
 """The longest side of arrays that keep their size, by their number of dimensions."""
 
 USUAL = {1: "L", 2: "HW", 3: "CHW", 4: "CDHW"}
 """Default layouts of files, by their number of axes."""
+
+LOOKED_AT = 32
+"""Number of files whose shapes show the layout."""
 
 LEVELS = {"bool": 2, "uint8": 256, "uint16": 65_536}
 """Number of levels by type. Other types are floats."""
@@ -37,7 +43,6 @@ _LOADERS = {
     ".nii.gz": ("nibabel", "nibabel.load('NAME.nii.gz').get_fdata()"),
     ".nc": ("xarray", "xarray.open_dataset('NAME.nc')['VARIABLE']"),
     ".h5": ("h5py", "h5py.File('NAME.h5')['DATASET'][()]"),
-    ".hdf5": ("h5py", "h5py.File('NAME.hdf5')['DATASET'][()]"),
     ".zarr": ("zarr", "zarr.open('NAME.zarr')['ARRAY'][:]"),
     ".mat": ("scipy.io", "scipy.io.loadmat('NAME.mat')['VARIABLE']"),
     ".fits": ("astropy.io.fits", "astropy.io.fits.getdata('NAME.fits')"),
@@ -49,6 +54,27 @@ _CONVERT = "convert them to .npy, for example with python -c"
 def crop(own: Size, wanted: Size) -> tuple[Lengths, Lengths]:
     """Cut the sample to the result, because values of a field must not be resampled."""
     return wanted, wanted
+
+
+def complete_settings(asked: ReadSettings, files: Iterable[bytes]) -> tuple[ReadSettings, str]:
+    """Return `asked` with the layout that the shapes of some files show, and a notice of it.
+
+    The pages of a TIFF always come first.
+
+    Raises:
+        InvalidArgument: the shapes show two layouts.
+    """
+    if asked.layout is not None:
+        return asked, ""
+    shapes = set[tuple[int, ...]]()
+    for data in itertools.islice((data for data in files if not is_float(data)), LOOKED_AT):
+        with contextlib.suppress(Unusable):
+            shapes.add(read_array(data).shape)
+    if (layout := infer_layout(sorted(shapes))) is None:
+        return asked, ""
+    first = FIRST[len(layout)]
+    notice = f"arrays are read with channels last; pass --layout {first} if they are first"
+    return replace(asked, layout=layout), notice
 
 
 def read(data: bytes, asked: ReadSettings) -> Read:
@@ -64,9 +90,7 @@ def read(data: bytes, asked: ReadSettings) -> Read:
     numbers = _convert_dtype(values, asked.numbers)
     kept = tuple(min(side, SIDES[len(size)]) for side in size)
     numbers = fit(numbers, replace(asked, size=asked.size or kept))
-    mode = whole.dtype.name
-    remarks = () if asked.layout else _remarks(whole.shape)
-    return Read(numbers, digest, mode, tuple(size[::-1]), channels, remarks, layout)
+    return Read(numbers, digest, whole.dtype.name, tuple(size[::-1]), channels, layout=layout)
 
 
 def _channels_first(values: Array, asked: ReadSettings) -> tuple[Array, str]:
@@ -83,14 +107,6 @@ def _channels_first(values: Array, asked: ReadSettings) -> tuple[Array, str]:
     if "C" not in layout:
         return values[None], layout
     return np.ascontiguousarray(np.moveaxis(values, layout.index("C"), 0)), layout
-
-
-def _remarks(shape: tuple[int, ...]) -> tuple[str, ...]:
-    """Return a remark if only the last axis is as short as the channels of an image."""
-    axes = len(shape)
-    if axes not in LAST or not shape[-1] <= FEW < min(shape[:-1]):
-        return ()
-    return (reasons.CHANNEL_AXIS.format(FIRST[axes], LAST[axes]),)
 
 
 def _convert_dtype(values: Array, wanted: str | None) -> Array:
@@ -197,6 +213,7 @@ MEDIUM = Medium(
     encode=encode,
     look=render,
     check=check,
+    settled=complete_settings,
     fits={"crop": crop},
     advice={
         extension: f"{_CONVERT} \"import numpy, {package}; numpy.save('NAME.npy', {values})\""
