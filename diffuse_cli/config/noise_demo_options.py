@@ -27,7 +27,7 @@ class ForwardConfig(Options):
         "Timesteps T of the process.", low=2, high=100_000, shown=TIMESTEPS_SHOWN
     )
     size: Size | None = option.optional(
-        "Size of the image.", parse=parse_length, shown="its own, at most 256"
+        "Size of the image.", parse=parse_length, shown="its own, at most 256, less in many rows"
     )
     layout: str | None = option.data.optional(
         "Axis order of an array, for example HWC.",

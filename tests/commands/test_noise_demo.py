@@ -133,6 +133,44 @@ def test_large_animation_stays_small() -> None:
     assert moving.stat().st_size < 3_000_000 * 8 / forward_process.FRAMES
 
 
+@pytest.mark.parametrize(
+    ("size", "options", "shown", "more"),
+    [
+        ((1024, 1024), {}, (125, 125), "250x250"),
+        ((3000, 2000), {"schedule": ("cosine",)}, (171, 256), "342x512"),
+        ((3000, 2000), {"schedule": ("cosine",), "steps": 64}, (83, 125), "166x250"),
+        ((160, 130), {}, (102, 125), "130x160"),
+        ((125, 100), {}, (100, 125), ""),
+        ((3000, 2000), {"size": (40, 300)}, (40, 300), ""),
+    ],
+)
+def test_a_large_image_is_shown_smaller_and_says_so(
+    scenes: list[forward_process.Scene],
+    size: tuple[int, int],
+    options: dict[str, Any],
+    shown: tuple[int, int],
+    more: str,
+) -> None:
+    Image.new("RGB", size).save("large.png")
+    _, events = run("large.png", **options)
+    assert scenes[0].space.size == shown
+    texts = [e.text for e in events if isinstance(e, Notice) and "shown at" in e.text]
+    assert len(texts) == bool(more)
+    if more:
+        assert texts[0].startswith("large.png is ")
+        assert texts[0].endswith(f"; pass --size {more} for more detail")
+        height, width = map(int, more.split("x"))
+        run("large.png", **{**options, "size": (height, width), "overwrite": True})
+        assert scenes[1].space.size == (height, width)
+
+
+def test_the_picture_of_a_photograph_is_a_few_megabytes() -> None:
+    draw = np.random.default_rng(2)
+    Image.fromarray(draw.integers(0, 256, (600, 600, 3), np.uint8)).save("large.png")
+    (path,), _ = run("large.png")
+    assert path.stat().st_size < 5_000_000
+
+
 def test_a_transparent_image_shows_the_background() -> None:
     (path,), _ = run("clear.png", background="#0000ff", steps=2, schedule=("cosine",))
     page = np.asarray(Image.open(path)).astype(int)

@@ -19,6 +19,7 @@ from diffuse_cli.commands.noise_demo.forward_process import FRAME_COLUMNS, PURE_
 from diffuse_cli.config.noise_demo_options import DemoConfig, ForwardConfig, ReverseConfig
 from diffuse_cli.config.options import find_changed_flag
 from diffuse_cli.config.shared_options import DiffusionConfig
+from diffuse_cli.core.settings import dimensions
 from diffuse_cli.core.space import Space
 from diffuse_cli.media import MEDIA, Array, ReadSettings, figures, media_by_extension, settings_for
 from diffuse_cli.system import files, outputs
@@ -69,7 +70,7 @@ def _prepare_schedules(config: DemoConfig) -> Work[tuple[Scene, Scene]]:
     from diffuse_cli.models.blueprint import make_process
 
     processes = {name: make_process(row) for name, row in rows.items()}
-    sample = yield from read_sample(config)
+    sample = yield from read_sample(config, panels=len(rows) * config.steps)
     scene = _scene(config, sample, processes)
     yield from _warn_of_signal(scene)
     if not config.gif:
@@ -207,8 +208,9 @@ def _warn_of_signal(scene: Scene) -> Iterator[Notice]:
 WHITE = "white"
 """The background where none is asked for."""
 
-OWN_SIDE = 256
-"""Larger images are scaled down to this, without --size."""
+OWN_SIDE, PIXELS = 256, 1_000_000
+"""Largest side of an image, and most pixels of all panels, without --size. Noise does not compress:
+a million of its pixels take about 3 MB."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,9 +242,12 @@ def medium_of(path: str) -> str:
 
 
 def read_sample(
-    config: DemoConfig, space: Space | None = None, fit: str | None = None
+    config: DemoConfig, space: Space | None = None, fit: str | None = None, panels: int = 1
 ) -> Work[DemoSample]:
     """Return the sample, at the size and of the numbers of a model, or its own.
+
+    Args:
+        panels: the number of panels that show an image of its own size.
 
     Raises:
         DataError: it is missing or cannot be read.
@@ -252,7 +257,7 @@ def read_sample(
     with translate_errors():
         size = MEDIA[medium].resolve_size(config.size)
     if medium == "image" and space is None:
-        return (yield from _read_own_image(config))
+        return (yield from _read_own_image(config, panels))
     from diffuse_cli.data.samples import limit_levels, measure_space
     from diffuse_cli.sampling.tasks.task_inputs import read_picture, rgb
 
@@ -277,8 +282,8 @@ def read_sample(
     return DemoSample(values, space)
 
 
-def _read_own_image(config: DemoConfig) -> Work[DemoSample]:
-    """Return an image at the size asked for, or its own, in 8 bits."""
+def _read_own_image(config: DemoConfig, panels: int) -> Work[DemoSample]:
+    """Return an image at the requested size, or its own up to a limit, in 8 bits."""
     from diffuse_cli.media import image
     from diffuse_cli.media.image.decoding import read_image
     from diffuse_cli.media.image.planes import fit_image, to_pixels
@@ -290,6 +295,11 @@ def _read_own_image(config: DemoConfig) -> Work[DemoSample]:
     if config.size:
         picture = fit_image(picture, config.size, config.fit or "crop", rgb(background))
     else:
-        picture = figures.shrink_image(picture, OWN_SIDE)
+        own, side = picture.size[::-1], min(OWN_SIDE, math.isqrt(PIXELS // panels))
+        picture = figures.shrink_image(picture, side)
+        if (shown := picture.size[::-1]) != own:
+            more = tuple(min(2 * side, most) for side, most in zip(shown, own, strict=True))
+            text = f"{files.show(config.image)} is {dimensions(own)}: shown at {dimensions(shown)}"
+            yield Notice(f"{text}; pass --size {'x'.join(map(str, more))} for more detail")
     values = to_pixels(picture)
     return DemoSample(values, image.space(values[None]))
