@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from diffuse_cli.config.options import MODEL, OVERWRITE, argument, option
@@ -19,7 +20,7 @@ from diffuse_cli.config.sample_options import (
 from diffuse_cli.config.shared_options import FIT
 from diffuse_cli.core.degradations import DEGRADATIONS, parse
 from diffuse_cli.core.restoration import RESTORATIONS
-from diffuse_cli.system.errors import translate_errors
+from diffuse_cli.system.errors import UsageError, translate_errors
 
 FORMS = ", ".join(kind.EXAMPLE for kind in DEGRADATIONS.own.values())
 
@@ -38,6 +39,22 @@ METHODS: Mapping[str, Any] = ChainMap(RESTORATIONS, {TOLD: None})
 def is_degradation(text: str) -> bool:
     """Whether `--given` names a degradation, not a folder or a file."""
     return text.partition("+")[0].partition(":")[0] in DEGRADATIONS
+
+
+def check_degradation(text: str, typed: bool) -> None:
+    """Check a degradation of `--given`, and that a typed bare name has no other meaning.
+
+    Raises:
+        UsageError: the degradation is invalid, or a file or folder has the same name.
+    """
+    with translate_errors(lambda _: "--given"):
+        spec = parse(text).text
+    if typed and text in DEGRADATIONS and Path(text).exists():
+        spec = f"{text}+noise:0" if spec == text else spec
+        raise UsageError(
+            f"--given {text} is a degradation, and a file or folder here has the same name",
+            f"Pass --given ./{text} for the files, or --given {spec} for the degradation",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

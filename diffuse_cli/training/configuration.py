@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from diffuse_cli.config import presets
@@ -18,7 +17,7 @@ from diffuse_cli.config.options import (
 )
 from diffuse_cli.config.parsers import Size
 from diffuse_cli.config.shared_options import DiffusionConfig
-from diffuse_cli.config.task_options import is_degradation
+from diffuse_cli.config.task_options import check_degradation, is_degradation
 from diffuse_cli.config.train_options import (
     NETWORK,
     WEIGHTED,
@@ -27,7 +26,6 @@ from diffuse_cli.config.train_options import (
     from_file,
     to_file,
 )
-from diffuse_cli.core import degradations
 from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.data_gaussian import LONGEST
 from diffuse_cli.core.losses import OF_LEARNED, TAUGHT
@@ -47,7 +45,6 @@ from diffuse_cli.system.errors import (
     flag,
     lookup,
     suggest,
-    translate_errors,
 )
 from diffuse_cli.system.events import finish
 from diffuse_cli.system.processes import rank
@@ -103,10 +100,7 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
         raise UsageError("--weak-after needs --keep-weak", "Leave out --no-keep-weak")
     parse_column_names(config.condition_on or ())
     if config.given and is_degradation(config.given):
-        with translate_errors(lambda _: "--given"):
-            degradation = degradations.parse(config.given)
-        if "given" in flags:
-            _check_one_meaning(config.given, degradation)
+        check_degradation(config.given, typed="given" in flags)
     if config.loss in OF_LEARNED and config.variance not in LEARNED:
         raise UsageError(
             f"--loss {config.loss} trains a learned variance, and --variance {config.variance} is "
@@ -128,20 +122,6 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
     if config.teacher_guidance is not None and config.loss not in TAUGHT:
         raise UsageError("--teacher-guidance needs --loss consistency", "Remove it")
     return _check_options(config)
-
-
-def _check_one_meaning(name: str, degradation: degradations.Degradation) -> None:
-    """Refuse the bare name of a degradation where a file or folder has the same name.
-
-    Raises:
-        UsageError: both exist.
-    """
-    if name in degradations.DEGRADATIONS and Path(name).exists():
-        spec = degradation.text if degradation.text != name else f"{name}+noise:0"
-        raise UsageError(
-            f"--given {name} is a degradation, and a file or folder here has the same name",
-            f"Pass --given ./{name} for the files, or --given {spec} for the degradation",
-        )
 
 
 def _check_options(config: TrainConfig) -> TrainConfig:

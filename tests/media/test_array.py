@@ -161,7 +161,7 @@ def test_channels_are_last_if_only_the_last_axis_is_short(
     files = [npy(np.zeros(shape, np.float32)) for shape in shapes]
     asked, notice = medium.complete_settings(ReadSettings(), [b"broken", *files])
     assert asked == ReadSettings(layout=layout)
-    assert ("channels last; pass --layout" in notice) is bool(layout)
+    assert ("channels last. If they are first, pass --layout" in notice) is bool(layout)
     fixed = ReadSettings(layout="DHW")
     assert medium.complete_settings(fixed, files) == (fixed, "")
 

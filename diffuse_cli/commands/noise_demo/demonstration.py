@@ -247,7 +247,7 @@ def read_sample(
     """Return the sample, at the size and of the numbers of a model, or its own.
 
     Args:
-        panels: the number of panels that show an image of its own size.
+        panels: the number of panels that show an image, if it keeps its size.
 
     Raises:
         DataError: it is missing or cannot be read.

@@ -73,7 +73,7 @@ def complete_settings(asked: ReadSettings, files: Iterable[bytes]) -> tuple[Read
     if (layout := infer_layout(sorted(shapes))) is None:
         return asked, ""
     first = FIRST[len(layout)]
-    notice = f"arrays are read with channels last; pass --layout {first} if they are first"
+    notice = f"arrays are read with channels last. If they are first, pass --layout {first}"
     return replace(asked, layout=layout), notice
 
 
