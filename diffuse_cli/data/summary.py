@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from diffuse_cli.core.settings import dimensions
-from diffuse_cli.media import MEDIA, advice
+from diffuse_cli.media import MEDIA, advice, file_errors
+from diffuse_cli.system.errors import DataError
 from diffuse_cli.system.files import show
 
 NAMED = 5
@@ -80,6 +81,18 @@ class Summary:
             many = MEDIA[self.medium].many
             lines.append(f"ignored {plural(self.unnamed, 'file')} not named as {many}")
         return lines
+
+    def check_finite(self) -> None:
+        """Check that no sample was left out for its values, which would flatter the others.
+
+        Raises:
+            DataError: samples have NaN or infinite values.
+        """
+        count, names = self.skipped.get(file_errors.MISSING, (0, ()))
+        if count:
+            some = f"{count:,} of {self.format_samples(self.found)}"
+            text = f"NaN or infinite values in {some} in {self.source}: {show(names[0])}"
+            raise DataError(text, "Generate them again, or remove them to measure the others")
 
     def format_samples(self, count: int) -> str:
         """Return `1 image` or `2 images`, in the medium's words."""

@@ -326,6 +326,7 @@ def read_folder(config: EvalConfig) -> Work[Sides]:
         keep=kept_bytes() // 2,
     )
     theirs = yield from read(config.subject)
+    theirs.summary.check_finite()
     own: dict[str, Any] = {}
     sizes = [size[::-1] for size in theirs.summary.sizes]
     most = longest_side(len(sizes[0]))

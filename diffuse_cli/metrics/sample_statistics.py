@@ -15,8 +15,6 @@ from diffuse_cli.metrics.presentation import Measurement, make_entries
 AT_ONCE = 2**18
 """Most values in memory as float64 at a time, which fit in a CPU's cache."""
 
-LARGEST = float(np.finfo(np.float32).max)
-"""Replacement for infinity."""
 
 ROUNDING = 1e-13
 """Ratio of variance to squared mean below which the variance is rounding of 32-bit floats."""
@@ -61,16 +59,13 @@ class Moments:
 
 
 def iterate_values(samples: Array) -> Iterator[tuple[slice, Array]]:
-    """Yield slices of the samples and their values (n, C, values).
-
-    Floats become float64, with 0 for NaN and finite numbers for infinity.
-    """
+    """Yield slices of the samples and their values (n, C, values), with floats as float64."""
     each = max(1, AT_ONCE // max(1, math.prod(samples.shape[1:])))
     for start in range(0, len(samples), each):
         part = samples[start : start + each]
         values = part.reshape(len(part), part.shape[1], -1)
         if values.dtype.kind not in "bu":
-            values = np.nan_to_num(values.astype(np.float64), posinf=LARGEST, neginf=-LARGEST)
+            values = values.astype(np.float64)
         yield slice(start, start + len(part)), values
 
 

@@ -22,7 +22,7 @@ from diffuse_cli.sampling.generation import (
     LoadedModel,
     generate_batches,
     load_denoiser,
-    to_samples,
+    to_stored,
 )
 from diffuse_cli.sampling.guidance_model import load_guide
 from diffuse_cli.sampling.sampling_settings import (
@@ -143,7 +143,7 @@ class Cascade:
                 own.denoiser, stage.settings, part, space=own.space, device=device, given=given
             )
             for drawing in drawings:
-                drawn = to_samples(own.space, drawing.state.x) if drawing.done else None
+                drawn = to_stored(own.space, drawing.state.x) if drawing.done else None
                 yield StageState(place, drawing, drawn, given)
 
     def generate_samples(self, part: range, accelerator: Accelerator) -> Array:

@@ -23,6 +23,7 @@ from diffuse_cli.core.samplers import SAMPLERS, State
 from diffuse_cli.core.settings import dimensions
 from diffuse_cli.core.space import Space
 from diffuse_cli.core.tiling import Tiling
+from diffuse_cli.data.summary import plural
 from diffuse_cli.media import MEDIA, Array, Size, figures, render_samples
 from diffuse_cli.models import model_file
 from diffuse_cli.models.blueprint import clamp_denoised
@@ -106,7 +107,11 @@ def guide_denoiser(denoiser: Denoiser, settings: SamplingSettings) -> Denoise:
 
 
 def collect(drawings: Iterator[BatchState], space: Space, total: int) -> Work[dict[int, Array]]:
-    """Run `drawings` to the end, and return each sample, stored (C, *size), by its index."""
+    """Run `drawings` to the end, and return each sample, stored (C, *size), by its index.
+
+    Raises:
+        DivergedError: samples are not finite.
+    """
     found: dict[int, Array] = {}
     for drawing in drawings:
         part = len(drawing.indices) * drawing.step / drawing.steps
@@ -120,22 +125,19 @@ def collect(drawings: Iterator[BatchState], space: Space, total: int) -> Work[di
 
 
 def to_stored(space: Space, x: Tensor) -> Array:
-    """Return samples (B, C, *size) of a model as stored numbers, on the CPU."""
-    numbers: Array = space.to_stored(x).cpu().numpy()
-    return numbers.astype(np.uint16) if numbers.dtype == np.int32 else numbers
-
-
-def to_samples(space: Space, x: Tensor) -> Array:
-    """Return `to_stored`, checked.
+    """Return samples (B, C, *size) of a model as stored numbers, on the CPU.
 
     Raises:
         DivergedError: samples are not finite.
     """
-    samples = to_stored(space, x)
-    if not (bool(x.isfinite().all()) and np.isfinite(samples).all()):
-        text = f"the {MEDIA[space.medium].many} have NaN or infinite numbers"
-        raise DivergedError(text, "Use more --steps, less guidance or another --sampler")
-    return samples
+    stored = space.to_stored(x)
+    finite = (x.isfinite() & stored.isfinite()).flatten(1).all(1)
+    if broken := len(x) - int(finite.sum()):
+        text = f"NaN or infinite values in {broken:,} of {plural(len(x), MEDIA[space.medium].one)}"
+        hint = "Use more --steps or another --sampler, or train again with a lower --lr"
+        raise DivergedError(text, hint).mark_local()
+    numbers: Array = stored.cpu().numpy()
+    return numbers.astype(np.uint16) if numbers.dtype == np.int32 else numbers
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from diffuse_cli.sampling.journal import (
 )
 from diffuse_cli.system import files
 from diffuse_cli.system.devices import open_accelerator
-from diffuse_cli.system.errors import DivergedError, OutputError
+from diffuse_cli.system.errors import OutputError
 from diffuse_cli.system.events import Notice, Progress, Work
 from diffuse_cli.system.processes import rank, run_on_first
 
@@ -175,7 +175,7 @@ class SamplingJob(ABC):
             except BaseException as error:
                 if accelerator.num_processes == 1:
                     self.ledger.abandon()
-                if isinstance(error, DivergedError | OutputError):
+                if isinstance(error, OutputError):
                     error.mark_local()
                 raise
             accelerator.wait_for_everyone()

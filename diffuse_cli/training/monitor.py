@@ -25,7 +25,7 @@ from diffuse_cli.metrics.features import KIDS
 from diffuse_cli.models import model_file
 from diffuse_cli.system import files
 from diffuse_cli.system.devices import log_image
-from diffuse_cli.system.errors import ModelFileError
+from diffuse_cli.system.errors import DivergedError, ModelFileError
 from diffuse_cli.system.events import Notice, Progress, StopRequest, Work, run_until
 from diffuse_cli.system.memory import is_out_of_memory
 from diffuse_cli.training import chores, copies, previews, recommendation, validation
@@ -46,14 +46,20 @@ EARLY = {
 """Keys of the last steps of chores in checkpoints of early versions."""
 
 
-def skip_if_full(work: Work[T], doing: str) -> Work[T | None]:
-    """Pass on the events and result of `work`. If memory runs out, warn and return None."""
+def skip_failure(work: Work[T], doing: str) -> Work[T | None]:
+    """Pass on the events and result of `work`.
+
+    If memory runs out or samples are not finite, warn and return None.
+    """
     try:
         return (yield from work)
+    except DivergedError as error:
+        reason = error.message
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-    yield Notice(f"out of memory while {doing}: skipped", warning=True)
+        reason = "out of memory"
+    yield Notice(f"{reason} while {doing}: skipped", warning=True)
     return None
 
 
@@ -253,12 +259,12 @@ class Monitor:
         images.
         """
         mean = None
-        losses = yield from skip_if_full(self._measure_losses(), "measuring the held-out loss")
+        losses = yield from skip_failure(self._measure_losses(), "measuring the held-out loss")
         if losses is not None:
             mean = sum(float(part.sum()) for part in losses.split(HELD_OUT_BATCH)) / len(losses)
             self.log(done, {"held_out_loss": mean})
         drawing, path = previews.draw_preview(self.trainer), None
-        picture = yield from skip_if_full(drawing, "generating the preview")
+        picture = yield from skip_failure(drawing, "generating the preview")
         if picture is not None:
             path = self.run.previews / f"step-{done:08d}.png"
             files.write_bytes(path, figures.encode_png(picture))
@@ -275,7 +281,7 @@ class Monitor:
 
     def _compare(self, done: int) -> Work[None]:
         """Look for signs of copies, and keep the EMA weights if there are none."""
-        work = skip_if_full(self._find_copies(), "looking for copies")
+        work = skip_failure(self._find_copies(), "looking for copies")
         found = yield from run_until(self.stop, work)
         self.finished[COPIES] = done
         if found is None:
@@ -306,7 +312,7 @@ class Monitor:
         Raises:
             Interrupted, Terminated: a signal arrived. The state stays unchanged.
         """
-        found = yield from run_until(self.stop, skip_if_full(self._measure(), "evaluating"))
+        found = yield from run_until(self.stop, skip_failure(self._measure(), "evaluating"))
         self.finished[EVALUATION] = done
         if found is None:
             return
@@ -331,7 +337,7 @@ class Monitor:
 
     def _measure_errors(self, done: int) -> Work[None]:
         """Measure the errors of x_0, for the variance `optimal`."""
-        work = skip_if_full(self._average_errors(), "measuring errors")
+        work = skip_failure(self._average_errors(), "measuring errors")
         self.errors = yield from run_until(self.stop, work)
         self.finished[ERRORS] = done
 
@@ -358,7 +364,7 @@ class Monitor:
     def _choose_settings(self, done: int) -> Work[None]:
         """Choose the sampling setting to recommend."""
         trials = recommendation.choose_settings(self.trainer, self._kid)
-        work = skip_if_full(trials, "choosing sampling settings")
+        work = skip_failure(trials, "choosing sampling settings")
         self.recommended = yield from run_until(self.stop, work)
         self.finished[SETTINGS] = done
         if self.recommended:

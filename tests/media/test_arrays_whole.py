@@ -18,7 +18,7 @@ from diffuse_cli.core import Space
 from diffuse_cli.data import match_pairs, read_images
 from diffuse_cli.media import LARGE
 from diffuse_cli.models import model_file
-from diffuse_cli.sampling.generation import to_samples
+from diffuse_cli.sampling.generation import to_stored
 from diffuse_cli.sampling.tasks.task_inputs import read_alpha_mask
 from diffuse_cli.system.errors import DivergedError, UsageError
 from diffuse_cli.system.events import finish
@@ -458,8 +458,11 @@ def test_a_gap_of_zeros_is_generated_by_a_model_of_logarithms(
 
 
 def test_levels_of_samples_that_are_not_finite_are_not_made():
-    with pytest.raises(DivergedError, match="the images have NaN or infinite numbers"):
-        to_samples(Space(channels=1, size=(2, 2)), torch.full((1, 1, 2, 2), float("nan")))
+    x = torch.zeros(3, 1, 2, 2)
+    x[1, 0, 0, 1], x[2, 0, 1] = torch.nan, torch.inf
+    with pytest.raises(DivergedError, match="NaN or infinite values in 2 of 3 images"):
+        to_stored(Space(channels=1, size=(2, 2)), x)
+    assert to_stored(Space(channels=1, size=(2, 2)), x[:1]).shape == (1, 1, 2, 2)
 
 
 def test_samples_that_are_not_finite_are_not_written(
@@ -467,5 +470,5 @@ def test_samples_that_are_not_finite_are_not_written(
 ) -> None:
     monkeypatch.setattr(Space, "to_stored", lambda self, x: x * float("nan"))
     ran = diffuse("sample", "m.safetensors", "-n", 1, "--steps", 2, "-o", "out", "-q")
-    assert (ran.code, "the arrays have NaN or infinite numbers" in ran.line) == (6, True)
+    assert (ran.code, "NaN or infinite values in 1 of 1 array. Use more" in ran.line) == (6, True)
     assert not list(Path().glob("out/*.npy"))

@@ -19,7 +19,6 @@ from diffuse_cli.core.denoiser import Denoiser
 from diffuse_cli.evaluation.evaluation_run import choose_network, load_feature_choice, load_model
 from diffuse_cli.evaluation.feature_cache import ALONE, FeatureMeasure, generate_all
 from diffuse_cli.evaluation.image_sets import Sides, prepare_inputs, read_sides, set_conditions
-from diffuse_cli.evaluation.tune.candidates import rank_value
 from diffuse_cli.metrics.presentation import make_entries
 from diffuse_cli.metrics.sample_statistics import average
 from diffuse_cli.models import model_file
@@ -131,6 +130,11 @@ def measure_lengths(config: EmaConfig) -> Work[MeasuredLengths | None]:
         part=sides.part,
         out=out,
     )
+
+
+def rank_value(value: float) -> float:
+    """Return a value to sort by, of a metric that is lower for better samples. NaN is worst."""
+    return value if math.isfinite(value) else math.inf
 
 
 # -- lengths --------------------------------------------------------------------------------------

@@ -86,17 +86,11 @@ def recommend(rows: Sequence[Trial]) -> SamplerChoice:
 
     Cost is the number of evaluations. Ties go to the lower KID, then to the earlier row. Seconds do
     not count, because they vary from run to run.
-
-    Raises:
-        ValueError: no row has a KID that is a number.
     """
     metric = find_kid_key(rows)
-    known = [row for row in rows if math.isfinite(row.values[metric])]
-    if not known:
-        raise ValueError(f"no setting has a {metric} that is a number")
-    best = read_measurement(min(known, key=lambda row: row.values[metric]).values, metric)
+    best = read_measurement(min(rows, key=lambda row: row.values[metric]).values, metric)
     bound = best.value + (best.error if math.isfinite(best.error) else 0.0)
-    good = [row for row in known if row.values[metric] <= bound]
+    good = [row for row in rows if row.values[metric] <= bound]
     return min(good, key=lambda row: (row.evaluations, row.values[metric])).setting
 
 
@@ -228,13 +222,8 @@ def setting_to_learn(
     least = min(row.evaluations for row in able)
     cheap = [row for row in able if row.evaluations == least]
     metric = find_kid_key(rows)
-    best = min(cheap, key=lambda row: rank_value(row.values[metric]))
+    best = min(cheap, key=lambda row: row.values[metric])
     return replace(found, sampler=best.setting.sampler, steps=n)
-
-
-def rank_value(value: float) -> float:
-    """Return a value to sort by, of a metric that is lower for better samples. NaN is worst."""
-    return value if math.isfinite(value) else math.inf
 
 
 # -- learning -------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from diffuse_cli.media import Array, figures, render_samples
 from diffuse_cli.sampling import journal
 from diffuse_cli.sampling.cascade import CascadeStage
 from diffuse_cli.sampling.conditioning import report_out_of_range
-from diffuse_cli.sampling.generation import LoadedModel, load_denoiser, to_samples
+from diffuse_cli.sampling.generation import LoadedModel, load_denoiser, to_stored
 from diffuse_cli.sampling.guidance_model import load_guide
 from diffuse_cli.sampling.job import PartState, SampleFiles, SamplingJob, open_folder
 from diffuse_cli.sampling.journal import GRID_IMAGES
@@ -100,7 +100,7 @@ class TaskJob(SamplingJob):
     def generate_part(self, part: range, accelerator: Accelerator) -> Iterator[PartState]:
         """Generate samples, and yield states, of which the last has them."""
         for step, state in enumerate(self.states(part), 1):
-            samples = to_samples(self.space, state.x) if step == self.steps else None
+            samples = to_stored(self.space, state.x) if step == self.steps else None
             yield PartState(step, self.steps, step / self.steps, samples)
 
     def make_grid(self, indices: Sequence[int]) -> Image:

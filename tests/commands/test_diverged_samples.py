@@ -1,0 +1,87 @@
+"""Samples with NaN or infinite values are never measured as numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import conftest
+import numpy as np
+import pytest
+from conftest import MODEL, log_rows, write_images
+from edited_models import altered
+
+from diffuse_cli.models import model_file
+from diffuse_cli.training import recommendation
+
+MEASURED = ("-n", 6, "--steps", 2, "--precision", "fp32")
+TRIED = ("-n", 6, "--samplers", "ddim", "--steps", 2, "--no-learn-times")
+
+
+@pytest.fixture(scope="module")
+def broken(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose weights are finite, and whose samples are not. Do not write here."""
+    return altered(model, tmp_path_factory.mktemp("broken") / "model.safetensors", scale=1e30)
+
+
+@pytest.mark.parametrize(
+    ("line", "count"),
+    [
+        (("sample", "BROKEN", "-n", 6, "--steps", 2), "6 of 6 images"),
+        (("eval", "BROKEN", "DATA", *MEASURED), "6 of 6 images"),
+        (("eval", "BROKEN", "DATA", *MEASURED, "--metrics", "marginals"), "6 of 6 images"),
+        (("tune", "BROKEN", "DATA", *TRIED, "-o", "tuned.safetensors"), "6 of 6 images"),
+        (("compare", "MODEL", "BROKEN", "DATA", *MEASURED), "6 of 6 images"),
+        (("noise-demo", "DATA", "--model", "BROKEN", "-o", "demo.png"), "images"),
+    ],
+    ids=lambda value: f"{value[0]}{len(value)}" if isinstance(value, tuple) else "",
+)
+def test_samples_that_are_not_finite_end_a_command(diffuse, model, broken, tmp_path, line, count):
+    places = {"BROKEN": broken, "MODEL": model, "DATA": write_images(tmp_path / "data", 12)}
+    if line[0] == "noise-demo":
+        places["DATA"] = next((tmp_path / "data").rglob("*.png"))
+    ran = diffuse(*(places.get(word, word) for word in line), "-q")
+    assert (ran.code, ran.out) == (6, "")
+    assert "NaN or infinite values in " in ran.line
+    assert f"{count}. Use more --steps" in ran.line
+    assert not [*Path().glob("*.safetensors"), *Path().glob("*.png"), *Path().glob("samples/*.png")]
+
+
+def test_no_best_model_and_no_recommendation_rest_on_them(
+    diffuse, broken, images, recipe, monkeypatch
+):
+    """A run from these weights, in which no step changes them."""
+    monkeypatch.setattr(recommendation, "FEWEST", 2)
+    monkeypatch.setattr(recommendation, "SHARE", 1e-3)
+    monkeypatch.setattr(conftest, "PREVIEW_STEPS", 4)
+    line = ("--init", broken, "--steps", 8, "--eval-every", 4, "--eval-images", 6)
+    ran = diffuse("train", images, "--config", recipe, *line, "--preview-every", 4, "--json")
+    assert ran.code == 0, ran.err
+    for count, doing in (
+        (16, "generating the preview"),
+        (6, "evaluating"),
+        (64, "choosing sampling settings"),
+    ):
+        words = f"NaN or infinite values in {count} of {count} images while {doing}: skipped"
+        assert words in ran.err
+    assert "best so far" not in ran.err
+    assert "recommended" not in ran.err
+    assert ran.json["best"] is None
+    assert not any("kid" in row for row in log_rows())
+    assert not Path("model.best.safetensors").exists()
+    assert model_file.load(MODEL).sampling is None
+    assert not [*Path().rglob("previews/*.png")]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_folder_is_not_judged_by_the_samples_that_are_finite(diffuse, tmp_path, value):
+    draw = np.random.default_rng(3)
+    for name in ("real", "generated"):
+        (tmp_path / name).mkdir()
+        for k in range(6):
+            np.save(tmp_path / name / f"{k}.npy", draw.normal(size=(1, 4, 4)).astype(np.float32))
+    np.save("generated/3.npy", np.full((1, 4, 4), value, np.float32))
+    ran = diffuse("eval", "generated", "real", "-q")
+    assert (ran.code, ran.out) == (3, "")
+    assert "NaN or infinite values in 1 of 6 arrays in generated: 3.npy. Generate" in ran.line
+    Path("generated/3.npy").unlink()
+    assert diffuse("eval", "generated", "real", "--metrics", "marginals").code == 0
