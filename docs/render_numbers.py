@@ -19,8 +19,12 @@ def row(number: MetricNumber) -> str:
     reference = (
         f"`{ideal}`" if isinstance(ideal, str) else "" if ideal is None else Measurement(ideal)
     )
-    better = number.direction_text
-    return f"| `{number.key}` | {number.label} | {number.says} | {better} | {reference} |"
+    better, tolerance = number.direction_text, number.tolerance
+    close = (
+        f"`{tolerance}`" if isinstance(tolerance, str) else "" if tolerance is None else tolerance
+    )
+    cells = f"`{number.key}`", number.label, number.says, better, reference, close
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def table() -> str:
@@ -29,7 +33,11 @@ def table() -> str:
     for key, question in QUESTIONS.items():
         rows = [row(number) for number in numbers() if number.question == key]
         if rows:
-            head = "| key | metric | description | better | reference |\n|---|---|---|---|---|"
+            head = (
+                "| key | metric | description | better | reference | close within |\n"
+                + "|---" * 6
+                + "|"
+            )
             lines += [f"**{question.title}** {question.says}".strip(), "", head, *rows, ""]
     return "\n".join(lines)
 

@@ -11,9 +11,9 @@ from typing import Any
 from diffuse_cli.config.eval_options import EvalConfig
 from diffuse_cli.config.options import place_name
 from diffuse_cli.evaluation.examples import ReportImages
-from diffuse_cli.metrics import Remark, Values, Words, read_measurement
+from diffuse_cli.metrics import Remark, Values, Words, read_measurement, select_numbers
 from diffuse_cli.metrics.features import KIDS
-from diffuse_cli.metrics.presentation import rank_baselines, read_floor
+from diffuse_cli.metrics.presentation import join_names, rank_baselines, read_floor
 
 PLACES = ("subject", "data", "plot", "pairs", "report", "out")
 """Keys of the JSON of `eval` and `tune` that are paths of this machine."""
@@ -103,6 +103,8 @@ def summarize(
 ) -> str:
     """Summarize an evaluation, or return an empty string if it has no KID.
 
+    Samples are called close only if no metric is farther from its reference than its tolerance.
+
     Args:
         remarks: the sentences of the metrics, which include signs of copies.
         words: the names of the medium's samples.
@@ -128,6 +130,8 @@ def summarize(
         )
     elif _is_close(values, key):
         text = f"Close to the real {many}"
+        if far := [number.label for number in select_numbers(values) if number.is_far(values)]:
+            text = f"Different from the real {many} in {join_names(far)}{longer}"
         if count < FEWEST:
             text = f"Too few {many} to tell how close: {count}, and {FEWEST} are needed"
     elif "blurred" in better:

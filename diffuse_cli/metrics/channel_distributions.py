@@ -38,6 +38,7 @@ class Marginals:
         whole: the distance, a mean over channels, in levels or in standard deviations.
         floor: the distance between two sets of real samples, or None if there are too few.
         shifts: the shift of the mean of each channel, in the same units.
+        spreads: the standard deviation of the real values of each channel, in the same units.
         variety: the standard deviation of the means of generated samples, divided by the real
             samples'. If the real means are equal up to rounding, it is None.
         samples: the real and generated samples, as stored.
@@ -47,6 +48,7 @@ class Marginals:
     whole: SampledEstimate
     floor: SampledEstimate | None
     shifts: tuple[SampledEstimate, ...]
+    spreads: tuple[float, ...]
     variety: SampledEstimate | None
     samples: tuple[Array, Array]
 
@@ -94,6 +96,7 @@ def measure_marginals(real: Array, fake: Array, more: Array) -> Marginals:
         whole=average_estimates(_scale(apart, units)),
         floor=floor,
         shifts=tuple(_scale(shifts, units)),
+        spreads=tuple((ours.deviation / units).tolist()),
         variety=_variety(ours, theirs, units, bool(bins[0].step), math.prod(real.shape[2:])),
         samples=samples,
     )

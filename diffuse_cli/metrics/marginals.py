@@ -32,6 +32,9 @@ from diffuse_cli.metrics.presentation import (
 
 NEEDS = ("marginals",)
 
+NOTABLE = 0.1
+"""Fraction of the real standard deviation above which shifts and changes are called poor."""
+
 _number = partial(MetricNumber, question="numbers")
 
 NUMBERS = (
@@ -42,6 +45,7 @@ NUMBERS = (
         "over channels. In levels, or for floats in standard deviations.",
         "lower",
         "wasserstein_floor",
+        tolerance="wasserstein_tolerance",
     ),
     _number(
         "mean_shift",
@@ -51,6 +55,7 @@ NUMBERS = (
         "reference",
         0.0,
         place=1,
+        tolerance="mean_shift_tolerance",
     ),
     _number(
         "mean_variety",
@@ -60,29 +65,34 @@ NUMBERS = (
         "reference",
         1.0,
         place=2,
+        tolerance=NOTABLE,
     ),
 )
 
-BESIDE = ("wasserstein_floor",)
-
-NOTABLE = 0.1
-"""Fraction of the real standard deviation above which shifts and changes are called poor."""
+BESIDE = ("wasserstein_floor", "wasserstein_tolerance", "mean_shift_tolerance")
 
 LISTED = 3
 """Most channels in a remark."""
 
 
 def compute(evaluation: MetricInputs) -> dict[str, float]:
-    """Return `wasserstein` and its floor, `mean_shift` and `mean_variety`, with standard errors."""
-    found = evaluation.marginals
+    """Return `wasserstein` and its floor, `mean_shift` and `mean_variety`, with standard errors.
+
+    The tolerance of the shift is larger for many channels, of which it is the largest.
+    """
+    marginals = evaluation.marginals
+    k, spreads = marginals.farthest_channel, marginals.spreads
+    chance = _errors_of_largest(len(spreads)) * marginals.shifts[k].error()
     result = {
-        **found.whole.to_entries("wasserstein"),
-        **found.shifts[found.farthest_channel].to_entries("mean_shift"),
+        **marginals.whole.to_entries("wasserstein"),
+        **marginals.shifts[k].to_entries("mean_shift"),
+        "wasserstein_tolerance": NOTABLE * sum(spreads) / len(spreads),
+        "mean_shift_tolerance": max(NOTABLE * spreads[k], chance),
     }
-    if found.variety is not None:
-        result |= found.variety.to_entries("mean_variety")
-    if found.floor is not None:
-        result |= found.floor.to_entries("wasserstein_floor")
+    if marginals.variety is not None:
+        result |= marginals.variety.to_entries("mean_variety")
+    if marginals.floor is not None:
+        result |= marginals.floor.to_entries("wasserstein_floor")
     return result
 
 
@@ -109,11 +119,18 @@ def details(evaluation: MetricInputs) -> list[dict[str, Any]]:
 # -- remarks --------------------------------------------------------------------------------------
 
 
+def _errors_of_largest(channels: int) -> float:
+    """Return the standard errors above which the largest of many shifts is significant.
+
+    It can exceed 3 standard errors by chance: this is a union bound.
+    """
+    return math.sqrt(SIGNIFICANT**2 + 2 * math.log(max(1, channels)))
+
+
 def remarks(facts: Facts) -> Iterator[Remark]:
     """Report means and standard deviations that are wrong by more than their standard errors."""
     channels = facts.details.get("marginals", ())
-    # The largest of many shifts can exceed 3 standard errors by chance: this is a union bound.
-    many = math.sqrt(SIGNIFICANT**2 + 2 * math.log(max(1, len(channels))))
+    many = _errors_of_largest(len(channels))
     shifts, spreads = [], []
     for k, channel in enumerate(channels):
         real, fake = channel["real"], channel["generated"]
@@ -133,13 +150,15 @@ def remarks(facts: Facts) -> Iterator[Remark]:
     if spreads:
         yield _contrast_remark(facts, sorted(spreads, key=lambda s: -s[0]))
     if "mean_variety" in facts:
-        variety = facts["mean_variety"]
-        if Measurement(1.0).is_above(variety):
+        variety, one = facts["mean_variety"], Measurement(1.0)
+        if one.is_above(variety) or variety.is_above(one):
+            amount = "little" if variety.value < 1 else "much"
             words = (
-                f"the means of generated {facts.words.many} differ too little from each other: "
+                f"the means of generated {facts.words.many} differ too {amount} from each other: "
                 f"{variety} times as much as for real {facts.words.many}"
             )
-            yield Remark("spread of sample means", "finding", words)
+            level = "poor" if abs(variety.value - 1) > NOTABLE else "finding"
+            yield Remark("spread of sample means", level, words)
     elif channels and min(facts.real, facts.generated) > 1:
         words = f"not measured, because all real {facts.words.many} have the same mean"
         yield Remark("spread of sample means", "caution", words)

@@ -19,8 +19,12 @@ NEEDS = ("answers",)
 
 _NEAREST = "of the nearest training image"
 
+TOLERANCES = {"inconsistency": 0.1, "diversity": 0.1}
+"""Tolerances of values with a reference of a perfect model, for values in a range of 2."""
+
 NUMBERS = tuple(
-    MetricNumber(key, label, says, direction, ideal, "answers", place, part=label == _NEAREST)
+    MetricNumber(key, label, says, direction, ideal, "answers", place, part=label == _NEAREST,
+                 tolerance=TOLERANCES.get(key))
     for place, (key, label, says, direction, ideal) in enumerate((
         ("psnr", "PSNR",
          "Peak signal-to-noise ratio of a generated image compared with the real image, in "

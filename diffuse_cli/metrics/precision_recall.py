@@ -74,8 +74,8 @@ def _number(
 NUMBERS = (
     _number("precision", "higher", by_class=True, unquoted=zero_recall_reason),
     _number("recall", "higher", by_class=True),
-    _number("density", "reference", 1.0, unquoted=zero_recall_reason),
-    _number("coverage", "higher", "coverage_expected"),
+    _number("density", "reference", 1.0, unquoted=zero_recall_reason, tolerance=0.5),
+    _number("coverage", "higher", "coverage_expected", tolerance=0.2),
 )
 
 BESIDE = ("coverage_expected",)

@@ -179,6 +179,8 @@ class MetricNumber:
         by_class: whether it is also shown for each class, with fewer images.
         unquoted: a function of the values that returns the reason why this value would mislead,
             which is shown instead, or an empty string.
+        tolerance: the difference from the reference up to which samples are called close: a number,
+            or the key of another value. None if the verdict does not depend on this value.
     """
 
     key: str
@@ -192,6 +194,7 @@ class MetricNumber:
     axis: str = ""
     by_class: bool = False
     unquoted: Callable[[Values], str] = lambda values: ""
+    tolerance: float | str | None = None
 
     @property
     def direction_text(self) -> str:
@@ -200,9 +203,17 @@ class MetricNumber:
 
     def reference(self, values: Values) -> Measurement | None:
         """Return the value of a perfect model."""
-        if isinstance(self.ideal, str):
-            return read_measurement(values, self.ideal) if self.ideal in values else None
-        return None if self.ideal is None else Measurement(self.ideal)
+        return _resolve(self.ideal, values)
+
+    def is_far(self, values: Values) -> bool:
+        """Whether it is significantly worse than the reference, and by more than the tolerance."""
+        reference, tolerance = self.reference(values), _resolve(self.tolerance, values)
+        if reference is None or tolerance is None or not self.can_show(values):
+            return False
+        value = read_measurement(values, self.key)
+        above = self.direction != "higher" and value.is_above(reference)
+        below = self.direction != "lower" and reference.is_above(value)
+        return (above or below) and abs(value.value - reference.value) > tolerance.value
 
     def text(self, values: Values) -> str:
         """Return the value with its standard error, or the reason why it is not shown.
@@ -215,6 +226,13 @@ class MetricNumber:
     def can_show(self, values: Values) -> bool:
         """Whether it was measured and may be shown."""
         return self.key in values and not self.unquoted(values)
+
+
+def _resolve(number: float | str | None, values: Values) -> Measurement | None:
+    """Return a number, or the value of a key, or None if there is none."""
+    if isinstance(number, str):
+        return read_measurement(values, number) if number in values else None
+    return None if number is None else Measurement(number)
 
 
 # -- remarks --------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ NUMBERS = (
         "numbers",
         5,
         by_class=True,
+        tolerance=0.0,
     ),
 )
 

@@ -32,6 +32,9 @@ from diffuse_cli.metrics.sample_statistics import (
 
 NEEDS = ("spectra",)
 
+NOTABLE = 1.0
+"""Difference in decibels above which power is called poor, a fifth of the power."""
+
 _number = partial(MetricNumber, question="numbers")
 
 NUMBERS = (
@@ -43,6 +46,7 @@ NUMBERS = (
         "lower",
         "spectral_distance_floor",
         place=3,
+        tolerance=NOTABLE,
     ),
     _number(
         "fine_detail",
@@ -52,6 +56,7 @@ NUMBERS = (
         "reference",
         0.0,
         place=4,
+        tolerance=NOTABLE,
     ),
 )
 
@@ -59,9 +64,6 @@ BESIDE = ("spectral_distance_floor",)
 
 FINE = 0.25
 """Lowest high frequency in waves per point."""
-
-NOTABLE = 1.0
-"""Difference in decibels above which high-frequency power is called poor, a fifth of the power."""
 
 LEAST = 1e-10
 """Least power, relative to the average of real samples. Lower values are rounding."""

@@ -194,7 +194,8 @@ def test_the_variety_of_means_that_are_equal_is_not_measured(dtype, offset):
     assert words == "not measured, because all real images have the same mean"
     values, _ = found(fake, real)
     assert 0 <= values["mean_variety"] < 1e-2
-    assert "spread of sample means" in said(fake, real)
+    level, words = said(fake, real)["spread of sample means"]
+    assert (level, "differ too little from each other" in words) == ("poor", True)
 
 
 @pytest.mark.parametrize("dtype", [np.bool_, np.uint8, np.float32])
@@ -293,13 +294,16 @@ def test_a_shift_is_called_what_it_is():
     assert floats["mean"][1] == "generated arrays are too low by 11.0 ± 2.1 in channel 0"
 
 
-def test_too_little_contrast_and_variety_are_named():
+def test_wrong_contrast_and_variety_are_named():
     real = pictures(0, 400)
     flat = (120 + (real.astype(int) - 120) // 2).astype(np.uint8)
     found = said(real, flat)
     assert found["contrast"][0] == "poor"
     assert found["contrast"][1].startswith("too low in ")
-    assert "too little from each other: 0.5" in found["spread of sample means"][1]
+    level, words = found["spread of sample means"]
+    assert (level, "too little from each other: 0.5" in words) == ("poor", True)
+    level, words = said(flat, real)["spread of sample means"]
+    assert (level, "too much from each other: 2.0" in words) == ("poor", True)
     assert not {"contrast", "spread of sample means"} & {*said(real, pictures(1, 400))}
 
 
