@@ -49,10 +49,10 @@ def run(config: TrainConfig, console: Console) -> None:
         console.say(_summary(trained))
         if trained.copies_from is not None:
             console.say(_describe_copies(trained, MEDIA[trained.medium].many))
-        if trained.sample_line:
-            console.say(f"Generate {MEDIA[trained.medium].many} with: {trained.sample_line}")
+        if trained.advice:
+            console.say(trained.advice)
         values = {**vars(trained), "model": str(trained.model), "run": str(trained.run)}
-        del values["sample_line"]
+        del values["advice"]
         console.result([trained.model], {**values, "sha256": files.sha256(trained.model)})
 
 

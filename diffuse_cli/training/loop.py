@@ -31,12 +31,7 @@ from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.run_events import Meter, Step, Trained
 from diffuse_cli.training.run_length import Forecast
 from diffuse_cli.training.run_page import follow_run
-from diffuse_cli.training.start_report import (
-    describe_run,
-    describe_start,
-    resume_line,
-    sample_line,
-)
+from diffuse_cli.training.start_report import advise, describe_run, describe_start, resume_line
 from diffuse_cli.training.time_budget import Budget, Laps
 from diffuse_cli.training.trainer import StepResult, Trainer
 
@@ -317,7 +312,7 @@ class TrainingRun:
             seconds=round(seconds, 3),
             best=self.monitor.describe_best(),
             medium=images.medium,
-            sample_line=sample_line(self.plan, self.run.model),
+            advice=advise(self.plan, self.run.model, noise=self.monitor.noise),
             kept=self.kept.step if self.kept else None,
             copies_from=self.monitor.first_copies(),
         )

@@ -20,7 +20,7 @@ from diffuse_cli.core import denoising_errors
 from diffuse_cli.core.denoising_errors import DenoisingErrors
 from diffuse_cli.data.samples import select_evenly
 from diffuse_cli.media import MEDIA, figures
-from diffuse_cli.metrics import label, memorization
+from diffuse_cli.metrics import Measurement, label, memorization
 from diffuse_cli.metrics.features import KIDS
 from diffuse_cli.models import model_file
 from diffuse_cli.system import files
@@ -73,6 +73,7 @@ class Monitor:
         copying: the signs of copies at each look for them, by step.
         errors: the errors of x_0 after the last step, or None.
         recommended: the sampling setting to recommend after the last step, or None.
+        noise: whether samples after the last step were measured, and are not better than noise.
         finished: the last step after which each chore was finished, by name.
     """
 
@@ -87,6 +88,7 @@ class Monitor:
         self.finished: dict[str, int] = {}
         self.errors: DenoisingErrors | None = None
         self.recommended: SamplerChoice | None = None
+        self.noise = False
         self._loss, self._readings = 0.0, 0
         self._many = MEDIA[trainer.plan.data.images.medium].many
         self._kid: validation.KidMeasure | None = None
@@ -319,6 +321,8 @@ class Monitor:
         [key] = [key for key in KIDS if key in found]
         kid, error = found[key], found.get(f"{key}_standard_error")
         self.log(done, found)
+        if self._kid and done == self.trainer.course.steps:
+            self.noise = yield from self._kid.is_noise(Measurement(kid, error or 0.0))
         better = kid < (self.best.values[self.best.key] if self.best else math.inf)
         better &= not self._copies_at(self.finished.get(COPIES, 0))
         if better:
@@ -365,7 +369,7 @@ class Monitor:
         """Choose the sampling setting to recommend."""
         trials = recommendation.choose_settings(self.trainer, self._kid)
         work = skip_failure(trials, "choosing sampling settings")
-        self.recommended = yield from run_until(self.stop, work)
+        self.recommended, self.noise = (yield from run_until(self.stop, work)) or (None, self.noise)
         self.finished[SETTINGS] = done
         if self.recommended:
             yield Notice(f"recommended for sampling: {self.recommended}")

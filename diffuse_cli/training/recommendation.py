@@ -17,6 +17,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from diffuse_cli.config.sample_options import GAUSSIAN, OWN, SamplerChoice
+from diffuse_cli.metrics import Measurement, baselines
 from diffuse_cli.sampling.sampling_settings import Guide, can_start_from_gaussian
 from diffuse_cli.system.errors import ModelFileError
 from diffuse_cli.system.events import Notice, Work
@@ -86,17 +87,18 @@ def count_passes(plan: Plan, steps: int) -> int:
         return 0
     real = min(validation.REAL_IMAGES, len(plan.data.held_out))
     drawn = trials * previews.passes_of_drawing(plan, count)
-    return drawn + FEATURES * (trials * count + real)
+    return drawn + FEATURES * (trials * count + real + baselines.IMAGES)
 
 
 def choose_settings(
     trainer: Trainer, kid: validation.KidMeasure | None
-) -> Work[SamplerChoice | None]:
-    """Return the setting to recommend, or None if the default is as good.
+) -> Work[tuple[SamplerChoice | None, bool]]:
+    """Return the setting to recommend, and whether its samples are not better than noise.
 
-    First the default and the guidance scales, then the other start with the best of them, which
-    must be better by more than chance, too. Guidance is tried from a Gaussian start, because that
-    keeps brightness, which guidance exaggerates. A short run ends with the first trials.
+    The setting is None if the default is as good. First come the default and the guidance scales,
+    then the other start with the best of them, which must be better by the same rule. Guidance is
+    tried from a Gaussian start, because that keeps brightness, which guidance exaggerates. A short
+    run ends with the first trials.
 
     Args:
         kid: the KID of --eval-every, or None to make one.
@@ -106,7 +108,7 @@ def choose_settings(
             kid = yield from validation.make_kid_measure(trainer.plan, trainer.device)
         except ModelFileError as error:  # at the end of a run, which must not fail by this
             yield Notice(f"no sampling settings were tried: {error.message}", warning=True)
-            return None
+            return None, False
     trials, count = plan_trials(trainer.plan, trainer.course.steps)
     default = previews.default_setting(trainer.plan)
     tried = [(yield from try_setting(trainer, kid, count, default))]
@@ -117,7 +119,8 @@ def choose_settings(
     if len(tried) < trials and start != best.choice.start:
         other = replace(best.choice, start=start)
         best = choose_best([best, (yield from try_setting(trainer, kid, count, other))])
-    return None if best.choice == default else best.choice
+    noise = yield from kid.is_noise(Measurement(best.kid, best.error))
+    return (None if best.choice == default else best.choice), noise
 
 
 def _guide_settings(trainer: Trainer, default: SamplerChoice) -> Iterator[SamplerChoice]:

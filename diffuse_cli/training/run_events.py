@@ -88,7 +88,7 @@ class Trained:
 
     Attributes:
         best: the model file with the lowest KID, its step and metrics, with --eval-every.
-        sample_line: a command that samples from the model, or empty.
+        advice: a sentence with the next command, or empty.
         kept: the step of the weights in the model file, if it is not the last.
         copies_from: the step from which on samples were copies, in a run of few images.
     """
@@ -105,7 +105,7 @@ class Trained:
     seconds: float
     best: dict[str, Any] | None = None
     medium: str = "image"
-    sample_line: str = ""
+    advice: str = ""
     kept: int | None = None
     copies_from: int | None = None
 

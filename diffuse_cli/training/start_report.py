@@ -1,4 +1,4 @@
-"""Start of a run: its description, and the commands that resume it and sample from its model."""
+"""Description of a run at its start, and the commands that resume it and sample from its model."""
 
 from __future__ import annotations
 
@@ -104,6 +104,24 @@ def sample_line(plan: Plan, model: Path) -> str:
         return ""
     options = [*_list_condition_options(plan), *_list_output_options()]
     return shlex.join(["diffuse", "sample", str(model), *options])
+
+
+def advise(plan: Plan, model: Path, *, noise: bool) -> str:
+    """Return a sentence with the next command after a run, empty if `sample_line` is.
+
+    Args:
+        noise: whether samples are not better than noise, so that generating them is no use.
+    """
+    medium, size = MEDIA[plan.data.images.medium], plan.blueprint.space.size
+    if noise:
+        longer = f"{resume_line(plan.config)} --steps {2 * plan.config.num_steps}"
+        usual = medium.sides.get(len(size), max(size))
+        smaller = f", or start again with --size {usual}" if max(size) > usual else ""
+        return (
+            f"The {medium.many} are not better than noise by KID. Train longer: {longer}{smaller}"
+        )
+    line = sample_line(plan, model)
+    return f"Generate {medium.many} with: {line}" if line else ""
 
 
 def _list_condition_options(plan: Plan) -> Iterator[str]:

@@ -8,24 +8,24 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from diffuse_cli.config.sample_options import SamplerChoice
 from diffuse_cli.core.space import Space
 from diffuse_cli.media import MEDIA, Array
-from diffuse_cli.metrics import Measurement, kid
+from diffuse_cli.metrics import Measurement, baselines, kid, read_measurement
 from diffuse_cli.metrics.features import KIDS, FeatureNetwork, extract_features, prepare_network
 from diffuse_cli.metrics.features.feature_choice import load_choice
-from diffuse_cli.sampling.generation import BatchState, collect
+from diffuse_cli.sampling.generation import BatchState, collect, to_stored
 from diffuse_cli.sampling.sampling_settings import Guide
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import Notice, Work, finish
-from diffuse_cli.system.rng import permutation
+from diffuse_cli.system.rng import permutation, philox
 from diffuse_cli.training.feed import find_readable
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.previews import generate_by_default
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 
@@ -82,6 +82,17 @@ class KidMeasure:
             del self._real
         features = yield from self._extract_features(samples)
         return kid.estimate_kid(self._real_features, features, self.key)
+
+    def is_noise(self, kid: Measurement) -> Work[bool]:
+        """Whether samples with this KID are not clearly better than noise.
+
+        The noise is uniform over levels, or Gaussian for floats.
+        """
+        rng, shape = philox(0, "landmarks"), (baselines.IMAGES, *self._space.shape)
+        x = rng.normal(size=shape) if self._space.levels is None else rng.uniform(-1, 1, shape)
+        values = yield from self.compare(to_stored(self._space, torch.from_numpy(x).float()))
+        noise = read_measurement(values, self.key)
+        return noise.is_above(Measurement(0.0)) and not noise.is_above(kid)
 
     def _extract_features(self, samples: Array) -> Work[Array]:
         images = self._network.prepare_input(self._space, samples)

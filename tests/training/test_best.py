@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import shutil
 import signal
 from pathlib import Path
@@ -12,10 +13,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import MODEL, QUICK, RUN, log_rows, write_images
+from PIL import Image
 
 from diffuse_cli.config.sample_options import SAMPLING_STEPS
-from diffuse_cli.metrics import Measurement, kid
+from diffuse_cli.core.space import Space
+from diffuse_cli.metrics import Measurement, baselines, kid
 from diffuse_cli.models import model_file
+from diffuse_cli.system.events import finish
 from diffuse_cli.training import checkpoints, validation
 from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.trainer import Trainer
@@ -97,15 +101,10 @@ def test_the_kid_is_that_of_drawn_images_against_held_out_ones(diffuse, quick, i
     conftest.do_less(monkeypatch)
     quick("--steps", 10, "--eval-every", 10, "--eval-images", 9)
     assert diffuse("sample", BEST, "-n", 9, "-o", "drawn").code == 0
-    from PIL import Image
-
-    from diffuse_cli.system.events import finish
-
     network, fakes = seen[9]
     drawn = np.stack([np.asarray(Image.open(f"drawn/{i:05d}.png"))[None] for i in range(9)])
     assert np.abs(drawn.astype(int) - fakes).max() <= 2
-    [held_out] = [pixels for n, (_, pixels) in seen.items() if n != 9]
-    assert len(held_out) == 6
+    held_out = seen[6][1]
     x, y = (finish(real(network, p)).astype(np.float64) for p in (held_out, fakes))
     expected = kid.mmd(kid.sum_within(x), kid.sum_within(y), kid.sum_between(x, y))
     assert kids()[10] == pytest.approx(expected, rel=1e-9)
@@ -120,7 +119,7 @@ def test_real_features_are_computed_once(quick, monkeypatch):
         lambda n, pixels: computed.append(len(pixels)) or real(n, pixels),
     )
     quick("--steps", 6, "--eval-every", 2, "--eval-images", 5)
-    assert computed == [6, 5, 5, 5]
+    assert computed == [6, 5, 5, 5, baselines.IMAGES]  # the last is noise, after the last step
 
 
 def test_without_held_out_images_those_of_the_training_are_taken_and_it_is_said(diffuse, tmp_path):
@@ -169,6 +168,48 @@ def test_out_of_memory_leaves_the_held_out_loss_out(quick, monkeypatch):
     assert ran.code == 0
     assert ran.err.count("out of memory while measuring the held-out loss: skipped") == 2
     assert list((RUN / "previews").iterdir())
+
+
+# -- samples that are noise -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("levels", [256, None])
+def test_noise_is_recognized_by_its_kid(levels):
+    """Not where the data is noise itself."""
+    scale = () if levels else (100.0,)
+    medium = "image" if levels else "array"
+    space = Space(channels=1, size=(8, 8), medium=medium, levels=levels, mean=scale, std=scale)
+    rng, dtype = np.random.default_rng(0), np.uint8 if levels else np.float32
+    smooth = (rng.normal(120, 30, (60, 1, 1, 1)) + 3 * np.arange(8)).clip(0, 255).astype(dtype)
+    noise = rng.uniform(0, 256, (60, 1, 8, 8)) if levels else rng.normal(100, 100, (60, 1, 8, 8))
+    network = validation.choose_network(space, smooth, torch.device("cpu"))
+    for real, samples, found in (
+        (smooth[:30], noise.astype(dtype), True),
+        (smooth[:30], smooth[30:], False),
+        (noise[:30].astype(dtype), noise[30:].astype(dtype), False),
+    ):
+        measure = validation.KidMeasure(real, space, network)
+        values = finish(measure.compare(samples))
+        kid_of_samples = Measurement(values[network.kid], values[f"{network.kid}_standard_error"])
+        assert finish(measure.is_noise(kid_of_samples)) is found
+
+
+@pytest.mark.parametrize(("side", "more"), [(8, ""), (72, ", or start again with --size 64")])
+def test_a_run_whose_samples_are_noise_says_so(diffuse, tmp_path, monkeypatch, side, more):
+    measure_by_step(monkeypatch, {2: 99.0, 4: -99.0}, lambda step: None)
+    (tmp_path / "flat").mkdir()
+    for k in range(60):
+        Image.new("L", (side, side), 4 * k).save(tmp_path / "flat" / f"{k}.png")
+    line = ("--config", QUICK, "--size", side, "--steps", 2, "--eval-every", 2)
+    ran = diffuse("train", "flat", *line, "--eval-images", 6)
+    advice = ran.err.splitlines()[-1]
+    assert advice.startswith("The images are not better than noise by KID. Train longer: diffuse ")
+    assert advice.endswith(f"--steps 4{more}")
+    assert "Generate images with" not in ran.err
+    command = shlex.split(advice.partition("longer: ")[2].partition(", or")[0])
+    ran = diffuse(*command[1:])
+    assert (ran.code, step_of(MODEL)) == (0, 4)
+    assert ran.err.splitlines()[-1].startswith("Generate images with: diffuse sample ")
 
 
 # -- the best model -------------------------------------------------------------------------------

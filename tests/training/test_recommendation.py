@@ -118,6 +118,15 @@ def test_guidance_that_wins_is_recommended_and_its_weights_are_kept(quick, diffu
     assert MODEL.read_bytes() == before
 
 
+def test_a_run_whose_best_trial_is_noise_says_so(quick, trying):
+    scales = ((None, None), (2.0, GAUSSIAN), (1.5, GAUSSIAN), (3.0, GAUSSIAN), (None, GAUSSIAN))
+    trying(dict.fromkeys(scales, 99.0))
+    assert "The images are not better than noise by KID. Train longer: " in quick(*RUN).err
+    trying(dict.fromkeys(scales[1:2], -99.0))
+    ran = quick(*RUN, "--overwrite")
+    assert ran.err.splitlines()[-1].startswith("Generate images with: diffuse sample")
+
+
 @pytest.mark.parametrize(("trials", "scales"), [(2, [None, 2.0]), (3, [None, 2.0, 1.5])])
 def test_a_short_run_has_the_first_trials(quick, trying, monkeypatch, trials, scales):
     tried = trying({(2.0, GAUSSIAN): 0.3})
