@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from diffuse_cli.evaluation.metric_inputs import (
 )
 from diffuse_cli.evaluation.results import EvaluationResult
 from diffuse_cli.media import figures
-from diffuse_cli.metrics import METRICS, Facts, features, remarks
+from diffuse_cli.metrics import METRICS, Facts, Remark, Words, features, remarks
 from diffuse_cli.metrics.features import FeatureNetwork, feature_choice
 from diffuse_cli.metrics.features.feature_choice import FeatureChoice, words_of
 from diffuse_cli.models.model_file import ModelFile
@@ -167,10 +167,23 @@ def evaluate(
             plot=plot,
             pairs=page,
             report=Path(config.report) if config.report else None,
-            remarks=remarks(facts),
+            remarks=[*remarks(facts), *_describe_choice(settings, sides, words)],
             words=words,
             shown=examples.choose_images(evaluation, sides.classes) if config.report else None,
         )
+
+
+def _describe_choice(
+    settings: SamplingSettings | None, sides: Sides, words: Words
+) -> Iterator[Remark]:
+    """Yield a note if the real samples may have chosen the sampling settings."""
+    if settings and settings.taken and sides.part == "held-out":
+        text = (
+            f"the recommended settings ({settings.taken}) may have been chosen with the same "
+            f"held-out {words.many}, so KID can be a little too low. Evaluate other {words.many} "
+            "before you publish it"
+        )
+        yield Remark("recommended settings", "note", text)
 
 
 def prepare_settings(

@@ -372,7 +372,7 @@ class Monitor:
         self.recommended, self.noise = (yield from run_until(self.stop, work)) or (None, self.noise)
         self.finished[SETTINGS] = done
         if self.recommended:
-            yield Notice(f"recommended for sampling: {self.recommended}")
+            yield Notice(f"probably better, so recommended for sampling: {self.recommended}")
 
     def recommendation_at(self, step: int) -> SamplerChoice | None:
         """Return the setting chosen with the weights after `step` steps, if any."""

@@ -110,7 +110,7 @@ def advise(plan: Plan, model: Path, *, noise: bool) -> str:
     """Return a sentence with the next command after a run, empty if `sample_line` is.
 
     Args:
-        noise: whether samples are not better than noise, so that generating them is no use.
+        noise: whether samples are not better than noise.
     """
     medium, size = MEDIA[plan.data.images.medium], plan.blueprint.space.size
     if noise:

@@ -94,10 +94,13 @@ def trying(monkeypatch: pytest.MonkeyPatch) -> Callable[[Mapping[Any, float]], l
     return patch
 
 
-def test_guidance_that_wins_is_recommended_and_its_weights_are_kept(quick, diffuse, trying):
+def test_guidance_that_wins_is_recommended_and_its_weights_are_kept(
+    quick, diffuse, trying, images, folder
+):
     tried = trying({(2.0, GAUSSIAN): 0.3})
     ran = quick(*RUN)
-    assert "recommended for sampling: unipc, 10 steps from a Gaussian start" in ran.err
+    words = "probably better, so recommended for sampling: unipc, 10 steps from a Gaussian start"
+    assert words in ran.err
     assert [(c.weak_guidance, c.start, c.steps) for c in tried] == [
         (None, None, 20),
         (2.0, GAUSSIAN, 10),
@@ -108,6 +111,14 @@ def test_guidance_that_wins_is_recommended_and_its_weights_are_kept(quick, diffu
     found = model_file.load(MODEL)
     assert found.sampling == GUIDED
     assert found.weak_step == 3
+    line = ("-n", 6, "--metrics", "marginals", "--steps", 2)
+    ran = diffuse("eval", MODEL, images, *line)
+    assert "recommended settings: the recommended settings (" in ran.out
+    assert "weak guidance 2) may have been chosen with the same held-out images" in ran.out
+    options = ("--sampler", "ddim", "--start", "noise", "--weak-guidance", 1)
+    assert "may have been chosen" not in diffuse("eval", MODEL, images, *line, *options).out
+    next(folder.rglob("*.png")).unlink()  # so these are other images, of which all are real
+    assert "may have been chosen" not in diffuse("eval", MODEL, folder, *line).out
     ran = diffuse("sample", MODEL, "-n", 1)
     assert "recommends: unipc, 10 steps from a Gaussian start, weak guidance 2" in ran.err
     before = MODEL.read_bytes()
