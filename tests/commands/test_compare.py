@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Callable
@@ -73,6 +74,20 @@ def test_the_settings_that_differ_and_the_losses(runs, diffuse):
         lowest, step = min(logged(run, "held_out_loss"))
         assert found["lowest"][k] == f"{Measurement(lowest)} at step {step}"
     assert "cannot be compared" not in ran.out
+
+
+def test_the_lowest_values_are_not_the_last(runs, diffuse):
+    run = Path("a.run")
+    shutil.copytree(runs("a.run"), run)
+    shutil.copy(runs("a.safetensors"), "a.safetensors")
+    kids = {1: 0.7, 2: 0.2, 3: 0.5, 4: 0.6, 5: 0.1}  # the model is of step 4
+    with (run / "metrics.jsonl").open("a") as log:
+        for step, kid in kids.items():
+            row = {"step": step, "kid": kid, "kid_standard_error": 0.01, "held_out_loss": kid / 1e3}
+            log.write(json.dumps(row) + "\n")
+    found = diffuse("compare", run, runs("b.run"), "--json").json["a"]
+    assert found["lowest_kid"] == {"value": 0.2, "standard_error": 0.01, "step": 2}
+    assert found["lowest_held_out_loss"] == {"value": 2e-4, "step": 2}
 
 
 def test_a_setting_has_the_digits_that_tell_it_apart(runs, diffuse):

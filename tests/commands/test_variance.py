@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from diffuse_cli.core.denoising_errors import LEAST
 from diffuse_cli.models import model_file
 from diffuse_cli.training import monitor
 from diffuse_cli.training.chores import PREVIEW
+from diffuse_cli.training.trainer import Trainer
 
 BOUND = ("--metrics", "likelihood", "--respaced", 10, "--timesteps", "all", "-n", 40, "--json")
 DDPM = ("--sampler", "ddpm", "--steps", 5, "-n", 2, "--no-grid")
@@ -87,6 +90,33 @@ def test_errors_are_measured_where_a_run_ends_and_not_before(train):
     assert first != second
     checkpoints = sorted(Path("model.run/checkpoints").iterdir())
     assert [model_file.load(path).errors for path in checkpoints] == [first, second]
+
+
+def test_a_checkpoint_has_no_errors_of_earlier_weights(train):
+    """The run goes on with the errors of step 4, and saves its state before it measures again."""
+    assert train("--steps", 8, "--stop-at", 4, "-q").code == 0
+    assert train("--resume", "--save-every", 6, "--stop-at", 7, "-q").code == 0
+    errors = {
+        path.name: model_file.load(path).errors is not None
+        for path in Path("model.run/checkpoints").iterdir()
+    }
+    assert errors["step-00000006"] is False
+    assert errors["step-00000007"] is True
+
+
+def test_errors_are_measured_on_held_out_images(train, monkeypatch):
+    measured: list[bool] = []
+    real = Trainer.losses_on
+
+    def watched(self: Trainer, chosen: Any) -> Any:
+        held_out = self.plan.data.held_out
+        measured.append(len(chosen) > 0 and bool(np.isin(chosen, held_out).all()))
+        return real(self, chosen)
+
+    monkeypatch.setattr(Trainer, "losses_on", watched)
+    assert train("--steps", 2, "-q").code == 0
+    assert measured
+    assert all(measured)
 
 
 def test_other_weights_have_no_errors(train, diffuse, images):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -80,14 +81,25 @@ def levels(path: str) -> np.ndarray:
     return np.asarray(Image.open(path), int)
 
 
-def by_hand(path: Path, method: str | None, a, y, *, told: bool, seed: int = 0) -> np.ndarray:
-    """What the first sample should be, from the parts: levels (8, 8)."""
+def by_hand(
+    path: Path, method: str | None, a, y, *, told: bool, seed: int = 0, scale: float = 1.0
+) -> np.ndarray:
+    """What the first sample should be, from the parts: levels (8, 8).
+
+    At a scale s, it is guided from the prediction without an input, D + (s - 1) (D - D_none).
+    """
     model = model_file.load(path)
     denoiser = model.blueprint.denoiser(model.network("ema").eval())
     process, space = denoiser.process, model.blueprint.space
     given = Conditioner.from_blueprint(model.blueprint).encode_observations(y, a) if told else None
     clipped = partial(clamp_denoised, denoiser=denoiser)
-    asked = partial(denoiser, given=given)
+
+    def asked(x, t):
+        main, free = denoiser(x, t, given=given), denoiser(x, t, given=None)
+        x0, eps = main.x0 + (scale - 1) * (main.x0 - free.x0), main.eps
+        return replace(main, x0=x0, eps=eps + (scale - 1) * (eps - free.eps))
+
+    asked = asked if scale != 1 else partial(denoiser, given=given)
     if method is None:
         denoise = clipped(asked)
     elif RESTORATIONS[method].differentiates:
@@ -175,14 +187,20 @@ def test_several_pictures_are_told_one_each(diffuse, trained, tmp_path, picture)
         assert np.abs(pixels(str(k)) - pixels("restored", 2 * k)).max() <= 1
 
 
-def test_guidance_leads_away_from_nothing_told(diffuse, trained, picture):
+@pytest.mark.parametrize(
+    ("options", "scale", "other"),
+    [((), 1, 3), (("--guidance", 1), 1, 3), (("--guidance", 3), 3, -1)],
+)
+def test_guidance_leads_away_from_nothing_told(diffuse, trained, picture, options, scale, other):
     line = ("upscale", trained("up"), "low.png", "--factor", 2, "-n", 1, *QUICK)
-    for scale in (1, 3):
-        assert diffuse(*line, "--guidance", scale, "-o", scale).code == 0
-        assert manifest(str(scale))["guidance"] == scale
-    assert (pixels("1") != pixels("3")).any()
-    assert diffuse(*line, "-o", "plain").code == 0
-    assert (pixels("1") == pixels("plain")).all()
+    assert diffuse(*line, *options).code == 0
+    assert manifest("upscaled")["guidance"] == scale
+    a, y = parse("low-res:2"), observed("low.png")
+    right, wrong = (
+        by_hand(trained("up"), None, a, y, told=True, scale=each) for each in (scale, other)
+    )
+    assert np.abs(pixels("upscaled") - right).max() <= 1
+    assert np.abs(right - wrong).max() > 1
 
 
 # -- asked for something else ---------------------------------------------------------------------

@@ -231,8 +231,22 @@ def test_a_run_ends_without_a_feature_network(quick, monkeypatch):
     assert model_file.load(MODEL).sampling is None
 
 
-def test_few_images_or_steps_try_nothing(quick, monkeypatch):
-    monkeypatch.setattr(
-        recommendation, "choose_settings", lambda *a: pytest.fail("settings were tried")
-    )
-    quick(*RUN, "-q")
+@pytest.mark.parametrize(
+    ("fewest", "share", "runs"),
+    [(6, 1e-3, 1), (7, 1e-3, 0), (6, recommendation.SHARE, 0)],
+    ids=["enough", "few images", "few steps"],
+)
+def test_few_images_or_steps_try_nothing(quick, monkeypatch, fewest, share, runs):
+    """6 images are held out."""
+    calls: list[Any] = []
+
+    def choose(*arguments: Any) -> Generator[Any, Any, tuple[None, bool]]:
+        yield from ()
+        calls.append(arguments)
+        return None, False
+
+    monkeypatch.setattr(recommendation, "FEWEST", fewest)
+    monkeypatch.setattr(recommendation, "SHARE", share)
+    monkeypatch.setattr(recommendation, "choose_settings", choose)
+    assert quick(*RUN, "-q").code == 0
+    assert len(calls) == runs

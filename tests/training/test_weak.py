@@ -113,6 +113,19 @@ def test_a_longer_run_keeps_what_it_has(quick):
     assert same(found.weak, before)
 
 
+def test_the_best_model_has_none_that_is_newer_than_itself(quick, monkeypatch):
+    """Its file is written again when weights of a later step are there."""
+    measure_by_step(monkeypatch, {2: 0.1}, lambda step: None)
+    best = Path("model.best.safetensors")
+    line = (*RUN, "--keep-weak", "--eval-every", 2, "--eval-images", 6)
+    quick(*line, "--stop-at", 4)
+    before = best.read_bytes()
+    best.unlink()
+    quick(*line, "--resume", "--stop-at", 6)
+    assert (model_file.load(best).weak, model_file.load(MODEL).weak_step) == (None, 3)
+    assert best.read_bytes() == before
+
+
 def test_a_run_cannot_turn_it_on_afterwards(quick):
     quick(*RUN, "--stop-at", 1)
     ran = quick("--resume", "--keep-weak", "-q")
