@@ -195,7 +195,7 @@ def count_memory(model: Path, imported: Sequence[str]) -> None:
         with contextlib.suppress(Exception):  # made by other modules as they are imported
             importlib.import_module(name)
     from diffuse_cli.models import model_file
-    from diffuse_cli.training.memory_estimate import count_kept_bytes
+    from diffuse_cli.models.activation_memory import count_kept_bytes
 
     count_kept_bytes(model_file.load(model).blueprint, False, False)
 

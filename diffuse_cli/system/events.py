@@ -12,6 +12,9 @@ from diffuse_cli.system.errors import DiffuseError
 
 T = TypeVar("T")
 
+DAY = 24 * 60 * 60
+"""Seconds of a day."""
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -81,6 +84,14 @@ def align_columns(rows: Sequence[Sequence[str]]) -> list[str]:
     """Return rows of cells as lines with aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
+def format_duration(seconds: float) -> str:
+    """Return `12.3 minutes`, in hours from 90 minutes on, in days from 48 hours on."""
+    for most, unit, name in ((90 * 60, 60, "minutes"), (2 * DAY, 3600, "hours")):
+        if seconds <= most:
+            return f"{seconds / unit:.1f} {name}"
+    return f"{seconds / DAY:,.0f} days"
 
 
 def replace_nonfinite(value: Any) -> Any:

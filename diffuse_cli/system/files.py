@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from diffuse_cli.system.errors import OutputError, UsageError
-from diffuse_cli.system.memory import read_limit
+from diffuse_cli.system.memory import format_bytes, read_limit
 
 CACHE = "DIFFUSE_CACHE"
 """Environment variable of the cache folder. If it is empty, there is no cache."""
@@ -339,11 +339,13 @@ def check_room(folder: Path, total: int, largest: int) -> None:
     """
     with contextlib.suppress(OSError):  # the system does not say
         if total > (free := shutil.disk_usage(_existing_parent(folder)).free):
-            text = f"{show(folder)} needs {_mib(total)} of disk, and {_mib(free)} are free"
+            text = f"{show(folder)} needs {format_bytes(total)} of disk, and "
+            text += f"{format_bytes(free)} are free"
             raise OutputError(text, "Free some space, or choose another -o")
     limit = read_limit("RLIMIT_FSIZE")
     if limit is not None and largest > limit:
-        text = f"{show(folder)} needs a file of {_mib(largest)}, and the limit is {_mib(limit)}"
+        text = f"{show(folder)} needs a file of {format_bytes(largest)}, and the limit is "
+        text += format_bytes(limit)
         raise OutputError(text, "Raise the limit with `ulimit -f`")
 
 
@@ -358,10 +360,6 @@ def free_space(folder: Path) -> int:
 def _existing_parent(folder: Path) -> Path:
     """Return the folder, or its nearest parent that exists."""
     return next(place for place in (folder, *folder.parents) if place.exists())
-
-
-def _mib(count: int) -> str:
-    return f"{count / 2**20:,.1f} MiB"
 
 
 def check_local(path: Path) -> None:

@@ -45,6 +45,17 @@ def count_local_processes() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1") or 1)
 
 
+def free_memory_of_process(device: str) -> int:
+    """Return the free bytes of this process's device, its share on a CPU."""
+    free = free_memory(device)
+    return free // count_local_processes() if device == "cpu" else free
+
+
+def format_bytes(count: int) -> str:
+    """Return `1.23 GiB`, or `4.5 MiB` below 0.02 GiB."""
+    return f"{count / 2**30:,.2f} GiB" if count >= 2**30 / 50 else f"{count / 2**20:,.1f} MiB"
+
+
 UNLIMITED = 2**62
 
 

@@ -16,22 +16,19 @@ from diffuse_cli.core.networks import count_parameters
 from diffuse_cli.core.settings import dimensions
 from diffuse_cli.data.summary import plural
 from diffuse_cli.media import MEDIA
+from diffuse_cli.models.activation_memory import SLACK
 from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.system.devices import open_accelerator
 from diffuse_cli.system.errors import UsageError
-from diffuse_cli.system.events import Work
+from diffuse_cli.system.events import Work, format_duration
 from diffuse_cli.training.checkpoints import check_steps
 from diffuse_cli.training.chores import plan_chores
 from diffuse_cli.training.configuration import complete_config
 from diffuse_cli.training.initial_weights import load_initial_weights
-from diffuse_cli.training.memory_estimate import SLACK, estimate_memory
+from diffuse_cli.training.memory_estimate import estimate_memory
 from diffuse_cli.training.plan import Plan, check_batch, choose_augmentations, prepare_plan
 from diffuse_cli.training.run_directory import RunDirectory
-from diffuse_cli.training.run_length import (
-    format_duration,
-    warn_of_limited_options,
-    warn_of_long_run,
-)
+from diffuse_cli.training.run_length import warn_of_limited_options, warn_of_long_run
 from diffuse_cli.training.time_budget import Budget
 from diffuse_cli.training.time_estimate import choose_steps, measure_step_seconds
 

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core.distillation import POINTS
-from diffuse_cli.core.kernels import arrange_memory
 from diffuse_cli.core.losses import TAUGHT
-from diffuse_cli.core.networks import Run
 from diffuse_cli.core.settings import dimensions
+from diffuse_cli.models.activation_memory import SLACK, MemoryCost, count_kept_bytes
 from diffuse_cli.models.blueprint import Blueprint
-from diffuse_cli.system import memory
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import Notice, Work
+from diffuse_cli.system.memory import format_bytes, free_memory_of_process
 from diffuse_cli.training.ema_weights import KEPT_LENGTHS
 
 COPIES = 5
@@ -31,23 +27,6 @@ COPIES = 5
 CRITICS = 5
 """Additional copies for distillation: the teacher's weights, and a critic's weights, gradients and
 moments."""
-
-SLACK = {"cpu": 1.7}
-"""Peak memory of a step over the memory kept for the backward pass: 1.2 to 2.0 measured on CPUs
-(benchmarks/memory.py), where a system that runs out of memory kills the process. On other devices
-running out of memory is an error, and the part is halved then."""
-
-
-@dataclass(frozen=True)
-class MemoryCost:
-    """Bytes of a training run: for weights and their copies, and for each image of a part."""
-
-    fixed: int
-    image: int
-
-    def total_bytes(self, images: int, slack: float = 1.0) -> int:
-        """Return the bytes of a step with parts of `images` images."""
-        return self.fixed + int(images * self.image * slack)
 
 
 def estimate_memory(
@@ -63,79 +42,6 @@ def estimate_memory(
         copies += CRITICS
     points = POINTS if config.loss in TAUGHT else 1
     return MemoryCost(copies * 4 * parameters + kept.fixed, points * kept.image)
-
-
-BATCH = 1009
-"""Images of the counted batch. It is a large prime, so a storage whose size is a multiple of it is
-kept for each image."""
-
-
-@functools.lru_cache(maxsize=256)
-def count_kept_bytes(
-    blueprint: Blueprint, half: bool, checkpointing: bool, device: str = "cpu"
-) -> MemoryCost:
-    """Count the bytes that a network keeps for the backward pass, without its weights.
-
-    With `checkpointing`, it keeps the inputs of its blocks, and the tensors of the largest block
-    while that runs again. Fake tensors count the bytes without taking memory.
-    """
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    kept: dict[int, int] = {}
-    alive: list[torch.Tensor] = []
-    largest = MemoryCost(0, 0)
-
-    net = blueprint.build_on_meta()  # quickly built
-    with FakeTensorMode(), torch.device(device):
-        # `to_empty` and `arrange_weights` do not work with such tensors.
-        for module in net.modules():
-            for name, weight in module.named_parameters(recurse=False):
-                fake = torch.empty(weight.shape, dtype=weight.dtype)
-                setattr(module, name, torch.nn.Parameter(arrange_memory(fake)))
-            for name, values in module.named_buffers(recurse=False):
-                setattr(module, name, torch.empty(values.shape, dtype=values.dtype))
-        own = {p.untyped_storage()._cdata for p in net.parameters()}
-
-        def keep(tensor: torch.Tensor) -> torch.Tensor:
-            storage = tensor.untyped_storage()
-            if storage._cdata not in own:
-                kept[storage._cdata] = storage.nbytes()
-                alive.append(tensor)  # so that no other storage takes its place
-            return tensor
-
-        def keep_inputs(block: Run, *inputs: object) -> torch.Tensor:
-            nonlocal largest
-            for tensor in inputs:
-                if isinstance(tensor, torch.Tensor):
-                    keep(tensor)
-            before = dict(kept)
-            h = block(*inputs)
-            within = _split_sizes([kept[key] for key in kept.keys() - before.keys()])
-            largest = max(largest, within, key=lambda cost: cost.total_bytes(BATCH))
-            kept.clear()
-            kept.update(before)
-            return h
-
-        if checkpointing:
-            net.run_block = keep_inputs  # type: ignore[assignment]
-        with (
-            torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t),
-            torch.autocast(device, torch.bfloat16, enabled=half),
-        ):
-            cond = blueprint.conditions.make_keywords(torch.zeros(BATCH, dtype=torch.long))
-            net(
-                arrange_memory(torch.zeros(BATCH, *blueprint.input_space.shape)),
-                torch.zeros(BATCH),
-                **cond,
-            )
-    found = _split_sizes(kept.values())
-    return MemoryCost(found.fixed + largest.fixed, found.image + largest.image)
-
-
-def _split_sizes(sizes: Collection[int]) -> MemoryCost:
-    """Divide the sizes of storages of `BATCH` images into fixed bytes and bytes per image."""
-    images = sum(size for size in sizes if size % BATCH == 0)
-    return MemoryCost(sum(sizes) - images, images // BATCH)
 
 
 def find_room(
@@ -155,11 +61,13 @@ def find_room(
                 text = "an image does not fit into memory: activations are computed again in the "
                 yield Notice(f"{text}backward pass (--gradient-checkpointing)", warning=True)
             return tried, images
-    device, free = accelerator.device.type, _free_memory(accelerator)
+    device = accelerator.device.type
+    free = free_memory_of_process(device)
     needs = estimate_memory(saving, blueprint, device, accelerator.num_processes)
     raise UsageError(
         f"one image of {dimensions(blueprint.space.size)} takes "
-        f"{_bytes(needs.total_bytes(1))} of memory in training, and {_bytes(free)} are free",
+        f"{format_bytes(needs.total_bytes(1))} of memory in training, and {format_bytes(free)} are "
+        "free",
         f"Try {_suggest_smaller(needs, blueprint, free)}",
     )
 
@@ -168,19 +76,13 @@ def count_fitting_images(
     config: TrainConfig, blueprint: Blueprint, accelerator: Accelerator
 ) -> int:
     """Return the number of images per part that every process has memory for."""
-    device, free = accelerator.device.type, _free_memory(accelerator)
+    device = accelerator.device.type
+    free = free_memory_of_process(device)
     needs = estimate_memory(config, blueprint, device, accelerator.num_processes)
     images = max(0, (free - needs.fixed) // max(1, int(needs.image * SLACK.get(device, 1.0))))
     if images == 0 and needs.total_bytes(1) <= free:
         images = 1  # it may just fit
     return int(min(gather_object([images])))
-
-
-def _free_memory(accelerator: Accelerator) -> int:
-    """Return the free bytes of this process's device, its share on a CPU."""
-    device = accelerator.device.type
-    free = memory.free_memory(device)
-    return free // memory.count_local_processes() if device == "cpu" else free
 
 
 def split_batch(config: TrainConfig, images: int, processes: int) -> TrainConfig:
@@ -223,7 +125,3 @@ def smaller_side(size: Sequence[int], ratio: float) -> int:
     unit = 2 ** max(4, math.ceil(math.log2(max(1, most) / 8)))
     side = most // unit * unit
     return side if 16 <= side < min(size) else 0
-
-
-def _bytes(count: int) -> str:
-    return f"{count / 2**30:,.2f} GiB" if count >= 2**30 / 50 else f"{count / 2**20:,.1f} MiB"

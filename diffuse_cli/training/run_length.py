@@ -12,7 +12,7 @@ import torch
 from diffuse_cli.config.presets import find_preset
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.data.summary import plural
-from diffuse_cli.system.events import Notice
+from diffuse_cli.system.events import DAY, Notice, format_duration
 from diffuse_cli.training.memory_estimate import smaller_side
 from diffuse_cli.training.optimization import warmup_of
 from diffuse_cli.training.time_budget import SMALLEST
@@ -21,8 +21,8 @@ FEWEST = 300
 """Steps of `SMALLEST` images after which samples are as good as blurred images by KID. After half
 of them they are hardly better than noise (benchmarks/README.md)."""
 
-DAY, MINUTE, SLOW = 24 * 60 * 60, 60, 10
-"""Seconds of a run that deserve a warning and a forecast, and of the steps it is based on."""
+MINUTE, SLOW = 60, 10
+"""Seconds of a run that deserves a forecast, and of the steps it is based on."""
 
 THREAD_VARIABLES = {"OMP_NUM_THREADS", "MKL_NUM_THREADS"}
 """Environment variables by which users set the number of threads."""
@@ -147,11 +147,3 @@ class Forecast:
             yield from warn_of_long_run(self.config, seconds, left)
         elif done == self._first:
             self._from, self._began = done, now
-
-
-def format_duration(seconds: float) -> str:
-    """Return `12.3 minutes`, in hours from 90 minutes on, in days from 48 hours on."""
-    for most, unit, name in ((90 * 60, 60, "minutes"), (2 * DAY, 3600, "hours")):
-        if seconds <= most:
-            return f"{seconds / unit:.1f} {name}"
-    return f"{seconds / DAY:,.0f} days"

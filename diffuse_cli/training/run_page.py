@@ -30,10 +30,9 @@ from diffuse_cli.pages.templates import (
 )
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import DiffuseError
-from diffuse_cli.system.events import Notice, Work
+from diffuse_cli.system.events import Notice, Work, format_duration
 from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.run_events import Compared, Previewed, Started, Step, Validated
-from diffuse_cli.training.run_length import format_duration
 
 T = TypeVar("T")
 

@@ -18,10 +18,11 @@ from diffuse_cli.config.options import from_dict, read_toml
 from diffuse_cli.config.train_options import TrainConfig, from_file
 from diffuse_cli.metrics.features import efficientnet_lite0
 from diffuse_cli.models import model_file
+from diffuse_cli.models.activation_memory import SLACK
 from diffuse_cli.system import memory as machine_memory
 from diffuse_cli.system.memory import is_out_of_memory
 from diffuse_cli.training import memory_estimate, previews
-from diffuse_cli.training.memory_estimate import SLACK, estimate_memory
+from diffuse_cli.training.memory_estimate import estimate_memory
 from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.trainer import Trainer
 

@@ -19,6 +19,7 @@ from diffuse_cli.core.losses import OF_LEARNED, TAUGHT
 from diffuse_cli.core.networks import NETWORKS
 from diffuse_cli.core.settings import Settings, setting
 from diffuse_cli.core.variances import LEARNED, MEASURED
+from diffuse_cli.models.activation_memory import count_kept_bytes
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.training import configuration
 from diffuse_cli.training.configuration import (
@@ -27,7 +28,6 @@ from diffuse_cli.training.configuration import (
     configure,
     scale_learning_rate,
 )
-from diffuse_cli.training.memory_estimate import count_kept_bytes
 
 GREY = Space(channels=1, size=(8, 8))
 NAMES = tuple(f"class {k}" for k in range(1000))

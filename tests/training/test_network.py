@@ -19,6 +19,7 @@ from diffuse_cli.config.train_options import TrainConfig, from_file, to_file
 from diffuse_cli.core import Conditions, Space
 from diffuse_cli.core.denoising_errors import POINTS
 from diffuse_cli.models import model_file
+from diffuse_cli.models.activation_memory import count_kept_bytes
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import finish
 from diffuse_cli.training.chores import count_measured_images
@@ -28,7 +29,6 @@ from diffuse_cli.training.configuration import (
     scale_learning_rate,
     with_batch_size,
 )
-from diffuse_cli.training.memory_estimate import count_kept_bytes
 from diffuse_cli.training.plan import Plan, warn_of_narrow_network
 from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.time_budget import choose_batch_size
