@@ -50,7 +50,7 @@ def ours(
         process, wrap = denoiser.process, RESTORATIONS[method]
         told = (
             clip(wrap(denoiser, process, degradation, y), process)
-            if wrap.differentiates
+            if wrap.gradients
             else wrap(clip(denoiser, process), process, degradation, y)
         )
         noise = functools.partial(noise_of, seed, x0)

@@ -39,13 +39,13 @@ class Restoration:
 
     Attributes:
         wrap: the wrapper `(denoise, process, degradation, y, sigma, **options) -> Denoise`.
-        differentiates: whether it needs the gradient of `denoise`, which then must not run in
-            inference mode, and should be clipped after wrapping instead of before.
+        gradients: the gradients of `denoise` that an estimate takes. If there are any, `denoise`
+            must not run in inference mode, and should be clipped after wrapping instead of before.
         clipped: whether its samples are only good if they are clipped.
     """
 
     wrap: Callable[..., Denoise]
-    differentiates: bool = False
+    gradients: int = 0
     clipped: bool = False
 
     def __call__(
@@ -266,7 +266,7 @@ RESTORATIONS: Registry[Restoration] = Registry(
     "restorations",
     {
         "ddnm": Restoration(ddnm),
-        "pigdm": Restoration(pigdm, differentiates=True, clipped=True),
-        "mmps": Restoration(mmps, differentiates=True),
+        "pigdm": Restoration(pigdm, gradients=1, clipped=True),
+        "mmps": Restoration(mmps, gradients=1 + ITERATIONS),
     },
 )

@@ -3,6 +3,9 @@
 `tile_network` cuts x_t into overlapping windows of the model's size, predicts each window, and
 averages the predictions where windows overlap (MultiDiffusion: Bar-Tal et al. 2023, eq. 5). It
 wraps the network, so targets, guidance, restoration and samplers work unchanged.
+
+Windows are predicted in parts. For a gradient, only x_t is kept, and each part is predicted again
+when its gradient is due. So the memory depends on the windows of a part, not on all windows.
 """
 
 from __future__ import annotations
@@ -11,20 +14,25 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from diffuse_cli.core.networks import run_checkpointed, run_directly
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.settings import dimensions
 
 OVERLAP = 0.5
 """The least fraction of a window that the next window covers too, in [0, 1)."""
 
+WINDOWS = 64
+"""Most windows to predict at a time."""
+
 Place = tuple[slice, ...]
 Network = Callable[..., Tensor]
+Linear = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -76,18 +84,37 @@ class Tiling:
             weight = weight[..., None] * (torch.minimum(steps, steps.flip(0)) + 1)
         return weight
 
-    def merge(self, parts: Sequence[Tensor]) -> Tensor:
-        """Merge predictions of windows, (B, C, *size), to their weighted mean (B, C, *whole)."""
-        first = parts[0]
-        total = first.new_zeros(*first.shape[:2], *self.whole)
-        weight, counted = self.weight(first), first.new_zeros(self.whole)
-        for place, part in zip(self.windows, parts, strict=True):
-            total[place] += weight * part
-            counted[place[2:]] += weight
-        return total / counted
+    def cut(self, places: Sequence[Place], x: Tensor) -> Tensor:
+        """Cut windows (N B, C, *size) at N places of samples (B, C, *whole)."""
+        return torch.cat([x[place] for place in places])
+
+    def add(self, places: Sequence[Place], windows: Tensor) -> Tensor:
+        """Add windows (N B, C, *size) at N places of samples (B, C, *whole) of zeros."""
+        total = windows.new_zeros(len(windows) // len(places), windows.shape[1], *self.whole)
+        for place, window in zip(places, windows.chunk(len(places)), strict=True):
+            total[place] += window
+        return total
 
 
-def tile_network(net: Network, size: Sequence[int], *, batch: int = 64) -> Network:
+class _Linear(torch.autograd.Function):
+    """Linear map, whose gradient is its transpose.
+
+    Autograd's own gradients of slices copy the whole sample for each window.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, apply: Linear, transpose: Linear) -> Tensor:
+        ctx.transpose = transpose
+        return apply(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.transpose(grad), None, None
+
+
+def tile_network(
+    net: Network, size: Sequence[int], *, room: Callable[[], int] | None = None
+) -> Network:
     """Wrap `net` for samples (B, C, *whole) that are at least as large as `size`.
 
     Windows have the largest weight in their middle, so that predictions blend. x_0, eps and a
@@ -97,7 +124,9 @@ def tile_network(net: Network, size: Sequence[int], *, batch: int = 64) -> Netwo
     Args:
         net: the network `net(x, t, **cond) -> (B, C', *size)`, or another function of x.
         size: the size of the samples on which it was trained.
-        batch: the most windows to predict at a time, but at least one per sample.
+        room: a function that returns the most windows to predict at a time, but at least one per
+            sample, by default `WINDOWS`. It is only called for larger samples. The results of two
+            numbers differ by rounding.
 
     Raises:
         InvalidArgument: when it is called with a sample that `Tiling` refuses.
@@ -107,15 +136,22 @@ def tile_network(net: Network, size: Sequence[int], *, batch: int = 64) -> Netwo
         tiling = Tiling(tuple(x.shape[2:]), tuple(size))
         if tiling.whole == tiling.size:
             return net(x, t, *more, **cond)
-        together = max(1, batch // len(x))
-        found: list[Tensor] = []
-        for start in range(0, len(tiling.windows), together):
+
+        def predict(places: Sequence[Place], x: Tensor) -> Tensor:
+            keywords = {name: _cut(value, places, tiling) for name, value in cond.items()}
+            return net(*(_cut(value, places, tiling) for value in (x, t, *more)), **keywords)
+
+        together = max(1, (room() if room else WINDOWS) // len(x))
+        starts, weight = range(0, len(tiling.windows), together), tiling.weight(x)
+        repeats = len(starts) > 1 and x.requires_grad and torch.is_grad_enabled()
+        run = run_checkpointed if repeats else run_directly
+        total = x.new_zeros(())
+        for start in starts:
             places = tiling.windows[start : start + together]
-            own = {name: _cut(value, places, tiling) for name, value in cond.items()}
-            inputs = (_cut(value, places, tiling) for value in (x, t, *more))
-            several = net(*inputs, **own)
-            found += several.chunk(len(places))
-        return tiling.merge(found)
+            add, cut = partial(tiling.add, places), partial(tiling.cut, places)
+            windows = weight * run(partial(predict, places), x)
+            total = total + _Linear.apply(windows, add, cut)  # type: ignore[no-untyped-call]
+        return total / tiling.add(tiling.windows, weight.expand(len(tiling.windows), 1, *size))
 
     return predicted
 
@@ -125,5 +161,6 @@ def _cut(value: Any, places: Sequence[Place], tiling: Tiling) -> Any:
     if not isinstance(value, Tensor) or value.ndim == 0:
         return value
     if tuple(value.shape[2:]) == tiling.whole:
-        return torch.cat([value[place] for place in places])
+        add, cut = partial(tiling.add, places), partial(tiling.cut, places)
+        return _Linear.apply(value, cut, add)  # type: ignore[no-untyped-call]
     return value.repeat(len(places), *[1] * (value.ndim - 1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from types import MappingProxyType
@@ -91,10 +91,13 @@ class Blueprint:
     def _parts(self) -> tuple[str, Settings, Space, Conditions, int]:
         return self.network, self.config, self.input_space, self.conditions, self.out_channels
 
-    def denoiser(self, net: Any) -> Denoiser:
+    def denoiser(self, net: Any, room: Callable[[], int] | None = None) -> Denoiser:
         """Return a network with the model's process, target, variance and Wiener filter.
 
         It predicts samples larger than the model's in windows.
+
+        Args:
+            room: a function that returns the most windows to predict at a time.
 
         Raises:
             UsageError: as `make_denoiser`.
@@ -107,7 +110,7 @@ class Blueprint:
             assert self.gaussian
             denoise = tile_network(self.gaussian.denoise, self.space.size)
             reference = Reference(denoise, self.gaussian.scale)
-        net = tile_network(net, self.space.size)
+        net = tile_network(net, self.space.size, room=room)
         return make_denoiser(net, self.diffusion, self.process, self.space.bins, reference)
 
 

@@ -20,12 +20,12 @@ from diffuse_cli.core.denoiser import Denoise, Denoiser
 from diffuse_cli.core.kernels import arrange_memory, arrange_weights, cast_weights
 from diffuse_cli.core.networks import largest_width
 from diffuse_cli.core.samplers import SAMPLERS, State
-from diffuse_cli.core.settings import dimensions
 from diffuse_cli.core.space import Space
-from diffuse_cli.core.tiling import Tiling
+from diffuse_cli.core.tiling import WINDOWS, Tiling
 from diffuse_cli.data.summary import plural
 from diffuse_cli.media import MEDIA, Array, Size, figures, render_samples
 from diffuse_cli.models import model_file
+from diffuse_cli.models.activation_memory import SLACK, count_kept_bytes
 from diffuse_cli.models.blueprint import clamp_denoised
 from diffuse_cli.sampling.conditioning import Condition
 from diffuse_cli.sampling.sampling_settings import SamplingSettings
@@ -33,6 +33,7 @@ from diffuse_cli.system.devices import PRECISIONS, resolve_precision, slow_preci
 from diffuse_cli.system.errors import DivergedError, translate_errors
 from diffuse_cli.system.events import Notice, Progress, Work
 from diffuse_cli.system.kernel_settings import hold_cuda_settings
+from diffuse_cli.system.memory import free_memory_of_process
 from diffuse_cli.system.rng import image_noise
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
+    from diffuse_cli.models.blueprint import Blueprint
     from diffuse_cli.models.image_conditioning import ConditioningInputs
 
     Frames = dict[int, list[Array]]
@@ -177,12 +179,10 @@ class LoadedModel:
             Tiling(size, self.model.blueprint.space.size)
         return replace(self, size=size)
 
-    def describe_windows(self) -> str:
-        """Describe the windows of enlarged samples. Empty for samples of the model's size."""
-        size, own = self.space.size, self.model.blueprint.space.size
-        count = len(Tiling(size, own).windows)
-        shown = f"{dimensions(size)} in {count:,} overlapping windows of {dimensions(own)}"
-        return f"{shown}, each at the cost of a sample of that size" if count > 1 else ""
+    @property
+    def windows(self) -> int:
+        """Number of windows of a sample."""
+        return len(Tiling(self.space.size, self.model.blueprint.space.size).windows)
 
     @property
     def background(self) -> str:
@@ -279,7 +279,21 @@ def make_denoiser(
             y: Tensor = net(x.to(device), t.to(device), **own)
             return y.float().to(x.device)
 
-    return model.blueprint.denoiser(infer)
+    part = partial(fit_windows, model.blueprint, precision, device.type)
+    return model.blueprint.denoiser(infer, room=lambda: part()[0])
+
+
+def fit_windows(blueprint: Blueprint, precision: str, device: str) -> tuple[int, int]:
+    """Return the number of windows to predict at a time, and the bytes that they take.
+
+    The number is `WINDOWS`, halved until half of the free memory holds them with their gradient. So
+    all machines with enough memory compute the same bytes.
+    """
+    kept = count_kept_bytes(blueprint, precision != "fp32", False, device).image
+    count, size = WINDOWS, int(kept * SLACK.get(device, 1.0))
+    while count > 1 and count * size > free_memory_of_process(device) // 2:
+        count //= 2
+    return count, count * size
 
 
 # -- sheets ---------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -76,8 +77,8 @@ def test_a_sample_that_no_window_fits_in_is_refused(whole):
 
 @pytest.mark.parametrize("t", TIMES, ids=str)
 @pytest.mark.parametrize("variance", VARIANCES)
-@pytest.mark.parametrize("batch", [1, 5, 64])
-def test_a_model_of_single_pixels_does_not_notice_windows(t, variance, batch):
+@pytest.mark.parametrize("room", [1, 5, 64])
+def test_a_model_of_single_pixels_does_not_notice_windows(t, variance, room):
     """What is said of a pixel does not depend on its place: the mean over windows is that."""
     shown = 2 if variance == "learned" else 1
 
@@ -86,7 +87,7 @@ def test_a_model_of_single_pixels_does_not_notice_windows(t, variance, batch):
 
     x = large(7, 10)
     plain = denoiser_with(net, FULL, "v", variance)(x, t)
-    tiled = tile_network(net, (4, 4), batch=batch)
+    tiled = tile_network(net, (4, 4), room=lambda: room)
     merged = denoiser_with(tiled, FULL, "v", variance)(x, t)
     for name in ("x0", "eps"):
         torch.testing.assert_close(getattr(merged, name), getattr(plain, name))
@@ -116,7 +117,9 @@ def test_the_mean_over_windows_is_that_of_their_estimates():
     x = large(6, batch=1)
     denoiser = Denoiser(mean_of_window, FULL, "v")
     parts = [denoiser(x[..., k : k + 4], 20).x0 for k in (0, 2)]
-    by_hand = Tiling((6,), (4,)).merge(parts)
+    by_hand = torch.cat([parts[0], torch.zeros(1, 1, 2)], -1).double()
+    share = torch.tensor([0, 0, 1 / 3, 2 / 3, 1, 1], dtype=torch.float64)
+    by_hand = (1 - share) * by_hand + share * torch.cat([torch.zeros(1, 1, 2), parts[1]], -1)
     merged = Denoiser(tile_network(mean_of_window, (4,)), FULL, "v")(x, 20)
     torch.testing.assert_close(merged.x0, by_hand)
     alpha, sigma = FULL.alpha_sigma(20, like=x)
@@ -131,9 +134,108 @@ def test_windows_are_told_their_own_condition():
         return given + label.reshape(-1, 1, 1, 1) + t.reshape(-1, 1, 1, 1)
 
     given, label, t = large(7, 10), torch.tensor([10, 20]), torch.tensor([100.0, 200.0])
-    net = tile_network(told, (4, 4), batch=4)
+    net = tile_network(told, (4, 4), room=lambda: 4)
     found = net(large(7, 10), t, given=given, label=label, none=None)
     torch.testing.assert_close(found, given + (label + t).reshape(-1, 1, 1, 1))
+
+
+def mixed(x, t, *, given=0):
+    """Each value depends on all values of its window, not linearly."""
+    return (x.flatten(1).cumsum(1).reshape(x.shape) + given).sin().exp()
+
+
+@pytest.mark.parametrize("room", [1, 3, 7, 64])
+def test_parts_change_neither_the_estimate_nor_its_gradient(room):
+    """Against windows that are cut and averaged one by one, with autograd's gradients."""
+    x, given, cotangent = large(7, 10), large(7, 10), large(7, 10)
+    tiling, t = Tiling((7, 10), (4, 4)), torch.zeros(2)
+
+    def by_hand(x):
+        weight = tiling.weight(x)
+        total, weights = torch.zeros_like(x), torch.zeros_like(x)
+        for place in tiling.windows:
+            cover = torch.zeros_like(x)
+            cover[place] = weight
+            estimate = torch.zeros_like(x)
+            estimate[place] = mixed(x[place], t, given=given[place])
+            total, weights = total + cover * estimate, weights + cover
+        return total / weights
+
+    net = tile_network(mixed, (4, 4), room=lambda: room)
+    for tiled in (lambda x: net(x, t, given=given), partial(net, t=t, given=given)):
+        with torch.enable_grad():
+            ours, theirs = (x.clone().requires_grad_() for _ in range(2))
+            merged, wanted = tiled(ours), by_hand(theirs)
+            torch.testing.assert_close(merged, wanted)
+            for _ in range(2):  # as `mmps` asks
+                (found,) = torch.autograd.grad(merged, ours, cotangent, retain_graph=True)
+                torch.testing.assert_close(
+                    found, torch.autograd.grad(wanted, theirs, cotangent, retain_graph=True)[0]
+                )
+
+
+@pytest.mark.parametrize("room", [1, 2, 6])
+def test_a_gradient_keeps_the_sample_and_not_its_windows(room):
+    """And no more windows than there is room for are predicted at a time."""
+    counts, kept = [], {}
+
+    def net(x, t):
+        counts.append(len(x))
+        return mixed(x, t)
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    x = large(40, batch=1).requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        merged = tile_network(net, (4,), room=lambda: room)(x, torch.zeros(1))
+    assert sum(kept.values()) < 3 * x.nbytes  # with the sum of weights
+    windows = len(Tiling((40,), (4,)).windows)
+    assert max(counts) == room
+    assert sum(counts) == windows
+    merged.sum().backward()
+    assert max(counts) == room
+    assert sum(counts) == 2 * windows
+
+
+def test_a_single_part_is_predicted_once():
+    counts = []
+
+    def net(x, t):
+        counts.append(len(x))
+        return mixed(x, t)
+
+    tile_network(net, (4,))(large(6).requires_grad_(), torch.zeros(2)).sum().backward()
+    assert counts == [4]
+
+
+def test_the_gradient_of_weights_is_that_of_all_windows():
+    x = large(7, 10)
+    for room in (1, 64):
+        weight = torch.ones((), dtype=torch.float64, requires_grad=True)
+        net = tile_network(lambda x, t, w=weight: mixed(w * x, t), (4, 4), room=lambda r=room: r)
+        net(x.clone().requires_grad_(), torch.zeros(2)).sum().backward()
+        if room == 1:
+            first = weight.grad
+    torch.testing.assert_close(weight.grad, first)
+
+
+def test_an_error_ends_the_gradient_at_once():
+    """As Ctrl-C does, which is raised where Python code runs: between two parts."""
+    counts = []
+
+    def net(x, t):
+        counts.append(len(x))
+        if len(counts) > 20:
+            raise KeyboardInterrupt
+        return mixed(x, t)
+
+    x = large(40, batch=1).requires_grad_()  # 19 windows
+    merged = tile_network(net, (4,), room=lambda: 1)(x, torch.zeros(1))
+    with pytest.raises(KeyboardInterrupt):
+        merged.sum().backward()
+    assert len(counts) == 21
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -146,5 +248,8 @@ def test_samplers_go_with_windows(sampler):
 
 
 def test_windows_on_meta():
-    x = torch.empty(2, 1, 7, 10, device="meta")
-    assert tile_network(lambda x, t: x, (4, 4))(x, torch.empty(2, device="meta")).is_meta
+    x = torch.empty(2, 1, 7, 10, device="meta", requires_grad=True)
+    net = tile_network(lambda x, t: x.sin(), (4, 4), room=lambda: 2)
+    merged = net(x, torch.empty(2, device="meta"))
+    assert merged.is_meta
+    assert torch.autograd.grad(merged.sum(), x)[0].is_meta

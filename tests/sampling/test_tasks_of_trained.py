@@ -102,7 +102,7 @@ def by_hand(
     asked = asked if scale != 1 else partial(denoiser, given=given)
     if method is None:
         denoise = clipped(asked)
-    elif RESTORATIONS[method].differentiates:
+    elif RESTORATIONS[method].gradients:
         denoise = clipped(RESTORATIONS[method](asked, process, a, y))
     else:
         denoise = RESTORATIONS[method](clipped(asked), process, a, y)

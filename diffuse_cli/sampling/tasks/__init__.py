@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -10,14 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from diffuse_cli.config.task_options import ImageTaskConfig
 from diffuse_cli.core.kernels import arrange_memory
+from diffuse_cli.core.settings import dimensions
+from diffuse_cli.data.summary import plural
 from diffuse_cli.media import Array, figures, render_samples
 from diffuse_cli.sampling import journal
 from diffuse_cli.sampling.cascade import CascadeStage
 from diffuse_cli.sampling.conditioning import report_out_of_range
-from diffuse_cli.sampling.generation import LoadedModel, load_denoiser, to_stored
+from diffuse_cli.sampling.generation import LoadedModel, fit_windows, load_denoiser, to_stored
 from diffuse_cli.sampling.guidance_model import load_guide
 from diffuse_cli.sampling.job import PartState, SampleFiles, SamplingJob, open_folder
 from diffuse_cli.sampling.journal import GRID_IMAGES
@@ -30,8 +35,9 @@ from diffuse_cli.sampling.sampling_settings import (
 from diffuse_cli.sampling.tasks.task_inputs import check_class
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import UsageError
-from diffuse_cli.system.events import Notice, Work
-from diffuse_cli.system.processes import rank
+from diffuse_cli.system.events import Notice, Work, format_duration
+from diffuse_cli.system.memory import format_bytes
+from diffuse_cli.system.processes import rank, world_size
 from diffuse_cli.system.rng import image_noise
 
 if TYPE_CHECKING:
@@ -47,6 +53,13 @@ if TYPE_CHECKING:
     Bind = Callable[[Denoise], Denoise]
 
 
+MEASURED = 8
+"""Windows that are predicted to measure their time."""
+
+WHOLE = 72
+"""Bytes for each value of the samples that are generated together, measured with `unipc`."""
+
+
 @dataclass(frozen=True)
 class TaskPlan:
     """Plan of a task's samples, in the order of the pictures.
@@ -60,6 +73,7 @@ class TaskPlan:
         pictures: values of pictures and masks, which decide the samples.
         shown: stored arrays that the grid shows before a picture's samples, (N, C, *size) each.
         described: entries of the manifest.
+        gradients: the gradients of the denoiser that a step takes.
     """
 
     names: Sequence[str]
@@ -68,6 +82,7 @@ class TaskPlan:
     pictures: Sequence[Array]
     shown: Sequence[Array]
     described: Mapping[str, Any]
+    gradients: int = 0
 
 
 class TaskJob(SamplingJob):
@@ -154,9 +169,9 @@ def run_task(
         yield from report_settings(settings)
         yield from report_out_of_range(loaded.model, config.on)
         plan = yield from plan_task(loaded, settings, told)
-        if windows := loaded.describe_windows():
-            yield Notice(windows)
         stage, n, device = CascadeStage(loaded, settings), config.n, accelerator.device
+        if loaded.windows > 1:
+            yield Notice(_describe_windows(loaded, settings, plan, n, device))
 
         def states(part: range) -> Iterator[State]:
             # Sample j starts from the same noise for all pictures and any number of samples.
@@ -182,6 +197,38 @@ def run_task(
         wanted, pictures = range(len(plan.names) * n), plan.pictures
         job = TaskJob(config, loaded, wanted, described, states, plan.steps, pictures, plan.shown)
         return (yield from job.run(accelerator))
+
+
+def _describe_windows(
+    loaded: LoadedModel, settings: SamplingSettings, plan: TaskPlan, n: int, device: torch.device
+) -> str:
+    """Return the number of windows of a sample, and the time and memory of all samples."""
+    space, blueprint, samples = loaded.space, loaded.model.blueprint, len(plan.names) * n
+    count, size = fit_windows(blueprint, loaded.precision, device.type)
+    x = torch.ones(min(count, MEASURED), *blueprint.space.shape, device=device)
+    x = arrange_memory(x).requires_grad_(plan.gradients > 0)
+    denoise, t = settings.add_guidance(loaded.denoiser), blueprint.diffusion.num_timesteps // 2
+    seconds = measure_seconds(denoise, x, t, plan.gradients) / len(x)
+    duration = format_duration(seconds * loaded.windows * samples * plan.steps / world_size())
+    size += min(samples, settings.batch_size) * math.prod(space.shape) * WHOLE
+    ways = "--method ddnm or " * (plan.gradients > 0) + "a smaller -n or " * (samples > 1)
+    return (
+        f"{dimensions(space.size)} in {loaded.windows:,} overlapping windows of "
+        f"{dimensions(blueprint.space.size)}: {plural(samples, 'sample')} "
+        f"take{'s' * (samples == 1)} about {duration} and {format_bytes(size)} of memory beyond "
+        f"the program's. For less, pass {ways}fewer --steps"
+    )
+
+
+def measure_seconds(denoise: Denoise, x: Tensor, t: int, gradients: int) -> float:
+    """Return the seconds of a prediction of x_0 from x, (B, C, *size), with its gradients."""
+    for _ in range(2):  # the first run warms up
+        began = time.perf_counter()
+        total = denoise(x, t).x0.sum()
+        for _ in range(gradients):
+            torch.autograd.grad(total, x, retain_graph=True)
+        total.item()  # waits for the device
+    return time.perf_counter() - began
 
 
 def open_task(config: Any, *inputs: str) -> AbstractContextManager[Accelerator]:

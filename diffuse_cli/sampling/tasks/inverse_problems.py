@@ -180,10 +180,8 @@ def _restore(
     size: Callable[[LoadedModel], Size | None] = lambda loaded: None,
 ) -> Work[SampleFiles | None]:
     def plan_task(loaded: LoadedModel, settings: SamplingSettings, told: bool) -> Work[TaskPlan]:
-        method, encoder = (
-            _choose_method(config, flag, told, floats=loaded.space.levels is None),
-            Conditioner.from_blueprint(loaded.model.blueprint),
-        )
+        method = _choose_method(config, flag, told, floats=loaded.space.levels is None)
+        encoder = Conditioner.from_blueprint(loaded.model.blueprint)
         seen = yield from observe(loaded)
         yield from report_input(loaded, told)
         times = settings.resolve_times(loaded.denoiser.process)
@@ -200,7 +198,7 @@ def _restore(
                 guided = partial(guided, given=arrange_memory(given))
             if method == TOLD:
                 denoise = in_range(guided)
-            elif (fit := RESTORATIONS[method]).differentiates:  # clamping has no gradient
+            elif (fit := RESTORATIONS[method]).gradients:  # clamping has no gradient
                 denoise = in_range(fit(guided, process, degradation, y))
             else:
                 denoise = fit(in_range(guided), process, degradation, y)
@@ -217,7 +215,9 @@ def _restore(
         described = {"method": method, "degradation": text, "jumps": config.jumps}
         if isinstance(config, RestoreConfig) and config.degrade:
             described["degrade"] = True
-        return TaskPlan(seen.names, steps, states, seen.pictures, shown, described)
+        gradients = 0 if method == TOLD else RESTORATIONS[method].gradients
+        files = (seen.names, steps, states, seen.pictures, shown)
+        return TaskPlan(*files, described, gradients)
 
     told = partial(is_conditioned, degradation=wanted, flag=flag)
     return (yield from run_task(config, task, plan_task, is_conditioned=told, size=size))
