@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -639,7 +640,22 @@ def test_the_cost_of_windows_is_said(diffuse, model, picture):
     ran = diffuse(*line)
     assert "To keep it, pass --size 16x24, which takes 15 times as long" in ran.err
     ran = diffuse(*line, "--size", "16x24", "-o", "b")
-    assert "16 high x 24 wide in 15 overlapping windows of 8x8" in ran.err
+    assert "16 high x 24 wide in 15 overlapping windows of 8x8: 1 sample takes about " in ran.err
+    assert re.search(r"about \d\.\d minutes and \d+\.\d MiB of memory beyond the", ran.err)
+    assert "For less, pass fewer --steps" in ran.err  # with one sample and no gradient
+    line = ("upscale", model, "large.png", "--factor", 2, "--steps", 2, "-n", 2)
+    assert "For less, pass --method ddnm or a smaller -n or fewer --steps" in diffuse(*line).err
+
+
+def test_a_degraded_picture_that_is_shrunk_can_keep_its_size(diffuse, model, picture):
+    """An input of a model of 8x8 is 4x4 for `low-res:2`."""
+    Image.new("L", (12, 8), 90).save("large.png")
+    line = ("restore", model, "large.png", "--degradation", "low-res:2", "-n", 1, "--steps", 2)
+    ran = diffuse(*line)
+    assert "8 high x 12 wide: resized to 4x4" in ran.err
+    assert ". To keep it, pass --size 16x24, which takes 15 times as long" in ran.err
+    assert diffuse(*line, "--size", "16x24", "-o", "kept").code == 0
+    assert pixels("kept").shape == (16, 24)
 
 
 def test_sizes_that_no_option_takes_are_named_by_the_factor_and_not_suggested(

@@ -96,13 +96,9 @@ def read_pictures(path: str, loaded: LoadedModel, fit: str | None, space: Space)
             lines.append(f"{text} to the model's {low:,} to {high:,}")
     notices = [Notice(line, warning=True) for line in lines]
     if sizes != {size[::-1]}:
-        were, changed = (
-            format_sizes(dict.fromkeys(sizes, 1)),
-            describe_fit(sizes, size, fit, medium),
-        )
-        kept = _suggest_size(sizes, loaded, size)
-        done = MEDIA[medium].fitted
-        notices.append(Notice(f"{were}: {done} to {dimensions(size)}{changed}{kept}"))
+        text = f"{format_sizes(dict.fromkeys(sizes, 1))}: {MEDIA[medium].fitted} to "
+        text += f"{dimensions(size)}{describe_fit(sizes, size, fit, medium)}"
+        notices.append(Notice(text + _suggest_size(sizes, loaded, size)))
     return Pictures(names, values, sizes, tuple(notices))
 
 
@@ -123,16 +119,17 @@ def check_transform(x: Tensor, space: Space, names: Sequence[str]) -> None:
 
 
 def _suggest_size(sizes: frozenset[Size], loaded: LoadedModel, size: Sequence[int]) -> str:
-    """Return a hint for keeping the size of pictures that are larger than the model's samples."""
-    if len(sizes) > 1 or tuple(size) != loaded.space.size:
+    """Return a hint for keeping the size of pictures that are larger than the model's inputs."""
+    if len(sizes) > 1:
         return ""
-    (own,) = sizes
-    most = longest_side(len(size))
-    if not all(least <= side <= most for side, least in zip(own[::-1], size, strict=True)):
+    (picture,) = sizes
+    whole, most = loaded.space.size, longest_side(len(size))
+    kept = tuple(p * w // s for p, w, s in zip(picture[::-1], whole, size, strict=True))
+    if not all(w <= side <= most for w, side in zip(whole, kept, strict=True)):
         return ""
-    count = len(Tiling(own[::-1], tuple(size)).windows)
+    count = len(Tiling(kept, whole).windows)
     cost = f", which takes {count:,} times as long" if count > 1 else ""
-    return f". To keep it, pass --size {'x'.join(map(str, own[::-1]))}{cost}"
+    return f". To keep it, pass --size {'x'.join(map(str, kept))}{cost}"
 
 
 def enlarge_size(path: str, loaded: LoadedModel, factor: int) -> Size | None:
