@@ -29,7 +29,7 @@ from oracles import (
     zero_snr,
 )
 
-from diffuse_cli.core import SAMPLERS, VARIANCES, Denoiser
+from diffuse_cli.core import SAMPLERS, VARIANCES, Denoiser, Process
 from diffuse_cli.core.guidance import clip
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.samplers import OF_DISTILLED, State, encode, sample, sampler_options
@@ -166,8 +166,14 @@ def test_real_times_are_sampled_too(name: str):
     assert spread_of(name, [float(t) for t in times]) == pytest.approx(
         spread_of(name, times), rel=1e-12
     )
-    errors = [abs(spread_of(name, LINEAR.times(n, "karras")) - 0.5) for n in (20, 80)]
-    assert errors[1] < errors[0] < 0.2
+    # A process of these times alone, with the log-SNR interpolated here.
+    times = LINEAR.times(20, "karras")
+    assert any(t != round(t) for t in times)
+    snr = LINEAR.log_snr(torch.arange(1000)).double().numpy()
+    bars = 1 / (1 + np.exp(-np.interp(times[::-1], np.arange(1000), snr)))
+    betas = torch.from_numpy(1 - bars / np.concatenate([[1.0], bars[:-1]]))
+    own = spread_of(name, list(range(19, -1, -1)), process=Process(betas))
+    assert spread_of(name, times) == pytest.approx(own, rel=1e-9)
 
 
 @pytest.mark.parametrize("name", list(SAMPLERS))
