@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import re
 import shutil
 import subprocess
@@ -11,10 +13,13 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+import numpy as np
 import pytest
 from browser import Browser, needs_browser
 from conftest import MODEL, QUICK, RUN
+from PIL import Image
 
+from diffuse_cli.media import figures
 from diffuse_cli.pages.templates import hash_script, read_script
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import UsageError
@@ -22,7 +27,7 @@ from diffuse_cli.system.events import Notice, finish
 from diffuse_cli.training import run_page
 from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.run_events import Previewed, Started, Step
-from diffuse_cli.training.run_page import RunPage, follow_run
+from diffuse_cli.training.run_page import RunPage, follow_run, read_previews
 
 PAGE = RUN / "index.html"
 LINE = ("--steps", 8, "--preview-every", 2, "--log-every", 1)
@@ -211,6 +216,83 @@ def test_an_abandoned_run_is_stopped(page):
     next(followed)
     followed.close()
     assert state_of(PAGE.read_text()) == "Stopped after 0 of 9 steps: stopped"
+
+
+# -- previews -------------------------------------------------------------------------------------
+
+
+def write_previews(folder: Path, picture: Image.Image, steps: range) -> None:
+    folder.mkdir()
+    picture.save(folder / "first.png")
+    for step in steps:
+        shutil.copy(folder / "first.png", folder / f"step-{step:08}.png")
+
+
+def shown_pictures(folder: Path) -> list[tuple[int, str, Image.Image]]:
+    """The step, the type and the picture of each preview on the page."""
+    shown = []
+    for preview in read_previews(folder):
+        kind, content = preview["src"].removeprefix("data:").split(";base64,")
+        picture = Image.open(io.BytesIO(base64.b64decode(content)))
+        assert picture.size == preview["size"]
+        shown.append((preview["step"], kind, picture))
+    return shown
+
+
+@pytest.mark.parametrize(
+    ("count", "steps"),
+    [
+        (0, []),
+        (1, [1]),
+        (24, [*range(1, 25)]),
+        (25, [*range(1, 26, 2)]),
+        (48, [*range(2, 49, 2)]),
+        (50, [*range(2, 51, 3)]),
+    ],
+)
+def test_previews_are_evenly_spaced_and_end_with_the_last(tmp_path, count, steps):
+    write_previews(tmp_path / "previews", Image.new("RGB", (4, 4)), range(1, count + 1))
+    assert [step for step, _, _ in shown_pictures(tmp_path / "previews")] == steps
+
+
+def test_small_previews_are_shown_to_the_last_level(tmp_path):
+    levels = np.random.default_rng(0).integers(0, 256, (100, 200, 3), np.uint8)  # 60 kB
+    write_previews(tmp_path / "previews", Image.fromarray(levels), range(1))
+    [(_, kind, picture)] = shown_pictures(tmp_path / "previews")
+    assert kind == "image/png"
+    assert (np.asarray(picture) == levels).all()
+
+
+@pytest.mark.parametrize(("size", "shown"), [((1440, 720), (720, 360)), ((500, 720), (500, 720))])
+def test_large_previews_are_jpeg_of_high_quality(tmp_path, size, shown):
+    """All of them take at most 2 MB unless they are noise, as in this test."""
+    noise = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8)
+    write_previews(tmp_path / "previews", Image.fromarray(noise), range(1))
+    [(_, kind, picture)] = shown_pictures(tmp_path / "previews")
+    assert (kind, picture.size) == ("image/jpeg", shown)
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=80)
+    assert picture.quantization == Image.open(buffer).quantization  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("bytes_of_all", "kind"), [(0.99, "image/jpeg"), (1.01, "image/png")])
+def test_previews_are_png_where_all_of_them_fit(tmp_path, monkeypatch, bytes_of_all, kind):
+    assert run_page.BYTES == 2_000_000
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 50, 3), np.uint8))
+    write_previews(tmp_path / "previews", picture, range(1))
+    size = len(figures.encode_png(picture))
+    monkeypatch.setattr(run_page, "BYTES", int(24 * size * bytes_of_all))
+    assert [found for _, found, _ in shown_pictures(tmp_path / "previews")] == [kind]
+
+
+def test_the_first_twenty_warnings_are_listed(page):
+    for k in range(25):
+        assert not page.note(Notice(f"warning {k}.", warning=True))
+        assert not page.note(Notice(f"notice {k}"))
+    assert page.warnings == [f"warning {k}" for k in range(20)]
+    text = page.render("running")
+    assert "Warning 19" in text
+    assert "otice 1" not in text
 
 
 # -- in a browser ---------------------------------------------------------------------------------
