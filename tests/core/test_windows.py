@@ -129,14 +129,32 @@ def test_the_mean_over_windows_is_that_of_their_estimates():
 def test_windows_are_told_their_own_condition():
     """An array is cut like x_t, a label of each sample repeated, anything else handed on."""
 
-    def told(x, t, *, given, label, none):
+    counts = []
+
+    def told(x, t, more, *, given, label, none, hint):
         assert none is None
-        return given + label.reshape(-1, 1, 1, 1) + t.reshape(-1, 1, 1, 1)
+        assert hint.shape == (len(x), 1, 3, 3)  # of another size than the sample
+        counts.append(len(x))
+        return given + more + (label + t + hint.mean((1, 2, 3))).reshape(-1, 1, 1, 1)
 
     given, label, t = large(7, 10), torch.tensor([10, 20]), torch.tensor([100.0, 200.0])
-    net = tile_network(told, (4, 4), room=lambda: 4)
-    found = net(large(7, 10), t, given=given, label=label, none=None)
-    torch.testing.assert_close(found, given + (label + t).reshape(-1, 1, 1, 1))
+    hint = torch.tensor([1000, 2000.0]).reshape(2, 1, 1, 1).expand(2, 1, 3, 3)
+    net = tile_network(told, (4, 4), room=lambda: 5)
+    found = net(large(7, 10), t, given.exp(), given=given, label=label, none=None, hint=hint)
+    both = (label + t + torch.tensor([1000, 2000])).reshape(-1, 1, 1, 1)
+    torch.testing.assert_close(found, given + given.exp() + both)
+    assert counts == [4] * 6  # 12 windows of 2 samples
+
+
+def test_64_windows_are_predicted_at_a_time_by_default():
+    counts = []
+
+    def net(x, t):
+        counts.append(len(x))
+        return x
+
+    tile_network(net, (4,))(large(300), torch.zeros(2))
+    assert counts == [64] * 4 + [42]
 
 
 def mixed(x, t, *, given=0):
