@@ -143,7 +143,7 @@ def tile_network(
 
         together = max(1, (room() if room else WINDOWS) // len(x))
         starts, weight = range(0, len(tiling.windows), together), tiling.weight(x)
-        repeats = len(starts) > 1 and x.requires_grad and torch.is_grad_enabled()
+        repeats = len(starts) > 1 and x.requires_grad
         run = run_checkpointed if repeats else run_directly
         total = x.new_zeros(())
         for start in starts:
