@@ -78,8 +78,8 @@ def test_a_folder_is_not_judged_by_the_samples_that_are_finite(diffuse, tmp_path
     for name in ("real", "generated"):
         (tmp_path / name).mkdir()
         for k in range(6):
-            np.save(tmp_path / name / f"{k}.npy", draw.normal(size=(1, 4, 4)).astype(np.float32))
-    np.save("generated/3.npy", np.full((1, 4, 4), value, np.float32))
+            np.save(tmp_path / name / f"{k}.npy", draw.normal(size=(1, 6, 6)).astype(np.float32))
+    np.save("generated/3.npy", np.full((1, 6, 6), value, np.float32))
     ran = diffuse("eval", "generated", "real", "-q")
     assert (ran.code, ran.out) == (3, "")
     assert "NaN or infinite values in 1 of 6 arrays in generated: 3.npy. Generate" in ran.line
