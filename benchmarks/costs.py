@@ -18,8 +18,8 @@ from diffuse_cli.config.presets import PRESETS
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core import Conditions, Space
 from diffuse_cli.training.configuration import complete_config
-from diffuse_cli.training.cost_estimate import count_operations
 from diffuse_cli.training.memory_estimate import estimate_memory
+from diffuse_cli.training.time_estimate import count_operations
 
 SIDES = (64, 128, 256, 512)
 """Of the presets that adapt to a size. A published one has its own: 64, or as below."""

@@ -70,7 +70,7 @@ class TrainConfig(DiffusionConfig, FormConfig):
         "Images per step over all processes, which also scales the learning rate.",
         low=1,
         high=1_000_000,
-        shown="64, or measured with --minutes",
+        shown="64, or chosen with --minutes",
     )
     classes: bool = option(False, "Condition on classes, named by the folders of the images.")
     resume: bool = option(False, "Continue from the last checkpoint.", control=True)

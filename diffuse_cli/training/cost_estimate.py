@@ -7,8 +7,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from diffuse_cli.config.options import to_toml
 from diffuse_cli.config.parsers import Size
 from diffuse_cli.config.train_options import TrainConfig, to_file
@@ -17,7 +15,6 @@ from diffuse_cli.core.settings import dimensions
 from diffuse_cli.data.summary import plural
 from diffuse_cli.media import MEDIA
 from diffuse_cli.models.activation_memory import SLACK
-from diffuse_cli.models.blueprint import Blueprint
 from diffuse_cli.system.devices import open_accelerator
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import Work, format_duration
@@ -30,7 +27,11 @@ from diffuse_cli.training.plan import Plan, check_batch, choose_augmentations, p
 from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.run_length import warn_of_limited_options, warn_of_long_run
 from diffuse_cli.training.time_budget import Budget
-from diffuse_cli.training.time_estimate import choose_steps, measure_step_seconds
+from diffuse_cli.training.time_estimate import (
+    choose_steps,
+    count_operations,
+    measure_step_seconds,
+)
 
 SMALL = 64
 """Longest side of samples that `--dry-run` does not compare with half of the size."""
@@ -42,7 +43,7 @@ class TrainingEstimate:
 
     Attributes:
         parameters: the parameters of the network.
-        memory: the bytes.
+        memory: the bytes of weights, optimizer state and activations, without the program.
         seconds: the time of the steps that are left.
         samples: the training samples.
         half: half of the size, and the samples that its network sees in the same time, or None.
@@ -77,7 +78,7 @@ class TrainingEstimate:
     def to_toml(self) -> str:
         """Return the configuration as TOML, with the costs as comments."""
         costs = (
-            f"# {self.parameters:,} parameters, about {self.memory / 2**30:.2f} GiB, "
+            f"# {self.parameters:,} parameters, about {self.memory / 2**30:.2f} GiB of tensors, "
             f"about {format_duration(self.seconds)} on this machine"
         )
         medium, times = MEDIA[str(self.config.medium)], _round(self.seen / self.samples)
@@ -95,17 +96,6 @@ class TrainingEstimate:
 def _round(count: float) -> str:
     """Return a count with three digits."""
     return f"{float(f'{count:.3g}'):,.15g}"
-
-
-def count_operations(blueprint: Blueprint) -> int:
-    """Count the floating-point operations of a sample in a step, forward and backward."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        cond = blueprint.conditions.make_keywords(torch.zeros(1, dtype=torch.long))
-        net = blueprint.build_on_meta()
-        net(torch.zeros(1, *blueprint.input_space.shape), torch.zeros(1), **cond).sum().backward()
-    return int(counter.get_total_flops())
 
 
 def count_at_half_size(config: TrainConfig, plan: Plan) -> tuple[Size, int] | None:

@@ -184,15 +184,21 @@ class Budget:
         return steps
 
 
-def choose_batch_size(images: float, least: int = 1) -> int:
-    """Return the largest batch size that leaves `ENOUGH` steps to a run that sees `images` images.
+def choose_batch_size(
+    seconds: float, step_seconds: Callable[[int], float], least: int = SMALLEST
+) -> int:
+    """Return the largest batch size whose `ENOUGH` steps fit into the seconds of a run.
 
     A short run benefits from more steps, a long run from better steps: after ten minutes, batches
     of 32 were ahead of 64 on three data sets and level on one, at about 4,500 and 2,500 steps
     (benchmarks/README.md).
+
+    Args:
+        step_seconds: function from a batch size to the seconds of its step.
+        least: the smallest batch size that the processes can share.
     """
-    fitting = (batch for batch, steps in ENOUGH.items() if images >= batch * steps)
-    return max(SMALLEST, least, *fitting)
+    fitting = (batch for batch, steps in ENOUGH.items() if steps * step_seconds(batch) <= seconds)
+    return max((least, *fitting))
 
 
 class Laps:

@@ -4,16 +4,20 @@ steps from it."""
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
 from statistics import median
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.data.summary import plural
+from diffuse_cli.models.blueprint import Blueprint
+from diffuse_cli.system.devices import device_type
 from diffuse_cli.system.errors import DiffuseError
 from diffuse_cli.system.events import Notice, Progress, Work
 from diffuse_cli.training import previews
@@ -29,7 +33,7 @@ from diffuse_cli.training.run_length import (
     fewest_steps,
     warn_of_few_steps,
 )
-from diffuse_cli.training.time_budget import FIRST, Budget, choose_batch_size
+from diffuse_cli.training.time_budget import FIRST, SMALLEST, Budget, choose_batch_size
 from diffuse_cli.training.trainer import Trainer
 
 TASK = "measuring the time of a step"
@@ -63,26 +67,30 @@ class Stopwatch:
     """
 
     def __init__(self, plan: Plan, accelerator: Accelerator, seconds: float) -> None:
-        quick = plan.config.dry_run and not plan.config.measure
+        self.quick = plan.config.dry_run and not plan.config.measure
         self.plan, self.accelerator = plan, accelerator
-        self.budget = min(seconds, QUICK) if quick else seconds
+        self.budget = min(seconds, QUICK) if self.quick else seconds
         self.spent, self.taken, self.total = 0.0, 0, max(1, round(self.budget))
         self._began = time.monotonic()
         self._known: list[tuple[int, float]] = []
         self._trainer: Trainer | None = None
 
-    def seconds(self, config: TrainConfig, *, roughly: bool = False) -> Work[float]:
+    def seconds(self, config: TrainConfig) -> Work[float]:
         """Measure the time of a step of a complete configuration, on the slowest process.
 
-        Args:
-            roughly: whether to leave most of the time limit for other measurements.
+        --dry-run without --measure predicts a step if one image per process would take longer than
+        QUICK seconds. Nothing is built then.
         """
         assert config.batch_size is not None
         plan = dataclasses.replace(self.plan, config=config)
         images, parts = config.batch_size, config.accumulation
+        processes = self.accelerator.num_processes
+        if self.quick and predict_step_seconds(plan, processes, processes) > QUICK:
+            yield Notice("a step is too slow to time quickly: --measure replaces this estimate")
+            return predict_step_seconds(plan, images, processes)
         if not config.compile:
-            yield from self._measure_growing_steps(plan, math.ceil(images / parts) - (not roughly))
-            if roughly or not self._suffices(images, parts):
+            yield from self._measure_growing_steps(plan, math.ceil(images / parts) - 1)
+            if not self._suffices(images, parts):
                 return self._predict_step(images, parts)
         return (yield from self._time(plan, images, parts, WARM_UP + LEAST, SETTLED))
 
@@ -203,9 +211,39 @@ class Stopwatch:
 
 # The batch size and the steps that fill a time.
 
-TRIAL = 32
-"""The batch size whose images per second decide the batch size: the usual one of a short run. The
-time of its step is extrapolated from smaller ones, which compute fewer images per second."""
+SPEEDS, GPU, HALF = {"cpu": 6e10, "mps": 2e12}, 2e13, 3
+"""Floating-point operations per second of a training step in float32: of a thread of a CPU, of
+Apple's GPUs, and of other GPUs. In half precision it has HALF times as many. A core of an AMD EPYC
+has 1.3e11 and 1.7e11 to 2.3e11. Speeds of GPUs are guesses."""
+
+UPDATE = 8000
+"""Operations of an optimizer step for each parameter: 20 ms of such a core with `tiny`."""
+
+
+@functools.lru_cache
+def count_operations(blueprint: Blueprint) -> int:
+    """Count the floating-point operations of a sample in a step, forward and backward."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        cond = blueprint.conditions.make_keywords(torch.zeros(1, dtype=torch.long))
+        net = blueprint.build_on_meta()
+        net(torch.zeros(1, *blueprint.input_space.shape), torch.zeros(1), **cond).sum().backward()
+    return int(counter.get_total_flops())
+
+
+def predict_step_seconds(plan: Plan, images: int, processes: int) -> float:
+    """Predict the seconds of a step from its operations, without measuring.
+
+    The prediction is the same on a busy machine, so that a choice that rests on it is, too.
+    """
+    device, blueprint = device_type(plan.config.device), plan.blueprint
+    speed = SPEEDS.get(device, GPU) * (torch.get_num_threads() if device == "cpu" else 1)
+    if plan.config.precision != "fp32":
+        speed *= HALF
+    parameters = sum(map(math.prod, blueprint.shapes.values()))
+    operations = math.ceil(images / processes) * count_operations(blueprint)
+    return (operations + UPDATE * parameters) / speed
 
 
 def fill_minutes(
@@ -213,25 +251,23 @@ def fill_minutes(
 ) -> Work[tuple[TrainConfig, Budget]]:
     """Choose the steps that fill --minutes, after `spent` seconds and the measurement.
 
-    A batch size that is not set is chosen to give a short run enough steps.
+    A batch size that is not set is chosen to give a short run enough steps, from predicted times,
+    because measured times depend on the load of the machine.
     """
     processes = accelerator.num_processes
     config, minutes = plan.config, plan.config.minutes
     assert minutes is not None
     watch = Stopwatch(plan, accelerator, max(BRIEFLY, min(SECONDS, SHARE * minutes * 60)))
-    chosen, least = config.batch_size is not None, processes * config.accumulation
-    network = plan.blueprint.space, plan.blueprint.config
-    trial = config if chosen else with_batch_size(config, max(TRIAL, least), *network)
-    trial = split_batch(trial, plan.room, processes)
-    seconds = yield from watch.seconds(trial, roughly=not chosen)
-    if chosen:
-        config = trial
-    else:
-        assert trial.batch_size is not None
-        images = trial.batch_size * minutes * 60 / seconds
-        config = with_batch_size(config, choose_batch_size(images, least), *network)
-        config = split_batch(config, plan.room, processes)
-        seconds = yield from watch.seconds(config)
+    if config.batch_size is None:
+        batch_size = choose_batch_size(
+            minutes * 60,
+            lambda images: predict_step_seconds(plan, images, processes),
+            max(SMALLEST, processes * config.accumulation),
+        )
+        network = plan.blueprint.space, plan.blueprint.config
+        config = with_batch_size(config, batch_size, *network)
+    config = split_batch(config, plan.room, processes)
+    seconds = yield from watch.seconds(config)
     plan = dataclasses.replace(plan, config=config)
     a_pass = yield from watch.measure_pass(plan, seconds)
     yield from watch.free_memory()
