@@ -62,7 +62,8 @@ def check_data(name: str, data: Any) -> None:
         UsageError: it is neither; `name` is that of the argument.
     """
     kinds = (str, os.PathLike, Image, Iterable)
-    if not isinstance(data, kinds) and not hasattr(data, "__getitem__"):
+    listed = isinstance(data, kinds) or hasattr(data, "__getitem__")
+    if isinstance(data, Mapping) or not listed:
         raise UsageError(f"{name}: {shorten_repr(data)} is not a path, and not samples")
 
 

@@ -25,6 +25,7 @@ from diffuse_cli.api.keywords import TrainOptions
 from diffuse_cli.config.options import read_toml
 from diffuse_cli.config.parsers import to_plain
 from diffuse_cli.config.train_options import TrainConfig, from_file
+from diffuse_cli.core.settings import shorten_repr
 from diffuse_cli.system.devices import Turns
 from diffuse_cli.system.errors import Interrupted, Terminated, UsageError
 from diffuse_cli.system.events import Notice, Progress, Table, finish
@@ -93,6 +94,9 @@ def train(
         convert_errors(),
         use_torch_defaults(),
     ):  # what can be refused now is
+        if config is not None and not isinstance(config, (str, Path, Mapping)):
+            text = f"config: {shorten_repr(config)} is not a path, and not a mapping of options"
+            raise UsageError(text, "Pass a file, a dict or None")
         filed = read_toml(config) if isinstance(config, (str, Path)) else to_plain(config)
         for name in ("dry_run", "measure"):
             if typed.get(name) or (filed or {}).get(name):

@@ -133,10 +133,11 @@ def parse_listed(value: Any) -> tuple[str, ...]:
 
 def parse_augment(value: Any) -> tuple[str, ...] | None:
     """`"flip,shift"`, or a list of such strings, as names. `"none"` is (), and `"auto"` None."""
-    names = parse_listed(value) if value else ("none",)
-    if names == ("auto",):
-        return None
-    return () if names == ("none",) else names
+    names = [name.strip() for part in parse_names(value) for name in part.split(",")]
+    alone = {"none", "auto"} & {*names}
+    if not all(names) or (alone and len(names) > 1):
+        raise ValueError("none, auto, or names such as flip,shift")
+    return None if "auto" in alone else () if alone else tuple(dict.fromkeys(names))
 
 
 def parse_scales(value: Any) -> tuple[float, ...]:
@@ -260,9 +261,9 @@ def to_plain(value: Any) -> Any:
 
 
 def as_number(word: str, kind: Callable[[str], float]) -> float | str:
-    """Return a word as a number, or unchanged if it is none."""
+    """Return a word as a number, or unchanged if it is none. Digits are 0 to 9."""
     try:
-        return kind(word)
+        return kind(word) if word.isascii() else word
     except ValueError:
         return word
 

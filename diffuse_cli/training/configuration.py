@@ -26,6 +26,7 @@ from diffuse_cli.config.train_options import (
     from_file,
     to_file,
 )
+from diffuse_cli.core.augmentations import AUGMENTATIONS
 from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.data_gaussian import LONGEST
 from diffuse_cli.core.losses import OF_LEARNED, TAUGHT
@@ -128,13 +129,16 @@ def _check_options(config: TrainConfig) -> TrainConfig:
     """Return `config`, or refuse an option that has no effect without another.
 
     Raises:
-        UsageError: an option needs another one, or --stop-at is beyond the run's end.
+        UsageError: an option needs another one, an augmentation is unknown, or --stop-at is beyond
+            the run's end.
     """
     if config.eval_every is None:
         if config.eval_images is not None:
             raise UsageError("--eval-images needs --eval-every", "Set both, or neither")
         if config.keep == "best":
             raise UsageError("--keep best needs --eval-every", "Set both, or neither")
+    for name in config.augment or ():
+        lookup(AUGMENTATIONS, name, "--augment")
     if config.measure and not config.dry_run:
         raise UsageError("--measure needs --dry-run", "Set both, or neither")
     if config.minutes is None and config.stop_at is not None and config.stop_at > config.num_steps:

@@ -253,6 +253,16 @@ def test_ctrl_c_within_a_step_saves_a_checkpoint(
     assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
 
 
+class Ended:
+    """Samples whose iterator is at its end."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> Any:
+        return next(iter(()))
+
+
 def test_what_can_be_refused_is_refused_at_once_with_the_packages_errors(
     images: Path, model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ):
@@ -265,6 +275,9 @@ def test_what_can_be_refused_is_refused_at_once_with_the_packages_errors(
         ({"dry_run": True}, "dry_run: only the command"),
         ({"config": {"dry_run": True}}, "dry_run: only the command"),
         ({"measure": True}, "measure: only the command"),
+        ({"augment": "x"}, "augment: there is no 'x'"),
+        ({"augment": ""}, "augment ''"),
+        ({"config": 7}, "config: 7 is not a path, and not a mapping"),
     ):
         with pytest.raises(diffuse.DiffuseError, match=said):
             diffuse.train(images, out=out, **options)
@@ -272,6 +285,13 @@ def test_what_can_be_refused_is_refused_at_once_with_the_packages_errors(
         list(diffuse.train(images, out=out, schedule="cosin"))
     with pytest.raises(diffuse.DataError, match="sample 0 of 2: a int is not a Pillow image"):
         list(diffuse.train([1, 2], out=out))
+    for no_data in ({"a": 1}, {0: "a.png"}, 7):
+        with pytest.raises(diffuse.UsageError, match="is not a path, and not samples"):
+            diffuse.train(no_data, out=out)
+        with pytest.raises(diffuse.UsageError, match="is not a path, and not samples"):
+            diffuse.evaluate(model, no_data)
+    with pytest.raises(diffuse.DataError, match=r"sample 0 of 2: .* StopIteration"):
+        list(diffuse.train(Ended(), out=out))
     with pytest.raises(diffuse.ModelFileError, match="no such model file"):
         diffuse.load(tmp_path / "none.safetensors")
     with pytest.raises(diffuse.UsageError, match=r"no 'unipk'\."):

@@ -403,3 +403,33 @@ def test_an_unknown_name_is_told_the_nearest_or_all():
         lookup(table, "cosin", "--schedule")
     with pytest.raises(UsageError, match="Choose from: linear, cosine"):
         lookup(table, "zzz", "--schedule")
+
+
+@pytest.mark.parametrize(
+    ("value", "names"),
+    [
+        (["none"], ()),
+        ((), ()),
+        ("auto", None),
+        (["flip,shift", "flip"], ("flip", "shift")),
+        ("", "error"),
+        ([""], "error"),
+        (["none,flip"], "error"),
+        (["auto", "flip"], "error"),
+        ("flip,", "error"),
+    ],
+)
+def test_augmentations_are_names_or_one_word_for_all(value: Any, names: Any):
+    if names != "error":
+        assert TrainConfig(data="", augment=value).augment == names
+        return
+    with pytest.raises(UsageError, match="none, auto, or names such as flip,shift"):
+        TrainConfig(data="", augment=value)
+
+
+@pytest.mark.parametrize("minutes", ["\N{ARABIC-INDIC DIGIT THREE}", "\N{SUPERSCRIPT THREE}"])
+def test_numbers_have_the_digits_0_to_9(minutes: str):
+    fields = {f.name: f for f, _ in option_fields(TrainConfig)}
+    with pytest.raises(UsageError, match="--minutes must be a number"):
+        from_text(fields["minutes"], minutes)
+    assert from_text(fields["minutes"], "3.5") == 3.5

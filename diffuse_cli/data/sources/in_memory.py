@@ -55,8 +55,11 @@ class _LockedSamples:
         """Return a sample as a file, and its class or metadata."""
         with self.lock:
             with self.around():
-                given = self.samples[index]
-            sample, label = _split_label(given)
+                try:
+                    value = self.samples[index]
+                except StopIteration as error:  # it would end the generators that read
+                    raise ValueError("reading it raised StopIteration") from error
+            sample, label = _split_label(value)
             return encode_sample(sample), label
 
 
