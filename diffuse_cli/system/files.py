@@ -51,10 +51,15 @@ def operation(name: str, path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def report_errors(path: Path) -> Iterator[None]:
-    """Turn an `OSError` about writing `path` into an `OutputError`."""
+    """Turn an `OSError` about writing `path` into an `OutputError`.
+
+    It has the names that temporary files and folders get at the end.
+    """
     try:
         yield
     except OSError as error:
+        names = [(_TEMPORARY.fullmatch(part), part) for part in path.parts]
+        path = Path(*(temporary[1] if temporary else part for temporary, part in names))
         reason = os.strerror(error.errno) if error.errno else str(error)
         hint = "Free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         raise OutputError(f"cannot write {show(path)}: {reason}", hint) from error

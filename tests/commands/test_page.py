@@ -312,6 +312,43 @@ def test_a_runtime_is_checked_by_its_hash(diffuse, stored):
     assert "npm pack onnxruntime-web@" in ran.line
 
 
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="needs an endless file")
+def test_a_runtime_is_a_file_with_an_end(diffuse):
+    save(config=SMALL)
+    ran = diffuse("convert", "model.safetensors", "--to", "page", "-q", "--runtime", "/dev/zero")
+    assert (ran.code, "--runtime /dev/zero: it is not a regular file" in ran.line) == (2, True)
+
+
+def test_npm_is_named_and_asked_twice_at_most(diffuse, monkeypatch):
+    """By default, it waits for more than a minute for a network that is not there."""
+    lines = []
+
+    def run(line, **options):
+        lines.append(line)
+        raise _web_runtime.subprocess.CalledProcessError(1, line)
+
+    save(config=SMALL)
+    monkeypatch.setattr(_web_runtime.shutil, "which", lambda name: name)
+    monkeypatch.setattr(_web_runtime.subprocess, "run", run)
+    ran = diffuse("convert", "model.safetensors", "--to", "page")
+    assert ran.code == 2
+    assert "fetching onnxruntime-web 1.30.0 with npm, for at most 300 s\n" in ran.err
+    assert "npm cannot fetch onnxruntime-web" in ran.err
+    assert "pass the file with --runtime" in ran.err
+    assert {"--fetch-retries=1", "--fetch-retry-mintimeout=1000"} <= {*lines[0]}
+
+
+def test_a_page_that_cannot_be_written_is_called_by_its_name(diffuse, stored, untraced):
+    save(config=SMALL)
+    Path("file").touch()
+    line = ("convert", "model.safetensors", "--to", "page", "-q", "--runtime", stored, "-o", "file")
+    ran = diffuse(*line)
+    assert (ran.code, ran.line) == (
+        5,
+        "diffuse: cannot write file/index.html: file is not a folder\n",
+    )
+
+
 def test_without_npm_a_runtime_is_needed(diffuse, monkeypatch):
     save(config=SMALL)
     monkeypatch.setattr(_web_runtime.shutil, "which", lambda name: None)

@@ -446,3 +446,14 @@ def test_damaged_json_is_an_empty_object_and_a_torn_line_is_skipped(tmp_path):
     path.write_bytes(b'{"a": 1}\n{"a": \n[2]\n\xff\n{"a": 3}')
     assert [*files.read_json_lines(path)] == [{"a": 1}, {"a": 3}]
     assert [*files.read_json_lines(tmp_path / "none")] == []
+
+
+def test_an_error_has_the_names_that_files_get_at_the_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "operation", failing("write", FULL))
+    fill = lambda folder: files.write_bytes(folder / "index.html", b"page")  # noqa: E731
+    with pytest.raises(OutputError) as caught:
+        files.write_folder(tmp_path / "site", fill)
+    assert caught.value.message == (
+        f"cannot write {tmp_path}/site/index.html: No space left on device"
+    )
+    assert not list(tmp_path.iterdir())

@@ -118,7 +118,7 @@ def _claim_output(target: Target, name: str, config: ConvertConfig) -> Iterator[
     known = (".safetensors", *filter(None, map(_suffix, TARGETS.values())))
     if out.suffix.lower() in known:
         raise UsageError(f"--to {name} writes a folder, not {files.show(out)}", "Choose another -o")
-    files.check_writable(out / "config.json")
+    files.check_writable(out / target.MARK[0])
     folder = Path(os.path.realpath(out)) if out.is_symlink() else out
     with outputs.hold_output(folder):
         with files.report_errors(out):

@@ -12,8 +12,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain, product
 from pathlib import Path
+from typing import IO, cast
 
 from diffuse_cli.system import files
+from diffuse_cli.system.descriptors import open_regular_file
 from diffuse_cli.system.errors import UsageError
 
 PACKAGE, VERSION = "onnxruntime-web", "1.30.0"
@@ -37,6 +39,11 @@ HASHES: Mapping[str, str] = {
 WITHIN = 300
 """Seconds after which npm has no answer."""
 
+QUICKLY = ("--fetch-retries=1", "--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=1000")
+"""Options of npm that try twice within a second: by default it waits a minute for a network."""
+
+FETCHING = f"fetching {PACKAGE} {VERSION} with npm, for at most {WITHIN} s"
+
 HINT = f"On a machine with npm: npm pack {PACKAGE}@{VERSION}, then pass the file with --runtime"
 
 
@@ -59,7 +66,7 @@ def read_runtime(given: str | None, providers: Iterable[str] = FILES) -> dict[st
     if given is not None:
         return _read_package(Path(given), providers)
     with tempfile.TemporaryDirectory(prefix="diffuse-runtime-") as folder:
-        line = ["npm", "pack", "-s", f"{PACKAGE}@{VERSION}"]
+        line = ["npm", "pack", "-s", *QUICKLY, f"{PACKAGE}@{VERSION}"]
         try:
             subprocess.run(line, cwd=folder, check=True, capture_output=True, timeout=WITHIN)
         except (OSError, subprocess.SubprocessError) as error:
@@ -71,8 +78,11 @@ def _read_package(path: Path, providers: Iterable[str]) -> dict[str, bytes]:
     """Return the files of a .tgz or of its folder, each with the expected hash."""
     names = [*chain.from_iterable(map(FILES.__getitem__, providers))]
     found: dict[str, bytes] = {}
-    with suppress(*DAMAGED):  # then a file is missing
-        found.update(_read_files(path, names))
+    try:
+        with suppress(*DAMAGED):  # then a file is missing
+            found.update(_read_files(path, names))
+    except ValueError as error:
+        raise UsageError(f"--runtime {files.show(path)}: {error}", HINT) from error
     for name in names:
         if name not in found:
             raise UsageError(f"--runtime {files.show(path)} has no dist/{name}", HINT)
@@ -87,14 +97,18 @@ DAMAGED = (OSError, EOFError, zlib.error, tarfile.TarError)
 
 
 def _read_files(path: Path, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
-    """Yield the files of `dist` that are there, in one pass over a .tgz."""
+    """Yield the files of `dist` that are there, in one pass over a .tgz.
+
+    Raises:
+        ValueError: the package is not a regular file.
+    """
     if path.is_dir():
         for folder, name in product((path, path / "dist", path / "package" / "dist"), names):
             if (folder / name).is_file():
                 yield name, (folder / name).read_bytes()
         return
-    with tarfile.open(path) as package:
+    with open_regular_file(path) as file, tarfile.open(fileobj=file) as package:
         for member in package:
             inside, _, name = member.name.rpartition("/")
-            if inside == "package/dist" and name in names and (file := package.extractfile(member)):
-                yield name, file.read()
+            if inside == "package/dist" and name in names and member.isfile():
+                yield name, cast(IO[bytes], package.extractfile(member)).read()

@@ -109,6 +109,8 @@ def make_page(
     """
     check_shown(found)
     providers = PROVIDERS if single else tuple(_web_runtime.FILES)
+    if runtime is None:
+        yield Notice(_web_runtime.FETCHING)
     contents = _web_runtime.read_runtime(runtime, providers)
     settings = {**describe_sampling(found.model), "weights": weights}
     settings["providers"] = {name: _web_runtime.FILES[name] for name in providers}
