@@ -97,6 +97,24 @@ def test_quiet_leaves_errors_and_results(capfd):
     assert capfd.readouterr() == ("path\n", "diffuse: wrong. Do right\n")
 
 
+@pytest.mark.parametrize(
+    ("paths", "terminal", "lines"),
+    [
+        (["out/0.png", "out/1.png"], False, ["out/0.png", "out/1.png"]),
+        (["out/0.png", "out/1.png"], True, ["2 files in out"]),
+        (["out/a/0.png", "out/b/1.png", "out/c.json"], True, ["3 files in out"]),
+        (["0.png", "b/1.png"], True, ["2 files in ."]),
+        (["out/0.png"], True, ["out/0.png"]),
+    ],
+)
+def test_a_terminal_shows_where_many_files_are(capfd, monkeypatch, paths, terminal, lines):
+    monkeypatch.setattr(console, "is_terminal", lambda stream: terminal)
+    Console().result(map(Path, paths), {"out": "out"})
+    assert capfd.readouterr().out.splitlines() == lines
+    Console(as_json=True).result(map(Path, paths), {"out": "out"})
+    assert json.loads(capfd.readouterr().out) == {"out": "out"}
+
+
 def test_an_error_is_one_line_without_markup(capfd):
     Console().fail(UsageError("a [red]name[/red]\nof two lines :smile:"))
     assert capfd.readouterr().err == "diffuse: a [red]name[/red] of two lines :smile:\n"

@@ -121,8 +121,14 @@ class Console:
     # -- stdout ------------------------------------------------------------------------------------
 
     def result(self, paths: Iterable[Path | str], values: dict[str, Any]) -> None:
-        """Print the result: a path per line, or the JSON object."""
-        self.show(values, map(show, paths))
+        """Print the result: a path per line, or the JSON object.
+
+        A terminal shows one line instead of several paths: their number and their folder.
+        """
+        lines = [*map(show, paths)]
+        if len(lines) > 1 and is_terminal(sys.stdout):
+            lines = [f"{len(lines):,} files in {os.path.commonpath(lines) or os.curdir}"]
+        self.show(values, lines)
 
     def show(self, values: dict[str, Any], lines: Iterable[str]) -> None:
         """Print the JSON object, or else lines of text."""
