@@ -67,6 +67,7 @@ def read_images(
     keep: int | None = None,
     index: Path | None = None,
     goes_on: bool = False,
+    sizable: bool = True,
 ) -> Work[Dataset]:
     """Find, check and decode every sample of a folder or zip file.
 
@@ -93,6 +94,8 @@ def read_images(
             are looked up. None keeps all.
         index: the file of a `DatasetIndex`, for a data set that may be larger than `keep`.
         goes_on: use a complete index even if the source has changed since.
+        sizable: whether the caller has --size, which the notice of resized samples names. If not,
+            it reports resized samples by itself, with `describe_resizing`.
 
     Raises:
         DataError: the source does not exist, has no usable sample, or, with `strict`, a bad file.
@@ -140,8 +143,9 @@ def read_images(
         stored = yield from store_stream(stream, store, each)
     images = _samples(source, stored, listing, tally, transform, asked.rate)
     summary = images.summary
-    if asked.size is None and (notice := _size_notice(summary, stored.shape[2:], fit)):
-        yield Notice(notice)
+    resized = sizable and asked.size is None and describe_resizing(summary, stored.shape[2:], fit)
+    if resized:
+        yield Notice(f"{resized}; {_suggest_size(summary, stored.shape[2:])}")
     deep = [mode for mode in tally.modes if mode[:1] == "I" or mode[-3:] == ";16"]
     lost = sum(tally.modes[mode] for mode in deep)
     if asked.numbers is None and stored.dtype == np.uint8 and lost:
@@ -210,24 +214,28 @@ def _warnings(summary: Summary, asked: ReadSettings) -> Iterator[Notice]:
         yield Notice(f"{line}{todo}", warning=True)
 
 
-def _size_notice(summary: Summary, result: Size, fit: str) -> str:
-    """Return a notice that samples were resized without `--size`. Empty if none were."""
+def describe_resizing(summary: Summary, result: Size, fit: str) -> str:
+    """Describe how samples were resized without a size. Empty if none were."""
     kind, sizes = MEDIA[summary.medium], summary.sizes
     if list(sizes) == [result[::-1]]:
         return ""
+    subject = f"all {kind.many} are" if len(sizes) == 1 else f"{kind.many} of"
+    cut = describe_fit(sizes, result, fit, summary.medium)
+    return f"{subject} {format_sizes(sizes)}: {kind.fitted} to {dimensions(result)}{cut}"
+
+
+def _suggest_size(summary: Summary, result: Size) -> str:
+    """Suggest a --size for samples that were resized."""
+    kind, sizes = MEDIA[summary.medium], summary.sizes
     most = max(sizes, key=sizes.__getitem__)
     usual, side = min(most), kind.sides[len(result)]
-    todo = "pass --size for another size"
-    if usual > side:
-        todo = f"pass --size {2 * side} for more detail"
-    elif usual < side:
-        todo = f"pass --size {usual} to keep the usual size"
-    found = f"all {kind.many} are" if len(sizes) == 1 else f"{kind.many} of"
     if kind.fitted != "resized" and len(sizes) == 1:
-        own = "x".join(map(str, next(iter(sizes))[::-1]))
-        todo = f"pass --size {own} to keep them whole"
-    cut = describe_fit(sizes, result, fit, summary.medium)
-    return f"{found} {format_sizes(sizes)}: {kind.fitted} to {dimensions(result)}{cut}; {todo}"
+        return f"pass --size {'x'.join(map(str, most[::-1]))} to keep them whole"
+    if usual > side:
+        return f"pass --size {2 * side} for more detail"
+    if usual < side:
+        return f"pass --size {usual} to keep the usual size"
+    return "pass --size for another size"
 
 
 def _samples(

@@ -14,6 +14,7 @@ from diffuse_cli.core.conditions import PAIRS
 from diffuse_cli.core.space import Space, longest_side
 from diffuse_cli.data import Dataset, Pairs, match_pairs, read_cells, read_images
 from diffuse_cli.data.metadata_columns import describe_unknown_labels, encode_rows
+from diffuse_cli.data.reader import describe_resizing
 from diffuse_cli.media import MEDIA, Array, Indices, can_judge, settings_for
 from diffuse_cli.metrics import memorization
 from diffuse_cli.metrics.features.feature_choice import words_of
@@ -315,52 +316,56 @@ def _report_part(images: Dataset, held_out: bool) -> Notice:
 
 def read_folder(config: EvalConfig) -> Work[Sides]:
     """Read generated images at their own size if it is uniform, and real images at that size."""
+    fit, background = config.fit or "crop", config.background or "white"
     read = partial(
         read_images,
-        background=config.background or "white",
-        fit=config.fit or "crop",
+        background=background,
+        fit=fit,
         layout=config.layout,
         rate=config.rate,
         strict=config.strict,
         workers=config.workers,
         keep=kept_bytes() // 2,
+        sizable=False,
     )
-    theirs = yield from read(config.subject)
-    theirs.summary.check_finite()
-    own: dict[str, Any] = {}
-    sizes = [size[::-1] for size in theirs.summary.sizes]
-    most = longest_side(len(sizes[0]))
-    if len(sizes) == 1 and sizes[0] != theirs.stored.shape[2:] and max(sizes[0]) <= most:
-        own["size"] = sizes[0]
-        theirs = yield from read(config.subject, **own)
-    asked: dict[str, Any] = {
-        "size": theirs.stored.shape[2:],
-        "medium": theirs.medium,
-        "layout": theirs.layout,
-        "rate": theirs.rate,
-    }
-    if not can_judge(
-        theirs.estimated_space
-    ):  # feature networks compare grey photos with color photos
-        asked["channels"] = theirs.stored.shape[1]
-    images = yield from read(config.data, **asked)
-    if images.stored.dtype != theirs.stored.dtype and MEDIA[theirs.medium].bits:
-        theirs = yield from read(config.subject, **own, bits=8)
-        images = yield from read(config.data, **asked, bits=8)
-    yield from _report_summaries(theirs, images)
+    samples = yield from read(config.subject)
+    samples.summary.check_finite()
+    uniform: dict[str, Any] = {}
+    sizes = [sides[::-1] for sides in samples.summary.sizes]
+    longest = longest_side(len(sizes[0]))
+    if len(sizes) == 1 and sizes[0] != samples.stored.shape[2:] and max(sizes[0]) <= longest:
+        uniform["size"] = sizes[0]
+        samples = yield from read(config.subject, **uniform)
+    settings = {name: getattr(samples, name) for name in ("medium", "layout", "rate")}
+    settings["size"] = samples.stored.shape[2:]
+    # Feature networks compare grey photos with color photos.
+    if not can_judge(samples.estimated_space):
+        settings["channels"] = samples.stored.shape[1]
+    images = yield from read(config.data, **settings)
+    if images.stored.dtype != samples.stored.dtype and MEDIA[samples.medium].bits:
+        samples = yield from read(config.subject, **uniform, bits=8)
+        images = yield from read(config.data, **settings, bits=8)
+    yield from _report_summaries(samples, images)
+    resized = describe_resizing(samples.summary, samples.stored.shape[2:], fit)
+    if resized and not uniform:
+        yield Notice(resized)
     names = images.class_names
-    fakes, _ = _choose(config, LabeledSamples.from_dataset(theirs, names), np.arange(len(theirs)))
+    fakes, _ = _choose(config, LabeledSamples.from_dataset(samples, names), np.arange(len(samples)))
     pool, training = LabeledSamples.from_dataset(images, names), None
     real, more = _choose(config, pool, np.arange(len(images)))
     if images.held_out.any():
         training = _training(config, pool, images.held_out, np.ones(len(images), np.bool_))
-    prints = {"data": images.fingerprint, "subject": theirs.fingerprint}
-    # The standard deviations of floats come from the real samples: generated samples may have none.
-    space, found = images.space, theirs.estimated_space
+    prints = {"data": images.fingerprint, "subject": samples.fingerprint}
+    # Standard deviations of floats are those of real samples: generated samples may have none.
+    space, estimated = images.space, samples.estimated_space
     if space.levels is not None:
-        limits = space.limits if space.levels == found.levels else None
-        channels = found.channels if found.levels is None else max(found.channels, space.channels)
-        space = replace(found, channels=channels, limits=limits)
+        limits = space.limits if space.levels == estimated.levels else None
+        channels = (
+            estimated.channels
+            if estimated.levels is None
+            else max(estimated.channels, space.channels)
+        )
+        space = replace(estimated, channels=channels, limits=limits)
     return Sides(real, more, fakes, training, "all", names, prints, space)
 
 

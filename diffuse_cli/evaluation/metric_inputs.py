@@ -60,18 +60,19 @@ def find_missing_parts(space: Space, loaded: LoadedModel | None, *, training: bo
     return found
 
 
-def report_unmeasured(asked: Sequence[str], lacks: Set[str]) -> Iterator[Notice]:
+def report_unmeasured(metrics: Sequence[str], missing: Set[str]) -> Iterator[Notice]:
     """Report the metrics that need parts which cannot be made, and why.
 
     Raises:
-        UsageError: no other metric was asked for.
+        UsageError: there is no other metric.
     """
-    left_out = [name for name in asked if not lacks.isdisjoint(METRICS[name].NEEDS)]
-    for name in left_out:
-        need = next(need for need in METRICS[name].NEEDS if need in lacks)
+    unmeasured = [name for name in metrics if not missing.isdisjoint(METRICS[name].NEEDS)]
+    for name in unmeasured:
+        need = next(need for need in METRICS[name].NEEDS if need in missing)
         text = f"--metrics {name} needs {WANTED[need]}"
-        if len(left_out) == len(asked):
-            raise UsageError(text, "Remove it")
+        if len(unmeasured) == len(metrics):
+            random = name == "kid" and "random_features" not in missing
+            raise UsageError(text, "Use --metrics random-kid" if random else "Remove it")
         yield Notice(f"{text}: skipped", warning=True)
 
 

@@ -377,6 +377,19 @@ def test_a_folder_of_very_large_images_is_compared_at_the_default_size(diffuse, 
     assert ran.code == 0, ran.err
 
 
+@pytest.mark.parametrize("uneven", [False, True])
+def test_a_folder_says_only_what_is_true_of_its_size(diffuse, tmp_path, uneven):
+    folder = tmp_path / "large"
+    folder.mkdir()
+    for k in range(4):
+        size = (128, 128 + 8 * (uneven and k == 3))
+        Image.effect_noise(size, 60 + k).save(folder / f"{k}.png")
+    ran = diffuse("eval", folder, folder, "--metrics", "spectrum")
+    assert ran.code == 0, ran.err
+    assert ran.err.count("resized to 64x64") == uneven
+    assert "--size" not in ran.err
+
+
 def test_overfitting_is_measured_with_a_variance(diffuse, model, images):
     line = ("eval", model, images, "-n", 4, "--metrics", "overfitting", "--timesteps", 3)
     found = [diffuse(*line, "--variance", name, "--json") for name in ("small", "large")]
