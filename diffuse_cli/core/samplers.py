@@ -169,8 +169,9 @@ def sampler_options(sampler: str, **given: float | None) -> dict[str, float]:
     for name in chosen:
         if name not in takes:
             listed = " and ".join(takes) or "no options"
-            text = f": the sampler '{sampler}' has none"
-            raise InvalidArgument(text, f"It takes {listed}", argument=name)
+            able = [k for k, run in SAMPLERS.working() if name in inspect.signature(run).parameters]
+            hint = f"It takes {listed}. Samplers with it: {', '.join(able)}"
+            raise InvalidArgument(f": the sampler '{sampler}' has none", hint, argument=name)
     return chosen
 
 

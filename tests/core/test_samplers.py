@@ -536,10 +536,18 @@ def test_a_sampler_is_handed_what_was_given():
         (
             "unipc",
             {"eta": 0.5, "order": 2},
-            "eta: the sampler 'unipc' has none. It takes order",
+            "eta: the sampler 'unipc' has none. It takes order. Samplers with it: ddim",
         ),
-        ("ddim", {"order": 2}, "order: the sampler 'ddim' has none. It takes eta"),
-        ("heun", {"eta": 0.0}, "eta: the sampler 'heun' has none. It takes no options"),
+        (
+            "ddim",
+            {"order": 2},
+            "order: the sampler 'ddim' has none. It takes eta. Samplers with it: unipc",
+        ),
+        (
+            "heun",
+            {"eta": 0.0},
+            "eta: the sampler 'heun' has none. It takes no options. Samplers with it: ddim",
+        ),
     ],
 )
 def test_what_a_sampler_does_not_take_is_refused(sampler: str, given: dict, words: str):
