@@ -132,7 +132,7 @@ def remarks(facts: Facts) -> Iterator[Remark]:
     weak = band.value < 0
     size = Measurement(abs(band.value), band.error)
     ratio = 10 ** (band.value / 10)
-    power = f"{ratio:.0%} of the power" if ratio < 2 else f"{ratio:.1f} times the power"
+    power = f"{ratio:.0%} of the power" if ratio < 2 else f"{ratio:.3g} times the power"
     how = f"low, as in blurred {many}" if weak else f"high, as in noisy {many}"
     yield Remark(
         "high-frequency power",

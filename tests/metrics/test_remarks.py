@@ -229,3 +229,9 @@ def test_distances_in_numbers_alone_are_a_hint_at_most():
 )
 def test_why_copies_were_not_looked_for(model, words):
     assert words in said("memorization", model)[1]
+
+
+@pytest.mark.parametrize(("decibels", "power"), [(6, "3.98 times"), (700, "1e+70 times")])
+def test_a_ratio_has_few_digits(decibels, power):
+    values = {"fine_detail": float(decibels), "fine_detail_standard_error": 0.1}
+    assert f"have {power} the power of real" in said("high-frequency power", **values)[1]
