@@ -105,6 +105,13 @@ class Dataset:
         codes = np.ascontiguousarray(self.rows, "<f4").view(np.uint8)
         return _fingerprint(np.concatenate([self.digests, codes], 1))
 
+    @property
+    def first_copies(self) -> Indices:
+        """The index of the first sample with the same digest as each: int64 (N,)."""
+        words = np.ascontiguousarray(self.digests).view(np.uint64)
+        _, first, inverse = np.unique(words, axis=0, return_index=True, return_inverse=True)
+        return first[inverse.reshape(-1)]
+
     @cached_property
     def held_out(self) -> npt.NDArray[np.bool_]:
         """Mask of the samples that are never trained on, by `held_out_rule`: bool (N,)."""

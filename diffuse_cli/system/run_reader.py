@@ -91,6 +91,11 @@ def resume_line(data: str, model: str, options: Sequence[str] = ()) -> str:
     return shlex.join(["diffuse", "train", data, "--resume", *options, "-o", model])
 
 
+def extend_line(line: str, steps: int) -> str:
+    """Return the command of `resume_line`, with another number of steps."""
+    return f"{line[:-1]}, steps={steps})" if line.endswith(")") else f"{line} --steps {steps}"
+
+
 def read_log(log: Path) -> Iterator[dict[str, Any]]:
     """Yield the lines of a log that have a step. Other lines, such as a cut line, are skipped."""
     yield from (x for x in files.read_json_lines(log) if finite_or_none(x.get("step")) is not None)

@@ -301,7 +301,7 @@ def decide_steps(
             course = ProgressSchedule(**checkpoint.state["course"])
             config = replace(config, steps=course.steps, minutes=None)
             config = yield from fit_into_memory(config, plan.room, accelerator.num_processes)
-            yield _describe_budget(budget, done < course.steps)
+            yield _describe_budget(budget)
             return config, course, budget
         budget.minutes, used = wanted, budget.used / 60
         if budget.left <= 0:
@@ -328,13 +328,26 @@ def decide_steps(
     return config, ProgressSchedule.of(config.num_steps), budget
 
 
-def _describe_budget(budget: Budget, goes_on: bool = True) -> Notice:
+def explain_no_steps(
+    config: TrainConfig, taken: int, steps: int, budget: Budget | None
+) -> Iterator[Notice]:
+    """Say why a resumed run takes no step, and what to do."""
+    if config.stop_at is not None and config.stop_at < min(taken, steps):
+        text = f"--stop-at {config.stop_at:,} is before step {taken:,}, which the run has taken"
+        yield Notice(f"{text}: nothing to do. Remove it, or set a larger one")
+        return
+    more = f"--steps {2 * steps}"
+    if budget:
+        more = f"--minutes {budget.used / 60 + budget.minutes:.3g}"
+    yield Notice(f"the run is finished, at step {taken:,}. To train more, resume with {more}")
+
+
+def _describe_budget(budget: Budget) -> Notice:
     """Return a notice of the minutes that are left of a resumed run."""
-    total = f"--minutes {budget.minutes:g} is the total of the run"
-    if not goes_on:
-        more = f"resume with --minutes {budget.used / 60 + budget.minutes:.3g}"
-        return Notice(f"{total}, which is finished. To train for {budget.minutes:g} more, {more}")
-    left = max(0.0, budget.left / 60)
+    total, left = (
+        f"--minutes {budget.minutes:g} is the total of the run",
+        max(0.0, budget.left / 60),
+    )
     return Notice(f"{total}: {budget.used / 60:.3g} are used, {left:.3g} are left")
 
 

@@ -111,6 +111,8 @@ class TrainingRun:
             yield describe_start(self.plan, self.run, trainer, start)
             yield Notice(describe_run(self.plan, trainer))
             last = yield from self._steps(start, due)
+        else:
+            yield from checkpoints.explain_no_steps(config, start, course.steps, self.budget)
         if self.main:
             monitor.write_best()
             steps = trainer.course.steps

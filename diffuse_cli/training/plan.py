@@ -17,6 +17,7 @@ from diffuse_cli.core.augmentations import AUGMENTATIONS
 from diffuse_cli.core.conditions import Conditions
 from diffuse_cli.core.data_gaussian import DataGaussian, measure
 from diffuse_cli.core.denoising_errors import DenoisingErrors
+from diffuse_cli.core.losses import TAUGHT
 from diffuse_cli.core.networks import NETWORKS
 from diffuse_cli.core.settings import to_dict
 from diffuse_cli.core.space import Space
@@ -166,11 +167,12 @@ def prepare_plan(
     space = yield from keep_scale(images.space, known, continued)
     given = describe_conditioning(config, space, data.pairs, data.train)
     conditions = Conditions(
-        classes=class_names(images, continued) if config.classes else (),
+        classes=class_names(images, continued, config.loss) if config.classes else (),
         given=keep_given_scale(given, space, known, continued),
         table=data.table,
     )
     yield from (Notice(line) for line in images.summary.lines())
+    yield from _describe_samples(config, images)
     config = yield from choose_length(config, data)
     done, blueprint = complete_config(config, space, conditions)
     if config.init and images.summary.greyed:
@@ -210,6 +212,18 @@ def prepare_plan(
     )
     check_augmentations(plan)
     return plan
+
+
+def _describe_samples(config: TrainConfig, images: Dataset) -> Iterator[Notice]:
+    """Report classes that a new run does not use, and exact copies."""
+    summary, source = images.summary, shlex.quote(config.data)
+    count = len(summary.classes)
+    if count > 1 and not (config.classes or config.resumes or config.loss in TAUGHT):
+        yield Notice(f"{count:,} classes: use --classes to choose one when you sample")
+    if copies := len(images) - len(np.unique(images.first_copies)):
+        look = "" if config.data.startswith(MEMORY) else f". List them with: diffuse info {source}"
+        verb = "is a copy of another" if copies == 1 else "are copies of others"
+        yield Notice(f"{copies:,} of {summary.format_samples(len(images))} {verb}{look}")
 
 
 def choose_length(config: TrainConfig, data: TrainingData) -> Work[TrainConfig]:

@@ -31,6 +31,7 @@ from diffuse_cli.pages.templates import (
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import DiffuseError
 from diffuse_cli.system.events import Notice, Work, format_duration
+from diffuse_cli.system.run_reader import extend_line
 from diffuse_cli.training.run_directory import RunDirectory
 from diffuse_cli.training.run_events import Compared, Previewed, Started, Step, Validated
 
@@ -106,6 +107,10 @@ class RunPage:
         start, last = self.start, self.last
         assert start is not None
         config = read_toml(self.run.config)
+        lines = dict(start.lines)
+        if state == "finished" and self.step >= self.steps:
+            resume = lines.pop("resume")
+            lines = {"train more": extend_line(resume, 2 * self.steps), **lines}
         plots = []
         if curves:
             from diffuse_cli.pages.plots import plot_run  # importing matplotlib takes half a second
@@ -118,6 +123,7 @@ class RunPage:
             script=Markup(script),
             state=state,
             start=start,
+            lines=lines,
             step=self.step,
             steps=self.steps,
             last=last,

@@ -79,7 +79,7 @@ class Stopwatch:
         """Measure the time of a step of a complete configuration, on the slowest process.
 
         --dry-run without --measure predicts a step if one image per process would take longer than
-        QUICK seconds. Nothing is built then.
+        QUICK seconds, without building the network.
         """
         assert config.batch_size is not None
         plan = dataclasses.replace(self.plan, config=config)
@@ -213,8 +213,8 @@ class Stopwatch:
 
 SPEEDS, GPU, HALF = {"cpu": 6e10, "mps": 2e12}, 2e13, 3
 """Floating-point operations per second of a training step in float32: of a thread of a CPU, of
-Apple's GPUs, and of other GPUs. In half precision it has HALF times as many. A core of an AMD EPYC
-has 1.3e11 and 1.7e11 to 2.3e11. Speeds of GPUs are guesses."""
+Apple's GPUs, and of other GPUs. HALF is the speed-up by half precision. One core of an AMD EPYC
+computes 1.3e11 in float32, and 1.9e11 to 2.6e11 in bfloat16. Speeds of GPUs are guesses."""
 
 UPDATE = 8000
 """Operations of an optimizer step for each parameter: 20 ms of such a core with `tiny`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import shutil
 import tomllib
@@ -33,6 +34,16 @@ FILED = tomllib.loads(QUICK.read_text())
 def alone(steps):
     """A run without chores."""
     return ()
+
+
+def test_a_chore_is_counted_as_often_as_it_is_due():
+    """Just after `done` steps, a chore of that step is still to be done."""
+    for every, steps, at_stop in itertools.product(range(1, 9), range(1, 20), (False, True)):
+        chore = Chore("look", every, 1.0, at_stop)
+        due = [k for k in range(1, steps + 1) if chore.is_due(k, steps, steps)]
+        assert due[-1] == steps
+        for done in range(steps + 1):
+            assert chore.times(done, steps) == sum(k >= done for k in due)
 
 
 # -- the way --------------------------------------------------------------------------------------
@@ -354,11 +365,9 @@ def test_the_same_line_goes_on_and_at_the_end_does_nothing(by_clock, clock):
     for given in (more, {"resume": True}, {"resume": True, "minutes": 1}):
         ran = by_clock(**given)
         assert ran.trained.step == 30
-        longer = (
-            "--minutes 1 is the total of the run, which is finished. To train for 1 more, resume "
-            "with "
-        )
-        assert ((longer + "--minutes 2") in ran.said) == ("minutes" in given)
+        longer = "--minutes 2" if "minutes" in given else "--steps 60"
+        says = f"the run is finished, at step 30. To train more, resume with {longer}"
+        assert says in ran.said
         assert clock.steps == []
         assert MODEL.read_bytes() == made
         assert "minutes" not in config_of()

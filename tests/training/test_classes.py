@@ -218,6 +218,26 @@ def test_classes_need_two_folders(diffuse, recipe, images, tmp_path, folders):
     assert not MODEL.exists()
 
 
+def test_classes_that_are_not_used_are_named(train, step_takes):
+    step_takes(1.0)
+    says = "2 classes: use --classes to choose one when you sample"
+    line = ("--steps", 2, "--dry-run")
+    assert says in train(*line).err
+    assert says not in train(*line, "--classes").err
+
+
+def test_copies_in_the_data_are_counted(diffuse, images, recipe, tmp_path, step_takes):
+    step_takes(1.0)
+    data = tmp_path / "data"
+    shutil.copytree(images, data)
+    line = ("train", data, "--config", recipe, "--steps", 2, "--dry-run")
+    assert "copies of others" not in diffuse(*line).err
+    for k, path in enumerate(sorted((data / "dark").iterdir())[:3]):
+        shutil.copy(path, data / "light" / f"copy {k}.png")
+    says = f"3 of 63 images are copies of others. List them with: diffuse info {data}"
+    assert says in diffuse(*line).err
+
+
 def test_the_held_out_loss_is_measured_with_the_labels(train, monkeypatch):
     """An independent sum over the held-out images, each with its class and the same draws."""
     seen = []

@@ -425,6 +425,14 @@ def test_what_is_distilled_is_told_what_its_teacher_is(diffuse, guided, teacher,
     assert {path.name for path in tmp_path.iterdir()} == {"other"}
 
 
+def test_a_model_of_classes_is_distilled_on_class_folders(diffuse, guided, images, tmp_path):
+    shutil.copytree(images / "dark", tmp_path / "flat")
+    ran = diffuse("distill", guided, "flat", "--steps", 2, "-q")
+    assert ran.code == 3
+    assert "the model was trained with classes, and the images are not in class" in ran.line
+    assert "--classes" not in ran.line
+
+
 def test_pairs_are_named_or_refused(diffuse, teacher, images):
     out = Path("pairs.safetensors")
     line = ("train", images, "--config", QUICK, "--given", images, "--steps", 2, "-q")

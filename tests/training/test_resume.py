@@ -425,6 +425,22 @@ def test_a_stop_beyond_the_last_step_is_refused(train, stopped):
     assert train("--resume", "--stop-at", 4).code == 0
 
 
+def test_a_resume_that_takes_no_step_says_why_and_what_to_do(train, stopped):
+    ran = train("--resume", "--stop-at", 1)
+    assert ran.code == 0, ran.err
+    assert "--stop-at 1 is before step 2, which the run has taken: nothing to do" in ran.err
+    assert "finished" not in ran.err
+    assert train("--resume").code == 0
+    ran = train("--resume")
+    assert (ran.code, ran.out) == (0, f"{MODEL}\n")
+    line = "the run is finished, at step 4. To train more, resume with --steps 8\n"
+    assert line in ran.err
+    ran = train("--resume", "--steps", 8)
+    assert ran.code == 0, ran.err
+    assert "step 8 of 8" in ran.err
+    assert "is finished" not in ran.err
+
+
 def test_a_stop_beyond_the_steps_that_minutes_hold_is_said(quick, step_takes):
     step_takes(100.0)
     ran = quick("--minutes", 10, "--stop-at", 11)

@@ -50,7 +50,12 @@ def test_a_finished_run_has_a_page_of_its_data_previews_curves_and_commands(quic
     assert 'alt="samples after step 8"' in page
     for words in ("60 images in", "learning rate", "Samples per second", "held-out"):
         assert words in page
-    for line in ("diffuse train", "--resume", "diffuse sample model", "diffuse eval model"):
+    assert "To train more:" in page
+    for line in (
+        "-o model.safetensors --steps 16",
+        "diffuse sample model",
+        "diffuse eval",
+    ):
         assert line in page
     assert "too few: samples will be noise" in page
     assert 'data-reload="0"' in page
@@ -68,7 +73,10 @@ def test_the_page_changes_nothing(quick, monkeypatch):
 
 def test_a_stopped_run_says_so_and_goes_on_when_it_is_resumed(quick):
     quick(*LINE, "--stop-at", 4, plots=True)
-    assert state_of(PAGE.read_text()) == "Finished after 4 of 8 steps"
+    page = PAGE.read_text()
+    assert state_of(page) == "Finished after 4 of 8 steps"
+    assert "To resume:" in page
+    assert "--steps 16" not in page
     quick(*LINE, "--resume", plots=True)
     page = PAGE.read_text()
     assert state_of(page) == "Finished after 8 of 8 steps"

@@ -194,13 +194,6 @@ class Copies:
     first: tuple[CopyGroup, ...]
 
 
-def exact_roots(images: Dataset) -> Array:
-    """For each image the first with its digest."""
-    words = np.ascontiguousarray(images.digests).view(np.uint64)
-    _, first, inverse = np.unique(words, axis=0, return_index=True, return_inverse=True)
-    return first[inverse.reshape(-1)]
-
-
 def count_copies(images: Dataset, roots: Array, chosen: Array) -> Copies:
     """Return the groups among the `chosen` images; `roots` has, for each, the index in `chosen` of
     the first of its group."""

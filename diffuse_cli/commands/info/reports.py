@@ -14,7 +14,7 @@ from PIL import Image
 
 from diffuse_cli.commands._cli.console import Rows, brief, format_rest, label_lines
 from diffuse_cli.commands.info import duplicates as near
-from diffuse_cli.commands.info.duplicates import Copies, count_copies, exact_roots
+from diffuse_cli.commands.info.duplicates import Copies, count_copies
 from diffuse_cli.config.shared_options import InfoConfig
 from diffuse_cli.core.settings import dimensions
 from diffuse_cli.core.space import Space
@@ -161,7 +161,7 @@ def _report(config: InfoConfig, images: Dataset, out: Path | None) -> Work[DataR
     else:
         found = moments(images.estimated_space, images.stored, everything, images.names)
         pixels = Spread(*(tuple(values.tolist()) for values in found))
-    roots, similar = exact_roots(images), None
+    roots, similar = images.first_copies, None
     if pictured and near.can_compare(images.stored):
         different = np.flatnonzero((roots == everything) & ~blank)
         alike = yield from near.group_similar(images.stored, hashed, different)
