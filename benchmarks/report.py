@@ -55,10 +55,11 @@ guidance at 1.5.
 
 ## Quality for time
 
-How good are samples after ten minutes on one core, from `diffuse` with its defaults, and from
-diffusers with the same recipe: target, weighting, optimizer, rate, batch, patches and solver, in a
-training loop of your own ([method](../benchmarks/README.md#quality-for-time))? Both ran at the same
-time, a core each. There is one seed, so read small differences as none. Ratios are of KID.
+How good are samples after ten minutes on one core, from `diffuse train DATA --size 128 --minutes
+10` (or 64 or 32 pixels), and from diffusers with the same recipe: target, weighting, optimizer,
+rate, batch, patches and solver, in a training loop of your own
+([method](../benchmarks/README.md#quality-for-time))? Both ran at the same time, a core each. There
+is one seed, so read small differences as none. Ratios are of KID.
 
 - **Flowers at 128×128:** `diffuse` has 0.53 of the KID of diffusers, which lacks the [Wiener
   filter](../benchmarks/README.md#the-wiener-filter). Recall is 0.19 for 0.03, brightness within 3
