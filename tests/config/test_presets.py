@@ -387,3 +387,26 @@ def test_patches_count_as_pixels_of_the_levels():
             (30, 30),
             1,
         )
+
+
+@pytest.mark.parametrize(
+    ("size", "device", "name"),
+    [
+        ((32, 32), "cuda", "small"),
+        ((32, 64), "cuda", "small"),
+        ((64, 32), "mps", "small"),
+        ((33, 64), "cuda", "base"),
+        ((64, 64), "cuda", "base"),
+        ((32, 32, 64), "cuda", "small"),
+        ((64, 64), "cpu", "tiny"),
+    ],
+)
+def test_the_preset_follows_the_device_and_the_shorter_side(size, device, name):
+    assert choose(train(), Space(channels=1, size=size), device) == name
+
+
+def test_networks_of_one_kind_have_the_rate_of_their_width():
+    """Twice the width, half of the rate: `slim` is `tiny` with half of its channels."""
+    tiny, slim = PRESETS["tiny"], PRESETS["slim"]
+    assert tiny.settings["width"] == 2 * slim.settings["width"]
+    assert slim.train["lr"] == 2 * tiny.train["lr"] == 8e-3

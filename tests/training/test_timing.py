@@ -204,11 +204,11 @@ def test_measuring_steps_and_what_comes_beside_them_fill_the_minutes(machine, mi
 @pytest.mark.parametrize("each", [0.0001, 0.005, 0.3])
 def test_the_batch_does_not_depend_on_the_speed_of_a_busy_machine(machine, monkeypatch, each):
     """1,536 steps of 16 images at 128x128 take about 21 minutes of a thread in float32."""
-    monkeypatch.setattr(time_estimate.torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 1)
     here, large = machine(each=each), {"side": 128, "channels": 3, "precision": "fp32"}
     batches = {m: filled(here, minutes=m, **large)[0].config.batch_size for m in (12, 25, 40, 60)}
     assert batches == {12: 8, 25: 16, 40: 16, 60: 32}
-    monkeypatch.setattr(time_estimate.torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
     assert filled(here, minutes=12, **large)[0].config.batch_size == 16
 
 
