@@ -259,3 +259,15 @@ def test_old_checkpoints_are_removed_as_before(stopped):
     files.remove(checkpoint(6) / "state.json")
     assert "state.json" in run_reader.find_damage(checkpoint(6))
     assert run_reader.find_damage(checkpoint(6), "ema.safetensors") == ""
+
+
+@pytest.mark.parametrize(
+    ("data", "line"),
+    [
+        ("my data", "diffuse train 'my data' --resume -o m.safetensors --steps 8"),
+        ("memory:1", "diffuse.train(data, out='m.safetensors', resume=True, steps=8)"),
+    ],
+)
+def test_a_line_that_resumes_is_extended(data, line):
+    resume = run_reader.resume_line(data, "m.safetensors")
+    assert run_reader.extend_line(resume, 8) == line

@@ -187,7 +187,7 @@ def test_arrays_are_only_moved(diffuse, few):
     ("typed", "text"),
     [
         ("flop", "--augment: there is no 'flop'"),
-        ("flip,none", "--augment: there is no 'none'"),
+        ("flip,none", "none, auto, or names such as flip,shift"),
         ("gain", "--augment gain is not for images"),
         (",", "--augment"),
     ],
