@@ -316,10 +316,10 @@ def _report_part(images: Dataset, held_out: bool) -> Notice:
 
 def read_folder(config: EvalConfig) -> Work[Sides]:
     """Read generated images at their own size if it is uniform, and real images at that size."""
-    fit, background = config.fit or "crop", config.background or "white"
+    fit = config.fit or "crop"
     read = partial(
         read_images,
-        background=background,
+        background=config.background or "white",
         fit=fit,
         layout=config.layout,
         rate=config.rate,
@@ -346,9 +346,8 @@ def read_folder(config: EvalConfig) -> Work[Sides]:
         samples = yield from read(config.subject, **uniform, bits=8)
         images = yield from read(config.data, **settings, bits=8)
     yield from _report_summaries(samples, images)
-    resized = describe_resizing(samples.summary, samples.stored.shape[2:], fit)
-    if resized and not uniform:
-        yield Notice(resized)
+    if not uniform and (text := describe_resizing(samples.summary, settings["size"], fit)):
+        yield Notice(text)
     names = images.class_names
     fakes, _ = _choose(config, LabeledSamples.from_dataset(samples, names), np.arange(len(samples)))
     pool, training = LabeledSamples.from_dataset(images, names), None
@@ -360,11 +359,9 @@ def read_folder(config: EvalConfig) -> Work[Sides]:
     space, estimated = images.space, samples.estimated_space
     if space.levels is not None:
         limits = space.limits if space.levels == estimated.levels else None
-        channels = (
-            estimated.channels
-            if estimated.levels is None
-            else max(estimated.channels, space.channels)
-        )
+        channels = estimated.channels
+        if estimated.levels is not None:
+            channels = max(channels, space.channels)
         space = replace(estimated, channels=channels, limits=limits)
     return Sides(real, more, fakes, training, "all", names, prints, space)
 
