@@ -132,6 +132,15 @@ def test_a_rotation_of_a_wide_image_keeps_its_proportions():
     assert torch.allclose(change("rotate", beside, 0.25)[0][near], below[near], atol=0.02)
 
 
+@pytest.mark.parametrize(("name", "u"), [("zoom", 0.0), ("zoom", 0.3), ("rotate", 0.6)])
+def test_beyond_the_border_an_image_is_its_reflection(name: str, u: float):
+    """A change of an image is the center of the same change of the image with its reflections."""
+    x = images(2, 16, 16)
+    continued = torch.from_numpy(np.pad(x.numpy(), [(0, 0), (16, 16), (16, 16)], "symmetric"))
+    center = change(name, continued, u)[0][:, 16:32, 16:32]
+    assert torch.allclose(change(name, x, u)[0], center, atol=1e-4)
+
+
 def test_a_zoom_keeps_the_center_and_changes_sizes_by_its_factor():
     y, x = torch.meshgrid(torch.arange(32) - 15.5, torch.arange(32) - 15.5, indexing="ij")
     disc = (x**2 + y**2 < 49).float()[None]

@@ -209,12 +209,15 @@ def test_a_resumed_run_keeps_its_augmentations(quick):
 # -- number of steps ------------------------------------------------------------------------------
 
 
-def test_the_steps_of_a_run_grow_with_its_images():
-    """1,000 steps at least and 5,000 at most, and between them each image is seen 1,000 times."""
-    counts = [2, 64, 65, 100, 200, 320, 400, 10**6]
-    steps = [plan.plan_steps(count, 64) for count in counts]
-    assert steps == [1000, 1000, 1015, 1562, 3125, 5000, 5000, 5000]
-    assert plan.plan_steps(200, 128) < plan.plan_steps(200, 64) < plan.plan_steps(200, 32)
+@pytest.mark.parametrize(
+    ("count", "batch", "steps"),
+    [
+        (2, 64, 1000), (64, 64, 1000), (65, 64, 1015), (200, 64, 3125), (321, 64, 5000),
+        (10**6, 64, 5000), (200, 128, 1562), (200, 32, 5000),
+    ],
+)  # fmt: skip
+def test_a_run_sees_each_image_1000_times_in_1000_to_5000_steps(count, batch, steps):
+    assert plan.plan_steps(count, batch) == steps
 
 
 @pytest.mark.parametrize(

@@ -156,3 +156,11 @@ def test_long_samples_have_no_filter(side, found):
     if not found:
         with pytest.raises(UsageError, match="at most 2,048 values a side and 32 channels"):
             complete_config(asked, space, Conditions())
+
+
+@pytest.mark.parametrize("options", [(), ("--flip",)])
+def test_the_mean_of_mirrored_images_is_symmetric(patched, options):
+    assert patched(*options).code == 0
+    mean = torch.tensor(model_file.load(MODEL).blueprint.gaussian.mean)
+    odd = mean[..., 1::2].abs().max()  # cosines that change sign in the mirror
+    assert (odd < 1e-5) == bool(options)
