@@ -50,10 +50,10 @@ def test_the_model_file_is_that_of_a_model_without(diffuse, images, recipe):
     assert {k: v.shape for k, v in found.items()} == {k: v.shape for k, v in plain.items()}
     assert any(name.startswith("raw") for name in found)
     assert config()["augment"] == list(ALL)
-    states = sorted(RUN.rglob("model.safetensors"))
-    embedding = load_file(states[-1])["augment_embedding.weight"]
-    assert embedding.shape[1] == count_parameters(ALL)
-    assert embedding.abs().max() > 0
+    state = sorted(RUN.rglob("optimizer.safetensors"))[-1]
+    gradient = load_file(state)["augment_embedding.weight.exp_avg"]
+    assert gradient.shape[1] == count_parameters(ALL)
+    assert gradient.abs().max() > 0
 
 
 def test_samples_and_parameters_differ_where_drawn(quick, told):

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from diffuse_cli.core.conditions import Conditions
     from diffuse_cli.core.networks.unet import Config
 
+SPREAD = 2.0
+"""Standard deviation of the first weights of augmentation parameters, which are often below 1. A
+typical change is embedded about as far from zero as a class."""
+
 
 class ConditionedNetwork(nn.Module):
     """Base class of a network with conditions.
@@ -46,9 +50,14 @@ class ConditionedNetwork(nn.Module):
             self.row_embedding = RowEmbedding(conditions.table, width)
 
     def add_augmentation(self, parameters: int) -> None:
-        """Add an embedding of augmentation parameters, which has no effect before training."""
+        """Add an embedding of augmentation parameters, where zeros have no effect.
+
+        Its weights start from N(0, `SPREAD`^2). From zeros, short runs hardly learn to distinguish
+        changed samples, and generate them (benchmarks/README.md).
+        """
         width = self.time_embedding.linear_2.out_features
-        embedding = init_zeros(nn.Linear(parameters, width, bias=False))
+        embedding = nn.Linear(parameters, width, bias=False)
+        nn.init.normal_(embedding.weight, std=SPREAD)
         self.augment_embedding = embedding.to(self.time_embedding.linear_2.weight)
 
     def embed_conditions(
