@@ -33,8 +33,8 @@ def test_zeros_have_no_effect_and_changes_have_one_before_training(settings: dic
 
 @pytest.mark.parametrize(
     ("medium", "settings"),
-    [("image", UNET), ("image", VIT), ("array", UNET)],
-    ids=["image-unet", "image-vit", "array-unet"],
+    [("image", UNET), ("image", VIT), ("array", UNET), ("audio", UNET)],
+    ids=["image-unet", "image-vit", "array-unet", "audio-unet"],
 )
 def test_a_short_training_does_not_mix_changed_samples_into_others(
     medium: str, settings: dict[str, Any]
@@ -45,15 +45,14 @@ def test_a_short_training_does_not_mix_changed_samples_into_others(
     """
     torch.manual_seed(0)
     names, rng, process = MEDIA[medium].augmentations, generator(), process_of("cosine", 1000)
-    net, sample = (
-        plan(size=8, channels=3, **settings).build(),
-        torch.randn(1, 3, 8, 8, generator=rng),
-    )
+    size = (8,) if medium == "audio" else (8, 8)
+    net = plan(size=size, channels=3, **settings).build()
     net.add_augmentation(count_parameters(names))
+    sample = torch.randn(3, *size, generator=rng)
 
     def change(count: int) -> tuple[Tensor, Tensor]:
         draws = torch.rand(count, count_draws(names), generator=rng)
-        return augment(sample.expand(count, -1, -1, -1), names, draws)
+        return augment(sample.expand(count, *sample.shape), names, draws)
 
     def estimate(x0: Tensor, parameters: Tensor | None) -> Tensor:
         t = torch.full((len(x0),), TIME)
@@ -71,6 +70,6 @@ def test_a_short_training_does_not_mix_changed_samples_into_others(
         F.mse_loss(estimate(x0, parameters), x0).backward()
         optimizer.step()
     with torch.no_grad():
-        bias = estimate(sample.expand(256, -1, -1, -1), None).mean(0) - sample
+        bias = estimate(sample.expand(256, *sample.shape), None).mean(0) - sample
     leak = float((bias * mixture).sum() / (mixture * mixture).sum())
     assert abs(leak) < 0.2
