@@ -116,7 +116,7 @@ class TrainConfig(DiffusionConfig, FormConfig):
         False, "Mirror half of the training images, or the last axis of arrays."
     )
     augment: tuple[str, ...] | None = option.data.optional(
-        "Augment training samples at random, without effect on generated samples.",
+        "Change training samples at random, with the changes as inputs of the network.",
         table="core.augmentations.AUGMENTATIONS",
         parse=parse_augment,
         metavar="none|auto|NAME,...",

@@ -1,8 +1,8 @@
-"""Augmentation that does not leak into samples (Karras et al. 2022, appendix F.2).
+"""Augmentation that hardly leaks into samples (Karras et al. 2022, appendix F.2).
 
 Random changes of few training samples make a network learn what all of them have in common instead
 of each by heart. The network receives the parameters of each change, and zeros mean no change. So
-it learns from changed samples and generates unchanged ones.
+it learns from changed samples, and generates unchanged ones once it distinguishes them.
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from diffuse_cli.core.networks.unet import Config
 
 SPREAD = 2.0
-"""Standard deviation of the first weights of augmentation parameters, which are often below 1. A
-typical change is embedded about as far from zero as a class."""
+"""Initial standard deviation of the weights for augmentation parameters. The parameters are often
+below 1, so a typical change is embedded about as far from zero as a class."""
 
 
 class ConditionedNetwork(nn.Module):
@@ -52,7 +52,7 @@ class ConditionedNetwork(nn.Module):
     def add_augmentation(self, parameters: int) -> None:
         """Add an embedding of augmentation parameters, where zeros have no effect.
 
-        Its weights start from N(0, `SPREAD`^2). From zeros, short runs hardly learn to distinguish
+        Weights start from N(0, `SPREAD`^2). From zeros, short runs hardly learn to distinguish
         changed samples, and generate them (benchmarks/README.md).
         """
         width = self.time_embedding.linear_2.out_features
