@@ -1,6 +1,7 @@
 """What the golden test measures: corpora, command lines run, results and their comparison.
 
-Nothing here imports the package but its command line, so that the inside may change freely.
+Nothing here imports the package but its command line, so that the inside may change freely, and
+`benchmarks/same_bits.py` can run another version.
 
 `fixtures/` is what the code wrote when the results were first recorded, and is not written again:
 model files after 20 steps (plain; with classes and a recommended setting; with a learned variance),
@@ -13,8 +14,8 @@ import contextlib
 import hashlib
 import io
 import json
+import math
 import os
-import platform
 import re
 import shutil
 import subprocess
@@ -22,7 +23,7 @@ import sys
 import tarfile
 import wave
 from base64 import b64decode
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,8 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: equal bytes nee
 os.environ["DIFFUSE_CACHE"] = ""
 
 import numpy as np
-import PIL
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from golden_cases import CASES, COMMON, NETWORKS
 from PIL import Image
 from safetensors.numpy import load_file
@@ -43,11 +42,13 @@ HERE = Path(__file__).parent
 GOLDEN = HERE / "golden.json"
 FIXTURES = HERE / "fixtures"
 
+Array = np.ndarray[Any, Any]
+
 Measured = dict[str, dict[str, Any]]
 """Tensors, outputs (`images`) and numbers of a case, each by name: arrays, and floats or words."""
 
 Recorded = dict[str, dict[str, Any]]
-"""A `Measured` whose arrays are `row`s."""
+"""A `Measured` of `rows`."""
 
 PASSED_OVER = ("seconds", "size_bytes", "unet", "training", "settings", "model", "made_with")
 """Parts of what `info` and `eval` print that are no results: times, and what was asked for."""
@@ -55,33 +56,14 @@ PASSED_OVER = ("seconds", "size_bytes", "unet", "training", "settings", "model",
 PARTS = ("tensors", "images")
 """Of these there may be no more than were recorded; new numbers may be printed."""
 
-KEYS = 3
-"""Projections of each array."""
+KEYS, ROW = 3, 6
+"""Projections of each array, and the columns of a row."""
 
-DRIFT = {"float32": 1e-3, "uint8": 4e-3, "numbers": 1e-3}
+DRIFT, IMAGE_DRIFT, LEAST = 1e-3, 4e-3, 1e-6
 """How far off results may be on other machines: the mean, the size and the projections of an array
-by its precision, relative to its size, and a number relative to itself or 1. With AVX2, without any
-vector extension, with two threads and on another processor, float32 was off by 9e-5 at most,
-numbers by 4e-5, and no image was; one pixel of 8x8 off by one level moves them by 1e-3."""
-
-
-def machine() -> dict[str, str]:
-    """What decides the last bits of the arithmetic."""
-    fields = ("vendor_id", "cpu family", "model", "model name")
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
-        about = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
-        processor = ", ".join(about.get(name, "") for name in fields)
-        return {
-            "processor": processor,
-            "capability": torch.backends.cpu.get_cpu_capability(),
-            "isa": os.environ.get("ONEDNN_MAX_CPU_ISA", ""),
-            "device": "cuda" if torch.cuda.is_available() else "cpu",
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "pillow": PIL.__version__,
-        }
-    return {"processor": platform.processor()}
+relative to its size, which is at least `LEAST`, and a number relative to itself or 1. With AVX2,
+without any vector extension, with two threads and on another processor, float32 was off by 9e-5 at
+most, numbers by 4e-5, and no image was; one pixel of 8x8 off by one level moves them by 1e-3."""
 
 
 # -- corpora: arithmetic alone, so that they are the same everywhere ------------------------------
@@ -126,6 +108,32 @@ def write_sounds(folder: Path, count: int = 16) -> None:
             file.writeframes((triangle + draw.randint(-3000, 3000, 512)).astype("<i2").tobytes())
 
 
+def write_fields(folder: Path, count: int = 12) -> None:
+    """Float arrays of two channels of 8x8, of which the second has large and small values."""
+    draw = np.random.RandomState(4)
+    folder.mkdir()
+    for k in range(count):
+        field = draw.standard_normal((2, 8, 8)) + np.arange(8) * (k % 3) / 4
+        field[1] *= 2.0 ** np.round(3 * field[1])
+        np.save(folder / f"{k:02d}.npy", field.astype(np.float32))
+
+
+def write_volumes(folder: Path, count: int = 8) -> None:
+    """Float arrays of 4x8x8 that become lighter along one axis."""
+    draw = np.random.RandomState(5)
+    folder.mkdir()
+    for k in range(count):
+        volume = draw.standard_normal((4, 8, 8)) + np.arange(8) * (k % 3)
+        np.save(folder / f"{k:02d}.npy", volume.astype(np.float32))
+
+
+def write_table(folder: Path) -> None:
+    """A column of numbers and one of labels of the images in a folder."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
+    rows = [f"{name},{20 + k % 7},{('north', 'south')[k % 3 % 2]}" for k, name in enumerate(names)]
+    (folder / "metadata.csv").write_text("\n".join(["file_name,age,site", *rows]) + "\n")
+
+
 def write_shards(folder: Path, source: Path, count: int = 2) -> None:
     """The images of class folders, dealt to tar files in turn."""
     folder.mkdir()
@@ -151,8 +159,12 @@ def furnish(folder: Path) -> None:
     """Write what a case reads into a folder."""
     write_grey(folder / "grey", 16, seed=1)
     write_grey(folder / "held", 10, seed=2)
+    write_grey(folder / "many", 48, seed=6)
+    write_table(folder / "many")
     write_emoji(folder / "emoji")
     write_sounds(folder / "sounds")
+    write_fields(folder / "fields")
+    write_volumes(folder / "volumes")
     write_shards(folder / "shards", folder / "grey")
     write_parquet(folder / "grey.parquet", folder / "grey")
     mask = np.zeros((8, 8), np.uint8)
@@ -160,6 +172,7 @@ def furnish(folder: Path) -> None:
     Image.fromarray(mask).save(folder / "mask.png")
     for name, text in NETWORKS.items():
         (folder / name).write_text(COMMON + text)
+        (folder / f"default-{name}").write_text(text)
     (folder / "init.toml").write_text(COMMON)
     shutil.copytree(FIXTURES, folder, dirs_exist_ok=True)
     # A run directory, but version control ignores folders that end in .run.
@@ -186,22 +199,15 @@ def run(line: str, twice: Callable[..., str]) -> str:
 def by_torchrun(*arguments: str) -> str:
     """stdout of `diffuse` in two processes."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    path = os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
     ran = subprocess.run(
         [sys.executable, *launcher, "-m", "diffuse_cli", *arguments],
-        env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
     return ran.stdout
 
 
-def digest(array: np.ndarray[Any, Any]) -> str:
-    """The first 16 digits of the SHA-256 of the bytes; the shape and type before them."""
-    name = f"{array.dtype}{array.shape}".encode()
-    return hashlib.sha256(name + np.ascontiguousarray(array).tobytes()).hexdigest()[:16]
-
-
-def row(name: str, array: np.ndarray[Any, Any]) -> list[Any]:
+def row(name: str, array: Array) -> list[Any]:
     """[type and shape, mean, root of the mean square, projections], which any machine agrees on.
 
     A projection is the sum of the elements, each with a sign keyed by `name`, over the root of
@@ -210,26 +216,80 @@ def row(name: str, array: np.ndarray[Any, Any]) -> list[Any]:
     wide = array.astype(np.float64).ravel()
     key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:16], "big")
     signs = np.random.Generator(np.random.Philox(key=key)).integers(0, 2, (KEYS, wide.size)) * 2 - 1
-    found = (wide.mean(), (wide**2).mean() ** 0.5, *(signs @ wide / wide.size**0.5))
+    values = (wide.mean(), (wide**2).mean() ** 0.5, *(signs @ wide / wide.size**0.5))
     kind = f"{array.dtype} {'x'.join(map(str, array.shape))}"
-    return [kind, *(float(f"{value:.5g}") for value in found)]
+    return [kind, *(float(f"{value:.5g}") for value in values)]
 
 
-def rows(found: Measured) -> Recorded:
-    """What was measured as it is recorded."""
-    arrays = {kind: {name: row(name, a) for name, a in found[kind].items()} for kind in PARTS}
-    return {**arrays, "numbers": found["numbers"]}
+def block_row(name: str, tensors: dict[str, Array]) -> list[Any]:
+    """A row of several tensors: of the logarithm of the size of each, and of its mean and
+    projections relative to its size, so that a small tensor counts as much as a large one.
+
+    Names, types and shapes are in the first column.
+    """
+    rows = {key: row(key, tensor) for key, tensor in tensors.items()}
+    parts = []
+    for _, mean, size, *projections in rows.values():
+        size = max(size, LEAST)
+        parts.append([math.log(size), mean / size, *(value / size for value in projections)])
+    kinds = json.dumps({key: kind for key, (kind, *_) in rows.items()})
+    label = f"{len(rows)} tensors {hashlib.sha256(kinds.encode()).hexdigest()[:8]}"
+    return [label, *row(name, np.array(parts))[1:]]
 
 
-def fingerprint(found: Measured) -> str:
-    """A digest of all that a case gave, to the last bit."""
-    values = {k: {name: digest(a) for name, a in found[k].items()} for k in PARTS}
-    return summed({**values, "numbers": found["numbers"]})
+def block_name(tensor: str) -> str:
+    """The name of a tensor to its first number, or without its last part."""
+    numbered = re.match(r".*?\.\d+(?=\.)", tensor)
+    return numbered[0] if numbered else tensor.rpartition(".")[0] or tensor
 
 
-def summed(values: dict[str, dict[str, Any]]) -> str:
-    """A digest of digests and numbers by name."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+def grouped(names: Iterable[str], group: Callable[[str], str]) -> dict[str, list[str]]:
+    """Names by their group, in order."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(group(name), []).append(name)
+    return groups
+
+
+def list_name(path: str) -> str:
+    """The path of a number without the index of a list, the name of a class and the ending of a
+    standard error."""
+    path = re.sub(r"(?<=\.)\d+(?=\.|$)", "*", path)
+    return re.sub(r"(?<=classes\.)[^.]+", "*", path).removesuffix("_standard_error")
+
+
+def list_row(path: str, values: list[Any]) -> Any:
+    """One value, a few numbers, the row of more numbers, or words in a line."""
+    if len(values) == 1:
+        return values[0]
+    if any(type(value) not in (int, float) for value in values):
+        return ", ".join(map(str, values))
+    return values if len(values) < ROW else row(path, np.array(values, np.float64))
+
+
+def rows(measured: Measured) -> Recorded:
+    """What was measured as it is recorded: a row for each block of tensors, each output and each
+    list of numbers."""
+    tensors, values = measured["tensors"], measured["numbers"]
+    blocks, lists = grouped(tensors, block_name), grouped(values, list_name)
+    return {
+        "tensors": {k: block_row(k, {n: tensors[n] for n in names}) for k, names in blocks.items()},
+        "images": {name: row(name, array) for name, array in measured["images"].items()},
+        "numbers": {k: list_row(k, [values[n] for n in names]) for k, names in lists.items()},
+    }
+
+
+def hashes(measured: Measured) -> dict[str, str]:
+    """The SHA-256 of the bytes of each tensor and output, with type and shape before them, and of
+    the digits of each number."""
+    named = {f"{part} {name}": each for part in measured for name, each in measured[part].items()}
+    found = {}
+    for name, each in named.items():
+        array = isinstance(each, np.ndarray)
+        kind = f"{each.dtype}{each.shape}" if array else ""
+        content = np.ascontiguousarray(each).tobytes() if array else json.dumps(each).encode()
+        found[name] = hashlib.sha256(kind.encode() + content).hexdigest()
+    return found
 
 
 def leaves(found: Any, at: str = "", but: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -250,10 +310,11 @@ def numbers(found: Any) -> dict[str, float]:
 
 
 class Page(HTMLParser):
-    """Text and embedded images of an evaluation page.
+    """Printed numbers and embedded images of an evaluation page.
 
     The last section is left out: it has times, versions and the numbers that `--json` prints. So is
-    the inside of plots, which is matplotlib's, but not their descriptions.
+    the inside of plots, which is matplotlib's, but not their descriptions. Printed numbers are one
+    array: where one is rounded up on one machine and down on another they agree.
     """
 
     INSIDE = re.compile(r'(<svg[^>]*>).*?</svg>|<style>.*?</style>|id="repeat".*', re.DOTALL)
@@ -261,7 +322,7 @@ class Page(HTMLParser):
     def __init__(self, html: str) -> None:
         super().__init__()
         self.text: list[str] = []
-        self.images: list[np.ndarray[Any, Any]] = []
+        self.images: list[Array] = []
         self.feed(self.INSIDE.sub(r"\1", html))
 
     def handle_data(self, data: str) -> None:
@@ -274,72 +335,83 @@ class Page(HTMLParser):
             with Image.open(io.BytesIO(b64decode(about["src"].partition(",")[2]))) as image:
                 self.images.append(np.asarray(image).ravel())
 
-    def measured(self) -> tuple[dict[str, np.ndarray[Any, Any]], str]:
-        """Arrays by name, and a digest of the words.
-
-        Printed numbers are one array: where one is rounded up on one machine and down on another
-        they agree. The numbers that `--json` prints are held one by one.
-        """
-        number = re.compile(r"\d[\d,]*(?:\.\d+)?")
-        text = " ".join(self.text)
-        printed = [float(found.replace(",", "")) for found in number.findall(text)]
-        words = hashlib.sha256(number.sub("#", text).encode()).hexdigest()[:16]
-        arrays = {"numbers": np.float32(printed), "images": np.concatenate(self.images)}
-        return arrays, words
+    def arrays(self) -> dict[str, Array]:
+        """Numbers and images by name."""
+        printed = re.findall(r"\d[\d,]*(?:\.\d+)?", " ".join(self.text))
+        numbers = [float(number.replace(",", "")) for number in printed]
+        return {"page.numbers": np.float32(numbers), "page.images": np.concatenate(self.images)}
 
 
 def measure(name: str, twice: Callable[..., str] = by_torchrun) -> Measured:
     """Run a case in the working directory, which `furnish` has filled, and measure it.
 
-    These are model files, pictures and sounds in `samples/`, the folder `exported`, an evaluation
-    page, and the numbers that lines with `--json` print. `twice` runs `diffuse` in two processes.
+    These are model files, pictures, arrays and sounds in `samples/`, the folder `exported`, an
+    evaluation page, and the numbers that lines with `--json` print. `twice` runs `diffuse` in two
+    processes.
     """
-    found: Measured = {"tensors": {}, "images": {}, "numbers": {}}
+    measured: Measured = {"tensors": {}, "images": {}, "numbers": {}}
     for line in CASES[name]:
         out = run(line, twice)
         if "--json" in line:
-            found["numbers"].update(numbers(json.loads(out)))
+            measured["numbers"] |= numbers(json.loads(out))
     for model in filter(Path.exists, map(Path, ("m.safetensors", "stopped.safetensors"))):
-        found["tensors"] = dict(sorted(load_file(model).items()))
-    for path in sorted(Path("samples").glob("[0-9]*.png")):
-        with Image.open(path) as image:
-            found["images"][path.name] = np.asarray(image)
-    for path in sorted(Path("samples").glob("[0-9]*.wav")):
-        with wave.open(str(path)) as sound:
-            levels = np.frombuffer(sound.readframes(sound.getnframes()), "<i2")
-            found["images"][path.name] = (levels / 2**15).astype(np.float32)
+        measured["tensors"] = dict(sorted(load_file(model).items()))
+    for path in sorted(Path("samples").glob("[0-9]*")):
+        measured["images"][path.name] = READERS[path.suffix](path)
     for path in sorted(Path("exported").rglob("*.safetensors")):
-        found["tensors"] |= dict(sorted(load_file(path).items()))
+        measured["tensors"] |= dict(sorted(load_file(path).items()))
     for path in sorted(Path("exported").rglob("*.json")):
-        found["numbers"] |= leaves(json.loads(path.read_text()), path.relative_to("exported").stem)
-    for path in filter(Path.exists, [Path("page.html")]):
-        arrays, found["numbers"]["page.words"] = Page(path.read_text()).measured()
-        found["images"] |= {f"page.{name}": array for name, array in arrays.items()}
-    return found
+        stem = path.relative_to("exported").stem
+        measured["numbers"] |= leaves(json.loads(path.read_text()), stem)
+    if Path("page.html").exists():
+        measured["images"] |= Page(Path("page.html").read_text()).arrays()
+    return measured
+
+
+def read_image(path: Path) -> Array:
+    """Read the pixels of an image."""
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def read_sound(path: Path) -> Array:
+    """Read the levels of a sound, from -1 to 1."""
+    with wave.open(str(path)) as sound:
+        levels = np.frombuffer(sound.readframes(sound.getnframes()), "<i2")
+        return (levels / 2**15).astype(np.float32)
+
+
+READERS: dict[str, Callable[[Path], Array]] = {
+    ".png": read_image, ".wav": read_sound, ".npy": np.load
+}  # fmt: skip
 
 
 # -- comparing -------------------------------------------------------------------------------------
 
 
-def differences(expected: Recorded, found: Recorded) -> list[str]:
+def differences(expected: Recorded, measured: Recorded) -> list[str]:
     """What is not as recorded, beyond `DRIFT`."""
     wrong = [
-        f"{kind} {key}: {was} became {found[kind].get(key)}"
-        for kind, values in expected.items()
+        f"{part} {key}: {was} became {measured[part].get(key)}"
+        for part, values in expected.items()
         for key, was in values.items()
-        if not _agree(was, found[kind].get(key))
+        if not _agree(was, measured[part].get(key))
     ]
-    new = [f"{kind} {key} is new" for kind in PARTS for key in found[kind].keys() - expected[kind]]
+    new = [
+        f"{part} {key} is new"
+        for part in PARTS
+        for key in measured[part].keys() - expected.get(part, {}).keys()
+    ]
     return wrong + new
 
 
 def _agree(was: Any, now: Any) -> bool:
-    if now is None:
-        return False
-    if isinstance(was, str):
-        return bool(was == now)
-    if not isinstance(was, list):
-        return bool(abs(was - now) <= DRIFT["numbers"] * max(1, abs(was)))
-    (kind, *was), (own, *now) = was, now
-    most = DRIFT[kind.partition(" ")[0]] * max(was[1], 1e-6)
-    return bool(kind == own and np.abs(np.subtract(was, now)).max() <= most)
+    if isinstance(was, list) and isinstance(now, list) and isinstance(was[0], str):
+        (kind, *was), (other, *now) = was, now
+        most = (IMAGE_DRIFT if kind.startswith("uint8") else DRIFT) * max(was[1], LEAST)
+        return bool(kind == other and np.abs(np.subtract(was, now)).max() <= most)
+    if isinstance(was, list) and isinstance(now, list):
+        return len(was) == len(now) and all(map(_agree, was, now))
+    if type(was) in (int, float) and type(now) in (int, float):
+        return bool(abs(was - now) <= DRIFT * max(1, abs(was)))
+    return bool(was == now)
