@@ -239,3 +239,38 @@ def test_the_table_of_a_gpu_has_a_row_for_each_size():
     assert "| 256×256, `base` | 4 | 300 | 9 | 500 | 9 | 30 | 9 | bf16, compiled |" in text
     assert "| 512×512 |" in text
     assert "20.0 ± 1.0" in text
+
+
+SAME, OTHER = (
+    {"numbers kid": "aa", "images 0.png": "bb"},
+    {"numbers kid": "aa", "images 0.png": "cc"},
+)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "code", "line"),
+    [
+        (SAME, SAME, 0, "1 of 1 cases have the same bits"),
+        (SAME, {**SAME, "numbers new": "dd"}, 0, "1 of 1 cases have the same bits"),
+        (SAME, OTHER, 1, "case: 1 of 2 results differ: images 0.png"),
+        (SAME, {"numbers kid": "aa"}, 1, "case: 1 of 2 results differ: images 0.png"),
+        (SAME, "train\nno such file", 1, "case: fails in the working tree: no such file"),
+        (
+            "train\nno option --new",
+            SAME,
+            1,
+            "case: not compared, because v1 fails: no option --new",
+        ),
+    ],
+    ids=["equal", "more numbers", "another", "one less", "fails now", "failed then"],
+)
+def test_other_bits_end_with_1(old, new, code, line, capsys):
+    """So does a comparison of nothing."""
+    assert benchmark("same_bits").report({"case": old}, {"case": new}, "v1") == code
+    assert line in capsys.readouterr().out
+
+
+def test_a_case_that_one_commit_cannot_run_leaves_the_others(capsys):
+    old = {"case": "no option --new", "other": SAME}
+    assert benchmark("same_bits").report(old, {"case": SAME, "other": SAME}, "v1") == 0
+    assert "1 of 2 cases have the same bits, 0 do not" in capsys.readouterr().out
