@@ -169,7 +169,7 @@ def sampler_options(sampler: str, **given: float | None) -> dict[str, float]:
     for name in chosen:
         if name not in takes:
             listed = " and ".join(takes) or "no options"
-            able = [k for k, run in SAMPLERS.working() if name in inspect.signature(run).parameters]
+            able = [k for k, run in SAMPLERS.items() if name in inspect.signature(run).parameters]
             hint = f"It takes {listed}. Samplers with it: {', '.join(able)}"
             raise InvalidArgument(f": the sampler '{sampler}' has none", hint, argument=name)
     return chosen

@@ -58,8 +58,7 @@ def report_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        names = [(_TEMPORARY.fullmatch(part), part) for part in path.parts]
-        path = Path(*(temporary[1] if temporary else part for temporary, part in names))
+        path = Path(*(_TEMPORARY.sub(r"\1", part) for part in path.parts))
         reason = os.strerror(error.errno) if error.errno else str(error)
         hint = "Free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         raise OutputError(f"cannot write {show(path)}: {reason}", hint) from error
@@ -344,14 +343,12 @@ def check_room(folder: Path, total: int, largest: int) -> None:
     """
     with contextlib.suppress(OSError):  # the system does not say
         if total > (free := shutil.disk_usage(_existing_parent(folder)).free):
-            text = f"{show(folder)} needs {format_bytes(total)} of disk, and "
-            text += f"{format_bytes(free)} are free"
-            raise OutputError(text, "Free some space, or choose another -o")
+            text = f"needs {format_bytes(total)} of disk, and {format_bytes(free)} are free"
+            raise OutputError(f"{show(folder)} {text}", "Free some space, or choose another -o")
     limit = read_limit("RLIMIT_FSIZE")
     if limit is not None and largest > limit:
-        text = f"{show(folder)} needs a file of {format_bytes(largest)}, and the limit is "
-        text += format_bytes(limit)
-        raise OutputError(text, "Raise the limit with `ulimit -f`")
+        text = f"needs a file of {format_bytes(largest)}, and the limit is {format_bytes(limit)}"
+        raise OutputError(f"{show(folder)} {text}", "Raise the limit with `ulimit -f`")
 
 
 def free_space(folder: Path) -> int:
