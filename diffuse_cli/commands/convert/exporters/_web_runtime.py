@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import subprocess
 import tarfile
@@ -39,8 +40,12 @@ HASHES: Mapping[str, str] = {
 WITHIN = 300
 """Seconds after which npm has no answer."""
 
-QUICKLY = ("--fetch-retries=1", "--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=1000")
-"""Options of npm that try twice within a second: by default it waits a minute for a network."""
+QUICKLY = {
+    "npm_config_fetch_retries": "1",
+    "npm_config_fetch_retry_mintimeout": "1000",
+    "npm_config_fetch_retry_maxtimeout": "1000",
+}
+"""Environment of npm to try twice within a second: by default it waits a minute for a network."""
 
 FETCHING = f"fetching {PACKAGE} {VERSION} with npm, for at most {WITHIN} s"
 
@@ -66,9 +71,11 @@ def read_runtime(given: str | None, providers: Iterable[str] = FILES) -> dict[st
     if given is not None:
         return _read_package(Path(given), providers)
     with tempfile.TemporaryDirectory(prefix="diffuse-runtime-") as folder:
-        line = ["npm", "pack", "-s", *QUICKLY, f"{PACKAGE}@{VERSION}"]
+        line, env = ["npm", "pack", "-s", f"{PACKAGE}@{VERSION}"], {**os.environ, **QUICKLY}
         try:
-            subprocess.run(line, cwd=folder, check=True, capture_output=True, timeout=WITHIN)
+            subprocess.run(
+                line, cwd=folder, env=env, check=True, capture_output=True, timeout=WITHIN
+            )
         except (OSError, subprocess.SubprocessError) as error:
             raise UsageError(f"npm cannot fetch {PACKAGE} {VERSION}", HINT) from error
         return _read_package(next(Path(folder).glob("*.tgz")), providers)
