@@ -759,6 +759,18 @@ def test_shares_of_copies_are_compared_where_their_references_are_the_same():
     assert METRICS["memorization"].difference_errors(a, b) == {}
 
 
+@pytest.mark.parametrize(
+    ("samples", "references"),
+    [([1.0, 2.0, 3.0], [1.5]), ([1.0], [0.5, 1.5]), ([1.0, 2.0], [np.inf, np.inf, 1.0])],
+    ids=["reference", "sample", "finite"],
+)
+def test_a_single_distance_shows_no_copies(samples, references):
+    near = inputs.NearestDistances(np.array(samples), np.array(references), np.zeros(9, int))
+    side = SimpleNamespace(nearest={"pixels": near})
+    assert METRICS["memorization"].compute(side) == {}
+    assert METRICS["memorization"].difference_errors(side, side) == {}
+
+
 @pytest.mark.parametrize("name", OF_FEATURES)
 def test_a_model_does_not_differ_from_itself(name):
     a, b = two(0, 30, 0.5, 0)[0], two(0, 30, 0.5, 0)[0]
