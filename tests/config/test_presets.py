@@ -117,6 +117,13 @@ def test_every_published_network_is_counted():
 
 
 @pytest.mark.parametrize("name", [n for n, p in PRESETS.items() if p.published])
+def test_a_published_network_learns_from_unchanged_images_without_a_filter(name: str):
+    """The papers have neither the Wiener filter nor augmentation, which are defaults otherwise."""
+    training = PRESETS[name].train
+    assert (training["wiener"], training["augment"]) == (False, ())
+
+
+@pytest.mark.parametrize("name", [n for n, p in PRESETS.items() if p.published])
 def test_a_published_network_has_attention_where_it_is_named(name: str):
     config = own(name)
     levels = {side(name) >> i for i in range(len(config.multipliers))}

@@ -77,6 +77,7 @@ def test_floats_are_standardized_channel_by_channel():
         ({"size": ()}, "size"),
         ({"size": (1, 2, 3, 4)}, "size"),
         ({"size": (8, 4097)}, "size"),
+        ({"size": (2**20 + 1,)}, "size"),
         ({"size": 8}, "size"),
         ({"levels": 1}, "levels"),
         ({"levels": 65_537}, "levels"),
@@ -97,6 +98,11 @@ def test_a_space_that_cannot_be_is_refused(wrong: dict[str, Any], argument: str)
     with pytest.raises(InvalidArgument) as caught:
         Space(**{"channels": 1, "size": (8, 8), **wrong})
     assert caught.value.argument == argument
+
+
+@pytest.mark.parametrize("size", [(2**20,), (4096, 1), (1, 4096, 1)])
+def test_the_longest_sides_are_allowed(size: tuple[int, ...]):
+    assert Space(channels=1, size=size).size == size
 
 
 def test_an_unlabeled_sample_is_told_the_label_after_the_last():
