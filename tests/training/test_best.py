@@ -14,11 +14,13 @@ import pytest
 import torch
 from conftest import MODEL, QUICK, RUN, log_rows, write_images
 from PIL import Image
+from safetensors.torch import load_file
 
 from diffuse_cli.config.sample_options import SAMPLING_STEPS
 from diffuse_cli.core.space import Space
 from diffuse_cli.metrics import Measurement, baselines, kid
 from diffuse_cli.models import model_file
+from diffuse_cli.system import files
 from diffuse_cli.system.events import finish
 from diffuse_cli.training import checkpoints, validation
 from diffuse_cli.training.run_directory import RunDirectory
@@ -406,9 +408,19 @@ def test_a_run_without_evaluations_keeps_nothing_of_them(quick, monkeypatch):
     assert not BEST.exists()
 
 
-def test_the_estimate_of_disk_covers_best_models(quick, course, monkeypatch):
-    from diffuse_cli.system import files
+def test_the_estimate_of_disk_grows_by_best_models(quick, monkeypatch):
+    """Each checkpoint has the weights, and the best model is replaced next to the old one."""
+    totals = []
+    monkeypatch.setattr(files, "check_room", lambda folder, total, largest: totals.append(total))
+    for more in ((), EVAL):
+        quick("--steps", 2, "--no-keep-weak", "--keep", "last", "-q", *more)
+        model = sum(tensor.nbytes for tensor in load_file(MODEL).values())
+        shutil.rmtree(RUN)
+        MODEL.unlink()
+    assert totals[1] - totals[0] == (checkpoints.KEPT + 1 + 2) * model
 
+
+def test_the_estimate_of_disk_covers_best_models(quick, course, monkeypatch):
     asked = []
     monkeypatch.setattr(files, "check_room", lambda folder, *sizes: asked.append(sizes))
     quick("--steps", 6, *EVAL, "--save-every", 1, "-q")
