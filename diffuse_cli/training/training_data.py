@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 
 PAIR_LAYOUTS: Mapping[str | None, str | None] = {"L": None, "HW": None, "DHW": "CDHW"}
-"""Layouts of pairs of samples whose layout has no channels, which the pairs may have."""
+"""Layouts of pairs of samples whose layout has no channels, which the pairs may have. Other pairs
+have the layout of the samples."""
 
 MAPPED_SHARE = 4
 """Images larger than 1/MAPPED_SHARE of the free memory are mapped from a file."""
@@ -208,7 +209,7 @@ def _read_pairs(
         medium=images.medium,
         bits=bits,
         rate=space.rate,
-        layout=PAIR_LAYOUTS.get(config.layout, config.layout),
+        layout=PAIR_LAYOUTS.get(images.layout, images.layout),
     )
     given = yield from _read_samples(own, several, run, "given")
     return (yield from training_conditions.match_training_pairs(config, images, given))

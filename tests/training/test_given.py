@@ -164,6 +164,37 @@ def test_a_model_that_was_given_nothing_begins_as_it_was(quick, model, negatives
 # -- what is refused ------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("data", "pairs", "channels"),
+    [
+        ((8, 8, 3), (1, 8, 8), 1),
+        ((8, 8, 3), (8, 8), 1),
+        ((8, 8, 2), (8, 8, 3), 3),
+        ((3, 8, 8), (8, 8, 1), 1),
+        ((8, 8), (8, 8, 1), 1),
+        ((8, 8, 8, 2), (1, 8, 8, 8), 1),
+    ],
+    ids=str,
+)
+def test_the_axes_of_pairs_are_those_of_data_or_have_a_channel_elsewhere(
+    diffuse, tmp_path, data, pairs, channels
+):
+    """A run, its resume, `sample` and `eval` read the same pairs."""
+    draw = np.random.default_rng(0)
+    for name, shape in (("data", data), ("pairs", pairs)):
+        (tmp_path / name).mkdir()
+        for k in range(8):
+            np.save(tmp_path / name / f"{k}.npy", draw.normal(size=shape).astype(np.float32))
+    line = ("train", "data", "--config", QUICK, "--given", "pairs", "--steps", 2, "-q")
+    assert diffuse(*line, "--stop-at", 1).code == 0
+    assert diffuse("train", "data", "--resume", "--given", "pairs", "-q").code == 0
+    assert len(model_file.load(MODEL).blueprint.conditions.given.mean) == channels
+    line = ("--given", "pairs", "-n", 8, "--steps", 2)
+    assert diffuse("sample", MODEL, *line, "-o", "samples", "-q").code == 0
+    ran = diffuse("eval", MODEL, "data", *line, "--metrics", "marginals")
+    assert ran.code == 0, ran.err
+
+
 def test_the_page_evaluates_with_the_pairs(quick, images, negatives):
     assert quick("--steps", 1, "--given", negatives, "-q").code == 0
     page = Path("model.run/index.html").read_text(encoding="utf-8")

@@ -94,19 +94,26 @@ def read(data: bytes, asked: ReadSettings) -> Read:
 
 
 def _channels_first(values: Array, asked: ReadSettings) -> tuple[Array, str]:
-    """Return the array as (C, *size), and its layout."""
+    """Return the array as (C, *size), and its layout.
+
+    An axis of one entry at the other end is the channel if the size needs longer axes: masks often
+    have another order than the arrays that they belong to.
+    """
     if values.ndim not in USUAL or values.size == 0:
         raise Unusable(reasons.AXES if values.size else reasons.EMPTY)
-    layout = asked.layout or USUAL[values.ndim]
+    layout, ends = asked.layout or USUAL[values.ndim], (values.shape[0], values.shape[-1])
     if values.ndim == len(layout) - 1 and "C" in layout:  # one channel, without its axis
         return values[None], layout
-    if values.ndim == len(layout) + 1 and len(values) == 1 and "C" not in layout:
-        return values, layout
+    if values.ndim == len(layout) + 1 and 1 in ends and "C" not in layout:
+        return values.squeeze(0 if ends[0] == 1 else -1)[None], layout
     if values.ndim != len(layout):
         raise Unusable(reasons.LAYOUT)
     if "C" not in layout:
         return values[None], layout
-    return np.ascontiguousarray(np.moveaxis(values, layout.index("C"), 0)), layout
+    axis = layout.index("C")
+    if values.shape[-1 - axis] == 1 < min(asked.size or (1,)):
+        axis = -1 - axis
+    return np.ascontiguousarray(np.moveaxis(values, axis, 0)), layout
 
 
 def _convert_dtype(values: Array, wanted: str | None) -> Array:
