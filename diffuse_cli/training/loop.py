@@ -314,7 +314,7 @@ class TrainingRun:
             seconds=round(seconds, 3),
             best=self.monitor.describe_best(),
             medium=images.medium,
-            advice=advise(self.plan, self.run.model, noise=self.monitor.noise),
+            advice=advise(self.plan, self.run.model, self.monitor.flaw),
             kept=self.kept.step if self.kept else None,
             copies_from=self.monitor.first_copies(),
         )

@@ -34,6 +34,7 @@ from diffuse_cli.training.copies import Looks
 from diffuse_cli.training.feed import find_readable
 from diffuse_cli.training.run_directory import Checkpoint, RunDirectory
 from diffuse_cli.training.run_events import Compared, Previewed, Validated
+from diffuse_cli.training.start_report import INFINITE, NOISE
 from diffuse_cli.training.trainer import HELD_OUT_BATCH, Trainer
 
 T = TypeVar("T")
@@ -46,23 +47,6 @@ EARLY = {
 """Keys of the last steps of chores in checkpoints of early versions."""
 
 
-def skip_failure(work: Work[T], doing: str) -> Work[T | None]:
-    """Pass on the events and result of `work`.
-
-    If memory runs out or samples are not finite, warn and return None.
-    """
-    try:
-        return (yield from work)
-    except DivergedError as error:
-        reason = error.message
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        reason = "out of memory"
-    yield Notice(f"{reason} while {doing}: skipped", warning=True)
-    return None
-
-
 class Monitor:
     """Previews and evaluations of a run.
 
@@ -73,7 +57,7 @@ class Monitor:
         copying: the signs of copies at each look for them, by step.
         errors: the errors of x_0 after the last step, or None.
         recommended: the sampling setting to recommend after the last step, or None.
-        noise: whether samples after the last step were measured, and are not better than noise.
+        flaw: `NOISE`, `INFINITE` or empty, of the samples after the last step.
         finished: the last step after which each chore was finished, by name.
     """
 
@@ -88,7 +72,7 @@ class Monitor:
         self.finished: dict[str, int] = {}
         self.errors: DenoisingErrors | None = None
         self.recommended: SamplerChoice | None = None
-        self.noise = False
+        self.flaw = ""
         self._loss, self._readings = 0.0, 0
         self._many = MEDIA[trainer.plan.data.images.medium].many
         self._kid: validation.KidMeasure | None = None
@@ -232,9 +216,26 @@ class Monitor:
 
     def work(self, done: int, end: int) -> Iterator[tuple[str, Work[None]]]:
         """Yield the name and the work of each chore that is due. A signal ends the work at once."""
+        self.flaw = ""
         for name in self._find_due(done, end):
             if name == PREVIEW or self.stop() is None:
                 yield name, WORK[name](self, done)
+
+    def _attempt(self, work: Work[T], doing: str) -> Work[T | None]:
+        """Pass on the events and result of `work`.
+
+        If memory runs out or samples are not finite, warn and return None.
+        """
+        try:
+            return (yield from work)
+        except DivergedError as error:
+            reason, self.flaw = error.message, INFINITE
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = "out of memory"
+        yield Notice(f"{reason} while {doing}: skipped", warning=True)
+        return None
 
     def log(self, done: int, values: Mapping[str, float], **own: float) -> None:
         """Add a line to metrics.jsonl, and all values except `own` to the trackers of --log."""
@@ -261,12 +262,12 @@ class Monitor:
         images.
         """
         mean = None
-        losses = yield from skip_failure(self._measure_losses(), "measuring the held-out loss")
+        losses = yield from self._attempt(self._measure_losses(), "measuring the held-out loss")
         if losses is not None:
             mean = sum(float(part.sum()) for part in losses.split(HELD_OUT_BATCH)) / len(losses)
             self.log(done, {"held_out_loss": mean})
         drawing, path = previews.draw_preview(self.trainer), None
-        picture = yield from skip_failure(drawing, "generating the preview")
+        picture = yield from self._attempt(drawing, "generating the preview")
         if picture is not None:
             path = self.run.previews / f"step-{done:08d}.png"
             files.write_bytes(path, figures.encode_png(picture))
@@ -283,7 +284,7 @@ class Monitor:
 
     def _compare(self, done: int) -> Work[None]:
         """Look for signs of copies, and keep the EMA weights if there are none."""
-        work = skip_failure(self._find_copies(), "looking for copies")
+        work = self._attempt(self._find_copies(), "looking for copies")
         found = yield from run_until(self.stop, work)
         self.finished[COPIES] = done
         if found is None:
@@ -314,7 +315,7 @@ class Monitor:
         Raises:
             Interrupted, Terminated: a signal arrived. The state stays unchanged.
         """
-        found = yield from run_until(self.stop, skip_failure(self._measure(), "evaluating"))
+        found = yield from run_until(self.stop, self._attempt(self._measure(), "evaluating"))
         self.finished[EVALUATION] = done
         if found is None:
             return
@@ -322,7 +323,8 @@ class Monitor:
         kid, error = found[key], found.get(f"{key}_standard_error")
         self.log(done, found)
         if self._kid and done == self.trainer.course.steps:
-            self.noise = yield from self._kid.is_noise(Measurement(kid, error or 0.0))
+            noise = yield from self._kid.is_noise(Measurement(kid, error or 0.0))
+            self.flaw = NOISE if noise else ""
         better = kid < (self.best.values[self.best.key] if self.best else math.inf)
         better &= not self._copies_at(self.finished.get(COPIES, 0))
         if better:
@@ -341,7 +343,7 @@ class Monitor:
 
     def _measure_errors(self, done: int) -> Work[None]:
         """Measure the errors of x_0, for the variance `optimal`."""
-        work = skip_failure(self._average_errors(), "measuring errors")
+        work = self._attempt(self._average_errors(), "measuring errors")
         self.errors = yield from run_until(self.stop, work)
         self.finished[ERRORS] = done
 
@@ -368,8 +370,11 @@ class Monitor:
     def _choose_settings(self, done: int) -> Work[None]:
         """Choose the sampling setting to recommend."""
         trials = recommendation.choose_settings(self.trainer, self._kid)
-        work = skip_failure(trials, "choosing sampling settings")
-        self.recommended, self.noise = (yield from run_until(self.stop, work)) or (None, self.noise)
+        work = self._attempt(trials, "choosing sampling settings")
+        chosen = yield from run_until(self.stop, work)
+        self.recommended, noise = chosen or (None, None)
+        if noise is not None:
+            self.flaw = NOISE if noise else ""
         self.finished[SETTINGS] = done
         if self.recommended:
             yield Notice(f"probably better, so recommended for sampling: {self.recommended}")

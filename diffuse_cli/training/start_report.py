@@ -106,20 +106,25 @@ def sample_line(plan: Plan, model: Path) -> str:
     return shlex.join(["diffuse", "sample", str(model), *options])
 
 
-def advise(plan: Plan, model: Path, *, noise: bool) -> str:
+NOISE, INFINITE = "are not better than noise by KID", "have NaN or infinite values"
+"""Flaws of the samples after the last step."""
+
+
+def advise(plan: Plan, model: Path, flaw: str) -> str:
     """Return a sentence with the next command after a run, empty if `sample_line` is.
 
     Args:
-        noise: whether samples are not better than noise.
+        flaw: `NOISE`, `INFINITE` or empty.
     """
     medium, size = MEDIA[plan.data.images.medium], plan.blueprint.space.size
-    if noise:
-        longer = f"{resume_line(plan.config)} --steps {2 * plan.config.num_steps}"
+    if flaw == NOISE:
+        longer = run_reader.extend_line(resume_line(plan.config), 2 * plan.config.num_steps)
         usual = medium.sides.get(len(size), max(size))
         smaller = f", or start again with --size {usual}" if max(size) > usual else ""
-        return (
-            f"The {medium.many} are not better than noise by KID. Train longer: {longer}{smaller}"
-        )
+        return f"The {medium.many} {flaw}. Train longer: {longer}{smaller}"
+    if flaw:
+        lower = f"for example --lr {(plan.config.lr or 0) / 4:.1g}"
+        return f"The {medium.many} {flaw}. Train again with a lower learning rate, {lower}"
     line = sample_line(plan, model)
     return f"Generate {medium.many} with: {line}" if line else ""
 

@@ -26,6 +26,7 @@ from diffuse_cli.core.guidance import clip
 from diffuse_cli.system.events import Notice, Progress
 from diffuse_cli.system.rng import image_noise
 from diffuse_cli.training.trainer import Trainer
+from diffuse_cli.training.validation import KidMeasure
 
 Run = Callable[..., Any]
 load, evaluate = diffuse.load, diffuse.evaluate  # where the fixture has the package's name
@@ -122,6 +123,17 @@ def test_images_in_memory_train_to_the_bytes_of_the_command_also_after_a_break(
     assert sorted(p.name for p in (tmp_path / "model.run/checkpoints").iterdir()) == [
         "step-00000003", "step-00000006",
     ]  # fmt: skip
+
+
+def test_a_run_in_memory_whose_samples_are_noise_names_the_call_that_trains_more(
+    images: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(KidMeasure, "is_noise", lambda self, kid: (yield from ()) or True)
+    options = {"config": recipe, "eval_every": 2, "eval_images": 6}
+    out = tmp_path / "model.safetensors"
+    *_, trained = diffuse.train(pictures(images), steps=2, out=out, **options)
+    call = trained.advice.partition("Train longer: ")[2]
+    assert call == f"diffuse.train(data, out={str(out)!r}, resume=True, steps=4)"
 
 
 def in_turn(trainings: Sequence[Iterator[Any]]) -> None:

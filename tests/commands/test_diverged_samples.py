@@ -65,6 +65,9 @@ def test_no_best_model_and_no_recommendation_rest_on_them(
         assert words in ran.err
     assert "best so far" not in ran.err
     assert "recommended" not in ran.err
+    assert "Generate images with" not in ran.err
+    advice = "The images have NaN or infinite values. Train again with a lower learning rate, "
+    assert f"{advice}for example --lr 0.00" in ran.err
     assert ran.json["best"] is None
     assert not any("kid" in row for row in log_rows())
     assert not Path("model.best.safetensors").exists()
