@@ -136,7 +136,7 @@ def to_stored(space: Space, x: Tensor) -> Array:
     finite = (x.isfinite() & stored.isfinite()).flatten(1).all(1)
     if broken := len(x) - int(finite.sum()):
         text = f"NaN or infinite values in {broken:,} of {plural(len(x), MEDIA[space.medium].one)}"
-        hint = "Use more --steps or another --sampler, or train again with a lower --lr"
+        hint = "Use more steps or another sampler, or train again with a lower --lr"
         raise DivergedError(text, hint).mark_local()
     numbers: Array = stored.cpu().numpy()
     return numbers.astype(np.uint16) if numbers.dtype == np.int32 else numbers

@@ -52,6 +52,7 @@ from diffuse_cli.sampling.guidance_model import load_guide
 from diffuse_cli.sampling.sampling_settings import SamplingSettings, resolve_settings
 from diffuse_cli.system import files
 from diffuse_cli.system.devices import describe_environment, reuse_accelerator
+from diffuse_cli.system.errors import DivergedError
 from diffuse_cli.system.events import Notice, Progress, Work
 from diffuse_cli.system.outputs import claim_option
 
@@ -333,13 +334,20 @@ class _Measure:
 
 
 def _nest_progress(work: Work[T], setting: SamplerChoice, done: int, total: int) -> Work[T]:
-    """Run the work of a setting, with its progress as a detail of the whole."""
+    """Run the work of a setting, with its progress as a detail of the whole.
+
+    Raises:
+        DivergedError: its samples are not finite. The error names the setting.
+    """
     while True:
         try:
             event = next(work)
         except StopIteration as stop:
             result: T = stop.value
             return result
+        except DivergedError as error:
+            error.message = f"{setting}: {error.message}"
+            raise
         if isinstance(event, Progress):
             inner = f"{setting}: {event.task} {event.done:,}/{event.total:,}"
             event = Progress("tuning", done, total, inner)
