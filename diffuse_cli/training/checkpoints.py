@@ -332,8 +332,8 @@ def explain_no_steps(
     config: TrainConfig, taken: int, steps: int, budget: Budget | None
 ) -> Iterator[Notice]:
     """Say why a resumed run takes no step, and what to do."""
-    if config.stop_at is not None and config.stop_at < min(taken, steps):
-        text = f"--stop-at {config.stop_at:,} is before step {taken:,}, which the run has taken"
+    if config.stop_at is not None and config.stop_at < steps:
+        text = f"--stop-at {config.stop_at:,} is not after step {taken:,}, which the run has taken"
         yield Notice(f"{text}: nothing to do. Remove it, or set a larger one")
         return
     more = f"--steps {2 * steps}"

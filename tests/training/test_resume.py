@@ -426,10 +426,12 @@ def test_a_stop_beyond_the_last_step_is_refused(train, stopped):
 
 
 def test_a_resume_that_takes_no_step_says_why_and_what_to_do(train, stopped):
-    ran = train("--resume", "--stop-at", 1)
-    assert ran.code == 0, ran.err
-    assert "--stop-at 1 is before step 2, which the run has taken: nothing to do" in ran.err
-    assert "finished" not in ran.err
+    for stop in (1, 2):
+        ran = train("--resume", "--stop-at", stop)
+        assert ran.code == 0, ran.err
+        text = f"--stop-at {stop} is not after step 2, which the run has taken: nothing to do"
+        assert text in ran.err
+        assert "finished" not in ran.err
     assert train("--resume").code == 0
     ran = train("--resume")
     assert (ran.code, ran.out) == (0, f"{MODEL}\n")
