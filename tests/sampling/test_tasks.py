@@ -21,6 +21,7 @@ from diffuse_cli.config.sample_options import DrawConfig
 from diffuse_cli.core import RESTORATIONS
 from diffuse_cli.core.degradations import parse
 from diffuse_cli.media.image.planes import fit_image
+from diffuse_cli.sampling import tasks
 from diffuse_cli.sampling.generation import load_denoiser
 from diffuse_cli.sampling.guidance_model import load_guide
 from diffuse_cli.sampling.sampling_settings import resolve_settings
@@ -645,6 +646,19 @@ def test_the_cost_of_windows_is_said(diffuse, model, picture):
     assert "For less, pass fewer --steps" in ran.err  # with one sample and no gradient
     line = ("upscale", model, "large.png", "--factor", 2, "--steps", 2, "-n", 2)
     assert "For less, pass --method ddnm or a smaller -n or fewer --steps" in diffuse(*line).err
+
+
+@pytest.mark.parametrize(("count", "minutes"), [(1, "0.5"), (5, "1.0")])
+def test_the_time_of_windows_is_that_of_the_process_with_the_most_samples(
+    diffuse, model, picture, monkeypatch, count, minutes
+):
+    """Of four processes. A window takes a second."""
+    monkeypatch.setattr(tasks, "measure_seconds", lambda denoise, x, t, gradients: float(len(x)))
+    monkeypatch.setattr(tasks, "world_size", lambda: 4)
+    Image.new("L", (24, 16), 90).save("large.png")
+    line = ("vary", model, "large.png", "-n", count, "--steps", 2, "--strength", 1)
+    ran = diffuse(*line, "--size", "16x24")
+    assert f"about {minutes} minutes" in ran.err
 
 
 def test_a_degraded_picture_that_is_shrunk_can_keep_its_size(diffuse, model, picture):

@@ -209,8 +209,10 @@ def _describe_windows(
     x = arrange_memory(x).requires_grad_(plan.gradients > 0)
     denoise, t = settings.add_guidance(loaded.denoiser), blueprint.diffusion.num_timesteps // 2
     seconds = measure_seconds(denoise, x, t, plan.gradients) / len(x)
-    duration = format_duration(seconds * loaded.windows * samples * plan.steps / world_size())
-    size += min(samples, settings.batch_size) * math.prod(space.shape) * WHOLE
+    share = math.ceil(samples / world_size())
+    duration = format_duration(seconds * loaded.windows * share * plan.steps)
+    together = min(share, settings.batch_size)
+    size = max(size, size // count * together) + together * math.prod(space.shape) * WHOLE
     ways = "--method ddnm or " * (plan.gradients > 0) + "a smaller -n or " * (samples > 1)
     return (
         f"{dimensions(space.size)} in {loaded.windows:,} overlapping windows of "
