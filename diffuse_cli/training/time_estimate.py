@@ -233,7 +233,7 @@ def count_operations(blueprint: Blueprint) -> int:
 
 
 def predict_step_seconds(plan: Plan, images: int, processes: int) -> float:
-    """Predict the seconds of a step from its operations, without measuring.
+    """Predict the seconds of a step from its operations, on the slowest process.
 
     The prediction is the same on a busy machine, so that a choice that rests on it is, too.
     """
@@ -243,7 +243,8 @@ def predict_step_seconds(plan: Plan, images: int, processes: int) -> float:
         speed *= HALF
     parameters = sum(map(math.prod, blueprint.shapes.values()))
     operations = math.ceil(images / processes) * count_operations(blueprint)
-    return (operations + UPDATE * parameters) / speed
+    # Processes with different numbers of threads must choose the same batch size.
+    return float(max(gather_object([(operations + UPDATE * parameters) / speed])))
 
 
 def fill_minutes(

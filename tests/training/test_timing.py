@@ -19,6 +19,7 @@ from diffuse_cli.training.configuration import complete_config, configure
 from diffuse_cli.training.cost_estimate import TrainingEstimate, count_at_half_size
 from diffuse_cli.training.plan import Plan
 from diffuse_cli.training.run_length import Forecast, warn_of_few_steps, warn_of_long_run
+from diffuse_cli.training.time_budget import ENOUGH
 from diffuse_cli.training.time_estimate import (
     QUICK,
     Stopwatch,
@@ -360,6 +361,15 @@ def test_the_minutes_that_are_named_draw_something(machine, slowness):
     enough, budget = filled(here, minutes=minutes, **small)
     assert not list(warn_of_few_steps(enough.config, estimate_step_seconds(enough, budget)))
     assert run_length.FEWEST <= enough.config.steps < 1.1 * run_length.FEWEST
+
+
+def test_processes_of_different_speeds_choose_the_same_batch_size(machine, monkeypatch):
+    """The time is that of the slowest of them."""
+    here, plan = machine(each=1e-4), plan_of(minutes=10)
+    steps = ENOUGH[64] * time_estimate.predict_step_seconds(plan, 64, 1)
+    assert filled(here, minutes=1.001 * steps / 60)[0].config.batch_size == 64
+    monkeypatch.setattr(time_estimate, "gather_object", lambda own: [*own, 1.5 * own[0]])
+    assert filled(here, minutes=1.001 * steps / 60)[0].config.batch_size == 32
 
 
 def test_days_are_called_so():
