@@ -92,7 +92,7 @@ def sync_folder(folder: Path) -> None:
 
 _BEFORE = ".before"
 
-_TEMPORARY = re.compile(rf"\.(.+)\.[0-9a-f]+(\.old|{re.escape(_BEFORE)})?\.tmp")
+_TEMPORARY = re.compile(rf"\A\.(.+)\.[0-9a-f]+(\.old|{re.escape(_BEFORE)})?\.tmp\Z")
 """Pattern of temporary names: of files being written, being removed or about to be replaced."""
 
 _OWN: set[Path] = set()

@@ -457,3 +457,10 @@ def test_an_error_has_the_names_that_files_get_at_the_end(tmp_path, monkeypatch)
         f"cannot write {tmp_path}/site/index.html: No space left on device"
     )
     assert not list(tmp_path.iterdir())
+
+
+def test_an_error_keeps_names_that_only_contain_a_temporary_one(tmp_path: Path):
+    path = tmp_path / "run.v2.0.tmp" / "a.png"
+    message = re.escape(f"cannot write {path}: ")
+    with pytest.raises(OutputError, match=message), files.report_errors(path):
+        raise OSError(errno.ENOSPC, "full")
