@@ -36,6 +36,8 @@ kept for each image."""
 
 
 @functools.lru_cache(maxsize=256)
+@torch.inference_mode(False)
+@torch.enable_grad()
 def count_kept_bytes(
     blueprint: Blueprint, half: bool, checkpointing: bool, device: str = "cpu"
 ) -> MemoryCost:

@@ -35,6 +35,16 @@ def test_parts_are_halved_until_half_of_the_free_memory_holds_them(
     assert fit_windows(blueprint, "fp32", "cpu") == (fitting, fitting * size)
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_bytes_are_counted_where_gradients_are_off(blueprint, mode):
+    """As in `core.samplers.sample`, which calls networks of windows there."""
+    count_kept_bytes.cache_clear()
+    with mode():
+        images = count_kept_bytes(blueprint, False, False).image
+    count_kept_bytes.cache_clear()
+    assert images == count_kept_bytes(blueprint, False, False).image > 0
+
+
 def test_windows_take_less_in_half_precision(blueprint):
     fp32, bf16 = (fit_windows(blueprint, name, "cpu")[1] for name in ("fp32", "bf16"))
     assert bf16 < fp32
