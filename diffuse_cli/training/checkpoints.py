@@ -344,11 +344,9 @@ def explain_no_steps(
 
 def _describe_budget(budget: Budget) -> Notice:
     """Return a notice of the minutes that are left of a resumed run."""
-    total, left = (
-        f"--minutes {budget.minutes:g} is the total of the run",
-        max(0.0, budget.left / 60),
-    )
-    return Notice(f"{total}: {budget.used / 60:.3g} are used, {left:.3g} are left")
+    used, remaining = budget.used / 60, max(0.0, budget.left / 60)
+    total = f"--minutes {budget.minutes:g} is the total of the run"
+    return Notice(f"{total}: {used:.3g} are used, {remaining:.3g} are left")
 
 
 def write_config(

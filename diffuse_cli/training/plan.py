@@ -220,7 +220,7 @@ def _describe_samples(config: TrainConfig, images: Dataset) -> Iterator[Notice]:
     count = len(summary.classes)
     if count > 1 and not (config.classes or config.resumes or config.loss in TAUGHT):
         yield Notice(f"{count:,} classes: use --classes to choose one when you sample")
-    if copies := len(images) - len(np.unique(images.first_copies)):
+    if copies := np.count_nonzero(images.first_copies != np.arange(len(images))):
         look = "" if config.data.startswith(MEMORY) else f". List them with: diffuse info {source}"
         verb = "is a copy of another" if copies == 1 else "are copies of others"
         yield Notice(f"{copies:,} of {summary.format_samples(len(images))} {verb}{look}")
