@@ -26,7 +26,7 @@ HEAD = """# The command line
 Made by `python docs/render_cli.py` from the program's own help; a test keeps the two equal.
 A flag wins over a file given with `--config`, and the file over the defaults. stdout has only the
 result: one path per line, or one JSON object with `--json`. On a terminal, one line replaces
-several paths. It has the number of files and their folder.
+more than four paths. It has the number of files and their folder.
 
 Exit codes: 0 ok · 1 a bug, with its traceback · 2 usage or configuration · 3 data unusable or
 missing · 4 model file rejected or missing · 5 output exists, is not writable, or other I/O ·

@@ -100,11 +100,11 @@ def test_quiet_leaves_errors_and_results(capfd):
 @pytest.mark.parametrize(
     ("paths", "terminal", "lines"),
     [
-        (["out/0.png", "out/1.png"], False, ["out/0.png", "out/1.png"]),
-        (["out/0.png", "out/1.png"], True, ["2 files in out"]),
-        (["out/a/0.png", "out/b/1.png", "out/c.json"], True, ["3 files in out"]),
-        (["0.png", "b/1.png"], True, ["2 files in ."]),
-        (["out/0.png"], True, ["out/0.png"]),
+        ([f"out/{k}.png" for k in range(5)], False, [f"out/{k}.png" for k in range(5)]),
+        ([f"out/{k}.png" for k in range(5)], True, ["5 files in out"]),
+        ([f"out/{k}/0.png" for k in range(5)] + ["out/c.json"], True, ["6 files in out"]),
+        ([f"{k}/0.png" for k in range(5)], True, ["5 files in ."]),
+        ([f"out/{k}.png" for k in range(4)], True, [f"out/{k}.png" for k in range(4)]),
     ],
 )
 def test_a_terminal_shows_where_many_files_are(capfd, monkeypatch, paths, terminal, lines):

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+FEW_PATHS = 4
+"""Most paths that a terminal shows."""
+
 PLAIN_SECONDS = 10.0
 """Least time between lines of progress without a terminal."""
 
@@ -123,10 +126,10 @@ class Console:
     def result(self, paths: Iterable[Path | str], values: dict[str, Any]) -> None:
         """Print the result: a path per line, or the JSON object.
 
-        A terminal shows one line instead of several paths: their number and their folder.
+        Instead of more than `FEW_PATHS`, a terminal shows their number and their folder.
         """
         lines = [*map(show, paths)]
-        if len(lines) > 1 and is_terminal(sys.stdout):
+        if len(lines) > FEW_PATHS and is_terminal(sys.stdout):
             lines = [f"{len(lines):,} files in {os.path.commonpath(lines) or os.curdir}"]
         self.show(values, lines)
 
