@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -208,11 +209,13 @@ def match_training_pairs(config: TrainConfig, images: Dataset, given: Dataset) -
     if ends := limit_levels(theirs, few).level_range:
         low, high = int(few.min()), int(few.max())
         if high - low < NARROW * (ends[1] - ends[0]):
+            path = str(config.given)
+            folder = shlex.quote(path) if Path(path).is_dir() else "FOLDER"
             yield Notice(
-                f"--given {files.show(str(config.given))}: the images use only levels {low:,} to "
-                f"{high:,} of {ends[0]:,} to {ends[1]:,}, which the model can hardly tell apart. "
-                "Scale them to the whole range, for example label maps of 0, 1, 2 with magick "
-                "mogrify -evaluate multiply 127 *.png",
+                f"--given {files.show(path)}: the images use only levels {low:,} to {high:,} of "
+                f"{ends[0]:,} to {ends[1]:,}, which the model can hardly tell apart. Scale them to "
+                "the whole range. For label maps of 0, 1, 2, pass --given scaled after mkdir "
+                f"scaled && magick mogrify -path scaled -evaluate multiply 127 {folder}/*.png",
                 warning=True,
             )
     return pairs
