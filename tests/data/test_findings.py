@@ -80,7 +80,7 @@ def test_no_advice_needs_another_name() -> None:
 
 FOREIGN = {
     ".dcm": b"x", ".nii": b"x", ".nii.gz": b"\x1f\x8b", ".nc": b"\x89HDF", ".h5": b"\x89HDF",
-    ".zarr": b"", ".mat": b"x", ".fits": b"x",
+    ".hdf5": b"\x89HDF", ".zarr": b"", ".mat": b"x", ".fits": b"x",
 }  # fmt: skip
 """The first bytes of files of arrays, by extension. A .zarr is a folder."""
 

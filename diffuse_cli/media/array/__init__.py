@@ -43,6 +43,7 @@ _LOADERS = {
     ".nii.gz": ("nibabel", "nibabel.load('NAME.nii.gz').get_fdata()"),
     ".nc": ("xarray", "xarray.open_dataset('NAME.nc')['VARIABLE']"),
     ".h5": ("h5py", "h5py.File('NAME.h5')['DATASET'][()]"),
+    ".hdf5": ("h5py", "h5py.File('NAME.hdf5')['DATASET'][()]"),
     ".zarr": ("zarr", "zarr.open('NAME.zarr')['ARRAY'][:]"),
     ".mat": ("scipy.io", "scipy.io.loadmat('NAME.mat')['VARIABLE']"),
     ".fits": ("astropy.io.fits", "astropy.io.fits.getdata('NAME.fits')"),
