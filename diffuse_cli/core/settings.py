@@ -103,7 +103,8 @@ def parse_field(field: dataclasses.Field[Any], value: Any) -> Any:
     try:
         return value if parse is None or value is None else parse(value)
     except (ValueError, TypeError, AttributeError) as error:
-        raise InvalidArgument(f"{shorten_repr(value)}: {error}", argument=field.name) from error
+        single = value[0] if isinstance(value, list) and len(value) == 1 else value
+        raise InvalidArgument(f"{shorten_repr(single)}: {error}", argument=field.name) from error
 
 
 def shorten_repr(value: Any) -> str:

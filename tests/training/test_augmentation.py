@@ -187,7 +187,8 @@ def test_arrays_are_only_moved(diffuse, few):
     ("typed", "text"),
     [
         ("flop", "--augment: there is no 'flop'"),
-        ("flip,none", "none, auto, or names such as flip,shift"),
+        ("flip,none", "--augment 'flip,none': none, auto, or names such as flip,shift"),
+        ("", "--augment '': none, auto, or names such as flip,shift"),
         ("gain", "--augment gain is not for images"),
         (",", "--augment"),
     ],
