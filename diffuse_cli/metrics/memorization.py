@@ -47,8 +47,9 @@ QUANTILE = 0.05
 POWER, FRACTIONS = 0.95, (0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0)
 """Probability with which copies are noticed, and the fractions of copies to try."""
 
-CHANCE = 0.00135
-"""Probability of three standard errors or more, for the number of nearest samples."""
+CHANCE, DOUBT = 0.00135, 0.05
+"""Probabilities of a number of nearest samples without copies below which it is a sign of copies
+(three standard errors), and below which it is named."""
 
 REFERENCES = 200
 """Real images to compare with: those held out and, if they are fewer, training images."""
@@ -101,7 +102,8 @@ def remarks(facts: Facts) -> Iterator[Remark]:
         yield Remark("memorization", "fine", words)
         return
     values = facts.values
-    expected, signs = values["memorized_expected"], find_signs(values, facts.generated)
+    expected, references = values["memorized_expected"], int(values["memorized_references"])
+    signs = find_signs(values, facts.generated)
     yield Remark(
         "reference",
         "note",
@@ -113,9 +115,11 @@ def remarks(facts: Facts) -> Iterator[Remark]:
         f"{_percentages(rates, many)} as close to a training {one} as the closest {expected:.0%} "
         f"of real {many} that are not copies"
     )
-    if signs.nearest:
+    nearest = round(values.get("memorized_copies", 0.0) * facts.generated)
+    doubtful = nearest >= fewest_copies(facts.generated, references, DOUBT)
+    if doubtful:
         words = (
-            f"{words}. {signs.nearest:,} of the generated {many} are closer to training {many} "
+            f"{words}. {nearest:,} of the generated {many} are closer to training {many} "
             f"than all real {many} that are not copies"
         )
     if signs.level == "serious":
@@ -128,7 +132,7 @@ def remarks(facts: Facts) -> Iterator[Remark]:
         yield Remark("memorization", "possible", f"{words}. {look} --pairs FILE.png")
     else:
         ranked = [s for s in spaces if values[f"memorized_z_{s}"] > SIGNIFICANT]
-        more = any(rate.value > 2 * expected for rate in rates.values())
+        more = doubtful or any(rate.value > 2 * expected for rate in rates.values())
         sign = "no clear sign" if ranked or more else "no sign"
         doubts = "".join(_caveats(values, ranked, more, many))
         yield Remark("memorization", "fine", f"{sign}: {words}{doubts}")
@@ -201,15 +205,16 @@ def is_high(rate: float, error: float, expected: float) -> bool:
     return rate > 2 * expected + SIGNIFICANT * error
 
 
-def fewest_copies(n: int, m: int) -> int:
-    """Return how many of n samples must be nearer than all m references to be no chance.
+def fewest_copies(n: int, m: int, chance: float = CHANCE) -> int:
+    """Return how many of n samples must be nearer than all m references to be less likely than
+    `chance`.
 
     For equal distributions, the n + m distances are in random order. Then c samples come first with
     probability n / (n + m) * (n - 1) / (n + m - 1) * ..., c factors, whatever the distribution. It
     is n + 1 if even all of them could be chance.
     """
     probability, count = 1.0, 0
-    while probability > CHANCE and count <= n:
+    while probability > chance and count <= n:
         probability *= (n - count) / (n + m - count)
         count += 1
     return count

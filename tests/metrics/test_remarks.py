@@ -191,13 +191,17 @@ def test_near_images_are_not_called_none(changed, words):
 @pytest.mark.parametrize(
     ("fraction", "level", "words"),
     [
-        (0.07, "fine", "no sign"),
+        (0.03, "fine", "no sign"),
+        (0.04, "fine", "no clear sign"),
+        (0.07, "fine", "35 of the generated images are closer to training images than"),
+        (0.07, "fine", "can be chance. Look at the nearest images"),
         (0.1, "serious", "50 of the generated images are closer to training images than"),
     ],
 )
 def test_a_few_copies_are_counted(fraction, level, words):
-    """Of 500 samples, with 100 references, 36 could not be chance."""
+    """Of 500 samples, with 100 references, 36 could not be chance, and 17 are doubtful."""
     assert memorization.fewest_copies(500, 100) == 36
+    assert memorization.fewest_copies(500, 100, memorization.DOUBT) == 17
     found = said("memorization", **NO_COPIES | {"memorized_copies": fraction})
     assert found[0] == level
     assert words in found[1]
