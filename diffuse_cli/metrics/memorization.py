@@ -274,8 +274,8 @@ def compare_distances(nearest_by_space: Mapping[str, NearestDistances]) -> dict[
 def find_noticed_fraction(n: int, m: int) -> float | None:
     """Return the smallest of `FRACTIONS` of copies that are noticed with probability `POWER`.
 
-    Each of n samples is a copy with this probability, and nearer than all m references. It is
-    noticed by their number, whatever the other samples are. None if even copies alone are not
+    Each of n samples is a copy with this probability, and nearer than all m references. The
+    number of copies is noticed, with any other samples. None if even a set of copies is not
     noticed.
     """
     counts = torch.arange(fewest_copies(n, m), dtype=torch.float64)

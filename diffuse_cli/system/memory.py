@@ -46,7 +46,7 @@ def count_local_processes() -> int:
 
 
 def free_memory_of_process(device: str) -> int:
-    """Return the free bytes of this process's device, its share on a CPU."""
+    """Return the free bytes of this process's device, or its fraction of a CPU's."""
     free = free_memory(device)
     return free // count_local_processes() if device == "cpu" else free
 

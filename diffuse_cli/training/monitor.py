@@ -57,7 +57,7 @@ class Monitor:
         copying: the signs of copies at each look for them, by step.
         errors: the errors of x_0 after the last step, or None.
         recommended: the sampling setting to recommend after the last step, or None.
-        flaw: `NOISE`, `INFINITE` or empty, of the samples after the last step.
+        flaw: the flaw of the samples after the last step, `NOISE`, `INFINITE` or empty.
         finished: the last step after which each chore was finished, by name.
     """
 

@@ -212,12 +212,12 @@ class Stopwatch:
 # The batch size and the steps that fill a time.
 
 SPEEDS, GPU, HALF = {"cpu": 6e10, "mps": 2e12}, 2e13, 3
-"""Floating-point operations per second of a training step in float32: of a thread of a CPU, of
-Apple's GPUs, and of other GPUs. HALF is the speed-up by half precision. One core of an AMD EPYC
+"""Floating-point operations per second of a training step in float32, on a thread of a CPU, on
+Apple's GPUs, and on other GPUs. HALF is the speed-up by half precision. One core of an AMD EPYC
 computes 1.3e11 in float32, and 1.9e11 to 2.6e11 in bfloat16. Speeds of GPUs are guesses."""
 
 UPDATE = 8000
-"""Operations of an optimizer step for each parameter: 20 ms of such a core with `tiny`."""
+"""Operations of an optimizer step for each parameter: 20 ms on this core with `tiny`."""
 
 
 @functools.lru_cache

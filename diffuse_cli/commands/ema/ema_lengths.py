@@ -133,7 +133,7 @@ def measure_lengths(config: EmaConfig) -> Work[MeasuredLengths | None]:
 
 
 def rank_value(value: float) -> float:
-    """Return a value to sort by, of a metric that is lower for better samples. NaN is worst."""
+    """Return a metric to sort by, if lower is better. NaN is the worst."""
     return value if math.isfinite(value) else math.inf
 
 

@@ -48,7 +48,7 @@ _LOADERS = {
     ".mat": ("scipy.io", "scipy.io.loadmat('NAME.mat')['VARIABLE']"),
     ".fits": ("astropy.io.fits", "astropy.io.fits.getdata('NAME.fits')"),
 }
-"""Packages that read files of other programs, and the array in such a file, by extension."""
+"""Packages that read files of other programs, and the array in one, by extension."""
 _CONVERT = "convert them to .npy, for example with python -c"
 
 
