@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 
 from diffuse_cli.config.options import from_dict, to_dict
 from diffuse_cli.config.presets import DEFAULT_RATE, PRESETS, Preset
@@ -283,3 +284,17 @@ def test_the_rate_of_a_model_follows_the_batch_size(model):
     assert made({"init": str(model)}).lr == 0.002
     assert made({"init": str(model), "batch_size": 32}).lr == pytest.approx(0.004)
     assert made({"init": str(model), "batch_size": 32, "lr": 0.01}).lr == 0.01
+
+
+@pytest.mark.parametrize(
+    ("count", "sizes", "warned"),
+    [(8, 4, True), (9, 4, False), (5, 2, False), (99, 50, True), (100, 50, False)],
+)
+def test_a_few_images_of_many_sizes_may_not_belong_together(
+    diffuse, tmp_path, count, sizes, warned
+):
+    for k in range(count):
+        Image.new("RGB", (16 + k % sizes, 16)).save(tmp_path / f"{k}.png")
+    ran = diffuse("train", tmp_path, "--steps", 1, "--dry-run")
+    assert ran.code == 0, ran.err
+    assert (f"only {count} images of {sizes} sizes" in ran.err) == warned
