@@ -12,6 +12,7 @@ from diffuse_cli.commands.convert.exporters._graph import CompleteNetwork, draw_
 from diffuse_cli.core import Conditions, Space
 from diffuse_cli.models import model_file
 from diffuse_cli.system.errors import UsageError
+from diffuse_cli.training import plan
 from diffuse_cli.training.configuration import complete_config, configure
 
 MODEL, OTHER = Path("model.safetensors"), Path("other.safetensors")
@@ -164,3 +165,16 @@ def test_the_mean_of_mirrored_images_is_symmetric(patched, options):
     mean = torch.tensor(model_file.load(MODEL).blueprint.gaussian.mean)
     odd = mean[..., 1::2].abs().max()  # cosines that change sign in the mirror
     assert (odd < 1e-5) == bool(options)
+
+
+def test_the_gaussian_of_the_data_does_not_depend_on_how_many_are_read_at_a_time(
+    patched, monkeypatch
+):
+    models = []
+    for most in (plan.AT_ONCE, 5 * 3 * 8 * 8):
+        monkeypatch.setattr(plan, "AT_ONCE", most)
+        assert patched("--overwrite").code == 0
+        models.append(model_file.load(MODEL).blueprint.gaussian)
+    for name in ("mean", "variance"):
+        one, other = (torch.tensor(getattr(gaussian, name)) for gaussian in models)
+        torch.testing.assert_close(one, other)
