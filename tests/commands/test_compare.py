@@ -173,6 +173,7 @@ def test_a_run_without_a_checkpoint(runs, diffuse, images):
     assert found["parameters"][0] == "–"
     assert found["step"] == ["4 of 4", "6 of 6"]
     assert found["lr"] == ["0.002", "0.004"]
+    assert not {"preview_every", "log_every"} & {*found}  # which change no weights
     ran = diffuse("compare", "a.run", runs("b.run"), images, "-q")
     assert (ran.code, ran.out) == (4, "")
     assert "a.run has no model yet" in ran.line
