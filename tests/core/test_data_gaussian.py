@@ -68,8 +68,9 @@ def cosines(shape: tuple[int, ...]) -> torch.Tensor:
     return whole
 
 
-def test_channels_are_uncorrelated():
-    x = samples((3, 9, 10))
+@pytest.mark.parametrize("signs", [(1, 1, 1), (1, -1, -1), (-1, 2, -1), (-1, -1, 3)], ids=str)
+def test_channels_are_uncorrelated(signs: tuple[int, ...]):
+    x = samples((3, 9, 10)) * torch.tensor(signs).view(3, 1, 1)
     colors = torch.tensor(measure(lambda: [x]).colors, dtype=torch.float64)
     apart = torch.einsum("ec,ncp->nep", colors, (x - x.mean(0)).flatten(2))
     covariance = torch.einsum("nep,nfp->ef", apart, apart) / len(x)

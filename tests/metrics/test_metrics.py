@@ -759,6 +759,19 @@ def test_shares_of_copies_are_compared_where_their_references_are_the_same():
     assert METRICS["memorization"].difference_errors(a, b) == {}
 
 
+def test_the_error_of_a_memorization_rate_has_both_sides():
+    """For uniform distances, the quantile of the references varies like their order statistic."""
+    n, m, quantile = 2000, 399, 20
+    samples, references = (np.arange(1, count + 1) / (count + 1) for count in (n, m))
+    near = inputs.NearestDistances(samples, references, np.zeros(n + m, int))
+    values = METRICS["memorization"].compute(SimpleNamespace(nearest={"pixels": near}))
+    rate = quantile / (m + 1)
+    variance = rate * (1 - rate) / n + rate * (1 - rate) / m
+    assert values["memorized_pixels"] == pytest.approx(rate, abs=1 / n)
+    error = values["memorized_pixels_standard_error"]
+    assert error == pytest.approx(variance**0.5, rel=0.05)
+
+
 @pytest.mark.parametrize(
     ("samples", "references"),
     [([1.0, 2.0, 3.0], [1.5]), ([1.0], [0.5, 1.5]), ([1.0, 2.0], [np.inf, np.inf, 1.0])],
