@@ -264,9 +264,8 @@ class TrainConfig(DiffusionConfig, FormConfig):
     keep_raw: bool = option.output(
         False, "Also save the raw weights, before averaging, in the model file."
     )
-    keep_weak: bool | None = option.output.optional(
-        "Save an early EMA checkpoint, for sample --guide-with self.",
-        shown="if guidance by it has a lower KID",
+    keep_weak: bool = option.output(
+        True, "Save an early EMA checkpoint, for sample --guide-with self."
     )
     weak_after: float = option.output(
         0.125,

@@ -93,7 +93,7 @@ def check_room(plan: Plan, run: RunDirectory) -> None:
     """
     weights = 4 * sum(map(math.prod, plan.blueprint.shapes.values()))
     moments = 2 * weights
-    weak = 0 if plan.config.keep_weak is False else weights
+    weak = weights if plan.config.keep_weak else 0
     model = weights * (2 if plan.config.keep_raw else 1) + weak
     best = model if plan.config.eval_every else 0
     kept = model if best or (plan.config.keep != "last" and copies.can_look(plan)) else 0

@@ -12,7 +12,6 @@ the snapshots, divided by the sum of its coefficients, and its weights are the s
 from __future__ import annotations
 
 import copy
-import itertools
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -240,22 +239,6 @@ def decay_at(update: int, largest: float) -> float:
 def is_update_due(done: int, steps: int) -> bool:
     """Whether to update the average after `done` of `steps` steps."""
     return done <= EAGER or done % EVERY == 0 or done == steps
-
-
-def weak_step(steps: int, share: float) -> int:
-    """Return the step of the early EMA checkpoint: the first at or after a fraction of `steps`."""
-    return next(n for n in itertools.count(int(steps * share)) if n / steps >= share)
-
-
-def explain_no_weak(steps: int, done: int, share: float) -> str:
-    """Explain why a run with --keep-weak has no early EMA weights after `done` of `steps` steps."""
-    taken = weak_step(steps, share)
-    if done < taken:
-        return f"no early EMA weights yet: --keep-weak saves them after step {taken:,}"
-    return (
-        f"no early EMA weights: --keep-weak saves them after step {taken:,}, which was taken "
-        "without it"
-    )
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from diffuse_cli.system.processes import rank, run_on_first
 from diffuse_cli.training import checkpoints
 from diffuse_cli.training.chores import PREVIEW, SAVE, plan_chores
 from diffuse_cli.training.divergence import PATIENCE, divergence_error
-from diffuse_cli.training.ema_weights import explain_no_weak, save_snapshot, snapshot_due
+from diffuse_cli.training.ema_weights import save_snapshot, snapshot_due
 from diffuse_cli.training.feed import UnreadableImages, hold_streams
 from diffuse_cli.training.initial_weights import load_initial_weights
 from diffuse_cli.training.monitor import Monitor
@@ -122,8 +122,6 @@ class TrainingRun:
                 checkpoints.write_config(run, config, steps)
             if steps != course.steps:
                 yield Notice(f"{steps:,} steps instead of {course.steps:,}, to end in time")
-            if config.keep_weak and trainer.weak is None:
-                yield Notice(explain_no_weak(steps, last, config.weak_after))
         accelerator.wait_for_everyone()
         return self._result(last, self.laps.clock() - began) if self.main else None
 
@@ -131,10 +129,10 @@ class TrainingRun:
         """Make the model file of the weights after the last step."""
         trainer, monitor = self.trainer, self.monitor
         errors, sampling = monitor.errors_at(last), monitor.recommendation_at(last)
-        guided = sampling is not None and sampling.weak_guidance is not None
-        weak = trainer.weak if self.plan.config.keep_weak or guided else None
         average, raw = trainer.ema.net.state_dict(), trainer.raw_weights()
-        return self.plan.model(last, trainer.course.steps, average, raw, weak, errors, sampling)
+        return self.plan.model(
+            last, trainer.course.steps, average, raw, trainer.weak, errors, sampling
+        )
 
     # -- before ------------------------------------------------------------------------------------
 

@@ -129,7 +129,8 @@ class Monitor:
         """
         plan, device = self.trainer.plan, self.trainer.device
         if self.config.eval_every:
-            self._kid = yield from validation.make_kid_measure(plan, device)
+            real = yield from validation.choose_real(plan)
+            self._kid = validation.make_kid_measure(plan, device, real)
         if self._looks:
             data = plan.data
             some = data.images.stored[find_readable(data, data.train[: validation.REAL_IMAGES])]
@@ -153,7 +154,7 @@ class Monitor:
         own, raw, _ = model_file.split_weights(best.tensors)
         weak = self.trainer.weak
         step, steps = best.values["step"], self.trainer.course.steps
-        weak = weak if self.config.keep_weak and weak and weak.step <= step else None
+        weak = weak if weak and weak.step <= step else None
         return self.trainer.plan.model(step, steps, own, raw or None, weak)
 
     def choose_earlier(self, last: int) -> model_file.StoredModel | None:
@@ -369,7 +370,7 @@ class Monitor:
 
     def _choose_settings(self, done: int) -> Work[None]:
         """Choose the sampling setting to recommend."""
-        trials = recommendation.choose_settings(self.trainer, self._kid)
+        trials = recommendation.choose_settings(self.trainer)
         work = self._attempt(trials, "choosing sampling settings")
         chosen = yield from run_until(self.stop, work)
         self.recommended, noise = chosen or (None, None)
@@ -377,7 +378,7 @@ class Monitor:
             self.flaw = NOISE if noise else ""
         self.finished[SETTINGS] = done
         if self.recommended:
-            yield Notice(f"probably better, so recommended for sampling: {self.recommended}")
+            yield Notice(f"recommended for sampling, by the lowest KID: {self.recommended}")
 
     def recommendation_at(self, step: int) -> SamplerChoice | None:
         """Return the setting chosen with the weights after `step` steps, if any."""

@@ -195,8 +195,7 @@ class Trainer:
         self.unread.append(norm)
         if is_update_due(step + 1, self.course.steps):
             self._update_averages()
-        kept = self.config.keep_weak is not False
-        if kept and self.course.passes(self.config.weak_after, step + 1):
+        if self.config.keep_weak and self.course.passes(self.config.weak_after, step + 1):
             self.weak = EarlyWeights.of(self.ema, step + 1)
         return StepResult(loss, norm)
 

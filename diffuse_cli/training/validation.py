@@ -12,7 +12,7 @@ import torch
 
 from diffuse_cli.config.sample_options import SamplerChoice
 from diffuse_cli.core.space import Space
-from diffuse_cli.media import MEDIA, Array
+from diffuse_cli.media import MEDIA, Array, Indices
 from diffuse_cli.metrics import Measurement, baselines, kid, read_measurement
 from diffuse_cli.metrics.features import KIDS, FeatureNetwork, extract_features, prepare_network
 from diffuse_cli.metrics.features.feature_choice import load_choice
@@ -67,11 +67,13 @@ class KidMeasure:
 
     Attributes:
         key: the key of the KID, which names the network's features.
+        pictures: whether the features are of pictures.
         look: the `measure_look` of the real samples.
     """
 
     def __init__(self, real: Array, space: Space, network: FeatureNetwork) -> None:
-        self._real, self._space, self._network, self.key = real, space, network, network.kid
+        self._real, self._space, self._network = real, space, network
+        self.key, self.pictures = network.kid, network.pictures
         self._real_features: Array | None = None
         self.look = measure_look(real)
 
@@ -121,27 +123,38 @@ def measure_look(samples: Array) -> tuple[float, float]:
     return contrast, detail
 
 
-def make_kid_measure(plan: Plan, device: torch.device) -> Work[KidMeasure]:
-    """Choose the real images of the KID: held-out images, or training images with a notice.
+def choose_real(plan: Plan) -> Work[Indices]:
+    """Choose the real images of --eval-every: held-out images, or training images with a notice.
 
     Raises:
         UsageError: the data has too few images.
-        ModelFileError: the feature network's weights are missing.
     """
-    data, space, many = plan.data, plan.blueprint.space, MEDIA[plan.data.images.medium].many
+    data, many = plan.data, MEDIA[plan.data.images.medium].many
     held_out = len(data.held_out) >= FEWEST_FOR_KID
     chosen = data.held_out if held_out else data.train
     if len(chosen) < FEWEST_FOR_KID:
         text = f"--eval-every needs {FEWEST_FOR_KID} real {many}, and the data has {len(chosen)}"
         raise UsageError(text, f"Remove --eval-every, or add more {many}")
-    real = chosen[permutation(plan.config.seed, 0, len(chosen))[:REAL_IMAGES]]
-    samples = np.ascontiguousarray(data.images.stored[find_readable(data, real)])
     if not held_out:
         few = f"only {len(data.held_out)}" if len(data.held_out) else "no"
         yield Notice(
             f"{few} {MEDIA[data.images.medium].one if len(data.held_out) else many} held out: "
             f"--eval-every compares with training {many}"
         )
+    return chosen
+
+
+def make_kid_measure(
+    plan: Plan, device: torch.device, chosen: Indices, most: int = REAL_IMAGES
+) -> KidMeasure:
+    """Make the KID against at most `most` of the chosen images.
+
+    Raises:
+        ModelFileError: the feature network's weights are missing.
+    """
+    real = chosen[permutation(plan.config.seed, 0, len(chosen))[:most]]
+    samples = np.ascontiguousarray(plan.data.images.stored[find_readable(plan.data, real)])
+    space = plan.blueprint.space
     return KidMeasure(samples, space, choose_network(space, samples, device))
 
 

@@ -1,4 +1,4 @@
-"""--keep-weak: the early average is that of its step, whatever happens to the run afterwards."""
+"""The early average that guides a model is that of its step, whatever happens afterwards."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 from conftest import QUICK, in_process
 
 from diffuse_cli.models import model_file
-from diffuse_cli.training.ema_weights import weak_step
 from diffuse_cli.training.optimization import ProgressSchedule
 from diffuse_cli.training.run_directory import RunDirectory
 from training.conftest import measure_by_step
@@ -23,7 +22,7 @@ RUN = ("--steps", 17)
 def weak(images, tmp_path_factory):
     """A model of 17 steps with its average after 3. Do not write here."""
     out = tmp_path_factory.mktemp("weak") / MODEL
-    line = ["train", images, "--config", QUICK, *RUN, "--keep-weak", "-o", out, "-q"]
+    line = ["train", images, "--config", QUICK, *RUN, "-o", out, "-q"]
     assert in_process(line) == 0
     return out
 
@@ -47,19 +46,16 @@ def same(a, b):
     ],
 )
 def test_it_is_taken_after_a_share_of_the_steps(share, steps, taken):
-    assert weak_step(steps, share) == taken
     course = ProgressSchedule.of(steps)
     assert [done for done in range(1, steps + 1) if course.passes(share, done)] == [taken]
 
 
 def test_the_share_is_an_option(quick):
     """The average after 5 of 17 steps, which a run that stops there has."""
-    quick(*RUN, "--keep-weak", "--weak-after", 0.25)
+    quick(*RUN, "--weak-after", 0.25)
     found = model_file.load(MODEL)
     assert (found.weak_step, found.training["weak_after"]) == (5, 0.25)
-    ran = quick(*RUN, "--overwrite", "--keep-weak", "--weak-after", 0.25, "--stop-at", 4)
-    assert "no early EMA weights yet: --keep-weak saves them after step 5\n" in ran.err
-    quick("--resume", "--stop-at", 5)
+    quick(*RUN, "--overwrite", "--weak-after", 0.25, "--stop-at", 5)
     assert same(found.weak, model_file.load(MODEL).ema)
 
 
@@ -72,7 +68,7 @@ def test_a_share_without_an_average_is_refused(quick):
 def test_it_is_the_average_of_a_run_that_stopped_there_and_changes_nothing_else(quick, weak):
     found = model_file.load(weak)
     assert found.weak_step == 3
-    quick(*RUN, "--stop-at", 3)
+    quick(*RUN, "--stop-at", 3, "--no-keep-weak")
     assert same(found.weak, model_file.load(MODEL).ema)
     quick(*RUN, "--resume")
     plain = model_file.load(MODEL)
@@ -83,18 +79,15 @@ def test_it_is_the_average_of_a_run_that_stopped_there_and_changes_nothing_else(
 
 @pytest.mark.parametrize("stop", [2, 3, 10])
 def test_stopped_and_resumed_equals_one_go(quick, weak, stop):
-    ran = quick(*RUN, "--keep-weak", "--stop-at", stop)
-    said = "no early EMA weights yet: --keep-weak saves them after step 3\n"
-    assert (said in ran.err) == (stop == 2)
+    quick(*RUN, "--stop-at", stop)
     assert model_file.load(MODEL).weak_step == (None if stop == 2 else 3)
     ran = quick("--resume")
     assert ran.code == 0
-    assert "no early EMA weights" not in ran.err
     assert MODEL.read_bytes() == weak.read_bytes()
 
 
 def test_checkpoints_carry_it_and_are_models_with_it(quick, weak):
-    quick(*RUN, "--keep-weak", "--save-every", 2, "--stop-at", 4)
+    quick(*RUN, "--save-every", 2, "--stop-at", 4)
     saved = RunDirectory(MODEL).load()[0]
     assert saved.state["weak_step"] == 3
     averages = {step: model_file.load(f"model.run/checkpoints/step-{step:08d}") for step in (2, 4)}
@@ -104,7 +97,7 @@ def test_checkpoints_carry_it_and_are_models_with_it(quick, weak):
 
 
 def test_a_longer_run_keeps_what_it_has(quick):
-    quick(*RUN, "--keep-weak")
+    quick(*RUN)
     before = model_file.load(MODEL).weak
     ran = quick("--steps", 24, "--resume")
     assert ran.code == 0
@@ -117,7 +110,7 @@ def test_the_best_model_has_none_that_is_newer_than_itself(quick, monkeypatch):
     """Its file is written again when weights of a later step are there."""
     measure_by_step(monkeypatch, {2: 0.1}, lambda step: None)
     best = Path("model.best.safetensors")
-    line = (*RUN, "--keep-weak", "--eval-every", 2, "--eval-images", 6)
+    line = (*RUN, "--eval-every", 2, "--eval-images", 6)
     quick(*line, "--stop-at", 4)
     before = best.read_bytes()
     best.unlink()
@@ -127,7 +120,7 @@ def test_the_best_model_has_none_that_is_newer_than_itself(quick, monkeypatch):
 
 
 def test_a_run_cannot_turn_it_on_afterwards(quick):
-    quick(*RUN, "--stop-at", 1)
+    quick(*RUN, "--stop-at", 1, "--no-keep-weak")
     ran = quick("--resume", "--keep-weak", "-q")
     assert ran.code == 2
     assert "--keep-weak" in ran.line
@@ -136,7 +129,7 @@ def test_a_run_cannot_turn_it_on_afterwards(quick):
 def test_the_best_model_has_it_from_its_step_on(quick, monkeypatch):
     measure_by_step(monkeypatch, {2: 0.9, 4: 0.5, 6: 0.7}, lambda step: None)
     best = Path("model.best.safetensors")
-    line = (*RUN, "--keep-weak", "--eval-every", 2, "--eval-images", 6)
+    line = (*RUN, "--eval-every", 2, "--eval-images", 6)
     quick(*line, "--stop-at", 2)
     assert model_file.load(best).weak is None
     quick(*line, "--resume", "--stop-at", 6)
@@ -151,7 +144,7 @@ def test_the_best_model_has_it_from_its_step_on(quick, monkeypatch):
 
 def test_a_model_with_a_share_of_its_own_is_distilled_and_begun_from(quick, diffuse, images):
     """Neither keeps an average, and the share that they inherit asks for none."""
-    quick(*RUN, "--keep-weak", "--weak-after", 0.25)
+    quick(*RUN, "--weak-after", 0.25)
     ran = diffuse("distill", MODEL, images, "--steps", 1, "--batch-size", 2, "-o", OTHER)
     assert ran.code == 0, ran.err
     ran = quick("--steps", 2, "--init", MODEL, "--no-keep-weak", "-o", "next.safetensors")
