@@ -101,6 +101,7 @@ def sample(
     condition: Condition | None = None,
     guide: Guide | None = None,
     start: DataGaussian | None = None,
+    noise_levels: tuple[float, float] | None = None,
     seed: int = 0,
     **options: float | None,
 ) -> tuple[Pixels, float]:
@@ -115,6 +116,7 @@ def sample(
         condition=condition,
         guide=guide,
         start=start,
+        noise_levels=noise_levels,
         seed=seed,
     )
     space, device = loaded.space, accelerator.device
