@@ -14,11 +14,11 @@ PREVIEW, COPIES, EVALUATION, ERRORS, SETTINGS, SAVE = (
 )  # fmt: skip
 """The names of chores."""
 
-PREVIEWS, SHARE = 8, 5
+PREVIEWS, SHARE, MIDDLE_SHARE = 8, 100, 10
 """Without --preview-every a run has PREVIEWS previews, or fewer if they would take more than
-1/SHARE of the time of its steps."""
+1/SHARE of the time of its steps. One in the middle may take 1/MIDDLE_SHARE, for short runs."""
 
-FEWEST_MEASURED, MOST_MEASURED, MEASURED_SHARE = 4, 256, 50
+FEWEST_MEASURED, MOST_MEASURED, MEASURED_SHARE = 4, 256, 200
 """Images on which the errors of x_0 are measured after the last step: as many as keep their passes
 below 1/MEASURED_SHARE of the passes of the steps, within these limits."""
 
@@ -27,14 +27,16 @@ def preview_spacing(plan: Plan, steps: int) -> int:
     """Return the steps between previews in a run of `steps` steps, also after it is resumed."""
     if plan.config.preview_every:
         return plan.config.preview_every
-    passes = previews.passes_of_preview(plan)
-    return max(-(-steps // PREVIEWS), -(-SHARE * passes // previews.passes_of_step(plan)))
+    passes, step = previews.passes_of_preview(plan), previews.passes_of_step(plan)
+    middle = max(-(-steps // 2), -(-MIDDLE_SHARE * passes // step))
+    return max(-(-steps // PREVIEWS), min(middle, -(-SHARE * passes // step)))
 
 
 def count_measured_images(plan: Plan, steps: int) -> int:
     """Return the number of images on which to measure errors after a run of `steps` steps."""
     passes = steps * previews.passes_of_step(plan) // MEASURED_SHARE
-    return min(MOST_MEASURED, max(FEWEST_MEASURED, passes // denoising_errors.POINTS))
+    images = len(plan.data.held_out) or len(plan.data.train)
+    return min(images, MOST_MEASURED, max(FEWEST_MEASURED, passes // denoising_errors.POINTS))
 
 
 def plan_looks(plan: Plan, steps: int) -> copies.Looks | None:

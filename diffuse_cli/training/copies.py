@@ -1,9 +1,9 @@
 """Signs of copies among samples, while training on few images.
 
 Copying starts after a number of steps in proportion to the number of images (Bonnaire et al. 2025),
-and good samples come earlier. So a run on few images looks for copies at each preview, as `eval`
-does, and keeps the last weights whose samples show no clear signs of them: in pixels and features,
-so that samples of arrays and sounds never do.
+and good samples come earlier. So a run on few images looks for copies at previews, as `eval` does,
+and keeps the last weights whose samples show no clear signs of them: in pixels and features, so
+that samples of arrays and sounds never do.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ FEW, MANY = 8, 2000
 """The fewest training images, which are references of each other, and the number from which on
 copies are not looked for."""
 
-SHARE = 20
-"""Looking for copies takes at most 1/SHARE of the passes of the steps."""
+SHARE = 50
+"""Looking for copies takes at most 1/SHARE of the passes of the steps. So a run looks if it sees
+each image about 100 times or more: fewer make no copies (benchmarks/README.md)."""
 
 FEWEST, MOST = 64, 256
 """Samples to compare. With fewer than FEWEST, only high rates of copies would be noticed."""

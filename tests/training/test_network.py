@@ -17,12 +17,11 @@ from diffuse_cli.config.options import from_dict, to_toml
 from diffuse_cli.config.presets import PRESETS, network_config
 from diffuse_cli.config.train_options import TrainConfig, from_file, to_file
 from diffuse_cli.core import Conditions, Space
-from diffuse_cli.core.denoising_errors import POINTS
 from diffuse_cli.models import model_file
 from diffuse_cli.models.activation_memory import count_kept_bytes
 from diffuse_cli.system.errors import UsageError
 from diffuse_cli.system.events import finish
-from diffuse_cli.training.chores import count_measured_images
+from diffuse_cli.training.chores import preview_spacing
 from diffuse_cli.training.configuration import (
     complete_config,
     configure,
@@ -411,8 +410,7 @@ def test_minutes_are_filled_with_the_batch_that_suits_them(monkeypatch, typed, b
     config, budget = finish(fill_minutes(plan, accelerator))
     assert config.batch_size == batch
     plan = replace(plan, config=config)
-    passes = 8 * 320 + POINTS * count_measured_images(plan, config.steps)
-    beside = passes / (3 * batch)
+    beside = -(-config.steps // preview_spacing(plan, config.steps)) * 320 / (3 * batch)
     assert config.steps == pytest.approx(7 * 60 * 128 / batch - beside, abs=1)
     assert config.lr == pytest.approx(PRESETS["tiny"].train["lr"] * (batch / 64) ** 0.5)
     assert config.minutes is None

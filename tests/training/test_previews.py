@@ -23,14 +23,15 @@ def previews(run=RUN):
     return {int(p.stem[5:]): p.read_bytes() for p in sorted((run / "previews").iterdir())}
 
 
-def plan_of(steps, batch_size=64, held_out=96, classes=0):
+def plan_of(steps, batch_size=64, held_out=96, classes=0, train=0):
     config = SimpleNamespace(
         steps=steps, batch_size=batch_size, num_timesteps=1000, label_dropout=0.1, loss="simple",
-        preview_every=None,
+        preview_every=None, eval_every=None, save_every=None,
     )  # fmt: skip
     conditions = Conditions(classes=tuple(map(str, range(classes))))
     blueprint = SimpleNamespace(conditions=conditions, wiener=False)
-    data = SimpleNamespace(held_out=range(held_out))
+    images = range(train + held_out)
+    data = SimpleNamespace(held_out=images[train:], train=images[:train], images=images)
     return SimpleNamespace(config=config, blueprint=blueprint, data=data, teacher=None)
 
 
@@ -39,11 +40,13 @@ def plan_of(steps, batch_size=64, held_out=96, classes=0):
     [
         (plan_of(5000), 625),
         (plan_of(1_000_000), 125_000),
-        (plan_of(1501, batch_size=8), 188),
-        (plan_of(301, batch_size=16), 44),  # a fifth of the time: 5 x (16 x 20 + 96) / (3 x 16)
-        (plan_of(26, batch_size=8), 87),
-        (plan_of(26, batch_size=8, held_out=10_000), 174),  # 512 of them are measured
-        (plan_of(26, batch_size=8, classes=10), 154),  # guidance
+        (plan_of(10_000, batch_size=8), 1734),  # a hundredth of the time: 100 x (16 x 20 + 96) / 24
+        (plan_of(1501, batch_size=8), 751),  # the middle
+        (plan_of(301, batch_size=16), 151),
+        (plan_of(301, batch_size=8), 174),  # a tenth: 10 x (16 x 20 + 96) / 24
+        (plan_of(26, batch_size=8), 174),
+        (plan_of(26, batch_size=8, held_out=10_000), 347),  # 512 of them are measured
+        (plan_of(26, batch_size=8, classes=10), 307),  # guidance
     ],
 )
 def test_a_run_has_about_eight_previews_or_as_many_as_are_cheap(plan, every):
@@ -54,8 +57,29 @@ def test_a_distilled_model_is_previewed_at_the_cost_of_its_own_steps():
     plan = plan_of(26, batch_size=8, classes=10)
     steps = SimpleNamespace(steps=2, guidance=1.0)
     plan.teacher = SimpleNamespace(sampling=lambda blueprint: steps)
-    # Five times the time, without guidance: 5 x (16 x 2 + 96) / (3 x 8).
-    assert preview_spacing(plan, plan.config.steps) == 27
+    # Ten times the time, without guidance: 10 x (16 x 2 + 96) / (3 x 8).
+    assert preview_spacing(plan, plan.config.steps) == 54
+
+
+@pytest.mark.parametrize(
+    ("train", "held_out", "batch_size", "steps"),
+    [(3277, 172, 32, 3900), (1462, 84, 32, 3900), (1062, 57, 8, 3100), (100_000, 5000, 64, 2500)],
+)
+def test_ten_minutes_spend_a_fiftieth_on_chores_besides_trials(train, held_out, batch_size, steps):
+    """Previews with held-out losses, looks for copies, and errors of x_0."""
+    plan = plan_of(steps, batch_size, held_out, train=train)
+    listed = list(chores.plan_chores(plan)(steps))
+    costs = {chore.name: chore.times(0, steps) * chore.cost for chore in listed}
+    assert sum(costs[name] for name in costs if name != chores.SETTINGS) <= steps / 50
+    assert next(chore for chore in listed if chore.name == chores.PREVIEW).times(0, steps) >= 2
+
+
+@pytest.mark.parametrize(
+    ("train", "held_out", "images"), [(38, 0, 38), (100, 9, 9), (3277, 172, 172)]
+)
+def test_errors_are_measured_on_images_that_there_are(train, held_out, images):
+    plan = plan_of(1_000_000, held_out=held_out, train=train)
+    assert chores.count_measured_images(plan, 1_000_000) == images
 
 
 def test_a_resumed_run_has_the_previews_of_one_in_one_go(diffuse, images, monkeypatch):
