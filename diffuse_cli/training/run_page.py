@@ -37,7 +37,7 @@ from diffuse_cli.training.run_events import Compared, Previewed, Started, Step, 
 
 T = TypeVar("T")
 
-SHARE = 200
+SHARE = 500
 """Between the first page and the last one, writing takes at most 1/SHARE of the time."""
 
 PREVIEWS, SIDE, BYTES = 24, 720, 2_000_000

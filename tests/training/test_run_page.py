@@ -158,7 +158,7 @@ def test_looks_and_steps_write_it_only_if_that_takes_little_time(page, monkeypat
     now = [1000.0]
     monkeypatch.setattr(run_page.time, "monotonic", lambda: now[0])
     finish(page.write("running"))
-    page.took = 0.5
+    page.took = 0.2
     step, look = Step(3, 9, 0.1, 0.1, 0.1, 5.0, 60.0), Previewed(3, None, None)
     for event in (step, look):
         assert not page.note(event)
@@ -168,7 +168,7 @@ def test_looks_and_steps_write_it_only_if_that_takes_little_time(page, monkeypat
     now[0] += 2
     for event in (step, look):
         assert page.note(event)
-    page.took = 0.01
+    page.took = 0.005
     page.written = now[0] - 3
     assert page.note(look)
     assert not page.note(step), "previews show more than a step does"
