@@ -14,7 +14,7 @@ PREVIEW, COPIES, EVALUATION, ERRORS, SETTINGS, SAVE = (
 )  # fmt: skip
 """The names of chores."""
 
-PREVIEWS, SHARE, MIDDLE_SHARE = 8, 100, 10
+PREVIEWS, SHARE, MIDDLE_SHARE = 8, 150, 10
 """Without --preview-every a run has PREVIEWS previews, or fewer if they would take more than
 1/SHARE of the time of its steps. One in the middle may take 1/MIDDLE_SHARE, for short runs."""
 

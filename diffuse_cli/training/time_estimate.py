@@ -42,7 +42,7 @@ SECONDS, SHARE, BRIEFLY, QUICK = 20.0, 0.05, 1.0, 3.0
 """Measuring takes at most SECONDS, or this fraction of --minutes, but at least BRIEFLY seconds.
 --dry-run without --measure takes at most QUICK seconds."""
 
-WARM_UP, LEAST, SETTLED = 3, 5, 2.0
+WARM_UP, LEAST, SETTLED = 3, 5, 1.0
 """Steps that do not count, steps that count, and the seconds after which more steps are not needed.
 """
 

@@ -40,7 +40,7 @@ def plan_of(steps, batch_size=64, held_out=96, classes=0, train=0):
     [
         (plan_of(5000), 625),
         (plan_of(1_000_000), 125_000),
-        (plan_of(10_000, batch_size=8), 1734),  # a hundredth of the time: 100 x (16 x 20 + 96) / 24
+        (plan_of(10_000, batch_size=8), 2600),  # a 150th of the time: 150 x (16 x 20 + 96) / 24
         (plan_of(1501, batch_size=8), 751),  # the middle
         (plan_of(301, batch_size=16), 151),
         (plan_of(301, batch_size=8), 174),  # a tenth: 10 x (16 x 20 + 96) / 24

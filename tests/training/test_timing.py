@@ -184,7 +184,7 @@ def test_measuring_takes_at_most_a_share_of_the_minutes(machine, minutes, second
     assert budget.step == pytest.approx(seconds / 4 * plan.config.batch_size)
 
 
-@pytest.mark.parametrize(("minutes", "times"), [(2, 2), (10, 8), (100, 8)])
+@pytest.mark.parametrize(("minutes", "times"), [(2, 2), (10, 5), (100, 8)])
 def test_measuring_steps_and_what_comes_beside_them_fill_the_minutes(machine, minutes, times):
     """Previews of 320 passes, and the errors of four images at the end.
 
@@ -192,7 +192,7 @@ def test_measuring_steps_and_what_comes_beside_them_fill_the_minutes(machine, mi
     """
     here = machine(fixed=0.02, each=0.005)
     plan, budget = filled(here, minutes=minutes, batch_size=8)
-    assert 2 < budget.used == here.now[0] < 3
+    assert 1 < budget.used == here.now[0] < 2
     assert budget.step == pytest.approx(0.06)
     steps = plan.config.steps
     previews = -(-steps // preview_spacing(plan, steps))
