@@ -31,9 +31,9 @@ FEW, MANY = 8, 2000
 """The fewest training images, which are references of each other, and the number from which on
 copies are not looked for."""
 
-SHARE = 50
-"""Looking for copies takes at most 1/SHARE of the passes of the steps. So a run looks if it sees
-each image about 100 times or more: fewer make no copies (benchmarks/README.md)."""
+SHARE, SEEN = 50, 100
+"""Looking for copies takes at most 1/SHARE of the passes of the steps, in runs that see each image
+SEEN times or more: fewer make no copies (benchmarks/README.md)."""
 
 FEWEST, MOST = 64, 256
 """Samples to compare. With fewer than FEWEST, only high rates of copies would be noticed."""
@@ -61,7 +61,7 @@ def plan_looks(plan: Plan, steps: int, preview_every: int) -> Looks | None:
 
     None without a search, or if the run is too short.
     """
-    if not can_look(plan):
+    if not can_look(plan) or steps * (plan.config.batch_size or 0) < SEEN * len(plan.data.train):
         return None
     passes = steps * previews.passes_of_step(plan) // SHARE - FEATURES * len(plan.data.images)
     count = max(0, passes) // count_passes(plan, 1)
