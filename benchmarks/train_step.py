@@ -9,11 +9,14 @@ that our setting of the memory allocator is ours alone; a round takes a step of 
 with --json one line, within five minutes, without contenders that there was no time for. In it
 `ratio_to_peer_best` and `ratio_to_peer_default` are our images a second over diffusers', all eager,
 and `ratio_to_peer_best_compiled`, with --compile, both compiled. --budget says instead where the
-time of our step goes. What has no instructions for bfloat16 is left without it.
+time of our step goes, and --tiny how long a step of `tiny` takes, in CPU time of one core, beside
+that of the package in the folder --before and of diffusers' network at the same recipe. What has
+no instructions for bfloat16 is left without it.
 
     python benchmarks/train_step.py --json
     python benchmarks/train_step.py --compile > benchmarks/results/train_step.json
     python benchmarks/train_step.py --budget > benchmarks/results/budget.json
+    python benchmarks/train_step.py --tiny --before FOLDER > benchmarks/results/step-ratio.json
 """
 
 from __future__ import annotations
@@ -22,8 +25,10 @@ import argparse
 import importlib.util
 import json
 import math
+import os
 import time
 from collections.abc import Iterator
+from statistics import quantiles
 from typing import Any
 
 import common
@@ -67,6 +72,18 @@ NETWORKS = {DIFFUSERS: peers.diffusers_unet, DDPM_PYTORCH: peers.ddpm_pytorch_un
 """The baselines' networks; each is imported when it is made."""
 
 MODULES = {DIFFUSERS: "diffusers", DDPM_PYTORCH: "denoising_diffusion_pytorch"}
+
+
+TINY = ((32, 32), (64, 32), (128, 16), (256, 8))
+"""Side and images per step of `tiny`."""
+
+METHOD = (
+    "CPU milliseconds of a step, in turns of 4 steps on one core, and the median and the quartiles "
+    "of the ratios of turns"
+)
+
+BLOCK = 4
+"""Steps of a turn, of which ours moves its average once."""
 
 
 def installed() -> list[str]:
@@ -167,8 +184,64 @@ def ratios(rows: list[dict[str, Any]], compiled: bool) -> dict[str, float]:
     return {name: round(value, 3) for name, value in found.items()}
 
 
+def compare_tiny(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """CPU time of a step of `tiny`, in turns on the last core that this process may use."""
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    found = {OURS: ""} | ({"before": options.before} if options.before else {})
+    if DIFFUSERS in installed():
+        found[DIFFUSERS] = ""
+    for side, batch in TINY:
+        flags = ("--tiny", "--size", str(side), "--batch-size", str(batch))
+        acts = {
+            name: Apart(
+                __file__, "--one", name, *flags, "--precision", options.precision,
+                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": folder},
+            )
+            for name, folder in found.items()
+        }  # fmt: skip
+        turns: dict[str, list[float]] = {name: [] for name in acts}
+        for i in range(options.rounds + 1):
+            for name in [*acts][i % len(acts) :] + [*acts][: i % len(acts)]:
+                clock = (~acts[name].process.pid << 3) | 2  # the CPU time of a process, on Linux
+                began = time.clock_gettime(clock)
+                for _ in range(BLOCK):
+                    acts[name]()
+                turns[name].append((time.clock_gettime(clock) - began) / BLOCK * 1000)
+        ours, *others = ([*map(significant, turns[name][1:])] for name in acts)
+        row: dict[str, Any] = {"side": side, "batch_size": batch, f"{OURS}_ms": ours}
+        for name, taken in zip([*acts][1:], others, strict=True):
+            each = [a / b for a, b in zip(ours, taken, strict=True)]
+            low, middle, high = (significant(q, 3) for q in quantiles(each, n=4))
+            row |= {f"{name}_ms": taken, f"ratio_to_{name}": middle, f"of_{name}": [low, high]}
+        for act in acts.values():
+            act.end()
+        show([{k: v for k, v in row.items() if not k.endswith("_ms")}])
+        yield row
+
+
+def tiny(name: str, options: argparse.Namespace, accelerator: Accelerator) -> Act:
+    """A step of `tiny`: ours, or of diffusers' network in the loop of `peers`."""
+    size = options.size
+    if name != DIFFUSERS:
+        chosen = {"batch_size": options.batch_size, "precision": options.precision}
+        return ours(plan(size, images=64, preset="tiny", **chosen), accelerator)[0]
+    recipe = peers.recipe_of_ours(3, size, options.batch_size)
+    peer, optimizer = peers.built(name, recipe, peers.blueprint("tiny", 3, size))
+    images = torch.randint(256, (options.batch_size, 3, size, size), dtype=torch.uint8)
+
+    def step() -> None:
+        peers.take(peer, optimizer, images)
+        peer.follow()
+
+    return step
+
+
 def hold(options: argparse.Namespace) -> None:
     """Be the contender `--one`."""
+    if options.tiny:
+        with open_accelerator(options.precision) as accelerator:
+            serve(tiny(options.one, options, accelerator), peak())
+        return
     who, setting = entries(compiled=True)[options.one]
     if who == OURS:
         with open_accelerator(options.precision) as accelerator:
@@ -193,11 +266,18 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one line, and no table")
     parser.add_argument("--compile", action="store_true", help="compiled contenders too")
     parser.add_argument("--budget", action="store_true", help="the parts of our step instead")
+    parser.add_argument("--tiny", action="store_true", help="a step of `tiny` instead")
+    parser.add_argument("--before", metavar="FOLDER", help="with --tiny: an earlier package")
+    parser.add_argument("--size", type=int, default=SIZE, help=argparse.SUPPRESS)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.precision = resolve_precision(options.precision)
     if options.one:
         hold(options)
+        return
+    if options.tiny:
+        rows = [*compare_tiny(options)]
+        print(json.dumps({"method": METHOD, "rows": rows, "machine": common.machine()}, indent=1))
         return
     if options.budget:
         import budget
