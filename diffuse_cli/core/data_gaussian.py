@@ -263,7 +263,8 @@ def _bases(like: Tensor, lowest: Sequence[int]) -> list[Tensor]:
 
 def _mix_channels(colors: Tensor, x: Tensor) -> Tensor:
     """Multiply the channels of x (B, C, *size) by a matrix."""
-    return (x.movedim(1, -1) @ colors.T).movedim(-1, 1)
+    mixed: Tensor = (colors @ x.flatten(2)).unflatten(2, x.shape[2:])
+    return mixed
 
 
 def _as_tuples(values: Any) -> Any:
