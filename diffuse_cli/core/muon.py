@@ -89,23 +89,25 @@ class Muon(torch.optim.Optimizer):
         self, groups: list[list[nn.Parameter]], scale: Tensor | None, bad: Tensor | None
     ) -> None:
         """Update groups of weights, each of one shape."""
-        momenta = [self._momentum(weights, scale) for weights in groups]
-        updates = orthogonalize([ahead.flatten(2) for _, _, ahead in momenta])
-        for weights, (past, momentum, _), update in zip(groups, momenta, updates, strict=True):
+        momenta = [self._momentum(weights, scale, bad) for weights in groups]
+        updates = orthogonalize([ahead.flatten(2) for _, ahead in momenta])
+        for weights, (momentum, _), update in zip(groups, momenta, updates, strict=True):
             own = [self.state[weight]["momentum"] for weight in weights]
             rows, columns = update.shape[1:]
-            moved = update.view_as(past)
+            moved = update.view_as(momentum)
             if bad is not None:
-                momentum = past.where(bad > 0, momentum)
-                moved = torch.zeros_like(moved).where(bad > 0, moved)
+                moved = moved * (1 - bad)
             torch._foreach_copy_(own, momentum.unbind())
             far = self.param_groups[0]["lr"] * LIKE_ADAM * max(rows, columns) ** 0.5
             torch._foreach_sub_((*weights,), moved.unbind(), alpha=far)
 
     def _momentum(
-        self, weights: list[nn.Parameter], scale: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the old, the new and Nesterov's momentum of weights of one shape, (N, *shape)."""
+        self, weights: list[nn.Parameter], scale: Tensor | None, bad: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the new and Nesterov's momentum of weights of one shape, (N, *shape).
+
+        If `bad` is 1, both are the old momentum.
+        """
         for weight in weights:
             if "momentum" not in self.state[weight]:
                 self.state[weight]["momentum"] = torch.zeros_like(weight)
@@ -113,8 +115,10 @@ class Muon(torch.optim.Optimizer):
         gradient = torch.stack([weight.grad for weight in weights if weight.grad is not None])
         if scale is not None:
             gradient = gradient / scale
+        if bad is not None:
+            gradient = past.where(bad > 0, gradient)
         momentum = past.lerp(gradient, 1 - MOMENTUM)
-        return past, momentum, gradient.lerp(momentum, MOMENTUM)
+        return momentum, gradient.lerp(momentum, MOMENTUM)
 
 
 def _batches(groups: Iterable[list[nn.Parameter]]) -> Iterator[list[list[nn.Parameter]]]:
@@ -166,9 +170,10 @@ def _factors(gram: Tensor) -> Tensor:
     eye = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
     norm = gram.diagonal(dim1=1, dim2=2).sum(1).sqrt().clamp(min=LEAST)[:, None, None]
     gram, factor = gram / norm**2, eye / norm
-    for _ in range(ITERATIONS):
+    for iteration in range(ITERATIONS):
         step = a * eye + b * gram + c * gram @ gram
-        gram, factor = step @ gram @ step, step @ factor
+        factor = step @ factor
+        gram = gram if iteration + 1 == ITERATIONS else step @ gram @ step
     return factor
 
 
