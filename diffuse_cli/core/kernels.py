@@ -248,6 +248,13 @@ def cast_weights(module: nn.Module, dtype: torch.dtype) -> None:
             cast_weights(child, dtype)
 
 
+def cast_as_autocast(x: Tensor) -> Tensor:
+    """Return x in the precision of products under autocast. Without autocast, return x itself."""
+    device = x.device.type
+    enabled = device != "meta" and torch.is_autocast_enabled(device)
+    return x.to(torch.get_autocast_dtype(device)) if enabled else x
+
+
 # -- dropout --------------------------------------------------------------------------------------
 
 # Dropout with cheap random numbers on CPUs.

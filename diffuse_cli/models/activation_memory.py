@@ -90,11 +90,7 @@ def count_kept_bytes(
             torch.autocast(device, torch.bfloat16, enabled=half),
         ):
             cond = blueprint.conditions.make_keywords(torch.zeros(BATCH, dtype=torch.long))
-            net(
-                arrange_memory(torch.zeros(BATCH, *blueprint.input_space.shape)),
-                torch.zeros(BATCH),
-                **cond,
-            )
+            net(torch.zeros(BATCH, *blueprint.input_space.shape), torch.zeros(BATCH), **cond)
     found = _split_sizes(kept.values())
     return MemoryCost(found.fixed + largest.fixed, found.image + largest.image)
 

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from diffuse_cli.core import degradations
 from diffuse_cli.core.conditions import PAIRS, ConditioningArray
-from diffuse_cli.core.kernels import arrange_memory
 from diffuse_cli.core.registry import InvalidArgument
 from diffuse_cli.core.space import Space
 from diffuse_cli.media import ALPHA, MEDIA, layout_name, render_samples
@@ -237,7 +236,7 @@ class ConditioningInputs:
         """Return the conditioning inputs of these samples, (B, C', *size)."""
         rows = [(i - self.first) % len(self.stored) for i in indices]
         own = torch.from_numpy(np.ascontiguousarray(self.stored[rows])).to(device)
-        return arrange_memory(self.make(own, rows))
+        return self.make(own, rows)
 
     def __len__(self) -> int:
         return len(self.stored)

@@ -17,7 +17,7 @@ import torch
 from accelerate.utils import gather_object
 
 from diffuse_cli.core.denoiser import Denoise, Denoiser
-from diffuse_cli.core.kernels import arrange_memory, arrange_weights, cast_weights
+from diffuse_cli.core.kernels import arrange_weights, cast_weights
 from diffuse_cli.core.networks import largest_width
 from diffuse_cli.core.samplers import SAMPLERS, State
 from diffuse_cli.core.space import Space
@@ -90,7 +90,7 @@ def generate_batches(
         batch = indices[start : start + settings.batch_size]
 
         def noise(k: int, batch: Sequence[int] = batch) -> Tensor:
-            return arrange_memory(image_noise(settings.seed, batch, k, space.shape, device))
+            return image_noise(settings.seed, batch, k, space.shape, device)
 
         bound = condition.bind(denoise, batch, device, given) if condition else denoise
         begun = settings.start_state(noise(-1), process, times[0])

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from diffuse_cli.core.augmentations import augment
-from diffuse_cli.core.kernels import arrange_memory
 from diffuse_cli.core.process import expand_batch
 from diffuse_cli.core.space import send
 from diffuse_cli.media import Indices
@@ -86,7 +85,7 @@ class Batches:
     def samples(self, indices: Indices) -> Tensor:
         """Return samples x_0 in the model's space, on the device."""
         stored = self._to_device(self.plan.data.images.stored[indices])
-        return arrange_memory(self.plan.blueprint.space.to_model(stored))
+        return self.plan.blueprint.space.to_model(stored)
 
     def condition(
         self, indices: Indices, x0: Tensor, changes: Changes, step: int, positions: range
@@ -117,7 +116,7 @@ class Batches:
             beside = encoder.input_space.to_model(self._to_device(pairs[indices]))
             beside, _ = changes.apply(beside, paired=True)
             conditioning = encoder.encode_observations(beside)
-        return arrange_memory(encoder.add_noise(conditioning, draws))
+        return encoder.add_noise(conditioning, draws)
 
     def _to_device(self, values: npt.NDArray[Any]) -> Tensor:
         return send(torch.from_numpy(values), self.device)

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from diffuse_cli.config.train_options import TrainConfig
-from diffuse_cli.core.kernels import arrange_memory
 from diffuse_cli.core.losses import LOSSES, weights
 from diffuse_cli.core.optimizers import OPTIMIZERS
 from diffuse_cli.system.errors import UsageError, lookup
@@ -306,7 +305,7 @@ def measure_losses(
         part = slice(here.start, here.stop)
         own, classes = (torch.tensor(of[part], device=device) for of in (samples, labels))
         row = None if rows is None else torch.tensor(rows[part], device=device)
-        x0 = arrange_memory(blueprint.space.to_model(own))
+        x0 = blueprint.space.to_model(own)
         conditioning = given.encode(here, device) if given else None
         cond = blueprint.conditions.make_keywords(classes, conditioning, row)
         with torch.no_grad():

@@ -19,7 +19,7 @@ from diffuse_cli.config.sample_options import DISTILLED_STEPS, DrawConfig, Sampl
 from diffuse_cli.config.train_options import TrainConfig
 from diffuse_cli.core import distillation
 from diffuse_cli.core.guidance import guide
-from diffuse_cli.core.kernels import arrange_memory, arrange_weights
+from diffuse_cli.core.kernels import arrange_weights
 from diffuse_cli.core.losses import TAUGHT, simple
 from diffuse_cli.models import model_file
 from diffuse_cli.models.blueprint import Blueprint
@@ -120,7 +120,7 @@ class DistributionMatching:
         cond = {key: value.repeat_interleave(NOISES, 0) for key, value in cond.items()}
         noise = self._draws(step, positions, "matching noise").noise
         draws = [self._draws(step, positions, f"matching {k}") for k in range(2)]
-        x0 = distillation.generate_samples(student, arrange_memory(noise), draws[0].noise, **cond)
+        x0 = distillation.generate_samples(student, noise, draws[0].noise, **cond)
         self._samples.append(StudentSamples(positions, x0.detach(), cond))
         levels = [self._draws(step, positions, f"matching level {k}") for k in range(2)]
         t = distillation.matching_timesteps(student.process, torch.cat([d.u for d in levels]))

@@ -10,7 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffuse_cli.core.kernels import Dropout, GroupNorm, arrange_memory, attend, expand_channels
+from diffuse_cli.core.kernels import (
+    Dropout,
+    GroupNorm,
+    arrange_memory,
+    attend,
+    cast_as_autocast,
+    expand_channels,
+)
 from diffuse_cli.core.networks import Run, run_directly
 from diffuse_cli.core.networks._patches import fold_patches, unfold_patches
 from diffuse_cli.core.networks.layers import TIME_EMBEDDINGS, ConditionedNetwork, init_zeros
@@ -87,7 +94,8 @@ class UNet(ConditionedNetwork):
             augment: the parameters of `core.augmentations`. None means no change.
         """
         emb = F.silu(self.embed_conditions(self.time_proj(t), label, row, augment))
-        h = self.conv_in(fold_patches(self.concat_given(x, given), self.patch))
+        x = cast_as_autocast(self.concat_given(x, given))  # arranging half precision is faster
+        h = self.conv_in(arrange_memory(fold_patches(x, self.patch)))
         skips = [h]
         for level in self.down_blocks:
             h, states = level(h, emb, self.run_block)
@@ -96,7 +104,7 @@ class UNet(ConditionedNetwork):
         for level in self.up_blocks:
             h, _ = level(h, emb, self.run_block, skips)
         y: Tensor = self.run_block(self._read_out, h)
-        return unfold_patches(y, self.patch)
+        return unfold_patches(y, self.patch).contiguous()
 
     def _read_out(self, h: Tensor) -> Tensor:
         return self.conv_out(self.conv_norm_out(h, silu=True))  # type: ignore[no-any-return]

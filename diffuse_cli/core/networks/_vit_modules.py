@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffuse_cli.core.kernels import Dropout, arrange_memory, attend
+from diffuse_cli.core.kernels import Dropout, attend
 from diffuse_cli.core.networks import Run, run_directly
 from diffuse_cli.core.networks._patches import fold_patches, unfold_patches
 from diffuse_cli.core.networks.layers import ConditionedNetwork, init_xavier, init_zeros, sinusoids
@@ -93,7 +93,7 @@ class Transformer(ConditionedNetwork):
                 sin = F.pad(sin, (0, 0, len(context), 0))
             h = self.run_block(block, h, emb, cos, sin)
         y = self.run_block(self._read_out, h[:, h.shape[1] - grid.numel() :], emb)
-        return arrange_memory(unfold_patches(y.transpose(1, 2).unflatten(2, grid), self.patch))
+        return unfold_patches(y.transpose(1, 2).unflatten(2, grid), self.patch).contiguous()
 
     def _read_out(self, h: Tensor, emb: Tensor) -> Tensor:
         shift, scale = self.modulation(emb)[:, None].chunk(2, dim=2)

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from diffuse_cli.config.task_options import ImageTaskConfig
-from diffuse_cli.core.kernels import arrange_memory
 from diffuse_cli.core.settings import dimensions
 from diffuse_cli.data.summary import plural
 from diffuse_cli.media import Array, figures, render_samples
@@ -178,7 +177,7 @@ def run_task(
             js = [k % n for k in part]
 
             def noise(k: int) -> Tensor:
-                return arrange_memory(image_noise(settings.seed, js, k, loaded.space.shape, device))
+                return image_noise(settings.seed, js, k, loaded.space.shape, device)
 
             def bind(denoise: Denoise) -> Denoise:
                 wanted = settings.condition
@@ -206,7 +205,7 @@ def _describe_windows(
     space, blueprint, samples = loaded.space, loaded.model.blueprint, len(plan.names) * n
     count, size = fit_windows(blueprint, loaded.precision, device.type)
     x = torch.ones(min(count, MEASURED), *blueprint.space.shape, device=device)
-    x = arrange_memory(x).requires_grad_(plan.gradients > 0)
+    x.requires_grad_(plan.gradients > 0)
     denoise, t = settings.add_guidance(loaded.denoiser), blueprint.diffusion.num_timesteps // 2
     seconds = measure_seconds(denoise, x, t, plan.gradients) / len(x)
     share = math.ceil(samples / world_size())

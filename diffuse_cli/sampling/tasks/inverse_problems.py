@@ -21,7 +21,6 @@ from diffuse_cli.config.task_options import (
 )
 from diffuse_cli.core.degradations import DEGRADATIONS, Degradation, parse
 from diffuse_cli.core.inpainting import count_steps, sample_with_jumps, split_path
-from diffuse_cli.core.kernels import arrange_memory
 from diffuse_cli.core.restoration import RESTORATIONS, enforce_consistency
 from diffuse_cli.core.samplers import SAMPLERS, State
 from diffuse_cli.models.blueprint import clamp_denoised
@@ -195,7 +194,7 @@ def _restore(
             guided = bind(settings.add_guidance(loaded.denoiser))
             if told and encoder:
                 given = encoder.encode_observations(y, degradation)
-                guided = partial(guided, given=arrange_memory(given))
+                guided = partial(guided, given=given)
             if method == TOLD:
                 denoise = in_range(guided)
             elif (fit := RESTORATIONS[method]).gradients:  # clamping has no gradient

@@ -27,6 +27,22 @@ def test_tensors_of_other_dimensions_are_contiguous(shape: tuple[int, ...]):
     assert arrange_memory(x).is_contiguous()
 
 
+@pytest.mark.parametrize("patch", [1, 2])
+@pytest.mark.parametrize("last", [False, True])
+def test_a_network_arranges_its_samples_once_and_returns_them_contiguous(patch: int, last: bool):
+    """The first convolution reads half precision, channels last, without another copy."""
+    config = NETWORKS["unet"].Config(width=8, multipliers=(1,), blocks=1, groups=4, patch=patch)
+    net = NETWORKS["unet"].build(config, Space(channels=3, size=(8, 8)), Conditions())
+    inputs: list[torch.Tensor] = []
+    arrange_weights(net).conv_in.register_forward_pre_hook(lambda module, x: inputs.extend(x))
+    x = torch.randn(2, 3, 8, 8).to(memory_format=LAST if last else torch.contiguous_format)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = net(x, torch.zeros(2))
+    assert [each.dtype for each in inputs] == [torch.bfloat16]
+    assert inputs[0].is_contiguous(memory_format=LAST)
+    assert y.is_contiguous()
+
+
 def test_nothing_in_a_network_on_metal_is_channels_last(monkeypatch: pytest.MonkeyPatch):
     """Neither its weights nor what its convolutions see, there and back."""
     from diffuse_cli.core import kernels
