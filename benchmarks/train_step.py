@@ -277,7 +277,9 @@ def main() -> None:
         return
     if options.tiny:
         rows = [*compare_tiny(options)]
-        print(json.dumps({"method": METHOD, "rows": rows, "machine": common.machine()}, indent=1))
+        head = {"method": METHOD, "preset": "tiny", "precision": options.precision}
+        machine = {**common.machine(), "threads": 1}
+        print(json.dumps({**head, "rows": rows, "machine": machine}, indent=1))
         return
     if options.budget:
         import budget
