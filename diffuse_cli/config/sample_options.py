@@ -46,14 +46,20 @@ MOST_STEPS, STRONGEST = 100_000, 100
 """The largest number of steps and guidance scale that can be asked for."""
 
 
+def describe_interval(levels: tuple[float, float] | None) -> str:
+    """Return the noise levels to guide in, in words that follow a scale."""
+    return "" if levels is None else " at noise levels {:g} to {:g}".format(*levels)
+
+
 @dataclass(frozen=True)
 class SamplerChoice(Options):
     """Choice of `tune`: a sampler, its steps, the guidance of a model with classes, that by the
-    model's own weak average, times learned for all this (None: those of the spacing), and where it
-    starts (None: in pure noise).
+    model's own weak average, times learned for all this (None: those of the spacing), where it
+    starts (None: in pure noise), and the noise levels of the weak guidance (None: all).
 
     Raises:
-        UsageError: times that are not one a step, falling, or that go with another start.
+        UsageError: times that are not one a step, falling, or that go with another start, or noise
+            levels without weak guidance.
     """
 
     sampler: str = option(help="Sampler.")
@@ -62,9 +68,14 @@ class SamplerChoice(Options):
     weak_guidance: float | None = option.optional("Autoguidance scale.", low=0, high=STRONGEST)
     times: tuple[float, ...] | None = option.optional("Learned timesteps.", parse=parse_times)
     start: str | None = option.optional("Initial noise.", table=STARTS)
+    guidance_interval: tuple[float, float] | None = option.optional(
+        "Noise levels of weak guidance.", parse=parse_interval
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.guidance_interval is not None and self.weak_guidance is None:
+            raise UsageError("noise levels of guidance without weak guidance")
         if self.times is not None and len(self.times) != self.steps:
             raise UsageError(f"{len(self.times)} times for {self.steps} steps")
         if self.times is not None and self.start == GAUSSIAN:
@@ -81,7 +92,7 @@ class SamplerChoice(Options):
         learned = " at learned times" if self.times else ""
         guided = "" if self.guidance is None else f", guidance {self.guidance:g}"
         weakly = "" if self.weak_guidance is None else f", weak guidance {self.weak_guidance:g}"
-        return begun + learned + guided + weakly
+        return begun + learned + guided + weakly + describe_interval(self.guidance_interval)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,7 @@ from diffuse_cli.models.image_conditioning import Conditioner
 from diffuse_cli.system import __version__, files
 from diffuse_cli.system.errors import ModelFileError, lookup
 
-VERSION = 10
+VERSION = 11
 """Newest version of the description.
 
 A file has the oldest version that can describe its model, so that an older `diffuse` reads it if
@@ -45,6 +45,7 @@ possible. Version 1 has no number, and one table for network and data. Later ver
 - 8: a recommended initial noise distribution.
 - 9: limits of levels.
 - 10: a Wiener filter.
+- 11: recommended noise levels of guidance.
 """
 
 SAMPLING, WEAK_KEY, DISTILLED = "sampling", "weak", "distilled"
@@ -154,6 +155,7 @@ def _version(model: StoredModel) -> int:
     given, table = model.blueprint.conditions.given, model.blueprint.conditions.table
     deep = space.medium == "image" and space.levels != 256
     needed = {
+        11: (sampling and sampling.guidance_interval,),
         10: (model.blueprint.wiener or None,),
         9: (space.limits, given and given.limits),
         8: (sampling and sampling.start,),

@@ -21,6 +21,7 @@ from diffuse_cli.config.sample_options import (
     SamplerChoice,
     StartConfig,
     VarianceConfig,
+    describe_interval,
 )
 from diffuse_cli.core.guidance import guide_away, interval, make_unconditional
 from diffuse_cli.core.samplers import OF_DISTILLED, WITH_VARIANCE, default_spacing, sampler_options
@@ -98,7 +99,8 @@ class SamplingSettings:
         scale = self.condition.scale if self.condition else None
         weak = self.guide.scale if self.guide else None
         start = GAUSSIAN if self.start else None
-        return SamplerChoice(self.sampler, self.steps, scale, weak, self.times, start)
+        levels = self.noise_levels if self.guide else None
+        return SamplerChoice(self.sampler, self.steps, scale, weak, self.times, start, levels)
 
     @property
     def resolved_spacing(self) -> str:
@@ -213,8 +215,11 @@ def resolve_settings(
             taken.append(str(SamplerChoice(sampler, steps, times=times, start=begun)))
     if wanted and found and config.guidance is None and found.guidance == wanted.scale:
         taken.append(f"guidance {wanted.scale:g}")
-    if guide and config.weak_guidance is None and _recommended_scale(model, guide.path) is not None:
-        taken.append(f"weak guidance {guide.scale:g}")
+    levels = config.guidance_interval
+    scale = _recommended_scale(model, guide.path) if guide else None
+    if found and guide and scale is not None and config.weak_guidance is None:
+        levels = levels or found.guidance_interval
+        taken.append(f"weak guidance {guide.scale:g}{describe_interval(levels)}")
     if asked is None and sampler not in OF_DISTILLED:
         asked = GAUSSIAN if starts_from_gaussian(model.blueprint, steps) else NOISE
     return SamplingSettings(
@@ -226,7 +231,7 @@ def resolve_settings(
         options=sampler_options(sampler, **config.sampler_options),
         condition=wanted,
         guide=guide,
-        noise_levels=config.guidance_interval,
+        noise_levels=levels,
         threshold=config.threshold,
         variance=choose_variance(config, model, sampler, bound=bound),
         errors=model.errors,

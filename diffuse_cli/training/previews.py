@@ -62,6 +62,7 @@ def generate_by_default(
         start=plan.blueprint.gaussian if choice.start else None,
         condition=_make_condition(plan, inputs, count, classes),
         guide=guide,
+        noise_levels=choice.guidance_interval,
         seed=plan.config.seed,
         batch_size=min(MOST, plan.room),
     )

@@ -11,6 +11,7 @@ edges. Since the candidates share their noise and the images, few samples rank t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -20,7 +21,11 @@ import numpy as np
 
 from diffuse_cli.config.sample_options import GAUSSIAN, OWN, SamplerChoice
 from diffuse_cli.metrics import Measurement, baselines
-from diffuse_cli.sampling.sampling_settings import Guide, can_start_from_gaussian
+from diffuse_cli.sampling.sampling_settings import (
+    Guide,
+    SamplingSettings,
+    can_start_from_gaussian,
+)
 from diffuse_cli.system.errors import ModelFileError
 from diffuse_cli.system.events import Notice, Work
 from diffuse_cli.training import previews, validation
@@ -29,8 +34,14 @@ from diffuse_cli.training.plan import Plan
 if TYPE_CHECKING:
     from diffuse_cli.training.trainer import Trainer
 
-SCALES = (2.0, 1.5, 3.0)
-"""Scales of guidance by the early EMA weights to try, in this order."""
+MIDDLE = 0.3, 3.0
+"""Noise levels sigma / alpha in the middle. Outside of them guidance can exaggerate brightness or
+fine detail (as Kynkäänniemi et al. 2024 found for classes)."""
+
+CANDIDATES: tuple[tuple[float, tuple[float, float] | None], ...] = (
+    (2.0, None), (2.0, MIDDLE), (1.5, None), (3.0, MIDDLE),
+)  # fmt: skip
+"""Scales and noise levels of guidance by the early EMA weights to try, in this order."""
 
 SHARE = 20
 """Trials take at most 1/SHARE of the passes of the steps."""
@@ -71,8 +82,8 @@ def plan_trials(plan: Plan, steps: int) -> tuple[int, int]:
         return 0, 0
     passes = steps * previews.passes_of_step(plan) // SHARE - _count_fixed_passes(plan)
     samples = max(0, passes) // (previews.passes_of_drawing(plan, 1) + FEATURES)
-    scales = len(SCALES) if plan.config.keep_weak else 0
-    trials = min(1 + scales, samples // FEWEST)
+    guided = len(CANDIDATES) if plan.config.keep_weak else 0
+    trials = min(1 + guided, samples // FEWEST)
     return (trials, min(MOST, samples // trials)) if trials else (0, 0)
 
 
@@ -93,9 +104,9 @@ def _count_fixed_passes(plan: Plan) -> int:
 def choose_settings(trainer: Trainer) -> Work[tuple[SamplerChoice | None, bool | None]]:
     """Return the setting to recommend, and whether its samples are not better than noise.
 
-    The setting is None if the default is as good. After the default come the guidance scales, as
-    many as a short run has time for. Guidance is tried from a Gaussian start, because that keeps
-    brightness, which guidance exaggerates.
+    The setting is None if the default is as good. After the default comes guidance, with as many
+    candidates as a short run has time for. Guidance is tried from a Gaussian start, because that
+    keeps brightness, which guidance exaggerates.
     """
     plan = trainer.plan
     try:
@@ -114,18 +125,33 @@ def choose_settings(trainer: Trainer) -> Work[tuple[SamplerChoice | None, bool |
 
 
 def _guide_settings(trainer: Trainer, default: SamplerChoice) -> Iterator[SamplerChoice]:
-    """Yield settings with guidance, in half of the default's steps."""
-    steps = max(1, default.steps // 2)
-    start = _find_start(trainer, steps)
-    for scale in SCALES if trainer.weak else ():
-        yield replace(default, steps=steps, weak_guidance=scale, start=start)
+    """Yield settings with guidance, in the evaluations of the default.
 
-
-def _find_start(trainer: Trainer, steps: int) -> str | None:
-    """Return the start to try, None for noise: an unconditional model's Gaussian, if it can."""
+    An interval limits classifier-free guidance, too, so a model with conditions has none.
+    """
     blueprint = trainer.plan.blueprint
-    suits = not blueprint.conditions and can_start_from_gaussian(blueprint, steps)
-    return GAUSSIAN if suits else None
+    for scale, levels in CANDIDATES if trainer.weak else ():
+        if levels and blueprint.conditions:
+            continue
+        steps = max(1, default.steps // 2)
+        suits = not blueprint.conditions and can_start_from_gaussian(blueprint, steps)
+        start = GAUSSIAN if suits else None
+        choice = replace(
+            default, steps=steps, weak_guidance=scale, start=start, guidance_interval=levels
+        )
+        yield replace(choice, steps=_count_steps(trainer.plan, choice, default.steps))
+
+
+def _count_steps(plan: Plan, choice: SamplerChoice, evaluations: int) -> int:
+    """Return the most steps that take as many evaluations, two for each guided step."""
+    low, high = choice.guidance_interval or (0.0, math.inf)
+    process, start = plan.blueprint.process, plan.blueprint.gaussian if choice.start else None
+    for steps in range(evaluations, choice.steps, -1):
+        times = SamplingSettings(steps=steps, start=start).resolve_times(process)
+        levels = (math.exp(-process.log_snr(t) / 2) for t in times)
+        if steps + sum(low < level <= high for level in levels) <= evaluations:
+            return steps
+    return choice.steps
 
 
 def try_setting(

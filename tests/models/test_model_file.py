@@ -316,6 +316,22 @@ def test_a_recommended_start_is_of_version_8_and_needs_low_frequencies(tmp_path:
     rejected(tmp_path, described(data, setting("data", "low_frequencies", value=[1])))
 
 
+def test_recommended_noise_levels_are_of_version_11_and_checked(tmp_path: Path):
+    weak = {name: t.clone() for name, t in model().ema.items()}
+    sampling = SamplerChoice("unipc", 3, weak_guidance=2.0, guidance_interval=(0.3, 3.0))
+    path = tmp_path / "m.safetensors"
+    save(path, model(weak=weak, weak_step=1, sampling=sampling))
+    assert load(path).sampling == sampling
+    assert config_of(path)["version"] == 11
+    data = path.read_bytes()
+    for wrong in ([3.0, 0.3], [1.0], [-1.0, 1.0], "all", None):
+        value = setting("sampling", "guidance_interval", value=wrong)
+        rejected(tmp_path, described(data, value))
+    alone = {"sampler": "unipc", "steps": 3, "guidance_interval": [0.3, 3.0]}
+    said = rejected(tmp_path, described(data, setting("sampling", value=alone)))
+    assert "noise levels of guidance without weak guidance" in said
+
+
 def test_errors_are_kept_in_any_version_and_checked(tmp_path: Path):
     own = model(errors=DenoisingErrors((3.0, -1.5), (0.01, 0.5)))
     path = tmp_path / "m.safetensors"
@@ -527,7 +543,7 @@ def test_a_file_of_version_1_that_contradicts_itself_is_rejected(tmp_path: Path,
     assert says in rejected(tmp_path, data)
 
 
-@pytest.mark.parametrize("version", [11, 10**30])
+@pytest.mark.parametrize("version", [12, 10**30])
 def test_a_newer_version_is_refused_with_what_to_do(good: bytes, tmp_path: Path, version: int):
     def change(config: dict[str, Any]) -> None:
         config["version"], config["versions"]["diffuse"] = version, "9.9"

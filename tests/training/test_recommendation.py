@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from diffuse_cli.config.sample_options import GAUSSIAN, SamplerChoice
 from diffuse_cli.models import model_file
 from diffuse_cli.system.errors import ModelFileError
 from diffuse_cli.training import previews, recommendation, validation
-from diffuse_cli.training.recommendation import SettingTrial, choose_best
+from diffuse_cli.training.recommendation import MIDDLE, SettingTrial, choose_best
 
 MODEL = Path("model.safetensors")
 RUN = ("--steps", 17)
@@ -71,7 +72,7 @@ def test_contrast_is_within_samples_and_detail_is_curvature():
 
 @pytest.fixture
 def trying(monkeypatch: pytest.MonkeyPatch) -> Callable[[Mapping[Any, float]], list[Any]]:
-    """Let short runs try settings, which have these KIDs by scale and start, else 0.5."""
+    """Let short runs try settings, with KIDs by scale and by interval or start, or else 0.5."""
 
     def patch(kids: Mapping[Any, float]) -> list[Any]:
         tried: list[Any] = []
@@ -81,8 +82,8 @@ def trying(monkeypatch: pytest.MonkeyPatch) -> Callable[[Mapping[Any, float]], l
         ) -> Generator[Any, Any, SettingTrial]:
             yield from ()
             tried.append(choice)
-            found = kids.get((choice.weak_guidance, choice.start), 0.5)
-            return SettingTrial(choice, found, 0.01, (0.0, 0.0))
+            setting = choice.weak_guidance, choice.guidance_interval or choice.start
+            return SettingTrial(choice, kids.get(setting, 0.5), 0.01, (0.0, 0.0))
 
         monkeypatch.setattr(recommendation, "FEWEST", 2)
         monkeypatch.setattr(recommendation, "SHARE", 1e-3)
@@ -100,11 +101,12 @@ def test_guidance_that_wins_is_recommended_and_its_weights_are_kept(
     ran = quick(*RUN)
     words = "recommended for sampling, by the lowest KID: unipc, 10 steps from a Gaussian start"
     assert words in ran.err
-    assert [(c.weak_guidance, c.start, c.steps) for c in tried] == [
-        (None, None, 20),
-        (2.0, GAUSSIAN, 10),
-        (1.5, GAUSSIAN, 10),
-        (3.0, GAUSSIAN, 10),
+    assert [(c.weak_guidance, c.guidance_interval, c.start, c.steps) for c in tried] == [
+        (None, None, None, 20),
+        (2.0, None, GAUSSIAN, 10),
+        (2.0, MIDDLE, GAUSSIAN, 12),
+        (1.5, None, GAUSSIAN, 10),
+        (3.0, MIDDLE, GAUSSIAN, 12),
     ]
     found = model_file.load(MODEL)
     assert found.sampling == GUIDED
@@ -127,8 +129,26 @@ def test_guidance_that_wins_is_recommended_and_its_weights_are_kept(
     assert MODEL.read_bytes() == before
 
 
+def test_noise_levels_are_recommended_and_used_with_their_scale(quick, diffuse, trying):
+    trying({(3.0, MIDDLE): 0.3})
+    quick(*RUN, "-q")
+    model = model_file.load(MODEL)
+    assert model.sampling == SamplerChoice(
+        "unipc", 12, weak_guidance=3.0, start=GAUSSIAN, guidance_interval=MIDDLE
+    )
+    ran = diffuse("sample", MODEL, "-n", 1, "-o", "by-default")
+    assert "weak guidance 3 at noise levels 0.3 to 3" in ran.err
+    manifest = json.loads(Path("by-default/manifest.json").read_text())
+    assert manifest["guidance_interval"] == [*MIDDLE]
+    diffuse("sample", MODEL, "-n", 1, "--weak-guidance", 2, "-o", "everywhere")
+    assert json.loads(Path("everywhere/manifest.json").read_text())["guidance_interval"] is None
+    diffuse("sample", MODEL, "-n", 1, "--guidance-interval", "1,2", "-o", "elsewhere")
+    manifest = json.loads(Path("elsewhere/manifest.json").read_text())
+    assert (manifest["guidance_interval"], manifest["weak_guidance"]) == ([1, 2], 3)
+
+
 def test_a_run_whose_best_trial_is_noise_says_so(quick, trying):
-    scales = ((None, None), (2.0, GAUSSIAN), (1.5, GAUSSIAN), (3.0, GAUSSIAN))
+    scales = ((None, None), (2.0, GAUSSIAN), (2.0, MIDDLE), (1.5, GAUSSIAN), (3.0, MIDDLE))
     trying(dict.fromkeys(scales, 99.0))
     assert "The images are not better than noise by KID. Train longer: " in quick(*RUN).err
     trying(dict.fromkeys(scales[1:2], -99.0))
@@ -136,7 +156,9 @@ def test_a_run_whose_best_trial_is_noise_says_so(quick, trying):
     assert ran.err.splitlines()[-1].startswith("Generate images with: diffuse sample")
 
 
-@pytest.mark.parametrize(("trials", "scales"), [(1, [None]), (2, [None, 2.0]), (3, [None, 2.0, 1.5])])
+@pytest.mark.parametrize(
+    ("trials", "scales"), [(1, [None]), (2, [None, 2.0]), (3, [None, 2.0, 2.0])]
+)
 def test_a_short_run_has_the_first_trials(quick, trying, monkeypatch, trials, scales):
     tried = trying({(2.0, GAUSSIAN): 0.3})
     monkeypatch.setattr(recommendation, "plan_trials", lambda plan, steps: (trials, 4))
@@ -147,7 +169,7 @@ def test_a_short_run_has_the_first_trials(quick, trying, monkeypatch, trials, sc
 
 @pytest.mark.parametrize(
     ("samples", "planned"),
-    [(15, (0, 0)), (16, (1, 16)), (32, (2, 16)), (63, (3, 21)), (64, (4, 16)), (9000, (4, 128))],
+    [(15, (0, 0)), (16, (1, 16)), (32, (2, 16)), (79, (4, 19)), (80, (5, 16)), (9000, (5, 128))],
 )
 def test_trials_are_as_many_as_the_time_allows(monkeypatch, samples, planned):
     """A sample costs 20 passes and its features, after those of 116 images that are compared."""
@@ -175,7 +197,7 @@ def test_the_default_is_kept_where_nothing_wins(quick, trying):
     assert "recommended" not in ran.err
     model = model_file.load(MODEL)
     assert (model.sampling, model.weak_step) == (None, 3)
-    assert len(tried) == 4
+    assert len(tried) == 5
 
 
 def test_without_early_weights_only_the_default_is_tried(quick, trying):
@@ -186,10 +208,19 @@ def test_without_early_weights_only_the_default_is_tried(quick, trying):
     assert (model.sampling, model.weak) == (None, None)
 
 
+def test_random_features_choose_no_guidance(diffuse, trying):
+    tried = trying({(2.0, GAUSSIAN): 0.3})
+    np.save("fields.npy", np.random.default_rng(0).normal(size=(40, 1, 8, 8)).astype(np.float32))
+    ran = diffuse("train", "fields.npy", "--config", conftest.QUICK, *RUN, "-q")
+    assert ran.code == 0, ran.err
+    assert [c.weak_guidance for c in tried] == [None]
+    assert model_file.load(MODEL).weak_step == 3
+
+
 def test_a_model_with_classes_has_no_gaussian_start(quick, trying):
     tried = trying({(1.5, None): 0.3})
     quick(*RUN, "--classes", "-q")
-    assert {c.start for c in tried} == {None}
+    assert {(c.start, c.guidance_interval) for c in tried} == {(None, None)}
     found = model_file.load(MODEL).sampling
     assert (found.weak_guidance, found.guidance, found.steps) == (1.5, 2.0, 10)
 
@@ -200,10 +231,11 @@ def test_a_trial_generates_and_compares(quick, monkeypatch):
     real = choose_best
     monkeypatch.setattr(recommendation, "FEWEST", 4)
     monkeypatch.setattr(recommendation, "MOST", 5)
+    monkeypatch.setattr(conftest, "PREVIEW_STEPS", 20)
     monkeypatch.setattr(recommendation, "SHARE", 1e-3)
     monkeypatch.setattr(recommendation, "choose_best", lambda t: (seen.extend(t), real(t))[1])
     assert quick(*RUN, "-q").code == 0
-    assert len({t.kid for t in seen}) == 1 + len(recommendation.SCALES)
+    assert len({t.kid for t in seen}) == 1 + len(recommendation.CANDIDATES)
     assert all(t.error > 0 for t in seen)
 
 

@@ -192,7 +192,7 @@ async function generate() {
       own.set(makeInitialNoise(own, levels[0], settings.gaussian));
     }
   }
-  const denoise = makeDenoiser(own, others, settings.clipped), canvases = prepareCanvases(count);
+  const denoise = makeDenoiser(own, others, settings.clipped, settings.interval), canvases = prepareCanvases(count);
   find("progress").max = levels.length;
   for await (const state of SAMPLERS[sampler](denoise, makeSteps(levels), x, noise)) {
     const done = state.step.k + 1;
@@ -331,6 +331,7 @@ function describeCommand() {
   if (settings.weights !== "ema") words.push("--weights", settings.weights);
   if (find("guidance")) words.push("--guidance", find("guidance").value);
   if (find("weak")) words.push("--weak-guidance", find("weak").value);
+  if (settings.interval) words.push("--guidance-interval", settings.interval.join(","));
   if (settings.given) words.push("--given", "input.png", ...(settings.given.masks ? ["--mask", "mask.png"] : []));
   find("command").textContent = words.map(quote).join(" ");
 }

@@ -21,12 +21,15 @@ function combine(f, first, second, third = second) {
 }
 
 // A function to x_0 and eps, from a network and [other, scale] pairs to guide it away from, as
-// `guide_away` does. It is linear in the targets, so that they can be combined before x_0 is found.
-function makeDenoiser(network, others, clipped) {
+// `guide_away` does, at noise levels in an interval, or all. It is linear in the targets, so that they
+// can be combined before x_0 is found.
+function makeDenoiser(network, others, clipped, interval = null) {
+  const [low, high] = interval || [-1, Infinity];
   return async (x, step) => {
     const own = await network(x, step.time), { alpha, sigma, a, b } = step;
+    const guides = low < sigma / alpha && sigma / alpha <= high ? others : [];
     let y = own;
-    for (const [other, scale] of others.filter(([, scale]) => scale !== 1)) {
+    for (const [other, scale] of guides.filter(([, scale]) => scale !== 1)) {
       const away = (y, own, their) => y + (scale - 1) * (own - their);
       y = combine(away, y, own, await other(x, step.time));
     }

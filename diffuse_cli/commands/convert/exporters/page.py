@@ -169,6 +169,7 @@ def describe_sampling(model: StoredModel) -> dict[str, Any]:
         "samplings": samplings,
         "chosen": next((k for k in same if listed[k].sampler == default.sampler), same[0]),
         "weak": guide[1] if guide else None,
+        "interval": model.sampling.guidance_interval if guide and model.sampling else None,
         "guidance": condition.scale if condition and guided else None,
         "classes": own.conditions.classes,
         "columns": [to_dict(column) for column in own.conditions.table.columns]
