@@ -129,8 +129,8 @@ class Monitor:
         """
         plan, device = self.trainer.plan, self.trainer.device
         if self.config.eval_every:
-            real = yield from validation.choose_real(plan)
-            self._kid = validation.make_kid_measure(plan, device, real)
+            chosen = yield from validation.choose_real(plan)
+            self._kid = validation.make_kid_measure(plan, device, chosen)
         if self._looks:
             data = plan.data
             some = data.images.stored[find_readable(data, data.train[: validation.REAL_IMAGES])]
@@ -286,11 +286,11 @@ class Monitor:
     def _compare(self, done: int) -> Work[None]:
         """Look for signs of copies, and keep the EMA weights if there are none."""
         work = self._attempt(self._find_copies(), "looking for copies")
-        found = yield from run_until(self.stop, work)
+        compared = yield from run_until(self.stop, work)
         self.finished[COPIES] = done
-        if found is None:
+        if compared is None:
             return
-        values, signs = found
+        values, signs = compared
         self.copying[done] = signs
         self.log(done, values)
         if not self._copies_at(done) and not self.config.eval_every and self.config.keep != "last":
@@ -372,8 +372,7 @@ class Monitor:
         """Choose the sampling setting to recommend."""
         trials = recommendation.choose_settings(self.trainer)
         work = self._attempt(trials, "choosing sampling settings")
-        chosen = yield from run_until(self.stop, work)
-        self.recommended, noise = chosen or (None, None)
+        self.recommended, noise = (yield from run_until(self.stop, work)) or (None, None)
         if noise is not None:
             self.flaw = NOISE if noise else ""
         self.finished[SETTINGS] = done
