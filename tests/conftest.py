@@ -209,7 +209,8 @@ def in_process(arguments: Sequence[Any], *, plots: bool = False) -> int:
 def model(images: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of 60 steps with its run directory. Do not write here."""
     out = tmp_path_factory.mktemp("model") / "model.safetensors"
-    assert in_process(["train", images, "--config", recipe, "--steps", 60, "-o", out, "-q"]) == 0
+    line = ["train", images, "--config", recipe, "--no-keep-weak", "--steps", 60, "-o", out, "-q"]
+    assert in_process(line) == 0
     return out
 
 
@@ -221,7 +222,8 @@ def conditional(images: Path, recipe: Path, tmp_path_factory: pytest.TempPathFac
     """
     out = tmp_path_factory.mktemp("conditional") / "model.safetensors"
     line = ["train", images, "--config", recipe, "--classes", "--variance", "learned", "-q"]
-    line += ["--label-dropout", 0.3, "--optimizer", "adamw", "--steps", 60, "-o", out]
+    line += ["--label-dropout", 0.3, "--optimizer", "adamw", "--steps", 60, "--no-keep-weak"]
+    line += ["-o", out]
     assert in_process(line) == 0
     return out
 
@@ -230,7 +232,7 @@ def conditional(images: Path, recipe: Path, tmp_path_factory: pytest.TempPathFac
 def weak(images: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of 24 steps with its average after 3. Do not write here."""
     out = tmp_path_factory.mktemp("weak") / "model.safetensors"
-    line = ["train", images, "--config", recipe, "--keep-weak", "--steps", 24, "-o", out, "-q"]
+    line = ["train", images, "--config", recipe, "--steps", 24, "-o", out, "-q"]
     assert in_process(line) == 0
     return out
 

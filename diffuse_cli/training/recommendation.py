@@ -104,9 +104,9 @@ def _count_fixed_passes(plan: Plan) -> int:
 def choose_settings(trainer: Trainer) -> Work[tuple[SamplerChoice | None, bool | None]]:
     """Return the setting to recommend, and whether its samples are not better than noise.
 
-    The setting is None if the default is as good. After the default comes guidance, with as many
-    candidates as a short run has time for. Guidance is tried from a Gaussian start, because that
-    keeps brightness, which guidance exaggerates.
+    The setting is None if the default is as good. After the default comes guidance. A short run
+    has fewer candidates. Guidance is tried from a Gaussian start, because that keeps brightness,
+    which guidance exaggerates.
     """
     plan = trainer.plan
     try:
@@ -143,7 +143,7 @@ def _guide_settings(trainer: Trainer, default: SamplerChoice) -> Iterator[Sample
 
 
 def _count_steps(plan: Plan, choice: SamplerChoice, evaluations: int) -> int:
-    """Return the most steps that take as many evaluations, two for each guided step."""
+    """Return the largest number of steps with `evaluations`, of which a guided step takes two."""
     low, high = choice.guidance_interval or (0.0, math.inf)
     process, start = plan.blueprint.process, plan.blueprint.gaussian if choice.start else None
     for steps in range(evaluations, choice.steps, -1):
