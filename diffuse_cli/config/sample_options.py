@@ -175,7 +175,7 @@ class GuideConfig(Options):
     """The guidance model of autoguidance."""
 
     guide_with: str | None = option.sampling.optional(
-        "Guidance model for autoguidance (self: the early EMA checkpoint of --keep-weak).",
+        "Guidance model for autoguidance (self: the early EMA checkpoint in MODEL).",
         place=True,
         metavar="MODEL|self",
         shown="the model's, if recommended by train or tune",

@@ -269,7 +269,7 @@ class TrainConfig(DiffusionConfig, FormConfig):
     )
     weak_after: float = option.output(
         0.125,
-        "Fraction of the steps after which --keep-weak saves its checkpoint.",
+        "Fraction of the steps after which to save the early EMA checkpoint.",
         low=0.001,
         below=1,
     )
