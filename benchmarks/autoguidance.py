@@ -32,7 +32,7 @@ from diffuse_cli.sampling.generation import LoadedModel, load_denoiser, make_den
 from diffuse_cli.sampling.sampling_settings import Guide, SamplingSettings
 from diffuse_cli.system.devices import open_accelerator, resolve_precision
 from diffuse_cli.system.events import finish
-from diffuse_cli.training.recommendation import FAR, REFERENCES
+from diffuse_cli.training.recommendation import FAR
 from diffuse_cli.training.validation import measure_look
 
 Array = np.ndarray[Any, Any]
@@ -40,7 +40,7 @@ Array = np.ndarray[Any, Any]
 SETTINGS = ("1", "1,noise", "1.5", "2", "3", "2@0.3:3", "3@0.3:3")
 CANDIDATES = ("2", "2@0.3:3", "1.5", "3@0.3:3")
 TRIALS = (16, 32, 64, 128)
-REPEATS = 200
+REPEATS, REFERENCES = 200, 256
 
 
 @dataclass(frozen=True)

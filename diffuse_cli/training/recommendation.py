@@ -49,7 +49,7 @@ SHARE = 20
 FEATURES = 4
 """Cost of a sample's features, in passes of `tiny` at 64x64: about 10 ms of a core."""
 
-FEWEST, MOST, REFERENCES = 16, 128, 256
+FEWEST, MOST, REFERENCES = 16, 128, 128
 """Samples of a trial, and the most training images that they are compared with. The KID of the
 choice was on average 6 % above the best candidate's with 16 samples, and 2 % with 128."""
 
