@@ -95,11 +95,11 @@ def test_two_processes_agree_that_a_look_for_copies_is_due_where_they_resume(
 ):
     """Only the first compares. The first run is too short for looks, and the second has two."""
     monkeypatch.chdir(tmp_path)
-    line = ("train", images, "--config", QUICK, "--batch-size", 64, "--num-timesteps", 8)
-    line = (*line, "--preview-every", 60, "-q")
-    assert pair(*line, "--steps", 60).code == 0
+    line = ("train", images, "--config", QUICK, "--batch-size", 64, "--num-timesteps", 2)
+    line = (*line, "--preview-every", 160, "-q")
+    assert pair(*line, "--steps", 160).code == 0
     assert not logged("memorized_pixels")
-    ran = pair(*line, "--steps", 120, "--resume")
+    ran = pair(*line, "--steps", 320, "--resume")
     assert ran.code == 0, ran.err
     assert len(logged("memorized_pixels")) == 2
 
