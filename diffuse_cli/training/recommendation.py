@@ -147,6 +147,8 @@ def _count_steps(plan: Plan, choice: SamplerChoice, evaluations: int) -> int:
     low, high = choice.guidance_interval or (0.0, math.inf)
     process, start = plan.blueprint.process, plan.blueprint.gaussian if choice.start else None
     for steps in range(evaluations, choice.steps, -1):
+        if start and not can_start_from_gaussian(plan.blueprint, steps):
+            continue
         times = SamplingSettings(steps=steps, start=start).resolve_times(process)
         levels = (math.exp(-process.log_snr(t) / 2) for t in times)
         if steps + sum(low < level <= high for level in levels) <= evaluations:

@@ -208,6 +208,15 @@ def test_without_early_weights_only_the_default_is_tried(quick, trying):
     assert (model.sampling, model.weak) == (None, None)
 
 
+def test_a_start_with_too_few_timesteps_takes_fewer_steps(quick, trying):
+    """Of 20 timesteps, a Gaussian start leaves out the noisiest."""
+    tried = trying({})
+    ran = quick(*RUN, "--num-timesteps", 20)
+    assert ran.code == 0, ran.err
+    assert [(c.start, c.steps) for c in tried][:2] == [(None, 20), (GAUSSIAN, 10)]
+    assert len(tried) == 5
+
+
 def test_random_features_choose_no_guidance(diffuse, trying):
     tried = trying({(2.0, GAUSSIAN): 0.3})
     np.save("fields.npy", np.random.default_rng(0).normal(size=(40, 1, 8, 8)).astype(np.float32))
