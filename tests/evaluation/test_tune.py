@@ -406,6 +406,12 @@ def test_a_gaussian_start_is_tried_with_the_best_sampler_recorded_and_drawn_with
     ]  # fmt: skip
 
 
+def test_noise_levels_to_guide_in_are_those_of_all_settings(tune, weak):
+    how = ("--samplers", "ddim", "--steps", 2, "--weak-guidance", 2, "--no-learn-times")
+    values = tune(*how, "--guidance-interval", "0.3,3", "--json", model=weak).json
+    assert values["settings"]["guidance_interval"] == [0.3, 3]
+
+
 def test_a_start_guided_by_a_weaker_model_takes_as_many_evaluations_as_one_alone():
     found = SamplerChoice("unipc", 7, None, 1.0)
     assert [s.steps for s in add_gaussian_start(found, (4, 9))] == [4, 9]

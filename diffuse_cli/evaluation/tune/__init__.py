@@ -139,6 +139,7 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
         yield from _warn_of_low_variety(rows, found, words.many)
         described = evaluation_run.describe(base, config, loaded)
         varied = {*vars(base.choice), *(() if config.spacing else ("spacing",))}
+        varied.remove("guidance_interval")  # the same for all
         tuned = TuningResult(
             rows=tuple(rows),
             recommended=found,
