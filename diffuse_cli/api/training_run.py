@@ -26,7 +26,7 @@ from diffuse_cli.config.options import read_toml
 from diffuse_cli.config.parsers import to_plain
 from diffuse_cli.config.train_options import TrainConfig, from_file
 from diffuse_cli.core.settings import shorten_repr
-from diffuse_cli.system.devices import Turns
+from diffuse_cli.system.devices import RunProcessState
 from diffuse_cli.system.errors import Interrupted, Terminated, UsageError
 from diffuse_cli.system.events import Notice, Progress, Table, finish
 from diffuse_cli.system.processes import PendingSignal, note_interrupts
@@ -122,11 +122,11 @@ def _events(
 def _run_training(config: TrainConfig) -> Iterator[TrainingEvent]:
     """Yield the events of a training run. When it is closed between two, it ends with a
     checkpoint."""
-    stop, turns = PendingSignal(), Turns()
+    stop, process_state = PendingSignal(), RunProcessState()
     work = fit(config, stop)
     while True:
         try:
-            with note_interrupts(stop), turns.take_turn(), use_torch_defaults():
+            with note_interrupts(stop), process_state.take_turn(), use_torch_defaults():
                 event = next(work)
         except StopIteration as end:
             if end.value is not None:  # on the first of several processes
@@ -143,7 +143,7 @@ def _run_training(config: TrainConfig) -> Iterator[TrainingEvent]:
                 stop.handle(signal.SIGTERM, None)
             with (
                 contextlib.suppress(Interrupted, Terminated),
-                turns.take_turn(),
+                process_state.take_turn(),
                 use_torch_defaults(),
             ):
                 finish(work)

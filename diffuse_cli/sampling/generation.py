@@ -250,7 +250,8 @@ def choose_precision(
     if precision is None:
         return {of: name for name, of in PRECISIONS.items()}[accelerator.mixed_precision]
     device, width = accelerator.device.type, largest_width(model.blueprint.config)
-    return resolve_precision(precision, device, width, own=model.training.get("precision"))
+    model_precision = model.training.get("precision")
+    return resolve_precision(precision, device, width, model_precision=model_precision)
 
 
 def make_denoiser(

@@ -32,18 +32,18 @@ def open_regular_file(path: str | Path) -> BufferedReader:
     return file
 
 
-def read_bounded(path: str | Path, most: int) -> bytes:
+def read_bounded(path: str | Path, max_bytes: int) -> bytes:
     """Read a regular file, or a pipe of the shell, which has a writer.
 
     Raises:
-        ValueError: it is something else, or has more than `most` bytes.
+        ValueError: it is something else, or has more than `max_bytes` bytes.
     """
     inherited = re.fullmatch(r"/dev/stdin|/(dev|proc/self)/fd/\d+", str(path))
     piped = inherited and stat.S_ISFIFO(Path(path).stat().st_mode)
     with Path(path).open("rb") if piped else open_regular_file(path) as file:
-        data = file.read(most + 1)
-    if len(data) > most:
-        raise ValueError(f"more than {most:,} bytes")
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise ValueError(f"more than {max_bytes:,} bytes")
     return data
 
 

@@ -52,23 +52,23 @@ AS_VALUES = {"trackio": "Image"}
 """Trackers that log pictures as values, and the class of these values in their package."""
 
 
-def device_type(wanted: str = "auto") -> str:
-    """Return the type of device to use: the wanted type, or for `auto` the GPU, if any, or `cpu`.
+def device_type(device: str = "auto") -> str:
+    """Return the type of device to use: the named type, or for `auto` the GPU, if any, or `cpu`.
 
     Raises:
-        UsageError: PyTorch does not find the wanted device.
+        UsageError: PyTorch does not find the device.
     """
     import torch
 
     accelerator = torch.accelerator.current_accelerator(check_available=True)
-    found = accelerator.type if accelerator is not None else "cpu"
-    if wanted not in ("auto", "cpu", found):
-        raise UsageError(f"--device {wanted}: PyTorch does not find one", f"Use --device {found}")
-    return found if wanted == "auto" else wanted
+    default = accelerator.type if accelerator is not None else "cpu"
+    if device not in ("auto", "cpu", default):
+        raise UsageError(f"--device {device}: PyTorch does not find one", f"Use --device {default}")
+    return default if device == "auto" else device
 
 
 def resolve_precision(
-    name: str, device: str = "auto", width: int | None = None, *, own: object = None
+    name: str, device: str = "auto", width: int | None = None, *, model_precision: object = None
 ) -> str:
     """Return the precision that a name stands for.
 
@@ -78,7 +78,7 @@ def resolve_precision(
 
     Args:
         width: channels of the network, which decide about bf16 on a CPU. None is a wide network.
-        own: the precision that the model was trained in.
+        model_precision: the precision that the model was trained in.
 
     Raises:
         UsageError: an unknown precision or device, or fp16 without a GPU.
@@ -91,10 +91,10 @@ def resolve_precision(
         return name
     has = {"fp32": True, "bf16": has_bfloat16(device), "fp16": device != "cpu"}
     for possible in has:
-        if own == possible and has[possible]:
+        if model_precision == possible and has[possible]:
             return possible
-    least = bfloat16_width(device)
-    return "bf16" if least is not None and (width is None or width >= least) else "fp32"
+    min_width = bfloat16_width(device)
+    return "bf16" if min_width is not None and (width is None or width >= min_width) else "fp32"
 
 
 def has_bfloat16(device: str) -> bool:
@@ -115,7 +115,7 @@ def bfloat16_width(device: str) -> int | None:
         return 1 if has_bfloat16(device) else None
     has = _capabilities()
     maker = str(has.get("cpu_name", ""))
-    fitting = (w for (name, of), w in GAINING_WIDTHS.items() if has.get(name) and of in maker)
+    fitting = (w for (name, brand), w in GAINING_WIDTHS.items() if has.get(name) and brand in maker)
     return next(fitting, None)
 
 
@@ -169,15 +169,15 @@ def _hold_process_state() -> Iterator[None]:
         yield
 
 
-class Turns:
-    """Turns of a training run among other runs of this process.
+class RunProcessState:
+    """Process state of a training run, which takes turns with other runs of this process.
 
     During a turn, the generators of PyTorch, its settings of kernels and the state of Accelerate
     belong to the run, and other threads wait.
     """
 
     def __init__(self) -> None:
-        self._own: list[dict[str, Any]] = []
+        self._states: list[dict[str, Any]] = []
         self._settings: dict[str, Any] | None = None
 
     @contextlib.contextmanager
@@ -189,22 +189,22 @@ class Turns:
         shared = [AcceleratorState._shared_state, GradientState._shared_state]
         if world_size() == 1:  # else all runs share the group of processes
             shared.append(PartialState._shared_state)
-        there = torch.cuda.is_available() and torch.cuda.is_initialized()
+        has_cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
         with (
             _hold_process_state(),
-            torch.random.fork_rng([torch.cuda.current_device()] if there else []),
+            torch.random.fork_rng([torch.cuda.current_device()] if has_cuda else []),
             restore_kernel_settings(),
         ):
-            theirs = [dict(state) for state in shared]
-            _set_states(shared, self._own)
+            program_states = [dict(state) for state in shared]
+            _set_states(shared, self._states)
             if self._settings is not None:
                 set_kernel_settings(self._settings)
             try:
                 yield
             finally:
                 self._settings = read_kernel_settings()
-                self._own = [dict(state) for state in shared]
-                _set_states(shared, theirs)
+                self._states = [dict(state) for state in shared]
+                _set_states(shared, program_states)
 
 
 def _set_states(states: Iterable[dict[str, Any]], to: Iterable[dict[str, Any]]) -> None:
@@ -316,8 +316,8 @@ def log_image(accelerator: Accelerator, name: str, picture: Image, step: int) ->
     pixels = np.asarray(picture.convert("RGB"))
     for tracker in accelerator.trackers:
         if hasattr(tracker, "log_images"):
-            shown = pixels[None] if tracker.name in BATCHED else pixels
-            tracker.log_images({name: shown}, step=step, **BATCHED.get(tracker.name, {}))
+            images = pixels[None] if tracker.name in BATCHED else pixels
+            tracker.log_images({name: images}, step=step, **BATCHED.get(tracker.name, {}))
         elif tracker.name in AS_VALUES:
             value = getattr(importlib.import_module(tracker.name), AS_VALUES[tracker.name])
             tracker.log({name: value(pixels)}, step=step)

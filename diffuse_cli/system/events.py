@@ -88,8 +88,8 @@ def align_columns(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def format_duration(seconds: float) -> str:
     """Return `12.3 minutes`, in hours from 90 minutes on, in days from 48 hours on."""
-    for most, unit, name in ((90 * 60, 60, "minutes"), (2 * DAY, 3600, "hours")):
-        if seconds <= most:
+    for max_seconds, unit, name in ((90 * 60, 60, "minutes"), (2 * DAY, 3600, "hours")):
+        if seconds <= max_seconds:
             return f"{seconds / unit:.1f} {name}"
     return f"{seconds / DAY:,.0f} days"
 
@@ -97,7 +97,7 @@ def format_duration(seconds: float) -> str:
 def replace_nonfinite(value: Any) -> Any:
     """Return a value for JSON, with None for NaN and infinity."""
     if isinstance(value, dict):
-        return {name: replace_nonfinite(each) for name, each in value.items()}
+        return {name: replace_nonfinite(field) for name, field in value.items()}
     if isinstance(value, (list, tuple)):
-        return [replace_nonfinite(each) for each in value]
+        return [replace_nonfinite(element) for element in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -132,16 +132,16 @@ def is_safetensors(start: bytes) -> bool:
 def find_program(names: Collection[str]) -> KnownProgram | None:
     """Return the program whose models have tensors of these names, or strings in a pickle."""
     bare = [name.removeprefix("module.") for name in names]
-    for known in KNOWN:
-        if all(any(re.search(mark, name) for name in bare) for mark in known.marks):
-            return known
+    for program in KNOWN:
+        if all(any(re.search(mark, name) for name in bare) for mark in program.marks):
+            return program
     return None
 
 
 def is_of(format: str, names: Collection[str]) -> bool:
     """Whether tensors have the names of a `diffuse convert` format."""
-    known = find_program(names)
-    return known is not None and known.format == format
+    program = find_program(names)
+    return program is not None and program.format == format
 
 
 def is_folder(path: Path) -> bool:
@@ -157,7 +157,7 @@ MOST_BYTES, MOST_STEPS, LONGEST = 2**22, 200_000, 300
 
 def pickle_strings(file: IO[bytes]) -> set[str]:
     """Return the strings in a pickle or a TORCH file. Its instructions are listed, not run."""
-    found: set[str] = set()
+    strings: set[str] = set()
     try:
         data = io.BytesIO(_read_pickle(file))
         steps = 0
@@ -166,10 +166,10 @@ def pickle_strings(file: IO[bytes]) -> set[str]:
             for _, value, _ in islice(pickletools.genops(data), MOST_STEPS - steps):
                 steps += 1
                 if isinstance(value, str) and len(value) <= LONGEST:
-                    found.add(value)
+                    strings.add(value)
     except Exception:  # a hostile file may raise anything, and the data may be cut off
         pass
-    return found
+    return strings
 
 
 def _read_pickle(file: IO[bytes]) -> bytes:
@@ -197,26 +197,27 @@ def check_kind(file: IO[bytes], path: Path) -> None:
         raise ModelFileError(*kind_error(kind, path, "a model of `diffuse`"))
 
 
-def kind_error(kind: str, path: Path, wanted: str) -> tuple[str, str]:
-    """Return the message and hint for a file of a kind that is not `wanted`."""
+def kind_error(kind: str, path: Path, expected: str) -> tuple[str, str]:
+    """Return the message and hint for a file of a kind that is not `expected`."""
     if kind == CUT_ZIP:
         return f"{show(path)} is {kind}", "Copy or download it again"
     hint = "Unpack it" if kind.endswith("archive") else ""
-    return f"{show(path)} is {PICKLE if kind in PICKLES else kind}, not {wanted}", hint
+    return f"{show(path)} is {PICKLE if kind in PICKLES else kind}, not {expected}", hint
 
 
 def check_convertible(names: Collection[str], path: Path) -> None:
     """Raise a `ModelFileError` for a known model that `diffuse convert` does not read."""
-    known = find_program(names)
-    if known and known.format is None:
-        raise ModelFileError(f"{show(path)} is a model of {known.name}, {known.why}", known.hint)
+    program = find_program(names)
+    if program and program.format is None:
+        text = f"{show(path)} is a model of {program.name}, {program.why}"
+        raise ModelFileError(text, program.hint)
 
 
 def foreign_error(names: Collection[str], path: Path) -> ModelFileError:
     """Return the error for a safetensors file of another program with these tensor names."""
     check_convertible(names, path)
-    if known := find_program(names):
-        return ModelFileError(f"{show(path)} is a model of {known.name}", convert_line(path))
+    if program := find_program(names):
+        return ModelFileError(f"{show(path)} is a model of {program.name}", convert_line(path))
     text = f"{show(path)} is a safetensors file, but `diffuse train` did not write it"
     return ModelFileError(text, "It has no diffuse.config")
 

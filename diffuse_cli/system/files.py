@@ -64,17 +64,17 @@ def report_errors(path: Path) -> Iterator[None]:
         raise OutputError(f"cannot write {show(path)}: {reason}", hint) from error
 
 
-def show(path: Path | str | bytes, most: int | None = None) -> str:
-    """Return a path or name for people, at most `most` characters, with unprintable characters
-    escaped."""
+def show(path: Path | str | bytes, max_length: int | None = None) -> str:
+    """Return a path or name for people, at most `max_length` characters, with unprintable
+    characters escaped."""
     text = os.fsdecode(path)
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return text[:most]
+    return text[:max_length]
 
 
-def shorten(value: object, most: int = 200) -> str:
-    """Return the text of a file or a library on one line of at most `most` characters."""
-    return show(" ".join(str(value).split()), most)
+def shorten(value: object, max_length: int = 200) -> str:
+    """Return the text of a file or a library on one line of at most `max_length` characters."""
+    return show(" ".join(str(value).split()), max_length)
 
 
 def sync_folder(folder: Path) -> None:
@@ -148,10 +148,10 @@ def replace_file(path: Path) -> Iterator[io.BufferedWriter]:
     with report_errors(path), contextlib.ExitStack() as stack:
         if not path.parent.is_dir():
             make_folder(path.parent)
-        for other in _leftovers(path.parent.absolute()):
-            name = _TEMPORARY.fullmatch(other.name)
+        for leftover in _leftovers(path.parent.absolute()):
+            name = _TEMPORARY.fullmatch(leftover.name)
             if name and name[1] == path.name and not name[2]:
-                _remove_abandoned(other)
+                _remove_abandoned(leftover)
         file = _open_temporary(path, stack)
         yield file
         with operation("sync", file.path):

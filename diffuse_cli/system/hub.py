@@ -146,7 +146,7 @@ def list_repository(repo: str, revision: str, kind: RepositoryKind = DATASET) ->
     """
     hub = package(kind, repo)
     try:
-        found = hub.HfApi().repo_info(
+        answer = hub.HfApi().repo_info(
             repo, repo_type=kind.repo_type, revision=revision, files_metadata=True
         )
     except Exception as error:
@@ -159,13 +159,13 @@ def list_repository(repo: str, revision: str, kind: RepositoryKind = DATASET) ->
             raise kind.error(text, "Run the command again with a network connection") from error
         return listing
     entries = [
-        HubFile(s.rfilename, s.size, s.lfs.sha256 if s.lfs else None) for s in found.siblings or ()
+        HubFile(s.rfilename, s.size, s.lfs.sha256 if s.lfs else None) for s in answer.siblings or ()
     ]
-    listing = _make_listing(kind, repo, found.sha, entries, "")
-    for name in dict.fromkeys((revision, found.sha)):
+    listing = _make_listing(kind, repo, answer.sha, entries, "")
+    for name in dict.fromkeys((revision, answer.sha)):
         if record := _record(kind, repo, name):
             with contextlib.suppress(OutputError):
-                files.write_json(record, {"commit": found.sha, "files": entries})
+                files.write_json(record, {"commit": answer.sha, "files": entries})
     return listing
 
 
@@ -179,13 +179,13 @@ def download_file(listing: HubListing, file: HubFile) -> None:
 
     kind, repo, commit = listing.kind, listing.repo, listing.commit
     try:
-        found = hub.hf_hub_download(repo, file.name, repo_type=kind.repo_type, revision=commit)
+        location = hub.hf_hub_download(repo, file.name, repo_type=kind.repo_type, revision=commit)
     except Exception as error:
         raise_if_full(error)
         why = reason(error, kind, repo, commit)
         text = f"cannot download {shorten(file.name)} of {listing.title}: {why}"
         raise kind.error(text, "Run the command again. It keeps complete files") from error
-    path = Path(found)
+    path = Path(location)
     size = path.stat().st_size
     if (file.size is not None and size != file.size) or (
         file.sha256 is not None and files.sha256(path) != file.sha256
@@ -200,9 +200,9 @@ def download_file(listing: HubListing, file: HubFile) -> None:
 
 
 def _make_listing(
-    kind: RepositoryKind, repo: str, commit: str, found: list[HubFile], why: str
+    kind: RepositoryKind, repo: str, commit: str, hub_files: list[HubFile], why: str
 ) -> HubListing:
-    safe = [f for f in found if not {"..", ""} & {*f.name.split("/")} and "\0" not in f.name]
+    safe = [f for f in hub_files if not {"..", ""} & {*f.name.split("/")} and "\0" not in f.name]
     ordered = sorted(safe, key=lambda f: f.name.encode("utf-8", "surrogateescape"))
     return HubListing(repo, commit, tuple(ordered), why, kind)
 
@@ -247,8 +247,8 @@ def _folder(kind: RepositoryKind, repo: str) -> Path:
 def _record(kind: RepositoryKind, repo: str, revision: str) -> Path | None:
     """Return the file with the Hub's last answer about a revision."""
     cache = files.cache_folder()
-    own = repo if kind is DATASET else f"{kind.repo_type}s/{repo}"
-    return cache / "hub" / f"{quote(f'{own}@{revision}', safe='@')}.json" if cache else None
+    name = repo if kind is DATASET else f"{kind.repo_type}s/{repo}"
+    return cache / "hub" / f"{quote(f'{name}@{revision}', safe='@')}.json" if cache else None
 
 
 def _last_listing(kind: RepositoryKind, repo: str, revision: str, why: str) -> HubListing | None:
@@ -271,7 +271,7 @@ def _cached_listing(kind: RepositoryKind, repo: str, revision: str, why: str) ->
         return None
     listing = _make_listing(kind, repo, commit, [HubFile(name, None, None) for name in names], why)
     shards = Counter((_PART.sub("", n), int(m[1])) for n in names if (m := _PART.search(n)))
-    for (_, count), there in shards.items():
-        if there < count:
-            listing.check_online(count - there, count)
+    for (_, count), num_cached in shards.items():
+        if num_cached < count:
+            listing.check_online(count - num_cached, count)
     return listing

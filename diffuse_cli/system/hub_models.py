@@ -61,10 +61,10 @@ def model_name(path: str | Path) -> Name:
         UsageError: it leads out of a repository.
     """
     text = str(path).replace(os.sep, "/").rstrip("/")
-    form, shown = FORM.fullmatch(text), re.sub(r"^hf:/+", "hf://", text)
+    form, address = FORM.fullmatch(text), re.sub(r"^hf:/+", "hf://", text)
     if form is None:
-        raise ModelFileError(f"not a model: {files.show(shown)}", "Use hf://ORG/NAME")
-    check_repository_path(shown, *form.group("name", "revision", "path"))
+        raise ModelFileError(f"not a model: {files.show(address)}", "Use hf://ORG/NAME")
+    check_repository_path(address, *form.group("name", "revision", "path"))
     return Name(form["name"], unquote(form["revision"] or MAIN), form["path"] or "")
 
 
@@ -95,25 +95,25 @@ def fetch_source(path: str | Path) -> Work[Path]:
     name = model_name(path)
     listing = _listing(name)
     names, folder = {file.name for file in listing.files}, name.file
-    wanted = [name.file] if name.file in names else []
-    if wanted:
+    selected_names = [name.file] if name.file in names else []
+    if selected_names:
         folder = posixpath.dirname(name.file)
         if not name.file.endswith((".safetensors", ".bin")):
-            return (yield from _download(listing, wanted))
+            return (yield from _download(listing, selected_names))
     else:
         for inside in (folder, posixpath.join(folder, "unet")):
-            weights = [posixpath.join(inside, own) for own in WEIGHTS]
-            wanted += [each for each in weights if each in names][:1]
-    if not wanted:
+            weights = [posixpath.join(inside, weights_name) for weights_name in WEIGHTS]
+            selected_names += [w for w in weights if w in names][:1]
+    if not selected_names:
         title = _title(name)
         text = f"no weights of diffusers in {title}"
         raise ModelFileError(text, _hint(listing, title, (".pt", ".pth")))
     above = posixpath.dirname(folder)  # of the network's own folder, it is the pipeline's
-    places = {folder, *(posixpath.join(folder, own) for own in ("unet", "scheduler"))}
+    places = {folder, *(posixpath.join(folder, subfolder) for subfolder in ("unet", "scheduler"))}
     places.add(posixpath.join(above, "scheduler"))
-    wanted += [n for n in names if n.endswith(".json") and posixpath.dirname(n) in places]
-    wanted += names & {posixpath.join(above, "model_index.json")}
-    yield from _download(listing, wanted)
+    selected_names += [n for n in names if n.endswith(".json") and posixpath.dirname(n) in places]
+    selected_names += names & {posixpath.join(above, "model_index.json")}
+    yield from _download(listing, selected_names)
     return listing.snapshot / name.file
 
 
@@ -122,10 +122,10 @@ KNOWN: dict[Name, HubListing] = {}
 
 
 def _listing(name: Name) -> HubListing:
-    own = name._replace(file="")
-    if own not in KNOWN:
-        KNOWN[own] = list_repository(name.repo, name.revision, MODEL)
-    return KNOWN[own]
+    repo_name = name._replace(file="")
+    if repo_name not in KNOWN:
+        KNOWN[repo_name] = list_repository(name.repo, name.revision, MODEL)
+    return KNOWN[repo_name]
 
 
 def _title(name: Name) -> str:
@@ -134,28 +134,28 @@ def _title(name: Name) -> str:
 
 
 def _model_file(listing: HubListing, name: Name) -> str:
-    wanted, title = name.file, _title(name)
+    file_name, title = name.file, _title(name)
     names = {file.name for file in listing.files}
-    if (wanted or MODEL_FILE) in names:
-        return wanted or MODEL_FILE
-    if not wanted and names & {*WEIGHTS, *(f"unet/{own}" for own in WEIGHTS)}:
+    if (file_name or MODEL_FILE) in names:
+        return file_name or MODEL_FILE
+    if not file_name and names & {*WEIGHTS, *(f"unet/{weights}" for weights in WEIGHTS)}:
         hint = f"Convert it: diffuse convert {title} -o model.safetensors"
         raise ModelFileError(f"{title} is a model of diffusers", hint)
-    text = f"no {shorten(wanted or MODEL_FILE)} in {title}"
+    text = f"no {shorten(file_name or MODEL_FILE)} in {title}"
     raise ModelFileError(text, _hint(listing, title, (".safetensors",)))
 
 
 def _hint(listing: HubListing, title: str, extensions: tuple[str, ...]) -> str:
-    found = [file.name for file in listing.files if file.name.endswith(extensions)]
-    return f"Name one of its files, such as {title}/{shorten(found[0])}" if found else ""
+    names = [file.name for file in listing.files if file.name.endswith(extensions)]
+    return f"Name one of its files, such as {title}/{shorten(names[0])}" if names else ""
 
 
 def _download(listing: HubListing, names: Sequence[str]) -> Work[Path]:
     """Download files into the cache, and return the path of the first."""
-    wanted = [file for file in listing.files if file.name in {*names}]
-    missing = [file for file in wanted if not listing.path(file).is_file()]
+    requested_files = [file for file in listing.files if file.name in {*names}]
+    missing = [file for file in requested_files if not listing.path(file).is_file()]
     if missing:
-        listing.check_online(len(missing), len(wanted))
+        listing.check_online(len(missing), len(requested_files))
     elif listing.why:
         yield Notice(f"{listing.title} is taken from the cache, as {listing.why}", warning=True)
     for k, file in enumerate(missing):
@@ -180,10 +180,10 @@ def check_unpublished(target: str) -> None:
     """
     with _open_push(target) as (name, hub):
         try:
-            found = hub.HfApi().repo_info(name, repo_type=MODEL.repo_type)
+            repo_info = hub.HfApi().repo_info(name, repo_type=MODEL.repo_type)
         except hub.errors.RepositoryNotFoundError:
             return
-    if any(file.rfilename == MODEL_FILE for file in found.siblings or ()):
+    if any(file.rfilename == MODEL_FILE for file in repo_info.siblings or ()):
         hint = "Pass --overwrite to replace it. The Hub keeps the old model in the history"
         raise OutputError(f"{MODEL.title(name)} holds a model already", hint)
 
@@ -222,13 +222,13 @@ def upload(
             if path.is_file()
         ]
         hub.HfApi().create_repo(name, private=private or None, exist_ok=True)
-        there = {file.rfilename for file in hub.HfApi().repo_info(name).siblings or ()}
-        gone = there & set(owned) - {operation.path_in_repo for operation in operations}
-        operations += [hub.CommitOperationDelete(path) for path in sorted(gone)]
-        made = hub.HfApi().create_commit(name, operations, commit_message=message)
-    for known in [own for own in KNOWN if own.repo == name]:
-        del KNOWN[known]
-    return str(made.commit_url)
+        remote_files = {file.rfilename for file in hub.HfApi().repo_info(name).siblings or ()}
+        deleted = remote_files & set(owned) - {operation.path_in_repo for operation in operations}
+        operations += [hub.CommitOperationDelete(path) for path in sorted(deleted)]
+        commit = hub.HfApi().create_commit(name, operations, commit_message=message)
+    for listed_name in [key for key in KNOWN if key.repo == name]:
+        del KNOWN[listed_name]
+    return str(commit.commit_url)
 
 
 def push_target(target: str) -> str:

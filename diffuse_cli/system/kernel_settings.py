@@ -84,10 +84,10 @@ def _list_precision_holders() -> list[tuple[Any, Any]]:
     """Return the objects with an `fp32_precision`, each with the one that `none` inherits from."""
     import torch
 
-    of: Any = torch.backends  # whose type hints lack some of them
-    cudnn, mkldnn = of.cudnn, of.mkldnn
+    backends: Any = torch.backends  # whose type hints lack some of them
+    cudnn, mkldnn = backends.cudnn, backends.mkldnn
     return [
-        (of.cuda.matmul, cudnn),
+        (backends.cuda.matmul, cudnn),
         (cudnn.conv, cudnn),
         (cudnn.rnn, cudnn),
         (mkldnn.matmul, mkldnn),
@@ -96,8 +96,9 @@ def _list_precision_holders() -> list[tuple[Any, Any]]:
 
 def _read_precisions() -> list[str]:
     """Return the precision of each kind of operation, `none` where it is the inherited one."""
-    pairs = [(own.fp32_precision, of.fp32_precision) for own, of in _list_precision_holders()]
-    return ["none" if own == inherited else own for own, inherited in pairs]
+    holders = _list_precision_holders()
+    pairs = [(holder.fp32_precision, parent.fp32_precision) for holder, parent in holders]
+    return ["none" if precision == inherited else precision for precision, inherited in pairs]
 
 
 def _set_precisions(precisions: Iterable[str]) -> None:

@@ -31,10 +31,10 @@ def free_memory(device: str) -> int:
     import torch
 
     if device in ("cuda", "xpu"):
-        own = getattr(torch, device)
+        gpu = getattr(torch, device)
         unreported = (RuntimeError,) if device == "xpu" else ()  # by some Intel drivers
         with contextlib.suppress(*unreported):
-            return int(own.mem_get_info()[0] + own.memory_reserved() - own.memory_allocated())
+            return int(gpu.mem_get_info()[0] + gpu.memory_reserved() - gpu.memory_allocated())
     if device == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
     return min(_free_of_system(), _free_of_group(), _free_of_limit())
@@ -73,8 +73,8 @@ def _free_of_group(root: Path = Path("/sys/fs/cgroup")) -> int:
     """Return the bytes that this process's control groups leave, with cached pages as free."""
     free = UNLIMITED
     with contextlib.suppress(OSError, ValueError, IndexError):
-        own = Path("/proc/self/cgroup").read_text().splitlines()[0].split("::")[-1]
-        folder = root / own.lstrip("/")
+        group_path = Path("/proc/self/cgroup").read_text().splitlines()[0].split("::")[-1]
+        folder = root / group_path.lstrip("/")
         for group in (folder, *folder.parents):
             with contextlib.suppress(OSError, ValueError):
                 limit = int((group / "memory.max").read_text())

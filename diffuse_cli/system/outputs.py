@@ -81,7 +81,7 @@ def hold_output(path: Path, flag: str = "-o") -> AbstractContextManager[None]:
         raise OutputError(line, f"Choose another {flag}")
     lock = path.with_name(f".{path.name}.lock")
     hint = f"Wait for it, or choose another {flag}"
-    return hold_lock(lock, hint, of=path, owned=re.escape(path.name))
+    return hold_lock(lock, hint, target=path, owned=re.escape(path.name))
 
 
 def check_suffix(path: Path, suffix: str, flag: str = "-o") -> None:
@@ -90,15 +90,15 @@ def check_suffix(path: Path, suffix: str, flag: str = "-o") -> None:
         raise UsageError(f"{flag} must end in {suffix}, not {files.show(path)!r}")
 
 
-def check_free(path: Path, overwrite: bool, *, hint: str, of: Path | None = None) -> None:
+def check_free(path: Path, overwrite: bool, *, hint: str, folder: Path | None = None) -> None:
     """Raise an `OutputError` if a file exists, without `overwrite`, or cannot be written.
 
     Args:
-        of: the folder that the error names instead.
+        folder: the folder that the error names instead.
     """
     files.check_writable(path)
     if os.path.lexists(path) and not overwrite:
-        raise OutputError(f"{files.show(of or path)} exists already", hint)
+        raise OutputError(f"{files.show(folder or path)} exists already", hint)
 
 
 # -- locks ----------------------------------------------------------------------------------------
@@ -113,7 +113,7 @@ PATIENCE = 0.2
 
 @contextlib.contextmanager
 def hold_lock(
-    path: Path, hint: str = WAIT, *, of: Path | None = None, owned: str = ""
+    path: Path, hint: str = WAIT, *, target: Path | None = None, owned: str = ""
 ) -> Iterator[None]:
     """Hold the lock file `path`, and remove it at the end, with folders that are new and empty.
 
@@ -121,7 +121,7 @@ def hold_lock(
     filelock 4 closes the child's copy of the file.
 
     Args:
-        of: the locked output, for the error, by default the folder of the file.
+        target: the locked output, for the error, by default the folder of the file.
         owned: a regular expression of names in the folder, whose temporary files of killed
             processes are removed.
 
@@ -140,7 +140,7 @@ def hold_lock(
             try:
                 stack.enter_context(lock)
             except Timeout:
-                where = files.show(of or path.parent)
+                where = files.show(target or path.parent)
                 text = f"process {_read_holder(path) or 'another'} is writing to {where}"
                 raise BusyError(text, hint) from None
             if os.name == "posix":

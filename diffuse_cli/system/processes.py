@@ -57,13 +57,13 @@ def run_on_first(accelerator: Accelerator, work: Callable[[], T]) -> T:
         return work()
     from accelerate.utils import broadcast_object_list
 
-    found: list[T | DiffuseError | None] = [None]
+    results: list[T | DiffuseError | None] = [None]
     if accelerator.is_main_process:
         try:
-            found = [work()]
+            results = [work()]
         except DiffuseError as error:
-            found = [error]
-    [result] = broadcast_object_list(found)
+            results = [error]
+    [result] = broadcast_object_list(results)
     if isinstance(result, DiffuseError):
         raise result
     return result  # type: ignore[no-any-return]

@@ -116,7 +116,7 @@ def given_draws(
 
     def draw(**options: Any) -> tuple[Tensor, ...]:
         u = torch.rand((BLOCK, uniforms + 1), **options)
-        noise, more = (torch.randn((BLOCK, *of), **options) for of in (observed, shape))
+        noise, more = (torch.randn((BLOCK, *sizes), **options) for sizes in (observed, shape))
         return u[:, 1:], u[:, 0], noise, more
 
     return GivenDraws(*_in_blocks(seed, step, positions, device, purpose, draw))
@@ -156,8 +156,8 @@ def _in_blocks(
 def seed_modules(seed: int, step: int, microbatch: int, process: int) -> None:
     """Seed the random numbers that modules draw themselves, for example for dropout."""
     # `torch.manual_seed` records a stack trace for each kind of device that is missing.
-    there = torch.accelerator.is_available()
-    seed_all = torch.manual_seed if there else torch.default_generator.manual_seed
+    has_accelerator = torch.accelerator.is_available()
+    seed_all = torch.manual_seed if has_accelerator else torch.default_generator.manual_seed
     seed_all(key(seed, "modules", step, microbatch, process) & 0xFFFF_FFFF)
 
 

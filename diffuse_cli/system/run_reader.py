@@ -44,11 +44,11 @@ def find_run(path: Path) -> Path | None:
 def run_folder(model: Path) -> Path:
     """Return the run directory of a model: a model file, a best model file, or a checkpoint."""
     model = name_path(model)
-    if found := find_run(model):
-        return found
-    own = model.with_suffix(".run")
-    if own.exists() or not model.name.endswith(BEST):
-        return own
+    if run := find_run(model):
+        return run
+    run = model.with_suffix(".run")
+    if run.exists() or not model.name.endswith(BEST):
+        return run
     return model.with_name(model.name.removesuffix(BEST) + ".run")
 
 
@@ -59,8 +59,8 @@ def model_path(run: Path) -> Path:
 
 def list_checkpoints(checkpoints: Path) -> list[Path]:
     """Return the complete checkpoints, newest first."""
-    found = (path.parent for path in checkpoints.glob(f"step-*/{MANIFEST}"))
-    named = (path for path in found if path.name.removeprefix("step-").isdecimal())
+    folders = (path.parent for path in checkpoints.glob(f"step-*/{MANIFEST}"))
+    named = (path for path in folders if path.name.removeprefix("step-").isdecimal())
     return sorted(named, key=checkpoint_step, reverse=True)
 
 
@@ -103,8 +103,8 @@ def read_log(log: Path) -> Iterator[dict[str, Any]]:
 
 def last_value(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
     """Return the last value of a name in a log."""
-    found = (finite_or_none(row.get(name)) for row in reversed(rows))
-    return next((value for value in found if value is not None), None)
+    values = (finite_or_none(row.get(name)) for row in reversed(rows))
+    return next((value for value in values if value is not None), None)
 
 
 def finite_or_none(value: Any) -> float | None:

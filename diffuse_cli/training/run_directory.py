@@ -114,7 +114,7 @@ class RunDirectory:
                     raise UsageError(text, "Choose another -o")
             hint = "Resume with --resume, replace it with --overwrite, or choose another -o"
             outputs.check_free(self.model, over, hint=hint)
-            outputs.check_free(self.config, over, hint=hint, of=self.path)
+            outputs.check_free(self.config, over, hint=hint, folder=self.path)
         if config.eval_every:
             if RunDirectory(self.best).exists():
                 shown = files.show(self.best)

@@ -76,16 +76,16 @@ def test_a_model_is_computed_in_its_own_precision(
 ):
     """Where the device has it; what a stranger's file says of it may be anything."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: AMD)
-    assert resolve_precision("auto", device, 64, own=own) == chosen
-    assert resolve_precision("bf16", device, 64, own=own) == "bf16"
+    assert resolve_precision("auto", device, 64, model_precision=own) == chosen
+    assert resolve_precision("bf16", device, 64, model_precision=own) == "bf16"
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
-    assert resolve_precision("auto", "cpu", 64, own=own) == "fp32"
+    assert resolve_precision("auto", "cpu", 64, model_precision=own) == "fp32"
 
 
 @pytest.fixture
 def few_instructions(monkeypatch: pytest.MonkeyPatch):
     """A processor that gains by bfloat16 from 24 channels on."""
-    monkeypatch.setattr(devices, "device_type", lambda wanted="auto": "cpu")
+    monkeypatch.setattr(devices, "device_type", lambda device="auto": "cpu")
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: AMD)
 
 
@@ -417,13 +417,13 @@ def test_runs_that_take_turns_keep_their_devices(second_device):
     PartialState._reset_state()
     runs = []
     for device in ("cpu", "auto"):
-        turns, stack = devices.Turns(), contextlib.ExitStack()
-        with turns.take_turn():
+        process_state, stack = devices.RunProcessState(), contextlib.ExitStack()
+        with process_state.take_turn():
             accelerator = stack.enter_context(devices.open_accelerator("fp32", device))
         assert PartialState._shared_state == {}  # as in the program
-        runs.append((turns, stack, accelerator))
-    for (turns, stack, accelerator), found in zip(runs, ("cpu", "meta"), strict=True):
-        with turns.take_turn(), stack:
+        runs.append((process_state, stack, accelerator))
+    for (process_state, stack, accelerator), found in zip(runs, ("cpu", "meta"), strict=True):
+        with process_state.take_turn(), stack:
             # Optimizers of Accelerate ask for the state again.
             assert accelerator.device.type == AcceleratorState().device.type == found
 
@@ -440,20 +440,20 @@ def test_runs_that_take_turns_keep_their_settings_of_kernels(kernel_settings, mo
     program = seen()
     runs = []
     for precision, products in (("fp32", ("highest", False)), ("bf16", ("high", True))):
-        turns, stack = devices.Turns(), contextlib.ExitStack()
-        with turns.take_turn():
+        process_state, stack = devices.RunProcessState(), contextlib.ExitStack()
+        with process_state.take_turn():
             stack.enter_context(hold_cuda_settings("cuda", precision))
         assert seen() == program
-        runs.append((turns, stack, (*products, True, False, False)))
-    for turns, _, own in runs:
-        with turns.take_turn():
+        runs.append((process_state, stack, (*products, True, False, False)))
+    for process_state, _, own in runs:
+        with process_state.take_turn():
             assert seen() == own
         assert seen() == program
     torch.set_float32_matmul_precision("medium")
     of.cudnn.benchmark = False
     later = seen()
-    for turns, stack, own in runs:
-        with turns.take_turn(), stack:
+    for process_state, stack, own in runs:
+        with process_state.take_turn(), stack:
             assert seen() == own
         assert seen() == later
 
