@@ -67,19 +67,19 @@ class DatasetIndex:
         Raises:
             OutputError: the index cannot be written.
         """
-        done, end, complete = 0, 0, False
+        count, end, complete = 0, 0, False
         for line, place in self._lines():
             if isinstance(line, dict):
-                complete = done == len(listing.candidates)
+                complete = count == len(listing.candidates)
                 break
             entry = Entry(*line[0])
-            if done == len(listing.candidates) or entry != listing.candidates[done]:
+            if count == len(listing.candidates) or entry != listing.candidates[count]:
                 break
             yield result_from_json(entry, line[1:], make_blank), True
-            done, end = done + 1, place
-        rest = decode(listing.candidates[done:])
+            count, end = count + 1, place
+        decoded_results = decode(listing.candidates[count:])
         if complete or self.path is None:
-            yield from ((result, False) for result in rest)
+            yield from ((result, False) for result in decoded_results)
             return
         with files.report_errors(self.path):
             files.make_folder(self.path.parent)
@@ -88,7 +88,7 @@ class DatasetIndex:
                 file.seek(end)
                 if not end:
                     _write_lines(file, [self._header])
-                yield from ((result, False) for result in _append_results(file, rest))
+                yield from ((result, False) for result in _append_results(file, decoded_results))
                 footer = replace(listing, candidates=(), unread=dict(listing.unread))
                 _write_lines(file, [asdict(footer)])
 
@@ -114,9 +114,9 @@ class DatasetIndex:
     def _fits(self, header: dict[str, Any]) -> bool:
         if not self._goes_on:
             return header == self._header
-        own = self._header
-        same = (header[k] == own[k] or header[k] is None for k in own)
-        return header.keys() == own.keys() and all(same)
+        expected = self._header
+        same = (header[k] == expected[k] or header[k] is None for k in expected)
+        return header.keys() == expected.keys() and all(same)
 
 
 def _append_results(file: IO[bytes], results: Iterator[Result]) -> Iterator[Result]:

@@ -75,7 +75,7 @@ def decode_listing(
     reading: DecodingTask,
     listing: Listing,
     tally: Tally,
-    kept: KeptSamples,
+    kept_samples: KeptSamples,
     index: DatasetIndex,
     strict: bool,
     workers: int,
@@ -91,7 +91,7 @@ def decode_listing(
 
     def decoded(result: Result) -> Result:
         """Return the result by the request as it is now."""
-        if isinstance(result, SkippedFile) or _fits(result.read.values, current.asked):
+        if isinstance(result, SkippedFile) or _fits(result.read.values, current.settings):
             return result
         return decode_files(current, [result.entry])[0]
 
@@ -101,13 +101,13 @@ def decode_listing(
             yield result.read.values if isinstance(result, DecodedSample) else None
 
     yield Progress(task, 0, total)
-    found = index.results(listing, lambda rest: decode_all(lambda: current, rest, workers))
+    results = index.results(listing, lambda entries: decode_all(lambda: current, entries, workers))
     try:
-        for done, (result, known) in enumerate(found, 1):
-            store = kept.store
-            result = result if known else decoded(result)
+        for count, (result, from_index) in enumerate(results, 1):
+            store = kept_samples.store
+            result = result if from_index else decoded(result)
             if isinstance(result, DecodedSample):
-                result = result._replace(read=_cut(store, result.read, current.asked, kind))
+                result = result._replace(read=_cut(store, result.read, current.settings, kind))
             if isinstance(result, DecodedSample) and not _can_store(store, result.read, kind):
                 result = SkippedFile(result.entry, reasons.SHAPE)
             if isinstance(result, SkippedFile):
@@ -118,48 +118,48 @@ def decode_listing(
             else:
                 tally.add(result.entry, result.read)
                 values = result.read.values
-                if known:  # its values are zeros, so only shape and type count
-                    values = make_blank(values.shape, current.asked.numbers or values.dtype)
-                asked, shape, dtype = _resolve_common(current.asked, store, values, kind)
+                if from_index:  # its values are zeros, so only shape and type count
+                    values = make_blank(values.shape, current.settings.numbers or values.dtype)
+                settings, shape, dtype = _resolve_common(current.settings, store, values, kind)
                 again = None
-                if asked is not current.asked:
-                    current = dataclasses.replace(current, asked=asked)
-                    again = decoded_again(store.count if store and kept.open else 0)
+                if settings is not current.settings:
+                    current = dataclasses.replace(current, settings=settings)
+                    again = decoded_again(store.count if store and kept_samples.open else 0)
                 if store is None or (store.shape, store.dtype) != (shape, dtype):
-                    kept.replace_store(shape, dtype, again)
-                final = decoded(result) if kept.open and not known else None
-                kept.append(final.read.values if isinstance(final, DecodedSample) else None)
+                    kept_samples.replace_store(shape, dtype, again)
+                final = decoded(result) if kept_samples.open and not from_index else None
+                kept_samples.append(final.read.values if isinstance(final, DecodedSample) else None)
             if time.monotonic() - last > SECONDS_BETWEEN_EVENTS:
                 last = time.monotonic()
-                yield Progress(task, done, total)
+                yield Progress(task, count, total)
         yield Progress(task, total, total)
     except BaseException as error:
-        if kept.store is not None:
-            kept.store.abort(error)
+        if kept_samples.store is not None:
+            kept_samples.store.abort(error)
         raise
     return current
 
 
-def _fits(values: Array, asked: ReadSettings) -> bool:
+def _fits(values: Array, settings: ReadSettings) -> bool:
     """Whether a decoded sample has the size, channels and type of a request."""
-    if asked.numbers and asked.numbers not in (values.dtype, values.dtype.name):
+    if settings.numbers and settings.numbers not in (values.dtype, values.dtype.name):
         return False
-    return values.shape[1:] == (asked.size or values.shape[1:]) and (
-        asked.channels is None or values.shape[0] in (1, asked.channels)
+    return values.shape[1:] == (settings.size or values.shape[1:]) and (
+        settings.channels is None or values.shape[0] in (1, settings.channels)
     )
 
 
-def _cut(store: Store | None, read: Read, asked: ReadSettings, kind: Medium) -> Read:
+def _cut(store: Store | None, read: Read, settings: ReadSettings, kind: Medium) -> Read:
     """Return a sample cut to the size of the samples that are there, if it is larger.
 
     A resumed run asks for this size, so the first run must have the same samples. An index keeps
     the shape before.
     """
-    own = read.values.shape
-    if store is None or kind.mixed or store.shape[0] != own[0] or store.shape == own:
+    shape = read.values.shape
+    if store is None or kind.mixed or store.shape[0] != shape[0] or store.shape == shape:
         return read
     with contextlib.suppress(Unusable):
-        sized = dataclasses.replace(asked, size=store.shape[1:])
+        sized = dataclasses.replace(settings, size=store.shape[1:])
         return read._replace(values=kind.fit(read.values, sized))
     return read
 
@@ -172,29 +172,29 @@ def _can_store(store: Store | None, read: Read, kind: Medium) -> bool:
 
 
 def _resolve_common(
-    asked: ReadSettings, store: Store | None, values: Array, kind: Medium
+    settings: ReadSettings, store: Store | None, values: Array, kind: Medium
 ) -> tuple[ReadSettings, Shape, np.dtype[Any]]:
     """Return the request, the shape and the type that stored samples share with another sample.
 
     Samples of several sizes get the medium's size. If the medium has several bit depths, the type
     with the fewest bits wins. Otherwise the type is one that holds the values of all samples.
     """
-    (channels, *own), dtype, changed = values.shape, values.dtype, dict[str, Any]()
-    size = asked.size
+    (channels, *sides), dtype, changed = values.shape, values.dtype, dict[str, Any]()
+    size = settings.size
     if store is None:
-        if size is not None and len(size) != len(own):  # equal sides, in any number of dimensions
-            asked = dataclasses.replace(asked, size=tuple(own))
-        return asked, values.shape, dtype
-    if size is None and store.shape[1:] != tuple(own):
-        size = changed["size"] = (kind.sides[len(own)],) * len(own)
-    least, most = sorted((channels, store.shape[0]))
-    if 1 < least < most:
-        changed["channels"] = most
+        if size is not None and len(size) != len(sides):  # equal sides, in any number of dimensions
+            settings = dataclasses.replace(settings, size=tuple(sides))
+        return settings, values.shape, dtype
+    if size is None and store.shape[1:] != tuple(sides):
+        size = changed["size"] = (kind.sides[len(sides)],) * len(sides)
+    min_channels, max_channels = sorted((channels, store.shape[0]))
+    if 1 < min_channels < max_channels:
+        changed["channels"] = max_channels
     if store.dtype != dtype and kind.bits:
-        dtype = min(store.dtype, dtype, key=lambda each: each.itemsize)
+        dtype = min(store.dtype, dtype, key=lambda candidate: candidate.itemsize)
         changed["numbers"] = dtype.name
     elif store.dtype != dtype:
         dtype = np.promote_types(store.dtype, dtype)
     if changed:
-        asked = dataclasses.replace(asked, **changed)
-    return asked, (most, *(size or own)), dtype
+        settings = dataclasses.replace(settings, **changed)
+    return settings, (max_channels, *(size or sides)), dtype

@@ -36,7 +36,7 @@ class DecodingTask:
 
     source: Source
     medium: str
-    asked: ReadSettings
+    settings: ReadSettings
 
 
 class DecodedSample(NamedTuple):
@@ -60,8 +60,8 @@ def result_to_json(result: Result) -> list[Any]:
     """Return a result as JSON values, without its file and its values."""
     if isinstance(result, SkippedFile):
         return [result.reason]
-    values, digest, *rest = result.read
-    return [digest.hex(), values.shape, values.dtype.str, *rest]
+    values, digest, *remaining_fields = result.read
+    return [digest.hex(), values.shape, values.dtype.str, *remaining_fields]
 
 
 def result_from_json(
@@ -74,9 +74,9 @@ def result_from_json(
     """
     if len(fields) == 1:
         return SkippedFile(entry, fields[0])
-    digest, shape, dtype, *rest = lists_to_tuples(fields)
+    digest, shape, dtype, *remaining_fields = lists_to_tuples(fields)
     values = numbers(shape, np.dtype(dtype))
-    return DecodedSample(entry, Read(values, bytes.fromhex(digest), *rest))
+    return DecodedSample(entry, Read(values, bytes.fromhex(digest), *remaining_fields))
 
 
 def lists_to_tuples(values: Iterable[Any]) -> list[Any]:
@@ -98,9 +98,9 @@ def _decode_file(reading: DecodingTask, entry: Entry) -> Result:
     try:
         if entry.fault:
             raise Unusable(entry.fault)
-        with lock_large(entry.size > LARGE, reading.asked.shared):
+        with lock_large(entry.size > LARGE, reading.settings.shared):
             data = reading.source.read(entry)
-            return DecodedSample(entry, MEDIA[reading.medium].read(data, reading.asked))
+            return DecodedSample(entry, MEDIA[reading.medium].read(data, reading.settings))
     except Unusable as error:
         return SkippedFile(entry, error.reason)
     except Large:
@@ -160,19 +160,19 @@ class Worker:
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
         assert stdout is not None
-        asked = [*vars(dataclasses.replace(reading.asked, shared=True)).values()]
+        settings = [*vars(dataclasses.replace(reading.settings, shared=True)).values()]
         files = [(e.name, e.size, e.key, e.fault) for e in entries]
         try:
-            for line in filter(None, (self._hello, [asked, files])):
+            for line in filter(None, (self._hello, [settings, files])):
                 stdin.write(json.dumps(line).encode() + b"\n")
             stdin.flush()
             self._hello = []
-            found = list(_results(entries, stdout))
+            results = list(_results(entries, stdout))
         except (OSError, ValueError, TypeError) as error:
             self.close()
             raise WorkerError from error
-        late = iter(decode_files(reading, [r.entry for r in found if _is_late(r)]))
-        return [next(late) if _is_late(result) else result for result in found]
+        late = iter(decode_files(reading, [r.entry for r in results if _is_late(r)]))
+        return [next(late) if _is_late(result) else result for result in results]
 
     def close(self) -> None:
         """Kill the process and wait for it."""
@@ -208,11 +208,11 @@ def main() -> None:
     source = open_source(Path(path))
     MEDIA[medium].prepare()
     for line in stdin:
-        asked, files = json.loads(line)
-        reading = DecodingTask(source, medium, ReadSettings(*lists_to_tuples(asked)))
-        found = decode_files(reading, (Entry(*fields) for fields in files))
-        stdout.write(json.dumps([result_to_json(result) for result in found]).encode() + b"\n")
-        for result in found:
+        settings, files = json.loads(line)
+        reading = DecodingTask(source, medium, ReadSettings(*lists_to_tuples(settings)))
+        results = decode_files(reading, (Entry(*fields) for fields in files))
+        stdout.write(json.dumps([result_to_json(result) for result in results]).encode() + b"\n")
+        for result in results:
             if isinstance(result, DecodedSample):
                 stdout.write(result.read.values.tobytes())
         stdout.flush()
@@ -250,7 +250,7 @@ def decode_all(
     Args:
         reading: returns the settings for the next chunk of files.
     """
-    chunks = _chunks(entries, reading().asked)
+    chunks = _chunks(entries, reading().settings)
     if workers == 1:
         for chunk in chunks:
             yield from decode_files(reading(), chunk)
@@ -308,14 +308,14 @@ def start_workers(reading: DecodingTask, count: int) -> Iterator[Decode]:
         yield decode
 
 
-def _chunks(entries: tuple[Entry, ...], asked: ReadSettings) -> Iterator[list[Entry]]:
+def _chunks(entries: tuple[Entry, ...], settings: ReadSettings) -> Iterator[list[Entry]]:
     """Yield chunks of many small or few large files: threads neither wait nor fill memory."""
-    size = asked.size or (_USUAL_SIDE, _USUAL_SIDE)
-    most = max(1, min(FILES_A_CHUNK, _OUTPUT_A_CHUNK // (3 * math.prod(size))))
+    size = settings.size or (_USUAL_SIDE, _USUAL_SIDE)
+    max_files = max(1, min(FILES_A_CHUNK, _OUTPUT_A_CHUNK // (3 * math.prod(size))))
     chunk: list[Entry] = []
     total = 0
     for entry in entries:
-        if chunk and (len(chunk) >= most or total + entry.size > _BYTES_A_CHUNK):
+        if chunk and (len(chunk) >= max_files or total + entry.size > _BYTES_A_CHUNK):
             yield chunk
             chunk, total = [], 0
         chunk.append(entry)

@@ -52,19 +52,19 @@ def example(column: Column) -> tuple[str, float | str]:
 # -- columns of a table ---------------------------------------------------------------------------
 
 
-def parse_column(asked: str) -> tuple[str, str]:
+def parse_column(text: str) -> tuple[str, str]:
     """Split `site:label` into the name of a column and its kind, empty if it has none."""
-    name, colon, kind = asked.rpartition(":")
-    return (name, kind) if colon and kind in KINDS else (asked, "")
+    name, colon, kind = text.rpartition(":")
+    return (name, kind) if colon and kind in KINDS else (text, "")
 
 
-def parse_column_names(asked: Sequence[str]) -> list[str]:
+def parse_column_names(columns: Sequence[str]) -> list[str]:
     """Return the names of the columns of --condition-on.
 
     Raises:
         UsageError: there are too many columns, or one is repeated.
     """
-    names = [parse_column(one)[0] for one in asked]
+    names = [parse_column(one)[0] for one in columns]
     if len(set(names)) < len(names):
         raise UsageError("--condition-on names a column twice", "Name it once")
     if len(names) > MOST_COLUMNS:
@@ -72,60 +72,60 @@ def parse_column_names(asked: Sequence[str]) -> list[str]:
     return names
 
 
-def make_table(asked: Sequence[str], cells: Cells, train: Indices) -> MetadataTable:
+def make_table(columns: Sequence[str], cells: Cells, train: Indices) -> MetadataTable:
     """Return the metadata table of a training run, from the training samples.
 
     Args:
-        asked: columns, some with their kind.
+        columns: columns, some with their kind.
         train: indices of the training samples.
 
     Raises:
         UsageError: a column does not exist.
         DataError: a cell is not of its column's kind, or a column has only one value.
     """
-    return MetadataTable(columns=tuple(_column(*parse_column(one), cells, train) for one in asked))
+    return MetadataTable(columns=tuple(_column(*parse_column(c), cells, train) for c in columns))
 
 
 def _column(name: str, kind: str, cells: Cells, train: Indices) -> Column:
     every = cells.columns.get(name)
     if every is None:
-        found = closest_name(name, cells.columns)
+        closest = closest_name(name, cells.columns)
         raise UsageError(
             f"--condition-on {shorten(name)}: {cells.tables_text} has no such column, only "
             f"{cells.names}",
-            f"Did you mean '{shorten(found)}'?" if found else "Name one of them",
+            f"Did you mean '{shorten(closest)}'?" if closest else "Name one of them",
         )
     filled = [cell for cell in every if cell is not None]
-    others = [cell for cell in filled if cell.number is None]
-    own = [cell for k in train if (cell := every[k]) is not None]
-    missing = 1 - len(own) / max(1, len(train))
-    if kind == "number" and others:
-        text = f"{others[0].place}: {shorten(name)} is {shorten(others[0].text)!r}, not a number"
+    texts = [cell for cell in filled if cell.number is None]
+    training_cells = [cell for k in train if (cell := every[k]) is not None]
+    missing = 1 - len(training_cells) / max(1, len(train))
+    if kind == "number" and texts:
+        text = f"{texts[0].place}: {shorten(name)} is {shorten(texts[0].text)!r}, not a number"
         raise DataError(text, "Leave the cell empty if the value is missing")
-    if kind == "label" or others:
-        return _labels(name, kind, own, others, len(filled), missing)
-    return _number(name, filled, own, len(train))
+    if kind == "label" or texts:
+        return _labels(name, kind, training_cells, texts, len(filled), missing)
+    return _number(name, filled, training_cells, len(train))
 
 
-def _number(name: str, filled: Sequence[Cell], own: Sequence[Cell], train: int) -> NumberColumn:
+def _number(name: str, filled: Sequence[Cell], cells: Sequence[Cell], train: int) -> NumberColumn:
     for cell in filled:
         if cell.number is not None and math.isinf(cell.number):
             raise DataError(f"{cell.place}: {shorten(name)} is {shorten(cell.text)}, not finite")
-    values = [float(n) for cell in own if (n := cell.number) is not None and not math.isnan(n)]
+    values = [float(n) for cell in cells if (n := cell.number) is not None and not math.isnan(n)]
     low, high = min(values, default=0.0), max(values, default=0.0)
     # Sums that do not depend on the order of samples.
     mean = math.fsum(value / len(values) for value in values)
-    far = max((abs(value - mean) for value in values), default=0.0)
-    if low == high or far < sys.float_info.min:
+    max_deviation = max((abs(value - mean) for value in values), default=0.0)
+    if low == high or max_deviation < sys.float_info.min:
         raise _constant_error(name, digits(values[0]) if values else "")
-    if math.isinf(far):
+    if math.isinf(max_deviation):
         text = f"--condition-on {shorten(name)}: the range {low:g} to {high:g} is too wide"
         raise DataError(text, "Leave the column out")
-    variance = math.fsum(((value - mean) / far) ** 2 / len(values) for value in values)
+    variance = math.fsum(((value - mean) / max_deviation) ** 2 / len(values) for value in values)
     return NumberColumn(
         name=name,
         mean=mean,
-        deviation=far * math.sqrt(variance),
+        deviation=max_deviation * math.sqrt(variance),
         low=low,
         high=high,
         missing=1 - len(values) / train,
@@ -133,17 +133,17 @@ def _number(name: str, filled: Sequence[Cell], own: Sequence[Cell], train: int) 
 
 
 def _labels(
-    name: str, kind: str, own: Sequence[Cell], others: Sequence[Cell], filled: int, missing: float
+    name: str, kind: str, cells: Sequence[Cell], texts: Sequence[Cell], filled: int, missing: float
 ) -> LabelColumn:
-    if not kind and filled - len(others) >= ALMOST * filled:
-        percent = math.floor(100 * (filled - len(others)) / filled)
+    if not kind and filled - len(texts) >= ALMOST * filled:
+        percent = math.floor(100 * (filled - len(texts)) / filled)
         raise DataError(
-            f"{others[0].place}: {shorten(name)} is {shorten(others[0].text)!r}, but "
+            f"{texts[0].place}: {shorten(name)} is {shorten(texts[0].text)!r}, but "
             f"{percent} % of its cells are numbers",
             "Leave the cell empty if the value is missing, or pass "
             f"--condition-on {shorten(name)}:label",
         )
-    values = sorted({cell.text for cell in own})
+    values = sorted({cell.text for cell in cells})
     if len(values) > MOST_VALUES:
         raise DataError(
             f"--condition-on {shorten(name)}: {len(values):,} different labels, such as "
@@ -152,7 +152,7 @@ def _labels(
         )
     if len(values) < 2:
         raise _constant_error(name, shorten(values[0], 60) if values else "")
-    check_labels(f"--condition-on {shorten(name)}", values, len(own))
+    check_labels(f"--condition-on {shorten(name)}", values, len(cells))
     return LabelColumn(name=name, values=tuple(values), missing=missing)
 
 
@@ -183,13 +183,13 @@ def _constant_error(name: str, value: str) -> DataError:
 
 def describe_columns(cells: Cells, train: Indices) -> dict[str, str]:
     """Describe each column as a condition for training, or the reason why it cannot be one."""
-    found = {}
+    descriptions = {}
     for name in cells.columns:
         try:
-            found[name] = describe_column(_column(name, "", cells, train))
+            descriptions[name] = describe_column(_column(name, "", cells, train))
         except DataError as error:
-            found[name] = error.message.removeprefix(f"--condition-on {shorten(name)}: ")
-    return found
+            descriptions[name] = error.message.removeprefix(f"--condition-on {shorten(name)}: ")
+    return descriptions
 
 
 def encode_rows(table: MetadataTable, cells: Cells) -> Rows:
@@ -216,12 +216,12 @@ def describe_unknown_labels(table: MetadataTable, cells: Cells) -> Iterator[str]
         if not isinstance(column, LabelColumn):
             continue
         filled = (cell for cell in cells.columns.get(column.name, ()) if cell is not None)
-        lone = [cell.text for cell in filled if column.code(cell.text) != column.code(cell.text)]
-        if lone:
-            names, count = sorted(set(lone)), plural(len(lone), "image")
-            few = format_names(names, len(names), lambda text: shorten(text, 40))
+        unknown = [cell.text for cell in filled if column.code(cell.text) != column.code(cell.text)]
+        if unknown:
+            names, count = sorted(set(unknown)), plural(len(unknown), "image")
+            examples = format_names(names, len(names), lambda text: shorten(text, 40))
             text = f"{count} with a {shorten(column.name)} that the model was not trained on"
-            yield f"{text}, not conditioned on it: {few}"
+            yield f"{text}, not conditioned on it: {examples}"
 
 
 def _code(column: Column, cell: Cell | None) -> float:
@@ -230,8 +230,8 @@ def _code(column: Column, cell: Cell | None) -> float:
     if isinstance(column, LabelColumn):
         return column.code(cell.text)
     if cell.number is None or math.isinf(cell.number):
-        said = f"{shorten(column.name)} is {shorten(cell.text)!r}, not a number"
-        raise DataError(f"{cell.place}: {said}")
+        reason = f"{shorten(column.name)} is {shorten(cell.text)!r}, not a number"
+        raise DataError(f"{cell.place}: {reason}")
     return UNTOLD if math.isnan(cell.number) else column.code(cell.number)
 
 
@@ -244,16 +244,16 @@ def parse_rows(table: MetadataTable, on: Sequence[str]) -> tuple[tuple[float, ..
     Raises:
         UsageError: a column or label does not exist, or a value is not a number.
     """
-    wanted: dict[str, list[Value]] = {}
+    values_by_column: dict[str, list[Value]] = {}
     for words in on:
         name, _, text = words.partition("=")
         if name not in table.names:  # its name may contain an equals sign
             name = next((n for n in table.names if words.startswith(f"{n}=")), name)
             text = words.removeprefix(f"{name}=")
         column = lookup(table.names, name, "--on")
-        wanted.setdefault(name, []).append(_value(column, text))
-    rows = itertools.product(*wanted.values())
-    return tuple(table.row(dict(zip(wanted, values, strict=True))) for values in rows)
+        values_by_column.setdefault(name, []).append(_value(column, text))
+    rows = itertools.product(*values_by_column.values())
+    return tuple(table.row(dict(zip(values_by_column, values, strict=True))) for values in rows)
 
 
 def _value(column: Column, text: str) -> Value:

@@ -69,36 +69,36 @@ class Cells:
 
 
 def read_cells(
-    path: str | Path, names: Sequence[str], wanted: Collection[str] | None = None
+    path: str | Path, names: Sequence[str], selection: Collection[str] | None = None
 ) -> Cells:
     """Read the metadata of named samples from the tables in a folder or zip file.
 
     Args:
-        wanted: columns whose cells are kept; None for all.
+        selection: columns whose cells are kept; None for all.
 
     Raises:
         DataError: there is no table, one is broken, or none has a row for these samples.
     """
     with contextlib.closing(open_source(Path(path))) as source:
-        found = [e for e in source.entries() if e.name.rpartition("/")[2] in TABLES]
-        if not found and not source.tables:
+        entries = [e for e in source.entries() if e.name.rpartition("/")[2] in TABLES]
+        if not entries and not source.tables:
             text = f"no {' or '.join(TABLES)} in {show(path)}"
             raise DataError(text, f"Put one next to the images, with a column {FILE_NAME}")
-        entries = sorted(found, key=lambda e: encode_name(e.name))
+        entries = sorted(entries, key=lambda e: encode_name(e.name))
         rows: dict[str, MetadataRow] = {}
         columns: dict[str, None] = {}
-        for row in _read_rows(source, entries, wanted):
+        for row in _read_rows(source, entries, selection):
             columns.update(dict.fromkeys(row.values))
             if row.name in rows:
                 raise _duplicate_error(row, rows[row.name])
-            kept = {k: v for k, v in row.values.items() if wanted is None or k in wanted}
-            rows[row.name] = row._replace(values=kept)
+            values = {k: v for k, v in row.values.items() if selection is None or k in selection}
+            rows[row.name] = row._replace(values=values)
         tables = (*(show(e.name) for e in entries), *source.tables)
     return _match_rows(tables, rows, columns, names)
 
 
 def _read_rows(
-    source: Source, entries: Iterable[Entry], wanted: Collection[str] | None
+    source: Source, entries: Iterable[Entry], selection: Collection[str] | None
 ) -> Iterator[MetadataRow]:
     """Yield every row, with cells as its values.
 
@@ -113,14 +113,14 @@ def _read_rows(
                 raise DataError(f"{table}, line {line:,}: no {FILE_NAME}")
             name = posixpath.normpath(posixpath.join(folder, named.text))
             yield MetadataRow(table, line, name, values)
-    for row in source.read_rows(wanted):
+    for row in source.read_rows(selection):
         cells = {k: _cell(v, row.table, row.line) for k, v in row.values.items()}
         yield row._replace(values=cells)
 
 
 def _duplicate_error(row: MetadataRow, before: MetadataRow) -> DataError:
-    there = f"line {before.line:,}" + (f" of {before.table}" if before.table != row.table else "")
-    text = f"{row.table}, line {row.line:,}: {shorten(row.name)} already has a row, in {there}"
+    place = f"line {before.line:,}" + (f" of {before.table}" if before.table != row.table else "")
+    text = f"{row.table}, line {row.line:,}: {shorten(row.name)} already has a row, in {place}"
     return DataError(text, "Remove one of the two rows")
 
 
@@ -130,25 +130,27 @@ def _match_rows(
     columns: Mapping[str, None],
     names: Sequence[str],
 ) -> Cells:
-    own = [rows[name].values if name in rows else {} for name in names]
-    known = set(names)
+    sample_rows = [rows[name].values if name in rows else {} for name in names]
+    sample_names = set(names)
     without = [name for name in names if name not in rows]
-    lone = [name for name in rows if name not in known]
-    cells = Cells(tables, {column: [row.get(column) for row in own] for column in columns})
+    unmatched = [name for name in rows if name not in sample_names]
+    cells = Cells(tables, {column: [row.get(column) for row in sample_rows] for column in columns})
     where = cells.tables_text
     if len(without) == len(names):
         raise DataError(
             f"{where}: none of its {len(rows):,} rows names an image of the data set"
-            + (f", for example {shorten(lone[0])}" if lone else ""),
+            + (f", for example {shorten(unmatched[0])}" if unmatched else ""),
             f"Add a row for each image, with its {FILE_NAME}, for example {shorten(names[0])}",
         )
     lines = []
     if without:
-        count, few = (plural(len(without), "image"), format_names(without, len(without), shorten))
-        lines.append(f"{count} without a row in {where}, so without a condition: {few}")
-    if lone:
-        count, few = plural(len(lone), "row"), format_names(lone, len(lone), shorten)
-        lines.append(f"{count} of {where} without an image: {few}")
+        count = plural(len(without), "image")
+        examples = format_names(without, len(without), shorten)
+        lines.append(f"{count} without a row in {where}, so without a condition: {examples}")
+    if unmatched:
+        count = plural(len(unmatched), "row")
+        examples = format_names(unmatched, len(unmatched), shorten)
+        lines.append(f"{count} of {where} without an image: {examples}")
     return replace(cells, lines=tuple(lines))
 
 

@@ -104,35 +104,37 @@ def read_images(
     """
     yield from fetch_source(Path(source))
     color = ImageColor.getrgb(background)[:3]
-    asked = ReadSettings(size, channels, color, fit, layout=layout, numbers=numbers, rate=rate)
+    settings = ReadSettings(size, channels, color, fit, layout=layout, numbers=numbers, rate=rate)
     about = {
         "source": str(Path(source).absolute()),
         "medium": medium,
         "bits": bits,
-        **asdict(asked),
+        **asdict(settings),
         # A number may stand for any number of sides, and the completed size has them all.
         "size": size[:1] if size and len(set(size)) == 1 else size,
     }
-    known = DatasetIndex(index, about, goes_on)
+    dataset_index = DatasetIndex(index, about, goes_on)
     with contextlib.closing(open_source(Path(source), single=single)) as opened:
-        before = known.listing() if goes_on else None
+        before = dataset_index.listing() if goes_on else None
         listing = before or list_samples(opened, medium)
-        asked = yield from _complete_settings(asked, bits, opened, listing)
-        reading = DecodingTask(opened, listing.medium, asked)
-        bound = max_sample_bytes(listing, asked)
+        settings = yield from _complete_settings(settings, bits, opened, listing)
+        reading = DecodingTask(opened, listing.medium, settings)
+        bound = max_sample_bytes(listing, settings)
         if before is None and (keep is None or bound <= keep):
-            known.remove()
-            known = DatasetIndex(None, about)
+            dataset_index.remove()
+            dataset_index = DatasetIndex(None, about)
         tally = Tally()
-        kept = KeptSamples(cache, len(listing.candidates), keep, map_over)
-        each = workers or cores()
-        reading = yield from decode_listing(reading, listing, tally, kept, known, strict, each)
-        if (store := kept.store) is None:
+        kept_samples = KeptSamples(cache, len(listing.candidates), keep, map_over)
+        num_workers = workers or cores()
+        reading = yield from decode_listing(
+            reading, listing, tally, kept_samples, dataset_index, strict, num_workers
+        )
+        if (store := kept_samples.store) is None:
             raise _no_samples_error(source, listing, tally)
         origin = StreamSource(
             source=str(source),
             medium=reading.medium,
-            asked=reading.asked,
+            settings=reading.settings,
             entries=tally.entries,
             digests=tally.digest_array(),
             shape=store.shape,
@@ -140,23 +142,23 @@ def read_images(
             single=single,
         )
         stream = Stream(origin, store.finish(), workers=workers, strict=strict)
-        stored = yield from store_stream(stream, store, each)
-    images = _samples(source, stored, listing, tally, transform, asked.rate)
+        stored = yield from store_stream(stream, store, num_workers)
+    images = _samples(source, stored, listing, tally, transform, settings.rate)
     summary = images.summary
-    resized = sizable and asked.size is None and describe_resizing(summary, stored.shape[2:], fit)
-    if resized:
-        yield Notice(f"{resized}; {_suggest_size(summary, stored.shape[2:])}")
+    notice = sizable and settings.size is None and describe_resizing(summary, stored.shape[2:], fit)
+    if notice:
+        yield Notice(f"{notice}; {_suggest_size(summary, stored.shape[2:])}")
     deep = [mode for mode in tally.modes if mode[:1] == "I" or mode[-3:] == ";16"]
     lost = sum(tally.modes[mode] for mode in deep)
-    if asked.numbers is None and stored.dtype == np.uint8 and lost:
+    if settings.numbers is None and stored.dtype == np.uint8 and lost:
         count = f"{lost:,} of {summary.format_samples(summary.usable)}"
         yield Notice(f"{count} have 16 bits and are reduced to 8. To keep 16, pass --bits 16")
-    yield from _warnings(summary, asked)
+    yield from _warnings(summary, settings)
     return images
 
 
 def _complete_settings(
-    asked: ReadSettings, bits: int | None, source: Source, listing: Listing
+    settings: ReadSettings, bits: int | None, source: Source, listing: Listing
 ) -> Work[ReadSettings]:
     """Complete a request by the limits of the medium and by some of the files.
 
@@ -165,25 +167,25 @@ def _complete_settings(
     """
     kind, every = MEDIA[listing.medium], listing.candidates
     with translate_errors():
-        asked = kind.resolve_settings(asked, bits)
+        settings = kind.resolve_settings(settings, bits)
         kind.prepare()
-        few = read_subset(source, every, LOOKED_AT, LARGEST_FILE)
-        asked, notice = kind.settled(asked, few)
+        files = read_subset(source, every, LOOKED_AT, LARGEST_FILE)
+        settings, notice = kind.settled(settings, files)
     if notice and every:
         yield Notice(notice)
-    return asked
+    return settings
 
 
-def max_sample_bytes(listing: Listing, asked: ReadSettings) -> int:
+def max_sample_bytes(listing: Listing, settings: ReadSettings) -> int:
     """Return a bound of the samples' bytes, which compressed arrays and pages can exceed.
 
     It counts the requested channels and type, by default four channels of bytes, or the size of the
     files.
     """
-    kind, size = MEDIA[listing.medium], asked.size
+    kind, size = MEDIA[listing.medium], settings.size
     usual = kind.sides.get(2, 0)
-    each = np.dtype(asked.numbers or "uint8").itemsize * (asked.channels or 4)
-    bound = len(listing.candidates) * each * math.prod(size or (usual, usual))
+    pixel_bytes = np.dtype(settings.numbers or "uint8").itemsize * (settings.channels or 4)
+    bound = len(listing.candidates) * pixel_bytes * math.prod(size or (usual, usual))
     if not kind.unpacked:
         return bound
     return max(bound, sum(entry.size for entry in listing.candidates))
@@ -193,23 +195,23 @@ def _no_samples_error(source: str | Path, listing: Listing, tally: Tally) -> Dat
     """Return an error that lists the other files, with advice for the most frequent kind."""
     many = MEDIA[listing.medium].many
     unread = sorted(listing.unread.items(), key=lambda item: -item[1])
-    found = [f"{count:,} {extension}" for extension, count in unread]
-    if rest := listing.others - sum(listing.unread.values()):
-        found.append(plural(rest, "file of another kind", "files of other kinds"))
+    counts = [f"{count:,} {extension}" for extension, count in unread]
+    if unnamed := listing.others - sum(listing.unread.values()):
+        counts.append(plural(unnamed, "file of another kind", "files of other kinds"))
     hint = advice()[unread[0][0]] if unread else advice_for(str(source))
-    others = f" ({', '.join(found)})" if found else ""
+    other_files = f" ({', '.join(counts)})" if counts else ""
     usable, skips = ("usable ", f": {skip_counts(tally.skipped)}") if tally.skipped else ("", "")
-    text = f"no {usable}{many} in {show(source)}{skips}{others}"
+    text = f"no {usable}{many} in {show(source)}{skips}{other_files}"
     return DataError(text, hint[:1].upper() + hint[1:])
 
 
-def _warnings(summary: Summary, asked: ReadSettings) -> Iterator[Notice]:
+def _warnings(summary: Summary, settings: ReadSettings) -> Iterator[Notice]:
     """Yield a warning for each kind of flaw in usable samples."""
-    contrast = "black" if sum(asked.background) > 3 * 127 else "white"
-    for reason, found in summary.remarks.items():
-        if reason == reasons.DEPTH and asked.numbers == "uint8":
+    contrast = "black" if sum(settings.background) > 3 * 127 else "white"
+    for reason, count_and_names in summary.remarks.items():
+        if reason == reasons.DEPTH and settings.numbers == "uint8":
             continue
-        (line,) = remark_lines({reason: found}, summary.format_samples(summary.usable))
+        (line,) = remark_lines({reason: count_and_names}, summary.format_samples(summary.usable))
         todo = f"; try --background {contrast}" if reason == reasons.BLANK else ""
         yield Notice(f"{line}{todo}", warning=True)
 
@@ -227,10 +229,10 @@ def describe_resizing(summary: Summary, result: Size, fit: str) -> str:
 def _suggest_size(summary: Summary, result: Size) -> str:
     """Suggest a --size for samples that were resized."""
     kind, sizes = MEDIA[summary.medium], summary.sizes
-    most = max(sizes, key=sizes.__getitem__)
-    usual, side = min(most), kind.sides[len(result)]
+    usual_size = max(sizes, key=sizes.__getitem__)
+    usual, side = min(usual_size), kind.sides[len(result)]
     if kind.fitted != "resized" and len(sizes) == 1:
-        return f"pass --size {'x'.join(map(str, most[::-1]))} to keep them whole"
+        return f"pass --size {'x'.join(map(str, usual_size[::-1]))} to keep them whole"
     if usual > side:
         return f"pass --size {2 * side} for more detail"
     if usual < side:

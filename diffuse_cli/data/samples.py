@@ -68,10 +68,10 @@ class Dataset:
             DataError: the transform is not defined for some floats, or a channel never varies.
             InvalidArgument: a transform is set for levels.
         """
-        found = replace(self.estimated_space, transform=self.transform)
-        if found.levels is not None:
-            return limit_levels(found, self.stored)
-        return measure_space(found, self.stored, np.flatnonzero(~self.held_out), self.names)
+        space = replace(self.estimated_space, transform=self.transform)
+        if space.levels is not None:
+            return limit_levels(space, self.stored)
+        return measure_space(space, self.stored, np.flatnonzero(~self.held_out), self.names)
 
     @property
     def estimated_space(self) -> Space:
@@ -79,12 +79,12 @@ class Dataset:
 
         The mean and standard deviation of floats are estimates from a few samples.
         """
-        found = replace(MEDIA[self.medium].space(self.stored), layout=self.layout, rate=self.rate)
-        if found.levels is not None:
-            return found
-        mean, std = moments(found, self.stored, np.arange(min(len(self), FEW)), self.names)
+        space = replace(MEDIA[self.medium].space(self.stored), layout=self.layout, rate=self.rate)
+        if space.levels is not None:
+            return space
+        mean, std = moments(space, self.stored, np.arange(min(len(self), FEW)), self.names)
         spread = np.where(std >= LEAST_STD, std, 1.0)
-        return replace(found, mean=tuple(mean.tolist()), std=tuple(spread.tolist()))
+        return replace(space, mean=tuple(mean.tolist()), std=tuple(spread.tolist()))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -118,11 +118,11 @@ class Dataset:
         return mask_held_out(self.digests)
 
 
-def select_evenly(indices: Indices, most: int) -> Indices:
-    """Return at most `most` of the indices, evenly spaced from the first to the last."""
-    if len(indices) <= most:
+def select_evenly(indices: Indices, max_count: int) -> Indices:
+    """Return at most `max_count` of the indices, evenly spaced from the first to the last."""
+    if len(indices) <= max_count:
         return indices
-    return indices[np.linspace(0, len(indices) - 1, most).round().astype(np.int64)]
+    return indices[np.linspace(0, len(indices) - 1, max_count).round().astype(np.int64)]
 
 
 def mask_held_out(digests: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
@@ -170,20 +170,20 @@ class Pairs:
     @property
     def matched(self) -> npt.NDArray[np.bool_]:
         """Mask of the samples that have a conditioning image, bool (N,)."""
-        found: npt.NDArray[np.bool_] = self.rows >= 0
-        return found
+        mask: npt.NDArray[np.bool_] = self.rows >= 0
+        return mask
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the pairs, independent of names, order and resizing."""
-        own, theirs = self.samples.digests[self.matched], self.given.digests
-        both = np.concatenate([own, theirs[self.rows[self.matched]]], 1)
-        return _fingerprint(both, b"pairs ")
+        sample_digests = self.samples.digests[self.matched]
+        given_digests = self.given.digests[self.rows[self.matched]]
+        return _fingerprint(np.concatenate([sample_digests, given_digests], 1), b"pairs ")
 
     def __getitem__(self, indices: Indices) -> Array:
         """Return the conditioning images of `matched` samples, as stored: (B, C, *size)."""
-        found: Array = self.given.stored[self.rows[indices]]
-        return found
+        images: Array = self.given.stored[self.rows[indices]]
+        return images
 
     def select_part(self, part: Any) -> Pairs:
         """Return the same pairs, with only `given.stored[part]` of each conditioning image."""
@@ -193,9 +193,9 @@ class Pairs:
         """Yield a sentence for each side that has images without a pair."""
         used = np.zeros(len(self.given), np.bool_)
         used[self.rows[self.matched]] = True
-        for side, lone in ((self.samples, ~self.matched), (self.given, ~used)):
-            if count := int(lone.sum()):
-                names = format_names([side.names[k] for k in np.flatnonzero(lone)[:NAMED]], count)
+        for side, mask in ((self.samples, ~self.matched), (self.given, ~used)):
+            if count := int(mask.sum()):
+                names = format_names([side.names[k] for k in np.flatnonzero(mask)[:NAMED]], count)
                 text = f"{plural(count, 'image')} of {side.summary.source}"
                 yield f"{text} without a pair, left out: {names}"
 
@@ -209,8 +209,8 @@ def match_pairs(samples: Dataset, given: Dataset) -> Pairs:
         DataError: no sample has a pair.
     """
     sides = samples.names, given.names
-    for own, theirs in (sides, [strip_common_folder(names, names) for names in sides]):
-        rows = _rows(own, theirs)
+    for sample_names, given_names in (sides, [strip_common_folder(n, n) for n in sides]):
+        rows = _rows(sample_names, given_names)
         if (rows >= 0).any():
             return Pairs(samples, given, rows)
     first = ", ".join(show(side.names[0]) for side in (samples, given))
@@ -221,11 +221,11 @@ def match_pairs(samples: Dataset, given: Dataset) -> Pairs:
     )
 
 
-def _rows(own: Sequence[str], theirs: Sequence[str]) -> Indices:
-    """Return the index in `theirs` of each name of `own`, -1 for none."""
-    whole = {name: k for k, name in enumerate(theirs)}
-    stems = {_stem(name): k for k, name in reversed(list(enumerate(theirs)))}
-    return np.array([whole.get(n, stems.get(_stem(n), -1)) for n in own], np.int64)
+def _rows(sample_names: Sequence[str], given_names: Sequence[str]) -> Indices:
+    """Return the index in `given_names` of each name of `sample_names`, -1 for none."""
+    whole = {name: k for k, name in enumerate(given_names)}
+    stems = {_stem(name): k for k, name in reversed(list(enumerate(given_names)))}
+    return np.array([whole.get(n, stems.get(_stem(n), -1)) for n in sample_names], np.int64)
 
 
 def _stem(name: str) -> str:
@@ -273,9 +273,9 @@ def moments(
             raise _transform_error(space, names[int(places[wrong][0])])
         if not count:
             shift = values[0].mean(1)
-        apart = values - shift[:, None]
-        total += apart.sum((0, 2))
-        squares += np.square(apart).sum((0, 2))
+        differences = values - shift[:, None]
+        total += differences.sum((0, 2))
+        squares += np.square(differences).sum((0, 2))
         count += len(values) * values.shape[2]
     mean = total / count
     return mean + shift, np.sqrt(np.maximum(squares / count - mean**2, 0))
@@ -325,9 +325,9 @@ def limit_levels(space: Space, stored: Array) -> Space:
 
 def _parts(stored: Array, rows: Indices) -> Iterator[tuple[Indices, Array]]:
     """Yield some rows at a time, with the samples in them."""
-    each = max(1, AT_ONCE // int(np.prod(stored.shape[1:])))
-    for start in range(0, len(rows), each):
-        yield (places := rows[start : start + each]), stored[places]
+    chunk_size = max(1, AT_ONCE // int(np.prod(stored.shape[1:])))
+    for start in range(0, len(rows), chunk_size):
+        yield (places := rows[start : start + chunk_size]), stored[places]
 
 
 def _apply_transform(space: Space, samples: Array) -> Array:

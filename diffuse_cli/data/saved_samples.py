@@ -30,14 +30,14 @@ def save_index(images: Dataset, folder: Path) -> None:
         OutputError: the folder cannot be written.
     """
     stream = find_stream(images.stored)
-    kept = stream.kept if stream else images.stored
-    path, mapped = folder / PIXELS, getattr(kept, "filename", None)
+    stored = stream.kept_samples if stream else images.stored
+    path, mapped = folder / PIXELS, getattr(stored, "filename", None)
     if mapped is None or not path.exists() or not path.samefile(mapped):
         remove_index(folder)
-        files.write_bytes(path, kept.tobytes())
+        files.write_bytes(path, stored.tobytes())
     meta = {
-        "shape": kept.shape,
-        "dtype": kept.dtype.str,
+        "shape": stored.shape,
+        "dtype": stored.dtype.str,
         **{name: getattr(images, name) for name in PLAIN},
         "summary": images.summary.to_dict(),
         "stream": stream.to_dict() if stream else None,

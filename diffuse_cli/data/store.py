@@ -106,13 +106,13 @@ class KeptSamples:
         self, shape: Shape, dtype: np.dtype[Any], samples: Iterable[Array | None] | None = None
     ) -> None:
         """Start a store of another shape with these samples, by default those kept so far."""
-        kept: Iterable[Array] = () if self.store is None else self.store.finish()
-        each = math.prod(shape) * dtype.itemsize
-        room = self._total if self._keep is None else min(self._total, self._keep // each)
-        folder = self._folder if room * each > self._map_over else None
+        kept_samples: Iterable[Array] = () if self.store is None else self.store.finish()
+        sample_bytes = math.prod(shape) * dtype.itemsize
+        room = self._total if self._keep is None else min(self._total, self._keep // sample_bytes)
+        folder = self._folder if room * sample_bytes > self._map_over else None
         self.store = Store(folder, room, shape, dtype)
         was_open, self.open = self.open, True
-        for values in kept if samples is None else samples:
+        for values in kept_samples if samples is None else samples:
             self.append(values)
         self.open = self.open and was_open
 

@@ -65,7 +65,7 @@ class StreamSource:
 
     source: str
     medium: str
-    asked: ReadSettings
+    settings: ReadSettings
     entries: Sequence[Entry]
     digests: npt.NDArray[np.uint8]
     shape: tuple[int, ...]
@@ -80,7 +80,7 @@ class Stream:
     stream reports it once and never returns it.
 
     Args:
-        kept: (K, C, *size), the first K samples.
+        kept_samples: (K, C, *size), the first K samples.
         holes: indices of kept samples that could not be read.
         workers: processes that decode ahead; None for one per core, shared with other processes.
     """
@@ -88,17 +88,17 @@ class Stream:
     def __init__(
         self,
         origin: StreamSource,
-        kept: Array,
+        kept_samples: Array,
         holes: Iterable[int] = (),
         workers: int | None = None,
         strict: bool = False,
     ) -> None:
-        self.origin, self.kept, self.workers, self.strict = origin, kept, workers, strict
-        self.holes = frozenset(holes)
+        self.origin, self.workers, self.strict = origin, workers, strict
+        self.kept_samples, self.holes = kept_samples, frozenset(holes)
         self._recent: OrderedDict[int, Array] = OrderedDict()
         self._ahead: dict[int, Array] = {}
         self._lock = threading.Lock()
-        self._known: set[int] = set()
+        self._faulty_rows: set[int] = set()
         self._faults: list[tuple[int, str]] = []
         self._last = 0, reasons.VANISHED
         self._stack = contextlib.ExitStack()
@@ -109,15 +109,15 @@ class Stream:
 
     def fetch(self, rows: Iterable[int]) -> dict[int, Array]:
         """Return the samples in these rows except faults, decoded by a worker if there is one."""
-        asked = dict.fromkeys(map(int, rows))
-        found = {row: np.asarray(self.kept[row]) for row in asked if self._is_kept(row)}
-        if wanted := [row for row in asked if row not in found]:
-            entries = [self.origin.entries[row] for row in wanted]
-            found |= self._check_results(wanted, self._decode(self._reading, entries))
-        return found
+        unique_rows = dict.fromkeys(map(int, rows))
+        samples = {r: np.asarray(self.kept_samples[r]) for r in unique_rows if self._is_kept(r)}
+        if missing_rows := [row for row in unique_rows if row not in samples]:
+            entries = [self.origin.entries[row] for row in missing_rows]
+            samples |= self._check_results(missing_rows, self._decode(self._reading, entries))
+        return samples
 
     def _is_kept(self, row: int) -> bool:
-        return row < len(self.kept) and row not in self.holes
+        return row < len(self.kept_samples) and row not in self.holes
 
     @property
     def bytes_each(self) -> int:
@@ -126,11 +126,11 @@ class Stream:
 
     def remember(self, samples: Mapping[int, Array]) -> None:
         """Keep these samples in memory until more recent samples replace them."""
-        most = REMEMBERED // max(1, self.bytes_each)
+        max_samples = REMEMBERED // max(1, self.bytes_each)
         with self._lock:
-            for row in list(samples)[-most:] if most else ():
+            for row in list(samples)[-max_samples:] if max_samples else ():
                 self._recent[row] = samples[row]
-            while len(self._recent) > most:
+            while len(self._recent) > max_samples:
                 self._recent.popitem(last=False)
 
     def replace_ahead(self, samples: dict[int, Array]) -> None:
@@ -146,11 +146,11 @@ class Stream:
         Raises:
             DataError: no sample can be read any more.
         """
-        asked = dict.fromkeys(rows.tolist())
-        found = {row: values for row in asked if (values := self._find_in_memory(row)) is not None}
-        found |= self._decode_rows([row for row in asked if row not in found])
+        unique_rows = dict.fromkeys(rows.tolist())
+        samples = {r: x for r in unique_rows if (x := self._find_in_memory(r)) is not None}
+        samples |= self._decode_rows([row for row in unique_rows if row not in samples])
         for row in rows.tolist():
-            yield found[row] if row in found else self._successor(row)
+            yield samples[row] if row in samples else self._successor(row)
 
     def submit(self, act: Any, *values: Any) -> Future[Any]:
         """Call a function in a thread pool. The first call starts it, with a thread per worker."""
@@ -167,11 +167,11 @@ class Stream:
         The source is its local path, because the data behind a name on the hub may change.
         """
         values = vars(self.origin).copy()
-        del values["digests"]
+        del values["digests"], values["settings"]
         return {
             **values,
             "source": str(self._reading.source.path.absolute()),
-            "asked": dataclasses.asdict(self.origin.asked),
+            "asked": dataclasses.asdict(self.origin.settings),
             "dtype": self.origin.dtype.str,
             "holes": sorted(self.holes),
             "workers": self.workers,
@@ -180,21 +180,22 @@ class Stream:
 
     @classmethod
     def from_dict(
-        cls, values: dict[str, Any], digests: npt.NDArray[np.uint8], kept: Array
+        cls, values: dict[str, Any], digests: npt.NDArray[np.uint8], kept_samples: Array
     ) -> Stream:
         """Rebuild a stream from the values of `to_dict`."""
-        asked = values["asked"]
+        stored = values["asked"]
+        settings = dict(zip(stored, lists_to_tuples(stored.values()), strict=True))
         origin = StreamSource(
             source=values["source"],
             medium=values["medium"],
-            asked=ReadSettings(**dict(zip(asked, lists_to_tuples(asked.values()), strict=True))),
+            settings=ReadSettings(**settings),
             entries=[Entry(*entry) for entry in values["entries"]],
             digests=digests,
             shape=tuple(values["shape"]),
             dtype=np.dtype(values["dtype"]),
             single=values["single"],
         )
-        return cls(origin, kept, values["holes"], values["workers"], values["strict"])
+        return cls(origin, kept_samples, values["holes"], values["workers"], values["strict"])
 
     def close(self) -> None:
         """End the workers, and close the source."""
@@ -208,8 +209,8 @@ class Stream:
     def faults(self) -> list[tuple[str, str]]:
         """Return the samples found missing or changed since the last call, with the reasons."""
         with self._lock:
-            found, self._faults = self._faults, []
-        return [(self.origin.entries[row].name, reason) for row, reason in found]
+            faults, self._faults = self._faults, []
+        return [(self.origin.entries[row].name, reason) for row, reason in faults]
 
     def unreadable_error(self) -> DataError:
         """Return the error for a source whose samples cannot be read any more."""
@@ -225,8 +226,8 @@ class Stream:
     def _reading(self) -> DecodingTask:
         MEDIA[self.origin.medium].prepare()
         source = open_source(Path(self.origin.source), single=self.origin.single)
-        asked = dataclasses.replace(self.origin.asked, size=self.origin.shape[1:])
-        return DecodingTask(source, self.origin.medium, asked)
+        settings = dataclasses.replace(self.origin.settings, size=self.origin.shape[1:])
+        return DecodingTask(source, self.origin.medium, settings)
 
     def fill_store(self, store: Store, count: int, workers: int) -> Work[Stream]:
         """Keep the first `count` samples in a store, and return the stream."""
@@ -236,9 +237,9 @@ class Stream:
         yield Progress(task, 0, count)
         try:
             for row, result in enumerate(decode_all(lambda: self._reading, entries, workers)):
-                found = self._check_results([row], [result])
-                store.append(found.get(row, none))
-                if not found:
+                samples = self._check_results([row], [result])
+                store.append(samples.get(row, none))
+                if not samples:
                     holes.append(row)
                 if time.monotonic() - last > SECONDS_BETWEEN_EVENTS:
                     last = time.monotonic()
@@ -247,37 +248,37 @@ class Stream:
             store.abort(error)
             raise
         yield Progress(task, count, count)
-        self.kept, self.holes = store.finish(), frozenset(holes)
+        self.kept_samples, self.holes = store.finish(), frozenset(holes)
         return self
 
     def _check_results(self, rows: Sequence[int], results: Iterable[Result]) -> dict[int, Array]:
-        found = {}
+        samples = {}
         for row, result in zip(rows, results, strict=True):
             if isinstance(result, DecodedSample):
                 values, fault = self._as_stored(row, result)
             else:
                 values, fault = None, result.reason
             if values is not None:
-                found[row] = values
+                samples[row] = values
                 continue
             if self.strict:
                 text = f"{show(result.entry.name)}: {fault}"
                 raise DataError(text, "Put it back, or leave --strict out to skip such files")
             with self._lock:
-                if row not in self._known:
-                    self._known.add(row)
+                if row not in self._faulty_rows:
+                    self._faulty_rows.add(row)
                     self._faults.append((row, fault))
                 self._last = row, fault
-        return found
+        return samples
 
     def _as_stored(self, row: int, result: DecodedSample) -> tuple[Array | None, str]:
         """Return the sample as it is stored and no fault, or None and the fault."""
         if result.read.digest != self.origin.digests[row].tobytes():
             return None, reasons.CHANGED
         values = result.read.values
-        asked = self._reading.asked
-        if values.shape[1:] != asked.size:
-            values = MEDIA[self.origin.medium].fit(values, asked)
+        settings = self._reading.settings
+        if values.shape[1:] != settings.size:
+            values = MEDIA[self.origin.medium].fit(values, settings)
         values = values.astype(self.origin.dtype, copy=False)
         return np.ascontiguousarray(np.broadcast_to(values, self.origin.shape)), ""
 
@@ -287,13 +288,13 @@ class Stream:
             return {}
         entries = tuple(self.origin.entries[row] for row in rows)
         decoded = decode_all(lambda: self._reading, entries, self.workers or cores())
-        found = self._check_results(rows, decoded)
-        self.remember(found)
-        return found
+        samples = self._check_results(rows, decoded)
+        self.remember(samples)
+        return samples
 
     def _find_in_memory(self, row: int) -> Array | None:
         if self._is_kept(row):
-            return np.asarray(self.kept[row])
+            return np.asarray(self.kept_samples[row])
         if row in self._ahead:
             return self._ahead[row]
         with self._lock:
@@ -312,11 +313,11 @@ class Stream:
             place = (row + step) % len(self.origin.entries)
             if self._held_out[place] != self._held_out[row]:
                 continue
-            found = self._find_in_memory(place)
-            if found is None:
-                found = self._decode_rows([place]).get(place)
-            if found is not None:
-                return found
+            sample = self._find_in_memory(place)
+            if sample is None:
+                sample = self._decode_rows([place]).get(place)
+            if sample is not None:
+                return sample
             if (tried := tried + 1) == TRIES:
                 break
         raise self.unreadable_error()
@@ -355,10 +356,10 @@ class StreamArray:
         return self._rows(rows) if np.ndim(rows) else self._rows(rows[None])[0]
 
     def _rows(self, rows: Indices) -> Array:
-        found = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        samples = np.empty((len(rows), *self.shape[1:]), self.dtype)
         for place, values in enumerate(self.stream.look_up(rows)):
-            found[place] = values[self._of_each]
-        return found
+            samples[place] = values[self._of_each]
+        return samples
 
     def __array__(self, *_: Any, **__: Any) -> Array:
         raise TypeError("a stream of samples is too large for an array")
@@ -372,8 +373,8 @@ def find_stream(stored: Any) -> Stream | None:
 def store_stream(stream: Stream, store: Store, workers: int) -> Work[Any]:
     """Return all samples of a stream if the store can keep them, else the stream as an array."""
     count = len(stream.origin.entries)
-    if (room := min(store.capacity, count)) > len(stream.kept):
+    if (room := min(store.capacity, count)) > len(stream.kept_samples):
         yield from stream.fill_store(store.make_empty(), room, workers)
-    if len(stream.kept) == count and not stream.holes:
-        return stream.kept
+    if len(stream.kept_samples) == count and not stream.holes:
+        return stream.kept_samples
     return StreamArray(stream)

@@ -71,8 +71,8 @@ class Summary:
             parts.append(plural(len(self.classes), "class", "classes"))
         lines = [", ".join(parts)]
         if self.greyed:
-            kinds, most = MEDIA[self.medium].kinds, MEDIA[self.medium].most_channels
-            whole = f"{self.format_samples(self.greyed)} in {kinds[most]}"
+            kinds, max_channels = MEDIA[self.medium].kinds, MEDIA[self.medium].most_channels
+            whole = f"{self.format_samples(self.greyed)} in {kinds[max_channels]}"
             lines.append(f"{whole}, read as {kinds[1]}")
         if self.classes and self.unlabelled:
             lines.append(f"{self.format_samples(self.unlabelled)} outside the class folders")
@@ -90,8 +90,8 @@ class Summary:
         """
         count, names = self.skipped.get(file_errors.MISSING, (0, ()))
         if count:
-            some = f"{count:,} of {self.format_samples(self.found)}"
-            text = f"NaN or infinite values in {some} in {self.source}: {show(names[0])}"
+            fraction = f"{count:,} of {self.format_samples(self.found)}"
+            text = f"NaN or infinite values in {fraction} in {self.source}: {show(names[0])}"
             raise DataError(text, "Generate them again, or remove them to measure the others")
 
     def format_samples(self, count: int) -> str:
@@ -114,9 +114,9 @@ class Summary:
 
     def ignored_lines(self) -> Iterable[str]:
         """Yield a sentence for each kind of other files that `advice` covers."""
-        known = advice()
+        hints = advice()
         for extension, count in sorted(self.unread.items(), key=lambda item: -item[1]):
-            yield f"ignored {count:,} {extension} ({known.get(extension, 'not read')})"
+            yield f"ignored {count:,} {extension} ({hints.get(extension, 'not read')})"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the summary as JSON values, with sizes such as `640x480` (width x height)."""
@@ -134,14 +134,14 @@ class Summary:
 
 def from_dict(values: Mapping[str, Any]) -> Summary:
     """Return the summary that `to_dict` wrote."""
-    rest = dict(values)
-    sizes = {tuple(map(int, text.split("x"))): count for text, count in rest.pop("sizes").items()}
+    attrs = dict(values)
+    sizes = {tuple(map(int, text.split("x"))): count for text, count in attrs.pop("sizes").items()}
     skipped, remarks = (
-        {reason: (one["count"], tuple(one["first"])) for reason, one in rest.pop(name, {}).items()}
+        {reason: (one["count"], tuple(one["first"])) for reason, one in attrs.pop(name, {}).items()}
         for name in ("skipped", "remarks")
     )
-    tables = tuple(rest.pop("tables", ()))
-    return Summary(sizes=sizes, skipped=skipped, remarks=remarks, tables=tables, **rest)
+    tables = tuple(attrs.pop("tables", ()))
+    return Summary(sizes=sizes, skipped=skipped, remarks=remarks, tables=tables, **attrs)
 
 
 def _reasons_to_dict(reasons: Skips) -> dict[str, Any]:
@@ -166,10 +166,10 @@ def _rank_reasons(reasons: Skips) -> Iterable[tuple[int, str]]:
         yield count, f"{reason}: {format_names(names, count)}"
 
 
-def format_names(names: Sequence[str], count: int, shown: Callable[[str], str] = show) -> str:
+def format_names(names: Sequence[str], count: int, format_name: Callable[[str], str] = show) -> str:
     """Return the first `NAMED` of `count` names, and dots if there are more."""
     more = ", ..." if count > min(len(names), NAMED) else ""
-    return ", ".join(map(shown, names[:NAMED])) + more
+    return ", ".join(map(format_name, names[:NAMED])) + more
 
 
 def skip_counts(skipped: Skips) -> str:
@@ -185,8 +185,8 @@ def format_sizes(sizes: Mapping[tuple[int, ...], int]) -> str:
         sizes: the number of samples of each (width, height).
     """
     ordered = sorted(sizes, key=lambda s: (math.prod(s), s))
-    least, most = (dimensions(size[::-1]) for size in (ordered[0], ordered[-1]))
-    return least if len(ordered) == 1 else f"{len(ordered):,} sizes from {least} to {most}"
+    smallest, largest = (dimensions(size[::-1]) for size in (ordered[0], ordered[-1]))
+    return smallest if len(ordered) == 1 else f"{len(ordered):,} sizes from {smallest} to {largest}"
 
 
 def describe_fit(
@@ -200,13 +200,13 @@ def describe_fit(
     An example is `, cropped at the center by up to 44 %`. Empty if no sample changes its shape.
     """
     change = MEDIA[medium].fits[fit]
-    wanted = size[::-1]
+    target_size = size[::-1]
     lost, added, bent = [0.0], [0.0], [0.0]
-    for own in sizes:
-        taken, filled = change(own, wanted)
-        scales = [b / a for a, b in zip(taken, filled, strict=True)]
-        lost.append(1 - math.prod(taken) / math.prod(own))
-        added.append(1 - math.prod(filled) / math.prod(wanted))
+    for original_size in sizes:
+        kept_part, filled_part = change(original_size, target_size)
+        scales = [b / a for a, b in zip(kept_part, filled_part, strict=True)]
+        lost.append(1 - math.prod(kept_part) / math.prod(original_size))
+        added.append(1 - math.prod(filled_part) / math.prod(target_size))
         bent.append(max(scales) / min(scales) - 1)
     where = MEDIA[medium].cropped
     changes = {
@@ -216,7 +216,7 @@ def describe_fit(
     }
     # Fractions such as 1e-16 are rounding.
     percents = {text: math.ceil(round(100 * max(parts), 6)) for text, parts in changes.items()}
-    return "".join(", " + text.format(most) for text, most in percents.items() if most)
+    return "".join(", " + text.format(percent) for text, percent in percents.items() if percent)
 
 
 def plural(count: int, one: str, many: str = "") -> str:

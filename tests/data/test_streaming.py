@@ -114,8 +114,8 @@ def test_a_streamed_set_is_the_set(folder: Path, tmp_path: Path, keep: int, mapp
     cache = {"cache": tmp_path, "map_over": 0} if mapped else {}
     images, stream = streamed(folder, keep, **cache)
     assert same(images, read(folder))
-    assert len(stream.kept) == (5 if keep else 0)
-    assert isinstance(stream.kept, np.memmap) == bool(keep and mapped)
+    assert len(stream.kept_samples) == (5 if keep else 0)
+    assert isinstance(stream.kept_samples, np.memmap) == bool(keep and mapped)
     assert set(images.held_out) == {False, True}
 
 
@@ -180,7 +180,7 @@ def test_another_process_opens_it_with_what_is_kept(folder: Path, tmp_path: Path
     save_index(images, tmp_path)
     other = open_index(tmp_path)
     assert same(other, images)
-    assert isinstance(other.stored.stream.kept, np.memmap)
+    assert isinstance(other.stored.stream.kept_samples, np.memmap)
     alone = streamed(folder)[0]
     save_index(alone, tmp_path / "none")
     assert same(open_index(tmp_path / "none"), alone)
@@ -339,7 +339,7 @@ def test_a_run_that_goes_on_has_the_set_of_its_index(own: Path, tmp_path: Path, 
         assert images.fingerprint == whole.fingerprint
         heir = images.stored[[31 if not images.held_out[31] else 32]]
         assert np.array_equal(images.stored[[30]], heir)
-        assert len(stream.kept) == keep // 64
+        assert len(stream.kept_samples) == keep // 64
     assert decoded == []  # but for those that are kept
 
 

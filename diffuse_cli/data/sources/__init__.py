@@ -47,8 +47,8 @@ def fetch_source(path: Path) -> Work[None]:
         DataError: the source cannot be downloaded.
     """
     kind = find_source_kind(path)
-    for done, total in SOURCES[kind].fetch(path) if kind else ():
-        yield Progress("downloading files", done, total)
+    for num_fetched, total in SOURCES[kind].fetch(path) if kind else ():
+        yield Progress("downloading files", num_fetched, total)
 
 
 def is_images(path: Path, *, single: bool = False) -> bool:
@@ -83,8 +83,8 @@ def open_source(path: Path, *, single: bool = False) -> Source:
         raise DataError(f"{show(path)} is the run directory of a model, not images", hint)
     if single and is_sample(path):
         return SingleFile(path)
-    if stat.S_ISREG(mode) and (known := file_types.recognize_path(path)):
-        message, advice = file_types.kind_error(known, path, "images")
+    if stat.S_ISREG(mode) and (file_kind := file_types.recognize_path(path)):
+        message, advice = file_types.kind_error(file_kind, path, "images")
         raise DataError(message, todo or advice or hint)
     if extension_of(path.name) in media_by_extension():
         hint = "Pass the folder that holds the images as DATA"
@@ -93,10 +93,10 @@ def open_source(path: Path, *, single: bool = False) -> Source:
 
 def file_hashes(path: Path, names: Iterable[str]) -> dict[str, str]:
     """Return the SHA-256 of named files of a source, or of a single file."""
-    wanted = set(names)
+    requested_names = set(names)
     with contextlib.closing(open_source(path, single=True)) as source:
         return {
             entry.name: hashlib.sha256(source.read(entry)).hexdigest()
             for entry in source.entries()
-            if entry.name in wanted
+            if entry.name in requested_names
         }

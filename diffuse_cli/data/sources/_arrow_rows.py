@@ -100,7 +100,7 @@ class ArrowRows(Source):
             try:
                 with self._lock:
                     shard, layout = self._open_shard(str(path))
-                    found = [*self._list_entries(shard, layout, str(path))]
+                    entries = [*self._list_entries(shard, layout, str(path))]
             except DataError:
                 if len(self._names) == 1:
                     raise
@@ -111,7 +111,7 @@ class ArrowRows(Source):
             else:
                 if layout.plain:
                     tables.append(name)
-                yield from found
+                yield from entries
                 continue
             yield Entry(f"{name}/", 0, str(path), fault, label="")
         self.tables = tuple(tables)
@@ -131,13 +131,13 @@ class ArrowRows(Source):
             raise Unusable(reasons.TOO_LARGE)
         return data or b""
 
-    def read_rows(self, wanted: Collection[str] | None) -> Iterator[MetadataRow]:
+    def read_rows(self, selection: Collection[str] | None) -> Iterator[MetadataRow]:
         for path, name in self._names.items():
             try:
                 with self._lock:
                     shard, layout = self._open_shard(str(path))
-                    kept = [c for c in layout.plain if wanted is None or c in wanted]
-                    values = {c: _values(shard, layout, c) for c in kept}
+                    columns = [c for c in layout.plain if selection is None or c in selection]
+                    values = {c: _values(shard, layout, c) for c in columns}
                     entries = [*self._list_entries(shard, layout, str(path))]
             except DataError:  # a shard without samples, which `entries` reports
                 continue
@@ -175,12 +175,12 @@ class ArrowRows(Source):
         labels = _values(shard, layout, layout.label) if layout.label else [None] * shard.count
         start = Path(self._names[Path(path)]).stem + "/" if len(self._names) > 1 else ""
         columns = zip(names, labels, shard.sizes(layout), strict=True)
-        for row, (own, label, size) in enumerate(columns):
-            extension = extension_of(own.rpartition("/")[2]) if isinstance(own, str) else ""
+        for row, (name, label, size) in enumerate(columns):
+            extension = extension_of(name.rpartition("/")[2]) if isinstance(name, str) else ""
             if extension not in readers:
                 extension = usual = usual or _extension(shard, layout)
-            said = "" if label is None else str(label)
-            yield Entry(f"{start}{row:08d}{extension}", size, f"{row}:{path}", label=said)
+            class_name = "" if label is None else str(label)
+            yield Entry(f"{start}{row:08d}{extension}", size, f"{row}:{path}", label=class_name)
 
 
 def _reason(error: Exception, path: Path) -> str:
@@ -204,10 +204,10 @@ def _extension(shard: Shard, layout: ColumnRoles) -> str:
 def _values(shard: Shard, layout: ColumnRoles, column: str) -> list[Any]:
     """Return the values of a plain column, with class names instead of their numbers."""
     names = layout.names.get(column)
-    found = shard.columns([column]).column(column).to_pylist()
+    values = shard.columns([column]).column(column).to_pylist()
     if names is None:
-        return [_to_plain(value) for value in found]
-    return [names[v] if v is not None and 0 <= v < len(names) else None for v in found]
+        return [_to_plain(value) for value in values]
+    return [names[v] if v is not None and 0 <= v < len(names) else None for v in values]
 
 
 def _to_plain(value: Any) -> Any:
@@ -260,7 +260,7 @@ def find_column_roles(schema: Any, path: str) -> ColumnRoles:
 def _features(metadata: Mapping[bytes, bytes]) -> dict[str, dict[str, Any]]:
     """Return the features in the metadata of a dataset's schema, by column."""
     try:
-        found = json.loads(metadata[b"huggingface"])["info"]["features"]
-        return {name: feature for name, feature in found.items() if isinstance(feature, dict)}
+        features = json.loads(metadata[b"huggingface"])["info"]["features"]
+        return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return {}

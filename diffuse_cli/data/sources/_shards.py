@@ -28,7 +28,7 @@ def shards_at(path: Path, extension: str) -> list[Path] | None:
     """
     text = str(path)
     if is_folder(path):
-        found = _list_shards(path, extension)
+        shards = _list_shards(path, extension)
     elif extension_of(path.name) != extension:
         return None
     elif is_file(path):
@@ -36,16 +36,16 @@ def shards_at(path: Path, extension: str) -> list[Path] | None:
     else:
         written = list(islice(_expand_braces(text), MOST_SHARDS))
         if any(character in text for character in "*?["):
-            written = [name for each in written for name in glob.glob(each)]  # noqa: PTH207
+            written = [name for pattern in written for name in glob.glob(pattern)]  # noqa: PTH207
         elif "{" not in text:
             return None
-        found = [Path(name) for name in dict.fromkeys(written)]
-    return sorted(found, key=os.fsencode) or None
+        shards = [Path(name) for name in dict.fromkeys(written)]
+    return sorted(shards, key=os.fsencode) or None
 
 
 def _list_shards(path: Path, extension: str) -> list[Path]:
     """Return the shards in a folder, or an empty list if it also has folders or samples."""
-    found, media = [], media_by_extension()
+    shards, media = [], media_by_extension()
     with contextlib.suppress(OSError), os.scandir(str(path)) as children:
         for child in children:
             if child.name.startswith("."):
@@ -54,8 +54,8 @@ def _list_shards(path: Path, extension: str) -> list[Path]:
             if kind in media or (child.is_dir() and not is_ignored_folder(child.name)):
                 return []
             if kind == extension and child.is_file():
-                found.append(path / child.name)
-    return found
+                shards.append(path / child.name)
+    return shards
 
 
 def _expand_braces(text: str) -> Iterator[str]:

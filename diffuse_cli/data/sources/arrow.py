@@ -25,9 +25,9 @@ def _split(path: Path) -> Path:
     splits = [name for name in _json(path / SPLITS).get("splits", ()) if isinstance(name, str)]
     if TRAIN in splits:
         return path / TRAIN
-    there = [shorten(name, 40) for name in splits]
-    example = show(path / there[0]) if there else "a split"
-    raise DataError(f"no split {TRAIN} in {show(path)}: {', '.join(there)}", f"Pass {example}")
+    names = [shorten(name, 40) for name in splits]
+    example = show(path / names[0]) if names else "a split"
+    raise DataError(f"no split {TRAIN} in {show(path)}: {', '.join(names)}", f"Pass {example}")
 
 
 def _shards(folder: Path) -> list[Path]:
@@ -43,12 +43,12 @@ def _shards(folder: Path) -> list[Path]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_bytes())
+        fields = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"cannot read {show(path)}: {shorten(error)}") from error
-    if not isinstance(found, dict):
+    if not isinstance(fields, dict):
         raise DataError(f"{show(path)} is not the {path.name} of a saved dataset")
-    return found
+    return fields
 
 
 class ArrowFiles(ArrowRows):
@@ -94,9 +94,9 @@ class ArrowShard:
         """Return the column that a name, or a field of it, is in."""
         import pyarrow as pa
 
-        parent, own = name.rpartition(".")[0], self.schema
-        nested = parent in own.names and pa.types.is_struct(own.field(parent).type)
-        return name if name in own.names and not nested else parent
+        parent, schema = name.rpartition(".")[0], self.schema
+        nested = parent in schema.names and pa.types.is_struct(schema.field(parent).type)
+        return name if name in schema.names and not nested else parent
 
     def sizes(self, layout: ColumnRoles) -> Iterator[int]:
         total = self._table.column(layout.sample).nbytes
@@ -106,8 +106,8 @@ class ArrowShard:
         value = self._table.column(layout.sample)[row]
         if layout.nested:
             value = value["bytes"]
-        found: bytes | None = value.as_py()
-        return found
+        contents: bytes | None = value.as_py()
+        return contents
 
     def close(self) -> None:
         del self._table

@@ -116,8 +116,8 @@ class Source:
         """
         raise NotImplementedError
 
-    def read_table(self, entry: Entry, most: int) -> bytes:
-        """Return the bytes of a table of metadata, at most `most` bytes.
+    def read_table(self, entry: Entry, max_bytes: int) -> bytes:
+        """Return the bytes of a table of metadata, at most `max_bytes` bytes.
 
         Raises:
             DataError: the table is unusable or too large.
@@ -125,14 +125,14 @@ class Source:
         with require_usable(entry.name):
             if entry.fault:
                 raise Unusable(entry.fault)
-            if entry.size > most:
-                raise Unusable(f"over {most // 2**20} MiB")
+            if entry.size > max_bytes:
+                raise Unusable(f"over {max_bytes // 2**20} MiB")
             return self.read(entry)
 
-    def read_rows(self, wanted: Collection[str] | None) -> Iterator[MetadataRow]:
+    def read_rows(self, selection: Collection[str] | None) -> Iterator[MetadataRow]:
         """Yield the rows of the source's own tables.
 
-        Each row has every column. The values of columns that are not wanted may be None.
+        Each row has every column. The values of columns outside the selection may be None.
 
         Raises:
             DataError: a table is broken.
@@ -213,11 +213,11 @@ def list_samples(source: Source, medium: str | None = None) -> Listing:
 
     In a folder that `diffuse sample` wrote, only the samples count, not the grid.
     """
-    readers, known = media_by_extension(), advice()
-    found: dict[str, list[Entry]] = {"image": []}
+    readers, hints = media_by_extension(), advice()
+    by_medium: dict[str, list[Entry]] = {"image": []}
     unlisted: list[Entry] = []
     samples: dict[str, frozenset[str]] = {}
-    others, unread, tables = 0, Counter[str](), list[str]()
+    num_others, unread, tables = 0, Counter[str](), list[str]()
     changed = source.path.stat().st_mtime_ns if is_file(source.path) else 0
     for entry in source.entries():
         if changed:
@@ -226,39 +226,39 @@ def list_samples(source: Source, medium: str | None = None) -> Listing:
         if not base:  # a folder that cannot be listed
             unlisted.append(entry)
         elif reader := readers.get(extension := extension_of(base)):
-            found.setdefault(reader, []).append(entry)
+            by_medium.setdefault(reader, []).append(entry)
         elif base in TABLES:
             tables.append(entry.name)
         else:
-            others += 1
-            if extension in known:
+            num_others += 1
+            if extension in hints:
                 unread[extension] += 1
             if base == MANIFEST and not entry.fault and (names := _read_manifest(source, entry)):
                 samples[folder] = names
     for name, kind in MEDIA.items():
-        theirs = [e for e in found["image"] if extension_of(e.name) in kind.claimed]
-        claims = [*map(kind.claims, read_subset(source, theirs, LOOKED_AT, LARGEST_FILE))]
+        claimed = [e for e in by_medium["image"] if extension_of(e.name) in kind.claimed]
+        claims = [*map(kind.claims, read_subset(source, claimed, LOOKED_AT, LARGEST_FILE))]
         if claims and all(claims):
-            taken = set(theirs)
-            found["image"] = [e for e in found["image"] if e not in taken]
-            found.setdefault(name, []).extend(theirs)
-    chosen = medium or max(found, key=lambda name: len(found[name]))
-    kept = [e for e in found.get(chosen, []) if _is_listed(e.name, samples)]
-    others += sum(len(entries) for name, entries in found.items() if name != chosen)
-    ordered = sorted([*kept, *unlisted], key=lambda e: encode_name(e.name))
+            claimed_set = set(claimed)
+            by_medium["image"] = [e for e in by_medium["image"] if e not in claimed_set]
+            by_medium.setdefault(name, []).extend(claimed)
+    chosen = medium or max(by_medium, key=lambda name: len(by_medium[name]))
+    sample_entries = [e for e in by_medium.get(chosen, []) if _is_listed(e.name, samples)]
+    num_others += sum(len(entries) for name, entries in by_medium.items() if name != chosen)
+    ordered = sorted([*sample_entries, *unlisted], key=lambda e: encode_name(e.name))
     listed = (*sorted(tables, key=encode_name), *source.tables)
-    return Listing(chosen, tuple(ordered), others, unread, listed, source.origin)
+    return Listing(chosen, tuple(ordered), num_others, unread, listed, source.origin)
 
 
-def read_subset(source: Source, entries: Sequence[Entry], count: int, most: int) -> Iterator[bytes]:
+def read_subset(source: Source, entries: Sequence[Entry], count: int, size: int) -> Iterator[bytes]:
     """Yield the bytes of `count` random entries, always the same ones, in order.
 
-    Entries that are larger than `most`, or cannot be read, are left out.
+    Entries that are larger than `size`, or cannot be read, are left out.
     """
     chosen = Random(0).sample(range(len(entries)), min(count, len(entries)))
     for entry in (entries[row] for row in sorted(chosen)):
         with contextlib.suppress(Unusable, OSError):
-            if not entry.fault and entry.size <= most:
+            if not entry.fault and entry.size <= size:
                 yield source.read(entry)
 
 
@@ -288,12 +288,12 @@ def find_classes(
     """
     given = {e.name: e.label or "" for e in candidates if e.label is not None}
     if given:
-        own = [given.get(name, "") for name in names]
+        sample_classes = [given.get(name, "") for name in names]
     else:
-        own = folder_classes(names, [e.name for e in candidates])
-    class_names = sorted({name for name in own if name}, key=encode_name)
+        sample_classes = folder_classes(names, [e.name for e in candidates])
+    class_names = sorted({name for name in sample_classes if name}, key=encode_name)
     index = {"": -1} | {name: k for k, name in enumerate(class_names)}
-    return [index[name] for name in own], tuple(class_names)
+    return [index[name] for name in sample_classes], tuple(class_names)
 
 
 def folder_classes(names: Sequence[str], candidates: Sequence[str] | None = None) -> list[str]:

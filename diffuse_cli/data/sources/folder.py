@@ -40,19 +40,19 @@ class Folder(Source):
         return is_folder(path)
 
     def entries(self) -> Iterator[Entry]:
-        seen: set[tuple[int, int]] = set()
+        visited: set[tuple[int, int]] = set()
         real: list[tuple[str, str]] = [("", str(self.path.absolute()))]
         # Links come last: a folder is listed by its real name if it has one here.
         links: list[tuple[str, str]] = []
         while real or links:
             name, path = real.pop() if real else links.pop(0)
             try:
-                with os.scandir(path) as found:
+                with os.scandir(path) as dir_entries:
                     info = Path(path).stat()
-                    if (info.st_dev, info.st_ino) in seen:
+                    if (info.st_dev, info.st_ino) in visited:
                         continue
-                    seen.add((info.st_dev, info.st_ino))
-                    children = sorted(found, key=lambda e: os.fsencode(e.name))
+                    visited.add((info.st_dev, info.st_ino))
+                    children = sorted(dir_entries, key=lambda e: os.fsencode(e.name))
             except OSError:
                 yield Entry(f"{name or '.'}/", 0, path, reasons.UNREADABLE)
                 continue

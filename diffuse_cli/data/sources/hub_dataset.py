@@ -60,18 +60,18 @@ class HubDataset(Source):
         Raises:
             DataError: the data set does not exist, cannot be downloaded, or arrives damaged.
         """
-        wanted = _select_files(str(path))
-        missing = [file for file in wanted.files if not wanted.listing.path(file).is_file()]
-        total, done = len(wanted.files), len(wanted.files) - len(missing)
+        subset = _select_files(str(path))
+        missing = [file for file in subset.files if not subset.listing.path(file).is_file()]
+        total, num_cached = len(subset.files), len(subset.files) - len(missing)
         if not missing:
             return
-        yield done, total
-        wanted.listing.check_online(len(missing), total)
+        yield num_cached, total
+        subset.listing.check_online(len(missing), total)
         with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="diffuse-hub") as pool:
             try:
-                for _ in pool.map(functools.partial(download_file, wanted.listing), missing):
-                    done += 1
-                    yield done, total
+                for _ in pool.map(functools.partial(download_file, subset.listing), missing):
+                    num_cached += 1
+                    yield num_cached, total
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
 
@@ -81,10 +81,10 @@ class HubDataset(Source):
 
         for _ in cls.fetch(path):
             pass
-        wanted = _select_files(str(path))
-        local, folder = wanted.local_path(), wanted.folder
-        source = open_source(local) if folder is None else Folder(local, wanted.names_below(folder))
-        source.origin = wanted.name
+        subset = _select_files(str(path))
+        local, folder = subset.local_path(), subset.folder
+        source = open_source(local) if folder is None else Folder(local, subset.names_below(folder))
+        source.origin = subset.name
         return source
 
 
@@ -133,15 +133,15 @@ def _select_files(text: str) -> HubSelection:
     """
     form = _FORM.fullmatch(text.replace(os.sep, "/"))
     if form is None:
-        shown = files.show(re.sub(r"^hf:/+", "hf://", text))
-        raise DataError(f"not a data set: {shown}", "Pass hf://datasets/ORG/NAME")
+        address = files.show(re.sub(r"^hf:/+", "hf://", text))
+        raise DataError(f"not a data set: {address}", "Pass hf://datasets/ORG/NAME")
     check_repository_path(text, *form.group("name", "revision", "path"))
     revision = unquote(form["revision"] or "main")
     listing = list_repository(form["name"], ALIASES.get(revision, revision))
     path = (form["path"] or "").strip("/")
-    found, folder = _choose_files(listing, path)
+    chosen_files, folder = _choose_files(listing, path)
     ending = f"/{path}" if path else ""
-    return HubSelection(listing, found, folder, f"{listing.title}@{listing.commit}{ending}")
+    return HubSelection(listing, chosen_files, folder, f"{listing.title}@{listing.commit}{ending}")
 
 
 def _choose_files(listing: HubListing, path: str) -> tuple[list[HubFile], str | None]:
@@ -154,24 +154,24 @@ def _choose_files(listing: HubListing, path: str) -> tuple[list[HubFile], str | 
     """
     exact = [f for f in listing.files if f.name == path or fnmatch.fnmatchcase(f.name, path)]
     below = [f for f in listing.files if not path or f.name.startswith(f"{path}/")]
-    there = exact or [f for f in below if plain_name(f.name.removeprefix(path))]
-    if not there:
+    matches = exact or [f for f in below if plain_name(f.name.removeprefix(path))]
+    if not matches:
         hint = _example_hint(listing, listing.files) if listing.files else "The data set is empty"
         text = f"no files at {path} in {listing.title}" if path else f"no files in {listing.title}"
         raise DataError(text, hint)
     for extension in SHARDS:
-        if shards := [f for f in there if extension_of(f.name) == extension]:
+        if shards := [f for f in matches if extension_of(f.name) == extension]:
             return (shards if exact else _choose_shards(listing, shards)), None
     media = media_by_extension()
-    samples = [f for f in there if extension_of(posixpath.basename(f.name)) in media]
-    zips = [f for f in there if extension_of(f.name) == ZIP]
+    samples = [f for f in matches if extension_of(posixpath.basename(f.name)) in media]
+    zips = [f for f in matches if extension_of(f.name) == ZIP]
     if samples and exact and not zips:
         raise DataError(f"{path} names single files in {listing.title}", "Pass their folder")
     if samples and not exact:
         training = [f for f in samples if TRAIN.search(posixpath.dirname(f.name))]
         samples = training or samples
         folder = posixpath.commonpath([posixpath.dirname(f.name) for f in samples])
-        tables = [f for f in there if posixpath.basename(f.name) in TABLES]
+        tables = [f for f in matches if posixpath.basename(f.name) in TABLES]
         within = f"{folder}/" if folder else ""
         return [*samples, *(f for f in tables if f.name.startswith(within))], folder
     zips = [f for f in zips if TRAIN.search(f.name)] or zips
@@ -189,8 +189,8 @@ def _choose_shards(listing: HubListing, shards: list[HubFile]) -> list[HubFile]:
     by_folder: dict[str, list[HubFile]] = {}
     for file in shards:
         parts = posixpath.dirname(file.name).split("/")
-        kept = [part for part in parts if part not in ("", DATA) and not TRAIN.search(part)]
-        by_folder.setdefault("/".join(kept), []).append(file)
+        folders = [part for part in parts if part not in ("", DATA) and not TRAIN.search(part)]
+        by_folder.setdefault("/".join(folders), []).append(file)
     if len(by_folder) == 1:
         return shards
     if DEFAULT in by_folder:
@@ -201,8 +201,8 @@ def _choose_shards(listing: HubListing, shards: list[HubFile]) -> list[HubFile]:
     raise DataError(text, f"Pass the folder of one, for example {listing.title}/{first}")
 
 
-def _example_hint(listing: HubListing, found: Sequence[HubFile]) -> str:
-    return f"Pass one, for example {listing.title}/{files.shorten(found[0].name)}"
+def _example_hint(listing: HubListing, matches: Sequence[HubFile]) -> str:
+    return f"Pass one, for example {listing.title}/{files.shorten(matches[0].name)}"
 
 
 SOURCE = HubDataset

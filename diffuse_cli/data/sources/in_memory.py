@@ -102,28 +102,28 @@ class InMemorySamples(Source):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self._held, self._told = _HELD[path.name], dict[int, Mapping[str, Any]]()
+        self._held, self._columns = _HELD[path.name], dict[int, Mapping[str, Any]]()
 
     def entries(self) -> Iterator[Entry]:
-        found = []
+        entries = []
         for k in range(len(self._held)):
             try:
                 file, label = self._held.read_sample(k)
                 label = to_plain(label)
                 if isinstance(label, Mapping):
-                    self._told[k] = {str(name): value for name, value in label.items()}
+                    self._columns[k] = {str(name): value for name, value in label.items()}
                     label = label.get(CLASS)
                 if isinstance(label, (list, tuple)):
                     raise TypeError(f"the class has {len(label)} values, not one name or number")
             except (TypeError, ValueError, OSError) as error:
                 raise DataError(f"sample {k} of {len(self._held):,}: {error}") from error
             label = None if label is None else str(label)
-            found.append(Entry(f"{k:09d}{file.suffix}", len(file.data), str(k), label=label))
-        if self._told:
+            entries.append(Entry(f"{k:09d}{file.suffix}", len(file.data), str(k), label=label))
+        if self._columns:
             self.tables = (self.path.name,)
-        if any(entry.label is not None for entry in found):  # those without have none
-            found = [entry._replace(label=entry.label or "") for entry in found]
-        yield from found
+        if any(entry.label is not None for entry in entries):  # those without have none
+            entries = [entry._replace(label=entry.label or "") for entry in entries]
+        yield from entries
 
     def read(self, entry: Entry) -> bytes:
         try:
@@ -131,9 +131,9 @@ class InMemorySamples(Source):
         except LookupError:  # the sequence has become shorter
             raise FileNotFoundError(entry.key) from None
 
-    def read_rows(self, wanted: Collection[str] | None) -> Iterator[MetadataRow]:
+    def read_rows(self, selection: Collection[str] | None) -> Iterator[MetadataRow]:
         names = [entry.name for entry in self.entries()]
-        for k, values in self._told.items():
+        for k, values in self._columns.items():
             yield MetadataRow(self.path.name, k + 1, names[k], values)
 
 

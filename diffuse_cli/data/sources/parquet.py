@@ -100,19 +100,19 @@ class ParquetShard:
         group = bisect_right(self._ends, row)
         if group in self._damaged:
             raise Unusable(reasons.CORRUPT)
-        each = max(1, min(MOST_ROWS, BLOCK_BYTES // max(1, self._size(group, layout))))
-        number, place = divmod(row - (self._ends[group] - self._groups[group].num_rows), each)
+        block_rows = max(1, min(MOST_ROWS, BLOCK_BYTES // max(1, self._size(group, layout))))
+        number, place = divmod(row - (self._ends[group] - self._groups[group].num_rows), block_rows)
         block = self._blocks.get((self._path, group, number))
         if block is None:
             try:
-                block = self._decode_block(group, number, each, layout)
+                block = self._decode_block(group, number, block_rows, layout)
             except Exception as error:
                 raise_if_full(error)
                 self._damaged.add(group)
                 self._waits = (-1, 0)
                 raise
-        found: bytes | None = block[place].as_py()
-        return found
+        contents: bytes | None = block[place].as_py()
+        return contents
 
     def close(self) -> None:
         self._decoder = iter(())
@@ -126,20 +126,20 @@ class ParquetShard:
         total = sum(c.total_uncompressed_size for c in chunks if c.path_in_schema in names)
         return max(0, int(total // max(1, metadata.num_rows)))
 
-    def _decode_block(self, group: int, number: int, each: int, layout: ColumnRoles) -> Any:
+    def _decode_block(self, group: int, number: int, block_rows: int, layout: ColumnRoles) -> Any:
         """Decode a block of a group, and keep each block that is decoded on the way."""
         if self._waits[0] != group or self._waits[1] > number:
-            wanted = f"{layout.sample}.bytes" if layout.nested else layout.sample
+            column_name = f"{layout.sample}.bytes" if layout.nested else layout.sample
             batches = self._file.iter_batches(
-                batch_size=each, row_groups=[group], columns=[wanted], use_threads=False
+                batch_size=block_rows, row_groups=[group], columns=[column_name], use_threads=False
             )
             self._decoder = enumerate(batches)
-        for found, batch in self._decoder:
-            self._waits = group, found + 1
+        for current_number, batch in self._decoder:
+            self._waits = group, current_number + 1
             column = batch.column(0)
             block = column.field("bytes") if layout.nested else column
-            self._blocks.add((self._path, group, found), block)
-            if found == number:
+            self._blocks.add((self._path, group, current_number), block)
+            if current_number == number:
                 return block
         raise Unusable(reasons.CORRUPT)
 

@@ -59,7 +59,7 @@ class TarMembers(NamedTuple):
     """
 
     media: dict[str, list[Entry]]
-    others: list[Entry]
+    other_entries: list[Entry]
     classes: dict[str, Entry]
     columns: dict[str, Entry]
     prefixed: bool
@@ -87,14 +87,14 @@ class Tar(Source):
         self._lock = threading.Lock()
 
     def entries(self) -> Iterator[Entry]:
-        yield from self._index.others
+        yield from self._index.other_entries
         samples = [e for stem in self._index.media for e in self._samples(stem)]
         labels = {stem: self._label(stem) for stem in self._index.media if self._has_note(stem)}
         if any(labels.values()):
-            own = [labels.get(_split_name(e.name)[0], "") for e in samples]
+            sample_labels = [labels.get(_split_name(e.name)[0], "") for e in samples]
         else:
-            own = self._folders(samples)
-        for entry, label in zip(samples, own, strict=True):
+            sample_labels = self._folders(samples)
+        for entry, label in zip(samples, sample_labels, strict=True):
             yield entry._replace(label=label)
 
     def read(self, entry: Entry) -> bytes:
@@ -102,7 +102,7 @@ class Tar(Source):
         with self._file(shard) as file:
             return read_range(file, int(start), int(size))
 
-    def read_rows(self, wanted: Collection[str] | None) -> Iterator[MetadataRow]:
+    def read_rows(self, selection: Collection[str] | None) -> Iterator[MetadataRow]:
         for stem, entry in self._index.columns.items():
             table, data = show(entry.name), self.read_table(entry, LARGEST_NOTE)
             try:
@@ -123,11 +123,11 @@ class Tar(Source):
     def _file(self, shard: str) -> Iterator[int]:
         """Open a shard and yield its descriptor. The first `MOST_OPEN` shards stay open."""
         with self._lock:
-            kept = self._open.get(shard)
-            if kept is None and len(self._open) < MOST_OPEN:
-                kept = self._open[shard] = open_to_read(shard)
-        if kept is not None:
-            yield kept
+            descriptor = self._open.get(shard)
+            if descriptor is None and len(self._open) < MOST_OPEN:
+                descriptor = self._open[shard] = open_to_read(shard)
+        if descriptor is not None:
+            yield descriptor
             return
         with io.FileIO(open_to_read(shard)) as file:
             yield file.fileno()
@@ -136,30 +136,30 @@ class Tar(Source):
     def _index(self) -> TarMembers:
         """The members of all shards, by their role."""
         members: dict[Path, dict[str, Entry]] = {shard: {} for shard in self._shards}
-        others: list[Entry] = []
+        other_entries: list[Entry] = []
         for shard, short in self._shards.items():
             if fault := list_members(shard, members[shard]):
-                others.append(Entry(f"{short}/", 0, str(shard), fault, label=""))
-        distinct = {name for found in members.values() for name in found}
+                other_entries.append(Entry(f"{short}/", 0, str(shard), fault, label=""))
+        distinct = {name for names in members.values() for name in names}
         several = len(distinct) < sum(map(len, members.values()))
         readers = media_by_extension()
-        index = TarMembers({}, others, {}, {}, several)
+        index = TarMembers({}, other_entries, {}, {}, several)
         notes = {CLASS: index.classes, COLUMNS: index.columns}
-        rest: list[tuple[str, str, Entry]] = []
-        for shard, found in members.items():
+        other_members: list[tuple[str, str, Entry]] = []
+        for shard, shard_members in members.items():
             prefix = self._shards[shard].removesuffix(EXTENSION) + "/" if several else ""
-            for name, member in found.items():
+            for name, member in shard_members.items():
                 entry = member._replace(name=prefix + name)
                 stem, extension = _split_name(entry.name)
                 if extension_of(name) in readers:
                     index.media.setdefault(stem, []).append(entry)
                 else:
-                    rest.append((stem, extension, entry))
-        for stem, extension, entry in rest:
+                    other_members.append((stem, extension, entry))
+        for stem, extension, entry in other_members:
             if stem in index.media and extension in notes:
                 notes[extension][stem] = entry
             else:
-                others.append(entry)
+                other_entries.append(entry)
         self.tables = ("*.json",) if index.columns else ()
         return index
 
@@ -168,9 +168,9 @@ class Tar(Source):
 
     def _samples(self, stem: str) -> list[Entry]:
         """Return the samples of one name: only `a.jpg` of `a.cls`, `a.jpg` and `a.mask.png`."""
-        found = self._index.media[stem]
-        bare = [e for e in found if _split_name(e.name)[1].count(".") == 1]
-        return bare if bare and self._has_note(stem) else found
+        samples = self._index.media[stem]
+        bare = [e for e in samples if _split_name(e.name)[1].count(".") == 1]
+        return bare if bare and self._has_note(stem) else samples
 
     def _folders(self, samples: list[Entry]) -> list[str]:
         """Return the folder of each sample, below the folder that all samples of a medium share."""
@@ -204,8 +204,8 @@ class Tar(Source):
 def _split_name(name: str) -> tuple[str, str]:
     """Split `a/b.mask.PNG` into `a/b` and `.mask.png`."""
     folder, slash, base = name.rpartition("/")
-    stem, dot, rest = base.partition(".")
-    return folder + slash + stem, dot + rest.lower()
+    stem, dot, extension = base.partition(".")
+    return folder + slash + stem, dot + extension.lower()
 
 
 # -- tar headers ----------------------------------------------------------------------------------
@@ -224,7 +224,7 @@ class TarFileReader(io.FileIO):
         return super().read(size)
 
 
-def list_members(shard: Path, found: dict[str, Entry]) -> str:
+def list_members(shard: Path, members: dict[str, Entry]) -> str:
     """Add the members of a shard by name, and return its fault or an empty text.
 
     The last member of a name counts. Members before a damaged part are found.
@@ -242,7 +242,7 @@ def list_members(shard: Path, found: dict[str, Entry]) -> str:
                     return reasons.CORRUPT
                 if not info.isdir() and (name := plain_name(info.name)):
                     key = f"{info.offset_data}:{info.size}:{shard}"
-                    found[name] = Entry(name, info.size, key, _fault(info))
+                    members[name] = Entry(name, info.size, key, _fault(info))
             # tarfile stops at a damaged header as at the blocks of zeros after the last member.
             last = read_at(file.fileno(), tarfile.BLOCKSIZE, archive.offset)
             return reasons.CORRUPT if any(last) else ""
