@@ -57,9 +57,9 @@ class Metrics(Modules[Metric]):
     """Table of the metrics, with the defaults of `Metric` for missing contents of a file."""
 
     def __getitem__(self, name: str) -> Metric:
-        found = super().__getitem__(name)
-        names = (f.name for f in fields(Metric) if hasattr(found, f.name))
-        return Metric(**{name: getattr(found, name) for name in names})
+        module = super().__getitem__(name)
+        names = (f.name for f in fields(Metric) if hasattr(module, f.name))
+        return Metric(**{name: getattr(module, name) for name in names})
 
 
 METRICS = Metrics(
@@ -80,8 +80,8 @@ METRICS = Metrics(
 
 def numbers() -> list[MetricNumber]:
     """Return the presentation of the values of all metrics, in order."""
-    found = [n for metric in METRICS.values() for n in metric.NUMBERS]
-    return sorted(found, key=lambda n: ([*QUESTIONS].index(n.question), n.place))
+    unsorted = [n for metric in METRICS.values() for n in metric.NUMBERS]
+    return sorted(unsorted, key=lambda n: ([*QUESTIONS].index(n.question), n.place))
 
 
 def label(key: str) -> str:
@@ -91,20 +91,20 @@ def label(key: str) -> str:
 
 def select_numbers(values: Values) -> list[MetricNumber]:
     """Return the presentation of values, in order. Keys that no metric describes come last."""
-    known = numbers()
-    named = {n.key for n in known} | {key for metric in METRICS.values() for key in metric.BESIDE}
-    others = [
+    all_numbers = numbers()
+    named = {n.key for n in all_numbers} | {key for m in METRICS.values() for key in m.BESIDE}
+    undescribed = [
         MetricNumber(key, key.replace("_", " "))
         for key in values
         if key not in named and not key.endswith("_standard_error")
     ]
-    return [n for n in known if n.key in values] + others
+    return [n for n in all_numbers if n.key in values] + undescribed
 
 
 def class_numbers(classes: Mapping[str, Values]) -> list[MetricNumber]:
     """Return the presentation of values per class, limited to values that a class has."""
-    there = (n for n in numbers() if n.by_class)
-    return [n for n in there if any(n.key in values for values in classes.values())]
+    candidates = (n for n in numbers() if n.by_class)
+    return [n for n in candidates if any(n.key in values for values in classes.values())]
 
 
 def class_table(classes: Mapping[str, Values]) -> list[list[str]]:
@@ -122,5 +122,5 @@ def class_table(classes: Mapping[str, Values]) -> list[list[str]]:
 
 def remarks(facts: Facts) -> list[Remark]:
     """Return the remarks of all metrics, by level."""
-    found = [remark for metric in METRICS.values() for remark in metric.remarks(facts)]
-    return sorted(found, key=lambda remark: LEVELS.index(remark.level))
+    unsorted = [remark for metric in METRICS.values() for remark in metric.remarks(facts)]
+    return sorted(unsorted, key=lambda remark: LEVELS.index(remark.level))

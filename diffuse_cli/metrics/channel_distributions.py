@@ -68,36 +68,37 @@ def measure_marginals(real: Array, fake: Array, more: Array) -> Marginals:
     """
     samples = real, fake
     real, fake, more = match_channels(real, fake, more)
-    ours, theirs = moments(real), moments(fake)
-    others = moments(more) if len(more) else ours
-    bins = make_bins(ours, (theirs, others), all(s.dtype.kind in "bu" for s in (real, fake, more)))
-    apart, sides = distances(real, fake, bins)
-    units = _units(ours, bins)
+    real_moments, fake_moments = moments(real), moments(fake)
+    more_moments = moments(more) if len(more) else real_moments
+    levels = all(s.dtype.kind in "bu" for s in (real, fake, more))
+    bins = make_bins(real_moments, (fake_moments, more_moments), levels)
+    wasserstein, sides = distances(real, fake, bins)
+    units = _units(real_moments, bins)
     floor = None
     if (parts := split_real(real, more, len(fake))) is not None:
         floor = average_estimates(_scale(distances(*parts, bins)[0], units))
-    a, b = -ours.mean_influence(), theirs.mean_influence()
-    apart_means = enumerate(theirs.mean - ours.mean)
-    shifts = [SampledEstimate(float(gap), a[:, c], b[:, c]) for c, gap in apart_means]
-    stretched = _ratios(ours, theirs)
+    a, b = -real_moments.mean_influence(), fake_moments.mean_influence()
+    mean_gaps = enumerate(fake_moments.mean - real_moments.mean)
+    shifts = [SampledEstimate(float(gap), a[:, c], b[:, c]) for c, gap in mean_gaps]
+    stretched = _ratios(real_moments, fake_moments)
     nothing = {"contrast": None, "contrast_standard_error": None}
     return Marginals(
         channels=[
             {
-                "real": _describe_channel(ours, c, sides[0][c]),
-                "generated": _describe_channel(theirs, c, sides[1][c]),
+                "real": _describe_channel(real_moments, c, sides[0][c]),
+                "generated": _describe_channel(fake_moments, c, sides[1][c]),
                 **shifts[c].to_entries("shift"),
                 **(ratio.to_entries("contrast") if (ratio := stretched[c]) else nothing),
-                **apart[c].to_entries("wasserstein"),
+                **wasserstein[c].to_entries("wasserstein"),
                 "density": density(bins[c], sides[0][c].counts, sides[1][c].counts),
             }
             for c in range(len(bins))
         ],
-        whole=average_estimates(_scale(apart, units)),
+        whole=average_estimates(_scale(wasserstein, units)),
         floor=floor,
         shifts=tuple(_scale(shifts, units)),
-        spreads=tuple((ours.deviation / units).tolist()),
-        variety=_variety(ours, theirs, units, bool(bins[0].step), math.prod(real.shape[2:])),
+        spreads=tuple((real_moments.deviation / units).tolist()),
+        variety=_variety(real_moments, fake_moments, units, not levels, math.prod(real.shape[2:])),
         samples=samples,
     )
 
@@ -107,16 +108,16 @@ def _scale(estimates: Sequence[SampledEstimate], units: Array) -> list[SampledEs
     return [SampledEstimate(float(e.value / u), e.a / u, e.b / u) for e, u in pairs]
 
 
-def _ratios(ours: Moments, theirs: Moments) -> list[SampledEstimate | None]:
+def _ratios(real: Moments, fake: Moments) -> list[SampledEstimate | None]:
     """Return the ratio of the standard deviations of generated and real values, by channel.
 
     It is None if the real values are equal.
     """
-    varied = _find_varying(ours)
-    ratios = theirs.deviation / np.where(varied, ours.deviation, 1.0)
-    a, b = ours.log_std_influence(), theirs.log_std_influence()
-    found = [SampledEstimate(float(r), -r * a[:, c], r * b[:, c]) for c, r in enumerate(ratios)]
-    return [own if known else None for own, known in zip(found, varied, strict=True)]
+    varied = _find_varying(real)
+    ratios = fake.deviation / np.where(varied, real.deviation, 1.0)
+    a, b = real.log_std_influence(), fake.log_std_influence()
+    estimates = [SampledEstimate(float(r), -r * a[:, c], r * b[:, c]) for c, r in enumerate(ratios)]
+    return [x if varies else None for x, varies in zip(estimates, varied, strict=True)]
 
 
 def _rounding(side: Moments, floats: bool, points: int) -> Array:
@@ -133,21 +134,21 @@ def _rounding(side: Moments, floats: bool, points: int) -> Array:
 
 
 def _variety(
-    ours: Moments, theirs: Moments, units: Array, floats: bool, points: int
+    real: Moments, fake: Moments, units: Array, floats: bool, points: int
 ) -> SampledEstimate | None:
     """Return the root of the ratio of the variances of samples' means, over all channels.
 
     If the means of real samples are equal, it is None.
     """
     totals, influences = [], []
-    for side in (ours, theirs):
+    for side in (real, fake):
         squares = np.square(center_influences(side.means) / units).sum(1)
         totals.append(squares.sum() / (len(squares) - 1))
         influences.append(center_influences(squares))
-    if not totals[0] > (_rounding(ours, floats, points) / np.square(units)).sum():
+    if not totals[0] > (_rounding(real, floats, points) / np.square(units)).sum():
         return None
     ratio = math.sqrt(totals[1] / totals[0])
-    a, b = (own / (2 * max(total, 1e-300)) for own, total in zip(influences, totals, strict=True))
+    a, b = (x / (2 * max(total, 1e-300)) for x, total in zip(influences, totals, strict=True))
     return SampledEstimate(ratio, -ratio * a, ratio * b)
 
 
@@ -170,22 +171,22 @@ def distances(
     """Return the Wasserstein distance of two sets of samples by channel, and the counts."""
     counts = [_counts(side, bins) for side in (a, b)]
     gaps = [np.cumsum(x) / x.sum() - np.cumsum(y) / y.sum() for x, y in zip(*counts, strict=True)]
-    widths = [np.append(np.diff(own.points), 0.0) for own in bins]
+    widths = [np.append(np.diff(binning.points), 0.0) for binning in bins]
     signed = [np.sign(gap) * width for gap, width in zip(gaps, widths, strict=True)]
     # phi of a bin is the signed width of all bins from it on.
-    potentials = [np.cumsum(own[::-1])[::-1] for own in signed]
+    potentials = [np.cumsum(row[::-1])[::-1] for row in signed]
     (phi_a, of_a), (phi_b, of_b) = (
-        _analyze_samples(side, bins, potentials, own)
-        for side, own in zip((a, b), counts, strict=True)
+        _analyze_samples(side, bins, potentials, side_counts)
+        for side, side_counts in zip((a, b), counts, strict=True)
     )
     pairs = enumerate(zip(signed, gaps, strict=True))
-    found = [
-        SampledEstimate(float(own @ gap), phi_a[:, c], -phi_b[:, c]) for c, (own, gap) in pairs
+    estimates = [
+        SampledEstimate(float(width @ gap), phi_a[:, c], -phi_b[:, c]) for c, (width, gap) in pairs
     ]
-    return found, (of_a, of_b)
+    return estimates, (of_a, of_b)
 
 
-def difference_error(real: Array, one: Array, other: Array) -> float:
+def difference_error(real: Array, a: Array, b: Array) -> float:
     """Return the standard error of the difference of two distances from the same real samples.
 
     Generated samples with the same index correspond. |y| - |x| has kinks where a cumulative
@@ -193,34 +194,34 @@ def difference_error(real: Array, one: Array, other: Array) -> float:
     a fixed denominator, which is smooth. See `SampledEstimate.distance_error`.
 
     Args:
-        real, one, other: stored samples (N, C, *size), (M, C, *size) and (M, C, *size).
+        real, a, b: stored samples (N, C, *size), (M, C, *size) and (M, C, *size).
     """
-    sides = match_channels(real, one, other)
-    ours, *theirs = map(moments, sides)
-    bins = make_bins(ours, theirs, all(side.dtype.kind in "bu" for side in sides))
+    sides = match_channels(real, a, b)
+    real_moments, *fake_moments = map(moments, sides)
+    bins = make_bins(real_moments, fake_moments, all(side.dtype.kind in "bu" for side in sides))
     counts = [_counts(side, bins) for side in sides]
     potentials: list[list[Array]] = [[], [], []]
-    for own, *each in zip(bins, *counts, strict=True):
-        first, *rest = (np.cumsum(side) / side.sum() for side in each)
-        gaps = [first - side for side in rest]
+    for binning, *channel_counts in zip(bins, *counts, strict=True):
+        real_cdf, *fake_cdfs = (np.cumsum(side) / side.sum() for side in channel_counts)
+        gaps = [real_cdf - cdf for cdf in fake_cdfs]
         total = sum(map(np.abs, gaps))
-        scale = 2 * np.append(np.diff(own.points), 0.0) / np.where(total > 0, total, 1.0)
+        scale = 2 * np.append(np.diff(binning.points), 0.0) / np.where(total > 0, total, 1.0)
         x, y = (scale * gap for gap in gaps)
-        for kept, slopes in zip(potentials, (y - x, x, -y), strict=True):
-            kept.append(np.cumsum(slopes[::-1])[::-1])
+        for side_potentials, slopes in zip(potentials, (y - x, x, -y), strict=True):
+            side_potentials.append(np.cumsum(slopes[::-1])[::-1])
     inputs = zip(sides, potentials, counts, strict=True)
-    found = [_analyze_samples(side, bins, own, each)[0] for side, own, each in inputs]
-    apart = [
-        SampledEstimate(0.0, found[0][:, c], found[1][:, c] + found[2][:, c])
+    means = [_analyze_samples(side, bins, phi, side_counts)[0] for side, phi, side_counts in inputs]
+    estimates = [
+        SampledEstimate(0.0, means[0][:, c], means[1][:, c] + means[2][:, c])
         for c in range(len(bins))
     ]
-    return average_estimates(_scale(apart, _units(ours, bins))).error()
+    return average_estimates(_scale(estimates, _units(real_moments, bins))).error()
 
 
-def _units(ours: Moments, bins: Sequence[Bins]) -> Array:
+def _units(real: Moments, bins: Sequence[Bins]) -> Array:
     """Return the unit of distances by channel: a level, or a standard deviation of real values."""
     return (
-        np.where(_find_varying(ours), ours.deviation, 1.0) if bins[0].step else np.ones(len(bins))
+        np.where(_find_varying(real), real.deviation, 1.0) if bins[0].step else np.ones(len(bins))
     )
 
 
@@ -231,10 +232,10 @@ def _find_varying(side: Moments) -> Array:
 
 def _counts(samples: Array, bins: Sequence[Bins]) -> list[Array]:
     """Count the values in each bin of each channel."""
-    counts = [np.zeros(len(own.points)) for own in bins]
+    counts = [np.zeros(len(binning.points)) for binning in bins]
     for _, values in iterate_values(samples):
-        for c, own in enumerate(bins):
-            counts[c] += np.bincount(own.index(values[:, c]).ravel(), minlength=len(counts[c]))
+        for c, binning in enumerate(bins):
+            counts[c] += np.bincount(binning.index(values[:, c]).ravel(), minlength=len(counts[c]))
     return counts
 
 
@@ -245,23 +246,23 @@ def _analyze_samples(
 
     The standard errors of quantiles follow from the fraction of each sample below them.
     """
-    n, places = len(samples), [places_of(own, QUANTILES) for own in counts]
+    n, places = len(samples), [places_of(channel_counts, QUANTILES) for channel_counts in counts]
     means = np.empty((n, len(bins)))
     below = np.empty((n, len(bins), len(QUANTILES)))
     for where, values in iterate_values(samples):
-        for c, own in enumerate(bins):
-            index = own.index(values[:, c])
+        for c, binning in enumerate(bins):
+            index = binning.index(values[:, c])
             means[where, c] = potentials[c][index].mean(1)
             for k, place in enumerate(places[c]):
                 below[where, c, k] = np.count_nonzero(index <= place, axis=1) / index.shape[1]
     errors = center_influences(below).std(0, ddof=1) / math.sqrt(n) if n > 1 else below[0] * 0
     counted = []
-    for c, own in enumerate(bins):
+    for c, points in enumerate(binning.points for binning in bins):
         ends = [
-            own.points[places_of(counts[c], np.clip(np.array(QUANTILES) + sign * errors[c], 0, 1))]
+            points[places_of(counts[c], np.clip(np.array(QUANTILES) + sign * errors[c], 0, 1))]
             for sign in (-1, 1)
         ]
-        counted.append(BinCounts(counts[c], own.points[places[c]], (ends[1] - ends[0]) / 2))
+        counted.append(BinCounts(counts[c], points[places[c]], (ends[1] - ends[0]) / 2))
     return center_influences(means), counted
 
 
@@ -318,29 +319,29 @@ class Bins:
         return np.clip(places, 0, len(self.points) - 1).astype(np.intp)
 
 
-def make_bins(ours: Moments, others: Sequence[Moments], levels: bool) -> list[Bins]:
+def make_bins(real: Moments, other_sides: Sequence[Moments], levels: bool) -> list[Bins]:
     """Return bins of each channel for all values, with widths that follow the real values."""
-    least = np.min([side.least for side in (ours, *others)], axis=0)
-    most = np.max([side.most for side in (ours, *others)], axis=0)
+    minimum = np.min([side.minimum for side in (real, *other_sides)], axis=0)
+    maximum = np.max([side.maximum for side in (real, *other_sides)], axis=0)
     if levels:
-        points = np.arange(max(2, int(most.max()) + 1), dtype=np.float64)
-        return [Bins(points)] * len(most)
-    found = []
-    for c, center in enumerate(ours.mean):
-        scale = NEAR * (ours.deviation[c] or max(most[c] - center, center - least[c])) or 1.0
-        low, high = np.arcsinh((np.array([least[c], most[c]]) - center) / scale)
+        points = np.arange(max(2, int(maximum.max()) + 1), dtype=np.float64)
+        return [Bins(points)] * len(maximum)
+    bins = []
+    for c, center in enumerate(real.mean):
+        scale = NEAR * (real.deviation[c] or max(maximum[c] - center, center - minimum[c])) or 1.0
+        low, high = np.arcsinh((np.array([minimum[c], maximum[c]]) - center) / scale)
         step = max(float(high - low), 1e-9) / BINS
         points = center + scale * np.sinh(low + step * (np.arange(BINS) + 0.5))
-        found.append(Bins(points, float(center), float(scale), float(low), step))
-    return found
+        bins.append(Bins(points, float(center), float(scale), float(low), step))
+    return bins
 
 
 def places_of(counts: Array, shares: Sequence[float] | Array) -> Array:
     """Return the first bins up to which at least these fractions of the values lie."""
     whole = np.cumsum(counts)
-    wanted = np.asarray(shares) * whole[-1]
-    found: Array = np.minimum(np.searchsorted(whole, wanted - 1e-9 * whole[-1]), len(counts) - 1)
-    return found
+    ranks = np.asarray(shares) * whole[-1]
+    places: Array = np.minimum(np.searchsorted(whole, ranks - 1e-9 * whole[-1]), len(counts) - 1)
+    return places
 
 
 def density(bins: Bins, real: Array, fake: Array) -> dict[str, list[float]]:
@@ -350,9 +351,9 @@ def density(bins: Bins, real: Array, fake: Array) -> dict[str, list[float]]:
     low, high = bins.points[first], bins.points[last]
     columns = DENSITY
     if not bins.step:  # a whole number of levels per column
-        each = max(1, math.ceil((high - low + 1) / DENSITY))
-        columns = max(1, math.ceil((high - low + 1) / each))
-        low, high = low - 0.5, low - 0.5 + each * columns
+        width = max(1, math.ceil((high - low + 1) / DENSITY))
+        columns = max(1, math.ceil((high - low + 1) / width))
+        low, high = low - 0.5, low - 0.5 + width * columns
     elif not high > low:
         low, high = low - 0.5, high + 0.5
     edges = np.linspace(low, high, columns + 1)
@@ -361,4 +362,4 @@ def density(bins: Bins, real: Array, fake: Array) -> dict[str, list[float]]:
         for counts in (real, fake)
     ]
     names = ("edges", "real", "generated")
-    return {n: own.tolist() for n, own in zip(names, (edges, *heights), strict=True)}
+    return {n: row.tolist() for n, row in zip(names, (edges, *heights), strict=True)}

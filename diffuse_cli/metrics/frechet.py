@@ -61,12 +61,12 @@ def remarks(facts: Facts) -> Iterator[Remark]:
         if 1 / n + 1 / m > 1.1 * (1 / facts.real + 1 / facts.generated):
             words += ". With so few, the Fréchet distance is above that of a perfect model"
         yield Remark("reference", "note", words)
-    least = min(facts.real, facts.generated)
-    if "frechet_distance" in facts and least <= facts.dim:  # a covariance then has no full rank
+    count = min(facts.real, facts.generated)
+    if "frechet_distance" in facts and count <= facts.dim:  # a covariance then has no full rank
         yield Remark(
             "Fréchet distance",
             "caution",
-            f"{least:,} images are too few for {facts.dim:,} features, so most of the distance is "
+            f"{count:,} images are too few for {facts.dim:,} features, so most of the distance is "
             "bias. Compare it only at equal numbers of images, or compare KID",
         )
     if "frechet_infinity_bend" in facts:
@@ -112,14 +112,14 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
 def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
     """Return the standard errors of both distances, from differences of influences."""
     (real, of_a), (_, of_b) = require_features(a, NAME), require_features(b, NAME)
-    one, other = estimate_frechet(real, of_a), estimate_frechet(real, of_b)
-    result = {"frechet_distance": other.subtract(one).error()}
+    distance_a, distance_b = estimate_frechet(real, of_a), estimate_frechet(real, of_b)
+    result = {"frechet_distance": distance_b.subtract(distance_a).error()}
     if min(len(real), len(of_a)) >= SMALLEST * max(PARTS):
-        (one, bend), (other, bent) = (
-            extrapolate_distance(real, of_a, one),
-            extrapolate_distance(real, of_b, other),
+        (line_a, bend_a), (line_b, bend_b) = (
+            extrapolate_distance(real, of_a, distance_a),
+            extrapolate_distance(real, of_b, distance_b),
         )
-        result["frechet_infinity"] = math.hypot(other.subtract(one).error(), bent - bend)
+        result["frechet_infinity"] = math.hypot(line_b.subtract(line_a).error(), bend_b - bend_a)
     return result
 
 
@@ -127,15 +127,15 @@ def estimate_frechet(a: Array, b: Array) -> SampledEstimate:
     """Return the squared Fréchet distance of float64 features (N, d) and (M, d)."""
     centered_a, centered_b = a - a.mean(0), b - b.mean(0)
     (basis_a, root_a), (basis_b, root_b) = _factors(centered_a), _factors(centered_b)
-    left, shared, right = torch.linalg.svd(root_a @ root_b.T, full_matrices=False)
+    directions_a, shared, directions_b = torch.linalg.svd(root_a @ root_b.T, full_matrices=False)
     gap = a.mean(0) - b.mean(0)
     # S = R^T R on both sides, so S_a S_b has the non-zero eigenvalues of (R_a R_b^T)(R_a R_b^T)^T.
     # The trace of its root is a sum of singular values, without roots of ill-conditioned matrices.
     spread = root_a.square().sum() + root_b.square().sum() - 2 * shared.sum()
     return SampledEstimate(
         float(np.square(gap).sum() + spread.item()),
-        _influence(centered_a, gap, basis_a, left, shared),
-        _influence(centered_b, -gap, basis_b, right.T, shared),
+        _influence(centered_a, gap, basis_a, directions_a, shared),
+        _influence(centered_b, -gap, basis_b, directions_b.T, shared),
     )
 
 
@@ -211,5 +211,5 @@ def _influence(
     along = directions if basis is None else basis @ directions
     n = len(centered)
     carried = n * (along.square() @ shared).numpy()
-    found = 2 * centered @ gap + np.square(centered).sum(1) * n / (n - 1) - carried
-    return np.asarray(found - found.mean())
+    influences = 2 * centered @ gap + np.square(centered).sum(1) * n / (n - 1) - carried
+    return np.asarray(influences - influences.mean())

@@ -73,8 +73,8 @@ def remarks(facts: Facts) -> Iterator[Remark]:
         words += f", lower than for {nearer}"
     if "kid_floor" in facts:
         words += f". Between two sets of real images it is {facts['kid_floor']}. "
-        known = "kid_standard_error" in facts  # needs four images
-        if known and kid.is_above(facts["kid_floor"]):
+        has_error = "kid_standard_error" in facts  # needs four images
+        if has_error and kid.is_above(facts["kid_floor"]):
             words += "So the generated images differ measurably"
         else:
             n = min(facts.real, facts.generated)
@@ -152,29 +152,29 @@ class Sums:
     squares: float
 
 
-def sum_between(x: Array, y: Array, of: Kernel = kernel) -> Sums:
+def sum_between(x: Array, y: Array, pair_kernel: Kernel = kernel) -> Sums:
     """Compute the sums over all pairs of a row of x (N, d) and a row of y (M, d), float64."""
     rows, columns, squares = np.zeros(len(x)), np.zeros(len(y)), 0.0
     for i in blocks(len(x)):
         for j in blocks(len(y)):
-            k = of(x[i], y[j])
+            k = pair_kernel(x[i], y[j])
             rows[i] += k.sum(1)
             columns[j] += k.sum(0)
             squares += float(np.vdot(k, k))
     return Sums(rows, columns, squares)
 
 
-def sum_within(x: Array, of: Kernel = kernel) -> Sums:
+def sum_within(x: Array, pair_kernel: Kernel = kernel) -> Sums:
     """Compute the sums over all ordered pairs of two different rows of x (N, d), float64."""
     rows, squares = np.zeros(len(x)), 0.0
     for i in blocks(len(x)):
-        k = of(x[i], x[i])
+        k = pair_kernel(x[i], x[i])
         np.fill_diagonal(k, 0)
         rows[i] += k.sum(1)
         squares += float(np.vdot(k, k))
         for j in blocks(len(x)):
             if j.start > i.start:  # the other half is its transpose
-                k = of(x[i], x[j])
+                k = pair_kernel(x[i], x[j])
                 rows[i] += k.sum(1)
                 rows[j] += k.sum(0)
                 squares += 2 * float(np.vdot(k, k))
@@ -215,13 +215,13 @@ def _pairs_within(k: Sums) -> float:
     """
     n = len(k.rows)
     total = float(k.rows.sum())
-    left = k.squares - 2 * np.square(k.rows).sum() / (n - 2) + total**2 / ((n - 1) * (n - 2))
-    return max(float(left), 0.0) / (n * (n - 3))
+    residual = k.squares - 2 * np.square(k.rows).sum() / (n - 2) + total**2 / ((n - 1) * (n - 2))
+    return max(float(residual), 0.0) / (n * (n - 3))
 
 
 def _pairs_between(k: Sums) -> float:
     """Return `_pairs_within` for pairs of x and y: the residual variance of a two-way table."""
     n, m = len(k.rows), len(k.columns)
-    left = k.squares - np.square(k.rows).sum() / m - np.square(k.columns).sum() / n
-    left += float(k.rows.sum()) ** 2 / (n * m)
-    return max(float(left), 0.0) / ((n - 1) * (m - 1))
+    residual = k.squares - np.square(k.rows).sum() / m - np.square(k.columns).sum() / n
+    residual += float(k.rows.sum()) ** 2 / (n * m)
+    return max(float(residual), 0.0) / ((n - 1) * (m - 1))

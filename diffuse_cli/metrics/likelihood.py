@@ -78,10 +78,10 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
 
 def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
     """Return the standard errors of the bound and its parts, from differences per image."""
-    apart = b.bits - a.bits
+    differences = b.bits - a.bits
     names = ("bits_per_dim", *(f"bits_{name}" for name in PARTS))
-    columns = (apart.sum(1), *apart.T)
-    errors = {name: average(own)[1] for name, own in zip(names, columns, strict=True)}
+    columns = (differences.sum(1), *differences.T)
+    errors = {name: average(column)[1] for name, column in zip(names, columns, strict=True)}
     if a.floats:
         errors["nats_per_dim"] = errors["bits_per_dim"] * math.log(2)
     return errors

@@ -51,13 +51,13 @@ def remarks(facts: Facts) -> Iterator[Remark]:
     """Warn if the solver's error is larger than the standard error."""
     if "bits_per_dim_ode" not in facts:
         return
-    value, off = facts["bits_per_dim_ode"], facts["bits_per_dim_ode_solver"].value
-    if off > value.error:
+    value, solver_error = facts["bits_per_dim_ode"], facts["bits_per_dim_ode_solver"].value
+    if solver_error > value.error:
         yield Remark(
             "bits per dimension, ODE",
             "caution",
-            f"the error of the solver, {off:.2g}, is larger than the standard error of {value}. "
-            "Use more --ode-steps",
+            f"the error of the solver, {solver_error:.2g}, is larger than the standard error of "
+            f"{value}. Use more --ode-steps",
         )
 
 
@@ -67,10 +67,10 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
     The standard error covers images, the noise of levels and Hutchinson's estimate. For floats the
     mean is also in nats.
     """
-    bits, off = evaluation.ode_bits.T
+    bits, solver_errors = evaluation.ode_bits.T
     nats = average(bits * math.log(2)) if evaluation.floats else None
     return {
         **make_entries("bits_per_dim_ode", *average(bits)),
         **(make_entries("nats_per_dim_ode", *nats) if nats else {}),
-        "bits_per_dim_ode_solver": abs(float(off.mean())),
+        "bits_per_dim_ode_solver": abs(float(solver_errors.mean())),
     }

@@ -98,12 +98,12 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
 
 def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
     """Return the standard errors of the distance, the shift of a channel, and the spread."""
-    one, other = a.marginals, b.marginals
-    result = {"wasserstein": difference_error(*one.samples, other.samples[1])}
-    if (k := one.farthest_channel) == other.farthest_channel:
-        result["mean_shift"] = other.shifts[k].subtract(one.shifts[k]).error()
-    if one.variety is not None and other.variety is not None:
-        result["mean_variety"] = other.variety.subtract(one.variety).error()
+    marginals_a, marginals_b = a.marginals, b.marginals
+    result = {"wasserstein": difference_error(*marginals_a.samples, marginals_b.samples[1])}
+    if (k := marginals_a.farthest_channel) == marginals_b.farthest_channel:
+        result["mean_shift"] = marginals_b.shifts[k].subtract(marginals_a.shifts[k]).error()
+    if marginals_a.variety is not None and marginals_b.variety is not None:
+        result["mean_variety"] = marginals_b.variety.subtract(marginals_a.variety).error()
     return result
 
 
@@ -135,9 +135,9 @@ def remarks(facts: Facts) -> Iterator[Remark]:
     for k, channel in enumerate(channels):
         real, fake = channel["real"], channel["generated"]
         unit = real["deviation"] or 1.0
-        apart = Measurement(channel["shift"], channel["shift_standard_error"])
-        if abs(apart.value) > many * apart.error:
-            shifts.append((abs(apart.value) / unit, facts.words.channel(k), apart))
+        shift = Measurement(channel["shift"], channel["shift_standard_error"])
+        if abs(shift.value) > many * shift.error:
+            shifts.append((abs(shift.value) / unit, facts.words.channel(k), shift))
         if channel["contrast"] is None:
             continue
         ratio = Measurement(channel["contrast"], channel["contrast_standard_error"])
@@ -169,13 +169,13 @@ def _mean_remark(facts: Facts, shifts: Sequence[tuple[float, str, Measurement]])
     words, unit = facts.words, " levels" if facts.levels else ""
     clauses = []
     for direction, sign in ((words.low, -1), (words.high, 1)):
-        ours = [(name, apart) for _, name, apart in shifts if apart.value * sign > 0]
+        channels = [(name, shift) for _, name, shift in shifts if shift.value * sign > 0]
         parts = [
-            f"{Measurement(abs(apart.value), apart.error)}{unit if k == 0 else ''} in {name}"
-            for k, (name, apart) in enumerate(ours[:LISTED])
+            f"{Measurement(abs(shift.value), shift.error)}{unit if k == 0 else ''} in {name}"
+            for k, (name, shift) in enumerate(channels[:LISTED])
         ]
-        if len(ours) > LISTED:
-            parts.append(f"in {len(ours) - LISTED} more channels")
+        if len(channels) > LISTED:
+            parts.append(f"in {len(channels) - LISTED} more channels")
         if parts:
             clauses.append(f"too {direction} by {join_names(parts)}")
     level = "poor" if shifts[0][0] > NOTABLE else "finding"
@@ -186,14 +186,14 @@ def _contrast_remark(
     facts: Facts, spreads: Sequence[tuple[float, str, Measurement, Any, Any]]
 ) -> Remark:
     """Return the remark on the channel with the largest change of the standard deviation."""
-    far, name, ratio, real, fake = spreads[0]
+    change, name, ratio, real, fake = spreads[0]
     many, how = facts.words.many, "low" if ratio.value < 1 else "high"
-    there = Measurement(fake["deviation"], fake["deviation_standard_error"])
+    spread = Measurement(fake["deviation"], fake["deviation_standard_error"])
     usual = Measurement(real["deviation"], real["deviation_standard_error"])
-    level = "poor" if far > NOTABLE else "finding"
+    level = "poor" if change > NOTABLE else "finding"
     return Remark(
         "contrast",
         level,
-        f"too {how} in {name}: generated {many} have a standard deviation of {there}, real {many} "
+        f"too {how} in {name}: generated {many} have a standard deviation of {spread}, real {many} "
         f"of {usual}",
     )

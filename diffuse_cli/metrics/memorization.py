@@ -186,10 +186,10 @@ def _percentages(rates: Mapping[str, Measurement], many: str) -> str:
 def _caveats(values: Values, ranked: list[str], more: bool, many: str) -> Iterator[str]:
     """Yield doubts about a result without a clear sign of copies."""
     if ranked:
-        each = " and ".join(f"{values[f'memorized_rank_{s}']:.2f} in {s}" for s in ranked)
+        ranks = " and ".join(f"{values[f'memorized_rank_{s}']:.2f} in {s}" for s in ranked)
         yield (
-            f". But the nearest-neighbor rank is {each}, where 0.50 is expected. A lack of variety "
-            f"can cause this too, so look at the nearest {many}"
+            f". But the nearest-neighbor rank is {ranks}, where 0.50 is expected. A lack of "
+            f"variety can cause this too, so look at the nearest {many}"
         )
     elif more:
         yield f". That is more than expected, but can be chance. Look at the nearest {many}"
@@ -294,26 +294,26 @@ def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
     result: dict[str, float] = {}
     copies: list[list[Array]] = [[], []]
     for space in a.nearest:
-        one, other = a.nearest[space], b.nearest[space]
-        references = select_finite(one.references)
-        if min(len(one.samples), len(references)) < 2:
+        sides = a.nearest[space], b.nearest[space]
+        references = select_finite(sides[0].references)
+        if min(len(sides[0].samples), len(references)) < 2:
             continue
-        if not np.array_equal(references, select_finite(other.references)):
+        if not np.array_equal(references, select_finite(sides[1].references)):
             continue
-        near, far = (_find_close(side.samples, references) for side in (one, other))
-        for found, side in zip(copies, (one, other), strict=True):
-            found.append(side.samples < references.min())
-        ranked = (rank_components(side.samples, references) for side in (one, other))
+        close_a, close_b = (_find_close(side.samples, references) for side in sides)
+        for side_copies, side in zip(copies, sides, strict=True):
+            side_copies.append(side.samples < references.min())
+        ranked = (rank_components(side.samples, references) for side in sides)
         pairs = zip(*ranked, strict=True)
         result |= {
             f"memorized_{space}": math.hypot(
-                fraction_difference_error(near[0], far[0]), far[1] - near[1]
+                fraction_difference_error(close_a[0], close_b[0]), close_b[1] - close_a[1]
             ),
-            f"memorized_rank_{space}": rank_error(*(theirs - ours for ours, theirs in pairs)),
+            f"memorized_rank_{space}": rank_error(*(y - x for x, y in pairs)),
         }
     if result:
-        both = (np.all(found, axis=0) for found in copies)
-        result["memorized_copies"] = fraction_difference_error(*both)
+        masks = (np.all(side_copies, axis=0) for side_copies in copies)
+        result["memorized_copies"] = fraction_difference_error(*masks)
     return result
 
 

@@ -35,8 +35,8 @@ def blocks(n: int, width: int = 1) -> Iterator[slice]:
 
 def squared_distances(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Return |x_i - y_j|^2 of float64 rows (n, d) and (m, d): (n, m)."""
-    found = torch.addmm(y.square().sum(1)[None], x, y.T, alpha=-2)
-    return found.add_(x.square().sum(1)[:, None]).clamp_(min=0)
+    distances = torch.addmm(y.square().sum(1)[None], x, y.T, alpha=-2)
+    return distances.add_(x.square().sum(1)[:, None]).clamp_(min=0)
 
 
 def center_features(*arrays: Array) -> list[torch.Tensor]:
@@ -46,21 +46,21 @@ def center_features(*arrays: Array) -> list[torch.Tensor]:
 
 
 def merge(
-    kept: tuple[torch.Tensor, torch.Tensor] | None, found: torch.Tensor, start: int, k: int
+    nearest: tuple[torch.Tensor, torch.Tensor] | None, distances: torch.Tensor, start: int, k: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Merge the k nearest neighbors so far with a block of distances.
 
     Args:
-        kept: the distances and columns of the neighbors so far.
-        found: the distances (n, m) to the columns from `start` on.
+        nearest: the distances and columns of the neighbors so far.
+        distances: the distances (n, m) to the columns from `start` on.
 
     Returns:
         The distances (n, k), ascending, and their columns.
     """
-    values, columns = found.topk(min(k, found.shape[1]), 1, largest=False)
+    values, columns = distances.topk(min(k, distances.shape[1]), 1, largest=False)
     columns = columns + start
-    if kept is not None:
-        values, columns = torch.cat([kept[0], values], 1), torch.cat([kept[1], columns], 1)
+    if nearest is not None:
+        values, columns = torch.cat([nearest[0], values], 1), torch.cat([nearest[1], columns], 1)
     order = values.argsort(dim=1, stable=True)[:, :k]
     return values.gather(1, order), columns.gather(1, order)
 
@@ -73,14 +73,14 @@ def neighbors(x: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     distances = x.new_empty(len(x), k)
     places = torch.empty(len(x), k, dtype=torch.int64)
     for i in blocks(len(x)):
-        kept = None
+        nearest = None
         for j in blocks(len(x)):
-            found = squared_distances(x[i], x[j])
+            squares = squared_distances(x[i], x[j])
             if i == j:
-                found.fill_diagonal_(torch.inf)
-            kept = merge(kept, found, j.start, k)
-        assert kept is not None
-        distances[i], places[i] = kept
+                squares.fill_diagonal_(torch.inf)
+            nearest = merge(nearest, squares, j.start, k)
+        assert nearest is not None
+        distances[i], places[i] = nearest
     return distances, places
 
 
@@ -88,8 +88,8 @@ def to_comparable(space: Space, stored: Array) -> Array:
     """Return stored samples as values to compare: floats in the model's space."""
     if space.levels is not None:
         return stored
-    seen: Array = space.to_model(torch.from_numpy(np.ascontiguousarray(stored))).numpy()
-    return seen
+    values: Array = space.to_model(torch.from_numpy(np.ascontiguousarray(stored))).numpy()
+    return values
 
 
 def find_nearest(

@@ -79,5 +79,5 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
 def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
     """Return the standard errors of both values, from differences per image."""
     held_out, train = (b.bits - a.bits).sum(1), (b.train_bits - a.train_bits).sum(1)
-    errors = [average(apart)[1] for apart in (held_out, train)]
+    errors = [average(differences)[1] for differences in (held_out, train)]
     return {"bits_per_dim_train": errors[1], "bits_per_dim_gap": math.hypot(*errors)}

@@ -106,8 +106,8 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
     A value is left out if a side does not have more than k images.
     """
     result: dict[str, float] = {}
-    for name, own in _measure_both(evaluation).items():
-        result |= make_entries(name, own.value(), own.error())
+    for name, measure in _measure_both(evaluation).items():
+        result |= make_entries(name, measure.value(), measure.error())
     if "coverage" in result:
         counts = len(evaluation.real_features), len(evaluation.fake_features)
         result["coverage_expected"] = expected_coverage(*counts)
@@ -122,8 +122,8 @@ def expected_coverage(real: int, generated: int) -> float:
 
 def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
     """Return the standard errors of all four, from the contribution of each image to both."""
-    one, other = _measure_both(a), _measure_both(b)
-    return {name: other[name].difference_error(one[name]) for name in one}  # type: ignore[arg-type]
+    of_a, of_b = _measure_both(a), _measure_both(b)
+    return {name: of_b[name].difference_error(of_a[name]) for name in of_a}  # type: ignore[arg-type]
 
 
 def _measure_both(evaluation: MetricInputs) -> dict[str, Fraction | Density]:
@@ -138,10 +138,10 @@ def measure_fractions(real: Array, fake: Array) -> dict[str, Fraction | Density]
     density = BallCounts(balls, K_DENSITY, len(points))
     for i in blocks(len(balls)):
         for j in blocks(len(points)):
-            found = squared_distances(balls[i], points[j])
-            precision.add(found, i, j)
-            density.add(found, i, j)
-            recall.add(found.T, j, i)
+            distances = squared_distances(balls[i], points[j])
+            precision.add(distances, i, j)
+            density.add(distances, i, j)
+            recall.add(distances.T, j, i)
     result: dict[str, Fraction | Density] = {}
     if precision.usable:
         result["precision"] = Fraction(precision.by_point, precision.only_ball, len(balls))
@@ -159,11 +159,11 @@ def measure_recall(real: Array, fake: Array) -> Fraction | None:
     It does not need distances between real images, of which there can be many.
     """
     balls, points = center_features(real, fake)
-    found = BallCounts(points, K_PRECISION, len(balls))
+    recall = BallCounts(points, K_PRECISION, len(balls))
     for i in blocks(len(points)):
         for j in blocks(len(balls)):
-            found.add(squared_distances(points[i], balls[j]), i, j)
-    return Fraction(found.by_point, found.only_ball, len(points)) if found.usable else None
+            recall.add(squared_distances(points[i], balls[j]), i, j)
+    return Fraction(recall.by_point, recall.only_ball, len(points)) if recall.usable else None
 
 
 class BallCounts:
@@ -187,10 +187,10 @@ class BallCounts:
         self.by_ball, self.by_point = x.new_zeros(len(x)), x.new_zeros(m)
         self.only_point, self.only_ball = x.new_zeros(len(x)), x.new_zeros(m)
 
-    def add(self, found: torch.Tensor, i: slice, j: slice) -> None:
+    def add(self, distances: torch.Tensor, i: slice, j: slice) -> None:
         """Count a block of squared distances, balls i to points j."""
         if self.usable:
-            inside = (found <= self.radii[i]).double()
+            inside = (distances <= self.radii[i]).double()
             self.by_ball[i] += inside.sum(1)
             self.by_point[j] += inside.sum(0)
             # With one point or ball, the sum of indices is its index.
@@ -205,12 +205,12 @@ class Fraction:
     Attributes:
         counts: the number of images of the other side that reach each image, (N,).
         only: the index of the image that reaches it, if there is exactly one.
-        others: the number of images on the other side, M.
+        other_count: the number of images on the other side, M.
     """
 
     counts: torch.Tensor
     only: torch.Tensor
-    others: int
+    other_count: int
 
     @property
     def hits(self) -> torch.Tensor:
@@ -220,7 +220,7 @@ class Fraction:
     def count_losses(self) -> torch.Tensor:
         """Return the number of images that only one image of the other side reaches, (M,)."""
         alone = self.only[self.counts == 1].long()
-        return torch.bincount(alone, minlength=self.others).double()
+        return torch.bincount(alone, minlength=self.other_count).double()
 
     def value(self) -> float:
         """Return the fraction."""
@@ -242,13 +242,13 @@ class Fraction:
     def difference_error(self, one: Fraction) -> float:
         """Return the standard error of this fraction minus another of corresponding images."""
         binomial = fraction_difference_error(one.hits.numpy(), self.hits.numpy())
-        mine, theirs = self.counts == 1, one.counts == 1
-        same = mine & theirs & (self.only == one.only)
-        squares = mine.double() + theirs.double() - 2 * same.double()
-        other = _jackknife_variance(
-            self.count_losses() - one.count_losses(), squares, mine.double() - theirs.double()
+        alone, one_alone = self.counts == 1, one.counts == 1
+        same = alone & one_alone & (self.only == one.only)
+        squares = alone.double() + one_alone.double() - 2 * same.double()
+        variance = _jackknife_variance(
+            self.count_losses() - one.count_losses(), squares, alone.double() - one_alone.double()
         )
-        return math.hypot(binomial, math.sqrt(other))
+        return math.hypot(binomial, math.sqrt(variance))
 
 
 def _jackknife_variance(lost: torch.Tensor, squares: torch.Tensor, sums: torch.Tensor) -> float:
@@ -296,7 +296,7 @@ class Density:
 
     def error(self) -> float:
         """Return the standard error of a mean over two samples."""
-        return math.sqrt(sum(float(own.var()) / len(own) for own in (self.points, self.balls)))
+        return math.sqrt(sum(float(x.var()) / len(x) for x in (self.points, self.balls)))
 
     def difference_error(self, one: Density) -> float:
         """Return the standard error of this density minus another of corresponding images."""

@@ -28,12 +28,12 @@ def format_number(value: float, error: float = 0.0, sign: str = "") -> str:
     if not math.isfinite(value):
         return "not known"
     value = value if abs(value) > LEAST else 0.0
-    known = LEAST < error < math.inf
-    within = known and error > FULL * abs(value)
-    least, digits = (error, 2) if within else (abs(value), 4)
+    has_error = LEAST < error < math.inf
+    within = has_error and error > FULL * abs(value)
+    smallest, digits = (error, 2) if within else (abs(value), 4)
     largest = max(abs(value), error if within else 0.0)
     power = 0 if largest == 0 or SMALL <= largest < LARGE else _exponent(largest, digits)
-    places = digits - 1 - _exponent(least, digits) + power
+    places = digits - 1 - _exponent(smallest, digits) + power
     if not within:
         places = max(0, places)
     texts = [_decimals(value / 10.0**power, places, sign)]
@@ -44,7 +44,7 @@ def format_number(value: float, error: float = 0.0, sign: str = "") -> str:
     words = " ± ".join(texts)
     if power:
         words = f"({words})e{power}" if within else f"{words}e{power}"
-    if known and not within:
+    if has_error and not within:
         words += f" ± {error:.1e}"
     return words.replace("-", "−")
 
@@ -71,10 +71,10 @@ class Measurement(NamedTuple):
     def __str__(self) -> str:
         return format(self)
 
-    def is_above(self, other: Measurement) -> bool:
+    def is_above(self, reference: Measurement) -> bool:
         """Whether it is significantly larger than another."""
-        known = (e for e in (self.error, other.error) if math.isfinite(e))
-        return self.value - other.value > SIGNIFICANT * math.hypot(*known)
+        errors = (e for e in (self.error, reference.error) if math.isfinite(e))
+        return self.value - reference.value > SIGNIFICANT * math.hypot(*errors)
 
 
 def read_measurement(values: Values, key: str) -> Measurement:
@@ -84,8 +84,8 @@ def read_measurement(values: Values, key: str) -> Measurement:
 
 def read_floor(values: Values, key: str) -> Measurement:
     """Return a kernel distance between real samples, by default 0, as its mean."""
-    known = f"{key}_floor" in values
-    return read_measurement(values, f"{key}_floor") if known else Measurement(0.0)
+    has_floor = f"{key}_floor" in values
+    return read_measurement(values, f"{key}_floor") if has_floor else Measurement(0.0)
 
 
 def format_measurement(values: Values, key: str) -> str:
@@ -352,9 +352,9 @@ def rank_baselines(values: Values) -> tuple[list[str], list[str], list[str]]:
     things, are left out. If generated images cannot be distinguished either, the first two lists
     are empty.
     """
-    found: tuple[list[str], list[str], list[str]] = ([], [], [])
+    groups: tuple[list[str], list[str], list[str]] = ([], [], [])
     if "kid" not in values:
-        return found
+        return groups
     kid = read_measurement(values, "kid")
     floor = read_floor(values, "kid")
     differs = "kid_standard_error" in values and kid.is_above(floor)
@@ -363,8 +363,8 @@ def rank_baselines(values: Values) -> tuple[list[str], list[str], list[str]]:
             baseline = read_measurement(values, f"kid_of_{name}")
             place = 0 if differs and kid.is_above(baseline) else 2 if baseline.is_above(kid) else 1
             if baseline.is_above(floor) and (differs or place == 2):
-                found[place].append(name)
-    return found
+                groups[place].append(name)
+    return groups
 
 
 def fails_baselines(values: Values) -> bool:

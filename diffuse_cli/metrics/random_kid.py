@@ -53,10 +53,10 @@ def remarks(facts: Facts) -> Iterator[Remark]:
     """Report whether random features can distinguish generated and real samples."""
     if not {"kid_random", "kid_random_floor", "kid_random_standard_error"} <= {*facts.values}:
         return
-    kid, least, many = facts["kid_random"], facts["kid_random_floor"], facts.words.many
-    can = "can" if kid.is_above(least) else "cannot"
+    kid, floor, many = facts["kid_random"], facts["kid_random_floor"], facts.words.many
+    can = "can" if kid.is_above(floor) else "cannot"
     words = (
-        f"they {can} distinguish generated from real {many}: KID {kid}, compared with {least} "
+        f"they {can} distinguish generated from real {many}: KID {kid}, compared with {floor} "
         f"between two sets of real {many}"
     )
     yield Remark("random features", "finding", words)

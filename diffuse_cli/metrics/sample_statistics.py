@@ -27,14 +27,14 @@ class Moments:
     Attributes:
         shift: the number that was subtracted before squaring, (C,).
         means, squares: the mean and mean square of each sample minus `shift`, (N, C).
-        least, most: the smallest and largest value, (C,).
+        minimum, maximum: the smallest and largest value, (C,).
     """
 
     shift: Array
     means: Array
     squares: Array
-    least: Array
-    most: Array
+    minimum: Array
+    maximum: Array
 
     @property
     def mean(self) -> Array:
@@ -54,15 +54,15 @@ class Moments:
     def log_std_influence(self) -> Array:
         """Return the influence of each sample on the log of the standard deviation, (N, C)."""
         middle = self.means.mean(0)
-        own = center_influences(self.squares - 2 * middle * self.means)
-        return np.asarray(own / np.maximum(2 * np.square(self.deviation), 1e-300))
+        influences = center_influences(self.squares - 2 * middle * self.means)
+        return np.asarray(influences / np.maximum(2 * np.square(self.deviation), 1e-300))
 
 
 def iterate_values(samples: Array) -> Iterator[tuple[slice, Array]]:
     """Yield slices of the samples and their values (n, C, values), with floats as float64."""
-    each = max(1, AT_ONCE // max(1, math.prod(samples.shape[1:])))
-    for start in range(0, len(samples), each):
-        part = samples[start : start + each]
+    step = max(1, AT_ONCE // max(1, math.prod(samples.shape[1:])))
+    for start in range(0, len(samples), step):
+        part = samples[start : start + step]
         values = part.reshape(len(part), part.shape[1], -1)
         if values.dtype.kind not in "bu":
             values = values.astype(np.float64)
@@ -73,17 +73,17 @@ def moments(samples: Array) -> Moments:
     """Compute the moments of samples (N, C, *size), shifted by the mean of the first sample."""
     n, channels = samples.shape[:2]
     shift, means, squares = np.zeros(channels), np.empty((n, channels)), np.empty((n, channels))
-    least, most = np.full(channels, np.inf), np.full(channels, -np.inf)
+    minimum, maximum = np.full(channels, np.inf), np.full(channels, -np.inf)
     for where, stored in iterate_values(samples):
         values = stored.astype(np.float64)
         if not where.start:
             shift = values[0].mean(1)
-        least = np.minimum(least, values.min((0, 2)))
-        most = np.maximum(most, values.max((0, 2)))
+        minimum = np.minimum(minimum, values.min((0, 2)))
+        maximum = np.maximum(maximum, values.max((0, 2)))
         values -= shift[:, None]
         means[where] = values.mean(2)
         squares[where] = np.square(values, out=values).mean(2)
-    return Moments(shift, means, squares, least, most)
+    return Moments(shift, means, squares, minimum, maximum)
 
 
 def match_channels(*sides: Array) -> tuple[Array, ...]:
@@ -115,9 +115,9 @@ def average(values: Array) -> Measurement:
 
 def measure_inner_variance(samples: Array) -> Array:
     """Return the mean variance of samples (N, C, *size) about their own means, by channel, (C,)."""
-    found = moments(samples)
-    inner: Array = (found.squares - np.square(found.means)).mean(0)
-    return np.where(inner > ROUNDING * np.square(found.mean), inner, 0)
+    sample_moments = moments(samples)
+    inner: Array = (sample_moments.squares - np.square(sample_moments.means)).mean(0)
+    return np.where(inner > ROUNDING * np.square(sample_moments.mean), inner, 0)
 
 
 # -- influence ------------------------------------------------------------------------------------
@@ -148,11 +148,11 @@ class SampledEstimate:
         variance = sum(np.square(x).sum() / (len(x) * max(len(x) - 1, 1)) for x in (self.a, self.b))
         return math.sqrt(float(variance))
 
-    def subtract(self, other: SampledEstimate) -> SampledEstimate:
+    def subtract(self, base: SampledEstimate) -> SampledEstimate:
         """Return the difference of two estimates whose samples correspond."""
-        return SampledEstimate(self.value - other.value, self.a - other.a, self.b - other.b)
+        return SampledEstimate(self.value - base.value, self.a - base.a, self.b - base.b)
 
-    def distance_error(self, other: SampledEstimate) -> float:
+    def distance_error(self, base: SampledEstimate) -> float:
         """Return the standard error of the difference of two distances, by way of their squares.
 
         A distance has a kink at 0, where its influence jumps. By its influences, two models on
@@ -161,11 +161,11 @@ class SampledEstimate:
         to twice the larger one's standard error. An error of the real samples of that size could
         make both distances equal.
         """
-        total = self.value + other.value
+        total = self.value + base.value
         if not total > 0:
             return 0.0
-        x, y = 2 * self.value / total, 2 * other.value / total
-        return SampledEstimate(0.0, x * self.a - y * other.a, x * self.b - y * other.b).error()
+        x, y = 2 * self.value / total, 2 * base.value / total
+        return SampledEstimate(0.0, x * self.a - y * base.a, x * self.b - y * base.b).error()
 
     def to_entries(self, key: str) -> dict[str, float]:
         """Return the value and its standard error by their keys."""
@@ -200,18 +200,18 @@ def fraction_variance(rate: Any, n: int) -> Any:
 # The standard error of a difference between two sets of corresponding images.
 
 
-def fraction_difference_error(one: Array, other: Array) -> float:
+def fraction_difference_error(a: Array, b: Array) -> float:
     """Return the standard error of the difference of two fractions of the same images.
 
     Half an image is added to each of the four outcomes of an image, so that the standard error is
     not 0 if no image differs.
 
     Args:
-        one, other: boolean arrays (N,).
+        a, b: boolean arrays (N,).
     """
-    n, apart = len(one) + 2, np.asarray(other, np.float64) - np.asarray(one, np.float64)
-    mean = float(apart.sum()) / n
-    return math.sqrt(((float(np.abs(apart).sum()) + 1) / n - mean**2) / n)
+    n, differences = len(a) + 2, np.asarray(b, np.float64) - np.asarray(a, np.float64)
+    mean = float(differences.sum()) / n
+    return math.sqrt(((float(np.abs(differences).sum()) + 1) / n - mean**2) / n)
 
 
 # -- ranks ----------------------------------------------------------------------------------------

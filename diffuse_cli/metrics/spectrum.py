@@ -76,11 +76,11 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
 
     The result is empty for samples of one point, and for constant samples.
     """
-    found = evaluation.spectra
-    if not len(found.shells.counts) or not found.real.any():
+    spectra = evaluation.spectra
+    if not len(spectra.shells.counts) or not spectra.real.any():
         return {}
-    result = log_spectral_distance(found.real, found.fake).to_entries("spectral_distance")
-    if (parts := split_real(found.real, found.more, len(found.fake))) is not None:
+    result = log_spectral_distance(spectra.real, spectra.fake).to_entries("spectral_distance")
+    if (parts := split_real(spectra.real, spectra.more, len(spectra.fake))) is not None:
         result |= log_spectral_distance(*parts).to_entries("spectral_distance_floor")
     if (band := measure_fine_detail(evaluation)) is not None:
         result |= band.to_entries("fine_detail")
@@ -89,10 +89,10 @@ def compute(evaluation: MetricInputs) -> dict[str, float]:
 
 def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
     """Return the standard errors of the distance, by its square, and of high-frequency power."""
-    one, other = a.spectra, b.spectra
-    if not len(one.shells.counts) or not one.real.any():
+    spectra_a, spectra_b = a.spectra, b.spectra
+    if not len(spectra_a.shells.counts) or not spectra_a.real.any():
         return {}
-    before, after = (log_spectral_distance(each.real, each.fake) for each in (one, other))
+    before, after = (log_spectral_distance(s.real, s.fake) for s in (spectra_a, spectra_b))
     result = {"spectral_distance": after.distance_error(before)}
     bands = measure_fine_detail(a), measure_fine_detail(b)
     if bands[0] is not None and bands[1] is not None:
@@ -102,12 +102,12 @@ def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
 
 def details(evaluation: MetricInputs) -> dict[str, Any]:
     """Return the power of both sides by frequency, in waves per point."""
-    found = evaluation.spectra
-    sides = {"real": found.real, "generated": found.fake}
+    spectra = evaluation.spectra
+    sides = {"real": spectra.real, "generated": spectra.fake}
     return {
-        "frequencies": found.shells.frequencies.tolist(),
-        **{name: own.mean(0).tolist() for name, own in sides.items()},
-        **{f"{name}_standard_error": _errors(own).tolist() for name, own in sides.items()},
+        "frequencies": spectra.shells.frequencies.tolist(),
+        **{name: rows.mean(0).tolist() for name, rows in sides.items()},
+        **{f"{name}_standard_error": _errors(rows).tolist() for name, rows in sides.items()},
     }
 
 
@@ -158,13 +158,13 @@ def measure_fine_detail(evaluation: MetricInputs) -> SampledEstimate | None:
 
     It is None if real samples have no power there.
     """
-    found = evaluation.spectra
-    counts = np.where(found.shells.frequencies >= FINE, found.shells.counts, 0)
-    real, fake = found.real @ counts, found.fake @ counts
-    least = LEAST * max(1.0, counts.sum())
-    if not counts.any() or real.mean() < least:
+    spectra = evaluation.spectra
+    counts = np.where(spectra.shells.frequencies >= FINE, spectra.shells.counts, 0)
+    real, fake = spectra.real @ counts, spectra.fake @ counts
+    min_power = LEAST * max(1.0, counts.sum())
+    if not counts.any() or real.mean() < min_power:
         return None
-    levels = [max(float(side.mean()), least) for side in (real, fake)]
+    levels = [max(float(side.mean()), min_power) for side in (real, fake)]
     pairs = zip((real, fake), levels, strict=True)
     a, b = (DECIBELS * center_influences(side) / level for side, level in pairs)
     return SampledEstimate(DECIBELS * math.log(levels[1] / levels[0]), -a, b)
@@ -199,9 +199,9 @@ def shells(size: tuple[int, ...]) -> Shells:
     return Shells(middles, counts, order, starts, weights)
 
 
-def _edges(most: float) -> Array:
+def _edges(radius: float) -> Array:
     """Return the lower edges of shells up to a radius, in waves over the longest side."""
-    last = max(1, round(most))
+    last = max(1, round(radius))
     middles = np.arange(1, last + 1)
     if last > MOST:
         middles = np.unique(np.rint(np.geomspace(1, last, MOST)).astype(int))
@@ -226,18 +226,18 @@ def powers(samples: Array, where: Shells, variances: Array) -> Array:
     Args:
         variances: the divisor of the power of each channel. Channels with 0 are left out.
     """
-    found = np.zeros((len(samples), len(where.counts)))
+    power = np.zeros((len(samples), len(where.counts)))
     axes, points = tuple(range(2, samples.ndim)), math.prod(samples.shape[2:])
     varied = variances > 0
     if not len(where.counts) or not varied.any():
-        return found
+        return power
     weights = np.where(varied, 1 / np.where(varied, variances, 1), 0) / (varied.sum() * points)
     scale = torch.from_numpy(weights)
     for rows, stored in iterate_values(samples):
         values = torch.from_numpy(stored.astype(np.float64))
         values -= values.mean(2, keepdim=True)
         waves = torch.fft.rfftn(values.reshape(-1, *samples.shape[1:]), dim=axes).flatten(2)
-        own = torch.einsum("ncf,c->nf", torch.view_as_real(waves).square().sum(3), scale)
-        sums = np.add.reduceat(own.numpy()[:, where.order] * where.weights, where.starts, axis=1)
-        found[rows] = sums / where.counts
-    return found
+        mean = torch.einsum("ncf,c->nf", torch.view_as_real(waves).square().sum(3), scale)
+        sums = np.add.reduceat(mean.numpy()[:, where.order] * where.weights, where.starts, axis=1)
+        power[rows] = sums / where.counts
+    return power

@@ -140,8 +140,8 @@ def prepare_network(
 ) -> Work[FeatureNetwork]:
     """Load a network with the weights of `file`, or by default of the file that `find_weights`
     returns."""
-    found = Path(file) if file is not None else (yield from find_weights(name))
-    return load_network(name, device, found)
+    path = Path(file) if file is not None else (yield from find_weights(name))
+    return load_network(name, device, path)
 
 
 @contextlib.contextmanager
@@ -190,7 +190,7 @@ def extract_features(
         batch = torch.tensor(pixels[start : start + size], device=network.device)
         # Not around the yield, because the mode would also apply to the caller.
         with torch.inference_mode():
-            found = network.forward(batch.expand(-1, 3, *sides) if network.pictures else batch)
-        features[start : start + size] = found.cpu().numpy()
+            part = network.forward(batch.expand(-1, 3, *sides) if network.pictures else batch)
+        features[start : start + size] = part.cpu().numpy()
         yield Progress("features", start + len(batch), total)
     return features

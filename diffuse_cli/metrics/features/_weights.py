@@ -109,17 +109,17 @@ def download(published: PublishedWeights, path: Path) -> Work[None]:
     with outputs.hold_lock(path.with_name(f".{path.name}.lock"), "Wait for it"):
         files.remove_leftovers(path.parent, re.escape(path.name))
         with files.replace_file(path) as file:
-            done, hashed = 0, hashlib.sha256()
+            num_bytes, hashed = 0, hashlib.sha256()
             for chunk in _receive(published):
-                done += len(chunk)
-                if done > published.size:
+                num_bytes += len(chunk)
+                if num_bytes > published.size:
                     raise _download_error(published, f"it has more than {published.size:,} bytes")
                 hashed.update(chunk)
                 file.write(chunk)
                 total = -(-published.size // CHUNK)
-                yield Progress("download", -(-done // CHUNK), total, "MiB")
-            if done < published.size:
-                reason = f"it ended after {done:,} of {published.size:,} bytes"
+                yield Progress("download", -(-num_bytes // CHUNK), total, "MiB")
+            if num_bytes < published.size:
+                reason = f"it ended after {num_bytes:,} of {published.size:,} bytes"
                 raise _download_error(published, reason)
             if hashed.hexdigest() != published.sha256:
                 raise _download_error(published, f"its SHA-256 is {hashed.hexdigest()}")
@@ -181,11 +181,11 @@ def build_network(
         ModelFileError: the file cannot be read, or is not the published file. Another file might
             load, but its results could not be compared with published results.
     """
-    found = digest(path, published)
-    if found != published.sha256:
+    checksum = digest(path, published)
+    if checksum != published.sha256:
         raise ModelFileError(
             f"{show(path)} is not the weights of {published.network}: "
-            f"SHA-256 {found[:8]}…, not {published.sha256[:8]}…",
+            f"SHA-256 {checksum[:8]}…, not {published.sha256[:8]}…",
             published.instructions,
         )
     try:

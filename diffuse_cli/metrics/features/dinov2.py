@@ -65,8 +65,8 @@ class DinoAttention(nn.Module):
         qkv = self.qkv(x).reshape(n, length, 3, self.heads, width // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-        found: Tensor = self.proj(y.reshape(n, length, width))
-        return found
+        tokens: Tensor = self.proj(y.reshape(n, length, width))
+        return tokens
 
 
 class LayerScale(nn.Module):
@@ -114,8 +114,8 @@ class VisionTransformer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         patches = self.patch_embed["proj"](x).flatten(2).transpose(1, 2)  # (N, L, C)
         tokens = torch.cat([self.cls_token.expand(len(x), -1, -1), patches], 1)
-        found: Tensor = self.norm(self.blocks(tokens + self.pos_embed)[:, 0])
-        return found
+        class_token: Tensor = self.norm(self.blocks(tokens + self.pos_embed)[:, 0])
+        return class_token
 
 
 def resize_positions(positions: Tensor, side: int) -> Tensor:

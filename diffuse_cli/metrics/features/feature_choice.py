@@ -52,21 +52,21 @@ def build_random_network(space: Space, real: Array, device: torch.device) -> Fea
     wide = [width for k, width in enumerate(WIDTHS) if k == 0 or max(space.size) > 2**k]
     kernel = [KERNEL] * space.dims
     sizes = [(after, before, *kernel) for before, after in pairwise([space.channels, *wide])]
-    drawn = [
+    kernels = [
         philox(0, "random-features", k, *size).standard_normal(size, dtype=np.float32)
         * np.float32(math.sqrt(2 / math.prod(size[1:])))
         for k, size in enumerate(sizes)
     ]
-    digest = hashlib.sha256(b"".join(own.tobytes() for own in drawn)).hexdigest()
-    weights = [torch.from_numpy(own).to(device) for own in drawn]
+    digest = hashlib.sha256(b"".join(array.tobytes() for array in kernels)).hexdigest()
+    weights = [torch.from_numpy(array).to(device) for array in kernels]
     total, squares, count = np.zeros(space.channels), np.zeros(space.channels), 0
     for start in range(0, len(real), 64):
         part = torch.from_numpy(np.ascontiguousarray(real[start : start + 64]))
-        seen = np.nan_to_num(space.to_model(part).double().numpy())
-        seen = seen.reshape(len(seen), space.channels, -1)
-        total += seen.sum((0, 2))
-        squares += np.square(seen).sum((0, 2))
-        count += len(seen) * seen.shape[2]
+        samples = np.nan_to_num(space.to_model(part).double().numpy())
+        samples = samples.reshape(len(samples), space.channels, -1)
+        total += samples.sum((0, 2))
+        squares += np.square(samples).sum((0, 2))
+        count += len(samples) * samples.shape[2]
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - np.square(mean), 0))
     shape = (-1, *[1] * space.dims)
@@ -78,13 +78,13 @@ def build_random_network(space: Space, real: Array, device: torch.device) -> Fea
 
     def forward(x: torch.Tensor) -> torch.Tensor:
         x = torch.nan_to_num((space.to_model(x) - middle) / spread).clamp(-LARGEST, LARGEST)
-        found = []
+        features = []
         with use_float32():
             for weight in weights:
                 x = F.relu(convolve(x, weight, stride=2, padding=KERNEL // 2))
                 flat = x.flatten(2)
-                found += [flat.mean(2), flat.square().mean(2).sqrt()]
-        return torch.cat(found, 1)
+                features += [flat.mean(2), flat.square().mean(2).sqrt()]
+        return torch.cat(features, 1)
 
     dim = 2 * sum(size[0] for size in sizes)
     return FeatureNetwork(RANDOM, dim, digest, device, forward, pictures=False)

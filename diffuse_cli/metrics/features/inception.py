@@ -106,8 +106,8 @@ def preprocess(pixels: Tensor) -> Tensor:
     x = pixels.float()
     for side in (3, 2):
         low, high, part = _neighbors(x.shape[side], x.device)
-        near, far = x.index_select(side, low), x.index_select(side, high)
-        x = near + (far - near) * part.reshape(-1, *[1] * (3 - side))
+        lower, upper = x.index_select(side, low), x.index_select(side, high)
+        x = lower + (upper - lower) * part.reshape(-1, *[1] * (3 - side))
     return ((x - 128) / 128).contiguous(memory_format=torch.channels_last)
 
 
