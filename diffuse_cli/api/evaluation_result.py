@@ -102,7 +102,7 @@ def evaluate(
         config = from_dict(EvalConfig, typed, "evaluate")
         accelerator = stack.enter_context(open_accelerator(config.precision, config.device))
         own = model._found if isinstance(model, Model) else None
-        found = run_work(measure(config, accelerator, found=own), progress)
+        found = run_work(measure(config, accelerator, model_file=own), progress)
         of_first: Evaluation = gather_object([found and _make_evaluation(config, found)])[0]
     return of_first
 

@@ -58,7 +58,7 @@ def evaluate(
     accelerator: Accelerator | None = None,
     *,
     times: tuple[float, ...] | None = None,
-    found: ModelFile | None = None,
+    model_file: ModelFile | None = None,
 ) -> Work[EvaluationResult | None]:
     """Measure a model file, or a folder of images, against real images.
 
@@ -67,7 +67,7 @@ def evaluate(
     Args:
         accelerator: the caller's accelerator, or None to set one up.
         times: learned timesteps that replace the timesteps recommended by the model file.
-        found: the model, if it is loaded already.
+        model_file: the model, if it is loaded already.
 
     Raises:
         DataError, ModelFileError, UsageError: the configuration cannot be used.
@@ -75,7 +75,7 @@ def evaluate(
     """
     began = time.monotonic()
     subject = Path(config.subject)
-    folder = found is None and is_images(subject)
+    folder = model_file is None and is_images(subject)
     kinds = eval_options.BoundPlotConfig, StartConfig, SamplerConfig, VarianceConfig
     flag = find_changed_flag(config, *kinds)
     if folder and (flag := "--given" if config.given else flag):
@@ -92,7 +92,7 @@ def evaluate(
         loaded, settings, described = None, None, {}
         if not folder:
             loaded = yield from load_denoiser(
-                found or subject, config.weights, accelerator, config.precision
+                model_file or subject, config.weights, accelerator, config.precision
             )
             settings = yield from prepare_settings(config, loaded, accelerator)
             settings = replace(settings, times=times or settings.times)
@@ -129,7 +129,7 @@ def evaluate(
         )  # fmt: skip
         yield from report_unmeasured(config.metrics or (), evaluation.missing_parts)
         values = yield from compute_metrics(evaluation)
-        if "ode_bits" in evaluation.made:
+        if "ode_bits" in evaluation.made_parts:
             described["ode_steps"] = config.ode_steps or ode_likelihood.STEPS
         if config.metrics is None:
             yield from make_part(evaluation, "generated")
@@ -146,7 +146,7 @@ def evaluate(
         real = len(sides.real)
         generated = 0 if evaluation.fakes is None else len(evaluation.fakes)
         dim = evaluation.fake_features.shape[1]
-        details = {k: of.details(evaluation) for k, of in evaluation.metrics.items() if of.details}
+        details = {k: m.details(evaluation) for k, m in evaluation.metrics.items() if m.details}
         facts = Facts(
             values, real, generated, dim, loaded is not None, sides.space.bins, details, words
         )
@@ -169,7 +169,7 @@ def evaluate(
             report=Path(config.report) if config.report else None,
             remarks=[*remarks(facts), *_describe_choice(settings, sides, words)],
             words=words,
-            shown=examples.choose_images(evaluation, sides.classes) if config.report else None,
+            images=examples.choose_images(evaluation, sides.classes) if config.report else None,
         )
 
 
@@ -195,8 +195,8 @@ def prepare_settings(
         UsageError: there are more timesteps than the model has.
     """
     guide = yield from load_guide(config, loaded, accelerator)
-    asked = map(METRICS.current, config.metrics or ())
-    bound = config.metrics is None or any("bits" in METRICS[name].NEEDS for name in asked)
+    names = map(METRICS.current, config.metrics or ())
+    bound = config.metrics is None or any("bits" in METRICS[name].NEEDS for name in names)
     settings = resolve_settings(config, loaded.model, guide=guide, bound=bound)
     process = loaded.denoiser.process
     settings.resolve_times(process)
@@ -285,15 +285,15 @@ def load_model(
         UsageError: the path is a folder of images.
     """
     if is_images(Path(config.subject)):
-        shown = files.show(Path(config.subject))
-        raise UsageError(f"{shown} is a folder of images", "Pass a model file")
+        folder = files.show(Path(config.subject))
+        raise UsageError(f"{folder} is a folder of images", "Pass a model file")
     subject, precision = config.subject, config.precision
     return (yield from load_denoiser(subject, weights, accelerator, precision, alone=alone))
 
 
 def _measure_classes(run: EvaluationRun, names: Sequence[str]) -> dict[str, dict[str, float]]:
     """Compute the metrics of every class with two or more images on both sides."""
-    found: dict[str, dict[str, float]] = {}
+    class_values: dict[str, dict[str, float]] = {}
     for label, name in enumerate(names if run.fakes is not None else ()):
         values: dict[str, float] = {
             name: int((side.labels == label).sum())
@@ -304,8 +304,8 @@ def _measure_classes(run: EvaluationRun, names: Sequence[str]) -> dict[str, dict
         part = run.select_class(label)
         for metric in run.metrics.values():
             values |= metric.compute(part)
-        found[name] = values
-    return found
+        class_values[name] = values
+    return class_values
 
 
 DISTILLED = {"teacher": "teacher_sha256", "guidance": "teacher_guidance"}

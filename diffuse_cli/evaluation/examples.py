@@ -56,18 +56,18 @@ class ImagePair:
 def find_closest_pairs(nearest: Mapping[str, NearestDistances], count: int) -> list[NearestPair]:
     """Return the samples nearest to training images, each in the space where it is nearer."""
     pairs: dict[int, NearestPair] = {}
-    for space, found in nearest.items():
-        usual = max(float(np.median(select_finite(found.references))), 1e-12)
-        for i, distance in enumerate(found.samples.tolist()):
-            pair = NearestPair(i, int(found.places[i]), space, distance / usual)
+    for space, distances in nearest.items():
+        usual = max(float(np.median(select_finite(distances.references))), 1e-12)
+        for i, distance in enumerate(distances.samples.tolist()):
+            pair = NearestPair(i, int(distances.places[i]), space, distance / usual)
             pairs[i] = min(pairs.get(i, pair), pair, key=lambda p: p.ratio)
     return sorted(pairs.values(), key=lambda p: (p.ratio, p.sample))[:count]
 
 
 def plot_pairs(twins: Sequence[ImagePair], words: Words) -> Image.Image:
     """Plot a page of pairs: each generated image next to its nearest training image."""
-    shown = [[_resize_image(twin.generated), _resize_image(twin.training)] for twin in twins]
-    side = max(max(image.shape[1:]) for pair in shown for image in pair) / DPI
+    image_pairs = [[_resize_image(twin.generated), _resize_image(twin.training)] for twin in twins]
+    side = max(max(image.shape[1:]) for pair in image_pairs for image in pair) / DPI
     columns = min(COLUMNS, len(twins))
     pitch_x, pitch_y = max(2 * side + 0.35, 1.6), side + 0.4
     rows = math.ceil(len(twins) / columns)
@@ -75,7 +75,7 @@ def plot_pairs(twins: Sequence[ImagePair], words: Words) -> Image.Image:
     wide = sheet.width - 0.8
     sheet.text(0.4, 0.4, TITLE.format(many=words.many), wide, fontsize=11, fontweight="bold")
     sheet.text(0.4, 0.65, UNDER.format(many=words.many), wide, fontsize=8.5, color=figures.FAINT)
-    for k, (twin, images) in enumerate(zip(twins, shown, strict=True)):
+    for k, (twin, images) in enumerate(zip(twins, image_pairs, strict=True)):
         x, y = 0.4 + k % columns * pitch_x, 0.85 + k // columns * pitch_y
         for place, image in enumerate(images):
             sheet.image(x + place * (side + 0.05), y, image)
@@ -118,7 +118,7 @@ class ReportImages:
         classes: images of the first `CLASSES` classes that both sides have.
         more_classes: the number of classes that are not shown.
         twins: the pairs of `find_image_pairs`, if training images are known.
-        answers: for a model conditioned on images, the first real images, their conditioning
+        paired_images: for a model conditioned on images, the first real images, their conditioning
             images, and generated images and baselines, by name, (K, C, H, W).
     """
 
@@ -128,14 +128,14 @@ class ReportImages:
     classes: tuple[ClassImages, ...]
     more_classes: int
     twins: tuple[ImagePair, ...]
-    answers: dict[str, Array]
+    paired_images: dict[str, Array]
 
 
 def choose_images(evaluation: EvaluationRun, names: Sequence[str]) -> ReportImages:
     """Choose the first images of an evaluation, overall and by class, and the worst pairs."""
     sides, look = (evaluation.generated, evaluation.real), evaluation.look
     generated, real = (LabeledSamples(look(s.samples[:SAMPLES]), s.labels[:SAMPLES]) for s in sides)
-    both = [
+    classes = [
         ClassImages(name, *(look(side[side.labels == k].samples[:OF_CLASS]) for side in sides))
         for k, name in enumerate(names)
         if all((side.labels == k).any() for side in sides)
@@ -144,10 +144,10 @@ def choose_images(evaluation: EvaluationRun, names: Sequence[str]) -> ReportImag
         generated=generated,
         real=real,
         names=tuple(names),
-        classes=tuple(both[:CLASSES]),
-        more_classes=max(0, len(both) - CLASSES),
+        classes=tuple(classes[:CLASSES]),
+        more_classes=max(0, len(classes) - CLASSES),
         twins=tuple(find_image_pairs(evaluation, TWINS)) if evaluation.training else (),
-        answers={name: look(of) for name, of in evaluation.answers.first.items()},
+        paired_images={k: look(samples) for k, samples in evaluation.paired_values.first.items()},
     )
 
 

@@ -74,7 +74,7 @@ class Team:
 ALONE = Team()
 
 
-def generate_share(
+def generate_part(
     settings: SamplingSettings,
     loaded: LoadedModel,
     n: int,
@@ -83,15 +83,15 @@ def generate_share(
     first: int = 0,
 ) -> Work[dict[int, Array]]:
     """Generate this process's part of n stored samples (C, *size), by index from `first` on."""
-    own, space = team.share(n, settings.batch_size), loaded.space
-    own = range(first + own.start, first + own.stop)
-    drawings = generate_batches(loaded.denoiser, settings, own, space=space, device=device)
-    return (yield from collect(drawings, space, len(own)))
+    indices, space = team.share(n, settings.batch_size), loaded.space
+    indices = range(first + indices.start, first + indices.stop)
+    drawings = generate_batches(loaded.denoiser, settings, indices, space=space, device=device)
+    return (yield from collect(drawings, space, len(indices)))
 
 
-def gather_samples(mine: dict[int, Array], n: int, team: Team, first: int = 0) -> Array:
+def gather_samples(part: dict[int, Array], n: int, team: Team, first: int = 0) -> Array:
     """Gather the samples of all processes, (n, C, *size). All processes must call it."""
-    pixels = {i: image for part in team.gather(mine) for i, image in part.items()}
+    pixels = {i: image for samples in team.gather(part) for i, image in samples.items()}
     return np.stack([pixels[i] for i in range(first, first + n)])
 
 
@@ -104,8 +104,8 @@ def generate_all(
     first: int = 0,
 ) -> Work[Array]:
     """Generate the n samples from `first` on, a part of them in each process."""
-    mine = yield from generate_share(settings, loaded, n, device, team, first)
-    return gather_samples(mine, n, team, first)
+    part = yield from generate_part(settings, loaded, n, device, team, first)
+    return gather_samples(part, n, team, first)
 
 
 NAMED = re.compile("[0-9a-f]{64}")
@@ -120,8 +120,8 @@ def compute_features(network: FeatureNetwork, pixels: Array, team: Team = ALONE)
 
     Each process computes a part of them.
     """
-    own = team.share(len(pixels), usual_batch(network))
-    part: Array = yield from extract_features(network, pixels[own.start : own.stop])
+    indices = team.share(len(pixels), usual_batch(network))
+    part: Array = yield from extract_features(network, pixels[indices.start : indices.stop])
     return np.concatenate(team.gather(part))
 
 
@@ -140,12 +140,12 @@ def cache_features(
     # The first process decides for all, which may see another folder.
     folder = files.cache_folder() if team.index == 0 else None
     path = folder / f"{_key(network, pixels)}.npz" if folder else None
-    found = team.from_first(_read(path, (len(pixels), network.dim)) if path else None)
-    if found is not None:
+    cached_features = team.from_first(_read(path, (len(pixels), network.dim)) if path else None)
+    if cached_features is not None:
         if folder and tell:
             where = files.show(folder)
             yield Notice(f"using cached features of the real images from {where}")
-        return found
+        return cached_features
     features: Array = yield from compute_features(network, pixels, team)
     if path:
         _write(path, features)
@@ -158,17 +158,17 @@ def _key(network: FeatureNetwork, pixels: Array) -> str:
     The pixels cover the choice of images, their order, their size and their background. They do not
     cover the network's own resizing, or the code.
     """
-    own = (network.name, network.weights, network.resize, network.device.type)
-    found = hashlib.sha256(repr((*own, __version__, torch.__version__, pixels.shape)).encode())
-    found.update(np.ascontiguousarray(pixels).data)
-    return found.hexdigest()
+    facts = (network.name, network.weights, network.resize, network.device.type)
+    digest = hashlib.sha256(repr((*facts, __version__, torch.__version__, pixels.shape)).encode())
+    digest.update(np.ascontiguousarray(pixels).data)
+    return digest.hexdigest()
 
 
 def _read(path: Path, shape: tuple[int, int]) -> Array | None:
     """Read the features in `path`, or return None if they are missing or damaged."""
     try:
-        with np.load(path, allow_pickle=False) as kept:
-            features: Array = kept["features"]
+        with np.load(path, allow_pickle=False) as archive:
+            features: Array = archive["features"]
     except Exception:  # NumPy and zipfile raise many kinds of errors for damaged bytes
         return None
     if features.shape != shape or features.dtype != np.float32 or not np.isfinite(features).all():
@@ -189,10 +189,10 @@ def _write(path: Path, features: Array) -> None:
 
 def _shrink(folder: Path) -> None:
     """Remove the least recently used features beyond `LARGEST` bytes."""
-    own = (path for path in folder.glob("*.npz") if NAMED.fullmatch(path.stem))
-    kept = [(path.stat(), path) for path in own]
+    paths = (path for path in folder.glob("*.npz") if NAMED.fullmatch(path.stem))
+    cache_files = [(path.stat(), path) for path in paths]
     total = 0
-    for info, path in sorted(kept, key=lambda item: -item[0].st_mtime):
+    for info, path in sorted(cache_files, key=lambda item: -item[0].st_mtime):
         total += info.st_size
         if total > LARGEST:
             path.unlink(missing_ok=True)
@@ -218,14 +218,15 @@ class FeatureMeasure:
     @classmethod
     def of(cls, network: FeatureNetwork, space: Space, real: Array, team: Team) -> Work[Self]:
         """Return the measure against stored real samples (N, C, *size)."""
-        seen = network.prepare_input(space, real)
-        found = yield from cache_features(network, seen, team, tell=True)
-        return cls(network, space, np.asarray(found, np.float64), team)
+        inputs = network.prepare_input(space, real)
+        features = yield from cache_features(network, inputs, team, tell=True)
+        return cls(network, space, np.asarray(features, np.float64), team)
 
     def features(self, samples: Array) -> Work[Array]:
         """Return float64 features of stored samples (N, C, *size)."""
-        seen = self.network.prepare_input(self.space, samples)
-        return np.asarray((yield from compute_features(self.network, seen, self.team)), np.float64)
+        inputs = self.network.prepare_input(self.space, samples)
+        features = yield from compute_features(self.network, inputs, self.team)
+        return np.asarray(features, np.float64)
 
     def kid(self, features: Array) -> dict[str, float]:
         """Return the KID of generated samples, by features, and its standard error, by key."""

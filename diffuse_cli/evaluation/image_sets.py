@@ -54,8 +54,8 @@ class LabeledSamples:
     ) -> LabeledSamples:
         """Label images by the index of their class in `names`, -1 for other classes."""
         places = {name: i for i, name in enumerate(names)}
-        known = np.array([*(places.get(name, -1) for name in images.class_names), -1], np.int64)
-        return cls(images.stored, known[images.labels], pairs, images.rows)
+        labels = np.array([*(places.get(name, -1) for name in images.class_names), -1], np.int64)
+        return cls(images.stored, labels[images.labels], pairs, images.rows)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -157,20 +157,20 @@ def read_common_sides(config: MeasureConfig, models: Sequence[LoadedModel]) -> W
     held_out = any(is_trained_on(model, images) for model in models)
     usable, read = np.ones(len(images), np.bool_), []
     for model in models:
-        told = yield from _read_rows(config.data, images, model)
+        dataset = yield from _read_rows(config.data, images, model)
         pairs = yield from _read_pairs(config, images, model)
         if pairs is not None:
             usable &= pairs.matched
-        read.append((told, model, pairs))
-    if held_out and (few := int((images.held_out & usable).sum())) < FEWEST:
+        read.append((dataset, model, pairs))
+    if held_out and (count := int((images.held_out & usable).sum())) < FEWEST:
         held_out, words = False, words_of(models[0].space)
         yield Notice(
-            f"only {few} {words.one if few == 1 else words.many} held out: training {words.many} "
-            f"stand in as real {words.many}, so distances and likelihood are too good",
+            f"only {count} {words.one if count == 1 else words.many} held out: training "
+            f"{words.many} stand in as real {words.many}, so distances and likelihood are too good",
             warning=True,
         )
     yield _report_part(images, held_out)
-    return [_make_sides(config, *each, usable, held_out=held_out) for each in read]
+    return [_make_sides(config, *sources, usable, held_out=held_out) for sources in read]
 
 
 def _read_in_space(
@@ -222,8 +222,8 @@ def _read_pairs(config: ImageSetsConfig, data: Dataset, loaded: LoadedModel) -> 
         return None
     assert config.given is not None  # as `check_pairs_option` says
     space = Conditioner(given, loaded.space).input_space
-    found = yield from _read_in_space(space, config.given, config, loaded)
-    pairs = match_pairs(data, found)
+    pair_images = yield from _read_in_space(space, config.given, config, loaded)
+    pairs = match_pairs(data, pair_images)
     for line in pairs.describe_unpaired():
         yield Notice(line, warning=True)
     return pairs
@@ -252,18 +252,18 @@ def set_conditions(
     A model that is conditioned only on classes uses the classes of further real images. If DATA has
     none of its classes, it uses all evenly.
     """
-    real, wanted = sides.real, settings.condition
-    if wanted is None:
+    real, condition = sides.real, settings.condition
+    if condition is None:
         return settings
     inputs = prepare_inputs(loaded, real, seed)
     rows = () if real.rows is None else tuple(map(tuple, real.rows.tolist()))
     if inputs is None and not rows:
-        own = _classes_of(sides) or wanted.labels
+        labels = _classes_of(sides) or condition.labels
     else:  # an image without a class still has its own conditions
         untold = len(loaded.model.blueprint.conditions.classes)
-        own = tuple(np.where(real.labels >= 0, real.labels, untold).tolist())
-    own = own if wanted.labels else ()
-    return replace(settings, condition=replace(wanted, labels=own, given=inputs, rows=rows))
+        labels = tuple(np.where(real.labels >= 0, real.labels, untold).tolist())
+    labels = labels if condition.labels else ()
+    return replace(settings, condition=replace(condition, labels=labels, given=inputs, rows=rows))
 
 
 def _classes_of(sides: Sides) -> tuple[int, ...]:
@@ -395,6 +395,6 @@ def _training(
 
 def _shuffle_training(seed: int, held_out: Array, usable: Array) -> Array:
     """Return the indices of the training images, shuffled. For masks see `_training`."""
-    own = np.flatnonzero(~held_out & usable)
-    shuffled: Indices = own[permutation(seed, 1, len(own))]
+    indices = np.flatnonzero(~held_out & usable)
+    shuffled: Indices = indices[permutation(seed, 1, len(indices))]
     return shuffled

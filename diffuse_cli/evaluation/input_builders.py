@@ -33,53 +33,54 @@ from diffuse_cli.models import image_conditioning
 from diffuse_cli.models.image_conditioning import Conditioner, ConditioningInputs, choose_inputs
 from diffuse_cli.system.events import Work
 
-ANSWERED, ANSWERED_AT_ONCE, ANSWERS_SHOWN = 1000, 16, 10
+MOST_PAIRED, PAIRED_AT_ONCE, PAIRED_SHOWN = 1000, 16, 10
 """The most real images to compare with generated images of the same condition, the number of images
 at a time, and the number to show."""
 
 
-def make_answers(evaluation: EvaluationRun) -> Work[None]:
+def make_paired_values(evaluation: EvaluationRun) -> Work[None]:
     """Compare each real image with two images generated from its conditioning input.
 
-    The second image is generated for `ANSWERED` real images, unless it exists already.
+    The second image is generated for `MOST_PAIRED` real images, unless it exists already.
     """
     yield from make_part(evaluation, "features")
     config, (loaded, settings) = evaluation.config, evaluation.model_and_settings
     encoder = Conditioner.from_blueprint(loaded.model.blueprint)
     assert encoder is not None
     real, fakes = evaluation.real, evaluation.generated.samples
-    count = min(len(real), len(fakes), ANSWERED)
+    count = min(len(real), len(fakes), MOST_PAIRED)
     second = fakes[len(real) : len(real) + count]
     if len(second) < count:
         device, team = evaluation.accelerator.device, evaluation.team
         second = yield from generate_all(settings, loaded, count, device, team, len(real))
-    others, features = yield from _make_baselines(evaluation, encoder, count)
+    baselines, features = yield from _make_baselines(evaluation, encoder, count)
     if not evaluation.accelerator.is_main_process:
         return
     every = range(count)
-    found = [
+    parts = [
         compare_samples(
             encoder,
             real.samples[list(rows)],
             [fakes[list(rows)], second[list(rows)]],
-            {name: images[list(rows)] for name, images in others.items()},
+            {name: images[list(rows)] for name, images in baselines.items()},
             config.seed,
             rows,
         )
-        for rows in (every[k : k + ANSWERED_AT_ONCE] for k in range(0, count, ANSWERED_AT_ONCE))
+        for rows in (every[k : k + PAIRED_AT_ONCE] for k in range(0, count, PAIRED_AT_ONCE))
     ]
-    values = {key: np.concatenate([part[key] for part in found]) for key in found[0]}
-    own, theirs = evaluation.fake_features[:count], evaluation.real_features[:count]
-    values |= feature_distances(theirs, own, features)
+    values = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    real_features = evaluation.real_features[:count]
+    fake_features = evaluation.fake_features[:count]
+    values |= feature_distances(real_features, fake_features, features)
     sides = {
-        "condition": others.get("given"),
+        "condition": baselines.get("given"),
         "generated": fakes,
         "generated again": second,
         "real": real.samples,
-        "nearest in training": others.get("nearest"),
+        "nearest in training": baselines.get("nearest"),
     }
-    first = {k: of[: min(count, ANSWERS_SHOWN)] for k, of in sides.items() if of is not None}
-    evaluation.answers = PairedValues(values, np.arange(count), first)
+    first = {k: side[: min(count, PAIRED_SHOWN)] for k, side in sides.items() if side is not None}
+    evaluation.paired_values = PairedValues(values, np.arange(count), first)
 
 
 def _make_baselines(
@@ -100,9 +101,9 @@ def _make_baselines(
         look = evaluation.look(images["given"])
         features["given"] = yield from compute_features(evaluation.network, look, evaluation.team)
     if evaluation.training is not None and len(evaluation.train_features):
-        known = evaluation.training.first(len(evaluation.train_features))
-        places = find_nearest_inputs(encoder, inputs, count, known, seed)
-        images["nearest"] = known.samples[places]
+        training = evaluation.training.first(len(evaluation.train_features))
+        places = find_nearest_inputs(encoder, inputs, count, training, seed)
+        images["nearest"] = training.samples[places]
         features["nearest"] = evaluation.train_features[places]
     return images, features
 
@@ -110,8 +111,8 @@ def _make_baselines(
 def compare_samples(
     encoder: Conditioner,
     truth: Array,
-    drawn: Sequence[Array],
-    others: Mapping[str, Array],
+    fakes: Sequence[Array],
+    baselines: Mapping[str, Array],
     seed: int,
     rows: Sequence[int],
 ) -> dict[str, Array]:
@@ -119,16 +120,16 @@ def compare_samples(
 
     Args:
         truth: the real images (M, C, *size), whose inputs are degraded with `seed`.
-        drawn: two generated images for each conditioning input.
-        others: the baselines by name.
+        fakes: two generated images for each conditioning input.
+        baselines: the baselines by name.
         rows: the indices of the images among the real images.
     """
     span = encoder.space.bins - 1.0 if encoder.space.bins else 2.0
-    values = compute_pixel_metrics(truth, drawn[0], drawn[1], others, span)
+    values = compute_pixel_metrics(truth, fakes[0], fakes[1], baselines, span)
     if encoder.degradation:
         misfits = image_conditioning.measure_residuals
-        off = [misfits(encoder, each, truth, seed, rows) for each in (*drawn, truth)]
-        values |= {"inconsistency": (off[0] + off[1]) / 2, "inconsistency_of_real": off[2]}
+        first, second, real = (misfits(encoder, x, truth, seed, rows) for x in (*fakes, truth))
+        values |= {"inconsistency": (first + second) / 2, "inconsistency_of_real": real}
     return values
 
 
@@ -145,18 +146,18 @@ def find_nearest_inputs(
     """
     width = encoder.given.channels * math.prod(encoder.space.size)
     places: list[Array] = []
-    for mine in blocks(count, width):
-        conditioning = inputs.encode(range(mine.start, mine.stop), torch.device("cpu")).double()
-        values, known = conditioning[:, :-1], conditioning[:, -1:]
-        known = known.expand_as(values).flatten(1)
-        kept = None
+    for rows in blocks(count, width):
+        conditioning = inputs.encode(range(rows.start, rows.stop), torch.device("cpu")).double()
+        values, mask = conditioning[:, :-1], conditioning[:, -1:]
+        mask = mask.expand_as(values).flatten(1)
+        nearest = None
         for part in blocks(len(training), width):
-            theirs = _unmasked_inputs(encoder, training[part], seed).double().flatten(1)
+            train_inputs = _unmasked_inputs(encoder, training[part], seed).double().flatten(1)
             # |k (x - y)|^2 less |k y|^2, which is the same for all x.
-            found = known @ theirs.square().T - 2 * values.flatten(1) @ theirs.T
-            kept = merge(kept, found, part.start, 1)
-        assert kept is not None
-        places.append(kept[1][:, 0].numpy())
+            distances = mask @ train_inputs.square().T - 2 * values.flatten(1) @ train_inputs.T
+            nearest = merge(nearest, distances, part.start, 1)
+        assert nearest is not None
+        places.append(nearest[1][:, 0].numpy())
     return np.concatenate(places)
 
 
@@ -178,15 +179,15 @@ def _make_generated(evaluation: EvaluationRun) -> Work[None]:
     n, (loaded, settings) = evaluation.config.n, evaluation.model_and_settings
     device, team = evaluation.accelerator.device, evaluation.team
     samples = yield from generate_all(settings, loaded, n, device, team)
-    wanted = settings.condition
-    labels = [wanted.label(i) if wanted else -1 for i in range(n)]
+    condition = settings.condition
+    labels = [condition.label(i) if condition else -1 for i in range(n)]
     evaluation.fakes = LabeledSamples(samples, np.array(labels, np.int64))
 
 
 def _make_features(evaluation: EvaluationRun) -> Work[None]:
     """Compute features of both sides, of further real images and, for pictures, training images."""
     yield from make_part(evaluation, "generated")
-    network, team, known = evaluation.network, evaluation.team, 0
+    network, team, num_computed = evaluation.network, evaluation.team, 0
     see = partial(network.prepare_input, evaluation.space)
     real, fakes, more = evaluation.sides
     evaluation.real_features = yield from cache_features(network, see(real), team, tell=True)
@@ -195,20 +196,20 @@ def _make_features(evaluation: EvaluationRun) -> Work[None]:
         first = training.first(evaluation.config.train_n)
         evaluation.train_features = yield from cache_features(network, see(first.samples), team)
         if evaluation.loaded and len(training.held_out) >= FEWEST:
-            known = len(first)  # `more` are the first training images
-    if len(more) <= known:
+            num_computed = len(first)  # `more` are the first training images
+    if len(more) <= num_computed:
         evaluation.more_features = evaluation.train_features[: len(more)]
     elif len(more):
         evaluation.more_features = yield from cache_features(network, see(more), team)
 
 
-def _make_landmarks(evaluation: EvaluationRun) -> Work[None]:
+def _make_baseline_features(evaluation: EvaluationRun) -> Work[None]:
     """Compute features of the baselines, which are known to be bad."""
-    made = make_baseline_images(evaluation.look(evaluation.real.samples))
-    pixels = np.concatenate([*made.values()])
+    baselines = make_baseline_images(evaluation.look(evaluation.real.samples))
+    pixels = np.concatenate([*baselines.values()])
     features = yield from cache_features(evaluation.network, pixels, evaluation.team)
-    ends = np.cumsum([len(images) for images in made.values()])
-    evaluation.landmarks = dict(zip(made, np.split(features, ends[:-1]), strict=True))
+    ends = np.cumsum([len(images) for images in baselines.values()])
+    evaluation.baseline_features = dict(zip(baselines, np.split(features, ends[:-1]), strict=True))
 
 
 def _make_nearest(evaluation: EvaluationRun) -> Work[None]:
@@ -289,9 +290,9 @@ PARTS: Mapping[str, Callable[[EvaluationRun], Work[None]]] = {
     "generated": _make_generated,
     "features": _make_features,
     "random_features": _make_features,
-    "landmarks": _make_landmarks,
+    "baseline_features": _make_baseline_features,
     "nearest": _make_nearest,
-    "answers": make_answers,
+    "paired_values": make_paired_values,
     "marginals": _make_marginals,
     "spectra": _make_spectra,
 }
@@ -300,6 +301,6 @@ PARTS: Mapping[str, Callable[[EvaluationRun], Work[None]]] = {
 
 def make_part(evaluation: EvaluationRun, part: str) -> Work[None]:
     """Make a part of `PARTS`, once."""
-    if part not in evaluation.made:
-        evaluation.made.add(part)
+    if part not in evaluation.made_parts:
+        evaluation.made_parts.add(part)
         yield from PARTS[part](evaluation)

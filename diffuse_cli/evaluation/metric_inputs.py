@@ -27,14 +27,14 @@ from diffuse_cli.system.events import Notice
 
 OF_TRAINING = "the model's training data as DATA, with a held-out part, and --train-n above 0"
 
-WANTED = {
+REQUIREMENTS = {
     "bits": "a model",
     "train_bits": OF_TRAINING,
     "ode_bits": "a model that is not distilled",
     "nearest": OF_TRAINING,
-    "answers": "a model that is conditioned on images",
+    "paired_values": "a model that is conditioned on images",
     "features": "images",
-    "landmarks": "images",
+    "baseline_features": "images",
     "random_features": "arrays, sounds or stacks",
 }
 """Requirements of parts that cannot always be made."""
@@ -47,17 +47,18 @@ def find_missing_parts(space: Space, loaded: LoadedModel | None, *, training: bo
         loaded: the model; None for a folder of samples.
         training: whether training samples are known.
     """
-    found = set()
+    missing = set()
     if loaded is None:
-        found |= {"bits", "train_bits"}
+        missing |= {"bits", "train_bits"}
     if loaded is None or not loaded.model.blueprint.conditions.given:
-        found |= {"answers"}
+        missing |= {"paired_values"}
     if loaded is None or loaded.model.distilled is not None:
-        found |= {"ode_bits"}
+        missing |= {"ode_bits"}
     if not training:
-        found |= {"train_bits", "nearest"}
-    found |= {"random_features"} if can_judge(space) else {"features", "landmarks", "answers"}
-    return found
+        missing |= {"train_bits", "nearest"}
+    if can_judge(space):
+        return missing | {"random_features"}
+    return missing | {"features", "baseline_features", "paired_values"}
 
 
 def report_unmeasured(metrics: Sequence[str], missing: Set[str]) -> Iterator[Notice]:
@@ -69,7 +70,7 @@ def report_unmeasured(metrics: Sequence[str], missing: Set[str]) -> Iterator[Not
     unmeasured = [name for name in metrics if not missing.isdisjoint(METRICS[name].NEEDS)]
     for name in unmeasured:
         need = next(need for need in METRICS[name].NEEDS if need in missing)
-        text = f"--metrics {name} needs {WANTED[need]}"
+        text = f"--metrics {name} needs {REQUIREMENTS[need]}"
         if len(unmeasured) == len(metrics):
             random = name == "kid" and "random_features" not in missing
             raise UsageError(text, "Use --metrics random-kid" if random else "Remove it")
@@ -83,7 +84,7 @@ class EvaluationRun(MetricInputs):
     Attributes:
         fakes: the generated samples, once they exist.
         training: the training samples, if they are known and wanted.
-        made: the parts that exist, see `input_builders.make_part`.
+        made_parts: the parts that exist, see `input_builders.make_part`.
     """
 
     config: EvalConfig
@@ -98,7 +99,7 @@ class EvaluationRun(MetricInputs):
     bound: VariationalBound | None = None
     train: LabeledSamples | None = None
     train_features: Array = field(default_factory=lambda: np.zeros((0, 0)))
-    made: set[str] = field(default_factory=set)
+    made_parts: set[str] = field(default_factory=set)
 
     def look(self, samples: Array) -> Array:
         """Convert stored samples to pictures, uint8 (N, 1 or 3, H, W)."""
@@ -130,20 +131,20 @@ class EvaluationRun(MetricInputs):
     def missing_parts(self) -> set[str]:
         """Parts that cannot be made."""
         training = self.training
-        found = find_missing_parts(self.space, self.loaded, training=training is not None)
+        missing = find_missing_parts(self.space, self.loaded, training=training is not None)
         if training and len(training.held_out) < FEWEST:  # the real images are all of DATA
-            found |= {"train_bits"}
-        return found
+            missing |= {"train_bits"}
+        return missing
 
     @property
     def metrics(self) -> Mapping[str, Metric]:
         """Metrics that are wanted and can be measured, by name."""
-        asked = self.config.metrics
-        wanted = None if asked is None else [*map(METRICS.current, asked)]
+        requested = self.config.metrics
+        names = None if requested is None else [*map(METRICS.current, requested)]
         return {
             name: metric
             for name, metric in METRICS.items()
-            if (self._is_default(metric) if wanted is None else name in wanted)
+            if (self._is_default(metric) if names is None else name in names)
             and self.can_measure(metric.NEEDS)
         }
 
@@ -152,32 +153,32 @@ class EvaluationRun(MetricInputs):
 
     def select_class(self, label: int) -> EvaluationRun:
         """Return a finished evaluation, restricted to one class."""
-        ours, theirs = self.real.labels == label, self.generated.labels == label
-        others = self.more.labels == label
+        real_rows, fake_rows = self.real.labels == label, self.generated.labels == label
+        more_rows = self.more.labels == label
         part = replace(
             self,
-            real=self.real[ours],
-            more=self.more[others],
-            fakes=self.generated[theirs],
-            bits=_rows(self.bits, ours),
-            ode_bits=_rows(self.ode_bits, ours),
-            real_features=_rows(self.real_features, ours),
-            fake_features=_rows(self.fake_features, theirs),
-            more_features=_rows(self.more_features, others),
-            landmarks={},  # of all images
-            answers=self.answers[ours],
+            real=self.real[real_rows],
+            more=self.more[more_rows],
+            fakes=self.generated[fake_rows],
+            bits=_rows(self.bits, real_rows),
+            ode_bits=_rows(self.ode_bits, real_rows),
+            real_features=_rows(self.real_features, real_rows),
+            fake_features=_rows(self.fake_features, fake_rows),
+            more_features=_rows(self.more_features, more_rows),
+            baseline_features={},  # of all images
+            paired_values=self.paired_values[real_rows],
         )
-        if "marginals" in self.made:
+        if "marginals" in self.made_parts:
             part.marginals = measure_marginals(*part.sides)
-        if "spectra" in self.made:
-            part.spectra = self.spectra.of(ours, theirs, others)
+        if "spectra" in self.made_parts:
+            part.spectra = self.spectra.of(real_rows, fake_rows, more_rows)
         if self.train is not None:
             part.train_bits = self.train_bits[self.train.labels == label]
         if training := self.training:
             alone = training.pool.labels[training.order[: training.reference_count]]
             references = np.concatenate([training.held_out.labels, alone]) == label
             part.nearest = {
-                space: near.select(theirs, references[: len(near.references)])
+                space: near.select(fake_rows, references[: len(near.references)])
                 for space, near in self.nearest.items()
             }
         return part
@@ -221,7 +222,7 @@ class VariationalBound:
     def parts(self) -> Array:
         """Return L_T, L_1 + ... + L_T-1, and L_0 of each image, (N, 3)."""
         shares, first = self._shares(), self.times == 0
-        middle, decoder = ((shares * own).sum(1) for own in (~first, first))
+        middle, decoder = ((shares * mask).sum(1) for mask in (~first, first))
         return np.stack([self.prior, middle, decoder], 1)
 
     def _shares(self) -> Array:
@@ -247,11 +248,11 @@ class VariationalBound:
 
     def _groups(self) -> list[range]:
         """Divide all timesteps into ranges with visits. The first range is only t = 0."""
-        total, (images, each) = len(self.expected), self.times.shape
-        seen = np.bincount(self.times.ravel(), minlength=total).cumsum()
+        total, (images, per_image) = len(self.expected), self.times.shape
+        visits = np.bincount(self.times.ravel(), minlength=total).cumsum()
         edges = [0, 1]
-        for group in strata(total, max(BINS, each))[1:]:
-            if seen[group.stop - 1] - seen[edges[-1] - 1] >= min(SEEN, images):
+        for group in strata(total, max(BINS, per_image))[1:]:
+            if visits[group.stop - 1] - visits[edges[-1] - 1] >= min(SEEN, images):
                 edges.append(group.stop)
         if edges[-1] < total:  # the rest joins the last group, but never the decoder
             edges[max(2, len(edges) - 1) :] = [total]

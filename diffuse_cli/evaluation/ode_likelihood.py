@@ -29,7 +29,7 @@ def make_ode_bits(evaluation: EvaluationRun) -> Work[None]:
     """Estimate the likelihood of each real image by the probability-flow equation."""
     config, loaded, images = evaluation.config, evaluation.loaded, evaluation.real
     assert loaded is not None
-    own = yield from measure_ode_bits(
+    bits = yield from measure_ode_bits(
         loaded.denoiser,
         images,
         loaded.model.blueprint,
@@ -40,7 +40,7 @@ def make_ode_bits(evaluation: EvaluationRun) -> Work[None]:
         batch_size=config.batch_size,
         device=evaluation.accelerator.device,
     )
-    evaluation.ode_bits = np.concatenate(evaluation.team.gather(own))
+    evaluation.ode_bits = np.concatenate(evaluation.team.gather(bits))
 
 
 def measure_ode_bits(
@@ -65,18 +65,19 @@ def measure_ode_bits(
     for batch, stored, cond in iterate_batches(
         images, blueprint, indices, given, batch_size, device
     ):
-        stored, done = stored.float(), 0
-        found: list[torch.Tensor] = []
+        stored, step = stored.float(), 0
+        densities: list[torch.Tensor] = []
         if space.levels is not None:
             stored = stored + _draw_uniform(seed, batch, space.shape).to(device) - 0.5
         x0, probe = space.to_model(stored), _draw_signs(seed, batch, space.shape).to(device)
         for k, n in enumerate(runs):
             for density in log_densities(denoiser, x0, steps=n, probes=[probe], **cond):
-                found[k:], done = [density], done + 1
-                part = len(x0) * done // sum(runs)
+                densities[k:] = [density]
+                step += 1
+                part = len(x0) * step // sum(runs)
                 yield Progress(TASK, batch.start - indices.start + part, len(indices))
         # Metal has no float64.
-        fine, coarse = (nats.cpu().double().numpy() / x0[0].numel() for nats in found)
+        fine, coarse = (nats.cpu().double().numpy() / x0[0].numel() for nats in densities)
         slope = space.log_slope(stored).flatten(1).mean(1).cpu().double().numpy()
         error = (fine - coarse) / ((runs[0] / runs[1]) ** 2 - 1)
         rows.append(np.stack([-fine - slope, error], 1) / math.log(2))

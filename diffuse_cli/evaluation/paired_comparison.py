@@ -39,13 +39,13 @@ class Difference:
 
     Attributes:
         number: the presentation of the metric.
-        apart: B's value minus A's.
+        gap: B's value minus A's.
         paired: whether the standard error uses pairs of images, not independent evaluations.
         better: `A` or `B` if the difference is significant and a direction is better, else empty.
     """
 
     number: MetricNumber
-    apart: Measurement
+    gap: Measurement
     paired: bool
     better: str
 
@@ -83,36 +83,37 @@ def compare_models(
         DataError: DATA cannot be used.
         UsageError: an option does not suit a model, or the backgrounds or fits differ.
     """
-    own = [
+    configs = [
         convert_options(config, EvalConfig, subject=path, data=config.data)
         for path in (config.a, config.b)
     ]
     for name in ("background", "fit"):
-        theirs = [getattr(model, name) for model in models]
-        if getattr(config, name) is None and theirs[0] != theirs[1]:
-            text = f"the two models were trained with --{name} {theirs[0]} and {theirs[1]}"
+        defaults = [getattr(model, name) for model in models]
+        if getattr(config, name) is None and defaults[0] != defaults[1]:
+            text = f"the two models were trained with --{name} {defaults[0]} and {defaults[1]}"
             raise UsageError(text, f"Set --{name} for both")
     check_pairs_option(config.given, *(m.model.blueprint.conditions.given for m in models))
     settings = []
-    for each, model in zip(own, models, strict=True):
-        settings.append((yield from evaluation_run.prepare_settings(each, model, accelerator)))
-    judge = yield from evaluation_run.load_feature_choice(own[0], models[0].space, accelerator)
-    sides = yield from read_common_sides(own[0], models)
+    for eval_config, model in zip(configs, models, strict=True):
+        base = yield from evaluation_run.prepare_settings(eval_config, model, accelerator)
+        settings.append(base)
+    judge = yield from evaluation_run.load_feature_choice(configs[0], models[0].space, accelerator)
+    sides = yield from read_common_sides(configs[0], models)
     sides[0].check()
-    network = yield from evaluation_run.choose_network(own[0], judge, sides[0])
+    network = yield from evaluation_run.choose_network(configs[0], judge, sides[0])
     evaluations, values, described = [], [], []
-    for each, model, base, side in zip(own, models, settings, sides, strict=True):
-        yield Notice(f"evaluating {files.show(each.subject)}")
-        drawn = set_conditions(base, model, side, each.seed)
+    for eval_config, model, base, side in zip(configs, models, settings, sides, strict=True):
+        yield Notice(f"evaluating {files.show(eval_config.subject)}")
+        sampling = set_conditions(base, model, side, eval_config.seed)
         evaluations.append(
             EvaluationRun(
-                each, accelerator, network, model, drawn, side.real, side.more, None,
+                eval_config, accelerator, network, model, sampling, side.real, side.more, None,
                 side.training, space=side.space,
             )
         )  # fmt: skip
         values.append((yield from evaluation_run.compute_metrics(evaluations[-1])))
-        facts = evaluation_run.describe(base, each, model)
-        described.append({**facts, "timesteps": each.timesteps})
+        facts = evaluation_run.describe(base, eval_config, model)
+        described.append({**facts, "timesteps": eval_config.timesteps})
     if not accelerator.is_main_process:
         return None
     return PairedComparison(
@@ -133,7 +134,7 @@ def _paired_errors(evaluations: Sequence[EvaluationRun]) -> dict[str, float]:
     """Return the standard errors of differences of two finished evaluations, by key."""
     errors: dict[str, float] = {}
     for metric in METRICS.values():
-        if all(each.can_measure(metric.NEEDS) for each in evaluations):
+        if all(evaluation.can_measure(metric.NEEDS) for evaluation in evaluations):
             errors |= metric.difference_errors(*evaluations)
     return errors
 
@@ -144,25 +145,25 @@ def differences(values: Sequence[Values], paired: Values) -> tuple[Difference, .
     Args:
         paired: the known standard errors of differences. Others combine as independent.
     """
-    found = []
+    rows = []
     for shape in select_numbers({k: v for k, v in values[0].items() if k in values[1]}):
         if not shape.direction and shape.question != "other":
             continue  # a property of the real images
-        a, b = (read_measurement(own, shape.key) for own in values)
+        a, b = (read_measurement(side, shape.key) for side in values)
         error = paired.get(shape.key, math.hypot(a.error, b.error))
-        apart, better = Measurement(b.value - a.value, error), ""
+        gap, better = Measurement(b.value - a.value, error), ""
         if all(map(shape.can_show, values)):
-            better = _find_better(apart, shape.direction)
-        found.append(Difference(shape, apart, shape.key in paired, better))
-    return tuple(found)
+            better = _find_better(gap, shape.direction)
+        rows.append(Difference(shape, gap, shape.key in paired, better))
+    return tuple(rows)
 
 
-def _find_better(apart: Measurement, direction: str) -> str:
+def _find_better(gap: Measurement, direction: str) -> str:
     """Return the significantly better side, or an empty string."""
     above, below = {"lower": ("A", "B"), "higher": ("B", "A")}.get(direction, ("", ""))
     nothing = Measurement(0.0)
-    if not apart.error > 0:
+    if not gap.error > 0:
         return ""
-    if apart.is_above(nothing):
+    if gap.is_above(nothing):
         return above
-    return below if nothing.is_above(apart) else ""
+    return below if nothing.is_above(gap) else ""

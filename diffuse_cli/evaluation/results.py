@@ -45,7 +45,7 @@ class EvaluationResult:
             and the report, or None.
         remarks: sentences on the meaning of the metrics.
         words: the names of the medium's samples.
-        shown: the images of the report, or None.
+        images: the images of the report, or None.
     """
 
     values: dict[str, float]
@@ -66,7 +66,7 @@ class EvaluationResult:
     report: Path | None
     remarks: list[Remark]
     words: Words
-    shown: ReportImages | None
+    images: ReportImages | None
 
     @property
     def verdict(self) -> str:
@@ -76,8 +76,8 @@ class EvaluationResult:
 
     def to_json(self, config: EvalConfig) -> dict[str, object]:
         """Return the metrics, and the settings that comparisons need."""
-        values = dataclasses.asdict(dataclasses.replace(self, shown=None, remarks=[]))
-        del values["shown"], values["words"]
+        values = dataclasses.asdict(dataclasses.replace(self, images=None, remarks=[]))
+        del values["images"], values["words"]
         values["remarks"] = [str(remark) for remark in self.remarks if remark.warns]
         numbers = values.pop("values")
         counts = {"real": values.pop("real"), "generated": values.pop("generated")}
@@ -130,8 +130,8 @@ def summarize(
         )
     elif _is_close(values, key):
         text = f"Close to the real {many}"
-        if far := [number.label for number in select_numbers(values) if number.is_far(values)]:
-            text = f"Different from the real {many} in {join_names(far)}{longer}"
+        if labels := [number.label for number in select_numbers(values) if number.is_far(values)]:
+            text = f"Different from the real {many} in {join_names(labels)}{longer}"
         if count < FEWEST:
             text = f"Too few {many} to tell how close: {count}, and {FEWEST} are needed"
     elif "blurred" in better:

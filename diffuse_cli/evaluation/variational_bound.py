@@ -59,12 +59,12 @@ def _bound(
     denoiser = settings.set_variance(loaded.denoiser)
     if config.respaced is not None:
         denoiser = denoiser.respaced(denoiser.process.times(config.respaced))
-    own = evaluation.team.share(len(images), config.batch_size)
+    indices = evaluation.team.share(len(images), config.batch_size)
     bound = yield from measure_bound(
         denoiser,
         images,
         loaded.model.blueprint,
-        own,
+        indices,
         given=prepare_inputs(loaded, images, config.seed),
         timesteps=timesteps,
         seed=config.seed,
@@ -106,18 +106,18 @@ def measure_bound(
     for batch, stored, cond in iterate_batches(
         images, blueprint, indices, given, batch_size, device
     ):
-        done, x0 = batch.start - indices.start, blueprint.space.to_model(stored)
-        draws = _draws(seed, batch, times[done : done + batch_size], x0)
+        start, x0 = batch.start - indices.start, blueprint.space.to_model(stored)
+        draws = _draws(seed, batch, times[start : start + batch_size], x0)
         terms = []
         for term in bound_terms(denoiser, x0, draws, **cond):
             terms.append(term)
             part = len(x0) * len(terms) // n
-            yield Progress(task, done + part, len(indices))
+            yield Progress(task, start + part, len(indices))
         # Metal has no float64.
         rows.append(torch.stack(terms, 1).cpu().double().numpy())
         if blueprint.space.levels is None:
             slope = blueprint.space.log_slope(stored).flatten(1).mean(1).cpu().double().numpy()
-            first = times[done : done + batch_size].numpy() == 0
+            first = times[start : start + batch_size].numpy() == 0
             # An image's decoder terms, divided by their expected number, sum to one decoder.
             rows[-1] -= first * (slope / math.log(2))[:, None]
         priors.append(prior_bits(denoiser, x0).cpu().double().numpy())
@@ -134,13 +134,14 @@ def iterate_batches(
     device: torch.device,
 ) -> Iterator[tuple[range, torch.Tensor, dict[str, Any]]]:
     """Yield the indices of each batch, its stored samples, and the network's keywords."""
-    for done in range(0, len(indices), batch_size):
-        batch = indices[done : done + batch_size]
+    for start in range(0, len(indices), batch_size):
+        batch = indices[start : start + batch_size]
         chosen = images[batch.start : batch.stop]
-        stored, own = (torch.tensor(of, device=device) for of in (chosen.samples, chosen.labels))
+        stored = torch.tensor(chosen.samples, device=device)
+        labels = torch.tensor(chosen.labels, device=device)
         row = None if chosen.rows is None else torch.tensor(chosen.rows, device=device)
         conditioning = given.encode(batch, device) if given else None
-        yield batch, stored, {**blueprint.conditions.make_keywords(own, conditioning, row)}
+        yield batch, stored, {**blueprint.conditions.make_keywords(labels, conditioning, row)}
 
 
 def draw_positions(seed: int, indices: Sequence[int], n: int) -> Array:
@@ -150,7 +151,7 @@ def draw_positions(seed: int, indices: Sequence[int], n: int) -> Array:
     block of images are in different parts of the stratum (McKay et al. 1979, Latin hypercube
     sampling), which reduces the variance of the mean over images.
     """
-    found = np.empty((len(indices), n))
+    positions = np.empty((len(indices), n))
     blocks: dict[int, Array] = {}
     for row, i in enumerate(indices):
         block, place = divmod(i, BLOCK)
@@ -158,8 +159,8 @@ def draw_positions(seed: int, indices: Sequence[int], n: int) -> Array:
             draws = philox(seed, "bits-time", block)
             cells = draws.permuted(np.tile(np.arange(BLOCK), (n, 1)), axis=1)
             blocks = {block: (cells + draws.random((n, BLOCK))) / BLOCK}
-        found[row] = blocks[block][:, place]
-    return found
+        positions[row] = blocks[block][:, place]
+    return positions
 
 
 def _draws(
@@ -181,14 +182,14 @@ def plot_bound(bound: VariationalBound, name: str, *, density: bool = False) -> 
     axes = sheet.axes(0.9, 0.75, 6.0, 2.95)
     total = float(bound.parts().sum(1).mean())
     groups, last = bound.group_by_time(), len(bound.expected)
-    of = " of the density" if density else ""
-    title = f"{name}: {Measurement(total)} bits per dimension{of} over {last} timesteps"
+    suffix = " of the density" if density else ""
+    title = f"{name}: {Measurement(total)} bits per dimension{suffix} over {last} timesteps"
     sheet.text(0.9, 0.4, title, 6.0, fontsize=11, fontweight="bold", parse_math=False)
     means = np.array([group["bits_per_timestep"] for group in groups])
     edges = [group["first"] + 1 for group in groups] + [last + 1]
-    shown = np.where(means > 0, means, np.nan)  # a density's decoder may be negative
-    axes.stairs(shown, edges, baseline=None, color=figures.color(0), linewidth=1.8)
-    axes.plot([1.5], shown[:1], "o", color=figures.color(1), markersize=6)
+    heights = np.where(means > 0, means, np.nan)  # a density's decoder may be negative
+    axes.stairs(heights, edges, baseline=None, color=figures.color(0), linewidth=1.8)
+    axes.plot([1.5], heights[:1], "o", color=figures.color(1), markersize=6)
     faint: dict[str, Any] = {"fontsize": 8.5, "color": figures.FAINT}
     decoder = f"decoder{', a density' * density}, $L_0$: {Measurement(means[0])}"
     place = means[0] if means[0] > 0 else means[means > 0].max(initial=1e-12)

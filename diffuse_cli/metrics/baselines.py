@@ -13,7 +13,7 @@ from diffuse_cli.metrics.kid import estimate_kid, sum_within
 from diffuse_cli.metrics.presentation import BASELINES, MetricNumber
 from diffuse_cli.system.rng import philox
 
-NEEDS = ("features", "landmarks")
+NEEDS = ("features", "baseline_features")
 
 LACKS = {"blurred": "shapes without detail", "mean": "no variety", "noise": "nothing learned"}
 
@@ -42,23 +42,23 @@ BLUR = 1 / 16
 
 def compute(evaluation: MetricInputs) -> dict[str, float]:
     """Return `kid_of_NAME` for each baseline, with standard errors as for `kid`."""
-    if not evaluation.landmarks:
+    if not evaluation.baseline_features:
         return {}
     real = np.asarray(evaluation.real_features, np.float64)
     inner = sum_within(real)
-    found: dict[str, float] = {}
-    for name, features in evaluation.landmarks.items():
-        found |= estimate_kid(real, np.asarray(features, np.float64), f"kid_of_{name}", inner)
-    return found
+    values: dict[str, float] = {}
+    for name, features in evaluation.baseline_features.items():
+        values |= estimate_kid(real, np.asarray(features, np.float64), f"kid_of_{name}", inner)
+    return values
 
 
 def make_baseline_images(real: Array) -> dict[str, Array]:
     """Make the baseline images of real images, uint8 (M, C, H, W), by the names in `BASELINES`."""
-    some = real[:IMAGES].astype(np.float64)
+    first = real[:IMAGES].astype(np.float64)
     mean = np.repeat(real.mean(0, keepdims=True), COPIES, 0)
-    noise = philox(0, "landmarks").integers(0, 256, some.shape)
-    made = {"blurred": blur_images(some), "mean": mean, "noise": noise}
-    return {name: np.rint(images).astype(np.uint8) for name, images in made.items()}
+    noise = philox(0, "landmarks").integers(0, 256, first.shape)
+    baselines = {"blurred": blur_images(first), "mean": mean, "noise": noise}
+    return {name: np.rint(images).astype(np.uint8) for name, images in baselines.items()}
 
 
 def blur_images(images: Array) -> Array:

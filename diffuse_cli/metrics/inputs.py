@@ -52,8 +52,8 @@ class PairedValues:
 
     def __getitem__(self, chosen: Array) -> PairedValues:
         """Return the values of some real images, by a mask of all real images."""
-        own = chosen[self.rows]
-        return PairedValues({key: value[own] for key, value in self.values.items()}, self.rows[own])
+        mask = chosen[self.rows]
+        return PairedValues({k: value[mask] for k, value in self.values.items()}, self.rows[mask])
 
 
 @dataclass(frozen=True)
@@ -108,13 +108,13 @@ class MetricInputs:
         space: the space of the samples.
         real_features, fake_features, more_features: the `features` or `random_features` of real,
             generated and further real images, float32 (N, d), (M, d) and (K, d). K can be 0.
-        landmarks: the features of baseline images, by name.
+        baseline_features: the features of baseline images, by name.
         bits, train_bits: the bits per dimension of held-out and of training images, (N, 3) and
             (M, 3), as L_T, L_1 + ... + L_T-1, L_0.
         ode_bits: the bits per dimension of held-out images by the probability-flow equation, and
             the estimated errors of the solver, (N, 2).
         nearest: the distances to training images, by the name of the space.
-        answers: the values of paired metrics, for models with a conditioning image.
+        paired_values: the values of paired metrics, for models with a conditioning image.
         marginals: the distributions of values of real and generated samples, by channel.
         spectra: the power of real and generated samples by frequency.
     """
@@ -123,12 +123,14 @@ class MetricInputs:
     real_features: Array = _no_rows()
     fake_features: Array = _no_rows()
     more_features: Array = _no_rows()
-    landmarks: dict[str, Array] = field(default_factory=dict)
+    baseline_features: dict[str, Array] = field(default_factory=dict)
     bits: Array = _no_rows(3)
     train_bits: Array = _no_rows(3)
     ode_bits: Array = _no_rows(2)
     nearest: dict[str, NearestDistances] = field(default_factory=dict)
-    answers: PairedValues = field(default_factory=lambda: PairedValues({}, np.zeros(0, np.int64)))
+    paired_values: PairedValues = field(
+        default_factory=lambda: PairedValues({}, np.zeros(0, np.int64))
+    )
     marginals: Marginals = field(init=False)
     spectra: Spectra = field(init=False)
 
@@ -154,5 +156,5 @@ def require_features(evaluation: MetricInputs, metric: str) -> tuple[Array, Arra
 def split_real_features(evaluation: MetricInputs) -> tuple[Array, Array] | None:
     """Return the `split_real` of real features, in float64."""
     generated = len(evaluation.fake_features)
-    found = split_real(evaluation.real_features, evaluation.more_features, generated)
-    return None if found is None else (found[0].astype("float64"), found[1].astype("float64"))
+    halves = split_real(evaluation.real_features, evaluation.more_features, generated)
+    return None if halves is None else (halves[0].astype("float64"), halves[1].astype("float64"))

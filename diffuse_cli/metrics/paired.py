@@ -15,7 +15,7 @@ from diffuse_cli.metrics.inputs import MetricInputs
 from diffuse_cli.metrics.presentation import MetricNumber, make_entries
 from diffuse_cli.metrics.sample_statistics import average
 
-NEEDS = ("answers",)
+NEEDS = ("paired_values",)
 
 _NEAREST = "of the nearest training image"
 
@@ -61,54 +61,56 @@ BESIDE = (
 
 
 def compute_pixel_metrics(
-    truth: Array, first: Array, second: Array, others: Mapping[str, Array], span: float
+    truth: Array, first: Array, second: Array, baselines: Mapping[str, Array], span: float
 ) -> dict[str, Array]:
     """Return the paired metrics that need only stored samples, (M, C, *size) each.
 
     Args:
         truth: the real images.
         first, second: two generated images for each conditioning image.
-        others: baseline images by name.
+        baselines: baseline images by name.
         span: the range of stored values.
     """
 
-    def apart(one: Array, other: Array) -> Array:
-        return rms_difference(one, other) * (2 / span)
+    def distance(a: Array, b: Array) -> Array:
+        return rms_difference(a, b) * (2 / span)
 
     values = {
         "psnr": (psnr(first, truth, span) + psnr(second, truth, span)) / 2,
         "ssim": (ssim(first, truth, span) + ssim(second, truth, span)) / 2,
-        "diversity": apart(first, second),
-        "distance_to_real": (apart(first, truth) + apart(second, truth)) / 2,
+        "diversity": distance(first, second),
+        "distance_to_real": (distance(first, truth) + distance(second, truth)) / 2,
     }
-    for name, other in others.items():
-        values[f"psnr_of_{name}"] = psnr(other, truth, span)
-        values[f"ssim_of_{name}"] = ssim(other, truth, span)
+    for name, baseline in baselines.items():
+        values[f"psnr_of_{name}"] = psnr(baseline, truth, span)
+        values[f"ssim_of_{name}"] = ssim(baseline, truth, span)
     return values
 
 
-def feature_distances(truth: Array, drawn: Array, others: Mapping[str, Array]) -> dict[str, Array]:
+def feature_distances(real: Array, fake: Array, baselines: Mapping[str, Array]) -> dict[str, Array]:
     """Return the feature distances of generated images and baselines, from features (M, d)."""
-    apart = {f"feature_distance_of_{name}": rms_difference(x, truth) for name, x in others.items()}
-    return {"feature_distance": rms_difference(drawn, truth), **apart}
+    distances = {"feature_distance": rms_difference(fake, real)}
+    for name, features in baselines.items():
+        distances[f"feature_distance_of_{name}"] = rms_difference(features, real)
+    return distances
 
 
 def compute(evaluation: MetricInputs) -> dict[str, float]:
     """Return the mean of each value over the real images, with its standard error."""
-    found: dict[str, float] = {}
-    for key, values in evaluation.answers.values.items():
+    entries: dict[str, float] = {}
+    for key, values in evaluation.paired_values.values.items():
         if len(values):
-            found |= make_entries(key, *average(values))
-    return found
+            entries |= make_entries(key, *average(values))
+    return entries
 
 
 def difference_errors(a: MetricInputs, b: MetricInputs) -> dict[str, float]:
     """Return the standard errors from differences per real image, for values in both."""
-    one, other = a.answers.values, b.answers.values
+    values_a, values_b = a.paired_values.values, b.paired_values.values
     return {
-        key: average(other[key] - values)[1]
-        for key, values in one.items()
-        if key in other and len(values) == len(other[key])
+        key: average(values_b[key] - values)[1]
+        for key, values in values_a.items()
+        if key in values_b and len(values) == len(values_b[key])
     }
 
 
@@ -126,17 +128,17 @@ MOST = 100.0
 """PSNR of equal samples, in decibels."""
 
 
-def mean_square(one: Array, other: Array) -> Array:
+def mean_square(a: Array, b: Array) -> Array:
     """Return the mean squared difference of corresponding samples (N, ...): (N,)."""
-    return np.asarray(np.square(one.astype(np.float64) - other).reshape(len(one), -1).mean(1))
+    return np.asarray(np.square(a.astype(np.float64) - b).reshape(len(a), -1).mean(1))
 
 
-def rms_difference(one: Array, other: Array) -> Array:
+def rms_difference(a: Array, b: Array) -> Array:
     """Return the root of `mean_square`."""
-    return np.asarray(np.sqrt(mean_square(one, other)))
+    return np.asarray(np.sqrt(mean_square(a, b)))
 
 
-def psnr(one: Array, other: Array, span: float) -> Array:
+def psnr(samples: Array, truth: Array, span: float) -> Array:
     """Return the peak signal-to-noise ratio of samples (N, C, *size) in decibels, (N,).
 
     It is at most `MOST`.
@@ -144,26 +146,26 @@ def psnr(one: Array, other: Array, span: float) -> Array:
     Args:
         span: the range of values.
     """
-    least = span**2 * 10 ** (-MOST / 10)
-    return np.asarray(10 * np.log10(span**2 / np.maximum(mean_square(one, other), least)))
+    min_square = span**2 * 10 ** (-MOST / 10)
+    return np.asarray(10 * np.log10(span**2 / np.maximum(mean_square(samples, truth), min_square)))
 
 
-def ssim(one: Array, other: Array, span: float) -> Array:
+def ssim(samples: Array, truth: Array, span: float) -> Array:
     """Return the structural similarity of samples (N, C, *size), (N,).
 
     It is the mean over positions and channels of Wang et al. 2004, eq. 13. The Gaussian window is
     cut to the shortest side, and is used only where it is inside the sample.
     """
-    x, y = one.astype(np.float64), other.astype(np.float64)
+    x, y = samples.astype(np.float64), truth.astype(np.float64)
     weights = _window(min(WINDOW, *x.shape[2:]))
     mean_x, mean_y = _filter(x, weights), _filter(y, weights)
     var_x = _filter(x * x, weights) - mean_x**2
     var_y = _filter(y * y, weights) - mean_y**2
-    both = _filter(x * y, weights) - mean_x * mean_y
+    covariance = _filter(x * y, weights) - mean_x * mean_y
     c1, c2 = (K1 * span) ** 2, (K2 * span) ** 2
-    found = (2 * mean_x * mean_y + c1) * (2 * both + c2)
-    found = found / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
-    return np.asarray(found.reshape(len(x), -1).mean(1))
+    similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
+    similarity = similarity / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
+    return np.asarray(similarity.reshape(len(x), -1).mean(1))
 
 
 def _window(side: int) -> Sequence[float]:
@@ -175,7 +177,7 @@ def _window(side: int) -> Sequence[float]:
 def _filter(x: Array, weights: Sequence[float]) -> Array:
     """Filter x (N, C, *size) by the window along each dimension, only where it is inside."""
     for axis in range(2, x.ndim):
-        kept = x.shape[axis] - len(weights) + 1
-        first, *rest = (w * x.take(range(i, i + kept), axis) for i, w in enumerate(weights))
-        x = sum(rest, first)
+        length = x.shape[axis] - len(weights) + 1
+        terms = [w * x.take(range(i, i + length), axis) for i, w in enumerate(weights)]
+        x = sum(terms[1:], terms[0])
     return x

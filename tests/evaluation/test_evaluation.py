@@ -485,7 +485,7 @@ def test_a_models_classes_are_measured_on_their_own_images(measure_classes, othe
             real_features=evaluation.real_features[real],
             fake_features=evaluation.fake_features[fakes],
             more_features=evaluation.more_features[evaluation.more.labels == label],
-            landmarks={},
+            baseline_features={},
             floats=False,
             marginals=channel_distributions.measure_marginals(*sides),
             spectra=evaluation.spectra.of(real, fakes, evaluation.more.labels == label),
@@ -1159,21 +1159,21 @@ def test_landmarks_are_made_of_pictures_not_of_stored_numbers(monkeypatch):
     stored = np.random.default_rng(0).integers(0, 16, (60, 1, 8, 8)).astype(np.uint8)
     evaluation = SimpleNamespace(
         real=LabeledSamples(stored, np.zeros(60)), look=lambda samples: samples * np.uint8(17),
-        network=None, team=None, made=set(),
+        network=None, team=None, made_parts=set(),
     )  # fmt: skip
-    finish(input_builders.make_part(evaluation, "landmarks"))
+    finish(input_builders.make_part(evaluation, "baseline_features"))
     blurred, mean, noise = np.split(seen[0], [60, 64])
     assert np.abs(mean - 17.0 * stored.mean(0)).max() <= 0.5
     assert abs(blurred.mean() - 17 * stored.mean()) < 2
     assert noise.max() > 250
-    assert [len(x) for x in evaluation.landmarks.values()] == [60, 4, 60]
+    assert [len(x) for x in evaluation.baseline_features.values()] == [60, 4, 60]
 
 
 def test_landmarks_are_measured_as_generated_images_are(of_other):
     ran, evaluation = of_other
     found = ran.json
-    assert {*evaluation.landmarks} == {*BASELINES} == {"blurred", "mean", "noise"}
-    for name, features in evaluation.landmarks.items():
+    assert {*evaluation.baseline_features} == {*BASELINES} == {"blurred", "mean", "noise"}
+    for name, features in evaluation.baseline_features.items():
         expected = kid.estimate_kid(
             *(np.asarray(x, float) for x in (evaluation.real_features, features))
         )

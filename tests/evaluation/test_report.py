@@ -311,7 +311,7 @@ def test_what_the_model_draws_is_named_by_its_shape(shape, words):
     found = SimpleNamespace(model=model, settings=settings, generated=9, real=9, part="all",
                             verdict="", words=Words("images", "pixels"))  # fmt: skip
     page = render(
-        "page", title="", version="", policy="", style="", found=found,
+        "page", title="", version="", policy="", style="", result=found,
         subject="m", data="d",
         color=COLORS, plural=plural, verdict=[], sections=[],
     )  # fmt: skip

@@ -67,7 +67,7 @@ class Side:
 
     def __init__(self, real: Draw, fake: Draw, common: Draw, bad: float) -> None:
         self.real, self.fake, self.common, self.bad = real, fake, common, bad
-        self.landmarks: dict[str, np.ndarray] = {}
+        self.baseline_features: dict[str, np.ndarray] = {}
 
     def _features(self, of: Draw, bad: float) -> np.ndarray:
         own = (of.features + 0.1 * bad) / (1 + np.arange(COLUMNS)) ** 0.5
@@ -120,7 +120,7 @@ class Side:
         return dict.fromkeys(memorization.SPACES, found)
 
     @cached_property
-    def answers(self) -> SimpleNamespace:
+    def paired_values(self) -> SimpleNamespace:
         values = self.bits[:, 0]
         worse = {"feature_distance": values, "inconsistency": values, "diversity": values}
         return SimpleNamespace(values={"psnr": 30 - values, "ssim": -values, **worse})
@@ -145,7 +145,7 @@ def repeated(name: str, kind: str, times: int) -> dict[str, np.ndarray]:
         for found in differences(values, errors):
             if found.paired:
                 winner = {"A": -1, "B": 1, "": 0}[found.better]
-                rows.setdefault(found.number.key, []).append((*found.apart, winner))
+                rows.setdefault(found.number.key, []).append((*found.gap, winner))
         assert errors.keys() >= {n.key for n in numbers() if n.direction in ("lower", "higher")} & {
             *values[0]
         }

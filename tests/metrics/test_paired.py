@@ -156,15 +156,16 @@ def test_a_mask_is_the_one_that_the_image_was_drawn_with():
 def test_numbers_have_errors_and_those_of_a_class_are_its_own():
     values = {"psnr": np.array([1.0, 2.0, 6.0]), "ssim": np.array([0.5, 0.5, 0.8])}
     answers = PairedValues(values, np.arange(3))
-    found = compute(SimpleNamespace(answers=answers))
+    found = compute(SimpleNamespace(paired_values=answers))
     assert found["psnr"] == 3
     assert found["psnr_standard_error"] == pytest.approx(math.sqrt(7 / 3))
     part = answers[np.array([True, False, True, True])]  # of four real images, three were answered
     assert part.values["psnr"].tolist() == [1, 6]
     other = PairedValues({"psnr": values["psnr"] + [1, 1, 4]}, np.arange(3))
-    apart = difference_errors(SimpleNamespace(answers=answers), SimpleNamespace(answers=other))
+    sides = (SimpleNamespace(paired_values=values) for values in (answers, other))
+    apart = difference_errors(*sides)
     assert apart == {"psnr": pytest.approx(1.0)}
-    assert compute(SimpleNamespace(answers=PairedValues({}, np.zeros(0, int)))) == {}
+    assert compute(SimpleNamespace(paired_values=PairedValues({}, np.zeros(0, int)))) == {}
 
 
 def test_every_number_is_shown():

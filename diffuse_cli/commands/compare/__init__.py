@@ -66,8 +66,8 @@ def _evaluation(both: PairedComparison) -> dict[str, Any]:
         "values": dict(zip("ab", both.values, strict=True)),
         "differences": {
             d.number.key: {
-                "difference": d.apart.value,
-                "standard_error": d.apart.error,
+                "difference": d.gap.value,
+                "standard_error": d.gap.error,
                 "paired": d.paired,
                 "better": d.better.lower() or None,
             }
@@ -163,7 +163,7 @@ def _format_metrics(both: PairedComparison) -> Iterator[list[str]]:
 
 
 def _format_difference(found: Difference) -> tuple[str, str]:
-    return f"{found.apart:+}", "paired" if found.paired else "independent"
+    return f"{found.gap:+}", "paired" if found.paired else "independent"
 
 
 def _describe_evaluation(both: PairedComparison) -> list[str]:

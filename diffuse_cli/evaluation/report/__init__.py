@@ -22,46 +22,46 @@ COLORS = {1: "grey", 3: "color"}
 
 def page(
     config: EvalConfig,
-    found: EvaluationResult,
+    result: EvaluationResult,
     numbers: Mapping[str, Any],
     swept: TuningResult | None = None,
-    asked: TuneConfig | None = None,
+    tune_config: TuneConfig | None = None,
 ) -> str:
     """Render an evaluation as HTML. A repeated evaluation differs only in the seconds.
 
     Args:
         numbers: the object that `--json` prints.
         swept: the result of `tune` before the evaluation, or None.
-        asked: the configuration of `tune`.
+        tune_config: the configuration of `tune`.
     """
-    shown = found.shown
-    assert shown is not None
+    images = result.images
+    assert images is not None
     parts: dict[str, tuple[str, dict[str, Any]]] = {
-        "samples": ("Samples", sections.samples(found, shown)),
-        "numbers": ("Metrics", sections.numbers(found)),
-        "distributions": ("Channels and frequencies", sections.distributions(found)),
+        "samples": ("Samples", sections.samples(result, images)),
+        "numbers": ("Metrics", sections.numbers(result)),
+        "distributions": ("Channels and frequencies", sections.distributions(result)),
         **(
-            {"answers": ("Conditions and results", sections.answers(shown))}
-            if shown.answers
+            {"answers": ("Conditions and results", sections.paired_images(images))}
+            if images.paired_images
             else {}
         ),
-        "classes": ("Class by class", sections.classes(found, shown)),
-        "bits": ("Bits by timestep", sections.bits(found)),
-        "training": ("Training", sections.training(found, Path(config.subject))),
+        "classes": ("Class by class", sections.classes(result, images)),
+        "bits": ("Bits by timestep", sections.bits(result)),
+        "training": ("Training", sections.training(result, Path(config.subject))),
         **({"sweep": ("Samplers, steps and guidance", sections.sweep(swept))} if swept else {}),
-        "nearest": (f"Nearest training {found.words.many}", sections.nearest(found, shown)),
-        "repeat": ("Repeat this", _repeat(config, found, numbers, asked)),
+        "nearest": (f"Nearest training {result.words.many}", sections.nearest(result, images)),
+        "repeat": ("Repeat this", _repeat(config, result, numbers, tune_config)),
     }
-    every = {"words": found.words, "model": found.model}
+    every = {"words": result.words, "model": result.model}
     return render_page(
         "page",
         f"Evaluation of {place_name(config.subject)}",
         subject=place_name(config.subject),
         data=place_name(config.data),
-        found=found,
-        color=COLORS if found.words.one == "image" else {},
+        result=result,
+        color=COLORS if result.words.one == "image" else {},
         plural=plural,
-        verdict=[remark for remark in found.remarks if remark.level != "note"],
+        verdict=[remark for remark in result.remarks if remark.level != "note"],
         sections=[
             (name, title, render(name, **every, **data)) for name, (title, data) in parts.items()
         ],
@@ -70,41 +70,41 @@ def page(
 
 def _repeat(
     config: EvalConfig,
-    found: EvaluationResult,
+    result: EvaluationResult,
     numbers: Mapping[str, Any],
-    asked: TuneConfig | None,
+    tune_config: TuneConfig | None,
 ) -> dict[str, Any]:
-    name = "tune" if asked else "eval"
-    typed = [name, *to_arguments(asked or config, places=False)]
+    name = "tune" if tune_config else "eval"
+    typed = [name, *to_arguments(tune_config or config, places=False)]
     return {
         "command": shlex.join(["diffuse", *typed]),
-        "facts": {name: _format_value(value) for name, value in _facts(config, found).items()},
+        "facts": {name: _format_value(value) for name, value in _facts(config, result).items()},
         "json": json.dumps(strip_folders(numbers), indent=2),
     }
 
 
-def _facts(config: EvalConfig, found: EvaluationResult) -> dict[str, Any]:
+def _facts(config: EvalConfig, result: EvaluationResult) -> dict[str, Any]:
     """Return everything that the metrics depend on, by readable names."""
-    many = found.words.many
-    subject = {"model" if found.model else f"generated {many}": place_name(config.subject)}
-    names = {key: f"fingerprint of {of.format(many=many)}" for key, of in FINGERPRINTS.items()}
-    made = {f"model made with {k}": v for k, v in found.model.get("versions", {}).items()}
+    many = result.words.many
+    subject = {"model" if result.model else f"generated {many}": place_name(config.subject)}
+    names = {key: f"fingerprint of {text.format(many=many)}" for key, text in FINGERPRINTS.items()}
+    versions = {f"model made with {k}": v for k, v in result.model.get("versions", {}).items()}
     return {
         **subject,
         f"real {many}": place_name(config.data),
-        "which of them": {"held-out": "the held-out part", "all": "all"}[found.part],
-        f"number of {many}": f"{found.generated:,} generated, {found.real:,} real",
-        **{names[key]: value for key, value in found.fingerprints.items()},
-        **{name.replace("_", " "): value for name, value in found.settings.items()},
-        **{f"feature network: {k.replace('_', ' ')}": v for k, v in found.features.items()},
-        **made,
-        **found.made_with,
+        "which of them": {"held-out": "the held-out part", "all": "all"}[result.part],
+        f"number of {many}": f"{result.generated:,} generated, {result.real:,} real",
+        **{names[key]: value for key, value in result.fingerprints.items()},
+        **{name.replace("_", " "): value for name, value in result.settings.items()},
+        **{f"feature network: {k.replace('_', ' ')}": v for k, v in result.features.items()},
+        **versions,
+        **result.made_with,
         **(
             {f"training {many} compared in features": f"at most {config.train_n:,}"}
-            if "memorized_features" in found.values
+            if "memorized_features" in result.values
             else {}
         ),
-        "seconds": f"{found.seconds:,.1f}",
+        "seconds": f"{result.seconds:,.1f}",
     }
 
 

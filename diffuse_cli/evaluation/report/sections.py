@@ -32,46 +32,46 @@ DATA_BUDGET = 200_000
 # -- metrics --------------------------------------------------------------------------------------
 
 
-def numbers(found: EvaluationResult) -> dict[str, Any]:
+def numbers(result: EvaluationResult) -> dict[str, Any]:
     """Group metrics by the question that they answer, with a plot for each axis."""
     groups = []
-    for question, group in groupby(metrics.select_numbers(found.values), lambda n: n.question):
+    for question, group in groupby(metrics.select_numbers(result.values), lambda n: n.question):
         members = list(group)
         groups.append(
             {
                 "question": metrics.QUESTIONS[question],
-                "rows": [(n, n.text(found.values), n.reference(found.values)) for n in members],
-                "plots": list(_plots(question, members, found.values)),
+                "rows": [(n, n.text(result.values), n.reference(result.values)) for n in members],
+                "plots": list(_plots(question, members, result.values)),
             }
         )
-    return {"groups": groups, "notes": [r for r in found.remarks if r.level == "note"]}
+    return {"groups": groups, "notes": [r for r in result.remarks if r.level == "note"]}
 
 
-def _plots(question: str, there: Sequence[MetricNumber], values: Values) -> Iterator[Markup]:
+def _plots(question: str, group: Sequence[MetricNumber], values: Values) -> Iterator[Markup]:
     """Yield a dot plot for each axis with two metrics or a reference."""
-    for place, axis in enumerate(dict.fromkeys(n.axis for n in there if n.axis)):
-        members = [n for n in there if n.axis == axis and n.can_show(values)]
+    for place, axis in enumerate(dict.fromkeys(n.axis for n in group if n.axis)):
+        members = [n for n in group if n.axis == axis and n.can_show(values)]
         rows = [Dot(n.label, read_measurement(values, n.key), n.reference(values)) for n in members]
         if len(rows) > 1 or any(row.reference for row in rows):
-            said = "; ".join(f"{n.label} {n.text(values)}" for n in members)
-            yield charts.dots(f"{question}-{place}", rows, f"Plot: {said}", axis)
+            text = "; ".join(f"{n.label} {n.text(values)}" for n in members)
+            yield charts.dots(f"{question}-{place}", rows, f"Plot: {text}", axis)
 
 
 # -- images ---------------------------------------------------------------------------------------
 
 
-def samples(found: EvaluationResult, images: ReportImages) -> dict[str, Any]:
+def samples(result: EvaluationResult, images: ReportImages) -> dict[str, Any]:
     """Show the first images of both sides."""
     sides = []
     for title, side, count in (
-        ("Generated", images.generated, found.generated),
-        ("Real", images.real, found.real),
+        ("Generated", images.generated, result.generated),
+        ("Real", images.real, result.real),
     ):
         room = max(4, DATA_BUDGET // min(int(side.samples[0].size), SAMPLE**2 * 3))
-        kept = side.samples[:room]
-        what = f"{title.lower()} {found.words.one}"
-        words = [_alt(f"{what} {k}", k, side, images.names) for k in range(len(kept))]
-        sides.append((title, make_pictures(kept, words, SAMPLE), count))
+        first = side.samples[:room]
+        what = f"{title.lower()} {result.words.one}"
+        words = [_alt(f"{what} {k}", k, side, images.names) for k in range(len(first))]
+        sides.append((title, make_pictures(first, words, SAMPLE), count))
     return {"sides": sides}
 
 
@@ -81,13 +81,13 @@ def _alt(what: str, k: int, images: LabeledSamples, names: Sequence[str]) -> str
     return f"{what}{named}"
 
 
-def classes(found: EvaluationResult, images: ReportImages) -> dict[str, Any]:
+def classes(result: EvaluationResult, images: ReportImages) -> dict[str, Any]:
     """Show a row of images of both sides for each class, and its metrics."""
-    head, *rows = metrics.class_table(found.classes)
+    head, *rows = metrics.class_table(result.classes)
     return {
-        "grid": list(_class_images(images, found.words.one)),
+        "grid": list(_class_images(images, result.words.one)),
         "more": images.more_classes,
-        "columns": metrics.class_numbers(found.classes),
+        "columns": metrics.class_numbers(result.classes),
         "head": head,
         "rows": rows,
     }
@@ -103,65 +103,65 @@ def _class_images(
     for one in images.classes:
         cells = []
         for side, pixels in (("generated", one.generated), ("real", one.real)):
-            kept = pixels[:room]
-            words = [f"{side} {what} {k} of class {one.name}" for k in range(len(kept))]
-            cells.append((side, make_pictures(kept, words, SMALL)))
+            first = pixels[:room]
+            words = [f"{side} {what} {k} of class {one.name}" for k in range(len(first))]
+            cells.append((side, make_pictures(first, words, SMALL)))
         yield one.name, cells
 
 
-def answers(images: ReportImages) -> dict[str, Any]:
+def paired_images(images: ReportImages) -> dict[str, Any]:
     """Show a row for each of the first real images: its condition, samples and baselines."""
-    sides = images.answers
+    sides = images.paired_images
     size = len(sides) * min(int(next(iter(sides.values()))[0].size), LARGE**2 * 3)
     room = max(3, DATA_BUDGET // size)
-    rows = zip(*(of[:room] for of in sides.values()), strict=True)
+    rows = zip(*(side[:room] for side in sides.values()), strict=True)
     words = [[f"{name}, of image {k}" for name in sides] for k in range(room)]
     return {
         "names": list(sides),
-        "rows": [make_pictures(row, said, LARGE) for row, said in zip(rows, words, strict=False)],
+        "rows": [make_pictures(row, alts, LARGE) for row, alts in zip(rows, words, strict=False)],
     }
 
 
-def nearest(found: EvaluationResult, images: ReportImages) -> dict[str, Any]:
+def nearest(result: EvaluationResult, images: ReportImages) -> dict[str, Any]:
     """Show the generated images nearest to training images, each next to that image."""
-    pairs, one = [], found.words.one
+    pairs, one = [], result.words.one
     for twin in images.twins:
         words = (f"generated {one} {twin.pair.sample}", f"its nearest training {one}")
         pairs.append((make_pictures((twin.generated, twin.training), words, LARGE), twin.pair))
-    return {"pairs": pairs, "remarks": [r for r in found.remarks if r.kind == "memorization"]}
+    return {"pairs": pairs, "remarks": [r for r in result.remarks if r.kind == "memorization"]}
 
 
 # -- curves over timesteps, training steps and settings -------------------------------------------
 
 
-def bits(found: EvaluationResult) -> dict[str, Any]:
+def bits(result: EvaluationResult) -> dict[str, Any]:
     """Show the terms of the variational bound by timestep."""
-    terms = found.terms
+    terms = result.terms
     if not terms:
         return {"plot": None}
     edges = [term["first"] + 1 for term in terms] + [terms[-1]["last"] + 2]
     values = [term["bits_per_timestep"] for term in terms]
-    density = " of the density" if "nats_per_dim" in found.values else ""
-    said = (
+    density = " of the density" if "nats_per_dim" in result.values else ""
+    alt = (
         f"Bits per dimension{density} that each timestep costs, from {Measurement(values[0])} at "
         f"the first to {Measurement(values[-1])} at the last"
     )
     axis = f"bits per dimension{density}, each"
-    plot = charts.stairs("bits", values, edges, said, "timestep + 1", axis)
+    plot = charts.stairs("bits", values, edges, alt, "timestep + 1", axis)
     keys = {"total": "bits_per_dim", "first": "bits_decoder", "others": "bits_middle",
             "left": "bits_prior"}  # fmt: skip
     return {
         "plot": plot,
-        **{name: read_measurement(found.values, key) for name, key in keys.items()},
+        **{name: read_measurement(result.values, key) for name, key in keys.items()},
     }
 
 
-def training(found: EvaluationResult, model: Path) -> dict[str, Any]:
+def training(result: EvaluationResult, model: Path) -> dict[str, Any]:
     """Show the curves of the model's run, if its log is next to the model file."""
-    log = run_folder(model) / METRICS if found.model else None
+    log = run_folder(model) / METRICS if result.model else None
     curves = read_curves(log) if log else {}
-    step = float(found.model["step"]) if curves else 0.0
-    loss = {"loss": "training", "held_out_loss": f"held-out {found.words.many}"}
+    step = float(result.model["step"]) if curves else 0.0
+    loss = {"loss": "training", "held_out_loss": f"held-out {result.words.many}"}
     series = [
         Line(name, curves[key].steps, curves[key].values, marks=len(curves[key].steps) < charts.FEW)
         for key, name in loss.items()
@@ -176,9 +176,9 @@ def training(found: EvaluationResult, model: Path) -> dict[str, Any]:
 
 
 def _loss(series: list[Line], step: float) -> Markup:
-    said = "; ".join(f"loss of {line.label}: last {Measurement(line.y[-1])}" for line in series)
+    losses = "; ".join(f"loss of {line.label}: last {Measurement(line.y[-1])}" for line in series)
     positive = all(value > 0 for line in series for value in line.y)
-    return charts.lines("loss", series, f"Loss over steps: {said}", "step", "loss",
+    return charts.lines("loss", series, f"Loss over steps: {losses}", "step", "loss",
                         log_y=positive, mark=(step, "measured"))  # fmt: skip
 
 
@@ -187,8 +187,8 @@ def _kid(curve: Curve, key: str, step: float) -> Markup:
     line = Line(name, curve.steps, curve.values, curve.errors, marks=True)
     best = min(range(len(curve.values)), key=curve.values.__getitem__)
     lowest = Measurement(curve.values[best], curve.errors[best])
-    said = f"{name} over steps, lowest {lowest} at step {curve.steps[best]:,.0f}"
-    return charts.lines("kid", [line], said, "step", name, mark=(step, "measured"))
+    alt = f"{name} over steps, lowest {lowest} at step {curve.steps[best]:,.0f}"
+    return charts.lines("kid", [line], alt, "step", name, mark=(step, "measured"))
 
 
 def sweep(swept: TuningResult) -> dict[str, Any]:
@@ -212,8 +212,8 @@ def _quality(swept: TuningResult, label: str) -> Markup:
         values, errors = zip(*measured, strict=True)
         series.append(Line(name, [row.evaluations for row in group], values, errors, marks=True))
     axis = f"network evaluations per {swept.words.one}"
-    said = f"{label} of each sampler and guidance scale over {axis}"
-    return charts.lines("sweep", series, said, axis, label, log_x=True)
+    alt = f"{label} of each sampler and guidance scale over {axis}"
+    return charts.lines("sweep", series, alt, axis, label, log_x=True)
 
 
 # -- distributions --------------------------------------------------------------------------------
@@ -226,12 +226,12 @@ CHANNELS = 8
 SIDES = ("real", "generated")
 
 
-def distributions(found: EvaluationResult) -> dict[str, Any]:
+def distributions(result: EvaluationResult) -> dict[str, Any]:
     """Plot each channel's density, and the power by frequency."""
-    channels = found.details.get("marginals", [])
-    spectrum = found.details.get("spectrum")
+    channels = result.details.get("marginals", [])
+    spectrum = result.details.get("spectrum")
     return {
-        "channels": [_channel(k, own, found.words) for k, own in enumerate(channels[:CHANNELS])],
+        "channels": [_channel(k, c, result.words) for k, c in enumerate(channels[:CHANNELS])],
         "more": max(0, len(channels) - CHANNELS),
         "spectrum": _spectrum(spectrum) if spectrum and any(spectrum["real"]) else None,
     }
@@ -241,14 +241,14 @@ def _channel(k: int, channel: dict[str, Any], words: Words) -> tuple[Markup, str
     """Plot a channel's density, and return its caption too."""
     density = channel["density"]
     name = words.channel(k)
-    said = "; ".join(
+    statistics = "; ".join(
         f"{side}: mean {read_measurement(channel[side], 'mean')}, "
         f"standard deviation {read_measurement(channel[side], 'deviation')}"
         for side in SIDES
     )
     series = {side: density[side] for side in SIDES}
-    caption = f"{name[:1].upper()}{name[1:]}. {said[:1].upper()}{said[1:]}."
-    label = f"Density of the values of {name}; {said}"
+    caption = f"{name[:1].upper()}{name[1:]}. {statistics[:1].upper()}{statistics[1:]}."
+    label = f"Density of the values of {name}; {statistics}"
     return charts.outlines(f"density-{k}", density["edges"], series, label, "value"), caption
 
 
@@ -256,9 +256,9 @@ def _spectrum(spectrum: dict[str, Any]) -> Markup:
     series = []
     for name in SIDES:
         columns = spectrum["frequencies"], spectrum[name], spectrum[f"{name}_standard_error"]
-        drawn = [row for row in zip(*columns, strict=True) if row[1] > 0]
-        if drawn:
-            places, powers, errors = zip(*drawn, strict=True)
+        rows = [row for row in zip(*columns, strict=True) if row[1] > 0]
+        if rows:
+            places, powers, errors = zip(*rows, strict=True)
             series.append(Line(name, places, powers, errors, band=True))
     alt = "Power by frequency, real and generated"
     return charts.lines("spectrum", series, alt, "waves per point", "power", log_x=True, log_y=True)

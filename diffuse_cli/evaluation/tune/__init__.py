@@ -29,7 +29,7 @@ from diffuse_cli.evaluation.feature_cache import (
     FeatureMeasure,
     Team,
     gather_samples,
-    generate_share,
+    generate_part,
 )
 from diffuse_cli.evaluation.image_sets import read_sides, set_conditions
 from diffuse_cli.evaluation.results import EvaluationResult
@@ -82,15 +82,15 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
         loaded = yield from evaluation_run.load_model(config, config.weights, accelerator)
         first_scale = config.guidance[0] if config.guidance else None
         asked_scale = next((s for s in config.weak_guidance or () if s != 1), None)
-        drawn = convert_options(
+        draw_config = convert_options(
             config,
             DrawConfig,
             steps=None,
             guidance=first_scale,
             weak_guidance=1.0 if config.guide_with or loaded.model.weak else asked_scale,
         )
-        guide = yield from load_guide(drawn, loaded, accelerator)
-        base = resolve_settings(drawn, loaded.model, guide=guide)
+        guide = yield from load_guide(draw_config, loaded, accelerator)
+        base = resolve_settings(draw_config, loaded.model, guide=guide)
         base, process = replace(base, times=None, start=None), loaded.denoiser.process
         timesteps = process.num_timesteps
         scale, weak = base.choice.guidance, base.choice.weak_guidance
@@ -98,14 +98,14 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
         first = candidates.first_settings(config, scale, timesteps, weak, distilled)
         scales = candidates.list_other_scales(config, loaded.model, scale)
         weak_scales = candidates.list_weak_scales(config) if base.guide else ()
-        few = candidates.learned_steps(config, first, process)
+        few_steps = candidates.learned_steps(config, first, process)
         if distilled:  # its guidance is in its weights, and its timesteps are fixed
-            scales, few = (), []
-        for each in (*scales, *(config.guidance or ())):
-            guidance_scale(replace(drawn, guidance=each), loaded.model)
+            scales, few_steps = (), []
+        for guidance in (*scales, *(config.guidance or ())):
+            guidance_scale(replace(draw_config, guidance=guidance), loaded.model)
         starts = candidates.list_start_steps(config, loaded.model, first)
         words = words_of(loaded.space)
-        more = _count_more_settings(scales, weak_scales, starts, few)
+        more = _count_more_settings(scales, weak_scales, starts, few_steps)
         yield from _report_work(config, first, more, loaded)
         judge = yield from evaluation_run.load_feature_choice(config, loaded.space, accelerator)
         sides = yield from read_sides(config, loaded)
@@ -125,24 +125,24 @@ def tune(config: TuneConfig, accelerator: Accelerator | None = None) -> Work[Tun
                 rows.append((yield from _nest_progress(measure(choice), choice, len(rows), total)))
             return recommend(rows)
 
-        found = yield from tried(first)
-        found = yield from tried(replace(found, guidance=scale) for scale in scales)
-        found = yield from tried(add_autoguidance(found, scale) for scale in weak_scales)
-        found = yield from tried(candidates.add_gaussian_start(found, starts))
-        found = replace(found, start=None)
-        for n in few:
-            setting = candidates.setting_to_learn(rows[: len(first)], found, n, process)
+        best = yield from tried(first)
+        best = yield from tried(replace(best, guidance=scale) for scale in scales)
+        best = yield from tried(add_autoguidance(best, scale) for scale in weak_scales)
+        best = yield from tried(candidates.add_gaussian_start(best, starts))
+        best = replace(best, start=None)
+        for n in few_steps:
+            setting = candidates.setting_to_learn(rows[: len(first)], best, n, process)
             learned = yield from _nest_progress(measure.learn(setting), setting, len(rows), total)
             yield from tried(learned)
         yield Progress("tuning", total, total)
-        found = recommend(rows)
-        yield from _warn_of_low_variety(rows, found, words.many)
+        best = recommend(rows)
+        yield from _warn_of_low_variety(rows, best, words.many)
         described = evaluation_run.describe(base, config, loaded)
         varied = {*vars(base.choice), *(() if config.spacing else ("spacing",))}
         varied.remove("guidance_interval")  # the same for all
         tuned = TuningResult(
             rows=tuple(rows),
-            recommended=found,
+            recommended=best,
             metric=network.kid,
             n=config.n,
             real=len(sides.real),
@@ -188,20 +188,23 @@ def tune_and_evaluate(
             spacing=None if setting.times else config.spacing or default_spacing(*named),
             plot=None,
         )
-        found = yield from evaluation_run.evaluate(chosen, accelerator, times=setting.times)
-    return (tuned, chosen, found) if found else None
+        result = yield from evaluation_run.evaluate(chosen, accelerator, times=setting.times)
+    return (tuned, chosen, result) if result else None
 
 
 def _count_more_settings(
-    scales: Sequence[float], weak_scales: Sequence[float], starts: Sequence[int], few: Sequence[int]
+    scales: Sequence[float],
+    weak_scales: Sequence[float],
+    starts: Sequence[int],
+    few_steps: Sequence[int],
 ) -> dict[str, int]:
     """Count the settings to try after the first, by description."""
-    listed = ", ".join(map(str, few))
+    listed = ", ".join(map(str, few_steps))
     return {
         plural(len(scales), "more guidance scale"): len(scales),
         plural(len(weak_scales), "autoguidance scale"): len(weak_scales),
         "a Gaussian start": len(starts),
-        f"learned timesteps at {listed} steps": LEARNED_WAYS * len(few),
+        f"learned timesteps at {listed} steps": LEARNED_WAYS * len(few_steps),
     }
 
 
@@ -213,8 +216,8 @@ def _report_work(
 ) -> Work[None]:
     """Report the amount of work, and the steps that are left out."""
     steps, many = dict.fromkeys(setting.steps for setting in first), words_of(loaded.space).many
-    asked = candidates.list_steps(config, loaded.model.distilled is not None)
-    left_out = [n for n in dict.fromkeys(asked) if n not in steps]
+    requested_steps = candidates.list_steps(config, loaded.model.distilled is not None)
+    left_out = [n for n in dict.fromkeys(requested_steps) if n not in steps]
     if left_out:
         listed = ", ".join(map(str, left_out))
         timesteps = loaded.denoiser.process.num_timesteps
@@ -230,15 +233,16 @@ def _report_work(
     )
 
 
-def _warn_of_low_variety(rows: Sequence[Trial], found: SamplerChoice, many: str) -> Work[None]:
+def _warn_of_low_variety(rows: Sequence[Trial], best: SamplerChoice, many: str) -> Work[None]:
     """Warn if samples of the recommended setting vary much less than another setting's."""
-    own = next(row for row in rows if row.setting == found)
-    if (most := candidates.find_more_varied(rows, own)) is None:
+    chosen = next(row for row in rows if row.setting == best)
+    if (most_varied := candidates.find_more_varied(rows, chosen)) is None:
         return
-    here, there = (format_measurement(row.values, "recall") for row in (own, most))
+    recall = format_measurement(chosen.values, "recall")
+    highest = format_measurement(most_varied.values, "recall")
     yield Notice(
-        f"the {many} of the recommended setting vary less: recall {here}, and {there} with "
-        f"{most.setting}. Look at them before you use it",
+        f"the {many} of the recommended setting vary less: recall {recall}, and {highest} with "
+        f"{most_varied.setting}. Look at them before you use it",
         warning=True,
     )
 
@@ -274,9 +278,9 @@ class _Measure:
 
     def settings(self, setting: SamplerChoice) -> SamplingSettings:
         """Return the sampling settings of a choice."""
-        wanted, guide = self.base.condition, self.base.guide
-        if wanted is not None and setting.guidance is not None:
-            wanted = replace(wanted, scale=setting.guidance)
+        condition, guide = self.base.condition, self.base.guide
+        if condition is not None and setting.guidance is not None:
+            condition = replace(condition, scale=setting.guidance)
         if guide is not None and setting.weak_guidance is not None:
             guide = replace(guide, scale=setting.weak_guidance)
         return replace(
@@ -285,27 +289,27 @@ class _Measure:
             steps=setting.steps,
             times=setting.times,
             start=self.loaded.model.blueprint.gaussian if setting.start == GAUSSIAN else None,
-            condition=wanted,
+            condition=condition,
             guide=guide,
         )
 
     def learn(self, setting: SamplerChoice) -> Work[list[SamplerChoice]]:
         """Learn timesteps for a setting, from other noise than the measured images."""
         learner = Learner(self.loaded, self.n, self.against.network.device)
-        found = yield from learner(self.settings(setting))
-        return [replace(setting, times=times) for times in self.against.team.from_first(found)]
+        time_lists = yield from learner(self.settings(setting))
+        return [replace(setting, times=times) for times in self.against.team.from_first(time_lists)]
 
     def __call__(self, setting: SamplerChoice) -> Work[Trial]:
-        settings, seen = self.settings(setting), _ImageCounter()
+        settings, counter = self.settings(setting), _ImageCounter()
         if settings.guide is not None:
-            weaker = seen.count_images(settings.guide.denoiser)
+            weaker = counter.count_images(settings.guide.denoiser)
             settings = replace(settings, guide=replace(settings.guide, denoiser=weaker))
         began = time.perf_counter()
-        loaded = replace(self.loaded, denoiser=seen.count_images(self.loaded.denoiser))
+        loaded = replace(self.loaded, denoiser=counter.count_images(self.loaded.denoiser))
         against, team = self.against, self.against.team
-        mine = yield from generate_share(settings, loaded, self.n, against.network.device, team)
-        parts = team.gather((seen.images, time.perf_counter() - began))
-        fake = yield from against.features(gather_samples(mine, self.n, team))
+        samples = yield from generate_part(settings, loaded, self.n, against.network.device, team)
+        parts = team.gather((counter.images, time.perf_counter() - began))
+        fake = yield from against.features(gather_samples(samples, self.n, team))
         values: dict[str, float] = {}
         if team.index == 0:
             values = against.kid(fake)
@@ -334,7 +338,7 @@ class _Measure:
             pass
 
 
-def _nest_progress(work: Work[T], setting: SamplerChoice, done: int, total: int) -> Work[T]:
+def _nest_progress(work: Work[T], setting: SamplerChoice, num_done: int, total: int) -> Work[T]:
     """Run the work of a setting, with its progress as a detail of the whole.
 
     Raises:
@@ -351,5 +355,5 @@ def _nest_progress(work: Work[T], setting: SamplerChoice, done: int, total: int)
             raise
         if isinstance(event, Progress):
             inner = f"{setting}: {event.task} {event.done:,}/{event.total:,}"
-            event = Progress("tuning", done, total, inner)
+            event = Progress("tuning", num_done, total, inner)
         yield event

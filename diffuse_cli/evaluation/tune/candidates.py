@@ -101,10 +101,10 @@ def find_more_varied(rows: Sequence[Trial], chosen: Trial) -> Trial | None:
     """
     if not all("recall" in row.values for row in rows):
         return None
-    most = max(rows, key=lambda row: row.values["recall"])
-    there = read_measurement(most.values, "recall")
-    half = Measurement(there.value / 2, there.error / 2)
-    return most if half.is_above(read_measurement(chosen.values, "recall")) else None
+    most_varied = max(rows, key=lambda row: row.values["recall"])
+    recall = read_measurement(most_varied.values, "recall")
+    half = Measurement(recall.value / 2, recall.error / 2)
+    return most_varied if half.is_above(read_measurement(chosen.values, "recall")) else None
 
 
 # -- settings to try ------------------------------------------------------------------------------
@@ -177,24 +177,24 @@ def list_start_steps(
 
     Conditional and distilled models have no such start.
     """
-    told = bool(model.blueprint.conditions) or model.distilled is not None
-    if not config.try_starts or told or model.blueprint.gaussian is None:
+    conditional_or_distilled = bool(model.blueprint.conditions) or model.distilled is not None
+    if not config.try_starts or conditional_or_distilled or model.blueprint.gaussian is None:
         return []
     process = model.blueprint.process
-    most = process.from_log_snr(model.blueprint.gaussian.log_snr)
-    return sorted({setting.steps for setting in first if setting.steps <= most})
+    max_steps = process.from_log_snr(model.blueprint.gaussian.log_snr)
+    return sorted({setting.steps for setting in first if setting.steps <= max_steps})
 
 
-def add_gaussian_start(found: SamplerChoice, steps: Sequence[int]) -> list[SamplerChoice]:
+def add_gaussian_start(setting: SamplerChoice, steps: Sequence[int]) -> list[SamplerChoice]:
     """Return a setting from a Gaussian start, in several numbers of steps.
 
     Autoguidance takes fewer steps, for the same number of evaluations.
     """
-    begun = [replace(found, steps=n, start=GAUSSIAN) for n in steps]
-    scale = found.weak_guidance
+    choices = [replace(setting, steps=n, start=GAUSSIAN) for n in steps]
+    scale = setting.weak_guidance
     if scale in (None, 1):
-        return begun
-    return list(dict.fromkeys(add_autoguidance(own, scale) for own in begun))
+        return choices
+    return list(dict.fromkeys(add_autoguidance(choice, scale) for choice in choices))
 
 
 def learned_steps(
@@ -208,9 +208,9 @@ def learned_steps(
 
 
 def setting_to_learn(
-    rows: Sequence[Trial], found: SamplerChoice, n: int, process: Process
+    rows: Sequence[Trial], setting: SamplerChoice, n: int, process: Process
 ) -> SamplerChoice:
-    """Return the setting to learn n timesteps for, with the guidance of `found`.
+    """Return the setting to learn n timesteps for, with the guidance of `setting`.
 
     It has the best sampler in n steps with the fewest evaluations.
 
@@ -219,11 +219,11 @@ def setting_to_learn(
     """
     alike = [row for row in rows if row.setting.steps == n]
     able = [row for row in alike if not draws_noise(row.setting.sampler, process)]
-    least = min(row.evaluations for row in able)
-    cheap = [row for row in able if row.evaluations == least]
+    min_evaluations = min(row.evaluations for row in able)
+    cheap = [row for row in able if row.evaluations == min_evaluations]
     metric = find_kid_key(rows)
     best = min(cheap, key=lambda row: row.values[metric])
-    return replace(found, sampler=best.setting.sampler, steps=n)
+    return replace(setting, sampler=best.setting.sampler, steps=n)
 
 
 # -- learning -------------------------------------------------------------------------------------
@@ -261,9 +261,9 @@ class Learner:
         planned, ends = self.plan_times(settings)
         times = self.choose_nearer(settings, planned, ends)
         rounds = improve_times(times, self.error(settings, ends), ROUNDS)
-        for done, better in enumerate(rounds, 1):
+        for num_rounds, better in enumerate(rounds, 1):
             times = better
-            yield Progress("learning timesteps", done, ROUNDS)
+            yield Progress("learning timesteps", num_rounds, ROUNDS)
         return [tuple(planned), tuple(times)] if times != planned else [tuple(planned)]
 
     def choose_nearer(
@@ -280,8 +280,8 @@ class Learner:
             # No solver steps from one time of SNR 0 to another.
             if len(times) > 1 and self.loaded.denoiser.process.alpha_bar(times[1]) == 0:
                 return math.inf
-            found, _ = self.follow(replace(settings, times=tuple(times)))[-1]
-            return math.sqrt(float((found - ends).square().mean()))
+            x, _ = self.follow(replace(settings, times=tuple(times)))[-1]
+            return math.sqrt(float((x - ends).square().mean()))
 
         return missed
 
@@ -305,7 +305,7 @@ class Learner:
         for drawing in generate_batches(
             self.loaded.denoiser, settings, indices, space=space, device=device
         ):
-            both = torch.stack([drawing.state.x, drawing.state.x0])
-            batches.setdefault(drawing.step, []).append(both)
+            states = torch.stack([drawing.state.x, drawing.state.x0])
+            batches.setdefault(drawing.step, []).append(states)
         after = [torch.cat(batch, 1) for batch in batches.values()]
         return [(noise, noise), *((x, x0) for x, x0 in after)]

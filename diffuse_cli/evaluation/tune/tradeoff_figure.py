@@ -26,7 +26,7 @@ MARKERS = "osD^vP*X"
 PLAIN: dict[str, Any] = {"parse_math": False}
 
 
-def plot_tradeoff(found: TuningResult, name: str) -> Image.Image:
+def plot_tradeoff(tuning: TuningResult, name: str) -> Image.Image:
     """Plot the KID over seconds per image, with a line for each sampler.
 
     Points are labeled with their steps and have bars of a standard error. Hollow points are
@@ -36,46 +36,46 @@ def plot_tradeoff(found: TuningResult, name: str) -> Image.Image:
     sheet = Sheet(9.2, 5.95, 150)
     sheet.text(LEFT, 0.4, name, 8, fontsize=12, fontweight="bold", **PLAIN)
     line = (
-        f"{found.n:,} generated against {found.real:,} real {found.words.many}, "
-        f"{describe_network(found.features)}. Numbers are steps, bars standard errors"
+        f"{tuning.n:,} generated against {tuning.real:,} real {tuning.words.many}, "
+        f"{describe_network(tuning.features)}. Numbers are steps, bars standard errors"
     )
     sheet.text(LEFT, 0.66, line, 8, fontsize=9, color=FAINT, **PLAIN)
     axes = sheet.axes(LEFT, TOP, WIDTH, HEIGHT)
-    _scale(axes, found)
-    samplers = list(dict.fromkeys(row.setting.sampler for row in found.rows))
+    _scale(axes, tuning)
+    samplers = list(dict.fromkeys(row.setting.sampler for row in tuning.rows))
     for i, sampler in enumerate(samplers):
-        _plot_sampler(axes, found, sampler, i)
-    [best] = [row for row in found.rows if row.setting == found.recommended]
-    place = best.seconds, best.values[found.metric]
+        _plot_sampler(axes, tuning, sampler, i)
+    [best] = [row for row in tuning.rows if row.setting == tuning.recommended]
+    place = best.seconds, best.values[tuning.metric]
     ring: dict[str, Any] = {"markerfacecolor": "none", "markeredgecolor": INK}
     axes.plot(*place, "o", markersize=13, markeredgewidth=1.5, zorder=6, **ring)
     for axis in (axes.xaxis, axes.yaxis):
         if axis.get_scale() == "log":
             figures.number_axis(axis, "g")
-    _plot_legend(sheet, found, samplers)
+    _plot_legend(sheet, tuning, samplers)
     return sheet.render()
 
 
-def _scale(axes: Axes, found: TuningResult) -> None:
+def _scale(axes: Axes, tuning: TuningResult) -> None:
     """Set logarithmic axes, or a linear KID axis if a KID is not above 0."""
     axes.set_xscale("log")
-    axes.set_xlabel(f"seconds per {found.words.one}, on {found.device}", fontsize=9)
-    axes.set_ylabel(f"{label(found.metric)}, lower is better", fontsize=9)
-    if all(row.values[found.metric] > 0 for row in found.rows):
+    axes.set_xlabel(f"seconds per {tuning.words.one}, on {tuning.device}", fontsize=9)
+    axes.set_ylabel(f"{label(tuning.metric)}, lower is better", fontsize=9)
+    if all(row.values[tuning.metric] > 0 for row in tuning.rows):
         axes.set_yscale("log")
     axes.tick_params(length=0, which="both")
 
 
-def _plot_sampler(axes: Axes, found: TuningResult, sampler: str, i: int) -> None:
+def _plot_sampler(axes: Axes, tuning: TuningResult, sampler: str, i: int) -> None:
     """Plot a sampler's line, and its points for learned timesteps and other guidance scales."""
-    first = found.rows[0].setting
-    own = [row for row in found.rows if row.setting.sampler == sampler]
-    apart = {id(row): _describe_difference(row.setting, first) for row in own}
-    line = [(f"{row.setting.steps}", row) for row in own if not apart[id(row)]]
+    first = tuning.rows[0].setting
+    rows = [row for row in tuning.rows if row.setting.sampler == sampler]
+    labels = {id(row): _describe_difference(row.setting, first) for row in rows}
+    line = [(f"{row.setting.steps}", row) for row in rows if not labels[id(row)]]
     line.sort(key=lambda point: point[1].setting.steps)
-    others = [(apart[id(row)], row) for row in own if apart[id(row)]]
-    _points(axes, line, found.metric, i, (0, 7), linestyle="-")
-    _points(axes, others, found.metric, i, (11, -3), linestyle="", markerfacecolor="white")
+    other_points = [(labels[id(row)], row) for row in rows if labels[id(row)]]
+    _points(axes, line, tuning.metric, i, (0, 7), linestyle="-")
+    _points(axes, other_points, tuning.metric, i, (11, -3), linestyle="", markerfacecolor="white")
 
 
 def _describe_difference(setting: SamplerChoice, first: SamplerChoice) -> str:
@@ -84,7 +84,7 @@ def _describe_difference(setting: SamplerChoice, first: SamplerChoice) -> str:
         (setting.guidance, first.guidance, "×"),
         (setting.weak_guidance, first.weak_guidance, "w"),
     )
-    scales = [f"{sign}{own:g}" for own, other, sign in pairs if own != other]
+    scales = [f"{sign}{scale:g}" for scale, first_scale, sign in pairs if scale != first_scale]
     ways = [f"{setting.steps} learned"] if setting.times else []
     ways += [f"{setting.steps} Gaussian"] if setting.start else []
     return " ".join([*ways, *scales])
@@ -114,14 +114,14 @@ def _points(
         axes.annotate(text, (row.seconds, row.values[metric]), offset, **beside)
 
 
-def _plot_legend(sheet: Sheet, found: TuningResult, samplers: Sequence[str]) -> None:
+def _plot_legend(sheet: Sheet, tuning: TuningResult, samplers: Sequence[str]) -> None:
     """Plot the legend: samplers, other guidance scales, the recommendation."""
     style: dict[str, Any] = {"fontsize": 9, "va": "center", **PLAIN}
     marks: list[tuple[str, dict[str, Any]]] = [
         (name, {"marker": MARKERS[i % len(MARKERS)], "color": figures.color(i)})
         for i, name in enumerate(samplers)
     ]
-    first = found.rows[0].setting
+    first = tuning.rows[0].setting
     hollow = {"marker": "o", "color": FAINT, "markerfacecolor": "white"}
     if first.guidance is not None:
         marks.append((f"×: guidance other than {first.guidance:g}", hollow))
@@ -136,7 +136,7 @@ def _plot_legend(sheet: Sheet, found: TuningResult, samplers: Sequence[str]) -> 
         sheet, y, marker="o", color=INK, markersize=11, markerfacecolor="none", clip_on=False
     )
     sheet.text(KEYS, y, "recommended:", 1.65, fontweight="bold", **style)
-    for i, words in enumerate(str(found.recommended).split(", ")):
+    for i, words in enumerate(str(tuning.recommended).split(", ")):
         sheet.text(KEYS, y + (i + 1) * 0.2, words, 1.65, **style)
 
 
