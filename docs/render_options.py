@@ -108,7 +108,7 @@ def _type(name: str, base: str, of: str, fields: Mapping[str, str]) -> str:
 def _fields(config: type, left_out: Collection[str]) -> dict[str, str]:
     """The types of a configuration's options, by name."""
     found = {f.name: _kind(f, spec) for f, spec in option_fields(config) if f.name not in left_out}
-    networks = NETWORKS.own if config is TrainConfig else ()
+    networks = NETWORKS.entries if config is TrainConfig else ()
     return {**found, **dict.fromkeys(networks, "Mapping[str, Any]")}
 
 

@@ -327,7 +327,7 @@ def smaller_presets(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, settings in SMALLER.items():
         preset = PRESETS[name]
         small = replace(preset, settings={**preset.settings, **settings}, signals={})
-        monkeypatch.setitem(PRESETS.own, name, small)
+        monkeypatch.setitem(PRESETS.entries, name, small)
 
 
 def expanded(words: list[str]) -> Iterator[str]:

@@ -201,10 +201,10 @@ def beside_examples(tmp_path: Path, few: Path, monkeypatch: pytest.MonkeyPatch) 
     tiny is tinier."""
     monkeypatch.chdir(tmp_path)
     do_less(monkeypatch)
-    monkeypatch.setattr(NETWORKS, "own", dict(NETWORKS.own))
+    monkeypatch.setattr(NETWORKS, "entries", dict(NETWORKS.entries))
     settings = {"width": 8, "multipliers": (1,), "blocks": 1, "attention": ()}
     small = dataclasses.replace(PRESETS["tiny"], settings=settings)
-    monkeypatch.setitem(PRESETS.own, "tiny", small)
+    monkeypatch.setitem(PRESETS.entries, "tiny", small)
     (tmp_path / "examples").symlink_to(few)
     return tmp_path
 
@@ -371,9 +371,9 @@ def test_every_command_has_a_page_that_ends_with_its_options():
 def test_what_is_missing_is_still_missing():
     """A page that says so must change with it."""
     page = (ROOT / "docs" / "limits.md").read_text(encoding="utf-8")
-    assert list(NETWORKS.own) == ["unet", "vit"]
+    assert list(NETWORKS.entries) == ["unet", "vit"]
     assert "networks other than a U-Net and a plain transformer" in page
-    assert list(MEDIA.own) == ["array", "audio", "image"]
+    assert list(MEDIA.entries) == ["array", "audio", "image"]
     assert "data other than [images]" in page
     assert "formats other than PNG, JPEG, WebP, AVIF, BMP, GIF and TIFF" in page
     assert {name.upper() for name in re.findall(r"\w+", page)} >= set(FORMATS)

@@ -22,7 +22,7 @@ from diffuse_cli.core.degradations import DEGRADATIONS, parse
 from diffuse_cli.core.restoration import RESTORATIONS
 from diffuse_cli.system.errors import UsageError, translate_errors
 
-FORMS = ", ".join(kind.EXAMPLE for kind in DEGRADATIONS.own.values())
+FORMS = ", ".join(kind.EXAMPLE for kind in DEGRADATIONS.entries.values())
 
 TOLD = "given"
 """Method of a model that was trained for a degradation: it is conditioned on the input."""

@@ -65,7 +65,7 @@ def __getattr__(name: str) -> Any:
     if name[0] != "_" and find_spec(f"{__name__}.{name}") is None:
         entry = name.replace("_", "-")
         for table in map(__getattr__, TABLES):
-            if entry in table.own:
+            if entry in table.entries:
                 build = import_module(f"{__name__}.networks").build_for
                 return partial(build, table[entry]) if table.group == "networks" else table[entry]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

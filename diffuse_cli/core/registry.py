@@ -72,14 +72,14 @@ class Registry(MutableMapping[str, Entry]):
 
     Args:
         group: the table's name in entry points.
-        own: the built-in entries.
+        entries: the built-in entries.
         aliases: current names by former names. Former names still work, but are not listed.
     """
 
     def __init__(
-        self, group: str, own: Mapping[str, Any], aliases: Mapping[str, str] | None = None
+        self, group: str, entries: Mapping[str, Any], aliases: Mapping[str, str] | None = None
     ) -> None:
-        self.group, self.own, self.aliases = group, dict(own), aliases or {}
+        self.group, self.entries, self.aliases = group, dict(entries), aliases or {}
 
     def current(self, name: str) -> str:
         """Return the current name of an entry, from its current or a former name."""
@@ -87,7 +87,9 @@ class Registry(MutableMapping[str, Entry]):
 
     def __getitem__(self, name: str) -> Entry:
         name = self.current(name)
-        return cast(Entry, self.own[name] if name in self.own else _load(self._extensions[name]))
+        return cast(
+            Entry, self.entries[name] if name in self.entries else _load(self._extensions[name])
+        )
 
     @property
     def _extensions(self) -> Mapping[str, EntryPoint]:
@@ -95,19 +97,19 @@ class Registry(MutableMapping[str, Entry]):
         return extension_points().get(self.group, {})
 
     def __setitem__(self, name: str, entry: Entry) -> None:
-        self.own[name] = entry
+        self.entries[name] = entry
 
     def __delitem__(self, name: str) -> None:
-        del self.own[name]
+        del self.entries[name]
 
     def __contains__(self, name: object) -> bool:
-        return name in self.own or name in self.aliases or name in self._extensions
+        return name in self.entries or name in self.aliases or name in self._extensions
 
     def __iter__(self) -> Iterator[str]:
-        return iter({**self.own, **self._extensions})
+        return iter({**self.entries, **self._extensions})
 
     def __len__(self) -> int:
-        return len({**self.own, **self._extensions})
+        return len({**self.entries, **self._extensions})
 
     def items(self) -> ItemsView[str, Entry]:
         """Return the names and entries. Extensions that cannot be loaded are skipped with a
@@ -171,17 +173,17 @@ class Modules(Registry[Entry]):
         before = {new: old for old, new in (aliases or {}).items()}
         own_files = set(files).difference(helpers)
         entries = sorted(own_files, key=lambda f: before.get(f.replace("_", "-"), f))
-        own = {f.replace("_", "-"): f"{package}.{f}" for f in entries}
-        super().__init__(group, own, aliases)
+        modules = {f.replace("_", "-"): f"{package}.{f}" for f in entries}
+        super().__init__(group, modules, aliases)
 
     def __getitem__(self, name: str) -> Entry:
-        found: Any = super().__getitem__(name)
-        if isinstance(found, str):
-            found = importlib.import_module(found)
-        if self.value and not hasattr(found, self.value):
+        entry: Any = super().__getitem__(name)
+        if isinstance(entry, str):
+            entry = importlib.import_module(entry)
+        if self.value and not hasattr(entry, self.value):
             text = f"the extension {name} cannot be loaded: it has no {self.value}"
             raise InvalidArgument(text, "Update it, or uninstall it")
-        return cast(Entry, getattr(found, self.value) if self.value else found)
+        return cast(Entry, getattr(entry, self.value) if self.value else entry)
 
     def read_summary(self, name: str) -> str:
         """Return the first paragraph of an entry's docstring.
@@ -189,7 +191,7 @@ class Modules(Registry[Entry]):
         For a module it is read from the source, because importing the module may be slow. For a
         broken extension it is the error.
         """
-        module = self.own[name] if name in self.own else self._extensions[name].value
+        module = self.entries[name] if name in self.entries else self._extensions[name].value
         try:
             if isinstance(module, str) and (tree := _parse_source(module)) is not None:
                 text = ast.get_docstring(tree)
@@ -247,8 +249,8 @@ def closest_name(name: str, names: Iterable[str], cutoff: float = 0.5) -> str:
 def suggest(name: str, names: Iterable[str]) -> str:
     """Return a hint for an unknown name: the most similar name, or the list of all names."""
     names = list(names)
-    found = closest_name(name, names)
-    return f"Did you mean '{found}'?" if found else "Choose from: " + ", ".join(names)
+    closest = closest_name(name, names)
+    return f"Did you mean '{closest}'?" if closest else "Choose from: " + ", ".join(names)
 
 
 def lookup(table: Mapping[str, Entry], name: str, argument: str) -> Entry:

@@ -263,7 +263,7 @@ def check_augmentations(plan: Plan) -> None:
         of = f"--loss {config.loss}" if plan.teacher else f"network '{plan.blueprint.network}'"
         raise UsageError(f"--augment does not work with {of}", "Remove it")
     for name in config.augment or ():
-        if name in AUGMENTATIONS.own and name not in suited:
+        if name in AUGMENTATIONS.entries and name not in suited:
             text = f"--augment {name} is not for {MEDIA[plan.data.images.medium].many}"
             raise UsageError(text, f"Use {', '.join(suited)}")
 

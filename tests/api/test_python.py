@@ -176,7 +176,7 @@ def test_every_option_is_a_parameter_or_a_typed_keyword(
     function: Any, kind: Any, config: Any, refused: set[str], own: set[str]
 ):
     parameters = {*inspect.signature(function).parameters} - {"self", "options", "config"}
-    typed = {*kind.__annotations__} - {*NETWORKS.own}
+    typed = {*kind.__annotations__} - {*NETWORKS.entries}
     assert not parameters & typed
     assert (parameters | typed) - own == {f.name for f in dataclasses.fields(config)} - refused
 

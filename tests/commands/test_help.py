@@ -109,7 +109,7 @@ def test_short_help_imports_no_torch(fresh, tmp_path):
 
 
 def test_every_command_is_in_one_chapter():
-    assert sorted(name for names in CHAPTERS.values() for name in names) == sorted(COMMANDS.own)
+    assert sorted(name for names in CHAPTERS.values() for name in names) == sorted(COMMANDS.entries)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

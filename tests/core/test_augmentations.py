@@ -51,7 +51,7 @@ def test_entries_of_a_medium_keep_the_shape_and_return_their_parameters(medium: 
 
 
 def test_every_augmentation_suits_a_medium():
-    assert {name for own in MEDIA.values() for name in own.augmentations} >= {*AUGMENTATIONS.own}
+    assert {name for m in MEDIA.values() for name in m.augmentations} >= {*AUGMENTATIONS.entries}
 
 
 @pytest.mark.parametrize("medium", SIZES)

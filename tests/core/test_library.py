@@ -31,7 +31,7 @@ def test_ten_lines_train_and_sample():
 
 @pytest.mark.parametrize("table", core.TABLES)
 def test_entries_can_be_imported_by_name(table: str):
-    own = getattr(core, table).own
+    own = getattr(core, table).entries
     for name in own:
         assert getattr(core, name.replace("-", "_")) is not None
     assert {core.cosine, core.unipc, core.min_snr} == {

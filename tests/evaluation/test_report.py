@@ -196,7 +196,7 @@ def test_a_metric_is_one_file(diffuse, conditional, images, tmp_path, monkeypatc
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "sheen.py").write_text(NEW)
     monkeypatch.setattr(metrics, "__path__", [*metrics.__path__, str(tmp_path / "new")])
-    monkeypatch.setitem(METRICS.own, "sheen", f"{metrics.__name__}.sheen")
+    monkeypatch.setitem(METRICS.entries, "sheen", f"{metrics.__name__}.sheen")
     line = ("eval", conditional, images, "-n", 4, *QUICK, "--report", "page.html")
     table = [re.split(r"\s\s+", row) for row in diffuse(*line).out.splitlines()]
     assert ["sheen <b>", "41.25 ± 0.50", "50"] in table

@@ -224,9 +224,9 @@ def wide(monkeypatch):
     """A network whose width has no default, and a preset of it that says little."""
     module = SimpleNamespace(Config=Wide, build=lambda *_: Told())
     monkeypatch.setitem(sys.modules, "wide", module)
-    monkeypatch.setitem(NETWORKS.own, "wide", "wide")
-    monkeypatch.setitem(PRESETS.own, "plain", Preset("", {"width": 4}, {}, network="wide"))
-    monkeypatch.setitem(PRESETS.own, "bare", Preset("", {}, {}))
+    monkeypatch.setitem(NETWORKS.entries, "wide", "wide")
+    monkeypatch.setitem(PRESETS.entries, "plain", Preset("", {"width": 4}, {}, network="wide"))
+    monkeypatch.setitem(PRESETS.entries, "bare", Preset("", {}, {}))
 
 
 @pytest.fixture

@@ -161,7 +161,7 @@ def _help(f: dataclasses.Field[Any], spec: Option) -> str:
     if spec.table == "config.presets.PRESETS":
         from diffuse_cli.config.presets import PRESETS
 
-        own = PRESETS.own  # entries of other packages are not imported for their help
+        own = PRESETS.entries  # entries of other packages are not imported for their help
         named = (f"{k}: {own[k].help}" if k in own else k for k in PRESETS)
         parts.append("; ".join(named) + ".")
     elif spec.table:
