@@ -65,26 +65,26 @@ def shift(x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     """Shift by whole positions along each axis. The rest is filled by reflection."""
     import torch
 
-    told = torch.zeros_like(u)
+    parameters = torch.zeros_like(u)
     for axis, side in enumerate(x.shape[2:]):
-        most = FARTHEST * side
-        steps = ((2 * u[:, axis] - 1) * most).round()
-        told[:, axis] = steps / most
+        max_shift = FARTHEST * side
+        steps = ((2 * u[:, axis] - 1) * max_shift).round()
+        parameters[:, axis] = steps / max_shift
         places = (torch.arange(side, device=x.device) - steps[:, None]).long().abs()
         places = side - 1 - (side - 1 - places).abs()
         view = [len(x), 1, *[1] * (x.ndim - 2)]
         view[2 + axis] = side
         x = x.gather(2 + axis, places.reshape(view).expand_as(x))
-    return x, told
+    return x, parameters
 
 
 def zoom(x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     """Enlarge or shrink images (B, C, H, W) around their center."""
     import torch
 
-    told = 2 * u - 1
-    factor = torch.exp2(-ZOOM * told[:, 0])
-    return _resample(x, factor[:, None, None] * torch.eye(2, device=x.device)), told
+    parameters = 2 * u - 1
+    factor = torch.exp2(-ZOOM * parameters[:, 0])
+    return _resample(x, factor[:, None, None] * torch.eye(2, device=x.device)), parameters
 
 
 def rotate(x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,13 +103,13 @@ def color(x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
 
     from diffuse_cli.core.process import expand_batch
 
-    told = 2 * u - 1
-    saturation, contrast, brightness = (expand_batch(part, x) for part in told.unbind(1))
+    parameters = 2 * u - 1
+    saturation, contrast, brightness = (expand_batch(part, x) for part in parameters.unbind(1))
     colors = x[:, : x.shape[1] - (x.shape[1] in (2, 4))]
     grey = colors.mean(1, keepdim=True)
     changed = grey + torch.exp2(SATURATION * saturation) * (colors - grey)
     changed = torch.exp2(CONTRAST * contrast) * changed + BRIGHTNESS * brightness
-    return torch.cat([changed, x[:, colors.shape[1] :]], 1), told
+    return torch.cat([changed, x[:, colors.shape[1] :]], 1), parameters
 
 
 def gain(x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -118,8 +118,8 @@ def gain(x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
 
     from diffuse_cli.core.process import expand_batch
 
-    told = 2 * u - 1
-    return torch.exp2(GAIN * expand_batch(told[:, 0], x)) * x, told
+    parameters = 2 * u - 1
+    return torch.exp2(GAIN * expand_batch(parameters[:, 0], x)) * x, parameters
 
 
 AUGMENTATIONS: Registry[Augmentation] = Registry(
@@ -176,13 +176,13 @@ def augment(
     """
     import torch
 
-    told = [x.new_zeros(len(x), AUGMENTATIONS[name].parameters) for name in names]
-    for name, parameters in zip(names, told, strict=True):
+    parameter_groups = [x.new_zeros(len(x), AUGMENTATIONS[name].parameters) for name in names]
+    for name, parameters in zip(names, parameter_groups, strict=True):
         entry = AUGMENTATIONS[name]
-        own, u = u.tensor_split([1 + entry.draws], dim=1)
-        chosen = torch.nonzero(own[:, 0] < entry.chance)[:, 0]
+        numbers, u = u.tensor_split([1 + entry.draws], dim=1)
+        chosen = torch.nonzero(numbers[:, 0] < entry.chance)[:, 0]
         if len(chosen) and (entry.moves or not paired):
             rows = send(chosen, x.device)
-            changed, parameters[rows] = entry.change(x[rows], send(own[chosen, 1:], x.device))
+            changed, parameters[rows] = entry.change(x[rows], send(numbers[chosen, 1:], x.device))
             x = x.index_copy(0, rows, changed)
-    return x, torch.cat(told, 1)
+    return x, torch.cat(parameter_groups, 1)

@@ -58,9 +58,9 @@ class ConditioningArray(Settings):
         for name in ("mean", "std"):
             if len(getattr(self, name) or ()) not in (0, self.channels):
                 raise InvalidArgument(f"must have {self.channels} numbers", argument=name)
-        for name, other in (("mean", "std"), ("std", "mean")):
-            if getattr(self, name) is not None and getattr(self, other) is None:
-                raise InvalidArgument(f"needs {other} as well", argument=name)
+        for name, partner in (("mean", "std"), ("std", "mean")):
+            if getattr(self, name) is not None and getattr(self, partner) is None:
+                raise InvalidArgument(f"needs {partner} as well", argument=name)
         if self.limits is not None and not (
             len(self.limits) == 2 and self.limits[0] < self.limits[1]
         ):
@@ -85,11 +85,11 @@ class Conditions(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, kind in (("given", ConditioningArray), ("table", MetadataTable)):
-            own = getattr(self, name)
-            if isinstance(own, Mapping):  # as plain values
-                own = from_dict(kind, own)
-                object.__setattr__(self, name, own)
-            if not isinstance(own, kind | None):
+            condition = getattr(self, name)
+            if isinstance(condition, Mapping):  # as plain values
+                condition = from_dict(kind, condition)
+                object.__setattr__(self, name, condition)
+            if not isinstance(condition, kind | None):
                 raise InvalidArgument("must be a table", argument=name)
 
     def __bool__(self) -> bool:
@@ -145,31 +145,31 @@ class Conditions(Settings):
             u: random numbers (B,) in [0, 1).
             label_dropout: the fraction of samples without a label and a row.
         """
-        kept = dict(cond)
-        if "label" in kept:
-            label = kept["label"]
-            kept["label"] = label.where(u >= label_dropout, self.num_classes)
-        if "given" in kept and self.given and self.given.dropout:
-            known = (u >= self.given.dropout).to(kept["given"])
-            kept["given"] = kept["given"] * known.reshape(-1, *[1] * (kept["given"].ndim - 1))
-        if "row" in kept and label_dropout:
-            kept["row"] = kept["row"].where(self._column_mask(u, label_dropout), UNTOLD)
-        return kept
+        batch = dict(cond)
+        if "label" in batch:
+            label = batch["label"]
+            batch["label"] = label.where(u >= label_dropout, self.num_classes)
+        if "given" in batch and self.given and self.given.dropout:
+            mask = (u >= self.given.dropout).to(batch["given"])
+            batch["given"] = batch["given"] * mask.reshape(-1, *[1] * (batch["given"].ndim - 1))
+        if "row" in batch and label_dropout:
+            batch["row"] = batch["row"].where(self._column_mask(u, label_dropout), UNTOLD)
+        return batch
 
     def _column_mask(self, u: Tensor, dropout: float) -> Any:
         """Return a mask of the columns to keep, (B, columns), or (B, 1) for a single condition."""
         import torch
 
         assert self.table
-        kept = (u >= dropout)[:, None]
+        mask = (u >= dropout)[:, None]
         if len(self.table) == 1 and not (self.classes or self.given):
-            return kept
+            return mask
         part = partial_dropout(dropout)
         # Uniform for u in [dropout, dropout + part). At a dropout of 1 there are no such u.
         within = ((u - dropout) / (part or 1.0) * 2**BITS).long()
         places = torch.arange(len(self.table), device=u.device) % BITS
         left_out = ((within[:, None] >> places) & 1).bool()
-        return kept & ~(left_out & (u < dropout + part)[:, None])
+        return mask & ~(left_out & (u < dropout + part)[:, None])
 
 
 def partial_dropout(label_dropout: float) -> float:
@@ -215,8 +215,8 @@ class NumberColumn(Settings):
 
     def code(self, value: Value) -> float:
         """Return the code of a finite number."""
-        far = (float(value) - self.mean) / self.deviation
-        return max(-FARTHEST, min(FARTHEST, far))
+        score = (float(value) - self.mean) / self.deviation
+        return max(-FARTHEST, min(FARTHEST, score))
 
     def value(self, code: float) -> Value:
         """Return the number of a code."""

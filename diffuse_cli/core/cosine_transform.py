@@ -46,4 +46,4 @@ def apply_bases(x: Tensor, bases: Sequence[Tensor]) -> Tensor:
 def scale_frequencies(x: Tensor, gains: Tensor) -> Tensor:
     """Multiply each frequency of x (B, C, *size) by a gain, (*size)."""
     bases = [basis(side, x.dtype, x.device) for side in x.shape[2:]]
-    return apply_bases(apply_bases(x, bases) * gains, [each.mT for each in bases])
+    return apply_bases(apply_bases(x, bases) * gains, [matrix.mT for matrix in bases])

@@ -72,8 +72,8 @@ class DataGaussian:
     @property
     def plain(self) -> dict[str, Any]:
         """The plain values that `read` reads."""
-        own = {"colors": self.colors, "mean": self.mean, "variance": self.variance}
-        return own if self.bands is None else {**own, "bands": self.bands}
+        values = {"colors": self.colors, "mean": self.mean, "variance": self.variance}
+        return values if self.bands is None else {**values, "bands": self.bands}
 
     def make_initial_noise(self, noise: Tensor, alpha: float, sigma: float) -> Tensor:
         """Return x_t from N(0, 1) noise (B, C, *size).
@@ -89,7 +89,7 @@ class DataGaussian:
         low = _mix_channels(colors, apply_bases(noise, bases))
         more = (alpha**2 * variance + sigma**2).sqrt() - sigma
         added = _mix_channels(colors.T, alpha * mean + more * low)
-        return sigma * noise + apply_bases(added, [each.T for each in bases])
+        return sigma * noise + apply_bases(added, [matrix.T for matrix in bases])
 
     def denoise(self, x_t: Tensor, alpha: Any, sigma: Any) -> Tensor:
         """Return E[x_0 | x_t] for x_t = alpha x_0 + sigma eps, the Wiener filter, (B, C, *size).
@@ -103,7 +103,7 @@ class DataGaussian:
         colors, mean, variance, bases = self._tables(x_t)
         x = _mix_channels(colors, apply_bases(x_t, bases)) - alpha * mean
         x0 = mean + alpha * variance / (alpha**2 * variance + sigma**2) * x
-        return apply_bases(_mix_channels(colors.T, x0), [each.T for each in bases])
+        return apply_bases(_mix_channels(colors.T, x0), [matrix.T for matrix in bases])
 
     def scale(self, alpha: Any, sigma: Any, like: Tensor) -> Tensor:
         """Return the scale of corrections of `denoise`, in x_0, that broadcasts against `like`.
@@ -113,8 +113,8 @@ class DataGaussian:
         because conditions may still tell something, and a distilled model generates in one step.
         """
         variance = self._tables(like)[2][None]
-        left = sigma**2 * variance / (alpha**2 * variance + sigma**2)
-        scale: Tensor = left.mean(tuple(range(1, variance.ndim)), keepdim=True).sqrt()
+        squared_error = sigma**2 * variance / (alpha**2 * variance + sigma**2)
+        scale: Tensor = squared_error.mean(tuple(range(1, variance.ndim)), keepdim=True).sqrt()
         return scale
 
     @cached_property
@@ -170,8 +170,8 @@ def measure(read: Callable[[], Iterable[Tensor]], *, bands: bool = True) -> Data
     if not count:
         raise ValueError("no samples to measure")
     channels, *size = total.shape
-    own = total.reshape(channels, -1)
-    _, vectors = torch.linalg.eigh((products - own @ own.T / count) / count / own.shape[1])
+    sums = total.reshape(channels, -1)
+    _, vectors = torch.linalg.eigh((products - sums @ sums.T / count) / count / sums.shape[1])
     colors = vectors.T * torch.where(vectors.T.sum(1, keepdim=True) < 0, -1.0, 1.0)
 
     total = squares = torch.zeros(())
@@ -197,11 +197,11 @@ def read(values: Mapping[str, Any], channels: int, size: Sequence[int]) -> DataG
     import torch
 
     shape = (channels, *count_frequencies(size))
-    wanted = {"colors": (channels, channels), "mean": shape, "variance": shape}
+    shapes = {"colors": (channels, channels), "mean": shape, "variance": shape}
     if "bands" in values:
-        wanted["bands"] = (channels, *(assign_bands(side, size)[-1] + 1 for side in size))
-    found = {}
-    for name, fits in wanted.items():
+        shapes["bands"] = (channels, *(assign_bands(side, size)[-1] + 1 for side in size))
+    tables = {}
+    for name, fits in shapes.items():
         try:
             tensor = torch.tensor(values[name], dtype=torch.float64)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -210,8 +210,8 @@ def read(values: Mapping[str, Any], channels: int, size: Sequence[int]) -> DataG
             raise InvalidArgument(f"must be finite numbers of shape {fits}", argument=name)
         if name in ("variance", "bands") and bool((tensor < 0).any()):
             raise InvalidArgument("must not be negative", argument=name)
-        found[name] = _as_tuples(tensor.tolist())
-    return DataGaussian(size=tuple(size), **found)
+        tables[name] = _as_tuples(tensor.tolist())
+    return DataGaussian(size=tuple(size), **tables)
 
 
 def count_frequencies(size: Sequence[int]) -> tuple[int, ...]:
@@ -258,7 +258,7 @@ def _bases(like: Tensor, lowest: Sequence[int]) -> list[Tensor]:
 
     sides = zip(like.shape[2:], lowest, strict=True)
     rows = (torch.from_numpy(cosines(side, count, "float32")) for side, count in sides)
-    return [each.to(like.dtype).to(like.device) for each in rows]  # float64 is not on every device
+    return [row.to(like.dtype).to(like.device) for row in rows]  # float64 is not on every device
 
 
 def _mix_channels(colors: Tensor, x: Tensor) -> Tensor:

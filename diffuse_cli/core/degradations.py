@@ -111,10 +111,10 @@ class Degradation(Settings):
         """Return the shape of y, without B, for samples of a shape (C, *size)."""
         import torch
 
-        made = self.fit_shape(shape)
+        fitted = self.fit_shape(shape)
         with torch.device("meta"):
-            u, x0 = torch.empty(1, made.uniforms), torch.empty(1, *shape)
-        return tuple(made.draw_parts(u).apply(x0).shape[1:])
+            u, x0 = torch.empty(1, fitted.uniforms), torch.empty(1, *shape)
+        return tuple(fitted.draw_parts(u).apply(x0).shape[1:])
 
     @property
     def uniforms(self) -> int:
@@ -132,14 +132,14 @@ class Degradation(Settings):
     def text(self) -> str:
         """The short form, which `parse` reads: `low-res:4+noise:0.1`."""
         value = getattr(self, self.VALUE) if self.VALUE else None
-        shown = digits(value) if isinstance(value, (int, float)) else value
-        own = "" if shown is None else f":{shown}"
+        value_text = digits(value) if isinstance(value, (int, float)) else value
+        value_part = "" if value_text is None else f":{value_text}"
         noisy = f"+{NOISE}:{digits(self.sigma)}" if self.sigma and self.VALUE != "sigma" else ""
-        return f"{self.NAME}{own}{noisy}"
+        return f"{self.NAME}{value_part}{noisy}"
 
-    def refusal(self, needed: str, found: str) -> InvalidArgument:
+    def refusal(self, needed: str, shape: str) -> InvalidArgument:
         """Return the exception for samples of a wrong shape."""
-        return InvalidArgument(f": {self.text} needs {needed}, not {found}", argument="degradation")
+        return InvalidArgument(f": {self.text} needs {needed}, not {shape}", argument="degradation")
 
 
 class Projection(Degradation):
@@ -315,8 +315,8 @@ class Mask(Projection):
 
     def fit_shape(self, shape: Sequence[int]) -> Degradation:
         if self.mask is not None and tuple(self.mask.shape[-len(shape) + 1 :]) != tuple(shape[1:]):
-            found, needed = dimensions(self.mask.shape[-len(shape) + 1 :]), dimensions(shape[1:])
-            raise InvalidArgument(f"must be {needed}, not {found}", argument="mask")
+            actual, needed = dimensions(self.mask.shape[-len(shape) + 1 :]), dimensions(shape[1:])
+            raise InvalidArgument(f"must be {needed}, not {actual}", argument="mask")
         return replace(self, size=tuple(shape[1:]))
 
     @property
@@ -363,7 +363,7 @@ class Noise(Projection):
 
 
 DEGRADATIONS: Registry[type[Degradation]] = Registry(
-    "degradations", {made.NAME: made for made in (LowRes, Mask, Grey, Blur, FewerChannels, Noise)}
+    "degradations", {kind.NAME: kind for kind in (LowRes, Mask, Grey, Blur, FewerChannels, Noise)}
 )
 
 
@@ -374,13 +374,13 @@ def parse(text: str) -> Degradation:
         InvalidArgument: text that is not a degradation, for the argument `degradation`.
     """
     name, *more = text.split("+")
-    made = _parse_part(name)
+    degradation = _parse_part(name)
     if not more:
-        return made
+        return degradation
     noise = _parse_part("+".join(more))
-    if not isinstance(noise, Noise) or made.sigma:
+    if not isinstance(noise, Noise) or degradation.sigma:
         raise _parse_error(text, "only noise can be added", "For example, write blur:2+noise:0.1")
-    return replace(made, sigma=noise.sigma)
+    return replace(degradation, sigma=noise.sigma)
 
 
 def _parse_part(text: str) -> Degradation:

@@ -169,19 +169,19 @@ class Denoiser:
         """
         if isinstance(t, float) and self.target in STEPWISE:
             t = round(t)
-        x0, eps, raw, rest = self._predict(x_t, t, cond)
-        if self.variance in LEARNED and rest.shape[1] != x_t.shape[1]:
+        x0, eps, raw, raw_var = self._predict(x_t, t, cond)
+        if self.variance in LEARNED and raw_var.shape[1] != x_t.shape[1]:
             text = f"variance '{self.variance}' needs {2 * x_t.shape[1]} output channels"
             raise InvalidArgument(text)
 
         def log_var(t: Time, s: Time | None = None) -> Any:
             pair = self.process.coefficients(t, s, like=x_t)
-            own = self._error_at(t, x_t) if self.variance in MEASURED else rest
-            found = self._log_var(pair, own)
+            var_input = self._error_at(t, x_t) if self.variance in MEASURED else raw_var
+            log_variance = self._log_var(pair, var_input)
             if self.levels is None and self.variance not in LEARNED:
-                decoder = log(own) if self.variance in MEASURED else pair.log_beta
-                found = found + pair.first * (decoder - found)
-            return found
+                decoder = log(var_input) if self.variance in MEASURED else pair.log_beta
+                log_variance = log_variance + pair.first * (decoder - log_variance)
+            return log_variance
 
         return Prediction(x0, eps, raw, log_var)
 
@@ -207,16 +207,16 @@ class Denoiser:
     def respaced(self, times: Iterable[int | float]) -> Denoiser:
         """Return the same network over these times only, in any order."""
         chosen = sorted(times)
-        kept = torch.tensor([min(round(t), self.process.num_timesteps - 1) for t in chosen])
+        rows = torch.tensor([min(round(t), self.process.num_timesteps - 1) for t in chosen])
         c1, c2 = self._posterior
-        return self._copy(process=self.process.respaced(chosen), posterior=(c1[kept], c2[kept]))
+        return self._copy(process=self.process.respaced(chosen), posterior=(c1[rows], c2[rows]))
 
     def with_variance(self, variance: str, errors: DenoisingErrors | None = None) -> Denoiser:
         """Return the same network with another variance, and the errors for it if needed."""
         return self._copy(variance=variance, errors=errors)
 
     def _copy(self, **changes: Any) -> Denoiser:
-        own = {
+        arguments = {
             "net": self.net,
             "process": self.process,
             "target": self.target,
@@ -226,4 +226,4 @@ class Denoiser:
             "errors": self._errors,
             "reference": self.reference,
         }
-        return Denoiser(**{**own, **changes})
+        return Denoiser(**{**arguments, **changes})

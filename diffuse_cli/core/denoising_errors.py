@@ -64,8 +64,8 @@ def choose_timesteps(process: Process) -> dict[int, float]:
     import torch
 
     levels = process.log_snr(torch.arange(process.num_timesteps)).clamp(min=LOWEST)
-    wanted = torch.linspace(float(levels[0]), float(levels[-1]), POINTS, dtype=levels.dtype)
-    nearest = (levels - wanted[:, None]).abs().argmin(1).unique().tolist()
+    even_levels = torch.linspace(float(levels[0]), float(levels[-1]), POINTS, dtype=levels.dtype)
+    nearest = (levels - even_levels[:, None]).abs().argmin(1).unique().tolist()
     return {t: float(f"{float(levels[t]):.6g}") for t in nearest}
 
 
@@ -73,9 +73,9 @@ def squared_error(
     denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, cond: Mapping[str, Any]
 ) -> Tensor:
     """Return the mean squared error of x_0 in each sample, (B,), clipped as in sampling."""
-    found = denoiser(denoiser.process.diffuse(x0, t, noise), t, **cond).x0
-    found = found if denoiser.levels is None else found.clamp(-1, 1)
-    return (found - x0).square().flatten(1).mean(1)
+    estimate = denoiser(denoiser.process.diffuse(x0, t, noise), t, **cond).x0
+    estimate = estimate if denoiser.levels is None else estimate.clamp(-1, 1)
+    return (estimate - x0).square().flatten(1).mean(1)
 
 
 def average(timesteps: Mapping[int, float], errors: Mapping[int, Tensor]) -> DenoisingErrors | None:

@@ -117,12 +117,12 @@ def consistency_loss(
     def conditioned(x_t: Tensor, t: Any, /, **_: Any) -> Prediction:
         return guide(x_t, t, **cond)
 
-    found = solve_trajectory(conditioned, process, noise)
-    points = len(found.times)
-    times = send(torch.tensor(found.times), noise.device).repeat_interleave(count)
-    estimate = denoiser(found.x.flatten(0, 1), times, **repeat_conditions(cond, points)).x0
+    trajectory = solve_trajectory(conditioned, process, noise)
+    points = len(trajectory.times)
+    times = send(torch.tensor(trajectory.times), noise.device).repeat_interleave(count)
+    estimate = denoiser(trajectory.x.flatten(0, 1), times, **repeat_conditions(cond, points)).x0
     _, sigma = process.alpha_sigma(times, like=estimate)
-    error = (estimate - found.end.repeat(points, *[1] * (noise.ndim - 1))) / sigma
+    error = (estimate - trajectory.end.repeat(points, *[1] * (noise.ndim - 1))) / sigma
     distance = error.abs().flatten(1).mean(1)
     by_point = distance.unflatten(0, (points, count))
     mean: Tensor = (by_point.sum(0) + (FIRST - 1) * by_point[0]) / (points + FIRST - 1)
@@ -179,8 +179,8 @@ def generate_samples(denoiser: Denoiser, noise: Tensor, again: Tensor, **cond: A
     import torch
 
     process = denoiser.process
-    first, *rest = process.times(min(2, process.num_timesteps))
-    second = rest[0] if rest else first
+    first, *later_times = process.times(min(2, process.num_timesteps))
+    second = later_times[0] if later_times else first
     with torch.no_grad():
         x_t = process.diffuse(denoiser(noise, first, **cond).x0, second, again)
     times = send(torch.tensor([first, second]), noise.device).repeat_interleave(len(noise))
@@ -218,7 +218,7 @@ def distribution_matching_loss(
 
     with torch.no_grad():
         x_t = process.diffuse(x0, t, noise)
-        wanted, known = teacher(x_t, t, **cond).x0, critic(x_t, t, **cond).x0
-        scale = (x0 - wanted).abs().flatten(1).mean(1).clamp(min=FLOOR)
-        there = x0 + (wanted - known) / expand_batch(scale, x0)
-    return (x0 - there).square().flatten(1).mean(1) / 2
+        teacher_x0, critic_x0 = teacher(x_t, t, **cond).x0, critic(x_t, t, **cond).x0
+        scale = (x0 - teacher_x0).abs().flatten(1).mean(1).clamp(min=FLOOR)
+        target = x0 + (teacher_x0 - critic_x0) / expand_batch(scale, x0)
+    return (x0 - target).square().flatten(1).mean(1) / 2

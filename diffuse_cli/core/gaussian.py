@@ -63,8 +63,8 @@ class Gaussian:
         inside = -centered.abs()
         above = tanh_cdf((half - centered * x.sign()).where(outermost, inside + half) * inverse_std)
         below = tanh_cdf((inside - half) * inverse_std) * ~outermost
-        least = MIN_PROBABILITY * min(1.0, 256 / levels)
-        return -(above - below).clamp(min=least).log()
+        min_probability = MIN_PROBABILITY * min(1.0, 256 / levels)
+        return -(above - below).clamp(min=min_probability).log()
 
 
 class StepCoefficients(NamedTuple):

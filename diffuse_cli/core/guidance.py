@@ -77,13 +77,13 @@ def _change_x0(
     denoise: Denoise, process: Process | None, change: Callable[[Tensor], Tensor]
 ) -> Denoise:
     """Wrap `denoise` to change x_0 by a function and recompute eps."""
-    own = find_process(denoise, process)
+    process = find_process(denoise, process)
 
     def changed(x_t: Tensor, t: Any, /, **cond: Any) -> Prediction:
         prediction = denoise(x_t, t, **cond)
-        return prediction.with_x0(change(prediction.x0), own, x_t, t)
+        return prediction.with_x0(change(prediction.x0), process, x_t, t)
 
-    return WrappedDenoiser(changed, own)
+    return WrappedDenoiser(changed, process)
 
 
 def _percentile(rows: Tensor, fraction: float) -> Tensor:
@@ -122,36 +122,36 @@ def make_unconditional(denoise: Denoise) -> Denoise:
     return with_process(denoise, free)
 
 
-def guide_away(denoise: Denoise, *others: tuple[Denoise, float]) -> Denoise:
+def guide_away(denoise: Denoise, *models: tuple[Denoise, float]) -> Denoise:
     """Guide `denoise` away from other predictions: D + sum of (s_i - 1) (D - D_i), in x_0 and eps.
 
-    Each of the others adds its own term, independent of the scales of the rest. So classifier-free
+    Each model adds its own term, independent of the scales of the rest. So classifier-free
     guidance and autoguidance can be combined, with one evaluation for each.
 
     Args:
-        others: models and their scales. A model with scale 1 is not evaluated.
+        models: the other models and their scales. A model with scale 1 is not evaluated.
     """
 
     def guided(x_t: Tensor, t: Any, /, **cond: Any) -> Prediction:
-        own = denoise(x_t, t, **cond)
-        found = [(other(x_t, t, **cond), scale) for other, scale in others if scale != 1]
-        if not found:
-            return own
+        prediction = denoise(x_t, t, **cond)
+        guides = [(model(x_t, t, **cond), scale) for model, scale in models if scale != 1]
+        if not guides:
+            return prediction
         return replace(
-            own,
-            x0=_combine(own.x0, [(their.x0, scale) for their, scale in found]),
-            eps=_combine(own.eps, [(their.eps, scale) for their, scale in found]),
+            prediction,
+            x0=_combine(prediction.x0, [(p.x0, scale) for p, scale in guides]),
+            eps=_combine(prediction.eps, [(p.eps, scale) for p, scale in guides]),
             raw=None,
         )
 
     return with_process(denoise, guided)
 
 
-def _combine(own: Tensor, others: Sequence[tuple[Tensor, float]]) -> Tensor:
-    (first, scale), *rest = others
-    pushed = first + scale * (own - first)  # at scale 0 exactly the other
-    for other, scale in rest:
-        pushed = pushed + (scale - 1) * (own - other)
+def _combine(estimate: Tensor, guides: Sequence[tuple[Tensor, float]]) -> Tensor:
+    (first, scale), *remaining = guides
+    pushed = first + scale * (estimate - first)  # at scale 0 exactly `first`
+    for guide_estimate, scale in remaining:
+        pushed = pushed + (scale - 1) * (estimate - guide_estimate)
     return pushed
 
 
@@ -163,10 +163,10 @@ def interval(
     With a guided and a plain model this is guidance in a limited interval (Kynkäänniemi et al.
     2024, eq. 6). All samples of a batch need the same time, an int or float.
     """
-    own = find_process(inside, process)
+    process = find_process(inside, process)
 
     def chosen(x_t: Tensor, t: int | float, /, **cond: Any) -> Prediction:
-        level = math.exp(-own.log_snr(t) / 2)
+        level = math.exp(-process.log_snr(t) / 2)
         return (inside if low < level <= high else outside)(x_t, t, **cond)
 
-    return WrappedDenoiser(chosen, own)
+    return WrappedDenoiser(chosen, process)

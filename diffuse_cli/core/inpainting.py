@@ -39,16 +39,16 @@ class MaskKind:
     """Kind of mask.
 
     Attributes:
-        known: the function (u, size) -> (B, 1, *size), true where known.
+        mask: the function (u, size) -> (B, 1, *size), true where known.
         uniforms: the number of random numbers per sample of a size.
     """
 
-    known: Callable[[Tensor, Size], Tensor]
+    mask: Callable[[Tensor, Size], Tensor]
     uniforms: Callable[[Size], int]
 
     def __call__(self, u: Tensor, size: Size) -> Tensor:
         """Return 1 where known, else 0, in u's type."""
-        return self.known(u, size).to(u.dtype)
+        return self.mask(u, size).to(u.dtype)
 
 
 def position_centers(size: Size, like: Tensor, unit: float | None = None) -> Tensor:
@@ -62,16 +62,16 @@ def position_centers(size: Size, like: Tensor, unit: float | None = None) -> Ten
 
 def half(u: Tensor, size: Size) -> Tensor:
     """The first half along the last dimension is known: the left half of an image."""
-    known = position_centers(size, u)[-1] < 0.5
-    return known.expand(len(u), 1, *size)
+    mask = position_centers(size, u)[-1] < 0.5
+    return mask.expand(len(u), 1, *size)
 
 
 def box(u: Tensor, size: Size) -> Tensor:
     """Everything outside a box is known."""
     sides, starts = u.reshape(len(u), 2, len(size), *[1] * len(size)).unbind(1)
     sides = SMALLEST + (LARGEST - SMALLEST) * sides
-    off = position_centers(size, u) - (1 - sides) * starts
-    return ((off < 0) | (off >= sides)).any(1, keepdim=True)
+    offset = position_centers(size, u) - (1 - sides) * starts
+    return ((offset < 0) | (offset >= sides)).any(1, keepdim=True)
 
 
 def strokes(u: Tensor, size: Size) -> Tensor:
@@ -83,18 +83,18 @@ def strokes(u: Tensor, size: Size) -> Tensor:
     sides = send(torch.tensor([n / unit for n in size], dtype=u.dtype), u.device)
     sides = sides.reshape(d, *[1] * d)
     start, end = u[:, :, :d] * sides, u[:, :, d : 2 * d] * sides
-    off, along = position_centers(size, u, unit) - start, end - start
+    offset, along = position_centers(size, u, unit) - start, end - start
     length = along.square().sum(2, keepdim=True).clamp(min=1e-12)
-    fraction = ((off * along).sum(2, keepdim=True) / length).clamp(0, 1)
-    distance = (off - fraction * along).square().sum(2).sqrt()
+    fraction = ((offset * along).sum(2, keepdim=True) / length).clamp(0, 1)
+    distance = (offset - fraction * along).square().sum(2).sqrt()
     width = THINNEST + (THICKEST - THINNEST) * u[:, :, -1]
     return (distance > width).all(1, keepdim=True)
 
 
 def random_mask(u: Tensor, size: Size) -> Tensor:
     """Each position is known with a probability that is random per sample."""
-    known = LEAST + (MOST - LEAST) * u[:, 0]
-    return u[:, 1:].reshape(len(u), 1, *size) < known.reshape(-1, *[1] * (len(size) + 1))
+    fraction = LEAST + (MOST - LEAST) * u[:, 0]
+    return u[:, 1:].reshape(len(u), 1, *size) < fraction.reshape(-1, *[1] * (len(size) + 1))
 
 
 MASKS: Registry[MaskKind] = Registry(
@@ -143,13 +143,14 @@ def split_path(times: Times, length: int = 10, repeats: int = 1) -> list[Segment
     for name, value in (("length", length), ("repeats", repeats)):
         if value < 1:
             raise InvalidArgument("must be at least 1", argument=name)
-    ends, found, begun = [*times[1:], -1], list[Segment](), 0
+    ends = [*times[1:], -1]
+    segments, start = list[Segment](), 0
     for first in range(0, len(times), length):
         last = min(first + length, len(times))
         for _ in range(repeats - 1):
-            found.append(Segment(tuple(times[begun:last]), ends[last - 1]))
-            begun = first
-    return [*found, Segment(tuple(times[begun:]))]
+            segments.append(Segment(tuple(times[start:last]), ends[last - 1]))
+            start = first
+    return [*segments, Segment(tuple(times[start:]))]
 
 
 def sample_with_jumps(
@@ -168,19 +169,19 @@ def sample_with_jumps(
     Yields:
         A `State` after each step.
     """
-    drawn = 0
+    draws = 0
     for i, segment in enumerate(path):
         if i > 0:
             before = path[i - 1].end
-            x = process.transition(x, before, segment.times[0]).sample(noise(drawn))
-            drawn += 1
+            x = process.transition(x, before, segment.times[0]).sample(noise(draws))
+            draws += 1
 
         # Without jumps, samplers of other packages need not support `end`.
-        told = {} if segment.end < 0 else {"end": segment.end}
-        for state in sample(x, segment.times, noise=lambda k, by=drawn: noise(by + k), **told):
+        options = {} if segment.end < 0 else {"end": segment.end}
+        for state in sample(x, segment.times, noise=lambda k, by=draws: noise(by + k), **options):
             x = state.x
             yield state
-        drawn += len(segment.times)
+        draws += len(segment.times)
 
 
 def count_steps(path: list[Segment]) -> int:

@@ -47,10 +47,10 @@ class GroupNorm(nn.GroupNorm):
         if scale is not None and shift is not None:
             gain = 1 + scale.float()
             weight, bias = weight * gain, bias * gain + shift.float()
-        own = (x, weight, bias, self.num_groups, self.eps, silu)
+        arguments = (x, weight, bias, self.num_groups, self.eps, silu)
         if not torch.is_grad_enabled():  # sampling, where a Function costs as much as small norms
-            return _normalize_parts(*own)[0]
-        return _FusedGroupNorm.apply(*own)  # type: ignore[no-any-return, no-untyped-call]
+            return _normalize_parts(*arguments)[0]
+        return _FusedGroupNorm.apply(*arguments)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def expand_channels(channels: Tensor, like: Tensor) -> Tensor:
@@ -93,12 +93,12 @@ class _FusedGroupNorm(torch.autograd.Function):
         groups, shared = ctx.groups, weight.dim() == 1
         dx, dws, dbs = torch.empty_like(x), [], []
         for part in _parts(x, groups):
-            own, dz = _widen(x[part], groups), _widen(dy[part], groups)
+            x_part, dz = _widen(x[part], groups), _widen(dy[part], groups)
             w, x_hat = _affine_part(weight, part), None
             if ctx.silu or not shared:
-                z, x_hat, _, _ = _affine(own, w, _affine_part(bias, part), groups, ctx.eps)
+                z, x_hat, _, _ = _affine(x_part, w, _affine_part(bias, part), groups, ctx.eps)
                 dz = torch.ops.aten.silu_backward(dz, z) if ctx.silu else dz
-            dx[part], dw, db = _gradients(dz, own, x_hat, mean[part], rstd[part], w, groups)
+            dx[part], dw, db = _gradients(dz, x_part, x_hat, mean[part], rstd[part], w, groups)
             dws.append(dw)
             dbs.append(db)
         dw, db = (torch.stack(v).sum(0) if shared else torch.cat(v) for v in (dws, dbs))
@@ -115,8 +115,8 @@ def _normalize_parts(
         return F.silu(z, inplace=True) if silu else z, [mean], [rstd]
     y, means, rstds = torch.empty_like(x), [], []
     for part in _parts(x, groups):
-        own, w, b = _widen(x[part], groups), _affine_part(weight, part), _affine_part(bias, part)
-        z, _, mean, rstd = _affine(own, w, b, groups, eps)
+        x_part, w, b = _widen(x[part], groups), _affine_part(weight, part), _affine_part(bias, part)
+        z, _, mean, rstd = _affine(x_part, w, b, groups, eps)
         y[part] = F.silu(z, inplace=True) if silu else z
         means.append(mean)
         rstds.append(rstd)
@@ -158,10 +158,10 @@ def _gradients(
 def _native_gradients(
     dz: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, groups: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    found: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.native_group_norm_backward(
+    gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.native_group_norm_backward(
         dz, x, mean, rstd, weight, *_sizes(x), groups, [True, True, True]
     )
-    return found
+    return gradients
 
 
 def _fills_registers(x: Tensor, groups: int) -> bool:
@@ -217,8 +217,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     It is fused, except for bfloat16 on a CPU, where two batched products take a third of the time.
     """
     scores = q.shape[0] * q.shape[1] * q.shape[2] ** 2
-    apart = q.device.type == "cpu" and q.dtype == torch.bfloat16 and scores <= SCORES
-    if not apart or torch.compiler.is_compiling():
+    unfused = q.device.type == "cpu" and q.dtype == torch.bfloat16 and scores <= SCORES
+    if not unfused or torch.compiler.is_compiling():
         return F.scaled_dot_product_attention(q, k, v)
     return attend_unfused(q, k, v)
 
@@ -290,23 +290,23 @@ class _FusedDropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, dropped: int) -> Tensor:
         # 16 random bits decide for each element; uint8 converts ten times as fast as bool.
-        kept = torch.empty_like(x, dtype=torch.uint8)
+        mask = torch.empty_like(x, dtype=torch.uint8)
         words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-        bits, memory = words.view(torch.int16)[: x.numel()], kept.as_strided((x.numel(),), (1,))
+        bits, memory = words.view(torch.int16)[: x.numel()], mask.as_strided((x.numel(),), (1,))
         torch.ge(bits, dropped - LEVELS // 2, out=memory)
         ctx.scale = LEVELS / (LEVELS - dropped)
-        ctx.save_for_backward(kept)
-        return _scale_kept(x, kept, ctx.scale)
+        ctx.save_for_backward(mask)
+        return _scale_kept(x, mask, ctx.scale)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
-        (kept,) = ctx.saved_tensors
-        return _scale_kept(dy, kept, ctx.scale), None
+        (mask,) = ctx.saved_tensors
+        return _scale_kept(dy, mask, ctx.scale), None
 
 
-def _scale_kept(x: Tensor, kept: Tensor, scale: float) -> Tensor:
-    """Return x * kept * scale in one pass."""
-    return torch.addcmul(x.new_zeros(()), x, kept.to(x.dtype), value=scale)
+def _scale_kept(x: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """Return x * mask * scale in one pass."""
+    return torch.addcmul(x.new_zeros(()), x, mask.to(x.dtype), value=scale)
 
 
 # -- layout ---------------------------------------------------------------------------------------

@@ -34,12 +34,12 @@ def cheapest_path(costs: Sequence[Sequence[float]], n: int) -> list[int]:
         The n + 1 nodes, ascending.
     """
     last = len(costs) - 1
-    rest, ways = [math.inf] * last + [0.0], list[list[int]]()
+    totals, ways = [math.inf] * last + [0.0], list[list[int]]()
     for _ in range(n):
         best = [
-            min((costs[i][j] + rest[j], j) for j in range(i + 1, last + 1)) for i in range(last)
+            min((costs[i][j] + totals[j], j) for j in range(i + 1, last + 1)) for i in range(last)
         ]
-        rest = [cost for cost, _ in best] + [math.inf]
+        totals = [cost for cost, _ in best] + [math.inf]
         ways.append([j for _, j in best])
     path = [0]
     for way in reversed(ways):
@@ -70,7 +70,7 @@ def step_costs(
             x0 + math.sqrt(1 / levels[j] - 1) * eps - xs[j] / math.sqrt(levels[j])
             for j in range(i + 1, len(levels))
         ]
-        row = torch.stack([off.square().mean().sqrt() for off in missed]).tolist()
+        row = torch.stack([error.square().mean().sqrt() for error in missed]).tolist()
         costs.append([math.inf] * (i + 1) + row)
     return [*costs, [math.inf] * len(levels)]
 
@@ -88,30 +88,30 @@ def improve_times(
         error: a function of the times, called at most 2 (n - 1) times per round, and once before.
     """
     best, reach = [float(t) for t in times], REACH
-    least = start = error(best)
+    min_error = start = error(best)
     for _ in range(rounds):
         for i in range(1, len(best)):
             after = best[i + 1] if i + 1 < len(best) else 0.0
             for toward in (best[i - 1], after):
                 moved = round(best[i] + reach * (toward - best[i]), DIGITS)
                 tried = [*best[:i], moved, *best[i + 1 :]]
-                if (found := error(tried)) < least:
-                    best, least = tried, found
+                if (trial_error := error(tried)) < min_error:
+                    best, min_error = tried, trial_error
                     break
-        reach, start = reach if least < start else reach / 2, least
+        reach, start = reach if min_error < start else reach / 2, min_error
         yield best
 
 
 def draws_noise(sampler: str, process: Process) -> bool:
     """Whether a sampler draws noise during its steps, so that it does not follow a trajectory."""
-    drawn, x = False, torch.zeros(1, 1, 1)
+    has_drawn, x = False, torch.zeros(1, 1, 1)
 
     def noise(k: int) -> Tensor:
-        nonlocal drawn
-        drawn = True
+        nonlocal has_drawn
+        has_drawn = True
         return x
 
-    few = process.times(min(3, process.num_timesteps))
-    for _ in SAMPLERS[sampler](lambda x, t: Prediction(0 * x, x), process, x, few, noise=noise):
+    times = process.times(min(3, process.num_timesteps))
+    for _ in SAMPLERS[sampler](lambda x, t: Prediction(0 * x, x), process, x, times, noise=noise):
         pass
-    return drawn
+    return has_drawn

@@ -117,18 +117,18 @@ def plan_visits(process: Process, n: int) -> Tensor:
     course = (snrs[:-1] ** RISE - snrs[1:] ** RISE) * (between / (1 + between)) ** (1 - RISE)
     fractions = (1 - EVEN) * course / course.sum() + EVEN / len(course)
     decoder = 2 if n >= TWICE else 1
-    rest = _cap(fractions, n - decoder)
-    return torch.cat([torch.tensor([decoder], dtype=torch.float64), rest])
+    visits = _cap(fractions, n - decoder)
+    return torch.cat([torch.tensor([decoder], dtype=torch.float64), visits])
 
 
 def _cap(fractions: Tensor, total: float) -> Tensor:
     """Return min(1, c fractions), with the c for which it sums to `total`."""
     full = torch.zeros_like(fractions, dtype=torch.bool)
     while True:
-        found = fractions * ((total - full.sum()) / fractions[~full].sum())
-        more = ~full & (found >= 1)
+        scaled = fractions * ((total - full.sum()) / fractions[~full].sum())
+        more = ~full & (scaled >= 1)
         if not bool(more.any()):
-            return found.where(~full, 1.0)
+            return scaled.where(~full, 1.0)
         full |= more
 
 

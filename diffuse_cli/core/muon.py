@@ -43,7 +43,7 @@ class Muon(torch.optim.Optimizer):
 
     Args:
         matrices: the parameters for Muon, with two or more dimensions.
-        others: the parameters for AdamW.
+        adamw_weights: the parameters for AdamW.
         lr: the learning rate. The root mean square of an update is about 0.2 of it, as for Adam.
         betas: the betas of AdamW.
         weight_decay: the weight decay of AdamW. Matrices have none.
@@ -54,15 +54,16 @@ class Muon(torch.optim.Optimizer):
     def __init__(
         self,
         matrices: Iterable[nn.Parameter],
-        others: Iterable[nn.Parameter],
+        adamw_weights: Iterable[nn.Parameter],
         *,
         lr: float,
         betas: tuple[float, float],
         weight_decay: float,
     ) -> None:
         # Groups of parameters can be empty, unlike lists: a network may lack one of the kinds.
+        groups = [{"params": list(adamw_weights)}]
         self._adamw = torch.optim.AdamW(
-            [{"params": list(others)}], lr=lr, betas=betas, weight_decay=weight_decay, fused=True
+            groups, lr=lr, betas=betas, weight_decay=weight_decay, fused=True
         )
         super().__init__([{"params": list(matrices)}], {"lr": lr})
         self.param_groups += self._adamw.param_groups
@@ -81,8 +82,8 @@ class Muon(torch.optim.Optimizer):
         for weight in self.param_groups[0]["params"]:
             if weight.grad is not None:
                 alike[weight.shape, weight.device].append(weight)
-        for some in _batches(alike.values()):
-            self._move(some, scale, bad)
+        for batch in _batches(alike.values()):
+            self._move(batch, scale, bad)
         return loss
 
     def _move(
@@ -92,14 +93,14 @@ class Muon(torch.optim.Optimizer):
         momenta = [self._momentum(weights, scale, bad) for weights in groups]
         updates = orthogonalize([ahead.flatten(2) for _, ahead in momenta])
         for weights, (momentum, _), update in zip(groups, momenta, updates, strict=True):
-            own = [self.state[weight]["momentum"] for weight in weights]
+            buffers = [self.state[weight]["momentum"] for weight in weights]
             rows, columns = update.shape[1:]
             moved = update.view_as(momentum)
             if bad is not None:
                 moved = moved * (1 - bad)
-            torch._foreach_copy_(own, momentum.unbind())
-            far = self.param_groups[0]["lr"] * LIKE_ADAM * max(rows, columns) ** 0.5
-            torch._foreach_sub_((*weights,), moved.unbind(), alpha=far)
+            torch._foreach_copy_(buffers, momentum.unbind())
+            step_size = self.param_groups[0]["lr"] * LIKE_ADAM * max(rows, columns) ** 0.5
+            torch._foreach_sub_((*weights,), moved.unbind(), alpha=step_size)
 
     def _momentum(
         self, weights: list[nn.Parameter], scale: Tensor | None, bad: Tensor | None
@@ -123,17 +124,17 @@ class Muon(torch.optim.Optimizer):
 
 def _batches(groups: Iterable[list[nn.Parameter]]) -> Iterator[list[list[nn.Parameter]]]:
     """Yield lists of groups with at most `AT_ONCE` weights in all, or a single larger group."""
-    some: list[list[nn.Parameter]] = []
+    batch: list[list[nn.Parameter]] = []
     held = 0
     for weights in groups:
         numbers = sum(weight.numel() for weight in weights)
-        if some and held + numbers > AT_ONCE:
-            yield some
-            some, held = [], 0
-        some.append(weights)
+        if batch and held + numbers > AT_ONCE:
+            yield batch
+            batch, held = [], 0
+        batch.append(weights)
         held += numbers
-    if some:
-        yield some
+    if batch:
+        yield batch
 
 
 def orthogonalize(stacks: Sequence[Tensor]) -> list[Tensor]:
@@ -151,17 +152,17 @@ def orthogonalize(stacks: Sequence[Tensor]) -> list[Tensor]:
     alike: dict[Any, list[int]] = defaultdict(list)
     for place, x in enumerate(lying):
         alike[x.shape[1], x.dtype, x.device].append(place)
-    found = list(lying)
+    orthogonal = list(lying)
     for places in alike.values():
-        own = [lying[place] for place in places]
-        if own[0].device.type == "cuda":
-            done = [_iterate(x.bfloat16()).to(x.dtype) for x in own]
+        group = [lying[place] for place in places]
+        if group[0].device.type == "cuda":
+            updates = [_iterate(x.bfloat16()).to(x.dtype) for x in group]
         else:
-            factors = _factors(torch.cat([x @ x.mT for x in own]))
-            done = [f @ x for f, x in zip(factors.split([*map(len, own)]), own, strict=True)]
-        for place, x in zip(places, done, strict=True):
-            found[place] = x
-    return [y.mT if x.shape != y.shape else y for x, y in zip(stacks, found, strict=True)]
+            factors = _factors(torch.cat([x @ x.mT for x in group]))
+            updates = [f @ x for f, x in zip(factors.split([*map(len, group)]), group, strict=True)]
+        for place, x in zip(places, updates, strict=True):
+            orthogonal[place] = x
+    return [y.mT if x.shape != y.shape else y for x, y in zip(stacks, orthogonal, strict=True)]
 
 
 def _factors(gram: Tensor) -> Tensor:

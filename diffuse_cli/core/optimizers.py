@@ -36,8 +36,8 @@ def muon(net: nn.Module, *, lr: float, weight_decay: float) -> Optimizer:
     from diffuse_cli.core.muon import Muon
 
     matrices = dict(hidden_matrices(net))
-    others = [weight for name, weight in net.named_parameters() if name not in matrices]
-    return Muon(matrices.values(), others, lr=lr, betas=BETAS, weight_decay=weight_decay)
+    adamw_weights = [weight for name, weight in net.named_parameters() if name not in matrices]
+    return Muon(matrices.values(), adamw_weights, lr=lr, betas=BETAS, weight_decay=weight_decay)
 
 
 def hidden_matrices(net: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

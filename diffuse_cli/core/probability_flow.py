@@ -56,8 +56,8 @@ def log_densities(
     def velocity(x: Tensor, w: float) -> Tensor:
         """Return -dx / dw."""
         alpha, sigma = math.tanh(w), 1 / math.cosh(w)
-        found = denoiser(x, process.time_at(2 * math.log(math.sinh(w))), **cond)
-        return sigma * (alpha * found.eps - sigma * found.x0)
+        prediction = denoiser(x, process.time_at(2 * math.log(math.sinh(w))), **cond)
+        return sigma * (alpha * prediction.eps - sigma * prediction.x0)
 
     x, change = math.tanh(w) * x0, x0.new_full((len(x0),), dims * log_alpha)
     for _ in range(steps):
@@ -66,7 +66,7 @@ def log_densities(
         with torch.enable_grad():
             slope = velocity(middle.requires_grad_(), w - h / 2)
             for probe in probes:
-                (found,) = torch.autograd.grad(slope, middle, probe, retain_graph=True)
-                change = change + h / len(probes) * (found * probe).flatten(1).sum(1)
+                (gradient,) = torch.autograd.grad(slope, middle, probe, retain_graph=True)
+                change = change + h / len(probes) * (gradient * probe).flatten(1).sum(1)
         x, w = x + h * slope.detach(), w - h
         yield change - Gaussian(torch.zeros_like(x), 0.0).nll(x).flatten(1).sum(1)

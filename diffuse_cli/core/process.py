@@ -188,8 +188,8 @@ class Process:
     def time_input(self, t: Time, *, like: Tensor) -> Tensor:
         """Return the network's time input at t: float32 (B,), with the batch size of `like`."""
         if isinstance(t, Tensor):
-            shown: Tensor = self._shown(t, like.new_empty(0, dtype=torch.float32))[0]
-            return shown.reshape(-1)
+            timesteps: Tensor = self._shown(t, like.new_empty(0, dtype=torch.float32))[0]
+            return timesteps.reshape(-1)
         return like.new_full(
             (len(like),), self._interpolate(self.timesteps, t), dtype=torch.float32
         )
@@ -266,5 +266,5 @@ class Process:
         """Return the process over these times only, with unchanged time inputs of the network."""
         chosen = sorted(times)
         levels = torch.tensor([1.0, *map(self.alpha_bar, chosen)], dtype=torch.float64)
-        shown = [self._interpolate(self.timesteps, t) for t in chosen]
-        return Process(1 - levels[1:] / levels[:-1], shown)
+        timesteps = [self._interpolate(self.timesteps, t) for t in chosen]
+        return Process(1 - levels[1:] / levels[:-1], timesteps)

@@ -150,8 +150,8 @@ def _add_gradient(
         x0 = prediction.x0.detach()
 
         def spread(v: Tensor) -> Tensor:
-            (found,) = torch.autograd.grad(followed.x0, x, v, retain_graph=True)
-            moved: Tensor = level**2 / alpha * found
+            (gradient,) = torch.autograd.grad(followed.x0, x, v, retain_graph=True)
+            moved: Tensor = level**2 / alpha * gradient
             return moved
 
         missed = y - degradation.apply(x0)
@@ -186,8 +186,8 @@ def _weigh(
     def seen(v: Tensor) -> Tensor:
         return degradation.apply(spread(degradation.transpose(v))) + sigma**2 * v
 
-    wanted = degradation.apply(degradation.pinv(missed))
-    return degradation.transpose(solve(seen, wanted, iterations))
+    rhs = degradation.apply(degradation.pinv(missed))
+    return degradation.transpose(solve(seen, rhs, iterations))
 
 
 def _weigh_uniformly(
@@ -212,8 +212,8 @@ def _detach(prediction: Prediction) -> Prediction:
     return replace(prediction, raw=None, log_var=log_var and fixed)
 
 
-def solve(matrix: Linear, wanted: Tensor, iterations: int) -> Tensor:
-    """Solve matrix(v) = `wanted` approximately, for each sample of a batch.
+def solve(matrix: Linear, rhs: Tensor, iterations: int) -> Tensor:
+    """Solve matrix(v) = `rhs` approximately, for each sample of a batch.
 
     The method is generalized conjugate residuals (Eisenstat et al. 1983), equivalent to GMRES: the
     residual never grows, even though a network's Jacobian is not symmetric. It needs no transfers
@@ -221,22 +221,22 @@ def solve(matrix: Linear, wanted: Tensor, iterations: int) -> Tensor:
     """
     from torch import finfo
 
-    found, missed = wanted.new_zeros(()).expand_as(wanted), wanted
-    rounding = 10 * finfo(wanted.dtype).eps * _dot(wanted, wanted).sqrt()
-    taken: list[tuple[Tensor, Tensor]] = []
+    solution, missed = rhs.new_zeros(()).expand_as(rhs), rhs
+    rounding = 10 * finfo(rhs.dtype).eps * _dot(rhs, rhs).sqrt()
+    steps: list[tuple[Tensor, Tensor]] = []
     for _ in range(iterations):
         step, gain = missed, matrix(missed)
-        for other, its in taken:
-            share = _dot(gain, its)
-            step, gain = step - share * other, gain - share * its
+        for old_step, old_gain in steps:
+            share = _dot(gain, old_gain)
+            step, gain = step - share * old_step, gain - share * old_gain
         size = _dot(gain, gain).sqrt()
         going = (size > 0) & (_dot(missed, missed).sqrt() > rounding)
         scale = (1 / size).where(going, 0)
         step, gain = scale * step, scale * gain
         length = _dot(missed, gain)
-        found, missed = found + length * step, missed - length * gain
-        taken.append((step, gain))
-    return found
+        solution, missed = solution + length * step, missed - length * gain
+        steps.append((step, gain))
+    return solution
 
 
 ROUNDS = 100

@@ -114,7 +114,7 @@ def _invert_step(
     """
     cos = step.alpha * step.alpha_s + step.sigma * step.sigma_s
     tried: list[tuple[Tensor, Tensor]] = []
-    x, least, stalled = x_s, math.inf, 0
+    x, lowest, stalled = x_s, math.inf, 0
     for _ in range(iterations):
         prediction = denoise(x, step.t)
         missed = x_s - step.ddim(prediction)
@@ -122,10 +122,10 @@ def _invert_step(
         if not math.isfinite(worst):
             break
         stalled += 1
-        if worst < least:
-            least, stalled, found = worst, 0, (x, prediction)
-        if least <= tolerance * step.alpha_s or (stalled >= STALLED and least <= tolerance):
-            return found
+        if worst < lowest:
+            lowest, stalled, solution = worst, 0, (x, prediction)
+        if lowest <= tolerance * step.alpha_s or (stalled >= STALLED and lowest <= tolerance):
+            return solution
         tried = [*tried[-4:], ((x + missed / cos).flatten(1), missed.flatten(1))]
         x = _accelerate(tried).reshape(x.shape)
     raise InvalidArgument(
@@ -146,12 +146,12 @@ def _accelerate(tried: list[tuple[Tensor, Tensor]]) -> Tensor:
     newest, missed = tried[-1]
     if len(tried) == 1:
         return newest
-    moves = stack([newest - other for other, _ in tried[:-1]], 2)
-    gains = stack([missed - other for _, other in tried[:-1]], 2)
+    moves = stack([newest - iterate for iterate, _ in tried[:-1]], 2)
+    gains = stack([missed - residual for _, residual in tried[:-1]], 2)
     sizes = gains.norm(dim=1, keepdim=True).clamp(min=1e-30)
     moves, gains = moves / sizes, gains / sizes
     products = gains.mT @ gains, gains.mT @ missed[:, :, None]
-    normal = [each.cpu().double() for each in products]  # Metal has no float64
+    normal = [product.cpu().double() for product in products]  # Metal has no float64
     mix = normal[0].pinverse(1e-10) @ normal[1]
     mixed: Tensor = newest - (moves @ mix.to(moves.dtype).to(moves.device)).squeeze(2)
     return mixed

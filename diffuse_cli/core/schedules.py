@@ -84,7 +84,7 @@ def flow(num_timesteps: int) -> list[float]:
     x_u = (1 - u) x_0 + u eps (Lipman et al. 2023, eq. 22; Liu et al. 2023) over
     sqrt((1 - u)^2 + u^2). The last timestep has no signal.
     """
-    return _make_betas(lambda u: (1 - u) ** 2 / ((1 - u) ** 2 + u**2), num_timesteps, most=1.0)
+    return _make_betas(lambda u: (1 - u) ** 2 / ((1 - u) ** 2 + u**2), num_timesteps, max_beta=1.0)
 
 
 def zero_terminal_snr(betas: Sequence[float]) -> list[float]:
@@ -118,12 +118,12 @@ def shift_log_snr(betas: Sequence[float], shift: float) -> list[float]:
 
 
 def _make_betas(
-    alpha_bar: Callable[[float], float], num_timesteps: int, most: float = MAX_BETA
+    alpha_bar: Callable[[float], float], num_timesteps: int, max_beta: float = MAX_BETA
 ) -> list[float]:
-    """Return beta_t = 1 - alpha_bar((t + 1) / T) / alpha_bar(t / T), at most `most`."""
+    """Return beta_t = 1 - alpha_bar((t + 1) / T) / alpha_bar(t / T), at most `max_beta`."""
     levels = [alpha_bar(i / num_timesteps) for i in range(num_timesteps + 1)]
     ratios = [after / before if before > 0 else 0.0 for before, after in pairwise(levels)]
-    return _cap([1 - ratio for ratio in ratios], most)
+    return _cap([1 - ratio for ratio in ratios], max_beta)
 
 
 def _logistic(x: float) -> float:
@@ -134,8 +134,8 @@ def _linspace(first: float, last: float, n: int) -> list[float]:
     return [first + (last - first) * i / max(n - 1, 1) for i in range(n)]
 
 
-def _cap(betas: list[float], most: float = MAX_BETA) -> list[float]:
-    return [min(beta, most) for beta in betas]
+def _cap(betas: list[float], max_beta: float = MAX_BETA) -> list[float]:
+    return [min(beta, max_beta) for beta in betas]
 
 
 SCHEDULES: Registry[Schedule] = Registry(

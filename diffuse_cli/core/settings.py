@@ -90,7 +90,7 @@ def check_field(field: dataclasses.Field[Any], value: Any) -> Any:
     if not isinstance(value, (list, tuple)):
         raise InvalidArgument(f"must be a list, not {value!r}", argument=field.name)
     kind = kind.removeprefix("tuple[").split(",")[0].rstrip("]")
-    return tuple(check_value(field.name, kind, each, spec) for each in value)
+    return tuple(check_value(field.name, kind, element, spec) for element in value)
 
 
 def parse_field(field: dataclasses.Field[Any], value: Any) -> Any:
@@ -185,4 +185,4 @@ def _plain(value: Any) -> Any:
         return to_dict(value)
     if isinstance(value, Mapping):
         return dict(value)
-    return [_plain(each) for each in value] if isinstance(value, tuple) else value
+    return [_plain(element) for element in value] if isinstance(value, tuple) else value

@@ -167,9 +167,9 @@ def dpmpp_2m_sde(
     before = None
     for k, step in enumerate(solver_steps(process, times, end)):
         x0 = denoise(x, step.t).x0
-        kept = step.sigma_s / step.sigma * math.exp(-step.h)
+        decay = step.sigma_s / step.sigma * math.exp(-step.h)
         fresh = -math.expm1(-2 * step.h)
-        x = kept * x + step.alpha_s * fresh * _midpoint_x0(step, x0, before)
+        x = decay * x + step.alpha_s * fresh * _midpoint_x0(step, x0, before)
         if step.s >= 0:
             x = x + step.sigma_s * math.sqrt(fresh) * noise(k)
         before = (step.start, x0) if step.h > 0 else before
@@ -205,27 +205,27 @@ def unipc(
         corrector: whether to correct each step.
     """
     past: list[PastEstimate] = []
-    taken: tuple[SolverStep, Tensor, Tensor, list[PastEstimate]] | None = None
+    previous: tuple[SolverStep, Tensor, Tensor, list[PastEstimate]] | None = None
     for step in solver_steps(process, times, end):
-        here = (step.start, denoise(x, step.t).x0)
-        if corrector and taken is not None:
-            corrected_step, old_x, old_x0, others = taken
-            x = _multistep(corrected_step, old_x, old_x0, [*others, here])
+        estimate = (step.start, denoise(x, step.t).x0)
+        if corrector and previous is not None:
+            corrected_step, old_x, old_x0, old_estimates = previous
+            x = _multistep(corrected_step, old_x, old_x0, [*old_estimates, estimate])
         used = past[: order - 1] if 0 < step.h < math.inf else []
         if step.start == -math.inf:
-            taken, past = None, []
+            previous, past = None, []
         elif step.h > 0:
-            taken, past = (step, x, here[1], used), [here, *past][: order - 1]
-        x = _multistep(step, x, here[1], used)
-        yield State(x, here[1], step.s)
+            previous, past = (step, x, estimate[1], used), [estimate, *past][: order - 1]
+        x = _multistep(step, x, estimate[1], used)
+        yield State(x, estimate[1], step.s)
 
 
-def _multistep(step: SolverStep, x: Tensor, x0: Tensor, others: list[PastEstimate]) -> Tensor:
+def _multistep(step: SolverStep, x: Tensor, x0: Tensor, past: list[PastEstimate]) -> Tensor:
     """Return x_s, from x_0 at the start of a step and at other lambdas, also the step's end."""
-    ratios = [(start - step.start) / step.h for start, _ in others]
+    ratios = [(start - step.start) / step.h for start, _ in past]
     estimate = x0
-    for weight, ratio, (_, other) in zip(_weights(ratios, step.h), ratios, others, strict=True):
-        estimate = estimate + weight / ratio * (other - x0)
+    for weight, ratio, (_, old_x0) in zip(_weights(ratios, step.h), ratios, past, strict=True):
+        estimate = estimate + weight / ratio * (old_x0 - x0)
     return step.advance(x, estimate)
 
 
@@ -239,8 +239,8 @@ def _weights(ratios: list[float], h: float) -> list[float]:
     from numpy.linalg import solve
 
     powers = range(len(ratios))
-    wanted = [math.factorial(i + 1) * _phi(i + 2, -h) / _phi(1, -h) for i in powers]
-    weights: list[float] = solve([[r**i for r in ratios] for i in powers], wanted).tolist()
+    rhs = [math.factorial(i + 1) * _phi(i + 2, -h) / _phi(1, -h) for i in powers]
+    weights: list[float] = solve([[r**i for r in ratios] for i in powers], rhs).tolist()
     return weights
 
 

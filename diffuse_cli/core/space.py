@@ -69,12 +69,12 @@ class Space(Settings):
         super().__post_init__()
         if not 1 <= len(self.size) <= 3:
             raise InvalidArgument("must have one to three dimensions", argument="size")
-        if max(self.size) > (most := longest_side(self.dims)):
-            raise InvalidArgument(f"must be at most {most} per side", argument="size")
-        wanted = self.channels if self.levels is None else 0
+        if max(self.size) > (max_side := longest_side(self.dims)):
+            raise InvalidArgument(f"must be at most {max_side} per side", argument="size")
+        count = self.channels if self.levels is None else 0
         for name in ("mean", "std"):
-            if len(getattr(self, name)) != wanted:
-                raise InvalidArgument(f"must have {wanted} numbers", argument=name)
+            if len(getattr(self, name)) != count:
+                raise InvalidArgument(f"must have {count} numbers", argument=name)
         if self.limits is not None:
             top = 0 if self.levels is None else self.levels - 1
             if len(self.limits) != 2 or not 0 <= self.limits[0] < self.limits[1] <= top:

@@ -84,8 +84,8 @@ def by_weight(history: History, weight: Tensor | None) -> Tensor:
     even = uniform(history, weight)
     if weight is None:
         return even
-    own = weight.double().to(even.device)
-    return (1 - EVEN) * own / own.sum() + EVEN * even
+    weight = weight.double().to(even.device)
+    return (1 - EVEN) * weight / weight.sum() + EVEN * even
 
 
 def importance(history: History, weight: Tensor | None) -> Tensor:
@@ -181,9 +181,9 @@ def _falling(n: int, angles: Sequence[float], rho: float = 1.0) -> list[int]:
     """Return timesteps from the last one down whose angles fall as (1 - i/n)^rho."""
     times: list[int] = []
     for i in range(n):
-        wanted = angles[-1] * (1 - i / n) ** rho
-        above = bisect_left(angles, wanted)
-        nearest = min((above - 1, above), key=lambda t: abs(angles[max(t, 0)] - wanted))
+        angle = angles[-1] * (1 - i / n) ** rho
+        above = bisect_left(angles, angle)
+        nearest = min((above - 1, above), key=lambda t: abs(angles[max(t, 0)] - angle))
         highest = times[-1] - 1 if times else len(angles) - 1
         times.append(min(max(nearest, n - 1 - i), highest))
     return times

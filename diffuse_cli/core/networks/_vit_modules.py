@@ -194,8 +194,8 @@ def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     A product of rotated queries and keys depends only on the difference of their positions (Su et
     al. 2024, eq. 16).
     """
-    one, other = x.chunk(2, dim=-1)
-    return torch.cat([one * cos - other * sin, other * cos + one * sin], dim=-1)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
 def rotary_angles(grid: Sequence[int], pairs: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -203,11 +203,11 @@ def rotary_angles(grid: Sequence[int], pairs: int, device: torch.device) -> tupl
 
     Each axis rotates an equal number of pairs, and remaining pairs have the angle 0.
     """
-    each = pairs // len(grid)
-    index = torch.arange(each, dtype=torch.float32, device=device)
-    frequencies = THETA ** (-index / each)
+    axis_pairs = pairs // len(grid)
+    index = torch.arange(axis_pairs, dtype=torch.float32, device=device)
+    frequencies = THETA ** (-index / axis_pairs)
     angles = [at[:, None] * frequencies for at in _coordinates(grid, device)]
-    together = F.pad(torch.cat(angles, dim=1), (0, pairs - each * len(grid)))
+    together = F.pad(torch.cat(angles, dim=1), (0, pairs - axis_pairs * len(grid)))
     return together.cos(), together.sin()
 
 
@@ -217,10 +217,10 @@ def embed_positions(grid: Sequence[int], width: int, device: torch.device) -> Te
     Rotations encode only distances between positions, not the positions: attention over equal
     values returns that value everywhere. Relative positions are the same at every size.
     """
-    each = width // len(grid)
+    axis_width = width // len(grid)
     sides = zip(_coordinates(grid, device), grid, strict=True)
-    found = [sinusoids((at + 0.5) * (SIDE / count), each) for at, count in sides]
-    return F.pad(torch.cat(found, dim=1), (0, width - each * len(grid)))
+    embeddings = [sinusoids((at + 0.5) * (SIDE / count), axis_width) for at, count in sides]
+    return F.pad(torch.cat(embeddings, dim=1), (0, width - axis_width * len(grid)))
 
 
 def _coordinates(grid: Sequence[int], device: torch.device) -> list[Tensor]:

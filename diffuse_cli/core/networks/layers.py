@@ -44,8 +44,8 @@ class ConditionedNetwork(nn.Module):
         self.time_embedding = TimeEmbedding(features, width)
         if self.num_classes:
             # As nn.Embedding draws them. On the meta device, nn.Embedding would import a compiler.
-            drawn = torch.randn(self.num_classes + 1, width)
-            self.class_embedding = nn.Embedding.from_pretrained(drawn, freeze=False)
+            weight = torch.randn(self.num_classes + 1, width)
+            self.class_embedding = nn.Embedding.from_pretrained(weight, freeze=False)
         if conditions.table:
             self.row_embedding = RowEmbedding(conditions.table, width)
 
@@ -236,8 +236,8 @@ class RowEmbedding(nn.ModuleList):
 
     def forward(self, row: Tensor) -> Tensor:
         """Map codes (B, columns) to (B, width)."""
-        found = [embed(code) for embed, code in zip(self, row.unbind(1), strict=True)]
-        return torch.stack(found).sum(0)
+        embeddings = [embed(code) for embed, code in zip(self, row.unbind(1), strict=True)]
+        return torch.stack(embeddings).sum(0)
 
 
 class NumberEmbedding(TimeEmbedding):
@@ -253,11 +253,11 @@ class NumberEmbedding(TimeEmbedding):
 
     def forward(self, code: Tensor) -> Tensor:
         """Map (B,) to (B, width)."""
-        known = ~code.isnan()
+        is_known = ~code.isnan()
         powers = torch.arange(WAVES, dtype=torch.float32, device=code.device)
-        angles = code.where(known, 0.0).float()[:, None] * (2 * math.pi / LONGEST * 2**powers)
+        angles = code.where(is_known, 0.0).float()[:, None] * (2 * math.pi / LONGEST * 2**powers)
         embedding = super().forward(concat_cos_sin(angles, cos_first=True))
-        return torch.where(known[:, None], embedding, self.untold.to(embedding))
+        return torch.where(is_known[:, None], embedding, self.untold.to(embedding))
 
 
 class LabelEmbedding(nn.Module):

@@ -181,8 +181,8 @@ def build(
 def describe(config: Config, space: Space) -> list[str]:
     """Describe levels, attention, blocks and patches."""
     levels = zip(config.widths, config.attends(space.size), strict=True)
-    shown = ", ".join(f"{width}{' (attention)' if attends else ''}" for width, attends in levels)
-    lines = [f"levels of {shown} channels; blocks per level: {config.blocks} ({config.block})"]
+    listed = ", ".join(f"{width}{' (attention)' if attends else ''}" for width, attends in levels)
+    lines = [f"levels of {listed} channels; blocks per level: {config.blocks} ({config.block})"]
     if config.patch > 1:
         lines.append(f"patches of {'x'.join([str(config.patch)] * space.dims)}")
     return lines
@@ -261,9 +261,9 @@ def adapt(
         heads = {name: given.get(name) for name in heads}
     attends = zip(config.widths, config.attends(space.size), strict=True)
     shared = math.gcd(*(width for width, attend in attends if attend), config.widths[-1])
-    for name, most in heads.items():
-        if most is not None and name not in given:
-            heads[name] = _largest_divisor(shared, most)
+    for name, maximum in heads.items():
+        if maximum is not None and name not in given:
+            heads[name] = _largest_divisor(shared, maximum)
     groups = given.get("groups", default_groups(config.width, published))
     return from_dict(Config, {**vars(config), **heads, "groups": groups})
 
@@ -279,10 +279,10 @@ def at_width(settings: Mapping[str, Any], width: int, published: bool) -> dict[s
     Settings that do not divide the width are left out, and so are groups if they are the default of
     the old width.
     """
-    own = settings.get("width")
+    old_width = settings.get("width")
     # A width of a wrong type is refused when the network is built.
-    followed = isinstance(own, int) and own > 0
-    followed = followed and settings.get("groups") == default_groups(own, published)  # type: ignore[arg-type]
+    followed = isinstance(old_width, int) and old_width > 0
+    followed = followed and settings.get("groups") == default_groups(old_width, published)  # type: ignore[arg-type]
     return {
         name: value
         for name, value in settings.items()
@@ -301,17 +301,17 @@ def _patch(space: Space, finest: int) -> int:
 def _levels(config: Config, space: Space, exact: bool) -> tuple[int, ...]:
     """Return the multipliers for the number of levels of a size, repeating the last one."""
     sides = [side // config.patch for side in space.size]
-    wanted = next(n for n in itertools.count() if min(sides) >> n <= LOWEST)
-    allowed = next(n for n in range(wanted, -1, -1) if not any(s % 2**n for s in sides))
-    if allowed < wanted and exact:
+    halvings = next(n for n in itertools.count() if min(sides) >> n <= LOWEST)
+    allowed = next(n for n in range(halvings, -1, -1) if not any(s % 2**n for s in sides))
+    if allowed < halvings and exact:
         raise InvalidArgument(
-            f"{dimensions(space.size)} cannot be halved {wanted} times",
-            f"Choose a multiple of {config.patch * 2**wanted}",
+            f"{dimensions(space.size)} cannot be halved {halvings} times",
+            f"Choose a multiple of {config.patch * 2**halvings}",
             argument="size",
         )
     levels = allowed + 1
     return (config.multipliers + config.multipliers[-1:] * levels)[:levels]
 
 
-def _largest_divisor(number: int, most: int) -> int:
-    return next(n for n in range(most, 0, -1) if number % n == 0)
+def _largest_divisor(number: int, maximum: int) -> int:
+    return next(n for n in range(maximum, 0, -1) if number % n == 0)

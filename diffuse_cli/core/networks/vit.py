@@ -185,11 +185,11 @@ def adapt(
         InvalidArgument: the settings do not work for the space.
     """
     fields = {**fields, **given}
-    most = fields.pop("positions", None)
+    max_patches = fields.pop("positions", None)
     width, head_width = fields.get("width"), fields.get("head_width")
-    if most is not None and "patch" not in given:
+    if max_patches is not None and "patch" not in given:
         values = COMPRESSION * (width if isinstance(width, int) else Config.width)
-        fields["patch"] = _patch(space, most, values, exact)
+        fields["patch"] = _patch(space, max_patches, values, exact)
     if "head_width" not in given and isinstance(width, int) and isinstance(head_width, int):
         even = (n for n in range(head_width - head_width % 2, 0, -2) if width % n == 0)
         fields["head_width"] = next(even, head_width)
@@ -208,23 +208,23 @@ def at_width(settings: Mapping[str, Any], width: int, published: bool) -> dict[s
     return {name: value for name, value in settings.items() if name not in left_out}
 
 
-def _patch(space: Space, most: int, values: int, exact: bool) -> int:
-    """Return the smallest side that divides the sample into at most `most` patches.
+def _patch(space: Space, max_patches: int, values: int, exact: bool) -> int:
+    """Return the smallest side that divides the sample into at most `max_patches` patches.
 
     If there is none, it is the largest side that divides the sample. If patches would have more
     than `values` values, it is smaller.
     """
     sides = [n for n in range(1, LARGEST + 1) if not any(side % n for side in space.size)]
-    few = [n for n in sides if positions(n, space) <= most]
-    if not few and exact:
+    allowed = [n for n in sides if positions(n, space) <= max_patches]
+    if not allowed and exact:
         counts = {n: math.prod(-(-side // n) for side in space.size) for n in range(1, LARGEST)}
-        wanted = (n for n, count in counts.items() if count <= most)
+        divisors = (n for n, count in counts.items() if count <= max_patches)
         raise InvalidArgument(
-            f"{dimensions(space.size)} cannot be cut into {most} patches or fewer",
-            f"Choose a multiple of {next(wanted, LARGEST)}",
+            f"{dimensions(space.size)} cannot be cut into {max_patches} patches or fewer",
+            f"Choose a multiple of {next(divisors, LARGEST)}",
             argument="size",
         )
-    coarse = min(few, default=sides[-1])
+    coarse = min(allowed, default=sides[-1])
     held = [n for n in sides if space.channels * n**space.dims <= values]
     held = [n for n in held if positions(n, space) <= POSITIONS]
     return min(coarse, max(held, default=coarse))
