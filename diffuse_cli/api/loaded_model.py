@@ -134,7 +134,7 @@ class Model:
 
     def _generate_samples(self, config: SampleConfig) -> Work[Samples]:
         with open_accelerator(config.precision, config.device) as accelerator:
-            chain = yield from load_cascade(config, accelerator, found=self._found)
+            chain = yield from load_cascade(config, accelerator, file=self._found)
             wanted = chain.list_indices(config)
             drawn: list[Array] = []
             for part in split_parts(wanted, config.batch_size):

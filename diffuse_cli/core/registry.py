@@ -87,9 +87,8 @@ class Registry(MutableMapping[str, Entry]):
 
     def __getitem__(self, name: str) -> Entry:
         name = self.current(name)
-        return cast(
-            Entry, self.entries[name] if name in self.entries else _load(self._extensions[name])
-        )
+        entry = self.entries[name] if name in self.entries else _load(self._extensions[name])
+        return cast(Entry, entry)
 
     @property
     def _extensions(self) -> Mapping[str, EntryPoint]:

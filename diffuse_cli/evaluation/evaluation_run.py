@@ -177,11 +177,11 @@ def _describe_choice(
     settings: SamplingSettings | None, sides: Sides, words: Words
 ) -> Iterator[Remark]:
     """Yield a note if `tune` may have chosen the sampling settings with the real samples."""
-    if settings and settings.taken and sides.part == "held-out":
+    if settings and settings.recommendations and sides.part == "held-out":
         text = (
-            f"if tune chose the recommended settings ({settings.taken}) with the same held-out "
-            f"{words.many}, KID can be a little too low. Evaluate other {words.many} before you "
-            "publish it"
+            f"if tune chose the recommended settings ({settings.recommendations}) with the same "
+            f"held-out {words.many}, KID can be a little too low. Evaluate other {words.many} "
+            "before you publish it"
         )
         yield Remark("recommended settings", "note", text)
 

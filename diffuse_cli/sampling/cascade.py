@@ -75,23 +75,24 @@ class CascadeStage:
             **{name: getattr(config, name) for name in DESCRIBED},
             "precision": self.loaded.precision,
             "model": {"sha256": self.loaded.sha256},
-            **({"distilled": dict(of)} if (of := self.loaded.model.distilled) else {}),
+            **({"distilled": dict(recipe)} if (recipe := self.loaded.model.distilled) else {}),
         }
 
     def describe_conditions(self, indices: Sequence[int]) -> dict[str, Any]:
         """Return the class of each image, and its metadata columns, for the manifest."""
-        model, wanted, found = self.loaded.model, self.settings.condition, dict[str, Any]()
-        table = model.blueprint.conditions.table
-        if wanted and wanted.labels:
-            found["classes"] = [model.classes[wanted.label(i)] for i in indices]
-        if wanted and wanted.rows and table:
-            found["on"] = [decode_row(table, wanted.row(i)) for i in indices]
-        return found
+        model, condition = self.loaded.model, self.settings.condition
+        described, table = dict[str, Any](), model.blueprint.conditions.table
+        if condition and condition.labels:
+            described["classes"] = [model.classes[condition.label(i)] for i in indices]
+        if condition and condition.rows and table:
+            described["on"] = [decode_row(table, condition.row(i)) for i in indices]
+        return described
 
     def describe_cycle(self) -> dict[str, Any]:
         """Return the conditions until they repeat, and how many images share each."""
-        wanted = self.settings.condition
-        turn, count = (wanted.turn, max(len(wanted.labels), len(wanted.rows))) if wanted else (1, 0)
+        condition = self.settings.condition
+        turn = condition.turn if condition else 1
+        count = max(len(condition.labels), len(condition.rows)) if condition else 0
         return {**self.describe_conditions(range(0, count * turn, turn)), "turn": turn}
 
 
@@ -100,13 +101,13 @@ class StageState(NamedTuple):
 
     Attributes:
         place: the place of the stage in its chain.
-        drawn: the samples as stored, (B, C, *size), once the stage is done.
+        samples: the samples as stored, (B, C, *size), once the stage is done.
         given: inputs made from samples of the previous stage.
     """
 
     place: int
     drawing: BatchState
-    drawn: Array | None
+    samples: Array | None
     given: ConditioningInputs | None
 
 
@@ -133,26 +134,28 @@ class Cascade:
 
     def generate_states(self, part: range, accelerator: Accelerator) -> Iterator[StageState]:
         """Generate the samples with these indices in one batch, and yield each state."""
-        drawn: Array | None = None
+        device = accelerator.device
+        samples: Array | None = None
         given: ConditioningInputs | None = None
         for place, stage in enumerate(self.stages):
-            own, device = stage.loaded, accelerator.device
-            if drawn is not None:
-                given = from_samples([*drawn], self.stages[place - 1].loaded.space, own, part.start)
+            loaded, settings = stage.loaded, stage.settings
+            if samples is not None:
+                space = self.stages[place - 1].loaded.space
+                given = from_samples([*samples], space, loaded, part.start)
             drawings = generate_batches(
-                own.denoiser, stage.settings, part, space=own.space, device=device, given=given
+                loaded.denoiser, settings, part, space=loaded.space, device=device, given=given
             )
             for drawing in drawings:
-                drawn = to_stored(own.space, drawing.state.x) if drawing.done else None
-                yield StageState(place, drawing, drawn, given)
+                samples = to_stored(loaded.space, drawing.state.x) if drawing.done else None
+                yield StageState(place, drawing, samples, given)
 
     def generate_samples(self, part: range, accelerator: Accelerator) -> Array:
         """Return the samples with these indices as stored, generated in one batch."""
-        drawn: Array | None = None
+        samples: Array | None = None
         for state in self.generate_states(part, accelerator):  # one at a time, to save memory
-            drawn = state.drawn
-        assert drawn is not None
-        return drawn
+            samples = state.samples
+        assert samples is not None
+        return samples
 
     def list_indices(self, config: SampleConfig) -> range:
         """Return the indices of the samples that a command asks for."""
@@ -165,13 +168,13 @@ def load_cascade(
     config: SampleConfig,
     accelerator: Accelerator,
     before: Mapping[str, Any] = {},
-    found: ModelFile | None = None,
+    file: ModelFile | None = None,
 ) -> Work[Cascade]:
     """Read the models and the inputs, and resolve the settings.
 
     Args:
         before: the manifest of the samples to add to.
-        found: the first model, if it has been read.
+        file: the first model, if it has been read.
 
     Raises:
         ModelFileError: not a model file.
@@ -180,14 +183,14 @@ def load_cascade(
     """
     first = before.get("first") if config.then else before
     options = (config.weights, accelerator, config.precision)
-    loaded = yield from load_denoiser(found or config.model, *options, earlier=first)
+    loaded = yield from load_denoiser(file or config.model, *options, earlier=first)
     given = yield from read_inputs(config, loaded)
     stages = [(yield from _load_stage(config, loaded, accelerator, given.inputs, given.per))]
     if config.then:
         last = yield from load_denoiser(config.then, *options, earlier=before)
         check_follows(loaded.space, last, config.then)
         conditions = last.model.blueprint.conditions
-        own = replace(  # other noise, and the guidance and start that the model recommends
+        last_config = replace(  # other noise, and the guidance and start that the model recommends
             config,
             guidance=None,
             guidance_interval=None,
@@ -198,7 +201,7 @@ def load_cascade(
             classes=config.classes if conditions.classes else (),
             on=config.on if conditions.table else (),
         )
-        stages.append((yield from _load_stage(own, last, accelerator, None, given.per)))
+        stages.append((yield from _load_stage(last_config, last, accelerator, None, given.per)))
     for stage in stages:
         yield from report_settings(stage.settings)
     return Cascade(tuple(stages), given)
@@ -213,8 +216,8 @@ def _load_stage(
 ) -> Work[CascadeStage]:
     """Read the guidance model and resolve the settings of a stage."""
     guide = yield from load_guide(config, loaded, accelerator)
-    told = loaded.model.blueprint.conditions.given is not None
+    has_input = loaded.model.blueprint.conditions.given is not None
     options = (config, loaded.model, config.classes, config.on)
-    settings = resolve_settings(*options, guide=guide, told=told, given=given, turn=turn)
+    settings = resolve_settings(*options, guide=guide, has_input=has_input, given=given, turn=turn)
     yield from report_out_of_range(loaded.model, config.on)
     return CascadeStage(loaded, settings)

@@ -85,7 +85,7 @@ def resolve_condition(
     on: Sequence[str] = (),
     *,
     every: bool = True,
-    told: bool | None = None,
+    has_input: bool | None = None,
     given: ConditioningInputs | None = None,
     turn: int = 1,
 ) -> Condition | None:
@@ -98,8 +98,8 @@ def resolve_condition(
         names: classes to generate.
         on: metadata to condition on, each NAME=VALUE.
         every: whether no names mean every class, rather than no class.
-        told: whether the model is conditioned on an input. None if the caller sets labels, rows and
-            inputs later, which are then not checked here.
+        has_input: whether the model is conditioned on an input. None if the caller sets labels,
+            rows and inputs later, which are then not checked here.
         given, turn: see `Condition`.
 
     Raises:
@@ -119,15 +119,15 @@ def resolve_condition(
             text = "--guidance: the model was trained without classes"
             raise UsageError(text, "Train a model with --classes or --condition-on")
         return None
-    known = {name: i for i, name in enumerate(classes)}
-    labels = tuple(lookup(known, name, "--class") for name in names)
+    indices = {name: i for i, name in enumerate(classes)}
+    labels = tuple(lookup(indices, name, "--class") for name in names)
     scale = guidance_scale(config, model)
     if every:
-        labels = labels or tuple(known.values())
+        labels = labels or tuple(indices.values())
     rows = parse_rows(conditions.table, on) if conditions.table and on else ()
-    if told is not None:
-        check_columns(model, rows, told=told and scale != 0)
-        if not (labels or rows or told):
+    if has_input is not None:
+        check_columns(model, rows, has_input=has_input and scale != 0)
+        if not (labels or rows or has_input):
             if not every:
                 return None
             scale = scale if config.guidance is not None else 1.0  # every scale gives the same
@@ -179,11 +179,13 @@ def default_guidance(conditions: Conditions, label_dropout: Any) -> float:
     return GUIDANCE
 
 
-def check_columns(model: StoredModel, rows: Sequence[tuple[float, ...]], *, told: bool) -> None:
+def check_columns(
+    model: StoredModel, rows: Sequence[tuple[float, ...]], *, has_input: bool
+) -> None:
     """Refuse to leave out a column that training never dropped, or only without the input.
 
     Args:
-        told: whether the model is conditioned on an input.
+        has_input: whether the model is conditioned on an input.
 
     Raises:
         UsageError: names the missing columns.
@@ -194,7 +196,7 @@ def check_columns(model: StoredModel, rows: Sequence[tuple[float, ...]], *, told
     end = dropout + partial_dropout(dropout) if isinstance(dropout, float) else math.inf
     if model.always_told:
         why = "was trained with --label-dropout 0 and needs every column"
-    elif told and given and given.dropout >= end:
+    elif has_input and given and given.dropout >= end:
         why = "was not trained to use its input without every column"
     if table and why and (names := find_missing_columns(table, rows)):
         listed = ", ".join(map(shorten, names[:10]))

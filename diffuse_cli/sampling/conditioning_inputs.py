@@ -79,27 +79,27 @@ def read_inputs(config: SampleConfig, loaded: LoadedModel) -> Work[SampleInputs]
     _check_options(config, encoder)
     background, medium = loaded.background, encoder.space.medium
     read = partial(read_images, background=background, fit=loaded.fit, medium=medium, single=True)
-    asked = encoder.space if config.degrade or config.mask else encoder.input_space
+    space = encoder.space if config.degrade or config.mask else encoder.input_space
     if encoder.degradation is not None:
-        check_observed_files(encoder.space, asked, encoder.degradation)
-    samples = yield from read(config.given, **settings_for(asked))
+        check_observed_files(encoder.space, space, encoder.degradation)
+    samples = yield from read(config.given, **settings_for(space))
     sizes = samples.summary.sizes
-    if [size[::-1] for size in sizes] != [asked.size]:
-        fit = describe_fit(sizes, asked.size, loaded.fit, encoder.space.medium)
-        yield Notice(f"--given of {format_sizes(sizes)}: resized to {dimensions(asked.size)}{fit}")
+    if [size[::-1] for size in sizes] != [space.size]:
+        fit = describe_fit(sizes, space.size, loaded.fit, encoder.space.medium)
+        yield Notice(f"--given of {format_sizes(sizes)}: resized to {dimensions(space.size)}{fit}")
     described = _describe_files(config.given, samples.names)
     if config.mask:
-        settings = {**mask_settings_for(encoder.space), "size": asked.size}
+        settings = {**mask_settings_for(encoder.space), "size": space.size}
         masks = yield from read(config.mask, **{**settings, "background": "black"})
         if {*sizes} - {*masks.summary.sizes}:
-            own, theirs = format_sizes(masks.summary.sizes), format_sizes(sizes)
+            mask_size, given_size = format_sizes(masks.summary.sizes), format_sizes(sizes)
             hint = "Resize the mask" if len(sizes) == 1 else "Pass a mask for each image"
-            raise DataError(f"--mask of {own}, and --given of {theirs}", hint)
-        if asked.rate and max(sizes)[0] > asked.size[0]:
+            raise DataError(f"--mask of {mask_size}, and --given of {given_size}", hint)
+        if space.rate and max(sizes)[0] > space.size[0]:
             text = "--mask: of sounds longer than the model's, the parts may differ"
-            raise DataError(text, f"Cut the sounds and their masks to {asked.size[0]} samples")
-        known = _known_pixels(samples, masks, Path(config.mask))
-        inputs = masked_inputs(encoder, samples.stored, known)
+            raise DataError(text, f"Cut the sounds and their masks to {space.size[0]} samples")
+        known_pixels = _known_pixels(samples, masks, Path(config.mask))
+        inputs = masked_inputs(encoder, samples.stored, known_pixels)
         described["mask"] = _describe_files(config.mask, masks.names)
     elif config.degrade:
         inputs = degraded_inputs(encoder, samples.stored, config.seed, "given")
@@ -127,11 +127,11 @@ def _check_options(config: SampleConfig, encoder: Conditioner) -> None:
 def _known_pixels(samples: Dataset, masks: Dataset, path: Path) -> Array:
     """Return 1 where each sample is known, by one mask for all, or by masks of the same names."""
     if len(masks) > 1 or path.is_dir():
-        found = match_pairs(samples, masks)
-        if not found.matched.all():
-            line = next(found.describe_unpaired())
+        pairs = match_pairs(samples, masks)
+        if not pairs.matched.all():
+            line = next(pairs.describe_unpaired())
             raise DataError(f"--mask: {line}", "Pass a mask for each image, or one for all")
-        chosen = masks.stored[found.rows]
+        chosen = masks.stored[pairs.rows]
     else:
         chosen = masks.stored
     return is_dark(whiten_ones(chosen))
@@ -172,16 +172,17 @@ def check_follows(space: Space, loaded: LoadedModel, path: str) -> None:
         why = f"needs masks ({encoder.given.what})" if encoder else "was trained without --given"
         hint = "Name a model that is conditioned on MODEL's samples, for example --given low-res:4"
         raise UsageError(f"{flag}: the model {why}", hint)
-    wanted = encoder.input_space
+    input_space = encoder.input_space
     # Float samples have the scale of the files, so mean and standard deviation may differ.
-    kinds = [(s.medium, s.channels, s.levels, s.layout, s.dims) for s in (space, wanted)]
+    kinds = [(s.medium, s.channels, s.levels, s.layout, s.dims) for s in (space, input_space)]
     if kinds[0] != kinds[1]:
         raise UsageError(
-            f"{flag}: the model is conditioned on {describe_channels(wanted)}, "
+            f"{flag}: the model is conditioned on {describe_channels(input_space)}, "
             f"and MODEL generates {describe_channels(space)}"
         )
-    if space.rate and wanted.rate and abs(space.rate - wanted.rate) > 1:  # rates are rounded
-        text = f"{flag}: the model is conditioned on sounds at {wanted.rate:,} Hz"
+    # Rates are rounded.
+    if space.rate and input_space.rate and abs(space.rate - input_space.rate) > 1:
+        text = f"{flag}: the model is conditioned on sounds at {input_space.rate:,} Hz"
         raise UsageError(text, f"MODEL generates them at {space.rate:,} Hz")
 
 
@@ -192,7 +193,7 @@ def describe_channels(space: Space) -> str:
 
 
 def from_samples(
-    drawn: Sequence[Array], space: Space, loaded: LoadedModel, first: int
+    samples: Sequence[Array], space: Space, loaded: LoadedModel, first: int
 ) -> ConditioningInputs:
     """Return stored samples of a model as inputs of another, fitted to its size.
 
@@ -203,8 +204,8 @@ def from_samples(
     """
     encoder = Conditioner.from_blueprint(loaded.model.blueprint)
     assert encoder is not None
-    wanted = encoder.input_space
-    asked = ReadSettings(**settings_for(wanted))
+    input_space = encoder.input_space
+    settings = ReadSettings(**settings_for(input_space))
     medium = MEDIA[space.medium]
-    fitted = [x if x.shape[1:] == wanted.size else medium.fit(x, asked) for x in drawn]
+    fitted = [x if x.shape[1:] == input_space.size else medium.fit(x, settings) for x in samples]
     return stored_inputs(encoder, np.stack(fitted), first)

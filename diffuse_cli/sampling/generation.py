@@ -93,8 +93,8 @@ def generate_batches(
             return image_noise(settings.seed, batch, k, space.shape, device)
 
         bound = condition.bind(denoise, batch, device, given) if condition else denoise
-        begun = settings.start_state(noise(-1), process, times[0])
-        states = sample(bound, process, begun, times, noise=noise)
+        x = settings.start_state(noise(-1), process, times[0])
+        states = sample(bound, process, x, times, noise=noise)
         for step, state in enumerate(states, 1):
             yield BatchState(batch, step, len(times), state)
 
@@ -114,16 +114,16 @@ def collect(drawings: Iterator[BatchState], space: Space, total: int) -> Work[di
     Raises:
         DivergedError: samples are not finite.
     """
-    found: dict[int, Array] = {}
+    samples_by_index: dict[int, Array] = {}
     for drawing in drawings:
         part = len(drawing.indices) * drawing.step / drawing.steps
         if drawing.done:
             samples = to_stored(space, drawing.state.x)
-            found.update(zip(drawing.indices, samples, strict=True))
+            samples_by_index.update(zip(drawing.indices, samples, strict=True))
             part = 0
         step = f"step {drawing.step}/{drawing.steps}"
-        yield Progress("sampling", int(len(found) + part), total, step)
-    return found
+        yield Progress("sampling", int(len(samples_by_index) + part), total, step)
+    return samples_by_index
 
 
 def to_stored(space: Space, x: Tensor) -> Array:
@@ -161,8 +161,8 @@ class LoadedModel:
     @property
     def space(self) -> Space:
         """Space of the samples."""
-        own = self.model.blueprint.space
-        return own if self.size is None else replace(own, size=self.size)
+        space = self.model.blueprint.space
+        return space if self.size is None else replace(space, size=self.size)
 
     def enlarge(self, size: Size | None) -> LoadedModel:
         """Return the model for samples of another size, itself for None.
@@ -217,9 +217,9 @@ def load_denoiser(
     Raises:
         ModelFileError: it is not a model (see `model_file.find`), or it has no such weights.
     """
-    own = earlier.get("precision") if isinstance(earlier, dict) else None
-    if precision == "auto" and own in ("fp32", "bf16"):
-        precision, typed = own, False
+    earlier_precision = earlier.get("precision") if isinstance(earlier, dict) else None
+    if precision == "auto" and earlier_precision in ("fp32", "bf16"):
+        precision, typed = earlier_precision, False
     file = path if isinstance(path, model_file.ModelFile) else (yield from _find_model(path, alone))
     exact = choose_precision(file.model, precision, accelerator)
     if not alone:  # processes may be on different machines
@@ -233,11 +233,11 @@ def load_denoiser(
 
 def _find_model(path: str | Path, alone: bool) -> Work[model_file.ModelFile]:
     """Find the model at a path, the same on all processes."""
-    found = yield from model_file.find(path)
+    file = yield from model_file.find(path)
     # A training run may save a checkpoint while these processes look for the newest one.
-    while not alone and len(set(gather_object([found.sha256]))) > 1:
-        found = yield from model_file.find(path)
-    return found
+    while not alone and len(set(gather_object([file.sha256]))) > 1:
+        file = yield from model_file.find(path)
+    return file
 
 
 def choose_precision(
@@ -248,7 +248,7 @@ def choose_precision(
     `auto` is the precision of its training, if the device supports it. None is the accelerator's.
     """
     if precision is None:
-        return {of: name for name, of in PRECISIONS.items()}[accelerator.mixed_precision]
+        return {mode: name for name, mode in PRECISIONS.items()}[accelerator.mixed_precision]
     device, width = accelerator.device.type, largest_width(model.blueprint.config)
     model_precision = model.training.get("precision")
     return resolve_precision(precision, device, width, model_precision=model_precision)
@@ -274,10 +274,10 @@ def make_denoiser(
 
     def infer(x: Tensor, t: Tensor, **cond: Any) -> Tensor:
         cast = torch.autocast(device.type, half, enabled=half is not None)
-        own = {k: v.to(device) if torch.is_tensor(v) else v for k, v in cond.items()}
+        conditions = {k: v.to(device) if torch.is_tensor(v) else v for k, v in cond.items()}
         settings = hold_cuda_settings(device.type, precision)
         with settings, torch.inference_mode(not x.requires_grad), cast:
-            y: Tensor = net(x.to(device), t.to(device), **own)
+            y: Tensor = net(x.to(device), t.to(device), **conditions)
             return y.float().to(x.device)
 
     part = partial(fit_windows, model.blueprint, precision, device.type)
@@ -290,8 +290,8 @@ def fit_windows(blueprint: Blueprint, precision: str, device: str) -> tuple[int,
     The number is `WINDOWS`, halved until half of the free memory holds them with their gradient. So
     all machines with enough memory compute the same bytes.
     """
-    kept = count_kept_bytes(blueprint, precision != "fp32", False, device).image
-    count, size = WINDOWS, int(kept * SLACK.get(device, 1.0))
+    image_bytes = count_kept_bytes(blueprint, precision != "fp32", False, device).image
+    count, size = WINDOWS, int(image_bytes * SLACK.get(device, 1.0))
     while count > 1 and count * size > free_memory_of_process(device) // 2:
         count //= 2
     return count, count * size
@@ -305,38 +305,43 @@ GIF_FRAMES = 60
 """Largest number of frames of an animation."""
 
 
-def _render_by_index(drawn: Mapping[int, Array], space: Space) -> dict[int, Array]:
+def _render_by_index(samples: Mapping[int, Array], space: Space) -> dict[int, Array]:
     """Return pictures of samples by index, in ascending order."""
-    order = sorted(drawn)
-    return dict(zip(order, render_samples(space, np.stack([drawn[i] for i in order])), strict=True))
+    order = sorted(samples)
+    pictures = render_samples(space, np.stack([samples[i] for i in order]))
+    return dict(zip(order, pictures, strict=True))
 
 
-def grid_by_condition(drawn: Mapping[int, Array], space: Space, wanted: Condition | None) -> Image:
+def grid_by_condition(
+    samples: Mapping[int, Array], space: Space, condition: Condition | None
+) -> Image:
     """Return a grid of samples by index, with a row for each condition, or nearly square."""
-    shown = _render_by_index(drawn, space)
+    pictures = _render_by_index(samples, space)
     rows: dict[Any, list[Array]] = {}
-    if wanted and (wanted.labels or wanted.rows):
-        for i in range(max(len(wanted.labels), len(wanted.rows))):
-            rows[wanted.label(i), wanted.row(i)] = []
-        for i, picture in shown.items():
-            rows[wanted.label(i), wanted.row(i)].append(picture)
+    if condition and (condition.labels or condition.rows):
+        for i in range(max(len(condition.labels), len(condition.rows))):
+            rows[condition.label(i), condition.row(i)] = []
+        for i, picture in pictures.items():
+            rows[condition.label(i), condition.row(i)].append(picture)
     columns = max(map(len, rows.values()), default=0)
     if len(rows) < 2 or columns < 2:
-        return figures.arrange_grid(np.stack(list(shown.values())))
-    blank = np.full_like(next(iter(shown.values())), 255)
+        return figures.arrange_grid(np.stack(list(pictures.values())))
+    blank = np.full_like(next(iter(pictures.values())), 255)
     filled = [image for row in rows.values() for image in (*row, *[blank] * (columns - len(row)))]
     return figures.arrange_grid(np.stack(filled), columns)
 
 
-def grid_with_inputs(drawn: Mapping[int, Array], space: Space, seen: Frames, turn: int) -> Image:
+def grid_with_inputs(
+    samples: Mapping[int, Array], space: Space, inputs: Frames, turn: int
+) -> Image:
     """Return a grid of samples by index, with a row for each input, which comes first.
 
     Args:
-        seen: pictures of the input of image k, by k modulo `turn`.
+        inputs: pictures of the input of image k, by k modulo `turn`.
     """
     rows: dict[int, list[Array]] = {}
-    for i, picture in _render_by_index(drawn, space).items():
-        rows.setdefault(i % turn, [*seen[i % turn]]).append(picture)
+    for i, picture in _render_by_index(samples, space).items():
+        rows.setdefault(i % turn, [*inputs[i % turn]]).append(picture)
     return figures.arrange_rows(rows[k] for k in sorted(rows))
 
 
@@ -344,7 +349,7 @@ def animate(frames: Frames, space: Space) -> bytes:
     """Return a GIF of images from noise to sample, in at most `GIF_FRAMES` frames."""
     order = sorted(frames)
     last = len(frames[order[0]]) - 1
-    shown = sorted({round(last * k / (GIF_FRAMES - 1)) for k in range(GIF_FRAMES)})
-    stacks = (np.stack([frames[i][k] for i in order]) for k in shown)
+    steps = sorted({round(last * k / (GIF_FRAMES - 1)) for k in range(GIF_FRAMES)})
+    stacks = (np.stack([frames[i][k] for i in order]) for k in steps)
     grids = [figures.arrange_grid(render_samples(space, stack)) for stack in stacks]
     return figures.encode_gif(grids, seconds=3.0, hold=2.0)

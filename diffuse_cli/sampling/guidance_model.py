@@ -63,16 +63,16 @@ def check_fits(loaded: LoadedModel, weaker: LoadedModel, path: str) -> None:
     name = f"--guide-with {files.show(path)}"
     if loaded.sha256 == weaker.sha256:
         raise UsageError(f"{name} is the model itself", "Pass the file of a weaker model")
-    own, theirs = map(_traits, (loaded.model.blueprint, weaker.model.blueprint))
-    for form, (value, text) in theirs.items():
-        if value != own[form][0]:
+    traits, weaker_traits = map(_traits, (loaded.model.blueprint, weaker.model.blueprint))
+    for form, (value, text) in weaker_traits.items():
+        if value != traits[form][0]:
             hint = "Pass a model of the same data and schedule that is smaller or trained for less"
-            raise UsageError(f"{name} does not fit: {form.format(text, own[form][1])}", hint)
+            raise UsageError(f"{name} does not fit: {form.format(text, traits[form][1])}", hint)
 
 
-def _traits(of: Blueprint) -> dict[str, tuple[object, str]]:
+def _traits(blueprint: Blueprint) -> dict[str, tuple[object, str]]:
     """Return the traits that must be equal, a value and its text by a sentence on both models."""
-    space, diffusion, conditions = of.space, of.diffusion, of.conditions
+    space, diffusion, conditions = blueprint.space, blueprint.diffusion, blueprint.conditions
     betas = "custom betas" if diffusion.betas else str(diffusion.schedule)
     if shift := diffusion.log_snr_shift:
         betas += f" with log-SNR shifted by {shift:+g}"
@@ -82,17 +82,17 @@ def _traits(of: Blueprint) -> dict[str, tuple[object, str]]:
     named += f", ... ({len(classes):,})" if len(classes) > 3 else ""
     inputs = f"{given.what} of {given.channels} channels" if given else "none"
     columns = table.columns[:3] if table else ()
-    told = (f"{files.shorten(c.name)}, {describe_column(c)}" for c in columns)
+    column_texts = (f"{files.shorten(c.name)}, {describe_column(c)}" for c in columns)
     return {
         "its samples are {}, the model's {}": (
             space,
             f"{dimensions(space.size)} in {describe_channels(space)}",
         ),
         "its process is {}, the model's {}": (
-            of.process.betas.tolist(),
-            f"{betas}{zero} of {of.process.num_timesteps:,} timesteps",
+            blueprint.process.betas.tolist(),
+            f"{betas}{zero} of {blueprint.process.num_timesteps:,} timesteps",
         ),
         "its classes are {}, the model's {}": (classes, named),
         "its input is {}, the model's {}": (inputs, inputs),
-        "its columns are {}, the model's {}": (table, "; ".join(told) or "none"),
+        "its columns are {}, the model's {}": (table, "; ".join(column_texts) or "none"),
     }

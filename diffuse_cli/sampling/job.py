@@ -24,7 +24,7 @@ from diffuse_cli.sampling.journal import (
     GRID,
     GRID_IMAGES,
     KEY,
-    Ledger,
+    SamplingRecord,
     lock_folder,
     split_parts,
 )
@@ -102,7 +102,7 @@ class SamplingJob(ABC):
 
     Args:
         config: options `out`, `batch_size`, `grid` and `overwrite`.
-        wanted: the indices of the samples.
+        indices: the indices of the samples.
         described: settings that decide the bytes of a sample, which the manifest lists.
         hidden: settings that decide them too, which the manifest has in another form.
         folder: the folder of the files until they are packed into `out`, by default `out`.
@@ -115,16 +115,16 @@ class SamplingJob(ABC):
         self,
         config: Any,
         space: Space,
-        wanted: range,
+        indices: range,
         described: Mapping[str, Any],
         hidden: Mapping[str, Any],
         folder: Path | None = None,
     ) -> None:
         self.out, self.overwrite = Path(config.out), bool(config.overwrite)
-        self.folder, self.space, self.wanted = folder or self.out, space, wanted
+        self.folder, self.space, self.indices = folder or self.out, space, indices
         self.described = {"format": MANIFEST_FORMAT, **described}
-        self.ledger = Ledger(self.folder, {**self.described, **hidden}, suffix(space))
-        self.parts = split_parts(wanted, config.batch_size)
+        self.record = SamplingRecord(self.folder, {**self.described, **hidden}, suffix(space))
+        self.parts = split_parts(indices, config.batch_size)
         self.figures: dict[str, Callable[[Sequence[int]], bytes]] = {}
         if config.grid:
             self.figures[GRID] = lambda indices: figures.encode_png(self.make_grid(indices))
@@ -145,7 +145,7 @@ class SamplingJob(ABC):
 
     def begin(self) -> list[range] | None:
         """Return the parts to generate, None if the job is complete."""
-        return self.ledger.begin(
+        return self.record.begin(
             self.parts, overwrite=self.overwrite, pictures={*self.figures}, sides=self.sides
         )
 
@@ -160,21 +160,21 @@ class SamplingJob(ABC):
             OutputError: the folder holds other samples already, or cannot be written.
         """
         name, first = files.show(self.out), accelerator.is_main_process
-        left = run_on_first(accelerator, self.begin)
-        if left is None:
+        parts_left = run_on_first(accelerator, self.begin)
+        if parts_left is None:
             if first:
                 yield Notice(f"{name} is complete: it already contains these images")
         else:
-            if drawn := sum(map(len, self.parts)) - sum(map(len, left)):
-                images = f"{drawn:,} image{'s' * (drawn != 1)}"
+            if count := sum(map(len, self.parts)) - sum(map(len, parts_left)):
+                images = f"{count:,} image{'s' * (count != 1)}"
                 yield Notice(f"{name}: resuming with {images} of {sum(map(len, self.parts)):,}")
-            mine = left[accelerator.process_index :: accelerator.num_processes]
+            process_parts = parts_left[accelerator.process_index :: accelerator.num_processes]
             try:
-                with self.ledger.hold_lock(accelerator.process_index):
-                    yield from self._write_parts(mine, accelerator)
+                with self.record.hold_lock(accelerator.process_index):
+                    yield from self._write_parts(process_parts, accelerator)
             except BaseException as error:
                 if accelerator.num_processes == 1:
-                    self.ledger.abandon()
+                    self.record.abandon()
                 if isinstance(error, OutputError):
                     error.mark_local()
                 raise
@@ -186,19 +186,19 @@ class SamplingJob(ABC):
         if packed := self.pack():
             return SampleFiles((), None, None, None, accelerator.num_processes, packed)
         grid, gif = (self.folder / n if n in self.figures else None for n in (GRID, GIF))
-        paths = tuple(self.ledger.path(i) for i in self.wanted)
+        paths = tuple(self.record.path(i) for i in self.indices)
         return SampleFiles(paths, grid, gif, self.folder / MANIFEST, accelerator.num_processes)
 
     def _write_parts(self, parts: Sequence[range], accelerator: Accelerator) -> Work[None]:
-        done, total = 0, sum(map(len, parts))
+        written, total = 0, sum(map(len, parts))
         for part in parts:
             for state in self.generate_part(part, accelerator):
-                at = done + int(len(part) * state.share)
+                at = written + int(len(part) * state.share)
                 yield Progress("sampling", at, total, f"step {state.step}/{state.steps}")
             assert state.samples is not None
             data = (self.medium.encode(sample, self.space) for sample in state.samples)
-            self.ledger.add(accelerator.process_index, part, data, state.side)
-            done += len(part)
+            self.record.add(accelerator.process_index, part, data, state.side)
+            written += len(part)
 
     def _finish(self) -> None:
         """Write the figures and, last, the manifest that names every file.
@@ -206,22 +206,22 @@ class SamplingJob(ABC):
         Raises:
             OutputError: an image of another process is missing.
         """
-        self.ledger.collect()
-        if lost := [i for i in self.wanted if i not in self.ledger.hashes]:
-            text = f"{files.show(self.ledger.path(lost[0]))} is missing"
+        self.record.collect()
+        if lost := [i for i in self.indices if i not in self.record.hashes]:
+            text = f"{files.show(self.record.path(lost[0]))} is missing"
             raise OutputError(text, "Run the command again")
-        indices = sorted(self.ledger.hashes)
+        indices = sorted(self.record.hashes)
         for name, draw in self.figures.items():
             files.write_bytes(self.folder / name, draw(indices))
-        listed = {self.ledger.path(i).name: self.ledger.hashes[i] for i in indices}
+        listed = {self.record.path(i).name: self.record.hashes[i] for i in indices}
         manifest = {
             **self.described,
-            KEY: self.ledger.key,
+            KEY: self.record.key,
             **self.describe(indices),
             "images": [*listed],
             "files": {**listed, **{n: files.sha256(self.folder / n) for n in self.figures}},
         }
-        self.ledger.end(manifest)
+        self.record.end(manifest)
 
     def pack(self) -> Path | None:
         """Pack the folder into the file that the command names, and return its path, if any."""
@@ -253,17 +253,17 @@ class CascadeJob(SamplingJob):
             hidden["told_first"] = first.describe_cycle()
         folder = sample_archive.choose_folder(Path(config.out))
         super().__init__(config, chain.space, chain.list_indices(config), described, hidden, folder)
-        self.shown = self.wanted[: GRID_IMAGES * (config.grid and self.cascaded)]
-        self.moving = self.wanted[: GIF_IMAGES * config.gif]
-        self.sides = [*{*self.shown, *self.moving}]
+        self.grid_indices = self.indices[: GRID_IMAGES * (config.grid and self.cascaded)]
+        self.moving = self.indices[: GIF_IMAGES * config.gif]
+        self.sides = [*{*self.grid_indices, *self.moving}]
         if config.gif:
             self.figures[GIF] = self._make_gif
 
     def begin(self) -> list[range] | None:
         """Return the parts to generate, None if the job is complete or packed."""
         if self.folder != self.out and self.out.exists() and not self.overwrite:
-            names = (self.ledger.path(i).name for i in self.wanted)
-            sample_archive.check_same(self.out, self.ledger.key, names)
+            names = (self.record.path(i).name for i in self.indices)
+            sample_archive.check_same(self.out, self.record.key, names)
             return None
         return super().begin()
 
@@ -278,27 +278,27 @@ class CascadeJob(SamplingJob):
             if drawing.done:
                 if frames:
                     side["frames"] = np.stack(frames, 1)
-                shown = [i for i in part if i in self.shown]
-                if seen := self.chain.stages[k].show_inputs(shown, given):
-                    side["seen"] = np.stack([seen[i][0] for i in shown])
+                indices = [i for i in part if i in self.grid_indices]
+                if inputs := self.chain.stages[k].show_inputs(indices, given):
+                    side["seen"] = np.stack([inputs[i][0] for i in indices])
             share = (k + drawing.step / drawing.steps) / models
             yield PartState(drawing.step, drawing.steps, share, samples, side)
 
     def make_grid(self, indices: Sequence[int]) -> Image:
         """Return the grid of the written samples, next to their inputs."""
         if self.cascaded:  # The inputs of samples of earlier commands are not kept.
-            indices = self.shown
-        drawn = {i: self.read(self.ledger.path(i)) for i in indices[:GRID_IMAGES]}
+            indices = self.grid_indices
+        samples = {i: self.read(self.record.path(i)) for i in indices[:GRID_IMAGES]}
         given = self.condition.given if self.condition else None
-        turn = len(given) if given else max(drawn) + 1
-        seen: Frames = {}
+        turn = len(given) if given else max(samples) + 1
+        inputs: Frames = {}
         if self.cascaded:
-            seen = {i: [self._side(i, "seen")] for i in drawn}
+            inputs = {i: [self._side(i, "seen")] for i in samples}
         elif given:
-            seen = self.chain.last.show_inputs(sorted({i % turn for i in drawn}), given)
-        if seen:
-            return generation.grid_with_inputs(drawn, self.space, seen, turn)
-        return generation.grid_by_condition(drawn, self.space, self.condition)
+            inputs = self.chain.last.show_inputs(sorted({i % turn for i in samples}), given)
+        if inputs:
+            return generation.grid_with_inputs(samples, self.space, inputs, turn)
+        return generation.grid_by_condition(samples, self.space, self.condition)
 
     def _make_gif(self, indices: Sequence[int]) -> bytes:
         frames = {i: [*self._side(i, "frames")] for i in self.moving}
@@ -306,10 +306,10 @@ class CascadeJob(SamplingJob):
 
     def _side(self, index: int, name: str) -> Array:
         """Return an array that is kept with a sample until the job ends."""
-        path = self.ledger.sides[index]
+        path = self.record.sides[index]
         with np.load(path, allow_pickle=False) as file:
-            kept: Array = file[name][index - int(path.stem)]
-        return kept
+            array: Array = file[name][index - int(path.stem)]
+        return array
 
     def describe(self, indices: Sequence[int]) -> dict[str, Any]:
         """Return the smallest `-n` that includes these samples, gaps in it, and the conditions."""
@@ -320,22 +320,22 @@ class CascadeJob(SamplingJob):
             gaps = [i for a, b in pairwise(indices) if b != a + 1 for i in (a + 1, b)]
             ends = [indices[0], *gaps, indices[-1] + 1]
             counted["ranges"] = [ends[k : k + 2] for k in range(0, len(ends), 2)]
-        found = {**counted, **self.chain.last.describe_conditions(indices)}
+        entries = {**counted, **self.chain.last.describe_conditions(indices)}
         if self.cascaded:
-            told = self.chain.stages[0].describe_conditions(indices)
-            found["first"] = {**self.described["first"], **told}
-        return found
+            conditions = self.chain.stages[0].describe_conditions(indices)
+            entries["first"] = {**self.described["first"], **conditions}
+        return entries
 
     def pack(self) -> Path | None:
         """Pack the folder into the archive that the command names, if any, and remove it."""
         if self.folder == self.out:
             return None
-        if not self.ledger.hashes:  # the file was complete before
-            if journal.read_manifest(self.folder).get(KEY) == self.ledger.key:
+        if not self.record.hashes:  # the file was complete before
+            if journal.read_manifest(self.folder).get(KEY) == self.record.key:
                 files.remove(self.folder)  # which a stopped command has left
             return self.out
-        wanted, indices = self.condition, sorted(self.ledger.hashes)
-        labels = [wanted.label(i) for i in indices] if wanted and wanted.labels else None
+        condition, indices = self.condition, sorted(self.record.hashes)
+        labels = [condition.label(i) for i in indices] if condition and condition.labels else None
         sample_archive.pack(self.out, self.folder, self.read, labels)
         files.remove(self.folder)
         return self.out

@@ -37,11 +37,11 @@ KEY = "settings"
 TAKEN = "Choose another -o, or pass --overwrite"
 
 
-def split_parts(wanted: range, size: int) -> list[range]:
+def split_parts(indices: range, size: int) -> list[range]:
     """Return the batches of some images, which end at multiples of `size` and at the last image."""
-    first, last = wanted.start // size, (wanted.stop - 1) // size
+    first, last = indices.start // size, (indices.stop - 1) // size
     blocks = ((k * size, (k + 1) * size) for k in range(first, last + 1))
-    return [range(max(start, wanted.start), min(stop, wanted.stop)) for start, stop in blocks]
+    return [range(max(start, indices.start), min(stop, indices.stop)) for start, stop in blocks]
 
 
 def hash_settings(settings: Mapping[str, Any]) -> str:
@@ -70,8 +70,8 @@ def check_folder(folder: Path, overwrite: bool) -> None:
         names = [path.name for path in folder.iterdir()]
     if any(map(WRITTEN.fullmatch, names)):
         raise OutputError(f"{files.show(folder)} already holds samples", TAKEN)
-    if found := [name for name in names if extension_of(name) in media_by_extension()]:
-        text = f"{files.show(folder)} holds {files.show(found[0])}, which is not a sample"
+    if media_names := [name for name in names if extension_of(name) in media_by_extension()]:
+        text = f"{files.show(folder)} holds {files.show(media_names[0])}, which is not a sample"
         hint = "Choose another -o: of a folder that has samples, train reads nothing else"
         raise OutputError(text, hint)
 
@@ -83,14 +83,14 @@ def check_output_apart(folder: Path, *paths: str) -> None:
         UsageError
     """
     for path in map(Path, paths):
-        own = path.resolve()
-        if folder.resolve() in ((own,) if path.is_dir() else (own, own.parent)):
+        source = path.resolve()
+        if folder.resolve() in ((source,) if path.is_dir() else (source, source.parent)):
             text = f"-o {files.show(folder)} holds the input {files.show(path)}"
             raise UsageError(text, "Choose another -o")
 
 
 @dataclass
-class Ledger:
+class SamplingRecord:
     """Record of a sampling run.
 
     Attributes:
@@ -151,20 +151,20 @@ class Ledger:
             self._write_settings({})
             return [*parts]
         self._check_same()
-        found = self._verified_images(self._recorded_hashes(manifest))
+        hashes = self._verified_images(self._recorded_hashes(manifest))
         unfinished = (self.work / SETTINGS).exists()
-        whole = all(i in found for part in parts for i in part)
-        there = (n in manifest.get("files", ()) and (self.folder / n).is_file() for n in pictures)
-        if whole and not unfinished and all(there):
-            self.hashes = found
+        whole = all(i in hashes for part in parts for i in part)
+        exist = (n in manifest.get("files", ()) and (self.folder / n).is_file() for n in pictures)
+        if whole and not unfinished and all(exist):
+            self.hashes = hashes
             return None
         if not unfinished:
-            self._write_settings(found)
+            self._write_settings(hashes)
         for name in (MANIFEST, GRID, GIF):
             files.remove(self.folder / name)
         files.remove_leftovers(self.work)
         lacking = {*sides} - {*self.sides}
-        return [p for p in parts if any(i not in found or i in lacking for i in p)]
+        return [p for p in parts if any(i not in hashes or i in lacking for i in p)]
 
     def _clear(self) -> None:
         """Remove only the files that an earlier run recorded."""
@@ -181,11 +181,11 @@ class Ledger:
         files.remove(self.work)
 
     def _check_same(self) -> None:
-        there = read_earlier(self.folder)
-        own = there[KEY] if isinstance(there.get(KEY), str) else hash_settings(there)
-        if own == self.key:
+        earlier = read_earlier(self.folder)
+        earlier_key = earlier[KEY] if isinstance(earlier.get(KEY), str) else hash_settings(earlier)
+        if earlier_key == self.key:
             return
-        names = (n for n in self.settings if n in there and there[n] != self.settings[n])
+        names = (n for n in self.settings if n in earlier and earlier[n] != self.settings[n])
         name = next(names, [*self.settings][-1])
         name = "conditions" if name.startswith("told") else name.replace("_", " ")
         text = f"{files.show(self.folder)} already holds samples with other settings: {name}"
@@ -200,14 +200,14 @@ class Ledger:
     def _recorded_hashes(self, manifest: Mapping[str, Any]) -> dict[str, set[str]]:
         """Return the recorded hashes of each file, several if it was generated again."""
         first = files.read_json(self.work / SETTINGS) or manifest
-        found = {name: {value} for name, value in first.get("files", {}).items()}
+        hashes = {name: {value} for name, value in first.get("files", {}).items()}
         for line in self._lines():
             for name, value in line.get("files", {}).items():
-                found.setdefault(name, set()).add(value)
+                hashes.setdefault(name, set()).add(value)
             path = self.work / f"{line['start']}.npz"
             if "side" in line and path.is_file() and files.sha256(path) == line["side"]:
                 self.sides.update(dict.fromkeys(range(line["start"], line["stop"]), path))
-        return found
+        return hashes
 
     def _started_images(self) -> set[int]:
         """Return the images whose files may have been written."""
@@ -220,17 +220,17 @@ class Ledger:
 
     def _verified_images(self, listed: Mapping[str, Collection[str]]) -> dict[int, str]:
         """Return the images whose files exist and match a hash."""
-        found = {}
+        image_hashes = {}
         for name, hashes in listed.items():
             stem, dot, suffix = name.partition(".")
             path = self.folder / name
             if not stem.isdecimal() or dot + suffix != self.suffix or not path.is_file():
                 continue
             with files.report_errors(path):
-                own = files.sha256(path)
-            if own in hashes:
-                found[int(stem)] = own
-        return found
+                digest = files.sha256(path)
+            if digest in hashes:
+                image_hashes[int(stem)] = digest
+        return image_hashes
 
     def collect(self) -> None:
         """Read the recorded hashes of the images of all processes that are there."""
@@ -317,8 +317,8 @@ def lock_folder(
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Return the manifest of the samples in a folder, empty if there is none."""
     manifest = files.read_json(folder / MANIFEST)
-    known = manifest.get("format") == MANIFEST_FORMAT and isinstance(manifest.get("files"), dict)
-    return manifest if known else {}
+    is_valid = manifest.get("format") == MANIFEST_FORMAT and isinstance(manifest.get("files"), dict)
+    return manifest if is_valid else {}
 
 
 def format_file_name(index: int, suffix: str) -> str:

@@ -84,11 +84,11 @@ def check_same(out: Path, key: str, names: Iterator[str]) -> None:
     Raises:
         OutputError
     """
-    there = read_packed_manifest(out)
-    if there.get(journal.KEY) != key:
+    manifest = read_packed_manifest(out)
+    if manifest.get(journal.KEY) != key:
         raise OutputError(f"{files.show(out)} exists already, with other settings", journal.TAKEN)
-    if not {*names} <= {*there["images"]}:
-        text = f"{files.show(out)} exists already, with {len(there['images']):,} images"
+    if not {*names} <= {*manifest["images"]}:
+        text = f"{files.show(out)} exists already, with {len(manifest['images']):,} images"
         raise OutputError(text, "Choose a folder to be able to add images, or pass --overwrite")
 
 
@@ -138,9 +138,9 @@ def _add(archive: zipfile.ZipFile, name: str, parts: Iterable[bytes], size: int 
     """
     info = zipfile.ZipInfo(name)  # with the default time, in 1980
     info.external_attr, info.create_system, info.file_size = 0o644 << 16, 3, size
-    made = hashlib.sha256()
+    digest = hashlib.sha256()
     with archive.open(info, "w") as member:
         for part in parts:
             member.write(part)
-            made.update(part)
-    return made.hexdigest()
+            digest.update(part)
+    return digest.hexdigest()

@@ -74,7 +74,7 @@ class SamplingSettings:
         threshold: the percentile of dynamic thresholding, None to clip x_0.
         variance: a name in `VARIANCES`, None for the model's.
         errors: the errors of x_0, for a variance in `MEASURED`.
-        taken: the recommendations of the model file in use, in words.
+        recommendations: the recommendations of the model file in use, in words.
     """
 
     sampler: str = SAMPLER
@@ -91,7 +91,7 @@ class SamplingSettings:
     errors: DenoisingErrors | None = None
     seed: int = 0
     batch_size: int = 64
-    taken: str = ""
+    recommendations: str = ""
 
     @property
     def choice(self) -> SamplerChoice:
@@ -151,12 +151,12 @@ class SamplingSettings:
 
     def add_guidance(self, denoise: Denoise) -> Denoise:
         """Return `denoise` with both kinds of guidance. It still needs conditions, if any."""
-        others: list[tuple[Denoise, float]] = []
+        guides: list[tuple[Denoise, float]] = []
         if self.condition:
-            others.append((make_unconditional(denoise), self.condition.scale))
+            guides.append((make_unconditional(denoise), self.condition.scale))
         if self.guide:
-            others.append((self.guide.denoiser, self.guide.scale))
-        whole = guide_away(denoise, *others) if others else denoise
+            guides.append((self.guide.denoiser, self.guide.scale))
+        whole = guide_away(denoise, *guides) if guides else denoise
         if self.noise_levels is None:
             return whole
         return interval(whole, denoise, *self.noise_levels)
@@ -188,48 +188,50 @@ def resolve_settings(
             does not support.
         InvalidArgument: an option that the sampler does not take.
     """
-    wanted = resolve_condition(config, model, names, on, **conditioning)
+    condition = resolve_condition(config, model, names, on, **conditioning)
     if config.guidance_interval and not (model.blueprint.conditions or guide):
         hint = "Train a model with --classes, or pass a weaker model with --guide-with"
         raise UsageError("--guidance-interval: the model was trained without classes", hint)
     if config.threshold is not None and model.blueprint.space.levels is None:
         text = "--threshold is for models of images with levels, and this model generates floats"
         raise UsageError(text, "Leave it out")
-    most = model.blueprint.diffusion.num_timesteps
-    sampler, steps = config.sampler or SAMPLER, config.steps or min(SAMPLING_STEPS, most)
-    times, taken = None, list[str]()
-    asked = config.start if isinstance(config, StartConfig) else NOISE
-    if asked is not None:
-        lookup(dict.fromkeys(STARTS), asked, "--start")
-    found = model.sampling
+    max_steps = model.blueprint.diffusion.num_timesteps
+    sampler, steps = config.sampler or SAMPLER, config.steps or min(SAMPLING_STEPS, max_steps)
+    times, texts = None, list[str]()
+    start = config.start if isinstance(config, StartConfig) else NOISE
+    if start is not None:
+        lookup(dict.fromkeys(STARTS), start, "--start")
+    choice = model.sampling
     if model.distilled is not None:
-        sampler, steps = config.sampler or "consistency", config.steps or min(DISTILLED_STEPS, most)
+        sampler = config.sampler or "consistency"
+        steps = config.steps or min(DISTILLED_STEPS, max_steps)
     elif sampler in OF_DISTILLED:
         text = f"--sampler {sampler} is for distilled models, and this model is not distilled"
         raise UsageError(text, "Distill it: diffuse distill MODEL DATA -o fast.safetensors")
-    if found and config.sampler in (None, found.sampler) and config.steps in (None, found.steps):
-        sampler, steps = found.sampler, found.steps
-        times = found.times if config.spacing is None and asked != GAUSSIAN else None
-        begun, asked = found.start if asked is None else None, asked or found.start or NOISE
-        if times or begun or None in (config.sampler, config.steps):
-            taken.append(str(SamplerChoice(sampler, steps, times=times, start=begun)))
-    if wanted and found and config.guidance is None and found.guidance == wanted.scale:
-        taken.append(f"guidance {wanted.scale:g}")
+    if choice and config.sampler in (None, choice.sampler) and config.steps in (None, choice.steps):
+        sampler, steps = choice.sampler, choice.steps
+        times = choice.times if config.spacing is None and start != GAUSSIAN else None
+        recommended_start = choice.start if start is None else None
+        start = start or choice.start or NOISE
+        if times or recommended_start or None in (config.sampler, config.steps):
+            texts.append(str(SamplerChoice(sampler, steps, times=times, start=recommended_start)))
+    if condition and choice and config.guidance is None and choice.guidance == condition.scale:
+        texts.append(f"guidance {condition.scale:g}")
     levels = config.guidance_interval
     scale = _recommended_scale(model, guide.path) if guide else None
-    if found and guide and scale is not None and config.weak_guidance is None:
-        levels = levels or found.guidance_interval
-        taken.append(f"weak guidance {guide.scale:g}{describe_interval(levels)}")
-    if asked is None and sampler not in OF_DISTILLED:
-        asked = GAUSSIAN if starts_from_gaussian(model.blueprint, steps) else NOISE
+    if choice and guide and scale is not None and config.weak_guidance is None:
+        levels = levels or choice.guidance_interval
+        texts.append(f"weak guidance {guide.scale:g}{describe_interval(levels)}")
+    if start is None and sampler not in OF_DISTILLED:
+        start = GAUSSIAN if starts_from_gaussian(model.blueprint, steps) else NOISE
     return SamplingSettings(
         sampler=sampler,
         steps=steps,
         spacing=config.spacing,
         times=times,
-        start=low_frequency_start(model, sampler) if asked == GAUSSIAN else None,
+        start=low_frequency_start(model, sampler) if start == GAUSSIAN else None,
         options=sampler_options(sampler, **config.sampler_options),
-        condition=wanted,
+        condition=condition,
         guide=guide,
         noise_levels=levels,
         threshold=config.threshold,
@@ -237,7 +239,7 @@ def resolve_settings(
         errors=model.errors,
         seed=config.seed,
         batch_size=config.batch_size,
-        taken=", ".join(taken),
+        recommendations=", ".join(texts),
     )
 
 
@@ -261,10 +263,10 @@ def choose_variance(
             f"--variance: the sampler '{sampler}' has none",
             f"Leave it out, or pass --sampler {' or '.join(WITH_VARIANCE)}",
         )
-    own = model.blueprint.diffusion.variance
-    if variance in LEARNED_VARIANCES and own not in LEARNED_VARIANCES:
+    trained = model.blueprint.diffusion.variance
+    if variance in LEARNED_VARIANCES and trained not in LEARNED_VARIANCES:
         raise UsageError(
-            f"--variance {variance} is not in the model, which has a fixed variance, '{own}'",
+            f"--variance {variance} is not in the model, which has a fixed variance, '{trained}'",
             f"Train with --variance {variance}, or leave it out",
         )
     if variance in MEASURED and model.errors is None:
@@ -277,22 +279,24 @@ def choose_variance(
     return variance
 
 
-def starts_from_gaussian(own: Blueprint, steps: int) -> bool:
+def starts_from_gaussian(blueprint: Blueprint, steps: int) -> bool:
     """Whether a model starts from the Gaussian of its data by default.
 
     From pure noise, brightness varies too little in samples of an unconditional model with a Wiener
     filter (benchmarks/README.md).
     """
-    return own.wiener and not own.conditions and can_start_from_gaussian(own, steps)
+    return (
+        blueprint.wiener and not blueprint.conditions and can_start_from_gaussian(blueprint, steps)
+    )
 
 
-def can_start_from_gaussian(own: Blueprint, steps: int) -> bool:
+def can_start_from_gaussian(blueprint: Blueprint, steps: int) -> bool:
     """Whether a model has the Gaussian of its data, and enough timesteps to start from it.
 
     The start leaves out the noisiest timesteps, so there can be fewer than `steps`.
     """
-    gaussian = own.gaussian
-    return gaussian is not None and steps <= own.process.from_log_snr(gaussian.log_snr)
+    gaussian = blueprint.gaussian
+    return gaussian is not None and steps <= blueprint.process.from_log_snr(gaussian.log_snr)
 
 
 def low_frequency_start(model: StoredModel, sampler: str) -> DataGaussian:
@@ -319,15 +323,15 @@ def choose_guide(config: DrawConfig, model: StoredModel) -> tuple[str, float] | 
         UsageError: `--weak-guidance` without a guidance model.
     """
     path, scale = config.guide_with, config.weak_guidance
-    found = _recommended_scale(model, path or OWN)
-    unguided = (scale is None and found is None) or (scale == 1 and model.weak is None)
+    recommended_scale = _recommended_scale(model, path or OWN)
+    unguided = (scale is None and recommended_scale is None) or (scale == 1 and model.weak is None)
     if path is None and unguided:
         return None
     if path is None and scale is not None and model.weak is None:
         hint = "Pass a weaker model with --guide-with, or use a model trained with --keep-weak"
         raise UsageError("--weak-guidance needs --guide-with", hint)
     if scale is None:
-        scale = WEAK_GUIDANCE if found is None else found
+        scale = WEAK_GUIDANCE if recommended_scale is None else recommended_scale
     return path or OWN, scale
 
 
@@ -338,8 +342,10 @@ def _recommended_scale(model: StoredModel, path: str) -> float | None:
 
 def report_settings(settings: SamplingSettings) -> Work[None]:
     """Report which of the model file's recommendations are used, and an interval without effect."""
-    if settings.taken:
-        yield Notice(f"using the settings that the model file recommends: {settings.taken}")
+    if settings.recommendations:
+        yield Notice(
+            f"using the settings that the model file recommends: {settings.recommendations}"
+        )
     scale = settings.condition.scale if settings.condition else 1
     if settings.noise_levels and settings.guide is None and scale == 1:
         text = "--guidance-interval has no effect, because the guidance scale is 1"

@@ -233,9 +233,9 @@ def combinations_of_training(conditions: Conditions, label_dropout: float):
 def is_taken(model: StoredModel, labeled: bool, columns: int, told: bool) -> bool:
     """Whether a task takes this combination."""
     try:
-        check_columns(model, ROWS[columns], told=told)
+        check_columns(model, ROWS[columns], has_input=told)
         loaded = SimpleNamespace(model=model)
-        check_class(loaded, labeled=labeled, told=told, rows=bool(ROWS[columns]))
+        check_class(loaded, labeled=labeled, has_input=told, rows=bool(ROWS[columns]))
     except UsageError:
         return False
     return True
@@ -264,9 +264,9 @@ def test_a_task_takes_the_combinations_that_training_had(kinds, label_dropout, g
 
 def test_columns_that_were_never_left_out_beside_the_input_are_needed_for_it():
     model = trained("table given", 0.1, 0.2)
-    assert resolve_condition(asked(guidance=0), model, told=True).scale == 0
+    assert resolve_condition(asked(guidance=0), model, has_input=True).scale == 0
     with pytest.raises(UsageError, match="--on is missing for age, site: the model was not train"):
-        resolve_condition(asked(), model, told=True)
+        resolve_condition(asked(), model, has_input=True)
     with pytest.raises(UsageError, match="--on is missing for site"):
-        resolve_condition(asked(), model, on=["age=40"], told=True)
-    assert resolve_condition(asked(), model, on=["age=40", "site=oslo"], told=True).rows
+        resolve_condition(asked(), model, on=["age=40"], has_input=True)
+    assert resolve_condition(asked(), model, on=["age=40", "site=oslo"], has_input=True).rows

@@ -91,7 +91,7 @@ def test_what_is_given_comes_first_and_a_recommendation_is_for_the_own_average(
     chosen = choose_guide(config, model)
     assert chosen == wanted
     found = resolve_settings(config, model, guide=Guide(*chosen, None, "") if chosen else None)
-    assert (f"weak guidance {recommended}" in found.taken.replace(" 0", " 0.0")) == taken
+    assert (f"weak guidance {recommended}" in found.recommendations.replace(" 0", " 0.0")) == taken
 
 
 def test_a_scale_without_a_weaker_model_is_refused():

@@ -13,7 +13,7 @@ from PIL import Image
 
 from diffuse_cli.core import SAMPLERS
 from diffuse_cli.core.samplers import OF_DISTILLED
-from diffuse_cli.sampling.journal import Ledger
+from diffuse_cli.sampling.journal import SamplingRecord
 
 OUT = Path("samples")
 QUICK = ("--steps", 5, "--precision", "fp32", "--sampler", "ddim")
@@ -176,7 +176,7 @@ def test_samples_of_other_settings_are_refused_before_any_drawing(
 ):
     with monkeypatch.context() as patch:
         if not finished:
-            patch.setattr(Ledger, "end", lambda *a: None)
+            patch.setattr(SamplingRecord, "end", lambda *a: None)
         sample("-n", 2)
     before = {p: p.read_bytes() for p in OUT.rglob("*") if p.is_file()}
     instead_of_networks()

@@ -14,7 +14,13 @@ import pytest
 from conftest import free_port
 from file_operations import Copies, ends_at, killed_at_each, killed_while
 
-from diffuse_cli.sampling.journal import WORK, Ledger, lock_folder, read_manifest, split_parts
+from diffuse_cli.sampling.journal import (
+    WORK,
+    SamplingRecord,
+    lock_folder,
+    read_manifest,
+    split_parts,
+)
 from diffuse_cli.system import files, outputs
 from diffuse_cli.system.errors import OutputError, Terminated
 
@@ -54,7 +60,7 @@ def draw(folder: Path, wanted: range = range(5), *, settings=SETTINGS, before=No
 
 
 def _draw(folder, wanted, settings, before, options):
-    book = Ledger(folder, settings, ".bin")
+    book = SamplingRecord(folder, settings, ".bin")
     options = {"overwrite": False, "pictures": (), "sides": range(2), **options}
     left = book.begin(split_parts(wanted, 2), **options)
     if left is None:
@@ -128,7 +134,8 @@ def test_a_part_that_is_begun_after_a_line_was_cut_is_on_record(tmp_path):
     stop_in_third_part(tmp_path)
     log = tmp_path / WORK / "0.jsonl"
     log.write_text(log.read_text()[:-20])
-    book, data = Ledger(tmp_path, SETTINGS, ".bin"), (bytes([1 // (5 - i)]) for i in range(4, 6))
+    book = SamplingRecord(tmp_path, SETTINGS, ".bin")
+    data = (bytes([1 // (5 - i)]) for i in range(4, 6))
     with lock_folder(tmp_path), pytest.raises(ZeroDivisionError):
         book.add(0, range(4, 6), data, {})
     assert (tmp_path / "00004.bin").exists()
@@ -231,7 +238,7 @@ def test_the_same_command_again_says_that_it_is_finished(sample, instead_of_netw
 def test_a_sampling_that_was_stopped_equals_one_in_one_go(sample, monkeypatch, kept):
     line = ("-n", 10, "--gif")
     sample(*line, "-o", "whole")
-    add = Ledger.add
+    add = SamplingRecord.add
 
     def stopping(self, rank, part, *arguments):
         if part.start == 4 * kept:
@@ -239,7 +246,7 @@ def test_a_sampling_that_was_stopped_equals_one_in_one_go(sample, monkeypatch, k
         add(self, rank, part, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Ledger, "add", stopping)
+        patch.setattr(SamplingRecord, "add", stopping)
         assert sample(*line).code == 143
     ran = sample(*line)
     assert ran.code == 0

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from diffuse_cli.data import read_images
-from diffuse_cli.sampling.journal import Ledger
+from diffuse_cli.sampling.journal import SamplingRecord
 from diffuse_cli.system import files
 from diffuse_cli.system.errors import Terminated
 from diffuse_cli.system.events import finish
@@ -25,7 +25,7 @@ def sample(diffuse, conditional):
     return lambda *arguments: diffuse("sample", conditional, *QUICK, *arguments)
 
 
-def stopping(self, rank, part, *arguments, add=Ledger.add):
+def stopping(self, rank, part, *arguments, add=SamplingRecord.add):
     if part.start:
         raise Terminated("terminated")
     add(self, rank, part, *arguments)
@@ -37,7 +37,7 @@ def made(sample, monkeypatch):
     assert sample("-o", "folder").code == 0
     for name in ("x.zip", "x.npz"):
         with monkeypatch.context() as patch:
-            patch.setattr(Ledger, "add", stopping)
+            patch.setattr(SamplingRecord, "add", stopping)
             assert sample("-o", name).code == 143
         assert not Path(name).exists()
         ran = sample("-o", name)

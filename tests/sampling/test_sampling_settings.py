@@ -75,7 +75,7 @@ def test_what_is_given_comes_first_and_sampler_and_steps_are_recommended_togethe
     given, setting, taken
 ):
     found = resolve_settings(config(**given), model(HEUN))
-    assert (found.choice, found.taken) == (setting, taken)
+    assert (found.choice, found.recommendations) == (setting, taken)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_what_is_given_comes_first_and_sampler_and_steps_are_recommended_togethe
 )
 def test_without_a_recommendation_the_rest_are_the_defaults(given, setting):
     found = resolve_settings(config(**given), model(None))
-    assert (found.choice, found.taken) == (setting, "")
+    assert (found.choice, found.recommendations) == (setting, "")
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_without_a_recommendation_the_rest_are_the_defaults(given, setting):
 def test_learned_times_go_with_their_sampler_and_steps_alone(given, times, taken):
     recommending = model(SamplerChoice("unipc", 2, None, None, (99, 40.5)), classes=0)
     found = resolve_settings(config(**given), recommending)
-    assert (found.times, found.taken) == (times, taken)
+    assert (found.times, found.recommendations) == (times, taken)
     own = "wide" if found.sampler == "unipc" and found.steps <= 10 else "trailing"
     assert found.resolved_spacing == given.get("spacing", own)
     assert found.choice.times == times
@@ -146,7 +146,7 @@ def test_a_recommended_start_goes_with_its_sampler_and_steps_unless_another_is_g
 ):
     recommending = starting(SamplerChoice("unipc", 8, start="gaussian"))
     found = resolve_settings(config(**given), recommending)
-    assert (found.start, found.taken) == (start, taken)
+    assert (found.start, found.recommendations) == (start, taken)
     assert found.choice.start == ("gaussian" if start else None)
     assert found.describe_times().get("start") == found.choice.start
 
@@ -187,7 +187,7 @@ def test_learned_times_are_left_for_a_gaussian_start():
 def test_a_task_that_begins_elsewhere_begins_in_noise():
     recommending = starting(SamplerChoice("unipc", 8, start="gaussian"))
     found = resolve_settings(VaryConfig(model="m", image="i"), recommending)
-    assert (found.start, found.steps, found.taken) == (None, 8, "unipc, 8 steps")
+    assert (found.start, found.steps, found.recommendations) == (None, 8, "unipc, 8 steps")
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def test_floats_have_no_range_for_a_threshold():
 
 def test_a_model_without_classes_has_no_guidance():
     found = resolve_settings(config(), model(SamplerChoice("ddpm", 1), classes=0))
-    assert (found.choice, found.taken) == (SamplerChoice("ddpm", 1), "ddpm, 1 step")
+    assert (found.choice, found.recommendations) == (SamplerChoice("ddpm", 1), "ddpm, 1 step")
     assert found.condition is None
 
 

@@ -408,7 +408,7 @@ def test_a_signal_while_sampling_ends_it_without_a_traceback(
 
 
 MOMENTS = {
-    "unwinding": "diffuse_cli.sampling.journal.Ledger.abandon",
+    "unwinding": "diffuse_cli.sampling.journal.SamplingRecord.abandon",
     "saying": "diffuse_cli.commands._cli.console.Console.fail",
     "leaving": "diffuse_cli.app.world_size",
 }

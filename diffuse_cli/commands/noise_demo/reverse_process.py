@@ -288,7 +288,7 @@ def _bind_condition(
         text = "the model was trained with --label-dropout 0 and needs its columns"
         raise UsageError(text, "Use diffuse sample --on COLUMN=VALUE")
     index = -1 if label is None else lookup(names, label, "--class")
-    check_class(loaded, labeled=label is not None, told=given is not None)
+    check_class(loaded, labeled=label is not None, has_input=given is not None)
 
     def denoise(x_t: Tensor, t: Any, /, **cond: Any) -> Any:
         labels = torch.full((len(x_t),), index, device=device)

@@ -176,7 +176,7 @@ def _picture(config: PushConfig, found: ModelFile) -> Work[tuple[bytes, str]]:
         on = tuple(f"{name}={value}" for name, value in map(example, table.columns))
     own = SampleConfig(model=str(found.path), n=DRAWN, on=on)
     with open_accelerator(own.precision, own.device) as accelerator:
-        chain = yield from load_cascade(own, accelerator, found=found)
+        chain = yield from load_cascade(own, accelerator, file=found)
         wanted = chain.list_indices(own)
         yield Progress("sampling", 0, len(wanted))
         drawn = dict(zip(wanted, chain.generate_samples(wanted, accelerator), strict=True))

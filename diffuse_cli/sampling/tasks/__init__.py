@@ -70,7 +70,7 @@ class TaskPlan:
             arguments are the index of each sample's picture, a function that binds a denoiser to
             the samples' conditions, and the noise.
         pictures: values of pictures and masks, which decide the samples.
-        shown: stored arrays that the grid shows before a picture's samples, (N, C, *size) each.
+        inputs: stored arrays that the grid shows before a picture's samples, (N, C, *size) each.
         described: entries of the manifest.
         gradients: the gradients of the denoiser that a step takes.
     """
@@ -79,7 +79,7 @@ class TaskPlan:
     steps: int
     states: Callable[[Sequence[int], Bind, Noise], Iterator[State]]
     pictures: Sequence[Array]
-    shown: Sequence[Array]
+    inputs: Sequence[Array]
     described: Mapping[str, Any]
     gradients: int = 0
 
@@ -90,26 +90,26 @@ class TaskJob(SamplingJob):
     Args:
         states: a function that yields the states of some samples, of which the last is written.
         pictures: values of pictures and masks, which decide the samples.
-        shown: see `TaskPlan`.
+        inputs: see `TaskPlan`.
     """
 
     def __init__(
         self,
         config: Any,
         loaded: LoadedModel,
-        wanted: range,
+        indices: range,
         described: Mapping[str, Any],
         states: Callable[[range], Iterator[State]],
         steps: int,
         pictures: Sequence[Array],
-        shown: Sequence[Array] = (),
+        inputs: Sequence[Array] = (),
     ) -> None:
         described = {"n": config.n, "batch_size": config.batch_size, **described}
-        of = hashlib.sha256()
+        digest = hashlib.sha256()
         for values in pictures:
-            of.update(f"{values.dtype.str} {values.shape}".encode() + values.tobytes())
-        super().__init__(config, loaded.space, wanted, described, {"pictures": of.hexdigest()})
-        self.states, self.steps, self.pictures, self.shown = states, steps, pictures, shown
+            digest.update(f"{values.dtype.str} {values.shape}".encode() + values.tobytes())
+        super().__init__(config, loaded.space, indices, described, {"pictures": digest.hexdigest()})
+        self.states, self.steps, self.pictures, self.inputs = states, steps, pictures, inputs
 
     def generate_part(self, part: range, accelerator: Accelerator) -> Iterator[PartState]:
         """Generate samples, and yield states, of which the last has them."""
@@ -119,14 +119,14 @@ class TaskJob(SamplingJob):
 
     def make_grid(self, indices: Sequence[int]) -> Image:
         """Return a grid with a row for each picture and its samples, or one row of samples."""
-        per = len(indices) // len(self.shown[0]) if self.shown else len(indices)
+        per = len(indices) // len(self.inputs[0]) if self.inputs else len(indices)
         columns = min(per, GRID_IMAGES)
         rows: list[Array] = []
         for i in range(max(1, min(len(indices) // per, GRID_IMAGES // columns))):
-            rows += [shown[i] for shown in self.shown]
-            rows += [self.read(self.ledger.path(i * per + j)) for j in range(columns)]
+            rows += [stack[i] for stack in self.inputs]
+            rows += [self.read(self.record.path(i * per + j)) for j in range(columns)]
         pictures = render_samples(self.space, np.stack(rows))
-        return figures.arrange_grid(pictures, len(self.shown) + columns)
+        return figures.arrange_grid(pictures, len(self.inputs) + columns)
 
 
 PlanTask = Callable[[LoadedModel, SamplingSettings, bool], Work[TaskPlan]]
@@ -163,11 +163,11 @@ def run_task(
         loaded = yield from load_denoiser(*options, earlier=earlier)
         loaded = loaded.enlarge(config.size or size(loaded))
         guide = yield from load_guide(config, loaded, accelerator)
-        told = is_conditioned(loaded)
-        settings = _resolve(config, loaded, guide, told=told)
+        has_input = is_conditioned(loaded)
+        settings = _resolve(config, loaded, guide, has_input=has_input)
         yield from report_settings(settings)
         yield from report_out_of_range(loaded.model, config.on)
-        plan = yield from plan_task(loaded, settings, told)
+        plan = yield from plan_task(loaded, settings, has_input)
         stage, n, device = CascadeStage(loaded, settings), config.n, accelerator.device
         if loaded.windows > 1:
             yield Notice(_describe_windows(loaded, settings, plan, n, device))
@@ -180,8 +180,8 @@ def run_task(
                 return image_noise(settings.seed, js, k, loaded.space.shape, device)
 
             def bind(denoise: Denoise) -> Denoise:
-                wanted = settings.condition
-                return wanted.bind(denoise, js, device) if wanted else denoise
+                condition = settings.condition
+                return condition.bind(denoise, js, device) if condition else denoise
 
             return plan.states([k // n for k in part], bind, noise)
 
@@ -193,8 +193,8 @@ def run_task(
             "inputs": [files.show(name) for name in plan.names],
             **plan.described,
         }
-        wanted, pictures = range(len(plan.names) * n), plan.pictures
-        job = TaskJob(config, loaded, wanted, described, states, plan.steps, pictures, plan.shown)
+        indices, pictures = range(len(plan.names) * n), plan.pictures
+        job = TaskJob(config, loaded, indices, described, states, plan.steps, pictures, plan.inputs)
         return (yield from job.run(accelerator))
 
 
@@ -247,11 +247,11 @@ def open_task(config: Any, *inputs: str) -> AbstractContextManager[Accelerator]:
 
 
 def _resolve(
-    config: ImageTaskConfig, loaded: LoadedModel, guide: Guide | None, *, told: bool
+    config: ImageTaskConfig, loaded: LoadedModel, guide: Guide | None, *, has_input: bool
 ) -> SamplingSettings:
-    """Return sampling settings, unconditional without `--class`, `--on` and input (`told`)."""
+    """Return sampling settings, unconditional without `--class`, `--on` and input (`has_input`)."""
     options = (config, loaded.model, config.classes, config.on)
-    settings = resolve_settings(*options, guide=guide, every=False, told=told)
+    settings = resolve_settings(*options, guide=guide, every=False, has_input=has_input)
     conditions = loaded.model.blueprint.conditions
     if conditions:
         flag = "--guidance-interval" if config.guidance_interval and guide is None else ""
@@ -261,5 +261,5 @@ def _resolve(
                 text = f"{flag} needs --class or --on"
                 raise UsageError(text, "Pass the class or metadata of the picture")
             raise UsageError(f"{flag}: the model is unconditional here", "Leave it out")
-        check_class(loaded, labeled=bool(config.classes), told=told, rows=bool(config.on))
+        check_class(loaded, labeled=bool(config.classes), has_input=has_input, rows=bool(config.on))
     return settings

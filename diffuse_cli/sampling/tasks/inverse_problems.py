@@ -75,7 +75,7 @@ class Observation:
     pictures: Sequence[Array]
     whole: Array | None = None
 
-    def of(self, rows: Sequence[int], device: torch.device) -> tuple[Degradation, Tensor]:
+    def select(self, rows: Sequence[int], device: torch.device) -> tuple[Degradation, Tensor]:
         """Return the degradation of some pictures, and the degraded pictures."""
         chosen = list(rows)
         return self.degradation.draw_parts(self.u[chosen].to(device)), self.y[chosen].to(device)
@@ -89,42 +89,43 @@ def inpaint(config: InpaintConfig) -> Work[SampleFiles | None]:
 
     def observe(loaded: LoadedModel) -> Work[Observation]:
         if config.mask is None:  # refuse a folder before it is read
-            known = read_alpha_mask(config.image, loaded, config.fit)
-        found = yield from read_pictures(config.image, loaded, config.fit, loaded.space)
+            mask = read_alpha_mask(config.image, loaded, config.fit)
+        pictures = yield from read_pictures(config.image, loaded, config.fit, loaded.space)
         if config.mask is not None:
-            known = read_mask(config.mask, loaded, config.fit, found.sizes)
-        yield from found.notices
-        made = DEGRADATIONS["mask"](mask=torch.from_numpy(known))  # type: ignore[call-arg]
-        return _degrade(config, loaded, found, made, known)
+            mask = read_mask(config.mask, loaded, config.fit, pictures.sizes)
+        yield from pictures.notices
+        degradation = DEGRADATIONS["mask"](mask=torch.from_numpy(mask))  # type: ignore[call-arg]
+        return _degrade(config, loaded, pictures, degradation, mask)
 
     return (yield from _restore(config, "inpaint", DEGRADATIONS["mask"](), "--mask", observe))
 
 
 def upscale(config: UpscaleConfig) -> Work[SampleFiles | None]:
     """Generate each picture `factor` times larger (see `tasks.run_task`)."""
-    made, flag = parse(f"low-res:{config.factor}"), f"--factor {config.factor}"
-    observe = partial(_read_observation, config, degradation=made, flag="--factor")
+    degradation, flag = parse(f"low-res:{config.factor}"), f"--factor {config.factor}"
+    observe = partial(_read_observation, config, degradation=degradation, flag="--factor")
     size = partial(enlarge_size, config.image, factor=config.factor)
-    return (yield from _restore(config, "upscale", made, flag, observe, size))
+    return (yield from _restore(config, "upscale", degradation, flag, observe, size))
 
 
 def restore(config: RestoreConfig) -> Work[SampleFiles | None]:
     """Generate originals of each degraded picture (see `tasks.run_task`)."""
-    made = parse(config.degradation)
+    degradation = parse(config.degradation)
+    flag = f"--degradation {degradation.text}"
 
     def observe(loaded: LoadedModel) -> Work[Observation]:
         with translate_errors():
-            drawn = made.fit_shape(loaded.space.shape).uniforms
-        if drawn and not config.degrade:
-            text = f"--degradation {made.text} draws its own mask, not the mask of the input"
+            uniforms = degradation.fit_shape(loaded.space.shape).uniforms
+        if uniforms and not config.degrade:
+            text = f"--degradation {degradation.text} draws its own mask, not the mask of the input"
             raise UsageError(text, "Pass --degrade, or use diffuse inpaint --mask FILE")
         if not config.degrade:
-            return (yield from _read_observation(config, loaded, made, "--degradation"))
-        found = yield from read_pictures(config.image, loaded, config.fit, loaded.space)
-        yield from found.notices
-        return _degrade(config, loaded, found, made)
+            return (yield from _read_observation(config, loaded, degradation, "--degradation"))
+        pictures = yield from read_pictures(config.image, loaded, config.fit, loaded.space)
+        yield from pictures.notices
+        return _degrade(config, loaded, pictures, degradation)
 
-    return (yield from _restore(config, "restore", made, f"--degradation {made.text}", observe))
+    return (yield from _restore(config, "restore", degradation, flag, observe))
 
 
 def _read_observation(
@@ -135,29 +136,29 @@ def _read_observation(
         fitted = degradation.fit_shape(loaded.space.shape)
         space = observed_space(loaded.space, fitted)
     check_observed_files(loaded.space, space, fitted)
-    found = yield from read_pictures(config.image, loaded, config.fit, space)
-    yield from found.notices
-    y = space.to_model(torch.from_numpy(np.array(found.values)))
+    pictures = yield from read_pictures(config.image, loaded, config.fit, space)
+    yield from pictures.notices
+    y = space.to_model(torch.from_numpy(np.array(pictures.values)))
     u = _draw_uniforms(config.seed, fitted, len(y))
     # The unknown part is shown grey. Samples do not depend on the file's values there.
-    drawn = fitted.draw_parts(u)
-    y = drawn.apply(drawn.pinv(y))
-    check_transform(y, space, found.names)
-    return Observation(found.names, fitted, u, y, [found.values])
+    realization = fitted.draw_parts(u)
+    y = realization.apply(realization.pinv(y))
+    check_transform(y, space, pictures.names)
+    return Observation(pictures.names, fitted, u, y, [pictures.values])
 
 
 def _degrade(
     config: ObservationConfig,
     loaded: LoadedModel,
     whole: Pictures,
-    made: Degradation,
+    degradation: Degradation,
     *masks: Array,
 ) -> Observation:
     """Degrade original pictures."""
-    fitted, values = made.fit_shape(loaded.space.shape), whole.values
+    fitted, values = degradation.fit_shape(loaded.space.shape), whole.values
     x0 = loaded.space.to_model(torch.from_numpy(np.array(values)))
     u = _draw_uniforms(config.seed, fitted, len(x0))
-    shape = made.observation_shape(loaded.space.shape) if made.sigma else (0,)
+    shape = degradation.observation_shape(loaded.space.shape) if degradation.sigma else (0,)
     noise = [draw_noise(config.seed, "observed", i, shape=shape) for i in range(len(x0))]
     y = fitted.draw_parts(u).observe(x0, torch.stack(noise))
     check_transform(y, loaded.space, whole.names)
@@ -173,16 +174,18 @@ def _draw_uniforms(seed: int, degradation: Degradation, count: int) -> Tensor:
 def _restore(
     config: ObservationConfig,
     task: str,
-    wanted: Degradation,
+    requested_degradation: Degradation,
     flag: str,
     observe: Callable[[LoadedModel], Work[Observation]],
     size: Callable[[LoadedModel], Size | None] = lambda loaded: None,
 ) -> Work[SampleFiles | None]:
-    def plan_task(loaded: LoadedModel, settings: SamplingSettings, told: bool) -> Work[TaskPlan]:
-        method = _choose_method(config, flag, told, floats=loaded.space.levels is None)
+    def plan_task(
+        loaded: LoadedModel, settings: SamplingSettings, has_input: bool
+    ) -> Work[TaskPlan]:
+        method = _choose_method(config, flag, has_input, floats=loaded.space.levels is None)
         encoder = Conditioner.from_blueprint(loaded.model.blueprint)
-        seen = yield from observe(loaded)
-        yield from report_input(loaded, told)
+        observation = yield from observe(loaded)
+        yield from report_input(loaded, has_input)
         times = settings.resolve_times(loaded.denoiser.process)
         path = split_path(times, max(1, round(len(times) / JUMPS)), config.jumps)
         steps = count_steps(path)
@@ -190,9 +193,9 @@ def _restore(
 
         def states(rows: Sequence[int], bind: Bind, noise: Noise) -> Iterator[State]:
             start, process = noise(-1), loaded.denoiser.process
-            degradation, y = seen.of(rows, start.device)
+            degradation, y = observation.select(rows, start.device)
             guided = bind(settings.add_guidance(loaded.denoiser))
-            if told and encoder:
+            if has_input and encoder:
                 given = encoder.encode_observations(y, degradation)
                 guided = partial(guided, given=given)
             if method == TOLD:
@@ -210,39 +213,39 @@ def _restore(
                     state = replace(state, x=x)
                 yield state
 
-        text, shown = seen.degradation.text, _show_pictures(seen, loaded)
+        text, pictures = observation.degradation.text, _show_pictures(observation, loaded)
         described = {"method": method, "degradation": text, "jumps": config.jumps}
         if isinstance(config, RestoreConfig) and config.degrade:
             described["degrade"] = True
         gradients = 0 if method == TOLD else RESTORATIONS[method].gradients
-        files = (seen.names, steps, states, seen.pictures, shown)
+        files = (observation.names, steps, states, observation.pictures, pictures)
         return TaskPlan(*files, described, gradients)
 
-    told = partial(is_conditioned, degradation=wanted, flag=flag)
-    return (yield from run_task(config, task, plan_task, is_conditioned=told, size=size))
+    conditioned = partial(is_conditioned, degradation=requested_degradation, flag=flag)
+    return (yield from run_task(config, task, plan_task, is_conditioned=conditioned, size=size))
 
 
-def _choose_method(config: ObservationConfig, flag: str, told: bool, floats: bool) -> str:
+def _choose_method(config: ObservationConfig, flag: str, has_input: bool, floats: bool) -> str:
     """Return the method that makes samples fit.
 
     Raises:
         UsageError: `--method given` for a model that was not trained for the degradation, or a
             method whose samples must be clipped, for floats.
     """
-    other = METHOD_OF_FLOATS if floats else METHOD
-    if config.method == TOLD and not told:
+    default = METHOD_OF_FLOATS if floats else METHOD
+    if config.method == TOLD and not has_input:
         text = f"--method {TOLD}: the model was not trained for {flag}"
-        raise UsageError(text, f"Leave it out, or pass --method {other}")
-    method = config.method or (TOLD if told else other)
+        raise UsageError(text, f"Leave it out, or pass --method {default}")
+    method = config.method or (TOLD if has_input else default)
     if floats and method != TOLD and RESTORATIONS[method].clipped:
         text = f"--method {method} is for samples of a limited range, and these are floats"
-        raise UsageError(text, f"Use --method {other}")
+        raise UsageError(text, f"Use --method {default}")
     return method
 
 
-def _show_pictures(seen: Observation, loaded: LoadedModel) -> list[Array]:
+def _show_pictures(observation: Observation, loaded: LoadedModel) -> list[Array]:
     """Return the original pictures, if they are known, and the degraded pictures, as stored."""
-    drawn = seen.degradation.draw_parts(seen.u)
-    same = seen.y.shape[1:] == loaded.space.shape
-    left = to_stored(loaded.space, seen.y if same else drawn.pinv(seen.y))
-    return [left] if seen.whole is None else [seen.whole, left]
+    degradation = observation.degradation.draw_parts(observation.u)
+    same = observation.y.shape[1:] == loaded.space.shape
+    degraded = to_stored(loaded.space, observation.y if same else degradation.pinv(observation.y))
+    return [degraded] if observation.whole is None else [observation.whole, degraded]

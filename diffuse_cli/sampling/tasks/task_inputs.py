@@ -76,23 +76,23 @@ def read_pictures(path: str, loaded: LoadedModel, fit: str | None, space: Space)
     with translate_errors():
         check_fit(medium, fit)
     MEDIA[medium].prepare()
-    own, size = settings_for(space), space.size
+    settings, size = settings_for(space), space.size
     if is_images(Path(path), single=True):
-        found = yield from read_images(
-            path, **own, background=loaded.background, fit=fit, medium=medium
+        samples = yield from read_images(
+            path, **settings, background=loaded.background, fit=fit, medium=medium
         )
-        lines = list(skip_lines(found.summary.skipped))
-        names, values, sizes = found.names, found.stored, frozenset(found.summary.sizes)
+        lines = list(skip_lines(samples.summary.skipped))
+        names, values, sizes = samples.names, samples.stored, frozenset(samples.summary.sizes)
     else:
-        asked = ReadSettings(**own, background=rgb(loaded.background), fit=fit)
-        one = read_picture(path, medium, asked)
+        read_settings = ReadSettings(**settings, background=rgb(loaded.background), fit=fit)
+        one = read_picture(path, medium, read_settings)
         lines = [f"{files.show(path)}: {line}" for line in one.remarks]
         names, values, sizes = (Path(path).name,), one.values[None], frozenset([one.size])
     if space.limits is not None:
         low, high = space.limits
-        least, most = int(values.min()), int(values.max())
-        if least < low or most > high:
-            text = f"{files.show(path)} has levels from {least:,} to {most:,}, which are clipped"
+        bottom, top = int(values.min()), int(values.max())
+        if bottom < low or top > high:
+            text = f"{files.show(path)} has levels from {bottom:,} to {top:,}, which are clipped"
             lines.append(f"{text} to the model's {low:,} to {high:,}")
     notices = [Notice(line, warning=True) for line in lines]
     if sizes != {size[::-1]}:
@@ -111,8 +111,8 @@ def check_transform(x: Tensor, space: Space, names: Sequence[str]) -> None:
     Raises:
         DataError: a picture has other values.
     """
-    for name, known in zip(names, x, strict=True):
-        if space.transform is not None and not bool(known.isfinite().all()):
+    for name, values in zip(names, x, strict=True):
+        if space.transform is not None and not bool(values.isfinite().all()):
             takes = f"{space.transform}, is for {TRANSFORMS[space.transform].takes}"
             text = f"the model's transform, {takes}, but {files.show(name)} has others"
             raise DataError(text, "Replace them, or generate them with diffuse inpaint --mask FILE")
@@ -123,13 +123,13 @@ def _suggest_size(sizes: frozenset[Size], loaded: LoadedModel, size: Sequence[in
     if len(sizes) > 1:
         return ""
     (picture,) = sizes
-    whole, most = loaded.space.size, longest_side(len(size))
-    kept = tuple(p * w // s for p, w, s in zip(picture[::-1], whole, size, strict=True))
-    if not all(w <= side <= most for w, side in zip(whole, kept, strict=True)):
+    whole, max_side = loaded.space.size, longest_side(len(size))
+    kept_size = tuple(p * w // s for p, w, s in zip(picture[::-1], whole, size, strict=True))
+    if not all(w <= side <= max_side for w, side in zip(whole, kept_size, strict=True)):
         return ""
-    count = len(Tiling(kept, whole).windows)
+    count = len(Tiling(kept_size, whole).windows)
     cost = f", which takes {count:,} times as long" if count > 1 else ""
-    return f". To keep it, pass --size {'x'.join(map(str, kept))}{cost}"
+    return f". To keep it, pass --size {'x'.join(map(str, kept_size))}{cost}"
 
 
 def enlarge_size(path: str, loaded: LoadedModel, factor: int) -> Size | None:
@@ -149,11 +149,11 @@ def enlarge_size(path: str, loaded: LoadedModel, factor: int) -> Size | None:
     size = tuple(
         -(-side // factor) * factor if space.rate else factor * side for side in one.size[::-1]
     )
-    if not all(s >= own for s, own in zip(size, space.size, strict=True)):
+    if not all(side >= model_side for side, model_side in zip(size, space.size, strict=True)):
         return None
-    if max(size) > (most := longest_side(space.dims)):
-        text = f"--factor {factor}: the result is {dimensions(size)}, and a side is at most {most}"
-        raise UsageError(text, f"Pass a smaller --factor, or --size with sides of at most {most}")
+    if max(size) > (limit := longest_side(space.dims)):
+        text = f"--factor {factor}: the result is {dimensions(size)}, and a side is at most {limit}"
+        raise UsageError(text, f"Pass a smaller --factor, or --size with sides of at most {limit}")
     return size
 
 
@@ -164,7 +164,7 @@ def rgb(color: str) -> tuple[int, ...]:
     return ImageColor.getrgb(color)[:3]
 
 
-def read_picture(path: str, medium: str, asked: ReadSettings) -> Read:
+def read_picture(path: str, medium: str, settings: ReadSettings) -> Read:
     """Read the picture in a file.
 
     Raises:
@@ -173,7 +173,7 @@ def read_picture(path: str, medium: str, asked: ReadSettings) -> Read:
     kind = MEDIA[medium]
     hint = advice_for(path) or f"Use a file of {', '.join(sorted(kind.extensions))}"
     with read_required_file(Path(path), kind.one, hint) as data:
-        return kind.read(data, asked)
+        return kind.read(data, settings)
 
 
 def read_mask(path: str, loaded: LoadedModel, fit: str | None, sizes: frozenset[Size]) -> Array:
@@ -185,31 +185,31 @@ def read_mask(path: str, loaded: LoadedModel, fit: str | None, sizes: frozenset[
     Raises:
         DataError: the mask is not usable, has another size, or is all black or all white.
     """
-    space, shown = loaded.space, f"--mask {files.show(path)}"
-    asked = ReadSettings(**mask_settings_for(space), background=(0, 0, 0), fit=fit or loaded.fit)
-    one = read_picture(path, space.medium, asked)
+    space, flag = loaded.space, f"--mask {files.show(path)}"
+    settings = ReadSettings(**mask_settings_for(space), background=(0, 0, 0), fit=fit or loaded.fit)
+    one = read_picture(path, space.medium, settings)
     if space.rate and one.size[0] > space.size[0]:
-        text = f"{shown}: of sounds longer than the model's, the parts may differ"
+        text = f"{flag}: of sounds longer than the model's, the parts may differ"
         raise DataError(text, f"Cut the sound and its mask to {space.size[0]} samples")
     for size in sorted(sizes - {one.size}):
-        own, theirs = (dimensions(each[::-1]) for each in (one.size, size))
-        raise DataError(f"{shown} is {own}, and the image is {theirs}", "Resize the mask")
-    whole = read_picture(path, space.medium, replace(asked, size=one.size[::-1])).values
+        mask_size, image_size = (dimensions(shape[::-1]) for shape in (one.size, size))
+        raise DataError(f"{flag} is {mask_size}, and the image is {image_size}", "Resize the mask")
+    whole = read_picture(path, space.medium, replace(settings, size=one.size[::-1])).values
     if (spread := whiten_ones(whole)) is whole:
         values = one.values
     else:
         whole = spread
-        values = MEDIA[space.medium].fit(whole, asked)
-    known, points = is_dark(values)[None], MEDIA[space.medium].points
-    if known.all():
+        values = MEDIA[space.medium].fit(whole, settings)
+    mask, points = is_dark(values)[None], MEDIA[space.medium].points
+    if mask.all():
         if not is_dark(whole).all():
-            text = f"{shown}: the part to generate is outside the {dimensions(space.size)} crop"
+            text = f"{flag}: the part to generate is outside the {dimensions(space.size)} crop"
             raise DataError(text, "Pass --fit pad, or a larger --size")
-        text = f"{shown} is black: it keeps all {points}"
+        text = f"{flag} is black: it keeps all {points}"
         raise DataError(text, "Paint it white where to generate")
-    if not known.any():
-        raise DataError(f"{shown} is white: it keeps no {points}", "Use diffuse sample instead")
-    return known
+    if not mask.any():
+        raise DataError(f"{flag} is white: it keeps no {points}", "Use diffuse sample instead")
+    return mask
 
 
 def read_alpha_mask(path: str, loaded: LoadedModel, fit: str | None) -> Array:
@@ -223,26 +223,26 @@ def read_alpha_mask(path: str, loaded: LoadedModel, fit: str | None) -> Array:
     """
     if is_images(Path(path), single=True):
         raise UsageError("--mask is missing", "Pass --mask FILE, or a single transparent image")
-    space, shown = loaded.space, files.show(path)
+    space, name = loaded.space, files.show(path)
     medium = MEDIA[space.medium]
     if layout_name(space.layout) == ALPHA:
         text = "--mask is missing: this model generates transparency, so it cannot be the mask"
         raise UsageError(text, "Pass --mask FILE, white where to generate")
     if not medium.bits:
-        hint = f"Pass --mask FILE, a file like {shown} with 1 where to generate and 0 elsewhere"
+        hint = f"Pass --mask FILE, a file like {name} with 1 where to generate and 0 elsewhere"
         raise UsageError("--mask is missing", hint)
-    own = read_picture(path, space.medium, ReadSettings(space.size, 1)).size[::-1]
-    grounds = (ReadSettings(own, 1, (level,) * 3) for level in (255, 0))
+    size = read_picture(path, space.medium, ReadSettings(space.size, 1)).size[::-1]
+    grounds = (ReadSettings(size, 1, (level,) * 3) for level in (255, 0))
     white, black = (read_picture(path, space.medium, ground).values for ground in grounds)
     clear = np.where(white > black, white - black, 0).astype(white.dtype)
     clear = medium.fit(clear, ReadSettings(space.size, 1, (0, 0, 0), fit or loaded.fit))
-    known = is_dark(clear, THIN)[None]
-    if known.all():
+    mask = is_dark(clear, THIN)[None]
+    if mask.all():
         hint = "Pass --mask FILE, white where to generate, or erase that part of the image"
-        raise UsageError(f"--mask is missing: {shown} has no transparent part", hint)
-    if not known.any():
-        raise DataError(f"{shown} is all transparent: it keeps no pixels", "Use diffuse sample")
-    return known
+        raise UsageError(f"--mask is missing: {name} has no transparent part", hint)
+    if not mask.any():
+        raise DataError(f"{name} is all transparent: it keeps no pixels", "Use diffuse sample")
+    return mask
 
 
 # -- conditioning ---------------------------------------------------------------------------------
@@ -275,12 +275,12 @@ def is_conditioned(loaded: LoadedModel, degradation: Degradation | None, flag: s
     return False
 
 
-def _fits(encoder: Conditioner, asked: Degradation) -> bool:
+def _fits(encoder: Conditioner, degradation: Degradation) -> bool:
     """Whether kind, noise and value are the model's. For masks, the value may differ."""
-    own = encoder.degradation
-    if own is None or (own.NAME, own.sigma) != (asked.NAME, asked.sigma):
+    trained = encoder.degradation
+    if trained is None or (trained.NAME, trained.sigma) != (degradation.NAME, degradation.sigma):
         return False
-    return own.HIDES or own.text == asked.text
+    return trained.HIDES or trained.text == degradation.text
 
 
 def _purpose(encoder: Conditioner) -> str:
@@ -290,24 +290,24 @@ def _purpose(encoder: Conditioner) -> str:
 
 def _command(encoder: Conditioner) -> str:
     """Return a command line that suits the model."""
-    own = encoder.degradation
-    if own is None:
+    degradation = encoder.degradation
+    if degradation is None:
         return "sample MODEL --given FILE"
-    if own.HIDES and not own.sigma:
+    if degradation.HIDES and not degradation.sigma:
         return "inpaint MODEL IMAGE --mask FILE"
-    drawn = " --degrade" if own.uniforms else ""
-    return f"restore MODEL IMAGE --degradation {encoder.given.what}{drawn}"
+    flag = " --degrade" if degradation.uniforms else ""
+    return f"restore MODEL IMAGE --degradation {encoder.given.what}{flag}"
 
 
-def report_input(loaded: LoadedModel, told: bool) -> Work[None]:
+def report_input(loaded: LoadedModel, has_input: bool) -> Work[None]:
     """Report whether a model of --given is conditioned on the picture."""
     encoder = Conditioner.from_blueprint(loaded.model.blueprint)
     if encoder is not None:
-        use = "is conditioned on the picture" if told else "runs without an input here"
+        use = "is conditioned on the picture" if has_input else "runs without an input here"
         yield Notice(f"the model was trained {_purpose(encoder)}, and {use}")
 
 
-def check_class(loaded: LoadedModel, *, labeled: bool, told: bool, rows: bool = False) -> None:
+def check_class(loaded: LoadedModel, *, labeled: bool, has_input: bool, rows: bool = False) -> None:
     """Refuse a combination of class, columns and input that training never had.
 
     Training drops all by one random number (`Conditions.drop_conditions`). Class and columns are
@@ -315,7 +315,7 @@ def check_class(loaded: LoadedModel, *, labeled: bool, told: bool, rows: bool = 
 
     Args:
         labeled: whether the model is conditioned on a class.
-        told: whether the model is conditioned on an input.
+        has_input: whether the model is conditioned on an input.
         rows: whether the model is conditioned on columns.
 
     Raises:
@@ -325,7 +325,7 @@ def check_class(loaded: LoadedModel, *, labeled: bool, told: bool, rows: bool = 
     dropout, given = loaded.model.training.get("label_dropout"), conditions.given
     if dropout is None:
         return
-    if (labeled or rows) and given and not told and given.dropout <= dropout:
+    if (labeled or rows) and given and not has_input and given.dropout <= dropout:
         option, what = ("--class", "a class") if labeled else ("--on", "columns")
         line = f"{option}: the model was not trained to use {what} without its input"
         raise UsageError(line, "Leave it out")
@@ -334,10 +334,10 @@ def check_class(loaded: LoadedModel, *, labeled: bool, told: bool, rows: bool = 
     why = ""
     if dropout == 0:
         why = "was trained with --label-dropout 0 and needs one"
-    elif given and told and dropout <= given.dropout:
+    elif given and has_input and dropout <= given.dropout:
         why = "was not trained to use its input without a class"
     elif rows:
         why = "was not trained to use its columns without a class"
     if why:
-        known = ", ".join(map(files.shorten, conditions.classes[:10]))
-        raise UsageError(f"--class is missing: the model {why}", f"Choose from {known}")
+        choices = ", ".join(map(files.shorten, conditions.classes[:10]))
+        raise UsageError(f"--class is missing: the model {why}", f"Choose from {choices}")

@@ -45,9 +45,9 @@ class InterpolationJob(TaskJob):
     @cached_property
     def psnr(self) -> list[float | None]:
         """PSNR of both reproduced inputs, see `measure_psnr`. All samples must be written."""
-        written = (self.read(self.ledger.path(k)) for k in (0, self.wanted[-1]))
+        written = (self.read(self.record.path(k)) for k in (0, self.indices[-1]))
         pairs = zip(self.pictures, written, strict=True)
-        return [measure_psnr(end, own, self.space.bins) for end, own in pairs]
+        return [measure_psnr(end, sample, self.space.bins) for end, sample in pairs]
 
     def describe(self, indices: Sequence[int]) -> dict[str, Any]:
         """Return the PSNR of both reproduced inputs."""
@@ -75,10 +75,10 @@ def interpolate(config: InterpolateConfig) -> Work[tuple[SampleFiles, list[float
         is_conditioned(loaded, None, "interpolate")
         process, denoise = loaded.denoiser.process, _condition_denoiser(config, loaded)
         labeled, rows = config.label is not None, bool(config.on)
-        check_class(loaded, labeled=labeled, told=False, rows=rows)
+        check_class(loaded, labeled=labeled, has_input=False, rows=rows)
         yield from report_out_of_range(loaded.model, config.on)
         names, ends = yield from _read_ends(config, loaded)
-        yield from report_input(loaded, told=False)
+        yield from report_input(loaded, has_input=False)
         times = process.times(config.steps or min(ENCODING_STEPS, process.num_timesteps))
         x0 = loaded.space.to_model(torch.from_numpy(np.stack(ends)))
         check_transform(x0, loaded.space, names)
@@ -89,8 +89,8 @@ def interpolate(config: InterpolateConfig) -> Work[tuple[SampleFiles, list[float
         mixed = slerp(noise[0], noise[1], torch.linspace(0, 1, config.n).to(x0))
 
         def states(part: range) -> Iterator[State]:
-            own = mixed[part.start : part.stop]
-            return SAMPLERS["ddim"](denoise, process, own, times, noise=lambda k: own)
+            x = mixed[part.start : part.stop]
+            return SAMPLERS["ddim"](denoise, process, x, times, noise=lambda k: x)
 
         described = {
             "task": "interpolate",
@@ -104,13 +104,13 @@ def interpolate(config: InterpolateConfig) -> Work[tuple[SampleFiles, list[float
             "inputs": [show(name) for name in names],
         }
         job = InterpolationJob(config, loaded, range(config.n), described, states, len(times), ends)
-        made = yield from job.run(accelerator)
-        if made is None:
+        sample_files = yield from job.run(accelerator)
+        if sample_files is None:
             return None
         first, second = ("exactly" if p is None else f"with {p:.1f} dB PSNR" for p in job.psnr)
-        one, other = (show(Path(name).name) for name in names)
-        yield Notice(f"{one} is reproduced from its noise {first}, {other} {second}")
-        return made, job.psnr
+        name_a, name_b = (show(Path(name).name) for name in names)
+        yield Notice(f"{name_a} is reproduced from its noise {first}, {name_b} {second}")
+        return sample_files, job.psnr
 
 
 def _read_ends(
@@ -119,12 +119,12 @@ def _read_ends(
     """Return the names and the stored values of A and B."""
     names, ends, notices = list[str](), [], list[Notice]()
     for path in (config.first, config.second):
-        found = yield from read_pictures(path, loaded, config.fit, loaded.space)
-        if len(found.names) != 1:
-            raise DataError(f"{show(path)} holds {len(found.names):,} images", "Pass one of them")
-        names += found.names
-        ends.append(np.array(found.values[0]))
-        notices += found.notices
+        pictures = yield from read_pictures(path, loaded, config.fit, loaded.space)
+        if (count := len(pictures.names)) != 1:
+            raise DataError(f"{show(path)} holds {count:,} images", "Pass one of them")
+        names += pictures.names
+        ends.append(np.array(pictures.values[0]))
+        notices += pictures.notices
     yield from dict.fromkeys(notices)
     return names, ends
 
@@ -135,16 +135,16 @@ def _condition_denoiser(config: InterpolateConfig, loaded: LoadedModel) -> Denoi
     x_0 is not clipped, because a clipped step has no inverse.
     """
     names = () if config.label is None else (config.label,)
-    wanted = resolve_condition(
-        DrawConfig(), loaded.model, names, config.on, every=False, told=False
+    condition = resolve_condition(
+        DrawConfig(), loaded.model, names, config.on, every=False, has_input=False
     )
-    if wanted is None:
+    if condition is None:
         return loaded.denoiser
-    if len(set(wanted.rows)) > 1:
+    if len(set(condition.rows)) > 1:
         raise UsageError("--on sets a column twice", "Set it once")
 
     def conditioned(x_t: Tensor, t: Any, /, **cond: Any) -> Any:
-        return wanted.bind(loaded.denoiser, range(len(x_t)), x_t.device)(x_t, t)
+        return condition.bind(loaded.denoiser, range(len(x_t)), x_t.device)(x_t, t)
 
     return conditioned
 
@@ -189,12 +189,14 @@ def vary(config: VaryConfig) -> Work[SampleFiles | None]:
     Sampling visits the last fraction `strength` of the timesteps, at least one.
     """
 
-    def plan_task(loaded: LoadedModel, settings: SamplingSettings, told: bool) -> Work[TaskPlan]:
-        found = yield from read_pictures(config.image, loaded, config.fit, loaded.space)
-        yield from found.notices
-        yield from report_input(loaded, told)
-        x0 = loaded.space.to_model(torch.from_numpy(np.array(found.values)))
-        check_transform(x0, loaded.space, found.names)
+    def plan_task(
+        loaded: LoadedModel, settings: SamplingSettings, has_input: bool
+    ) -> Work[TaskPlan]:
+        pictures = yield from read_pictures(config.image, loaded, config.fit, loaded.space)
+        yield from pictures.notices
+        yield from report_input(loaded, has_input)
+        x0 = loaded.space.to_model(torch.from_numpy(np.array(pictures.values)))
+        check_transform(x0, loaded.space, pictures.names)
         process = loaded.denoiser.process
         every = settings.resolve_times(process)
         times = every[len(every) - max(1, round(config.strength * len(every))) :]
@@ -206,8 +208,8 @@ def vary(config: VaryConfig) -> Work[SampleFiles | None]:
             sample = partial(SAMPLERS[settings.sampler], **settings.options)
             return sample(bind(denoise), process, start, times, noise=noise)
 
-        values, described = [found.values], {"strength": config.strength}
-        return TaskPlan(found.names, len(times), states, values, values, described)
+        values, described = [pictures.values], {"strength": config.strength}
+        return TaskPlan(pictures.names, len(times), states, values, values, described)
 
     conditioned = partial(is_conditioned, degradation=None, flag="vary")
     return (yield from run_task(config, "vary", plan_task, is_conditioned=conditioned))
