@@ -73,8 +73,8 @@ class Commands(Mapping[str, Any]):
 
     def chapters(self) -> dict[str, tuple[str, ...]]:
         """Return the names by chapter. Those of other packages are the last."""
-        own = {name for names in CHAPTERS.values() for name in names}
-        added = tuple(name for name in COMMANDS if name not in own)
+        chapter_names = {name for names in CHAPTERS.values() for name in names}
+        added = tuple(name for name in COMMANDS if name not in chapter_names)
         return {**CHAPTERS, **({"Other packages": added} if added else {})}
 
     def about(self, name: str) -> str:
@@ -143,8 +143,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         if isinstance(error, OSError):
             return _report_error(consoles[-1], OutputError(str(error)))
-        if gone := lost_process_error(error):
-            return _report_error(consoles[-1], gone)
+        if process_error := lost_process_error(error):
+            return _report_error(consoles[-1], process_error)
         traceback.print_exc()
         return 1
 

@@ -78,8 +78,8 @@ def open_data(data: Data, name: str = "data") -> Iterator[str]:
     samples: Any = [data] if isinstance(data, Image) else data
     if isinstance(samples, Samples):
         samples = [*samples.files()]
-    with register_samples(samples, around=forbid_accelerator) as known:
-        yield known
+    with register_samples(samples, around=forbid_accelerator) as data_name:
+        yield data_name
 
 
 HELD = ("given", "mask")
@@ -116,15 +116,15 @@ def convert_errors() -> Iterator[None]:
 def _map_flags() -> Mapping[str, str]:
     """Return the keyword of each flag."""
     kinds = (EvalConfig, SampleConfig, TrainConfig)
-    found = {
+    keywords = {
         field_flag(f): f.name
         for kind in kinds
         for f, spec in option_fields(kind)
         if not spec.argument
     }
-    long = {flag: name for flag, name in found.items() if flag.startswith("--")}
+    long = {flag: name for flag, name in keywords.items() if flag.startswith("--")}
     without = {f"--no-{flag[2:]}": f"{name}=False" for flag, name in long.items()}
-    return {**without, **found, "-o": "out", "--class": "label"}
+    return {**without, **keywords, "-o": "out", "--class": "label"}
 
 
 _WRITTEN = re.compile(r"\bdiffuse [a-z][a-z-]* .*|(?<![\w-])--?[a-z][a-z-]*")
@@ -133,7 +133,7 @@ _WRITTEN = re.compile(r"\bdiffuse [a-z][a-z-]* .*|(?<![\w-])--?[a-z][a-z-]*")
 
 def replace_flags(text: str) -> str:
     """Return a command's message, with keywords where it has flags."""
-    return _WRITTEN.sub(lambda found: _map_flags().get(found[0], found[0]), text)
+    return _WRITTEN.sub(lambda match: _map_flags().get(match[0], match[0]), text)
 
 
 def _replace_error_flags(error: DiffuseError) -> DiffuseError:

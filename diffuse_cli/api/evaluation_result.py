@@ -101,20 +101,20 @@ def evaluate(
         typed["data"] = stack.enter_context(open_data(data))
         config = from_dict(EvalConfig, typed, "evaluate")
         accelerator = stack.enter_context(open_accelerator(config.precision, config.device))
-        own = model._found if isinstance(model, Model) else None
-        found = run_work(measure(config, accelerator, model_file=own), progress)
-        of_first: Evaluation = gather_object([found and _make_evaluation(config, found)])[0]
+        file = model._file if isinstance(model, Model) else None
+        scores = run_work(measure(config, accelerator, model_file=file), progress)
+        of_first: Evaluation = gather_object([scores and _make_evaluation(config, scores)])[0]
     return of_first
 
 
-def _make_evaluation(config: EvalConfig, found: EvaluationResult) -> Evaluation:
-    facts = json.loads(json.dumps(replace_nonfinite(found.to_json(config))))
+def _make_evaluation(config: EvalConfig, scores: EvaluationResult) -> Evaluation:
+    facts = json.loads(json.dumps(replace_nonfinite(scores.to_json(config))))
     return Evaluation(
-        numbers=found.values,
-        classes=found.classes,
-        real=found.real,
-        generated=found.generated,
-        part=found.part,
+        numbers=scores.values,
+        classes=scores.classes,
+        real=scores.real,
+        generated=scores.generated,
+        part=scores.part,
         remarks=tuple(map(replace_flags, facts["remarks"])),
         json=facts,
     )

@@ -68,11 +68,11 @@ class Model:
         space: what one of its samples is: medium, channels, size and levels.
     """
 
-    def __init__(self, found: model_file.ModelFile) -> None:
-        self._found = found
-        self.path, self.sha256, self.step = found.path, found.sha256, found.model.step
-        self.classes: tuple[str, ...] = found.model.blueprint.conditions.classes
-        self.space: Space = found.model.blueprint.space
+    def __init__(self, file: model_file.ModelFile) -> None:
+        self._file = file
+        self.path, self.sha256, self.step = file.path, file.sha256, file.model.step
+        self.classes: tuple[str, ...] = file.model.blueprint.conditions.classes
+        self.space: Space = file.model.blueprint.space
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.space.shape))
@@ -81,7 +81,7 @@ class Model:
     @property
     def info(self) -> dict[str, Any]:
         """What `diffuse info MODEL --json` prints."""
-        info: dict[str, Any] = json.loads(json.dumps(replace_nonfinite(collect_facts(self._found))))
+        info: dict[str, Any] = json.loads(json.dumps(replace_nonfinite(collect_facts(self._file))))
         return info
 
     def sample(
@@ -119,14 +119,14 @@ class Model:
             raise UsageError(f"sample: there is no option '{renamed[0]}'", RENAMED[renamed[0]])
         columns = [
             (name, value)
-            for name, own in (on or {}).items()
-            for value in _list_values(f"on: {name}", own)
+            for name, values in (on or {}).items()
+            for value in _list_values(f"on: {name}", values)
         ]
         if missing := [name for name, value in columns if value is None]:
             raise UsageError(f"on: {missing[0]} is None", "Leave out a column that is not told")
-        told = [f"{name}={value}" for name, value in columns]
+        column_texts = [f"{name}={value}" for name, value in columns]
         typed: dict[str, Any] = {**options, "n": n, "seed": seed, "steps": steps}
-        typed |= {"sampler": sampler, "on": tuple(told) or None, "model": str(self.path)}
+        typed |= {"sampler": sampler, "on": tuple(column_texts) or None, "model": str(self.path)}
         typed |= {"classes": None if label is None else [*map(str, _list_values("label", label))]}
         with contextlib.ExitStack() as stack, convert_errors():
             config = from_dict(SampleConfig, convert_keywords(typed, stack), "sample")
@@ -134,15 +134,15 @@ class Model:
 
     def _generate_samples(self, config: SampleConfig) -> Work[Samples]:
         with open_accelerator(config.precision, config.device) as accelerator:
-            chain = yield from load_cascade(config, accelerator, file=self._found)
-            wanted = chain.list_indices(config)
-            drawn: list[Array] = []
-            for part in split_parts(wanted, config.batch_size):
-                yield Progress("sampling", part.start - wanted.start, len(wanted))
-                drawn.append(chain.generate_samples(part, accelerator))
-            yield Progress("sampling", len(wanted), len(wanted))
+            chain = yield from load_cascade(config, accelerator, file=self._file)
+            indices = chain.list_indices(config)
+            samples: list[Array] = []
+            for part in split_parts(indices, config.batch_size):
+                yield Progress("sampling", part.start - indices.start, len(indices))
+                samples.append(chain.generate_samples(part, accelerator))
+            yield Progress("sampling", len(indices), len(indices))
         MEDIA[chain.space.medium].prepare()
-        return Samples(np.concatenate(drawn), chain.space, wanted.start)
+        return Samples(np.concatenate(samples), chain.space, indices.start)
 
     def denoiser(
         self, *, weights: str = "ema", precision: str = "fp32", device: str = "auto"
@@ -161,14 +161,14 @@ class Model:
             convert_errors(),
             open_accelerator(precision, device) as accelerator,
         ):
-            exact = choose_precision(self._found.model, precision, accelerator)
-            return make_denoiser(self._found.model, weights, accelerator, exact)
+            exact = choose_precision(self._file.model, precision, accelerator)
+            return make_denoiser(self._file.model, weights, accelerator, exact)
 
     def network(self, weights: str = "ema") -> nn.Module:
         """Return a copy of the network, on the CPU, whose parameters can be trained. Weights as in
         `denoiser`."""
         with use_torch_defaults(), convert_errors():
-            net: nn.Module = copy.deepcopy(self._found.model.network(weights))
+            net: nn.Module = copy.deepcopy(self._file.model.network(weights))
         return net.requires_grad_(True)
 
 

@@ -110,12 +110,12 @@ def _events(
     data: Data, typed: Mapping[str, Any], filed: Mapping[str, Any] | None
 ) -> Iterator[TrainingEvent]:
     with contextlib.ExitStack() as stack, convert_errors():
-        own = {
+        options = {
             **from_file(convert_keywords(typed, stack)),
             "data": stack.enter_context(open_data(data)),
         }
         with use_torch_defaults():
-            config = configure(own, filed)
+            config = configure(options, filed)
         yield from _run_training(config)
 
 
