@@ -202,11 +202,11 @@ def outlines(
     with figures.matplotlib_style(_STYLE):
         plot = Plot(name, 1.95, top=0.28, left=0.3)
         axes = plot.axes
-        for i, (own, heights) in enumerate(series.items()):
+        for i, (series_name, heights) in enumerate(series.items()):
             color, dash, _ = choose_style(i)
             axes.stairs(
                 heights, edges, baseline=None, color=INKS[color], linestyle=dash, linewidth=1.5,
-                label=own,
+                label=series_name,
             )  # fmt: skip
         figures.number_axis(axes.xaxis, ",.10g")
         axes.set_xlim(edges[0], edges[-1])
@@ -253,8 +253,8 @@ def _inline_svg(svg: str, name: str, label: str) -> Markup:
     box = re.search(r'viewBox="[^"]*"', head)
     assert box is not None
     used = set(re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', body))
-    kept = {first or second for first, second in used}
-    body = re.sub(r' id="([^"]+)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in kept else "", body)
+    ids = {first or second for first, second in used}
+    body = re.sub(r' id="([^"]+)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in ids else "", body)
     body = re.sub(r'xlink:href="#', f'href="#{name}-', body).replace("url(#", f"url(#{name}-")
     for color, stand_in in INKS.items():
         body = body.replace(stand_in, f"var(--{color})")

@@ -51,9 +51,9 @@ def read_curves(log: Path) -> dict[str, Curve]:
             if (value := finite_or_none(row.get(key))) is not None:
                 error = finite_or_none(row.get(f"{key}_standard_error")) or 0.0
                 given.append((float(row["step"]), value, error))
-    found = {}
+    curves = {}
     for key, given in points.items():
         if given:
             parts = np.array_split(given, min(POINTS, len(given)))
-            found[key] = Curve(*np.stack([part.mean(0) for part in parts], 1).tolist())
-    return found
+            curves[key] = Curve(*np.stack([part.mean(0) for part in parts], 1).tolist())
+    return curves

@@ -34,11 +34,11 @@ LOSSES = {"held_out_loss": "held-out", "loss": "training"}
 
 def plot_run(curves: Curves) -> list[tuple[str, Markup]]:
     """Plot the curves of a run: losses together, with the smoothed one, then each of the others."""
-    plots, shown = [], {key: words for key, words in LOSSES.items() if key in curves}
-    if shown:
-        lines = [*_lines(curves, shown)]
-        if (own := curves.get("loss")) and own.reach:
-            lines.insert(0, Line("training, smoothed", own.steps, own.smooth()))
+    plots, losses = [], {key: words for key, words in LOSSES.items() if key in curves}
+    if losses:
+        lines = [*_lines(curves, losses)]
+        if (loss_curve := curves.get("loss")) and loss_curve.reach:
+            lines.insert(0, Line("training, smoothed", loss_curve.steps, loss_curve.smooth()))
         caption = "Loss, lower is better. If only the held-out loss rises, the model memorizes."
         plots.append((caption, _plot("loss", lines, "loss")))
     for key, (words, caption) in CAPTIONS.items():
@@ -56,9 +56,9 @@ def plot_runs(runs: Mapping[str, Curves]) -> list[tuple[str, Markup]]:
     plots = []
     for key, (words, caption) in CAPTIONS.items():
         lines = [
-            Line(name, own.steps, own.smooth(), marks=len(own.steps) < charts.FEW)
+            Line(name, curve.steps, curve.smooth(), marks=len(curve.steps) < charts.FEW)
             for name, curves in runs.items()
-            if (own := curves.get(key))
+            if (curve := curves.get(key))
         ]
         if lines:
             plots.append((caption, _plot(f"both-{key}", lines, words)))
@@ -67,13 +67,13 @@ def plot_runs(runs: Mapping[str, Curves]) -> list[tuple[str, Markup]]:
 
 def _lines(curves: Curves, names: Mapping[str, str]) -> Iterator[Line]:
     for key, words in names.items():
-        own = curves[key]
-        errors = own.errors if any(own.errors) else None
-        yield Line(words, own.steps, own.values, errors, marks=len(own.steps) < charts.FEW)
+        curve = curves[key]
+        errors = curve.errors if any(curve.errors) else None
+        yield Line(words, curve.steps, curve.values, errors, marks=len(curve.steps) < charts.FEW)
 
 
 def _plot(name: str, lines: list[Line], axis: str) -> Markup:
     """Plot lines over steps, losses on a logarithmic axis."""
-    said = "; ".join(f"{line.label}: last {Measurement(line.y[-1])}" for line in lines)
+    last_values = "; ".join(f"{line.label}: last {Measurement(line.y[-1])}" for line in lines)
     log = axis.endswith("loss") and all(value > 0 for line in lines for value in line.y)
-    return charts.lines(name, lines, f"{axis} over steps: {said}", "step", axis, log_y=log)
+    return charts.lines(name, lines, f"{axis} over steps: {last_values}", "step", axis, log_y=log)

@@ -30,7 +30,7 @@ def escape_unprintable(value: Any) -> Any:
 @cache
 def environment() -> Environment:
     """Make Jinja's environment with the templates of this folder. Undefined names are errors."""
-    found = Environment(
+    env = Environment(
         loader=PackageLoader("diffuse_cli.pages"),
         autoescape=True,
         finalize=escape_unprintable,
@@ -38,8 +38,8 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters["sentence"] = lambda words: words[:1].upper() + words[1:]
-    return found
+    env.filters["sentence"] = lambda words: words[:1].upper() + words[1:]
+    return env
 
 
 def render(template: str, **names: Any) -> Markup:
@@ -70,10 +70,10 @@ class Picture:
 
 def picture(pixels: figures.Pixels, alt: str, side: int) -> Picture:
     """Make a picture of pixels (C, H, W), about `side` wide, enlarged by an integer factor."""
-    shown = figures.shrink_image(figures.to_image(pixels), side)
+    image = figures.shrink_image(figures.to_image(pixels), side)
     zoom = max(1, round(side / max(pixels.shape[1:])))
-    width, height = (n * zoom for n in shown.size)
-    return Picture(to_data_url("image/png", figures.encode_png(shown)), alt, width, height)
+    width, height = (n * zoom for n in image.size)
+    return Picture(to_data_url("image/png", figures.encode_png(image)), alt, width, height)
 
 
 def make_pictures(
@@ -116,7 +116,7 @@ _COLORS = {
     "seventh": ("#6b5d00", "#e0c84a"),
 }
 
-LIGHT, DARK = ({name: both[i] for name, both in _COLORS.items()} for i in range(2))
+LIGHT, DARK = ({name: shades[i] for name, shades in _COLORS.items()} for i in range(2))
 """Every text color has a contrast of 4.5 or more on paper and panel."""
 
 
