@@ -46,22 +46,22 @@ def configure(typed: Mapping[str, Any], filed: Mapping[str, Any] | None = None) 
     model, guidance = values.pop("model"), values.pop("guidance", None)
     if config.resume:
         resumed = complete({**values, "init": model})
-        own = 1.0 if resumed.teacher_guidance is None else resumed.teacher_guidance
-        if guidance not in (None, own):
-            text = f"--guidance {guidance:g} differs from the run's {own:g}"
+        run_guidance = 1.0 if resumed.teacher_guidance is None else resumed.teacher_guidance
+        if guidance not in (None, run_guidance):
+            text = f"--guidance {guidance:g} differs from the run's {run_guidance:g}"
             raise UsageError(text, "Leave it out to continue, or start again with --overwrite")
         return resumed
     values |= {"init": model, "loss": "consistency", "keep_weak": False, "augment": ()}
     values["timestep_draw"] = "uniform"  # a path has times of its own
     check_other_than(config.out, model)
     file = finish(find(model, weights=False))
-    found, training = file.model, training_options(file)
-    check_pairs_option(config.given, found.blueprint.conditions.given)
+    teacher, training = file.model, training_options(file)
+    check_pairs_option(config.given, teacher.blueprint.conditions.given)
     values.setdefault("batch_size", max(1, training.get("batch_size", BATCH) // SHARE))
     if "lr" in training:
         values.setdefault("lr", training["lr"] / 2)
-    if found.blueprint.conditions:
-        guidance = guidance_scale(DrawConfig(guidance=guidance), found)
+    if teacher.blueprint.conditions:
+        guidance = guidance_scale(DrawConfig(guidance=guidance), teacher)
     elif guidance not in (None, 1):
         text = f"--guidance {guidance:g}: the model is unconditional, so it cannot be guided"
         raise UsageError(text, "Leave it out")

@@ -30,40 +30,40 @@ def run(config: EvalConfig, console: Console) -> None:
     from diffuse_cli.evaluation.evaluation_run import evaluate
 
     with claim_option(config, "report", ".html") as report:
-        found = console.follow(evaluate(config))
-        if found is None:
+        scores = console.follow(evaluate(config))
+        if scores is None:
             return
-        values = found.to_json(config)
+        values = scores.to_json(config)
         if report:
             from diffuse_cli.evaluation.report import page
 
-            files.write_text(report, page(config, found, replace_nonfinite(values)))
-    console.show(values, lines(found))
+            files.write_text(report, page(config, scores, replace_nonfinite(values)))
+    console.show(values, lines(scores))
 
 
-def lines(found: EvaluationResult) -> list[str]:
+def lines(scores: EvaluationResult) -> list[str]:
     """Return the verdict, a table of the metrics and their references, and the settings."""
     rows = [
         ["", "measured", "reference"],
-        *(_row(n, found.values) for n in select_numbers(found.values)),
+        *(_row(n, scores.values) for n in select_numbers(scores.values)),
     ]
     from diffuse_cli.metrics.features.feature_choice import describe_network, describe_part
 
-    part = describe_part(found.part, found.words)
-    features = f"; {describe_network(found.features)}" if found.features.get("name") else ""
-    measured = "memorized_expected" in found.values
-    said = [
+    part = describe_part(scores.part, scores.words)
+    features = f"; {describe_network(scores.features)}" if scores.features.get("name") else ""
+    measured = "memorized_expected" in scores.values
+    remarks = [
         str(r)
-        for r in found.remarks
+        for r in scores.remarks
         if r.warns or r.level == "note" or (measured and r.kind == "memorization")
     ]
     return [
-        *([f"{found.verdict}.", ""] if found.verdict else []),
+        *([f"{scores.verdict}.", ""] if scores.verdict else []),
         *align_columns(rows),
-        f"n = {found.generated:,} generated against {found.real:,} real ({part}){features}",
-        *said,
-        *_class_lines(found),
-        *(files.show(path) for path in (found.plot, found.pairs, found.report) if path),
+        f"n = {scores.generated:,} generated against {scores.real:,} real ({part}){features}",
+        *remarks,
+        *_class_lines(scores),
+        *(files.show(path) for path in (scores.plot, scores.pairs, scores.report) if path),
     ]
 
 
@@ -76,9 +76,9 @@ def _row(number: MetricNumber, values: Values) -> list[str]:
     ]
 
 
-def _class_lines(found: EvaluationResult) -> list[str]:
+def _class_lines(scores: EvaluationResult) -> list[str]:
     """Return a row for each class: counts, and the numbers that a few images suffice for."""
-    if not found.classes:
+    if not scores.classes:
         return []
-    head, *rows = class_table(found.classes)
+    head, *rows = class_table(scores.classes)
     return ["", *align_columns([head, *([files.show(name), *cells] for name, *cells in rows)])]

@@ -20,7 +20,7 @@ def run(config: InterpolateConfig, console: Console) -> None:
     """Interpolate, and print the paths of the pictures."""
     from diffuse_cli.sampling.tasks.variations import interpolate
 
-    found = console.follow(interpolate(config))
-    if found is not None:
-        made, psnr = found
-        console.result(made.paths, {"out": config.out, **made.values, "psnr": psnr})
+    files_and_psnr = console.follow(interpolate(config))
+    if files_and_psnr is not None:
+        files, psnr = files_and_psnr
+        console.result(files.paths, {"out": config.out, **files.values, "psnr": psnr})

@@ -20,11 +20,11 @@ def run(config: SampleConfig, console: Console) -> None:
     """Sample, and print the paths of the pictures."""
     from diffuse_cli.sampling.job import generate
 
-    made = console.follow(generate(config))
-    if made is not None:
-        gif = str(made.gif) if made.gif else None
+    files = console.follow(generate(config))
+    if files is not None:
+        gif = str(files.gif) if files.gif else None
         order = dict.fromkeys(("out", "images", "grid"))
-        values = {**order, "gif": gif, **made.values, "out": config.out}
-        console.result(made.paths, values)
-        if made.grid:
-            console.say(f"See them all in one image: {made.grid}")
+        values = {**order, "gif": gif, **files.values, "out": config.out}
+        console.result(files.paths, values)
+        if files.grid:
+            console.say(f"See them all in one image: {files.grid}")

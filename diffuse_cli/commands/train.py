@@ -32,9 +32,9 @@ def run(config: TrainConfig, console: Console) -> None:
     if config.dry_run:
         from diffuse_cli.training.cost_estimate import estimate
 
-        found = console.follow(estimate(config))
+        cost = console.follow(estimate(config))
         if rank() == 0:
-            console.show(found.to_dict(), [found.to_toml().rstrip("\n")])
+            console.show(cost.to_dict(), [cost.to_toml().rstrip("\n")])
         return
     began = time.monotonic()
     from diffuse_cli.training.loop import fit
@@ -83,8 +83,8 @@ class _EventDescriber:
             speed = f"{format_speed(event.images_per_second)} {event.many}/s"
             self.text = f"loss {Measurement(event.loss)}  {speed}"
             if not self.live:
-                left = f"  {format_seconds(event.seconds_left)} left" if event.seconds_left else ""
-                return Notice(f"step {event.step:,}/{event.steps:,}  {self.text}{left}")
+                wait = f"  {format_seconds(event.seconds_left)} left" if event.seconds_left else ""
+                return Notice(f"step {event.step:,}/{event.steps:,}  {self.text}{wait}")
         return Progress("training", event.step, event.steps, self.text) if self.live else None
 
 

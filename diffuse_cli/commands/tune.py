@@ -46,46 +46,46 @@ def run(config: TuneConfig, console: Console) -> None:
                 values = {"subject": config.subject, "data": config.data, **to_json(tuned)}
                 console.show(values, lines(tuned))
             return
-        both = console.follow(tune_and_evaluate(config))
-        if both is None:
+        outcome = console.follow(tune_and_evaluate(config))
+        if outcome is None:
             return
         from diffuse_cli.evaluation.report import page
 
-        tuned, chosen, found = both
-        values = {**found.to_json(chosen), "sweep": to_json(tuned)}
-        files.write_text(report, page(chosen, found, replace_nonfinite(values), tuned, config))
-    console.show(values, [*lines(tuned), "", *evaluation.lines(found)])
+        tuned, chosen, scores = outcome
+        values = {**scores.to_json(chosen), "sweep": to_json(tuned)}
+        files.write_text(report, page(chosen, scores, replace_nonfinite(values), tuned, config))
+    console.show(values, [*lines(tuned), "", *evaluation.lines(scores)])
 
 
-def to_json(found: TuningResult) -> dict[str, object]:
+def to_json(tuned: TuningResult) -> dict[str, object]:
     """Return the result as plain values."""
-    values = dataclasses.asdict(found)
+    values = dataclasses.asdict(tuned)
     del values["words"]
     return {**values, **{n: str(values[n]) if values[n] else None for n in ("out", "plot")}}
 
 
-def lines(found: TuningResult) -> list[str]:
+def lines(tuned: TuningResult) -> list[str]:
     """Return a row for each setting, the recommendation, and the files written."""
-    first, keys = found.rows[0].setting, [found.metric]
-    keys += [key for key in ("frechet_distance", "recall") if key in found.rows[0].values]
+    first, keys = tuned.rows[0].setting, [tuned.metric]
+    keys += [key for key in ("frechet_distance", "recall") if key in tuned.rows[0].values]
     heads = (*HEADS, *map(label, keys))
     absent = {
-        "start": not any(row.setting.start for row in found.rows),
-        "times": not any(row.setting.times for row in found.rows),
+        "start": not any(row.setting.start for row in tuned.rows),
+        "times": not any(row.setting.times for row in tuned.rows),
         "guidance": first.guidance is None,
         "weak guidance": first.weak_guidance is None,
     }
-    shown = [i for i, head in enumerate(heads) if not absent.get(head)]
-    rows = [heads, *(_cells(row, keys) for row in found.rows)]
+    columns = [i for i, head in enumerate(heads) if not absent.get(head)]
+    rows = [heads, *(_cells(row, keys) for row in tuned.rows)]
     from diffuse_cli.metrics.features.feature_choice import describe_network, describe_part
 
-    part = describe_part(found.part, found.words)
+    part = describe_part(tuned.part, tuned.words)
     return [
-        *align_columns([[row[i] for i in shown] for row in rows]),
-        f"n = {found.n:,} generated against {found.real:,} real ({part}) for each; "
-        f"{describe_network(found.features)}; seconds per {found.words.one} on {found.device}",
-        f"recommended: {found.recommended}",
-        *(files.show(path) for path in (found.plot, found.out) if path),
+        *align_columns([[row[i] for i in columns] for row in rows]),
+        f"n = {tuned.n:,} generated against {tuned.real:,} real ({part}) for each; "
+        f"{describe_network(tuned.features)}; seconds per {tuned.words.one} on {tuned.device}",
+        f"recommended: {tuned.recommended}",
+        *(files.show(path) for path in (tuned.plot, tuned.out) if path),
     ]
 
 

@@ -101,11 +101,11 @@ def _table(table: str | tuple[str, ...]) -> Mapping[str, Any]:
 
 def _parameters(kind: type[Any]) -> list[inspect.Parameter]:
     """Arguments, then options: first a command's own, then those of its base classes."""
-    own: dict[str, int] = {}
+    bases: dict[str, int] = {}
     for i, base in enumerate(kind.__mro__):
         for name in inspect.get_annotations(base):
-            own.setdefault(name, i)
-    ordered = sorted(option_fields(kind), key=lambda o: (not o[1].argument, own[o[0].name]))
+            bases.setdefault(name, i)
+    ordered = sorted(option_fields(kind), key=lambda o: (not o[1].argument, bases[o[0].name]))
     short_help = inspect.Parameter("short_help", KEYWORD, default=SHORT_HELP, annotation=bool)
     return [*(_parameter(f, spec) for f, spec in [*ordered, *option_fields(Universal)]), short_help]
 
@@ -161,13 +161,13 @@ def _help(f: dataclasses.Field[Any], spec: Option) -> str:
     if spec.table == "config.presets.PRESETS":
         from diffuse_cli.config.presets import PRESETS
 
-        own = PRESETS.entries  # entries of other packages are not imported for their help
-        named = (f"{k}: {own[k].help}" if k in own else k for k in PRESETS)
+        presets = PRESETS.entries  # entries of other packages are not imported for their help
+        named = (f"{k}: {presets[k].help}" if k in presets else k for k in PRESETS)
         parts.append("; ".join(named) + ".")
     elif spec.table:
         parts.append(f"One of: {', '.join(_table(spec.table))}.")
-    if shown := _default_text(f, spec):
-        parts.append(f"[default: {shown}]")
+    if default := _default_text(f, spec):
+        parts.append(f"[default: {default}]")
     return " ".join(parts)
 
 

@@ -101,8 +101,8 @@ class Console:
         `describe` turns any other event into `Progress`, `Notice` or None.
         """
         bars: Any = _bars(self._err) if self.live and not self.quiet else contextlib.nullcontext()
-        with bars as shown:
-            display: Callable[[Progress], None] = _Bars(shown) if shown else _Lines(self.say)
+        with bars as progress:
+            display: Callable[[Progress], None] = _Bars(progress) if progress else _Lines(self.say)
 
             def render(event: Any) -> None:
                 if describe and not isinstance(event, (Progress, Notice, Table)):
@@ -118,8 +118,8 @@ class Console:
 
     def follow_samples(self, work: Work[Any], out: str) -> None:
         """Run work that writes samples into a folder, and print their paths."""
-        if (made := self.follow(work)) is not None:
-            self.result(made.paths, {"out": out, **made.values})
+        if (files := self.follow(work)) is not None:
+            self.result(files.paths, {"out": out, **files.values})
 
     # -- stdout ------------------------------------------------------------------------------------
 
@@ -238,12 +238,12 @@ class _Lines:
         began = event.task not in self.last
         if began:
             self.last[event.task] = now
-        ended = event.done >= event.total
-        if (ended and not began) or now - self.last[event.task] >= PLAIN_SECONDS:
+        is_complete = event.done >= event.total
+        if (is_complete and not began) or now - self.last[event.task] >= PLAIN_SECONDS:
             self.last[event.task] = now
             detail = f"  {event.detail}" if event.detail else ""
             self.say(f"{event.task} {event.done:,}/{event.total:,}{detail}")
-        if ended:
+        if is_complete:
             del self.last[event.task]
 
 
@@ -270,16 +270,16 @@ def brief(text: str) -> str:
 # Numbers and tables as text.
 
 
-def format_speed(each: float) -> str:
+def format_speed(speed: float) -> str:
     """Return a number of samples per second, with two digits below 10."""
-    return f"{each:,.0f}" if each >= 10 else f"{each:.2g}"
+    return f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
 
 
 def format_seconds(seconds: float) -> str:
     """`3:05`, or `1:03:05` from an hour on."""
-    minutes, rest = divmod(round(seconds), 60)
+    minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
 MOST_LISTED = 100

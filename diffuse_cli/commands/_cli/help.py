@@ -61,11 +61,11 @@ class HelpfulCommand(TyperCommand):
     def short_page(self, ctx: Any) -> str:
         """Return one screen: the options of the first group, and the names of the others."""
         groups = group_parameters(self.params)
-        others = [name for name in groups if name not in ("Arguments", GROUPS[0])]
+        other_groups = [name for name in groups if name not in ("Arguments", GROUPS[0])]
         needed = [row for row in groups[GROUPS[0]] if row[0] != "-h"]
-        both = {"Arguments": groups.get("Arguments", []), GROUPS[0]: needed}
-        first = {title: rows for title, rows in both.items() if rows}
-        end = f"--help lists everything: {', '.join(others)}."
+        sections = {"Arguments": groups.get("Arguments", []), GROUPS[0]: needed}
+        first = {title: rows for title, rows in sections.items() if rows}
+        end = f"--help lists everything: {', '.join(other_groups)}."
         summary = (self.help or "").split("\n\n")[:1]
         return _page(_usage(ctx, groups), summary, first, self.examples, end)
 
@@ -120,14 +120,14 @@ class HelpfulGroup(TyperGroup):
 
 def group_parameters(parameters: Iterable[Any]) -> dict[str, Rows]:
     """Return rows of flags and help by the title of their section, in the order of `GROUPS`."""
-    found: dict[str, Rows] = {name: [] for name in ("Arguments", *GROUPS)}
+    groups: dict[str, Rows] = {name: [] for name in ("Arguments", *GROUPS)}
     for parameter in parameters:
         if parameter.param_type_name == "argument":
-            found["Arguments"].append((parameter.metavar, parameter.help))
+            groups["Arguments"].append((parameter.metavar, parameter.help))
         else:
             group = parameter.rich_help_panel or GROUPS[0]
-            found[group].append((_flags(parameter), parameter.help or ""))
-    return {name: rows for name, rows in found.items() if rows}
+            groups[group].append((_flags(parameter), parameter.help or ""))
+    return {name: rows for name, rows in groups.items() if rows}
 
 
 def _flags(parameter: Any) -> str:
@@ -153,11 +153,11 @@ def _page(
     terminal = is_terminal(sys.stdout) and os.environ.get("TERM") != "dumb"
     width = max(40, min(shutil.get_terminal_size().columns, WIDEST))
     inner = width - (4 if terminal else 2)
-    left = LEFT
+    tab = LEFT
     if end:
-        left = min(LEFT, max((len(f) for rows in sections.values() for f, _ in rows), default=0))
-        sections = {title: [*_cut_rows(rows, inner - left - 2)] for title, rows in sections.items()}
-    blocks = {title: [*_table(rows, left, inner)] for title, rows in sections.items()}
+        tab = min(LEFT, max((len(f) for rows in sections.values() for f, _ in rows), default=0))
+        sections = {title: [*_cut_rows(rows, inner - tab - 2)] for title, rows in sections.items()}
+    blocks = {title: [*_table(rows, tab, inner)] for title, rows in sections.items()}
     if examples:
         blocks["Examples"] = [line for example in examples for line in _wrap(example, inner)]
     texts = [_wrap(" ".join(part.split()), width - 2) for part in paragraphs]
@@ -176,11 +176,11 @@ def _wrap(text: str, width: int) -> list[str]:
     return [line.replace("\0", " ") for line in lines]
 
 
-def _table(rows: Rows, left: int, width: int) -> Iterator[str]:
+def _table(rows: Rows, tab: int, width: int) -> Iterator[str]:
     """Yield lines of two columns."""
     for flags, text in rows:
-        both = zip_longest(_wrap(flags, left), _wrap(text, width - left - 2), fillvalue="")
-        yield from (f"{flag:<{left}}  {words}".rstrip() for flag, words in both)
+        pairs = zip_longest(_wrap(flags, tab), _wrap(text, width - tab - 2), fillvalue="")
+        yield from (f"{flag:<{tab}}  {words}".rstrip() for flag, words in pairs)
 
 
 def _cut_rows(rows: Rows, width: int) -> Iterator[tuple[str, str]]:

@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     from diffuse_cli.models.model_file import ModelFile, StoredModel
 
 
-def model_rows(found: ModelFile) -> Rows:
+def model_rows(file: ModelFile) -> Rows:
     """Return the facts of a model file as labels and texts."""
-    model = found.model
+    model = file.model
     conditions, sampling, distilled = model.blueprint.conditions, model.sampling, model.distilled
     rows = [
-        ("model", show(found.path)),
-        ("title", brief(found.title) or "none"),
-        ("file", f"{found.size_bytes:,} bytes, SHA-256 {found.sha256}"),
+        ("model", show(file.path)),
+        ("title", brief(file.title) or "none"),
+        ("file", f"{file.size_bytes:,} bytes, SHA-256 {file.sha256}"),
         ("weights", _weights(model)),
         ("parameters", f"{model.parameters:,}"),
         *label_lines("network", _network(model.blueprint)),
@@ -70,20 +70,23 @@ def _weights(model: StoredModel) -> str:
     return f"{kinds}; the average of step {model.weak_step:,}, for --guide-with self"
 
 
-def _network(own: Blueprint) -> list[str]:
-    count = own.conditions.num_classes
+def _network(blueprint: Blueprint) -> list[str]:
+    count = blueprint.conditions.num_classes
     conditional = f", conditional on {count:,} classes" if count else ""
-    lines = NETWORKS[own.network].describe(own.config, own.space)
-    if own.wiener:
+    lines = NETWORKS[blueprint.network].describe(blueprint.config, blueprint.space)
+    if blueprint.wiener:
         lines += ["corrects the Wiener filter of the data"]
-    return [f"{own.network}, {describe_space(own.space)}{conditional}", *map(show, lines)]
+    return [
+        f"{blueprint.network}, {describe_space(blueprint.space)}{conditional}",
+        *map(show, lines),
+    ]
 
 
-def _conditioning_input(own: Blueprint) -> Iterator[str]:
+def _conditioning_input(blueprint: Blueprint) -> Iterator[str]:
     """Yield the kind of image that the model is conditioned on, if there is one."""
     from diffuse_cli.models.image_conditioning import Conditioner
 
-    if encoder := Conditioner.from_blueprint(own):
+    if encoder := Conditioner.from_blueprint(blueprint):
         given = encoder.given
         noise = f", with noise of up to {given.noise:g}" if given.noise else ""
         kind = f"{show(given.what)}: {describe_space(encoder.input_space)}"
@@ -111,8 +114,8 @@ def _group_settings(training: Mapping[str, Any]) -> dict[str, Any]:
     groups: dict[str, Any] = {name.lower(): {} for name in (*GROUPS, "other")}
     group_of = {f.name: spec.group.lower() for f, spec in option_fields(TrainConfig)}
     for name, value in training.items():
-        own = groups if isinstance(value, Mapping) else groups[group_of.get(name, "other")]
-        own[name] = value
+        group = groups if isinstance(value, Mapping) else groups[group_of.get(name, "other")]
+        group[name] = value
     return groups
 
 
@@ -126,24 +129,24 @@ def _settings(values: Mapping[str, Any], before: str = "") -> list[str]:
     return lines if len(lines) <= MOST_LISTED else [*lines[:MOST_LISTED], "..."]
 
 
-def select_rows(rows: Rows, wanted: Callable[[str], bool]) -> Rows:
-    """Return the rows of the wanted labels. A row without a label belongs to the one before."""
-    kept, label = [], ""
-    for own, text in rows:
-        label = own or label
-        if wanted(label):
-            kept.append((own, text))
-    return kept
+def select_rows(rows: Rows, accepts: Callable[[str], bool]) -> Rows:
+    """Return the rows of the accepted labels. A row without a label belongs to the one before."""
+    selected_rows, label = [], ""
+    for row_label, text in rows:
+        label = row_label or label
+        if accepts(label):
+            selected_rows.append((row_label, text))
+    return selected_rows
 
 
 # -- Markdown -------------------------------------------------------------------------------------
 
 
-def model_section(found: ModelFile, left_out: Collection[str], top: Iterable[Sequence[str]]) -> str:
+def model_section(file: ModelFile, left_out: Collection[str], top: Iterable[Sequence[str]]) -> str:
     """Return a section on the model: the `top` rows, in Markdown, and those of `model_rows`
     without the labels that are left out."""
-    kept = select_rows(model_rows(found), lambda label: label not in left_out)
-    rows = [*top, *((own, escape(text)) for own, text in kept)]
+    model_facts = select_rows(model_rows(file), lambda label: label not in left_out)
+    rows = [*top, *((label, escape(text)) for label, text in model_facts)]
     return "## The model\n\n" + table(("", ""), rows)
 
 
@@ -155,8 +158,8 @@ def data_section(data: Mapping[str, Any]) -> str:
     if isinstance(count := data.get("images"), int):
         held = data.get("held_out")
         out = held.get("images") if isinstance(held, Mapping) else None
-        apart = f", {out:,} of them held out" if isinstance(out, int) else ""
-        rows.append(("samples", f"{count:,}{apart}"))
+        held_out = f", {out:,} of them held out" if isinstance(out, int) else ""
+        rows.append(("samples", f"{count:,}{held_out}"))
     if origin := data.get("origin"):
         rows.append(("origin", escape(str(origin))))
     return (

@@ -14,7 +14,7 @@ from diffuse_cli.system.errors import UsageError, closest_name, suggest
 
 def _invert_words(words: Mapping[str, str]) -> dict[str, str]:
     """Return our name by each of the words that mean it."""
-    return {word: ours for ours, theirs in words.items() for word in theirs.split()}
+    return {word: name for name, synonyms in words.items() for word in synonyms.split()}
 
 
 SYNONYMS = _invert_words({
@@ -174,14 +174,15 @@ def _suggest_flag(typed: str, context: Any) -> str:
     typed = typed.replace("_", "-")
     if advice := ADVICE.get((context.info_name, typed)):
         return advice
-    own, known = _flags(context.command), SYNONYMS.get(typed, "")
-    if known and (known.split()[0] in own or not known.startswith("-")):
-        return f"Did you mean '{known}'?"
-    if close := closest_name(typed, own, cutoff=0.75):
+    flags = _flags(context.command)
+    synonym = SYNONYMS.get(typed, "")
+    if synonym and (synonym.split()[0] in flags or not synonym.startswith("-")):
+        return f"Did you mean '{synonym}'?"
+    if close := closest_name(typed, flags, cutoff=0.75):
         return f"Did you mean '{close}'?"
     every = context.parent.command.commands if context.parent else {}
-    if others := [name for name in every if typed in _flags_of(every, name)]:
-        return f"It is an option of {', '.join(others)}"
+    if commands := [name for name in every if typed in _flags_of(every, name)]:
+        return f"It is an option of {', '.join(commands)}"
     return f"See {context.command_path} --help"
 
 
@@ -199,14 +200,14 @@ def _flags(command: Any) -> list[str]:
 
 def unknown_command_error(typed: str, names: Iterable[str]) -> UsageError:
     """Return the error for a command that does not exist."""
-    known = SYNONYMS.get(typed)
-    hint = f"Did you mean '{known}'?" if known else suggest(typed, names)
+    synonym = SYNONYMS.get(typed)
+    hint = f"Did you mean '{synonym}'?" if synonym else suggest(typed, names)
     return UsageError(f"there is no command '{typed}'", hint)
 
 
 def suggest_value(flag: str, value: str) -> str:
     """Return the hint for a value that another program takes under this name. Empty for any
     other."""
-    known = VALUES.get("--sampler" if flag == "--samplers" else flag, {})
-    own = known.get(value.lower().replace("_", "-"))
-    return f"Did you mean '{flag} {own}'?" if own else ""
+    synonyms = VALUES.get("--sampler" if flag == "--samplers" else flag, {})
+    our_value = synonyms.get(value.lower().replace("_", "-"))
+    return f"Did you mean '{flag} {our_value}'?" if our_value else ""
